@@ -1,0 +1,8 @@
+"""`python -m unicl_cli`: the same as `unicl`."""
+
+import sys
+
+from unicl_cli.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

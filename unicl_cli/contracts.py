@@ -1,0 +1,164 @@
+"""The types that travel between the layers; no behaviour."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+
+if TYPE_CHECKING:  # data sources use these types in workers that never load torch
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor, nn
+
+NO_LABEL = -1
+"""The row has no class."""
+NO_KEY = -1
+"""The row neither asks nor answers: no column of a softmax, not counted in a mean."""
+NO_TEXT = -1
+"""In ``Batch.text_index``: the row has no text."""
+
+
+class ClassName(NamedTuple):
+    """A class: ``key`` is its synset id or folder path; ``names[0]`` is the name that prompts use."""
+
+    key: str
+    names: tuple[str, ...]
+
+
+class Row(NamedTuple):
+    """One sample of a source before any byte is read: light and picklable, so that a plan can permute and cut rows."""
+
+    key: str
+    ref: str
+    texts: tuple[str, ...]
+    label: int
+
+
+class DatasetSource(Protocol):
+    """Made by a ``unicl.datasets`` factory. ``templates`` is a tuple of templates or the name of a list (`clip80`)."""
+
+    @property
+    def splits(self) -> Sequence[str]: ...
+    @property
+    def classes(self) -> Sequence[ClassName]: ...
+    @property
+    def templates(self) -> Sequence[str] | str: ...
+    def rows(self, split: str) -> Sequence[Row]:
+        """Indexable, in the same order each time."""
+        ...
+
+    def read(self, row: Row) -> Mapping[str, bytes]:
+        """``{"image": bytes}``; called in worker processes."""
+        ...
+
+
+class Sample(NamedTuple):
+    """One row of a prepared corpus. ``image`` is the encoded file, ``text_hash`` one 62-bit hash per text."""
+
+    image: bytes
+    texts: tuple[str, ...]
+    label: int
+    source: str
+    key: str
+    text_hash: tuple[int, ...]
+
+
+class Drawn(NamedTuple):
+    """One sample in a loader worker. ``row`` is its number in the whole mix, the same on every rank."""
+
+    row: int
+    draw: int
+    seed: int
+    image: Tensor
+    label: int
+    text: str | None
+    text_hash: int
+    media: Mapping[str, bytes]
+
+
+class Batch(NamedTuple):
+    """One rank's share of one step: b = batch size / world size rows, U distinct texts."""
+
+    images: Tensor
+    """uint8 (b, 3, H, W), or (b, V, 3, H, W) with V views."""
+    tokens: Tensor
+    """int64 (U, L), cut to the longest; U >= 1 always."""
+    text_index: Tensor
+    """int64 (b,): row of ``tokens`` for each sample, or NO_TEXT."""
+    labels: Tensor
+    """int64 (b,): class, or NO_LABEL."""
+    keys: Tensor
+    """int64 (b,): two samples are positives iff equal."""
+    draws: Tensor
+    """int64 (b,): step * batch size + position in the global batch."""
+    extra: dict[str, Tensor]
+    """The same names in every batch on every rank, first dimension b."""
+
+
+class Features(NamedTuple):
+    """What a tower gives, at least float32: ``pooled`` (b, width) before the projection, ``embed`` (b, embed_dim)."""
+
+    pooled: Tensor
+    embed: Tensor
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What losses and evaluation call. ``scale`` is a () tensor made from a parameter of shape [1]."""
+
+    embed_dim: int
+    image_width: int
+
+    def encode_image(self, images: Tensor, /) -> Features: ...
+    def encode_text(self, tokens: Tensor, /) -> Features: ...
+    def scale(self, name: str = "text", /) -> Tensor: ...
+
+
+class Tower(Protocol):
+    """An nn.Module of group ``unicl.encoders``: (b, 3, H, W) normalised pixels or (U, L) tokens -> (…, width).
+
+    ``units`` are its blocks, each called through its own forward (FSDP2 shards them one by one).
+    An image tower may also own ``mean, std, image_size``; a text tower ``tokenizer, pad_id, trim_safe``.
+    """
+
+    width: int
+
+    @property
+    def units(self) -> Sequence[nn.Module]: ...
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+
+class Tokenizer(Protocol):
+    """Texts -> int64 (n, longest) ids, at most ``context_length`` long, EOT kept when cut; pure and picklable."""
+
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    def __call__(self, texts: Sequence[str], /) -> Tensor: ...
+
+
+class Loss(Protocol):
+    """An nn.Module of group ``unicl.losses``; may own parameters.
+
+    ``score`` is ``text | head | pair | none`` and says how a trained model classifies, ``activation`` is
+    ``softmax | sigmoid``. The result maps ``loss`` to a () tensor with gradient; other scalars are logged.
+    The mean over ranks of ``loss`` is the loss of the global batch.
+    """
+
+    score: str
+    activation: str
+
+    def __call__(self, model: Model, batch: Batch, /) -> Mapping[str, Tensor]: ...
+
+
+class Metric(Protocol):
+    """A plain function: (n, C) scores, (n,) targets -> fraction in [0, 1], never percent."""
+
+    def __call__(self, scores: Tensor, targets: Tensor, /) -> float: ...
+
+
+class Sink(Protocol):
+    """Where logged values go: rank 0 only, values already means over ranks."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...

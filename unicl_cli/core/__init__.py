@@ -1,0 +1,1 @@
+"""The training path: loop, processes, sampling, checkpoints. Knows no loss and no encoder."""

@@ -1,0 +1,1 @@
+"""Scores: zero-shot, retrieval, probe."""
