@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # data sources use these types in workers that never load torch
     from collections.abc import Mapping, Sequence
@@ -15,6 +16,26 @@ NO_KEY = -1
 """The row neither asks nor answers: no column of a softmax, not counted in a mean."""
 NO_TEXT = -1
 """In ``Batch.text_index``: the row has no text."""
+
+
+class Part(NamedTuple):
+    """A plugin and its options, checked against the factory's signature; nested encoders take ``freeze, lr_scale``."""
+
+    name: str
+    options: Mapping[str, Any]
+    freeze: bool = False
+    lr_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class LogitScale:
+    """``init`` is 1/temperature (not its log), ``max`` the cap that is applied after each step."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+    init: float = 14.2857
+    max: float = 100.0
+    learn: bool = True
 
 
 class ClassName(NamedTuple):
