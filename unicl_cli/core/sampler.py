@@ -1,0 +1,144 @@
+"""Which rows make up a step: a function of (seed, step) alone, without a table and without state."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+U64 = NDArray[np.uint64]
+WINDOW = 64
+"""Row groups that are mixed with one another: a permuted corpus needs no more to mix its classes."""
+
+
+def seed_of(*key: int) -> int:
+    """A 32-bit seed from integers, stable by numpy's promise (torch's CPU generator keeps no more than 32 bits)."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def scramble(x: U64) -> U64:
+    """The finaliser of splitmix64, on each element."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+class Perm:
+    """A seeded bijection of [0, n) by a Feistel network with cycle walking: O(1) memory and start-up for any n."""
+
+    def __init__(self, n: int, seed: int | str, rounds: int = 6) -> None:
+        half = (max(2, (n - 1).bit_length()) + 1) // 2
+        self.n = n
+        self.half = np.uint64(half)
+        self.mask = np.uint64((1 << half) - 1)
+        self.keys = [
+            np.uint64(int.from_bytes(blake2b(f"{seed}:{n}:{r}".encode(), digest_size=8).digest(), "little"))
+            for r in range(rounds)
+        ]
+
+    def _encrypt(self, x: U64) -> U64:
+        left, right = x >> self.half, x & self.mask
+        for key in self.keys:
+            left, right = right, left ^ (scramble(right + key) & self.mask)
+        return (left << self.half) | right
+
+    def __call__(self, i: Sequence[int] | NDArray[np.integer]) -> Ints:
+        """Images of the indices ``i``; every index must lie in [0, n), or the walk would not end."""
+        x = np.atleast_1d(np.asarray(i)).astype(np.uint64)
+        if x.size and int(x.max()) >= self.n:
+            raise IndexError(f"index {int(x.max())} is outside a permutation of {self.n}")
+        with np.errstate(over="ignore"):
+            x = self._encrypt(x)
+            outside = x >= self.n
+            while outside.any():
+                x[outside] = self._encrypt(x[outside])
+                outside = x >= self.n
+        return x.astype(np.int64)
+
+
+class BlockOrder:
+    """Positions of one pass over a table -> rows: permuted row groups, then a permutation inside each window of them.
+
+    A pass visits every row once, and a loader touches few row groups at a time. ``group_sizes`` are the table's.
+    """
+
+    def __init__(self, group_sizes: Ints, seed: str) -> None:
+        self.seed = seed
+        groups = len(group_sizes)
+        self.order = Perm(groups, f"{seed}/groups")(np.arange(groups))
+        first = np.concatenate([[0], np.cumsum(group_sizes)[:-1]])
+        self.first = first[self.order]
+        self.ends = np.cumsum(group_sizes[self.order])  # in visiting order
+        self.starts = self.ends - group_sizes[self.order]
+        self.window_starts = self.starts[::WINDOW]
+
+    def __call__(self, position: Ints) -> Ints:
+        """Rows at the positions, each in [0, rows)."""
+        rows = np.empty_like(position)
+        windows = np.searchsorted(self.window_starts, position, side="right") - 1
+        for window in np.unique(windows):
+            inside = windows == window
+            start = self.window_starts[window]
+            end = self.ends[min((window + 1) * WINDOW, len(self.ends)) - 1]
+            shuffled = start + Perm(int(end - start), f"{self.seed}/{window}")(position[inside] - start)
+            group = np.searchsorted(self.ends, shuffled, side="right")
+            rows[inside] = self.first[group] + shuffled - self.starts[group]
+        return rows
+
+
+class Stream:
+    """The endless sequence of rows of one table: pass after pass, each in its own block order."""
+
+    def __init__(self, group_sizes: Ints, seed: str) -> None:
+        self.group_sizes, self.seed = group_sizes, seed
+        self.rows = int(group_sizes.sum())
+        self._order = lru_cache(maxsize=2)(lambda n: BlockOrder(group_sizes, f"{seed}/{n}"))  # a batch meets two passes
+
+    def __call__(self, start: int, count: int) -> Ints:
+        """Rows at positions start … start + count - 1 of the endless sequence."""
+        passes, position = np.divmod(start + np.arange(count), self.rows)
+        rows = np.empty(count, np.int64)
+        for n in np.unique(passes):
+            rows[passes == n] = self._order(int(n))(position[passes == n])
+        return rows
+
+    def __reduce__(self) -> tuple[type["Stream"], tuple[Ints, str]]:
+        return Stream, (self.group_sizes, self.seed)
+
+
+class Mixture:
+    """Streams mixed into global batches with exact shares: ``shares[i]`` of each batch, summing to one.
+
+    Fractional shares are met by carrying the remainder from step to step, so they are exact in the long run and
+    off by less than one row in each batch.
+    """
+
+    def __init__(self, streams: Sequence[Stream], shares: Sequence[Fraction], batch_size: int, seed: int) -> None:
+        if sum(shares) != 1:
+            raise ValueError(f"shares sum to {sum(shares)}, not 1")
+        self.streams, self.shares, self.batch_size, self.seed = list(streams), list(shares), batch_size, seed
+
+    def taken(self, step: int) -> list[int]:
+        """Rows of each stream that all batches before ``step`` have used."""
+        total = step * self.batch_size
+        counts = [int(share * total) for share in self.shares[:-1]]  # int() of a Fraction is its floor
+        return [*counts, total - sum(counts)]
+
+    def batch(self, step: int) -> tuple[Ints, Ints]:
+        """(B,) stream numbers and (B,) rows of the global batch of ``step`` (0 is the first)."""
+        before, after = self.taken(step), self.taken(step + 1)
+        counts = [b - a for a, b in zip(before, after, strict=True)]
+        stream = np.repeat(np.arange(len(counts)), counts)
+        draws = zip(self.streams, before, counts, strict=True)
+        row = np.concatenate([take(start, count) for take, start, count in draws])
+        slots = Perm(self.batch_size, f"{self.seed}/slot/{step}")(np.arange(self.batch_size))
+        return stream[slots], row[slots]
+
+
+def share(batch_size: int, rank: int, world: int) -> slice:
+    """The contiguous part of a global batch that a rank takes, so that gathered order is draw order."""
+    size = batch_size // world
+    return slice(rank * size, (rank + 1) * size)
