@@ -112,20 +112,23 @@ class Stream:
 class Mixture:
     """Streams mixed into global batches with exact shares: ``shares[i]`` of each batch, summing to one.
 
-    Fractional shares are met by carrying the remainder from step to step, so they are exact in the long run and
-    off by less than one row in each batch.
+    Fractional shares are met by carrying the remainder from step to step: exact in the long run, off by less than one
+    row in each batch. The stream with the largest share takes what rounding leaves.
     """
 
     def __init__(self, streams: Sequence[Stream], shares: Sequence[Fraction], batch_size: int, seed: int) -> None:
         if sum(shares) != 1:
             raise ValueError(f"shares sum to {sum(shares)}, not 1")
+        if batch_size < len(streams) ** 2:  # below this, rounding could ask the largest share for rows back
+            raise ValueError(f"a batch of {batch_size} is too small for {len(streams)} streams")
         self.streams, self.shares, self.batch_size, self.seed = list(streams), list(shares), batch_size, seed
 
     def taken(self, step: int) -> list[int]:
         """Rows of each stream that all batches before ``step`` have used."""
         total = step * self.batch_size
-        counts = [int(share * total) for share in self.shares[:-1]]  # int() of a Fraction is its floor
-        return [*counts, total - sum(counts)]
+        counts = [int(share * total) for share in self.shares]  # int() of a Fraction is its floor
+        counts[self.shares.index(max(self.shares))] += total - sum(counts)
+        return counts
 
     def batch(self, step: int) -> tuple[Ints, Ints]:
         """(B,) stream numbers and (B,) rows of the global batch of ``step`` (0 is the first)."""

@@ -1,0 +1,117 @@
+"""Built-in encoders and losses by name: signatures without torch, so that a recipe is checked in an instant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from unicl_cli.contracts import LogitScale, Part
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Tile = int | Literal["auto"]
+Terms = Sequence[Literal["image", "text"]]
+
+
+def _rows(tile: Tile) -> int | None:
+    return None if tile == "auto" else tile
+
+
+def two_tower(
+    *,
+    encoder: Callable[[Part], nn.Module],
+    chunks: int,
+    image: Part,
+    text: Part | None,
+    embed_dim: int = 512,
+    normalize: bool = True,
+    logit_scale: LogitScale = LogitScale(),
+) -> nn.Module:
+    """An image and a text tower with projections into one space (CLIP; UniCL, CVPR 2022)."""
+    from unicl_cli.model import TwoTower
+
+    towers = encoder(image), None if text is None else encoder(text)
+    return TwoTower(*towers, embed_dim=embed_dim, normalize=normalize, logit_scale=logit_scale, chunks=chunks)
+
+
+def timm(*, model: str, pretrained: bool = False, drop_path: float = 0.0, image_size: int) -> nn.Module:
+    """Any timm backbone by name as image tower: ResNet, Swin, FocalNet, ViT, ConvNeXt, …"""
+    from unicl_cli.encoders.timm import TimmTower
+
+    return TimmTower(model, pretrained=pretrained, drop_path=drop_path, image_size=image_size)
+
+
+def cnn(*, width: int = 64, stages: int = 3) -> nn.Module:
+    """A small convolutional image tower for pictures of about 32 px: trains in seconds on a CPU."""
+    from unicl_cli.encoders.cnn import Cnn
+
+    return Cnn(width, stages)
+
+
+def transformer(
+    *,
+    vocab_size: int,
+    context_length: int,
+    eot_id: int,
+    width: int = 512,
+    layers: int = 12,
+    heads: int = 8,
+    quick_gelu: bool = False,
+    norm_eps: float = 1e-5,
+) -> nn.Module:
+    """CLIP's text tower: causal Transformer, the state at the end-of-text token."""
+    from unicl_cli.encoders.transformer import TextTransformer
+
+    return TextTransformer(
+        vocab_size, context_length, eot_id, width=width, layers=layers, heads=heads, quick_gelu=quick_gelu, eps=norm_eps
+    )
+
+
+def cbow(*, vocab_size: int, pad_id: int, width: int = 512) -> nn.Module:
+    """A bag of words as text tower: the mean of the token embeddings (CLIP, section 2.3)."""
+    from unicl_cli.encoders.cbow import Cbow
+
+    return Cbow(vocab_size, pad_id, width)
+
+
+def linear(*, vocab_size: int, embed_dim: int, bias: bool = False) -> nn.Module:
+    """One free vector a class instead of a text tower (UniCL, Table 3); wants `tokenizer: classes`."""
+    from unicl_cli.encoders.cbow import LabelEmbedding
+
+    return LabelEmbedding(vocab_size, embed_dim, bias=bias)
+
+
+def unicl(*, terms: Terms = ("image", "text"), tile: Tile = "auto") -> nn.Module:
+    """UniCL: positives are all pairs of equal label (CVPR 2022, eq. 2, 3)."""
+    from unicl_cli.losses import UniCL
+
+    return UniCL(terms, _rows(tile))
+
+
+def clip(*, tile: Tile = "auto") -> nn.Module:
+    """CLIP: each pair is its own class, labels are ignored."""
+    from unicl_cli.losses import Clip
+
+    return Clip(_rows(tile))
+
+
+def supcon(*, image_width: int, temperature: float = 0.1, dim: int = 128, tile: Tile = "auto") -> nn.Module:
+    """SupCon on two views of each picture (NeurIPS 2020, eq. 2); wants a second stage for a classifier."""
+    from unicl_cli.losses import SupCon
+
+    return SupCon(image_width, temperature, dim, _rows(tile))
+
+
+def ce(*, image_width: int, num_classes: int, label_smoothing: float = 0.0) -> nn.Module:
+    """Cross-entropy through a linear head on the image tower."""
+    from unicl_cli.losses import CrossEntropy
+
+    return CrossEntropy(image_width, num_classes, label_smoothing)
+
+
+def multitask(*, image_width: int, num_classes: int, weight: float = 1.0, tile: Tile = "auto") -> nn.Module:
+    """CLIP on caption rows plus ``weight`` times cross-entropy on label rows (UniCL, Table 6)."""
+    from unicl_cli.losses import MultiTask
+
+    return MultiTask(image_width, num_classes, weight, _rows(tile))
