@@ -145,3 +145,16 @@ def share(batch_size: int, rank: int, world: int) -> slice:
     """The contiguous part of a global batch that a rank takes, so that gathered order is draw order."""
     size = batch_size // world
     return slice(rank * size, (rank + 1) * size)
+
+
+class Alternation:
+    """Two mixtures that take whole steps in turn: ``first`` has ``part`` of the steps, evenly spread."""
+
+    def __init__(self, first: Mixture, second: Mixture, part: Fraction) -> None:
+        self.first, self.second, self.part = first, second, part
+        self.batch_size = first.batch_size
+
+    def batch(self, step: int) -> tuple[Ints, Ints]:
+        """As ``Mixture.batch``."""
+        before, after = int(self.part * step), int(self.part * (step + 1))
+        return self.first.batch(before) if after > before else self.second.batch(step - before)

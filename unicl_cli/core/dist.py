@@ -1,0 +1,112 @@
+"""The process group as everything else sees it: rank, gather, shares of a mean, sharding."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
+
+
+def _grouped() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if _grouped() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if _grouped() else 1
+
+
+def _home() -> torch.device:
+    """Where a collective's tensors have to lie when no argument says so."""
+    found = torch.accelerator.current_accelerator() if _grouped() and dist.get_backend() != "gloo" else None
+    return torch.device(found.type, torch.accelerator.current_device_index()) if found else torch.device("cpu")
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = x.new_empty(world_size() * len(x), *x.shape[1:])
+        dist.all_gather_into_tensor(out, x.contiguous())
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        # The sum, not the mean: every rank's loss reaches these rows, and DDP and FSDP2 divide by the world size.
+        mine = grad.new_empty(len(grad) // world_size(), *grad.shape[1:])
+        dist.reduce_scatter_tensor(mine, grad.contiguous())
+        return mine
+
+
+def gather(x: Tensor) -> Tensor:
+    """(b, …) -> (B, …): the rows of all ranks in rank order, any dtype; b must be the same on every rank.
+
+    Gradients of all ranks' losses come back summed. In one process it is ``x`` itself.
+    """
+    return _Gather.apply(x) if world_size() > 1 else x
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum over ranks, same shape, without gradient."""
+    total = x.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def share_of_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """(b,), bool (b,) -> (): this rank's share of the mean of the valid rows of all ranks.
+
+    The mean of the shares over ranks is that global mean, however many valid rows a rank has; 0 where no rank has any.
+    """
+    count = sum_over_ranks(valid.sum())
+    return values.masked_fill(~valid, 0).sum() * world_size() / count.clamp(min=1)
+
+
+def mean_over_ranks(values: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Scalars by name -> their means over ranks, in one all-reduce and one copy to the host.
+
+    Every rank must bring the same names in the same order.
+    """
+    device = next((value.device for value in values.values() if isinstance(value, Tensor)), _home())
+    wide = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+    stacked = [torch.as_tensor(value, dtype=wide, device=device).detach().reshape(()) for value in values.values()]
+    means = sum_over_ranks(torch.stack(stacked)) / world_size() if stacked else torch.empty(0)
+    return dict(zip(values, means.tolist(), strict=True))
+
+
+def any_rank(flag: bool) -> bool:  # noqa: FBT001
+    """Whether ``flag`` is true on at least one rank; every rank must ask."""
+    return bool(sum_over_ranks(torch.tensor(int(flag), device=_home())).item()) if world_size() > 1 else flag
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def bare(step: nn.Module) -> nn.Module:
+    """The module without DDP around it; FSDP2 wraps nothing."""
+    return step.module if isinstance(step, DistributedDataParallel) else step
+
+
+def shard(step: nn.Module) -> nn.Module:
+    """FSDP2 in place: each unit of the towers, then the whole as root.
+
+    Units are what any submodule lists as ``units``, each called through its own forward; never a tower or the model
+    itself, whose other methods would meet shards. ``step.call`` stays callable.
+    """
+    mesh = init_device_mesh(_home().type, (world_size(),))
+    units = {id(unit): unit for module in step.modules() for unit in getattr(module, "units", ())}
+    for unit in units.values():
+        fully_shard(unit, mesh=mesh)
+    fully_shard(step, mesh=mesh)
+    register_fsdp_forward_method(step, "call")
+    return step

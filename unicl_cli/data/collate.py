@@ -1,0 +1,45 @@
+"""Drawn samples to one Batch: keys, distinct texts, tokens."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from unicl_cli.contracts import NO_LABEL, NO_TEXT, Batch, Drawn
+from unicl_cli.data.tokenizers import TextTokenizer
+
+ROW_KEYS = 1 << 40
+HASH_KEYS = 1 << 62
+
+
+def key_of(drawn: Drawn, caption_targets: str) -> int:
+    """Label, else row, or in text_hash mode the text: label < 2^31 <= row keys < 2^62 <= hashes < 2^63."""
+    if drawn.label != NO_LABEL:
+        return drawn.label
+    if caption_targets == "text_hash" and drawn.text is not None:
+        return HASH_KEYS | drawn.text_hash
+    return ROW_KEYS + drawn.row
+
+
+def collate(
+    drawn: Sequence[Drawn],
+    *,
+    tokenizer: TextTokenizer | None,
+    caption_targets: str,
+    extra: Callable[..., Mapping[str, Any]] | None,
+) -> Batch:
+    """One rank's samples of a step -> Batch; texts are encoded once each, in the order in which they are first seen."""
+    texts: dict[str, int] = {}
+    index = [NO_TEXT if d.text is None else texts.setdefault(d.text, len(texts)) for d in drawn]
+    # never empty: every rank runs the text tower in every step
+    tokens = torch.zeros(1, 1, dtype=torch.int64) if tokenizer is None else tokenizer(list(texts) or [""])
+    text_index = torch.tensor(index)
+    return Batch(
+        images=torch.stack([d.image for d in drawn]),
+        tokens=tokens,
+        text_index=text_index,
+        labels=torch.tensor([d.label for d in drawn]),
+        keys=torch.tensor([key_of(d, caption_targets) for d in drawn]),
+        draws=torch.tensor([d.draw for d in drawn]),
+        extra={} if extra is None else dict(extra(drawn, tokens, text_index)),
+    )

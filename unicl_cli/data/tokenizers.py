@@ -1,0 +1,128 @@
+"""Texts to token ids: CLIP's BPE, one fitted on the corpus, one token a class, or a file of the `tokenizers` library."""
+
+import gzip
+import html
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as Library
+from torch import Tensor
+
+from unicl_cli.errors import UniclError
+
+START, END, PAD = "<start_of_text>", "<end_of_text>", "<pad>"
+ENDS = (END, "<|endoftext|>", "</s>", "[SEP]", "<eos>")
+PADS = (PAD, "[PAD]", "<|pad|>")
+CORPUS_VOCABULARY = 8192
+CLIP_WORDS = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def clip_clean(text: str) -> str:
+    """CLIP's cleaning before its BPE: mojibake, HTML entities, white space, lower case."""
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # nothing to mend in plain ASCII
+        import ftfy  # comes with open_clip; only texts beyond ASCII pay for it
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
+
+
+class TextTokenizer:
+    """int64 (n, longest) ids, cut to ``context_length`` with the end-of-text token kept, padded with ``pad_id``."""
+
+    def __init__(self, library: Library, context_length: int, *, clean: bool) -> None:
+        self.library, self.context_length, self.clean = library, context_length, clean
+        vocabulary = library.get_vocab()
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.eot_id = next((vocabulary[name] for name in ENDS if name in vocabulary), self.vocab_size - 1)
+        self.pad_id = next((vocabulary[name] for name in PADS if name in vocabulary), 0)
+        library.no_padding()
+        library.enable_truncation(context_length)
+
+    def __call__(self, texts: Sequence[str], /) -> Tensor:
+        rows = [e.ids for e in self.library.encode_batch([clip_clean(t) if self.clean else t for t in texts])]
+        for text, row in zip(texts, rows, strict=True):
+            if not row:
+                raise UniclError(
+                    f"the tokenizer knows no token of '{text}'",
+                    "a model with one vector a class (tokenizer: classes) can only be asked for its own classes",
+                )
+        longest = max(len(row) for row in rows)
+        return torch.tensor([row + [self.pad_id] * (longest - len(row)) for row in rows])
+
+    def cuts(self, texts: Sequence[str]) -> int:
+        """How many of the texts are longer than ``context_length``."""
+        encoded = self.library.encode_batch([clip_clean(t) if self.clean else t for t in texts])
+        return sum(bool(e.overflowing) for e in encoded)
+
+    def save(self, path: Path) -> None:
+        self.library.save(str(path))
+
+
+def _framed(library: Library, start: int, end: int) -> Library:
+    library.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, start), (END, end)]
+    )
+    return library
+
+
+def clip_tokenizer(context_length: int = 77) -> TextTokenizer:
+    """CLIP's BPE from the merges that open_clip ships, on the `tokenizers` library: the same ids, twice as fast.
+
+    Literal special tokens inside a caption stay text, so that no caption can end another's.
+    """
+    packed = files("open_clip").joinpath("bpe_simple_vocab_16e6.txt.gz").read_bytes()
+    lines = gzip.decompress(packed).decode().split("\n")[1:48895]
+    merges = [(left, right) for left, right in (line.split() for line in lines)]
+    # GPT-2's order of the 256 byte characters: printable ones first, in code order, then the rest
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    letters = [chr(b) for b in printable] + [chr(256 + n) for n in range(len(others))]
+    words = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges), START, END]
+    vocabulary = {word: n for n, word in enumerate(words)}
+    library = Library(models.BPE(vocabulary, merges, end_of_word_suffix="</w>", continuing_subword_prefix=""))
+    library.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    return TextTokenizer(_framed(library, vocabulary[START], vocabulary[END]), context_length, clean=True)
+
+
+def corpus_tokenizer(texts: Iterable[str], context_length: int) -> TextTokenizer:
+    """Byte-level BPE fitted on the texts of a mix, lower-cased: the same texts in the same order, the same tokenizer."""
+    library = Library(models.BPE())
+    library.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=CORPUS_VOCABULARY,
+        min_frequency=2,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    library.train_from_iterator(texts, trainer)
+    return TextTokenizer(_framed(library, 1, 2), context_length, clean=False)
+
+
+def class_tokenizer(names: Sequence[str]) -> TextTokenizer:
+    """One token a class name, its number the class's: for text towers that are a table of classes."""
+    vocabulary: dict[str, int] = {}
+    for number, name in enumerate(names):
+        if name in vocabulary:
+            raise UniclError(
+                f"two classes are both called '{name}'",
+                "one vector a class needs distinct names: rename one, or use another text tower",
+            )
+        vocabulary[name] = number
+    return TextTokenizer(Library(models.WordLevel(vocabulary, unk_token="")), 1, clean=False)
+
+
+def load_tokenizer(path: Path, context_length: int, *, clean: bool = False) -> TextTokenizer:
+    """A `tokenizer.json` of the `tokenizers` library; ``clean`` where its texts want CLIP's cleaning first."""
+    try:
+        library = Library.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception for a missing and for a malformed file
+        raise UniclError(f"{path}: not a tokenizer file: {error}", "give a tokenizer.json, `corpus` or `clip`") from error
+    return TextTokenizer(library, context_length, clean=clean)

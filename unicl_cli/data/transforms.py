@@ -1,0 +1,114 @@
+"""Encoded pictures to uint8 tensors: the evaluation geometry, and augmentations as named presets of a few numbers."""
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from unicl_cli.core.sampler import seed_of
+from unicl_cli.data.pictures import decode
+
+BICUBIC = v2.InterpolationMode.BICUBIC
+
+
+class Augment(NamedTuple):
+    """What may happen to a picture; None or 0 leaves a step out."""
+
+    crop: tuple[float, float] | None = None  # share of the area that a random crop keeps
+    flip: float = 0.0  # probability of a mirror image
+    shift: int = 0  # pixels, each way, edges repeated
+    rand: str | None = None  # timm's RandAugment, for example rand-m9-mstd0.5-inc1
+    jitter: float = 0.0  # strength of brightness, contrast, saturation; hue gets a quarter; applied to 4 of 5
+    grey: float = 0.0  # probability
+    blur: float = 0.0  # probability; kernel a tenth of the side
+    noise: float = 0.0  # standard deviation, of pixels in [0, 1]
+
+
+PRESETS = {
+    "none": Augment(),
+    "basic": Augment(crop=(0.5, 1.0), flip=0.5),
+    "shift": Augment(shift=2),
+    "strong": Augment(crop=(0.2, 1.0), flip=0.5, jitter=0.4, grey=0.2),  # SupCon's for CIFAR
+    "simclr": Augment(crop=(0.08, 1.0), flip=0.5, jitter=0.8, grey=0.2, blur=0.5),
+    "randaug": Augment(crop=(0.08, 1.0), flip=0.5, rand="rand-m9-mstd0.5-inc1"),
+}
+
+
+def augment(name: str, changes: Mapping[str, Any]) -> Augment:
+    """A preset with some of its numbers changed; a change to None keeps the preset's."""
+    return PRESETS[name]._replace(**{key: value for key, value in changes.items() if value is not None})
+
+
+def framed(picture: Image.Image, size: int) -> Tensor:
+    """Short side to ``size`` (bicubic), centre crop -> uint8 (3, size, size)."""
+    if picture.size != (size, size):
+        picture = F.center_crop(F.resize(picture, [size], interpolation=BICUBIC), [size, size])
+    return F.pil_to_tensor(picture)
+
+
+def eval_transform(data: bytes, size: int) -> Tensor:
+    """An encoded picture -> uint8 (3, size, size), the geometry of evaluation."""
+    return framed(decode(data), size)
+
+
+class View:
+    """A picture -> one augmented view, uint8 (3, size, size), a function of the picture and the seed."""
+
+    def __init__(self, size: int, ops: Augment) -> None:
+        self.size, self.ops = size, ops
+        self.crop = v2.RandomResizedCrop(size, scale=ops.crop, interpolation=BICUBIC) if ops.crop else None
+        self.rand = rand_augment_transform(ops.rand, {"translate_const": int(size * 0.45)}) if ops.rand else None
+        steps: list[Callable[[Tensor], Tensor]] = []
+        if ops.flip:
+            steps.append(v2.RandomHorizontalFlip(ops.flip))
+        if ops.shift:
+            steps.append(v2.Compose([v2.Pad(ops.shift, padding_mode="edge"), v2.RandomCrop(size)]))
+        if ops.jitter:
+            s = ops.jitter
+            steps.append(v2.RandomApply([v2.ColorJitter(s, s, s, min(s / 4, 0.5))], 0.8))
+        if ops.grey:
+            steps.append(v2.RandomGrayscale(ops.grey))
+        if ops.blur:
+            steps.append(v2.RandomApply([v2.GaussianBlur(max(3, size // 10 | 1), (0.1, 2.0))], ops.blur))
+        if ops.noise:
+            steps.append(self._noisy)
+        self.steps = steps
+
+    def _noisy(self, x: Tensor) -> Tensor:
+        return (x + torch.randn(x.shape) * (255 * self.ops.noise)).round().clamp(0, 255).to(torch.uint8)
+
+    def __call__(self, picture: Image.Image, seed: int) -> Tensor:
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every backend: 60 times slower
+        if self.crop is not None:
+            picture = self.crop(picture)
+        if self.rand is not None:
+            random.seed(seed)  # timm's RandAugment draws from Python's and numpy's generators
+            np.random.seed(seed)  # noqa: NPY002
+            picture = self.rand(picture)
+        x = framed(picture, self.size)
+        for step in self.steps:
+            x = step(x)
+        return x
+
+
+class TrainTransform:
+    """An encoded picture -> uint8 (3, size, size) for one view, (V, 3, size, size) for several.
+
+    The view v of draw d depends on (seed, d, v) alone, never on worker, process or what was drawn before.
+    """
+
+    def __init__(self, size: int, views: list[Augment], seed: int) -> None:
+        self.size, self.seed = size, seed
+        self.views = [View(size, ops) for ops in views]
+
+    def __call__(self, data: bytes, draw: int) -> Tensor:
+        picture = decode(data)
+        views = [view(picture, seed_of(self.seed, draw, v)) for v, view in enumerate(self.views)]
+        return views[0] if len(views) == 1 else torch.stack(views)

@@ -1,0 +1,135 @@
+"""The two-tower model: image and text towers, projections into one space, the logit scale."""
+
+import math
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from unicl_cli.contracts import Features, LogitScale, Tower
+
+Encode = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+def chunked(run: Encode, x: Tensor, chunks: int) -> tuple[Tensor, ...]:
+    """``run(x)`` in ``chunks`` recomputed parts: the same value and gradients, one part's activations at a time.
+
+    The number of parts is the same on every rank whatever the rows, since FSDP2 gathers weights in each forward.
+    """
+    if chunks == 1 or not torch.is_grad_enabled():
+        return run(x)
+    short = max(0, chunks - len(x))  # fewer rows than chunks: repeat a row, drop its output
+    parts = torch.cat([x, x[-1:].expand(short, *x.shape[1:])]).tensor_split(chunks)
+    outs = [cast("tuple[Tensor, ...]", checkpoint(run, part, use_reentrant=False)) for part in parts]
+    return tuple(torch.cat(column)[: len(x)] for column in zip(*outs, strict=True))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """bf16 and fp16 to float32; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+class Projected(nn.Module):
+    """A tower and its bias-free projection (embed_dim, width); a tower that is ``joint`` already needs none."""
+
+    def __init__(self, trunk: nn.Module, embed_dim: int) -> None:
+        super().__init__()
+        width = cast("Tower", trunk).width
+        self.trunk = trunk
+        self.proj = nn.Identity() if getattr(trunk, "joint", False) else nn.Linear(width, embed_dim, bias=False)
+        if isinstance(self.proj, nn.Linear):
+            nn.init.normal_(self.proj.weight, std=width**-0.5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tower input -> pooled (n, width), joint (n, embed_dim) before any normalisation."""
+        pooled = self.trunk(x)
+        return at_least_float32(pooled), at_least_float32(self.proj(pooled))
+
+
+class TwoTower(nn.Module):
+    """Image and text towers into one space of ``embed_dim`` (CLIP 2021, Fig. 3; UniCL, CVPR 2022, section 3.1).
+
+    A tower may own ``mean, std`` (three numbers each, of pixels in [0, 1]); ``text`` None leaves images only.
+    """
+
+    def __init__(
+        self,
+        image: nn.Module,
+        text: nn.Module | None,
+        *,
+        embed_dim: int,
+        normalize: bool,
+        logit_scale: LogitScale,
+        chunks: int = 1,
+    ) -> None:
+        super().__init__()
+        self.image = Projected(image, embed_dim)
+        self.text = None if text is None else Projected(text, embed_dim)
+        # a text vector's last entry is its bias: an image vector answers with 1
+        self.biased = bool(getattr(text, "biased", False))
+        self.embed_dim = embed_dim + self.biased
+        self.image_width = cast("Tower", image).width
+        self.normalize, self.chunks = normalize, chunks
+        self.logit_scale = nn.Parameter(torch.full([1], math.log(logit_scale.init)), requires_grad=logit_scale.learn)
+        self.max_log_scale = math.log(logit_scale.max)
+        for name, default in (("mean", (0.5, 0.5, 0.5)), ("std", (0.5, 0.5, 0.5))):
+            value = torch.tensor(getattr(image, name, default)).view(3, 1, 1)
+            self.register_buffer(f"pixel_{name}", value * 255, persistent=False)
+
+    def train(self, mode: bool = True) -> "TwoTower":  # noqa: FBT001, FBT002 - nn.Module's signature
+        """A tower of which nothing is trained stays in evaluation: no dropout, BatchNorm's statistics fixed."""
+        super().train(mode)
+        for tower in (self.image.trunk, self.text and self.text.trunk):
+            if tower is not None and not any(p.requires_grad for p in tower.parameters()):
+                tower.eval()
+        return self
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """uint8 (b, 3, H, W) -> normalised floats in the model's own type, on its device."""
+        mean, std = cast("Tensor", self.pixel_mean), cast("Tensor", self.pixel_std)
+        return (images.to(mean.dtype) - mean) / std
+
+    def encode_image(self, images: Tensor) -> Features:
+        """uint8 (b, 3, H, W) -> pooled (b, image_width), embed (b, embed_dim)."""
+        return Features(*chunked(self._image, images, self.chunks))
+
+    def encode_text(self, tokens: Tensor) -> Features:
+        """int64 (U, L) -> pooled (U, width), embed (U, embed_dim)."""
+        return Features(*chunked(self._text, tokens, self.chunks))
+
+    def _image(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        pooled, joint = self.image(self.pixels(images))
+        if self.normalize:
+            joint = F.normalize(joint, dim=-1)
+        return pooled, torch.cat([joint, torch.ones_like(joint[:, :1])], 1) if self.biased else joint
+
+    def _text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        if self.text is None:
+            raise TypeError("this model has no text tower")
+        pooled, joint = self.text(tokens)
+        if self.normalize and self.biased:  # the bias is no direction
+            return pooled, torch.cat([F.normalize(joint[:, :-1], dim=-1), joint[:, -1:]], 1)
+        return pooled, F.normalize(joint, dim=-1) if self.normalize else joint
+
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """uint8 (b, 3, H, W) -> (b, N, image_width), from towers that have ``tokens``."""
+        return at_least_float32(cast("Callable[[Tensor], Tensor]", self.image.trunk.tokens)(self.pixels(images)))
+
+    def text_tokens(self, tokens: Tensor) -> Tensor:
+        """int64 (U, L) -> (U, L, width), from towers that have ``tokens``."""
+        if self.text is None:
+            raise TypeError("this model has no text tower")
+        return at_least_float32(cast("Callable[[Tensor], Tensor]", self.text.trunk.tokens)(tokens))
+
+    def scale(self, name: str = "text") -> Tensor:
+        """(): exp(logit_scale), the factor on cosines; one for every ``name`` here."""
+        del name
+        return self.logit_scale.exp().squeeze(0)
+
+    def after_step(self) -> None:
+        """The cap on the scale. In `forward` a clamp would have gradient 0 at the bound and never come back."""
+        with torch.no_grad():
+            self.logit_scale.clamp_(max=self.max_log_scale)
