@@ -37,8 +37,9 @@ class _Gather(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         # The sum, not the mean: every rank's loss reaches these rows, and DDP and FSDP2 divide by the world size.
+        (grad,) = grad_outputs
         mine = grad.new_empty(len(grad) // world_size(), *grad.shape[1:])
         dist.reduce_scatter_tensor(mine, grad.contiguous())
         return mine

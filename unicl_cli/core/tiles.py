@@ -26,9 +26,10 @@ class Pairs(NamedTuple):
 
     row_bias: Tensor  # (b,): 0, or FAR
     column_bias: Tensor  # (B,): 0, or FAR
-    count: Tensor  # (b,) int64: positives of each row
+    positives: Tensor  # (b,) int64: how many columns are a row's positives
     pulls: tuple[Pull, ...]  # together: the mean of a row's positives
     exclude: tuple[Tensor, Tensor] | None  # int64 (b,), (B,): a pair with equal ids is hidden
+    column_sums: bool  # whether the sums down the columns are wanted too
 
 
 def _groups(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,7 +44,12 @@ def _groups(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def pairs_of(
-    row_keys: Tensor, column_keys: Tensor, dtype: torch.dtype, exclude: tuple[Tensor, Tensor] | None = None
+    row_keys: Tensor,
+    column_keys: Tensor,
+    dtype: torch.dtype,
+    *,
+    exclude: tuple[Tensor, Tensor] | None = None,
+    column_sums: bool = False,
 ) -> Pairs:
     """int64 (b,), (B,) keys -> which columns are a row's positives: equal key, not NO_KEY, not excluded."""
     row_group, column_group, size = _groups(row_keys, column_keys)
@@ -59,7 +65,7 @@ def pairs_of(
     share = count.to(dtype).clamp(min=1).reciprocal().masked_fill(count == 0, 0)
     pulls = tuple(Pull((sign * share).masked_fill(~there, 0), mine, theirs) for there, mine, theirs, sign in groups)
     bias = [torch.zeros_like(x, dtype=dtype).masked_fill(x == NO_KEY, FAR) for x in (row_keys, column_keys)]
-    return Pairs(bias[0], bias[1], count, pulls, exclude)
+    return Pairs(bias[0], bias[1], count, pulls, exclude, column_sums)
 
 
 def _lse(x: Tensor, dim: int, out: Tensor) -> Tensor:
@@ -72,27 +78,34 @@ def _group_sums(x: Tensor, groups: Tensor, size: int) -> Tensor:
     return x.new_zeros(size, x.shape[1]).index_add_(0, groups, x)
 
 
-class _Tiles(torch.autograd.Function):
-    """Forward keeps the inputs and three vectors; backward computes each tile again."""
+def _logits(rows: Tensor, k: Tensor, pairs: Pairs, part: slice, out: Tensor) -> Tensor:
+    out = torch.add(pairs.row_bias[part, None], pairs.column_bias, out=out[: len(rows)]).addmm_(rows, k.T)
+    return out if pairs.exclude is None else out.masked_fill_(pairs.exclude[0][part, None] == pairs.exclude[1], FAR)
 
-    @staticmethod
-    def logits(out: Tensor, rows: Tensor, k: Tensor, pairs: Pairs, part: slice) -> Tensor:
-        out = torch.add(pairs.row_bias[part, None], pairs.column_bias, out=out[: len(rows)]).addmm_(rows, k.T)
-        return out if pairs.exclude is None else out.masked_fill_(pairs.exclude[0][part, None] == pairs.exclude[1], FAR)
+
+def _pulled(q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
+    """(b,): each row's product with the mean of its positives."""
+    total = q.new_zeros(len(q))
+    for weight, mine, theirs in pairs.pulls:
+        total += weight * _group_sums(k, theirs, len(k))[mine].mul_(q).sum(1)
+    return total
+
+
+class _Tiles(torch.autograd.Function):
+    """Keeps the inputs and three vectors; backward computes each tile of logits again."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int) -> tuple[Tensor, ...]:
-        pull = q.new_zeros(len(q))
-        for weight, mine, theirs in pairs.pulls:
-            pull += weight * (_group_sums(k, theirs, len(k))[mine] * q).sum(1)
+        pull = _pulled(q, k, pairs)
         rows, columns = q.new_empty(len(q)), q.new_full((len(k),), FAR)
-        tile = min(tile, len(q))
-        buffer, spare = q.new_empty(2, tile, len(k)).unbind()
+        tiles = q.new_empty(1 + pairs.column_sums, tile, len(k))
+        buffer, spare = tiles[0], tiles[-1]
         for start in range(0, len(q), tile):
             part = slice(start, start + tile)
-            x = _Tiles.logits(buffer, q[part] * scale, k, pairs, part)
+            x = _logits(q[part] * scale, k, pairs, part, buffer)
             rows[part] = _lse(x, 1, spare[: len(x)])
-            torch.logaddexp(columns, _lse(x, 0, x), out=columns)
+            if pairs.column_sums:
+                torch.logaddexp(columns, _lse(x, 0, x), out=columns)
         ctx.save_for_backward(q, k, scale, rows, columns, pull)
         ctx.pairs, ctx.tile = pairs, tile
         ctx.set_materialize_grads(False)
@@ -100,12 +113,55 @@ class _Tiles(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, scale, rows, columns, pull = ctx.saved_tensors
+        dq, dk = torch.zeros_like(q), torch.zeros_like(k)
         with torch.autocast(q.device.type, enabled=False):  # the caller's backward may run inside autocast
-            dq, dk = _lse_grads(ctx.pairs, ctx.tile, (q, k, scale), (rows, columns), grads[:2])
-            d_scale = torch.dot(q.reshape(-1), dq.view(-1))  # sum of gradient times cosine, without another pass
+            _spread_sums(ctx, (rows, columns), grads[:2], dq, dk)
+            d_scale = torch.dot(q.reshape(-1), dq.view(-1))  # gradient times cosine, summed, without another pass
             if grads[2] is not None:
-                d_scale = d_scale + torch.dot(grads[2], pull)
-                _add_pull_grads(ctx.pairs, (q, k), grads[2], dq, dk, scale)
-        return dq.mul_(scale), dk, d_scale, None, None
+                d_scale += torch.dot(grads[2], pull)
+                _spread_pull(q, k, ctx.pairs, grads[2], dq, dk)
+        return dq.mul_(scale), dk.mul_(scale), d_scale, None, None
+
+
+def _spread_sums(
+    ctx: Any, sums: tuple[Tensor, Tensor], grads: tuple[Tensor | None, ...], dq: Tensor, dk: Tensor
+) -> None:
+    """Add the gradients of both kinds of sums to ``dq`` and ``dk``, both without the factor ``scale``."""
+    q, k, scale, *_ = ctx.saved_tensors
+    (rows, columns), (by_row, by_column) = sums, grads
+    if by_row is None and by_column is None:
+        return
+    buffer, spare = q.new_empty(2, ctx.tile, len(k)).unbind()
+    for start in range(0, len(q), ctx.tile):
+        part = slice(start, start + ctx.tile)
+        x = _logits(q[part] * scale, k, ctx.pairs, part, buffer)
+        p = spare[: len(x)]
+        if by_row is not None:
+            torch.sub(x, rows[part, None], out=p).exp_().mul_(by_row[part, None])
+        if by_column is not None:
+            x.sub_(columns).exp_().mul_(by_column)
+            p = p.add_(x) if by_row is not None else x
+        torch.mm(p, k, out=dq[part])
+        dk.addmm_(p.T, q[part])
+
+
+def _spread_pull(q: Tensor, k: Tensor, pairs: Pairs, grad: Tensor, dq: Tensor, dk: Tensor) -> None:
+    for weight, mine, theirs in pairs.pulls:
+        strength = (grad * weight)[:, None]
+        dq += _group_sums(k, theirs, len(k))[mine].mul_(strength)
+        dk += _group_sums(q * strength, mine, len(k))[theirs]
+
+
+def tiled_sums(
+    q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(b, D), (B, D), () -> (b,), (B,), (b,): logsumexp of the logits ``scale * q k^T`` along rows and down columns,
+    and the mean logit of each row's positives (0 without any). Hidden pairs are in none of them.
+
+    Memory: gradients of ``q`` and ``k`` plus two tiles of ``tile`` rows (default: ``CELLS / B``), never b x B.
+    The second vector is meaningless unless ``pairs.column_sums``. float32 or float64, called with autocast off.
+    """
+    tile = min(tile or min(max(CELLS // len(k), 64), 4096), len(q))
+    return _Tiles.apply(q, k, scale, pairs, tile)

@@ -1,0 +1,224 @@
+"""The losses: pure functions of features and keys, and the modules that feed them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Model
+from unicl_cli.core.dist import gather, rank, share_of_mean
+from unicl_cli.core.tiles import pairs_of, tiled_sums
+from unicl_cli.errors import UniclError, did_you_mean
+
+TERMS = ("image", "text")
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32: half-precision logits are off by 1e-3 and worse (float64 stays)."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _scalar(scale: Tensor | float, like: Tensor) -> Tensor:
+    return torch.as_tensor(scale, dtype=like.dtype, device=like.device).reshape(())
+
+
+def contrast(
+    q: Tensor,
+    k: Tensor,
+    q_keys: Tensor,
+    k_keys: Tensor,
+    scale: Tensor | float,
+    exclude: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """(b, D), (B, D), (b,), (B,), () -> (b,): minus the mean log-probability of each row's positives, in nats.
+
+    Columns with NO_KEY and pairs of equal ``exclude`` ids are in neither sum; a row without a positive gives 0.
+    Holds b x B: the oracle of ``contrast_tiled``. UniCL (CVPR 2022) eq. 2, 3.
+    """
+    q, k = _wide(q), _wide(k)
+    with torch.autocast(q.device.type, enabled=False):
+        logits = _scalar(scale, q) * q @ k.T  # (b, B)
+        hidden = (k_keys == NO_KEY).expand_as(logits)
+        if exclude is not None:
+            hidden = hidden | (exclude[0][:, None] == exclude[1])
+        positive = (q_keys[:, None] == k_keys) & ~hidden
+        count = positive.sum(1)
+        pull = logits.masked_fill(~positive, 0).sum(1) / count.clamp(min=1)
+        return (logits.masked_fill(hidden, -torch.inf).logsumexp(1) - pull).masked_fill(count == 0, 0)
+
+
+def contrast_tiled(
+    q: Tensor,
+    k: Tensor,
+    q_keys: Tensor,
+    k_keys: Tensor,
+    scale: Tensor | float,
+    exclude: tuple[Tensor, Tensor] | None = None,
+    *,
+    tile: int | None = None,
+) -> Tensor:
+    """``contrast`` with the same values and gradients, ``tile`` rows at a time; never holds b x B."""
+    q, k = _wide(q), _wide(k)
+    with torch.autocast(q.device.type, enabled=False):
+        pairs = pairs_of(q_keys, k_keys, q.dtype, exclude=exclude)
+        rows, _, pull = tiled_sums(q, k, _scalar(scale, q), pairs, tile)
+        return (rows - pull).masked_fill(pairs.positives == 0, 0)
+
+
+def both_ways(
+    u: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    scale: Tensor | float,
+    *,
+    terms: Sequence[str] = TERMS,
+    tile: int | None = None,
+) -> dict[str, Tensor]:
+    """(b, D) image features, (b, D) text features, (b,), () of this rank -> its shares of the global means, each ().
+
+    ``loss`` is the mean of the ``terms``; ``loss_per_image`` is the softmax over texts, ``loss_per_text`` over images,
+    ``excess_loss`` is ``loss`` minus the least value these keys allow. Rows with NO_KEY are hidden on both sides and
+    not counted. One product serves both directions; texts and keys are gathered, images are not.
+    """
+    u, v = _wide(u), _wide(v)
+    with torch.autocast(u.device.type, enabled=False):
+        pairs = pairs_of(keys, gather(keys), u.dtype, column_sums=True)
+        rows, columns, pull = tiled_sums(u, gather(v), _scalar(scale, u), pairs, tile)
+        columns = gather(columns[None]).logsumexp(0)[rank() * len(u) :][: len(u)]  # this rank's texts over all images
+        valid = keys != NO_KEY
+        # Keys are symmetric, so the pulls of all images and of all texts have one sum: no gather of the images.
+        means = {"image": share_of_mean(rows - pull, valid), "text": share_of_mean(columns - pull, valid)}
+        loss = torch.stack([means[term] for term in terms]).mean()
+        floor = share_of_mean(pairs.positives.clamp(min=1).to(u.dtype).log(), valid)
+    logged = {"loss_per_image": means["image"], "loss_per_text": means["text"], "excess_loss": loss - floor}
+    return {"loss": loss, **{name: value.detach() for name, value in logged.items()}}
+
+
+def supcon_loss(
+    features: Tensor, keys: Tensor, ids: Tensor, temperature: float, *, tile: int | None = None
+) -> dict[str, Tensor]:
+    """(n, D) unit rows of this rank, (n,), (n,) -> its shares of the global means, each ().
+
+    Every row against all rows but itself (equal ``ids``), positives by equal key, the mean outside the log. A row
+    without another positive gives 0 and is counted, as in the authors' code; their factor temperature / 0.07 is left
+    out. With ``keys`` unique per picture it is NT-Xent. SupCon (NeurIPS 2020) eq. 2; SimCLR (ICML 2020) eq. 1.
+    """
+    features = _wide(features)
+    with torch.autocast(features.device.type, enabled=False):
+        pairs = pairs_of(keys, gather(keys), features.dtype, exclude=(ids, gather(ids)))
+        scale = _scalar(1 / temperature, features)
+        rows, _, pull = tiled_sums(features, gather(features), scale, pairs, tile)
+        valid = keys != NO_KEY
+        loss = share_of_mean((rows - pull).masked_fill(pairs.positives == 0, 0), valid)
+        floor = share_of_mean(pairs.positives.clamp(min=1).to(rows.dtype).log(), valid)
+    return {"loss": loss, "excess_loss": (loss - floor).detach()}
+
+
+def _text_features(model: Model, batch: Batch) -> Tensor:
+    return model.encode_text(batch.tokens).embed[batch.text_index]  # a row without text reads the last one, hidden
+
+
+def _text_keys(keys: Tensor, batch: Batch) -> Tensor:
+    return keys.masked_fill(batch.text_index == NO_TEXT, NO_KEY)
+
+
+def _class_loss(head: nn.Linear, pooled: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """This rank's share of the mean cross-entropy of the rows that have a label; 0 with a gradient where none has."""
+    valid = labels != NO_LABEL
+    with torch.autocast(pooled.device.type, enabled=False):
+        targets = labels.masked_fill(~valid, 0)
+        values = F.cross_entropy(head(_wide(pooled)), targets, reduction="none", label_smoothing=smoothing)
+        return share_of_mean(values, valid)
+
+
+class UniCL(nn.Module):
+    """Image-text-label contrast: positives are all pairs of equal key, both ways. UniCL (CVPR 2022) eq. 1."""
+
+    score, activation = "text", "softmax"
+
+    def __init__(self, terms: Sequence[str] = TERMS, tile: int | None = None) -> None:
+        super().__init__()
+        for term in terms:
+            if term not in TERMS:
+                raise UniclError(f"loss.terms: unknown term '{term}'{did_you_mean(term, TERMS)}", "use image, text")
+        if not terms or len(set(terms)) < len(terms):
+            raise UniclError(f"loss.terms: {list(terms)}", "name image, text or both, each once")
+        self.terms, self.tile = tuple(terms), tile
+
+    def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+        u, v = model.encode_image(batch.images).embed, _text_features(model, batch)
+        scale = model.scale()
+        out = both_ways(u, v, _text_keys(batch.keys, batch), scale, terms=self.terms, tile=self.tile)
+        return {**out, "logit_scale": scale.detach()}
+
+
+class Clip(nn.Module):
+    """Identity targets, whatever the labels: each row's only positive is its own text. CLIP (ICML 2021)."""
+
+    score, activation = "text", "softmax"
+
+    def __init__(self, tile: int | None = None) -> None:
+        super().__init__()
+        self.tile = tile
+
+    def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+        u, v = model.encode_image(batch.images).embed, _text_features(model, batch)
+        scale = model.scale()
+        out = both_ways(u, v, _text_keys(batch.draws, batch), scale, tile=self.tile)
+        return {**out, "logit_scale": scale.detach()}
+
+
+class SupCon(nn.Module):
+    """Views of pictures against each other behind an own MLP; positives by key: label, else the picture itself."""
+
+    score, activation = "none", "softmax"
+
+    def __init__(self, image_width: int, temperature: float = 0.1, dim: int = 128, tile: int | None = None) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Linear(image_width, image_width), nn.ReLU(), nn.Linear(image_width, dim))
+        self.temperature, self.tile = temperature, tile
+
+    def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+        if batch.images.dim() != 5:
+            raise UniclError("loss supcon needs several views of each picture", "set data.views to 2")
+        views = batch.images.shape[1]
+        z = self.head(model.encode_image(batch.images.flatten(0, 1)).pooled)
+        ids = (batch.draws[:, None] * views + torch.arange(views, device=z.device)).flatten()
+        keys = batch.keys.repeat_interleave(views)
+        return supcon_loss(F.normalize(_wide(z), dim=-1), keys, ids, self.temperature, tile=self.tile)
+
+
+class CrossEntropy(nn.Module):
+    """A linear classifier on the image tower's pooled output; rows without a label are not counted."""
+
+    score, activation = "head", "softmax"
+
+    def __init__(self, image_width: int, num_classes: int, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.head = nn.Linear(image_width, num_classes)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+        pooled = model.encode_image(batch.images).pooled
+        return {"loss": _class_loss(self.head, pooled, batch.labels, self.label_smoothing)}
+
+
+class MultiTask(nn.Module):
+    """CLIP on the rows without a label plus ``weight`` times cross-entropy on those with one. UniCL, table 6."""
+
+    score, activation = "text", "softmax"
+
+    def __init__(self, image_width: int, num_classes: int, weight: float = 1.0, tile: int | None = None) -> None:
+        super().__init__()
+        self.head = nn.Linear(image_width, num_classes)
+        self.weight, self.tile = weight, tile
+
+    def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+        image, v, scale = model.encode_image(batch.images), _text_features(model, batch), model.scale()
+        keys = _text_keys(batch.draws, batch).masked_fill(batch.labels != NO_LABEL, NO_KEY)
+        clip = both_ways(image.embed, v, keys, scale, tile=self.tile)
+        ce = _class_loss(self.head, image.pooled, batch.labels)
+        loss = clip["loss"] + self.weight * ce
+        logged = {"loss_clip": clip["loss"], "loss_ce": ce, "excess_loss": loss, "logit_scale": scale}  # the floor is 0
+        return {**clip, **{name: value.detach() for name, value in logged.items()}, "loss": loss}
