@@ -1,0 +1,392 @@
+"""Parts by name: entry points of the four groups and local files, found lazily, their options checked without torch."""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from unicl_cli.contracts import Part
+from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.problems import Loc, PartError, Problem, problems_of, show
+
+if TYPE_CHECKING:  # pydantic costs 80 ms, which `unicl --help` does not pay
+    from pydantic import TypeAdapter
+
+API = 1
+"""Version of the plugin interface; raised only for breaking changes, the one before stays accepted."""
+
+KINDS = {"encoders": "encoder", "datasets": "data set", "losses": "loss", "commands": "command"}
+"""Each kind of part (entry-point group `unicl.KIND`) and what one of it is called in messages."""
+
+CONTEXT = (
+    *("encoder", "chunks", "num_classes", "classes", "embed_dim", "image_width", "image_size"),
+    *("vocab_size", "context_length", "eot_id", "pad_id", "kind"),
+)
+"""A factory's parameter of one of these names without a default is no option: the builder fills it in."""
+
+
+class Entry(NamedTuple):
+    """A part that can be loaded: ``dist`` is its distribution, or the path of a local file."""
+
+    kind: str
+    name: str
+    dist: str | None
+    version: str | None
+    value: str
+    load: Callable[[], Any]
+
+    @property
+    def builtin(self) -> bool:
+        return self.value.startswith("unicl_cli.") and self.dist in (None, "unicl")
+
+    @property
+    def origin(self) -> str:
+        return " ".join(filter(None, (self.dist, self.version))) or self.value
+
+
+class Listed(NamedTuple):
+    """One line of `unicl plugins ls`; ``state`` is ok, hidden, clash or broken, with the reason."""
+
+    kind: str
+    name: str
+    dist: str | None
+    version: str | None
+    value: str
+    state: str
+
+
+# -- what there is ------------------------------------------------------------------------------------------------
+
+
+def _blocked(name: str, dist: str | None) -> bool:
+    off = os.environ.get("UNICL_NO_PLUGINS", "")
+    return off == "1" or bool({name, dist} & set(off.split(",")))
+
+
+def _installed(kind: str) -> list[Entry]:
+    found: dict[tuple[str, str], Entry] = {}  # an editable install can show one entry point twice
+    for point in importlib.metadata.entry_points(group=f"unicl.{kind}"):
+        dist = point.dist
+        name, version = (dist.name, dist.version) if dist else (None, None)
+        entry = Entry(kind, point.name, name, version, point.value, point.load)
+        if entry.builtin or not _blocked(entry.name, entry.dist):
+            found.setdefault((entry.name, entry.value), entry)
+    return list(found.values())
+
+
+def _read_local(path: Path) -> list[Entry]:
+    module_name = f"unicl_local_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError("not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # pickling and dataclasses look their module up
+    spec.loader.exec_module(module)
+    parts = module.PARTS
+    if unknown := set(parts) - set(KINDS):
+        raise ValueError(f"PARTS has {sorted(unknown)}, kinds are {', '.join(KINDS)}")
+    return [
+        Entry(kind, name, str(path), None, f"{path}:{name}", lambda part=part: part)
+        for kind in parts
+        for name, part in parts[kind].items()
+    ]
+
+
+@cache
+def _local() -> tuple[list[Entry], dict[Path, str]]:
+    """Parts of the local plugin files, and for each file that cannot be read the reason."""
+    entries: list[Entry] = []
+    broken: dict[Path, str] = {}
+    for path in local_files():
+        try:
+            entries += [entry for entry in _read_local(path) if not _blocked(entry.name, entry.dist)]
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - listed by `plugins ls` and named by every failing look-up
+            broken[path] = f"{type(error).__name__}: {error}"
+    return entries, broken
+
+
+def local_files() -> list[Path]:
+    """The local plugin files of this process and its workers: environment UNICL_PLUGINS, a path list."""
+    return [Path(item) for item in os.environ.get("UNICL_PLUGINS", "").split(os.pathsep) if item]
+
+
+def add_local(file: str) -> None:
+    """`--plugin FILE`: its parts from now on, in worker processes too. Raises UniclError if it cannot be read."""
+    path = str(Path(file).resolve())
+    known = [str(item) for item in local_files()]
+    if path not in known:
+        os.environ["UNICL_PLUGINS"] = os.pathsep.join([*known, path])
+    forget()
+    if reason := _local()[1].get(Path(path)):
+        raise UniclError(f"plugin file {file} cannot be loaded: {reason}", 'it has to define PARTS = {"losses": {…}}')
+
+
+def forget() -> None:
+    """Read entry points and local files anew when next asked (the environment has changed)."""
+    _local.cache_clear()
+    table.cache_clear()
+
+
+@cache
+def table(kind: str) -> tuple[Entry, ...]:
+    """Every part of a kind, clashes included, built-ins first. Nothing is imported but local files."""
+    local = [entry for entry in _local()[0] if entry.kind == kind]
+    return tuple(sorted(_installed(kind) + local, key=lambda entry: (not entry.builtin, entry.name)))
+
+
+def names(kind: str) -> list[str]:
+    """The names of a kind, sorted."""
+    return sorted({entry.name for entry in table(kind)})
+
+
+def find(kind: str, name: str) -> Entry:
+    """The one entry of this name (`name` or `dist/name`). Raises UniclError if there is none, or several."""
+    entries = table(kind)
+    wanted = [entry for entry in entries if entry.name == name] or [
+        entry for entry in entries if f"{entry.dist}/{entry.name}" == name
+    ]
+    if not wanted:
+        raise UniclError(f"no {KINDS[kind]} '{name}'{did_you_mean(name, names(kind))}", _way_out(kind))
+    if len(wanted) > 1 and not wanted[0].builtin:
+        choices = " or ".join(f"{entry.dist}/{entry.name}" for entry in wanted)
+        raise UniclError(f"{KINDS[kind]} '{name}' is in {len(wanted)} plugins", f"write {choices}")
+    return wanted[0]
+
+
+def _way_out(kind: str) -> str:
+    if not any(entry.builtin for entry in table(kind)):
+        return "the package's own parts are not registered: reinstall it (pip install -e . in a checkout)"
+    broken = [f"; {path} cannot be loaded: {reason}" for path, reason in _local()[1].items()]
+    return f"there are {', '.join(names(kind))}{''.join(broken)}"
+
+
+def _loaded(entry: Entry) -> Any:
+    where = f"plugin '{entry.name}' ({entry.origin})"
+    try:
+        part = entry.load()
+    except (Exception, SystemExit) as error:
+        raise UniclError(
+            f"{where} cannot be loaded: {type(error).__name__}: {error}", "mend, update or uninstall it"
+        ) from error
+    version = getattr(part, "unicl_api", API)
+    if version not in (API - 1, API):
+        raise UniclError(f"{where} is for plugin interface {version}, this unicl has {API}", "update one of the two")
+    if entry.kind != "commands" and not _is_factory(part):
+        raise UniclError(f"{where} is not a function with keyword-only options", "see docs/plugins.md")
+    return part
+
+
+def _is_factory(part: object) -> bool:
+    if not inspect.isfunction(part):
+        return False
+    return all(parameter.kind is parameter.KEYWORD_ONLY for parameter in inspect.signature(part).parameters.values())
+
+
+def get(kind: str, name: str) -> Callable[..., Any]:
+    """The part itself, imported now. Raises UniclError: unknown (with the nearest name), clash, broken, wrong API."""
+    return _loaded(find(kind, name))
+
+
+def listing(kind: str) -> list[Listed]:
+    """Every part of a kind and its state; imports each, so that a broken one shows here and not at use."""
+    rows = [Listed(*entry[:5], _state(entry)) for entry in table(kind)]
+    return rows + [
+        Listed(kind, path.stem, str(path), None, str(path), f"broken: {reason}") for path, reason in _local()[1].items()
+    ]
+
+
+def _state(entry: Entry) -> str:
+    try:
+        _loaded(entry)
+    except UniclError as error:
+        return f"broken: {error.message}"
+    alike = [other for other in table(entry.kind) if other.name == entry.name]
+    if entry.builtin or len(alike) == 1:
+        return "ok"
+    return f"{'hidden by a built-in' if alike[0].builtin else 'clash'}: write {entry.dist}/{entry.name}"
+
+
+# -- what it takes ------------------------------------------------------------------------------------------------
+
+Nesting = Literal["one", "maybe", "many"]
+
+
+class _Options(NamedTuple):
+    defaults: dict[str, Any]
+    nested: dict[str, Nesting]
+    adapter: "TypeAdapter[dict[str, Any]]"
+
+
+def _context(factory: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(factory).parameters.values()
+    return [item.name for item in parameters if item.name in CONTEXT and item.default is item.empty]
+
+
+def _nesting(hint: Any) -> Nesting | None:
+    if hint is Part:
+        return "one"
+    if set(typing.get_args(hint)) == {Part, types.NoneType}:
+        return "maybe"
+    return "many" if typing.get_args(hint) == (str, Part) else None
+
+
+def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
+    context = {*_context(factory), "return"}  # their types may be torch's, imported for checking only
+
+    def options() -> None: ...
+
+    options.__annotations__ = {name: hint for name, hint in factory.__annotations__.items() if name not in context}
+    hints = typing.get_type_hints(options, globalns=factory.__globals__, include_extras=True)
+    return {name: hints.get(name, Any) for name in inspect.signature(factory).parameters if name not in context}
+
+
+@cache
+def _options(factory: Callable[..., Any], nested: bool) -> _Options:  # noqa: FBT001 - a cache key, private
+    from pydantic import ConfigDict, Field, TypeAdapter
+    from typing_extensions import TypedDict
+
+    hints = _hints(factory)
+    signature = inspect.signature(factory).parameters
+    given = {name: signature[name].default for name in hints}
+    defaults = {name: plain(value) for name, value in given.items() if value is not inspect.Parameter.empty}
+    inner: dict[str, Nesting] = {name: form for name, hint in hints.items() if (form := _nesting(hint))}
+    if nested:
+        hints |= {"freeze": bool, "lr_scale": typing.Annotated[float, Field(ge=0)]}
+        defaults |= {"freeze": False, "lr_scale": 1.0}
+    fields = {name: Any if name in inner else hint for name, hint in hints.items()}
+    form: Any = TypedDict("form", fields)  # pyright: ignore[reportArgumentType] - known at run time only
+    form.__pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    return _Options(defaults, inner, TypeAdapter(form))
+
+
+def plain(value: Any) -> Any:
+    """The value as YAML and JSON know it: parts, named tuples and dataclasses become mappings, tuples lists."""
+    if isinstance(value, Part):
+        return {"name": value.name, **plain(value.options), "freeze": value.freeze, "lr_scale": value.lr_scale}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return value
+
+
+def bind(kind: str, part: "str | Mapping[str, Any] | Part", loc: Loc = (), siblings: Iterable[str] = ()) -> Part:
+    """A part with every option checked against its factory's signature and every default written out.
+
+    ``part`` is a name, ``{"name": …, option: …}`` or a Part; ``loc`` its place in the recipe; ``siblings`` are keys
+    that stand beside the options, for the did-you-mean. Raises PartError with all problems at once.
+    """
+    problems: list[Problem] = []
+    if isinstance(part, Part):
+        part = {"name": part.name, **plain(part.options)}
+    bound = _bind(kind, part, loc, problems, tuple(siblings))
+    if bound is None or problems:
+        raise PartError(problems)
+    return bound
+
+
+def _bind(
+    kind: str, given: Any, loc: Loc, problems: list[Problem], siblings: tuple[str, ...] = (), *, nested: bool = False
+) -> Part | None:
+    raw: Any = {"name": given} if isinstance(given, str) else plain(given)
+    if not isinstance(raw, dict) or not isinstance(name := raw.get("name"), str):
+        problems.append(Problem(loc, f"should be the name of one, or a mapping with a name, got {show(given)}"))
+        return None
+    try:
+        factory = get(kind, name)
+        options = _options(factory, nested)
+    except UniclError as error:
+        problems.append(Problem((*loc, "name"), error.message))
+        return None
+    written = {key: value for key, value in raw.items() if key != "name"}
+    values = _validated(options, {**options.defaults, **written}, loc, problems, siblings)
+    for option, form in options.nested.items():
+        if option in values:
+            values[option] = _bind_inner(form, values[option], (*loc, option), problems)
+    tower = {key: values.pop(key) for key in ("freeze", "lr_scale") if nested and key in values}
+    return Part(name, values, **tower)
+
+
+def _bind_inner(form: Nesting, given: Any, loc: Loc, problems: list[Problem]) -> Any:
+    if form == "maybe" and given is None:
+        return None
+    if form == "many" and isinstance(given, dict):
+        return {key: _bind("encoders", item, (*loc, key), problems, nested=True) for key, item in given.items()}
+    return _bind("encoders", given, loc, problems, nested=True)
+
+
+def _validated(
+    options: _Options, raw: dict[str, Any], loc: Loc, problems: list[Problem], siblings: tuple[str, ...]
+) -> dict[str, Any]:
+    from pydantic import ValidationError
+
+    try:  # as JSON: there a list is strictly a tuple, and a mapping a dataclass
+        return dict(options.adapter.validate_json(json.dumps(raw)))
+    except ValidationError as error:
+        problems += problems_of(error, raw, options.adapter.json_schema(), loc, siblings)
+        return {name: raw[name] for name in options.nested if name in raw}  # their problems are wanted as well
+
+
+def bind_query(kind: str, name: str, query: str, **given: Any) -> Part:
+    """A part whose options come as text, `classes=0-6&limit=600`, each read as a recipe's scalar; ``given`` are more.
+
+    Where the factory wants text, it gets the text as written (`07`). `%26` stands for an `&` inside a value.
+    """
+    from urllib.parse import unquote
+
+    hints = _hints(get(kind, name))
+    for pair in filter(None, query.split("&")):
+        key, equals, text = pair.partition("=")
+        if not equals or key in given:
+            fault = f"'{key}' is given twice" if equals else f"'{pair}' has no value"
+            raise UniclError(f"{KINDS[kind]} '{name}': {fault}", "options are key=value&key=value")
+        given[key] = _read_option(unquote(text), hints.get(key, str), f"{name}?{key}")
+    try:
+        return bind(kind, {"name": name, **given})
+    except PartError as error:
+        hint = f"options are {', '.join(hints)}" if hints else "it takes no options"
+        raise UniclError(f"{KINDS[kind]} '{name}': {error.message}", hint) from error
+
+
+def _read_option(text: str, hint: Any, place: str) -> Any:
+    from unicl_cli.yaml_lines import read_value
+
+    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if str not in members:
+        return read_value(text, place)
+    try:
+        value = read_value(text, place)
+    except UniclError:
+        return text
+    return value if type(value) in members else text
+
+
+def make(kind: str, part: Part, context: Mapping[str, Callable[[], Any]]) -> Any:
+    """Call the factory with the part's options and those values of ``context`` that its signature asks for."""
+    factory = get(kind, part.name)
+    wanted = _context(factory)
+    if missing := [name for name in wanted if name not in context]:
+        raise UniclError(f"{KINDS[kind]} '{part.name}' asks for '{missing[0]}', which there is not here")
+    return factory(**part.options, **{name: context[name]() for name in wanted})
+
+
+def arguments(kind: str, name: str) -> dict[str, tuple[str, Any]]:
+    """Each option of a factory: its type as text, and its default or `inspect.Parameter.empty`."""
+    factory = get(kind, name)
+    parameters = inspect.signature(factory).parameters
+    written = factory.__annotations__
+    return {
+        option: (inspect.formatannotation(written.get(option, Any)), parameters[option].default)
+        for option in _hints(factory)
+    }

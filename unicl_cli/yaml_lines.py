@@ -1,0 +1,113 @@
+"""YAML text to plain data and back, with the line of each key and the scalars that a reader expects."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import yaml
+
+from unicl_cli.errors import UniclError
+from unicl_cli.problems import Loc
+
+
+class Lined(NamedTuple):
+    """Plain data and, for each path in it, the place it was written at (`recipe.yaml:5`)."""
+
+    data: Any
+    marks: Mapping[Loc, str]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars: `3e-4` is a number, `no` and `1:30` and dates are text, `012` is twelve."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class-level table, emptied
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever `_Loader` would not read back as text."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node).replace("_", "")
+    sign, digits = (-1, text[1:]) if text[0] == "-" else (1, text.lstrip("+"))
+    base = {"0o": 8, "0x": 16}.get(digits[:2], 10)
+    return sign * int(digits, base)
+
+
+def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    return float(loader.construct_scalar(node).replace("_", "").replace(".inf", "inf").replace(".nan", "nan").lower())
+
+
+# int before float: both patterns match `12`, the first one added wins
+for _kind, _pattern, _first in (
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?[0-9][0-9_]*|[-+]?0o[0-7]+|[-+]?0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+    ("merge", "<<", "<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), list(_first))
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def _place(source: str, mark: Any) -> str:
+    return f"{source}:{mark.line + 1}"
+
+
+def _marks(node: yaml.Node, source: str, path: Loc = ()) -> Iterator[tuple[Loc, str]]:
+    """Each path below ``node`` with its place; refuses repeated keys and keys that are not text."""
+    if isinstance(node, yaml.SequenceNode):
+        for position, item in enumerate(node.value):
+            yield (*path, position), _place(source, item.start_mark)
+            yield from _marks(item, source, (*path, position))
+    if not isinstance(node, yaml.MappingNode):
+        return
+    first: dict[str, str] = {}
+    for key, value in node.value:
+        place = _place(source, key.start_mark)
+        if key.tag == "tag:yaml.org,2002:merge":
+            continue
+        if key.tag != "tag:yaml.org,2002:str":
+            raise UniclError(f"{place}: the key {getattr(key, 'value', '')!r} is not text", "put it in quotes")
+        if key.value in first:
+            raise UniclError(f"{place}: the key '{key.value}' is there twice, first at {first[key.value]}")
+        first[key.value] = place
+        yield (*path, key.value), place
+        yield from _marks(value, source, (*path, key.value))
+
+
+def parse(text: str, source: str) -> Lined:
+    """One YAML document; ``source`` names it in marks and errors. Raises UniclError at the line of the fault."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return Lined(None, {(): f"{source}:1"})
+        marks = {(): f"{source}:1", **dict(_marks(node, source))}
+        return Lined(loader.construct_document(node), marks)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        raise UniclError(f"{place}: {error.problem}", "mend the YAML at this place") from error
+    except yaml.YAMLError as error:  # characters that YAML does not allow carry no mark
+        raise UniclError(f"{source}: {' '.join(str(error).split())}", "mend the YAML at this place") from error
+    except RecursionError as error:
+        raise UniclError(f"{source}: an anchor contains itself, or the nesting is too deep") from error
+
+
+def read_value(text: str, source: str) -> Any:
+    """The value that ``text`` would have after `key: ` in a file; empty text is null."""
+    return parse(text, source).data
+
+
+def write(data: Any) -> str:
+    """YAML that ``parse`` reads back as equal data, keys in their order, short lists on one line."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
