@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -111,3 +112,13 @@ def shard(step: nn.Module) -> nn.Module:
     fully_shard(step, mesh=mesh)
     register_fsdp_forward_method(step, "call")
     return step
+
+
+def full_tensor(x: Tensor) -> Tensor:
+    """The whole of a sharded tensor (a collective), any other as it is."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def shard_like(value: Tensor, like: Tensor) -> Tensor:
+    """The whole ``value``, sharded as ``like`` is if it is."""
+    return distribute_tensor(value, like.device_mesh, like.placements) if isinstance(like, DTensor) else value

@@ -119,8 +119,9 @@ class Mixture:
     def __init__(self, streams: Sequence[Stream], shares: Sequence[Fraction], batch_size: int, seed: int) -> None:
         if sum(shares) != 1:
             raise ValueError(f"shares sum to {sum(shares)}, not 1")
-        if batch_size < len(streams) ** 2:  # below this, rounding could ask the largest share for rows back
-            raise ValueError(f"a batch of {batch_size} is too small for {len(streams)} streams")
+        used = sum(share > 0 for share in shares)
+        if batch_size < used**2:  # below this, rounding could ask the largest share for rows back
+            raise ValueError(f"a batch of {batch_size} is too small for {used} streams")
         self.streams, self.shares, self.batch_size, self.seed = list(streams), list(shares), batch_size, seed
 
     def taken(self, step: int) -> list[int]:

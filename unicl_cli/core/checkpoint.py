@@ -1,0 +1,160 @@
+"""Checkpoints: weights, optimizer state and step in files that are whole or absent, the same for any world size."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from unicl_cli.core.dist import any_rank, bare, barrier, full_tensor, rank, shard_like
+from unicl_cli.core.files import sync_folder, write_atomic
+from unicl_cli.errors import UniclError
+
+MODEL, OPTIM, TRAINER = "model.safetensors", "optim.safetensors", "trainer.json"
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and saved buffers by name; a tensor that two names share stands under the first."""
+    kept: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in bare(module).state_dict(keep_vars=True).items():
+        if id(value) not in seen:
+            kept[name] = value
+            seen.add(id(value))
+    return kept
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """Full tensors on the CPU, under the names of the Step; every rank must call it."""
+    return {name: full_tensor(value.detach()).cpu().contiguous() for name, value in own_tensors(module).items()}
+
+
+def optimizer_state(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
+    """Full tensors as ``parameter/field``; groups and rates come from the recipe and are not saved."""
+    state = optimizer.state
+    fields = ((name, f, v) for name, p in bare(module).named_parameters() for f, v in state.get(p, {}).items())
+    return {
+        f"{name}/{field}": full_tensor(torch.as_tensor(value)).cpu().contiguous().clone() for name, field, value in fields
+    }
+
+
+def save(root: Path, module: nn.Module, optimizer: Any, facts: Mapping[str, Any], keep: int) -> Path:
+    """Writes ``root/step-00000100`` for ``facts["step"] == 100`` and points ``root/latest`` at it; all ranks call it.
+
+    Every file is synced before the folder gets its name, so a cut at any moment leaves the checkpoint before usable.
+    """
+    target = root / f"step-{facts['step']:08d}"
+    files = {MODEL: weights(module), OPTIM: optimizer_state(module, optimizer)}  # a collective under FSDP2
+    problem: OSError | SafetensorError | None = None
+    if rank() == 0:
+        try:
+            write(root, target, files, facts)
+        except (OSError, SafetensorError) as error:
+            problem = error
+    if any_rank(flag=problem is not None):
+        raise UniclError(
+            f"{target}: the checkpoint could not be written: {problem or 'see rank 0'}",
+            "free some space (or lower checkpoint.keep) and give the same command again",
+            exit_code=1,
+        ) from problem
+    if rank() == 0:
+        prune(root, keep)
+    barrier()
+    return target
+
+
+def write(root: Path, target: Path, files: Mapping[str, dict[str, Tensor]], facts: Mapping[str, Any]) -> None:
+    """The files of one checkpoint, synced, then renamed into place; a valid one of the same step stays."""
+    if is_whole(target):
+        write_atomic(root / "latest", target.name)
+        return
+    part = root / f".tmp-{target.name}-{os.getpid()}"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    sizes: dict[str, list[Any]] = {}
+    for name, tensors in files.items():
+        save_file(tensors, part / name)
+        with (part / name).open("rb+") as file:
+            os.fsync(file.fileno())
+            sizes[name] = [(part / name).stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+    write_atomic(part / TRAINER, json.dumps({**facts, "files": sizes}, indent=1))
+    if target.exists():  # a damaged one: `latest` cannot name it, since reading skipped it
+        shutil.rmtree(target)
+    part.rename(target)
+    sync_folder(root)
+    write_atomic(root / "latest", target.name)
+
+
+def prune(root: Path, keep: int) -> None:
+    """Deletes all but the newest ``keep`` checkpoints and what dead runs left half written."""
+    for old in sorted(root.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    for part in root.glob(".tmp-*"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def is_whole(folder: Path) -> bool:
+    """Is every file there at its full size? (``trainer.json`` is written last and names them.)"""
+    try:
+        facts = json.loads((folder / TRAINER).read_text(encoding="utf-8"))
+        return all((folder / name).stat().st_size == size for name, (size, _) in facts["files"].items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def newest(root: Path) -> Path | None:
+    """The newest whole checkpoint under ``root``: the one that ``latest`` names, else the highest step."""
+    pointer = root / "latest"
+    if pointer.is_file() and is_whole(root / pointer.read_text(encoding="utf-8").strip()):
+        return root / pointer.read_text(encoding="utf-8").strip()
+    return next((folder for folder in sorted(root.glob("step-*"), reverse=True) if is_whole(folder)), None)
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """``trainer.json`` of a checkpoint."""
+    return cast("dict[str, Any]", json.loads((folder / TRAINER).read_text(encoding="utf-8")))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; a damaged one is a UniclError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise UniclError(f"{path}: cannot be read: {error}", "use another checkpoint, or train again") from error
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], place: str) -> None:
+    """Copies every tensor into the module; names and shapes must match exactly. ``place`` is named in the error."""
+    mine = own_tensors(module)
+    missing, unknown = sorted(mine.keys() - tensors.keys()), sorted(tensors.keys() - mine.keys())
+    if missing or unknown:
+        raise UniclError(
+            f"{place}: is of another model: {len(missing)} tensors missing ({', '.join(missing[:3])}), "
+            f"{len(unknown)} unknown ({', '.join(unknown[:3])})",
+            "use the recipe that the checkpoint was trained with",
+        )
+    for name, own in mine.items():
+        if own.shape != tensors[name].shape:
+            shapes = f"{tuple(tensors[name].shape)} there, {tuple(own.shape)} here"
+            raise UniclError(f"{place}: {name} has another shape: {shapes}", "use the recipe it was trained with")
+    with torch.no_grad():
+        for name, own in mine.items():
+            own.copy_(shard_like(tensors[name].to(own.device), own))
+
+
+def load_optimizer(module: nn.Module, optimizer: Any, path: Path) -> None:
+    """State of each parameter by name, sharded as the parameter is; scalars (step counts) stay whole."""
+    parameters = dict(bare(module).named_parameters())
+    for key, value in read_tensors(path).items():
+        name, field = key.rsplit("/", 1)
+        parameter = parameters[name]
+        whole = value.ndim == 0
+        optimizer.state[parameter][field] = value if whole else shard_like(value.to(parameter.device), parameter)

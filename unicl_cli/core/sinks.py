@@ -1,0 +1,154 @@
+"""Where a training's figures go: metrics.jsonl, the terminal, status.json."""
+
+import json
+import math
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from unicl_cli.contracts import Sink
+from unicl_cli.core.files import write_atomic
+
+STATUS_SECONDS = 15
+LINE_SECONDS = 30
+FIELDS = (  # what a console line carries: key, label, format
+    ("loss", "loss", "{:.3f}"),
+    ("excess_loss", "excess", "{:.3f}"),
+    ("lr", "lr", "{:.2g}"),
+    ("logit_scale", "scale", "{:.1f}"),
+    ("grad_norm", "gnorm", "{:.2f}"),
+    ("img_s", "img/s", "{:.0f}"),
+    ("data_frac", "data", "{:.0%}"),
+    ("unique_text", "uniq-text", "{:.0%}"),
+    ("label_share", "label", "{:.0%}"),
+    ("padding", "pad", "{:.0%}"),
+)
+
+
+def clock(seconds: float) -> str:
+    """``1h12m``, ``3m05s`` or ``42s``."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def line_of(step: int, steps: int, values: Mapping[str, float]) -> str:
+    """One console line, without what was not measured."""
+    parts = [f"{label} {form.format(values[key])}" for key, label, form in FIELDS if key in values]
+    eta = [f"ETA {clock(values['eta_s'])}"] if values.get("eta_s") else []
+    return " | ".join([f"step {step}/{steps} {step / steps:.1%}", *parts, *eta])
+
+
+class JsonlSink:
+    """One flat JSON object a line; a value that is not finite is null. Lines after ``start`` are dropped first.
+
+    A run that was cut after its last checkpoint repeats steps: no step may stand there twice.
+    """
+
+    def __init__(self, path: Path, start: int) -> None:
+        if path.is_file():
+            write_atomic(path, "".join(kept_lines(path, start)))
+        self.file = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        clean = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        self.file.write(json.dumps({"step": step, "time": round(time.time(), 3), **clean}) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def kept_lines(path: Path, start: int) -> list[str]:
+    """Whole lines of steps up to ``start``; the last line may have been cut by a kill."""
+    kept: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > start:
+            break
+        kept.append(line)
+    return kept
+
+
+class ConsoleSink:
+    """A live bar on a terminal, else one plain line at a time, at most one in 30 s beside the first and the last."""
+
+    def __init__(self, steps: int, start: int, *, quiet: bool = False) -> None:
+        self.steps, self.quiet, self.printed = steps, quiet, 0.0
+        self.console = Console(stderr=True)
+        live = sys.stderr.isatty() and not quiet and os.environ.get("TERM") != "dumb"
+        columns = (BarColumn(bar_width=20), TaskProgressColumn(), TextColumn("{task.description}"))
+        self.progress = Progress(*columns, console=self.console) if live else None
+        if self.progress is not None:
+            self.progress.start()
+            self.task = self.progress.add_task(f"step {start}/{steps}", total=steps, completed=start)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        if self.progress is not None:
+            self.progress.update(self.task, completed=step, description=line_of(step, self.steps, values))
+        elif not self.quiet and (time.monotonic() - self.printed > LINE_SECONDS or step == self.steps):
+            self.printed = time.monotonic()
+            self.say(line_of(step, self.steps, values))
+
+    def say(self, message: str) -> None:
+        """A line of its own, above the bar if there is one."""
+        if not self.quiet:
+            self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+
+class StatusSink:
+    """``status.json``: what a run is doing, replaced at most every 15 s and at each change of state."""
+
+    def __init__(self, path: Path, steps: int, world: int) -> None:
+        self.path, self.written = path, 0.0
+        self.facts: dict[str, Any] = {
+            "schema": "unicl/runs/1",
+            "state": "running",
+            "step": 0,
+            "steps": steps,
+            "world": world,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        named = {"last_loss": values.get("loss"), "img_s": values.get("img_s"), "eta_s": values.get("eta_s")}
+        self.facts |= {"step": step, **{k: v for k, v in named.items() if v is not None and math.isfinite(v)}}
+        if time.monotonic() - self.written > STATUS_SECONDS:
+            self.state("running")
+
+    def state(self, state: str, **facts: Any) -> None:
+        """``running | stopped | failed | done``, written at once."""
+        self.facts |= {"state": state, "updated": round(time.time(), 1), **facts}
+        self.written = time.monotonic()
+        write_atomic(self.path, json.dumps(self.facts, indent=1))
+
+    def close(self) -> None:
+        """The job sets the last state itself."""
+
+
+class Sinks:
+    """Several sinks as one."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self.sinks = sinks
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for sink in self.sinks:
+            sink.log(step, values)
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
