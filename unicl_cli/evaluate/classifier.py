@@ -1,0 +1,88 @@
+"""Class names and templates in, one unit vector per class out: the zero-shot classifier."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unicl_cli.contracts import Tokenizer
+from unicl_cli.core.prompts import fill
+
+
+class ZeroShot(NamedTuple):
+    """``weights`` (C, D) float32. ``first`` int64 (C,): the lowest class with the very same prompts.
+
+    ``duplicates`` are the groups of classes that share all their prompts, ``cut`` counts the prompts that are longer
+    than the context of the text tower, ``prompts`` the distinct ones.
+    """
+
+    weights: Tensor
+    first: Tensor
+    duplicates: tuple[tuple[int, ...], ...]
+    cut: int
+    prompts: int
+
+    def cosines(self, image_features: Tensor) -> Tensor:
+        """(b, D) -> float32 (b, C).
+
+        Classes with the same prompts get bitwise equal scores: a matrix product may round equal columns differently.
+        """
+        return (image_features.float() @ self.weights.T)[:, self.first]
+
+
+def zeroshot_classifier(
+    names: Sequence[Sequence[str]],
+    templates: Sequence[str],
+    *,
+    encode_text: Callable[[Tensor], Tensor],
+    tokenizer: Tokenizer,
+    unit: bool = True,
+    batch: int = 256,
+) -> ZeroShot:
+    """For each class its names (C x at least one); ``encode_text`` maps tokens (b, L) to (b, D).
+
+    normalise -> mean over names x templates -> normalise, in float32, whatever the tower already does: without the
+    inner step long vectors would outvote others, without the outer one classes with spread prompts are penalised.
+    ``unit=False`` leaves both out, for models whose text vectors are the rows of a linear classifier.
+    Each distinct prompt is encoded once (a prompt encoded twice may differ in the last bit), in batches of like length.
+    """
+    prompts = [sorted(fill(template, name) for name in own for template in templates) for own in names]
+    owners: dict[str, list[int]] = defaultdict(list)
+    same: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for label, own in enumerate(prompts):
+        same[tuple(own)].append(label)
+        for prompt in own:
+            owners[prompt].append(label)
+    texts = sorted(owners, key=len)
+    if not texts:
+        raise ValueError("a classifier needs at least one class and one template")
+    sums, cut = torch.empty(0), 0
+    for start in range(0, len(texts), batch):
+        part = texts[start : start + batch]
+        tokens = tokenizer(part)
+        cut += count_cut(part, tokens, tokenizer)
+        embed = encode_text(tokens).float().cpu()  # on the CPU index_add_ has one order
+        embed = F.normalize(embed, dim=1) if unit else embed
+        sums = sums if start else embed.new_zeros(len(names), embed.shape[1])
+        rows = torch.tensor([row for row, text in enumerate(part) for _ in owners[text]])
+        classes = torch.tensor([label for text in part for label in owners[text]])
+        sums.index_add_(0, classes, embed[rows])
+    means = sums / torch.tensor([len(own) for own in prompts])[:, None]
+    return ZeroShot(
+        weights=F.normalize(means, dim=1) if unit else means,
+        first=torch.tensor([same[tuple(own)][0] for own in prompts]),
+        duplicates=tuple(tuple(group) for group in same.values() if len(group) > 1),
+        cut=cut,
+        prompts=len(texts),
+    )
+
+
+def count_cut(texts: Sequence[str], tokens: Tensor, tokenizer: Tokenizer) -> int:
+    """How many of ``texts`` are longer than the context, where the tokenizer can tell; it cuts them silently."""
+    cuts = getattr(tokenizer, "cuts", None)
+    return cuts(texts) if cuts is not None and tokens.shape[1] >= tokenizer.context_length else 0

@@ -1,0 +1,70 @@
+"""What scores and targets say: ranks, top-k, recall per class, intervals. Pure functions, exact counts."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NOT_FINITE = -1
+"""The rank of a row whose scores hold NaN or infinity of the wrong sign: never a hit, to be refused by the caller."""
+Z95 = 1.959963984540054
+
+
+def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
+    """(n, C), (n,) -> int64 (n,): how many classes stand before the true one; 0 = first.
+
+    Among equal scores the lowest index stands first, as in ``argmax`` (``torch.topk`` orders ties arbitrarily).
+    ``-inf`` means "this class cannot be answered"; NaN or ``+inf`` in a row gives NOT_FINITE.
+    """
+    true = scores.gather(1, targets[:, None])
+    earlier = torch.arange(scores.shape[1], device=scores.device)[None] < targets[:, None]
+    ranks = ((scores > true) | ((scores == true) & earlier)).sum(1)
+    return ranks.masked_fill((scores.isnan() | scores.isposinf()).any(1), NOT_FINITE)
+
+
+def tied(scores: Tensor, targets: Tensor) -> Tensor:
+    """(n, C), (n,) -> bool (n,): another class has exactly the true class's score."""
+    return (scores == scores.gather(1, targets[:, None])).sum(1) > 1
+
+
+def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(n, C) -> the min(k, C) best scores of each row and their classes, lowest class first among equals."""
+    values, order = scores.sort(dim=1, descending=True, stable=True)
+    return values[:, :k], order[:, :k]
+
+
+def top_k(ranks: Tensor, k: int) -> float:
+    """int64 (n,) -> the share of rows whose true class is among the first k; n >= 1."""
+    return int(((ranks >= 0) & (ranks < k)).sum()) / len(ranks)
+
+
+class ClassCounts(NamedTuple):
+    """Rows of each class and how many of them were answered rightly, both int64 (C,)."""
+
+    rows: Tensor
+    hits: Tensor
+
+
+def per_class(hits: Tensor, targets: Tensor, num_classes: int) -> ClassCounts:
+    """bool (n,), int64 (n,) -> counts per class."""
+    return ClassCounts(
+        torch.bincount(targets, minlength=num_classes), torch.bincount(targets[hits], minlength=num_classes)
+    )
+
+
+def mean_per_class(counts: ClassCounts) -> float:
+    """The mean recall over the classes that have rows; a class without rows is left out, not counted as 0."""
+    present = counts.rows > 0
+    return float((counts.hits[present].double() / counts.rows[present]).mean())
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share of ``n`` >= 1 trials, inside [0, 1]."""
+    share, z2 = hits / n, Z95 * Z95
+    middle = share + z2 / (2 * n)
+    half = Z95 * sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    low, high = (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
+    return (0.0 if hits == 0 else max(low, 0.0)), (1.0 if hits == n else min(high, 1.0))

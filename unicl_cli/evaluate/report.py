@@ -1,0 +1,146 @@
+"""Results as the JSON of `unicl eval` and `unicl probe`, and the same facts as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from unicl_cli.evaluate.metrics import mean_per_class, per_class, top_k, wilson
+
+SHOWN_CLASSES = 20
+
+
+def classification(ranks: Tensor, targets: Tensor, names: Sequence[str], sources: Sequence[str]) -> dict[str, Any]:
+    """int64 (n,) ranks of the true classes, int64 (n,), C names, the source of each row -> the facts about classes.
+
+    ``per_class`` leaves out classes without rows; ``top5`` is there from six classes on, where it can be missed.
+    """
+    hits = ranks == 0
+    counts = per_class(hits, targets, len(names))
+    facts: dict[str, Any] = {"n": len(ranks), "classes": len(names), **accuracy(hits)}
+    if len(names) > 5:
+        facts["top5"] = top_k(ranks, 5)
+    recalls = zip(names, counts.rows.tolist(), counts.hits.tolist(), strict=True)
+    facts["mean_per_class"] = mean_per_class(counts)
+    facts["per_class"] = [{"class": name, "n": n, "recall": right / n} for name, n, right in recalls if n]
+    rows_of: dict[str, list[int]] = {}
+    for row, source in enumerate(sources):
+        rows_of.setdefault(source, []).append(row)
+    facts["per_source"] = {
+        source: {"n": len(rows), **accuracy(hits[torch.tensor(rows)])} for source, rows in sorted(rows_of.items())
+    }
+    return facts
+
+
+def accuracy(hits: Tensor) -> dict[str, Any]:
+    """bool (n,) -> the share of hits and its 95 % Wilson interval."""
+    right, n = int(hits.sum()), len(hits)
+    return {"top1": right / n, "top1_interval": list(wilson(right, n))}
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def interval(bounds: Sequence[float]) -> str:
+    return f"{percent(bounds[0])}–{percent(bounds[1])}"
+
+
+def eval_tables(document: Mapping[str, Any]) -> Iterator[Table]:
+    """A line per data set; recall per class and per source; retrieval. Figures in percent."""
+    labelled = [entry for entry in document["data"] if "top1" in entry]
+    if labelled:
+        yield classified(labelled, document["model"])
+    for entry in labelled:
+        yield by_class(entry)
+        if len(entry["per_source"]) > 1:
+            yield by_source(entry)
+    searched = [entry for entry in document["data"] if "retrieval" in entry]
+    if searched:
+        yield retrieved(searched, document["model"])
+
+
+def columns(table: Table, left: Sequence[str], right: Sequence[str]) -> Table:
+    for name in left:
+        table.add_column(name, overflow="fold")
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def classified(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
+    title = f"Classification, % · {model}"
+    table = columns(Table(title=title), ("data", "split"), ("n", "classes", "top-1", "95 %", "top-5", "per class"))
+    for entry in entries:
+        table.add_row(
+            entry["name"],
+            entry["split"],
+            str(entry["n"]),
+            str(entry["classes"]),
+            percent(entry["top1"]),
+            interval(entry["top1_interval"]),
+            percent(entry["top5"]) if "top5" in entry else "",
+            percent(entry["mean_per_class"]),
+        )
+    return table
+
+
+def by_class(entry: Mapping[str, Any]) -> Table:
+    """All classes, or the worst and the best where there are many."""
+    rows: list[Mapping[str, Any]] = list(entry["per_class"])
+    title = f"Recall per class, % · {entry['name']} {entry['split']}"
+    table = columns(Table(title=title), ("class",), ("n", "recall"))
+    gap: int | None = None
+    if len(rows) > SHOWN_CLASSES:
+        rows.sort(key=lambda row: row["recall"])
+        gap = SHOWN_CLASSES // 2
+        rows = [*rows[:gap], *rows[-gap:]]
+    for number, row in enumerate(rows):
+        if number == gap:
+            table.add_row(f"… {len(entry['per_class']) - SHOWN_CLASSES} more classes", "", "")
+        table.add_row(row["class"], str(row["n"]), percent(row["recall"]))
+    return table
+
+
+def by_source(entry: Mapping[str, Any]) -> Table:
+    title = f"Per source, % · {entry['name']} {entry['split']}"
+    table = columns(Table(title=title), ("source",), ("n", "top-1", "95 %"))
+    for source, row in entry["per_source"].items():
+        table.add_row(source, str(row["n"]), percent(row["top1"]), interval(row["top1_interval"]))
+    return table
+
+
+def retrieved(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
+    names = ("pictures", "texts", "direction", "R@1", "R@5", "R@10")
+    table = columns(Table(title=f"Retrieval, % · {model}"), ("data", "split"), names)
+    for entry in entries:
+        found = entry["retrieval"]
+        for direction in ("text_to_image", "image_to_text"):
+            shares = [percent(found[direction][k]) for k in ("r1", "r5", "r10")]
+            label = direction.replace("_", " ")
+            table.add_row(entry["name"], entry["split"], str(found["images"]), str(found["texts"]), label, *shares)
+    return table
+
+
+def probe_tables(document: Mapping[str, Any]) -> Iterator[Table]:
+    """The result on the tested split, and the validation curve over C."""
+    title = f"Linear probe, % · {document['model']}"
+    table = columns(Table(title=title), ("data", "split", "features"), ("n", "top-1", "95 %", "C"))
+    table.add_row(
+        document["data"],
+        document["split"],
+        document["features"],
+        str(document["n"]),
+        percent(document["top1"]),
+        interval(document["top1_interval"]),
+        f"{document['c']:.3g}",
+    )
+    yield table
+    curve = columns(Table(title="Validation accuracy over C, %"), (), ("C", "top-1"))
+    for point in document["curve"]:
+        curve.add_row(f"{point['c']:.3g}", percent(point["val"]))
+    yield curve
