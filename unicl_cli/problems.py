@@ -1,6 +1,7 @@
 """What is wrong with a recipe, in its own words: pydantic's errors as one line a place."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,6 +42,8 @@ def problems_of(
     """pydantic's errors, one a place, in a recipe's words; ``schema`` is the JSON schema of what ``raw`` should be."""
     faults: dict[Loc, list[Any]] = {}
     for fault in error.errors(include_url=False):
+        if fault["type"] == "too_short" and len(fault["input"]) >= fault["ctx"]["min_length"]:
+            continue  # its entries are wrong, and have their own lines
         faults.setdefault(_within(raw, fault), []).append(fault)
     return [Problem((*loc, *at), _message(at, of, schema, siblings)) for at, of in faults.items()]
 
@@ -68,9 +71,15 @@ def _message(at: Loc, faults: list[Any], schema: Mapping[str, Any], siblings: It
         choices = [part.strip("'") for part in faults[0]["ctx"]["expected"].replace(" or ", ", ").split(", ")]
         given = faults[0]["input"]
         return f"{show(given)} is not one of {', '.join(choices)}{did_you_mean(str(given), choices)}"
-    said = dict.fromkeys(fault["msg"].removeprefix("Input ").removeprefix("Value error, ") for fault in faults)
+    said = dict.fromkeys(_in_yaml_words(fault["msg"]) for fault in faults)
     wanted = " or ".join([next(iter(said)), *(text.removeprefix("should be ") for text in list(said)[1:])])
     return f"{wanted}, got {show(faults[0]['input'])}"
+
+
+def _in_yaml_words(text: str) -> str:
+    text = re.sub(r"^(Input|String|List|Tuple|Dictionary) |^Value error, | after validation, not \d+", "", text)
+    text = re.sub(r"a valid (dictionary|mapping)( or instance of \w+)?|an instance of \w+", "a mapping", text)
+    return text.replace("valid tuple", "list").replace("valid list", "list")
 
 
 def _keys_at(schema: Mapping[str, Any], loc: Loc) -> list[str]:
