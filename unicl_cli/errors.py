@@ -17,7 +17,7 @@ class UniclError(Exception):
         self.exit_code = exit_code
 
 
-class Stopped(UniclError):
+class Stopped(UniclError):  # noqa: N818 - no error: what was asked for
     """Stopped on request (Ctrl-C, SIGTERM) with the state written: the same command continues. Exit code 75."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:

@@ -26,7 +26,7 @@ def two_tower(
     text: Part | None,
     embed_dim: int = 512,
     normalize: bool = True,
-    logit_scale: LogitScale = LogitScale(),
+    logit_scale: LogitScale = LogitScale(),  # noqa: B008 - frozen
 ) -> nn.Module:
     """An image and a text tower with projections into one space (CLIP; UniCL, CVPR 2022)."""
     from unicl_cli.model import TwoTower

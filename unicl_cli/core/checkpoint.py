@@ -17,7 +17,7 @@ from unicl_cli.core.dist import any_rank, bare, barrier, full_tensor, rank, shar
 from unicl_cli.core.files import sync_folder, write_atomic
 from unicl_cli.errors import UniclError
 
-MODEL, OPTIM, TRAINER = "model.safetensors", "optim.safetensors", "trainer.json"
+MODEL, EMA, OPTIM, TRAINER = "model.safetensors", "ema.safetensors", "optim.safetensors", "trainer.json"
 
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -41,17 +41,28 @@ def optimizer_state(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
     state = optimizer.state
     fields = ((name, f, v) for name, p in bare(module).named_parameters() for f, v in state.get(p, {}).items())
     return {
-        f"{name}/{field}": full_tensor(torch.as_tensor(value)).cpu().contiguous().clone() for name, field, value in fields
+        f"{name}/{field}": full_tensor(torch.as_tensor(value)).cpu().contiguous().clone()
+        for name, field, value in fields
     }
 
 
-def save(root: Path, module: nn.Module, optimizer: Any, facts: Mapping[str, Any], keep: int) -> Path:
+def save(
+    root: Path,
+    module: nn.Module,
+    optimizer: Any,
+    facts: Mapping[str, Any],
+    keep: int,
+    average: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Writes ``root/step-00000100`` for ``facts["step"] == 100`` and points ``root/latest`` at it; all ranks call it.
 
     Every file is synced before the folder gets its name, so a cut at any moment leaves the checkpoint before usable.
+    ``average``: the moving average of the weights, by name.
     """
     target = root / f"step-{facts['step']:08d}"
     files = {MODEL: weights(module), OPTIM: optimizer_state(module, optimizer)}  # a collective under FSDP2
+    if average is not None:
+        files[EMA] = {name: full_tensor(value).cpu() for name, value in average.items()}
     problem: OSError | SafetensorError | None = None
     if rank() == 0:
         try:
@@ -80,9 +91,8 @@ def write(root: Path, target: Path, files: Mapping[str, dict[str, Tensor]], fact
     part.mkdir(parents=True)
     sizes: dict[str, list[Any]] = {}
     for name, tensors in files.items():
-        save_file(tensors, part / name)
-        with (part / name).open("rb+") as file:
-            os.fsync(file.fileno())
+        write_tensors(part / name, tensors)
+        with (part / name).open("rb") as file:
             sizes[name] = [(part / name).stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
     write_atomic(part / TRAINER, json.dumps({**facts, "files": sizes}, indent=1))
     if target.exists():  # a damaged one: `latest` cannot name it, since reading skipped it
@@ -90,6 +100,16 @@ def write(root: Path, target: Path, files: Mapping[str, dict[str, Tensor]], fact
     part.rename(target)
     sync_folder(root)
     write_atomic(root / "latest", target.name)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file that is whole or absent."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    save_file(dict(tensors), part)
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+    sync_folder(path.parent)
 
 
 def prune(root: Path, keep: int) -> None:

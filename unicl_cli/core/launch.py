@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import json
 import logging
 import os
 import signal
@@ -49,6 +50,20 @@ def is_worker() -> bool:
     return all(name in os.environ for name in WORKER)
 
 
+def is_peer() -> bool:
+    """Is this a worker other than the first, whose standard output nobody should see?"""
+    return is_worker() and os.environ["RANK"] != "0"
+
+
+def was_stopped(run: Path, code: int) -> bool:
+    """Did workers that ended with ``code`` leave because of a signal, with their state written?"""
+    try:
+        state = json.loads((run / "status.json").read_text(encoding="utf-8"))["state"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return code > 128 and state == "stopped"
+
+
 def processes(devices: str) -> tuple[int, bool]:
     """(number of processes, on the CPU) that ``auto``, ``N`` or ``cpu:N`` asks for on this machine."""
     kind, _, count = devices.partition(":")
@@ -93,7 +108,7 @@ def elastic(count: int, argv: Sequence[str], logs: Path | None) -> int:
 
     os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    redirects = {rank: Std.ALL for rank in range(1, count)}  # rank 0 alone speaks to the terminal
+    redirects = dict.fromkeys(range(1, count), Std.ALL)  # rank 0 alone speaks to the terminal
     wanted: dict[str, Any] = {
         "min_nodes": 1,
         "max_nodes": 1,
@@ -137,8 +152,14 @@ def blame(failed: Any, count: int) -> int:
     extra = info.get("message", {}).get("extraInfo", {}) if isinstance(info.get("message"), dict) else {}
     if extra.get("py_callstack"):
         sys.stderr.write(extra["py_callstack"])
-    how = f"exit code {failure.exitcode}" if failure.exitcode >= 0 else f"killed by {signal.Signals(-failure.exitcode).name}"
-    raise UniclError(f"rank {rank} of {count} failed ({how})", "the same command goes on from the last checkpoint", exit_code=1)
+    how = (
+        f"exit code {failure.exitcode}"
+        if failure.exitcode >= 0
+        else f"killed by {signal.Signals(-failure.exitcode).name}"
+    )
+    raise UniclError(
+        f"rank {rank} of {count} failed ({how})", "the same command goes on from the last checkpoint", exit_code=1
+    )
 
 
 def recorded(work: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unicl_cli.contracts import Loss, Model, Sink
 from unicl_cli.core.dist import bare, mean_over_ranks, rank, sum_over_ranks, world_size
 from unicl_cli.core.sampler import seed_of
-from unicl_cli.errors import Stopped, UniclError
+from unicl_cli.errors import UniclError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -116,12 +116,12 @@ def fit(
     *,
     after: Callable[[int], None],
     stopping: Callable[[], bool] = lambda: False,
-) -> None:
+) -> int:
     """Trains over ``batches`` of (step, batch); ``after(completed steps)`` saves and evaluates.
 
-    ``batch`` is any NamedTuple, ``step_module`` any module that returns a mapping with ``loss``. Every rank stops at
-    the same step when one is ``stopping()``: raises Stopped. An update whose loss or gradient is not finite is left
-    out on all ranks; more than ``plan.max_bad_steps`` of them in a row end the run with exit code 3.
+    ``batch`` is any NamedTuple, ``step_module`` any module that returns a mapping with ``loss``. Returns the number
+    of completed steps: every rank stops at the same one when one is ``stopping()``. An update whose loss or gradient
+    is not finite is left out on all ranks; more than ``plan.max_bad_steps`` in a row end the run with exit code 3.
     """
     pace, bad_steps = Pace(plan.steps), 0
     began = time.perf_counter()
@@ -148,11 +148,13 @@ def fit(
             facts = {} if plan.describe is None else plan.describe(batch)
             values = mean_over_ranks({**out, "grad_norm": norm, **facts})
             if rank() == 0:
-                sink.log(step + 1, {**values, "lr": plan.lr(step), **pace.line(step + 1)})
+                seen = (step + 1) * rows_of(batch) * world_size()
+                sink.log(step + 1, {**values, "lr": plan.lr(step), "samples": seen, **pace.line(step + 1)})
         after(step + 1)
-        if stop and step + 1 < plan.steps:
-            raise Stopped(f"stopped after step {step + 1} of {plan.steps}")
+        if stop:
+            return step + 1
         began = time.perf_counter()
+    return plan.steps
 
 
 def gradient_norm(step_module: nn.Module, clip: float | None, accelerator: "Accelerator") -> Tensor:

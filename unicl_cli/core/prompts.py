@@ -14,8 +14,8 @@ def fill(template: str, name: str) -> str:
 
 
 def named_templates(name: str) -> tuple[str, ...]:
-    """`clip80`: CLIP's 80 for ImageNet (the paper's) · `clip7`: CLIP's best seven · `unicl81`: those of UniCL's release,
-    the 80 and the bare name with a full stop · `none`: the bare name."""
+    """`clip80`: CLIP's 80 for ImageNet (the paper's) · `clip7`: CLIP's best seven · `unicl81`: those of UniCL's
+    release, the 80 and the bare name with a full stop · `none`: the bare name."""
     if name == "none":
         return ("{}",)
     # 3 s of imports that only training and evaluation pay
@@ -27,7 +27,7 @@ def named_templates(name: str) -> tuple[str, ...]:
 
 
 def load_templates(spec: str | Sequence[str]) -> tuple[str, ...]:
-    """Templates from a list, a list's name (``NAMED``) or a text file with one a line; each has one ``{}`` or ``{c}``."""
+    """Templates from a list, a list's name (``NAMED``) or a text file with one a line; each has a ``{}`` or ``{c}``."""
     if not isinstance(spec, str):
         templates = tuple(spec)
     elif spec in NAMED:

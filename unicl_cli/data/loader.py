@@ -1,4 +1,4 @@
-"""From a mix of corpora to batches: which rows, which text of a row, which view of a picture, all derived from the step."""
+"""From a mix of corpora to batches: which rows, which text of a row, which view, all derived from the step."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,7 +51,7 @@ class Strand(NamedTuple):
 
 
 def selected(table: Table, fraction: float, limit: int | None) -> NDArray[np.int64] | None:
-    """Rows that take part, or None for all: those whose key's hash lies under ``fraction``, the first ``limit`` of them.
+    """Rows that take part, None for all: those whose key's hash lies under ``fraction``, the first ``limit`` of them.
 
     By hash of the key, so that a larger fraction holds the smaller one and no order of files matters.
     """
@@ -140,7 +140,7 @@ class Mix(Dataset[Drawn]):
         return fill(strand.templates[pick % len(strand.templates)], chosen), 0
 
     def all_texts(self, limit: int = 1_000_000) -> Iterator[str]:
-        """The texts that training can draw, for a tokenizer: every prompt once, and up to ``limit`` captions a strand."""
+        """The texts that training can draw, for a tokenizer: every prompt once, up to ``limit`` captions a strand."""
         for strand in self.strands:
             if strand.kind == LABELS:
                 yield from (fill(t, n) for names in strand.names for n in names for t in strand.templates)
@@ -159,7 +159,9 @@ def label_share(strands: Sequence[Strand], wanted: float | str) -> Fraction:
     return Fraction(1, 2) if wanted == "auto" else Fraction(str(wanted))
 
 
-def order(strands: Sequence[Strand], *, labels: float | str, by: str, batch_size: int, seed: int) -> Mixture | Alternation:
+def order(
+    strands: Sequence[Strand], *, labels: float | str, by: str, batch_size: int, seed: int
+) -> Mixture | Alternation:
     """The order of a training. Within label rows, and within the others, a strand's share is weight × rows.
 
     ``by`` sample: each batch holds the share; step: that share of the steps is all labels.
@@ -167,20 +169,23 @@ def order(strands: Sequence[Strand], *, labels: float | str, by: str, batch_size
     share_of_labels = label_share(strands, labels)
     streams = [Stream(s.group_sizes, f"{seed}/{n}") for n, s in enumerate(strands)]
     sizes = [Fraction(str(s.weight)) * s.size for s in strands]
-    totals = {kind: sum(z for z, s in zip(sizes, strands, strict=True) if (s.kind == LABELS) == kind) for kind in (True, False)}
+    totals = {
+        kind: sum(z for z, s in zip(sizes, strands, strict=True) if (s.kind == LABELS) == kind)
+        for kind in (True, False)
+    }
 
-    def part(kind: bool, whole: Fraction) -> list[Fraction]:  # noqa: FBT001 - the two groups
+    def part(whole: Fraction, *, kind: bool) -> list[Fraction]:
         pairs = zip(sizes, strands, strict=True)
         return [whole * z / totals[kind] if (s.kind == LABELS) == kind else Fraction(0) for z, s in pairs]
 
     if by == "step" and 0 < share_of_labels < 1:
         one = Fraction(1)
         return Alternation(
-            Mixture(streams, part(True, one), batch_size, seed),
-            Mixture(streams, part(False, one), batch_size, seed + 1),
+            Mixture(streams, part(one, kind=True), batch_size, seed),
+            Mixture(streams, part(one, kind=False), batch_size, seed + 1),
             share_of_labels,
         )
-    both = [part(kind, whole) for kind, whole in ((True, share_of_labels), (False, 1 - share_of_labels)) if whole]
+    both = [part(whole, kind=kind) for kind, whole in ((True, share_of_labels), (False, 1 - share_of_labels)) if whole]
     return Mixture(streams, [sum(column, Fraction(0)) for column in zip(*both, strict=True)], batch_size, seed)
 
 

@@ -1,4 +1,4 @@
-"""Texts to token ids: CLIP's BPE, one fitted on the corpus, one token a class, or a file of the `tokenizers` library."""
+"""Texts to token ids: CLIP's BPE, one fitted on the corpus, one token a class, or a file of `tokenizers`."""
 
 import gzip
 import html
@@ -91,7 +91,7 @@ def clip_tokenizer(context_length: int = 77) -> TextTokenizer:
 
 
 def corpus_tokenizer(texts: Iterable[str], context_length: int) -> TextTokenizer:
-    """Byte-level BPE fitted on the texts of a mix, lower-cased: the same texts in the same order, the same tokenizer."""
+    """Byte-level BPE fitted on the texts of a mix, lower-cased: the same texts in the same order give the same ids."""
     library = Library(models.BPE())
     library.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -124,5 +124,7 @@ def load_tokenizer(path: Path, context_length: int, *, clean: bool = False) -> T
     try:
         library = Library.from_file(str(path))
     except Exception as error:  # the library raises plain Exception for a missing and for a malformed file
-        raise UniclError(f"{path}: not a tokenizer file: {error}", "give a tokenizer.json, `corpus` or `clip`") from error
+        raise UniclError(
+            f"{path}: not a tokenizer file: {error}", "give a tokenizer.json, `corpus` or `clip`"
+        ) from error
     return TextTokenizer(library, context_length, clean=clean)

@@ -1,6 +1,7 @@
 """A small convolutional tower that learns 32-pixel pictures in seconds on a CPU."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ class Cnn(nn.Module):
     def __init__(self, width: int, stages: int) -> None:
         super().__init__()
         widths = [3, *(width * 2**i for i in range(stages))]
-        self.stages = nn.ModuleList(Stage(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.stages = nn.ModuleList(Stage(a, b) for a, b in pairwise(widths))
         self.width = widths[-1]
 
     @property

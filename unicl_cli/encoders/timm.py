@@ -25,9 +25,7 @@ class TimmTower(nn.Module):
             )
         config = timm.get_pretrained_cfg(model)
         size = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
-        self.model = timm.create_model(
-            model, pretrained=pretrained, num_classes=0, drop_path_rate=drop_path, **size
-        )
+        self.model = timm.create_model(model, pretrained=pretrained, num_classes=0, drop_path_rate=drop_path, **size)
         self.width: int = self.model.num_features
         self.mean: tuple[float, ...] = self.model.pretrained_cfg["mean"]
         self.std: tuple[float, ...] = self.model.pretrained_cfg["std"]

@@ -1,0 +1,106 @@
+"""The names that plugins and scripts may import; semantic versioning covers exactly these. Importing loads no torch."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unicl_cli.build import Loaded, build_image_tower, load_model
+    from unicl_cli.contracts import (
+        NO_KEY,
+        NO_LABEL,
+        NO_TEXT,
+        Batch,
+        ClassName,
+        DatasetSource,
+        Drawn,
+        Features,
+        LogitScale,
+        Loss,
+        Metric,
+        Model,
+        Part,
+        Row,
+        Sample,
+        Sink,
+        Tokenizer,
+        Tower,
+    )
+    from unicl_cli.core.checkpoint import load_optimizer, load_weights, newest, read_facts, read_tensors, save
+    from unicl_cli.core.dist import bare, gather, rank, shard, share_of_mean, world_size
+    from unicl_cli.core.loop import Plan, Step, fit, freeze_idle
+    from unicl_cli.core.sampler import seed_of
+    from unicl_cli.core.schedule import lr_at
+    from unicl_cli.errors import UniclError
+    from unicl_cli.losses import both_ways, contrast, contrast_tiled
+    from unicl_cli.model import at_least_float32, chunked
+
+_HOME = {
+    "unicl_cli.build": ("Loaded", "build_image_tower", "load_model"),
+    "unicl_cli.contracts": (
+        *("NO_KEY", "NO_LABEL", "NO_TEXT", "Batch", "ClassName", "DatasetSource", "Drawn", "Features", "LogitScale"),
+        *("Loss", "Metric", "Model", "Part", "Row", "Sample", "Sink", "Tokenizer", "Tower"),
+    ),
+    "unicl_cli.core.checkpoint": ("load_optimizer", "load_weights", "newest", "read_facts", "read_tensors", "save"),
+    "unicl_cli.core.dist": ("bare", "gather", "rank", "shard", "share_of_mean", "world_size"),
+    "unicl_cli.core.loop": ("Plan", "Step", "fit", "freeze_idle"),
+    "unicl_cli.core.sampler": ("seed_of",),
+    "unicl_cli.core.schedule": ("lr_at",),
+    "unicl_cli.errors": ("UniclError",),
+    "unicl_cli.losses": ("both_ways", "contrast", "contrast_tiled"),
+    "unicl_cli.model": ("at_least_float32", "chunked"),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "NO_KEY",
+    "NO_LABEL",
+    "NO_TEXT",
+    "Batch",
+    "ClassName",
+    "DatasetSource",
+    "Drawn",
+    "Features",
+    "Loaded",
+    "LogitScale",
+    "Loss",
+    "Metric",
+    "Model",
+    "Part",
+    "Plan",
+    "Row",
+    "Sample",
+    "Sink",
+    "Step",
+    "Tokenizer",
+    "Tower",
+    "UniclError",
+    "at_least_float32",
+    "bare",
+    "both_ways",
+    "build_image_tower",
+    "chunked",
+    "contrast",
+    "contrast_tiled",
+    "fit",
+    "freeze_idle",
+    "gather",
+    "load_model",
+    "load_optimizer",
+    "load_weights",
+    "lr_at",
+    "newest",
+    "rank",
+    "read_facts",
+    "read_tensors",
+    "save",
+    "seed_of",
+    "shard",
+    "share_of_mean",
+    "world_size",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"unicl_cli.api has no '{name}'")
+    return getattr(import_module(_MODULE[name]), name)

@@ -1,0 +1,338 @@
+"""Recipe to objects: mix, tokenizer, Step, optimizer; a run or checkpoint to a loaded model. Knows every part."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from unicl_cli import registry
+from unicl_cli.contracts import ClassName, Part, Tokenizer
+from unicl_cli.core import checkpoint
+from unicl_cli.core.loop import Step
+from unicl_cli.core.prompts import load_templates
+from unicl_cli.core.sampler import Alternation, Mixture
+from unicl_cli.core.schedule import lr_at
+from unicl_cli.data import loader
+from unicl_cli.data.corpus import Corpus, open_corpus
+from unicl_cli.data.tokenizers import TextTokenizer, class_tokenizer, clip_tokenizer, corpus_tokenizer, load_tokenizer
+from unicl_cli.data.transforms import TrainTransform, augment
+from unicl_cli.errors import UniclError
+from unicl_cli.recipe import Recipe, TrainData, load
+
+UNDECAYED = ("pos", "pos_embed", "cls_token", "relative_position_bias_table", "logit_scale")
+RUNS = Path("runs")
+
+
+class Data(NamedTuple):
+    """The corpora of a recipe as one mix. ``templates`` are those of the first corpus with classes, for evaluation."""
+
+    mix: loader.Mix
+    order: Mixture | Alternation
+    classes: tuple[ClassName, ...]
+    templates: tuple[str, ...]
+    checksums: dict[str, str]
+
+
+class Loaded(NamedTuple):
+    """A trained model, in evaluation, on its device."""
+
+    name: str
+    step: Step
+    tokenizer: Tokenizer | None
+    image_size: int
+    classes: tuple[ClassName, ...]
+    templates: tuple[str, ...]
+    corpora: tuple[str, ...]
+
+
+def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], list[NDArray[np.int64]]]:
+    """The classes of all corpora in order, equal keys once, and for each corpus its class -> class of the union."""
+    union: dict[str, int] = {}
+    classes: list[ClassName] = []
+    maps: list[NDArray[np.int64]] = []
+    for corpus in corpora:
+        for item in corpus.classes:
+            if item.key not in union:
+                union[item.key] = len(union)
+                classes.append(item)
+        maps.append(np.array([union[item.key] for item in corpus.classes], np.int64))
+    return tuple(classes), maps
+
+
+def templates_of(corpus: Corpus, *specs: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The first given template list, else the corpus's own."""
+    return load_templates(next((spec for spec in specs if spec is not None), corpus.templates))
+
+
+def transform_of(recipe: Recipe, item: TrainData) -> TrainTransform:
+    """Augmentation of a corpus's pictures: one entry for all views, or one a view."""
+    entries = recipe.data.augment if item.augment is None else item.augment
+    if len(entries) not in (1, recipe.data.views):
+        raise UniclError(
+            f"data.augment has {len(entries)} entries for {recipe.data.views} views",
+            "give one entry, or one a view (data.views)",
+        )
+    ops = [augment(entry.name, entry.model_dump(exclude={"name"})) for entry in entries]
+    return TrainTransform(recipe.data.image_size, ops * (recipe.data.views // len(ops)), recipe.seed)
+
+
+def build_data(recipe: Recipe) -> Data:
+    """Opens every corpus of the recipe; nothing is read but manifests and, for shares of a corpus, keys."""
+    corpora = [open_corpus(item.corpus) for item in recipe.data.train]
+    classes, maps = merged_classes(corpora)
+    strands: list[loader.Strand] = []
+    for item, corpus, labels in zip(recipe.data.train, corpora, maps, strict=True):
+        if item.split not in corpus.splits:
+            raise UniclError(f"{item.corpus}: has no split '{item.split}'", f"it has {', '.join(corpus.splits)}")
+        strands += loader.strands_of(
+            corpus,
+            item.split,
+            labels=labels,
+            templates=templates_of(corpus, item.templates, recipe.data.templates),
+            transform=transform_of(recipe, item),
+            weight=item.weight,
+            fraction=1.0 if item.fraction is None else item.fraction,
+            limit=item.limit,
+        )
+    strands = wanted_kinds(strands, recipe)
+    texts = loader.Texts(recipe.data.text_for_labelled, recipe.data.class_names, recipe.seed)
+    try:
+        order = loader.order(
+            strands,
+            labels=recipe.data.mix.labels,
+            by=recipe.data.mix.by,
+            batch_size=recipe.batch.size,
+            seed=recipe.seed,
+        )
+    except ValueError as error:
+        raise UniclError(f"batch.size: {error}", "use a larger batch.size or fewer corpora") from error
+    named = [(item, corpus) for item, corpus in zip(recipe.data.train, corpora, strict=True) if corpus.classes]
+    first = named[0] if named else (recipe.data.train[0], corpora[0])
+    templates = templates_of(first[1], first[0].templates, recipe.data.templates)
+    checksums = {item.corpus: corpus.checksum for item, corpus in zip(recipe.data.train, corpora, strict=True)}
+    return Data(loader.Mix(strands, texts), order, classes, templates, checksums)
+
+
+def wanted_kinds(strands: list[loader.Strand], recipe: Recipe) -> list[loader.Strand]:
+    """Without the kinds of which the mix takes nothing; an empty mix is an error."""
+    share = recipe.data.mix.labels
+    kept = [s for s in strands if not (share == 0 and s.kind == loader.LABELS)]
+    kept = [s for s in kept if not (share == 1 and s.kind != loader.LABELS)]
+    if not kept:
+        kinds = sorted({s.kind for s in strands}) or ["nothing"]
+        raise UniclError(
+            f"data.mix.labels is {share}, but the corpora hold {' and '.join(kinds)} only",
+            "set data.mix.labels=auto, or add a corpus of the other kind",
+        )
+    return kept
+
+
+def check_learnable(recipe: Recipe, data: Data) -> None:
+    """What could never teach anything is refused: one class and nothing else, no texts for a text loss."""
+    labelled = {int(c) for s in data.mix.strands if s.kind == loader.LABELS for c in s.labels}
+    if len(labelled) == 1 and all(s.kind == loader.LABELS for s in data.mix.strands):
+        raise UniclError(
+            "the corpora have one class and nothing else: there is nothing to tell apart",
+            "add a second class, or captions: unicl prepare --labels … --captions …",
+        )
+    if recipe.model.part.options.get("text") is not None and any(s.kind == "images" for s in data.mix.strands):
+        raise UniclError(
+            "a corpus holds pictures without label or text, and the model has a text tower",
+            "set model.text=null and a loss without texts, or prepare the pictures with labels or captions",
+        )
+
+
+def total_steps(recipe: Recipe, data: Data) -> int:
+    """Updates of the whole run; an epoch is the pass in which the strand that lasts longest is seen once."""
+    if recipe.steps is not None:
+        return recipe.steps
+    if recipe.samples is not None:
+        return math.ceil(recipe.samples / recipe.batch.size)
+    order = data.order
+    parts = (order.first, order.second) if isinstance(order, Alternation) else (order,)
+    turns = (order.part, 1 - order.part) if isinstance(order, Alternation) else (1,)
+    passes = [
+        stream.rows / (share * turn * order.batch_size)
+        for mixture, turn in zip(parts, turns, strict=True)
+        for stream, share in zip(mixture.streams, mixture.shares, strict=True)
+        if share
+    ]
+    return math.ceil((recipe.epochs or 1) * max(passes))
+
+
+def build_tokenizer(recipe: Recipe, data: Data) -> TextTokenizer:
+    """``corpus`` (fitted on the mix), ``clip``, ``classes`` or a file."""
+    name = recipe.model.tokenizer or "corpus"
+    length = recipe.model.context_length or (77 if name == "clip" else 32)
+    if name == "corpus":
+        return corpus_tokenizer(data.mix.all_texts(), length)
+    if name == "clip":
+        return clip_tokenizer(length)
+    if name == "classes":
+        return class_tokenizer([item.names[0] for item in data.classes])
+    return load_tokenizer(Path(name), length)
+
+
+def build_step(
+    recipe: Recipe, tokenizer: Callable[[], TextTokenizer], classes: tuple[ClassName, ...], chunks: int
+) -> tuple[Step, Tokenizer | None]:
+    """Model and loss with the recipe's seed, and the text tower's tokenizer: the recipe's, else the tower's own."""
+    torch.manual_seed(recipe.seed)
+    options = recipe.model.part.options
+
+    def encoder(part: Part) -> nn.Module:
+        tower = cast("nn.Module", registry.make("encoders", part, context))
+        if part.freeze:
+            tower.requires_grad_(requires_grad=False)
+        cast("Any", tower).lr_scale = part.lr_scale
+        return tower
+
+    context: dict[str, Callable[[], Any]] = {
+        "encoder": lambda: encoder,
+        "chunks": lambda: chunks,
+        "classes": lambda: classes,
+        "num_classes": lambda: len(classes),
+        "embed_dim": lambda: options.get("embed_dim"),
+        "image_size": lambda: recipe.data.image_size,
+        "vocab_size": lambda: tokenizer().vocab_size,
+        "context_length": lambda: tokenizer().context_length,
+        "eot_id": lambda: tokenizer().eot_id,
+        "pad_id": lambda: tokenizer().pad_id,
+        "image_width": lambda: model.image_width,
+    }
+    model = cast("Any", registry.make("encoders", recipe.model.part, context))
+    loss = cast("nn.Module", registry.make("losses", recipe.loss, context))
+    if getattr(model, "text", model) is None:
+        return Step(model, loss), None
+    own = next((m.tokenizer for m in model.modules() if hasattr(m, "tokenizer")), None)
+    return Step(model, loss), own if own is not None and recipe.model.tokenizer is None else tokenizer()
+
+
+def no_decay(name: str, parameter: nn.Parameter, embeddings: set[int]) -> bool:
+    """Gains, biases, scales, embeddings and positions keep their size (`method.md`'s list is CLIP's and Swin's)."""
+    return parameter.ndim < 2 or id(parameter) in embeddings or name.rsplit(".", 1)[-1] in UNDECAYED
+
+
+def build_optimizer(recipe: Recipe, step: nn.Module) -> torch.optim.Optimizer:
+    """Groups by weight decay and by the towers' ``lr_scale``; parameters that are frozen take no part."""
+    tables = (nn.Embedding, nn.EmbeddingBag)
+    embeddings = {id(m.weight) for m in step.modules() if isinstance(m, tables)}
+    scales = {id(p): float(m.lr_scale) for m in step.modules() if hasattr(m, "lr_scale") for p in m.parameters()}
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in step.named_parameters():
+        if parameter.requires_grad:
+            key = (no_decay(name, parameter, embeddings), scales.get(id(parameter), 1.0))
+            groups.setdefault(key, []).append(parameter)
+    optim = recipe.optim
+    listed: list[dict[str, Any]] = [
+        {"params": parameters, "weight_decay": 0.0 if bare else optim.weight_decay, "lr_scale": scale}
+        for (bare, scale), parameters in groups.items()
+    ]
+    if not listed:
+        raise UniclError("no parameter is left to train", "set freeze: false on a tower")
+    if optim.name == "adamw":
+        return torch.optim.AdamW(listed, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+    if optim.name == "sgd":
+        return torch.optim.SGD(listed, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov)
+    from timm.optim.lars import Lars
+
+    return Lars(
+        cast("Any", listed), lr=optim.lr, momentum=optim.momentum, trust_coeff=0.001, eps=0.0, always_adapt=True
+    )
+
+
+def rate(recipe: Recipe, steps: int) -> Callable[[int], float]:
+    """The learning rate as a function of the update's number."""
+    warmup = recipe.schedule.warmup
+    warmup_steps = round(warmup * steps) if warmup < 1 else int(warmup)
+    schedule = recipe.schedule
+    return partial(
+        lr_at, name=schedule.name, peak=recipe.optim.lr, warmup=warmup_steps, steps=steps, floor=schedule.floor
+    )
+
+
+def worker_count(recipe: Recipe, device: torch.device, local_world: int) -> int:
+    """``auto``: none on a CPU, where decoding and training share the cores anyway; else the cores of a process, ≤ 8."""
+    if recipe.data.workers != "auto":
+        return recipe.data.workers
+    return 0 if device.type == "cpu" else min(8, (os.cpu_count() or 1) // local_world)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    return (folder / checkpoint.TRAINER).is_file()
+
+
+def last_run() -> str | None:
+    """The run in ``runs/`` that finished last."""
+    done = [path.parent for path in RUNS.glob("*/meta.json")]
+    return str(max(done, key=lambda run: (run / "meta.json").stat().st_mtime)) if done else None
+
+
+def find_model(model: str | None) -> tuple[Path, Path]:
+    """(run directory, folder with the weights) of a run or checkpoint directory; default: UNICL_MODEL, the last run."""
+    name = model or os.environ.get("UNICL_MODEL") or last_run()
+    if name is None:
+        raise UniclError(
+            "no model: there is no finished run in runs/", "train one (unicl train RECIPE), or give --model RUN"
+        )
+    folder = Path(name)
+    if not folder.is_dir():
+        raise UniclError(f"--model {name}: no such run or checkpoint directory", "see `ls runs`")
+    if is_checkpoint(folder):
+        return folder.resolve().parent.parent, folder
+    if not (folder / "resolved.yaml").is_file():
+        raise UniclError(
+            f"{name}: is neither a run nor a checkpoint directory", "give a directory that unicl train wrote"
+        )
+    if (folder / "meta.json").is_file():
+        return folder, folder
+    newest = checkpoint.newest(folder / "checkpoints")
+    if newest is None:
+        raise UniclError(f"{name}: has no whole checkpoint yet", "wait for the first, or train again")
+    return folder, newest
+
+
+def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_weights: bool = False) -> Loaded:
+    """A run, finished or not, or one of its checkpoints. Weights that do not fit exactly are refused.
+
+    The moving average of the weights is taken where there is one, unless ``raw_weights``.
+    """
+    run, folder = find_model(model)
+    recipe = load(str(run / "resolved.yaml"))
+    names = json.loads((run / "classes.json").read_text(encoding="utf-8"))
+    classes = tuple(ClassName(item["key"], tuple(item["names"])) for item in names["classes"])
+
+    @cache
+    def tokenizer() -> TextTokenizer:
+        clean = recipe.model.tokenizer == "clip"
+        return load_tokenizer(run / "tokenizer.json", names["context_length"], clean=clean)
+
+    step, own = build_step(recipe, tokenizer, classes, chunks=1)
+    averaged = (folder / checkpoint.EMA).is_file() and not raw_weights
+    weights = folder / (checkpoint.EMA if averaged else checkpoint.MODEL)
+    checkpoint.load_weights(step, checkpoint.read_tensors(weights), str(weights))
+    step.eval().to(device)
+    corpora = tuple(dict.fromkeys(item.corpus for item in recipe.data.train))
+    return Loaded(str(run), step, own, recipe.data.image_size, classes, tuple(names["templates"]), corpora)
+
+
+def build_image_tower(part: Part | str, image_size: int) -> nn.Module:
+    """An image tower alone, by its name and options, for models that bring their own rest."""
+    bound = registry.bind("encoders", part)
+    return cast("nn.Module", registry.make("encoders", bound, {"image_size": lambda: image_size}))
+
+
+def load_init(step: Step, model: str) -> None:
+    """Starts the model (not the loss) from a run or checkpoint of the same towers."""
+    _, folder = find_model(model)
+    tensors = checkpoint.read_tensors(folder / checkpoint.MODEL)
+    own: Iterable[str] = (name for name in tensors if name.startswith("model."))
+    checkpoint.load_weights(step.model, {name.removeprefix("model."): tensors[name] for name in own}, model)

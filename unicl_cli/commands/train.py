@@ -1,0 +1,53 @@
+"""`unicl train RECIPE`: train, or continue."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or a built-in name (unicl recipes ls).")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, as optim.lr=1e-3.")
+    ] = None,
+    devices: Annotated[str, typer.Option(help="auto, a number of GPUs, or cpu:N for N processes.")] = "auto",
+    run_dir: Annotated[str | None, typer.Option(help="Where to write; default runs/NAME-HASH.")] = None,
+    resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint directory.")] = "auto",
+    init: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A run or checkpoint to start the weights from.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run: steps, samples, parameters.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Train from a recipe; the same command continues after any interruption."""
+    from unicl_cli.core.launch import is_peer, launched, recorded, was_stopped
+    from unicl_cli.recipe import check_corpora, load, run_path
+
+    changes = list(overrides or [])
+    changes += [f"{key}={value}" for key, value in (("model.init", init), ("run_dir", run_dir)) if value is not None]
+    checked = load(recipe, changes)
+    check_corpora(checked)
+    run = run_path(checked)
+    if dry_run:
+        from unicl_cli.jobs.dry_run import dry_run as describe
+
+        describe(checked, run, devices, as_json=json_)
+        return
+    code = launched(devices, sys.argv[1:], run / "logs")
+    if code is not None:
+        raise typer.Exit(75 if was_stopped(run, code) else code)
+
+    def work() -> None:
+        from unicl_cli.jobs.train import Request, train
+
+        train(checked, run, Request(devices, resume, quiet), source=recipe, overrides=changes)
+
+    recorded(work)
+    if not is_peer():
+        typer.echo(json.dumps({"schema": "unicl/train/1", "run": str(run)}) if json_ else run)
