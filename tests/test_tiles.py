@@ -24,6 +24,10 @@ def unit(rows: int, seed: int, width: int = 4, dtype: torch.dtype = torch.float6
     return F.normalize(x, dim=-1).to(dtype).requires_grad_()
 
 
+def number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, requires_grad=True)
+
+
 def distance(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> float:
     return max((x - y).abs().max().item() for x, y in zip(a, b, strict=True))
 
@@ -41,7 +45,7 @@ def dense_both_ways(u: Tensor, v: Tensor, keys: Tensor, scale: Tensor, terms: tu
 @settings(deadline=None, max_examples=50)
 @given(q_keys=KEYS, k_keys=KEYS, tile=TILES, excluded=st.booleans(), scale=st.floats(0.5, 100), seed=st.integers(0, 99))
 def test_rows_equal_the_dense_rows_for_any_keys_tile_and_exclusion(q_keys, k_keys, tile, excluded, scale, seed):
-    q, k, s = unit(len(q_keys), seed), unit(len(k_keys), seed + 1), torch.tensor(scale).double().requires_grad_()
+    q, k, s = unit(len(q_keys), seed), unit(len(k_keys), seed + 1), number(scale)
     rows, columns = torch.tensor(q_keys), torch.tensor(k_keys)
     draw = torch.Generator().manual_seed(seed)
     ids = tuple(torch.randint(0, 5, (n,), generator=draw) for n in (len(q), len(k))) if excluded else None
@@ -61,7 +65,7 @@ def test_rows_equal_the_dense_rows_for_any_keys_tile_and_exclusion(q_keys, k_key
     seed=st.integers(0, 99),
 )
 def test_both_directions_equal_two_dense_ones_for_any_keys_tile_and_terms(keys, tile, terms, scale, seed):
-    u, v, s = unit(len(keys), seed), unit(len(keys), seed + 1), torch.tensor(scale).double().requires_grad_()
+    u, v, s = unit(len(keys), seed), unit(len(keys), seed + 1), number(scale)
     dense = dense_both_ways(u, v, torch.tensor(keys), s, terms)
     fused = both_ways(u, v, torch.tensor(keys), s, terms=terms, tile=tile)
     grads = [torch.autograd.grad(3 * out["loss"], (u, v, s)) for out in (dense, fused)]
@@ -71,7 +75,7 @@ def test_both_directions_equal_two_dense_ones_for_any_keys_tile_and_terms(keys, 
 
 @pytest.mark.parametrize("tile", [1, 3, 64])
 def test_gradcheck_of_rows_with_exclusion_and_of_both_directions(tile):
-    q, k, s = unit(5, 0), unit(7, 1), torch.tensor(3.0).double().requires_grad_()
+    q, k, s = unit(5, 0), unit(7, 1), number(3.0)
     keys, others, ids = torch.tensor([0, 1, 1, NO_KEY, 8]), torch.tensor([1, 0, 1, NO_KEY, 0, 2, 1]), torch.arange(7)
     assert torch.autograd.gradcheck(
         lambda q, k, s: contrast_tiled(q, k, keys, others, s, (ids[:5], ids), tile=tile), (q, k, s)
@@ -103,7 +107,7 @@ def test_rows_far_below_their_neighbours_lose_nothing():
 
 @pytest.mark.parametrize("keys", [[NO_KEY] * 4, [NO_KEY, 3, NO_KEY, NO_KEY]])
 def test_nothing_to_compare_is_zero_with_a_zero_gradient(keys):
-    u, v, s = unit(4, 0), unit(4, 1), torch.tensor(5.0).double().requires_grad_()
+    u, v, s = unit(4, 0), unit(4, 1), number(5.0)
     for loss in (
         both_ways(u, v, torch.tensor(keys), s)["loss"],
         contrast_tiled(u, v, torch.tensor(keys), torch.tensor(keys), s).sum(),
