@@ -42,7 +42,7 @@ def problems_of(
     """pydantic's errors, one a place, in a recipe's words; ``schema`` is the JSON schema of what ``raw`` should be."""
     faults: dict[Loc, list[Any]] = {}
     for fault in error.errors(include_url=False):
-        if fault["type"] == "too_short" and len(fault["input"]) >= fault["ctx"]["min_length"]:
+        if fault["type"] == "too_short" and len(fault["input"]) >= fault.get("ctx", {}).get("min_length", 0):
             continue  # its entries are wrong, and have their own lines
         faults.setdefault(_within(raw, fault), []).append(fault)
     return [Problem((*loc, *at), _message(at, of, schema, siblings)) for at, of in faults.items()]
