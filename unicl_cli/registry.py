@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import sys
 import types
 import typing
@@ -338,25 +339,13 @@ def _validated(
         return {name: raw[name] for name in options.nested if name in raw}  # their problems are wanted as well
 
 
-def bind_query(kind: str, name: str, query: str, **given: Any) -> Part:
-    """A part whose options come as text, `classes=0-6&limit=600`, each read as a recipe's scalar; ``given`` are more.
+def read_options(kind: str, name: str, texts: Mapping[str, str]) -> dict[str, Any]:
+    """Options that come as text (`digits?classes=0-6&limit=600`), each read as a recipe's scalar, for `bind` to check.
 
-    Where the factory wants text, it gets the text as written (`07`). `%26` stands for an `&` inside a value.
+    Where the factory wants text, it gets the text as written (`07`).
     """
-    from urllib.parse import unquote
-
     hints = _hints(get(kind, name))
-    for pair in filter(None, query.split("&")):
-        key, equals, text = pair.partition("=")
-        if not equals or key in given:
-            fault = f"'{key}' is given twice" if equals else f"'{pair}' has no value"
-            raise UniclError(f"{KINDS[kind]} '{name}': {fault}", "options are key=value&key=value")
-        given[key] = _read_option(unquote(text), hints.get(key, str), f"{name}?{key}")
-    try:
-        return bind(kind, {"name": name, **given})
-    except PartError as error:
-        hint = f"options are {', '.join(hints)}" if hints else "it takes no options"
-        raise UniclError(f"{KINDS[kind]} '{name}': {error.message}", hint) from error
+    return {key: _read_option(text, hints.get(key, str), f"{name}?{key}") for key, text in texts.items()}
 
 
 def _read_option(text: str, hint: Any, place: str) -> Any:
@@ -385,8 +374,7 @@ def arguments(kind: str, name: str) -> dict[str, tuple[str, Any]]:
     """Each option of a factory: its type as text, and its default or `inspect.Parameter.empty`."""
     factory = get(kind, name)
     parameters = inspect.signature(factory).parameters
-    written = factory.__annotations__
     return {
-        option: (inspect.formatannotation(written.get(option, Any)), parameters[option].default)
-        for option in _hints(factory)
+        option: (re.sub(r"\b[a-z_.]+\.", "", inspect.formatannotation(hint)), parameters[option].default)
+        for option, hint in _hints(factory).items()
     }
