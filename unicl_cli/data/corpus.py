@@ -1,0 +1,225 @@
+"""A prepared corpus on disk: its manifest, and tables of its rows for training and evaluation."""
+
+import hashlib
+import json
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from unicl_cli.contracts import ClassName, Sample
+from unicl_cli.errors import UniclError
+
+MANIFEST = "manifest.json"
+PLAN = "plan.json"
+SCHEMA_VERSION = 1
+CACHE_BYTES = 512_000_000
+"""Decoded row groups kept by a process for each table: a window of 64 groups of 8 MB."""
+_COLUMNS = ["image", "texts", "label", "source", "key", "text_hash"]
+
+
+class _Group(NamedTuple):
+    """A decoded row group: pictures stay in Arrow's memory until one is asked for."""
+
+    images: pa.Array
+    texts: list[list[str]]
+    labels: list[int]
+    sources: list[str]
+    keys: list[str]
+    hashes: list[list[int]]
+    size: int
+
+
+class Table:
+    """Rows of one split and kind, numbered through its shards; opens files when first read, in each process anew."""
+
+    def __init__(self, shards: Sequence[Path], row_groups: Sequence[Sequence[int]]) -> None:
+        self.shards = tuple(shards)
+        self._row_groups = tuple(tuple(groups) for groups in row_groups)
+        self._start()
+
+    def _start(self) -> None:
+        sizes = [size for groups in self._row_groups for size in groups]
+        self.group_sizes: NDArray[np.int64] = np.array(sizes, np.int64)
+        self._ends = np.cumsum(self.group_sizes)
+        self._places = [(shard, group) for shard, of in enumerate(self._row_groups) for group in range(len(of))]
+        self._files: dict[int, pq.ParquetFile] = {}
+        self._cache: OrderedDict[int, _Group] = OrderedDict()
+        self._cached = 0
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"shards": self.shards, "_row_groups": self._row_groups}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def read(self, row: int) -> Sample:
+        """One row; IndexError outside [0, len)."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} is outside a table of {len(self)}")
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        at = row - int(self._ends[number] - self.group_sizes[number])
+        group = self._group(number)
+        return Sample(
+            group.images[at].as_py(),
+            tuple(group.texts[at]),
+            group.labels[at],
+            group.sources[at],
+            group.keys[at],
+            tuple(group.hashes[at]),
+        )
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One whole column ("label", "key", "texts", …) in row order; nothing else is read."""
+        columns = [pq.read_table(shard, columns=[name], memory_map=True).column(name) for shard in self.shards]
+        return pa.chunked_array([chunk for column in columns for chunk in column.chunks], _type_of(columns))
+
+    def _group(self, number: int) -> _Group:
+        if number in self._cache:
+            self._cache.move_to_end(number)
+            return self._cache[number]
+        group = self._decoded(number)
+        self._cache[number] = group
+        self._cached += group.size
+        while self._cached > CACHE_BYTES and len(self._cache) > 1:
+            self._cached -= self._cache.popitem(last=False)[1].size
+        return group
+
+    def _decoded(self, number: int) -> _Group:
+        shard, group = self._places[number]
+        if shard not in self._files:
+            self._files[shard] = pq.ParquetFile(self.shards[shard], memory_map=True)
+        try:
+            table = self._files[shard].read_row_group(group, columns=_COLUMNS, use_threads=False).combine_chunks()
+        except (pa.ArrowException, OSError) as error:
+            raise UniclError(f"{self.shards[shard]}: damaged: {error}", "prepare the corpus again") from error
+        lists = [table.column(name).to_pylist() for name in _COLUMNS[1:]]
+        return _Group(pc_field(table.column("image"), "bytes"), *lists, size=table.nbytes)
+
+
+class Corpus:
+    """An opened manifest; see ``open_corpus``."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any], checksum: str) -> None:
+        self.path, self.manifest, self.checksum = path, manifest, checksum
+        self.name: str = manifest["name"]
+        self.classes = tuple(ClassName(c["key"], tuple(c["names"])) for c in manifest["classes"])
+        templates = manifest["templates"]
+        self.templates: tuple[str, ...] | str = templates if isinstance(templates, str) else tuple(templates)
+
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        """Splits that hold rows: train, val, test, then others by name."""
+        met = {shard["split"] for shard in self.manifest["shards"]}
+        usual = [split for split in ("train", "val", "test") if split in met]
+        return (*usual, *sorted(met - set(usual)))
+
+    def kinds(self, split: str) -> tuple[str, ...]:
+        """Kinds of the split's shards: of labels, captions, images."""
+        met = {shard["kind"] for shard in self.manifest["shards"] if shard["split"] == split}
+        return tuple(kind for kind in ("labels", "captions", "images") if kind in met)
+
+    def table(self, split: str, kind: str) -> Table:
+        """All rows of a split and kind, in the order of the manifest. UniclError if there are none."""
+        shards = [s for s in self.manifest["shards"] if s["split"] == split and s["kind"] == kind]
+        if not shards:
+            have = ", ".join(f"{s} ({' + '.join(self.kinds(s))})" for s in self.splits)
+            raise UniclError(f"{self.path}: no rows of kind '{kind}' in split '{split}'", f"it has {have}")
+        return Table([self.path / s["file"] for s in shards], [s["row_groups"] for s in shards])
+
+
+def open_corpus(path: str | Path) -> Corpus:
+    """The corpus in a directory. UniclError if it is missing or unfinished, or if a shard has another size."""
+    folder = Path(path)
+    file = folder / MANIFEST
+    if not file.is_file():
+        if (folder / PLAN).is_file():
+            raise UniclError(f"{folder}: this corpus is unfinished", "run the same `unicl prepare` command again")
+        raise UniclError(f"{folder}: no corpus here", f"make one: unicl prepare --labels SRC -o {folder}")
+    data = file.read_bytes()
+    try:
+        manifest = json.loads(data)
+    except ValueError as error:
+        raise UniclError(f"{file}: damaged: {error}", "run the same `unicl prepare` command again") from error
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise UniclError(
+            f"{file}: corpus format {manifest.get('schema_version')}, this unicl reads {SCHEMA_VERSION}",
+            "prepare it again with this version",
+        )
+    for shard in manifest["shards"]:
+        if problem := damage(folder, shard):
+            raise UniclError(problem, "run the same `unicl prepare` command again: it redoes this shard only")
+    return Corpus(folder, manifest, hashlib.sha256(data).hexdigest())
+
+
+def damage(folder: Path, shard: dict[str, Any]) -> str | None:
+    """What is wrong with a shard that a marker or manifest describes, by its size; None if nothing is."""
+    file = folder / shard["file"]
+    try:
+        size = file.stat().st_size
+    except FileNotFoundError:
+        return f"{file}: shard is missing"
+    return None if size == shard["bytes"] else f"{file}: shard has {size} bytes instead of {shard['bytes']}"
+
+
+def fold_manifest(
+    name: str, plan: dict[str, Any], classes: Sequence[ClassName], markers: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The manifest from the plan and the markers in unit order, so that it can be rebuilt at any time."""
+    rejected: Counter[str] = Counter()
+    counts: dict[str, list[int]] = {}
+    for marker in markers:
+        rejected.update(marker["rejected"])
+        if marker["labels"]:
+            of_split = counts.setdefault(marker["split"], [0] * len(classes))
+            for label, count in marker["labels"].items():
+                of_split[int(label)] += count
+    shards = [marker for marker in markers if marker["rows"]]
+    described = ("file", "split", "source", "kind", "rows", "bytes", "sha256", "row_groups")
+    identity = {field: value for field, value in plan.items() if field not in ("units", "versions")}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "license": None,
+        "sources": [
+            {"name": s["name"], "kinds": [s["kind"]], "path": s["src"], "sha256": s["fingerprint"]}
+            for s in plan["sources"]
+        ],
+        "created_by": plan["versions"],
+        "plan_sha256": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        "rows": sum(m["rows"] for m in shards),
+        "rows_labelled": sum(sum(m["labels"].values()) for m in shards),
+        "rows_captioned": sum(m["captioned"] for m in shards),
+        "rejected": dict(sorted(rejected.items())),
+        "bytes": sum(m["bytes"] for m in shards),
+        "shards": [{field: marker[field] for field in described} for marker in shards],
+        "classes": [
+            {"id": number, "key": c.key, "names": list(c.names), "prompt_name": c.names[0]}
+            for number, c in enumerate(classes)
+        ],
+        "class_counts": counts,
+        "templates": plan["templates"],
+        "image": {"policy": "original" if plan["size"] is None else "short side", "size": plan["size"], "quality": 90},
+        "permuted_seed": plan["seed"],
+    }
+
+
+def pc_field(column: pa.ChunkedArray, name: str) -> pa.Array:
+    """A field of a column of structs as one array."""
+    array = column.combine_chunks()
+    whole = array if isinstance(array, pa.StructArray) else pa.concat_arrays(column.chunks)
+    return whole.field(name)
+
+
+def _type_of(columns: Sequence[pa.ChunkedArray]) -> pa.DataType | None:
+    return columns[0].type if columns else None

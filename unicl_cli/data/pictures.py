@@ -1,0 +1,159 @@
+"""Encoded pictures in, RGB pixels out: the one place where an image file is opened, judged and shrunk."""
+
+import io
+import struct
+from typing import NamedTuple
+
+from PIL import Image, ImageCms, ImageOps
+
+MAX_PIXELS = 64_000_000
+"""Refused from the header alone above this: 192 MB as RGB."""
+QUALITY = 90
+SUFFIXES = frozenset(
+    ("jpg", "jpeg", "jpe", "jfif", "png", "gif", "webp", "bmp", "dib", "tif", "tiff", "avif", "ppm", "pgm", "pbm")
+    + ("pnm", "jp2", "tga", "ico", "heic", "heif", "svg")
+)
+_ANIMATED = frozenset(("GIF", "WEBP", "PNG", "AVIF"))
+_HEIF_BRANDS = frozenset((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"))
+
+
+class PictureError(ValueError):
+    """A picture that cannot be used; ``reason``: empty, not_image, unsupported_format, bomb, truncated or broken."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+class Examined(NamedTuple):
+    """What a corpus stores of a picture: ``width, height`` after orientation and shrinking, ``phash`` signed 64 bits."""
+
+    data: bytes
+    width: int
+    height: int
+    phash: int
+    animated: bool
+
+
+def decode(data: bytes) -> Image.Image:
+    """RGB, EXIF orientation applied, alpha on white, 16 bits scaled to 8, first frame only; raises PictureError."""
+    image = _open(data)
+    return _finish(image)
+
+
+def examine(data: bytes, size: int | None) -> Examined:
+    """Decode once; keep ``data`` itself unless the short side is above ``size`` pixels. Raises PictureError."""
+    image = _open(data)
+    animated = image.format in _ANIMATED and bool(getattr(image, "is_animated", False))
+    if size and min(image.size) > size:
+        image.draft("RGB", (size, size))  # libjpeg then decodes at 1/2, 1/4 or 1/8, never below the size
+    pixels = _finish(image)
+    if size and min(pixels.size) > size:
+        pixels = _shrunk(pixels, size)
+        data = _jpeg(pixels)
+    return Examined(data, pixels.width, pixels.height, difference_hash(pixels), animated)
+
+
+def difference_hash(image: Image.Image) -> int:
+    """64 bits, signed: is each of 8 x 8 cells darker than its right neighbour? Near pictures differ in few bits."""
+    cells = image.convert("L").resize((9, 8), Image.Resampling.BOX).tobytes()
+    bits = [cells[row * 9 + column] < cells[row * 9 + column + 1] for row in range(8) for column in range(8)]
+    value = int("".join("1" if bit else "0" for bit in bits), 2)
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise PictureError("empty")
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise PictureError("bomb", str(error)) from error
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, MemoryError, ...
+        raise PictureError(_unopened(data), _line(error)) from error
+    if image.width * image.height > MAX_PIXELS:
+        raise PictureError("bomb", f"{image.width} x {image.height} pixels")
+    return image
+
+
+def _unopened(data: bytes) -> str:
+    head = data[:1024].lstrip().lower()
+    if b"<svg" in head or (data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS):
+        return "unsupported_format"
+    return "not_image"
+
+
+def _finish(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+    except Exception as error:
+        text = _line(error)
+        cut = isinstance(error, EOFError | struct.error) or "truncat" in text.lower()
+        raise PictureError("truncated" if cut else "broken", text) from error
+    try:
+        return _rgb(_upright(image))
+    except Exception as error:
+        raise PictureError("broken", _line(error)) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a corrupt EXIF block is never fatal: the pixels are there  # noqa: BLE001
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _eight_bits(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    if image.mode in ("CMYK", "LAB"):
+        return _from_profile(image)
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    import numpy as np
+
+    values = np.asarray(image, np.float64)
+    if image.mode.startswith("I;16") or values.max(initial=0) > 255:
+        values = values / 256  # plain convert("L") clips instead
+    elif image.mode == "F" and values.max(initial=0) <= 1:
+        values = values * 255
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def _from_profile(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            turned = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            turned = None  # a corrupt profile is never fatal
+        if turned is not None:
+            return turned
+    return image.convert("RGB")
+
+
+def _shrunk(image: Image.Image, size: int) -> Image.Image:
+    short = min(image.size)
+    width, height = (max(1, round(side * size / short)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=QUALITY, subsampling="4:2:0")
+    return out.getvalue()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,0 +1,309 @@
+"""One unit of `prepare`: rows of a source in, one Parquet shard and its marker out, both or neither."""
+
+import hashlib
+import json
+import os
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unicl_cli.contracts import NO_LABEL, DatasetSource, Row
+from unicl_cli.data import text
+from unicl_cli.data.pictures import PictureError, examine
+
+THREADS = 4
+CHUNK = 64
+"""Rows that are read and decoded before the next look at the stop flag: bounds memory."""
+HF_FEATURES = {
+    "key": {"dtype": "string", "_type": "Value"},
+    "image": {"_type": "Image"},
+    "texts": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"},
+    "text_hash": {"feature": {"dtype": "int64", "_type": "Value"}, "_type": "List"},
+    "label": {"dtype": "int32", "_type": "Value"},
+    "source": {"dtype": "string", "_type": "Value"},
+    "width": {"dtype": "int32", "_type": "Value"},
+    "height": {"dtype": "int32", "_type": "Value"},
+    "sha256": {"dtype": "binary", "_type": "Value"},
+    "phash": {"dtype": "int64", "_type": "Value"},
+    "url": {"dtype": "string", "_type": "Value"},
+}
+"""What makes `datasets.load_dataset` show pictures instead of structs."""
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("texts", pa.list_(pa.string())),
+        ("text_hash", pa.list_(pa.int64())),
+        ("label", pa.int32()),
+        ("source", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("sha256", pa.binary(32)),
+        ("phash", pa.int64()),
+        ("url", pa.string()),
+    ],
+    metadata={"huggingface": json.dumps({"info": {"features": HF_FEATURES}})},
+)
+
+
+class Unit(NamedTuple):
+    """A shard to be: ``count`` rows from ``first`` on of a permuted split; ``name`` is its file without the suffix."""
+
+    name: str
+    split: str
+    source: str
+    kind: str
+    first: int
+    count: int
+    group_rows: int
+
+    @property
+    def shard(self) -> str:
+        return f"data/{self.split}/{self.name}.parquet"
+
+    @property
+    def marker(self) -> str:
+        return f"parts/{self.split}.{self.name}.json"
+
+    @property
+    def rejects(self) -> str:
+        return f"rejects/{self.split}.{self.name}.jsonl"
+
+
+class Work(NamedTuple):
+    """A unit with what a worker needs to do it: ``src`` rebuilds the source, ``size`` bounds short sides."""
+
+    unit: Unit
+    out: Path
+    src: str
+    rows: list[Row]
+    size: int | None
+    raw_text: bool
+
+
+class Rejected(NamedTuple):
+    """A row that is left out, and why."""
+
+    key: str
+    ref: str
+    reason: str
+    detail: str
+
+
+class Prepared(NamedTuple):
+    """A row as it is stored, and what the closing table says of it."""
+
+    record: dict[str, Any]
+    animated: bool
+    texts_dropped: int
+
+
+def write_unit(
+    work: Work, source: DatasetSource, tick: Callable[[int], None], stopped: Callable[[], bool]
+) -> dict[str, Any] | None:
+    """Write shard, rejects and last the marker, which is returned; None if stopped (then nothing is left behind).
+
+    The same work gives the same bytes. ``tick`` is told how many rows were done.
+    """
+    unit, tally = work.unit, Tally()
+    shard = work.out / unit.shard
+    temporary = _temporary(shard)
+    try:
+        with temporary.open("wb") as file:
+            if not _write_groups(file, _results(work, source, tick, stopped), unit.group_rows, tally):
+                return None
+            _sync(file)
+        if tally.rows:
+            with temporary.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            size = temporary.stat().st_size
+            temporary.replace(shard)
+            sync_folder(shard.parent)
+        else:
+            sha256, size = None, 0
+    finally:
+        temporary.unlink(missing_ok=True)
+    lines = "".join(json.dumps(r._asdict(), ensure_ascii=False) + "\n" for r in tally.rejects)
+    if lines:
+        commit(work.out / unit.rejects, lines.encode("utf-8", "replace"))
+    named = {"file": unit.shard, "split": unit.split, "source": unit.source, "kind": unit.kind}
+    marker = {**named, "bytes": size, "sha256": sha256, **tally.facts()}
+    commit(work.out / unit.marker, json_bytes(marker))
+    return marker
+
+
+class Tally:
+    """Counts over the rows of a unit."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.row_groups: list[int] = []
+        self.rejects: list[Rejected] = []
+        self.labels: Counter[int] = Counter()
+        self.counts: Counter[str] = Counter()
+        self.short_sides: list[int] = []
+        self.payload = 0
+        self.payload_at_256 = 0
+
+    def add(self, row: Prepared) -> None:
+        record = row.record
+        self.rows += 1
+        self.labels[record["label"]] += 1
+        self.counts["captioned"] += bool(record["texts"])
+        self.counts["texts"] += len(record["texts"])
+        self.counts["texts_dropped"] += row.texts_dropped
+        self.counts["animated"] += row.animated
+        short = min(record["width"], record["height"])
+        self.short_sides.append(short)
+        size = len(record["image"]["bytes"])
+        self.payload += size
+        self.payload_at_256 += int(size * min(1, 256 / short) ** 2)
+
+    def facts(self) -> dict[str, Any]:
+        reasons = Counter(r.reason for r in self.rejects)
+        return {
+            "rows": self.rows,
+            "row_groups": self.row_groups,
+            "labels": {str(label): n for label, n in sorted(self.labels.items()) if label != NO_LABEL},
+            **{name: self.counts[name] for name in ("captioned", "texts", "texts_dropped", "animated")},
+            "short_side": [min(self.short_sides, default=0), max(self.short_sides, default=0)],
+            "payload": self.payload,
+            "payload_at_256": self.payload_at_256,
+            "rejected": dict(sorted(reasons.items())),
+        }
+
+
+def commit(path: Path, data: bytes) -> None:
+    """Write all of ``data`` at ``path`` or leave what was there; on disk when it returns."""
+    temporary = _temporary(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            _sync(file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """One document with a final newline, keys as given."""
+    return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "replace")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` survive a power cut (POSIX)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _temporary(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _results(
+    work: Work, source: DatasetSource, tick: Callable[[int], None], stopped: Callable[[], bool]
+) -> Iterator[Prepared | Rejected | None]:
+    """Every row's result in the order of the rows; ends with None when stopped."""
+    one = partial(prepare_row, source=source, unit=work.unit, size=work.size, raw_text=work.raw_text)
+    with ThreadPoolExecutor(THREADS) as threads:
+        for start in range(0, len(work.rows), CHUNK):
+            if stopped():
+                yield None
+                return
+            chunk = work.rows[start : start + CHUNK]
+            yield from threads.map(one, chunk)
+            tick(len(chunk))
+
+
+def _write_groups(file: BinaryIO, results: Iterator[Prepared | Rejected | None], group_rows: int, tally: Tally) -> bool:
+    """Row groups of ``group_rows`` rows each, the last one shorter; False if the results broke off."""
+    pending: list[dict[str, Any]] = []
+    with pq.ParquetWriter(
+        file,
+        SCHEMA,
+        compression={"image.bytes": "NONE", "key": "ZSTD", "texts.list.element": "ZSTD"},
+        use_dictionary=["source"],  # pyright: ignore[reportArgumentType] - the stub knows bool only
+        write_page_index=True,
+    ) as writer:
+        for result in results:
+            if result is None:
+                return False
+            if isinstance(result, Rejected):
+                tally.rejects.append(result)
+                continue
+            tally.add(result)
+            pending.append(result.record)
+            if len(pending) == group_rows:
+                _write_group(writer, pending, tally)
+        if pending:
+            _write_group(writer, pending, tally)
+    return True
+
+
+def _write_group(writer: pq.ParquetWriter, pending: list[dict[str, Any]], tally: Tally) -> None:
+    writer.write_table(pa.Table.from_pylist(pending, SCHEMA), row_group_size=len(pending))
+    tally.row_groups.append(len(pending))
+    pending.clear()
+
+
+def prepare_row(
+    row: Row, *, source: DatasetSource, unit: Unit, size: int | None, raw_text: bool
+) -> Prepared | Rejected:
+    """Read, decode and describe one row; every failure becomes a reason."""
+    texts = _texts(row.texts, raw_text=raw_text)
+    if reason := _unusable(row, texts, unit.kind):
+        return Rejected(row.key, row.ref, reason, " ".join(row.texts)[:200])
+    try:
+        data = source.read(row)["image"]
+        picture = examine(data, size)
+    except PictureError as error:
+        return Rejected(row.key, row.ref, error.reason, error.detail)
+    except FileNotFoundError as error:
+        return Rejected(row.key, row.ref, "missing_file", str(error))
+    except Exception as error:  # noqa: BLE001 - a source may fail in any way: counted with its type
+        return Rejected(row.key, row.ref, "read_error", f"{type(error).__name__}: {error}")
+    record = {
+        "key": row.key,
+        "image": {"bytes": picture.data, "path": None},
+        "texts": texts,
+        "text_hash": [text.text_hash(t) for t in texts],
+        "label": row.label,
+        "source": unit.source,
+        "width": picture.width,
+        "height": picture.height,
+        "sha256": hashlib.sha256(data).digest(),
+        "phash": picture.phash,
+        "url": None,
+    }
+    return Prepared(record, picture.animated, len(row.texts) - len(texts))
+
+
+def _texts(texts: tuple[str, ...], *, raw_text: bool) -> list[str]:
+    if raw_text:
+        return [text.raw(t) for t in texts if t.strip()]
+    return [t for t in map(text.clean, texts) if not text.bad_text(t)]
+
+
+def _unusable(row: Row, texts: list[str], kind: str) -> str | None:
+    if kind == "captions" and not texts:
+        return "bad_text" if row.texts else "no_text"
+    return "no_label" if kind == "labels" and row.label == NO_LABEL and row.ref else None

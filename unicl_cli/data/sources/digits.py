@@ -1,0 +1,176 @@
+"""scikit-learn's 1,797 handwritten digits: labels, or captions made of what is measured in each picture."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from PIL import Image
+
+from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.errors import UniclError
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TRAIN = 1200
+"""Pictures of the fixed order that are for training; the other 597 are the test."""
+TEMPLATES = (
+    "a photo of the digit {}.",
+    "the digit {}.",
+    "a handwritten {}.",
+    "the number {}.",
+    "a scan of a handwritten {}.",
+)
+_SCALE = 4
+_NAMED = (
+    "a {weight} {tilt} {word}, {width}",
+    "the digit {word} in {weight} strokes, {tilt}",
+    "a {width} {word} written with a {weight} pen, {holes}",
+    "handwritten {word}, {tilt}, {weight} lines",
+    "a scan of the number {word}, {weight} and {width}",
+    "{word}, {tilt}, {holes}",
+)
+_UNNAMED = (
+    "a {weight} {tilt} digit, {width}",
+    "a handwritten digit in {weight} strokes, {tilt}, {holes}",
+    "a {width} number written with a {weight} pen, {holes}",
+    "{weight} {tilt} handwriting, a digit {holes}",
+    "a scan of a {weight} digit, {width}, {holes}",
+)
+
+
+class Digits:
+    """8 x 8 pictures of 17 grey levels, enlarged four times to 32 x 32 RGB PNG (nearest)."""
+
+    templates: Sequence[str] = TEMPLATES
+    splits: Sequence[str] = ("train", "test")
+    classes: Sequence[ClassName] = tuple(ClassName(str(n), (word,)) for n, word in enumerate(WORDS))
+
+    def __init__(self, kind: str, chosen: frozenset[int], limit: int | None, named: float) -> None:
+        self.kind, self.chosen, self.limit, self.named = kind, chosen, limit, named
+
+    def rows(self, split: str) -> list[Row]:
+        """The test split holds all ten digits whatever ``classes`` and ``limit`` say."""
+        numbers = self._train() if split == "train" else self._order[TRAIN:]
+        return [self._row(split, number) for number in numbers]
+
+    def read(self, row: Row) -> dict[str, bytes]:
+        grey = [int(value) * 255 // 16 for value in self._pixels[int(row.ref)].ravel()]
+        image = Image.new("L", (8, 8))
+        image.putdata(grey)
+        out = io.BytesIO()
+        image.resize((8 * _SCALE, 8 * _SCALE), Image.Resampling.NEAREST).convert("RGB").save(out, "PNG")
+        return {"image": out.getvalue()}
+
+    def _train(self) -> list[int]:
+        numbers = [n for n in self._order[:TRAIN] if int(self._digits[n]) in self.chosen]
+        if self.limit is None:
+            return numbers
+        return numbers[: self.limit] if self.kind == "labels" else numbers[len(numbers) - self.limit :]
+
+    def _row(self, split: str, number: int) -> Row:
+        texts = (self.caption(number),) if self.kind == "captions" else ()
+        label = int(self._digits[number]) if self.kind == "labels" else NO_LABEL
+        return Row(f"{split}/{number:04d}", str(number), texts, label)
+
+    def caption(self, number: int) -> str:
+        """One sentence of the picture's measured properties; names its digit with the chance ``named``."""
+        facts = describe(self._pixels[number].tolist())
+        forms = _NAMED if _chance(number, "named") < self.named else _UNNAMED
+        form = forms[int(_chance(number, "form") * len(forms))]
+        return form.format(word=WORDS[int(self._digits[number])], **facts)
+
+    @cached_property
+    def _data(self) -> Any:
+        from sklearn.datasets import load_digits  # 1 s, and only where pictures or labels are needed
+
+        return load_digits()
+
+    @property
+    def _pixels(self) -> Any:
+        return self._data.images  # (1797, 8, 8), 0 … 16
+
+    @property
+    def _digits(self) -> Any:
+        return self._data.target
+
+    @cached_property
+    def _order(self) -> list[int]:
+        """All picture numbers, fixed and stratified: each stretch holds the ten digits in their shares."""
+        places: list[tuple[float, int]] = []
+        for digit in range(10):
+            members = [n for n in range(len(self._digits)) if int(self._digits[n]) == digit]
+            members.sort(key=lambda n: _chance(n, "order"))
+            places += [((rank + 0.5) / len(members), n) for rank, n in enumerate(members)]
+        return [n for _, n in sorted(places)]
+
+
+def digits(*, kind: str, classes: str = "0-9", limit: int | None = None, named: float = 0.4) -> Digits:
+    """Handwritten digits; ``classes`` (``"0-6"``, ``"1,3,7-9"``) and ``limit`` choose training pictures only.
+
+    Label rows come from the start of one fixed training order and caption rows from its end, so that
+    ``--labels digits?classes=0-6&limit=600 --captions digits?limit=300`` share no picture. ``named`` is the share of
+    captions that name their digit.
+    """
+    if limit is not None and limit < 1:
+        raise UniclError(f"digits: limit={limit} leaves no picture", "give a positive limit")
+    if not 0 <= named <= 1:
+        raise UniclError(f"digits: named={named} is not a share", "give a number from 0 to 1")
+    return Digits(kind, _parse_classes(classes), limit, named)
+
+
+def describe(pixels: list[list[float]]) -> dict[str, str]:
+    """Words for ink, slant, width and holes of one 8 x 8 picture with values 0 … 16."""
+    inked = [(x, y, value) for y, line in enumerate(pixels) for x, value in enumerate(line)]
+    ink = sum(value for _, _, value in inked)
+    mean_x = sum(x * value for x, _, value in inked) / ink
+    mean_y = sum(y * value for _, y, value in inked) / ink
+    shear = sum((x - mean_x) * (y - mean_y) * value for x, y, value in inked)
+    shear /= sum((y - mean_y) ** 2 * value for _, y, value in inked)
+    columns = [x for x, _, value in inked if value > 4]
+    width = max(columns) - min(columns) + 1
+    holes = count_holes(pixels)
+    return {
+        "weight": _pick(ink / 64, (4.6, 5.3), ("thin", "medium", "thick")),
+        "tilt": _pick(shear, (-0.02, 0.1), ("leaning right", "upright", "leaning left")),  # y points down
+        "width": _pick(width, (5, 6), ("narrow", "of normal width", "wide")),
+        "holes": ("without a loop", "with a loop", "with several loops")[min(holes, 2)],
+    }
+
+
+def count_holes(pixels: list[list[float]]) -> int:
+    """Regions of paper (value <= 4) that do not reach the edge, joined along sides."""
+    paper = {(x, y) for y in range(-1, 9) for x in range(-1, 9)}
+    paper -= {(x, y) for y, line in enumerate(pixels) for x, value in enumerate(line) if value > 4}
+    regions = 0
+    while paper:
+        regions += 1
+        reached = [paper.pop()]
+        while reached:
+            x, y = reached.pop()
+            beside = {(x + 1, y), (x - 1, y), (x, y + 1), (x, y - 1)} & paper
+            paper -= beside
+            reached += beside
+    return regions - 1  # one of them is the outside
+
+
+def _pick(value: float, bounds: tuple[float, float], words: tuple[str, str, str]) -> str:
+    return words[sum(value >= bound for bound in bounds)]
+
+
+def _chance(number: int, salt: str) -> float:
+    """A number in [0, 1) that depends on nothing but the picture and the salt."""
+    digest = hashlib.blake2b(f"digits/{salt}/{number}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big") / 2**56
+
+
+def _parse_classes(text: str) -> frozenset[int]:
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+            raise UniclError(f"digits: classes={text} cannot be read", "write digits and ranges: 0-6 or 1,3,7-9")
+        chosen.update(range(int(first), int(last or first) + 1))
+    if not chosen or not chosen <= set(range(10)):
+        raise UniclError(f"digits: classes={text} are not digits", "write digits and ranges: 0-6 or 1,3,7-9")
+    return frozenset(chosen)

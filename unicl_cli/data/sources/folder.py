@@ -1,0 +1,152 @@
+"""A folder of pictures as a source: its folders are the classes."""
+
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.data.pictures import SUFFIXES
+from unicl_cli.errors import UniclError
+
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Folder or cell -> name of the split in a corpus."""
+_LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "icon\r"))
+
+
+class Folder:
+    """Pictures under ``path``: class = the folders between the split and the file; hidden files are not seen.
+
+    For captions, the texts of ``a/b.jpg`` are the lines of ``a/b.txt``.
+    """
+
+    templates = "clip80"
+
+    def __init__(self, path: str, kind: str) -> None:
+        self.path, self.kind = Path(path), kind
+
+    @cached_property
+    def files(self) -> dict[str, list[PurePosixPath]]:
+        """Split -> its files, sorted, relative to ``path``."""
+        found = [PurePosixPath(file) for file in _walk(self.path)]
+        tops = {file.parts[0] for file in found}
+        splits: dict[str, list[PurePosixPath]] = defaultdict(list)
+        in_splits = bool(tops) and tops <= set(SPLITS)
+        for file in found:
+            splits[SPLITS[file.parts[0]] if in_splits else "train"].append(file)
+        if not any(_is_picture(file) for file in found):
+            raise UniclError(f"{self.path}: no pictures in this folder", "pictures end in .jpg, .png, .webp, ...")
+        return {split: sorted(files, key=str) for split, files in splits.items()}
+
+    @cached_property
+    def in_splits(self) -> bool:
+        return all(file.parts[0] in SPLITS for files in self.files.values() for file in files)
+
+    @property
+    def splits(self) -> Sequence[str]:
+        return [split for split in ("train", "val", "test") if split in self.files]
+
+    @cached_property
+    def classes(self) -> tuple[ClassName, ...]:
+        """Folders that hold at least one picture, sorted by path."""
+        if self.kind != "labels":
+            return ()
+        keys = {self._class_of(file) for files in self.files.values() for file in files if _is_picture(file)}
+        return tuple(ClassName(key, (_prompt_name(key),)) for key in sorted(keys - {""}))
+
+    @property
+    def notes(self) -> list[str]:
+        """What ``prepare`` should say of folders that are no classes."""
+        known = {c.key for c in self.classes}
+        empty = sorted(_folders(self.path, self.in_splits) - known) if self.kind == "labels" else []
+        if not empty:
+            return []
+        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+        return [f"{len(empty)} folders without a picture are no classes: {shown}"]
+
+    def rows(self, split: str) -> list[Row]:
+        """A row for each file of a class, pictures or not: what cannot be decoded is rejected by name."""
+        if self.kind == "captions":
+            return [row for file in self.files[split] if _is_picture(file) for row in self._captioned(file)]
+        labels = {c.key: number for number, c in enumerate(self.classes)}
+        files = self.files[split]
+        if self.kind == "images":
+            return [self._row(file, NO_LABEL) for file in files if _is_picture(file)]
+        loose = [file for file in files if self._class_of(file) not in labels and _is_picture(file)]
+        rows = [self._row(file, labels[self._class_of(file)]) for file in files if self._class_of(file) in labels]
+        return rows + [self._row(file, NO_LABEL) for file in loose]
+
+    def read(self, row: Row) -> dict[str, bytes]:
+        return {"image": (self.path / row.ref).read_bytes()}
+
+    def stamp(self, row: Row) -> int:
+        """Size of the file: what tells an edited source from the one that was planned; -1 if it is gone."""
+        try:
+            return (self.path / row.ref).stat().st_size
+        except OSError:
+            return -1
+
+    def _class_of(self, file: PurePosixPath) -> str:
+        parts = file.parts[1:-1] if self.in_splits else file.parts[:-1]
+        return _printable("/".join(parts))
+
+    def _row(self, file: PurePosixPath, label: int) -> Row:
+        return Row(_printable(str(file)), str(file), (), label)
+
+    def _captioned(self, file: PurePosixPath) -> Iterator[Row]:
+        try:
+            text = (self.path / file.with_suffix(".txt")).read_text(encoding="utf-8-sig", errors="replace")
+        except FileNotFoundError:
+            text = ""  # the row stays and is counted as one without a text
+        yield self._row(file, NO_LABEL)._replace(texts=tuple(line for line in text.splitlines() if line.strip()))
+
+
+def folder(*, path: str, kind: str) -> Folder:
+    """A folder of pictures: ``cat/1.jpg``, or ``train/cat/1.jpg`` where all first-level folders are splits."""
+    if not Path(path).is_dir():
+        raise UniclError(f"{path}: no such folder")
+    return Folder(path, kind)
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Visible files under ``root``, relative, with ``/``; links are followed, but never into a loop."""
+    pending: list[tuple[str, frozenset[str]]] = [("", frozenset((os.path.realpath(root),)))]
+    while pending:
+        here, above = pending.pop()
+        with os.scandir(root / here) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name.lower() in _LITTER:
+                    continue
+                relative = f"{here}/{entry.name}" if here else entry.name
+                if not entry.is_dir():
+                    yield relative
+                elif (real := os.path.realpath(entry.path)) not in above:
+                    pending.append((relative, above | {real}))
+
+
+def _folders(root: Path, in_splits: bool) -> set[str]:  # noqa: FBT001
+    """Leaf folders without any visible file, as class keys."""
+    empty: set[str] = set()
+    for here, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".") and name.lower() not in _LITTER]
+        parts = Path(here).relative_to(root).parts[1 if in_splits else 0 :]
+        if parts and not folders and not any(_is_picture(PurePosixPath(name)) for name in files):
+            empty.add(_printable("/".join(parts)))
+    return empty
+
+
+def _is_picture(file: PurePosixPath) -> bool:
+    return file.suffix[1:].lower() in SUFFIXES
+
+
+def _prompt_name(key: str) -> str:
+    leaf = key.rpartition("/")[2]
+    return " ".join(re.sub(r"[-_]", " ", leaf).split()) or leaf
+
+
+def _printable(path: str) -> str:
+    """NFC (macOS and Linux spell one name in two ways), without the bytes that are no UTF-8."""
+    return unicodedata.normalize("NFC", os.fsencode(path).decode("utf-8", "replace"))

@@ -1,0 +1,254 @@
+"""The lines of a list, whatever its format: cells by column, with the place of each for messages."""
+
+import csv
+import json
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unicl_cli.data.pictures import SUFFIXES, PictureError
+from unicl_cli.errors import UniclError
+
+
+class Line(NamedTuple):
+    """One record: ``ref`` is a path or ``row:N`` inside the file, ``fault`` why it cannot be used (then no ref)."""
+
+    place: str
+    key: str
+    ref: str
+    texts: tuple[str, ...]
+    label: str
+    split: str
+    fault: str
+
+
+class Columns(NamedTuple):
+    """Name of the column for each role; None: the list has none."""
+
+    image: str | None
+    caption: str | None
+    label: str | None
+    split: str | None
+    key: str | None
+
+
+class Reader(Protocol):
+    """A list that is opened: its columns, and its lines with the given columns."""
+
+    has_header: bool
+    class_names: tuple[str, ...]
+
+    @property
+    def columns(self) -> Sequence[str]: ...
+    def lines(self, at: Columns, /) -> Iterator[Line]: ...
+
+
+def open_reader(path: Path, header: bool | None, known: set[str]) -> Reader:  # noqa: FBT001
+    """The reader for the path's suffix; ``known`` are the words that make a first line a header."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return ParquetReader(path)
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UniclError(f"{path}: is UTF-16", "save it as UTF-8")
+    return JsonReader(path) if suffix in (".jsonl", ".ndjson") else TextReader(path, header, known)
+
+
+class TextReader:
+    """CSV, or TSV: unquoted, so that a stray ``"`` is a character and swallows no lines."""
+
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, path: Path, header: bool | None, known: set[str]) -> None:  # noqa: FBT001
+        self.path, self.tabs = path, path.suffix.lower() == ".tsv"
+        first = next(self._records(), (0, []))[1]
+        if not first:
+            raise UniclError(f"{path}: is empty")
+        self.has_header = any(cell.strip().lower() in known for cell in first) if header is None else header
+        self._first = first
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The header, or the numbers of the columns; without a header the column of paths is called ``image``."""
+        if self.has_header:
+            return tuple(cell.strip() for cell in self._first)
+        names = [str(number) for number in range(len(self._first))]
+        pictures = [number for number, cell in enumerate(self._first) if _looks_like_picture(cell)]
+        if len(pictures) == 1:
+            names[pictures[0]] = "image"
+        return tuple(names)
+
+    def lines(self, at: Columns, /) -> Iterator[Line]:
+        records = self._records()
+        if self.has_header:
+            next(records)
+        for number, cells in records:
+            place = f"line {number}"
+            if len(cells) < len(self.columns):
+                fault = f"{len(cells)} of {len(self.columns)} columns"
+                yield Line(place, place, "", (), "", "", fault)
+                continue
+            record = dict(zip(self.columns, cells[: len(self.columns)], strict=True))
+            yield _line(place, record, at)
+
+    def _records(self) -> Iterator[tuple[int, list[str]]]:
+        with self.path.open(encoding="utf-8-sig", errors="replace", newline="\n" if self.tabs else "") as file:
+            if self.tabs:
+                for number, line in enumerate(file, 1):
+                    if text := line.rstrip("\r\n"):
+                        yield number, text.split("\t")
+                return
+            records, start = csv.reader(file), 1
+            try:
+                for cells in records:
+                    if cells:
+                        yield start, cells
+                    start = records.line_num + 1
+            except csv.Error as error:
+                raise UniclError(
+                    f"{self.path}: line {start}: {error}", "a quote may be opened there and never closed"
+                ) from error
+
+
+class JsonReader:
+    """One JSON object a line."""
+
+    has_header = True
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        met: dict[str, None] = {}
+        for _, record in self._records():
+            if isinstance(record, dict):
+                met.update(dict.fromkeys(record))
+        return tuple(met)
+
+    def lines(self, at: Columns, /) -> Iterator[Line]:
+        for number, record in self._records():
+            place = f"line {number}"
+            if isinstance(record, dict):
+                yield _line(place, record, at)
+            else:
+                yield Line(place, place, "", (), "", "", record)
+
+    def _records(self) -> Iterator[tuple[int, dict[str, Any] | str]]:
+        with self.path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                except ValueError as error:
+                    yield number, f"no JSON: {error}"
+                    continue
+                yield number, record if isinstance(record, dict) else "no JSON object"
+
+
+class ParquetReader:
+    """A Parquet file: pictures as bytes, as HF's struct of bytes and path, or as paths."""
+
+    has_header = True
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.file = pq.ParquetFile(path)
+        except (pa.ArrowException, OSError) as error:
+            raise UniclError(f"{path}: is no Parquet file that can be read: {error}") from error
+        self.columns: tuple[str, ...] = tuple(self.file.schema_arrow.names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the first ClassLabel column that HF's metadata declare."""
+        metadata = (self.file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+        features = json.loads(metadata).get("info", {}).get("features", {})
+        named = [f["names"] for f in features.values() if isinstance(f, dict) and f.get("_type") == "ClassLabel"]
+        return tuple(named[0]) if named else ()
+
+    def lines(self, at: Columns, /) -> Iterator[Line]:
+        inside = at.image is not None and _holds_bytes(self.file.schema_arrow.field(at.image).type)
+        wanted = [name for name in at if name is not None and not (inside and name == at.image)]
+        if not wanted:
+            yield from (
+                Line(f"row {n}", f"{n:08d}", f"row:{n}", (), "", "", "") for n in range(self.file.metadata.num_rows)
+            )
+            return
+        number = 0
+        for batch in self.file.iter_batches(1024, columns=wanted):
+            for record in batch.to_pylist():
+                if inside:
+                    record[at.image] = f"row:{number}"
+                line = _line(f"row {number}", record, at)
+                yield line._replace(key=f"{number:08d}") if inside and at.key is None else line
+                number += 1
+
+
+class ParquetPictures:
+    """Pictures inside a Parquet file by row number, with the last row groups kept decoded."""
+
+    def __init__(self, path: Path, column: str) -> None:
+        self.file = pq.ParquetFile(path, memory_map=True)
+        self.column = column
+        metadata = self.file.metadata
+        self.ends: list[int] = []
+        for group in range(metadata.num_row_groups):
+            self.ends.append((self.ends[-1] if self.ends else 0) + metadata.row_group(group).num_rows)
+        self._group = lru_cache(maxsize=16)(self._read_group)
+        self._lock = threading.Lock()  # a ParquetFile is not for several threads
+
+    def read(self, row: int) -> bytes:
+        """Bytes of the picture in a row; PictureError if the cell is empty."""
+        group = bisect_right(self.ends, row)
+        with self._lock:
+            cell = self._group(group)[row - (self.ends[group - 1] if group else 0)].as_py()
+        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not data:
+            raise PictureError("empty", f"row {row}")
+        return data
+
+    def _read_group(self, group: int) -> pa.ChunkedArray:
+        return self.file.read_row_group(group, columns=[self.column]).column(self.column)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)
+
+
+def _line(place: str, record: dict[str, Any], at: Columns) -> Line:
+    ref = _cell(record, at.image).strip()
+    fault = "" if ref else f"no {at.image}"
+    if ref.startswith(("http://", "https://")):
+        fault = "the picture is a URL: lists of URLs cannot be read, only local files"
+    return Line(
+        place,
+        _cell(record, at.key) or ref or place,
+        "" if fault else ref,
+        _texts(record.get(at.caption) if at.caption else None),
+        _cell(record, at.label).strip(),
+        _cell(record, at.split).strip(),
+        fault,
+    )
+
+
+def _cell(record: dict[str, Any], column: str | None) -> str:
+    value = record.get(column) if column else None
+    return "" if value is None else str(value)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    values = value if isinstance(value, list) else [value]
+    return tuple(text for text in ("" if v is None else str(v) for v in values) if text.strip())
+
+
+def _looks_like_picture(cell: str) -> bool:
+    return cell.rpartition(".")[2].lower() in SUFFIXES or cell.startswith(("http://", "https://"))

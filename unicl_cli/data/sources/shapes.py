@@ -1,0 +1,160 @@
+"""Coloured, textured shapes drawn on demand: 48 classes, of which captions know more than labels and tests most."""
+
+import hashlib
+import io
+import math
+import random
+from collections.abc import Sequence
+from itertools import product
+
+from PIL import Image, ImageChops, ImageDraw
+
+from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.errors import UniclError
+
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 180, 60),
+    "blue": (50, 80, 230),
+    "yellow": (235, 215, 40),
+    "purple": (150, 50, 190),
+    "orange": (245, 140, 30),
+    "cyan": (40, 210, 220),
+    "white": (240, 240, 240),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+TEXTURES = ("plain", "striped", "dotted", "checked")
+TEMPLATES = ("a photo of the {}.", "a photo of a {}.", "a {}.", "there is a {} here.")
+CAPTIONS = (
+    "a {texture} {name}",
+    "a photo of the {texture} {name}",
+    "a picture with a {texture} {name} on a dark ground",
+    "one {name}, {texture}",
+)
+_PAIRS = [(c, s) for c in range(len(COLOURS)) for s in range(len(SHAPES))]
+_RESIDUE = {pair: (pair[0] - pair[1]) % 4 for pair in _PAIRS}
+UNSEEN = [pair for pair in _PAIRS if _RESIDUE[pair] == 0]
+"""12 pairs that no training picture shows; each colour and each shape still occurs elsewhere."""
+LABELLED = [pair for pair in _PAIRS if _RESIDUE[pair] == 1 or (_RESIDUE[pair] == 2 and pair[0] < 4)]
+"""18 pairs of the label rows: half of those seen in training."""
+CAPTIONED = [pair for pair in _PAIRS if pair not in UNSEEN and pair not in LABELLED]
+"""18 pairs that only captions show."""
+ORDER = [*LABELLED, *CAPTIONED, *UNSEEN]
+"""Class number -> pair: 0-17 have labels in training, 18-35 captions only, 36-47 are in no training picture."""
+
+
+class Shapes:
+    """Squares of ``size`` pixels as PNG; each picture is a function of (seed, kind, split, number)."""
+
+    splits: Sequence[str] = ("train", "test")
+    templates: Sequence[str] = TEMPLATES
+    classes: Sequence[ClassName] = tuple(
+        ClassName(f"{list(COLOURS)[c]}-{SHAPES[s]}", (f"{list(COLOURS)[c]} {SHAPES[s]}",)) for c, s in ORDER
+    )
+
+    def __init__(self, kind: str, size: int, counts: dict[str, int], seed: int) -> None:
+        self.kind, self.size, self.counts, self.seed = kind, size, counts, seed
+
+    def rows(self, split: str) -> list[Row]:
+        """Classes in turn; ``ref`` is ``split/number/class/texture``."""
+        known = len(ORDER) if split == "test" else len(LABELLED if self.kind == "labels" else LABELLED + CAPTIONED)
+        return [self._row(split, number, number % known) for number in range(self.counts[split])]
+
+    def read(self, row: Row) -> dict[str, bytes]:
+        split, number, label, texture = row.ref.split("/")
+        rng = self._rng(split, int(number))
+        rng.random()  # the first number chose the texture, the second the sentence
+        rng.random()
+        image = draw(ORDER[int(label)], TEXTURES[int(texture)], self.size, rng)
+        out = io.BytesIO()
+        image.save(out, "PNG")
+        return {"image": out.getvalue()}
+
+    def _row(self, split: str, number: int, label: int) -> Row:
+        rng = self._rng(split, number)
+        texture = int(rng.random() * len(TEXTURES))
+        form = CAPTIONS[int(rng.random() * len(CAPTIONS))]
+        text = form.format(texture=TEXTURES[texture], name=self.classes[label].names[0])
+        texts = (text,) if self.kind == "captions" else ()
+        ref = f"{split}/{number}/{label}/{texture}"
+        return Row(f"{split}/{number:06d}", ref, texts, label if self.kind == "labels" else NO_LABEL)
+
+    def _rng(self, split: str, number: int) -> random.Random:
+        digest = hashlib.blake2b(f"{self.seed}/{self.kind}/{split}/{number}".encode(), digest_size=8).digest()
+        return random.Random(int.from_bytes(digest, "little"))  # its numbers are the same on every Python
+
+
+def shapes(*, kind: str, size: int = 32, count: int = 4000, test: int = 960, seed: int = 0) -> Shapes:
+    """8 colours x 6 shapes x 4 textures on dark noise: ``count`` training and ``test`` test pictures, ``size`` pixels.
+
+    Class = (colour, shape); the texture is only in the captions. In training, label rows show classes 0-17, caption
+    rows and pictures without text classes 0-35; the test shows all 48, so 36-47 were never seen.
+    """
+    if min(size, count, test) < 1:
+        raise UniclError(f"shapes: size={size}, count={count}, test={test} must be positive")
+    return Shapes(kind, size, {"train": count, "test": test}, seed)
+
+
+def draw(pair: tuple[int, int], texture: str, size: int, rng: random.Random) -> Image.Image:
+    """One shape of random place, scale and angle on a dark ground; drawn at twice the size, then box-reduced."""
+    side = 2 * size
+    ground = tuple(rng.randrange(10, 60) for _ in range(3))
+    base = list(COLOURS.values())[pair[0]]
+    colour = tuple(max(0, min(255, value + rng.randrange(-15, 16))) for value in base)
+    image = Image.new("RGB", (side, side), ground)
+    radius = side * rng.uniform(0.26, 0.42)
+    centre = (rng.uniform(radius, side - radius), rng.uniform(radius, side - radius))
+    mask = _mask(SHAPES[pair[1]], side, centre, radius, rng.uniform(-0.35, 0.35))
+    dark = tuple(value * 45 // 100 for value in colour)
+    image.paste(colour, (0, 0), mask)
+    image.paste(dark, (0, 0), ImageChops.multiply(mask, _pattern(texture, side, rng)))
+    image = image.resize((size, size), Image.Resampling.BOX)
+    noise = Image.frombytes("RGB", image.size, rng.randbytes(3 * size * size)).point(lambda value: value // 16)
+    return ImageChops.add(image, noise)
+
+
+def _mask(shape: str, side: int, centre: tuple[float, float], radius: float, angle: float) -> Image.Image:
+    mask = Image.new("L", (side, side))
+    pen = ImageDraw.Draw(mask)
+    x, y = centre
+    if shape in ("circle", "ring"):
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+        if shape == "ring":
+            hole = radius * 0.5
+            pen.ellipse((x - hole, y - hole, x + hole, y + hole), fill=0)
+        return mask
+    points = [(x + radius * r * math.sin(a + angle), y - radius * r * math.cos(a + angle)) for r, a in _outline(shape)]
+    pen.polygon(points, fill=255)
+    return mask
+
+
+def _outline(shape: str) -> list[tuple[float, float]]:
+    """Corners as (radius, angle from above) in units of the shape's radius."""
+    if shape == "triangle":
+        return [(1.0, 2 * math.pi * k / 3) for k in range(3)]
+    if shape == "square":
+        return [(1.0, math.pi / 4 + math.pi * k / 2) for k in range(4)]
+    if shape == "star":
+        return [(1.0 if k % 2 == 0 else 0.4, math.pi * k / 5) for k in range(10)]
+    arm, corner = math.atan(0.3), 0.3 * math.sqrt(2)
+    turns = [math.pi * k / 2 for k in range(4)]
+    return [point for t in turns for point in ((1.0, t - arm), (1.0, t + arm), (corner, t + math.pi / 4))]
+
+
+def _pattern(texture: str, side: int, rng: random.Random) -> Image.Image:
+    """White where a texture darkens the shape."""
+    pattern = Image.new("L", (side, side))
+    pen = ImageDraw.Draw(pattern)
+    step = max(4, side // 8)
+    shift = rng.randrange(step)
+    starts = range(-shift, side, step)
+    if texture == "striped":
+        for y in starts:
+            pen.rectangle((0, y, side, y + step // 2 - 1), fill=255)
+    if texture == "dotted":
+        for x, y in product(starts, starts):
+            pen.ellipse((x, y, x + step * 0.55, y + step * 0.55), fill=255)
+    if texture == "checked":
+        for (column, x), (line, y) in product(enumerate(starts), enumerate(starts)):
+            pen.rectangle((x, y, x + step - 1, y + step - 1), fill=255 * ((column + line) % 2))
+    return pattern

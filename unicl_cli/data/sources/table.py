@@ -1,0 +1,201 @@
+"""A list as a source: CSV, TSV, JSONL or Parquet, one line a picture, with its caption, label or split."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.data.pictures import PictureError
+from unicl_cli.data.sources.folder import SPLITS
+from unicl_cli.data.sources.lines import Columns, Line, ParquetPictures, Reader, open_reader
+from unicl_cli.errors import UniclError
+
+MAX_BAD = 0.05
+"""A list with a larger share of lines that cannot be read is taken for another format."""
+NAMES = {
+    "image": "image file filename file_name filepath file_path path img image_path img_path image_file picture url",
+    "caption": "caption captions text texts title sentence sentences description alt alt_text",
+    "label": "label labels class category class_name classname label_name target species",
+    "split": "split subset fold partition",
+    "key": "key id",
+}
+"""Column names that are understood without an option, the first match wins; case does not matter."""
+
+
+class Table:
+    """Rows of one list; pictures are paths relative to it, or bytes inside a Parquet file."""
+
+    templates = "clip80"
+
+    def __init__(self, path: Path, kind: str, chosen: Columns, header: bool | None, names: tuple[str, ...]) -> None:  # noqa: FBT001
+        self.path, self.kind, self.chosen, self.header, self.names = path, kind, chosen, header, names
+        self.notes: list[str] = []
+
+    @cached_property
+    def reader(self) -> Reader:
+        return open_reader(self.path, self.header, known={word for words in NAMES.values() for word in words.split()})
+
+    @cached_property
+    def columns(self) -> Columns:
+        """The chosen columns, else those with a known name, else the only one that is left."""
+        roles = {role: self._column(role) for role in Columns._fields}
+        needed = {"labels": ("image", "label"), "captions": ("image", "caption"), "images": ("image",)}[self.kind]
+        left = [name for name in self.reader.columns if name not in roles.values()]
+        for role in needed:
+            if roles[role] is None and len(left) == 1 and (role != "image" or not self.reader.has_header):
+                roles[role] = left.pop()
+            if roles[role] is None:
+                have = ", ".join(self.reader.columns)
+                raise UniclError(f"{self.path}: no {role} column among {have}", f"name it: '{self.path}?{role}=COLUMN'")
+        return Columns(**roles)
+
+    @cached_property
+    def classes(self) -> tuple[ClassName, ...]:
+        """The names given by ``classes``, else the distinct labels, sorted (numbers by value)."""
+        if self.kind != "labels":
+            return ()
+        if self.names or self.reader.class_names:
+            return tuple(ClassName(name, (name,)) for name in self.names or self.reader.class_names)
+        labels = {line.label for line in self._lines if line.label}
+        ordered = sorted(labels, key=int) if self._numbered else sorted(labels)
+        return tuple(ClassName(label, (label,)) for label in ordered if label != str(NO_LABEL) or not self._numbered)
+
+    @cached_property
+    def splits(self) -> Sequence[str]:
+        met = {self._split(line) for line in self._lines}
+        return [s for s in ("train", "val", "test") if s in met] + sorted(met - {"train", "val", "test"})
+
+    def rows(self, split: str) -> list[Row]:
+        return self._rows.get(split, [])
+
+    def read(self, row: Row) -> dict[str, bytes]:
+        if not row.ref:
+            raise PictureError("bad_line", row.key)
+        if row.ref.startswith("row:"):
+            return {"image": self._inside.read(int(row.ref[4:]))}
+        return {"image": (self.path.parent / row.ref).read_bytes()}
+
+    def stamp(self, row: Row) -> int:
+        """Size of the picture's file; -1 if there is none."""
+        if row.ref.startswith("row:"):
+            return 0  # the list's own bytes are in the fingerprint through its rows and sampled pictures
+        try:
+            return (self.path.parent / row.ref).stat().st_size if row.ref else -1
+        except OSError:
+            return -1
+
+    @cached_property
+    def _inside(self) -> ParquetPictures:
+        return ParquetPictures(self.path, self.columns.image or "")
+
+    @cached_property
+    def _lines(self) -> list[Line]:
+        lines = list(self.reader.lines(self.columns))
+        bad = [line for line in lines if line.fault]
+        if not lines:
+            raise UniclError(f"{self.path}: no rows")
+        if len(bad) > MAX_BAD * len(lines):
+            first = bad[0]
+            raise UniclError(
+                f"{self.path}: {len(bad)} of {len(lines)} lines cannot be read; {first.place}: {first.fault}",
+                "check the separator, the header (?header=true or false) and the columns (?image=…&caption=…)",
+            )
+        return lines
+
+    @cached_property
+    def _numbered(self) -> bool:
+        """Whether labels are numbers: each an integer; a mixture with fractions is an error."""
+        labels = [line for line in self._lines if line.label]
+        if not labels or not all(re.fullmatch(r"[+-]?\d+(\.\d*)?", line.label) for line in labels):
+            return False
+        if broken := next((line for line in labels if "." in line.label), None):
+            raise UniclError(f"{self.path}: {broken.place}: label {broken.label} is not an integer")
+        if negative := next((line for line in labels if int(line.label) < NO_LABEL), None):
+            raise UniclError(f"{self.path}: {negative.place}: label {negative.label} is negative", "-1 means no label")
+        return True
+
+    @cached_property
+    def _rows(self) -> dict[str, list[Row]]:
+        numbers = {c.key: number for number, c in enumerate(self.classes)}
+        rows: dict[str, dict[str, tuple[Row, Line]]] = {}
+        places: dict[str, tuple[str, Line]] = {}
+        merged = 0
+        for line in self._lines:
+            row = Row(line.key, line.ref, line.texts, self._label(line, numbers))
+            split = self._split(line)
+            if line.key not in places:
+                places[line.key] = (split, line)
+                rows.setdefault(split, {})[line.key] = (row, line)
+                continue
+            first_split, first = places[line.key]
+            known = rows[first_split][line.key][0]
+            if first_split != split or known.label != row.label or not set(row.texts) - set(known.texts):
+                raise UniclError(f"{self.path}: {first.place} and {line.place} have the same picture or key {line.key}")
+            merged += 1
+            rows[split][line.key] = (known._replace(texts=known.texts + row.texts), first)
+        if merged:
+            self.notes.append(f"{merged} lines with another caption of the same picture joined its row")
+        return {split: [row for row, _ in of.values()] for split, of in rows.items()}
+
+    def _label(self, line: Line, numbers: dict[str, int]) -> int:
+        if self.kind != "labels" or not line.label or (self._numbered and int(line.label) == NO_LABEL):
+            return NO_LABEL
+        if line.label in numbers:
+            return numbers[line.label]
+        if self._numbered and int(line.label) < len(numbers):
+            return int(line.label)
+        raise UniclError(
+            f"{self.path}: {line.place}: label {line.label} is not one of the {len(numbers)} classes",
+            "numbers run from 0; names are written as in the list of classes",
+        )
+
+    def _split(self, line: Line) -> str:
+        return SPLITS.get(line.split.lower(), line.split) if line.split else "train"
+
+    def _column(self, role: str) -> str | None:
+        chosen = getattr(self.chosen, role)
+        if chosen is None:
+            return next((c for word in NAMES[role].split() for c in self.reader.columns if c.lower() == word), None)
+        if chosen in self.reader.columns:
+            return chosen
+        if chosen.isdecimal() and int(chosen) < len(self.reader.columns):
+            return self.reader.columns[int(chosen)]
+        raise UniclError(f"{self.path}: no column '{chosen}'", f"columns: {', '.join(self.reader.columns)}")
+
+
+def table(
+    *,
+    kind: str,
+    path: str,
+    image: str | None = None,
+    caption: str | None = None,
+    label: str | None = None,
+    split: str | None = None,
+    key: str | None = None,
+    header: bool | None = None,
+    classes: str | None = None,
+) -> Table:
+    """A CSV, TSV, JSONL or Parquet list. Columns are named (or counted from 0), ``classes`` is a file with a name a line.
+
+    TSV is unquoted. Without ``header``, the first line is one if it holds a known column name. Several lines with one
+    picture and different captions become one row.
+    """
+    list_path = Path(path)
+    if not list_path.is_file():
+        raise UniclError(f"{path}: no such list")
+    chosen = Columns(image, caption, label, split, key)
+    return Table(list_path, kind, chosen, header, _class_names(classes))
+
+
+def _class_names(path: str | None) -> tuple[str, ...]:
+    if path is None:
+        return ()
+    file = Path(path)
+    if not file.is_file():
+        raise UniclError(f"{path}: no such file of class names")
+    names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise UniclError(f"{path}: class '{twice[0]}' stands there twice")
+    return tuple(names)

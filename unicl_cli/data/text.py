@@ -1,0 +1,46 @@
+"""Captions: cleaned, judged and hashed."""
+
+import hashlib
+import html
+import re
+import unicodedata
+
+LONGEST = 2000
+"""Characters; longer texts are pages, not captions."""
+_TAG = re.compile(r"<[^<]+?>")
+_FILE_NAME = re.compile(r"(img|dsc|dscn|image|p\d+)[\W_]*\d+(\.\w+)?", re.IGNORECASE)
+_INVISIBLE = frozenset(("Cf", "Cs", "Co", "Cn"))  # zero-width, BOM, lone surrogates, private use
+_KEPT = frozenset("\u200c\u200d")  # joiners: they carry meaning in Persian, Indic scripts and emoji
+
+
+def clean(text: str) -> str:
+    """NFC, entities resolved once, tags and invisible characters dropped, white space collapsed; case is kept."""
+    text = html.unescape(text).replace("<PERSON>", "person")
+    text = _TAG.sub(" ", text)
+    text = unicodedata.normalize("NFC", "".join(_visible(c) for c in text))
+    return " ".join(text.split())
+
+
+def bad_text(text: str) -> bool:
+    """Whether a cleaned text says nothing: fewer than two letters, far too long, or a camera's file name."""
+    letters = sum(c.isalpha() for c in text[:LONGEST])
+    return letters < 2 or len(text) > LONGEST or _FILE_NAME.fullmatch(text) is not None
+
+
+def raw(text: str) -> str:
+    """The text as it came, less what UTF-8 cannot hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def text_hash(text: str) -> int:
+    """62 bits, equal for texts that differ in case, white space, Unicode form or a final period only."""
+    plain = " ".join(unicodedata.normalize("NFC", text).lower().split()).removesuffix(".").rstrip()
+    digest = hashlib.blake2b(plain.encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2
+
+
+def _visible(c: str) -> str:
+    category = unicodedata.category(c)
+    if category == "Cc":
+        return " "
+    return "" if category in _INVISIBLE and c not in _KEPT else c
