@@ -1,0 +1,99 @@
+"""What `eval`, `probe` and `zeroshot` share: their workers, the model they load, the document they print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from unicl_cli.errors import UniclError
+
+if TYPE_CHECKING:
+    from unicl_cli.build import Loaded
+
+
+def in_workers(devices: str, work: Callable[[Any], None]) -> None:
+    """``work(accelerator)`` in this process, or this whole command again in as many workers as ``devices`` asks for."""
+    from unicl_cli.core.launch import launched, recorded
+
+    code = launched(devices, sys.argv[1:])
+    if code is not None:
+        raise typer.Exit(code)
+
+    def worker() -> None:
+        from unicl_cli.core.launch import start_accelerator
+
+        accelerator = start_accelerator(devices=devices)
+        work(accelerator)
+        accelerator.end_training()
+
+    recorded(worker)
+
+
+def one_model(argument: str | None, option: str | None) -> str | None:
+    """The model named as the first argument or as --model."""
+    if argument is not None and option is not None and argument != option:
+        raise UniclError(f"two models: {argument} and --model {option}", "name one of them")
+    return argument if option is None else option
+
+
+def load(
+    model: str | None, device: Any, templates: Sequence[str] | None = None, *, raw_weights: bool = False
+) -> Loaded:
+    """The model in evaluation on its device, with the templates of the command line where there are any."""
+    from unicl_cli.build import load_model
+    from unicl_cli.core.prompts import load_templates
+
+    # a name or a file holds several, anything with a place for the class is one
+    lists = [[item] if "{" in item else load_templates(item) for item in templates or ()]
+    loaded = load_model(model, device=device, raw_weights=raw_weights)
+    chosen = [template for items in lists for template in items]
+    return loaded._replace(templates=load_templates(chosen)) if chosen else loaded
+
+
+def show(
+    document: Mapping[str, Any],
+    tables: Callable[[Mapping[str, Any]], Iterable[Any]],
+    *,
+    as_json: bool,
+    out: Path | None = None,
+) -> None:
+    """Tables or JSON on stdout, warnings on stderr, the JSON in ``out``; the first process alone speaks."""
+    from unicl_cli.core.files import write_atomic
+    from unicl_cli.core.launch import is_peer
+
+    if is_peer():
+        return
+    for warning in warnings_of(document):
+        warn(warning)
+    text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, text + "\n")
+    if as_json:
+        typer.echo(text)
+        return
+    from rich.console import Console
+
+    console = Console(markup=False, emoji=False, highlight=False)  # class names are data
+    for table in tables(document):
+        console.print(table)
+
+
+def warnings_of(document: Mapping[str, Any]) -> list[str]:
+    """Of the whole and of each data set."""
+    named = [
+        f"{entry['name']} {entry['split']}: {warning}"
+        for entry in document.get("data", [])
+        if isinstance(entry, dict)
+        for warning in entry.get("warnings", [])
+    ]
+    return [*document.get("warnings", []), *named]
+
+
+def warn(message: str) -> None:
+    sys.stderr.write(f"warning: {message}\n")

@@ -1,0 +1,53 @@
+"""How far a long command is, on stderr: a live bar on a terminal, else one plain line in 30 s."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from unicl_cli.core.dist import rank
+from unicl_cli.core.sinks import LINE_SECONDS, clock
+
+
+@contextmanager
+def progress(label: str, total: int) -> Generator[Callable[[int], None]]:
+    """Gives ``advance(done more)``; the first rank alone speaks, and not under --quiet."""
+    if rank() > 0 or not logging.getLogger("unicl_cli").isEnabledFor(logging.INFO):
+        yield lambda more: None
+    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        parts = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*parts, console=Console(stderr=True), transient=True) as live:
+            task = live.add_task(label, total=total)
+            yield lambda more: live.advance(task, more)
+    else:
+        yield Lines(label, total)
+
+
+class Lines:
+    """``label 512/5000 ETA 1m05s``, at most once in 30 s."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self.label, self.total, self.done = label, total, 0
+        self.began = self.printed = time.monotonic()
+
+    def __call__(self, more: int) -> None:
+        self.done += more
+        now = time.monotonic()
+        if now - self.printed < LINE_SECONDS:
+            return
+        self.printed = now
+        left = (now - self.began) / self.done * (self.total - self.done)
+        sys.stderr.write(f"{self.label} {self.done}/{self.total} ETA {clock(left)}\n")
+        sys.stderr.flush()
