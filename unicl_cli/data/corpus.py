@@ -79,10 +79,10 @@ class Table:
             tuple(group.hashes[at]),
         )
 
-    def column(self, name: str) -> pa.ChunkedArray:
+    def column(self, name: str) -> pa.ChunkedArray:  # pyright: ignore[reportUnknownParameterType] - no stubs
         """One whole column ("label", "key", "texts", …) in row order; nothing else is read."""
-        columns = [pq.read_table(shard, columns=[name], memory_map=True).column(name) for shard in self.shards]
-        return pa.chunked_array([chunk for column in columns for chunk in column.chunks], _type_of(columns))
+        tables = [pq.read_table(shard, columns=[name], memory_map=True) for shard in self.shards]
+        return pa.concat_tables(tables).column(name)
 
     def _group(self, number: int) -> _Group:
         if number in self._cache:
@@ -104,7 +104,8 @@ class Table:
         except (pa.ArrowException, OSError) as error:
             raise UniclError(f"{self.shards[shard]}: damaged: {error}", "prepare the corpus again") from error
         lists = [table.column(name).to_pylist() for name in _COLUMNS[1:]]
-        return _Group(pc_field(table.column("image"), "bytes"), *lists, size=table.nbytes)
+        images = table.column("image").chunk(0).field("bytes")
+        return _Group(images, *lists, size=table.nbytes)
 
 
 class Corpus:
@@ -212,14 +213,3 @@ def fold_manifest(
         "image": {"policy": "original" if plan["size"] is None else "short side", "size": plan["size"], "quality": 90},
         "permuted_seed": plan["seed"],
     }
-
-
-def pc_field(column: pa.ChunkedArray, name: str) -> pa.Array:
-    """A field of a column of structs as one array."""
-    array = column.combine_chunks()
-    whole = array if isinstance(array, pa.StructArray) else pa.concat_arrays(column.chunks)
-    return whole.field(name)
-
-
-def _type_of(columns: Sequence[pa.ChunkedArray]) -> pa.DataType | None:
-    return columns[0].type if columns else None

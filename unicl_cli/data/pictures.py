@@ -10,15 +10,31 @@ MAX_PIXELS = 64_000_000
 """Refused from the header alone above this: 192 MB as RGB."""
 QUALITY = 90
 SUFFIXES = frozenset(
-    ("jpg", "jpeg", "jpe", "jfif", "png", "gif", "webp", "bmp", "dib", "tif", "tiff", "avif", "ppm", "pgm", "pbm")
-    + ("pnm", "jp2", "tga", "ico", "heic", "heif", "svg")
-)
+    (
+        "jpg",
+        "jpeg",
+        "jpe",
+        "jfif",
+        "png",
+        "gif",
+        "webp",
+        "bmp",
+        "dib",
+        "tif",
+        "tiff",
+        "avif",
+        "ppm",
+        "pgm",
+        "pbm",
+        "pnm",
+    )
+) | {"pnm", "jp2", "tga", "ico", "heic", "heif", "svg"}
 _ANIMATED = frozenset(("GIF", "WEBP", "PNG", "AVIF"))
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"))
 
 
 class PictureError(ValueError):
-    """A picture that cannot be used; ``reason``: empty, not_image, unsupported_format, bomb, truncated or broken."""
+    """A picture that cannot be used: empty, not_image, unsupported_format, bomb, truncated or broken is the reason."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -30,7 +46,7 @@ class PictureError(ValueError):
 
 
 class Examined(NamedTuple):
-    """What a corpus stores of a picture: ``width, height`` after orientation and shrinking, ``phash`` signed 64 bits."""
+    """What a corpus stores of a picture: ``width, height`` as stored and upright, ``phash`` signed 64 bits."""
 
     data: bytes
     width: int

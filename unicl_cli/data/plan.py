@@ -92,7 +92,7 @@ class Plan(NamedTuple):
     def work(self, unit: Unit, out: Path) -> Work:
         """A unit with its rows."""
         opened = self.opened(unit.source)
-        rows = opened.rows[unit.split][unit.first : unit.first + unit.count]
+        rows = opened.rows[unit.split][unit.first : unit.first + unit.rows]
         return Work(unit, out, opened.named.src, rows, self.options.size, self.options.text == "raw")
 
     def opened(self, name: str) -> Opened:
@@ -171,12 +171,16 @@ def _adopted(row: Row, named: Named, remap: list[int]) -> Row:
         return Row(key, row.ref, (), NO_LABEL)
     if row.label == NO_LABEL:
         return Row(key, row.ref, row.texts, NO_LABEL)
-    if isinstance(row.label, bool) or not isinstance(row.label, int) or not 0 <= row.label < len(remap):
+    if not _is_integer(row.label) or not 0 <= row.label < len(remap):
         raise UniclError(
             f"{named.src}: row '{row.key}' has label {row.label}, classes are 0 … {len(remap) - 1}",
             f"{NO_LABEL} means no label",
         )
     return Row(key, row.ref, row.texts, remap[row.label])
+
+
+def _is_integer(label: object) -> bool:
+    return isinstance(label, int) and not isinstance(label, bool)  # plugins may hand out anything
 
 
 def _share(options: Options, rows: int) -> float:

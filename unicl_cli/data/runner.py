@@ -57,7 +57,7 @@ def run_pool(
             if again:
                 raise UniclError(
                     f"the worker for {unit.shard} died twice (out of memory, or a crash in a decoder)",
-                    f"its rows are {unit.first} … {unit.first + unit.count - 1} of {unit.source}; try --workers 1",
+                    f"its rows are {unit.first} … {unit.first + unit.rows - 1} of {unit.source}; try --workers 1",
                 )
 
 

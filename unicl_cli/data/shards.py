@@ -21,6 +21,7 @@ from unicl_cli.data.pictures import PictureError, examine
 THREADS = 4
 CHUNK = 64
 """Rows that are read and decoded before the next look at the stop flag: bounds memory."""
+_CODECS = {"image.bytes": "NONE", "key": "ZSTD", "texts.list.element": "ZSTD"}
 HF_FEATURES = {
     "key": {"dtype": "string", "_type": "Value"},
     "image": {"_type": "Image"},
@@ -54,14 +55,14 @@ SCHEMA = pa.schema(
 
 
 class Unit(NamedTuple):
-    """A shard to be: ``count`` rows from ``first`` on of a permuted split; ``name`` is its file without the suffix."""
+    """A shard to be: ``rows`` rows from ``first`` on of a permuted split; ``name`` is its file without the suffix."""
 
     name: str
     split: str
     source: str
     kind: str
     first: int
-    count: int
+    rows: int
     group_rows: int
 
     @property
@@ -240,8 +241,8 @@ def _write_groups(file: BinaryIO, results: Iterator[Prepared | Rejected | None],
     with pq.ParquetWriter(
         file,
         SCHEMA,
-        compression={"image.bytes": "NONE", "key": "ZSTD", "texts.list.element": "ZSTD"},
-        use_dictionary=["source"],  # pyright: ignore[reportArgumentType] - the stub knows bool only
+        compression=_CODECS,  # pyright: ignore[reportArgumentType] - the stub knows one codec only
+        use_dictionary=["source"],  # pyright: ignore[reportArgumentType] - nor a list
         write_page_index=True,
     ) as writer:
         for result in results:

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ LOCK = ".lock"
 _OURS = frozenset((MANIFEST, PLAN, LOCK, "data", "parts", "rejects"))
 _FEW_ROWS = 5000
 _SMALL_GROUP = 512
-"""Groups hold about 8 MB: with this many rows in one, pictures are small and a pool's start costs more than it saves."""
+"""A group holds about 8 MB: with this many rows in it, pictures are small, and few of them are not worth a pool."""
 
 
 class Wanted(NamedTuple):
@@ -112,7 +112,7 @@ def _check_place(out: Path) -> None:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def _locked(out: Path) -> Generator[None, None, None]:
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / LOCK)
     try:
@@ -166,7 +166,7 @@ def _do(
 ) -> None:
     """Run the units and put their markers into ``markers``."""
     done = sum(marker["rows"] + sum(marker["rejected"].values()) for marker in markers.values())
-    rows = sum(unit.count for unit in todo)
+    rows = sum(unit.rows for unit in todo)
     if markers:
         note(f"{len(markers)} of {len(markers) + len(todo)} shards are there already")
     few = rows <= _FEW_ROWS and all(unit.group_rows >= _SMALL_GROUP for unit in todo)

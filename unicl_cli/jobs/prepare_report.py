@@ -75,9 +75,8 @@ class Progress:
         elif time.monotonic() - self.said >= PLAIN_SECONDS:
             self.said = time.monotonic()
             left = (self.total - self.done) / rate if rate else 0
-            note(
-                f"{self.done:,} of {self.total:,} rows, {rate:.0f}/s, {left:.0f} s left {_reasons(self.reasons)}".rstrip()
-            )
+            reasons = _reasons(self.reasons)
+            note(f"{self.done:,} of {self.total:,} rows, {rate:.0f}/s, {left:.0f} s left {reasons}".rstrip())
 
 
 def note(line: str) -> None:
@@ -136,7 +135,7 @@ def _line(key: tuple[str, str, str], markers: list[Marker]) -> dict[str, Any]:
 
 
 def _table(report: dict[str, Any]) -> list[str]:
-    cells = [_HEADER]
+    cells: list[tuple[str, ...]] = [_HEADER]
     for line in report["sources"]:
         low, high = line["short_side"]
         cells.append(

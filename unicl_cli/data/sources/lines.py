@@ -5,7 +5,7 @@ import json
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -42,8 +42,9 @@ class Reader(Protocol):
     """A list that is opened: its columns, and its lines with the given columns."""
 
     has_header: bool
-    class_names: tuple[str, ...]
 
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
     @property
     def columns(self) -> Sequence[str]: ...
     def lines(self, at: Columns, /) -> Iterator[Line]: ...
@@ -72,15 +73,14 @@ class TextReader:
         if not first:
             raise UniclError(f"{path}: is empty")
         self.has_header = any(cell.strip().lower() in known for cell in first) if header is None else header
-        self._first = first
+        self.columns: tuple[str, ...] = self._names(first)
 
-    @cached_property
-    def columns(self) -> tuple[str, ...]:
+    def _names(self, first: list[str]) -> tuple[str, ...]:
         """The header, or the numbers of the columns; without a header the column of paths is called ``image``."""
         if self.has_header:
-            return tuple(cell.strip() for cell in self._first)
-        names = [str(number) for number in range(len(self._first))]
-        pictures = [number for number, cell in enumerate(self._first) if _looks_like_picture(cell)]
+            return tuple(cell.strip() for cell in first)
+        names = [str(number) for number in range(len(first))]
+        pictures = [number for number, cell in enumerate(first) if _looks_like_picture(cell)]
         if len(pictures) == 1:
             names[pictures[0]] = "image"
         return tuple(names)
@@ -125,14 +125,11 @@ class JsonReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-
-    @cached_property
-    def columns(self) -> tuple[str, ...]:
         met: dict[str, None] = {}
         for _, record in self._records():
             if isinstance(record, dict):
                 met.update(dict.fromkeys(record))
-        return tuple(met)
+        self.columns: tuple[str, ...] = tuple(met)
 
     def lines(self, at: Columns, /) -> Iterator[Line]:
         for number, record in self._records():
@@ -216,11 +213,11 @@ class ParquetPictures:
             raise PictureError("empty", f"row {row}")
         return data
 
-    def _read_group(self, group: int) -> pa.ChunkedArray:
+    def _read_group(self, group: int) -> Any:
         return self.file.read_row_group(group, columns=[self.column]).column(self.column)
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
+def _holds_bytes(kind: Any) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)
 
 

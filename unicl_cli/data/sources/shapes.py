@@ -31,6 +31,7 @@ CAPTIONS = (
     "a picture with a {texture} {name} on a dark ground",
     "one {name}, {texture}",
 )
+_NOISE = [value // 16 for value in range(256)] * 3
 _PAIRS = [(c, s) for c in range(len(COLOURS)) for s in range(len(SHAPES))]
 _RESIDUE = {pair: (pair[0] - pair[1]) % 4 for pair in _PAIRS}
 UNSEEN = [pair for pair in _PAIRS if _RESIDUE[pair] == 0]
@@ -109,7 +110,7 @@ def draw(pair: tuple[int, int], texture: str, size: int, rng: random.Random) -> 
     image.paste(colour, (0, 0), mask)
     image.paste(dark, (0, 0), ImageChops.multiply(mask, _pattern(texture, side, rng)))
     image = image.resize((size, size), Image.Resampling.BOX)
-    noise = Image.frombytes("RGB", image.size, rng.randbytes(3 * size * size)).point(lambda value: value // 16)
+    noise = Image.frombytes("RGB", image.size, rng.randbytes(3 * size * size)).point(_NOISE)
     return ImageChops.add(image, noise)
 
 

@@ -165,7 +165,7 @@ class Table:
         raise UniclError(f"{self.path}: no column '{chosen}'", f"columns: {', '.join(self.reader.columns)}")
 
 
-def table(
+def table(  # noqa: PLR0913 - a factory's signature is its options
     *,
     kind: str,
     path: str,
@@ -177,7 +177,7 @@ def table(
     header: bool | None = None,
     classes: str | None = None,
 ) -> Table:
-    """A CSV, TSV, JSONL or Parquet list. Columns are named (or counted from 0), ``classes`` is a file with a name a line.
+    """A CSV, TSV, JSONL or Parquet list. Columns are named (or counted from 0); ``classes``: a file, a name a line.
 
     TSV is unquoted. Without ``header``, the first line is one if it holds a known column name. Several lines with one
     picture and different captions become one row.
