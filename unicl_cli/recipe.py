@@ -68,10 +68,12 @@ class Recipe(Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto = bf16 where the device has it, else fp32."""
     eval: Annotated[tuple[Eval, ...], AS_LIST] = ()
+    """Measured during training and at its end."""
     log: Log = Log()
     checkpoint: Checkpoint = Checkpoint()
     parallel: Parallel = Parallel()
     ema: Ema | None = None
+    """null = no average."""
     guard: Guard = Guard()
     deterministic: bool = False
     """Refuse kernels whose result varies from run to run."""

@@ -1,0 +1,66 @@
+"""YAML as a reader expects it: scalars, repeated keys, faults with their place, text that reads back the same."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unicl_cli.errors import UniclError
+from unicl_cli.yaml_lines import parse, read_value, write
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("3e-4", 3e-4), ("1e5", 1e5), ("1e+3", 1e3), (".5", 0.5), ("1.", 1.0), ("-.inf", -math.inf)),
+        *(("no", "no"), ("on", "on"), ("off", "off"), ("NO", "NO"), ("true", True), ("FALSE", False)),
+        *(("012", 12), ("0o12", 10), ("0x10", 16), ("-1_000", -1000), ("+7", 7)),
+        *(("1:30", "1:30"), ("2024-01-01", "2024-01-01"), ("12:30:45", "12:30:45")),
+        *(("", None), ("~", None), ("null", None), ("1e", "1e"), ("e5", "e5"), ("'3'", "3"), ("[1, a]", [1, "a"])),
+    ],
+)
+def test_scalars_are_what_a_reader_expects_in_files_and_overrides(text: str, value: Any):
+    assert parse(f"key: {text}\n", "f").data == {"key": value}
+    got = read_value(text, "command line")
+    assert got == value
+    assert type(got) is type(value)
+
+
+DATA = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(DATA)
+def test_any_data_survives_writing_and_reading(data: Any):
+    assert parse(write(data), "f").data == data
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.from_regex(r"[-+]?[0-9._eEx:]{1,8}|no|on|yes|null|~|<<|true", fullmatch=True))
+def test_text_that_looks_like_a_number_stays_text(text: str):
+    assert parse(write({"key": text}), "f").data == {"key": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\nb:\n  c: 1\n  c: 2\n", "f:4: the key 'c' is there twice, first at f:3"),
+        ("a: [1\n", "f:2:1: expected ',' or ']'"),
+        ("1: x", "f:1: the key '1' is not text"),
+        ("[a]: x", "f:1: the key"),
+        ("a: &x [*x]", "f: an anchor contains itself"),
+        ("a: !!python/object:os.system {}", "f:1:4: could not determine a constructor"),
+        ("a: \x00", "f: unacceptable character"),
+    ],
+)
+def test_yaml_that_cannot_be_meant_is_one_line_with_its_place(text: str, said: str):
+    with pytest.raises(UniclError) as caught:
+        parse(text, "f")
+    assert caught.value.message.startswith(said)
+    assert "\n" not in caught.value.message
