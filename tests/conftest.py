@@ -1,6 +1,7 @@
 """What every test stands on: an environment without the machine's own settings, golden files, throw-away plugins."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,6 +47,7 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     from unicl_cli import registry
 
     def install(name: str, module: str, **groups: str) -> Path:
+        monkeypatch.delitem(sys.modules, name.replace("-", "_"), raising=False)
         site = tmp_path / f"site-{name}"
         info = site / f"{name.replace('-', '_')}-1.0.dist-info"
         info.mkdir(parents=True)

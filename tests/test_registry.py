@@ -105,7 +105,6 @@ def test_a_broken_plugin_is_listed_and_named_at_use(distribution: Install, modul
     assert f"plugin 'one' (unicl-bad 1.0) {reason}" in message(lambda: registry.get("losses", "one"))
     assert next(row.state for row in registry.listing("losses") if row.name == "one").startswith("broken: ")
     assert registry.get("losses", "clip")
-    sys.modules.pop("unicl_bad", None)
 
 
 @pytest.mark.parametrize("off", ["1", "unicl-a", "x,one"])
