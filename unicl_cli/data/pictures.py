@@ -65,11 +65,11 @@ def examine(data: bytes, size: int | None) -> Examined:
     """Decode once; keep ``data`` itself unless the short side is above ``size`` pixels. Raises PictureError."""
     image = _open(data)
     animated = image.format in _ANIMATED and bool(getattr(image, "is_animated", False))
-    if size and min(image.size) > size:
+    if size is None or min(image.size) <= size:
+        pixels = _finish(image)
+    else:
         image.draft("RGB", (size, size))  # libjpeg then decodes at 1/2, 1/4 or 1/8, never below the size
-    pixels = _finish(image)
-    if size and min(pixels.size) > size:
-        pixels = _shrunk(pixels, size)
+        pixels = _shrunk(_finish(image), size)
         data = _jpeg(pixels)
     return Examined(data, pixels.width, pixels.height, difference_hash(pixels), animated)
 

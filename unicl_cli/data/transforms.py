@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -49,7 +49,8 @@ def augment(name: str, changes: Mapping[str, Any]) -> Augment:
 def framed(picture: Image.Image, size: int) -> Tensor:
     """Short side to ``size`` (bicubic), centre crop -> uint8 (3, size, size)."""
     if picture.size != (size, size):
-        picture = F.center_crop(F.resize(picture, [size], interpolation=BICUBIC), [size, size])
+        resized = F.resize(picture, [size], interpolation=BICUBIC)  # pyright: ignore[reportArgumentType] - a picture too
+        picture = cast("Image.Image", F.center_crop(resized, [size, size]))
     return F.pil_to_tensor(picture)
 
 

@@ -133,7 +133,7 @@ def describe(pixels: list[list[float]]) -> dict[str, str]:
     return {
         "weight": _pick(ink / 64, (4.6, 5.3), ("thin", "medium", "thick")),
         "tilt": _pick(shear, (-0.02, 0.1), ("leaning right", "upright", "leaning left")),  # y points down
-        "width": _pick(width, (5, 6), ("narrow", "of normal width", "wide")),
+        "width": _pick(width, (5, 6), ("narrow", "regular", "wide")),
         "holes": ("without a loop", "with a loop", "with several loops")[min(holes, 2)],
     }
 
