@@ -1,6 +1,7 @@
 """What `prepare` tells people: notes and progress on stderr, the closing table on stdout."""
 
 import json
+import logging
 import os
 import sys
 import time
@@ -30,7 +31,8 @@ class Progress:
         self.started = self.said = time.monotonic()
         self.reasons: Counter[str] = Counter()
         console = Console(stderr=True)
-        live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.quiet = not logging.getLogger("unicl_cli").isEnabledFor(logging.INFO)
+        live = not self.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.bar = (
             Bar(
                 TextColumn("prepare"),
@@ -72,7 +74,7 @@ class Progress:
             self.bar.update(
                 self.bar.task_ids[0], completed=self.done, rate=f"{rate:.0f}/s", reasons=_reasons(self.reasons)
             )
-        elif time.monotonic() - self.said >= PLAIN_SECONDS:
+        elif not self.quiet and time.monotonic() - self.said >= PLAIN_SECONDS:
             self.said = time.monotonic()
             left = (self.total - self.done) / rate if rate else 0
             reasons = _reasons(self.reasons)

@@ -1,0 +1,181 @@
+"""Killed at any moment, the same `prepare` command ends in the same bytes; stopped politely, it says how to go on."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SOURCE = ("--labels", "shapes?count=1500&test=300", "--captions", "shapes?count=1200&test=200", "--shard-mb", "1")
+
+
+def command(out, *more):
+    return [sys.executable, "-m", "unicl_cli", "prepare", *SOURCE, "-o", str(out), *more]
+
+
+def hashes(out):
+    """Relative path -> sha256 of every file that a finished corpus keeps."""
+    files = [f for folder in ("data", "parts", "rejects") for f in (out / folder).rglob("*") if f.is_file()]
+    found = {str(f.relative_to(out)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    manifest = json.loads((out / "manifest.json").read_text())
+    return found | {"manifest": hashlib.sha256(json.dumps(manifest | {"name": ""}).encode()).hexdigest()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Hashes of an undisturbed run, and how long it takes."""
+    out = tmp_path_factory.mktemp("whole") / "c"
+    begun = time.monotonic()
+    subprocess.run(command(out, "--workers", "1"), check=True, capture_output=True)
+    return hashes(out), time.monotonic() - begun
+
+
+def killed_after(seconds, argv):
+    """Start a process group, kill -9 all of it after so many seconds; whether it was still alive."""
+    process = subprocess.Popen(argv, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+    return False
+
+
+def killed_until_done(out, whole, times, seed, workers):
+    truth, seconds = whole
+    rng = random.Random(seed)
+    for _ in range(times):
+        killed_after(rng.uniform(0.3, 1.0) * seconds, command(out, "--workers", workers))
+    done = subprocess.run(command(out, "--workers", workers, "--json"), check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout)["rows"] == 3200
+    assert hashes(out) == truth
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_killed_twice_the_same_command_ends_in_the_same_bytes(tmp_path, whole):
+    killed_until_done(tmp_path / "c", whole, times=2, seed=0, workers="1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_killed_at_twenty_random_moments_the_shards_are_the_same(tmp_path, whole, workers):
+    for trial in range(10):
+        killed_until_done(tmp_path / str(trial), whole, times=1, seed=100 + trial, workers=workers)
+
+
+@pytest.mark.slow
+def test_workers_leave_when_only_their_parent_is_killed(tmp_path, whole):
+    """The parent alone gets SIGKILL; its orphans must go, and the next run ends in the same bytes."""
+    out = tmp_path / "c"
+    process = subprocess.Popen(command(out, "--workers", "2"), stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list((out / "parts").glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and alive(process.pid):
+        time.sleep(0.1)
+    assert not alive(process.pid)
+    subprocess.run(command(out, "--workers", "2"), check=True, capture_output=True)
+    assert hashes(out) == whole[0]
+
+
+def alive(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal_it_exits_75_and_prints_the_command_that_goes_on(tmp_path, number):
+    out = tmp_path / "c"
+    argv = [sys.executable, "-m", "unicl_cli", "prepare", "--labels", "shapes?count=60000", "-o", str(out),
+            "--shard-mb", "1", "--workers", "1"]  # fmt: skip
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("parts/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert stdout == ""
+    assert f"unicl prepare --labels 'shapes?count=60000' -o {out} --shard-mb 1 --workers 1" in stderr
+    assert not list(out.rglob("*.tmp"))
+    assert not (out / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_a_pool_is_stopped_by_a_signal_to_its_whole_group(tmp_path):
+    out = tmp_path / "c"
+    argv = [sys.executable, "-m", "unicl_cli", "prepare", "--labels", "shapes?count=60000", "-o", str(out),
+            "--shard-mb", "1", "--workers", "2"]  # fmt: skip
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("parts/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert "Traceback" not in stderr
+    assert not alive(process.pid)
+    assert not list(out.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, whole):
+    out = tmp_path / "c"
+    limited = ["bash", "-c", 'ulimit -f 300; trap "" XFSZ; exec "$@"', "x", *command(out, "--workers", "1")]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(out.rglob("*.tmp"))
+    subprocess.run(command(out, "--workers", "1"), check=True, capture_output=True)
+    assert hashes(out) == whole[0]
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_replaced_and_a_unit_that_kills_twice_is_named(tmp_path):
+    plugin = tmp_path / "deadly.py"
+    plugin.write_text(
+        "import io, os, pathlib\n"
+        "from unicl_cli.api import ClassName, Row\n"
+        "class Deadly:\n"
+        "    splits, classes, templates = ('train', 'test'), (ClassName('a', ('a',)),), ('{}',)\n"
+        "    def __init__(self, once): self.once = once\n"
+        "    def rows(self, split): return [Row(f'{split}{n}', str(n), (), 0) for n in range(300)]\n"
+        "    def read(self, row):\n"
+        "        mark = pathlib.Path(self.once)\n"
+        "        if row.key == 'deadly:train77' and not mark.exists():\n"
+        "            if self.once != 'never': mark.touch()\n"
+        "            os._exit(9)\n"
+        "        from PIL import Image\n"
+        "        out = io.BytesIO(); Image.new('RGB', (300, 300)).save(out, 'BMP')\n"
+        "        return {'image': out.getvalue()}\n"
+        "def deadly(*, once: str): return Deadly(once)\n"
+        "PARTS = {'datasets': {'deadly': deadly}}\n"
+    )
+
+    def run(out, once):
+        argv = ["--plugin", plugin, "prepare", "--labels", f"deadly?once={once}", "-o", tmp_path / out,
+                "--shard-mb", 20, "--workers", 2]  # fmt: skip
+        return subprocess.run(
+            [sys.executable, "-m", "unicl_cli", *map(str, argv)], capture_output=True, text=True, check=False
+        )
+
+    mended = run("a", tmp_path / "mark")
+    assert mended.returncode == 0, mended.stderr
+    assert (tmp_path / "mark").exists()
+    doomed = run("b", "never")
+    assert doomed.returncode == 2, doomed.stderr
+    assert "died twice" in doomed.stderr
+    assert "data/train/deadly-labels-" in doomed.stderr
