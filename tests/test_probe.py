@@ -42,7 +42,9 @@ def test_float64_reaches_the_optimum_of_scikit_learn_at_every_strength(n, d):
     for index, c in enumerate(strengths):
         theirs = sklearn_fit(x, y, c)
         best = objective(theirs.coef_.T, theirs.intercept_, x, y, c)
-        assert objective(ours.weights[index].numpy(), ours.bias[index].numpy(), x, y, c) == pytest.approx(best, rel=1e-8)
+        assert objective(ours.weights[index].numpy(), ours.bias[index].numpy(), x, y, c) == pytest.approx(
+            best, rel=1e-8
+        )
         probabilities = ours.logits(x)[index].softmax(1).numpy()
         np.testing.assert_allclose(probabilities, theirs.predict_proba(x.numpy()), atol=1e-4)
 
@@ -62,7 +64,9 @@ def test_two_classes_equal_the_single_sigmoid_of_scikit_learn():
     for index, c in enumerate([0.1, 3.0]):
         theirs = sklearn_fit(x, y, c)
         logits = ours.logits(x)[index]
-        np.testing.assert_allclose((logits[:, 1] - logits[:, 0]).numpy(), theirs.decision_function(x.numpy()), atol=1e-4)
+        np.testing.assert_allclose(
+            (logits[:, 1] - logits[:, 0]).numpy(), theirs.decision_function(x.numpy()), atol=1e-4
+        )
 
 
 def test_many_strengths_at_once_equal_one_at_a_time():

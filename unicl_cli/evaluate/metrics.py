@@ -26,8 +26,9 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def tied(scores: Tensor, targets: Tensor) -> Tensor:
-    """(n, C), (n,) -> bool (n,): another class has exactly the true class's score."""
-    return (scores == scores.gather(1, targets[:, None])).sum(1) > 1
+    """(n, C), (n,) -> bool (n,): the true class is first together with another, so that the order alone decides."""
+    true = scores.gather(1, targets[:, None])
+    return ((scores == true).sum(1) > 1) & ~(scores > true).any(1)
 
 
 def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

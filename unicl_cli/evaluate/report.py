@@ -64,7 +64,8 @@ def eval_tables(document: Mapping[str, Any]) -> Iterator[Table]:
         yield retrieved(searched, document["model"])
 
 
-def columns(table: Table, left: Sequence[str], right: Sequence[str]) -> Table:
+def columns(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(title=title, min_width=len(title) + 4)
     for name in left:
         table.add_column(name, overflow="fold")
     for name in right:
@@ -74,7 +75,7 @@ def columns(table: Table, left: Sequence[str], right: Sequence[str]) -> Table:
 
 def classified(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
     title = f"Classification, % · {model}"
-    table = columns(Table(title=title), ("data", "split"), ("n", "classes", "top-1", "95 %", "top-5", "per class"))
+    table = columns(title, ("data", "split"), ("n", "classes", "top-1", "95 %", "top-5", "per class"))
     for entry in entries:
         table.add_row(
             entry["name"],
@@ -93,7 +94,7 @@ def by_class(entry: Mapping[str, Any]) -> Table:
     """All classes, or the worst and the best where there are many."""
     rows: list[Mapping[str, Any]] = list(entry["per_class"])
     title = f"Recall per class, % · {entry['name']} {entry['split']}"
-    table = columns(Table(title=title), ("class",), ("n", "recall"))
+    table = columns(title, ("class",), ("n", "recall"))
     gap: int | None = None
     if len(rows) > SHOWN_CLASSES:
         rows.sort(key=lambda row: row["recall"])
@@ -108,7 +109,7 @@ def by_class(entry: Mapping[str, Any]) -> Table:
 
 def by_source(entry: Mapping[str, Any]) -> Table:
     title = f"Per source, % · {entry['name']} {entry['split']}"
-    table = columns(Table(title=title), ("source",), ("n", "top-1", "95 %"))
+    table = columns(title, ("source",), ("n", "top-1", "95 %"))
     for source, row in entry["per_source"].items():
         table.add_row(source, str(row["n"]), percent(row["top1"]), interval(row["top1_interval"]))
     return table
@@ -116,7 +117,7 @@ def by_source(entry: Mapping[str, Any]) -> Table:
 
 def retrieved(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
     names = ("pictures", "texts", "direction", "R@1", "R@5", "R@10")
-    table = columns(Table(title=f"Retrieval, % · {model}"), ("data", "split"), names)
+    table = columns(f"Retrieval, % · {model}", ("data", "split"), names)
     for entry in entries:
         found = entry["retrieval"]
         for direction in ("text_to_image", "image_to_text"):
@@ -129,7 +130,7 @@ def retrieved(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
 def probe_tables(document: Mapping[str, Any]) -> Iterator[Table]:
     """The result on the tested split, and the validation curve over C."""
     title = f"Linear probe, % · {document['model']}"
-    table = columns(Table(title=title), ("data", "split", "features"), ("n", "top-1", "95 %", "C"))
+    table = columns(title, ("data", "split", "features"), ("n", "top-1", "95 %", "C"))
     table.add_row(
         document["data"],
         document["split"],
@@ -140,7 +141,7 @@ def probe_tables(document: Mapping[str, Any]) -> Iterator[Table]:
         f"{document['c']:.3g}",
     )
     yield table
-    curve = columns(Table(title="Validation accuracy over C, %"), (), ("C", "top-1"))
+    curve = columns("Validation accuracy over C, %", (), ("C", "top-1"))
     for point in document["curve"]:
         curve.add_row(f"{point['c']:.3g}", percent(point["val"]))
     yield curve

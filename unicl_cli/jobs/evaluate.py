@@ -115,9 +115,7 @@ def classify(
         facts["top1_any_of_identical"] = int(same.sum()) / len(same)
     share = float(ties.double().mean())
     if share > MANY_TIES:
-        warnings.append(
-            f"{100 * share:.1f} % of the rows have ties at the true class's score; the lowest class wins them"
-        )
+        warnings.append(f"{100 * share:.1f} % of the rows tie for the first place; the lowest class wins")
     absent = len(names) - len(facts["per_class"])
     if absent:
         warnings.append(
@@ -195,10 +193,10 @@ def search(
     owners = torch.tensor(captions.image_of_text)
     found = recalls(torch.cat(pictures), features, torch.tensor(captions.text_rows), owners)
     if found.pop("collapsed", False):
-        warnings.append(f"{name}: collapsed: all pictures and texts score the same, so nothing is found")
+        warnings.append("collapsed: all pictures and texts score the same, so nothing is found")
     repeated = len(captions.text_rows) - len(captions.texts)
     if repeated:
-        warnings.append(f"{name}: {repeated} of {len(owners)} captions repeat another; an equal caption is no hit")
+        warnings.append(f"{repeated} of {len(owners)} captions repeat another; an equal caption is no hit")
     return found
 
 

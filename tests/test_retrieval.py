@@ -1,0 +1,90 @@
+"""Retrieval against a loop over dense scores; ties, collapse and chunks."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from unicl_cli.evaluate.retrieval import Gallery, ranks, recalls
+
+
+def loop_ranks(queries, gallery, query_ids, gallery_ids):
+    out = []
+    for query, own in zip(queries.double(), query_ids.tolist(), strict=True):
+        scores = (gallery.double() @ query).tolist()
+        best = max(score for score, item in zip(scores, gallery_ids.tolist(), strict=True) if item == own)
+        out.append(sum(s >= best for s, item in zip(scores, gallery_ids.tolist(), strict=True) if item != own))
+    return out
+
+
+def case(seed: int, images: int, captions: list[int]):
+    generator = torch.Generator().manual_seed(seed)
+    owners = torch.tensor([image for image in range(images) for _ in range(captions[image])])
+    pictures = F.normalize(torch.randn(images, 6, generator=generator), dim=1)
+    texts = F.normalize(pictures[owners] + torch.randn(len(owners), 6, generator=generator), dim=1)
+    return pictures, texts, owners
+
+
+@given(st.integers(0, 1000), st.lists(st.integers(1, 4), min_size=1, max_size=9))
+@settings(max_examples=40, deadline=None)
+def test_recalls_equal_a_loop_with_uneven_captions(seed, captions):
+    pictures, texts, owners = case(seed, len(captions), captions)
+    found = recalls(pictures, texts, torch.arange(len(texts)), owners)
+    places = torch.arange(len(pictures))
+    for way, expected in (
+        ("text_to_image", loop_ranks(texts, pictures, owners, places)),
+        ("image_to_text", loop_ranks(pictures, texts, places, owners)),
+    ):
+        for k in (1, 5, 10):
+            assert found[way][f"r{k}"] == pytest.approx(sum(rank < k for rank in expected) / len(expected))
+    assert (found["images"], found["texts"]) == (len(pictures), len(texts))
+
+
+def test_chunks_change_nothing(monkeypatch):
+    pictures, texts, owners = case(0, 40, [3] * 40)
+    whole = recalls(pictures, texts, torch.arange(len(texts)), owners)
+    monkeypatch.setattr("unicl_cli.evaluate.retrieval.KEPT_SCORES", 130)
+    assert recalls(pictures, texts, torch.arange(len(texts)), owners) == whole
+
+
+def test_a_collapsed_model_finds_nothing_and_says_so():
+    same = F.normalize(torch.ones(1, 7), dim=1)
+    owners = torch.arange(50).repeat_interleave(2)
+    found = recalls(same.expand(50, 7) + 1e-8, same.expand(100, 7), torch.arange(100), owners)
+    assert found["collapsed"]
+    assert all(found[way][k] == 0 for way in ("text_to_image", "image_to_text") for k in ("r1", "r5", "r10"))
+
+
+def test_a_model_that_sees_something_is_not_called_collapsed():
+    pictures, texts, owners = case(0, 5, [1] * 5)
+    assert "collapsed" not in recalls(pictures, texts, torch.arange(5), owners)
+
+
+def test_perfect_embeddings_find_everything():
+    eye = torch.eye(12)
+    found = recalls(eye, eye, torch.arange(12), torch.arange(12))
+    assert found["text_to_image"] == found["image_to_text"] == {"r1": 1.0, "r5": 1.0, "r10": 1.0}
+
+
+def test_an_equal_caption_of_another_picture_counts_against():
+    pictures = torch.eye(3)
+    texts = torch.eye(3)[:2]
+    # pictures 0 and 1 share the first caption
+    found = recalls(pictures, texts, torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2]))
+    assert found["image_to_text"]["r1"] == 0.0  # 0 ties with its twin's, 1 and 2 find no own text first
+    assert found["image_to_text"]["r5"] == 1.0
+    assert found["text_to_image"]["r1"] == pytest.approx(1 / 3)
+
+
+def test_one_picture_with_one_text_is_found():
+    found = recalls(torch.ones(1, 1), torch.ones(1, 1), torch.tensor([0]), torch.tensor([0]))
+    assert found["text_to_image"]["r1"] == 1.0
+    assert "collapsed" not in found
+
+
+def test_ranks_are_pessimistic_about_ties():
+    gallery = Gallery(torch.tensor([[1.0, 0], [1.0, 0], [0, 1.0]]), torch.arange(3), torch.arange(3))
+    found, spread = ranks(torch.tensor([[1.0, 0], [0, 1.0]]), torch.tensor([0, 2]), gallery)
+    assert found.tolist() == [1, 0]
+    assert spread == 1.0
