@@ -60,6 +60,7 @@ def test_golden_values_and_gradient_norms_of_unicl(row, tile):
     du, dv, ds = torch.autograd.grad(out["loss"], (u, v, s))
     seen = [out["loss_per_image"], out["loss_per_text"], out["loss"], ds, du.norm(), dv.norm()]
     assert torch.stack(seen).tolist() == pytest.approx(expected, abs=2e-9)
+    assert torch.stack(directions(u, v, labels, scale)).tolist() == pytest.approx(expected[:2], abs=2e-9)
     for index, term in enumerate(("image", "text")):
         assert both_ways(u, v, keys_of(labels), s, terms=[term], tile=tile)["loss"].item() == pytest.approx(
             expected[index]
