@@ -142,8 +142,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             hint = f"\n  hint: {error.hint}" if error.hint else ""
             sys.stderr.write(f"error: {error.message}{hint}\n")
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
     except Exception as error:
         error.add_note("This is a fault of unicl: please report it with the lines above and `unicl plugins ls --json`.")
         raise
