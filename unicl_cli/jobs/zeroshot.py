@@ -24,6 +24,15 @@ from unicl_cli.jobs.scoring import Scorer, scorer_for
 if TYPE_CHECKING:
     from unicl_cli.build import Loaded
 
+REASONS = {
+    "empty": "an empty file",
+    "not_image": "not a picture",
+    "unsupported_format": "a picture format that cannot be read (SVG, HEIC)",
+    "bomb": "too many pixels",
+    "truncated": "a picture that is cut off",
+}
+"""What `PictureError.reason` means to a user; of others its detail says more."""
+
 
 class Picture(NamedTuple):
     """A path as it is shown; ``problem`` says why there is nothing to read."""
@@ -71,13 +80,12 @@ def parse_classes(spec: str) -> Classes:
     """
     if spec.startswith("@"):
         try:
-            cells = Path(spec[1:]).read_text(encoding="utf-8-sig").splitlines()
+            cells = Path(spec[1:]).read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise UniclError(
-                f"--classes {spec}: cannot be read: {error}", "give a text file with one class a line"
-            ) from error
+            why = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+            raise UniclError(f"--classes {spec}: {why}", "give a text file with one class a line") from error
     else:
-        cells = next(csv.reader([spec], skipinitialspace=True), [])
+        cells = [cell for row in csv.reader(spec.splitlines(), skipinitialspace=True) for cell in row]
     names: dict[str, ClassName] = {}
     repeated: dict[str, None] = {}
     for cell in cells:
@@ -112,7 +120,7 @@ def read(picture: Picture, size: int) -> Tensor | str:
     try:
         return eval_transform(Path(picture.path).read_bytes(), size)
     except PictureError as error:
-        return str(error)
+        return REASONS.get(error.reason, error.detail)
     except OSError as error:
         return error.strerror or type(error).__name__
 
