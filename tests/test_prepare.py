@@ -13,9 +13,11 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from unicl_cli import registry
 from unicl_cli.cli import main
 from unicl_cli.contracts import NO_LABEL
 from unicl_cli.data.corpus import open_corpus
+from unicl_cli.data.sources.resolve import KINDS
 
 
 def picture(mode="RGB", kind="PNG", size=(24, 20), seed=0, **options):
@@ -158,6 +160,14 @@ def test_a_source_with_train_only_gives_a_share_to_validation_and_says_so(tmp_pa
     assert "f:single/1.png" in rows_of(tmp_path / "c")
     report, err = prepared(capsys, "--labels", tmp_path / "f", "-o", tmp_path / "d", "--holdout", 0)
     assert ([s["split"] for s in report["sources"]], "val" in err) == (["train"], False)
+
+
+def test_the_last_picture_of_a_class_is_never_held_out(tmp_path, capsys):
+    put(tmp_path / "f", {f"{n}/{k}.png": picture(seed=n) for n in range(20) for k in range(1 + n % 2)})
+    prepared(capsys, "--labels", tmp_path / "f", "-o", tmp_path / "c", "--holdout", 0.9)
+    counts = open_corpus(tmp_path / "c").manifest["class_counts"]
+    assert min(counts["train"]) == 1
+    assert sum(counts["val"]) > 3
 
 
 def test_classes_merge_by_key_and_equal_prompt_names_are_reported(tmp_path, capsys):
@@ -316,8 +326,21 @@ PARTS = {"datasets": {"stripes": stripes}}
 """
 
 
+def test_a_plugin_source_cannot_break_the_rules_of_its_kind(tmp_path, capsys, monkeypatch):
+    (tmp_path / "stripes.py").write_text(PLUGIN)
+    monkeypatch.setenv("UNICL_PLUGINS", str(tmp_path / "stripes.py"))
+    registry.forget()
+    try:
+        prepared(capsys, *(f"--{kind}=stripes" for kind in ("labels", "captions", "images")), "-o", tmp_path / "c")
+    finally:
+        monkeypatch.undo()
+        registry.forget()
+    kept = {kind: {(s.label, len(s.texts)) for s in rows_of(tmp_path / "c", kind=kind).values()} for kind in KINDS}
+    assert kept == {"labels": {(0, 1)}, "captions": {(NO_LABEL, 1)}, "images": {(NO_LABEL, 0)}}
+
+
 @pytest.mark.slow
-def test_a_plugin_source_works_in_worker_processes_and_cannot_break_the_rules_of_its_kind(tmp_path):
+def test_a_plugin_source_works_in_worker_processes(tmp_path):
     (tmp_path / "stripes.py").write_text(PLUGIN)
     argv = ["--plugin", tmp_path / "stripes.py", "prepare", "--captions", "stripes?rows=300", "-o", tmp_path / "c",
             "--shard-mb", "20", "--workers", "2", "--json"]  # fmt: skip
