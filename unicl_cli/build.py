@@ -25,10 +25,13 @@ from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.data.tokenizers import TextTokenizer, class_tokenizer, clip_tokenizer, corpus_tokenizer, load_tokenizer
 from unicl_cli.data.transforms import TrainTransform, augment
 from unicl_cli.errors import UniclError
-from unicl_cli.recipe import Recipe, TrainData, load
+from unicl_cli.recipe import Recipe, load
+from unicl_cli.sections import TrainData
 
 UNDECAYED = ("pos", "pos_embed", "cls_token", "relative_position_bias_table", "logit_scale")
 RUNS = Path("runs")
+LR_SCALE = "lr_scale"
+"""Attribute of a tower: the factor on its learning rate."""
 
 
 class Data(NamedTuple):
@@ -192,7 +195,7 @@ def build_step(
         tower = cast("nn.Module", registry.make("encoders", part, context))
         if part.freeze:
             tower.requires_grad_(requires_grad=False)
-        cast("Any", tower).lr_scale = part.lr_scale
+        setattr(tower, LR_SCALE, part.lr_scale)
         return tower
 
     context: dict[str, Callable[[], Any]] = {
@@ -208,7 +211,7 @@ def build_step(
         "pad_id": lambda: tokenizer().pad_id,
         "image_width": lambda: model.image_width,
     }
-    model = cast("Any", registry.make("encoders", recipe.model.part, context))
+    model = registry.make("encoders", recipe.model.part, context)
     loss = cast("nn.Module", registry.make("losses", recipe.loss, context))
     if getattr(model, "text", model) is None:
         return Step(model, loss), None
@@ -225,7 +228,7 @@ def build_optimizer(recipe: Recipe, step: nn.Module) -> torch.optim.Optimizer:
     """Groups by weight decay and by the towers' ``lr_scale``; parameters that are frozen take no part."""
     tables = (nn.Embedding, nn.EmbeddingBag)
     embeddings = {id(m.weight) for m in step.modules() if isinstance(m, tables)}
-    scales = {id(p): float(m.lr_scale) for m in step.modules() if hasattr(m, "lr_scale") for p in m.parameters()}
+    scales = {id(p): getattr(m, LR_SCALE) for m in step.modules() if hasattr(m, LR_SCALE) for p in m.parameters()}
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in step.named_parameters():
         if parameter.requires_grad:
@@ -241,7 +244,7 @@ def build_optimizer(recipe: Recipe, step: nn.Module) -> torch.optim.Optimizer:
     if optim.name == "adamw":
         return torch.optim.AdamW(listed, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
     if optim.name == "sgd":
-        return torch.optim.SGD(listed, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov)
+        return torch.optim.SGD(listed, lr=optim.lr, momentum=cast("Any", optim).momentum, nesterov=optim.nesterov)
     from timm.optim.lars import Lars
 
     return Lars(

@@ -42,7 +42,7 @@ def timm(*, model: str, pretrained: bool = False, drop_path: float = 0.0, image_
     return TimmTower(model, pretrained=pretrained, drop_path=drop_path, image_size=image_size)
 
 
-def cnn(*, width: int = 64, stages: int = 3) -> nn.Module:
+def cnn(*, width: int = 32, stages: int = 3) -> nn.Module:
     """A small convolutional image tower for pictures of about 32 px: trains in seconds on a CPU."""
     from unicl_cli.encoders.cnn import Cnn
 

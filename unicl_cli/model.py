@@ -23,7 +23,7 @@ def chunked(run: Encode, x: Tensor, chunks: int) -> tuple[Tensor, ...]:
         return run(x)
     short = max(0, chunks - len(x))  # fewer rows than chunks: repeat a row, drop its output
     parts = torch.cat([x, x[-1:].expand(short, *x.shape[1:])]).tensor_split(chunks)
-    outs = [cast("tuple[Tensor, ...]", checkpoint(run, part, use_reentrant=False)) for part in parts]
+    outs = [checkpoint(run, part, use_reentrant=False) for part in parts]
     return tuple(torch.cat(column)[: len(x)] for column in zip(*outs, strict=True))
 
 

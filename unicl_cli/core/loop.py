@@ -44,7 +44,7 @@ class Plan(NamedTuple):
     grad_clip: float | None = 1.0
     log_every: int = 10
     max_bad_steps: int = 10
-    describe: Callable[[Any], Mapping[str, float]] | None = None
+    describe: Callable[[Any], Mapping[str, Tensor]] | None = None
 
 
 def freeze_idle(step_module: nn.Module, batch: Any, accelerator: "Accelerator") -> list[str]:
@@ -60,7 +60,7 @@ def freeze_idle(step_module: nn.Module, batch: Any, accelerator: "Accelerator") 
     reached = sum_over_ranks(torch.tensor([float(p.grad is not None) for _, p in trained], device=accelerator.device))
     idle = [(name, p) for (name, p), ranks in zip(trained, reached.tolist(), strict=True) if not ranks]
     for _, parameter in idle:
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad = False
     step_module.zero_grad(set_to_none=True)
     with torch.no_grad():
         for name, value in step_module.named_buffers():

@@ -95,7 +95,10 @@ class Stream:
     def __init__(self, group_sizes: Ints, seed: str) -> None:
         self.group_sizes, self.seed = group_sizes, seed
         self.rows = int(group_sizes.sum())
-        self._order = lru_cache(maxsize=2)(lambda n: BlockOrder(group_sizes, f"{seed}/{n}"))  # a batch meets two passes
+        self._order = lru_cache(maxsize=2)(self._pass)  # a batch meets two passes at most
+
+    def _pass(self, number: int) -> BlockOrder:
+        return BlockOrder(self.group_sizes, f"{self.seed}/{number}")
 
     def __call__(self, start: int, count: int) -> Ints:
         """Rows at positions start … start + count - 1 of the endless sequence."""

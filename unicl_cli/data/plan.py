@@ -229,7 +229,7 @@ def _cut(opened: Opened, options: Options) -> list[Unit]:
     unit_rows = min(8192, max(64, int(options.shard_mb * 1e6 / mean)))
     if unit_rows > 256:
         unit_rows -= unit_rows % 256
-    group_rows = min(2048, max(32, int(8e6 / mean)))
+    group_rows = min(2048, max(4, int(8e6 / mean)))  # 32 photos of 8 MB a group would be 16 GB a window
     name, kind = opened.named.name, opened.named.kind
     units: list[Unit] = []
     for split, rows in opened.rows.items():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,9 @@ from unicl_cli.data.pictures import PictureError, examine
 
 THREADS = 4
 CHUNK = 64
-"""Rows that are read and decoded before the next look at the stop flag: bounds memory."""
+"""Rows that are read and decoded before the next look at the stop flag, or a row group where that is less."""
+DECODERS = 2
+"""Pictures that a process holds decoded at once: up to 192 MB each."""
 _CODECS = {"image.bytes": "NONE", "key": "ZSTD", "texts.list.element": "ZSTD"}
 HF_FEATURES = {
     "key": {"dtype": "string", "_type": "Value"},
@@ -224,13 +227,14 @@ def _results(
     work: Work, source: DatasetSource, tick: Callable[[int], None], stopped: Callable[[], bool]
 ) -> Iterator[Prepared | Rejected | None]:
     """Every row's result in the order of the rows; ends with None when stopped."""
-    one = partial(prepare_row, source=source, unit=work.unit, size=work.size, raw_text=work.raw_text)
+    one = partial(prepare_row, source=source, work=work, decoders=threading.Semaphore(DECODERS))
+    step = max(THREADS, min(CHUNK, work.unit.group_rows))
     with ThreadPoolExecutor(THREADS) as threads:
-        for start in range(0, len(work.rows), CHUNK):
+        for start in range(0, len(work.rows), step):
             if stopped():
                 yield None
                 return
-            chunk = work.rows[start : start + CHUNK]
+            chunk = work.rows[start : start + step]
             yield from threads.map(one, chunk)
             tick(len(chunk))
 
@@ -266,16 +270,15 @@ def _write_group(writer: pq.ParquetWriter, pending: list[dict[str, Any]], tally:
     pending.clear()
 
 
-def prepare_row(
-    row: Row, *, source: DatasetSource, unit: Unit, size: int | None, raw_text: bool
-) -> Prepared | Rejected:
+def prepare_row(row: Row, *, source: DatasetSource, work: Work, decoders: threading.Semaphore) -> Prepared | Rejected:
     """Read, decode and describe one row; every failure becomes a reason."""
-    texts = _texts(row.texts, raw_text=raw_text)
-    if reason := _unusable(row, texts, unit.kind):
+    texts = _texts(row.texts, raw_text=work.raw_text)
+    if reason := _unusable(row, texts, work.unit.kind):
         return Rejected(row.key, row.ref, reason, " ".join(row.texts)[:200])
     try:
         data = source.read(row)["image"]
-        picture = examine(data, size)
+        with decoders:
+            picture = examine(data, work.size)
     except PictureError as error:
         return Rejected(row.key, row.ref, error.reason, error.detail)
     except FileNotFoundError as error:
@@ -288,7 +291,7 @@ def prepare_row(
         "texts": texts,
         "text_hash": [text.text_hash(t) for t in texts],
         "label": row.label,
-        "source": unit.source,
+        "source": work.unit.source,
         "width": picture.width,
         "height": picture.height,
         "sha256": hashlib.sha256(data).digest(),

@@ -1,6 +1,7 @@
 """Any timm backbone as image tower."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import timm
 from torch import Tensor, nn
@@ -24,11 +25,12 @@ class TimmTower(nn.Module):
                 "see `python -c 'import timm; print(timm.list_models())'`",
             )
         config = timm.get_pretrained_cfg(model)
-        size = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
-        self.model = timm.create_model(model, pretrained=pretrained, num_classes=0, drop_path_rate=drop_path, **size)
-        self.width: int = self.model.num_features
-        self.mean: tuple[float, ...] = self.model.pretrained_cfg["mean"]
-        self.std: tuple[float, ...] = self.model.pretrained_cfg["std"]
+        size: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+        backbone: Any = timm.create_model(model, pretrained=pretrained, num_classes=0, drop_path_rate=drop_path, **size)
+        self.model = cast("nn.Module", backbone)
+        self.width: int = backbone.num_features
+        self.mean: tuple[float, ...] = backbone.pretrained_cfg["mean"]
+        self.std: tuple[float, ...] = backbone.pretrained_cfg["std"]
 
     @property
     def units(self) -> Sequence[nn.Module]:
@@ -36,7 +38,7 @@ class TimmTower(nn.Module):
 
     def tokens(self, x: Tensor) -> Tensor:
         """(b, 3, H, W) -> (b, N, width): the features before pooling."""
-        features: Tensor = self.model.forward_features(x)
+        features = cast("Tensor", cast("Any", self.model).forward_features(x))
         if features.ndim == 3:
             return features
         channels_last = features.shape[-1] == self.width

@@ -18,6 +18,7 @@ from torch import nn
 from unicl_cli import __version__
 from unicl_cli.build import (
     Data,
+    Loaded,
     build_data,
     build_optimizer,
     build_step,
@@ -365,25 +366,15 @@ class Stage:
     def validate(self, step: int, item: Any) -> None:
         """Zero-shot on one of ``eval[]``, on every rank; a line of ``eval.jsonl``."""
         parts = self.parts
-        if parts.tokenizer is None:
-            return
         corpus = open_corpus(item.corpus)
         split = item.split or next((s for s in ("test", "val") if s in corpus.splits), None)
         if split is None:
             raise UniclError(f"eval: {item.corpus} has neither a test nor a val split", "set eval.0.split")
-        parts.step.eval()
-        figures = validate(
-            parts.step,
-            parts.tokenizer,
-            corpus,
-            split,
-            image_size=parts.recipe.data.image_size,
-            templates=parts.data.templates,
-            batch=item.batch,
-            limit=item.limit,
-            device=self.accelerator.device,
-        )
-        parts.step.train()
+        size, templates = parts.recipe.data.image_size, parts.data.templates
+        module = cast("Step", parts.step)
+        loaded = Loaded(str(self.run_dir), module, parts.tokenizer, size, parts.data.classes, templates, ())
+        with self.accelerator.autocast():
+            figures = validate(loaded, corpus, split, batch=item.batch, limit=item.limit)
         if rank() == 0:
             self.note(step, {"corpus": item.corpus, "split": split, **figures})
 
