@@ -70,7 +70,7 @@ class View:
         if ops.flip:
             steps.append(v2.RandomHorizontalFlip(ops.flip))
         if ops.shift:
-            steps.append(v2.Compose([v2.Pad(ops.shift, padding_mode="edge"), v2.RandomCrop(size)]))
+            steps.append(self._shifted)
         if ops.jitter:
             s = ops.jitter
             steps.append(v2.RandomApply([v2.ColorJitter(s, s, s, min(s / 4, 0.5))], 0.8))
@@ -81,6 +81,12 @@ class View:
         if ops.noise:
             steps.append(self._noisy)
         self.steps = steps
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        down, right = torch.randint(-self.ops.shift, self.ops.shift + 1, (2,)).tolist()
+        places = torch.arange(self.size)
+        last = self.size - 1  # what comes in from outside repeats the edge
+        return x[:, (places - down).clamp(0, last)][:, :, (places - right).clamp(0, last)]
 
     def _noisy(self, x: Tensor) -> Tensor:
         return (x + torch.randn(x.shape) * (255 * self.ops.noise)).round().clamp(0, 255).to(torch.uint8)

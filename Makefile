@@ -1,0 +1,36 @@
+# README's two commands are `make quickstart` and `make test`; each makes its own .venv first, and both may be repeated.
+PYTHON ?= python3
+BIN := .venv/bin
+SIZE ?= full
+export TOKENIZERS_PARALLELISM := true
+
+.PHONY: quickstart test test-slow check fix clean
+quickstart: .venv/installed
+	$(BIN)/python docs/quickstart.py --size $(SIZE)
+
+test: .venv/installed
+	$(BIN)/pytest -q -n 2 --dist loadfile
+
+test-slow: .venv/installed
+	$(BIN)/pytest -q -m slow
+
+check: .venv/installed
+	$(BIN)/ruff format --check --diff .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo --no-cache
+	for recipe in recipes/*.yaml; do $(BIN)/unicl recipes validate $$recipe || exit 1; done
+
+fix: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# hatchling and its editables come from the index at build time; plugins need the core in the same command
+.venv/installed: pyproject.toml plugins/unicl-sigmoid/pyproject.toml tests/plugins/unicl-odd/pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "unicl needs Python 3.11 or newer: make PYTHON=python3.11 …")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -e plugins/unicl-sigmoid -e tests/plugins/unicl-odd
+	touch $@
+
+clean:
+	rm -rf .venv quickstart

@@ -1,0 +1,84 @@
+"""The main job on embedded real data: prepare → train → eval → probe → zeroshot, each as the command one would type."""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path("quickstart")
+UNICL = str(Path(sys.executable).with_name("unicl"))
+LABELLED = 7
+"""Digits 0 to 6 have labels; 7, 8 and 9 are met in captions only."""
+ARMS = {
+    "digits-label-only": "labels only",
+    "digits-caption-only": "captions only",
+    "quickstart": "UniCL: labels + captions",
+}
+console = Console()
+
+
+def unicl(command: str, *, shown: bool = True) -> str:
+    """Prints a command, runs it and returns what it wrote to stdout."""
+    console.print(f"[bold cyan]$ unicl {command}[/]", highlight=False, soft_wrap=True)
+    done = subprocess.run([UNICL, *shlex.split(command)], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"quickstart: the command above failed (exit code {done.returncode})")
+    if shown:
+        console.print(done.stdout, markup=False, highlight=False, soft_wrap=True)
+    return done.stdout
+
+
+def arm(recipe: str, changes: str, runs: Path) -> dict[str, Any]:
+    """Trains an arm and evaluates it on the 597 held-out digits."""
+    run = runs / recipe
+    unicl(f"train {recipe} {changes} --run-dir {run}")
+    return json.loads(unicl(f"eval {run} --json", shown=False))
+
+
+def row(report: dict[str, Any]) -> list[str]:
+    """Accuracy on all ten digits, on those with labels and on those without, in percent."""
+    classes = report["data"][0]["per_class"]
+    parts = (classes, classes[:LABELLED], classes[LABELLED:])
+    return [f"{100 * sum(c['recall'] * c['n'] for c in part) / sum(c['n'] for c in part):.1f}" for part in parts]
+
+
+def picture() -> Path:
+    """One held-out seven, as a file for `unicl zeroshot`."""
+    from unicl_cli.data.corpus import open_corpus
+
+    table = open_corpus(ROOT / "corpus").table("test", "labels")
+    number = table.column("label").to_pylist().index(LABELLED)
+    path = ROOT / "a-seven.png"
+    path.write_bytes(table.read(number).image)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=("full", "small"), default="full", help="small: one arm of 20 steps, for CI")
+    small = parser.parse_args().size == "small"
+    began = time.monotonic()
+    unicl(f'prepare --labels "digits?classes=0-6&limit=600" --captions "digits?limit=300" -o {ROOT / "corpus"}')
+    changes, runs = ("steps=20 eval=[]", ROOT / "runs-small") if small else ("eval=[]", ROOT / "runs")
+    reports = {name: arm(recipe, changes, runs) for recipe, name in ARMS.items() if not small or recipe == "quickstart"}
+    run = runs / "quickstart"
+    unicl(f"probe {run}")
+    unicl(f"zeroshot {picture()} --model {run} --classes zero,one,two,three,four,five,six,seven,eight,nine --top-k 3")
+    table = Table(title="597 held-out digits, classified from their names alone (%)")
+    for heading in ("learned from", "all ten", "0-6, labelled", "7-9, never labelled"):
+        table.add_column(heading, justify="left" if heading == "learned from" else "right")
+    for name, report in reports.items():
+        table.add_row(name, *row(report))
+    console.print(table)
+    console.print(f"{time.monotonic() - began:.0f} s. Next: your own pictures, docs/tutorial.md", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
