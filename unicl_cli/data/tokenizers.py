@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, Regex, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Library
 from torch import Tensor
 
@@ -38,24 +38,30 @@ class TextTokenizer:
         self.vocab_size = max(vocabulary.values()) + 1
         self.eot_id = next((vocabulary[name] for name in ENDS if name in vocabulary), self.vocab_size - 1)
         self.pad_id = next((vocabulary[name] for name in PADS if name in vocabulary), 0)
+        # a table of whole texts knows no others; the library would raise a plain Exception
+        table = isinstance(library.model, models.WordLevel) and library.pre_tokenizer is None
+        self.known = frozenset(vocabulary) if table else None
         library.no_padding()
         library.enable_truncation(context_length)
 
     def __call__(self, texts: Sequence[str], /) -> Tensor:
-        rows = [e.ids for e in self.library.encode_batch([clip_clean(t) if self.clean else t for t in texts])]
-        for text, row in zip(texts, rows, strict=True):
-            if not row:
-                raise UniclError(
-                    f"the tokenizer knows no token of '{text}'",
-                    "a model with one vector a class (tokenizer: classes) can only be asked for its own classes",
-                )
+        unknown = [] if self.known is None else [text for text in texts if text not in self.known]
+        if unknown:
+            raise UniclError(
+                f"the tokenizer knows no token of '{unknown[0]}'",
+                "a model with one vector a class (tokenizer: classes) can only be asked for its own classes",
+            )
+        rows = [e.ids for e in self._encoded(texts)]
         longest = max(len(row) for row in rows)
         return torch.tensor([row + [self.pad_id] * (longest - len(row)) for row in rows])
 
     def cuts(self, texts: Sequence[str]) -> int:
         """How many of the texts are longer than ``context_length``."""
-        encoded = self.library.encode_batch([clip_clean(t) if self.clean else t for t in texts])
-        return sum(bool(e.overflowing) for e in encoded)
+        return sum(bool(e.overflowing) for e in self._encoded(texts))
+
+    def _encoded(self, texts: Sequence[str]) -> Sequence[Encoding]:
+        self.library.encode_special_tokens = True  # as plain text; neither a file nor a pickle keeps this setting
+        return self.library.encode_batch([clip_clean(t) if self.clean else t for t in texts])
 
     def save(self, path: Path) -> None:
         self.library.save(str(path))
