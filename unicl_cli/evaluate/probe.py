@@ -18,7 +18,6 @@ PAIRS = 10
 SUFFICIENT = 1e-4  # Armijo: the share of the predicted decrease that a step has to reach
 HALVINGS = 30
 KEPT_LOGITS = 1 << 24
-DOUBLE_FROM = 1e8  # C * n above which float32 cannot resolve the penalty beside the cross-entropy
 
 
 class Linear(NamedTuple):
@@ -171,17 +170,17 @@ def fit(
 ) -> Linear:
     """(n, d), int64 (n,), M values of scikit-learn's C -> M classifiers over ``num_classes`` >= 2 classes.
 
-    float64 where the features are or C * n asks for it. With two classes scikit-learn fits one vector and a sigmoid;
+    In float64: on separable features float32 cannot resolve what is left of the loss, and its line search stalls (36
+    rows, C = 1e6: 17,000 evaluations instead of 70). With two classes scikit-learn fits one vector and a sigmoid;
     two columns at C / 2 give the same decisions, at C they would not.
     """
     n = len(features)
-    features = features.double() if max(strengths) * n > DOUBLE_FROM else features
+    features = features.double()
     cs = torch.tensor(strengths, dtype=features.dtype, device=features.device) * (0.5 if num_classes == 2 else 1.0)
     mean = features.mean(0)
     centred = features - mean
-    variances, basis = torch.linalg.eigh((centred.T @ centred / n).double())
-    variances, basis = variances.clamp_min(0).to(features.dtype), basis.to(features.dtype)
-    one = variances.new_ones(1)
+    variances, basis = torch.linalg.eigh(centred.T @ centred / n)
+    variances, one = variances.clamp_min(0), variances.new_ones(1)
     problem = Problem(
         axes=torch.cat([centred @ basis, features.new_ones(n, 1)], 1),
         targets=targets,

@@ -81,7 +81,7 @@ def probe(
     whole = train.joined(validation)
     model = fit(whole.features, whole.targets, [best.c], len(corpus.classes))
     test = examples(split=tested)
-    return {
+    document: dict[str, Any] = {
         "schema": "unicl/probe/1",
         "model": loaded.name,
         "data": corpus.name,
@@ -95,6 +95,22 @@ def probe(
         "n_train": len(whole.targets),
         "feature_norm": float(whole.features.norm(dim=1).mean()),  # C means something beside the scale of the features
     }
+    warnings = remarks(whole, test, best, curve)
+    return document | {"warnings": warnings} if warnings else document
+
+
+def remarks(train: Examples, test: Examples, best: Point, curve: Sequence[Point]) -> list[str]:
+    """What the reader of the result should know."""
+    found: list[str] = []
+    unseen = ~torch.isin(test.targets, train.targets)
+    if bool(unseen.any()):
+        classes = len(test.targets[unseen].unique())
+        found.append(
+            f"{classes} classes of the tested split have no training row: {int(unseen.sum())} rows cannot be hit"
+        )
+    if best.c in (curve[0].c, curve[-1].c):
+        found.append(f"C = {best.c:g} is the end of the range that is searched")
+    return found
 
 
 def choose(train: Examples, validation: Examples, num_classes: int) -> tuple[list[Point], Point]:

@@ -1,0 +1,186 @@
+"""`eval`, `probe` and `zeroshot` as commands on runs that `train` wrote: streams, JSON, exit codes, processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from unicl_cli.cli import run
+from unicl_cli.errors import UniclError
+
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+BASE = """
+data:
+  train: [{{corpus: {corpus}}}]
+  image_size: 16
+  templates: ["a photo of a {{}}.", "{{}}"]
+  augment: none
+model: {{image: {{name: cnn, width: 8, stages: 2}}, text: {{name: cbow, width: 16}}, embed_dim: 16, context_length: 24}}
+batch: {{size: 24}}
+optim: {{lr: 1e-2}}
+schedule: {{warmup: 0}}
+steps: 30
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A corpus of three colours with a train and a test split, and a recipe of a tiny model."""
+    root = tmp_path_factory.mktemp("measure")
+    for split, count in (("train", 12), ("test", 5)):
+        for name, colour in COLOURS.items():
+            for number in range(count):
+                path = root / "pictures" / split / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (16, 16), tuple(max(0, part - 5 * number) for part in colour)).save(path)
+    assert run(["prepare", "--labels", str(root / "pictures"), "-o", str(root / "corpus"), "--workers", "1"]) == 0
+    (root / "tiny.yaml").write_text(BASE.format(corpus=root / "corpus"))
+    return root
+
+
+def trained(place: Path, name: str, *changes: str) -> str:
+    folder = place / name
+    if not (folder / "meta.json").is_file():
+        assert run(["train", str(place / "tiny.yaml"), *changes, "--run-dir", str(folder), "--quiet"]) == 0
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def model(place) -> str:
+    return trained(place, "unicl")
+
+
+def answer(capsys, *args: str) -> tuple[str, str]:
+    capsys.readouterr()
+    assert run(args) == 0
+    return capsys.readouterr()
+
+
+def test_eval_prints_tables_or_one_document_and_writes_the_same_to_a_file(model, place, capsys):
+    out, _ = answer(capsys, "eval", model, "--batch", "4")
+    assert "Classification, %" in out
+    assert all(name in out for name in COLOURS)
+    out, err = answer(capsys, "eval", "--model", model, "--json", "--out", str(place / "new" / "e.json"))
+    document = json.loads(out)
+    assert err == ""
+    assert json.loads((place / "new" / "e.json").read_text()) == document
+    assert list(document) == ["schema", "model", "data"]
+    (entry,) = document["data"]
+    assert (entry["split"], entry["n"]) == ("test", 15)
+    assert entry["top1"] == 1.0
+
+
+def test_templates_of_the_command_line_replace_those_of_the_model(model, capsys):
+    other, _ = answer(capsys, "eval", model, "--template", "nothing {}", "--template", "none", "--json")
+    assert json.loads(other)["data"][0]["n"] == 15
+    with pytest.raises(UniclError, match="no templates 'clip8'; did you mean 'clip80'"):
+        run(["eval", model, "--template", "clip8"])
+
+
+def test_probe_prints_tables_or_one_document(model, capsys):
+    out, _ = answer(capsys, "probe", model)
+    assert "Linear probe, %" in out
+    document = json.loads(answer(capsys, "probe", model, "--features", "post", "--json")[0])
+    assert (document["schema"], document["features"], document["n"]) == ("unicl/probe/1", "post", 15)
+    assert document["top1"] == 1.0
+
+
+def test_zeroshot_answers_with_lines_and_takes_a_class_that_training_never_saw(model, place, capsys):
+    picture = str(place / "pictures" / "test" / "red" / "0.png")
+    out, _ = answer(capsys, "zeroshot", picture, "--classes", "blue,red", "--model", model, "--top-k", "1")
+    assert out.startswith(f"{picture}\tred ")
+    out, err = answer(capsys, "zeroshot", picture, "--classes", "red,a heffalump,red", "--model", model, "--json")
+    row = json.loads(out)
+    assert {item["label"] for item in row["top"]} == {"red", "a heffalump"}
+    assert err == "warning: --classes names red more than once\n"
+
+
+def test_a_bad_picture_is_a_row_and_status_two(model, place, capsys):
+    (place / "bad.png").write_bytes(b"no picture")
+    inputs = [str(place / "pictures/test/red/0.png"), str(place / "bad.png"), str(place / "pictures/test/blue/0.png")]
+    capsys.readouterr()
+    with pytest.raises(UniclError, match="1 of 3 pictures could not be read") as caught:
+        run(["zeroshot", *inputs, "--classes", "red,blue", "--model", model, "--json"])
+    assert caught.value.exit_code == 2
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["path"], row["label"], row["error"]) for row in rows] == [
+        (inputs[0], "red", None),
+        (inputs[1], None, "not a picture"),
+        (inputs[2], "blue", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["eval", "one", "--model", "two"], "two models: one and --model two"),
+        (["eval", "nowhere"], "no such run"),
+        (["eval", "{model}", "--data", "nowhere"], "no corpus here"),
+        (["probe", "{model}", "--split", "val"], "no split 'val'"),
+        (["zeroshot", "x.png", "--classes", ",", "--model", "{model}"], "names no class"),
+        (["eval", "{model}", "--devices", "cpu:no"], "--devices cpu:no"),
+    ],
+)
+def test_mistakes_are_one_line_with_a_hint(model, args, message):
+    with pytest.raises(UniclError, match=message) as caught:
+        run([arg.format(model=model) for arg in args])
+    assert caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+def test_a_classifier_head_is_evaluated_by_its_columns_and_a_feature_loss_only_probed(place, capsys):
+    head = trained(place, "ce", "model.text=null", "loss=ce", "steps=40")
+    assert json.loads(answer(capsys, "eval", head, "--json")[0])["data"][0]["top1"] > 0.6
+    features = trained(place, "supcon", "model.text=null", "loss=supcon", "data.views=2", "steps=2")
+    with pytest.raises(UniclError, match="trains features only") as caught:
+        run(["eval", features])
+    assert "unicl probe" in str(caught.value.hint)
+    assert json.loads(answer(capsys, "probe", features, "--json")[0])["n"] == 15
+
+
+def test_one_vector_a_class_with_a_bias_is_a_linear_classifier(place, capsys):
+    changes = ("model.text={name: linear, bias: true}", "model.tokenizer=classes", 'data.templates=["{}"]')
+    linear = trained(place, "linear", *changes, "model.context_length=null")
+    assert json.loads(answer(capsys, "eval", linear, "--json")[0])["data"][0]["top1"] > 0.6
+    picture = str(place / "pictures" / "test" / "red" / "0.png")
+    out, _ = answer(capsys, "zeroshot", picture, "--classes", "green,red", "--model", linear, "--json")
+    assert {item["label"] for item in json.loads(out)["top"]} == {"green", "red"}
+
+
+@pytest.mark.slow
+def test_two_processes_print_what_one_prints(model, place):
+    picture = [str(path) for path in sorted((place / "pictures" / "test").rglob("*.png"))]
+    for args in (
+        ("eval", model, "--json", "--batch", "4"),
+        ("probe", model, "--json", "--batch", "4"),
+        (
+            "zeroshot",
+            *picture,
+            str(place / "gone.png"),
+            "--classes",
+            "red,blue",
+            "--model",
+            model,
+            "--batch",
+            "3",
+            "--json",
+        ),
+    ):
+        done = [
+            subprocess.run(
+                [sys.executable, "-m", "unicl_cli", *args, "--devices", devices],
+                capture_output=True,
+                text=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                timeout=240,
+                check=False,
+            )
+            for devices in ("cpu:1", "cpu:2")
+        ]
+        assert done[0].stdout == done[1].stdout != ""
+        assert [each.returncode for each in done] == [2 if args[0] == "zeroshot" else 0] * 2
+        assert "Traceback" not in done[1].stderr
