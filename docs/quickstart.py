@@ -69,7 +69,8 @@ def main() -> None:
     changes, runs = ("steps=20 eval=[]", ROOT / "runs-small") if small else ("eval=[]", ROOT / "runs")
     reports = {name: arm(recipe, changes, runs) for recipe, name in ARMS.items() if not small or recipe == "quickstart"}
     run = runs / "quickstart"
-    unicl(f"probe {run}")
+    unicl(f"prepare --labels digits -o {ROOT / 'all-labelled'}")
+    unicl(f"probe {run} --data {ROOT / 'all-labelled'}")
     unicl(f"zeroshot {picture()} --model {run} --classes zero,one,two,three,four,five,six,seven,eight,nine --top-k 3")
     table = Table(title="597 held-out digits, classified from their names alone (%)")
     for heading in ("learned from", "all ten", "0-6, labelled", "7-9, never labelled"):
