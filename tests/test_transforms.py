@@ -1,0 +1,151 @@
+"""Pictures to tensors: the geometry of evaluation, augmentations as a function of (seed, draw, view) alone."""
+
+import io
+import json
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+
+from unicl_cli.data.transforms import PRESETS, TrainTransform, augment, eval_transform
+
+RANDOM = [name for name in PRESETS if name != "none"]
+
+
+def encoded(width=60, height=40, *, mode="RGB", form="PNG", seed=0, **options):
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), np.uint8)
+    picture = Image.fromarray(noise).resize((width, height)).convert(mode)
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return file.getvalue()
+
+
+def train(name="basic", *, size=32, views=1, seed=0, **changes):
+    return TrainTransform(size, [augment(name, changes)] * views, seed)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(("width", "height"), [(60, 40), (33, 200), (32, 32), (5, 9)])
+def test_evaluation_has_the_geometry_of_open_clip(width, height, form):
+    data = encoded(width, height, form=form)
+    theirs = image_transform_v2(PreprocessCfg(size=32, mean=(0, 0, 0), std=(1, 1, 1)), is_train=False)
+    expected = (theirs(Image.open(io.BytesIO(data))) * 255).round().to(torch.uint8)
+    got = eval_transform(data, 32)
+    assert got.dtype == torch.uint8
+    assert got.shape == (3, 32, 32)
+    assert (got.int() - expected.int()).abs().max() <= 1
+
+
+def test_a_picture_that_has_the_size_is_left_alone():
+    data = encoded(32, 32)
+    expected = torch.from_numpy(np.array(Image.open(io.BytesIO(data)))).permute(2, 0, 1)
+    assert torch.equal(eval_transform(data, 32), expected)
+    assert torch.equal(train("none")(data, 5), expected)
+
+
+def test_the_orientation_of_a_photo_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    data = encoded(64, 64, form="PNG", exif=exif)
+    upright = eval_transform(encoded(64, 64, form="PNG"), 64)
+    for turned in (eval_transform(data, 64), train("none", size=64)(data, 0)):
+        assert torch.equal(turned, upright.rot90(-1, (1, 2)))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_any_mode_becomes_three_channels(mode):
+    data = encoded(mode=mode, form="TIFF" if mode == "CMYK" else "PNG")
+    assert eval_transform(data, 32).shape == (3, 32, 32)
+    assert train("strong")(data, 0).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_view_is_a_function_of_seed_draw_and_view(name):
+    data, other = encoded(), encoded(seed=1)
+    transform = train(name, views=2)
+    expected = {draw: transform(data, draw) for draw in range(6)}
+    again = train(name, views=2)
+    for draw in (5, 0, 3):
+        random.seed(draw)
+        torch.manual_seed(draw + 100)
+        np.random.seed(draw)  # noqa: NPY002 - what timm draws from
+        again(other, draw + 7)  # what was drawn before does not matter
+        assert torch.equal(again(data, draw), expected[draw])
+    assert expected[0].shape == (2, 3, 32, 32)
+    assert expected[0].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_draws_views_and_seeds_differ(name):
+    data = encoded()
+    views = torch.cat([train(name, views=2)(data, draw) for draw in range(4)])
+    views = torch.cat([views, torch.stack([train(name, seed=9)(data, draw) for draw in range(4)])])
+    assert len({tuple(view.flatten().tolist()) for view in views}) > 8
+
+
+def test_without_augmentation_every_view_is_that_of_evaluation():
+    data = encoded()
+    assert torch.equal(train("none")(data, 3), eval_transform(data, 32))
+
+
+def test_views_are_the_same_in_another_process():
+    code = (
+        "import sys, json, torch; from unicl_cli.data.transforms import *\n"
+        "data = sys.stdin.buffer.read()\n"
+        "print(json.dumps({n: [int(x) for x in TrainTransform(32, [augment(n, {})] * 2, 4)(data, 11).flatten()[::97]]"
+        " for n in PRESETS}))"
+    )
+    data = encoded()
+    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
+    here = {n: train(n, views=2, seed=4)(data, 11).flatten()[::97].tolist() for n in PRESETS}
+    assert json.loads(done.stdout) == here
+
+
+def test_a_change_replaces_one_number_of_a_preset():
+    assert augment("basic", {"flip": 0.0, "noise": None}) == PRESETS["basic"]._replace(flip=0.0)
+    data = encoded(32, 32)
+    mirrored = train("none", flip=1.0)(data, 0)
+    assert torch.equal(mirrored, eval_transform(data, 32).flip(2))
+
+
+def test_a_shift_moves_the_picture_and_repeats_its_edge():
+    data = encoded(32, 32)
+    still = eval_transform(data, 32)
+    seen = set()
+    for draw in range(30):
+        moved = train("shift")(data, draw)
+        places = [
+            (dy, dx)
+            for dy in range(-2, 3)
+            for dx in range(-2, 3)
+            if torch.equal(moved[:, 4:28, 4:28], still[:, 4 + dy : 28 + dy, 4 + dx : 28 + dx])
+        ]
+        assert len(places) == 1
+        seen.update(places)
+    assert len(seen) > 10
+
+
+def test_noise_has_the_deviation_asked_for():
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(file, "PNG")
+    noisy = train("none", size=64, noise=0.1)(file.getvalue(), 0).float() / 255
+    assert noisy.std().item() == pytest.approx(0.1, rel=0.05)
+    assert noisy.mean().item() == pytest.approx(128 / 255, abs=0.01)
+
+
+def test_a_crop_keeps_at_least_the_area_asked_for():
+    gradient = np.tile(np.linspace(0, 255, 256).astype(np.uint8), (256, 1))
+    file = io.BytesIO()
+    Image.fromarray(gradient).convert("RGB").save(file, "PNG")
+    spans = [
+        (x[0, 0, -1].int() - x[0, 0, 0].int()).item() for x in (train("basic")(file.getvalue(), d) for d in range(40))
+    ]
+    widths = [abs(span) / 255 for span in spans]
+    assert min(widths) > (0.5 * 3 / 4) ** 0.5 - 0.05, "area at least a half, sides at most 4:3"
+    assert max(widths) > 0.9
+    assert {span > 0 for span in spans} == {True, False}, "some are mirrored"
