@@ -36,7 +36,7 @@ def one(variant: str, rows: int, dim: int, tile: int | None, repeats: int) -> di
     from open_clip.loss import ClipLoss
     from torch.nn import functional as F
 
-    from unicl_cli.losses import both_ways, contrast
+    from unicl_cli.losses import both_ways
 
     torch.set_num_threads(1)
     draw = torch.Generator().manual_seed(0)
@@ -50,7 +50,10 @@ def one(variant: str, rows: int, dim: int, tile: int | None, repeats: int) -> di
         if variant == "tiled":
             loss = both_ways(u, v, keys, scale, tile=tile)["loss"]
         elif variant == "dense":
-            loss = (contrast(u, v, keys, keys, scale) + contrast(v, u, keys, keys, scale)).mean() / 2
+            logits = scale * u @ v.T  # as published: one product, soft targets
+            same = (keys[:, None] == keys).float()
+            targets = same / same.sum(1, keepdim=True)
+            loss = -(targets * (logits.log_softmax(1) + logits.log_softmax(0))).sum() / (2 * n)
         else:
             loss = ClipLoss()(u, v, scale)
         loss.backward()

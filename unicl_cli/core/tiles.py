@@ -9,7 +9,7 @@ from unicl_cli.contracts import NO_KEY
 
 FAR = -1e30
 """The logit of a hidden pair: exp gives exactly 0, and unlike -inf no difference of two of them is nan."""
-CELLS = 1 << 22
+CELLS = 1 << 21
 """Logits alive in one tile when the caller names no tile."""
 
 
@@ -160,8 +160,8 @@ def tiled_sums(
     """(b, D), (B, D), () -> (b,), (B,), (b,): logsumexp of the logits ``scale * q k^T`` along rows and down columns,
     and the mean logit of each row's positives (0 without any). Hidden pairs are in none of them.
 
-    Memory: gradients of ``q`` and ``k`` plus two tiles of ``tile`` rows (default: ``CELLS / B``), never b x B.
+    Memory: gradients of ``q`` and ``k`` plus two tiles of ``tile`` rows (default: ``CELLS / B``, 128 to 4096).
     The second vector is meaningless unless ``pairs.column_sums``. float32 or float64, called with autocast off.
     """
-    tile = min(tile or min(max(CELLS // len(k), 64), 4096), len(q))
+    tile = min(tile or min(max(CELLS // len(k), 128), 4096), len(q))
     return _Tiles.apply(q, k, scale, pairs, tile)
