@@ -31,8 +31,12 @@ class Step(nn.Module):
         return cast("Loss", self.loss)(cast("Model", self.model), batch)
 
     def call(self, name: str, *args: Any) -> Any:
-        """A method of the model outside training; FSDP2 gathers the root's weights for it."""
-        return getattr(self.model, name)(*args)
+        """A method of the model, or one of the loss that takes the model first (``pair_scores``), outside training.
+
+        FSDP2 gathers the root's weights for it.
+        """
+        method = getattr(self.model, name, None)
+        return method(*args) if method is not None else getattr(self.loss, name)(self.model, *args)
 
 
 class Plan(NamedTuple):

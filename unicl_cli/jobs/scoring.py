@@ -144,12 +144,10 @@ def by_pair(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) -> Scorer
     tokenizer = loaded.tokenizer
     if tokenizer is None:
         raise ValueError("the model has no tokenizer")
-    tokens = tokenizer([fill(loaded.templates[0], each.names[0]) for each in classes]).to(encoder.device)
-    model: Any = bare(loaded.step).model
+    tokens = tokenizer([fill(loaded.templates[0], each.names[0]) for each in classes])
 
     def scores(images: Tensor) -> Tensor:
-        with torch.no_grad(), encoder.precision():
-            return loss.pair_scores(model, images.to(encoder.device), tokens).float()
+        return encoder.call("pair_scores", images, tokens).float()
 
     return Scorer(
         scores=scores,

@@ -1,0 +1,16 @@
+"""`unicl odd-size MODEL`: the number of a model's parameters."""
+
+import typer
+
+from unicl_cli.api import UniclError, load_model
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def size(model: str, at_least: int = 0) -> None:
+    """Count a model's parameters."""
+    count = sum(parameter.numel() for parameter in load_model(model).step.parameters())
+    if count < at_least:
+        raise UniclError(f"{model} has {count} parameters, fewer than {at_least}", "take a larger model")
+    typer.echo(count)
