@@ -77,7 +77,9 @@ def test_classes_with_the_same_prompts_are_named_and_tie_exactly(tokenizer):
     got = build(tokenizer, names=[["cat"], ["dog", "hound"], ["cat"], ["hound", "dog"], ["bird"]])
     assert got.duplicates == ((0, 2), (1, 3))
     assert got.first.tolist() == [0, 1, 0, 1, 4]
-    scores = got.cosines(F.normalize(torch.randn(33, 8), dim=1))
+    rounded = got.weights.clone()
+    rounded[2:4] += 1e-7  # as a matrix product may round equal columns
+    scores = got._replace(weights=rounded).cosines(F.normalize(torch.randn(33, 8), dim=1))
     assert torch.equal(scores[:, 0], scores[:, 2])
     assert torch.equal(scores[:, 1], scores[:, 3])
 
