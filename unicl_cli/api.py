@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from unicl_cli.core.sampler import seed_of
     from unicl_cli.core.schedule import lr_at
     from unicl_cli.errors import UniclError
-    from unicl_cli.losses import both_ways, contrast, contrast_tiled
+    from unicl_cli.losses import both_ways, contrast, contrast_tiled, supcon_loss
     from unicl_cli.model import at_least_float32, chunked
 
 _HOME = {
@@ -46,7 +46,7 @@ _HOME = {
     "unicl_cli.core.sampler": ("seed_of",),
     "unicl_cli.core.schedule": ("lr_at",),
     "unicl_cli.errors": ("UniclError",),
-    "unicl_cli.losses": ("both_ways", "contrast", "contrast_tiled"),
+    "unicl_cli.losses": ("both_ways", "contrast", "contrast_tiled", "supcon_loss"),
     "unicl_cli.model": ("at_least_float32", "chunked"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
@@ -96,6 +96,7 @@ __all__ = [
     "seed_of",
     "shard",
     "share_of_mean",
+    "supcon_loss",
     "world_size",
 ]
 

@@ -236,7 +236,7 @@ def _put(old: Any, loc: Loc, depth: int, value: Any, replaced: list[Loc]) -> Any
     if depth == len(loc):
         return merge(old, value, loc, replaced)
     at, key = loc[:depth], loc[depth]
-    old = _named(old) if _is_part(at) else {} if old is None else old
+    old = {} if old is None else _named(old) if _is_part(at) else old
     if isinstance(old, list):
         return [_put(item, loc, depth + 1, value, replaced) if i == key else item for i, item in enumerate(old)]
     if not isinstance(old, dict):

@@ -13,7 +13,7 @@ app = typer.Typer(add_completion=False)
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or a built-in name (unicl recipes ls).")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, as optim.lr=1e-3.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, as optim.lr=1e-3.")
     ] = None,
     devices: Annotated[str, typer.Option(help="auto, a number of GPUs, or cpu:N for N processes.")] = "auto",
     run_dir: Annotated[str | None, typer.Option(help="Where to write; default runs/NAME-HASH.")] = None,
