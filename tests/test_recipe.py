@@ -294,7 +294,7 @@ def test_the_resolved_recipe_has_every_default():
     recipe = small("ema={}", "eval=[{corpus: c}]")
     for name in ("data", "optim", "schedule", "batch", "log", "checkpoint", "parallel", "ema", "guard"):
         assert set(whole[name]) == keys(type(getattr(recipe, name)))
-    assert whole["model"]["image"] == {"name": "cnn", "width": 64, "stages": 3, "freeze": False, "lr_scale": 1.0}
+    assert whole["model"]["image"] == {"name": "cnn", "width": 32, "stages": 3, "freeze": False, "lr_scale": 1.0}
     assert whole["loss"] == {"name": "unicl", "terms": ["image", "text"], "tile": 8}
     assert yaml.safe_load(dump(recipe))["optim"]["lr"] == recipe.optim.lr, "other readers get numbers too"
 

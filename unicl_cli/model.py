@@ -10,7 +10,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from unicl_cli.contracts import Features, LogitScale, Tower
+from unicl_cli.errors import UniclError
 
+NO_TOWER = "texts are to be encoded, but the model has no text tower (model.text is null)"
 Encode = Callable[[Tensor], tuple[Tensor, ...]]
 
 
@@ -108,7 +110,7 @@ class TwoTower(nn.Module):
 
     def _text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         if self.text is None:
-            raise TypeError("this model has no text tower")
+            raise UniclError(NO_TOWER, "give model.text, or take a loss on pictures alone: ce, supcon")
         pooled, joint = self.text(tokens)
         if self.normalize and self.biased:  # the bias is no direction
             return pooled, torch.cat([F.normalize(joint[:, :-1], dim=-1), joint[:, -1:]], 1)
@@ -121,7 +123,7 @@ class TwoTower(nn.Module):
     def text_tokens(self, tokens: Tensor) -> Tensor:
         """int64 (U, L) -> (U, L, width), from towers that have ``tokens``."""
         if self.text is None:
-            raise TypeError("this model has no text tower")
+            raise UniclError(NO_TOWER, "give model.text, or take a loss on pictures alone: ce, supcon")
         return at_least_float32(cast("Callable[[Tensor], Tensor]", self.text.trunk.tokens)(tokens))
 
     def scale(self, name: str = "text") -> Tensor:
