@@ -1,11 +1,11 @@
 """From a mix of corpora to batches: which rows, which text of a row, which view, all derived from the step."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from unicl_cli.contracts import NO_LABEL, Batch, Drawn, Sample
 from unicl_cli.core.prompts import fill
 from unicl_cli.core.sampler import Alternation, Mixture, Stream, share
-from unicl_cli.data.collate import collate
+from unicl_cli.data.collate import Hook, collate
 from unicl_cli.data.corpus import Corpus, Table
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.data.transforms import TrainTransform
@@ -223,7 +223,7 @@ def batches(
     tokenizer: TextTokenizer | None,
     *,
     caption_targets: str,
-    extra: Callable[..., Mapping[str, Any]] | None,
+    extra: Hook | None,
     workers: int,
     pin_memory: bool,
 ) -> Iterator[tuple[int, Batch]]:

@@ -34,6 +34,7 @@ from unicl_cli.core.files import write_atomic
 from unicl_cli.core.launch import StopFlag
 from unicl_cli.core.loop import Plan, Step, fit, freeze_idle
 from unicl_cli.core.sinks import ConsoleSink, JsonlSink, Sinks, StatusSink
+from unicl_cli.data.collate import Extra
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.loader import Draws, batches
 from unicl_cli.data.tokenizers import TextTokenizer
@@ -137,13 +138,13 @@ def stream(
     """(step, Batch) of this rank from ``start`` on."""
     draws = Draws(data.order, start, steps, rank(), world_size())
     inner = cast("Step", bare(step))
-    extra = next((hook for part in (inner.model, inner.loss) if (hook := getattr(part, "extra", None))), None)
+    hooks: list[Any] = [part.extra for part in (inner.model, inner.loss) if hasattr(part, "extra")]
     return batches(
         data.mix,
         draws,
         cast("TextTokenizer | None", tokenizer),
         caption_targets=recipe.data.caption_targets,
-        extra=extra,
+        extra=Extra(hooks),
         workers=workers,
         pin_memory=pin,
     )
