@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import signal
 import subprocess
 import sys
@@ -19,8 +20,11 @@ from unicl_cli import api
 from unicl_cli.cli import run
 from unicl_cli.core import checkpoint
 from unicl_cli.core.launch import StopFlag, start_accelerator
+from unicl_cli.data.collate import Extra
+from unicl_cli.data.corpus import open_corpus
+from unicl_cli.data.transforms import eval_transform
 from unicl_cli.jobs.train import Request, train_stage
-from unicl_cli.recipe import load_text, recipe_hash
+from unicl_cli.recipe import load_text
 
 CNN = "{name: cnn, width: 8, stages: 2}"
 WORDS = "{name: transformer, width: 16, layers: 1, heads: 2}"
@@ -125,9 +129,9 @@ def test_a_system_of_odd_shape_trains_by_the_command(system: str, trained: Train
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_system_of_odd_shape_learns_its_twelve_rows(system: str, trained: Train):
-    wide = ("data.train.0.limit=6", "steps=40", "optim.name=adamw", "optim.lr=0.01", "data.augment=none")
-    lines = metrics(trained(system, *wide))
-    first, last = (sum(line["loss"] for line in part) for part in (lines[:5], lines[-5:]))
+    length = ("steps=100", "optim.lr=0.003") if system == "joint" else ("steps=40", "optim.lr=0.01")
+    lines = metrics(trained(system, "data.train.0.limit=6", "optim.name=adamw", "data.augment=none", *length))
+    first, last = (sum(line["loss"] for line in part) for part in (lines[:10], lines[-10:]))
     assert last < 0.8 * first
 
 
@@ -205,6 +209,17 @@ def test_a_pair_score_knows_no_padding_and_no_neighbours(trained: Train):
     torch.testing.assert_close(both[1:2, 1:], alone)
 
 
+def test_hooks_of_model_and_loss_fill_one_batch(trained: Train):
+    many = api.load_model(str(trained("many"))).step.model
+    masked = api.load_model(str(trained("masked"))).step.loss
+    hooks = Extra([many.extra, masked.extra])
+    tokens, index = torch.tensor([[1, 7, 8, 2]]), torch.zeros(5, dtype=torch.int64)
+    for both in (hooks, pickle.loads(pickle.dumps(hooks))):
+        extra = both(drawn(5), tokens, index)
+        assert sorted(extra) == ["has_profile", "masked_tokens", "profile", "word_target"]
+        assert all(len(field) == 5 for field in extra.values())
+
+
 # -- after training ----------------------------------------------------------------------------------------------
 
 
@@ -221,9 +236,6 @@ def test_eval_takes_the_score_of_a_pair(trained: Train, capsys: pytest.CaptureFi
     names = [item.names[0] for item in loaded.classes]
     assert loaded.tokenizer is not None
     tokens = loaded.tokenizer([loaded.templates[0].replace("{}", name) for name in names])
-    from unicl_cli.data.corpus import open_corpus
-    from unicl_cli.data.transforms import eval_transform
-
     table = open_corpus(loaded.corpora[0]).table("test", "labels")
     samples = [table.read(row) for row in range(len(table))]
     with torch.no_grad():
@@ -299,7 +311,6 @@ def everything(corpus: Path, out: Path) -> None:
     for system in SHARDED:
         more = f"parallel: {{strategy: fsdp2}}\n{validated}"
         recipe = load_text(recipe_of(system, corpus, more))
-        assert recipe_hash(recipe)
         train_stage(recipe, out / f"{system}-sharded", None, Request(quiet=True), accelerator, stop)
     accelerator.end_training()
 
