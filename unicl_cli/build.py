@@ -140,8 +140,7 @@ def wanted_kinds(strands: list[loader.Strand], recipe: Recipe) -> list[loader.St
 
 def check_learnable(recipe: Recipe, data: Data) -> None:
     """What could never teach anything is refused: one class and nothing else, no texts for a text loss."""
-    labelled = {int(c) for s in data.mix.strands if s.kind == loader.LABELS for c in s.labels}
-    if len(labelled) == 1 and all(s.kind == loader.LABELS for s in data.mix.strands):
+    if all(s.kind == loader.LABELS for s in data.mix.strands) and len(loader.present(data.mix.strands)) == 1:
         raise UniclError(
             "the corpora have one class and nothing else: there is nothing to tell apart",
             "add a second class, or captions: unicl prepare --labels … --captions …",

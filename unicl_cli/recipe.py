@@ -341,6 +341,14 @@ def check_corpora(recipe: Recipe) -> None:
             )
 
 
+def check_shares(recipe: Recipe, world: int) -> None:
+    """Raises UniclError unless ``world`` processes can share a batch equally."""
+    if recipe.batch.size % world:
+        raise UniclError(
+            f"batch.size {recipe.batch.size} cannot be shared by {world} processes", f"use a multiple of {world}"
+        )
+
+
 # -- recipe to text -----------------------------------------------------------------------------------------------
 
 

@@ -26,8 +26,8 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Train from a recipe; the same command continues after any interruption."""
-    from unicl_cli.core.launch import is_peer, launched, recorded, was_stopped
-    from unicl_cli.recipe import check_corpora, load, run_path
+    from unicl_cli.core.launch import is_peer, launched, processes, recorded, was_stopped
+    from unicl_cli.recipe import check_corpora, check_shares, load, run_path
 
     changes = list(overrides or [])
     changes += [f"{key}={value}" for key, value in (("model.init", init), ("run_dir", run_dir)) if value is not None]
@@ -39,6 +39,7 @@ def train(
 
         describe(checked, run, devices, as_json=json_)
         return
+    check_shares(checked, processes(devices)[0])
     code = launched(devices, sys.argv[1:], run / "logs")
     if code is not None:
         raise typer.Exit(75 if was_stopped(run, code) else code)

@@ -1,10 +1,13 @@
 """From a mix of corpora to batches: which rows, which text of a row, which view, all derived from the step."""
 
 import math
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from hashlib import blake2b
+from multiprocessing import resource_tracker
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +75,16 @@ def group_sizes(table: Table, rows: NDArray[np.int64] | None) -> NDArray[np.int6
     ends = np.cumsum(table.group_sizes)
     counts = np.diff(np.searchsorted(rows, ends, side="left"), prepend=0)
     return counts[counts > 0]
+
+
+def present(strands: Sequence[Strand]) -> set[int]:
+    """Classes of the mix that have a row; a corpus may name classes of which it holds none."""
+    met: set[int] = set()
+    for strand in strands:
+        labels = strand.table.column("label").to_numpy()
+        chosen = np.unique(labels if strand.rows is None else labels[strand.rows])
+        met.update(strand.labels[chosen[chosen != NO_LABEL]].tolist())
+    return met
 
 
 def strands_of(
@@ -209,12 +222,23 @@ class Draws:
 
 
 def one_thread(worker: int) -> None:
-    """Workers share the cores: each decodes on one. Ctrl-C is the training process's to handle."""
-    import signal
-
+    """Workers share the cores: each decodes on one."""
     del worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+@contextmanager
+def stops_blocked() -> Generator[None]:
+    """Processes started inside never hear of a stop, which may reach a whole process group.
+
+    The training process answers it at the end of its step, and needs its workers until then.
+    """
+    resource_tracker.ensure_running()  # started later, it would unblock them again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def batches(
@@ -238,4 +262,6 @@ def batches(
         prefetch_factor=4 if workers else None,
         worker_init_fn=one_thread if workers else None,
     )
-    yield from zip(range(draws.start, draws.steps), loader, strict=True)
+    with stops_blocked():
+        loaded = iter(loader)
+    yield from zip(range(draws.start, draws.steps), loaded, strict=True)

@@ -13,8 +13,7 @@ from torch import nn
 
 from unicl_cli.build import build_data, build_step, build_tokenizer, check_learnable, total_steps
 from unicl_cli.core.launch import is_worker, processes
-from unicl_cli.errors import UniclError
-from unicl_cli.recipe import Recipe, dump
+from unicl_cli.recipe import Recipe, check_shares, dump
 
 
 def parameters(module: nn.Module) -> int:
@@ -24,10 +23,7 @@ def parameters(module: nn.Module) -> int:
 def facts(recipe: Recipe, run: Path, devices: str) -> dict[str, Any]:
     """Everything that is known before the first step; the model is built on no device at all."""
     world = int(os.environ["WORLD_SIZE"]) if is_worker() else processes(devices)[0]
-    if recipe.batch.size % world:
-        raise UniclError(
-            f"batch.size {recipe.batch.size} cannot be shared by {world} processes", f"use a multiple of {world}"
-        )
+    check_shares(recipe, world)
     data = build_data(recipe)
     check_learnable(recipe, data)
     tokenizer = build_tokenizer(recipe, data) if recipe.model.part.options.get("text") is not None else None

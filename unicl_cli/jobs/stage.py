@@ -40,7 +40,7 @@ from unicl_cli.data.loader import Draws, batches
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.evaluate import validate
-from unicl_cli.recipe import Recipe, dump, recipe_hash
+from unicl_cli.recipe import Recipe, check_shares, dump, recipe_hash
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "tokenizers", "numpy", "pyarrow", "pillow")
 
@@ -77,11 +77,7 @@ def platform_facts() -> dict[str, Any]:
 
 def prepared(recipe: Recipe, accelerator: Any, run: Path) -> Parts:
     """Corpora, tokenizer, model and loss of a stage, with what no loss reaches frozen."""
-    if recipe.batch.size % world_size():
-        raise UniclError(
-            f"batch.size {recipe.batch.size} cannot be shared by {world_size()} processes",
-            f"use a multiple of {world_size()}",
-        )
+    check_shares(recipe, world_size())
     data = build_data(recipe)
     check_learnable(recipe, data)
     fitted: list[TextTokenizer] = []
