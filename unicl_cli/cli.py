@@ -133,6 +133,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script: what a user can mend is one line, anything else keeps its traceback (exit status 1)."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin halve the speed of a busy machine
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except UniclError as error:

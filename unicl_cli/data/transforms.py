@@ -51,7 +51,7 @@ def framed(picture: Image.Image, size: int) -> Tensor:
     if picture.size != (size, size):
         resized = F.resize(picture, [size], interpolation=BICUBIC)  # pyright: ignore[reportArgumentType] - a picture too
         picture = cast("Image.Image", F.center_crop(resized, [size, size]))
-    return F.pil_to_tensor(picture)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)  # a third of the time of pil_to_tensor
 
 
 def eval_transform(data: bytes, size: int) -> Tensor:
@@ -86,7 +86,7 @@ class View:
         down, right = torch.randint(-self.ops.shift, self.ops.shift + 1, (2,)).tolist()
         places = torch.arange(self.size)
         last = self.size - 1  # what comes in from outside repeats the edge
-        return x[:, (places - down).clamp(0, last)][:, :, (places - right).clamp(0, last)]
+        return x[:, (places - down).clamp_(0, last)[:, None], (places - right).clamp_(0, last)]
 
     def _noisy(self, x: Tensor) -> Tensor:
         return (x + torch.randn(x.shape) * (255 * self.ops.noise)).round().clamp(0, 255).to(torch.uint8)
