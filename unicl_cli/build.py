@@ -247,7 +247,12 @@ def build_optimizer(recipe: Recipe, step: nn.Module) -> torch.optim.Optimizer:
     from timm.optim.lars import Lars
 
     return Lars(
-        cast("Any", listed), lr=optim.lr, momentum=optim.momentum, trust_coeff=0.001, eps=0.0, always_adapt=True
+        cast("Any", listed),
+        lr=optim.lr,
+        momentum=cast("Any", optim).momentum,
+        trust_coeff=0.001,
+        eps=0.0,
+        always_adapt=True,
     )
 
 
