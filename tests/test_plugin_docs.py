@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from unicl_cli import api, registry
 from unicl_cli.cli import run
 
 PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
+GUIDE = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
 RECIPE = """
 data: {{train: [{{corpus: {corpus}}}], image_size: 32, augment: none}}
@@ -131,6 +133,29 @@ def test_a_run_of_a_plugin_without_the_plugin_says_what_is_missing(
     registry.forget()
     with pytest.raises(api.UniclError, match="no loss 'one-way'"):
         run(["eval", str(tmp_path / "run")])
+
+
+def test_the_package_in_the_contributors_guide_trains(
+    files: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (project,) = re.findall(r"```toml\n(.*?)```", GUIDE, re.DOTALL)
+    factory, loss = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    about = tomllib.loads(project)["project"]
+    package = tmp_path / "unicl_one_way"
+    package.mkdir()
+    (package / "__init__.py").write_text(factory, encoding="utf-8")
+    (package / "loss.py").write_text(loss, encoding="utf-8")
+    info = tmp_path / "unicl_one_way-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {about['name']}\nVersion: {about['version']}\n")
+    points = "".join(f"{name} = {value}\n" for name, value in about["entry-points"]["unicl.losses"].items())
+    (info / "entry_points.txt").write_text(f"[unicl.losses]\n{points}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry.forget()
+    (tmp_path / "out").mkdir()
+    lines = trained(files, corpus, tmp_path / "out", "size.py", "loss={name: one-way, tile: 5}")
+    assert len(lines) == 3
+    assert registry.find("losses", "unicl-one-way/one-way").version == "0.1.0"
 
 
 @pytest.mark.slow

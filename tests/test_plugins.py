@@ -209,6 +209,18 @@ def test_a_pair_score_knows_no_padding_and_no_neighbours(trained: Train):
     torch.testing.assert_close(both[1:2, 1:], alone)
 
 
+def test_a_text_tower_brings_its_own_tokenizer(trained: Train, capsys: pytest.CaptureFixture[str]):
+    folder = trained("masked", "loss=unicl", "model.text={name: odd-letters, length: 30}")
+    assert not (folder / "tokenizer.json").exists()
+    loaded = api.load_model(str(folder))
+    assert loaded.tokenizer is not None
+    assert loaded.tokenizer(["ab", "c"]).tolist() == [[98, 99], [100, 0]]
+    assert loaded.tokenizer.context_length == 30
+    found = evaluated(folder, capsys)
+    assert found["n"] > 500
+    assert "retrieval" in found
+
+
 def test_hooks_of_model_and_loss_fill_one_batch(trained: Train):
     many = api.load_model(str(trained("many"))).step.model
     masked = api.load_model(str(trained("masked"))).step.loss

@@ -71,3 +71,10 @@ def build_align() -> nn.Module:
     from unicl_odd.joint import Align
 
     return Align()
+
+
+def build_letters(*, width: int = 16, length: int = 40) -> nn.Module:
+    """A text tower with its own tokenizer."""
+    from unicl_odd.letters import Letters
+
+    return Letters(width, length)
