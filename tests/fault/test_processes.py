@@ -1,0 +1,344 @@
+"""Two and three processes train what one trains, sharded or not; a rank that fails or a launcher that dies leaves none.
+
+As a script this file is the worker of the float64 cases: ``test_processes.py CORPUS FOLDER``.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from unicl_cli.build import build_data, build_optimizer, build_step, build_tokenizer
+from unicl_cli.core import checkpoint
+from unicl_cli.core.dist import barrier, rank, shard, world_size
+from unicl_cli.core.launch import start_accelerator
+from unicl_cli.core.loop import Plan, fit, freeze_idle
+from unicl_cli.core.schedule import lr_at
+from unicl_cli.jobs.stage import stream
+from unicl_cli.recipe import dump, load_text
+
+MODEL = {
+    "image": {"name": "cnn", "width": 8, "stages": 2},
+    "text": {"name": "transformer", "width": 16, "layers": 2, "heads": 2},
+    "embed_dim": 16,
+    "tokenizer": "corpus",
+    "context_length": 24,
+}
+CASES = {  # name -> changes of the recipe
+    "unicl": {},
+    "unicl micro": {"batch": {"size": 12, "micro": 3}},
+    "unicl text_hash": {"data": {"caption_targets": "text_hash"}},
+    "unicl tile": {"loss": {"name": "unicl", "tile": 3}},
+    "unicl adamw": {"optim": {"name": "adamw", "lr": 1e-3}},
+    "unicl cbow": {"model": {"text": {"name": "cbow", "width": 16}}},
+    "clip": {"loss": "clip"},
+    "ce": {"loss": "ce", "model": {"text": None}, "data": {"mix": {"labels": 1.0}}},
+    "ce on a mix": {"loss": "ce", "model": {"text": None}},
+    "multitask": {"loss": "multitask"},
+    "multitask micro": {"loss": "multitask", "batch": {"size": 12, "micro": 1}},
+    "supcon": {"loss": "supcon", "model": {"text": None}, "data": {"views": 2}},
+}
+STRATEGIES = ("ddp", "fsdp2")
+
+
+def recipe_of(corpus, name, **more):
+    data = {"train": [{"corpus": str(corpus)}], "image_size": 16, "augment": {"name": "shift", "noise": 0.1}}
+    whole = {
+        "data": data, "model": MODEL, "batch": {"size": 12}, "steps": 6, "schedule": {"warmup": 2},
+        "optim": {"name": "sgd", "lr": 0.1}, **more,
+    }  # fmt: skip
+    for key, value in CASES[name].items():
+        whole[key] = {**whole[key], **value} if key in ("data", "model") else value
+    return load_text(yaml.safe_dump(json.loads(json.dumps(whole))))
+
+
+class Losses:
+    """A sink that keeps everything."""
+
+    def __init__(self):
+        self.rows = {}
+
+    def log(self, step, values):
+        self.rows[step] = {k: v for k, v in values.items() if k not in ("img_s", "data_frac", "eta_s")}
+
+    def close(self):
+        pass
+
+
+class Training:
+    """One case in float64 on this rank, wrapped as asked for."""
+
+    def __init__(self, corpus, name, strategy):
+        self.recipe = recipe_of(corpus, name)
+        micro = self.recipe.batch.micro
+        chunks = 1 if micro == "auto" else -(-(self.recipe.batch.size // world_size()) // micro)
+        self.accelerator = start_accelerator("fp32", "cpu")
+        self.data = build_data(self.recipe)
+        tokenizer = build_tokenizer(self.recipe, self.data)
+        step, self.tokenizer = build_step(self.recipe, lambda: tokenizer, self.data.classes, chunks)
+        step.double().train()
+        freeze_idle(step, next(self.batches(step, 0, 1))[1], self.accelerator)
+        sharded = strategy == "fsdp2" and world_size() > 1
+        self.step = shard(step) if sharded else self.accelerator.prepare(step)
+        self.optimizer = self.accelerator.prepare(build_optimizer(self.recipe, self.step))
+
+    def batches(self, step, start, end):
+        return stream(self.recipe, self.data, self.tokenizer, step, start, end, 0, pin=False)
+
+    def run(self, start=0, end=6):
+        lr = partial(lr_at, name="cosine", peak=self.recipe.optim.lr, warmup=2, steps=6, floor=0.0)
+        sink, plan = Losses(), Plan(steps=end, seed=0, lr=lr, log_every=1)
+        batches = self.batches(self.step, start, end)
+        fit(self.step, batches, self.optimizer, plan, self.accelerator, sink, after=lambda step: None)
+        return {"weights": checkpoint.weights(self.step), "rows": sink.rows}
+
+    def save(self, root, step):
+        return checkpoint.save(root, self.step, self.optimizer, {"step": step}, keep=1)
+
+    def load(self, folder):
+        checkpoint.load_weights(self.step, checkpoint.read_tensors(folder / checkpoint.MODEL), str(folder))
+        checkpoint.load_optimizer(self.step, self.optimizer, folder / checkpoint.OPTIM)
+
+
+def everything(corpus, folder):
+    """All cases on this rank; checkpoints of the first three steps go out, those of one process come in."""
+    results = {}
+    for strategy in STRATEGIES:
+        for name in CASES:
+            results[f"{name}, {strategy}"] = Training(corpus, name, strategy).run()
+        first = Training(corpus, "unicl adamw", strategy)
+        first.run(0, 3)
+        first.save(folder / f"out-{strategy}", 3)
+        second = Training(corpus, "unicl adamw", strategy)
+        second.load(folder / "in" / "step-00000003")
+        results[f"continued, {strategy}"] = second.run(3, 6)
+        barrier()
+    return results
+
+
+@pytest.fixture(scope="module")
+def alone(digits):
+    return {name: Training(digits, name, "ddp").run() for name in CASES}
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def together(request, digits, tmp_path_factory):
+    """Results of all cases in one launch of so many processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    first = Training(digits, "unicl adamw", "ddp")
+    first.run(0, 3)
+    first.save(folder / "in", 3)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={request.param}"]
+    done = subprocess.run(
+        [*launch, __file__, str(digits), str(folder)], capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, torch.load(folder / "results.pt")
+
+
+def distance(a, b):
+    """The largest difference between the weights of two runs, and between what they logged."""
+    assert a["weights"].keys() == b["weights"].keys()
+    assert a["rows"].keys() == b["rows"].keys()
+    weights = max((a["weights"][n] - b["weights"][n]).abs().max().item() for n in a["weights"])
+    logged = max(abs(a["rows"][s][key] - b["rows"][s][key]) for s in a["rows"] for key in a["rows"][s])
+    return max(weights, logged)
+
+
+@pytest.mark.slow
+def test_processes_train_what_one_trains(alone, together):
+    _, ranks = together
+    far = {f"{n}, {s}": distance(alone[n], ranks[f"{n}, {s}"]) for s in STRATEGIES for n in CASES}
+    assert {name: d for name, d in far.items() if d > 1e-12} == {}
+
+
+@pytest.mark.slow
+def test_a_checkpoint_goes_on_under_any_number_of_processes(alone, together, digits):
+    folder, ranks = together
+    whole = alone["unicl adamw"]
+    for strategy in STRATEGIES:
+        after = ranks[f"continued, {strategy}"]
+        assert distance(after, whole | {"rows": {s: whole["rows"][s] for s in (4, 5, 6)}}) < 1e-12
+        back = Training(digits, "unicl adamw", "ddp")
+        back.load(folder / f"out-{strategy}" / "step-00000003")
+        assert distance(back.run(3, 6), after) < 1e-12
+
+
+@pytest.mark.slow
+def test_the_cases_train_something(alone, digits):
+    for name, result in alone.items():
+        before = checkpoint.weights(Training(digits, name, "ddp").step)
+        assert max((before[n] - w).abs().max().item() for n, w in result["weights"].items()) > 1e-3, name
+
+
+# -- through the command ------------------------------------------------------------------------------------------
+
+
+def train(folder, digits, run, *more, devices="cpu:1", before=()):
+    file = folder / "r.yaml"
+    file.write_text(dump(recipe_of(digits, "unicl", log={"every": 1}, checkpoint={"every": 5}, steps=10)))
+    words = [sys.executable, "-m", "unicl_cli", *before, "train", str(file), *more]
+    return subprocess.Popen(
+        [*words, "--run-dir", str(folder / run), "--devices", devices, "-q"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def finished(process):
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def descendants(pid):
+    """Process ids below ``pid``."""
+    children = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found = list(children.get(pid, []))
+    for child in found:
+        found += children.get(child, [])
+    return found
+
+
+def running(pids):
+    alive = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX":
+                alive.append(pid)
+    return alive
+
+
+def gone(pids, seconds=15):
+    end = time.monotonic() + seconds
+    while running(pids) and time.monotonic() < end:
+        time.sleep(0.1)
+    return not running(pids)
+
+
+def until_logged(process, file, count, seconds=120):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        if file.is_file() and file.read_text().count("\n") >= count:
+            return
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    raise AssertionError(process.communicate()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_command_gives_the_weights_of_one_process(tmp_path, digits, strategy):
+    runs = {"one": "cpu:1", "two": "cpu:2", "three": "cpu:3"}
+    for run, devices in runs.items():
+        code, out, err = finished(train(tmp_path, digits, run, f"parallel.strategy={strategy}", devices=devices))
+        assert (code, out) == (0, f"{tmp_path / run}\n"), err
+    one = load_file(tmp_path / "one/model.safetensors")
+    rows = [json.loads(line) for line in (tmp_path / "one/metrics.jsonl").read_text().splitlines()]
+    for run in ("two", "three"):
+        other = load_file(tmp_path / run / "model.safetensors")
+        assert one.keys() == other.keys()
+        assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-4
+        logged = [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        assert [r["loss"] for r in logged] == pytest.approx([r["loss"] for r in rows], abs=1e-4)
+        assert [r["samples"] for r in logged] == [r["samples"] for r in rows]
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_stopped_go_on_to_the_same_weights(tmp_path, digits):
+    process = train(tmp_path, digits, "cut", "steps=150", devices="cpu:2")
+    until_logged(process, tmp_path / "cut/metrics.jsonl", 3)
+    workers = descendants(process.pid)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finished(process)
+    assert code == 75, err
+    assert "Traceback" not in err
+    assert gone(workers)
+    assert json.loads((tmp_path / "cut/status.json").read_text())["state"] == "stopped"
+    for run in ("cut", "whole"):
+        code, _, err = finished(train(tmp_path, digits, run, "steps=150", devices="cpu:2"))
+        assert code == 0, err
+    cut, whole = (load_file(tmp_path / run / "model.safetensors") for run in ("cut", "whole"))
+    assert all(torch.equal(cut[name], whole[name]) for name in whole)
+
+
+PLUGIN = """
+from unicl_cli.api import rank
+
+def failing(*, step: int, how: str):
+    import os, signal
+    from unicl_cli.losses import UniCL
+
+    class Failing(UniCL):
+        seen = 0
+        def forward(self, model, batch):
+            self.seen += 1
+            if self.seen > step and rank() == 1:
+                if how == "raise":
+                    raise RuntimeError("the cat ate rank one")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().forward(model, batch)
+    return Failing()
+
+PARTS = {"losses": {"failing": failing}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "said"), [("raise", "rank 1 of 2 failed (exit code 1)"), ("kill", "rank 1 of 2 failed (killed by SIGKILL)")]
+)
+def test_a_rank_that_fails_is_named_once_and_leaves_no_process(tmp_path, digits, how, said):
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    loss = f"loss={{name: failing, step: 3, how: {how}}}"
+    process = train(tmp_path, digits, "run", loss, devices="cpu:2", before=("--plugin", str(tmp_path / "plugin.py")))
+    workers = set()
+    while process.poll() is None:
+        workers.update(descendants(process.pid))
+        time.sleep(0.2)
+    code, _, err = finished(process)
+    assert code == 1
+    assert said in err
+    assert err.count("Traceback") == err.count("the cat ate rank one") == (how == "raise"), err
+    assert len(workers) >= 2
+    assert gone(workers)
+
+
+@pytest.mark.slow
+def test_when_the_launcher_is_killed_its_workers_end(tmp_path, digits):
+    process = train(tmp_path, digits, "run", "steps=100000", devices="cpu:2")
+    until_logged(process, tmp_path / "run/metrics.jsonl", 2)
+    workers = descendants(process.pid)
+    assert len(workers) >= 2
+    process.kill()
+    process.communicate()
+    assert gone(workers)
+
+
+@pytest.mark.slow
+def test_what_a_user_can_mend_is_said_once(tmp_path, digits):
+    code, _, err = finished(train(tmp_path, digits, "run", "data.train.0.weight=1.0", "loss=supcon", devices="cpu:2"))
+    assert code == 2
+    assert err.count("error:") == 1
+    assert "needs several views of each picture" in err
+    assert "Traceback" not in err
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[2])
+    outcome = everything(Path(sys.argv[1]), target)
+    if rank() == 0:
+        torch.save(outcome, target / "results.pt")
+    torch.distributed.destroy_process_group()
