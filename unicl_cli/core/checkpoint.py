@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unicl_cli.core.dist import any_rank, bare, barrier, full_tensor, rank, shard_like
-from unicl_cli.core.files import sync_folder, write_atomic
+from unicl_cli.core.files import beside, put, sync_folder, write_atomic
 from unicl_cli.errors import UniclError
 
 MODEL, EMA, OPTIM, TRAINER = "model.safetensors", "ema.safetensors", "optim.safetensors", "trainer.json"
@@ -104,12 +104,9 @@ def write(root: Path, target: Path, files: Mapping[str, dict[str, Tensor]], fact
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file that is whole or absent."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    save_file(dict(tensors), part)
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
-    sync_folder(path.parent)
+    with beside(path) as part:
+        save_file(dict(tensors), part)
+        put(part, path)
 
 
 def prune(root: Path, keep: int) -> None:

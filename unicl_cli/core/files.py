@@ -1,6 +1,9 @@
 """Files that are whole or absent, whatever kills the process."""
 
 import os
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -15,12 +18,27 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replaces ``path`` by ``data`` (text as UTF-8): a reader sees the old content or the new, never a part."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
+@contextmanager
+def beside(path: Path) -> Generator[Path]:
+    """A temporary name in the folder of ``path``, which is made if it is missing; gone at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def put(part: Path, path: Path) -> None:
+    """Gives the finished file ``part`` its name, on disk when it returns."""
+    with part.open("rb+") as file:
         os.fsync(file.fileno())
     part.replace(path)
     sync_folder(path.parent)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Replaces ``path`` by ``data`` (text as UTF-8): a reader sees the old content or the new, never a part."""
+    with beside(path) as part:
+        part.write_bytes(data.encode() if isinstance(data, str) else data)
+        put(part, path)

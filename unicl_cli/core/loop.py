@@ -30,6 +30,15 @@ class Step(nn.Module):
         """The loss of this rank's share; the mean over ranks is the loss of the global batch."""
         return cast("Loss", self.loss)(cast("Model", self.model), batch)
 
+    def train(self, mode: bool = True) -> "Step":  # noqa: FBT001, FBT002 - nn.Module's signature
+        """What is frozen as a whole (a tower) stays in evaluation: no dropout, BatchNorm's statistics fixed."""
+        super().train(mode)
+        for module in self.modules():
+            own = list(module.parameters())
+            if own and not any(p.requires_grad for p in own):
+                module.eval()
+        return self
+
     def call(self, name: str, *args: Any) -> Any:
         """A method of the model, or one of the loss that takes the model first (``pair_scores``), outside training.
 

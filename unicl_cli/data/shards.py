@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import threading
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unicl_cli.contracts import NO_LABEL, DatasetSource, Row
+from unicl_cli.core.files import beside, put, write_atomic
 from unicl_cli.data import text
 from unicl_cli.data.pictures import PictureError, examine
 
@@ -118,28 +117,22 @@ def write_unit(
     """
     unit, tally = work.unit, Tally()
     shard = work.out / unit.shard
-    temporary = _temporary(shard)
-    try:
-        with temporary.open("wb") as file:
+    sha256, size = None, 0
+    with beside(shard) as part:
+        with part.open("wb") as file:
             if not _write_groups(file, _results(work, source, tick, stopped), unit.group_rows, tally):
                 return None
-            _sync(file)
         if tally.rows:
-            with temporary.open("rb") as file:
+            with part.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            size = temporary.stat().st_size
-            temporary.replace(shard)
-            sync_folder(shard.parent)
-        else:
-            sha256, size = None, 0
-    finally:
-        temporary.unlink(missing_ok=True)
+            size = part.stat().st_size
+            put(part, shard)
     lines = "".join(json.dumps(r._asdict(), ensure_ascii=False) + "\n" for r in tally.rejects)
     if lines:
-        commit(work.out / unit.rejects, lines.encode("utf-8", "replace"))
+        write_atomic(work.out / unit.rejects, lines.encode("utf-8", "replace"))
     named = {"file": unit.shard, "split": unit.split, "source": unit.source, "kind": unit.kind}
     marker = {**named, "bytes": size, "sha256": sha256, **tally.facts()}
-    commit(work.out / unit.marker, json_bytes(marker))
+    write_atomic(work.out / unit.marker, json_bytes(marker))
     return marker
 
 
@@ -184,43 +177,9 @@ class Tally:
         }
 
 
-def commit(path: Path, data: bytes) -> None:
-    """Write all of ``data`` at ``path`` or leave what was there; on disk when it returns."""
-    temporary = _temporary(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            _sync(file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
 def json_bytes(value: Mapping[str, Any]) -> bytes:
     """One document with a final newline, keys as given."""
     return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "replace")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut (POSIX)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _temporary(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _results(

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from unicl_cli.core.files import write_atomic
 from unicl_cli.data.corpus import MANIFEST, PLAN, damage, fold_manifest
 from unicl_cli.data.plan import Options, Plan, differences, make_plan
 from unicl_cli.data.runner import Marker, run_here, run_pool
-from unicl_cli.data.shards import Unit, commit, json_bytes
+from unicl_cli.data.shards import Unit, json_bytes
 from unicl_cli.data.sources.resolve import named_sources
 from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.prepare_report import Progress, note, summary, write_report
@@ -98,7 +99,7 @@ def _finished(plan: Plan, document: dict[str, Any], markers: list[Marker], out: 
     name = out.resolve().name
     manifest = json_bytes(fold_manifest(name, document, plan.classes, markers))
     if not (out / MANIFEST).is_file():
-        commit(out / MANIFEST, manifest)
+        write_atomic(out / MANIFEST, manifest)
     return report
 
 
@@ -132,7 +133,7 @@ def _agreed(plan: Plan, out: Path, *, allow_version_mix: bool) -> tuple[dict[str
     if not file.is_file():
         units = plan.units()
         new["units"] = [unit._asdict() for unit in units]
-        commit(file, json_bytes(new))
+        write_atomic(file, json_bytes(new))
         return new, units
     old: dict[str, Any] = json.loads(file.read_bytes())
     if changed := differences(old, new):
