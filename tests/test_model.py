@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from unicl_cli.contracts import NO_LABEL, Batch, LogitScale, Model
+from unicl_cli.core.loop import Step
 from unicl_cli.encoders.cbow import Cbow, LabelEmbedding
 from unicl_cli.encoders.cnn import Cnn
 from unicl_cli.encoders.transformer import TextTransformer
@@ -138,9 +139,10 @@ def test_a_frozen_tower_stays_in_evaluation():
     tower = nn.Sequential(Cnn(8, 2), nn.BatchNorm1d(16), nn.Dropout(0.5))
     tower.width = 16
     m = model(image=tower)
-    assert m.train().image.trunk.training
+    step = Step(m, UniCL())
+    assert step.train().model.image.trunk.training
     tower.requires_grad_(requires_grad=False)
-    m.train()
+    step.train()
     before = tower[1].running_mean.clone()
     a, b = m.encode_image(pictures()).pooled, m.encode_image(pictures()).pooled
     assert not tower.training

@@ -209,6 +209,20 @@ def test_a_pair_score_knows_no_padding_and_no_neighbours(trained: Train):
     torch.testing.assert_close(both[1:2, 1:], alone)
 
 
+def test_a_frozen_tower_of_a_plugin_model_stays_as_it_is(trained: Train):
+    frozen = trained("many", "model.text.freeze=true", "model.others.profile.freeze=true")
+    free, now = weights(trained("many")), weights(frozen)
+    assert all(name in now for name in free)
+    model = api.load_model(str(frozen)).step.train().model
+    assert not model.towers["text"].training
+    assert not model.towers["profile"].training
+    assert model.towers["image"].training
+    start = weights(trained("many", "model.text.freeze=true", "model.others.profile.freeze=true", "steps=1"))
+    for name, value in now.items():
+        kept = name.startswith(("model.towers.text.", "model.towers.profile."))
+        assert torch.equal(value, start[name]) == kept, name
+
+
 def test_a_text_tower_brings_its_own_tokenizer(trained: Train, capsys: pytest.CaptureFixture[str]):
     folder = trained("masked", "loss=unicl", "model.text={name: odd-letters, length: 30}")
     assert not (folder / "tokenizer.json").exists()

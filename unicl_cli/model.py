@@ -81,14 +81,6 @@ class TwoTower(nn.Module):
             value = torch.tensor(getattr(image, name, default)).view(3, 1, 1)
             self.register_buffer(f"pixel_{name}", value * 255, persistent=False)
 
-    def train(self, mode: bool = True) -> "TwoTower":  # noqa: FBT001, FBT002 - nn.Module's signature
-        """A tower of which nothing is trained stays in evaluation: no dropout, BatchNorm's statistics fixed."""
-        super().train(mode)
-        for tower in (self.image.trunk, self.text and self.text.trunk):
-            if tower is not None and not any(p.requires_grad for p in tower.parameters()):
-                tower.eval()
-        return self
-
     def pixels(self, images: Tensor) -> Tensor:
         """uint8 (b, 3, H, W) -> normalised floats in the model's own type, on its device."""
         mean, std = cast("Tensor", self.pixel_mean), cast("Tensor", self.pixel_std)
