@@ -6,7 +6,6 @@ from typing import NamedTuple
 import torch
 
 from unicl_cli import api
-from unicl_cli.core.launch import start_accelerator
 
 
 class Sentences(NamedTuple):
@@ -47,7 +46,7 @@ def test_fit_takes_any_batch_and_any_module():
         batches,
         torch.optim.SGD(module.parameters(), lr=0.5),
         plan,
-        start_accelerator("fp32", "cpu"),
+        api.start_accelerator("fp32", "cpu"),
         lines,
         after=lambda step: None,
     )

@@ -324,6 +324,20 @@ def test_a_command_of_a_plugin_runs_and_fails_like_a_built_in(trained: Train, ca
         run(["odd-size", str(folder), "--at-least", "100000000"])
 
 
+def test_the_public_interface_is_sorted_complete_and_loads_no_torch():
+    constants = [name for name in api.__all__ if name.isupper()]
+    types = [name for name in api.__all__ if name[0].isupper() and not name.isupper()]
+    functions = [name for name in api.__all__ if name.islower()]
+    assert api.__all__ == sorted(constants) + sorted(types) + sorted(functions)
+    assert set(api.__all__) == set(api._MODULE)
+    assert all(getattr(api, name) is not None for name in api.__all__)
+    code = "import sys, unicl_cli.api; print(sorted({'torch', 'numpy', 'accelerate'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    with pytest.raises(AttributeError, match="no 'contrasst'"):
+        api.contrasst  # noqa: B018
+
+
 # -- several processes -------------------------------------------------------------------------------------------
 
 

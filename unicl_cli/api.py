@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from unicl_cli.core.checkpoint import load_optimizer, load_weights, newest, read_facts, read_tensors, save
     from unicl_cli.core.dist import bare, gather, rank, shard, share_of_mean, world_size
+    from unicl_cli.core.launch import start_accelerator
     from unicl_cli.core.loop import Plan, Step, fit, freeze_idle
     from unicl_cli.core.sampler import seed_of
     from unicl_cli.core.schedule import lr_at
@@ -42,6 +43,7 @@ _HOME = {
     ),
     "unicl_cli.core.checkpoint": ("load_optimizer", "load_weights", "newest", "read_facts", "read_tensors", "save"),
     "unicl_cli.core.dist": ("bare", "gather", "rank", "shard", "share_of_mean", "world_size"),
+    "unicl_cli.core.launch": ("start_accelerator",),
     "unicl_cli.core.loop": ("Plan", "Step", "fit", "freeze_idle"),
     "unicl_cli.core.sampler": ("seed_of",),
     "unicl_cli.core.schedule": ("lr_at",),
@@ -96,6 +98,7 @@ __all__ = [
     "seed_of",
     "shard",
     "share_of_mean",
+    "start_accelerator",
     "supcon_loss",
     "world_size",
 ]
