@@ -21,7 +21,8 @@ from unicl_cli.errors import UniclError
 LAUNCHER = "UNICL_LAUNCHER_PID"
 WORKER = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
 ECHOES = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "DistNetworkError")
-PASSED_ON = (2, 3, 75)  # a worker with these has said why itself
+EXPLAINED = (2, 3)  # a worker with these failed of what a user can mend; rank 0 says it itself
+STOPPED = 75
 
 
 class StopFlag:
@@ -142,17 +143,18 @@ def elastic(count: int, argv: Sequence[str], logs: Path | None) -> int:
 def blame(failed: Any, count: int) -> int:
     """Says once which rank failed first and why; peers that died of the lost connection are echoes."""
 
-    def order(item: tuple[int, Any]) -> tuple[bool, int, int]:
+    def order(item: tuple[int, Any]) -> tuple[bool, bool, int, int]:
         rank, failure = item
-        return any(echo in str(failure.message) for echo in ECHOES), failure.timestamp, rank
+        echo = any(word in str(failure.message) for word in ECHOES)
+        return failure.exitcode not in EXPLAINED, echo, failure.timestamp, rank
 
     rank, failure = min(failed.failures.items(), key=order)
-    if failure.exitcode in PASSED_ON:
+    told: Any = failure.message if isinstance(failure.message, dict) else {"message": str(failure.message)}
+    if failure.exitcode in EXPLAINED and (0 not in failed.failures or failed.failures[0].exitcode not in EXPLAINED):
+        raise UniclError(told["message"].removeprefix("UniclError: "), exit_code=failure.exitcode)
+    if failure.exitcode in (*EXPLAINED, STOPPED):
         return int(failure.exitcode)
-    info = failure.error_file_data if isinstance(failure.error_file_data, dict) else {}
-    extra = info.get("message", {}).get("extraInfo", {}) if isinstance(info.get("message"), dict) else {}
-    if extra.get("py_callstack"):
-        sys.stderr.write(extra["py_callstack"])
+    sys.stderr.write(told.get("extraInfo", {}).get("py_callstack", ""))
     how = (
         f"exit code {failure.exitcode}"
         if failure.exitcode >= 0
@@ -202,7 +204,7 @@ def start_accelerator(precision: str = "auto", devices: str = "auto") -> Any:
     """
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
     # torch 2.15 renames an option that accelerate still passes on under its old name
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
@@ -212,7 +214,7 @@ def start_accelerator(precision: str = "auto", devices: str = "auto") -> Any:
     return Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         cpu=cpu,
-        gradient_accumulation_steps=1,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # a plain 1 gives way to the environment
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=timedelta(minutes=10)),
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
