@@ -144,7 +144,7 @@ def test_an_added_file_reaches_worker_processes(tmp_path: Path, local: Callable[
 def test_bind_writes_every_default_out():
     part = registry.bind("encoders", {"name": "two_tower", "image": "cnn", "text": {"name": "linear", "lr_scale": 0}})
     assert part.options["text"] == Part("linear", {"bias": False}, lr_scale=0.0)
-    assert part.options["image"].options["width"] == 64
+    assert part.options["image"].options["width"] == 32
     assert part.options["logit_scale"] == LogitScale()
     assert registry.bind("encoders", part) == part
 
