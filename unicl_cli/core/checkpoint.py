@@ -69,6 +69,7 @@ def save(
             write(root, target, files, facts)
         except (OSError, SafetensorError) as error:
             problem = error
+            discard_parts(root)
     if any_rank(flag=problem is not None):
         raise UniclError(
             f"{target}: the checkpoint could not be written: {problem or 'see rank 0'}",
@@ -89,12 +90,10 @@ def write(root: Path, target: Path, files: Mapping[str, dict[str, Tensor]], fact
     part = root / f".tmp-{target.name}-{os.getpid()}"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    sizes: dict[str, list[Any]] = {}
     for name, tensors in files.items():
         write_tensors(part / name, tensors)
-        with (part / name).open("rb") as file:
-            sizes[name] = [(part / name).stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
-    write_atomic(part / TRAINER, json.dumps({**facts, "files": sizes}, indent=1))
+    prints = {name: fingerprint(part / name) for name in files}
+    write_atomic(part / TRAINER, json.dumps({**facts, "files": prints}, indent=1))
     if target.exists():  # a damaged one: `latest` cannot name it, since reading skipped it
         shutil.rmtree(target)
     part.rename(target)
@@ -110,19 +109,33 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def prune(root: Path, keep: int) -> None:
-    """Deletes all but the newest ``keep`` checkpoints and what dead runs left half written."""
+    """Deletes all but the newest ``keep`` checkpoints, never the latest, and what dead runs left half written."""
+    latest = (root / "latest").read_text(encoding="utf-8")
     for old in sorted(root.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+        if old.name != latest:
+            shutil.rmtree(old)
+    discard_parts(root)
+
+
+def discard_parts(root: Path) -> None:
+    """Deletes what was left half written."""
     for part in root.glob(".tmp-*"):
         shutil.rmtree(part, ignore_errors=True)
 
 
+def fingerprint(path: Path) -> list[Any]:
+    """[bytes, sha256] of a file."""
+    with path.open("rb") as file:
+        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+
 def is_whole(folder: Path) -> bool:
-    """Is every file there at its full size? (``trainer.json`` is written last and names them.)"""
+    """Has every file the size and the bytes it was written with? (``trainer.json`` is written last and names them.)"""
     try:
-        facts = json.loads((folder / TRAINER).read_text(encoding="utf-8"))
-        return all((folder / name).stat().st_size == size for name, (size, _) in facts["files"].items())
-    except (OSError, ValueError, KeyError, TypeError):
+        files = json.loads((folder / TRAINER).read_text(encoding="utf-8"))["files"]
+        sized = all((folder / name).stat().st_size == size for name, (size, _) in files.items())
+        return sized and all(fingerprint(folder / name) == known for name, known in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

@@ -1,0 +1,201 @@
+"""Checkpoints: whole or absent, found again, refused where they do not fit."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from unicl_cli.core import checkpoint
+from unicl_cli.core.ema import Average
+from unicl_cli.errors import UniclError
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import torch
+from unicl_cli.core import checkpoint
+from unicl_cli.errors import UniclError
+module = torch.nn.Linear(100, 100)
+optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+root = Path(sys.argv[1])
+checkpoint.save(root, module, optimizer, {"step": 1}, keep=1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    checkpoint.save(root, module, optimizer, {"step": 2}, keep=1)
+except UniclError as error:
+    print(error.message)
+    sys.exit(error.exit_code)
+"""
+
+
+class Tied(nn.Module):
+    """With a shared weight, a buffer, a number of steps and BatchNorm's statistics."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(width, width), nn.BatchNorm1d(width), nn.Linear(width, width)
+        self.last.weight = self.first.weight
+        self.register_buffer("kept", torch.zeros(2))
+        self.register_buffer("lost", torch.zeros(2), persistent=False)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)))
+
+
+def trained(seed=0, steps=3, width=4):
+    torch.manual_seed(seed)
+    module = Tied(width)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    return more(module, optimizer, steps)
+
+
+def more(module, optimizer, steps):
+    for step in range(steps):
+        optimizer.zero_grad()
+        module(
+            torch.randn(8, module.first.in_features, generator=torch.Generator().manual_seed(step))
+        ).square().mean().backward()
+        optimizer.step()
+    return module, optimizer
+
+
+def saved(root, *steps, keep=9):
+    module, optimizer = trained()
+    for step in steps:
+        checkpoint.save(root, module, optimizer, {"step": step}, keep)
+    return module, optimizer
+
+
+def test_weights_and_optimizer_come_back_bit_for_bit(tmp_path):
+    module, optimizer = saved(tmp_path, 7)
+    folder = checkpoint.newest(tmp_path)
+    assert folder == tmp_path / "step-00000007"
+    other, theirs = trained(seed=5, steps=1)
+    checkpoint.load_weights(other, checkpoint.read_tensors(folder / checkpoint.MODEL), "x")
+    checkpoint.load_optimizer(other, theirs, folder / checkpoint.OPTIM)
+    more(module, optimizer, 3)
+    more(other, theirs, 3)
+    for (name, a), (_, b) in zip(module.state_dict().items(), other.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    assert checkpoint.read_facts(folder)["step"] == 7
+
+
+def test_a_shared_tensor_is_saved_once_and_a_passing_buffer_never(tmp_path):
+    saved(tmp_path, 1)
+    names = set(checkpoint.read_tensors(tmp_path / "step-00000001" / checkpoint.MODEL))
+    assert "first.weight" in names
+    assert "kept" in names
+    assert not names & {"last.weight", "lost"}
+
+
+def test_only_the_newest_stay_and_half_written_ones_go(tmp_path):
+    (tmp_path / ".tmp-step-00000001-99").mkdir(parents=True)
+    saved(tmp_path, 1, 2, 3, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
+    saved(tmp_path, 1, keep=2)  # continued from before
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000001", "what was written last is never pruned"
+
+
+def spoil_size(folder):
+    with (folder / checkpoint.MODEL).open("r+b") as file:
+        file.truncate(100)
+
+
+def spoil_byte(folder):
+    data = bytearray((folder / checkpoint.OPTIM).read_bytes())
+    data[-1] ^= 1
+    (folder / checkpoint.OPTIM).write_bytes(data)
+
+
+def spoil_json(folder):
+    (folder / checkpoint.TRAINER).write_text('{"files": [')
+
+
+def spoil_names(folder):
+    (folder / checkpoint.TRAINER).write_text('{"files": []}')
+
+
+def lose_file(folder):
+    (folder / checkpoint.MODEL).unlink()
+
+
+@pytest.mark.parametrize("spoil", [spoil_size, spoil_byte, spoil_json, spoil_names, lose_file, shutil.rmtree])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, spoil):
+    saved(tmp_path, 1, 2)
+    spoil(tmp_path / "step-00000002")
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000001"
+    saved(tmp_path, 2)
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000002", "written anew"
+
+
+def test_what_latest_names_comes_first_and_without_it_the_highest(tmp_path):
+    assert checkpoint.newest(tmp_path) is None
+    saved(tmp_path, 9, 10, 3)
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000003"
+    (tmp_path / "latest").unlink()
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000010"
+    (tmp_path / "latest").write_text("")
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000010"
+
+
+def test_a_valid_checkpoint_of_the_same_step_stays(tmp_path):
+    saved(tmp_path, 4)
+    before = (tmp_path / "step-00000004" / checkpoint.MODEL).stat().st_mtime_ns
+    saved(tmp_path, 4)
+    assert (tmp_path / "step-00000004" / checkpoint.MODEL).stat().st_mtime_ns == before
+
+
+def test_weights_of_another_model_are_refused_with_names():
+    module, _ = trained(steps=0)
+    tensors = checkpoint.weights(module)
+    with pytest.raises(UniclError, match=r"here: is of another model: 1 tensors missing \(kept\), 1 unknown \(new\)"):
+        checkpoint.load_weights(
+            module, {n: v for n, v in tensors.items() if n != "kept"} | {"new": torch.ones(1)}, "here"
+        )
+    with pytest.raises(UniclError, match=r"first.bias has another shape: \(5,\) there, \(4,\) here"):
+        checkpoint.load_weights(module, tensors | {"first.bias": torch.ones(5)}, "here")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not tensors at all"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(UniclError, match=r"x\.safetensors: cannot be read"):
+        checkpoint.read_tensors(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("limit", [100, 20_000])
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, limit):
+    root = tmp_path / "checkpoints"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(root), str(limit)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith(f"{root}/step-00000002: the checkpoint could not be written: ")
+    assert checkpoint.newest(root) == root / "step-00000001"
+    assert sorted(p.name for p in root.iterdir()) == ["latest", "step-00000001"]
+
+
+def test_an_average_follows_the_weights_and_comes_back(tmp_path):
+    module, optimizer = trained(steps=0)
+    average = Average(module, 0.75)
+    before = {name: value.detach().clone() for name, value in checkpoint.own_tensors(module).items()}
+    more(module, optimizer, 1)
+    average.update()
+    now = checkpoint.own_tensors(module)
+    assert torch.allclose(average.values["first.bias"], 0.75 * before["first.bias"] + 0.25 * now["first.bias"])
+    assert torch.equal(average.values["norm.running_mean"], now["norm.running_mean"])
+    assert average.values["norm.num_batches_tracked"] == 1
+    folder = checkpoint.save(tmp_path, module, optimizer, {"step": 1}, 1, average.values)
+    other = Average(trained(seed=4)[0], 0.75)
+    other.load(checkpoint.read_tensors(folder / checkpoint.EMA))
+    assert all(torch.equal(other.values[name], value) for name, value in average.values.items())
+    assert json.loads((folder / checkpoint.TRAINER).read_text())["files"].keys() == {
+        checkpoint.MODEL,
+        checkpoint.OPTIM,
+        checkpoint.EMA,
+    }
