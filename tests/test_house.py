@@ -1,0 +1,83 @@
+"""The house: sizes of files, first sentences, entry points in their packages, a short way from command to loss."""
+
+import ast
+import importlib
+import re
+import sys
+import tomllib
+import traceback
+from pathlib import Path
+
+import pytest
+
+from unicl_cli import api
+from unicl_cli.cli import main
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "unicl_cli").rglob("*.py"))
+PACKAGES = {
+    "unicl.encoders": "unicl_cli.factories",
+    "unicl.losses": "unicl_cli.factories",
+    "unicl.datasets": "unicl_cli.data.sources",
+    "unicl.commands": "unicl_cli.commands",
+}
+
+
+@pytest.mark.parametrize("folder", ["unicl_cli", "tests", "plugins", "benchmarks"])
+def test_no_file_is_longer_than_400_lines(folder):
+    long = {str(f): n for f in (ROOT / folder).rglob("*.py") if (n := len(f.read_text().splitlines())) > 400}
+    assert long == {}
+
+
+def test_every_module_says_in_one_sentence_what_it_is():
+    for file in MODULES:
+        first = (ast.get_docstring(ast.parse(file.read_text())) or "").splitlines()[:1]
+        assert first, file
+        assert re.search(r"[.?!]$", first[0]), f"{file}: {first[0]}"
+
+
+def test_no_file_has_a_name_for_anything():
+    forbidden = {"utils.py", "helpers.py", "common.py", "base.py", "misc.py", "manager.py"}
+    assert not [f for f in MODULES if f.name in forbidden]
+
+
+def test_entry_points_lie_in_their_packages():
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    assert groups.keys() == PACKAGES.keys()
+    for group, points in groups.items():
+        for name, target in points.items():
+            module, _, attribute = target.partition(":")
+            assert module == PACKAGES[group] or module.startswith(f"{PACKAGES[group]}."), name
+            assert callable(getattr(importlib.import_module(module), attribute)), name
+
+
+def test_the_api_is_sorted_complete_and_there():
+    assert api.__all__ == sorted(api.__all__, key=lambda name: (name.upper() != name, name[0].islower(), name))
+    assert set(api.__all__) == set(api._MODULE)
+    for name in api.__all__:
+        assert getattr(api, name) is getattr(importlib.import_module(api._MODULE[name]), name)
+    with pytest.raises(AttributeError, match=r"unicl_cli\.api has no 'nothing'"):
+        _ = api.nothing
+
+
+def test_the_way_from_the_command_to_the_loss_is_short(digits, tmp_path, monkeypatch):
+    """Own frames between `commands/train` and the pure function, and the files they lie in."""
+    from unicl_cli import losses
+
+    seen = []
+
+    def remember(*args, **options):
+        seen.append([f for f in traceback.extract_stack() if "unicl_cli" in f.filename])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(losses, "both_ways", remember)
+    monkeypatch.setattr(sys, "argv", ["unicl"])
+    words = [f"data.train=[{{corpus: {digits}}}]", "eval=[]", "batch.size=12", "--run-dir", str(tmp_path / "run")]
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        sys.exit(main(["train", "digits-unicl", *words]))
+    (frames,) = seen
+    names = [f.filename.split("unicl_cli/")[-1] for f in frames]
+    way = names[names.index("commands/train.py") :]
+    files = [name for n, name in enumerate(way) if name not in way[:n]]
+    assert len(way) <= 9, way
+    assert len(files) <= 6, files
