@@ -13,6 +13,7 @@ from unicl_cli.encoders.cbow import Cbow, LabelEmbedding
 from unicl_cli.encoders.cnn import Cnn
 from unicl_cli.encoders.transformer import TextTransformer
 from unicl_cli.losses import CrossEntropy, UniCL
+from unicl_cli.errors import UniclError
 from unicl_cli.model import TwoTower, at_least_float32, chunked
 
 CLASSES = 5
@@ -188,9 +189,9 @@ def test_states_of_towers_that_have_them():
 def test_a_model_without_text_says_so():
     m = model(text="none")
     assert m.encode_image(pictures()).embed.shape == (7, 12)
-    with pytest.raises(TypeError, match="no text tower"):
+    with pytest.raises(UniclError, match="no text tower"):
         m.encode_text(tokens())
-    with pytest.raises(TypeError, match="no text tower"):
+    with pytest.raises(UniclError, match="no text tower"):
         m.text_tokens(tokens())
 
 
