@@ -12,8 +12,8 @@ from unicl_cli.core.loop import Step
 from unicl_cli.encoders.cbow import Cbow, LabelEmbedding
 from unicl_cli.encoders.cnn import Cnn
 from unicl_cli.encoders.transformer import TextTransformer
-from unicl_cli.losses import CrossEntropy, UniCL
 from unicl_cli.errors import UniclError
+from unicl_cli.losses import CrossEntropy, UniCL
 from unicl_cli.model import TwoTower, at_least_float32, chunked
 
 CLASSES = 5
