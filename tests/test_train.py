@@ -313,6 +313,13 @@ def test_what_needs_no_other_numbers_is_bit_equal(recipe, unicl):
     assert not same_weights("a/model.safetensors", "c/model.safetensors")
 
 
+def test_kernels_whose_result_varies_are_refused_if_asked_for(recipe, unicl):
+    for wanted in (True, False):
+        code, _, err = unicl("train", recipe(steps=1, deterministic=wanted), "--run-dir", f"run-{wanted}")
+        assert code == 0, err
+        assert torch.are_deterministic_algorithms_enabled() is wanted
+
+
 def until_logged(running, path, count, seconds=120):
     end = time.monotonic() + seconds
     while time.monotonic() < end and running.poll() is None:

@@ -1,6 +1,7 @@
 """`unicl train`: a recipe in, a run directory out; the same command continues what was cut."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -52,6 +53,10 @@ def train(recipe: Recipe, run: Path, request: Request, *, source: str, overrides
     """All stages of a recipe into ``run``; on every rank."""
     stop = StopFlag()
     stop.install()
+    if recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(recipe.deterministic)
     accelerator = start_accelerator(recipe.precision, request.devices)
     lock = FileLock(run / "run.lock")
     if rank() == 0:
