@@ -35,11 +35,10 @@ def unicl(command: str, *, shown: bool = True) -> str:
     return done.stdout
 
 
-def arm(recipe: str, changes: str, runs: Path) -> dict[str, Any]:
-    """Trains an arm and evaluates it on the 597 held-out digits."""
-    run = runs / recipe
-    unicl(f"train {recipe} {changes} --run-dir {run}")
-    return json.loads(unicl(f"eval {run} --json", shown=False))
+def arm(recipe: str, changes: str) -> tuple[Path, dict[str, Any]]:
+    """Trains an arm (or finds it trained) and evaluates it on the 597 held-out digits."""
+    run = Path(unicl(f"train {recipe} {changes} run_dir={ROOT}/runs/{{name}}-{{hash8}}").strip())
+    return run, json.loads(unicl(f"eval {run} --json", shown=False))
 
 
 def row(report: dict[str, Any]) -> list[str]:
@@ -66,16 +65,16 @@ def main() -> None:
     small = parser.parse_args().size == "small"
     began = time.monotonic()
     unicl(f'prepare --labels "digits?classes=0-6&limit=600" --captions "digits?limit=300" -o {ROOT / "corpus"}')
-    changes, runs = ("steps=20 eval=[]", ROOT / "runs-small") if small else ("eval=[]", ROOT / "runs")
-    reports = {name: arm(recipe, changes, runs) for recipe, name in ARMS.items() if not small or recipe == "quickstart"}
-    run = runs / "quickstart"
+    changes = "eval=[] steps=20" if small else "eval=[]"
+    arms = {name: arm(recipe, changes) for recipe, name in ARMS.items() if not small or recipe == "quickstart"}
+    run, _ = arms[ARMS["quickstart"]]
     unicl(f"prepare --labels digits -o {ROOT / 'all-labelled'}")
     unicl(f"probe {run} --data {ROOT / 'all-labelled'}")
     unicl(f"zeroshot {picture()} --model {run} --classes zero,one,two,three,four,five,six,seven,eight,nine --top-k 3")
     table = Table(title="597 held-out digits, classified from their names alone (%)")
     for heading in ("learned from", "all ten", "0-6, labelled", "7-9, never labelled"):
         table.add_column(heading, justify="left" if heading == "learned from" else "right")
-    for name, report in reports.items():
+    for name, (_, report) in arms.items():
         table.add_row(name, *row(report))
     console.print(table)
     console.print(f"{time.monotonic() - began:.0f} s. Next: your own pictures, docs/tutorial.md", highlight=False)
