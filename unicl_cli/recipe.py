@@ -120,6 +120,14 @@ def find(source: str, beside: Path = Path()) -> Path:
     raise UniclError(f"no recipe '{source}'{did_you_mean(source, builtin_names())}", hint)
 
 
+def read(path: Path) -> str:
+    """The text of a recipe file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UniclError(f"{path} cannot be read: {error}", "give a recipe: a text file in YAML") from error
+
+
 def _mapping(lined: Lined, source: str) -> Lined:
     if not isinstance(lined.data, dict):
         raise UniclError(f"{source}: a recipe is a mapping of keys", "see `unicl recipes show quickstart`")
@@ -128,10 +136,7 @@ def _mapping(lined: Lined, source: str) -> Lined:
 
 def _layers(path: Path, children: tuple[Path, ...]) -> Lined:
     """The recipe of a file on top of what it extends, at any depth."""
-    try:
-        child = _mapping(parse(path.read_text(encoding="utf-8"), str(path)), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UniclError(f"{path} cannot be read: {error}") from error
+    child = _mapping(parse(read(path), str(path)), str(path))
     data = {key: value for key, value in child.data.items() if key != "extends"}
     parent = child.data.get("extends")
     if parent is None:

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from unicl_cli.commands import Quiet
+
 app = typer.Typer(add_completion=False)
 
 
@@ -26,6 +28,7 @@ def evaluate(
     raw_weights: Annotated[bool, typer.Option("--raw-weights", help="Not their moving average.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A file for the JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure zero-shot accuracy, per class and per source, and retrieval where there are captions."""
     from unicl_cli.commands.measured import in_workers, load, one_model, show

@@ -71,17 +71,19 @@ def show(
     for warning in warnings_of(document):
         warn(warning)
     text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out, text + "\n")
     if as_json:
         typer.echo(text)
-        return
-    from rich.console import Console
+    else:
+        from rich.console import Console
 
-    console = Console(markup=False, emoji=False, highlight=False)  # class names are data
-    for table in tables(document):
-        console.print(table)
+        console = Console(markup=False, emoji=False, highlight=False)  # class names are data
+        for table in tables(document):
+            console.print(table)
+    if out is not None:
+        try:
+            write_atomic(out, text + "\n")
+        except OSError as error:
+            raise UniclError(f"-o {out}: cannot be written: {error.strerror}", "give another file") from error
 
 
 def warnings_of(document: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from unicl_cli.commands import Quiet
+
 app = typer.Typer(add_completion=False)
 
 
@@ -20,17 +22,17 @@ def prepare(
         str | None, typer.Option(metavar="NAME|FILE", help="Prompt templates: clip80, clip7, none, or a text file.")
     ] = None,
     size: Annotated[
-        int | None, typer.Option(min=8, metavar="N", help="Shrink to this short side, in pixels [default: as found].")
+        int | None, typer.Option(min=8, metavar="N", help="Shrink to this short side, in pixels (default: as found).")
     ] = None,
     holdout: Annotated[
         float | None,
         typer.Option(
-            min=0, max=0.9, metavar="F", help="Share that a source with only 'train' gives to 'val' [default: 0.05]."
+            min=0, max=0.9, metavar="F", help="Share that a source with only 'train' gives to 'val' (default: 0.05)."
         ),
     ] = None,
     shard_mb: Annotated[int, typer.Option(min=1, metavar="N", help="Size of a shard, in MB.")] = 256,
     workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Processes [default: one for each core].")
+        int | None, typer.Option(min=1, metavar="N", help="Processes (default: one for each core).")
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="At most N rows of each source and split.")
@@ -40,6 +42,7 @@ def prepare(
         bool, typer.Option("--allow-version-mix", help="Go on with other library versions than at the start.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON document instead of the table.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Check, clean and pack pictures with labels and captions into a corpus.
 

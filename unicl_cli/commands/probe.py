@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from unicl_cli.commands import Quiet
+
 app = typer.Typer(add_completion=False)
 
 
@@ -34,6 +36,7 @@ def probe(
     raw_weights: Annotated[bool, typer.Option("--raw-weights", help="Not their moving average.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A file for the JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Fit a linear classifier on frozen features; its strength C is chosen on validation data alone."""
     from unicl_cli.commands.measured import in_workers, load, one_model, show

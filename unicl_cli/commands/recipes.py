@@ -49,9 +49,9 @@ def show(
     name: Source, resolved: Annotated[bool, typer.Option("--resolved", help="With every default written out.")] = False
 ) -> None:
     """Print a recipe, as written or resolved."""
-    from unicl_cli.recipe import dump, find, load
+    from unicl_cli.recipe import dump, find, load, read
 
-    typer.echo(dump(load(name)) if resolved else find(name).read_text(encoding="utf-8"), nl=False)
+    typer.echo(dump(load(name)) if resolved else read(find(name)), nl=False)
 
 
 @app.command()
@@ -61,9 +61,10 @@ def cp(
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file.")] = False,
 ) -> None:
     """Copy a recipe to a file of your own."""
-    from unicl_cli.recipe import find
+    from unicl_cli.recipe import find, read
 
     source = find(name)
+    text = read(source)
     target = file or Path(source.name)
     if target.is_dir():
         target /= source.name
@@ -72,9 +73,9 @@ def cp(
     if target.exists() and not force:
         raise UniclError(f"{target} exists", "give another file, or --force")
     try:
-        target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+        target.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UniclError(f"{target} cannot be written: {error.strerror}") from error
+        raise UniclError(f"{target} cannot be written: {error.strerror}", "give another file") from error
     typer.echo(str(target))
 
 

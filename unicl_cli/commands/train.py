@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from unicl_cli.commands import Quiet, is_quiet
+
 app = typer.Typer(add_completion=False)
 
 
@@ -23,9 +25,10 @@ def train(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run: steps, samples, parameters.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train from a recipe; the same command continues after any interruption."""
+    del quiet  # its callback has seen it
     from unicl_cli.core.launch import is_peer, launched, processes, recorded, was_stopped
     from unicl_cli.recipe import check_corpora, check_shares, load, run_path
 
@@ -47,7 +50,7 @@ def train(
     def work() -> None:
         from unicl_cli.jobs.train import Request, train
 
-        train(checked, run, Request(devices, resume, quiet), source=recipe, overrides=changes)
+        train(checked, run, Request(devices, resume, is_quiet()), source=recipe, overrides=changes)
 
     recorded(work)
     if not is_peer():

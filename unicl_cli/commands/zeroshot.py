@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from unicl_cli.commands import Quiet
+
 app = typer.Typer(add_completion=False)
 
 
@@ -27,6 +29,7 @@ def zeroshot(
     devices: Annotated[str, typer.Option(help="auto, a number of GPUs, or cpu:N for N processes.")] = "auto",
     raw_weights: Annotated[bool, typer.Option("--raw-weights", help="Not their moving average.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a picture.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Classify pictures by class names; probabilities are relative to the classes named, one alone has 1."""
     from unicl_cli.commands.measured import in_workers, load, warn

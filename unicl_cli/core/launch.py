@@ -211,6 +211,8 @@ def start_accelerator(precision: str = "auto", devices: str = "auto") -> Any:
     cpu = devices.startswith("cpu") or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if precision == "auto":
         precision = "bf16" if not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "fp16" and cpu:  # accelerate would go on in fp32 and say nothing
+        raise UniclError("precision fp16 needs a GPU", "set precision=auto, bf16 or fp32")
     return Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         cpu=cpu,

@@ -134,7 +134,8 @@ def fit(
 
     ``batch`` is any NamedTuple, ``step_module`` any module that returns a mapping with ``loss``. Returns the number
     of completed steps: every rank stops at the same one when one is ``stopping()``. An update whose loss or gradient
-    is not finite is left out on all ranks; more than ``plan.max_bad_steps`` in a row end the run with exit code 3.
+    is not finite is left out on all ranks, without ``after``; more
+    than ``plan.max_bad_steps`` in a row end the run with exit code 3.
     """
     pace, bad_steps = Pace(plan.steps), 0
     began = time.perf_counter()
@@ -149,11 +150,7 @@ def fit(
         accelerator.backward(out["loss"])
         norm = gradient_norm(step_module, plan.grad_clip, accelerator)
         bad, stop = flags(out["loss"], norm, stop=stopping())
-        if bad:
-            bad_steps = count_bad(bad_steps, step, plan)
-        else:
-            bad_steps = 0
-            optimizer.step()
+        bad_steps = update(optimizer, bad_steps, step, plan, accelerator, bad=bad)
         optimizer.zero_grad(set_to_none=True)
         after_step(step_module)
         pace.took(time.perf_counter() - began, waited, rows_of(batch) * world_size())
@@ -163,7 +160,8 @@ def fit(
             if rank() == 0:
                 seen = (step + 1) * rows_of(batch) * world_size()
                 sink.log(step + 1, {**values, "lr": plan.lr(step), "samples": seen, **pace.line(step + 1)})
-        after(step + 1)
+        if not bad:  # checkpoints of steps that were left out would push the good ones away
+            after(step + 1)
         if stop:
             return step + 1
         began = time.perf_counter()
@@ -182,6 +180,16 @@ def flags(loss: Tensor, norm: Tensor, *, stop: bool) -> tuple[bool, bool]:
     finite = torch.isfinite(loss.detach()) & torch.isfinite(norm.detach())
     bad, stopping = sum_over_ranks(torch.stack([(~finite).float(), finite.new_full((), stop).float()])).tolist()
     return bool(bad), bool(stopping)
+
+
+def update(optimizer: Any, before: int, step: int, plan: Plan, accelerator: "Accelerator", *, bad: bool) -> int:
+    """The update, unless it is bad; returns how many in a row were left out, ``before`` of them before this one."""
+    if not bad:
+        optimizer.step()
+        return 0
+    if accelerator.scaler is not None:
+        accelerator.scaler.update()  # fp16: a smaller factor next time; it refuses to unscale twice without
+    return count_bad(before, step, plan)
 
 
 def count_bad(before: int, step: int, plan: Plan) -> int:

@@ -33,7 +33,11 @@ def load_templates(spec: str | Sequence[str]) -> tuple[str, ...]:
     elif spec in NAMED:
         templates = named_templates(spec)
     elif Path(spec).is_file():
-        templates = tuple(line.strip() for line in Path(spec).read_text(encoding="utf-8").splitlines() if line.strip())
+        try:
+            text = Path(spec).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UniclError(f"templates '{spec}' cannot be read: {error}", "one template a line, as UTF-8") from error
+        templates = tuple(line.strip() for line in text.splitlines() if line.strip())
     else:
         raise UniclError(
             f"no templates '{spec}'{did_you_mean(spec, NAMED)}",

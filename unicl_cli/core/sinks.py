@@ -69,10 +69,13 @@ class JsonlSink:
 
 
 def kept_lines(path: Path, start: int) -> list[str]:
-    """Whole lines of steps up to ``start``; the last line may have been cut by a kill."""
+    """Whole lines of steps up to ``start``; the last ones may have been cut or spoilt by a kill or a power cut."""
     kept: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > start:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            if not line.endswith("\n") or json.loads(line)["step"] > start:
+                break
+        except (ValueError, KeyError, TypeError):
             break
         kept.append(line)
     return kept

@@ -33,6 +33,12 @@ class TextTokenizer:
     """int64 (n, longest) ids, cut to ``context_length`` with the end-of-text token kept, padded with ``pad_id``."""
 
     def __init__(self, library: Library, context_length: int, *, clean: bool) -> None:
+        frame = library.num_special_tokens_to_add(is_pair=False)
+        if context_length <= frame:
+            raise UniclError(
+                f"context_length {context_length} leaves no room beside the {frame} special tokens of each text",
+                f"set model.context_length to {frame + 1} or more",
+            )
         self.library, self.context_length, self.clean = library, context_length, clean
         vocabulary = library.get_vocab()
         self.vocab_size = max(vocabulary.values()) + 1

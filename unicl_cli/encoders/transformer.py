@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unicl_cli.errors import UniclError
+
 
 class Block(nn.Module):
     """Pre-norm self-attention and MLP; names as in open_clip, with q, k, v in one matrix."""
@@ -49,6 +51,8 @@ class TextTransformer(nn.Module):
         eps: float,
     ) -> None:
         super().__init__()
+        if width % heads:
+            raise UniclError(f"transformer: width {width} is no multiple of heads {heads}", "change one of them")
         self.width, self.eot_id = width, eot_id
         self.tok = nn.Embedding(vocab_size, width)
         self.pos = nn.Parameter(torch.empty(context_length, width))

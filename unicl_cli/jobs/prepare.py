@@ -114,12 +114,14 @@ def _check_place(out: Path) -> None:
 
 @contextmanager
 def _locked(out: Path) -> Generator[None, None, None]:
-    out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / LOCK)
     try:
+        out.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise UniclError(f"{out}: another prepare is writing there", "wait for it, or choose another -o") from error
+    except OSError as error:
+        raise UniclError(f"{out}: cannot be written: {error.strerror}", "choose another directory with -o") from error
     try:
         yield
     finally:

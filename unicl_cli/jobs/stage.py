@@ -204,6 +204,7 @@ class Stage:
         if status is not None:
             status.state("running", step=done)
         try:
+            self.catch_up(done)
             done = fit(parts.step, data, self.optimizer, plan, self.accelerator, sinks, after=self.after, stopping=stop)
         except UniclError:
             if status is not None:
@@ -239,6 +240,19 @@ class Stage:
         for item in recipe.eval:
             if step % item.every == 0 or last:
                 self.validate(step, item)
+
+    def catch_up(self, done: int) -> None:
+        """The validations of step ``done`` that a cut after its checkpoint left out."""
+        for item in self.parts.recipe.eval if done else ():
+            due = done % item.every == 0 or done == self.parts.steps
+            if due and any_rank(rank() == 0 and not self.noted(done, item)):
+                self.validate(done, item)
+
+    def noted(self, step: int, item: Any) -> bool:
+        """Does ``eval.jsonl`` have a line of this validation?"""
+        path = self.run_dir / "eval.jsonl"
+        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
+        return any((r["step"], r["corpus"]) == (step, item.corpus) and item.split in (None, r["split"]) for r in rows)
 
     def overdue(self) -> bool:
         """Is the last checkpoint older than ``checkpoint.minutes``? Rank 0's clock counts."""

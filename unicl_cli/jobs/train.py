@@ -60,11 +60,13 @@ def train(recipe: Recipe, run: Path, request: Request, *, source: str, overrides
     accelerator = start_accelerator(recipe.precision, request.devices)
     lock = FileLock(run / "run.lock")
     if rank() == 0:
-        run.mkdir(parents=True, exist_ok=True)
         try:
+            run.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as error:
             raise UniclError(f"{run}: another training is writing here", "wait for it, or give --run-dir") from error
+        except OSError as error:
+            raise UniclError(f"{run}: cannot be written: {error.strerror}", "give another --run-dir") from error
     stages = stages_of(recipe, run)
     for stage, folder, _ in stages:
         check_same(stage, folder)
@@ -87,6 +89,8 @@ def keep_source(run: Path, source: str, overrides: list[str], request: Request) 
 def check_same(recipe: Recipe, run: Path) -> None:
     """A run directory holds one recipe: what changes its numbers needs another directory."""
     written = run / "resolved.yaml"
+    if not any(run.glob("checkpoints/step-*")) and not (run / "meta.json").is_file():
+        return  # what failed before its first checkpoint has left nothing to mix with
     if not written.is_file() or recipe_hash(old := load(str(written))) == recipe_hash(recipe):
         return
     before, now = as_mapping(old), as_mapping(recipe)

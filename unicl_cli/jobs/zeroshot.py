@@ -85,7 +85,13 @@ def parse_classes(spec: str) -> Classes:
             why = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
             raise UniclError(f"--classes {spec}: {why}", "give a text file with one class a line") from error
     else:
-        cells = [cell for row in csv.reader(spec.splitlines(), skipinitialspace=True) for cell in row]
+        try:
+            lines = csv.reader(spec.splitlines(), skipinitialspace=True, strict=True)
+            cells = [cell for row in lines for cell in row]
+        except csv.Error as error:
+            raise UniclError(
+                f"--classes {spec}: {error}", """quotes come in pairs around a name: a,b,"c, d\""""
+            ) from error
     names: dict[str, ClassName] = {}
     repeated: dict[str, None] = {}
     for cell in cells:

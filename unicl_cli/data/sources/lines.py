@@ -6,14 +6,18 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unicl_cli.data.pictures import SUFFIXES, PictureError
 from unicl_cli.errors import UniclError
+
+END = "\x1a"
+"""A line after the last one of a CSV: where it is part of a cell, a quote was never closed."""
 
 
 class Line(NamedTuple):
@@ -105,16 +109,23 @@ class TextReader:
                     if text := line.rstrip("\r\n"):
                         yield number, text.split("\t")
                 return
-            records, start = csv.reader(file), 1
-            try:
-                for cells in records:
-                    if cells:
-                        yield start, cells
-                    start = records.line_num + 1
-            except csv.Error as error:
-                raise UniclError(
-                    f"{self.path}: line {start}: {error}", "a quote may be opened there and never closed"
-                ) from error
+            yield from self._csv(file)
+
+    def _csv(self, file: TextIO) -> Iterator[tuple[int, list[str]]]:
+        records, start = csv.reader(chain(file, [END])), 1
+        try:
+            for cells in records:
+                if cells and cells[-1].endswith(END):
+                    if cells == [END]:
+                        return
+                    raise csv.Error("the list ends inside quotes")
+                if cells:
+                    yield start, cells
+                start = records.line_num + 1
+        except csv.Error as error:
+            raise UniclError(
+                f"{self.path}: line {start}: {error}", "a quote may be opened there and never closed"
+            ) from error
 
 
 class JsonReader:

@@ -40,6 +40,8 @@ def open_source(src: str, kind: str) -> DatasetSource:
 def resolve(src: str) -> tuple[str, dict[str, str]]:
     """``src`` -> registered name and options; a path becomes ``folder`` or ``table`` with the option ``path``."""
     base, options = split_options(src)
+    if not base:
+        raise UniclError(f"'{src}': no source is named", "give a folder, a list or a named source")
     if base.startswith(("hf:", "http://", "https://")):
         raise UniclError(f"{base}: only local data can be read", "download it and give its folder or list")
     known = registry.names("datasets")
