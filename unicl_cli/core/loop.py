@@ -11,7 +11,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from unicl_cli.contracts import Loss, Model, Sink
-from unicl_cli.core.dist import bare, mean_over_ranks, rank, sum_over_ranks, world_size
+from unicl_cli.core.dist import bare, full_tensor, mean_over_ranks, rank, sum_over_ranks, world_size
 from unicl_cli.core.sampler import seed_of
 from unicl_cli.errors import UniclError
 
@@ -171,8 +171,7 @@ def fit(
 def gradient_norm(step_module: nn.Module, clip: float | None, accelerator: "Accelerator") -> Tensor:
     """(): the norm of all gradients before they are cut to ``clip``."""
     norm = accelerator.clip_grad_norm_(step_module.parameters(), math.inf if clip is None else clip)
-    norm = cast("Tensor", norm)
-    return cast("Any", norm).full_tensor() if hasattr(norm, "full_tensor") else norm
+    return full_tensor(cast("Tensor", norm))
 
 
 def flags(loss: Tensor, norm: Tensor, *, stop: bool) -> tuple[bool, bool]:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -59,13 +58,20 @@ def eval_transform(data: bytes, size: int) -> Tensor:
     return framed(decode(data), size)
 
 
+def randaugment(config: str, size: int) -> Callable[[Image.Image], Image.Image]:
+    """timm's RandAugment; its import takes a second, which only a recipe that asks for it pays."""
+    from timm.data.auto_augment import rand_augment_transform
+
+    return rand_augment_transform(config, {"translate_const": int(size * 0.45)})
+
+
 class View:
     """A picture -> one augmented view, uint8 (3, size, size), a function of the picture and the seed."""
 
     def __init__(self, size: int, ops: Augment) -> None:
         self.size, self.ops = size, ops
         self.crop = v2.RandomResizedCrop(size, scale=ops.crop, interpolation=BICUBIC) if ops.crop else None
-        self.rand = rand_augment_transform(ops.rand, {"translate_const": int(size * 0.45)}) if ops.rand else None
+        self.rand = randaugment(ops.rand, size) if ops.rand else None
         steps: list[Callable[[Tensor], Tensor]] = []
         if ops.flip:
             steps.append(v2.RandomHorizontalFlip(ops.flip))
