@@ -165,13 +165,13 @@ def test_a_plugin_file_that_cannot_be_read_is_one_line(plugin_file: Path, capsys
 
 def test_a_broken_plugin_command_leaves_the_rest_alone(distribution: Install, capsys: Capture):
     distribution("unicl-crash", "import nowhere_to_be_found", commands="crash = unicl_crash:app")
-    distribution("unicl-odd", "app = 3", commands="odd = unicl_odd:app")
+    distribution("unicl-three", "app = 3", commands="three = unicl_three:app")
     assert main(["--help"]) == 0
     assert "Tests unicl-crash." in capsys.readouterr().out
     assert main(["crash"]) == 2
     assert "error: plugin 'crash' (unicl-crash 1.0) cannot be loaded: ModuleNot" in capsys.readouterr().err
-    assert main(["odd"]) == 2
-    assert "error: command 'odd' is not a typer.Typer" in capsys.readouterr().err
+    assert main(["three"]) == 2
+    assert "error: command 'three' is not a typer.Typer" in capsys.readouterr().err
     assert main(["plugins", "ls", "commands"]) == 0
     assert "broken: plugin 'crash' (unicl-crash 1.0) cannot" in capsys.readouterr().out
 

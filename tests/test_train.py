@@ -187,6 +187,9 @@ def test_a_run_starts_from_the_checkpoint_that_is_named(recipe, unicl):
     code, _, err = unicl("train", "tiny.yaml", "--run-dir", "run", "--resume", "run/checkpoints/step-00000001")
     assert code == 2
     assert "step-00000001: is no whole checkpoint" in err
+    assert unicl("train", "tiny.yaml", "--run-dir", "other", "--resume", "run/checkpoints/step-00000006")[0] == 0
+    assert same_weights("run/model.safetensors", "other/model.safetensors")
+    assert unicl("train", "tiny.yaml", "--run-dir", "run", "--resume", "other/checkpoints/step-00000008")[0] == 2
     code, _, err = unicl("train", "tiny.yaml", "--run-dir", "run", "--resume", "never")
     assert code == 2
     assert "run: holds checkpoints" in err

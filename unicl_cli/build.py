@@ -292,7 +292,7 @@ def find_model(model: str | None) -> tuple[Path, Path]:
         )
     folder = Path(name)
     if not folder.is_dir():
-        raise UniclError(f"--model {name}: no such run or checkpoint directory", "see `ls runs`")
+        raise UniclError(f"model {name}: no such run or checkpoint directory", "see `ls runs`")
     if is_checkpoint(folder):
         return folder.resolve().parent.parent, folder
     if not (folder / "resolved.yaml").is_file():

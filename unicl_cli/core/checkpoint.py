@@ -142,8 +142,10 @@ def is_whole(folder: Path) -> bool:
 def newest(root: Path) -> Path | None:
     """The newest whole checkpoint under ``root``: the one that ``latest`` names, else the highest step."""
     pointer = root / "latest"
-    if pointer.is_file() and is_whole(root / pointer.read_text(encoding="utf-8").strip()):
-        return root / pointer.read_text(encoding="utf-8").strip()
+    if pointer.is_file():
+        named = root / Path(pointer.read_text(encoding="utf-8", errors="replace").strip()).name
+        if is_whole(named):
+            return named
     return next((folder for folder in sorted(root.glob("step-*"), reverse=True) if is_whole(folder)), None)
 
 

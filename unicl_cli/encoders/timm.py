@@ -27,6 +27,12 @@ class TimmTower(nn.Module):
         config = timm.get_pretrained_cfg(model)
         size: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
         backbone: Any = timm.create_model(model, pretrained=pretrained, num_classes=0, drop_path_rate=drop_path, **size)
+        patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
+        if patch is not None and image_size % max(patch):
+            raise UniclError(
+                f"{model}: patches of {max(patch)} px do not divide data.image_size {image_size}",
+                f"set data.image_size to a multiple of {max(patch)}",
+            )
         self.model = cast("nn.Module", backbone)
         self.width: int = backbone.num_features
         self.mean: tuple[float, ...] = backbone.pretrained_cfg["mean"]

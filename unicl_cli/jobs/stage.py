@@ -148,17 +148,17 @@ def stream(
 
 def resume(wanted: str, run: Path, parts: Parts, step: nn.Module, optimizer: Any, average: Average | None) -> int:
     """Completed steps: 0, or those of the checkpoint that was loaded."""
-    folder = checkpoint.newest(run / "checkpoints") if wanted == "auto" else None
-    if wanted == "never" and checkpoint.newest(run / "checkpoints") is not None:
+    home = (run / "checkpoints").resolve()
+    own = checkpoint.newest(home)
+    folder = own if wanted == "auto" else None if wanted == "never" else Path(wanted)
+    if own is not None and (folder is None or folder.resolve().parent != home):
         raise UniclError(f"{run}: holds checkpoints", "give another --run-dir, or --resume auto to continue them")
-    if wanted not in ("auto", "never"):
-        folder = Path(wanted)
-        if not checkpoint.is_whole(folder):
-            raise UniclError(
-                f"--resume {wanted}: is no whole checkpoint", "give a directory like RUN/checkpoints/step-00000100"
-            )
     if folder is None:
         return 0
+    if not checkpoint.is_whole(folder):
+        raise UniclError(
+            f"--resume {wanted}: is no whole checkpoint", "give a directory like RUN/checkpoints/step-00000100"
+        )
     facts = checkpoint.read_facts(folder)
     changed = [name for name, old in facts["corpora"].items() if parts.data.checksums.get(name, old) != old]
     if changed:
@@ -223,6 +223,8 @@ class Stage:
         """Rank 0 writes; the others log nowhere."""
         if rank() != 0:
             return Sinks([]), None
+        if not done:  # what a run that never came to a checkpoint left
+            (self.run_dir / "eval.jsonl").unlink(missing_ok=True)
         status = StatusSink(self.run_dir / "status.json", self.parts.steps, world_size())
         self.console = ConsoleSink(self.parts.steps, done, quiet=quiet)
         for name in self.parts.frozen:
