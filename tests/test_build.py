@@ -194,7 +194,7 @@ def test_a_run_and_its_checkpoints_are_loaded(run, recipe, monkeypatch):
     assert load_model("runs/r/checkpoints/step-00000004").tokenizer.vocab_size == loaded.tokenizer.vocab_size
     assert find_model(None)[0] == Path("runs/r"), "the run that finished last"
     monkeypatch.setenv("UNICL_MODEL", "nowhere")
-    with pytest.raises(UniclError, match="--model nowhere: no such run"):
+    with pytest.raises(UniclError, match="model nowhere: no such run"):
         find_model(None)
     (run / "meta.json").unlink()
     assert find_model("runs/r")[1].name == "step-00000004", "unfinished: its newest checkpoint"

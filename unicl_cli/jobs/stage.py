@@ -148,10 +148,10 @@ def stream(
 
 def resume(wanted: str, run: Path, parts: Parts, step: nn.Module, optimizer: Any, average: Average | None) -> int:
     """Completed steps: 0, or those of the checkpoint that was loaded."""
-    home = (run / "checkpoints").resolve()
+    home = run / "checkpoints"
     own = checkpoint.newest(home)
     folder = own if wanted == "auto" else None if wanted == "never" else Path(wanted)
-    if own is not None and (folder is None or folder.resolve().parent != home):
+    if own is not None and (folder is None or folder.resolve().parent != home.resolve()):
         raise UniclError(f"{run}: holds checkpoints", "give another --run-dir, or --resume auto to continue them")
     if folder is None:
         return 0
