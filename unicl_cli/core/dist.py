@@ -1,11 +1,14 @@
 """The process group as everything else sees it: rank, gather, shares of a mean, sharding."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -102,9 +105,6 @@ def shard(step: nn.Module) -> nn.Module:
     Units are what any submodule lists as ``units``, each called through its own forward; never a tower or the model
     itself, whose other methods would meet shards. ``step.call`` stays callable.
     """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # a second, which only FSDP2 pays
-
     mesh = init_device_mesh(_home().type, (world_size(),))
     units = {id(unit): unit for module in step.modules() for unit in getattr(module, "units", ())}
     for unit in units.values():
@@ -114,20 +114,11 @@ def shard(step: nn.Module) -> nn.Module:
     return step
 
 
-def is_sharded(x: Tensor) -> bool:
-    """Is ``x`` a DTensor? (Asked so, the question imports nothing: a second at the start of every command.)"""
-    return hasattr(x, "full_tensor")
-
-
 def full_tensor(x: Tensor) -> Tensor:
     """The whole of a sharded tensor (a collective), any other as it is."""
-    return cast("Any", x).full_tensor() if is_sharded(x) else x
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def shard_like(value: Tensor, like: Tensor) -> Tensor:
     """The whole ``value``, sharded as ``like`` is if it is."""
-    if not is_sharded(like):
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(value, cast("Any", like).device_mesh, cast("Any", like).placements)
+    return distribute_tensor(value, like.device_mesh, like.placements) if isinstance(like, DTensor) else value
