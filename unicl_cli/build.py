@@ -219,7 +219,7 @@ def build_step(
 
 
 def no_decay(name: str, parameter: nn.Parameter, embeddings: set[int]) -> bool:
-    """Gains, biases, scales, embeddings and positions keep their size (`method.md`'s list is CLIP's and Swin's)."""
+    """Gains, biases, scales, embeddings and positions keep their size, as in CLIP and Swin."""
     return parameter.ndim < 2 or id(parameter) in embeddings or name.rsplit(".", 1)[-1] in UNDECAYED
 
 
