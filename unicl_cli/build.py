@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -32,6 +33,10 @@ UNDECAYED = ("pos", "pos_embed", "cls_token", "relative_position_bias_table", "l
 RUNS = Path("runs")
 LR_SCALE = "lr_scale"
 """Attribute of a tower: the factor on its learning rate."""
+PLACE = "place"
+"""Attribute of a tower: the name of its folder in TOWERS."""
+TOWERS = "towers"
+"""Folder of a run with what towers need beside recipe and weights, each its own: configurations, tokenizers."""
 
 
 class Data(NamedTuple):
@@ -184,17 +189,28 @@ def build_tokenizer(recipe: Recipe, data: Data) -> TextTokenizer:
 
 
 def build_step(
-    recipe: Recipe, tokenizer: Callable[[], TextTokenizer], classes: tuple[ClassName, ...], chunks: int
+    recipe: Recipe,
+    tokenizer: Callable[[], TextTokenizer],
+    classes: tuple[ClassName, ...],
+    chunks: int,
+    trained: Path | None = None,
 ) -> tuple[Step, Tokenizer | None]:
-    """Model and loss with the recipe's seed, and the text tower's tokenizer: the recipe's, else the tower's own."""
+    """Model and loss with the recipe's seed, and the text tower's tokenizer: the recipe's, else the tower's own.
+
+    ``trained`` is the run whose weights are going to replace these: towers take their files from it and load no others.
+    """
     torch.manual_seed(recipe.seed)
     options = recipe.model.part.options
+    places = count()
 
     def encoder(part: Part) -> nn.Module:
-        tower = cast("nn.Module", registry.make("encoders", part, context))
+        place = f"{next(places)}-{part.name.rpartition('/')[2]}"
+        stored = None if trained is None else trained / TOWERS / place
+        tower = cast("nn.Module", registry.make("encoders", part, {**context, "stored": lambda: stored}))
         if part.freeze:
             tower.requires_grad_(requires_grad=False)
         setattr(tower, LR_SCALE, part.lr_scale)
+        setattr(tower, PLACE, place)
         return tower
 
     context: dict[str, Callable[[], Any]] = {
@@ -216,6 +232,15 @@ def build_step(
         return Step(model, loss), None
     own = next((m.tokenizer for m in model.modules() if hasattr(m, "tokenizer")), None)
     return Step(model, loss), own if own is not None and recipe.model.tokenizer is None else tokenizer()
+
+
+def store_towers(step: nn.Module, run: Path) -> None:
+    """Each tower that has files of its own (a method ``store``) writes them into the run."""
+    for tower in step.modules():
+        if hasattr(tower, PLACE) and hasattr(tower, "store"):
+            folder = run / TOWERS / str(getattr(tower, PLACE))
+            folder.mkdir(parents=True, exist_ok=True)
+            cast("Any", tower).store(folder)
 
 
 def no_decay(name: str, parameter: nn.Parameter, embeddings: set[int]) -> bool:
@@ -322,7 +347,7 @@ def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_wei
         clean = recipe.model.tokenizer == "clip"
         return load_tokenizer(run / "tokenizer.json", names["context_length"], clean=clean)
 
-    step, own = build_step(recipe, tokenizer, classes, chunks=1)
+    step, own = build_step(recipe, tokenizer, classes, chunks=1, trained=run)
     averaged = (folder / checkpoint.EMA).is_file() and not raw_weights
     weights = folder / (checkpoint.EMA if averaged else checkpoint.MODEL)
     checkpoint.load_weights(step, checkpoint.read_tensors(weights), str(weights))

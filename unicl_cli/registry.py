@@ -30,7 +30,7 @@ KINDS = {"encoders": "encoder", "datasets": "data set", "losses": "loss", "comma
 
 CONTEXT = (
     *("encoder", "chunks", "num_classes", "classes", "embed_dim", "image_width", "image_size"),
-    *("vocab_size", "context_length", "eot_id", "pad_id", "kind"),
+    *("vocab_size", "context_length", "eot_id", "pad_id", "kind", "stored"),
 )
 """A factory's parameter of one of these names without a default is no option: the builder fills it in."""
 

@@ -23,6 +23,7 @@ from unicl_cli.build import (
     build_tokenizer,
     check_learnable,
     rate,
+    store_towers,
     total_steps,
     worker_count,
 )
@@ -90,7 +91,8 @@ def prepared(recipe: Recipe, accelerator: Any, run: Path) -> Parts:
     micro = recipe.batch.micro
     local = recipe.batch.size // world_size()
     chunks = 1 if micro == "auto" else -(-local // micro)
-    step, own = build_step(recipe, tokenizer, data.classes, chunks)
+    cut = checkpoint.newest(run / "checkpoints") is not None  # its weights are going to be loaded
+    step, own = build_step(recipe, tokenizer, data.classes, chunks, trained=run if cut else None)
     check_batchnorm(step, chunks)
     if rank() == 0:
         names = [{"key": c.key, "names": list(c.names)} for c in data.classes]
@@ -100,6 +102,8 @@ def prepared(recipe: Recipe, accelerator: Any, run: Path) -> Parts:
         write_atomic(run / "resolved.yaml", dump(recipe))
         if isinstance(own, TextTokenizer):
             own.save(run / "tokenizer.json")
+        if not cut:
+            store_towers(step, run)
     step.to(accelerator.device).train()
     steps = total_steps(recipe, data)
     first = next(stream(recipe, data, own, step, 0, 1, 0, pin=False))[1]
