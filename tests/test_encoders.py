@@ -198,7 +198,7 @@ def test_a_label_embedding_is_one_row_a_class(bias):
 def test_timm_towers_give_their_own_features_at_the_size_asked_for(name):
     size, unit = TOWERS[name]
     torch.manual_seed(0)
-    tower = TimmTower(name, pretrained=False, drop_path=0.0, image_size=size).eval()
+    tower = TimmTower(name, pretrained=False, drop_path=0.0, image_size=size, args={}, small_stem=False).eval()
     x = torch.randn(2, 3, size, size)
     with torch.no_grad():
         out, tokens = tower(x), tower.tokens(x)
@@ -215,7 +215,7 @@ def test_every_unit_of_a_timm_tower_is_called_through_its_own_forward():
     """FSDP2 shards units one by one: what goes around a unit's forward would meet shards."""
     seen = []
     for name, (size, _) in TOWERS.items():
-        tower = TimmTower(name, pretrained=False, drop_path=0.0, image_size=size)
+        tower = TimmTower(name, pretrained=False, drop_path=0.0, image_size=size, args={}, small_stem=False)
         for unit in tower.units:
             unit.register_forward_hook(lambda module, *_: seen.append(id(module)))
         with torch.no_grad():
@@ -226,11 +226,13 @@ def test_every_unit_of_a_timm_tower_is_called_through_its_own_forward():
 
 def test_a_timm_name_that_is_not_there_is_named_with_the_nearest():
     with pytest.raises(UniclError, match="timm has no model 'resnet_18'; did you mean 'resnet"):
-        TimmTower("resnet_18", pretrained=False, drop_path=0.0, image_size=64)
+        TimmTower("resnet_18", pretrained=False, drop_path=0.0, image_size=64, args={}, small_stem=False)
 
 
 def test_drop_path_reaches_the_backbone():
-    tower = TimmTower("convnext_atto", pretrained=False, drop_path=0.5, image_size=32).train()
+    tower = TimmTower(
+        "convnext_atto", pretrained=False, drop_path=0.5, image_size=32, args={}, small_stem=False
+    ).train()
     x = torch.randn(8, 3, 32, 32)
     assert any(getattr(m, "drop_prob", 0) for m in tower.modules())
     with torch.no_grad():
@@ -257,3 +259,23 @@ def test_the_cnn_sees_where_a_stroke_lies():
     left[..., 8:24, 4:8] = 1
     right[..., 8:24, 20:24] = 1
     assert (tower(left) - tower(right)).abs().max() > 1e-3
+
+
+def test_a_small_stem_keeps_the_grid_of_small_pictures():
+    plain, small = (
+        TimmTower("resnet18", pretrained=False, drop_path=0.0, image_size=32, args={}, small_stem=small)
+        for small in (False, True)
+    )
+    x = torch.zeros(2, 3, 32, 32)
+    assert (plain.tokens(x).shape, small.tokens(x).shape) == ((2, 1, 512), (2, 16, 512))
+    with pytest.raises(UniclError, match="no stem that small_stem could replace"):
+        TimmTower("convnext_atto", pretrained=False, drop_path=0.0, image_size=32, args={}, small_stem=True)
+
+
+def test_args_reach_the_backbone_but_load_nothing():
+    name, args = "swin_tiny_patch4_window7_224", {"patch_size": 2, "window_size": 4}
+    tower = TimmTower(name, pretrained=False, drop_path=0.0, image_size=32, args=args, small_stem=False)
+    assert tower.model.patch_embed.patch_size == (2, 2)
+    for bad, said in (({"bogus": 1}, "does not take these args"), ({"checkpoint_path": "x.pth"}, "may not set")):
+        with pytest.raises(UniclError, match=said):
+            TimmTower("resnet18", pretrained=False, drop_path=0.0, image_size=32, args=bad, small_stem=False)

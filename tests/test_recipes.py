@@ -1,8 +1,11 @@
 """The shipped recipes: each validates, also as a copy elsewhere, and each arm differs by what its name says."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from unicl_cli.cli import main
 from unicl_cli.recipe import Recipe, as_mapping, builtin_folder, builtin_names, dump, load, load_text
@@ -21,9 +24,72 @@ ARMS = {
 }
 
 
-def test_the_comparison_set_is_complete():
+PAPER = {
+    *(
+        f"{data}-{tower}-{loss}"
+        for data in ("cifar10", "cifar100", "imagenet")
+        for tower in ("resnet50", "swin-t")
+        for loss in ("unicl", "ce", "supcon")
+    ),
+    *(f"imagenet-{captions}-swin-t" for captions in ("gcc3m", "gcc15m", "yfcc14m")),
+    *(f"{data}-swin-{size}" for data in ("in21k", "in21k-yfcc14m-half", "in21k-yfcc14m") for size in "tb"),
+    *(f"in21k-yfcc14m{half}-{arm}-swin-t" for half in ("", "-half") for arm in ("clip", "multitask")),
+    *("yfcc14m-swin-t", "in21k-gcc15m-yfcc14m-swin-b", "in21k-gcc15m-yfcc14m-focal-b"),
+}
+"""One recipe for each training of the paper's tables and of its released weights."""
+MINE = {"my-labels", "my-captions", "my-labels-and-captions", "finetune-open-clip"}
+
+
+def test_the_set_is_complete():
     arms = {f"{data}-{arm}" for data in ("digits", "shapes") for arm in ("base", "unicl", *ARMS)}
-    assert arms | {"quickstart"} <= set(NAMES)
+    assert arms | PAPER | MINE | {"quickstart"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", sorted(PAPER))
+def test_recipes_at_the_scale_of_the_paper_keep_its_settings(name: str):
+    recipe = load(name)
+    assert recipe.batch.size == (1024 if name.startswith("cifar") else 4096)
+    if recipe.model.part.options.get("text") is not None:
+        assert (recipe.model.tokenizer, recipe.model.context_length) == ("clip", 77)
+        assert recipe.data.templates is None, "what the corpus says: CLIP's"
+    for item in recipe.data.train:
+        captions = item.corpus.endswith(("gcc3m", "gcc12m", "yfcc14m"))
+        assert (item.augment is not None and item.augment[0].name == "basic") is captions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(PAPER | MINE))
+def test_a_recipe_can_be_planned_on_a_machine_that_could_never_train_it(
+    name: str, stand_ins: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(stand_ins)
+    assert main(["train", name, "--dry-run", "--json", "--devices", "cpu:1"]) == 0
+    facts = json.loads(capfd.readouterr().out)
+    assert facts["parameters"] > 1e6
+    assert not (stand_ins / "runs").exists()
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small corpora under the names that the recipes use: a plan needs manifests, not millions of pictures."""
+    root = tmp_path_factory.mktemp("stand-ins")
+    labels, captions = root / "labels", root / "captions"
+    for split in ("train", "val", "test"):
+        for kind in ("cat", "dog"):
+            folder = root / "pictures" / split / kind
+            folder.mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (40, 40), (80 * number, 9, 9)).save(folder / f"{number}.png")
+    lines = [f"train/{kind}/{n}.png\ta {kind} at play" for kind in ("cat", "dog") for n in range(3)]
+    (root / "pictures" / "list.tsv").write_text("\n".join(["image\tcaption", *lines]) + "\n", encoding="utf-8")
+    assert main(["prepare", "-q", "--labels", str(root / "pictures"), "-o", str(labels)]) == 0
+    assert main(["prepare", "-q", "--captions", str(root / "pictures" / "list.tsv"), "-o", str(captions)]) == 0
+    for name in ("cifar10", "cifar100", "imagenet", "imagenet21k"):
+        shutil.copytree(labels, root / "corpora" / name)
+    for name in ("gcc3m", "gcc12m", "yfcc14m"):
+        shutil.copytree(captions, root / "corpora" / name)
+    shutil.copytree(labels, root / "corpus")
+    return root
 
 
 @pytest.mark.parametrize("name", NAMES)

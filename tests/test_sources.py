@@ -77,6 +77,13 @@ def test_first_level_folders_that_are_all_splits_are_splits(tmp_path):
     assert [row.key for row in source.rows("val")] == ["validation/cat/2.png"]
 
 
+def test_a_file_beside_the_splits_changes_nothing(tmp_path):
+    put(tmp_path, "train/cat/1.png", "val/cat/1.png", "README.txt")
+    source = open_source(str(tmp_path), "labels")
+    assert list(source.splits) == ["train", "val"]
+    assert [c.key for c in source.classes] == ["cat"]
+
+
 def test_one_foreign_folder_beside_splits_makes_them_classes(tmp_path):
     put(tmp_path, "train/1.png", "test/2.png", "bus/3.png")
     assert [c.key for c in open_source(str(tmp_path), "labels").classes] == ["bus", "test", "train"]

@@ -149,3 +149,17 @@ def test_a_crop_keeps_at_least_the_area_asked_for():
     assert min(widths) > (0.5 * 3 / 4) ** 0.5 - 0.05, "area at least a half, sides at most 4:3"
     assert max(widths) > 0.9
     assert {span > 0 for span in spans} == {True, False}, "some are mirrored"
+
+
+def test_erasing_turns_one_rectangle_into_noise():
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(file, "PNG")
+    shares = []
+    for draw in range(20):
+        changed = (train("none", size=64, erase=1.0)(file.getvalue(), draw) != 128).any(0)
+        rows, columns = changed.any(1).nonzero(), changed.any(0).nonzero()
+        box = changed[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert box.float().mean() > 0.9, "one rectangle"
+        shares.append(changed.float().mean().item())
+    assert 0.01 < min(shares) < max(shares) < 0.36
+    assert torch.equal(train("none", size=64, erase=0.0)(file.getvalue(), 0), torch.full((3, 64, 64), 128).byte())

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from unicl_cli.contracts import LogitScale, Part
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
 Tile = int | Literal["auto"]
+NO_ARGS: Mapping[str, int | float | bool | str] = MappingProxyType({})
 Terms = Sequence[Literal["image", "text"]]
 
 
@@ -35,11 +39,32 @@ def two_tower(
     return TwoTower(*towers, embed_dim=embed_dim, normalize=normalize, logit_scale=logit_scale, chunks=chunks)
 
 
-def timm(*, model: str, pretrained: bool = False, drop_path: float = 0.0, image_size: int) -> nn.Module:
-    """Any timm backbone by name as image tower: ResNet, Swin, FocalNet, ViT, ConvNeXt, …"""
+def timm(
+    *,
+    model: str,
+    pretrained: bool = False,
+    drop_path: float = 0.0,
+    args: Mapping[str, int | float | bool | str] = NO_ARGS,
+    small_stem: bool = False,
+    image_size: int,
+    stored: Path | None,
+) -> nn.Module:
+    """Any timm backbone by name as image tower: ResNet, Swin, FocalNet, ViT, ConvNeXt, …
+
+    ``args`` are the backbone's own, for example ``{patch_size: 2, window_size: 4}``; ``small_stem`` is for ResNets on
+    pictures of about 32 px.
+    """
     from unicl_cli.encoders.timm import TimmTower
 
-    return TimmTower(model, pretrained=pretrained, drop_path=drop_path, image_size=image_size)
+    fresh = stored is None  # else a run's weights are going to replace them, and nothing need be downloaded
+    return TimmTower(
+        model,
+        pretrained=pretrained and fresh,
+        drop_path=drop_path,
+        image_size=image_size,
+        args=args,
+        small_stem=small_stem,
+    )
 
 
 def cnn(*, width: int = 32, stages: int = 3) -> nn.Module:

@@ -60,6 +60,8 @@ class Augment(Section):
     """Probability of a grey picture."""
     blur: Share | None = None
     """Probability of a blur."""
+    erase: Share | None = None
+    """Probability that a rectangle becomes noise."""
     rand: str | None = None
     """timm's RandAugment string, for example `rand-m9-mstd0.5`."""
 

@@ -1,5 +1,6 @@
 """Encoded pictures to uint8 tensors: the evaluation geometry, and augmentations as named presets of a few numbers."""
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
@@ -28,6 +29,7 @@ class Augment(NamedTuple):
     grey: float = 0.0  # probability
     blur: float = 0.0  # probability; kernel a tenth of the side
     noise: float = 0.0  # standard deviation, of pixels in [0, 1]
+    erase: float = 0.0  # probability of a rectangle of 2 to 33 % of the area in noise (Random Erasing, AAAI 2020)
 
 
 PRESETS = {
@@ -86,6 +88,8 @@ class View:
             steps.append(v2.RandomApply([v2.GaussianBlur(max(3, size // 10 | 1), (0.1, 2.0))], ops.blur))
         if ops.noise:
             steps.append(self._noisy)
+        if ops.erase:
+            steps.append(v2.RandomApply([self._erased], ops.erase))
         self.steps = steps
 
     def _shifted(self, x: Tensor) -> Tensor:
@@ -96,6 +100,17 @@ class View:
 
     def _noisy(self, x: Tensor) -> Tensor:
         return (x + torch.randn(x.shape) * (255 * self.ops.noise)).round().clamp(0, 255).to(torch.uint8)
+
+    def _erased(self, x: Tensor) -> Tensor:
+        area = self.size**2 * float(torch.empty(()).uniform_(0.02, 1 / 3))
+        ratio = math.exp(float(torch.empty(()).uniform_(-1.2, 1.2)))  # 0.3 to 3.3
+        height, width = (
+            max(1, min(self.size, round(side))) for side in (math.sqrt(area * ratio), math.sqrt(area / ratio))
+        )
+        top, left = (int(torch.randint(self.size - side + 1, ())) for side in (height, width))
+        x = x.clone()
+        x[:, top : top + height, left : left + width] = torch.randint(256, (3, height, width), dtype=torch.uint8)
+        return x
 
     def __call__(self, picture: Image.Image, seed: int) -> Tensor:
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every backend: 60 times slower

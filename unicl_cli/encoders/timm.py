@@ -1,32 +1,65 @@
 """Any timm backbone as image tower."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import timm
+import torch
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from unicl_cli.errors import UniclError, did_you_mean
 
 BLOCKS = ("Block", "Bottleneck")
+OURS = frozenset(inspect.signature(timm.create_model).parameters) | {"img_size", "drop_path_rate"}
+"""What ``args`` may not set: a file or an address to load, and what other options say."""
 
 
 class TimmTower(nn.Module):
     """(b, 3, H, W) -> (b, width): the backbone's own pooling, without its classifier.
 
     ``mean, std`` are those of the backbone's published weights, since its pretrained weights expect them.
+    ``args`` are passed to timm as they are; ``small_stem`` gives a ResNet the stem of 32 px pictures (3 x 3 without
+    stride or pooling; SupCon, NeurIPS 2020, CIFAR). UniclError for an unknown name or argument.
     """
 
-    def __init__(self, model: str, *, pretrained: bool, drop_path: float, image_size: int) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        pretrained: bool,
+        drop_path: float,
+        image_size: int,
+        args: Mapping[str, Any],
+        small_stem: bool,
+    ) -> None:
         super().__init__()
         if model.split(".")[0] not in timm.list_models():
             raise UniclError(
                 f"timm has no model '{model}'{did_you_mean(model, timm.list_models())}",
                 "see `python -c 'import timm; print(timm.list_models())'`",
             )
+        if taken := sorted(set(args) & OURS):
+            raise UniclError(f"{model}: args may not set {', '.join(taken)}", "use the options of encoder timm itself")
         config = timm.get_pretrained_cfg(model)
-        size: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
-        backbone: Any = timm.create_model(model, pretrained=pretrained, num_classes=0, drop_path_rate=drop_path, **size)
+        settings: dict[str, Any] = {"drop_path_rate": drop_path, **args}
+        if config is not None and config.fixed_input_size:
+            settings["img_size"] = image_size
+        real = torch.get_default_device().type != "meta"  # a dry run wants shapes, not weights
+        try:
+            backbone: Any = timm.create_model(model, pretrained=pretrained and real, num_classes=0, **settings)
+        except OSError as error:
+            raise UniclError(
+                f"the published weights of {model} are not here and could not be fetched",
+                "go online once (they are kept), or set pretrained: false",
+            ) from error
+        except TypeError as error:
+            raise UniclError(
+                f"timm's {model} does not take these args: {error}", "see timm's own page of it"
+            ) from error
+        if small_stem:
+            _with_small_stem(backbone, model)
         patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
         if patch is not None and image_size % max(patch):
             raise UniclError(
@@ -52,3 +85,10 @@ class TimmTower(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
+
+
+def _with_small_stem(backbone: Any, model: str) -> None:
+    if not isinstance(backbone, ResNet) or not isinstance(backbone.conv1, nn.Conv2d):
+        raise UniclError(f"{model} has no stem that small_stem could replace", "small_stem is for ResNets")
+    backbone.conv1 = nn.Conv2d(3, backbone.conv1.out_channels, 3, padding=1, bias=False)
+    backbone.maxpool = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue] - timm types it by its own pooling

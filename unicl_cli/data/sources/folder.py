@@ -32,11 +32,14 @@ class Folder:
     def files(self) -> dict[str, list[PurePosixPath]]:
         """Split -> its files, sorted, relative to ``path``."""
         found = [PurePosixPath(file) for file in _walk(self.path)]
-        tops = {file.parts[0] for file in found}
+        tops = {file.parts[0] for file in found if len(file.parts) > 1}
         splits: dict[str, list[PurePosixPath]] = defaultdict(list)
         in_splits = bool(tops) and tops <= set(SPLITS)
         for file in found:
-            splits[SPLITS[file.parts[0]] if in_splits else "train"].append(file)
+            if not in_splits:
+                splits["train"].append(file)
+            elif len(file.parts) > 1:  # a README or a list beside the splits belongs to none of them
+                splits[SPLITS[file.parts[0]]].append(file)
         if not any(_is_picture(file) for file in found):
             raise UniclError(f"{self.path}: no pictures in this folder", "pictures end in .jpg, .png, .webp, ...")
         return {split: sorted(files, key=str) for split, files in splits.items()}
