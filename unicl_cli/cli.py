@@ -1,9 +1,12 @@
 """`unicl`: the command tree, loaded only where it is used, and what a failure looks like from outside."""
 
+import contextlib
+import errno
 import importlib
 import importlib.metadata
-import logging
+import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -13,7 +16,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from unicl_cli import __version__, registry
-from unicl_cli.errors import UniclError
+from unicl_cli.commands import Debug, Quiet, Verbose, everywhere
+from unicl_cli.errors import UniclError, did_you_mean
 
 BUILTIN = {
     "prepare": "Make a corpus of labels, captions and pictures.",
@@ -21,10 +25,15 @@ BUILTIN = {
     "eval": "Measure zero-shot accuracy and retrieval of a model.",
     "probe": "Fit a linear classifier on a model's image features.",
     "zeroshot": "Classify pictures by class names.",
+    "runs": "List the trainings of a folder, or show one.",
     "recipes": "List, show, copy, check and compare recipes.",
     "plugins": "List the parts that recipes can name, and what they take.",
+    "doctor": "Check whether this machine can train, and say what is in the way.",
 }
 """Name and help of each first-party command; its module is `unicl_cli.commands.NAME`."""
+REPORT = "This is a fault of unicl: please report it with the lines above and `unicl doctor --json`."
+MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""A full disk, or a place that may not be written, wherever it was met."""
 
 
 class Stub(TyperCommand):
@@ -40,7 +49,18 @@ class Stub(TyperCommand):
             raise UniclError(f"command '{name}' is not a typer.Typer", "see docs/plugins.md")
         command = typer.main.get_command(app)
         command.name = name
+        _take_everywhere(command)
         return command
+
+
+def _take_everywhere(command: Any) -> None:
+    """Gives a command, or each one of a group, the options that count everywhere, where it has none of that name."""
+    if isinstance(command, TyperGroup):
+        for inner in command.commands.values():
+            _take_everywhere(inner)
+        return
+    taken = {spelling for param in command.params for spelling in param.opts}
+    command.params += [p for p in typer.main.get_command(everywhere).params if not taken & set(p.opts)]
 
 
 class LazyGroup(TyperGroup):
@@ -63,6 +83,9 @@ class LazyGroup(TyperGroup):
         if args and isinstance(stub := self.commands.get(args[0]), Stub):
             self.commands[args[0]] = stub.load()
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> None:
+        super().invoke(ctx)  # what a command returns is not its exit status
 
 
 def _summary(entry: registry.Entry) -> str:
@@ -108,41 +131,86 @@ def options(
             help="A Python file with more parts (also UNICL_PLUGINS, a path list).",
         ),
     ] = None,
-    debug: Annotated[
-        bool, typer.Option("--debug", envvar="UNICL_DEBUG", help="Show the traceback of an error.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More detail on stderr.")] = False,
+    debug: Debug = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Unified image-text-label learning: prepare a corpus, train a recipe, measure and use the model."""
-    logging.getLogger("unicl_cli").setLevel(
-        logging.WARNING if quiet else logging.DEBUG if verbose or debug else logging.INFO
-    )
-    if debug:
-        os.environ["UNICL_DEBUG"] = "1"  # for `main` and for worker processes
 
 
 def run(argv: Sequence[str]) -> int:
     """The exit status of a command line; UniclError and bugs come through as exceptions."""
     try:
-        app(args=list(argv), prog_name="unicl")
+        status: Any = app(args=list(argv), prog_name="unicl", standalone_mode=False)
     except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # typer has made it a 1
+            raise stop.__context__ from None
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    return 0
+    except typer.Abort:
+        return 130
+    except typer.TyperException as error:
+        return _misused(error)
+    return status if isinstance(status, int) else 0
+
+
+def _misused(error: Any) -> int:
+    """What typer says of a wrong command line, in one line; raises it as UniclError."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, printed by now
+        return 2
+    context = error.ctx
+    message, nearest = error.format_message().rstrip("."), ""
+    if hasattr(error, "possibilities") and context:  # no such option: typer's own list is long
+        known = [option for param in context.command.params for option in param.opts]
+        message, nearest = error.message, did_you_mean(error.option_name, known)
+    message = re.sub(r"Invalid value for |Input (?=should)|, unable to parse.*", "", message)
+    message = message[:1].lower() + message[1:].replace(". Did you mean", "; did you mean")
+    if not context:
+        raise UniclError(f"{message}{nearest}", "see unicl COMMAND --help") from error
+    usage = " ".join(context.get_usage().removeprefix("Usage: ").translate({ord("{"): None, ord("}"): None}).split())
+    raise UniclError(f"{context.command_path}: {message}{nearest}", f"usage: {usage}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script: what a user can mend is one line, anything else keeps its traceback (exit status 1)."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin halve the speed of a busy machine
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no crash
     try:
-        return run(sys.argv[1:] if argv is None else argv)
+        status = run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
     except UniclError as error:
-        if os.environ.get("UNICL_DEBUG"):
-            traceback.print_exc()
-        if os.environ.get("RANK", "0") == "0":  # each process of a run comes here; the first one speaks
-            hint = f"\n  hint: {error.hint}" if error.hint else ""
-            sys.stderr.write(f"error: {error.message}{hint}\n")
-        return error.exit_code
+        return _say(error)
+    except BrokenPipeError:  # `unicl … | head`: the reader has had enough
+        _close_stdout()
+        return 141
+    except KeyboardInterrupt:
+        return 130
     except Exception as error:
-        error.add_note("This is a fault of unicl: please report it with the lines above and `unicl plugins ls --json`.")
+        if isinstance(error, OSError) and error.errno in MENDABLE:
+            return _say(_unwritable(error))
+        error.add_note(REPORT)
         raise
+    return status
+
+
+def _unwritable(error: OSError) -> UniclError:
+    if error.filename is None:  # it may be stdout itself
+        _close_stdout()
+    return UniclError(f"{error.filename or 'output'}: {error.strerror}", "free some space, or write to another place")
+
+
+def _say(error: UniclError) -> int:
+    if os.environ.get("UNICL_DEBUG"):
+        traceback.print_exc()
+    if os.environ.get("RANK", "0") == "0":  # each process of a run comes here; the first one speaks
+        hint = f"\n  hint: {error.hint}" if error.hint else ""
+        sys.stderr.write(f"error: {error.message}{hint}\n")
+    return error.exit_code
+
+
+def _close_stdout() -> None:
+    """Nobody reads it: what is left goes nowhere, so that Python does not complain of it at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError, ValueError):  # no real file, as in a test
+        os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -1,20 +1,53 @@
-"""The first-party commands, one module each, and the option that the long ones share."""
+"""The first-party commands, one module each, and the options that every command takes."""
 
 import logging
+import os
 from typing import Annotated
 
 import typer
 
+LOG = logging.getLogger("unicl_cli")
+
 
 def is_quiet() -> bool:
     """Was --quiet given, before the command or after it?"""
-    return not logging.getLogger("unicl_cli").isEnabledFor(logging.INFO)
+    return not LOG.isEnabledFor(logging.INFO)
 
 
 def _quieten(wanted: bool) -> bool:
     if wanted:
-        logging.getLogger("unicl_cli").setLevel(logging.WARNING)
+        LOG.setLevel(logging.WARNING)
+    return wanted
+
+
+def _debug(wanted: bool) -> bool:
+    if wanted:
+        os.environ["UNICL_DEBUG"] = "1"  # for `main` and for worker processes
+    return wanted
+
+
+def _listen(wanted: bool) -> bool:
+    if wanted:
+        logging.basicConfig(format="%(name)s: %(message)s", level=logging.INFO)  # to stderr
     return wanted
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_quieten, help="No progress.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_listen, help="Also what the libraries report.")]
+Debug = Annotated[
+    bool, typer.Option("--debug", envvar="UNICL_DEBUG", callback=_debug, help="Show the traceback of an error.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+everywhere = typer.Typer(add_completion=False)
+"""Its options are added to each command: they count before the command's name and after it."""
+
+
+@everywhere.command()
+def _everywhere(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", callback=_quieten, hidden=True, expose_value=False)] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", callback=_listen, hidden=True, expose_value=False)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", callback=_debug, hidden=True, expose_value=False)] = False,
+) -> None: ...

@@ -222,3 +222,13 @@ def start_accelerator(precision: str = "auto", devices: str = "auto") -> Any:
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ],
     )
+
+
+def backends() -> list[str]:
+    """What the processes of a run could talk through on this machine."""
+    import torch.distributed as dist
+
+    if not dist.is_available():
+        return []
+    found = {"nccl": dist.is_nccl_available(), "gloo": dist.is_gloo_available(), "mpi": dist.is_mpi_available()}
+    return [name for name, there in found.items() if there]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from filelock import FileLock, Timeout
 
-from unicl_cli.build import build_optimizer, load_init
+from unicl_cli.build import build_optimizer
 from unicl_cli.core.dist import barrier, rank, shard, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
@@ -17,6 +17,7 @@ from unicl_cli.core.launch import StopFlag, start_accelerator
 from unicl_cli.core.loop import Step
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.stage import Stage, platform_facts, prepared, resume
+from unicl_cli.load import load_init
 from unicl_cli.recipe import Recipe, as_mapping, load, recipe_hash
 
 
@@ -36,6 +37,7 @@ def environment(devices: str) -> dict[str, Any]:
         "world": world_size(),
         "cuda": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
         "command": sys.argv,
+        "cwd": str(Path.cwd()),
     }
 
 

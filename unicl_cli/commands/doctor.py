@@ -1,0 +1,35 @@
+"""`unicl doctor`: can this machine train, and what is in the way?"""
+
+import json
+import shutil
+import sys
+import textwrap
+
+import typer
+
+from unicl_cli.commands import Json
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check whether this machine can train. Changes nothing and asks nothing of the network."""
+    from unicl_cli.jobs.doctor import PROBLEM, examine
+
+    checks = examine()
+    problems = sum(check.state == PROBLEM for check in checks)
+    if as_json:
+        document = {"schema": "unicl/doctor/1", "ok": not problems, "checks": [check._asdict() for check in checks]}
+        typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+    else:
+        indent = max(len(check.name) for check in checks) + 10
+        columns = max(indent + 30, shutil.get_terminal_size().columns)
+        for check in checks:
+            lead = f"{check.state:<8}{check.name:<{indent - 8}}"
+            typer.echo(textwrap.fill(check.text, columns, initial_indent=lead, subsequent_indent=" " * indent))
+            if check.hint:
+                typer.echo(textwrap.indent(textwrap.fill(check.hint, columns - indent), " " * indent))
+    if problems:
+        sys.stderr.write(f"{problems} problem{'s' if problems > 1 else ''}: training cannot work here\n")
+        raise typer.Exit(1)

@@ -1,0 +1,48 @@
+"""`unicl runs`: the trainings of a folder, or one of them."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unicl_cli.commands import Json
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="List the trainings of a folder, or show one.")
+FOLDER = Path("runs")
+
+
+def _complete(incomplete: str) -> list[str]:
+    runs = [str(path.parent) for path in FOLDER.glob("*/status.json")]
+    return sorted(run for run in runs if run.startswith(incomplete))
+
+
+@app.command()
+def ls(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the runs lie.")] = FOLDER, as_json: Json = False
+) -> None:
+    """List runs: how far each one is, how fast, and how good. Lost = it stopped without a word."""
+    from unicl_cli.jobs.runs import listed, table
+
+    found = listed(folder)
+    if as_json:
+        typer.echo(json.dumps({"schema": "unicl/runs/1", "runs": found}, indent=1, allow_nan=False))
+        return
+    for line in table(found):
+        typer.echo(line)
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=_complete)],
+    as_json: Annotated[bool, typer.Option("--json", help="The run's status.json.")] = False,
+) -> None:
+    """Show one run: its state, the curve of its loss, its validations, and the command that goes on."""
+    from unicl_cli.jobs.runs import status_of, story
+
+    status = status_of(run)
+    if as_json:
+        typer.echo(json.dumps(status, indent=1, allow_nan=False))
+        return
+    for line in story(run, status):
+        typer.echo(line)

@@ -1,0 +1,211 @@
+"""What run directories say of themselves, also unfinished, lost and damaged ones."""
+
+import itertools
+import json
+import math
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from unicl_cli.core.sinks import clock
+from unicl_cli.errors import UniclError
+
+LOST_SECONDS = 120
+FILES = ("status.json", "resolved.yaml", "recipe.yaml", "meta.json")
+"""A folder with one of these is a run."""
+BARS = "▁▂▃▄▅▆▇█"
+ASCII_BARS = "_.-:=+*#"
+HEAD = ("name", "state", "step", "%", "ETA", "img/s", "loss", "best", "devices", "age")
+
+
+def is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in FILES)
+
+
+def listed(folder: Path) -> list[dict[str, Any]]:
+    """The facts of each run in ``folder``, the one that was last active at the end."""
+    if not folder.is_dir():
+        raise UniclError(f"{folder}: no such directory", "runs lie where unicl train was called: unicl runs ls DIR")
+    found = [facts(path) for path in sorted(folder.iterdir()) if path.is_dir() and is_run(path)]
+    if not found and is_run(folder):
+        found = [facts(folder)]
+    return sorted(found, key=lambda run: -run["age_s"])
+
+
+def facts(run: Path) -> dict[str, Any]:
+    """One line of the list; a damaged run has its state and its reason."""
+    try:
+        status = status_of(run)
+    except UniclError as error:
+        state = "damaged" if (run / "status.json").exists() else "not begun"
+        return {"run": str(run), "state": state, "age_s": age(run), "reason": error.message}
+    metric, best = best_of(validations(run)) or (None, None)
+    kept = {key: status.get(key) for key in ("step", "steps", "world", "eta_s", "img_s", "last_loss")}
+    old = max(0.0, time.time() - status["updated"])
+    return {"run": str(run), "state": status["state"], **kept, "best_metric": metric, "best": best, "age_s": old}
+
+
+def age(run: Path) -> float:
+    """Seconds since something in the folder was changed."""
+    return max(0.0, time.time() - max(path.stat().st_mtime for path in (run, *run.iterdir()) if path.exists()))
+
+
+def status_of(run: Path) -> dict[str, Any]:
+    """``status.json``; a run that is said to run, but cannot, has state ``lost``. UniclError without a sound one."""
+    path = run / "status.json"
+    if not run.is_dir():
+        raise UniclError(f"{run}: no such run directory", "see unicl runs ls")
+    try:
+        status = _loaded(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        if not is_run(run):
+            raise UniclError(f"{run}: is no run directory", "see unicl runs ls") from error
+        hint = "give its unicl train command again"
+        raise UniclError(f"{run}: has no status.json: its training never began", hint) from error
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    if not _sound(status):
+        raise _damaged(path, "it lacks state, step, steps or updated")
+    if status["state"] == "running" and is_lost(status):
+        status["state"] = "lost"
+    return status
+
+
+def _loaded(text: str) -> Any:
+    return json.loads(text, parse_constant=lambda _: None)  # NaN is no figure
+
+
+def _damaged(path: Path, reason: str) -> UniclError:
+    hint = "the unicl train command of this run writes it anew and goes on from its last checkpoint"
+    return UniclError(f"{path} cannot be read: {reason}", hint)
+
+
+def _sound(status: Any) -> bool:
+    if not isinstance(status, dict):
+        return False
+    numbers: list[Any] = [cast("dict[str, Any]", status).get(key) for key in ("step", "steps", "updated")]
+    sound = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+    return sound and isinstance(status.get("state"), str)
+
+
+def is_lost(status: Mapping[str, Any]) -> bool:
+    """Silent for two minutes, or its process is gone from this very machine."""
+    if time.time() - status["updated"] > LOST_SECONDS:
+        return True
+    if status.get("host") != socket.gethostname() or os.name == "nt":
+        return False
+    try:
+        os.kill(int(status["pid"]), 0)
+    except (ProcessLookupError, KeyError, TypeError, ValueError, OverflowError):
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The sound lines of a JSON-lines file; a line that a cut or damage spoilt is left out."""
+    kept: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ()
+    for line in lines:
+        try:
+            row = _loaded(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            kept.append(row)
+    return kept
+
+
+def validations(run: Path) -> list[dict[str, Any]]:
+    return [row for row in read_lines(run / "eval.jsonl") if "step" in row]
+
+
+def best_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, float] | None:
+    """The first figure of the validations, and its largest value."""
+    figures = [(key, value) for row in rows for key, value in row.items() if isinstance(value, float)]
+    if not figures:
+        return None
+    name = figures[0][0]
+    return name, max(value for key, value in figures if key == name)
+
+
+# -- text ---------------------------------------------------------------------------------------------------------
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Aligned columns, a line a run."""
+    if not found:
+        yield "no runs here"
+        return
+    rows = [HEAD, *(cells(run) for run in found)]
+    widths = [max(len(row[n]) for row in rows) for n in range(len(HEAD))]
+    for row in rows:
+        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+    for run in found:
+        if "reason" in run:
+            yield f"{run['reason']}"
+
+
+def ago(seconds: float) -> str:
+    return clock(seconds) if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
+
+
+def cells(run: Mapping[str, Any]) -> tuple[str, ...]:
+    def shown(key: str, form: str) -> str:
+        value = run.get(key)
+        return form.format(value) if isinstance(value, int | float) else "-"
+
+    steps = run.get("steps")
+    share = f"{run['step'] / steps:.0%}" if steps else "-"
+    eta = clock(run["eta_s"]) if run["state"] == "running" and isinstance(run.get("eta_s"), int | float) else "-"
+    return (
+        *(Path(run["run"]).name, run["state"], f"{run['step']}/{steps}" if steps else "-", share, eta),
+        *(shown("img_s", "{:.0f}"), shown("last_loss", "{:.3f}")),
+        *(shown("best", f"{run.get('best_metric')} {{:.3f}}"), shown("world", "{}"), ago(run["age_s"])),
+    )
+
+
+def story(run: Path, status: Mapping[str, Any]) -> Iterator[str]:
+    """A run in some lines: state, curve, validations, what to do next."""
+    step, steps = status["step"], status["steps"]
+    old = ago(max(0.0, time.time() - status["updated"]))
+    yield f"{run}: {status['state']} at step {step} of {steps}, {old} ago on {status.get('host', '?')}"
+    losses = [row["loss"] for row in read_lines(run / "metrics.jsonl") if isinstance(row.get("loss"), int | float)]
+    if losses:
+        yield f"loss  {losses[0]:.3f} {spark(losses)} {losses[-1]:.3f}"
+    for row in validations(run):
+        figures = ", ".join(f"{key} {value:.3f}" for key, value in row.items() if isinstance(value, float))
+        yield f"step {row['step']}  {row.get('corpus', '?')} {row.get('split', '?')}: {figures}"
+    if status["state"] == "done":
+        yield f"next: unicl eval {shlex.quote(str(run))}"
+    elif status["state"] != "running":
+        yield f"to go on: {command_of(run)}"
+
+
+def command_of(run: Path) -> str:
+    """The command line that the run was started with, from where it was."""
+    try:
+        env = json.loads((run / "env.json").read_text(encoding="utf-8"))
+        words = [str(word) for word in env["command"][1:]]
+        folder = str(env.get("cwd") or Path.cwd())
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"the unicl train command that made {run} (its env.json cannot be read)"
+    command = shlex.join(["unicl", *words])
+    return command if Path(folder) == Path.cwd() else f"cd {shlex.quote(folder)} && {command}"
+
+
+def spark(values: Sequence[float], width: int = 40) -> str:
+    """The curve in one line: means of ``width`` equal parts, the largest full height."""
+    encoding = (sys.stdout.encoding or "ascii").lower()
+    bars = BARS if encoding.startswith("utf") else ASCII_BARS
+    width = min(width, len(values))
+    edges = [round(n * len(values) / width) for n in range(width + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    low, high = min(means), max(means)
+    return "".join(bars[round((mean - low) / ((high - low) or 1) * (len(bars) - 1))] for mean in means)
