@@ -1,15 +1,18 @@
 """What a SRC on the command line means: a registered source, a folder or a list, each with its options."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from unicl_cli import registry
 from unicl_cli.contracts import DatasetSource
+from unicl_cli.data.sources import catalogue
+from unicl_cli.data.sources.hf import HUB, is_dataset
+from unicl_cli.data.sources.places import data_dirs
 from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.problems import PartError
 
 KINDS = ("labels", "captions", "images")
 LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -26,36 +29,59 @@ class Named(NamedTuple):
 def open_source(src: str, kind: str) -> DatasetSource:
     """The source that ``src`` names, made anew: workers rebuild it from the same two strings. UniclError if unknown."""
     name, written = resolve(src)
-    factory = registry.get("datasets", name)
-    options = _typed(factory, written)
-    if "kind" in registry.arguments("datasets", name):  # a parameter with a default is an option, not context
+    there = registry.arguments("datasets", name)
+    options = registry.read_options("datasets", name, written)
+    if "kind" in there:  # a parameter with a default is an option, not context
         options.setdefault("kind", kind)
     try:
         part = registry.bind("datasets", {"name": name, **options})
-    except UniclError as error:
-        raise UniclError(f"{src}: {error.message}", error.hint) from error
+    except PartError as error:
+        shown = ", ".join(sorted(there.keys() - {"path"})) or "none"
+        raise UniclError(f"{src}: {error.message}", f"options of {name}: {shown}") from error
     return registry.make("datasets", part, {"kind": lambda: kind})
 
 
 def resolve(src: str) -> tuple[str, dict[str, str]]:
-    """``src`` -> registered name and options; a path becomes ``folder`` or ``table`` with the option ``path``."""
+    """``src`` -> registered name and options; a path becomes ``folder``, ``table`` or ``hf`` with the option ``path``.
+
+    A name is looked for among the sources, then as a path, then in the directories of `--data-dir` and UNICL_DATA.
+    """
     base, options = split_options(src)
     if not base:
         raise UniclError(f"'{src}': no source is named", "give a folder, a list or a named source")
-    if base.startswith(("hf:", "http://", "https://")):
-        raise UniclError(f"{base}: only local data can be read", "download it and give its folder or list")
+    if base.startswith(("http://", "https://")):
+        raise UniclError(f"{base}: only local data and names on the hub (hf:org/name) can be read", "download it first")
+    if base.startswith(HUB):
+        return "hf", {"path": base, **options}
+    name = catalogue.ALIASES.get(base.lower(), base)
+    if registered := _registered(name):
+        return registered, options
+    for place in (Path(base).expanduser(), *(of / spelled for of in data_dirs() for spelled in (base, name))):
+        if found := _at(place):
+            return found, {"path": str(place), **options}
+    if name in catalogue.KNOWN:
+        raise catalogue.missing(name)
     known = registry.names("datasets")
-    if base in known:
-        return base, options
-    path = Path(base).expanduser()
+    raise UniclError(
+        f"{base}: no such folder, list or source{did_you_mean(base, known)}", f"sources with a name: {', '.join(known)}"
+    )
+
+
+def _registered(name: str) -> str | None:
+    """The name itself if a source has it, bare or as ``dist/name``."""
+    spelled = {of for entry in registry.table("datasets") for of in (entry.name, f"{entry.dist}/{entry.name}")}
+    return name if name in spelled else None
+
+
+def _at(path: Path) -> str | None:
+    """What reads the folder or list at a path; None if there is nothing."""
     if path.is_dir():
-        return "folder", {"path": str(path), **options}
-    if path.is_file() and path.suffix.lower() in LISTS:
-        return "table", {"path": str(path), **options}
-    if path.is_file():
-        raise UniclError(f"{base}: not a kind of list that can be read", f"lists end in {', '.join(LISTS)}")
-    hint = f"sources with a name: {', '.join(known)}"
-    raise UniclError(f"{base}: no such folder, list or source{did_you_mean(base, known)}", hint)
+        if (path / "plan.json").is_file() and (path / "parts").is_dir():
+            raise UniclError(f"{path}: is a corpus already", "name it in a recipe, or prepare its own sources again")
+        return "hf" if is_dataset(path) else "folder"
+    if path.is_file() and path.suffix.lower() not in LISTS:
+        raise UniclError(f"{path}: not a kind of list that can be read", f"lists end in {', '.join(LISTS)}")
+    return "table" if path.is_file() else None
 
 
 def split_options(src: str) -> tuple[str, dict[str, str]]:
@@ -70,21 +96,6 @@ def split_options(src: str) -> tuple[str, dict[str, str]]:
             raise UniclError(f"{src}: option '{pair}' has no value", "options are written ?key=value&key=value")
         options[key] = unquote(value)
     return base, options
-
-
-def _typed(factory: Callable[..., Any], written: Mapping[str, str]) -> dict[str, Any]:
-    """Options as the factory types them; what cannot be read as that type stays text, for ``bind`` to refuse."""
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        hints = get_type_hints(factory)
-    except NameError:  # types that are imported for checking only
-        hints = {}
-    options: dict[str, Any] = dict(written)
-    for key in options.keys() & hints.keys():
-        with suppress(ValidationError):
-            options[key] = TypeAdapter(hints[key]).validate_python(options[key])
-    return options
 
 
 def named_sources(labels: Sequence[str], captions: Sequence[str], images: Sequence[str]) -> list[Named]:

@@ -186,10 +186,11 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     if not list_path.is_file():
         raise UniclError(f"{path}: no such list")
     chosen = Columns(image, caption, label, split, key)
-    return Table(list_path, kind, chosen, header, _class_names(classes))
+    return Table(list_path, kind, chosen, header, class_names(classes))
 
 
-def _class_names(path: str | None) -> tuple[str, ...]:
+def class_names(path: str | None) -> tuple[str, ...]:
+    """The names in a text file, one a line; none without a file. UniclError if one stands there twice."""
     if path is None:
         return ()
     file = Path(path)

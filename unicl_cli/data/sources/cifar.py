@@ -1,0 +1,227 @@
+"""CIFAR-10 and CIFAR-100 from their official archives, read without unpacking and without running what they pickle."""
+
+import hashlib
+import io
+import pickle
+import tarfile
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.data.sources.places import find_file
+from unicl_cli.errors import UniclError
+
+SIDE = 32
+PLANES = 3 * SIDE * SIDE
+LARGEST = 200_000_000
+"""Bytes of a member of the archive; the largest official one has 155 MB."""
+_LOOKS = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
+_FORMS = (*(f"a {look}photo of # {{}}." for look in _LOOKS), "a photo of # small {}.", "a photo of # big {}.")
+TEMPLATES = tuple(form.replace("#", article) for article in ("a", "the") for form in _FORMS)
+"""CLIP's 18 prompts for both data sets (openai/CLIP, data/prompts.md)."""
+
+
+class Archive(NamedTuple):
+    """Where everything is in an official archive; ``labels`` and ``names`` by the option that chooses them."""
+
+    name: str
+    file: str
+    md5: str
+    size: str
+    members: dict[str, tuple[str, ...]]
+    meta: str
+    labels: dict[str, tuple[str, str]]
+
+
+CIFAR10 = Archive(
+    "cifar10",
+    "cifar-10-python.tar.gz",
+    "c58f30108f718f92721af3b95e74349a",
+    "170 MB",
+    {
+        "train": tuple(f"cifar-10-batches-py/data_batch_{number}" for number in range(1, 6)),
+        "test": ("cifar-10-batches-py/test_batch",),
+    },
+    "cifar-10-batches-py/batches.meta",
+    {"labels": ("labels", "label_names")},
+)
+CIFAR100 = Archive(
+    "cifar100",
+    "cifar-100-python.tar.gz",
+    "eb9058c3a382ffc7106e4002c42a8d85",
+    "169 MB",
+    {"train": ("cifar-100-python/train",), "test": ("cifar-100-python/test",)},
+    "cifar-100-python/meta",
+    {"fine": ("fine_labels", "fine_label_names"), "coarse": ("coarse_labels", "coarse_label_names")},
+)
+
+
+class Split(NamedTuple):
+    """Pictures as uint8 (n, 3072), planes of red, green and blue, with their labels."""
+
+    pixels: Any
+    labels: list[int]
+
+
+class Cifar:
+    """32 x 32 pictures as lossless PNG: the artefacts of JPEG matter at this size."""
+
+    templates: Sequence[str] = TEMPLATES
+    splits: Sequence[str] = ("train", "test")
+
+    def __init__(self, archive: Archive, file: Path, kind: str, labels: str, verify: bool) -> None:  # noqa: FBT001
+        self.archive, self.file, self.kind, self.verify = archive, file, kind, verify
+        self.labels_at, self.names_at = archive.labels[labels]
+        self.notes: list[str] = [] if verify else [f"{file}: taken without a look at its md5 (verify=false)"]
+
+    @cached_property
+    def classes(self) -> tuple[ClassName, ...]:
+        """The official names, written with spaces: as CLIP's list of them."""
+        if self.kind != "labels":
+            return ()
+        self._check()
+        meta = self._unpickled({self.archive.meta})[self.archive.meta]
+        names = meta.get(self.names_at)
+        if not isinstance(names, list):
+            raise self._odd(f"no {self.names_at} in {self.archive.meta}")
+        texts = [name.decode("ascii", "replace") if isinstance(name, bytes) else str(name) for name in names]
+        return tuple(ClassName(text, (text.replace("_", " "),)) for text in texts)
+
+    def rows(self, split: str) -> list[Row]:
+        """In the order of the archive; ``ref`` is ``split/number``."""
+        self._check()
+        labels = self._data[split].labels if self.kind == "labels" else [NO_LABEL] * len(self._data[split].labels)
+        return [Row(at := f"{split}/{number:05d}", at, (), label) for number, label in enumerate(labels)]
+
+    def read(self, row: Row) -> dict[str, bytes]:
+        split, _, number = row.ref.partition("/")
+        planes = self._data[split].pixels[int(number)].reshape(3, SIDE, SIDE)
+        out = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0))).save(out, "PNG")
+        return {"image": out.getvalue()}
+
+    @cached_property
+    def _data(self) -> dict[str, Split]:
+        members = {member for of in self.archive.members.values() for member in of}
+        batches = self._unpickled(members)
+        return {split: self._joined([batches[name] for name in of]) for split, of in self.archive.members.items()}
+
+    def _joined(self, batches: list[dict[str, Any]]) -> Split:
+        labels: list[int] = []
+        for batch in batches:
+            pixels, of = batch.get("data"), batch.get(self.labels_at)
+            if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (PLANES,):
+                raise self._odd(f"data is no array of uint8 (n, {PLANES})")
+            if not isinstance(of, list) or len(of) != len(pixels) or not all(type(label) is int for label in of):
+                raise self._odd(f"{self.labels_at} is no list of {len(pixels)} integers")
+            labels += of
+        return Split(np.concatenate([batch["data"] for batch in batches]), labels)
+
+    def _check(self) -> None:
+        """Compare the md5, once; workers need not."""
+        if not self.verify:
+            return
+        with self.file.open("rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest()
+        if found != self.archive.md5:
+            raise UniclError(
+                f"{self.file}: is damaged or another file: md5 {found}, the official one is {self.archive.md5}",
+                f"fetch it again; '{self.archive.name}?verify=false' takes it all the same",
+            )
+        self.verify = False
+
+    def _unpickled(self, names: set[str]) -> dict[str, dict[str, Any]]:
+        """These members of the archive; nothing is written to disk. UniclError for any other layout."""
+        found: dict[str, dict[str, Any]] = {}
+        try:
+            with tarfile.open(self.file, "r:gz") as tar:
+                for name, content in _contents(tar, names):
+                    found[name] = load_plain(content)
+                    if len(found) == len(names):
+                        break
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise UniclError(f"{self.file}: is no whole .tar.gz: {error}", "fetch it again") from error
+        except pickle.UnpicklingError as error:
+            raise UniclError(f"{self.file}: is not read: {error}", "fetch it from its makers") from error
+        if missing := names - set(found):
+            raise self._odd(f"no {min(missing)} in it")
+        return found
+
+    def _odd(self, what: str) -> UniclError:
+        return UniclError(f"{self.file}: is not the official {self.archive.file}: {what}", "fetch it again")
+
+
+def cifar10(*, kind: str, path: str | None = None, verify: bool = True) -> Cifar:
+    """CIFAR-10 from `cifar-10-python.tar.gz` in `--data-dir` or at ``path``; ``verify=false`` skips its md5."""
+    return _opened(CIFAR10, kind, path, "labels", verify)
+
+
+def cifar100(
+    *, kind: str, path: str | None = None, verify: bool = True, labels: Literal["fine", "coarse"] = "fine"
+) -> Cifar:
+    """CIFAR-100 from `cifar-100-python.tar.gz` in `--data-dir` or at ``path``: 100 fine or 20 coarse classes."""
+    return _opened(CIFAR100, kind, path, labels, verify)
+
+
+def _opened(archive: Archive, kind: str, path: str | None, labels: str, verify: bool) -> Cifar:  # noqa: FBT001
+    if kind == "captions":
+        raise UniclError(f"{archive.name}: has no captions", f"use it with --labels {archive.name}")
+    file, tried = find_file(archive.file, archive.name, path)
+    if file is None:
+        looked = f"not found: {', '.join(map(str, tried))}" if tried else "no --data-dir says where it lies"
+        raise UniclError(
+            f"{archive.name}: {archive.file}: {looked}",
+            f"get it ({archive.size}, md5 {archive.md5}) from https://www.cs.toronto.edu/~kriz/cifar.html, put it "
+            f"into a directory DIR, then: unicl prepare --labels {archive.name} --data-dir DIR",
+        )
+    return Cifar(archive, file, kind, labels, verify)
+
+
+def _contents(tar: tarfile.TarFile, names: set[str]) -> Iterator[tuple[str, BinaryIO]]:
+    for member in tar:
+        name = member.name.removeprefix("./")
+        if name in names and member.isreg():
+            if member.size > LARGEST:
+                raise tarfile.TarError(f"{name} has {member.size} bytes")
+            content = tar.extractfile(member)
+            if content is not None:
+                yield name, io.BytesIO(content.read())
+
+
+_RECONSTRUCT = np.empty(0).__reduce__()[0]  # numpy's own function for it, wherever this version keeps it
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+class _Plain(pickle.Unpickler):
+    """Arrays, numbers, texts and containers; whatever else a pickle names would run as code, and is refused."""
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[module, name]
+        raise pickle.UnpicklingError(f"it would load {module}.{name}, which could run any code")
+
+
+def load_plain(file: BinaryIO) -> dict[str, Any]:
+    """A pickled dictionary of plain values, its keys as text (Python 2 wrote bytes).
+
+    UnpicklingError for anything that is not plain, or no pickle, or no dictionary.
+    """
+    try:
+        value = _Plain(file, encoding="bytes").load()
+    except pickle.UnpicklingError:
+        raise
+    except Exception as error:  # a damaged pickle raises anything: EOFError, KeyError, IndexError, ValueError, ...
+        raise pickle.UnpicklingError(f"a damaged pickle: {type(error).__name__}: {error}") from error
+    if not isinstance(value, dict):
+        raise pickle.UnpicklingError(f"a pickled {type(value).__name__}, not a dictionary")
+    return {key.decode("ascii", "replace") if isinstance(key, bytes) else str(key): of for key, of in value.items()}

@@ -1,0 +1,308 @@
+"""Data sets of the `datasets` library as a source: saved to disk, Parquet in hub layout, or a name on the hub."""
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.data.pictures import SUFFIXES, PictureError
+from unicl_cli.data.sources.folder import SPLITS
+from unicl_cli.data.sources.hub import commit_of, datasets_cache, gated, hf_home, page
+from unicl_cli.data.sources.table import NAMES, class_names
+from unicl_cli.errors import UniclError
+
+HUB = "hf:"
+
+
+class Chosen(NamedTuple):
+    """The columns that were named, and the names of integer classes."""
+
+    image: str | None
+    caption: str | None
+    label: str | None
+    classes: tuple[str, ...]
+
+
+class Loaded(NamedTuple):
+    """What `datasets` says: the Arrow files of each split, and its features by column."""
+
+    files: dict[str, list[Path]]
+    features: Mapping[str, Any]
+
+
+class HubData:
+    """Rows of Arrow files that `datasets` wrote; a row's ``ref`` is ``file?image=column#row``.
+
+    So a worker opens that one file, and asks neither the library nor the hub. The file is relative to ``path`` or to
+    the cache of `datasets`, where its name holds the hub's commit.
+    """
+
+    templates = "clip80"
+
+    def __init__(self, path: str, kind: str, chosen: Chosen, config: str | None, revision: str | None) -> None:
+        self.path, self.kind, self.chosen, self.config, self.revision = path, kind, chosen, config, revision
+        self.only: tuple[str, ...] = ()
+
+    @cached_property
+    def root(self) -> Path:
+        return datasets_cache() if self.path.startswith(HUB) or not _is_saved(Path(self.path)) else Path(self.path)
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        found = _load(self.path, self.config, self.revision)
+        if missing := set(self.only) - set(found):
+            raise UniclError(f"{self.path}: no split '{min(missing)}'", f"splits: {', '.join(found)}")
+        first = next(iter(found.values()))
+        kept = {name: split for name, split in found.items() if not self.only or name in self.only}
+        files = {name: [Path(f["filename"]).absolute() for f in split.cache_files] for name, split in kept.items()}
+        return Loaded(files, first.features)
+
+    @cached_property
+    def splits(self) -> Sequence[str]:
+        """`validation` is called `val`, unless that makes two of one name."""
+        named = list(self._names)
+        return [s for s in ("train", "val", "test") if s in named] + [
+            s for s in named if s not in ("train", "val", "test")
+        ]
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """Split as the corpus calls it -> as the data set does."""
+        ours = {SPLITS.get(name, name): name for name in self.loaded.files}
+        return ours if len(ours) == len(self.loaded.files) else {name: name for name in self.loaded.files}
+
+    @cached_property
+    def columns(self) -> tuple[str, str | None, str | None]:
+        """Image, caption and label column. UniclError names the columns there are."""
+        features = self.loaded.features
+        usual = [c for c in _usual("image", features) if c != "url" and self._may_hold_pictures(features[c])]
+        pictures = _of_type(features, "Image") or usual
+        image = self._named("image") or self._one("image", pictures)
+        named = self._named("caption")
+        texts = [c for c in features if c != image and _is_text(features[c])]
+        usual = next(iter(_usual("caption", texts)), None)
+        caption = named or usual if self.kind != "captions" else named or usual or self._one("caption", texts)
+        label = self._label_column() if self.kind == "labels" else None
+        return image, caption if self.kind != "images" else None, label
+
+    @cached_property
+    def classes(self) -> tuple[ClassName, ...]:
+        """The names of the ClassLabel column or of ``classes``, else the distinct texts, sorted."""
+        label = self.columns[2]
+        if label is None:
+            return ()
+        feature = self.loaded.features[label]
+        names: Iterable[str] = self.chosen.classes or getattr(feature, "names", None) or ()
+        if not names and _is_text(feature):
+            names = sorted({value for split in self.loaded.files for value in self._column(split, label) if value})
+        if not names:
+            raise UniclError(
+                f"{self.path}: column '{label}' holds {_type(feature)} without the classes' names",
+                "give them, one a line: ?classes=FILE",
+            )
+        return tuple(ClassName(name, (" ".join(name.replace("_", " ").split()) or name,)) for name in names)
+
+    def rows(self, split: str) -> list[Row]:
+        """In the order of the data set; a key is ``split/number``."""
+        theirs = self._names[split]
+        image, caption, label = self.columns
+        texts = self._column(theirs, caption) if caption else None
+        labels = self._labels(theirs, label) if label else None
+        return [
+            Row(
+                f"{split}/{number:08d}",
+                ref,
+                () if texts is None else _texts(next(texts)),
+                NO_LABEL if labels is None else next(labels),
+            )
+            for number, ref in enumerate(self._refs(theirs, image))
+        ]
+
+    def read(self, row: Row) -> dict[str, bytes]:
+        """The bytes as they were stored, not decoded."""
+        place, _, number = row.ref.rpartition("#")
+        file, _, column = place.rpartition("?image=")
+        cell = _open(str(self.root / file)).column(column)[int(number)].as_py()
+        stored: dict[str, Any] = cell if isinstance(cell, dict) else {_form(cell): cell}
+        if data := stored.get("bytes"):
+            return {"image": data}
+        if path := stored.get("path"):
+            return {"image": self._file(path).read_bytes()}
+        raise PictureError("empty", "no picture in this row")
+
+    def _file(self, path: str) -> Path:
+        """A picture beside the data set: in its directory, or where the libraries keep what they fetched."""
+        here = Path(self.path) if not self.path.startswith(HUB) else hf_home()
+        file = (here / path).resolve()
+        if not file.is_relative_to(here.resolve()):
+            raise PictureError("bad_path", f"{path} is outside {here}")
+        return file
+
+    def _may_hold_pictures(self, feature: Any) -> bool:
+        dtype = getattr(feature, "dtype", "")
+        paths = dtype == "string" and not self.path.startswith(HUB)
+        return paths or isinstance(feature, dict) or dtype in ("binary", "large_binary")
+
+    def _named(self, role: str) -> str | None:
+        column: str | None = getattr(self.chosen, role)
+        if column is not None and column not in self.loaded.features:
+            raise UniclError(f"{self.path}: no column '{column}'", f"columns: {self._listed()}")
+        return column
+
+    def _label_column(self) -> str:
+        features = self.loaded.features
+        named = _of_type(features, "ClassLabel")
+        usual = [c for c in _usual("label", named or features) if _may_be_label(features[c])]
+        return self._named("label") or self._one("label", named if len(named) == 1 else usual or named)
+
+    def _one(self, role: str, candidates: Sequence[str]) -> str:
+        """The only candidate, or the one with a usual name."""
+        if len(candidates) == 1:
+            return candidates[0]
+        if usual := _usual(role, candidates):
+            return usual[0]
+        said = f"several {role} columns: {', '.join(candidates)}" if candidates else f"no {role} column"
+        raise UniclError(f"{self.path}: {said}; columns: {self._listed()}", f"name it: '{self.path}?{role}=COLUMN'")
+
+    def _listed(self) -> str:
+        return ", ".join(f"{name} ({_type(feature)})" for name, feature in self.loaded.features.items())
+
+    def _refs(self, split: str, image: str) -> Iterator[str]:
+        for file in self.loaded.files[split]:
+            name = file.relative_to(self.root.absolute()).as_posix()
+            for number in range(_open(str(file)).num_rows):
+                yield f"{name}?image={image}#{number}"
+
+    def _column(self, split: str, column: str) -> Iterator[Any]:
+        for file in self.loaded.files[split]:
+            for chunk in _open(str(file)).column(column).iterchunks():
+                yield from chunk.to_pylist()
+
+    def _labels(self, split: str, column: str) -> Iterator[int]:
+        numbers = {c.key: number for number, c in enumerate(self.classes)}
+        for at, value in enumerate(self._column(split, column)):
+            if value is None or value == "":
+                yield NO_LABEL
+            elif isinstance(value, str):
+                if value not in numbers:
+                    raise UniclError(f"{self.path}: {split} row {at}: label '{value}' is not in the list of classes")
+                yield numbers[value]
+            else:
+                yield value  # the plan checks the range of all sources
+
+
+def hf(  # noqa: PLR0913 - a factory's signature is its options
+    *,
+    kind: str,
+    path: str,
+    image: str | None = None,
+    caption: str | None = None,
+    label: str | None = None,
+    classes: str | None = None,
+    splits: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+) -> HubData:
+    """A data set of the `datasets` library: a directory of `save_to_disk`, one of Parquet files, or `hf:org/name`.
+
+    Columns are found by type and usual names. ``splits=train,test`` takes these only; ``classes`` is a file with the
+    names of integer labels, one a line; ``config`` and ``revision`` are the hub's.
+    """
+    source = HubData(path, kind, Chosen(image, caption, label, class_names(classes)), config, revision)
+    source.only = tuple(name.strip() for name in (splits or "").split(",") if name.strip())
+    return source
+
+
+def is_dataset(path: Path) -> bool:
+    """Does a directory hold what `save_to_disk` writes, or Parquet files in the hub's layout and no picture files?"""
+    if _is_saved(path):
+        return True
+    parquet = any(path.glob("*.parquet")) or any(path.glob("*/*.parquet"))
+    return parquet and not any(file.suffix[1:].lower() in SUFFIXES for file in islice(path.rglob("*"), 1000))
+
+
+def _is_saved(path: Path) -> bool:
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def _load(path: str, config: str | None, revision: str | None) -> Mapping[str, Any]:
+    """Split -> its `datasets.Dataset`, memory-mapped; pictures are not decoded."""
+    commit = commit_of(path.removeprefix(HUB), revision) if path.startswith(HUB) else None
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
+    datasets.logging.set_verbosity_error()
+    if not sys.stderr.isatty() or not logging.getLogger("unicl_cli").isEnabledFor(logging.INFO):
+        datasets.disable_progress_bars()
+    try:
+        if not path.startswith(HUB) and _is_saved(Path(path)):
+            found = datasets.load_from_disk(path, keep_in_memory=False)
+        else:
+            found = datasets.load_dataset(path.removeprefix(HUB), config, revision=commit, keep_in_memory=False)
+    except DatasetNotFoundError as error:
+        if "gated" in str(error):
+            raise gated(path.removeprefix(HUB)) from error
+        raise UniclError(f"{path}: {_line(error)}") from error
+    except Exception as error:  # the library raises ValueError, RuntimeError, OSError, ArrowInvalid, TypeError, ...
+        raise UniclError(f"{path}: `datasets` cannot read it: {_line(error)}", _advice(path, str(error))) from error
+    if isinstance(found, dict):
+        return {str(name): split for name, split in found.items()}
+    return {str(found.split or "train").partition("[")[0]: found}
+
+
+def _advice(path: str, said: str) -> str:
+    if "Config name is missing" in said or "BuilderConfig" in said:
+        return "choose one: ?config=NAME"
+    if "scripts are no longer supported" in said:
+        return "it needs its own Python script, which is not run: try '?revision=refs/convert/parquet'"
+    return f"see {page(path.removeprefix(HUB))}" if path.startswith(HUB) else "is it whole? Save or copy it again"
+
+
+@cache
+def _open(file: str) -> pa.Table:  # pyright: ignore[reportUnknownParameterType] - no stubs
+    return pa.ipc.open_stream(pa.memory_map(file)).read_all()  # maps the file, copies nothing
+
+
+def _of_type(features: Mapping[str, Any], name: str) -> list[str]:
+    return [column for column, feature in features.items() if type(feature).__name__ == name]
+
+
+def _form(cell: object) -> str:
+    return "path" if isinstance(cell, str) else "bytes"
+
+
+def _type(feature: Any) -> str:
+    name = type(feature).__name__
+    return str(feature.dtype) if name == "Value" else name
+
+
+def _usual(role: str, columns: Iterable[str]) -> list[str]:
+    """Columns with a usual name for the role, the most usual first."""
+    words = [*NAMES[role].split(), *(["fine_label"] if role == "label" else [])]
+    return sorted((c for c in columns if c.lower() in words), key=lambda c: words.index(c.lower()))
+
+
+def _is_text(feature: Any) -> bool:
+    inner = getattr(feature, "feature", feature)  # several captions are a list
+    return getattr(inner, "dtype", "") in ("string", "large_string") and type(inner).__name__ == "Value"
+
+
+def _may_be_label(feature: Any) -> bool:
+    return type(feature).__name__ == "ClassLabel" or str(getattr(feature, "dtype", "")).startswith(
+        ("int", "uint", "string")
+    )
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    values = value if isinstance(value, list) else [value]
+    return tuple(text for text in values if text and text.strip())
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
