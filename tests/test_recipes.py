@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from unicl_cli.cli import main
-from unicl_cli.recipe import Recipe, as_mapping, builtin_folder, builtin_names, dump, load, load_text
+from unicl_cli.layers import builtin_folder, builtin_names
+from unicl_cli.recipe import Recipe, as_mapping, dump, load, load_text
 
 NAMES = builtin_names()
 ARMS = {

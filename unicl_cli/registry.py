@@ -308,7 +308,8 @@ def _bind(
         factory = get(kind, name)
         options = _options(factory, nested)
     except UniclError as error:
-        problems.append(Problem((*loc, "name"), error.message))
+        choices = f"; {error.hint}" if error.hint and "did you mean" not in error.message else ""
+        problems.append(Problem((*loc, "name"), f"{error.message}{choices}"))
         return None
     written = {key: value for key, value in raw.items() if key != "name"}
     values = _validated(options, {**options.defaults, **written}, loc, problems, siblings)

@@ -15,7 +15,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 
 
 def _complete(incomplete: str) -> list[str]:
-    from unicl_cli.recipe import builtin_names
+    from unicl_cli.layers import builtin_names
 
     return [name for name in builtin_names() if name.startswith(incomplete)]
 
@@ -26,7 +26,7 @@ Source = Annotated[str, typer.Argument(metavar="RECIPE", help="A file or a shipp
 @app.command()
 def ls(as_json: Json = False) -> None:
     """List the shipped recipes."""
-    from unicl_cli.recipe import builtin_folder, builtin_names
+    from unicl_cli.layers import builtin_folder, builtin_names
 
     about = {name: _about(builtin_folder() / f"{name}.yaml") for name in builtin_names()}
     if as_json:
@@ -49,7 +49,8 @@ def show(
     name: Source, resolved: Annotated[bool, typer.Option("--resolved", help="With every default written out.")] = False
 ) -> None:
     """Print a recipe, as written or resolved."""
-    from unicl_cli.recipe import dump, find, load, read
+    from unicl_cli.layers import find, read
+    from unicl_cli.recipe import dump, load
 
     typer.echo(dump(load(name)) if resolved else read(find(name)), nl=False)
 
@@ -61,7 +62,7 @@ def cp(
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file.")] = False,
 ) -> None:
     """Copy a recipe to a file of your own."""
-    from unicl_cli.recipe import find, read
+    from unicl_cli.layers import find, read
 
     source = find(name)
     text = read(source)

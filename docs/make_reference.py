@@ -1,0 +1,197 @@
+"""Writes docs/recipes.md and docs/commands.md from the code: keys, parts, shipped recipes; commands and options."""
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from unicl_cli import registry
+from unicl_cli.cli import BUILTIN, app
+from unicl_cli.layers import DEFAULT_PARTS, builtin_folder, builtin_names
+from unicl_cli.recipe import schema
+
+DOCS = Path(__file__).parent
+INTRO = """# Recipes
+
+A recipe is a YAML file with everything that a run's numbers depend on. This page is made from the schema by
+`python docs/make_reference.py`; `unicl recipes schema` prints the schema itself, for editors.
+
+- **Layers.** `extends: NAME or FILE` takes another recipe and changes what stands below it: mappings merge key by key,
+  lists and values replace, and a part of another name replaces the whole part.
+- **On the command line** `KEY=VALUE` does the same, with dots: `unicl train quickstart optim.lr=1e-3 loss=clip`.
+- **Parts** (`model`, its towers, `loss`, `augment`) are a name with its options: `{name: timm, model: resnet50}`; a
+  name alone is short for one without options.
+- **Values** are what they look like: `3e-4` and `1e5` are numbers, `no` and `on` are words, `012` is 12, and a key that
+  stands there twice is an error. Every mistake is named at its line, all at once, before anything is built.
+
+```sh
+unicl recipes ls                          # what comes with unicl
+unicl recipes cp quickstart mine.yaml     # one to change
+unicl recipes validate mine.yaml          # every mistake at its line
+unicl recipes show mine.yaml --resolved   # with every default written out
+unicl recipes diff quickstart digits-ce   # which keys differ
+```
+
+## Keys
+"""
+
+
+def kind_of(item: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
+    """A JSON schema node as people write it: `int > 0`, `a | b`, `list of int`."""
+    if "$ref" in item:
+        return kind_of(resolved(item, whole), whole)
+    if "anyOf" in item:
+        return " \\| ".join(dict.fromkeys(kind_of(each, whole) for each in item["anyOf"]))
+    if "enum" in item or "const" in item:
+        return " \\| ".join(f"`{value}`" for value in item.get("enum", [item.get("const")]))
+    name = {"integer": "int", "number": "number", "string": "text", "boolean": "true \\| false", "null": "null"}
+    if item.get("type") == "array":
+        inner = item.get("items") or next(iter(item.get("prefixItems", [])), {})
+        return f"list of {kind_of(inner, whole)}" if inner else "list"
+    limits = [
+        f"{sign} {item[key]:g}"
+        for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("gt", ">"), ("maximum", "≤"), ("lt", "<"))
+        if key in item and abs(item[key]) < 1e9
+    ]
+    return " ".join([name.get(str(item.get("type")), "mapping"), *limits])
+
+
+def resolved(item: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The node behind a reference."""
+    return whole["$defs"][item["$ref"].rsplit("/", 1)[-1]] if "$ref" in item else item
+
+
+def section_of(item: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+    """`("", node)` of a nested mapping, `("[]", node)` of a list of mappings, None of a value."""
+    for each in (item, *item.get("anyOf", ())):
+        inner = resolved(each, whole)
+        if inner.get("properties"):
+            return "", inner
+        listed = resolved(inner.get("items", {}), whole)
+        if listed.get("properties"):
+            return "[]", listed
+    return None
+
+
+def rows(node: Mapping[str, Any], whole: Mapping[str, Any], at: str = "") -> Iterator[str]:
+    """A table row for each key below ``at``."""
+    required = node.get("required", ())
+    for key, item in node["properties"].items():
+        path, about = f"{at}{key}", str(item.get("description", "")).replace("\n", " ").replace("|", "\\|")
+        plain = {"loss": "part", "data.train[].augment": "as `data.augment`"}.get(path)
+        nested = None if plain else section_of(item, whole)
+        if nested is None:
+            value = DEFAULT_PARTS.get(path, item.get("default"))
+            default = "**required**" if key in required else f"`{json.dumps(value, ensure_ascii=False)}`"
+            kind = plain or kind_of(item, whole)
+            yield f"| `{path}` | {kind} | {default} | {about} |"
+            continue
+        suffix, inner = nested
+        about = about or str(inner.get("description", "")).splitlines()[0]
+        state = " · **required**" if key in required else " · default: null" if item.get("default", 0) is None else ""
+        yield f"| **`{path}{suffix}`** | {'list of mappings' if suffix else 'mapping'} | | {about}{state} |"
+        yield from rows(inner, whole, f"{path}{suffix}.")
+
+
+def parts(kind: str) -> Iterator[str]:
+    """Each built-in part of a kind with its options."""
+    for entry in sorted(registry.table(kind), key=lambda entry: entry.name):
+        if not entry.builtin:
+            continue
+        about = (inspect.getdoc(registry.get(kind, entry.name)) or "").splitlines()
+        options = [
+            f"`{option}: {written}`" + ("" if default is inspect.Parameter.empty else f" = `{shown(default)}`")
+            for option, (written, default) in registry.arguments(kind, entry.name).items()
+        ]
+        yield f"| `{entry.name}` | {about[0] if about else ''} | {'<br>'.join(options).replace('|', chr(92) + '|')} |"
+
+
+def shown(default: Any) -> str:
+    return json.dumps(registry.plain(default), ensure_ascii=False)
+
+
+def about(name: str) -> str:
+    """The comment that a shipped recipe begins with."""
+    lines = (builtin_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    return next((line.lstrip("# ") for line in lines if line.startswith("# ") and "$schema" not in line), "")
+
+
+def recipes_page() -> str:
+    """docs/recipes.md."""
+    whole = schema()
+    lines = [INTRO, "| key | value | default | meaning |", "|---|---|---|---|", *rows(whole, whole)]
+    for kind, title in (
+        ("encoders", "Encoders: `model` and its towers"),
+        ("losses", "Losses"),
+        ("datasets", "Sources"),
+    ):
+        lines += ["", f"## {title}", "", "| name | what it is | options |", "|---|---|---|", *parts(kind)]
+    lines += [
+        "",
+        "A tower also takes `freeze: true | false` and `lr_scale: number`. More parts come from [plugins](plugins.md).",
+    ]
+    lines += ["", "## Shipped recipes", "", "| name | what it is |", "|---|---|"]
+    lines += [f"| `{name}` | {about(name)} |" for name in builtin_names()]
+    return "\n".join(lines) + "\n"
+
+
+COMMANDS = """# Commands
+
+This page is made from the commands themselves by `python docs/make_reference.py`; `unicl COMMAND --help` says the same.
+stdout holds results alone, stderr progress and errors; [exit statuses](errors.md) are the same everywhere.
+"""
+
+
+def commands_page() -> str:
+    """docs/commands.md."""
+    group = typer.main.get_command(app)
+    lines = [COMMANDS, "```", "unicl [OPTIONS] COMMAND …", "```", "", *options_of(group)]
+    for name in BUILTIN:
+        stub = group.commands[name]  # pyright: ignore[reportAttributeAccessIssue] - a LazyGroup
+        lines += command_of(stub.load(), f"unicl {name}", "##")
+    return "\n".join(lines) + "\n"
+
+
+def command_of(command: Any, path: str, level: str) -> Iterator[str]:
+    """A command with its arguments and options, then its own commands."""
+    inner = getattr(command, "commands", {})
+    names = [argument(each) for each in command.params if each.param_type_name == "argument"]
+    yield from ("", f"{level} `{' '.join([path, *names, *(['COMMAND'] if inner else [])])}`", "")
+    yield (command.help or "").split("\f")[0].strip()
+    yield from ("", *options_of(command))
+    for name, each in inner.items():
+        yield from command_of(each, f"{path} {name}", f"{level}#")
+
+
+def argument(parameter: Any) -> str:
+    return parameter.metavar or parameter.name.upper()
+
+
+def options_of(command: Any) -> list[str]:
+    """A table of what a command takes; nothing where it takes nothing."""
+    rows = [
+        f"| `{name}` | {(parameter.help or '').replace('|', chr(92) + '|')} | {default_of(parameter)} |"
+        for parameter in command.params
+        if not getattr(parameter, "hidden", False)
+        for name in [argument(parameter) if parameter.param_type_name == "argument" else ", ".join(parameter.opts)]
+        if parameter.help
+    ]
+    return ["| | | default |", "|---|---|---|", *rows] if rows else []
+
+
+def default_of(parameter: Any) -> str:
+    plain = parameter.default not in (None, False) and not callable(parameter.default)
+    return f"`{parameter.default}`" if plain else ""
+
+
+def pages() -> dict[str, str]:
+    """File name -> text."""
+    return {"recipes.md": recipes_page(), "commands.md": commands_page()}
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (DOCS / name).write_text(text, encoding="utf-8")
