@@ -1,0 +1,212 @@
+"""The source against the webdataset library's own reader, through `prepare`, and on damaged and odd tars."""
+
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import webdataset as library
+from PIL import Image
+from unicl_webdataset import webdataset
+from unicl_webdataset.shards import expand
+
+from unicl_cli.api import NO_LABEL, UniclError
+from unicl_cli.testing import unicl
+
+COUNT = 23
+
+
+def picture(n: int, form: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (20 + n, 16), (10 * n % 256, 99, 7)).save(out, form)
+    return out.getvalue()
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], form: str = "w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, form) as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """Shards of the library's own writer: pictures, captions, class numbers."""
+    with library.ShardWriter(str(tmp_path / "shard-%06d.tar"), maxcount=7, verbose=0) as writer:
+        for n in range(COUNT):
+            texts = {"txt": f"picture number {n} – größer", "cls": n % 3, "json": {"kind": "odd" if n % 2 else "even"}}
+            writer.write({"__key__": f"{n:05d}", "png": picture(n), **texts})
+    return tmp_path
+
+
+@pytest.fixture
+def downloaded(tmp_path: Path) -> Path:
+    """What img2dataset leaves: numbered tars of jpg, json, txt, with tables and statistics beside them."""
+    for shard in range(2):
+        members: list[tuple[str, bytes]] = []
+        for n in range(5):
+            key, caption = f"{shard:05d}{n:04d}", f"caption {shard} {n}"
+            about = {"caption": caption, "url": f"http://example.org/{n}.jpg", "key": key, "status": "success"}
+            members += [(f"{key}.jpg", picture(n, "JPEG")), (f"{key}.json", json.dumps(about).encode())]
+            members += [(f"{key}.txt", caption.encode())]
+        write_tar(tmp_path / f"{shard:05d}.tar", members)
+        (tmp_path / f"{shard:05d}_stats.json").write_text("{}")
+        (tmp_path / f"{shard:05d}.parquet").write_bytes(b"")
+    return tmp_path
+
+
+def read_by_the_library(pattern: str) -> list[dict[str, Any]]:
+    return list(library.WebDataset(pattern, shardshuffle=False, empty_check=False))
+
+
+def refused(**options: Any) -> str:
+    given = {"kind": "labels", **options}
+    with pytest.raises(UniclError) as caught:
+        webdataset(**given).rows("train")
+    assert "\n" not in caught.value.message
+    return f"{caught.value.message} | {caught.value.hint}"
+
+
+def test_every_sample_is_what_the_library_reads(written: Path):
+    pattern = str(written / "shard-{000000..000003}.tar")
+    theirs = read_by_the_library(pattern)
+    names = written / "names.txt"
+    names.write_text("ant\nbee\nclock face\n", encoding="utf-8")
+    source = webdataset(path=pattern, kind="labels", classes=str(names))
+    rows = source.rows("train")
+    assert len(rows) == len(theirs) == COUNT
+    for row, sample in zip(rows, theirs, strict=True):
+        assert source.read(row) == {"image": sample["png"]}
+        assert row.key.endswith(f"/{sample['__key__']}")
+        assert row.texts == (sample["txt"].decode(),)
+        assert row.label == int(sample["cls"])
+    assert [item.names for item in source.classes] == [("ant",), ("bee",), ("clock face",)]
+    assert rows == webdataset(path=pattern, kind="labels", classes=str(names)).rows("train"), "the same each time"
+    assert len({row.key for row in rows}) == COUNT
+
+
+def test_a_download_of_img2dataset_is_read_by_either_caption(downloaded: Path):
+    theirs = read_by_the_library(str(downloaded / "{00000..00001}.tar"))
+    for caption in ("txt", "json:caption"):
+        source = webdataset(path=str(downloaded), kind="captions", caption=caption)
+        rows = source.rows("train")
+        assert [row.texts[0] for row in rows] == [sample["txt"].decode() for sample in theirs]
+        assert [source.read(row)["image"] for row in rows] == [sample["jpg"] for sample in theirs]
+        assert {row.label for row in rows} == {NO_LABEL}
+    assert [row.texts for row in webdataset(path=str(downloaded), kind="images").rows("train")] == [()] * 10
+
+
+def test_labels_may_be_names_in_json(written: Path):
+    source = webdataset(path=str(written), kind="labels", label="json:kind", caption="none")
+    assert [item.key for item in source.classes] == ["even", "odd"]
+    rows = source.rows("train")
+    assert [row.label for row in rows] == [n % 2 for n in range(COUNT)]
+    assert {row.texts for row in rows} == {()}
+
+
+def test_names_and_templates_beside_the_shards_are_taken(written: Path):
+    (written / "classnames.txt").write_text("ant\nbee\ncat\n")
+    (written / "zeroshot_classification_templates.txt").write_text("a {c}\na photo of a {c}\n")
+    source = webdataset(path=str(written), kind="labels")
+    assert [item.key for item in source.classes] == ["ant", "bee", "cat"]
+    assert source.templates == ("a {c}", "a photo of a {c}")
+
+
+def test_rows_and_a_source_made_anew_are_all_that_a_worker_needs(written: Path):
+    first = webdataset(path=str(written), kind="captions")
+    row = pickle.loads(pickle.dumps(first.rows("train")[9]))
+    assert webdataset(path="/gone", kind="captions").read(row) == {"image": picture(9)}
+    assert first.stamp(row) == (written / "shard-000001.tar").stat().st_size
+    (written / "shard-000001.tar").unlink()
+    assert first.stamp(row) == -1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("a.tar", ["a.tar"]),
+        ("s-{08..11}.tar", ["s-08.tar", "s-09.tar", "s-10.tar", "s-11.tar"]),
+        ("{a,b}/{0..1}.tar", ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]),
+    ],
+)
+def test_braces_are_those_of_the_library(pattern, names):
+    import braceexpand
+
+    assert expand(pattern) == names == list(braceexpand.braceexpand(pattern))
+
+
+def test_what_is_no_plain_file_is_left_out_and_counted(tmp_path: Path):
+    path = write_tar(tmp_path / "a.tar", [("one.png", picture(1)), ("one.txt", b"one"), ("lone.txt", b"no picture")])
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("two.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+        for name in ("/etc/three.png", "../four.png", "__meta__/five.png", "no-ending"):
+            info = tarfile.TarInfo(name)
+            info.size = 4
+            tar.addfile(info, io.BytesIO(b"1234"))
+    source = webdataset(path=str(path), kind="captions")
+    assert [row.texts for row in source.rows("train")] == [("one",)]
+    assert source.notes == [
+        "webdataset: 1 links and devices in the tars are left out",
+        "webdataset: 2 names outside the tar in the tars are left out",
+        "webdataset: 1 samples without a picture in the tars are left out",
+    ]
+
+
+def test_bad_tars_are_one_line_each(written: Path, tmp_path: Path):
+    shard = written / "shard-000000.tar"
+    names = {"label": "json:kind"}
+    assert "no such file or folder" in refused(path=str(written / "shard-{000000..000009}.tar"))
+    assert "no tars there" in refused(path=str(tmp_path / "x*.tar"))
+    packed = write_tar(tmp_path / "packed" / "a.tar.gz", [("one.png", picture(1))], "w:gz")
+    assert "compressed tar cannot be read at random places | decompress it first, for example gunzip a.tar.gz" in (
+        refused(path=str(packed.parent))
+    )
+    disguised = packed.rename(packed.with_name("b.tar"))
+    assert "not a whole tar" in refused(path=str(disguised))
+    cut = tmp_path / "packed" / "cut.tar"
+    cut.write_bytes(shard.read_bytes()[:5000])
+    assert "cut.tar: not a whole tar" in refused(path=str(cut), **names)
+    (written / "sizes.json").write_text(json.dumps({"shard-000000.tar": 8, "shard-000001.tar": 7}))
+    assert "holds 7 samples, sizes.json says 8" in refused(path=str(written), **names)
+    (written / "sizes.json").write_text("[")
+    assert "sizes.json: not a table of sizes" in refused(path=str(written), **names)
+    twice = write_tar(tmp_path / "twice.tar", [("one.png", picture(1)), ("one.png", picture(2))])
+    assert "one.png stands there twice" in refused(path=str(twice))
+
+
+def test_bad_labels_and_captions_are_one_line_each(written: Path, tmp_path: Path):
+    names = tmp_path / "names.txt"
+    names.write_text("ant\nbee\n")
+    assert "labels are numbers (0 … 2), and no file names them" in refused(path=str(written))
+    assert f"label 2 is not in {names} (2 names)" in refused(path=str(written), classes=str(names))
+    assert "cannot be read" in refused(path=str(written), classes=str(tmp_path / "none.txt"))
+    names.write_text("ant\nant\n")
+    assert "names are empty or twice there" in refused(path=str(written), classes=str(names))
+    assert "no sample has a label at 'json:knd' | the first sample of" in refused(path=str(written), label="json:knd")
+    assert "no sample has a caption at 'text'" in refused(path=str(written), kind="captions", caption="text")
+    broken = write_tar(tmp_path / "broken" / "a.tar", [("one.png", picture(1)), ("one.json", b"[1")])
+    assert "one.json is no JSON object" in refused(path=str(broken), label="json:kind")
+
+
+def test_prepare_reads_shards_in_spawned_workers(written: Path, tmp_path: Path):
+    out = tmp_path / "corpus"
+    source = f"webdataset?path={written}/shard-{{000000..000002}}.tar&test={written}/shard-000003.tar&label=json:kind"
+    unicl("prepare", "--labels", source, "-o", out, "--workers", 2)
+    table = pq.read_table(sorted((out / "data" / "test").glob("*.parquet"))[0]).to_pylist()
+    theirs = {s["__key__"]: s for s in read_by_the_library(str(written / "shard-000003.tar"))}
+    assert len(table) == len(theirs) == 2
+    manifest = json.loads((out / "manifest.json").read_text())
+    for row in table:
+        sample = theirs[row["key"].rpartition("/")[2]]
+        assert sample["txt"].decode() in json.dumps(row["texts"], ensure_ascii=False)
+        assert bytes(row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]) == sample["png"]
+    assert "odd" in json.dumps(manifest["classes"])

@@ -1,0 +1,31 @@
+"""The factory of the data source: its options, nothing read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unicl_webdataset.source import WebDataset
+
+
+def webdataset(
+    *,
+    path: str,
+    kind: str,
+    val: str | None = None,
+    test: str | None = None,
+    image: str = "jpg;jpeg;png;webp",
+    caption: str = "txt",
+    label: str = "cls",
+    classes: str | None = None,
+) -> WebDataset:
+    """Tars of samples `KEY.jpg KEY.txt KEY.cls KEY.json`, read at random places, never unpacked.
+
+    `path`, `val` and `test` are shards: a folder, a file, `shard-{000000..000123}.tar` or `*.tar`. `image` lists the
+    endings of pictures; `caption` and `label` an ending each, or `json:FIELD`. Labels are numbers into `classes`, a
+    file with a name a line (default: `classnames.txt` beside the shards), or names themselves.
+    """
+    from unicl_webdataset.source import Fields, WebDataset
+
+    shards = {"train": path, "val": val, "test": test}
+    return WebDataset({split: at for split, at in shards.items() if at}, kind, Fields(image, caption, label), classes)

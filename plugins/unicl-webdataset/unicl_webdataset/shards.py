@@ -1,0 +1,129 @@
+"""Tars without unpacking: which files a pattern means, and where in them each member lies."""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unicl_cli.api import UniclError
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
+_META = re.compile(r"__[^/]*__($|/)")
+
+
+class Member(NamedTuple):
+    """A file inside a tar: its bytes are ``size`` from ``offset`` on."""
+
+    offset: int
+    size: int
+
+
+class Sample(NamedTuple):
+    """Neighbours in a tar that share all of their path up to the first dot; ``members`` by what follows it."""
+
+    key: str
+    members: Mapping[str, Member]
+
+
+def expand(pattern: str) -> list[str]:
+    """``a-{00..11}.tar`` and ``{a,b}.tar`` -> every name, in order; numbers keep their zeros."""
+    found = _BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    inner = found.group(1)
+    if numbers := _RANGE.fullmatch(inner):
+        first, last = numbers.groups()
+        choices = [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
+    else:
+        choices = inner.split(",")
+    return [name for choice in choices for name in expand(pattern[: found.start()] + choice + pattern[found.end() :])]
+
+
+def shards_of(pattern: str) -> list[Path]:
+    """The tars that a folder, a file or a pattern means, in order. UniclError for none, a missing or a packed one."""
+    found: list[Path] = []
+    for name in expand(str(Path(pattern).expanduser())):
+        path = Path(name)
+        if path.is_dir():
+            found += sorted(path.glob("*.tar*"))
+        elif "*" in path.name:
+            found += sorted(path.parent.glob(path.name))
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UniclError(f"webdataset: {name}: no such file or folder", "give a folder, FILE.tar or {000..123}.tar")
+    if not found:
+        raise UniclError(f"webdataset: {pattern}: no tars there", "shards end in .tar")
+    for path in found:
+        if path.suffix != ".tar":
+            raise UniclError(
+                f"webdataset: {path}: a compressed tar cannot be read at random places",
+                f"decompress it first, for example gunzip {path.name}",
+            )
+    return found
+
+
+def samples_of(shard: Path, ignored: dict[str, int]) -> list[Sample]:
+    """All samples of a tar. Counts in ``ignored`` what is no plain file of it. UniclError for a damaged tar."""
+    samples: list[Sample] = []
+    members: dict[str, Member] = {}
+    for name, member in _members(shard, ignored):
+        found = _NAME.fullmatch(name)
+        if found is None:
+            continue
+        key, ending = found[1], found[2].lower()
+        if not samples or samples[-1].key != key:
+            members = {}
+            samples.append(Sample(key, members))
+        if ending in members:
+            raise UniclError(f"webdataset: {shard}: {name} stands there twice", "write the shard again")
+        members[ending] = member
+    return samples
+
+
+def _members(shard: Path, ignored: dict[str, int]) -> Iterator[tuple[str, Member]]:
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for info in tar:
+                parts = Path(info.name).parts
+                if info.isdir() or _META.match(info.name):
+                    continue
+                if not info.isreg() or info.issparse():
+                    ignored["links and devices"] = ignored.get("links and devices", 0) + 1
+                elif Path(info.name).is_absolute() or ".." in parts:
+                    ignored["names outside the tar"] = ignored.get("names outside the tar", 0) + 1
+                else:
+                    yield info.name, Member(info.offset_data, info.size)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UniclError(f"webdataset: {shard}: not a whole tar: {error}", "copy or download it again") from error
+
+
+def read(shard: Path, member: Member) -> bytes:
+    """The bytes of a member. OSError where the file is shorter than when it was listed."""
+    with shard.open("rb") as file:
+        file.seek(member.offset)
+        data = file.read(member.size)
+    if len(data) < member.size:
+        raise OSError(f"{shard} ends inside a member")
+    return data
+
+
+def check_size(shard: Path, count: int) -> None:
+    """Compares with ``sizes.json`` beside the shard, where there is one: a tar cut between two members looks whole."""
+    table = shard.parent / "sizes.json"
+    if not table.is_file():
+        return
+    try:
+        sizes: Any = json.loads(table.read_text(encoding="utf-8"))
+        expected = sizes.get(shard.name)
+    except (ValueError, AttributeError) as error:
+        raise UniclError(f"webdataset: {table}: not a table of sizes: {error}", "mend or remove it") from error
+    if expected is not None and expected != count:
+        raise UniclError(
+            f"webdataset: {shard} holds {count} samples, sizes.json says {expected}",
+            "copy or download it again, or remove sizes.json if it is old",
+        )

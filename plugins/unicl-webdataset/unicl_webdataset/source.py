@@ -1,0 +1,204 @@
+"""WebDataset tars as a data source: samples to rows, and a row's picture."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from unicl_cli.api import NO_LABEL, ClassName, Row, UniclError
+from unicl_webdataset.shards import Member, Sample, check_size, read, samples_of, shards_of
+
+NAMES = "classnames.txt"
+_NOTHING = object()
+
+
+class Fields(NamedTuple):
+    """Where in a sample things stand: ``image`` endings by ``;``, the others an ending or ``json:FIELD``."""
+
+    image: str
+    caption: str
+    label: str
+
+
+class Found(NamedTuple):
+    """A sample with its small parts read: ``label`` as it stands there, or None."""
+
+    key: str
+    ref: str
+    texts: tuple[str, ...]
+    label: str | int | None
+
+
+class WebDataset:
+    """``shards``: split -> pattern. Everything is found at the first call of ``rows`` or ``classes``; ``read`` needs
+    the row alone, so that workers list nothing."""
+
+    def __init__(self, shards: dict[str, str], kind: str, fields: Fields, classes: str | None) -> None:
+        self.patterns, self.kind, self.fields, self.names_file = shards, kind, fields, classes
+        self.ignored: Counter[str] = Counter()
+
+    @property
+    def splits(self) -> Sequence[str]:
+        return list(self.patterns)
+
+    @cached_property
+    def shards(self) -> dict[str, list[Path]]:
+        return {split: shards_of(pattern) for split, pattern in self.patterns.items()}
+
+    @cached_property
+    def found(self) -> dict[str, list[Found]]:
+        """The samples of each split that have a picture."""
+        top = os.path.commonpath([shard.parent for shards in self.shards.values() for shard in shards])
+        return {
+            split: [item for shard in shards for item in self._samples(shard, Path(os.path.relpath(shard, top)))]
+            for split, shards in self.shards.items()
+        }
+
+    @cached_property
+    def templates(self) -> tuple[str, ...] | str:
+        """CLIP_benchmark's file beside the shards, written with {c}, where there is one."""
+        beside = self._beside("zeroshot_classification_templates.txt")
+        return tuple(line for line in _text(beside).splitlines() if line.strip()) if beside else "clip80"
+
+    @cached_property
+    def classes(self) -> tuple[ClassName, ...]:
+        if self.kind != "labels":
+            return ()
+        labels = {item.label for items in self.found.values() for item in items if item.label is not None}
+        if not labels:
+            self._refuse("label", self.fields.label)
+        file = Path(self.names_file) if self.names_file else self._beside(NAMES)
+        if file is not None:
+            names = _names(file)
+            self._check(labels, names, file)
+            return tuple(ClassName(name, (name,)) for name in names)
+        if numbers := [label for label in labels if isinstance(label, int)]:
+            raise UniclError(
+                f"webdataset: labels are numbers ({min(numbers)} … {max(numbers)}), and no file names them",
+                f"give classes=FILE with a name a line, or put {NAMES} beside the shards",
+            )
+        return tuple(ClassName(name, (name.replace("_", " "),)) for name in sorted(map(str, labels)))
+
+    @property
+    def notes(self) -> list[str]:
+        """What ``prepare`` should say of members and samples that are left out."""
+        return [f"webdataset: {count} {what} in the tars are left out" for what, count in self.ignored.items()]
+
+    def rows(self, split: str) -> list[Row]:
+        numbers = {item.key: number for number, item in enumerate(self.classes)}
+        if self.kind == "captions" and not any(item.texts for items in self.found.values() for item in items):
+            self._refuse("caption", self.fields.caption)
+        return [self._row(item, numbers) for item in self.found[split]]
+
+    def read(self, row: Row) -> dict[str, bytes]:
+        shard, offset, size = row.ref.rsplit(":", 2)
+        return {"image": read(Path(shard), Member(int(offset), int(size)))}
+
+    def stamp(self, row: Row) -> int:
+        """Size of the shard: what tells an edited source from the one that was planned; -1 if it is gone."""
+        try:
+            return Path(row.ref.rsplit(":", 2)[0]).stat().st_size
+        except OSError:
+            return -1
+
+    def _beside(self, name: str) -> Path | None:
+        folders = {shard.parent: None for shards in self.shards.values() for shard in shards}
+        return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+    def _refuse(self, what: str, where: str) -> NoReturn:
+        """Nothing stands where it should: says what stands in the first sample instead."""
+        shard = next(iter(self.shards.values()))[0]
+        first = next(iter(samples_of(shard, Counter())), None)
+        raise UniclError(
+            f"webdataset: no sample has a {what} at '{where}'",
+            f"the first sample of {shard} has {', '.join(first.members) if first else 'nothing'}; "
+            f"write {what}=ENDING or {what}=json:FIELD",
+        )
+
+    def _check(self, labels: set[str | int], names: list[str], file: Path) -> None:
+        strange = [label for label in labels if label not in names] if self._by_name(labels) else []
+        high = [label for label in labels if isinstance(label, int) and not 0 <= label < len(names)]
+        if wrong := sorted(map(str, strange + high)):
+            raise UniclError(
+                f"webdataset: label {wrong[0]} is not in {file} ({len(names)} names)",
+                "labels are numbers from 0, one a line, or the names themselves",
+            )
+
+    @staticmethod
+    def _by_name(labels: set[str | int]) -> bool:
+        return any(isinstance(label, str) for label in labels)
+
+    def _row(self, item: Found, numbers: dict[str, int]) -> Row:
+        texts = () if self.kind == "images" else item.texts
+        if self.kind != "labels" or item.label is None:
+            return Row(item.key, item.ref, texts, NO_LABEL)
+        number = item.label if isinstance(item.label, int) else numbers[item.label]
+        return Row(item.key, item.ref, texts, number)
+
+    def _samples(self, shard: Path, name: Path) -> Iterator[Found]:
+        samples = samples_of(shard, self.ignored)
+        check_size(shard, len(samples))
+        endings = [ending.strip().lower() for ending in self.fields.image.split(";")]
+        for sample in samples:
+            picture = next((sample.members[ending] for ending in endings if ending in sample.members), None)
+            if picture is None:
+                self.ignored["samples without a picture"] += 1
+                continue
+            key = f"{name.with_suffix('').as_posix()}/{sample.key}"
+            ref = f"{shard}:{picture.offset}:{picture.size}"
+            yield Found(key, ref, self._texts(shard, sample), self._label(shard, sample))
+
+    def _texts(self, shard: Path, sample: Sample) -> tuple[str, ...]:
+        if self.kind == "images":
+            return ()
+        value = _field(shard, sample, self.fields.caption)
+        texts = value if isinstance(value, list) else [] if value is _NOTHING else [value]
+        return tuple(text.strip() for text in texts if isinstance(text, str) and text.strip())
+
+    def _label(self, shard: Path, sample: Sample) -> str | int | None:
+        if self.kind != "labels":
+            return None
+        value = _field(shard, sample, self.fields.label)
+        if isinstance(value, str):
+            value = value.strip()
+            return int(value) if value.isdecimal() else value or None
+        if value is _NOTHING or value is None or value == NO_LABEL:
+            return None
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise UniclError(f"webdataset: {shard}: label of {sample.key} is {value!r}", "labels are numbers or names")
+
+
+def _field(shard: Path, sample: Sample, where: str) -> Any:
+    """What stands under ``where``: text of a member, or a value of its JSON; ``_NOTHING`` if there is none."""
+    ending, _, field = where.partition(":")
+    member = sample.members.get(ending.lower())
+    if member is None:
+        return _NOTHING
+    data = read(shard, member)
+    if not field:
+        return data.decode("utf-8", "replace")
+    try:
+        value: Any = json.loads(data)
+        return value.get(field, _NOTHING)
+    except (ValueError, AttributeError) as error:
+        raise UniclError(f"webdataset: {shard}: {sample.key}.{ending} is no JSON object: {error}") from error
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UniclError(f"webdataset: {file} cannot be read: {error}", "one entry a line, as UTF-8") from error
+
+
+def _names(file: Path) -> list[str]:
+    names = [line.strip() for line in _text(file).splitlines()]
+    while names and not names[-1]:
+        names.pop()
+    if len(set(names)) < len(names) or not all(names):
+        raise UniclError(f"webdataset: {file}: names are empty or twice there", "one distinct class name a line")
+    return names
