@@ -7,6 +7,8 @@ import unicodedata
 
 LONGEST = 2000
 """Characters; longer texts are pages, not captions."""
+ROUNDS = 4
+"""Entities are often escaped twice or three times; more layers than this are no accident."""
 _TAG = re.compile(r"<[^<]+?>")
 _FILE_NAME = re.compile(r"(img|dsc|dscn|image|p\d+)[\W_]*\d+(\.\w+)?", re.IGNORECASE)
 _INVISIBLE = frozenset(("Cf", "Cs", "Co", "Cn"))  # zero-width, BOM, lone surrogates, private use
@@ -14,11 +16,16 @@ _KEPT = frozenset("\u200c\u200d")  # joiners: they carry meaning in Persian, Ind
 
 
 def clean(text: str) -> str:
-    """NFC, entities resolved once, tags and invisible characters dropped, white space collapsed; case is kept."""
-    text = html.unescape(text).replace("<PERSON>", "person")
-    text = _TAG.sub(" ", text)
-    text = unicodedata.normalize("NFC", "".join(_visible(c) for c in text))
-    return " ".join(text.split())
+    """NFC, entities resolved, tags and invisible characters dropped, white space collapsed; case is kept.
+
+    Cleaning twice changes nothing: what is left after ``ROUNDS`` rounds loses its ``&`` and ``<``.
+    """
+    for _ in range(ROUNDS):
+        cleaned = _once(text)
+        if cleaned == text:
+            return text
+        text = cleaned
+    return _once(text.replace("&", " ").replace("<", " "))
 
 
 def bad_text(text: str) -> bool:
@@ -37,6 +44,13 @@ def text_hash(text: str) -> int:
     plain = " ".join(unicodedata.normalize("NFC", text).lower().split()).removesuffix(".").rstrip()
     digest = hashlib.blake2b(plain.encode("utf-8", "replace"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 2
+
+
+def _once(text: str) -> str:
+    text = html.unescape(text).replace("<PERSON>", "person")
+    text = _TAG.sub(" ", text)
+    text = unicodedata.normalize("NFC", "".join(_visible(c) for c in text))
+    return " ".join(text.split())
 
 
 def _visible(c: str) -> str:

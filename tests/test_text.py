@@ -1,0 +1,69 @@
+"""Captions: cleaning is idempotent, never fails, and keeps what people wrote."""
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from unicl_cli.data.text import LONGEST, bad_text, clean, raw
+
+ODD = st.text(
+    st.one_of(
+        st.characters(),
+        st.sampled_from("&<>;#ampltgqu0123x \t\n\x00\x85\u200b\u200d\ufeff\ud800\udfff\u0301\u2126\ufb01\U0001f600"),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ODD)
+@example("&amp;" * 3 + "lt;b&amp;gt;")
+@example("&" + "amp;" * 50 + "lt;")
+@example("<" * 30 + "a" + ">" * 30)
+@example("&#xD800;&#0;&#x110000;")
+@example("a&#x301;")
+def test_cleaning_never_fails_is_idempotent_and_gives_what_utf8_can_hold(text):
+    once = clean(text)
+    assert clean(once) == once
+    once.encode("utf-8")
+    assert once == " ".join(once.split())
+    raw(text).encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("\ufeffa cat", "a cat"),
+        ("tab\tnul\x00 bell\x07 csi\x9b end", "tab nul bell csi end"),
+        ("zero\u200bwidth \u2060joined", "zerowidth joined"),
+        ("Tom &amp;amp; Jerry &lt;3", "Tom & Jerry <3"),
+        ("&lt;b&gt;bold&lt;/b&gt; text<br/>next", "bold text next"),
+        ("<PERSON> and &lt;PERSON&gt; dance", "person and person dance"),
+        ("A\u030angstrom \u212b", "\u00c5ngstrom \u00c5"),
+        ("3 < 5", "3 < 5"),
+        ("R&D at AT&T", "R&D at AT&T"),
+        ("\u0643\u0644\u0628 \u0635\u063a\u064a\u0631", "\u0643\u0644\u0628 \u0635\u063a\u064a\u0631"),
+        ("flag \U0001f3f3\ufe0f\u200d\U0001f308", "flag \U0001f3f3\ufe0f\u200d\U0001f308"),
+    ],
+)
+def test_what_is_noise_goes_and_what_is_writing_stays(text, cleaned):
+    assert clean(text) == cleaned
+
+
+@pytest.mark.parametrize(
+    "text",
+    [*("", "a", "1234 5678", "IMG_1234", "img 0042.JPG", "DSC00012", "DSCN-77.jpeg", "image 7.png"),
+     "P1010023.jpg", "x" * 2001],
+)  # fmt: skip
+def test_texts_that_say_nothing_are_bad(text):
+    assert bad_text(text)
+
+
+@pytest.mark.parametrize("text", ["ox", "img of a cat", "image of 3 dogs", "DSC award", "p", "犬と", "x" * LONGEST])
+def test_texts_that_say_something_are_not(text):
+    assert bad_text(text) == (text == "p")
+
+
+def test_a_megabyte_of_anything_is_cleaned():
+    for text in ("<" * 10**6, "&amp;" * 200_000, "&" + "amp;" * 200_000, "<a" * 500_000, "\x00" * 10**6):
+        assert bad_text(clean(text))  # quadratic work would take hours
