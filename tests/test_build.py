@@ -14,9 +14,6 @@ from unicl_cli.build import (
     build_step,
     build_tokenizer,
     check_learnable,
-    find_model,
-    load_init,
-    load_model,
     merged_classes,
     rate,
     total_steps,
@@ -27,6 +24,7 @@ from unicl_cli.contracts import ClassName
 from unicl_cli.core import checkpoint
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.errors import UniclError
+from unicl_cli.load import DEFAULT, find_run, load_init, load_model, named
 from unicl_cli.recipe import load_text
 
 MODEL = {
@@ -185,19 +183,19 @@ def run(recipe, digits, tmp_path, monkeypatch):
 def test_a_run_and_its_checkpoints_are_loaded(run, recipe, monkeypatch):
     loaded = load_model("runs/r")
     assert not loaded.step.training
-    assert (loaded.image_size, len(loaded.classes)) == (16, 10)
+    assert (loaded.transform.size, len(loaded.classes)) == ((16, 16), 10)
     average = checkpoint.read_tensors(run / "ema.safetensors")
     own = checkpoint.weights(loaded.step)
     assert all(torch.equal(own[name], average[name]) for name in own), "the average, unless raw weights are asked for"
     raw = checkpoint.weights(load_model("runs/r", raw_weights=True).step)
     assert all(torch.equal(raw[n], t) for n, t in checkpoint.read_tensors(run / "model.safetensors").items())
     assert load_model("runs/r/checkpoints/step-00000004").tokenizer.vocab_size == loaded.tokenizer.vocab_size
-    assert find_model(None)[0] == Path("runs/r"), "the run that finished last"
+    assert named(None) == "runs/r", "the run that finished last"
     monkeypatch.setenv("UNICL_MODEL", "nowhere")
     with pytest.raises(UniclError, match="model nowhere: no such run"):
-        find_model(None)
+        load_model(None)
     (run / "meta.json").unlink()
-    assert find_model("runs/r")[1].name == "step-00000004", "unfinished: its newest checkpoint"
+    assert find_run("runs/r")[1].name == "step-00000004", "unfinished: its newest checkpoint"
     step, _ = built(recipe(seed=9))
     load_init(step, "runs/r")
     assert torch.equal(step.model.image.proj.weight, raw["model.image.proj.weight"])
@@ -205,11 +203,10 @@ def test_a_run_and_its_checkpoints_are_loaded(run, recipe, monkeypatch):
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UniclError, match="no finished run in runs/"):
-        find_model(None)
+    assert named(None) == DEFAULT, "no run: a published model"
     Path("x").mkdir()
     with pytest.raises(UniclError, match="x: is neither a run nor a checkpoint directory"):
-        find_model("x")
+        find_run("x")
     Path("x/resolved.yaml").write_text(json.dumps({}))
     with pytest.raises(UniclError, match="x: has no whole checkpoint yet"):
-        find_model("x")
+        find_run("x")

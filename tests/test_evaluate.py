@@ -13,14 +13,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from unicl_cli import losses
-from unicl_cli.build import Loaded
 from unicl_cli.contracts import Features
 from unicl_cli.core.loop import Step
 from unicl_cli.data.corpus import Corpus, open_corpus
+from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.evaluate import evaluate, validate
 from unicl_cli.jobs.prepare import Wanted, prepare
 from unicl_cli.jobs.probe import probe
+from unicl_cli.load import Loaded
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 PLAIN = SimpleNamespace(autocast=nullcontext)
@@ -75,7 +76,9 @@ class Joint(nn.Module):
 
 def model(loss: nn.Module, corpus: Corpus, **changes) -> Loaded:
     step = Step(changes.pop("towers", None) or Colours(), loss).eval()
-    plain = Loaded("toy", step, Words(), 8, corpus.classes, ("a photo of a {}.", "{}"), (str(corpus.path),))
+    plain = Loaded(
+        "toy", step, Words(), EvalTransform((8, 8)), corpus.classes, ("a photo of a {}.", "{}"), (str(corpus.path),)
+    )
     return plain._replace(**changes)
 
 

@@ -14,13 +14,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from unicl_cli import losses
-from unicl_cli.build import Loaded
 from unicl_cli.commands.zeroshot import line
 from unicl_cli.contracts import ClassName, Features
 from unicl_cli.core.loop import Step
 from unicl_cli.data.tokenizers import corpus_tokenizer
+from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.zeroshot import parse_classes, pictures_of, zeroshot, zeroshot_scorer
+from unicl_cli.load import Loaded
 
 PLAIN = SimpleNamespace(autocast=nullcontext)
 
@@ -52,7 +53,7 @@ def toy(loss: nn.Module | None = None, classes: tuple[str, ...] = ()) -> Loaded:
     tokenizer = corpus_tokenizer(["a photo of a cat dog bird snow leopard"], 16)
     step = Step(Toy(tokenizer.vocab_size), loss or losses.UniCL()).eval()
     own = tuple(ClassName(name, (name,)) for name in classes)
-    return Loaded("toy", step, tokenizer, 8, own, ("a photo of a {}.", "{}"), ())
+    return Loaded("toy", step, tokenizer, EvalTransform((8, 8)), own, ("a photo of a {}.", "{}"), ())
 
 
 def rows(loaded: Loaded, inputs: list[str], classes: str | None = "cat,dog,bird", *, top_k: int = 5, batch: int = 32):

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unicl_cli.build import Loaded, build_image_tower, load_model
+    from unicl_cli.build import build_image_tower
     from unicl_cli.contracts import (
         NO_KEY,
         NO_LABEL,
@@ -32,11 +32,12 @@ if TYPE_CHECKING:
     from unicl_cli.core.sampler import seed_of
     from unicl_cli.core.schedule import lr_at
     from unicl_cli.errors import UniclError
+    from unicl_cli.load import Loaded, load_model
     from unicl_cli.losses import both_ways, contrast, contrast_tiled, supcon_loss
     from unicl_cli.model import at_least_float32, chunked
 
 _HOME = {
-    "unicl_cli.build": ("Loaded", "build_image_tower", "load_model"),
+    "unicl_cli.build": ("build_image_tower",),
     "unicl_cli.contracts": (
         *("NO_KEY", "NO_LABEL", "NO_TEXT", "Batch", "ClassName", "DatasetSource", "Drawn", "Features", "LogitScale"),
         *("Loss", "Metric", "Model", "Part", "Row", "Sample", "Sink", "Tokenizer", "Tower"),
@@ -48,6 +49,7 @@ _HOME = {
     "unicl_cli.core.sampler": ("seed_of",),
     "unicl_cli.core.schedule": ("lr_at",),
     "unicl_cli.errors": ("UniclError",),
+    "unicl_cli.load": ("Loaded", "load_model"),
     "unicl_cli.losses": ("both_ways", "contrast", "contrast_tiled", "supcon_loss"),
     "unicl_cli.model": ("at_least_float32", "chunked"),
 }

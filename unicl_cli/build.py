@@ -1,10 +1,9 @@
-"""Recipe to objects: mix, tokenizer, Step, optimizer; a run or checkpoint to a loaded model. Knows every part."""
+"""Recipe to objects: mix, tokenizer, Step, optimizer. Knows every part."""
 
-import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -16,7 +15,6 @@ from torch import nn
 
 from unicl_cli import registry
 from unicl_cli.contracts import ClassName, Part, Tokenizer
-from unicl_cli.core import checkpoint
 from unicl_cli.core.loop import Step
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.sampler import Alternation, Mixture
@@ -26,17 +24,18 @@ from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.data.tokenizers import TextTokenizer, class_tokenizer, clip_tokenizer, corpus_tokenizer, load_tokenizer
 from unicl_cli.data.transforms import TrainTransform, augment
 from unicl_cli.errors import UniclError
-from unicl_cli.recipe import Recipe, load
+from unicl_cli.recipe import Recipe
 from unicl_cli.sections import TrainData
 
 UNDECAYED = ("pos", "pos_embed", "cls_token", "relative_position_bias_table", "logit_scale")
-RUNS = Path("runs")
 LR_SCALE = "lr_scale"
 """Attribute of a tower: the factor on its learning rate."""
 PLACE = "place"
 """Attribute of a tower: the name of its folder in TOWERS."""
 TOWERS = "towers"
 """Folder of a run with what towers need beside recipe and weights, each its own: configurations, tokenizers."""
+WHOLE = "model"
+"""The folder there of a model that is one part, not nested towers."""
 
 
 class Data(NamedTuple):
@@ -47,18 +46,6 @@ class Data(NamedTuple):
     classes: tuple[ClassName, ...]
     templates: tuple[str, ...]
     checksums: dict[str, str]
-
-
-class Loaded(NamedTuple):
-    """A trained model, in evaluation, on its device."""
-
-    name: str
-    step: Step
-    tokenizer: Tokenizer | None
-    image_size: int
-    classes: tuple[ClassName, ...]
-    templates: tuple[str, ...]
-    corpora: tuple[str, ...]
 
 
 def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], list[NDArray[np.int64]]]:
@@ -225,20 +212,26 @@ def build_step(
         "eot_id": lambda: tokenizer().eot_id,
         "pad_id": lambda: tokenizer().pad_id,
         "image_width": lambda: model.image_width,
+        "stored": lambda: None if trained is None else trained / TOWERS / WHOLE,
     }
     model = registry.make("encoders", recipe.model.part, context)
     loss = cast("nn.Module", registry.make("losses", recipe.loss, context))
     if getattr(model, "text", model) is None:
         return Step(model, loss), None
-    own = next((m.tokenizer for m in model.modules() if hasattr(m, "tokenizer")), None)
+    own = owned(model, "tokenizer")
     return Step(model, loss), own if own is not None and recipe.model.tokenizer is None else tokenizer()
+
+
+def owned(model: nn.Module, name: str) -> Any:
+    """What the first part of the model that has an attribute ``name`` says; None where none does."""
+    return next((getattr(module, name) for module in model.modules() if hasattr(module, name)), None)
 
 
 def store_towers(step: nn.Module, run: Path) -> None:
     """Each tower that has files of its own (a method ``store``) writes them into the run."""
     for tower in step.modules():
-        if hasattr(tower, PLACE) and hasattr(tower, "store"):
-            folder = run / TOWERS / str(getattr(tower, PLACE))
+        if hasattr(tower, "store"):
+            folder = run / TOWERS / str(getattr(tower, PLACE, WHOLE))
             folder.mkdir(parents=True, exist_ok=True)
             cast("Any", tower).store(folder)
 
@@ -298,73 +291,8 @@ def worker_count(recipe: Recipe, device: torch.device, local_world: int) -> int:
     return 0 if device.type == "cpu" else min(8, (os.cpu_count() or 1) // local_world)
 
 
-def is_checkpoint(folder: Path) -> bool:
-    return (folder / checkpoint.TRAINER).is_file()
-
-
-def last_run() -> str | None:
-    """The run in ``runs/`` that finished last."""
-    done = [path.parent for path in RUNS.glob("*/meta.json")]
-    return str(max(done, key=lambda run: (run / "meta.json").stat().st_mtime)) if done else None
-
-
-def find_model(model: str | None) -> tuple[Path, Path]:
-    """(run directory, folder with the weights) of a run or checkpoint directory; default: UNICL_MODEL, the last run."""
-    name = model or os.environ.get("UNICL_MODEL") or last_run()
-    if name is None:
-        raise UniclError(
-            "no model: there is no finished run in runs/", "train one (unicl train RECIPE), or give --model RUN"
-        )
-    folder = Path(name)
-    if not folder.is_dir():
-        raise UniclError(f"model {name}: no such run or checkpoint directory", "see `ls runs`")
-    if is_checkpoint(folder):
-        return folder.resolve().parent.parent, folder
-    if not (folder / "resolved.yaml").is_file():
-        raise UniclError(
-            f"{name}: is neither a run nor a checkpoint directory", "give a directory that unicl train wrote"
-        )
-    if (folder / "meta.json").is_file():
-        return folder, folder
-    newest = checkpoint.newest(folder / "checkpoints")
-    if newest is None:
-        raise UniclError(f"{name}: has no whole checkpoint yet", "wait for the first, or train again")
-    return folder, newest
-
-
-def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_weights: bool = False) -> Loaded:
-    """A run, finished or not, or one of its checkpoints. Weights that do not fit exactly are refused.
-
-    The moving average of the weights is taken where there is one, unless ``raw_weights``.
-    """
-    run, folder = find_model(model)
-    recipe = load(str(run / "resolved.yaml"))
-    names = json.loads((run / "classes.json").read_text(encoding="utf-8"))
-    classes = tuple(ClassName(item["key"], tuple(item["names"])) for item in names["classes"])
-
-    @cache
-    def tokenizer() -> TextTokenizer:
-        clean = recipe.model.tokenizer == "clip"
-        return load_tokenizer(run / "tokenizer.json", names["context_length"], clean=clean)
-
-    step, own = build_step(recipe, tokenizer, classes, chunks=1, trained=run)
-    averaged = (folder / checkpoint.EMA).is_file() and not raw_weights
-    weights = folder / (checkpoint.EMA if averaged else checkpoint.MODEL)
-    checkpoint.load_weights(step, checkpoint.read_tensors(weights), str(weights))
-    step.eval().to(device)
-    corpora = tuple(dict.fromkeys(item.corpus for item in recipe.data.train))
-    return Loaded(str(run), step, own, recipe.data.image_size, classes, tuple(names["templates"]), corpora)
-
-
 def build_image_tower(part: Part | str, image_size: int) -> nn.Module:
     """An image tower alone, by its name and options, for models that bring their own rest."""
     bound = registry.bind("encoders", part)
-    return cast("nn.Module", registry.make("encoders", bound, {"image_size": lambda: image_size}))
-
-
-def load_init(step: Step, model: str) -> None:
-    """Starts the model (not the loss) from a run or checkpoint of the same towers."""
-    _, folder = find_model(model)
-    tensors = checkpoint.read_tensors(folder / checkpoint.MODEL)
-    own: Iterable[str] = (name for name in tensors if name.startswith("model."))
-    checkpoint.load_weights(step.model, {name.removeprefix("model."): tensors[name] for name in own}, model)
+    context: dict[str, Callable[[], Any]] = {"image_size": lambda: image_size, "stored": lambda: None}
+    return cast("nn.Module", registry.make("encoders", bound, context))

@@ -67,6 +67,41 @@ def timm(
     )
 
 
+def open_clip(
+    *,
+    arch: str,
+    pretrained: bool = True,
+    frozen: Sequence[Literal["image", "text", "logit_scale"]] = (),
+    image_lr_scale: float = 1.0,
+    text_lr_scale: float = 1.0,
+    chunks: int,
+    image_size: int | None,
+    stored: Path | None,
+) -> nn.Module:
+    """A whole model of open_clip with its weights: `open_clip:NAME[/TAG]`, `local-dir:PATH` or `hf-hub:ORG/REPO`.
+
+    Its preprocessing, tokenizer and logit scale come with it. ``frozen`` names what is not trained.
+    """
+    from unicl_cli.core import hub
+    from unicl_cli.data.tokenizers import open_clip_tokenizer
+    from unicl_cli.encoders.open_clip import ImageTower, TextTower, load_net
+    from unicl_cli.model import TwoTower
+
+    source = hub.find(arch, weights=pretrained) if stored is None else hub.local(stored, weights=False)
+    net = load_net(source, image_size)
+    text = net.config["text_cfg"]
+    tokenizer = open_clip_tokenizer(source.name, text, source.folder)
+    embed_dim = net.config["embed_dim"]
+    towers = ImageTower(net, embed_dim), TextTower(net, tokenizer.context_length, tokenizer)
+    model = TwoTower(*towers, embed_dim=embed_dim, normalize=True, logit_scale=LogitScale(), chunks=chunks)
+    model.carry_scale(net.logit_scale)
+    for name, part in (("image", model.image), ("text", model.text), ("logit_scale", model.logit_scale)):
+        if name in frozen and part is not None:
+            part.requires_grad_(False)  # noqa: FBT003 - a parameter's takes no keyword
+    towers[0].lr_scale, towers[1].lr_scale = image_lr_scale, text_lr_scale
+    return model
+
+
 def cnn(*, width: int = 32, stages: int = 3) -> nn.Module:
     """A small convolutional image tower for pictures of about 32 px: trains in seconds on a CPU."""
     from unicl_cli.encoders.cnn import Cnn

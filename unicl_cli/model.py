@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,12 @@ class Projected(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tower input -> pooled (n, width), joint (n, embed_dim) before any normalisation."""
         pooled = self.trunk(x)
-        return at_least_float32(pooled), at_least_float32(self.proj(pooled))
+        return pooled, self.proj(pooled)
+
+
+def projected(tower: nn.Module, embed_dim: int) -> nn.Module:
+    """The tower with a projection; one that ``projects`` gives pooled and joint by itself."""
+    return tower if getattr(tower, "projects", False) else Projected(tower, embed_dim)
 
 
 class TwoTower(nn.Module):
@@ -68,8 +73,8 @@ class TwoTower(nn.Module):
         chunks: int = 1,
     ) -> None:
         super().__init__()
-        self.image = Projected(image, embed_dim)
-        self.text = None if text is None else Projected(text, embed_dim)
+        self.image = projected(image, embed_dim)
+        self.text = None if text is None else projected(text, embed_dim)
         # a text vector's last entry is its bias: an image vector answers with 1
         self.biased = bool(getattr(text, "biased", False))
         self.embed_dim = embed_dim + self.biased
@@ -80,6 +85,13 @@ class TwoTower(nn.Module):
         for name, default in (("mean", (0.5, 0.5, 0.5)), ("std", (0.5, 0.5, 0.5))):
             value = torch.tensor(getattr(image, name, default)).view(3, 1, 1)
             self.register_buffer(f"pixel_{name}", value * 255, persistent=False)
+
+    def carry_scale(self, log_scale: Tensor) -> None:
+        """Takes over the logarithm of a trained scale; one above the cap stays above it."""
+        with torch.no_grad():
+            self.logit_scale.copy_(log_scale.reshape(1))
+        if not log_scale.is_meta:
+            self.max_log_scale = max(self.max_log_scale, float(log_scale))
 
     def pixels(self, images: Tensor) -> Tensor:
         """uint8 (b, 3, H, W) -> normalised floats in the model's own type, on its device."""
@@ -95,7 +107,7 @@ class TwoTower(nn.Module):
         return Features(*chunked(self._text, tokens, self.chunks))
 
     def _image(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        pooled, joint = self.image(self.pixels(images))
+        pooled, joint = map(at_least_float32, self.image(self.pixels(images)))
         if self.normalize:
             joint = F.normalize(joint, dim=-1)
         return pooled, torch.cat([joint, torch.ones_like(joint[:, :1])], 1) if self.biased else joint
@@ -103,20 +115,20 @@ class TwoTower(nn.Module):
     def _text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         if self.text is None:
             raise UniclError(NO_TOWER, "give model.text, or take a loss on pictures alone: ce, supcon")
-        pooled, joint = self.text(tokens)
+        pooled, joint = map(at_least_float32, self.text(tokens))
         if self.normalize and self.biased:  # the bias is no direction
             return pooled, torch.cat([F.normalize(joint[:, :-1], dim=-1), joint[:, -1:]], 1)
         return pooled, F.normalize(joint, dim=-1) if self.normalize else joint
 
     def image_tokens(self, images: Tensor) -> Tensor:
         """uint8 (b, 3, H, W) -> (b, N, image_width), from towers that have ``tokens``."""
-        return at_least_float32(cast("Callable[[Tensor], Tensor]", self.image.trunk.tokens)(self.pixels(images)))
+        return at_least_float32(cast("Any", self.image).trunk.tokens(self.pixels(images)))
 
     def text_tokens(self, tokens: Tensor) -> Tensor:
         """int64 (U, L) -> (U, L, width), from towers that have ``tokens``."""
         if self.text is None:
             raise UniclError(NO_TOWER, "give model.text, or take a loss on pictures alone: ce, supcon")
-        return at_least_float32(cast("Callable[[Tensor], Tensor]", self.text.trunk.tokens)(tokens))
+        return at_least_float32(cast("Any", self.text).trunk.tokens(tokens))
 
     def scale(self, name: str = "text") -> Tensor:
         """(): exp(logit_scale), the factor on cosines; one for every ``name`` here."""

@@ -13,7 +13,7 @@ import typer
 from unicl_cli.errors import UniclError
 
 if TYPE_CHECKING:
-    from unicl_cli.build import Loaded
+    from unicl_cli.load import Loaded
 
 
 def in_workers(devices: str, work: Callable[[Any], None]) -> None:
@@ -45,8 +45,8 @@ def load(
     model: str | None, device: Any, templates: Sequence[str] | None = None, *, raw_weights: bool = False
 ) -> Loaded:
     """The model in evaluation on its device, with the templates of the command line where there are any."""
-    from unicl_cli.build import load_model
     from unicl_cli.core.prompts import load_templates
+    from unicl_cli.load import load_model
 
     # a name or a file holds several, anything with a place for the class is one
     lists = [[item] if "{" in item else load_templates(item) for item in templates or ()]

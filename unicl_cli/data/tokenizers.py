@@ -2,15 +2,18 @@
 
 import gzip
 import html
-from collections.abc import Iterable, Sequence
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Encoding, Regex, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Library
 from torch import Tensor
 
+from unicl_cli.core import hub
 from unicl_cli.errors import UniclError
 
 START, END, PAD = "<start_of_text>", "<end_of_text>", "<pad>"
@@ -64,6 +67,10 @@ class TextTokenizer:
     def cuts(self, texts: Sequence[str]) -> int:
         """How many of the texts are longer than ``context_length``."""
         return sum(bool(e.overflowing) for e in self._encoded(texts))
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text with the special ones, at most ``context_length``."""
+        return [len(e.ids) for e in self._encoded(texts)]
 
     def _encoded(self, texts: Sequence[str]) -> Sequence[Encoding]:
         self.library.encode_special_tokens = True  # as plain text; neither a file nor a pickle keeps this setting
@@ -140,3 +147,48 @@ def load_tokenizer(path: Path, context_length: int, *, clean: bool = False) -> T
             f"{path}: not a tokenizer file: {error}", "give a tokenizer.json, `corpus` or `clip`"
         ) from error
     return TextTokenizer(library, context_length, clean=clean)
+
+
+class PaddedTokenizer:
+    """A tokenizer of open_clip as one of ours: int64 (n, context_length), padded to the whole context."""
+
+    def __init__(self, inner: Any, context_length: int, vocab_size: int, pad_id: int) -> None:
+        self.inner, self.context_length, self.vocab_size, self.pad_id = inner, context_length, vocab_size, pad_id
+
+    def __call__(self, texts: Sequence[str], /) -> Tensor:
+        return self.inner(list(texts), context_length=self.context_length)
+
+    def cuts(self, texts: Sequence[str]) -> int:
+        """How many of the texts are longer than ``context_length``."""
+        longer = self.inner(list(texts), context_length=self.context_length + 1)
+        return int((longer[:, -1] != self.pad_id).sum())
+
+
+def open_clip_tokenizer(name: str, text: Mapping[str, Any], folder: Path | None) -> TextTokenizer | PaddedTokenizer:
+    """The tokenizer that open_clip gives a model: of its text_cfg ``text``, and of ``folder`` where it is a local one.
+
+    CLIP's own is ours, with equal ids; one of transformers is open_clip's class around it.
+    """
+    length = text.get("context_length", 77)
+    options = dict(text.get("tokenizer_kwargs") or {})
+    wanted = text.get("hf_tokenizer_name")
+    if not wanted and options in ({}, {"clean": "lower"}):
+        return clip_tokenizer(length)
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+    if not wanted:
+        simple = SimpleTokenizer(context_length=length, **options)
+        return PaddedTokenizer(simple, length, simple.vocab_size, 0)
+    if importlib.util.find_spec("transformers") is None:
+        raise UniclError(f"model {name}: its tokenizer needs transformers", "pip install transformers")
+    place = hub.tokenizer_folder(wanted) if folder is None else folder
+    try:
+        inner = HFTokenizer(str(place), length, tokenizer_mode=text.get("tokenizer_mode"), **options)
+    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UniclError(
+            f"model {name}: the tokenizer in {place} cannot be read: {line}",
+            "tokenizer.json and tokenizer_config.json belong into that folder",
+        ) from error
+    pad = inner.tokenizer.pad_token_id
+    return PaddedTokenizer(inner, length, len(inner.tokenizer), 0 if pad is None else pad)

@@ -60,6 +60,21 @@ def eval_transform(data: bytes, size: int) -> Tensor:
     return framed(decode(data), size)
 
 
+class EvalTransform(NamedTuple):
+    """An encoded picture -> uint8 (3, height, width), as a model wants it: by its own ``frame``, else `eval_transform`.
+
+    ``size`` is (height, width); ``frame`` makes a picture of that size of any other.
+    """
+
+    size: tuple[int, int]
+    frame: Callable[[Image.Image], Image.Image] | None = None
+
+    def __call__(self, data: bytes) -> Tensor:
+        if self.frame is None:
+            return eval_transform(data, self.size[0])
+        return torch.from_numpy(np.array(self.frame(decode(data)))).permute(2, 0, 1)
+
+
 def randaugment(config: str, size: int) -> Callable[[Image.Image], Image.Image]:
     """timm's RandAugment; its import takes a second, which only a recipe that asks for it pays."""
     from timm.data.auto_augment import rand_augment_transform

@@ -54,6 +54,7 @@ class TextTransformer(nn.Module):
         if width % heads:
             raise UniclError(f"transformer: width {width} is no multiple of heads {heads}", "change one of them")
         self.width, self.eot_id = width, eot_id
+        self.heads, self.quick_gelu = heads, quick_gelu
         self.tok = nn.Embedding(vocab_size, width)
         self.pos = nn.Parameter(torch.empty(context_length, width))
         self.blocks = nn.ModuleList(Block(width, heads, quick_gelu=quick_gelu, eps=eps) for _ in range(layers))
@@ -81,4 +82,4 @@ class TextTransformer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.tokens(tokens)
         eot = (tokens == self.eot_id).int().argmax(1)  # the first maximum
-        return x[torch.arange(len(x), device=x.device), eot]
+        return x[torch.arange(x.shape[0], device=x.device), eot]  # `len` would fix the batch size of an ONNX export

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -16,13 +15,12 @@ from torch.nn import functional as F
 
 from unicl_cli.contracts import Features
 from unicl_cli.core.dist import bare, gather, rank, world_size
-from unicl_cli.data.transforms import eval_transform
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.progress import progress
 
 if TYPE_CHECKING:
-    from unicl_cli.build import Loaded
     from unicl_cli.data.corpus import Table
+    from unicl_cli.load import Loaded
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -89,13 +87,19 @@ def ahead(payloads: Iterable[P], work: Callable[[P], R], batch: int) -> Iterator
 
 
 def each_row(
-    table: Table, rows: Sequence[int], compute: Callable[[Tensor, Tensor], Tensor], *, size: int, batch: int, label: str
+    table: Table,
+    rows: Sequence[int],
+    compute: Callable[[Tensor, Tensor], Tensor],
+    *,
+    transform: Callable[[bytes], Tensor],
+    batch: int,
+    label: str,
 ) -> Tensor:
-    """``compute``: uint8 (b, 3, size, size), int64 (b,) places in ``rows`` -> (b, …). Its results for all ``rows`` in
-    their order, on the CPU of every rank. ``rows`` is not empty."""
+    """``compute``: uint8 (b, 3, H, W) that ``transform`` made, int64 (b,) places in ``rows`` -> (b, …). Its results for
+    all ``rows`` in their order, on the CPU of every rank. ``rows`` is not empty."""
     mine = my_share(len(rows))
     parts: list[Tensor] = []
-    pictures = ahead((table.read(rows[place]).image for place in mine), partial(eval_transform, size=size), batch)
+    pictures = ahead((table.read(rows[place]).image for place in mine), transform, batch)
     with progress(label, len(rows)) as advance:
         for start, part in zip(range(0, len(mine), batch), pictures, strict=True):
             parts.append(compute(torch.stack(part), torch.tensor(mine[start : start + batch])))

@@ -19,8 +19,8 @@ from unicl_cli.jobs.encoding import Encoder, each_row, each_text, refuse_not_fin
 from unicl_cli.jobs.scoring import Scorer, scorer_for
 
 if TYPE_CHECKING:
-    from unicl_cli.build import Loaded
     from unicl_cli.data.corpus import Corpus, Table
+    from unicl_cli.load import Loaded
 
 TESTED = ("test", "val")
 MANY_TIES = 0.001
@@ -137,7 +137,7 @@ def ranked(encoder: Encoder, scorer: Scorer, table: Table, rows: Sequence[int], 
         scores, true = scorer.scores(images), targets[places.to(encoder.device)]
         return torch.stack([target_ranks(scores, true), tied(scores, true).long(), scores.argmax(1)], 1)
 
-    return each_row(table, rows, compute, size=encoder.loaded.image_size, batch=batch, label=label)
+    return each_row(table, rows, compute, transform=encoder.loaded.transform, batch=batch, label=label)
 
 
 def can_search(loaded: Loaded) -> bool:
@@ -167,7 +167,7 @@ def search(
 ) -> dict[str, Any]:
     """Retrieval among all rows of the split that have texts, whatever their kind; empty where none has."""
     name = f"{corpus.name} {split}"
-    size = encoder.loaded.image_size
+    transform = encoder.loaded.transform
     captions = Captions()
     pictures: list[Tensor] = []
     for kind in corpus.kinds(split):
@@ -179,7 +179,7 @@ def search(
         for row in rows:
             captions.add(texts[row])
         embed = each_row(
-            table, rows, lambda x, _: encoder.image(x).embed, size=size, batch=batch, label=f"{name} pictures"
+            table, rows, lambda x, _: encoder.image(x).embed, transform=transform, batch=batch, label=f"{name} pictures"
         )
         refuse_not_finite(embed.isfinite().all(1), rows, table, f"{encoder.loaded.name} on {name}")
         pictures.append(embed)

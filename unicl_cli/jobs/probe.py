@@ -18,8 +18,8 @@ from unicl_cli.jobs.encoding import Encoder, each_row, refuse_not_finite
 from unicl_cli.jobs.evaluate import chosen_split, labels_of
 
 if TYPE_CHECKING:
-    from unicl_cli.build import Loaded
     from unicl_cli.data.corpus import Corpus
+    from unicl_cli.load import Loaded
 
 FeaturePoint = Literal["pre", "post"]
 
@@ -154,6 +154,6 @@ def encoded(encoder: Encoder, corpus: Corpus, *, split: str, point: FeaturePoint
         return features.pooled if point == "pre" else features.embed
 
     label = f"{corpus.name} {split}"
-    found = each_row(table, rows, compute, size=encoder.loaded.image_size, batch=batch, label=label)
+    found = each_row(table, rows, compute, transform=encoder.loaded.transform, batch=batch, label=label)
     refuse_not_finite(found.isfinite().all(1), rows, table, f"{encoder.loaded.name} on {label}")
     return Examples(found, labels_of(table), table.column("key").to_pylist())

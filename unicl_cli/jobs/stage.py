@@ -1,5 +1,6 @@
 """One stage of a training: what is built before the loop, and what happens around it."""
 
+import contextlib
 import json
 import os
 import platform
@@ -17,7 +18,6 @@ from torch import nn
 from unicl_cli import __version__
 from unicl_cli.build import (
     Data,
-    Loaded,
     build_data,
     build_step,
     build_tokenizer,
@@ -34,14 +34,16 @@ from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
 from unicl_cli.core.launch import StopFlag
 from unicl_cli.core.loop import Plan, Step, fit, freeze_idle
-from unicl_cli.core.sinks import ConsoleSink, JsonlSink, Sinks, StatusSink
+from unicl_cli.core.sinks import ConsoleSink, JsonlSink, Sinks, SpikeSink, StatusSink, kept_lines, writing
+from unicl_cli.core.trackers import TrackerSink
 from unicl_cli.data.collate import Extra
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.loader import Draws, batches
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.evaluate import validate
-from unicl_cli.recipe import Recipe, check_shares, dump, recipe_hash
+from unicl_cli.load import Loaded, transform_of
+from unicl_cli.recipe import Recipe, as_mapping, check_shares, dump, recipe_hash
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "tokenizers", "numpy", "pyarrow", "pillow")
 
@@ -188,6 +190,7 @@ class Stage:
         self.optimizer, self.average = optimizer, average
         self.saved_at = time.monotonic()
         self.console: ConsoleSink | None = None
+        self.trackers: TrackerSink | None = None
 
     def run(self, done: int, stop: StopFlag, *, quiet: bool) -> None:
         """From step ``done`` to the end, or to a stop: raises Stopped with the state written."""
@@ -210,9 +213,10 @@ class Stage:
         try:
             self.catch_up(done)
             done = fit(parts.step, data, self.optimizer, plan, self.accelerator, sinks, after=self.after, stopping=stop)
-        except UniclError:
+        except Exception:
             if status is not None:
-                status.state("failed")
+                with contextlib.suppress(UniclError):  # a full disk has been the reason
+                    status.state("failed")
             raise
         finally:
             sinks.close()
@@ -233,7 +237,11 @@ class Stage:
         self.console = ConsoleSink(self.parts.steps, done, quiet=quiet)
         for name in self.parts.frozen:
             self.console.say(f"frozen, no loss reaches it: {name}")
-        return Sinks([JsonlSink(self.run_dir / "metrics.jsonl", done), status, self.console]), status
+        recipe = self.parts.recipe
+        self.trackers = TrackerSink(recipe.log.trackers, self.run_dir, recipe.log.project, as_mapping(recipe), done)
+        spikes = [SpikeSink(self.console.say)] if recipe.guard.on_spike == "warn" else []
+        metrics = JsonlSink(self.run_dir / "metrics.jsonl", done)
+        return Sinks([metrics, status, self.console, *spikes, self.trackers]), status
 
     def after(self, step: int) -> None:
         """Called by the loop with the number of completed steps, on every rank."""
@@ -243,9 +251,11 @@ class Stage:
         last = step == self.parts.steps
         if step % recipe.checkpoint.every == 0 or last or self.overdue():
             self.save(step)
-        for item in recipe.eval:
-            if step % item.every == 0 or last:
-                self.validate(step, item)
+        due = [item for item in recipe.eval if step % item.every == 0 or last]
+        for item in due:
+            self.validate(step, item)
+        if due:
+            self.keep_best(step)
 
     def catch_up(self, done: int) -> None:
         """The validations of step ``done`` that a cut after its checkpoint left out."""
@@ -253,11 +263,32 @@ class Stage:
             due = done % item.every == 0 or done == self.parts.steps
             if due and any_rank(rank() == 0 and not self.noted(done, item)):
                 self.validate(done, item)
+        self.keep_best(done)
+
+    def keep_best(self, step: int) -> None:
+        """A checkpoint of ``step`` under the name ``best``, if no validation so far was better."""
+        wanted = self.parts.recipe.checkpoint.best
+        if wanted is None or not any_rank(rank() == 0 and self.is_best(step, wanted.metric, wanted.mode)):
+            return
+        self.save(step)
+        if rank() == 0:
+            write_atomic(self.run_dir / "checkpoints" / "best", f"step-{step:08d}")
+
+    def is_best(self, step: int, metric: str, mode: str) -> bool:
+        """Has the first of ``eval`` been measured at ``step``, and never with a better figure?"""
+        first = self.parts.recipe.eval[0]
+        own = [row for row in self.measured() if row["corpus"] == first.corpus and first.split in (None, row["split"])]
+        figures = {row["step"]: row[metric] for row in own if metric in row}
+        return step in figures and figures[step] == (max if mode == "max" else min)(figures.values())
+
+    def measured(self) -> list[dict[str, Any]]:
+        """The sound lines of ``eval.jsonl``."""
+        path = self.run_dir / "eval.jsonl"
+        return [json.loads(line) for line in kept_lines(path)] if path.is_file() else []
 
     def noted(self, step: int, item: Any) -> bool:
         """Does ``eval.jsonl`` have a line of this validation?"""
-        path = self.run_dir / "eval.jsonl"
-        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
+        rows = self.measured()
         return any((r["step"], r["corpus"]) == (step, item.corpus) and item.split in (None, r["split"]) for r in rows)
 
     def overdue(self) -> bool:
@@ -285,7 +316,8 @@ class Stage:
         }
         average = None if self.average is None else self.average.values
         root = self.run_dir / "checkpoints"
-        checkpoint.save(root, self.parts.step, self.optimizer, facts, recipe.checkpoint.keep, average)
+        keep = recipe.checkpoint
+        checkpoint.save(root, self.parts.step, self.optimizer, facts, keep.keep, average, keep.keep_every)
         self.saved_at = time.monotonic()
 
     def validate(self, step: int, item: Any) -> None:
@@ -295,9 +327,9 @@ class Stage:
         split = item.split or next((s for s in ("test", "val") if s in corpus.splits), None)
         if split is None:
             raise UniclError(f"eval: {item.corpus} has neither a test nor a val split", "set eval.0.split")
-        size, templates = parts.recipe.data.image_size, parts.data.templates
-        module = cast("Step", parts.step)
-        loaded = Loaded(str(self.run_dir), module, parts.tokenizer, size, parts.data.classes, templates, ())
+        transform = transform_of(bare(parts.step), parts.recipe.data.image_size)
+        templates, module = parts.data.templates, cast("Step", parts.step)
+        loaded = Loaded(str(self.run_dir), module, parts.tokenizer, transform, parts.data.classes, templates, ())
         with self.accelerator.autocast():
             figures = validate(loaded, corpus, split, batch=item.batch, limit=item.limit)
         if rank() == 0:
@@ -306,11 +338,14 @@ class Stage:
     def note(self, step: int, figures: Mapping[str, Any]) -> None:
         """Appends to ``eval.jsonl`` and says it; an evaluation that is repeated after a cut replaces its line."""
         path = self.run_dir / "eval.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         key = (step, figures["corpus"], figures["split"])
-        kept = [row for row in map(json.loads, lines) if (row["step"], row["corpus"], row["split"]) != key]
+        kept = [row for row in self.measured() if (row["step"], row["corpus"], row["split"]) != key]
         rows = [row for row in kept if row["step"] <= step] + [{"step": step, **figures}]
-        write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+        with writing(path):
+            write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+        if self.trackers is not None:
+            name = f"eval/{figures['corpus']}/{figures['split']}"
+            self.trackers.log(step, {f"{name}/{k}": v for k, v in figures.items() if isinstance(v, float)})
         shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
         if self.console is not None:
             self.console.say(f"step {step} {figures['corpus']} {figures['split']}: {shown}")

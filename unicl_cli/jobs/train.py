@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -10,11 +11,13 @@ import torch
 from filelock import FileLock, Timeout
 
 from unicl_cli.build import build_optimizer
+from unicl_cli.core.checkpoint import newest
 from unicl_cli.core.dist import barrier, rank, shard, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
 from unicl_cli.core.launch import StopFlag, start_accelerator
 from unicl_cli.core.loop import Step
+from unicl_cli.core.trackers import check_installed
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.stage import Stage, platform_facts, prepared, resume
 from unicl_cli.load import load_init
@@ -51,10 +54,12 @@ def stages_of(recipe: Recipe, run: Path) -> list[tuple[Recipe, Path, str | None]
     return [(recipe.stage(n), folders[n], starts[n]) for n in range(count)]
 
 
-def train(recipe: Recipe, run: Path, request: Request, *, source: str, overrides: list[str]) -> None:
-    """All stages of a recipe into ``run``; on every rank."""
-    stop = StopFlag()
-    stop.install()
+def train(
+    recipe: Recipe, run: Path, request: Request, stop: StopFlag, *, source: str, overrides: Sequence[str]
+) -> None:
+    """All stages of a recipe into ``run``; on every rank. ``stop`` has been installed."""
+    for stage in recipe.stages or ({},):
+        check_installed(stage.get("log", {}).get("trackers", recipe.log.trackers))
     if recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.backends.cudnn.benchmark = False
@@ -80,7 +85,7 @@ def train(recipe: Recipe, run: Path, request: Request, *, source: str, overrides
     accelerator.end_training()
 
 
-def keep_source(run: Path, source: str, overrides: list[str], request: Request) -> None:
+def keep_source(run: Path, source: str, overrides: Sequence[str], request: Request) -> None:
     """The recipe as given, for people; ``resolved.yaml`` is what everything reads."""
     text = Path(source).read_text(encoding="utf-8") if Path(source).is_file() else f"extends: {source}\n"
     write_atomic(run / "recipe.yaml", text)
@@ -113,8 +118,10 @@ def train_stage(
     run.mkdir(parents=True, exist_ok=True)
     parts = prepared(recipe, accelerator, run)
     step = parts.step
-    if start_from is not None:
-        load_init(cast("Step", step), start_from)
+    if start_from is not None and newest(run / "checkpoints") is None:
+        taken = load_init(cast("Step", step), start_from)
+        if rank() == 0:
+            sys.stderr.write(f"{run}: starts from {taken}\n")
     sharded = recipe.parallel.strategy == "fsdp2" and world_size() > 1
     step = shard(step) if sharded else accelerator.prepare(step)
     optimizer = accelerator.prepare(build_optimizer(recipe, step))

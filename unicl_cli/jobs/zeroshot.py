@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,14 +15,13 @@ from torch import Tensor
 from unicl_cli.contracts import ClassName
 from unicl_cli.core.dist import gather, rank, world_size
 from unicl_cli.data.pictures import SUFFIXES, PictureError
-from unicl_cli.data.transforms import eval_transform
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.metrics import best
 from unicl_cli.jobs.encoding import Encoder, ahead
 from unicl_cli.jobs.scoring import Scorer, scorer_for
 
 if TYPE_CHECKING:
-    from unicl_cli.build import Loaded
+    from unicl_cli.load import Loaded
 
 REASONS = {
     "empty": "an empty file",
@@ -115,12 +114,12 @@ def zeroshot_scorer(loaded: Loaded, classes: Sequence[ClassName] | None, acceler
     return scorer_for(encoder, loaded.classes if classes is None else classes, all_names=classes is not None)
 
 
-def read(picture: Picture, size: int) -> Tensor | str:
-    """uint8 (3, size, size), or why there is none."""
+def read(picture: Picture, transform: Callable[[bytes], Tensor]) -> Tensor | str:
+    """uint8 (3, H, W), or why there is none."""
     if picture.problem is not None:
         return picture.problem
     try:
-        return eval_transform(Path(picture.path).read_bytes(), size)
+        return transform(Path(picture.path).read_bytes())
     except PictureError as error:
         return REASONS.get(error.reason, error.detail)
     except OSError as error:
@@ -152,11 +151,11 @@ def zeroshot(
 
     A picture that cannot be read has ``error`` and no label. Probabilities are relative to these classes.
     """
-    size = loaded.image_size
+    transform = loaded.transform
     plan = blocks(len(pictures), batch)
     mine = (pictures[place] for block in plan for place in my_part(block))
-    for block, part in zip(plan, ahead(mine, partial(read, size=size), batch), strict=True):
-        blank = torch.zeros(3, size, size, dtype=torch.uint8)
+    for block, part in zip(plan, ahead(mine, partial(read, transform=transform), batch), strict=True):
+        blank = torch.zeros(3, *transform.size, dtype=torch.uint8)
         good = torch.tensor([isinstance(item, Tensor) for item in part])
         scores = scorer.scores(torch.stack([item if isinstance(item, Tensor) else blank for item in part]))
         scores = gather(scores)[: len(block)]
@@ -167,7 +166,7 @@ def zeroshot(
         yield [
             answer(pictures[place].path, values[row], order[row], probabilities[row], names, cosines=scorer.cosines)
             if good[row]
-            else failure(pictures[place], read(pictures[place], size))
+            else failure(pictures[place], read(pictures[place], transform))
             for row, place in enumerate(block)
         ]
 

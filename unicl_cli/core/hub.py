@@ -1,0 +1,243 @@
+"""Names of open_clip models to their files: local folders, open_clip's own list, the hub with its cache."""
+
+import errno
+import json
+import sys
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+from unicl_cli.errors import UniclError, did_you_mean
+
+FORMS = ("open_clip:", "local-dir:", "hf-hub:")
+FORMS_HINT = "a run or checkpoint directory, open_clip:NAME[/TAG], local-dir:PATH or hf-hub:ORG/REPO"
+CONFIG = "open_clip_config.json"
+WEIGHTS = (
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
+    *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
+)
+"""In the order in which open_clip takes them."""
+TOKENIZER = (
+    "tokenizer*",
+    "vocab*",
+    "merges*",
+    "*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "config.json",
+)
+T = TypeVar("T")
+
+
+class Source(NamedTuple):
+    """An open_clip model as files: ``config`` is its model_cfg, ``preprocess`` what is known of its pictures.
+
+    ``folder`` holds the tokenizer of a local model; ``weights`` is None where none were asked for.
+    """
+
+    name: str
+    config: dict[str, Any]
+    preprocess: dict[str, Any]
+    folder: Path | None
+    weights: Path | None
+
+
+def is_form(name: str) -> bool:
+    """Does the name say where it is from, as ``hf-hub:ORG/REPO`` does?"""
+    return name.startswith(FORMS)
+
+
+def find(name: str, *, weights: bool = True) -> Source:
+    """The files of ``open_clip:NAME[/TAG]``, ``local-dir:PATH`` or ``hf-hub:ORG/REPO``; downloads are announced first.
+
+    A model whose weights are missing is an error here: open_clip only warns and goes on with random ones.
+    """
+    form, _, rest = name.partition(":")
+    if not is_form(name) or not rest:
+        raise UniclError(f"model {name}: unknown form", f"give {FORMS_HINT}")
+    if form == "local-dir":
+        return local(Path(rest), weights=weights)
+    return built_in(name, rest, weights=weights) if form == "open_clip" else on_hub(name, rest, weights=weights)
+
+
+def local(folder: Path, *, weights: bool = True) -> Source:
+    """A folder with open_clip_config.json and weights."""
+    name = f"local-dir:{folder}"
+    if not folder.is_dir():
+        raise UniclError(f"model {name}: no such folder", f"give a folder with {CONFIG} and {WEIGHTS[0]}")
+    if not (folder / CONFIG).is_file():
+        raise UniclError(f"model {name}: holds no {CONFIG}", "a model of the hub in open_clip's layout has one")
+    config, preprocess = read_config(folder / CONFIG, name)
+    text = config["text_cfg"]
+    if "hf_model_name" in text and (folder / text["hf_model_name"] / "config.json").is_file():
+        text["hf_model_name"] = str(folder / text["hf_model_name"])
+    found = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
+    if weights and found is None:
+        raise UniclError(f"model {name}: holds no weights", f"put {WEIGHTS[0]} beside {CONFIG}")
+    return Source(name, config, preprocess, folder, found if weights else None)
+
+
+def built_in(name: str, rest: str, *, weights: bool) -> Source:
+    """An architecture of open_clip's own list, with the weights of a tag, by default the first one it lists."""
+    import open_clip
+
+    arch, _, tag = rest.partition("/")
+    config = open_clip.get_model_config(arch)
+    if config is None:
+        known = open_clip.list_models()
+        raise UniclError(
+            f"model {name}: open_clip has no '{arch}'{did_you_mean(arch, known)}",
+            "see `python -c 'import open_clip; print(open_clip.list_models())'`",
+        )
+    if not weights:
+        return Source(name, config, {}, None, None)
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    if not tags:
+        raise UniclError(f"model {name}: open_clip knows no weights of {arch}", "take another architecture")
+    settings: dict[str, Any] = open_clip.get_pretrained_cfg(arch, tag or tags[0])
+    if not settings:
+        raise UniclError(f"model {name}: no weights '{tag}'{did_you_mean(tag, tags)}", f"{arch} has {', '.join(tags)}")
+    if not settings["hf_hub"]:
+        raise UniclError(f"model {name}: its weights are not on the hub", f"{arch} also has {', '.join(tags)}")
+    if settings.get("quick_gelu"):  # open_clip only warns and goes on with the wrong activation
+        config["quick_gelu"] = True
+    repo, _, file = settings["hf_hub"].rpartition("/")
+    wanted = (f"{file.rpartition('.')[0]}.safetensors", file) if file else WEIGHTS
+    (path,) = fetch(repo, [wanted], name)
+    return Source(name, config, settings, None, path)
+
+
+def on_hub(name: str, repo: str, *, weights: bool) -> Source:
+    """A repository in open_clip's layout."""
+    files = fetch(repo, [(CONFIG,), WEIGHTS] if weights else [(CONFIG,)], name)
+    config, preprocess = read_config(files[0], name)
+    return Source(name, config, preprocess, None, files[1] if weights else None)
+
+
+def read_config(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(model_cfg, preprocess_cfg) of an open_clip_config.json."""
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+        config = deepcopy(whole["model_cfg"])
+        if not all(isinstance(config[key], dict) for key in ("vision_cfg", "text_cfg")):
+            raise TypeError("vision_cfg and text_cfg are mappings")
+        return config, dict(whole.get("preprocess_cfg", {}))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UniclError(
+            f"model {name}: {path} is no model configuration: {error}", "it has model_cfg with vision_cfg and text_cfg"
+        ) from error
+
+
+# -- the hub --------------------------------------------------------------------------------------------------------
+
+
+def cached(repo: str, names: Sequence[str]) -> Path | None:
+    """The first of the files that the hub's cache has."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = (reached(repo, lambda file=file: try_to_load_from_cache(repo, file)) for file in names)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
+def fetch(repo: str, wanted: Sequence[Sequence[str]], name: str) -> list[Path]:
+    """A file for each list of alternatives: from the cache without a word, else announced and downloaded."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    have = [cached(repo, names) for names in wanted]
+    if all(have):
+        return [path for path in have if path is not None]
+    info = reached(repo, lambda: HfApi().model_info(repo, files_metadata=True))
+    sizes = {item.rfilename: item.size or 0 for item in info.siblings or ()}
+    files: list[str] = []
+    for names in wanted:
+        file = next((file for file in names if file in sizes), None)
+        if file is None:
+            raise UniclError(
+                f"model {name}: {repo} on the hub has no {names[0]}", "it is not in the layout of an open_clip model"
+            )
+        files.append(file)
+    new = sum(sizes[file] for file, path in zip(files, have, strict=True) if path is None)
+    announce(name, f"{shown(new)}, licence {licence(info)}, from {repo}")
+    return [Path(reached(repo, lambda file=file: hf_hub_download(repo, file))) for file in files]
+
+
+def tokenizer_folder(repo: str) -> Path:
+    """The folder with the tokenizer's files of a repository; a path stays as it is."""
+    if Path(repo).is_dir():
+        return Path(repo)
+    path = cached(repo, ("tokenizer_config.json",))
+    if path is not None:
+        return path.parent
+    from huggingface_hub import snapshot_download
+
+    announce(repo, "tokenizer")
+    return Path(reached(repo, lambda: snapshot_download(repo, allow_patterns=list(TOKENIZER))))
+
+
+def announce(name: str, what: str) -> None:
+    """One line before a download; the hub's own bars only where somebody sees them."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    sys.stderr.write(f"downloading {name}: {what}; kept in the cache\n")
+    sys.stderr.flush()
+
+
+def shown(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def licence(info: Any) -> str:
+    """As the model's card names it."""
+    card = None if info.card_data is None else info.card_data.get("license")
+    tags = (tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:"))
+    return str(card or next(tags, "not stated"))
+
+
+def reached(repo: str, ask: Callable[[], T]) -> T:
+    """``ask()``, with every way in which the hub can fail as one line that says what to do."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    client = cast("type[Exception]", HfHubHTTPError.__bases__[0])  # of its HTTP client, of which there were several
+    try:
+        return ask()
+    except (client, OSError, ValueError) as error:
+        raise problem(repo, error) from error
+
+
+def problem(repo: str, error: Exception) -> UniclError:
+    """What the user can do about a failed download."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return UniclError(
+            f"{repo} is not in the hub's cache, and HF_HUB_OFFLINE is set",
+            "go online once (unset HF_HUB_OFFLINE), or give --model local-dir:PATH or a run",
+        )
+    if isinstance(error, errors.HFValidationError):
+        return UniclError(f"hf-hub:{repo} is no name of a model", "write hf-hub:ORG/REPO")
+    if isinstance(error, errors.GatedRepoError):
+        return UniclError(
+            f"{repo}: its licence has to be accepted first",
+            f"do so at https://huggingface.co/{repo}, then `hf auth login`",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return UniclError(
+            f"the hub has no model {repo} that you may read", "check the name; for a private one `hf auth login`"
+        )
+    if isinstance(error, errors.HfHubHTTPError):
+        status = getattr(error.response, "status_code", "no status")
+        return UniclError(f"{repo}: the hub answered with an error ({status})", "try again later")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return UniclError(
+            f"{repo}: no space left for the download", "free some, or set HF_HOME to a folder on a larger disk"
+        )
+    if isinstance(error, PermissionError):
+        return UniclError(f"{repo}: the cache cannot be written: {error}", "set HF_HOME to a folder of your own")
+    return UniclError(
+        f"{repo} could not be downloaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+        "check the connection and give the same command again (it goes on where it broke off), or use local-dir:PATH",
+    )

@@ -1,0 +1,119 @@
+"""Weights of an open_clip model under the names of another model that has the same towers."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from open_clip.transformer import TextTransformer as OpenText
+from open_clip.transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
+
+from unicl_cli.encoders.open_clip import ImageTower, TextTower
+from unicl_cli.encoders.timm import TimmTower
+from unicl_cli.encoders.transformer import TextTransformer
+from unicl_cli.errors import UniclError
+
+BLOCK = {"attn.in_proj_": "qkv.", "attn.out_proj.": "proj.", "mlp.c_fc.": "fc1.", "mlp.c_proj.": "fc2."}
+TOP = {"token_embedding.weight": "tok.weight", "positional_embedding": "pos", "ln_final.": "ln."}
+
+
+def carried(model: nn.Module, source: nn.Module, name: str) -> tuple[dict[str, Tensor], str]:
+    """The weights of ``source`` (the encoder `open_clip`) that ``model`` can take, and which parts these are.
+
+    A tower is taken whole or not at all. UniclError where none is the same.
+    """
+    mine, theirs = model.state_dict(), source.state_dict()
+    if shapes(mine) == shapes(theirs):
+        return theirs, "all weights"
+    parts = cast("Any", model), cast("Any", source)
+    towers: dict[str, dict[str, Tensor]] = {}
+    if hasattr(model, "image") and hasattr(model, "text"):
+        towers = {"image tower": image_tower(*parts), "text tower": text_tower(*parts)}
+    fitting = {part: found for part, found in towers.items() if found and fits(mine, found, part.split()[0])}
+    if not fitting:
+        raise UniclError(
+            f"model.init: no tower of {name} is the same as one of this model's",
+            "take model.name=open_clip, or towers of the same kind, width and depth (docs/models.md)",
+        )
+    taken = {key: value for found in fitting.values() for key, value in found.items()}
+    if len(fitting) == 2 and "logit_scale" in mine:
+        taken["logit_scale"] = theirs["logit_scale"]
+    left = [part for part in towers if part not in fitting]
+    return taken, " and ".join(fitting) + (f" (not the {left[0]}, which is another)" if left else " and logit scale")
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in tensors.items()}
+
+
+def fits(mine: Mapping[str, Tensor], found: Mapping[str, Tensor], part: str) -> bool:
+    """Is every tensor of this tower there, in its shape?"""
+    own = {key: value.shape for key, value in mine.items() if key.startswith(f"{part}.")}
+    return own == shapes(found)
+
+
+def text_tower(model: Any, source: Any) -> dict[str, Tensor]:
+    """CLIP's text tower as `transformer`; empty where either is something else."""
+    trunk = getattr(model.text, "trunk", None)
+    net = source.text.net
+    if (
+        not isinstance(trunk, TextTransformer)
+        or not isinstance(net, OpenText)
+        or not isinstance(source.text, TextTower)
+    ):
+        return {}
+    if not source.text.trim_safe or trunk.heads != net.heads or trunk.quick_gelu != quick(net):
+        return {}
+    found: dict[str, Tensor] = {}
+    for key, value in net.state_dict().items():
+        if key.startswith("text_projection"):
+            found["text.proj.weight"] = value if key.endswith("weight") else value.T
+            continue
+        found[f"text.trunk.{renamed(key)}"] = value[: len(trunk.pos)] if key == "positional_embedding" else value
+    return found
+
+
+def renamed(key: str) -> str:
+    """A name in open_clip's text tower -> its name in ours."""
+    for old, new in TOP.items():
+        if key.startswith(old):
+            return new + key[len(old) :]
+    key = key.replace("transformer.resblocks.", "blocks.")
+    return next((key.replace(old, new) for old, new in BLOCK.items() if old in key), key)
+
+
+def quick(net: nn.Module) -> bool:
+    """Does the tower use CLIP's first, approximate GELU?"""
+    return any(type(module).__name__ == "QuickGELU" for module in net.modules())
+
+
+def image_tower(model: Any, source: Any) -> dict[str, Tensor]:
+    """A timm backbone as `timm`: the same one, or timm's form of open_clip's ViT; empty where it is another."""
+    trunk = getattr(model.image, "trunk", None)
+    tower, net = source.image, source.image.net
+    if not isinstance(trunk, TimmTower) or not isinstance(tower, ImageTower):
+        return {}
+    if tuple(trunk.mean) != tuple(tower.mean) or tuple(trunk.std) != tuple(tower.std):
+        return {}
+    if isinstance(net, VisionTransformer):
+        return vision_transformer(trunk, net)
+    projection = getattr(getattr(net, "head", None), "proj", None)
+    if not isinstance(projection, nn.Linear) or len(list(projection.parameters())) > 1:
+        return {}
+    return prefixed(net.trunk.state_dict()) | {"image.proj.weight": projection.weight.detach()}
+
+
+def vision_transformer(trunk: TimmTower, net: Any) -> dict[str, Tensor]:
+    """open_clip's ViT as one of timm's `vit_*_clip_*`."""
+    backbone: Any = trunk.model
+    if not isinstance(backbone, TimmVisionTransformer) or quick(net) != quick(backbone):
+        return {}
+    state = {f"visual.{key}": value for key, value in net.state_dict().items()}
+    kept = {key: value for key, value in checkpoint_filter_fn(state, backbone).items() if "head." not in key}
+    return prefixed(kept) | {"image.proj.weight": net.proj.detach().T}
+
+
+def prefixed(backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"image.trunk.model.{key}": value for key, value in backbone.items()}

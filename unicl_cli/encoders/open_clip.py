@@ -1,0 +1,224 @@
+"""Models of open_clip as two towers: their own modules and weights, their own preprocessing."""
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NamedTuple, cast
+
+import torch
+from open_clip import CoCa, CustomTextCLIP, load_checkpoint
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from unicl_cli.core.hub import CONFIG, Source
+from unicl_cli.errors import UniclError
+
+BLOCKS = ("Block", "Bottleneck", "Layer")
+
+
+class Frame(NamedTuple):
+    """A picture -> a picture of ``size`` (height, width): open_clip's own resizing and cropping of one model."""
+
+    size: tuple[int, int]
+    steps: tuple[Callable[[Image.Image], Image.Image], ...]
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        for step in self.steps:
+            picture = step(picture)
+        return picture
+
+
+class Net(NamedTuple):
+    """open_clip's two towers with what its model carries beside them; the configurations build them again."""
+
+    visual: nn.Module
+    text: nn.Module
+    logit_scale: Tensor
+    logit_bias: Tensor | None
+    config: dict[str, Any]
+    preprocess: dict[str, Any]
+
+
+def load_net(source: Source, image_size: int | None) -> Net:
+    """open_clip's model with its weights, if the source has any, at ``image_size`` (default: its own).
+
+    On torch's meta device no weights are read. UniclError for weights of another architecture.
+    """
+    config = deepcopy(source.config)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    config.pop("custom_text", None)
+    backbone = "timm_model_name" in vision
+    vision["timm_model_pretrained"] = text["hf_model_pretrained"] = False  # nothing is fetched on the way
+    if "hf_model_name" not in text:
+        del text["hf_model_pretrained"]
+    elif importlib.util.find_spec("transformers") is None:
+        raise UniclError(f"model {source.name}: its text tower needs transformers", "pip install transformers")
+    if image_size is not None and not backbone:
+        vision["image_size"] = image_size
+    net = constructed(source, config)
+    if source.weights is not None and torch.get_default_device().type != "meta":
+        read_weights(net, source)
+    if backbone:
+        resize_backbone(net.visual, image_size or vision["image_size"])
+    size = net.visual.image_size
+    vision["image_size"] = size if isinstance(size, int) else list(size)
+    config.pop("multimodal_cfg", None)  # CoCa's decoder plays no part here
+    for part in (vision, text):
+        part.pop("output_tokens", None)
+    preprocess = merge_preprocess_dict({**asdict(PreprocessCfg()), **source.preprocess}, {"size": size})
+    whole = {"model_cfg": {**config, "custom_text": True}, "preprocess_cfg": preprocess}
+    return Net(net.visual, net.text, net.logit_scale.detach(), net.logit_bias, whole["model_cfg"], preprocess)
+
+
+def constructed(source: Source, config: dict[str, Any]) -> Any:
+    """The bare model; open_clip's classes know which keys a configuration may have."""
+    kind: Any = CoCa if "multimodal_cfg" in config else CustomTextCLIP
+    try:
+        return kind(**config)
+    except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UniclError(
+            f"model {source.name}: open_clip cannot build it: {line}",
+            "update open_clip and timm, or take another model",
+        ) from error
+
+
+def read_weights(net: nn.Module, source: Source) -> None:
+    """Strict; a pickle is only ever read as tensors."""
+    try:
+        load_checkpoint(cast("Any", net), str(source.weights), strict=True, weights_only=True)
+    except (RuntimeError, KeyError, ValueError, OSError, UnpicklingError, EOFError, SafetensorError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise UniclError(
+            f"model {source.name}: {source.weights} cannot be read as its weights: {' '.join(lines[:2])[:300]}",
+            "it is damaged, or of another architecture: delete it and fetch it again",
+        ) from error
+
+
+def resize_backbone(visual: Any, size: int | Sequence[int]) -> None:
+    """timm builds a backbone at its published size; ``size`` becomes its input, positions are interpolated."""
+    wanted = (size, size) if isinstance(size, int) else tuple(size)
+    if tuple(visual.trunk.pretrained_cfg["input_size"][-2:]) != wanted:
+        visual.set_input_size(wanted)
+
+
+def units(net: nn.Module) -> list[nn.Module]:
+    """The outermost blocks, each called through its own forward."""
+    found: list[nn.Module] = []
+    for child in net.children():
+        found += [child] if type(child).__name__.endswith(BLOCKS) else units(child)
+    return found
+
+
+class ImageTower(nn.Module):
+    """(b, 3, H, W) -> pooled (b, width), joint (b, embed_dim); pooled is what comes before the projection.
+
+    Where pooling and projection are one (attention pools of ResNets and of SigLIP), pooled and joint are the same.
+    """
+
+    projects = True
+    lr_scale = 1.0
+
+    def __init__(self, net: Net, embed_dim: int) -> None:
+        super().__init__()
+        self.net = net.visual
+        cfg = PreprocessCfg(**net.preprocess)
+        self.mean, self.std = (each if isinstance(each, float | int) else tuple(each) for each in (cfg.mean, cfg.std))
+        size = (cfg.size, cfg.size) if isinstance(cfg.size, int) else (cfg.size[0], cfg.size[1])
+        steps = cast("Any", image_transform_v2(cfg, is_train=False)).transforms
+        self.frame = Frame(size, tuple(steps[:-3]))  # what follows: to RGB, to a tensor, normalised
+        self.width = self._width(embed_dim)
+
+    def _width(self, embed_dim: int) -> int:
+        net: Any = self.net
+        if isinstance(net, VisionTransformer):
+            return embed_dim if net.proj is None else len(net.proj)
+        linear = next((m for m in getattr(net, "head", net).modules() if isinstance(m, nn.Linear)), None)
+        return embed_dim if linear is None or not self._headed() else linear.in_features
+
+    def _headed(self) -> bool:
+        """Is it a timm backbone whose own pooling comes before the head?"""
+        head = getattr(self.net, "head", None)
+        return isinstance(head, nn.Sequential) and len(head) > 0 and not hasattr(head, "pool")
+
+    @property
+    def units(self) -> Sequence[nn.Module]:
+        return units(self.net)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        net: Any = self.net
+        if isinstance(net, VisionTransformer):
+            pooled, _ = cast("Any", net)._pool(net.transformer(cast("Any", net)._embeds(x)))
+            return pooled, pooled if net.proj is None else pooled @ net.proj
+        if self._headed():
+            pooled = net.trunk(x)
+            return pooled, net.head(pooled)
+        joint = net(x)
+        return joint, joint
+
+
+class TextTower(nn.Module):
+    """int64 (U, L <= context_length) -> (U, embed_dim) twice: its state before the projection is nobody's interest.
+
+    A causal tower reads L tokens, any other one gets them padded to its context, as it was trained.
+    """
+
+    projects = True
+    lr_scale = 1.0
+
+    def __init__(self, net: Net, context_length: int, tokenizer: Any) -> None:
+        super().__init__()
+        self.net, self.context_length, self.tokenizer = net.text, context_length, tokenizer
+        self.width = net.config["embed_dim"]
+        text: Any = net.text
+        plain = isinstance(net.text, TextTransformer)
+        causal = plain and text.attn_mask is not None and text.cls_emb is None
+        self.trim_safe = causal and text.pool_type in ("first", "argmax", "eos")
+        self.pads = plain and not self.trim_safe
+        self.pad_id = tokenizer.pad_id
+        self.config = {"model_cfg": net.config, "preprocess_cfg": net.preprocess}
+        bias = net.logit_bias
+        self.register_buffer("logit_bias", None if bias is None else bias.detach().clone().reshape(()))
+
+    @property
+    def units(self) -> Sequence[nn.Module]:
+        return units(self.net)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        if self.trim_safe:
+            joint = self._cut(tokens)
+        else:
+            short = self.context_length - tokens.shape[1] if self.pads else 0
+            joint = self.net(nn.functional.pad(tokens, (0, short), value=self.pad_id) if short else tokens)
+        joint = joint[0] if isinstance(joint, tuple) else joint  # CoCa's gives its tokens too
+        return joint, joint
+
+    def _cut(self, tokens: Tensor) -> Tensor:
+        """open_clip's own forward with its mask, made for the whole context, cut to the tokens there are."""
+        net: Any = self.net
+        length = tokens.shape[1]
+        kind = net.transformer.get_cast_dtype()
+        x = net.token_embedding(tokens).to(kind) + net.positional_embedding[:length].to(kind)
+        x = net.ln_final(net.transformer(x, attn_mask=net.attn_mask[:length, :length]))
+        pooled = text_global_pool(x, tokens, net.pool_type, eos_token_id=net.eos_id)
+        projection = net.text_projection
+        if projection is None:
+            return pooled
+        return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+
+    def store(self, folder: Path) -> None:
+        """What builds the same model without its first weights: the configuration, a tokenizer that is not CLIP's."""
+        config = deepcopy(self.config)
+        if "hf_model_name" in config["model_cfg"]["text_cfg"]:
+            config["model_cfg"]["text_cfg"]["hf_model_name"] = "."
+            cast("Any", self.net).config.save_pretrained(folder)
+        if hasattr(self.tokenizer, "inner"):
+            self.tokenizer.inner.save_pretrained(folder)
+        (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")

@@ -1,0 +1,160 @@
+"""Finished models by name: a run, one of its checkpoints, or a model of open_clip with its published weights."""
+
+import json
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from unicl_cli import registry
+from unicl_cli.build import build_step, owned
+from unicl_cli.contracts import ClassName, Tokenizer
+from unicl_cli.core import checkpoint, hub
+from unicl_cli.core.loop import Step
+from unicl_cli.core.prompts import load_templates
+from unicl_cli.data.tokenizers import TextTokenizer, load_tokenizer
+from unicl_cli.data.transforms import EvalTransform
+from unicl_cli.encoders.carry import carried
+from unicl_cli.errors import UniclError
+from unicl_cli.recipe import load
+
+RUNS = Path("runs")
+DEFAULT = "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+"""Where there is no run: MIT, 151 million parameters."""
+
+
+class Loaded(NamedTuple):
+    """A trained model, in evaluation, on its device. ``transform`` makes of an encoded picture what its tower takes."""
+
+    name: str
+    step: Step
+    tokenizer: Tokenizer | None
+    transform: EvalTransform
+    classes: tuple[ClassName, ...]
+    templates: tuple[str, ...]
+    corpora: tuple[str, ...]
+
+
+class Scoring(nn.Module):
+    """How weights from elsewhere score classes: by text, with the sigmoid where they have a ``bias`` (SigLIP)."""
+
+    score = "text"
+
+    def __init__(self, bias: Tensor | None) -> None:
+        super().__init__()
+        self.activation = "softmax" if bias is None else "sigmoid"
+        if bias is not None:
+            self.register_buffer("bias", bias.clone(), persistent=False)  # the model has it already
+
+
+def is_checkpoint(folder: Path) -> bool:
+    return (folder / checkpoint.TRAINER).is_file()
+
+
+def last_run() -> str | None:
+    """The run in ``runs/`` that finished last."""
+    done = [path.parent for path in RUNS.glob("*/meta.json")]
+    return str(max(done, key=lambda run: (run / "meta.json").stat().st_mtime)) if done else None
+
+
+def named(model: str | None) -> str:
+    """The model that is meant: the one named, UNICL_MODEL, the last run, else a published one."""
+    return model or os.environ.get("UNICL_MODEL") or last_run() or DEFAULT
+
+
+def find_run(name: str) -> tuple[Path, Path]:
+    """(run directory, folder with the weights) of a run or checkpoint directory."""
+    folder = Path(name)
+    if not folder.is_dir():
+        raise UniclError(f"model {name}: no such run or checkpoint directory", f"give {hub.FORMS_HINT}")
+    if is_checkpoint(folder):
+        return folder.resolve().parent.parent, folder
+    if (folder / hub.CONFIG).is_file() and not (folder / "resolved.yaml").is_file():
+        raise UniclError(f"model {name}: is a folder in open_clip's layout", f"write local-dir:{name}")
+    if not (folder / "resolved.yaml").is_file():
+        raise UniclError(
+            f"{name}: is neither a run nor a checkpoint directory", "give a directory that unicl train wrote"
+        )
+    if (folder / "meta.json").is_file():
+        return folder, folder
+    newest = checkpoint.newest(folder / "checkpoints")
+    if newest is None:
+        raise UniclError(f"{name}: has no whole checkpoint yet", "wait for the first, or train again")
+    return folder, newest
+
+
+def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_weights: bool = False) -> Loaded:
+    """A run, finished or not, one of its checkpoints, or a model of open_clip. Weights that do not fit are refused.
+
+    The moving average of the weights is taken where there is one, unless ``raw_weights``.
+    """
+    name = named(model)
+    loaded = published(name) if hub.is_form(name) else trained(name, raw_weights=raw_weights)
+    loaded.step.eval().to(device)
+    return loaded
+
+
+def trained(name: str, *, raw_weights: bool) -> Loaded:
+    """What `unicl train` wrote."""
+    run, folder = find_run(name)
+    recipe = load(str(run / "resolved.yaml"))
+    names = json.loads((run / "classes.json").read_text(encoding="utf-8"))
+    classes = tuple(ClassName(item["key"], tuple(item["names"])) for item in names["classes"])
+
+    @cache
+    def tokenizer() -> TextTokenizer:
+        clean = recipe.model.tokenizer == "clip"
+        return load_tokenizer(run / "tokenizer.json", names["context_length"], clean=clean)
+
+    step, own = build_step(recipe, tokenizer, classes, chunks=1, trained=run)
+    averaged = (folder / checkpoint.EMA).is_file() and not raw_weights
+    weights = folder / (checkpoint.EMA if averaged else checkpoint.MODEL)
+    checkpoint.load_weights(step, checkpoint.read_tensors(weights), str(weights))
+    corpora = tuple(dict.fromkeys(item.corpus for item in recipe.data.train))
+    transform = transform_of(step.model, recipe.data.image_size)
+    return Loaded(str(run), step, own, transform, classes, tuple(names["templates"]), corpora)
+
+
+def published(name: str) -> Loaded:
+    """A model of open_clip as it is: its preprocessing, its tokenizer, CLIP's 80 prompts, no classes of its own."""
+    model = open_clip_model(name)
+    step = Step(model, Scoring(owned(model, "logit_bias")))
+    return Loaded(name, step, owned(model, "tokenizer"), transform_of(model, None), (), load_templates("clip80"), ())
+
+
+def open_clip_model(name: str) -> nn.Module:
+    """The encoder `open_clip` with the weights that ``name`` says, at their own picture size."""
+    context: dict[str, Callable[[], Any]] = {"chunks": lambda: 1, "image_size": lambda: None, "stored": lambda: None}
+    part = registry.bind("encoders", {"name": "open_clip", "arch": name})
+    return cast("nn.Module", registry.make("encoders", part, context))
+
+
+def transform_of(model: nn.Module, image_size: int | None) -> EvalTransform:
+    """The model's own preprocessing where it brings one, else the geometry of evaluation at ``image_size``."""
+    frame = owned(model, "frame")
+    if frame is not None:
+        return EvalTransform(frame.size, frame)
+    if image_size is None:
+        raise ValueError("neither the model nor the caller knows the size of a picture")
+    return EvalTransform((image_size, image_size))
+
+
+def load_init(step: Step, model: str) -> str:
+    """Starts the model (not the loss) from a run, a checkpoint or a model of open_clip; says what was taken over.
+
+    Of a model of open_clip each tower is taken that is the same as this model's.
+    """
+    if hub.is_form(model):
+        source = open_clip_model(model)
+        taken, what = carried(step.model, source, model)
+        checkpoint.load_weights(step.model, {**checkpoint.own_tensors(step.model), **taken}, model)
+        return f"{what} of {model}"
+    _, folder = find_run(model)
+    tensors = checkpoint.read_tensors(folder / checkpoint.MODEL)
+    own = {name.removeprefix("model."): x for name, x in tensors.items() if name.startswith("model.")}
+    checkpoint.load_weights(step.model, own, model)
+    return f"all of {model}"
