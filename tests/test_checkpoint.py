@@ -174,7 +174,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, limit):
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(root), str(limit)], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 2, done.stderr
     assert done.stdout.startswith(f"{root}/step-00000002: the checkpoint could not be written: ")
     assert checkpoint.newest(root) == root / "step-00000001"
     assert sorted(p.name for p in root.iterdir()) == ["latest", "step-00000001"]

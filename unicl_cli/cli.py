@@ -5,6 +5,7 @@ import errno
 import importlib
 import importlib.metadata
 import io
+import logging
 import os
 import re
 import sys
@@ -16,11 +17,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from unicl_cli import __version__, registry
-from unicl_cli.commands import Debug, Quiet, Verbose, everywhere
+from unicl_cli.commands import LOG, Debug, Quiet, Verbose, everywhere
 from unicl_cli.errors import UniclError, did_you_mean
 
 BUILTIN = {
     "prepare": "Make a corpus of labels, captions and pictures.",
+    "inspect": "Say what is in a corpus, a batch, a checkpoint or a run.",
     "train": "Train a recipe; the same command continues a cut run.",
     "eval": "Measure zero-shot accuracy and retrieval of a model.",
     "probe": "Fit a linear classifier on a model's image features.",
@@ -136,6 +138,7 @@ def options(
     verbose: Verbose = False,
 ) -> None:
     """Unified image-text-label learning: prepare a corpus, train a recipe, measure and use the model."""
+    LOG.setLevel(logging.WARNING if quiet else logging.INFO)  # a command's own --quiet comes after this
 
 
 def run(argv: Sequence[str]) -> int:

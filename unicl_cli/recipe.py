@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import date
+from glob import escape
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -141,6 +142,8 @@ def _validated(data: Mapping[str, Any], problems: list[Problem]) -> Recipe | Non
         problems.append(
             Problem(("data", "augment"), f"{len(recipe.data.augment)} entries, but data.views is {recipe.data.views}")
         )
+    if recipe.checkpoint.best is not None and not recipe.eval:
+        problems.append(Problem(("checkpoint", "best"), "is a figure of the first entry of eval, and there is none"))
     return None if problems else recipe
 
 
@@ -226,12 +229,30 @@ def recipe_hash(recipe: Recipe) -> str:
 
 
 def run_path(recipe: Recipe) -> Path:
-    """`run_dir` with its placeholders filled in."""
-    filled = {"{name}": recipe.name, "{hash8}": recipe_hash(recipe)[:8], "{date}": date.today().isoformat()}
-    path = recipe.run_dir
-    for placeholder, text in filled.items():
-        path = path.replace(placeholder, text)
-    return Path(path)
+    """`run_dir` with its placeholders filled in; with `{date}` the newest unfinished run of this recipe, if any."""
+    today = date.today().isoformat()
+    if "{date}" in recipe.run_dir:
+        pattern = Path(_filled(escape(recipe.run_dir), recipe, "????-??-??"))
+        for old in sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))), reverse=True):
+            if _continues(recipe, old):
+                return old
+    return Path(_filled(recipe.run_dir, recipe, today))
+
+
+def _filled(text: str, recipe: Recipe, day: str) -> str:
+    for placeholder, value in (("name", recipe.name), ("hash8", recipe_hash(recipe)[:8]), ("date", day)):
+        text = text.replace(f"{{{placeholder}}}", value)
+    return text
+
+
+def _continues(recipe: Recipe, run: Path) -> bool:
+    """Is ``run`` an unfinished training of this recipe?"""
+    first = run / "stage-1" if len(recipe.stages) > 1 else run
+    try:
+        same = recipe_hash(load(str(first / "resolved.yaml"))) == recipe_hash(recipe.stage(0))
+    except UniclError:
+        return False
+    return same and not (run / "meta.json").is_file()
 
 
 def schema() -> dict[str, Any]:

@@ -200,6 +200,19 @@ class Log(Section):
 
     every: Count = 10
     """In steps."""
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], AS_LIST] = ()
+    """Who gets the figures beside metrics.jsonl; each needs its package."""
+    project: Annotated[str, Field(min_length=1)] = "unicl"
+    """The project that wandb files the run under."""
+
+
+class Best(Section):
+    """Which checkpoint is the best one."""
+
+    metric: Literal["top1", "text_to_image_r1", "image_to_text_r1"] = "top1"
+    """A figure of the first entry of `eval`."""
+    mode: Literal["max", "min"] = "max"
+    """Whether more is better, or less."""
 
 
 class Checkpoint(Section):
@@ -211,6 +224,10 @@ class Checkpoint(Section):
     """Also after this time."""
     keep: Count = 3
     """How many of the newest stay."""
+    keep_every: Count | None = None
+    """Those of every so many steps stay for good."""
+    best: Best | None = None
+    """The best one stays too, and `checkpoints/best` names it; null = none is singled out."""
 
 
 class Parallel(Section):
@@ -232,3 +249,5 @@ class Guard(Section):
 
     max_bad_steps: Count = 10
     """This many steps with a non-finite loss or gradient in a row end the run with exit code 3."""
+    on_spike: Literal["warn", "ignore"] = "warn"
+    """What to do when the logged loss stays far above that of the last 200 lines."""

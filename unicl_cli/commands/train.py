@@ -29,7 +29,7 @@ def train(
 ) -> None:
     """Train from a recipe; the same command continues after any interruption."""
     del quiet  # its callback has seen it
-    from unicl_cli.core.launch import is_peer, launched, processes, recorded, was_stopped
+    from unicl_cli.core.launch import StopFlag, is_peer, launched, processes, recorded, was_stopped
     from unicl_cli.recipe import check_corpora, check_shares, load, run_path
 
     changes = list(overrides or [])
@@ -42,15 +42,18 @@ def train(
 
         describe(checked, run, devices, as_json=json_)
         return
+    stop = StopFlag()
+    stop.install()  # before anything slow is imported
     check_shares(checked, processes(devices)[0])
-    code = launched(devices, sys.argv[1:], run / "logs")
+    code = launched(devices, sys.argv[1:], run / "logs", stop)
     if code is not None:
         raise typer.Exit(75 if was_stopped(run, code) else code)
 
     def work() -> None:
         from unicl_cli.jobs.train import Request, train
 
-        train(checked, run, Request(devices, resume, is_quiet()), source=recipe, overrides=changes)
+        stop.leave_early()
+        train(checked, run, Request(devices, resume, is_quiet()), stop, source=recipe, overrides=changes)
 
     recorded(work)
     if not is_peer():

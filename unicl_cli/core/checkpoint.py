@@ -53,6 +53,7 @@ def save(
     facts: Mapping[str, Any],
     keep: int,
     average: Mapping[str, Tensor] | None = None,
+    keep_every: int | None = None,
 ) -> Path:
     """Writes ``root/step-00000100`` for ``facts["step"] == 100`` and points ``root/latest`` at it; all ranks call it.
 
@@ -74,10 +75,9 @@ def save(
         raise UniclError(
             f"{target}: the checkpoint could not be written: {problem or 'see rank 0'}",
             "free some space (or lower checkpoint.keep) and give the same command again",
-            exit_code=1,
         ) from problem
     if rank() == 0:
-        prune(root, keep)
+        prune(root, keep, keep_every)
     barrier()
     return target
 
@@ -108,13 +108,23 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         put(part, path)
 
 
-def prune(root: Path, keep: int) -> None:
-    """Deletes all but the newest ``keep`` checkpoints, never the latest, and what dead runs left half written."""
-    latest = (root / "latest").read_text(encoding="utf-8")
+def prune(root: Path, keep: int, keep_every: int | None = None) -> None:
+    """Deletes all but the newest ``keep`` checkpoints and what dead runs left half written.
+
+    What ``latest`` or ``best`` names stays, and each whose step is a multiple of ``keep_every``.
+    """
+    named = {read_pointer(root / name) for name in ("latest", "best")}
     for old in sorted(root.glob("step-*"))[:-keep]:
-        if old.name != latest:
+        number = old.name.removeprefix("step-")
+        lasting = keep_every is not None and number.isdecimal() and int(number) % keep_every == 0
+        if old.name not in named and not lasting:
             shutil.rmtree(old)
     discard_parts(root)
+
+
+def read_pointer(path: Path) -> str:
+    """The checkpoint that ``latest`` or ``best`` names; an empty word where there is no such file."""
+    return Path(path.read_text(encoding="utf-8", errors="replace").strip()).name if path.is_file() else ""
 
 
 def discard_parts(root: Path) -> None:
@@ -141,11 +151,9 @@ def is_whole(folder: Path) -> bool:
 
 def newest(root: Path) -> Path | None:
     """The newest whole checkpoint under ``root``: the one that ``latest`` names, else the highest step."""
-    pointer = root / "latest"
-    if pointer.is_file():
-        named = root / Path(pointer.read_text(encoding="utf-8", errors="replace").strip()).name
-        if is_whole(named):
-            return named
+    named = read_pointer(root / "latest")
+    if named and is_whole(root / named):
+        return root / named
     return next((folder for folder in sorted(root.glob("step-*"), reverse=True) if is_whole(folder)), None)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import Stopped, UniclError
 
 LAUNCHER = "UNICL_LAUNCHER_PID"
 WORKER = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
@@ -38,6 +38,11 @@ class StopFlag:
         """From the main thread, before anything slow: PID 1 of a container ignores SIGTERM otherwise."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._handle)
+
+    def leave_early(self) -> None:
+        """Before the first step, where nothing is lost; workers leave together, in the loop or with their launcher."""
+        if self.signal is not None and not is_worker():
+            raise Stopped("stopped before the first step", "the same command starts again")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
@@ -90,19 +95,19 @@ def processes(devices: str) -> tuple[int, bool]:
     return int(count), kind == "cpu"
 
 
-def launched(devices: str, argv: Sequence[str], logs: Path | None = None) -> int | None:
+def launched(devices: str, argv: Sequence[str], logs: Path | None = None, stop: StopFlag | None = None) -> int | None:
     """Runs ``unicl *argv`` in as many workers as ``devices`` asks for, and returns their exit code.
 
-    None: this process is a worker already, or the only process; go on.
+    None: this process is a worker already, or the only process; go on. ``stop`` has seen the signals so far.
     """
     if is_worker():
         guard_against_orphans()
         return None
     count, _ = processes(devices)
-    return None if count == 1 else elastic(count, argv, logs)
+    return None if count == 1 else elastic(count, argv, logs, stop)
 
 
-def elastic(count: int, argv: Sequence[str], logs: Path | None) -> int:
+def elastic(count: int, argv: Sequence[str], logs: Path | None, stop: StopFlag | None = None) -> int:
     """Torch elastic's agent on this machine; the exit code of the worker that failed first, or 0."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -131,10 +136,12 @@ def elastic(count: int, argv: Sequence[str], logs: Path | None) -> int:
     for name in logging.root.manager.loggerDict:  # the agent's box and its warning about signals
         if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+    if stop is not None:
+        stop.leave_early()  # from here on the agent handles the signals
     try:
         elastic_launch(config, sys.executable)("-u", "-m", "unicl_cli", *argv)
-    except SignalException as stop:
-        return 128 + int(stop.sigval)
+    except SignalException as ended:
+        return 128 + int(ended.sigval)
     except ChildFailedError as failed:
         return blame(failed, count)
     return 0

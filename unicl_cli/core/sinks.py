@@ -1,12 +1,15 @@
 """Where a training's figures go: metrics.jsonl, the terminal, status.json."""
 
+import contextlib
 import json
 import math
 import os
 import socket
+import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from unicl_cli.contracts import Sink
 from unicl_cli.core.files import write_atomic
+from unicl_cli.errors import UniclError
 
 STATUS_SECONDS = 15
 LINE_SECONDS = 30
@@ -48,6 +52,18 @@ def line_of(step: int, steps: int, values: Mapping[str, float]) -> str:
     return " | ".join([f"step {step}/{steps} {step / steps:.1%}", *parts, *eta])
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Generator[None]:
+    """A full disk or a folder that may no longer be written, as a UniclError that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise UniclError(
+            f"{path}: cannot be written: {error.strerror}",
+            "mend that (free some space) and give the same command again: it goes on from the last checkpoint",
+        ) from error
+
+
 class JsonlSink:
     """One flat JSON object a line; a value that is not finite is null. Lines after ``start`` are dropped first.
 
@@ -61,14 +77,16 @@ class JsonlSink:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         clean = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        self.file.write(json.dumps({"step": step, "time": round(time.time(), 3), **clean}) + "\n")
-        self.file.flush()
+        with writing(Path(self.file.name)):
+            self.file.write(json.dumps({"step": step, "time": round(time.time(), 3), **clean}) + "\n")
+            self.file.flush()
 
     def close(self) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError):  # a line that could not be flushed has been complained of
+            self.file.close()
 
 
-def kept_lines(path: Path, start: int) -> list[str]:
+def kept_lines(path: Path, start: float = math.inf) -> list[str]:
     """Whole lines of steps up to ``start``; the last ones may have been cut or spoilt by a kill or a power cut."""
     kept: list[str] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
@@ -136,10 +154,42 @@ class StatusSink:
         """``running | stopped | failed | done``, written at once."""
         self.facts |= {"state": state, "updated": round(time.time(), 1), **facts}
         self.written = time.monotonic()
-        write_atomic(self.path, json.dumps(self.facts, indent=1))
+        with writing(self.path):
+            write_atomic(self.path, json.dumps(self.facts, indent=1))
 
     def close(self) -> None:
         """The job sets the last state itself."""
+
+
+class SpikeSink:
+    """Says when the loss of three lines in a row lies far above the median of the last 200."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.recent: deque[float] = deque(maxlen=200)
+        self.high = 0
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        loss = values.get("loss", math.nan)
+        if not math.isfinite(loss):
+            return
+        limit = self.limit()
+        self.high = self.high + 1 if loss > limit else 0
+        if self.high == 3:
+            message = f"warning: step {step}: the loss is {loss:.3f}, for three lines above {limit:.3f}"
+            self.say(f"{message} (median + 6 MAD); if it stays there, lower optim.lr or lengthen schedule.warmup")
+        if not self.high:
+            self.recent.append(loss)
+
+    def limit(self) -> float:
+        """Median + 6 x the median absolute deviation, from 20 lines on."""
+        if len(self.recent) < 20:
+            return math.inf
+        median = statistics.median(self.recent)
+        return median + 6 * statistics.median(abs(loss - median) for loss in self.recent)
+
+    def close(self) -> None:
+        """Keeps nothing."""
 
 
 class Sinks:

@@ -58,8 +58,9 @@ def train(
     recipe: Recipe, run: Path, request: Request, stop: StopFlag, *, source: str, overrides: Sequence[str]
 ) -> None:
     """All stages of a recipe into ``run``; on every rank. ``stop`` has been installed."""
-    for stage in recipe.stages or ({},):
-        check_installed(stage.get("log", {}).get("trackers", recipe.log.trackers))
+    stages = stages_of(recipe, run)
+    for stage, _, _ in stages:
+        check_installed(stage.log.trackers)
     if recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.backends.cudnn.benchmark = False
@@ -67,22 +68,27 @@ def train(
     accelerator = start_accelerator(recipe.precision, request.devices)
     lock = FileLock(run / "run.lock")
     if rank() == 0:
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UniclError(f"{run}: another training is writing here", "wait for it, or give --run-dir") from error
-        except OSError as error:
-            raise UniclError(f"{run}: cannot be written: {error.strerror}", "give another --run-dir") from error
-    stages = stages_of(recipe, run)
+        take(lock, run)
     for stage, folder, _ in stages:
         check_same(stage, folder)
     if rank() == 0:
         keep_source(run, source, overrides, request)
     barrier()
     for stage, folder, start in stages:
+        stop.leave_early()
         train_stage(stage, folder, start, request, accelerator, stop)
     accelerator.end_training()
+
+
+def take(lock: FileLock, run: Path) -> None:
+    """Makes the run directory this training's own for as long as it lives."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UniclError(f"{run}: another training is writing here", "wait for it, or give --run-dir") from error
+    except OSError as error:
+        raise UniclError(f"{run}: cannot be written: {error.strerror}", "give another --run-dir") from error
 
 
 def keep_source(run: Path, source: str, overrides: Sequence[str], request: Request) -> None:

@@ -1,0 +1,82 @@
+"""TensorBoard and W&B through accelerate's trackers: they get the figures, and never end a training."""
+
+import importlib.util
+import sys
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unicl_cli.core.files import write_atomic
+from unicl_cli.errors import UniclError
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Raises UniclError with the line that installs what is missing."""
+    found = {name: importlib.util.find_spec(name) for name in names}
+    missing = [name for name, spec in found.items() if spec is None or spec.origin is None]  # a folder is no package
+    if missing:
+        raise UniclError(f"log.trackers: {', '.join(missing)} not installed", f"pip install {' '.join(missing)}")
+
+
+def flattened(value: Any, at: str = "") -> dict[str, int | float | str | bool]:
+    """``{"optim.lr": 1e-3}``: nested values by their path, what is no number or text as text."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else None
+    if items is None:
+        return {at: value if isinstance(value, int | float | str) else str(value)}
+    return {key: leaf for name, item in items for key, leaf in flattened(item, f"{at}.{name}".lstrip(".")).items()}
+
+
+def open_tensorboard(run: Path, project: str, done: int) -> Any:
+    """Events in ``run/tb``; those of steps after ``done``, which a cut run repeats, are hidden."""
+    del project  # TensorBoard knows folders only
+    from accelerate.tracking import TensorBoardTracker
+
+    return TensorBoardTracker("tb", run, purge_step=done + 1)
+
+
+def open_wandb(run: Path, project: str, done: int) -> Any:
+    """A run of ``project`` under the id in ``run/wandb-id``, so that a continued training stays one run there."""
+    del done
+    from accelerate.tracking import WandBTracker
+
+    known = run / "wandb-id"
+    if not known.is_file():
+        write_atomic(known, uuid.uuid4().hex)
+    name = known.read_text(encoding="utf-8").strip()
+    return WandBTracker(project, id=name, name=run.name, resume="allow", dir=str(run))
+
+
+OPENERS: dict[str, Callable[[Path, str, int], Any]] = {"tensorboard": open_tensorboard, "wandb": open_wandb}
+
+
+class TrackerSink:
+    """Gives each tracker the figures under their step; one that throws is switched off with one warning."""
+
+    def __init__(self, names: Sequence[str], run: Path, project: str, config: Mapping[str, Any], done: int) -> None:
+        self.trackers: dict[str, Any] = {}
+        for name in names:
+            self.tried(name, lambda name=name: self.start(name, run, project, config, done))
+
+    def start(self, name: str, run: Path, project: str, config: Mapping[str, Any], done: int) -> None:
+        tracker = OPENERS[name](run, project, done)
+        tracker.start()
+        self.trackers[name] = tracker
+        if not done:
+            tracker.store_init_configuration(flattened(config))
+
+    def tried(self, name: str, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - foreign code and its network; said once, and the run goes on
+            self.trackers.pop(name, None)
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            sys.stderr.write(f"warning: tracker {name} is switched off: {reason}\n")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, tracker in list(self.trackers.items()):
+            self.tried(name, lambda tracker=tracker: tracker.log(dict(values), step=step))
+
+    def close(self) -> None:
+        for name, tracker in list(self.trackers.items()):
+            self.tried(name, tracker.finish)
