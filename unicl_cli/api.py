@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from unicl_cli.core.sampler import seed_of
     from unicl_cli.core.schedule import lr_at
     from unicl_cli.errors import UniclError
+    from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
     from unicl_cli.load import Loaded, load_model
     from unicl_cli.losses import both_ways, contrast, contrast_tiled, supcon_loss
     from unicl_cli.model import at_least_float32, chunked
@@ -49,6 +50,7 @@ _HOME = {
     "unicl_cli.core.sampler": ("seed_of",),
     "unicl_cli.core.schedule": ("lr_at",),
     "unicl_cli.errors": ("UniclError",),
+    "unicl_cli.evaluate.classifier": ("prompts_of", "zeroshot_classifier"),
     "unicl_cli.load": ("Loaded", "load_model"),
     "unicl_cli.losses": ("both_ways", "contrast", "contrast_tiled", "supcon_loss"),
     "unicl_cli.model": ("at_least_float32", "chunked"),
@@ -93,6 +95,7 @@ __all__ = [
     "load_weights",
     "lr_at",
     "newest",
+    "prompts_of",
     "rank",
     "read_facts",
     "read_tensors",
@@ -103,6 +106,7 @@ __all__ = [
     "start_accelerator",
     "supcon_loss",
     "world_size",
+    "zeroshot_classifier",
 ]
 
 

@@ -1,0 +1,67 @@
+"""`unicl onnx`: the command's options; nothing heavy is imported before it runs."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def onnx(
+    model: Annotated[
+        str | None, typer.Argument(help="A run, a checkpoint, or open_clip:NAME/TAG; default: the last run.")
+    ] = None,
+    model_option: Annotated[str | None, typer.Option("--model", help="The same.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where to; an earlier export there is replaced.")] = Path(
+        "onnx"
+    ),
+    classes: Annotated[
+        str | None, typer.Option(help="a,b,c or @file with one a line: also a graph from pictures to these classes.")
+    ] = None,
+    template: Annotated[
+        list[str] | None, typer.Option(help="A prompt like 'a photo of a {}.'; default: the model's own.")
+    ] = None,
+    opset: Annotated[int, typer.Option(min=18, help="The version of ONNX's operators.")] = 18,
+    raw_weights: Annotated[bool, typer.Option("--raw-weights", help="Not their moving average.")] = False,  # noqa: FBT002
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,  # noqa: FBT002
+) -> None:
+    """Export a model's towers to ONNX and compare them with the model in onnxruntime."""
+    from unicl_cli.api import UniclError, load_model
+    from unicl_onnx.export import export
+
+    if model is not None and model_option is not None and model != model_option:
+        raise UniclError(f"two models: {model} and --model {model_option}", "name one of them")
+    loaded = load_model(model or model_option, raw_weights=raw_weights)
+    if template:
+        loaded = loaded._replace(templates=tuple(template))
+    facts = export(loaded, out, class_names(classes), opset=opset)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+        return
+    for name, graph in facts["graphs"].items():
+        typer.echo(f"{out / name}: {graph['bytes'] / 1e6:.1f} MB, at most {graph['max_difference']:.1e} from the model")
+    typer.echo(f"{out / 'meta.json'}: sizes, scale, preprocessing, classes")
+
+
+def class_names(classes: str | None) -> tuple[str, ...]:
+    """``a,b`` or ``@file`` -> names, () for None. UniclError for an empty list or a name that stands there twice."""
+    from unicl_cli.api import UniclError
+
+    if classes is None:
+        return ()
+    try:
+        text = Path(classes[1:]).read_text(encoding="utf-8-sig") if classes.startswith("@") else classes
+    except (OSError, UnicodeDecodeError) as error:
+        raise UniclError(
+            f"--classes {classes}: cannot be read: {error}", "a text file with one class a line"
+        ) from error
+    parts = text.splitlines() if classes.startswith("@") else text.split(",")
+    names = tuple(part.strip() for part in parts if part.strip())
+    if not names:
+        raise UniclError(f"--classes {classes}: no class is named", "write --classes cat,dog or --classes @names.txt")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UniclError(f"--classes: '{twice[0]}' stands there twice", "name each class once")
+    return names

@@ -1,0 +1,213 @@
+"""A loaded model to a folder of ONNX graphs, each compared in onnxruntime at sizes that it was not traced with."""
+
+import contextlib
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from unicl_cli.api import Loaded, UniclError
+from unicl_onnx.graphs import ImageGraph, TextGraph, classify_graph, scale_and_bias
+
+SCHEMA = "unicl/onnx/1"
+TOLERANCE = 1e-4
+"""Of unit vectors; of logits times the scale."""
+ONE_FILE = 1_800_000_000
+"""Bytes of weights; ONNX files end at 2 GiB, what is larger stands in a file beside the graph."""
+LARGEST_BATCH = 4096
+TEXTS = ("a photo of a cat.", "dog", "the third of five small pictures, seen from above", "one two three four five six")
+
+
+class Graph(NamedTuple):
+    """A module to export: ``free`` are its sizes that may vary, ``checks`` inputs of other sizes than ``traced``."""
+
+    module: nn.Module
+    traced: Tensor
+    checks: Sequence[Tensor]
+    free: dict[int, Any]
+    names: tuple[str, str]
+    tolerance: float
+
+
+def export(loaded: Loaded, out: Path, classes: tuple[str, ...], *, opset: int) -> dict[str, Any]:
+    """Writes ``out`` as a whole, or nothing; gives what ``meta.json`` holds. UniclError if a graph differs."""
+    check(loaded, out, classes)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as folder:
+        part = Path(folder) / "export"
+        part.mkdir()
+        found = {name: written(graph, part / name, opset) for name, graph in graphs(loaded, classes).items()}
+        save = getattr(loaded.tokenizer, "save", None)
+        if save is not None:
+            save(part / "tokenizer.json")
+        facts = describe(loaded, classes, found, opset, tokenizer=save is not None)
+        write_json(part / "preprocessing.json", preprocessing(loaded))
+        write_json(part / "meta.json", facts)
+        put(part, out)
+    return facts
+
+
+def put(part: Path, out: Path) -> None:
+    """Every file to its place, `meta.json` last; graphs of an earlier export go, other files stay."""
+    out.mkdir(exist_ok=True)
+    for old in out.glob("*.onnx*"):
+        old.unlink()
+    for file in sorted(part.iterdir(), key=lambda file: file.name == "meta.json"):
+        file.replace(out / file.name)
+
+
+def check(loaded: Loaded, out: Path, classes: tuple[str, ...]) -> None:
+    """What cannot be exported, and a folder that holds something else."""
+    if getattr(loaded.step.loss, "score", "text") == "pair":
+        raise UniclError(
+            f"{loaded.name} scores pairs: it has no towers of their own to export", "take a two-tower model"
+        )
+    if classes and (loaded.tokenizer is None or getattr(loaded.step.loss, "score", "text") != "text"):
+        raise UniclError(f"{loaded.name} does not classify by texts", "leave --classes out")
+    for template in loaded.templates if classes else ():
+        if "{}" not in template and "{c}" not in template:
+            raise UniclError(f"template '{template}' has no place for the class name", "write {} where the name goes")
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "meta.json").is_file()):
+        raise UniclError(f"{out}: holds something that is no export", "give an empty or a new folder: -o DIR")
+
+
+def graphs(loaded: Loaded, classes: tuple[str, ...]) -> dict[str, Graph]:
+    """File -> graph; traced with two rows, since a size of 0 or 1 would be taken for a constant."""
+    dim = torch.export.Dim
+    batch = dim("batch", min=1, max=LARGEST_BATCH)
+    pictures = [pixels(loaded, count) for count in (2, 1, 5)]
+    model = loaded.step.model
+    image = Graph(ImageGraph(model), pictures[0], pictures[1:], {0: batch}, ("pixels", "image_embeds"), TOLERANCE)
+    found = {"image.onnx": image}
+    if loaded.tokenizer is not None:
+        length = loaded.tokenizer.context_length
+        tokens = [loaded.tokenizer(TEXTS[:count]) for count in (2, 1, 4)] if length > 1 else one_token_each(loaded)
+        free = {0: batch} if length == 1 else {0: batch, 1: dim("length", min=1, max=length)}
+        found["text.onnx"] = Graph(TextGraph(model), tokens[0], tokens[1:], free, ("tokens", "text_embeds"), TOLERANCE)
+    if classes:
+        graph = classify_graph(loaded, classes)
+        tolerance = TOLERANCE * max(1.0, graph.scale)
+        found["classify.onnx"] = Graph(graph, pictures[0], pictures[1:], {0: batch}, ("pixels", "logits"), tolerance)
+    return found
+
+
+def pixels(loaded: Loaded, count: int) -> Tensor:
+    """uint8 (count, 3, H, W) of noise."""
+    noise = torch.Generator().manual_seed(count)
+    return torch.randint(0, 256, (count, 3, *loaded.transform.size), generator=noise, dtype=torch.uint8)
+
+
+def one_token_each(loaded: Loaded) -> list[Tensor]:
+    """Tokens of a tower that has one vector a class and knows no other texts."""
+    count = loaded.tokenizer.vocab_size if loaded.tokenizer is not None else 0
+    return [torch.arange(rows)[:, None] % count for rows in (2, 1, 4)]
+
+
+def written(graph: Graph, path: Path, opset: int) -> dict[str, Any]:
+    """Exports a graph and compares it; its size in bytes and the largest difference."""
+    module = graph.module.eval()
+    weights = sum(x.numel() * x.element_size() for x in [*module.parameters(), *module.buffers()])
+    into, outof = graph.names
+    sys.stderr.write(f"{path.name}: exporting\n")
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own, of its own parts
+        torch.onnx.export(
+            module,
+            (graph.traced,),
+            str(path),
+            dynamo=True,
+            dynamic_shapes=(graph.free,),
+            opset_version=opset,
+            external_data=weights > ONE_FILE,
+            input_names=[into],
+            output_names=[outof],
+            verbose=False,
+        )
+    difference = max(compare(graph, path))
+    if not difference <= graph.tolerance:
+        raise UniclError(
+            f"{path.name} differs from the model by {difference:.1e}, more than {graph.tolerance:.1e}",
+            "please report it; nothing was written",
+            exit_code=1,
+        )
+    return {
+        "bytes": sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")),
+        "max_difference": difference,
+        "input": into,
+        "output": outof,
+    }
+
+
+def compare(graph: Graph, path: Path) -> list[float]:
+    """The largest difference at each size, in onnxruntime on the CPU."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    into, outof = graph.names
+    with torch.no_grad():
+        ours = [graph.module(x).numpy() for x in (graph.traced, *graph.checks)]
+    theirs = [session.run([outof], {into: x.numpy()})[0] for x in (graph.traced, *graph.checks)]
+    return [float(np.abs(a - np.asarray(b)).max()) for a, b in zip(ours, theirs, strict=True)]
+
+
+def preprocessing(loaded: Loaded) -> dict[str, Any]:
+    """How a picture becomes ``pixels``; mean and standard deviation are inside the graphs."""
+    height, width = loaded.transform.size
+    own = loaded.transform.frame
+    steps = (
+        ["apply the EXIF orientation", "to RGB", str(own)]
+        if own is not None
+        else [
+            "apply the EXIF orientation",
+            "to RGB",
+            f"resize the short side to {height}, bicubic, antialiased",
+            f"crop the centre to {height} x {width}",
+        ]
+    )
+    return {
+        "schema": SCHEMA,
+        "height": height,
+        "width": width,
+        "layout": "uint8 (batch, 3, height, width)",
+        "steps": steps,
+    }
+
+
+def describe(
+    loaded: Loaded, classes: tuple[str, ...], found: dict[str, Any], opset: int, *, tokenizer: bool
+) -> dict[str, Any]:
+    scale, bias = scale_and_bias(loaded)
+    text = loaded.tokenizer
+    reading = (
+        None
+        if text is None
+        else {
+            "file": "tokenizer.json" if tokenizer else None,
+            "context_length": text.context_length,
+            "pad_id": getattr(text, "pad_id", None),
+            "clean": "ftfy, HTML entities, white space, lower case" if getattr(text, "clean", False) else None,
+        }
+    )
+    return {
+        "schema": SCHEMA,
+        "model": loaded.name,
+        "opset": opset,
+        "graphs": found,
+        "tokenizer": reading,
+        "logit_scale": scale,
+        "logit_bias": bias,
+        "activation": getattr(loaded.step.loss, "activation", "softmax"),
+        "classes": list(classes),
+        "templates": list(loaded.templates) if classes else [],
+        "model_classes": [item.names[0] for item in loaded.classes],
+    }
+
+
+def write_json(path: Path, facts: dict[str, Any]) -> None:
+    path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,72 @@
+"""What is exported: three modules of plain tensors around a loaded model."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unicl_cli.api import Loaded, prompts_of, zeroshot_classifier
+
+
+class ImageGraph(nn.Module):
+    """uint8 (b, 3, H, W) -> (b, D): normalisation of pixels, tower, projection, unit length."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model.encode_image(pixels).embed
+
+
+class TextGraph(nn.Module):
+    """int64 (b, L) -> (b, D)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model.encode_text(tokens).embed
+
+
+class ClassifyGraph(nn.Module):
+    """uint8 (b, 3, H, W) -> (b, C) logits: ``weights`` (C, D) are the texts of the classes, ``scale`` and ``bias`` the
+    model's; a softmax or a sigmoid of the logits gives the probabilities of `unicl zeroshot`."""
+
+    def __init__(self, model: nn.Module, weights: Tensor, *, scale: float, bias: float, unit: bool) -> None:
+        super().__init__()
+        self.image, self.scale, self.bias, self.unit = ImageGraph(model), scale, bias, unit
+        self.register_buffer("weights", weights)
+        self.weights: Tensor
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        embed = self.image(pixels)
+        cosines = (F.normalize(embed, dim=1) if self.unit else embed) @ self.weights.T
+        return self.scale * cosines + self.bias
+
+
+def scale_and_bias(loaded: Loaded) -> tuple[float, float]:
+    """The factor on cosines, and what the loss adds to them (SigLIP; else 0)."""
+    model: Any = loaded.step.model
+    bias = torch.as_tensor(getattr(loaded.step.loss, "bias", 0.0))
+    return float(model.scale().detach()), float(bias.detach())
+
+
+def classify_graph(loaded: Loaded, names: tuple[str, ...]) -> ClassifyGraph:
+    """The frozen classifier of ``names`` in the model's templates, as `unicl zeroshot` makes it."""
+    model: Any = loaded.step.model
+    tokenizer = loaded.tokenizer
+    if tokenizer is None:
+        raise ValueError("the model has no text tower")
+    unit = bool(getattr(model, "normalize", True)) and not getattr(model, "biased", False)
+    with torch.no_grad():
+        shot = zeroshot_classifier(
+            prompts_of([(name,) for name in names], loaded.templates),
+            encode_text=lambda tokens: model.encode_text(tokens).embed,
+            tokenizer=tokenizer,
+            unit=unit,
+        )
+        scale, bias = scale_and_bias(loaded)
+    return ClassifyGraph(loaded.step.model, shot.weights[shot.first], scale=scale, bias=bias, unit=unit)
