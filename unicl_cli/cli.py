@@ -26,6 +26,7 @@ BUILTIN = {
     "train": "Train a recipe; the same command continues a cut run.",
     "eval": "Measure zero-shot accuracy and retrieval of a model.",
     "probe": "Fit a linear classifier on a model's image features.",
+    "mix": "Mix a model and its fine-tuned self, and find the best share.",
     "zeroshot": "Classify pictures by class names.",
     "runs": "List the trainings of a folder, or show one.",
     "recipes": "List, show, copy, check and compare recipes.",

@@ -1,0 +1,44 @@
+"""`unicl inspect PATH`: what is in a corpus, a batch, a checkpoint or a run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unicl_cli.commands import Quiet
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def inspect(
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A corpus, a run or a checkpoint; with --batch also a recipe.")
+    ],
+    split: Annotated[str | None, typer.Option(help="Of a corpus; default: train, else the first.")] = None,
+    tokenizer: Annotated[
+        str, typer.Option(metavar="corpus|clip|PATH", help="What counts the tokens of captions and prompts.")
+    ] = "corpus",
+    batch: Annotated[
+        bool, typer.Option("--batch", help="Draw the targets of one batch, as CLIP and as UniCL see it.")
+    ] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="B", min=1, help="Its rows; default: the recipe's, or 256 for a corpus.")
+    ] = None,
+    step: Annotated[int, typer.Option(min=0, help="The batch after this many steps of training.")] = 0,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a page with pictures: one file, for any browser.")
+    ] = None,
+    samples: Annotated[int, typer.Option(metavar="N", min=0, help="Pictures of each source on the page.")] = 8,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A file for the JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what is in a corpus, a batch, a checkpoint or a run."""
+    del quiet  # its callback has seen it
+    from unicl_cli.commands.measured import show
+    from unicl_cli.jobs.inspect.look import Wanted, look
+    from unicl_cli.jobs.inspect.tables import tables
+
+    wanted = Wanted(split, tokenizer, batch, batch_size, step, html, samples)
+    show(look(path, wanted), tables, as_json=as_json, out=out)

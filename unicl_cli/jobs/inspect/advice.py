@@ -1,0 +1,90 @@
+"""What the facts of a corpus ask for: one sentence each, worst first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+FEW = 5
+"""Pictures below which a class is small."""
+UNEVEN = 20
+"""Times that the largest class may hold the smallest before it is said."""
+REPEATED = 0.9
+"""Share of distinct texts below which repetition is said."""
+
+
+def notes(facts: Mapping[str, Any]) -> list[str]:
+    """Sentences with what to do; none where there is nothing to say."""
+    found: list[str] = []
+    for look in (_names, _pictures, _classes, _captions, _batch):
+        found += look(facts)
+    return found
+
+
+def _names(facts: Mapping[str, Any]) -> Iterator[str]:
+    same = facts.get("colliding_names", [])
+    if same:
+        first = f"'{same[0]['name']}' is {' and '.join(same[0]['keys'][:3])}"
+        yield (
+            f"{_many(len(same), 'prompt name belongs', 'prompt names belong')} to several classes ({first}): "
+            "equal texts with different labels; give them distinct names"
+        )
+
+
+def _pictures(facts: Mapping[str, Any]) -> Iterator[str]:
+    found = facts["duplicates"]
+    if n := found["pictures_with_several_labels"]:
+        yield f"{_many(n, 'picture has', 'pictures have')} several labels, each in a row of its own"
+    for split, n in found["also_in_train"].items():
+        if n:
+            yield f"{_many(n, 'row', 'rows')} of split {split} show a picture that is in train too: no fair test"
+    if n := facts["rejected"]["n"]:
+        yield f"{_many(n, 'row was', 'rows were')} left out by prepare: see {facts['path']}/rejects"
+
+
+def _classes(facts: Mapping[str, Any]) -> Iterator[str]:
+    classes = facts.get("per_class")
+    if classes is None or not classes["n"]:
+        return
+    if classes["empty"]:
+        yield f"{classes['empty']} of {facts['classes']} classes have no picture in split {facts['split']}"
+    smallest, largest = classes["quantiles"]["min"], classes["quantiles"]["max"]
+    if 0 < smallest < FEW:
+        yield f"the smallest class has {_many(smallest, 'picture', 'pictures')}"
+    if smallest and largest > UNEVEN * smallest:
+        yield f"the largest class has {largest / smallest:.0f} times the pictures of the smallest"
+
+
+def _captions(facts: Mapping[str, Any]) -> Iterator[str]:
+    captions = facts.get("captions")
+    if captions is None:
+        return
+    cut = f"{100 * captions['cut_at_advised']:.1f} %" if captions["cut_at_advised"] else "none"
+    yield (
+        f"context_length: {captions['context_length']} with tokenizer {captions['tokenizer']} cuts {cut} of the "
+        "captions" + (" and no prompt" if "prompt_tokens" in captions and _holds_prompts(captions) else "")
+    )
+    if captions["unique_text_share"] < REPEATED:
+        repeated = 100 * (1 - captions["unique_text_share"])
+        yield (
+            f"{repeated:.0f} % of the captions repeat another: data.caption_targets: text_hash makes equal texts "
+            "positives"
+        )
+
+
+def _holds_prompts(captions: Mapping[str, Any]) -> bool:
+    return captions["prompt_tokens"]["max"] <= captions["context_length"]
+
+
+def _batch(facts: Mapping[str, Any]) -> Iterator[str]:
+    found = facts["pairs"]
+    per_anchor = found.get("labels", {}).get("others_per_anchor", 0)
+    if per_anchor >= 0.05:
+        yield (
+            f"in a batch of {found['batch_size']}, a label row shares its class with {per_anchor:.1f} others: "
+            "positives for UniCL, false negatives for CLIP"
+        )
+
+
+def _many(count: int, one: str, several: str) -> str:
+    return f"{count:,} {one if count == 1 else several}"

@@ -1,0 +1,107 @@
+"""Concepts of labels and of captions (Table 1 of the UniCL paper), and how often a batch meets one twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unicl_cli.contracts import ClassName
+from unicl_cli.jobs.inspect.names import compute
+from unicl_cli.jobs.inspect.scan import Scanned, Texts
+
+Ints = NDArray[np.int64]
+OFTEN = 5
+"""A word in more pictures than this is a concept, as in the paper's Table 1."""
+FUNCTION_WORDS = frozenset((
+    "a", "about", "above", "after", "all", "along", "also", "an", "and", "another", "any", "are", "around", "as",
+    "at", "away", "back", "be", "been", "before", "behind", "being", "below", "beside", "between", "both", "but", "by",
+    "can", "could", "did", "do", "does", "down", "during", "each", "every", "few", "for", "from", "get", "had",
+    "has", "have", "he", "her", "here", "him", "his", "how", "if", "in", "inside", "into", "is", "it",
+    "its", "just", "like", "many", "may", "me", "more", "most", "much", "my", "near", "no", "not", "of",
+    "off", "on", "one", "only", "onto", "or", "other", "our", "out", "outside", "over", "own", "said", "she",
+    "should", "so", "some", "such", "than", "that", "the", "their", "them", "then", "there", "these", "they", "this",
+    "those", "through", "to", "too", "two", "under", "up", "upon", "us", "very", "was", "we", "were", "what",
+    "when", "where", "which", "while", "who", "will", "with", "would", "you", "your",
+))  # fmt: skip
+
+
+def concepts(classes: Sequence[ClassName], counts: Ints, scanned: Scanned) -> dict[str, Any]:
+    """Pictures, concepts and pictures per concept of labels, of captions and of both together.
+
+    A concept of labels is a class with a picture. One of captions is a word in the captions of more than OFTEN
+    pictures, function words and single letters left out; the paper takes noun phrases there, by spaCy. Both: a word
+    that is the name of such a class counts once.
+    """
+    texts, seen = scanned.texts, counts > 0
+    often = scanned.words.filter(compute.greater(scanned.words.column("pictures"), OFTEN)).column("word").to_pylist()
+    words = {word for word in often if len(word) > 1 and not word.isdecimal()} - FUNCTION_WORDS
+    named = {name.lower() for item, has in zip(classes, seen, strict=True) if has for name in item.names}
+    labels, labelled = int(seen.sum()), int(counts.sum())
+    found = {"labels": (labelled, labels), "captions": (texts.rows, len(words))}
+    found["both"] = (labelled + texts.unlabelled, labels + len(words - named))
+    return {
+        kind: {"pictures": pictures, "concepts": n, "pictures_per_concept": pictures / n if n else None}
+        for kind, (pictures, n) in found.items()
+        if pictures
+    }
+
+
+def named_classes(classes: Sequence[ClassName], counts: Ints, texts: Texts, shown: int) -> dict[str, Any]:
+    """Which classes the captions name; those that they never name are what labels add, and the other way round."""
+    order = np.argsort(-texts.named, kind="stable")
+    never = np.flatnonzero(texts.named == 0)
+    never = never[np.argsort(-counts[never], kind="stable")]
+    return {
+        "named": int((texts.named > 0).sum()),
+        "never": len(never),
+        "only_in_captions": int(((texts.named > 0) & (counts == 0)).sum()),
+        "pictures": texts.naming,
+        "share": texts.naming / texts.rows,
+        "most": [{"class": classes[n].names[0], "n": int(texts.named[n])} for n in order[:shown] if texts.named[n]],
+        "never_named": [classes[n].names[0] for n in never[:shown]],
+    }
+
+
+def pairs(counts: Ints, texts: Texts, batch_size: int) -> dict[str, Any]:
+    """Pairs of one concept: S = sum of p_c squared, and how many of a batch's other rows share an anchor's.
+
+    A batch holds label rows and caption rows as `data.mix.labels: auto` does: half and half where there are both.
+    Expectations are for rows drawn without repetition; for a large corpus they are (rows - 1) S.
+    """
+    labelled = int(counts.sum())
+    share = 0.5 if labelled and texts.unlabelled else float(labelled > 0)
+    rows = round(batch_size * share)
+    facts: dict[str, Any] = {"batch_size": batch_size, "label_rows": rows, "caption_rows": batch_size - rows}
+    if labelled:
+        same = shared(counts)
+        facts["labels"] = {"same_concept_share": same, "others_per_anchor": others(counts, rows)}
+    if texts.unlabelled:
+        named = texts.named_unlabelled / texts.unlabelled
+        repeats = np.unique(np.concatenate(texts.hashes), return_counts=True)[1]
+        facts["captions"] = {
+            "same_text_share": shared(repeats),
+            "same_text_per_anchor": others(repeats, batch_size - rows),
+            "same_named_class_share": min(1.0, float((named**2).sum())),
+        }
+        if labelled:
+            across = float((counts / labelled * named).sum())
+            facts["captions_naming_a_label"] = {"share": across, "per_anchor": across * (batch_size - rows)}
+    return facts
+
+
+def shared(counts: Ints) -> float:
+    """S: the chance that two rows, drawn one by one from all, are of one concept."""
+    return float(((counts / counts.sum()) ** 2).sum())
+
+
+def others(counts: Ints, rows: int) -> float:
+    """How many of the other ``rows - 1`` share an anchor's concept; without repetition while the corpus lasts."""
+    total = int(counts.sum())
+    if rows < 2:
+        return 0.0
+    if rows > total:
+        return (rows - 1) * shared(counts)
+    return (rows - 1) * float((counts * (counts - 1.0)).sum()) / (total * (total - 1.0))

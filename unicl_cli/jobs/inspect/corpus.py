@@ -1,0 +1,180 @@
+"""The facts of a corpus: what `unicl inspect CORPUS` says, as one JSON document."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unicl_cli.contracts import NO_LABEL, ClassName
+from unicl_cli.data.corpus import Corpus
+from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.jobs.inspect.advice import notes
+from unicl_cli.jobs.inspect.concepts import concepts, named_classes, pairs
+from unicl_cli.jobs.inspect.lengths import caption_facts
+from unicl_cli.jobs.inspect.scan import Group, Scanned, scan
+from unicl_cli.jobs.progress import progress
+
+Ints = NDArray[np.int64]
+SHARES = {"min": 0.0, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
+SHOWN = 10
+"""Classes, rejects and the like that are listed by name."""
+
+
+def inspect_corpus(corpus: Corpus, *, split: str | None, tokenizer: str, batch_size: int) -> dict[str, Any]:
+    """The document. ``split`` None: train, else the first; it is the one whose classes and captions are counted."""
+    chosen = learned_split(corpus, split)
+    with progress(f"reading {corpus.path}", corpus.manifest["rows"]) as advance:
+        scanned = scan(corpus, chosen, advance)
+    counts = sum(
+        (group.labels for (_, kind, of), group in scanned.groups.items() if (kind, of) == ("labels", chosen)),
+        np.zeros(len(corpus.classes), np.int64),
+    )
+    facts: dict[str, Any] = {
+        "schema": "unicl/inspect/1",
+        "kind": "corpus",
+        "path": str(corpus.path),
+        "name": corpus.name,
+        "checksum": corpus.checksum,
+        "rows": corpus.manifest["rows"],
+        "bytes": corpus.manifest["bytes"],
+        "classes": len(corpus.classes),
+        "templates": corpus.templates if isinstance(corpus.templates, str) else list(corpus.templates),
+        "splits": list(corpus.splits),
+        "split": chosen,
+        "sources": [source_facts(key, group) for key, group in sorted(scanned.groups.items())],
+        "pictures": picture_facts(scanned),
+        "rejected": rejects(corpus),
+    }
+    if corpus.classes:
+        facts["per_class"] = class_facts(corpus.classes, counts)
+        facts["colliding_names"] = colliding(corpus.classes)
+    if scanned.texts.rows:
+        facts["captions"] = caption_facts(corpus, scanned, tokenizer)
+    if scanned.texts.rows and corpus.classes:
+        facts["named_classes"] = named_classes(corpus.classes, counts, scanned.texts, SHOWN)
+    facts["concepts"] = concepts(corpus.classes, counts, scanned)
+    facts["pairs"] = pairs(counts, scanned.texts, batch_size)
+    facts["duplicates"] = duplicates(corpus, scanned)
+    return facts | {"notes": notes(facts)}
+
+
+def learned_split(corpus: Corpus, split: str | None) -> str:
+    """``split``, which must be there; train, or the first."""
+    if split is not None and split not in corpus.splits:
+        raise UniclError(
+            f"corpus {corpus.path} has no split '{split}'{did_you_mean(split, corpus.splits)}",
+            f"it has {', '.join(corpus.splits)}",
+        )
+    if not corpus.splits:
+        raise UniclError(f"{corpus.path}: this corpus has no rows", f"see {corpus.path}/rejects")
+    return split or corpus.splits[0]
+
+
+def source_facts(key: tuple[str, str, str], group: Group) -> dict[str, Any]:
+    """One line of the table of sources."""
+    return {
+        "source": key[0],
+        "kind": key[1],
+        "split": key[2],
+        "rows": group.rows,
+        "texts": group.texts,
+        "classes": int((group.labels > 0).sum()),
+        "bytes": group.bytes,
+        "picture_bytes": group.picture_bytes,
+        "short_side": quantiles_of_counts(group.short),
+        "long_side": quantiles_of_counts(group.long),
+    }
+
+
+def picture_facts(scanned: Scanned) -> dict[str, Any]:
+    """Sizes over all sources and splits."""
+    groups = list(scanned.groups.values())
+    rows = sum(group.rows for group in groups)
+    return {
+        "short_side": quantiles_of_counts(sum((g.short for g in groups), np.zeros(1, np.int64))),
+        "long_side": quantiles_of_counts(sum((g.long for g in groups), np.zeros(1, np.int64))),
+        "mean_bytes": sum(g.picture_bytes for g in groups) / max(1, rows),
+    }
+
+
+def quantiles_of_counts(counts: Ints) -> dict[str, int]:
+    """``counts[v]`` is how often v occurs -> the values at SHARES; each is one that occurs."""
+    ends = np.cumsum(counts)
+    if not ends[-1]:
+        return {}
+    ranks = {name: max(1, int(np.ceil(share * ends[-1]))) for name, share in SHARES.items()}
+    return {name: int(np.searchsorted(ends, rank)) for name, rank in ranks.items()}
+
+
+def class_facts(classes: Sequence[ClassName], counts: Ints) -> dict[str, Any]:
+    """Pictures per class of the split: quantiles, the largest and the smallest classes, a histogram."""
+    order = np.argsort(-counts, kind="stable")
+    listed = [{"class": classes[n].names[0], "key": classes[n].key, "n": int(counts[n])} for n in order]
+    quantiles = dict(zip(SHARES, np.quantile(counts, list(SHARES.values()), method="inverted_cdf"), strict=True))
+    return {
+        "n": int(counts.sum()),
+        "empty": int((counts == 0).sum()),
+        "mean": float(counts.mean()),
+        "quantiles": {name: int(value) for name, value in quantiles.items()},
+        "largest": listed[:SHOWN],
+        "smallest": listed[-SHOWN:] if len(listed) > SHOWN else [],
+        "histogram": histogram(counts),
+    }
+
+
+def histogram(values: Ints, most: int = 16) -> list[dict[str, int]]:
+    """Bins of equal width, at most ``most``; ``high`` belongs to its bin."""
+    low, high = int(values.min()), int(values.max())
+    width = max(1, -(-(high - low + 1) // most))
+    bins = np.bincount((values - low) // width)
+    return [
+        {"low": low + n * width, "high": low + (n + 1) * width - 1, "n": int(count)} for n, count in enumerate(bins)
+    ]
+
+
+def colliding(classes: Sequence[ClassName]) -> list[dict[str, Any]]:
+    """Prompt names that several classes share, case and spaces apart: equal texts with different labels."""
+    keys: dict[str, list[ClassName]] = defaultdict(list)
+    for item in classes:
+        keys[" ".join(item.names[0].casefold().split())].append(item)
+    return [{"name": same[0].names[0], "keys": [item.key for item in same]} for same in keys.values() if len(same) > 1]
+
+
+def rejects(corpus: Corpus) -> dict[str, Any]:
+    """Rows that `prepare` left out, by reason, with the first ones."""
+    first: list[dict[str, str]] = []
+    for file in sorted((corpus.path / "rejects").glob("*.jsonl")):
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for line, _ in zip(lines, range(SHOWN - len(first)), strict=False):
+                row = json.loads(line)
+                first.append({name: str(row.get(name, "")) for name in ("key", "reason", "detail")})
+    reasons: dict[str, int] = corpus.manifest["rejected"]
+    return {"n": sum(reasons.values()), "reasons": reasons, "first": first}
+
+
+def duplicates(corpus: Corpus, scanned: Scanned) -> dict[str, Any]:
+    """Pictures that were read from the same bytes: how many, with several labels, in several splits."""
+    split, label, digest = scanned.pictures
+    order = np.lexsort((label, split, digest))
+    split, label, digest = split[order], label[order], digest[order]
+    again = np.concatenate([[False], digest[1:] == digest[:-1]])
+    group = np.cumsum(~again) - 1
+    count = int(group[-1]) + 1 if len(group) else 0
+    learned = np.zeros(count, bool)
+    learned[group[split == list(corpus.splits).index("train")] if "train" in corpus.splits else []] = True
+    tested = [name for name in corpus.splits if name != "train"]
+    leaks = {name: int(learned[group[split == list(corpus.splits).index(name)]].sum()) for name in tested}
+    labelled = label != NO_LABEL
+    classes = np.unique(np.stack([group[labelled], label[labelled]]), axis=1)[0]
+    facts: dict[str, Any] = {
+        "rows": int(again.sum()),
+        "pictures_with_several_labels": int((np.bincount(classes, minlength=1) > 1).sum()),
+        "also_in_train": leaks if "train" in corpus.splits else {},
+    }
+    of_manifest = {name: corpus.manifest[name] for name in ("dedup", "duplicates_of_eval") if corpus.manifest.get(name)}
+    return facts | of_manifest

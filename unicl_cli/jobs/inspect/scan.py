@@ -1,0 +1,175 @@
+"""One pass over the Parquet columns of a corpus, a shard at a time: labels, sizes, hashes, texts; never a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from unicl_cli.contracts import NO_LABEL
+from unicl_cli.data.corpus import Corpus
+from unicl_cli.errors import UniclError
+from unicl_cli.jobs.inspect.names import Names, Words, compute, distinct, words_of
+
+Ints = NDArray[np.int64]
+SIDE = 1 << 16
+"""Longer sides count as this."""
+SAMPLE = 100_000
+"""About how many texts are kept for the tokenizer, evenly from all rows."""
+FOLDED = 64
+"""Shards between two merges of the word counts."""
+COLUMNS = ("label", "width", "height", "sha256")
+
+
+class Group:
+    """Tallies of the shards of one source, kind and split."""
+
+    def __init__(self, classes: int) -> None:
+        self.rows = self.bytes = self.picture_bytes = self.texts = 0
+        self.labels: Ints = np.zeros(classes, np.int64)
+        self.short: Ints = np.zeros(SIDE + 1, np.int64)
+        self.long: Ints = np.zeros(SIDE + 1, np.int64)
+
+
+class Texts:
+    """Tallies of the captions of the split that is looked at."""
+
+    def __init__(self, classes: int, stride: int) -> None:
+        self.stride, self.met = stride, 0
+        self.rows = 0  # pictures with a caption
+        self.naming = 0  # of them: with a caption that names a class
+        self.hashes: list[Ints] = []
+        self.sample: list[str] = []
+        self.named: Ints = np.zeros(classes, np.int64)  # pictures whose captions name the class
+        self.named_unlabelled: Ints = np.zeros(classes, np.int64)  # the same, of rows without a label
+        self.unlabelled = 0
+        self.words: list[Any] = []  # tables of (word, pictures)
+
+
+class Scanned(NamedTuple):
+    """What one pass has found. ``pictures`` holds (split number, label, first 8 bytes of the sha256) of every row."""
+
+    groups: Mapping[tuple[str, str, str], Group]  # (source, kind, split)
+    texts: Texts
+    words: Any  # a table of (word, pictures), most frequent first
+    pictures: tuple[Ints, Ints, Ints]
+
+
+def scan(corpus: Corpus, split: str, advance: Callable[[int], None]) -> Scanned:
+    """Every shard of the corpus; texts of ``split`` only. ``advance`` is told the rows that are done."""
+    shards = corpus.manifest["shards"]
+    of_split = sum(shard["rows"] for shard in shards if shard["split"] == split)
+    names, classes = Names(corpus.classes), len(corpus.classes)
+    groups: dict[tuple[str, str, str], Group] = {}
+    texts = Texts(classes, max(1, of_split // SAMPLE))
+    pictures: list[tuple[Ints, Ints, Ints]] = []
+    splits = list(corpus.splits)
+    for shard in shards:
+        group = groups.setdefault((shard["source"], shard["kind"], shard["split"]), Group(classes))
+        path = corpus.path / shard["file"]
+        table, payload, count = _read(path, texts=shard["split"] == split)
+        label, _ = pictures_of(table, splits.index(shard["split"]), pictures)
+        if label.max(initial=NO_LABEL) >= classes or label.min(initial=NO_LABEL) < NO_LABEL:
+            raise UniclError(f"{path}: a label lies outside the {classes} classes of the manifest", "prepare it again")
+        group.rows, group.bytes = group.rows + len(table), group.bytes + shard["bytes"]
+        group.picture_bytes, group.texts = group.picture_bytes + payload, group.texts + count
+        group.labels += np.bincount(label[label != NO_LABEL], minlength=classes)
+        _add_sides(group, table)
+        if shard["split"] == split:
+            _add_texts(texts, table, label, names)
+        advance(len(table))
+    every = [np.concatenate(column) for column in zip(*pictures, strict=True)]
+    return Scanned(groups, texts, folded(texts.words), (every[0], every[1], every[2]))
+
+
+def _read(path: Path, *, texts: bool) -> tuple[Any, int, int]:
+    """The columns of a shard, the bytes of its pictures and the number of its texts, both by the file's footer."""
+    wanted = [*COLUMNS, *(("texts", "text_hash") if texts else ())]
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            sizes = dict(_chunks(file.metadata))
+            return file.read(columns=wanted, use_threads=False), *_counted(sizes)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UniclError(f"{path}: damaged: {error}", "run the same `unicl prepare` command again") from error
+
+
+def _chunks(footer: Any) -> Iterator[tuple[tuple[int, str], Any]]:
+    for number in range(footer.num_row_groups):
+        group = footer.row_group(number)
+        for at in range(group.num_columns):
+            column = group.column(at)
+            yield (number, column.path_in_schema), column
+
+
+def _counted(chunks: Mapping[tuple[int, str], Any]) -> tuple[int, int]:
+    """Bytes of pictures, each stored behind its length in 4 bytes; texts, the values of the hashes' lists."""
+    pictures = [c for (_, path), c in chunks.items() if path == "image.bytes"]
+    hashes = [c for (_, path), c in chunks.items() if path.startswith("text_hash")]
+    payload = sum(c.total_uncompressed_size - 4 * c.num_values for c in pictures)
+    stated = [c.num_values - c.statistics.null_count if c.statistics else 0 for c in hashes]
+    return max(0, payload), sum(stated)
+
+
+def pictures_of(table: Any, split: int, pictures: list[tuple[Ints, Ints, Ints]]) -> tuple[Ints, Ints]:
+    """Labels and picture hashes of a shard, appended to ``pictures``."""
+    label = table.column("label").to_numpy().astype(np.int64)
+    digests = table.column("sha256").combine_chunks()
+    whole = digests.chunk(0) if isinstance(digests, pa.ChunkedArray) else digests
+    starts = np.frombuffer(whole.buffers()[1], np.uint8)[whole.offset * 32 : (whole.offset + len(whole)) * 32]
+    prefix = starts.reshape(-1, 32)[:, :8].copy().view(np.int64)[:, 0]
+    pictures.append((np.full(len(label), split), label, prefix))
+    return label, prefix
+
+
+def _add_sides(group: Group, table: Any) -> None:
+    width, height = (np.minimum(table.column(name).to_numpy(), SIDE) for name in ("width", "height"))
+    group.short += np.bincount(np.minimum(width, height), minlength=SIDE + 1)
+    group.long += np.bincount(np.maximum(width, height), minlength=SIDE + 1)
+
+
+def _add_texts(tally: Texts, table: Any, label: Ints, names: Names) -> None:
+    lists = table.column("texts").combine_chunks()
+    lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
+    flat = compute.list_flatten(lists)
+    if not len(flat):
+        return
+    row = compute.list_parent_indices(lists).to_numpy().astype(np.int64)
+    hashes = compute.list_flatten(table.column("text_hash").combine_chunks())
+    tally.hashes.append(hashes.to_numpy(zero_copy_only=False).astype(np.int64))
+    first = -tally.met % tally.stride
+    tally.sample += flat.take(pa.array(np.arange(first, len(flat), tally.stride))).to_pylist()
+    tally.met += len(flat)
+    met = np.unique(row)
+    tally.rows += len(met)
+    tally.unlabelled += int((label[met] == NO_LABEL).sum())
+    words = words_of(flat)
+    text, named = names.found(words)
+    named_row, named = distinct(row[text], named, names.count)
+    tally.naming += len(np.unique(named_row))
+    tally.named += np.bincount(named, minlength=names.count)
+    tally.named_unlabelled += np.bincount(named[label[named_row] == NO_LABEL], minlength=names.count)
+    tally.words.append(_counts(words, row))
+    if len(tally.words) > FOLDED:
+        tally.words[:] = [folded(tally.words)]
+
+
+def _counts(words: Words, row: Ints) -> Any:
+    """Pictures of each word in a shard."""
+    encoded = compute.dictionary_encode(words.words)
+    size = len(encoded.dictionary)
+    _, number = distinct(row[words.text], encoded.indices.to_numpy().astype(np.int64), size)
+    return pa.table({"word": encoded.dictionary, "pictures": np.bincount(number, minlength=size)})
+
+
+def folded(tables: list[Any]) -> Any:
+    """Word counts of several shards as one table, most frequent first, then by spelling."""
+    if not tables:
+        return pa.table({"word": pa.array([], pa.string()), "pictures": pa.array([], pa.int64())})
+    whole: Any = pa.concat_tables(tables).group_by("word").aggregate([("pictures", "sum")])
+    whole = whole.rename_columns(["word", "pictures"])
+    return whole.sort_by([("pictures", "descending"), ("word", "ascending")])

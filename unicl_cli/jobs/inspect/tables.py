@@ -1,0 +1,175 @@
+"""The facts of `unicl inspect` as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from unicl_cli.evaluate.report import columns, percent
+from unicl_cli.jobs.prepare_report import size_of
+
+BAR = 24
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def tables(document: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """What is printed of a document, by its kind."""
+    yield from {"corpus": corpus_tables}[document["kind"]](document)
+
+
+def corpus_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Sources, concepts, classes, captions, pairs, and last what to do."""
+    yield from _sources(facts)
+    yield concepts_table(facts)
+    if "per_class" in facts:
+        yield from _classes(facts)
+    if "captions" in facts:
+        yield _captions(facts)
+    if "named_classes" in facts:
+        yield _named(facts)
+    yield _pairs(facts)
+    if facts["rejected"]["n"]:
+        yield _rejected(facts["rejected"])
+    yield remarks(facts["notes"])
+
+
+def range_of(found: Mapping[str, int]) -> str:
+    """``median (least – most)``, or the one value there is."""
+    if not found:
+        return "-"
+    low, middle, high = found["min"], found["p50"], found["max"]
+    return str(low) if low == high else f"{middle} ({low}–{high})"
+
+
+def _sources(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
+    title = f"{facts['path']}: {facts['rows']:,} rows, {facts['classes']:,} classes, {size_of(facts['bytes'])}"
+    table = columns(title, (), ())
+    table.add_column("source", overflow="fold", min_width=8)
+    for name in ("kind", "split"):
+        table.add_column(name, no_wrap=True)
+    for name in ("rows", "texts", "classes", "bytes", "side, px"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for line in facts["sources"]:
+        table.add_row(
+            line["source"],
+            line["kind"],
+            line["split"],
+            f"{line['rows']:,}",
+            f"{line['texts']:,}" if line["texts"] else "-",
+            f"{line['classes']:,}" if line["classes"] else "-",
+            size_of(line["bytes"]),
+            range_of(line["short_side"]),
+        )
+    yield table
+
+
+def concepts_table(facts: Mapping[str, Any]) -> Table:
+    table = columns(f"Concepts · split {facts['split']}", ("of",), ("pictures", "concepts", "pictures per concept"))
+    for kind, found in facts["concepts"].items():
+        each = found["pictures_per_concept"]
+        shown = "-" if each is None else f"{each:,.1f}"
+        table.add_row(kind, f"{found['pictures']:,}", f"{found['concepts']:,}", shown)
+    return table
+
+
+def bar(share: float, width: int = BAR) -> str:
+    """A bar of eighths of a character."""
+    eighths = round(min(1.0, max(0.0, share)) * width * 8)
+    return EIGHTHS[8] * (eighths // 8) + EIGHTHS[eighths % 8].strip()
+
+
+def _classes(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
+    found = facts["per_class"]
+    quantiles = found["quantiles"]
+    spread = " · ".join(f"{name} {value:,}" for name, value in quantiles.items())
+    table = columns(f"Pictures per class · {spread}", ("class", ""), ("pictures",))
+    most = max(1, quantiles["max"])
+
+    def add(rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:
+            table.add_row(row["class"], bar(row["n"] / most), f"{row['n']:,}")
+
+    add(found["largest"])
+    hidden = facts["classes"] - len(found["largest"]) - len(found["smallest"])
+    if hidden > 0:
+        table.add_row(f"… {hidden:,} more", "", "")
+    add(found["smallest"][max(0, -hidden) :])
+    yield table
+
+
+def _captions(facts: Mapping[str, Any]) -> Table:
+    found = facts["captions"]
+    table = pairs_table(f"Captions · split {facts['split']} · tokenizer {found['tokenizer']}")
+    table.add_row("pictures with captions", f"{found['pictures']:,}")
+    table.add_row("captions", f"{found['texts']:,}")
+    table.add_row("distinct", f"{found['distinct']:,} ({percent(found['unique_text_share'])} %)")
+    table.add_row("words", f"{found['words']:,}")
+    of = "" if found["sampled"] == found["texts"] else f" of {found['sampled']:,} captions"
+    table.add_row(f"tokens{of}", " · ".join(f"{name} {value}" for name, value in found["tokens"].items()))
+    if "prompt_tokens" in found:
+        table.add_row("tokens of prompts", " · ".join(f"{n} {v}" for n, v in found["prompt_tokens"].items()))
+    for length, share in found["cut"].items():
+        table.add_row(f"cut at context_length {length}", f"{percent(share)} %")
+    table.add_row("advised", f"context_length: {found['context_length']}")
+    return table
+
+
+def pairs_table(title: str) -> Table:
+    """Names and values."""
+    table = Table(title=title, show_header=False, min_width=len(title) + 4)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _named(facts: Mapping[str, Any]) -> Table:
+    found = facts["named_classes"]
+    table = pairs_table("Classes that captions name")
+    table.add_row("named", f"{found['named']:,} of {facts['classes']:,} classes")
+    table.add_row("captioned pictures that name one", f"{found['pictures']:,} ({percent(found['share'])} %)")
+    table.add_row("most often", ", ".join(f"{row['class']} {row['n']:,}" for row in found["most"]) or "-")
+    more = found["never"] - len(found["never_named"])
+    rest = f" and {more:,} more" if more else ""
+    table.add_row("never", ", ".join(found["never_named"]) + rest if found["never"] else "-")
+    table.add_row("named, but without a labelled picture", f"{found['only_in_captions']:,}")
+    return table
+
+
+def _pairs(facts: Mapping[str, Any]) -> Table:
+    found = facts["pairs"]
+    rows = f"{found['label_rows']} label rows, {found['caption_rows']} others"
+    table = pairs_table(f"A batch of {found['batch_size']}: {rows}")
+    if "labels" in found:
+        each = found["labels"]
+        table.add_row("pairs of label rows with one class", f"{percent(each['same_concept_share'])} %")
+        table.add_row("others of its class, for each label row", f"{each['others_per_anchor']:.2f}")
+    if "captions" in found:
+        each = found["captions"]
+        table.add_row("pairs of captions with one text", f"{100 * each['same_text_share']:.2g} %")
+        table.add_row("others with its text, for each caption", f"{each['same_text_per_anchor']:.2f}")
+        if facts["classes"]:
+            table.add_row("pairs of captions naming one class, at most", f"{percent(each['same_named_class_share'])} %")
+    if "captions_naming_a_label" in found:
+        each = found["captions_naming_a_label"]
+        table.add_row("captions naming its class, for each label row", f"{each['per_anchor']:.2f}")
+    return table
+
+
+def _rejected(found: Mapping[str, Any]) -> Table:
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in found["reasons"].items())
+    table = columns(f"Left out: {reasons}", ("key", "reason", "detail"), ())
+    for row in found["first"]:
+        table.add_row(row["key"], row["reason"], row["detail"])
+    return table
+
+
+def remarks(lines: Sequence[str]) -> Table:
+    """The sentences at the end."""
+    table = Table.grid(padding=(0, 1))
+    for line in lines:
+        table.add_row("•", line)
+    return table
