@@ -2,39 +2,40 @@
 
 import io
 import struct
+import warnings
 from typing import NamedTuple
 
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
 """Refused from the header alone above this: 192 MB as RGB."""
 QUALITY = 90
 SUFFIXES = frozenset(
     (
-        "jpg",
-        "jpeg",
-        "jpe",
-        "jfif",
-        "png",
-        "gif",
-        "webp",
-        "bmp",
-        "dib",
-        "tif",
-        "tiff",
-        "avif",
-        "ppm",
-        "pgm",
-        "pbm",
-        "pnm",
+        *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "gif", "webp", "bmp", "dib", "tif", "tiff", "avif"),
+        *("ppm", "pgm", "pbm", "pnm", "jp2", "tga", "ico", "heic", "heif", "svg"),
     )
-) | {"pnm", "jp2", "tga", "ico", "heic", "heif", "svg"}
+)
+"""Of files that are taken for pictures: those that cannot be read are rejected by name, not overlooked."""
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
+"""What Pillow may try: others run programs (EPS calls Ghostscript) or are no pictures."""
 _ANIMATED = frozenset(("GIF", "WEBP", "PNG", "AVIF"))
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
+_UNREAD = (b"%!PS", b"%PDF", b"8BPS", b"\x1f\x8b", b"\xc5\xd0\xd3\xc6")
+"""Starts of PostScript, PDF, Photoshop, gzip (SVGZ) and EPS files."""
+_AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"))
+
+# Pillow warns of large headers and odd metadata on stderr; what matters becomes a reason. A filter in the functions
+# would not do: filters are the process's, and pictures are decoded in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class PictureError(ValueError):
-    """A picture that cannot be used: empty, not_image, unsupported_format, bomb, truncated or broken is the reason."""
+    """A picture that cannot be used.
+
+    ``reason`` is empty, not_image, unsupported_format, bomb, too_small, truncated or broken.
+    """
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -61,9 +62,14 @@ def decode(data: bytes) -> Image.Image:
     return _finish(image)
 
 
-def examine(data: bytes, size: int | None) -> Examined:
-    """Decode once; keep ``data`` itself unless the short side is above ``size`` pixels. Raises PictureError."""
+def examine(data: bytes, size: int | None, min_side: int = 0) -> Examined:
+    """Decode once; keep ``data`` itself unless the short side is above ``size`` pixels.
+
+    PictureError also if the short side is below ``min_side``.
+    """
     image = _open(data)
+    if min(image.size) < min_side:
+        raise PictureError("too_small", f"{image.width} x {image.height} pixels")
     animated = image.format in _ANIMATED and bool(getattr(image, "is_animated", False))
     if size is None or min(image.size) <= size:
         pixels = _finish(image)
@@ -86,20 +92,26 @@ def _open(data: bytes) -> Image.Image:
     if not data:
         raise PictureError("empty")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise PictureError("bomb", str(error)) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, MemoryError, ...
-        raise PictureError(_unopened(data), _line(error)) from error
+        known = isinstance(error, UnidentifiedImageError)  # its text is an address in memory
+        raise PictureError(_unopened(data, error), "" if known else _line(error)) from error
     if image.width * image.height > MAX_PIXELS:
         raise PictureError("bomb", f"{image.width} x {image.height} pixels")
     return image
 
 
-def _unopened(data: bytes) -> str:
-    head = data[:1024].lstrip().lower()
-    if b"<svg" in head or (data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS):
+def _unopened(data: bytes, error: Exception) -> str:
+    brand = data[8:12] if data[4:8] == b"ftyp" else b""
+    if data.startswith(_UNREAD) or b"<svg" in data[:1024].lower() or brand in _HEIF_BRANDS:
         return "unsupported_format"
+    riff = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    if riff and int.from_bytes(data[4:8], "little") + 8 > len(data):
+        return "truncated"
+    if riff or brand in _AVIF_BRANDS or data.startswith(_SIGNATURES):
+        return "truncated" if _is_cut(error) else "broken"
     return "not_image"
 
 
@@ -107,13 +119,15 @@ def _finish(image: Image.Image) -> Image.Image:
     try:
         image.load()
     except Exception as error:
-        text = _line(error)
-        cut = isinstance(error, EOFError | struct.error) or "truncat" in text.lower()
-        raise PictureError("truncated" if cut else "broken", text) from error
+        raise PictureError("truncated" if _is_cut(error) else "broken", _line(error)) from error
     try:
         return _rgb(_upright(image))
     except Exception as error:
         raise PictureError("broken", _line(error)) from error
+
+
+def _is_cut(error: Exception) -> bool:
+    return isinstance(error, EOFError | struct.error) or "truncat" in str(error).lower()
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -10,7 +10,7 @@ from unicl_cli.errors import UniclError
 
 LOG = logging.getLogger(__name__)
 TIMEOUT = 10.0
-_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _LOG_IN = "then log in with `hf auth login` (or set HF_TOKEN) and repeat the command"
 
 
