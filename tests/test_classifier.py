@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from unicl_cli.data.tokenizers import corpus_tokenizer
-from unicl_cli.evaluate.classifier import zeroshot_classifier
+from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
 
 TEMPLATES = ["a photo of a {}.", "{}", "an old drawing of {c}", "the {} in the long grass behind the house"]
 NAMES = [["cat"], ["dog", "hound"], ["bird & bee"], ["snow leopard"]]
@@ -39,7 +39,7 @@ def tokenizer():
 
 def build(tokenizer, names=NAMES, templates=TEMPLATES, **options):
     tower = options.pop("tower", None) or Bag(tokenizer.vocab_size)
-    return zeroshot_classifier(names, templates, encode_text=tower, tokenizer=tokenizer, **options)
+    return zeroshot_classifier(prompts_of(names, templates), encode_text=tower, tokenizer=tokenizer, **options)
 
 
 def test_each_class_is_the_normalised_mean_of_its_normalised_prompts(tokenizer):

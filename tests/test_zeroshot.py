@@ -14,13 +14,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from unicl_cli import losses
-from unicl_cli.commands.zeroshot import line
 from unicl_cli.contracts import ClassName, Features
 from unicl_cli.core.loop import Step
 from unicl_cli.data.tokenizers import corpus_tokenizer
 from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.zeroshot import parse_classes, pictures_of, zeroshot, zeroshot_scorer
+from unicl_cli.jobs.zeroshot import Wanted, judge_for, zeroshot
+from unicl_cli.jobs.zeroshot_classes import parse_classes
+from unicl_cli.jobs.zeroshot_inputs import pictures_of
+from unicl_cli.jobs.zeroshot_rows import line
 from unicl_cli.load import Loaded
 
 PLAIN = SimpleNamespace(autocast=nullcontext)
@@ -56,13 +58,10 @@ def toy(loss: nn.Module | None = None, classes: tuple[str, ...] = ()) -> Loaded:
     return Loaded("toy", step, tokenizer, EvalTransform((8, 8)), own, ("a photo of a {}.", "{}"), ())
 
 
-def rows(loaded: Loaded, inputs: list[str], classes: str | None = "cat,dog,bird", *, top_k: int = 5, batch: int = 32):
-    asked = None if classes is None else parse_classes(classes).names
-    scorer = zeroshot_scorer(loaded, asked, PLAIN)
-    names = [each.names[0] for each in asked or loaded.classes]
-    return [
-        row for part in zeroshot(loaded, pictures_of(inputs), scorer, names, top_k=top_k, batch=batch) for row in part
-    ]
+def rows(loaded: Loaded, inputs: list[str], classes: str | None = "cat,dog,bird", *, batch: int = 32, **wanted):
+    asked = None if classes is None else parse_classes(classes)
+    judge = judge_for(loaded, asked, Wanted(**wanted), PLAIN)
+    return [row for part in zeroshot(loaded, pictures_of(inputs), judge, batch=batch) for row in part]
 
 
 @pytest.fixture
@@ -80,7 +79,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_folders_globs_and_files_are_found_in_the_order_given(folder):
-    found = pictures_of([str(folder / "pics/sub/5.png"), str(folder / "pics"), str(folder / "pics/*.png")])
+    found = list(pictures_of([str(folder / "pics/sub/5.png"), str(folder / "pics"), str(folder / "pics/*.png")]))
     names = [Path(picture.path).relative_to(folder / "pics").as_posix() for picture in found]
     top = ["0.png", "2.png", "4.png", "6.png"]
     assert names == ["sub/5.png", *top, "sub/1.png", "sub/3.png", "sub/5.png", *top]
@@ -101,7 +100,7 @@ def test_inputs_that_hold_nothing_keep_their_place_and_say_why(folder):
 def test_a_file_with_brackets_in_its_name_is_a_file(folder):
     path = folder / "photo [1].png"
     (folder / "pics/0.png").rename(path)
-    assert pictures_of([str(path)]) == [(str(path), None)]
+    assert list(pictures_of([str(path)])) == [(str(path), None, None)]
 
 
 def test_a_bad_picture_between_good_ones_is_a_row_and_the_others_are_answered(folder):

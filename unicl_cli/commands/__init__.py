@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -38,6 +39,17 @@ Debug = Annotated[
     bool, typer.Option("--debug", envvar="UNICL_DEBUG", callback=_debug, help="Show the traceback of an error.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+ModelArgument = Annotated[
+    str | None, typer.Argument(metavar="[MODEL]", help="A run or checkpoint; default: the run that finished last.")
+]
+SameModel = Annotated[str | None, typer.Option("--model", help="The same as the first argument.")]
+Template = Annotated[
+    list[str] | None, typer.Option(help="A prompt like 'a photo of a {}.', a list's name (clip80, none) or a file.")
+]
+Batch = Annotated[int, typer.Option(min=1, help="Pictures that each process encodes at once.")]
+Devices = Annotated[str, typer.Option(help="auto, a number of GPUs, or cpu:N for N processes.")]
+RawWeights = Annotated[bool, typer.Option("--raw-weights", help="Not their moving average.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="A file for the JSON.")]
 
 everywhere = typer.Typer(add_completion=False)
 """Its options are added to each command: they count before the command's name and after it."""

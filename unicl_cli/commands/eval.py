@@ -1,33 +1,28 @@
 """`unicl eval [MODEL]`: zero-shot classification and retrieval on prepared corpora."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from unicl_cli.commands import Quiet
+from unicl_cli.commands import Batch, Devices, Json, ModelArgument, Out, Quiet, RawWeights, SameModel, Template
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def evaluate(
-    model_argument: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A run or checkpoint; default: the run that finished last.")
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="The same as the first argument.")] = None,
+    model_argument: ModelArgument = None,
+    model: SameModel = None,
     data: Annotated[
         list[str] | None, typer.Option("--data", metavar="CORPUS", help="Default: the corpora of the model's recipe.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Default: test, else val.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures that each process encodes at once.")] = 128,
-    devices: Annotated[str, typer.Option(help="auto, a number of GPUs, or cpu:N for N processes.")] = "auto",
-    template: Annotated[
-        list[str] | None, typer.Option(help="A prompt like 'a photo of a {}.', a list's name (clip80, none) or a file.")
-    ] = None,
-    raw_weights: Annotated[bool, typer.Option("--raw-weights", help="Not their moving average.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A file for the JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    batch: Batch = 128,
+    devices: Devices = "auto",
+    template: Template = None,
+    raw_weights: RawWeights = False,
+    out: Out = None,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure zero-shot accuracy, per class and per source, and retrieval where there are captions."""

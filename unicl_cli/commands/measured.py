@@ -34,6 +34,17 @@ def in_workers(devices: str, work: Callable[[Any], None]) -> None:
     recorded(worker)
 
 
+def one_process(devices: str) -> str:
+    """``devices`` for a command that reads standard input, which several processes cannot share."""
+    from unicl_cli.core.launch import is_worker, processes
+
+    if is_worker() or processes(devices)[0] == 1:
+        return devices
+    if devices != "auto":
+        raise UniclError(f"--devices {devices}: one process alone reads standard input", "leave --devices out")
+    return "1"
+
+
 def one_model(argument: str | None, option: str | None) -> str | None:
     """The model named as the first argument or as --model."""
     if argument is not None and option is not None and argument != option:

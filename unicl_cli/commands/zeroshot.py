@@ -1,65 +1,86 @@
 """`unicl zeroshot IMAGE...`: pictures of your own against classes of your own."""
 
-import json
-from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
-from unicl_cli.commands import Quiet
+from unicl_cli.commands import Batch, Devices, Quiet, RawWeights, Template
 
 app = typer.Typer(add_completion=False)
 
 
+class Scores(StrEnum):
+    """What is shown of a class."""
+
+    prob = "prob"
+    cosine = "cosine"
+
+
 @app.command()
 def zeroshot(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, folders, quoted globs.")],
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGE...", help="Files, folders, quoted globs, URLs, or - for a list on stdin."),
+    ] = None,
     classes: Annotated[
         str | None,
         typer.Option(help='a,b,"c, d" or @file with one a line; name=alias|alias too. Default: the model\'s own.'),
     ] = None,
+    classes_from: Annotated[str | None, typer.Option(metavar="CORPUS", help="The classes of a corpus.")] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="A run or checkpoint; default: the run that finished last.")
     ] = None,
-    template: Annotated[
-        list[str] | None, typer.Option(help="A prompt like 'a photo of a {}.', a list's name (clip80, none) or a file.")
-    ] = None,
+    template: Template = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes shown of each picture.")] = 5,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures that each process encodes at once.")] = 32,
-    devices: Annotated[str, typer.Option(help="auto, a number of GPUs, or cpu:N for N processes.")] = "auto",
-    raw_weights: Annotated[bool, typer.Option("--raw-weights", help="Not their moving average.")] = False,
+    none: Annotated[bool, typer.Option("--none", help="Let 'none of these' win: no label.")] = False,
+    threshold: Annotated[float | None, typer.Option(help="No label below this score of the best class.")] = None,
+    independent: Annotated[
+        bool, typer.Option("--independent", help="Each class for itself, yes or no; they need not add up to 1.")
+    ] = False,
+    scores: Annotated[Scores, typer.Option(help="What is shown and compared with the threshold.")] = Scores.prob,
+    null: Annotated[bool, typer.Option("-0", "--null", help="The list on stdin is separated by NUL.")] = False,
+    stdin_image: Annotated[bool, typer.Option("--stdin-image", help="Standard input is one picture.")] = False,
+    allow_url: Annotated[bool, typer.Option("--allow-url", help="Download http and https URLs.")] = False,
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="URLs may lead to this machine and this network.")
+    ] = False,
+    batch: Batch = 32,
+    devices: Devices = "auto",
+    raw_weights: RawWeights = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a picture.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="One CSV row a picture, with a header.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Classify pictures by class names; probabilities are relative to the classes named, one alone has 1."""
-    from unicl_cli.commands.measured import in_workers, load, warn
+    from unicl_cli.commands.measured import in_workers, load, one_process, warn
+    from unicl_cli.errors import UniclError
+
+    inputs, by_cosine = images or [], scores is Scores.cosine
+    if as_json and as_csv:
+        raise UniclError("both --json and --csv are given", "give one of them")
+    if stdin_image or "-" in inputs:
+        devices = one_process(devices)
 
     def work(accelerator: Any) -> None:
         from unicl_cli.core.launch import is_peer
-        from unicl_cli.errors import UniclError
-        from unicl_cli.jobs.zeroshot import parse_classes, pictures_of, zeroshot, zeroshot_scorer
+        from unicl_cli.data.fetch import Fetcher
+        from unicl_cli.jobs.zeroshot import Wanted, judge_for, zeroshot
+        from unicl_cli.jobs.zeroshot_classes import classes_of
+        from unicl_cli.jobs.zeroshot_inputs import inputs_of
+        from unicl_cli.jobs.zeroshot_rows import json_lines, lines, table, tell
 
-        asked = None if classes is None else parse_classes(classes)
-        pictures = pictures_of(images)
+        asked = classes_of(classes, classes_from)
+        pictures, total = inputs_of(inputs, stdin_image=stdin_image, separator=b"\0" if null else b"\n")
         loaded = load(model, accelerator.device, template, raw_weights=raw_weights)
-        names = loaded.classes if asked is None else asked.names
-        scorer = zeroshot_scorer(loaded, None if asked is None else names, accelerator)
-        for warning in () if is_peer() else (*(asked.warnings if asked else ()), *scorer.warnings):
+        judge = judge_for(loaded, asked, Wanted(top_k, none, independent, threshold, by_cosine), accelerator)
+        for warning in () if is_peer() else judge.warnings:
             warn(warning)
-        failed = 0
-        shown = [each.names[0] for each in names]
-        for rows in zeroshot(loaded, pictures, scorer, shown, top_k=top_k, batch=batch):
-            failed += sum(row["error"] is not None for row in rows)
-            if not is_peer():
-                typer.echo("\n".join(json.dumps(row, ensure_ascii=False) if as_json else line(row) for row in rows))
-        if failed:
-            raise UniclError(f"{failed} of {len(pictures)} pictures could not be read", "their rows say why")
+        fetch = Fetcher(allow_private=allow_private, robots=False) if allow_url else None
+        form = json_lines if as_json else lines(by_cosine=by_cosine)
+        if as_csv:
+            form = table(min(top_k, len(judge.names)))
+        rows = zeroshot(loaded, pictures, judge, batch=batch, fetch=fetch)
+        tell(rows, lambda data: None if is_peer() else typer.echo(data, nl=False), form, total)
 
     in_workers(devices, work)
-
-
-def line(row: Mapping[str, Any]) -> str:
-    """``path<TAB>cat 93.1 %<TAB>dog 5.0 %``, or the path and why there is no answer."""
-    if row["error"] is not None:
-        return f"{row['path']}\terror: {row['error']}"
-    return "\t".join([row["path"], *(f"{item['label']} {100 * item['prob']:.1f} %" for item in row["top"])])

@@ -35,23 +35,27 @@ class ZeroShot(NamedTuple):
         return (image_features.float() @ self.weights.T)[:, self.first]
 
 
+def prompts_of(names: Sequence[Sequence[str]], templates: Sequence[str]) -> list[list[str]]:
+    """Each of a class's names in each template."""
+    return [[fill(template, name) for name in own for template in templates] for own in names]
+
+
 def zeroshot_classifier(
-    names: Sequence[Sequence[str]],
-    templates: Sequence[str],
+    prompts: Sequence[Sequence[str]],
     *,
     encode_text: Callable[[Tensor], Tensor],
     tokenizer: Tokenizer,
     unit: bool = True,
     batch: int = 256,
 ) -> ZeroShot:
-    """For each class its names (C x at least one); ``encode_text`` maps tokens (b, L) to (b, D).
+    """For each class its prompts (C x at least one); ``encode_text`` maps tokens (b, L) to (b, D).
 
-    normalise -> mean over names x templates -> normalise, in float32, whatever the tower already does: without the
+    normalise -> mean over the prompts -> normalise, in float32, whatever the tower already does: without the
     inner step long vectors would outvote others, without the outer one classes with spread prompts are penalised.
     ``unit=False`` leaves both out, for models whose text vectors are the rows of a linear classifier.
     Each distinct prompt is encoded once (a prompt encoded twice may differ in the last bit), in batches of like length.
     """
-    prompts = [sorted(fill(template, name) for name in own for template in templates) for own in names]
+    prompts = [sorted(own) for own in prompts]
     owners: dict[str, list[int]] = defaultdict(list)
     same: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for label, own in enumerate(prompts):
@@ -68,7 +72,7 @@ def zeroshot_classifier(
         cut += count_cut(part, tokens, tokenizer)
         embed = encode_text(tokens).float().cpu()  # on the CPU index_add_ has one order
         embed = F.normalize(embed, dim=1) if unit else embed
-        sums = sums if start else embed.new_zeros(len(names), embed.shape[1])
+        sums = sums if start else embed.new_zeros(len(prompts), embed.shape[1])
         rows = torch.tensor([row for row, text in enumerate(part) for _ in owners[text]])
         classes = torch.tensor([label for text in part for label in owners[text]])
         sums.index_add_(0, classes, embed[rows])

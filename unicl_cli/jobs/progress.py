@@ -17,8 +17,8 @@ from unicl_cli.core.sinks import LINE_SECONDS, clock
 
 
 @contextmanager
-def progress(label: str, total: int) -> Generator[Callable[[int], None]]:
-    """Gives ``advance(done more)``; the first rank alone speaks, and not under --quiet."""
+def progress(label: str, total: int | None) -> Generator[Callable[[int], None]]:
+    """Gives ``advance(done more)``; the first rank alone speaks, and not under --quiet. ``total`` may be unknown."""
     if rank() > 0 or not logging.getLogger("unicl_cli").isEnabledFor(logging.INFO):
         yield lambda more: None
     elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
@@ -38,7 +38,7 @@ def progress(label: str, total: int) -> Generator[Callable[[int], None]]:
 class Lines:
     """``label 512/5000 ETA 1m05s``, at most once in 30 s."""
 
-    def __init__(self, label: str, total: int) -> None:
+    def __init__(self, label: str, total: int | None) -> None:
         self.label, self.total, self.done = label, total, 0
         self.began = self.printed = time.monotonic()
 
@@ -48,6 +48,10 @@ class Lines:
         if now - self.printed < LINE_SECONDS:
             return
         self.printed = now
+        if self.total is None:
+            sys.stderr.write(f"{self.label} {self.done}\n")
+            sys.stderr.flush()
+            return
         left = (now - self.began) / self.done * (self.total - self.done)
         sys.stderr.write(f"{self.label} {self.done}/{self.total} ETA {clock(left)}\n")
         sys.stderr.flush()

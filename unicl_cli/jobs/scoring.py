@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +10,8 @@ from torch import Tensor
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.core.dist import bare
-from unicl_cli.core.prompts import fill
 from unicl_cli.errors import UniclError
-from unicl_cli.evaluate.classifier import zeroshot_classifier
+from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
 from unicl_cli.jobs.encoding import Encoder
 
 SHOWN = 5
@@ -22,20 +20,32 @@ SHOWN = 5
 class Scorer(NamedTuple):
     """``scores``: uint8 (b, 3, H, W) -> float32 (b, C) on the model's device, in the order of the classes.
 
-    Larger is likelier; ``cosines`` says that they lie in [-1, 1]. ``probabilities`` maps them to (b, C) as the loss's
-    activation says. ``first`` int64 (C,): the lowest class that nothing tells from this one. ``warnings`` are for the
-    user.
+    Larger is likelier; ``cosines`` says that they lie in [-1, 1]. ``logits`` are what the loss's activation makes
+    probabilities of: of each class by itself where ``sigmoid``, else over the classes. ``first`` int64 (C,): the lowest
+    class that nothing tells from this one. ``warnings`` are for the user.
     """
 
     scores: Callable[[Tensor], Tensor]
-    probabilities: Callable[[Tensor], Tensor]
+    logits: Callable[[Tensor], Tensor]
+    sigmoid: bool
     cosines: bool
     first: Tensor
     warnings: tuple[str, ...] = ()
 
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """(b, C) -> (b, C)."""
+        logits = self.logits(scores)
+        return logits.sigmoid() if self.sigmoid else logits.softmax(1)
 
-def scorer_for(encoder: Encoder, classes: Sequence[ClassName], *, all_names: bool = False, batch: int = 256) -> Scorer:
-    """The scorer of a model for ``classes``; ``all_names`` uses every name of a class, not the first alone."""
+
+def scorer_for(
+    encoder: Encoder,
+    classes: Sequence[ClassName],
+    *,
+    prompts: Sequence[Sequence[str]] | None = None,
+    batch: int = 256,
+) -> Scorer:
+    """The scorer of a model for ``classes``; without ``prompts`` of each, its first name in the model's templates."""
     loaded = encoder.loaded
     loss: Any = bare(loaded.step).loss
     if loss.score == "none":
@@ -47,15 +57,14 @@ def scorer_for(encoder: Encoder, classes: Sequence[ClassName], *, all_names: boo
         return by_head(encoder, loss, classes)
     if loaded.tokenizer is None:
         raise UniclError(f"model {loaded.name} has no text tower", "measure its features with `unicl probe`")
+    wanted = prompts_of([each.names[:1] for each in classes], loaded.templates) if prompts is None else prompts
     if loss.score == "pair":
-        return by_pair(encoder, loss, classes)
-    names = [name.names if all_names else name.names[:1] for name in classes]
-    return by_text(encoder, loss, classes, names, batch=batch)
+        return by_pair(encoder, loss, wanted)
+    return by_text(encoder, loss, classes, wanted, batch=batch)
 
 
-def activated(loss: Any, logits: Tensor) -> Tensor:
-    """(b, C) logits -> probabilities: over the classes, or of each class by itself."""
-    return logits.sigmoid() if loss.activation == "sigmoid" else logits.softmax(1)
+def unchanged(scores: Tensor) -> Tensor:
+    return scores
 
 
 def full_precision(tensor: Tensor) -> Any:
@@ -63,16 +72,14 @@ def full_precision(tensor: Tensor) -> Any:
 
 
 def by_text(
-    encoder: Encoder, loss: Any, classes: Sequence[ClassName], names: Sequence[Sequence[str]], *, batch: int
+    encoder: Encoder, loss: Any, classes: Sequence[ClassName], prompts: Sequence[Sequence[str]], *, batch: int
 ) -> Scorer:
     """Cosines with the mean prompt of each class; a loss with a ``bias`` adds it to the logits (SigLIP)."""
     loaded = encoder.loaded
     tokenizer = loaded.tokenizer
     if tokenizer is None:
         raise ValueError("the model has no tokenizer")
-    shot = zeroshot_classifier(
-        names, loaded.templates, encode_text=encoder.text, tokenizer=tokenizer, unit=encoder.unit, batch=batch
-    )
+    shot = zeroshot_classifier(prompts, encode_text=encoder.text, tokenizer=tokenizer, unit=encoder.unit, batch=batch)
     if not bool(shot.weights.isfinite().all()):
         raise UniclError(f"non-finite text features from {loaded.name}", "the weights have diverged", exit_code=1)
     shot = shot._replace(weights=shot.weights.to(encoder.device), first=shot.first.to(encoder.device))
@@ -84,8 +91,8 @@ def by_text(
         with full_precision(embed):
             return shot.cosines(embed)
 
-    def probabilities(cosines: Tensor) -> Tensor:
-        return activated(loss, scale * cosines + bias)
+    def logits(cosines: Tensor) -> Tensor:
+        return scale * cosines + bias
 
     warnings: list[str] = []
     if shot.duplicates:
@@ -96,7 +103,8 @@ def by_text(
         warnings.append(f"{shot.cut} of {shot.prompts} prompts were cut at the context of {length} tokens")
     return Scorer(
         scores=scores,
-        probabilities=probabilities,
+        logits=logits,
+        sigmoid=loss.activation == "sigmoid",
         cosines=encoder.unit,
         first=shot.first.cpu(),
         warnings=tuple(warnings),
@@ -125,7 +133,8 @@ def by_head(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) -> Scorer
     told = f"{len(unknown)} of {len(classes)} classes are unknown to the model's classifier: {shortened(unknown)}"
     return Scorer(
         scores=scores,
-        probabilities=partial(activated, loss),
+        logits=unchanged,
+        sigmoid=loss.activation == "sigmoid",
         cosines=False,
         first=torch.arange(len(classes)),
         warnings=(told,) if unknown else (),
@@ -138,22 +147,23 @@ def head_columns(classes: Sequence[ClassName]) -> dict[str, int]:
     return by_name | {each.key: column for column, each in enumerate(classes)}
 
 
-def by_pair(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) -> Scorer:
-    """What the loss itself says of each picture with each class, in the first template."""
+def by_pair(encoder: Encoder, loss: Any, prompts: Sequence[Sequence[str]]) -> Scorer:
+    """What the loss itself says of each picture with the first prompt of each class."""
     loaded = encoder.loaded
     tokenizer = loaded.tokenizer
     if tokenizer is None:
         raise ValueError("the model has no tokenizer")
-    tokens = tokenizer([fill(loaded.templates[0], each.names[0]) for each in classes])
+    tokens = tokenizer([own[0] for own in prompts])
 
     def scores(images: Tensor) -> Tensor:
         return encoder.call("pair_scores", images, tokens).float()
 
     return Scorer(
         scores=scores,
-        probabilities=partial(activated, loss),
+        logits=unchanged,
+        sigmoid=loss.activation == "sigmoid",
         cosines=False,
-        first=torch.arange(len(classes)),
+        first=torch.arange(len(prompts)),
     )
 
 

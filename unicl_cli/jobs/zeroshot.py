@@ -2,128 +2,119 @@
 
 from __future__ import annotations
 
-import csv
-import glob
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from pathlib import Path
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from unicl_cli.contracts import ClassName
-from unicl_cli.core.dist import gather, rank, world_size
-from unicl_cli.data.pictures import SUFFIXES, PictureError
+from unicl_cli.core.dist import bare, gather, rank, world_size
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.metrics import best
-from unicl_cli.jobs.encoding import Encoder, ahead
+from unicl_cli.jobs.arrivals import Arrivals
+from unicl_cli.jobs.encoding import Encoder
 from unicl_cli.jobs.scoring import Scorer, scorer_for
+from unicl_cli.jobs.zeroshot_classes import Classes
+from unicl_cli.jobs.zeroshot_inputs import Picture, read
 
 if TYPE_CHECKING:
     from unicl_cli.load import Loaded
 
-REASONS = {
-    "empty": "an empty file",
-    "not_image": "not a picture",
-    "unsupported_format": "a picture format that cannot be read (SVG, HEIC)",
-    "bomb": "too many pixels",
-    "truncated": "a picture that is cut off",
-}
-"""What `PictureError.reason` means to a user; of others its detail says more."""
+BACKGROUND = ("a photo.", "something", "an object")
+"""Prompts of no class in particular: the column that "none of these" and independent classes are measured against."""
+PATIENCE = 0.05
+REASON_BYTES = 240
 
 
-class Picture(NamedTuple):
-    """A path as it is shown; ``problem`` says why there is nothing to read."""
+class Wanted(NamedTuple):
+    """How to answer: ``none`` may win, each class for itself, below ``threshold`` no label; by cosine, else by prob."""
 
-    path: str
-    problem: str | None = None
-
-
-class Classes(NamedTuple):
-    """What `--classes` says, and what to tell the user about it."""
-
-    names: tuple[ClassName, ...]
-    warnings: tuple[str, ...]
+    top_k: int = 5
+    none: bool = False
+    independent: bool = False
+    threshold: float | None = None
+    by_cosine: bool = False
 
 
-def pictures_of(inputs: Sequence[str]) -> list[Picture]:
-    """Files as they are, folders with all pictures below them, globs; what holds nothing stays as a problem."""
-    found: list[Picture] = []
-    for name in inputs:
-        found += one_input(name)
-    return found
+class Judge(NamedTuple):
+    """Scores into rows; a column of the scorer behind those of the names is the background."""
+
+    scorer: Scorer
+    names: Sequence[str]
+    wanted: Wanted
+    warnings: tuple[str, ...] = ()
+
+    def probabilities(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(n, C or C + 1) -> (n, C), and (n,) of "none of these" where that is asked for."""
+        if self.wanted.independent and not self.scorer.sigmoid:
+            logits = self.scorer.logits(scores)
+            p = (logits - logits[:, -1:]).sigmoid()
+        else:
+            p = self.scorer.probabilities(scores)
+        return p[:, : len(self.names)], p[:, -1] if self.wanted.none else None
+
+    def rows(self, pictures: Sequence[Picture], scores: Tensor, problems: Sequence[str | None]) -> list[dict[str, Any]]:
+        """(n, C or C + 1), why a picture has no answer -> ``{"path", "label", "prob", "top", "error"}`` each."""
+        found, none = self.probabilities(scores)
+        found, cosines = found.cpu(), scores[:, : len(self.names)].cpu()
+        values, order = best(cosines, self.wanted.top_k)
+        rows: list[dict[str, Any]] = []
+        for row, (picture, problem) in enumerate(zip(pictures, problems, strict=True)):
+            if problem is not None:
+                rows.append({"path": picture.path, "label": None, "prob": None, "top": [], "error": problem})
+                continue
+            top = [
+                {
+                    "label": self.names[label],
+                    "prob": round(float(found[row, label]), 6),
+                    "cosine": round(value, 6) if self.scorer.cosines else None,
+                }
+                for label, value in zip(order[row].tolist(), values[row].tolist(), strict=True)
+            ]
+            answer = {"path": picture.path, "label": top[0]["label"], "prob": top[0]["prob"], "top": top, "error": None}
+            rows.append(self.doubted(answer, None if none is None else round(float(none[row]), 6)))
+        return rows
+
+    def doubted(self, row: dict[str, Any], none: float | None) -> dict[str, Any]:
+        """Without its label where "none" is likelier or the best class is below the threshold."""
+        first = row["top"][0]
+        if none is not None:
+            row |= {"label": None, "prob": none} if none > first["prob"] else {}
+            row["none"] = none
+        if self.wanted.threshold is not None:
+            value = first["cosine"] if self.wanted.by_cosine else first["prob"]
+            row |= {"label": None} if value < self.wanted.threshold else {}
+        return row
 
 
-def one_input(name: str) -> list[Picture]:
-    path = Path(name)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if is_picture(file.relative_to(path)) and file.is_file())
-        return [Picture(str(file)) for file in files] or [Picture(name, "a folder without pictures")]
-    if path.exists():
-        return [Picture(name)]
-    if glob.has_magic(name):
-        files = sorted(match for match in glob.iglob(name, recursive=True) if Path(match).is_file())  # noqa: PTH207 - absolute patterns
-        return [Picture(file) for file in files] or [Picture(name, "the pattern matches no file")]
-    return [Picture(name, "no such file")]
-
-
-def is_picture(path: Path) -> bool:
-    return path.suffix[1:].lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
-
-
-def parse_classes(spec: str) -> Classes:
-    """``a,b,"c, d"``, or ``@file`` with a class a line; ``name=alias1|alias2`` gives a class several names.
-
-    Blanks around names are dropped, of equal classes all but the first.
-    """
-    if spec.startswith("@"):
-        try:
-            cells = Path(spec[1:]).read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-            raise UniclError(f"--classes {spec}: {why}", "give a text file with one class a line") from error
-    else:
-        if spec.count('"') % 2:  # the reader would take the rest for one name
-            raise UniclError(f"--classes {spec}: a quote has no partner", 'write a,b,"c, d"')
-        cells = [cell for row in csv.reader(spec.splitlines(), skipinitialspace=True) for cell in row]
-    names: dict[str, ClassName] = {}
-    repeated: dict[str, None] = {}
-    for cell in cells:
-        name, _, aliases = (part.strip() for part in cell.partition("="))
-        if not name:
-            continue
-        if name in names:
-            repeated[name] = None
-        names.setdefault(
-            name, ClassName(name, (name, *(alias.strip() for alias in aliases.split("|") if alias.strip())))
-        )
-    if not names:
-        raise UniclError(
-            f"--classes {spec}: names no class", "for example --classes 'cat,dog', or --classes @names.txt"
-        )
-    warnings = [f"--classes names {', '.join(repeated)} more than once"] if repeated else []
-    return Classes(tuple(names.values()), tuple(warnings))
-
-
-def zeroshot_scorer(loaded: Loaded, classes: Sequence[ClassName] | None, accelerator: Any) -> Scorer:
-    """The scorer for these classes, or for the model's own."""
+def judge_for(loaded: Loaded, classes: Classes | None, wanted: Wanted, accelerator: Any) -> Judge:
+    """What scores pictures against these classes, or against the model's own."""
     if classes is None and not loaded.classes:
         raise UniclError(f"model {loaded.name} has no classes of its own", "name some: --classes cat,dog")
+    asked = (
+        Classes(tuple(each._replace(names=each.names[:1]) for each in loaded.classes)) if classes is None else classes
+    )
     encoder = Encoder(loaded, accelerator.autocast)
-    return scorer_for(encoder, loaded.classes if classes is None else classes, all_names=classes is not None)
-
-
-def read(picture: Picture, transform: Callable[[bytes], Tensor]) -> Tensor | str:
-    """uint8 (3, H, W), or why there is none."""
-    if picture.problem is not None:
-        return picture.problem
-    try:
-        return transform(Path(picture.path).read_bytes())
-    except PictureError as error:
-        return REASONS.get(error.reason, error.detail)
-    except OSError as error:
-        return error.strerror or type(error).__name__
+    columns, prompts = list(asked.names), asked.filled(loaded.templates)
+    loss: Any = bare(loaded.step).loss
+    background = wanted.none or (wanted.independent and loss.activation != "sigmoid")
+    if background and loss.score == "head":
+        raise UniclError(
+            f"model {loaded.name} scores by a classifier of its own classes: it cannot say what is none of them",
+            "leave --none and --independent out; --threshold works",
+        )
+    if background:
+        columns.append(ClassName("\0none", ("none of these",)))
+        prompts.append(list(BACKGROUND))
+    scorer = scorer_for(encoder, columns, prompts=prompts)
+    if wanted.by_cosine and not scorer.cosines:
+        raise UniclError(f"model {loaded.name} has no cosines", "leave --scores cosine out")
+    warnings = [*asked.warnings, *scorer.warnings]
+    if wanted.threshold is not None:
+        warnings.append(f"--threshold {wanted.threshold:g} is uncalibrated: what it means differs from model to model")
+    return Judge(scorer, [each.names[0] for each in asked.names], wanted, tuple(warnings))
 
 
 def blocks(n: int, batch: int) -> list[range]:
@@ -138,60 +129,58 @@ def my_part(block: range) -> list[int]:
     return [min(block.start + rank() * each + place, block.stop - 1) for place in range(each)]
 
 
+def batches(
+    pictures: Iterable[Picture], work: Callable[[Picture], Tensor | str], batch: int, threads: int
+) -> Iterator[tuple[list[Picture], list[Tensor | str]]]:
+    """The pictures that all ranks answer together, and this rank's part of them, read.
+
+    A process alone takes them as they come in; several need the whole list first.
+    """
+    if world_size() == 1:
+        for part in Arrivals(pictures, work, batch, patience=PATIENCE, threads=threads):
+            yield [picture for picture, _ in part], [item for _, item in part]
+        return
+    listed = list(pictures)
+    plan = blocks(len(listed), batch)
+    mine = (listed[place] for block in plan for place in my_part(block))
+    for block, part in zip(plan, Arrivals(mine, work, batch, patience=None, threads=threads), strict=True):
+        yield [listed[place] for place in block], [item for _, item in part]
+
+
 def zeroshot(
     loaded: Loaded,
-    pictures: Sequence[Picture],
-    scorer: Scorer,
-    names: Sequence[str],
+    pictures: Iterable[Picture],
+    judge: Judge,
     *,
-    top_k: int,
     batch: int,
+    fetch: Callable[[str], bytes] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Rows for each batch of pictures, on every rank the same: ``{"path", "label", "prob", "top", "error"}``.
+    """Rows for each batch of pictures, on every rank the same, in bounded memory: see ``Judge.rows``.
 
     A picture that cannot be read has ``error`` and no label. Probabilities are relative to these classes.
     """
-    transform = loaded.transform
-    plan = blocks(len(pictures), batch)
-    mine = (pictures[place] for block in plan for place in my_part(block))
-    for block, part in zip(plan, ahead(mine, partial(read, transform=transform), batch), strict=True):
-        blank = torch.zeros(3, *transform.size, dtype=torch.uint8)
-        good = torch.tensor([isinstance(item, Tensor) for item in part])
-        scores = scorer.scores(torch.stack([item if isinstance(item, Tensor) else blank for item in part]))
+    blank = torch.zeros(3, *loaded.transform.size, dtype=torch.uint8)
+    threads = 16 if fetch is not None else max(1, min(8, (os.cpu_count() or 1) // world_size()))
+
+    def work(picture: Picture) -> Tensor | str:
+        return read(picture, loaded.transform, fetch)
+
+    for block, part in batches(pictures, work, batch, threads):
+        scores = judge.scorer.scores(torch.stack([item if isinstance(item, Tensor) else blank for item in part]))
         scores = gather(scores)[: len(block)]
-        probabilities = scorer.probabilities(scores).cpu()
-        good = gather(good.to(scores.device))[: len(block)].cpu()
-        refuse_nan(loaded, probabilities[good])
-        values, order = best(scores.cpu(), top_k)
-        yield [
-            answer(pictures[place].path, values[row], order[row], probabilities[row], names, cosines=scorer.cosines)
-            if good[row]
-            else failure(pictures[place], read(pictures[place], transform))
-            for row, place in enumerate(block)
-        ]
+        problems = shared(part, scores.device)[: len(block)]
+        good = torch.tensor([problem is None for problem in problems], device=scores.device)
+        if bool(judge.scorer.probabilities(scores)[good].isnan().any()):
+            raise UniclError(f"non-finite features from {loaded.name}", "the weights have diverged", exit_code=1)
+        yield judge.rows(block, scores, problems)
 
 
-def refuse_nan(loaded: Loaded, probabilities: Tensor) -> None:
-    if bool(probabilities.isnan().any()):
-        raise UniclError(f"non-finite features from {loaded.name}", "the weights have diverged", exit_code=1)
-
-
-def answer(
-    path: str, values: Tensor, order: Tensor, probabilities: Tensor, names: Sequence[str], *, cosines: bool
-) -> dict[str, Any]:
-    """The row of a picture: its best classes, best first; ``cosine`` is null for a model that has none."""
-    top = [
-        {
-            "label": names[label],
-            "prob": round(float(probabilities[label]), 6),
-            "cosine": round(value, 6) if cosines else None,
-        }
-        for label, value in zip(order.tolist(), values.tolist(), strict=True)
-    ]
-    return {"path": path, "label": top[0]["label"], "prob": top[0]["prob"], "top": top, "error": None}
-
-
-def failure(picture: Picture, problem: Tensor | str) -> dict[str, Any]:
-    """The row of a picture without answer. ``problem`` was read again, since another rank may have met it."""
-    why = problem if isinstance(problem, str) else "could not be read at first"
-    return {"path": picture.path, "label": None, "prob": None, "top": [], "error": why}
+def shared(part: Sequence[Tensor | str], device: torch.device) -> list[str | None]:
+    """Why pictures could not be read, of this rank's part -> of all ranks' parts; None for those that could."""
+    told = torch.zeros(len(part), REASON_BYTES, dtype=torch.uint8)
+    for row, item in enumerate(part):
+        if isinstance(item, str):
+            text = (item or "cannot be read").encode(errors="replace")[:REASON_BYTES]
+            told[row, : len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    rows = gather(told.to(device)).cpu()
+    return [bytes(row[row > 0].tolist()).decode(errors="ignore") or None for row in rows]
