@@ -163,6 +163,10 @@ def test_missing_unfinished_and_damaged_corpora_are_named(tmp_path):
     assert "same `unicl prepare` command" in caught.value.hint
 
 
+def nothing(rows, size, rejected):
+    """A tick."""
+
+
 def test_units_partition_the_rows_of_each_split(tmp_path):
     plan = make_plan(named_sources(["shapes?count=3000&test=70"], [], []), Options(shard_mb=1))
     units = plan.units()
@@ -176,11 +180,11 @@ def test_units_partition_the_rows_of_each_split(tmp_path):
 def test_a_unit_writes_the_same_bytes_twice_and_nothing_when_stopped(tmp_path):
     plan = make_plan(named_sources([], ["shapes?count=200&test=9"], []), Options())
     unit, source = plan.units()[0], plan.sources[0].source
-    markers = [write_unit(plan.work(unit, tmp_path / name), source, lambda _: None, lambda: False) for name in "ab"]
+    markers = [write_unit(plan.work(unit, tmp_path / name), source, nothing, lambda: False) for name in "ab"]
     assert markers[0] == markers[1]
     assert (tmp_path / "a" / unit.shard).read_bytes() == (tmp_path / "b" / unit.shard).read_bytes()
     calls = []
-    stopped = write_unit(plan.work(unit, tmp_path / "c"), source, calls.append, lambda: len(calls) == 2)
+    stopped = write_unit(plan.work(unit, tmp_path / "c"), source, lambda *told: calls.append(told[0]), lambda: len(calls) == 2)
     assert stopped is None
     assert calls == [64, 64]
     assert [f for f in (tmp_path / "c").rglob("*") if f.is_file()] == []
@@ -189,7 +193,7 @@ def test_a_unit_writes_the_same_bytes_twice_and_nothing_when_stopped(tmp_path):
 def test_groups_are_cut_by_kept_rows_only(tmp_path):
     plan = make_plan(named_sources([], ["shapes?count=200&test=9"], []), Options())
     unit = plan.units()[0]._replace(group_rows=32)
-    marker = write_unit(plan.work(unit, tmp_path), plan.sources[0].source, lambda _: None, lambda: False)
+    marker = write_unit(plan.work(unit, tmp_path), plan.sources[0].source, nothing, lambda: False)
     assert marker["row_groups"] == [32] * 6 + [8]
     table = Table([tmp_path / unit.shard], [marker["row_groups"]])
     written = pq.ParquetFile(table.shards[0]).metadata

@@ -240,7 +240,7 @@ def test_a_second_prepare_is_told_that_the_directory_is_in_use(tmp_path, capsys)
     (tmp_path / "c").mkdir()
     with FileLock(tmp_path / "c/.lock"):
         _, err = prepared(capsys, "--labels", "digits?limit=9", "-o", tmp_path / "c", code=2)
-    assert f"{tmp_path / 'c'}: another prepare is writing there" in err
+    assert f"{tmp_path / 'c'}: locked by another prepare" in err
     prepared(capsys, "--labels", "digits?limit=9", "-o", tmp_path / "c")
 
 
@@ -267,7 +267,8 @@ def test_missing_files_and_wrong_words_are_errors_of_one_line(tmp_path, capsys):
         (("--labels", "nowhere"), "nowhere: no such folder, list or source"),
         (("--labels", "digits", "--text", "pretty"), "--text pretty"),
         (("--labels", "digits", "--templates", "clip8"), "no templates 'clip8'; did you mean"),
-        (("--captions", "hf:org/name"), "only local data"),
+        (("--labels", "digits", "--dedup", "near"), "--dedup near: is off or exact"),
+        (("--labels", "digits", "--verify", "--repair"), "each is a task of its own"),
     ):
         _, err = prepared(capsys, *argv, "-o", tmp_path / "c", code=2)
         assert message in err

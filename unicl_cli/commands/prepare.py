@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands import Quiet
+from unicl_cli.commands import Json, Quiet
+from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False)
 
@@ -18,6 +19,9 @@ def prepare(
     captions: Annotated[list[str] | None, typer.Option(metavar="SRC", help="Source of captioned pictures.")] = None,
     images: Annotated[list[str] | None, typer.Option(metavar="SRC", help="Source of pictures only.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Directory of the corpus.")] = Path("corpus"),
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", metavar="DIR", help="Where named data sets lie (also UNICL_DATA).")
+    ] = None,
     templates: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="Prompt templates: clip80, clip7, none, or a text file.")
     ] = None,
@@ -30,6 +34,12 @@ def prepare(
             min=0, max=0.9, metavar="F", help="Share that a source with only 'train' gives to 'val' (default: 0.05)."
         ),
     ] = None,
+    dedup: Annotated[
+        str, typer.Option(metavar="off|exact", help="Keep one row of each picture, compared byte for byte.")
+    ] = "off",
+    keep_order: Annotated[
+        bool, typer.Option("--keep-order", help="Do not mix the rows: for evaluation only, never to train on.")
+    ] = False,
     shard_mb: Annotated[int, typer.Option(min=1, metavar="N", help="Size of a shard, in MB.")] = 256,
     workers: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Processes (default: one for each core).")
@@ -41,7 +51,16 @@ def prepare(
     allow_version_mix: Annotated[
         bool, typer.Option("--allow-version-mix", help="Go on with other library versions than at the start.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document instead of the table.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing: estimate rows, bytes, time and memory from a sample.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Write nothing: check every byte of the corpus in DIR (needs no SRC).")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make damaged shards of the corpus in DIR again (needs no SRC).")
+    ] = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Check, clean and pack pictures with labels and captions into a corpus.
@@ -49,24 +68,35 @@ def prepare(
     SRC is a folder, a CSV, TSV, JSONL or Parquet list, or a named source (digits, shapes), with options as in
     'cap.tsv?image=file&caption=title'. Stopped or killed, the same command goes on.
     """
-    from unicl_cli.jobs.prepare import Wanted, run
+    if dry_run + verify + repair > 1:
+        raise UniclError("--dry-run, --verify, --repair: each is a task of its own", "give one of them")
+    from unicl_cli.jobs.prepare_guard import stoppable
 
-    wanted = Wanted(
-        labels=tuple(labels or ()),
-        captions=tuple(captions or ()),
-        images=tuple(images or ()),
-        out=out,
-        templates=templates,
-        size=size,
-        holdout=holdout,
-        shard_mb=shard_mb,
-        limit=limit,
-        text=text,
-    )
-    run(
-        wanted,
-        workers=workers,
-        allow_version_mix=allow_version_mix,
-        as_json=json,
-        again=shlex.join(["unicl", *sys.argv[1:]]),
-    )
+    with stoppable(out, shlex.join(["unicl", *sys.argv[1:]])) as stop:  # before the libraries, which take a second
+        from unicl_cli.data.sources.places import add_data_dir
+        from unicl_cli.jobs import prepare as job
+        from unicl_cli.jobs import prepare_check, prepare_estimate
+
+        if data_dir:
+            add_data_dir(data_dir)
+        wanted = job.Wanted(
+            labels=tuple(labels or ()),
+            captions=tuple(captions or ()),
+            images=tuple(images or ()),
+            out=out,
+            templates=templates,
+            size=size,
+            holdout=holdout,
+            shard_mb=shard_mb,
+            limit=limit,
+            text=text,
+            dedup=dedup,
+            keep_order=keep_order,
+        )
+        if verify:
+            prepare_check.run_verify(out, as_json=json)
+        elif dry_run:
+            prepare_estimate.run(wanted, workers=workers, as_json=json)
+        else:
+            run = prepare_check.run_repair if repair else job.run
+            run(wanted, workers=workers, allow_version_mix=allow_version_mix, as_json=json, stop=stop)

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import shlex
+from bisect import bisect_left
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,8 +84,7 @@ class Table:
 
     def column(self, name: str) -> pa.ChunkedArray:  # pyright: ignore[reportUnknownParameterType] - no stubs
         """One whole column ("label", "key", "texts", …) in row order; nothing else is read."""
-        tables = [pq.read_table(shard, columns=[name], memory_map=True) for shard in self.shards]
-        return pa.concat_tables(tables).column(name)
+        return pa.concat_tables([_column(shard, name) for shard in self.shards]).column(name)
 
     def _group(self, number: int) -> _Group:
         if number in self._cache:
@@ -98,14 +100,39 @@ class Table:
     def _decoded(self, number: int) -> _Group:
         shard, group = self._places[number]
         if shard not in self._files:
-            self._files[shard] = pq.ParquetFile(self.shards[shard], memory_map=True)
+            self._files[shard] = _opened(self.shards[shard])
         try:
             table = self._files[shard].read_row_group(group, columns=_COLUMNS, use_threads=False).combine_chunks()
         except (pa.ArrowException, OSError) as error:
-            raise UniclError(f"{self.shards[shard]}: damaged: {error}", "prepare the corpus again") from error
+            raise _damaged(self.shards[shard], error) from error
         lists = [table.column(name).to_pylist() for name in _COLUMNS[1:]]
         images = table.column("image").chunk(0).field("bytes")
         return _Group(images, *lists, size=table.nbytes)
+
+
+def _opened(shard: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(shard, memory_map=True, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(shard, error) from error
+
+
+def _column(shard: Path, name: str) -> pa.Table:  # pyright: ignore[reportUnknownParameterType] - no stubs
+    try:
+        return pq.read_table(shard, columns=[name], memory_map=True, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(shard, error) from error
+
+
+def _damaged(shard: Path, error: Exception) -> UniclError:
+    """For a shard ``CORPUS/data/SPLIT/NAME.parquet`` whose pages or footer cannot be read."""
+    line = " ".join(str(error).split())
+    return UniclError(f"{shard}: damaged: {line}", mending(shard.parent.parent.parent))
+
+
+def mending(folder: Path) -> str:
+    """What to do about damaged shards."""
+    return f"unicl prepare --repair -o {shlex.quote(str(folder))} makes the damaged shards again"
 
 
 class Corpus:
@@ -151,7 +178,7 @@ def open_corpus(path: str | Path) -> Corpus:
     try:
         manifest = json.loads(data)
     except ValueError as error:
-        raise UniclError(f"{file}: damaged: {error}", "run the same `unicl prepare` command again") from error
+        raise UniclError(f"{file}: damaged: {error}", mending(folder)) from error
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise UniclError(
             f"{file}: corpus format {manifest.get('schema_version')}, this unicl reads {SCHEMA_VERSION}",
@@ -159,11 +186,11 @@ def open_corpus(path: str | Path) -> Corpus:
         )
     for shard in manifest["shards"]:
         if problem := damage(folder, shard):
-            raise UniclError(problem, "run the same `unicl prepare` command again: it redoes this shard only")
+            raise UniclError(problem, mending(folder))
     return Corpus(folder, manifest, hashlib.sha256(data).hexdigest())
 
 
-def damage(folder: Path, shard: dict[str, Any]) -> str | None:
+def damage(folder: Path, shard: Mapping[str, Any]) -> str | None:
     """What is wrong with a shard that a marker or manifest describes, by its size; None if nothing is."""
     file = folder / shard["file"]
     try:
@@ -174,9 +201,18 @@ def damage(folder: Path, shard: dict[str, Any]) -> str | None:
 
 
 def fold_manifest(
-    name: str, plan: dict[str, Any], classes: Sequence[ClassName], markers: Sequence[dict[str, Any]]
+    plan: dict[str, Any],
+    classes: Sequence[ClassName],
+    markers: Sequence[dict[str, Any]],
+    *,
+    name: str,
+    dedup: Mapping[str, Any] | None,
+    repeated: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The manifest from the plan and the markers in unit order, so that it can be rebuilt at any time."""
+    """The manifest from the plan and the markers in unit order, so that it can be rebuilt at any time.
+
+    ``dedup`` is what `--dedup exact` left out, ``repeated`` counts the equal pictures that are stored.
+    """
     rejected: Counter[str] = Counter()
     counts: dict[str, list[int]] = {}
     for marker in markers:
@@ -210,6 +246,24 @@ def fold_manifest(
         ],
         "class_counts": counts,
         "templates": plan["templates"],
+        "text_stats": _text_stats(markers),
         "image": {"policy": "original" if plan["size"] is None else "short side", "size": plan["size"], "quality": 90},
+        "dedup": {"exact": dedup, "near": None},
+        "equal_pictures": {"in_a_kind": repeated["in_a_kind"], "in_two_kinds": repeated["in_two_kinds"]},
+        "duplicates_of_eval": repeated["of_eval"],
         "permuted_seed": plan["seed"],
     }
+
+
+def _text_stats(markers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Words (what white space parts) of the captions that are stored: the nearest rank of 50 and 95 in 100."""
+    words: Counter[int] = Counter()
+    for marker in markers:
+        words.update({int(count): times for count, times in marker["words"].items()})
+    total, lengths = words.total(), sorted(words)
+    ends = list(accumulate(words[length] for length in lengths))
+
+    def rank(share: float) -> int:
+        return lengths[bisect_left(ends, share * total)] if total else 0
+
+    return {"unit": "words", "texts": total, "p50": rank(0.5), "p95": rank(0.95), "max": rank(1)}

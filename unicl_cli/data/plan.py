@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from unicl_cli import __version__
 from unicl_cli.contracts import NO_LABEL, ClassName, DatasetSource, Row
 from unicl_cli.core.prompts import NAMED, load_templates
 from unicl_cli.core.sampler import Perm
+from unicl_cli.data.duplicates import NONE, Duplicates
 from unicl_cli.data.pictures import PictureError, examine
+from unicl_cli.data.rows import Adoption, Rows
 from unicl_cli.data.shards import Unit, Work
 from unicl_cli.data.sources.resolve import Named, open_source
 from unicl_cli.errors import UniclError
@@ -35,21 +38,24 @@ _SPLIT = re.compile(r"[\w.][\w.-]*")
 class Options:
     """What changes the bytes of a corpus, beside its sources."""
 
-    templates: str | None = None
+    templates: str | tuple[str, ...] | None = None
     size: int | None = None
     holdout: float | None = None
     shard_mb: int = 256
     limit: int | None = None
     text: str = "clean"
+    dedup: str = "off"
+    keep_order: bool = False
 
 
 class Opened(NamedTuple):
-    """A source with its rows by split, as they go into the corpus: keys prefixed, labels merged, order permuted."""
+    """A source with its rows by split, as they go into the corpus. ``held_out``: its `val` was cut from its `train`."""
 
     named: Named
     source: DatasetSource
-    rows: dict[str, list[Row]]
+    rows: dict[str, Rows]
     fingerprint: str
+    held_out: bool
 
 
 class Plan(NamedTuple):
@@ -79,7 +85,7 @@ class Plan(NamedTuple):
             "schema_version": SCHEMA_VERSION,
             "versions": {"unicl": __version__, "pyarrow": pa.__version__, "pillow": PIL.__version__},
             **options,
-            "seed": SEED,
+            "seed": None if self.options.keep_order else SEED,
             "templates": self.templates if isinstance(self.templates, str) else list(self.templates),
             "classes": _digest([list(c) for c in self.classes]),
             "sources": described,
@@ -89,11 +95,20 @@ class Plan(NamedTuple):
         """Shards of about ``shard_mb``, in row groups of about 8 MB."""
         return [unit for opened in self.sources for unit in _cut(opened, self.options)]
 
-    def work(self, unit: Unit, out: Path) -> Work:
-        """A unit with its rows."""
+    def work(self, unit: Unit, out: Path, duplicates: Duplicates = NONE) -> Work:
+        """A unit with its rows: those that stay for others get the others' texts."""
         opened = self.opened(unit.source)
         rows = opened.rows[unit.split][unit.first : unit.first + unit.rows]
-        return Work(unit, out, opened.named.src, rows, self.options.size, self.options.text == "raw")
+        rows = [row._replace(texts=(*row.texts, *duplicates.texts.get(row.key, ()))) for row in rows]
+        gone = {row.key: duplicates.gone[row.key] for row in rows if row.key in duplicates.gone}
+        return Work(unit, out, opened.named.src, rows, self.options.size, self.options.text == "raw", gone)
+
+    def row_at(self, unit: Unit, number: int) -> Row:
+        """One row of a unit, by its number there."""
+        return self.opened(unit.source).rows[unit.split][unit.first + number]
+
+    def source(self, name: str) -> DatasetSource:
+        return self.opened(name).source
 
     def opened(self, name: str) -> Opened:
         return next(opened for opened in self.sources if opened.named.name == name)
@@ -131,52 +146,47 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _opened(named: Named, source: DatasetSource, ids: dict[str, int], options: Options, notes: list[str]) -> Opened:
-    raw = {split: list(source.rows(split)) for split in source.splits}
+    raw = {split: source.rows(split) for split in source.splits}
     for split in raw:
         if not _SPLIT.fullmatch(split):
             raise UniclError(f"{named.src}: split name '{split}' is no file name")
     if not any(raw.values()):
         raise UniclError(f"{named.src}: has no rows")
     _check_keys(named, raw)
-    remap = [ids[c.key] for c in source.classes] if named.kind == "labels" else []
-    rows = {split: [_adopted(row, named, remap) for row in of] for split, of in raw.items() if of}
-    if list(rows) == ["train"] and _share(options, len(rows["train"])):
+    labelled = named.kind == "labels"
+    adoption = Adoption(named.name, named.kind, tuple(ids[c.key] for c in source.classes) if labelled else ())
+    if labelled:
+        _check_labels(named, raw, len(adoption.classes))
+    rows = {split: Rows(of, np.arange(len(of)), adoption) for split, of in raw.items() if of}
+    held_out = list(rows) == ["train"] and _share(options, len(rows["train"])) > 0
+    if held_out:
         rows = _held_out(rows["train"], _share(options, len(rows["train"])))
         notes.append(
             f"{named.name}: has no validation split: {len(rows['val'])} of {sum(map(len, rows.values()))} rows "
             f"went to 'val', chosen by a hash of their keys (--holdout 0 for none)"
         )
-        rows = {split: of for split, of in rows.items() if of}
-    rows = {split: _permuted(of, f"{SEED}/{named.name}/{named.kind}/{split}") for split, of in rows.items()}
-    if options.limit is not None:
-        rows = {split: of[: options.limit] for split, of in rows.items()}
-    return Opened(named, source, rows, _fingerprint(source, raw))
+    rows = {split: Rows(of.raw, _ordered(of.order, named, split, options), adoption) for split, of in rows.items()}
+    return Opened(named, source, {s: of for s, of in rows.items() if of}, _fingerprint(source, raw), held_out)
 
 
-def _check_keys(named: Named, raw: dict[str, list[Row]]) -> None:
-    met: dict[str, str] = {}
+def _check_keys(named: Named, raw: dict[str, Sequence[Row]]) -> None:
+    met: set[str] = set()
     for split, rows in raw.items():
         for row in rows:
             if row.key in met:
-                first = met[row.key]
-                raise UniclError(f"{named.src}: key '{row.key}' stands there twice: {first} and {split} {row.ref}")
-            met[row.key] = f"{split} {row.ref}"
+                places = [f"{s} {r.ref}" for s, of in raw.items() for r in of if r.key == row.key]
+                raise UniclError(f"{named.src}: key '{row.key}' stands there twice: {places[0]} and {split} {row.ref}")
+            met.add(row.key)
 
 
-def _adopted(row: Row, named: Named, remap: list[int]) -> Row:
-    key = f"{named.name}:{row.key}"
-    if named.kind == "captions":
-        return Row(key, row.ref, row.texts, NO_LABEL)
-    if named.kind == "images":
-        return Row(key, row.ref, (), NO_LABEL)
-    if row.label == NO_LABEL:
-        return Row(key, row.ref, row.texts, NO_LABEL)
-    if not _is_integer(row.label) or not 0 <= row.label < len(remap):
-        raise UniclError(
-            f"{named.src}: row '{row.key}' has label {row.label}, classes are 0 … {len(remap) - 1}",
-            f"{NO_LABEL} means no label",
-        )
-    return Row(key, row.ref, row.texts, remap[row.label])
+def _check_labels(named: Named, raw: dict[str, Sequence[Row]], classes: int) -> None:
+    for rows in raw.values():
+        for row in rows:
+            if not _is_integer(row.label) or not (row.label == NO_LABEL or 0 <= row.label < classes):
+                raise UniclError(
+                    f"{named.src}: row '{row.key}' has label {row.label}, classes are 0 … {classes - 1}",
+                    f"{NO_LABEL} means no label",
+                )
 
 
 def _is_integer(label: object) -> bool:
@@ -189,31 +199,36 @@ def _share(options: Options, rows: int) -> float:
     return options.holdout
 
 
-def _held_out(rows: list[Row], share: float) -> dict[str, list[Row]]:
+def _held_out(rows: Rows, share: float) -> dict[str, Rows]:
     """Rows whose key's hash falls below ``share`` go to `val`; the last picture of a class stays in training."""
-    left = Counter(row.label for row in rows if row.label != NO_LABEL)
-    split: dict[str, list[Row]] = {"train": [], "val": []}
-    for row in rows:
-        digest = hashlib.blake2b(row.key.encode("utf-8", "replace"), digest_size=7).digest()
-        chosen = int.from_bytes(digest, "big") < share * 2**56 and left[row.label] != 1
-        left[row.label] -= chosen
-        split["val" if chosen else "train"].append(row)
-    return split
+    labels = [rows.adoption.label(row) for row in rows.raw]
+    left = Counter(labels)
+    chosen = np.zeros(len(rows), np.bool_)
+    for at, (row, label) in enumerate(zip(rows.raw, labels, strict=True)):
+        digest = hashlib.blake2b(rows.adoption.key(row).encode("utf-8", "replace"), digest_size=7).digest()
+        if int.from_bytes(digest, "big") < share * 2**56 and (label == NO_LABEL or left[label] > 1):
+            chosen[at] = True
+            left[label] -= 1
+    parts = {"train": ~chosen, "val": chosen}
+    return {split: Rows(rows.raw, np.flatnonzero(part), rows.adoption) for split, part in parts.items()}
 
 
-def _permuted(rows: list[Row], seed: str) -> list[Row]:
-    return [rows[at] for at in Perm(len(rows), seed)(np.arange(len(rows)))]
+def _ordered(order: NDArray[np.int64], named: Named, split: str, options: Options) -> NDArray[np.int64]:
+    """Permuted, so that a shard mixes the classes, and cut to the limit."""
+    if not options.keep_order and len(order):
+        order = order[Perm(len(order), f"{SEED}/{named.name}/{named.kind}/{split}")(np.arange(len(order)))]
+    return order[: options.limit]
 
 
-def _fingerprint(source: DatasetSource, raw: dict[str, list[Row]]) -> str:
+def _fingerprint(source: DatasetSource, raw: dict[str, Sequence[Row]]) -> str:
     """Every row, and of its picture the size on disk, or the bytes of a sample where the source has no files."""
     digest = hashlib.sha256()
     stamp: Callable[[Row], int] | None = getattr(source, "stamp", None)
     for split, rows in raw.items():
         for row in rows:
             digest.update(repr((split, row, stamp(row) if stamp else None)).encode("utf-8", "backslashreplace"))
-        for row in rows[:: max(1, len(rows) // _SAMPLE)] if stamp is None else []:
-            digest.update(_read(source, row) or b"unreadable")
+        for at in range(0, len(rows), max(1, len(rows) // _SAMPLE)) if stamp is None else ():
+            digest.update(_read(source, rows[at]) or b"unreadable")
     return digest.hexdigest()
 
 
@@ -275,8 +290,10 @@ def _merged(classes: list[tuple[str, Sequence[ClassName]]], notes: list[str]) ->
     return tuple(merged.values())
 
 
-def _templates(wanted: str | None, offered: Sequence[Sequence[str] | str]) -> tuple[str, ...] | str:
+def _templates(wanted: str | tuple[str, ...] | None, offered: Sequence[Sequence[str] | str]) -> tuple[str, ...] | str:
     """The list's name or, from a file, the list: a corpus is moved without the file."""
+    if isinstance(wanted, tuple):
+        return wanted
     if wanted is not None:
         return wanted if wanted in NAMED else load_templates(wanted)
     kinds = {t if isinstance(t, str) else tuple(t) for t in offered}

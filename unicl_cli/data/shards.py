@@ -6,7 +6,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -23,6 +22,8 @@ CHUNK = 64
 """Rows that are read and decoded before the next look at the stop flag, or a row group where that is less."""
 DECODERS = 2
 """Pictures that a process holds decoded at once: up to 192 MB each."""
+MOST_WORDS = 1000
+"""Longer captions are counted with this many words."""
 _CODECS = {"image.bytes": "NONE", "key": "ZSTD", "texts.list.element": "ZSTD"}
 HF_FEATURES = {
     "key": {"dtype": "string", "_type": "Value"},
@@ -79,9 +80,16 @@ class Unit(NamedTuple):
     def rejects(self) -> str:
         return f"rejects/{self.split}.{self.name}.jsonl"
 
+    @property
+    def hashes(self) -> str:
+        return f"parts/{self.split}.{self.name}.sha256"
+
 
 class Work(NamedTuple):
-    """A unit with what a worker needs to do it: ``src`` rebuilds the source, ``size`` bounds short sides."""
+    """A unit with what a worker needs to do it: ``src`` rebuilds the source, ``size`` bounds short sides.
+
+    ``gone``: keys of rows that are left out as duplicates -> the row that stays.
+    """
 
     unit: Unit
     out: Path
@@ -89,6 +97,7 @@ class Work(NamedTuple):
     rows: list[Row]
     size: int | None
     raw_text: bool
+    gone: Mapping[str, str]
 
 
 class Rejected(NamedTuple):
@@ -108,12 +117,14 @@ class Prepared(NamedTuple):
     texts_dropped: int
 
 
-def write_unit(
-    work: Work, source: DatasetSource, tick: Callable[[int], None], stopped: Callable[[], bool]
-) -> dict[str, Any] | None:
+Tick = Callable[[int, int, Mapping[str, int]], None]
+"""Is told of rows done, bytes kept of their pictures, and how many were left out by reason."""
+
+
+def write_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]) -> dict[str, Any] | None:
     """Write shard, rejects and last the marker, which is returned; None if stopped (then nothing is left behind).
 
-    The same work gives the same bytes. ``tick`` is told how many rows were done.
+    The same work gives the same bytes.
     """
     unit, tally = work.unit, Tally()
     shard = work.out / unit.shard
@@ -130,6 +141,8 @@ def write_unit(
     lines = "".join(json.dumps(r._asdict(), ensure_ascii=False) + "\n" for r in tally.rejects)
     if lines:
         write_atomic(work.out / unit.rejects, lines.encode("utf-8", "replace"))
+    else:
+        (work.out / unit.rejects).unlink(missing_ok=True)  # of an earlier plan
     named = {"file": unit.shard, "split": unit.split, "source": unit.source, "kind": unit.kind}
     marker = {**named, "bytes": size, "sha256": sha256, **tally.facts()}
     write_atomic(work.out / unit.marker, json_bytes(marker))
@@ -146,6 +159,7 @@ class Tally:
         self.labels: Counter[int] = Counter()
         self.counts: Counter[str] = Counter()
         self.short_sides: list[int] = []
+        self.words: Counter[int] = Counter()
         self.payload = 0
         self.payload_at_256 = 0
 
@@ -155,6 +169,7 @@ class Tally:
         self.labels[record["label"]] += 1
         self.counts["captioned"] += bool(record["texts"])
         self.counts["texts"] += len(record["texts"])
+        self.words.update(min(len(t.split()), MOST_WORDS) for t in record["texts"])
         self.counts["texts_dropped"] += row.texts_dropped
         self.counts["animated"] += row.animated
         short = min(record["width"], record["height"])
@@ -170,6 +185,7 @@ class Tally:
             "row_groups": self.row_groups,
             "labels": {str(label): n for label, n in sorted(self.labels.items()) if label != NO_LABEL},
             **{name: self.counts[name] for name in ("captioned", "texts", "texts_dropped", "animated")},
+            "words": {str(count): n for count, n in sorted(self.words.items())},
             "short_side": [min(self.short_sides, default=0), max(self.short_sides, default=0)],
             "payload": self.payload,
             "payload_at_256": self.payload_at_256,
@@ -182,20 +198,30 @@ def json_bytes(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "replace")
 
 
-def _results(
-    work: Work, source: DatasetSource, tick: Callable[[int], None], stopped: Callable[[], bool]
-) -> Iterator[Prepared | Rejected | None]:
-    """Every row's result in the order of the rows; ends with None when stopped."""
-    one = partial(prepare_row, source=source, work=work, decoders=threading.Semaphore(DECODERS))
+def chunks_of(work: Work) -> Iterator[list[Row]]:
+    """The rows in portions after which progress is told."""
     step = max(THREADS, min(CHUNK, work.unit.group_rows))
+    return (work.rows[start : start + step] for start in range(0, len(work.rows), step))
+
+
+def _results(
+    work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]
+) -> Iterator[Prepared | Rejected | None]:
+    """Every row's result in the order of the rows; ends with None when stopped, which waits for no picture."""
+    decoders = threading.Semaphore(DECODERS)
+
+    def one(row: Row) -> Prepared | Rejected | None:
+        return None if stopped() else prepare_row(row, source=source, work=work, decoders=decoders)
+
     with ThreadPoolExecutor(THREADS) as threads:
-        for start in range(0, len(work.rows), step):
-            if stopped():
+        for chunk in chunks_of(work):
+            done = list(threads.map(one, chunk))
+            if None in done:
                 yield None
                 return
-            chunk = work.rows[start : start + step]
-            yield from threads.map(one, chunk)
-            tick(len(chunk))
+            yield from done
+            kept = sum(len(row.record["image"]["bytes"]) for row in done if isinstance(row, Prepared))
+            tick(len(chunk), kept, Counter(row.reason for row in done if isinstance(row, Rejected)))
 
 
 def _write_groups(file: BinaryIO, results: Iterator[Prepared | Rejected | None], group_rows: int, tally: Tally) -> bool:
@@ -207,6 +233,7 @@ def _write_groups(file: BinaryIO, results: Iterator[Prepared | Rejected | None],
         compression=_CODECS,  # pyright: ignore[reportArgumentType] - the stub knows one codec only
         use_dictionary=["source"],  # pyright: ignore[reportArgumentType] - nor a list
         write_page_index=True,
+        write_page_checksum=True,  # a flipped bit is met as an error when the page is read
     ) as writer:
         for result in results:
             if result is None:
@@ -231,9 +258,11 @@ def _write_group(writer: pq.ParquetWriter, pending: list[dict[str, Any]], tally:
 
 def prepare_row(row: Row, *, source: DatasetSource, work: Work, decoders: threading.Semaphore) -> Prepared | Rejected:
     """Read, decode and describe one row; every failure becomes a reason."""
-    texts = _texts(row.texts, raw_text=work.raw_text)
-    if reason := _unusable(row, texts, work.unit.kind):
+    texts, reason = usable_texts(row, work)
+    if reason:
         return Rejected(row.key, row.ref, reason, " ".join(row.texts)[:200])
+    if row.key in work.gone:
+        return Rejected(row.key, row.ref, "duplicate", f"the same picture as {work.gone[row.key]}")
     try:
         data = source.read(row)["image"]
         with decoders:
@@ -258,6 +287,12 @@ def prepare_row(row: Row, *, source: DatasetSource, work: Work, decoders: thread
         "url": None,
     }
     return Prepared(record, picture.animated, len(row.texts) - len(texts))
+
+
+def usable_texts(row: Row, work: Work) -> tuple[list[str], str | None]:
+    """The texts as they are stored, and the reason why the row is left out unread, if it is."""
+    texts = _texts(row.texts, raw_text=work.raw_text)
+    return texts, _unusable(row, texts, work.unit.kind)
 
 
 def _texts(texts: tuple[str, ...], *, raw_text: bool) -> list[str]:

@@ -1,27 +1,28 @@
 """`prepare`: sources in, corpus out; goes on where it was stopped."""
 
-import errno
 import json
 import os
-import signal
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
 from unicl_cli.core.files import write_atomic
+from unicl_cli.data import duplicates
 from unicl_cli.data.corpus import MANIFEST, PLAN, damage, fold_manifest
+from unicl_cli.data.duplicates import Duplicates
 from unicl_cli.data.plan import Options, Plan, differences, make_plan
-from unicl_cli.data.runner import Marker, run_here, run_pool
-from unicl_cli.data.shards import Unit, json_bytes
+from unicl_cli.data.runner import Job, Marker, run_here, run_pool
+from unicl_cli.data.shards import Unit, json_bytes, write_unit
 from unicl_cli.data.sources.resolve import named_sources
 from unicl_cli.errors import Stopped, UniclError
-from unicl_cli.jobs.prepare_report import Progress, note, summary, write_report
+from unicl_cli.jobs.prepare_guard import LOCK, Stop, remove_unfinished, writing_into
+from unicl_cli.jobs.prepare_progress import Progress, listed, note
+from unicl_cli.jobs.prepare_report import picture_notes, summary, write_report
 
-LOCK = ".lock"
-_OURS = frozenset((MANIFEST, PLAN, LOCK, "data", "parts", "rejects"))
+_BEFORE_A_PLAN = frozenset((LOCK, "rejects"))
+"""What a prepare that came to nothing may have left."""
 _FEW_ROWS = 5000
 _SMALL_GROUP = 512
 """A group holds about 8 MB: with this many rows in it, pictures are small, and few of them are not worth a pool."""
@@ -34,19 +35,39 @@ class Wanted(NamedTuple):
     captions: tuple[str, ...]
     images: tuple[str, ...]
     out: Path
-    templates: str | None = None
+    templates: str | tuple[str, ...] | None = None
     size: int | None = None
     holdout: float | None = None
     shard_mb: int = 256
     limit: int | None = None
     text: str = "clean"
+    dedup: str = "off"
+    keep_order: bool = False
+
+    def options(self) -> Options:
+        """What changes the bytes. UniclError for a word that is none of its options."""
+        for option, value, words in (
+            ("--text", self.text, ("clean", "raw")),
+            ("--dedup", self.dedup, ("off", "exact")),
+        ):
+            if value not in words:
+                raise UniclError(f"{option} {value}: is {' or '.join(words)}")
+        return Options(**{name: getattr(self, name) for name in Options.__dataclass_fields__})
 
 
-def run(wanted: Wanted, *, workers: int | None, allow_version_mix: bool, as_json: bool, again: str) -> None:
-    """Prepare, then write the closing table (or JSON document) to stdout. ``again`` is the command that continues."""
-    with _stop_flag() as stopped:
-        report = prepare(wanted, workers=workers, allow_version_mix=allow_version_mix, stopped=stopped, again=again)
-    write_report(report, as_json=as_json)
+class Begun(NamedTuple):
+    """What is being carried out, and how: see ``prepare``."""
+
+    plan: Plan
+    units: list[Unit]
+    out: Path
+    workers: int
+    stop: Stop
+
+
+def run(wanted: Wanted, *, workers: int | None, allow_version_mix: bool, as_json: bool, stop: Stop) -> None:
+    """Prepare, then write the closing table (or JSON document) to stdout."""
+    write_report(prepare(wanted, workers=workers, allow_version_mix=allow_version_mix, stop=stop), as_json=as_json)
 
 
 def prepare(
@@ -54,78 +75,103 @@ def prepare(
     *,
     workers: int | None = None,
     allow_version_mix: bool = False,
-    stopped: Callable[[], bool] = lambda: False,
-    again: str = "the same command",
+    redo: frozenset[str] = frozenset(),
+    stop: Stop | None = None,
 ) -> dict[str, Any]:
-    """Make or finish the corpus in ``wanted.out``; gives the document of ``--json``. Raises Stopped when stopped."""
-    if wanted.text not in ("clean", "raw"):
-        raise UniclError(f"--text {wanted.text}: is clean or raw")
+    """Make or finish the corpus in ``wanted.out``; gives the document of ``--json``. Raises Stopped when stopped.
+
+    ``redo`` names shards that are made again although they have the right size.
+    """
+    options = wanted.options()
+    out = wanted.out
+    stop = stop or Stop(out, "the same command")
     named = named_sources(wanted.labels, wanted.captions, wanted.images)
     if not named:
         raise UniclError("nothing to prepare", "give at least one --labels, --captions or --images SRC")
-    options = Options(wanted.templates, wanted.size, wanted.holdout, wanted.shard_mb, wanted.limit, wanted.text)
-    out = wanted.out
-    _check_place(out)
-    with _locked(out):
+    check_place(out)
+    with writing_into(stop):
         plan = make_plan(named, options)
         for line in plan.notes:
             note(line)
         document, units = _agreed(plan, out, allow_version_mix=allow_version_mix)
-        for left in out.rglob("*.tmp"):
-            left.unlink(missing_ok=True)
-        markers = _markers(out, units)
-        todo = [unit for unit in units if unit.marker not in markers]
-        if not todo and (out / MANIFEST).is_file():
+        remove_unfinished(out)
+        markers = _markers(out, units, redo)
+        begun = Begun(plan, units, out, workers or cores(), stop)
+        if len(markers) == len(units) and (out / MANIFEST).is_file():
             note(f"{out} is complete: nothing to do")
-        else:
-            (out / MANIFEST).unlink(missing_ok=True)
-            _do(plan, todo, out, workers or _cores(), stopped, markers)
-        ordered = [markers[unit.marker] for unit in units if unit.marker in markers]
-        if len(ordered) < len(units):
+            manifest = json.loads((out / MANIFEST).read_bytes())
+            return summary(out, plan.classes, list(markers.values()), plan.notes, manifest)
+        (out / MANIFEST).unlink(missing_ok=True)
+        with stop.watched():
+            found = _duplicates(begun) if options.dedup == "exact" else None
+            if not stop():
+                _write(begun, found or duplicates.NONE, markers)
+        if len(markers) < len(units):
             raise Stopped(
-                f"stopped: {len(ordered)} of {len(units)} shards of {out} are written", f"go on with: {again}"
+                f"stopped: {len(markers)} of {len(units)} shards of {out} are written", f"go on with: {stop.again}"
             )
-        return _finished(plan, document, ordered, out)
+        return _finished(begun, document, [markers[unit.marker] for unit in units], found)
 
 
-def _finished(plan: Plan, document: dict[str, Any], markers: list[Marker], out: Path) -> dict[str, Any]:
-    report = summary(out, plan.classes, markers, plan.notes)
-    if not report["rows"]:
-        (out / PLAN).unlink(missing_ok=True)  # nothing is kept, so the next attempt may bring another plan
-        for marker in out.glob("parts/*.json"):
-            marker.unlink()
-        reasons = ", ".join(f"{reason} {count}" for reason, count in report["rejected"].items())
-        raise UniclError(f"no row was left of {sum(report['rejected'].values())}: {reasons}", f"see {out / 'rejects'}")
-    name = out.resolve().name
-    manifest = json_bytes(fold_manifest(name, document, plan.classes, markers))
-    if not (out / MANIFEST).is_file():
-        write_atomic(out / MANIFEST, manifest)
+def _finished(
+    begun: Begun, document: dict[str, Any], markers: list[Marker], found: Duplicates | None
+) -> dict[str, Any]:
+    """Fold the markers into the manifest, the last file to be written."""
+    plan, out = begun.plan, begun.out
+    repeated = duplicates.repeated(out, [marker for marker in markers if marker["rows"]])
+    manifest = fold_manifest(
+        document,
+        plan.classes,
+        markers,
+        name=out.resolve().name,
+        dedup=found.facts if found else None,
+        repeated=repeated,
+    )
+    report = summary(out, plan.classes, markers, plan.notes, manifest)
+    _check_survivors(begun, report)
+    for line in picture_notes(manifest):
+        note(line)
+    write_atomic(out / MANIFEST, json_bytes(manifest))
     return report
 
 
-def _check_place(out: Path) -> None:
+def _check_survivors(begun: Begun, report: dict[str, Any]) -> None:
+    """No manifest for a corpus that lacks a whole source: that would train, without a word, on something else."""
+    lost: dict[str, dict[str, int]] = {}
+    for source in report["sources"]:
+        of = lost.setdefault(source["source"], {"rows": 0})
+        for name, count in (("rows", source["rows"]), *source["rejected"].items()):
+            of[name] = of.get(name, 0) + count
+    empty = {name: {k: n for k, n in of.items() if k != "rows"} for name, of in lost.items() if not of["rows"]}
+    empty = {name: reasons for name, reasons in empty.items() if set(reasons) != {"duplicate"}}
+    if not empty:
+        return
+    out = begun.out
+    if len(empty) == len(lost):
+        for file in (*(unit.marker for unit in begun.units), duplicates.FILE, PLAN):
+            (out / file).unlink(missing_ok=True)  # nothing is kept, so the next attempt may bring another plan
+        left_out = report["rejected"]
+        raise UniclError(f"no row was left of {sum(left_out.values())}: {listed(left_out)}", _see(out))
+    name, reasons = next(iter(empty.items()))
+    raise UniclError(
+        f"source '{name}': no row was left of {sum(reasons.values())}: {listed(reasons)}",
+        f"{_see(out)}; then mend it or leave it out, with another -o (or after removing {out})",
+    )
+
+
+def _see(out: Path) -> str:
+    return f"each row and its reason is in {out / 'rejects'}"
+
+
+def check_place(out: Path) -> None:
     """Never write into a directory that holds something else."""
     if out.exists() and not out.is_dir():
         raise UniclError(f"{out}: is a file", "choose another directory with -o")
-    foreign = sorted({item.name for item in out.iterdir()} - _OURS) if out.is_dir() else []
-    if foreign and not (out / PLAN).is_file():
+    if not out.is_dir() or (out / PLAN).is_file():
+        return
+    foreign = sorted(item.name for item in out.iterdir() if item.name not in _BEFORE_A_PLAN and item.suffix != ".tmp")
+    if foreign:
         raise UniclError(f"{out}: holds something else ({foreign[0]})", "choose an empty or a new directory with -o")
-
-
-@contextmanager
-def _locked(out: Path) -> Generator[None, None, None]:
-    lock = FileLock(out / LOCK)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UniclError(f"{out}: another prepare is writing there", "wait for it, or choose another -o") from error
-    except OSError as error:
-        raise UniclError(f"{out}: cannot be written: {error.strerror}", "choose another directory with -o") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _agreed(plan: Plan, out: Path, *, allow_version_mix: bool) -> tuple[dict[str, Any], list[Unit]]:
@@ -137,7 +183,7 @@ def _agreed(plan: Plan, out: Path, *, allow_version_mix: bool) -> tuple[dict[str
         new["units"] = [unit._asdict() for unit in units]
         write_atomic(file, json_bytes(new))
         return new, units
-    old: dict[str, Any] = json.loads(file.read_bytes())
+    old = read_plan(out)
     if changed := differences(old, new):
         raise UniclError(
             f"{out} was begun with another plan; {'; '.join(changed)}", f"choose another -o, or remove {out}"
@@ -147,71 +193,79 @@ def _agreed(plan: Plan, out: Path, *, allow_version_mix: bool) -> tuple[dict[str
             f"{out} was begun with other versions: {old['versions']}, now {new['versions']}",
             "shards would not be byte-identical: --allow-version-mix goes on, or choose another -o",
         )
-    return old, [Unit(**unit) for unit in old["units"]]
+    return old, units_of(old)
 
 
-def _markers(out: Path, units: Sequence[Unit]) -> dict[str, Marker]:
+def read_plan(out: Path) -> dict[str, Any]:
+    """The document of `plan.json`. UniclError if it cannot be read."""
+    file = out / PLAN
+    try:
+        document = json.loads(file.read_bytes())
+        units_of(document)
+    except FileNotFoundError as error:
+        raise UniclError(f"{file}: no such file", f"is {out} a corpus that `unicl prepare` made?") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UniclError(f"{file}: damaged", f"prepare into another -o, or remove {out}") from error
+    return document
+
+
+def units_of(document: dict[str, Any]) -> list[Unit]:
+    return [Unit(**unit) for unit in document["units"]]
+
+
+def _markers(out: Path, units: Sequence[Unit], redo: frozenset[str]) -> dict[str, Marker]:
     """Markers of the units that are done: there, readable, and with a shard of the right size."""
     found: dict[str, Marker] = {}
     for unit in units:
-        with suppress(FileNotFoundError, ValueError):
+        with suppress(FileNotFoundError, ValueError, KeyError):
             marker = json.loads((out / unit.marker).read_bytes())
             problem = damage(out, marker) if marker["rows"] else None
             if problem:
                 note(f"{problem}: it is made again")
-            else:
+            elif unit.shard not in redo:
                 found[unit.marker] = marker
     return found
 
 
-def _do(
-    plan: Plan, todo: list[Unit], out: Path, workers: int, stopped: Callable[[], bool], markers: dict[str, Marker]
-) -> None:
-    """Run the units and put their markers into ``markers``."""
-    done = sum(marker["rows"] + sum(marker["rejected"].values()) for marker in markers.values())
-    rows = sum(unit.rows for unit in todo)
+def _duplicates(begun: Begun) -> Duplicates | None:
+    """Which rows are left out, from the digests of all pictures; None if stopped."""
+    if found := duplicates.read_found(begun.out):
+        return found
+    todo = duplicates.unhashed(begun.units, begun.out)
+    there = len(begun.units) - len(todo)
+    total = sum(unit.rows for unit in begun.units)
+    done = total - sum(unit.rows for unit in todo)
+    with Progress("compare", done=done, total=total, shards_done=there, shards=len(begun.units)) as progress:
+        for _ in _results(begun, todo, duplicates.hash_unit, duplicates.NONE, progress):
+            there += 1
+            progress.shard_done()
+    if there < len(begun.units):
+        return None
+    held_out = frozenset(opened.named.name for opened in begun.plan.sources if opened.held_out)
+    return duplicates.find(begun.units, held_out, begun.plan.row_at, begun.out)
+
+
+def _write(begun: Begun, found: Duplicates, markers: dict[str, Marker]) -> None:
+    """Write the shards that are missing and put their markers into ``markers``."""
+    todo = [unit for unit in begun.units if unit.marker not in markers]
     if markers:
-        note(f"{len(markers)} of {len(markers) + len(todo)} shards are there already")
-    few = rows <= _FEW_ROWS and all(unit.group_rows >= _SMALL_GROUP for unit in todo)
-    with Progress(done, done + rows) as progress:
-        if workers == 1 or len(todo) == 1 or few:
-            results = run_here(
-                todo,
-                lambda unit: plan.work(unit, out),
-                lambda name: plan.opened(name).source,
-                tick=progress.tick,
-                stopped=stopped,
-            )
-        else:
-            workers = min(workers, len(todo))
-            results = run_pool(todo, lambda unit: plan.work(unit, out), workers, tick=progress.tick, stopped=stopped)
-        try:
-            for marker in results:
-                markers[f"parts/{marker['split']}.{Path(marker['file']).stem}.json"] = marker
-                progress.rejects(marker["rejected"])
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise UniclError(f"{out}: {error.strerror}", "make room: the same command goes on from here") from error
+        note(f"{len(markers)} of {len(begun.units)} shards are there already")
+    done = sum(unit.rows for unit in begun.units if unit.marker in markers)
+    total = done + sum(unit.rows for unit in todo)
+    with Progress("prepare", done=done, total=total, shards_done=len(markers), shards=len(begun.units)) as progress:
+        for marker in _results(begun, todo, write_unit, found, progress):
+            markers[f"parts/{marker['split']}.{Path(marker['file']).stem}.json"] = marker
+            progress.shard_done()
 
 
-def _cores() -> int:
+def _results(begun: Begun, todo: list[Unit], job: Job, found: Duplicates, progress: Progress) -> Any:
+    plan, workers, stop = begun.plan, min(begun.workers, len(todo)), begun.stop
+    work_of = partial(plan.work, out=begun.out, duplicates=found)
+    few = sum(unit.rows for unit in todo) <= _FEW_ROWS and all(unit.group_rows >= _SMALL_GROUP for unit in todo)
+    if workers <= 1 or few:
+        return run_here(todo, work_of, plan.source, job, tick=progress.tick, stopped=stop)
+    return run_pool(todo, work_of, job, workers, tick=progress.tick, stopped=stop, say=progress.say)
+
+
+def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _stop_flag() -> Generator[Callable[[], bool], None, None]:
-    """A function that says whether SIGINT or SIGTERM came; a second one ends the process at once."""
-    caught: list[int] = []
-
-    def on_signal(number: int, _frame: object) -> None:
-        caught.append(number)
-        signal.signal(number, signal.SIG_DFL)
-        note("stopping: shards that are not finished are dropped")
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(caught)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,93 +1,44 @@
-"""What `prepare` tells people: notes and progress on stderr, the closing table on stdout."""
+"""What `prepare` has to say when it is done: the facts as `--json` prints them, and the table made of them."""
 
 import json
-import logging
-import os
 import sys
-import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.data.runner import Marker
+from unicl_cli.jobs.prepare_progress import listed
 
-PLAIN_SECONDS = 30.0
-"""Off a terminal, a line at most this often."""
-_HEADER = ("source", "kind", "split", "rows", "rejected", "size", "classes", "short side")
-
-
-class Progress:
-    """Rows done, rate, time left and reasons: a bar on a terminal, plain lines elsewhere."""
-
-    def __init__(self, done: int, total: int) -> None:
-        self.first, self.done, self.total = done, done, total
-        self.started = self.said = time.monotonic()
-        self.reasons: Counter[str] = Counter()
-        console = Console(stderr=True)
-        self.quiet = not logging.getLogger("unicl_cli").isEnabledFor(logging.INFO)
-        live = not self.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self.bar = (
-            Bar(
-                TextColumn("prepare"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[reasons]}"),
-                console=console,
-            )
-            if live
-            else None
-        )
-
-    def __enter__(self) -> "Progress":
-        if self.bar:
-            self.bar.start()
-            self.bar.add_task("prepare", total=self.total, completed=self.done, rate="", reasons="")
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self.bar:
-            self.bar.stop()
-
-    def tick(self, rows: int) -> None:
-        """``rows`` more are done."""
-        self.done = min(self.total, self.done + rows)
-        self._show()
-
-    def rejects(self, reasons: dict[str, int]) -> None:
-        """A shard is done; these were left out."""
-        self.reasons.update(reasons)
-        self._show()
-
-    def _show(self) -> None:
-        seconds = max(time.monotonic() - self.started, 1e-3)
-        rate = (self.done - self.first) / seconds
-        if self.bar:
-            self.bar.update(
-                self.bar.task_ids[0], completed=self.done, rate=f"{rate:.0f}/s", reasons=_reasons(self.reasons)
-            )
-        elif not self.quiet and time.monotonic() - self.said >= PLAIN_SECONDS:
-            self.said = time.monotonic()
-            left = (self.total - self.done) / rate if rate else 0
-            reasons = _reasons(self.reasons)
-            note(f"{self.done:,} of {self.total:,} rows, {rate:.0f}/s, {left:.0f} s left {reasons}".rstrip())
+_HEADER = ("source", "kind", "split", "rows", "left out", "size", "classes", "short side")
+_CUT = "the file is cut off or damaged: copy or download it again"
+REMEDIES = {
+    "bad_label": "the line's label cannot be read: see its detail",
+    "bad_line": "the line cannot be read: see its detail",
+    "bad_text": "the caption says nothing (no letters, a file name, a page): --text raw keeps all that is not blank",
+    "bomb": "more than 64 million pixels: shrink the picture beforehand",
+    "broken": _CUT,
+    "duplicate": "the same picture as an earlier row, asked for by --dedup exact",
+    "empty": "the file has no bytes: copy or download it again",
+    "missing_file": "no file at that place: paths are relative to the list",
+    "no_label": "no class: put the picture into a folder, fill in its label, or use --captions or --images",
+    "no_text": "no caption: fill it in, or use --labels or --images",
+    "not_image": "no picture, whatever its name says: look at one of them",
+    "read_error": "could not be read: see its detail; once mended, prepare into another -o",
+    "truncated": _CUT,
+    "unsupported_format": "SVG or HEIC: convert it to PNG or JPEG",
+}
+"""What to do about rows that are left out, by reason."""
 
 
-def note(line: str) -> None:
-    """One line for people, on stderr."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
-
-
-def summary(out: Path, classes: Sequence[ClassName], markers: Sequence[Marker], notes: Sequence[str]) -> dict[str, Any]:
+def summary(
+    out: Path,
+    classes: Sequence[ClassName],
+    markers: Sequence[Marker],
+    notes: Sequence[str],
+    manifest: Mapping[str, Any],
+) -> dict[str, Any]:
     """The facts of the closing table as `--json` prints them."""
     groups: dict[tuple[str, str, str], list[Marker]] = {}
     for marker in markers:
@@ -107,8 +58,39 @@ def summary(out: Path, classes: Sequence[ClassName], markers: Sequence[Marker], 
         "shards": sum(1 for marker in markers if marker["rows"]),
         "classes": len(classes),
         "sources": sources,
-        "notes": list(notes),
+        "text_stats": manifest["text_stats"],
+        "dedup": manifest["dedup"],
+        "equal_pictures": manifest["equal_pictures"],
+        "duplicates_of_eval": manifest["duplicates_of_eval"],
+        "notes": [*notes, *picture_notes(manifest)],
     }
+
+
+def picture_notes(manifest: Mapping[str, Any]) -> list[str]:
+    """What there is to say of equal pictures, a line each."""
+    exact, equal = manifest["dedup"]["exact"], manifest["equal_pictures"]
+    notes: list[str] = []
+    if exact:
+        notes.append(
+            f"{exact['rows']:,} rows show the picture of another row of their kind ({exact['groups']:,} pictures) "
+            f"and were left out; {exact['texts']:,} captions went to the rows that stay"
+        )
+    if exact and exact["labels_differ"]:
+        kept, gone = exact["labels_differ_examples"][0]
+        notes.append(f"{exact['labels_differ']:,} of them had another label than the row that stays: {gone} / {kept}")
+    if equal["in_a_kind"] and not exact:
+        notes.append(
+            f"{equal['in_a_kind']:,} rows show the picture of another row of their kind and split: "
+            f"--dedup exact keeps one of each"
+        )
+    if equal["in_two_kinds"]:
+        notes.append(f"{equal['in_two_kinds']:,} pictures have training rows of more than one kind: all are kept")
+    notes += [
+        f"{count:,} training rows show a picture of the {split} split: results on it will look better than they are"
+        for split, count in manifest["duplicates_of_eval"].items()
+        if count
+    ]
+    return notes
 
 
 def write_report(report: dict[str, Any], *, as_json: bool) -> None:
@@ -146,24 +128,32 @@ def _table(report: dict[str, Any]) -> list[str]:
                 line["kind"],
                 line["split"],
                 f"{line['rows']:,}",
-                _reasons(line["rejected"]) or "0",
+                listed(line["rejected"]) or "0",
                 size_of(line["bytes"]),
                 str(line["classes"] or "-"),
                 f"{low}-{high} px" if low != high else f"{low} px",
             )
         )
-    widths = [max(len(row[column]) for row in cells) for column in range(len(_HEADER))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines = columns(cells)
     left_out = sum(report["rejected"].values())
-    end = f"{report['corpus']}: {report['rows']:,} rows, {report['classes']} classes, {size_of(report['bytes'])}"
-    lines.append(end + (f"; {left_out:,} left out, see {report['corpus']}/rejects" if left_out else ""))
+    if left_out:
+        lines += ["", f"left out: {left_out:,} rows; each is in {report['corpus']}/rejects"]
+        width = max(map(len, report["rejected"]))
+        lines += [f"  {reason.ljust(width)}  {REMEDIES.get(reason, '')}".rstrip() for reason in report["rejected"]]
+        lines.append("")
+    lines.append(
+        f"{report['corpus']}: {report['rows']:,} rows, {report['classes']:,} classes, {size_of(report['bytes'])} "
+        f"in {report['shards']:,} shards"
+    )
     if report["payload_at_256"] < 0.8 * report["payload"]:
         lines.append(f"--size 256 would store about {size_of(report['payload_at_256'])} instead")
     return lines
 
 
-def _reasons(reasons: dict[str, int]) -> str:
-    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
+def columns(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Lines whose cells stand below one another."""
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
 def size_of(count: int) -> str:

@@ -1,0 +1,104 @@
+"""How far `prepare` is, on stderr: a live bar on a terminal, else one plain line in 30 s."""
+
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+PLAIN_SECONDS = 30.0
+"""Off a terminal, a line at most this often."""
+
+
+class Progress:
+    """Rows and shards done, pictures and megabytes a second, time left, and what is left out by reason.
+
+    ``done`` rows and ``shards_done`` were there before; the rate counts what is new.
+    """
+
+    def __init__(self, label: str, *, done: int, total: int, shards_done: int, shards: int) -> None:
+        self.label, self.first, self.done, self.total = label, done, done, total
+        self.shards_done, self.shards, self.bytes = shards_done, shards, 0
+        self.started = self.said = time.monotonic()
+        self.reasons: Counter[str] = Counter()
+        self.quiet = is_quiet()
+        live = not self.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.bar = _bar() if live else None
+
+    def __enter__(self) -> "Progress":
+        if self.bar:
+            self.bar.start()
+            self.bar.add_task(self.label, total=self.total, completed=self.done, facts="", reasons="")
+            self._show()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.bar:
+            self._show()
+            self.bar.stop()
+
+    def tick(self, rows: int, size: int, rejected: Mapping[str, int]) -> None:
+        """``rows`` more are done, of whose pictures ``size`` bytes are kept; less than none after a worker died."""
+        self.done += rows
+        self.bytes += size
+        self.reasons.update(rejected)
+        self._show()
+
+    def shard_done(self) -> None:
+        self.shards_done += 1
+        self._show()
+
+    def say(self, line: str) -> None:
+        """A line for people beside the progress, under --quiet too: something went wrong."""
+        if self.bar:
+            self.bar.console.print(line, markup=False, highlight=False)
+        else:
+            sys.stderr.write(f"{line}\n")
+
+    def _show(self) -> None:
+        seconds = max(time.monotonic() - self.started, 1e-3)
+        rate = (self.done - self.first) / seconds
+        facts = f"{self.shards_done}/{self.shards} shards, {rate:.0f} img/s, {self.bytes / seconds / 1e6:.1f} MB/s"
+        reasons = f"left out: {listed(self.reasons)}" if +self.reasons else ""
+        if self.bar:
+            self.bar.update(self.bar.task_ids[0], completed=self.done, facts=facts, reasons=reasons)
+        elif not self.quiet and time.monotonic() - self.said >= PLAIN_SECONDS:
+            self.said = time.monotonic()
+            left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
+            line = f"{self.label} {self.done:,} of {self.total:,} rows, {facts}{left}; {reasons}".rstrip("; ")
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+
+
+def _bar() -> Bar:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}", markup=False),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[reasons]}", markup=False),
+    )
+    return Bar(*columns, console=Console(stderr=True))
+
+
+def is_quiet() -> bool:
+    return not logging.getLogger("unicl_cli").isEnabledFor(logging.INFO)
+
+
+def note(line: str) -> None:
+    """One line for people, on stderr, unless --quiet was given."""
+    if not is_quiet():
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+
+def listed(reasons: Mapping[str, int]) -> str:
+    """``"missing_file 3, truncated 1"``."""
+    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()) if count > 0)
