@@ -93,7 +93,15 @@ def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_wei
     The moving average of the weights is taken where there is one, unless ``raw_weights``.
     """
     name = named(model)
-    loaded = published(name) if hub.is_form(name) else trained(name, raw_weights=raw_weights)
+    try:
+        loaded = published(name) if hub.is_form(name) else trained(name, raw_weights=raw_weights)
+    except UniclError as error:
+        if model is None and name == DEFAULT:  # nobody has asked for this one
+            raise UniclError(
+                f"no --model is named, runs/ has no finished run, and {error.message}",
+                "train one (unicl train RECIPE), or give --model RUN, local-dir:PATH or hf-hub:ORG/REPO",
+            ) from error
+        raise
     loaded.step.eval().to(device)
     return loaded
 

@@ -158,7 +158,8 @@ def fetch(repo: str, wanted: Sequence[Sequence[str]], name: str) -> list[Path]:
             )
         files.append(file)
     new = sum(sizes[file] for file, path in zip(files, have, strict=True) if path is None)
-    announce(name, f"{shown(new)}, licence {licence(info)}, from {repo}")
+    place = "" if name.endswith(f":{repo}") else f" from {repo}"
+    announce(name, f"{shown(new)}{place}, licence {licence(info)}")
     return [Path(reached(repo, lambda file=file: hf_hub_download(repo, file))) for file in files]
 
 

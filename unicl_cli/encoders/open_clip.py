@@ -222,3 +222,13 @@ class TextTower(nn.Module):
         if hasattr(self.tokenizer, "inner"):
             self.tokenizer.inner.save_pretrained(folder)
         (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+
+def published_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of the encoder `open_clip` under open_clip's own names, as its CustomTextCLIP has them."""
+    names = {"image.net.": "visual.", "text.net.": "text.", "text.logit_bias": "logit_bias"}
+    found: dict[str, Tensor] = {}
+    for key, value in model.state_dict().items():
+        old = next((prefix for prefix in names if key.startswith(prefix)), "")
+        found[names.get(old, "") + key[len(old) :]] = value
+    return found | {"logit_scale": found["logit_scale"].reshape(())}
