@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SIZE ?= full
+PLUGINS := $(wildcard plugins/*/pyproject.toml tests/plugins/*/pyproject.toml)
 export TOKENIZERS_PARALLELISM := true
 
 .PHONY: quickstart test test-slow check fix clean
@@ -26,10 +27,10 @@ fix: .venv/installed
 	$(BIN)/ruff check --fix .
 
 # hatchling and its editables come from the index at build time; plugins need the core in the same command
-.venv/installed: pyproject.toml plugins/unicl-sigmoid/pyproject.toml tests/plugins/unicl-odd/pyproject.toml
+.venv/installed: pyproject.toml $(PLUGINS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "unicl needs Python 3.11 or newer: make PYTHON=python3.11 …")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -e plugins/unicl-sigmoid -e tests/plugins/unicl-odd
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" $(foreach plugin,$(dir $(PLUGINS)),-e "$(plugin)[dev]")
 	touch $@
 
 clean:

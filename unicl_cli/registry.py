@@ -6,7 +6,6 @@ import importlib.util
 import inspect
 import json
 import os
-import re
 import sys
 import types
 import typing
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from unicl_cli.contracts import Part
 from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.hints import written
 from unicl_cli.problems import Loc, PartError, Problem, problems_of, show
 
 if TYPE_CHECKING:  # pydantic costs 80 ms, which `unicl --help` does not pay
@@ -55,7 +55,7 @@ class Entry(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """One line of `unicl plugins ls`; ``state`` is ok, hidden, clash or broken, with the reason."""
+    """One line of `unicl plugins ls`; ``state`` is ok, hidden, clash, broken or off, with the reason."""
 
     kind: str
     name: str
@@ -73,13 +73,14 @@ def _blocked(name: str, dist: str | None) -> bool:
     return off == "1" or bool({name, dist} & set(off.split(",")))
 
 
-def _installed(kind: str) -> list[Entry]:
+def _installed(kind: str, *, off: bool = False) -> list[Entry]:
+    """The entry points of a kind that are in use, or those that UNICL_NO_PLUGINS switches off."""
     found: dict[tuple[str, str], Entry] = {}  # an editable install can show one entry point twice
     for point in importlib.metadata.entry_points(group=f"unicl.{kind}"):
         dist = point.dist
         name, version = (dist.name, dist.version) if dist else (None, None)
         entry = Entry(kind, point.name, name, version, point.value, point.load)
-        if entry.builtin or not _blocked(entry.name, entry.dist):
+        if (not entry.builtin and _blocked(entry.name, entry.dist)) == off:
             found.setdefault((entry.name, entry.value), entry)
     return list(found.values())
 
@@ -156,17 +157,19 @@ def find(kind: str, name: str) -> Entry:
         entry for entry in entries if f"{entry.dist}/{entry.name}" == name
     ]
     if not wanted:
-        raise UniclError(f"no {KINDS[kind]} '{name}'{did_you_mean(name, names(kind))}", _way_out(kind))
+        raise UniclError(f"no {KINDS[kind]} '{name}'{did_you_mean(name, names(kind))}", _way_out(kind, name))
     if len(wanted) > 1 and not wanted[0].builtin:
         choices = " or ".join(f"{entry.dist}/{entry.name}" for entry in wanted)
         raise UniclError(f"{KINDS[kind]} '{name}' is in {len(wanted)} plugins", f"write {choices}")
     return wanted[0]
 
 
-def _way_out(kind: str) -> str:
+def _way_out(kind: str, name: str) -> str:
     if not any(entry.builtin for entry in table(kind)):
         return "the package's own parts are not registered: reinstall it (pip install -e . in a checkout)"
     broken = [f"; {path} cannot be loaded: {reason}" for path, reason in _local()[1].items()]
+    if name.rpartition("/")[2] in {entry.name for entry in _installed(kind, off=True)}:
+        broken.append(f"; UNICL_NO_PLUGINS={os.environ['UNICL_NO_PLUGINS']} switches '{name}' off")
     return f"there are {', '.join(names(kind))}{''.join(broken)}"
 
 
@@ -200,6 +203,7 @@ def get(kind: str, name: str) -> Callable[..., Any]:
 def listing(kind: str) -> list[Listed]:
     """Every part of a kind and its state; imports each, so that a broken one shows here and not at use."""
     rows = [Listed(*entry[:5], _state(entry)) for entry in table(kind)]
+    rows += [Listed(*entry[:5], "off: UNICL_NO_PLUGINS") for entry in _installed(kind, off=True)]
     return rows + [
         Listed(kind, path.stem, str(path), None, str(path), f"broken: {reason}") for path, reason in _local()[1].items()
     ]
@@ -375,7 +379,4 @@ def arguments(kind: str, name: str) -> dict[str, tuple[str, Any]]:
     """Each option of a factory: its type as text, and its default or `inspect.Parameter.empty`."""
     factory = get(kind, name)
     parameters = inspect.signature(factory).parameters
-    return {
-        option: (re.sub(r"\b[a-z_.]+\.", "", inspect.formatannotation(hint)), parameters[option].default)
-        for option, hint in _hints(factory).items()
-    }
+    return {option: (written(hint), parameters[option].default) for option, hint in _hints(factory).items()}

@@ -29,7 +29,7 @@ SMALL_TEXT = "{name: transformer, width: 16, layers: 1, heads: 2}"
 
 
 class FeatureTable(nn.Module):
-    """A model without towers, in float64: the feature of row n is row n of a parameter, whatever comes in."""
+    """A model of two tables in float64: the first pixel of a picture and the first token of a text name their rows."""
 
     def __init__(self, rows: int, width: int, *, scale: float = 10.0) -> None:
         super().__init__()
@@ -40,25 +40,26 @@ class FeatureTable(nn.Module):
         self.embed_dim = self.image_width = width
 
     def encode_image(self, images: Tensor, /) -> Features:
-        del images
-        return Features(self.image, F.normalize(self.image, dim=-1))
+        pooled = self.image[images.flatten(1)[:, 0].long()]
+        return Features(pooled, F.normalize(pooled, dim=-1))
 
     def encode_text(self, tokens: Tensor, /) -> Features:
-        del tokens
-        return Features(self.text, F.normalize(self.text, dim=-1))
+        pooled = self.text[tokens[:, 0]]
+        return Features(pooled, F.normalize(pooled, dim=-1))
 
     def scale(self, name: str = "text", /) -> Tensor:
         del name
         return self.logit_scale.exp().squeeze(0)
 
 
-def batch_of(labels: Sequence[int], texts: Sequence[int] | None = None) -> Batch:
-    """A batch for a FeatureTable of as many rows: ``labels`` with NO_LABEL for captions, ``texts`` with NO_TEXT for
-    rows without one, else each row its own."""
+def batch_of(labels: Sequence[int], texts: Sequence[int] | None = None, *, views: int = 1) -> Batch:
+    """A batch for a FeatureTable of as many rows times ``views``, at most 256: ``labels`` with NO_LABEL for captions,
+    ``texts`` with NO_TEXT for rows without one, else each row its own."""
     rows, given = torch.arange(len(labels)), torch.tensor(labels)
+    first = torch.arange(len(labels) * views, dtype=torch.uint8).view(-1, views, 1, 1, 1).expand(-1, -1, 3, 2, 2)
     return Batch(
-        images=torch.zeros(len(labels), 3, 2, 2, dtype=torch.uint8),
-        tokens=torch.zeros(len(labels), 1, dtype=torch.int64),
+        images=first if views > 1 else first[:, 0],
+        tokens=rows[:, None],
         text_index=rows if texts is None else torch.tensor(texts),
         labels=given,
         keys=torch.where(given == NO_LABEL, 2**40 + rows, given),

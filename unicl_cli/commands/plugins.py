@@ -2,17 +2,52 @@
 
 import inspect
 import json
-from typing import Annotated
+import os
+import sys
+import typing
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.models import ArgumentInfo
 
 from unicl_cli import registry
+from unicl_cli.commands import Json
 from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.hints import written
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="List the parts that recipes can name, and what they take."
 )
-Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+TOWER = "freeze: bool = false, lr_scale: float = 1.0"
+USE = {
+    "encoders": "in a recipe: name: {name}, under model.image, model.text or model itself",
+    "losses": "in a recipe: loss: {name}, or loss: {{name: {name}, OPTION: VALUE}}",
+    "datasets": "unicl prepare --labels '{name}?OPTION=VALUE&OPTION=VALUE' (or --captions, --images)",
+    "commands": "unicl {name} --help",
+}
+
+
+class Option(NamedTuple):
+    """An option of a part; ``default`` is ``inspect.Parameter.empty`` where one has to be given."""
+
+    name: str
+    type: str
+    default: Any
+    about: str | None = None
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+    def document(self) -> dict[str, Any]:
+        facts = {"name": self.name, "type": self.type, "required": self.required}
+        default = {} if self.required else {"default": registry.plain(self.default)}
+        return facts | default | ({"about": self.about} if self.about else {})
+
+    def line(self) -> str:
+        given = "" if self.required else f" = {json.dumps(registry.plain(self.default), ensure_ascii=False)}"
+        return f"  {self.name}: {self.type}{given}" + (f"\n      {self.about}" if self.about else "")
 
 
 def _kind(kind: str) -> str:
@@ -20,6 +55,12 @@ def _kind(kind: str) -> str:
         kinds = ", ".join(registry.KINDS)
         raise UniclError(f"no kind of plugin '{kind}'{did_you_mean(kind, registry.KINDS)}", f"kinds are {kinds}")
     return kind
+
+
+def _place() -> dict[str, Any]:
+    """Where parts are looked for: a plugin that is installed elsewhere is not seen."""
+    off = os.environ.get("UNICL_NO_PLUGINS", "")
+    return {"interpreter": sys.executable, "prefix": sys.prefix, "interface": registry.API, "off": off}
 
 
 @app.command()
@@ -30,38 +71,76 @@ def ls(
     """List parts with their origin and state; a broken one says why."""
     kinds = registry.KINDS if kind is None else [_kind(kind)]
     rows = [row for item in kinds for row in registry.listing(item)]
+    place = _place()
     if as_json:
-        document = {"schema": "unicl/plugins/1", "plugins": [row._asdict() for row in rows]}
+        document = {"schema": "unicl/plugins/1", **place, "plugins": [row._asdict() for row in rows]}
         typer.echo(json.dumps(document, indent=1))
         return
-    for row in rows:
-        origin = " ".join(filter(None, (row.dist, row.version)))
-        typer.echo(f"{row.kind:<9} {row.name:<14} {origin:<20} {row.state}")
+    lines = [(row.kind, row.name, " ".join(filter(None, (row.dist, row.version))), row.state) for row in rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(3)] if lines else []
+    for line in lines:
+        typer.echo("  ".join([*(text.ljust(width) for text, width in zip(line[:3], widths, strict=True)), line[3]]))
+    typer.echo(f"\ninstalled in {place['prefix']} ({place['interpreter']}), plugin interface {place['interface']}")
 
 
 @app.command()
-def show(kind: str, name: str, as_json: Json = False) -> None:
-    """Show where a part comes from, what it does and what it takes."""
+def show(
+    kind: Annotated[str, typer.Argument(help="encoders, datasets, losses or commands.")],
+    name: Annotated[str, typer.Argument(help="As `unicl plugins ls` has it; dist/name after a clash.")],
+    as_json: Json = False,
+) -> None:
+    """Show where a part comes from, what it does, what it takes and how it is used."""
     entry = registry.find(_kind(kind), name)
     part = registry.get(kind, name)
-    about = inspect.getdoc(part) if inspect.isfunction(part) else None
-    place = f"{inspect.getsourcefile(part)}:{inspect.getsourcelines(part)[1]}" if inspect.isfunction(part) else None
-    options = registry.arguments(kind, name) if inspect.isfunction(part) else {}
+    about, place, options = _command(part) if kind == "commands" else _factory(part, kind, name)
+    use = USE[kind].format(name=name)
     if as_json:
-        arguments = [
-            {"name": option, "type": written, "required": default is inspect.Parameter.empty}
-            | ({} if default is inspect.Parameter.empty else {"default": registry.plain(default)})
-            for option, (written, default) in options.items()
-        ]
         facts = {"kind": kind, "name": entry.name, "dist": entry.dist, "version": entry.version, "value": entry.value}
-        document = {"schema": "unicl/plugins/1", **facts, "about": about, "file": place, "arguments": arguments}
-        typer.echo(json.dumps(document, indent=1))
+        arguments = [option.document() for option in options]
+        document = {"schema": "unicl/plugins/1", **facts, "about": about, "file": place, "use": use}
+        typer.echo(json.dumps({**document, "arguments": arguments}, indent=1, ensure_ascii=False))
         return
     typer.echo(f"{entry.name}: {registry.KINDS[kind]} of {entry.origin}, {entry.value}")
     if place:
         typer.echo(place)
-    if about:
-        typer.echo(f"\n{about}\n")
-    for option, (written, default) in options.items():
-        given = "" if default is inspect.Parameter.empty else f" = {json.dumps(registry.plain(default))}"
-        typer.echo(f"  {option}: {written}{given}")
+    typer.echo(f"\n{about}\n" if about else "")
+    for option in options:
+        typer.echo(option.line())
+    if kind == "encoders":
+        typer.echo(f"  inside a model also: {TOWER}")
+    typer.echo(f"\n{use}")
+
+
+def _factory(part: Any, kind: str, name: str) -> tuple[str | None, str | None, list[Option]]:
+    """Docstring, file:line and options of a factory function."""
+    options = [Option(option, *facts) for option, facts in registry.arguments(kind, name).items()]
+    return inspect.getdoc(part), f"{inspect.getsourcefile(part)}:{inspect.getsourcelines(part)[1]}", options
+
+
+def _command(part: Any) -> tuple[str | None, str | None, list[Option]]:
+    """Help and options of a command, or the commands of a group. UniclError if it is none."""
+    if not isinstance(part, typer.Typer):
+        raise UniclError("the entry point is not a typer.Typer", "see docs/plugins.md")
+    command: Any = typer.main.get_command(part)
+    if hasattr(command, "commands"):
+        inner = [Option(name, "command", inspect.Parameter.empty, each.help) for name, each in command.commands.items()]
+        return command.help, None, inner
+    callback: Any = part.registered_commands[0].callback
+    hints = typing.get_type_hints(callback, include_extras=True)
+    options = [_option(item, hints[item.name]) for item in inspect.signature(callback).parameters.values()]
+    return command.help, f"{inspect.getsourcefile(callback)}:{inspect.getsourcelines(callback)[1]}", options
+
+
+def _option(item: inspect.Parameter, hint: Any) -> Option:
+    """A parameter of a command, spelt as on the command line."""
+    told: Any = next(iter(getattr(hint, "__metadata__", ())), None)
+    kebab = item.name.replace("_", "-")
+    spelt = f"--{kebab}" if item.default is not item.empty else kebab.upper()
+    if isinstance(told, ArgumentInfo):
+        spelt = kebab.upper()
+    elif told is not None and isinstance(
+        told.default, str
+    ):  # in Annotated, typer takes the first spelling for a default
+        spelt = ", ".join((told.default, *told.param_decls))
+    default = str(item.default) if isinstance(item.default, Path) else item.default
+    return Option(spelt, written(hint), default, getattr(told, "help", None))

@@ -1,0 +1,31 @@
+"""The types of a factory's options as people write them: `int | None`, `'mean' | 'cls'`, `float ≥ 0`."""
+
+import types
+import typing
+from typing import Any
+
+SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "multiple_of": "multiple of"}
+
+
+def written(hint: Any) -> str:
+    """A type hint without modules; what pydantic's `Field` asks of a number stands behind its type."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is types.NoneType:
+        return "None"
+    if origin is typing.Annotated:
+        return " ".join(filter(None, (written(inner[0]), ", ".join(_bounds(inner[1:])))))
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(written, inner))
+    if origin is typing.Literal:
+        return " | ".join(map(repr, inner))
+    name = getattr(origin or hint, "__name__", str(hint))
+    return f"{name}[{', '.join(map(written, inner))}]" if inner else name
+
+
+def _bounds(marks: tuple[Any, ...]) -> list[str]:
+    """``Field(ge=0, lt=1)`` -> ``["≥ 0", "< 1"]``."""
+    found: list[str] = []
+    for mark in marks:
+        for each in getattr(mark, "metadata", [mark]):
+            found += [f"{sign} {getattr(each, key)}" for key, sign in SIGNS.items() if hasattr(each, key)]
+    return found
