@@ -1,5 +1,6 @@
 """What every test stands on: an environment without the machine's own settings, golden files, throw-away plugins."""
 
+import json
 import os
 import sys
 import tempfile
@@ -72,3 +73,114 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("digits") / "corpus"
     prepare(Wanted(labels=("digits?classes=0-6&limit=60",), captions=("digits?limit=60",), images=(), out=out))
     return out
+
+
+TEXT = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+VISION = {"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16}
+OPEN_CLIP = {  # kind: model_cfg, preprocess_cfg
+    "clip": ({"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}, {}),
+    "custom": (
+        {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT, "quick_gelu": True, "custom_text": True},
+        {"resize_mode": "longest", "interpolation": "bilinear", "fill_color": 7, "mean": [0.4] * 3, "std": [0.25] * 3},
+    ),
+    "siglip": (
+        {
+            "embed_dim": 64,
+            "init_logit_bias": -10,
+            "custom_text": True,
+            "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none"},
+            "text_cfg": {**TEXT, "no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
+        },
+        {"resize_mode": "squash", "mean": [0.5] * 3, "std": [0.5] * 3},
+    ),
+    "timm": (
+        {
+            "embed_dim": 24,
+            "vision_cfg": {
+                "image_size": 160,
+                "timm_model_name": "test_convnext",
+                "timm_pool": "",
+                "timm_proj": "linear",
+            },
+            "text_cfg": TEXT,
+        },
+        {},
+    ),
+    "resnet": (
+        {
+            "embed_dim": 24,
+            "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None},
+            "text_cfg": TEXT,
+        },
+        {},
+    ),
+    "hf": (
+        {
+            "embed_dim": 24,
+            "vision_cfg": VISION,
+            "text_cfg": {
+                "context_length": 24,
+                "hf_model_name": "text",
+                "hf_tokenizer_name": "text",
+                "hf_proj_type": "mlp",
+                "hf_pooler_type": "mean_pooler",
+            },
+        },
+        {},
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def open_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``open_clip_folder(kind)``: a tiny model of open_clip with random weights, in the layout of the hub."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    root, made = tmp_path_factory.mktemp("open-clip"), dict[str, Path]()
+
+    def make(kind: str) -> Path:
+        if kind in made:
+            return made[kind]
+        made[kind] = folder = root / kind
+        folder.mkdir()
+        config, preprocess = OPEN_CLIP[kind]
+        if kind == "hf":
+            hf_parts(folder)
+            config = {**config, "text_cfg": {**config["text_cfg"], "hf_model_name": str(folder / "text")}}
+        whole = {"model_cfg": config, "preprocess_cfg": preprocess}
+        (folder / "open_clip_config.json").write_text(json.dumps(whole))
+        torch.manual_seed(0)
+        model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
+        with torch.no_grad():
+            for parameter in model.parameters():  # so that inputs matter
+                parameter.mul_(1.5 if parameter.ndim > 1 else 1.0)
+        tensors = {name: x.contiguous() for name, x in model.state_dict().items()}
+        save_file(tensors, folder / "open_clip_model.safetensors")
+        return folder
+
+    return make
+
+
+def hf_parts(folder: Path) -> None:
+    """A tiny RoBERTa's configuration in ``text``, a tokenizer of whole words beside the weights."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, RobertaConfig
+
+    words = ["<s>", "<pad>", "</s>", "<unk>", *["a", "photo", "of", "cat", "dog", "bird"]]
+    library = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    library.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=library, **names).save_pretrained(folder)
+    RobertaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=32,
+    ).save_pretrained(folder / "text")

@@ -225,12 +225,12 @@ def problem(repo: str, error: Exception) -> UniclError:
             f"{repo}: its licence has to be accepted first",
             f"do so at https://huggingface.co/{repo}, then `hf auth login`",
         )
-    if isinstance(error, errors.RepositoryNotFoundError):
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
         return UniclError(
             f"the hub has no model {repo} that you may read", "check the name; for a private one `hf auth login`"
         )
     if isinstance(error, errors.HfHubHTTPError):
-        status = getattr(error.response, "status_code", "no status")
         return UniclError(f"{repo}: the hub answered with an error ({status})", "try again later")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return UniclError(
