@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from unicl_cli.commands import Batch, Devices, Quiet, RawWeights, Template
+from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False)
 
@@ -54,9 +55,9 @@ def zeroshot(
 ) -> None:
     """Classify pictures by class names; probabilities are relative to the classes named, one alone has 1."""
     from unicl_cli.commands.measured import in_workers, load, one_process, warn
-    from unicl_cli.errors import UniclError
 
     inputs, by_cosine = images or [], scores is Scores.cosine
+    check_inputs(inputs, stdin_image=stdin_image)
     if as_json and as_csv:
         raise UniclError("both --json and --csv are given", "give one of them")
     if stdin_image or "-" in inputs:
@@ -84,3 +85,15 @@ def zeroshot(
         tell(rows, lambda data: None if is_peer() else typer.echo(data, nl=False), form, total)
 
     in_workers(devices, work)
+
+
+def check_inputs(inputs: list[str], *, stdin_image: bool) -> None:
+    """Some way to name pictures, and standard input once."""
+    if stdin_image and inputs:
+        raise UniclError("--stdin-image reads the one picture itself", "leave the other inputs out")
+    if not stdin_image and not inputs:
+        raise UniclError(
+            "no pictures named", "give files, folders, quoted globs, - for a list on standard input, or --stdin-image"
+        )
+    if inputs.count("-") > 1:
+        raise UniclError("- stands for standard input, which can be read once", "give - once")

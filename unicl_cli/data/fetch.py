@@ -177,7 +177,7 @@ class Patient:
         return io.BufferedReader(Reader(self))
 
     def close(self) -> None:
-        self.raw.close()
+        """http.client does so before the body is read; the fetcher closes the socket itself."""
 
     def left(self) -> float:
         left = self.end - time.monotonic()

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from unicl_cli.data.fetch import FetchError
 from unicl_cli.data.pictures import SUFFIXES, PictureError
-from unicl_cli.errors import UniclError
 
 LISTED = "-"
 MAX_BYTES = 256_000_000
@@ -139,16 +138,8 @@ def inputs_of(
     inputs: Sequence[str], *, stdin_image: bool = False, separator: bytes = b"\n"
 ) -> tuple[Iterable[Picture], int | None]:
     """The pictures, and how many they are where that is known before a list on standard input ends."""
-    if stdin_image and inputs:
-        raise UniclError("--stdin-image reads the one picture itself", "leave the other inputs out")
     if stdin_image:
         return [Picture(LISTED, data=sys.stdin.buffer.read(MAX_BYTES + 1))], 1
-    if not inputs:
-        raise UniclError(
-            "no pictures named", "give files, folders, quoted globs, - for a list on standard input, or --stdin-image"
-        )
-    if inputs.count(LISTED) > 1:
-        raise UniclError("- stands for standard input, which can be read once", "give - once")
     found = pictures_of(inputs, separator=separator)
     if LISTED in inputs:
         return found, None
