@@ -27,7 +27,7 @@ from unicl_cli.errors import UniclError
 from unicl_cli.recipe import Recipe
 from unicl_cli.sections import TrainData
 
-UNDECAYED = ("pos", "pos_embed", "cls_token", "relative_position_bias_table", "logit_scale")
+UNDECAYED = ("pos", "pos_embed", "positional_embedding", "cls_token", "relative_position_bias_table", "logit_scale")
 LR_SCALE = "lr_scale"
 """Attribute of a tower: the factor on its learning rate."""
 PLACE = "place"
