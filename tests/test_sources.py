@@ -133,7 +133,7 @@ def test_every_form_of_a_list_gives_the_same_rows(tmp_path, name, content):
 
 def test_a_stray_quote_in_a_tsv_swallows_no_line(tmp_path):
     lines = "".join(f"{number}.png\t{number}" + '" disc\n' for number in range(50))
-    source = open_source(listed(tmp_path, "q.tsv", "file\tcaption\n" + lines), "captions")
+    source = open_source(listed(tmp_path, "q.tsv", "file\tcaption\n" + lines, ["0.png"]), "captions")
     assert len(source.rows("train")) == 50
     assert texts_of(source)["3.png"] == ('3" disc',)
 
@@ -162,7 +162,7 @@ def test_columns_are_chosen_by_option_and_a_missing_one_is_named(tmp_path):
 
 def test_a_line_with_too_few_columns_is_kept_as_a_bad_one_and_many_are_an_error(tmp_path):
     good = "".join(f"{n}.png\tok\n" for n in range(40))
-    source = open_source(listed(tmp_path, "few.tsv", f"file\tcaption\n{good}lonely\n"), "captions")
+    source = open_source(listed(tmp_path, "few.tsv", f"file\tcaption\n{good}lonely\n", ["1.png", "0.png"]), "captions")
     bad = source.rows("train")[-1]
     assert bad.ref == ""
     with pytest.raises(PictureError, match="bad_line"):

@@ -28,6 +28,9 @@ def prepare(
     size: Annotated[
         int | None, typer.Option(min=8, metavar="N", help="Shrink to this short side, in pixels (default: as found).")
     ] = None,
+    min_side: Annotated[
+        int, typer.Option("--min-side", min=0, metavar="N", help="Leave out pictures with a shorter side than this.")
+    ] = 0,
     holdout: Annotated[
         float | None,
         typer.Option(
@@ -86,6 +89,7 @@ def prepare(
             out=out,
             templates=templates,
             size=size,
+            min_side=min_side,
             holdout=holdout,
             shard_mb=shard_mb,
             limit=limit,

@@ -1,14 +1,18 @@
 """Encoded pictures in, RGB pixels out: the one place where an image file is opened, judged and shrunk."""
 
 import io
+import stat
 import struct
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
 """Refused from the header alone above this: 192 MB as RGB."""
+MAX_BYTES = 8 * MAX_PIXELS
+"""No picture of so many pixels is larger as a file: 16 bits in four channels, not compressed."""
 QUALITY = 90
 SUFFIXES = frozenset(
     (
@@ -54,6 +58,16 @@ class Examined(NamedTuple):
     height: int
     phash: int
     animated: bool
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a picture's file. FileNotFoundError; PictureError for what is no file, or far too large for one."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise PictureError("read_error", f"{path} is no regular file")  # a pipe would never end
+    if found.st_size > MAX_BYTES:
+        raise PictureError("bomb", f"{path} has {found.st_size} bytes")
+    return path.read_bytes()
 
 
 def decode(data: bytes) -> Image.Image:

@@ -40,6 +40,7 @@ class Options:
 
     templates: str | tuple[str, ...] | None = None
     size: int | None = None
+    min_side: int = 0
     holdout: float | None = None
     shard_mb: int = 256
     limit: int | None = None
@@ -101,7 +102,8 @@ class Plan(NamedTuple):
         rows = opened.rows[unit.split][unit.first : unit.first + unit.rows]
         rows = [row._replace(texts=(*row.texts, *duplicates.texts.get(row.key, ()))) for row in rows]
         gone = {row.key: duplicates.gone[row.key] for row in rows if row.key in duplicates.gone}
-        return Work(unit, out, opened.named.src, rows, self.options.size, self.options.text == "raw", gone)
+        is_raw = self.options.text == "raw"
+        return Work(unit, out, opened.named.src, rows, self.options.size, is_raw, gone, self.options.min_side)
 
     def row_at(self, unit: Unit, number: int) -> Row:
         """One row of a unit, by its number there."""
@@ -279,13 +281,15 @@ def _merged(classes: list[tuple[str, Sequence[ClassName]]], notes: list[str]) ->
         for c in of:
             names = tuple(dict.fromkeys((*merged[c.key].names, *c.names) if c.key in merged else c.names))
             merged[c.key] = ClassName(c.key, names)
-    by_name: dict[str, list[str]] = {}
+    by_name: dict[str, list[ClassName]] = {}
     for c in merged.values():
-        by_name.setdefault(c.names[0], []).append(c.key)
-    for name, keys in by_name.items():
-        if len(keys) > 1:
+        by_name.setdefault(c.names[0].casefold(), []).append(c)
+    for alike in by_name.values():
+        if len(alike) > 1:
+            exactly = "" if len({c.names[0] for c in alike}) == 1 else " but for its case"
             notes.append(
-                f"{len(keys)} classes share the prompt name '{name}': {', '.join(keys)}: their prompts are equal"
+                f"{len(alike)} classes share the prompt name '{alike[0].names[0]}'{exactly}: "
+                f"{', '.join(c.key for c in alike)}: their prompts are equal: is it one class under two ids?"
             )
     return tuple(merged.values())
 

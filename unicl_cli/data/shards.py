@@ -86,7 +86,9 @@ class Unit(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A unit with what a worker needs to do it: ``src`` rebuilds the source, ``size`` bounds short sides.
+    """A unit with what a worker needs to do it: ``src`` rebuilds the source.
+
+    ``size`` bounds short sides from above, ``min_side`` from below.
 
     ``gone``: keys of rows that are left out as duplicates -> the row that stays.
     """
@@ -98,6 +100,7 @@ class Work(NamedTuple):
     size: int | None
     raw_text: bool
     gone: Mapping[str, str]
+    min_side: int = 0
 
 
 class Rejected(NamedTuple):
@@ -266,7 +269,7 @@ def prepare_row(row: Row, *, source: DatasetSource, work: Work, decoders: thread
     try:
         data = source.read(row)["image"]
         with decoders:
-            picture = examine(data, work.size)
+            picture = examine(data, work.size, work.min_side)
     except PictureError as error:
         return Rejected(row.key, row.ref, error.reason, error.detail)
     except FileNotFoundError as error:

@@ -37,6 +37,7 @@ class Wanted(NamedTuple):
     out: Path
     templates: str | tuple[str, ...] | None = None
     size: int | None = None
+    min_side: int = 0
     holdout: float | None = None
     shard_mb: int = 256
     limit: int | None = None

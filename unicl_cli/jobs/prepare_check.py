@@ -92,7 +92,7 @@ def _planned(document: dict[str, Any], out: Path) -> Wanted:
         out=out,
         templates=templates if isinstance(templates, str) else tuple(templates),
         keep_order=document["seed"] is None,
-        **{name: document[name] for name in ("size", "holdout", "shard_mb", "limit", "text", "dedup")},
+        **{name: document[name] for name in ("size", "min_side", "holdout", "shard_mb", "limit", "text", "dedup")},
     )
 
 

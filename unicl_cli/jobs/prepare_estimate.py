@@ -86,7 +86,9 @@ def _sampled(plan: Plan, opened: Opened, split: str, out: Path) -> Sampled:
     n = min(SAMPLE, len(rows))
     name, kind = opened.named.name, opened.named.kind
     unit = Unit(f"{name}-{kind}", split, name, kind, 0, n, n)
-    work = Work(unit, out, opened.named.src, [], plan.options.size, plan.options.text == "raw", {})
+    work = Work(
+        unit, out, opened.named.src, [], plan.options.size, plan.options.text == "raw", {}, plan.options.min_side
+    )
     chosen = [rows[at * len(rows) // n] for at in range(n)]
     decoders = threading.Semaphore(DECODERS)
     begun = time.monotonic()

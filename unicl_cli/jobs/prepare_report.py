@@ -16,6 +16,7 @@ _CUT = "the file is cut off or damaged: copy or download it again"
 REMEDIES = {
     "bad_label": "the line's label cannot be read: see its detail",
     "bad_line": "the line cannot be read: see its detail",
+    "bad_path": "the picture's path leads out of the data set: see its detail",
     "bad_text": "the caption says nothing (no letters, a file name, a page): --text raw keeps all that is not blank",
     "bomb": "more than 64 million pixels: shrink the picture beforehand",
     "broken": _CUT,
@@ -26,8 +27,9 @@ REMEDIES = {
     "no_text": "no caption: fill it in, or use --labels or --images",
     "not_image": "no picture, whatever its name says: look at one of them",
     "read_error": "could not be read: see its detail; once mended, prepare into another -o",
+    "too_small": "a side is shorter than --min-side",
     "truncated": _CUT,
-    "unsupported_format": "SVG or HEIC: convert it to PNG or JPEG",
+    "unsupported_format": "SVG, HEIC, PDF or the like: convert it to PNG or JPEG",
 }
 """What to do about rows that are left out, by reason."""
 

@@ -9,11 +9,14 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.data.pictures import SUFFIXES
+from unicl_cli.data.pictures import SUFFIXES, read_file
 from unicl_cli.errors import UniclError
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Folder or cell -> name of the split in a corpus."""
+LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+"""Suffixes of lists."""
+ARCHIVES = (".tar", ".gz", ".tgz", ".zip")
 _LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "icon\r"))
 
 
@@ -31,7 +34,12 @@ class Folder:
     @cached_property
     def files(self) -> dict[str, list[PurePosixPath]]:
         """Split -> its files, sorted, relative to ``path``."""
-        found = [PurePosixPath(file) for file in _walk(self.path)]
+        try:
+            found = [PurePosixPath(file) for file in _walk(self.path)]
+        except OSError as error:
+            raise UniclError(
+                f"{error.filename}: cannot be read: {error.strerror}", "give yourself the right"
+            ) from error
         tops = {file.parts[0] for file in found if len(file.parts) > 1}
         splits: dict[str, list[PurePosixPath]] = defaultdict(list)
         in_splits = bool(tops) and tops <= set(SPLITS)
@@ -41,8 +49,14 @@ class Folder:
             elif len(file.parts) > 1:  # a README or a list beside the splits belongs to none of them
                 splits[SPLITS[file.parts[0]]].append(file)
         if not any(_is_picture(file) for file in found):
-            raise UniclError(f"{self.path}: no pictures in this folder", "pictures end in .jpg, .png, .webp, ...")
+            raise UniclError(f"{self.path}: no pictures in this folder", self._instead())
         return {split: sorted(files, key=str) for split, files in splits.items()}
+
+    def _instead(self) -> str:
+        there = sorted(file.name for file in self.path.iterdir() if file.suffix.lower() in (*LISTS, *ARCHIVES))
+        if not there:
+            return "pictures end in .jpg, .png, .webp, ..."
+        return f"unpack {there[0]}" if there[0].endswith(ARCHIVES) else f"or is it the list {self.path / there[0]}?"
 
     @cached_property
     def in_splits(self) -> bool:
@@ -58,6 +72,11 @@ class Folder:
         if self.kind != "labels":
             return ()
         keys = {self._class_of(file) for files in self.files.values() for file in files if _is_picture(file)}
+        if keys == {""}:
+            raise UniclError(
+                f"{self.path}: its pictures are in no folder of a class",
+                "make a folder for each class; without classes: --captions, or --images",
+            )
         return tuple(ClassName(key, (_prompt_name(key),)) for key in sorted(keys - {""}))
 
     @property
@@ -73,6 +92,7 @@ class Folder:
     def rows(self, split: str) -> list[Row]:
         """A row for each file of a class, pictures or not: what cannot be decoded is rejected by name."""
         if self.kind == "captions":
+            self._check_captions()
             return [row for file in self.files[split] if _is_picture(file) for row in self._captioned(file)]
         labels = {c.key: number for number, c in enumerate(self.classes)}
         files = self.files[split]
@@ -83,7 +103,7 @@ class Folder:
         return rows + [self._row(file, NO_LABEL) for file in loose]
 
     def read(self, row: Row) -> dict[str, bytes]:
-        return {"image": (self.path / row.ref).read_bytes()}
+        return {"image": read_file(self.path / row.ref)}
 
     def stamp(self, row: Row) -> int:
         """Size of the file: what tells an edited source from the one that was planned; -1 if it is gone."""
@@ -99,10 +119,17 @@ class Folder:
     def _row(self, file: PurePosixPath, label: int) -> Row:
         return Row(_printable(str(file)), str(file), (), label)
 
+    def _check_captions(self) -> None:
+        if not any(file.suffix.lower() == ".txt" for files in self.files.values() for file in files):
+            raise UniclError(
+                f"{self.path}: no captions beside its pictures",
+                "write those of 1.jpg into 1.txt, or give a list: captions.csv with the columns image,caption",
+            )
+
     def _captioned(self, file: PurePosixPath) -> Iterator[Row]:
         try:
             text = (self.path / file.with_suffix(".txt")).read_text(encoding="utf-8-sig", errors="replace")
-        except FileNotFoundError:
+        except OSError:
             text = ""  # the row stays and is counted as one without a text
         yield self._row(file, NO_LABEL)._replace(texts=tuple(line for line in text.splitlines() if line.strip()))
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.data.pictures import SUFFIXES, PictureError
+from unicl_cli.data.pictures import SUFFIXES, PictureError, read_file
 from unicl_cli.data.sources.folder import SPLITS
 from unicl_cli.data.sources.hub import commit_of, datasets_cache, gated, hf_home, page
-from unicl_cli.data.sources.table import NAMES, class_names
+from unicl_cli.data.sources.table import NAMES, class_names, spoken
 from unicl_cli.errors import UniclError
 
 HUB = "hf:"
@@ -106,7 +106,7 @@ class HubData:
                 f"{self.path}: column '{label}' holds {_type(feature)} without the classes' names",
                 "give them, one a line: ?classes=FILE",
             )
-        return tuple(ClassName(name, (" ".join(name.replace("_", " ").split()) or name,)) for name in names)
+        return tuple(ClassName(name, (spoken(name),)) for name in names)
 
     def rows(self, split: str) -> list[Row]:
         """In the order of the data set; a key is ``split/number``."""
@@ -133,7 +133,7 @@ class HubData:
         if data := stored.get("bytes"):
             return {"image": data}
         if path := stored.get("path"):
-            return {"image": self._file(path).read_bytes()}
+            return {"image": read_file(self._file(path))}
         raise PictureError("empty", "no picture in this row")
 
     def _file(self, path: str) -> Path:

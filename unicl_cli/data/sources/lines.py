@@ -60,9 +60,11 @@ def open_reader(path: Path, header: bool | None, known: set[str]) -> Reader:  # 
     if suffix == ".parquet":
         return ParquetReader(path)
     with path.open("rb") as file:
-        head = file.read(4)
+        head = file.read(1 << 16)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UniclError(f"{path}: is UTF-16", "save it as UTF-8")
+    if b"\r" in head and b"\n" not in head:
+        raise UniclError(f"{path}: its lines end in CR alone", "save it with the line ends of today: LF, or CR and LF")
     return JsonReader(path) if suffix in (".jsonl", ".ndjson") else TextReader(path, header, known)
 
 
@@ -73,6 +75,7 @@ class TextReader:
 
     def __init__(self, path: Path, header: bool | None, known: set[str]) -> None:  # noqa: FBT001
         self.path, self.tabs = path, path.suffix.lower() == ".tsv"
+        self.delimiter = "\t" if self.tabs else _delimiter(path)
         first = next(self._records(), (0, []))[1]
         if not first:
             raise UniclError(f"{path}: is empty")
@@ -82,9 +85,10 @@ class TextReader:
     def _names(self, first: list[str]) -> tuple[str, ...]:
         """The header, or the numbers of the columns; without a header the column of paths is called ``image``."""
         if self.has_header:
-            return tuple(cell.strip() for cell in first)
+            names = [cell.strip() for cell in first]  # the first of two equal names has it
+            return tuple(name if name not in names[:at] else f"{name} ({at})" for at, name in enumerate(names))
         names = [str(number) for number in range(len(first))]
-        pictures = [number for number, cell in enumerate(first) if _looks_like_picture(cell)]
+        pictures = [number for number, cell in enumerate(first) if looks_like_picture(cell)]
         if len(pictures) == 1:
             names[pictures[0]] = "image"
         return tuple(names)
@@ -95,12 +99,21 @@ class TextReader:
             next(records)
         for number, cells in records:
             place = f"line {number}"
-            if len(cells) < len(self.columns):
-                fault = f"{len(cells)} of {len(self.columns)} columns"
-                yield Line(place, place, "", (), "", "", fault)
+            cells = self._fitted(cells, at)
+            if len(cells) == len(self.columns):
+                yield _line(place, dict(zip(self.columns, cells, strict=True)), at)
                 continue
-            record = dict(zip(self.columns, cells[: len(self.columns)], strict=True))
-            yield _line(place, record, at)
+            word = "of" if len(cells) < len(self.columns) else "cells for"
+            yield Line(place, place, "", (), "", "", f"{len(cells)} {word} {len(self.columns)} columns")
+
+    def _fitted(self, cells: list[str], at: Columns) -> list[str]:
+        """Without blank cells at the end that have no column; what a caption in the last column holds is one cell."""
+        count = len(self.columns)
+        while len(cells) > count and not cells[-1].strip():
+            cells.pop()
+        if len(cells) > count and self.columns[-1] == at.caption:
+            return [*cells[: count - 1], self.delimiter.join(cells[count - 1 :])]
+        return cells
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         with self.path.open(encoding="utf-8-sig", errors="replace", newline="\n" if self.tabs else "") as file:
@@ -112,7 +125,7 @@ class TextReader:
             yield from self._csv(file)
 
     def _csv(self, file: TextIO) -> Iterator[tuple[int, list[str]]]:
-        records, start = csv.reader(chain(file, [END])), 1
+        records, start = csv.reader(chain(file, [END]), delimiter=self.delimiter), 1
         try:
             for cells in records:
                 if cells and cells[-1].endswith(END):
@@ -141,6 +154,10 @@ class JsonReader:
             if isinstance(record, dict):
                 met.update(dict.fromkeys(record))
         self.columns: tuple[str, ...] = tuple(met)
+        if not met:
+            number, first = next(self._records(), (0, ""))
+            fault = f"line {number}: {first or 'an object without keys'}" if number else "is empty"
+            raise UniclError(f"{path}: {fault}", "a list has one JSON object a line")
 
     def lines(self, at: Columns, /) -> Iterator[Line]:
         for number, record in self._records():
@@ -157,7 +174,7 @@ class JsonReader:
                     continue
                 try:
                     record = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     yield number, f"no JSON: {error}"
                     continue
                 yield number, record if isinstance(record, dict) else "no JSON object"
@@ -235,6 +252,8 @@ def _holds_bytes(kind: Any) -> bool:
 def _line(place: str, record: dict[str, Any], at: Columns) -> Line:
     ref = _cell(record, at.image).strip()
     fault = "" if ref else f"no {at.image}"
+    if odd := next((c for c in at if c is not None and not _is_plain(record.get(c), listed=c == at.caption)), None):
+        fault = f"{odd} is no text"
     if ref.startswith(("http://", "https://")):
         fault = "the picture is a URL: lists of URLs cannot be read, only local files"
     return Line(
@@ -248,15 +267,33 @@ def _line(place: str, record: dict[str, Any], at: Columns) -> Line:
     )
 
 
+def _is_plain(value: Any, *, listed: bool) -> bool:
+    if listed and isinstance(value, list):
+        return all(_is_plain(item, listed=False) for item in value)
+    return not isinstance(value, dict | list)
+
+
 def _cell(record: dict[str, Any], column: str | None) -> str:
-    value = record.get(column) if column else None
-    return "" if value is None else str(value)
+    return _text(None if column is None else record.get(column))
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or value != value else str(value)
 
 
 def _texts(value: Any) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
-    return tuple(text for text in ("" if v is None else str(v) for v in values) if text.strip())
+    return tuple(text for v in values if (text := _text(v)).strip())
 
 
-def _looks_like_picture(cell: str) -> bool:
+def _delimiter(path: Path) -> str:
+    """What separates the cells of a CSV: commas, unless its first line has none, but semicolons, tabs or bars."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        first = file.readline(1 << 16)
+    others = max(";\t|", key=first.count)
+    return others if "," not in first and others in first else ","
+
+
+def looks_like_picture(cell: str) -> bool:
+    """Is it a URL, or does it end as picture files do?"""
     return cell.rpartition(".")[2].lower() in SUFFIXES or cell.startswith(("http://", "https://"))

@@ -7,13 +7,15 @@ from functools import cached_property
 from pathlib import Path
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.data.pictures import PictureError
+from unicl_cli.data.pictures import PictureError, read_file
 from unicl_cli.data.sources.folder import SPLITS
-from unicl_cli.data.sources.lines import Columns, Line, ParquetPictures, Reader, open_reader
+from unicl_cli.data.sources.lines import Columns, Line, ParquetPictures, Reader, looks_like_picture, open_reader
 from unicl_cli.errors import UniclError
 
 MAX_BAD = 0.05
 """A list with a larger share of lines that cannot be read is taken for another format."""
+SAMPLE = 100
+"""Pictures that are looked for before a list is believed."""
 NAMES = {
     "image": "image file filename file_name filepath file_path path img image_path img_path image_file picture url",
     "caption": "caption captions text texts title sentence sentences description alt alt_text",
@@ -47,9 +49,15 @@ class Table:
             if roles[role] is None and len(left) == 1 and (role != "image" or not self.reader.has_header):
                 roles[role] = left.pop()
             if roles[role] is None:
-                have = ", ".join(self.reader.columns)
-                raise UniclError(f"{self.path}: no {role} column among {have}", f"name it: '{self.path}?{role}=COLUMN'")
+                raise self._without(role)
         return Columns(**roles)
+
+    def _without(self, role: str) -> UniclError:
+        columns = self.reader.columns
+        message = f"{self.path}: no {role} column among {', '.join(columns)}"
+        if len(columns) == 1 and role != "image":
+            return UniclError(message, "cells are separated by commas in .csv and by tabs in .tsv")
+        return UniclError(message, f"name it: '{self.path}?{role}=COLUMN'")
 
     @cached_property
     def classes(self) -> tuple[ClassName, ...]:
@@ -57,10 +65,12 @@ class Table:
         if self.kind != "labels":
             return ()
         if self.names or self.reader.class_names:
-            return tuple(ClassName(name, (name,)) for name in self.names or self.reader.class_names)
+            return tuple(ClassName(name, (spoken(name),)) for name in self.names or self.reader.class_names)
         labels = {line.label for line in self._lines if line.label}
         ordered = sorted(labels, key=int) if self._numbered else sorted(labels)
-        return tuple(ClassName(label, (label,)) for label in ordered if label != str(NO_LABEL) or not self._numbered)
+        return tuple(
+            ClassName(label, (spoken(label),)) for label in ordered if label != str(NO_LABEL) or not self._numbered
+        )
 
     @cached_property
     def splits(self) -> Sequence[str]:
@@ -75,16 +85,21 @@ class Table:
             raise PictureError("bad_line", row.key)
         if row.ref.startswith("row:"):
             return {"image": self._inside.read(int(row.ref[4:]))}
-        return {"image": (self.path.parent / row.ref).read_bytes()}
+        return {"image": read_file(self._file(row.ref))}
 
     def stamp(self, row: Row) -> int:
         """Size of the picture's file; -1 if there is none."""
         if row.ref.startswith("row:"):
             return 0  # the list's own bytes are in the fingerprint through its rows and sampled pictures
         try:
-            return (self.path.parent / row.ref).stat().st_size if row.ref else -1
+            return self._file(row.ref).stat().st_size if row.ref else -1
         except OSError:
             return -1
+
+    def _file(self, ref: str) -> Path:
+        r"""The path beside the list; one written on Windows (``cat\1.jpg``) is found elsewhere too."""
+        file = self.path.parent / ref
+        return file if "\\" not in ref or file.exists() else self.path.parent / ref.replace("\\", "/")
 
     @cached_property
     def _inside(self) -> ParquetPictures:
@@ -95,14 +110,36 @@ class Table:
         lines = list(self.reader.lines(self.columns))
         bad = [line for line in lines if line.fault]
         if not lines:
-            raise UniclError(f"{self.path}: no rows")
+            raise UniclError(f"{self.path}: no rows", "it has a header only; ?header=false if its first line is a row")
+        self._check_sides(lines)
         if len(bad) > MAX_BAD * len(lines):
             first = bad[0]
             raise UniclError(
                 f"{self.path}: {len(bad)} of {len(lines)} lines cannot be read; {first.place}: {first.fault}",
                 "check the separator, the header (?header=true or false) and the columns (?image=…&caption=…)",
             )
+        self._check_files([line.ref for line in lines if line.ref and not line.ref.startswith("row:")])
         return lines
+
+    def _check_sides(self, lines: list[Line]) -> None:
+        """Captions where the pictures should be, and pictures where the captions should be."""
+        paths = sum(looks_like_picture(line.ref) for line in lines)
+        texts = sum(any(map(looks_like_picture, line.texts)) for line in lines)
+        if 2 * texts > len(lines) > 2 * paths:
+            image, caption = self.columns.image, self.columns.caption
+            raise UniclError(
+                f"{self.path}: column '{image}' holds texts, and column '{caption}' holds pictures",
+                f"swap them: '{self.path}?image={caption}&caption={image}'",
+            )
+
+    def _check_files(self, refs: list[str]) -> None:
+        """Not one of a sample is there: the paths mean another place."""
+        sample = refs[:: max(1, len(refs) // SAMPLE)]
+        if sample and not any(self._file(ref).exists() for ref in sample):
+            raise UniclError(
+                f"{self.path}: none of its pictures is there, for example {self.path.parent / sample[0]}",
+                "paths are relative to the list: move it beside the pictures, or correct the paths",
+            )
 
     @cached_property
     def _numbered(self) -> bool:
@@ -111,7 +148,9 @@ class Table:
         if not labels or not all(re.fullmatch(r"[+-]?\d+(\.\d*)?", line.label) for line in labels):
             return False
         if broken := next((line for line in labels if "." in line.label), None):
-            raise UniclError(f"{self.path}: {broken.place}: label {broken.label} is not an integer")
+            raise UniclError(
+                f"{self.path}: {broken.place}: label {broken.label} is not an integer", "write 1 instead of 1.0"
+            )
         if negative := next((line for line in labels if int(line.label) < NO_LABEL), None):
             raise UniclError(f"{self.path}: {negative.place}: label {negative.label} is negative", "-1 means no label")
         return True
@@ -132,7 +171,10 @@ class Table:
             first_split, first = places[line.key]
             known = rows[first_split][line.key][0]
             if first_split != split or known.label != row.label or not set(row.texts) - set(known.texts):
-                raise UniclError(f"{self.path}: {first.place} and {line.place} have the same picture or key {line.key}")
+                raise UniclError(
+                    f"{self.path}: {first.place} and {line.place} have the same picture or key {line.key}",
+                    "remove one of them; a picture may repeat with another caption only",
+                )
             merged += 1
             rows[split][line.key] = (known._replace(texts=known.texts + row.texts), first)
         if merged:
@@ -148,7 +190,7 @@ class Table:
             return int(line.label)
         raise UniclError(
             f"{self.path}: {line.place}: label {line.label} is not one of the {len(numbers)} classes",
-            "numbers run from 0; names are written as in the list of classes",
+            f"numbers run from 0 to {len(numbers) - 1}, -1 means none; names are written as in the list of classes",
         )
 
     def _split(self, line: Line) -> str:
@@ -189,6 +231,11 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     return Table(list_path, kind, chosen, header, class_names(classes))
 
 
+def spoken(name: str) -> str:
+    """A class's name as a prompt says it: without underscores."""
+    return " ".join(name.replace("_", " ").split()) or name
+
+
 def class_names(path: str | None) -> tuple[str, ...]:
     """The names in a text file, one a line; none without a file. UniclError if one stands there twice."""
     if path is None:
@@ -196,7 +243,12 @@ def class_names(path: str | None) -> tuple[str, ...]:
     file = Path(path)
     if not file.is_file():
         raise UniclError(f"{path}: no such file of class names")
-    names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UniclError(f"{path}: cannot be read: {error}", "class names are UTF-8 text, one a line") from error
+    if not names:
+        raise UniclError(f"{path}: holds no class names", "write one a line")
     if twice := [name for name, times in Counter(names).items() if times > 1]:
-        raise UniclError(f"{path}: class '{twice[0]}' stands there twice")
+        raise UniclError(f"{path}: class '{twice[0]}' stands there twice", "a class has one number")
     return tuple(names)
