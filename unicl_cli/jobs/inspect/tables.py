@@ -9,16 +9,20 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from unicl_cli.evaluate.report import columns, percent
+from unicl_cli.jobs.inspect.drawing import batch_tables
+from unicl_cli.jobs.inspect.states import checkpoint_tables, named_values, run_tables
 from unicl_cli.jobs.prepare_report import size_of
 
 BAR = 24
 EIGHTHS = " ▏▎▍▌▋▊▉█"
-SPARKS = "▁▂▃▄▅▆▇█"
 
 
 def tables(document: Mapping[str, Any]) -> Iterator[RenderableType]:
     """What is printed of a document, by its kind."""
-    yield from {"corpus": corpus_tables}[document["kind"]](document)
+    makers = {"corpus": corpus_tables, "batch": batch_tables, "checkpoint": checkpoint_tables, "run": run_tables}
+    yield from makers[document["kind"]](document)
+    if document.get("notes"):
+        yield remarks(document["notes"])
 
 
 def corpus_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -34,7 +38,6 @@ def corpus_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield _pairs(facts)
     if facts["rejected"]["n"]:
         yield _rejected(facts["rejected"])
-    yield remarks(facts["notes"])
 
 
 def range_of(found: Mapping[str, int]) -> str:
@@ -85,8 +88,7 @@ def bar(share: float, width: int = BAR) -> str:
 def _classes(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     found = facts["per_class"]
     quantiles = found["quantiles"]
-    spread = " · ".join(f"{name} {value:,}" for name, value in quantiles.items())
-    table = columns(f"Pictures per class · {spread}", ("class", ""), ("pictures",))
+    table = columns(f"Pictures per class · {spread_of(quantiles)}", ("class", ""), ("pictures",))
     most = max(1, quantiles["max"])
 
     def add(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -103,60 +105,61 @@ def _classes(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 def _captions(facts: Mapping[str, Any]) -> Table:
     found = facts["captions"]
-    table = pairs_table(f"Captions · split {facts['split']} · tokenizer {found['tokenizer']}")
-    table.add_row("pictures with captions", f"{found['pictures']:,}")
-    table.add_row("captions", f"{found['texts']:,}")
-    table.add_row("distinct", f"{found['distinct']:,} ({percent(found['unique_text_share'])} %)")
-    table.add_row("words", f"{found['words']:,}")
     of = "" if found["sampled"] == found["texts"] else f" of {found['sampled']:,} captions"
-    table.add_row(f"tokens{of}", " · ".join(f"{name} {value}" for name, value in found["tokens"].items()))
-    if "prompt_tokens" in found:
-        table.add_row("tokens of prompts", " · ".join(f"{n} {v}" for n, v in found["prompt_tokens"].items()))
-    for length, share in found["cut"].items():
-        table.add_row(f"cut at context_length {length}", f"{percent(share)} %")
-    table.add_row("advised", f"context_length: {found['context_length']}")
-    return table
+    rows = {
+        "pictures with captions": f"{found['pictures']:,}",
+        "captions": f"{found['texts']:,}",
+        "distinct": f"{found['distinct']:,} ({percent(found['unique_text_share'])} %)",
+        "words": f"{found['words']:,}",
+        f"tokens{of}": spread_of(found["tokens"]),
+        **({"tokens of prompts": spread_of(found["prompt_tokens"])} if "prompt_tokens" in found else {}),
+        **{f"cut at context_length {length}": f"{percent(share)} %" for length, share in found["cut"].items()},
+        "advised": f"context_length: {found['context_length']}",
+    }
+    return named_values(f"Captions · split {facts['split']} · tokenizer {found['tokenizer']}", rows)
 
 
-def pairs_table(title: str) -> Table:
-    """Names and values."""
-    table = Table(title=title, show_header=False, min_width=len(title) + 4)
-    table.add_column(overflow="fold")
-    table.add_column(overflow="fold")
-    return table
+def spread_of(quantiles: Mapping[str, int]) -> str:
+    return " · ".join(f"{name} {value:,}" for name, value in quantiles.items())
 
 
 def _named(facts: Mapping[str, Any]) -> Table:
     found = facts["named_classes"]
-    table = pairs_table("Classes that captions name")
-    table.add_row("named", f"{found['named']:,} of {facts['classes']:,} classes")
-    table.add_row("captioned pictures that name one", f"{found['pictures']:,} ({percent(found['share'])} %)")
-    table.add_row("most often", ", ".join(f"{row['class']} {row['n']:,}" for row in found["most"]) or "-")
     more = found["never"] - len(found["never_named"])
     rest = f" and {more:,} more" if more else ""
-    table.add_row("never", ", ".join(found["never_named"]) + rest if found["never"] else "-")
-    table.add_row("named, but without a labelled picture", f"{found['only_in_captions']:,}")
-    return table
+    rows = {
+        "named": f"{found['named']:,} of {facts['classes']:,} classes",
+        "captioned pictures": f"{found['pictures']:,} name one ({percent(found['share'])} %)",
+        "most often": ", ".join(f"{row['class']} {row['n']:,}" for row in found["most"]) or "-",
+        "never": ", ".join(found["never_named"]) + rest if found["never"] else "-",
+        "without a labelled picture": f"{found['only_in_captions']:,} of those named",
+    }
+    return named_values("Classes that captions name", rows)
 
 
 def _pairs(facts: Mapping[str, Any]) -> Table:
     found = facts["pairs"]
     rows = f"{found['label_rows']} label rows, {found['caption_rows']} others"
-    table = pairs_table(f"A batch of {found['batch_size']}: {rows}")
+    return named_values(f"A batch of {found['batch_size']}: {rows}", pair_rows(facts))
+
+
+def pair_rows(facts: Mapping[str, Any]) -> dict[str, str]:
+    """How often rows of one concept meet, in words."""
+    found, rows = facts["pairs"], dict[str, str]()
     if "labels" in found:
         each = found["labels"]
-        table.add_row("pairs of label rows with one class", f"{percent(each['same_concept_share'])} %")
-        table.add_row("others of its class, for each label row", f"{each['others_per_anchor']:.2f}")
+        rows["pairs of label rows with one class"] = f"{percent(each['same_concept_share'])} %"
+        rows["others of its class, for each label row"] = f"{each['others_per_anchor']:.2f}"
     if "captions" in found:
         each = found["captions"]
-        table.add_row("pairs of captions with one text", f"{100 * each['same_text_share']:.2g} %")
-        table.add_row("others with its text, for each caption", f"{each['same_text_per_anchor']:.2f}")
+        rows["pairs of captions with one text"] = f"{100 * each['same_text_share']:.2g} %"
+        rows["others with its text, for each caption"] = f"{each['same_text_per_anchor']:.2f}"
         if facts["classes"]:
-            table.add_row("pairs of captions naming one class, at most", f"{percent(each['same_named_class_share'])} %")
+            rows["pairs of captions naming one class, at most"] = f"{percent(each['same_named_class_share'])} %"
     if "captions_naming_a_label" in found:
         each = found["captions_naming_a_label"]
-        table.add_row("captions naming its class, for each label row", f"{each['per_anchor']:.2f}")
-    return table
+        rows["captions naming its class, for each label row"] = f"{each['per_anchor']:.2f}"
+    return rows
 
 
 def _rejected(found: Mapping[str, Any]) -> Table:

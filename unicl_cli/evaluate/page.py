@@ -1,0 +1,152 @@
+"""A page of results as one HTML file: inline style, charts and pictures; no script, nothing from the net."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from unicl_cli.core.files import write_atomic
+from unicl_cli.errors import UniclError
+
+STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""For the browser: whatever slipped into the page, nothing is run and nothing is fetched."""
+NOTHING = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
+"""In place of a picture that cannot be shown."""
+LOSSLESS = 64
+"""Pictures up to this side are kept as PNG: small drawings suffer from JPEG, and cost little."""
+
+
+class Html(str):
+    """Text that is markup already; every other string is escaped where it enters a page."""
+
+    __slots__ = ()
+
+
+def text(value: object) -> Html:
+    """Markup as it is, anything else escaped; a lone surrogate, which UTF-8 cannot hold, becomes a question mark."""
+    if isinstance(value, Html):
+        return value
+    return Html(escape(str(value).encode("utf-8", "replace").decode("utf-8")))
+
+
+def tag(name: str, *inside: object, **attributes: str) -> Html:
+    """An element; ``class_`` gives the attribute class."""
+    written = "".join(f' {key.rstrip("_").replace("_", "-")}="{text(value)}"' for key, value in attributes.items())
+    return Html(f"<{name}{written}>{joined(inside)}</{name}>")
+
+
+def joined(parts: Iterable[object], between: str = "") -> Html:
+    return Html(between.join(text(part) for part in parts))
+
+
+def page(title: str, lead: str, *sections: Html) -> str:
+    """The whole document."""
+    head = (
+        Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
+        tag("title", title),
+        Html(f"<style>{STYLE}</style>"),
+    )
+    body = tag("main", tag("header", tag("h1", title), tag("p", lead, class_="lead")), *sections)
+    return f'<!doctype html>\n<html lang="en">{tag("head", *head)}{tag("body", body)}</html>\n'
+
+
+def write_page(path: Path, document: str) -> None:
+    """The file, whole or not at all."""
+    try:
+        write_atomic(path, document)
+    except OSError as error:
+        raise UniclError(f"--html {path}: cannot be written: {error.strerror}", "give another file") from error
+
+
+def section(title: str, *inside: Html, note: str = "") -> Html:
+    """A heading, what it is about, and its content."""
+    about = tag("p", note, class_="note") if note else Html("")
+    return tag("section", tag("h2", title), about, *inside)
+
+
+def numbers(facts: Sequence[tuple[str, object]]) -> Html:
+    """A few large figures: (name, value)."""
+    return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in facts), class_="numbers")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1) -> Html:
+    """The first ``left`` columns are words, the others figures; wide ones scroll. A head of empty names is left out."""
+
+    def line(name: str, cells: Sequence[object]) -> Html:
+        return tag("tr", *(tag(name, cell, class_="word" if n < left else "figure") for n, cell in enumerate(cells)))
+
+    body = tag("tbody", *(line("td", row) for row in rows))
+    top = tag("thead", line("th", head)) if any(head) else Html("")
+    return tag("div", tag("table", top, body), class_="scroll")
+
+
+def bars(rows: Sequence[tuple[str, float, str]]) -> Html:
+    """(name, value, value as shown): lengths relative to the largest; no bar where nothing is shown."""
+    most = max((value for _, value, _ in rows), default=0) or 1
+
+    def line(name: str, value: float, shown: str) -> Html:
+        filled = tag("span", tag("i", style=f"width:{100 * value / most:.1f}%"), class_="track" if shown else "")
+        return tag("li", tag("span", name, class_="name"), filled, tag("span", shown, class_="value"))
+
+    return tag("ul", *(line(*row) for row in rows), class_="bars")
+
+
+def histogram(bins: Sequence[tuple[str, int]], *, unit: str, mark: int | None = None) -> Html:
+    """(label, count) a bin, drawn as columns; ``mark`` stands at the left edge of that bin."""
+    most = max((count for _, count in bins), default=0) or 1
+    columns = [
+        tag(
+            "i",
+            class_="mark" if n == mark else "",
+            style=f"height:{100 * count / most:.1f}%",
+            title=f"{label}: {count:,}",
+        )
+        for n, (label, count) in enumerate(bins)
+    ]
+    ends = tag("div", tag("span", bins[0][0]), tag("span", unit), tag("span", bins[-1][0]), class_="axis")
+    return tag("div", tag("div", *columns, class_="columns"), ends, class_="histogram")
+
+
+def line_chart(points: Sequence[tuple[float, float]], *, name: str) -> Html:
+    """(x, y) as a curve that fills the width; its ends and its range are written beside it."""
+    xs, ys = zip(*points, strict=True)
+    low, high, first, last = min(ys), max(ys), xs[0], xs[-1]
+    across, up = (last - first) or 1, (high - low) or 1
+    path = " ".join(f"{1000 * (x - first) / across:.1f},{220 - 200 * (y - low) / up:.1f}" for x, y in points)
+    curve = tag("polyline", points=path, fill="none", vector_effect="non-scaling-stroke")
+    drawn = tag("svg", curve, viewBox="0 0 1000 240", preserveAspectRatio="none", role="img", aria_label=name)
+    scale = tag("div", tag("span", f"{high:.3g}"), tag("span", f"{low:.3g}"), class_="scale")
+    axis = tag("div", tag("span", f"{first:,.0f}"), tag("span", name), tag("span", f"{last:,.0f}"), class_="axis")
+    return tag("div", tag("div", scale, drawn, class_="plot"), axis, class_="line")
+
+
+def data_uri(image: Image.Image, side: int) -> str:
+    """A picture in the page itself, its long side at most ``side`` pixels."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    kind = "png" if max(small.size) <= LOSSLESS else "jpeg"
+    small.save(out, kind, **({"optimize": True} if kind == "png" else {"quality": 82}))
+    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def pictures(items: Iterable[tuple[str, str, str]]) -> Html:
+    """(data URI, caption, small print) as a wall of pictures."""
+
+    def one(uri: str, caption: str, small: str) -> Html:
+        image = Html(f'<img src="{text(uri)}" alt="{text(caption)}" loading="lazy">')
+        return tag("figure", image, tag("figcaption", caption, tag("small", small)))
+
+    return tag("div", *(one(*item) for item in items), class_="pictures")
+
+
+def points(sentences: Iterable[object]) -> Html:
+    """Sentences in a list."""
+    return tag("ul", *(tag("li", sentence) for sentence in sentences), class_="points")

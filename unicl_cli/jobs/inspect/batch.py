@@ -1,0 +1,163 @@
+"""One real batch and its targets, as CLIP (each pair for itself) and as UniCL (equal keys) see them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from torch import Tensor, zeros
+
+from unicl_cli.build import Data, build_data
+from unicl_cli.contracts import NO_LABEL, NO_TEXT, Drawn
+from unicl_cli.data.collate import collate
+from unicl_cli.data.corpus import Corpus
+from unicl_cli.data.loader import Draws, Mix
+from unicl_cli.data.text import text_hash
+from unicl_cli.errors import UniclError
+from unicl_cli.jobs.inspect.names import Names, distinct, words_of
+from unicl_cli.recipe import Recipe, check_corpora, load_text
+
+Ints = NDArray[np.int64]
+SHOWN = 32
+"""Rows of the batch that are drawn."""
+NEGATIVE, POSITIVE, MISSED = "0", "1", "2"
+"""Cells of a matrix; missed: the row's class or text is the column's, but the target says no."""
+SIZE = 64
+"""Side of the pictures of a corpus that no recipe reads."""
+
+
+class Numbers(NamedTuple):
+    """What makes two rows a pair. ``names`` are (row, class): the caption of a row without a label names the class."""
+
+    keys: Ints
+    labels: Ints
+    texts: Ints
+    names: tuple[Ints, Ints]
+
+
+class Shown(NamedTuple):
+    """The document of a batch and, where they were asked for, the pictures of its rows as the model sees them."""
+
+    document: dict[str, Any]
+    pictures: list[Tensor]
+
+
+def default_recipe(corpus: Corpus, split: str, batch_size: int) -> Recipe:
+    """What a corpus is drawn with when no recipe is given: the recipe's defaults, without augmentation."""
+    return load_text(
+        f"""
+data:
+  train: [{{corpus: {json.dumps(str(corpus.path))}, split: {json.dumps(split)}}}]
+  image_size: {SIZE}
+  augment: none
+model: {{image: cnn, text: cbow, embed_dim: 8}}
+batch: {{size: {batch_size}}}
+steps: 1
+"""
+    )
+
+
+def inspect_batch(recipe: Recipe, path: str, step: int, *, pictures: bool) -> Shown:
+    """The batch of ``step`` (0: the first), drawn by the recipe's own sampler and collated with its own keys."""
+    check_corpora(recipe)
+    data = build_data(recipe)
+    at = next(iter(Draws(data.order, step, step + 1, 0, 1)))
+    blank = cast("Any", without_picture)
+    mix = Mix([strand._replace(transform=blank) for strand in data.mix.strands], data.mix.texts)
+    drawn = [mix[place] for place in at]
+    batch = collate(drawn, tokenizer=None, caption_targets=recipe.data.caption_targets, extra=None)
+    with_text = np.flatnonzero(batch.text_index.numpy() != NO_TEXT)
+    if not len(with_text):
+        raise UniclError(
+            f"{path}: no row of the batch has a text, so there are no pairs of pictures and texts",
+            "pictures without labels and captions are for losses without texts, such as supcon",
+        )
+    rows = [drawn[row] for row in with_text]
+    numbers = numbers_of(rows, batch.keys.numpy()[with_text], data)
+    shown = np.array(sorted(range(min(SHOWN, len(rows))), key=lambda row: (numbers.keys[row], row)))
+    facts: dict[str, Any] = {
+        "schema": "unicl/inspect/1",
+        "kind": "batch",
+        "path": path,
+        "step": step,
+        "batch_size": recipe.batch.size,
+        "caption_targets": recipe.data.caption_targets,
+        "corpora": [item.corpus for item in recipe.data.train],
+        "label_rows": int((numbers.labels != NO_LABEL).sum()),
+        "caption_rows": int((numbers.labels == NO_LABEL).sum()),
+        "rows_without_text": len(drawn) - len(rows),
+        "classes": len(np.unique(numbers.labels[numbers.labels != NO_LABEL])),
+        "distinct_texts": len({row.text for row in rows}),
+        **counted(numbers),
+        "shown": [described(rows[row], int((numbers.keys == numbers.keys[row]).sum()), data) for row in shown],
+        "matrix": matrices(numbers, shown),
+    }
+    chosen = [data.mix[at[with_text[row]]].image for row in shown] if pictures else []
+    return Shown(facts, [picture if picture.ndim == 3 else picture[0] for picture in chosen])
+
+
+def without_picture(data: bytes, draw: int) -> Tensor:
+    """In place of a transform: texts and keys do not depend on the picture."""
+    del data, draw
+    return zeros(0)
+
+
+def numbers_of(rows: list[Drawn], keys: Ints, data: Data) -> Numbers:
+    labels = np.array([row.label for row in rows], np.int64)
+    texts = np.array([text_hash(row.text or "") for row in rows], np.int64)
+    free = np.flatnonzero(labels == NO_LABEL)
+    words = words_of(pa.array([rows[row].text for row in free], pa.string()))
+    text, named = Names(data.classes).found(words)
+    text, named = distinct(free[text], named, max(1, len(data.classes)))
+    return Numbers(keys, labels, texts, (text, named))
+
+
+def counted(numbers: Numbers) -> dict[str, Any]:
+    """Positives and false negatives among the ordered pairs (picture i, text j), i = j included."""
+    n = len(numbers.keys)
+    positives = pairs_of(numbers.keys)
+    same_text = pairs_of(numbers.texts)
+    both = pairs_of(numbers.keys, numbers.texts)
+    labels = numbers.labels[numbers.labels != NO_LABEL]
+    size = 1 + max(labels.max(initial=0), numbers.names[1].max(initial=0))
+    naming = int(np.bincount(labels, minlength=size) @ np.bincount(numbers.names[1], minlength=size))
+    return {
+        "pairs": n * n,
+        "clip": {"positives": n, "false_negatives": positives - n, "per_anchor": (positives - n) / n},
+        "unicl": {
+            "positives": positives,
+            "positives_per_anchor": positives / n,
+            "same_text_other_key": same_text - both,
+            "captions_naming_the_class": 2 * naming,
+        },
+    }
+
+
+def pairs_of(*columns: Ints) -> int:
+    """Ordered pairs of rows that agree in all columns, each row with itself included."""
+    counts = np.unique(np.stack(columns), axis=1, return_counts=True)[1]
+    return int((counts.astype(np.int64) ** 2).sum())
+
+
+def matrices(numbers: Numbers, shown: Ints) -> dict[str, list[str]]:
+    """Both target matrices of the shown rows, a string of cells for each picture."""
+    keys, texts, labels = numbers.keys[shown], numbers.texts[shown], numbers.labels[shown]
+    named = set(zip(*(column.tolist() for column in numbers.names), strict=True))
+    relation = np.array([[(int(j), int(label)) in named for j in shown] for label in labels])
+    alike = keys[:, None] == keys[None, :]
+    missed = (texts[:, None] == texts[None, :]) | relation | relation.T
+    itself = np.eye(len(shown), dtype=bool)
+    cells = {
+        "clip": np.select([itself, alike | missed], [POSITIVE, MISSED], NEGATIVE),
+        "unicl": np.select([alike, missed], [POSITIVE, MISSED], NEGATIVE),
+    }
+    return {name: ["".join(row) for row in matrix.tolist()] for name, matrix in cells.items()}
+
+
+def described(row: Drawn, positives: int, data: Data) -> dict[str, Any]:
+    """A row as it is listed; ``positives`` counts the texts of the batch that are its own."""
+    named = None if row.label == NO_LABEL else data.classes[row.label].names[0]
+    return {"row": row.row, "draw": row.draw, "class": named, "text": row.text, "positives": positives}

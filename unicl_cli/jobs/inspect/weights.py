@@ -1,0 +1,159 @@
+"""A checkpoint from its files alone: towers, sizes, checksums, and weights that show trouble; no model is built."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from unicl_cli.core.checkpoint import EMA, MODEL, OPTIM, TRAINER, fingerprint
+
+SCALE = "logit_scale"
+SCALE_MAX = 100.0
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+KEPT = ("step", "steps", "seed", "batch_size", "micro", "world", "recipe", "rows", "corpora", "versions")
+
+
+def inspect_checkpoint(folder: Path) -> dict[str, Any]:
+    """The document. What is missing or damaged is said in ``notes``, and ``whole`` is false."""
+    notes: list[str] = []
+    facts = facts_of(folder, notes)
+    listed: Mapping[str, Any] = facts.get("files", {}) if isinstance(facts.get("files", {}), dict) else {}
+    names = dict.fromkeys([MODEL, *listed, *(path.name for path in sorted(folder.glob("*.safetensors")))])
+    files = [file_facts(folder / name, listed.get(name)) for name in names]
+    notes += [f"{name}: {file['state']}" for name, file in zip(names, files, strict=True) if file["state"] != "whole"]
+    document: dict[str, Any] = {
+        "schema": "unicl/inspect/1",
+        "kind": "checkpoint",
+        "path": str(folder),
+        **{key: facts[key] for key in KEPT if key in facts},
+        "whole": not notes,
+        "files": files,
+        "ema": (folder / EMA).is_file(),
+        "optimizer": (folder / OPTIM).is_file(),
+    }
+    if readable(folder / MODEL):
+        document |= weight_facts(folder / MODEL, notes)
+    return document | {"notes": notes}
+
+
+def facts_of(folder: Path, notes: list[str]) -> dict[str, Any]:
+    """``trainer.json``, or an empty mapping and a note."""
+    path = folder / TRAINER
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        notes.append(f"{TRAINER} is missing: written last, so this checkpoint is unfinished")
+        return {}
+    except (OSError, ValueError) as error:
+        notes.append(f"{TRAINER} cannot be read: {error}")
+        return {}
+    if not isinstance(facts, dict) or "files" not in facts:
+        notes.append(f"{TRAINER} names no files")
+    return facts if isinstance(facts, dict) else {}
+
+
+def file_facts(path: Path, known: Any) -> dict[str, Any]:
+    """Size, state by size and checksum, tensors by the header. ``known`` is [bytes, sha256] or None."""
+    if not path.is_file():
+        return {"file": path.name, "bytes": 0, "state": "missing"}
+    size = path.stat().st_size
+    state = "whole"
+    if known is None:
+        state = f"is not in {TRAINER}"
+    elif size != known[0]:
+        state = f"has {size:,} bytes instead of {known[0]:,}"
+    elif fingerprint(path) != known:
+        state = "has another checksum than when it was written"
+    facts: dict[str, Any] = {"file": path.name, "bytes": size, "state": state}
+    shapes = header(path)
+    if shapes is None:
+        return facts | ({"state": "is no safetensors file"} if state == "whole" or known is None else {})
+    return facts | {"tensors": len(shapes), "values": sum(count for count, _ in shapes.values())}
+
+
+def readable(path: Path) -> bool:
+    return path.is_file() and header(path) is not None
+
+
+def header(path: Path) -> dict[str, tuple[int, str]] | None:
+    """Number of values and type of each tensor; None if the file is cut or no safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return {name: (_product(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
+    except (OSError, SafetensorError):
+        return None
+
+
+def _product(shape: list[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def weight_facts(path: Path, notes: list[str]) -> dict[str, Any]:
+    """Parameters of each tower, width of the joint space, scale, and what no sound model has; a tensor at a time."""
+    towers: dict[str, dict[str, Any]] = defaultdict(lambda: {"tensors": 0, "parameters": 0, "buffers": 0, "squares": 0})
+    not_finite: list[str] = []
+    all_zero: list[str] = []
+    types: set[str] = set()
+    found: dict[str, Any] = {}
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            value: Tensor = file.get_tensor(name)
+            types.add(str(value.dtype).removeprefix("torch."))
+            tower = towers[tower_of(name)]
+            add(tower, name, value)
+            if not bool(torch.isfinite(value).all()):
+                not_finite.append(name)
+            elif value.ndim > 1 and not bool(value.any()):
+                all_zero.append(name)
+            if name.rsplit(".", 1)[-1] == SCALE:
+                found[SCALE] = float(value.double().exp().max())
+            if re.fullmatch(r"model\.image\.proj(ection)?(\.weight)?", name):
+                found["embed_dim"] = int(value.shape[0])
+    notes += [f"{name} has values that are not finite" for name in not_finite[:5]]
+    notes += [f"{name} is all zero" for name in all_zero[:5]]
+    if found.get(SCALE, 0) >= 0.999 * SCALE_MAX:
+        notes.append(f"logit_scale is {found[SCALE]:.1f}, at the usual cap of {SCALE_MAX:.0f}")
+    listed = [{"tower": name, **spread(tower)} for name, tower in towers.items()]
+    return {
+        **found,
+        "parameters": sum(tower["parameters"] for tower in towers.values()),
+        "types": sorted(types),
+        "towers": listed,
+        "not_finite": not_finite,
+        "all_zero": all_zero,
+    }
+
+
+def tower_of(name: str) -> str:
+    """``image`` of ``model.image.trunk.…``, ``loss`` of ``loss.head.…``."""
+    first, _, rest = name.partition(".")
+    return rest.partition(".")[0] if first == "model" and rest else first
+
+
+def add(tower: dict[str, Any], name: str, value: Tensor) -> None:
+    """Counts a tensor into its tower."""
+    counted = name.rsplit(".", 1)[-1] in BUFFERS or not value.is_floating_point()
+    tower["tensors"] += 1
+    tower["buffers" if counted else "parameters"] += value.numel()
+    if not counted:
+        finite = value.double().nan_to_num(0.0, 0.0, 0.0)
+        tower["squares"] += float(finite.square().sum())
+
+
+def spread(tower: Mapping[str, Any]) -> dict[str, Any]:
+    """``rms``: root mean square of the tower's finite parameters."""
+    count = tower["parameters"]
+    kept = {key: tower[key] for key in ("tensors", "parameters", "buffers")}
+    return {**kept, "rms": (tower["squares"] / count) ** 0.5 if count else None}
