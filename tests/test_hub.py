@@ -126,7 +126,7 @@ def test_each_failure_is_one_line_that_says_what_to_do(fresh, server):
 
     assert said(HF_HUB_OFFLINE="1") == (
         "UniclError org/tiny is not in the hub's cache, and HF_HUB_OFFLINE is set | "
-        "go online once (unset HF_HUB_OFFLINE), or give --model local-dir:PATH or a run\n"
+        "go online once (unset HF_HUB_OFFLINE), or take local-dir:PATH or a run\n"
     )
     assert "the hub has no model org/none that you may read | check the name" in said("hf-hub:org/none")
     assert "hf-hub:a b is no name of a model | write hf-hub:ORG/REPO" in said("hf-hub:a b")

@@ -137,7 +137,8 @@ def check_learnable(recipe: Recipe, data: Data) -> None:
             "the corpora have one class and nothing else: there is nothing to tell apart",
             "add a second class, or captions: unicl prepare --labels … --captions …",
         )
-    if recipe.model.part.options.get("text") is not None and any(s.kind == "images" for s in data.mix.strands):
+    reads = recipe.model.name == "open_clip" or recipe.model.part.options.get("text") is not None
+    if reads and any(s.kind == "images" for s in data.mix.strands):
         raise UniclError(
             "a corpus holds pictures without label or text, and the model has a text tower",
             "set model.text=null and a loss without texts, or prepare the pictures with labels or captions",

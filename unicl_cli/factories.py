@@ -84,10 +84,10 @@ def open_clip(
     """
     from unicl_cli.core import hub
     from unicl_cli.data.tokenizers import open_clip_tokenizer
-    from unicl_cli.encoders.open_clip import ImageTower, TextTower, load_net
+    from unicl_cli.encoders.open_clip import ImageTower, TextTower, is_dry, load_net
     from unicl_cli.model import TwoTower
 
-    source = hub.find(arch, weights=pretrained) if stored is None else hub.local(stored, weights=False)
+    source = hub.find(arch, weights=pretrained and not is_dry()) if stored is None else hub.local(stored, weights=False)
     net = load_net(source, image_size)
     text = net.config["text_cfg"]
     tokenizer = open_clip_tokenizer(source.name, text, source.folder)

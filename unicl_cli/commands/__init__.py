@@ -38,9 +38,10 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_listen, help
 Debug = Annotated[
     bool, typer.Option("--debug", envvar="UNICL_DEBUG", callback=_debug, help="Show the traceback of an error.")
 ]
+MODEL_FORMS = "A run, a checkpoint, open_clip:NAME/TAG, local-dir:PATH or hf-hub:ORG/REPO"
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 ModelArgument = Annotated[
-    str | None, typer.Argument(metavar="[MODEL]", help="A run or checkpoint; default: the run that finished last.")
+    str | None, typer.Argument(metavar="[MODEL]", help=f"{MODEL_FORMS}; default: the run that finished last.")
 ]
 SameModel = Annotated[str | None, typer.Option("--model", help="The same as the first argument.")]
 Template = Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unicl_cli.commands import Json, Quiet
+from unicl_cli.commands import MODEL_FORMS, Batch, Devices, Json, Quiet
 from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False)
@@ -15,7 +15,7 @@ STEPS = tuple(step / 10 for step in range(11))
 
 @app.command()
 def mix(
-    old: Annotated[str, typer.Argument(metavar="OLD", help="The model that was fine-tuned, in any form of --model.")],
+    old: Annotated[str, typer.Argument(metavar="OLD", help=f"What was fine-tuned. {MODEL_FORMS}.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="What became of it: a run or a checkpoint.")],
     alpha: Annotated[
         str | None, typer.Option(help="The share of NEW, 0 to 1; several, as 0,0.25,0.5, are measured. Default: 0.5.")
@@ -28,8 +28,8 @@ def mix(
         list[str] | None, typer.Option("--data", metavar="CORPUS", help="Measure here. Default: the recipe's corpora.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Default: val, else test.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures that each process encodes at once.")] = 128,
-    devices: Annotated[str, typer.Option(help="auto, a number of GPUs, or cpu:N for N processes.")] = "auto",
+    batch: Batch = 128,
+    devices: Devices = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

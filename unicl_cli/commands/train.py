@@ -21,7 +21,7 @@ def train(
     run_dir: Annotated[str | None, typer.Option(help="Where to write; default runs/NAME-HASH.")] = None,
     resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint directory.")] = "auto",
     init: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A run or checkpoint to start the weights from.")
+        str | None, typer.Option(metavar="MODEL", help="A model to start the weights from, in any form of --model.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run: steps, samples, parameters.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unicl_cli.commands import Batch, Devices, Quiet, RawWeights, Template
+from unicl_cli.commands import MODEL_FORMS, Batch, Devices, Quiet, RawWeights, Template
 from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False)
@@ -30,7 +30,7 @@ def zeroshot(
     ] = None,
     classes_from: Annotated[str | None, typer.Option(metavar="CORPUS", help="The classes of a corpus.")] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="A run or checkpoint; default: the run that finished last.")
+        str | None, typer.Option("--model", help=f"{MODEL_FORMS}; default: the run that finished last.")
     ] = None,
     template: Template = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes shown of each picture.")] = 5,

@@ -216,7 +216,7 @@ def problem(repo: str, error: Exception) -> UniclError:
     if isinstance(error, errors.OfflineModeIsEnabled):
         return UniclError(
             f"{repo} is not in the hub's cache, and HF_HUB_OFFLINE is set",
-            "go online once (unset HF_HUB_OFFLINE), or give --model local-dir:PATH or a run",
+            "go online once (unset HF_HUB_OFFLINE), or take local-dir:PATH or a run",
         )
     if isinstance(error, errors.HFValidationError):
         return UniclError(f"hf-hub:{repo} is no name of a model", "write hf-hub:ORG/REPO")

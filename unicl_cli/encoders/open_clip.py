@@ -46,10 +46,15 @@ class Net(NamedTuple):
     preprocess: dict[str, Any]
 
 
+def is_dry() -> bool:
+    """Are shapes wanted and no weights, as in a dry run?"""
+    return torch.get_default_device().type == "meta"
+
+
 def load_net(source: Source, image_size: int | None) -> Net:
     """open_clip's model with its weights, if the source has any, at ``image_size`` (default: its own).
 
-    On torch's meta device no weights are read. UniclError for weights of another architecture.
+    UniclError for weights of another architecture.
     """
     config = deepcopy(source.config)
     vision, text = config["vision_cfg"], config["text_cfg"]
@@ -63,7 +68,7 @@ def load_net(source: Source, image_size: int | None) -> Net:
     if image_size is not None and not backbone:
         vision["image_size"] = image_size
     net = constructed(source, config)
-    if source.weights is not None and torch.get_default_device().type != "meta":
+    if source.weights is not None:
         read_weights(net, source)
     if backbone:
         resize_backbone(net.visual, image_size or vision["image_size"])
