@@ -1,32 +1,34 @@
 """Every example of docs/plugins.md runs as it stands on the page."""
 
+import io
 import json
+import os
 import re
+import shlex
 import signal
+import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from unicl_cli import api, registry
 from unicl_cli.cli import run
+from unicl_cli.testing import recipe_of
 
-PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
-GUIDE = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
-RECIPE = """
-data: {{train: [{{corpus: {corpus}}}], image_size: 32, augment: none}}
-model:
-  image: {{name: cnn, width: 8, stages: 2}}
-  text: {{name: transformer, width: 16, layers: 1, heads: 2}}
-  embed_dim: 16
-batch: {{size: 12}}
-steps: 3
-log: {{every: 1}}
-precision: fp32
-"""
+PARTS = {"one_way.py", "brightness.py", "patches.py", "rings.py", "size.py"}
+PACKAGE = {"__init__.py", "test_one_way.py"}
 
 
 @pytest.fixture(autouse=True)
@@ -67,18 +69,18 @@ def corpus(files: Path) -> Path:
 
 def trained(files: Path, corpus: Path, out: Path, plugin: str, *overrides: str) -> list[dict[str, float]]:
     recipe = out / "recipe.yaml"
-    recipe.write_text(RECIPE.format(corpus=corpus), encoding="utf-8")
+    recipe.write_text(recipe_of(corpus, steps=3), encoding="utf-8")
     command = ["--plugin", str(files / plugin), "train", str(recipe), *overrides, "--run-dir", str(out / "run"), "-q"]
     assert run(command) == 0
     return [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_the_page_has_an_example_of_each_group():
-    assert set(BLOCKS) == {"one_way.py", "brightness.py", "patches.py", "rings.py", "size.py"}
+    assert set(BLOCKS) == PARTS | PACKAGE
     for kind in registry.KINDS:
         assert f"unicl.{kind}" in PAGE
         assert any(f'PARTS = {{"{kind}"' in text for text in BLOCKS.values())
-    assert "".join(BLOCKS.values()).count("unicl_cli") == PAGE.count("from unicl_cli.api import"), "the api alone"
+    assert all("unicl_cli." not in BLOCKS[name].replace("unicl_cli.api", "") for name in PARTS), "the api alone"
 
 
 def test_the_page_names_every_context_parameter():
@@ -165,3 +167,97 @@ def test_the_hook_of_a_local_file_reaches_loader_processes(files: Path, corpus: 
     (tmp_path / "alone").mkdir()
     alone = trained(files, corpus, tmp_path / "alone", "brightness.py", "loss=brightness")
     assert [line["loss"] for line in lines] == [line["loss"] for line in alone]
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """`unicl-one-way` as the page lays it out."""
+    home = tmp_path / "unicl-one-way"
+    for folder in ("unicl_one_way", "tests"):
+        (home / folder).mkdir(parents=True)
+    (project,) = (block for block in re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL) if "[project]" in block)
+    loss, _, _ = BLOCKS["one_way.py"].partition("\n\ndef build_one_way")
+    (home / "pyproject.toml").write_text(project, encoding="utf-8")
+    (home / "README.md").write_text("# unicl-one-way\n", encoding="utf-8")
+    (home / "unicl_one_way" / "__init__.py").write_text(BLOCKS["__init__.py"], encoding="utf-8")
+    (home / "unicl_one_way" / "loss.py").write_text(loss, encoding="utf-8")
+    (home / "tests" / "test_one_way.py").write_text(BLOCKS["test_one_way.py"], encoding="utf-8")
+    return home
+
+
+def test_the_tests_of_the_page_hold(package: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(package))
+    names: dict[str, Any] = {}
+    exec((package / "tests" / "test_one_way.py").read_text(), names)
+    names["test_it_is_the_sum_of_the_paper"]()
+    names["test_a_batch_without_texts_gives_zero_and_every_gradient"]()
+
+
+@pytest.mark.slow
+def test_the_package_of_the_page_can_be_built_installed_and_tested(package: Path, tmp_path: Path):
+    shipped = sorted((ROOT / "plugins").glob("*/pyproject.toml"))
+    homes = [package, *(file.parent for file in shipped)]
+    wheels, site = tmp_path / "wheels", tmp_path / "site"
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(wheels), *map(str, homes)]
+    subprocess.run(build, check=True, timeout=300)
+    assert len(list(wheels.glob("*.whl"))) == len(homes)
+    for home in homes:
+        about = tomllib.loads((home / "pyproject.toml").read_text())["project"]
+        (wheel,) = wheels.glob(f"{home.name.replace('-', '_')}-*.whl")
+        with zipfile.ZipFile(wheel) as packed:
+            names = packed.namelist()
+            told = packed.read(next(name for name in names if name.endswith("METADATA"))).decode()
+            if home == package:
+                packed.extractall(site)
+        assert f"Summary: {about['description']}" in told
+        assert any(name.endswith("entry_points.txt") for name in names)
+        assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {home.name.replace("-", "_")}
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    ask = [sys.executable, "-m", "unicl_cli", "plugins", "ls", "losses"]
+    listed = subprocess.run(ask, env=environment, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"one-way +unicl-one-way 0\.1\.0 +ok", listed)
+    test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
+    done = subprocess.run(test, cwd=package, env=environment, capture_output=True, text=True, timeout=600)
+    assert "3 passed" in done.stdout, done.stdout
+
+
+def wordlist(folder: Path) -> None:
+    """A tiny BERT with random weights, as a download would lie there."""
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    library = Tokenizer(
+        models.WordLevel({w: n for n, w in enumerate(["[PAD]", "[UNK]", "a", "cat"])}, unk_token="[UNK]")
+    )
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=library, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=4, pad_token_id=0, **sizes)).save_pretrained(folder)
+
+
+def shards(folder: Path) -> None:
+    """Two tars of a picture and its caption each."""
+    folder.mkdir()
+    for shard in range(2):
+        picture = io.BytesIO()
+        Image.new("RGB", (32, 32), (100 * shard, 0, 9)).save(picture, "PNG")
+        with tarfile.open(folder / f"{shard:06d}.tar", "w") as tar:
+            for name, data in (("one.png", picture.getvalue()), ("one.txt", b"a cat")):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.slow
+def test_the_commands_for_the_shipped_plugins_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    shards(tmp_path / "shards")
+    wordlist(tmp_path / "my-bert")
+    (tmp_path / "recipe.yaml").write_text(recipe_of(corpus, steps=2))
+    section = PAGE[PAGE.index("## Shipped plugins") :]
+    lines = [line[2:] for line in section.splitlines() if line.startswith("$ ")]
+    for line in lines:
+        assert run(shlex.split(line)[1:]) == 0, line
+    assert {shlex.split(line)[1] for line in lines} == {"prepare", "train", "onnx"}
+    assert (tmp_path / "exported" / "classify.onnx").is_file()
+    for home in (ROOT / "plugins").iterdir():
+        assert f"`{home.name}`" in section
