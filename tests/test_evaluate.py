@@ -1,6 +1,7 @@
 """Evaluation and probe of real toy models on prepared corpora of coloured pictures, where every figure is known."""
 
 import csv
+import io
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,9 +20,10 @@ from unicl_cli.core.loop import Step
 from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
+from unicl_cli.evaluate.report import probe_tables
 from unicl_cli.jobs.evaluate import evaluate, validate
 from unicl_cli.jobs.prepare import Wanted, prepare
-from unicl_cli.jobs.probe import probe
+from unicl_cli.jobs.probe import Asked, probe
 from unicl_cli.load import Loaded
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -213,7 +216,7 @@ def test_a_diverged_model_fails_loudly_and_names_a_picture(corpus):
         evaluate(loaded, data=None, split=None, batch=5, accelerator=PLAIN)
     assert caught.value.exit_code == 1
     with pytest.raises(UniclError, match="non-finite features"):
-        probe(loaded, data=None, split=None, features="pre", batch=5, accelerator=PLAIN)
+        probe(loaded, data=None, split=None, asked=Asked(), batch=5, accelerator=PLAIN)
 
 
 def test_classes_without_rows_and_equal_names_are_told(corpus):
@@ -237,9 +240,9 @@ def test_what_is_missing_is_said_with_the_way_out(corpus, captioned):
     with pytest.raises(UniclError, match="no split 'tset'; did you mean 'test'"):
         evaluate(loaded, data=None, split="tset", batch=5, accelerator=PLAIN)
     with pytest.raises(UniclError, match="no rows with labels in split 'train'"):
-        probe(loaded, data=str(captioned.path), split=None, features="pre", batch=5, accelerator=PLAIN)
+        probe(loaded, data=str(captioned.path), split=None, asked=Asked(), batch=5, accelerator=PLAIN)
     with pytest.raises(UniclError, match="the probe is trained on it"):
-        probe(loaded, data=None, split="train", features="pre", batch=5, accelerator=PLAIN)
+        probe(loaded, data=None, split="train", asked=Asked(), batch=5, accelerator=PLAIN)
 
 
 def test_validation_gives_the_same_figures_and_leaves_the_training_mode(corpus, captioned):
@@ -266,7 +269,7 @@ def test_the_probe_learns_the_colours_and_reads_the_test_split_after_c_is_chosen
 
     monkeypatch.setattr(Corpus, "table", spied_table)
     monkeypatch.setitem(probe.__globals__, "sweep", spied_sweep)
-    document = probe(model(losses.SupCon(3), corpus), data=None, split=None, features="pre", batch=5, accelerator=PLAIN)
+    document = probe(model(losses.SupCon(3), corpus), data=None, split=None, asked=Asked(), batch=5, accelerator=PLAIN)
     assert order == ["train", "sweep", "test"]
     assert document["schema"] == "unicl/probe/1"
     assert (document["split"], document["n"], document["features"]) == ("test", 12, "pre")
@@ -281,7 +284,47 @@ def test_the_probe_learns_the_colours_and_reads_the_test_split_after_c_is_chosen
 def test_the_probe_of_embeddings_after_the_projection_is_another_one(corpus):
     loaded = model(losses.UniCL(), corpus)
     pre, post = (
-        probe(loaded, data=None, split=None, features=point, batch=5, accelerator=PLAIN) for point in ("pre", "post")
+        probe(loaded, data=None, split=None, asked=Asked(point), batch=5, accelerator=PLAIN)
+        for point in ("pre", "post")
     )
     assert post["feature_norm"] == pytest.approx(1.0, abs=1e-5)
     assert pre["feature_norm"] < 0.99
+
+
+def test_few_shots_are_all_trained_before_the_test_split_is_opened(corpus, monkeypatch):
+    order: list[str] = []
+    table, trained = Corpus.table, probe.__globals__["few_shot"]
+    monkeypatch.setattr(Corpus, "table", lambda self, *which: order.append(which[0]) or table(self, *which))
+    monkeypatch.setitem(
+        probe.__globals__, "few_shot", lambda *args, **options: order.append("few") or trained(*args, **options)
+    )
+    asked = Asked(shots=(1, 2, 99), seeds=2)
+    document = probe(model(losses.SupCon(3), corpus), data=None, split=None, asked=asked, batch=5, accelerator=PLAIN)
+    assert order == ["train", *["few"] * 6, "test"]
+    one, two, all_ = document["few_shot"]
+    assert [entry["shots"] for entry in document["few_shot"]] == [1, 2, 99]
+    assert (one["n_train"], two["n_train"], all_["n_train"]) == (3, 6, 24)
+    tops = [run["top1"] for run in two["runs"]]
+    assert two["top1"] == pytest.approx(sum(tops) / 2)
+    assert two["top1_sd"] == pytest.approx(abs(tops[0] - tops[1]) / 2**0.5)
+    assert all_["top1_sd"] == 0.0  # every seed has the same rows
+    assert document["warnings"] == ["99 shots: 3 classes have fewer rows: blue, green, red"]
+    assert "top1" not in document
+
+
+def test_neighbours_are_counted_on_validation_data_and_the_report_shows_what_was_asked(corpus):
+    loaded = model(losses.SupCon(3), corpus)
+    ways = (Asked(method="knn"), Asked(method="knn", shots=(2,), seeds=1), Asked(normalize=True))
+    near, few, unit = (probe(loaded, data=None, split=None, asked=asked, batch=5, accelerator=PLAIN) for asked in ways)
+    assert near["top1"] == pytest.approx(11 / 12)
+    assert near["k"] in [point["k"] for point in near["curve"]]
+    assert "c" not in near
+    assert few["few_shot"][0]["top1_sd"] is None
+    assert unit["feature_norm"] == pytest.approx(1.0, abs=1e-6)
+    for document in (near, few, unit):
+        console = Console(width=120, file=io.StringIO())
+        for table in probe_tables(document):
+            console.print(table)
+        text = console.file.getvalue()
+        assert ("Nearest neighbours" in text) == (document["method"] == "knn")
+        assert ("shots" in text) == ("few_shot" in document)

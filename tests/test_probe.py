@@ -8,8 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 
-from unicl_cli.evaluate.probe import Linear, Point, Problem, fit, held_out, measured, sweep
+from unicl_cli.evaluate.choice import few, held_out
+from unicl_cli.evaluate.knn import neighbour_curve, votes
+from unicl_cli.evaluate.probe import Linear, Point, Problem, fit, measured, sweep
 
 
 def problem(n: int, d: int, num_classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,3 +188,43 @@ def test_the_held_out_fifth_is_of_each_class_and_does_not_depend_on_the_order(la
     for label in set(labels):
         own = [mask[row] for row in range(len(labels)) if labels[row] == label]
         assert sum(own) == (0 if len(own) == 1 else max(1, round(len(own) / 5)))
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 5), st.integers(0, 9), st.randoms())
+@settings(max_examples=50, deadline=None)
+def test_few_shots_are_nested_and_do_not_depend_on_the_order(labels, shots, seed, random):
+    keys = [f"digits/{row}" for row in range(len(labels))]
+    some, more = few(keys, labels, shots, seed), few(keys, labels, 2 * shots, seed)
+    assert all(more[row] for row in range(len(keys)) if some[row])
+    for label in set(labels):
+        assert sum(some[row] for row in range(len(keys)) if labels[row] == label) == min(shots, labels.count(label))
+    order = list(range(len(labels)))
+    random.shuffle(order)
+    shuffled = few([keys[row] for row in order], [labels[row] for row in order], shots, seed)
+    assert [some[row] for row in order] == shuffled
+
+
+def test_seeds_draw_other_shots():
+    keys, labels = [str(row) for row in range(100)], [row % 2 for row in range(100)]
+    assert len({tuple(few(keys, labels, 5, seed)) for seed in range(10)}) == 10
+
+
+@pytest.mark.parametrize("k", [1, 5, 20, 200])
+def test_neighbours_are_those_of_scikit_learn(k, monkeypatch):
+    x, y = problem(120, 8, 4)
+    queries = x[:40] + 0.1
+    unit = torch.nn.functional.normalize
+    theirs = KNeighborsClassifier(min(k, 120), weights=lambda distances: np.exp((1 - distances**2 / 2) / 0.07)).fit(
+        unit(x, dim=1), y
+    )
+    expected = theirs.predict_proba(unit(queries, dim=1))
+    monkeypatch.setattr("unicl_cli.evaluate.knn.KEPT_COSINES", 1000)
+    (shares,) = votes(x, y, queries, [k], 4)
+    np.testing.assert_allclose(shares.numpy(), expected, atol=1e-4)
+
+
+def test_the_curve_over_neighbours_ends_at_the_number_of_rows():
+    x, y = problem(30, 4, 3)
+    curve = neighbour_curve(x, y, x, y, 3)
+    assert [point.c for point in curve] == [1, 3, 5, 10, 20]
+    assert curve[0].accuracy == 1.0

@@ -1,12 +1,11 @@
-"""`unicl probe [MODEL]`: logistic regression on a model's picture features."""
+"""`unicl probe [MODEL]`: a simple classifier on a model's picture features."""
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from unicl_cli.commands import Quiet
+from unicl_cli.commands import Batch, Devices, Json, ModelArgument, Out, Quiet, RawWeights, SameModel
 
 app = typer.Typer(add_completion=False)
 
@@ -18,37 +17,54 @@ class FeaturePoint(StrEnum):
     post = "post"
 
 
+class Method(StrEnum):
+    """What is trained on the features."""
+
+    logreg = "logreg"
+    knn = "knn"
+
+
 @app.command()
 def probe(
-    model_argument: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A run or checkpoint; default: the run that finished last.")
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="The same as the first argument.")] = None,
+    model_argument: ModelArgument = None,
+    model: SameModel = None,
     data: Annotated[
         str | None, typer.Option("--data", metavar="CORPUS", help="Default: the corpus of the model's recipe.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="The tested split; default: test, else val.")] = None,
+    method: Annotated[
+        Method, typer.Option(help="logreg: logistic regression; knn: nearest neighbours.")
+    ] = Method.logreg,
     features: Annotated[
         FeaturePoint, typer.Option(help="pre: the image tower's output; post: after the projection.")
     ] = FeaturePoint.pre,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures that each process encodes at once.")] = 128,
-    devices: Annotated[str, typer.Option(help="auto, a number of GPUs, or cpu:N for N processes.")] = "auto",
-    raw_weights: Annotated[bool, typer.Option("--raw-weights", help="Not their moving average.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A file for the JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Features of unit length; post has it anyway.")
+    ] = False,
+    shots: Annotated[
+        list[int] | None, typer.Option(min=1, metavar="K", help="Train on K pictures of each class; may be repeated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How often shots are drawn.")] = 3,
+    batch: Batch = 128,
+    devices: Devices = "auto",
+    raw_weights: RawWeights = False,
+    out: Out = None,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fit a linear classifier on frozen features; its strength C is chosen on validation data alone."""
+    """Fit a simple classifier on frozen features; its one setting is chosen on validation data alone."""
     from unicl_cli.commands.measured import in_workers, load, one_model, show
 
     named = one_model(model_argument, model)
 
     def work(accelerator: Any) -> None:
         from unicl_cli.evaluate.report import probe_tables
+        from unicl_cli.jobs.probe import Asked
         from unicl_cli.jobs.probe import probe as job
 
+        asked = Asked(features.value, method.value, normalize, tuple(dict.fromkeys(shots or ())), seeds)
         loaded = load(named, accelerator.device, raw_weights=raw_weights)
-        document = job(loaded, data=data, split=split, features=features.value, batch=batch, accelerator=accelerator)
+        document = job(loaded, data=data, split=split, asked=asked, batch=batch, accelerator=accelerator)
         show(document, probe_tables, as_json=as_json, out=out)
 
     in_workers(devices, work)

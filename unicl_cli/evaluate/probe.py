@@ -7,7 +7,6 @@ leaves |W| as it is and makes the Hessian nearly diagonal: its inverse is the st
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -234,7 +233,7 @@ def rotated(features: Tensor, targets: Tensor, num_classes: int) -> tuple[Proble
 
 
 class Point(NamedTuple):
-    """One C and what it gave on validation data."""
+    """One C (or one number of neighbours) and what it gave on validation data."""
 
     c: float
     accuracy: float
@@ -272,17 +271,3 @@ def measured(model: Linear, strengths: Sequence[float], features: Tensor, target
         known = losses[losses.isfinite()]  # a class without training rows costs the same at every C
         points.append(Point(c, int((logits.argmax(1) == targets).sum()) / len(targets), float(known.mean())))
     return points
-
-
-def held_out(keys: Sequence[str], labels: Sequence[int], *, share: float = 0.2) -> list[bool]:
-    """Which rows validate where a corpus has no validation split: ``share`` of each class, by hash of the key, so that
-    it is the same on every machine and in every order. A class with one row keeps it for training."""
-    by_class: dict[int, list[int]] = {}
-    for row, label in enumerate(labels):
-        by_class.setdefault(label, []).append(row)
-    out = [False] * len(keys)
-    for rows in by_class.values():
-        count = min(max(1, round(share * len(rows))), len(rows) - 1)
-        for row in sorted(rows, key=lambda row: (hashlib.sha256(keys[row].encode()).digest(), row))[:count]:
-            out[row] = True
-    return out

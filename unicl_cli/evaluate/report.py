@@ -128,20 +128,26 @@ def retrieved(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
 
 
 def probe_tables(document: Mapping[str, Any]) -> Iterator[Table]:
-    """The result on the tested split, and the validation curve over C."""
-    title = f"Linear probe, % · {document['model']}"
-    table = columns(title, ("data", "split", "features"), ("n", "top-1", "95 %", "C"))
-    table.add_row(
-        document["data"],
-        document["split"],
-        document["features"],
-        str(document["n"]),
-        percent(document["top1"]),
-        interval(document["top1_interval"]),
-        f"{document['c']:.3g}",
-    )
+    """The result on the tested split and the validation curve, or a line for each number of shots."""
+    kind = "Linear probe" if document["method"] == "logreg" else "Nearest neighbours"
+    title, names = f"{kind}, % · {document['model']}", ("data", "split", "features")
+    known = [document[name] for name in names]
+    if "few_shot" in document:
+        table = columns(title, names, ("n", "shots", "top-1", "sd", "seeds"))
+        for entry in document["few_shot"]:
+            deviation = "" if entry["top1_sd"] is None else percent(entry["top1_sd"])
+            each = " ".join(percent(run["top1"]) for run in entry["runs"])
+            table.add_row(*known, str(document["n"]), str(entry["shots"]), percent(entry["top1"]), deviation, each)
+        yield table
+        return
+    setting = "c" if "c" in document else "k"
+    table = columns(title, names, ("n", "top-1", "95 %", "C" if setting == "c" else "k"))
+    shown = percent(document["top1"]), interval(document["top1_interval"]), f"{document[setting]:.3g}"
+    table.add_row(*known, str(document["n"]), *shown)
     yield table
-    curve = columns("Validation accuracy over C, %", (), ("C", "top-1"))
+    curve = columns(
+        f"Validation accuracy over {'C' if setting == 'c' else 'k'}, %", (), ("C" if setting == "c" else "k", "top-1")
+    )
     for point in document["curve"]:
-        curve.add_row(f"{point['c']:.3g}", percent(point["val"]))
+        curve.add_row(f"{point[setting]:.3g}", percent(point["val"]))
     yield curve
