@@ -17,7 +17,6 @@ _LIST = (
     "fetch the pictures with a downloader (img2dataset), write a list.tsv of 'picture<TAB>caption' lines, "
     "then: unicl prepare --captions list.tsv"
 )
-_FOLDER = "unpack it into one folder for each class, then: unicl prepare --labels FOLDER"
 ALIASES = {
     "imagenet-1k": "imagenet",
     "imagenet1k": "imagenet",
@@ -34,14 +33,6 @@ ALIASES = {
 }
 """Other spellings of names, those of sources and those below."""
 KNOWN = {
-    "imagenet22k": Known(
-        "ImageNet's fall 2011 release, 21,841 synsets, from https://image-net.org (log in), "
-        "or 'hf:timm/imagenet-22k-wds' as WebDataset",
-        _FOLDER,
-    ),
-    "imagenet21k": Known(
-        "ImageNet's fall 2011 release less the synsets of ImageNet-1K, from https://image-net.org (log in)", _FOLDER
-    ),
     "gcc3m": Known(
         "Train_GCC-training.tsv (3.3 M lines 'caption<TAB>url', no header) from "
         "https://ai.google.com/research/ConceptualCaptions",

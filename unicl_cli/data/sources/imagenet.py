@@ -1,0 +1,257 @@
+"""ImageNet from its official tar files, read in place: a tar of one tar for each synset, and a flat tar with a key."""
+
+import hashlib
+import importlib.util
+import io
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.data.sources.places import find_file
+from unicl_cli.errors import UniclError
+
+TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+FALL11 = "fall11_whole.tar"
+MD5 = {
+    TRAIN: "1d675b47d978889d74fa0da5fadfb00e",
+    VAL: "29b22e2961454d5413ddabcf34fc5622",
+    DEVKIT: "fa75699e90414af021442c21a62c3abf",
+}
+PICTURES = {"train": 1_281_167, "val": 50_000}
+"""Of the official files; other numbers are said."""
+_SYNSET = re.compile(r"n\d{8}")
+_NUMBER = re.compile(r"_(\d+)\.JPEG$")
+
+
+class Member(NamedTuple):
+    """A file inside an uncompressed tar: ``offset`` counts from the start of the outermost one."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class ImageNet:
+    """Rows by synset; ``ref`` is ``file@offset+size``, so a worker reads one stretch of the tar and nothing else."""
+
+    templates = "clip80"
+
+    def __init__(self, name: str, kind: str, files: dict[str, Path], verify: bool) -> None:  # noqa: FBT001
+        self.name, self.kind, self.files, self.verify = name, kind, files, verify
+        self.notes: list[str] = []
+        self.left_out: frozenset[str] = frozenset()
+
+    @property
+    def splits(self) -> Sequence[str]:
+        return [split for split, file in (("train", TRAIN), ("val", VAL), ("train", FALL11)) if file in self.files]
+
+    @cached_property
+    def classes(self) -> tuple[ClassName, ...]:
+        """ImageNet-1K's in the order of everybody's numbers; of the large release, those that are there."""
+        if self.kind != "labels":
+            return ()
+        if FALL11 in self.files:
+            return tuple(ClassName(key, lemmas().get(key, (key,))) for key in sorted({key for key, _ in self._train}))
+        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES  # 3 s, and only where a plan is made
+
+        keys = synsets()
+        spoken = zip(keys, IMAGENET_CLASSNAMES, strict=True)
+        return tuple(ClassName(key, tuple(dict.fromkeys((name, *lemmas()[key])))) for key, name in spoken)
+
+    def rows(self, split: str) -> list[Row]:
+        """In the order of the tar."""
+        self._check()
+        members = self._train if split == "train" else self._val
+        numbers = {c.key: number for number, c in enumerate(self.classes)}
+        file = next(name for name in ((TRAIN, FALL11) if split == "train" else (VAL,)) if name in self.files)
+        if self.kind == "labels" and (unknown := {key for key, _ in members} - numbers.keys()):
+            raise UniclError(f"{self.files[file]}: has the synset {min(unknown)}, which {self.name} has not")
+        expected = PICTURES[split] if file != FALL11 else len(members)
+        if len(members) != expected:
+            self.notes.append(f"{self.files[file]}: has {len(members):,} pictures, the official one {expected:,}")
+        return [
+            Row(f"{split}/{key}/{member.name}", f"{file}@{member.offset}+{member.size}", (), numbers.get(key, NO_LABEL))
+            for key, member in members
+        ]
+
+    def read(self, row: Row) -> dict[str, bytes]:
+        file, _, place = row.ref.rpartition("@")
+        offset, _, size = place.partition("+")
+        with self.files[file].open("rb", buffering=0) as tar:  # its own position: rows are read in threads
+            tar.seek(int(offset))
+            return {"image": tar.read(int(size))}
+
+    @cached_property
+    def _train(self) -> list[tuple[str, Member]]:
+        """(synset, picture): each member of the tar is a tar of one synset's pictures."""
+        file = self.files[TRAIN if TRAIN in self.files else FALL11]
+        found: list[tuple[str, Member]] = []
+        with _opened(file) as outer:
+            for inner in members(outer, 0, file.stat().st_size, file):
+                synset = inner.name.removesuffix(".tar")
+                if not inner.name.endswith(".tar") or not _SYNSET.fullmatch(synset):
+                    raise UniclError(
+                        f"{file}: holds {inner.name}", "the official file holds n01440764.tar and the like"
+                    )
+                if synset not in self.left_out:
+                    found += [(synset, member) for member in members(outer, inner.offset, inner.size, file)]
+        return found
+
+    @cached_property
+    def _val(self) -> list[tuple[str, Member]]:
+        """(synset, picture) by the key of the development kit, whose numbers are not those of the classes."""
+        file = self.files[VAL]
+        answers = _answers(self.files[DEVKIT]) if self.kind == "labels" else []
+        with _opened(file) as flat:
+            found = sorted(members(flat, 0, file.stat().st_size, file))
+        if self.kind != "labels":
+            return [("", member) for member in found]
+        numbered = [(int(match[1]), member) for member in found if (match := _NUMBER.search(member.name))]
+        if len(numbered) < len(found) or any(not 1 <= number <= len(answers) for number, _ in numbered):
+            raise UniclError(f"{file}: does not fit the {len(answers)} answers of {DEVKIT}")
+        return [(answers[number - 1], member) for number, member in numbered]
+
+    def _check(self) -> None:
+        for name, file in self.files.items() if self.verify else ():
+            with file.open("rb") as content:
+                found = hashlib.file_digest(content, "md5").hexdigest()
+            if found != MD5.get(name, found):
+                raise UniclError(f"{file}: md5 {found}, the official one is {MD5[name]}", "fetch it again")
+        self.verify = False
+
+
+def imagenet(*, kind: str, path: str | None = None, verify: bool = False) -> ImageNet:
+    """ImageNet-1K from `ILSVRC2012_img_train.tar` and `_img_val.tar` (with the devkit) in `--data-dir` or ``path``.
+
+    Either of the two is enough. ``verify=true`` compares their md5 first, which reads 145 GB.
+    """
+    found, tried = _found("imagenet", path, (TRAIN, VAL, DEVKIT))
+    if VAL in found and DEVKIT not in found and kind == "labels":
+        raise _missing("imagenet", DEVKIT, tried, f"it says which class each picture of {VAL} has: get it ")
+    if TRAIN not in found and VAL not in found:
+        raise _missing("imagenet", f"{TRAIN} (138 GB) or {VAL} (6.3 GB)", tried, "get them ")
+    if kind == "captions":
+        raise UniclError("imagenet: has no captions", "use it with --labels imagenet")
+    return ImageNet("imagenet", kind, found, verify)
+
+
+def imagenet22k(*, kind: str, path: str | None = None) -> ImageNet:
+    """ImageNet's fall 2011 release, 21,841 synsets, from `fall11_whole.tar` in `--data-dir` or ``path``."""
+    found, tried = _found("imagenet22k", path, (FALL11,))
+    if not found:
+        raise _missing("imagenet22k", FALL11, tried, "get it ")
+    if kind == "captions":
+        raise UniclError("imagenet22k: has no captions", "use it with --labels imagenet22k")
+    return ImageNet("imagenet22k", kind, found, verify=False)
+
+
+def imagenet21k(*, kind: str, path: str | None = None) -> ImageNet:
+    """``imagenet22k`` without the synsets of ImageNet-1K, so that those are never seen."""
+    source = imagenet22k(kind=kind, path=path)
+    source.name, source.left_out = "imagenet21k", frozenset(synsets())
+    return source
+
+
+def _found(name: str, path: str | None, files: Sequence[str]) -> tuple[dict[str, Path], list[Path]]:
+    found: dict[str, Path] = {}
+    tried: list[Path] = []
+    for wanted in files:
+        file, places = find_file(wanted, name, path)
+        tried += [place.parent for place in places]
+        if file is not None and file.name == wanted:
+            found[wanted] = file
+    return found, list(dict.fromkeys(tried))
+
+
+def _missing(name: str, what: str, tried: list[Path], then: str) -> UniclError:
+    looked = f"not found in {', '.join(map(str, tried))}" if tried else "no --data-dir says where it lies"
+    sums = ", ".join(f"md5 of {file}: {MD5[file]}" for file in MD5 if file in what)
+    return UniclError(
+        f"{name}: {what}: {looked}",
+        f"{then}from https://image-net.org (log in{'; ' * bool(sums)}{sums}), put it into a directory DIR, "
+        f"then: unicl prepare --labels {name} --data-dir DIR",
+    )
+
+
+def members(file: IO[bytes], start: int, size: int, path: Path) -> Iterator[Member]:
+    """The regular files of the tar that lies at ``start``; links, devices and folders are passed over."""
+    window = _Window(file, start, size)
+    try:
+        with tarfile.open(fileobj=window, mode="r:") as tar:
+            for member in tar:
+                if member.isreg():
+                    yield Member(member.name.rpartition("/")[2], start + member.offset_data, member.size)
+    except tarfile.TarError as error:
+        raise UniclError(f"{path}: is no whole tar at byte {start}: {error}", "fetch it again") from error
+
+
+class _Window(io.RawIOBase):
+    """A stretch of a file as a file: what `tarfile` needs of one."""
+
+    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
+        self.file, self.start, self.size, self.at = file, start, size, 0
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        self.at = offset + (0, self.at, self.size)[whence]
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def read(self, size: int = -1, /) -> bytes:
+        left = max(0, self.size - self.at)
+        self.file.seek(self.start + self.at)
+        content = self.file.read(left if size < 0 else min(size, left))
+        self.at += len(content)
+        return content
+
+
+def _opened(file: Path) -> IO[bytes]:
+    content = file.open("rb", buffering=0)  # headers lie far apart: a buffer would read what is skipped
+    if content.read(2) == b"\x1f\x8b":
+        content.close()
+        raise UniclError(f"{file}: is compressed, so that no picture can be found in it", "unpack it once: gunzip")
+    return content
+
+
+def _answers(devkit: Path) -> list[str]:
+    """Synset of each validation picture. The kit's numbers run over its own table, not over sorted synsets."""
+    from scipy.io import loadmat
+
+    contents: dict[str, bytes] = {}
+    try:
+        with tarfile.open(devkit, "r:gz") as tar:
+            for member in tar:
+                name = member.name.rpartition("/")[2]
+                if name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt") and member.isreg():
+                    content = tar.extractfile(member)
+                    contents[name] = content.read() if content else b""
+        table: Any = loadmat(io.BytesIO(contents["meta.mat"]), squeeze_me=True)["synsets"]
+        by_number = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
+        return [by_number[int(line)] for line in contents["ILSVRC2012_validation_ground_truth.txt"].split()]
+    except (tarfile.TarError, OSError, KeyError, ValueError, EOFError) as error:
+        raise UniclError(f"{devkit}: is not the official development kit: {error}", "fetch it again") from error
+
+
+@cache
+def synsets() -> tuple[str, ...]:
+    """The 1,000 of ILSVRC 2012, sorted: a class's number is its place here."""
+    return tuple(_packaged("imagenet_synsets.txt").split())
+
+
+@cache
+def lemmas() -> dict[str, tuple[str, ...]]:
+    """Every synset of ImageNet with its names."""
+    lines = (line.split("\t", 1) for line in _packaged("imagenet_synset_to_lemma.txt").splitlines())
+    return {key: tuple(name.strip() for name in names.split(",")) for key, names in lines}
+
+
+def _packaged(name: str) -> str:
+    """A table that timm brings; timm itself is not imported, since that takes torch."""
+    spec = importlib.util.find_spec("timm")
+    folder = spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else ""
+    return (Path(folder) / "data" / "_info" / name).read_text(encoding="utf-8")
