@@ -11,9 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from unicl_cli.build import build_data, build_step, build_tokenizer, check_learnable, total_steps
+from unicl_cli.build import Data, build_data, build_step, build_tokenizer, check_learnable, total_steps
 from unicl_cli.core.launch import is_worker, processes
+from unicl_cli.core.loop import Step
+from unicl_cli.data.tokenizers import TextTokenizer
+from unicl_cli.jobs.memory import METHOD, Shape, activations, flops, states, unreal
 from unicl_cli.recipe import Recipe, check_shares, dump
+
+BYTES = ("checkpoint_bytes", "memory")
 
 
 def parameters(module: nn.Module) -> int:
@@ -27,29 +32,80 @@ def facts(recipe: Recipe, run: Path, devices: str) -> dict[str, Any]:
     data = build_data(recipe)
     check_learnable(recipe, data)
     tokenizer = build_tokenizer(recipe, data) if recipe.model.part.options.get("text") is not None else None
-    with torch.device("meta"):
-        step, _ = build_step(recipe, lambda: tokenizer or build_tokenizer(recipe, data), data.classes, 1)
+    local = recipe.batch.size // world
+    chunks = 1 if recipe.batch.micro == "auto" else -(-local // recipe.batch.micro)
+    step = shapes_of(recipe, data, tokenizer, chunks)
     steps = total_steps(recipe, data)
     towers = {name: parameters(child) for name, child in step.model.named_children()}
-    whole = parameters(step)
-    return {
+    length = None if tokenizer is None else tokenizer.context_length
+    kinds = {strand.kind for strand in data.mix.strands}
+    found: dict[str, Any] = {
         "schema": "unicl/dry-run/1",
         "run": str(run),
         "processes": world,
         "batch": recipe.batch.size,
-        "batch_per_process": recipe.batch.size // world,
+        "batch_per_process": local,
+        "micro": -(-local // chunks),
         "steps": steps,
         "samples": steps * recipe.batch.size,
-        "rows": {
-            kind: sum(s.size for s in data.mix.strands if s.kind == kind) for kind in {s.kind for s in data.mix.strands}
-        },
+        "tokens_at_most": steps * recipe.batch.size * (length or 0),
+        "rows": {kind: sum(s.size for s in data.mix.strands if s.kind == kind) for kind in kinds},
         "classes": len(data.classes),
         "vocabulary": None if tokenizer is None else tokenizer.vocab_size,
-        "context_length": None if tokenizer is None else tokenizer.context_length,
-        "parameters": whole,
+        "context_length": length,
+        "parameters": parameters(step),
         "parameters_of": {**towers, "loss": parameters(step.loss)},
-        "checkpoint_bytes": 4 * whole + 8 * sum(p.numel() for p in step.parameters() if p.requires_grad),
+        "checkpoint_bytes": checkpoint_bytes(recipe, step),
     }
+    whole = step if chunks == 1 else shapes_of(recipe, data, tokenizer, 1)
+    shape = Shape(local, recipe.data.views, recipe.data.image_size, length)
+    return found | costs(recipe, step, whole, shape, chunks, world)
+
+
+def shapes_of(recipe: Recipe, data: Data, tokenizer: TextTokenizer | None, chunks: int) -> Step:
+    """Model and loss with shapes and no numbers: no memory, no weights are loaded."""
+    with torch.device("meta"):
+        step, _ = build_step(recipe, lambda: tokenizer or build_tokenizer(recipe, data), data.classes, chunks)
+    return step.train()
+
+
+def checkpoint_bytes(recipe: Recipe, step: Step) -> int:
+    """Weights, what the optimiser keeps (16 bytes a parameter less the gradient), and the average."""
+    kept = states(recipe, step, 1)
+    return sum(kept.values()) - kept["gradients"]
+
+
+def costs(recipe: Recipe, step: Step, whole: Step, shape: Shape, chunks: int, world: int) -> dict[str, Any]:
+    """FLOPs and memory of one rank; a model that cannot run without numbers has none, and the reason."""
+    memory: dict[str, Any] = states(recipe, step, world if recipe.parallel.strategy == "fsdp2" else 1)
+    try:
+        with unreal(step, whole):
+            found: dict[str, Any] = {"flops_of_one": flops(whole, shape)}
+            memory["activations"] = activations(step, whole, shape, chunks)
+    except Exception as error:  # noqa: BLE001 - any part may ask for numbers, or for columns that only a real batch has
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        return {"memory": memory, "memory_method": f"without activations: the model needs a real batch ({reason})"}
+    memory["total"] = sum(memory.values())
+    return {**found, "memory": memory, "memory_method": METHOD}
+
+
+def size(count: float) -> str:
+    """Bytes as people say them."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def shown(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {shown(key, item)}" for name, item in value.items())
+    if key in BYTES:
+        return size(value)
+    return (
+        f"{value / 1e9:.2f} GFLOP" if key == "flops_of_one" else f"{value:,}" if isinstance(value, int) else str(value)
+    )
 
 
 def dry_run(recipe: Recipe, run: Path, devices: str, *, as_json: bool) -> None:
@@ -60,9 +116,8 @@ def dry_run(recipe: Recipe, run: Path, devices: str, *, as_json: bool) -> None:
         return
     table = Table(title=f"{recipe.name}: would train", show_header=False)
     for key, value in found.items():
-        if key != "schema":
-            shown = ", ".join(f"{k} {v:,}" for k, v in value.items()) if isinstance(value, dict) else value
-            table.add_row(key.replace("_", " "), f"{shown:,}" if isinstance(shown, int) else str(shown))
+        if key != "schema" and value is not None:
+            table.add_row(key.replace("_", " "), shown(key, value))
     console = Console()
     console.print(table)
     console.print(dump(recipe), markup=False, highlight=False)

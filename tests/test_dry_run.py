@@ -1,0 +1,165 @@
+"""`unicl train --dry-run`: memory and FLOPs beside a real step, a real process, published figures."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from unicl_cli.build import build_data, build_step, build_tokenizer
+from unicl_cli.cli import main
+from unicl_cli.jobs.dry_run import facts, shapes_of
+from unicl_cli.jobs.memory import Shape, activations, batch_of, flops, saved_bytes, states, unreal
+from unicl_cli.recipe import Recipe, dump, load_text
+
+CNN = "{name: cnn, width: 16, stages: 2}"
+VIT = "{name: timm, model: vit_tiny_patch16_224, args: {depth: 3}}"
+
+
+def recipe_of(corpus: Path, image: str = CNN, more: str = "", *, size: int = 32, batch: int = 24) -> Recipe:
+    return load_text(
+        f"data: {{image_size: {size}, train: [{{corpus: '{corpus}'}}]}}\n"
+        f"model: {{image: {image}, text: {{name: transformer, width: 32, layers: 2, heads: 2}}, embed_dim: 32,\n"
+        f"  context_length: 16}}\nbatch: {{size: {batch}}}\nsteps: 8\nschedule: {{warmup: 2}}\n"
+        f"checkpoint: {{every: 8}}\n{more}"
+    )
+
+
+@pytest.fixture
+def made(digits: Path):
+    """(step with shapes only, the same with numbers) of a recipe, for a number of chunks."""
+
+    def make(recipe: Recipe, chunks: int = 1):
+        data = build_data(recipe)
+        tokenizer = build_tokenizer(recipe, data)
+        real, _ = build_step(recipe, lambda: tokenizer, data.classes, chunks)
+        return shapes_of(recipe, data, tokenizer, chunks), real.train()
+
+    return make
+
+
+def real_batch(shape: Shape):
+    batch = batch_of(shape)
+    rows = torch.arange(shape.rows)
+    images, tokens = torch.zeros_like(batch.images), torch.ones_like(batch.tokens)
+    return batch._replace(images=images, tokens=tokens, text_index=rows, labels=rows % 3, keys=rows % 3, draws=rows)
+
+
+@pytest.mark.parametrize("image", [CNN, VIT])
+@pytest.mark.parametrize("loss", ["", "loss: clip", "loss: multitask"])
+def test_a_forward_without_numbers_keeps_what_a_real_one_keeps(made, digits: Path, image: str, loss: str):
+    fake, real = made(recipe_of(digits, image, loss))
+    shape = Shape(24, 1, 32, 16)
+    with unreal(fake):
+        found = activations(fake, fake, shape, 1)
+    batch = real_batch(shape)
+    assert found == pytest.approx(saved_bytes(real, lambda: real(batch)), rel=0.01)
+    assert found > 24 * 3 * 32 * 32 * 4, "more than the pictures as floats"
+
+
+def test_parts_that_are_recomputed_keep_less_and_the_smallest_part_least(made, digits: Path):
+    recipe = recipe_of(digits)
+    shape = Shape(24, 1, 32, 16)
+    sizes: list[int] = []
+    for chunks in (1, 2, 6):
+        step, whole = made(recipe, chunks)[0], made(recipe)[0]
+        with unreal(step, whole):
+            sizes.append(activations(step, whole, shape, chunks))
+    assert sizes[0] > 1.5 * sizes[1] > 2 * sizes[2]
+
+
+def test_states_are_sixteen_bytes_a_parameter_and_fsdp2_shares_them(made, digits: Path):
+    recipe = recipe_of(digits)
+    step, _ = made(recipe)
+    count = sum(p.numel() for p in step.parameters())
+    assert sum(states(recipe, step, 1).values()) == 16 * count
+    assert sum(states(recipe, step, 2).values()) == pytest.approx(8 * count, abs=8)
+    assert states(recipe_of(digits, more="ema: {}\noptim: {name: sgd}"), step, 1) == {
+        "weights": 4 * count,
+        "gradients": 4 * count,
+        "optimizer": 4 * count,
+        "ema": 4 * count,
+    }
+    frozen, _ = made(recipe_of(digits, CNN.replace("}", ", freeze: true}")))
+    trained = sum(p.numel() for p in frozen.parameters() if p.requires_grad)
+    assert sum(states(recipe, frozen, 1).values()) == 4 * count + 12 * trained
+
+
+@pytest.mark.parametrize(
+    ("model", "gmacs"), [("resnet50", 4.09), ("swin_tiny_patch4_window7_224", 4.49), ("vit_base_patch16_224", 17.56)]
+)
+def test_flops_are_twice_the_published_multiply_adds(made, digits: Path, model: str, gmacs: float):
+    step, _ = made(recipe_of(digits, f"{{name: timm, model: {model}}}", size=224))
+    with unreal(step):
+        assert flops(step, Shape(2, 1, 224, 16))["picture"] / 2e9 == pytest.approx(gmacs, rel=0.02)
+
+
+def test_the_checkpoint_is_as_large_as_was_said(digits: Path, tmp_path: Path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["unicl"])
+    Path("r.yaml").write_text(dump(recipe_of(digits)))
+    assert main(["train", "r.yaml", "--dry-run", "--json"]) == 0
+    said = json.loads(capfd.readouterr().out)
+    assert main(["train", "r.yaml", "--run-dir", "run", "-q"]) == 0
+    written = sum(file.stat().st_size for file in Path("run/checkpoints/step-00000008").glob("*.safetensors"))
+    assert said["checkpoint_bytes"] == pytest.approx(written, rel=0.05), "but for names and averages of BatchNorm"
+    assert said["tokens_at_most"] == 8 * 24 * 16
+    assert said["memory"]["total"] == sum(v for k, v in said["memory"].items() if k != "total")
+
+
+def test_a_model_that_needs_a_real_batch_has_no_estimate_and_the_reason(made, digits: Path, monkeypatch):
+    recipe = recipe_of(digits, more="loss: supcon")  # it wants two views, and gets one
+    found = facts(recipe, Path("run"), "cpu:1")
+    assert "activations" not in found["memory"]
+    assert found["memory_method"].startswith(
+        "without activations: the model needs a real batch (UniclError: loss supcon"
+    )
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import torch
+from test_dry_run import Shape, build_data, build_step, build_tokenizer, real_batch
+from unicl_cli.recipe import load
+
+def status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+recipe = load(sys.argv[1])
+data = build_data(recipe)
+tokenizer = build_tokenizer(recipe, data)
+
+def train(rows):
+    step, _ = build_step(recipe, lambda: tokenizer, data.classes, 1)
+    optimizer = torch.optim.AdamW(step.train().parameters(), fused=True)
+    batch = real_batch(Shape(rows, 1, recipe.data.image_size, 16))
+    for _ in range(2):  # the optimiser's state is there in the second
+        step(batch)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+train(2)
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+before = status("VmRSS")
+train(recipe.batch.size)
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks /proc for the peak")
+@pytest.mark.parametrize(
+    ("image", "size", "batch", "most"), [(CNN, 96, 256, 1.5), (VIT.replace("3", "6"), 224, 24, 1.25)]
+)
+def test_the_estimate_is_what_a_process_takes(tmp_path: Path, digits: Path, image, size, batch, most):
+    recipe = recipe_of(digits, image, size=size, batch=batch)
+    (tmp_path / "r.yaml").write_text(dump(recipe))
+    said = facts(recipe, tmp_path, "cpu:1")["memory"]["total"]
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "r.yaml")]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300, check=True)
+    taken = float(done.stdout)
+    assert 0.75 * said < taken < most * said, f"{taken / 2**20:.0f} MiB taken, {said / 2**20:.0f} MiB said"
