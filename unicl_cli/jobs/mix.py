@@ -152,7 +152,8 @@ def check_same(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor], other: 
 def check_settings(old: Loaded, new: Loaded) -> None:
     """What shapes do not show: heads, activations, pooling."""
     for first, second in zip(settings(old), settings(new), strict=True):
-        changed = sorted(key for key in first.keys() & second.keys() if first[key] != second[key])
+        keys = sorted(first.keys() | second.keys()) if first and second else []
+        changed = [key for key in keys if (first.get(key) or None) != (second.get(key) or None)]  # absent is off
         if changed:
             raise UniclError(
                 f"{old.name} and {new.name} are different models: {', '.join(changed)} differ",
