@@ -64,6 +64,11 @@ def unhashed(units: Iterable[Unit], out: Path) -> list[Unit]:
     return [unit for unit in units if size(unit) != 32 * unit.rows]
 
 
+def forget_digests(units: Iterable[Unit], out: Path) -> None:
+    for unit in units:
+        (out / unit.hashes).unlink(missing_ok=True)
+
+
 def read_found(out: Path) -> Duplicates | None:
     """What an earlier run found; None if it did not come so far."""
     try:
@@ -101,8 +106,6 @@ def find(units: Sequence[Unit], held_out: frozenset[str], row_at: Callable[[Unit
         "labels_differ_examples": differ[:_EXAMPLES],
     }
     write_atomic(out / FILE, json_bytes({"facts": facts, "gone": gone, "texts": texts}))
-    for unit in units:
-        (out / unit.hashes).unlink(missing_ok=True)
     return Duplicates(gone, texts, facts)
 
 

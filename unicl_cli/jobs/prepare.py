@@ -144,7 +144,7 @@ def _check_survivors(begun: Begun, report: dict[str, Any]) -> None:
         for name, count in (("rows", source["rows"]), *source["rejected"].items()):
             of[name] = of.get(name, 0) + count
     empty = {name: {k: n for k, n in of.items() if k != "rows"} for name, of in lost.items() if not of["rows"]}
-    empty = {name: reasons for name, reasons in empty.items() if set(reasons) != {"duplicate"}}
+    empty = {name: reasons for name, reasons in empty.items() if "duplicate" not in reasons}  # else others speak for it
     if not empty:
         return
     out = begun.out
@@ -231,6 +231,7 @@ def _markers(out: Path, units: Sequence[Unit], redo: frozenset[str]) -> dict[str
 def _duplicates(begun: Begun) -> Duplicates | None:
     """Which rows are left out, from the digests of all pictures; None if stopped."""
     if found := duplicates.read_found(begun.out):
+        duplicates.forget_digests(begun.units, begun.out)
         return found
     todo = duplicates.unhashed(begun.units, begun.out)
     there = len(begun.units) - len(todo)
@@ -243,7 +244,9 @@ def _duplicates(begun: Begun) -> Duplicates | None:
     if there < len(begun.units):
         return None
     held_out = frozenset(opened.named.name for opened in begun.plan.sources if opened.held_out)
-    return duplicates.find(begun.units, held_out, begun.plan.row_at, begun.out)
+    found = duplicates.find(begun.units, held_out, begun.plan.row_at, begun.out)
+    duplicates.forget_digests(begun.units, begun.out)  # once what they say is on disk
+    return found
 
 
 def _write(begun: Begun, found: Duplicates, markers: dict[str, Marker]) -> None:

@@ -78,8 +78,8 @@ def stoppable(out: Path, again: str) -> Generator[Stop, None, None]:
             raise
         raise stop.stopped() from error
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in before.items():  # once stopped, all is said and done: a late signal changes no status
+            signal.signal(number, signal.SIG_IGN if stop.asked else handler)
 
 
 @contextmanager
@@ -92,29 +92,33 @@ def writing_into(stop: Stop) -> Generator[None, None, None]:
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     lock = FileLock(out / LOCK)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UniclError(f"{out}: locked by {_holder(out)}", "wait for it, or choose another -o") from error
-    except OSError as error:
-        _remove_empty(made)
-        raise UniclError(f"{out}: cannot be written: {error.strerror}", "choose another directory with -o") from error
-    stop.owns = True
-    try:
-        with suppress(OSError):  # who holds it is a courtesy; the lock is the operating system's
-            (out / LOCK).write_text(f"pid {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+        _take(lock, out)
+        stop.owns = True
         yield
     except OSError as error:
         if mended := _mendable(out, error):
             raise mended from error
         raise
     finally:
-        remove_unfinished(out)
-        with suppress(OSError):
-            (out / LOCK).unlink()  # while it is held: who opened it meanwhile sees that it has no name
-        stop.owns = False
-        lock.release()
+        if lock.is_locked:
+            remove_unfinished(out)
+            with suppress(OSError):
+                (out / LOCK).unlink()  # while it is held: who opened it meanwhile sees that it has no name
+            stop.owns = False
+            lock.release()
         _remove_empty(made)
+
+
+def _take(lock: FileLock, out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UniclError(f"{out}: locked by {_holder(out)}", "wait for it, or choose another -o") from error
+    except OSError as error:
+        raise UniclError(f"{out}: cannot be written: {error.strerror}", "choose another directory with -o") from error
+    with suppress(OSError):  # who holds it is a courtesy; the lock is the operating system's
+        (out / LOCK).write_text(f"pid {os.getpid()} on {platform.node()}\n", encoding="utf-8")
 
 
 def remove_unfinished(out: Path) -> None:

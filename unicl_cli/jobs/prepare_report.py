@@ -72,7 +72,9 @@ def picture_notes(manifest: Mapping[str, Any]) -> list[str]:
     """What there is to say of equal pictures, a line each."""
     exact, equal = manifest["dedup"]["exact"], manifest["equal_pictures"]
     notes: list[str] = []
-    if exact:
+    if exact and not exact["rows"]:
+        notes.append("no two rows of a kind and split show the same picture")
+    elif exact:
         notes.append(
             f"{exact['rows']:,} rows show the picture of another row of their kind ({exact['groups']:,} pictures) "
             f"and were left out; {exact['texts']:,} captions went to the rows that stay"

@@ -1,0 +1,228 @@
+"""`unicl prepare` ended at every point that matters: nothing half made is left, and the same command goes on."""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SMALL = ("--labels", "shapes?count=300&test=70", "--captions", "shapes?count=260&test=60", "--dedup", "exact")
+REPLACE = """
+import os, pathlib, signal, sys
+suffix, when = sys.argv[1:3]
+really = pathlib.Path.replace
+def replace(self, target):
+    if str(target).endswith(suffix) and when == "before": os.kill(os.getpid(), signal.SIGKILL)
+    done = really(self, target)
+    if str(target).endswith(suffix): os.kill(os.getpid(), signal.SIGKILL)
+    return done
+pathlib.Path.replace = replace
+from unicl_cli.cli import main
+sys.exit(main(sys.argv[3:]))
+"""
+"""Dies when a file is about to get its name, or has just got it."""
+
+
+def command(out, *more):
+    return ["prepare", *SMALL, "-o", str(out), *more]
+
+
+def unicl(argv, **options):
+    argv = [sys.executable, "-m", "unicl_cli", *map(str, argv)]
+    return subprocess.run(argv, capture_output=True, text=True, check=False, **options)
+
+
+def litter(folder):
+    """What no ended prepare may leave behind."""
+    return [
+        str(item)
+        for item in folder.rglob("*")
+        if item.suffix in (".tmp", ".sha256") or item.name == ".lock" or (item.is_dir() and not any(item.iterdir()))
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, hashes):
+    out = tmp_path_factory.mktemp("whole") / "c"
+    done = unicl(command(out, "--workers", "1"))
+    assert done.returncode == 0, done.stderr
+    return hashes(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    "suffix",
+    ["plan.json", ".sha256", "duplicates.json", "-labels-00000-of-00001.parquet", "00001.json", "manifest.json"],
+)
+def test_killed_as_a_file_gets_its_name_the_same_command_ends_in_the_same_bytes(tmp_path, whole, hashes, suffix, when):
+    """Planning, a digest, a shard, between shard and marker, a marker, the manifest."""
+    out = tmp_path / "c"
+    argv = [sys.executable, "-c", REPLACE, suffix, when, *command(out)]
+    assert subprocess.run(argv, capture_output=True, check=False).returncode == -signal.SIGKILL
+    done = unicl(command(out))
+    assert done.returncode == 0, done.stderr
+    assert hashes(out) == whole
+    assert litter(out) == []
+
+
+STOPPED = """
+import os, signal, sys
+where, number, again = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "twice"
+def strike():
+    os.kill(os.getpid(), number)
+    if again: os.kill(os.getpid(), number)
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == where: strike()
+sys.meta_path.insert(0, Finder())
+def traced(frame, event, arg):
+    if frame.f_code.co_name == where: strike()
+sys.setprofile(traced)
+from unicl_cli.cli import main
+sys.exit(main(sys.argv[4:]))
+"""
+"""Is struck by a signal when a module is imported, or a function called."""
+
+
+@pytest.mark.parametrize(
+    ("where", "again"), [("numpy", "once"), ("make_plan", "twice"), ("_scopes", "once"), ("write_unit", "twice")]
+)
+def test_stopped_in_any_phase_it_says_how_to_go_on_and_leaves_nothing_half_made(tmp_path, whole, hashes, where, again):
+    """While libraries load, in planning, in comparing, in writing."""
+    out = tmp_path / "deep" / "c"
+    number = signal.SIGTERM if where in ("numpy", "_scopes") else signal.SIGINT
+    argv = [sys.executable, "-c", STOPPED, where, str(int(number)), again, *command(out)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 75, done.stderr
+    assert "hint: go on with: unicl" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert [item for item in litter(tmp_path) if not item.endswith(".sha256")] == []
+    assert out.exists() == (where in ("_scopes", "write_unit"))
+    if where == "write_unit":
+        assert unicl(command(out)).returncode == 0
+        assert hashes(out) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blocks", [1, 5, 200])
+def test_a_full_disk_is_one_line_without_litter_and_the_same_command_ends_in_the_same_bytes(
+    tmp_path, whole, hashes, blocks
+):
+    """The limit meets plan, digests or shards; here it bounds single files."""
+    out = tmp_path / "c"
+    limited = ["bash", "-c", f'ulimit -f {blocks}; trap "" XFSZ; exec "$@"', "x"]
+    argv = [*limited, sys.executable, "-m", "unicl_cli", *command(out, "--workers", "1")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert f"{out}: {os.strerror(errno.EFBIG)}" in done.stderr
+    assert "make room: the same command goes on" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [item for item in litter(out) if not item.endswith(".sha256")] == []
+    assert unicl(command(out)).returncode == 0
+    assert hashes(out) == whole
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of one megabyte, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs needs more rights")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_disk_that_gets_full_is_one_line_and_with_room_the_same_command_goes_on(tiny_disk, workers):
+    out = tiny_disk / "c"
+    argv = ["prepare", "--labels", "shapes?count=6000&test=70", "--shard-mb", "1", "-o", out, "--workers", workers]
+    done = unicl(argv)
+    assert done.returncode == 2, done.stderr
+    assert f"{out}: {os.strerror(errno.ENOSPC)}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert litter(out) == []
+    assert not (out / "manifest.json").exists()
+    estimated = unicl([*argv, "--dry-run"])
+    assert estimated.returncode == 2
+    assert "are free, 1.2 times the expected size would be" in estimated.stderr
+    subprocess.run(["mount", "-o", "remount,size=60m", tiny_disk], check=True)
+    assert unicl(argv).returncode == 0
+    assert unicl(["prepare", "--verify", "-o", out]).returncode == 0
+
+
+@pytest.mark.slow
+def test_two_prepares_on_one_directory_the_second_is_told_who_holds_it(tmp_path, leaves):
+    out = tmp_path / "c"
+    argv = ["prepare", "--labels", "shapes?count=60000", "--shard-mb", "1", "-o", out]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "unicl_cli", *map(str, argv)], stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("parts/*.json")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        second = unicl(argv)
+        assert second.returncode == 2
+        assert re.search(rf"{re.escape(str(out))}: locked by pid {first.pid} on \S+", second.stderr), second.stderr
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+        assert (out / ".lock").exists()
+        third = subprocess.Popen(
+            [sys.executable, "-m", "unicl_cli", *map(str, argv)],
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        done = len(list(out.glob("parts/*.json")))
+        deadline = time.monotonic() + 60
+        while len(list(out.glob("parts/*.json"))) <= done and time.monotonic() < deadline:
+            time.sleep(0.05)
+        third.send_signal(signal.SIGTERM)
+        _, stderr = third.communicate(timeout=60)
+        assert third.returncode == 75, stderr
+        assert "shards are there already" in stderr
+        assert leaves(third.pid)
+        assert litter(out) == []
+    finally:
+        if first.poll() is None:
+            os.killpg(first.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_worker_killed_from_outside_costs_one_shard_and_no_more(tmp_path, hashes):
+    """As the kernel does when memory runs out: the shard is begun again, the bytes are those of a quiet run."""
+    argv = ["--labels", "shapes?count=6000&test=70", "--shard-mb", "1", "--json"]
+    quiet = unicl(["prepare", *argv, "-o", tmp_path / "a" / "c"])
+    out = tmp_path / "b" / "c"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unicl_cli", "prepare", *argv, "-o", str(out), "--workers", "2"],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(out.glob("parts/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    workers = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "multiprocessing.spawn"], capture_output=True, text=True, check=True
+    )
+    os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "a worker died" in stderr
+    assert json.loads(stdout)["rows"] == json.loads(quiet.stdout)["rows"] == 6070
+    assert hashes(out) == hashes(tmp_path / "a" / "c")
+
+
+def test_a_folder_that_may_not_be_written_is_one_line():
+    done = unicl(["prepare", "--labels", "digits?limit=9", "-o", "/proc/c"])  # nobody may write there, root neither
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert "/proc/c: cannot be written" in done.stderr

@@ -1,0 +1,246 @@
+"""`prepare --verify`, `--repair` and `--dry-run`; damage met in training and evaluation; sources that give nothing."""
+
+import hashlib
+import json
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from unicl_cli.cli import main
+from unicl_cli.data.corpus import open_corpus
+
+SOURCE = ("--labels", "shapes?count=300&test=60", "--captions", "shapes?count=100&test=20")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "c"
+    assert main(["prepare", *SOURCE, "-o", str(out), "-q"]) == 0
+    return out
+
+
+@pytest.fixture
+def corpus(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "a b" / "c")
+
+
+def called(capsys, *argv, code=0):
+    """The JSON of the command, and what it said on stderr."""
+    assert main([*map(str, argv), "--json"]) == code
+    out, err = capsys.readouterr()
+    return (json.loads(out) if out else None), err
+
+
+def sums(out):
+    return {str(f.relative_to(out)): hashlib.sha256(f.read_bytes()).hexdigest() for f in out.rglob("*") if f.is_file()}
+
+
+def flip(file, at=None):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 if at is None else at] ^= 4
+    file.write_bytes(data)
+
+
+def shard_of(corpus, word):
+    (file,) = (corpus / "data").rglob(f"*{word}*")
+    return file
+
+
+def test_a_whole_corpus_is_whole_and_verify_changes_nothing(corpus, capsys):
+    before = sums(corpus)
+    report, err = called(capsys, "prepare", "--verify", "-o", corpus)
+    assert (report["ok"], report["finished"], report["rows"], report["problems"]) == (True, True, 480, [])
+    assert (report["schema"], report["decoded"] > 20, err) == ("unicl/prepare/1", True, "")
+    assert main(["prepare", "--verify", "-o", str(corpus)]) == 0
+    assert "whole: 4 shards, 480 rows" in capsys.readouterr().out
+    assert sums(corpus) == before
+
+
+def test_verify_names_each_damaged_shard_and_repair_makes_only_those_again(corpus, capsys):
+    before = sums(corpus)
+    labels = corpus / "data/train/shapes-labels-00000-of-00001.parquet"
+    captions = corpus / "data/test/shapes-2-captions-00000-of-00001.parquet"
+    others = {f: f.stat().st_mtime_ns for f in corpus.rglob("*.parquet") if f not in (labels, captions)}
+    flip(labels)
+    captions.unlink()
+    report, err = called(capsys, "prepare", "--verify", "-o", corpus, code=1)
+    assert {p["file"]: p["problem"] for p in report["problems"]} == {
+        "data/train/shapes-labels-00000-of-00001.parquet": "its bytes have changed: another sha256",
+        "data/test/shapes-2-captions-00000-of-00001.parquet": "shard is missing",
+    }
+    assert f"unicl prepare --repair -o '{corpus}'" in err
+    report, _ = called(capsys, "prepare", "--repair", "-o", corpus)
+    assert report["repaired"] == sorted(p.relative_to(corpus).as_posix() for p in (labels, captions))
+    assert report["ok"]
+    assert sums(corpus) == before
+    assert others == {f: f.stat().st_mtime_ns for f in others}
+
+
+@pytest.mark.parametrize("at", [4, -20, 5000])
+def test_a_bit_flipped_anywhere_is_found(corpus, capsys, at):
+    file = corpus / "data/train/shapes-labels-00000-of-00001.parquet"
+    flip(file, at)
+    report, _ = called(capsys, "prepare", "--verify", "-o", corpus, code=1)
+    assert [p["file"] for p in report["problems"]] == [file.relative_to(corpus).as_posix()]
+
+
+def rewritten(corpus, file, change):
+    """A shard with other rows whose manifest agrees: what no checksum can tell."""
+    table = change(pq.read_table(file))
+    pq.write_table(table, file, row_group_size=len(table))
+    manifest = json.loads((corpus / "manifest.json").read_text())
+    (shard,) = (s for s in manifest["shards"] if corpus / s["file"] == file)
+    shard |= {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    shard |= {"row_groups": [len(table)]}
+    (corpus / "manifest.json").write_text(json.dumps(manifest))
+
+
+def column(table, name, values):
+    at = table.column_names.index(name)
+    return table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda t: column(t, "label", [48, *t["label"].to_pylist()[1:]]), "label 48 is out of range"),
+        (lambda t: column(t, "label", [-1, *t["label"].to_pylist()[1:]]), "label -1 is out of range"),
+        (lambda t: column(t, "key", [t["key"][1].as_py(), *t["key"].to_pylist()[1:]]), "1 keys stand there twice"),
+        (lambda t: t.slice(1), "has 299 rows instead of 300"),
+        (lambda t: column(t, "label", [0] * len(t)), "counts of the classes in 'train'"),
+        (
+            lambda t: column(t, "image", [{"bytes": b"gone", "path": None}] * len(t)),
+            "picture cannot be decoded: not_image",
+        ),
+    ],
+)
+def test_verify_looks_into_the_rows(corpus, capsys, change, problem):
+    rewritten(corpus, corpus / "data/train/shapes-labels-00000-of-00001.parquet", change)
+    report, _ = called(capsys, "prepare", "--verify", "-o", corpus, code=1)
+    assert problem in report["problems"][0]["problem"]
+
+
+def test_a_shard_that_is_none_of_the_corpus_is_named_and_never_removed(corpus, capsys):
+    stray = corpus / "data/train/mine.parquet"
+    shutil.copy(corpus / "data/train/shapes-labels-00000-of-00001.parquet", stray)
+    for task in ("--verify", "--repair"):
+        _, err = called(capsys, "prepare", task, "-o", corpus, code=1 if task == "--verify" else 2)
+        assert f"{stray}: is no shard of this corpus" in err
+    assert stray.exists()
+
+
+def test_a_damaged_manifest_or_marker_is_made_again_too(corpus, capsys):
+    before = sums(corpus)
+    (corpus / "manifest.json").write_text('{"shards": 3')
+    next((corpus / "parts").iterdir()).write_text("")
+    _, err = called(capsys, "prepare", "--verify", "-o", corpus, code=1)
+    assert "manifest.json: is damaged" in err
+    called(capsys, "prepare", "--repair", "-o", corpus)
+    assert sums(corpus) == before
+
+
+def test_an_unfinished_corpus_is_told_from_a_damaged_one_and_no_corpus_from_both(corpus, tmp_path, capsys):
+    (corpus / "manifest.json").unlink()
+    report, err = called(capsys, "prepare", "--verify", "-o", corpus, code=1)
+    assert (report["finished"], report["shards"]) == (False, 4)
+    assert "unfinished" in err
+    assert "run the same `unicl prepare` command again" in err
+    _, err = called(capsys, "prepare", "--verify", "-o", tmp_path, code=2)
+    assert "no corpus here" in err
+
+
+def test_repair_with_changed_sources_or_options_is_refused_and_touches_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "f/cat").mkdir(parents=True)
+    for n in range(4):
+        Image.new("RGB", (9, 9), (n * 40, 0, 0)).save(tmp_path / f"f/cat/{n}.png")
+    called(capsys, "prepare", "--labels", "f", "-o", "c", "--size", 8)
+    shard = shard_of(tmp_path / "c", "f-labels")
+    flip(shard)
+    damaged = shard.read_bytes()
+    Image.new("RGB", (99, 99)).save(tmp_path / "f/cat/3.png")
+    _, err = called(capsys, "prepare", "--repair", "-o", "c", code=2)
+    assert "'f' (labels) has other fingerprint" in err
+    assert shard.read_bytes() == damaged
+    (tmp_path / "f").rename(tmp_path / "g")
+    _, err = called(capsys, "prepare", "--repair", "-o", "c", code=2)
+    assert "f: no such folder" in err
+
+
+def test_a_dry_run_estimates_and_writes_nothing(tmp_path, capsys):
+    (tmp_path / "f/cat").mkdir(parents=True)
+    for n in range(30):
+        Image.effect_noise((64, 64), n).save(tmp_path / f"f/cat/{n}.png")
+    for n in range(10):
+        (tmp_path / f"f/cat/bad{n}.jpg").write_bytes(b"<html>")
+    before = sorted(tmp_path.rglob("*"))
+    argv = ("prepare", "--labels", tmp_path / "f", "-o", tmp_path / "deep/c")
+    estimate, _ = called(capsys, *argv, "--dry-run")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (estimate["dry_run"], estimate["rows"], estimate["rows_expected"]) == (True, 40, [30, 30, 30])
+    assert estimate["sources"][0]["rejected"] == {"not_image": 10}
+    report, _ = called(capsys, *argv)
+    assert report["rows"] == 30
+    assert estimate["bytes_expected"][0] == report["payload"]
+    assert estimate["memory"] > 100e6
+    _, err = called(capsys, *argv, "--dry-run", "--size", 8, code=2)
+    assert "was begun with another plan; size: null -> 8" in err
+
+
+def test_a_sample_bounds_the_rows_that_will_be_left(tmp_path, capsys):
+    estimate, _ = called(capsys, "prepare", "--labels", "shapes?count=4000&test=9", "-o", tmp_path / "c", "--dry-run")
+    train = estimate["sources"][0]
+    assert train["rows_expected"][0] == train["rows_expected"][2] == 4000
+    assert 3800 < train["rows_expected"][1] < 4000
+
+
+def test_a_source_that_gives_nothing_is_an_error_although_others_gave_rows(tmp_path, capsys):
+    (tmp_path / "x.tsv").write_text("image\tcaption\n1.png\ta thing\n2.png\tanother thing\n")
+    for n in (1, 2):
+        (tmp_path / f"{n}.png").write_bytes(b"<html>")
+    argv = ("prepare", "--labels", "digits?limit=9", "--captions", tmp_path / "x.tsv", "-o", tmp_path / "c")
+    _, err = called(capsys, *argv, code=2)
+    assert "source 'x': no row was left of 2: not_image 2" in err
+    assert not (tmp_path / "c/manifest.json").exists()
+
+
+def test_a_shard_without_survivors_is_not_written_and_readers_never_miss_it(tmp_path, capsys):
+    for split, name in (("train", "1.png"), ("test", "2.png")):
+        (tmp_path / "f" / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / "f" / split / "cat" / name)
+    (tmp_path / "f/test/cat/2.png").write_bytes(b"no picture")
+    report, _ = called(capsys, "prepare", "--labels", tmp_path / "f", "-o", tmp_path / "c")
+    assert (report["rows"], report["shards"]) == (1, 1)
+    assert json.loads((tmp_path / "c/parts/test.f-labels-00000-of-00001.json").read_text())["rows"] == 0
+    assert not (tmp_path / "c/data/test").exists()
+    assert open_corpus(tmp_path / "c").splits == ("train",)
+    assert called(capsys, "prepare", "--verify", "-o", tmp_path / "c")[0]["ok"]
+
+
+def test_rows_keep_their_order_when_asked_to(tmp_path, capsys):
+    (tmp_path / "f/cat").mkdir(parents=True)
+    for n in range(20):
+        Image.new("RGB", (9, 9), (n, 0, 0)).save(tmp_path / f"f/cat/{n:02d}.png")
+    argv = ("prepare", "--labels", tmp_path / "f", "-o", tmp_path / "c", "--keep-order")
+    called(capsys, *argv)
+    table = open_corpus(tmp_path / "c").table("train", "labels")
+    assert [table.read(n).key for n in range(20)] == [f"f:cat/{n:02d}.png" for n in range(20)]
+    assert open_corpus(tmp_path / "c").manifest["permuted_seed"] is None
+    flip(shard_of(tmp_path / "c", "f-labels"))
+    assert called(capsys, "prepare", "--repair", "-o", tmp_path / "c")[0]["ok"]
+    _, err = called(capsys, *argv[:-1], code=2)
+    assert "keep_order: true -> false" in err
+
+
+def test_quiet_says_nothing_and_the_table_names_a_remedy_for_each_reason(tmp_path, capsys):
+    (tmp_path / "f/cat").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(tmp_path / "f/cat/1.png")
+    (tmp_path / "f/cat/2.png").touch()
+    assert main(["prepare", "--labels", str(tmp_path / "f"), "-o", str(tmp_path / "c"), "-q"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "empty  the file has no bytes: copy or download it again" in out
+    assert f"{tmp_path / 'c'}: 1 rows, 1 classes" in out
