@@ -89,11 +89,13 @@ def shown(tokenizer, tokens):
 
 
 def run(parts, tokenizer, *, steps=4, start=0, rank=0, world=1, workers=0, targets="unique", size=12, **options):
+    shared = {"caption_targets": targets, "extra": None, "workers": workers, "pin_memory": False}
+    shared["distinct"] = options.pop("distinct", True)
     labelled = {"labels": "auto", "by": "sample"} | {k: options.pop(k) for k in ("labels", "by") if k in options}
     mix = Mix(parts, Texts(*({"labelled": "mixed", "names": "first", "seed": 0} | options).values()))
     draws = Draws(order(mix.strands, **labelled, batch_size=size, seed=0), start, steps, rank, world)
     assert len(draws) == steps - start
-    return list(batches(mix, draws, tokenizer, caption_targets=targets, extra=None, workers=workers, pin_memory=False))
+    return list(batches(mix, draws, tokenizer, **shared))
 
 
 def texts_of(batch, tokenizer):
@@ -119,6 +121,17 @@ def test_batches_have_the_shapes_and_types_of_the_contract(both, tokenizer):
     assert batch.tokens.dtype == torch.int64
     assert batch.draws.tolist() == list(range(12))
     assert (batch.labels != NO_LABEL).sum() == 6
+
+
+def test_texts_that_are_not_distinct_have_a_row_of_tokens_each(both, tokenizer):
+    saved = 0
+    for (_, once), (_, each) in zip(run(both, tokenizer), run(both, tokenizer, distinct=False), strict=True):
+        assert texts_of(each, tokenizer) == texts_of(once, tokenizer)
+        there = each.text_index[each.text_index != NO_TEXT]
+        assert there.tolist() == list(range(len(each.tokens)))
+        assert torch.equal(once.keys, each.keys)
+        saved += len(each.tokens) - len(once.tokens)
+    assert saved > 0
 
 
 @pytest.mark.slow

@@ -157,3 +157,24 @@ def test_hooks_of_model_and_loss_are_both_called():
 def test_a_method_of_the_model_is_called_through_the_step():
     step = Step(Net(), Squares())
     assert torch.equal(step.call("used", torch.ones(1, 3)), step.model.used(torch.ones(1, 3)))
+
+
+class Words(nn.Module):
+    def __init__(self, share: float):
+        super().__init__()
+        self.table, self.drop = nn.Embedding(3, 2), nn.Dropout(share)
+
+
+def test_a_trained_text_tower_with_dropout_is_told_from_others():
+    model = nn.Module()
+    model.image = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+    step = Step(model, nn.Identity())
+    for text, drops in ((Words(0.0), False), (Words(0.1), True)):
+        model.text = text
+        assert step.train().drops_texts() == drops
+        assert not step.eval().drops_texts()
+    model.text.requires_grad_(False)
+    assert not step.train().drops_texts(), "frozen"
+    model.text = Words(0.0)
+    model.text.drops = True
+    assert step.train().drops_texts(), "a tower may say so itself"

@@ -75,13 +75,16 @@ def recipe_of(
     return RECIPE.format(corpus=corpus, image=image, text=text, loss=loss, steps=steps)
 
 
-def unicl(*arguments: object) -> str:
-    """What `unicl …` prints, in a fresh process; an exit status other than 0 raises RuntimeError with its errors."""
+def unicl(*arguments: object, errors: bool = False) -> str:
+    """What `unicl …` prints, or with ``errors`` what it says on standard error, in a fresh process.
+
+    An exit status other than 0 raises RuntimeError.
+    """
     command = [sys.executable, "-m", "unicl_cli", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     if done.returncode:
         raise RuntimeError(f"unicl {' '.join(map(str, arguments))}: exit {done.returncode}\n{done.stderr}")
-    return done.stdout
+    return done.stderr if errors else done.stdout
 
 
 def small_corpus(out: Path) -> Path:

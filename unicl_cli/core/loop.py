@@ -39,6 +39,13 @@ class Step(nn.Module):
                 module.eval()
         return self
 
+    def drops_texts(self) -> bool:
+        """Does one text get another vector each time: has its tower dropout, or says ``drops``, and is it trained?"""
+        text = getattr(self.model, "text", None)
+        tower = text if isinstance(text, nn.Module) else self.model
+        active = [m for m in tower.modules() if m.training]
+        return any((isinstance(m, nn.Dropout) and m.p > 0) or getattr(m, "drops", False) for m in active)
+
     def call(self, name: str, *args: Any) -> Any:
         """A method of the model, or one of the loss that takes the model first (``pair_scores``), outside training.
 

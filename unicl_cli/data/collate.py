@@ -53,12 +53,18 @@ def collate(
     tokenizer: TextTokenizer | None,
     caption_targets: str,
     extra: Hook | None,
+    distinct: bool = True,
 ) -> Batch:
-    """One rank's samples of a step -> Batch; texts are encoded once each, in the order in which they are first seen."""
-    texts: dict[str, int] = {}
-    index = [NO_TEXT if d.text is None else texts.setdefault(d.text, len(texts)) for d in drawn]
+    """One rank's samples of a step -> Batch; texts are encoded once each, in the order in which they are first seen.
+
+    Not ``distinct``: once a row, for a text tower whose dropout gives each row another vector.
+    """
+    rows: dict[tuple[str, int], int] = {}  # text and, where they are to stay apart, row -> row of tokens
+    places = [None if d.text is None else (d.text, 0 if distinct else n) for n, d in enumerate(drawn)]
+    index = [NO_TEXT if place is None else rows.setdefault(place, len(rows)) for place in places]
     # never empty: every rank runs the text tower in every step
-    tokens = torch.zeros(1, 1, dtype=torch.int64) if tokenizer is None else tokenizer(list(texts) or [""])
+    texts = [text for text, _ in rows] or [""]
+    tokens = torch.zeros(1, 1, dtype=torch.int64) if tokenizer is None else tokenizer(texts)
     text_index = torch.tensor(index)
     return Batch(
         images=torch.stack([d.image for d in drawn]),

@@ -248,6 +248,7 @@ def batches(
     *,
     caption_targets: str,
     extra: Hook | None,
+    distinct: bool,
     workers: int,
     pin_memory: bool,
 ) -> Iterator[tuple[int, Batch]]:
@@ -256,7 +257,9 @@ def batches(
         mix,
         batch_sampler=draws,
         num_workers=workers,
-        collate_fn=partial(collate, tokenizer=tokenizer, caption_targets=caption_targets, extra=extra),
+        collate_fn=partial(
+            collate, tokenizer=tokenizer, caption_targets=caption_targets, extra=extra, distinct=distinct
+        ),
         pin_memory=pin_memory,
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=4 if workers else None,

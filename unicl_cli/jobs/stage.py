@@ -93,7 +93,9 @@ def prepared(recipe: Recipe, accelerator: Any, run: Path) -> Parts:
     micro = recipe.batch.micro
     local = recipe.batch.size // world_size()
     chunks = 1 if micro == "auto" else -(-local // micro)
-    cut = checkpoint.newest(run / "checkpoints") is not None  # its weights are going to be loaded
+    cut = checkpoint.newest(run / "checkpoints")  # its weights are going to be loaded
+    if cut is not None:
+        check_unchanged(data, cut)  # before anything of the run is written again
     step, own = build_step(recipe, tokenizer, data.classes, chunks, trained=run if cut else None)
     check_batchnorm(step, chunks)
     if rank() == 0:
@@ -104,13 +106,24 @@ def prepared(recipe: Recipe, accelerator: Any, run: Path) -> Parts:
         write_atomic(run / "resolved.yaml", dump(recipe))
         if isinstance(own, TextTokenizer):
             own.save(run / "tokenizer.json")
-        if not cut:
+        if cut is None:
             store_towers(step, run)
     step.to(accelerator.device).train()
     steps = total_steps(recipe, data)
     first = next(stream(recipe, data, own, step, 0, 1, 0, pin=False))[1]
     frozen = freeze_idle(step, first, accelerator)
     return Parts(recipe, data, step, own, steps, frozen)
+
+
+def check_unchanged(data: Data, folder: Path) -> None:
+    """A run goes on only with the corpora it began with: tokenizer, classes and order came from them."""
+    known = checkpoint.read_facts(folder)["corpora"].items()
+    changed = [name for name, old in known if data.checksums.get(name, old) != old]
+    if changed:
+        raise UniclError(
+            f"{', '.join(changed)}: the corpus has changed since {folder} was written",
+            "put the old corpus back, or start a new run with --run-dir",
+        )
 
 
 def check_batchnorm(step: nn.Module, chunks: int) -> None:
@@ -147,6 +160,7 @@ def stream(
         cast("TextTokenizer | None", tokenizer),
         caption_targets=recipe.data.caption_targets,
         extra=Extra(hooks),
+        distinct=not inner.drops_texts(),
         workers=workers,
         pin_memory=pin,
     )
@@ -166,12 +180,7 @@ def resume(wanted: str, run: Path, parts: Parts, step: nn.Module, optimizer: Any
             f"--resume {wanted}: is no whole checkpoint", "give a directory like RUN/checkpoints/step-00000100"
         )
     facts = checkpoint.read_facts(folder)
-    changed = [name for name, old in facts["corpora"].items() if parts.data.checksums.get(name, old) != old]
-    if changed:
-        raise UniclError(
-            f"{', '.join(changed)}: the corpus has changed since {folder} was written",
-            "put the old corpus back, or start a new run with --run-dir",
-        )
+    check_unchanged(parts.data, folder)
     checkpoint.load_weights(bare(step), checkpoint.read_tensors(folder / checkpoint.MODEL), str(folder))
     checkpoint.load_optimizer(step, optimizer, folder / checkpoint.OPTIM)
     if average is not None:
@@ -237,6 +246,8 @@ class Stage:
         self.console = ConsoleSink(self.parts.steps, done, quiet=quiet)
         for name in self.parts.frozen:
             self.console.say(f"frozen, no loss reaches it: {name}")
+        if self.parts.tokenizer is not None and cast("Step", bare(self.parts.step)).drops_texts():
+            self.console.say("equal texts are encoded once a row: the text tower has dropout")
         recipe = self.parts.recipe
         self.trackers = TrackerSink(recipe.log.trackers, self.run_dir, recipe.log.project, as_mapping(recipe), done)
         spikes = [SpikeSink(self.console.say)] if recipe.guard.on_spike == "warn" else []

@@ -192,6 +192,11 @@ def test_texts_are_cut_with_their_end_kept_and_counted(published):
 def test_dropout_is_off_unless_asked_for(published):
     rates = {m.p for m in tower_of(published["bert"], dropout=0.25).modules() if isinstance(m, torch.nn.Dropout)}
     assert rates == {0.25}
+    tower = tower_of(published["clip"], dropout=0.25).train()  # inside attention alone
+    tokens = tower.tokenizer(["a photo", "a photo"])
+    assert not torch.equal(*tower(tokens))
+    assert tower.drops
+    assert not tower_of(published["clip"]).drops
 
 
 def test_without_pretrained_the_seed_makes_the_weights(published):
@@ -280,5 +285,14 @@ def test_a_run_is_loaded_and_goes_on_without_the_original(published, corpus, tmp
     with torch.no_grad():
         features = [m.step.model.encode_text(m.tokenizer(TEXTS)).embed for m in (before, after)]
     torch.testing.assert_close(features[0], features[1])
+    if name == "clip":
+        given = (
+            "model.text.dropout=0.1",
+            "--run-dir",
+            tmp_path / "dropped",
+            "model.text.model=" + str(published[name]),
+        )
+        told = unicl("train", tmp_path / "recipe.yaml", *given, errors=True)
+        assert "equal texts are encoded once a row: the text tower has dropout" in told
     if name == "bert":
         assert json.loads(unicl("eval", tmp_path / "run", "--json"))["data"][0]["n"] > 500

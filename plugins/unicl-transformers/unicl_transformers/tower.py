@@ -24,6 +24,7 @@ class Parts(NamedTuple):
     model: nn.Module
     tokenizer: Any
     config: Any
+    dropout: float
 
 
 def load(model: str, *, pretrained: bool, layers: int | None, dropout: float, stored: Path | None) -> Parts:
@@ -46,7 +47,7 @@ def load(model: str, *, pretrained: bool, layers: int | None, dropout: float, st
     form = _form(config, model)
     fresh = pretrained and stored is None and torch.get_default_device().type != "meta"
     network = _pretrained(form, model, source, config) if fresh else form._from_config(config, dtype=torch.float32)
-    return Parts(network, tokenizer, config)
+    return Parts(network, tokenizer, config, dropout)
 
 
 def _form(config: Any, model: str) -> Any:
@@ -144,6 +145,7 @@ class TransformersTower(nn.Module):
             raise UniclError(f"{model} reads {limit} tokens, not {length}", f"set length: {limit}")
         self.tokenizer = TransformersTokenizer(parts.tokenizer, model, length)
         self.pad_id = self.tokenizer.pad_id
+        self.drops = parts.dropout > 0  # of attention too, which is no module
         if self.pooling == "eos" and not self.tokenizer.closed:
             raise UniclError(f"{model}: its tokenizer ends texts with no token", "set pooling: mean or last")
         if self.tokenizer.vocab_size > config.vocab_size:
