@@ -146,7 +146,7 @@ def test_another_recipe_in_the_same_directory_is_refused(recipe, unicl):
     before = Path("run/recipe.yaml").read_text()
     code, _, err = unicl("train", recipe(steps=2, seed=5, optim={"lr": 2e-3}), "--run-dir", "run")
     assert code == 2
-    assert "error: run: was trained with another recipe (seed, optim differ)" in err
+    assert "error: run: was trained with another recipe (seed: 0 -> 5, optim.lr: 0.001 -> 0.002)" in err
     assert Path("run/recipe.yaml").read_text() == before
     assert json.loads(Path("run/status.json").read_text())["state"] == "done"
 

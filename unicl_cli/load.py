@@ -110,8 +110,14 @@ def trained(name: str, *, raw_weights: bool) -> Loaded:
     """What `unicl train` wrote."""
     run, folder = find_run(name)
     recipe = load(str(run / "resolved.yaml"))
-    names = json.loads((run / "classes.json").read_text(encoding="utf-8"))
-    classes = tuple(ClassName(item["key"], tuple(item["names"])) for item in names["classes"])
+    try:
+        names = json.loads((run / "classes.json").read_text(encoding="utf-8"))
+        classes = tuple(ClassName(item["key"], tuple(item["names"])) for item in names["classes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UniclError(
+            f"{run / 'classes.json'}: is missing or damaged: {error}",
+            "the unicl train command of this run writes it anew",
+        ) from error
 
     @cache
     def tokenizer() -> TextTokenizer:

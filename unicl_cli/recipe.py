@@ -33,7 +33,7 @@ from unicl_cli.sections import (
     Schedule,
     Section,
 )
-from unicl_cli.yaml_lines import Lined, parse, write
+from unicl_cli.yaml_lines import Lined, parse, write, write_noted
 
 MODEL_KEYS = ("tokenizer", "context_length", "init")
 """Keys of `model` that are no options of the encoder it names."""
@@ -207,6 +207,19 @@ def check_shares(recipe: Recipe, world: int) -> None:
 # -- recipe to text -----------------------------------------------------------------------------------------------
 
 
+def changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (value in ``a``, value in ``b``) where they differ; None where one has no such key."""
+    one, two = _leaves(a), _leaves(b)
+    return {key: (one.get(key), two.get(key)) for key in {**one, **two} if one.get(key) != two.get(key)}
+
+
+def _leaves(value: Any, at: str = "") -> dict[str, Any]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    if not items:
+        return {at: value}
+    return {key: leaf for name, item in items for key, leaf in _leaves(item, f"{at}.{name}".lstrip(".")).items()}
+
+
 def as_mapping(recipe: Recipe) -> dict[str, Any]:
     """The recipe as a recipe file says it, every default written out."""
     whole: dict[str, Any] = registry.plain(recipe.model_dump(exclude={"model": {"part"}, "loss": True}))
@@ -220,12 +233,37 @@ def dump(recipe: Recipe) -> str:
     return write(as_mapping(recipe))
 
 
-def recipe_hash(recipe: Recipe) -> str:
-    """sha256 (hex) of what a run's numbers depend on: all but run_dir, log, data.workers, checkpoint, parallel."""
+def explained(source: str, overrides: Sequence[str] = ()) -> str:
+    """The resolved recipe as YAML, with a comment at each value: its file and line, the command line, or default."""
+    lined = overridden(layered(find(source)), overrides)
+    return write_noted(as_mapping(_checked(lined)), lambda loc: _origin(loc, lined))
+
+
+def _origin(loc: Loc, lined: Lined) -> str:
+    alone = tuple(key for n, key in enumerate(loc) if not (key == 0 and loc[n - 1] == "augment"))  # one for all views
+    named_only = [way[:-1] for way in (loc, alone) if way[-1] == "name" and isinstance(_at(lined.data, way[:-1]), str)]
+    return next((lined.marks[way] for way in (loc, alone, *named_only) if way in lined.marks), "default")
+
+
+def _at(data: Any, loc: Loc) -> Any:
+    for key in loc:
+        items: dict[Any, Any] = (
+            data if isinstance(data, dict) else dict(enumerate(data)) if isinstance(data, list) else {}
+        )
+        data = items.get(key)
+    return data
+
+
+def numbers(recipe: Recipe) -> dict[str, Any]:
+    """What a run's numbers depend on: all but run_dir, log, data.workers, checkpoint, parallel."""
     whole = as_mapping(recipe)
     del whole["data"]["workers"]
-    kept = {key: value for key, value in whole.items() if key not in ("run_dir", "log", "checkpoint", "parallel")}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return {key: value for key, value in whole.items() if key not in ("run_dir", "log", "checkpoint", "parallel")}
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """sha256 (hex) of ``numbers``."""
+    return hashlib.sha256(json.dumps(numbers(recipe), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def run_path(recipe: Recipe) -> Path:

@@ -3,14 +3,14 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from unicl_cli.commands import Json
 from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show, copy, check and compare recipes.")
-Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. optim.lr=1e-3.")]
 
 
@@ -46,13 +46,23 @@ def _about(path: Path) -> str:
 
 @app.command()
 def show(
-    name: Source, resolved: Annotated[bool, typer.Option("--resolved", help="With every default written out.")] = False
+    name: Source,
+    overrides: Overrides = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Every key, each with where its value is from.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Print a recipe, as written or resolved."""
     from unicl_cli.layers import find, read
-    from unicl_cli.recipe import dump, load
+    from unicl_cli.recipe import as_mapping, explained, load
 
-    typer.echo(dump(load(name)) if resolved else read(find(name)), nl=False)
+    if as_json:
+        typer.echo(
+            json.dumps({"schema": "unicl/recipes/1", "recipe": as_mapping(load(name, overrides or ()))}, indent=1)
+        )
+    elif resolved or overrides:
+        typer.echo(explained(name, overrides or ()), nl=False)
+    else:
+        typer.echo(read(find(name)), nl=False)
 
 
 @app.command()
@@ -81,11 +91,23 @@ def cp(
 
 
 @app.command()
-def validate(name: Source, overrides: Overrides = None, as_json: Json = False) -> None:
+def validate(
+    name: Source,
+    overrides: Overrides = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Build the model too, without memory or weights; needs the corpora.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Check a recipe: keys, values, names of parts and their options. Says on stderr which corpora are missing."""
     from unicl_cli.recipe import check_corpora, load, recipe_hash
 
     recipe = load(name, overrides or ())
+    if deep:
+        from unicl_cli.jobs.dry_run import built
+
+        check_corpora(recipe)
+        built(recipe)
     try:
         check_corpora(recipe)
         missing = None
@@ -102,24 +124,15 @@ def validate(name: Source, overrides: Overrides = None, as_json: Json = False) -
 @app.command()
 def diff(a: Source, b: Source, as_json: Json = False) -> None:
     """Show which resolved keys of two recipes differ."""
-    from unicl_cli.recipe import as_mapping, load
+    from unicl_cli.recipe import as_mapping, changes, load
 
-    one, two = _leaves(as_mapping(load(a))), _leaves(as_mapping(load(b)))
-    keys = [key for key in {**one, **two} if (key in one, one.get(key)) != (key in two, two.get(key))]
+    found = changes(as_mapping(load(a)), as_mapping(load(b)))
     if as_json:
-        changes = [{"key": key, "a": one.get(key), "b": two.get(key)} for key in keys]
-        typer.echo(json.dumps({"schema": "unicl/recipes/1", "changes": changes}, indent=1))
+        listed = [{"key": key, "a": before, "b": after} for key, (before, after) in found.items()]
+        typer.echo(json.dumps({"schema": "unicl/recipes/1", "changes": listed}, indent=1))
         return
-    for key in keys:
-        before, after = (json.dumps(side[key]) if key in side else "-" for side in (one, two))
-        typer.echo(f"{key}: {before} -> {after}")
-
-
-def _leaves(value: Any, at: str = "") -> dict[str, Any]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    if not items:
-        return {at: value}
-    return {key: leaf for name, item in items for key, leaf in _leaves(item, f"{at}.{name}".lstrip(".")).items()}
+    for key, values in found.items():
+        typer.echo(f"{key}: {' -> '.join('-' if value is None else json.dumps(value) for value in values)}")
 
 
 @app.command("schema")

@@ -21,7 +21,8 @@ from unicl_cli.core.trackers import check_installed
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.stage import Stage, platform_facts, prepared, resume
 from unicl_cli.load import load_init
-from unicl_cli.recipe import Recipe, as_mapping, load, recipe_hash
+from unicl_cli.problems import show
+from unicl_cli.recipe import Recipe, changes, load, numbers
 
 
 class Request(NamedTuple):
@@ -104,13 +105,11 @@ def check_same(recipe: Recipe, run: Path) -> None:
     written = run / "resolved.yaml"
     if not any(run.glob("checkpoints/step-*")) and not (run / "meta.json").is_file():
         return  # what failed before its first checkpoint has left nothing to mix with
-    if not written.is_file() or recipe_hash(old := load(str(written))) == recipe_hash(recipe):
+    other = changes(numbers(load(str(written))), numbers(recipe)) if written.is_file() else {}
+    if not other:
         return
-    before, now = as_mapping(old), as_mapping(recipe)
-    changed = ", ".join(key for key in now if before.get(key) != now[key])
-    raise UniclError(
-        f"{run}: was trained with another recipe ({changed} differ)", "give another --run-dir, or the old recipe"
-    )
+    listed = ", ".join(f"{key}: {show(then)} -> {show(now)}" for key, (then, now) in other.items())
+    raise UniclError(f"{run}: was trained with another recipe ({listed})", "give another --run-dir, or the old recipe")
 
 
 def train_stage(
