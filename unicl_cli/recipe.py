@@ -241,7 +241,8 @@ def explained(source: str, overrides: Sequence[str] = ()) -> str:
 
 def _origin(loc: Loc, lined: Lined) -> str:
     alone = tuple(key for n, key in enumerate(loc) if not (key == 0 and loc[n - 1] == "augment"))  # one for all views
-    named_only = [way[:-1] for way in (loc, alone) if way[-1] == "name" and isinstance(_at(lined.data, way[:-1]), str)]
+    bare = [way[:-1] for way in (loc, alone) if way[-1] == "name"]
+    named_only = [way for way in bare if "name" in named(_at(lined.data, way) or {})]
     return next((lined.marks[way] for way in (loc, alone, *named_only) if way in lined.marks), "default")
 
 

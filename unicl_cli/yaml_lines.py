@@ -1,7 +1,7 @@
 """YAML text to plain data and back, with the line of each key and the scalars that a reader expects."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import yaml
@@ -59,7 +59,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
     # these break lines in YAML, and only double quotes escape them
-    style = '"' if {"\x85", "\u2028", "\u2029", "\ufeff"} & set(text) else None
+    style = '"' if {"\n", "\x85", "\u2028", "\u2029", "\ufeff"} & set(text) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
@@ -119,3 +119,31 @@ def read_value(text: str, source: str) -> Any:
 def write(data: Any) -> str:
     """YAML that ``parse`` reads back as equal data, keys in their order, short lists on one line."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+
+
+class _Block(_Dumper):
+    """A key a line; lists of scalars stay on one."""
+
+
+def _represent_mapping(dumper: _Block, data: dict[str, Any]) -> yaml.Node:
+    return dumper.represent_mapping("tag:yaml.org,2002:map", data, flow_style=False)
+
+
+_Block.add_representer(dict, _represent_mapping)
+
+
+def write_noted(data: Any, note: Callable[[Loc], str]) -> str:
+    """`write` with a key a line and, behind each value, what ``note`` says of its place as a comment."""
+    text = yaml.dump(data, Dumper=_Block, sort_keys=False, allow_unicode=True, default_flow_style=None, width=10**6)
+    keys: dict[int, Loc] = {}
+    for loc, place in parse(text, "").marks.items():
+        number = int(place.rpartition(":")[2])
+        if number not in keys or isinstance(loc[-1], str):
+            keys[number] = loc
+    lines = text.splitlines()
+    width = min(40, max(map(len, lines)))
+    noted = [
+        line if line.endswith(":") else f"{line:<{width}}  # {note(keys[number])}"
+        for number, line in enumerate(lines, 1)
+    ]
+    return "".join(f"{line}\n" for line in noted)

@@ -69,6 +69,16 @@ def shapes_of(recipe: Recipe, data: Data, tokenizer: TextTokenizer | None, chunk
     return step.train()
 
 
+def built(recipe: Recipe) -> None:
+    """Builds the model of each stage without memory or weights. Raises UniclError for what fits nowhere else."""
+    for number in range(max(1, len(recipe.stages))):
+        stage = recipe.stage(number)
+        data = build_data(stage)
+        check_learnable(stage, data)
+        wanted = stage.model.part.options.get("text") is not None
+        shapes_of(stage, data, build_tokenizer(stage, data) if wanted else None, 1)
+
+
 def checkpoint_bytes(recipe: Recipe, step: Step) -> int:
     """Weights, what the optimiser keeps (16 bytes a parameter less the gradient), and the average."""
     kept = states(recipe, step, 1)
