@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from unicl_cli.cli import main
 from unicl_cli.errors import UniclError
 from unicl_cli.load import load_model
 
@@ -215,3 +216,30 @@ def test_a_folder_without_its_form_names_the_form(open_clip_folder):
     with pytest.raises(UniclError) as error:
         load_model(str(folder))
     assert error.value.hint == f"write local-dir:{folder}"
+
+
+def test_eval_probe_and_zeroshot_work_without_training(open_clip_folder, digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["unicl"])
+    monkeypatch.setenv("UNICL_MODEL", f"local-dir:{open_clip_folder('clip')}")
+    assert main(["eval", "--json", "-q"]) == 2
+    assert "names no corpus to evaluate on" in capsys.readouterr().err
+    assert main(["eval", "--data", str(digits), "--template", "a photo of {}.", "--json", "-q"]) == 0
+    (measured,) = json.loads(capsys.readouterr().out)["data"]
+    assert (measured["n"], measured["classes"]) == (597, 10)
+    assert main(["probe", "--data", str(digits), "--json", "-q"]) == 0
+    assert json.loads(capsys.readouterr().out)["top1"] > 0.3
+    pictures()[1].save(tmp_path / "a.png")
+    assert main(["zeroshot", str(tmp_path / "a.png"), "--classes", "cat,dog", "--json", "-q"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["prob"] == pytest.approx(max(each["prob"] for each in row["top"]))
+    assert main(["zeroshot", str(tmp_path / "a.png"), "-q"]) == 2
+    assert "has no classes of its own" in capsys.readouterr().err
+
+
+def test_what_needs_transformers_says_so(open_clip_folder, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UniclError) as error:
+        load_model(f"local-dir:{open_clip_folder('hf')}")
+    assert error.value.hint == "pip install transformers"
