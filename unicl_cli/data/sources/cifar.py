@@ -176,8 +176,9 @@ def _opened(archive: Archive, kind: str, path: str | None, labels: str, verify: 
         looked = f"not found: {', '.join(map(str, tried))}" if tried else "no --data-dir says where it lies"
         raise UniclError(
             f"{archive.name}: {archive.file}: {looked}",
-            f"get it ({archive.size}, md5 {archive.md5}) from https://www.cs.toronto.edu/~kriz/cifar.html (or give "
-            f"hf:uoft-cs/{archive.name} as the source), put it into a directory DIR, then: unicl prepare --labels {archive.name} --data-dir DIR",
+            f"get it ({archive.size}, md5 {archive.md5}) from https://www.cs.toronto.edu/~kriz/cifar.html "
+            f"(or give hf:uoft-cs/{archive.name} as the source), put it into a directory DIR, "
+            f"then: unicl prepare --labels {archive.name} --data-dir DIR",
         )
     return Cifar(archive, file, kind, labels, verify)
 
