@@ -1,7 +1,10 @@
 """`eval`, `probe` and `zeroshot` as commands on runs that `train` wrote: streams, JSON, exit codes, processes."""
 
+import csv
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +126,13 @@ def test_a_bad_picture_is_a_row_and_status_two(model, place, capsys):
         (["probe", "{model}", "--split", "val"], "no split 'val'"),
         (["zeroshot", "x.png", "--classes", ",", "--model", "{model}"], "names no class"),
         (["eval", "{model}", "--devices", "cpu:no"], "--devices cpu:no"),
+        (["zeroshot", "--classes", "a"], "no pictures named"),
+        (["zeroshot", "x.png", "--stdin-image"], "--stdin-image reads the one picture itself"),
+        (["zeroshot", "-", "-", "--classes", "a"], "can be read once"),
+        (["zeroshot", "-", "--devices", "cpu:2", "--classes", "a"], "one process alone reads standard input"),
+        (["zeroshot", "x.png", "--json", "--csv"], "both --json and --csv"),
+        (["zeroshot", "x.png", "--classes", "a", "--classes-from", "c", "--model", "{model}"], "both --classes and"),
+        (["zeroshot", "x.png", "--classes-from", "nowhere", "--model", "{model}"], "no corpus here"),
     ],
 )
 def test_mistakes_are_one_line_with_a_hint(model, args, message):
@@ -149,6 +159,83 @@ def test_one_vector_a_class_with_a_bias_is_a_linear_classifier(place, capsys):
     picture = str(place / "pictures" / "test" / "red" / "0.png")
     out, _ = answer(capsys, "zeroshot", picture, "--classes", "green,red", "--model", linear, "--json")
     assert {item["label"] for item in json.loads(out)["top"]} == {"green", "red"}
+
+
+def test_a_list_on_standard_input_is_answered_as_csv(model, place, capsys, monkeypatch):
+    paths = [str(place / f"pictures/test/{name}/0.png") for name in ("red", "blue")]
+    (place / "list.txt").write_text("\n".join(paths))
+    with (place / "list.txt").open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        out, err = answer(
+            capsys, "zeroshot", "-", "--classes-from", str(place / "corpus"), "--model", model, "--csv", "--top-k", "2"
+        )
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [(row["path"], row["label"]) for row in rows] == list(zip(paths, ("red", "blue"), strict=True))
+    assert err == ""
+
+
+def test_an_empty_folder_is_named_as_such(model, place, capsys):
+    (place / "empty").mkdir()
+    with pytest.raises(UniclError, match="empty: a folder without pictures"):
+        run(["zeroshot", str(place / "empty"), "--classes", "red", "--model", model])
+    assert capsys.readouterr().err == ""
+
+
+def test_shots_are_asked_for_on_the_command_line(model, capsys):
+    args = ("probe", model, "--shots", "1", "--shots", "2", "--seeds", "2", "--method", "knn")
+    document = json.loads(answer(capsys, *args, "--json")[0])
+    assert [(entry["shots"], len(entry["runs"])) for entry in document["few_shot"]] == [(1, 2), (2, 2)]
+    assert "Nearest neighbours" in answer(capsys, *args)[0]
+
+
+def process(*args: str, **options) -> subprocess.Popen:
+    def interruptible():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
+
+    command = [sys.executable, "-m", "unicl_cli", *args]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(command, **pipes, preexec_fn=interruptible, text=True, **options)
+
+
+@pytest.mark.slow
+def test_a_pipe_is_answered_line_by_line_and_ctrl_c_ends_it(model, place):
+    with process("zeroshot", "-", "--classes", "red,blue", "--model", model) as child:
+        for name in ("red", "blue", "red"):
+            child.stdin.write(f"{place}/pictures/test/{name}/0.png\n")
+            child.stdin.flush()
+            assert f"\t{name} " in child.stdout.readline()
+        child.send_signal(signal.SIGINT)
+        assert child.wait(60) == 130
+        assert child.stderr.read() == ""
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_is_no_error(model, place):
+    folder = str(place / "pictures" / "train")
+    with process("zeroshot", *[folder] * 40, "--classes", "red,blue", "--model", model, "--batch", "1") as child:
+        child.stdout.readline()
+        child.stdout.close()
+        child.wait(60)
+        assert child.stderr.read() == ""
+
+
+@pytest.mark.slow
+def test_three_thousand_pictures_take_no_more_memory_than_thirty(model, place):
+    folder = place / "many"
+    folder.mkdir()
+    for number in range(30):
+        Image.effect_noise((400, 300), 50).save(folder / f"{number}.png")
+    script = (
+        "import resource, sys; from unicl_cli.cli import run; code = run(sys.argv[1:]); "
+        "sys.stderr.write(f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}')"
+    )
+    peaks: list[int] = []
+    for times in (1, 100):
+        args = ["zeroshot", *[str(folder)] * times, "--classes", "red,blue", "--model", model, "--json", "-q"]
+        done = subprocess.run([sys.executable, "-c", script, *args], capture_output=True, text=True, check=True)
+        assert len(done.stdout.splitlines()) == 30 * times
+        peaks.append(int(done.stderr))
+    assert peaks[1] - peaks[0] < 60_000  # KiB; the 3,000 files have 330,000
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def read(
     except PictureError as error:
         return REASONS.get(error.reason, error.detail)
     except FetchError as error:
-        return str(error)
+        return f"{error}; allow it with --allow-private" if error.reason == "private_address" else str(error)
     except OSError as error:
         return error.strerror or type(error).__name__
 
