@@ -34,11 +34,14 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what is in a corpus, a batch, a checkpoint or a run."""
+    """Say what is in a corpus, a batch, a checkpoint or a run. A damaged checkpoint ends in exit status 1."""
     del quiet  # its callback has seen it
     from unicl_cli.commands.measured import show
     from unicl_cli.jobs.inspect.look import Wanted, look
     from unicl_cli.jobs.inspect.tables import tables
 
     wanted = Wanted(split, tokenizer, batch, batch_size, step, html, samples)
-    show(look(path, wanted), tables, as_json=as_json, out=out)
+    document = look(path, wanted)
+    show(document, tables, as_json=as_json, out=out)
+    if not document.get("whole", True):
+        raise typer.Exit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -150,11 +151,18 @@ def rejects(corpus: Corpus) -> dict[str, Any]:
     first: list[dict[str, str]] = []
     for file in sorted((corpus.path / "rejects").glob("*.jsonl")):
         with file.open(encoding="utf-8", errors="replace") as lines:
-            for line, _ in zip(lines, range(SHOWN - len(first)), strict=False):
-                row = json.loads(line)
-                first.append({name: str(row.get(name, "")) for name in ("key", "reason", "detail")})
+            first += [reject(line) for line in islice(lines, SHOWN - len(first))]
     reasons: dict[str, int] = corpus.manifest["rejected"]
     return {"n": sum(reasons.values()), "reasons": reasons, "first": first}
+
+
+def reject(line: str) -> dict[str, str]:
+    """A line of rejects; one that damage spoilt says so."""
+    try:
+        row: Any = json.loads(line)
+        return {name: str(row[name]) for name in ("key", "reason", "detail")}
+    except (ValueError, KeyError, TypeError):
+        return {"key": "?", "reason": "?", "detail": "this line of rejects is damaged"}
 
 
 def duplicates(corpus: Corpus, scanned: Scanned) -> dict[str, Any]:

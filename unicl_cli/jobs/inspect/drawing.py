@@ -45,7 +45,8 @@ def batch_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     clip, unicl, n = facts["clip"], facts["unicl"], len(facts["shown"])
     titles = {"clip": "as CLIP sees it", "unicl": "as UniCL sees it"}
     panels = [
-        Panel(Matrix(facts["matrix"][name]), title=title, width=n + 4, padding=(0, 1)) for name, title in titles.items()
+        Panel(Matrix(facts["matrix"][name]), title=title, width=max(n + 4, len(title) + 6), padding=(0, 1))
+        for name, title in titles.items()
     ]
     yield SideBySide(panels)
     table = columns(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 from unicl_cli.core.checkpoint import MODEL, TRAINER, newest
@@ -123,11 +124,13 @@ def _no_folder(path: Path) -> UniclError:
         near = did_you_mean(path.name, [item.name for item in islice(_inside(path.parent), LOOKED_AT)])
         return UniclError(f"{path}: no such file or directory{near}", "give a corpus, a run or a checkpoint directory")
     if path.suffix.lower() in PICTURES:
-        return UniclError(f"{path}: is a picture", f"ask a model: unicl zeroshot {path} --classes a,b")
+        return UniclError(f"{path}: is a picture", f"ask a model: unicl zeroshot {quote(str(path))} --classes a,b")
     if path.suffix.lower() in LISTS:
-        return UniclError(f"{path}: is a list", f"make a corpus: unicl prepare --captions {path} -o corpus")
+        return UniclError(f"{path}: is a list", f"make a corpus: unicl prepare --captions {quote(str(path))} -o corpus")
     if path.name in (MODEL, TRAINER, MANIFEST, PLAN, "status.json", "resolved.yaml"):
-        return UniclError(f"{path}: is one file of several", f"give its directory: unicl inspect {path.parent}")
+        return UniclError(
+            f"{path}: is one file of several", f"give its directory: unicl inspect {quote(str(path.parent))}"
+        )
     return UniclError(f"{path}: is neither a corpus, a run nor a checkpoint", "give a directory that unicl wrote")
 
 
@@ -137,13 +140,14 @@ def _inside(folder: Path) -> Any:
 
 def _other_folder(folder: Path) -> UniclError:
     if any(folder.glob("step-*")) and (found := newest(folder)):
-        return UniclError(f"{folder}: holds checkpoints", f"give one: unicl inspect {found}")
+        return UniclError(f"{folder}: holds checkpoints", f"give one: unicl inspect {quote(str(found))}")
     if any(path.is_dir() and is_run(path) for path in islice(folder.iterdir(), LOOKED_AT)):
-        return UniclError(f"{folder}: holds runs", f"unicl runs ls {folder}, or give one of them")
+        return UniclError(f"{folder}: holds runs", f"unicl runs ls {quote(str(folder))}, or give one of them")
     suffixes = {path.suffix.lower() for path in islice(folder.rglob("*"), LOOKED_AT)}
     if suffixes & PICTURES:
         return UniclError(
-            f"{folder}: is a folder of pictures, no corpus", f"make one: unicl prepare --labels {folder} -o corpus"
+            f"{folder}: is a folder of pictures, no corpus",
+            f"make one: unicl prepare --labels {quote(str(folder))} -o corpus",
         )
     if not suffixes:
         return UniclError(f"{folder}: is empty", "give a corpus, a run or a checkpoint directory")

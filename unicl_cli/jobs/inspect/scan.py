@@ -17,6 +17,7 @@ from unicl_cli.errors import UniclError
 from unicl_cli.jobs.inspect.names import Names, Words, compute, distinct, words_of
 
 Ints = NDArray[np.int64]
+Pictures = tuple[NDArray[np.int16], NDArray[np.int32], Ints]
 SIDE = 1 << 16
 """Longer sides count as this."""
 SAMPLE = 100_000
@@ -57,7 +58,7 @@ class Scanned(NamedTuple):
     groups: Mapping[tuple[str, str, str], Group]  # (source, kind, split)
     texts: Texts
     words: Any  # a table of (word, pictures), most frequent first
-    pictures: tuple[Ints, Ints, Ints]
+    pictures: Pictures
 
 
 def scan(corpus: Corpus, split: str, advance: Callable[[int], None]) -> Scanned:
@@ -67,7 +68,7 @@ def scan(corpus: Corpus, split: str, advance: Callable[[int], None]) -> Scanned:
     names, classes = Names(corpus.classes), len(corpus.classes)
     groups: dict[tuple[str, str, str], Group] = {}
     texts = Texts(classes, max(1, of_split // SAMPLE))
-    pictures: list[tuple[Ints, Ints, Ints]] = []
+    pictures: list[Pictures] = []
     splits = list(corpus.splits)
     for shard in shards:
         group = groups.setdefault((shard["source"], shard["kind"], shard["split"]), Group(classes))
@@ -115,14 +116,14 @@ def _counted(chunks: Mapping[tuple[int, str], Any]) -> tuple[int, int]:
     return max(0, payload), sum(stated)
 
 
-def pictures_of(table: Any, split: int, pictures: list[tuple[Ints, Ints, Ints]]) -> tuple[Ints, Ints]:
+def pictures_of(table: Any, split: int, pictures: list[Pictures]) -> tuple[Ints, Ints]:
     """Labels and picture hashes of a shard, appended to ``pictures``."""
     label = table.column("label").to_numpy().astype(np.int64)
     digests = table.column("sha256").combine_chunks()
     whole = digests.chunk(0) if isinstance(digests, pa.ChunkedArray) else digests
     starts = np.frombuffer(whole.buffers()[1], np.uint8)[whole.offset * 32 : (whole.offset + len(whole)) * 32]
     prefix = starts.reshape(-1, 32)[:, :8].copy().view(np.int64)[:, 0]
-    pictures.append((np.full(len(label), split), label, prefix))
+    pictures.append((np.full(len(label), split, np.int16), label.astype(np.int32), prefix))
     return label, prefix
 
 

@@ -29,22 +29,25 @@ def named_values(title: str, rows: Mapping[str, str]) -> Table:
 
 
 def checkpoint_rows(facts: Mapping[str, Any]) -> dict[str, str]:
-    """What a checkpoint is, in words."""
+    """What a checkpoint is, in words; what a damaged one does not tell is left out."""
+    optimizer = "there: training can go on" if facts["whole"] else "there"
+    versions = facts.get("versions", {})
     words = {
-        "step": f"{facts['step']:,} of {facts['steps']:,}" if "steps" in facts else str(facts.get("step", "?")),
-        "whole": "yes: sizes and checksums" if facts["whole"] else "no",
-        "parameters": f"{facts.get('parameters', 0):,} ({', '.join(facts.get('types', ['?']))})",
-        "embed_dim": str(facts.get("embed_dim", "?")),
-        "logit_scale": f"{facts['logit_scale']:.2f}" if "logit_scale" in facts else "none",
-        "moving average": "yes" if facts["ema"] else "no",
-        "optimizer": "yes: training can go on" if facts["optimizer"] else "no: weights only",
-        "batch": f"{facts.get('batch_size', '?')} on {facts.get('world', '?')} processes",
-        "seed": str(facts.get("seed", "?")),
-        "recipe": str(facts.get("recipe", "?"))[:16],
+        "step": f"{facts['step']:,} of {facts['steps']:,}" if {"step", "steps"} <= facts.keys() else None,
+        "files": "whole, by sizes and checksums" if facts["whole"] else "damaged",
+        "parameters": f"{facts['parameters']:,}, {', '.join(facts['types'])}" if "parameters" in facts else None,
+        "embed_dim": facts.get("embed_dim"),
+        "logit_scale": f"{facts['logit_scale']:.2f}" if "logit_scale" in facts else None,
+        "moving average": "there" if facts["ema"] else "none",
+        "optimizer": optimizer if facts["optimizer"] else "none: weights only",
+        "batch": facts.get("batch_size"),
+        "processes": facts.get("world"),
+        "seed": facts.get("seed"),
+        "recipe": facts.get("recipe"),
+        **{f"corpus {name}": str(checksum)[:16] for name, checksum in facts.get("corpora", {}).items()},
+        "written by": ", ".join(f"{name} {versions[name]}" for name in ("unicl", "torch") if name in versions) or None,
     }
-    corpora = {f"corpus {name}": checksum[:16] for name, checksum in facts.get("corpora", {}).items()}
-    versions = {name: facts.get("versions", {}).get(name) for name in ("unicl", "torch")}
-    return words | corpora | {"written by": ", ".join(f"{name} {v}" for name, v in versions.items() if v) or "?"}
+    return {name: str(value)[:60] for name, value in words.items() if value is not None}
 
 
 def file_lines(facts: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -77,7 +80,7 @@ def checkpoint_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
 
 def checkpoint_page(facts: Mapping[str, Any]) -> str:
     rows = checkpoint_rows(facts)
-    large = page.numbers([(name, rows[name]) for name in ("step", "parameters", "embed_dim", "logit_scale")])
+    large = page.numbers([(name, rows[name]) for name in ("step", "parameters", "embed_dim") if name in rows])
     bars = [(t["tower"], float(t["parameters"]), f"{t['parameters']:,}") for t in facts.get("towers", ())]
     parts = [
         large,

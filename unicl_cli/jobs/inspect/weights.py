@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +18,9 @@ from unicl_cli.core.checkpoint import EMA, MODEL, OPTIM, TRAINER, fingerprint
 SCALE = "logit_scale"
 SCALE_MAX = 100.0
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-KEPT = ("step", "steps", "seed", "batch_size", "micro", "world", "recipe", "rows", "corpora", "versions")
+NUMBERS, WORDS, TABLES = ("step", "steps", "seed", "batch_size", "world", "rows"), ("recipe",), ("corpora", "versions")
+KEPT = {**dict.fromkeys(NUMBERS, int), **dict.fromkeys(WORDS, str), **dict.fromkeys(TABLES, dict)}
+"""What is taken from ``trainer.json``, where it is of this type."""
 
 
 def inspect_checkpoint(folder: Path) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
         "schema": "unicl/inspect/1",
         "kind": "checkpoint",
         "path": str(folder),
-        **{key: facts[key] for key in KEPT if key in facts},
+        **{key: facts[key] for key, kind in KEPT.items() if isinstance(facts.get(key), kind)},
         "whole": not notes,
         "files": files,
         "ema": (folder / EMA).is_file(),
@@ -66,8 +68,8 @@ def file_facts(path: Path, known: Any) -> dict[str, Any]:
         return {"file": path.name, "bytes": 0, "state": "missing"}
     size = path.stat().st_size
     state = "whole"
-    if known is None:
-        state = f"is not in {TRAINER}"
+    if not (isinstance(known, list) and len(cast("list[Any]", known)) == 2 and isinstance(known[0], int)):
+        known, state = None, f"is not in {TRAINER}"
     elif size != known[0]:
         state = f"has {size:,} bytes instead of {known[0]:,}"
     elif fingerprint(path) != known:
