@@ -18,7 +18,6 @@ from unicl_cli.core.loop import Step
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.data.tokenizers import TextTokenizer, load_tokenizer
 from unicl_cli.data.transforms import EvalTransform
-from unicl_cli.encoders.carry import carried
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe import load
 
@@ -163,6 +162,8 @@ def load_init(step: Step, model: str) -> str:
     Of a model of open_clip each tower is taken that is the same as this model's.
     """
     if hub.is_form(model):
+        from unicl_cli.encoders.carry import carried  # seconds of imports, which only this pays
+
         source = open_clip_model(model)
         taken, what = carried(step.model, source, model)
         checkpoint.load_weights(step.model, {**checkpoint.own_tensors(step.model), **taken}, model)

@@ -18,7 +18,6 @@ from unicl_cli.core.dist import barrier, rank
 from unicl_cli.core.files import write_atomic
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.tokenizers import TextTokenizer
-from unicl_cli.encoders.open_clip import published_tensors
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.evaluate import chosen_split, validate
 from unicl_cli.load import Loaded, find_run, load_model
@@ -237,6 +236,8 @@ def write(both: Pair, alpha: float, out: Path) -> None:
     facts = {"schema": "unicl/model/1", "mixed": {"old": both.old.name, "new": both.new.name, "alpha": alpha}}
     try:
         if is_published(both.base):
+            from unicl_cli.encoders.open_clip import published_tensors  # loaded already, unlike for a run
+
             checkpoint.load_weights(both.base.step, tensors, both.base.name)
             owned(both.base.step, "store")(out)
             model = published_tensors(both.base.step.model)
