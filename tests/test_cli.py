@@ -200,7 +200,7 @@ def test_plugins_show_and_ls_print_one_json_document(capsys: Capture):
 
 def test_plugins_show_prints_options_with_defaults(capsys: Capture):
     assert main(["plugins", "show", "losses", "unicl"]) == 0
-    assert "  terms: Sequence[Literal['image', 'text']] = [\"image\", \"text\"]\n" in capsys.readouterr().out
+    assert "  terms: Sequence['image' | 'text'] = [\"image\", \"text\"]\n" in capsys.readouterr().out
     assert main(["plugins", "ls", "encoder"]) == 2
     assert "error: no kind of plugin 'encoder'; did you mean 'encoders'?" in capsys.readouterr().err
 

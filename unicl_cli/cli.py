@@ -167,6 +167,7 @@ def _misused(error: Any) -> int:
         known = [option for param in context.command.params for option in param.opts]
         message, nearest = error.message, did_you_mean(error.option_name, known)
     message = re.sub(r"Invalid value for |Input (?=should)|, unable to parse.*", "", message)
+    message = message.replace("argument(s)", "arguments")
     message = message[:1].lower() + message[1:].replace(". Did you mean", "; did you mean")
     if not context:
         raise UniclError(f"{message}{nearest}", "see unicl COMMAND --help") from error

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from unicl_cli.commands.completing import runs
+
 LOG = logging.getLogger("unicl_cli")
 
 
@@ -41,9 +43,10 @@ Debug = Annotated[
 MODEL_FORMS = "A run, a checkpoint, open_clip:NAME/TAG, local-dir:PATH or hf-hub:ORG/REPO"
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 ModelArgument = Annotated[
-    str | None, typer.Argument(metavar="[MODEL]", help=f"{MODEL_FORMS}; default: the run that finished last.")
+    str | None,
+    typer.Argument(metavar="MODEL", help=f"{MODEL_FORMS}; default: the run that finished last.", autocompletion=runs),
 ]
-SameModel = Annotated[str | None, typer.Option("--model", help="The same as the first argument.")]
+SameModel = Annotated[str | None, typer.Option("--model", help="The same as the first argument.", autocompletion=runs)]
 Template = Annotated[
     list[str] | None, typer.Option(help="A prompt like 'a photo of a {}.', a list's name (clip80, none) or a file.")
 ]

@@ -12,7 +12,7 @@ import typer
 from typer.models import ArgumentInfo
 
 from unicl_cli import registry
-from unicl_cli.commands import Json
+from unicl_cli.commands import Json, completing
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.hints import written
 
@@ -65,7 +65,10 @@ def _place() -> dict[str, Any]:
 
 @app.command()
 def ls(
-    kind: Annotated[str | None, typer.Argument(help="encoders, datasets, losses or commands; default: all.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Argument(help="encoders, datasets, losses or commands; default: all.", autocompletion=completing.kinds),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List parts with their origin and state; a broken one says why."""
@@ -85,7 +88,9 @@ def ls(
 
 @app.command()
 def show(
-    kind: Annotated[str, typer.Argument(help="encoders, datasets, losses or commands.")],
+    kind: Annotated[
+        str, typer.Argument(help="encoders, datasets, losses or commands.", autocompletion=completing.kinds)
+    ],
     name: Annotated[str, typer.Argument(help="As `unicl plugins ls` has it; dist/name after a clash.")],
     as_json: Json = False,
 ) -> None:

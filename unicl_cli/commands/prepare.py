@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from unicl_cli.commands import Json, Quiet
+from unicl_cli.commands.completing import sources
 from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False)
@@ -15,9 +16,15 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def prepare(
-    labels: Annotated[list[str] | None, typer.Option(metavar="SRC", help="Source of labelled pictures.")] = None,
-    captions: Annotated[list[str] | None, typer.Option(metavar="SRC", help="Source of captioned pictures.")] = None,
-    images: Annotated[list[str] | None, typer.Option(metavar="SRC", help="Source of pictures only.")] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option(metavar="SRC", help="Source of labelled pictures.", autocompletion=sources)
+    ] = None,
+    captions: Annotated[
+        list[str] | None, typer.Option(metavar="SRC", help="Source of captioned pictures.", autocompletion=sources)
+    ] = None,
+    images: Annotated[
+        list[str] | None, typer.Option(metavar="SRC", help="Source of pictures only.", autocompletion=sources)
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Directory of the corpus.")] = Path("corpus"),
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", metavar="DIR", help="Where named data sets lie (also UNICL_DATA).")

@@ -7,20 +7,19 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands import Json
+from unicl_cli.commands import Json, completing
 from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show, copy, check and compare recipes.")
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. optim.lr=1e-3.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Changes, e.g. optim.lr=1e-3.", autocompletion=completing.overrides),
+]
 
 
-def _complete(incomplete: str) -> list[str]:
-    from unicl_cli.layers import builtin_names
-
-    return [name for name in builtin_names() if name.startswith(incomplete)]
-
-
-Source = Annotated[str, typer.Argument(metavar="RECIPE", help="A file or a shipped name.", autocompletion=_complete)]
+Source = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A file or a shipped name.", autocompletion=completing.recipes)
+]
 
 
 @app.command()

@@ -6,15 +6,10 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands import Json
+from unicl_cli.commands import Json, completing
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List the trainings of a folder, or show one.")
 FOLDER = Path("runs")
-
-
-def _complete(incomplete: str) -> list[str]:
-    runs = [str(path.parent) for path in FOLDER.glob("*/status.json")]
-    return sorted(run for run in runs if run.startswith(incomplete))
 
 
 @app.command()
@@ -34,7 +29,7 @@ def ls(
 
 @app.command()
 def show(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=_complete)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=completing.runs)],
     as_json: Annotated[bool, typer.Option("--json", help="The run's status.json.")] = False,
 ) -> None:
     """Show one run: its state, the curve of its loss, its validations, and the command that goes on."""

@@ -6,16 +6,24 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands import Quiet, is_quiet
+from unicl_cli.commands import Json, Quiet, completing, is_quiet
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or a built-in name (unicl recipes ls).")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe file, or a built-in name (unicl recipes ls).",
+            autocompletion=completing.recipes,
+        ),
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, as optim.lr=1e-3.")
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Changes, as optim.lr=1e-3.", autocompletion=completing.overrides),
     ] = None,
     devices: Annotated[str, typer.Option(help="auto, a number of GPUs, or cpu:N for N processes.")] = "auto",
     run_dir: Annotated[str | None, typer.Option(help="Where to write; default runs/NAME-HASH.")] = None,
@@ -23,8 +31,10 @@ def train(
     init: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A model to start the weights from, in any form of --model.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run: steps, samples, parameters.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run: steps, samples, parameters, memory.")
+    ] = False,
+    json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train from a recipe; the same command continues after any interruption."""

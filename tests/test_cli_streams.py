@@ -1,0 +1,123 @@
+"""The command line where it is pressed: wrong words, pipes that close, full disks, odd terminals and encodings."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unicl_cli import registry
+from unicl_cli.cli import BUILTIN, main
+
+Capture = pytest.CaptureFixture[str]
+MANY = """
+import typer
+app = typer.Typer(add_completion=False)
+@app.command()
+def many(count: int = 100000, word: str = "line", quiet: bool = False) -> int:
+    for number in range(count):
+        typer.echo(f"{word} {number}")
+    return 7
+PARTS = {"commands": {"many": app}}
+"""
+
+
+@pytest.fixture
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "many.py"
+    path.write_text(MANY, encoding="utf-8")
+    monkeypatch.setenv("UNICL_PLUGINS", str(path))
+    registry.forget()
+    yield
+    monkeypatch.undo()
+    registry.forget()
+
+
+def shell(line: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "-c", f"set -o pipefail; {line}".replace("unicl ", f"{sys.executable} -m unicl_cli ")]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | env, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("line", "first", "second"),
+    [
+        ("trian", "unicl: no such command 'trian'; did you mean 'train'?", "usage: unicl [OPTIONS] COMMAND [ARGS]..."),
+        ("recipes shw", "unicl recipes: no such command 'shw'; did you mean 'show'?", "usage: unicl recipes "),
+        ("train", "unicl train: missing argument 'RECIPE'", "usage: unicl train [OPTIONS] RECIPE [KEY=VALUE]..."),
+        (
+            "train x --dry-rnu",
+            "unicl train: no such option: --dry-rnu; did you mean '--dry-run'?",
+            "usage: unicl train",
+        ),
+        ("train x --devices", "option '--devices' requires an argument", "see unicl COMMAND --help"),
+        ("recipes ls a", "unicl recipes ls: got unexpected extra arguments (a)", "usage: unicl recipes ls [OPTIONS]"),
+        ("prepare --limit x", "unicl prepare: '--limit': should be a valid integer", "usage: unicl prepare"),
+        ("--plugni x doctor", "unicl: no such option: --plugni; did you mean '--plugin'?", "usage: unicl"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_a_hint(capsys: Capture, line: str, first: str, second: str):
+    assert main(line.split()) == 2
+    out, err = capsys.readouterr()
+    said = err.splitlines()
+    assert out == ""
+    assert said[0] == f"error: {first}"
+    assert said[1].startswith(f"  hint: {second}")
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize("words", [["recipes", "ls"], ["plugins", "ls", "losses"], ["runs", "ls", "."]])
+@pytest.mark.parametrize("option", ["--quiet", "-q", "--verbose", "-v", "--debug"])
+def test_what_counts_everywhere_may_stand_behind_the_command(words, option, capsys, monkeypatch):
+    monkeypatch.setenv("UNICL_DEBUG", "")  # put back what --debug sets
+    assert main([*words, option]) == 0
+    assert main([option, *words]) == 0
+
+
+def test_debug_behind_the_command_shows_the_traceback(monkeypatch, capsys: Capture):
+    monkeypatch.setenv("UNICL_DEBUG", "")
+    assert main(["recipes", "show", "quickstrat", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_command_keeps_its_own_option_of_that_name_and_what_it_returns_is_no_status(many, capsys: Capture):
+    assert main(["many", "--count", "1", "--quiet"]) == 0
+    assert capsys.readouterr().out == "line 0\n"
+
+
+def test_a_reader_that_has_had_enough_is_no_error(many):
+    done = shell("unicl many | head -n 2")
+    assert (done.returncode, done.stdout, done.stderr) == (141, "line 0\nline 1\n", "")
+    assert shell("unicl many --count 3 | true").stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_output_that_is_full_is_one_line(many):
+    done = shell("unicl many --count 20000 > /dev/full")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "error: output: No space left on device"
+
+
+def test_a_name_that_the_encoding_lacks_is_no_crash(many):
+    for env in ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}, {"PYTHONIOENCODING": "latin-1", "TERM": "dumb"}):
+        done = shell(
+            "unicl many --count 1 --word 猫 && unicl plugins ls && unicl recipes show quickstart loss=clip", **env
+        )
+        assert (done.returncode, done.stderr) == (0, ""), env
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_help_fits_a_narrow_terminal_and_a_dumb_one_has_no_colour(columns: str):
+    done = shell("unicl --help", COLUMNS=columns, TERMINAL_WIDTH=columns, TERM="dumb")
+    assert done.returncode == 0
+    assert max(map(len, done.stdout.splitlines())) <= int(columns)
+    assert "\x1b" not in done.stdout
+    assert all(name in done.stdout for name in BUILTIN)
+
+
+def test_json_is_one_document_on_stdout_whatever_stderr_says(tmp_path: Path, monkeypatch, capsys: Capture):
+    monkeypatch.chdir(tmp_path)
+    for words in (["recipes", "ls"], ["recipes", "show", "quickstart"], ["recipes", "validate", "quickstart"]):
+        assert main([*words, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["schema"] == "unicl/recipes/1"
