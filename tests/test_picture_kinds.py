@@ -69,8 +69,8 @@ def test_an_icon_is_read():
 
 @pytest.mark.parametrize("order", ["I;16", "I;16B"])
 def test_sixteen_bits_of_either_byte_order_are_scaled(order):
-    values = np.full((4, 4), 30000, "<u2" if order == "I;16" else ">u2").tobytes()
-    near(encoded(Image.frombytes(order, (4, 4), values), "TIFF"), [117] * 3, 0)
+    values = np.full((4, 4), 50000, "<u2" if order == "I;16" else ">u2").tobytes()
+    near(encoded(Image.frombytes(order, (4, 4), values), "TIFF"), [195] * 3, 0)  # the high byte: 50000 >> 8
 
 
 def test_thirty_two_bit_and_floating_point_greys_are_scaled():
