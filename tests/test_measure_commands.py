@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -126,6 +127,7 @@ def test_a_bad_picture_is_a_row_and_status_two(model, place, capsys):
         (["probe", "{model}", "--split", "val"], "no split 'val'"),
         (["zeroshot", "x.png", "--classes", ",", "--model", "{model}"], "names no class"),
         (["eval", "{model}", "--devices", "cpu:no"], "--devices cpu:no"),
+        (["eval", "{model}", "--predictions", "/proc/no/p.parquet"], "--predictions /proc/no/p.parquet: cannot be wri"),
         (["zeroshot", "--classes", "a"], "no pictures named"),
         (["zeroshot", "x.png", "--stdin-image"], "--stdin-image reads the one picture itself"),
         (["zeroshot", "-", "-", "--classes", "a"], "can be read once"),
@@ -271,3 +273,18 @@ def test_two_processes_print_what_one_prints(model, place):
         assert done[0].stdout == done[1].stdout != ""
         assert [each.returncode for each in done] == [2 if args[0] == "zeroshot" else 0] * 2
         assert "Traceback" not in done[1].stderr
+
+
+def test_predictions_hold_every_row_and_agree_with_the_figures(model, place, capsys):
+    file = place / "new" / "predictions.parquet"
+    document = json.loads(answer(capsys, "eval", model, "--json", "--predictions", str(file), "--batch", "4")[0])
+    (entry,) = document["data"]
+    rows = pq.read_table(file).to_pylist()
+    assert len(rows) == entry["n"] == sum(part["n"] for part in entry["reliability"])
+    assert sum(row["correct"] for row in rows) / len(rows) == entry["top1"]
+    for row in rows:
+        assert row["correct"] == (row["top"][0] == row["y"])
+        assert sorted(row["top"]) == [0, 1, 2]
+        assert row["scores"] == sorted(row["scores"], reverse=True)
+        assert 1 / 3 <= row["p_max"] <= 1
+        assert sorted(COLOURS)[row["y"]] in row["key"]

@@ -11,6 +11,7 @@ from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from unicl_cli.evaluate.metrics import (
     NOT_FINITE,
     best,
+    calibration,
     mean_per_class,
     per_class,
     target_ranks,
@@ -135,3 +136,25 @@ def test_the_classification_of_a_split_names_what_it_measured():
 
 def test_top5_is_absent_where_it_cannot_be_missed():
     assert "top5" not in classification(torch.tensor([0]), torch.tensor([0]), list("abcde"), ["x"])
+
+
+def test_calibration_is_the_definition_in_loops_and_counts_each_row_once():
+    draw = torch.Generator().manual_seed(0)
+    confidence = torch.cat([torch.rand(500, generator=draw), torch.tensor([0.0, 1.0, 1 / 15, 2 / 15])]).double()
+    hits = torch.rand(504, generator=draw) < confidence
+    found = calibration(confidence, hits)
+    bins: dict[int, list[int]] = {}
+    for row, value in enumerate(confidence.tolist()):
+        bins.setdefault(next(b for b in range(15) if value <= (b + 1) / 15), []).append(row)
+    expected = sum(
+        abs(sum(hits[rows].tolist()) / len(rows) - sum(confidence[rows].tolist()) / len(rows)) * len(rows) / 504
+        for rows in bins.values()
+    )
+    assert found["ece"] == pytest.approx(expected, abs=1e-12)
+    assert sum(entry["n"] for entry in found["reliability"]) == 504
+    assert [entry["n"] for entry in found["reliability"]] == [len(bins[b]) for b in sorted(bins)]
+    sure = calibration(torch.ones(4), torch.tensor([True, True, True, False]))
+    assert sure == {
+        "ece": 0.25,
+        "reliability": [{"low": 14 / 15, "high": 1.0, "n": 4, "accuracy": 0.75, "confidence": 1.0}],
+    }

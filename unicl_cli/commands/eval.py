@@ -1,5 +1,7 @@
 """`unicl eval [MODEL]`: zero-shot classification and retrieval on prepared corpora."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,21 +23,31 @@ def evaluate(
     devices: Devices = "auto",
     template: Template = None,
     raw_weights: RawWeights = False,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE.parquet", help="What was answered to each row with a label.")
+    ] = None,
     out: Out = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure zero-shot accuracy, per class and per source, and retrieval where there are captions."""
-    from unicl_cli.commands.measured import in_workers, load, one_model, show
+    from unicl_cli.commands.measured import in_workers, load, one_model, show, writing
 
     named = one_model(model_argument, model)
 
     def work(accelerator: Any) -> None:
+        from unicl_cli.core.launch import is_peer
         from unicl_cli.evaluate.report import eval_tables
         from unicl_cli.jobs.evaluate import evaluate as job
+        from unicl_cli.jobs.evaluate import write_predictions
 
         loaded = load(named, accelerator.device, template, raw_weights=raw_weights)
-        document = job(loaded, data=data or None, split=split, batch=batch, accelerator=accelerator)
+        kept: list[Mapping[str, Any]] = []
+        keep = None if predictions is None or is_peer() else kept.append
+        document = job(loaded, data=data or None, split=split, batch=batch, accelerator=accelerator, keep=keep)
+        if predictions is not None and kept:
+            with writing("--predictions", predictions):
+                write_predictions(predictions, kept)
         show(document, eval_tables, as_json=as_json, out=out)
 
     in_workers(devices, work)

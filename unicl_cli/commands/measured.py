@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,10 +92,17 @@ def show(
         for table in tables(document):
             console.print(table)
     if out is not None:
-        try:
+        with writing("-o", out):
             write_atomic(out, text + "\n")
-        except OSError as error:
-            raise UniclError(f"-o {out}: cannot be written: {error.strerror}", "give another file") from error
+
+
+@contextmanager
+def writing(option: str, file: Path) -> Generator[None]:
+    """A file that the user named and that cannot be written is one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UniclError(f"{option} {file}: cannot be written: {error.strerror}", "give another file") from error
 
 
 def warnings_of(document: Mapping[str, Any]) -> list[str]:

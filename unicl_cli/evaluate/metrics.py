@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,3 +69,23 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     half = Z95 * sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     low, high = (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
     return (0.0 if hits == 0 else max(low, 0.0)), (1.0 if hits == n else min(high, 1.0))
+
+
+def calibration(confidence: Tensor, hits: Tensor, bins: int = 15) -> dict[str, Any]:
+    """(n,) in [0, 1], bool (n,) -> the expected calibration error over equal bins (low, high], and the bins with rows.
+
+    The error is the mean over rows of how far the confidence of their bin is from its share of hits.
+    """
+    places = ((confidence.double() * bins).ceil().long() - 1).clamp(0, bins - 1)
+    rows: list[dict[str, Any]] = []
+    error = 0.0
+    for place in range(bins):
+        inside = places == place
+        n = int(inside.sum())
+        if n:
+            right, sure = float(hits[inside].double().mean()), float(confidence[inside].double().mean())
+            error += n / len(hits) * abs(right - sure)
+            rows.append(
+                {"low": place / bins, "high": (place + 1) / bins, "n": n, "accuracy": right, "confidence": sure}
+            )
+    return {"ece": error, "reliability": rows}

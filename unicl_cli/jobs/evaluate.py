@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from unicl_cli.core.dist import bare
+from unicl_cli.core.files import beside, put
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError, did_you_mean
-from unicl_cli.evaluate.metrics import target_ranks, tied
+from unicl_cli.evaluate.metrics import best, calibration, target_ranks, tied
 from unicl_cli.evaluate.report import classification
 from unicl_cli.evaluate.retrieval import recalls
 from unicl_cli.jobs.encoding import Encoder, each_row, each_text, refuse_not_finite
@@ -22,12 +25,32 @@ if TYPE_CHECKING:
     from unicl_cli.data.corpus import Corpus, Table
     from unicl_cli.load import Loaded
 
+Keep = Callable[[Mapping[str, Any]], None]
+"""Takes what was answered to each row of a data set: equally long columns by name."""
 TESTED = ("test", "val")
+SHOWN = 5
 MANY_TIES = 0.001
 
 
+class Answers(NamedTuple):
+    """To n label rows: ``ranks`` of the true class and whether it ``ties`` for the first place, int64 (n,); the best
+    classes ``top`` int64 (n, k) and their ``scores`` float32 (n, k); ``confidence`` in the first, float32 (n,)."""
+
+    ranks: Tensor
+    ties: Tensor
+    confidence: Tensor
+    top: Tensor
+    scores: Tensor
+
+
 def evaluate(
-    loaded: Loaded, *, data: Sequence[str] | None, split: str | None, batch: int, accelerator: Any
+    loaded: Loaded,
+    *,
+    data: Sequence[str] | None,
+    split: str | None,
+    batch: int,
+    accelerator: Any,
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """The document of `unicl eval`, the same on every rank. ``data`` None: the corpora of the model's recipe."""
     corpora = opened(loaded, data)
@@ -38,7 +61,7 @@ def evaluate(
         if data is None and split is None and len(corpora) > 1 and not set(TESTED) & set(corpus.splits):
             warnings.append(f"{corpus.name} has neither a test nor a val split: left out")
             continue
-        entries.append(measure(encoder, corpus, chosen_split(corpus, split), batch=batch))
+        entries.append(measure(encoder, corpus, chosen_split(corpus, split), batch=batch, keep=keep))
     if not entries:
         raise UniclError(
             "no corpus of the model's recipe has a test or val split", "name data: --data CORPUS --split train"
@@ -76,14 +99,14 @@ def chosen_split(corpus: Corpus, split: str | None) -> str:
     )
 
 
-def measure(encoder: Encoder, corpus: Corpus, split: str, *, batch: int) -> dict[str, Any]:
+def measure(encoder: Encoder, corpus: Corpus, split: str, *, batch: int, keep: Keep | None = None) -> dict[str, Any]:
     """One entry of the document; what does not apply is absent."""
     entry: dict[str, Any] = {"name": corpus.name, "split": split}
     warnings: list[str] = []
     if "labels" in corpus.kinds(split):
         scorer = scorer_for(encoder, corpus.classes, batch=batch)
         warnings += scorer.warnings
-        entry |= classify(encoder, scorer, corpus, split, batch=batch, warnings=warnings)
+        entry |= classify(encoder, scorer, corpus, split, batch=batch, warnings=warnings, keep=keep)
     if can_search(encoder.loaded):
         retrieval = search(encoder, corpus, split, batch=batch, warnings=warnings)
         if retrieval:
@@ -99,21 +122,42 @@ def measure(encoder: Encoder, corpus: Corpus, split: str, *, batch: int) -> dict
 
 
 def classify(
-    encoder: Encoder, scorer: Scorer, corpus: Corpus, split: str, *, batch: int, warnings: list[str]
+    encoder: Encoder,
+    scorer: Scorer,
+    corpus: Corpus,
+    split: str,
+    *,
+    batch: int,
+    warnings: list[str],
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """The figures of the label rows; adds to ``warnings``."""
     table = corpus.table(split, "labels")
     rows = range(len(table))
     found = ranked(encoder, scorer, table, rows, batch=batch, label=f"{corpus.name} {split}")
-    ranks, ties, predicted = found.unbind(1)
+    ranks, predicted = found.ranks, found.top[:, 0]
     refuse_not_finite(ranks >= 0, rows, table, f"{encoder.loaded.name} on {corpus.name} {split}")
     targets = labels_of(table)
     names = [each.names[0] for each in corpus.classes]
     facts = classification(ranks, targets, names, table.column("source").to_pylist())
+    facts |= calibration(found.confidence, ranks == 0)
+    if keep is not None:
+        keep(
+            {
+                "data": [corpus.name] * len(ranks),
+                "split": [split] * len(ranks),
+                "key": table.column("key").to_pylist(),
+                "y": targets.tolist(),
+                "top": found.top.tolist(),
+                "scores": found.scores.tolist(),
+                "p_max": found.confidence.tolist(),
+                "correct": (ranks == 0).tolist(),
+            }
+        )
     if len(scorer.first.unique()) < len(names):
         same = scorer.first[predicted] == scorer.first[targets]
         facts["top1_any_of_identical"] = int(same.sum()) / len(same)
-    share = float(ties.double().mean())
+    share = float(found.ties.double().mean())
     if share > MANY_TIES:
         warnings.append(f"{100 * share:.1f} % of the rows tie for the first place; the lowest class wins")
     absent = len(names) - len(facts["per_class"])
@@ -129,15 +173,28 @@ def labels_of(table: Table) -> Tensor:
     return torch.from_numpy(table.column("label").to_numpy().astype("int64"))
 
 
-def ranked(encoder: Encoder, scorer: Scorer, table: Table, rows: Sequence[int], *, batch: int, label: str) -> Tensor:
-    """int64 (n, 3): rank of the true class, was it tied, predicted class; of the rows with labels."""
+def ranked(encoder: Encoder, scorer: Scorer, table: Table, rows: Sequence[int], *, batch: int, label: str) -> Answers:
+    """What the model answers to rows with labels."""
     targets = labels_of(table)[torch.tensor(rows)].to(encoder.device)
 
     def compute(images: Tensor, places: Tensor) -> Tensor:
         scores, true = scorer.scores(images), targets[places.to(encoder.device)]
-        return torch.stack([target_ranks(scores, true), tied(scores, true).long(), scores.argmax(1)], 1)
+        sure = scorer.probabilities(scores).amax(1)
+        values, order = best(scores, SHOWN)
+        whole = torch.stack([target_ranks(scores, true), tied(scores, true).long()], 1)
+        return torch.cat([whole.float(), sure[:, None], order.float(), values], 1)  # numbers below 2^24 are exact
 
-    return each_row(table, rows, compute, transform=encoder.loaded.transform, batch=batch, label=label)
+    found = each_row(table, rows, compute, transform=encoder.loaded.transform, batch=batch, label=label)
+    whole, sure, rest = found[:, :2].long(), found[:, 2], found[:, 3:]
+    shown = rest.shape[1] // 2
+    return Answers(whole[:, 0], whole[:, 1], sure, rest[:, :shown].long(), rest[:, shown:])
+
+
+def write_predictions(path: Path, kept: Sequence[Mapping[str, Any]]) -> None:
+    """One Parquet file with the rows of all data sets, in their order; ``top`` are numbers of classes."""
+    with beside(path) as part:
+        pq.write_table(pa.concat_tables([pa.table(dict(columns)) for columns in kept]), part)
+        put(part, path)
 
 
 def can_search(loaded: Loaded) -> bool:
@@ -231,7 +288,7 @@ def figures(encoder: Encoder, corpus: Corpus, split: str, *, batch: int, limit: 
         scorer = scorer_for(encoder, corpus.classes, batch=batch)
         table = corpus.table(split, "labels")
         rows = spread(range(len(table)), limit)
-        ranks = ranked(encoder, scorer, table, rows, batch=batch, label=label)[:, 0]
+        ranks = ranked(encoder, scorer, table, rows, batch=batch, label=label).ranks
         refuse_not_finite(ranks >= 0, rows, table, f"the model on {label}")
         values["top1"] = int((ranks == 0).sum()) / len(ranks)
     if can_search(encoder.loaded):
