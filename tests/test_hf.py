@@ -200,7 +200,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     """As much of the hub as `datasets` asks for: one data set, or the status that it answers with."""
 
     files: dict[str, bytes]
-    refusal: tuple[int, str] | None
+    refusal: tuple[int, str, str] | None  # status, error code and the part of a path that is refused
     asked: list[str]
 
     def log_message(self, *_):
@@ -209,8 +209,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.asked.append(f"{self.command} {self.path}")
         place = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        if self.refusal:
-            return self.reply(self.refusal[0], b"{}", X_Error_Code=self.refusal[1])
+        if self.refusal and self.refusal[2] in place:
+            return self.reply(self.refusal[0], b"{}", X_Error_Code=self.refusal[1], X_Repo_Commit=COMMIT, ETag='"e"')
         api = "/api/datasets/org/pets"
         if place in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
             return self.reply(200, json.dumps(self.info()).encode())
@@ -283,6 +283,8 @@ def test_a_name_on_the_hub_is_fetched_once_and_then_taken_from_the_cache(tmp_pat
     served.asked.clear()
     again = command("--labels", "hf:org/pets", "-o", "b", tmp_path=tmp_path, port=port, HF_HUB_OFFLINE="1")
     assert (again.returncode, served.asked) == (0, []), again.stderr
+    away = command("--labels", "hf:org/pets", "-o", "c", tmp_path=tmp_path, port=9)
+    assert "hint: HF_HUB_OFFLINE=1 before the command takes it from the cache" in away.stderr
     plans = [json.loads((tmp_path / out / "plan.json").read_bytes()) for out in ("a", "b")]
     assert plans[0] == plans[1]
 
@@ -291,10 +293,12 @@ def test_a_name_on_the_hub_is_fetched_once_and_then_taken_from_the_cache(tmp_pat
 @pytest.mark.parametrize(
     ("src", "refusal", "said", "hint"),
     [
-        ("hf:org/pets", (401, "RepoNotFound"), "is not on the hub, or is private", "hf auth login"),
+        ("hf:org/pets", (401, "RepoNotFound", ""), "is not on the hub, or is private", "hf auth login"),
         ("hf:org/none", None, "is not on the hub, or is private", "check the name"),
-        ("hf:org/pets", (403, "GatedRepo"), "is gated", "accept them at https://huggingface.co/datasets/org/pets"),
-        ("hf:org/pets", (500, ""), "the hub answers with status 500", "try again later"),
+        ("hf:org/pets", (403, "GatedRepo", ""), "is gated", "accept them at https://huggingface.co/datasets/org/pets"),
+        ("hf:org/pets", (401, "GatedRepo", "/resolve/"), "is gated", "hf auth login"),
+        ("hf:org/pets", (200, "", "/pets.py"), "scripts are no longer supported", "?revision=refs/convert/parquet"),
+        ("hf:org/pets", (500, "", ""), "the hub answers with status 500", "try again later"),
         ("hf:org/pets?revision=v9", None, "has no revision 'v9'", "/tree/main"),
         ("hf:org/pets?config=big", None, "`datasets` cannot read it: BuilderConfig 'big' not found", "?config=NAME"),
         (

@@ -49,7 +49,8 @@ def _refused(name: str, revision: str | None, error: Exception) -> UniclError:
         )
     if isinstance(error, errors.HfHubHTTPError):
         return UniclError(f"hf:{name}: the hub answers with status {error.response.status_code}", "try again later")
-    return UniclError(f"hf:{name}: the hub cannot be reached: {error}", _by_hand(name))
+    cached = "HF_HUB_OFFLINE=1 before the command takes it from the cache" if _is_cached(name) else _by_hand(name)
+    return UniclError(f"hf:{name}: the hub cannot be reached: {error}", cached)
 
 
 def gated(name: str) -> UniclError:
