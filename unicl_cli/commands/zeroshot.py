@@ -22,11 +22,13 @@ class Scores(StrEnum):
 def zeroshot(
     images: Annotated[
         list[str] | None,
-        typer.Argument(metavar="IMAGE...", help="Files, folders, quoted globs, URLs, or - for a list on stdin."),
+        typer.Argument(metavar="IMAGE", help="Files, folders, quoted globs, URLs, or - for a list on stdin."),
     ] = None,
     classes: Annotated[
         str | None,
-        typer.Option(help='a,b,"c, d" or @file with one a line; name=alias|alias too. Default: the model\'s own.'),
+        typer.Option(
+            help='a,b,"c, d", or @file: one a line, or JSON with prompts; name=alias|alias. Default: the model\'s own.'
+        ),
     ] = None,
     classes_from: Annotated[str | None, typer.Option(metavar="CORPUS", help="The classes of a corpus.")] = None,
     model: Annotated[
@@ -34,10 +36,10 @@ def zeroshot(
     ] = None,
     template: Template = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes shown of each picture.")] = 5,
-    none: Annotated[bool, typer.Option("--none", help="Let 'none of these' win: no label.")] = False,
+    none: Annotated[bool, typer.Option("--none", help="'None of these' may win: then there is no label.")] = False,
     threshold: Annotated[float | None, typer.Option(help="No label below this score of the best class.")] = None,
     independent: Annotated[
-        bool, typer.Option("--independent", help="Each class for itself, yes or no; they need not add up to 1.")
+        bool, typer.Option("--independent", help="A probability of each class by itself; they need not add up to 1.")
     ] = False,
     scores: Annotated[Scores, typer.Option(help="What is shown and compared with the threshold.")] = Scores.prob,
     null: Annotated[bool, typer.Option("-0", "--null", help="The list on stdin is separated by NUL.")] = False,
