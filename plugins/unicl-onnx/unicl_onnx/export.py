@@ -166,7 +166,7 @@ def preprocessing(loaded: Loaded) -> dict[str, Any]:
         else [
             "apply the EXIF orientation",
             "to RGB",
-            f"resize the short side to {height}, bicubic, antialiased",
+            f"resize the short side to {height}, the long one in proportion and rounded down, bicubic, antialiased",
             f"crop the centre to {height} x {width}",
         ]
     )
