@@ -48,6 +48,12 @@ def chunk(kind, body):
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
+def samples(tiff):
+    """With 255 samples a pixel, of which Pillow complains by its logger."""
+    at = tiff.index(struct.pack("<HHI", 277, 3, 1))
+    return tiff[: at + 8] + struct.pack("<H", 255) + tiff[at + 10 :]
+
+
 def huge_png(side, *more):
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + b"".join(more) + chunk(b"IDAT", zlib.compress(b"\x00" * 1000)) + chunk(b"IEND", b"")
@@ -228,6 +234,13 @@ def test_small_pictures_are_refused_only_on_request():
     assert reason_of(data, min_side=13) == "too_small"
 
 
+def test_a_strip_that_stays_too_long_for_a_jpeg_is_refused():
+    strip = encoded(Image.new("L", (78_000, 13)))
+    assert examine(strip, None).width == 78_000
+    with pytest.raises(PictureError, match="unsupported_format: 72000 x 12 pixels: too long for a JPEG"):
+        examine(strip, 12)
+
+
 def test_nothing_is_said_on_stderr_and_nothing_large_is_decoded():
     """Pillow's warnings are the process's: seen in a fresh one, with every warning on."""
     script = (
@@ -244,7 +257,7 @@ def test_nothing_is_said_on_stderr_and_nothing_large_is_decoded():
         "print(sorted(reasons))"
     )
     odd = plain("RGB", RED, "JPEG", exif=b"Exif\0\0MM\0*" + b"\xff" * 40)
-    items = pickle.dumps([huge_png(10_000), odd, encoded(noise(), "TIFF")[:60]])
+    items = pickle.dumps([huge_png(10_000), odd, encoded(noise(), "TIFF")[:60], samples(encoded(noise(), "TIFF"))])
     ended = subprocess.run([sys.executable, "-W", "always", "-c", script], input=items, capture_output=True, check=True)
     assert ended.stderr == b""
     assert ended.stdout.decode().count("bomb") == 4

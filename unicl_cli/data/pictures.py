@@ -1,6 +1,7 @@
 """Encoded pictures in, RGB pixels out: the one place where an image file is opened, judged and shrunk."""
 
 import io
+import logging
 import stat
 import struct
 import warnings
@@ -14,6 +15,8 @@ MAX_PIXELS = 64_000_000
 MAX_BYTES = 8 * MAX_PIXELS
 """No picture of so many pixels is larger as a file: 16 bits in four channels, not compressed."""
 QUALITY = 90
+LONGEST_SIDE = 65_500
+"""Of a JPEG."""
 SUFFIXES = frozenset(
     (
         *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "gif", "webp", "bmp", "dib", "tif", "tiff", "avif"),
@@ -33,6 +36,7 @@ _HEIF_BRANDS = frozenset((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", 
 # Pillow warns of large headers and odd metadata on stderr; what matters becomes a reason. A filter in the functions
 # would not do: filters are the process's, and pictures are decoded in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class PictureError(ValueError):
@@ -90,6 +94,8 @@ def examine(data: bytes, size: int | None, min_side: int = 0) -> Examined:
     else:
         image.draft("RGB", (size, size))  # libjpeg then decodes at 1/2, 1/4 or 1/8, never below the size
         pixels = _shrunk(_finish(image), size)
+        if max(pixels.size) > LONGEST_SIDE:
+            raise PictureError("unsupported_format", f"{pixels.width} x {pixels.height} pixels: too long for a JPEG")
         data = _jpeg(pixels)
     return Examined(data, pixels.width, pixels.height, difference_hash(pixels), animated)
 
