@@ -58,6 +58,7 @@ def place(tmp_path_factory) -> Path:
         Image.new("RGB", (16, 16), (n, n, 9)).save(root / f"{n}.png")
         rows.append(f"{n}.png\t{title}")
     shutil.copy(root / "pictures" / "dog" / "0.png", root / "pictures" / EVIL / "0.png")
+    shutil.copy(root / "pictures" / "dog" / "1.png", root / "5.png")
     (root / "list.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     sources = ["--labels", str(root / "pictures"), "--captions", str(root / "list.tsv")]
     assert run(["prepare", *sources, "-o", str(root / "corpus"), "--workers", "1", "-q"]) == 0
@@ -92,7 +93,8 @@ def test_a_corpus_is_counted_row_by_row(place, capsys):
     assert facts["captions"]["distinct"] == 4  # case and a final period make no other text
     assert facts["captions"]["tokens"]["max"] == max(int(clip_tokenizer(77)([text]).shape[1]) for text in texts)
     assert [entry["keys"] for entry in facts["colliding_names"]] == [["a/sea lion", "b/sea-lion"]]
-    assert facts["duplicates"]["rows"] == facts["duplicates"]["pictures_with_several_labels"] == 1
+    # one is a dog and also the picture of a caption, which is no second label
+    assert (facts["duplicates"]["rows"], facts["duplicates"]["pictures_with_several_labels"]) == (2, 1)
     assert facts["concepts"]["labels"] == {"pictures": 21, "concepts": 4, "pictures_per_concept": 21 / 4}
 
 

@@ -23,7 +23,8 @@ def inspect(
         bool, typer.Option("--batch", help="Draw the targets of one batch, as CLIP and as UniCL see it.")
     ] = False,
     batch_size: Annotated[
-        int | None, typer.Option(metavar="B", min=1, help="Its rows; default: the recipe's, or 256 for a corpus.")
+        int | None,
+        typer.Option(metavar="B", min=1, help="Rows of a batch; default: the recipe's; 256 of a corpus."),
     ] = None,
     step: Annotated[int, typer.Option(min=0, help="The batch after this many steps of training.")] = 0,
     html: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -196,7 +197,7 @@ def footer(facts: Mapping[str, Any]) -> Html:
 def batch_page(shown: Shown) -> str:
     facts = shown.document
     lead = f"{', '.join(facts['corpora'])} · the batch after {facts['step']} steps · {facts['batch_size']:,} rows"
-    return page.page("One batch, two targets", lead, *batch_sections(shown), footer(facts))
+    return page.page(f"A batch of {Path(facts['path']).name}", lead, *batch_sections(shown), footer(facts))
 
 
 def batch_sections(shown: Shown) -> list[Html]:

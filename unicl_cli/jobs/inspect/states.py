@@ -43,7 +43,7 @@ def checkpoint_rows(facts: Mapping[str, Any]) -> dict[str, str]:
         "batch": facts.get("batch_size"),
         "processes": facts.get("world"),
         "seed": facts.get("seed"),
-        "recipe": facts.get("recipe"),
+        "recipe": facts.get("recipe", "")[:16] or None,
         **{f"corpus {name}": str(checksum)[:16] for name, checksum in facts.get("corpora", {}).items()},
         "written by": ", ".join(f"{name} {versions[name]}" for name in ("unicl", "torch") if name in versions) or None,
     }
