@@ -75,8 +75,10 @@ def prepare(
 ) -> None:
     """Check, clean and pack pictures with labels and captions into a corpus.
 
-    SRC is a folder, a CSV, TSV, JSONL or Parquet list, a data set of the hub (hf:org/name) or a name (digits, cifar10,
-    imagenet), with options as in 'cap.tsv?image=file&caption=title'. Stopped or killed, the same command goes on.
+    SRC is a folder, a CSV, TSV, JSONL or Parquet list, a data set of the hub
+    (hf:org/name) or a name (digits, cifar10, imagenet), with options as in
+    'cap.tsv?image=file&caption=title'. Stopped or killed, the same command
+    goes on.
     """
     if dry_run + verify + repair > 1:
         raise UniclError("--dry-run, --verify, --repair: each is a task of its own", "give one of them")
