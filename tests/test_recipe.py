@@ -238,7 +238,8 @@ def test_stages_are_patches_of_the_recipe():
 NAMES = st.text(min_size=1, max_size=12)
 POSITIVE = st.floats(1e-9, 1e9)
 SHARE = st.floats(0, 1)
-PART = st.fixed_dictionaries({"name": st.just("cnn")}, optional={"width": st.integers(), "freeze": st.booleans()})
+WIDTHS = st.integers(min_value=1)
+PART = st.fixed_dictionaries({"name": st.just("cnn")}, optional={"width": WIDTHS, "freeze": st.booleans()})
 TEXT = st.none() | st.fixed_dictionaries({"name": st.just("cbow")}, optional={"lr_scale": SHARE})
 AUGMENT = st.sampled_from(["none", "basic", "shift"]) | st.fixed_dictionaries(
     {}, optional={"name": st.just("strong"), "crop": st.tuples(POSITIVE, POSITIVE), "rand": NAMES, "noise": SHARE}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from unicl_cli.cli import main
 from unicl_cli.layers import builtin_folder, builtin_names
-from unicl_cli.recipe import Recipe, as_mapping, dump, load, load_text
+from unicl_cli.recipe import Recipe, as_mapping, dump, load, load_text, schema
 
 NAMES = builtin_names()
 ARMS = {
@@ -107,6 +107,14 @@ def test_a_shipped_recipe_validates_and_says_what_it_is(name: str):
 def test_an_arm_differs_from_unicl_in_nothing_else(data: str, arm: str, sections: set[str]):
     unicl, other = as_mapping(load(f"{data}-unicl")), as_mapping(load(f"{data}-{arm}"))
     assert {key for key in unicl if unicl[key] != other[key]} == {"name", *sections}
+
+
+def test_editors_find_a_schema_that_is_fresh_beside_each_recipe():
+    written = (builtin_folder() / "recipe.schema.json").read_text(encoding="utf-8")
+    assert json.loads(written) == schema(), "unicl recipes schema > recipes/recipe.schema.json"
+    for name in NAMES:
+        first = (builtin_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+        assert first == "# yaml-language-server: $schema=recipe.schema.json"
 
 
 def test_digits_are_never_mirrored():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+from annotated_types import Gt
 
 if TYPE_CHECKING:  # data sources use these types in workers that never load torch
     from collections.abc import Mapping, Sequence
@@ -33,8 +35,8 @@ class LogitScale:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
-    init: float = 14.2857
-    max: float = 100.0
+    init: Annotated[float, Gt(0)] = 14.2857
+    max: Annotated[float, Gt(0)] = 100.0
     learn: bool = True
 
 

@@ -7,13 +7,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from unicl_cli.contracts import LogitScale, Part
+from unicl_cli.sections import Below1, Count, Positive, Weight
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
 
-Tile = int | Literal["auto"]
+Tile = Count | Literal["auto"]
 NO_ARGS: Mapping[str, int | float | bool | str] = MappingProxyType({})
 Terms = Sequence[Literal["image", "text"]]
 
@@ -28,7 +29,7 @@ def two_tower(
     chunks: int,
     image: Part,
     text: Part | None,
-    embed_dim: int = 512,
+    embed_dim: Count = 512,
     normalize: bool = True,
     logit_scale: LogitScale = LogitScale(),  # noqa: B008 - frozen
 ) -> nn.Module:
@@ -43,7 +44,7 @@ def timm(
     *,
     model: str,
     pretrained: bool = False,
-    drop_path: float = 0.0,
+    drop_path: Below1 = 0.0,
     args: Mapping[str, int | float | bool | str] = NO_ARGS,
     small_stem: bool = False,
     image_size: int,
@@ -72,8 +73,8 @@ def open_clip(
     arch: str,
     pretrained: bool = True,
     frozen: Sequence[Literal["image", "text", "logit_scale"]] = (),
-    image_lr_scale: float = 1.0,
-    text_lr_scale: float = 1.0,
+    image_lr_scale: Weight = 1.0,
+    text_lr_scale: Weight = 1.0,
     chunks: int,
     image_size: int | None,
     stored: Path | None,
@@ -102,7 +103,7 @@ def open_clip(
     return model
 
 
-def cnn(*, width: int = 32, stages: int = 3) -> nn.Module:
+def cnn(*, width: Count = 32, stages: Count = 3) -> nn.Module:
     """A small convolutional image tower for pictures of about 32 px: trains in seconds on a CPU."""
     from unicl_cli.encoders.cnn import Cnn
 
@@ -114,11 +115,11 @@ def transformer(
     vocab_size: int,
     context_length: int,
     eot_id: int,
-    width: int = 512,
-    layers: int = 12,
-    heads: int = 8,
+    width: Count = 512,
+    layers: Count = 12,
+    heads: Count = 8,
     quick_gelu: bool = False,
-    norm_eps: float = 1e-5,
+    norm_eps: Positive = 1e-5,
 ) -> nn.Module:
     """CLIP's text tower: causal Transformer, the state at the end-of-text token."""
     from unicl_cli.encoders.transformer import TextTransformer
@@ -128,7 +129,7 @@ def transformer(
     )
 
 
-def cbow(*, vocab_size: int, pad_id: int, width: int = 512) -> nn.Module:
+def cbow(*, vocab_size: int, pad_id: int, width: Count = 512) -> nn.Module:
     """A bag of words as text tower: the mean of the token embeddings (CLIP, section 2.3)."""
     from unicl_cli.encoders.cbow import Cbow
 
@@ -156,21 +157,21 @@ def clip(*, tile: Tile = "auto") -> nn.Module:
     return Clip(_rows(tile))
 
 
-def supcon(*, image_width: int, temperature: float = 0.1, dim: int = 128, tile: Tile = "auto") -> nn.Module:
+def supcon(*, image_width: int, temperature: Positive = 0.1, dim: Count = 128, tile: Tile = "auto") -> nn.Module:
     """SupCon on two views of each picture (NeurIPS 2020, eq. 2); wants a second stage for a classifier."""
     from unicl_cli.losses import SupCon
 
     return SupCon(image_width, temperature, dim, _rows(tile))
 
 
-def ce(*, image_width: int, num_classes: int, label_smoothing: float = 0.0) -> nn.Module:
+def ce(*, image_width: int, num_classes: int, label_smoothing: Below1 = 0.0) -> nn.Module:
     """Cross-entropy through a linear head on the image tower."""
     from unicl_cli.losses import CrossEntropy
 
     return CrossEntropy(image_width, num_classes, label_smoothing)
 
 
-def multitask(*, image_width: int, num_classes: int, weight: float = 1.0, tile: Tile = "auto") -> nn.Module:
+def multitask(*, image_width: int, num_classes: int, weight: Weight = 1.0, tile: Tile = "auto") -> nn.Module:
     """CLIP on caption rows plus ``weight`` times cross-entropy on label rows (UniCL, Table 6)."""
     from unicl_cli.losses import MultiTask
 

@@ -27,6 +27,7 @@ Count = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Below1 = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
 Templates = Annotated[tuple[str, ...], AS_LIST, Field(min_length=1)] | str
 _PART = {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"name": {"type": "string"}}}]}
 BoundPart = Annotated[InstanceOf[Part], WithJsonSchema(_PART)]

@@ -31,6 +31,8 @@ class _Dumper(yaml.SafeDumper):
 
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node).replace("_", "")
+    if len(text) > 300:  # a float's range; Python refuses to write what is much longer
+        raise yaml.constructor.ConstructorError(None, None, "the number is too long", node.start_mark)
     sign, digits = (-1, text[1:]) if text[0] == "-" else (1, text.lstrip("+"))
     base = {"0o": 8, "0x": 16}.get(digits[:2], 10)
     return sign * int(digits, base)
@@ -107,6 +109,8 @@ def parse(text: str, source: str) -> Lined:
         raise UniclError(f"{place}: {error.problem}", "mend the YAML at this place") from error
     except yaml.YAMLError as error:  # characters that YAML does not allow carry no mark
         raise UniclError(f"{source}: {' '.join(str(error).split())}", "mend the YAML at this place") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # of a tag that does not fit its value: !!int x, !!bool x
+        raise UniclError(f"{source}: a value cannot be read: {error}", "mend it, or take its !!tag away") from error
     except RecursionError as error:
         raise UniclError(f"{source}: an anchor contains itself, or the nesting is too deep") from error
 

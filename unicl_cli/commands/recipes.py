@@ -74,7 +74,7 @@ def cp(
     from unicl_cli.layers import find, read
 
     source = find(name)
-    text = read(source)
+    text = "".join(line for line in read(source).splitlines(keepends=True) if "$schema=" not in line)  # lies elsewhere
     target = file or Path(source.name)
     if target.is_dir():
         target /= source.name
