@@ -107,10 +107,27 @@ def test_any_bytes(content: bytes):
     judged(*validate())
 
 
-KEYS = (
-    "optim.lr loss model model.image data data.train data.train.0 data.train.x steps stages stages.0 eval.0.corpus extends "
-    "version model.text.width data.augment.name a..b . checkpoint.best"
-).split()
+KEYS = [
+    "optim.lr",
+    "loss",
+    "model",
+    "model.image",
+    "data",
+    "data.train",
+    "data.train.0",
+    "data.train.x",
+    "steps",
+    "stages",
+    "stages.0",
+    "eval.0.corpus",
+    "extends",
+    "version",
+    "model.text.width",
+    "data.augment.name",
+    "a..b",
+    ".",
+    "checkpoint.best",
+]
 
 
 @MANY

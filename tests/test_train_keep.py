@@ -75,6 +75,13 @@ def test_best_without_a_validation_is_refused(recipe, capsys):
     assert "checkpoint.best: is a figure of the first entry of eval, and there is none" in capsys.readouterr().err
 
 
+def test_a_batch_larger_than_the_data_is_a_warning(recipe, capfd):
+    assert main(["train", recipe, "--dry-run", "--json", "batch.size=200", "--devices", "cpu:1"]) == 0
+    out, err = capfd.readouterr()
+    assert err == "warning: batch.size 200 is more than the 120 rows of the mix: each step sees pictures twice\n"
+    assert json.loads(out)["batch"] == 200
+
+
 def test_what_is_kept_for_good_outlives_the_newest(tmp_path):
     for step in (2, 4, 6, 8, 10, 12):
         (tmp_path / f"step-{step:08d}").mkdir()

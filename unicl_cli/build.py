@@ -145,6 +145,14 @@ def check_learnable(recipe: Recipe, data: Data) -> None:
         )
 
 
+def doubts(recipe: Recipe, data: Data) -> list[str]:
+    """What is allowed, and hardly meant."""
+    rows = sum(strand.size for strand in data.mix.strands)
+    if recipe.batch.size <= rows:
+        return []
+    return [f"batch.size {recipe.batch.size} is more than the {rows} rows of the mix: each step sees pictures twice"]
+
+
 def total_steps(recipe: Recipe, data: Data) -> int:
     """Updates of the whole run; an epoch is the pass in which the strand that lasts longest is seen once."""
     if recipe.steps is not None:

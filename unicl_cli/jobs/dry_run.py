@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from unicl_cli.build import Data, build_data, build_step, build_tokenizer, check_learnable, total_steps
+from unicl_cli.build import Data, build_data, build_step, build_tokenizer, check_learnable, doubts, total_steps
 from unicl_cli.core.launch import is_worker, processes
 from unicl_cli.core.loop import Step
 from unicl_cli.data.tokenizers import TextTokenizer
@@ -31,6 +31,8 @@ def facts(recipe: Recipe, run: Path, devices: str) -> dict[str, Any]:
     check_shares(recipe, world)
     data = build_data(recipe)
     check_learnable(recipe, data)
+    for doubt in doubts(recipe, data):
+        sys.stderr.write(f"warning: {doubt}\n")
     tokenizer = build_tokenizer(recipe, data) if recipe.model.part.options.get("text") is not None else None
     local = recipe.batch.size // world
     chunks = 1 if recipe.batch.micro == "auto" else -(-local // recipe.batch.micro)

@@ -22,6 +22,7 @@ from unicl_cli.build import (
     build_step,
     build_tokenizer,
     check_learnable,
+    doubts,
     rate,
     store_towers,
     total_steps,
@@ -83,6 +84,8 @@ def prepared(recipe: Recipe, accelerator: Any, run: Path) -> Parts:
     check_shares(recipe, world_size())
     data = build_data(recipe)
     check_learnable(recipe, data)
+    for doubt in doubts(recipe, data) if rank() == 0 else ():
+        sys.stderr.write(f"warning: {doubt}\n")
     fitted: list[TextTokenizer] = []
 
     def tokenizer() -> TextTokenizer:
