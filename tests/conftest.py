@@ -156,6 +156,7 @@ def open_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
         with torch.no_grad():
             for parameter in model.parameters():  # so that inputs matter
                 parameter.mul_(1.5 if parameter.ndim > 1 else 1.0)
+            model.logit_scale.fill_(3.0)
         tensors = {name: x.contiguous() for name, x in model.state_dict().items()}
         save_file(tensors, folder / "open_clip_model.safetensors")
         return folder
