@@ -164,6 +164,14 @@ def test_pictures_of_train_in_test_are_said(tmp_path, capsys):
     assert any("no fair test" in note for note in facts["notes"])
 
 
+def test_pictures_alone_have_sizes_and_no_concepts(place, tmp_path, capsys):
+    assert run(["prepare", "--images", str(place / "pictures"), "-o", str(tmp_path / "c"), "--workers", "1", "-q"]) == 0
+    facts = answer(capsys, str(tmp_path / "c"), "--html", str(tmp_path / "page.html"))
+    assert (facts["concepts"], facts["pictures"]["short_side"]["max"]) == ({}, 16)
+    with pytest.raises(UniclError, match="no row of the batch has a text"):
+        run(["inspect", str(tmp_path / "c"), "--batch"])
+
+
 # -- a batch --------------------------------------------------------------------------------------------------------
 
 

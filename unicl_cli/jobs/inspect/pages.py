@@ -117,10 +117,14 @@ def sources_section(facts: Mapping[str, Any]) -> Html:
         "A concept of labels is a class with a picture; of captions, a word in the captions of more than five "
         f"pictures, function words left out. Split {facts['split']}."
     )
-    meetings = page.table(("", ""), list(pair_rows(facts).items()))
-    met = section("How often concepts meet", meetings, note=f"In a batch of {facts['pairs']['batch_size']} rows.")
+    about = f"In a batch of {facts['pairs']['batch_size']} rows."
+    sources = section("Sources", page.table(head, rows, left=3))
+    meetings = list(pair_rows(facts).items())
+    if not meetings:
+        return sources
+    met = section("How often concepts meet", page.table(("", ""), meetings), note=about)
     counted = section("Concepts", page.table(head_of_concepts, each), note=note)
-    return page.joined((section("Sources", page.table(head, rows, left=3)), tag("div", counted, met, class_="split")))
+    return page.joined((sources, tag("div", counted, met, class_="split")))
 
 
 def class_sections(facts: Mapping[str, Any]) -> list[Html]:

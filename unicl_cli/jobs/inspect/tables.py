@@ -28,14 +28,16 @@ def tables(document: Mapping[str, Any]) -> Iterator[RenderableType]:
 def corpus_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     """Sources, concepts, classes, captions, pairs, and last what to do."""
     yield from _sources(facts)
-    yield concepts_table(facts)
+    if facts["concepts"]:
+        yield concepts_table(facts)
     if "per_class" in facts:
         yield from _classes(facts)
     if "captions" in facts:
         yield _captions(facts)
     if "named_classes" in facts:
         yield _named(facts)
-    yield _pairs(facts)
+    if pair_rows(facts):
+        yield _pairs(facts)
     if facts["rejected"]["n"]:
         yield _rejected(facts["rejected"])
 
