@@ -89,6 +89,16 @@ def test_splits_of_a_saved_dictionary_are_splits_and_can_be_chosen(tmp_path):
     assert caught.value.hint == "splits: train, validation, test, extra"
 
 
+def test_a_split_without_answers_has_no_labels(tmp_path):
+    DatasetDict({"train": data(), "test": data().remove_columns("label")}).save_to_disk(str(tmp_path / "d"))
+    source = open_source(str(tmp_path / "d"), "labels")
+    assert [row.label for row in source.rows("test")] == [NO_LABEL] * 6
+    assert source.read(source.rows("test")[5])["image"] == JPEGS[5]
+    DatasetDict({}).save_to_disk(str(tmp_path / "none"))
+    with pytest.raises(UniclError, match="none: has no splits"):
+        open_source(str(tmp_path / "none"), "labels").splits  # noqa: B018
+
+
 @pytest.mark.parametrize("names", [("data/train-00000-of-00001", "data/validation-00000-of-00001"), ("train", "val")])
 def test_a_directory_of_parquet_files_is_a_data_set(tmp_path, names):
     source = open_source(parquet(tmp_path / "pq", names), "labels")

@@ -64,6 +64,6 @@ def test_texts_that_say_something_are_not(text):
     assert bad_text(text) == (text == "p")
 
 
-def test_a_megabyte_of_anything_is_cleaned():
-    for text in ("<" * 10**6, "&amp;" * 200_000, "&" + "amp;" * 200_000, "<a" * 500_000, "\x00" * 10**6):
+def test_a_page_of_anything_is_cleaned():
+    for text in ("<" * 300_000, "&amp;" * 60_000, "&" + "amp;" * 60_000, "<a" * 150_000, "\x00" * 300_000):
         assert bad_text(clean(text))  # quadratic work would take hours

@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,12 +56,13 @@ class HubData:
     @cached_property
     def loaded(self) -> Loaded:
         found = _load(self.path, self.config, self.revision)
+        if not found:
+            raise UniclError(f"{self.path}: has no splits", "save it again, with rows")
         if missing := set(self.only) - set(found):
             raise UniclError(f"{self.path}: no split '{min(missing)}'", f"splits: {', '.join(found)}")
-        first = next(iter(found.values()))
         kept = {name: split for name, split in found.items() if not self.only or name in self.only}
         files = {name: [Path(f["filename"]).absolute() for f in split.cache_files] for name, split in kept.items()}
-        return Loaded(files, first.features)
+        return Loaded(files, next(iter(kept.values())).features)
 
     @cached_property
     def splits(self) -> Sequence[str]:
@@ -81,15 +82,15 @@ class HubData:
     def columns(self) -> tuple[str, str | None, str | None]:
         """Image, caption and label column. UniclError names the columns there are."""
         features = self.loaded.features
-        usual = [c for c in _usual("image", features) if c != "url" and self._may_hold_pictures(features[c])]
-        pictures = _of_type(features, "Image") or usual
-        image = self._named("image") or self._one("image", pictures)
-        named = self._named("caption")
+        likely = [c for c in _usual("image", features) if c != "url" and self._may_hold_pictures(features[c])]
+        image = self._named("image") or self._one("image", _of_type(features, "Image") or likely)
         texts = [c for c in features if c != image and _is_text(features[c])]
-        usual = next(iter(_usual("caption", texts)), None)
-        caption = named or usual if self.kind != "captions" else named or usual or self._one("caption", texts)
-        label = self._label_column() if self.kind == "labels" else None
-        return image, caption if self.kind != "images" else None, label
+        caption = self._named("caption") or next(iter(_usual("caption", texts)), None)
+        if self.kind == "images":
+            return image, None, None
+        if self.kind == "captions":
+            return image, caption or self._one("caption", texts), None
+        return image, caption, self._label_column()
 
     @cached_property
     def classes(self) -> tuple[ClassName, ...]:
@@ -181,7 +182,11 @@ class HubData:
 
     def _column(self, split: str, column: str) -> Iterator[Any]:
         for file in self.loaded.files[split]:
-            for chunk in _open(str(file)).column(column).iterchunks():
+            table = _open(str(file))
+            if column not in table.column_names:  # a test split without answers
+                yield from repeat(None, table.num_rows)
+                continue
+            for chunk in table.column(column).iterchunks():
                 yield from chunk.to_pylist()
 
     def _labels(self, split: str, column: str) -> Iterator[int]:

@@ -157,6 +157,8 @@ class Table:
 
     @cached_property
     def _rows(self) -> dict[str, list[Row]]:
+        """Made once, after ``classes`` and ``splits``; then the lines, 400 bytes each, are let go."""
+        _ = self.splits
         numbers = {c.key: number for number, c in enumerate(self.classes)}
         rows: dict[str, dict[str, tuple[Row, Line]]] = {}
         places: dict[str, tuple[str, Line]] = {}
@@ -179,6 +181,7 @@ class Table:
             rows[split][line.key] = (known._replace(texts=known.texts + row.texts), first)
         if merged:
             self.notes.append(f"{merged} lines with another caption of the same picture joined its row")
+        del self._lines
         return {split: [row for row, _ in of.values()] for split, of in rows.items()}
 
     def _label(self, line: Line, numbers: dict[str, int]) -> int:
