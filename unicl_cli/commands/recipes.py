@@ -13,10 +13,14 @@ from unicl_cli.errors import UniclError
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show, copy, check and compare recipes.")
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Changes, e.g. optim.lr=1e-3.", autocompletion=completing.overrides),
+    typer.Argument(
+        metavar="KEY=VALUE", help="Keys to change, e.g. optim.lr=1e-3.", autocompletion=completing.overrides
+    ),
 ]
 
 
+First = Annotated[str, typer.Argument(metavar="A", help="A file or a shipped name.", autocompletion=completing.recipes)]
+Second = Annotated[str, typer.Argument(metavar="B", help="Another one.", autocompletion=completing.recipes)]
 Source = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A file or a shipped name.", autocompletion=completing.recipes)
 ]
@@ -50,7 +54,7 @@ def show(
     resolved: Annotated[bool, typer.Option("--resolved", help="Every key, each with where its value is from.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Print a recipe, as written or resolved."""
+    """Print a recipe as it is written; with --resolved, or with changes, every key of it."""
     from unicl_cli.layers import find, read
     from unicl_cli.recipe import as_mapping, explained, load
 
@@ -67,7 +71,7 @@ def show(
 @app.command()
 def cp(
     name: Source,
-    file: Annotated[Path | None, typer.Argument(help="Default: NAME.yaml here.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="Default: NAME.yaml here.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file.")] = False,
 ) -> None:
     """Copy a recipe to a file of your own."""
@@ -98,7 +102,7 @@ def validate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check a recipe: keys, values, names of parts and their options. Says on stderr which corpora are missing."""
+    """Check a recipe: keys, values, parts and their options; a missing corpus is a note on stderr."""
     from unicl_cli.recipe import check_corpora, load, recipe_hash
 
     recipe = load(name, overrides or ())
@@ -121,7 +125,7 @@ def validate(
 
 
 @app.command()
-def diff(a: Source, b: Source, as_json: Json = False) -> None:
+def diff(a: First, b: Second, as_json: Json = False) -> None:
     """Show which resolved keys of two recipes differ."""
     from unicl_cli.recipe import as_mapping, changes, load
 

@@ -16,7 +16,7 @@ FOLDER = Path("runs")
 def ls(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the runs lie.")] = FOLDER, as_json: Json = False
 ) -> None:
-    """List runs: how far each one is, how fast, and how good. Lost = it stopped without a word."""
+    """List runs: how far each one is, how fast, and how good; a lost one ended without a word."""
     from unicl_cli.jobs.runs import listed, table
 
     found = listed(folder)

@@ -17,13 +17,15 @@ def train(
         str,
         typer.Argument(
             metavar="RECIPE",
-            help="A recipe file, or a built-in name (unicl recipes ls).",
+            help="A recipe file, or the name of a shipped one (unicl recipes ls).",
             autocompletion=completing.recipes,
         ),
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Changes, as optim.lr=1e-3.", autocompletion=completing.overrides),
+        typer.Argument(
+            metavar="KEY=VALUE", help="Keys to change, e.g. optim.lr=1e-3.", autocompletion=completing.overrides
+        ),
     ] = None,
     devices: Annotated[str, typer.Option(help="auto, a number of GPUs, or cpu:N for N processes.")] = "auto",
     run_dir: Annotated[str | None, typer.Option(help="Where to write; default runs/NAME-HASH.")] = None,
