@@ -21,6 +21,7 @@ from unicl_cli.data.shards import SCHEMA
 from unicl_cli.data.text import text_hash
 from unicl_cli.data.tokenizers import corpus_tokenizer
 from unicl_cli.data.transforms import TrainTransform, augment
+from unicl_cli.errors import UniclError
 
 CLASSES = (ClassName("n1", ("dog", "hound")), ClassName("n2", ("cat",)), ClassName("n3", ("cup & saucer",)))
 TEMPLATES = ("a photo of a {}.", "the {}")
@@ -297,3 +298,15 @@ def test_all_texts_that_can_be_drawn_reach_the_tokenizer(both):
     drawn = {mix[n, r, s, 0].text for n in (0, 1) for r in range(22) for s in range(12)}
     assert drawn <= possible
     assert {fill(t, n) for t in TEMPLATES for c in CLASSES for n in c.names} <= possible
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_shard_damaged_since_it_was_opened_is_one_line_from_any_worker(tmp_path, tokenizer, workers):
+    parts = strands(corpus(tmp_path / "c"))
+    shard = tmp_path / "c/data/captions.parquet"
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(UniclError) as caught:
+        run(parts, tokenizer, workers=workers)
+    assert caught.value.message.startswith(f"{shard}: damaged: ")
+    assert "\n" not in caught.value.message
+    assert "unicl prepare --repair -o" in caught.value.hint

@@ -2,7 +2,7 @@
 
 import math
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
@@ -22,6 +22,7 @@ from unicl_cli.data.collate import Hook, collate
 from unicl_cli.data.corpus import Corpus, Table
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.data.transforms import TrainTransform
+from unicl_cli.errors import UniclError
 
 LABELS = "labels"
 
@@ -227,6 +228,25 @@ def one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
+class Telling(Dataset[Drawn | UniclError]):
+    """Gives a UniclError back where ``mix`` raises it: torch would bury its one line in a worker's traceback."""
+
+    def __init__(self, mix: Mix) -> None:
+        self.mix = mix
+
+    def __getitem__(self, at: tuple[int, int, int, int]) -> Drawn | UniclError:
+        try:
+            return self.mix[at]
+        except UniclError as error:
+            return error
+
+
+def told(drawn: Sequence[Drawn | UniclError], *, together: Callable[[Sequence[Drawn]], Batch]) -> Batch | UniclError:
+    """A batch, or the first error among its rows."""
+    whole = [row for row in drawn if isinstance(row, Drawn)]
+    return together(whole) if len(whole) == len(drawn) else next(row for row in drawn if isinstance(row, UniclError))
+
+
 @contextmanager
 def stops_blocked() -> Generator[None]:
     """Processes started inside never hear of a stop, which may reach a whole process group.
@@ -253,13 +273,12 @@ def batches(
     pin_memory: bool,
 ) -> Iterator[tuple[int, Batch]]:
     """(step, Batch) for each step that ``draws`` covers; the same batches for any number of ``workers``."""
+    together = partial(collate, tokenizer=tokenizer, caption_targets=caption_targets, extra=extra, distinct=distinct)
     loader = DataLoader(
-        mix,
+        Telling(mix),
         batch_sampler=draws,
         num_workers=workers,
-        collate_fn=partial(
-            collate, tokenizer=tokenizer, caption_targets=caption_targets, extra=extra, distinct=distinct
-        ),
+        collate_fn=partial(told, together=together),
         pin_memory=pin_memory,
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=4 if workers else None,
@@ -267,4 +286,7 @@ def batches(
     )
     with stops_blocked():
         loaded = iter(loader)
-    yield from zip(range(draws.start, draws.steps), loaded, strict=True)
+    for step, batch in zip(range(draws.start, draws.steps), loaded, strict=True):
+        if isinstance(batch, UniclError):
+            raise batch
+        yield step, batch
