@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -286,6 +287,7 @@ def test_a_name_on_the_hub_is_fetched_once_and_then_taken_from_the_cache(tmp_pat
     served, port = hub
     first = command("--labels", "hf:org/pets", "-o", "a", tmp_path=tmp_path, port=port)
     assert first.returncode == 0, first.stderr
+    assert re.search(r"^downloading hf:org/pets: up to \d+\.\d kB, licence mit; kept in the cache$", first.stderr, re.M)
     assert "pets" in first.stdout
     fetched = [line for line in served.asked if line.startswith("GET") and line.endswith(".parquet")]
     assert len(fetched) == 2
@@ -293,6 +295,8 @@ def test_a_name_on_the_hub_is_fetched_once_and_then_taken_from_the_cache(tmp_pat
     served.asked.clear()
     again = command("--labels", "hf:org/pets", "-o", "b", tmp_path=tmp_path, port=port, HF_HUB_OFFLINE="1")
     assert (again.returncode, served.asked) == (0, []), again.stderr
+    once_more = command("--labels", "hf:org/pets", "-o", "b", tmp_path=tmp_path, port=port)
+    assert (once_more.returncode, "downloading" in once_more.stderr) == (0, False)
     away = command("--labels", "hf:org/pets", "-o", "c", tmp_path=tmp_path, port=9)
     assert "hint: HF_HUB_OFFLINE=1 before the command takes it from the cache" in away.stderr
     plans = [json.loads((tmp_path / out / "plan.json").read_bytes()) for out in ("a", "b")]

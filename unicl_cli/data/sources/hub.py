@@ -1,14 +1,12 @@
 """What the Hugging Face hub says of a data set, before anything is fetched: its commit, or one line that helps."""
 
-import logging
 import os
 import re
 from pathlib import Path
-from typing import Any
 
+from unicl_cli.core.hub import announce, licence, shown
 from unicl_cli.errors import UniclError
 
-LOG = logging.getLogger(__name__)
 TIMEOUT = 10.0
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _LOG_IN = "then log in with `hf auth login` (or set HF_TOKEN) and repeat the command"
@@ -32,7 +30,9 @@ def commit_of(name: str, revision: str | None) -> str | None:
         info = HfApi().dataset_info(name, revision=revision, timeout=TIMEOUT, files_metadata=True)
     except (OSError, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage] - the client's own base
         raise _refused(name, revision, error) from error
-    _announce(name, info)
+    if not any(_cache_of(name).glob(f"*/*/{info.sha}")):
+        size = sum(file.size or 0 for file in info.siblings or ())
+        announce(f"hf:{name}", f"up to {shown(size)}, licence {licence(info)}")
     return info.sha
 
 
@@ -83,14 +83,12 @@ def is_offline() -> bool:
 
 
 def _is_cached(name: str) -> bool:
-    return (datasets_cache() / name.replace("/", "___")).is_dir()
+    return _cache_of(name).is_dir()
+
+
+def _cache_of(name: str) -> Path:
+    return datasets_cache() / name.replace("/", "___")
 
 
 def _by_hand(name: str) -> str:
     return f"on a machine with network: hf download {name} --repo-type dataset --local-dir DIR; give DIR as the source"
-
-
-def _announce(name: str, info: Any) -> None:
-    megabytes = sum(file.size or 0 for file in info.siblings or ()) / 1e6
-    licence = getattr(info.card_data, "license", None) or "no licence stated"
-    LOG.info("hf:%s: commit %s, %.1f MB in all, %s", name, (info.sha or "?")[:12], megabytes, licence)
