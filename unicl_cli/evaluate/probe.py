@@ -16,6 +16,9 @@ from torch import Tensor
 PAIRS = 10
 SUFFICIENT = 1e-4  # Armijo: the share of the predicted decrease that a step has to reach
 HALVINGS = 30
+FLOOR = 0.3
+REACH = 4.0
+"""The first step changes no logit by more: from there the curvature at W = 0 says little."""
 KEPT_LOGITS = 1 << 24
 KEPT_ROWS = 1 << 14
 
@@ -81,7 +84,16 @@ class Problem(NamedTuple):
             gradient.addmm_(axes.T, error.flatten(1))
         shrunk = w * self.penalised
         slopes = gradient.view(-1, m, num_classes).transpose(0, 1) / n + column(decay) * shrunk
-        return State(w, value / n + 0.5 * decay * dot(shrunk, shrunk), slopes, spread[:, None] / n, decay)
+        # a step too far leaves rows that are sure and wrong: no spread, so that the next one would be wilder still
+        least = FLOOR * (value / n).clamp(max=1)[:, None] / num_classes
+        spread = torch.maximum(spread / n, least)[:, None]
+        return State(w, value / n + 0.5 * decay * dot(shrunk, shrunk), slopes, spread, decay)
+
+    def reach(self, w: Tensor) -> Tensor:
+        """(m, d + 1, K) -> (m,): the largest logit."""
+        flat, rows = w.transpose(0, 1).reshape(w.shape[1], -1), max(1, KEPT_LOGITS // (len(w) * w.shape[2]))
+        parts = [(axes @ flat).view(-1, len(w), w.shape[2]).abs().amax((0, 2)) for axes, _ in self.chunks(rows)]
+        return torch.stack(parts).amax(0)
 
     def chunks(self, rows: int) -> list[tuple[Tensor, Tensor]]:
         return list(zip(self.axes.split(rows), self.targets.split(rows), strict=True))
@@ -98,6 +110,13 @@ class History:
         usable = column(dot(step, change) > 1e-10 * dot(change, change))
         self.steps = torch.cat([self.steps[:, 1 - PAIRS :], (step * usable).flatten(1)[:, None]], 1)
         self.changes = torch.cat([self.changes[:, 1 - PAIRS :], (change * usable).flatten(1)[:, None]], 1)
+
+    def forget(self, places: Tensor) -> None:
+        self.steps, self.changes = (kept.masked_fill(column(places), 0) for kept in (self.steps, self.changes))
+
+    def empty(self) -> Tensor:
+        """bool (m,): the fits without pairs."""
+        return ~self.steps.any(2).any(1)
 
     def only(self, kept: Tensor) -> None:
         self.steps, self.changes = self.steps[kept], self.changes[kept]
@@ -164,12 +183,17 @@ def minimise(problem: Problem, decay: Tensor, num_classes: int, *, rtol: float, 
         direction = history.direction(state.gradient, inverse)
         uphill = ~(dot(state.gradient, direction) < 0)
         direction[uphill] = -plain[uphill]
+        fresh = history.empty()
+        if not history.steps.shape[1]:
+            direction *= column((REACH / problem.reach(direction)).clamp(max=1))
         slope = dot(state.gradient, direction)
         new = line_search(problem, state, direction, slope)
         moved = new.w - state.w
         history.add(moved, new.gradient - state.gradient)
         promised, small = torch.maximum(-slope, dot(state.gradient, plain)), rtol * new.value
-        finished = ((promised <= small) & (state.value - new.value <= small)) | (dot(moved, moved) == 0)
+        stuck = dot(moved, moved) == 0
+        finished = ((promised <= small) & (state.value - new.value <= small)) | (stuck & fresh)
+        history.forget(stuck)
         state = new
         if finished.any():
             out[left[finished]] = state.w[finished]
