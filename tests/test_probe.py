@@ -72,7 +72,7 @@ def test_at_every_strength_the_objective_is_within_a_millionth_of_the_optimum(n,
 
 
 def test_many_classes_that_separate_at_once_do_not_strand_the_fit():
-    """The first step used to leave rows that were sure and wrong, where nothing has a curvature: 70 times the optimum."""
+    """A first step too far leaves rows that are sure and wrong, where nothing has a curvature."""
     x, y = problem(300, 200, 60)
     ours, theirs = fit(x, y, [1e2], 60), sklearn_fit(x, y, 1e2)
     best = objective(theirs.coef_.T, theirs.intercept_, x, y, 1e2)
