@@ -68,5 +68,5 @@ def test_yaml_that_cannot_be_meant_is_one_line_with_its_place(text: str, said: s
 
 @pytest.mark.parametrize("text", ["a: !!int x", "a: !!bool x", "a: !!timestamp z", "a: !!float y", f"a: {'9' * 5000}"])
 def test_a_value_that_its_tag_does_not_fit_is_one_line(text: str):
-    with pytest.raises(UniclError, match="r.yaml"):
+    with pytest.raises(UniclError, match=r"r\.yaml"):
         parse(text, "r.yaml")
