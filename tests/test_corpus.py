@@ -184,7 +184,9 @@ def test_a_unit_writes_the_same_bytes_twice_and_nothing_when_stopped(tmp_path):
     assert markers[0] == markers[1]
     assert (tmp_path / "a" / unit.shard).read_bytes() == (tmp_path / "b" / unit.shard).read_bytes()
     calls = []
-    stopped = write_unit(plan.work(unit, tmp_path / "c"), source, lambda *told: calls.append(told[0]), lambda: len(calls) == 2)
+    stopped = write_unit(
+        plan.work(unit, tmp_path / "c"), source, lambda *told: calls.append(told[0]), lambda: len(calls) == 2
+    )
     assert stopped is None
     assert calls == [64, 64]
     assert [f for f in (tmp_path / "c").rglob("*") if f.is_file()] == []

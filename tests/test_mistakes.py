@@ -3,13 +3,14 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from PIL import Image
 
+from unicl_cli import registry
 from unicl_cli.cli import main
 
 TINY = """\
@@ -49,11 +50,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def world(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def world(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     root = tmp_path / "world"
     shutil.copytree(finished, root)
     monkeypatch.chdir(root)
-    return root
+    monkeypatch.setenv("UNICL_PLUGINS", "")  # --plugin adds to it, for worker processes
+    yield root
+    monkeypatch.undo()
+    registry.forget()
 
 
 def write(name: str, text: str | bytes) -> Callable[[Path], None]:
@@ -182,7 +186,7 @@ PREPARE = [
 ]
 
 TRAIN = [
-    Case("train", "recipe"),
+    Case("train", "RECIPE"),
     Case("train nowhere.yaml", "no recipe 'nowhere.yaml'"),
     Case("train quikstart", "did you mean 'quickstart'"),
     Case("train tiny.yaml optim.lrr=1", "unknown key; did you mean 'lr'"),

@@ -83,7 +83,6 @@ def test_a_tracker_that_is_not_installed_comes_with_its_line(tmp_path, monkeypat
 
 
 def test_wandb_offline_keeps_its_id(tmp_path):
-    pytest.importorskip("wandb")
     code = (
         "import sys; from pathlib import Path; from accelerate import PartialState; PartialState(cpu=True)\n"
         "from unicl_cli.core.trackers import TrackerSink\n"

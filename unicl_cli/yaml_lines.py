@@ -109,7 +109,12 @@ def parse(text: str, source: str) -> Lined:
         raise UniclError(f"{place}: {error.problem}", "mend the YAML at this place") from error
     except yaml.YAMLError as error:  # characters that YAML does not allow carry no mark
         raise UniclError(f"{source}: {' '.join(str(error).split())}", "mend the YAML at this place") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:  # of a tag that does not fit its value: !!int x, !!bool x
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:  # of a tag that does not fit its value: !!int x, !!bool x
         raise UniclError(f"{source}: a value cannot be read: {error}", "mend it, or take its !!tag away") from error
     except RecursionError as error:
         raise UniclError(f"{source}: an anchor contains itself, or the nesting is too deep") from error
