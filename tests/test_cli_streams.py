@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from unicl_cli import registry
 from unicl_cli.cli import BUILTIN, main
@@ -121,3 +122,32 @@ def test_json_is_one_document_on_stdout_whatever_stderr_says(tmp_path: Path, mon
     for words in (["recipes", "ls"], ["recipes", "show", "quickstart"], ["recipes", "validate", "quickstart"]):
         assert main([*words, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["schema"] == "unicl/recipes/1"
+
+
+HOSTILE = "ca\x1b]0;pwn\x07t\x9b31m\u202e"
+
+
+@pytest.mark.parametrize("line", ["inspect NAME", "train NAME.yaml", "eval NAME", "recipes show quickstart NAME=3"])
+def test_a_name_commands_no_terminal_in_an_error(capsys: Capture, line: str):
+    assert main([word.replace("NAME", HOSTILE) for word in line.split()]) == 2
+    said = capsys.readouterr()
+    assert r"ca\x1b]0;pwn\x07t\x9b31m\u202e" in said.err
+    assert not said.out
+    assert not set("\x1b\x07\x9b\u202e") & set(said.err)
+
+
+def test_a_line_break_in_a_name_makes_no_second_error_line(capsys: Capture):
+    assert main(["inspect", "a\nerror: b"]) == 2
+    assert capsys.readouterr().err.startswith(r"error: a\nerror: b: no such file")
+
+
+def test_class_names_command_no_terminal_in_tables(tmp_path: Path, capsys: Capture):
+    folder = tmp_path / "pets" / HOSTILE
+    folder.mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (32, 32), (number, 9, 9)).save(folder / f"{number}.png")
+    assert main(["prepare", "--labels", str(tmp_path / "pets"), "-o", str(tmp_path / "c"), "-q"]) == 0
+    assert main(["inspect", str(tmp_path / "c")]) == 0
+    said = capsys.readouterr().out
+    assert r"ca\x1b]0;pwn" in said
+    assert not set("\x1b\x07\x9b\u202e") & set(said)

@@ -123,7 +123,7 @@ def test_a_signal_before_the_first_step_is_a_stop_too(recipe):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
-    assert err == "error: stopped before the first step\n  hint: the same command starts again\n"
+    assert err == "error: stopped before a step was made\n  hint: the same command goes on\n"
 
 
 @pytest.mark.slow

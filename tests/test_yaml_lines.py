@@ -70,3 +70,11 @@ def test_yaml_that_cannot_be_meant_is_one_line_with_its_place(text: str, said: s
 def test_a_value_that_its_tag_does_not_fit_is_one_line(text: str):
     with pytest.raises(UniclError, match=r"r\.yaml"):
         parse(text, "r.yaml")
+
+
+@pytest.mark.parametrize("form", ["[{}]", "{{k: [{}]}}", "{{<<: [{}]}}"])
+def test_a_few_lines_of_aliases_that_make_billions_are_refused_at_once(form: str):
+    lines = ["a0: &a0 {x: 1, y: 2}"]
+    lines += [f"a{n}: &a{n} " + form.format(", ".join([f"*a{n - 1}"] * 9)) for n in range(1, 12)]
+    with pytest.raises(UniclError, match=r"r\.yaml: more than 200,000 values"):
+        parse("\n".join(lines), "r.yaml")

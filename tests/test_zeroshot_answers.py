@@ -268,3 +268,13 @@ def test_templates_in_any_order_and_batch_size_answer_alike():
     left, right = (asked(each, "cat,dog,bird") for each in (loaded, turned))
     assert left["top"][0]["cosine"] == pytest.approx(right["top"][0]["cosine"], abs=1e-6)
     assert left["label"] == right["label"]
+
+
+def test_labels_command_no_terminal():
+    row = {
+        "path": "a\x1b.png",
+        "label": "b",
+        "error": None,
+        "top": [{"label": "b\x9b\x1b\t", "prob": 1.0, "cosine": 0.5}],
+    }
+    assert line(row) == "a\\x1b.png\tb\\x9b\\x1b\\t 100.0 %"

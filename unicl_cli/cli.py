@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from unicl_cli import __version__, registry
 from unicl_cli.commands import LOG, Debug, Quiet, Verbose, everywhere
-from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.errors import UniclError, did_you_mean, plain
 
 BUILTIN = {
     "prepare": "Make a corpus of labels, captions and pictures.",
@@ -208,8 +208,8 @@ def _say(error: UniclError) -> int:
     if os.environ.get("UNICL_DEBUG"):
         traceback.print_exc()
     if os.environ.get("RANK", "0") == "0":  # each process of a run comes here; the first one speaks
-        hint = f"\n  hint: {error.hint}" if error.hint else ""
-        sys.stderr.write(f"error: {error.message}{hint}\n")
+        hint = f"\n  hint: {plain(error.hint)}" if error.hint else ""
+        sys.stderr.write(f"error: {plain(error.message)}{hint}\n")
     return error.exit_code
 
 

@@ -1,6 +1,7 @@
 """What a user can mend, as one line and a hint."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -22,6 +23,18 @@ class Stopped(UniclError):  # noqa: N818 - no error: what was asked for
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message, hint, exit_code=75)
+
+
+def plain(text: str) -> str:
+    """``text`` with what could command a terminal made visible (``\\x1b``); a break of its own line too.
+
+    Names of files, classes and keys are other people's. Lines that are meant to follow begin with a blank.
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\n(?=\S)", _visible, text)
+
+
+def _visible(match: re.Match[str]) -> str:
+    return repr(match[0])[1:-1]
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -9,6 +9,9 @@ import yaml
 from unicl_cli.errors import UniclError
 from unicl_cli.problems import Loc
 
+LARGEST = 200_000
+"""Values in one document: a few lines of aliases of aliases make billions."""
+
 
 class Lined(NamedTuple):
     """Plain data and, for each path in it, the place it was written at (`recipe.yaml:5`)."""
@@ -94,6 +97,17 @@ def _marks(node: yaml.Node, source: str, path: Loc = ()) -> Iterator[tuple[Loc, 
         yield from _marks(value, source, (*path, key.value))
 
 
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Nodes below ``node`` with all its aliases written out, each counted once; a circle counts nothing here."""
+    if id(node) not in known:
+        known[id(node)] = 0
+        pairs = isinstance(node, yaml.MappingNode)
+        inner: Any = () if isinstance(node, yaml.ScalarNode) else node.value
+        parts = (part for item in inner for part in (item if pairs else (item,)))
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
+
+
 def parse(text: str, source: str) -> Lined:
     """One YAML document; ``source`` names it in marks and errors. Raises UniclError at the line of the fault."""
     try:
@@ -101,6 +115,10 @@ def parse(text: str, source: str) -> Lined:
         node = loader.get_single_node()
         if node is None:
             return Lined(None, {(): f"{source}:1"})
+        if _size(node, {}) > LARGEST:
+            raise UniclError(
+                f"{source}: more than {LARGEST:,} values, its aliases written out", "no recipe is so large"
+            )
         marks = {(): f"{source}:1", **dict(_marks(node, source))}
         return Lined(loader.construct_document(node), marks)
     except yaml.MarkedYAMLError as error:

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import UniclError, plain
 
 if TYPE_CHECKING:
     from unicl_cli.load import Loaded
@@ -89,11 +89,23 @@ def show(
         from rich.console import Console
 
         console = Console(markup=False, emoji=False, highlight=False)  # class names are data
-        for table in tables(document):
+        for table in tables(_plain(document)):
             console.print(table)
     if out is not None:
         with writing("-o", out):
             write_atomic(out, text + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """A document with all texts in it made plain: tables go to a terminal, which class names could command."""
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, Mapping):
+        whole = cast("Mapping[str, Any]", value)
+        return {_plain(key): _plain(item) for key, item in whole.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in cast("Sequence[Any]", value)]
+    return value
 
 
 @contextmanager
@@ -117,4 +129,4 @@ def warnings_of(document: Mapping[str, Any]) -> list[str]:
 
 
 def warn(message: str) -> None:
-    sys.stderr.write(f"warning: {message}\n")
+    sys.stderr.write(f"warning: {plain(message)}\n")

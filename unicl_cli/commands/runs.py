@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from unicl_cli.commands import Json, completing
+from unicl_cli.errors import plain
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List the trainings of a folder, or show one.")
 FOLDER = Path("runs")
@@ -24,7 +25,7 @@ def ls(
         typer.echo(json.dumps({"schema": "unicl/runs/1", "runs": found}, indent=1, allow_nan=False))
         return
     for line in table(found):
-        typer.echo(line)
+        typer.echo(plain(line))
 
 
 @app.command()
@@ -40,4 +41,4 @@ def show(
         typer.echo(json.dumps(status, indent=1, allow_nan=False))
         return
     for line in story(run, status):
-        typer.echo(line)
+        typer.echo(plain(line))

@@ -42,7 +42,7 @@ class StopFlag:
     def leave_early(self) -> None:
         """Before the first step, where nothing is lost; workers leave together, in the loop or with their launcher."""
         if self.signal is not None and not is_worker():
-            raise Stopped("stopped before the first step", "the same command starts again")
+            raise Stopped("stopped before a step was made", "the same command goes on")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from unicl_cli.data.plan import Opened, Plan, differences, make_plan
 from unicl_cli.data.shards import DECODERS, THREADS, Prepared, Rejected, Unit, Work, prepare_row
 from unicl_cli.data.sources.resolve import named_sources
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import UniclError, plain
 from unicl_cli.jobs.prepare import PLAN, Wanted, check_place, cores, read_plan
 from unicl_cli.jobs.prepare_progress import listed, note
 from unicl_cli.jobs.prepare_report import columns, size_of
@@ -71,7 +71,7 @@ def run(wanted: Wanted, *, workers: int | None, as_json: bool) -> None:
         raise UniclError(f"{wanted.out} was begun with another plan; {'; '.join(changed)}", "choose another -o")
     samples = [_sampled(plan, opened, split, wanted.out) for opened in plan.sources for split in opened.rows]
     report = _report(wanted.out, plan, samples, workers or cores())
-    text = [json.dumps(report, ensure_ascii=False)] if as_json else _lines(report)
+    text = [json.dumps(report, ensure_ascii=False)] if as_json else list(map(plain, _lines(report)))
     sys.stdout.write("\n".join(text) + "\n")
     if report["bytes_expected"][1] * ROOM > report["free"]:
         raise UniclError(

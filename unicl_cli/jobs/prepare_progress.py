@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from unicl_cli.errors import plain
+
 PLAIN_SECONDS = 30.0
 """Off a terminal, a line at most this often."""
 
@@ -95,7 +97,7 @@ def is_quiet() -> bool:
 def note(line: str) -> None:
     """One line for people, on stderr, unless --quiet was given."""
     if not is_quiet():
-        sys.stderr.write(f"{line}\n")
+        sys.stderr.write(f"{plain(line)}\n")
         sys.stderr.flush()
 
 

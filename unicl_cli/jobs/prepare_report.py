@@ -9,6 +9,7 @@ from typing import Any
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.data.runner import Marker
+from unicl_cli.errors import plain
 from unicl_cli.jobs.prepare_progress import listed
 
 _HEADER = ("source", "kind", "split", "rows", "left out", "size", "classes", "short side")
@@ -99,7 +100,7 @@ def picture_notes(manifest: Mapping[str, Any]) -> list[str]:
 
 def write_report(report: dict[str, Any], *, as_json: bool) -> None:
     """The result, on stdout."""
-    lines = [json.dumps(report, ensure_ascii=False)] if as_json else _table(report)
+    lines = [json.dumps(report, ensure_ascii=False)] if as_json else list(map(plain, _table(report)))
     sys.stdout.write("\n".join(lines) + "\n")
 
 

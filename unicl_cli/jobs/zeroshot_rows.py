@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import UniclError, plain
 from unicl_cli.jobs.progress import progress
 
 Row = Mapping[str, Any]
 Form = Callable[[Sequence[Row]], str]
 CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), 127)}
+
+
+def visible(name: str) -> str:
+    return plain(name.translate(CONTROLS))
 
 
 def json_lines(rows: Sequence[Row]) -> str:
@@ -32,12 +36,12 @@ def lines(*, by_cosine: bool) -> Form:
 
 
 def line(row: Row, *, by_cosine: bool = False) -> str:
-    path = row["path"].translate(CONTROLS)  # a line break in a name would make two rows
+    path = visible(row["path"])  # a line break in a name would make two rows
     if row["error"] is not None:
         return f"{path}\terror: {row['error']}"
     none = ["none of these"] if row["label"] is None else []
     shown = (
-        f"{item['label']} {item['cosine']:.3f}" if by_cosine else f"{item['label']} {100 * item['prob']:.1f} %"
+        f"{visible(item['label'])} " + (f"{item['cosine']:.3f}" if by_cosine else f"{100 * item['prob']:.1f} %")
         for item in row["top"]
     )
     return "\t".join([path, *none, *shown])
