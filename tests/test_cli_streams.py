@@ -124,6 +124,16 @@ def test_json_is_one_document_on_stdout_whatever_stderr_says(tmp_path: Path, mon
         assert json.loads(capsys.readouterr().out)["schema"] == "unicl/recipes/1"
 
 
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [("recipes ls >&-", 0), ("recipes ls 2>&-", 0), ("recipes show nope 2>&-", 2), ("recipes ls <&- >&- 2>&-", 0)],
+)
+def test_closed_streams_are_no_fault(line: str, status: int):
+    done = shell(f"unicl {line}")
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+
+
 HOSTILE = "ca\x1b]0;pwn\x07t\x9b31m\u202e"
 
 

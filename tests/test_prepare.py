@@ -18,6 +18,7 @@ from unicl_cli.cli import main
 from unicl_cli.contracts import NO_LABEL
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.sources.resolve import KINDS
+from unicl_cli.errors import UniclError
 
 
 def picture(mode="RGB", kind="PNG", size=(24, 20), seed=0, **options):
@@ -384,3 +385,16 @@ def test_rows_of_a_parquet_list_become_the_same_bytes(tmp_path, capsys):
     assert {s.texts[0]: s.image for s in rows_of(tmp_path / "c", kind="captions").values()} == {
         f"thing number {n}": data[n] for n in range(5)
     }
+
+
+@pytest.mark.parametrize("damage", ["[]", "{}", '{"rows'])
+def test_the_same_command_makes_a_damaged_manifest_again(tmp_path, damage: str):
+    out = tmp_path / "c"
+    command = ["prepare", "--labels", "shapes?count=40&test=9", "-o", str(out), "--workers", "1", "-q"]
+    assert main(command) == 0
+    whole = json.loads((out / "manifest.json").read_bytes())
+    (out / "manifest.json").write_text(damage, encoding="utf-8")
+    with pytest.raises(UniclError, match=r"manifest\.json"):
+        open_corpus(out)
+    assert main(command) == 0
+    assert json.loads((out / "manifest.json").read_bytes()) == whole

@@ -177,6 +177,7 @@ def _misused(error: Any) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script: what a user can mend is one line, anything else keeps its traceback (exit status 1)."""
+    _open_streams()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin halve the speed of a busy machine
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no crash
@@ -196,6 +197,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         error.add_note(REPORT)
         raise
     return status
+
+
+def _open_streams() -> None:
+    """What was closed (``>&-``) leads nowhere: else the next file that is opened would take its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.fstat(number)
+                continue
+            handle = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: `number`
+            setattr(sys, name, os.fdopen(handle, "r" if name == "stdin" else "w", encoding="utf-8"))
 
 
 def _unwritable(error: OSError) -> UniclError:

@@ -131,6 +131,8 @@ def discard_parts(root: Path) -> None:
     """Deletes what was left half written."""
     for part in root.glob(".tmp-*"):
         shutil.rmtree(part, ignore_errors=True)
+    for part in root.glob("*.tmp"):
+        part.unlink(missing_ok=True)
 
 
 def fingerprint(path: Path) -> list[Any]:

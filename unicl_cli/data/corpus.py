@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -179,6 +179,9 @@ def open_corpus(path: str | Path) -> Corpus:
         manifest = json.loads(data)
     except ValueError as error:
         raise UniclError(f"{file}: damaged: {error}", mending(folder)) from error
+    if not isinstance(manifest, dict):
+        raise UniclError(f"{file}: damaged: holds no object", mending(folder))
+    manifest = cast("dict[str, Any]", manifest)
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise UniclError(
             f"{file}: corpus format {manifest.get('schema_version')}, this unicl reads {SCHEMA_VERSION}",

@@ -27,8 +27,10 @@ REDIRECTS = (301, 302, 303, 307, 308)
 RETRIED = frozenset(("timeout", "reset", "short_body", "dns", "http_408", "http_425", "http_429")) | {
     f"http_{status}" for status in range(500, 600)
 }
+LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
+"""Translated inside a network; Python's ``is_global`` and that of site-local addresses differ with its version."""
 NO_TRAINING = frozenset(("noai", "noimageai", "noindex", "noimageindex"))
-CARRIERS = tuple(ipaddress.ip_network(net) for net in ("64:ff9b::/96", "::/96"))
+CARRIERS = tuple(ipaddress.ip_network(net) for net in ("64:ff9b::/96", "::ffff:0:0:0/96", "::/96"))
 """IPv6 networks whose last 32 bits are an IPv4 address."""
 LITERAL = "/%:=&~+!$,;'@()*[]?"
 CHUNK = 1 << 16
@@ -260,7 +262,8 @@ def check_public(address: str, host: str) -> None:
         if any(ip in net for net in CARRIERS):
             inner = ipaddress.ip_address(int(ip) & 0xFFFFFFFF)
         ip = inner or ip
-    if not ip.is_global or ip.is_multicast:
+    inside = ip.version == 6 and (ip.is_site_local or ip in LOCAL_NAT64)
+    if not ip.is_global or ip.is_multicast or inside:
         raise FetchError("private_address", host if host == address else f"{host} is {address}")
 
 

@@ -99,9 +99,11 @@ def prepare(
         markers = _markers(out, units, redo)
         begun = Begun(plan, units, out, workers or cores(), stop)
         if len(markers) == len(units) and (out / MANIFEST).is_file():
-            note(f"{out} is complete: nothing to do")
-            manifest = json.loads((out / MANIFEST).read_bytes())
-            return summary(out, plan.classes, list(markers.values()), plan.notes, manifest)
+            with suppress(ValueError, KeyError, TypeError):  # damaged: it is made again from the markers
+                manifest = json.loads((out / MANIFEST).read_bytes())
+                told = summary(out, plan.classes, list(markers.values()), plan.notes, manifest)
+                note(f"{out} is complete: nothing to do")
+                return told
         (out / MANIFEST).unlink(missing_ok=True)
         with stop.watched():
             found = _duplicates(begun) if options.dedup == "exact" else None
