@@ -235,7 +235,8 @@ def test_stages_are_patches_of_the_recipe():
 
 # -- back to text -------------------------------------------------------------------------------------------------
 
-NAMES = st.text(min_size=1, max_size=12)
+LETTERS = st.characters(codec="utf-8", exclude_characters="\0")
+NAMES = st.text(LETTERS, min_size=1, max_size=12)
 POSITIVE = st.floats(1e-9, 1e9)
 SHARE = st.floats(0, 1)
 WIDTHS = st.integers(min_value=1)
@@ -249,7 +250,7 @@ RECIPES = st.fixed_dictionaries(
         "data": st.fixed_dictionaries(
             {
                 "train": st.lists(
-                    st.fixed_dictionaries({"corpus": st.text(), "weight": POSITIVE}), min_size=1, max_size=2
+                    st.fixed_dictionaries({"corpus": st.text(LETTERS), "weight": POSITIVE}), min_size=1, max_size=2
                 )
             },
             optional={
@@ -259,7 +260,8 @@ RECIPES = st.fixed_dictionaries(
             },
         ),
         "model": st.fixed_dictionaries(
-            {"image": PART, "text": TEXT}, optional={"tokenizer": st.text(), "logit_scale": st.just({"learn": False})}
+            {"image": PART, "text": TEXT},
+            optional={"tokenizer": st.text(LETTERS), "logit_scale": st.just({"learn": False})},
         ),
     },
     optional={

@@ -176,5 +176,5 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path, content):
     file = tmp_path / "tokenizer.json"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(UniclError, match=r"tokenizer\.json: not a tokenizer file"):
+    with pytest.raises(UniclError, match=r"tokenizer\.json: is missing or no tokenizer.json"):
         load_tokenizer(file, 77)

@@ -41,6 +41,13 @@ def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
     return sign * int(digits, base)
 
 
+def _construct_text(loader: _Loader, node: yaml.ScalarNode) -> str:
+    text = loader.construct_scalar(node)
+    if "\0" in text:  # no file, folder or name can have one
+        raise yaml.constructor.ConstructorError(None, None, "a NUL character", node.start_mark)
+    return text
+
+
 def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
     return float(loader.construct_scalar(node).replace("_", "").replace(".inf", "inf").replace(".nan", "nan").lower())
 
@@ -60,6 +67,7 @@ for _kind, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), list(_first))
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+_Loader.add_constructor("tag:yaml.org,2002:str", _construct_text)
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from unicl_cli.commands import Batch, Devices, Json, ModelArgument, Out, Quiet, RawWeights, SameModel, Template
+from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False)
 
@@ -34,6 +35,8 @@ def evaluate(
     from unicl_cli.commands.measured import in_workers, load, one_model, show, writing
 
     named = one_model(model_argument, model)
+    if predictions is not None and predictions.suffix != ".parquet":
+        raise UniclError(f"--predictions {predictions}: is written as Parquet", "give a name that ends in .parquet")
 
     def work(accelerator: Any) -> None:
         from unicl_cli.core.launch import is_peer

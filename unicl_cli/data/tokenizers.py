@@ -144,7 +144,8 @@ def load_tokenizer(path: Path, context_length: int, *, clean: bool = False) -> T
         library = Library.from_file(str(path))
     except Exception as error:  # the library raises plain Exception for a missing and for a malformed file
         raise UniclError(
-            f"{path}: not a tokenizer file: {error}", "give a tokenizer.json, `corpus` or `clip`"
+            f"{path}: is missing or no tokenizer.json: {error}",
+            "a run's comes back from a copy, or train it again; a recipe may name another file, `corpus` or `clip`",
         ) from error
     return TextTokenizer(library, context_length, clean=clean)
 

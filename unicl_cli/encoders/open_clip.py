@@ -99,7 +99,12 @@ def read_weights(net: nn.Module, source: Source) -> None:
     """Strict; a pickle is only ever read as tensors."""
     try:
         load_checkpoint(cast("Any", net), str(source.weights), strict=True, weights_only=True)
-    except (RuntimeError, KeyError, ValueError, OSError, UnpicklingError, EOFError, SafetensorError) as error:
+    except UnpicklingError as error:  # whose own words advise to run what it refused
+        raise UniclError(
+            f"model {source.name}: {source.weights} holds something else than weights, and is not opened",
+            "take the safetensors file of its makers",
+        ) from error
+    except (RuntimeError, KeyError, ValueError, OSError, EOFError, SafetensorError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise UniclError(
             f"model {source.name}: {source.weights} cannot be read as its weights: {' '.join(lines[:2])[:300]}",

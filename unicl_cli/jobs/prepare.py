@@ -208,7 +208,9 @@ def read_plan(out: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UniclError(f"{file}: no such file", f"is {out} a corpus that `unicl prepare` made?") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UniclError(f"{file}: damaged", f"prepare into another -o, or remove {out}") from error
+        raise UniclError(
+            f"{file}: damaged", f"finished shards of {out} can still be read; prepare into another -o"
+        ) from error
     return document
 
 
