@@ -109,7 +109,7 @@ def test_what_a_user_can_mend_is_one_line_on_stderr_and_status_2():
     assert (done.returncode, done.stdout) == (2, "")
     first, second = done.stderr.splitlines()
     assert first == "error: no recipe 'quickstrat'; did you mean 'quickstart'?"
-    assert second.startswith("  hint: give a file, or one of ")
+    assert second == "  hint: give a file, or the name of a shipped one: unicl recipes ls"
 
 
 def test_debug_adds_the_traceback_and_keeps_the_status():

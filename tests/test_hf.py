@@ -145,6 +145,13 @@ def test_columns_are_found_by_type_and_name_and_the_error_lists_them(tmp_path):
     assert caught.value.hint == (
         "columns: img (Image), label (ClassLabel), caption (string), mask (Image), alt (string), age (int64)"
     )
+    for kind, asked, holds in (
+        ("captions", "caption=img", "column 'img' holds Image, no captions"),
+        ("captions", "caption=label", "column 'label' holds ClassLabel, no captions"),
+        ("labels", "image=label", "column 'label' holds ClassLabel, no images"),
+    ):
+        with pytest.raises(UniclError, match=holds):
+            open_source(f"{path}?{asked}", kind).rows("train")
     renamed = data().rename_columns({"caption": "a", "img": "one"}).add_column("b", ["x"] * 6)
     renamed.rename_column("label", "kind").save_to_disk(str(tmp_path / "renamed"))
     with pytest.raises(UniclError, match=r"several caption columns: a, b; columns: one \(Image\), kind") as caught:

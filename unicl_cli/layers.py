@@ -31,7 +31,7 @@ def find(source: str, beside: Path = Path()) -> Path:
         return beside / source
     if source in builtin_names():
         return builtin_folder() / f"{source}.yaml"
-    hint = f"give a file, or one of {', '.join(builtin_names())}"
+    hint = "give a file, or the name of a shipped one: unicl recipes ls"
     raise UniclError(f"no recipe '{source}'{did_you_mean(source, builtin_names())}", hint)
 
 

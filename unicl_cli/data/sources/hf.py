@@ -154,6 +154,9 @@ class HubData:
         column: str | None = getattr(self.chosen, role)
         if column is not None and column not in self.loaded.features:
             raise UniclError(f"{self.path}: no column '{column}'", f"columns: {self._listed()}")
+        if column is not None and not _can_be(role, self.loaded.features[column]):
+            what = f"column '{column}' holds {_type(self.loaded.features[column])}, no {role}s"
+            raise UniclError(f"{self.path}: {what}", f"columns: {self._listed()}")
         return column
 
     def _label_column(self) -> str:
@@ -296,6 +299,14 @@ def _usual(role: str, columns: Iterable[str]) -> list[str]:
 def _is_text(feature: Any) -> bool:
     inner = getattr(feature, "feature", feature)  # several captions are a list
     return getattr(inner, "dtype", "") in ("string", "large_string") and type(inner).__name__ == "Value"
+
+
+def _can_be(role: str, feature: Any) -> bool:
+    """Whether a column that was asked for can be read as that at all; labels are looked at with their names."""
+    if role == "caption":
+        return _is_text(feature)
+    held = str(getattr(feature, "dtype", ""))
+    return role != "image" or not held.startswith(("int", "uint", "float", "bool"))
 
 
 def _may_be_label(feature: Any) -> bool:
