@@ -188,6 +188,9 @@ PREPARE = [
 TRAIN = [
     Case("train", "RECIPE"),
     Case("train nowhere.yaml", "no recipe 'nowhere.yaml'"),
+    Case("train corpus", "corpus is a corpus, no recipe"),
+    Case("train photos", "photos is a folder, no recipe"),
+    Case("train run", "its recipe is run/resolved.yaml"),
     Case("train quikstart", "did you mean 'quickstart'"),
     Case("train tiny.yaml optim.lrr=1", "unknown key; did you mean 'lr'"),
     Case("train tiny.yaml optim.lr=fast", "optim.lr: should be a valid number, got 'fast'"),

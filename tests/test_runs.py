@@ -47,6 +47,13 @@ def test_a_run_that_has_been_silent_for_two_minutes_is_lost(runs: Path):
     assert {run["run"][-1]: run["state"] for run in listed(runs)} == {"a": "running", "b": "lost", "c": "stopped"}
 
 
+def test_a_lost_run_is_where_its_newest_checkpoint_is(runs: Path):
+    run = run_at(runs / "a", state="running", step=0, updated=time.time() - 130)
+    (run / "checkpoints" / "step-00000012").mkdir(parents=True)
+    (run / "checkpoints" / ".tmp-15").mkdir()
+    assert listed(runs)[0]["step"] == 12
+
+
 def test_a_run_whose_process_is_gone_from_this_machine_is_lost():
     status = {"updated": time.time(), "host": socket.gethostname(), "pid": 2**22 + 1}
     assert is_lost(status)

@@ -76,6 +76,7 @@ def test_a_tracker_that_is_not_installed_comes_with_its_line(tmp_path, monkeypat
     (tmp_path / "wandb").mkdir()  # W&B's own folder of runs is no package
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)  # accelerate may have imported it
     with pytest.raises(UniclError, match=r"log.trackers: wandb not installed") as caught:
         check_installed(["wandb"])
     assert caught.value.hint == "pip install wandb"

@@ -32,6 +32,12 @@ def find(source: str, beside: Path = Path()) -> Path:
     if source in builtin_names():
         return builtin_folder() / f"{source}.yaml"
     hint = "give a file, or the name of a shipped one: unicl recipes ls"
+    folder = beside / source
+    if (folder / "resolved.yaml").is_file():
+        raise UniclError(f"{source} is a run, no recipe", f"its recipe is {source}/resolved.yaml")
+    if folder.is_dir():
+        what = "a corpus" if (folder / "manifest.json").is_file() else "a folder"
+        raise UniclError(f"{source} is {what}, no recipe", hint)
     raise UniclError(f"no recipe '{source}'{did_you_mean(source, builtin_names())}", hint)
 
 

@@ -31,7 +31,9 @@ def ls(as_json: Json = False) -> None:
     """List the shipped recipes."""
     from unicl_cli.layers import builtin_folder, builtin_names
 
-    about = {name: _about(builtin_folder() / f"{name}.yaml") for name in builtin_names()}
+    own = ("quickstart", "my-", "finetune")  # what most people look for stands first
+    names = sorted(builtin_names(), key=lambda name: (not name.startswith(own), name))
+    about = {name: _about(builtin_folder() / f"{name}.yaml") for name in names}
     if as_json:
         recipes = [{"name": name, "about": line} for name, line in about.items()]
         typer.echo(json.dumps({"schema": "unicl/recipes/1", "recipes": recipes}, indent=1))

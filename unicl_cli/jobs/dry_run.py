@@ -1,6 +1,7 @@
 """`unicl train --dry-run`: what a recipe comes to, without a step of training."""
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -132,4 +133,20 @@ def dry_run(recipe: Recipe, run: Path, devices: str, *, as_json: bool) -> None:
             table.add_row(key.replace("_", " "), shown(key, value))
     console = Console()
     console.print(table)
-    console.print(dump(recipe), markup=False, highlight=False)
+    console.print(dump(recipe), markup=False, highlight=False, soft_wrap=True)
+    needed, room = found["memory"].get("total", 0), memory_of_a_process(found["processes"])
+    if needed > room:
+        hint = (
+            "a smaller batch.micro encodes fewer rows at once and changes no number (towers with BatchNorm: batch.size)"
+        )
+        console.print(f"note: {size(needed)} are more than the {size(room)} of a process here: {hint}", soft_wrap=True)
+
+
+def memory_of_a_process(world: int) -> float:
+    """Bytes: the first GPU's, else an equal share of the machine's; without bound where nothing says."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / world
+    except (AttributeError, ValueError, OSError):
+        return math.inf

@@ -73,7 +73,14 @@ def status_of(run: Path) -> dict[str, Any]:
         raise _damaged(path, "it lacks state, step, steps or updated")
     if status["state"] == "running" and is_lost(status):
         status["state"] = "lost"
+        status["step"] = max(status["step"], newest_step(run))  # status.json is written now and then only
     return status
+
+
+def newest_step(run: Path) -> int:
+    """Of the newest checkpoint by name, whole or not; 0 without any."""
+    names = [folder.name.removeprefix("step-") for folder in run.glob("checkpoints/step-*")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def _loaded(text: str) -> Any:
