@@ -56,8 +56,9 @@ def _sources(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     table.add_column("source", overflow="fold", min_width=8)
     for name in ("kind", "split"):
         table.add_column(name, no_wrap=True)
-    for name in ("rows", "texts", "classes", "bytes", "side, px"):
+    for name in ("rows", "texts", "classes", "bytes"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("side, px", justify="right", overflow="fold")  # 80 columns are not always enough
     for line in facts["sources"]:
         table.add_row(
             line["source"],
