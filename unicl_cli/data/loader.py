@@ -1,13 +1,15 @@
 """From a mix of corpora to batches: which rows, which text of a row, which view, all derived from the step."""
 
 import math
+import os
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from hashlib import blake2b
-from multiprocessing import resource_tracker
+from multiprocessing import parent_process, resource_tracker
+from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
@@ -222,10 +224,20 @@ class Draws:
             yield list(zip(*columns, strict=True))
 
 
-def one_thread(worker: int) -> None:
-    """Workers share the cores: each decodes on one."""
+def begin_worker(worker: int) -> None:
+    """Workers share the cores: each decodes on one. SIGTERM is blocked in them, and heeded if the trainer sent it."""
     del worker
     torch.set_num_threads(1)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        Thread(target=end_when_told, daemon=True).start()
+
+
+def end_when_told() -> None:
+    """Without it a trainer that ends by an exception would wait forever for workers that it cannot terminate."""
+    trainer = parent_process()
+    while trainer is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer.pid:
+        pass  # sent to the whole process group: the trainer answers it, and needs its workers until then
+    os._exit(0)
 
 
 class Telling(Dataset[Drawn | UniclError]):
@@ -282,7 +294,7 @@ def batches(
         pin_memory=pin_memory,
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=one_thread if workers else None,
+        worker_init_fn=begin_worker if workers else None,
     )
     with stops_blocked():
         loaded = iter(loader)

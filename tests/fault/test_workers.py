@@ -1,0 +1,32 @@
+"""Loader workers end with their trainer, however that ends."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BOOM = """
+from torch import nn
+
+class Boom(nn.Module):
+    score, activation, calls = "text", "softmax", 0
+
+    def forward(self, model, batch):
+        self.calls += 1
+        if self.calls == 4:
+            raise RuntimeError("boom")
+        return {"loss": model.encode_image(batch.images).embed.sum() * model.encode_text(batch.tokens).embed.sum()}
+
+PARTS = {"losses": {"boom": lambda: Boom()}}
+"""
+
+
+@pytest.mark.slow
+def test_a_fault_in_a_training_with_workers_ends_the_process(tmp_path: Path, digits: Path) -> None:
+    (tmp_path / "boom.py").write_text(BOOM)
+    changes = [f"data.train=[{{corpus: {digits}}}]", "eval=[]", "batch.size=8", "loss=boom", "data.workers=1"]
+    command = [sys.executable, "-m", "unicl_cli", "--plugin", "boom.py", "train", "quickstart", *changes, "-q"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "RuntimeError: boom" in done.stderr
