@@ -35,7 +35,7 @@ def made(digits: Path):
         data = build_data(recipe)
         tokenizer = build_tokenizer(recipe, data)
         real, _ = build_step(recipe, lambda: tokenizer, data.classes, chunks)
-        return shapes_of(recipe, data, tokenizer, chunks), real.train()
+        return shapes_of(recipe, data, lambda: tokenizer, chunks)[0], real.train()
 
     return make
 

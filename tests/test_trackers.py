@@ -48,7 +48,7 @@ def test_tensorboard_reads_back_what_was_logged_and_a_continued_run_repeats_noth
 
 def test_nested_values_are_flattened_and_odd_ones_are_text():
     nested = {"a": {"b": [1, {"c": True}]}, "d": None, "e": "x", "f": []}
-    assert flattened(nested) == {"a.b.0": 1, "a.b.1.c": True, "d": "None", "e": "x"}
+    assert flattened(nested) == {"a.b.0": 1, "a.b.1.c": True, "d": "None", "e": "x", "f": "[]"}
 
 
 def test_a_tracker_that_throws_is_switched_off_with_one_warning(tmp_path, capfd, monkeypatch):

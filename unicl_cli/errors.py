@@ -1,6 +1,7 @@
-"""What a user can mend, as one line and a hint."""
+"""What people are told: what they can mend, as one line and a hint; plainly; nothing more if they want quiet."""
 
 import difflib
+import logging
 import re
 from collections.abc import Iterable
 
@@ -35,6 +36,11 @@ def plain(text: str) -> str:
 
 def _visible(match: re.Match[str]) -> str:
     return repr(match[0])[1:-1]
+
+
+def is_quiet() -> bool:
+    """Was --quiet given, before the command or after it?"""
+    return not logging.getLogger("unicl_cli").isEnabledFor(logging.INFO)
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

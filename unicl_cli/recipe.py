@@ -33,7 +33,7 @@ from unicl_cli.sections import (
     Schedule,
     Section,
 )
-from unicl_cli.yaml_lines import Lined, parse, write, write_noted
+from unicl_cli.yaml_lines import Lined, leaves, parse, write, write_noted
 
 MODEL_KEYS = ("tokenizer", "context_length", "init")
 """Keys of `model` that are no options of the encoder it names."""
@@ -209,15 +209,8 @@ def check_shares(recipe: Recipe, world: int) -> None:
 
 def changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (value in ``a``, value in ``b``) where they differ; None where one has no such key."""
-    one, two = _leaves(a), _leaves(b)
+    one, two = leaves(a), leaves(b)
     return {key: (one.get(key), two.get(key)) for key in {**one, **two} if one.get(key) != two.get(key)}
-
-
-def _leaves(value: Any, at: str = "") -> dict[str, Any]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    if not items:
-        return {at: value}
-    return {key: leaf for name, item in items for key, leaf in _leaves(item, f"{at}.{name}".lstrip(".")).items()}
 
 
 def as_mapping(recipe: Recipe) -> dict[str, Any]:

@@ -182,3 +182,11 @@ def write_noted(data: Any, note: Callable[[Loc], str]) -> str:
         for number, line in enumerate(lines, 1)
     ]
     return "".join(f"{line}\n" for line in noted)
+
+
+def leaves(value: Any, at: str = "") -> dict[str, Any]:
+    """Dotted path -> value of nested mappings and lists; an empty one is a value."""
+    if not isinstance(value, dict | list | tuple) or not value:
+        return {at: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {key: leaf for name, item in items for key, leaf in leaves(item, f"{at}.{name}".lstrip(".")).items()}

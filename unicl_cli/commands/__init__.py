@@ -12,11 +12,6 @@ from unicl_cli.commands.completing import runs
 LOG = logging.getLogger("unicl_cli")
 
 
-def is_quiet() -> bool:
-    """Was --quiet given, before the command or after it?"""
-    return not LOG.isEnabledFor(logging.INFO)
-
-
 def _quieten(wanted: bool) -> bool:
     if wanted:
         LOG.setLevel(logging.WARNING)

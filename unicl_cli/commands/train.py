@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands import Json, Quiet, completing, is_quiet
+from unicl_cli.commands import Json, Quiet, completing
+from unicl_cli.errors import is_quiet
 
 app = typer.Typer(add_completion=False)
 

@@ -8,6 +8,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
+from unicl_cli.core.files import size_of
 from unicl_cli.errors import UniclError, did_you_mean
 
 FORMS = ("open_clip:", "local-dir:", "hf-hub:")
@@ -159,7 +160,7 @@ def fetch(repo: str, wanted: Sequence[Sequence[str]], name: str) -> list[Path]:
         files.append(file)
     new = sum(sizes[file] for file, path in zip(files, have, strict=True) if path is None)
     place = "" if name.endswith(f":{repo}") else f" from {repo}"
-    announce(name, f"{shown(new)}{place}, licence {licence(info)}")
+    announce(name, f"{size_of(new)}{place}, licence {licence(info)}")
     return [Path(reached(repo, lambda file=file: hf_hub_download(repo, file))) for file in files]
 
 
@@ -184,11 +185,6 @@ def announce(name: str, what: str) -> None:
         disable_progress_bars()
     sys.stderr.write(f"downloading {name}: {what}; kept in the cache\n")
     sys.stderr.flush()
-
-
-def shown(size: int) -> str:
-    """Bytes for people."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def licence(info: Any) -> str:

@@ -141,8 +141,8 @@ def fit(
 
     ``batch`` is any NamedTuple, ``step_module`` any module that returns a mapping with ``loss``. Returns the number
     of completed steps: every rank stops at the same one when one is ``stopping()``. An update whose loss or gradient
-    is not finite is left out on all ranks, without ``after``; more
-    than ``plan.max_bad_steps`` in a row end the run with exit code 3.
+    is not finite is left out on all ranks, without ``after``; more than ``plan.max_bad_steps`` in a row end the run
+    with exit code 3.
     """
     pace, bad_steps = Pace(plan.steps), 0
     began = time.perf_counter()

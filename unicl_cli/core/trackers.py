@@ -9,6 +9,7 @@ from typing import Any
 
 from unicl_cli.core.files import write_atomic
 from unicl_cli.errors import UniclError
+from unicl_cli.yaml_lines import leaves
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -19,12 +20,9 @@ def check_installed(names: Sequence[str]) -> None:
         raise UniclError(f"log.trackers: {', '.join(missing)} not installed", f"pip install {' '.join(missing)}")
 
 
-def flattened(value: Any, at: str = "") -> dict[str, int | float | str | bool]:
+def flattened(config: Mapping[str, Any]) -> dict[str, int | float | str | bool]:
     """``{"optim.lr": 1e-3}``: nested values by their path, what is no number or text as text."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else None
-    if items is None:
-        return {at: value if isinstance(value, int | float | str) else str(value)}
-    return {key: leaf for name, item in items for key, leaf in flattened(item, f"{at}.{name}".lstrip(".")).items()}
+    return {key: x if isinstance(x, int | float | str) else str(x) for key, x in leaves(dict(config)).items()}
 
 
 def open_tensorboard(run: Path, project: str, done: int) -> Any:

@@ -4,6 +4,8 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from rich.table import Table
 from torch import nn
 
 from unicl_cli.build import Data, build_data, build_step, build_tokenizer, check_learnable, doubts, total_steps
+from unicl_cli.contracts import Tokenizer
 from unicl_cli.core.launch import is_worker, processes
 from unicl_cli.core.loop import Step
 from unicl_cli.data.tokenizers import TextTokenizer
@@ -34,10 +37,10 @@ def facts(recipe: Recipe, run: Path, devices: str) -> dict[str, Any]:
     check_learnable(recipe, data)
     for doubt in doubts(recipe, data):
         sys.stderr.write(f"warning: {doubt}\n")
-    tokenizer = build_tokenizer(recipe, data) if recipe.model.part.options.get("text") is not None else None
+    fitted = cache(partial(build_tokenizer, recipe, data))  # only if the model asks for it
     local = recipe.batch.size // world
     chunks = 1 if recipe.batch.micro == "auto" else -(-local // recipe.batch.micro)
-    step = shapes_of(recipe, data, tokenizer, chunks)
+    step, tokenizer = shapes_of(recipe, data, fitted, chunks)
     steps = total_steps(recipe, data)
     towers = {name: parameters(child) for name, child in step.model.named_children()}
     length = None if tokenizer is None else tokenizer.context_length
@@ -60,16 +63,18 @@ def facts(recipe: Recipe, run: Path, devices: str) -> dict[str, Any]:
         "parameters_of": {**towers, "loss": parameters(step.loss)},
         "checkpoint_bytes": checkpoint_bytes(recipe, step),
     }
-    whole = step if chunks == 1 else shapes_of(recipe, data, tokenizer, 1)
+    whole = step if chunks == 1 else shapes_of(recipe, data, fitted, 1)[0]
     shape = Shape(local, recipe.data.views, recipe.data.image_size, length)
     return found | costs(recipe, step, whole, shape, chunks, world)
 
 
-def shapes_of(recipe: Recipe, data: Data, tokenizer: TextTokenizer | None, chunks: int) -> Step:
-    """Model and loss with shapes and no numbers: no memory, no weights are loaded."""
+def shapes_of(
+    recipe: Recipe, data: Data, fitted: Callable[[], TextTokenizer], chunks: int
+) -> tuple[Step, Tokenizer | None]:
+    """Model and loss with shapes and no numbers: no memory, no weights are loaded; and what tokenises their texts."""
     with torch.device("meta"):
-        step, _ = build_step(recipe, lambda: tokenizer or build_tokenizer(recipe, data), data.classes, chunks)
-    return step.train()
+        step, tokenizer = build_step(recipe, fitted, data.classes, chunks)
+    return step.train(), tokenizer
 
 
 def built(recipe: Recipe) -> None:
@@ -78,8 +83,7 @@ def built(recipe: Recipe) -> None:
         stage = recipe.stage(number)
         data = build_data(stage)
         check_learnable(stage, data)
-        wanted = stage.model.part.options.get("text") is not None
-        shapes_of(stage, data, build_tokenizer(stage, data) if wanted else None, 1)
+        shapes_of(stage, data, partial(build_tokenizer, stage, data), 1)
 
 
 def checkpoint_bytes(recipe: Recipe, step: Step) -> int:

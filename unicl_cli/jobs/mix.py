@@ -22,26 +22,18 @@ from unicl_cli.errors import UniclError
 from unicl_cli.jobs.evaluate import chosen_split, validate
 from unicl_cli.load import Loaded, find_run, load_model
 from unicl_cli.recipe import load
+from unicl_cli.yaml_lines import leaves
 
 if TYPE_CHECKING:
     from unicl_cli.data.corpus import Corpus
 
 CHOSEN_ON = ("val", "test")
 """Where the best mixture is chosen, unless a split is named."""
-TRAINED_WITH = (
-    *(
-        "freeze",
-        "frozen",
-        "lr_scale",
-        "image_lr_scale",
-        "text_lr_scale",
-        "drop_path",
-        "pretrained",
-        "arch",
-        "init",
-        "max",
-    ),
-    *("learn", "hf_model_name"),
+TRAINED_WITH = frozenset(
+    (
+        *("freeze", "frozen", "lr_scale", "image_lr_scale", "text_lr_scale", "drop_path", "max", "learn"),
+        *("pretrained", "arch", "init", "hf_model_name"),
+    )
 )
 """Options that change how a model is trained, or where it is from, not what it computes."""
 KEPT = ("resolved.yaml", "recipe.yaml", "classes.json", "tokenizer.json")
@@ -170,15 +162,9 @@ def settings(loaded: Loaded) -> tuple[dict[str, Any], dict[str, Any]]:
     return known, flat(registry.plain(recipe.model.part.options))
 
 
-def flat(options: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    """Nested options under dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in options.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{place}{key}.")
-        elif key not in TRAINED_WITH:
-            found[place + key] = value
-    return found
+def flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested options under dotted names, without those that only training reads."""
+    return {key: x for key, x in leaves(dict(options)).items() if key.rpartition(".")[2] not in TRAINED_WITH}
 
 
 def check_tokens(old: Loaded, new: Loaded) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from unicl_cli.core.files import size_of
 from unicl_cli.data.corpus import MANIFEST, mending
 from unicl_cli.data.verify import Found, Problem, check, survey
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare import Wanted, prepare, read_plan, units_of
 from unicl_cli.jobs.prepare_guard import Stop
 from unicl_cli.jobs.prepare_progress import Progress, note
-from unicl_cli.jobs.prepare_report import size_of
 
 
 def run_verify(out: Path, *, as_json: bool) -> None:

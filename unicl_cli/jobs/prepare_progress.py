@@ -1,6 +1,5 @@
 """How far `prepare` is, on stderr: a live bar on a terminal, else one plain line in 30 s."""
 
-import logging
 import os
 import sys
 import time
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from unicl_cli.errors import plain
+from unicl_cli.errors import is_quiet, plain
 
 PLAIN_SECONDS = 30.0
 """Off a terminal, a line at most this often."""
@@ -88,10 +87,6 @@ def _bar() -> Bar:
         TextColumn("{task.fields[reasons]}", markup=False),
     )
     return Bar(*columns, console=Console(stderr=True))
-
-
-def is_quiet() -> bool:
-    return not logging.getLogger("unicl_cli").isEnabledFor(logging.INFO)
 
 
 def note(line: str) -> None:

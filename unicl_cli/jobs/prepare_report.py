@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unicl_cli.contracts import ClassName
+from unicl_cli.core.files import size_of
 from unicl_cli.data.runner import Marker
 from unicl_cli.errors import plain
 from unicl_cli.jobs.prepare_progress import listed
@@ -159,13 +160,3 @@ def columns(cells: Sequence[Sequence[str]]) -> list[str]:
     """Lines whose cells stand below one another."""
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-
-
-def size_of(count: int) -> str:
-    """Bytes for people, decimal units."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

@@ -4,7 +4,8 @@ import os
 import re
 from pathlib import Path
 
-from unicl_cli.core.hub import announce, licence, shown
+from unicl_cli.core.files import size_of
+from unicl_cli.core.hub import announce, licence
 from unicl_cli.errors import UniclError
 
 TIMEOUT = 10.0
@@ -32,7 +33,7 @@ def commit_of(name: str, revision: str | None) -> str | None:
         raise _refused(name, revision, error) from error
     if not any(_cache_of(name).glob(f"*/*/{info.sha}")):
         size = sum(file.size or 0 for file in info.siblings or ())
-        announce(f"hf:{name}", f"up to {shown(size)}, licence {licence(info)}")
+        announce(f"hf:{name}", f"up to {size_of(size)}, licence {licence(info)}")
     return info.sha
 
 

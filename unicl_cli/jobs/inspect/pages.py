@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from unicl_cli.contracts import NO_LABEL, Sample
+from unicl_cli.core.files import size_of
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.pictures import PictureError, decode
 from unicl_cli.evaluate import page
@@ -18,7 +19,6 @@ from unicl_cli.evaluate.page import Html, section, tag
 from unicl_cli.evaluate.report import percent
 from unicl_cli.jobs.inspect.batch import MISSED, POSITIVE, Shown
 from unicl_cli.jobs.inspect.tables import pair_rows, range_of
-from unicl_cli.jobs.prepare_report import size_of
 
 SIDE = 160
 """Pixels of a sample picture; it is shown at 120."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.table import Table
 
+from unicl_cli.core.files import size_of
 from unicl_cli.evaluate import page
 from unicl_cli.evaluate.page import Html, section, tag
 from unicl_cli.evaluate.report import columns
-from unicl_cli.jobs.prepare_report import size_of
 from unicl_cli.jobs.runs import ago, spark
 
 FIGURES = ("loss", "excess_loss", "lr", "logit_scale", "grad_norm", "img_s", "label_share", "unique_text", "padding")

@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
+from unicl_cli.core.files import size_of
 from unicl_cli.evaluate.report import columns, percent
 from unicl_cli.jobs.inspect.drawing import batch_tables
 from unicl_cli.jobs.inspect.states import checkpoint_tables, named_values, run_tables
-from unicl_cli.jobs.prepare_report import size_of
 
 BAR = 24
 EIGHTHS = " ▏▎▍▌▋▊▉█"
