@@ -25,7 +25,7 @@ from unicl_cli.jobs.prepare import Wanted, prepare
 def make(out, **options):
     """A corpus of 18 + 12 shapes and 20 captions."""
     wanted = {"labels": ("shapes?count=30&test=12",), "captions": ("shapes?count=20&test=5",), "images": ()}
-    prepare(Wanted(**wanted, out=out, **options))
+    prepare(Wanted(**wanted, out=out, options=Options(**options)))
     return out
 
 

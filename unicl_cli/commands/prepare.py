@@ -91,11 +91,7 @@ def prepare(
 
         if data_dir:
             add_data_dir(data_dir)
-        wanted = job.Wanted(
-            labels=tuple(labels or ()),
-            captions=tuple(captions or ()),
-            images=tuple(images or ()),
-            out=out,
+        options = job.Options(
             templates=templates,
             size=size,
             min_side=min_side,
@@ -106,6 +102,7 @@ def prepare(
             dedup=dedup,
             keep_order=keep_order,
         )
+        wanted = job.Wanted(tuple(labels or ()), tuple(captions or ()), tuple(images or ()), out, options)
         if verify:
             prepare_check.run_verify(out, as_json=json)
         elif dry_run:

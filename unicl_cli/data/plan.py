@@ -48,6 +48,15 @@ class Options:
     dedup: str = "off"
     keep_order: bool = False
 
+    def __post_init__(self) -> None:
+        """UniclError for a word that is none of its options."""
+        for option, value, words in (
+            ("--text", self.text, ("clean", "raw")),
+            ("--dedup", self.dedup, ("off", "exact")),
+        ):
+            if value not in words:
+                raise UniclError(f"{option} {value}: is {' or '.join(words)}")
+
 
 class Opened(NamedTuple):
     """A source with its rows by split, as they go into the corpus. ``held_out``: its `val` was cut from its `train`."""

@@ -35,25 +35,7 @@ class Wanted(NamedTuple):
     captions: tuple[str, ...]
     images: tuple[str, ...]
     out: Path
-    templates: str | tuple[str, ...] | None = None
-    size: int | None = None
-    min_side: int = 0
-    holdout: float | None = None
-    shard_mb: int = 256
-    limit: int | None = None
-    text: str = "clean"
-    dedup: str = "off"
-    keep_order: bool = False
-
-    def options(self) -> Options:
-        """What changes the bytes. UniclError for a word that is none of its options."""
-        for option, value, words in (
-            ("--text", self.text, ("clean", "raw")),
-            ("--dedup", self.dedup, ("off", "exact")),
-        ):
-            if value not in words:
-                raise UniclError(f"{option} {value}: is {' or '.join(words)}")
-        return Options(**{name: getattr(self, name) for name in Options.__dataclass_fields__})
+    options: Options = Options()
 
 
 class Begun(NamedTuple):
@@ -83,7 +65,6 @@ def prepare(
 
     ``redo`` names shards that are made again although they have the right size.
     """
-    options = wanted.options()
     out = wanted.out
     stop = stop or Stop(out, "the same command")
     named = named_sources(wanted.labels, wanted.captions, wanted.images)
@@ -91,7 +72,7 @@ def prepare(
         raise UniclError("nothing to prepare", "give at least one --labels, --captions or --images SRC")
     check_place(out)
     with writing_into(stop):
-        plan = make_plan(named, options)
+        plan = make_plan(named, wanted.options)
         for line in plan.notes:
             note(line)
         document, units = _agreed(plan, out, allow_version_mix=allow_version_mix)
@@ -106,7 +87,7 @@ def prepare(
                 return told
         (out / MANIFEST).unlink(missing_ok=True)
         with stop.watched():
-            found = _duplicates(begun) if options.dedup == "exact" else None
+            found = _duplicates(begun) if wanted.options.dedup == "exact" else None
             if not stop():
                 _write(begun, found or duplicates.NONE, markers)
         if len(markers) < len(units):

@@ -8,6 +8,7 @@ from typing import Any
 
 from unicl_cli.core.files import size_of
 from unicl_cli.data.corpus import MANIFEST, mending
+from unicl_cli.data.plan import Options
 from unicl_cli.data.verify import Found, Problem, check, survey
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare import Wanted, prepare, read_plan, units_of
@@ -87,13 +88,12 @@ def _planned(document: dict[str, Any], out: Path) -> Wanted:
         kind: tuple(source["src"] for source in document["sources"] if source["kind"] == kind)
         for kind in ("labels", "captions", "images")
     }
-    return Wanted(
-        **sources,
-        out=out,
+    options = Options(
         templates=templates if isinstance(templates, str) else tuple(templates),
         keep_order=document["seed"] is None,
         **{name: document[name] for name in ("size", "min_side", "holdout", "shard_mb", "limit", "text", "dedup")},
     )
+    return Wanted(**sources, out=out, options=options)
 
 
 def _sums(out: Path) -> dict[str, str]:

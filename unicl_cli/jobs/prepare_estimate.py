@@ -60,12 +60,11 @@ class Sampled(NamedTuple):
 
 def run(wanted: Wanted, *, workers: int | None, as_json: bool) -> None:
     """Write the estimate to stdout. UniclError if the plan could not be carried out, for lack of space too."""
-    options = wanted.options()
     named = named_sources(wanted.labels, wanted.captions, wanted.images)
     if not named:
         raise UniclError("nothing to prepare", "give at least one --labels, --captions or --images SRC")
     check_place(wanted.out)
-    plan = make_plan(named, options)
+    plan = make_plan(named, wanted.options)
     for line in plan.notes:
         note(line)
     if (wanted.out / PLAN).is_file() and (changed := differences(read_plan(wanted.out), plan.document())):
