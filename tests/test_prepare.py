@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 from PIL import Image
+from toys import prepared, put, rows_of
 
 from unicl_cli import registry
 from unicl_cli.cli import main
@@ -27,13 +28,6 @@ def picture(mode="RGB", kind="PNG", size=(24, 20), seed=0, **options):
     image = Image.frombytes("RGBA", size, pixels).convert(mode)
     image.save(out, kind, **options)
     return out.getvalue()
-
-
-def put(root, files):
-    for path, data in files.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(data)
-    return root
 
 
 @pytest.fixture
@@ -66,18 +60,6 @@ def odd(tmp_path):
             "loose.png": picture(),
         },
     )
-
-
-def prepared(capsys, *argv, code=0):
-    """The JSON of a `prepare` run, and what it said on stderr."""
-    assert main(["prepare", *map(str, argv), "--json"]) == code
-    out, err = capsys.readouterr()
-    return (json.loads(out) if out else None), err
-
-
-def rows_of(corpus, split="train", kind="labels"):
-    table = open_corpus(corpus).table(split, kind)
-    return {sample.key: sample for sample in map(table.read, range(len(table)))}
 
 
 def test_odd_pictures_are_kept_and_broken_ones_left_out_with_their_reason(odd, tmp_path, capsys):

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from toys import prepared, put, rows_of
 
-from unicl_cli.cli import main
 from unicl_cli.contracts import Row
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.duplicates import find, read_found
@@ -24,24 +24,6 @@ def picture(seed, size=(24, 20)):
     out = io.BytesIO()
     Image.frombytes("RGB", size, random.Random(seed).randbytes(size[0] * size[1] * 3)).save(out, "PNG")
     return out.getvalue()
-
-
-def put(root, files):
-    for path, data in files.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(data)
-    return root
-
-
-def prepared(capsys, *argv, code=0):
-    assert main(["prepare", *map(str, argv), "--json"]) == code
-    out, err = capsys.readouterr()
-    return (json.loads(out) if out else None), err
-
-
-def rows_of(corpus, split="train", kind="labels"):
-    table = open_corpus(corpus).table(split, kind)
-    return {sample.key: sample for sample in map(table.read, range(len(table)))}
 
 
 def rejects(corpus):

@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import os
-from contextlib import nullcontext
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,51 +12,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from toys import PLAIN, Toy, toy
 
 from unicl_cli import losses
-from unicl_cli.contracts import ClassName, Features
-from unicl_cli.core.loop import Step
 from unicl_cli.core.prompts import fill
-from unicl_cli.data.tokenizers import corpus_tokenizer
-from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.zeroshot import BACKGROUND, Wanted, judge_for, zeroshot
 from unicl_cli.jobs.zeroshot_classes import Classes, classes_of, parse_classes
 from unicl_cli.jobs.zeroshot_inputs import Picture
 from unicl_cli.jobs.zeroshot_rows import json_lines, line, lines, table, tell
-from unicl_cli.load import Loaded
-
-PLAIN = SimpleNamespace(autocast=nullcontext)
-
-
-class Toy(nn.Module):
-    """A random linear look at small pictures, a mean of random word vectors."""
-
-    embed_dim = image_width = 16
-
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.see, self.read = nn.Linear(3 * 8 * 8, 16), nn.Embedding(vocab_size, 16)
-
-    def encode_image(self, images):
-        pooled = self.see(images.float().flatten(1) / 255)
-        return Features(pooled, F.normalize(pooled, dim=1))
-
-    def encode_text(self, tokens):
-        pooled = (self.read(tokens) * (tokens != 0)[..., None]).sum(1)
-        return Features(pooled, F.normalize(pooled, dim=1))
-
-    def scale(self, name="text"):
-        del name
-        return torch.tensor(14.0)
-
-
-def toy(loss: nn.Module | None = None, classes: tuple[str, ...] = ()) -> Loaded:
-    tokenizer = corpus_tokenizer(["a photo of a cat dog bird snow leopard"], 16)
-    step = Step(Toy(tokenizer.vocab_size), loss or losses.UniCL()).eval()
-    own = tuple(ClassName(name, (name,)) for name in classes)
-    return Loaded("toy", step, tokenizer, EvalTransform((8, 8)), own, ("a photo of a {}.", "{}"), ())
 
 
 def noise(seed: int = 0) -> bytes:
