@@ -288,3 +288,25 @@ def test_predictions_hold_every_row_and_agree_with_the_figures(model, place, cap
         assert row["scores"] == sorted(row["scores"], reverse=True)
         assert 1 / 3 <= row["p_max"] <= 1
         assert sorted(COLOURS)[row["y"]] in row["key"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["eval", "nowhere"], "model nowhere: no such run or checkpoint directory"),
+        (["probe", "--data", "nowhere"], "nowhere: no corpus here"),
+        (["zeroshot", "a.png", "--classes", "a", "--model", "nowhere"], "model nowhere: no such run"),
+        (["mix", "nowhere", "there"], "model nowhere: no such run"),
+        (["inspect", "nowhere"], "nowhere: no such file or directory"),
+        (["eval", "-o", "file/e.json"], "-o file/e.json: cannot be written"),
+    ],
+)
+def test_what_is_not_there_is_told_before_torch_is_imported(tmp_path, words, line):
+    (tmp_path / "file").touch()
+    script = "import sys; from unicl_cli.cli import main; code = main(sys.argv[1:])\nsys.exit(code + ('torch' in sys.modules))"
+    more = ["-o", "x"] if words[0] == "mix" else []
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words, *more], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {line}")

@@ -205,7 +205,8 @@ def test_different_models_are_refused(train, open_clip_folder, tuned):
 )
 def test_a_wrong_command_is_one_line(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("full").mkdir()
+    for name in ("a", "b", "full"):
+        Path(name).mkdir()
     Path("full/file").touch()
     assert main(["mix", "a", "b", *words]) == 2
     assert message in capsys.readouterr().err

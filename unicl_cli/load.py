@@ -67,9 +67,8 @@ def named(model: str | None) -> str:
 
 def find_run(name: str) -> tuple[Path, Path]:
     """(run directory, folder with the weights) of a run or checkpoint directory."""
+    hub.check_named(name)
     folder = Path(name)
-    if not folder.is_dir():
-        raise UniclError(f"model {name}: no such run or checkpoint directory", f"give {hub.FORMS_HINT}")
     if is_checkpoint(folder):
         return folder.resolve().parent.parent, folder
     if (folder / hub.CONFIG).is_file() and not (folder / "resolved.yaml").is_file():

@@ -32,11 +32,12 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure zero-shot accuracy, per class and per source, and retrieval where there are captions."""
-    from unicl_cli.commands.measured import in_workers, load, one_model, show, writing
+    from unicl_cli.commands.measured import check_first, in_workers, load, one_model, show, writing
 
     named = one_model(model_argument, model)
     if predictions is not None and predictions.suffix != ".parquet":
         raise UniclError(f"--predictions {predictions}: is written as Parquet", "give a name that ends in .parquet")
+    check_first([named], data or (), ("--predictions", predictions), ("-o", out))
 
     def work(accelerator: Any) -> None:
         from unicl_cli.core.launch import is_peer

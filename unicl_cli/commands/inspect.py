@@ -1,13 +1,18 @@
 """`unicl inspect PATH`: what is in a corpus, a batch, a checkpoint or a run."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from unicl_cli.commands import Quiet
+from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.layers import builtin_names
 
 app = typer.Typer(add_completion=False)
+LOOKED_AT = 2000
+"""Neighbours of a path that is not there, among which one may be meant."""
 
 
 @app.command()
@@ -37,7 +42,10 @@ def inspect(
 ) -> None:
     """Say what is in a corpus, a batch, a checkpoint or a run. A damaged checkpoint ends in exit status 1."""
     del quiet  # its callback has seen it
-    from unicl_cli.commands.measured import show
+    check_there(Path(path))
+    from unicl_cli.commands.measured import check_first, show
+
+    check_first((), (), ("-o", out), ("--html", html))
     from unicl_cli.jobs.inspect.look import Wanted, look
     from unicl_cli.jobs.inspect.tables import tables
 
@@ -46,3 +54,12 @@ def inspect(
     show(document, tables, as_json=as_json, out=out)
     if not document.get("whole", True):
         raise typer.Exit(1)
+
+
+def check_there(path: Path) -> None:
+    """A path that leads nowhere is told before torch is imported."""
+    if path.exists() or str(path) in builtin_names():
+        return
+    beside = islice(path.parent.iterdir(), LOOKED_AT) if path.parent.is_dir() else ()
+    near = did_you_mean(path.name, [item.name for item in beside])
+    raise UniclError(f"{path}: no such file or directory{near}", "give a corpus, a run or a checkpoint directory")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,25 @@ def one_process(devices: str) -> str:
     if devices != "auto":
         raise UniclError(f"--devices {devices}: one process alone reads standard input", "leave --devices out")
     return "1"
+
+
+def check_first(models: Iterable[str | None], corpora: Iterable[str], *files: tuple[str, Path | None]) -> None:
+    """What would fail at its first use is told at once: models and corpora that are not there, files that cannot be
+    written (each with its option). Torch takes seconds to import, an evaluation may take hours."""
+    from unicl_cli.core.hub import check_named
+    from unicl_cli.data.corpus import open_corpus
+
+    for model in models:
+        if model is not None:
+            check_named(model)
+    for corpus in corpora:
+        open_corpus(corpus)
+    for option, file in files:
+        if file is None:
+            continue
+        near = next(folder for folder in file.absolute().parents if folder.exists())  # those below it will be made
+        if file.is_dir() or not near.is_dir() or not os.access(near, os.W_OK):
+            raise UniclError(f"{option} {file}: cannot be written", "give another file")
 
 
 def one_model(argument: str | None, option: str | None) -> str | None:

@@ -38,7 +38,9 @@ def mix(
     alphas = shares(alpha, curve=curve)
     if out is None and not data and len(alphas) == 1:
         raise UniclError("nothing to do", "write the mixture with -o DIR, or measure it with --data CORPUS")
-    from unicl_cli.commands.measured import in_workers, show
+    from unicl_cli.commands.measured import check_first, in_workers, show
+
+    check_first([old, new], data or ())
 
     def work(accelerator: Any) -> None:
         from unicl_cli.core.launch import is_peer

@@ -53,9 +53,10 @@ def probe(
     quiet: Quiet = False,
 ) -> None:
     """Fit a simple classifier on frozen features; its one setting is chosen on validation data alone."""
-    from unicl_cli.commands.measured import in_workers, load, one_model, show
+    from unicl_cli.commands.measured import check_first, in_workers, load, one_model, show
 
     named = one_model(model_argument, model)
+    check_first([named], [data] if data else (), ("-o", out))
 
     def work(accelerator: Any) -> None:
         from unicl_cli.evaluate.report import probe_tables

@@ -56,12 +56,13 @@ def zeroshot(
     quiet: Quiet = False,
 ) -> None:
     """Classify pictures by class names; probabilities are relative to the classes named, one alone has 1."""
-    from unicl_cli.commands.measured import in_workers, load, one_process, warn
+    from unicl_cli.commands.measured import check_first, in_workers, load, one_process, warn
 
     inputs, by_cosine = images or [], scores is Scores.cosine
     check_inputs(inputs, stdin_image=stdin_image)
     if as_json and as_csv:
         raise UniclError("both --json and --csv are given", "give one of them")
+    check_first([model], ())
     if stdin_image or "-" in inputs:
         devices = one_process(devices)
 

@@ -49,6 +49,12 @@ def is_form(name: str) -> bool:
     return name.startswith(FORMS)
 
 
+def check_named(name: str) -> None:
+    """A model that is named by its form, or lies in a directory; told before torch is imported."""
+    if not is_form(name) and not Path(name).is_dir():
+        raise UniclError(f"model {name}: no such run or checkpoint directory", f"give {FORMS_HINT}")
+
+
 def find(name: str, *, weights: bool = True) -> Source:
     """The files of ``open_clip:NAME[/TAG]``, ``local-dir:PATH`` or ``hf-hub:ORG/REPO``; downloads are announced first.
 

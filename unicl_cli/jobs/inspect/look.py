@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from unicl_cli.core.checkpoint import MODEL, TRAINER, newest
 from unicl_cli.data.corpus import MANIFEST, PLAN, Corpus, open_corpus
-from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.page import write_page
 from unicl_cli.jobs.inspect.batch import Shown, default_recipe, inspect_batch
 from unicl_cli.jobs.inspect.corpus import inspect_corpus, learned_split
@@ -120,9 +120,6 @@ def _kind_of_folder(folder: Path) -> str:
 
 
 def _no_folder(path: Path) -> UniclError:
-    if not path.exists():
-        near = did_you_mean(path.name, [item.name for item in islice(_inside(path.parent), LOOKED_AT)])
-        return UniclError(f"{path}: no such file or directory{near}", "give a corpus, a run or a checkpoint directory")
     if path.suffix.lower() in PICTURES:
         return UniclError(f"{path}: is a picture", f"ask a model: unicl zeroshot {quote(str(path))} --classes a,b")
     if path.suffix.lower() in LISTS:
@@ -132,10 +129,6 @@ def _no_folder(path: Path) -> UniclError:
             f"{path}: is one file of several", f"give its directory: unicl inspect {quote(str(path.parent))}"
         )
     return UniclError(f"{path}: is neither a corpus, a run nor a checkpoint", "give a directory that unicl wrote")
-
-
-def _inside(folder: Path) -> Any:
-    return folder.iterdir() if folder.is_dir() else iter(())
 
 
 def _other_folder(folder: Path) -> UniclError:
