@@ -303,7 +303,8 @@ def test_predictions_hold_every_row_and_agree_with_the_figures(model, place, cap
 )
 def test_what_is_not_there_is_told_before_torch_is_imported(tmp_path, words, line):
     (tmp_path / "file").touch()
-    script = "import sys; from unicl_cli.cli import main; code = main(sys.argv[1:])\nsys.exit(code + ('torch' in sys.modules))"
+    script = "import sys; from unicl_cli.cli import main\n"
+    script += "sys.exit(main(sys.argv[1:]) + ('torch' in sys.modules))"
     more = ["-o", "x"] if words[0] == "mix" else []
     done = subprocess.run(
         [sys.executable, "-c", script, *words, *more], cwd=tmp_path, capture_output=True, text=True, check=False
