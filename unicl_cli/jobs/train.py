@@ -19,7 +19,8 @@ from unicl_cli.core.launch import StopFlag, start_accelerator
 from unicl_cli.core.loop import Step
 from unicl_cli.core.trackers import check_installed
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.stage import Stage, platform_facts, prepared, resume
+from unicl_cli.jobs.course import Stage
+from unicl_cli.jobs.stage import platform_facts, prepared, resume
 from unicl_cli.load import load_init
 from unicl_cli.problems import show
 from unicl_cli.recipe import Recipe, changes, load, numbers
