@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unicl_cli.encoders.packing import Layout, at_ends, attended, embedded, layout_of, rectangle
 from unicl_cli.errors import UniclError
 
 
@@ -19,11 +20,10 @@ class Block(nn.Module):
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(U, L, width) -> the same."""
-        q, k, v = self.qkv(self.ln_1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (U, heads, L, d)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.proj(mixed.transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, layout: Layout, *, last: bool = False) -> Tensor:
+        """(n, width) -> the same; ``last``: (U, width), since only the ends of the texts are read after it."""
+        mixed = attended(self.qkv(self.ln_1(x)), self.heads, layout, last=last)
+        x = (at_ends(x, layout) if last else x) + self.proj(mixed)
         hidden = self.fc1(self.ln_2(x))
         hidden = hidden * torch.sigmoid(1.702 * hidden) if self.quick_gelu else F.gelu(hidden)
         return x + self.fc2(hidden)
@@ -37,6 +37,8 @@ class TextTransformer(nn.Module):
     """
 
     trim_safe = True
+    packs = True
+    """Whether texts may be packed (`packing.py`): the same numbers, fewer of them."""
 
     def __init__(
         self,
@@ -74,12 +76,17 @@ class TextTransformer(nn.Module):
 
     def tokens(self, tokens: Tensor) -> Tensor:
         """int64 (U, L) -> (U, L, width), after the last norm."""
-        x = self.tok(tokens) + self.pos[: tokens.shape[1]]
+        layout = rectangle(tokens, self.eot_id)
+        x = embedded(tokens, self.tok, self.pos, layout)
         for block in self.blocks:
-            x = block(x)
-        return self.ln(x)
+            x = block(x, layout)
+        return self.ln(x).view(*tokens.shape, -1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.tokens(tokens)
-        eot = (tokens == self.eot_id).int().argmax(1)  # the first maximum
-        return x[torch.arange(x.shape[0], device=x.device), eot]  # `len` would fix the batch size of an ONNX export
+        layout = layout_of(tokens, self.eot_id) if self.packs else rectangle(tokens, self.eot_id)
+        x = embedded(tokens, self.tok, self.pos, layout)
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x, layout)
+        x = self.ln(last(x, layout, last=True))
+        return x if layout.order is None else x[layout.order]
