@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 from unicl_cli.cli import main
+from unicl_cli.core.guard import BadSteps
 from unicl_cli.core.launch import start_accelerator
 from unicl_cli.core.loop import Plan, fit
 from unicl_cli.core.sinks import Sinks, kept_lines
@@ -93,7 +94,7 @@ def test_a_step_that_was_left_out_makes_no_checkpoint() -> None:
     optimizer = torch.optim.SGD(module.parameters())
     batches = ((step, (torch.full((2,), 1.0 if step < 2 else float("nan")),)) for step in range(9))
     saved: list[int] = []
-    plan = Plan(steps=9, seed=0, lr=partial(min, 0.1), max_bad_steps=3)
+    plan = Plan(steps=9, seed=0, lr=partial(min, 0.1), guard=BadSteps(3))
     with pytest.raises(UniclError, match="not finite 4 times") as error:
         fit(module, batches, optimizer, plan, accelerator, Sinks([]), after=saved.append)
     assert error.value.exit_code == 3

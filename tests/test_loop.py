@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unicl_cli.core.guard import BadSteps
 from unicl_cli.core.launch import start_accelerator
 from unicl_cli.core.loop import Plan, Step, after_step, fit, freeze_idle
 from unicl_cli.core.sampler import seed_of
@@ -109,10 +110,11 @@ def test_an_update_that_is_not_finite_is_left_out_and_logged():
 
 
 def test_too_many_of_them_in_a_row_end_the_run():
-    plan = Plan(steps=9, seed=0, lr=lambda n: 0.1, max_bad_steps=2)
+    plan = Plan(steps=9, seed=0, lr=lambda n: 0.1, guard=BadSteps(2))
     with pytest.raises(UniclError, match="was not finite 3 times in a row, last at step 7") as caught:
         run(steps=9, bad={1, 2, 4, 5, 6}, plan=plan)
     assert caught.value.exit_code == 3
+    plan = plan._replace(guard=BadSteps(2))
     assert run(steps=9, bad={1, 2, 4, 5, 7, 8}, plan=plan)[3] == 9, "good ones in between"
 
 

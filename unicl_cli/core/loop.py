@@ -1,6 +1,5 @@
 """The training loop: one forward, one backward, one update; everything else is a function of the step."""
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -11,9 +10,11 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from unicl_cli.contracts import Loss, Model, Sink
-from unicl_cli.core.dist import bare, full_tensor, mean_over_ranks, rank, sum_over_ranks, world_size
+from unicl_cli.core.dist import bare, mean_over_ranks, rank, sum_over_ranks, world_size
+from unicl_cli.core.guard import BadSteps
+from unicl_cli.core.hosted import to_device
 from unicl_cli.core.sampler import seed_of
-from unicl_cli.errors import UniclError
+from unicl_cli.core.update import Judged, Updates
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -56,15 +57,25 @@ class Step(nn.Module):
 
 
 class Plan(NamedTuple):
-    """The numbers of a training. ``lr`` is the rate of an update (0 is the first); ``describe`` gives more to log."""
+    """The numbers of a training, and what its job does along the way.
+
+    ``lr`` is the rate of an update (0 is the first); ``describe`` gives more of a batch to log; ``each`` is called with
+    every batch after its step. ``due``: has ``after`` work once so many steps are completed (None: after each step)?
+    ``save``: does this rank want it called beside that? ``guard`` counts bad steps, over several calls of `fit`.
+    ``ahead``: may the host queue a step before it knows how the last one ended? None: on a GPU.
+    """
 
     steps: int
     seed: int
     lr: Callable[[int], float]
     grad_clip: float | None = 1.0
     log_every: int = 10
-    max_bad_steps: int = 10
     describe: Callable[[Any], Mapping[str, Tensor]] | None = None
+    each: Callable[[Any], None] | None = None
+    due: Callable[[int], bool] | None = None
+    save: Callable[[], bool] = lambda: False
+    guard: BadSteps | None = None
+    ahead: bool | None = None
 
 
 def freeze_idle(step_module: nn.Module, batch: Any, accelerator: "Accelerator") -> list[str]:
@@ -72,19 +83,30 @@ def freeze_idle(step_module: nn.Module, batch: Any, accelerator: "Accelerator") 
 
     One probe step on the first batch finds them. Buffers (BatchNorm's statistics) are put back.
     """
+    return freeze(step_module, sum_over_ranks(reached(step_module, batch, accelerator)))
+
+
+def reached(step_module: nn.Module, batch: Any, accelerator: "Accelerator") -> Tensor:
+    """(n,): 1 for each trained parameter that this rank's loss on ``batch`` gives a gradient, else 0."""
     buffers = {name: value.clone() for name, value in step_module.named_buffers()}
     with accelerator.autocast():
         out = step_module(send_to_device(batch, accelerator.device))
     out["loss"].backward()
-    trained = [(name, p) for name, p in step_module.named_parameters() if p.requires_grad]
-    reached = sum_over_ranks(torch.tensor([float(p.grad is not None) for _, p in trained], device=accelerator.device))
-    idle = [(name, p) for (name, p), ranks in zip(trained, reached.tolist(), strict=True) if not ranks]
-    for _, parameter in idle:
-        parameter.requires_grad = False
+    trained = [p for p in step_module.parameters() if p.requires_grad]
+    found = torch.tensor([float(p.grad is not None) for p in trained], device=accelerator.device)
     step_module.zero_grad(set_to_none=True)
     with torch.no_grad():
         for name, value in step_module.named_buffers():
             value.copy_(buffers[name])
+    return found
+
+
+def freeze(step_module: nn.Module, ranks: Tensor) -> list[str]:
+    """Names of the trained parameters that so many ``ranks`` reach, none of them, which are frozen from here on."""
+    trained = [(name, p) for name, p in step_module.named_parameters() if p.requires_grad]
+    idle = [(name, p) for (name, p), count in zip(trained, ranks.tolist(), strict=True) if not count]
+    for _, parameter in idle:
+        parameter.requires_grad = False
     step_module.train()  # a tower that was frozen as a whole goes to evaluation
     return [name for name, _ in idle]
 
@@ -126,6 +148,14 @@ def rows_of(batch: Any) -> int:
     return len(batch[0])
 
 
+def reseed(seed: int, device: torch.device) -> None:
+    """So that dropout is a function of the step, and nothing of it has to be saved."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)  # the other backends' generators cost 50 times as much
+    else:
+        torch.manual_seed(seed)
+
+
 def fit(
     step_module: nn.Module,
     batches: Iterator[tuple[int, Any]],
@@ -141,69 +171,43 @@ def fit(
 
     ``batch`` is any NamedTuple, ``step_module`` any module that returns a mapping with ``loss``. Returns the number
     of completed steps: every rank stops at the same one when one is ``stopping()``. An update whose loss or gradient
-    is not finite is left out on all ranks, without ``after``; more than ``plan.max_bad_steps`` in a row end the run
-    with exit code 3.
+    is not finite is left out on all ranks, logged, and has no ``after``; too many of them raise Diverged.
+    A line is of its own step, not a mean since the last one, so that it is the same wherever a run was cut.
     """
-    pace, bad_steps = Pace(plan.steps), 0
+    guard, pace = plan.guard or BadSteps(), Pace(plan.steps)
+    updates = Updates(step_module, optimizer, accelerator, clip=plan.grad_clip, guard=guard, ahead=plan.ahead)
     began = time.perf_counter()
     for step, batch in batches:
         waited = time.perf_counter() - began
-        torch.manual_seed(seed_of(plan.seed, step, rank()))  # dropout is a function of the step: nothing to save
-        for group in optimizer.param_groups:
-            group["lr"] = plan.lr(step) * group.get("lr_scale", 1.0)
-        batch = send_to_device(batch, accelerator.device, non_blocking=True)
+        reseed(seed_of(plan.seed, step, rank()), accelerator.device)
+        updates.set_rate(plan.lr(step))
+        batch = to_device(batch, accelerator.device)
         with accelerator.autocast():  # accelerate adds its own only to a prepared module; a sharded one is not
             out = step_module(batch)
-        accelerator.backward(out["loss"])
-        norm = gradient_norm(step_module, plan.grad_clip, accelerator)
-        bad, stop = flags(out["loss"], norm, stop=stopping())
-        bad_steps = update(optimizer, bad_steps, step, plan, accelerator, bad=bad)
-        optimizer.zero_grad(set_to_none=True)
+        updates.backward(out["loss"])
+        updates.apply(step, out, batch, stop=stopping(), save=plan.save())
         after_step(step_module)
+        if plan.each is not None:
+            plan.each(batch)
+        logged = (step + 1) % plan.log_every == 0 or step + 1 == plan.steps
+        due = plan.due is None or plan.due(step + 1)
+        ended = updates.finished(wait=logged or due)
         pace.took(time.perf_counter() - began, waited, rows_of(batch) * world_size())
-        if (step + 1) % plan.log_every == 0 or step + 1 == plan.steps or bad:
-            facts = {} if plan.describe is None else plan.describe(batch)
-            values = mean_over_ranks({**out, "grad_norm": norm, **facts})
-            if rank() == 0:
-                seen = (step + 1) * rows_of(batch) * world_size()
-                sink.log(step + 1, {**values, "lr": plan.lr(step), "samples": seen, **pace.line(step + 1)})
-        if not bad:  # checkpoints of steps that were left out would push the good ones away
+        for one, outcome in ended:
+            if outcome.bad or (logged and one.step == step):
+                log(sink, one, batch, plan, pace if one.step == step else None)
+        if any(outcome.save or due for one, outcome in ended if one.step == step and not outcome.bad):
             after(step + 1)
-        if stop:
+        if any(outcome.stop for _, outcome in ended):
             return step + 1
         began = time.perf_counter()
     return plan.steps
 
 
-def gradient_norm(step_module: nn.Module, clip: float | None, accelerator: "Accelerator") -> Tensor:
-    """(): the norm of all gradients before they are cut to ``clip``."""
-    norm = accelerator.clip_grad_norm_(step_module.parameters(), math.inf if clip is None else clip)
-    return full_tensor(cast("Tensor", norm))
-
-
-def flags(loss: Tensor, norm: Tensor, *, stop: bool) -> tuple[bool, bool]:
-    """Is a loss or norm not finite on any rank; is any rank to stop: one small all-reduce."""
-    finite = torch.isfinite(loss.detach()) & torch.isfinite(norm.detach())
-    bad, stopping = sum_over_ranks(torch.stack([(~finite).float(), finite.new_full((), stop).float()])).tolist()
-    return bool(bad), bool(stopping)
-
-
-def update(optimizer: Any, before: int, step: int, plan: Plan, accelerator: "Accelerator", *, bad: bool) -> int:
-    """The update, unless it is bad; returns how many in a row were left out, ``before`` of them before this one."""
-    if not bad:
-        optimizer.step()
-        return 0
-    if accelerator.scaler is not None:
-        accelerator.scaler.update()  # fp16: a smaller factor next time; it refuses to unscale twice without
-    return count_bad(before, step, plan)
-
-
-def count_bad(before: int, step: int, plan: Plan) -> int:
-    """One more update that was left out; too many in a row end the run."""
-    if before + 1 > plan.max_bad_steps:
-        raise UniclError(
-            f"the loss or its gradient was not finite {before + 1} times in a row, last at step {step + 1}",
-            "lower optim.lr, lengthen schedule.warmup, or try precision=fp32; the last checkpoint is from before",
-            exit_code=3,
-        )
-    return before + 1
+def log(sink: Sink, one: Judged, batch: Any, plan: Plan, pace: Pace | None) -> None:
+    """The line of a step, with its own ``batch`` and ``pace`` if that is still there; all ranks call it."""
+    facts = plan.describe(batch) if plan.describe is not None and pace is not None else {}
+    means, shares = mean_over_ranks({**one.values, **facts}), pace.line(one.step + 1) if pace is not None else {}
+    if rank() == 0:
+        seen = (one.step + 1) * rows_of(batch) * world_size()
+        sink.log(one.step + 1, {**means, "lr": plan.lr(one.step), "samples": seen, **shares})

@@ -16,9 +16,9 @@ from unicl_cli.core import checkpoint
 from unicl_cli.core.dist import any_rank, bare, barrier, rank, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
-from unicl_cli.core.launch import StopFlag
 from unicl_cli.core.loop import Plan, Step, fit
 from unicl_cli.core.sinks import ConsoleSink, JsonlSink, Sinks, SpikeSink, StatusSink, kept_lines, writing
+from unicl_cli.core.stopping import StopFlag
 from unicl_cli.core.trackers import TrackerSink
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import Stopped, UniclError
@@ -51,7 +51,7 @@ class Stage:
             lr=rate(recipe, parts.steps),
             grad_clip=recipe.optim.clip_norm,
             log_every=recipe.log.every,
-            max_bad_steps=recipe.guard.max_bad_steps,
+            guard=BadSteps(recipe.guard.max_bad_steps),
             describe=partial(describe, pad_id=getattr(parts.tokenizer, "pad_id", None)),
         )
         if status is not None:
@@ -154,7 +154,7 @@ class Stage:
             "steps": self.parts.steps,
             "seed": recipe.seed,
             "batch_size": recipe.batch.size,
-            "micro": recipe.batch.micro,
+            "micro": self.parts.micro,
             "world": world_size(),
             "threads": torch.get_num_threads(),
             "recipe": recipe_hash(recipe),
