@@ -12,12 +12,15 @@ from typing import Any, NamedTuple, cast
 import torch
 from open_clip import CoCa, CustomTextCLIP, load_checkpoint
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
-from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer, text_global_pool
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from unicl_cli.contracts import Tuning
 from unicl_cli.core.hub import CONFIG, Source
+from unicl_cli.encoders.packing import Layout, at_ends, attended, embedded, layout_of, rectangle
+from unicl_cli.encoders.unpacked import Unpacked
 from unicl_cli.errors import UniclError
 
 BLOCKS = ("Block", "Bottleneck", "Layer")
@@ -127,6 +130,44 @@ def units(net: nn.Module) -> list[nn.Module]:
     return found
 
 
+class ImageBlock(ResidualAttentionBlock):
+    """open_clip's block: the same parameters and numbers."""
+
+    def forward(self, q_x: Tensor, *others: Any, last: bool = False, **options: Any) -> Tensor:
+        """``last``: the class token alone, (b, 1, width), since nothing else is read after it."""
+        if not last:
+            return super().forward(q_x, *others, **options)
+        x = q_x[:, :1] + self.ls_1(self.attention(self.ln_1(q_x))[:, :1])
+        return x + self.ls_2(self.mlp(self.ln_2(x)))
+
+
+class TextBlock(ResidualAttentionBlock):
+    """open_clip's block under a causal mask: the same parameters and numbers, on texts as ``layout`` has them."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, q_x: Tensor, *others: Any, layout: Layout | None = None, last: bool = False, **options: Any
+    ) -> Tensor:
+        """(n, width) -> the same; ``last``: (U, width), of the ends. Without ``layout`` as open_clip calls it."""
+        if layout is None:
+            return super().forward(q_x, *others, **options)
+        attn: Any = self.attn
+        h = self.ln_1(q_x)
+        opened = isinstance(attn, Unpacked)  # adapters stand beside its products
+        qkv = attn.in_proj(h) if opened else nn.functional.linear(h, attn.in_proj_weight, attn.in_proj_bias)
+        mixed = attended(qkv, attn.heads if opened else attn.num_heads, layout, last=last)
+        x = (at_ends(q_x, layout) if last else q_x) + self.ls_1(attn.out_proj(mixed))
+        return x + self.ls_2(self.mlp(self.ln_2(x)))
+
+
+def retyped(blocks: Any, kind: type[nn.Module]) -> bool:
+    """Makes blocks that are exactly open_clip's own into ``kind``, parameters and names untouched; are they that?"""
+    if any(type(block) is not ResidualAttentionBlock for block in blocks):
+        return False
+    for block in blocks:
+        block.__class__ = kind
+    return True
+
+
 class ImageTower(nn.Module):
     """(b, 3, H, W) -> pooled (b, width), joint (b, embed_dim); pooled is what comes before the projection.
 
@@ -134,7 +175,7 @@ class ImageTower(nn.Module):
     """
 
     projects = True
-    lr_scale = 1.0
+    tuning = Tuning()
 
     def __init__(self, net: Net, embed_dim: int) -> None:
         super().__init__()
@@ -145,6 +186,9 @@ class ImageTower(nn.Module):
         steps = cast("Any", image_transform_v2(cfg, is_train=False)).transforms
         self.frame = Frame(size, tuple(steps[:-3]))  # what follows: to RGB, to a tensor, normalised
         self.width = self._width(embed_dim)
+        visual: Any = net.visual
+        pooled = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
+        self.reads_one = pooled and visual.transformer.batch_first and retyped(visual.transformer.resblocks, ImageBlock)
 
     def _width(self, embed_dim: int) -> int:
         net: Any = self.net
@@ -165,13 +209,23 @@ class ImageTower(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         net: Any = self.net
         if isinstance(net, VisionTransformer):
-            pooled, _ = cast("Any", net)._pool(net.transformer(cast("Any", net)._embeds(x)))
+            pooled, _ = cast("Any", net)._pool(self._states(cast("Any", net)._embeds(x)))
             return pooled, pooled if net.proj is None else pooled @ net.proj
         if self._headed():
             pooled = net.trunk(x)
             return pooled, net.head(pooled)
         joint = net(x)
         return joint, joint
+
+    def _states(self, x: Tensor) -> Tensor:
+        """The states that pooling reads."""
+        transformer = cast("Any", self.net).transformer
+        if not self.reads_one:
+            return transformer(x)
+        *blocks, last = transformer.resblocks
+        for block in blocks:
+            x = block(x)
+        return last(x, last=True)
 
 
 class TextTower(nn.Module):
@@ -181,7 +235,9 @@ class TextTower(nn.Module):
     """
 
     projects = True
-    lr_scale = 1.0
+    tuning = Tuning()
+    packs = True
+    """Whether texts may be packed (`packing.py`): the same numbers, fewer of them."""
 
     def __init__(self, net: Net, context_length: int, tokenizer: Any) -> None:
         super().__init__()
@@ -192,6 +248,8 @@ class TextTower(nn.Module):
         causal = plain and text.attn_mask is not None and text.cls_emb is None
         self.trim_safe = causal and text.pool_type in ("first", "argmax", "eos")
         self.pads = plain and not self.trim_safe
+        ends = self.trim_safe and text.pool_type in ("argmax", "eos") and text.transformer.batch_first
+        self.reads_ends = ends and retyped(text.transformer.resblocks, TextBlock)
         self.pad_id = tokenizer.pad_id
         self.config = {"model_cfg": net.config, "preprocess_cfg": net.preprocess}
         bias = net.logit_bias
@@ -211,17 +269,35 @@ class TextTower(nn.Module):
         return joint, joint
 
     def _cut(self, tokens: Tensor) -> Tensor:
-        """open_clip's own forward with its mask, made for the whole context, cut to the tokens there are."""
+        """open_clip's own forward, cut to the tokens there are."""
+        net: Any = self.net
+        pooled = self._ends(tokens) if self.reads_ends else self._masked(tokens)
+        projection = net.text_projection
+        if projection is None:
+            return pooled
+        return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+
+    def _ends(self, tokens: Tensor) -> Tensor:
+        """The states at the ends of the texts."""
+        net: Any = self.net
+        eot_id = net.eos_id if net.pool_type == "eos" else None
+        layout = layout_of(tokens, eot_id) if self.packs else rectangle(tokens, eot_id)
+        kind = net.transformer.get_cast_dtype()
+        x = embedded(tokens, net.token_embedding, net.positional_embedding, layout).to(kind)
+        *blocks, last = net.transformer.resblocks
+        for block in blocks:
+            x = block(x, layout=layout)
+        x = net.ln_final(last(x, layout=layout, last=True))
+        return x if layout.order is None else x[layout.order]
+
+    def _masked(self, tokens: Tensor) -> Tensor:
+        """All states by blocks of another kind, their mask, made for the whole context, cut to the tokens there are."""
         net: Any = self.net
         length = tokens.shape[1]
         kind = net.transformer.get_cast_dtype()
         x = net.token_embedding(tokens).to(kind) + net.positional_embedding[:length].to(kind)
         x = net.ln_final(net.transformer(x, attn_mask=net.attn_mask[:length, :length]))
-        pooled = text_global_pool(x, tokens, net.pool_type, eos_token_id=net.eos_id)
-        projection = net.text_projection
-        if projection is None:
-            return pooled
-        return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+        return text_global_pool(x, tokens, net.pool_type, eos_token_id=net.eos_id)
 
     def store(self, folder: Path) -> None:
         """What builds the same model without its first weights: the configuration, a tokenizer that is not CLIP's."""

@@ -34,19 +34,19 @@ class Layout(NamedTuple):
     nodes: Nodes | None
 
 
-def rectangle(tokens: Tensor, eot_id: int) -> Layout:
-    """Every text padded to the longest."""
-    ends = (tokens == eot_id).int().argmax(1)  # the first maximum
+def rectangle(tokens: Tensor, eot_id: int | None) -> Layout:
+    """Every text padded to the longest. Texts end at the first ``eot_id``; None: at the first of the highest id."""
+    ends = (tokens if eot_id is None else (tokens == eot_id).int()).argmax(1)  # the first maximum
     return Layout(tokens.shape[0], tokens.shape[1], ends, None, None)
 
 
-def layout_of(tokens: Tensor, eot_id: int) -> Layout:
+def layout_of(tokens: Tensor, eot_id: int | None) -> Layout:
     """int64 (U, L) -> the layout with the fewest states; the rectangle where the host does not know the tokens."""
     known = on_host(tokens)
     if known is None:
         return rectangle(tokens, eot_id)
     ids = known.numpy()
-    ends = (ids == eot_id).argmax(1)
+    ends = (ids if eot_id is None else ids == eot_id).argmax(1)
     live = np.arange(ids.shape[1]) <= ends[:, None]
     words = np.where(live, ids, 0).astype(np.uint32)
     order = np.argsort(words.view(f"S{words.itemsize * ids.shape[1]}")[:, 0])  # equal beginnings side by side

@@ -7,6 +7,7 @@ from typing import Any, cast
 import timm
 import torch
 from timm.models.resnet import ResNet
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from unicl_cli.errors import UniclError, did_you_mean
@@ -14,6 +15,31 @@ from unicl_cli.errors import UniclError, did_you_mean
 BLOCKS = ("Block", "Bottleneck")
 OURS = frozenset(inspect.signature(timm.create_model).parameters) | {"img_size", "drop_path_rate"}
 """What ``args`` may not set: a file or an address to load, and what other options say."""
+
+
+class LastBlock(Block):
+    """timm's block: the same parameters and numbers."""
+
+    def forward(self, x: Tensor, *others: Any, last: bool = False, **options: Any) -> Tensor:
+        """``last``: the class token alone, (b, 1, width), since nothing else is read after it."""
+        if not last:
+            return super().forward(x, *others, **options)
+        x = x[:, :1] + self.drop_path1(self.ls1(self.attn(self.norm1(x))[:, :1]))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+def reading_one(backbone: Any) -> bool:
+    """Prepares timm's own ViT of which the class token is all that is read, with no chance to draw for the others.
+
+    Is it one?
+    """
+    if type(backbone) is not VisionTransformer or backbone.attn_pool is not None or backbone.global_pool != "token":
+        return False
+    block = backbone.blocks[-1]
+    if type(block) is not Block or any(m.p for m in block.modules() if isinstance(m, nn.Dropout)):
+        return False
+    block.__class__ = LastBlock
+    return True
 
 
 class TimmTower(nn.Module):
@@ -66,6 +92,7 @@ class TimmTower(nn.Module):
                 f"{model}: patches of {max(patch)} px do not divide data.image_size {image_size}",
                 f"set data.image_size to a multiple of {max(patch)}",
             )
+        self.reads_one = reading_one(backbone)
         self.model = cast("nn.Module", backbone)
         self.width: int = backbone.num_features
         self.mean: tuple[float, ...] = backbone.pretrained_cfg["mean"]
@@ -84,7 +111,14 @@ class TimmTower(nn.Module):
         return features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
+        model: Any = self.model
+        if not self.reads_one:
+            return model(x)
+        x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
+        *blocks, last = model.blocks
+        for block in blocks:
+            x = block(x)
+        return model.forward_head(model.norm(last(x, last=True)))
 
 
 def _with_small_stem(backbone: Any, model: str) -> None:
