@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,10 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unicl_cli.core.dist import any_rank, bare, barrier, full_tensor, rank, shard_like
+from unicl_cli.core.dist import any_rank, bare, full_tensor, rank, shard_like
 from unicl_cli.core.files import beside, put, sync_folder, write_atomic
 from unicl_cli.errors import UniclError
 
+WRITING_FAILS = (OSError, SafetensorError)
 MODEL, EMA, OPTIM, TRAINER = "model.safetensors", "ema.safetensors", "optim.safetensors", "trainer.json"
 
 
@@ -36,14 +39,34 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: full_tensor(value.detach()).cpu().contiguous() for name, value in own_tensors(module).items()}
 
 
-def optimizer_state(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    """Full tensors as ``parameter/field``; groups and rates come from the recipe and are not saved."""
+def state_of(
+    module: nn.Module, optimizer: Any, average: Mapping[str, Tensor] | None, *, copy: bool
+) -> dict[str, dict[str, Tensor]]:
+    """File -> name -> full tensor on rank 0's host; empty files on the others, which all must call it (FSDP2).
+
+    The optimizer's are ``parameter/field``; its groups and rates come from the recipe and are not saved. With ``copy``
+    they share no memory with the module. From a GPU they may still be on their way: `arrive` waits for them.
+    """
     state = optimizer.state
-    fields = ((name, f, v) for name, p in bare(module).named_parameters() for f, v in state.get(p, {}).items())
-    return {
-        f"{name}/{field}": full_tensor(torch.as_tensor(value)).cpu().contiguous().clone()
-        for name, field, value in fields
+    fields = ((n, f, v) for n, p in bare(module).named_parameters() for f, v in state.get(p, {}).items())
+    files = {
+        MODEL: {name: to_host(value, copy=copy) for name, value in own_tensors(module).items()},
+        OPTIM: {f"{name}/{field}": to_host(torch.as_tensor(value), copy=True) for name, field, value in fields},
     }
+    if average is not None:
+        files[EMA] = {name: to_host(value, copy=copy) for name, value in average.items()}
+    return {name: {n: x for n, x in tensors.items() if x is not None} for name, tensors in files.items()}
+
+
+def to_host(value: Tensor, *, copy: bool) -> Tensor | None:
+    """The full tensor on rank 0's host, else None; a GPU's into pinned memory, without waiting for it."""
+    whole = full_tensor(value.detach())
+    if rank() != 0:
+        return None
+    if whole.device.type == "cuda":
+        return whole.contiguous().to("cpu", non_blocking=True)
+    here = whole.cpu().contiguous()
+    return here.clone() if copy and here.data_ptr() == value.data_ptr() else here
 
 
 def save(
@@ -60,45 +83,69 @@ def save(
     Every file is synced before the folder gets its name, so a cut at any moment leaves the checkpoint before usable.
     ``average``: the moving average of the weights, by name.
     """
-    target = root / f"step-{facts['step']:08d}"
-    files = {MODEL: weights(module), OPTIM: optimizer_state(module, optimizer)}  # a collective under FSDP2
-    if average is not None:
-        files[EMA] = {name: full_tensor(value).cpu() for name, value in average.items()}
+    files = state_of(module, optimizer, average, copy=False)
     problem: OSError | SafetensorError | None = None
     if rank() == 0:
+        arrive(files)
         try:
-            write(root, target, files, facts)
-        except (OSError, SafetensorError) as error:
+            write(root, files, facts)
+            prune(root, keep, keep_every)
+        except WRITING_FAILS as error:
             problem = error
-            discard_parts(root)
+    complain(folder_of(root, int(facts["step"])), problem)
+    return folder_of(root, int(facts["step"]))
+
+
+def folder_of(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return root / f"step-{step:08d}"
+
+
+def arrive(files: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Waits for copies from a GPU."""
+    if torch.cuda.is_available() and any(x.is_pinned() for tensors in files.values() for x in tensors.values()):
+        torch.cuda.synchronize()
+
+
+def complain(target: Path, problem: BaseException | None) -> None:
+    """Raises on all ranks what rank 0 met while it wrote; every rank must ask."""
     if any_rank(flag=problem is not None):
         raise UniclError(
             f"{target}: the checkpoint could not be written: {problem or 'see rank 0'}",
             "free some space (or lower checkpoint.keep) and give the same command again",
         ) from problem
-    if rank() == 0:
-        prune(root, keep, keep_every)
-    barrier()
-    return target
 
 
-def write(root: Path, target: Path, files: Mapping[str, dict[str, Tensor]], facts: Mapping[str, Any]) -> None:
-    """The files of one checkpoint, synced, then renamed into place; a valid one of the same step stays."""
-    if is_whole(target):
-        write_atomic(root / "latest", target.name)
+def write(root: Path, files: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
+    """The files of one checkpoint, synced, then renamed into place; a whole one that `latest` names stays."""
+    target = folder_of(root, int(facts["step"]))
+    if read_pointer(root / "latest") == target.name and is_whole(target):
         return
     part = root / f".tmp-{target.name}-{os.getpid()}"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for name, tensors in files.items():
-        write_tensors(part / name, tensors)
-    prints = {name: fingerprint(part / name) for name in files}
-    write_atomic(part / TRAINER, json.dumps({**facts, "files": prints}, indent=1))
-    if target.exists():  # a damaged one: `latest` cannot name it, since reading skipped it
-        shutil.rmtree(target)
-    part.rename(target)
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        for name, tensors in files.items():
+            write_tensors(part / name, tensors)
+        crash_point("after_tmp", target)
+        prints = {name: fingerprint(part / name) for name in files}
+        write_atomic(part / TRAINER, json.dumps({**facts, "files": prints}, indent=1))
+        crash_point("before_rename", target)
+        if target.exists():  # damaged, or of a course that was left: `latest` does not name it, or reading skipped it
+            shutil.rmtree(target)
+        part.rename(target)
+    except WRITING_FAILS:
+        discard_parts(root)
+        raise
     sync_folder(root)
+    crash_point("before_latest", target)
     write_atomic(root / "latest", target.name)
+
+
+def crash_point(name: str, target: Path) -> None:
+    """For tests: ``UNICL_TEST_CRASH=before_latest`` (or ``before_latest:step-00000006``) ends the process here."""
+    if os.environ.get("UNICL_TEST_CRASH") in (name, f"{name}:{target.name}"):
+        os._exit(9)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -136,9 +183,18 @@ def discard_parts(root: Path) -> None:
 
 
 def fingerprint(path: Path) -> list[Any]:
-    """[bytes, sha256] of a file."""
-    with path.open("rb") as file:
-        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+    """[bytes, sha256] of a file; read once a process as long as the file is not touched."""
+    about = path.stat()
+    return [about.st_size, _digest(path, about.st_size, about.st_mtime_ns)]
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, size: int, touched: int) -> str:
+    del touched
+    if not size:
+        return hashlib.sha256().hexdigest()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        return hashlib.sha256(whole).hexdigest()  # in one call, in which other threads go on
 
 
 def is_whole(folder: Path) -> bool:

@@ -1,0 +1,131 @@
+"""Checkpoints of a run, written by a thread of rank 0 while the training goes on."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from unicl_cli.core.checkpoint import (
+    WRITING_FAILS,
+    arrive,
+    complain,
+    discard_parts,
+    folder_of,
+    prune,
+    read_pointer,
+    state_of,
+    write,
+)
+from unicl_cli.core.dist import barrier, rank
+from unicl_cli.core.files import size_of, write_atomic
+
+
+class Saver:
+    """Saves under ``root``; `save` returns when the state has been copied, which one copy at a time ever is.
+
+    A write that failed fails all ranks when they next meet here; `failed` tells rank 0 that they should.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        keep: int,
+        keep_every: int | None,
+        asynchronous: bool,
+        step: int | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.root, self.keep, self.keep_every, self.asynchronous = root, keep, keep_every, asynchronous
+        self.step = step  # of the newest checkpoint here that was loaded or is written
+        self.say = say
+        self.measured = False
+        self.pool = ThreadPoolExecutor(1, "checkpoint")
+        self.work: list[Future[None]] = []
+
+    def save(
+        self,
+        module: nn.Module,
+        optimizer: Any,
+        facts: Mapping[str, Any],
+        average: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """A checkpoint of ``facts["step"]``; the same step twice costs nothing. All ranks call it."""
+        if self.step == facts["step"]:
+            return
+        self.join()
+        files = state_of(module, optimizer, average, copy=self.asynchronous)
+        self.step = int(facts["step"])
+        if rank() == 0:
+            if not self.measured:
+                self.check_space(sum(x.nbytes for tensors in files.values() for x in tensors.values()))
+            self.begin(partial(self.write, files, dict(facts)))
+        if not self.asynchronous:
+            self.join()
+
+    def write(self, files: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
+        """In the thread."""
+        arrive(files)
+        write(self.root, files, facts)
+        prune(self.root, self.keep, self.keep_every)
+
+    def point(self, name: str) -> None:
+        """Lets the file ``name`` (best) name the newest checkpoint once that is whole; rank 0 calls it."""
+        if self.step is not None:
+            self.begin(partial(self.put_pointer, name, folder_of(self.root, self.step)))
+
+    def put_pointer(self, name: str, target: Path) -> None:
+        """In the thread, after the write."""
+        if target.is_dir():
+            write_atomic(self.root / name, target.name)
+
+    def begin(self, work: Callable[[], None]) -> None:
+        """One after the other, in the order in which they were given."""
+        self.work.append(self.pool.submit(work))
+
+    def failed(self) -> bool:
+        """Has the thread met an error by now?"""
+        return any(job.done() and job.exception() is not None for job in self.work)
+
+    def join(self) -> None:
+        """Waits for what is being written; every rank calls it, and fails if rank 0's thread did."""
+        problems = [job.exception() for job in self.work]
+        self.work = []
+        problem = next((error for error in problems if error is not None), None)
+        if problem is not None and not isinstance(problem, WRITING_FAILS):
+            raise problem
+        complain(folder_of(self.root, self.step or 0), problem)
+
+    def close(self) -> None:
+        """Waits, and asks nobody: for a training that ends by an error."""
+        self.pool.shutdown()
+
+    def back_to(self, folder: Path) -> None:
+        """Leaves the course that was taken after ``folder``: later checkpoints go, as if it had never been."""
+        self.join()
+        if rank() == 0:
+            write_atomic(self.root / "latest", folder.name)
+            for later in self.root.glob("step-*"):
+                if later.name > folder.name:
+                    shutil.rmtree(later)
+            if not (self.root / (read_pointer(self.root / "best") or folder.name)).is_dir():
+                (self.root / "best").unlink()
+            discard_parts(self.root)
+        barrier()
+        self.step = int(folder.name.removeprefix("step-"))
+
+    def check_space(self, size: int) -> None:
+        """Says so where the disk cannot hold what is going to be kept, the one being written and one to spare."""
+        self.measured = True
+        held = sum(file.stat().st_size for file in self.root.glob("step-*/*"))
+        needed = (self.keep + 2) * size - held
+        free = shutil.disk_usage(next(p for p in (self.root, *self.root.parents) if p.exists())).free
+        if free < needed:
+            self.say(
+                f"warning: {self.root}: {size_of(free)} free, and its checkpoints ({size_of(size)} each) are going to "
+                f"need {size_of(needed)}; free some space or lower checkpoint.keep"
+            )
