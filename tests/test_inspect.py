@@ -19,7 +19,8 @@ from unicl_cli.build import build_data, build_tokenizer
 from unicl_cli.cli import run
 from unicl_cli.contracts import ClassName
 from unicl_cli.data.corpus import open_corpus
-from unicl_cli.data.loader import Draws, batches
+from unicl_cli.data.batches import batches
+from unicl_cli.data.loader import Draws
 from unicl_cli.data.tokenizers import clip_tokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.inspect.batch import default_recipe, inspect_batch

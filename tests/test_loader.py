@@ -14,9 +14,10 @@ from PIL import Image
 
 from unicl_cli.contracts import NO_LABEL, NO_TEXT, ClassName
 from unicl_cli.core.prompts import fill
+from unicl_cli.data.batches import batches
 from unicl_cli.data.collate import HASH_KEYS, ROW_KEYS
 from unicl_cli.data.corpus import open_corpus
-from unicl_cli.data.loader import Draws, Mix, Texts, batches, order, strands_of
+from unicl_cli.data.loader import Draws, Mix, Texts, order, strands_of
 from unicl_cli.data.shards import SCHEMA
 from unicl_cli.data.text import text_hash
 from unicl_cli.data.tokenizers import corpus_tokenizer
@@ -69,7 +70,8 @@ def corpus(folder: Path, kinds=("labels", "captions"), *, classes=CLASSES, sizes
 def strands(opened, *, labels=None, weight=1.0, fraction=1.0, limit=None, views=1):
     return strands_of(
         opened, "train", labels=np.arange(3) if labels is None else np.array(labels), templates=TEMPLATES,
-        transform=TrainTransform(8, [augment("shift", {})] * views, 0), weight=weight, fraction=fraction, limit=limit,
+        transform=TrainTransform(8, [augment("shift", {})] * views, 0, decoder="auto", resize="tensor"),
+        weight=weight, fraction=fraction, limit=limit,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def encoded(width=60, height=40, *, mode="RGB", form="PNG", seed=0, **options):
 
 
 def train(name="basic", *, size=32, views=1, seed=0, **changes):
-    return TrainTransform(size, [augment(name, changes)] * views, seed)
+    return TrainTransform(size, [augment(name, changes)] * views, seed, decoder="auto", resize="tensor")
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
@@ -96,9 +96,9 @@ def test_without_augmentation_every_view_is_that_of_evaluation():
 def test_views_are_the_same_in_another_process():
     code = (
         "import sys, json, torch; from unicl_cli.data.transforms import *\n"
-        "data = sys.stdin.buffer.read()\n"
-        "print(json.dumps({n: [int(x) for x in TrainTransform(32, [augment(n, {})] * 2, 4)(data, 11).flatten()[::97]]"
-        " for n in PRESETS}))"
+        "data, how = sys.stdin.buffer.read(), {'decoder': 'auto', 'resize': 'tensor'}\n"
+        "views = {n: TrainTransform(32, [augment(n, {})] * 2, 4, **how)(data, 11).flatten()[::97] for n in PRESETS}\n"
+        "print(json.dumps({n: x.tolist() for n, x in views.items()}))"
     )
     data = encoded()
     done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)

@@ -76,7 +76,8 @@ def transform_of(recipe: Recipe, item: TrainData) -> TrainTransform:
             "give one entry, or one a view (data.views)",
         )
     ops = [augment(entry.name, entry.model_dump(exclude={"name"})) for entry in entries]
-    return TrainTransform(recipe.data.image_size, ops * (recipe.data.views // len(ops)), recipe.seed)
+    how = {"decoder": recipe.data.decoder, "resize": recipe.data.resize}
+    return TrainTransform(recipe.data.image_size, ops * (recipe.data.views // len(ops)), recipe.seed, **how)
 
 
 def build_data(recipe: Recipe) -> Data:

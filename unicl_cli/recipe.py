@@ -251,7 +251,7 @@ def _at(data: Any, loc: Loc) -> Any:
 def numbers(recipe: Recipe) -> dict[str, Any]:
     """What a run's numbers depend on: all but run_dir, log, data.workers, checkpoint, parallel."""
     whole = as_mapping(recipe)
-    del whole["data"]["workers"]
+    del whole["data"]["workers"], whole["data"]["decoder"]
     return {key: value for key, value in whole.items() if key not in ("run_dir", "log", "checkpoint", "parallel")}
 
 

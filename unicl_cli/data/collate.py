@@ -49,15 +49,17 @@ def key_of(drawn: Drawn, caption_targets: str) -> int:
 
 def collate(
     drawn: Sequence[Drawn],
+    images: Tensor,
     *,
     tokenizer: TextTokenizer | None,
     caption_targets: str,
     extra: Hook | None,
     distinct: bool = True,
 ) -> Batch:
-    """One rank's samples of a step -> Batch; texts are encoded once each, in the order in which they are first seen.
+    """One rank's samples of a step, and their pictures as one tensor -> Batch.
 
-    Not ``distinct``: once a row, for a text tower whose dropout gives each row another vector.
+    Texts are encoded once each, in the order in which they are first seen. Not ``distinct``: once a row, for a text
+    tower whose dropout gives each row another vector.
     """
     rows: dict[tuple[str, int], int] = {}  # text and, where they are to stay apart, row -> row of tokens
     places = [None if d.text is None else (d.text, 0 if distinct else n) for n, d in enumerate(drawn)]
@@ -67,7 +69,7 @@ def collate(
     tokens = torch.zeros(1, 1, dtype=torch.int64) if tokenizer is None else tokenizer(texts)
     text_index = torch.tensor(index)
     return Batch(
-        images=torch.stack([d.image for d in drawn]),
+        images=images,
         tokens=tokens,
         text_index=text_index,
         labels=torch.tensor([d.label for d in drawn]),

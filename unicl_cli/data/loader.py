@@ -1,32 +1,23 @@
-"""From a mix of corpora to batches: which rows, which text of a row, which view, all derived from the step."""
+"""From a mix of corpora to samples: which rows, which text of a row, which view, all derived from the step."""
 
 import math
-import os
-import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from functools import partial
 from hashlib import blake2b
-from multiprocessing import parent_process, resource_tracker
-from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 
-from unicl_cli.contracts import NO_LABEL, Batch, Drawn, Sample
+from unicl_cli.contracts import NO_LABEL, Drawn, Sample
 from unicl_cli.core.prompts import fill
 from unicl_cli.core.sampler import Alternation, Mixture, Stream, share
-from unicl_cli.data.collate import Hook, collate
 from unicl_cli.data.corpus import Corpus, Table
-from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.data.transforms import TrainTransform
-from unicl_cli.errors import UniclError
 
 LABELS = "labels"
+At = tuple[int, int, int, int]
+"""Where a sample is: strand, row of the strand, step, draw."""
 
 
 class Texts(NamedTuple):
@@ -112,8 +103,8 @@ def strands_of(
     return [s for s in strands if s.size]
 
 
-class Mix(Dataset[Drawn]):
-    """All strands of a training, addressed by (strand, row, step, draw); picklable for spawned workers."""
+class Mix:
+    """All strands of a training, addressed by At; picklable for spawned workers."""
 
     def __init__(self, strands: Sequence[Strand], texts: Texts) -> None:
         firsts = np.cumsum([0, *(s.size for s in strands)])
@@ -123,7 +114,12 @@ class Mix(Dataset[Drawn]):
     def __len__(self) -> int:
         return sum(s.size for s in self.strands)
 
-    def __getitem__(self, at: tuple[int, int, int, int]) -> Drawn:
+    @property
+    def picture_bytes(self) -> int:
+        """Of the views of one row."""
+        return self.strands[0].transform.nbytes
+
+    def __getitem__(self, at: At) -> Drawn:
         number, row, step, draw = at
         strand = self.strands[number]
         sample = strand.table.read(row if strand.rows is None else int(strand.rows[row]))
@@ -206,15 +202,20 @@ def order(
 
 
 class Draws:
-    """A batch sampler that begins at any step: one list of (strand, row, step, draw) a step, this rank's share."""
+    """A batch sampler that begins at any step: one list a step, this rank's share."""
 
     def __init__(self, order: Mixture | Alternation, start: int, steps: int, rank: int, world: int) -> None:
         self.order, self.start, self.steps, self.rank, self.world = order, start, steps, rank, world
 
+    @property
+    def rows(self) -> int:
+        """Of each list."""
+        return self.order.batch_size // self.world
+
     def __len__(self) -> int:
         return self.steps - self.start
 
-    def __iter__(self) -> Iterator[list[tuple[int, int, int, int]]]:
+    def __iter__(self) -> Iterator[list[At]]:
         size = self.order.batch_size
         mine = share(size, self.rank, self.world)
         for step in range(self.start, self.steps):
@@ -222,83 +223,3 @@ class Draws:
             draw = step * size + np.arange(size)
             columns = (strand[mine].tolist(), row[mine].tolist(), [step] * (size // self.world), draw[mine].tolist())
             yield list(zip(*columns, strict=True))
-
-
-def begin_worker(worker: int) -> None:
-    """Workers share the cores: each decodes on one. SIGTERM is blocked in them, and heeded if the trainer sent it."""
-    del worker
-    torch.set_num_threads(1)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        Thread(target=end_when_told, daemon=True).start()
-
-
-def end_when_told() -> None:
-    """Without it a trainer that ends by an exception would wait forever for workers that it cannot terminate."""
-    trainer = parent_process()
-    while trainer is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer.pid:
-        pass  # sent to the whole process group: the trainer answers it, and needs its workers until then
-    os._exit(0)
-
-
-class Telling(Dataset[Drawn | UniclError]):
-    """Gives a UniclError back where ``mix`` raises it: torch would bury its one line in a worker's traceback."""
-
-    def __init__(self, mix: Mix) -> None:
-        self.mix = mix
-
-    def __getitem__(self, at: tuple[int, int, int, int]) -> Drawn | UniclError:
-        try:
-            return self.mix[at]
-        except UniclError as error:
-            return error
-
-
-def told(drawn: Sequence[Drawn | UniclError], *, together: Callable[[Sequence[Drawn]], Batch]) -> Batch | UniclError:
-    """A batch, or the first error among its rows."""
-    whole = [row for row in drawn if isinstance(row, Drawn)]
-    return together(whole) if len(whole) == len(drawn) else next(row for row in drawn if isinstance(row, UniclError))
-
-
-@contextmanager
-def stops_blocked() -> Generator[None]:
-    """Processes started inside never hear of a stop, which may reach a whole process group.
-
-    The training process answers it at the end of its step, and needs its workers until then.
-    """
-    resource_tracker.ensure_running()  # started later, it would unblock them again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def batches(
-    mix: Mix,
-    draws: Draws,
-    tokenizer: TextTokenizer | None,
-    *,
-    caption_targets: str,
-    extra: Hook | None,
-    distinct: bool,
-    workers: int,
-    pin_memory: bool,
-) -> Iterator[tuple[int, Batch]]:
-    """(step, Batch) for each step that ``draws`` covers; the same batches for any number of ``workers``."""
-    together = partial(collate, tokenizer=tokenizer, caption_targets=caption_targets, extra=extra, distinct=distinct)
-    loader = DataLoader(
-        Telling(mix),
-        batch_sampler=draws,
-        num_workers=workers,
-        collate_fn=partial(told, together=together),
-        pin_memory=pin_memory,
-        multiprocessing_context="spawn" if workers else None,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=begin_worker if workers else None,
-    )
-    with stops_blocked():
-        loaded = iter(loader)
-    for step, batch in zip(range(draws.start, draws.steps), loaded, strict=True):
-        if isinstance(batch, UniclError):
-            raise batch
-        yield step, batch

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
 """Refused from the header alone above this: 192 MB as RGB."""
@@ -76,7 +76,7 @@ def read_file(path: Path) -> bytes:
 
 def decode(data: bytes) -> Image.Image:
     """RGB, EXIF orientation applied, alpha on white, 16 bits scaled to 8, first frame only; raises PictureError."""
-    image = _open(data)
+    image = opened(data)
     return _finish(image)
 
 
@@ -85,7 +85,7 @@ def examine(data: bytes, size: int | None, min_side: int = 0) -> Examined:
 
     PictureError also if the short side is below ``min_side``.
     """
-    image = _open(data)
+    image = opened(data)
     if min(image.size) < min_side:
         raise PictureError("too_small", f"{image.width} x {image.height} pixels")
     animated = image.format in _ANIMATED and bool(getattr(image, "is_animated", False))
@@ -108,7 +108,8 @@ def difference_hash(image: Image.Image) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def _open(data: bytes) -> Image.Image:
+def opened(data: bytes) -> Image.Image:
+    """A picture whose header has been read and judged, its pixels not yet. PictureError as ``decode``."""
     if not data:
         raise PictureError("empty")
     try:
@@ -148,6 +149,15 @@ def _finish(image: Image.Image) -> Image.Image:
 
 def _is_cut(error: Exception) -> bool:
     return isinstance(error, EOFError | struct.error) or "truncat" in str(error).lower()
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's 1 to 8; 1 where nothing, or nothing sound, says otherwise."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a corrupt EXIF block is never fatal: the pixels are there  # noqa: BLE001
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def _upright(image: Image.Image) -> Image.Image:

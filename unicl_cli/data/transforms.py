@@ -9,13 +9,25 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from unicl_cli.core.sampler import seed_of
+from unicl_cli.data.decoding import pixels
 from unicl_cli.data.pictures import decode
 
 BICUBIC = v2.InterpolationMode.BICUBIC
+SIDES = (3 / 4, 4 / 3)
+"""Of a random crop: least and largest width as a share of its height."""
+JITTERED = 0.8
+"""Of how many pictures the colours are changed."""
+SIGMA = (0.1, 2.0)
+"""Of the blur, in pixels."""
+ERASED_AREA = (0.02, 1 / 3)
+ERASED_RATIO = 1.2
+"""Of the logarithm of height by width: 0.3 to 3.3."""
+_LOG_SIDES: list[float] = torch.tensor(SIDES).log().tolist()
 
 
 class Augment(NamedTuple):
@@ -52,7 +64,17 @@ def framed(picture: Image.Image, size: int) -> Tensor:
     if picture.size != (size, size):
         resized = F.resize(picture, [size], interpolation=BICUBIC)  # pyright: ignore[reportArgumentType] - a picture too
         picture = cast("Image.Image", F.center_crop(resized, [size, size]))
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)  # a third of the time of pil_to_tensor
+    return tensor_of(picture)
+
+
+def tensor_of(picture: Image.Image) -> Tensor:
+    """RGB -> uint8 (3, H, W), at a third of the time of pil_to_tensor."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def picture_of(x: Tensor) -> Image.Image:
+    """uint8 (3, H, W) -> RGB."""
+    return Image.fromarray(x.permute(1, 2, 0).numpy())
 
 
 def eval_transform(data: bytes, size: int) -> Tensor:
@@ -75,6 +97,11 @@ class EvalTransform(NamedTuple):
         return torch.from_numpy(np.array(self.frame(decode(data)))).permute(2, 0, 1)
 
 
+def blur_kernel(size: int) -> int:
+    """Its side in pixels, odd."""
+    return max(3, size // 10 | 1)
+
+
 def randaugment(config: str, size: int) -> Callable[[Image.Image], Image.Image]:
     """timm's RandAugment; its import takes a second, which only a recipe that asks for it pays."""
     from timm.data.auto_augment import rand_augment_transform
@@ -82,30 +109,69 @@ def randaugment(config: str, size: int) -> Callable[[Image.Image], Image.Image]:
     return rand_augment_transform(config, {"translate_const": int(size * 0.45)})
 
 
+class Box(NamedTuple):
+    """A part of a picture, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def random_box(height: int, width: int, share: tuple[float, float]) -> Box:
+    """The crop that torchvision's RandomResizedCrop takes, from the same random numbers, in a fifth of its time."""
+    for _ in range(10):
+        area = height * width * torch.empty(1).uniform_(*share).item()
+        ratio = torch.empty(1).uniform_(*_LOG_SIDES).exp_().item()
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(torch.randint(0, height - h + 1, (1,)))
+            return Box(top, int(torch.randint(0, width - w + 1, (1,))), h, w)
+    w = min(width, round(height * SIDES[1]))  # no luck: the middle of a picture that is too long
+    h = min(height, round(width / SIDES[0]))
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def shrunk(x: Tensor, size: int) -> Tensor:
+    """uint8 (3, H, W) -> (3, size, size), bicubic with antialiasing, by torch: Pillow's levels, a few of them ± 1."""
+    return interpolate(x[None], (size, size), mode="bicubic", antialias=True)[0]
+
+
+def pillow_shrunk(x: Tensor, size: int) -> Tensor:
+    """As ``shrunk``, by Pillow: four times as slow."""
+    return tensor_of(picture_of(x).resize((size, size), Image.Resampling.BICUBIC))
+
+
+RESIZE = {"tensor": shrunk, "pillow": pillow_shrunk}
+
+
 class View:
     """A picture -> one augmented view, uint8 (3, size, size), a function of the picture and the seed."""
 
-    def __init__(self, size: int, ops: Augment) -> None:
+    def __init__(self, size: int, ops: Augment, resize: str) -> None:
         self.size, self.ops = size, ops
-        self.crop = v2.RandomResizedCrop(size, scale=ops.crop, interpolation=BICUBIC) if ops.crop else None
+        self.resize = RESIZE[resize]
         self.rand = randaugment(ops.rand, size) if ops.rand else None
         steps: list[Callable[[Tensor], Tensor]] = []
         if ops.flip:
-            steps.append(v2.RandomHorizontalFlip(ops.flip))
+            steps.append(self._flipped)
         if ops.shift:
             steps.append(self._shifted)
         if ops.jitter:
             s = ops.jitter
-            steps.append(v2.RandomApply([v2.ColorJitter(s, s, s, min(s / 4, 0.5))], 0.8))
+            steps.append(v2.RandomApply([v2.ColorJitter(s, s, s, min(s / 4, 0.5))], JITTERED))
         if ops.grey:
             steps.append(v2.RandomGrayscale(ops.grey))
         if ops.blur:
-            steps.append(v2.RandomApply([v2.GaussianBlur(max(3, size // 10 | 1), (0.1, 2.0))], ops.blur))
+            steps.append(v2.RandomApply([v2.GaussianBlur(blur_kernel(size), SIGMA)], ops.blur))
         if ops.noise:
             steps.append(self._noisy)
         if ops.erase:
             steps.append(v2.RandomApply([self._erased], ops.erase))
         self.steps = steps
+
+    def _flipped(self, x: Tensor) -> Tensor:
+        return x.flip(2) if torch.rand(1) < self.ops.flip else x
 
     def _shifted(self, x: Tensor) -> Tensor:
         down, right = torch.randint(-self.ops.shift, self.ops.shift + 1, (2,)).tolist()
@@ -117,8 +183,8 @@ class View:
         return (x + torch.randn(x.shape) * (255 * self.ops.noise)).round().clamp(0, 255).to(torch.uint8)
 
     def _erased(self, x: Tensor) -> Tensor:
-        area = self.size**2 * float(torch.empty(()).uniform_(0.02, 1 / 3))
-        ratio = math.exp(float(torch.empty(()).uniform_(-1.2, 1.2)))  # 0.3 to 3.3
+        area = self.size**2 * float(torch.empty(()).uniform_(*ERASED_AREA))
+        ratio = math.exp(float(torch.empty(()).uniform_(-ERASED_RATIO, ERASED_RATIO)))
         height, width = (
             max(1, min(self.size, round(side))) for side in (math.sqrt(area * ratio), math.sqrt(area / ratio))
         )
@@ -127,15 +193,17 @@ class View:
         x[:, top : top + height, left : left + width] = torch.randint(256, (3, height, width), dtype=torch.uint8)
         return x
 
-    def __call__(self, picture: Image.Image, seed: int) -> Tensor:
+    def __call__(self, x: Tensor, seed: int) -> Tensor:
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every backend: 60 times slower
-        if self.crop is not None:
-            picture = self.crop(picture)
+        if self.ops.crop is not None:
+            top, left, height, width = random_box(x.shape[1], x.shape[2], self.ops.crop)
+            x = self.resize(x[:, top : top + height, left : left + width], self.size)
         if self.rand is not None:
             random.seed(seed)  # timm's RandAugment draws from Python's and numpy's generators
             np.random.seed(seed)  # noqa: NPY002
-            picture = self.rand(picture)
-        x = framed(picture, self.size)
+            x = tensor_of(self.rand(picture_of(x)))
+        if x.shape[1:] != (self.size, self.size):
+            x = framed(picture_of(x), self.size)
         for step in self.steps:
             x = step(x)
         return x
@@ -145,13 +213,19 @@ class TrainTransform:
     """An encoded picture -> uint8 (3, size, size) for one view, (V, 3, size, size) for several.
 
     The view v of draw d depends on (seed, d, v) alone, never on worker, process or what was drawn before.
+    ``decoder`` is that of `decoding.pixels`, ``resize`` a name in RESIZE.
     """
 
-    def __init__(self, size: int, views: list[Augment], seed: int) -> None:
-        self.size, self.seed = size, seed
-        self.views = [View(size, ops) for ops in views]
+    def __init__(self, size: int, views: list[Augment], seed: int, *, decoder: str, resize: str) -> None:
+        self.size, self.seed, self.decoder = size, seed, decoder
+        self.views = [View(size, ops, resize) for ops in views]
+
+    @property
+    def nbytes(self) -> int:
+        """Of its result."""
+        return 3 * self.size**2 * len(self.views)
 
     def __call__(self, data: bytes, draw: int) -> Tensor:
-        picture = decode(data)
+        picture = pixels(data, self.decoder)
         views = [view(picture, seed_of(self.seed, draw, v)) for v, view in enumerate(self.views)]
         return views[0] if len(views) == 1 else torch.stack(views)

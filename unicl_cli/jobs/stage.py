@@ -27,8 +27,9 @@ from unicl_cli.core.dist import bare, rank, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
 from unicl_cli.core.loop import Step, freeze_idle
+from unicl_cli.data.batches import batches
 from unicl_cli.data.collate import Extra
-from unicl_cli.data.loader import Draws, batches
+from unicl_cli.data.loader import Draws
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe import Recipe, check_shares, dump

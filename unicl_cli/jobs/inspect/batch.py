@@ -68,7 +68,7 @@ def inspect_batch(recipe: Recipe, path: str, step: int, *, pictures: bool) -> Sh
     blank = cast("Any", without_picture)
     mix = Mix([strand._replace(transform=blank) for strand in data.mix.strands], data.mix.texts)
     drawn = [mix[place] for place in at]
-    batch = collate(drawn, tokenizer=None, caption_targets=recipe.data.caption_targets, extra=None)
+    batch = collate(drawn, zeros(len(drawn)), tokenizer=None, caption_targets=recipe.data.caption_targets, extra=None)
     with_text = np.flatnonzero(batch.text_index.numpy() != NO_TEXT)
     if not len(with_text):
         raise UniclError(
