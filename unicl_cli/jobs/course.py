@@ -16,6 +16,7 @@ from unicl_cli.core import checkpoint
 from unicl_cli.core.dist import any_rank, bare, barrier, rank, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
+from unicl_cli.core.guard import BadSteps
 from unicl_cli.core.loop import Plan, Step, fit
 from unicl_cli.core.sinks import ConsoleSink, JsonlSink, Sinks, SpikeSink, StatusSink, kept_lines, writing
 from unicl_cli.core.stopping import StopFlag
