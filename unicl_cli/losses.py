@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Model
-from unicl_cli.core.dist import gather, rank, share_of_mean
-from unicl_cli.core.tiles import pairs_of, tiled_sums
+from unicl_cli.core.dist import exchange, gather, largest_over_ranks, rank, share_of_mean, world_size
+from unicl_cli.core.tiles import in_kernel, pairs_of, tiled_sums
 from unicl_cli.errors import UniclError, did_you_mean
 
 TERMS = ("image", "text")
@@ -19,8 +19,13 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def _ready(x: Tensor, tile: int | None) -> Tensor:
+    """As ``tiled_sums`` takes it: the kernel multiplies half precision as it is and sums in float32."""
+    return x if in_kernel(x, tile) else _wide(x)
+
+
 def _scalar(scale: Tensor | float, like: Tensor) -> Tensor:
-    return torch.as_tensor(scale, dtype=like.dtype, device=like.device).reshape(())
+    return torch.as_tensor(scale, dtype=_wide(like[:0]).dtype, device=like.device).reshape(())
 
 
 def contrast(
@@ -59,10 +64,11 @@ def contrast_tiled(
     tile: int | None = None,
 ) -> Tensor:
     """``contrast`` with the same values and gradients, ``tile`` rows at a time; never holds b x B."""
-    q, k = _wide(q), _wide(k)
+    q, k = _ready(q, tile), _ready(k, tile)
     with torch.autocast(q.device.type, enabled=False):
-        pairs = pairs_of(q_keys, k_keys, q.dtype, exclude=exclude)
-        rows, _, pull = tiled_sums(q, k, _scalar(scale, q), pairs, tile)
+        s = _scalar(scale, q)
+        pairs = pairs_of(q_keys, k_keys, s.dtype, exclude=exclude)
+        rows, _, pull = tiled_sums(q, k, s, pairs, tile)
         return (rows - pull).masked_fill(pairs.positives == 0, 0)
 
 
@@ -74,23 +80,36 @@ def both_ways(
     *,
     terms: Sequence[str] = TERMS,
     tile: int | None = None,
+    index: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """(b, D) image features, (b, D) text features, (b,), () of this rank -> its shares of the global means, each ().
 
     ``loss`` is the mean of the ``terms``; ``loss_per_image`` is the softmax over texts, ``loss_per_text`` over images,
     ``excess_loss`` is ``loss`` minus the least value these keys allow. Rows with NO_KEY are hidden on both sides and
     not counted. One product serves both directions; texts and keys are gathered, images are not.
+
+    With ``index``, int64 (b,), ``v`` is (U, D), the distinct texts alone, and row i's text is ``v[index[i]]``: the same
+    numbers as of ``v[index]`` from b x U logits. U may differ by rank; a hidden row's index may be NO_TEXT.
     """
-    u, v = _wide(u), _wide(v)
+    u, v = _ready(u, tile), _ready(v, tile)
     with torch.autocast(u.device.type, enabled=False):
-        pairs = pairs_of(keys, gather(keys), u.dtype, column_sums=True)
-        rows, columns, pull = tiled_sums(u, gather(v), _scalar(scale, u), pairs, tile)
-        columns = gather(columns[None]).logsumexp(0)[rank() * len(u) :][: len(u)]  # this rank's texts over all images
-        valid = keys != NO_KEY
+        s = _scalar(scale, u)
+        width = len(v) if index is None else largest_over_ranks(len(v))  # every rank gathers as many rows
+        k = gather(F.pad(v, (0, 0, 0, width - len(v))) if width > len(v) else v)
+        mine = torch.arange(len(v), device=v.device) if index is None else index.clamp(min=0)
+        everyone = gather(torch.stack([keys, mine + rank() * width], 1))
+        all_keys, reads = everyone.T.contiguous()
+        pairs = pairs_of(keys, all_keys, s.dtype, column_sums=True, shared=(reads, len(k)))
+        rows, columns, pull = tiled_sums(u, k, s, pairs, tile)
+        # this rank's texts over all images, each text as one column however often it is read
+        here = (columns - pairs.column_bias).view(world_size(), width)
+        columns = exchange(here).logsumexp(0)[mine]
+        valid, count = keys != NO_KEY, (all_keys != NO_KEY).sum()
         # Keys are symmetric, so the pulls of all images and of all texts have one sum: no gather of the images.
-        means = {"image": share_of_mean(rows - pull, valid), "text": share_of_mean(columns - pull, valid)}
+        sums = {"image": rows - pull, "text": columns - pull}
+        means = {term: share_of_mean(x, valid, count) for term, x in sums.items()}
         loss = torch.stack([means[term] for term in terms]).mean()
-        floor = share_of_mean(pairs.positives.clamp(min=1).to(u.dtype).log(), valid)
+        floor = share_of_mean(pairs.positives.clamp(min=1).to(s.dtype).log(), valid, count)
     logged = {"loss_per_image": means["image"], "loss_per_text": means["text"], "excess_loss": loss - floor}
     return {"loss": loss, **{name: value.detach() for name, value in logged.items()}}
 
@@ -104,19 +123,16 @@ def supcon_loss(
     without another positive gives 0 and is counted, as in the authors' code; their factor temperature / 0.07 is left
     out. With ``keys`` unique per picture it is NT-Xent. SupCon (NeurIPS 2020) eq. 2; SimCLR (ICML 2020) eq. 1.
     """
-    features = _wide(features)
+    features = _ready(features, tile)
     with torch.autocast(features.device.type, enabled=False):
-        pairs = pairs_of(keys, gather(keys), features.dtype, exclude=(ids, gather(ids)))
         scale = _scalar(1 / temperature, features)
+        all_keys, all_ids = gather(torch.stack([keys, ids], 1)).T.contiguous()
+        pairs = pairs_of(keys, all_keys, scale.dtype, exclude=(ids, all_ids))
         rows, _, pull = tiled_sums(features, gather(features), scale, pairs, tile)
-        valid = keys != NO_KEY
-        loss = share_of_mean((rows - pull).masked_fill(pairs.positives == 0, 0), valid)
-        floor = share_of_mean(pairs.positives.clamp(min=1).to(rows.dtype).log(), valid)
+        valid, count = keys != NO_KEY, (all_keys != NO_KEY).sum()
+        loss = share_of_mean((rows - pull).masked_fill(pairs.positives == 0, 0), valid, count)
+        floor = share_of_mean(pairs.positives.clamp(min=1).to(rows.dtype).log(), valid, count)
     return {"loss": loss, "excess_loss": (loss - floor).detach()}
-
-
-def _text_features(model: Model, batch: Batch) -> Tensor:
-    return model.encode_text(batch.tokens).embed[batch.text_index]  # a row without text reads the last one, hidden
 
 
 def _text_keys(keys: Tensor, batch: Batch) -> Tensor:
@@ -147,9 +163,9 @@ class UniCL(nn.Module):
         self.terms, self.tile = tuple(terms), tile
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
-        u, v = model.encode_image(batch.images).embed, _text_features(model, batch)
-        scale = model.scale()
-        out = both_ways(u, v, _text_keys(batch.keys, batch), scale, terms=self.terms, tile=self.tile)
+        u, v, scale = model.encode_image(batch.images).embed, model.encode_text(batch.tokens).embed, model.scale()
+        keys = _text_keys(batch.keys, batch)
+        out = both_ways(u, v, keys, scale, terms=self.terms, tile=self.tile, index=batch.text_index)
         return {**out, "logit_scale": scale.detach()}
 
 
@@ -163,9 +179,8 @@ class Clip(nn.Module):
         self.tile = tile
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
-        u, v = model.encode_image(batch.images).embed, _text_features(model, batch)
-        scale = model.scale()
-        out = both_ways(u, v, _text_keys(batch.draws, batch), scale, tile=self.tile)
+        u, v, scale = model.encode_image(batch.images).embed, model.encode_text(batch.tokens).embed, model.scale()
+        out = both_ways(u, v, _text_keys(batch.draws, batch), scale, tile=self.tile, index=batch.text_index)
         return {**out, "logit_scale": scale.detach()}
 
 
@@ -215,9 +230,9 @@ class MultiTask(nn.Module):
         self.weight, self.tile = weight, tile
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
-        image, v, scale = model.encode_image(batch.images), _text_features(model, batch), model.scale()
+        image, v, scale = model.encode_image(batch.images), model.encode_text(batch.tokens).embed, model.scale()
         keys = _text_keys(batch.draws, batch).masked_fill(batch.labels != NO_LABEL, NO_KEY)
-        clip = both_ways(image.embed, v, keys, scale, tile=self.tile)
+        clip = both_ways(image.embed, v, keys, scale, tile=self.tile, index=batch.text_index)
         ce = _class_loss(self.head, image.pooled, batch.labels)
         loss = clip["loss"] + self.weight * ce
         logged = {"loss_clip": clip["loss"], "loss_ce": ce, "excess_loss": loss, "logit_scale": scale}  # the floor is 0

@@ -1,7 +1,8 @@
 """The process group as everything else sees it: rank, gather, shares of a mean, sharding."""
 
 from collections.abc import Mapping
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -54,6 +55,24 @@ def gather(x: Tensor) -> Tensor:
     return _Gather.apply(x) if world_size() > 1 else x
 
 
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        dist.all_to_all_single(out, x)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return _Exchange.forward(ctx, *grad_outputs)
+
+
+def exchange(x: Tensor) -> Tensor:
+    """(world, …) -> (world, …): row r holds what rank r has for this rank, from its row of this rank's number."""
+    return _Exchange.apply(x) if world_size() > 1 else x
+
+
 def sum_over_ranks(x: Tensor) -> Tensor:
     """The sum over ranks, same shape, without gradient."""
     total = x.detach().clone()
@@ -62,12 +81,13 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return total
 
 
-def share_of_mean(values: Tensor, valid: Tensor) -> Tensor:
+def share_of_mean(values: Tensor, valid: Tensor, count: Tensor | None = None) -> Tensor:
     """(b,), bool (b,) -> (): this rank's share of the mean of the valid rows of all ranks.
 
     The mean of the shares over ranks is that global mean, however many valid rows a rank has; 0 where no rank has any.
+    ``count`` () is the number of valid rows of all ranks, where it is known without asking them.
     """
-    count = sum_over_ranks(valid.sum())
+    count = sum_over_ranks(valid.sum()) if count is None else count
     return values.masked_fill(~valid, 0).sum() * world_size() / count.clamp(min=1)
 
 
@@ -83,9 +103,25 @@ def mean_over_ranks(values: Mapping[str, Tensor | float]) -> dict[str, float]:
     return dict(zip(values, means.tolist(), strict=True))
 
 
+@cache
+def _host_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    """One whose collectives run on the host: an accelerator's would have to catch up with all its work first."""
+    return cast("dist.ProcessGroup", dist.new_group(backend="gloo", group_desc=f"host of {world.group_name}"))
+
+
+def largest_over_ranks(number: int) -> int:
+    """The largest of the numbers that the ranks bring; every rank must ask."""
+    if world_size() == 1:
+        return number
+    largest, world = torch.tensor(number), cast("dist.ProcessGroup", dist.group.WORLD)
+    group = world if dist.get_backend(world) in ("gloo", "fake") else _host_group(world)
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group)
+    return int(largest)
+
+
 def any_rank(flag: bool) -> bool:  # noqa: FBT001
     """Whether ``flag`` is true on at least one rank; every rank must ask."""
-    return bool(sum_over_ranks(torch.tensor(int(flag), device=_home())).item()) if world_size() > 1 else flag
+    return largest_over_ranks(int(flag)) > 0
 
 
 def barrier() -> None:

@@ -1,6 +1,11 @@
 """Sums over all pairs of two sets of vectors, a tile of rows at a time, with exact gradients."""
 
-from typing import Any, NamedTuple
+import os
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -11,36 +16,53 @@ FAR = -1e30
 """The logit of a hidden pair: exp gives exactly 0, and unlike -inf no difference of two of them is nan."""
 CELLS = 1 << 21
 """Logits alive in one tile when the caller names no tile."""
+STRIDE = 1024
+"""Rows that are copied at once where rows are picked by number."""
+
+Sums = tuple[Tensor, Tensor]
+Grads = tuple[Tensor | None, Tensor | None]
 
 
 class Pull(NamedTuple):
-    """``weight[i]`` times the sum of the columns whose group is row i's."""
+    """``weight[i]`` times the sum of what the answers of row i's group read."""
 
     weight: Tensor  # (b,) float
-    row_group: Tensor  # (b,) int64, below B
-    column_group: Tensor  # (B,) int64, below B
+    row_group: Tensor  # (b,) int64, below b
+    answer_group: Tensor  # (B,) int64: b where no row has the group
 
 
 class Pairs(NamedTuple):
-    """Which pairs count, in O(b + B) numbers."""
+    """Which pairs count, in O(b + B) numbers; B answers read C columns, one each unless columns are shared."""
 
     row_bias: Tensor  # (b,): 0, or FAR
-    column_bias: Tensor  # (B,): 0, or FAR
-    positives: Tensor  # (b,) int64: how many columns are a row's positives
+    column_bias: Tensor  # (C,): log of how many answers read it, or FAR
+    reads: Tensor  # (B,) int64, below C
+    positives: Tensor  # (b,) int64: how many answers are a row's positives
     pulls: tuple[Pull, ...]  # together: the mean of a row's positives
-    exclude: tuple[Tensor, Tensor] | None  # int64 (b,), (B,): a pair with equal ids is hidden
+    exclude: tuple[Tensor, Tensor] | None  # int64 (b,), (C,): a pair with equal ids is hidden
     column_sums: bool  # whether the sums down the columns are wanted too
 
 
-def _groups(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """int64 (b,), (B,) -> each row's and each column's group, and the size of a row's group: 0 where none matches."""
-    ordered, order = columns.sort()
+class Kernel(Protocol):
+    """What ``tiles_triton`` offers: ``_sums`` and ``_spread`` below in one go each, tiles on the chip alone."""
+
+    def sums(self, q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs) -> Sums: ...
+    def spread(
+        self, q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, sums: Sums, grads: Grads
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+def _groups(rows: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """int64 (b,), (B,) -> each row's group, each answer's or b where no row has it, the answers in a row's group."""
+    ordered, order = rows.sort()
     starts = torch.zeros_like(ordered)
     starts[1:] = ordered[1:] != ordered[:-1]
     numbers = starts.cumsum(0)  # torch.unique would sync the host
-    first = torch.searchsorted(ordered, rows)
-    size = torch.searchsorted(ordered, rows, right=True) - first
-    return numbers[first.clamp(max=len(columns) - 1)], torch.empty_like(order).scatter_(0, order, numbers), size
+    place = torch.searchsorted(ordered, answers).clamp(max=len(rows) - 1)
+    theirs = torch.where(ordered[place] == answers, numbers[place], len(rows))
+    sizes = theirs.new_zeros(len(rows) + 1).index_add_(0, theirs, torch.ones_like(theirs))
+    mine = torch.empty_like(order).scatter_(0, order, numbers)
+    return mine, theirs, sizes[mine]
 
 
 def pairs_of(
@@ -50,32 +72,49 @@ def pairs_of(
     *,
     exclude: tuple[Tensor, Tensor] | None = None,
     column_sums: bool = False,
+    shared: tuple[Tensor, int] | None = None,
 ) -> Pairs:
-    """int64 (b,), (B,) keys -> which columns are a row's positives: equal key, not NO_KEY, not excluded."""
-    row_group, column_group, size = _groups(row_keys, column_keys)
+    """int64 (b,), (B,) keys -> which columns are a row's positives: equal key, not NO_KEY, not excluded.
+
+    ``shared`` is for B answers that read fewer columns: which one each reads, int64 (B,), and how many there are. A
+    column counts in a row's sum as often as it is read by an answer that is not hidden. Not together with ``exclude``.
+    """
+    row_group, answer_group, size = _groups(row_keys, column_keys)
     count = size.masked_fill(row_keys == NO_KEY, 0)
-    groups = [(count > 0, row_group, column_group, 1.0)]
+    groups = [(count > 0, row_group, answer_group, 1.0)]
     if exclude is not None:
-        row_id, column_id, found = _groups(*exclude)
-        both = torch.where(found > 0, row_group * len(column_keys) + row_id, -1)
-        twin, twins, size = _groups(both, column_group * len(column_keys) + column_id)
+        row_id, answer_id, _ = _groups(*exclude)
+        span = len(row_keys) + 1
+        twin, twins, size = _groups(row_group * span + row_id, answer_group * span + answer_id)
         size = size.masked_fill(count == 0, 0)
         count = count - size
         groups.append((size > 0, twin, twins, -1.0))
     share = count.to(dtype).clamp(min=1).reciprocal().masked_fill(count == 0, 0)
     pulls = tuple(Pull((sign * share).masked_fill(~there, 0), mine, theirs) for there, mine, theirs, sign in groups)
-    bias = [torch.zeros_like(x, dtype=dtype).masked_fill(x == NO_KEY, FAR) for x in (row_keys, column_keys)]
-    return Pairs(bias[0], bias[1], count, pulls, exclude, column_sums)
+    reads, columns = shared or (torch.arange(len(column_keys), device=column_keys.device), len(column_keys))
+    times = torch.zeros(columns, dtype=dtype, device=reads.device).index_add_(
+        0, reads, (column_keys != NO_KEY).to(dtype)
+    )
+    row_bias = torch.zeros_like(row_keys, dtype=dtype).masked_fill(row_keys == NO_KEY, FAR)
+    return Pairs(row_bias, times.log().clamp(min=FAR), reads, count, pulls, exclude, column_sums)
 
 
-def _lse(x: Tensor, dim: int, out: Tensor) -> Tensor:
-    """logsumexp of a tile, its exponentials in ``out``, which may be ``x``."""
+def _parts(length: int, size: int = STRIDE) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, length, size))
+
+
+def lse_(x: Tensor, dim: int, out: Tensor) -> Tensor:
+    """logsumexp of a matrix, its exponentials in ``out``, which may be ``x``."""
     top = x.amax(dim, keepdim=True)
     return torch.sub(x, top, out=out).exp_().sum(dim).log_().add_(top.squeeze(dim))
 
 
-def _group_sums(x: Tensor, groups: Tensor, size: int) -> Tensor:
-    return x.new_zeros(size, x.shape[1]).index_add_(0, groups, x)
+def _add(out: Tensor, to: Tensor, x: Tensor, of: Tensor, weight: Tensor | None = None) -> Tensor:
+    """``out[to[j]] += weight[j] * x[of[j]]`` for all j, without a copy of all the rows that are picked."""
+    for part in _parts(len(to)):
+        rows = x[of[part]].to(out.dtype)
+        out.index_add_(0, to[part], rows if weight is None else rows.mul_(weight[part, None]))
+    return out
 
 
 def _logits(rows: Tensor, k: Tensor, pairs: Pairs, part: slice, out: Tensor) -> Tensor:
@@ -83,60 +122,28 @@ def _logits(rows: Tensor, k: Tensor, pairs: Pairs, part: slice, out: Tensor) -> 
     return out if pairs.exclude is None else out.masked_fill_(pairs.exclude[0][part, None] == pairs.exclude[1], FAR)
 
 
-def _pulled(q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
-    """(b,): each row's product with the mean of its positives."""
-    total = q.new_zeros(len(q))
-    for weight, mine, theirs in pairs.pulls:
-        total += weight * _group_sums(k, theirs, len(k))[mine].mul_(q).sum(1)
-    return total
+def _sums(q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int) -> Sums:
+    """(b,), (C,): logsumexp of the logits along rows and, where wanted, down columns."""
+    rows, columns = q.new_empty(len(q)), q.new_full((len(k),), FAR)
+    tiles = q.new_empty(1 + pairs.column_sums, tile, len(k))
+    buffer, spare = tiles[0], tiles[-1]
+    for part in _parts(len(q), tile):
+        x = _logits(q[part] * scale, k, pairs, part, buffer)
+        rows[part] = lse_(x, 1, spare[: len(x)])
+        if pairs.column_sums:
+            torch.logaddexp(columns, lse_(x, 0, x), out=columns)
+    return rows, columns
 
 
-class _Tiles(torch.autograd.Function):
-    """Keeps the inputs and three vectors; backward computes each tile of logits again."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int) -> tuple[Tensor, ...]:
-        pull = _pulled(q, k, pairs)
-        rows, columns = q.new_empty(len(q)), q.new_full((len(k),), FAR)
-        tiles = q.new_empty(1 + pairs.column_sums, tile, len(k))
-        buffer, spare = tiles[0], tiles[-1]
-        for start in range(0, len(q), tile):
-            part = slice(start, start + tile)
-            x = _logits(q[part] * scale, k, pairs, part, buffer)
-            rows[part] = _lse(x, 1, spare[: len(x)])
-            if pairs.column_sums:
-                torch.logaddexp(columns, _lse(x, 0, x), out=columns)
-        ctx.save_for_backward(q, k, scale, rows, columns, pull)
-        ctx.pairs, ctx.tile = pairs, tile
-        ctx.set_materialize_grads(False)
-        return rows, columns, scale * pull
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, scale, rows, columns, pull = ctx.saved_tensors
-        dq, dk = torch.zeros_like(q), torch.zeros_like(k)
-        with torch.autocast(q.device.type, enabled=False):  # the caller's backward may run inside autocast
-            _spread_sums(ctx, (rows, columns), grads[:2], dq, dk)
-            d_scale = torch.dot(q.reshape(-1), dq.view(-1))  # gradient times cosine, summed, without another pass
-            if grads[2] is not None:
-                d_scale += torch.dot(grads[2], pull)
-                _spread_pull(q, k, ctx.pairs, grads[2], dq, dk)
-        return dq.mul_(scale), dk.mul_(scale), d_scale, None, None
-
-
-def _spread_sums(
-    ctx: Any, sums: tuple[Tensor, Tensor], grads: tuple[Tensor | None, ...], dq: Tensor, dk: Tensor
-) -> None:
-    """Add the gradients of both kinds of sums to ``dq`` and ``dk``, both without the factor ``scale``."""
-    q, k, scale, *_ = ctx.saved_tensors
+def _spread(
+    q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int, *, sums: Sums, grads: Grads
+) -> tuple[Tensor, Tensor]:
+    """The gradients of both kinds of sums with respect to ``q`` and ``k``, both without the factor ``scale``."""
     (rows, columns), (by_row, by_column) = sums, grads
-    if by_row is None and by_column is None:
-        return
-    buffer, spare = q.new_empty(2, ctx.tile, len(k)).unbind()
-    for start in range(0, len(q), ctx.tile):
-        part = slice(start, start + ctx.tile)
-        x = _logits(q[part] * scale, k, ctx.pairs, part, buffer)
+    dq, dk = torch.empty_like(q), torch.zeros_like(k)
+    buffer, spare = q.new_empty(2, tile, len(k)).unbind()
+    for part in _parts(len(q), tile):
+        x = _logits(q[part] * scale, k, pairs, part, buffer)
         p = spare[: len(x)]
         if by_row is not None:
             torch.sub(x, rows[part, None], out=p).exp_().mul_(by_row[part, None])
@@ -145,23 +152,91 @@ def _spread_sums(
             p = p.add_(x) if by_row is not None else x
         torch.mm(p, k, out=dq[part])
         dk.addmm_(p.T, q[part])
+    return dq, dk
+
+
+def _pulled(q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
+    """(b,): each row's product with the mean of its positives."""
+    total = torch.zeros_like(pairs.row_bias)
+    for weight, mine, theirs in pairs.pulls:
+        groups = _add(total.new_zeros(len(q) + 1, q.shape[1]), theirs, k, pairs.reads)
+        for part in _parts(len(q)):
+            total[part] += groups[mine[part]].mul_(q[part]).sum(1).mul_(weight[part])
+    return total
 
 
 def _spread_pull(q: Tensor, k: Tensor, pairs: Pairs, grad: Tensor, dq: Tensor, dk: Tensor) -> None:
+    """Add the gradients of ``_pulled``."""
+    every = torch.arange(len(q), device=q.device)
     for weight, mine, theirs in pairs.pulls:
-        strength = (grad * weight)[:, None]
-        dq += _group_sums(k, theirs, len(k))[mine].mul_(strength)
-        dk += _group_sums(q * strength, mine, len(k))[theirs]
+        strength = grad * weight
+        groups = _add(dq.new_zeros(len(q) + 1, q.shape[1]), theirs, k, pairs.reads)
+        _add(dq, every, groups, mine, strength)
+        _add(groups.zero_(), mine, q, every, strength)
+        _add(dk, pairs.reads, groups, theirs)
+
+
+class _Tiles(torch.autograd.Function):
+    """Keeps the inputs and three vectors; backward computes each tile of logits again. ``tile`` None: the kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int | None) -> tuple[Tensor, ...]:
+        pull = _pulled(q, k, pairs)
+        sums = _kernel().sums(q, k, scale, pairs) if tile is None else _sums(q, k, scale, pairs, tile)
+        ctx.save_for_backward(q, k, scale, *sums, pull)
+        ctx.pairs, ctx.tile = pairs, tile
+        ctx.set_materialize_grads(False)
+        return *sums, scale * pull
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        q, k, scale, rows, columns, pull = ctx.saved_tensors
+        with torch.autocast(q.device.type, enabled=False):  # the caller's backward may run inside autocast
+            if grads[0] is None and grads[1] is None:
+                dq, dk = (torch.zeros_like(x, dtype=rows.dtype) for x in (q, k))
+            elif ctx.tile is None:
+                dq, dk = _kernel().spread(q, k, scale, ctx.pairs, (rows, columns), grads[:2])
+            else:
+                dq, dk = _spread(q, k, scale, ctx.pairs, ctx.tile, sums=(rows, columns), grads=grads[:2])
+            # gradient times cosine, summed, without another pass
+            d_scale = torch.dot(q.reshape(-1).to(dq.dtype), dq.view(-1))
+            if grads[2] is not None:
+                d_scale += torch.dot(grads[2], pull)
+                _spread_pull(q, k, ctx.pairs, grads[2], dq, dk)
+        return dq.mul_(scale).to(q.dtype), dk.mul_(scale).to(k.dtype), d_scale, None, None
+
+
+@cache
+def _kernel() -> Kernel:
+    return cast("Kernel", import_module("unicl_cli.core.tiles_triton"))  # imports triton, which not every machine has
+
+
+@cache
+def _has_kernel(device: torch.device) -> bool:
+    if find_spec("triton") is None:
+        return False
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return True
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def in_kernel(x: Tensor, tile: int | None) -> bool:
+    """Whether ``tiled_sums`` of such features runs in the Triton kernel: no tile was named, and the device has it."""
+    return tile is None and x.dtype != torch.float64 and _has_kernel(x.device)
 
 
 def tiled_sums(
     q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(b, D), (B, D), () -> (b,), (B,), (b,): logsumexp of the logits ``scale * q k^T`` along rows and down columns,
+    """(b, D), (C, D), () -> (b,), (C,), (b,): logsumexp of the logits ``scale * q k^T`` along rows and down columns,
     and the mean logit of each row's positives (0 without any). Hidden pairs are in none of them.
 
-    Memory: gradients of ``q`` and ``k`` plus two tiles of ``tile`` rows (default: ``CELLS / B``, 128 to 4096).
-    The second vector is meaningless unless ``pairs.column_sums``. float32 or float64, called with autocast off.
+    A column that several answers share counts in a row's sum as often, and its own sum is larger by its
+    ``pairs.column_bias``. The second vector is meaningless unless ``pairs.column_sums``. Memory: gradients of ``q`` and
+    ``k``, b rows, and two tiles of ``tile`` rows (default: ``CELLS / C``, 128 to 4096). Where no tile is named and
+    ``in_kernel``, a Triton kernel, which takes half precision too; else float32 or float64. Call it with autocast off.
     """
-    tile = min(tile or min(max(CELLS // len(k), 128), 4096), len(q))
+    if not in_kernel(q, tile):
+        tile = min(tile or min(max(CELLS // len(k), 128), 4096), len(q))
     return _Tiles.apply(q, k, scale, pairs, tile)
