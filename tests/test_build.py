@@ -24,8 +24,9 @@ from unicl_cli.contracts import ClassName
 from unicl_cli.core import checkpoint
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.errors import UniclError
-from unicl_cli.load import DEFAULT, find_run, load_init, load_model, named
+from unicl_cli.load import DEFAULT, find_run, load_model, named
 from unicl_cli.recipe import load_text
+from unicl_cli.start import load_init
 
 MODEL = {
     "image": {"name": "cnn", "width": 8, "stages": 2},
@@ -196,9 +197,9 @@ def test_a_run_and_its_checkpoints_are_loaded(run, recipe, monkeypatch):
         load_model(None)
     (run / "meta.json").unlink()
     assert find_run("runs/r")[1].name == "step-00000004", "unfinished: its newest checkpoint"
-    step, _ = built(recipe(seed=9))
-    load_init(step, "runs/r")
-    assert torch.equal(step.model.image.proj.weight, raw["model.image.proj.weight"])
+    step, tokenizer = built(recipe(seed=9))
+    assert load_init(step, recipe(seed=9), "runs/r", tokenizer) == "all of runs/r"
+    assert torch.equal(step.model.image.proj.weight, average["model.image.proj.weight"]), "what eval measures"
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, monkeypatch):

@@ -18,9 +18,10 @@ from unicl_cli.core import checkpoint
 from unicl_cli.core.loop import Step
 from unicl_cli.data.tokenizers import clip_tokenizer
 from unicl_cli.errors import UniclError
-from unicl_cli.load import load_init, load_model
+from unicl_cli.load import load_model
 from unicl_cli.losses import UniCL
 from unicl_cli.recipe import load_text
+from unicl_cli.start import load_init
 
 TEXT = {"name": "transformer", "width": 32, "layers": 2, "heads": 2}
 KINDS = ("clip", "custom", "siglip", "timm", "resnet", "hf")
@@ -96,7 +97,7 @@ def test_micro_batches_have_the_value_and_gradients_of_the_whole(open_clip_folde
 
 
 def test_parts_can_be_frozen_or_learn_slower(open_clip_folder, recipe):
-    options = {"frozen": ["image", "logit_scale"], "text_lr_scale": 0.1}
+    options = {"image": {"freeze": True}, "text": {"lr_scale": 0.1}, "learn_scale": False}
     step, _ = built(recipe(open_clip_folder("clip"), **options))
     trained = {name for name, p in step.named_parameters() if p.requires_grad}
     assert trained
@@ -162,21 +163,24 @@ CLIP_TOKENS = cache(clip_tokenizer)
 
 
 def own(digits, image, text, size=160):
-    """A model of our own with CLIP's tokens, and the tokenizer."""
+    """A model of our own with CLIP's tokens, its tokenizer and recipe."""
     whole = {
         "data": {"train": [{"corpus": str(digits)}], "image_size": size},
         "model": {"tokenizer": "clip", "context_length": 24, "embed_dim": 24, "image": image, "text": text},
         "batch": {"size": 12},
         "steps": 1,
     }
-    return build_step(load_text(json.dumps(whole)), lambda: CLIP_TOKENS(24), (), 1)
+    recipe = load_text(json.dumps(whole))
+    return *build_step(recipe, lambda: CLIP_TOKENS(24), (), 1), recipe
 
 
 def test_the_same_towers_of_our_own_take_over_open_clips_weights(open_clip_folder, digits):
-    step, tokenizer = own(digits, {"name": "timm", "model": "test_convnext"}, TEXT)
+    step, tokenizer, recipe = own(digits, {"name": "timm", "model": "test_convnext"}, TEXT)
     theirs = load_model(f"local-dir:{open_clip_folder('timm')}")
     step.model.image.trunk.mean, step.model.image.trunk.std = theirs.step.model.image.mean, theirs.step.model.image.std
-    said = load_init(step, f"local-dir:{open_clip_folder('timm')}")
+    for name in ("pixel_mean", "pixel_std"):
+        getattr(step.model, name).copy_(getattr(theirs.step.model, name))
+    said = load_init(step, recipe, f"local-dir:{open_clip_folder('timm')}", tokenizer)
     assert said.startswith("image tower and text tower and logit scale of local-dir:")
     step.eval()
     pixels = torch.rand(2, 3, 160, 160)
@@ -191,22 +195,22 @@ def test_the_same_towers_of_our_own_take_over_open_clips_weights(open_clip_folde
 
 
 def test_a_tower_that_is_another_is_left_and_named(open_clip_folder, digits):
-    step, _ = own(digits, "cnn", TEXT)
+    step, tokenizer, recipe = own(digits, "cnn", TEXT)
     before = step.model.image.proj.weight.clone()
-    said = load_init(step, f"local-dir:{open_clip_folder('clip')}")
+    said = load_init(step, recipe, f"local-dir:{open_clip_folder('clip')}", tokenizer)
     assert said.startswith("text tower (not the image tower, which is another) of ")
     assert torch.equal(step.model.image.proj.weight, before)
     for wrong in ({"heads": 4}, {"quick_gelu": True}, {"layers": 3}):
-        step, _ = own(digits, "cnn", {**TEXT, **wrong})
+        step, tokenizer, recipe = own(digits, "cnn", {**TEXT, **wrong})
         with pytest.raises(UniclError, match=r"model\.init: no tower of local-dir:.* is the same"):
-            load_init(step, f"local-dir:{open_clip_folder('clip')}")
+            load_init(step, recipe, f"local-dir:{open_clip_folder('clip')}", tokenizer)
 
 
 def test_timms_form_of_clips_vit_takes_over_open_clips(open_clip_folder, digits):
     folder = open_clip_folder("clip")
     args = {"embed_dim": 64, "depth": 2, "num_heads": 2, "patch_size": 16}
-    step, _ = own(digits, {"name": "timm", "model": "vit_base_patch16_clip_224", "args": args}, TEXT, 64)
-    assert load_init(step, f"local-dir:{folder}").startswith("image tower and text tower")
+    step, tokenizer, recipe = own(digits, {"name": "timm", "model": "vit_base_patch16_clip_224", "args": args}, TEXT, 64)
+    assert load_init(step, recipe, f"local-dir:{folder}", tokenizer).startswith("image tower and text tower")
     theirs = load_model(f"local-dir:{folder}").step.model
     images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     step.eval()
@@ -217,12 +221,12 @@ def test_timms_form_of_clips_vit_takes_over_open_clips(open_clip_folder, digits)
 
 def test_a_model_of_open_clip_starts_from_a_run_of_the_same(trained, recipe, open_clip_folder):
     run = trained("clip")
-    step, _ = built(recipe(open_clip_folder("clip")))
-    assert load_init(step, str(run)) == "all of runs/r"
+    step, tokenizer = built(recipe(open_clip_folder("clip")))
+    assert load_init(step, recipe(open_clip_folder("clip")), str(run), tokenizer) == "all of runs/r"
     final = checkpoint.read_tensors(run / "model.safetensors")
     assert torch.equal(step.state_dict()["model.image.net.proj"], final["model.image.net.proj"])
-    other = Step(step.model, UniCL())
-    assert load_init(other, f"local-dir:{open_clip_folder('clip')}").startswith("all weights of local-dir:")
+    folder, other = open_clip_folder("clip"), Step(step.model, UniCL())
+    assert load_init(other, recipe(folder), f"local-dir:{folder}", tokenizer).startswith("all weights of local-dir:")
 
 
 @pytest.mark.slow

@@ -228,7 +228,7 @@ def test_stages_are_patches_of_the_recipe():
     assert first == small()
     assert (second.loss.name, second.loss.options) == ("ce", {"label_smoothing": 0.1})
     assert (second.epochs, second.steps, second.stages) == (3.0, None, ())
-    assert second.model.part.options["image"].freeze
+    assert second.model.part.options["image"].tuning.freeze
     assert second.model.part.options["text"] == recipe.model.part.options["text"]
     assert small().stage(0) == small()
 
@@ -297,7 +297,8 @@ def test_the_resolved_recipe_has_every_default():
     recipe = small("ema={}", "eval=[{corpus: c}]")
     for name in ("data", "optim", "schedule", "batch", "log", "checkpoint", "parallel", "ema", "guard"):
         assert set(whole[name]) == keys(type(getattr(recipe, name)))
-    assert whole["model"]["image"] == {"name": "cnn", "width": 32, "stages": 3, "freeze": False, "lr_scale": 1.0}
+    tuning = {"freeze": False, "lr_scale": 1.0, "layer_decay": 1.0, "lora": None}
+    assert whole["model"]["image"] == {"name": "cnn", "width": 32, "stages": 3, **tuning}
     assert whole["loss"] == {"name": "unicl", "terms": ["image", "text"], "tile": 8}
     assert yaml.safe_load(dump(recipe))["optim"]["lr"] == recipe.optim.lr, "other readers get numbers too"
 

@@ -127,7 +127,7 @@ def test_the_second_stage_of_supcon_is_a_head_on_a_frozen_tower():
     second = recipe.stage(1)
     assert (recipe.loss.name, recipe.data.views) == ("supcon", 2)
     assert (second.loss.name, second.data.views) == ("ce", 1)
-    assert second.model.part.options["image"].freeze
+    assert second.model.part.options["image"].tuning.freeze
 
 
 def test_a_copy_elsewhere_still_finds_what_it_extends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from unicl_cli import registry
-from unicl_cli.contracts import LogitScale, Part
+from unicl_cli.contracts import LogitScale, Part, Tuning
 from unicl_cli.errors import UniclError
 from unicl_cli.problems import PartError
 
@@ -143,7 +143,7 @@ def test_an_added_file_reaches_worker_processes(tmp_path: Path, local: Callable[
 
 def test_bind_writes_every_default_out():
     part = registry.bind("encoders", {"name": "two_tower", "image": "cnn", "text": {"name": "linear", "lr_scale": 0}})
-    assert part.options["text"] == Part("linear", {"bias": False}, lr_scale=0.0)
+    assert part.options["text"] == Part("linear", {"bias": False}, Tuning(lr_scale=0.0))
     assert part.options["image"].options["width"] == 32
     assert part.options["logit_scale"] == LogitScale()
     assert registry.bind("encoders", part) == part
@@ -164,7 +164,7 @@ def test_bind_reports_all_problems_with_their_places():
         )
     assert {".".join(map(str, loc)): text for loc, text in caught.value.problems} == {
         "model.image.widht": "unknown key; did you mean 'width'?",
-        "model.image.freeze": "should be a valid boolean, got 'yes'",
+        "model.image.freeze": "should be a valid boolean or 'all' or a mapping, got 'yes'",
         "model.image.lr_scale": "should be greater than or equal to 0, got -1",
         "model.text.name": "no encoder 'transfomer'; did you mean 'transformer'?",
         "model.logit_scale.int": "unknown key; did you mean 'init'?",
@@ -198,7 +198,7 @@ def test_odd_signatures_bind_and_are_made(distribution: Install):
     distribution("unicl-odd", ODD, encoders="odd = unicl_odd:one")
     written = {"name": "odd", "towers": {"audio": "cnn", "depth": {"name": "cnn", "freeze": True}}, "pair": [1, 2]}
     part = registry.bind("encoders", written)
-    assert part.options["towers"]["depth"].freeze
+    assert part.options["towers"]["depth"].tuning.freeze
     assert part.options["pair"] == (1.0, 2.0)
     context = {"num_classes": lambda: 10, "encoder": lambda: "e", "chunks": lambda: 1 // 0}
     assert registry.make("encoders", part, context) == (10, "e", ["audio", "depth"], None, 7, (1.0, 2.0), "m", 1)

@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from unicl_cli import registry
+from unicl_cli import registry, tuning
 from unicl_cli.contracts import ClassName, Part, Tokenizer
+from unicl_cli.core.dist import bare
 from unicl_cli.core.loop import Step
 from unicl_cli.core.prompts import load_templates
+from unicl_cli.core.recompute import recompute_blocks
 from unicl_cli.core.sampler import Alternation, Mixture
 from unicl_cli.core.schedule import lr_at
 from unicl_cli.data import loader
@@ -25,11 +27,9 @@ from unicl_cli.data.tokenizers import TextTokenizer, class_tokenizer, clip_token
 from unicl_cli.data.transforms import TrainTransform, augment
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe import Recipe
-from unicl_cli.sections import TrainData
+from unicl_cli.sections import Group, TrainData
 
 UNDECAYED = ("pos", "pos_embed", "positional_embedding", "cls_token", "relative_position_bias_table", "logit_scale")
-LR_SCALE = "lr_scale"
-"""Attribute of a tower: the factor on its learning rate."""
 PLACE = "place"
 """Attribute of a tower: the name of its folder in TOWERS."""
 TOWERS = "towers"
@@ -204,9 +204,7 @@ def build_step(
         place = f"{next(places)}-{part.name.rpartition('/')[2]}"
         stored = None if trained is None else trained / TOWERS / place
         tower = cast("nn.Module", registry.make("encoders", part, {**context, "stored": lambda: stored}))
-        if part.freeze:
-            tower.requires_grad_(requires_grad=False)
-        setattr(tower, LR_SCALE, part.lr_scale)
+        setattr(tower, tuning.TUNING, part.tuning)
         setattr(tower, PLACE, place)
         return tower
 
@@ -225,6 +223,9 @@ def build_step(
         "stored": lambda: None if trained is None else trained / TOWERS / WHOLE,
     }
     model = registry.make("encoders", recipe.model.part, context)
+    if recipe.parallel.grad_checkpoint and not recompute_blocks(model):
+        raise UniclError("parallel.grad_checkpoint: no tower of this model lists its blocks", "set it to false")
+    tuning.freeze(model)
     loss = cast("nn.Module", registry.make("losses", recipe.loss, context))
     if getattr(model, "text", model) is None:
         return Step(model, loss), None
@@ -251,20 +252,30 @@ def no_decay(name: str, parameter: nn.Parameter, embeddings: set[int]) -> bool:
     return parameter.ndim < 2 or id(parameter) in embeddings or name.rsplit(".", 1)[-1] in UNDECAYED
 
 
+def adapt(recipe: Recipe, step: nn.Module) -> bool:
+    """Adapters beside the weights that the model has by now, and what ``optim.groups`` freezes; were adapters added?"""
+    torch.manual_seed(recipe.seed)  # however many numbers the weights have taken
+    adapted = tuning.adapt(step)
+    tuning.freeze_groups(recipe.optim.groups, step)
+    return adapted
+
+
 def build_optimizer(recipe: Recipe, step: nn.Module) -> torch.optim.Optimizer:
-    """Groups by weight decay and by the towers' ``lr_scale``; parameters that are frozen take no part."""
+    """Groups by weight decay and by the factors of tower, layer and ``optim.groups``; what is frozen takes no part."""
+    optim, step = recipe.optim, bare(step)
     tables = (nn.Embedding, nn.EmbeddingBag)
     embeddings = {id(m.weight) for m in step.modules() if isinstance(m, tables)}
-    scales = {id(p): getattr(m, LR_SCALE) for m in step.modules() if hasattr(m, LR_SCALE) for p in m.parameters()}
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    scales, chosen, usual = tuning.rates(step), tuning.grouped(optim.groups, step), Group(match="*")
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in step.named_parameters():
         if parameter.requires_grad:
-            key = (no_decay(name, parameter, embeddings), scales.get(id(parameter), 1.0))
-            groups.setdefault(key, []).append(parameter)
-    optim = recipe.optim
+            own = chosen.get(name, usual)
+            decay = optim.weight_decay if own.weight_decay is None else own.weight_decay
+            decay = 0.0 if no_decay(name, parameter, embeddings) else decay
+            groups.setdefault((decay, scales.get(id(parameter), 1.0) * own.lr_scale), []).append(parameter)
     listed: list[dict[str, Any]] = [
-        {"params": parameters, "weight_decay": 0.0 if bare else optim.weight_decay, "lr_scale": scale}
-        for (bare, scale), parameters in groups.items()
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (decay, scale), parameters in groups.items()
     ]
     if not listed:
         raise UniclError("no parameter is left to train", "set freeze: false on a tower")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
-from annotated_types import Gt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 if TYPE_CHECKING:  # data sources use these types in workers that never load torch
     from collections.abc import Mapping, Sequence
@@ -20,20 +20,59 @@ NO_TEXT = -1
 """In ``Batch.text_index``: the row has no text."""
 
 
+_STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (LoRA, ICLR 2022) beside frozen weights; ``targets`` are names of modules, auto: see `lora`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    rank: Annotated[int, Gt(0)] = 8
+    alpha: Annotated[float, Gt(0)] = 16.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    targets: Annotated[tuple[str, ...], MinLen(1)] | Literal["auto"] = "auto"
+
+
+@dataclass(frozen=True)
+class Unlock:
+    """Frozen but for the last ``unlock`` blocks and what comes after them."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    unlock: Annotated[int, Gt(0)]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a tower learns: the keys that every tower takes beside its own options.
+
+    ``freeze``: true = the tower, all = and the projection that the model puts after it. ``lr_scale`` times the rate of
+    the run; ``layer_decay`` times that for each block below the top.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    freeze: bool | Literal["all"] | Unlock = False
+    lr_scale: Annotated[float, Ge(0)] = 1.0
+    layer_decay: Annotated[float, Gt(0), Le(1)] = 1.0
+    lora: Lora | None = None
+
+
 class Part(NamedTuple):
-    """A plugin and its options, checked against the factory's signature; nested encoders take ``freeze, lr_scale``."""
+    """A plugin and its options, checked against the factory's signature; nested encoders have a ``tuning`` too."""
 
     name: str
     options: Mapping[str, Any]
-    freeze: bool = False
-    lr_scale: float = 1.0
+    tuning: Tuning = Tuning()
 
 
 @dataclass(frozen=True)
 class LogitScale:
     """``init`` is 1/temperature (not its log), ``max`` the cap that is applied after each step."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     init: Annotated[float, Gt(0)] = 14.2857
     max: Annotated[float, Gt(0)] = 100.0

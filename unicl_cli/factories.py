@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from unicl_cli.contracts import LogitScale, Part
+from unicl_cli.contracts import LogitScale, Part, Tuning
 from unicl_cli.sections import Below1, Count, Positive, Weight
 
 if TYPE_CHECKING:
@@ -72,16 +72,17 @@ def open_clip(
     *,
     arch: str,
     pretrained: bool = True,
-    frozen: Sequence[Literal["image", "text", "logit_scale"]] = (),
-    image_lr_scale: Weight = 1.0,
-    text_lr_scale: Weight = 1.0,
+    image: Tuning = Tuning(),  # noqa: B008 - frozen
+    text: Tuning = Tuning(),  # noqa: B008 - frozen
+    learn_scale: bool = True,
     chunks: int,
     image_size: int | None,
     stored: Path | None,
 ) -> nn.Module:
     """A whole model of open_clip with its weights: `open_clip:NAME[/TAG]`, `local-dir:PATH` or `hf-hub:ORG/REPO`.
 
-    Its preprocessing, tokenizer and logit scale come with it. ``frozen`` names what is not trained.
+    Its preprocessing, tokenizer and logit scale come with it. ``image`` and ``text`` say how its towers learn, with the
+    keys of any tower: freeze, lr_scale, layer_decay, lora.
     """
     from unicl_cli.core import hub
     from unicl_cli.data.tokenizers import open_clip_tokenizer
@@ -90,16 +91,13 @@ def open_clip(
 
     source = hub.find(arch, weights=pretrained and not is_dry()) if stored is None else hub.local(stored, weights=False)
     net = load_net(source, image_size)
-    text = net.config["text_cfg"]
-    tokenizer = open_clip_tokenizer(source.name, text, source.folder)
+    tokenizer = open_clip_tokenizer(source.name, net.config["text_cfg"], source.folder)
     embed_dim = net.config["embed_dim"]
     towers = ImageTower(net, embed_dim), TextTower(net, tokenizer.context_length, tokenizer)
     model = TwoTower(*towers, embed_dim=embed_dim, normalize=True, logit_scale=LogitScale(), chunks=chunks)
     model.carry_scale(net.logit_scale)
-    for name, part in (("image", model.image), ("text", model.text), ("logit_scale", model.logit_scale)):
-        if name in frozen and part is not None:
-            part.requires_grad_(False)  # noqa: FBT003 - a parameter's takes no keyword
-    towers[0].lr_scale, towers[1].lr_scale = image_lr_scale, text_lr_scale
+    model.logit_scale.requires_grad_(learn_scale)
+    towers[0].tuning, towers[1].tuning = image, text
     return model
 
 

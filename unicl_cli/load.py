@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from unicl_cli import registry
-from unicl_cli.build import build_step, owned
+from unicl_cli import lora, registry
+from unicl_cli.build import Data, adapt, build_step, owned
 from unicl_cli.contracts import ClassName, Tokenizer
 from unicl_cli.core import checkpoint, hub
 from unicl_cli.core.loop import Step
@@ -19,7 +19,7 @@ from unicl_cli.core.prompts import load_templates
 from unicl_cli.data.tokenizers import TextTokenizer, load_tokenizer
 from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
-from unicl_cli.recipe import load
+from unicl_cli.recipe import Recipe, load
 
 RUNS = Path("runs")
 DEFAULT = "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
@@ -125,10 +125,31 @@ def trained(name: str, *, raw_weights: bool) -> Loaded:
     step, own = build_step(recipe, tokenizer, classes, chunks=1, trained=run)
     averaged = (folder / checkpoint.EMA).is_file() and not raw_weights
     weights = folder / (checkpoint.EMA if averaged else checkpoint.MODEL)
-    checkpoint.load_weights(step, checkpoint.read_tensors(weights), str(weights))
+    fill(step, recipe, checkpoint.read_tensors(weights), str(weights))
     corpora = tuple(dict.fromkeys(item.corpus for item in recipe.data.train))
     transform = transform_of(step.model, recipe.data.image_size)
     return Loaded(str(run), step, own, transform, classes, tuple(names["templates"]), corpora)
+
+
+def fill(step: Step, recipe: Recipe, tensors: Mapping[str, Tensor], place: str) -> None:
+    """The weights of a run into its model; the adapters of a checkpoint are added to the weights that they adapt."""
+    adapted = lora.in_names(tensors)
+    if adapted:
+        adapt(recipe, step)
+    checkpoint.load_weights(step, tensors, place)
+    if adapted:
+        lora.merge(step)
+
+
+def plain_weights(
+    recipe: Recipe, run: Path, data: Data, tokenizer: Tokenizer | None, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors of a run's finished model, which needs no adapters any more: the same where there are none."""
+    if not lora.in_names(tensors):
+        return dict(tensors)
+    step, _ = build_step(recipe, lambda: cast("TextTokenizer", tokenizer), data.classes, chunks=1, trained=run)
+    fill(step, recipe, tensors, str(run))
+    return checkpoint.weights(step)
 
 
 def published(name: str) -> Loaded:
@@ -153,22 +174,3 @@ def transform_of(model: nn.Module, image_size: int | None) -> EvalTransform:
     if image_size is None:
         raise ValueError("neither the model nor the caller knows the size of a picture")
     return EvalTransform((image_size, image_size))
-
-
-def load_init(step: Step, model: str) -> str:
-    """Starts the model (not the loss) from a run, a checkpoint or a model of open_clip; says what was taken over.
-
-    Of a model of open_clip each tower is taken that is the same as this model's.
-    """
-    if hub.is_form(model):
-        from unicl_cli.encoders.carry import carried  # seconds of imports, which only this pays
-
-        source = open_clip_model(model)
-        taken, what = carried(step.model, source, model)
-        checkpoint.load_weights(step.model, {**checkpoint.own_tensors(step.model), **taken}, model)
-        return f"{what} of {model}"
-    _, folder = find_run(model)
-    tensors = checkpoint.read_tensors(folder / checkpoint.MODEL)
-    own = {name.removeprefix("model."): x for name, x in tensors.items() if name.startswith("model.")}
-    checkpoint.load_weights(step.model, own, model)
-    return f"all of {model}"

@@ -45,7 +45,8 @@ def problems_of(
         if fault["type"] == "too_short" and len(fault["input"]) >= fault.get("ctx", {}).get("min_length", 0):
             continue  # its entries are wrong, and have their own lines
         faults.setdefault(_within(raw, fault), []).append(fault)
-    return [Problem((*loc, *at), _message(at, of, schema, siblings)) for at, of in faults.items()]
+    outer = {at[:n] for at in faults for n in range(len(at))}  # of a union: what lies inside says more
+    return [Problem((*loc, *at), _message(at, of, schema, siblings)) for at, of in faults.items() if at not in outer]
 
 
 def _within(raw: Any, fault: Any) -> Loc:
@@ -76,8 +77,8 @@ def _message(at: Loc, faults: list[Any], schema: Mapping[str, Any], siblings: It
 
 def _in_yaml_words(text: str) -> str:
     text = re.sub(r"^(Input|String|List|Tuple|Dictionary) |^Value error, | after validation, not \d+", "", text)
-    text = re.sub(r"a valid (dictionary|mapping)( or instance of \w+)?|an instance of \w+", "a mapping", text)
-    return text.replace("valid tuple", "list").replace("valid list", "list")
+    text = re.sub(r"a valid (dictionary|mapping)( or instance of \w+)?|an instance of \w+|an object", "a mapping", text)
+    return re.sub(r"valid (tuple|list|array)", "list", text)
 
 
 def _keys_at(schema: Mapping[str, Any], loc: Loc) -> list[str]:

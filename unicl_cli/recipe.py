@@ -35,7 +35,7 @@ from unicl_cli.sections import (
 )
 from unicl_cli.yaml_lines import Lined, leaves, parse, write, write_noted
 
-MODEL_KEYS = ("tokenizer", "context_length", "init")
+MODEL_KEYS = ("tokenizer", "context_length", "init", "init_parts")
 """Keys of `model` that are no options of the encoder it names."""
 
 
@@ -249,9 +249,9 @@ def _at(data: Any, loc: Loc) -> Any:
 
 
 def numbers(recipe: Recipe) -> dict[str, Any]:
-    """What a run's numbers depend on: all but run_dir, log, data.workers, checkpoint, parallel."""
+    """What a run's numbers depend on: all but run_dir, log, data.workers, batch.micro, checkpoint, parallel."""
     whole = as_mapping(recipe)
-    del whole["data"]["workers"], whole["data"]["decoder"]
+    del whole["data"]["workers"], whole["data"]["decoder"], whole["batch"]["micro"]
     return {key: value for key, value in whole.items() if key not in ("run_dir", "log", "checkpoint", "parallel")}
 
 

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from unicl_cli.contracts import Part
+from unicl_cli.contracts import Part, Tuning
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.hints import written
 from unicl_cli.problems import Loc, PartError, Problem, problems_of, show
@@ -33,6 +33,10 @@ CONTEXT = (
     *("vocab_size", "context_length", "eot_id", "pad_id", "kind", "stored"),
 )
 """A factory's parameter of one of these names without a default is no option: the builder fills it in."""
+
+
+TUNING = tuple(field.name for field in dataclasses.fields(Tuning))
+"""Options of every nested encoder."""
 
 
 class Entry(NamedTuple):
@@ -256,7 +260,7 @@ def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
 
 @cache
 def _options(factory: Callable[..., Any], nested: bool) -> _Options:  # noqa: FBT001 - a cache key, private
-    from pydantic import ConfigDict, Field, TypeAdapter
+    from pydantic import ConfigDict, TypeAdapter
     from typing_extensions import TypedDict
 
     hints = _hints(factory)
@@ -265,8 +269,10 @@ def _options(factory: Callable[..., Any], nested: bool) -> _Options:  # noqa: FB
     defaults = {name: plain(value) for name, value in given.items() if value is not inspect.Parameter.empty}
     inner: dict[str, Nesting] = {name: form for name, hint in hints.items() if (form := _nesting(hint))}
     if nested:
-        hints |= {"freeze": bool, "lr_scale": typing.Annotated[float, Field(ge=0)]}
-        defaults |= {"freeze": False, "lr_scale": 1.0}
+        hints |= {
+            name: hint for name, hint in typing.get_type_hints(Tuning, include_extras=True).items() if name in TUNING
+        }
+        defaults |= plain(Tuning())
     fields = {name: Any if name in inner else hint for name, hint in hints.items()}
     form: Any = TypedDict("form", fields)  # pyright: ignore[reportArgumentType] - known at run time only
     form.__pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -276,7 +282,7 @@ def _options(factory: Callable[..., Any], nested: bool) -> _Options:  # noqa: FB
 def plain(value: Any) -> Any:
     """The value as YAML and JSON know it: parts, named tuples and dataclasses become mappings, tuples lists."""
     if isinstance(value, Part):
-        return {"name": value.name, **plain(value.options), "freeze": value.freeze, "lr_scale": value.lr_scale}
+        return {"name": value.name, **plain(value.options), **plain(value.tuning)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -320,8 +326,8 @@ def _bind(
     for option, form in options.nested.items():
         if option in values:
             values[option] = _bind_inner(form, values[option], (*loc, option), problems)
-    tower = {key: values.pop(key) for key in ("freeze", "lr_scale") if nested and key in values}
-    return Part(name, values, **tower)
+    tuning = {key: values.pop(key) for key in TUNING if nested and key in values}
+    return Part(name, values, Tuning(**tuning))
 
 
 def _bind_inner(form: Nesting, given: Any, loc: Loc, problems: list[Problem]) -> Any:

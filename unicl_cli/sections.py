@@ -140,8 +140,25 @@ class ModelSection(Section):
     """Longest text in tokens; null = 77 for clip, else 32."""
     init: str | None = None
     """A model to start from, in any form that `--model` takes."""
+    init_parts: Annotated[tuple[Literal["image", "text", "logit_scale"], ...], AS_LIST, Field(min_length=1)] | None = (
+        None
+    )
+    """Take only these from `init`; null = all of a run, of other weights each tower that is the same."""
     part: BoundPart
     """The encoder with its options."""
+
+
+class Group(Section):
+    """Parameters by name that learn otherwise; of several groups the first that matches counts."""
+
+    match: Annotated[str, Field(min_length=1)]
+    """Names as in model.safetensors, `*` for any characters: `model.text.*`, `*.bias`."""
+    lr_scale: Weight = 1.0
+    """Times the learning rate, beside the factors of tower and layer."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Instead of `optim.weight_decay`, for what decays at all."""
+    freeze: bool = False
+    """Not trained."""
 
 
 class Optim(Section):
@@ -163,6 +180,8 @@ class Optim(Section):
     """Decoupled in adamw."""
     clip_norm: Positive | None = 1.0
     """Largest norm of the whole gradient; null = no clipping."""
+    groups: Annotated[tuple[Group, ...], AS_LIST] = ()
+    """Parameters that learn otherwise, by name."""
 
 
 class Schedule(Section):
@@ -182,7 +201,7 @@ class BatchSize(Section):
     size: Count = 1024
     """Of all processes together."""
     micro: Count | Literal["auto"] = "auto"
-    """Rows encoded at once; changes memory only."""
+    """Rows of a process encoded at once; changes memory only. auto = as many as fit, tried before the first step."""
 
 
 class Eval(Section):
@@ -240,6 +259,8 @@ class Parallel(Section):
 
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
     """auto = ddp."""
+    grad_checkpoint: bool = False
+    """Compute the towers' blocks again in backward instead of keeping them: less memory, more time, same numbers."""
 
 
 class Ema(Section):
@@ -247,6 +268,8 @@ class Ema(Section):
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.9999
     """Share of the old average that each step keeps."""
+    warmup: bool = False
+    """At first keep less: (1 + step) / (10 + step), until that is more than `decay`."""
 
 
 class Guard(Section):

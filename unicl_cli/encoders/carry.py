@@ -13,35 +13,27 @@ from torch import Tensor, nn
 from unicl_cli.encoders.open_clip import ImageTower, TextTower
 from unicl_cli.encoders.timm import TimmTower
 from unicl_cli.encoders.transformer import TextTransformer
-from unicl_cli.errors import UniclError
 
 BLOCK = {"attn.in_proj_": "qkv.", "attn.out_proj.": "proj.", "mlp.c_fc.": "fc1.", "mlp.c_proj.": "fc2."}
 TOP = {"token_embedding.weight": "tok.weight", "positional_embedding": "pos", "ln_final.": "ln."}
 
 
-def carried(model: nn.Module, source: nn.Module, name: str) -> tuple[dict[str, Tensor], str]:
-    """The weights of ``source`` (the encoder `open_clip`) that ``model`` can take, and which parts these are.
+def carried(model: nn.Module, source: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """The weights of ``source`` (the encoder `open_clip`) that ``model`` can take: image, text, logit_scale.
 
-    A tower is taken whole or not at all. UniclError where none is the same.
+    A tower is taken whole or not at all, the scale with both towers.
     """
     mine, theirs = model.state_dict(), source.state_dict()
-    if shapes(mine) == shapes(theirs):
-        return theirs, "all weights"
     parts = cast("Any", model), cast("Any", source)
-    towers: dict[str, dict[str, Tensor]] = {}
-    if hasattr(model, "image") and hasattr(model, "text"):
-        towers = {"image tower": image_tower(*parts), "text tower": text_tower(*parts)}
-    fitting = {part: found for part, found in towers.items() if found and fits(mine, found, part.split()[0])}
-    if not fitting:
-        raise UniclError(
-            f"model.init: no tower of {name} is the same as one of this model's",
-            "take model.name=open_clip, or towers of the same kind, width and depth (docs/models.md)",
-        )
-    taken = {key: value for found in fitting.values() for key, value in found.items()}
-    if len(fitting) == 2 and "logit_scale" in mine:
-        taken["logit_scale"] = theirs["logit_scale"]
-    left = [part for part in towers if part not in fitting]
-    return taken, " and ".join(fitting) + (f" (not the {left[0]}, which is another)" if left else " and logit scale")
+    if not hasattr(model, "image") or not hasattr(model, "text"):
+        return {}
+    same = {part: {key: x for key, x in theirs.items() if key.startswith(f"{part}.")} for part in ("image", "text")}
+    made = {"image": image_tower(*parts), "text": text_tower(*parts)}
+    choices = [(part, found) for part in same for found in (same[part], made[part]) if found]
+    found = {part: tensors for part, tensors in choices if fits(mine, tensors, part)}
+    if len(found) == 2 and "logit_scale" in mine:
+        found["logit_scale"] = {"logit_scale": theirs["logit_scale"]}
+    return found
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

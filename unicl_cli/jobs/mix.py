@@ -11,31 +11,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.table import Table
 from torch import Tensor
 
-from unicl_cli import registry
 from unicl_cli.build import TOWERS, owned
 from unicl_cli.core import checkpoint, hub
 from unicl_cli.core.dist import barrier, rank
 from unicl_cli.core.files import write_atomic
 from unicl_cli.data.corpus import open_corpus
-from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.evaluate import chosen_split, validate
 from unicl_cli.load import Loaded, find_run, load_model
-from unicl_cli.recipe import load
-from unicl_cli.yaml_lines import leaves
+from unicl_cli.start import same_tokens, settings_of
 
 if TYPE_CHECKING:
     from unicl_cli.data.corpus import Corpus
 
 CHOSEN_ON = ("val", "test")
 """Where the best mixture is chosen, unless a split is named."""
-TRAINED_WITH = frozenset(
-    (
-        *("freeze", "frozen", "lr_scale", "image_lr_scale", "text_lr_scale", "drop_path", "max", "learn"),
-        *("pretrained", "arch", "init", "hf_model_name"),
-    )
-)
-"""Options that change how a model is trained, or where it is from, not what it computes."""
 KEPT = ("resolved.yaml", "recipe.yaml", "classes.json", "tokenizer.json")
 """Files of a run that its mixtures share."""
 
@@ -116,7 +106,6 @@ def pair(old: Loaded, new: Loaded) -> Pair:
         theirs = theirs | heads
     check_same(theirs, mine, other.name, base.name)
     check_settings(old, new)
-    check_tokens(old, new)
     first, second = (theirs, mine) if base is new else (mine, theirs)
     return Pair(old, new, base, first, second)
 
@@ -141,8 +130,8 @@ def check_same(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor], other: 
 
 
 def check_settings(old: Loaded, new: Loaded) -> None:
-    """What shapes do not show: heads, activations, pooling."""
-    for first, second in zip(settings(old), settings(new), strict=True):
+    """What shapes do not show: heads, activations, pooling, tokens."""
+    for first, second in zip(settings_of(old), settings_of(new), strict=True):
         keys = sorted(first.keys() | second.keys()) if first and second else []
         changed = [key for key in keys if (first.get(key) or None) != (second.get(key) or None)]  # absent is off
         if changed:
@@ -150,29 +139,7 @@ def check_settings(old: Loaded, new: Loaded) -> None:
                 f"{old.name} and {new.name} are different models: {', '.join(changed)} differ",
                 "NEW has to be fine-tuned from OLD",
             )
-
-
-def settings(loaded: Loaded) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration of an open_clip model, and of a run the options of its encoders; flat, without training's."""
-    config = owned(loaded.step, "config")
-    known = {} if config is None else flat(config["model_cfg"])
-    if is_published(loaded):
-        return known, {}
-    recipe = load(str(find_run(loaded.name)[0] / "resolved.yaml"))
-    return known, flat(registry.plain(recipe.model.part.options))
-
-
-def flat(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested options under dotted names, without those that only training reads."""
-    return {key: x for key, x in leaves(dict(options)).items() if key.rpartition(".")[2] not in TRAINED_WITH}
-
-
-def check_tokens(old: Loaded, new: Loaded) -> None:
-    """Equal shapes are not enough where each run has fitted its own vocabulary."""
-    first, second = old.tokenizer, new.tokenizer
-    if not isinstance(first, TextTokenizer) or not isinstance(second, TextTokenizer):
-        return
-    if first.library.get_vocab() != second.library.get_vocab():
+    if not same_tokens(old.tokenizer, new.tokenizer):
         raise UniclError(f"{old.name} and {new.name} have different tokens", "NEW has to be fine-tuned from OLD")
 
 
