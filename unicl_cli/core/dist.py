@@ -1,6 +1,8 @@
 """The process group as everything else sees it: rank, gather, shares of a mean, sharding."""
 
-from collections.abc import Mapping
+import contextlib
+import importlib
+from collections.abc import Generator, Mapping
 from functools import cache
 from typing import Any, cast
 
@@ -11,6 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+
+from unicl_cli.core.recompute import units_of
 
 
 def _grouped() -> bool:
@@ -124,6 +128,26 @@ def any_rank(flag: bool) -> bool:  # noqa: FBT001
     return largest_over_ranks(int(flag)) > 0
 
 
+@contextlib.contextmanager
+def rehearsal() -> Generator[None]:
+    """Inside, collectives reach nobody and give meaningless numbers of the right shape, in the memory of real ones.
+
+    So one rank may fail alone, and no other waits for it. Every rank must enter. Sharded modules made inside are of no
+    use outside.
+    """
+    if world_size() == 1:
+        yield
+        return
+    importlib.import_module("torch.testing._internal.distributed.fake_pg")  # registers the backend
+    real, fake = dist.group.WORLD, cast("dist.ProcessGroup", dist.new_group(backend="fake"))
+    dist.group.WORLD = fake
+    try:
+        yield
+    finally:
+        dist.group.WORLD = real
+        dist.destroy_process_group(fake)
+
+
 def barrier() -> None:
     """Wait until every rank is here."""
     if world_size() > 1:
@@ -142,8 +166,7 @@ def shard(step: nn.Module) -> nn.Module:
     itself, whose other methods would meet shards. ``step.call`` stays callable.
     """
     mesh = init_device_mesh(_home().type, (world_size(),))
-    units = {id(unit): unit for module in step.modules() for unit in getattr(module, "units", ())}
-    for unit in units.values():
+    for unit in units_of(step):
         fully_shard(unit, mesh=mesh)
     fully_shard(step, mesh=mesh)
     register_fsdp_forward_method(step, "call")

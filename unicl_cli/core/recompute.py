@@ -1,0 +1,61 @@
+"""Blocks of a tower that are computed again in backward instead of kept: the same numbers in less memory."""
+
+import contextlib
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint, noop_context_fn
+
+NORM: Any = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+
+def units_of(module: nn.Module) -> list[nn.Module]:
+    """The blocks that any part of ``module`` lists as its ``units``, each once."""
+    return list({id(unit): unit for part in module.modules() for unit in getattr(part, "units", ())}.values())
+
+
+def recompute_blocks(module: nn.Module) -> int:
+    """From here on each unit that lies in no other keeps its input alone until backward; how many they are.
+
+    Dropout draws the same numbers again, and BatchNorm adds to its averages once.
+    """
+    units = units_of(module)
+    inner = {id(part) for unit in units for part in unit.modules() if part is not unit}
+    outer = [unit for unit in units if id(unit) not in inner]
+    for unit in outer:
+        unit.forward = _recomputed(unit)
+    return len(outer)
+
+
+def _recomputed(unit: nn.Module) -> Callable[..., Any]:
+    forward = unit.forward
+    contexts = partial(_contexts, unit) if any(isinstance(m, NORM) for m in unit.modules()) else noop_context_fn
+
+    def run(*args: Any, **options: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **options)
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **options)
+
+    return run
+
+
+def _contexts(unit: nn.Module) -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
+    return contextlib.nullcontext(), _fixed_averages(unit)
+
+
+@contextlib.contextmanager
+def _fixed_averages(unit: nn.Module) -> Generator[None]:
+    """The second forward of a batch is no second batch: BatchNorm's running averages and its count stay as they are."""
+    norms: list[Any] = [m for m in unit.modules() if isinstance(m, NORM) and m.training and m.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
