@@ -111,7 +111,7 @@ def test_the_checkpoint_is_as_large_as_was_said(digits: Path, tmp_path: Path, mo
 
 def test_a_model_that_needs_a_real_batch_has_no_estimate_and_the_reason(made, digits: Path, monkeypatch):
     recipe = recipe_of(digits, more="loss: supcon")  # it wants two views, and gets one
-    found = facts(recipe, Path("run"), "cpu:1")
+    found = facts(recipe, Path("run"), 1)
     assert "activations" not in found["memory"]
     assert found["memory_method"].startswith(
         "without activations: the model needs a real batch (UniclError: loss supcon"
@@ -158,7 +158,7 @@ print(status("VmHWM") - before)
 def test_the_estimate_is_what_a_process_takes(tmp_path: Path, digits: Path, image, size, batch, most):
     recipe = recipe_of(digits, image, size=size, batch=batch)
     (tmp_path / "r.yaml").write_text(dump(recipe))
-    said = facts(recipe, tmp_path, "cpu:1")["memory"]["total"]
+    said = facts(recipe, tmp_path, 1)["memory"]["total"]
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "r.yaml")]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300, check=True)
     taken = float(done.stdout)

@@ -1,4 +1,4 @@
-"""Which processes a command runs in, who is blamed when one fails, and how a stop is heard."""
+"""What a process does as one of several, who is blamed when one fails, and how a stop is heard."""
 
 import os
 import signal
@@ -8,21 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from unicl_cli.core.launch import (
-    LAUNCHER,
-    StopFlag,
-    blame,
-    is_peer,
-    is_worker,
-    launched,
-    processes,
-    recorded,
-    start_accelerator,
-    was_stopped,
-)
+from unicl_cli.core.launch import is_peer, is_worker, launched, recorded, restarted, start_accelerator, threads
+from unicl_cli.core.launch_elastic import blame, told
+from unicl_cli.core.launch_plan import LAUNCHER, Launch, Nodes, decide
+from unicl_cli.core.stopping import StopFlag, heeded
 from unicl_cli.errors import UniclError
 
 WORKER = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+HERE = Launch("start", "", 2)
+SPREAD = Launch("start", "", 1, Nodes(2, 1, "host:1"))
 
 
 def failure(code, message="", *, timestamp=10, callstack="Traceback …\n"):
@@ -35,58 +29,54 @@ def killed(number, timestamp=10):
     return SimpleNamespace(exitcode=-number, message=f"Signal {number}", timestamp=timestamp, error_file_data="<N/A>")
 
 
-def blamed(*failures):
-    return blame(SimpleNamespace(failures=dict(enumerate(failures))), len(failures))
+def blamed(*failures, launch=HERE):
+    return blame(dict(enumerate(failures)), launch)
 
 
-@pytest.mark.parametrize(
-    ("devices", "expected"), [("cpu:1", (1, True)), ("cpu", (1, True)), ("cpu:12", (12, True)), ("auto", (1, False))]
-)
-def test_devices_say_how_many_processes(devices, expected, monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert processes(devices) == expected
+ECHO = failure(1, "RuntimeError: [gloo] Connection closed by peer", timestamp=5, callstack="echo\n")
 
 
-@pytest.mark.parametrize("devices", ["0", "cpu:0", "cpu:x", "tpu:2", "-1", "", "auto:2"])
-def test_devices_that_are_nothing_are_named(devices):
-    with pytest.raises(UniclError, match=f"--devices {devices}: unknown"):
-        processes(devices)
-
-
-def test_more_devices_than_there_are_is_refused(monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert processes("2") == processes("auto") == (2, False)
-    with pytest.raises(UniclError, match="--devices 3: this machine shows 2 GPUs"):
-        processes("3")
-
-
-def test_a_worker_of_any_launcher_starts_nothing(monkeypatch):
-    assert not is_worker()
-    assert not is_peer()
-    for name, value in WORKER.items():
+def test_a_worker_joins_and_one_process_goes_on(monkeypatch):
+    for name, value in {**WORKER, "LOCAL_RANK": "1", "PMI_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("UNICL_ATTEMPT", "0")
     assert is_worker()
     assert is_peer()
-    assert launched("cpu:8", ["train"]) is None
+    assert not restarted()
+    monkeypatch.setenv("UNICL_ATTEMPT", "1")
+    assert restarted()
+    assert launched(decide(os.environ, "cpu:8", gpus=int), ["train"]) is None
+    assert os.environ["MASTER_PORT"] == "29500"
     monkeypatch.setenv("RANK", "0")
     assert not is_peer()
-
-
-def test_one_process_is_this_process():
-    assert launched("cpu:1", ["train"]) is None
+    assert launched(decide(os.environ, "cpu:1", gpus=int, how="local"), ["train"]) is None
+    left = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "PMI_SIZE"} & set(os.environ)
+    assert not left, "accelerate would open a group"
+    os.environ.pop("MASTER_PORT", None)
 
 
 def test_who_dies_of_a_lost_connection_is_not_blamed(capsys):
-    echo = failure(1, "RuntimeError: [gloo] Connection closed by peer", timestamp=5, callstack="echo\n")
     with pytest.raises(UniclError, match=r"rank 1 of 2 failed \(exit code 1\)") as caught:
-        blamed(echo, failure(1, "ValueError: bad", timestamp=6, callstack="the cause\n"))
+        blamed(ECHO, failure(1, "ValueError: bad", timestamp=6, callstack="the cause\n"))
     assert capsys.readouterr().err == "the cause\n"
     assert caught.value.exit_code == 1
 
 
+def test_who_was_told_to_leave_is_not_blamed():
+    assert told({0: killed(15, timestamp=1), 1: killed(9)}, HERE) == "rank 1 of 2 failed (killed by SIGKILL)"
+
+
 def test_a_killed_rank_is_named_with_its_signal():
-    with pytest.raises(UniclError, match=r"rank 0 of 1 failed \(killed by SIGKILL\)"):
+    with pytest.raises(UniclError, match=r"rank 0 of 2 failed \(killed by SIGKILL\)"):
         blamed(killed(9))
+
+
+def test_a_failure_on_another_node_is_named_without_a_traceback_of_this_one(capsys):
+    with pytest.raises(UniclError, match="rank 1 of 2 lost the connection to another node") as caught:
+        blame({1: ECHO}, SPREAD)
+    assert capsys.readouterr().err == ""
+    assert "every node" in caught.value.hint
+    assert caught.value.exit_code == 1
 
 
 @pytest.mark.parametrize("code", [2, 3])
@@ -102,33 +92,27 @@ def test_what_another_rank_alone_has_found_is_said():
     assert caught.value.exit_code == 2
 
 
-def test_a_stop_is_passed_on():
-    assert blamed(failure(75, "Stopped: …"), failure(75, "Stopped: …")) == 75
-
-
-def test_a_run_was_stopped_if_it_says_so_and_a_signal_ended_it(tmp_path):
-    assert not was_stopped(tmp_path, 143)
-    (tmp_path / "status.json").write_text('{"state": "stopped"}')
-    assert was_stopped(tmp_path, 143)
-    assert not was_stopped(tmp_path, 1)
-    (tmp_path / "status.json").write_text('{"state": "running"}')
-    assert not was_stopped(tmp_path, 143)
-    (tmp_path / "status.json").write_text("{")
-    assert not was_stopped(tmp_path, 143)
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_a_signal_sets_the_flag_and_a_second_ctrl_c_ends_at_once(name):
     code = (
-        "import os, signal, sys; from unicl_cli.core.launch import StopFlag\n"
+        "import os, signal, sys; from unicl_cli.core.stopping import StopFlag\n"
         "stop = StopFlag(); stop.install(); assert not stop()\n"
         f"os.kill(os.getpid(), signal.{name}); assert stop() and stop.signal == signal.{name}\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
         "print('heard', flush=True)\n"
         "os.kill(os.getpid(), signal.SIGINT); print('never')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "heard\n"
     assert done.returncode == -signal.SIGINT
+
+
+def test_what_nohup_has_silenced_stays_silent():
+    code = "from unicl_cli.core.stopping import heeded; print(*[s.name for s in heeded()])"
+    shell = f"trap '' HUP INT; exec {sys.executable} -c '{code}'"
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["SIGTERM", "SIGUSR1"]
+    assert {number.name for number in heeded()} >= {"SIGTERM", "SIGHUP", "SIGUSR1"}
 
 
 def test_a_flag_that_nobody_set_is_down():
@@ -143,21 +127,63 @@ def test_work_outside_a_launcher_keeps_its_own_errors():
     assert seen == [1]
 
 
+@pytest.mark.parametrize(("message", "lines"), [("bad", 5), ("Connection closed by peer", 1)])
+def test_under_another_launcher_an_echo_is_one_line_and_a_cause_has_its_traceback(message, lines):
+    code = (
+        "from unicl_cli.core.launch import recorded\n"
+        f"def work(): raise RuntimeError('{message}')\n"
+        "recorded(work)"
+    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | WORKER, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert ("Traceback" in done.stderr) == (lines > 1)
+    assert ("rank 1: lost the connection" in done.stderr) == (lines == 1)
+
+
 def test_a_worker_whose_launcher_is_gone_ends():
     """The poll, which other systems than Linux rely on: this process is not the launcher that is named."""
-    code = "import time; from unicl_cli.core.launch import launched; launched('cpu:2', []); time.sleep(30)"
+    code = (
+        "import time; from unicl_cli.core.launch import here, launched\n"
+        "print(launched(here('cpu:2'), []), flush=True); time.sleep(30)"
+    )
     env = os.environ | WORKER | {LAUNCHER: "1"}
-    assert subprocess.run([sys.executable, "-c", code], env=env, timeout=20, check=False).returncode == 1
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, timeout=20, check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_precision_is_what_was_asked_for_whatever_accelerates_own_settings_say(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "7")
+def test_cores_are_shared(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16))
+    assert [threads(count) for count in (1, 4, 32)] == [16, 4, 1]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(4))  # a scheduler has given each task its own
+    assert threads(2) == 4
+
+
+def test_the_recipe_counts_and_not_what_accelerate_finds_in_the_environment(monkeypatch, capfd):
     from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state(reset_partial_state=True)
     for precision, expected in (("auto", "no"), ("bf16", "bf16")):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "7")
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = start_accelerator(precision, "cpu")
         assert (accelerator.mixed_precision, accelerator.gradient_accumulation_steps) == (expected, 1)
         assert accelerator.device.type == "cpu"
-        AcceleratorState._reset_state(reset_partial_state=True)
+        assert "ACCELERATE_USE_FSDP" not in os.environ
+        names = "ACCELERATE_MIXED_PRECISION=fp16, ACCELERATE_GRADIENT_ACCUMULATION_STEPS=7, ACCELERATE_USE_FSDP=true"
+        assert capfd.readouterr().err == f"warning: {names}: ignored, the recipe and the options of unicl count\n"
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_what_accelerate_launch_sets_in_agreement_is_no_warning(monkeypatch, capfd):
+    from accelerate.state import AcceleratorState
+
+    for name, value in {"MIXED_PRECISION": "no", "DYNAMO_BACKEND": "NO", "USE_CPU": "True"}.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    start_accelerator("fp32", "cpu")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert capfd.readouterr().err == ""

@@ -19,7 +19,8 @@ from unicl_odd.masked import NOTHING, mask_words
 from unicl_cli import api
 from unicl_cli.cli import run
 from unicl_cli.core import checkpoint
-from unicl_cli.core.launch import StopFlag, start_accelerator
+from unicl_cli.core.launch import start_accelerator
+from unicl_cli.core.stopping import StopFlag
 from unicl_cli.data.collate import Extra
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.transforms import eval_transform

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 def in_workers(devices: str, work: Callable[[Any], None]) -> None:
     """``work(accelerator)`` in this process, or this whole command again in as many workers as ``devices`` asks for."""
-    from unicl_cli.core.launch import launched, recorded
+    from unicl_cli.core.launch import here, launched, recorded
 
-    code = launched(devices, sys.argv[1:])
+    code = launched(here(devices), sys.argv[1:])
     if code is not None:
         raise typer.Exit(code)
 
@@ -38,9 +38,9 @@ def in_workers(devices: str, work: Callable[[Any], None]) -> None:
 
 def one_process(devices: str) -> str:
     """``devices`` for a command that reads standard input, which several processes cannot share."""
-    from unicl_cli.core.launch import is_worker, processes
+    from unicl_cli.core.launch import here
 
-    if is_worker() or processes(devices)[0] == 1:
+    if here(devices).how != "start":
         return devices
     if devices != "auto":
         raise UniclError(f"--devices {devices}: one process alone reads standard input", "leave --devices out")

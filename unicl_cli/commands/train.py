@@ -1,12 +1,13 @@
 """`unicl train RECIPE`: train, or continue."""
 
 import json
+import os
 import sys
 from typing import Annotated
 
 import typer
 
-from unicl_cli.commands import Json, Quiet, completing
+from unicl_cli.commands import Devices, Json, Quiet, completing
 from unicl_cli.errors import is_quiet
 
 app = typer.Typer(add_completion=False)
@@ -28,7 +29,7 @@ def train(
             metavar="KEY=VALUE", help="Keys to change, e.g. optim.lr=1e-3.", autocompletion=completing.overrides
         ),
     ] = None,
-    devices: Annotated[str, typer.Option(help="auto, a number of GPUs, or cpu:N for N processes.")] = "auto",
+    devices: Devices = "auto",
     run_dir: Annotated[str | None, typer.Option(help="Where to write; default runs/NAME-HASH.")] = None,
     resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint directory.")] = "auto",
     init: Annotated[
@@ -37,12 +38,32 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run: steps, samples, parameters, memory.")
     ] = False,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Machines; the same command on each.")] = None,
+    node_rank: Annotated[int | None, typer.Option(min=0, help="Which of them this is, from 0.")] = None,
+    rdzv: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where they meet: node 0 and a free port of it.")
+    ] = None,
+    launch: Annotated[
+        str, typer.Option(help="auto, or against its guess: local (start here), worker (be one of many), slurm.")
+    ] = "auto",
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="How often to start again from the last checkpoint if a process fails.")
+    ] = 0,
+    requeue: Annotated[
+        bool, typer.Option("--requeue", help="Under SLURM: on SIGUSR1 put the job back into the queue.")
+    ] = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train from a recipe; the same command continues after any interruption."""
     del quiet  # its callback has seen it
-    from unicl_cli.core.launch import StopFlag, is_peer, launched, processes, recorded, was_stopped
+    from unicl_cli.core.launch import here, is_peer, is_worker, launched, recorded
+    from unicl_cli.core.launch_plan import nodes_of
+    from unicl_cli.core.stopping import StopFlag
+
+    stop = StopFlag()
+    if not is_worker() or os.getpid() == 1:  # a worker would not hear it while it waits for its peers
+        stop.install()
     from unicl_cli.recipe import check_corpora, check_shares, load, run_path
 
     changes = list(overrides or [])
@@ -50,23 +71,23 @@ def train(
     checked = load(recipe, changes)
     check_corpora(checked)
     run = run_path(checked)
+    way = here(devices, nodes_of(nodes, node_rank, rdzv), launch)
     if dry_run:
         from unicl_cli.jobs.dry_run import dry_run as describe
 
-        describe(checked, run, devices, as_json=json_)
+        describe(checked, run, way.world, as_json=json_)
         return
-    stop = StopFlag()
-    stop.install()  # before anything slow is imported
-    check_shares(checked, processes(devices)[0])
-    code = launched(devices, sys.argv[1:], run / "logs", stop)
+    check_shares(checked, way.world)
+    stop.leave_early()
+    code = launched(way, sys.argv[1:], run / "logs", stop, max_restarts)
     if code is not None:
-        raise typer.Exit(75 if was_stopped(run, code) else code)
+        raise typer.Exit(code)
 
     def work() -> None:
         from unicl_cli.jobs.train import Request, train
 
-        stop.leave_early()
-        train(checked, run, Request(devices, resume, is_quiet()), stop, source=recipe, overrides=changes)
+        request = Request(devices, resume, is_quiet(), requeue)
+        train(checked, run, request, stop, source=recipe, overrides=changes)
 
     recorded(work)
     if not is_peer():

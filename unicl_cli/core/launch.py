@@ -1,9 +1,6 @@
-"""Which processes a command runs in: joins what a launcher started, starts workers itself, or goes on alone."""
+"""This process as one of a command's: joins what a launcher started, or starts it; opens the group; reports its end."""
 
 import ctypes
-import dataclasses
-import json
-import logging
 import os
 import signal
 import sys
@@ -13,48 +10,43 @@ import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from unicl_cli.errors import Stopped, UniclError
+from unicl_cli.core import launch_plan
+from unicl_cli.core.launch_plan import LAUNCHER, WORKER, Launch, Nodes, decide
+from unicl_cli.core.stopping import StopFlag
+from unicl_cli.errors import UniclError
 
-LAUNCHER = "UNICL_LAUNCHER_PID"
-WORKER = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
+ATTEMPT = "UNICL_ATTEMPT"
+"""How often a launcher has started its workers before."""
+MPI = (
+    "PMI_SIZE",
+    "PMI_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_RANK",
+    "MV2_COMM_WORLD_SIZE",
+    "MV2_COMM_WORLD_RANK",
+)
+"""What accelerate takes for a group of processes, too."""
 ECHOES = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "DistNetworkError")
-EXPLAINED = (2, 3)  # a worker with these failed of what a user can mend; rank 0 says it itself
-STOPPED = 75
+"""In the message of a process that failed because another one did."""
 
 
-class StopFlag:
-    """Set by SIGTERM, SIGINT or SIGUSR1: the loop writes a checkpoint and leaves. A second Ctrl-C ends at once."""
+def visible() -> int:
+    """GPUs that this process may use; Apple's counts as one."""
+    import torch
 
-    def __init__(self) -> None:
-        self.signal: int | None = None
+    return torch.cuda.device_count() or int(torch.backends.mps.is_available())
 
-    def __call__(self) -> bool:
-        return self.signal is not None
 
-    def install(self) -> None:
-        """From the main thread, before anything slow: PID 1 of a container ignores SIGTERM otherwise."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._handle)
-
-    def leave_early(self) -> None:
-        """Before the first step, where nothing is lost; workers leave together, in the loop or with their launcher."""
-        if self.signal is not None and not is_worker():
-            raise Stopped("stopped before a step was made", "the same command goes on")
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        if self.signal is not None and number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
-        self.signal = number
+def here(devices: str, nodes: Nodes | None = None, how: str = "auto") -> Launch:
+    """The decision for this process."""
+    return decide(os.environ, devices, gpus=visible, nodes=nodes, how=how)
 
 
 def is_worker() -> bool:
     """Has torchrun, accelerate, a cluster or unicl itself started this process as one of several?"""
-    return all(name in os.environ for name in WORKER)
+    return launch_plan.is_worker(os.environ)
 
 
 def is_peer() -> bool:
@@ -62,119 +54,47 @@ def is_peer() -> bool:
     return is_worker() and os.environ["RANK"] != "0"
 
 
-def was_stopped(run: Path, code: int) -> bool:
-    """Did workers that ended with ``code`` leave because of a signal, with their state written?"""
-    try:
-        state = json.loads((run / "status.json").read_text(encoding="utf-8"))["state"]
-    except (OSError, ValueError, KeyError):
-        return False
-    return code > 128 and state == "stopped"
+def restarted() -> bool:
+    """Has a launcher started this process again, after one of its peers had failed?"""
+    return is_worker() and os.environ.get(ATTEMPT, "0") != "0"
 
 
-def processes(devices: str) -> tuple[int, bool]:
-    """(number of processes, on the CPU) that ``auto``, ``N`` or ``cpu:N`` asks for on this machine."""
-    kind, _, count = devices.partition(":")
-    if kind == "cpu":
-        count = count or "1"
-    elif kind == "auto" and not count:
-        import torch
+def launched(
+    launch: Launch, argv: Sequence[str], logs: Path | None = None, stop: StopFlag | None = None, restarts: int = 0
+) -> int | None:
+    """Runs ``unicl *argv`` in the workers that ``launch`` asks for, and returns their exit code.
 
-        return max(1, torch.cuda.device_count()), False
-    else:
-        count = devices
-    if not count.isdigit() or int(count) < 1:
-        raise UniclError(f"--devices {devices}: unknown", "use auto, a number of GPUs, or cpu:N")
-    if kind != "cpu":
-        import torch
-
-        if int(count) > torch.cuda.device_count():
-            raise UniclError(
-                f"--devices {devices}: this machine shows {torch.cuda.device_count()} GPUs",
-                "use a smaller number, auto, or cpu:N",
-            )
-    return int(count), kind == "cpu"
-
-
-def launched(devices: str, argv: Sequence[str], logs: Path | None = None, stop: StopFlag | None = None) -> int | None:
-    """Runs ``unicl *argv`` in as many workers as ``devices`` asks for, and returns their exit code.
-
-    None: this process is a worker already, or the only process; go on. ``stop`` has seen the signals so far.
+    None: this process is a worker, or the only process; go on. ``stop`` has seen the signals so far.
     """
-    if is_worker():
+    if launch.how == "worker":
+        os.environ.update(launch.environ)
         guard_against_orphans()
         return None
-    count, _ = processes(devices)
-    return None if count == 1 else elastic(count, argv, logs, stop)
-
-
-def elastic(count: int, argv: Sequence[str], logs: Path | None, stop: StopFlag | None = None) -> int:
-    """Torch elastic's agent on this machine; the exit code of the worker that failed first, or 0."""
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    for name in (*WORKER, "LOCAL_RANK", "LOCAL_WORLD_SIZE", *MPI):  # of a group that this process is no part of
+        os.environ.pop(name, None)
+    if launch.note:
+        sys.stderr.write(f"{launch.note}\n")
+    if launch.how == "alone":
+        return None
+    from unicl_cli.core.launch_elastic import start
 
     os.environ[LAUNCHER] = str(os.getpid())
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    redirects = dict.fromkeys(range(1, count), Std.ALL)  # rank 0 alone speaks to the terminal
-    wanted: dict[str, Any] = {
-        "min_nodes": 1,
-        "max_nodes": 1,
-        "nproc_per_node": count,
-        "run_id": f"unicl-{os.getpid()}",
-        "rdzv_backend": "c10d",
-        "rdzv_endpoint": "localhost:0",  # a free port: two runs on a machine never meet
-        "rdzv_configs": {"timeout": 60},
-        "max_restarts": 0,
-        "monitor_interval": 0.1,
-        "local_addr": "localhost",  # no look-up of the machine's full name
-        "signals_to_handle": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
-        "shutdown_timeout": 300,
-        "logs_specs": DefaultLogsSpecs(log_dir=str(logs) if logs else None, redirects=redirects),
-    }
-    known = {field.name for field in dataclasses.fields(LaunchConfig)}  # older torch lacks some
-    config = LaunchConfig(**{key: value for key, value in wanted.items() if key in known})
-    for name in logging.root.manager.loggerDict:  # the agent's box and its warning about signals
-        if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-    if stop is not None:
-        stop.leave_early()  # from here on the agent handles the signals
-    try:
-        elastic_launch(config, sys.executable)("-u", "-m", "unicl_cli", *argv)
-    except SignalException as ended:
-        return 128 + int(ended.sigval)
-    except ChildFailedError as failed:
-        return blame(failed, count)
-    return 0
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads(launch.processes)))
+    return start(launch, argv, logs, stop or StopFlag(), restarts)
 
 
-def blame(failed: Any, count: int) -> int:
-    """Says once which rank failed first and why; peers that died of the lost connection are echoes."""
-
-    def order(item: tuple[int, Any]) -> tuple[bool, bool, int, int]:
-        rank, failure = item
-        echo = any(word in str(failure.message) for word in ECHOES)
-        return failure.exitcode not in EXPLAINED, echo, failure.timestamp, rank
-
-    rank, failure = min(failed.failures.items(), key=order)
-    told: Any = failure.message if isinstance(failure.message, dict) else {"message": str(failure.message)}
-    if failure.exitcode in EXPLAINED and (0 not in failed.failures or failed.failures[0].exitcode not in EXPLAINED):
-        raise UniclError(told["message"].removeprefix("UniclError: "), exit_code=failure.exitcode)
-    if failure.exitcode in (*EXPLAINED, STOPPED):
-        return int(failure.exitcode)
-    sys.stderr.write(told.get("extraInfo", {}).get("py_callstack", ""))
-    how = (
-        f"exit code {failure.exitcode}"
-        if failure.exitcode >= 0
-        else f"killed by {signal.Signals(-failure.exitcode).name}"
-    )
-    raise UniclError(
-        f"rank {rank} of {count} failed ({how})", "the same command goes on from the last checkpoint", exit_code=1
-    )
+def threads(count: int) -> int:
+    """For each of ``count`` processes; where a scheduler has given a process its own cores, these."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(own, (os.cpu_count() or 1) // count))
 
 
 def recorded(work: Callable[[], None]) -> None:
-    """``work()`` in a worker that unicl started: a bug is written for the launcher, which prints it once."""
-    if LAUNCHER not in os.environ or not is_worker():
+    """``work()`` in a worker: a bug is written for the launcher, which prints it once.
+
+    Where the launcher is not unicl, the process that failed first prints it and the others say one line.
+    """
+    if not is_worker():
         work()
         return
     from torch.distributed.elastic.multiprocessing.errors import record
@@ -183,16 +103,21 @@ def recorded(work: Callable[[], None]) -> None:
         record(work)()
     except UniclError:
         raise
-    except Exception:  # noqa: BLE001 - recorded just now; printing it here too would interleave with the peers'
-        sys.stderr.flush()
+    except Exception as error:
+        echo = any(word in str(error) for word in ECHOES)
+        if LAUNCHER not in os.environ and not echo:
+            raise
+        if LAUNCHER not in os.environ:
+            sys.stderr.write(f"rank {os.environ['RANK']}: lost the connection to a process that ended\n")
+        sys.stderr.flush()  # printing it here too would interleave with the peers'
         os._exit(1)
 
 
 def guard_against_orphans() -> None:
     """A worker ends with its launcher, even one that was killed: a death signal on Linux, a poll elsewhere."""
-    if LAUNCHER not in os.environ:
+    if LAUNCHER not in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
         return
-    parent = int(os.environ[LAUNCHER])
+    parent = int(os.environ.get(LAUNCHER, os.getppid()))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
@@ -220,8 +145,12 @@ def start_accelerator(precision: str = "auto", devices: str = "auto") -> Any:
         precision = "bf16" if not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
     if precision == "fp16" and cpu:  # accelerate would go on in fp32 and say nothing
         raise UniclError("precision fp16 needs a GPU", "set precision=auto, bf16 or fp32")
-    return Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
+    mixed = "no" if precision == "fp32" else precision
+    set_aside_accelerates(mixed, cpu="1" if cpu else "no")
+    if is_worker():
+        prepare_group(torch)
+    accelerator = Accelerator(
+        mixed_precision=mixed,
         cpu=cpu,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # a plain 1 gives way to the environment
         kwargs_handlers=[
@@ -229,6 +158,46 @@ def start_accelerator(precision: str = "auto", devices: str = "auto") -> Any:
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ],
     )
+    if is_worker() and str(accelerator.num_processes) != os.environ["WORLD_SIZE"]:  # each would train for itself
+        raise UniclError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but accelerate opened no group", "see unicl doctor")
+    return accelerator
+
+
+def set_aside_accelerates(precision: str, *, cpu: str) -> None:
+    """Takes accelerate's own settings out of the environment; those that contradict the recipe are named once."""
+    own = {"MIXED_PRECISION": precision, "GRADIENT_ACCUMULATION_STEPS": "1", "USE_CPU": cpu}
+    own |= dict.fromkeys(("DYNAMO_BACKEND", "USE_FSDP", "USE_DEEPSPEED", "USE_MEGATRON_LM", "DOWNCAST_BF16"), "no")
+    plainly = {"false": "no", "0": "no", "off": "no", "": "no", "true": "1", "yes": "1"}
+    odd: list[str] = []
+    for name, wanted in own.items():
+        given = os.environ.pop(f"ACCELERATE_{name}", None)
+        if given is not None and plainly.get(given.lower(), given.lower()) not in (
+            wanted,
+            "no" if name == "USE_CPU" else wanted,
+        ):
+            odd.append(f"ACCELERATE_{name}={given}")
+    if odd and not is_peer():
+        sys.stderr.write(f"warning: {', '.join(odd)}: ignored, the recipe and the options of unicl count\n")
+
+
+def prepare_group(torch: Any) -> None:
+    """What a process group reads from the environment when it is opened."""
+    for name in MPI:  # accelerate would look there too
+        os.environ.pop(name, None)
+    if "OMP_NUM_THREADS" not in os.environ:
+        own = threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        os.environ["OMP_NUM_THREADS"] = str(own)
+        torch.set_num_threads(own)
+    if not torch.cuda.is_available():
+        return
+    from accelerate.utils import check_cuda_p2p_ib_support
+
+    # the last collectives are written down when one hangs
+    wanted = {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_FR_DUMP_ON_TIMEOUT": "1"}
+    if not check_cuda_p2p_ib_support():  # accelerate raises otherwise
+        wanted |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
 
 
 def backends() -> list[str]:

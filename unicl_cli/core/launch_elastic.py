@@ -1,0 +1,189 @@
+"""Starts the workers of this machine through torch elastic, hears signals for them, and says how they ended."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch.distributed import DistError
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+from torch.distributed.elastic.rendezvous import RendezvousError
+
+from unicl_cli.core.launch import ATTEMPT, ECHOES
+from unicl_cli.core.launch_nodes import meeting
+from unicl_cli.core.launch_plan import Launch
+from unicl_cli.core.stopping import AT_ONCE, HANGUP, StopFlag, heeded, leave, terminals
+from unicl_cli.errors import Stopped, UniclError
+
+Untyped: Any = LocalElasticAgent  # its methods are decorated with what has no types
+EXPLAINED = (2, 3)  # a worker with these failed of what a user can mend; rank 0 says it itself
+STOPPED = 75
+LEAVE_SECONDS = 300
+GOES_ON = "the same command goes on from the last checkpoint"
+EVERYWHERE = "see what the other nodes say; the same command on every node goes on from the last checkpoint"
+
+
+def start(launch: Launch, argv: Sequence[str], logs: Path | None, stop: StopFlag, restarts: int) -> int:
+    """Runs ``unicl *argv`` in the workers of ``launch``; the exit code of the one that failed first, or 0.
+
+    When one fails of anything but a mistake of the user's, all are started again, ``restarts`` times.
+    """
+    if not os.environ.get("UNICL_DEBUG"):
+        for name in logging.root.manager.loggerDict:  # the agent's box and its warnings about signals
+            if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+    stop.leave_early()  # from here on it is the ears that hear
+    ears = Ears()
+    try:
+        ears.listen()
+        rendezvous = meeting(launch.nodes)
+        speaks = int(launch.nodes.rank == 0)  # rank 0 alone has the terminal
+        spec = WorkerSpec(
+            role="unicl",
+            local_world_size=launch.processes,
+            entrypoint=sys.executable,
+            args=("-u", "-m", "unicl_cli", *argv),
+            rdzv_handler=rendezvous,
+            max_restarts=restarts,
+            monitor_interval=0.1,
+            local_addr=rendezvous.address,
+        )
+        files = DefaultLogsSpecs(str(logs) if logs else None, dict.fromkeys(range(speaks, launch.processes), Std.ALL))
+        return Agent(spec, files, launch, ears).outcome()
+    except SignalException as ended:  # there was no worker yet
+        raise Stopped("stopped before a step was made", "the same command goes on") from ended
+
+
+class Ears:
+    """The signals of a launcher: the first ends its work, a second one that will not wait kills the workers."""
+
+    def __init__(self) -> None:
+        self.heard: int | None = None
+        self.terminals = terminals()
+        self.heeded = list(heeded("SIGQUIT"))
+        self.workers: list[int] = []
+
+    def listen(self) -> None:
+        for number in self.heeded:
+            signal.signal(number, self.hear)
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if number == HANGUP:
+            leave(self.terminals)
+        if self.heard is None:
+            self.heard = number
+            raise SignalException(f"signal {number}", signal.Signals(number))
+        if number in AT_ONCE:
+            for pid in self.workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+
+
+class Agent(Untyped):
+    """Torch elastic's agent, which starts again only what a new start can mend, and says so."""
+
+    def __init__(self, spec: WorkerSpec, files: DefaultLogsSpecs, launch: Launch, ears: Ears) -> None:
+        super().__init__(spec, files, shutdown_timeout=LEAVE_SECONDS)
+        self.launch, self.ears, self.starts = launch, ears, 0
+
+    def outcome(self) -> int:
+        """Runs to the end and returns the exit code. Raises UniclError where a rank or a node has failed."""
+        lost: Exception | None = None
+        try:
+            result = self.run()
+        except SignalException:
+            if not self.starts:
+                raise
+            result = self.ended()
+        except (RendezvousError, DistError) as error:
+            lost, result = error, self.ended()
+        if self.ears.heard is None:
+            self.get_worker_group().spec.rdzv_handler.shutdown()  # the other nodes need not wait
+        if result is None or not (result.failures or result.return_values):
+            count, _, place = self.launch.nodes
+            what = "did not meet" if not self.starts else "lost each other"
+            raise UniclError(f"the {count} nodes {what} at {place}: {lost}", EVERYWHERE, exit_code=1) from lost
+        return self.code(result.failures)
+
+    def code(self, failures: Mapping[int, Any]) -> int:
+        """The exit code for workers that ended like this."""
+        codes = {failure.exitcode for failure in failures.values()}
+        if not codes:
+            return 0
+        if STOPPED in codes:
+            return STOPPED
+        if self.ears.heard is not None and not codes & set(EXPLAINED):
+            return 128 + self.ears.heard
+        return blame(failures, self.launch)
+
+    def ended(self) -> RunResult | None:
+        """How the workers of this machine ended; None if there never were any."""
+        return super()._monitor_workers(self.get_worker_group()) if self.starts else None
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        os.environ[ATTEMPT] = str(self.starts)
+        self.starts += 1
+        pids = super()._start_workers(worker_group)
+        self.ears.workers = list(pids.values())
+        self.ears.listen()  # torch has put its own handlers into place
+        return pids
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result = super()._monitor_workers(worker_group)
+        if result.failures and self._remaining_restarts:
+            if {failure.exitcode for failure in result.failures.values()} & {STOPPED, *EXPLAINED}:
+                self._remaining_restarts = 0
+            else:
+                left = self._remaining_restarts - 1
+                said = f"{told(result.failures, self.launch)}; all start again from the last checkpoint"
+                sys.stderr.write(f"warning: {said} ({left} more restart{'' if left == 1 else 's'})\n")
+        return result
+
+
+# -- whose fault it was -------------------------------------------------------------------------------------------
+
+
+def is_echo(failure: Any) -> bool:
+    """Did it fail because another rank had?"""
+    return failure.exitcode == -signal.SIGTERM or any(word in str(failure.message) for word in ECHOES)
+
+
+def first_of(failures: Mapping[int, Any]) -> tuple[int, Any]:
+    """(rank, failure) of the one to be blamed; peers that died of the lost connection are echoes."""
+
+    def order(item: tuple[int, Any]) -> tuple[bool, bool, int, int]:
+        rank, failure = item
+        return failure.exitcode not in EXPLAINED, is_echo(failure), failure.timestamp, rank
+
+    return min(failures.items(), key=order)
+
+
+def told(failures: Mapping[int, Any], launch: Launch) -> str:
+    """Says which rank failed first and how, below its traceback if it has left one."""
+    rank, failure = first_of(failures)
+    who = f"rank {rank} of {launch.world}"
+    if launch.nodes.total > 1 and is_echo(failure):
+        return f"{who} lost the connection to another node"
+    if isinstance(failure.message, dict):
+        sys.stderr.write(failure.message.get("extraInfo", {}).get("py_callstack", ""))
+    code = failure.exitcode
+    return f"{who} failed ({f'exit code {code}' if code >= 0 else f'killed by {signal.Signals(-code).name}'})"
+
+
+def blame(failures: Mapping[int, Any], launch: Launch) -> int:
+    """The exit code of a mistake that rank 0 has explained. Raises UniclError for all else."""
+    _, failure = first_of(failures)
+    if failure.exitcode not in EXPLAINED:
+        raise UniclError(told(failures, launch), EVERYWHERE if launch.nodes.total > 1 else GOES_ON, exit_code=1)
+    if 0 in failures and failures[0].exitcode in EXPLAINED:
+        return int(failure.exitcode)
+    message = failure.message["message"] if isinstance(failure.message, dict) else str(failure.message)
+    raise UniclError(message.removeprefix("UniclError: "), exit_code=failure.exitcode)

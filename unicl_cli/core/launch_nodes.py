@@ -1,0 +1,106 @@
+"""Where the nodes of a training meet: torch elastic's rendezvous, in which each node keeps the number it was given."""
+
+import os
+import socket
+import sys
+import time
+from typing import Any
+
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.elastic.rendezvous import (
+    RendezvousError,
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+)
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
+
+from unicl_cli.core.launch_plan import Nodes
+from unicl_cli.errors import UniclError
+
+MEET_SECONDS = 600
+
+
+class Numbered(RendezvousHandler):
+    """A rendezvous that gives each node the number of --node-rank, and each round a store of its own."""
+
+    def __init__(self, inner: RendezvousHandler, nodes: Nodes, address: str) -> None:
+        self.inner, self.nodes, self.address = inner, nodes, address
+        self.server: Any = None
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        met = self.inner.next_rendezvous()
+        store = PrefixStore("numbered", met.store)
+        rank = self.nodes.rank
+        if store.add(str(rank), 1) > 1:
+            raise UniclError(f"two nodes came with --node-rank {rank}", f"give them 0 to {self.nodes.total - 1}")
+        if rank == 0:  # what a round that failed left in its store would mislead the next
+            self.server = TCPStore(self.address, 0, is_master=True, wait_for_workers=False)
+        port = self.server.port if rank == 0 else 0
+        place = RendezvousStoreInfo.build(rank, store, self.address, server_port=port)
+        return RendezvousInfo(store, rank, met.world_size, place)
+
+    @property
+    def use_agent_store(self) -> bool:
+        return True
+
+    def get_backend(self) -> str:
+        return self.inner.get_backend()
+
+    def is_closed(self) -> bool:
+        return self.inner.is_closed()
+
+    def set_closed(self) -> None:
+        self.inner.set_closed()
+
+    def num_nodes_waiting(self) -> int:
+        return self.inner.num_nodes_waiting()
+
+    def get_run_id(self) -> str:
+        return self.inner.get_run_id()
+
+    def shutdown(self) -> bool:
+        return self.inner.shutdown()
+
+
+def meeting(nodes: Nodes) -> Numbered:
+    """The place where the nodes meet, held by node 0; a single node meets itself at a free port."""
+    host, _, port = (nodes.rendezvous or "localhost:0").rpartition(":")
+    first = nodes.rank == 0
+    address = host.strip("[]") if first else own_address(host.strip("[]"), int(port))
+    parameters = RendezvousParameters(
+        backend="c10d",
+        endpoint=f"{host}:{port}",
+        run_id="unicl",
+        min_nodes=nodes.total,
+        max_nodes=nodes.total,
+        local_addr=address,  # no look-up of the machine's full name
+        is_host=first,
+        join_timeout=MEET_SECONDS,
+        read_timeout=MEET_SECONDS,
+    )
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # Numbered has its own
+    try:
+        backend, store = create_backend(parameters)
+    except RendezvousError as error:
+        raise UniclError(
+            f"--rdzv {nodes.rendezvous}: {error.__cause__}", "take the address of node 0, and another port"
+        ) from error
+    return Numbered(create_handler(store, backend, parameters), nodes, address)
+
+
+def own_address(host: str, port: int) -> str:
+    """The address of this machine that ``host`` sees, as soon as node 0 listens there."""
+    end = time.monotonic() + MEET_SECONDS
+    reason: OSError | None = None
+    sys.stderr.write(f"waiting for node 0 at {host}:{port}\n")
+    while time.monotonic() < end:
+        try:
+            with socket.create_connection((host, port), timeout=5) as line:
+                return str(line.getsockname()[0])
+        except OSError as error:
+            reason = error
+            time.sleep(0.5)
+    raise UniclError(f"--rdzv {host}:{port}: node 0 did not answer within {MEET_SECONDS} s: {reason}", "start it")
