@@ -16,7 +16,6 @@ from torch import nn
 
 from unicl_cli.build import Data, build_data, build_step, build_tokenizer, check_learnable, doubts, total_steps
 from unicl_cli.contracts import Tokenizer
-from unicl_cli.core.launch import is_worker, processes
 from unicl_cli.core.loop import Step
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.jobs.memory import METHOD, Shape, activations, flops, states, unreal
@@ -29,9 +28,8 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def facts(recipe: Recipe, run: Path, devices: str) -> dict[str, Any]:
+def facts(recipe: Recipe, run: Path, world: int) -> dict[str, Any]:
     """Everything that is known before the first step; the model is built on no device at all."""
-    world = int(os.environ["WORLD_SIZE"]) if is_worker() else processes(devices)[0]
     check_shares(recipe, world)
     data = build_data(recipe)
     check_learnable(recipe, data)
@@ -60,6 +58,7 @@ def facts(recipe: Recipe, run: Path, devices: str) -> dict[str, Any]:
         "vocabulary": None if tokenizer is None else tokenizer.vocab_size,
         "context_length": length,
         "parameters": parameters(step),
+        "parameters_trained": sum(p.numel() for p in step.parameters() if p.requires_grad),
         "parameters_of": {**towers, "loss": parameters(step.loss)},
         "checkpoint_bytes": checkpoint_bytes(recipe, step),
     }
@@ -125,9 +124,9 @@ def shown(key: str, value: Any) -> str:
     )
 
 
-def dry_run(recipe: Recipe, run: Path, devices: str, *, as_json: bool) -> None:
+def dry_run(recipe: Recipe, run: Path, world: int, *, as_json: bool) -> None:
     """Facts as a table or JSON; with a table the resolved recipe follows."""
-    found = facts(recipe, run, devices)
+    found = facts(recipe, run, world)
     if as_json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return
