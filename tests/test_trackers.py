@@ -11,7 +11,6 @@ from accelerate import PartialState
 
 from unicl_cli.cli import main
 from unicl_cli.core import trackers
-from unicl_cli.core.sinks import SpikeSink
 from unicl_cli.core.trackers import TrackerSink, check_installed, flattened
 from unicl_cli.errors import UniclError
 
@@ -99,19 +98,6 @@ def test_wandb_offline_keeps_its_id(tmp_path):
         assert ended.returncode == 0, ended.stderr
     name = (tmp_path / "wandb-id").read_text()
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{name}"))) >= 1
-
-
-def test_three_lines_far_above_the_median_are_a_spike_and_one_is_not():
-    said = []
-    sink = SpikeSink(said.append)
-    losses = [2.0 + 0.01 * (n % 5) for n in range(30)] + [9.0] + [2.0] * 5 + [9.0, 8.0, 7.0, 7.0] + [2.0]
-    for step, loss in enumerate(losses, 1):
-        sink.log(step, {"loss": loss})
-    assert len(said) == 1
-    assert said[0].startswith("warning: step 39: the loss is 7.000, for three lines above 2.0")
-    sink.log(99, {"loss": float("nan")})
-    sink.log(100, {})
-    assert len(said) == 1
 
 
 def test_training_writes_its_figures_and_validations_to_tensorboard(tmp_path, monkeypatch, digits):

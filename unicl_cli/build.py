@@ -23,8 +23,9 @@ from unicl_cli.core.sampler import Alternation, Mixture
 from unicl_cli.core.schedule import lr_at
 from unicl_cli.data import loader
 from unicl_cli.data.corpus import Corpus, open_corpus
+from unicl_cli.data.device_augment import DeviceAugment
 from unicl_cli.data.tokenizers import TextTokenizer, class_tokenizer, clip_tokenizer, corpus_tokenizer, load_tokenizer
-from unicl_cli.data.transforms import TrainTransform, augment
+from unicl_cli.data.transforms import Augment, TrainTransform, augment, halves
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe import Recipe
 from unicl_cli.sections import Group, TrainData
@@ -46,6 +47,7 @@ class Data(NamedTuple):
     classes: tuple[ClassName, ...]
     templates: tuple[str, ...]
     checksums: dict[str, str]
+    late: DeviceAugment | None
 
 
 def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], list[NDArray[np.int64]]]:
@@ -67,8 +69,8 @@ def templates_of(corpus: Corpus, *specs: str | Sequence[str] | None) -> tuple[st
     return load_templates(next((spec for spec in specs if spec is not None), corpus.templates))
 
 
-def transform_of(recipe: Recipe, item: TrainData) -> TrainTransform:
-    """Augmentation of a corpus's pictures: one entry for all views, or one a view."""
+def augments_of(recipe: Recipe, item: TrainData) -> list[Augment]:
+    """Augmentation of a corpus's pictures, view by view: one entry for all views, or one a view."""
     entries = recipe.data.augment if item.augment is None else item.augment
     if len(entries) not in (1, recipe.data.views):
         raise UniclError(
@@ -76,8 +78,28 @@ def transform_of(recipe: Recipe, item: TrainData) -> TrainTransform:
             "give one entry, or one a view (data.views)",
         )
     ops = [augment(entry.name, entry.model_dump(exclude={"name"})) for entry in entries]
-    how = {"decoder": recipe.data.decoder, "resize": recipe.data.resize}
-    return TrainTransform(recipe.data.image_size, ops * (recipe.data.views // len(ops)), recipe.seed, **how)
+    return ops * (recipe.data.views // len(ops))
+
+
+def transform_of(recipe: Recipe, item: TrainData) -> TrainTransform:
+    """What the loader does to a corpus's pictures."""
+    data, ops = recipe.data, augments_of(recipe, item)
+    if data.augment_on == "device":
+        ops = [halves(op)[0] for op in ops]
+    return TrainTransform(data.image_size, ops, recipe.seed, decoder=data.decoder, resize=data.resize)
+
+
+def late_augment(recipe: Recipe) -> DeviceAugment | None:
+    """What the device does to the pictures of a batch after the loader."""
+    if recipe.data.augment_on == "loader":
+        return None
+    wanted = [[halves(op)[1] for op in augments_of(recipe, item)] for item in recipe.data.train]
+    if any(ops != wanted[0] for ops in wanted):
+        raise UniclError(
+            "data.augment_on=device wants the same augmentation for all corpora, crop and rand apart",
+            "leave augment out of data.train, or set data.augment_on=loader",
+        )
+    return DeviceAugment(wanted[0], recipe.seed)
 
 
 def build_data(recipe: Recipe) -> Data:
@@ -114,7 +136,7 @@ def build_data(recipe: Recipe) -> Data:
     first = named[0] if named else (recipe.data.train[0], corpora[0])
     templates = templates_of(first[1], first[0].templates, recipe.data.templates)
     checksums = {item.corpus: corpus.checksum for item, corpus in zip(recipe.data.train, corpora, strict=True)}
-    return Data(loader.Mix(strands, texts), order, classes, templates, checksums)
+    return Data(loader.Mix(strands, texts), order, classes, templates, checksums, late_augment(recipe))
 
 
 def wanted_kinds(strands: list[loader.Strand], recipe: Recipe) -> list[loader.Strand]:
@@ -297,12 +319,14 @@ def build_optimizer(recipe: Recipe, step: nn.Module) -> torch.optim.Optimizer:
 
 def rate(recipe: Recipe, steps: int) -> Callable[[int], float]:
     """The learning rate as a function of the update's number."""
+    schedule, warmup = recipe.schedule, warmup_of(recipe, steps)
+    return partial(lr_at, name=schedule.name, peak=recipe.optim.lr, warmup=warmup, steps=steps, floor=schedule.floor)
+
+
+def warmup_of(recipe: Recipe, steps: int) -> int:
+    """Steps until the learning rate is at its peak; below 1 the recipe gives a share of all."""
     warmup = recipe.schedule.warmup
-    warmup_steps = round(warmup * steps) if warmup < 1 else int(warmup)
-    schedule = recipe.schedule
-    return partial(
-        lr_at, name=schedule.name, peak=recipe.optim.lr, warmup=warmup_steps, steps=steps, floor=schedule.floor
-    )
+    return round(warmup * steps) if warmup < 1 else int(warmup)
 
 
 def worker_count(recipe: Recipe, device: torch.device, local_world: int) -> int:

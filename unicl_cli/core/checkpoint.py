@@ -44,15 +44,15 @@ def state_of(
 ) -> dict[str, dict[str, Tensor]]:
     """File -> name -> full tensor on rank 0's host; empty files on the others, which all must call it (FSDP2).
 
-    The optimizer's are ``parameter/field``; its groups and rates come from the recipe and are not saved. With ``copy``
-    they share no memory with the module. From a GPU they may still be on their way: `arrive` waits for them.
+    The optimizer's, if one is given, are ``parameter/field``; its groups and rates come from the recipe and are not
+    saved. With ``copy`` nothing shares memory with the module. From a GPU tensors may still be on their way: `arrive`
+    waits for them.
     """
-    state = optimizer.state
-    fields = ((n, f, v) for n, p in bare(module).named_parameters() for f, v in state.get(p, {}).items())
-    files = {
-        MODEL: {name: to_host(value, copy=copy) for name, value in own_tensors(module).items()},
-        OPTIM: {f"{name}/{field}": to_host(torch.as_tensor(value), copy=True) for name, field, value in fields},
-    }
+    files = {MODEL: {name: to_host(value, copy=copy) for name, value in own_tensors(module).items()}}
+    if optimizer is not None:
+        state, named = optimizer.state, bare(module).named_parameters()
+        fields = ((f"{name}/{field}", value) for name, p in named for field, value in state.get(p, {}).items())
+        files[OPTIM] = {name: to_host(torch.as_tensor(value), copy=True) for name, value in fields}
     if average is not None:
         files[EMA] = {name: to_host(value, copy=copy) for name, value in average.items()}
     return {name: {n: x for n, x in tensors.items() if x is not None} for name, tensors in files.items()}

@@ -14,6 +14,7 @@ FIRST = 20
 IN_A_ROW = 3
 CAPPED_STEPS = 1_000
 LOW_SCALE = 5.0
+HINT = "lower optim.lr or lengthen schedule.warmup; the last checkpoint is from before"
 
 
 class Diverged(UniclError):  # noqa: N818 - the run's state, not a mistake
@@ -169,3 +170,20 @@ class Figures:
         for name, spikes in self.spikes.items():
             spikes.load(state[name])
         self.scale.load(state["scale"])
+
+
+class Guard:
+    """All that a run knows of its own troubles: bad steps, the figures' history, how often it went back."""
+
+    def __init__(self, bad: BadSteps, figures: Figures) -> None:
+        self.bad, self.figures = bad, figures
+        self.rollbacks = 0
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint, as JSON: the decisions of a resumed run are those of one that was never cut."""
+        return {"bad": self.bad.state(), "figures": self.figures.state(), "rollbacks": self.rollbacks}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.bad.load(state["bad"])
+        self.figures.load(state["figures"])
+        self.rollbacks = int(state["rollbacks"])

@@ -59,10 +59,10 @@ class Step(nn.Module):
 class Plan(NamedTuple):
     """The numbers of a training, and what its job does along the way.
 
-    ``lr`` is the rate of an update (0 is the first); ``describe`` gives more of a batch to log; ``each`` is called with
-    every batch after its step. ``due``: has ``after`` work once so many steps are completed (None: after each step)?
-    ``save``: does this rank want it called beside that? ``guard`` counts bad steps, over several calls of `fit`.
-    ``ahead``: may the host queue a step before it knows how the last one ended? None: on a GPU.
+    ``lr`` is the rate of an update (0 is the first); ``describe`` gives more of a batch to log; ``each`` is called
+    after every step with the number of completed ones and the batch. ``due``: has ``after`` work at that number (None:
+    always)? ``save``: does this rank want it called beside that? ``guard`` counts bad steps, over several calls of
+    `fit`. ``ahead``: may the host queue a step before it knows how the last one ended? None: on a GPU.
     """
 
     steps: int
@@ -71,7 +71,7 @@ class Plan(NamedTuple):
     grad_clip: float | None = 1.0
     log_every: int = 10
     describe: Callable[[Any], Mapping[str, Tensor]] | None = None
-    each: Callable[[Any], None] | None = None
+    each: Callable[[int, Any], None] | None = None
     due: Callable[[int], bool] | None = None
     save: Callable[[], bool] = lambda: False
     guard: BadSteps | None = None
@@ -188,7 +188,7 @@ def fit(
         updates.apply(step, out, batch, stop=stopping(), save=plan.save())
         after_step(step_module)
         if plan.each is not None:
-            plan.each(batch)
+            plan.each(step + 1, batch)
         logged = (step + 1) % plan.log_every == 0 or step + 1 == plan.steps
         due = plan.due is None or plan.due(step + 1)
         ended = updates.finished(wait=logged or due)

@@ -5,11 +5,9 @@ import json
 import math
 import os
 import socket
-import statistics
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,37 +157,6 @@ class StatusSink:
 
     def close(self) -> None:
         """The job sets the last state itself."""
-
-
-class SpikeSink:
-    """Says when the loss of three lines in a row lies far above the median of the last 200."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
-        self.recent: deque[float] = deque(maxlen=200)
-        self.high = 0
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        loss = values.get("loss", math.nan)
-        if not math.isfinite(loss):
-            return
-        limit = self.limit()
-        self.high = self.high + 1 if loss > limit else 0
-        if self.high == 3:
-            message = f"warning: step {step}: the loss is {loss:.3f}, for three lines above {limit:.3f}"
-            self.say(f"{message} (median + 6 MAD); if it stays there, lower optim.lr or lengthen schedule.warmup")
-        if not self.high:
-            self.recent.append(loss)
-
-    def limit(self) -> float:
-        """Median + 6 x the median absolute deviation, from 20 lines on."""
-        if len(self.recent) < 20:
-            return math.inf
-        median = statistics.median(self.recent)
-        return median + 6 * statistics.median(abs(loss - median) for loss in self.recent)
-
-    def close(self) -> None:
-        """Keeps nothing."""
 
 
 class Sinks:

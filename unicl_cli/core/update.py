@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from unicl_cli.core.dist import full_tensor, gather, sum_over_ranks
-from unicl_cli.core.guard import BadSteps, Diverged
+from unicl_cli.core.guard import HINT, BadSteps, Diverged
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-HINT = "lower optim.lr, lengthen schedule.warmup, or try precision=fp32; the last checkpoint is from before"
 
 
 class Outcome(NamedTuple):

@@ -66,6 +66,10 @@ class Table:
         self.__dict__.update(state)
         self._start()
 
+    def shard_of(self, row: int) -> Path:
+        """The file that holds a row."""
+        return self.shards[self._places[int(np.searchsorted(self._ends, row, side="right"))][0]]
+
     def read(self, row: int) -> Sample:
         """One row; IndexError outside [0, len)."""
         if not 0 <= row < len(self):

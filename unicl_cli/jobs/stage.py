@@ -3,6 +3,8 @@
 import json
 import platform
 import sys
+from collections.abc import Sequence
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -13,6 +15,7 @@ from torch import nn
 from unicl_cli import __version__
 from unicl_cli.build import (
     Data,
+    adapt,
     build_data,
     build_step,
     build_tokenizer,
@@ -26,13 +29,18 @@ from unicl_cli.core import checkpoint
 from unicl_cli.core.dist import bare, rank, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
-from unicl_cli.core.loop import Step, freeze_idle
+from unicl_cli.core.launch import restarted
+from unicl_cli.core.loop import Step
+from unicl_cli.core.memory import room
 from unicl_cli.data.batches import batches
 from unicl_cli.data.collate import Extra
 from unicl_cli.data.loader import Draws
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
+from unicl_cli.jobs.micro import chunks_of, first_rows, has_batch_statistics, largest, settled
+from unicl_cli.lora import MARK, in_names
 from unicl_cli.recipe import Recipe, check_shares, dump
+from unicl_cli.start import load_init
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "tokenizers", "numpy", "pyarrow", "pillow")
 
@@ -46,6 +54,8 @@ class Parts(NamedTuple):
     tokenizer: Tokenizer | None
     steps: int
     frozen: list[str]
+    micro: int | None
+    """Rows encoded at once; None: all."""
 
 
 def describe(batch: Batch, pad_id: int | None) -> dict[str, torch.Tensor]:
@@ -67,43 +77,71 @@ def platform_facts() -> dict[str, Any]:
     return {"versions": versions(), "platform": platform.platform(), "threads": torch.get_num_threads()}
 
 
-def prepared(recipe: Recipe, accelerator: Any, run: Path) -> Parts:
-    """Corpora, tokenizer, model and loss of a stage, with what no loss reaches frozen."""
+def prepared(recipe: Recipe, accelerator: Any, run: Path, wanted: str, start: str | None) -> Parts:
+    """Corpora, tokenizer, model and loss of a stage, with what no loss reaches frozen.
+
+    ``wanted`` is the checkpoint to go on from: auto, never, or a directory; ``start`` the model to begin with.
+    """
     check_shares(recipe, world_size())
     data = build_data(recipe)
     check_learnable(recipe, data)
     for doubt in doubts(recipe, data) if rank() == 0 else ():
         sys.stderr.write(f"warning: {doubt}\n")
-    fitted: list[TextTokenizer] = []
-
-    def tokenizer() -> TextTokenizer:
-        if not fitted:
-            fitted.append(build_tokenizer(recipe, data))
-        return fitted[0]
-
-    micro = recipe.batch.micro
-    local = recipe.batch.size // world_size()
-    chunks = 1 if micro == "auto" else -(-local // micro)
+    tokenizer = cache(partial(build_tokenizer, recipe, data))
     cut = checkpoint.newest(run / "checkpoints")  # its weights are going to be loaded
     if cut is not None:
         check_unchanged(data, cut)  # before anything of the run is written again
-    step, own = build_step(recipe, tokenizer, data.classes, chunks, trained=run if cut else None)
-    check_batchnorm(step, chunks)
+    local = recipe.batch.size // world_size()
+    said: set[str] = set()
+
+    def make(rows: int) -> tuple[Step, Tokenizer | None]:
+        chunks = chunks_of(local, rows)
+        step, own = build_step(recipe, tokenizer, data.classes, chunks, trained=run if cut else None)
+        said.update(begun(step, recipe, None if cut else start, own))
+        check_batchnorm(step.train(), chunks)
+        return step, own
+
+    def first(step: Step, own: Tokenizer | None) -> Batch:
+        batch = next(stream(recipe, data, own, step, 0, 1, 0, pin=False))[1]
+        return batch if room(accelerator.device) is None else largest(batch, own)
+
+    rows = first_rows(recipe, local, cut if wanted in ("auto", "never") else Path(wanted))
+    step, own, rows, frozen = settled(recipe, accelerator, make, first, rows)
+    check_adapted(frozen)
     if rank() == 0:
-        names = [{"key": c.key, "names": list(c.names)} for c in data.classes]
-        length = own.context_length if own is not None else 0
-        facts = {"classes": names, "templates": list(data.templates), "context_length": length}
-        write_atomic(run / "classes.json", json.dumps(facts, indent=1, ensure_ascii=False))
+        sys.stderr.writelines(f"{run}: {line}\n" for line in said)
+        if doubt := batchnorm_doubt(step):
+            sys.stderr.write(f"warning: {doubt}\n")
+        keep_words(run, data, own)
         write_atomic(run / "resolved.yaml", dump(recipe))
-        if isinstance(own, TextTokenizer):
-            own.save(run / "tokenizer.json")
         if cut is None:
             store_towers(step, run)
-    step.to(accelerator.device).train()
-    steps = total_steps(recipe, data)
-    first = next(stream(recipe, data, own, step, 0, 1, 0, pin=False))[1]
-    frozen = freeze_idle(step, first, accelerator)
-    return Parts(recipe, data, step, own, steps, frozen)
+    return Parts(recipe, data, step, own, total_steps(recipe, data), frozen, None if rows == local else rows)
+
+
+def begun(step: Step, recipe: Recipe, start: str | None, tokenizer: Tokenizer | None) -> list[str]:
+    """The weights that training begins with, and adapters beside them; what to say of it."""
+    said = [] if start is None else [f"starts from {load_init(step, recipe, start, tokenizer)}"]
+    adapt(recipe, step)
+    return said
+
+
+def check_adapted(frozen: Sequence[str]) -> None:
+    """A layer whose weights are read elsewhere than in its own forward would leave its adapter without effect."""
+    lost = [name for name in frozen if in_names([name])]
+    if lost:
+        layer = lost[0].partition(MARK)[0].removeprefix("model.")
+        raise UniclError(f"lora: no loss reaches the adapter of {layer}", "name other layers in lora.targets")
+
+
+def keep_words(run: Path, data: Data, tokenizer: Tokenizer | None) -> None:
+    """What turns words into numbers and back: classes, templates, the tokenizer."""
+    names = [{"key": c.key, "names": list(c.names)} for c in data.classes]
+    length = tokenizer.context_length if tokenizer is not None else 0
+    facts = {"classes": names, "templates": list(data.templates), "context_length": length}
+    write_atomic(run / "classes.json", json.dumps(facts, indent=1, ensure_ascii=False))
+    if isinstance(tokenizer, TextTokenizer):
+        tokenizer.save(run / "tokenizer.json")
 
 
 def check_unchanged(data: Data, folder: Path) -> None:
@@ -117,17 +155,20 @@ def check_unchanged(data: Data, folder: Path) -> None:
         )
 
 
-def check_batchnorm(step: nn.Module, chunks: int) -> None:
-    """Statistics of a part of a batch, or of one process's share, are not the batch's."""
-    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in step.modules()):  # pyright: ignore[reportPrivateUsage]
-        return
-    if chunks > 1:
+def check_batchnorm(step: Step, chunks: int) -> None:
+    """Statistics of a part of a batch are not the batch's."""
+    if chunks > 1 and has_batch_statistics(step):
         raise UniclError(
             "batch.micro would give BatchNorm other statistics than the whole batch",
             "set batch.micro=auto, or take a backbone without BatchNorm",
         )
-    if world_size() > 1 and not torch.cuda.is_available() and rank() == 0:
-        sys.stderr.write("warning: BatchNorm sees each process's share alone on the CPU; results depend on --devices\n")
+
+
+def batchnorm_doubt(step: Step) -> str | None:
+    """What to say of statistics of one process's share."""
+    if world_size() == 1 or torch.cuda.is_available() or not has_batch_statistics(step):
+        return None
+    return "BatchNorm sees each process's share alone on the CPU; results depend on --devices"
 
 
 def stream(
@@ -140,12 +181,13 @@ def stream(
     workers: int,
     *,
     pin: bool,
+    offset: int = 0,
 ) -> Any:
-    """(step, Batch) of this rank from ``start`` on."""
-    draws = Draws(data.order, start, steps, rank(), world_size())
+    """(step, Batch) of this rank from ``start`` on; step n takes the samples of step n + ``offset``."""
+    draws = Draws(data.order, start + offset, steps + offset, rank(), world_size())
     inner = cast("Step", bare(step))
     hooks: list[Any] = [part.extra for part in (inner.model, inner.loss) if hasattr(part, "extra")]
-    return batches(
+    made = batches(
         data.mix,
         draws,
         cast("TextTokenizer | None", tokenizer),
@@ -155,28 +197,44 @@ def stream(
         workers=workers,
         pin_memory=pin,
     )
+    ready = ahead(made) if pin and workers else made  # on a CPU a thread would only take turns with the step
+    there = on_device(ready, next(inner.parameters()).device, partial(augmented, late=data.late))
+    return there if not offset else ((at - offset, batch) for at, batch in there)
 
 
-def resume(wanted: str, run: Path, parts: Parts, step: nn.Module, optimizer: Any, average: Average | None) -> int:
-    """Completed steps: 0, or those of the checkpoint that was loaded."""
+def augmented(batch: Batch, there: Batch, *, late: DeviceAugment | None) -> Batch:
+    """The batch on the device with what the loader has left to do there."""
+    return there if late is None else there._replace(images=late(there.images, batch.draws))
+
+
+def resume(
+    wanted: str, run: Path, parts: Parts, step: nn.Module, optimizer: Any, average: Average | None
+) -> dict[str, Any] | None:
+    """``trainer.json`` of the checkpoint that was loaded; None for a run that begins."""
     home = run / "checkpoints"
     own = checkpoint.newest(home)
+    wanted = "auto" if own is not None and restarted() else wanted
     folder = own if wanted == "auto" else None if wanted == "never" else Path(wanted)
     if own is not None and (folder is None or folder.resolve().parent != home.resolve()):
         raise UniclError(f"{run}: holds checkpoints", "give another --run-dir, or --resume auto to continue them")
     if folder is None:
-        return 0
+        return None
     if not checkpoint.is_whole(folder):
         raise UniclError(
             f"--resume {wanted}: is no whole checkpoint", "give a directory like RUN/checkpoints/step-00000100"
         )
     facts = checkpoint.read_facts(folder)
     check_unchanged(parts.data, folder)
+    load_state(folder, step, optimizer, average)
+    torch.set_num_threads(facts["threads"])  # another number sums in another order
+    if rank() == 0:
+        sys.stderr.write(f"{run}: continues after step {facts['step']} of {parts.steps}\n")
+    return facts
+
+
+def load_state(folder: Path, step: nn.Module, optimizer: Any, average: Average | None) -> None:
+    """Weights, optimizer state and average of a checkpoint."""
     checkpoint.load_weights(bare(step), checkpoint.read_tensors(folder / checkpoint.MODEL), str(folder))
     checkpoint.load_optimizer(step, optimizer, folder / checkpoint.OPTIM)
     if average is not None:
         average.load(checkpoint.read_tensors(folder / checkpoint.EMA))
-    torch.set_num_threads(facts["threads"])  # another number sums in another order
-    if rank() == 0:
-        sys.stderr.write(f"{run}: continues after step {facts['step']} of {parts.steps}\n")
-    return int(facts["step"])

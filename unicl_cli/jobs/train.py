@@ -11,17 +11,18 @@ import torch
 from filelock import FileLock, Timeout
 
 from unicl_cli.build import build_optimizer
-from unicl_cli.core.checkpoint import newest
-from unicl_cli.core.dist import barrier, rank, shard, world_size
+from unicl_cli.core.dist import any_rank, bare, barrier, rank, shard, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
-from unicl_cli.core.launch import StopFlag, start_accelerator
+from unicl_cli.core.launch import start_accelerator
+from unicl_cli.core.launch_slurm import requeued
 from unicl_cli.core.loop import Step
+from unicl_cli.core.stopping import StopFlag
 from unicl_cli.core.trackers import check_installed
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.course import Stage
+from unicl_cli.jobs.micro import advised, sharded
 from unicl_cli.jobs.stage import platform_facts, prepared, resume
-from unicl_cli.load import load_init
 from unicl_cli.problems import show
 from unicl_cli.recipe import Recipe, changes, load, numbers
 
@@ -32,6 +33,7 @@ class Request(NamedTuple):
     devices: str = "auto"
     resume: str = "auto"  # auto | never | a checkpoint directory
     quiet: bool = False
+    requeue: bool = False  # SLURM's job, on SIGUSR1
 
 
 def environment(devices: str) -> dict[str, Any]:
@@ -68,6 +70,7 @@ def train(
         torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(recipe.deterministic)
     accelerator = start_accelerator(recipe.precision, request.devices)
+    stop.install()  # a worker too hears signals now that it has peers to leave with
     lock = FileLock(run / "run.lock")
     if rank() == 0:
         take(lock, run)
@@ -76,10 +79,17 @@ def train(
     if rank() == 0:
         keep_source(run, source, overrides, request)
     barrier()
-    for stage, folder, start in stages:
-        stop.leave_early()
-        train_stage(stage, folder, start, request, accelerator, stop)
+    with requeued(stop, wanted=request.requeue and rank() == 0):
+        for stage, folder, start in stages:
+            leave_together(stop)
+            train_stage(stage, folder, start, request, accelerator, stop)
     accelerator.end_training()
+
+
+def leave_together(stop: StopFlag) -> None:
+    """Before the first step of a stage: if a signal has reached any rank, all leave."""
+    if any_rank(stop()):
+        raise Stopped("stopped before the next step was made", "the same command goes on")
 
 
 def take(lock: FileLock, run: Path) -> None:
@@ -122,15 +132,15 @@ def train_stage(
             sys.stderr.write(f"{run}: already finished\n")
         return
     run.mkdir(parents=True, exist_ok=True)
-    parts = prepared(recipe, accelerator, run)
+    parts = prepared(recipe, accelerator, run, request.resume, start_from)
     step = parts.step
-    if start_from is not None and newest(run / "checkpoints") is None:
-        taken = load_init(cast("Step", step), start_from)
-        if rank() == 0:
-            sys.stderr.write(f"{run}: starts from {taken}\n")
-    sharded = recipe.parallel.strategy == "fsdp2" and world_size() > 1
-    step = shard(step) if sharded else accelerator.prepare(step)
+    step = shard(step) if sharded(recipe) else accelerator.prepare(step)
     optimizer = accelerator.prepare(build_optimizer(recipe, step))
-    average = None if recipe.ema is None else Average(step, recipe.ema.decay)
-    done = resume(request.resume, run, parts, step, optimizer, average)
-    Stage(parts._replace(step=step), run, accelerator, optimizer, average).run(done, stop, quiet=request.quiet)
+    average = None if recipe.ema is None else Average(step, recipe.ema.decay, warmup=recipe.ema.warmup)
+    facts = resume(request.resume, run, parts, step, optimizer, average)
+    done = 0 if facts is None else int(facts["step"])
+    if any_rank(done * world_size() != sum_over_ranks(torch.tensor(done, device=accelerator.device)).item()):
+        raise UniclError(f"{run}: not every process sees its checkpoints", "put --run-dir where all nodes can read it")
+    leave_together(stop)
+    with advised(recipe, parts.micro, cast("Step", bare(step))):
+        Stage(parts._replace(step=step), run, accelerator, optimizer, average).run(facts, stop, quiet=request.quiet)
