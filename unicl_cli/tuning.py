@@ -69,11 +69,11 @@ def layers_of(tower: nn.Module) -> tuple[dict[str, int], int]:
 
 def layers_by_timm(tower: nn.Module, name: str, backbone: Any) -> tuple[dict[str, int], int]:
     """timm's own groups, its classifier being where our projection is."""
-    from timm.models import group_with_matcher
+    from timm.models._manipulate import group_with_matcher
 
     inner = [key for key, _ in backbone.named_parameters()]
     named = iter([(key, None) for key in (*inner, PROJECTION)])
-    known = group_with_matcher(named, backbone.group_matcher(coarse=False), reverse=True)
+    known = cast("dict[str, int]", group_with_matcher(named, backbone.group_matcher(coarse=False), reverse=True))
     start, top = f"{name}." if name else "", known[PROJECTION]
     found = dict.fromkeys((key for key, _ in tower.named_parameters()), top)
     return found | {start + key: known[key] for key in inner}, top

@@ -1,4 +1,4 @@
-"""A moving average of the weights, in float32 at least."""
+"""A moving average of the weights, in the type of the weights themselves."""
 
 from collections.abc import Mapping
 
@@ -10,21 +10,33 @@ from unicl_cli.core.dist import shard_like
 
 
 class Average:
-    """``average = decay × average + (1 - decay) × weights`` after each step; buffers and integers are copied."""
+    """``average = decay × average + (1 - decay) × weights`` after each step, of the parameters that are trained.
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module, self.decay = module, decay
-        self.values: dict[str, Tensor] = {name: value.detach().clone() for name, value in own_tensors(module).items()}
+    What is frozen and what is no parameter is the module's own and takes no memory here. With ``warmup`` the decay of
+    step n is at most (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage with ``num_updates``: the first
+    weights are soon forgotten.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, *, warmup: bool = False) -> None:
+        self.module, self.decay, self.warmup = module, decay, warmup
+        self.trained = {
+            n: (value, value.detach().clone()) for n, value in own_tensors(module).items() if value.requires_grad
+        }
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """Name -> tensor of the averaged model, all of it."""
+        own = {name: value.detach() for name, value in own_tensors(self.module).items()}
+        return own | {name: average for name, (_, average) in self.trained.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        for name, value in own_tensors(self.module).items():
-            if value.requires_grad:
-                self.values[name].lerp_(value, 1 - self.decay)
-            else:
-                self.values[name].copy_(value)
+    def update(self, step: int) -> None:
+        """After the update that made ``step`` completed ones."""
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+        for value, average in self.trained.values():
+            average.lerp_(value, 1 - decay)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """From a checkpoint's full tensors."""
-        for name, value in self.values.items():
-            value.copy_(shard_like(tensors[name].to(value.device), value))
+        for name, (_, average) in self.trained.items():
+            average.copy_(shard_like(tensors[name].to(average.device), average))

@@ -1,5 +1,7 @@
 """torch's MultiheadAttention with its two products as Linear layers, which adapters can stand beside, and back."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -7,9 +9,10 @@ from torch.nn import functional as F
 
 def unpackable(module: nn.Module) -> bool:
     """Is it an attention with queries, keys and values from one matrix, and nothing appended to the keys?"""
+    attention: Any = module
     if type(module) is not nn.MultiheadAttention:
         return False
-    return module.in_proj_weight is not None and module.bias_k is None and not module.add_zero_attn
+    return attention.in_proj_weight is not None and attention.bias_k is None and not attention.add_zero_attn
 
 
 class Unpacked(nn.Module):
@@ -19,7 +22,7 @@ class Unpacked(nn.Module):
     called. Gives no attention weights and takes no padding mask.
     """
 
-    def __init__(self, attention: nn.MultiheadAttention) -> None:
+    def __init__(self, attention: Any) -> None:
         super().__init__()
         width, biased = attention.embed_dim, attention.in_proj_bias is not None
         self.width, self.heads, self.dropout = width, attention.num_heads, attention.dropout
@@ -33,13 +36,14 @@ class Unpacked(nn.Module):
 
     def packed(self) -> nn.MultiheadAttention:
         """torch's module again, from the same parameters."""
-        biased = self.in_proj.bias is not None
-        whole = nn.MultiheadAttention(
+        inner: Any = self.in_proj
+        biased = inner.bias is not None
+        whole: Any = nn.MultiheadAttention(
             self.width, self.heads, self.dropout, bias=biased, batch_first=self.batch_first, device="meta"
         )
-        whole.in_proj_weight, whole.out_proj.weight = self.in_proj.weight, self.out_proj.weight
+        whole.in_proj_weight, whole.out_proj.weight = inner.weight, self.out_proj.weight
         if biased:
-            whole.in_proj_bias, whole.out_proj.bias = self.in_proj.bias, self.out_proj.bias
+            whole.in_proj_bias, whole.out_proj.bias = inner.bias, self.out_proj.bias
         return whole.train(self.training)
 
     def forward(
