@@ -175,6 +175,7 @@ def primitives() -> dict[str, object]:
         "share": share.item(),
         "nobody": nobody.item(),
         "means": mean_over_ranks({"a": rank(), "b": torch.tensor(2.0 * rank())}),
+        "largest": mean_over_ranks({"a": rank()}, {"b": -1.0 - rank(), "c": float(rank())}),
         "nothing": mean_over_ranks({}),
         "any": [any_rank(rank() == world_size() - 1), any_rank(False)],
     }
@@ -240,6 +241,7 @@ def test_gather_and_the_means_over_ranks(together):
     assert seen["share"] == pytest.approx((world + 5) / (world + 1))
     assert seen["nobody"] == 0
     assert seen["means"] == {"a": (world - 1) / 2, "b": world - 1}
+    assert seen["largest"] == {"a": (world - 1) / 2, "b": -1.0, "c": world - 1}
     assert seen["nothing"] == {}
     assert seen["any"] == [True, False]
 

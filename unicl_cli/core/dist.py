@@ -95,16 +95,25 @@ def share_of_mean(values: Tensor, valid: Tensor, count: Tensor | None = None) ->
     return values.masked_fill(~valid, 0).sum() * world_size() / count.clamp(min=1)
 
 
-def mean_over_ranks(values: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """Scalars by name -> their means over ranks, in one all-reduce and one copy to the host.
+def mean_over_ranks(
+    values: Mapping[str, Tensor | float], largest: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Scalars by name -> their means over ranks, of ``largest`` the largest; one all-reduce, one copy to the host.
 
     Every rank must bring the same names in the same order.
     """
+    if not values and not largest:
+        return {}
     device = next((value.device for value in values.values() if isinstance(value, Tensor)), _home())
     wide = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
-    stacked = [torch.as_tensor(value, dtype=wide, device=device).detach().reshape(()) for value in values.values()]
-    means = sum_over_ranks(torch.stack(stacked)) / world_size() if stacked else torch.empty(0)
-    return dict(zip(values, means.tolist(), strict=True))
+    means = [torch.as_tensor(value, dtype=wide, device=device).detach().reshape(()) for value in values.values()]
+    tops = dict(largest or {})
+    slots = torch.zeros(world_size(), len(tops), dtype=wide)  # a place for each rank: a sum then brings all together
+    slots[rank()] = torch.tensor(list(tops.values()), dtype=wide)
+    parts = [torch.stack(means)] if means else []
+    sums = sum_over_ranks(torch.cat([*parts, slots.flatten().to(device)])).cpu()
+    found = dict(zip(values, (sums[: len(means)] / world_size()).tolist(), strict=True))
+    return found | dict(zip(tops, sums[len(means) :].view(slots.shape).amax(0).tolist(), strict=True))
 
 
 @cache

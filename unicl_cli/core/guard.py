@@ -51,7 +51,7 @@ class BadSteps:
     def reason(self) -> str | None:
         """Why the run has to end; None where it goes on."""
         if self.row > self.in_a_row:
-            return f"{self.row} times in a row"
+            return f"{self.row} times in a row" if self.row > 1 else "once"
         if len(self.recent) > self.most:
             return f"{len(self.recent)} times in {WINDOW:,} steps"
         return None

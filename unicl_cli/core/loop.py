@@ -135,7 +135,7 @@ class Pace:
         self.images += images
 
     def line(self, step: int) -> dict[str, float]:
-        """Figures since the last line; ``eta_s`` only after 20 steps."""
+        """Figures since the last line, of this rank; ``eta_s`` only after 20 steps."""
         values = {"img_s": self.images / max(self.spent, 1e-9), "data_frac": self.waited / max(self.spent, 1e-9)}
         if len(self.recent) >= 20:
             values["eta_s"] = sum(self.recent) / len(self.recent) * (self.steps - step)
@@ -207,7 +207,9 @@ def fit(
 def log(sink: Sink, one: Judged, batch: Any, plan: Plan, pace: Pace | None) -> None:
     """The line of a step, with its own ``batch`` and ``pace`` if that is still there; all ranks call it."""
     facts = plan.describe(batch) if plan.describe is not None and pace is not None else {}
-    means, shares = mean_over_ranks({**one.values, **facts}), pace.line(one.step + 1) if pace is not None else {}
+    figures = pace.line(one.step + 1) if pace is not None else {}
+    slowest = {name: figures.pop(name) for name in ("data_frac",) if name in figures}
+    values = mean_over_ranks({**one.values, **facts}, slowest)
     if rank() == 0:
         seen = (one.step + 1) * rows_of(batch) * world_size()
-        sink.log(one.step + 1, {**means, "lr": plan.lr(one.step), "samples": seen, **shares})
+        sink.log(one.step + 1, {**values, "lr": plan.lr(one.step), "samples": seen, **figures})

@@ -96,7 +96,8 @@ class Updates:
             self.scaler.unscale_(self.optimizer)
         norm = get_total_norm(self.gradients())
         judged = Judged(step, {**out, "grad_norm": full_tensor(norm)}, stop=stop, save=save)
-        ahead = self.ahead and self.guard.room() > len(self.open)
+        begun = bool(self.optimizer.state)  # a first update that is masked leaves SGD's momentum as it was allocated
+        ahead = self.ahead and begun and self.guard.room() > len(self.open)
         self.open.append(judged)
         if not ahead:
             self.read(0, batch)

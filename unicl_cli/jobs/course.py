@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from unicl_cli.build import rate, warmup_of, worker_count
-from unicl_cli.core.dist import bare, rank, world_size
+from unicl_cli.contracts import NO_KEY, NO_LABEL, Batch
+from unicl_cli.core.dist import bare, gather, rank, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.guard import BadSteps, Diverged, Figures, Guard
 from unicl_cli.core.loop import Plan, Step, fit
@@ -19,7 +22,7 @@ from unicl_cli.core.stopping import StopFlag
 from unicl_cli.core.trackers import TrackerSink
 from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.keeping import Keeper, Rollback
-from unicl_cli.jobs.stage import Parts, describe, stream
+from unicl_cli.jobs.stage import Parts, stream
 from unicl_cli.recipe import as_mapping
 
 
@@ -38,6 +41,25 @@ def sources_of(parts: Parts, step: int) -> str:
     shards = [s.table.shard_of(row if s.rows is None else int(s.rows[row])) for s, row in places]
     names, counts = np.unique([f"{p.parents[2].name}/{p.name.rsplit('-', 3)[0]}" for p in shards], return_counts=True)
     return ", ".join(f"{name} {count / len(shards):.0%}" for name, count in zip(names, counts, strict=True))
+
+
+def describe(batch: Batch, pad_id: int | None) -> dict[str, Tensor]:
+    """What a line says of a batch: rows with a label, positives a row, distinct texts a row, padding among the tokens.
+
+    The positives are those of the global batch, the row itself included.
+    """
+    keys = gather(batch.keys)
+    _, counts = torch.unique(keys[keys != NO_KEY], return_counts=True)
+    rows = counts.sum().clamp(min=1)
+    facts = {
+        "label_share": (batch.labels != NO_LABEL).float().mean(),
+        "positives": counts.square().sum() / rows,
+        "single_positive": (counts == 1).sum() / rows,
+    }
+    if pad_id is None:
+        return facts
+    distinct = torch.tensor(len(batch.tokens) / len(batch.labels))
+    return {**facts, "unique_text": distinct, "padding": (batch.tokens == pad_id).float().mean()}
 
 
 class WatchSink:
@@ -121,10 +143,8 @@ class Stage:
         """The loop from step ``done`` on."""
         parts, recipe, keeper = self.parts, self.parts.recipe, self.keeper
         workers = worker_count(recipe, self.accelerator.device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        pin = self.accelerator.device.type == "cuda"
-        data = stream(
-            recipe, parts.data, parts.tokenizer, parts.step, done, parts.steps, workers, pin=pin, offset=keeper.offset
-        )
+        step, offset = parts.step, keeper.offset
+        data = stream(recipe, parts.data, parts.tokenizer, step, done, parts.steps, workers, offset=offset)
         plan = Plan(
             steps=parts.steps,
             seed=recipe.seed,

@@ -24,7 +24,7 @@ from unicl_cli.build import (
     store_towers,
     total_steps,
 )
-from unicl_cli.contracts import NO_LABEL, Batch, Tokenizer
+from unicl_cli.contracts import Batch, Tokenizer
 from unicl_cli.core import checkpoint
 from unicl_cli.core.dist import bare, rank, world_size
 from unicl_cli.core.ema import Average
@@ -32,8 +32,10 @@ from unicl_cli.core.files import write_atomic
 from unicl_cli.core.launch import restarted
 from unicl_cli.core.loop import Step
 from unicl_cli.core.memory import room
+from unicl_cli.core.prefetch import ahead, on_device
 from unicl_cli.data.batches import batches
 from unicl_cli.data.collate import Extra
+from unicl_cli.data.device_augment import DeviceAugment
 from unicl_cli.data.loader import Draws
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
@@ -56,15 +58,6 @@ class Parts(NamedTuple):
     frozen: list[str]
     micro: int | None
     """Rows encoded at once; None: all."""
-
-
-def describe(batch: Batch, pad_id: int | None) -> dict[str, torch.Tensor]:
-    """What a console line says of a batch: rows with a label, distinct texts a row, padding among the tokens."""
-    labelled = {"label_share": (batch.labels != NO_LABEL).float().mean()}
-    if pad_id is None:
-        return labelled
-    distinct = torch.tensor(len(batch.tokens) / len(batch.labels))
-    return {**labelled, "unique_text": distinct, "padding": (batch.tokens == pad_id).float().mean()}
 
 
 def versions() -> dict[str, str]:
@@ -102,7 +95,7 @@ def prepared(recipe: Recipe, accelerator: Any, run: Path, wanted: str, start: st
         return step, own
 
     def first(step: Step, own: Tokenizer | None) -> Batch:
-        batch = next(stream(recipe, data, own, step, 0, 1, 0, pin=False))[1]
+        batch = next(stream(recipe, data, own, step, 0, 1, 0))[1]
         return batch if room(accelerator.device) is None else largest(batch, own)
 
     rows = first_rows(recipe, local, cut if wanted in ("auto", "never") else Path(wanted))
@@ -180,12 +173,12 @@ def stream(
     steps: int,
     workers: int,
     *,
-    pin: bool,
     offset: int = 0,
 ) -> Any:
-    """(step, Batch) of this rank from ``start`` on; step n takes the samples of step n + ``offset``."""
+    """(step, Batch) of this rank from ``start`` on, on the model's device; step n takes what n + ``offset`` would."""
     draws = Draws(data.order, start + offset, steps + offset, rank(), world_size())
     inner = cast("Step", bare(step))
+    device = next(inner.parameters()).device
     hooks: list[Any] = [part.extra for part in (inner.model, inner.loss) if hasattr(part, "extra")]
     made = batches(
         data.mix,
@@ -195,10 +188,10 @@ def stream(
         extra=Extra(hooks),
         distinct=not inner.drops_texts(),
         workers=workers,
-        pin_memory=pin,
+        pin_memory=device.type == "cuda",
     )
-    ready = ahead(made) if pin and workers else made  # on a CPU a thread would only take turns with the step
-    there = on_device(ready, next(inner.parameters()).device, partial(augmented, late=data.late))
+    ready = ahead(made) if device.type == "cuda" and workers else made  # on a CPU it would only take the step's cores
+    there = on_device(ready, device, partial(augmented, late=data.late))
     return there if not offset else ((at - offset, batch) for at, batch in there)
 
 
