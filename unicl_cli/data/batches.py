@@ -9,7 +9,7 @@ from itertools import islice
 from multiprocessing import parent_process, resource_tracker
 from pathlib import Path
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -151,7 +151,7 @@ def chunks_of(mix: Mix, draws: Draws, workers: int) -> tuple[Iterator[Chunk | Un
         sampler=places,
         batch_size=None,
         num_workers=workers,
-        collate_fn=as_it_is,
+        collate_fn=cast("Any", as_it_is),
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=way.chunks if workers else None,
         worker_init_fn=begin_worker if workers else None,
@@ -180,13 +180,13 @@ def joined(chunks: Iterator[Chunk | UniclError], rows: int, *, pin_memory: bool)
                 images = torch.empty((rows, *part.shape[1:]), dtype=part.dtype, pin_memory=pin_memory)
             images[len(lines) : len(lines) + len(part)] = part
         lines += chunk.rows
-    return [Drawn(*line[:3], image, *line[3:]) for line, image in zip(lines, images, strict=True)], images
+    return [Drawn._make((*line[:3], image, *line[3:])) for line, image in zip(lines, images, strict=True)], images
 
 
 def pinned(batch: Batch) -> Batch:
     """What a copy to a GPU can be at work on while this process goes on; what is pinned already stays where it is."""
     extra = {name: x.pin_memory() for name, x in batch.extra.items()}
-    return Batch(*(x.pin_memory() for x in batch[:-1]), extra=extra)
+    return batch._replace(extra=extra, **{name: getattr(batch, name).pin_memory() for name in Batch._fields[:-1]})
 
 
 def batches(

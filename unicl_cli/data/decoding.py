@@ -1,6 +1,7 @@
 """Encoded pictures to uint8 tensors: JPEGs by the fastest decoder whose pixels are Pillow's, all others by Pillow."""
 
 import importlib.util
+from typing import cast
 
 import numpy as np
 import torch
@@ -35,7 +36,8 @@ def _jpeg(data: bytes) -> Tensor | None:
             import simplejpeg
 
             return torch.from_numpy(simplejpeg.decode_jpeg(data, colorspace="RGB")).permute(2, 0, 1)
-        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return cast("Tensor", decode_jpeg(encoded, mode=ImageReadMode.RGB))
     except (ValueError, RuntimeError):
         return None
 

@@ -59,6 +59,12 @@ def augment(name: str, changes: Mapping[str, Any]) -> Augment:
     return PRESETS[name]._replace(**{key: value for key, value in changes.items() if value is not None})
 
 
+def halves(ops: Augment) -> tuple[Augment, Augment]:
+    """What only a loader can do, on pictures of any size, and what a device can do after it (`device_augment`)."""
+    first = Augment(crop=ops.crop, rand=ops.rand)
+    return first, ops._replace(crop=None, rand=None)
+
+
 def framed(picture: Image.Image, size: int) -> Tensor:
     """Short side to ``size`` (bicubic), centre crop -> uint8 (3, size, size)."""
     if picture.size != (size, size):

@@ -1,0 +1,105 @@
+"""Batches ahead of the step that wants them: made in a thread, and copied to the device while another step runs."""
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from queue import Empty, Queue
+from threading import Event, Thread
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+
+T = TypeVar("T")
+PATIENCE = 5.0
+"""Seconds that the end of a training waits for the thread, which may be waiting for a worker."""
+
+
+class _End(NamedTuple):
+    error: BaseException | None
+
+
+def ahead(items: Iterator[T], depth: int = 1) -> Generator[T]:
+    """The same items in the same order, made by a thread that is up to ``depth`` + 1 of them further.
+
+    What is raised there is raised here. ``items`` must not draw from torch's default generator.
+    """
+    ready: Queue[T | _End] = Queue(depth)
+    stopped = Event()
+
+    def make() -> None:
+        error = None
+        try:
+            for item in items:
+                ready.put(item)
+                if stopped.is_set():
+                    return
+        except BaseException as caught:  # raised again by the reader  # noqa: BLE001
+            error = caught
+        ready.put(_End(error))
+
+    thread = Thread(target=make, daemon=True, name="batches")
+    thread.start()
+    try:
+        while not isinstance(item := ready.get(), _End):
+            yield item
+        if item.error is not None:
+            raise item.error
+    finally:
+        stopped.set()
+        end(thread, ready)
+
+
+def end(thread: Thread, ready: "Queue[Any]") -> None:
+    """Lets a thread that has been told to stop finish what it is at; one that takes too long is left behind."""
+    until = time.monotonic() + PATIENCE
+    while thread.is_alive() and time.monotonic() < until:
+        with suppress(Empty):
+            ready.get_nowait()  # room for what it wants to put
+        thread.join(0.01)
+
+
+def on_device(
+    batches: Iterator[tuple[int, T]], device: torch.device, change: Callable[[T, T], T]
+) -> Generator[tuple[int, T]]:
+    """(step, batch) on ``device``: what ``change`` makes of the batch as it was and of its copy there.
+
+    On CUDA a batch is copied, from pinned memory, and changed on a stream of its own while the step before it runs.
+    """
+    if device.type != "cuda":
+        for step, batch in batches:
+            yield step, change(batch, cast("T", send_to_device(batch, device)))
+        return
+    side = torch.cuda.Stream(device)
+    waiting: tuple[int, T, Any] | None = None
+    for step, batch in batches:
+        with torch.cuda.stream(side):
+            moved = change(batch, cast("T", send_to_device(batch, device, non_blocking=True)))
+            copied = side.record_event()
+        if waiting is not None:
+            yield _taken(*waiting)
+        waiting = step, moved, copied
+    if waiting is not None:
+        yield _taken(*waiting)
+
+
+def _taken(step: int, batch: T, copied: Any) -> tuple[int, T]:
+    """For the step's own stream, which waits for the copy, and whose use keeps the memory."""
+    stream = torch.cuda.current_stream()
+    stream.wait_event(copied)
+    for x in tensors_of(batch):
+        x.record_stream(stream)
+    return step, batch
+
+
+def tensors_of(batch: Any) -> Iterator[Tensor]:
+    """All that a batch holds, at any depth."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, dict):
+        for value in batch.values():
+            yield from tensors_of(value)
+    elif isinstance(batch, list | tuple):
+        for value in batch:
+            yield from tensors_of(value)

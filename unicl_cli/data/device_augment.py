@@ -1,0 +1,232 @@
+"""What augments a picture after its crop, for whole batches on a device: each sample by its own random numbers."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unicl_cli.core.sampler import seed_of
+from unicl_cli.data.transforms import ERASED_AREA, ERASED_RATIO, JITTERED, SIGMA, Augment, blur_kernel
+
+AT_ONCE = 64
+"""Pictures that are worked on together: 40 MB for each copy in float32 at 224 pixels."""
+SALT = 21
+GOLDEN, FIRST, SECOND = (word - (1 << 64) for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+"""splitmix64's numbers, as int64 holds them."""
+LANES = {
+    name: number
+    for number, name in enumerate(
+        (
+            *("flip", "down", "right", "jitter", "brightness", "contrast", "saturation", "hue"),
+            *("order 0", "order 1", "order 2", "order 3", "grey", "blur", "sigma"),
+            *("noise", "erase", "area", "ratio", "top", "left", "fill"),
+        )
+    )
+}
+"""Each use of a random number has a place of its own, so that none depends on which others are drawn."""
+GREY = (0.2989, 0.587, 0.114)
+
+
+def _shifted_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # int64's own shift would repeat the sign
+
+
+def scramble(x: Tensor) -> Tensor:
+    """The finaliser of splitmix64 on int64, which wraps around."""
+    x = (x ^ _shifted_right(x, 30)) * FIRST
+    x = (x ^ _shifted_right(x, 27)) * SECOND
+    return x ^ _shifted_right(x, 31)
+
+
+class Dice:
+    """Random numbers of samples, a function of (seed, draw, view) and the lane alone; int64 ``draws`` (b,)."""
+
+    def __init__(self, seed: int, view: int, draws: Tensor) -> None:
+        self.keys = scramble(scramble(draws) + torch.tensor(seed_of(seed, view, SALT)) * GOLDEN)
+
+    def key(self, lane: str) -> Tensor:
+        """int64 (b,), all 64 bits random."""
+        return scramble(self.keys + torch.tensor(LANES[lane] + 1) * GOLDEN)
+
+    def uniform(self, lane: str, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """float32 (b,) in [low, high)."""
+        return low + (high - low) * unit(self.key(lane))
+
+    def below(self, lane: str, chance: float) -> Tensor:
+        """int64 (n,): the samples that are hit."""
+        return (self.uniform(lane) < chance).nonzero().flatten()
+
+
+def unit(bits: Tensor) -> Tensor:
+    """int64 -> float32 in [0, 1), from the upper 24 bits."""
+    return _shifted_right(bits, 40).float() * 2.0**-24
+
+
+def of_pixels(keys: Tensor, shape: Sequence[int]) -> Tensor:
+    """int64 (n,) keys -> (n, *shape), 64 random bits for each pixel."""
+    places = torch.arange(1, 1 + math.prod(shape), device=keys.device) * GOLDEN
+    return scramble(keys[:, None] + places).view(-1, *shape)
+
+
+class DeviceAugment:
+    """uint8 (b, 3, S, S), or (b, V, 3, S, S), on any device -> the same, each sample augmented for itself.
+
+    Does what `transforms.View` does after crop and RandAugment, with other random numbers of the same distributions.
+    """
+
+    def __init__(self, views: Sequence[Augment], seed: int) -> None:
+        self.views, self.seed = tuple(views), seed
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """``draws`` int64 (b,) on the CPU, where what is to happen is decided: the device never waits for it."""
+        parts: list[Tensor] = []
+        for some, their in zip(images.split(AT_ONCE), draws.split(AT_ONCE), strict=True):
+            views = some.unsqueeze(1) if some.ndim == 4 else some
+            done = [self.view(x, their, v) for v, x in enumerate(views.unbind(1))]
+            parts.append(torch.stack(done, 1).view(some.shape))
+        return torch.cat(parts)
+
+    def view(self, x: Tensor, draws: Tensor, number: int) -> Tensor:
+        """The view ``number`` of some samples, uint8 (n, 3, S, S)."""
+        ops, dice = self.views[number], Dice(self.seed, number, draws)
+        if ops.flip:
+            x = changed(x, dice.below("flip", ops.flip), mirrored)
+        if ops.shift:
+            x = shifted(x, *(dice.uniform(way, -ops.shift, ops.shift + 1).floor().long() for way in ("down", "right")))
+        if ops.jitter:
+            x = jittered(x, dice, ops.jitter)
+        if ops.grey:
+            x = changed(x, dice.below("grey", ops.grey), greyed)
+        if ops.blur:
+            x = changed(x, dice.below("blur", ops.blur), blurred, dice.uniform("sigma", *SIGMA))
+        if ops.noise:
+            x = noisy(x, dice.key("noise").to(x.device), ops.noise)
+        if ops.erase:
+            x = erased(x, dice, ops.erase)
+        return x
+
+
+def changed(x: Tensor, which: Tensor, change: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
+    """``change`` of the samples ``which`` (n,); it gets each one's of ``numbers`` (b,) as (n, 1, 1, 1)."""
+    if not len(which):
+        return x
+    own = [number[which].to(x.device, non_blocking=True)[:, None, None, None] for number in numbers]
+    which = which.to(x.device, non_blocking=True)
+    return x.index_copy(0, which, change(x[which], *own))
+
+
+def mirrored(x: Tensor) -> Tensor:
+    return x.flip(3)
+
+
+def greyed(x: Tensor) -> Tensor:
+    return luma(x).to(torch.uint8).expand_as(x)
+
+
+def shifted(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """Moved by pixels (b,), the edges repeated."""
+    side = x.shape[-1]
+    places = torch.arange(side)
+    rows, columns = ((places - by[:, None]).clamp(0, side - 1).to(x.device) for by in (down, right))  # (b, S)
+    return x[torch.arange(len(x), device=x.device)[:, None, None], :, rows[:, :, None], columns[:, None]].permute(
+        0, 3, 1, 2
+    )
+
+
+def jittered(x: Tensor, dice: Dice, strength: float) -> Tensor:
+    """Brightness, contrast, saturation and hue in an order of the sample's own, as torchvision's ColorJitter."""
+    hit = dice.uniform("jitter") < JITTERED
+    turn = torch.stack([dice.uniform(f"order {n}") for n in range(4)]).argsort(0)  # (4, b): what is done n-th
+    low, hue = max(0.0, 1 - strength), min(strength / 4, 0.5)
+    spans = {"brightness": (low, 1 + strength), "contrast": (low, 1 + strength), "saturation": (low, 1 + strength)}
+    spans["hue"] = (-hue, hue)
+    for now in turn:
+        for number, (name, span) in enumerate(spans.items()):
+            which = (hit & (now == number)).nonzero().flatten()
+            x = changed(x, which, COLOURS[name], dice.uniform(name, *span))
+    return x
+
+
+def luma(x: Tensor) -> Tensor:
+    """(n, 3, S, S) -> float32 (n, 1, S, S)."""
+    red, green, blue = x.float().split(1, 1)
+    return GREY[0] * red + GREY[1] * green + GREY[2] * blue
+
+
+def blended(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    return (x * factor + other * (1 - factor)).clamp(0, 255).to(torch.uint8)
+
+
+def brighter(x: Tensor, factor: Tensor) -> Tensor:
+    return (x * factor).clamp(0, 255).to(torch.uint8)
+
+
+def contrasted(x: Tensor, factor: Tensor) -> Tensor:
+    return blended(x, luma(x).floor().mean((1, 2, 3), keepdim=True), factor)
+
+
+def saturated(x: Tensor, factor: Tensor) -> Tensor:
+    return blended(x, luma(x).floor(), factor)
+
+
+def hued(x: Tensor, turn: Tensor) -> Tensor:
+    """The hue turned by a share of its circle, value and saturation kept."""
+    x = x.float() / 255
+    low, high = x.aminmax(dim=1, keepdim=True)
+    span = high - low
+    red, green, blue = x.split(1, 1)
+    safe = span.masked_fill(span == 0, 1)
+    sixths = torch.where(
+        high == red,
+        (green - blue) / safe,
+        torch.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    places = torch.tensor([5.0, 3.0, 1.0], device=x.device)[None, :, None, None]
+    k = (places + sixths + 6 * turn).remainder(6)
+    return ((high - span * torch.minimum(k, 4 - k).clamp(0, 1)) * 255.999).to(torch.uint8)
+
+
+COLOURS = {"brightness": brighter, "contrast": contrasted, "saturation": saturated, "hue": hued}
+
+
+def blurred(x: Tensor, sigma: Tensor) -> Tensor:
+    """A Gaussian of each sample's ``sigma`` (n, 1, 1, 1), the edges mirrored; sums of shifts, the same in any batch."""
+    size = x.shape[-1]
+    kernel = blur_kernel(size)
+    reach = (kernel - 1) / (2 * math.sqrt(2))
+    weights = (-(torch.linspace(-reach, reach, kernel, device=x.device) / sigma).square()).softmax(-1)  # (n, 1, 1, k)
+    half = kernel // 2
+    wide = F.pad(x.float(), (half, half, half, half), mode="reflect")
+    for dim in (2, 3):
+        shifts = (wide.narrow(dim, n, size) * weights[..., n, None] for n in range(kernel))
+        wide = reduce(torch.add, shifts)
+    return wide.round().clamp(0, 255).to(torch.uint8)
+
+
+def noisy(x: Tensor, keys: Tensor, deviation: float) -> Tensor:
+    """Gaussian noise, of pixels in [0, 1]; the two halves of a pixel's bits by Box and Muller."""
+    bits = of_pixels(keys, x.shape[1:])
+    radius = (-2 * (1 - unit(bits)).log()).sqrt()
+    noise = radius * (2 * math.pi * unit(bits << 24)).cos()
+    return (x + noise * (255 * deviation)).round().clamp(0, 255).to(torch.uint8)
+
+
+def erased(x: Tensor, dice: Dice, chance: float) -> Tensor:
+    """A rectangle of some samples becomes noise."""
+    size = x.shape[-1]
+    area = size**2 * dice.uniform("area", *ERASED_AREA)
+    ratio = dice.uniform("ratio", -ERASED_RATIO, ERASED_RATIO).exp()
+    height, width = ((area * r).sqrt().round().clamp(1, size) for r in (ratio, 1 / ratio))
+    top, left = ((dice.uniform(way) * (size - side + 1)).floor() for way, side in (("top", height), ("left", width)))
+
+    def fill(some: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, keys: Tensor) -> Tensor:
+        rows = torch.arange(size, device=x.device)[:, None]
+        columns = torch.arange(size, device=x.device)
+        inside = (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)  # (n, 1, S, S)
+        noise = _shifted_right(of_pixels(keys.flatten(), some.shape[1:]), 56).to(torch.uint8)
+        return torch.where(inside, noise, some)
+
+    return changed(x, dice.below("erase", chance), fill, top, left, height, width, dice.key("fill"))
