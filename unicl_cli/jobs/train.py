@@ -11,6 +11,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from unicl_cli.build import build_optimizer
+from unicl_cli.core.checkpoint import discard_parts
 from unicl_cli.core.dist import any_rank, bare, barrier, rank, shard, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
@@ -132,6 +133,8 @@ def train_stage(
             sys.stderr.write(f"{run}: already finished\n")
         return
     run.mkdir(parents=True, exist_ok=True)
+    for folder in (run, run / "checkpoints") if rank() == 0 else ():
+        discard_parts(folder)  # of a run that was killed
     parts = prepared(recipe, accelerator, run, request.resume, start_from)
     step = parts.step
     step = shard(step) if sharded(recipe) else accelerator.prepare(step)
