@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from unicl_cli.contracts import Features, LogitScale, Tower
+from unicl_cli.core.bank import Bank, bank_of
 from unicl_cli.errors import UniclError
 
 NO_TOWER = "texts are to be encoded, but the model has no text tower (model.text is null)"
@@ -80,6 +81,7 @@ class TwoTower(nn.Module):
         self.embed_dim = embed_dim + self.biased
         self.image_width = cast("Tower", image).width
         self.normalize, self.chunks = normalize, chunks
+        self.bank: Bank | None = None
         self.logit_scale = nn.Parameter(torch.full([1], math.log(logit_scale.init)), requires_grad=logit_scale.learn)
         self.max_log_scale = math.log(logit_scale.max)
         for name, default in (("mean", (0.5, 0.5, 0.5)), ("std", (0.5, 0.5, 0.5))):
@@ -104,7 +106,11 @@ class TwoTower(nn.Module):
 
     def encode_text(self, tokens: Tensor) -> Features:
         """int64 (U, L) -> pooled (U, width), embed (U, embed_dim)."""
-        return Features(*chunked(self._text, tokens, self.chunks))
+        if self.bank is None or not self.training:
+            return Features(*chunked(self._text, tokens, self.chunks))
+        known, text = self.bank(tokens), cast("Any", self.text)
+        both = (known, text.proj(known)) if isinstance(text, Projected) else known.tensor_split([text.width], 1)
+        return Features(*self._ended(*both))
 
     def _image(self, images: Tensor) -> tuple[Tensor, Tensor]:
         pooled, joint = map(at_least_float32, self.image(self.pixels(images)))
@@ -115,10 +121,26 @@ class TwoTower(nn.Module):
     def _text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         if self.text is None:
             raise UniclError(NO_TOWER, "give model.text, or take a loss on pictures alone: ce, supcon")
-        pooled, joint = map(at_least_float32, self.text(tokens))
+        return self._ended(*self.text(tokens))
+
+    def _ended(self, pooled: Tensor, joint: Tensor) -> tuple[Tensor, Tensor]:
+        """What a text tower gives -> pooled, embed."""
+        pooled, joint = at_least_float32(pooled), at_least_float32(joint)
         if self.normalize and self.biased:  # the bias is no direction
             return pooled, torch.cat([F.normalize(joint[:, :-1], dim=-1), joint[:, -1:]], 1)
         return pooled, F.normalize(joint, dim=-1) if self.normalize else joint
+
+    def remember_texts(self) -> bool:
+        """From here on each text is encoded once in training, if its tower learns no more; is it so?
+
+        For weights that stay as they are; a projection may learn.
+        """
+        text = self.text
+        if isinstance(text, Projected):
+            self.bank = bank_of(text.trunk, text.trunk)
+        elif text is not None:
+            self.bank = bank_of(text, lambda tokens: torch.cat(text(tokens), 1))
+        return self.bank is not None
 
     def image_tokens(self, images: Tensor) -> Tensor:
         """uint8 (b, 3, H, W) -> (b, N, image_width), from towers that have ``tokens``."""

@@ -1,20 +1,24 @@
 """Tensors on a device that remember their copy on the host, so that shapes which depend on them cost no wait."""
 
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from accelerate.utils import send_to_device
 from torch import Tensor
 
+T = TypeVar("T")
 HOST = "host"
 """Attribute of a tensor on a device: the same numbers on the host."""
 
 
-def to_device(batch: Any, device: Any) -> Any:
-    """A NamedTuple of tensors and what holds them, moved without waiting; ``tokens`` keep their copy on the host."""
-    moved = send_to_device(batch, device, non_blocking=True)
-    tokens = getattr(moved, "tokens", None)
-    if isinstance(tokens, Tensor) and tokens.device.type != "cpu":
-        setattr(tokens, HOST, batch.tokens)
+def to_device(batch: T, device: Any) -> T:
+    """A NamedTuple of tensors and what holds them, moved without waiting; its ``tokens`` keep their copy on the host.
+
+    What is there already stays as it is.
+    """
+    moved = cast("T", send_to_device(batch, device, non_blocking=True))
+    here, there = getattr(batch, "tokens", None), getattr(moved, "tokens", None)
+    if isinstance(here, Tensor) and here.device.type == "cpu" and there is not here:
+        setattr(there, HOST, here)
     return moved
 
 

@@ -5,11 +5,12 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from queue import Empty, Queue
 from threading import Event, Thread
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor
+
+from unicl_cli.core.hosted import to_device
 
 T = TypeVar("T")
 PATIENCE = 5.0
@@ -69,13 +70,13 @@ def on_device(
     """
     if device.type != "cuda":
         for step, batch in batches:
-            yield step, change(batch, cast("T", send_to_device(batch, device)))
+            yield step, change(batch, to_device(batch, device))
         return
     side = torch.cuda.Stream(device)
     waiting: tuple[int, T, Any] | None = None
     for step, batch in batches:
         with torch.cuda.stream(side):
-            moved = change(batch, cast("T", send_to_device(batch, device, non_blocking=True)))
+            moved = change(batch, to_device(batch, device))
             copied = side.record_event()
         if waiting is not None:
             yield _taken(*waiting)

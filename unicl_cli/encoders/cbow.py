@@ -13,7 +13,7 @@ class Cbow(nn.Module):
 
     def __init__(self, vocab_size: int, pad_id: int, width: int) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.pad_id = width, pad_id
         self.bag = nn.EmbeddingBag(vocab_size, width, mode="mean", padding_idx=pad_id)
         nn.init.normal_(self.bag.weight, std=width**-0.5)
         with torch.no_grad():

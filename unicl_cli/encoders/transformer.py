@@ -55,7 +55,7 @@ class TextTransformer(nn.Module):
         super().__init__()
         if width % heads:
             raise UniclError(f"transformer: width {width} is no multiple of heads {heads}", "change one of them")
-        self.width, self.eot_id = width, eot_id
+        self.width, self.eot_id, self.context_length = width, eot_id, context_length
         self.heads, self.quick_gelu = heads, quick_gelu
         self.tok = nn.Embedding(vocab_size, width)
         self.pos = nn.Parameter(torch.empty(context_length, width))
