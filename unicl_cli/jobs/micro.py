@@ -112,14 +112,17 @@ def rehearsed(recipe: Recipe, accelerator: Any, step: Step, batch: Batch, bound:
 
 
 def largest(batch: Batch, tokenizer: Tokenizer | None) -> Batch:
-    """The batch with a text of full length for each row; as it is where parts have columns of their own."""
+    """The batch with another text of full length for each row; as it is where parts have columns of their own."""
     if tokenizer is None or batch.extra:
         return batch
-    rows = torch.arange(len(batch.text_index))
-    tokens = batch.tokens[rows % len(batch.tokens)]
-    last = tokens[:, -1:].expand(-1, tokenizer.context_length - tokens.shape[1])
-    index = torch.where(batch.text_index == NO_TEXT, batch.text_index, rows)
-    return batch._replace(tokens=torch.cat([tokens, last], 1), text_index=index)
+    rows, end = len(batch.text_index), getattr(tokenizer, "eot_id", tokenizer.vocab_size - 1)
+    random = torch.Generator().manual_seed(0)
+    cells = (rows, tokenizer.context_length)
+    tokens = torch.randint(max(1, tokenizer.vocab_size - 1), cells, generator=random)  # equal ones would be packed
+    tokens = torch.where(tokens < end, tokens, tokens + 1).clamp(max=tokenizer.vocab_size - 1)
+    tokens[:, -1] = end  # and none ends before the last
+    index = torch.where(batch.text_index == NO_TEXT, batch.text_index, torch.arange(rows))
+    return batch._replace(tokens=tokens, text_index=index)
 
 
 def shortage(device: torch.device, lacking: float) -> Shortage | None:
