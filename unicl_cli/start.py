@@ -87,16 +87,19 @@ def of_towers(step: Step, source: Loaded, wanted: Sequence[str] | None, name: st
     from unicl_cli.encoders.carry import carried  # seconds of imports, which only this pays
 
     found = carried(step.model, source.step.model)
-    missing = [part for part in wanted or () if part not in found]
-    if missing or not found:
-        told = "no tower" if not found else f"the {missing[0]}" + " tower" * (missing[0] != "logit_scale")
+    towers = [part for part in ("image", "text") if part in found]
+    usual = [*towers, *(["logit_scale"] if len(towers) == 2 else [])]
+    chosen = [part for part in PARTS if part in (wanted or usual)]
+    lacking = [part for part in chosen if part not in found]
+    if lacking or not chosen:
         raise UniclError(
-            f"model.init: {told} of {name} is the same as one of this model's",
+            f"model.init: no {lacking[0] + ' ' if lacking else ''}tower of {name} is the same as one of this model's",
             "take model.name=open_clip, or towers of the same kind, width and depth (docs/models.md)",
         )
-    chosen = {part: found[part] for part in PARTS if part in found and (wanted is None or part in wanted)}
     left = [part for part in ("image", "text") if wanted is None and part not in found]
-    return joined(chosen), listed(list(chosen)) + (f" (not the {left[0]} tower, which is another)" if left else "")
+    return joined({part: found[part] for part in chosen}), listed(chosen) + "".join(
+        f" (not the {part} tower, which is another)" for part in left
+    )
 
 
 def of_parts(mine: Tensors, theirs: Tensors, wanted: Sequence[str], name: str) -> tuple[Tensors, str]:

@@ -21,7 +21,7 @@ TOP = {"token_embedding.weight": "tok.weight", "positional_embedding": "pos", "l
 def carried(model: nn.Module, source: nn.Module) -> dict[str, dict[str, Tensor]]:
     """The weights of ``source`` (the encoder `open_clip`) that ``model`` can take: image, text, logit_scale.
 
-    A tower is taken whole or not at all, the scale with both towers.
+    A tower is taken whole or not at all.
     """
     mine, theirs = model.state_dict(), source.state_dict()
     parts = cast("Any", model), cast("Any", source)
@@ -31,7 +31,7 @@ def carried(model: nn.Module, source: nn.Module) -> dict[str, dict[str, Tensor]]
     made = {"image": image_tower(*parts), "text": text_tower(*parts)}
     choices = [(part, found) for part in same for found in (same[part], made[part]) if found]
     found = {part: tensors for part, tensors in choices if fits(mine, tensors, part)}
-    if len(found) == 2 and "logit_scale" in mine:
+    if "logit_scale" in mine:
         found["logit_scale"] = {"logit_scale": theirs["logit_scale"]}
     return found
 
