@@ -28,6 +28,7 @@ BUILTIN = {
     "probe": "Fit a linear classifier on a model's image features.",
     "mix": "Mix a model and its fine-tuned self, and find the best share.",
     "zeroshot": "Classify pictures by class names.",
+    "bench": "Measure speed and memory, alone or against open_clip.",
     "runs": "List the trainings of a folder, or show one.",
     "recipes": "List, show, copy, check and compare recipes.",
     "plugins": "List the parts that recipes can name, and what they take.",

@@ -1,0 +1,122 @@
+"""The kinds of `unicl bench` by name, the options that each one takes, and what is wrong with a request."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from unicl_cli.errors import UniclError, did_you_mean
+
+PEER = "open_clip"
+
+
+class Kind(NamedTuple):
+    """``line`` says what is measured, ``takes`` which options it has beside the common ones.
+
+    ``peer``: can open_clip do the same? ``recipe``: can it be a recipe's own?
+    """
+
+    line: str
+    rounds: int
+    takes: tuple[str, ...] = ()
+    peer: bool = True
+    recipe: bool = False
+
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "loader": Kind("JPEG bytes to augmented pictures and to batches.", 7, ("batch",), recipe=True),
+        "step": Kind(
+            "One update: forward, loss, backward, clip, AdamW.", 5, ("batch", "model", "precision"), recipe=True
+        ),
+        "text": Kind("The text tower, forward and backward.", 5, ("batch", "classes", "model", "precision")),
+        "loss": Kind("The loss alone as the batch grows: time and memory.", 5, ("sizes", "processes")),
+        "eval": Kind("The zero-shot classifier, and pictures to features.", 5, ("batch", "classes", "model")),
+        "sampler": Kind("The order of a batch as the corpus grows.", 5, ("batch", "sizes"), peer=False),
+        "probe": Kind("The probe's solver beside scikit-learn's.", 3, peer=False),
+        "start": Kind("The command line's start.", 7),
+    }
+)
+WITH_RECIPE = ("batch", "model", "precision", "vs", "only")
+"""Options that a recipe answers by itself."""
+
+
+class Asked(NamedTuple):
+    """What the command line asks for; None and empty lists leave it to the kind."""
+
+    kind: str
+    recipe: str | None = None
+    overrides: tuple[str, ...] = ()
+    vs: str | None = None
+    rounds: int | None = None
+    threads: int = 1
+    devices: str = "auto"
+    precision: str | None = None
+    batch: int | None = None
+    model: str | None = None
+    sizes: tuple[int, ...] = ()
+    classes: tuple[int, ...] = ()
+    processes: tuple[int, ...] = ()
+    only: tuple[str, ...] = ()
+    memory: bool = True
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Asked":
+        """From JSON, where tuples have become lists."""
+        found: dict[str, Any] = {k: tuple(x) if isinstance(x, list) else x for k, x in values.items()}
+        return cls(**found)
+
+
+def checked(asked: Asked) -> Asked:
+    """``asked``, or a UniclError that names what does not fit, and what would."""
+    if asked.kind not in KINDS:
+        raise UniclError(f"bench: no kind '{asked.kind}'{did_you_mean(asked.kind, KINDS)}", f"use {', '.join(KINDS)}")
+    kind = KINDS[asked.kind]
+    if asked.vs is not None and asked.vs != PEER:
+        raise UniclError(f"--vs {asked.vs}: unknown{did_you_mean(asked.vs, [PEER])}", f"use --vs {PEER}")
+    if asked.vs is not None and not kind.peer:
+        able = ", ".join(name for name, each in KINDS.items() if each.peer)
+        raise UniclError(f"bench {asked.kind}: {PEER} has nothing to set against it", f"--vs goes with {able}")
+    for option in ("batch", "model", "precision", "sizes", "classes", "processes"):
+        if getattr(asked, option) and option not in kind.takes:
+            takers = ", ".join(name for name, each in KINDS.items() if option in each.takes)
+            raise UniclError(f"bench {asked.kind}: --{option} has no meaning here", f"it goes with {takers}")
+    if asked.recipe is not None:
+        _check_recipe(asked, kind)
+    if asked.precision not in (None, "fp32", "bf16"):
+        raise UniclError(f"--precision {asked.precision}: unknown", "use fp32 or bf16")
+    return asked
+
+
+def _check_recipe(asked: Asked, kind: Kind) -> None:
+    if not kind.recipe:
+        takers = ", ".join(name for name, each in KINDS.items() if each.recipe)
+        raise UniclError(f"bench {asked.kind}: takes no recipe, but was given '{asked.recipe}'", f"use {takers}")
+    for option in WITH_RECIPE:
+        if getattr(asked, option):
+            how = f"leave --{option} out, or leave the recipe out"
+            raise UniclError(f"bench {asked.kind} {asked.recipe}: --{option} has no meaning with a recipe", how)
+
+
+def numbers(option: str, text: str | None, least: int = 1) -> tuple[int, ...]:
+    """``256,1024,64k`` as integers (k: 1,024; 1e6 as well)."""
+    found: list[int] = []
+    for word in (text or "").split(","):
+        if not word.strip():
+            continue
+        digits, factor = (word.strip()[:-1], 1024) if word.strip().endswith("k") else (word.strip(), 1)
+        try:
+            value = float(digits) * factor
+        except ValueError:
+            value = -1.0
+        if value < least or value != int(value):
+            raise UniclError(f"--{option} {text}: '{word}' is no count", f"give numbers like {option}=256,1024,64k")
+        found.append(int(value))
+    return tuple(found)
+
+
+def chosen(asked: Asked, names: Sequence[str]) -> list[str]:
+    """The rows that ``--only`` names, else all of them."""
+    for name in asked.only:
+        if name not in names:
+            raise UniclError(f"--only {name}: no such row{did_you_mean(name, names)}", f"use {', '.join(names)}")
+    return [name for name in names if not asked.only or name in asked.only]

@@ -1,0 +1,62 @@
+"""The command line's start: CPU time and memory of a whole process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Collection
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from unicl_cli.errors import UniclError
+from unicl_cli.jobs.bench.contest import Case, Ready, Run
+from unicl_cli.jobs.bench.kinds import PEER, Asked
+
+OURS, BARE = "unicl", "python"
+COMMANDS = MappingProxyType(
+    {
+        "help": ("--help",),
+        "version": ("--version",),
+        "train-help": ("train", "--help"),
+        "validate": ("recipes", "validate", "quickstart"),
+    }
+)
+
+
+def cases(asked: Asked) -> list[Case]:
+    """Beside Python alone, which is the floor; open_clip's training has a --help too."""
+    found: list[Case] = []
+    for name, words in COMMANDS.items():
+        peer = (PEER,) if asked.vs and name == "train-help" else ()
+        found.append(Case(name, "starts", (OURS, BARE, *peer), peer[0] if peer else OURS, partial(prepared, words)))
+    return found
+
+
+def prepared(words: tuple[str, ...], who: Collection[str]) -> Ready:
+    runs: dict[str, Run] = {
+        OURS: partial(started, "-m", "unicl_cli", *words),
+        BARE: partial(started, "-c", "pass"),
+        PEER: partial(started, "-m", "open_clip_train.main", "--help"),
+    }
+    return Ready(1, {name: runs[name] for name in who}, {"words": " ".join(words)}, timer=itself)
+
+
+def itself(run: Run) -> float:
+    """What is run has measured itself."""
+    return run()
+
+
+def started(*words: str) -> float:
+    """CPU seconds of ``python *words``, user's and system's."""
+    child: Any = subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
+    said = child.stderr.read().decode(errors="replace")
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    child.stderr.close()
+    if child.returncode:
+        raise UniclError(f"python {' '.join(words)}: exit code {child.returncode}: {said[-300:]}", exit_code=1)
+    return usage.ru_utime + usage.ru_stime

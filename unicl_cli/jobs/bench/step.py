@@ -1,0 +1,182 @@
+"""A whole update of a two-tower model: forward, loss, backward, clipping, AdamW; ours through the training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from open_clip import ClipLoss
+from torch import Tensor
+
+from unicl_cli.build import build_optimizer
+from unicl_cli.contracts import NO_LABEL, Batch, Drawn
+from unicl_cli.core.launch import start_accelerator
+from unicl_cli.core.loop import Plan, fit
+from unicl_cli.data.collate import collate
+from unicl_cli.data.tokenizers import TextTokenizer
+from unicl_cli.jobs.bench.contest import Case, Ready, device_of
+from unicl_cli.jobs.bench.kinds import PEER, Asked
+from unicl_cli.jobs.bench.twins import Twins, apart, padded, shape_of, twins, zero
+from unicl_cli.jobs.bench.words import Texts, captions, mixed, prompts
+from unicl_cli.losses import contrast
+
+OURS = "unicl"
+CLIP_NORM, RATE = 1.0, 1e-4
+
+
+class Row(NamedTuple):
+    """``texts(rows)``; ``frozen``: does no text tower learn? ``memory``: is its peak measured?"""
+
+    texts: Callable[[int], Texts]
+    frozen: bool = False
+    memory: bool = False
+
+
+ROWS: Mapping[str, Row] = MappingProxyType(
+    {
+        "captions": Row(captions, memory=True),
+        "labels-100": Row(partial(prompts, classes=100, templates=1), memory=True),
+        "labels-100-t80": Row(partial(prompts, classes=100, templates=80)),
+        "labels-1000-t80": Row(partial(prompts, classes=1000, templates=80)),
+        "mixed": Row(partial(mixed, classes=1000, templates=80)),
+        "frozen-captions": Row(captions, frozen=True),
+        "frozen-labels": Row(partial(prompts, classes=100, templates=80), frozen=True),
+    }
+)
+"""Texts of labels: how many classes, in one template or (t80) in one of CLIP's 80 for each row."""
+
+
+def cases(asked: Asked) -> list[Case]:
+    shape_of(asked.model or "small")
+    who = (OURS, PEER) if asked.vs else (OURS,)
+    return [
+        Case(name, "images", who, who[-1], partial(prepared, asked, row), memory=2 * row.memory)
+        for name, row in ROWS.items()
+    ]
+
+
+def prepared(asked: Asked, row: Row, who: Collection[str]) -> Ready:
+    device = device_of(asked)
+    size = asked.batch or 64
+    precision = asked.precision or ("bf16" if device.type == "cuda" else "fp32")
+    pair = twins(asked.model or "small", device, size, precision=precision, frozen_text=row.frozen)
+    batch = batch_of(row.texts(size), pair.tokenizer, pair.recipe.data.image_size).to(device)
+    runs: dict[str, Callable[[], Any]] = {}
+    if OURS in who:
+        runs[OURS] = our_step(pair, batch.batch, device)
+    if PEER in who:
+        runs[PEER] = their_step(pair, batch, device, precision)
+    facts = {**batch.facts(), "precision": precision, "model": asked.model or "small"}
+    return Ready(size, runs, facts, partial(checked, pair, batch) if len(runs) > 1 else None)
+
+
+class Twin(NamedTuple):
+    """The same batch for both: ours as the loader gives it, and every row's text with 77 tokens for open_clip."""
+
+    batch: Batch
+    tokens: Tensor
+
+    def to(self, device: torch.device) -> Twin:
+        return Twin(Batch(*(_moved(x, device) for x in self.batch)), self.tokens.to(device))
+
+    def facts(self) -> dict[str, Any]:
+        texts, length = self.batch.tokens.shape
+        return {"texts": texts, "tokens": length, "classes": int(self.batch.keys.unique().numel())}
+
+
+def _moved(x: Any, device: torch.device) -> Any:
+    return x.to(device) if isinstance(x, Tensor) else x
+
+
+def batch_of(texts: Texts, tokenizer: TextTokenizer, image_size: int) -> Twin:
+    """Random pictures, and texts through the collate of training."""
+    draw = torch.Generator().manual_seed(0)
+    rows = len(texts.texts)
+    images = torch.randint(256, (rows, 3, image_size, image_size), dtype=torch.uint8, generator=draw)
+    drawn = [
+        Drawn(row=n, draw=n, seed=0, image=images[n], label=label, text=text, text_hash=0, media={})
+        for n, (text, label) in enumerate(zip(*texts, strict=True))
+    ]
+    batch = collate(drawn, images, tokenizer=tokenizer, caption_targets="unique", extra=None)
+    return Twin(batch, padded(tokenizer(texts.texts)))
+
+
+class Silent:
+    """A sink that keeps nothing."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def our_step(pair: Twins, batch: Batch, device: torch.device) -> Callable[[], Any]:
+    """One pass of the training loop, with all that it does besides."""
+    accelerator = start_accelerator(pair.recipe.precision, "cpu" if device.type == "cpu" else "1")
+    step = accelerator.prepare(pair.step)
+    optimizer = accelerator.prepare(build_optimizer(pair.recipe, step))
+    plan = Plan(steps=10**9, seed=0, lr=constant, grad_clip=CLIP_NORM, log_every=10**9)
+    return lambda: fit(step, iter([(0, batch)]), optimizer, plan, accelerator, Silent(), after=nothing)
+
+
+def constant(step: int) -> float:
+    """The learning rate, which costs nothing."""
+    del step
+    return RATE
+
+
+def nothing(step: int) -> None:
+    """After a step."""
+
+
+def their_step(pair: Twins, batch: Twin, device: torch.device, precision: str) -> Callable[[], Any]:
+    """open_clip_train 3.3.0, `main.py` and `train_one_epoch`: its groups, its AdamW without a flag, its loss.
+
+    Pictures come normalised, as from its loader.
+    """
+    model, loss = pair.theirs, ClipLoss(cache_labels=True)
+    images = pair.ours.pixels(batch.batch.images)
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    bare = [p for n, p in named if p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n]
+    ids = {id(p) for p in bare}
+    rest = [p for _, p in named if id(p) not in ids]
+    groups: list[dict[str, Any]] = [{"params": bare, "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.2}]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), eps=1e-6)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            losses = loss(**model(images, batch.tokens), output_dict=True)
+            total: Any = sum(losses.values())
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM, norm_type=2.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))
+
+    return step
+
+
+def checked(pair: Twins, batch: Twin) -> dict[str, float]:
+    """Features and all gradients, in float32: ours through its loss, open_clip's through the same sums."""
+    images = pair.ours.pixels(batch.batch.images)
+    zero(pair.step, pair.theirs)
+    ours = pair.step(batch.batch)
+    ours["loss"].backward()
+    out = pair.theirs(images, batch.tokens)
+    u, v, scale = out["image_features"], out["text_features"], out["logit_scale"]
+    keys = batch.batch.keys
+    if bool((batch.batch.labels == NO_LABEL).all()):
+        loss = ClipLoss()(u, v, scale)
+    else:  # open_clip has no loss for labels: the published sums, densely
+        loss = (contrast(u, v, keys, keys, scale).mean() + contrast(v, u, keys, keys, scale).mean()) / 2
+    loss.backward()
+    with torch.no_grad():
+        embed = pair.ours.encode_text(batch.batch.tokens).embed[batch.batch.text_index]
+        mine = torch.cat([pair.ours.encode_image(batch.batch.images).embed, embed])
+    found = apart(pair, mine, torch.cat([u, v]))
+    zero(pair.step, pair.theirs)
+    return found | {"loss": abs(float(ours["loss"].detach()) - float(loss.detach()))}

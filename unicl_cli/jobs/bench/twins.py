@@ -1,0 +1,195 @@
+"""A model of open_clip's and one of ours with the same weights, and how far apart what they compute is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, NamedTuple, cast
+
+import torch
+from open_clip import CLIP, CustomTextCLIP
+from open_clip.model import convert_to_custom_text_state_dict
+from torch import Tensor, nn
+
+from unicl_cli.build import build_step
+from unicl_cli.contracts import LogitScale
+from unicl_cli.core.checkpoint import load_weights, own_tensors
+from unicl_cli.core.loop import Step
+from unicl_cli.data.tokenizers import TextTokenizer, clip_tokenizer
+from unicl_cli.encoders.carry import carried
+from unicl_cli.encoders.open_clip import ImageTower, Net, TextTower
+from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.model import TwoTower
+from unicl_cli.recipe import Recipe, load_text
+
+SEED = 0
+CONTEXT = 77
+
+
+class Shape(NamedTuple):
+    """``theirs``: open_clip's configuration; ``image``: our image tower. The text tower follows from ``theirs``."""
+
+    theirs: Mapping[str, Any]
+    image: Mapping[str, Any]
+
+
+def vit(width: int, layers: int, *, patch: int, size: int, text: tuple[int, int], embed_dim: int) -> Shape:
+    """A ViT with heads of 64; ``text``: width and layers."""
+    vision = {"image_size": size, "layers": layers, "width": width, "patch_size": patch, "head_width": 64}
+    words = {"context_length": CONTEXT, "vocab_size": 49408, "width": text[0], "heads": text[0] // 64}
+    config = {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": {**words, "layers": text[1]}}
+    args = {"embed_dim": width, "depth": layers, "num_heads": width // 64, "patch_size": patch}
+    return Shape(config, {"name": "timm", "model": "vit_base_patch32_clip_224", "args": args})
+
+
+def swin() -> Shape:
+    """UniCL's tower beside CLIP's text tower."""
+    name = "swin_tiny_patch4_window7_224"
+    vision = {"image_size": 224, "timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "timm_drop_path": 0.0}
+    text = {"context_length": CONTEXT, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
+    return Shape({"embed_dim": 512, "vision_cfg": vision, "text_cfg": text}, {"name": "timm", "model": name})
+
+
+SHAPES: Mapping[str, Callable[[], Shape]] = MappingProxyType(
+    {
+        "tiny": lambda: vit(64, 1, patch=32, size=64, text=(64, 1), embed_dim=32),
+        "text": lambda: vit(64, 1, patch=32, size=64, text=(512, 4), embed_dim=512),
+        "small": lambda: vit(384, 4, patch=32, size=224, text=(384, 4), embed_dim=384),
+        "ViT-B-32": lambda: vit(768, 12, patch=32, size=224, text=(512, 12), embed_dim=512),
+        "ViT-B-16": lambda: vit(768, 12, patch=16, size=224, text=(512, 12), embed_dim=512),
+        "Swin-T": swin,
+    }
+)
+
+
+class Twins(NamedTuple):
+    """``theirs`` takes normalised floats and 77 tokens, ``ours`` uint8 and as many tokens as there are.
+
+    ``translator`` is open_clip's model in the form from which ours can take weights.
+    """
+
+    theirs: Any
+    step: Step
+    recipe: Recipe
+    tokenizer: TextTokenizer
+    translator: nn.Module
+
+    @property
+    def ours(self) -> Any:
+        return self.step.model
+
+
+def shape_of(name: str) -> Shape:
+    if name not in SHAPES:
+        raise UniclError(f"--model {name}: unknown{did_you_mean(name, SHAPES)}", f"use {', '.join(SHAPES)}")
+    return SHAPES[name]()
+
+
+def recipe_of(shape: Shape, batch: int, *, precision: str, frozen_text: bool) -> Recipe:
+    """The training of our twin: each key that is not named has its default."""
+    text = {key: shape.theirs["text_cfg"][key] for key in ("width", "layers", "heads")}
+    whole = {
+        "data": {"train": [{"corpus": "bench"}], "image_size": shape.theirs["vision_cfg"]["image_size"]},
+        "model": {
+            "image": dict(shape.image),
+            "text": {"name": "transformer", **text, "freeze": frozen_text},
+            "embed_dim": shape.theirs["embed_dim"],
+            "tokenizer": "clip",
+            "context_length": CONTEXT,
+        },
+        "batch": {"size": batch},
+        "steps": 1_000_000,
+        "precision": precision,
+    }
+    return load_text(json.dumps(whole))
+
+
+def twins(
+    name: str, device: torch.device, batch: int = 64, *, precision: str = "fp32", frozen_text: bool = False
+) -> Twins:
+    """Both models in training, on their device, with open_clip's initialisation."""
+    shape = shape_of(name)
+    recipe = recipe_of(shape, batch, precision=precision, frozen_text=frozen_text)
+    torch.manual_seed(SEED)
+    config: Any = deepcopy(dict(shape.theirs))
+    theirs: Any = CLIP(**config, output_dict=True)
+    tokenizer = clip_tokenizer(CONTEXT)
+    step, _ = build_step(recipe, lambda: tokenizer, (), 1)
+    pair = Twins(theirs.train(), step, recipe, tokenizer, _translator(shape, cast("Any", step.model)))
+    weights = {**own_tensors(step.model), **under_our_names(pair, theirs.state_dict())}
+    load_weights(step.model, weights, name)
+    if frozen_text:
+        _freeze_text(pair)
+    theirs.to(device)
+    step.train().to(device)
+    return pair
+
+
+def _freeze_text(pair: Twins) -> None:
+    """No parameter of either text tower learns, projections included."""
+    theirs = pair.theirs
+    parts = (theirs.transformer, theirs.token_embedding, theirs.ln_final, theirs.positional_embedding)
+    for part in (*parts, theirs.text_projection, pair.ours.text):
+        part.requires_grad_(False)  # noqa: FBT003 - a parameter's takes no keyword
+
+
+def _translator(shape: Shape, ours: Any) -> nn.Module:
+    config: Any = deepcopy(dict(shape.theirs))
+    whole: Any = CustomTextCLIP(**config)
+    trunk = ours.image.trunk
+    preprocess = {"size": shape.theirs["vision_cfg"]["image_size"], "mean": trunk.mean, "std": trunk.std}
+    net = Net(whole.visual, whole.text, whole.logit_scale.detach(), None, dict(shape.theirs), preprocess)
+    embed_dim = shape.theirs["embed_dim"]
+    towers = ImageTower(net, embed_dim), TextTower(net, CONTEXT, SimpleNamespace(pad_id=0, eot_id=49407))
+    return TwoTower(*towers, embed_dim=embed_dim, normalize=True, logit_scale=LogitScale())
+
+
+def under_our_names(pair: Twins, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """open_clip's weights, or gradients of them, under the names of our model: a change of names and of shapes."""
+    source: Any = pair.translator
+    custom = convert_to_custom_text_state_dict(dict(tensors))
+    for prefix, part in (("visual.", source.image.net), ("text.", source.text.net)):
+        part.load_state_dict({k.removeprefix(prefix): x for k, x in custom.items() if k.startswith(prefix)})
+    with torch.no_grad():
+        source.logit_scale.copy_(custom["logit_scale"].reshape(1))
+    parts = carried(pair.ours, source)
+    if len(parts) < 3:
+        raise ValueError(f"only {', '.join(parts) or 'nothing'} can be carried over")
+    return {name: x.clone() for part in parts.values() for name, x in part.items()}
+
+
+def apart(pair: Twins, mine: Tensor, theirs: Tensor) -> dict[str, float]:
+    """How far two outputs are apart, and the gradients that a backward of each has just left in its model."""
+    return {"forward": difference(mine, theirs), "gradients": gradient_gap(pair)}
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """The largest, absolute."""
+    return float((a.detach().double() - b.detach().double()).abs().max())
+
+
+def gradient_gap(pair: Twins) -> float:
+    """The largest difference of a parameter's gradients in norm, relative to the norm of what it should be.
+
+    A parameter whose gradient is below 1e-5 of all has no size to be relative to (an attention's key bias has none).
+    """
+    found = {k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in pair.theirs.named_parameters()}
+    wanted = under_our_names(pair, {k: x.float().cpu() for k, x in found.items()})
+    whole = float(torch.stack([x.norm() for x in wanted.values()]).norm())
+    gap = 0.0
+    for name, parameter in pair.ours.named_parameters():
+        own = torch.zeros_like(wanted[name]) if parameter.grad is None else parameter.grad.float().cpu()
+        gap = max(gap, float((own - wanted[name]).norm() / max(float(wanted[name].norm()), 1e-5 * whole)))
+    return gap
+
+
+def zero(*models: nn.Module) -> None:
+    for model in models:
+        model.zero_grad(set_to_none=True)
+
+
+def padded(tokens: Tensor) -> Tensor:
+    """As open_clip takes them: each text with 77 tokens."""
+    return nn.functional.pad(tokens, (0, CONTEXT - tokens.shape[1]))
