@@ -178,3 +178,18 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path, content):
         file.write_text(content)
     with pytest.raises(UniclError, match=r"tokenizer\.json: is missing or no tokenizer.json"):
         load_tokenizer(file, 77)
+
+
+def test_texts_that_come_again_have_the_same_ids_and_are_not_kept_without_end(clip, monkeypatch):
+    monkeypatch.setattr("unicl_cli.data.tokenizers.REMEMBERED", 40)
+    texts = list(dict.fromkeys(random_texts(300, seed=4)))
+    alone = {text: clip_tokenizer()([text])[0].tolist() for text in texts[:60]}
+    rng = random.Random(0)
+    for _ in range(30):
+        batch = rng.choices(texts[:60], k=25) + rng.sample(texts, 10)
+        rows = clip(batch).tolist()
+        for text, row in zip(batch[:25], rows, strict=False):
+            assert row[: len(alone[text])] == alone[text]
+            assert set(row[len(alone[text]) :]) <= {clip.pad_id}
+        assert len(clip._seen) <= 40
+    assert len(pickle.loads(pickle.dumps(clip))._seen) == 0

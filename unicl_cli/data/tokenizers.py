@@ -6,9 +6,11 @@ import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Encoding, Regex, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Library
 from torch import Tensor
@@ -20,6 +22,9 @@ START, END, PAD = "<start_of_text>", "<end_of_text>", "<pad>"
 ENDS = (END, "<|endoftext|>", "</s>", "[SEP]", "<eos>")
 PADS = (PAD, "[PAD]", "<|pad|>")
 CORPUS_VOCABULARY = 8192
+REMEMBERED = 65_536
+"""Texts whose ids a tokenizer keeps: some 20 MB."""
+Ids = NDArray[np.int32]
 CLIP_WORDS = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -50,6 +55,7 @@ class TextTokenizer:
         # a table of whole texts knows no others; the library would raise a plain Exception
         table = isinstance(library.model, models.WordLevel) and library.pre_tokenizer is None
         self.known = frozenset(vocabulary) if table else None
+        self._seen: dict[str, Ids] = {}
         library.no_padding()
         library.enable_truncation(context_length)
 
@@ -60,9 +66,26 @@ class TextTokenizer:
                 f"the tokenizer knows no token of '{unknown[0]}'",
                 "a model with one vector a class (tokenizer: classes) can only be asked for its own classes",
             )
-        rows = [e.ids for e in self._encoded(texts)]
-        longest = max(len(row) for row in rows)
-        return torch.tensor([row + [self.pad_id] * (longest - len(row)) for row in rows])
+        rows = self._remembered(texts)
+        padded = np.full((len(rows), max(map(len, rows))), self.pad_id, np.int64)
+        for place, row in zip(padded, rows, strict=True):
+            place[: len(row)] = row
+        return torch.from_numpy(padded)
+
+    def _remembered(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text, encoded if it has not been lately: prompts come back in every step."""
+        found = {text: self._seen.get(text) for text in texts}
+        new = [text for text, ids in found.items() if ids is None]
+        if new:
+            if len(self._seen) + len(new) > REMEMBERED:
+                self._seen.clear()
+            fresh = {text: np.array(e.ids, np.int32) for text, e in zip(new, self._encoded(new), strict=True)}
+            self._seen |= fresh
+            found |= fresh
+        return [cast("Ids", found[text]) for text in texts]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": {}}
 
     def cuts(self, texts: Sequence[str]) -> int:
         """How many of the texts are longer than ``context_length``."""
@@ -74,7 +97,7 @@ class TextTokenizer:
 
     def _encoded(self, texts: Sequence[str]) -> Sequence[Encoding]:
         self.library.encode_special_tokens = True  # as plain text; neither a file nor a pickle keeps this setting
-        return self.library.encode_batch([clip_clean(t) if self.clean else t for t in texts])
+        return self.library.encode_batch_fast([clip_clean(t) if self.clean else t for t in texts])
 
     def save(self, path: Path) -> None:
         self.library.save(str(path))
