@@ -133,9 +133,11 @@ def stops_blocked() -> Generator[None]:
 
     The training process answers it at the end of its step, and needs its workers until then.
     """
-    resource_tracker.ensure_running()  # started later, it would unblock them again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, *heeded()})
+    stops = {signal.SIGTERM, *heeded()}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
     try:
+        resource_tracker.ensure_running()  # its process hears nothing either; it unblocks two of them in this one
+        signal.pthread_sigmask(signal.SIG_BLOCK, stops)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
