@@ -38,7 +38,8 @@ PAPER = {
     *("yfcc14m-swin-t", "in21k-gcc15m-yfcc14m-swin-b", "in21k-gcc15m-yfcc14m-focal-b"),
 }
 """One recipe for each training of the paper's tables and of its released weights."""
-MINE = {"my-labels", "my-captions", "my-labels-and-captions", "finetune-open-clip"}
+TUNED = {f"finetune-{how}" for how in ("open-clip", "lit", "locked-text", "lora", "layer-decay", "ema")}
+MINE = {"my-labels", "my-captions", "my-labels-and-captions", *TUNED}
 
 
 def test_the_set_is_complete():

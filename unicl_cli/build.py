@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from unicl_cli import registry, tuning
-from unicl_cli.contracts import ClassName, Part, Tokenizer
+from unicl_cli.contracts import ClassName, Part, Tokenizer, Tuning
 from unicl_cli.core.dist import bare
 from unicl_cli.core.loop import Step
 from unicl_cli.core.prompts import load_templates
@@ -31,6 +31,8 @@ from unicl_cli.recipe import Recipe
 from unicl_cli.sections import Group, TrainData
 
 UNDECAYED = ("pos", "pos_embed", "positional_embedding", "cls_token", "relative_position_bias_table", "logit_scale")
+HIGH = 1e-4
+"""AdamW's learning rate above which trained weights are hardly fine-tuned."""
 PLACE = "place"
 """Attribute of a tower: the name of its folder in TOWERS."""
 TOWERS = "towers"
@@ -171,9 +173,29 @@ def check_learnable(recipe: Recipe, data: Data) -> None:
 def doubts(recipe: Recipe, data: Data) -> list[str]:
     """What is allowed, and hardly meant."""
     rows = sum(strand.size for strand in data.mix.strands)
-    if recipe.batch.size <= rows:
-        return []
-    return [f"batch.size {recipe.batch.size} is more than the {rows} rows of the mix: each step sees pictures twice"]
+    twice = f"batch.size {recipe.batch.size} is more than the {rows} rows of the mix: each step sees pictures twice"
+    fast = [
+        f"optim.lr makes {rate:g} for model.{name}, which begins with trained weights: more than {HIGH:g} undoes them "
+        f"soon; 1e-5 is usual (or model.{name}.lr_scale, layer_decay, lora)"
+        for name, rate in trained_rates(recipe).items()
+        if rate > HIGH and recipe.optim.name == "adamw"
+    ]
+    return [twice] * (recipe.batch.size > rows) + fast
+
+
+def trained_rates(recipe: Recipe) -> dict[str, float]:
+    """Peak learning rate of each tower that begins with trained weights, and whose own weights all learn alike."""
+    model, options = recipe.model, recipe.model.part.options
+    begun = set(options) if model.init is not None and model.init_parts is None else set(model.init_parts or ())
+    found: dict[str, float] = {}
+    for name, option in options.items():
+        own = option.tuning if isinstance(option, Part) else option
+        weights = option.options.get("pretrained") if isinstance(option, Part) else options.get("pretrained")
+        if not isinstance(own, Tuning) or not (weights is True or name in begun):
+            continue
+        if own.freeze not in (True, "all") and own.lora is None and own.layer_decay == 1:
+            found[name] = recipe.optim.lr * own.lr_scale
+    return found
 
 
 def total_steps(recipe: Recipe, data: Data) -> int:

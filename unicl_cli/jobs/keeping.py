@@ -21,7 +21,8 @@ from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.evaluate import validate
 from unicl_cli.jobs.stage import Parts, load_state, versions
-from unicl_cli.load import Loaded, transform_of
+from unicl_cli.load import Loaded, plain_weights, transform_of
+from unicl_cli.lora import in_names
 from unicl_cli.recipe import recipe_hash
 
 
@@ -273,13 +274,14 @@ class Keeper:
     def finish(self) -> None:
         """The finished model at the top of the run; ``meta.json`` is written last and says that it is whole."""
         self.saver.join()
-        average = None if self.average is None else self.average.values
-        files = checkpoint.state_of(self.parts.step, None, average, copy=False)
+        parts, average = self.parts, None if self.average is None else self.average.values
+        files = checkpoint.state_of(parts.step, None, average, copy=False)
         checkpoint.arrive(files)
         if rank() == 0:
             for name, tensors in files.items():
-                checkpoint.write_tensors(self.run_dir / name, tensors)
-            parameters = sum(p.numel() for p in self.parts.step.parameters())
+                plain = plain_weights(parts.recipe, self.run_dir, parts.data, parts.tokenizer, tensors)
+                checkpoint.write_tensors(self.run_dir / name, plain)
+            parameters = sum(p.numel() for name, p in parts.step.named_parameters() if not in_names([name]))
             facts = {"schema": "unicl/model/1", "step": self.parts.steps, "parameters": parameters, **versions()}
             write_atomic(self.run_dir / "meta.json", json.dumps(facts, indent=1))
         barrier()
