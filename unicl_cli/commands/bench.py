@@ -49,7 +49,8 @@ def bench(
     ] = None,
     classes: Annotated[str | None, typer.Option(metavar="N,N", help="text, eval: numbers of classes.")] = None,
     processes: Annotated[str | None, typer.Option(metavar="N,N", help="loss: numbers of processes.")] = None,
-    only: Annotated[list[str] | None, typer.Option(metavar="ROW", help="This row alone; may be repeated.")] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="ROW", help="This row; may be repeated.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every row of the kind, which may take minutes.")] = False,
     memory: Annotated[bool, typer.Option(help="Peak memory too, each in a fresh process.")] = True,
     out: Out = None,
     as_json: Json = False,
@@ -77,6 +78,7 @@ def bench(
             classes=numbers("classes", classes),
             processes=numbers("processes", processes),
             only=tuple(only or ()),
+            every=every,
             memory=memory,
         )
     )

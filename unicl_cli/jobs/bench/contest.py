@@ -43,7 +43,8 @@ class Ready(NamedTuple):
 class Case(NamedTuple):
     """A row of the table. ``prepare(who)`` builds what those need; ratios are against ``reference``.
 
-    ``memory`` is how often a fresh process runs each one while its peak is measured (0: not measured there).
+    ``memory`` is how often a fresh process runs each one while its peak is measured (0: not measured there). An
+    ``extra`` row runs when it is named, or with --all.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Case(NamedTuple):
     prepare: Callable[[Collection[str]], Ready]
     memory: int = 0
     processes: int = 1
+    extra: bool = False
 
 
 class Limits(NamedTuple):
@@ -122,7 +124,8 @@ def contest(
     often = dict.fromkeys(names, 1)
     for _ in range(WARM_UPS):
         for name in names:
-            often[name] = repeats(timer(ready.runs[name]))
+            seconds_of_one = timer(ready.runs[name])
+            often[name] = repeats(seconds_of_one) if ready.timer is None else 1
             advance(1)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     mib: dict[str, list[float]] = {name: [] for name in names}

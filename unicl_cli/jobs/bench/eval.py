@@ -21,7 +21,7 @@ from unicl_cli.jobs.encoding import Encoder
 from unicl_cli.load import Loaded
 
 OURS = "unicl"
-CLASSES, BATCH = 10, 32
+CLASSES, BATCH = 5, 32
 
 
 def cases(asked: Asked) -> list[Case]:

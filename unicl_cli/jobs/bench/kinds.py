@@ -57,6 +57,7 @@ class Asked(NamedTuple):
     classes: tuple[int, ...] = ()
     processes: tuple[int, ...] = ()
     only: tuple[str, ...] = ()
+    every: bool = False
     memory: bool = True
 
     @classmethod

@@ -23,11 +23,11 @@ from unicl_cli.data.batches import batches
 from unicl_cli.data.corpus import Table
 from unicl_cli.data.decoding import pixels
 from unicl_cli.data.loader import Draws, Mix, Strand, Texts
-from unicl_cli.data.tokenizers import clip_tokenizer
 from unicl_cli.data.transforms import TrainTransform, augment, eval_transform
 from unicl_cli.jobs.bench.contest import Case, Ready
 from unicl_cli.jobs.bench.kinds import PEER, Asked
 from unicl_cli.jobs.bench.pictures import pictures
+from unicl_cli.jobs.bench.twins import clip_tokens
 from unicl_cli.jobs.bench.words import captions
 
 OURS = "unicl"
@@ -127,7 +127,7 @@ def endless(files: tuple[bytes, ...], texts: list[str]) -> Iterator[Batch]:
     found = batches(
         Mix([strand], Texts("mixed", "first", 0)),
         Draws(order, 0, 10**9, 0, 1),
-        clip_tokenizer(77),
+        clip_tokens(),
         caption_targets="unique",
         extra=None,
         distinct=True,
@@ -149,7 +149,7 @@ def batching(who: Collection[str], size: int) -> Ready:
         return default_collate([(transform(opened(file)), tokenize([text])[0]) for file, text in pairs])
 
     def check() -> dict[str, float]:
-        mine = clip_tokenizer(77)(texts)
+        mine = clip_tokens()(texts)
         same = tokenize(texts)[:, : mine.shape[1]]
         return {"tokens": float((mine != same).sum())}
 

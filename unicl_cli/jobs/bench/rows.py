@@ -11,4 +11,4 @@ def cases_of(asked: Asked) -> list[Case]:
     module = "recipe" if asked.recipe is not None else asked.kind
     cases: list[Case] = import_module(f"unicl_cli.jobs.bench.{module}").cases(asked)
     wanted = chosen(asked, [case.name for case in cases])
-    return [case for case in cases if case.name in wanted]
+    return [case for case in cases if case.name in wanted and (asked.only or asked.every or not case.extra)]

@@ -29,17 +29,17 @@ CLIP_NORM, RATE = 1.0, 1e-4
 
 
 class Row(NamedTuple):
-    """``texts(rows)``; ``frozen``: does no text tower learn? ``memory``: is its peak measured?"""
+    """``texts(rows)``; ``frozen``: does no text tower learn? ``usual``: does it run without being named?"""
 
     texts: Callable[[int], Texts]
     frozen: bool = False
-    memory: bool = False
+    usual: bool = False
 
 
 ROWS: Mapping[str, Row] = MappingProxyType(
     {
-        "captions": Row(captions, memory=True),
-        "labels-100": Row(partial(prompts, classes=100, templates=1), memory=True),
+        "captions": Row(captions, usual=True),
+        "labels-100": Row(partial(prompts, classes=100, templates=1), usual=True),
         "labels-100-t80": Row(partial(prompts, classes=100, templates=80)),
         "labels-1000-t80": Row(partial(prompts, classes=1000, templates=80)),
         "mixed": Row(partial(mixed, classes=1000, templates=80)),
@@ -54,7 +54,7 @@ def cases(asked: Asked) -> list[Case]:
     shape_of(asked.model or "small")
     who = (OURS, PEER) if asked.vs else (OURS,)
     return [
-        Case(name, "images", who, who[-1], partial(prepared, asked, row), memory=2 * row.memory)
+        Case(name, "images", who, who[-1], partial(prepared, asked, row), memory=2 * row.usual, extra=not row.usual)
         for name, row in ROWS.items()
     ]
 

@@ -24,17 +24,13 @@ def cases(asked: Asked) -> list[Case]:
     for count in asked.classes or (10, 100, 1000):
         rows[f"prompts-{count}"] = partial(prompts, classes=count, templates=1)
     rows["prompts-1000-t80"] = partial(prompts, classes=1000, templates=80)
+    usual = ("captions", *(f"prompts-{count}" for count in asked.classes or (100,)))
     found: list[Case] = []
     for name, texts in rows.items():
-        steps = (
-            OURS,
-            DISTINCT,
-            TRIMMED,
-            *((FULL,) if name == "captions" else ()),
-        )  # the full length costs the same everywhere
-        who = (*steps, PEER) if asked.vs else steps
-        memory = int(name == "captions")
-        found.append(Case(name, "texts", who, who[-1], partial(prepared, asked, texts), memory))
+        whole = (TRIMMED, FULL) if name == "captions" else ()  # these cost the same everywhere
+        who = (OURS, DISTINCT, *whole, *((PEER,) if asked.vs else ()))
+        prepare = partial(prepared, asked, texts)
+        found.append(Case(name, "texts", who, who[-1], prepare, int(name == "captions"), extra=name not in usual))
     return found
 
 

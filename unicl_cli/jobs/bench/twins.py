@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import cache
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple, cast
 
@@ -26,6 +27,11 @@ from unicl_cli.recipe import Recipe, load_text
 
 SEED = 0
 CONTEXT = 77
+
+
+@cache
+def clip_tokens() -> TextTokenizer:
+    return clip_tokenizer(CONTEXT)
 
 
 class Shape(NamedTuple):
@@ -115,7 +121,7 @@ def twins(
     torch.manual_seed(SEED)
     config: Any = deepcopy(dict(shape.theirs))
     theirs: Any = CLIP(**config, output_dict=True)
-    tokenizer = clip_tokenizer(CONTEXT)
+    tokenizer = clip_tokens()
     step, _ = build_step(recipe, lambda: tokenizer, (), 1)
     pair = Twins(theirs.train(), step, recipe, tokenizer, _translator(shape, cast("Any", step.model)))
     weights = {**own_tensors(step.model), **under_our_names(pair, theirs.state_dict())}
