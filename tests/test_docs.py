@@ -139,7 +139,7 @@ def test_every_line_of_a_page_runs(
     for block in blocks(page):
         if block.info == "yaml" and block.lines[0].startswith("# "):
             Path(block.lines[0].removeprefix("# ")).write_text("\n".join(block.lines) + "\n")
-        for line in [] if "needs-data" in block.info else commands(block):
+        for line in [] if "needs-" in block.info else commands(block):
             words = argv(line)
             quick = SHORT if words[0] == "train" and "--dry-run" not in words else []
             wrong = any(text.startswith("error: ") for text in block.lines)

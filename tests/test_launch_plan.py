@@ -28,13 +28,13 @@ def decided(environ, devices="auto", *, gpus=0, **options):
 @pytest.mark.parametrize(
     ("devices", "gpus", "words"),
     [
-        ("auto", 0, "trains in this process (on the CPU)"),
-        ("auto", 1, "trains in this process (on one GPU)"),
+        ("auto", 0, "works in this process (on the CPU)"),
+        ("auto", 1, "works in this process (on one GPU)"),
         ("auto", 8, "starts 8 processes here (8 GPUs)"),
         ("2", 8, "starts 2 processes here (2 GPUs)"),
-        ("1", 8, "trains in this process (on one GPU)"),
-        ("cpu", never, "trains in this process (on the CPU)"),
-        ("cpu:1", never, "trains in this process (on the CPU)"),
+        ("1", 8, "works in this process (on one GPU)"),
+        ("cpu", never, "works in this process (on the CPU)"),
+        ("cpu:1", never, "works in this process (on the CPU)"),
         ("cpu:3", never, "starts 3 processes here (--devices cpu:3)"),
     ],
 )

@@ -1,22 +1,19 @@
-"""Two and three processes train what one trains, sharded or not; a rank that fails or a launcher that dies leaves none.
+"""Two and three processes train what one trains, sharded or not, and go on with what any number of them has saved.
 
 As a script this file is the worker of the float64 cases: ``test_processes.py CORPUS FOLDER``.
 """
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from launching import begun, ended, furthest, same, until_step
 
 from unicl_cli.build import build_data, build_optimizer, build_step, build_tokenizer
 from unicl_cli.core import checkpoint
@@ -139,10 +136,10 @@ def together(request, digits, tmp_path_factory):
     first.run(0, 3)
     first.save(folder / "in", 3)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={request.param}"]
-    done = subprocess.run(
-        [*launch, __file__, str(digits), str(folder)], capture_output=True, text=True, timeout=500, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # for what this file imports from beside it
+    command = [*launch, __file__, str(digits), str(folder)]
+    code, _, err = ended(begun(command=command, env=path), timeout=500)
+    assert code == 0, err[-3000:]
     return folder, torch.load(folder / "results.pt")
 
 
@@ -184,58 +181,10 @@ def test_the_cases_train_something(alone, digits):
 # -- through the command ------------------------------------------------------------------------------------------
 
 
-def train(folder, digits, run, *more, devices="cpu:1", before=()):
+def train(folder, digits, run, *more, devices="cpu:1"):
     file = folder / "r.yaml"
     file.write_text(dump(recipe_of(digits, "unicl", log={"every": 1}, checkpoint={"every": 5}, steps=10)))
-    words = [sys.executable, "-m", "unicl_cli", *before, "train", str(file), *more]
-    return subprocess.Popen(
-        [*words, "--run-dir", str(folder / run), "--devices", devices, "-q"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-def finished(process):
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
-
-
-def descendants(pid):
-    """Process ids below ``pid``."""
-    children = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found = list(children.get(pid, []))
-    for child in found:
-        found += children.get(child, [])
-    return found
-
-
-def running(pids):
-    alive = []
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX":
-                alive.append(pid)
-    return alive
-
-
-def gone(pids, seconds=15):
-    end = time.monotonic() + seconds
-    while running(pids) and time.monotonic() < end:
-        time.sleep(0.1)
-    return not running(pids)
-
-
-def until_logged(process, file, count, seconds=120):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
-        if file.is_file() and file.read_text().count("\n") >= count:
-            return
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    raise AssertionError(process.communicate()[1])
+    return begun("train", file, *more, "--run-dir", folder / run, "--devices", devices, "-q")
 
 
 @pytest.mark.slow
@@ -243,14 +192,11 @@ def until_logged(process, file, count, seconds=120):
 def test_the_command_gives_the_weights_of_one_process(tmp_path, digits, strategy):
     runs = {"one": "cpu:1", "two": "cpu:2", "three": "cpu:3"}
     for run, devices in runs.items():
-        code, out, err = finished(train(tmp_path, digits, run, f"parallel.strategy={strategy}", devices=devices))
+        code, out, err = ended(train(tmp_path, digits, run, f"parallel.strategy={strategy}", devices=devices))
         assert (code, out) == (0, f"{tmp_path / run}\n"), err
-    one = load_file(tmp_path / "one/model.safetensors")
     rows = [json.loads(line) for line in (tmp_path / "one/metrics.jsonl").read_text().splitlines()]
     for run in ("two", "three"):
-        other = load_file(tmp_path / run / "model.safetensors")
-        assert one.keys() == other.keys()
-        assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-4
+        assert furthest(tmp_path / "one", tmp_path / run) < 1e-4
         logged = [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
         assert [r["loss"] for r in logged] == pytest.approx([r["loss"] for r in rows], abs=1e-4)
         assert [r["samples"] for r in logged] == [r["samples"] for r in rows]
@@ -259,81 +205,14 @@ def test_the_command_gives_the_weights_of_one_process(tmp_path, digits, strategy
 @pytest.mark.slow
 def test_two_processes_that_are_stopped_go_on_to_the_same_weights(tmp_path, digits):
     process = train(tmp_path, digits, "cut", "steps=150", devices="cpu:2")
-    until_logged(process, tmp_path / "cut/metrics.jsonl", 3)
-    workers = descendants(process.pid)
+    until_step(process, tmp_path / "cut", 3)
     process.send_signal(signal.SIGTERM)
-    code, _, err = finished(process)
+    code, _, err = ended(process)
     assert code == 75, err
-    assert "Traceback" not in err
-    assert gone(workers)
-    assert json.loads((tmp_path / "cut/status.json").read_text())["state"] == "stopped"
     for run in ("cut", "whole"):
-        code, _, err = finished(train(tmp_path, digits, run, "steps=150", devices="cpu:2"))
+        code, _, err = ended(train(tmp_path, digits, run, "steps=150", devices="cpu:2"))
         assert code == 0, err
-    cut, whole = (load_file(tmp_path / run / "model.safetensors") for run in ("cut", "whole"))
-    assert all(torch.equal(cut[name], whole[name]) for name in whole)
-
-
-PLUGIN = """
-from unicl_cli.api import rank
-
-def failing(*, step: int, how: str):
-    import os, signal
-    from unicl_cli.losses import UniCL
-
-    class Failing(UniCL):
-        seen = 0
-        def forward(self, model, batch):
-            self.seen += 1
-            if self.seen > step and rank() == 1:
-                if how == "raise":
-                    raise RuntimeError("the cat ate rank one")
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super().forward(model, batch)
-    return Failing()
-
-PARTS = {"losses": {"failing": failing}}
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("how", "said"), [("raise", "rank 1 of 2 failed (exit code 1)"), ("kill", "rank 1 of 2 failed (killed by SIGKILL)")]
-)
-def test_a_rank_that_fails_is_named_once_and_leaves_no_process(tmp_path, digits, how, said):
-    (tmp_path / "plugin.py").write_text(PLUGIN)
-    loss = f"loss={{name: failing, step: 3, how: {how}}}"
-    process = train(tmp_path, digits, "run", loss, devices="cpu:2", before=("--plugin", str(tmp_path / "plugin.py")))
-    workers = set()
-    while process.poll() is None:
-        workers.update(descendants(process.pid))
-        time.sleep(0.2)
-    code, _, err = finished(process)
-    assert code == 1
-    assert said in err
-    assert err.count("Traceback") == err.count("RuntimeError: the cat ate rank one") == (how == "raise"), err
-    assert len(workers) >= 2
-    assert gone(workers)
-
-
-@pytest.mark.slow
-def test_when_the_launcher_is_killed_its_workers_end(tmp_path, digits):
-    process = train(tmp_path, digits, "run", "steps=100000", devices="cpu:2")
-    until_logged(process, tmp_path / "run/metrics.jsonl", 2)
-    workers = descendants(process.pid)
-    assert len(workers) >= 2
-    process.kill()
-    process.communicate()
-    assert gone(workers)
-
-
-@pytest.mark.slow
-def test_what_a_user_can_mend_is_said_once(tmp_path, digits):
-    code, _, err = finished(train(tmp_path, digits, "run", "loss=supcon", devices="cpu:2"))
-    assert code == 2, err
-    assert err.count("error:") == 1
-    assert "needs several views of each picture" in err
-    assert "Traceback" not in err
+    assert same(tmp_path / "cut", tmp_path / "whole")
 
 
 if __name__ == "__main__":

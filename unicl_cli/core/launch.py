@@ -28,6 +28,7 @@ MPI = (
     "MV2_COMM_WORLD_RANK",
 )
 """What accelerate takes for a group of processes, too."""
+ORPHAN_SECONDS = 5
 ECHOES = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "DistNetworkError")
 """In the message of a process that failed because another one did."""
 
@@ -124,6 +125,8 @@ def guard_against_orphans() -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ORPHAN_SECONDS)  # for a checkpoint, with the peers, which are told at the same time
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

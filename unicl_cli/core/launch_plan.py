@@ -42,7 +42,7 @@ class Launch(NamedTuple):
         if self.how == "worker":
             return f"joins as rank {self.environ['RANK']} of {self.environ['WORLD_SIZE']} ({self.why})"
         if self.how == "alone":
-            return f"trains in this process ({self.why})"
+            return f"works in this process ({self.why})"
         several = "process" if self.processes == 1 else "processes"
         count, rank, rendezvous = self.nodes
         where = f" as node {rank} of {count}, which meet at {rendezvous}" if count > 1 else ""

@@ -63,4 +63,4 @@ class StopFlag:
         if self.signal is not None and number in AT_ONCE:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.signal = number
+        self.signal = number if self.signal is None else self.signal

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unicl_cli import __version__, registry
+from unicl_cli.core.launch import backends, visible
+from unicl_cli.core.launch_plan import decide
+from unicl_cli.errors import UniclError
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 GIB = 2**30
 TRACKERS = ("tensorboard", "wandb")
-JOINED = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
-"""With all of these `unicl train` joins the processes that somebody else has started."""
 LAUNCHERS = re.compile(
     r"(RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|MASTER_(ADDR|PORT)|CUDA_VISIBLE_DEVICES"
-    r"|SLURM_(JOB_ID|PROCID|NTASKS|STEP_\w+|NNODES)|(ACCELERATE|NCCL|GLOO|TORCHELASTIC)_\w+)"
+    r"|SLURM_(JOB_ID|PROCID|LOCALID|NODEID|NTASKS|STEP_\w+|NNODES|NODELIST)|(ACCELERATE|NCCL|GLOO|TORCHELASTIC)_\w+)"
 )
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
@@ -39,11 +40,11 @@ class Check(NamedTuple):
 def examine() -> list[Check]:
     """Every check, in the order in which one depends on another."""
     checks = [python(), *packages(), machine(), processors(os.environ), *shared_memory()]
-    checks += [*disks(), hub(os.environ), *launcher(os.environ), trackers(), *plugins()]
+    checks += [*disks(), hub(os.environ), launcher(os.environ), trackers(), *plugins()]
     torch = imported("torch")
     if isinstance(torch, Check):
         return [*checks, torch]
-    return [*checks, build(torch), *driver(torch), *devices(torch), groups(torch)]
+    return [*checks, build(torch), *driver(torch), *devices(torch), groups(torch), decision(os.environ, visible)]
 
 
 def gib(count: float) -> str:
@@ -171,18 +172,25 @@ def hub(environ: Mapping[str, str]) -> Check:
     return Check("hub", OK, text)
 
 
-def launcher(environ: Mapping[str, str]) -> Iterator[Check]:
+def launcher(environ: Mapping[str, str]) -> Check:
     seen = {name: value for name, value in sorted(environ.items()) if LAUNCHERS.fullmatch(name)}
     own = {name: value for name, value in sorted(environ.items()) if name.startswith("UNICL_")}
-    text = ", ".join(f"{name}={value}" for name, value in {**seen, **own}.items()) or "no variables of one"
-    missing = [name for name in JOINED if name not in environ]
-    if not missing:
-        hint = f"unicl train joins as rank {environ['RANK']} of {environ['WORLD_SIZE']}; unset RANK to start alone"
-        yield Check("launcher", NOTE, text, hint)
-    elif len(missing) < len(JOINED) and "RANK" in environ:
-        yield Check("launcher", NOTE, text, f"{' and '.join(missing)} missing: unicl train starts on its own")
-    else:
-        yield Check("launcher", OK, text)
+    text = ", ".join(f"{name}={value}" for name, value in {**seen, **own}.items())
+    return Check("launcher", OK, text or "no variables of one")
+
+
+def decision(environ: Mapping[str, str], gpus: Callable[[], int]) -> Check:
+    """What `unicl train` would do here, and which variables make it do so."""
+    try:
+        launch = decide(environ, "auto", gpus=gpus)
+    except UniclError as error:
+        return Check("train", PROBLEM, f"unicl train fails: {error.message}", error.hint or "")
+    text = f"unicl train {launch.words()}"
+    if launch.how == "worker":
+        return Check("train", NOTE, text, "--launch local starts on its own instead")
+    if "RANK" in environ:
+        return Check("train", NOTE, text, "RANK alone makes no worker: WORLD_SIZE and MASTER_ADDR belong to it")
+    return Check("train", NOTE if launch.note else OK, text, launch.note)
 
 
 # -- torch --------------------------------------------------------------------------------------------------------
@@ -250,8 +258,6 @@ def step(torch: Any, device: str) -> None:
 
 def groups(torch: Any) -> Check:
     """What several processes talk through."""
-    from unicl_cli.core.launch import backends
-
     found = backends()
     if not found:
         return Check("processes", NOTE, "this torch has no torch.distributed", "only one process can train")

@@ -1,0 +1,179 @@
+"""However two processes end, none is left, the exit code says what happened, and at most one traceback is shown."""
+
+import json
+import os
+import pty
+import random
+import signal
+import time
+
+import pytest
+from launching import (
+    PLUGIN,
+    UNICL,
+    begun,
+    descendants,
+    done,
+    ended,
+    gone,
+    nothing_half_written,
+    ranks,
+    recipe,
+    running,
+    same,
+    steps_of,
+    until_step,
+)
+
+pytestmark = pytest.mark.slow
+TWO = ("--devices", "cpu:2", "-q")
+
+
+def at_work(folder, digits, *more, before=(), step=2):
+    """A training of two processes that would go on for long, and the processes below it."""
+    run = folder / "run"
+    file = recipe(folder, digits, steps=100000)
+    process = begun(*before, "train", file, "--run-dir", run, *TWO, *more)
+    until_step(process, run, step)
+    below = descendants(process.pid)
+    assert len(below) >= 2
+    return process, run, below
+
+
+@pytest.mark.parametrize(
+    ("number", "more"),
+    [(signal.SIGTERM, []), (signal.SIGINT, []), (signal.SIGUSR1, ["data.workers=1"])],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_signal_stops_all_with_a_checkpoint(tmp_path, digits, number, more):
+    process, run, below = at_work(tmp_path, digits, *more)
+    process.send_signal(number)
+    code, out, err = ended(process)
+    assert (code, out) == (75, ""), err
+    last = steps_of(run)[-1]
+    assert err == f"error: stopped after step {last} of 100000\n  hint: the same command goes on from there\n"
+    assert gone(below)
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["step"], status["signal"]) == ("stopped", last, number)
+    assert (run / "checkpoints/latest").read_text() == f"step-{last:08d}"
+    nothing_half_written(run)
+
+
+def test_a_terminal_that_closes_stops_all_with_a_checkpoint(tmp_path, digits):
+    """Without --quiet: the last lines are written to a terminal that is gone."""
+    run, file = tmp_path / "run", recipe(tmp_path, digits, steps=100000)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        words = ["train", str(file), "--run-dir", str(run), "--devices", "cpu:2", "data.workers=1"]
+        os.execv(UNICL[0], [*UNICL, *words])
+    os.set_blocking(terminal, False)
+    end = time.monotonic() + 180
+    while not steps_of(run) and time.monotonic() < end:
+        try:
+            os.read(terminal, 10000)
+        except BlockingIOError:
+            time.sleep(0.05)
+    below = descendants(pid)
+    assert len(below) >= 2
+    os.close(terminal)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code == 75
+    assert gone(below)
+    assert json.loads((run / "status.json").read_text())["signal"] == signal.SIGHUP
+    assert (run / "checkpoints/latest").is_file()
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("raise", "rank 1 of 2 failed (exit code 1)"), ("kill", "rank 1 of 2 failed (killed by SIGKILL)")]
+)
+def test_a_rank_that_fails_is_named_once(tmp_path, digits, how, said):
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    loss = f"loss={{name: failing, step: 3, how: {how}}}"
+    file = recipe(tmp_path, digits)
+    process = begun("--plugin", tmp_path / "plugin.py", "train", file, "--run-dir", tmp_path / "run", *TWO, loss)
+    below = set()
+    while process.poll() is None:
+        below.update(descendants(process.pid))
+        time.sleep(0.2)
+    code, _, err = ended(process)
+    assert code == 1
+    assert err.endswith(f"error: {said}\n  hint: the same command goes on from the last checkpoint\n")
+    assert err.count("Traceback") == err.count("RuntimeError: the cat ate rank one") == (how == "raise"), err
+    assert len(below) >= 2
+    assert gone(below)
+
+
+def test_when_the_launcher_is_killed_its_workers_write_a_checkpoint_and_end(tmp_path, digits):
+    process, run, below = at_work(tmp_path, digits, "data.workers=1")
+    assert len(below) >= 4
+    process.kill()
+    _, _, err = ended(process)
+    assert gone(below)
+    assert "Traceback" not in err
+    assert "gloo" not in err
+    assert (run / "checkpoints/latest").read_text() == f"step-{steps_of(run)[-1]:08d}"
+    nothing_half_written(run)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_rank_that_hangs(tmp_path, digits):
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    loss = "loss={name: failing, step: 3, how: hang}"
+    process, _, below = at_work(tmp_path, digits, loss, before=("--plugin", tmp_path / "plugin.py"))
+    process.send_signal(signal.SIGINT)
+    time.sleep(2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)  # a scheduler that repeats itself changes nothing
+    time.sleep(1)
+    assert process.poll() is None
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    code, _, err = ended(process)
+    assert time.monotonic() - began < 10
+    assert code == 130, err
+    assert gone(below)
+    assert "Traceback" not in err
+
+
+def test_what_a_user_can_mend_is_said_once(tmp_path, digits):
+    words = ["train", recipe(tmp_path, digits), "--run-dir", tmp_path / "run", *TWO, "loss=supcon", "--max-restarts", 3]
+    code, _, err = ended(begun(*words))
+    assert code == 2, err
+    assert err.count("error:") == 1
+    assert "needs several views of each picture" in err
+    assert "Traceback" not in err
+    assert "again" not in err, "a mistake is not mended by a new start"
+
+
+def test_a_rank_that_is_killed_costs_a_restart_and_no_number(tmp_path, digits):
+    file = recipe(tmp_path, digits, steps=60, every=1, optimizer="adamw")
+    done("train", file, "--run-dir", tmp_path / "whole", *TWO)
+    run = tmp_path / "run"
+    words = ["train", file, "--run-dir", run, *TWO, "--max-restarts", 1, "--resume", "never"]
+    process = begun(*words)
+    until_step(process, run, 5)
+    os.kill(ranks(process.pid)[1], signal.SIGKILL)
+    code, out, err = ended(process)
+    assert (code, out) == (0, f"{run}\n"), err
+    assert "warning: rank 1 of 2 failed (killed by SIGKILL); all start again from the last checkpoint" in err
+    assert "(0 more restarts)" in err
+    assert same(run, tmp_path / "whole")
+    assert steps_of(run) == list(range(1, 61))
+    nothing_half_written(run)
+
+
+def test_a_signal_at_any_early_moment_leaves_nothing_half_written(tmp_path, digits):
+    """One process, as PID 1 of a container would be: heard at once, or dead of it."""
+    file, rng = recipe(tmp_path, digits, steps=100000, every=1), random.Random(0)
+    codes = []
+    for number in range(5):
+        run = tmp_path / f"run-{number}"
+        process = begun("train", file, "--run-dir", run, "--devices", "cpu:1", "-q")
+        time.sleep(rng.uniform(0, 6))
+        process.send_signal(signal.SIGTERM)
+        code, _, err = ended(process)
+        assert code in (75, -signal.SIGTERM), err
+        assert "Traceback" not in err
+        nothing_half_written(run)
+        codes.append(code)
+    print(codes)
+    assert not running(descendants(os.getpid()))

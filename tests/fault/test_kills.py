@@ -1,0 +1,82 @@
+"""A rank, the launcher or everything killed at random moments: the same command ends in the same weights.
+
+``UNICL_TEST_KILLS=50`` kills so often; with fewer each kind still has its turn.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import time
+
+import pytest
+from launching import (
+    begun,
+    descendants,
+    done,
+    ended,
+    gone,
+    kill_all,
+    nothing_half_written,
+    ranks,
+    recipe,
+    same,
+    steps_of,
+)
+
+KILLS = int(os.environ.get("UNICL_TEST_KILLS", "6"))
+KINDS = ("rank", "launcher", "everything")
+
+
+def wait_for_a_moment(process, run, rng):
+    """Most kills meet a run at work, a few one that starts; whether it was at work."""
+    before = (steps_of(run) or [0])[-1]
+    early = rng.random() < 0.2
+    end = time.monotonic() + (rng.uniform(0, 8) if early else 180)
+    while process.poll() is None and time.monotonic() < end:
+        if (steps_of(run) or [0])[-1] not in (before, 0):
+            time.sleep(rng.uniform(0, 0.3))
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def killed(words, run, kind, rng):
+    """Starts the command, kills -9 once, and sees to it that nothing is left; whether the run was at work."""
+    process = begun(*words)
+    at_work = wait_for_a_moment(process, run, rng)
+    below = descendants(process.pid)
+    assert process.poll() is None, ended(process)[2]
+    with contextlib.suppress(ProcessLookupError):
+        if kind == "rank" and (workers := ranks(process.pid)):
+            os.kill(rng.choice(list(workers.values())), signal.SIGKILL)
+        elif kind == "launcher":
+            process.kill()
+        else:
+            kill_all(process)
+    code, _, err = ended(process)
+    assert code in (1, -signal.SIGKILL), err
+    assert "Traceback" not in err, err
+    assert gone(below, seconds=30), kind
+    logged = steps_of(run)
+    assert logged == list(range(1, len(logged) + 1))
+    return at_work
+
+
+@pytest.mark.slow
+def test_killed_at_random_two_processes_end_in_the_same_weights(tmp_path, digits, record_property):
+    steps, rng = 60 * KILLS, random.Random(5)
+    file = recipe(tmp_path, digits, steps=steps, every=1, optimizer="adamw")
+    two = ("--devices", "cpu:2", "-q")
+    done("train", file, "--run-dir", tmp_path / "whole", *two)
+    run = tmp_path / "run"
+    words = ("train", file, "--run-dir", run, *two)
+    kinds = [KINDS[number % len(KINDS)] for number in range(KILLS)]
+    rng.shuffle(kinds)
+    at_work = sum(killed(words, run, kind, rng) for kind in kinds)
+    record_property("kills of a run at work", at_work)
+    print(f"{at_work} of {KILLS} kills met a run at work")
+    done(*words)
+    assert steps_of(run) == list(range(1, steps + 1)), "a step is logged once"
+    assert same(run, tmp_path / "whole")
+    nothing_half_written(run)

@@ -1,0 +1,167 @@
+"""Nodes, torchrun, accelerate launch and simulated SLURM on one machine: each trains what one process trains."""
+
+import json
+import os
+import signal
+import sys
+
+import pytest
+from launching import (
+    begun,
+    descendants,
+    done,
+    ended,
+    free_port,
+    furthest,
+    gone,
+    kill_all,
+    nothing_half_written,
+    ranks,
+    recipe,
+    same,
+    steps_of,
+    until_open,
+    until_step,
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, digits):
+    """(recipe, run on one process)."""
+    folder = tmp_path_factory.mktemp("alone")
+    file = recipe(folder, digits)
+    done("train", file, "--run-dir", folder / "run", "--devices", "cpu:1", "-q")
+    return file, folder / "run"
+
+
+def together(file, run, port, rank, *more, devices="cpu:1"):
+    words = ["--nodes", 2, "--node-rank", rank, "--rdzv", f"127.0.0.1:{port}", *more]
+    return begun("train", file, "--run-dir", run, "--devices", devices, "-q", *words)
+
+
+@pytest.mark.parametrize("devices", ["cpu:1", "cpu:2"])
+def test_two_nodes_train_what_one_process_trains(tmp_path, alone, devices):
+    file, whole = alone
+    port, run = free_port(), tmp_path / "run"
+    nodes = [together(file, run, port, rank, devices=devices) for rank in (1, 0)]  # in any order
+    (second, out_1, err_1), (first, out_0, err_0) = (ended(node) for node in nodes)
+    assert (first, second) == (0, 0), err_0 + err_1
+    assert (out_0, out_1) == (f"{run}\n", ""), "rank 0 is where --node-rank 0 is"
+    assert err_0 == ""
+    assert err_1 == f"waiting for node 0 at 127.0.0.1:{port}\n"
+    assert json.loads((run / "status.json").read_text())["world"] == 2 * int(devices[-1])
+    assert furthest(run, whole) < 1e-4
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_node_that_is_killed_ends_the_other(tmp_path, digits, killed):
+    file, port, run = recipe(tmp_path, digits, steps=100000), free_port(), tmp_path / "run"
+    nodes = [together(file, run, port, rank) for rank in (0, 1)]
+    until_step(nodes[0], run, 2)
+    below = [pid for node in nodes for pid in descendants(node.pid)]
+    kill_all(nodes[killed])
+    code, _, err = ended(nodes[1 - killed], timeout=60)
+    nodes[killed].communicate()
+    assert code == 1
+    lines = [line for line in err.splitlines() if not line.startswith("waiting")]
+    assert len(lines) == 2, err
+    assert "lost" in lines[0]
+    assert "the same command on every node goes on" in lines[1]
+    assert gone(below)
+    nothing_half_written(run)
+
+
+def test_a_stop_at_one_node_stops_both(tmp_path, digits):
+    file, port, run = recipe(tmp_path, digits, steps=100000), free_port(), tmp_path / "run"
+    nodes = [together(file, run, port, rank) for rank in (0, 1)]
+    until_step(nodes[0], run, 2)
+    nodes[1].send_signal(signal.SIGINT)
+    assert [ended(node)[0] for node in nodes] == [75, 75]
+    assert json.loads((run / "status.json").read_text())["state"] == "stopped"
+
+
+def test_a_node_that_comes_back_goes_on_with_the_others(tmp_path, digits):
+    file, port = recipe(tmp_path, digits, steps=60, every=1, optimizer="adamw"), free_port()
+    done("train", file, "--run-dir", tmp_path / "whole", "--devices", "cpu:2", "-q")
+    run, more = tmp_path / "run", ("--max-restarts", 2)
+    nodes = [together(file, run, port, rank, *more) for rank in (0, 1)]
+    until_step(nodes[0], run, 5)
+    kill_all(nodes[1])
+    nodes[1].communicate()
+    nodes[1] = together(file, run, port, 1, *more)
+    codes, _, errs = zip(*(ended(node) for node in nodes), strict=True)
+    assert codes == (0, 0), errs
+    assert "rank 0 of 2 lost the connection to another node; all start again from the last checkpoint" in errs[0]
+    assert same(run, tmp_path / "whole")
+    assert steps_of(run) == list(range(1, 61))
+
+
+def test_nodes_that_cannot_meet_say_why_and_can_be_stopped(tmp_path, digits):
+    file, port = recipe(tmp_path, digits), free_port()
+    first = together(file, tmp_path / "run", port, 0)
+    until_open(port)
+    code, _, err = ended(together(file, tmp_path / "run", port, 0))
+    assert code == 2
+    assert f"error: --rdzv 127.0.0.1:{port}: " in err
+    assert "Traceback" not in err
+    first.send_signal(signal.SIGINT)  # it waits for node 1
+    code, _, err = ended(first, timeout=30)
+    assert (code, err.splitlines()[0]) == (75, "error: stopped before a step was made")
+
+
+def test_torchrun_and_accelerate_launch_are_joined(tmp_path, alone):
+    file, whole = alone
+    words = ["train", str(file), "--run-dir", str(tmp_path / "torchrun"), "--devices", "cpu", "-q"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "unicl_cli"]
+    assert done(*words, command=torchrun) == f"{tmp_path / 'torchrun'}\n"
+    assert furthest(tmp_path / "torchrun", whole) < 1e-4
+    words[3] = str(tmp_path / "accelerate")
+    settings = ["--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=bf16", "--dynamo_backend=no"]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", *settings, "-m", "unicl_cli"]
+    code, _, err = ended(begun(*words, command=accelerate))
+    assert code == 0, err
+    assert "warning: ACCELERATE_MIXED_PRECISION=bf16: ignored" in err, "fp32 is what auto means on the CPU"
+    assert furthest(tmp_path / "accelerate", whole) < 1e-4
+
+
+def slurm(rank, port, **more):
+    """As `srun --ntasks=2` on one node sets them."""
+    return {
+        "SLURM_JOB_ID": str(port - 20000), "SLURM_STEP_ID": "0", "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank),
+        "SLURM_NODEID": "0", "SLURM_NNODES": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "localhost", **more,
+    }  # fmt: skip
+
+
+def test_tasks_of_srun_join_each_other(tmp_path, alone):
+    file, whole = alone
+    port, run = 20000 + free_port() % 20000, tmp_path / "run"
+    words = ["train", file, "--run-dir", run, "--devices", "cpu", "-q"]
+    tasks = [ended(task) for task in [begun(*words, env=slurm(rank, port)) for rank in (0, 1)]]
+    assert [task[:2] for task in tasks] == [(0, f"{run}\n"), (0, "")], tasks
+    assert furthest(run, whole) < 1e-4
+
+
+def test_a_job_that_is_told_so_goes_back_into_the_queue(tmp_path, digits):
+    """One task per node with two processes each; SLURM sends SIGUSR1 to every process of a step."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    script = f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n[ "$1" = show ] && echo localhost\nexit 0\n'
+    (tools / "scontrol").write_text(script)
+    (tools / "scontrol").chmod(0o755)
+    file, run, port = recipe(tmp_path, digits, steps=100000), tmp_path / "run", 20000 + free_port() % 20000
+    task = {"SLURM_NNODES": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0"}
+    path = {"PATH": f"{tools}:{os.environ['PATH']}"}
+    words = ["train", file, "--run-dir", run, "--devices", "cpu:2", "-q", "--requeue"]
+    nodes = [begun(*words, env=slurm(rank, port, **task, SLURM_NODEID=str(rank)) | path) for rank in (0, 1)]
+    until_step(nodes[0], run, 2)
+    assert {rank for node in nodes for rank in ranks(node.pid)} == {0, 1, 2, 3}
+    for node in nodes:
+        node.send_signal(signal.SIGUSR1)
+    results = [ended(node) for node in nodes]
+    assert [code for code, _, _ in results] == [75, 75], results
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert [line for line in asked if not line.startswith("show")] == [f"requeue {port - 20000}"]
+    assert f"job {port - 20000} goes back into the queue" in results[0][2]
