@@ -20,13 +20,13 @@ CPU = torch.device("cpu")
 QUICK = {
     "loader": ["--batch", "2", "--vs", "open_clip"],
     "step": [
-        *("--model", "tiny", "--batch", "4", "--no-memory", "--vs", "open_clip"),
+        *("--model", "tiny", "--batch", "4", "--no-peak", "--vs", "open_clip"),
         *("--only", "captions", "--only", "mixed", "--only", "frozen-labels"),
     ],
-    "text": ["--model", "tiny", "--batch", "4", "--all", "--no-memory", "--vs", "open_clip"],
-    "loss": ["--sizes", "48", "--no-memory", "--vs", "open_clip"],
+    "text": ["--model", "tiny", "--batch", "4", "--all", "--no-peak", "--vs", "open_clip"],
+    "loss": ["--sizes", "48", "--no-peak", "--vs", "open_clip"],
     "eval": ["--model", "tiny", "--classes", "2", "--batch", "2", "--vs", "open_clip"],
-    "sampler": ["--sizes", "1e4", "--no-memory"],
+    "sampler": ["--sizes", "1e4", "--no-peak"],
     "start": ["--only", "version"],
 }
 

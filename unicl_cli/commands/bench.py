@@ -33,7 +33,7 @@ def bench(
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE...", help="Keys of the recipe to change.", autocompletion=overrides),
+        typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to change.", autocompletion=overrides),
     ] = None,
     vs: Annotated[str | None, typer.Option(metavar="PEER", help="open_clip: on the same weights and data.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="How often each one runs; default: 3 to 7.")] = None,
@@ -51,7 +51,7 @@ def bench(
     processes: Annotated[str | None, typer.Option(metavar="N,N", help="loss: numbers of processes.")] = None,
     only: Annotated[list[str] | None, typer.Option(metavar="ROW", help="This row; may be repeated.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every row of the kind, which may take minutes.")] = False,
-    memory: Annotated[bool, typer.Option(help="Peak memory too, each in a fresh process.")] = True,
+    peak: Annotated[bool, typer.Option(help="The peak memory of a fresh process too.")] = True,
     out: Out = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -79,7 +79,7 @@ def bench(
             processes=numbers("processes", processes),
             only=tuple(only or ()),
             every=every,
-            memory=memory,
+            peak=peak,
         )
     )
     from unicl_cli.commands.measured import show

@@ -58,7 +58,7 @@ class Asked(NamedTuple):
     processes: tuple[int, ...] = ()
     only: tuple[str, ...] = ()
     every: bool = False
-    memory: bool = True
+    peak: bool = True
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Asked":

@@ -53,7 +53,7 @@ def bench(asked: Asked, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def measured(asked: Asked, cases: Sequence[Case], rounds: int, device: torch.device) -> Iterator[dict[str, Any]]:
-    on_its_own = asked.memory and device.type == "cpu"
+    on_its_own = asked.peak and device.type == "cpu"
     total = sum(len(case.who) * (WARM_UPS + rounds + (on_its_own and case.memory > 0)) for case in cases)
     with progress(f"bench {asked.kind}", total) as advance:
         for case in cases:
