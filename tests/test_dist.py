@@ -19,7 +19,9 @@ from unicl_cli.core.dist import (
     any_rank,
     bare,
     barrier,
+    exchange,
     gather,
+    largest_over_ranks,
     mean_over_ranks,
     rank,
     shard,
@@ -85,6 +87,7 @@ class Step(nn.Module):
 LOSSES: dict[str, Callable[[], nn.Module]] = {
     "unicl": lambda: UniCL(),
     "unicl tile 2": lambda: UniCL(tile=2),
+    "unicl, a text a row": lambda: UniCL(fold=False),
     "unicl image": lambda: UniCL(["image"], tile=3),
     "unicl text": lambda: UniCL(["text"]),
     "clip": lambda: Clip(tile=5),
@@ -167,7 +170,13 @@ def primitives() -> dict[str, object]:
     share = sum_over_ranks(share_of_mean(values, valid)) / world_size()
     nobody = share_of_mean(values, torch.zeros(3, dtype=torch.bool))
     barrier()
+    parts = torch.arange(world_size() * 2.0).view(-1, 2).requires_grad_()
+    exchanged = exchange(parts * (rank() + 1))
+    (back,) = torch.autograd.grad((exchanged * (rank() + 1)).sum(), parts)
     return {
+        "exchanged": exchanged.tolist(),
+        "exchanged back": back.tolist(),
+        "agreed": largest_over_ranks(7 - rank()),
         "gathered": every.tolist(),
         "gradient": weight.tolist(),
         "integers": gather(torch.tensor([2**62 + rank()])).tolist(),
@@ -243,6 +252,9 @@ def test_gather_and_the_means_over_ranks(together):
     assert seen["means"] == {"a": (world - 1) / 2, "b": world - 1}
     assert seen["largest"] == {"a": (world - 1) / 2, "b": -1.0, "c": world - 1}
     assert seen["nothing"] == {}
+    assert seen["exchanged"] == [[0.0, r + 1.0] for r in range(world)], "the first rank's part of every rank's"
+    assert seen["exchanged back"] == [[r + 1.0] * 2 for r in range(world)]
+    assert seen["agreed"] == 7
     assert seen["any"] == [True, False]
 
 

@@ -104,6 +104,21 @@ def test_rows_without_a_text_are_as_if_they_were_not_there():
         assert hidden["loss"].item() == pytest.approx(loss(model, less)["loss"].item(), abs=1e-12)
 
 
+@pytest.mark.parametrize("made", [UniCL, Clip, lambda **fold: MultiTask(WIDTH, 3, **fold).double()])
+def test_texts_that_rows_share_are_one_column_or_one_a_row_with_the_same_numbers(made):
+    batch = batch_of(LABELS, textless=(3,))
+    batch = batch._replace(tokens=batch.tokens[:3], text_index=torch.tensor([0, 1, 2, NO_TEXT, 1, 2, 0, 0]))
+    seen = []
+    for fold in (True, False):
+        torch.manual_seed(0)
+        model, loss = Table(), made(fold=fold)
+        out = loss(model, batch)
+        out["loss"].backward()
+        seen.append({**out, "images": model.images.grad, "texts": model.texts.grad, "scale": model.logit_scale.grad})
+    for name, value in seen[0].items():
+        assert torch.allclose(value, seen[1][name], rtol=0, atol=1e-12), name
+
+
 def test_clip_ignores_labels_and_repeated_rows():
     model, batch = Table(), batch_of(LABELS)
     u, v = F.normalize(model.images[:8], dim=-1), F.normalize(model.texts[1:9], dim=-1)

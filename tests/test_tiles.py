@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from unicl_cli.contracts import NO_KEY
+from unicl_cli.contracts import NO_KEY, NO_TEXT
 from unicl_cli.core.dist import share_of_mean
 from unicl_cli.losses import TERMS, both_ways, contrast, contrast_tiled
 
@@ -73,6 +73,30 @@ def test_both_directions_equal_two_dense_ones_for_any_keys_tile_and_terms(keys, 
     assert distance(*grads) < 1e-11 * scale
 
 
+@settings(deadline=None, max_examples=50)
+@given(
+    rows=st.lists(st.tuples(st.sampled_from([NO_KEY, 0, 1, 2, 2**40, 2**62 + 5]), st.integers(0, 4)), min_size=1),
+    texts=st.integers(5, 7),
+    tile=TILES,
+    terms=st.sampled_from([TERMS, ("image",), ("text",)]),
+    scale=st.floats(0.5, 100),
+    seed=st.integers(0, 99),
+)
+def test_distinct_texts_give_the_numbers_of_a_text_for_each_row(rows, texts, tile, terms, scale, seed):
+    """Whatever rows share a text: of one key, of several, hidden ones, none."""
+    keys, index = torch.tensor(rows).T.contiguous()
+    u, v, s = unit(len(rows), seed), unit(texts, seed + 1), number(scale)
+    hidden = index.masked_fill(keys == NO_KEY, NO_TEXT)
+    each = dense_both_ways(u, v[index], keys, s, terms)
+    folded = both_ways(u, v, keys, s, terms=terms, tile=tile, index=hidden)
+    grads = [torch.autograd.grad(out["loss"], (u, v, s)) for out in (each, folded)]
+    assert distance(tuple(each.values()), tuple(folded[name] for name in each)) < 1e-12 * (1 + scale)
+    assert distance(*grads) < 1e-12 * (1 + scale)
+    assert folded["excess_loss"].item() == pytest.approx(
+        both_ways(u, v[index], keys, s, terms=terms)["excess_loss"].item(), abs=1e-12 * (1 + scale)
+    )
+
+
 @pytest.mark.parametrize("tile", [1, 3, 64])
 def test_gradcheck_of_rows_with_exclusion_and_of_both_directions(tile):
     q, k, s = unit(5, 0), unit(7, 1), number(3.0)
@@ -82,6 +106,10 @@ def test_gradcheck_of_rows_with_exclusion_and_of_both_directions(tile):
     )
     v = unit(5, 2)
     assert torch.autograd.gradcheck(lambda q, v, s: both_ways(q, v, keys, s, tile=tile)["loss"], (q, v, s))
+    index, texts = torch.tensor([2, 0, 2, NO_TEXT, 0]), unit(3, 2)
+    assert torch.autograd.gradcheck(
+        lambda q, v, s: both_ways(q, v, keys, s, tile=tile, index=index)["loss"], (q, texts, s)
+    )
 
 
 def test_float32_stays_near_float64_at_the_largest_scale():
@@ -143,13 +171,14 @@ def test_backward_inside_autocast_changes_no_gradient():
 
 
 class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operation makes."""
+    """The number of elements of the largest tensor that any operation makes, views left out."""
 
     elements = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        self.elements = max([self.elements, *(x.numel() for x in tree_leaves(out) if isinstance(x, Tensor))])
+        made = [x.numel() for x in tree_leaves(out) if isinstance(x, Tensor) and not x._is_view()]
+        self.elements = max([self.elements, *made])
         return out
 
 
@@ -167,3 +196,11 @@ def test_no_operation_makes_a_matrix_of_all_pairs(excluded):
     with Largest() as seen:
         contrast(u, v, keys, keys, 5.0).sum().backward()
     assert seen.elements == rows * rows
+
+
+def test_distinct_texts_are_copied_to_no_row_and_make_logits_of_their_number():
+    rows, width, texts, tile = 4096, 16, 32, 128
+    u, v, index = unit(rows, 0, width).detach(), unit(texts, 1, width), torch.arange(rows) % texts
+    with Largest() as seen:
+        both_ways(u, v, index, 5.0, tile=tile, index=index)["loss"].backward()
+    assert seen.elements == (rows + 1) * width, "sums of groups, in which tiles of 2 * tile * texts fit"

@@ -141,18 +141,18 @@ def linear(*, vocab_size: int, embed_dim: int, bias: bool = False) -> nn.Module:
     return LabelEmbedding(vocab_size, embed_dim, bias=bias)
 
 
-def unicl(*, terms: Terms = ("image", "text"), tile: Tile = "auto") -> nn.Module:
+def unicl(*, terms: Terms = ("image", "text"), tile: Tile = "auto", fold: bool = True) -> nn.Module:
     """UniCL: positives are all pairs of equal label (CVPR 2022, eq. 2, 3)."""
     from unicl_cli.losses import UniCL
 
-    return UniCL(terms, _rows(tile))
+    return UniCL(terms, _rows(tile), fold=fold)
 
 
-def clip(*, tile: Tile = "auto") -> nn.Module:
+def clip(*, tile: Tile = "auto", fold: bool = True) -> nn.Module:
     """CLIP: each pair is its own class, labels are ignored."""
     from unicl_cli.losses import Clip
 
-    return Clip(_rows(tile))
+    return Clip(_rows(tile), fold=fold)
 
 
 def supcon(*, image_width: int, temperature: Positive = 0.1, dim: Count = 128, tile: Tile = "auto") -> nn.Module:
@@ -169,8 +169,10 @@ def ce(*, image_width: int, num_classes: int, label_smoothing: Below1 = 0.0) -> 
     return CrossEntropy(image_width, num_classes, label_smoothing)
 
 
-def multitask(*, image_width: int, num_classes: int, weight: Weight = 1.0, tile: Tile = "auto") -> nn.Module:
+def multitask(
+    *, image_width: int, num_classes: int, weight: Weight = 1.0, tile: Tile = "auto", fold: bool = True
+) -> nn.Module:
     """CLIP on caption rows plus ``weight`` times cross-entropy on label rows (UniCL, Table 6)."""
     from unicl_cli.losses import MultiTask
 
-    return MultiTask(image_width, num_classes, weight, _rows(tile))
+    return MultiTask(image_width, num_classes, weight, _rows(tile), fold=fold)

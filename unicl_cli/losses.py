@@ -135,6 +135,12 @@ def supcon_loss(
     return {"loss": loss, "excess_loss": (loss - floor).detach()}
 
 
+def _texts(model: Model, batch: Batch, *, fold: bool) -> tuple[Tensor, Tensor | None]:
+    """(U, D) features of the distinct texts and each row's number among them, or (b, D), one a row."""
+    v = model.encode_text(batch.tokens).embed
+    return (v, batch.text_index) if fold else (v[batch.text_index], None)  # a row without text reads the last, hidden
+
+
 def _text_keys(keys: Tensor, batch: Batch) -> Tensor:
     return keys.masked_fill(batch.text_index == NO_TEXT, NO_KEY)
 
@@ -153,19 +159,19 @@ class UniCL(nn.Module):
 
     score, activation = "text", "softmax"
 
-    def __init__(self, terms: Sequence[str] = TERMS, tile: int | None = None) -> None:
+    def __init__(self, terms: Sequence[str] = TERMS, tile: int | None = None, *, fold: bool = True) -> None:
         super().__init__()
         for term in terms:
             if term not in TERMS:
                 raise UniclError(f"loss.terms: unknown term '{term}'{did_you_mean(term, TERMS)}", "use image, text")
         if not terms or len(set(terms)) < len(terms):
             raise UniclError(f"loss.terms: {list(terms)}", "name image, text or both, each once")
-        self.terms, self.tile = tuple(terms), tile
+        self.terms, self.tile, self.fold = tuple(terms), tile, fold
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
-        u, v, scale = model.encode_image(batch.images).embed, model.encode_text(batch.tokens).embed, model.scale()
-        keys = _text_keys(batch.keys, batch)
-        out = both_ways(u, v, keys, scale, terms=self.terms, tile=self.tile, index=batch.text_index)
+        u, scale = model.encode_image(batch.images).embed, model.scale()
+        v, index = _texts(model, batch, fold=self.fold)
+        out = both_ways(u, v, _text_keys(batch.keys, batch), scale, terms=self.terms, tile=self.tile, index=index)
         return {**out, "logit_scale": scale.detach()}
 
 
@@ -174,13 +180,14 @@ class Clip(nn.Module):
 
     score, activation = "text", "softmax"
 
-    def __init__(self, tile: int | None = None) -> None:
+    def __init__(self, tile: int | None = None, *, fold: bool = True) -> None:
         super().__init__()
-        self.tile = tile
+        self.tile, self.fold = tile, fold
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
-        u, v, scale = model.encode_image(batch.images).embed, model.encode_text(batch.tokens).embed, model.scale()
-        out = both_ways(u, v, _text_keys(batch.draws, batch), scale, tile=self.tile, index=batch.text_index)
+        u, scale = model.encode_image(batch.images).embed, model.scale()
+        v, index = _texts(model, batch, fold=self.fold)
+        out = both_ways(u, v, _text_keys(batch.draws, batch), scale, tile=self.tile, index=index)
         return {**out, "logit_scale": scale.detach()}
 
 
@@ -224,15 +231,18 @@ class MultiTask(nn.Module):
 
     score, activation = "text", "softmax"
 
-    def __init__(self, image_width: int, num_classes: int, weight: float = 1.0, tile: int | None = None) -> None:
+    def __init__(
+        self, image_width: int, num_classes: int, weight: float = 1.0, tile: int | None = None, *, fold: bool = True
+    ) -> None:
         super().__init__()
         self.head = nn.Linear(image_width, num_classes)
-        self.weight, self.tile = weight, tile
+        self.weight, self.tile, self.fold = weight, tile, fold
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
-        image, v, scale = model.encode_image(batch.images), model.encode_text(batch.tokens).embed, model.scale()
+        image, scale = model.encode_image(batch.images), model.scale()
+        v, index = _texts(model, batch, fold=self.fold)
         keys = _text_keys(batch.draws, batch).masked_fill(batch.labels != NO_LABEL, NO_KEY)
-        clip = both_ways(image.embed, v, keys, scale, tile=self.tile, index=batch.text_index)
+        clip = both_ways(image.embed, v, keys, scale, tile=self.tile, index=index)
         ce = _class_loss(self.head, image.pooled, batch.labels)
         loss = clip["loss"] + self.weight * ce
         logged = {"loss_clip": clip["loss"], "loss_ce": ce, "excess_loss": loss, "logit_scale": scale}  # the floor is 0

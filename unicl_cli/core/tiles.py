@@ -218,7 +218,8 @@ def _has_kernel(device: torch.device) -> bool:
         return False
     if os.environ.get("TRITON_INTERPRET") == "1":
         return True
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    nvidia = device.type == "cuda" and torch.version.cuda is not None
+    return nvidia and torch.cuda.get_device_capability(device) >= (8, 0)  # its shared memory, its TF32
 
 
 def in_kernel(x: Tensor, tile: int | None) -> bool:
