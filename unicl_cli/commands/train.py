@@ -38,6 +38,10 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run: steps, samples, parameters, memory.")
     ] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="With --dry-run: what fits into a card of that memory, e.g. 24GiB."),
+    ] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Machines; the same command on each.")] = None,
     node_rank: Annotated[int | None, typer.Option(min=0, help="Which of them this is, from 0.")] = None,
     rdzv: Annotated[
@@ -75,7 +79,7 @@ def train(
     if dry_run:
         from unicl_cli.jobs.dry_run import dry_run as describe
 
-        describe(checked, run, way.world, as_json=json_)
+        describe(checked, run, way.world, as_json=json_, card=memory)
         return
     check_shares(checked, way.world)
     stop.leave_early()

@@ -16,6 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from unicl_cli.core.recompute import units_of
 
+FAKE = "torch.testing._internal.distributed.fake_pg"
+"""Registers the backend `fake`: a process group without the other processes."""
+
 
 def _grouped() -> bool:
     return dist.is_available() and dist.is_initialized()
@@ -147,7 +150,7 @@ def rehearsal() -> Generator[None]:
     if world_size() == 1:
         yield
         return
-    importlib.import_module("torch.testing._internal.distributed.fake_pg")  # registers the backend
+    importlib.import_module(FAKE)
     real, fake = dist.group.WORLD, cast("dist.ProcessGroup", dist.new_group(backend="fake"))
     dist.group.WORLD = fake
     try:
@@ -155,6 +158,19 @@ def rehearsal() -> Generator[None]:
     finally:
         dist.group.WORLD = real
         dist.destroy_process_group(fake)
+
+
+@contextlib.contextmanager
+def pretended(world: int) -> Generator[None]:
+    """Inside, this process is the first of ``world`` that are not there; for shapes and memory only."""
+    if world == 1:
+        yield
+        return
+    dist.init_process_group("fake", rank=0, world_size=world, store=importlib.import_module(FAKE).FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def barrier() -> None:
@@ -168,13 +184,14 @@ def bare(step: nn.Module) -> nn.Module:
     return step.module if isinstance(step, DistributedDataParallel) else step
 
 
-def shard(step: nn.Module) -> nn.Module:
+def shard(step: nn.Module, device: str | None = None) -> nn.Module:
     """FSDP2 in place: each unit of the towers, then the whole as root.
 
     Units are what any submodule lists as ``units``, each called through its own forward; never a tower or the model
-    itself, whose other methods would meet shards. ``step.call`` stays callable.
+    itself, whose other methods would meet shards. ``step.call`` stays callable. ``device``: the type of one other than
+    the process group's own.
     """
-    mesh = init_device_mesh(_home().type, (world_size(),))
+    mesh = init_device_mesh(device or _home().type, (world_size(),))
     for unit in units_of(step):
         fully_shard(unit, mesh=mesh)
     fully_shard(step, mesh=mesh)

@@ -2,23 +2,26 @@
 
 import json
 import math
-import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from unicl_cli.build import Data, build_data, build_step, build_tokenizer, check_learnable, doubts, total_steps
+from unicl_cli.build import Data, adapt, build_data, build_step, build_tokenizer, check_learnable, doubts, total_steps
 from unicl_cli.contracts import Tokenizer
 from unicl_cli.core.loop import Step
+from unicl_cli.core.memory import machine_memory, size
 from unicl_cli.data.tokenizers import TextTokenizer
-from unicl_cli.jobs.memory import METHOD, Shape, activations, flops, states, unreal
+from unicl_cli.errors import UniclError
+from unicl_cli.jobs.memory import METHOD, Shape, flops, states, step_bytes, step_bytes_in_parts, unreal
+from unicl_cli.jobs.micro import LESS, MARGIN, chunks_of, has_batch_statistics
 from unicl_cli.recipe import Recipe, check_shares, dump
 
 BYTES = ("checkpoint_bytes", "memory")
@@ -28,8 +31,11 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def facts(recipe: Recipe, run: Path, world: int) -> dict[str, Any]:
-    """Everything that is known before the first step; the model is built on no device at all."""
+def facts(recipe: Recipe, run: Path, world: int, card: float | None = None) -> dict[str, Any]:
+    """Everything that is known before the first step; the model is built on no device at all.
+
+    ``card``: the bytes of a device, to find out how many rows at once would fit there.
+    """
     check_shares(recipe, world)
     data = build_data(recipe)
     check_learnable(recipe, data)
@@ -62,9 +68,13 @@ def facts(recipe: Recipe, run: Path, world: int) -> dict[str, Any]:
         "parameters_of": {**towers, "loss": parameters(step.loss)},
         "checkpoint_bytes": checkpoint_bytes(recipe, step),
     }
-    whole = step if chunks == 1 else shapes_of(recipe, data, fitted, 1)[0]
     shape = Shape(local, recipe.data.views, recipe.data.image_size, length)
-    return found | costs(recipe, step, whole, shape, chunks, world)
+
+    def build(chunks: int) -> Step:
+        return shapes_of(recipe, data, fitted, chunks)[0]
+
+    estimate = Estimate(recipe, build, shape, world, card)
+    return found | costs(estimate, -(-local // chunks))
 
 
 def shapes_of(
@@ -73,6 +83,7 @@ def shapes_of(
     """Model and loss with shapes and no numbers: no memory, no weights are loaded; and what tokenises their texts."""
     with torch.device("meta"):
         step, tokenizer = build_step(recipe, fitted, data.classes, chunks)
+        adapt(recipe, step)
     return step.train(), tokenizer
 
 
@@ -91,27 +102,60 @@ def checkpoint_bytes(recipe: Recipe, step: Step) -> int:
     return sum(kept.values()) - kept["gradients"]
 
 
-def costs(recipe: Recipe, step: Step, whole: Step, shape: Shape, chunks: int, world: int) -> dict[str, Any]:
+class Estimate(NamedTuple):
+    """A recipe's step on one of ``world`` processes; ``build(chunks)`` gives its model with shapes alone."""
+
+    recipe: Recipe
+    build: Callable[[int], Step]
+    shape: Shape
+    world: int
+    card: float | None
+
+    @property
+    def half(self) -> bool:
+        """Will towers run in 16 bits? A card that is named is taken for one that has bf16."""
+        if self.recipe.precision != "auto":
+            return self.recipe.precision != "fp32"
+        return self.card is not None or (torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+
+    def memory(self, at_once: int) -> dict[str, int]:
+        """Bytes of one rank with so many rows encoded at once."""
+        strategy = "fsdp2" if self.recipe.parallel.strategy == "fsdp2" else "ddp"
+        held = states(self.recipe, self.build(1), self.world if strategy == "fsdp2" else 1)
+
+        def taken(rows: int) -> int:
+            step, shape = self.build(chunks_of(rows, at_once)), self.shape._replace(rows=rows)
+            return step_bytes(step, unreal(step), shape, world=self.world, strategy=strategy, half=self.half)
+
+        alive = step_bytes_in_parts(taken, self.shape.rows, at_once)
+        apart = self.world > 1 and strategy == "ddp"  # else the gradients are among what is alive
+        held["activations"] = alive if apart else alive - held["gradients"]
+        return {**held, "total": sum(held.values())}
+
+    def fitting(self, room: float, at_once: int) -> int | None:
+        """The rows at once that would fit into ``room``, a tenth of it left free; None where one row does not."""
+        while self.memory(at_once)["total"] > (1 - MARGIN) * room:
+            if at_once == 1 or has_batch_statistics(self.build(1)):
+                return None
+            at_once = -(-at_once // 2)
+        return at_once
+
+
+def costs(estimate: Estimate, at_once: int) -> dict[str, Any]:
     """FLOPs and memory of one rank; a model that cannot run without numbers has none, and the reason."""
-    memory: dict[str, Any] = states(recipe, step, world if recipe.parallel.strategy == "fsdp2" else 1)
+    recipe, step = estimate.recipe, estimate.build(1)
     try:
-        with unreal(step, whole):
-            found: dict[str, Any] = {"flops_of_one": flops(whole, shape)}
-            memory["activations"] = activations(step, whole, shape, chunks)
+        with unreal(step):
+            found: dict[str, Any] = {"flops_of_one": flops(step, estimate.shape)}
+        found["memory"] = estimate.memory(at_once)
+        room = estimate.card or memory_of_a_process(estimate.world)
+        if estimate.card is not None or found["memory"]["total"] > room:
+            found["micro_that_fits"] = estimate.fitting(room, at_once)
     except Exception as error:  # noqa: BLE001 - any part may ask for numbers, or for columns that only a real batch has
+        memory = states(recipe, estimate.build(1), estimate.world if recipe.parallel.strategy == "fsdp2" else 1)
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return {"memory": memory, "memory_method": f"without activations: the model needs a real batch ({reason})"}
-    memory["total"] = sum(memory.values())
-    return {**found, "memory": memory, "memory_method": METHOD}
-
-
-def size(count: float) -> str:
-    """Bytes as people say them."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+    return {**found, "memory_method": METHOD.format("bf16" if estimate.half else "float32")}
 
 
 def shown(key: str, value: Any) -> str:
@@ -124,9 +168,9 @@ def shown(key: str, value: Any) -> str:
     )
 
 
-def dry_run(recipe: Recipe, run: Path, world: int, *, as_json: bool) -> None:
+def dry_run(recipe: Recipe, run: Path, world: int, *, as_json: bool, card: str | None = None) -> None:
     """Facts as a table or JSON; with a table the resolved recipe follows."""
-    found = facts(recipe, run, world)
+    found = facts(recipe, run, world, None if card is None else bytes_of(card))
     if as_json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return
@@ -137,19 +181,34 @@ def dry_run(recipe: Recipe, run: Path, world: int, *, as_json: bool) -> None:
     console = Console()
     console.print(table)
     console.print(dump(recipe), markup=False, highlight=False, soft_wrap=True)
-    needed, room = found["memory"].get("total", 0), memory_of_a_process(found["processes"])
-    if needed > room:
-        hint = (
-            "a smaller batch.micro encodes fewer rows at once and changes no number (towers with BatchNorm: batch.size)"
-        )
-        console.print(f"note: {size(needed)} are more than the {size(room)} of a process here: {hint}", soft_wrap=True)
+    if "micro_that_fits" in found:
+        room = bytes_of(card) if card is not None else memory_of_a_process(found["processes"])
+        console.print(f"note: {advice(found, room)}", soft_wrap=True)
+
+
+def advice(found: Mapping[str, Any], room: float) -> str:
+    """What to do about a memory of ``room`` bytes."""
+    needed, rows, all_ = size(found["memory"]["total"]), found["micro_that_fits"], found["batch_per_process"]
+    if rows is None:
+        return f"{needed} are more than {size(room)}, even one row at a time or with BatchNorm: {LESS}"
+    if rows == found["micro"]:
+        return f"{needed} fit into {size(room)}: {rows} of {all_} rows at once"
+    return (
+        f"{needed} are more than {size(room)}: batch.micro=auto would encode about {rows} of {all_} rows at once there"
+    )
+
+
+def bytes_of(text: str) -> float:
+    """`24GiB`, `24GB`, `500MiB`; a bare number is GiB."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([GM]i?B?)?", text, re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise UniclError(f"--memory {text}: is no amount of memory", "write it like 24GiB")
+    unit = (match[2] or "GiB").lower()
+    return float(match[1]) * (1024 if "i" in unit else 1000) ** (3 if unit[0] == "g" else 2)
 
 
 def memory_of_a_process(world: int) -> float:
     """Bytes: the first GPU's, else an equal share of the machine's; without bound where nothing says."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / world
-    except (AttributeError, ValueError, OSError):
-        return math.inf
+    return (machine_memory() or math.inf) / world

@@ -1,27 +1,29 @@
-"""What a training step keeps in memory and computes, from one forward of tensors that have shapes and no numbers."""
+"""What a training step takes of memory and computes, from one step of tensors that have shapes and no numbers."""
 
-from collections.abc import Callable
+import contextlib
+import weakref
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from unicl_cli.contracts import Batch, Model
+from unicl_cli.core.dist import pretended, shard
 from unicl_cli.core.loop import Step
 from unicl_cli.recipe import Recipe
 
 METHOD = (
-    "estimate: 16 bytes a trained parameter (weight, gradient, AdamW's two averages) and every tensor that one float32 "
-    "forward without numbers saves for backward, each storage once, and twice the largest of them for gradients on "
-    "their way; texts are taken as all distinct and of full length; bf16 keeps about half of the activations. Left "
-    "out: the workspace of convolutions (up to a third more), the allocator's own loss, features gathered from other "
-    "processes, pictures on their way"
+    "estimate in {}: a step is run on tensors without numbers, forward and backward, and counted is what lives at once "
+    "(activations of one micro-batch, gathered features, tiles of the loss, pictures), beside weights, gradients, what "
+    "the optimiser keeps and the average; texts are taken as all distinct and of full length. Left out: the workspace "
+    "of convolutions, the allocator's own loss, what the libraries take; on the host one copy of a checkpoint while it "
+    "is written"
 )
-IN_FLIGHT = 2
-"""Gradients as large as an activation that a backward step holds at once: what comes in, and what goes out."""
 FIELDS = {"adamw": 2, "sgd": 1, "lars": 1}
 """Numbers that the optimiser keeps for each trained parameter."""
 
@@ -66,43 +68,82 @@ def _twin(tensor: Tensor) -> Tensor:
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
-def saved_bytes(module: nn.Module, forward: Callable[[], Any]) -> int:
-    """Bytes that ``forward`` saves for backward, each storage once, and of gradients on their way through the largest.
+class Ledger(TorchDispatchMode):
+    """Bytes of the storages that operations inside make, as long as they live: ``now``, and ``most`` at once."""
 
-    The module's own parameters and buffers are not among them.
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and (key := leaf.untyped_storage()._cdata) not in self.sizes:  # pyright: ignore[reportPrivateUsage]
+                self.sizes[key] = 0
+                weakref.finalize(leaf.untyped_storage(), self.leave, key)
+                self.note(key, leaf.untyped_storage().nbytes())
+        return out
+
+    def note(self, key: int, size: int) -> None:
+        """A storage has ``size`` bytes from here on."""
+        self.now += size - self.sizes[key]
+        self.sizes[key] = size
+        self.most = max(self.most, self.now)
+
+    def leave(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+    @contextlib.contextmanager
+    def resizes(self) -> Generator[None]:
+        """FSDP2 gives memory back, and takes it again, by the size of a storage."""
+        plain, ledger = torch.UntypedStorage.resize_, self
+
+        def resize(self: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+            changed = plain(self, size)
+            if (key := self._cdata) in ledger.sizes:  # pyright: ignore[reportPrivateUsage]
+                ledger.note(key, self.nbytes())
+            return changed
+
+        torch.UntypedStorage.resize_ = resize
+        try:
+            yield
+        finally:
+            torch.UntypedStorage.resize_ = plain
+
+
+def step_bytes(step: Step, mode: FakeTensorMode, shape: Shape, *, world: int, strategy: str, half: bool) -> int:
+    """Bytes that a step of a rank's share has alive at most, beside what ``states`` counts, of ``world`` processes.
+
+    ``step`` comes from ``unreal``, and may be sharded here: it is of no other use then. ``half``: bf16 autocast.
     """
-    own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}  # pyright: ignore[reportPrivateUsage]
-    seen: dict[int, int] = {}
-    alive: list[Any] = []  # a storage that was freed could lend its number to another
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if (number := storage._cdata) not in own:  # pyright: ignore[reportPrivateUsage]
-            seen[number] = storage.nbytes()
-            alive.append(storage)
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        alive.append(forward())
-    return sum(seen.values()) + IN_FLIGHT * max(seen.values(), default=0)
+    apart = world > 1 and strategy == "ddp"  # DDP has a place for every gradient all the time
+    hooks = [p.register_post_accumulate_grad_hook(_forget) for p in step.parameters() if p.requires_grad and apart]
+    ledger = Ledger()
+    with pretended(world):
+        module = shard(step, "cpu") if world > 1 and strategy == "fsdp2" else step
+        with mode, ledger, ledger.resizes(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = module(batch_of(shape))["loss"]
+            with torch.autocast("cpu", enabled=False):
+                loss.backward()
+    for hook in hooks:
+        hook.remove()
+    return ledger.most
 
 
-def activations(step: Step, whole: Step, shape: Shape, chunks: int) -> int:
-    """Bytes kept between forward and backward of a rank's share that is encoded in ``chunks`` recomputed parts.
+def _forget(parameter: Tensor) -> None:
+    parameter.grad = None
 
-    ``step`` was built for them, ``whole`` for one. At the peak the features of all rows and the activations of one
-    part, of the larger tower, are alive.
+
+def step_bytes_in_parts(make: Callable[[int], int], rows: int, at_once: int) -> int:
+    """``make(rows)`` bytes of a step, ``at_once`` of them encoded at once; from few parts where they are many.
+
+    Each further part adds its features and pictures and nothing else.
     """
-    kept = saved_bytes(step, lambda: step(batch_of(shape)))
-    if chunks == 1:
-        return kept
-    part = batch_of(shape._replace(rows=-(-shape.rows // chunks)))
-    model = cast("Model", whole.model)
-    images = part.images.flatten(0, 1) if shape.views > 1 else part.images
-    parts = [saved_bytes(whole, lambda: model.encode_image(images))]
-    if shape.length is not None:
-        parts.append(saved_bytes(whole, lambda: model.encode_text(part.tokens)))
-    return kept + max(parts)
+    if rows <= 3 * at_once:
+        return make(rows)
+    two, three = make(2 * at_once), make(3 * at_once)
+    return two + (three - two) * (rows - 2 * at_once) // at_once
 
 
 def states(recipe: Recipe, step: Step, sharded_over: int) -> dict[str, int]:
@@ -111,7 +152,7 @@ def states(recipe: Recipe, step: Step, sharded_over: int) -> dict[str, int]:
     whole, trained = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
     found = {"weights": whole, "gradients": trained, "optimizer": FIELDS[recipe.optim.name] * trained}
     if recipe.ema is not None:
-        found["ema"] = whole
+        found["ema"] = trained
     return {name: -(-size // sharded_over) for name, size in found.items()}
 
 

@@ -100,7 +100,7 @@ def rehearsed(recipe: Recipe, accelerator: Any, step: Step, batch: Batch, bound:
     aside = 0 if bound is None else sum(kept.values()) - kept["weights"] + int(MARGIN * bound)
     try:
         with rehearsal():
-            module = shard(step) if sharded(recipe) else step.to(device)
+            module = shard(step, device.type) if sharded(recipe) else step.to(device)
             held = torch.empty(aside, dtype=torch.uint8, device=device)
             found = reached(module, batch, accelerator)
             del held
