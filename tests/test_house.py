@@ -23,7 +23,7 @@ PACKAGES = {
 }
 
 
-@pytest.mark.parametrize("folder", ["unicl_cli", "tests", "plugins", "benchmarks"])
+@pytest.mark.parametrize("folder", ["unicl_cli", "tests", "plugins"])
 def test_no_file_is_longer_than_400_lines(folder):
     long = {str(f): n for f in (ROOT / folder).rglob("*.py") if (n := len(f.read_text().splitlines())) > 400}
     assert long == {}
