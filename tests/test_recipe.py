@@ -155,9 +155,9 @@ def test_overrides_mean_what_the_file_would():
 
 def test_another_name_replaces_a_part_and_the_same_name_keeps_its_options():
     assert small("loss=clip").loss.options == {"tile": "auto", "fold": True}
-    assert small("loss=clip", "loss.tile=4").loss.options == {"tile": 4}
-    assert small("loss.terms=[image]").loss.options == {"tile": 8, "terms": ["image"]}
-    assert small("loss={name: unicl, terms: [text]}").loss.options == {"tile": 8, "terms": ["text"]}
+    assert small("loss=clip", "loss.tile=4").loss.options == {"tile": 4, "fold": True}
+    assert small("loss.terms=[image]").loss.options == {"tile": 8, "terms": ["image"], "fold": True}
+    assert small("loss={name: unicl, terms: [text]}").loss.options == {"tile": 8, "terms": ["text"], "fold": True}
     assert small("model.text={name: transformer, layers: 2}").model.part.options["text"].options["width"] == 64
     assert small("model.image.width=8").model.part.options["image"].options["width"] == 8
 
