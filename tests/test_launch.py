@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from unicl_cli.core.launch import is_peer, is_worker, launched, recorded, restarted, start_accelerator, threads
+from unicl_cli.core.launch import is_peer, is_worker, launched, recorded, restarted, start_accelerator
 from unicl_cli.core.launch_elastic import blame, told
 from unicl_cli.core.launch_plan import LAUNCHER, Launch, Nodes, decide
 from unicl_cli.core.stopping import StopFlag, heeded
@@ -127,6 +127,17 @@ def test_work_outside_a_launcher_keeps_its_own_errors():
     assert seen == [1]
 
 
+def test_under_another_launcher_a_peer_says_what_it_alone_has_found():
+    code = (
+        "import sys; from unicl_cli.core.launch import recorded; from unicl_cli.errors import UniclError\n"
+        "def work(): raise UniclError('no such shard')\n"
+        "try: recorded(work)\n"
+        "except UniclError: sys.exit(2)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | WORKER, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "rank 1: no such shard\n")
+
+
 @pytest.mark.parametrize(("message", "lines"), [("bad", 5), ("Connection closed by peer", 1)])
 def test_under_another_launcher_an_echo_is_one_line_and_a_cause_has_its_traceback(message, lines):
     code = (
@@ -151,14 +162,6 @@ def test_a_worker_whose_launcher_is_gone_ends():
         [sys.executable, "-c", code], env=env, timeout=20, check=False, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
-
-
-def test_cores_are_shared(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16))
-    assert [threads(count) for count in (1, 4, 32)] == [16, 4, 1]
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(4))  # a scheduler has given each task its own
-    assert threads(2) == 4
 
 
 def test_the_recipe_counts_and_not_what_accelerate_finds_in_the_environment(monkeypatch, capfd):

@@ -180,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The console script: what a user can mend is one line, anything else keeps its traceback (exit status 1)."""
     _open_streams()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin halve the speed of a busy machine
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is one line, not two stacks in C++
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no crash
     try:

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from unicl_cli.core import launch_plan
-from unicl_cli.core.launch_plan import LAUNCHER, WORKER, Launch, Nodes, decide
+from unicl_cli.core.launch_plan import ATTEMPT, LAUNCHER, WORKER, Launch, Nodes, decide
 from unicl_cli.core.stopping import StopFlag
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import Stopped, UniclError, plain
 
-ATTEMPT = "UNICL_ATTEMPT"
-"""How often a launcher has started its workers before."""
 MPI = (
     "PMI_SIZE",
     "PMI_RANK",
@@ -75,19 +73,18 @@ def launched(
         os.environ.pop(name, None)
     if launch.note:
         sys.stderr.write(f"{launch.note}\n")
-    if launch.how == "alone":
+    if launch.how == "alone" and not restarts:
         return None
     from unicl_cli.core.launch_elastic import start
 
     os.environ[LAUNCHER] = str(os.getpid())
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads(launch.processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // launch.processes)))
     return start(launch, argv, logs, stop or StopFlag(), restarts)
 
 
-def threads(count: int) -> int:
-    """For each of ``count`` processes; where a scheduler has given a process its own cores, these."""
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(own, (os.cpu_count() or 1) // count))
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def recorded(work: Callable[[], None]) -> None:
@@ -102,7 +99,9 @@ def recorded(work: Callable[[], None]) -> None:
 
     try:
         record(work)()
-    except UniclError:
+    except UniclError as error:
+        if LAUNCHER not in os.environ and is_peer() and not isinstance(error, Stopped):  # nobody else would say it
+            sys.stderr.write(f"rank {os.environ['RANK']}: {plain(error.message)}\n")
         raise
     except Exception as error:
         echo = any(word in str(error) for word in ECHOES)
@@ -188,7 +187,8 @@ def prepare_group(torch: Any) -> None:
     for name in MPI:  # accelerate would look there too
         os.environ.pop(name, None)
     if "OMP_NUM_THREADS" not in os.environ:
-        own = threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        own = max(1, min(cores(), share))  # a scheduler may have given this process its own cores
         os.environ["OMP_NUM_THREADS"] = str(own)
         torch.set_num_threads(own)
     if not torch.cuda.is_available():

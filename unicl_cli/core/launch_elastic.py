@@ -16,7 +16,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.rendezvous import RendezvousError
 
-from unicl_cli.core.launch import ATTEMPT, ECHOES
+from unicl_cli.core.launch import ECHOES
 from unicl_cli.core.launch_nodes import meeting
 from unicl_cli.core.launch_plan import Launch
 from unicl_cli.core.stopping import AT_ONCE, HANGUP, StopFlag, heeded, leave, terminals
@@ -39,10 +39,10 @@ def start(launch: Launch, argv: Sequence[str], logs: Path | None, stop: StopFlag
         for name in logging.root.manager.loggerDict:  # the agent's box and its warnings about signals
             if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
-    stop.leave_early()  # from here on it is the ears that hear
     ears = Ears()
     try:
         ears.listen()
+        stop.leave_early()  # what came before
         rendezvous = meeting(launch.nodes)
         speaks = int(launch.nodes.rank == 0)  # rank 0 alone has the terminal
         spec = WorkerSpec(
@@ -129,7 +129,6 @@ class Agent(Untyped):
         return super()._monitor_workers(self.get_worker_group()) if self.starts else None
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        os.environ[ATTEMPT] = str(self.starts)
         self.starts += 1
         pids = super()._start_workers(worker_group)
         self.ears.workers = list(pids.values())

@@ -17,18 +17,19 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 
-from unicl_cli.core.launch_plan import Nodes
+from unicl_cli.core.launch_plan import ATTEMPT, Nodes
 from unicl_cli.errors import UniclError
 
 MEET_SECONDS = 600
 
 
 class Numbered(RendezvousHandler):
-    """A rendezvous that gives each node the number of --node-rank, and each round a store of its own."""
+    """A rendezvous that gives each node the number of --node-rank, and each round a number and a store of its own."""
 
     def __init__(self, inner: RendezvousHandler, nodes: Nodes, address: str) -> None:
         self.inner, self.nodes, self.address = inner, nodes, address
         self.server: Any = None
+        self.rounds = 0
 
     def next_rendezvous(self) -> RendezvousInfo:
         met = self.inner.next_rendezvous()
@@ -38,8 +39,11 @@ class Numbered(RendezvousHandler):
             raise UniclError(f"two nodes came with --node-rank {rank}", f"give them 0 to {self.nodes.total - 1}")
         if rank == 0:  # what a round that failed left in its store would mislead the next
             self.server = TCPStore(self.address, 0, is_master=True, wait_for_workers=False)
+            store.set("round", str(self.rounds))
+            self.rounds += 1
         port = self.server.port if rank == 0 else 0
         place = RendezvousStoreInfo.build(rank, store, self.address, server_port=port)
+        os.environ[ATTEMPT] = store.get("round").decode()  # for the workers; a node that comes back counts on
         return RendezvousInfo(store, rank, met.world_size, place)
 
     @property

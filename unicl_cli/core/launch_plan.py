@@ -9,6 +9,8 @@ from unicl_cli.core import launch_slurm as slurm
 from unicl_cli.errors import UniclError
 
 LAUNCHER = "UNICL_LAUNCHER_PID"
+ATTEMPT = "UNICL_ATTEMPT"
+"""In a worker: how often a launcher of unicl has started all of them before."""
 WORKER = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
 PORT = "29500"
 WAYS = ("auto", "local", "worker", "slurm")
