@@ -18,6 +18,8 @@ from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench.kinds import Asked
 
 WARM_UPS = 2
+LONG = 10.0
+"""Seconds of a run after which one warm-up is enough."""
 SHORT, MOST_REPEATS = 0.02, 100
 FORWARD, GRADIENTS = 1e-5, 1e-4
 """How far outputs, and gradients relative to their size, may be apart."""
@@ -121,12 +123,13 @@ def contest(
     checks = checked_figures(case.name, ready)
     timer = ready.timer or timer_of(device)
     names = list(ready.runs)
-    often = dict.fromkeys(names, 1)
+    took = dict.fromkeys(names, 0.0)
     for _ in range(WARM_UPS):
         for name in names:
-            seconds_of_one = timer(ready.runs[name])
-            often[name] = repeats(seconds_of_one) if ready.timer is None else 1
+            if took[name] < LONG:
+                took[name] = timer(ready.runs[name])
             advance(1)
+    often = {name: 1 if ready.timer else repeats(took[name]) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     mib: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
