@@ -1,12 +1,10 @@
 """Drawn samples to one Batch: keys, distinct texts, tokens."""
 
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from unicl_cli import registry
 from unicl_cli.contracts import NO_LABEL, NO_TEXT, Batch, Drawn
 from unicl_cli.data.tokenizers import TextTokenizer
 
@@ -18,24 +16,13 @@ Hook = Callable[[Sequence[Drawn], Tensor, Tensor], Mapping[str, Tensor]]
 
 
 class Extra:
-    """The ``extra`` hooks of model and loss as one: (drawn, tokens, text_index) -> fields by name.
-
-    A hook of a local plugin file is found in a spawned worker too: the file is read there before the hook is unpickled.
-    """
+    """The ``extra`` hooks of model and loss as one: (drawn, tokens, text_index) -> fields by name."""
 
     def __init__(self, hooks: Sequence[Hook]) -> None:
         self.hooks = tuple(hooks)
 
     def __call__(self, drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor) -> dict[str, Tensor]:
         return {name: x for hook in self.hooks for name, x in hook(drawn, tokens, text_index).items()}
-
-    def __reduce__(self) -> tuple[Callable[[bytes], "Extra"], tuple[bytes]]:
-        return _unpickled, (pickle.dumps(self.hooks),)
-
-
-def _unpickled(hooks: bytes) -> Extra:
-    registry.table("losses")  # imports the local files
-    return Extra(pickle.loads(hooks))
 
 
 def key_of(drawn: Drawn, caption_targets: str) -> int:
