@@ -1,6 +1,6 @@
 """A rank, the launcher or everything killed at random moments: the same command ends in the same weights.
 
-``UNICL_TEST_KILLS=50`` kills so often; with fewer each kind still has its turn.
+``RANDOM_KILLS=50`` kills so often; with fewer each kind still has its turn.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from launching import (
     steps_of,
 )
 
-KILLS = int(os.environ.get("UNICL_TEST_KILLS", "6"))
+KILLS = int(os.environ.get("RANDOM_KILLS", "6"))
 KINDS = ("rank", "launcher", "everything")
 
 
