@@ -16,6 +16,7 @@ from torch import nn
 from unicl_cli import registry, tuning
 from unicl_cli.contracts import ClassName, Part, Tokenizer, Tuning
 from unicl_cli.core.dist import bare
+from unicl_cli.core.haste import switched
 from unicl_cli.core.loop import Step
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.recompute import recompute_blocks
@@ -269,6 +270,7 @@ def build_step(
     model = registry.make("encoders", recipe.model.part, context)
     if recipe.parallel.grad_checkpoint and not recompute_blocks(model):
         raise UniclError("parallel.grad_checkpoint: no tower of this model lists its blocks", "set it to false")
+    switched(model, pack_texts=recipe.parallel.pack_texts, channels_last=recipe.parallel.channels_last)
     tuning.freeze(model)
     loss = cast("nn.Module", registry.make("losses", recipe.loss, context))
     if getattr(model, "text", model) is None:

@@ -265,6 +265,14 @@ class Parallel(Section):
     """auto = ddp."""
     grad_checkpoint: bool = False
     """Compute the towers' blocks again in backward instead of keeping them: less memory, more time, same numbers."""
+    pack_texts: bool = True
+    """Encode texts without their padding, and beginnings that they share once; for causal text towers."""
+    text_cache: Literal["auto", "off"] = "auto"
+    """auto = a frozen text tower encodes each text once, where texts come often and have room in 1 GiB."""
+    channels_last: bool = True
+    """Pictures with their channels last, for backbones with BatchNorm."""
+    compile: bool = False
+    """Compile the towers' blocks: minutes at the first step, faster ones after it on a GPU."""
 
 
 class Ema(Section):

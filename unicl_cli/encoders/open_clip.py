@@ -188,6 +188,7 @@ class ImageTower(nn.Module):
         self.width = self._width(embed_dim)
         visual: Any = net.visual
         pooled = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
+        self.channels_last = any(isinstance(m, nn.BatchNorm2d) for m in visual.modules())
         self.reads_one = pooled and visual.transformer.batch_first and retyped(visual.transformer.resblocks, ImageBlock)
 
     def _width(self, embed_dim: int) -> int:
@@ -208,6 +209,8 @@ class ImageTower(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         net: Any = self.net
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
         if isinstance(net, VisionTransformer):
             pooled, _ = cast("Any", net)._pool(self._states(cast("Any", net)._embeds(x)))
             return pooled, pooled if net.proj is None else pooled @ net.proj

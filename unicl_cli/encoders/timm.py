@@ -93,6 +93,7 @@ class TimmTower(nn.Module):
                 f"set data.image_size to a multiple of {max(patch)}",
             )
         self.reads_one = reading_one(backbone)
+        self.channels_last = any(isinstance(m, nn.BatchNorm2d) for m in backbone.modules())
         self.model = cast("nn.Module", backbone)
         self.width: int = backbone.num_features
         self.mean: tuple[float, ...] = backbone.pretrained_cfg["mean"]
@@ -113,7 +114,7 @@ class TimmTower(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         model: Any = self.model
         if not self.reads_one:
-            return model(x)
+            return model(x.contiguous(memory_format=torch.channels_last) if self.channels_last else x)
         x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
         *blocks, last = model.blocks
         for block in blocks:

@@ -15,6 +15,7 @@ from unicl_cli.core.checkpoint import discard_parts
 from unicl_cli.core.dist import any_rank, bare, barrier, rank, shard, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
+from unicl_cli.core.haste import compile_units
 from unicl_cli.core.launch import start_accelerator
 from unicl_cli.core.launch_slurm import requeued
 from unicl_cli.core.loop import Step
@@ -22,6 +23,7 @@ from unicl_cli.core.stopping import StopFlag
 from unicl_cli.core.trackers import check_installed
 from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.course import Stage
+from unicl_cli.jobs.haste import remember_texts
 from unicl_cli.jobs.micro import advised, sharded
 from unicl_cli.jobs.stage import platform_facts, prepared, resume
 from unicl_cli.problems import show
@@ -137,6 +139,8 @@ def train_stage(
         discard_parts(folder)  # of a run that was killed
     parts = prepared(recipe, accelerator, run, request.resume, start_from)
     step = parts.step
+    if recipe.parallel.compile:
+        compile_units(step)
     step = shard(step) if sharded(recipe) else accelerator.prepare(step)
     optimizer = accelerator.prepare(build_optimizer(recipe, step))
     average = None if recipe.ema is None else Average(step, recipe.ema.decay, warmup=recipe.ema.warmup)
@@ -145,5 +149,7 @@ def train_stage(
     if any_rank(done * world_size() != sum_over_ranks(torch.tensor(done, device=accelerator.device)).item()):
         raise UniclError(f"{run}: not every process sees its checkpoints", "put --run-dir where all nodes can read it")
     leave_together(stop)
+    if (said := remember_texts(parts, step)) is not None and rank() == 0:
+        sys.stderr.write(f"{run}: {said}\n")
     with advised(recipe, parts.micro, cast("Step", bare(step))):
         Stage(parts._replace(step=step), run, accelerator, optimizer, average).run(facts, stop, quiet=request.quiet)
