@@ -39,8 +39,10 @@ def failing(*, step: int, how: str):
         seen = 0
         def forward(self, model, batch):
             self.seen += 1
+            if self.seen > step and how == "raise while the other hangs" and rank() == 0:
+                time.sleep(1000)
             if self.seen > step and rank() == 1:
-                if how == "raise":
+                if how.startswith("raise"):
                     raise RuntimeError("the cat ate rank one")
                 if how == "hang":
                     time.sleep(1000)

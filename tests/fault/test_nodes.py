@@ -4,9 +4,11 @@ import json
 import os
 import signal
 import sys
+import time
 
 import pytest
 from launching import (
+    PLUGIN,
     begun,
     descendants,
     done,
@@ -36,9 +38,9 @@ def alone(tmp_path_factory, digits):
     return file, folder / "run"
 
 
-def together(file, run, port, rank, *more, devices="cpu:1"):
+def together(file, run, port, rank, *more, devices="cpu:1", env=None):
     words = ["--nodes", 2, "--node-rank", rank, "--rdzv", f"127.0.0.1:{port}", *more]
-    return begun("train", file, "--run-dir", run, "--devices", devices, "-q", *words)
+    return begun("train", file, "--run-dir", run, "--devices", devices, "-q", *words, env=env)
 
 
 @pytest.mark.parametrize("devices", ["cpu:1", "cpu:2"])
@@ -71,6 +73,25 @@ def test_a_node_that_is_killed_ends_the_other(tmp_path, digits, killed):
     assert "the same command on every node goes on" in lines[1]
     assert gone(below)
     nothing_half_written(run)
+
+
+def test_a_node_whose_rank_fails_ends_another_that_waits(tmp_path, digits):
+    """As collectives of NCCL do, which do not notice: they would wait for ten minutes."""
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    env = {"UNICL_PLUGINS": str(tmp_path / "plugin.py")}
+    loss = "loss={name: failing, step: 3, how: raise while the other hangs}"
+    file, port = recipe(tmp_path, digits), free_port()
+    nodes = [together(file, tmp_path / "run", port, rank, loss, env=env) for rank in (0, 1)]
+    below = set()
+    while nodes[1].poll() is None:
+        below.update(pid for node in nodes for pid in descendants(node.pid))
+        time.sleep(0.2)
+    (code_0, _, err_0), (code_1, _, err_1) = (ended(node, timeout=90) for node in nodes)
+    assert (code_0, code_1) == (1, 1)
+    assert "RuntimeError: the cat ate rank one" in err_1
+    assert "rank 1 of 2 failed (exit code 1)" in err_1
+    assert err_0.startswith(f"error: the 2 nodes lost each other at 127.0.0.1:{port}: another node has ended\n"), err_0
+    assert gone(below)
 
 
 def test_a_stop_at_one_node_stops_both(tmp_path, digits):

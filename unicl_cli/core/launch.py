@@ -79,7 +79,7 @@ def launched(
 
     os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // launch.processes)))
-    return start(launch, argv, logs, stop or StopFlag(), restarts)
+    return start(launch, argv, logs, stop, restarts)
 
 
 def cores() -> int:

@@ -11,13 +11,13 @@ from types import FrameType
 from typing import Any
 
 from torch.distributed import DistError
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
-from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError, RendezvousTimeoutError
 
 from unicl_cli.core.launch import ECHOES
-from unicl_cli.core.launch_nodes import meeting
+from unicl_cli.core.launch_nodes import MEET_SECONDS, meeting
 from unicl_cli.core.launch_plan import Launch
 from unicl_cli.core.stopping import AT_ONCE, HANGUP, StopFlag, heeded, leave, terminals
 from unicl_cli.errors import Stopped, UniclError
@@ -26,11 +26,12 @@ Untyped: Any = LocalElasticAgent  # its methods are decorated with what has no t
 EXPLAINED = (2, 3)  # a worker with these failed of what a user can mend; rank 0 says it itself
 STOPPED = 75
 LEAVE_SECONDS = 300
+LOST_SECONDS = 30  # for workers that may wait for one that has ended
 GOES_ON = "the same command goes on from the last checkpoint"
 EVERYWHERE = "see what the other nodes say; the same command on every node goes on from the last checkpoint"
 
 
-def start(launch: Launch, argv: Sequence[str], logs: Path | None, stop: StopFlag, restarts: int) -> int:
+def start(launch: Launch, argv: Sequence[str], logs: Path | None, stop: StopFlag | None, restarts: int) -> int:
     """Runs ``unicl *argv`` in the workers of ``launch``; the exit code of the one that failed first, or 0.
 
     When one fails of anything but a mistake of the user's, all are started again, ``restarts`` times.
@@ -42,7 +43,8 @@ def start(launch: Launch, argv: Sequence[str], logs: Path | None, stop: StopFlag
     ears = Ears()
     try:
         ears.listen()
-        stop.leave_early()  # what came before
+        if stop is not None:
+            stop.leave_early()  # what came before
         rendezvous = meeting(launch.nodes)
         speaks = int(launch.nodes.rank == 0)  # rank 0 alone has the terminal
         spec = WorkerSpec(
@@ -58,6 +60,8 @@ def start(launch: Launch, argv: Sequence[str], logs: Path | None, stop: StopFlag
         files = DefaultLogsSpecs(str(logs) if logs else None, dict.fromkeys(range(speaks, launch.processes), Std.ALL))
         return Agent(spec, files, launch, ears).outcome()
     except SignalException as ended:  # there was no worker yet
+        if stop is None:
+            return 128 + int(ended.sigval)
         raise Stopped("stopped before a step was made", "the same command goes on") from ended
 
 
@@ -107,11 +111,13 @@ class Agent(Untyped):
             lost, result = error, self.ended()
         if self.ears.heard is None:
             self.get_worker_group().spec.rdzv_handler.shutdown()  # the other nodes need not wait
-        if result is None or not (result.failures or result.return_values):
+        failures: Mapping[int, Any] = result.failures if result else {}
+        known = {STOPPED, *EXPLAINED} & {failure.exitcode for failure in failures.values()}
+        if not known and (lost is not None or result is None) and not (result and result.return_values):
             count, _, place = self.launch.nodes
             what = "did not meet" if not self.starts else "lost each other"
-            raise UniclError(f"the {count} nodes {what} at {place}: {lost}", EVERYWHERE, exit_code=1) from lost
-        return self.code(result.failures)
+            raise UniclError(f"the {count} nodes {what} at {place}: {reason(lost)}", EVERYWHERE, exit_code=1) from lost
+        return self.code(failures)
 
     def code(self, failures: Mapping[int, Any]) -> int:
         """The exit code for workers that ended like this."""
@@ -137,6 +143,10 @@ class Agent(Untyped):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result = super()._monitor_workers(worker_group)
+        several = self.launch.nodes.total > 1
+        if several and result.state == WorkerState.HEALTHY and worker_group.spec.rdzv_handler.is_closed():
+            self._shutdown_timeout = LOST_SECONDS
+            raise RendezvousClosedError
         if result.failures and self._remaining_restarts:
             if {failure.exitcode for failure in result.failures.values()} & {STOPPED, *EXPLAINED}:
                 self._remaining_restarts = 0
@@ -145,6 +155,13 @@ class Agent(Untyped):
                 said = f"{told(result.failures, self.launch)}; all start again from the last checkpoint"
                 sys.stderr.write(f"warning: {said} ({left} more restart{'' if left == 1 else 's'})\n")
         return result
+
+
+def reason(lost: Exception | None) -> str:
+    """Why nodes are apart, in the words of people."""
+    if isinstance(lost, RendezvousTimeoutError):
+        return f"not all came within {MEET_SECONDS} s"
+    return "another node has ended" if isinstance(lost, RendezvousClosedError | None) else "node 0 is gone"
 
 
 # -- whose fault it was -------------------------------------------------------------------------------------------

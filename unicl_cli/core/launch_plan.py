@@ -105,9 +105,8 @@ def present(environ: Mapping[str, str], names: Mapping[str, str]) -> dict[str, s
 def in_slurm(environ: Mapping[str, str], devices: str, gpus: Callable[[], int]) -> Launch:
     """One task per GPU: be a worker. One task per node that has several: start theirs."""
     step = slurm.step(environ)
-    alone_here = step.local_world == 1
-    count = processes(devices, gpus)[0] if alone_here else 1
-    if alone_here and count > 1:
+    count = processes(devices, gpus)[0] if step.world == step.nodes else 1
+    if count > 1:
         return Launch(
             "start", "srun, one task per node", count, Nodes(step.nodes, step.rank, f"{step.address}:{step.port}")
         )
