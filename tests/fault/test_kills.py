@@ -65,10 +65,10 @@ def killed(words, run, kind, rng):
 
 @pytest.mark.slow
 def test_killed_at_random_two_processes_end_in_the_same_weights(tmp_path, digits, record_property):
-    steps, rng = 60 * KILLS, random.Random(5)
+    steps, rng = 25 * KILLS, random.Random(5)
     file = recipe(tmp_path, digits, steps=steps, every=1, optimizer="adamw")
     two = ("--devices", "cpu:2", "-q")
-    done("train", file, "--run-dir", tmp_path / "whole", *two)
+    done("train", file, "checkpoint.every=1000", "--run-dir", tmp_path / "whole", *two)
     run = tmp_path / "run"
     words = ("train", file, "--run-dir", run, *two)
     kinds = [KINDS[number % len(KINDS)] for number in range(KILLS)]
