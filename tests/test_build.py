@@ -23,6 +23,7 @@ from unicl_cli.cli import main
 from unicl_cli.contracts import ClassName
 from unicl_cli.core import checkpoint
 from unicl_cli.data.corpus import Corpus
+from unicl_cli.data.transforms import Augment
 from unicl_cli.errors import UniclError
 from unicl_cli.load import DEFAULT, find_run, load_model, named
 from unicl_cli.recipe import load_text
@@ -126,6 +127,25 @@ def test_workers_are_none_on_a_cpu_unless_asked_for(recipe):
     assert worker_count(recipe(), torch.device("cpu"), 1) == 0
     assert worker_count(recipe("data.workers=3"), torch.device("cpu"), 1) == 3
     assert 0 <= worker_count(recipe(), torch.device("cuda"), 1) <= 8
+
+
+def test_the_device_does_what_the_loader_then_leaves_out(recipe):
+    wanted = ("data.views=2", "data.augment=[{name: strong, flip: 0.3}, {name: shift, noise: 0.1}]")
+    whole, shared = (build_data(recipe(*wanted, f"data.augment_on={place}")) for place in ("loader", "device"))
+    assert whole.late is None
+    assert shared.late is not None
+    for number, view in enumerate(whole.mix.strands[0].transform.views):
+        first = shared.mix.strands[0].transform.views[number].ops
+        assert first == Augment(crop=view.ops.crop)
+        assert shared.late.views[number]._replace(crop=first.crop) == view.ops
+
+
+def test_the_device_augments_all_corpora_alike(recipe, digits):
+    corpora = f"data.train=[{{corpus: {digits}}}, {{corpus: {digits}, augment: {{name: basic, %s}}}}]"
+    device = ("data.augment=basic", "data.augment_on=device", "batch.size=64")
+    assert build_data(recipe(corpora % "crop: [0.9, 1.0]", *device)).late
+    with pytest.raises(UniclError, match=r"data\.augment_on=device wants the same augmentation for all corpora"):
+        build_data(recipe(corpora % "flip: 0.0", *device))
 
 
 @pytest.mark.parametrize(("tokenizer", "length"), [("corpus", 32), ("clip", 77), ("classes", 1)])

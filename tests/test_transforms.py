@@ -11,8 +11,21 @@ import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from torchvision.transforms import v2
 
-from unicl_cli.data.transforms import PRESETS, TrainTransform, augment, eval_transform
+from unicl_cli.core.sampler import seed_of
+from unicl_cli.data.decoding import pixels
+from unicl_cli.data.pictures import decode
+from unicl_cli.data.transforms import (
+    PRESETS,
+    TrainTransform,
+    augment,
+    eval_transform,
+    picture_of,
+    random_box,
+    shrunk,
+    tensor_of,
+)
 
 RANDOM = [name for name in PRESETS if name != "none"]
 
@@ -163,3 +176,39 @@ def test_erasing_turns_one_rectangle_into_noise():
         shares.append(changed.float().mean().item())
     assert 0.01 < min(shares) < max(shares) < 0.36
     assert torch.equal(train("none", size=64, erase=0.0)(file.getvalue(), 0), torch.full((3, 64, 64), 128).byte())
+
+
+@pytest.mark.parametrize("share", [(0.5, 1.0), (0.08, 1.0), (1.0, 1.0)])
+def test_a_random_crop_is_the_one_that_torchvision_draws(share):
+    theirs = v2.RandomResizedCrop(8, scale=share)
+    sides = random.Random(0)
+    for seed in range(150):
+        height, width = sides.randint(1, 30 if seed % 3 else 600), sides.randint(1, 600)
+        torch.manual_seed(seed)
+        expected = theirs.make_params([torch.zeros(1, height, width)]), torch.rand(1)
+        torch.manual_seed(seed)
+        assert (random_box(height, width, share)._asdict(), torch.rand(1)) == expected, (height, width)
+
+
+@pytest.mark.parametrize(("height", "width"), [(327, 251), (375, 500), (120, 110), (224, 224), (30, 400), (300, 229)])
+def test_a_crop_resized_as_a_tensor_has_pillows_levels(height, width):
+    whole = pixels(encoded(520, 400, form="JPEG", quality=90))
+    crop = whole[:, 7 : 7 + height, 11 : 11 + width]
+    rows = picture_of(crop).resize((224, height), Image.Resampling.BICUBIC)  # Pillow 13 may take columns first
+    expected = tensor_of(rows.resize((224, 224), Image.Resampling.BICUBIC))
+    difference = (shrunk(crop, 224).int() - expected.int()).abs()
+    assert difference.max() <= 1
+    assert (difference > 0).float().mean() < 0.01
+    assert torch.equal(shrunk(crop.contiguous(), 224), shrunk(crop, 224)), "whatever the strides"
+
+
+def test_pillow_does_all_of_it_on_request():
+    data = encoded(90, 70, form="JPEG")
+    slow = TrainTransform(32, [augment("basic", {})], 0, decoder="pillow", resize="pillow")
+    crop = v2.RandomResizedCrop(32, scale=(0.5, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
+    flip = v2.RandomHorizontalFlip(0.5)
+    for draw in range(10):
+        torch.default_generator.manual_seed(seed_of(0, draw, 0))
+        expected = tensor_of(flip(crop(decode(data))))  # torchvision on a picture
+        assert torch.equal(slow(data, draw), expected)
+        assert (slow(data, draw).int() - train()(data, draw).int()).abs().max() <= 2
