@@ -152,6 +152,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file that is whole or absent."""
     with beside(path) as part:
         save_file(dict(tensors), part)
+        crash_point("half_written", path.parent)
         put(part, path)
 
 

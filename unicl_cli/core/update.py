@@ -74,6 +74,7 @@ class Updates:
         ahead: bool | None = None,
     ) -> None:
         self.module, self.clip, self.guard = module, clip, guard
+        self.parameters = list(module.parameters())  # once: walking through the modules takes as long as an update
         self.optimizer = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
         self.scaler = accelerator.scaler
         wanted = accelerator.device.type == "cuda" if ahead is None else ahead
@@ -94,7 +95,7 @@ class Updates:
         """The update of ``step``; raises Diverged where the guard has seen enough. All ranks call it."""
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        norm = get_total_norm(self.gradients())
+        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         judged = Judged(step, {**out, "grad_norm": full_tensor(norm)}, stop=stop, save=save)
         begun = bool(self.optimizer.state)  # a first update that is masked leaves SGD's momentum as it was allocated
         ahead = self.ahead and begun and self.guard.room() > len(self.open)
@@ -108,13 +109,10 @@ class Updates:
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.module.parameters() if p.grad is not None]
-
     def cut(self, norm: Tensor) -> None:
         """Gradients to at most ``clip``, all by one factor."""
         if self.clip is not None:
-            clip_grads_with_norm_(self.module.parameters(), self.clip, norm)
+            clip_grads_with_norm_(self.parameters, self.clip, norm)
 
     def move(self, skip: Tensor | None) -> None:
         """The optimizer's own step, left out on the device where ``skip`` is 1."""
