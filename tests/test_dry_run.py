@@ -3,18 +3,23 @@
 import json
 import subprocess
 import sys
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from unicl_cli.build import build_data, build_step, build_tokenizer
 from unicl_cli.cli import main
-from unicl_cli.jobs.dry_run import facts, shapes_of
-from unicl_cli.jobs.memory import Shape, activations, batch_of, flops, saved_bytes, states, unreal
+from unicl_cli.errors import UniclError
+from unicl_cli.jobs.dry_run import bytes_of, facts, shapes_of
+from unicl_cli.jobs.memory import Shape, batch_of, flops, states, step_bytes, step_bytes_in_parts, unreal
+from unicl_cli.jobs.micro import largest
 from unicl_cli.recipe import Recipe, dump, load_text
 
 CNN = "{name: cnn, width: 16, stages: 2}"
+SHAPE, LARGE = Shape(24, 1, 32, 16), Shape(96, 1, 64, 16)
 VIT = "{name: timm, model: vit_tiny_patch16_224, args: {depth: 3}}"
 
 
@@ -29,50 +34,99 @@ def recipe_of(corpus: Path, image: str = CNN, more: str = "", *, size: int = 32,
 
 @pytest.fixture
 def made(digits: Path):
-    """(step with shapes only, the same with numbers) of a recipe, for a number of chunks."""
+    """(step with shapes only, the same with numbers, tokenizer) of a recipe, for a number of chunks."""
 
     def make(recipe: Recipe, chunks: int = 1):
         data = build_data(recipe)
         tokenizer = build_tokenizer(recipe, data)
         real, _ = build_step(recipe, lambda: tokenizer, data.classes, chunks)
-        return shapes_of(recipe, data, lambda: tokenizer, chunks)[0], real.train()
+        return shapes_of(recipe, data, lambda: tokenizer, chunks)[0], real.train(), tokenizer
 
     return make
 
 
-def real_batch(shape: Shape):
-    batch = batch_of(shape)
+def real_batch(shape: Shape, tokenizer):
     rows = torch.arange(shape.rows)
-    images, tokens = torch.zeros_like(batch.images), torch.ones_like(batch.tokens)
-    return batch._replace(images=images, tokens=tokens, text_index=rows, labels=rows % 3, keys=rows % 3, draws=rows)
+    batch = batch_of(shape)._replace(text_index=rows, labels=rows % 3, keys=rows % 3, draws=rows)
+    return largest(batch._replace(images=torch.zeros_like(batch.images)), tokenizer)
 
 
-@pytest.mark.parametrize("image", [CNN, VIT])
-@pytest.mark.parametrize("loss", ["", "loss: clip", "loss: multitask"])
-def test_a_forward_without_numbers_keeps_what_a_real_one_keeps(made, digits: Path, image: str, loss: str):
-    fake, real = made(recipe_of(digits, image, loss))
-    shape = Shape(24, 1, 32, 16)
-    with unreal(fake):
-        found = activations(fake, fake, shape, 1)
-    batch = real_batch(shape)
-    assert found == pytest.approx(saved_bytes(real, lambda: real(batch)), rel=0.01)
-    assert found > 24 * 3 * 32 * 32 * 4, "more than the pictures as floats"
+def alive(recipe: Recipe, made, chunks: int = 1, shape: Shape = SHAPE, **how) -> int:
+    step, *_ = made(recipe, chunks)
+    return step_bytes(step, unreal(step), shape, **{"world": 1, "strategy": "ddp", "half": False, **how})
 
 
-def test_parts_that_are_recomputed_keep_less_and_the_smallest_part_least(made, digits: Path):
+@pytest.mark.parametrize(
+    ("image", "more"),
+    [(CNN, ""), (CNN, "loss: multitask"), (VIT, ""), (VIT, "parallel: {grad_checkpoint: true}")],
+)
+def test_a_step_without_numbers_takes_what_a_real_one_takes(made, digits: Path, image: str, more: str):
+    """Beside what torch's allocator gave and took back in a real step, the scratch of operations included."""
+    recipe = recipe_of(digits, image, more, size=64, batch=96)
+    _, real, tokenizer = made(recipe)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        batch = real_batch(LARGE, tokenizer)
+        real(batch)["loss"].backward()
+        del batch
+    given = sorted((e.start_ns(), e.nbytes()) for e in seen.profiler.kineto_results.events() if e.name() == "[memory]")
+    assert alive(recipe, made, 1, LARGE) == pytest.approx(max(accumulate(size for _, size in given)), rel=0.1)
+
+
+def test_parts_and_recomputed_blocks_take_less_and_the_smallest_part_least(made, digits: Path):
+    for image, blocks in ((CNN, 0.95), (VIT, 0.7)):
+        recipe = recipe_of(digits, image, size=64, batch=96)
+        sizes = [alive(recipe, made, chunks, LARGE) for chunks in (1, 2, 6)]
+        assert sizes[0] > 1.3 * sizes[1] > 1.3 * sizes[2]
+        recomputed = recipe_of(digits, image, "parallel: {grad_checkpoint: true}", size=64, batch=96)
+        assert alive(recomputed, made, 1, LARGE) < blocks * sizes[0]
+
+
+def test_many_parts_are_estimated_from_few(made, digits: Path):
     recipe = recipe_of(digits)
-    shape = Shape(24, 1, 32, 16)
-    sizes: list[int] = []
-    for chunks in (1, 2, 6):
-        step, whole = made(recipe, chunks)[0], made(recipe)[0]
-        with unreal(step, whole):
-            sizes.append(activations(step, whole, shape, chunks))
-    assert sizes[0] > 1.5 * sizes[1] > 2 * sizes[2]
+
+    def make(rows: int) -> int:
+        return alive(recipe, made, -(-rows // 4), Shape(rows, 1, 32, 16))
+
+    seen: list[int] = []
+    guess = step_bytes_in_parts(lambda rows: (seen.append(rows), make(rows))[1], 48, 4)
+    assert seen == [8, 12]
+    assert guess == pytest.approx(make(48), rel=0.05)
+    assert step_bytes_in_parts(make, 10, 4) == make(10)
+
+
+def test_16_bits_and_other_processes_count(made, digits: Path):
+    recipe = recipe_of(digits, VIT, size=64, batch=96)
+    whole, half = (alive(recipe, made, 1, LARGE, half=half) for half in (False, True))
+    assert 0.45 * whole < half < 0.8 * whole
+    four, many = (alive(recipe, made, 24, LARGE, world=world) for world in (4, 256))
+    assert many - four > 252 * 96 * 32 * 4, "the features of the other processes"
+    assert alive(recipe, made, 24, LARGE, world=4, strategy="fsdp2") > four, "whole blocks that come and go"
+
+
+def test_what_fits_a_card_is_said(digits: Path):
+    recipe = recipe_of(digits, size=64, batch=96)
+    total = facts(recipe, Path("run"), 1)["memory"]["total"]
+    assert "micro_that_fits" not in facts(recipe, Path("run"), 1)
+    rows = [facts(recipe, Path("run"), 1, card)["micro_that_fits"] for card in (2 * total, total / 2, 2**20)]
+    assert rows[0] == 96
+    assert rows[1] in (12, 24, 48)
+    assert rows[2] is None, "not even one row"
+    norm = recipe_of(digits, "{name: timm, model: resnet18}", size=64, batch=96)
+    assert facts(norm, Path("run"), 1, 2**28)["micro_that_fits"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_"), [("24GiB", 24 * 2**30), ("24 GB", 24e9), ("1.5", 1.5 * 2**30), ("9m", 9e6)]
+)
+def test_amounts_of_memory(text: str, bytes_: float):
+    assert bytes_of(text) == bytes_
+    with pytest.raises(UniclError, match="is no amount of memory"):
+        bytes_of(f"x{text}")
 
 
 def test_states_are_sixteen_bytes_a_parameter_and_fsdp2_shares_them(made, digits: Path):
     recipe = recipe_of(digits)
-    step, _ = made(recipe)
+    step, *_ = made(recipe)
     count = sum(p.numel() for p in step.parameters())
     assert sum(states(recipe, step, 1).values()) == 16 * count
     assert sum(states(recipe, step, 2).values()) == pytest.approx(8 * count, abs=8)
@@ -82,16 +136,16 @@ def test_states_are_sixteen_bytes_a_parameter_and_fsdp2_shares_them(made, digits
         "optimizer": 4 * count,
         "ema": 4 * count,
     }
-    frozen, _ = made(recipe_of(digits, CNN.replace("}", ", freeze: true}")))
+    frozen, *_ = made(recipe_of(digits, CNN.replace("}", ", freeze: true}")))
     trained = sum(p.numel() for p in frozen.parameters() if p.requires_grad)
     assert sum(states(recipe, frozen, 1).values()) == 4 * count + 12 * trained
 
 
 @pytest.mark.parametrize(
-    ("model", "gmacs"), [("resnet50", 4.09), ("swin_tiny_patch4_window7_224", 4.49), ("vit_base_patch16_224", 17.56)]
-)
+    ("model", "gmacs"), [("resnet50", 4.09), ("swin_tiny_patch4_window7_224", 4.49), ("vit_base_patch16_224", 16.64)]
+)  # timm says 17.56 for this ViT: its last block is computed for the class token alone here
 def test_flops_are_twice_the_published_multiply_adds(made, digits: Path, model: str, gmacs: float):
-    step, _ = made(recipe_of(digits, f"{{name: timm, model: {model}}}", size=224))
+    step, *_ = made(recipe_of(digits, f"{{name: timm, model: {model}}}", size=224))
     with unreal(step):
         assert flops(step, Shape(2, 1, 224, 16))["picture"] / 2e9 == pytest.approx(gmacs, rel=0.02)
 
@@ -120,6 +174,7 @@ def test_a_model_that_needs_a_real_batch_has_no_estimate_and_the_reason(made, di
 
 MEASURE = """
 import sys
+from itertools import accumulate
 from pathlib import Path
 import torch
 from test_dry_run import Shape, build_data, build_step, build_tokenizer, real_batch

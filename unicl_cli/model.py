@@ -25,7 +25,8 @@ def chunked(run: Encode, x: Tensor, chunks: int) -> tuple[Tensor, ...]:
     if chunks == 1 or not torch.is_grad_enabled():
         return run(x)
     short = max(0, chunks - len(x))  # fewer rows than chunks: repeat a row, drop its output
-    parts = torch.cat([x, x[-1:].expand(short, *x.shape[1:])]).tensor_split(chunks)
+    enough = torch.cat([x, x[-1:].expand(short, *x.shape[1:])]) if short else x
+    parts = enough.tensor_split(chunks)
     outs = [checkpoint(run, part, use_reentrant=False) for part in parts]
     return tuple(torch.cat(column)[: len(x)] for column in zip(*outs, strict=True))
 

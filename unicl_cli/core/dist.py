@@ -204,6 +204,11 @@ def full_tensor(x: Tensor) -> Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
+def local_part(x: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, any other as it is."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
 def shard_like(value: Tensor, like: Tensor) -> Tensor:
     """The whole ``value``, sharded as ``like`` is if it is."""
     return distribute_tensor(value, like.device_mesh, like.placements) if isinstance(like, DTensor) else value

@@ -2,7 +2,7 @@
 
 import contextlib
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from unicl_cli.contracts import Batch, Model
-from unicl_cli.core.dist import pretended, shard
+from unicl_cli.core.dist import local_part, pretended, shard
 from unicl_cli.core.loop import Step
 from unicl_cli.recipe import Recipe
 
@@ -69,12 +69,15 @@ def _twin(tensor: Tensor) -> Tensor:
 
 
 class Ledger(TorchDispatchMode):
-    """Bytes of the storages that operations inside make, as long as they live: ``now``, and ``most`` at once."""
+    """Bytes of the storages that operations inside make, as long as they live: ``now``, and ``most`` at once.
 
-    def __init__(self) -> None:
+    Those of ``known`` tensors are not counted, under whatever view.
+    """
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
         self.now = self.most = 0
-        self.sizes: dict[int, int] = {}
+        self.sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}  # pyright: ignore[reportPrivateUsage]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -119,9 +122,9 @@ def step_bytes(step: Step, mode: FakeTensorMode, shape: Shape, *, world: int, st
     """
     apart = world > 1 and strategy == "ddp"  # DDP has a place for every gradient all the time
     hooks = [p.register_post_accumulate_grad_hook(_forget) for p in step.parameters() if p.requires_grad and apart]
-    ledger = Ledger()
     with pretended(world):
         module = shard(step, "cpu") if world > 1 and strategy == "fsdp2" else step
+        ledger = Ledger(local_part(x) for x in (*module.parameters(), *module.buffers()))
         with mode, ledger, ledger.resizes(), torch.autocast("cpu", torch.bfloat16, enabled=half):
             loss = module(batch_of(shape))["loss"]
             with torch.autocast("cpu", enabled=False):
