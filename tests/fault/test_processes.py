@@ -17,7 +17,7 @@ from launching import begun, ended, furthest, same, until_step
 
 from unicl_cli.build import build_data, build_optimizer, build_step, build_tokenizer
 from unicl_cli.core import checkpoint
-from unicl_cli.core.dist import barrier, rank, shard, world_size
+from unicl_cli.core.dist import bare, barrier, rank, shard, world_size
 from unicl_cli.core.launch import start_accelerator
 from unicl_cli.core.loop import Plan, fit, freeze_idle
 from unicl_cli.core.schedule import lr_at
@@ -38,6 +38,9 @@ CASES = {  # name -> changes of the recipe
     "unicl tile": {"loss": {"name": "unicl", "tile": 3}},
     "unicl adamw": {"optim": {"name": "adamw", "lr": 1e-3}},
     "unicl cbow": {"model": {"text": {"name": "cbow", "width": 16}}},
+    "unicl packed": {"batch": {"size": 120}},  # so many texts that a rank packs them
+    "unicl looked up": {"model": {"text": {**MODEL["text"], "freeze": True}}},
+    "unicl looked up micro": {"model": {"text": {**MODEL["text"], "freeze": True}}, "batch": {"size": 12, "micro": 2}},
     "clip": {"loss": "clip"},
     "ce": {"loss": "ce", "model": {"text": None}, "data": {"mix": {"labels": 1.0}}},
     "ce on a mix": {"loss": "ce", "model": {"text": None}},
@@ -66,7 +69,7 @@ class Losses:
         self.rows = {}
 
     def log(self, step, values):
-        self.rows[step] = {k: v for k, v in values.items() if k not in ("img_s", "data_frac", "eta_s")}
+        self.rows[step] = {k: v for k, v in values.items() if k not in ("img_s", "data_frac", "mem_gb", "eta_s")}
 
     def close(self):
         pass
@@ -88,9 +91,10 @@ class Training:
         sharded = strategy == "fsdp2" and world_size() > 1
         self.step = shard(step) if sharded else self.accelerator.prepare(step)
         self.optimizer = self.accelerator.prepare(build_optimizer(self.recipe, self.step))
+        bare(self.step).model.remember_texts()  # where the tower is frozen
 
     def batches(self, step, start, end):
-        return stream(self.recipe, self.data, self.tokenizer, step, start, end, 0, pin=False)
+        return stream(self.recipe, self.data, self.tokenizer, step, start, end, 0)
 
     def run(self, start=0, end=6):
         lr = partial(lr_at, name="cosine", peak=self.recipe.optim.lr, warmup=2, steps=6, floor=0.0)

@@ -20,9 +20,14 @@ def switched(model: nn.Module, *, pack_texts: bool, channels_last: bool) -> None
 def compile_units(step: nn.Module) -> int:
     """Compiles each block of the towers at its first call, in place: no name changes. How many are there?
 
-    Blocks of a kind share one compilation, which a whole tower's would not; losses and collectives stay outside.
+    Blocks of a kind share one compilation, which a whole tower's would not; losses and collectives stay outside. Sizes
+    that change with every batch of texts are left open, so that no step compiles again.
     """
-    units = {id(unit): unit for module in step.modules() for unit in getattr(cast("Any", module), "units", ())}
-    for unit in units.values():
-        unit.compile()
+    units = {
+        id(unit): (unit, hasattr(module, PACKS))
+        for module in step.modules()
+        for unit in getattr(cast("Any", module), "units", ())
+    }
+    for unit, of_texts in units.values():
+        unit.compile(dynamic=True if of_texts else None)
     return len(units)

@@ -62,7 +62,7 @@ def zeroshot_classifier(
         same[tuple(own)].append(label)
         for prompt in own:
             owners[prompt].append(label)
-    texts = sorted(owners, key=len)
+    texts = sorted(owners, key=lambda text: (len(text.split()), text))  # a tower packs beginnings that texts share
     if not texts:
         raise ValueError("a classifier needs at least one class and one template")
     sums, cut = torch.empty(0), 0
