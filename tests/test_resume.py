@@ -104,7 +104,7 @@ def facts(run, step):
 
 def same(one, other):
     a, b = (load_file(Path(run, "model.safetensors")) for run in (one, other))
-    drop = ("time", "img_s", "data_frac", "eta_s")
+    drop = ("time", "img_s", "data_frac", "mem_gb", "eta_s")
     rows = [[{k: v for k, v in row.items() if k not in drop} for row in lines(run)] for run in (one, other)]
     return all(torch.equal(a[name], b[name]) for name in a) and rows[0] == rows[1]
 
@@ -225,3 +225,12 @@ def test_samples_tokens_and_the_best_figure_are_counted_through_cuts(unicl, digi
     assert one["samples"] == 180
     assert one["best"] == other["best"] != None  # noqa: E711
     assert Path("whole/checkpoints/best").read_text() == Path("again/checkpoints/best").read_text()
+
+
+@pytest.mark.slow
+def test_loader_workers_and_the_way_of_saving_change_no_bit(unicl):
+    """Cut and gone on with another number of workers each time, in a process of its own."""
+    assert unicl("whole", spiking(99), "steps=12", "data.workers=0")[0] == 0
+    assert unicl("cut", spiking(99), "steps=12", "data.workers=1", crash="before_latest:step-00000010")[0] == 9
+    assert unicl("cut", spiking(99), "steps=12", "data.workers=2", "checkpoint.asynchronous=false")[0] == 0
+    assert same("whole", "cut")

@@ -122,7 +122,7 @@ def test_every_logged_line_has_the_names_of_the_contract(recipe, unicl):
     for row in rows:
         assert row.keys() >= {
             *("time", "samples", "loss", "loss_per_image", "loss_per_text", "excess_loss", "lr", "logit_scale"),
-            *("grad_norm", "img_s", "data_frac", "label_share", "unique_text", "padding"),
+            *("grad_norm", "img_s", "data_frac", "mem_gb", "label_share", "unique_text", "padding"),
         }
         assert row["samples"] == 12 * row["step"]
         assert row["label_share"] == 0.5

@@ -38,7 +38,7 @@ class Sink:
 
     def log(self, step, values):
         assert step not in self.rows
-        self.rows[step] = {k: repr(v) for k, v in values.items() if k not in ("img_s", "data_frac", "eta_s")}
+        self.rows[step] = {k: repr(v) for k, v in values.items() if k not in ("img_s", "data_frac", "mem_gb", "eta_s")}
 
     def close(self):
         pass

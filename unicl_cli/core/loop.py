@@ -13,6 +13,7 @@ from unicl_cli.contracts import Loss, Model, Sink
 from unicl_cli.core.dist import bare, mean_over_ranks, rank, sum_over_ranks, world_size
 from unicl_cli.core.guard import BadSteps
 from unicl_cli.core.hosted import to_device
+from unicl_cli.core.memory import taken
 from unicl_cli.core.sampler import seed_of
 from unicl_cli.core.update import Judged, Updates
 
@@ -120,10 +121,10 @@ def after_step(step_module: nn.Module) -> None:
 
 
 class Pace:
-    """Where the time goes: images/s, the share spent waiting for data, the time left."""
+    """What a step takes: images/s, the share spent waiting for data, the time left, memory."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, steps: int, device: torch.device) -> None:
+        self.steps, self.device = steps, device
         self.recent: deque[float] = deque(maxlen=200)
         self.images, self.waited, self.spent = 0, 0.0, 0.0
 
@@ -137,6 +138,7 @@ class Pace:
     def line(self, step: int) -> dict[str, float]:
         """Figures since the last line, of this rank; ``eta_s`` only after 20 steps."""
         values = {"img_s": self.images / max(self.spent, 1e-9), "data_frac": self.waited / max(self.spent, 1e-9)}
+        values["mem_gb"] = taken(self.device) / 1e9
         if len(self.recent) >= 20:
             values["eta_s"] = sum(self.recent) / len(self.recent) * (self.steps - step)
         self.images, self.waited, self.spent = 0, 0.0, 0.0
@@ -174,7 +176,7 @@ def fit(
     is not finite is left out on all ranks, logged, and has no ``after``; too many of them raise Diverged.
     A line is of its own step, not a mean since the last one, so that it is the same wherever a run was cut.
     """
-    guard, pace = plan.guard or BadSteps(), Pace(plan.steps)
+    guard, pace = plan.guard or BadSteps(), Pace(plan.steps, accelerator.device)
     updates = Updates(step_module, optimizer, accelerator, clip=plan.grad_clip, guard=guard, ahead=plan.ahead)
     began = time.perf_counter()
     for step, batch in batches:
@@ -208,7 +210,7 @@ def log(sink: Sink, one: Judged, batch: Any, plan: Plan, pace: Pace | None) -> N
     """The line of a step, with its own ``batch`` and ``pace`` if that is still there; all ranks call it."""
     facts = plan.describe(batch) if plan.describe is not None and pace is not None else {}
     figures = pace.line(one.step + 1) if pace is not None else {}
-    slowest = {name: figures.pop(name) for name in ("data_frac",) if name in figures}
+    slowest = {name: figures.pop(name) for name in ("data_frac", "mem_gb") if name in figures}
     values = mean_over_ranks({**one.values, **facts}, slowest)
     if rank() == 0:
         seen = (one.step + 1) * rows_of(batch) * world_size()

@@ -28,6 +28,7 @@ FIELDS = (  # what a console line carries: key, label, format
     ("grad_norm", "gnorm", "{:.2f}"),
     ("img_s", "img/s", "{:.0f}"),
     ("data_frac", "data", "{:.0%}"),
+    ("mem_gb", "mem", "{:.1f}G"),
     ("unique_text", "uniq-text", "{:.0%}"),
     ("label_share", "label", "{:.0%}"),
     ("padding", "pad", "{:.0%}"),
