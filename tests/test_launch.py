@@ -83,6 +83,7 @@ def test_a_failure_on_another_node_is_named_without_a_traceback_of_this_one(caps
 def test_what_rank_zero_has_said_is_only_passed_on(code, capsys):
     assert blamed(failure(code, "UniclError: x"), killed(15, timestamp=1)) == code
     assert blamed(failure(code, "UniclError: x"), failure(code, "UniclError: x", timestamp=1)) == code
+    assert blamed(failure(-15, "UniclError: x"), failure(code, "UniclError: x")) == code, "killed after its last word"
     assert capsys.readouterr().err == ""
 
 

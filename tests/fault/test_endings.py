@@ -59,6 +59,17 @@ def test_a_signal_stops_all_with_a_checkpoint(tmp_path, digits, number, more):
     nothing_half_written(run)
 
 
+def test_what_nohup_has_silenced_stops_nobody(tmp_path, digits):
+    run, file = tmp_path / "run", recipe(tmp_path, digits, steps=100000)
+    nohup = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh", *UNICL)
+    process = begun("train", file, "--run-dir", run, *TWO, command=nohup)
+    until_step(process, run, 1)
+    process.send_signal(signal.SIGHUP)
+    until_step(process, run, steps_of(run)[-1] + 20)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 75
+
+
 def test_a_terminal_that_closes_stops_all_with_a_checkpoint(tmp_path, digits):
     """Without --quiet: the last lines are written to a terminal that is gone."""
     run, file = tmp_path / "run", recipe(tmp_path, digits, steps=100000)
@@ -108,7 +119,7 @@ def test_when_the_launcher_is_killed_its_workers_write_a_checkpoint_and_end(tmp_
     assert len(below) >= 4
     process.kill()
     _, _, err = ended(process)
-    assert gone(below)
+    assert gone(below, seconds=35)
     assert "Traceback" not in err
     assert "gloo" not in err
     assert (run / "checkpoints/latest").read_text() == f"step-{steps_of(run)[-1]:08d}"

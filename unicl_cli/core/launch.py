@@ -26,7 +26,8 @@ MPI = (
     "MV2_COMM_WORLD_RANK",
 )
 """What accelerate takes for a group of processes, too."""
-ORPHAN_SECONDS = 5
+ORPHAN_SECONDS = 30
+PEER_SECONDS = 5
 ECHOES = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "DistNetworkError")
 """In the message of a process that failed because another one did."""
 
@@ -102,6 +103,8 @@ def recorded(work: Callable[[], None]) -> None:
     except UniclError as error:
         if LAUNCHER not in os.environ and is_peer() and not isinstance(error, Stopped):  # nobody else would say it
             sys.stderr.write(f"rank {os.environ['RANK']}: {plain(error.message)}\n")
+        if LAUNCHER in os.environ and is_peer() and not isinstance(error, Stopped):
+            time.sleep(PEER_SECONDS)  # rank 0 says it for all; were a peer the first to end, it would be said twice
         raise
     except Exception as error:
         echo = any(word in str(error) for word in ECHOES)

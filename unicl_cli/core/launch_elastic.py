@@ -27,6 +27,7 @@ EXPLAINED = (2, 3)  # a worker with these failed of what a user can mend; rank 0
 STOPPED = 75
 LEAVE_SECONDS = 300
 LOST_SECONDS = 30  # for workers that may wait for one that has ended
+MISTAKE = "UniclError: "
 GOES_ON = "the same command goes on from the last checkpoint"
 EVERYWHERE = "see what the other nodes say; the same command on every node goes on from the last checkpoint"
 
@@ -72,6 +73,8 @@ class Ears:
         self.heard: int | None = None
         self.terminals = terminals()
         self.heeded = list(heeded("SIGQUIT"))
+        # torch takes these when it starts workers; by default it would hear what nohup has silenced
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(number.name for number in self.heeded)
         self.workers: list[int] = []
 
     def listen(self) -> None:
@@ -199,7 +202,11 @@ def blame(failures: Mapping[int, Any], launch: Launch) -> int:
     _, failure = first_of(failures)
     if failure.exitcode not in EXPLAINED:
         raise UniclError(told(failures, launch), EVERYWHERE if launch.nodes.total > 1 else GOES_ON, exit_code=1)
-    if 0 in failures and failures[0].exitcode in EXPLAINED:
-        return int(failure.exitcode)
-    message = failure.message["message"] if isinstance(failure.message, dict) else str(failure.message)
-    raise UniclError(message.removeprefix("UniclError: "), exit_code=failure.exitcode)
+    if 0 in failures and (failures[0].exitcode in EXPLAINED or words(failures[0]).startswith(MISTAKE)):
+        return int(failure.exitcode)  # it was killed in its last moment, perhaps
+    raise UniclError(words(failure).removeprefix(MISTAKE), exit_code=failure.exitcode)
+
+
+def words(failure: Any) -> str:
+    """What a rank has left of its exception."""
+    return str(failure.message["message"] if isinstance(failure.message, dict) else failure.message)

@@ -73,6 +73,8 @@ def meeting(nodes: Nodes) -> Numbered:
     """The place where the nodes meet, held by node 0; a single node meets itself at a free port."""
     host, _, port = (nodes.rendezvous or "localhost:0").rpartition(":")
     first = nodes.rank == 0
+    if first and nodes.rendezvous:
+        check_own(host.strip("[]"), int(port))
     address = host.strip("[]") if first else own_address(host.strip("[]"), int(port))
     parameters = RendezvousParameters(
         backend="c10d",
@@ -93,6 +95,23 @@ def meeting(nodes: Nodes) -> Numbered:
             f"--rdzv {nodes.rendezvous}: {error.__cause__}", "take the address of node 0, and another port"
         ) from error
     return Numbered(create_handler(store, backend, parameters), nodes, address)
+
+
+def check_own(host: str, port: int) -> None:
+    """Raises UniclError unless ``host`` leads to this machine and the port is free: torch would try for ten minutes."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        with (
+            socket.create_server(("", port), family=family, dualstack_ipv6=both),
+            socket.create_connection((host, port), timeout=10),
+        ):
+            pass
+    except OSError as error:
+        raise UniclError(
+            f"--rdzv {host}:{port}: {error.strerror or error}",
+            "take an address of node 0, where this is, and a free port",
+        ) from error
 
 
 def own_address(host: str, port: int) -> str:
