@@ -308,6 +308,7 @@ def test_the_resolved_recipe_has_every_default():
     [
         *(("run_dir=x", True), ("log.every=3", True), ("data.workers=3", True), ("checkpoint.keep=1", True)),
         *(("parallel.strategy=ddp", True), ("optim.lr=5e-4", True), ("loss.terms=[image, text]", True)),
+        *(("batch.micro=3", True), ("parallel.grad_checkpoint=true", True), ("batch.size=6", False)),
         *(("data.decoder=pillow", True), ("data.resize=pillow", False), ("data.augment_on=device", False)),
         *(("seed=1", False), ("optim.lr=6e-4", False), ("data.train.0.corpus=d", False), ("loss.tile=9", False)),
     ],
