@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unicl_cli.contracts import Features, LogitScale, Tower
 from unicl_cli.core.bank import Bank, bank_of
+from unicl_cli.core.hosted import parts_of
 from unicl_cli.errors import UniclError
 
 NO_TOWER = "texts are to be encoded, but the model has no text tower (model.text is null)"
@@ -24,10 +25,7 @@ def chunked(run: Encode, x: Tensor, chunks: int) -> tuple[Tensor, ...]:
     """
     if chunks == 1 or not torch.is_grad_enabled():
         return run(x)
-    short = max(0, chunks - len(x))  # fewer rows than chunks: repeat a row, drop its output
-    enough = torch.cat([x, x[-1:].expand(short, *x.shape[1:])]) if short else x
-    parts = enough.tensor_split(chunks)
-    outs = [checkpoint(run, part, use_reentrant=False) for part in parts]
+    outs = [checkpoint(run, part, use_reentrant=False) for part in parts_of(x, chunks)]  # a repeated row's is dropped
     return tuple(torch.cat(column)[: len(x)] for column in zip(*outs, strict=True))
 
 

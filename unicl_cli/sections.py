@@ -259,7 +259,7 @@ class Checkpoint(Section):
 
 
 class Parallel(Section):
-    """How several processes share the model."""
+    """How the machine computes: processes, memory against time, what is faster; changes no number."""
 
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
     """auto = ddp."""
