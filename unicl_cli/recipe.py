@@ -249,7 +249,7 @@ def _at(data: Any, loc: Loc) -> Any:
 
 
 def numbers(recipe: Recipe) -> dict[str, Any]:
-    """What a run's numbers depend on: all but run_dir, log, data.workers, batch.micro, checkpoint, parallel."""
+    """What a run's numbers depend on: not run_dir, log, checkpoint, parallel, nor workers, decoder and batch.micro."""
     whole = as_mapping(recipe)
     del whole["data"]["workers"], whole["data"]["decoder"], whole["batch"]["micro"]
     return {key: value for key, value in whole.items() if key not in ("run_dir", "log", "checkpoint", "parallel")}
