@@ -39,6 +39,18 @@ unicl recipes diff quickstart digits-ce   # which keys differ
 """
 
 
+TOWER = (
+    "| key | value | default | meaning |",
+    "|---|---|---|---|",
+    "| `freeze` | true \\| false \\| `all` \\| `{unlock: N}` | `false` | true: the tower, all: and its projection, "
+    "unlock: all but its last N blocks |",
+    "| `lr_scale` | number ≥ 0 | `1.0` | times the learning rate |",
+    "| `layer_decay` | number > 0, ≤ 1 | `1.0` | times that for each block below the top |",
+    "| `lora` | `{rank: 8, alpha: 16.0, dropout: 0.0, targets: auto}` | `null` | adapters learn, the tower is frozen; "
+    "targets: names of layers, or every Linear layer of the blocks |",
+)
+
+
 def kind_of(item: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
     """A JSON schema node as people write it: `int > 0`, `a | b`, `list of int`."""
     if "$ref" in item:
@@ -131,7 +143,10 @@ def recipes_page() -> str:
         lines += ["", f"## {title}", "", "| name | what it is | options |", "|---|---|---|", *parts(kind)]
     lines += [
         "",
-        "A tower also takes `freeze: true | false` and `lr_scale: number`. More parts come from [plugins](plugins.md).",
+        "A tower, whoever made it, also takes these keys ([fine-tuning](finetuning.md)); more parts come from "
+        "[plugins](plugins.md).",
+        "",
+        *TOWER,
     ]
     lines += ["", "## Shipped recipes", "", "| name | what it is |", "|---|---|"]
     lines += [f"| `{name}` | {about(name)} |" for name in builtin_names()]
