@@ -234,3 +234,9 @@ def test_loader_workers_and_the_way_of_saving_change_no_bit(unicl):
     assert unicl("cut", spiking(99), "steps=12", "data.workers=1", crash="before_latest:step-00000010")[0] == 9
     assert unicl("cut", spiking(99), "steps=12", "data.workers=2", "checkpoint.asynchronous=false")[0] == 0
     assert same("whole", "cut")
+
+
+def test_a_checkpoint_that_is_due_by_the_clock_comes_at_the_next_step(unicl):
+    more = ["steps=4", "checkpoint.every=1000", "checkpoint.minutes=1e-9"]
+    assert unicl("run", spiking(99), *more)[0] == 0
+    assert [p.name[-1] for p in sorted(Path("run/checkpoints").glob("step-*"))] == ["1", "2", "3", "4"]
