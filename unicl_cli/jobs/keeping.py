@@ -136,6 +136,10 @@ class Keeper:
 
     def restore(self, facts: Mapping[str, Any]) -> None:
         """What `facts` said when they were written."""
+        missing = {"offset", "best", "tokens", "guard", "scaler"} - facts.keys()
+        if missing:
+            message = f"the checkpoint of step {facts['step']} was written by an earlier unicl: no {sorted(missing)[0]}"
+            raise UniclError(message, "start a new run with --run-dir")
         self.offset, self.best = int(facts["offset"]), facts["best"]
         self.tokens_before = int(facts["tokens"])
         self.tokens.zero_()
