@@ -4,6 +4,7 @@ import os
 import signal
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from test_loader import TEMPLATES, assert_same, corpus, strands
@@ -47,13 +48,13 @@ def run(parts, tokenizer, workers, **options):
     return list(batches(mix, draws, tokenizer, workers=workers, **fixed))
 
 
-@pytest.mark.parametrize("by_pipe", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("size", [1, 7, 15, 30, 100])
-def test_a_batch_is_the_same_from_chunks_of_any_size(parts, tokenizer, size, by_pipe):
+def test_a_batch_is_the_same_from_chunks_of_any_size(parts, tokenizer, size, shared):
     mix, draws = draws_of(parts)
     places = ChunkedDraws(draws, size)
     assert len(list(places)) == len(places) == 3 * places.in_a_batch
-    made = map(Chunks(mix, by_pipe=by_pipe).__getitem__, places)
+    made = map(Chunks(mix, shared=shared).__getitem__, places)
     for (_, whole), at in zip(run(parts, tokenizer, 0), draws, strict=True):
         drawn, images = joined(islice(made, places.in_a_batch), SIZE, pin_memory=False)
         batch = collate(drawn, images, tokenizer=tokenizer, caption_targets="text_hash", extra=Extra([seen]))
@@ -93,13 +94,28 @@ def test_what_is_kept_ready_is_bounded_by_its_bytes_and_by_shared_memory():
     chunk = 128 * 3 * 224 * 224
     for workers in (1, 2, 8, 64):
         way = supply(chunk, workers, None)
-        assert not way.by_pipe
+        assert way.shared
         assert way.chunks == 2 or way.chunks * workers * chunk <= AHEAD
     assert supply(1000, 4, None).chunks == 16
-    assert supply(chunk, 8, 64_000_000 * 3 // 4) == Supply(3, by_pipe=True), "a container's shared memory"
-    assert supply(chunk, 8, 3 * 8 * chunk) == Supply(2, by_pipe=False)
-    assert supply(chunk, 8, 3 * 8 * chunk - 1).by_pipe
+    assert supply(chunk, 8, 64_000_000 * 3 // 4) == Supply(3, shared=False), "a container's shared memory"
+    assert supply(chunk, 8, 3 * 8 * chunk) == Supply(2, shared=True)
+    assert not supply(chunk, 8, 3 * 8 * chunk - 1).shared
     assert supply(chunk, 2, 10**11) == supply(chunk, 2, None)
+
+
+def test_a_chunk_for_which_shared_memory_is_lacking_takes_the_pipe(parts, monkeypatch):
+    mix, draws = draws_of(parts)
+    places = next(iter(draws))
+    whole = Chunks(mix, shared=True)[places]
+    assert whole.images.is_shared()
+
+    def full(self):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    other = Chunks(mix, shared=True)[places]
+    assert isinstance(other.images, np.ndarray)
+    assert np.array_equal(other.images, whole.images.numpy())
 
 
 def test_processes_of_one_machine_share_its_shared_memory(monkeypatch):

@@ -47,8 +47,8 @@ class Chunks(Dataset["Chunk | UniclError"]):
     Gives a UniclError back where the mix raises it: torch would bury its one line in a worker's traceback.
     """
 
-    def __init__(self, mix: Mix, *, by_pipe: bool) -> None:
-        self.mix, self.by_pipe = mix, by_pipe
+    def __init__(self, mix: Mix, *, shared: bool) -> None:
+        self.mix, self.shared = mix, shared
 
     def __getitem__(self, places: Sequence[At]) -> Chunk | UniclError:
         try:
@@ -57,7 +57,18 @@ class Chunks(Dataset["Chunk | UniclError"]):
             return error
         images = torch.stack([row.image for row in drawn])
         rows = [(*row[:3], *row[4:]) for row in drawn]
-        return Chunk(images.numpy() if self.by_pipe else images, rows)
+        return Chunk(shared_or_not(images) if self.shared else images.numpy(), rows)
+
+
+def shared_or_not(images: Tensor) -> Tensor | NDArray[np.uint8]:
+    """In shared memory; where others have filled it meanwhile, an array, which a pipe takes.
+
+    Left to torch, the lack would be met in a thread of the worker, and the trainer would wait forever.
+    """
+    try:
+        return images.share_memory_()
+    except RuntimeError:
+        return images.numpy()
 
 
 class ChunkedDraws:
@@ -80,10 +91,10 @@ class ChunkedDraws:
 
 
 class Supply(NamedTuple):
-    """How workers hand over: chunks that each has ready, and whether by a pipe instead of shared memory."""
+    """How workers hand over: chunks that each has ready, and whether by shared memory or by a pipe."""
 
     chunks: int
-    by_pipe: bool
+    shared: bool
 
 
 def chunk_rows(rows: int, workers: int) -> int:
@@ -98,9 +109,9 @@ def supply(chunk: int, workers: int, free: int | None) -> Supply:
     """
     ready = max(2, min(MOST_AHEAD, AHEAD // max(1, chunk * workers)))
     if free is None:
-        return Supply(ready, by_pipe=False)
+        return Supply(ready, shared=True)
     fitting = free // max(1, chunk * workers) - 1  # one more of each is on its way
-    return Supply(ready, by_pipe=True) if fitting < 2 else Supply(min(ready, fitting), by_pipe=False)
+    return Supply(min(ready, fitting), shared=True) if fitting >= 2 else Supply(ready, shared=False)
 
 
 def shared_memory() -> int | None:
@@ -146,10 +157,10 @@ def stops_blocked() -> Generator[None]:
 def chunks_of(mix: Mix, draws: Draws, workers: int) -> tuple[Iterator[Chunk | UniclError], int]:
     """All chunks in order, and how many make a batch."""
     rows = chunk_rows(draws.rows, workers)
-    way = supply(rows * mix.picture_bytes, workers, shared_memory()) if workers else Supply(0, by_pipe=False)
+    way = supply(rows * mix.picture_bytes, workers, shared_memory()) if workers else Supply(0, shared=False)
     places = ChunkedDraws(draws, rows)
     loader = DataLoader(
-        Chunks(mix, by_pipe=way.by_pipe),
+        Chunks(mix, shared=way.shared),
         sampler=places,
         batch_size=None,
         num_workers=workers,
