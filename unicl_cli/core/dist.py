@@ -191,7 +191,9 @@ def shard(step: nn.Module, device: str | None = None) -> nn.Module:
     itself, whose other methods would meet shards. ``step.call`` stays callable. ``device``: the type of one other than
     the process group's own.
     """
-    mesh = init_device_mesh(device or _home().type, (world_size(),))
+    # torch keeps the group of a mesh for each that is equal to it: a name keeps that of a rehearsal apart
+    name = cast("dist.ProcessGroup", dist.group.WORLD).group_name
+    mesh = init_device_mesh(device or _home().type, (world_size(),), mesh_dim_names=(f"ranks of {name}",))
     for unit in units_of(step):
         fully_shard(unit, mesh=mesh)
     fully_shard(step, mesh=mesh)
