@@ -134,8 +134,10 @@ def test_an_error_of_the_thread_fails_the_training_with_one_line(tmp_path):
 def test_a_fault_in_the_thread_is_not_hidden(tmp_path):
     run = Training(tmp_path)
     run.save(1, unknown=object())
+    run.saver.point("best")
     with pytest.raises(TypeError, match="not JSON serializable"):
         run.saver.join()
+    assert not (tmp_path / "best").exists(), "it would name what is not there"
 
 
 def test_best_is_named_when_its_checkpoint_is_whole(tmp_path, held):
