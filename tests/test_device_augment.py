@@ -24,6 +24,7 @@ from unicl_cli.data.device_augment import (
 from unicl_cli.data.transforms import SIGMA, View, augment, blur_kernel
 
 STRONG = augment("simclr", {"crop": None, "shift": 3, "noise": 0.05, "erase": 0.5})._replace(crop=None)
+FACTORS = (0.21, 0.93, 1.37, 1.79)
 
 
 def pictures(n, size=32, seed=0):
@@ -62,8 +63,8 @@ def test_uniform_numbers_are_uniform_and_lanes_draws_views_and_seeds_independent
 
 @pytest.mark.parametrize(
     ("name", "factors", "theirs"),
-    [("brightness", (0.21, 0.93, 1.37, 1.79), F.adjust_brightness), ("contrast", (0.21, 0.93, 1.37, 1.79), F.adjust_contrast),
-     ("saturation", (0.21, 0.93, 1.37, 1.79), F.adjust_saturation), ("hue", (-0.2, -0.01, 0.07, 0.5), F.adjust_hue)],
+    [("brightness", FACTORS, F.adjust_brightness), ("contrast", FACTORS, F.adjust_contrast),
+     ("saturation", FACTORS, F.adjust_saturation), ("hue", (-0.2, -0.01, 0.07, 0.5), F.adjust_hue)],
 )  # fmt: skip
 def test_colours_change_as_torchvision_changes_them(name, factors, theirs):
     x = pictures(4)
