@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from copy import deepcopy
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -24,7 +25,8 @@ from unicl_cli.jobs.bench.twins import Twins, apart, padded, shape_of, twins, ze
 from unicl_cli.jobs.bench.words import Texts, captions, mixed, prompts
 from unicl_cli.losses import contrast
 
-OURS = "unicl"
+OURS, LOCKED = "unicl", "open_clip, locked"
+"""`locked` is open_clip's --lock-text: its text tower runs in each step and learns nothing."""
 CLIP_NORM, RATE = 1.0, 1e-4
 
 
@@ -52,11 +54,13 @@ ROWS: Mapping[str, Row] = MappingProxyType(
 
 def cases(asked: Asked) -> list[Case]:
     shape_of(asked.model or "small")
-    who = (OURS, PEER) if asked.vs else (OURS,)
-    return [
-        Case(name, "images", who, who[-1], partial(prepared, asked, row), memory=2 * row.usual, extra=not row.usual)
-        for name, row in ROWS.items()
-    ]
+    found: list[Case] = []
+    for name, row in ROWS.items():
+        peers = ((LOCKED, PEER) if row.frozen else (PEER,)) if asked.vs else ()
+        who = (OURS, *peers)
+        prepare = partial(prepared, asked, row)
+        found.append(Case(name, "images", who, who[-1], prepare, memory=2 * row.usual, extra=not row.usual))
+    return found
 
 
 def prepared(asked: Asked, row: Row, who: Collection[str]) -> Ready:
@@ -68,8 +72,10 @@ def prepared(asked: Asked, row: Row, who: Collection[str]) -> Ready:
     runs: dict[str, Callable[[], Any]] = {}
     if OURS in who:
         runs[OURS] = our_step(pair, batch.batch, device)
-    if PEER in who:
-        runs[PEER] = their_step(pair, batch, device, precision)
+    peers = {LOCKED: pair.theirs, PEER: unlocked(pair.theirs)} if row.frozen else {PEER: pair.theirs}
+    for name in who:
+        if name in peers:
+            runs[name] = their_step(pair, peers[name], batch, precision)
     facts = {**batch.facts(), "precision": precision, "model": asked.model or "small"}
     return Ready(size, runs, facts, partial(checked, pair, batch) if len(runs) > 1 else None)
 
@@ -132,12 +138,17 @@ def nothing(step: int) -> None:
     """After a step."""
 
 
-def their_step(pair: Twins, batch: Twin, device: torch.device, precision: str) -> Callable[[], Any]:
+def unlocked(model: Any) -> Any:
+    """The same weights, all of which learn."""
+    return deepcopy(model).requires_grad_(True)  # noqa: FBT003 - torch's own signature
+
+
+def their_step(pair: Twins, model: Any, batch: Twin, precision: str) -> Callable[[], Any]:
     """open_clip_train 3.3.0, `main.py` and `train_one_epoch`: its groups, its AdamW without a flag, its loss.
 
     Pictures come normalised, as from its loader.
     """
-    model, loss = pair.theirs, ClipLoss(cache_labels=True)
+    loss, device = ClipLoss(cache_labels=True), batch.tokens.device
     images = pair.ours.pixels(batch.batch.images)
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     bare = [p for n, p in named if p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n]
