@@ -64,10 +64,13 @@ def test_the_way_from_the_command_to_the_loss_is_short(digits, tmp_path, monkeyp
     """Own frames between `commands/train` and the pure function, and the files they lie in."""
     from unicl_cli import losses
 
-    seen = []
+    seen, compute = [], losses.both_ways
 
     def remember(*args, **options):
-        seen.append([f for f in traceback.extract_stack() if "unicl_cli" in f.filename])
+        stack = [f for f in traceback.extract_stack() if "unicl_cli" in f.filename]
+        if not any(f.filename.endswith("core/loop.py") and f.name == "fit" for f in stack):
+            return compute(*args, **options)  # the rehearsal before the first step
+        seen.append(stack)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(losses, "both_ways", remember)
@@ -79,5 +82,5 @@ def test_the_way_from_the_command_to_the_loss_is_short(digits, tmp_path, monkeyp
     names = [f.filename.split("unicl_cli/")[-1] for f in frames]
     way = names[names.index("commands/train.py") :]
     files = [name for n, name in enumerate(way) if name not in way[:n]]
-    assert len(way) <= 9, way
+    assert len(way) <= 11, way  # a rollback begins another lap of the loop
     assert len(files) <= 6, files

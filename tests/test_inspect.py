@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from unicl_cli.build import build_data, build_tokenizer
 from unicl_cli.cli import run
 from unicl_cli.contracts import ClassName
-from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.batches import batches
+from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.loader import Draws
 from unicl_cli.data.tokenizers import clip_tokenizer
 from unicl_cli.errors import UniclError

@@ -209,7 +209,8 @@ def test_a_tower_that_is_another_is_left_and_named(open_clip_folder, digits):
 def test_timms_form_of_clips_vit_takes_over_open_clips(open_clip_folder, digits):
     folder = open_clip_folder("clip")
     args = {"embed_dim": 64, "depth": 2, "num_heads": 2, "patch_size": 16}
-    step, tokenizer, recipe = own(digits, {"name": "timm", "model": "vit_base_patch16_clip_224", "args": args}, TEXT, 64)
+    image = {"name": "timm", "model": "vit_base_patch16_clip_224", "args": args}
+    step, tokenizer, recipe = own(digits, image, TEXT, 64)
     assert load_init(step, recipe, f"local-dir:{folder}", tokenizer).startswith("image tower and text tower")
     theirs = load_model(f"local-dir:{folder}").step.model
     images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
