@@ -20,8 +20,7 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="List the parts that recipes can name, and what they take."
 )
 TOWER = (
-    "freeze: bool | all | {unlock: N} = false, lr_scale = 1.0, layer_decay = 1.0, "
-    "lora: {rank, alpha, dropout, targets}"
+    "freeze: bool | all | {unlock: N} = false, lr_scale = 1.0, layer_decay = 1.0, lora: {rank, alpha, dropout, targets}"
 )
 USE = {
     "encoders": "in a recipe: name: {name}, under model.image, model.text or model itself",
