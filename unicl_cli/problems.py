@@ -53,7 +53,9 @@ def _within(raw: Any, fault: Any) -> Loc:
     """The fault's place without the names of union branches, which pydantic puts into it."""
     at: list[str | int] = []
     for key in fault["loc"]:
-        if (isinstance(raw, dict) and key in raw) or (isinstance(raw, list) and isinstance(key, int)):
+        if (isinstance(raw, dict) and key in raw) or (
+            isinstance(raw, list) and isinstance(key, int) and key < len(raw)
+        ):
             raw = raw[key]
             at.append(key)
     return (*at, fault["loc"][-1]) if fault["type"] == "missing" else tuple(at)
