@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -40,6 +41,15 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == (GOLDEN / name).read_text(encoding="utf-8"), "review, then pytest --update-golden"
 
     return check
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """A training in this process takes the signals over: they come back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -16,14 +15,6 @@ from unicl_cli.core.ema import Average
 from unicl_cli.load import load_model
 from unicl_cli.lora import in_names
 from unicl_cli.recipe import load, load_text
-
-
-@pytest.fixture(autouse=True)
-def own_signals():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

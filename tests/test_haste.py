@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -70,14 +69,9 @@ def test_channels_last_gives_the_same_value_and_gradients(digits, model):
 
 
 @pytest.fixture(autouse=True)
-def own_signals(monkeypatch, tmp_path):
-    """A run in this process takes the signals over."""
+def empty_place(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["unicl"])
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def trained(recipe, name):

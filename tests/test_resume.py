@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -47,14 +46,6 @@ RECIPE = {
     "checkpoint": {"every": 5, "keep": 9},
 }
 ROLLBACK = ["guard.on_spike=rollback"]
-
-
-@pytest.fixture(autouse=True)
-def own_signals():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Weights to start from: all of a run or some of its parts, and what would mean something else is refused."""
 
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -17,14 +16,6 @@ from unicl_cli.start import flat, load_init
 
 IMAGE = {"name": "cnn", "width": 8, "stages": 2}
 TEXT = {"name": "transformer", "width": 16, "layers": 1, "heads": 2}
-
-
-@pytest.fixture(autouse=True)
-def own_signals():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

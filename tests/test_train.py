@@ -37,15 +37,6 @@ TINY = {
 }
 
 
-@pytest.fixture(autouse=True)
-def own_signals():
-    """A run in this process takes the signals over."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture
 def recipe(tmp_path, monkeypatch, digits):
     """Writes the tiny recipe with some keys changed; the working directory is empty but for it."""

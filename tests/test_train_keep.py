@@ -27,14 +27,6 @@ checkpoint: {{every: 2, keep: 1}}
 """
 
 
-@pytest.fixture(autouse=True)
-def own_signals():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture
 def recipe(tmp_path, monkeypatch, digits):
     monkeypatch.chdir(tmp_path)
