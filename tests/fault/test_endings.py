@@ -175,7 +175,7 @@ def test_a_rank_that_is_killed_costs_a_restart_and_no_number(tmp_path, digits):
 def test_a_signal_at_any_early_moment_leaves_nothing_half_written(tmp_path, digits):
     """One process, as PID 1 of a container would be: heard at once, or dead of it."""
     file, rng = recipe(tmp_path, digits, steps=100000, every=1), random.Random(0)
-    codes = []
+    codes, before = [], set(descendants(os.getpid()))  # those of other tests' pools
     for number in range(5):
         run = tmp_path / f"run-{number}"
         process = begun("train", file, "--run-dir", run, "--devices", "cpu:1", "-q")
@@ -187,4 +187,4 @@ def test_a_signal_at_any_early_moment_leaves_nothing_half_written(tmp_path, digi
         nothing_half_written(run)
         codes.append(code)
     print(codes)
-    assert not running(descendants(os.getpid()))
+    assert not running(set(descendants(os.getpid())) - before)

@@ -132,13 +132,21 @@ class Estimate(NamedTuple):
         held["activations"] = alive if apart else alive - held["gradients"]
         return {**held, "total": sum(held.values())}
 
-    def fitting(self, room: float, at_once: int) -> int | None:
-        """The rows at once that would fit into ``room``, a tenth of it left free; None where one row does not."""
-        while self.memory(at_once)["total"] > (1 - MARGIN) * room:
-            if at_once == 1 or has_batch_statistics(self.build(1)):
+    def fitting(self, room: float, at_once: int, memory: Mapping[str, int]) -> int | None:
+        """The rows at once that would fit into ``room``, a tenth of it left free; None where one row does not.
+
+        ``memory`` is that of ``at_once`` rows. Half of them take more than half of what is computed, so sizes that are
+        too much even by their share are passed over: each look at one takes seconds.
+        """
+        bound, rows, total = (1 - MARGIN) * room, at_once, memory["total"]
+        while total > bound:
+            if rows == 1 or has_batch_statistics(self.build(1)):
                 return None
-            at_once = -(-at_once // 2)
-        return at_once
+            rows = -(-rows // 2)
+            while rows > 1 and memory["total"] - memory["activations"] * (1 - rows / at_once) > bound:
+                rows = -(-rows // 2)
+            total = self.memory(rows)["total"]
+        return rows
 
 
 def costs(estimate: Estimate, at_once: int) -> dict[str, Any]:
@@ -150,7 +158,7 @@ def costs(estimate: Estimate, at_once: int) -> dict[str, Any]:
         found["memory"] = estimate.memory(at_once)
         room = estimate.card or memory_of_a_process(estimate.world)
         if estimate.card is not None or found["memory"]["total"] > room:
-            found["micro_that_fits"] = estimate.fitting(room, at_once)
+            found["micro_that_fits"] = estimate.fitting(room, at_once, found["memory"])
     except Exception as error:  # noqa: BLE001 - any part may ask for numbers, or for columns that only a real batch has
         memory = states(recipe, estimate.build(1), estimate.world if recipe.parallel.strategy == "fsdp2" else 1)
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
