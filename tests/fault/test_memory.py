@@ -107,7 +107,7 @@ def test_all_ranks_follow_the_one_that_has_too_little(train, tmp_path, strategy)
 
 
 def test_what_cannot_fit_is_one_line(train):
-    code, err = train("never", 1)
+    code, err = train("never", 8)
     assert code == 2, err
     assert "a step of 48 rows, 1 at once, does not fit into" in err
     assert "Traceback" not in err
