@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, found again, refused where they do not fit."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -199,3 +200,12 @@ def test_an_average_follows_the_weights_and_comes_back(tmp_path):
         checkpoint.OPTIM,
         checkpoint.EMA,
     }
+
+
+def test_weights_may_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o022)
+    try:
+        checkpoint.write_tensors(tmp_path / "w.safetensors", {"x": torch.zeros(2)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o644

@@ -92,15 +92,14 @@ def test_a_run_goes_on_with_the_rows_it_began_with(train, tmp_path):
     assert furthest(tmp_path / "cut", run) == 0
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_all_ranks_follow_the_one_that_has_too_little(train, tmp_path, strategy):
-    more = f"parallel.strategy={strategy}"
-    code, err = train("short", 100, more, devices="cpu:2", only=1)
+def test_all_ranks_follow_the_one_that_has_too_little(train, tmp_path):
+    """Under DDP; under FSDP2 such a limit meets the threads of its backward first: see `test_rehearsal.py`."""
+    code, err = train("short", 100, devices="cpu:2", only=1)
     assert code == 0, err
     rows = micro(tmp_path / "short")
     assert rows in (3, 6, 12)
     assert err.count(f"batch.micro: {rows} rows at once (of 24): more did not fit into ") == 1
-    assert train("byhand", 0, more, f"batch.micro={rows}", devices="cpu:2")[0] == 0
+    assert train("byhand", 0, f"batch.micro={rows}", devices="cpu:2")[0] == 0
     assert furthest(tmp_path / "short", tmp_path / "byhand") == 0
     assert train("one", 0)[0] == 0
     assert furthest(tmp_path / "short", tmp_path / "one") < 1e-4

@@ -82,7 +82,9 @@ def bench(
             peak=peak,
         )
     )
-    from unicl_cli.commands.measured import show
+    from unicl_cli.commands.measured import check_first, show
+
+    check_first((), (), ("-o", out))
     from unicl_cli.jobs.bench.page import tables
     from unicl_cli.jobs.bench.run import bench as job
 

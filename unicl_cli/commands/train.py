@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from unicl_cli.commands import Devices, Json, Quiet, completing
-from unicl_cli.errors import is_quiet
+from unicl_cli.errors import UniclError, is_quiet
 
 app = typer.Typer(add_completion=False)
 
@@ -65,6 +65,8 @@ def train(
     from unicl_cli.core.launch_plan import nodes_of
     from unicl_cli.core.stopping import StopFlag
 
+    if memory is not None and not dry_run:
+        raise UniclError("--memory: says what would fit a card, and trains nothing", "give it with --dry-run")
     stop = StopFlag()
     if not is_worker() or os.getpid() == 1:  # a worker would not hear it while it waits for its peers
         stop.install()

@@ -151,7 +151,10 @@ def crash_point(name: str, target: Path) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file that is whole or absent."""
     with beside(path) as part:
+        part.touch()
+        mode = part.stat().st_mode  # as the umask wants it: safetensors writes for the owner alone
         save_file(dict(tensors), part)
+        part.chmod(mode)
         crash_point("half_written", path.parent)
         put(part, path)
 

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import torch
 
-FULL = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "could not create a primitive")
-"""How those that have no error of their own (allocators of the CPU and of Apple's chips, oneDNN) say it."""
+FULL = (
+    *("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "could not create a primitive"),
+    "Resource temporarily unavailable",
+)
+"""How those that have no error of their own say it: allocators of the CPU and of Apple's chips, oneDNN, new threads."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
