@@ -103,10 +103,16 @@ def check_own(host: str, port: int) -> None:
     family = socket.AF_INET6 if both else socket.AF_INET
     try:
         with (
-            socket.create_server(("", port), family=family, dualstack_ipv6=both),
-            socket.create_connection((host, port), timeout=10),
+            socket.create_server(("", port), family=family, dualstack_ipv6=both) as server,
+            socket.create_connection((host, port), timeout=10) as line,
         ):
-            pass
+            server.settimeout(5)
+            while server.accept()[1][1] != line.getsockname()[1]:
+                pass  # another node that looks whether this one is there
+    except TimeoutError as error:
+        raise UniclError(
+            f"--rdzv {host}:{port}: does not lead to this machine", "take an address of node 0, where this is"
+        ) from error
     except OSError as error:
         raise UniclError(
             f"--rdzv {host}:{port}: {error.strerror or error}",
