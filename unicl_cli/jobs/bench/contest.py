@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from unicl_cli.core.dist import largest_over_ranks
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench.kinds import Asked
 
@@ -127,7 +128,7 @@ def contest(
     for _ in range(WARM_UPS):
         for name in names:
             if took[name] < LONG:
-                took[name] = timer(ready.runs[name])
+                took[name] = largest_over_ranks(round(timer(ready.runs[name]) * 1e6)) / 1e6  # all run equally often
             advance(1)
     often = {name: 1 if ready.timer else repeats(took[name]) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
