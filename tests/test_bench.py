@@ -112,7 +112,7 @@ def test_a_row_without_its_kind_is_the_list_of_kinds(capsys):
         (["step", "--model", "ViT-B32"], "--model ViT-B32: unknown; did you mean 'ViT-B-32'?"),
         (["step", "--only", "caption"], "--only caption: no such row; did you mean 'captions'?"),
         (["step", "--precision", "fp8"], "--precision fp8: unknown"),
-        (["step", "--devices", "cpu:2"], "--devices cpu:2: a benchmark runs in one process"),
+        (["step", "--devices", "cpu:2"], "--devices cpu:2: no such device for a benchmark"),
         (["sampler", "--sizes", "100"], "--sizes 100: fewer rows than a batch of 4096"),
     ],
 )

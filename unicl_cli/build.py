@@ -1,7 +1,6 @@
 """Recipe to objects: mix, tokenizer, Step, optimizer. Knows every part."""
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
@@ -17,6 +16,7 @@ from unicl_cli import registry, tuning
 from unicl_cli.contracts import ClassName, Part, Tokenizer, Tuning
 from unicl_cli.core.dist import bare
 from unicl_cli.core.haste import switched
+from unicl_cli.core.launch import cores
 from unicl_cli.core.loop import Step
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.recompute import recompute_blocks
@@ -357,7 +357,7 @@ def worker_count(recipe: Recipe, device: torch.device, local_world: int) -> int:
     """``auto``: none on a CPU, where decoding and training share the cores anyway; else the cores of a process, ≤ 8."""
     if recipe.data.workers != "auto":
         return recipe.data.workers
-    return 0 if device.type == "cpu" else min(8, (os.cpu_count() or 1) // local_world)
+    return 0 if device.type == "cpu" else min(8, cores() // local_world)
 
 
 def build_image_tower(part: Part | str, image_size: int) -> nn.Module:

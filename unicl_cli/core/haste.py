@@ -4,6 +4,8 @@ from typing import Any, cast
 
 from torch import nn
 
+from unicl_cli.core.recompute import units_of
+
 PACKS, CHANNELS_LAST = "packs", "channels_last"
 """Attributes of towers that can: texts are packed; pictures lie with their channels last."""
 
@@ -23,11 +25,8 @@ def compile_units(step: nn.Module) -> int:
     Blocks of a kind share one compilation, which a whole tower's would not; losses and collectives stay outside. Sizes
     that change with every batch of texts are left open, so that no step compiles again.
     """
-    units = {
-        id(unit): (unit, hasattr(module, PACKS))
-        for module in step.modules()
-        for unit in getattr(cast("Any", module), "units", ())
-    }
-    for unit, of_texts in units.values():
-        unit.compile(dynamic=True if of_texts else None)
+    units = units_of(step)
+    of_texts = {id(unit) for module in step.modules() if hasattr(module, PACKS) for unit in cast("Any", module).units}
+    for unit in units:
+        unit.compile(dynamic=True if id(unit) in of_texts else None)
     return len(units)

@@ -55,8 +55,9 @@ def step(environ: Mapping[str, str]) -> Step:
             port=int(environ.get("MASTER_PORT") or 20000 + meeting % 20000),
         )
     except (KeyError, ValueError, IndexError) as error:
+        reason = f"{error.args[0]} is not set" if isinstance(error, KeyError) else error
         raise UniclError(
-            f"SLURM's variables cannot be understood: {error}", "use --launch local, or start with torchrun"
+            f"SLURM's variables cannot be understood: {reason}", "use --launch local, or start with torchrun"
         ) from error
 
 

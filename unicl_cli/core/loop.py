@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from unicl_cli.contracts import Loss, Model, Sink
@@ -91,7 +90,7 @@ def reached(step_module: nn.Module, batch: Any, accelerator: "Accelerator") -> T
     """(n,): 1 for each trained parameter that this rank's loss on ``batch`` gives a gradient, else 0."""
     buffers = {name: value.clone() for name, value in step_module.named_buffers()}
     with accelerator.autocast():
-        out = step_module(send_to_device(batch, accelerator.device))
+        out = step_module(to_device(batch, accelerator.device))
     out["loss"].backward()
     trained = [p for p in step_module.parameters() if p.requires_grad]
     found = torch.tensor([float(p.grad is not None) for p in trained], device=accelerator.device)

@@ -3,6 +3,7 @@
 import numpy as np
 import simplejpeg
 import torch
+from PIL import Image
 from torch import Tensor
 
 from unicl_cli.data.pictures import decode, opened, orientation
@@ -22,7 +23,12 @@ def pixels(data: bytes, decoder: str = "auto") -> Tensor:
             x = _plain(data)
             if x is not None:
                 return _upright(x, orientation(image))
-    return torch.from_numpy(np.array(decode(data))).permute(2, 0, 1)
+    return tensor_of(decode(data))
+
+
+def tensor_of(picture: Image.Image) -> Tensor:
+    """RGB -> uint8 (3, H, W), at a third of the time of pil_to_tensor."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def _plain(data: bytes) -> Tensor | None:

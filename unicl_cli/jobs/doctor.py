@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unicl_cli import __version__, registry
-from unicl_cli.core.launch import backends, visible
+from unicl_cli.core.launch import backends, cores, visible
 from unicl_cli.core.launch_plan import decide
 from unicl_cli.errors import UniclError
 
@@ -126,12 +126,11 @@ def memory() -> str:
 
 
 def processors(environ: Mapping[str, str]) -> Check:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = environ.get("OMP_NUM_THREADS", "")
-    if threads and (not threads.isdecimal() or not 1 <= int(threads) <= cores):
+    if threads and (not threads.isdecimal() or not 1 <= int(threads) <= cores()):
         hint = "threads that wait for a core slow each other: unset it, or take at most the number of cores"
-        return Check("cores", NOTE, f"{cores}, but OMP_NUM_THREADS={threads}", hint)
-    return Check("cores", OK, f"{cores}, OMP_NUM_THREADS={threads or 'unset (all cores)'}")
+        return Check("cores", NOTE, f"{cores()}, but OMP_NUM_THREADS={threads}", hint)
+    return Check("cores", OK, f"{cores()}, OMP_NUM_THREADS={threads or 'unset (all cores)'}")
 
 
 def shared_memory() -> Iterator[Check]:

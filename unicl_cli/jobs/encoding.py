@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from unicl_cli.contracts import Features
 from unicl_cli.core.dist import bare, gather, rank, world_size
+from unicl_cli.core.launch import cores
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.progress import progress
 
@@ -72,7 +72,7 @@ def my_share(n: int) -> list[int]:
 
 def ahead(payloads: Iterable[P], work: Callable[[P], R], batch: int) -> Iterator[list[R]]:
     """``work`` on each payload, in order, a batch at a time; threads are at the next batch while one is in use."""
-    threads = max(1, min(8, (os.cpu_count() or 1) // world_size()))
+    threads = max(1, min(8, cores() // world_size()))
     waiting = iter(payloads)
     with ThreadPoolExecutor(threads) as pool:
 

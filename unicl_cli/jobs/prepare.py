@@ -1,7 +1,6 @@
 """`prepare`: sources in, corpus out; goes on where it was stopped."""
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unicl_cli.core.files import write_atomic
+from unicl_cli.core.launch import cores
 from unicl_cli.data import duplicates
 from unicl_cli.data.corpus import MANIFEST, PLAN, damage, fold_manifest
 from unicl_cli.data.duplicates import Duplicates
@@ -254,7 +254,3 @@ def _results(begun: Begun, todo: list[Unit], job: Job, found: Duplicates, progre
     if workers <= 1 or few:
         return run_here(todo, work_of, plan.source, job, tick=progress.tick, stopped=stop)
     return run_pool(todo, work_of, job, workers, tick=progress.tick, stopped=stop, say=progress.say)
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unicl_cli.core.files import size_of
+from unicl_cli.core.launch import cores
 from unicl_cli.data.plan import Opened, Plan, differences, make_plan
 from unicl_cli.data.shards import DECODERS, THREADS, Prepared, Rejected, Unit, Work, prepare_row
 from unicl_cli.data.sources.resolve import named_sources
 from unicl_cli.errors import UniclError, plain
-from unicl_cli.jobs.prepare import PLAN, Wanted, check_place, cores, read_plan
+from unicl_cli.jobs.prepare import PLAN, Wanted, check_place, read_plan
 from unicl_cli.jobs.prepare_progress import listed, note
 from unicl_cli.jobs.prepare_report import columns
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.core.dist import bare, gather, rank, world_size
+from unicl_cli.core.launch import cores
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.metrics import best
 from unicl_cli.jobs.arrivals import Arrivals
@@ -160,7 +160,7 @@ def zeroshot(
     A picture that cannot be read has ``error`` and no label. Probabilities are relative to these classes.
     """
     blank = torch.zeros(3, *loaded.transform.size, dtype=torch.uint8)
-    threads = 16 if fetch is not None else max(1, min(8, (os.cpu_count() or 1) // world_size()))
+    threads = 16 if fetch is not None else max(1, min(8, cores() // world_size()))
 
     def work(picture: Picture) -> Tensor | str:
         return read(picture, loaded.transform, fetch)

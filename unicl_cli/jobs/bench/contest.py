@@ -71,7 +71,7 @@ def device_of(asked: Asked) -> torch.device:
     """Where a benchmark in one process runs."""
     gpu = asked.devices in ("auto", "1") and torch.cuda.is_available()
     if not gpu and asked.devices not in ("auto", "cpu", "cpu:1"):
-        raise UniclError(f"--devices {asked.devices}: a benchmark runs in one process", "use auto, 1 or cpu")
+        raise UniclError(f"--devices {asked.devices}: no such device for a benchmark", "use auto or cpu")
     return torch.device("cuda" if gpu else "cpu")
 
 

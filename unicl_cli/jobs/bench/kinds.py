@@ -110,7 +110,10 @@ def numbers(option: str, text: str | None, least: int = 1) -> tuple[int, ...]:
         except ValueError:
             value = -1.0
         if value < least or value != int(value):
-            raise UniclError(f"--{option} {text}: '{word}' is no count", f"give numbers like {option}=256,1024,64k")
+            raise UniclError(
+                f"--{option} {text}: '{word}' is no count",
+                f"give counts, as --{option} 1,2 or 64k",
+            )
         found.append(int(value))
     return tuple(found)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import Any
 
 from unicl_cli.build import build_optimizer, worker_count
 from unicl_cli.contracts import Batch
-from unicl_cli.core.launch import start_accelerator
+from unicl_cli.core.launch import cores, start_accelerator
 from unicl_cli.core.loop import Plan, fit
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench.contest import Case, Ready, device_of, wall_seconds
@@ -35,7 +34,7 @@ def cases(asked: Asked) -> list[Case]:
     who = (OURS,)
     if asked.kind == "step":
         return [Case("step", "images", who, OURS, partial(stepping, asked), memory=2)]
-    counts = dict.fromkeys((0, 1, os.cpu_count() or 1))
+    counts = dict.fromkeys((0, 1, cores()))
     rows = [Case(f"{n} workers", "images", who, OURS, partial(loading, asked, n)) for n in counts]
     return [*rows, Case("training", "images", who, OURS, partial(training, asked))]
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from unicl_cli import __version__
+from unicl_cli.core.launch import cores
+from unicl_cli.core.memory import machine_memory
 from unicl_cli.jobs.bench.contest import WARM_UPS, Case, compared, contest, device_of, fresh
 from unicl_cli.jobs.bench.kinds import KINDS, Asked
 from unicl_cli.jobs.bench.rows import cases_of
@@ -90,8 +92,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {
         "processor": processor(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "cores": cores(),
+        "memory_gib": round((machine_memory() or 0) / 2**30, 1),
         "vector": torch.backends.cpu.get_cpu_capability(),
         "platform": platform.platform(),
         "python": platform.python_version(),
