@@ -1,7 +1,6 @@
 """What a run goes on with: the history of its guards, skipped samples, counts; spikes that it went back from."""
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from launching import begun, ended
 from safetensors.torch import load_file
 
 from unicl_cli.cli import main
@@ -50,7 +50,7 @@ ROLLBACK = ["guard.on_spike=rollback"]
 
 @pytest.fixture
 def unicl(tmp_path, monkeypatch, capfd, digits):
-    """``unicl(run, changes)``: exit code and what was said; ``crash`` = where a child process of it dies."""
+    """``unicl(run, changes)``: exit code and what was said; ``crash`` = where a process of its own dies."""
     from unicl_cli import registry
 
     monkeypatch.chdir(tmp_path)
@@ -65,14 +65,8 @@ def unicl(tmp_path, monkeypatch, capfd, digits):
             err = capfd.readouterr().err
             print(err)
             return code, err
-        child = os.fork()
-        if child == 0:
-            os.environ["UNICL_TEST_CRASH"] = crash
-            try:
-                main(words)
-            finally:
-                os._exit(1)
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), capfd.readouterr().err
+        # not a fork: a process whose autograd has threads by an earlier test cannot train in one
+        return ended(begun(*words, env={"UNICL_TEST_CRASH": crash}))[::2]
 
     monkeypatch.setenv("UNICL_PLUGINS", str(tmp_path / "plugin.py"))
     registry.forget()
