@@ -66,7 +66,9 @@ def unicl(tmp_path, monkeypatch, capfd, digits):
             print(err)
             return code, err
         # not a fork: a process whose autograd has threads by an earlier test cannot train in one
-        return ended(begun(*words, env={"UNICL_TEST_CRASH": crash}))[::2]
+        code, _, err = ended(begun(*words, env={"UNICL_TEST_CRASH": crash}))
+        print(err)
+        return code, err
 
     monkeypatch.setenv("UNICL_PLUGINS", str(tmp_path / "plugin.py"))
     registry.forget()
