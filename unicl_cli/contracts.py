@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence  # at run time: pydantic below 2.13 looks at the fields of a Part
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 if TYPE_CHECKING:  # data sources use these types in workers that never load torch
-    from collections.abc import Mapping, Sequence
-
     from torch import Tensor, nn
 
 NO_LABEL = -1
