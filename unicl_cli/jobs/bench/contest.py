@@ -19,8 +19,8 @@ from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench.kinds import Asked
 
 WARM_UPS = 2
-LONG = 10.0
-"""Seconds of a run after which one warm-up is enough."""
+LONG, LONGEST = 10.0, 60.0
+"""Seconds of a run after which one warm-up is enough, and after which the first run counts as the first round's."""
 SHORT, MOST_REPEATS = 0.02, 100
 FORWARD, GRADIENTS = 1e-5, 1e-4
 """How far outputs, and gradients relative to their size, may be apart."""
@@ -125,22 +125,21 @@ def contest(
     timer = ready.timer or timer_of(device)
     names = list(ready.runs)
     took = dict.fromkeys(names, 0.0)
+    runs: dict[str, list[Measured]] = {name: [] for name in names}
     for _ in range(WARM_UPS):
         for name in names:
             if took[name] < LONG:
-                took[name] = largest_over_ranks(round(timer(ready.runs[name]) * 1e6)) / 1e6  # all run equally often
+                measured = once(timer, ready.runs[name], device)
+                took[name] = largest_over_ranks(round(measured.seconds * 1e6)) / 1e6  # all run equally often
+                runs[name] = [measured] if took[name] >= LONGEST else []
             advance(1)
     often = {name: 1 if ready.timer else repeats(took[name]) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    mib: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            held = _reset_peak(device)
-            seconds[name].append(timer(partial(again, ready.runs[name], often[name])) / often[name])
-            if held is not None:
-                mib[name].append((torch.cuda.max_memory_allocated() - held) / 2**20)
+            if len(runs[name]) == number:
+                runs[name].append(once(timer, ready.runs[name], device, often[name]))
             advance(1)
-    variants = {name: figures(ready.things, seconds[name], max(mib[name], default=None)) for name in names}
+    variants = {name: figures(ready.things, runs[name]) for name in names}
     return {
         "name": case.name,
         "unit": case.unit,
@@ -158,6 +157,24 @@ def repeats(seconds: float) -> int:
     return max(1, min(MOST_REPEATS, round(SHORT / max(seconds, 1e-6))))
 
 
+class Measured(NamedTuple):
+    """One run; ``mib`` is its peak where the GPU's allocator tells it."""
+
+    seconds: float
+    mib: float | None
+
+
+def once(timer: Timer, run: Run, device: torch.device, times: int = 1) -> Measured:
+    """A measurement of ``times`` runs, one after the other."""
+    work = partial(again, run, times)
+    if device.type != "cuda":
+        return Measured(timer(work) / times, None)
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    seconds = timer(work) / times
+    return Measured(seconds, (torch.cuda.max_memory_allocated() - held) / 2**20)
+
+
 def again(run: Run, times: int) -> Any:
     """``run()`` so many times; what it says where once is enough."""
     for _ in range(times - 1):
@@ -165,17 +182,12 @@ def again(run: Run, times: int) -> Any:
     return run()
 
 
-def _reset_peak(device: torch.device) -> int | None:
-    if device.type != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated()
-
-
-def figures(count: float, seconds: Sequence[float], mib: float | None) -> dict[str, Any]:
+def figures(count: float, runs: Sequence[Measured]) -> dict[str, Any]:
     """Of one variant."""
-    median = statistics.median(seconds)
-    return {"seconds": list(seconds), "median_s": median, "per_s": count / max(median, 1e-12), "mib": mib}
+    median = statistics.median(run.seconds for run in runs)
+    mib = max((run.mib for run in runs if run.mib is not None), default=None)
+    seconds = [run.seconds for run in runs]
+    return {"seconds": seconds, "median_s": median, "per_s": count / max(median, 1e-12), "mib": mib}
 
 
 def compared(row: dict[str, Any]) -> dict[str, Any]:
