@@ -22,8 +22,8 @@ WARM_UPS = 2
 LONG, LONGEST = 10.0, 60.0
 """Seconds of a run after which one warm-up is enough, and after which the first run counts as the first round's."""
 SHORT, MOST_REPEATS = 0.02, 100
-FORWARD, GRADIENTS = 1e-5, 1e-4
-"""How far outputs, and gradients relative to their size, may be apart."""
+FORWARD, GRADIENTS, LEVELS = 1e-5, 1e-4, 1.0
+"""How far outputs, gradients relative to their size, and pixels (of 255) may be apart."""
 Run = Callable[[], Any]
 Timer = Callable[[Run], float]
 
@@ -65,6 +65,7 @@ class Limits(NamedTuple):
 
     forward: float = FORWARD
     gradients: float = GRADIENTS
+    levels: float = LEVELS
 
 
 def device_of(asked: Asked) -> torch.device:

@@ -30,6 +30,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "text": Kind("The text tower, forward and backward.", 5, ("batch", "classes", "model", "precision")),
         "loss": Kind("The loss alone as the batch grows: time and memory.", 5, ("sizes", "processes")),
+        "switches": Kind("What each switch of speed gains.", 3, ("batch", "model", "precision"), peer=False),
         "eval": Kind("The zero-shot classifier, and pictures to features.", 5, ("batch", "classes", "model")),
         "sampler": Kind("The order of a batch as the corpus grows.", 5, ("batch", "sizes"), peer=False),
         "probe": Kind("The probe's solver beside scikit-learn's.", 3, peer=False),

@@ -34,8 +34,6 @@ OURS = "unicl"
 SIZE, FILES = 224, 64
 CROP = (0.9, 1.0)
 """open_clip's default crop; its output is a normalised float, ours uint8, which the device normalises."""
-LEVELS = 3.0
-"""How far one pixel may be from Pillow's resizing, of 255."""
 
 
 def cases(asked: Asked) -> list[Case]:
@@ -74,9 +72,9 @@ def facts(files: Collection[bytes]) -> dict[str, Any]:
     return {"mean_bytes": round(sum(map(len, files)) / len(files)), "pixels": "500 x 375", "to": SIZE}
 
 
-def our_transform() -> TrainTransform:
+def our_transform(size: int = SIZE, *, decoder: str = "auto", resize: str = "tensor") -> TrainTransform:
     ops = augment("none", {"crop": CROP})
-    return TrainTransform(SIZE, [ops], 0, decoder="auto", resize="tensor")
+    return TrainTransform(size, [ops], 0, decoder=decoder, resize=resize)
 
 
 def augmenting(who: Collection[str], size: int) -> Ready:
@@ -118,11 +116,11 @@ class Files:
         return Sample(self.files[row], (self.texts[row],), -1, "bench", str(row), (row,))
 
 
-def endless(files: tuple[bytes, ...], texts: list[str]) -> Iterator[Batch]:
-    """Batches of all files, through the loader of training without workers."""
+def endless(files: tuple[bytes, ...], texts: list[str], *, side: int = SIZE, workers: int = 0) -> Iterator[Batch]:
+    """Batches of all files, through the loader of training."""
     sizes = np.array([len(files)])
     table = cast("Table", Files(files, texts))
-    strand = Strand(table, "captions", 1.0, None, sizes, np.empty(0, np.int64), (), (), our_transform(), 0)
+    strand = Strand(table, "captions", 1.0, None, sizes, np.empty(0, np.int64), (), (), our_transform(side), 0)
     order = Mixture([Stream(sizes, "bench")], [Fraction(1)], len(files), 0)
     found = batches(
         Mix([strand], Texts("mixed", "first", 0)),
@@ -131,7 +129,7 @@ def endless(files: tuple[bytes, ...], texts: list[str]) -> Iterator[Batch]:
         caption_targets="unique",
         extra=None,
         distinct=True,
-        workers=0,
+        workers=workers,
         pin_memory=False,
     )
     return (batch for _, batch in found)

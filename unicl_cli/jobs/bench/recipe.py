@@ -18,13 +18,12 @@ from unicl_cli.core.loop import Plan, fit
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench.contest import Case, Ready, device_of, wall_seconds
 from unicl_cli.jobs.bench.kinds import Asked
-from unicl_cli.jobs.bench.step import OURS, Silent, constant, nothing
+from unicl_cli.jobs.bench.step import FOREVER, OURS, Silent, constant, nothing
 from unicl_cli.jobs.stage import Parts, prepared, stream
 from unicl_cli.recipe import load
 
 LEAST = 64
 """Pictures that a run of the loader takes at least."""
-FOREVER = 10**9
 
 
 def cases(asked: Asked) -> list[Case]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import deepcopy
 from functools import partial
 from types import MappingProxyType
@@ -14,9 +14,9 @@ from open_clip import ClipLoss
 from torch import Tensor
 
 from unicl_cli.build import build_optimizer
-from unicl_cli.contracts import NO_LABEL, Batch, Drawn
+from unicl_cli.contracts import NO_LABEL, Batch, Drawn, Sink
 from unicl_cli.core.launch import start_accelerator
-from unicl_cli.core.loop import Plan, fit
+from unicl_cli.core.loop import Plan, Step, fit
 from unicl_cli.data.collate import collate
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.jobs.bench.contest import Case, Ready, device_of
@@ -24,10 +24,12 @@ from unicl_cli.jobs.bench.kinds import PEER, Asked
 from unicl_cli.jobs.bench.twins import Twins, apart, padded, shape_of, twins, zero
 from unicl_cli.jobs.bench.words import Texts, captions, mixed, prompts
 from unicl_cli.losses import contrast
+from unicl_cli.recipe import Recipe
 
 OURS, LOCKED = "unicl", "open_clip, locked"
 """`locked` is open_clip's --lock-text: its text tower runs in each step and learns nothing."""
 CLIP_NORM, RATE = 1.0, 1e-4
+FOREVER = 10**9
 
 
 class Row(NamedTuple):
@@ -70,8 +72,10 @@ def prepared(asked: Asked, row: Row, who: Collection[str]) -> Ready:
     pair = twins(asked.model or "small", device, size, precision=precision, frozen_text=row.frozen)
     batch = batch_of(row.texts(size), pair.tokenizer, pair.recipe.data.image_size).to(device)
     runs: dict[str, Callable[[], Any]] = {}
+    if row.frozen:
+        pair.ours.remember_texts()
     if OURS in who:
-        runs[OURS] = our_step(pair, batch.batch, device)
+        runs[OURS] = our_step(pair.recipe, pair.step, batch.batch, device)
     peers = {LOCKED: pair.theirs, PEER: unlocked(pair.theirs)} if row.frozen else {PEER: pair.theirs}
     for name in who:
         if name in peers:
@@ -119,13 +123,21 @@ class Silent:
     def close(self) -> None: ...
 
 
-def our_step(pair: Twins, batch: Batch, device: torch.device) -> Callable[[], Any]:
+def our_step(recipe: Recipe, step: Step, batch: Batch, device: torch.device) -> Callable[[], Any]:
     """One pass of the training loop, with all that it does besides."""
-    accelerator = start_accelerator(pair.recipe.precision, "cpu" if device.type == "cpu" else "1")
-    step = accelerator.prepare(pair.step)
-    optimizer = accelerator.prepare(build_optimizer(pair.recipe, step))
-    plan = Plan(steps=10**9, seed=0, lr=constant, grad_clip=CLIP_NORM, log_every=10**9)
-    return lambda: fit(step, iter([(0, batch)]), optimizer, plan, accelerator, Silent(), after=nothing)
+    loop = our_loop(recipe, step, device, log_every=FOREVER)
+    return lambda: loop(iter([(0, batch)]), Silent())
+
+
+def our_loop(
+    recipe: Recipe, step: Step, device: torch.device, *, log_every: int
+) -> Callable[[Iterator[tuple[int, Batch]], Sink], Any]:
+    """The training loop over batches and into a sink that are given to it."""
+    accelerator = start_accelerator(recipe.precision, "cpu" if device.type == "cpu" else "1")
+    prepared = accelerator.prepare(step)
+    optimizer = accelerator.prepare(build_optimizer(recipe, prepared))
+    plan = Plan(steps=FOREVER, seed=0, lr=constant, grad_clip=CLIP_NORM, log_every=log_every)
+    return lambda batches, sink: fit(prepared, batches, optimizer, plan, accelerator, sink, after=nothing)
 
 
 def constant(step: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import cache
 from types import MappingProxyType, SimpleNamespace
@@ -93,8 +93,8 @@ def shape_of(name: str) -> Shape:
     return SHAPES[name]()
 
 
-def recipe_of(shape: Shape, batch: int, *, precision: str, frozen_text: bool) -> Recipe:
-    """The training of our twin: each key that is not named has its default."""
+def recipe_of(shape: Shape, batch: int, *, precision: str, frozen_text: bool, changes: Sequence[str] = ()) -> Recipe:
+    """The training of our twin: each key that is not named has its default; ``changes`` are KEY=VALUE."""
     text = {key: shape.theirs["text_cfg"][key] for key in ("width", "layers", "heads")}
     whole = {
         "data": {"train": [{"corpus": "bench"}], "image_size": shape.theirs["vision_cfg"]["image_size"]},
@@ -109,7 +109,7 @@ def recipe_of(shape: Shape, batch: int, *, precision: str, frozen_text: bool) ->
         "steps": 1_000_000,
         "precision": precision,
     }
-    return load_text(json.dumps(whole))
+    return load_text(json.dumps(whole), overrides=changes)
 
 
 def twins(
@@ -177,18 +177,25 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 
 def gradient_gap(pair: Twins) -> float:
+    """How far the gradients that lie in both models are apart."""
+    found = {k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in pair.theirs.named_parameters()}
+    wanted = under_our_names(pair, {k: x.float().cpu() for k, x in found.items()})
+    return gradients_apart(gradients(pair.ours), wanted)
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Those there are, in float32 on the CPU."""
+    return {name: p.grad.float().cpu() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def gradients_apart(own: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
     """The largest difference of a parameter's gradients in norm, relative to the norm of what it should be.
 
     A parameter whose gradient is below 1e-5 of all has no size to be relative to (an attention's key bias has none).
     """
-    found = {k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in pair.theirs.named_parameters()}
-    wanted = under_our_names(pair, {k: x.float().cpu() for k, x in found.items()})
-    whole = float(torch.stack([x.norm() for x in wanted.values()]).norm())
-    gap = 0.0
-    for name, parameter in pair.ours.named_parameters():
-        own = torch.zeros_like(wanted[name]) if parameter.grad is None else parameter.grad.float().cpu()
-        gap = max(gap, float((own - wanted[name]).norm() / max(float(wanted[name].norm()), 1e-5 * whole)))
-    return gap
+    least = 1e-5 * float(torch.stack([x.norm() for x in wanted.values()]).norm())
+    gaps = {name: own[name] - x if name in own else x for name, x in wanted.items()}
+    return max(float(gap.norm()) / max(float(wanted[name].norm()), least) for name, gap in gaps.items())
 
 
 def zero(*models: nn.Module) -> None:
