@@ -11,23 +11,28 @@ import time
 from pathlib import Path
 
 import torch
+import yaml
 from safetensors.torch import load_file
 
-RECIPE = """
-data: {{train: [{{corpus: {corpus}}}], image_size: 16, augment: {{name: shift}}}}
-model:
-  image: {{name: cnn, width: 8, stages: 2}}
-  text: {{name: transformer, width: 16, layers: 1, heads: 2}}
-  embed_dim: 16
-  tokenizer: corpus
-  context_length: 16
-batch: {{size: 12}}
-steps: {steps}
-optim: {{name: {optimizer}, lr: 0.01}}
-schedule: {{warmup: 5}}
-log: {{every: 1}}
-checkpoint: {{every: {every}, keep: 2}}
-"""
+from unicl_cli.cli import main
+
+TINY = {
+    "data": {"image_size": 16, "augment": {"name": "shift"}},
+    "model": {
+        "image": {"name": "cnn", "width": 8, "stages": 2},
+        "text": {"name": "transformer", "width": 16, "layers": 1, "heads": 2},
+        "embed_dim": 16,
+        "tokenizer": "corpus",
+        "context_length": 16,
+    },
+    "batch": {"size": 12},
+    "steps": 8,
+    "optim": {"lr": 1e-3},
+    "schedule": {"warmup": 2},
+    "log": {"every": 1},
+    "checkpoint": {"every": 3, "keep": 2},
+}
+"""The recipe of most runs in tests, but for its corpus."""
 PLUGIN = """
 from unicl_cli.api import rank
 
@@ -55,11 +60,23 @@ PARTS = {"losses": {"failing": failing}}
 UNICL = (sys.executable, "-m", "unicl_cli")
 
 
-def recipe(folder, corpus, *, steps=10, every=5, optimizer="sgd"):
-    """The file of a tiny recipe."""
+def recipe(folder, corpus, *, steps=10, every=5, optimizer="sgd", **changes):
+    """The file of a tiny recipe with some sections changed."""
+    whole = TINY | {
+        "data": TINY["data"] | {"train": [{"corpus": str(corpus)}]},
+        "steps": steps,
+        "optim": {"name": optimizer, "lr": 0.01},
+        "schedule": {"warmup": 5},
+        "checkpoint": {"every": every, "keep": 2},
+    }
     file = folder / f"recipe-{steps}-{every}-{optimizer}.yaml"
-    file.write_text(RECIPE.format(corpus=corpus, steps=steps, every=every, optimizer=optimizer))
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(whole | changes))))  # without YAML's anchors
     return file
+
+
+def here(*words):
+    """A command in this process, which spares it seconds of imports; it has to succeed."""
+    assert main(list(map(str, words))) == 0
 
 
 def begun(*words, command=UNICL, env=None):
@@ -183,10 +200,18 @@ def furthest(one, other):
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-def same(one, other):
+def same(one, other, name="model.safetensors"):
     """Are the weights of two runs bit-equal?"""
-    a, b = (load_file(run / "model.safetensors") for run in (one, other))
+    a, b = (load_file(run / name) for run in (one, other))
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def same_rows(one, other):
+    """Do the logs of two runs say the same, but for the time it took?"""
+    rows = [list(map(json.loads, (run / "metrics.jsonl").read_text().splitlines())) for run in (one, other)]
+    drop = ("time", "img_s", "data_frac", "mem_gb", "eta_s")
+    one, other = ([{key: v for key, v in row.items() if key not in drop} for row in each] for each in rows)
+    return one == other
 
 
 def nothing_half_written(run):

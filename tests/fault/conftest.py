@@ -6,6 +6,7 @@ import os
 import time
 
 import pytest
+from launching import done, recipe
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +20,15 @@ def hashes():
         return found | {"manifest": hashlib.sha256(json.dumps(manifest | {"name": ""}).encode()).hexdigest()}
 
     return of
+
+
+@pytest.fixture(scope="session")
+def two(tmp_path_factory, digits):
+    """(recipe of 60 steps with a checkpoint at each, run of two processes that nothing disturbed)."""
+    folder = tmp_path_factory.mktemp("two")
+    file = recipe(folder, digits, steps=60, every=1, optimizer="adamw")
+    done("train", file, "checkpoint.every=1000", "--run-dir", folder / "run", "--devices", "cpu:2", "-q")
+    return file, folder / "run"
 
 
 @pytest.fixture(scope="session")

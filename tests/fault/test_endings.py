@@ -27,14 +27,15 @@ from launching import (
 
 pytestmark = pytest.mark.slow
 TWO = ("--devices", "cpu:2", "-q")
+NOHUP = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh", *UNICL)
 
 
-def at_work(folder, digits, *more, before=(), step=2):
+def at_work(folder, digits, *more, before=(), command=UNICL):
     """A training of two processes that would go on for long, and the processes below it."""
     run = folder / "run"
     file = recipe(folder, digits, steps=100000)
-    process = begun(*before, "train", file, "--run-dir", run, *TWO, *more)
-    until_step(process, run, step)
+    process = begun(*before, "train", file, "--run-dir", run, *TWO, *more, command=command)
+    until_step(process, run, 2)
     below = descendants(process.pid)
     assert len(below) >= 2
     return process, run, below
@@ -46,7 +47,11 @@ def at_work(folder, digits, *more, before=(), step=2):
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_a_signal_stops_all_with_a_checkpoint(tmp_path, digits, number, more):
-    process, run, below = at_work(tmp_path, digits, *more)
+    """SIGTERM after a hangup that nohup has silenced."""
+    process, run, below = at_work(tmp_path, digits, *more, command=NOHUP if number == signal.SIGTERM else UNICL)
+    if number == signal.SIGTERM:
+        process.send_signal(signal.SIGHUP)
+        until_step(process, run, steps_of(run)[-1] + 20)
     process.send_signal(number)
     code, out, err = ended(process)
     assert (code, out) == (75, ""), err
@@ -57,17 +62,6 @@ def test_a_signal_stops_all_with_a_checkpoint(tmp_path, digits, number, more):
     assert (status["state"], status["step"], status["signal"]) == ("stopped", last, number)
     assert (run / "checkpoints/latest").read_text() == f"step-{last:08d}"
     nothing_half_written(run)
-
-
-def test_what_nohup_has_silenced_stops_nobody(tmp_path, digits):
-    run, file = tmp_path / "run", recipe(tmp_path, digits, steps=100000)
-    nohup = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh", *UNICL)
-    process = begun("train", file, "--run-dir", run, *TWO, command=nohup)
-    until_step(process, run, 1)
-    process.send_signal(signal.SIGHUP)
-    until_step(process, run, steps_of(run)[-1] + 20)
-    process.send_signal(signal.SIGTERM)
-    assert ended(process)[0] == 75
 
 
 def test_a_terminal_that_closes_stops_all_with_a_checkpoint(tmp_path, digits):
@@ -155,10 +149,8 @@ def test_what_a_user_can_mend_is_said_once(tmp_path, digits):
     assert "again" not in err, "a mistake is not mended by a new start"
 
 
-def test_a_rank_that_is_killed_costs_a_restart_and_no_number(tmp_path, digits):
-    file = recipe(tmp_path, digits, steps=60, every=1, optimizer="adamw")
-    done("train", file, "--run-dir", tmp_path / "whole", *TWO)
-    run = tmp_path / "run"
+def test_a_rank_that_is_killed_costs_a_restart_and_no_number(tmp_path, two):
+    (file, whole), run = two, tmp_path / "run"
     words = ["train", file, "--run-dir", run, *TWO, "--max-restarts", 1, "--resume", "never"]
     process = begun(*words)
     until_step(process, run, 5)
@@ -167,16 +159,28 @@ def test_a_rank_that_is_killed_costs_a_restart_and_no_number(tmp_path, digits):
     assert (code, out) == (0, f"{run}\n"), err
     assert "warning: rank 1 of 2 failed (killed by SIGKILL); all start again from the last checkpoint" in err
     assert "(0 more restarts)" in err
-    assert same(run, tmp_path / "whole")
+    assert same(run, whole)
     assert steps_of(run) == list(range(1, 61))
     nothing_half_written(run)
+
+
+def test_two_processes_that_are_stopped_go_on_to_the_same_weights(tmp_path, two):
+    (file, whole), run = two, tmp_path / "run"
+    words = ["train", file, "--run-dir", run, *TWO, "checkpoint.every=1000"]
+    process = begun(*words)
+    until_step(process, run, 3)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 75
+    done(*words)
+    assert same(run, whole)
+    assert steps_of(run) == list(range(1, 61))
 
 
 def test_a_signal_at_any_early_moment_leaves_nothing_half_written(tmp_path, digits):
     """One process, as PID 1 of a container would be: heard at once, or dead of it."""
     file, rng = recipe(tmp_path, digits, steps=100000, every=1), random.Random(0)
     codes, before = [], set(descendants(os.getpid()))  # those of other tests' pools
-    for number in range(5):
+    for number in range(3):
         run = tmp_path / f"run-{number}"
         process = begun("train", file, "--run-dir", run, "--devices", "cpu:1", "-q")
         time.sleep(rng.uniform(0, 6))

@@ -1,121 +1,95 @@
 """A run that dies at any point of a save, or of its end, goes on to the same weights, bit for bit."""
 
-import json
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from launching import begun, ended, here, nothing_half_written, recipe, same, same_rows
 
 from unicl_cli.core import checkpoint
 
 POINTS = ("after_tmp", "before_rename", "before_latest")
-RECIPE = """
-name: crashed
-data: {{train: [{{corpus: {corpus}}}], image_size: 16, augment: {{name: shift}}}}
-model:
-  image: {{name: cnn, width: 8, stages: 2}}
-  text: {{name: transformer, width: 16, layers: 1, heads: 2}}
-  embed_dim: 16
-  tokenizer: corpus
-  context_length: 16
-batch: {{size: 12}}
-steps: 8
-ema: {{decay: 0.9}}
-schedule: {{warmup: 2}}
-log: {{every: 1}}
-checkpoint: {{every: 2, keep: 2}}
+ONE = ("--devices", "cpu:1")
+SAVE = """
+import os, sys, torch
+from pathlib import Path
+from unicl_cli.core import checkpoint
+
+def save(root, step):
+    module = torch.nn.Linear(4, 4)
+    checkpoint.save(root, module, torch.optim.SGD(module.parameters(), lr=0.1), {"step": step}, keep=2)
+
+for point in sys.argv[2:]:
+    if not os.fork():
+        save(Path(sys.argv[1], point), 1)
+        os.environ["UNICL_TEST_CRASH"] = point
+        save(Path(sys.argv[1], point), 2)
+        os._exit(1)
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
+"""Dies once at each point, in children of a process that has done nothing but import."""
 
 
-def in_a_child(work):
-    """The exit status of ``work()`` in a process of its own."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+@pytest.fixture(scope="module")
+def died(tmp_path_factory):
+    """A folder of checkpoints for each point, and the exit codes."""
+    folder = tmp_path_factory.mktemp("died")
+    code, out, err = ended(begun(folder, *POINTS, command=[sys.executable, "-c", SAVE]))
+    assert code == 0, err
+    return {point: (folder / point, int(line)) for point, line in zip(POINTS, out.split(), strict=True)}
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_latest_never_names_what_is_not_whole(tmp_path, point):
+def test_latest_never_names_what_is_not_whole(died, point):
+    root, code = died[point]
+    assert code == 9
+    assert (root / "latest").read_text() == "step-00000001"
+    assert checkpoint.newest(root) == root / "step-00000001"
+    assert (root / "step-00000002").exists() == (point == "before_latest")
     module = torch.nn.Linear(4, 4)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    checkpoint.save(tmp_path, module, optimizer, {"step": 1}, keep=2)
-
-    def dies():
-        os.environ["UNICL_TEST_CRASH"] = point
-        checkpoint.save(tmp_path, module, optimizer, {"step": 2}, keep=2)
-
-    assert in_a_child(dies) == 9
-    assert (tmp_path / "latest").read_text() == "step-00000001"
-    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000001"
-    assert (tmp_path / "step-00000002").exists() == (point == "before_latest")
-    checkpoint.save(tmp_path, module, optimizer, {"step": 2}, keep=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000001", "step-00000002"]
-
-
-def train(folder, name, *more, env=None, **options):
-    words = [sys.executable, "-m", "unicl_cli", "train", str(folder / "r.yaml"), *more]
-    words += ["--run-dir", str(folder / name), "--devices", "cpu:1", "-q"]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(words, env=os.environ | (env or {}), **pipes, **options)
-
-
-def finished(process):
-    _, err = process.communicate(timeout=200)
-    return process.returncode, err
+    checkpoint.save(root, module, optimizer, {"step": 2}, keep=2)
+    assert sorted(p.name for p in root.iterdir()) == ["latest", "step-00000001", "step-00000002"]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, digits):
+    """(recipe, run that nothing disturbed)."""
     folder = tmp_path_factory.mktemp("whole")
-    (folder / "r.yaml").write_text(RECIPE.format(corpus=digits))
-    code, err = finished(train(folder, "run"))
-    assert code == 0, err
-    return folder / "run"
+    file = recipe(folder, digits, steps=8, every=2, optimizer="adamw", ema={"decay": 0.9})
+    here("train", file, "--run-dir", folder / "run", *ONE)
+    return file, folder / "run"
 
 
-def same(one, other):
-    for name in ("model.safetensors", "ema.safetensors"):
-        a, b = load_file(one / name), load_file(other / name)
-        if a.keys() != b.keys() or not all(torch.equal(a[key], b[key]) for key in a):
-            return False
-    rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, other)]
-    return [(r["step"], r["loss"], r["grad_norm"]) for r in rows[0]] == [
-        (r["step"], r["loss"], r["grad_norm"]) for r in rows[1]
-    ]
+def crashed(file, run, point):
+    code, _, err = ended(begun("train", file, "--run-dir", run, *ONE, env={"UNICL_TEST_CRASH": point}))
+    assert code == 9, err
+
+
+def gone_on(file, run, whole, capfd):
+    """What the same command says; the run has to end as the undisturbed one."""
+    here("train", file, "--run-dir", run, *ONE)
+    assert same(whole, run)
+    assert same(whole, run, "ema.safetensors")
+    assert same_rows(whole, run)
+    nothing_half_written(run)
+    return capfd.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
-def test_a_run_that_dies_inside_a_save_ends_in_the_same_weights(tmp_path, digits, whole, point):
-    (tmp_path / "r.yaml").write_text(RECIPE.format(corpus=digits))
-    code, err = finished(train(tmp_path, "run", env={"UNICL_TEST_CRASH": f"{point}:step-00000004"}))
-    assert code == 9, err
-    assert (tmp_path / "run/checkpoints/latest").read_text() == "step-00000002"
-    code, err = finished(train(tmp_path, "run"))
-    assert code == 0, err
-    assert "continues after step 2 of 8" in err
-    assert same(whole, tmp_path / "run")
-    assert not list(tmp_path.rglob("*.tmp")) + list(tmp_path.rglob(".tmp-*"))
+def test_a_run_that_dies_inside_a_save_ends_in_the_same_weights(tmp_path, whole, capfd, point):
+    (file, undisturbed), run = whole, tmp_path / "run"
+    crashed(file, run, f"{point}:step-00000004")
+    assert (run / "checkpoints/latest").read_text() == "step-00000002"
+    assert "continues after step 2 of 8" in gone_on(file, run, undisturbed, capfd)
 
 
 @pytest.mark.slow
-def test_a_run_that_dies_while_it_writes_the_finished_model_is_finished_by_the_next(tmp_path, digits, whole):
-    (tmp_path / "r.yaml").write_text(RECIPE.format(corpus=digits))
-    code, err = finished(train(tmp_path, "run", env={"UNICL_TEST_CRASH": "half_written:run"}))
-    assert code == 9, err
-    run = tmp_path / "run"
+def test_a_run_that_dies_while_it_writes_the_finished_model_is_finished_by_the_next(tmp_path, whole, capfd):
+    (file, undisturbed), run = whole, tmp_path / "run"
+    crashed(file, run, "half_written:run")
     assert list(run.glob("model.safetensors.*.tmp"))
     assert not (run / "meta.json").exists()
-    code, err = finished(train(tmp_path, "run"))
-    assert code == 0, err
-    assert "continues after step 8 of 8" in err
+    assert "continues after step 8 of 8" in gone_on(file, run, undisturbed, capfd)
     assert (run / "meta.json").exists()
-    assert same(whole, run)
-    assert not list(tmp_path.rglob("*.tmp")) + list(tmp_path.rglob(".tmp-*"))
