@@ -166,7 +166,7 @@ PARTS = {"encoders": {"odd": odd}}
     corpus = load(str(tune("locked-text", "r") / "resolved.yaml")).data.train[0].corpus
     capfd.readouterr()
     assert main([*words, f"data.train=[{{corpus: {corpus}}}]", "eval=[]", "--run-dir", "odd", "-q"]) == 2
-    assert "lora: no loss reaches the adapter of image.trunk.block.read" in capfd.readouterr().err
+    assert "model.image.lora: no loss reaches the adapter of model.image.trunk.block.read" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -201,8 +201,11 @@ def test_attention_is_opened_only_where_a_target_lies_in_it(case):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"text": {**TEXT, "lora": {"targets": ["qvk"]}}}, r"TextTransformer has no layer 'qvk'; did you mean 'qkv'\?"),
-        ({"image": {"name": "cnn", "lora": {}}}, "Cnn has no Linear layer in its blocks"),
+        (
+            {"text": {**TEXT, "lora": {"targets": ["qvk"]}}},
+            r"^model\.text\.lora\.targets: TextTransformer has no layer 'qvk'; did you mean 'qkv'\?",
+        ),
+        ({"image": {"name": "cnn", "lora": {}}}, r"^model\.image\.lora: Cnn has no Linear layer in its blocks"),
         ({"text": {"name": "cbow", "lora": {"targets": ["bag"]}}}, "Cbow has no layer 'bag'"),
     ],
 )
@@ -229,7 +232,7 @@ def test_without_peft_one_line_says_what_to_install(monkeypatch):
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UniclError, match="lora needs the package peft") as caught:
+    with pytest.raises(UniclError, match=r"^model\.\w+\.lora needs the package peft") as caught:
         built(recipe())
     assert caught.value.hint == "pip install 'unicl[peft]'"
     with pytest.raises(UniclError, match="a checkpoint with LoRA adapters needs the package peft"):
@@ -272,5 +275,5 @@ def test_attention_of_other_forms_stays_closed():
 def test_the_help_of_targets_names_layers_only():
     tower = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))
     with pytest.raises(UniclError) as caught:
-        lora.targets_of(tower, Lora(targets=("x",)).targets)
+        lora.targets_of(tower, Lora(targets=("x",)).targets, "model.image")
     assert caught.value.hint == "it has 1"

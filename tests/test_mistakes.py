@@ -233,6 +233,11 @@ TRAIN = [
     Case("train tiny.yaml data.train.0.corpus=one --run-dir other", "one class and nothing else", one_class),
     Case("train tiny.yaml data.train.0.corpus=bare --run-dir other", "pictures without label or text", pictures_only),
     Case("train tiny.yaml log.trackers=[nothing] --run-dir other", "nothing"),
+    Case("train tiny.yaml optim.groups=[{match: nope}] --run-dir new/run", "optim.groups.0.match"),
+    Case("train tiny.yaml model.image.lora.rank=2 --run-dir new/run", "model.image.lora: "),
+    Case("train tiny.yaml model.image.freeze={unlock: 9} --run-dir new/run", "model.image.freeze.unlock: 9 of"),
+    Case("train tiny.yaml model.text.layer_decay=0.5 --run-dir new/run", "model.text.layer_decay: "),
+    Case("train tiny.yaml --resume nowhere --run-dir run", "run: holds checkpoints"),
 ]
 
 MEASURE = [
@@ -336,13 +341,13 @@ def test_a_mistake_is_one_line_with_a_way_out(world: Path, capfd: pytest.Capture
     new = {Path(name).name for name in after.keys() - before.keys()}
     assert not new & {"manifest.json", "meta.json", "model.safetensors", "latest"}, "nothing looks finished"
     assert not [name for name in new if name.endswith((".part", ".tmp"))], "nothing half-written is left"
+    if case.line.startswith("train"):
+        assert not new, "what has not begun leaves no run"
 
 
-def snapshot(root: Path) -> dict[str, bytes]:
-    """Every file but the notes of what a run is doing and with which command."""
-    notes = ("status.json", "env.json", "overrides.txt")
-    files = [file for file in root.rglob("*") if file.is_file() and file.name not in notes]
-    return {str(file.relative_to(root)): file.read_bytes() for file in files}
+def snapshot(root: Path) -> dict[str, bytes | None]:
+    """Every file and folder."""
+    return {str(path.relative_to(root)): path.read_bytes() if path.is_file() else None for path in root.rglob("*")}
 
 
 @pytest.fixture

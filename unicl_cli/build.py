@@ -268,6 +268,7 @@ def build_step(
         "stored": lambda: None if trained is None else trained / TOWERS / WHOLE,
     }
     model = registry.make("encoders", recipe.model.part, context)
+    tuning.name_towers(model, options)
     if recipe.parallel.grad_checkpoint and not recompute_blocks(model):
         raise UniclError("parallel.grad_checkpoint: no tower of this model lists its blocks", "set it to false")
     switched(model, pack_texts=recipe.parallel.pack_texts, channels_last=recipe.parallel.channels_last)

@@ -22,18 +22,19 @@ def in_names(names: Iterable[str]) -> bool:
     return any(MARK in name for name in names)
 
 
-def inject(tower: nn.Module, lora: Lora) -> None:
+def inject(tower: nn.Module, lora: Lora, key: str) -> None:
     """Freezes the tower and puts an adapter, which adds nothing yet, beside each of its targets.
 
+    ``key`` is the tower's in the recipe.
     ``targets`` auto are all Linear layers of its blocks (as QLoRA, NeurIPS 2023, section 4, found to be needed to learn
     what full fine-tuning learns), those inside torch's attention among them; names are ends of module names.
     """
     if importlib.util.find_spec("peft") is None:
-        raise UniclError("lora needs the package peft", "pip install 'unicl[peft]'")
+        raise UniclError(f"{key}.lora needs the package peft", "pip install 'unicl[peft]'")
     from peft import LoraConfig, inject_adapter_in_model
 
-    unpack(tower, lora.targets)
-    names = targets_of(tower, lora.targets)
+    unpack(tower, targets_of(tower, lora.targets, key))
+    names = targets_of(tower, lora.targets, key)
     config: Any = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType] - a factor; peft types it as an integer
@@ -43,18 +44,17 @@ def inject(tower: nn.Module, lora: Lora) -> None:
     try:
         inject_adapter_in_model(config, tower)
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise UniclError(f"lora: peft refuses: {error}", "name other modules in lora.targets") from error
+        raise UniclError(f"{key}.lora: peft refuses: {error}", f"name other modules in {key}.lora.targets") from error
 
 
-def unpack(tower: nn.Module, targets: Sequence[str]) -> None:
-    """Opens each of torch's attentions that a target lies in."""
-    wanted = set(targets_of(tower, targets))
+def unpack(tower: nn.Module, names: Sequence[str]) -> None:
+    """Opens each of torch's attentions that one of these layers lies in."""
     for name, module in list(tower.named_modules()):
-        if unpackable(module) and wanted & {f"{name}.in_proj", f"{name}.out_proj"}:
+        if unpackable(module) and {*names} & {f"{name}.in_proj", f"{name}.out_proj"}:
             tower.set_submodule(name, Unpacked(module))  # pyright: ignore[reportArgumentType] - checked above
 
 
-def targets_of(tower: nn.Module, targets: Sequence[str] | str) -> list[str]:
+def targets_of(tower: nn.Module, targets: Sequence[str] | str, key: str) -> list[str]:
     """Full names of the layers that get an adapter, at least one for each of ``targets``."""
     blocks = {id(m) for unit in getattr(tower, "units", ()) for m in unit.modules()}
     found = dict(candidates(tower))
@@ -62,7 +62,9 @@ def targets_of(tower: nn.Module, targets: Sequence[str] | str) -> list[str]:
     if targets == "auto":
         names = [name for name, m in found.items() if id(m) in blocks and not isinstance(m, nn.Conv2d | nn.Embedding)]
         if not names:
-            raise UniclError(f"lora: {kind} has no Linear layer in its blocks", "name modules in lora.targets")
+            raise UniclError(
+                f"{key}.lora: {kind} has no Linear layer in its blocks", f"name modules in {key}.lora.targets"
+            )
         return names
     chosen: dict[str, None] = {}
     for target in targets:
@@ -70,8 +72,10 @@ def targets_of(tower: nn.Module, targets: Sequence[str] | str) -> list[str]:
         if not hit:
             ends = sorted({name.rpartition(".")[2] for name in found})
             raise UniclError(
-                f"lora.targets: {kind} has no layer '{target}'{did_you_mean(target, ends)}",
-                f"it has {', '.join(ends[:12])}" if ends else "it has none that takes an adapter",
+                f"{key}.lora.targets: {kind} has no layer '{target}'{did_you_mean(target, ends)}",
+                f"it has {', '.join(ends[:12])}"
+                if ends
+                else f"it has none that takes an adapter: leave {key}.lora out",
             )
         chosen |= dict.fromkeys(hit)
     return list(chosen)

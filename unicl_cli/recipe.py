@@ -14,7 +14,7 @@ from unicl_cli import registry
 from unicl_cli.contracts import Part
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.layers import DEFAULT_PARTS, LENGTHS, find, layered, length_of, merge, named, only_mapping, overridden
-from unicl_cli.problems import Loc, PartError, Problem, problems_of
+from unicl_cli.problems import Loc, PartError, Problem, problems_of, show
 from unicl_cli.sections import (
     AS_LIST,
     BatchSize,
@@ -285,6 +285,35 @@ def _continues(recipe: Recipe, run: Path) -> bool:
     except UniclError:
         return False
     return same and not (run / "meta.json").is_file()
+
+
+def stages_of(recipe: Recipe, run: Path) -> list[tuple[Recipe, Path, str | None]]:
+    """(recipe, directory, model to start from) of each stage: the last one is the run, those before lie inside it."""
+    count = len(recipe.stages)
+    if count < 2:
+        return [(recipe.stage(0) if count else recipe, run, recipe.model.init)]
+    folders = [run / f"stage-{n + 1}" for n in range(count - 1)] + [run]
+    starts = [recipe.model.init, *(str(folder) for folder in folders[:-1])]
+    return [(recipe.stage(n), folders[n], starts[n]) for n in range(count)]
+
+
+def is_finished(recipe: Recipe, run: Path) -> bool:
+    """Has the recipe been trained to its end there? UniclError where another one has begun in one of its folders."""
+    for stage, folder, _ in stages_of(recipe, run):
+        check_same(stage, folder)
+    return (run / "meta.json").is_file()
+
+
+def check_same(recipe: Recipe, run: Path) -> None:
+    """A run directory holds one recipe: what changes its numbers needs another directory."""
+    written = run / "resolved.yaml"
+    if not any(run.glob("checkpoints/step-*")) and not (run / "meta.json").is_file():
+        return  # what failed before its first checkpoint has left nothing to mix with
+    other = changes(numbers(load(str(written))), numbers(recipe)) if written.is_file() else {}
+    if not other:
+        return
+    listed = ", ".join(f"{key}: {show(then)} -> {show(now)}" for key, (then, now) in other.items())
+    raise UniclError(f"{run}: was trained with another recipe ({listed})", "give another --run-dir, or the old recipe")
 
 
 def schema() -> dict[str, Any]:

@@ -1,19 +1,21 @@
 """What of a model learns, and how fast: frozen towers and blocks, rates by tower, by layer and by name."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
 from torch import nn
 
 from unicl_cli import lora
-from unicl_cli.contracts import Tuning, Unlock
+from unicl_cli.contracts import Part, Tuning, Unlock
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.model import Projected
 from unicl_cli.sections import Group
 
 TUNING = "tuning"
 """Attribute of a tower: the Tuning that its recipe gives it."""
+KEY = "recipe_key"
+"""Attribute of a tower: where the recipe speaks of it (`model.image`)."""
 AFTER = ("proj", "head", "pool")
 """Words in the names of what stands between the last block and the joint space."""
 PROJECTION = "\0projection"
@@ -22,6 +24,30 @@ PROJECTION = "\0projection"
 def towers(model: nn.Module) -> Iterator[tuple[nn.Module, Tuning]]:
     """Each tower of a model, outer ones first."""
     return ((module, cast("Any", module).tuning) for module in model.modules() if hasattr(module, TUNING))
+
+
+def name_towers(model: nn.Module, options: Mapping[str, Any]) -> None:
+    """Tells each tower its key in the recipe, whose options of ``model`` these are."""
+    keys = dict(keys_of(options, "model"))
+    for tower, tuning in towers(model):
+        setattr(tower, KEY, keys.get(id(tuning), "model"))
+
+
+def keys_of(options: Mapping[str, Any], at: str) -> Iterator[tuple[int, str]]:
+    """(id of a Tuning, key of its tower); those that say nothing may be one object, and are never complained of."""
+    for name, value in options.items():
+        key = f"{at}.{name}"
+        if isinstance(value, Part):
+            yield id(value.tuning), key
+            yield from keys_of(value.options, key)
+        elif isinstance(value, Tuning):
+            yield id(value), key
+        elif isinstance(value, Mapping):
+            yield from keys_of(cast("Mapping[str, Any]", value), key)
+
+
+def key_of(tower: nn.Module) -> str:
+    return str(getattr(tower, KEY, type(tower).__name__))
 
 
 def freeze(model: nn.Module) -> None:
@@ -38,12 +64,17 @@ def freeze(model: nn.Module) -> None:
 
 def freeze_below(tower: nn.Module, tuning: Tuning) -> None:
     """All but the last blocks, as many as ``freeze.unlock`` says."""
-    count = cast("Unlock", tuning.freeze).unlock
+    count, key = cast("Unlock", tuning.freeze).unlock, key_of(tower)
     if tuning.lora is not None:
-        raise UniclError("lora freezes its tower, and freeze.unlock trains blocks of it", "take one of the two")
+        raise UniclError(
+            f"{key}.lora freezes the tower, and {key}.freeze.unlock trains blocks of it", "take one of the two"
+        )
     layers, top = layers_of(tower)
     if count >= top:
-        raise UniclError(f"freeze.unlock: {count} of {type(tower).__name__}'s {top - 1} blocks", "unlock fewer")
+        raise UniclError(
+            f"{key}.freeze.unlock: {count} of {type(tower).__name__}'s {top - 1} blocks",
+            f"unlock at most {top - 1}, or set {key}.freeze=false to train all",
+        )
     for name, parameter in tower.named_parameters():
         if layers[name] < top - count:
             parameter.requires_grad = False
@@ -53,7 +84,7 @@ def adapt(model: nn.Module) -> bool:
     """Puts the adapters of ``lora`` into their towers, which are frozen; says whether there are any."""
     adapted = [(tower, tuning.lora) for tower, tuning in list(towers(model)) if tuning.lora is not None]
     for tower, wanted in adapted:
-        lora.inject(tower, wanted)
+        lora.inject(tower, wanted, key_of(tower))
     return bool(adapted)
 
 
@@ -84,8 +115,10 @@ def layers_by_unit(tower: nn.Module) -> tuple[dict[str, int], int]:
     units: Sequence[nn.Module] = list(getattr(tower, "units", ()))
     inside = {id(p): number for number, unit in enumerate(units, 1) for p in unit.parameters()}
     if not inside:
+        key, unlock = key_of(tower), isinstance(getattr(tower, TUNING, Tuning()).freeze, Unlock)
         raise UniclError(
-            f"layer_decay, freeze.unlock: {type(tower).__name__} has no blocks", "use lr_scale or freeze: true"
+            f"{key}.{'freeze.unlock' if unlock else 'layer_decay'}: {type(tower).__name__} has no blocks to count",
+            f"use {key}.lr_scale, or {key}.freeze=true",
         )
     ids = {id(unit) for unit in units}
     ways = [name.split(".") for name, each in tower.named_modules() if id(each) in ids]

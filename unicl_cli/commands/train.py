@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -40,7 +41,10 @@ def train(
     ] = False,
     memory: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="With --dry-run: what fits into a card of that memory, e.g. 24GiB."),
+        typer.Option(
+            metavar="SIZE",
+            help="With --dry-run: what fits into a card of that memory, e.g. 24GiB or 24GB; a bare number is GiB.",
+        ),
     ] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Machines; the same command on each.")] = None,
     node_rank: Annotated[int | None, typer.Option(min=0, help="Which of them this is, from 0.")] = None,
@@ -63,6 +67,7 @@ def train(
     del quiet  # its callback has seen it
     from unicl_cli.core.launch import here, is_peer, is_worker, launched, recorded
     from unicl_cli.core.launch_plan import nodes_of
+    from unicl_cli.core.launch_slurm import is_other_task
     from unicl_cli.core.stopping import StopFlag
 
     if memory is not None and not dry_run:
@@ -70,13 +75,17 @@ def train(
     stop = StopFlag()
     if not is_worker() or os.getpid() == 1:  # a worker would not hear it while it waits for its peers
         stop.install()
-    from unicl_cli.recipe import check_corpora, check_shares, load, run_path
+    from unicl_cli.recipe import check_corpora, check_shares, dump, is_finished, load, run_path
 
     changes = list(overrides or [])
     changes += [f"{key}={value}" for key, value in (("model.init", init), ("run_dir", run_dir)) if value is not None]
     checked = load(recipe, changes)
     check_corpora(checked)
     run = run_path(checked)
+    if not dry_run and is_finished(checked, run) and resume == "auto":
+        beside = bool(node_rank) or is_peer() or (launch != "local" and is_other_task(os.environ))
+        show(run, beside=beside, as_json=json_, note="already finished")
+        return
     way = here(devices, nodes_of(nodes, node_rank, rdzv), launch)
     if dry_run:
         from unicl_cli.jobs.dry_run import dry_run as describe
@@ -85,7 +94,8 @@ def train(
         return
     check_shares(checked, way.world)
     stop.leave_early()
-    code = launched(way, sys.argv[1:], run / "logs", stop, max_restarts)
+    task = dump(checked.model_copy(update={"run_dir": ""}))  # nodes may see the same folder at different places
+    code = launched(way, sys.argv[1:], run / "logs", stop, max_restarts, task)
     if code is not None:
         raise typer.Exit(code)
 
@@ -96,5 +106,13 @@ def train(
         train(checked, run, request, stop, source=recipe, overrides=changes)
 
     recorded(work)
-    if not is_peer():
-        typer.echo(json.dumps({"schema": "unicl/train/1", "run": str(run)}) if json_ else run)
+    show(run, beside=is_peer(), as_json=json_)
+
+
+def show(run: Path, *, beside: bool, as_json: bool, note: str = "") -> None:
+    """The result: where the run lies; nothing from a process ``beside`` the first one."""
+    if beside:
+        return
+    if note:
+        sys.stderr.write(f"{run}: {note}\n")
+    typer.echo(json.dumps({"schema": "unicl/train/1", "run": str(run)}) if as_json else run)

@@ -60,11 +60,17 @@ def restarted() -> bool:
 
 
 def launched(
-    launch: Launch, argv: Sequence[str], logs: Path | None = None, stop: StopFlag | None = None, restarts: int = 0
+    launch: Launch,
+    argv: Sequence[str],
+    logs: Path | None = None,
+    stop: StopFlag | None = None,
+    restarts: int = 0,
+    task: str = "",
 ) -> int | None:
     """Runs ``unicl *argv`` in the workers that ``launch`` asks for, and returns their exit code.
 
-    None: this process is a worker, or the only process; go on. ``stop`` has seen the signals so far.
+    None: this process is a worker, or the only process; go on. ``logs`` keeps what workers without the terminal say;
+    ``stop`` has seen the signals so far; ``task`` must be the same on each node.
     """
     if launch.how == "worker":
         os.environ.update(launch.environ)
@@ -80,7 +86,7 @@ def launched(
 
     os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // launch.processes)))
-    return start(launch, argv, logs, stop, restarts)
+    return start(launch, argv, logs, stop, restarts, task)
 
 
 def cores() -> int:

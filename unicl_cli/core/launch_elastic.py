@@ -3,12 +3,14 @@
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from torch.distributed import DistError
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
@@ -16,6 +18,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError, RendezvousTimeoutError
 
+from unicl_cli.core.files import folder_for
 from unicl_cli.core.launch import ECHOES
 from unicl_cli.core.launch_nodes import MEET_SECONDS, meeting
 from unicl_cli.core.launch_plan import Launch
@@ -23,7 +26,8 @@ from unicl_cli.core.stopping import AT_ONCE, HANGUP, StopFlag, heeded, leave, te
 from unicl_cli.errors import Stopped, UniclError
 
 Untyped: Any = LocalElasticAgent  # its methods are decorated with what has no types
-EXPLAINED = (2, 3)  # a worker with these failed of what a user can mend; rank 0 says it itself
+MISTAKEN = 2
+EXPLAINED = (MISTAKEN, 3)  # a worker with these failed of what a user can mend; rank 0 says it itself
 STOPPED = 75
 LEAVE_SECONDS = 300
 LOST_SECONDS = 30  # for workers that may wait for one that has ended
@@ -32,7 +36,9 @@ GOES_ON = "the same command goes on from the last checkpoint"
 EVERYWHERE = "see what the other nodes say; the same command on every node goes on from the last checkpoint"
 
 
-def start(launch: Launch, argv: Sequence[str], logs: Path | None, stop: StopFlag | None, restarts: int) -> int:
+def start(
+    launch: Launch, argv: Sequence[str], logs: Path | None, stop: StopFlag | None, restarts: int, task: str
+) -> int:
     """Runs ``unicl *argv`` in the workers of ``launch``; the exit code of the one that failed first, or 0.
 
     When one fails of anything but a mistake of the user's, all are started again, ``restarts`` times.
@@ -46,7 +52,7 @@ def start(launch: Launch, argv: Sequence[str], logs: Path | None, stop: StopFlag
         ears.listen()
         if stop is not None:
             stop.leave_early()  # what came before
-        rendezvous = meeting(launch.nodes)
+        rendezvous = meeting(launch.nodes, task)
         speaks = int(launch.nodes.rank == 0)  # rank 0 alone has the terminal
         spec = WorkerSpec(
             role="unicl",
@@ -58,12 +64,24 @@ def start(launch: Launch, argv: Sequence[str], logs: Path | None, stop: StopFlag
             monitor_interval=0.1,
             local_addr=rendezvous.address,
         )
-        files = DefaultLogsSpecs(str(logs) if logs else None, dict.fromkeys(range(speaks, launch.processes), Std.ALL))
-        return Agent(spec, files, launch, ears).outcome()
-    except SignalException as ended:  # there was no worker yet
+        with room_for(logs) as folder:
+            files = DefaultLogsSpecs(folder, dict.fromkeys(range(speaks, launch.processes), Std.ALL))
+            return Agent(spec, files, launch, ears).outcome()
+    except SignalException as ended:  # there was no worker
         if stop is None:
             return 128 + int(ended.sigval)
-        raise Stopped("stopped before a step was made", "the same command goes on") from ended
+        raise Stopped("stopped while no process was at work", "the same command goes on") from ended
+
+
+@contextlib.contextmanager
+def room_for(logs: Path | None) -> Generator[str]:
+    """The folder of what workers without the terminal say: ``logs``, or one that is gone at the end."""
+    if logs is None:
+        with tempfile.TemporaryDirectory(prefix="unicl_") as folder:
+            yield folder
+        return
+    with folder_for(logs):
+        yield str(logs)
 
 
 class Ears:
@@ -99,7 +117,7 @@ class Agent(Untyped):
 
     def __init__(self, spec: WorkerSpec, files: DefaultLogsSpecs, launch: Launch, ears: Ears) -> None:
         super().__init__(spec, files, shutdown_timeout=LEAVE_SECONDS)
-        self.launch, self.ears, self.starts = launch, ears, 0
+        self.files, self.launch, self.ears, self.starts, self.meets = files, launch, ears, 0, True
 
     def outcome(self) -> int:
         """Runs to the end and returns the exit code. Raises UniclError where a rank or a node has failed."""
@@ -107,7 +125,7 @@ class Agent(Untyped):
         try:
             result = self.run()
         except SignalException:
-            if not self.starts:
+            if self.meets:
                 raise
             result = self.ended()
         except (RendezvousError, DistError) as error:
@@ -131,14 +149,20 @@ class Agent(Untyped):
             return STOPPED
         if self.ears.heard is not None and not codes & set(EXPLAINED):
             return 128 + self.ears.heard
+        if MISTAKEN in codes and self.starts == 1:  # all that there is to say is said now
+            shutil.rmtree(cast("str", self.files._run_log_dir))  # pyright: ignore[reportPrivateUsage]
         return blame(failures, self.launch)
 
     def ended(self) -> RunResult | None:
         """How the workers of this machine ended; None if there never were any."""
         return super()._monitor_workers(self.get_worker_group()) if self.starts else None
 
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        self.meets = True
+        super()._rendezvous(worker_group)
+
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        self.starts += 1
+        self.starts, self.meets = self.starts + 1, False
         pids = super()._start_workers(worker_group)
         self.ears.workers = list(pids.values())
         self.ears.listen()  # torch has put its own handlers into place

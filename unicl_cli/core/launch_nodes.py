@@ -3,8 +3,12 @@
 import os
 import socket
 import sys
+import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, TypeVar
 
 from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.elastic.rendezvous import (
@@ -21,22 +25,33 @@ from unicl_cli.core.launch_plan import ATTEMPT, Nodes
 from unicl_cli.errors import UniclError
 
 MEET_SECONDS = 600
+T = TypeVar("T")
 
 
 class Numbered(RendezvousHandler):
     """A rendezvous that gives each node the number of --node-rank, and each round a number and a store of its own."""
 
-    def __init__(self, inner: RendezvousHandler, nodes: Nodes, address: str) -> None:
-        self.inner, self.nodes, self.address = inner, nodes, address
+    def __init__(self, inner: RendezvousHandler, nodes: Nodes, address: str, task: str) -> None:
+        self.inner, self.nodes, self.address, self.task = inner, nodes, address, task
         self.server: Any = None
         self.rounds = 0
 
     def next_rendezvous(self) -> RendezvousInfo:
+        return heard(self.met)
+
+    def met(self) -> RendezvousInfo:
+        """Waits for the other nodes."""
         met = self.inner.next_rendezvous()
         store = PrefixStore("numbered", met.store)
-        rank = self.nodes.rank
+        rank, numbers = self.nodes.rank, range(self.nodes.total)
         if store.add(str(rank), 1) > 1:
             raise UniclError(f"two nodes came with --node-rank {rank}", f"give them 0 to {self.nodes.total - 1}")
+        store.set(f"task {rank}", self.task)
+        if len({store.get(f"task {number}") for number in numbers}) > 1:
+            raise UniclError(
+                f"the {len(numbers)} nodes were given different recipes",
+                "give each the same command, with another --node-rank alone",
+            )
         if rank == 0:  # what a round that failed left in its store would mislead the next
             self.server = TCPStore(self.address, 0, is_master=True, wait_for_workers=False)
             store.set("round", str(self.rounds))
@@ -69,8 +84,25 @@ class Numbered(RendezvousHandler):
         return self.inner.shutdown()
 
 
-def meeting(nodes: Nodes) -> Numbered:
-    """The place where the nodes meet, held by node 0; a single node meets itself at a free port."""
+def heard(call: Callable[[], T]) -> T:
+    """``call()`` in a thread of its own: where torch waits in C++, this one would not hear a signal."""
+    answer: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return answer.result()
+
+
+def meeting(nodes: Nodes, task: str) -> Numbered:
+    """The place where the nodes meet, held by node 0; a single node meets itself at a free port.
+
+    ``task`` is text that must be the same on each node.
+    """
     host, _, port = (nodes.rendezvous or "localhost:0").rpartition(":")
     first = nodes.rank == 0
     if first and nodes.rendezvous:
@@ -89,12 +121,12 @@ def meeting(nodes: Nodes) -> Numbered:
     )
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # Numbered has its own
     try:
-        backend, store = create_backend(parameters)
+        backend, store = heard(partial(create_backend, parameters))
     except RendezvousError as error:
         raise UniclError(
             f"--rdzv {nodes.rendezvous}: {error.__cause__}", "take the address of node 0, and another port"
         ) from error
-    return Numbered(create_handler(store, backend, parameters), nodes, address)
+    return Numbered(create_handler(store, backend, parameters), nodes, address, task)
 
 
 def check_own(host: str, port: int) -> None:

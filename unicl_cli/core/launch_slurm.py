@@ -33,6 +33,11 @@ def in_step(environ: Mapping[str, str]) -> bool:
     return all(number.isdecimal() for number in numbers) and int(environ["SLURM_STEP_NUM_TASKS"]) > 1
 
 
+def is_other_task(environ: Mapping[str, str]) -> bool:
+    """Is this a process of an ``srun`` other than the first, which speaks for all?"""
+    return in_step(environ) and environ["SLURM_PROCID"] != "0"
+
+
 def nodes_of_job(environ: Mapping[str, str]) -> int:
     """0 outside a job."""
     count = environ.get("SLURM_JOB_NUM_NODES") or environ.get("SLURM_NNODES", "")
@@ -54,10 +59,13 @@ def step(environ: Mapping[str, str]) -> Step:
             address=environ.get("MASTER_ADDR") or first,
             port=int(environ.get("MASTER_PORT") or 20000 + meeting % 20000),
         )
-    except (KeyError, ValueError, IndexError) as error:
-        reason = f"{error.args[0]} is not set" if isinstance(error, KeyError) else error
+    except KeyError as error:
         raise UniclError(
-            f"SLURM's variables cannot be understood: {reason}", "use --launch local, or start with torchrun"
+            f"no task of srun: {error.args[0]} is not set", "start it with srun, or leave --launch out"
+        ) from error
+    except (ValueError, IndexError) as error:
+        raise UniclError(
+            f"SLURM's variables cannot be understood: {error}", "use --launch local, or start with torchrun"
         ) from error
 
 
@@ -105,20 +113,19 @@ def _numbers(ranges: str) -> list[str]:
 @contextlib.contextmanager
 def requeued(stop: StopFlag, *, wanted: bool) -> Generator[None]:
     """A training that SIGUSR1 has stopped, its checkpoint written, goes back into the queue where it is ``wanted``."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if wanted and job is None:
+        sys.stderr.write("warning: --requeue: not in a job of SLURM (no SLURM_JOB_ID), so nothing is put back\n")
     try:
         yield
     except Stopped:
-        if wanted and stop.signal == signal.SIGUSR1:
-            requeue(os.environ)
+        if wanted and job is not None and stop.signal == signal.SIGUSR1:
+            requeue(job)
         raise
 
 
-def requeue(environ: Mapping[str, str]) -> None:
-    """Asks SLURM to start this job again; what goes wrong is a line, since the state is written by now."""
-    job = environ.get("SLURM_JOB_ID")
-    if job is None:
-        sys.stderr.write("warning: --requeue: no SLURM_JOB_ID, nothing was requeued\n")
-        return
+def requeue(job: str) -> None:
+    """Asks SLURM to start a job again; what goes wrong is a line, since the state is written by now."""
     command = ["scontrol", "requeue", job]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS, check=False)

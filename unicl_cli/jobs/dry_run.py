@@ -48,7 +48,7 @@ def facts(recipe: Recipe, run: Path, world: int, card: float | None = None) -> d
     steps = total_steps(recipe, data)
     towers = {name: parameters(child) for name, child in step.model.named_children()}
     length = None if tokenizer is None else tokenizer.context_length
-    kinds = {strand.kind for strand in data.mix.strands}
+    kinds = dict.fromkeys(strand.kind for strand in data.mix.strands)
     found: dict[str, Any] = {
         "schema": "unicl/dry-run/1",
         "run": str(run),

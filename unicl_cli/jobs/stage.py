@@ -43,6 +43,7 @@ from unicl_cli.jobs.micro import chunks_of, first_rows, has_batch_statistics, la
 from unicl_cli.lora import MARK, in_names
 from unicl_cli.recipe import Recipe, check_shares, dump
 from unicl_cli.start import load_init
+from unicl_cli.tuning import KEY, key_of
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "tokenizers", "numpy", "pyarrow", "pillow")
 
@@ -100,15 +101,11 @@ def prepared(recipe: Recipe, accelerator: Any, run: Path, wanted: str, start: st
 
     rows = first_rows(recipe, local, cut if wanted in ("auto", "never") else Path(wanted))
     step, own, rows, frozen = settled(recipe, accelerator, make, first, rows)
-    check_adapted(frozen)
+    check_adapted(step, frozen)
     if rank() == 0:
         sys.stderr.writelines(f"{run}: {line}\n" for line in said)
         if doubt := batchnorm_doubt(step):
             sys.stderr.write(f"warning: {doubt}\n")
-        keep_words(run, data, own)
-        write_atomic(run / "resolved.yaml", dump(recipe))
-        if cut is None:
-            store_towers(step, run)
     return Parts(recipe, data, step, own, total_steps(recipe, data), frozen, None if rows == local else rows)
 
 
@@ -119,12 +116,23 @@ def begun(step: Step, recipe: Recipe, start: str | None, tokenizer: Tokenizer | 
     return said
 
 
-def check_adapted(frozen: Sequence[str]) -> None:
+def check_adapted(step: Step, frozen: Sequence[str]) -> None:
     """A layer whose weights are read elsewhere than in its own forward would leave its adapter without effect."""
     lost = [name for name in frozen if in_names([name])]
     if lost:
-        layer = lost[0].partition(MARK)[0].removeprefix("model.")
-        raise UniclError(f"lora: no loss reaches the adapter of {layer}", "name other layers in lora.targets")
+        layer = lost[0].partition(MARK)[0]
+        key = next(
+            key_of(each) for name, each in step.named_modules() if hasattr(each, KEY) and layer.startswith(f"{name}.")
+        )
+        raise UniclError(f"{key}.lora: no loss reaches the adapter of {layer}", f"name others in {key}.lora.targets")
+
+
+def keep_parts(parts: Parts, run: Path) -> None:
+    """What a stage writes before its first step: words, the resolved recipe, files that towers need."""
+    keep_words(run, parts.data, parts.tokenizer)
+    write_atomic(run / "resolved.yaml", dump(parts.recipe))
+    if checkpoint.newest(run / "checkpoints") is None:
+        store_towers(parts.step, run)
 
 
 def keep_words(run: Path, data: Data, tokenizer: Tokenizer | None) -> None:

@@ -3,7 +3,9 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +16,7 @@ from unicl_cli.build import build_optimizer
 from unicl_cli.core.checkpoint import discard_parts
 from unicl_cli.core.dist import any_rank, bare, barrier, rank, shard, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average
-from unicl_cli.core.files import write_atomic
+from unicl_cli.core.files import folder_for, write_atomic
 from unicl_cli.core.haste import compile_units
 from unicl_cli.core.launch import start_accelerator
 from unicl_cli.core.launch_slurm import requeued
@@ -25,9 +27,8 @@ from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.course import Stage
 from unicl_cli.jobs.haste import remember_texts
 from unicl_cli.jobs.micro import advised, sharded
-from unicl_cli.jobs.stage import platform_facts, prepared, resume
-from unicl_cli.problems import show
-from unicl_cli.recipe import Recipe, changes, load, numbers
+from unicl_cli.jobs.stage import keep_parts, platform_facts, prepared, resume
+from unicl_cli.recipe import Recipe, stages_of
 
 
 class Request(NamedTuple):
@@ -51,16 +52,6 @@ def environment(devices: str) -> dict[str, Any]:
     }
 
 
-def stages_of(recipe: Recipe, run: Path) -> list[tuple[Recipe, Path, str | None]]:
-    """(recipe, directory, model to start from) of each stage: the last one is the run, those before lie inside it."""
-    count = len(recipe.stages)
-    if count < 2:
-        return [(recipe.stage(0) if count else recipe, run, recipe.model.init)]
-    folders = [run / f"stage-{n + 1}" for n in range(count - 1)] + [run]
-    starts = [recipe.model.init, *(str(folder) for folder in folders[:-1])]
-    return [(recipe.stage(n), folders[n], starts[n]) for n in range(count)]
-
-
 def train(
     recipe: Recipe, run: Path, request: Request, stop: StopFlag, *, source: str, overrides: Sequence[str]
 ) -> None:
@@ -74,18 +65,13 @@ def train(
     torch.use_deterministic_algorithms(recipe.deterministic)
     accelerator = start_accelerator(recipe.precision, request.devices)
     stop.install()  # a worker too hears signals now that it has peers to leave with
-    lock = FileLock(run / "run.lock")
-    if rank() == 0:
-        take(lock, run)
-    for stage, folder, _ in stages:
-        check_same(stage, folder)
-    if rank() == 0:
-        keep_source(run, source, overrides, request)
-    barrier()
-    with requeued(stop, wanted=request.requeue and rank() == 0):
+    begin = partial(keep_source, run, source, overrides, request)
+    first = rank() == 0
+    with claimed(run) if first else nullcontext(), requeued(stop, wanted=request.requeue and first):
+        barrier()
         for stage, folder, start in stages:
             leave_together(stop)
-            train_stage(stage, folder, start, request, accelerator, stop)
+            train_stage(stage, folder, start, request, accelerator, stop, begin)
     accelerator.end_training()
 
 
@@ -95,15 +81,24 @@ def leave_together(stop: StopFlag) -> None:
         raise Stopped("stopped before the next step was made", "the same command goes on")
 
 
-def take(lock: FileLock, run: Path) -> None:
-    """Makes the run directory this training's own for as long as it lives."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UniclError(f"{run}: another training is writing here", "wait for it, or give --run-dir") from error
-    except OSError as error:
-        raise UniclError(f"{run}: cannot be written: {error.strerror}", "give another --run-dir") from error
+@contextmanager
+def claimed(run: Path) -> Generator[None]:
+    """Makes the run directory this training's own; where nothing came to be written, none of it is left."""
+    lock, begun = FileLock(run / "run.lock"), run / "env.json"
+    with ExitStack() as at_end:
+        try:
+            at_end.enter_context(folder_for(run))
+            fresh = not Path(lock.lock_file).exists()
+            at_end.enter_context(lock.acquire(timeout=0))
+        except Timeout as error:
+            raise UniclError(f"{run}: another training is writing here", "wait for it, or give --run-dir") from error
+        except OSError as error:
+            raise UniclError(f"{run}: cannot be written: {error.strerror}", "give another --run-dir") from error
+        try:
+            yield
+        finally:
+            if fresh and not begun.exists():
+                Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def keep_source(run: Path, source: str, overrides: Sequence[str], request: Request) -> None:
@@ -114,29 +109,24 @@ def keep_source(run: Path, source: str, overrides: Sequence[str], request: Reque
     write_atomic(run / "env.json", json.dumps(environment(request.devices), indent=1))
 
 
-def check_same(recipe: Recipe, run: Path) -> None:
-    """A run directory holds one recipe: what changes its numbers needs another directory."""
-    written = run / "resolved.yaml"
-    if not any(run.glob("checkpoints/step-*")) and not (run / "meta.json").is_file():
-        return  # what failed before its first checkpoint has left nothing to mix with
-    other = changes(numbers(load(str(written))), numbers(recipe)) if written.is_file() else {}
-    if not other:
-        return
-    listed = ", ".join(f"{key}: {show(then)} -> {show(now)}" for key, (then, now) in other.items())
-    raise UniclError(f"{run}: was trained with another recipe ({listed})", "give another --run-dir, or the old recipe")
-
-
 def train_stage(
-    recipe: Recipe, run: Path, start_from: str | None, request: Request, accelerator: Any, stop: StopFlag
+    recipe: Recipe,
+    run: Path,
+    start_from: str | None,
+    request: Request,
+    accelerator: Any,
+    stop: StopFlag,
+    begin: Callable[[], None],
 ) -> None:
-    """One recipe into one run directory, from its newest checkpoint on; a finished one is left as it is."""
+    """One recipe into one run directory, from its newest checkpoint on; a finished one is left as it is.
+
+    Nothing is written before all is built and loaded: a mistake that is found there leaves no run. ``begin`` writes
+    what the whole run keeps.
+    """
     if (run / "meta.json").is_file() and request.resume == "auto":
         if rank() == 0:
             sys.stderr.write(f"{run}: already finished\n")
         return
-    run.mkdir(parents=True, exist_ok=True)
-    for folder in (run, run / "checkpoints") if rank() == 0 else ():
-        discard_parts(folder)  # of a run that was killed
     parts = prepared(recipe, accelerator, run, request.resume, start_from)
     step = parts.step
     if recipe.parallel.compile:
@@ -149,6 +139,11 @@ def train_stage(
     if any_rank(done * world_size() != sum_over_ranks(torch.tensor(done, device=accelerator.device)).item()):
         raise UniclError(f"{run}: not every process sees its checkpoints", "put --run-dir where all nodes can read it")
     leave_together(stop)
+    if rank() == 0:
+        begin()
+        for folder in (run, run / "checkpoints"):
+            discard_parts(folder)  # of a run that was killed
+        keep_parts(parts, run)
     if (said := remember_texts(parts, step)) is not None and rank() == 0:
         sys.stderr.write(f"{run}: {said}\n")
     with advised(recipe, parts.micro, cast("Step", bare(step))):
