@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+from unicl_cli.cli import main
+
 SMALL = ("--labels", "shapes?count=300&test=70", "--captions", "shapes?count=260&test=60", "--dedup", "exact")
 REPLACE = """
 import os, pathlib, signal, sys
@@ -49,8 +51,7 @@ def litter(folder):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, hashes):
     out = tmp_path_factory.mktemp("whole") / "c"
-    done = unicl(command(out, "--workers", "1"))
-    assert done.returncode == 0, done.stderr
+    assert main(command(out, "--workers", "1")) == 0
     return hashes(out)
 
 
@@ -65,8 +66,7 @@ def test_killed_as_a_file_gets_its_name_the_same_command_ends_in_the_same_bytes(
     out = tmp_path / "c"
     argv = [sys.executable, "-c", REPLACE, suffix, when, *command(out)]
     assert subprocess.run(argv, capture_output=True, check=False).returncode == -signal.SIGKILL
-    done = unicl(command(out))
-    assert done.returncode == 0, done.stderr
+    assert main(command(out, "--workers", "1")) == 0
     assert hashes(out) == whole
     assert litter(out) == []
 
@@ -106,7 +106,7 @@ def test_stopped_in_any_phase_it_says_how_to_go_on_and_leaves_nothing_half_made(
     assert [item for item in litter(tmp_path) if not item.endswith(".sha256")] == []
     assert out.exists() == (where in ("_scopes", "write_unit"))
     if where == "write_unit":
-        assert unicl(command(out)).returncode == 0
+        assert main(command(out, "--workers", "1")) == 0
         assert hashes(out) == whole
 
 
@@ -125,7 +125,7 @@ def test_a_full_disk_is_one_line_without_litter_and_the_same_command_ends_in_the
     assert "make room: the same command goes on" in done.stderr
     assert "Traceback" not in done.stderr
     assert [item for item in litter(out) if not item.endswith(".sha256")] == []
-    assert unicl(command(out)).returncode == 0
+    assert main(command(out, "--workers", "1")) == 0
     assert hashes(out) == whole
 
 
