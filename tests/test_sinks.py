@@ -1,7 +1,9 @@
 """Where figures go: lines that survive a cut, a console line without what was not measured, the state of a run."""
 
+import io
 import json
 import math
+import re
 
 import pytest
 
@@ -47,8 +49,30 @@ def test_a_line_that_was_cut_by_a_kill_is_dropped(tmp_path, torn):
 
 def test_a_console_line_names_what_was_measured():
     values = {"loss": 3.4116, "excess_loss": 0.41, "lr": 4.8e-4, "img_s": 5200.4, "data_frac": 0.031, "eta_s": 4320.0}
-    expected = "step 1200/20000 6.0% | loss 3.412 | excess 0.410 | lr 0.00048 | img/s 5200 | data 3% | ETA 1h12m"
-    assert line_of(1200, 20000, values) == expected
+    expected = "step 1200/20000 | loss 3.412 | ETA 1h12m | img/s 5200 | lr 0.00048 | excess 0.410 | data 3%"
+    assert line_of("step 1200/20000", values, 200) == expected
+    assert line_of("step 1200/20000", values, len(expected)) == expected
+    assert line_of("step 1200/20000", values, 80) == expected.removesuffix(" | excess 0.410 | data 3%")
+    assert line_of("step 1200/20000", values, 64) == "step 1200/20000 | loss 3.412 | ETA 1h12m | img/s 5200"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_line_fits_eighty_columns(monkeypatch, terminal):
+    """What a terminal of that width gets, with a bar, and a file."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    shown = io.StringIO()
+    shown.isatty = lambda: terminal
+    monkeypatch.setattr("sys.stderr", shown)
+    sink = ConsoleSink(100000, 0)
+    names = ("loss", "excess_loss", "lr", "logit_scale", "grad_norm", "img_s", "data_frac", "mem_gb", "unique_text")
+    for step in range(1, 100001, 33333):
+        sink.log(step, dict.fromkeys((*names, "label_share", "padding", "eta_s"), 123.456))
+    sink.close()
+    lines = [re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]", shown.getvalue())]
+    assert max(map(len, lines)) <= 80
+    assert any("loss 123.456 | ETA 2m03s | img/s 123" in line for line in lines)
+    assert any("━" in line for line in lines) == terminal
 
 
 @pytest.mark.parametrize(

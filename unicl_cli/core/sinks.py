@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,7 @@ from unicl_cli.errors import UniclError
 
 STATUS_SECONDS = 15
 LINE_SECONDS = 30
-FIELDS = (  # what a console line carries: key, label, format
-    ("loss", "loss", "{:.3f}"),
-    ("excess_loss", "excess", "{:.3f}"),
-    ("lr", "lr", "{:.2g}"),
-    ("logit_scale", "scale", "{:.1f}"),
-    ("grad_norm", "gnorm", "{:.2f}"),
-    ("img_s", "img/s", "{:.0f}"),
-    ("data_frac", "data", "{:.0%}"),
-    ("mem_gb", "mem", "{:.1f}G"),
-    ("unique_text", "uniq-text", "{:.0%}"),
-    ("label_share", "label", "{:.0%}"),
-    ("padding", "pad", "{:.0%}"),
-)
+BAR_COLUMNS, SHARE_COLUMNS = 10, 4
 
 
 def clock(seconds: float) -> str:
@@ -44,11 +32,30 @@ def clock(seconds: float) -> str:
     return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
-def line_of(step: int, steps: int, values: Mapping[str, float]) -> str:
-    """One console line, without what was not measured."""
-    parts = [f"{label} {form.format(values[key])}" for key, label, form in FIELDS if key in values]
-    eta = [f"ETA {clock(values['eta_s'])}"] if values.get("eta_s") else []
-    return " | ".join([f"step {step}/{steps} {step / steps:.1%}", *parts, *eta])
+FIELDS: tuple[tuple[str, str, Callable[[float], str]], ...] = (  # key, label, form; what matters most comes first
+    ("loss", "loss", "{:.3f}".format),
+    ("eta_s", "ETA", clock),
+    ("img_s", "img/s", "{:.0f}".format),
+    ("lr", "lr", "{:.2g}".format),
+    ("grad_norm", "gnorm", "{:.2f}".format),
+    ("logit_scale", "scale", "{:.1f}".format),
+    ("excess_loss", "excess", "{:.3f}".format),
+    ("data_frac", "data", "{:.0%}".format),
+    ("mem_gb", "mem", "{:.1f}G".format),
+    ("unique_text", "uniq-text", "{:.0%}".format),
+    ("label_share", "label", "{:.0%}".format),
+    ("padding", "pad", "{:.0%}".format),
+)
+
+
+def line_of(place: str, values: Mapping[str, float], width: int) -> str:
+    """``place`` and of what was measured as much as fits into one line of ``width`` columns; metrics.jsonl has all."""
+    line = place
+    for part in (f" | {label} {form(values[key])}" for key, label, form in FIELDS if key in values):
+        if len(line) + len(part) > width:
+            break
+        line += part
+    return line
 
 
 @contextlib.contextmanager
@@ -105,18 +112,20 @@ class ConsoleSink:
         self.steps, self.quiet, self.printed = steps, quiet, 0.0
         self.console = Console(stderr=True)
         live = sys.stderr.isatty() and not quiet and os.environ.get("TERM") != "dumb"
-        columns = (BarColumn(bar_width=20), TaskProgressColumn(), TextColumn("{task.description}"))
+        columns = (BarColumn(BAR_COLUMNS), TaskProgressColumn(), TextColumn("{task.description}", markup=False))
         self.progress = Progress(*columns, console=self.console) if live else None
         if self.progress is not None:
             self.progress.start()
             self.task = self.progress.add_task(f"step {start}/{steps}", total=steps, completed=start)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        place, width = f"step {step}/{self.steps}", self.console.width
         if self.progress is not None:
-            self.progress.update(self.task, completed=step, description=line_of(step, self.steps, values))
+            line = line_of(place, values, width - BAR_COLUMNS - SHARE_COLUMNS - 2)  # with a blank after each
+            self.progress.update(self.task, completed=step, description=line)
         elif not self.quiet and (time.monotonic() - self.printed > LINE_SECONDS or step == self.steps):
             self.printed = time.monotonic()
-            self.say(line_of(step, self.steps, values))
+            self.say(line_of(f"{place} {step / self.steps:.1%}", values, width))
 
     def say(self, message: str) -> None:
         """A line of its own, above the bar if there is one."""
