@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from unicl_cli.jobs.bench import run
 from unicl_cli.jobs.bench.alone import peak_of
 from unicl_cli.jobs.bench.contest import Case, Ready, checked_figures, compared, contest
 from unicl_cli.jobs.bench.kinds import KINDS, numbers
+from unicl_cli.jobs.bench.page import notes
 
 CPU = torch.device("cpu")
 QUICK = {
@@ -27,6 +30,10 @@ QUICK = {
     "loss": ["--sizes", "48", "--no-peak", "--vs", "open_clip"],
     "eval": ["--model", "tiny", "--classes", "2", "--batch", "2", "--vs", "open_clip"],
     "sampler": ["--sizes", "1e4", "--no-peak"],
+    "switches": [
+        *("--model", "tiny", "--batch", "4", "--no-peak"),
+        *("--only", "parallel.text_cache", "--only", "data.resize", "--only", "data.augment_on"),
+    ],
     "start": ["--only", "version"],
 }
 
@@ -83,7 +90,7 @@ def test_a_recipe_brings_its_own_data_and_model(kind, digits, capsys):
     assert {row["count"] for row in found["rows"]} <= {24, 72}
     rows = {row["name"]: row["facts"] for row in found["rows"]}
     if kind == "loader":
-        assert 0 <= rows["training"]["waited"] <= 1
+        assert 0 <= rows["training"]["waited"]["unicl"] <= 1
         assert rows["0 workers"]["workers"] == 0
     else:
         assert rows["step"]["batch"] == 24
@@ -191,6 +198,68 @@ def test_nothing_is_compared_when_a_gradient_alone_differs(pair, batch):
     pair.ours.text.trunk.pos.register_hook(lambda grad: grad * 1.001)
     with pytest.raises(UniclError, match="not compared: gradients"):
         checked_figures("captions", Ready(6, {}, check=lambda: checked(pair, batch)))
+
+
+def test_a_switch_that_changes_a_number_is_not_measured(pair, batch):
+    from copy import deepcopy
+
+    from unicl_cli.jobs.bench.switches import checked
+
+    models = {"on": pair.step, "off": deepcopy(pair.step)}
+
+    def row():
+        return checked_figures("key", Ready(6, {}, check=lambda: checked(models, batch.batch)))
+
+    assert row()["gradients"] == 0
+    with torch.no_grad():
+        pair.ours.text.proj.weight.mul_(1.01)
+    with pytest.raises(UniclError, match=r"key: not compared: (forward|gradients)"):
+        row()
+
+
+def test_texts_of_a_frozen_tower_are_looked_up_as_in_training(batch):
+    from unicl_cli.jobs.bench.switches import built
+    from unicl_cli.jobs.bench.twins import recipe_of, shape_of, twins
+
+    def bank(*changes):
+        recipe = recipe_of(shape_of("tiny"), 6, precision="fp32", frozen_text=True, changes=changes)
+        return built(recipe).model.bank
+
+    frozen = twins("tiny", CPU, 6, frozen_text=True)
+    frozen.step(batch.batch)
+    assert len(frozen.ours.bank.places) == len(batch.batch.tokens)
+    assert bank() is not None
+    assert bank("parallel.text_cache=off") is None
+
+
+def test_a_run_of_a_minute_is_its_own_warm_up(monkeypatch):
+    monkeypatch.setattr("unicl_cli.jobs.bench.contest.LONG", 1.0)
+    monkeypatch.setattr("unicl_cli.jobs.bench.contest.LONGEST", 2.0)
+    met = []
+    runs = {name: partial(met.append, name) for name in ("short", "long", "longest")}
+    took = {"short": 0.5, "long": 1.5, "longest": 2.5}
+
+    def timer(run):
+        return (run(), took[met[-1]])[1]
+
+    row = contest(toy("toy", runs), Ready(1, runs, timer=timer), rounds=2, device=CPU, advance=lambda _: None)
+    assert Counter(met) == {"short": 2 + 2, "long": 1 + 2, "longest": 2}
+    assert [own["seconds"] for own in row["variants"].values()] == [[x, x] for x in took.values()]
+
+
+def test_the_table_of_switches_says_who_waited_for_data():
+    own = {"median_s": 1.0, "per_s": 1.0, "mib": None, "speed": {"median": 1.0, "low": 1.0, "high": 1.0}}
+    row = {
+        "name": "data.workers",
+        "reference": "0",
+        "variants": {"1": own, "0": own},
+        "skipped": {},
+        "facts": {"waited": {"1": 0.001, "0": 0.25}},
+        "checks": {"first_s": 75.2},
+    }
+    said = list(notes({"rows": [row], "rounds": 3, "clock": "CPU", "command": "unicl", "complete": True}))
+    assert "data.workers 0: 25.0% of the time waiting for data" in said
+    assert "data.workers: the first forward and backward took 75 s" in said
 
 
 def test_a_check_that_is_not_a_number_does_not_pass():

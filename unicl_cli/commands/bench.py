@@ -23,7 +23,7 @@ def bench(
         str | None,
         typer.Argument(
             metavar="KIND",
-            help="loader, step, text, loss, eval, sampler, probe or start; none: what each one measures.",
+            help="loader, step, text, loss, switches, eval, sampler, probe or start; none: what each one measures.",
             autocompletion=complete_kind,
         ),
     ] = None,
@@ -42,7 +42,7 @@ def bench(
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16; default: bf16 on a GPU.")] = None,
     batch: Annotated[int | None, typer.Option(min=2, help="Rows of a batch; default: 64.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="step, text, eval: tiny, text, small, ViT-B-32, ViT-B-16 or Swin-T.")
+        str | None, typer.Option(help="step, text, switches, eval: tiny, text, small, ViT-B-32, ViT-B-16 or Swin-T.")
     ] = None,
     sizes: Annotated[
         str | None, typer.Option(metavar="N,N", help="loss: rows of a batch (64k is 65536); sampler: rows of a corpus.")

@@ -9,13 +9,16 @@ from rich.table import Table
 
 from unicl_cli.jobs.bench.kinds import KINDS
 
+SLOW = 60.0
+"""Seconds of a first step from which it is worth a line."""
+
 
 def tables(document: Mapping[str, Any]) -> Iterator[Any]:
     """One table; what ran, where and when stands above it, the command and what was left out below."""
     yield heading(document)
     table = Table(pad_edge=False)
     for name, numeric in (("row", False), ("who", False), ("ms", True), ("per s", True), ("MiB", True)):
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=numeric)
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=name != "who")
     table.add_column("speed (range)", justify="right", no_wrap=True)
     for row in document["rows"]:
         for number, (who, own) in enumerate(row["variants"].items()):
@@ -62,11 +65,16 @@ def detail(row: Mapping[str, Any]) -> str:
 
 def notes(document: Mapping[str, Any]) -> Iterator[str]:
     references = {row["reference"] for row in document["rows"] if len(row["variants"]) > 1}
-    for reference in sorted(references):
+    if references:
+        reference = references.pop() if len(references) == 1 else "the one with 1"
         yield f"speed: how many times as fast as {reference} in the same round, median of {document['rounds']}"
     clock = document["clock"]
     yield f"ms: {clock}; {document['command']}"
     for row in document["rows"]:
+        if "first_s" in row["checks"] and row["checks"]["first_s"] >= SLOW:
+            yield f"{row['name']}: the first forward and backward took {row['checks']['first_s']:.0f} s"
+        for who, share in row["facts"].get("waited", {}).items():
+            yield f"{row['name']} {who}: {share:.1%} of the time waiting for data"
         for who, why in row["skipped"].items():
             yield f"{row['name']}: {who} was left out: {why}"
     if not document["complete"]:

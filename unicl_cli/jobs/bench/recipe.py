@@ -73,14 +73,14 @@ def loading(asked: Asked, workers: int, who: Collection[str]) -> Ready:
 
 
 class Shares:
-    """A sink that keeps the last line's figures."""
+    """A sink that keeps which share of its time the last line's steps waited for data, under a name."""
 
-    def __init__(self, facts: dict[str, Any]) -> None:
-        self.facts = facts
+    def __init__(self, waited: dict[str, float], name: str) -> None:
+        self.waited, self.name = waited, name
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         del step
-        self.facts["waited"] = values["data_frac"]
+        self.waited[self.name] = values["data_frac"]
 
     def close(self) -> None: ...
 
@@ -103,12 +103,13 @@ def training(asked: Asked, who: Collection[str]) -> Ready:
     batches = arriving(parts, workers)
     size = parts.recipe.batch.size
     several = max(2, -(-LEAST // size))
-    facts: dict[str, Any] = {"workers": workers, "batch": size}
+    waited: dict[str, float] = {}
+    of_all = plan._replace(log_every=several)
 
     def steps() -> None:
-        plan_of_these = plan._replace(log_every=1)
-        fit(step, islice(batches, several), optimizer, plan_of_these, accelerator, Shares(facts), after=nothing)
+        fit(step, islice(batches, several), optimizer, of_all, accelerator, Shares(waited, OURS), after=nothing)
 
+    facts = {"workers": workers, "batch": size, "waited": waited}
     return Ready(several * size, {OURS: steps}, facts, timer=wall_seconds)
 
 

@@ -72,8 +72,6 @@ def prepared(asked: Asked, row: Row, who: Collection[str]) -> Ready:
     pair = twins(asked.model or "small", device, size, precision=precision, frozen_text=row.frozen)
     batch = batch_of(row.texts(size), pair.tokenizer, pair.recipe.data.image_size).to(device)
     runs: dict[str, Callable[[], Any]] = {}
-    if row.frozen:
-        pair.ours.remember_texts()
     if OURS in who:
         runs[OURS] = our_step(pair.recipe, pair.step, batch.batch, device)
     peers = {LOCKED: pair.theirs, PEER: unlocked(pair.theirs)} if row.frozen else {PEER: pair.theirs}

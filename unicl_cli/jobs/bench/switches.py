@@ -30,19 +30,23 @@ from unicl_cli.jobs.micro import chunks_of
 from unicl_cli.recipe import Recipe
 
 RESNET = {"name": "timm", "model": "resnet18"}
-STEPS = 8
+STEPS = 4
 """Of a run in which a training waits for its loader."""
 LABELS = partial(prompts, classes=100, templates=80)
 BOTH = partial(mixed, classes=1000, templates=80)
 
 
 class Switch(NamedTuple):
-    """A key's values with the plain one last; ``image`` is the backbone that it is for, else the model's own."""
+    """A key's values with the plain one last; ``image`` is the backbone that it is for, else the model's own.
+
+    ``memory``: is it there for the sake of memory? ``usual``: does it run without being named?
+    """
 
     values: tuple[str, ...] = ("true", "false")
     texts: Callable[[int], Texts] = BOTH
     frozen: bool = False
     image: Mapping[str, Any] | None = None
+    memory: bool = False
     usual: bool = True
 
 
@@ -52,8 +56,8 @@ OF_STEPS: Mapping[str, Switch] = MappingProxyType(
         "parallel.text_cache": Switch(("auto", "off"), texts=LABELS, frozen=True),
         "parallel.channels_last": Switch(image=RESNET),
         "parallel.compile": Switch(usual=False),
-        "parallel.grad_checkpoint": Switch(),
-        "batch.micro": Switch(("8", "32", "auto")),
+        "parallel.grad_checkpoint": Switch(memory=True),
+        "batch.micro": Switch(("8", "auto"), memory=True),
     }
 )
 
@@ -61,7 +65,7 @@ OF_STEPS: Mapping[str, Switch] = MappingProxyType(
 def cases(asked: Asked) -> list[Case]:
     shape_of(asked.model or "small")
     steps = [
-        Case(key, "images", s.values, s.values[-1], partial(stepping, asked, key, s), 2 * s.usual, extra=not s.usual)
+        Case(key, "images", s.values, s.values[-1], partial(stepping, asked, key, s), 2 * s.memory, extra=not s.usual)
         for key, s in OF_STEPS.items()
     ]
     files: dict[str, tuple[tuple[str, ...], Callable[..., Ready]]] = {
@@ -149,8 +153,8 @@ def files_by(forms: Mapping[str, TrainTransform], who: Collection[str], size: in
     return Ready(size, {name: partial(run, form) for name, form in forms.items() if name in who}, facts(files), check)
 
 
-LATER = "device, the loader's part"
-"""What is left to a worker."""
+LATER = "its crop"
+"""What `device` leaves to a worker."""
 
 
 def augmenting(who: Collection[str], size: int) -> Ready:
@@ -185,8 +189,6 @@ def waiting(asked: Asked, who: Collection[str]) -> Ready:
     loaders = {name: endless(pictures(size), texts, side=side, workers=int(name)) for name in who}
 
     def run(name: str) -> None:
-        seen: dict[str, Any] = {}
-        loop(enumerate(islice(loaders[name], STEPS)), Shares(seen))
-        waited[name] = seen["waited"]
+        loop(enumerate(islice(loaders[name], STEPS)), Shares(waited, name))
 
     return Ready(STEPS * size, {name: partial(run, name) for name in who}, about, timer=wall_seconds)

@@ -115,7 +115,7 @@ def recipe_of(shape: Shape, batch: int, *, precision: str, frozen_text: bool, ch
 def twins(
     name: str, device: torch.device, batch: int = 64, *, precision: str = "fp32", frozen_text: bool = False
 ) -> Twins:
-    """Both models in training, on their device, with open_clip's initialisation."""
+    """Both models in training, on their device, with open_clip's initialisation; frozen texts are looked up in ours."""
     shape = shape_of(name)
     recipe = recipe_of(shape, batch, precision=precision, frozen_text=frozen_text)
     torch.manual_seed(SEED)
@@ -130,6 +130,8 @@ def twins(
         _freeze_text(pair)
     theirs.to(device)
     step.train().to(device)
+    if frozen_text:
+        pair.ours.remember_texts()
     return pair
 
 
