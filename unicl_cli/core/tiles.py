@@ -81,16 +81,15 @@ def pairs_of(
     """
     row_group, answer_group, size = _groups(row_keys, column_keys)
     count = size.masked_fill(row_keys == NO_KEY, 0)
-    groups = [(count > 0, row_group, answer_group, 1.0)]
+    groups = [(row_group, answer_group, 1.0)]
     if exclude is not None:
         row_id, answer_id, _ = _groups(*exclude)
         span = len(row_keys) + 1
         twin, twins, size = _groups(row_group * span + row_id, answer_group * span + answer_id)
-        size = size.masked_fill(count == 0, 0)
-        count = count - size
-        groups.append((size > 0, twin, twins, -1.0))
+        count = count - size.masked_fill(count == 0, 0)
+        groups.append((twin, twins, -1.0))
     share = count.to(dtype).clamp(min=1).reciprocal().masked_fill(count == 0, 0)
-    pulls = tuple(Pull((sign * share).masked_fill(~there, 0), mine, theirs) for there, mine, theirs, sign in groups)
+    pulls = tuple(Pull(sign * share, mine, theirs) for mine, theirs, sign in groups)
     reads, columns = shared or (torch.arange(len(column_keys), device=column_keys.device), len(column_keys))
     times = torch.zeros(columns, dtype=dtype, device=reads.device).index_add_(
         0, reads, (column_keys != NO_KEY).to(dtype)
@@ -112,7 +111,7 @@ def lse_(x: Tensor, dim: int, out: Tensor) -> Tensor:
 def _add(out: Tensor, to: Tensor, x: Tensor, of: Tensor, weight: Tensor | None = None) -> Tensor:
     """``out[to[j]] += weight[j] * x[of[j]]`` for all j, without a copy of all the rows that are picked."""
     for part in _parts(len(to)):
-        rows = x[of[part]].to(out.dtype)
+        rows = x.index_select(0, of[part]).to(out.dtype)  # a third of the time of x[of[part]]
         out.index_add_(0, to[part], rows if weight is None else rows.mul_(weight[part, None]))
     return out
 
@@ -122,33 +121,34 @@ def _logits(rows: Tensor, k: Tensor, pairs: Pairs, part: slice, out: Tensor) -> 
     return out if pairs.exclude is None else out.masked_fill_(pairs.exclude[0][part, None] == pairs.exclude[1], FAR)
 
 
-def _sums(q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int) -> Sums:
-    """(b,), (C,): logsumexp of the logits along rows and, where wanted, down columns."""
+def _sums(q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int) -> tuple[Sums, Tensor | None]:
+    """(b,), (C,): logsumexp of the logits along rows and, where wanted, down columns. All logits, if one tile has them:
+    kept, they spare backward one product of three.
+    """
     rows, columns = q.new_empty(len(q)), q.new_full((len(k),), FAR)
-    tiles = q.new_empty(1 + pairs.column_sums, tile, len(k))
-    buffer, spare = tiles[0], tiles[-1]
+    buffer, spare = (q.new_empty(tile, len(k)) for _ in range(2))
     for part in _parts(len(q), tile):
         x = _logits(q[part] * scale, k, pairs, part, buffer)
         rows[part] = lse_(x, 1, spare[: len(x)])
         if pairs.column_sums:
-            torch.logaddexp(columns, lse_(x, 0, x), out=columns)
-    return rows, columns
+            torch.logaddexp(columns, lse_(x, 0, spare[: len(x)]), out=columns)
+    return (rows, columns), buffer if tile == len(q) else None
 
 
 def _spread(
-    q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int, *, sums: Sums, grads: Grads
+    q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int, *, kept: Tensor | None, sums: Sums, grads: Grads
 ) -> tuple[Tensor, Tensor]:
     """The gradients of both kinds of sums with respect to ``q`` and ``k``, both without the factor ``scale``."""
     (rows, columns), (by_row, by_column) = sums, grads
     dq, dk = torch.empty_like(q), torch.zeros_like(k)
     buffer, spare = q.new_empty(2, tile, len(k)).unbind()
     for part in _parts(len(q), tile):
-        x = _logits(q[part] * scale, k, pairs, part, buffer)
+        x = _logits(q[part] * scale, k, pairs, part, buffer) if kept is None else kept
         p = spare[: len(x)]
         if by_row is not None:
             torch.sub(x, rows[part, None], out=p).exp_().mul_(by_row[part, None])
         if by_column is not None:
-            x.sub_(columns).exp_().mul_(by_column)
+            x = torch.sub(x, columns, out=buffer[: len(x)]).exp_().mul_(by_column)
             p = p.add_(x) if by_row is not None else x
         torch.mm(p, k, out=dq[part])
         dk.addmm_(p.T, q[part])
@@ -161,7 +161,7 @@ def _pulled(q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
     for weight, mine, theirs in pairs.pulls:
         groups = _add(total.new_zeros(len(q) + 1, q.shape[1]), theirs, k, pairs.reads)
         for part in _parts(len(q)):
-            total[part] += groups[mine[part]].mul_(q[part]).sum(1).mul_(weight[part])
+            total[part] += groups.index_select(0, mine[part]).mul_(q[part]).sum(1).mul_(weight[part])
     return total
 
 
@@ -177,13 +177,15 @@ def _spread_pull(q: Tensor, k: Tensor, pairs: Pairs, grad: Tensor, dq: Tensor, d
 
 
 class _Tiles(torch.autograd.Function):
-    """Keeps the inputs and three vectors; backward computes each tile of logits again. ``tile`` None: the kernel."""
+    """Keeps the inputs, three vectors and a tile that holds all logits; backward computes each of several tiles again.
+    ``tile`` None: the kernel.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int | None) -> tuple[Tensor, ...]:
         pull = _pulled(q, k, pairs)
-        sums = _kernel().sums(q, k, scale, pairs) if tile is None else _sums(q, k, scale, pairs, tile)
-        ctx.save_for_backward(q, k, scale, *sums, pull)
+        sums, kept = (_kernel().sums(q, k, scale, pairs), None) if tile is None else _sums(q, k, scale, pairs, tile)
+        ctx.save_for_backward(q, k, scale, *sums, pull, kept)
         ctx.pairs, ctx.tile = pairs, tile
         ctx.set_materialize_grads(False)
         return *sums, scale * pull
@@ -191,14 +193,14 @@ class _Tiles(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, scale, rows, columns, pull = ctx.saved_tensors
+        q, k, scale, rows, columns, pull, kept = ctx.saved_tensors
         with torch.autocast(q.device.type, enabled=False):  # the caller's backward may run inside autocast
             if grads[0] is None and grads[1] is None:
                 dq, dk = (torch.zeros_like(x, dtype=rows.dtype) for x in (q, k))
             elif ctx.tile is None:
                 dq, dk = _kernel().spread(q, k, scale, ctx.pairs, (rows, columns), grads[:2])
             else:
-                dq, dk = _spread(q, k, scale, ctx.pairs, ctx.tile, sums=(rows, columns), grads=grads[:2])
+                dq, dk = _spread(q, k, scale, ctx.pairs, ctx.tile, kept=kept, sums=(rows, columns), grads=grads[:2])
             # gradient times cosine, summed, without another pass
             d_scale = torch.dot(q.reshape(-1).to(dq.dtype), dq.view(-1))
             if grads[2] is not None:
@@ -235,8 +237,9 @@ def tiled_sums(
 
     A column that several answers share counts in a row's sum as often, and its own sum is larger by its
     ``pairs.column_bias``. The second vector is meaningless unless ``pairs.column_sums``. Memory: gradients of ``q`` and
-    ``k``, b rows, and two tiles of ``tile`` rows (default: ``CELLS / C``, 128 to 4096). Where no tile is named and
-    ``in_kernel``, a Triton kernel, which takes half precision too; else float32 or float64. Call it with autocast off.
+    ``k``, b rows, and two tiles of ``tile`` rows (default: ``CELLS / C``, 128 to 4096), one more kept for backward if
+    it holds all rows. Where no tile is named and ``in_kernel``, a Triton kernel, which takes half precision too; else
+    float32 or float64. Call it with autocast off.
     """
     if not in_kernel(q, tile):
         tile = min(tile or min(max(CELLS // len(k), 128), 4096), len(q))
