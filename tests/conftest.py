@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 for variable in list(os.environ):  # before typer, torch or a hub library reads them
     if variable.startswith(("UNICL_", "SLURM_", "ACCELERATE_")) or variable in (
@@ -22,6 +23,9 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HOME": str(Path(tempfile.gettempdir()) / "unicl-tests-hub"),
 }
+
+settings.register_profile("same", derandomize=True, deadline=None)  # the same examples each time, on any machine
+settings.load_profile("same")
 
 GOLDEN = Path(__file__).parent / "golden"
 

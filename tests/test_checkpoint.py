@@ -24,12 +24,13 @@ module = torch.nn.Linear(100, 100)
 optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
 root = Path(sys.argv[1])
 checkpoint.save(root, module, optimizer, {"step": 1}, keep=1)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
-try:
-    checkpoint.save(root, module, optimizer, {"step": 2}, keep=1)
-except UniclError as error:
-    print(error.message)
-    sys.exit(error.exit_code)
+for limit in sys.argv[2:]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
+    try:
+        checkpoint.save(root, module, optimizer, {"step": 2}, keep=1)
+    except UniclError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        print(error.exit_code, *sorted(p.name for p in root.iterdir()), error.message)
 """
 
 
@@ -169,16 +170,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
         checkpoint.read_tensors(tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize("limit", [100, 20_000])
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, limit):
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+    """Too full for its weights, or for what follows them."""
     root = tmp_path / "checkpoints"
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(root), str(limit)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2, done.stderr
-    assert done.stdout.startswith(f"{root}/step-00000002: the checkpoint could not be written: ")
+    words = [sys.executable, "-c", FULL_DISK, str(root), "100", "20000"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    said = f"2 latest step-00000001 {root}/step-00000002: the checkpoint could not be written: "
+    assert [line.startswith(said) for line in done.stdout.splitlines()] == [True, True], done.stdout
     assert checkpoint.newest(root) == root / "step-00000001"
-    assert sorted(p.name for p in root.iterdir()) == ["latest", "step-00000001"]
 
 
 def test_an_average_follows_the_weights_and_comes_back(tmp_path):

@@ -60,7 +60,7 @@ def test_float64_reaches_the_optimum_of_scikit_learn_at_every_strength(n, d):
 def test_at_every_strength_the_objective_is_within_a_millionth_of_the_optimum(n, d, num_classes):
     """scikit-learn's optimum where it reaches one in a second, else that of a fit a million times tighter."""
     x, y = problem(n, d, num_classes)
-    strengths = [10.0**power for power in range(-6, 7)]
+    strengths = [10.0**power for power in range(-6, 7, 2)]
     ours, tight = fit(x.float(), y, strengths, num_classes), fit(x.float(), y, strengths, num_classes, rtol=1e-14)
     for index, c in enumerate(strengths):
         best = objective(tight.weights[index].numpy(), tight.bias[index].numpy(), x.float().double(), y, c)

@@ -38,7 +38,7 @@ VALUES = st.recursive(
     ),
     max_leaves=6,
 )
-MANY = settings(max_examples=60, deadline=None)
+MANY = settings(max_examples=25, deadline=None)
 
 
 @pytest.fixture(autouse=True, scope="module")
