@@ -15,13 +15,13 @@ from torch import nn
 from unicl_cli import registry, tuning
 from unicl_cli.contracts import ClassName, Part, Tokenizer, Tuning
 from unicl_cli.core.dist import bare
-from unicl_cli.core.haste import switched
 from unicl_cli.core.launch import cores
 from unicl_cli.core.loop import Step
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.recompute import recompute_blocks
 from unicl_cli.core.sampler import Alternation, Mixture
 from unicl_cli.core.schedule import lr_at
+from unicl_cli.core.switches import switched
 from unicl_cli.data import loader
 from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.data.device_augment import DeviceAugment

@@ -17,17 +17,17 @@ from unicl_cli.core.checkpoint import discard_parts
 from unicl_cli.core.dist import any_rank, bare, barrier, rank, shard, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import folder_for, write_atomic
-from unicl_cli.core.haste import compile_units
 from unicl_cli.core.launch import start_accelerator
 from unicl_cli.core.launch_slurm import requeued
 from unicl_cli.core.loop import Step
 from unicl_cli.core.stopping import StopFlag
+from unicl_cli.core.switches import compile_units
 from unicl_cli.core.trackers import check_installed
 from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.course import Stage
-from unicl_cli.jobs.haste import remember_texts
 from unicl_cli.jobs.micro import advised, sharded
 from unicl_cli.jobs.stage import keep_parts, platform_facts, prepared, resume
+from unicl_cli.jobs.text_bank import remember_texts
 from unicl_cli.recipe import Recipe, stages_of
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from unicl_cli.build import build_step
 from unicl_cli.contracts import Batch
-from unicl_cli.core.haste import compile_units
 from unicl_cli.core.loop import Step
+from unicl_cli.core.switches import compile_units
 from unicl_cli.data.device_augment import DeviceAugment
 from unicl_cli.data.transforms import Augment, TrainTransform, augment, halves
 from unicl_cli.jobs.bench.contest import Case, Ready, device_of, wall_seconds

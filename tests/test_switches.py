@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from unicl_cli.build import build_step
 from unicl_cli.cli import main
-from unicl_cli.core.haste import compile_units
+from unicl_cli.core.switches import compile_units
 from unicl_cli.data.tokenizers import clip_tokenizer
 from unicl_cli.encoders.transformer import TextTransformer
 from unicl_cli.recipe import dump, load_text, recipe_hash

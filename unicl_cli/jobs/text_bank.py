@@ -1,4 +1,4 @@
-"""What makes the steps of a stage fast at the same numbers, switched on before the first."""
+"""Whether the texts of a frozen tower are looked up in a stage, rather than encoded at each step."""
 
 from typing import Any, cast
 
