@@ -2,15 +2,21 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
+from torch.distributed import TCPStore
 
 from unicl_cli.core.launch import is_peer, is_worker, launched, recorded, restarted, start_accelerator
 from unicl_cli.core.launch_elastic import blame, told
+from unicl_cli.core.launch_nodes import heard
 from unicl_cli.core.launch_plan import LAUNCHER, Launch, Nodes, decide
+from unicl_cli.core.launch_slurm import requeued
 from unicl_cli.core.stopping import StopFlag, heeded
 from unicl_cli.errors import Stopped, UniclError
 
@@ -114,6 +120,44 @@ def test_what_nohup_has_silenced_stays_silent():
     done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["SIGTERM", "SIGUSR1"]
     assert {number.name for number in heeded()} >= {"SIGTERM", "SIGHUP", "SIGUSR1"}
+
+
+def test_a_signal_is_heard_while_torch_waits_for_a_store():
+    """At a port that takes calls and never answers."""
+
+    def leave(*_):
+        raise TimeoutError("a signal")
+
+    def meet():
+        return TCPStore("127.0.0.1", deaf.getsockname()[1], is_master=False, timeout=timedelta(seconds=60))
+
+    before = signal.signal(signal.SIGALRM, leave)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as deaf:
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+            began = time.monotonic()
+            with pytest.raises(TimeoutError, match="a signal"):
+                heard(meet)
+        assert time.monotonic() - began < 30
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_what_is_waited_for_comes_back_with_its_error():
+    assert heard(lambda: 3) == 3
+    with pytest.raises(UniclError, match="two nodes"):
+        heard(lambda: (_ for _ in ()).throw(UniclError("two nodes")))
+
+
+def test_a_requeue_that_cannot_be_is_said_at_once(monkeypatch, capsys):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with requeued(StopFlag(), wanted=True):
+        said = capsys.readouterr().err
+    assert said == "warning: --requeue: not in a job of SLURM (no SLURM_JOB_ID), so nothing is put back\n"
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with requeued(StopFlag(), wanted=True):
+        assert capsys.readouterr().err == ""
 
 
 def test_a_flag_that_nobody_set_is_down():

@@ -65,13 +65,16 @@ def layered(path: Path, children: tuple[Path, ...] = ()) -> Lined:
         return Lined(data, child.marks)
     place = child.marks["extends",]
     if not isinstance(parent, str):
-        raise UniclError(f"{place}: extends: should be a file or the name of a recipe, got {show(parent)}")
+        raise UniclError(
+            f"{place}: extends: should be a file or the name of a recipe, got {show(parent)}",
+            "unicl recipes ls lists the names",
+        )
     try:
         found = find(parent, path.parent)
     except UniclError as error:
         raise UniclError(f"{place}: extends: {error.message}", error.hint) from error
     if found.resolve() in (known := (*children, path.resolve())):
-        raise UniclError(f"{place}: extends: '{parent}' extends itself in a circle")
+        raise UniclError(f"{place}: extends: '{parent}' extends itself in a circle", "take one extends out of it")
     return _on_top(layered(found, known), Lined(data, child.marks))
 
 
@@ -170,5 +173,6 @@ def _put(old: Any, loc: Loc, depth: int, value: Any, replaced: list[Loc]) -> Any
     if isinstance(old, list):
         return [_put(item, loc, depth + 1, value, replaced) if i == key else item for i, item in enumerate(old)]
     if not isinstance(old, dict):
-        raise UniclError(f"command line: {'.'.join(map(str, at))} is {show(old)} and has no '{key}'")
+        above = ".".join(map(str, at))
+        raise UniclError(f"command line: {above} is {show(old)} and has no '{key}'", f"give all of it: {above}={{…}}")
     return {**old, key: _put(old.get(key), loc, depth + 1, value, replaced)}

@@ -38,6 +38,8 @@ from unicl_cli.yaml_lines import Lined, leaves, parse, write, write_noted
 MODEL_KEYS = ("tokenizer", "context_length", "init", "init_parts")
 """Keys of `model` that are no options of the encoder it names."""
 
+WAY_OUT = "unicl recipes show quickstart shows every key with its value, unicl plugins show KIND NAME a part's options"
+
 
 class Recipe(Section):
     """Everything that a run's numbers depend on; the machine is not in it."""
@@ -106,7 +108,7 @@ def _checked(lined: Lined) -> Recipe:
     if recipe is not None:
         _check_stages(recipe, problems)
     if recipe is None or problems:
-        raise UniclError(_report(problems, lined.marks))
+        raise UniclError(_report(problems, lined.marks), WAY_OUT)
     return recipe
 
 

@@ -377,7 +377,10 @@ def make(kind: str, part: Part, context: Mapping[str, Callable[[], Any]]) -> Any
     factory = get(kind, part.name)
     wanted = _context(factory)
     if missing := [name for name in wanted if name not in context]:
-        raise UniclError(f"{KINDS[kind]} '{part.name}' asks for '{missing[0]}', which there is not here")
+        raise UniclError(
+            f"{KINDS[kind]} '{part.name}' asks for '{missing[0]}', which there is not here",
+            f"use it elsewhere, or give the option a default: there are {', '.join(context)}",
+        )
     return factory(**part.options, **{name: context[name]() for name in wanted})
 
 

@@ -99,7 +99,9 @@ def _marks(node: yaml.Node, source: str, path: Loc = ()) -> Iterator[tuple[Loc, 
         if key.tag != "tag:yaml.org,2002:str":
             raise UniclError(f"{place}: the key {getattr(key, 'value', '')!r} is not text", "put it in quotes")
         if key.value in first:
-            raise UniclError(f"{place}: the key '{key.value}' is there twice, first at {first[key.value]}")
+            raise UniclError(
+                f"{place}: the key '{key.value}' is there twice, first at {first[key.value]}", "take one of them out"
+            )
         first[key.value] = place
         yield (*path, key.value), place
         yield from _marks(value, source, (*path, key.value))
@@ -143,7 +145,7 @@ def parse(text: str, source: str) -> Lined:
     ) as error:  # of a tag that does not fit its value: !!int x, !!bool x
         raise UniclError(f"{source}: a value cannot be read: {error}", "mend it, or take its !!tag away") from error
     except RecursionError as error:
-        raise UniclError(f"{source}: an anchor contains itself, or the nesting is too deep") from error
+        raise UniclError(f"{source}: an anchor contains itself, or the nesting is too deep", "write it flat") from error
 
 
 def read_value(text: str, source: str) -> Any:

@@ -147,6 +147,16 @@ def test_what_a_user_can_mend_is_said_once(tmp_path, digits):
     assert "needs several views of each picture" in err
     assert "Traceback" not in err
     assert "again" not in err, "a mistake is not mended by a new start"
+    assert not (tmp_path / "run").exists(), "what has not begun leaves no run"
+
+
+def test_nothing_is_left_in_the_temp_directory(tmp_path, digits):
+    done("train", recipe(tmp_path, digits), "--run-dir", tmp_path / "run", *TWO)
+    (tmp_path / "temp").mkdir()
+    env = {"TMPDIR": str(tmp_path / "temp")}
+    done("eval", tmp_path / "run", *TWO, "--data", digits, env=env)
+    left = [path.name for path in (tmp_path / "temp").iterdir()]
+    assert not [name for name in left if not name.startswith("torchinductor")], "torch keeps one cache there"
 
 
 def test_a_rank_that_is_killed_costs_a_restart_and_no_number(tmp_path, two):

@@ -129,7 +129,32 @@ def test_nodes_that_cannot_meet_say_why_and_can_be_stopped(tmp_path, digits):
     assert "Traceback" not in err
     first.send_signal(signal.SIGINT)  # it waits for node 1
     code, _, err = ended(first, timeout=30)
-    assert (code, err.splitlines()[0]) == (75, "error: stopped before a step was made")
+    assert (code, err.splitlines()[0]) == (75, "error: stopped while no process was at work")
+
+
+def test_a_node_that_waits_for_another_to_come_back_can_be_stopped(tmp_path, digits):
+    file, port, run = recipe(tmp_path, digits, steps=100000), free_port(), tmp_path / "run"
+    nodes = [together(file, run, port, rank, "--max-restarts", 2) for rank in (0, 1)]
+    until_step(nodes[0], run, 6)
+    workers = ranks(nodes[0].pid).values()
+    kill_all(nodes[1])
+    nodes[1].communicate()
+    assert gone(workers, seconds=60)
+    time.sleep(5)
+    nodes[0].send_signal(signal.SIGTERM)
+    code, _, err = ended(nodes[0], timeout=30)
+    assert (code, err.splitlines()[-2]) == (75, "error: stopped while no process was at work")
+    nothing_half_written(run)
+
+
+def test_nodes_with_different_recipes_are_told_so(tmp_path, digits):
+    port, run = free_port(), tmp_path / "run"
+    nodes = [together(recipe(tmp_path, digits, steps=steps), run, port, rank) for rank, steps in enumerate((5, 6))]
+    for code, out, err in (ended(node) for node in nodes):
+        assert (code, out) == (2, "")
+        assert "error: the 2 nodes were given different recipes\n" in err
+        assert "Traceback" not in err
+    assert not run.exists()
 
 
 def test_torchrun_and_accelerate_launch_are_joined(tmp_path, alone):

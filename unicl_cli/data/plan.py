@@ -55,7 +55,7 @@ class Options:
             ("--dedup", self.dedup, ("off", "exact")),
         ):
             if value not in words:
-                raise UniclError(f"{option} {value}: is {' or '.join(words)}")
+                raise UniclError(f"{option} {value}: unknown", f"use {' or '.join(words)}")
 
 
 class Opened(NamedTuple):
@@ -160,9 +160,11 @@ def _opened(named: Named, source: DatasetSource, ids: dict[str, int], options: O
     raw = {split: source.rows(split) for split in source.splits}
     for split in raw:
         if not _SPLIT.fullmatch(split):
-            raise UniclError(f"{named.src}: split name '{split}' is no file name")
+            raise UniclError(
+                f"{named.src}: split name '{split}' is no file name", "name splits with letters, digits, - and _"
+            )
     if not any(raw.values()):
-        raise UniclError(f"{named.src}: has no rows")
+        raise UniclError(f"{named.src}: has no rows", "leave it out, or look at its options: unicl plugins ls datasets")
     _check_keys(named, raw)
     labelled = named.kind == "labels"
     adoption = Adoption(named.name, named.kind, tuple(ids[c.key] for c in source.classes) if labelled else ())
@@ -186,7 +188,10 @@ def _check_keys(named: Named, raw: dict[str, Sequence[Row]]) -> None:
         for row in rows:
             if row.key in met:
                 places = [f"{s} {r.ref}" for s, of in raw.items() for r in of if r.key == row.key]
-                raise UniclError(f"{named.src}: key '{row.key}' stands there twice: {places[0]} and {split} {row.ref}")
+                raise UniclError(
+                    f"{named.src}: key '{row.key}' stands there twice: {places[0]} and {split} {row.ref}",
+                    "give each row a key of its own",
+                )
             met.add(row.key)
 
 

@@ -137,7 +137,7 @@ class Folder:
 def folder(*, path: str, kind: str) -> Folder:
     """A folder of pictures: ``cat/1.jpg``, or ``train/cat/1.jpg`` where all first-level folders are splits."""
     if not Path(path).is_dir():
-        raise UniclError(f"{path}: no such folder")
+        raise UniclError(f"{path}: no such folder", "give the folder that holds the pictures")
     return Folder(path, kind)
 
 

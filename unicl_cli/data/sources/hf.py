@@ -198,7 +198,10 @@ class HubData:
                 yield NO_LABEL
             elif isinstance(value, str):
                 if value not in numbers:
-                    raise UniclError(f"{self.path}: {split} row {at}: label '{value}' is not in the list of classes")
+                    raise UniclError(
+                        f"{self.path}: {split} row {at}: label '{value}' is not in the list of classes",
+                        "add it to the file of classes",
+                    )
                 yield numbers[value]
             else:
                 yield value  # the plan checks the range of all sources
@@ -255,7 +258,7 @@ def _load(path: str, config: str | None, revision: str | None) -> Mapping[str, A
     except DatasetNotFoundError as error:
         if "gated" in str(error):
             raise gated(path.removeprefix(HUB)) from error
-        raise UniclError(f"{path}: {_line(error)}") from error
+        raise UniclError(f"{path}: {_line(error)}", "check the name at https://huggingface.co/datasets") from error
     except Exception as error:  # the library raises ValueError, RuntimeError, OSError, ArrowInvalid, TypeError, ...
         raise UniclError(f"{path}: `datasets` cannot read it: {_line(error)}", _advice(path, str(error))) from error
     if isinstance(found, dict):

@@ -69,7 +69,10 @@ class ImageNet:
         numbers = {c.key: number for number, c in enumerate(self.classes)}
         file = next(name for name in ((TRAIN, FALL11) if split == "train" else (VAL,)) if name in self.files)
         if self.kind == "labels" and (unknown := {key for key, _ in members} - numbers.keys()):
-            raise UniclError(f"{self.files[file]}: has the synset {min(unknown)}, which {self.name} has not")
+            raise UniclError(
+                f"{self.files[file]}: has the synset {min(unknown)}, which {self.name} has not",
+                f"put the file of {self.name} there",
+            )
         expected = PICTURES[split] if file != FALL11 else len(members)
         if len(members) != expected:
             self.notes.append(f"{self.files[file]}: has {len(members):,} pictures, the official one {expected:,}")
@@ -112,7 +115,9 @@ class ImageNet:
             return [("", member) for member in found]
         numbered = [(int(match[1]), member) for member in found if (match := _NUMBER.search(member.name))]
         if len(numbered) < len(found) or any(not 1 <= number <= len(answers) for number, _ in numbered):
-            raise UniclError(f"{file}: does not fit the {len(answers)} answers of {DEVKIT}")
+            raise UniclError(
+                f"{file}: does not fit the {len(answers)} answers of {DEVKIT}", "put both files of the same year there"
+            )
         return [(answers[number - 1], member) for number, member in numbered]
 
     def _check(self) -> None:

@@ -78,7 +78,7 @@ class TextReader:
         self.delimiter = "\t" if self.tabs else _delimiter(path)
         first = next(self._records(), (0, []))[1]
         if not first:
-            raise UniclError(f"{path}: is empty")
+            raise UniclError(f"{path}: is empty", "give a list with a line for each picture")
         self.has_header = any(cell.strip().lower() in known for cell in first) if header is None else header
         self.columns: tuple[str, ...] = self._names(first)
 
@@ -189,7 +189,9 @@ class ParquetReader:
         try:
             self.file = pq.ParquetFile(path)
         except (pa.ArrowException, OSError) as error:
-            raise UniclError(f"{path}: is no Parquet file that can be read: {error}") from error
+            raise UniclError(
+                f"{path}: is no Parquet file that can be read: {error}", "copy it again, or write it anew"
+            ) from error
         self.columns: tuple[str, ...] = tuple(self.file.schema_arrow.names)
 
     @property

@@ -14,7 +14,7 @@ def data_dirs() -> list[Path]:
 def add_data_dir(directory: Path) -> None:
     """`--data-dir DIR`: looked at before those of UNICL_DATA. UniclError if it is none."""
     if not directory.expanduser().is_dir():
-        raise UniclError(f"--data-dir {directory}: no such directory")
+        raise UniclError(f"--data-dir {directory}: no such directory", "give the one that holds the downloaded files")
     first = str(directory.expanduser().resolve())
     kept = [item for item in os.environ.get("UNICL_DATA", "").split(os.pathsep) if item and item != first]
     os.environ["UNICL_DATA"] = os.pathsep.join([first, *kept])

@@ -92,7 +92,9 @@ def shapes(*, kind: str, size: int = 32, count: int = 4000, test: int = 960, see
     rows and pictures without text classes 0-35; the test shows all 48, so 36-47 were never seen.
     """
     if min(size, count, test) < 1:
-        raise UniclError(f"shapes: size={size}, count={count}, test={test} must be positive")
+        raise UniclError(
+            f"shapes: size={size}, count={count}, test={test} must be positive", "write e.g. 'shapes?count=2000'"
+        )
     return Shapes(kind, size, {"train": count, "test": test}, seed)
 
 

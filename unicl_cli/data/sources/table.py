@@ -229,7 +229,7 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     """
     list_path = Path(path)
     if not list_path.is_file():
-        raise UniclError(f"{path}: no such list")
+        raise UniclError(f"{path}: no such list", "give a .csv, .tsv, .jsonl or .parquet file")
     chosen = Columns(image, caption, label, split, key)
     return Table(list_path, kind, chosen, header, class_names(classes))
 
@@ -245,7 +245,7 @@ def class_names(path: str | None) -> tuple[str, ...]:
         return ()
     file = Path(path)
     if not file.is_file():
-        raise UniclError(f"{path}: no such file of class names")
+        raise UniclError(f"{path}: no such file of class names", "give a text file with a name on each line")
     try:
         names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
