@@ -46,7 +46,7 @@ def plugin_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def unicl(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "unicl_cli", *args]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | env, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | env, timeout=300, check=False)
 
 
 def loaded_by(*args: str) -> set[str]:
@@ -54,7 +54,7 @@ def loaded_by(*args: str) -> set[str]:
         "import sys; from unicl_cli.cli import main; status = main(sys.argv[1:]); "
         "sys.stderr.write('LOADED ' + ' '.join(sys.modules)); sys.exit(status)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return set(done.stderr.rpartition("LOADED ")[2].split())
 

@@ -38,7 +38,7 @@ def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def shell(line: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", "-c", f"set -o pipefail; {line}".replace("unicl ", f"{sys.executable} -m unicl_cli ")]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | env, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | env, timeout=300, check=False)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def shell(how: str, line: str, cwd: Path | None = None, **env: str) -> str:
     }[how]
     command = [sys.executable, "-c", "import sys; from unicl_cli.cli import main; sys.exit(main())"]
     whole = os.environ | {"_UNICL_COMPLETE": f"complete_{how}"} | asked | env
-    done = subprocess.run(command, env=whole, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=whole, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -51,7 +51,7 @@ def test_completion_loads_no_torch():
     code += "from unicl_cli.cli import main; sys.exit(main())"
     asked = {"_UNICL_COMPLETE": "complete_bash", "COMP_WORDS": "unicl train quickstart opti", "COMP_CWORD": "3"}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, timeout=300, check=False)
     assert "optim.lr=" in done.stdout
     assert not HEAVY & set(done.stderr.rpartition("LOADED ")[2].split())
 
@@ -60,7 +60,7 @@ def test_completion_loads_no_torch():
 def test_each_shell_gets_its_script(name: str):
     env = os.environ | {"_UNICL_COMPLETE": f"source_{name}"}
     command = [sys.executable, "-m", "unicl_cli"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert f"_UNICL_COMPLETE=complete_{name}" in done.stdout
 
@@ -69,7 +69,7 @@ def test_the_script_is_installed_where_bash_reads_it(tmp_path: Path):
     env = os.environ | {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     for option in ("--show-completion", "--install-completion"):
         command = [sys.executable, "-m", "unicl_cli", option, "bash"]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
     assert "_UNICL_COMPLETE=complete_bash" in (tmp_path / ".bash_completions" / "unicl.sh").read_text()
 

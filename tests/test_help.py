@@ -27,7 +27,7 @@ for name in BUILTIN:
 def test_the_help_of_every_command_is_as_it_was_read(golden, tmp_path: Path):
     env = os.environ | {"TERMINAL_WIDTH": "80", "COLUMNS": "80", "UNICL_NO_PLUGINS": "1", "TERM": "dumb"}
     command = [sys.executable, "-c", CODE]
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)
     lines = [line.rstrip() for line in done.stdout.splitlines()]
     assert max(map(len, lines)) <= 80
     assert all(f"$ unicl {name}" in lines for name in BUILTIN)

@@ -90,7 +90,7 @@ def fresh(server, tmp_path) -> Callable[..., subprocess.CompletedProcess]:
     def run(*argv: str, **changes: str) -> subprocess.CompletedProcess:
         own = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home")}
         env = {**os.environ, **own, "HF_HUB_OFFLINE": "0", "HF_HUB_DOWNLOAD_TIMEOUT": "5", **changes}
-        return subprocess.run([sys.executable, *argv], env=env, capture_output=True, text=True, timeout=120)
+        return subprocess.run([sys.executable, *argv], env=env, capture_output=True, text=True, timeout=300)
 
     return run
 

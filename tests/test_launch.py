@@ -203,11 +203,11 @@ def test_a_worker_whose_launcher_is_gone_ends():
     """The poll, which other systems than Linux rely on: this process is not the launcher that is named."""
     code = (
         "import time; from unicl_cli.core.launch import here, launched\n"
-        "print(launched(here('cpu:2'), []), flush=True); time.sleep(30)"
+        "print(launched(here('cpu:2'), []), flush=True); time.sleep(300)"
     )
     env = os.environ | WORKER | {LAUNCHER: "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=env, timeout=20, check=False, capture_output=True, text=True
+        [sys.executable, "-c", code], env=env, timeout=200, check=False, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
 

@@ -34,7 +34,7 @@ def unicl(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         path = os.pathsep.join(filter(None, (str(tmp_path / "site"), os.environ.get("PYTHONPATH"))))
         command = [sys.executable, "-m", "unicl_cli", *words]
         env = {**os.environ, "PYTHONPATH": path, **environment}
-        return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
+        return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
 
     return run
 

@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from launching import begun, ended
-from safetensors.torch import load_file
+from launching import TINY, begun, ended, same_rows
+from launching import same as same_weights
 
 from unicl_cli.cli import main
 from unicl_cli.core import checkpoint
@@ -28,21 +27,9 @@ def spiking(*, steps: list[int], factor: float = 50.0, bad: bool = False):
 
 PARTS = {"losses": {"spiking": spiking}}
 """
-RECIPE = {
-    "name": "spiking",
-    "data": {"image_size": 16, "augment": {"name": "shift"}},
-    "model": {
-        "image": {"name": "cnn", "width": 8, "stages": 2},
-        "text": {"name": "cbow", "width": 16},
-        "embed_dim": 16,
-        "tokenizer": "corpus",
-        "context_length": 16,
-    },
-    "batch": {"size": 12},
+RECIPE = TINY | {
+    "model": TINY["model"] | {"text": {"name": "cbow", "width": 16}},
     "steps": 40,
-    "optim": {"lr": 1e-3},
-    "schedule": {"warmup": 2},
-    "log": {"every": 1},
     "checkpoint": {"every": 5, "keep": 9},
 }
 ROLLBACK = ["guard.on_spike=rollback"]
@@ -90,10 +77,7 @@ def facts(run, step):
 
 
 def same(one, other):
-    a, b = (load_file(Path(run, "model.safetensors")) for run in (one, other))
-    drop = ("time", "img_s", "data_frac", "mem_gb", "eta_s")
-    rows = [[{k: v for k, v in row.items() if k not in drop} for row in lines(run)] for run in (one, other)]
-    return all(torch.equal(a[name], b[name]) for name in a) and rows[0] == rows[1]
+    return same_weights(Path(one), Path(other)) and same_rows(Path(one), Path(other))
 
 
 def cut(run, name, step):

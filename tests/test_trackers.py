@@ -94,7 +94,7 @@ def test_wandb_offline_keeps_its_id(tmp_path):
     env = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     for done in ("0", "1"):
         command = [sys.executable, "-c", code, str(tmp_path), done]
-        ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+        ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
         assert ended.returncode == 0, ended.stderr
     name = (tmp_path / "wandb-id").read_text()
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{name}"))) >= 1

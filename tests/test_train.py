@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -248,7 +249,8 @@ def test_an_average_of_the_weights_is_kept_and_continued(recipe, unicl):
         Path("cut", name).unlink()
     code, _, err = unicl(*command, "--run-dir", "cut")
     assert code == 0
-    assert "continues after step 6 of 8" in err, "the damaged one is passed over"
+    assert "continues after step 6 of 8" in err
+    assert "warning: cut/checkpoints/step-00000008: is damaged: passed over" in err
     assert same_weights("whole/ema.safetensors", "cut/ema.safetensors")
 
 
@@ -262,11 +264,20 @@ def test_measuring_in_between_changes_no_weight(recipe, unicl, digits):
     assert len(lines("b/eval.jsonl")) == 3
 
 
+def test_a_tower_that_no_loss_reaches_is_named_once(recipe, unicl):
+    code, _, err = unicl("train", recipe(loss="ce", steps=1), "--run-dir", "run")
+    assert code == 0, err
+    named = [line for line in err.splitlines() if line.startswith("frozen, no loss reaches it: ")]
+    assert len(named) == 3, named
+    assert any(re.search(r": model\.text\.\* \(\d+ parameters\)$", line) for line in named)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_own_code(recipe, unicl):
     model = TINY["model"] | {"logit_scale": {"init": 1e38, "max": 3e38}}
     code, _, err = unicl("train", recipe(model=model, guard={"max_bad_steps": 3}), "--run-dir", "run")
     assert code == 3
     assert "error: the loss or its gradient was not finite 4 times in a row, last at step 4" in err
+    assert "warning: step 1: the loss is not finite: its update is left out" in err
     assert json.loads(Path("run/status.json").read_text())["state"] == "failed"
     assert [row["step"] for row in lines("run/metrics.jsonl")] == [1, 2, 3]
     assert lines("run/metrics.jsonl")[0]["grad_norm"] is None
@@ -296,7 +307,7 @@ def test_stopped_on_request_a_run_says_so_and_goes_on(recipe, unicl, number):
     running = begun(*command, "cut", "data.workers=1")
     until_step(running, Path("cut"), 3)
     os.killpg(running.pid, number)
-    _, err = running.communicate(timeout=120)
+    _, err = running.communicate(timeout=300)
     assert running.returncode == 75, err
     assert "stopped after step" in err
     assert "Traceback" not in err

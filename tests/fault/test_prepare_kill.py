@@ -55,8 +55,8 @@ def test_killed_twice_the_same_command_ends_in_the_same_bytes(tmp_path, whole, h
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_killed_at_twenty_random_moments_the_shards_are_the_same(tmp_path, whole, hashes, workers):
-    for trial in range(10):
+def test_killed_at_random_moments_the_shards_are_the_same(tmp_path, whole, hashes, workers):
+    for trial in range(int(os.environ.get("RANDOM_KILLS", "4"))):
         killed_until_done(tmp_path / str(trial), whole, hashes, times=1, seed=100 + trial, workers=workers)
 
 
@@ -85,7 +85,7 @@ def test_stopped_by_a_signal_it_exits_75_and_prints_the_command_that_goes_on(tmp
     while not list(out.glob("parts/*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 75, stderr
     assert stdout == ""
     assert f"unicl prepare --labels 'shapes?count=60000' -o {out} --shard-mb 1 --workers 1" in stderr
@@ -103,7 +103,7 @@ def test_a_pool_is_stopped_by_a_signal_to_its_whole_group(tmp_path, leaves):
     while not list(out.glob("parts/*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == 75, stderr
     assert "Traceback" not in stderr
     assert leaves(process.pid)

@@ -98,7 +98,7 @@ def test_stopped_in_any_phase_it_says_how_to_go_on_and_leaves_nothing_half_made(
     out = tmp_path / "deep" / "c"
     number = signal.SIGTERM if where in ("numpy", "_scopes") else signal.SIGINT
     argv = [sys.executable, "-c", STOPPED, where, str(int(number)), again, *command(out)]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 75, done.stderr
     assert "hint: go on with: unicl" in done.stderr
     assert "Traceback" not in done.stderr
@@ -188,7 +188,7 @@ def test_two_prepares_on_one_directory_the_second_is_told_who_holds_it(tmp_path,
         while len(list(out.glob("parts/*.json"))) <= done and time.monotonic() < deadline:
             time.sleep(0.05)
         third.send_signal(signal.SIGTERM)
-        _, stderr = third.communicate(timeout=60)
+        _, stderr = third.communicate(timeout=300)
         assert third.returncode == 75, stderr
         assert "shards are there already" in stderr
         assert leaves(third.pid)
@@ -215,7 +215,7 @@ def test_a_worker_killed_from_outside_costs_one_shard_and_no_more(tmp_path, hash
         ["pgrep", "-P", str(process.pid), "-f", "multiprocessing.spawn"], capture_output=True, text=True, check=True
     )
     os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert "a worker died" in stderr
     assert json.loads(stdout)["rows"] == json.loads(quiet.stdout)["rows"] == 6070

@@ -1,42 +1,45 @@
 """Two processes: they save, fail, stop and go back together, and hand over to one process and back."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from safetensors.torch import load_file
+from launching import begun, ended, furthest
+from launching import same as same_weights
 
 from tests.test_resume import PLUGIN, RECIPE, ROLLBACK, facts, lines, same, spiking
+from unicl_cli import registry
+from unicl_cli.cli import main
 
 pytestmark = pytest.mark.slow
 SGD = {"name": "sgd", "lr": 0.01}  # AdamW makes steps of the rounding noise of what has no gradient
 
 
 @pytest.fixture
-def unicl(tmp_path, monkeypatch, digits):
-    """``unicl(run, processes, changes)``: exit code and what was said."""
+def unicl(tmp_path, monkeypatch, digits, capfd):
+    """``unicl(run, processes, changes)``: exit code and what was said; one process that need not die is this one."""
     monkeypatch.chdir(tmp_path)
     Path("plugin.py").write_text(PLUGIN)
+    monkeypatch.setenv("UNICL_PLUGINS", str(tmp_path / "plugin.py"))
+    registry.forget()
     data = RECIPE["data"] | {"train": [{"corpus": str(digits)}]}
     Path("r.yaml").write_text(yaml.safe_dump(RECIPE | {"data": data, "optim": SGD}))
 
     def run(name, processes, *changes, crash=None):
-        words = [sys.executable, "-m", "unicl_cli", "--plugin", "plugin.py", "train", "r.yaml", *changes]
-        env = os.environ | ({"UNICL_TEST_CRASH": crash} if crash else {})
-        words += ["--run-dir", name, "--devices", f"cpu:{processes}"]
-        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=500, check=False)
-        return done.returncode, done.stderr
+        words = ["train", "r.yaml", *changes, "--run-dir", name, "--devices", f"cpu:{processes}"]
+        if processes == 1 and crash is None:
+            return main(words), capfd.readouterr().err
+        code, _, err = ended(begun(*words, env={"UNICL_TEST_CRASH": crash} if crash else None), timeout=500)
+        return code, err
 
-    return run
+    yield run
+    monkeypatch.undo()
+    registry.forget()
 
 
 def far(one, other):
-    a, b = (load_file(Path(run, "model.safetensors")) for run in (one, other))
-    return max((a[name] - b[name]).abs().max().item() for name in a)
+    return furthest(Path(one), Path(other))
 
 
 def test_two_processes_go_back_together_and_end_where_one_does(unicl):
@@ -69,8 +72,7 @@ def test_what_two_processes_wrote_goes_on_bit_for_bit(unicl):
     assert unicl("cut", 2, *changes, crash="before_latest:step-00000010")[0] != 0
     assert unicl("cut", 2, *changes)[0] == 0
     assert same("whole", "cut")
-    a, b = (load_file(Path(run, "ema.safetensors")) for run in ("whole", "cut"))
-    assert all(a[name].equal(b[name]) for name in a)
+    assert same_weights(Path("whole"), Path("cut"), "ema.safetensors")
 
 
 def test_a_write_that_fails_behind_the_training_ends_all_processes_with_one_line(unicl):
