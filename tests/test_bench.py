@@ -205,10 +205,12 @@ def test_a_switch_that_changes_a_number_is_not_measured(pair, batch):
 
     from unicl_cli.jobs.bench.switches import checked
 
-    models = {"on": pair.step, "off": deepcopy(pair.step)}
+    plain = deepcopy(pair.step)
+    makers = {"on": lambda: pair.step, "off": lambda: deepcopy(plain)}
 
     def row():
-        return checked_figures("key", Ready(6, {}, check=lambda: checked(models, batch.batch)))
+        pair.step.zero_grad()
+        return checked_figures("key", Ready(6, {}, check=lambda: checked(makers, batch.batch)))
 
     assert row()["gradients"] == 0
     with torch.no_grad():
@@ -223,7 +225,7 @@ def test_texts_of_a_frozen_tower_are_looked_up_as_in_training(batch):
 
     def bank(*changes):
         recipe = recipe_of(shape_of("tiny"), 6, precision="fp32", frozen_text=True, changes=changes)
-        return built(recipe).model.bank
+        return built(recipe, CPU).model.bank
 
     frozen = twins("tiny", CPU, 6, frozen_text=True)
     frozen.step(batch.batch)

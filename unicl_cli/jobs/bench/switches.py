@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
+from copy import deepcopy
 from functools import partial
 from itertools import islice
 from types import MappingProxyType
@@ -23,8 +24,8 @@ from unicl_cli.jobs.bench.kinds import Asked
 from unicl_cli.jobs.bench.loader import FILES, SIZE, endless, facts, our_transform
 from unicl_cli.jobs.bench.pictures import pictures
 from unicl_cli.jobs.bench.recipe import Shares
-from unicl_cli.jobs.bench.step import batch_of, our_loop, our_step
-from unicl_cli.jobs.bench.twins import clip_tokens, gradients, gradients_apart, recipe_of, shape_of
+from unicl_cli.jobs.bench.step import RATE, batch_of, our_loop, our_step
+from unicl_cli.jobs.bench.twins import clip_tokens, difference, gradients, gradients_apart, recipe_of, shape_of
 from unicl_cli.jobs.bench.words import Texts, captions, mixed, prompts
 from unicl_cli.jobs.micro import chunks_of
 from unicl_cli.recipe import Recipe
@@ -75,7 +76,8 @@ def cases(asked: Asked) -> list[Case]:
     }
     size = asked.batch or FILES
     made = [Case(key, "images", who, who[-1], partial(make, size=size)) for key, (who, make) in files.items()]
-    return [*steps, *made, Case("data.workers", "images", ("2", "1", "0"), "0", partial(waiting, asked))]
+    adamw = Case("AdamW", "updates", tuple(ADAMW), PLAIN, partial(updating, asked))
+    return [*steps, adamw, *made, Case("data.workers", "images", ("2", "1", "0"), "0", partial(waiting, asked))]
 
 
 def stepping(asked: Asked, key: str, switch: Switch, who: Collection[str]) -> Ready:
@@ -86,46 +88,75 @@ def stepping(asked: Asked, key: str, switch: Switch, who: Collection[str]) -> Re
     precision = asked.precision or ("bf16" if device.type == "cuda" else "fp32")
     side = shape.theirs["vision_cfg"]["image_size"]
     batch = batch_of(switch.texts(size), clip_tokens(), side).to(device)
-    models: dict[str, Step] = {}
-    runs: dict[str, Callable[[], Any]] = {}
-    for value in switch.values:
-        if value in who:
-            recipe = recipe_of(shape, size, precision=precision, frozen_text=switch.frozen, changes=(f"{key}={value}",))
-            models[value] = built(recipe).to(device)
-            runs[value] = our_step(recipe, models[value], batch.batch, device)
+    recipes = {
+        value: recipe_of(shape, size, precision=precision, frozen_text=switch.frozen, changes=(f"{key}={value}",))
+        for value in switch.values
+        if value in who
+    }
+    makers = {value: partial(built, recipe, device) for value, recipe in recipes.items()}
+    runs = {value: our_step(recipes[value], make(), batch.batch, device) for value, make in makers.items()}
     about = {**batch.facts(), "precision": precision, "model": asked.model or "small"}
-    return Ready(size, runs, about, partial(checked, models, batch.batch) if len(runs) > 1 else None)
+    return Ready(size, runs, about, partial(checked, makers, batch.batch) if len(runs) > 1 else None)
 
 
-def built(recipe: Recipe) -> Step:
+def built(recipe: Recipe, device: torch.device) -> Step:
     """As `train` makes it, on one process."""
     rows = recipe.batch.size if recipe.batch.micro == "auto" else recipe.batch.micro
     step, _ = build_step(recipe, clip_tokens, (), chunks_of(recipe.batch.size, rows))
     if recipe.parallel.compile:
         compile_units(step)
-    step.train()  # a tower that is frozen goes to evaluation
+    step.train().to(device)  # a tower that is frozen goes to evaluation
     if recipe.parallel.text_cache == "auto":
         cast("Any", step.model).remember_texts()
     return step
 
 
-def checked(models: Mapping[str, Step], batch: Batch) -> dict[str, float]:
-    """Loss and gradients of all against the plain way's, in float32; ``first_s``: what the slowest first one took."""
+def checked(makers: Mapping[str, Callable[[], Step]], batch: Batch) -> dict[str, float]:
+    """Loss and gradients of all against the plain way's, in float64 (a ReLU near 0 turns float32's rounding into much
+    more); ``first_s``: what the slowest took, with all that is done at a first call.
+    """
     found: dict[str, tuple[float, dict[str, Tensor]]] = {}
     first = 0.0
-    for value, step in models.items():
+    for value, make in makers.items():
+        step = make().double()
         began = time.perf_counter()
         loss = step(batch)["loss"]
         loss.backward()
         first = max(first, time.perf_counter() - began)
         found[value] = float(loss.detach()), gradients(step)
-        step.zero_grad(set_to_none=True)
-    plain, wanted = found[list(models)[-1]]
+    plain, wanted = found[list(makers)[-1]]
     return {
         "forward": max(abs(loss - plain) for loss, _ in found.values()),
         "gradients": max(gradients_apart(grads, wanted) for _, grads in found.values()),
         "first_s": first,
     }
+
+
+PLAIN = "one by one"
+ADAMW = {"fused": {"fused": True}, "foreach": {"foreach": True}, PLAIN: {"foreach": False}}
+"""Training has no switch for it: it always takes the first."""
+
+
+def updating(asked: Asked, who: Collection[str]) -> Ready:
+    """The update alone, of all parameters of the model."""
+    device = device_of(asked)
+    recipe = recipe_of(shape_of(asked.model or "small"), FILES, precision="fp32", frozen_text=False)
+    step = built(recipe, device)
+    drawn = [torch.randn_like(p) for p in step.parameters()]
+    copies = {name: deepcopy(step) for name in who}
+    for copy in copies.values():
+        for p, gradient in zip(copy.parameters(), drawn, strict=True):
+            p.grad = gradient
+    ways = {name: torch.optim.AdamW(copy.parameters(), lr=RATE, **ADAMW[name]) for name, copy in copies.items()}
+
+    def check() -> dict[str, float]:
+        for optimizer in ways.values():
+            optimizer.step()
+        flat = [torch.cat([p.flatten() for p in copy.parameters()]) for copy in copies.values()]
+        return {"forward": max(difference(x, flat[-1]) for x in flat)}
+
+    about = {"parameters": sum(p.numel() for p in step.parameters())}
+    return Ready(1, {name: way.step for name, way in ways.items()}, about, check)
 
 
 def decoding(who: Collection[str], size: int) -> Ready:
@@ -181,8 +212,7 @@ def waiting(asked: Asked, who: Collection[str]) -> Ready:
     device, size = device_of(asked), asked.batch or FILES
     shape = shape_of(asked.model or "small")
     recipe = recipe_of(shape, size, precision=asked.precision or "fp32", frozen_text=False)
-    step = built(recipe).to(device)
-    loop = our_loop(recipe, step, device, log_every=STEPS)
+    loop = our_loop(recipe, built(recipe, device), device, log_every=STEPS)
     waited: dict[str, float] = {}
     about: dict[str, Any] = {"waited": waited, "model": asked.model or "small"}
     side, texts = recipe.data.image_size, captions(size).texts

@@ -186,8 +186,8 @@ def gradient_gap(pair: Twins) -> float:
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """Those there are, in float32 on the CPU."""
-    return {name: p.grad.float().cpu() for name, p in model.named_parameters() if p.grad is not None}
+    """Those there are, on the CPU."""
+    return {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def gradients_apart(own: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
