@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -108,8 +109,7 @@ class Names:
 def _split(names: Sequence[str]) -> list[list[str]]:
     if not names:
         return []
-    normal = compute.utf8_normalize(pa.array(names, pa.string()), form="NFC")
-    found = words_of(normal)
+    found = words_of(pa.array([normalize("NFC", name) for name in names], pa.string()))
     split: list[list[str]] = [[] for _ in names]
     for word, text in zip(found.words.to_pylist(), found.text.tolist(), strict=True):
         split[text].append(word)
