@@ -21,6 +21,8 @@ TOWERS = {  # model -> (picture size, substring of a unit's type)
     "convnext_atto": (64, "ConvNeXtBlock"),
     "focalnet_tiny_srf": (64, "FocalNetBlock"),
 }
+UNNAMED = {"mobilenetv3_small_050": 64, "tinynet_e": 64, "mnasnet_050": 64, "efficientformer_l1": 224}
+"""Whose blocks are called by no name of a block."""
 
 
 def ours(*, quick_gelu=False, eps=1e-5, length=LENGTH):
@@ -215,14 +217,21 @@ def test_timm_towers_give_their_own_features_at_the_size_asked_for(name):
 def test_every_unit_of_a_timm_tower_is_called_through_its_own_forward():
     """FSDP2 shards units one by one: what goes around a unit's forward would meet shards."""
     seen = []
-    for name, (size, _) in TOWERS.items():
+    sizes = {name: size for name, (size, _) in TOWERS.items()} | UNNAMED
+    for name, size in sizes.items():
         tower = TimmTower(name, pretrained=False, drop_path=0.0, image_size=size, args={}, small_stem=False)
         for unit in tower.units:
             unit.register_forward_hook(lambda module, *_: seen.append(id(module)))
         with torch.no_grad():
             tower(torch.zeros(1, 3, size, size))
-        assert sorted(seen) == sorted(id(u) for u in tower.units), name
+        assert sorted(seen) == sorted(id(u) for u in tower.units) != [], name
         seen.clear()
+
+
+def test_blocks_that_no_name_tells_are_those_of_the_sequences_without_stem_and_head():
+    tower = TimmTower("tinynet_e", pretrained=False, drop_path=0.0, image_size=64, args={}, small_stem=False)
+    backbone = tower.model
+    assert tower.units == [block for stage in backbone.blocks for block in stage]
 
 
 def test_a_timm_name_that_is_not_there_is_named_with_the_nearest():

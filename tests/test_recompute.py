@@ -52,6 +52,7 @@ def outcome(tower, size=160):
         (VIT, 160, 0.5),
         ("test_resnet", 160, 0.9),
         ("test_convnext", 160, 0.5),
+        pytest.param("mobilenetv3_small_050", 64, 0.7, marks=pytest.mark.slow),
         pytest.param("test_byobnet", 160, 0.9, marks=pytest.mark.slow),
         pytest.param("test_nfnet", 160, 0.95, marks=pytest.mark.slow),
         pytest.param("focalnet_tiny_srf", 64, 0.3, marks=pytest.mark.slow),

@@ -42,6 +42,17 @@ def reading_one(backbone: Any) -> bool:
     return True
 
 
+def in_sequences(backbone: nn.Module) -> list[nn.Module]:
+    """What stands in an ``nn.Sequential``, has parameters in two places or more, and lies in no other such module: the
+    blocks of EfficientNet, MobileNet and others, whatever timm calls them.
+    """
+    chains = (chain for chain in backbone.modules() if isinstance(chain, nn.Sequential))
+    found = [link for chain in chains for link in chain if not isinstance(link, nn.Sequential)]
+    blocks = [link for link in found if sum(any(True for _ in m.parameters(recurse=False)) for m in link.modules()) > 1]
+    inside = {id(part) for block in blocks for part in block.modules() if part is not block}
+    return [block for block in blocks if id(block) not in inside]
+
+
 class TimmTower(nn.Module):
     """(b, 3, H, W) -> (b, width): the backbone's own pooling, without its classifier.
 
@@ -101,7 +112,8 @@ class TimmTower(nn.Module):
 
     @property
     def units(self) -> Sequence[nn.Module]:
-        return [module for module in self.model.modules() if type(module).__name__.endswith(BLOCKS)]
+        named = [module for module in self.model.modules() if type(module).__name__.endswith(BLOCKS)]
+        return named or in_sequences(self.model)
 
     def tokens(self, x: Tensor) -> Tensor:
         """(b, 3, H, W) -> (b, N, width): the features before pooling."""
