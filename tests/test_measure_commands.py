@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,9 +10,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from launching import begun, ended
 from PIL import Image
 
-from unicl_cli.cli import run
+from unicl_cli.cli import main, run
 from unicl_cli.errors import UniclError
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -241,7 +241,7 @@ def test_three_thousand_pictures_take_no_more_memory_than_thirty(model, place):
 
 
 @pytest.mark.slow
-def test_two_processes_print_what_one_prints(model, place):
+def test_two_processes_print_what_one_prints(model, place, capsys):
     picture = [str(path) for path in sorted((place / "pictures" / "test").rglob("*.png"))]
     for args in (
         ("eval", model, "--json", "--batch", "4"),
@@ -259,20 +259,12 @@ def test_two_processes_print_what_one_prints(model, place):
             "--json",
         ),
     ):
-        done = [
-            subprocess.run(
-                [sys.executable, "-m", "unicl_cli", *args, "--devices", devices],
-                capture_output=True,
-                text=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                timeout=240,
-                check=False,
-            )
-            for devices in ("cpu:1", "cpu:2")
-        ]
-        assert done[0].stdout == done[1].stdout != ""
-        assert [each.returncode for each in done] == [2 if args[0] == "zeroshot" else 0] * 2
-        assert "Traceback" not in done[1].stderr
+        capsys.readouterr()
+        code = main([*args, "--devices", "cpu:1"])
+        two, out, err = ended(begun(*args, "--devices", "cpu:2"))
+        assert out == capsys.readouterr().out != ""
+        assert code == two == (2 if args[0] == "zeroshot" else 0)
+        assert "Traceback" not in err
 
 
 def test_predictions_hold_every_row_and_agree_with_the_figures(model, place, capsys):
