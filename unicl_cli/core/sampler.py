@@ -124,7 +124,8 @@ class Mixture:
             raise ValueError(f"shares sum to {sum(shares)}, not 1")
         used = sum(share > 0 for share in shares)
         if batch_size < used**2:  # below this, rounding could ask the largest share for rows back
-            raise ValueError(f"a batch of {batch_size} is too small for {used} streams")
+            mixed = f"{used} streams (labels and captions of each corpus)"
+            raise ValueError(f"a batch of {batch_size} is too small for {mixed}: {used**2} rows at least")
         self.streams, self.shares, self.batch_size, self.seed = list(streams), list(shares), batch_size, seed
 
     def taken(self, step: int) -> list[int]:
