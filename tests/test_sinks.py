@@ -1,5 +1,6 @@
 """Where figures go: lines that survive a cut, a console line without what was not measured, the state of a run."""
 
+import errno
 import io
 import json
 import math
@@ -127,3 +128,10 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         write_atomic(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text(encoding="utf-8") == "älter"
+
+
+def test_a_file_that_a_full_disk_does_not_take_is_named(tmp_path):
+    """The operating system names none when a write fails."""
+    with pytest.raises(OSError, match="full") as caught, files.beside(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "full")
+    assert caught.value.filename == str(tmp_path / "a")

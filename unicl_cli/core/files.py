@@ -33,11 +33,18 @@ def folder_for(path: Path) -> Generator[None]:
 
 @contextmanager
 def beside(path: Path) -> Generator[Path]:
-    """A temporary name in the folder of ``path``, which is made if it is missing; gone at the end."""
+    """A temporary name in the folder of ``path``, which is made if it is missing; gone at the end.
+
+    An error of the operating system names ``path``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield part
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a write that fails, as on a full disk, names no file
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 
