@@ -130,8 +130,10 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, spoil):
     saved(tmp_path, 1, 2)
     spoil(tmp_path / "step-00000002")
     assert checkpoint.newest(tmp_path) == tmp_path / "step-00000001"
+    assert checkpoint.damaged(tmp_path) == ([tmp_path / "step-00000002"] if spoil is not shutil.rmtree else [])
     saved(tmp_path, 2)
     assert checkpoint.newest(tmp_path) == tmp_path / "step-00000002", "written anew"
+    assert checkpoint.damaged(tmp_path) == []
 
 
 def test_what_latest_names_comes_first_and_without_it_the_highest(tmp_path):

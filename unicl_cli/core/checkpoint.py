@@ -219,6 +219,13 @@ def newest(root: Path) -> Path | None:
     return next((folder for folder in sorted(root.glob("step-*"), reverse=True) if is_whole(folder)), None)
 
 
+def damaged(root: Path) -> list[Path]:
+    """What `newest` passes over: checkpoints under ``root`` that are newer than the one it takes, and not whole."""
+    taken = newest(root)
+    newer = [folder for folder in sorted(root.glob("step-*")) if taken is None or folder.name > taken.name]
+    return [folder for folder in newer if not is_whole(folder)]
+
+
 def read_facts(folder: Path) -> dict[str, Any]:
     """``trainer.json`` of a checkpoint."""
     return cast("dict[str, Any]", json.loads((folder / TRAINER).read_text(encoding="utf-8")))

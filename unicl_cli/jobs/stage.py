@@ -218,6 +218,8 @@ def resume(
     folder = own if wanted == "auto" else None if wanted == "never" else Path(wanted)
     if own is not None and (folder is None or folder.resolve().parent != home.resolve()):
         raise UniclError(f"{run}: holds checkpoints", "give another --run-dir, or --resume auto to continue them")
+    if wanted == "auto" and rank() == 0:
+        sys.stderr.writelines(f"warning: {each}: is damaged: passed over\n" for each in checkpoint.damaged(home))
     if folder is None:
         return None
     if not checkpoint.is_whole(folder):
