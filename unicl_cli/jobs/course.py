@@ -1,15 +1,16 @@
 """The course of one stage: the loop with what is told, watched and kept around it."""
 
 import contextlib
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unicl_cli.build import rate, warmup_of, worker_count
 from unicl_cli.contracts import NO_KEY, NO_LABEL, Batch
@@ -63,13 +64,19 @@ def describe(batch: Batch, pad_id: int | None) -> dict[str, Tensor]:
 
 
 class WatchSink:
-    """Tells of spikes and of a logit scale that sticks; a spike that is to be answered goes to the keeper."""
+    """Tells of updates left out, of spikes, of a logit scale that sticks; a spike to be answered goes to the keeper."""
 
     def __init__(self, keeper: Keeper, say: Callable[[str], None]) -> None:
         self.keeper, self.say = keeper, say
-        self.answer = keeper.parts.recipe.guard.on_spike
+        recipe = keeper.parts.recipe
+        self.answer = recipe.guard.on_spike
+        self.bad = {"loss": "loss"} if recipe.precision == "fp16" else Figures.SPIKING  # its scaler looks for overflows
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, words in self.bad.items():
+            if not math.isfinite(values.get(name, 0.0)):
+                self.say(f"warning: step {step}: the {words} is not finite: its update is left out")
+                break
         spikes, scale = self.keeper.guard.figures.watch(step, values)
         if scale is not None:
             self.say(f"warning: step {step}: {scale}")
@@ -176,9 +183,21 @@ class Stage:
         return Sinks([metrics, self.status, console, WatchSink(self.keeper, console.say), trackers])
 
 
+def gathered(frozen: Sequence[str], module: nn.Module) -> list[str]:
+    """Names of parameters; of a part of which all are among them, one name with a star and their number."""
+    rest = {name for name, _ in module.named_parameters()} - set(frozen)
+    found: dict[str, list[str]] = {}
+    for name in frozen:
+        words = name.split(".")
+        starts = [".".join(words[:n]) + "." for n in range(1, len(words))]
+        idle = next((start for start in starts if not any(other.startswith(start) for other in rest)), name)
+        found.setdefault(idle, []).append(name)
+    return [names[0] if len(names) == 1 else f"{start}* ({len(names)} parameters)" for start, names in found.items()]
+
+
 def notes(parts: Parts) -> list[str]:
     """What is to be known before the first line."""
-    said = [f"frozen, no loss reaches it: {name}" for name in parts.frozen]
+    said = [f"frozen, no loss reaches it: {name}" for name in gathered(parts.frozen, bare(parts.step))]
     if parts.tokenizer is not None and cast("Step", bare(parts.step)).drops_texts():
         said.append("equal texts are encoded once a row: the text tower has dropout")
     return said
