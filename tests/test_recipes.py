@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from unicl_cli.cli import main
+from unicl_cli.jobs.dry_run import built
 from unicl_cli.layers import builtin_folder, builtin_names
 from unicl_cli.recipe import Recipe, as_mapping, dump, load, load_text, schema
 
@@ -61,11 +62,22 @@ def test_recipes_at_the_scale_of_the_paper_keep_its_settings(name: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(PAPER | MINE))
+def test_every_stage_of_a_recipe_can_be_built(name: str, stand_ins: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(stand_ins)
+    built(load(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["cifar10-resnet50-supcon", "imagenet-swin-t-unicl", "in21k-gcc15m-yfcc14m-focal-b", "finetune-lora"]
+)
 def test_a_recipe_can_be_planned_on_a_machine_that_could_never_train_it(
     name: str, stand_ins: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
+    """One of each kind of tower; the batch of focal-b would only take longer."""
     monkeypatch.chdir(stand_ins)
-    assert main(["train", name, "--dry-run", "--json", "--devices", "cpu:1"]) == 0
+    less = ["batch.size=64"] if name.endswith("focal-b") else []
+    assert main(["train", name, "--dry-run", "--json", "--devices", "cpu:1", *less]) == 0
     facts = json.loads(capfd.readouterr().out)
     assert facts["parameters"] > 1e6
     assert not (stand_ins / "runs").exists()

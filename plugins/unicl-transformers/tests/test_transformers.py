@@ -31,6 +31,7 @@ from transformers import (
 from unicl_transformers import build_transformers
 
 from unicl_cli.api import UniclError, load_model
+from unicl_cli.cli import main
 from unicl_cli.testing import furthest, recipe_of, small_corpus, trained_on_one_and_two, unicl
 
 WORDS = ["a", "photo", "of", "cat", "dog", "zero", "one", "two", "the", "digit", "thin", "wide", ",", "."]
@@ -272,27 +273,25 @@ def test_two_processes_train_the_weights_of_one_split_or_not(published, corpus, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "t5", "clip"])
-def test_a_run_is_loaded_and_goes_on_without_the_original(published, corpus, tmp_path, name):
+def test_a_run_is_loaded_and_goes_on_without_the_original(published, corpus, tmp_path, capfd, name):
     shutil.copytree(published[name], tmp_path / "original")
     text = f"{{name: transformers, model: {tmp_path / 'original'}, length: 16, layers: 2}}"
     (tmp_path / "recipe.yaml").write_text(recipe_of(corpus, text=text, steps=2))
-    unicl("train", tmp_path / "recipe.yaml", "--run-dir", tmp_path / "run", "-q")
+    train = ["train", str(tmp_path / "recipe.yaml"), "--devices", "cpu:1", "-q", "--run-dir"]
+    assert main([*train, str(tmp_path / "run")]) == 0
     before = load_model(str(tmp_path / "run"))
     shutil.rmtree(tmp_path / "original")
     (tmp_path / "run" / "meta.json").unlink()  # as if it had been cut after its last checkpoint
-    unicl("train", tmp_path / "recipe.yaml", "--run-dir", tmp_path / "run", "-q")
+    assert main([*train, str(tmp_path / "run")]) == 0
     after = load_model(str(tmp_path / "run"))
     with torch.no_grad():
         features = [m.step.model.encode_text(m.tokenizer(TEXTS)).embed for m in (before, after)]
     torch.testing.assert_close(features[0], features[1])
     if name == "clip":
-        given = (
-            "model.text.dropout=0.1",
-            "--run-dir",
-            tmp_path / "dropped",
-            "model.text.model=" + str(published[name]),
-        )
-        told = unicl("train", tmp_path / "recipe.yaml", *given, errors=True)
-        assert "equal texts are encoded once a row: the text tower has dropout" in told
+        changes = ["model.text.dropout=0.1", f"model.text.model={published[name]}"]
+        assert main([*(word for word in train if word != "-q"), str(tmp_path / "dropped"), *changes]) == 0
+        assert "equal texts are encoded once a row: the text tower has dropout" in capfd.readouterr().err
     if name == "bert":
-        assert json.loads(unicl("eval", tmp_path / "run", "--json"))["data"][0]["n"] > 500
+        capfd.readouterr()
+        assert main(["eval", str(tmp_path / "run"), "--json"]) == 0
+        assert json.loads(capfd.readouterr().out)["data"][0]["n"] > 500
