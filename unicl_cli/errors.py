@@ -2,7 +2,9 @@
 
 import difflib
 import logging
+import os
 import re
+import sys
 from collections.abc import Iterable
 
 
@@ -41,6 +43,11 @@ def _visible(match: re.Match[str]) -> str:
 def is_quiet() -> bool:
     """Was --quiet given, before the command or after it?"""
     return not logging.getLogger("unicl_cli").isEnabledFor(logging.INFO)
+
+
+def is_live() -> bool:
+    """Is stderr a terminal that can redraw a line?"""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +15,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from unicl_cli.contracts import Sink
 from unicl_cli.core.files import write_atomic
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import UniclError, is_live
 
 STATUS_SECONDS = 15
 LINE_SECONDS = 30
+"""Off a terminal, a line at most this often."""
 BAR_COLUMNS, SHARE_COLUMNS = 10, 4
 
 
@@ -111,9 +111,8 @@ class ConsoleSink:
     def __init__(self, steps: int, start: int, *, quiet: bool = False) -> None:
         self.steps, self.quiet, self.printed = steps, quiet, 0.0
         self.console = Console(stderr=True)
-        live = sys.stderr.isatty() and not quiet and os.environ.get("TERM") != "dumb"
         columns = (BarColumn(BAR_COLUMNS), TaskProgressColumn(), TextColumn("{task.description}", markup=False))
-        self.progress = Progress(*columns, console=self.console) if live else None
+        self.progress = Progress(*columns, console=self.console) if is_live() and not quiet else None
         if self.progress is not None:
             self.progress.start()
             self.task = self.progress.add_task(f"step {start}/{steps}", total=steps, completed=start)

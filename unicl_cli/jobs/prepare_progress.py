@@ -1,6 +1,5 @@
 """How far `prepare` is, on stderr: a live bar on a terminal, else one plain line in 30 s."""
 
-import os
 import sys
 import time
 from collections import Counter
@@ -11,10 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from unicl_cli.errors import is_quiet, plain
-
-PLAIN_SECONDS = 30.0
-"""Off a terminal, a line at most this often."""
+from unicl_cli.core.sinks import LINE_SECONDS
+from unicl_cli.errors import is_live, is_quiet, plain
 
 
 class Progress:
@@ -29,8 +26,7 @@ class Progress:
         self.started = self.said = time.monotonic()
         self.reasons: Counter[str] = Counter()
         self.quiet = is_quiet()
-        live = not self.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self.bar = _bar() if live else None
+        self.bar = _bar() if is_live() and not self.quiet else None
 
     def __enter__(self) -> "Progress":
         if self.bar:
@@ -69,7 +65,7 @@ class Progress:
         reasons = f"left out: {listed(self.reasons)}" if +self.reasons else ""
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=self.done, facts=facts, reasons=reasons)
-        elif not self.quiet and time.monotonic() - self.said >= PLAIN_SECONDS:
+        elif not self.quiet and time.monotonic() - self.said >= LINE_SECONDS:
             self.said = time.monotonic()
             left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
             line = f"{self.label} {self.done:,} of {self.total:,} rows, {facts}{left}; {reasons}".rstrip("; ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -13,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from unicl_cli.core.dist import rank
 from unicl_cli.core.sinks import LINE_SECONDS, clock
-from unicl_cli.errors import is_quiet
+from unicl_cli.errors import is_live, is_quiet
 
 
 @contextmanager
@@ -21,7 +20,7 @@ def progress(label: str, total: int | None) -> Generator[Callable[[int], None]]:
     """Gives ``advance(done more)``; the first rank alone speaks, and not under --quiet. ``total`` may be unknown."""
     if rank() > 0 or is_quiet():
         yield lambda more: None
-    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    elif is_live():
         parts = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),

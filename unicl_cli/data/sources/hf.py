@@ -1,6 +1,5 @@
 """Data sets of the `datasets` library as a source: saved to disk, Parquet in hub layout, or a name on the hub."""
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from itertools import islice, repeat
@@ -14,7 +13,7 @@ from unicl_cli.data.pictures import SUFFIXES, PictureError, read_file
 from unicl_cli.data.sources.folder import SPLITS
 from unicl_cli.data.sources.hub import commit_of, datasets_cache, gated, hf_home, page
 from unicl_cli.data.sources.table import NAMES, class_names, spoken
-from unicl_cli.errors import UniclError, is_quiet
+from unicl_cli.errors import UniclError, is_live, is_quiet
 
 HUB = "hf:"
 
@@ -248,7 +247,7 @@ def _load(path: str, config: str | None, revision: str | None) -> Mapping[str, A
     from datasets.exceptions import DatasetNotFoundError
 
     datasets.logging.set_verbosity_error()
-    if not sys.stderr.isatty() or is_quiet():
+    if not is_live() or is_quiet():
         datasets.disable_progress_bars()
     try:
         if not path.startswith(HUB) and _is_saved(Path(path)):
