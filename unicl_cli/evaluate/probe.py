@@ -223,7 +223,7 @@ def fit(
     """
     present, targets = targets.unique(return_inverse=True)
     halved = 0.5 if len(present) == 2 else 1.0
-    problem, basis, mean = rotated(features, targets, len(present))
+    problem, basis, mean = rotated(features, targets)
     decay = 1 / (torch.tensor(strengths, dtype=mean.dtype, device=mean.device) * (halved * len(targets)))
     w = minimise(problem, decay, len(present), rtol=rtol, max_iter=max_iter)
     found = basis @ w[:, :-1]
@@ -233,7 +233,7 @@ def fit(
     return Linear(weights, bias)
 
 
-def rotated(features: Tensor, targets: Tensor, num_classes: int) -> tuple[Problem, Tensor, Tensor]:
+def rotated(features: Tensor, targets: Tensor) -> tuple[Problem, Tensor, Tensor]:
     """The problem on the axes of the covariance, these axes (d, d) and the mean (d,); one float64 copy of the data."""
     n, d = features.shape
     mean = features.mean(0, dtype=torch.float64)
