@@ -180,3 +180,9 @@ def test_a_trained_text_tower_with_dropout_is_told_from_others():
     model.text = Words(0.0)
     model.text.drops = True
     assert step.train().drops_texts(), "a tower may say so itself"
+
+
+def test_a_step_of_which_nothing_learns_goes_to_training_and_back():
+    step = Step(Net(), nn.Identity()).requires_grad_(False)
+    assert not step.train().model.training
+    assert not step.eval().training

@@ -264,6 +264,21 @@ def test_measuring_in_between_changes_no_weight(recipe, unicl, digits):
     assert len(lines("b/eval.jsonl")) == 3
 
 
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_model_in_which_nothing_learns_is_refused(recipe, unicl, dry):
+    frozen = ("model.image.freeze=all", "model.text.freeze=all", "model.logit_scale.learn=false")
+    code, _, err = unicl("train", recipe(), *frozen, "--run-dir", "run", *dry)
+    assert code == 2
+    assert "error: every parameter is frozen: there is nothing to train" in err
+
+
+def test_views_that_the_loss_does_not_take_are_refused(recipe, unicl):
+    code, _, err = unicl("train", recipe(), "data.views=2", "--run-dir", "run")
+    assert code == 2
+    assert "error: the loss takes one view of each picture, and there are 2" in err
+    assert not Path("run").exists()
+
+
 def test_a_tower_that_no_loss_reaches_is_named_once(recipe, unicl):
     code, _, err = unicl("train", recipe(loss="ce", steps=1), "--run-dir", "run")
     assert code == 0, err

@@ -304,6 +304,9 @@ def adapt(recipe: Recipe, step: nn.Module) -> bool:
     torch.manual_seed(recipe.seed)  # however many numbers the weights have taken
     adapted = tuning.adapt(step)
     tuning.freeze_groups(recipe.optim.groups, step)
+    if not any(parameter.requires_grad for parameter in step.parameters()):
+        hint = "let a tower learn: model.image.freeze, model.text.freeze, model.logit_scale.learn, optim.groups"
+        raise UniclError("every parameter is frozen: there is nothing to train", hint)
     return adapted
 
 

@@ -101,6 +101,11 @@ class TwoTower(nn.Module):
 
     def encode_image(self, images: Tensor) -> Features:
         """uint8 (b, 3, H, W) -> pooled (b, image_width), embed (b, embed_dim)."""
+        if images.dim() != 4:
+            raise UniclError(
+                f"the loss takes one view of each picture, and there are {images.shape[1]}",
+                "set data.views to 1, or take a loss of several views, as supcon",
+            )
         return Features(*chunked(self._image, images, self.chunks))
 
     def encode_text(self, tokens: Tensor) -> Features:

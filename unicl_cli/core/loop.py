@@ -36,7 +36,7 @@ class Step(nn.Module):
         super().train(mode)
         for module in self.modules():
             own = list(module.parameters())
-            if own and not any(p.requires_grad for p in own):
+            if module is not self and own and not any(p.requires_grad for p in own):
                 module.eval()
         return self
 

@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as F
 from unicl_cli.core.sampler import seed_of
 from unicl_cli.data.decoding import pixels, tensor_of
 from unicl_cli.data.pictures import decode
+from unicl_cli.errors import UniclError
 
 BICUBIC = v2.InterpolationMode.BICUBIC
 SIDES = (3 / 4, 4 / 3)
@@ -107,7 +108,10 @@ def randaugment(config: str, size: int) -> Callable[[Image.Image], Image.Image]:
     """timm's RandAugment; its import takes a second, which only a recipe that asks for it pays."""
     from timm.data.auto_augment import rand_augment_transform
 
-    return rand_augment_transform(config, {"translate_const": int(size * 0.45)})
+    try:
+        return rand_augment_transform(config, {"translate_const": int(size * 0.45)})
+    except (AssertionError, ValueError, KeyError) as error:
+        raise UniclError(f"data.augment: rand: '{config}' is no RandAugment", "for example rand-m9-mstd0.5") from error
 
 
 class Box(NamedTuple):
