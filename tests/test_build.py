@@ -14,6 +14,7 @@ from unicl_cli.build import (
     build_step,
     build_tokenizer,
     check_learnable,
+    doubts,
     merged_classes,
     rate,
     total_steps,
@@ -146,6 +147,13 @@ def test_the_device_augments_all_corpora_alike(recipe, digits):
     assert build_data(recipe(corpora % "crop: [0.9, 1.0]", *device)).late
     with pytest.raises(UniclError, match=r"data\.augment_on=device wants the same augmentation for all corpora"):
         build_data(recipe(corpora % "flip: 0.0", *device))
+
+
+def test_a_warm_up_that_outlasts_the_run_is_doubted(recipe):
+    for steps, said in ((99, 1), (100, 0)):
+        asked = recipe(f"steps={steps}", "schedule.warmup=100")
+        found = [line for line in doubts(asked, build_data(asked)) if "schedule.warmup of 100 steps" in line]
+        assert len(found) == said
 
 
 @pytest.mark.parametrize(("tokenizer", "length"), [("corpus", 32), ("clip", 77), ("classes", 1)])

@@ -181,7 +181,7 @@ PARTS = {"encoders": {"odd": odd}}
 )
 def test_a_rate_that_undoes_trained_weights_is_doubted(digits, changes, warned):
     model = {"name": "open_clip", "arch": "open_clip:ViT-B-32/openai", **changes}
-    whole = {"data": {"train": [{"corpus": str(digits)}]}, "model": model, "batch": {"size": 12}, "steps": 1}
+    whole = {"data": {"train": [{"corpus": str(digits)}]}, "model": model, "batch": {"size": 12}, "steps": 500}
     asked = load_text(json.dumps(whole))
     said = doubts(asked, build_data(asked))
     assert {line.split(" for model.")[1].split(",")[0] for line in said} == warned
@@ -191,7 +191,7 @@ def test_a_rate_that_undoes_trained_weights_is_doubted(digits, changes, warned):
 
 def test_a_tower_that_begins_with_a_runs_weights_is_doubted_too(digits):
     model = {"image": "cnn", "text": "cbow", "init": "runs/old", "init_parts": ["image"]}
-    whole = {"data": {"train": [{"corpus": str(digits)}]}, "model": model, "batch": {"size": 12}, "steps": 1}
+    whole = {"data": {"train": [{"corpus": str(digits)}]}, "model": model, "batch": {"size": 12}, "steps": 500}
     asked = load_text(json.dumps(whole))
     (line,) = doubts(asked, build_data(asked))
     assert line.startswith("optim.lr makes 0.0005 for model.image, which begins with trained weights")

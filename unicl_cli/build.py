@@ -181,7 +181,10 @@ def doubts(recipe: Recipe, data: Data) -> list[str]:
         for name, rate in trained_rates(recipe).items()
         if rate > HIGH and recipe.optim.name == "adamw"
     ]
-    return [twice] * (recipe.batch.size > rows) + fast
+    steps = total_steps(recipe, data)
+    warmup = warmup_of(recipe, steps)
+    slow = f"schedule.warmup of {warmup:,} steps is longer than the run of {steps:,}: optim.lr is never reached"
+    return [twice] * (recipe.batch.size > rows) + [slow] * (warmup > steps) + fast
 
 
 def trained_rates(recipe: Recipe) -> dict[str, float]:
