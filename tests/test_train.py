@@ -173,6 +173,14 @@ def test_a_corpus_that_has_changed_is_refused(recipe, unicl, digits):
     assert "error: corpus: the corpus has changed since run/checkpoints/step-00000008 was written" in err
 
 
+def test_a_corpus_is_no_place_for_a_run(recipe, unicl, digits):
+    shutil.copytree(digits, "corpus")
+    before = sorted(Path("corpus").rglob("*"))
+    code, _, err = unicl("train", recipe(), "--run-dir", "corpus")
+    assert (code, sorted(Path("corpus").rglob("*"))) == (2, before)
+    assert "error: corpus: is a corpus, no place for a run" in err
+
+
 def test_a_second_training_in_the_same_directory_is_refused(recipe, unicl):
     Path("run").mkdir()
     with FileLock("run/run.lock"):

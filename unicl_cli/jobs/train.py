@@ -84,6 +84,8 @@ def leave_together(stop: StopFlag) -> None:
 @contextmanager
 def claimed(run: Path) -> Generator[None]:
     """Makes the run directory this training's own; where nothing came to be written, none of it is left."""
+    if (run / "manifest.json").exists():
+        raise UniclError(f"{run}: is a corpus, no place for a run", "give another --run-dir")
     lock, begun = FileLock(run / "run.lock"), run / "env.json"
     with ExitStack() as at_end:
         try:
