@@ -214,6 +214,20 @@ def test_timm_towers_give_their_own_features_at_the_size_asked_for(name):
     assert sum(p.numel() for p in tower.parameters()) == sum(p.numel() for p in tower.model.parameters())
 
 
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "hgnetv2_b0", "ghostnet_050", "vgg11"])
+def test_a_hidden_layer_in_the_head_and_no_stochastic_depth_are_fine(name):
+    with torch.device("meta"):
+        tower = TimmTower(name, pretrained=False, drop_path=0.0, image_size=224, args={}, small_stem=False).eval()
+        x = torch.empty(2, 3, 224, 224)
+        assert tower(x).shape == (2, tower.width)
+        assert tower.tokens(x).shape[::2] == (2, tower.token_width)
+
+
+def test_stochastic_depth_that_a_backbone_does_not_know_is_refused():
+    with pytest.raises(UniclError, match=r"ghostnet_050 does not take these args.*drop_path_rate"):
+        TimmTower("ghostnet_050", pretrained=False, drop_path=0.1, image_size=64, args={}, small_stem=False)
+
+
 def test_every_unit_of_a_timm_tower_is_called_through_its_own_forward():
     """FSDP2 shards units one by one: what goes around a unit's forward would meet shards."""
     seen = []

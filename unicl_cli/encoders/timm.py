@@ -54,7 +54,7 @@ def in_sequences(backbone: nn.Module) -> list[nn.Module]:
 
 
 class TimmTower(nn.Module):
-    """(b, 3, H, W) -> (b, width): the backbone's own pooling, without its classifier.
+    """(b, 3, H, W) -> (b, width): the backbone's own pooling and hidden layer, without its classifier.
 
     ``mean, std`` are those of the backbone's published weights, since its pretrained weights expect them.
     ``args`` are passed to timm as they are; ``small_stem`` gives a ResNet the stem of 32 px pictures (3 x 3 without
@@ -80,12 +80,12 @@ class TimmTower(nn.Module):
         if taken := sorted(set(args) & OURS):
             raise UniclError(f"{model}: args may not set {', '.join(taken)}", "use the options of encoder timm itself")
         config = timm.get_pretrained_cfg(model)
-        settings: dict[str, Any] = {"drop_path_rate": drop_path, **args}
+        settings = dict(args)
         if config is not None and config.fixed_input_size:
             settings["img_size"] = image_size
         real = torch.get_default_device().type != "meta"  # a dry run wants shapes, not weights
         try:
-            backbone: Any = timm.create_model(model, pretrained=pretrained and real, num_classes=0, **settings)
+            backbone = _created(model, drop_path, pretrained=pretrained and real, **settings)
         except OSError as error:
             raise UniclError(
                 f"the published weights of {model} are not here and could not be fetched",
@@ -106,7 +106,8 @@ class TimmTower(nn.Module):
         self.reads_one = reading_one(backbone)
         self.channels_last = any(isinstance(m, nn.BatchNorm2d) for m in backbone.modules())
         self.model = cast("nn.Module", backbone)
-        self.width: int = backbone.num_features
+        self.width: int = getattr(backbone, "head_hidden_size", backbone.num_features)
+        self.token_width: int = backbone.num_features  # another one where the head has a hidden layer
         self.mean: tuple[float, ...] = backbone.pretrained_cfg["mean"]
         self.std: tuple[float, ...] = backbone.pretrained_cfg["std"]
 
@@ -116,11 +117,11 @@ class TimmTower(nn.Module):
         return named or in_sequences(self.model)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """(b, 3, H, W) -> (b, N, width): the features before pooling."""
+        """(b, 3, H, W) -> (b, N, token_width): the features before pooling and a head's hidden layer."""
         features = cast("Tensor", cast("Any", self.model).forward_features(x))
         if features.ndim == 3:
             return features
-        channels_last = features.shape[-1] == self.width
+        channels_last = features.shape[-1] == self.token_width
         return features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,6 +133,16 @@ class TimmTower(nn.Module):
         for block in blocks:
             x = block(x)
         return model.forward_head(model.norm(last(x, last=True)))
+
+
+def _created(model: str, drop_path: float, **settings: Any) -> Any:
+    """timm's backbone without classifier. Not all know stochastic depth, nor is 0 the default of all that do."""
+    try:
+        return timm.create_model(model, num_classes=0, drop_path_rate=drop_path, **settings)
+    except TypeError as error:
+        if drop_path or "drop_path_rate" not in str(error):
+            raise
+    return timm.create_model(model, num_classes=0, **settings)
 
 
 def _with_small_stem(backbone: Any, model: str) -> None:
