@@ -10,7 +10,8 @@ from torch import nn
 from unicl_cli.contracts import NO_TEXT, Batch
 from unicl_cli.core.launch import start_accelerator
 from unicl_cli.core.loop import Step
-from unicl_cli.core.memory import is_out_of_memory, room, size, taken
+from unicl_cli.core.machine import sized
+from unicl_cli.core.memory import is_out_of_memory, room, taken
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.micro import Shortage, advised, chunks_of, first_rows, largest, settled, shortage
 from unicl_cli.recipe import load_text
@@ -164,7 +165,7 @@ def test_an_out_of_memory_in_the_middle_of_a_run_is_one_line_with_advice():
 def test_memory_is_asked_of_the_system():
     assert room(CPU) is None
     assert taken(CPU) > 2**24
-    assert [size(n) for n in (5, 2048, 3 * 2**30, 2**50)] == ["5 B", "2.0 KiB", "3.0 GiB", "1024.0 TiB"]
+    assert [sized(n) for n in (5, 2048, 3 * 2**30, 2**50)] == ["5 B", "2.0 KiB", "3.0 GiB", "1024.0 TiB"]
     assert shortage(CPU, 0) is None
     assert str(shortage(CPU, 2**30)) == "1.0 GiB"
     assert str(Shortage(3, math.inf)) == "the memory of rank 3"

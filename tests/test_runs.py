@@ -71,11 +71,15 @@ def test_a_damaged_run_is_a_line_and_never_an_end(runs: Path, capsys: Capture, t
     (runs / "bad" / "status.json").write_text(text)
     (runs / "new").mkdir()
     (runs / "new" / "recipe.yaml").write_text("x")
+    (runs / "mixed").mkdir()
+    (runs / "mixed" / "meta.json").write_text("{}")
     (runs / "no-run").mkdir()
     (runs / "a-file").write_text("")
     assert main(["runs", "ls"]) == 0
     out = capsys.readouterr().out
-    assert "bad        damaged" in out.replace("  ", "  ") or "bad   damaged" in out
+    states = [line.split()[:2] for line in out.splitlines()]
+    assert ["bad", "damaged"] in states
+    assert ["mixed", "model"] in states
     assert "not begun" in out
     assert "no-run" not in out
     assert main(["runs", "show", "runs/bad"]) == 2

@@ -260,6 +260,13 @@ def test_an_average_of_the_weights_is_kept_and_continued(recipe, unicl):
     assert "continues after step 6 of 8" in err
     assert "warning: cut/checkpoints/step-00000008: is damaged: passed over" in err
     assert same_weights("whole/ema.safetensors", "cut/ema.safetensors")
+    Path("cut/meta.json").unlink()
+    for optimizer in Path("cut/checkpoints").glob("step-*/optim.safetensors"):
+        optimizer.write_bytes(b"")
+    code, _, err = unicl(*command, "--run-dir", "cut")
+    assert code == 2
+    assert "cut/checkpoints: no checkpoint is whole (step-0000000" in err
+    assert same_weights("whole/ema.safetensors", "cut/ema.safetensors"), "nothing was begun again"
 
 
 def test_measuring_in_between_changes_no_weight(recipe, unicl, digits):

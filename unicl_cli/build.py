@@ -15,8 +15,8 @@ from torch import nn
 from unicl_cli import registry, tuning
 from unicl_cli.contracts import ClassName, Part, Tokenizer, Tuning
 from unicl_cli.core.dist import bare
-from unicl_cli.core.launch import cores
 from unicl_cli.core.loop import Step
+from unicl_cli.core.machine import cores
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.recompute import recompute_blocks
 from unicl_cli.core.sampler import Alternation, Mixture

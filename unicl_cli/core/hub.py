@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 from unicl_cli.core.files import size_of
-from unicl_cli.errors import UniclError, did_you_mean, is_live
+from unicl_cli.errors import UniclError, did_you_mean, is_live, is_quiet
 
 FORMS = ("open_clip:", "local-dir:", "hf-hub:")
 FORMS_HINT = "a run or checkpoint directory, open_clip:NAME[/TAG], local-dir:PATH or hf-hub:ORG/REPO"
@@ -187,7 +187,7 @@ def announce(name: str, what: str) -> None:
     """One line before a download; the hub's own bars only where somebody sees them."""
     from huggingface_hub.utils import disable_progress_bars
 
-    if not is_live():
+    if is_quiet() or not is_live():
         disable_progress_bars()
     sys.stderr.write(f"downloading {name}: {what}; kept in the cache\n")
     sys.stderr.flush()

@@ -14,6 +14,7 @@ from typing import Any
 
 from unicl_cli.core import launch_plan
 from unicl_cli.core.launch_plan import ATTEMPT, LAUNCHER, WORKER, Launch, Nodes, decide
+from unicl_cli.core.machine import cores
 from unicl_cli.core.stopping import StopFlag
 from unicl_cli.errors import Stopped, UniclError, plain
 
@@ -87,11 +88,6 @@ def launched(
     os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // launch.processes)))
     return start(launch, argv, logs, stop, restarts, task)
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def recorded(work: Callable[[], None]) -> None:

@@ -34,14 +34,6 @@ def room(device: torch.device) -> int | None:
     return None if limit == resource.RLIM_INFINITY else max(1, limit - _pages(0))
 
 
-def machine_memory() -> int | None:
-    """Bytes of main memory, where the system says."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
 def taken(device: torch.device) -> float:
     """Bytes: on a GPU the most that tensors held since the last call, else what the process holds now; 0 if unknown."""
     if device.type == "cuda":
@@ -60,12 +52,3 @@ def _pages(column: int) -> int:
     except (OSError, ValueError, IndexError):
         return 0
     return count * os.sysconf("SC_PAGE_SIZE")
-
-
-def size(count: float) -> str:
-    """Bytes as people say them."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import timm
 import torch
+from timm.layers import to_2tuple
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -97,11 +98,11 @@ class TimmTower(nn.Module):
             ) from error
         if small_stem:
             _with_small_stem(backbone, model)
-        patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
-        if patch is not None and image_size % max(patch):
+        patch = max(to_2tuple(getattr(getattr(backbone, "patch_embed", None), "patch_size", None) or 1))
+        if image_size % patch:
             raise UniclError(
-                f"{model}: patches of {max(patch)} px do not divide data.image_size {image_size}",
-                f"set data.image_size to a multiple of {max(patch)}",
+                f"{model}: patches of {patch} px do not divide data.image_size {image_size}",
+                f"set data.image_size to a multiple of {patch}",
             )
         self.reads_one = reading_one(backbone)
         self.channels_last = any(isinstance(m, nn.BatchNorm2d) for m in backbone.modules())

@@ -1,6 +1,5 @@
 """What this machine brings for training: one look at each thing that has kept somebody from it."""
 
-import contextlib
 import importlib.util
 import os
 import platform
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unicl_cli import __version__, registry
-from unicl_cli.core.launch import backends, cores, visible
+from unicl_cli.core.launch import backends, visible
 from unicl_cli.core.launch_plan import decide
+from unicl_cli.core.machine import cores, free_memory, machine_memory, sized
 from unicl_cli.errors import UniclError
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
@@ -45,11 +45,6 @@ def examine() -> list[Check]:
     if isinstance(torch, Check):
         return [*checks, torch]
     return [*checks, build(torch), *driver(torch), *devices(torch), groups(torch), decision(os.environ, visible)]
-
-
-def gib(count: float) -> str:
-    """Bytes as people say them."""
-    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.0f} MiB"
 
 
 # -- software -----------------------------------------------------------------------------------------------------
@@ -113,16 +108,8 @@ def machine() -> Check:
 
 def memory() -> str:
     """Of the machine, and what is free of it where the system says so."""
-    try:
-        page, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return "unknown"
-    free = ""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
-        free = f", {gib(int(kilobytes) * 1024)} free"
-    return f"{gib(page * pages)}{free}"
+    whole, free = machine_memory(), free_memory()
+    return ("unknown" if whole is None else sized(whole)) + ("" if free is None else f", {sized(free)} free")
 
 
 def processors(environ: Mapping[str, str]) -> Check:
@@ -141,15 +128,15 @@ def shared_memory() -> Iterator[Check]:
     size = shutil.disk_usage(place)
     if size.total < GIB:
         hint = "too small for loader workers of large batches: docker run --shm-size=8g, or data.workers=0"
-        yield Check("/dev/shm", NOTE, gib(size.total), hint)
+        yield Check("/dev/shm", NOTE, sized(size.total), hint)
     else:
-        yield Check("/dev/shm", OK, f"{gib(size.free)} free of {gib(size.total)}")
+        yield Check("/dev/shm", OK, f"{sized(size.free)} free of {sized(size.total)}")
 
 
 def disks() -> Iterator[Check]:
     for name, folder in (("disk here", Path.cwd()), ("disk temp", Path(tempfile.gettempdir()))):
         size = shutil.disk_usage(folder)
-        text = f"{gib(size.free)} free of {gib(size.total)}, {folder}"
+        text = f"{sized(size.free)} free of {sized(size.total)}, {folder}"
         if not os.access(folder, os.W_OK):
             yield Check(name, NOTE, f"{folder} may not be written", "train with --run-dir elsewhere, or set TMPDIR")
         elif size.free < 2 * GIB:
@@ -164,7 +151,7 @@ def hub(environ: Mapping[str, str]) -> Check:
     cache = Path(environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
     models = len(list(cache.glob("models--*")))
     above = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    text = f"{cache}: {models} models, {gib(shutil.disk_usage(above).free)} free"
+    text = f"{cache}: {models} models, {sized(shutil.disk_usage(above).free)} free"
     off = [f"{name}={environ[name]}" for name in OFFLINE if environ.get(name, "").lower() in ("1", "true", "yes", "on")]
     if off:
         return Check("hub", NOTE, f"{text}; offline: {', '.join(off)}", "only cached models and data sets can be used")
@@ -229,7 +216,7 @@ def cuda(torch: Any, number: int) -> str:
     facts = torch.cuda.get_device_properties(number)
     free, total = torch.cuda.mem_get_info(number)
     halves = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: fp32 unless precision=fp16"
-    return f"{facts.name}, {gib(free)} free of {gib(total)}, compute {facts.major}.{facts.minor}, {halves}"
+    return f"{facts.name}, {sized(free)} free of {sized(total)}, compute {facts.major}.{facts.minor}, {halves}"
 
 
 def tried(torch: Any, device: str, describe: Callable[[], str]) -> Check:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from unicl_cli.contracts import Features
 from unicl_cli.core.dist import bare, gather, rank, world_size
-from unicl_cli.core.launch import cores
+from unicl_cli.core.machine import cores
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.progress import progress
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unicl_cli.core.files import write_atomic
-from unicl_cli.core.launch import cores
+from unicl_cli.core.machine import cores
 from unicl_cli.data import duplicates
 from unicl_cli.data.corpus import MANIFEST, PLAN, damage, fold_manifest
 from unicl_cli.data.duplicates import Duplicates

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unicl_cli.core.files import size_of
-from unicl_cli.core.launch import cores
+from unicl_cli.core.machine import cores
 from unicl_cli.data.plan import Opened, Plan, differences, make_plan
 from unicl_cli.data.shards import DECODERS, THREADS, Prepared, Rejected, Unit, Work, prepare_row
 from unicl_cli.data.sources.resolve import named_sources

@@ -42,7 +42,8 @@ def facts(run: Path) -> dict[str, Any]:
     try:
         status = status_of(run)
     except UniclError as error:
-        state = "damaged" if (run / "status.json").exists() else "not begun"
+        told = {"damaged": "status.json", "model": "meta.json"}
+        state = next((word for word, file in told.items() if (run / file).exists()), "not begun")
         return {"run": str(run), "state": state, "age_s": age(run), "reason": error.message}
     metric, best = best_of(validations(run)) or (None, None)
     kept = {key: status.get(key) for key in ("step", "steps", "world", "eta_s", "img_s", "last_loss")}
@@ -65,6 +66,8 @@ def status_of(run: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         if not is_run(run):
             raise UniclError(f"{run}: is no run directory", "see unicl runs ls") from error
+        if (run / "meta.json").is_file():
+            raise UniclError(f"{run}: is a model that no training wrote here", "see unicl inspect") from error
         hint = "give its unicl train command again"
         raise UniclError(f"{run}: has no status.json: its training never began", hint) from error
     except (OSError, ValueError) as error:

@@ -218,8 +218,13 @@ def resume(
     folder = own if wanted == "auto" else None if wanted == "never" else Path(wanted)
     if own is not None and (folder is None or folder.resolve().parent != home.resolve()):
         raise UniclError(f"{run}: holds checkpoints", "give another --run-dir, or --resume auto to continue them")
-    if wanted == "auto" and rank() == 0:
-        sys.stderr.writelines(f"warning: {each}: is damaged: passed over\n" for each in checkpoint.damaged(home))
+    lost = checkpoint.damaged(home) if wanted == "auto" else []
+    if lost and folder is None:  # to begin again would overwrite what may be mended
+        names = ", ".join(each.name for each in lost)
+        hint = "delete them to begin again, or give another --run-dir"
+        raise UniclError(f"{home}: no checkpoint is whole ({names})", hint)
+    if rank() == 0:
+        sys.stderr.writelines(f"warning: {each}: is damaged: passed over\n" for each in lost)
     if folder is None:
         return None
     if not checkpoint.is_whole(folder):

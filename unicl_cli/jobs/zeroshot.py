@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.core.dist import bare, gather, rank, world_size
-from unicl_cli.core.launch import cores
+from unicl_cli.core.machine import cores
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.metrics import best
 from unicl_cli.jobs.arrivals import Arrivals

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unicl_cli.core.dist import rank, world_size
+from unicl_cli.core.machine import free_memory, machine_memory, sized
 from unicl_cli.jobs.bench.contest import Case, Ready, device_of
 from unicl_cli.jobs.bench.kinds import PEER, Asked
 from unicl_cli.losses import both_ways
@@ -42,20 +43,14 @@ def cases(asked: Asked) -> list[Case]:
 
 def too_large(size: int) -> dict[str, str]:
     """Who does not run at this batch, and why."""
-    room = available()
+    cuda = torch.cuda.is_available()
+    room = torch.cuda.mem_get_info()[0] if cuda else free_memory() or machine_memory() or math.inf
     wanted = {name: 4 * count * size**2 for name, count in MATRICES.items()}
     return {
-        name: f"about {need / 2**30:.0f} GiB, of which half are more than the {room / 2**30:.0f} that are free"
+        name: f"takes about {sized(need)}, more than half of the {sized(room)} that are free"
         for name, need in wanted.items()
         if need > room / 2
     }
-
-
-def available() -> float:
-    """Bytes that this machine has left."""
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0]
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
 
 
 def prepared(asked: Asked, size: int, who: Collection[str]) -> Ready:

@@ -13,8 +13,9 @@ from typing import Any
 
 from unicl_cli.build import build_optimizer, worker_count
 from unicl_cli.contracts import Batch
-from unicl_cli.core.launch import cores, start_accelerator
+from unicl_cli.core.launch import start_accelerator
 from unicl_cli.core.loop import Plan, fit
+from unicl_cli.core.machine import cores
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench.contest import Case, Ready, device_of, wall_seconds
 from unicl_cli.jobs.bench.kinds import Asked

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from unicl_cli import __version__
-from unicl_cli.core.launch import cores
-from unicl_cli.core.memory import machine_memory
+from unicl_cli.core.machine import cores, machine_memory
 from unicl_cli.jobs.bench.contest import WARM_UPS, Case, compared, contest, device_of, fresh
 from unicl_cli.jobs.bench.kinds import KINDS, Asked
 from unicl_cli.jobs.bench.rows import cases_of
