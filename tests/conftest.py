@@ -47,6 +47,13 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     return check
 
 
+@pytest.fixture(autouse=True, scope="session")
+def heard_signals() -> None:
+    """What ``nohup`` or a background job has silenced would stay silent in the commands that tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
     """A training in this process takes the signals over: they come back."""

@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import timm
 import torch
-from timm.layers import to_2tuple
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -98,7 +97,8 @@ class TimmTower(nn.Module):
             ) from error
         if small_stem:
             _with_small_stem(backbone, model)
-        patch = max(to_2tuple(getattr(getattr(backbone, "patch_embed", None), "patch_size", None) or 1))
+        size: Any = getattr(getattr(backbone, "patch_embed", None), "patch_size", None) or 1
+        patch = size if isinstance(size, int) else max(size)
         if image_size % patch:
             raise UniclError(
                 f"{model}: patches of {patch} px do not divide data.image_size {image_size}",
