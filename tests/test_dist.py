@@ -29,6 +29,7 @@ from unicl_cli.core.dist import (
     sum_over_ranks,
     world_size,
 )
+from unicl_cli.core.launch import end_worker
 from unicl_cli.losses import Clip, CrossEntropy, MultiTask, SupCon, UniCL
 
 SIZE, WIDTH, CLASSES = 12, 5, 4
@@ -272,3 +273,4 @@ if __name__ == "__main__":
     if rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(result))
     dist.destroy_process_group()
+    end_worker(0)

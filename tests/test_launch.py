@@ -42,6 +42,33 @@ def blamed(*failures, launch=HERE):
 ECHO = failure(1, "RuntimeError: [gloo] Connection closed by peer", timestamp=5, callstack="echo\n")
 
 
+ENDING = """
+import atexit, sys, threading, time
+from unicl_cli.core.launch import end_worker
+
+class Late:
+    def __del__(self):
+        print("torn down", flush=True)
+
+late = Late()
+atexit.register(print, "registered")
+threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
+end_worker(75)
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("peers", "code", "said"),
+    [(WORKER, 75, "thread\nregistered\n"), ({}, 3, "thread\nregistered\ntorn down\n")],
+    ids=["worker", "alone"],
+)
+def test_a_worker_ends_without_teardown(peers, code, said):
+    env = {name: value for name, value in os.environ.items() if name not in WORKER} | peers
+    done = subprocess.run([sys.executable, "-c", ENDING], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, said), done.stderr
+
+
 def test_a_worker_joins_and_one_process_goes_on(monkeypatch):
     for name, value in {**WORKER, "LOCAL_RANK": "1", "PMI_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)

@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from unicl_cli import __version__, registry
 from unicl_cli.commands import LOG, Debug, Quiet, Verbose, everywhere
+from unicl_cli.core.launch import end_worker
 from unicl_cli.errors import UniclError, did_you_mean, plain
 
 BUILTIN = {
@@ -183,8 +184,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is one line, not two stacks in C++
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no crash
+    status = _status(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        end_worker(status)
+    return status
+
+
+def _status(argv: Sequence[str]) -> int:
     try:
-        status = run(sys.argv[1:] if argv is None else argv)
+        status = run(argv)
         sys.stdout.flush()
     except UniclError as error:
         return _say(error)

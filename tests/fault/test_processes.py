@@ -17,7 +17,7 @@ from launching import begun, done, ended, furthest, here
 from unicl_cli.build import build_data, build_optimizer, build_step, build_tokenizer
 from unicl_cli.core import checkpoint
 from unicl_cli.core.dist import bare, barrier, rank, shard, world_size
-from unicl_cli.core.launch import start_accelerator
+from unicl_cli.core.launch import end_worker, start_accelerator
 from unicl_cli.core.loop import Plan, fit, freeze_idle
 from unicl_cli.core.schedule import lr_at
 from unicl_cli.jobs.stage import stream
@@ -210,3 +210,4 @@ if __name__ == "__main__":
     if rank() == 0:
         torch.save(outcome, target / "results.pt")
     torch.distributed.destroy_process_group()
+    end_worker(0)

@@ -12,7 +12,7 @@ import torch
 
 from unicl_cli.build import build_data, build_step, build_tokenizer
 from unicl_cli.core.dist import barrier, full_tensor, rank, shard
-from unicl_cli.core.launch import start_accelerator
+from unicl_cli.core.launch import end_worker, start_accelerator
 from unicl_cli.jobs.micro import chunks_of, settled, sharded
 from unicl_cli.jobs.stage import stream
 from unicl_cli.losses import UniCL
@@ -76,3 +76,4 @@ if __name__ == "__main__":
     if rank() == 0:
         sys.stdout.write(json.dumps(found) + "\n")
     torch.distributed.destroy_process_group()
+    end_worker(0)

@@ -17,7 +17,7 @@ from unicl_cli.build import adapt, build_data, build_optimizer, build_step, buil
 from unicl_cli.core import checkpoint
 from unicl_cli.core.dist import barrier, full_tensor, rank, shard, world_size
 from unicl_cli.core.ema import Average
-from unicl_cli.core.launch import start_accelerator
+from unicl_cli.core.launch import end_worker, start_accelerator
 from unicl_cli.core.loop import Plan, fit, freeze_idle
 from unicl_cli.core.schedule import lr_at
 from unicl_cli.jobs.stage import stream
@@ -148,3 +148,4 @@ if __name__ == "__main__":
     if rank() == 0:
         torch.save(results, target / "results.pt")
     torch.distributed.destroy_process_group()
+    end_worker(0)

@@ -1,5 +1,7 @@
 """This process as one of a command's: joins what a launcher started, or starts it; opens the group; reports its end."""
 
+import atexit
+import contextlib
 import ctypes
 import os
 import signal
@@ -116,6 +118,23 @@ def recorded(work: Callable[[], None]) -> None:
             sys.stderr.write(f"rank {os.environ['RANK']}: lost the connection to a process that ended\n")
         sys.stderr.flush()  # printing it here too would interleave with the peers'
         os._exit(1)
+
+
+def end_worker(status: int) -> None:
+    """Ends this process if it is a worker, without Python's teardown; any other goes on.
+
+    A thread of gloo that lets go of a tensor during the teardown aborts the process, whatever the work has come to.
+    """
+    if not is_worker():
+        return
+    threads: Any = threading
+    at_exit: Any = atexit
+    threads._shutdown()  # as Python does before: waits for threads, then runs what was registered
+    at_exit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(status)
 
 
 def guard_against_orphans() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from unicl_cli.core.dist import rank
-from unicl_cli.core.launch import start_accelerator
+from unicl_cli.core.launch import end_worker, start_accelerator
 from unicl_cli.jobs.bench.contest import Case, contest, device_of
 from unicl_cli.jobs.bench.kinds import KINDS, Asked
 from unicl_cli.jobs.bench.rows import cases_of
@@ -78,6 +78,7 @@ def main() -> None:
         sys.stdout.write(json.dumps(found) + "\n")
     if accelerator is not None:
         accelerator.end_training()
+        end_worker(0)
 
 
 if __name__ == "__main__":
