@@ -17,6 +17,7 @@ from unicl_cli.errors import UniclError
 from unicl_cli.jobs.dry_run import bytes_of, facts, shapes_of
 from unicl_cli.jobs.memory import Shape, batch_of, flops, states, step_bytes, step_bytes_in_parts, unreal
 from unicl_cli.jobs.micro import largest
+from unicl_cli.losses import UniCL
 from unicl_cli.recipe import Recipe, dump, load_text
 
 CNN = "{name: cnn, width: 16, stages: 2}"
@@ -170,13 +171,21 @@ def test_the_checkpoint_is_as_large_as_was_said(digits: Path, tmp_path: Path, mo
     assert said["memory"]["total"] == sum(v for k, v in said["memory"].items() if k != "total")
 
 
-def test_a_model_that_needs_a_real_batch_has_no_estimate_and_the_reason(made, digits: Path, monkeypatch):
-    recipe = recipe_of(digits, more="loss: supcon")  # it wants two views, and gets one
-    found = facts(recipe, Path("run"), 1)
+def test_a_model_that_needs_a_real_batch_has_no_estimate_and_the_reason(digits: Path, monkeypatch):
+    monkeypatch.setattr(UniCL, "forward", lambda self, model, batch: batch.extra["scores"])
+    found = facts(recipe_of(digits), Path("run"), 1)
     assert "activations" not in found["memory"]
-    assert found["memory_method"].startswith(
-        "without activations: the model needs a real batch (UniclError: loss supcon"
-    )
+    assert found["memory_method"] == "without activations: the model needs a real batch (KeyError: 'scores')"
+
+
+@pytest.mark.parametrize(
+    ("loss", "views", "said"),
+    [("supcon", 1, "loss supcon needs several views"), ("unicl", 2, "the loss takes one view")],
+)
+def test_what_a_step_would_refuse_is_refused_without_one(digits: Path, loss: str, views: int, said: str):
+    recipe = load_text(dump(recipe_of(digits, more=f"loss: {loss}")), overrides=[f"data.views={views}"])
+    with pytest.raises(UniclError, match=said):
+        facts(recipe, Path("run"), 1)
 
 
 MEASURE = """

@@ -223,6 +223,16 @@ def test_a_hidden_layer_in_the_head_and_no_stochastic_depth_are_fine(name):
         assert tower.tokens(x).shape[::2] == (2, tower.token_width)
 
 
+def test_a_backbone_of_several_grids_has_no_tokens():
+    with torch.device("meta"):
+        tower = TimmTower(
+            "crossvit_tiny_240", pretrained=False, drop_path=0.0, image_size=240, args={}, small_stem=False
+        )
+        assert tower(torch.empty(2, 3, 240, 240)).shape == (2, tower.width)
+        with pytest.raises(UniclError, match="crossvit_tiny_240 has no single grid of features"):
+            tower.tokens(torch.empty(2, 3, 240, 240))
+
+
 def test_stochastic_depth_that_a_backbone_does_not_know_is_refused():
     with pytest.raises(UniclError, match=r"ghostnet_050 does not take these args.*drop_path_rate"):
         TimmTower("ghostnet_050", pretrained=False, drop_path=0.1, image_size=64, args={}, small_stem=False)

@@ -159,6 +159,8 @@ def costs(estimate: Estimate, at_once: int) -> dict[str, Any]:
         room = estimate.card or memory_of_a_process(estimate.world)
         if estimate.card is not None or found["memory"]["total"] > room:
             found["micro_that_fits"] = estimate.fitting(room, at_once, found["memory"])
+    except UniclError:  # a model and a loss that do not fit each other, or the data
+        raise
     except Exception as error:  # noqa: BLE001 - any part may ask for numbers, or for columns that only a real batch has
         memory = states(recipe, estimate.build(1), estimate.world if recipe.parallel.strategy == "fsdp2" else 1)
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
