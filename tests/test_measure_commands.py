@@ -64,6 +64,20 @@ def answer(capsys, *args: str) -> tuple[str, str]:
     return capsys.readouterr()
 
 
+@pytest.mark.parametrize("words", ["eval", "probe", "zeroshot {picture} --classes red,blue"])
+def test_measuring_does_not_pay_for_torchs_compiler(model, place, words):
+    """Its import takes as long as torch's own; torchvision and FSDP2 bring it along."""
+    code = (
+        "import sys; from unicl_cli.cli import main; status = main(sys.argv[1:]); "
+        "heavy = {'torchvision', 'torch._dynamo', 'timm'} & set(sys.modules); "
+        "sys.stderr.write(f'LOADED {sorted(heavy)}'); sys.exit(status)"
+    )
+    command = [*words.format(picture=place / "pictures/test/red/0.png").split(), "--model", model, "--quiet"]
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith("LOADED []")
+
+
 def test_eval_prints_tables_or_one_document_and_writes_the_same_to_a_file(model, place, capsys):
     out, _ = answer(capsys, "eval", model, "--batch", "4")
     assert "Classification, %" in out

@@ -9,9 +9,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 from unicl_cli.core.sampler import seed_of
 from unicl_cli.data.decoding import pixels
@@ -21,6 +24,7 @@ from unicl_cli.data.transforms import (
     TrainTransform,
     augment,
     eval_transform,
+    framed,
     picture_of,
     random_box,
     shrunk,
@@ -52,6 +56,14 @@ def test_evaluation_has_the_geometry_of_open_clip(width, height, form):
     assert got.dtype == torch.uint8
     assert got.shape == (3, 32, 32)
     assert (got.int() - expected.int()).abs().max() <= 1
+
+
+@given(side=st.integers(1, 300), other=st.integers(1, 300), size=st.sampled_from([7, 32, 64]))
+def test_evaluation_frames_a_picture_as_torchvision_does(side, other, size):
+    noise = np.random.default_rng(0).integers(0, 256, (other, side, 3), np.uint8)
+    picture = Image.fromarray(noise)
+    resized = F.resize(picture, [size], interpolation=v2.InterpolationMode.BICUBIC)
+    assert torch.equal(framed(picture, size), F.pil_to_tensor(F.center_crop(resized, [size, size])))
 
 
 def test_a_picture_that_has_the_size_is_left_alone():

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import sys
 from collections.abc import Generator, Mapping
 from functools import cache
 from typing import Any, cast
@@ -10,8 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from unicl_cli.core.recompute import units_of
@@ -191,6 +190,8 @@ def shard(step: nn.Module, device: str | None = None) -> nn.Module:
     itself, whose other methods would meet shards. ``step.call`` stays callable. ``device``: the type of one other than
     the process group's own.
     """
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     # torch keeps the group of a mesh for each that is equal to it: a name keeps that of a rehearsal apart
     name = cast("dist.ProcessGroup", dist.group.WORLD).group_name
     mesh = init_device_mesh(device or _home().type, (world_size(),), mesh_dim_names=(f"ranks of {name}",))
@@ -201,16 +202,27 @@ def shard(step: nn.Module, device: str | None = None) -> nn.Module:
     return step
 
 
+def sharding() -> Any:
+    """torch's module of sharded tensors, None as long as nothing has been sharded: its import takes a second."""
+    return sys.modules.get("torch.distributed.tensor")
+
+
+def is_sharded(x: Tensor) -> bool:
+    return sharding() is not None and isinstance(x, sharding().DTensor)
+
+
 def full_tensor(x: Tensor) -> Tensor:
     """The whole of a sharded tensor (a collective), any other as it is."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
+    return cast("Any", x).full_tensor() if is_sharded(x) else x
 
 
 def local_part(x: Tensor) -> Tensor:
     """This rank's part of a sharded tensor, any other as it is."""
-    return x.to_local() if isinstance(x, DTensor) else x
+    return cast("Any", x).to_local() if is_sharded(x) else x
 
 
 def shard_like(value: Tensor, like: Tensor) -> Tensor:
     """The whole ``value``, sharded as ``like`` is if it is."""
-    return distribute_tensor(value, like.device_mesh, like.placements) if isinstance(like, DTensor) else value
+    if not is_sharded(like):
+        return value
+    return sharding().distribute_tensor(value, cast("Any", like).device_mesh, cast("Any", like).placements)

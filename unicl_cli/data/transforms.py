@@ -3,22 +3,19 @@
 import math
 import random
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
 from unicl_cli.core.sampler import seed_of
 from unicl_cli.data.decoding import pixels, tensor_of
 from unicl_cli.data.pictures import decode
 from unicl_cli.errors import UniclError
 
-BICUBIC = v2.InterpolationMode.BICUBIC
 SIDES = (3 / 4, 4 / 3)
 """Of a random crop: least and largest width as a share of its height."""
 JITTERED = 0.8
@@ -68,10 +65,11 @@ def halves(ops: Augment) -> tuple[Augment, Augment]:
 
 def framed(picture: Image.Image, size: int) -> Tensor:
     """Short side to ``size`` (bicubic), centre crop -> uint8 (3, size, size)."""
-    if picture.size != (size, size):
-        resized = F.resize(picture, [size], interpolation=BICUBIC)  # pyright: ignore[reportArgumentType] - a picture too
-        picture = cast("Image.Image", F.center_crop(resized, [size, size]))
-    return tensor_of(picture)
+    short = min(picture.size)
+    width, height = (int(size * side / short) for side in picture.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+    return tensor_of(resized.crop((left, top, left + size, top + size)))
 
 
 def picture_of(x: Tensor) -> Image.Image:
@@ -154,6 +152,8 @@ class View:
     """A picture -> one augmented view, uint8 (3, size, size), a function of the picture and the seed."""
 
     def __init__(self, size: int, ops: Augment, resize: str) -> None:
+        from torchvision.transforms import v2  # with torch's compiler, in seconds that only a training has to pay
+
         self.size, self.ops = size, ops
         self.resize = RESIZE[resize]
         self.rand = randaugment(ops.rand, size) if ops.rand else None
