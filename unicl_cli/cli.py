@@ -18,7 +18,6 @@ from typer.core import TyperCommand, TyperGroup
 
 from unicl_cli import __version__, registry
 from unicl_cli.commands import LOG, Debug, Quiet, Verbose, everywhere
-from unicl_cli.core.launch import end_worker
 from unicl_cli.errors import UniclError, did_you_mean, plain
 
 BUILTIN = {
@@ -178,19 +177,22 @@ def _misused(error: Any) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script: what a user can mend is one line, anything else keeps its traceback (exit status 1)."""
+    """The console script."""
     _open_streams()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin halve the speed of a busy machine
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is one line, not two stacks in C++
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no crash
     status = _status(sys.argv[1:] if argv is None else argv)
-    if argv is None:
+    if argv is None and "RANK" in os.environ:
+        from unicl_cli.core.launch import end_worker  # costs `unicl --help` a tenth of its time
+
         end_worker(status)
     return status
 
 
 def _status(argv: Sequence[str]) -> int:
+    """The exit status: what a user can mend is one line, anything else keeps its traceback (1)."""
     try:
         status = run(argv)
         sys.stdout.flush()

@@ -5,7 +5,7 @@ import importlib
 import sys
 from collections.abc import Generator, Mapping
 from functools import cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from unicl_cli.core.recompute import units_of
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 FAKE = "torch.testing._internal.distributed.fake_pg"
 """Registers the backend `fake`: a process group without the other processes."""
@@ -202,27 +205,25 @@ def shard(step: nn.Module, device: str | None = None) -> nn.Module:
     return step
 
 
-def sharding() -> Any:
-    """torch's module of sharded tensors, None as long as nothing has been sharded: its import takes a second."""
-    return sys.modules.get("torch.distributed.tensor")
-
-
-def is_sharded(x: Tensor) -> bool:
-    return sharding() is not None and isinstance(x, sharding().DTensor)
+def _is_sharded(x: Tensor) -> "TypeGuard[DTensor]":
+    module = sys.modules.get("torch.distributed.tensor")  # a second to import, for what only sharding makes
+    return module is not None and isinstance(x, module.DTensor)
 
 
 def full_tensor(x: Tensor) -> Tensor:
     """The whole of a sharded tensor (a collective), any other as it is."""
-    return cast("Any", x).full_tensor() if is_sharded(x) else x
+    return x.full_tensor() if _is_sharded(x) else x
 
 
 def local_part(x: Tensor) -> Tensor:
     """This rank's part of a sharded tensor, any other as it is."""
-    return cast("Any", x).to_local() if is_sharded(x) else x
+    return x.to_local() if _is_sharded(x) else x
 
 
 def shard_like(value: Tensor, like: Tensor) -> Tensor:
     """The whole ``value``, sharded as ``like`` is if it is."""
-    if not is_sharded(like):
+    if not _is_sharded(like):
         return value
-    return sharding().distribute_tensor(value, cast("Any", like).device_mesh, cast("Any", like).placements)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value, like.device_mesh, like.placements)

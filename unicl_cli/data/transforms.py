@@ -152,7 +152,7 @@ class View:
     """A picture -> one augmented view, uint8 (3, size, size), a function of the picture and the seed."""
 
     def __init__(self, size: int, ops: Augment, resize: str) -> None:
-        from torchvision.transforms import v2  # with torch's compiler, in seconds that only a training has to pay
+        from torchvision.transforms import v2  # brings torch's compiler along, which an evaluation does without
 
         self.size, self.ops = size, ops
         self.resize = RESIZE[resize]

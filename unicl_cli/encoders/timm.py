@@ -106,7 +106,7 @@ class TimmTower(nn.Module):
             )
         self.reads_one = reading_one(backbone)
         self.channels_last = any(isinstance(m, nn.BatchNorm2d) for m in backbone.modules())
-        self.model, self.backbone_name = cast("nn.Module", backbone), model
+        self.model = cast("nn.Module", backbone)
         self.width: int = getattr(backbone, "head_hidden_size", backbone.num_features)
         self.token_width: int = backbone.num_features  # another one where the head has a hidden layer
         self.mean: tuple[float, ...] = backbone.pretrained_cfg["mean"]
@@ -121,7 +121,8 @@ class TimmTower(nn.Module):
         """(b, 3, H, W) -> (b, N, token_width): the features before pooling and a head's hidden layer."""
         features = cast("Any", self.model).forward_features(x)
         if not isinstance(features, Tensor):
-            raise UniclError(f"timm's {self.backbone_name} has no single grid of features", "take another image tower")
+            name = cast("Any", self.model).pretrained_cfg["architecture"]
+            raise UniclError(f"timm's {name} has no single grid of features", "take another image tower")
         if features.ndim == 3:
             return features
         channels_last = features.shape[-1] == self.token_width
