@@ -10,8 +10,8 @@ import typer
 
 from unicl_cli import registry
 from unicl_cli.cli import BUILTIN, app
-from unicl_cli.layers import DEFAULT_PARTS, builtin_folder, builtin_names
-from unicl_cli.recipe import schema
+from unicl_cli.recipe.layers import DEFAULT_PARTS, builtin_folder, builtin_names
+from unicl_cli.recipe.text import schema
 
 DOCS = Path(__file__).parent
 INTRO = """# Recipes

@@ -10,12 +10,12 @@ from torch import nn
 
 from unicl_cli.cli import main
 from unicl_cli.core.guard import BadSteps
-from unicl_cli.core.launch import start_accelerator
 from unicl_cli.core.loop import Plan, fit
 from unicl_cli.core.sinks import Sinks, kept_lines
 from unicl_cli.data.tokenizers import corpus_tokenizer
 from unicl_cli.encoders.transformer import TextTransformer
 from unicl_cli.errors import UniclError
+from unicl_cli.launch.accelerator import start_accelerator
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def loaded_by(*args: str) -> set[str]:
 
 
 def test_help_loads_nothing_heavy():
-    assert not (HEAVY | {"pydantic", "yaml", "unicl_cli.core.launch"}) & loaded_by("--help")
+    assert not (HEAVY | {"pydantic", "yaml", "unicl_cli.launch.process"}) & loaded_by("--help")
 
 
 @pytest.mark.parametrize(

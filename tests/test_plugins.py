@@ -18,13 +18,13 @@ from unicl_odd.masked import NOTHING, mask_words
 from unicl_cli import api
 from unicl_cli.cli import run
 from unicl_cli.core import checkpoint
-from unicl_cli.core.launch import start_accelerator
-from unicl_cli.core.stopping import StopFlag
 from unicl_cli.data.collate import Extra
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.transforms import eval_transform
-from unicl_cli.jobs.train import Request, train_stage
-from unicl_cli.recipe import load_text
+from unicl_cli.jobs.train.train import Request, train_stage
+from unicl_cli.launch.accelerator import start_accelerator
+from unicl_cli.launch.stopping import StopFlag
+from unicl_cli.recipe.load import load_text
 
 CNN = "{name: cnn, width: 8, stages: 2}"
 WORDS = "{name: transformer, width: 16, layers: 1, heads: 2}"

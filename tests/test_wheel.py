@@ -20,7 +20,7 @@ def test_an_installed_wheel_knows_the_recipes(tmp_path: Path):
         packed.extractall(tmp_path / "site")
     shipped = sorted(path.stem for path in (tmp_path / "site" / "unicl_cli" / "recipes").glob("*.yaml"))
     assert shipped == sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
-    code = "import unicl_cli.layers as l, unicl_cli.recipe as r; print(l.builtin_folder()); r.load('quickstart')"
+    code = "from unicl_cli.recipe import layers, load; print(layers.builtin_folder()); load.load('quickstart')"
     found = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},

@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from unicl_cli import losses
+from unicl_cli.build.load import Loaded
 from unicl_cli.cli import main
 from unicl_cli.contracts import ClassName, Features
 from unicl_cli.core.loop import Step
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.tokenizers import corpus_tokenizer
 from unicl_cli.data.transforms import EvalTransform
-from unicl_cli.load import Loaded
 
 PLAIN = SimpleNamespace(autocast=nullcontext)
 

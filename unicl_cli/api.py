@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unicl_cli.build import build_image_tower
+    from unicl_cli.build.load import Loaded, load_model
+    from unicl_cli.build.model import build_image_tower
     from unicl_cli.contracts import (
         NO_KEY,
         NO_LABEL,
@@ -27,31 +28,30 @@ if TYPE_CHECKING:
     )
     from unicl_cli.core.checkpoint import load_optimizer, load_weights, newest, read_facts, read_tensors, save
     from unicl_cli.core.dist import bare, gather, rank, shard, share_of_mean, world_size
-    from unicl_cli.core.launch import start_accelerator
     from unicl_cli.core.loop import Plan, Step, fit, freeze_idle
     from unicl_cli.core.sampler import seed_of
     from unicl_cli.core.schedule import lr_at
     from unicl_cli.errors import UniclError
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
-    from unicl_cli.load import Loaded, load_model
+    from unicl_cli.launch.accelerator import start_accelerator
     from unicl_cli.losses import both_ways, contrast, contrast_tiled, supcon_loss
     from unicl_cli.model import at_least_float32, chunked
 
 _HOME = {
-    "unicl_cli.build": ("build_image_tower",),
+    "unicl_cli.build.model": ("build_image_tower",),
     "unicl_cli.contracts": (
         *("NO_KEY", "NO_LABEL", "NO_TEXT", "Batch", "ClassName", "DatasetSource", "Drawn", "Features", "LogitScale"),
         *("Loss", "Metric", "Model", "Part", "Row", "Sample", "Sink", "Tokenizer", "Tower"),
     ),
     "unicl_cli.core.checkpoint": ("load_optimizer", "load_weights", "newest", "read_facts", "read_tensors", "save"),
     "unicl_cli.core.dist": ("bare", "gather", "rank", "shard", "share_of_mean", "world_size"),
-    "unicl_cli.core.launch": ("start_accelerator",),
+    "unicl_cli.launch.accelerator": ("start_accelerator",),
     "unicl_cli.core.loop": ("Plan", "Step", "fit", "freeze_idle"),
     "unicl_cli.core.sampler": ("seed_of",),
     "unicl_cli.core.schedule": ("lr_at",),
     "unicl_cli.errors": ("UniclError",),
     "unicl_cli.evaluate.classifier": ("prompts_of", "zeroshot_classifier"),
-    "unicl_cli.load": ("Loaded", "load_model"),
+    "unicl_cli.build.load": ("Loaded", "load_model"),
     "unicl_cli.losses": ("both_ways", "contrast", "contrast_tiled", "supcon_loss"),
     "unicl_cli.model": ("at_least_float32", "chunked"),
 }

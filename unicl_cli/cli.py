@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no crash
     status = _status(sys.argv[1:] if argv is None else argv)
     if argv is None and "RANK" in os.environ:
-        from unicl_cli.core.launch import end_worker  # costs `unicl --help` a tenth of its time
+        from unicl_cli.launch.process import end_worker  # costs `unicl --help` a tenth of its time
 
         end_worker(status)
     return status

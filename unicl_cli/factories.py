@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from unicl_cli.contracts import LogitScale, Part, Tuning
-from unicl_cli.sections import Below1, Count, Positive, Weight
+from unicl_cli.recipe.schema import Below1, Count, Positive, Weight
 
 if TYPE_CHECKING:
     from pathlib import Path

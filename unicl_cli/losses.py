@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Model
 from unicl_cli.core.dist import exchange, gather, largest_over_ranks, rank, share_of_mean, world_size
-from unicl_cli.core.tiles import in_kernel, pairs_of, tiled_sums
 from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.kernels.pairs import pairs_of
+from unicl_cli.kernels.tiles import in_kernel, tiled_sums
 
 TERMS = ("image", "text")
 

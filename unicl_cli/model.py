@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from unicl_cli.contracts import Features, LogitScale, Tower
-from unicl_cli.core.bank import Bank, bank_of
-from unicl_cli.core.hosted import parts_of
+from unicl_cli.core.host_copy import parts_of
+from unicl_cli.core.text_cache import Bank, bank_of
 from unicl_cli.errors import UniclError
 
 NO_TOWER = "texts are to be encoded, but the model has no text tower (model.text is null)"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from unicl_cli.contracts import Part, Tuning
 from unicl_cli.errors import UniclError, did_you_mean
-from unicl_cli.hints import written
+from unicl_cli.option_types import written
 from unicl_cli.problems import Loc, PartError, Problem, problems_of, show
 
 if TYPE_CHECKING:  # pydantic costs 80 ms, which `unicl --help` does not pay

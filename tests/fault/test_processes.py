@@ -14,14 +14,18 @@ import torch
 import yaml
 from launching import begun, done, ended, furthest, here
 
-from unicl_cli.build import build_data, build_optimizer, build_step, build_tokenizer
+from unicl_cli.build.data import build_data, build_tokenizer
+from unicl_cli.build.model import build_step
+from unicl_cli.build.optimizer import build_optimizer
 from unicl_cli.core import checkpoint
 from unicl_cli.core.dist import bare, barrier, rank, shard, world_size
-from unicl_cli.core.launch import end_worker, start_accelerator
 from unicl_cli.core.loop import Plan, fit, freeze_idle
 from unicl_cli.core.schedule import lr_at
-from unicl_cli.jobs.stage import stream
-from unicl_cli.recipe import dump, load_text
+from unicl_cli.jobs.train.setup import stream
+from unicl_cli.launch.accelerator import start_accelerator
+from unicl_cli.launch.process import end_worker
+from unicl_cli.recipe.load import load_text
+from unicl_cli.recipe.text import dump
 
 MODEL = {
     "image": {"name": "cnn", "width": 8, "stages": 2},

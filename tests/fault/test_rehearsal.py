@@ -10,13 +10,15 @@ import sys
 import pytest
 import torch
 
-from unicl_cli.build import build_data, build_step, build_tokenizer
+from unicl_cli.build.data import build_data, build_tokenizer
+from unicl_cli.build.model import build_step
 from unicl_cli.core.dist import barrier, full_tensor, rank, shard
-from unicl_cli.core.launch import end_worker, start_accelerator
-from unicl_cli.jobs.micro import chunks_of, settled, sharded
-from unicl_cli.jobs.stage import stream
+from unicl_cli.jobs.train.micro_batch import chunks_of, settled, sharded
+from unicl_cli.jobs.train.setup import stream
+from unicl_cli.launch.accelerator import start_accelerator
+from unicl_cli.launch.process import end_worker
 from unicl_cli.losses import UniCL
-from unicl_cli.recipe import load_text
+from unicl_cli.recipe.load import load_text
 
 
 class Hungry(UniCL):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands.completing import runs
+from unicl_cli.commands.completion import runs
 
 LOG = logging.getLogger("unicl_cli")
 

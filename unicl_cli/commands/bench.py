@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from unicl_cli.commands import Json, Out, Quiet
-from unicl_cli.commands.completing import begins, overrides, recipes
+from unicl_cli.commands.completion import begins, overrides, recipes
 
 app = typer.Typer(add_completion=False)
 
@@ -82,11 +82,11 @@ def bench(
             peak=peak,
         )
     )
-    from unicl_cli.commands.measured import check_first, show
+    from unicl_cli.commands.output import check_first, show
 
     check_first((), (), ("-o", out))
-    from unicl_cli.jobs.bench.page import tables
-    from unicl_cli.jobs.bench.run import bench as job
+    from unicl_cli.jobs.bench.bench import bench as job
+    from unicl_cli.jobs.bench.tables import tables
 
     document = job(asked, sys.argv[1:])
     show(document, tables, as_json=as_json, out=out)
@@ -105,6 +105,6 @@ def _show_kinds(*, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from unicl_cli.jobs.bench.page import kinds_table
+    from unicl_cli.jobs.bench.tables import kinds_table
 
     Console().print(kinds_table())

@@ -32,7 +32,8 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure zero-shot accuracy, per class and per source, and retrieval where there are captions."""
-    from unicl_cli.commands.measured import check_first, in_workers, load, one_model, show, writing
+    from unicl_cli.commands.output import check_first, load, one_model, show, writing
+    from unicl_cli.commands.workers import in_workers
 
     named = one_model(model_argument, model)
     if predictions is not None and predictions.suffix != ".parquet":
@@ -40,10 +41,10 @@ def evaluate(
     check_first([named], data or (), ("--predictions", predictions), ("-o", out))
 
     def work(accelerator: Any) -> None:
-        from unicl_cli.core.launch import is_peer
-        from unicl_cli.evaluate.report import eval_tables
+        from unicl_cli.evaluate.tables import eval_tables
         from unicl_cli.jobs.evaluate import evaluate as job
         from unicl_cli.jobs.evaluate import write_predictions
+        from unicl_cli.launch.process import is_peer
 
         loaded = load(named, accelerator.device, template, raw_weights=raw_weights)
         kept: list[Mapping[str, Any]] = []

@@ -8,7 +8,7 @@ import typer
 
 from unicl_cli.commands import Quiet
 from unicl_cli.errors import UniclError, did_you_mean
-from unicl_cli.layers import builtin_names
+from unicl_cli.recipe.layers import builtin_names
 
 app = typer.Typer(add_completion=False)
 LOOKED_AT = 2000
@@ -43,10 +43,10 @@ def inspect(
     """Say what is in a corpus, a batch, a checkpoint or a run. A damaged checkpoint ends in exit status 1."""
     del quiet  # its callback has seen it
     check_there(Path(path))
-    from unicl_cli.commands.measured import check_first, show
+    from unicl_cli.commands.output import check_first, show
 
     check_first((), (), ("-o", out), ("--html", html))
-    from unicl_cli.jobs.inspect.look import Wanted, look
+    from unicl_cli.jobs.inspect.inspect import Wanted, look
     from unicl_cli.jobs.inspect.tables import tables
 
     wanted = Wanted(split, tokenizer, batch, batch_size, step, html, samples)

@@ -38,14 +38,15 @@ def mix(
     alphas = shares(alpha, curve=curve)
     if out is None and not data and len(alphas) == 1:
         raise UniclError("nothing to do", "write the mixture with -o DIR, or measure it with --data CORPUS")
-    from unicl_cli.commands.measured import check_first, in_workers, show
+    from unicl_cli.commands.output import check_first, show
+    from unicl_cli.commands.workers import in_workers
 
     check_first([old, new], data or ())
 
     def work(accelerator: Any) -> None:
-        from unicl_cli.core.launch import is_peer
         from unicl_cli.jobs.mix import mix as job
         from unicl_cli.jobs.mix import mix_tables
+        from unicl_cli.launch.process import is_peer
 
         wanted: dict[str, Any] = {"alphas": alphas, "out": out, "data": data, "split": split, "batch": batch}
         document = job((old, new), accelerator=accelerator, **wanted)

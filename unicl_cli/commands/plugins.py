@@ -12,9 +12,9 @@ import typer
 from typer.models import ArgumentInfo
 
 from unicl_cli import registry
-from unicl_cli.commands import Json, completing
+from unicl_cli.commands import Json, completion
 from unicl_cli.errors import UniclError, did_you_mean
-from unicl_cli.hints import written
+from unicl_cli.option_types import written
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="List the parts that recipes can name, and what they take."
@@ -69,7 +69,7 @@ def _place() -> dict[str, Any]:
 def ls(
     kind: Annotated[
         str | None,
-        typer.Argument(help="encoders, datasets, losses or commands; default: all.", autocompletion=completing.kinds),
+        typer.Argument(help="encoders, datasets, losses or commands; default: all.", autocompletion=completion.kinds),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -91,7 +91,7 @@ def ls(
 @app.command()
 def show(
     kind: Annotated[
-        str, typer.Argument(help="encoders, datasets, losses or commands.", autocompletion=completing.kinds)
+        str, typer.Argument(help="encoders, datasets, losses or commands.", autocompletion=completion.kinds)
     ],
     name: Annotated[str, typer.Argument(help="As `unicl plugins ls` has it; dist/name after a clash.")],
     as_json: Json = False,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from unicl_cli.commands import Json, Quiet
-from unicl_cli.commands.completing import sources
+from unicl_cli.commands.completion import sources
 from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False)
@@ -82,12 +82,13 @@ def prepare(
     """
     if dry_run + verify + repair > 1:
         raise UniclError("--dry-run, --verify, --repair: each is a task of its own", "give one of them")
-    from unicl_cli.jobs.prepare_guard import stoppable
+    from unicl_cli.jobs.prepare.lock import stoppable
 
     with stoppable(out, shlex.join(["unicl", *sys.argv[1:]])) as stop:  # before the libraries, which take a second
-        from unicl_cli.data.sources.places import add_data_dir
-        from unicl_cli.jobs import prepare as job
-        from unicl_cli.jobs import prepare_check, prepare_estimate
+        from unicl_cli.data.sources.data_dirs import add_data_dir
+        from unicl_cli.jobs.prepare import estimate
+        from unicl_cli.jobs.prepare import prepare as job
+        from unicl_cli.jobs.prepare.repair import run_repair, run_verify
 
         if data_dir:
             add_data_dir(data_dir)
@@ -104,9 +105,9 @@ def prepare(
         )
         wanted = job.Wanted(tuple(labels or ()), tuple(captions or ()), tuple(images or ()), out, options)
         if verify:
-            prepare_check.run_verify(out, as_json=json)
+            run_verify(out, as_json=json)
         elif dry_run:
-            prepare_estimate.run(wanted, workers=workers, as_json=json)
+            estimate.run(wanted, workers=workers, as_json=json)
         else:
-            run = prepare_check.run_repair if repair else job.run
+            run = run_repair if repair else job.run
             run(wanted, workers=workers, allow_version_mix=allow_version_mix, as_json=json, stop=stop)

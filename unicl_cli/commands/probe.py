@@ -53,13 +53,14 @@ def probe(
     quiet: Quiet = False,
 ) -> None:
     """Fit a simple classifier on frozen features; its one setting is chosen on validation data alone."""
-    from unicl_cli.commands.measured import check_first, in_workers, load, one_model, show
+    from unicl_cli.commands.output import check_first, load, one_model, show
+    from unicl_cli.commands.workers import in_workers
 
     named = one_model(model_argument, model)
     check_first([named], [data] if data else (), ("-o", out))
 
     def work(accelerator: Any) -> None:
-        from unicl_cli.evaluate.report import probe_tables
+        from unicl_cli.evaluate.tables import probe_tables
         from unicl_cli.jobs.probe import Asked
         from unicl_cli.jobs.probe import probe as job
 

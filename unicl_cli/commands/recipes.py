@@ -7,29 +7,29 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands import Json, completing
+from unicl_cli.commands import Json, completion
 from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show, copy, check and compare recipes.")
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="KEY=VALUE", help="Keys to change, e.g. optim.lr=1e-3.", autocompletion=completing.overrides
+        metavar="KEY=VALUE", help="Keys to change, e.g. optim.lr=1e-3.", autocompletion=completion.overrides
     ),
 ]
 
 
-First = Annotated[str, typer.Argument(metavar="A", help="A file or a shipped name.", autocompletion=completing.recipes)]
-Second = Annotated[str, typer.Argument(metavar="B", help="Another one.", autocompletion=completing.recipes)]
+First = Annotated[str, typer.Argument(metavar="A", help="A file or a shipped name.", autocompletion=completion.recipes)]
+Second = Annotated[str, typer.Argument(metavar="B", help="Another one.", autocompletion=completion.recipes)]
 Source = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A file or a shipped name.", autocompletion=completing.recipes)
+    str, typer.Argument(metavar="RECIPE", help="A file or a shipped name.", autocompletion=completion.recipes)
 ]
 
 
 @app.command()
 def ls(as_json: Json = False) -> None:
     """List the shipped recipes."""
-    from unicl_cli.layers import builtin_folder, builtin_names
+    from unicl_cli.recipe.layers import builtin_folder, builtin_names
 
     own = ("quickstart", "my-", "finetune")  # what most people look for stands first
     names = sorted(builtin_names(), key=lambda name: (not name.startswith(own), name))
@@ -57,8 +57,9 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Print a recipe as it is written; with --resolved, or with changes, every key of it."""
-    from unicl_cli.layers import find, read
-    from unicl_cli.recipe import as_mapping, explained, load
+    from unicl_cli.recipe.layers import find, read
+    from unicl_cli.recipe.load import explained, load
+    from unicl_cli.recipe.text import as_mapping
 
     if as_json:
         typer.echo(
@@ -77,7 +78,7 @@ def cp(
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file.")] = False,
 ) -> None:
     """Copy a recipe to a file of your own."""
-    from unicl_cli.layers import find, read
+    from unicl_cli.recipe.layers import find, read
 
     source = find(name)
     text = "".join(line for line in read(source).splitlines(keepends=True) if "$schema=" not in line)  # lies elsewhere
@@ -105,11 +106,12 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Check a recipe: keys, values, parts and their options; a missing corpus is a note on stderr."""
-    from unicl_cli.recipe import check_corpora, load, recipe_hash
+    from unicl_cli.recipe.load import check_corpora, load
+    from unicl_cli.recipe.text import recipe_hash
 
     recipe = load(name, overrides or ())
     if deep:
-        from unicl_cli.jobs.dry_run import built
+        from unicl_cli.jobs.train.dry_run import built
 
         check_corpora(recipe)
         built(recipe)
@@ -129,7 +131,8 @@ def validate(
 @app.command()
 def diff(a: First, b: Second, as_json: Json = False) -> None:
     """Show which resolved keys of two recipes differ."""
-    from unicl_cli.recipe import as_mapping, changes, load
+    from unicl_cli.recipe.load import load
+    from unicl_cli.recipe.text import as_mapping, changes
 
     found = changes(as_mapping(load(a)), as_mapping(load(b)))
     if as_json:
@@ -143,6 +146,6 @@ def diff(a: First, b: Second, as_json: Json = False) -> None:
 @app.command("schema")
 def print_schema() -> None:
     """Print the JSON schema of recipe files, for editors."""
-    from unicl_cli.recipe import schema
+    from unicl_cli.recipe.text import schema
 
     typer.echo(json.dumps(schema(), indent=1))

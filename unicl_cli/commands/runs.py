@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands import Json, completing
+from unicl_cli.commands import Json, completion
 from unicl_cli.errors import plain
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List the trainings of a folder, or show one.")
@@ -18,7 +18,8 @@ def ls(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the runs lie.")] = FOLDER, as_json: Json = False
 ) -> None:
     """List runs: how far each one is, how fast, and how good; a lost one ended without a word."""
-    from unicl_cli.jobs.runs import listed, table
+    from unicl_cli.jobs.runs import table
+    from unicl_cli.runs.status import listed
 
     found = listed(folder)
     if as_json:
@@ -30,11 +31,12 @@ def ls(
 
 @app.command()
 def show(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=completing.runs)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=completion.runs)],
     as_json: Annotated[bool, typer.Option("--json", help="The run's status.json.")] = False,
 ) -> None:
     """Show one run: its state, the curve of its loss, its validations, and the command that goes on."""
-    from unicl_cli.jobs.runs import status_of, story
+    from unicl_cli.jobs.runs import story
+    from unicl_cli.runs.status import status_of
 
     status = status_of(run)
     if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands import Devices, Json, Quiet, completing
+from unicl_cli.commands import Devices, Json, Quiet, completion
 from unicl_cli.errors import UniclError, is_quiet
 
 app = typer.Typer(add_completion=False)
@@ -21,13 +21,13 @@ def train(
         typer.Argument(
             metavar="RECIPE",
             help="A recipe file, or the name of a shipped one (unicl recipes ls).",
-            autocompletion=completing.recipes,
+            autocompletion=completion.recipes,
         ),
     ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="KEY=VALUE", help="Keys to change, e.g. optim.lr=1e-3.", autocompletion=completing.overrides
+            metavar="KEY=VALUE", help="Keys to change, e.g. optim.lr=1e-3.", autocompletion=completion.overrides
         ),
     ] = None,
     devices: Devices = "auto",
@@ -65,17 +65,19 @@ def train(
 ) -> None:
     """Train from a recipe; the same command continues after any interruption."""
     del quiet  # its callback has seen it
-    from unicl_cli.core.launch import here, is_peer, is_worker, launched, recorded
-    from unicl_cli.core.launch_plan import nodes_of
-    from unicl_cli.core.launch_slurm import is_other_task
-    from unicl_cli.core.stopping import StopFlag
+    from unicl_cli.launch.plan import nodes_of
+    from unicl_cli.launch.process import here, is_peer, is_worker, launched, recorded
+    from unicl_cli.launch.slurm import is_other_task
+    from unicl_cli.launch.stopping import StopFlag
 
     if memory is not None and not dry_run:
         raise UniclError("--memory: says what would fit a card, and trains nothing", "give it with --dry-run")
     stop = StopFlag()
     if not is_worker() or os.getpid() == 1:  # a worker would not hear it while it waits for its peers
         stop.install()
-    from unicl_cli.recipe import check_corpora, check_shares, dump, is_finished, load, run_path
+    from unicl_cli.recipe.load import check_corpora, check_shares, load
+    from unicl_cli.recipe.text import dump
+    from unicl_cli.runs.place import is_finished, run_path
 
     changes = list(overrides or [])
     changes += [f"{key}={value}" for key, value in (("model.init", init), ("run_dir", run_dir)) if value is not None]
@@ -88,7 +90,7 @@ def train(
         return
     way = here(devices, nodes_of(nodes, node_rank, rdzv), launch)
     if dry_run:
-        from unicl_cli.jobs.dry_run import dry_run as describe
+        from unicl_cli.jobs.train.dry_run import dry_run as describe
 
         describe(checked, run, way.world, as_json=json_, card=memory)
         return
@@ -100,7 +102,7 @@ def train(
         raise typer.Exit(code)
 
     def work() -> None:
-        from unicl_cli.jobs.train import Request, train
+        from unicl_cli.jobs.train.train import Request, train
 
         request = Request(devices, resume, is_quiet(), requeue)
         train(checked, run, request, stop, source=recipe, overrides=changes)

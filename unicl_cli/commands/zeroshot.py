@@ -56,7 +56,8 @@ def zeroshot(
     quiet: Quiet = False,
 ) -> None:
     """Classify pictures by class names; probabilities are relative to the classes named, one alone has 1."""
-    from unicl_cli.commands.measured import check_first, in_workers, load, one_process, warn
+    from unicl_cli.commands.output import check_first, load, warn
+    from unicl_cli.commands.workers import in_workers, one_process
 
     inputs, by_cosine = images or [], scores is Scores.cosine
     check_inputs(inputs, stdin_image=stdin_image)
@@ -67,12 +68,12 @@ def zeroshot(
         devices = one_process(devices)
 
     def work(accelerator: Any) -> None:
-        from unicl_cli.core.launch import is_peer
         from unicl_cli.data.fetch import Fetcher
-        from unicl_cli.jobs.zeroshot import Wanted, judge_for, zeroshot
-        from unicl_cli.jobs.zeroshot_classes import classes_of
-        from unicl_cli.jobs.zeroshot_inputs import inputs_of
-        from unicl_cli.jobs.zeroshot_rows import json_lines, lines, table, tell
+        from unicl_cli.jobs.zeroshot.classes import classes_of
+        from unicl_cli.jobs.zeroshot.inputs import inputs_of
+        from unicl_cli.jobs.zeroshot.output import json_lines, lines, table, tell
+        from unicl_cli.jobs.zeroshot.zeroshot import Wanted, judge_for, zeroshot
+        from unicl_cli.launch.process import is_peer
 
         asked = classes_of(classes, classes_from)
         pictures, total = inputs_of(inputs, stdin_image=stdin_image, separator=b"\0" if null else b"\n")

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 FAKE = "torch.testing._internal.distributed.fake_pg"
 """Registers the backend `fake`: a process group without the other processes."""
+# torch 2.14 warns of the older names, which are all that torch 2.6 has
+_all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
 
 
 def _grouped() -> bool:
@@ -44,7 +47,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         out = x.new_empty(world_size() * len(x), *x.shape[1:])
-        dist.all_gather_into_tensor(out, x.contiguous())
+        _all_gather(out, x.contiguous())
         return out
 
     @staticmethod
@@ -52,7 +55,7 @@ class _Gather(torch.autograd.Function):
         # The sum, not the mean: every rank's loss reaches these rows, and DDP and FSDP2 divide by the world size.
         (grad,) = grad_outputs
         mine = grad.new_empty(len(grad) // world_size(), *grad.shape[1:])
-        dist.reduce_scatter_tensor(mine, grad.contiguous())
+        _reduce_scatter(mine, grad.contiguous())
         return mine
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unicl_cli.contracts import Loss, Model, Sink
 from unicl_cli.core.dist import bare, mean_over_ranks, rank, sum_over_ranks, world_size
 from unicl_cli.core.guard import BadSteps
-from unicl_cli.core.hosted import to_device
+from unicl_cli.core.host_copy import to_device
 from unicl_cli.core.memory import taken
 from unicl_cli.core.sampler import seed_of
 from unicl_cli.core.update import Judged, Updates

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from unicl_cli.core.hosted import to_device
+from unicl_cli.core.host_copy import to_device
 
 T = TypeVar("T")
 PATIENCE = 5.0

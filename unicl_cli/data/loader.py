@@ -1,225 +1,238 @@
-"""From a mix of corpora to samples: which rows, which text of a row, which view, all derived from the step."""
+"""Draws to batches: chunks of rows that workers make, put together in the training process."""
 
-import math
-from collections.abc import Iterator, Sequence
-from fractions import Fraction
-from hashlib import blake2b
-from typing import NamedTuple
+import os
+import signal
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from multiprocessing import parent_process, resource_tracker
+from pathlib import Path
+from threading import Thread
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from unicl_cli.contracts import NO_LABEL, Drawn, Sample
-from unicl_cli.core.prompts import fill
-from unicl_cli.core.sampler import Alternation, Mixture, Stream, share
-from unicl_cli.data.corpus import Corpus, Table
-from unicl_cli.data.transforms import TrainTransform
+from unicl_cli.contracts import Batch, Drawn
+from unicl_cli.data.collate import Hook, collate
+from unicl_cli.data.mix import At, Draws, Mix
+from unicl_cli.data.tokenizers import TextTokenizer
+from unicl_cli.errors import UniclError
+from unicl_cli.launch.stopping import heeded
 
-LABELS = "labels"
-At = tuple[int, int, int, int]
-"""Where a sample is: strand, row of the strand, step, draw."""
-
-
-class Texts(NamedTuple):
-    """How a row gets its text. ``labelled``: prompt | caption | mixed, for rows that have a label and captions."""
-
-    labelled: str
-    class_names: str  # first | uniform
-    seed: int
+CHUNK = 128
+"""Rows that a worker makes at once, at most: 19 MB at 224 pixels."""
+LEAST_CHUNK = 16
+AHEAD = 512_000_000
+"""Bytes of pictures that the workers of a process keep ready, or on their way."""
+MOST_AHEAD = 16
+"""Chunks of each worker, however small they are."""
+SHARED = Path("/dev/shm")
 
 
-class Strand(NamedTuple):
-    """The rows of one kind of one corpus: a part of the mix. ``first`` is the number of its row 0 in the whole mix."""
+class Chunk(NamedTuple):
+    """Neighbouring rows of a batch: their pictures, and each row's Drawn without its picture."""
 
-    table: Table
-    kind: str
-    weight: float
-    rows: NDArray[np.int64] | None  # None: all of the table
-    group_sizes: NDArray[np.int64]  # of the rows that take part
-    labels: NDArray[np.int64]  # class of the corpus -> class of the mix
-    names: tuple[tuple[str, ...], ...]  # of the corpus's classes
-    templates: tuple[str, ...]
-    transform: TrainTransform
-    first: int
+    images: Tensor | NDArray[np.uint8]
+    rows: list[tuple[Any, ...]]
+
+
+class Chunks(Dataset["Chunk | UniclError"]):
+    """Chunks of a mix, addressed by the places of their rows.
+
+    Gives a UniclError back where the mix raises it: torch would bury its one line in a worker's traceback.
+    """
+
+    def __init__(self, mix: Mix, *, shared: bool) -> None:
+        self.mix, self.shared = mix, shared
+
+    def __getitem__(self, places: Sequence[At]) -> Chunk | UniclError:
+        try:
+            drawn = [self.mix[at] for at in places]
+        except UniclError as error:
+            return error
+        images = torch.stack([row.image for row in drawn])
+        rows = [(*row[:3], *row[4:]) for row in drawn]
+        return Chunk(shared_or_not(images) if self.shared else images.numpy(), rows)
+
+
+def shared_or_not(images: Tensor) -> Tensor | NDArray[np.uint8]:
+    """In shared memory; where others have filled it meanwhile, an array, which a pipe takes.
+
+    Left to torch, the lack would be met in a thread of the worker, and the trainer would wait forever.
+    """
+    try:
+        return images.share_memory_()
+    except RuntimeError:
+        return images.numpy()
+
+
+class ChunkedDraws:
+    """The lists of ``draws``, each cut into chunks."""
+
+    def __init__(self, draws: Draws, size: int) -> None:
+        self.draws, self.size = draws, size
 
     @property
-    def size(self) -> int:
-        return int(self.group_sizes.sum())
-
-
-def selected(table: Table, fraction: float, limit: int | None) -> NDArray[np.int64] | None:
-    """Rows that take part, None for all: those whose key's hash lies under ``fraction``, the first ``limit`` of them.
-
-    By hash of the key, so that a larger fraction holds the smaller one and no order of files matters.
-    """
-    if fraction >= 1 and (limit is None or limit >= len(table)):
-        return None
-    rows = np.arange(len(table))
-    if fraction < 1:
-        keys = table.column("key").to_pylist()
-        hashes = (int.from_bytes(blake2b(str(key).encode(), digest_size=6).digest(), "big") for key in keys)
-        rows = rows[np.fromiter(hashes, np.int64, len(rows)) < fraction * 2**48]
-    return rows[:limit]
-
-
-def group_sizes(table: Table, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """How many of ``rows`` lie in each row group, empty groups left out."""
-    if rows is None:
-        return table.group_sizes
-    ends = np.cumsum(table.group_sizes)
-    counts = np.diff(np.searchsorted(rows, ends, side="left"), prepend=0)
-    return counts[counts > 0]
-
-
-def present(strands: Sequence[Strand]) -> set[int]:
-    """Classes of the mix that have a row; a corpus may name classes of which it holds none."""
-    met: set[int] = set()
-    for strand in strands:
-        labels = strand.table.column("label").to_numpy()
-        chosen = np.unique(labels if strand.rows is None else labels[strand.rows])
-        met.update(strand.labels[chosen[chosen != NO_LABEL]].tolist())
-    return met
-
-
-def strands_of(
-    corpus: Corpus,
-    split: str,
-    *,
-    labels: NDArray[np.int64],
-    templates: tuple[str, ...],
-    transform: TrainTransform,
-    weight: float,
-    fraction: float,
-    limit: int | None,
-) -> list[Strand]:
-    """One strand for each kind that the split of the corpus has; ``fraction`` and ``limit`` count within a kind."""
-    names = tuple(c.names for c in corpus.classes)
-    strands: list[Strand] = []
-    for kind in corpus.kinds(split):
-        table = corpus.table(split, kind)
-        rows = selected(table, fraction, limit)
-        sizes = group_sizes(table, rows)
-        strands.append(Strand(table, kind, weight, rows, sizes, labels, names, templates, transform, 0))
-    return [s for s in strands if s.size]
-
-
-class Mix:
-    """All strands of a training, addressed by At; picklable for spawned workers."""
-
-    def __init__(self, strands: Sequence[Strand], texts: Texts) -> None:
-        firsts = np.cumsum([0, *(s.size for s in strands)])
-        self.strands = [s._replace(first=int(n)) for s, n in zip(strands, firsts[:-1], strict=True)]
-        self.texts = texts
+    def in_a_batch(self) -> int:
+        return -(-self.draws.rows // self.size)
 
     def __len__(self) -> int:
-        return sum(s.size for s in self.strands)
-
-    @property
-    def picture_bytes(self) -> int:
-        """Of the views of one row."""
-        return self.strands[0].transform.nbytes
-
-    def __getitem__(self, at: At) -> Drawn:
-        number, row, step, draw = at
-        strand = self.strands[number]
-        sample = strand.table.read(row if strand.rows is None else int(strand.rows[row]))
-        text, text_hash = self.text(strand, sample, step, strand.first + row)
-        return Drawn(
-            row=strand.first + row,
-            draw=draw,
-            seed=self.texts.seed,
-            image=strand.transform(sample.image, draw),
-            label=NO_LABEL if sample.label == NO_LABEL else int(strand.labels[sample.label]),
-            text=text,
-            text_hash=text_hash,
-            media={},
-        )
-
-    def text(self, strand: Strand, sample: Sample, step: int, row: int) -> tuple[str | None, int]:
-        """The row's text in this step and its hash (0 for a prompt): a function of (seed, step, row)."""
-        words = np.random.SeedSequence((self.texts.seed, step, row)).generate_state(4)
-        coin, pick, name = int(words[0] & 1), int(words[1]), int(words[2])
-        captions = bool(sample.texts)
-        if sample.label != NO_LABEL and captions:
-            captions = self.texts.labelled == "caption" or (self.texts.labelled == "mixed" and coin == 1)
-        if captions:
-            k = pick % len(sample.texts)
-            return sample.texts[k], sample.text_hash[k]
-        if sample.label == NO_LABEL:
-            return None, 0
-        names = strand.names[sample.label]
-        chosen = names[name % len(names)] if self.texts.class_names == "uniform" else names[0]
-        return fill(strand.templates[pick % len(strand.templates)], chosen), 0
-
-    def all_texts(self, limit: int = 1_000_000) -> Iterator[str]:
-        """The texts that training can draw, for a tokenizer: every prompt once, up to ``limit`` captions a strand."""
-        for strand in self.strands:
-            if strand.kind == LABELS:
-                yield from (fill(t, n) for names in strand.names for n in names for t in strand.templates)
-            captions = strand.table.column("texts")
-            step = max(1, math.ceil(len(captions) / limit))
-            for start in range(0, len(captions), 65_536):
-                for texts in captions[start : start + 65_536 : step].to_pylist():
-                    yield from texts
-
-
-def label_share(strands: Sequence[Strand], wanted: float | str) -> Fraction:
-    """The share of label rows: ``auto`` is half where there are both kinds."""
-    labelled = [s.kind == LABELS for s in strands]
-    if all(labelled) or not any(labelled):
-        return Fraction(int(all(labelled)))
-    return Fraction(1, 2) if wanted == "auto" else Fraction(str(wanted))
-
-
-def order(
-    strands: Sequence[Strand], *, labels: float | str, by: str, batch_size: int, seed: int
-) -> Mixture | Alternation:
-    """The order of a training. Within label rows, and within the others, a strand's share is weight × rows.
-
-    ``by`` sample: each batch holds the share; step: that share of the steps is all labels.
-    """
-    share_of_labels = label_share(strands, labels)
-    streams = [Stream(s.group_sizes, f"{seed}/{n}") for n, s in enumerate(strands)]
-    sizes = [Fraction(str(s.weight)) * s.size for s in strands]
-    totals = {
-        kind: sum(z for z, s in zip(sizes, strands, strict=True) if (s.kind == LABELS) == kind)
-        for kind in (True, False)
-    }
-
-    def part(whole: Fraction, *, kind: bool) -> list[Fraction]:
-        pairs = zip(sizes, strands, strict=True)
-        return [whole * z / totals[kind] if (s.kind == LABELS) == kind else Fraction(0) for z, s in pairs]
-
-    if by == "step" and 0 < share_of_labels < 1:
-        one = Fraction(1)
-        return Alternation(
-            Mixture(streams, part(one, kind=True), batch_size, seed),
-            Mixture(streams, part(one, kind=False), batch_size, seed + 1),
-            share_of_labels,
-        )
-    both = [part(whole, kind=kind) for kind, whole in ((True, share_of_labels), (False, 1 - share_of_labels)) if whole]
-    return Mixture(streams, [sum(column, Fraction(0)) for column in zip(*both, strict=True)], batch_size, seed)
-
-
-class Draws:
-    """A batch sampler that begins at any step: one list a step, this rank's share."""
-
-    def __init__(self, order: Mixture | Alternation, start: int, steps: int, rank: int, world: int) -> None:
-        self.order, self.start, self.steps, self.rank, self.world = order, start, steps, rank, world
-
-    @property
-    def rows(self) -> int:
-        """Of each list."""
-        return self.order.batch_size // self.world
-
-    def __len__(self) -> int:
-        return self.steps - self.start
+        return len(self.draws) * self.in_a_batch
 
     def __iter__(self) -> Iterator[list[At]]:
-        size = self.order.batch_size
-        mine = share(size, self.rank, self.world)
-        for step in range(self.start, self.steps):
-            strand, row = self.order.batch(step)
-            draw = step * size + np.arange(size)
-            columns = (strand[mine].tolist(), row[mine].tolist(), [step] * (size // self.world), draw[mine].tolist())
-            yield list(zip(*columns, strict=True))
+        for places in self.draws:
+            for start in range(0, len(places), self.size):
+                yield places[start : start + self.size]
+
+
+class Supply(NamedTuple):
+    """How workers hand over: chunks that each has ready, and whether by shared memory or by a pipe."""
+
+    chunks: int
+    shared: bool
+
+
+def chunk_rows(rows: int, workers: int) -> int:
+    """Rows of a chunk: all workers together make a batch of ``rows``, unless it is small."""
+    return rows if workers == 0 else min(rows, CHUNK, max(LEAST_CHUNK, -(-rows // workers)))
+
+
+def supply(chunk: int, workers: int, free: int | None) -> Supply:
+    """For chunks of ``chunk`` bytes, with ``free`` bytes of shared memory for this process; None: no limit is known.
+
+    Where it is too small (a container's 64 MB), pictures take a pipe, which copies them once more.
+    """
+    ready = max(2, min(MOST_AHEAD, AHEAD // max(1, chunk * workers)))
+    if free is None:
+        return Supply(ready, shared=True)
+    fitting = free // max(1, chunk * workers) - 1  # one more of each is on its way
+    return Supply(min(ready, fitting), shared=True) if fitting >= 2 else Supply(ready, shared=False)
+
+
+def shared_memory() -> int | None:
+    """Bytes of shared memory that this process may fill: its share of three quarters of what is free."""
+    if not SHARED.is_dir():
+        return None
+    found = os.statvfs(SHARED)
+    return found.f_bavail * found.f_frsize * 3 // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def begin_worker(worker: int) -> None:
+    """Workers share the cores: each decodes on one. SIGTERM is blocked in them, and heeded if the trainer sent it."""
+    del worker
+    torch.set_num_threads(1)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        Thread(target=end_when_told, daemon=True).start()
+
+
+def end_when_told() -> None:
+    """Without it a trainer that ends by an exception would wait forever for workers that it cannot terminate."""
+    trainer = parent_process()
+    while trainer is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer.pid:
+        pass  # sent to the whole process group: the trainer answers it, and needs its workers until then
+    os._exit(0)
+
+
+@contextmanager
+def stops_blocked() -> Generator[None]:
+    """Processes started inside never hear of a stop, which may reach a whole process group.
+
+    The training process answers it at the end of its step, and needs its workers until then.
+    """
+    stops = {signal.SIGTERM, *heeded()}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+    try:
+        resource_tracker.ensure_running()  # its process hears nothing either; it unblocks two of them in this one
+        signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def chunks_of(mix: Mix, draws: Draws, workers: int) -> tuple[Iterator[Chunk | UniclError], int]:
+    """All chunks in order, and how many make a batch."""
+    rows = chunk_rows(draws.rows, workers)
+    way = supply(rows * mix.picture_bytes, workers, shared_memory()) if workers else Supply(0, shared=False)
+    places = ChunkedDraws(draws, rows)
+    loader = DataLoader(
+        Chunks(mix, shared=way.shared),
+        sampler=places,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=cast("Any", as_it_is),
+        multiprocessing_context="spawn" if workers else None,
+        prefetch_factor=way.chunks if workers else None,
+        worker_init_fn=begin_worker if workers else None,
+    )
+    with stops_blocked():
+        return iter(loader), places.in_a_batch
+
+
+def as_it_is(chunk: Chunk | UniclError) -> Chunk | UniclError:
+    """In place of torch's conversion of arrays."""
+    return chunk
+
+
+def joined(chunks: Iterator[Chunk | UniclError], rows: int, *, pin_memory: bool) -> tuple[list[Drawn], Tensor]:
+    """The ``rows`` samples of some chunks and their pictures, each copied once at most; UniclError is raised."""
+    images = torch.empty(0)
+    lines: list[tuple[Any, ...]] = []
+    for chunk in chunks:
+        if isinstance(chunk, UniclError):
+            raise chunk
+        part = torch.as_tensor(chunk.images)
+        if len(part) == rows and not pin_memory:
+            images = part
+        else:
+            if not lines:
+                images = torch.empty((rows, *part.shape[1:]), dtype=part.dtype, pin_memory=pin_memory)
+            images[len(lines) : len(lines) + len(part)] = part
+        lines += chunk.rows
+    return [Drawn._make((*line[:3], image, *line[3:])) for line, image in zip(lines, images, strict=True)], images
+
+
+def pinned(batch: Batch) -> Batch:
+    """What a copy to a GPU can be at work on while this process goes on; what is pinned already stays where it is."""
+    extra = {name: x.pin_memory() for name, x in batch.extra.items()}
+    return batch._replace(extra=extra, **{name: getattr(batch, name).pin_memory() for name in Batch._fields[:-1]})
+
+
+def batches(
+    mix: Mix,
+    draws: Draws,
+    tokenizer: TextTokenizer | None,
+    *,
+    caption_targets: str,
+    extra: Hook | None,
+    distinct: bool,
+    workers: int,
+    pin_memory: bool,
+) -> Iterator[tuple[int, Batch]]:
+    """(step, Batch) for each step that ``draws`` covers; the same batches for any number of ``workers``.
+
+    Workers decode; texts are told apart and tokenised, and hooks called, for the whole share in this process.
+    """
+    chunks, in_a_batch = chunks_of(mix, draws, workers)
+    together = partial(collate, tokenizer=tokenizer, caption_targets=caption_targets, extra=extra, distinct=distinct)
+    for step in range(draws.start, draws.steps):
+        with worker_deaths():
+            drawn, images = joined(islice(chunks, in_a_batch), draws.rows, pin_memory=pin_memory)
+        batch = together(drawn, images)
+        yield step, pinned(batch) if pin_memory else batch
+
+
+@contextmanager
+def worker_deaths() -> Generator[None]:
+    """A worker that the system has killed is one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        line = " ".join(str(error).split())
+        raise UniclError(f"a loader worker has ended: {line}", "short of memory? lower data.workers") from error

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from unicl_cli.contracts import Tuning
 from unicl_cli.core.hub import CONFIG, Source
 from unicl_cli.encoders.packing import Layout, at_ends, attended, embedded, layout_of, rectangle
-from unicl_cli.encoders.unpacked import Unpacked
+from unicl_cli.encoders.split_attention import Unpacked
 from unicl_cli.errors import UniclError
 
 BLOCKS = ("Block", "Bottleneck", "Layer")

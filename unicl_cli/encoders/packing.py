@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unicl_cli.core.hosted import on_host
+from unicl_cli.core.host_copy import on_host
 
 PAYS, LEAST = 0.9, 256
 """Packed where no more than this share of the cells is left, and this many fewer: packing costs a little itself."""

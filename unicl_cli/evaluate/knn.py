@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unicl_cli.evaluate.probe import Point
+from unicl_cli.evaluate.logistic_regression import Point
 
 COUNTS = (1, 3, 5, 10, 20, 50, 100, 200)
 TEMPERATURE = 0.07

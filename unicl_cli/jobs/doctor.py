@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unicl_cli import __version__, registry
-from unicl_cli.core.launch import backends, visible
-from unicl_cli.core.launch_plan import decide
 from unicl_cli.core.machine import cores, free_memory, machine_memory, sized
 from unicl_cli.errors import UniclError
+from unicl_cli.launch.plan import decide
+from unicl_cli.launch.process import backends, visible
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 GIB = 2**30

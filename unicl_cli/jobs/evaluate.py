@@ -16,14 +16,14 @@ from unicl_cli.core.files import beside, put
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.evaluate.metrics import best, calibration, target_ranks, tied
-from unicl_cli.evaluate.report import classification
 from unicl_cli.evaluate.retrieval import recalls
-from unicl_cli.jobs.encoding import Encoder, each_row, each_text, refuse_not_finite
-from unicl_cli.jobs.scoring import Scorer, scorer_for
+from unicl_cli.evaluate.tables import classification
+from unicl_cli.inference.encoder import Encoder, each_row, each_text, refuse_not_finite
+from unicl_cli.inference.scorer import Scorer, scorer_for
 
 if TYPE_CHECKING:
+    from unicl_cli.build.load import Loaded
     from unicl_cli.data.corpus import Corpus, Table
-    from unicl_cli.load import Loaded
 
 Keep = Callable[[Mapping[str, Any]], None]
 """Takes what was answered to each row of a data set: equally long columns by name."""

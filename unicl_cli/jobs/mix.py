@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.table import Table
 from torch import Tensor
 
-from unicl_cli.build import TOWERS, owned
+from unicl_cli.build.init import same_tokens, settings_of
+from unicl_cli.build.load import Loaded, load_model
+from unicl_cli.build.model import TOWERS, owned
 from unicl_cli.core import checkpoint, hub
 from unicl_cli.core.dist import barrier, rank
 from unicl_cli.core.files import write_atomic
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.evaluate import chosen_split, validate
-from unicl_cli.load import Loaded, find_run, load_model
-from unicl_cli.start import same_tokens, settings_of
+from unicl_cli.runs.folder import find_run
 
 if TYPE_CHECKING:
     from unicl_cli.data.corpus import Corpus

@@ -14,17 +14,17 @@ from torch.nn import functional as F
 
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
-from unicl_cli.evaluate.choice import few, held_out
+from unicl_cli.evaluate.holdout import few, held_out
 from unicl_cli.evaluate.knn import neighbour_curve, votes
-from unicl_cli.evaluate.probe import Point, fit, measured, sweep
-from unicl_cli.evaluate.report import accuracy
-from unicl_cli.jobs.encoding import Encoder, each_row, refuse_not_finite
+from unicl_cli.evaluate.logistic_regression import Point, fit, measured, sweep
+from unicl_cli.evaluate.tables import accuracy
+from unicl_cli.inference.encoder import Encoder, each_row, refuse_not_finite
+from unicl_cli.inference.scorer import shortened
 from unicl_cli.jobs.evaluate import chosen_split, labels_of
-from unicl_cli.jobs.scoring import shortened
 
 if TYPE_CHECKING:
+    from unicl_cli.build.load import Loaded
     from unicl_cli.data.corpus import Corpus
-    from unicl_cli.load import Loaded
 
 FeaturePoint = Literal["pre", "post"]
 Method = Literal["logreg", "knn"]

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from unicl_cli.data.sources.places import data_dirs
+from unicl_cli.data.sources.data_dirs import data_dirs
 from unicl_cli.errors import UniclError
 
 

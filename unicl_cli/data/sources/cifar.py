@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.data.sources.places import find_file
+from unicl_cli.data.sources.data_dirs import find_file
 from unicl_cli.errors import UniclError
 
 SIDE = 32

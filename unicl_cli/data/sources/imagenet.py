@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.data.sources.places import find_file
+from unicl_cli.data.sources.data_dirs import find_file
 from unicl_cli.errors import UniclError
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"

@@ -9,9 +9,9 @@ from urllib.parse import unquote
 from unicl_cli import registry
 from unicl_cli.contracts import DatasetSource
 from unicl_cli.data.sources import catalogue
+from unicl_cli.data.sources.data_dirs import data_dirs
 from unicl_cli.data.sources.folder import LISTS
 from unicl_cli.data.sources.hf import HUB, is_dataset
-from unicl_cli.data.sources.places import data_dirs
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.problems import PartError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.pictures import PictureError, read_file
 from unicl_cli.data.sources.folder import SPLITS
-from unicl_cli.data.sources.lines import Columns, Line, ParquetPictures, Reader, looks_like_picture, open_reader
+from unicl_cli.data.sources.list_readers import Columns, Line, ParquetPictures, Reader, looks_like_picture, open_reader
 from unicl_cli.errors import UniclError
 
 MAX_BAD = 0.05

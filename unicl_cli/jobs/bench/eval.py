@@ -11,14 +11,14 @@ import torch
 from open_clip import build_zero_shot_classifier, get_tokenizer
 from torch import Tensor
 
+from unicl_cli.build.load import Loaded
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
-from unicl_cli.jobs.bench.contest import Case, Ready, device_of
+from unicl_cli.inference.encoder import Encoder
+from unicl_cli.jobs.bench.captions import class_names
 from unicl_cli.jobs.bench.kinds import PEER, Asked
+from unicl_cli.jobs.bench.protocol import Case, Ready, device_of
 from unicl_cli.jobs.bench.twins import difference, shape_of, twins
-from unicl_cli.jobs.bench.words import class_names
-from unicl_cli.jobs.encoding import Encoder
-from unicl_cli.load import Loaded
 
 OURS = "unicl"
 CLASSES, BATCH = 5, 32

@@ -19,16 +19,16 @@ from torch.utils.data import default_collate
 
 from unicl_cli.contracts import Batch, Sample
 from unicl_cli.core.sampler import Mixture, Stream
-from unicl_cli.data.batches import batches
 from unicl_cli.data.corpus import Table
 from unicl_cli.data.decoding import pixels
-from unicl_cli.data.loader import Draws, Mix, Strand, Texts
+from unicl_cli.data.loader import batches
+from unicl_cli.data.mix import Draws, Mix, Strand, Texts
 from unicl_cli.data.transforms import TrainTransform, augment, eval_transform
-from unicl_cli.jobs.bench.contest import Case, Ready
+from unicl_cli.jobs.bench.captions import captions
 from unicl_cli.jobs.bench.kinds import PEER, Asked
 from unicl_cli.jobs.bench.pictures import pictures
+from unicl_cli.jobs.bench.protocol import Case, Ready
 from unicl_cli.jobs.bench.twins import clip_tokens
-from unicl_cli.jobs.bench.words import captions
 
 OURS = "unicl"
 SIZE, FILES = 224, 64

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from unicl_cli.core.dist import rank, world_size
 from unicl_cli.core.machine import free_memory, machine_memory, sized
-from unicl_cli.jobs.bench.contest import Case, Ready, device_of
 from unicl_cli.jobs.bench.kinds import PEER, Asked
+from unicl_cli.jobs.bench.protocol import Case, Ready, device_of
 from unicl_cli.losses import both_ways
 
 DIM, CLASSES = 512, 1000

@@ -18,9 +18,9 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from unicl_cli.evaluate.probe import fit
-from unicl_cli.jobs.bench.contest import Case, Ready
+from unicl_cli.evaluate.logistic_regression import fit
 from unicl_cli.jobs.bench.kinds import Asked
+from unicl_cli.jobs.bench.protocol import Case, Ready
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]

@@ -11,17 +11,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.build import build_optimizer, worker_count
+from unicl_cli.build.data import worker_count
+from unicl_cli.build.optimizer import build_optimizer
 from unicl_cli.contracts import Batch
-from unicl_cli.core.launch import start_accelerator
 from unicl_cli.core.loop import Plan, fit
 from unicl_cli.core.machine import cores
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.bench.contest import Case, Ready, device_of, wall_seconds
 from unicl_cli.jobs.bench.kinds import Asked
+from unicl_cli.jobs.bench.protocol import Case, Ready, device_of, wall_seconds
 from unicl_cli.jobs.bench.step import FOREVER, OURS, Silent, constant, nothing
-from unicl_cli.jobs.stage import Parts, prepared, stream
-from unicl_cli.recipe import load
+from unicl_cli.jobs.train.setup import Parts, prepared, stream
+from unicl_cli.launch.accelerator import start_accelerator
+from unicl_cli.recipe.load import load
 
 LEAST = 64
 """Pictures that a run of the loader takes at least."""

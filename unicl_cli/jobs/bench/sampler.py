@@ -13,8 +13,8 @@ import torch
 
 from unicl_cli.core.sampler import Mixture, Stream
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.bench.contest import Case, Ready
 from unicl_cli.jobs.bench.kinds import Asked
+from unicl_cli.jobs.bench.protocol import Case, Ready
 
 OURS, TABLE = "unicl", "randperm"
 """A table of all rows in random order, as torch's RandomSampler makes one at the beginning of each pass."""

@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import Any
 
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.bench.contest import Case, Ready, Run
 from unicl_cli.jobs.bench.kinds import PEER, Asked
+from unicl_cli.jobs.bench.protocol import Case, Ready, Run
 
 OURS, BARE = "unicl", "python"
 COMMANDS = MappingProxyType(

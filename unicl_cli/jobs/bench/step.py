@@ -13,18 +13,18 @@ import torch
 from open_clip import ClipLoss
 from torch import Tensor
 
-from unicl_cli.build import build_optimizer
+from unicl_cli.build.optimizer import build_optimizer
 from unicl_cli.contracts import NO_LABEL, Batch, Drawn, Sink
-from unicl_cli.core.launch import start_accelerator
 from unicl_cli.core.loop import Plan, Step, fit
 from unicl_cli.data.collate import collate
 from unicl_cli.data.tokenizers import TextTokenizer
-from unicl_cli.jobs.bench.contest import Case, Ready, device_of
+from unicl_cli.jobs.bench.captions import Texts, captions, mixed, prompts
 from unicl_cli.jobs.bench.kinds import PEER, Asked
+from unicl_cli.jobs.bench.protocol import Case, Ready, device_of
 from unicl_cli.jobs.bench.twins import Twins, apart, padded, shape_of, twins, zero
-from unicl_cli.jobs.bench.words import Texts, captions, mixed, prompts
+from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.losses import contrast
-from unicl_cli.recipe import Recipe
+from unicl_cli.recipe.schema import Recipe
 
 OURS, LOCKED = "unicl", "open_clip, locked"
 """`locked` is open_clip's --lock-text: its text tower runs in each step and learns nothing."""

@@ -13,22 +13,22 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from unicl_cli.build import build_step
+from unicl_cli.build.model import build_step
 from unicl_cli.contracts import Batch
 from unicl_cli.core.loop import Step
 from unicl_cli.core.switches import compile_units
 from unicl_cli.data.device_augment import DeviceAugment
 from unicl_cli.data.transforms import Augment, TrainTransform, augment, halves
-from unicl_cli.jobs.bench.contest import Case, Ready, device_of, wall_seconds
+from unicl_cli.jobs.bench.captions import Texts, captions, mixed, prompts
 from unicl_cli.jobs.bench.kinds import Asked
 from unicl_cli.jobs.bench.loader import FILES, SIZE, endless, facts, our_transform
 from unicl_cli.jobs.bench.pictures import pictures
+from unicl_cli.jobs.bench.protocol import Case, Ready, device_of, wall_seconds
 from unicl_cli.jobs.bench.recipe import Shares
 from unicl_cli.jobs.bench.step import RATE, batch_of, our_loop, our_step
 from unicl_cli.jobs.bench.twins import clip_tokens, difference, gradients, gradients_apart, recipe_of, shape_of
-from unicl_cli.jobs.bench.words import Texts, captions, mixed, prompts
-from unicl_cli.jobs.micro import chunks_of
-from unicl_cli.recipe import Recipe
+from unicl_cli.jobs.train.micro_batch import chunks_of
+from unicl_cli.recipe.schema import Recipe
 
 RESNET = {"name": "timm", "model": "resnet18"}
 STEPS = 4

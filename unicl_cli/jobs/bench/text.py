@@ -8,11 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from unicl_cli.jobs.bench.contest import Case, Ready, device_of
+from unicl_cli.jobs.bench.captions import Texts, captions, prompts
 from unicl_cli.jobs.bench.kinds import PEER, Asked
+from unicl_cli.jobs.bench.protocol import Case, Ready, device_of
 from unicl_cli.jobs.bench.step import OURS, Twin, batch_of
 from unicl_cli.jobs.bench.twins import Twins, apart, padded, shape_of, twins, zero
-from unicl_cli.jobs.bench.words import Texts, captions, prompts
 
 FULL, TRIMMED, DISTINCT = "full", "trimmed", "distinct"
 """Every row's text with 77 tokens; cut to the longest; each text once. `unicl`: packed as well, as in training."""

@@ -14,7 +14,7 @@ from open_clip import CLIP, CustomTextCLIP
 from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
-from unicl_cli.build import build_step
+from unicl_cli.build.model import build_step
 from unicl_cli.contracts import LogitScale
 from unicl_cli.core.checkpoint import load_weights, own_tensors
 from unicl_cli.core.loop import Step
@@ -23,7 +23,8 @@ from unicl_cli.encoders.carry import carried
 from unicl_cli.encoders.open_clip import ImageTower, Net, TextTower
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.model import TwoTower
-from unicl_cli.recipe import Recipe, load_text
+from unicl_cli.recipe.load import load_text
+from unicl_cli.recipe.schema import Recipe
 
 SEED = 0
 CONTEXT = 77

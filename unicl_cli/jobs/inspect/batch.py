@@ -10,15 +10,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor, zeros
 
-from unicl_cli.build import Data, build_data
+from unicl_cli.build.data import Data, build_data
 from unicl_cli.contracts import NO_LABEL, NO_TEXT, Drawn
 from unicl_cli.data.collate import collate
 from unicl_cli.data.corpus import Corpus
-from unicl_cli.data.loader import Draws, Mix
+from unicl_cli.data.mix import Draws, Mix
 from unicl_cli.data.text import text_hash
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.inspect.names import Names, distinct, words_of
-from unicl_cli.recipe import Recipe, check_corpora, load_text
+from unicl_cli.jobs.inspect.class_mentions import Names, distinct, words_of
+from unicl_cli.recipe.load import check_corpora, load_text
+from unicl_cli.recipe.schema import Recipe
 
 Ints = NDArray[np.int64]
 SHOWN = 32

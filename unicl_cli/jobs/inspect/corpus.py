@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from unicl_cli.contracts import NO_LABEL, ClassName
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.inference.progress import progress
 from unicl_cli.jobs.inspect.advice import notes
 from unicl_cli.jobs.inspect.concepts import concepts, named_classes, pairs
 from unicl_cli.jobs.inspect.lengths import caption_facts
 from unicl_cli.jobs.inspect.scan import Group, Scanned, scan
-from unicl_cli.jobs.progress import progress
 
 Ints = NDArray[np.int64]
 SHARES = {"min": 0.0, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from unicl_cli.core.prompts import fill, load_templates
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.tokenizers import TextTokenizer, clip_tokenizer, corpus_tokenizer, load_tokenizer
+from unicl_cli.inference.progress import progress
 from unicl_cli.jobs.inspect.scan import Scanned, Texts
-from unicl_cli.jobs.progress import progress
 
 Ints = NDArray[np.int64]
 UNCUT = 1 << 16

@@ -14,11 +14,11 @@ from unicl_cli.contracts import NO_LABEL, Sample
 from unicl_cli.core.files import size_of
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.pictures import PictureError, decode
-from unicl_cli.evaluate import page
-from unicl_cli.evaluate.page import Html, section, tag
-from unicl_cli.evaluate.report import percent
+from unicl_cli.evaluate.tables import percent
 from unicl_cli.jobs.inspect.batch import MISSED, POSITIVE, Shown
 from unicl_cli.jobs.inspect.tables import pair_rows, range_of
+from unicl_cli.pages import html
+from unicl_cli.pages.html import Html, section, tag
 
 SIDE = 160
 """Pixels of a sample picture; it is shown at 120."""
@@ -33,7 +33,7 @@ def corpus_page(facts: Mapping[str, Any], corpus: Corpus, samples: int, shown: S
     lead = f"{facts['rows']:,} rows in {', '.join(facts['splits'])} · {size_of(facts['bytes'])} · {facts['path']}"
     parts = [
         figures(facts),
-        section("What to know", page.points(facts["notes"])) if facts["notes"] else Html(""),
+        section("What to know", html.points(facts["notes"])) if facts["notes"] else Html(""),
         *(sample_section(corpus, line, samples) for line in sampled_groups(facts) if samples),
         sources_section(facts),
         *class_sections(facts),
@@ -41,7 +41,7 @@ def corpus_page(facts: Mapping[str, Any], corpus: Corpus, samples: int, shown: S
         *([] if shown is None else batch_sections(shown)),
         rejected_section(facts),
     ]
-    return page.page(facts["name"], lead, *(part for part in parts if part), footer(facts))
+    return html.page(facts["name"], lead, *(part for part in parts if part), footer(facts))
 
 
 def figures(facts: Mapping[str, Any]) -> Html:
@@ -51,7 +51,7 @@ def figures(facts: Mapping[str, Any]) -> Html:
     if "captions" in facts:
         shown += [("captions", f"{facts['captions']['texts']:,}"), ("distinct", f"{facts['captions']['distinct']:,}")]
     shown += [("short side", f"{side['p50']} px"), ("bytes a picture", size_of(round(facts["pictures"]["mean_bytes"])))]
-    return page.numbers(shown)
+    return html.numbers(shown)
 
 
 def sampled_groups(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -75,7 +75,7 @@ def sample_section(corpus: Corpus, line: Mapping[str, Any], samples: int) -> Htm
         s for s in corpus.manifest["shards"] if all(s[key] == line[key] for key in ("source", "kind", "split"))
     )
     chosen = np.unique(np.linspace(0, group["row_groups"][0] - 1, samples).astype(int)).tolist()
-    shown = page.pictures(one_sample(corpus, table.read(first + row)) for row in chosen)
+    shown = html.pictures(one_sample(corpus, table.read(first + row)) for row in chosen)
     title = f"{line['source']} · {line['kind']} · {line['split']}"
     return section(title, shown, note=f"{len(chosen)} of {line['rows']:,} rows")
 
@@ -83,9 +83,9 @@ def sample_section(corpus: Corpus, line: Mapping[str, Any], samples: int) -> Htm
 def one_sample(corpus: Corpus, sample: Sample) -> tuple[str, str, str]:
     """Picture, its class or first caption, its other captions."""
     try:
-        uri = page.data_uri(decode(sample.image), SIDE)
+        uri = html.data_uri(decode(sample.image), SIDE)
     except PictureError as error:
-        return page.NOTHING, f"cannot be decoded: {error}", sample.key
+        return html.NOTHING, f"cannot be decoded: {error}", sample.key
     if sample.label == NO_LABEL:
         return uri, next(iter(sample.texts), sample.key), " · ".join(sample.texts[1:])
     return uri, corpus.classes[sample.label].names[0], " · ".join(sample.texts)
@@ -118,13 +118,13 @@ def sources_section(facts: Mapping[str, Any]) -> Html:
         f"pictures, function words left out. Split {facts['split']}."
     )
     about = f"In a batch of {facts['pairs']['batch_size']} rows."
-    sources = section("Sources", page.table(head, rows, left=3))
+    sources = section("Sources", html.table(head, rows, left=3))
     meetings = list(pair_rows(facts).items())
     if not meetings:
         return sources
-    met = section("How often concepts meet", page.table(("", ""), meetings), note=about)
-    counted = section("Concepts", page.table(head_of_concepts, each), note=note)
-    return page.joined((sources, tag("div", counted, met, class_="split")))
+    met = section("How often concepts meet", html.table(("", ""), meetings), note=about)
+    counted = section("Concepts", html.table(head_of_concepts, each), note=note)
+    return html.joined((sources, tag("div", counted, met, class_="split")))
 
 
 def class_sections(facts: Mapping[str, Any]) -> list[Html]:
@@ -140,10 +140,10 @@ def class_sections(facts: Mapping[str, Any]) -> list[Html]:
     rows += [(row["class"], float(row["n"]), f"{row['n']:,}") for row in smallest]
     quantiles = " · ".join(f"{name} {value:,}" for name, value in found["quantiles"].items())
     bins = [(label_of(b["low"], b["high"]), b["n"]) for b in found["histogram"]]
-    by_name = section("Pictures per class", page.bars(rows), note=quantiles)
+    by_name = section("Pictures per class", html.bars(rows), note=quantiles)
     if len(bins) < 2:
         return [by_name]
-    drawn = page.histogram(bins, unit="pictures in a class")
+    drawn = html.histogram(bins, unit="pictures in a class")
     return [
         tag("div", by_name, section("Classes by size", drawn, note=f"{facts['classes']:,} classes"), class_="split")
     ]
@@ -164,8 +164,8 @@ def caption_sections(facts: Mapping[str, Any]) -> list[Html]:
     cuts = [(f"{length}", f"{percent(share)} %") for length, share in found["cut"].items()]
     lengths = section(
         "Tokens in a caption",
-        page.histogram(bins, unit="tokens", mark=advised if advised < len(bins) else None),
-        page.table(("context length", "captions cut"), cuts),
+        html.histogram(bins, unit="tokens", mark=advised if advised < len(bins) else None),
+        html.table(("context length", "captions cut"), cuts),
         note=f"Tokenizer {found['tokenizer']}, {found['sampled']:,} captions. Advised: context_length {advised}.",
     )
     named = facts.get("named_classes")
@@ -177,7 +177,7 @@ def caption_sections(facts: Mapping[str, Any]) -> list[Html]:
     about = (
         f"{named['named']:,} of {facts['classes']:,} classes, in {percent(named['share'])} % of the captioned pictures."
     )
-    words = section("Classes that captions name", page.bars(rows), note=f"{about} {never if named['never'] else ''}")
+    words = section("Classes that captions name", html.bars(rows), note=f"{about} {never if named['never'] else ''}")
     return [tag("div", lengths, words, class_="split")]
 
 
@@ -187,7 +187,7 @@ def rejected_section(facts: Mapping[str, Any]) -> Html:
         return Html("")
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in found["reasons"].items())
     rows = [(row["key"], row["reason"], row["detail"]) for row in found["first"]]
-    return section("Left out", page.table(("key", "reason", "detail"), rows, left=3), note=reasons)
+    return section("Left out", html.table(("key", "reason", "detail"), rows, left=3), note=reasons)
 
 
 def footer(facts: Mapping[str, Any]) -> Html:
@@ -201,14 +201,14 @@ def footer(facts: Mapping[str, Any]) -> Html:
 def batch_page(shown: Shown) -> str:
     facts = shown.document
     lead = f"{', '.join(facts['corpora'])} · the batch after {facts['step']} steps · {facts['batch_size']:,} rows"
-    return page.page(f"A batch of {Path(facts['path']).name}", lead, *batch_sections(shown), footer(facts))
+    return html.page(f"A batch of {Path(facts['path']).name}", lead, *batch_sections(shown), footer(facts))
 
 
 def batch_sections(shown: Shown) -> list[Html]:
     """Both matrices with their pictures and texts, and the rows."""
     facts = shown.document
     clip, unicl = facts["clip"], facts["unicl"]
-    uris = [page.data_uri(picture_of(each), THUMB) for each in shown.pictures]
+    uris = [html.data_uri(picture_of(each), THUMB) for each in shown.pictures]
     meanings = {"yes": "positive", "no": "negative", "missed": "false negative: the same class or text, pushed apart"}
     colours = (tag("span", tag("i", class_=name), words) for name, words in meanings.items())
     legend = tag("p", *colours, class_="legend")
@@ -275,4 +275,4 @@ def rows_section(facts: Mapping[str, Any], uris: Sequence[str]) -> Html:
         )
         for row, uri in zip(facts["shown"], [*uris, *[""] * (len(facts["shown"]) - len(uris))], strict=True)
     ]
-    return section("Its rows", page.table(("", "text", "class", "positives"), rows, left=3))
+    return section("Its rows", html.table(("", "text", "class", "positives"), rows, left=3))

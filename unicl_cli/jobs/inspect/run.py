@@ -9,8 +9,10 @@ from typing import Any
 from unicl_cli.core.checkpoint import EMA, MODEL, TRAINER
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs import runs
-from unicl_cli.jobs.inspect.weights import header
-from unicl_cli.recipe import as_mapping, load
+from unicl_cli.jobs.inspect.checkpoint import header
+from unicl_cli.recipe.load import load
+from unicl_cli.recipe.text import as_mapping
+from unicl_cli.runs import status
 
 POINTS = 200
 """Of the curve that is kept in the document."""
@@ -19,10 +21,10 @@ POINTS = 200
 def inspect_run(run: Path) -> dict[str, Any]:
     """The document; what is damaged is said in ``notes``."""
     notes: list[str] = []
-    state = runs.facts(run)
+    state = status.facts(run)
     if "reason" in state:
         notes.append(state["reason"])
-    metrics = runs.read_lines(run / "metrics.jsonl")
+    metrics = status.read_lines(run / "metrics.jsonl")
     document: dict[str, Any] = {
         "schema": "unicl/inspect/1",
         "kind": "run",
@@ -31,7 +33,7 @@ def inspect_run(run: Path) -> dict[str, Any]:
         "recipe": recipe_facts(run, notes),
         "last": metrics[-1] if metrics else None,
         "curve": curve(metrics),
-        "validations": runs.validations(run),
+        "validations": status.validations(run),
         "checkpoints": checkpoints(run, notes),
         "model": model_facts(run, notes),
     }

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from unicl_cli.contracts import NO_LABEL
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.inspect.names import Names, Words, compute, distinct, words_of
+from unicl_cli.jobs.inspect.class_mentions import Names, Words, compute, distinct, words_of
 
 Ints = NDArray[np.int64]
 Pictures = tuple[NDArray[np.int16], NDArray[np.int32], Ints]

@@ -9,9 +9,9 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from unicl_cli.core.files import size_of
-from unicl_cli.evaluate.report import columns, percent
-from unicl_cli.jobs.inspect.drawing import batch_tables
-from unicl_cli.jobs.inspect.states import checkpoint_tables, named_values, run_tables
+from unicl_cli.evaluate.tables import columns, percent
+from unicl_cli.jobs.inspect.run_tables import checkpoint_tables, named_values, run_tables
+from unicl_cli.jobs.inspect.target_matrix import batch_tables
 
 BAR = 24
 EIGHTHS = " ▏▎▍▌▋▊▉█"

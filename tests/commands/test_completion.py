@@ -1,0 +1,105 @@
+"""Completion as bash, zsh and fish ask for it: commands, options, values; without torch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unicl_cli.commands import completion
+from unicl_cli.recipe.layers import builtin_names
+
+HEAVY = {"torch", "numpy", "timm", "datasets", "accelerate", "transformers", "open_clip", "sklearn"}
+
+
+def shell(how: str, line: str, cwd: Path | None = None, **env: str) -> str:
+    """What the shell is told; ``line`` is split by blanks, as bash does, and its last word is half typed."""
+    words = line.split(" ")
+    asked = {
+        "bash": {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)},
+        "zsh": {"_TYPER_COMPLETE_ARGS": line},
+        "fish": {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+    }[how]
+    command = [sys.executable, "-c", "import sys; from unicl_cli.cli import main; sys.exit(main())"]
+    whole = os.environ | {"_UNICL_COMPLETE": f"complete_{how}"} | asked | env
+    done = subprocess.run(command, env=whole, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_bash_gets_one_word_a_line():
+    assert shell("bash", "unicl tra").split() == ["train"]
+    assert shell("bash", "unicl train digits-cap").split() == ["digits-caption-only"]
+    assert shell("bash", "unicl train quickstart --dry").split() == ["--dry-run"]
+
+
+def test_zsh_gets_words_with_their_help_and_fish_too():
+    assert '"train":"Train a recipe' in shell("zsh", "unicl tra")
+    assert '"loss=clip"' in shell("zsh", "unicl train quickstart loss=cl")
+    assert shell("fish", "unicl runs l").startswith("ls\tList runs")
+    assert shell("fish", "unicl train quickstart precision=b").split() == ["precision=bf16"]
+
+
+def test_bash_cuts_a_word_at_its_equals_sign():
+    assert shell("bash", "unicl train quickstart loss = cl").split() == ["clip"]
+    assert {"ce", "clip", "unicl"} <= set(shell("bash", "unicl train quickstart loss =").split())
+
+
+def test_completion_loads_no_torch():
+    code = "import atexit, sys; atexit.register(lambda: sys.stderr.write('LOADED ' + ' '.join(sys.modules)))\n"
+    code += "from unicl_cli.cli import main; sys.exit(main())"
+    asked = {"_UNICL_COMPLETE": "complete_bash", "COMP_WORDS": "unicl train quickstart opti", "COMP_CWORD": "3"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, timeout=300, check=False)
+    assert "optim.lr=" in done.stdout
+    assert not HEAVY & set(done.stderr.rpartition("LOADED ")[2].split())
+
+
+@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+def test_each_shell_gets_its_script(name: str):
+    env = os.environ | {"_UNICL_COMPLETE": f"source_{name}"}
+    command = [sys.executable, "-m", "unicl_cli"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"_UNICL_COMPLETE=complete_{name}" in done.stdout
+
+
+def test_the_script_is_installed_where_bash_reads_it(tmp_path: Path):
+    env = os.environ | {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    for option in ("--show-completion", "--install-completion"):
+        command = [sys.executable, "-m", "unicl_cli", option, "bash"]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+    assert "_UNICL_COMPLETE=complete_bash" in (tmp_path / ".bash_completions" / "unicl.sh").read_text()
+
+
+def test_recipes_are_names_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine/a.yaml").write_text("")
+    Path("mine/b.txt").write_text("")
+    Path("mix.yml").write_text("")
+    assert completion.recipes("mi") == ["mine/", "mix.yml"]
+    assert completion.recipes("mine/") == ["mine/a.yaml"]
+    assert set(builtin_names()) <= set(completion.recipes(""))
+    assert completion.recipes("nowhere/x") == []
+
+
+def test_every_key_of_a_recipe_is_offered_with_what_it_can_be():
+    known = completion.choices()
+    assert known["schedule.name"] == ["cosine", "constant"]
+    assert known["deterministic"] == ["true", "false"]
+    assert {"unicl", "clip"} <= set(known["loss"])
+    assert "timm" in known["model.image"]
+    assert {"optim.lr", "data.image_size", "log.trackers", "checkpoint.best.metric"} <= set(known)
+    assert completion.overrides("schedule.name=c") == ["schedule.name=constant", "schedule.name=cosine"]
+
+
+def test_runs_sources_and_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/one").mkdir(parents=True)
+    Path("runs/one/status.json").write_text("{}")
+    assert completion.runs("runs/o") == ["runs/one"]
+    assert "digits" in completion.sources("dig")
+    assert completion.kinds("l") == ["losses"]

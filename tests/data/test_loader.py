@@ -1,0 +1,154 @@
+"""Chunks of rows to batches: the same batches for any number of workers, chunk and way, and what workers die of."""
+
+import os
+import signal
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from toy_corpora import TEMPLATES, assert_same, corpus, strands
+
+from unicl_cli.contracts import NO_TEXT
+from unicl_cli.data import loader as module
+from unicl_cli.data.collate import Extra, collate
+from unicl_cli.data.loader import AHEAD, ChunkedDraws, Chunks, Supply, batches, chunk_rows, joined, supply
+from unicl_cli.data.mix import Draws, Mix, Texts, order_of
+from unicl_cli.data.tokenizers import corpus_tokenizer
+from unicl_cli.errors import UniclError
+
+SIZE = 30
+
+
+def seen(drawn, tokens, text_index):
+    """A hook that needs the whole share: how often each text of it comes, and what its pictures hold."""
+    counts = torch.bincount(text_index[text_index != NO_TEXT], minlength=len(tokens))
+    times = torch.where(text_index == NO_TEXT, 0, counts[text_index.clamp(min=0)])
+    return {"times": times, "light": torch.stack([row.image.float().mean() for row in drawn])}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return strands(corpus(tmp_path_factory.mktemp("c") / "both"), views=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return corpus_tokenizer([*TEMPLATES, "caption other labelled 0123456789 dog cat cup & saucer"] * 3, 16)
+
+
+def draws_of(parts, steps=3, rank=0, world=1):
+    mix = Mix(parts, Texts("mixed", "uniform", 0))
+    return mix, Draws(order_of(mix.strands, labels="auto", by="sample", batch_size=SIZE, seed=0), 0, steps, rank, world)
+
+
+def run(parts, tokenizer, workers, **options):
+    mix, draws = draws_of(parts, **options)
+    fixed = {"caption_targets": "text_hash", "extra": Extra([seen]), "distinct": True, "pin_memory": False}
+    return list(batches(mix, draws, tokenizer, workers=workers, **fixed))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("size", [1, 7, 15, 30, 100])
+def test_a_batch_is_the_same_from_chunks_of_any_size(parts, tokenizer, size, shared):
+    mix, draws = draws_of(parts)
+    places = ChunkedDraws(draws, size)
+    assert len(list(places)) == len(places) == 3 * places.in_a_batch
+    made = map(Chunks(mix, shared=shared).__getitem__, places)
+    for (_, whole), at in zip(run(parts, tokenizer, 0), draws, strict=True):
+        drawn, images = joined(islice(made, places.in_a_batch), SIZE, pin_memory=False)
+        batch = collate(drawn, images, tokenizer=tokenizer, caption_targets="text_hash", extra=Extra([seen]))
+        assert [(row.row, row.draw) for row in drawn] == [(mix[place].row, place[3]) for place in at]
+        for name in ("images", "tokens", "text_index", "labels", "keys", "draws"):
+            assert torch.equal(getattr(batch, name), getattr(whole, name)), name
+        for name in ("times", "light"):
+            assert torch.equal(batch.extra[name], whole.extra[name])
+    assert next(made, None) is None
+
+
+def test_a_hook_sees_the_whole_share(parts, tokenizer):
+    (_, batch), *_ = run(parts, tokenizer, 0)
+    assert batch.extra["times"].sum() > (batch.extra["times"] > 0).sum(), "texts that come more than once"
+    assert batch.extra["light"].shape == (SIZE,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "world"), [(1, 1), (3, 2)])
+def test_batches_are_the_same_for_any_number_of_workers(parts, tokenizer, monkeypatch, workers, world):
+    monkeypatch.setattr(module, "LEAST_CHUNK", 4)
+    alone = run(parts, tokenizer, 0, rank=world - 1, world=world)
+    helped = run(parts, tokenizer, workers, rank=world - 1, world=world)
+    assert_same([(s, b._replace(extra={})) for s, b in alone], [(s, b._replace(extra={})) for s, b in helped])
+    for (_, one), (_, other) in zip(alone, helped, strict=True):
+        assert torch.equal(one.extra["light"], other.extra["light"])
+
+
+def test_all_workers_make_a_batch_together_unless_it_is_small():
+    assert chunk_rows(4096, 0) == 4096
+    assert [chunk_rows(4096, workers) for workers in (1, 8, 32, 64)] == [128, 128, 128, 64]
+    assert [chunk_rows(256, workers) for workers in (1, 2, 3, 8, 64)] == [128, 128, 86, 32, 16]
+    assert chunk_rows(5, 8) == 5
+
+
+def test_what_is_kept_ready_is_bounded_by_its_bytes_and_by_shared_memory():
+    chunk = 128 * 3 * 224 * 224
+    for workers in (1, 2, 8, 64):
+        way = supply(chunk, workers, None)
+        assert way.shared
+        assert way.chunks == 2 or way.chunks * workers * chunk <= AHEAD
+    assert supply(1000, 4, None).chunks == 16
+    assert supply(chunk, 8, 64_000_000 * 3 // 4) == Supply(3, shared=False), "a container's shared memory"
+    assert supply(chunk, 8, 3 * 8 * chunk) == Supply(2, shared=True)
+    assert not supply(chunk, 8, 3 * 8 * chunk - 1).shared
+    assert supply(chunk, 2, 10**11) == supply(chunk, 2, None)
+
+
+def test_a_chunk_for_which_shared_memory_is_lacking_takes_the_pipe(parts, monkeypatch):
+    mix, draws = draws_of(parts)
+    places = next(iter(draws))
+    whole = Chunks(mix, shared=True)[places]
+    assert whole.images.is_shared()
+
+    def full(self):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    other = Chunks(mix, shared=True)[places]
+    assert isinstance(other.images, np.ndarray)
+    assert np.array_equal(other.images, whole.images.numpy())
+
+
+def test_processes_of_one_machine_share_its_shared_memory(monkeypatch):
+    alone = module.shared_memory()
+    if alone is None:
+        pytest.skip("no /dev/shm here")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert module.shared_memory() == pytest.approx(alone / 4, rel=0.2)
+
+
+class Deadly(Mix):
+    """A mix whose row 3 ends the worker that reads it, as the system does when memory is short."""
+
+    def __getitem__(self, at):
+        if at[3] == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(at)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_one_line(parts, tokenizer):
+    _, draws = draws_of(parts)
+    mix = Deadly(parts, Texts("mixed", "uniform", 0))
+    fixed = {"caption_targets": "unique", "extra": None, "distinct": True, "pin_memory": False}
+    with pytest.raises(UniclError, match=r"a loader worker has ended: DataLoader worker \(pid") as caught:
+        list(batches(mix, draws, tokenizer, workers=1, **fixed))
+    assert "\n" not in caught.value.message
+    assert "lower data.workers" in caught.value.hint
+
+
+@pytest.mark.slow
+def test_pictures_by_pipe_are_those_of_shared_memory(parts, tokenizer, monkeypatch):
+    monkeypatch.setattr(module, "shared_memory", lambda: 0)
+    alone, piped = run(parts, tokenizer, 0), run(parts, tokenizer, 2)
+    for (_, one), (_, other) in zip(alone, piped, strict=True):
+        assert torch.equal(one.images, other.images)

@@ -1,0 +1,76 @@
+"""Small corpora with several row groups a shard, and the strands of one, for tests of loader and mix."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from unicl_cli.contracts import NO_LABEL, ClassName
+from unicl_cli.data.corpus import open_corpus
+from unicl_cli.data.corpus_format import SCHEMA
+from unicl_cli.data.mix import strands_of
+from unicl_cli.data.text import text_hash
+from unicl_cli.data.transforms import TrainTransform, augment
+
+CLASSES = (ClassName("n1", ("dog", "hound")), ClassName("n2", ("cat",)), ClassName("n3", ("cup & saucer",)))
+TEMPLATES = ("a photo of a {}.", "the {}")
+SIZES = [4, 7, 2, 9]  # row groups
+
+
+def picture(number: int) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def row(number, kind):
+    texts = {"labels": [], "captions": [f"caption {number // 2}", f"other {number}"], "images": []}[kind]
+    if kind == "labels" and number % 3 == 0:
+        texts = [f"labelled {number}"]
+    return {
+        "key": f"{kind}:{number}", "image": {"bytes": picture(number), "path": None}, "texts": texts,
+        "text_hash": [text_hash(text) for text in texts], "label": number % 3 if kind == "labels" else NO_LABEL,
+        "source": "s", "width": 8, "height": 8, "sha256": bytes(32), "phash": 0, "url": None,
+    }  # fmt: skip
+
+
+def corpus(folder: Path, kinds=("labels", "captions"), *, classes=CLASSES, sizes=SIZES):
+    """A finished corpus with several row groups a shard, as `prepare` writes large ones."""
+    (folder / "data").mkdir(parents=True)
+    shards = []
+    for kind in kinds:
+        file = folder / "data" / f"{kind}.parquet"
+        with pq.ParquetWriter(file, SCHEMA) as writer:
+            first = 0
+            for size in sizes:
+                rows = [row(first + n, kind) for n in range(size)]
+                writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+                first += size
+        facts = {"file": f"data/{kind}.parquet", "split": "train", "kind": kind, "bytes": file.stat().st_size}
+        shards.append(facts | {"rows": first, "row_groups": sizes})
+    named = [{"key": c.key, "names": c.names} for c in classes]
+    manifest = {"schema_version": 1, "name": "c", "templates": TEMPLATES, "classes": named, "shards": shards}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return open_corpus(folder)
+
+
+def strands(opened, *, labels=None, weight=1.0, fraction=1.0, limit=None, views=1):
+    return strands_of(
+        opened, "train", labels=np.arange(3) if labels is None else np.array(labels), templates=TEMPLATES,
+        transform=TrainTransform(8, [augment("shift", {})] * views, 0, decoder="auto", resize="tensor"),
+        weight=weight, fraction=fraction, limit=limit,
+    )  # fmt: skip
+
+
+def assert_same(a, b):
+    assert [step for step, _ in a] == [step for step, _ in b]
+    for (_, one), (_, other) in zip(a, b, strict=True):
+        for x, y in zip(one[:-1], other[:-1], strict=True):
+            assert torch.equal(x, y)
+        assert one.extra == other.extra == {}

@@ -1,0 +1,189 @@
+"""Recipe to data: corpora, classes, transforms, the order of samples, the tokenizer."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unicl_cli.contracts import ClassName
+from unicl_cli.core.machine import cores
+from unicl_cli.core.prompts import load_templates
+from unicl_cli.core.sampler import Alternation, Mixture
+from unicl_cli.data.corpus import Corpus, open_corpus
+from unicl_cli.data.device_augment import DeviceAugment
+from unicl_cli.data.mix import LABELS, Mix, Strand, Texts, order_of, present, strands_of
+from unicl_cli.data.tokenizers import TextTokenizer, class_tokenizer, clip_tokenizer, corpus_tokenizer, load_tokenizer
+from unicl_cli.data.transforms import Augment, TrainTransform, augment, halves
+from unicl_cli.errors import UniclError
+from unicl_cli.recipe.schema import Recipe, TrainData
+
+
+class Data(NamedTuple):
+    """The corpora of a recipe as one mix. ``templates`` are those of the first corpus with classes, for evaluation."""
+
+    mix: Mix
+    order: Mixture | Alternation
+    classes: tuple[ClassName, ...]
+    templates: tuple[str, ...]
+    checksums: dict[str, str]
+    late: DeviceAugment | None
+
+
+def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], list[NDArray[np.int64]]]:
+    """The classes of all corpora in order, equal keys once, and for each corpus its class -> class of the union."""
+    union: dict[str, int] = {}
+    classes: list[ClassName] = []
+    maps: list[NDArray[np.int64]] = []
+    for corpus in corpora:
+        for item in corpus.classes:
+            if item.key not in union:
+                union[item.key] = len(union)
+                classes.append(item)
+        maps.append(np.array([union[item.key] for item in corpus.classes], np.int64))
+    return tuple(classes), maps
+
+
+def templates_of(corpus: Corpus, *specs: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The first given template list, else the corpus's own."""
+    return load_templates(next((spec for spec in specs if spec is not None), corpus.templates))
+
+
+def augments_of(recipe: Recipe, item: TrainData) -> list[Augment]:
+    """Augmentation of a corpus's pictures, view by view: one entry for all views, or one a view."""
+    entries = recipe.data.augment if item.augment is None else item.augment
+    if len(entries) not in (1, recipe.data.views):
+        raise UniclError(
+            f"data.augment has {len(entries)} entries for {recipe.data.views} views",
+            "give one entry, or one a view (data.views)",
+        )
+    ops = [augment(entry.name, entry.model_dump(exclude={"name"})) for entry in entries]
+    return ops * (recipe.data.views // len(ops))
+
+
+def transform_of(recipe: Recipe, item: TrainData) -> TrainTransform:
+    """What the loader does to a corpus's pictures."""
+    data, ops = recipe.data, augments_of(recipe, item)
+    if data.augment_on == "device":
+        ops = [halves(op)[0] for op in ops]
+    return TrainTransform(data.image_size, ops, recipe.seed, decoder=data.decoder, resize=data.resize)
+
+
+def late_augment(recipe: Recipe) -> DeviceAugment | None:
+    """What the device does to the pictures of a batch after the loader."""
+    if recipe.data.augment_on == "loader":
+        return None
+    wanted = [[halves(op)[1] for op in augments_of(recipe, item)] for item in recipe.data.train]
+    if any(ops != wanted[0] for ops in wanted):
+        raise UniclError(
+            "data.augment_on=device wants the same augmentation for all corpora, crop and rand apart",
+            "leave augment out of data.train, or set data.augment_on=loader",
+        )
+    return DeviceAugment(wanted[0], recipe.seed)
+
+
+def build_data(recipe: Recipe) -> Data:
+    """Opens every corpus of the recipe; nothing is read but manifests and, for shares of a corpus, keys."""
+    corpora = [open_corpus(item.corpus) for item in recipe.data.train]
+    classes, maps = merged_classes(corpora)
+    strands: list[Strand] = []
+    for item, corpus, labels in zip(recipe.data.train, corpora, maps, strict=True):
+        if item.split not in corpus.splits:
+            raise UniclError(f"{item.corpus}: has no split '{item.split}'", f"it has {', '.join(corpus.splits)}")
+        strands += strands_of(
+            corpus,
+            item.split,
+            labels=labels,
+            templates=templates_of(corpus, item.templates, recipe.data.templates),
+            transform=transform_of(recipe, item),
+            weight=item.weight,
+            fraction=1.0 if item.fraction is None else item.fraction,
+            limit=item.limit,
+        )
+    strands = wanted_kinds(strands, recipe)
+    texts = Texts(recipe.data.text_for_labelled, recipe.data.class_names, recipe.seed)
+    try:
+        order = order_of(
+            strands,
+            labels=recipe.data.mix.labels,
+            by=recipe.data.mix.by,
+            batch_size=recipe.batch.size,
+            seed=recipe.seed,
+        )
+    except ValueError as error:
+        raise UniclError(f"batch.size: {error}", "use a larger batch.size or fewer corpora") from error
+    named = [(item, corpus) for item, corpus in zip(recipe.data.train, corpora, strict=True) if corpus.classes]
+    first = named[0] if named else (recipe.data.train[0], corpora[0])
+    templates = templates_of(first[1], first[0].templates, recipe.data.templates)
+    checksums = {item.corpus: corpus.checksum for item, corpus in zip(recipe.data.train, corpora, strict=True)}
+    return Data(Mix(strands, texts), order, classes, templates, checksums, late_augment(recipe))
+
+
+def wanted_kinds(strands: list[Strand], recipe: Recipe) -> list[Strand]:
+    """Without the kinds of which the mix takes nothing; an empty mix is an error."""
+    share = recipe.data.mix.labels
+    kept = [s for s in strands if not (share == 0 and s.kind == LABELS)]
+    kept = [s for s in kept if not (share == 1 and s.kind != LABELS)]
+    if not kept:
+        kinds = sorted({s.kind for s in strands}) or ["nothing"]
+        raise UniclError(
+            f"data.mix.labels is {share}, but the corpora hold {' and '.join(kinds)} only",
+            "set data.mix.labels=auto, or add a corpus of the other kind",
+        )
+    return kept
+
+
+def check_learnable(recipe: Recipe, data: Data) -> None:
+    """What could never teach anything is refused: one class and nothing else, no texts for a text loss."""
+    if all(s.kind == LABELS for s in data.mix.strands) and len(present(data.mix.strands)) == 1:
+        raise UniclError(
+            "the corpora have one class and nothing else: there is nothing to tell apart",
+            "add a second class, or captions: unicl prepare --labels … --captions …",
+        )
+    reads = recipe.model.name == "open_clip" or recipe.model.part.options.get("text") is not None
+    if reads and any(s.kind == "images" for s in data.mix.strands):
+        raise UniclError(
+            "a corpus holds pictures without label or text, and the model has a text tower",
+            "set model.text=null and a loss without texts, or prepare the pictures with labels or captions",
+        )
+
+
+def total_steps(recipe: Recipe, data: Data) -> int:
+    """Updates of the whole run; an epoch is the pass in which the strand that lasts longest is seen once."""
+    if recipe.steps is not None:
+        return recipe.steps
+    if recipe.samples is not None:
+        return math.ceil(recipe.samples / recipe.batch.size)
+    order = data.order
+    parts = (order.first, order.second) if isinstance(order, Alternation) else (order,)
+    turns = (order.part, 1 - order.part) if isinstance(order, Alternation) else (1,)
+    passes = [
+        stream.rows / (share * turn * order.batch_size)
+        for mixture, turn in zip(parts, turns, strict=True)
+        for stream, share in zip(mixture.streams, mixture.shares, strict=True)
+        if share
+    ]
+    return math.ceil((recipe.epochs or 1) * max(passes))
+
+
+def build_tokenizer(recipe: Recipe, data: Data) -> TextTokenizer:
+    """``corpus`` (fitted on the mix), ``clip``, ``classes`` or a file."""
+    name = recipe.model.tokenizer or "corpus"
+    length = recipe.model.context_length or (77 if name == "clip" else 32)
+    if name == "corpus":
+        return corpus_tokenizer(data.mix.all_texts(), length)
+    if name == "clip":
+        return clip_tokenizer(length)
+    if name == "classes":
+        return class_tokenizer([item.names[0] for item in data.classes])
+    return load_tokenizer(Path(name), length)
+
+
+def worker_count(recipe: Recipe, device: torch.device, local_world: int) -> int:
+    """``auto``: none on a CPU, where decoding and training share the cores anyway; else the cores of a process, ≤ 8."""
+    if recipe.data.workers != "auto":
+        return recipe.data.workers
+    return 0 if device.type == "cpu" else min(8, cores() // local_world)

@@ -1,0 +1,108 @@
+"""LoRA through peft: adapters beside frozen layers of a tower, and their sum as plain weights again."""
+
+import importlib.util
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from unicl_cli.contracts import Lora
+from unicl_cli.encoders.split_attention import Unpacked, unpackable
+from unicl_cli.errors import UniclError, did_you_mean
+
+MARK = ".lora_"
+"""What the name of every tensor of an adapter holds."""
+KINDS = (nn.Linear, nn.Conv2d, nn.Embedding)
+"""What may be named; of a block's own accord only the Linear layers are taken."""
+
+
+def in_names(names: Iterable[str]) -> bool:
+    """Are there adapters among the tensors of these names?"""
+    return any(MARK in name for name in names)
+
+
+def inject(tower: nn.Module, lora: Lora, key: str) -> None:
+    """Freezes the tower and puts an adapter, which adds nothing yet, beside each of its targets.
+
+    ``key`` is the tower's in the recipe.
+    ``targets`` auto are all Linear layers of its blocks (as QLoRA, NeurIPS 2023, section 4, found to be needed to learn
+    what full fine-tuning learns), those inside torch's attention among them; names are ends of module names.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise UniclError(f"{key}.lora needs the package peft", "pip install 'unicl[peft]'")
+    from peft import LoraConfig, inject_adapter_in_model
+
+    unpack(tower, targets_of(tower, lora.targets, key))
+    names = targets_of(tower, lora.targets, key)
+    config: Any = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType] - a factor; peft types it as an integer
+        lora_dropout=lora.dropout,
+        target_modules="|".join(map(re.escape, names)),
+    )
+    try:
+        inject_adapter_in_model(config, tower)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise UniclError(f"{key}.lora: peft refuses: {error}", f"name other modules in {key}.lora.targets") from error
+
+
+def unpack(tower: nn.Module, names: Sequence[str]) -> None:
+    """Opens each of torch's attentions that one of these layers lies in."""
+    for name, module in list(tower.named_modules()):
+        if unpackable(module) and {*names} & {f"{name}.in_proj", f"{name}.out_proj"}:
+            tower.set_submodule(name, Unpacked(module))  # pyright: ignore[reportArgumentType] - checked above
+
+
+def targets_of(tower: nn.Module, targets: Sequence[str] | str, key: str) -> list[str]:
+    """Full names of the layers that get an adapter, at least one for each of ``targets``."""
+    blocks = {id(m) for unit in getattr(tower, "units", ()) for m in unit.modules()}
+    found = dict(candidates(tower))
+    kind = type(tower).__name__
+    if targets == "auto":
+        names = [name for name, m in found.items() if id(m) in blocks and not isinstance(m, nn.Conv2d | nn.Embedding)]
+        if not names:
+            raise UniclError(
+                f"{key}.lora: {kind} has no Linear layer in its blocks", f"name modules in {key}.lora.targets"
+            )
+        return names
+    chosen: dict[str, None] = {}
+    for target in targets:
+        hit = [name for name in found if name == target or name.endswith(f".{target}")]
+        if not hit:
+            ends = sorted({name.rpartition(".")[2] for name in found})
+            raise UniclError(
+                f"{key}.lora.targets: {kind} has no layer '{target}'{did_you_mean(target, ends)}",
+                f"it has {', '.join(ends[:12])}"
+                if ends
+                else f"it has none that takes an adapter: leave {key}.lora out",
+            )
+        chosen |= dict.fromkeys(hit)
+    return list(chosen)
+
+
+def candidates(tower: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """(name, layer) of all that may have an adapter; for torch's attention the two layers it would be opened into."""
+    closed: tuple[str, ...] = ()
+    for name, module in tower.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            closed += (f"{name}.",)
+            if unpackable(module):
+                yield from ((f"{name}.{part}", module) for part in ("in_proj", "out_proj"))
+        elif isinstance(module, KINDS) and not name.startswith(closed):
+            yield name, module
+
+
+def merge(module: nn.Module) -> None:
+    """Adds every adapter to the layer beside which it stands, in place: the names of the model without adapters."""
+    if importlib.util.find_spec("peft") is None:
+        raise UniclError("a checkpoint with LoRA adapters needs the package peft", "pip install 'unicl[peft]'")
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge()
+            module.set_submodule(name, layer.get_base_layer())
+    for name, attention in list(module.named_modules()):
+        if isinstance(attention, Unpacked):
+            module.set_submodule(name, attention.packed())

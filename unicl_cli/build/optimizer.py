@@ -1,0 +1,103 @@
+"""Recipe to optimizer: parameter groups, weight decay, the learning rate."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from unicl_cli.build import param_groups
+from unicl_cli.build.data import Data, total_steps
+from unicl_cli.contracts import Part, Tuning
+from unicl_cli.core.dist import bare
+from unicl_cli.core.schedule import lr_at
+from unicl_cli.errors import UniclError
+from unicl_cli.recipe.schema import Group, Recipe
+
+UNDECAYED = ("pos", "pos_embed", "positional_embedding", "cls_token", "relative_position_bias_table", "logit_scale")
+HIGH = 1e-4
+"""AdamW's learning rate above which trained weights are hardly fine-tuned."""
+
+
+def doubts(recipe: Recipe, data: Data) -> list[str]:
+    """What is allowed, and hardly meant."""
+    rows = sum(strand.size for strand in data.mix.strands)
+    twice = f"batch.size {recipe.batch.size} is more than the {rows} rows of the mix: each step sees pictures twice"
+    fast = [
+        f"optim.lr makes {rate:g} for model.{name}, which begins with trained weights: more than {HIGH:g} undoes them "
+        f"soon; 1e-5 is usual (or model.{name}.lr_scale, layer_decay, lora)"
+        for name, rate in trained_rates(recipe).items()
+        if rate > HIGH and recipe.optim.name == "adamw"
+    ]
+    steps = total_steps(recipe, data)
+    warmup = warmup_of(recipe, steps)
+    slow = f"schedule.warmup of {warmup:,} steps is longer than the run of {steps:,}: optim.lr is never reached"
+    return [twice] * (recipe.batch.size > rows) + [slow] * (warmup > steps) + fast
+
+
+def trained_rates(recipe: Recipe) -> dict[str, float]:
+    """Peak learning rate of each tower that begins with trained weights, and whose own weights all learn alike."""
+    model, options = recipe.model, recipe.model.part.options
+    begun = set(options) if model.init is not None and model.init_parts is None else set(model.init_parts or ())
+    found: dict[str, float] = {}
+    for name, option in options.items():
+        own = option.tuning if isinstance(option, Part) else option
+        weights = option.options.get("pretrained") if isinstance(option, Part) else options.get("pretrained")
+        if not isinstance(own, Tuning) or not (weights is True or name in begun):
+            continue
+        if own.freeze not in (True, "all") and own.lora is None and own.layer_decay == 1:
+            found[name] = recipe.optim.lr * own.lr_scale
+    return found
+
+
+def no_decay(name: str, parameter: nn.Parameter, embeddings: set[int]) -> bool:
+    """Gains, biases, scales, embeddings and positions keep their size, as in CLIP and Swin."""
+    return parameter.ndim < 2 or id(parameter) in embeddings or name.rsplit(".", 1)[-1] in UNDECAYED
+
+
+def build_optimizer(recipe: Recipe, step: nn.Module) -> torch.optim.Optimizer:
+    """Groups by weight decay and by the factors of tower, layer and ``optim.groups``; what is frozen takes no part."""
+    optim, step = recipe.optim, bare(step)
+    tables = (nn.Embedding, nn.EmbeddingBag)
+    embeddings = {id(m.weight) for m in step.modules() if isinstance(m, tables)}
+    scales, chosen, usual = param_groups.rates(step), param_groups.grouped(optim.groups, step), Group(match="*")
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in step.named_parameters():
+        if parameter.requires_grad:
+            own = chosen.get(name, usual)
+            decay = optim.weight_decay if own.weight_decay is None else own.weight_decay
+            decay = 0.0 if no_decay(name, parameter, embeddings) else decay
+            groups.setdefault((decay, scales.get(id(parameter), 1.0) * own.lr_scale), []).append(parameter)
+    listed: list[dict[str, Any]] = [
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (decay, scale), parameters in groups.items()
+    ]
+    if not listed:
+        raise UniclError("no parameter is left to train", "set freeze: false on a tower")
+    if optim.name == "adamw":
+        return torch.optim.AdamW(listed, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+    if optim.name == "sgd":
+        return torch.optim.SGD(listed, lr=optim.lr, momentum=cast("Any", optim).momentum, nesterov=optim.nesterov)
+    from timm.optim.lars import Lars
+
+    return Lars(
+        cast("Any", listed),
+        lr=optim.lr,
+        momentum=cast("Any", optim).momentum,
+        trust_coeff=0.001,
+        eps=0.0,
+        always_adapt=True,
+    )
+
+
+def rate(recipe: Recipe, steps: int) -> Callable[[int], float]:
+    """The learning rate as a function of the update's number."""
+    schedule, warmup = recipe.schedule, warmup_of(recipe, steps)
+    return partial(lr_at, name=schedule.name, peak=recipe.optim.lr, warmup=warmup, steps=steps, floor=schedule.floor)
+
+
+def warmup_of(recipe: Recipe, steps: int) -> int:
+    """Steps until the learning rate is at its peak; below 1 the recipe gives a share of all."""
+    warmup = recipe.schedule.warmup
+    return round(warmup * steps) if warmup < 1 else int(warmup)

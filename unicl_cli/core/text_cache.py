@@ -1,0 +1,91 @@
+"""Texts whose tower learns no more: each is encoded once, and looked up ever after."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from unicl_cli.core.dist import any_rank
+from unicl_cli.core.host_copy import on_host
+
+ROWS, STEP = 64, 8
+"""Texts that a GPU encodes at once, and what their length is rounded up to."""
+
+
+class New(NamedTuple):
+    """Texts of one shape that have not been seen: their tokens on the host, and what they are known by."""
+
+    tokens: NDArray[np.int64]
+    names: Sequence[bytes]
+
+
+class Bank:
+    """int64 (U, L) tokens -> (U, D): what ``encode`` once gave of each text.
+
+    A vector has to follow from its text alone, or a resumed run, which meets the texts in another order, would not be
+    bit-equal. So texts are encoded in batches of one shape for each length, and on a CPU, whose products round a row
+    by its place among others, one by one. Every rank encodes equally often, since FSDP2 gathers weights each time.
+    """
+
+    def __init__(self, encode: Callable[[Tensor], Tensor], pad_id: int, context_length: int | None) -> None:
+        self.encode, self.pad_id, self.context_length = encode, pad_id, context_length
+        self.places: dict[bytes, int] = {}
+        self.vectors = torch.empty(0)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        known = on_host(tokens)
+        ids = (tokens.cpu() if known is None else known).numpy()
+        lengths = ((ids != self.pad_id) * np.arange(1, ids.shape[1] + 1)).max(1)
+        names = [row[:length].tobytes() for row, length in zip(ids, lengths.tolist(), strict=True)]
+        waiting = self.unseen(ids, lengths, names, 1 if tokens.device.type == "cpu" else ROWS)
+        while any_rank(bool(waiting)):
+            self.keep(waiting.pop() if waiting else New(ids[:1], []), tokens.device)
+        return self.vectors[torch.tensor([self.places[name] for name in names], device=tokens.device)]
+
+    def unseen(
+        self, ids: NDArray[np.int64], lengths: NDArray[np.int64], names: Sequence[bytes], rows: int
+    ) -> list[New]:
+        """The texts that are not there yet, in batches of ``rows``.
+
+        Each has at least one token of padding, which may be what ends a text too, if the context leaves room for it.
+        """
+        groups: dict[int, dict[bytes, int]] = {}
+        for row, name in enumerate(names):
+            if name not in self.places:
+                length = int(lengths[row]) + 1 if rows == 1 else -(-(int(lengths[row]) + 1) // STEP) * STEP
+                groups.setdefault(min(length, self.context_length or length), {}).setdefault(name, row)
+        found: list[New] = []
+        for length, group in groups.items():
+            wide = np.full((len(ids), length), self.pad_id)
+            wide[:, : min(length, ids.shape[1])] = ids[:, :length]
+            for start in range(0, len(group), rows):
+                part = dict(list(group.items())[start : start + rows])
+                places = [*part.values(), *[next(iter(part.values()))] * (rows - len(part))]  # the shape is always full
+                found.append(New(wide[places], list(part)))
+        return found
+
+    @torch.no_grad()
+    def keep(self, new: New, device: torch.device) -> None:
+        """Encodes a batch, and remembers those of its texts that have a name."""
+        vectors = self.encode(torch.from_numpy(new.tokens).to(device))[: len(new.names)]
+        used = len(self.places)
+        if used + len(vectors) > len(self.vectors):
+            larger = vectors.new_empty(max(256, 2 * len(self.vectors)), vectors.shape[1])
+            if used:
+                larger[:used] = self.vectors[:used]
+            self.vectors = larger
+        self.vectors[used : used + len(vectors)] = vectors
+        self.places |= {name: used + n for n, name in enumerate(new.names)}
+
+
+def bank_of(tower: nn.Module, encode: Callable[[Tensor], Tensor]) -> Bank | None:
+    """A bank for a text tower, or None: for one that learns, or has dropout, or whose vectors depend on padding."""
+    part: Any = tower
+    learns = tower.training or any(p.requires_grad for p in tower.parameters())
+    padless = getattr(part, "trim_safe", False) or getattr(part, "pads", False)
+    if learns or not padless:
+        return None
+    return Bank(encode, getattr(part, "pad_id", 0), getattr(part, "context_length", None))

@@ -1,0 +1,172 @@
+"""How a loaded model scores classes: by text, head or pair, as its loss declares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unicl_cli.contracts import ClassName
+from unicl_cli.core.dist import bare
+from unicl_cli.errors import UniclError
+from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
+from unicl_cli.inference.encoder import Encoder
+
+SHOWN = 5
+
+
+class Scorer(NamedTuple):
+    """``scores``: uint8 (b, 3, H, W) -> float32 (b, C) on the model's device, in the order of the classes.
+
+    Larger is likelier; ``cosines`` says that they lie in [-1, 1]. ``logits`` are what the loss's activation makes
+    probabilities of: of each class by itself where ``sigmoid``, else over the classes. ``first`` int64 (C,): the lowest
+    class that nothing tells from this one. ``warnings`` are for the user.
+    """
+
+    scores: Callable[[Tensor], Tensor]
+    logits: Callable[[Tensor], Tensor]
+    sigmoid: bool
+    cosines: bool
+    first: Tensor
+    warnings: tuple[str, ...] = ()
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """(b, C) -> (b, C)."""
+        logits = self.logits(scores)
+        return logits.sigmoid() if self.sigmoid else logits.softmax(1)
+
+
+def scorer_for(
+    encoder: Encoder,
+    classes: Sequence[ClassName],
+    *,
+    prompts: Sequence[Sequence[str]] | None = None,
+    batch: int = 256,
+) -> Scorer:
+    """The scorer of a model for ``classes``; without ``prompts`` of each, its first name in the model's templates."""
+    loaded = encoder.loaded
+    loss: Any = bare(loaded.step).loss
+    if loss.score == "none":
+        raise UniclError(
+            f"model {loaded.name} has nothing that scores classes: its loss trains features only",
+            "measure its features with `unicl probe`",
+        )
+    if loss.score == "head":
+        return by_head(encoder, loss, classes)
+    if loaded.tokenizer is None:
+        raise UniclError(f"model {loaded.name} has no text tower", "measure its features with `unicl probe`")
+    wanted = prompts_of([each.names[:1] for each in classes], loaded.templates) if prompts is None else prompts
+    if loss.score == "pair":
+        return by_pair(encoder, loss, wanted)
+    return by_text(encoder, loss, classes, wanted, batch=batch)
+
+
+def unchanged(scores: Tensor) -> Tensor:
+    return scores
+
+
+def full_precision(tensor: Tensor) -> Any:
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def by_text(
+    encoder: Encoder, loss: Any, classes: Sequence[ClassName], prompts: Sequence[Sequence[str]], *, batch: int
+) -> Scorer:
+    """Cosines with the mean prompt of each class; a loss with a ``bias`` adds it to the logits (SigLIP)."""
+    loaded = encoder.loaded
+    tokenizer = loaded.tokenizer
+    if tokenizer is None:
+        raise ValueError("the model has no tokenizer")
+    shot = zeroshot_classifier(prompts, encode_text=encoder.text, tokenizer=tokenizer, unit=encoder.unit, batch=batch)
+    if not bool(shot.weights.isfinite().all()):
+        raise UniclError(f"non-finite text features from {loaded.name}", "the weights have diverged", exit_code=1)
+    shot = shot._replace(weights=shot.weights.to(encoder.device), first=shot.first.to(encoder.device))
+    scale: Tensor = encoder.call("scale").float()
+    bias = torch.as_tensor(getattr(loss, "bias", 0.0)).detach().float().to(encoder.device)
+
+    def scores(images: Tensor) -> Tensor:
+        embed = encoder.image(images).embed
+        with full_precision(embed):
+            return shot.cosines(embed)
+
+    def logits(cosines: Tensor) -> Tensor:
+        return scale * cosines + bias
+
+    warnings: list[str] = []
+    if shot.duplicates:
+        groups = [" = ".join(classes[label].names[0] for label in group) for group in shot.duplicates]
+        warnings.append(f"{len(groups)} groups of classes have the same prompts: {shortened(groups)}")
+    if shot.cut:
+        length = tokenizer.context_length
+        warnings.append(f"{shot.cut} of {shot.prompts} prompts were cut at the context of {length} tokens")
+    return Scorer(
+        scores=scores,
+        logits=logits,
+        sigmoid=loss.activation == "sigmoid",
+        cosines=encoder.unit,
+        first=shot.first.cpu(),
+        warnings=tuple(warnings),
+    )
+
+
+def by_head(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) -> Scorer:
+    """The columns of the trained classifier; a class that it does not know scores -inf."""
+    loaded = encoder.loaded
+    known = head_columns(loaded.classes)
+    columns = [known.get(each.key, known.get(each.names[0])) for each in classes]
+    unknown = [each.names[0] for each, column in zip(classes, columns, strict=True) if column is None]
+    if len(unknown) == len(classes):
+        raise UniclError(
+            f"model {loaded.name} knows none of these classes: {shortened(unknown)}",
+            "its loss trained a classifier of its own classes; others need a model with a text tower, or `unicl probe`",
+        )
+    taken = torch.tensor([column or 0 for column in columns], device=encoder.device)
+    hidden = torch.tensor([column is None for column in columns], device=encoder.device)
+
+    def scores(images: Tensor) -> Tensor:
+        pooled = encoder.image(images).pooled
+        with torch.no_grad(), full_precision(pooled):
+            return loss.head(pooled).float()[:, taken].masked_fill(hidden, -torch.inf)
+
+    told = f"{len(unknown)} of {len(classes)} classes are unknown to the model's classifier: {shortened(unknown)}"
+    return Scorer(
+        scores=scores,
+        logits=unchanged,
+        sigmoid=loss.activation == "sigmoid",
+        cosines=False,
+        first=torch.arange(len(classes)),
+        warnings=(told,) if unknown else (),
+    )
+
+
+def head_columns(classes: Sequence[ClassName]) -> dict[str, int]:
+    """Column by key and, where no key says otherwise, by any name of a class."""
+    by_name = {name: column for column, each in reversed(list(enumerate(classes))) for name in each.names}
+    return by_name | {each.key: column for column, each in enumerate(classes)}
+
+
+def by_pair(encoder: Encoder, loss: Any, prompts: Sequence[Sequence[str]]) -> Scorer:
+    """What the loss itself says of each picture with the first prompt of each class."""
+    loaded = encoder.loaded
+    tokenizer = loaded.tokenizer
+    if tokenizer is None:
+        raise ValueError("the model has no tokenizer")
+    tokens = tokenizer([own[0] for own in prompts])
+
+    def scores(images: Tensor) -> Tensor:
+        return encoder.call("pair_scores", images, tokens).float()
+
+    return Scorer(
+        scores=scores,
+        logits=unchanged,
+        sigmoid=loss.activation == "sigmoid",
+        cosines=False,
+        first=torch.arange(len(prompts)),
+    )
+
+
+def shortened(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

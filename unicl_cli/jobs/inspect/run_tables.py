@@ -1,0 +1,189 @@
+"""A checkpoint and a run as tables for a terminal, and as pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from unicl_cli.core.files import size_of
+from unicl_cli.evaluate.tables import columns
+from unicl_cli.jobs.runs import ago, spark
+from unicl_cli.pages import html
+from unicl_cli.pages.html import Html, section, tag
+
+FIGURES = ("loss", "excess_loss", "lr", "logit_scale", "grad_norm", "img_s", "label_share", "unique_text", "padding")
+"""Of the last line of metrics.jsonl."""
+
+
+def named_values(title: str, rows: Mapping[str, str]) -> Table:
+    """Names and values."""
+    table = Table(title=title, show_header=False, min_width=min(76, len(title) + 4))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def checkpoint_rows(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What a checkpoint is, in words; what a damaged one does not tell is left out."""
+    optimizer = "there: training can go on" if facts["whole"] else "there"
+    versions = facts.get("versions", {})
+    words = {
+        "step": f"{facts['step']:,} of {facts['steps']:,}" if {"step", "steps"} <= facts.keys() else None,
+        "files": "whole, by sizes and checksums" if facts["whole"] else "damaged",
+        "parameters": f"{facts['parameters']:,}, {', '.join(facts['types'])}" if "parameters" in facts else None,
+        "embed_dim": facts.get("embed_dim"),
+        "logit_scale": f"{facts['logit_scale']:.2f}" if "logit_scale" in facts else None,
+        "moving average": "there" if facts["ema"] else "none",
+        "optimizer": optimizer if facts["optimizer"] else "none: weights only",
+        "batch": facts.get("batch_size"),
+        "processes": facts.get("world"),
+        "seed": facts.get("seed"),
+        "recipe": facts.get("recipe", "")[:16] or None,
+        **{f"corpus {name}": str(checksum)[:16] for name, checksum in facts.get("corpora", {}).items()},
+        "written by": ", ".join(f"{name} {versions[name]}" for name in ("unicl", "torch") if name in versions) or None,
+    }
+    return {name: str(value)[:60] for name, value in words.items() if value is not None}
+
+
+def file_lines(facts: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    return [
+        (f["file"], f["state"], f"{f['tensors']:,}" if "tensors" in f else "–", size_of(f["bytes"]))
+        for f in facts["files"]
+    ]
+
+
+def tower_lines(facts: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    shown = ((t, "–" if t["rms"] is None else f"{t['rms']:.3g}") for t in facts.get("towers", ()))
+    return [(t["tower"], f"{t['tensors']:,}", f"{t['parameters']:,}", f"{t['buffers']:,}", rms) for t, rms in shown]
+
+
+FILE_HEAD, TOWER_HEAD = ("file", "state", "tensors", "size"), ("tower", "tensors", "parameters", "buffers", "rms")
+
+
+def checkpoint_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
+    yield named_values(f"Checkpoint {facts['path']}", checkpoint_rows(facts))
+    table = columns("Files", FILE_HEAD[:2], FILE_HEAD[2:])
+    for line in file_lines(facts):
+        table.add_row(*line)
+    yield table
+    if lines := tower_lines(facts):
+        table = columns("Weights", TOWER_HEAD[:1], TOWER_HEAD[1:])
+        for line in lines:
+            table.add_row(*line)
+        yield table
+
+
+def checkpoint_page(facts: Mapping[str, Any]) -> str:
+    rows = checkpoint_rows(facts)
+    large = html.numbers([(name, rows[name]) for name in ("step", "parameters", "embed_dim") if name in rows])
+    bars = [(t["tower"], float(t["parameters"]), f"{t['parameters']:,}") for t in facts.get("towers", ())]
+    parts = [
+        large,
+        notes(facts),
+        section("Facts", html.table(("", ""), list(rows.items()), left=2)),
+        section("Files", html.table(FILE_HEAD, file_lines(facts), left=2)),
+        section("Parameters", html.bars(bars), html.table(TOWER_HEAD, tower_lines(facts))),
+    ]
+    lead = f"checkpoint · {'whole' if facts['whole'] else 'damaged'}"
+    return html.page(Path(facts["path"]).name, lead, *(part for part in parts if part))
+
+
+def notes(facts: Mapping[str, Any]) -> Html:
+    return section("What to know", html.points(facts["notes"])) if facts["notes"] else Html("")
+
+
+# -- a run ----------------------------------------------------------------------------------------------------------
+
+
+def run_rows(facts: Mapping[str, Any]) -> dict[str, str]:
+    """State and recipe, in words."""
+    at = f" at step {facts['step']:,} of {facts['steps']:,}" if facts.get("steps") else ""
+    rows = {"state": f"{facts['state']}{at}, {ago(facts['age_s'])} ago"}
+    recipe = facts["recipe"]
+    if recipe:
+        rows |= {
+            "data": ", ".join(recipe["corpora"]),
+            "towers": f"{recipe['image']} at {recipe['image_size']} px, {recipe['text'] or 'no text tower'}",
+            "loss": recipe["loss"],
+            "optimizer": f"{recipe['optimizer']}, lr {recipe['lr']:g}",
+            "batch": f"{recipe['batch_size']:,}",
+            "length": ", ".join(f"{value:g} {key}" for key, value in recipe["length"].items()),
+        }
+    if facts["model"]:
+        averaged = ", with a moving average" if facts["model"]["ema"] else ""
+        rows["model"] = f"{facts['model']['values']:,} values, {size_of(facts['model']['bytes'])}{averaged}"
+    if "continue" in facts:
+        rows["to go on"] = facts["continue"]
+    return rows
+
+
+def last_figures(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    last = facts["last"] or {}
+    return [(name, f"{last[name]:.4g}") for name in FIGURES if isinstance(last.get(name), int | float)]
+
+
+def losses(facts: Mapping[str, Any]) -> list[tuple[float, float]]:
+    return [(point["step"], point["loss"]) for point in facts["curve"]]
+
+
+def validation_lines(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: a figure that one validation has and another has not leaves a gap."""
+    rows = facts["validations"]
+    names = list(dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, float)))
+    lines = [
+        [
+            *(str(row.get(key, "?")) for key in ("step", "corpus", "split")),
+            *(f"{row[name]:.3f}" if isinstance(row.get(name), float) else "–" for name in names),
+        ]
+        for row in rows
+    ]
+    return ["step", "corpus", "split", *names], lines
+
+
+def checkpoint_lines(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    return [
+        (c["checkpoint"], "whole by its sizes" if c["whole"] else "damaged", size_of(c["bytes"]))
+        for c in facts["checkpoints"]
+    ]
+
+
+def run_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
+    rows = run_rows(facts)
+    curve = losses(facts)
+    if len(curve) > 1:
+        values = [loss for _, loss in curve]
+        rows["losses"] = f"{values[0]:.3f} {spark(values, 32)} {values[-1]:.3f}"
+    rows |= {f"last {name}": value for name, value in last_figures(facts)}
+    yield named_values(f"Run {facts['path']}", rows)
+    if facts["validations"]:
+        head, lines = validation_lines(facts)
+        table = columns("Validations", head[:3], head[3:])
+        for line in lines:
+            table.add_row(*line)
+        yield table
+    if facts["checkpoints"]:
+        table = columns("Checkpoints", ("checkpoint", "state"), ("size",))
+        for line in checkpoint_lines(facts):
+            table.add_row(*line)
+        yield table
+
+
+def run_page(facts: Mapping[str, Any]) -> str:
+    curve, validations = losses(facts), validation_lines(facts)
+    rows = [(name, tag("code", value) if name == "to go on" else value) for name, value in run_rows(facts).items()]
+    parts = [
+        html.numbers(last_figures(facts)[:6]) if facts["last"] else Html(""),
+        notes(facts),
+        section("Loss", html.line_chart(curve, name="steps")) if len(curve) > 1 else Html(""),
+        section("Run", html.table(("", ""), rows, left=2)),
+        section("Validations", html.table(validations[0], validations[1], left=3)) if validations[1] else Html(""),
+        section("Checkpoints", html.table(("checkpoint", "state", "size"), checkpoint_lines(facts), left=2))
+        if facts["checkpoints"]
+        else Html(""),
+    ]
+    return html.page(Path(facts["path"]).name, rows[0][1], *(part for part in parts if part))

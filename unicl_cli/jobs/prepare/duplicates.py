@@ -1,0 +1,178 @@
+"""Which rows show one picture, byte for byte: found before shards are written, so that none needs to know another."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from unicl_cli.contracts import DatasetSource, Row
+from unicl_cli.core.files import write_atomic
+from unicl_cli.data import text
+from unicl_cli.jobs.prepare.shards import THREADS, Tick, Unit, Work, chunks_of, json_bytes, usable_texts
+
+FILE = "duplicates.json"
+_NO_DIGEST = bytes(32)
+"""Of a row that takes no part: it cannot be read, or its unit leaves it out unread."""
+_EXAMPLES = 5
+
+
+class Duplicates(NamedTuple):
+    """``gone``: key of a row that is left out -> key of the row that stays; ``texts``: what that one gets of them."""
+
+    gone: Mapping[str, str]
+    texts: Mapping[str, Sequence[str]]
+    facts: Mapping[str, Any]
+
+
+NONE = Duplicates({}, {}, {})
+
+
+def hash_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]) -> dict[str, Any] | None:
+    """Write the sha256 of each row's picture beside the markers; None if stopped. Pictures are dropped at once."""
+    digests: list[bytes] = []
+    total = 0
+
+    def one(row: Row) -> tuple[bytes, int]:
+        return (_NO_DIGEST, 0) if stopped() else _digest(row, work, source)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        for chunk in chunks_of(work):
+            done = list(threads.map(one, chunk))
+            if stopped():
+                return None
+            digests += [digest for digest, _ in done]
+            size = sum(count for _, count in done)
+            total += size
+            tick(len(chunk), size, {})
+    write_atomic(work.out / work.unit.hashes, b"".join(digests))
+    return {"rows": len(digests), "rejected": {}, "payload": total}
+
+
+def unhashed(units: Iterable[Unit], out: Path) -> list[Unit]:
+    """Units whose digests are not there, or not whole."""
+
+    def size(unit: Unit) -> int:
+        file = out / unit.hashes
+        return file.stat().st_size if file.is_file() else -1
+
+    return [unit for unit in units if size(unit) != 32 * unit.rows]
+
+
+def forget_digests(units: Iterable[Unit], out: Path) -> None:
+    for unit in units:
+        (out / unit.hashes).unlink(missing_ok=True)
+
+
+def read_found(out: Path) -> Duplicates | None:
+    """What an earlier run found; None if it did not come so far."""
+    try:
+        found = json.loads((out / FILE).read_bytes())
+        return Duplicates(found["gone"], found["texts"], found["facts"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def find(units: Sequence[Unit], held_out: frozenset[str], row_at: Callable[[Unit, int], Row], out: Path) -> Duplicates:
+    """Compare the digests of all units and keep the result in FILE: the first row of the plan stays.
+
+    Rows are compared within one kind and split over all sources. ``held_out`` names sources whose `val` was cut from
+    their `train`: those rows are compared with `train` and come after it, or one picture would lie on both sides.
+    """
+    gone: dict[str, str] = {}
+    texts: dict[str, list[str]] = {}
+    groups, differ = 0, list[list[str]]()
+    for members in _scopes(units, held_out):
+        starts = np.cumsum([0, *(unit.rows for unit in members)])
+        digests = np.frombuffer(b"".join((out / unit.hashes).read_bytes() for unit in members), np.uint8)
+        for places in _equal(digests.reshape(-1, 32)):
+            at = [int(np.searchsorted(starts, place, side="right")) - 1 for place in places]
+            first, *rest = [row_at(members[n], int(p - starts[n])) for n, p in zip(at, places, strict=True)]
+            gone.update(dict.fromkeys((row.key for row in rest), first.key))
+            if more := _other_texts(first, rest):
+                texts[first.key] = more
+            differ += [[first.key, row.key] for row in rest if row.label != first.label]
+            groups += 1
+    facts = {
+        "groups": groups,
+        "rows": len(gone),
+        "texts": sum(map(len, texts.values())),
+        "labels_differ": len(differ),
+        "labels_differ_examples": differ[:_EXAMPLES],
+    }
+    write_atomic(out / FILE, json_bytes({"facts": facts, "gone": gone, "texts": texts}))
+    return Duplicates(gone, texts, facts)
+
+
+def repeated(folder: Path, shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Equal pictures among those stored, counted over 64 bits of their sha256.
+
+    ``in_a_kind``: rows beyond the first of one picture in a kind and split; ``in_two_kinds``: pictures of the training
+    split that have rows of several kinds; ``of_eval``: for each other split, training rows whose picture is there too.
+    """
+    found: dict[tuple[str, str], list[NDArray[np.uint64]]] = {}
+    for shard in shards:
+        column = pq.read_table(folder / shard["file"], columns=["sha256"]).column("sha256")
+        digests = np.frombuffer(b"".join(column.to_pylist()), np.uint64)[::4]
+        found.setdefault((shard["split"], shard["kind"]), []).append(digests)
+    pictures = {at: np.concatenate(of) for at, of in found.items()}
+    training = [np.unique(of) for (split, _), of in pictures.items() if split == "train"]
+    rows = [of for (split, _), of in pictures.items() if split == "train"]
+    others = dict.fromkeys(split for split, _ in pictures if split != "train")
+    return {
+        "in_a_kind": sum(len(of) - len(np.unique(of)) for of in pictures.values()),
+        "in_two_kinds": sum(map(len, training)) - len(np.unique(np.concatenate(training))) if training else 0,
+        "of_eval": {
+            other: sum(int(np.isin(of, _joined(pictures, other)).sum()) for of in rows) for other in others if rows
+        },
+    }
+
+
+def _joined(pictures: Mapping[tuple[str, str], NDArray[np.uint64]], split: str) -> NDArray[np.uint64]:
+    return np.concatenate([of for (s, _), of in pictures.items() if s == split])
+
+
+def _digest(row: Row, work: Work, source: DatasetSource) -> tuple[bytes, int]:
+    if usable_texts(row, work)[1]:
+        return _NO_DIGEST, 0
+    try:
+        data = source.read(row)["image"]
+    except Exception:  # noqa: BLE001 - the same row is read again by its unit, which counts it with its reason
+        return _NO_DIGEST, 0
+    return hashlib.sha256(data).digest(), len(data)
+
+
+def _scopes(units: Sequence[Unit], held_out: frozenset[str]) -> Iterator[list[Unit]]:
+    scopes: dict[tuple[str, str], list[Unit]] = {}
+    cut = [unit.split == "val" and unit.source in held_out for unit in units]
+    for late in (False, True):
+        for unit, is_cut in zip(units, cut, strict=True):
+            if is_cut == late:
+                scopes.setdefault((unit.kind, "train" if is_cut else unit.split), []).append(unit)
+    yield from scopes.values()
+
+
+def _equal(digests: NDArray[np.uint8]) -> Iterator[NDArray[np.int64]]:
+    """(n, 32) -> ascending row numbers of each group of two or more equal digests."""
+    words = np.ascontiguousarray(digests).view(np.uint64)  # (n, 4)
+    order = np.lexsort(words.T)  # stable: equal rows stay in ascending order
+    ordered = words[order]
+    ends = np.flatnonzero(np.append((ordered[1:] != ordered[:-1]).any(1), True)) + 1
+    for start, end in zip(np.append(0, ends[:-1]), ends, strict=True):
+        if end - start > 1 and ordered[start].any():
+            yield order[start:end]
+
+
+def _other_texts(first: Row, rest: Sequence[Row]) -> list[str]:
+    met = {text.clean(t) for t in first.texts}
+    more: list[str] = []
+    for other in (t for row in rest for t in row.texts):
+        if (plain := text.clean(other)) not in met:
+            met.add(plain)
+            more.append(other)
+    return more

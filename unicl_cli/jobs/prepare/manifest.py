@@ -1,0 +1,81 @@
+"""The manifest of a corpus, folded from the markers of its units."""
+
+import hashlib
+import json
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+from unicl_cli.contracts import ClassName
+from unicl_cli.data.corpus import SCHEMA_VERSION
+
+
+def fold_manifest(
+    plan: dict[str, Any],
+    classes: Sequence[ClassName],
+    markers: Sequence[dict[str, Any]],
+    *,
+    name: str,
+    dedup: Mapping[str, Any] | None,
+    repeated: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The manifest from the plan and the markers in unit order, so that it can be rebuilt at any time.
+
+    ``dedup`` is what `--dedup exact` left out, ``repeated`` counts the equal pictures that are stored.
+    """
+    rejected: Counter[str] = Counter()
+    counts: dict[str, list[int]] = {}
+    for marker in markers:
+        rejected.update(marker["rejected"])
+        if marker["labels"]:
+            of_split = counts.setdefault(marker["split"], [0] * len(classes))
+            for label, count in marker["labels"].items():
+                of_split[int(label)] += count
+    shards = [marker for marker in markers if marker["rows"]]
+    described = ("file", "split", "source", "kind", "rows", "bytes", "sha256", "row_groups")
+    identity = {field: value for field, value in plan.items() if field not in ("units", "versions")}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "license": None,
+        "sources": [
+            {"name": s["name"], "kinds": [s["kind"]], "path": s["src"], "sha256": s["fingerprint"]}
+            for s in plan["sources"]
+        ],
+        "created_by": plan["versions"],
+        "plan_sha256": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        "rows": sum(m["rows"] for m in shards),
+        "rows_labelled": sum(sum(m["labels"].values()) for m in shards),
+        "rows_captioned": sum(m["captioned"] for m in shards),
+        "rejected": dict(sorted(rejected.items())),
+        "bytes": sum(m["bytes"] for m in shards),
+        "shards": [{field: marker[field] for field in described} for marker in shards],
+        "classes": [
+            {"id": number, "key": c.key, "names": list(c.names), "prompt_name": c.names[0]}
+            for number, c in enumerate(classes)
+        ],
+        "class_counts": counts,
+        "templates": plan["templates"],
+        "text_stats": _text_stats(markers),
+        "image": {"policy": "original" if plan["size"] is None else "short side", "size": plan["size"], "quality": 90},
+        "dedup": {"exact": dedup, "near": None},
+        "equal_pictures": {"in_a_kind": repeated["in_a_kind"], "in_two_kinds": repeated["in_two_kinds"]},
+        "duplicates_of_eval": repeated["of_eval"],
+        "permuted_seed": plan["seed"],
+    }
+
+
+def _text_stats(markers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Words (what white space parts) of the captions that are stored: the nearest rank of 50 and 95 in 100."""
+    words: Counter[int] = Counter()
+    for marker in markers:
+        words.update({int(count): times for count, times in marker["words"].items()})
+    total, lengths = words.total(), sorted(words)
+    ends = list(accumulate(words[length] for length in lengths))
+
+    def rank(share: float) -> int:
+        return lengths[bisect_left(ends, share * total)] if total else 0
+
+    return {"unit": "words", "texts": total, "p50": rank(0.5), "p95": rank(0.95), "max": rank(1)}

@@ -1,0 +1,173 @@
+"""What a training step takes of memory and computes, from one step of tensors that have shapes and no numbers."""
+
+import contextlib
+import weakref
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from unicl_cli.contracts import Batch, Model
+from unicl_cli.core.dist import local_part, pretended, shard
+from unicl_cli.core.loop import Step
+from unicl_cli.recipe.schema import Recipe
+
+METHOD = (
+    "estimate in {}: a step is run on tensors without numbers, forward and backward, and counted is what lives at once "
+    "(activations of one micro-batch, gathered features, tiles of the loss, pictures), beside weights, gradients, what "
+    "the optimiser keeps and the average; texts are taken as all distinct and of full length. Left out: the workspace "
+    "of convolutions, the allocator's own loss, what the libraries take; on the host one copy of a checkpoint while it "
+    "is written"
+)
+FIELDS = {"adamw": 2, "sgd": 1, "lars": 1}
+"""Numbers that the optimiser keeps for each trained parameter."""
+
+
+class Shape(NamedTuple):
+    """A rank's share of a batch: rows, views of each picture, its side, and the longest text (None: no texts)."""
+
+    rows: int
+    views: int
+    side: int
+    length: int | None
+
+
+def batch_of(shape: Shape) -> Batch:
+    """A batch in which every text is a distinct one of full length; under ``unreal`` it has no numbers."""
+    rows, views, side, length = shape
+    size = (rows, views, 3, side, side) if views > 1 else (rows, 3, side, side)
+    return Batch(
+        images=torch.empty(size, dtype=torch.uint8),
+        tokens=torch.empty(rows, length or 1, dtype=torch.int64),
+        **{name: torch.empty(rows, dtype=torch.int64) for name in ("text_index", "labels", "keys", "draws")},
+        extra={},
+    )
+
+
+def unreal(*steps: nn.Module) -> FakeTensorMode:
+    """Moves modules from the meta device to a processor that computes shapes only; their forward belongs inside."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    moved: dict[int, tuple[Tensor, Tensor]] = {}  # what two names share stays shared
+    with mode:
+        for module in dict.fromkeys(inner for step in steps for inner in step.modules()):
+            for table in (module._parameters, module._buffers):  # pyright: ignore[reportPrivateUsage]
+                for name, tensor in table.items():
+                    if tensor is not None:
+                        pair = moved.setdefault(id(tensor), (tensor, _twin(tensor)))
+                        table[name] = cast("Any", pair[1])
+    return mode
+
+
+def _twin(tensor: Tensor) -> Tensor:
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+class Ledger(TorchDispatchMode):
+    """Bytes of the storages that operations inside make, as long as they live: ``now``, and ``most`` at once.
+
+    Those of ``known`` tensors are not counted, under whatever view.
+    """
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}  # pyright: ignore[reportPrivateUsage]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and (key := leaf.untyped_storage()._cdata) not in self.sizes:  # pyright: ignore[reportPrivateUsage]
+                self.sizes[key] = 0
+                weakref.finalize(leaf.untyped_storage(), self.leave, key)
+                self.note(key, leaf.untyped_storage().nbytes())
+        return out
+
+    def note(self, key: int, size: int) -> None:
+        """A storage has ``size`` bytes from here on."""
+        self.now += size - self.sizes[key]
+        self.sizes[key] = size
+        self.most = max(self.most, self.now)
+
+    def leave(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+    @contextlib.contextmanager
+    def resizes(self) -> Generator[None]:
+        """FSDP2 gives memory back, and takes it again, by the size of a storage."""
+        plain, ledger = torch.UntypedStorage.resize_, self
+
+        def resize(self: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+            changed = plain(self, size)
+            if (key := self._cdata) in ledger.sizes:  # pyright: ignore[reportPrivateUsage]
+                ledger.note(key, self.nbytes())
+            return changed
+
+        torch.UntypedStorage.resize_ = resize
+        try:
+            yield
+        finally:
+            torch.UntypedStorage.resize_ = plain
+
+
+def step_bytes(step: Step, mode: FakeTensorMode, shape: Shape, *, world: int, strategy: str, half: bool) -> int:
+    """Bytes that a step of a rank's share has alive at most, beside what ``states`` counts, of ``world`` processes.
+
+    ``step`` comes from ``unreal``, and may be sharded here: it is of no other use then. ``half``: bf16 autocast.
+    """
+    apart = world > 1 and strategy == "ddp"  # DDP has a place for every gradient all the time
+    hooks = [p.register_post_accumulate_grad_hook(_forget) for p in step.parameters() if p.requires_grad and apart]
+    with pretended(world):
+        module = shard(step, "cpu") if world > 1 and strategy == "fsdp2" else step
+        ledger = Ledger(local_part(x) for x in (*module.parameters(), *module.buffers()))
+        with mode, ledger, ledger.resizes(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = module(batch_of(shape))["loss"]
+            with torch.autocast("cpu", enabled=False):
+                loss.backward()
+    for hook in hooks:
+        hook.remove()
+    return ledger.most
+
+
+def _forget(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def step_bytes_in_parts(make: Callable[[int], int], rows: int, at_once: int) -> int:
+    """``make(rows)`` bytes of a step, ``at_once`` of them encoded at once; from few parts where they are many.
+
+    Each further part adds its features and pictures and nothing else.
+    """
+    if rows <= 3 * at_once:
+        return make(rows)
+    two, three = make(2 * at_once), make(3 * at_once)
+    return two + (three - two) * (rows - 2 * at_once) // at_once
+
+
+def states(recipe: Recipe, step: Step, sharded_over: int) -> dict[str, int]:
+    """Bytes of weights, gradients, optimiser and average on one rank; FSDP2 shares them out."""
+    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in step.parameters()]
+    whole, trained = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
+    found = {"weights": whole, "gradients": trained, "optimizer": FIELDS[recipe.optim.name] * trained}
+    if recipe.ema is not None:
+        found["ema"] = trained
+    return {name: -(-size // sharded_over) for name, size in found.items()}
+
+
+def flops(step: Step, shape: Shape) -> dict[str, int]:
+    """Floating-point operations of one forward of a picture, and of a text of full length."""
+    model, two = cast("Model", step.model), batch_of(shape._replace(rows=2, views=1))
+    counted: dict[str, int] = {}
+    ways: dict[str, Callable[[], Any]] = {"picture": lambda: model.encode_image(two.images)}
+    if shape.length is not None:
+        ways["text"] = lambda: model.encode_text(two.tokens)
+    for name, forward in ways.items():
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            forward()
+        counted[name] = counter.get_total_flops() // 2
+    return counted

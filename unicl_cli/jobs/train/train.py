@@ -1,0 +1,153 @@
+"""`unicl train`: a recipe in, a run directory out; the same command continues what was cut."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from filelock import FileLock, Timeout
+
+from unicl_cli.build.optimizer import build_optimizer
+from unicl_cli.core.checkpoint import discard_parts
+from unicl_cli.core.dist import any_rank, bare, barrier, rank, shard, sum_over_ranks, world_size
+from unicl_cli.core.ema import Average
+from unicl_cli.core.files import folder_for, write_atomic
+from unicl_cli.core.loop import Step
+from unicl_cli.core.switches import compile_units
+from unicl_cli.core.trackers import check_installed
+from unicl_cli.errors import Stopped, UniclError
+from unicl_cli.jobs.train.micro_batch import advised, sharded
+from unicl_cli.jobs.train.setup import keep_parts, platform_facts, prepared, resume
+from unicl_cli.jobs.train.stage import Stage
+from unicl_cli.jobs.train.text_cache import remember_texts
+from unicl_cli.launch.accelerator import start_accelerator
+from unicl_cli.launch.slurm import requeued
+from unicl_cli.launch.stopping import StopFlag
+from unicl_cli.recipe.schema import Recipe
+from unicl_cli.recipe.stages import stages_of
+
+
+class Request(NamedTuple):
+    """What the command line adds to a recipe."""
+
+    devices: str = "auto"
+    resume: str = "auto"  # auto | never | a checkpoint directory
+    quiet: bool = False
+    requeue: bool = False  # SLURM's job, on SIGUSR1
+
+
+def environment(devices: str) -> dict[str, Any]:
+    """``env.json``: enough to see why another machine gives other numbers."""
+    return {
+        **platform_facts(),
+        "devices": devices,
+        "world": world_size(),
+        "cuda": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
+        "command": sys.argv,
+        "cwd": str(Path.cwd()),
+    }
+
+
+def train(
+    recipe: Recipe, run: Path, request: Request, stop: StopFlag, *, source: str, overrides: Sequence[str]
+) -> None:
+    """All stages of a recipe into ``run``; on every rank. ``stop`` has been installed."""
+    stages = stages_of(recipe, run)
+    for stage, _, _ in stages:
+        check_installed(stage.log.trackers)
+    if recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(recipe.deterministic)
+    accelerator = start_accelerator(recipe.precision, request.devices)
+    stop.install()  # a worker too hears signals now that it has peers to leave with
+    begin = partial(keep_source, run, source, overrides, request)
+    first = rank() == 0
+    with claimed(run) if first else nullcontext(), requeued(stop, wanted=request.requeue and first):
+        barrier()
+        for stage, folder, start in stages:
+            leave_together(stop)
+            train_stage(stage, folder, start, request, accelerator, stop, begin)
+    accelerator.end_training()
+
+
+def leave_together(stop: StopFlag) -> None:
+    """Before the first step of a stage: if a signal has reached any rank, all leave."""
+    if any_rank(stop()):
+        raise Stopped("stopped before the next step was made", "the same command goes on")
+
+
+@contextmanager
+def claimed(run: Path) -> Generator[None]:
+    """Makes the run directory this training's own; where nothing came to be written, none of it is left."""
+    if (run / "manifest.json").exists():
+        raise UniclError(f"{run}: is a corpus, no place for a run", "give another --run-dir")
+    lock, begun = FileLock(run / "run.lock"), run / "env.json"
+    with ExitStack() as at_end:
+        try:
+            at_end.enter_context(folder_for(run))
+            fresh = not Path(lock.lock_file).exists()
+            at_end.enter_context(lock.acquire(timeout=0))
+        except Timeout as error:
+            raise UniclError(f"{run}: another training is writing here", "wait for it, or give --run-dir") from error
+        except OSError as error:
+            raise UniclError(f"{run}: cannot be written: {error.strerror}", "give another --run-dir") from error
+        try:
+            yield
+        finally:
+            if fresh and not begun.exists():
+                Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def keep_source(run: Path, source: str, overrides: Sequence[str], request: Request) -> None:
+    """The recipe as given, for people; ``resolved.yaml`` is what everything reads."""
+    text = Path(source).read_text(encoding="utf-8") if Path(source).is_file() else f"extends: {source}\n"
+    write_atomic(run / "recipe.yaml", text)
+    write_atomic(run / "overrides.txt", "".join(f"{item}\n" for item in overrides))
+    write_atomic(run / "env.json", json.dumps(environment(request.devices), indent=1))
+
+
+def train_stage(
+    recipe: Recipe,
+    run: Path,
+    start_from: str | None,
+    request: Request,
+    accelerator: Any,
+    stop: StopFlag,
+    begin: Callable[[], None],
+) -> None:
+    """One recipe into one run directory, from its newest checkpoint on; a finished one is left as it is.
+
+    Nothing is written before all is built and loaded: a mistake that is found there leaves no run. ``begin`` writes
+    what the whole run keeps.
+    """
+    if (run / "meta.json").is_file() and request.resume == "auto":
+        if rank() == 0:
+            sys.stderr.write(f"{run}: already finished\n")
+        return
+    parts = prepared(recipe, accelerator, run, request.resume, start_from)
+    step = parts.step
+    if recipe.parallel.compile:
+        compile_units(step)
+    step = shard(step) if sharded(recipe) else accelerator.prepare(step)
+    optimizer = accelerator.prepare(build_optimizer(recipe, step))
+    average = None if recipe.ema is None else Average(step, recipe.ema.decay, warmup=recipe.ema.warmup)
+    facts = resume(request.resume, run, parts, step, optimizer, average)
+    done = 0 if facts is None else int(facts["step"])
+    if any_rank(done * world_size() != sum_over_ranks(torch.tensor(done, device=accelerator.device)).item()):
+        raise UniclError(f"{run}: not every process sees its checkpoints", "put --run-dir where all nodes can read it")
+    leave_together(stop)
+    if rank() == 0:
+        begin()
+        for folder in (run, run / "checkpoints"):
+            discard_parts(folder)  # of a run that was killed
+        keep_parts(parts, run)
+    if (said := remember_texts(parts, step)) is not None and rank() == 0:
+        sys.stderr.write(f"{run}: {said}\n")
+    with advised(recipe, parts.micro, cast("Step", bare(step))):
+        Stage(parts._replace(step=step), run, accelerator, optimizer, average).run(facts, stop, quiet=request.quiet)

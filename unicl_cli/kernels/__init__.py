@@ -1,0 +1,1 @@
+"""Exact tiled sums over pairs, and the kernels that compute them."""

@@ -1,0 +1,1 @@
+"""Joining and starting the processes of a command."""

@@ -1,0 +1,84 @@
+"""The Accelerator of this process: device, precision, process group."""
+
+import os
+import sys
+import warnings
+from datetime import timedelta
+from typing import Any
+
+from unicl_cli.core.machine import cores
+from unicl_cli.errors import UniclError
+from unicl_cli.launch.plan import MPI
+from unicl_cli.launch.process import is_peer, is_worker
+
+
+def start_accelerator(precision: str = "auto", devices: str = "auto") -> Any:
+    """The Accelerator of this process: device, precision (auto: bf16 on a GPU that has it, else fp32), process group.
+
+    Everything that accelerate would read from its environment variables or its per-user file is passed here.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+
+    # torch 2.15 renames an option that accelerate still passes on under its old name
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    cpu = devices.startswith("cpu") or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if precision == "auto":
+        precision = "bf16" if not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "fp16" and cpu:  # accelerate would go on in fp32 and say nothing
+        raise UniclError("precision fp16 needs a GPU", "set precision=auto, bf16 or fp32")
+    mixed = "no" if precision == "fp32" else precision
+    set_aside_accelerates(mixed, cpu="1" if cpu else "no")
+    if is_worker():
+        prepare_group(torch)
+    accelerator = Accelerator(
+        mixed_precision=mixed,
+        cpu=cpu,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # a plain 1 gives way to the environment
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(minutes=10)),
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+        ],
+    )
+    if is_worker() and str(accelerator.num_processes) != os.environ["WORLD_SIZE"]:  # each would train for itself
+        raise UniclError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but accelerate opened no group", "see unicl doctor")
+    return accelerator
+
+
+def set_aside_accelerates(precision: str, *, cpu: str) -> None:
+    """Takes accelerate's own settings out of the environment; those that contradict the recipe are named once."""
+    own = {"MIXED_PRECISION": precision, "GRADIENT_ACCUMULATION_STEPS": "1", "USE_CPU": cpu}
+    own |= dict.fromkeys(("DYNAMO_BACKEND", "USE_FSDP", "USE_DEEPSPEED", "USE_MEGATRON_LM", "DOWNCAST_BF16"), "no")
+    plainly = {"false": "no", "0": "no", "off": "no", "": "no", "true": "1", "yes": "1"}
+    odd: list[str] = []
+    for name, wanted in own.items():
+        given = os.environ.pop(f"ACCELERATE_{name}", None)
+        if given is not None and plainly.get(given.lower(), given.lower()) not in (
+            wanted,
+            "no" if name == "USE_CPU" else wanted,
+        ):
+            odd.append(f"ACCELERATE_{name}={given}")
+    if odd and not is_peer():
+        sys.stderr.write(f"warning: {', '.join(odd)}: ignored, the recipe and the options of unicl count\n")
+
+
+def prepare_group(torch: Any) -> None:
+    """What a process group reads from the environment when it is opened."""
+    for name in MPI:  # accelerate would look there too
+        os.environ.pop(name, None)
+    if "OMP_NUM_THREADS" not in os.environ:
+        share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        own = max(1, min(cores(), share))  # a scheduler may have given this process its own cores
+        os.environ["OMP_NUM_THREADS"] = str(own)
+        torch.set_num_threads(own)
+    if not torch.cuda.is_available():
+        return
+    from accelerate.utils import check_cuda_p2p_ib_support
+
+    # the last collectives are written down when one hangs
+    wanted = {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_FR_DUMP_ON_TIMEOUT": "1"}
+    if not check_cuda_p2p_ib_support():  # accelerate raises otherwise
+        wanted |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,165 @@
+"""Which processes a command runs in, decided from variables and options alone."""
+
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from unicl_cli.errors import UniclError
+from unicl_cli.launch import slurm
+
+LAUNCHER = "UNICL_LAUNCHER_PID"
+ATTEMPT = "UNICL_ATTEMPT"
+"""In a worker: how often a launcher of unicl has started all of them before."""
+WORKER = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
+PORT = "29500"
+WAYS = ("auto", "local", "worker", "slurm")
+MPI = (
+    "PMI_SIZE",
+    "PMI_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_RANK",
+    "MV2_COMM_WORLD_SIZE",
+    "MV2_COMM_WORLD_RANK",
+)
+"""What accelerate takes for a group of processes, too."""
+ECHOES = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "DistNetworkError")
+"""In the message of a process that failed because another one did."""
+
+
+class Nodes(NamedTuple):
+    """What --nodes, --node-rank and --rdzv say."""
+
+    total: int
+    rank: int
+    rendezvous: str  # HOST:PORT
+
+
+class Launch(NamedTuple):
+    """What a command does here: ``how`` is alone, worker (one of many already), or start (so many, on each node)."""
+
+    how: str
+    why: str
+    processes: int = 1
+    nodes: Nodes = Nodes(1, 0, "")
+    environ: Mapping[str, str] = MappingProxyType({})  # to be set in a worker
+    note: str = ""
+
+    @property
+    def world(self) -> int:
+        """Processes of the whole training, as far as this machine's share tells."""
+        return int(self.environ["WORLD_SIZE"]) if self.how == "worker" else self.processes * self.nodes.total
+
+    def words(self) -> str:
+        """For people."""
+        if self.how == "worker":
+            return f"joins as rank {self.environ['RANK']} of {self.environ['WORLD_SIZE']} ({self.why})"
+        if self.how == "alone":
+            return f"works in this process ({self.why})"
+        several = "process" if self.processes == 1 else "processes"
+        count, rank, rendezvous = self.nodes
+        where = f" as node {rank} of {count}, which meet at {rendezvous}" if count > 1 else ""
+        return f"starts {self.processes} {several} here{where} ({self.why})"
+
+
+def is_worker(environ: Mapping[str, str]) -> bool:
+    """Has torchrun, accelerate, a cluster or unicl itself started a process with these variables as one of several?"""
+    return all(name in environ for name in WORKER)
+
+
+def decide(
+    environ: Mapping[str, str], devices: str, *, gpus: Callable[[], int], nodes: Nodes | None = None, how: str = "auto"
+) -> Launch:
+    """What to do in this environment; ``gpus`` counts the visible ones and is asked only where it matters.
+
+    Raises UniclError for devices that are not there and for variables that contradict themselves.
+    """
+    if LAUNCHER in environ and is_worker(environ):  # has the same options as its launcher
+        return joins(environ, "started by unicl")
+    if how not in WAYS:
+        raise UniclError(f"--launch {how}: unknown", f"use one of {', '.join(WAYS)}")
+    if nodes is not None:
+        return Launch("start", f"--nodes {nodes.total}", processes(devices, gpus)[0], nodes)
+    if how == "worker" or (how == "auto" and is_worker(environ)):
+        return joins(environ, "the launcher's variables")
+    if how == "slurm" or (how == "auto" and slurm.in_step(environ)):
+        return in_slurm(environ, devices, gpus)
+    if how == "auto" and "RANK" in environ and environ.get("WORLD_SIZE", "1") != "1":
+        raise UniclError(
+            "RANK and WORLD_SIZE are set, MASTER_ADDR is not", "set the address of rank 0, or use --launch local"
+        )
+    return on_this_machine(environ, devices, gpus)
+
+
+def on_this_machine(environ: Mapping[str, str], devices: str, gpus: Callable[[], int]) -> Launch:
+    count, cpu = processes(devices, gpus)
+    several = slurm.nodes_of_job(environ)
+    note = f"this is one of {several} nodes; for all of them: srun unicl train …" if several > 1 else ""
+    if count > 1:
+        return Launch("start", f"--devices {devices}" if cpu else f"{count} GPUs", count, note=note)
+    return Launch("alone", "on the CPU" if cpu or not gpus() else "on one GPU", note=note)
+
+
+def joins(environ: Mapping[str, str], why: str) -> Launch:
+    missing = [name for name in WORKER if name not in environ]
+    if missing:
+        raise UniclError(f"--launch worker: {' and '.join(missing)} missing", "a launcher sets them, e.g. torchrun")
+    # without LOCAL_RANK accelerate would let each GPU train for itself
+    usual = {"MASTER_PORT": PORT, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    return Launch("worker", why, environ={name: environ[name] for name in WORKER} | usual | present(environ, usual))
+
+
+def present(environ: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    return {name: environ[name] for name in names if name in environ}
+
+
+def in_slurm(environ: Mapping[str, str], devices: str, gpus: Callable[[], int]) -> Launch:
+    """One task per GPU: be a worker. One task per node that has several: start theirs."""
+    step = slurm.step(environ)
+    count = processes(devices, gpus)[0] if step.world == step.nodes else 1
+    if count > 1:
+        return Launch(
+            "start", "srun, one task per node", count, Nodes(step.nodes, step.rank, f"{step.address}:{step.port}")
+        )
+    seen = 0 if devices.startswith("cpu") else gpus()
+    own = step.local_rank % seen if seen else step.local_rank  # SLURM may show each task its own GPU alone
+    variables = {
+        "RANK": step.rank,
+        "WORLD_SIZE": step.world,
+        "LOCAL_RANK": own,
+        "LOCAL_WORLD_SIZE": step.local_world,
+        "MASTER_ADDR": step.address,
+        "MASTER_PORT": step.port,
+    }
+    return Launch("worker", "srun", environ={name: str(value) for name, value in variables.items()})
+
+
+def processes(devices: str, gpus: Callable[[], int]) -> tuple[int, bool]:
+    """(number of processes on this machine, on the CPU) that ``auto``, ``N`` or ``cpu:N`` asks for."""
+    kind, _, count = devices.partition(":")
+    if devices == "auto":
+        return max(1, gpus()), False
+    number = (count or "1") if kind == "cpu" else devices
+    if not number.isdecimal() or int(number) < 1:
+        raise UniclError(f"--devices {devices}: unknown", "use auto, a number of GPUs, or cpu:N")
+    if kind != "cpu" and int(number) > gpus():
+        raise UniclError(
+            f"--devices {devices}: this machine shows {gpus()} GPUs", "use a smaller number, auto, or cpu:N"
+        )
+    return int(number), kind == "cpu"
+
+
+def nodes_of(count: int | None, rank: int | None, rendezvous: str | None) -> Nodes | None:
+    """--nodes, --node-rank and --rdzv, which belong together; None where there is one node."""
+    if (count or 1) == 1 and rank in (None, 0) and rendezvous is None:
+        return None
+    if count is None or rank is None or rendezvous is None:
+        raise UniclError(
+            "--nodes, --node-rank and --rdzv belong together", "give all three, the same --rdzv on each node"
+        )
+    if not 0 <= rank < count:
+        raise UniclError(f"--node-rank {rank}: there are nodes 0 to {count - 1}", "give each node another number")
+    place = re.fullmatch(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):([0-9]+)", rendezvous)
+    if place is None or not 0 < int(place[1]) < 2**16:
+        raise UniclError(f"--rdzv {rendezvous}: is no HOST:PORT", "give the address of node 0 and a free port of it")
+    return Nodes(count, rank, rendezvous)

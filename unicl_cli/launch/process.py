@@ -1,0 +1,152 @@
+"""This process as one of a command's: joins what a launcher started, or starts it; opens the group; reports its end."""
+
+import atexit
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from unicl_cli.core.machine import cores
+from unicl_cli.errors import Stopped, UniclError, plain
+from unicl_cli.launch import plan
+from unicl_cli.launch.plan import ATTEMPT, ECHOES, LAUNCHER, MPI, WORKER, Launch, Nodes, decide
+from unicl_cli.launch.stopping import StopFlag
+
+ORPHAN_SECONDS = 30
+PEER_SECONDS = 5
+
+
+def visible() -> int:
+    """GPUs that this process may use; Apple's counts as one."""
+    import torch
+
+    return torch.cuda.device_count() or int(torch.backends.mps.is_available())
+
+
+def here(devices: str, nodes: Nodes | None = None, how: str = "auto") -> Launch:
+    """The decision for this process."""
+    return decide(os.environ, devices, gpus=visible, nodes=nodes, how=how)
+
+
+def is_worker() -> bool:
+    """Has torchrun, accelerate, a cluster or unicl itself started this process as one of several?"""
+    return plan.is_worker(os.environ)
+
+
+def is_peer() -> bool:
+    """Is this a worker other than the first, whose standard output nobody should see?"""
+    return is_worker() and os.environ["RANK"] != "0"
+
+
+def restarted() -> bool:
+    """Has a launcher started this process again, after one of its peers had failed?"""
+    return is_worker() and os.environ.get(ATTEMPT, "0") != "0"
+
+
+def launched(
+    launch: Launch,
+    argv: Sequence[str],
+    logs: Path | None = None,
+    stop: StopFlag | None = None,
+    restarts: int = 0,
+    task: str = "",
+) -> int | None:
+    """Runs ``unicl *argv`` in the workers that ``launch`` asks for, and returns their exit code.
+
+    None: this process is a worker, or the only process; go on. ``logs`` keeps what workers without the terminal say;
+    ``stop`` has seen the signals so far; ``task`` must be the same on each node.
+    """
+    if launch.how == "worker":
+        os.environ.update(launch.environ)
+        guard_against_orphans()
+        return None
+    for name in (*WORKER, "LOCAL_RANK", "LOCAL_WORLD_SIZE", *MPI):  # of a group that this process is no part of
+        os.environ.pop(name, None)
+    if launch.note:
+        sys.stderr.write(f"{launch.note}\n")
+    if launch.how == "alone" and not restarts:
+        return None
+    from unicl_cli.launch.elastic import start
+
+    os.environ[LAUNCHER] = str(os.getpid())
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // launch.processes)))
+    return start(launch, argv, logs, stop, restarts, task)
+
+
+def recorded(work: Callable[[], None]) -> None:
+    """``work()`` in a worker: a bug is written for the launcher, which prints it once.
+
+    Where the launcher is not unicl, the process that failed first prints it and the others say one line.
+    """
+    if not is_worker():
+        work()
+        return
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    try:
+        record(work)()
+    except UniclError as error:
+        if LAUNCHER not in os.environ and is_peer() and not isinstance(error, Stopped):  # nobody else would say it
+            sys.stderr.write(f"rank {os.environ['RANK']}: {plain(error.message)}\n")
+        if LAUNCHER in os.environ and is_peer() and not isinstance(error, Stopped):
+            time.sleep(PEER_SECONDS)  # rank 0 says it for all; were a peer the first to end, it would be said twice
+        raise
+    except Exception as error:
+        echo = any(word in str(error) for word in ECHOES)
+        if LAUNCHER not in os.environ and not echo:
+            raise
+        if LAUNCHER not in os.environ:
+            sys.stderr.write(f"rank {os.environ['RANK']}: lost the connection to a process that ended\n")
+        sys.stderr.flush()  # printing it here too would interleave with the peers'
+        os._exit(1)
+
+
+def end_worker(status: int) -> None:
+    """Ends this process if it is a worker, without Python's teardown; any other goes on.
+
+    A thread of gloo that lets go of a tensor during the teardown aborts the process, whatever the work has come to.
+    """
+    if not is_worker():
+        return
+    threads: Any = threading
+    at_exit: Any = atexit
+    threads._shutdown()  # as Python does before: waits for threads, then runs what was registered
+    at_exit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(status)
+
+
+def guard_against_orphans() -> None:
+    """A worker ends with its launcher, even one that was killed: a death signal on Linux, a poll elsewhere."""
+    if LAUNCHER not in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    parent = int(os.environ.get(LAUNCHER, os.getppid()))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ORPHAN_SECONDS)  # for a checkpoint, with the peers, which are told at the same time
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def backends() -> list[str]:
+    """What the processes of a run could talk through on this machine."""
+    import torch.distributed as dist
+
+    if not dist.is_available():
+        return []
+    found = {"nccl": dist.is_nccl_available(), "gloo": dist.is_gloo_available(), "mpi": dist.is_mpi_available()}
+    return [name for name, there in found.items() if there]

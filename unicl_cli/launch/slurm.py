@@ -1,0 +1,136 @@
+"""What SLURM's variables say of a job and a step: hosts, ranks, a port; and how a job goes back into the queue."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Generator, Mapping
+from typing import NamedTuple
+
+from unicl_cli.errors import Stopped, UniclError
+from unicl_cli.launch.stopping import StopFlag
+
+ASK_SECONDS = 30
+
+
+class Step(NamedTuple):
+    """One process of an ``srun``."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    nodes: int
+    address: str  # of the first node
+    port: int
+
+
+def in_step(environ: Mapping[str, str]) -> bool:
+    """Is this one of several processes of an ``srun``? ``SLURM_NTASKS`` says only what a job has asked for."""
+    numbers = (environ.get(name, "") for name in ("SLURM_PROCID", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS"))
+    return all(number.isdecimal() for number in numbers) and int(environ["SLURM_STEP_NUM_TASKS"]) > 1
+
+
+def is_other_task(environ: Mapping[str, str]) -> bool:
+    """Is this a process of an ``srun`` other than the first, which speaks for all?"""
+    return in_step(environ) and environ["SLURM_PROCID"] != "0"
+
+
+def nodes_of_job(environ: Mapping[str, str]) -> int:
+    """0 outside a job."""
+    count = environ.get("SLURM_JOB_NUM_NODES") or environ.get("SLURM_NNODES", "")
+    return int(count) if "SLURM_JOB_ID" in environ and count.isdecimal() else 0
+
+
+def step(environ: Mapping[str, str]) -> Step:
+    """What the variables of an ``srun`` say. Raises UniclError where one is missing or strange."""
+    try:
+        shares = per_node(environ.get("SLURM_STEP_TASKS_PER_NODE") or environ["SLURM_TASKS_PER_NODE"])
+        first = hosts(environ.get("SLURM_STEP_NODELIST") or environ["SLURM_NODELIST"])[0]
+        meeting = int(environ.get("SLURM_JOB_ID", "0")) + int(environ["SLURM_STEP_ID"])
+        return Step(
+            rank=int(environ["SLURM_PROCID"]),
+            world=int(environ["SLURM_STEP_NUM_TASKS"]),
+            local_rank=int(environ["SLURM_LOCALID"]),
+            local_world=shares[int(environ.get("SLURM_NODEID", "0"))],
+            nodes=len(shares),
+            address=environ.get("MASTER_ADDR") or first,
+            port=int(environ.get("MASTER_PORT") or 20000 + meeting % 20000),
+        )
+    except KeyError as error:
+        raise UniclError(
+            f"no task of srun: {error.args[0]} is not set", "start it with srun, or leave --launch out"
+        ) from error
+    except (ValueError, IndexError) as error:
+        raise UniclError(
+            f"SLURM's variables cannot be understood: {error}", "use --launch local, or start with torchrun"
+        ) from error
+
+
+def per_node(text: str) -> list[int]:
+    """``4(x2),3`` -> [4, 4, 3]."""
+    found: list[int] = []
+    for item in text.split(","):
+        count, _, times = item.partition("(x")
+        found += [int(count)] * int(times.rstrip(")") or 1)
+    return found
+
+
+def hosts(nodelist: str) -> list[str]:
+    """The names in ``gpu[01-03,7],login``, from scontrol where it is there."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["scontrol", "show", "hostnames", nodelist]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS, check=True)
+        if done.stdout.split():
+            return done.stdout.split()
+    return expanded(nodelist)
+
+
+def expanded(nodelist: str) -> list[str]:
+    """The same without scontrol: lists of names, each with any number of bracketed ranges."""
+    return [name for item in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", nodelist) for name in _names(item)]
+
+
+def _names(item: str) -> list[str]:
+    """``a[1-2]b`` -> [a1b, a2b]; a range keeps the zeros of its first number."""
+    found = re.search(r"\[([^\]]*)\]", item)
+    if found is None:
+        return [item]
+    ends = _names(item[found.end() :])
+    return [f"{item[: found.start()]}{number}{end}" for number in _numbers(found[1]) for end in ends]
+
+
+def _numbers(ranges: str) -> list[str]:
+    found: list[str] = []
+    for part in ranges.split(","):
+        first, _, last = part.partition("-")
+        found += [str(number).zfill(len(first)) for number in range(int(first), int(last or first) + 1)]
+    return found
+
+
+@contextlib.contextmanager
+def requeued(stop: StopFlag, *, wanted: bool) -> Generator[None]:
+    """A training that SIGUSR1 has stopped, its checkpoint written, goes back into the queue where it is ``wanted``."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if wanted and job is None:
+        sys.stderr.write("warning: --requeue: not in a job of SLURM (no SLURM_JOB_ID), so nothing is put back\n")
+    try:
+        yield
+    except Stopped:
+        if wanted and job is not None and stop.signal == signal.SIGUSR1:
+            requeue(job)
+        raise
+
+
+def requeue(job: str) -> None:
+    """Asks SLURM to start a job again; what goes wrong is a line, since the state is written by now."""
+    command = ["scontrol", "requeue", job]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS, check=False)
+        reason = "" if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = str(error)
+    said = f"warning: {' '.join(command)}: {reason}" if reason else f"job {job} goes back into the queue"
+    sys.stderr.write(f"{said}\n")

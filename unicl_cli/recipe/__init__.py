@@ -1,0 +1,1 @@
+"""Recipes: schema, layers, checks, text."""

@@ -1,0 +1,179 @@
+"""A run as one file: the typed recipe, its layers (`extends`, overrides), its text and its hash."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from unicl_cli import registry
+from unicl_cli.contracts import Part
+from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.problems import Loc, PartError, Problem, problems_of
+from unicl_cli.recipe.layers import (
+    DEFAULT_PARTS,
+    LENGTHS,
+    find,
+    layered,
+    length_of,
+    merge,
+    named,
+    only_mapping,
+    overridden,
+)
+from unicl_cli.recipe.schema import (
+    Recipe,
+)
+from unicl_cli.recipe.text import as_mapping
+from unicl_cli.yaml_lines import Lined, parse, write_noted
+
+MODEL_KEYS = ("tokenizer", "context_length", "init", "init_parts")
+"""Keys of `model` that are no options of the encoder it names."""
+
+WAY_OUT = "unicl recipes show quickstart shows every key with its value, unicl plugins show KIND NAME a part's options"
+
+
+# -- text to recipe -----------------------------------------------------------------------------------------------
+
+
+def load(source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a file or a built-in name, with ``KEY=VALUE`` overrides. Raises UniclError with every problem."""
+    return checked(overridden(layered(find(source)), overrides))
+
+
+def load_text(text: str, source: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from YAML text that extends nothing; ``source`` names it in errors."""
+    return checked(overridden(only_mapping(parse(text, source), source), overrides))
+
+
+# -- checks -------------------------------------------------------------------------------------------------------
+
+
+def checked(lined: Lined) -> Recipe:
+    problems: list[Problem] = []
+    recipe = _validated(lined.data, problems)
+    if recipe is not None:
+        _check_stages(recipe, problems)
+    if recipe is None or problems:
+        raise UniclError(_report(problems, lined.marks), WAY_OUT)
+    return recipe
+
+
+def _check_stages(recipe: Recipe, problems: list[Problem]) -> None:
+    whole = {**as_mapping(recipe), "stages": []}
+    for number, patch in enumerate(recipe.stages):
+        at = ("stages", number)
+        found: list[Problem] = []
+        if "stages" in patch:
+            found.append(Problem(("stages",), "a stage has no stages"))
+        _validated(merge(whole, {key: value for key, value in patch.items() if key != "stages"}, (), []), found)
+        problems += [Problem((*at, *problem.loc), problem.message) for problem in found]
+
+
+def _validated(data: Mapping[str, Any], problems: list[Problem]) -> Recipe | None:
+    """The recipe, or None with the problems appended: those of parts and of sections in one go."""
+    body = dict(data)
+    if "model" in body:
+        body["model"] = _model(body["model"], problems)
+    loss: Any = named(body.get("loss", {}))
+    if isinstance(loss, dict):
+        loss = {"name": DEFAULT_PARTS["loss"], **loss}
+    body["loss"] = _bound("losses", loss, ("loss",), problems)
+    if len(lengths := length_of(data)) != 1:
+        loc = (lengths[-1],) if lengths else ()
+        problems.append(Problem(loc, f"exactly one of {', '.join(LENGTHS)} is wanted, got {len(lengths)}"))
+    try:
+        recipe = Recipe.model_validate(body)
+    except ValidationError as error:
+        problems += problems_of(error, body, Recipe.model_json_schema())
+        return None
+    if len(recipe.data.augment) not in (1, recipe.data.views):
+        problems.append(
+            Problem(("data", "augment"), f"{len(recipe.data.augment)} entries, but data.views is {recipe.data.views}")
+        )
+    if recipe.checkpoint.best is not None and not recipe.eval:
+        problems.append(Problem(("checkpoint", "best"), "is a figure of the first entry of eval, and there is none"))
+    return None if problems else recipe
+
+
+def _model(given: Any, problems: list[Problem]) -> Any:
+    model = named(given)
+    if not isinstance(model, dict):
+        return given
+    model = {"name": DEFAULT_PARTS["model"], **model}
+    options = {key: value for key, value in model.items() if key not in MODEL_KEYS}
+    part = _bound("encoders", options, ("model",), problems)
+    return {**{key: model[key] for key in ("name", *MODEL_KEYS) if key in model}, "part": part}
+
+
+def _bound(kind: str, given: Any, loc: Loc, problems: list[Problem]) -> Part:
+    try:
+        return registry.bind(kind, given, loc, MODEL_KEYS if loc == ("model",) else ())
+    except PartError as error:
+        problems += error.problems
+        return Part("", {})  # so that the other sections are checked too
+
+
+def _report(problems: Sequence[Problem], marks: Mapping[Loc, str]) -> str:
+    def line(problem: Problem) -> tuple[str, int, str]:
+        loc = problem.loc
+        place = next((marks[loc[:n]] for n in range(len(loc), -1, -1) if loc[:n] in marks), "recipe")
+        file, _, number = place.rpartition(":")
+        text = f"  {place}: {'.'.join(map(str, loc))}: {problem.message}".replace(": : ", ": ")
+        return file, int(number) if number.isdecimal() else 0, text
+
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the recipe"
+    return "\n".join([count, *(text for *_, text in sorted(map(line, problems)))])
+
+
+def check_corpora(recipe: Recipe) -> None:
+    """Raises UniclError unless each corpus of the recipe is there, whole, and has the split that is asked for."""
+    wanted = [(item.corpus, item.split) for item in recipe.data.train] + [(x.corpus, x.split) for x in recipe.eval]
+    for corpus, split in dict.fromkeys(wanted):
+        manifest = Path(corpus) / "manifest.json"
+        try:
+            shards = json.loads(manifest.read_text(encoding="utf-8"))["shards"]
+            splits = sorted({str(shard["split"]) for shard in shards})
+        except FileNotFoundError as error:
+            raise UniclError(f"no finished corpus at {corpus}", f"unicl prepare … -o {corpus}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UniclError(f"{manifest} cannot be read: {error}", "prepare the corpus again") from error
+        if not set(splits) & ({split} if split else {"test", "val"}):
+            raise UniclError(
+                f"corpus {corpus} has no split '{split or 'test or val'}'{did_you_mean(split or 'test', splits)}",
+                f"its splits are {', '.join(splits)}",
+            )
+
+
+def check_shares(recipe: Recipe, world: int) -> None:
+    """Raises UniclError unless ``world`` processes can share a batch equally."""
+    if recipe.batch.size % world:
+        raise UniclError(
+            f"batch.size {recipe.batch.size} cannot be shared by {world} processes", f"use a multiple of {world}"
+        )
+
+
+# -- recipe to text -----------------------------------------------------------------------------------------------
+
+
+def explained(source: str, overrides: Sequence[str] = ()) -> str:
+    """The resolved recipe as YAML, with a comment at each value: its file and line, the command line, or default."""
+    lined = overridden(layered(find(source)), overrides)
+    return write_noted(as_mapping(checked(lined)), lambda loc: _origin(loc, lined))
+
+
+def _origin(loc: Loc, lined: Lined) -> str:
+    alone = tuple(key for n, key in enumerate(loc) if not (key == 0 and loc[n - 1] == "augment"))  # one for all views
+    bare = [way[:-1] for way in (loc, alone) if way[-1] == "name"]
+    named_only = [way for way in bare if "name" in named(_at(lined.data, way) or {})]
+    return next((lined.marks[way] for way in (loc, alone, *named_only) if way in lined.marks), "default")
+
+
+def _at(data: Any, loc: Loc) -> Any:
+    for key in loc:
+        items: dict[Any, Any] = (
+            data if isinstance(data, dict) else dict(enumerate(data)) if isinstance(data, list) else {}
+        )
+        data = items.get(key)
+    return data

@@ -1,0 +1,25 @@
+"""The stages of a recipe, each a patch of it."""
+
+from pathlib import Path
+
+from unicl_cli.recipe.layers import merge
+from unicl_cli.recipe.load import checked
+from unicl_cli.recipe.schema import Recipe
+from unicl_cli.recipe.text import as_mapping
+from unicl_cli.yaml_lines import Lined
+
+
+def stage_of(recipe: Recipe, number: int) -> Recipe:
+    """The recipe of stage ``number``, counted from 0: this one with that patch, without stages."""
+    whole = {**as_mapping(recipe), "stages": []}
+    return checked(Lined(merge(whole, recipe.stages[number], (), []) if recipe.stages else whole, {}))
+
+
+def stages_of(recipe: Recipe, run: Path) -> list[tuple[Recipe, Path, str | None]]:
+    """(recipe, directory, model to start from) of each stage: the last one is the run, those before lie inside it."""
+    count = len(recipe.stages)
+    if count < 2:
+        return [(stage_of(recipe, 0) if count else recipe, run, recipe.model.init)]
+    folders = [run / f"stage-{n + 1}" for n in range(count - 1)] + [run]
+    starts = [recipe.model.init, *(str(folder) for folder in folders[:-1])]
+    return [(stage_of(recipe, n), folders[n], starts[n]) for n in range(count)]

@@ -1,0 +1,138 @@
+"""The state of run directories, unfinished, lost and damaged ones included."""
+
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from unicl_cli.errors import UniclError
+
+LOST_SECONDS = 120
+FILES = ("status.json", "resolved.yaml", "recipe.yaml", "meta.json")
+"""A folder with one of these is a run."""
+
+
+def is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in FILES)
+
+
+def listed(folder: Path) -> list[dict[str, Any]]:
+    """The facts of each run in ``folder``, the one that was last active at the end."""
+    if not folder.is_dir():
+        raise UniclError(f"{folder}: no such directory", "runs lie where unicl train was called: unicl runs ls DIR")
+    found = [facts(path) for path in sorted(folder.iterdir()) if path.is_dir() and is_run(path)]
+    if not found and is_run(folder):
+        found = [facts(folder)]
+    return sorted(found, key=lambda run: -run["age_s"])
+
+
+def facts(run: Path) -> dict[str, Any]:
+    """One line of the list; a damaged run has its state and its reason."""
+    try:
+        status = status_of(run)
+    except UniclError as error:
+        told = {"damaged": "status.json", "model": "meta.json"}
+        state = next((word for word, file in told.items() if (run / file).exists()), "not begun")
+        return {"run": str(run), "state": state, "age_s": age(run), "reason": error.message}
+    metric, best = best_of(validations(run)) or (None, None)
+    kept = {key: status.get(key) for key in ("step", "steps", "world", "eta_s", "img_s", "last_loss")}
+    old = max(0.0, time.time() - status["updated"])
+    return {"run": str(run), "state": status["state"], **kept, "best_metric": metric, "best": best, "age_s": old}
+
+
+def age(run: Path) -> float:
+    """Seconds since something in the folder was changed."""
+    return max(0.0, time.time() - max(path.stat().st_mtime for path in (run, *run.iterdir()) if path.exists()))
+
+
+def status_of(run: Path) -> dict[str, Any]:
+    """``status.json``; a run that is said to run, but cannot, has state ``lost``. UniclError without a sound one."""
+    path = run / "status.json"
+    if not run.is_dir():
+        raise UniclError(f"{run}: no such run directory", "see unicl runs ls")
+    try:
+        status = _loaded(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        if not is_run(run):
+            raise UniclError(f"{run}: is no run directory", "see unicl runs ls") from error
+        if (run / "meta.json").is_file():
+            raise UniclError(f"{run}: is a model that no training wrote here", "see unicl inspect") from error
+        hint = "give its unicl train command again"
+        raise UniclError(f"{run}: has no status.json: its training never began", hint) from error
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    if not _sound(status):
+        raise _damaged(path, "it lacks state, step, steps or updated")
+    if status["state"] == "running" and is_lost(status):
+        status["state"] = "lost"
+        status["step"] = max(status["step"], newest_step(run))  # status.json is written now and then only
+    return status
+
+
+def newest_step(run: Path) -> int:
+    """Of the newest checkpoint by name, whole or not; 0 without any."""
+    names = [folder.name.removeprefix("step-") for folder in run.glob("checkpoints/step-*")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def _loaded(text: str) -> Any:
+    return json.loads(text, parse_constant=lambda _: None)  # NaN is no figure
+
+
+def _damaged(path: Path, reason: str) -> UniclError:
+    hint = "the unicl train command of this run writes it anew and goes on from its last checkpoint"
+    return UniclError(f"{path} cannot be read: {reason}", hint)
+
+
+def _sound(status: Any) -> bool:
+    if not isinstance(status, dict):
+        return False
+    numbers: list[Any] = [cast("dict[str, Any]", status).get(key) for key in ("step", "steps", "updated")]
+    sound = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+    return sound and isinstance(status.get("state"), str)
+
+
+def is_lost(status: Mapping[str, Any]) -> bool:
+    """Silent for two minutes, or its process is gone from this very machine."""
+    if time.time() - status["updated"] > LOST_SECONDS:
+        return True
+    if status.get("host") != socket.gethostname() or os.name == "nt":
+        return False
+    try:
+        os.kill(int(status["pid"]), 0)
+    except (ProcessLookupError, KeyError, TypeError, ValueError, OverflowError):
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The sound lines of a JSON-lines file; a line that a cut or damage spoilt is left out."""
+    kept: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ()
+    for line in lines:
+        try:
+            row = _loaded(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            kept.append(row)
+    return kept
+
+
+def validations(run: Path) -> list[dict[str, Any]]:
+    return [row for row in read_lines(run / "eval.jsonl") if "step" in row]
+
+
+def best_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, float] | None:
+    """The first figure of the validations, and its largest value."""
+    figures = [(key, value) for row in rows for key, value in row.items() if isinstance(value, float)]
+    if not figures:
+        return None
+    name = figures[0][0]
+    return name, max(value for key, value in figures if key == name)
