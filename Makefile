@@ -5,7 +5,7 @@ SIZE ?= full
 PLUGINS := $(wildcard plugins/*/pyproject.toml tests/plugins/*/pyproject.toml)
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: quickstart test test-slow check fix clean
+.PHONY: quickstart test test-slow check docs golden fix clean
 quickstart: .venv/installed
 	$(BIN)/python docs/quickstart.py --size $(SIZE)
 
@@ -20,6 +20,14 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo --no-cache
+
+docs: .venv/installed
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/unicl recipes schema > recipes/recipe.schema.json
+
+golden: docs
+	$(BIN)/pytest -q --update-golden tests/test_help.py tests/data/test_corpus.py tests/recipe/test_recipe.py -k "golden or read or line"
+	git diff --stat tests/golden
 
 fix: .venv/installed
 	$(BIN)/ruff format .

@@ -23,11 +23,11 @@ LINES = (
     "zeroshot seven.png --classes two,five,seven,nine --top-k 3",
 )
 SHOWN = 8
-"""Lines of a command's output that fit into a picture."""
+"""Lines of a command's output that fit into an image."""
 
 
 def main() -> None:
-    """Needs `make quickstart` once, for its picture of a seven."""
+    """Needs `make quickstart` once, for its image of a seven."""
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     environment = os.environ | {"FORCE_COLOR": "1", "COLUMNS": str(WIDTH), "TERM": "xterm-256color"}
     with TemporaryDirectory() as here:

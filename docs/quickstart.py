@@ -77,7 +77,7 @@ def main() -> None:
     for name, (_, report) in arms.items():
         table.add_row(name, *row(report))
     console.print(table)
-    console.print(f"{time.monotonic() - began:.0f} s. Next: your own pictures, docs/tutorial.md", highlight=False)
+    console.print(f"{time.monotonic() - began:.0f} s. Next: your own images, docs/tutorial.md", highlight=False)
 
 
 if __name__ == "__main__":

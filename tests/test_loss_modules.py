@@ -16,7 +16,7 @@ LABELS = [0, -1, 2, 0, -1, 2, 1, -1]
 
 
 class Table(nn.Module):
-    """A model whose features are rows of tables: the first pixel of a picture and the first token name the row."""
+    """A model whose features are rows of tables: the first pixel of an image and the first token name the row."""
 
     embed_dim = image_width = WIDTH
 

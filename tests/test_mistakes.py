@@ -30,7 +30,7 @@ def picture(file: Path, shade: int = 90) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, lists, a corpus, a recipe and a run of it, made once by the real commands."""
+    """Images, lists, a corpus, a recipe and a run of it, made once by the real commands."""
     root = tmp_path_factory.mktemp("world")
     for split, count in (("train", 6), ("test", 3)):
         for kind in ("cat", "dog"):
@@ -146,9 +146,9 @@ PREPARE = [
     Case("prepare", "nothing to prepare"),
     Case("prepare --labels nowhere -o c", "nowhere: no such folder, list or source"),
     Case("prepare --labels digit -o c", "did you mean 'digits'"),
-    Case("prepare --labels empty -o c", "no pictures in this folder", some_empty_folder),
+    Case("prepare --labels empty -o c", "no images in this folder", some_empty_folder),
     Case("prepare --labels damaged -o c", "truncated", write("damaged/cat/1.jpg", b"\xff\xd8\xff\xe0 no more")),
-    Case("prepare --labels texts -o c", "texts: no pictures in this folder", write("texts/cat/1.txt", "a cat")),
+    Case("prepare --labels texts -o c", "texts: no images in this folder", write("texts/cat/1.txt", "a cat")),
     Case("prepare --captions list.tsv?caption=words -o c", "no column 'words'"),
     Case("prepare --captions list.tsv?titel=title -o c", "titel"),
     Case("prepare --captions digits?foo=1 -o c", "foo"),
@@ -231,7 +231,7 @@ TRAIN = [
     Case("train tiny.yaml --run-dir other", "corpus", cut("corpus/data/train/*labels*.parquet")),
     Case("train tiny.yaml --run-dir run", "the corpus has changed", another_corpus),
     Case("train tiny.yaml data.train.0.corpus=one --run-dir other", "one class and nothing else", one_class),
-    Case("train tiny.yaml data.train.0.corpus=bare --run-dir other", "pictures without label or text", pictures_only),
+    Case("train tiny.yaml data.train.0.corpus=bare --run-dir other", "images without label or text", pictures_only),
     Case("train tiny.yaml log.trackers=[nothing] --run-dir other", "nothing"),
     Case("train tiny.yaml optim.groups=[{match: nope}] --run-dir new/run", "optim.groups.0.match"),
     Case("train tiny.yaml model.image.lora.rank=2 --run-dir new/run", "model.image.lora: "),
@@ -259,7 +259,7 @@ MEASURE = [
     Case("probe run --data told", "told", captions_only),
     Case("probe run --features middle", "middle"),
     Case("probe run --data one", "one", one_class),
-    Case("zeroshot", "no pictures named"),
+    Case("zeroshot", "no images named"),
     Case("zeroshot photos --model nowhere --classes a,b", "nowhere"),
     Case("zeroshot photos --model run --classes ,", "class"),
     Case("zeroshot photos --model run --classes @gone.txt", "gone.txt"),
@@ -305,7 +305,7 @@ def words(line: str) -> list[str]:
     ("image", "said"),
     [
         ("nowhere.png", "no such file"),
-        ("empty", "a folder without pictures"),
+        ("empty", "a folder without images"),
         ("https://localhost/cat.jpg", "--allow-url"),
         ("corpus/manifest.json", "not"),
     ],
@@ -355,7 +355,7 @@ def odd_pictures(world: Path) -> list[str]:
     """A good one, then one of each kind of bad ones, then a good one."""
     picture(world / "first.png")
     (world / "cut.png").write_bytes((world / "first.png").read_bytes()[:60])
-    (world / "text.jpg").write_text("no picture")
+    (world / "text.jpg").write_text("no image")
     (world / "none.png").write_bytes(b"")
     Image.new("1", (9000, 9000)).save(world / "huge.png")
     picture(world / "last.png", 250)

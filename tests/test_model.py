@@ -76,7 +76,7 @@ def test_without_normalisation_the_projection_is_given_as_it_is():
 
 @pytest.mark.parametrize("chunks", [2, 3, 7, 11])
 def test_parts_give_the_value_and_gradients_of_the_whole(chunks):
-    """11 parts of 7 pictures and 4 texts: a rank may have fewer rows than parts."""
+    """11 parts of 7 images and 4 texts: a rank may have fewer rows than parts."""
     results = []
     for count in (1, chunks):
         step = model(chunks=count).double()

@@ -235,7 +235,7 @@ def wordlist(folder: Path) -> None:
 
 
 def shards(folder: Path) -> None:
-    """Two tars of a picture and its caption each."""
+    """Two tars of an image and its caption each."""
     folder.mkdir()
     for shard in range(2):
         picture = io.BytesIO()

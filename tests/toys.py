@@ -21,7 +21,7 @@ PLAIN = SimpleNamespace(autocast=nullcontext)
 
 
 class Toy(nn.Module):
-    """A random linear look at small pictures, a mean of random word vectors."""
+    """A random linear look at small images, a mean of random word vectors."""
 
     embed_dim = image_width = 16
 

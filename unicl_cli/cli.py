@@ -21,13 +21,13 @@ from unicl_cli.commands import LOG, Debug, Quiet, Verbose, everywhere
 from unicl_cli.errors import UniclError, did_you_mean, plain
 
 BUILTIN = {
-    "prepare": "Make a corpus of labels, captions and pictures.",
+    "prepare": "Make a corpus of labels, captions and images.",
     "inspect": "Say what is in a corpus, a batch, a checkpoint or a run.",
     "train": "Train a recipe; the same command continues a cut run.",
     "eval": "Measure zero-shot accuracy and retrieval of a model.",
     "probe": "Fit a linear classifier on a model's image features.",
     "mix": "Mix a model and its fine-tuned self, and find the best share.",
-    "zeroshot": "Classify pictures by class names.",
+    "zeroshot": "Classify images by class names.",
     "bench": "Measure speed and memory, alone or against open_clip.",
     "runs": "List the trainings of a folder, or show one.",
     "recipes": "List, show, copy, check and compare recipes.",
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _status(argv: Sequence[str]) -> int:
-    """The exit status: what a user can mend is one line, anything else keeps its traceback (1)."""
+    """The exit status: what a user can fix is one line, anything else keeps its traceback (1)."""
     try:
         status = run(argv)
         sys.stdout.flush()

@@ -178,7 +178,7 @@ class Tower(Protocol):
     """An nn.Module of group ``unicl.encoders``: (b, 3, H, W) normalised pixels or (U, L) tokens -> (…, width).
 
     ``units`` are its blocks, each called through its own forward (FSDP2 shards them one by one).
-    An image tower may also own ``mean, std, image_size`` and ``frame`` (picture -> one of ``frame.size``, instead of
+    An image tower may also own ``mean, std, image_size`` and ``frame`` (image -> one of ``frame.size``, instead of
     short side and a centre crop); a text tower ``tokenizer, pad_id, trim_safe``. One that ``projects`` returns (pooled,
     joint) by itself; ``store(folder)`` writes what builds it again without its first weights.
     """

@@ -1,4 +1,4 @@
-"""What people are told: what they can mend, as one line and a hint; plainly; nothing more if they want quiet."""
+"""What people are told: what they can fix, as one line and a hint; plainly; nothing more if they want quiet."""
 
 import difflib
 import logging

@@ -53,7 +53,7 @@ def timm(
     """Any timm backbone by name as image tower: ResNet, Swin, FocalNet, ViT, ConvNeXt, …
 
     ``args`` are the backbone's own, for example ``{patch_size: 2, window_size: 4}``; ``small_stem`` is for ResNets on
-    pictures of about 32 px.
+    images of about 32 px.
     """
     from unicl_cli.encoders.timm import TimmTower
 
@@ -102,7 +102,7 @@ def open_clip(
 
 
 def cnn(*, width: Count = 32, stages: Count = 3) -> nn.Module:
-    """A small convolutional image tower for pictures of about 32 px: trains in seconds on a CPU."""
+    """A small convolutional image tower for images of about 32 px: trains in seconds on a CPU."""
     from unicl_cli.encoders.cnn import Cnn
 
     return Cnn(width, stages)
@@ -156,7 +156,7 @@ def clip(*, tile: Tile = "auto", fold: bool = True) -> nn.Module:
 
 
 def supcon(*, image_width: int, temperature: Positive = 0.1, dim: Count = 128, tile: Tile = "auto") -> nn.Module:
-    """SupCon on two views of each picture (NeurIPS 2020, eq. 2); wants a second stage for a classifier."""
+    """SupCon on two views of each image (NeurIPS 2020, eq. 2); wants a second stage for a classifier."""
     from unicl_cli.losses import SupCon
 
     return SupCon(image_width, temperature, dim, _rows(tile))

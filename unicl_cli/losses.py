@@ -122,7 +122,7 @@ def supcon_loss(
 
     Every row against all rows but itself (equal ``ids``), positives by equal key, the mean outside the log. A row
     without another positive gives 0 and is counted, as in the authors' code; their factor temperature / 0.07 is left
-    out. With ``keys`` unique per picture it is NT-Xent. SupCon (NeurIPS 2020) eq. 2; SimCLR (ICML 2020) eq. 1.
+    out. With ``keys`` unique per image it is NT-Xent. SupCon (NeurIPS 2020) eq. 2; SimCLR (ICML 2020) eq. 1.
     """
     features = _ready(features, tile)
     with torch.autocast(features.device.type, enabled=False):
@@ -193,7 +193,7 @@ class Clip(nn.Module):
 
 
 class SupCon(nn.Module):
-    """Views of pictures against each other behind an own MLP; positives by key: label, else the picture itself."""
+    """Views of images against each other behind an own MLP; positives by key: label, else the image itself."""
 
     score, activation = "none", "softmax"
 
@@ -204,7 +204,7 @@ class SupCon(nn.Module):
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         if batch.images.dim() != 5:
-            raise UniclError("loss supcon needs several views of each picture", "set data.views to 2")
+            raise UniclError("loss supcon needs several views of each image", "set data.views to 2")
         views = batch.images.shape[1]
         z = self.head(model.encode_image(batch.images.flatten(0, 1)).pooled)
         ids = (batch.draws[:, None] * views + torch.arange(views, device=z.device)).flatten()

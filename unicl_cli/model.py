@@ -103,7 +103,7 @@ class TwoTower(nn.Module):
         """uint8 (b, 3, H, W) -> pooled (b, image_width), embed (b, embed_dim)."""
         if images.dim() != 4:
             raise UniclError(
-                f"the loss takes one view of each picture, and there are {images.shape[1]}",
+                f"the loss takes one view of each image, and there are {images.shape[1]}",
                 "set data.views to 1, or take a loss of several views, as supcon",
             )
         return Features(*chunked(self._image, images, self.chunks))
@@ -124,7 +124,7 @@ class TwoTower(nn.Module):
 
     def _text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         if self.text is None:
-            raise UniclError(NO_TOWER, "give model.text, or take a loss on pictures alone: ce, supcon")
+            raise UniclError(NO_TOWER, "give model.text, or take a loss on images alone: ce, supcon")
         return self._ended(*self.text(tokens))
 
     def _ended(self, pooled: Tensor, joint: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,7 +153,7 @@ class TwoTower(nn.Module):
     def text_tokens(self, tokens: Tensor) -> Tensor:
         """int64 (U, L) -> (U, L, width), from towers that have ``tokens``."""
         if self.text is None:
-            raise UniclError(NO_TOWER, "give model.text, or take a loss on pictures alone: ce, supcon")
+            raise UniclError(NO_TOWER, "give model.text, or take a loss on images alone: ce, supcon")
         return at_least_float32(cast("Any", self.text).trunk.tokens(tokens))
 
     def scale(self, name: str = "text") -> Tensor:

@@ -183,7 +183,7 @@ def _loaded(entry: Entry) -> Any:
         part = entry.load()
     except (Exception, SystemExit) as error:
         raise UniclError(
-            f"{where} cannot be loaded: {type(error).__name__}: {error}", "mend, update or uninstall it"
+            f"{where} cannot be loaded: {type(error).__name__}: {error}", "fix, update or uninstall it"
         ) from error
     version = getattr(part, "unicl_api", API)
     if version not in (API - 1, API):

@@ -29,7 +29,7 @@ SMALL_TEXT = "{name: transformer, width: 16, layers: 1, heads: 2}"
 
 
 class FeatureTable(nn.Module):
-    """A model of two tables in float64: the first pixel of a picture and the first token of a text name their rows."""
+    """A model of two tables in float64: the first pixel of an image and the first token of a text name their rows."""
 
     def __init__(self, rows: int, width: int, *, scale: float = 10.0) -> None:
         super().__init__()

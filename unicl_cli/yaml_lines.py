@@ -134,16 +134,16 @@ def parse(text: str, source: str) -> Lined:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        raise UniclError(f"{place}: {error.problem}", "mend the YAML at this place") from error
+        raise UniclError(f"{place}: {error.problem}", "fix the YAML at this place") from error
     except yaml.YAMLError as error:  # characters that YAML does not allow carry no mark
-        raise UniclError(f"{source}: {' '.join(str(error).split())}", "mend the YAML at this place") from error
+        raise UniclError(f"{source}: {' '.join(str(error).split())}", "fix the YAML at this place") from error
     except (
         ValueError,
         LookupError,
         TypeError,
         AttributeError,
     ) as error:  # of a tag that does not fit its value: !!int x, !!bool x
-        raise UniclError(f"{source}: a value cannot be read: {error}", "mend it, or take its !!tag away") from error
+        raise UniclError(f"{source}: a value cannot be read: {error}", "fix it, or take its !!tag away") from error
     except RecursionError as error:
         raise UniclError(f"{source}: an anchor contains itself, or the nesting is too deep", "write it flat") from error
 

@@ -180,7 +180,7 @@ def test_a_mix_of_one_kind_leaves_the_other_out(recipe):
 def test_pictures_without_text_need_a_model_without_text(digits, recipe, tmp_path):
     assert main(["prepare", "--images", "digits?limit=20", "-o", str(tmp_path / "c")]) == 0
     only = recipe(f"data.train=[{{corpus: {tmp_path / 'c'}}}]")
-    with pytest.raises(UniclError, match="holds pictures without label or text"):
+    with pytest.raises(UniclError, match="holds images without label or text"):
         check_learnable(only, build_data(only))
     with pytest.raises(UniclError, match="but the corpora hold images only"):
         build_data(recipe(f"data.train=[{{corpus: {tmp_path / 'c'}}}]", "data.mix.labels=1.0"))

@@ -118,16 +118,16 @@ def test_zeroshot_answers_with_lines_and_takes_a_class_that_training_never_saw(m
 
 
 def test_a_bad_picture_is_a_row_and_status_two(model, place, capsys):
-    (place / "bad.png").write_bytes(b"no picture")
+    (place / "bad.png").write_bytes(b"no image")
     inputs = [str(place / "pictures/test/red/0.png"), str(place / "bad.png"), str(place / "pictures/test/blue/0.png")]
     capsys.readouterr()
-    with pytest.raises(UniclError, match="1 of 3 pictures could not be read") as caught:
+    with pytest.raises(UniclError, match="1 of 3 images could not be read") as caught:
         run(["zeroshot", *inputs, "--classes", "red,blue", "--model", model, "--json"])
     assert caught.value.exit_code == 2
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["path"], row["label"], row["error"]) for row in rows] == [
         (inputs[0], "red", None),
-        (inputs[1], None, "not a picture"),
+        (inputs[1], None, "not an image"),
         (inputs[2], "blue", None),
     ]
 
@@ -142,8 +142,8 @@ def test_a_bad_picture_is_a_row_and_status_two(model, place, capsys):
         (["zeroshot", "x.png", "--classes", ",", "--model", "{model}"], "names no class"),
         (["eval", "{model}", "--devices", "cpu:no"], "--devices cpu:no"),
         (["eval", "{model}", "--predictions", "/proc/no/p.parquet"], "--predictions /proc/no/p.parquet: cannot be wri"),
-        (["zeroshot", "--classes", "a"], "no pictures named"),
-        (["zeroshot", "x.png", "--stdin-image"], "--stdin-image reads the one picture itself"),
+        (["zeroshot", "--classes", "a"], "no images named"),
+        (["zeroshot", "x.png", "--stdin-image"], "--stdin-image reads the one image itself"),
         (["zeroshot", "-", "-", "--classes", "a"], "can be read once"),
         (["zeroshot", "-", "--devices", "cpu:2", "--classes", "a"], "one process alone reads standard input"),
         (["zeroshot", "x.png", "--json", "--csv"], "both --json and --csv"),
@@ -192,7 +192,7 @@ def test_a_list_on_standard_input_is_answered_as_csv(model, place, capsys, monke
 
 def test_an_empty_folder_is_named_as_such(model, place, capsys):
     (place / "empty").mkdir()
-    with pytest.raises(UniclError, match="empty: a folder without pictures"):
+    with pytest.raises(UniclError, match="empty: a folder without images"):
         run(["zeroshot", str(place / "empty"), "--classes", "red", "--model", model])
     assert capsys.readouterr().err == ""
 

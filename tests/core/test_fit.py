@@ -1,4 +1,4 @@
-"""The loop takes any batch and any module: a training without pictures, through the public interface."""
+"""The loop takes any batch and any module: a training without images, through the public interface."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from unicl_cli import api
 
 
 class Sentences(NamedTuple):
-    """A batch without pictures: two lists of bags of words that belong together."""
+    """A batch without images: two lists of bags of words that belong together."""
 
     first: list[torch.Tensor]
     second: list[torch.Tensor]

@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(body=picture())
 
     def html(self, count: int) -> None:
-        self.reply(body=b"<html>no picture</html>", Content_Type="image/png")
+        self.reply(body=b"<html>no image</html>", Content_Type="image/png")
 
     def flaky(self, count: int) -> None:
         self.reply(503) if count == 1 else self.reply(body=b"at last")

@@ -21,7 +21,7 @@ SIZE = 30
 
 
 def seen(drawn, tokens, text_index):
-    """A hook that needs the whole share: how often each text of it comes, and what its pictures hold."""
+    """A hook that needs the whole share: how often each text of it comes, and what its images hold."""
     counts = torch.bincount(text_index[text_index != NO_TEXT], minlength=len(tokens))
     times = torch.where(text_index == NO_TEXT, 0, counts[text_index.clamp(min=0)])
     return {"times": times, "light": torch.stack([row.image.float().mean() for row in drawn])}

@@ -1,4 +1,4 @@
-"""Every kind of picture: RGB with the expected pixels, or a reason; never a program run, never a remark on stderr."""
+"""Every kind of image: RGB with the expected pixels, or a reason; never a program run, never a remark on stderr."""
 
 import gzip
 import io

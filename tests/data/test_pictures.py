@@ -1,4 +1,4 @@
-"""Pictures: every mode becomes the right RGB pixels, and every broken file a reason."""
+"""Images: every mode becomes the right RGB pixels, and every broken file a reason."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Pictures to tensors: the geometry of evaluation, augmentations as a function of (seed, draw, view) alone."""
+"""Images to tensors: the geometry of evaluation, augmentations as a function of (seed, draw, view) alone."""
 
 import io
 import json
@@ -221,6 +221,6 @@ def test_pillow_does_all_of_it_on_request():
     flip = v2.RandomHorizontalFlip(0.5)
     for draw in range(10):
         torch.default_generator.manual_seed(seed_of(0, draw, 0))
-        expected = tensor_of(flip(crop(decode(data))))  # torchvision on a picture
+        expected = tensor_of(flip(crop(decode(data))))  # torchvision on an image
         assert torch.equal(slow(data, draw), expected)
         assert (slow(data, draw).int() - train()(data, draw).int()).abs().max() <= 2

@@ -14,7 +14,7 @@ from unicl_cli.errors import UniclError
 
 VOCABULARY, LENGTH, EOT, WIDTH, LAYERS, HEADS = 60, 16, 59, 32, 3, 4
 OWN = {"attn.in_proj_": "qkv.", "attn.out_proj.": "proj.", "mlp.c_fc.": "fc1.", "mlp.c_proj.": "fc2."}
-TOWERS = {  # model -> (picture size, substring of a unit's type)
+TOWERS = {  # model -> (image size, substring of a unit's type)
     "resnet18": (64, "BasicBlock"),
     "vit_tiny_patch16_224": (64, "Block"),
     "swin_tiny_patch4_window7_224": (64, "SwinTransformerBlock"),

@@ -1,4 +1,4 @@
-"""Models of open_clip without training: logits, pictures and tokens are open_clip's own; bad files are one line."""
+"""Models of open_clip without training: logits, images and tokens are open_clip's own; bad files are one line."""
 
 import io
 import json

@@ -71,7 +71,7 @@ def test_perfect_embeddings_find_everything():
 def test_an_equal_caption_of_another_picture_counts_against():
     pictures = torch.eye(3)
     texts = torch.eye(3)[:2]
-    # pictures 0 and 1 share the first caption
+    # images 0 and 1 share the first caption
     found = recalls(pictures, texts, torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2]))
     assert found["image_to_text"]["r1"] == 0.0  # 0 ties with its twin's, 1 and 2 find no own text first
     assert found["image_to_text"]["r5"] == 1.0

@@ -144,9 +144,9 @@ def test_what_a_user_can_mend_is_said_once(tmp_path, digits):
     code, _, err = ended(begun(*words))
     assert code == 2, err
     assert err.count("error:") == 1
-    assert "needs several views of each picture" in err
+    assert "needs several views of each image" in err
     assert "Traceback" not in err
-    assert "again" not in err, "a mistake is not mended by a new start"
+    assert "again" not in err, "a mistake is not fixed by a new start"
     assert not (tmp_path / "run").exists(), "what has not begun leaves no run"
 
 

@@ -1,4 +1,4 @@
-"""Evaluation and probe of real toy models on prepared corpora of coloured pictures, where every figure is known."""
+"""Evaluation and probe of real toy models on prepared corpora of coloured images, where every figure is known."""
 
 import csv
 import io
@@ -44,7 +44,7 @@ class Words:
 
 
 class Colours(nn.Module):
-    """Sees the mean colour of a picture and reads colour words: a perfect classifier of pure colours."""
+    """Sees the mean colour of an image and reads colour words: a perfect classifier of pure colours."""
 
     embed_dim = image_width = 3
 
@@ -91,13 +91,13 @@ def picture(path: Path, colour: tuple[int, int, int]) -> None:
 
 
 def tinted(name: str, number: int) -> tuple[int, int, int]:
-    """A shade of the colour: pictures differ, classes do not."""
+    """A shade of the colour: images differ, classes do not."""
     return tuple(max(0, part - 3 * number) if part else 2 * number for part in COLOURS[name])  # pyright: ignore
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Corpus:
-    """Three colours, 10 pictures each for training, 4 for test; one red test picture stands among the green ones."""
+    """Three colours, 10 images each for training, 4 for test; one red test image stands among the green ones."""
     root = tmp_path_factory.mktemp("colours")
     for split, count in (("train", 10), ("test", 4)):
         for name in COLOURS:
@@ -111,7 +111,7 @@ def corpus(tmp_path_factory) -> Corpus:
 
 @pytest.fixture(scope="module")
 def captioned(tmp_path_factory) -> Corpus:
-    """Three pictures in a test split with one or two captions each."""
+    """Three images in a test split with one or two captions each."""
     root = tmp_path_factory.mktemp("captioned")
     for name, colour in COLOURS.items():
         picture(root / f"{name}.png", colour)
@@ -212,7 +212,7 @@ def test_a_model_that_reads_class_names_alone_is_not_asked_for_captions(captione
 def test_a_diverged_model_fails_loudly_and_names_a_picture(corpus):
     loaded = model(losses.UniCL(), corpus)
     loaded.step.model.see.weight.data.fill_(torch.nan)
-    with pytest.raises(UniclError, match=r"non-finite features from toy on .* test, first at 'pictures:") as caught:
+    with pytest.raises(UniclError, match=r"non-finite features from toy on .* test, first at 'images:") as caught:
         evaluate(loaded, data=None, split=None, batch=5, accelerator=PLAIN)
     assert caught.value.exit_code == 1
     with pytest.raises(UniclError, match="non-finite features"):

@@ -88,7 +88,7 @@ def test_a_recipe_can_be_planned_on_a_machine_that_could_never_train_it(
 
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small corpora under the names that the recipes use: a plan needs manifests, not millions of pictures."""
+    """Small corpora under the names that the recipes use: a plan needs manifests, not millions of images."""
     root = tmp_path_factory.mktemp("stand-ins")
     labels, captions = root / "labels", root / "captions"
     for split in ("train", "val", "test"):

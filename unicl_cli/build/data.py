@@ -53,7 +53,7 @@ def templates_of(corpus: Corpus, *specs: str | Sequence[str] | None) -> tuple[st
 
 
 def augments_of(recipe: Recipe, item: TrainData) -> list[Augment]:
-    """Augmentation of a corpus's pictures, view by view: one entry for all views, or one a view."""
+    """Augmentation of a corpus's images, view by view: one entry for all views, or one a view."""
     entries = recipe.data.augment if item.augment is None else item.augment
     if len(entries) not in (1, recipe.data.views):
         raise UniclError(
@@ -65,7 +65,7 @@ def augments_of(recipe: Recipe, item: TrainData) -> list[Augment]:
 
 
 def transform_of(recipe: Recipe, item: TrainData) -> TrainTransform:
-    """What the loader does to a corpus's pictures."""
+    """What the loader does to a corpus's images."""
     data, ops = recipe.data, augments_of(recipe, item)
     if data.augment_on == "device":
         ops = [halves(op)[0] for op in ops]
@@ -73,7 +73,7 @@ def transform_of(recipe: Recipe, item: TrainData) -> TrainTransform:
 
 
 def late_augment(recipe: Recipe) -> DeviceAugment | None:
-    """What the device does to the pictures of a batch after the loader."""
+    """What the device does to the images of a batch after the loader."""
     if recipe.data.augment_on == "loader":
         return None
     wanted = [[halves(op)[1] for op in augments_of(recipe, item)] for item in recipe.data.train]
@@ -146,8 +146,8 @@ def check_learnable(recipe: Recipe, data: Data) -> None:
     reads = recipe.model.name == "open_clip" or recipe.model.part.options.get("text") is not None
     if reads and any(s.kind == "images" for s in data.mix.strands):
         raise UniclError(
-            "a corpus holds pictures without label or text, and the model has a text tower",
-            "set model.text=null and a loss without texts, or prepare the pictures with labels or captions",
+            "a corpus holds images without label or text, and the model has a text tower",
+            "set model.text=null and a loss without texts, or prepare the images with labels or captions",
         )
 
 

@@ -30,7 +30,7 @@ DEFAULT = "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 
 
 class Loaded(NamedTuple):
-    """A trained model, in evaluation, on its device. ``transform`` makes of an encoded picture what its tower takes."""
+    """A trained model, in evaluation, on its device. ``transform`` makes of an encoded image what its tower takes."""
 
     name: str
     step: Step
@@ -133,7 +133,7 @@ def published(name: str) -> Loaded:
 
 
 def open_clip_model(name: str) -> nn.Module:
-    """The encoder `open_clip` with the weights that ``name`` says, at their own picture size."""
+    """The encoder `open_clip` with the weights that ``name`` says, at their own image size."""
     context: dict[str, Callable[[], Any]] = {"chunks": lambda: 1, "image_size": lambda: None, "stored": lambda: None}
     part = registry.bind("encoders", {"name": "open_clip", "arch": name})
     return cast("nn.Module", registry.make("encoders", part, context))
@@ -145,5 +145,5 @@ def transform_of(model: nn.Module, image_size: int | None) -> EvalTransform:
     if frame is not None:
         return EvalTransform(frame.size, frame)
     if image_size is None:
-        raise ValueError("neither the model nor the caller knows the size of a picture")
+        raise ValueError("neither the model nor the caller knows the size of an image")
     return EvalTransform((image_size, image_size))

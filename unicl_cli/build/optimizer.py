@@ -23,7 +23,7 @@ HIGH = 1e-4
 def doubts(recipe: Recipe, data: Data) -> list[str]:
     """What is allowed, and hardly meant."""
     rows = sum(strand.size for strand in data.mix.strands)
-    twice = f"batch.size {recipe.batch.size} is more than the {rows} rows of the mix: each step sees pictures twice"
+    twice = f"batch.size {recipe.batch.size} is more than the {rows} rows of the mix: each step sees images twice"
     fast = [
         f"optim.lr makes {rate:g} for model.{name}, which begins with trained weights: more than {HIGH:g} undoes them "
         f"soon; 1e-5 is usual (or model.{name}.lr_scale, layer_decay, lora)"

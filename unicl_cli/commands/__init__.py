@@ -45,7 +45,7 @@ SameModel = Annotated[str | None, typer.Option("--model", help="The same as the 
 Template = Annotated[
     list[str] | None, typer.Option(help="A prompt like 'a photo of a {}.', a list's name (clip80, none) or a file.")
 ]
-Batch = Annotated[int, typer.Option(min=1, help="Pictures that each process encodes at once.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images that each process encodes at once.")]
 Devices = Annotated[str, typer.Option(help="auto, a number of GPUs, or cpu:N for N processes.")]
 RawWeights = Annotated[bool, typer.Option("--raw-weights", help="Not their moving average.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="A file for the JSON.")]

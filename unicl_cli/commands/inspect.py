@@ -33,9 +33,9 @@ def inspect(
     ] = None,
     step: Annotated[int, typer.Option(min=0, help="The batch after this many steps of training.")] = 0,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write a page with pictures: one file, for any browser.")
+        Path | None, typer.Option(metavar="FILE", help="Also write a page with images: one file, for any browser.")
     ] = None,
-    samples: Annotated[int, typer.Option(metavar="N", min=0, help="Pictures of each source on the page.")] = 8,
+    samples: Annotated[int, typer.Option(metavar="N", min=0, help="Images of each source on the page.")] = 8,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A file for the JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     quiet: Quiet = False,

@@ -17,13 +17,13 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def prepare(
     labels: Annotated[
-        list[str] | None, typer.Option(metavar="SRC", help="Source of labelled pictures.", autocompletion=sources)
+        list[str] | None, typer.Option(metavar="SRC", help="Source of labelled images.", autocompletion=sources)
     ] = None,
     captions: Annotated[
-        list[str] | None, typer.Option(metavar="SRC", help="Source of captioned pictures.", autocompletion=sources)
+        list[str] | None, typer.Option(metavar="SRC", help="Source of captioned images.", autocompletion=sources)
     ] = None,
     images: Annotated[
-        list[str] | None, typer.Option(metavar="SRC", help="Source of pictures only.", autocompletion=sources)
+        list[str] | None, typer.Option(metavar="SRC", help="Source of images only.", autocompletion=sources)
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Directory of the corpus.")] = Path("corpus"),
     data_dir: Annotated[
@@ -36,7 +36,7 @@ def prepare(
         int | None, typer.Option(min=8, metavar="N", help="Shrink to this short side, in pixels (default: as found).")
     ] = None,
     min_side: Annotated[
-        int, typer.Option("--min-side", min=0, metavar="N", help="Leave out pictures with a shorter side than this.")
+        int, typer.Option("--min-side", min=0, metavar="N", help="Leave out images with a shorter side than this.")
     ] = 0,
     holdout: Annotated[
         float | None,
@@ -45,7 +45,7 @@ def prepare(
         ),
     ] = None,
     dedup: Annotated[
-        str, typer.Option(metavar="off|exact", help="Keep one row of each picture, compared byte for byte.")
+        str, typer.Option(metavar="off|exact", help="Keep one row of each image, compared byte for byte.")
     ] = "off",
     keep_order: Annotated[
         bool, typer.Option("--keep-order", help="Do not mix the rows: for evaluation only, never to train on.")
@@ -73,7 +73,7 @@ def prepare(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check, clean and pack pictures with labels and captions into a corpus.
+    """Check, clean and pack images with labels and captions into a corpus.
 
     SRC is a folder, a CSV, TSV, JSONL or Parquet list, a data set of the hub
     (hf:org/name) or a name (digits, cifar10, imagenet), with options as in

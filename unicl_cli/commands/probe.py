@@ -1,4 +1,4 @@
-"""`unicl probe [MODEL]`: a simple classifier on a model's picture features."""
+"""`unicl probe [MODEL]`: a simple classifier on a model's image features."""
 
 from enum import StrEnum
 from typing import Annotated, Any
@@ -42,7 +42,7 @@ def probe(
         bool, typer.Option("--normalize", help="Features of unit length; post has it anyway.")
     ] = False,
     shots: Annotated[
-        list[int] | None, typer.Option(min=1, metavar="K", help="Train on K pictures of each class; may be repeated.")
+        list[int] | None, typer.Option(min=1, metavar="K", help="Train on K images of each class; may be repeated.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How often shots are drawn.")] = 3,
     batch: Batch = 128,

@@ -1,4 +1,4 @@
-"""`unicl zeroshot IMAGE...`: pictures of your own against classes of your own."""
+"""`unicl zeroshot IMAGE...`: images of your own against classes of your own."""
 
 from enum import StrEnum
 from typing import Annotated, Any
@@ -35,7 +35,7 @@ def zeroshot(
         str | None, typer.Option("--model", help=f"{MODEL_FORMS}; default: the run that finished last.")
     ] = None,
     template: Template = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Classes shown of each picture.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="Classes shown of each image.")] = 5,
     none: Annotated[bool, typer.Option("--none", help="'None of these' may win: then there is no label.")] = False,
     threshold: Annotated[float | None, typer.Option(help="No label below this score of the best class.")] = None,
     independent: Annotated[
@@ -43,7 +43,7 @@ def zeroshot(
     ] = False,
     scores: Annotated[Scores, typer.Option(help="What is shown and compared with the threshold.")] = Scores.prob,
     null: Annotated[bool, typer.Option("-0", "--null", help="The list on stdin is separated by NUL.")] = False,
-    stdin_image: Annotated[bool, typer.Option("--stdin-image", help="Standard input is one picture.")] = False,
+    stdin_image: Annotated[bool, typer.Option("--stdin-image", help="Standard input is one image.")] = False,
     allow_url: Annotated[bool, typer.Option("--allow-url", help="Download http and https URLs.")] = False,
     allow_private: Annotated[
         bool, typer.Option("--allow-private", help="URLs may lead to this machine and this network.")
@@ -51,11 +51,11 @@ def zeroshot(
     batch: Batch = 32,
     devices: Devices = "auto",
     raw_weights: RawWeights = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON line a picture.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="One CSV row a picture, with a header.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line an image.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="One CSV row an image, with a header.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Classify pictures by class names; probabilities are relative to the classes named, one alone has 1."""
+    """Classify images by class names; probabilities are relative to the classes named, one alone has 1."""
     from unicl_cli.commands.output import check_first, load, warn
     from unicl_cli.commands.workers import in_workers, one_process
 
@@ -92,12 +92,12 @@ def zeroshot(
 
 
 def check_inputs(inputs: list[str], *, stdin_image: bool) -> None:
-    """Some way to name pictures, and standard input once."""
+    """Some way to name images, and standard input once."""
     if stdin_image and inputs:
-        raise UniclError("--stdin-image reads the one picture itself", "leave the other inputs out")
+        raise UniclError("--stdin-image reads the one image itself", "leave the other inputs out")
     if not stdin_image and not inputs:
         raise UniclError(
-            "no pictures named", "give files, folders, quoted globs, - for a list on standard input, or --stdin-image"
+            "no images named", "give files, folders, quoted globs, - for a list on standard input, or --stdin-image"
         )
     if inputs.count("-") > 1:
         raise UniclError("- stands for standard input, which can be read once", "give - once")

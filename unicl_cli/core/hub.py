@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Source(NamedTuple):
-    """An open_clip model as files: ``config`` is its model_cfg, ``preprocess`` what is known of its pictures.
+    """An open_clip model as files: ``config`` is its model_cfg, ``preprocess`` what is known of its images.
 
     ``folder`` holds the tokenizer of a local model; ``weights`` is None where none were asked for.
     """

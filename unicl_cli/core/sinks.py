@@ -66,7 +66,7 @@ def writing(path: Path) -> Generator[None]:
     except OSError as error:
         raise UniclError(
             f"{path}: cannot be written: {error.strerror}",
-            "mend that (free some space) and give the same command again: it goes on from the last checkpoint",
+            "fix that (free some space) and give the same command again: it goes on from the last checkpoint",
         ) from error
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from unicl_cli.core.recompute import units_of
 
 PACKS, CHANNELS_LAST = "packs", "channels_last"
-"""Attributes of towers that can: texts are packed; pictures lie with their channels last."""
+"""Attributes of towers that can: texts are packed; images lie with their channels last."""
 
 
 def switched(model: nn.Module, *, pack_texts: bool, channels_last: bool) -> None:

@@ -1,1 +1,1 @@
-"""From pictures and texts to a corpus, and from a corpus to batches."""
+"""From images and texts to a corpus, and from a corpus to batches."""

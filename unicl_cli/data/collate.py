@@ -43,7 +43,7 @@ def collate(
     extra: Hook | None,
     distinct: bool = True,
 ) -> Batch:
-    """One rank's samples of a step, and their pictures as one tensor -> Batch.
+    """One rank's samples of a step, and their images as one tensor -> Batch.
 
     Texts are encoded once each, in the order in which they are first seen. Not ``distinct``: once a row, for a text
     tower whose dropout gives each row another vector.

@@ -26,7 +26,7 @@ _COLUMNS = ["image", "texts", "label", "source", "key", "text_hash"]
 
 
 class _Group(NamedTuple):
-    """A decoded row group: pictures stay in Arrow's memory until one is asked for."""
+    """A decoded row group: images stay in Arrow's memory until one is asked for."""
 
     images: pa.Array
     texts: list[list[str]]

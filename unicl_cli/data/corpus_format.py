@@ -17,7 +17,7 @@ HF_FEATURES = {
     "phash": {"dtype": "int64", "_type": "Value"},
     "url": {"dtype": "string", "_type": "Value"},
 }
-"""What makes `datasets.load_dataset` show pictures instead of structs."""
+"""What makes `datasets.load_dataset` show images instead of structs."""
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),

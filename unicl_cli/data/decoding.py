@@ -1,4 +1,4 @@
-"""Encoded pictures to uint8 tensors: JPEGs by a faster libjpeg-turbo with Pillow's pixels, all others by Pillow."""
+"""Encoded images to uint8 tensors: JPEGs by a faster libjpeg-turbo with Pillow's pixels, all others by Pillow."""
 
 import numpy as np
 import simplejpeg
@@ -12,7 +12,7 @@ JPEG = b"\xff\xd8\xff"
 
 
 def pixels(data: bytes, decoder: str = "auto") -> Tensor:
-    """uint8 (3, H, W) with the strides of (H, W, 3): bit for bit what `pictures.decode` gives, orientation applied.
+    """uint8 (3, H, W) with the strides of (H, W, 3): bit for bit what `images.decode` gives, orientation applied.
 
     ``decoder`` is auto or pillow. Pillow judges every header, and what is no plain JPEG (CMYK) or is damaged in the
     least goes to it whole. PictureError as there.

@@ -1,4 +1,4 @@
-"""What augments a picture after its crop, for whole batches on a device: each sample by its own random numbers."""
+"""What augments an image after its crop, for whole batches on a device: each sample by its own random numbers."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from unicl_cli.core.sampler import seed_of
 from unicl_cli.data.transforms import ERASED_AREA, ERASED_RATIO, JITTERED, SIGMA, Augment, blur_kernel
 
 AT_ONCE = 64
-"""Pictures that are worked on together: 40 MB for each copy in float32 at 224 pixels."""
+"""Images that are worked on together: 40 MB for each copy in float32 at 224 pixels."""
 SALT = 21
 GOLDEN, FIRST, SECOND = (word - (1 << 64) for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 """splitmix64's numbers, as int64 holds them."""

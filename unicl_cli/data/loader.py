@@ -28,14 +28,14 @@ CHUNK = 128
 """Rows that a worker makes at once, at most: 19 MB at 224 pixels."""
 LEAST_CHUNK = 16
 AHEAD = 512_000_000
-"""Bytes of pictures that the workers of a process keep ready, or on their way."""
+"""Bytes of images that the workers of a process keep ready, or on their way."""
 MOST_AHEAD = 16
 """Chunks of each worker, however small they are."""
 SHARED = Path("/dev/shm")
 
 
 class Chunk(NamedTuple):
-    """Neighbouring rows of a batch: their pictures, and each row's Drawn without its picture."""
+    """Neighbouring rows of a batch: their images, and each row's Drawn without its image."""
 
     images: Tensor | NDArray[np.uint8]
     rows: list[tuple[Any, ...]]
@@ -105,7 +105,7 @@ def chunk_rows(rows: int, workers: int) -> int:
 def supply(chunk: int, workers: int, free: int | None) -> Supply:
     """For chunks of ``chunk`` bytes, with ``free`` bytes of shared memory for this process; None: no limit is known.
 
-    Where it is too small (a container's 64 MB), pictures take a pipe, which copies them once more.
+    Where it is too small (a container's 64 MB), images take a pipe, which copies them once more.
     """
     ready = max(2, min(MOST_AHEAD, AHEAD // max(1, chunk * workers)))
     if free is None:
@@ -179,7 +179,7 @@ def as_it_is(chunk: Chunk | UniclError) -> Chunk | UniclError:
 
 
 def joined(chunks: Iterator[Chunk | UniclError], rows: int, *, pin_memory: bool) -> tuple[list[Drawn], Tensor]:
-    """The ``rows`` samples of some chunks and their pictures, each copied once at most; UniclError is raised."""
+    """The ``rows`` samples of some chunks and their images, each copied once at most; UniclError is raised."""
     images = torch.empty(0)
     lines: list[tuple[Any, ...]] = []
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""Encoded pictures in, RGB pixels out: the one place where an image file is opened, judged and shrunk."""
+"""Encoded images in, RGB pixels out: the one place where an image file is opened, judged and shrunk."""
 
 import io
 import logging
@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 64_000_000
 """Refused from the header alone above this: 192 MB as RGB."""
 MAX_BYTES = 8 * MAX_PIXELS
-"""No picture of so many pixels is larger as a file: 16 bits in four channels, not compressed."""
+"""No image of so many pixels is larger as a file: 16 bits in four channels, not compressed."""
 QUALITY = 90
 LONGEST_SIDE = 65_500
 """Of a JPEG."""
@@ -23,9 +23,9 @@ SUFFIXES = frozenset(
         *("ppm", "pgm", "pbm", "pnm", "jp2", "tga", "ico", "heic", "heif", "svg"),
     )
 )
-"""Of files that are taken for pictures: those that cannot be read are rejected by name, not overlooked."""
+"""Of files that are taken for images: those that cannot be read are rejected by name, not overlooked."""
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
-"""What Pillow may try: others run programs (EPS calls Ghostscript) or are no pictures."""
+"""What Pillow may try: others run programs (EPS calls Ghostscript) or are no images."""
 _ANIMATED = frozenset(("GIF", "WEBP", "PNG", "AVIF"))
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 _UNREAD = (b"%!PS", b"%PDF", b"8BPS", b"\x1f\x8b", b"\xc5\xd0\xd3\xc6")
@@ -34,13 +34,13 @@ _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"))
 
 # Pillow warns of large headers and odd metadata on stderr; what matters becomes a reason. A filter in the functions
-# would not do: filters are the process's, and pictures are decoded in threads.
+# would not do: filters are the process's, and images are decoded in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class PictureError(ValueError):
-    """A picture that cannot be used.
+    """An image that cannot be used.
 
     ``reason`` is empty, not_image, unsupported_format, bomb, too_small, truncated or broken.
     """
@@ -55,7 +55,7 @@ class PictureError(ValueError):
 
 
 class Examined(NamedTuple):
-    """What a corpus stores of a picture: ``width, height`` as stored and upright, ``phash`` signed 64 bits."""
+    """What a corpus stores of an image: ``width, height`` as stored and upright, ``phash`` signed 64 bits."""
 
     data: bytes
     width: int
@@ -65,7 +65,7 @@ class Examined(NamedTuple):
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a picture's file. FileNotFoundError; PictureError for what is no file, or far too large for one."""
+    """The bytes of an image's file. FileNotFoundError; PictureError for what is no file, or far too large for one."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise PictureError("read_error", f"{path} is no regular file")  # a pipe would never end
@@ -101,7 +101,7 @@ def examine(data: bytes, size: int | None, min_side: int = 0) -> Examined:
 
 
 def difference_hash(image: Image.Image) -> int:
-    """64 bits, signed: is each of 8 x 8 cells darker than its right neighbour? Near pictures differ in few bits."""
+    """64 bits, signed: is each of 8 x 8 cells darker than its right neighbour? Near images differ in few bits."""
     cells = image.convert("L").resize((9, 8), Image.Resampling.BOX).tobytes()
     bits = [cells[row * 9 + column] < cells[row * 9 + column + 1] for row in range(8) for column in range(8)]
     value = int("".join("1" if bit else "0" for bit in bits), 2)
@@ -109,7 +109,7 @@ def difference_hash(image: Image.Image) -> int:
 
 
 def opened(data: bytes) -> Image.Image:
-    """A picture whose header has been read and judged, its pixels not yet. PictureError as ``decode``."""
+    """An image whose header has been read and judged, its pixels not yet. PictureError as ``decode``."""
     if not data:
         raise PictureError("empty")
     try:

@@ -30,7 +30,7 @@ CLIP_WORDS = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 def clip_clean(text: str) -> str:
     """CLIP's cleaning before its BPE: mojibake, HTML entities, white space, lower case."""
-    if not (text.isascii() and text.isprintable() and "&" not in text):  # nothing to mend in plain ASCII
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # nothing to fix in plain ASCII
         import ftfy  # comes with open_clip; only texts beyond ASCII pay for it
 
         text = html.unescape(html.unescape(ftfy.fix_text(text)))

@@ -1,4 +1,4 @@
-"""Encoded pictures to uint8 tensors: the evaluation geometry, and augmentations as named presets of a few numbers."""
+"""Encoded images to uint8 tensors: the evaluation geometry, and augmentations as named presets of a few numbers."""
 
 import math
 import random
@@ -19,7 +19,7 @@ from unicl_cli.errors import UniclError
 SIDES = (3 / 4, 4 / 3)
 """Of a random crop: least and largest width as a share of its height."""
 JITTERED = 0.8
-"""Of how many pictures the colours are changed."""
+"""Of how many images the colours are changed."""
 SIGMA = (0.1, 2.0)
 """Of the blur, in pixels."""
 ERASED_AREA = (0.02, 1 / 3)
@@ -29,7 +29,7 @@ _LOG_SIDES: list[float] = torch.tensor(SIDES).log().tolist()
 
 
 class Augment(NamedTuple):
-    """What may happen to a picture; None or 0 leaves a step out."""
+    """What may happen to an image; None or 0 leaves a step out."""
 
     crop: tuple[float, float] | None = None  # share of the area that a random crop keeps
     flip: float = 0.0  # probability of a mirror image
@@ -58,7 +58,7 @@ def augment(name: str, changes: Mapping[str, Any]) -> Augment:
 
 
 def halves(ops: Augment) -> tuple[Augment, Augment]:
-    """What only a loader can do, on pictures of any size, and what a device can do after it (`device_augment`)."""
+    """What only a loader can do, on images of any size, and what a device can do after it (`device_augment`)."""
     first = Augment(crop=ops.crop, rand=ops.rand)
     return first, ops._replace(crop=None, rand=None)
 
@@ -78,14 +78,14 @@ def picture_of(x: Tensor) -> Image.Image:
 
 
 def eval_transform(data: bytes, size: int) -> Tensor:
-    """An encoded picture -> uint8 (3, size, size), the geometry of evaluation."""
+    """An encoded image -> uint8 (3, size, size), the geometry of evaluation."""
     return framed(decode(data), size)
 
 
 class EvalTransform(NamedTuple):
-    """An encoded picture -> uint8 (3, height, width), as a model wants it: by its own ``frame``, else `eval_transform`.
+    """An encoded image -> uint8 (3, height, width), as a model wants it: by its own ``frame``, else `eval_transform`.
 
-    ``size`` is (height, width); ``frame`` makes a picture of that size of any other.
+    ``size`` is (height, width); ``frame`` makes an image of that size of any other.
     """
 
     size: tuple[int, int]
@@ -113,7 +113,7 @@ def randaugment(config: str, size: int) -> Callable[[Image.Image], Image.Image]:
 
 
 class Box(NamedTuple):
-    """A part of a picture, in pixels."""
+    """A part of an image, in pixels."""
 
     top: int
     left: int
@@ -130,7 +130,7 @@ def random_box(height: int, width: int, share: tuple[float, float]) -> Box:
         if 0 < w <= width and 0 < h <= height:
             top = int(torch.randint(0, height - h + 1, (1,)))
             return Box(top, int(torch.randint(0, width - w + 1, (1,))), h, w)
-    w = min(width, round(height * SIDES[1]))  # no luck: the middle of a picture that is too long
+    w = min(width, round(height * SIDES[1]))  # no luck: the middle of an image that is too long
     h = min(height, round(width / SIDES[0]))
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
@@ -149,7 +149,7 @@ RESIZE = {"tensor": shrunk, "pillow": pillow_shrunk}
 
 
 class View:
-    """A picture -> one augmented view, uint8 (3, size, size), a function of the picture and the seed."""
+    """An image -> one augmented view, uint8 (3, size, size), a function of the image and the seed."""
 
     def __init__(self, size: int, ops: Augment, resize: str) -> None:
         from torchvision.transforms import v2  # brings torch's compiler along, which an evaluation does without
@@ -215,7 +215,7 @@ class View:
 
 
 class TrainTransform:
-    """An encoded picture -> uint8 (3, size, size) for one view, (V, 3, size, size) for several.
+    """An encoded image -> uint8 (3, size, size) for one view, (V, 3, size, size) for several.
 
     The view v of draw d depends on (seed, d, v) alone, never on worker, process or what was drawn before.
     ``decoder`` is that of `decoding.pixels`, ``resize`` a name in RESIZE.

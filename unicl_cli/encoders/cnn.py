@@ -1,4 +1,4 @@
-"""A small convolutional tower that learns 32-pixel pictures in seconds on a CPU."""
+"""A small convolutional tower that learns 32-pixel images in seconds on a CPU."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 GRID = 4
-"""Cells a side of the last grid, whatever the picture's size."""
+"""Cells a side of the last grid, whatever the image's size."""
 
 
 class Stage(nn.Module):

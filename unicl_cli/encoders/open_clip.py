@@ -27,7 +27,7 @@ BLOCKS = ("Block", "Bottleneck", "Layer")
 
 
 class Frame(NamedTuple):
-    """A picture -> a picture of ``size`` (height, width): open_clip's own resizing and cropping of one model."""
+    """An image -> an image of ``size`` (height, width): open_clip's own resizing and cropping of one model."""
 
     size: tuple[int, int]
     steps: tuple[Callable[[Image.Image], Image.Image], ...]

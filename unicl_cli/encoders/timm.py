@@ -57,7 +57,7 @@ class TimmTower(nn.Module):
     """(b, 3, H, W) -> (b, width): the backbone's own pooling and hidden layer, without its classifier.
 
     ``mean, std`` are those of the backbone's published weights, since its pretrained weights expect them.
-    ``args`` are passed to timm as they are; ``small_stem`` gives a ResNet the stem of 32 px pictures (3 x 3 without
+    ``args`` are passed to timm as they are; ``small_stem`` gives a ResNet the stem of 32 px images (3 x 3 without
     stride or pooling; SupCon, NeurIPS 2020, CIFAR). UniclError for an unknown name or argument.
     """
 

@@ -1,4 +1,4 @@
-"""How well pictures find their captions and captions their picture: pessimistic ranks in bounded memory."""
+"""How well images find their captions and captions their image: pessimistic ranks in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KEPT_SCORES = 1 << 24  # scores alive at once: 64 MiB in float32
 
 
 class Gallery(NamedTuple):
-    """What is searched. Item i has the vector ``features[rows[i]]`` and belongs to picture ``ids[i]``.
+    """What is searched. Item i has the vector ``features[rows[i]]`` and belongs to image ``ids[i]``.
 
     Equal texts share one row, so that they tie exactly whatever a matrix product does to its last bits.
     """
@@ -45,11 +45,11 @@ def ranks(queries: Tensor, query_ids: Tensor, gallery: Gallery) -> tuple[Tensor,
 
 
 def recalls(image_features: Tensor, text_features: Tensor, text_rows: Tensor, image_of_text: Tensor) -> dict[str, Any]:
-    """Pictures (N, D), distinct texts (U, D); caption t is ``text_features[text_rows[t]]`` of picture
-    ``image_of_text[t]``, both int64 (T,); each picture has a caption.
+    """Images (N, D), distinct texts (U, D); caption t is ``text_features[text_rows[t]]`` of image
+    ``image_of_text[t]``, both int64 (T,); each image has a caption.
 
     ``{"images", "texts", "text_to_image": {"r1", "r5", "r10"}, "image_to_text": {…}}`` and, where all scores are equal,
-    ``"collapsed": True``. A picture is a hit at k if any of its captions is among the first k.
+    ``"collapsed": True``. An image is a hit at k if any of its captions is among the first k.
     """
     pictures = torch.arange(len(image_features), device=image_features.device)
     to_image, spread = ranks(text_features[text_rows], image_of_text, Gallery(image_features, pictures, pictures))

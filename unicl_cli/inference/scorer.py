@@ -148,7 +148,7 @@ def head_columns(classes: Sequence[ClassName]) -> dict[str, int]:
 
 
 def by_pair(encoder: Encoder, loss: Any, prompts: Sequence[Sequence[str]]) -> Scorer:
-    """What the loss itself says of each picture with the first prompt of each class."""
+    """What the loss itself says of each image with the first prompt of each class."""
     loaded = encoder.loaded
     tokenizer = loaded.tokenizer
     if tokenizer is None:

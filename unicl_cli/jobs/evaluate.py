@@ -198,13 +198,13 @@ def write_predictions(path: Path, kept: Sequence[Mapping[str, Any]]) -> None:
 
 
 def can_search(loaded: Loaded) -> bool:
-    """Does the model put captions and pictures into one space? A vocabulary of class names alone reads no captions."""
+    """Does the model put captions and images into one space? A vocabulary of class names alone reads no captions."""
     loss: Any = bare(loaded.step).loss
     return loss.score == "text" and loaded.tokenizer is not None and loaded.tokenizer.context_length > 1
 
 
 class Captions:
-    """The texts of pictures: each distinct one once, and which picture has which."""
+    """The texts of images: each distinct one once, and which image has which."""
 
     def __init__(self) -> None:
         self.texts: dict[str, int] = {}
@@ -213,7 +213,7 @@ class Captions:
         self.images = 0
 
     def add(self, own: Sequence[str]) -> None:
-        """The texts of the next picture."""
+        """The texts of the next image."""
         self.text_rows += [self.texts.setdefault(text, len(self.texts)) for text in own]
         self.image_of_text += [self.images] * len(own)
         self.images += 1
@@ -236,7 +236,7 @@ def search(
         for row in rows:
             captions.add(texts[row])
         embed = each_row(
-            table, rows, lambda x, _: encoder.image(x).embed, transform=transform, batch=batch, label=f"{name} pictures"
+            table, rows, lambda x, _: encoder.image(x).embed, transform=transform, batch=batch, label=f"{name} images"
         )
         refuse_not_finite(embed.isfinite().all(1), rows, table, f"{encoder.loaded.name} on {name}")
         pictures.append(embed)
@@ -250,7 +250,7 @@ def search(
     owners = torch.tensor(captions.image_of_text)
     found = recalls(torch.cat(pictures), features, torch.tensor(captions.text_rows), owners)
     if found.pop("collapsed", False):
-        warnings.append("collapsed: all pictures and texts score the same, so nothing is found")
+        warnings.append("collapsed: all images and texts score the same, so nothing is found")
     repeated = len(captions.text_rows) - len(captions.texts)
     if repeated:
         warnings.append(f"{repeated} of {len(owners)} captions repeat another; an equal caption is no hit")

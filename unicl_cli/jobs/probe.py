@@ -1,4 +1,4 @@
-"""How much a simple classifier finds in a model's picture features: chosen on validation data, tested once."""
+"""How much a simple classifier finds in a model's image features: chosen on validation data, tested once."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from unicl_cli.launch.stopping import AT_ONCE, HANGUP, StopFlag, heeded, leave, 
 
 Untyped: Any = LocalElasticAgent  # its methods are decorated with what has no types
 MISTAKEN = 2
-EXPLAINED = (MISTAKEN, 3)  # a worker with these failed of what a user can mend; rank 0 says it itself
+EXPLAINED = (MISTAKEN, 3)  # a worker with these failed of what a user can fix; rank 0 says it itself
 STOPPED = 75
 LEAVE_SECONDS = 300
 LOST_SECONDS = 30  # for workers that may wait for one that has ended
@@ -112,7 +112,7 @@ class Ears:
 
 
 class Agent(Untyped):
-    """Torch elastic's agent, which starts again only what a new start can mend, and says so."""
+    """Torch elastic's agent, which starts again only what a new start can fix, and says so."""
 
     def __init__(self, spec: WorkerSpec, files: DefaultLogsSpecs, launch: Launch, ears: Ears) -> None:
         super().__init__(spec, files, shutdown_timeout=LEAVE_SECONDS)

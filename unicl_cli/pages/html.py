@@ -1,4 +1,4 @@
-"""A page of results as one HTML file: inline style, charts and pictures; no script, nothing from the net."""
+"""A page of results as one HTML file: inline style, charts and images; no script, nothing from the net."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """For the browser: whatever slipped into the page, nothing is run and nothing is fetched."""
 NOTHING = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
-"""In place of a picture that cannot be shown."""
+"""In place of an image that cannot be shown."""
 LOSSLESS = 64
-"""Pictures up to this side are kept as PNG: small drawings suffer from JPEG, and cost little."""
+"""Images up to this side are kept as PNG: small drawings suffer from JPEG, and cost little."""
 
 
 class Html(str):
@@ -128,7 +128,7 @@ def line_chart(points: Sequence[tuple[float, float]], *, name: str) -> Html:
 
 
 def data_uri(image: Image.Image, side: int) -> str:
-    """A picture in the page itself, its long side at most ``side`` pixels."""
+    """An image in the page itself, its long side at most ``side`` pixels."""
     small = image.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
@@ -138,7 +138,7 @@ def data_uri(image: Image.Image, side: int) -> str:
 
 
 def pictures(items: Iterable[tuple[str, str, str]]) -> Html:
-    """(data URI, caption, small print) as a wall of pictures."""
+    """(data URI, caption, small print) as a wall of images."""
 
     def one(uri: str, caption: str, small: str) -> Html:
         image = Html(f'<img src="{text(uri)}" alt="{text(caption)}" loading="lazy">')

@@ -48,7 +48,7 @@ class Augment(Section):
     name: Literal["none", "basic", "shift", "strong", "simclr", "randaug"] = "basic"
     """The preset."""
     crop: Annotated[tuple[Positive, Positive], AS_LIST] | None = None
-    """Least and largest area of a random crop, as a share of the picture."""
+    """Least and largest area of a random crop, as a share of the image."""
     flip: Share | None = None
     """Probability of a mirror image."""
     shift: Annotated[int, Field(ge=0)] | None = None
@@ -58,7 +58,7 @@ class Augment(Section):
     jitter: Annotated[float, Field(ge=0)] | None = None
     """Strength of colour jitter."""
     grey: Share | None = None
-    """Probability of a grey picture."""
+    """Probability of a grey image."""
     blur: Share | None = None
     """Probability of a blur."""
     erase: Share | None = None
@@ -106,13 +106,13 @@ class Data(Section):
     mix: Mix = Mix()
     """Labels against captions."""
     image_size: Count = 224
-    """Side of the square picture that the image tower sees, in pixels."""
+    """Side of the square image that the image tower sees, in pixels."""
     augment: Augments = (Augment(),)
     """One entry for all views, or one a view."""
     templates: Templates | None = None
     """Prompts for class names: the name of a list, a file or a list; null = what the corpus says."""
     views: Count = 1
-    """Augmented views of each picture."""
+    """Augmented views of each image."""
     text_for_labelled: Literal["prompt", "caption", "mixed"] = "mixed"
     """The text of a row that has a label and captions."""
     class_names: Literal["first", "uniform"] = "first"
@@ -164,10 +164,10 @@ class Group(Section):
 
 
 class Optim(Section):
-    """The optimiser; no weight decay for 1-d parameters and the logit scale."""
+    """The optimizer; no weight decay for 1-d parameters and the logit scale."""
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
-    """The optimiser's name."""
+    """The optimizer's name."""
     lr: Positive = 5e-4
     """Peak learning rate."""
     betas: Annotated[tuple[Below1, Below1], AS_LIST] = (0.9, 0.98)
@@ -216,7 +216,7 @@ class Eval(Section):
     every: Count = 1000
     """In steps."""
     batch: Count = 512
-    """Pictures encoded at once."""
+    """Images encoded at once."""
     limit: Count | None = None
     """Use only this many rows."""
 
@@ -270,7 +270,7 @@ class Parallel(Section):
     text_cache: Literal["auto", "off"] = "auto"
     """auto = a frozen text tower encodes each text once, where texts come often and have room in 1 GiB."""
     channels_last: bool = True
-    """Pictures with their channels last, for backbones with BatchNorm."""
+    """Images with their channels last, for backbones with BatchNorm."""
     compile: bool = False
     """Compile the towers' blocks: minutes at the first step, faster ones after it on a GPU."""
 
@@ -323,7 +323,7 @@ class Recipe(Section):
     epochs: Positive | None = None
     """Full passes over the mix."""
     samples: Count | None = None
-    """Pictures seen."""
+    """Images seen."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto = bf16 where the device has it, else fp32."""
     eval: Annotated[tuple[Eval, ...], AS_LIST] = ()

@@ -32,7 +32,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def drawn(folder: Path) -> list[Path]:
-    """Pictures of odd sizes."""
+    """Images of odd sizes."""
     paths: list[Path] = []
     for n, size in enumerate([(40, 32), (33, 70), (32, 32)]):
         image = Image.new("RGB", size, (200, 40 * n, 10))

@@ -19,7 +19,7 @@ def onnx(
         "onnx"
     ),
     classes: Annotated[
-        str | None, typer.Option(help="a,b,c or @file with one a line: also a graph from pictures to these classes.")
+        str | None, typer.Option(help="a,b,c or @file with one a line: also a graph from images to these classes.")
     ] = None,
     template: Annotated[
         list[str] | None, typer.Option(help="A prompt like 'a photo of a {}.'; default: the model's own.")

@@ -23,7 +23,7 @@ TOLERANCE = 1e-4
 ONE_FILE = 1_800_000_000
 """Bytes of weights; ONNX files end at 2 GiB, what is larger stands in a file beside the graph."""
 LARGEST_BATCH = 4096
-TEXTS = ("a photo of a cat.", "dog", "the third of five small pictures, seen from above", "one two three four five six")
+TEXTS = ("a photo of a cat.", "dog", "the third of five small images, seen from above", "one two three four five six")
 
 
 class Graph(NamedTuple):
@@ -157,7 +157,7 @@ def compare(graph: Graph, path: Path) -> list[float]:
 
 
 def preprocessing(loaded: Loaded) -> dict[str, Any]:
-    """How a picture becomes ``pixels``; mean and standard deviation are inside the graphs."""
+    """How an image becomes ``pixels``; mean and standard deviation are inside the graphs."""
     height, width = loaded.transform.size
     own = loaded.transform.frame
     steps = (

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def build_sigmoid(*, bias: float = -10.0) -> nn.Module:
-    """Each pair for itself: does this text belong to this picture? Wants `model.logit_scale.init: 10` (SigLIP)."""
+    """Each pair for itself: does this text belong to this image? Wants `model.logit_scale.init: 10` (SigLIP)."""
     from unicl_sigmoid.loss import Sigmoid
 
     return Sigmoid(bias)

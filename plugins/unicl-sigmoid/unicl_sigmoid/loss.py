@@ -9,7 +9,7 @@ from unicl_cli.api import NO_KEY, NO_TEXT, Batch, Model, gather, share_of_mean
 
 class Sigmoid(nn.Module):
     """-log sigmoid(z (s u.v + bias)) over all pairs, z = 1 where keys are equal, else -1; summed over texts, mean over
-    pictures. Holds b x B. The scale s is the model's; ``bias`` is learned and starts where all pairs look negative.
+    images. Holds b x B. The scale s is the model's; ``bias`` is learned and starts where all pairs look negative.
     """
 
     score, activation = "text", "sigmoid"

@@ -38,10 +38,10 @@ def write_tar(path: Path, members: list[tuple[str, bytes]], form: str = "w") -> 
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    """Shards of the library's own writer: pictures, captions, class numbers."""
+    """Shards of the library's own writer: images, captions, class numbers."""
     with library.ShardWriter(str(tmp_path / "shard-%06d.tar"), maxcount=7, verbose=0) as writer:
         for n in range(COUNT):
-            texts = {"txt": f"picture number {n} – größer", "cls": n % 3, "json": {"kind": "odd" if n % 2 else "even"}}
+            texts = {"txt": f"image number {n} – größer", "cls": n % 3, "json": {"kind": "odd" if n % 2 else "even"}}
             writer.write({"__key__": f"{n:05d}", "png": picture(n), **texts})
     return tmp_path
 
@@ -143,7 +143,7 @@ def test_braces_are_those_of_the_library(pattern, names):
 
 
 def test_what_is_no_plain_file_is_left_out_and_counted(tmp_path: Path):
-    path = write_tar(tmp_path / "a.tar", [("one.png", picture(1)), ("one.txt", b"one"), ("lone.txt", b"no picture")])
+    path = write_tar(tmp_path / "a.tar", [("one.png", picture(1)), ("one.txt", b"one"), ("lone.txt", b"no image")])
     with tarfile.open(path, "a") as tar:
         link = tarfile.TarInfo("two.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -157,7 +157,7 @@ def test_what_is_no_plain_file_is_left_out_and_counted(tmp_path: Path):
     assert source.notes == [
         "webdataset: 1 links and devices in the tars are left out",
         "webdataset: 2 names outside the tar in the tars are left out",
-        "webdataset: 1 samples without a picture in the tars are left out",
+        "webdataset: 1 samples without an image in the tars are left out",
     ]
 
 

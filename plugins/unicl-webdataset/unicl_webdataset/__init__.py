@@ -22,7 +22,7 @@ def webdataset(
     """Tars of samples `KEY.jpg KEY.txt KEY.cls KEY.json`, read at random places, never unpacked.
 
     `path`, `val` and `test` are shards: a folder, a file, `shard-{000000..000123}.tar` or `*.tar`. `image` lists the
-    endings of pictures; `caption` and `label` an ending each, or `json:FIELD`. Labels are numbers into `classes`, a
+    endings of images; `caption` and `label` an ending each, or `json:FIELD`. Labels are numbers into `classes`, a
     file with a name a line (default: `classnames.txt` beside the shards), or names themselves.
     """
     from unicl_webdataset.source import Fields, WebDataset

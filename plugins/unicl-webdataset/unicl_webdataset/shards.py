@@ -121,7 +121,7 @@ def check_size(shard: Path, count: int) -> None:
         sizes: Any = json.loads(table.read_text(encoding="utf-8"))
         expected = sizes.get(shard.name)
     except (ValueError, AttributeError) as error:
-        raise UniclError(f"webdataset: {table}: not a table of sizes: {error}", "mend or remove it") from error
+        raise UniclError(f"webdataset: {table}: not a table of sizes: {error}", "fix or remove it") from error
     if expected is not None and expected != count:
         raise UniclError(
             f"webdataset: {shard} holds {count} samples, sizes.json says {expected}",

@@ -1,4 +1,4 @@
-"""WebDataset tars as a data source: samples to rows, and a row's picture."""
+"""WebDataset tars as a data source: samples to rows, and a row's image."""
 
 import json
 import os
@@ -50,7 +50,7 @@ class WebDataset:
 
     @cached_property
     def found(self) -> dict[str, list[Found]]:
-        """The samples of each split that have a picture."""
+        """The samples of each split that have an image."""
         top = os.path.commonpath([shard.parent for shards in self.shards.values() for shard in shards])
         return {
             split: [item for shard in shards for item in self._samples(shard, Path(os.path.relpath(shard, top)))]
@@ -145,7 +145,7 @@ class WebDataset:
         for sample in samples:
             picture = next((sample.members[ending] for ending in endings if ending in sample.members), None)
             if picture is None:
-                self.ignored["samples without a picture"] += 1
+                self.ignored["samples without an image"] += 1
                 continue
             key = f"{name.with_suffix('').as_posix()}/{sample.key}"
             ref = f"{shard}:{picture.offset}:{picture.size}"

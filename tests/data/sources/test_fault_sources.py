@@ -78,7 +78,7 @@ def test_litter_in_class_folders_is_counted_or_not_seen_and_never_a_class(tmp_pa
     assert status == 0
     assert report["rejected"] == {"empty": 1, "missing_file": 1, "not_image": 1, "read_error": 1}
     assert (report["rows"], report["classes"]) == (6, 5)
-    assert "without a picture are no classes: none" in err
+    assert "without an image are no classes: none" in err
     keys = {c.key for c in open_corpus(tmp_path / "corpus").classes}
     assert {"cat", "Größe ü", "new\nline", "win\\dows"} < keys
     assert {row["reason"]: row["ref"] for row in rejects(tmp_path)}["read_error"] == "cat/pipe.png"
@@ -87,13 +87,13 @@ def test_litter_in_class_folders_is_counted_or_not_seen_and_never_a_class(tmp_pa
 @pytest.mark.parametrize(
     ("kind", "files", "message", "hint"),
     [
-        ("labels", (), "data: no pictures in this folder", "pictures end in .jpg, .png, .webp"),
-        ("labels", ("notes.md",), "data: no pictures in this folder", "pictures end in"),
-        ("labels", ("train.tar.gz",), "data: no pictures in this folder", "unpack train.tar.gz"),
-        ("captions", ("list.csv",), "data: no pictures in this folder", r"or is it the list .*data/list\.csv\?"),
-        ("labels", ("1.png", "2.png"), "its pictures are in no folder of a class", "make a folder for each class"),
-        ("labels", ("train/1.png", "val/2.png"), "its pictures are in no folder of a class", "a folder for each class"),
-        ("captions", ("a/1.png",), "no captions beside its pictures", r"write those of 1\.jpg into 1\.txt"),
+        ("labels", (), "data: no images in this folder", "images end in .jpg, .png, .webp"),
+        ("labels", ("notes.md",), "data: no images in this folder", "images end in"),
+        ("labels", ("train.tar.gz",), "data: no images in this folder", "unpack train.tar.gz"),
+        ("captions", ("list.csv",), "data: no images in this folder", r"or is it the list .*data/list\.csv\?"),
+        ("labels", ("1.png", "2.png"), "its images are in no folder of a class", "make a folder for each class"),
+        ("labels", ("train/1.png", "val/2.png"), "its images are in no folder of a class", "a folder for each class"),
+        ("captions", ("a/1.png",), "no captions beside its images", r"write those of 1\.jpg into 1\.txt"),
     ],
 )
 def test_a_folder_that_is_no_source_says_why(kind, files, message, hint, tmp_path, refused):
@@ -220,7 +220,7 @@ def test_paths_of_windows_with_blanks_and_letters_are_found(tmp_path, prepare):
             "n.csv",
             b"image,caption\nx/0.png,x y\n",
             "",
-            "none of its pictures is there, for example ",
+            "none of its images is there, for example ",
             "relative to the list",
         ),
         (
@@ -235,7 +235,7 @@ def test_paths_of_windows_with_blanks_and_letters_are_found(tmp_path, prepare):
             "d.tsv",
             b"file\tcaption\n0.png\tx y\n0.png\tx y\n",
             "",
-            "line 2 and line 3 have the same picture",
+            "line 2 and line 3 have the same image",
             "remove one",
         ),
         ("j.jsonl", b'{"image":"0.png","caption":"x y"}\n{oops\n', "", "line 2: no JSON", "check"),

@@ -65,7 +65,7 @@ def test_a_folder_of_folders_is_classes_in_one_split(tmp_path):
         ("sea_lion/a/x.png", 2),
     ]
     assert source.read(source.rows("train")[0]) == {"image": PNG}
-    assert source.notes == ["2 folders without a picture are no classes: docs, empty"]
+    assert source.notes == ["2 folders without an image are no classes: docs, empty"]
 
 
 def test_first_level_folders_that_are_all_splits_are_splits(tmp_path):
@@ -106,7 +106,7 @@ def test_captions_of_a_folder_are_text_files_beside_the_pictures(tmp_path):
 
 def test_a_folder_without_pictures_says_so(tmp_path):
     (tmp_path / "x").mkdir()
-    with pytest.raises(UniclError, match="no pictures in this folder"):
+    with pytest.raises(UniclError, match="no images in this folder"):
         open_source(str(tmp_path), "labels").splits  # noqa: B018
 
 
@@ -202,8 +202,8 @@ def test_a_label_that_no_class_has_is_named_by_its_line(tmp_path, label, message
 def test_other_captions_of_one_picture_join_its_row_and_plain_repeats_are_an_error(tmp_path):
     source = open_source(listed(tmp_path, "five.csv", "file,caption\na.png,one\nb.png,two\na.png,three\n"), "captions")
     assert texts_of(source) == {"a.png": ("one", "three"), "b.png": ("two",)}
-    assert source.notes == ["1 lines with another caption of the same picture joined its row"]
-    with pytest.raises(UniclError, match=r"line 2 and line 4 have the same picture or key a\.png"):
+    assert source.notes == ["1 lines with another caption of the same image joined its row"]
+    with pytest.raises(UniclError, match=r"line 2 and line 4 have the same image or key a\.png"):
         open_source(listed(tmp_path, "two.csv", "file,caption\na.png,x\nb.png,y\na.png,x\n"), "captions").rows("train")
 
 
@@ -329,7 +329,7 @@ def test_a_digit_picture_is_the_scan_enlarged_four_times():
 
 def test_digits_options_are_checked():
     for src, message in (("digits?classes=0-11", "are not digits"), ("digits?classes=a", "cannot be read"),
-                         ("digits?limit=0", "leaves no picture"), ("digits?named=2", "is not a share")):  # fmt: skip
+                         ("digits?limit=0", "leaves no image"), ("digits?named=2", "is not a share")):  # fmt: skip
         with pytest.raises(UniclError, match=message):
             open_source(src, "labels")
 

@@ -45,7 +45,7 @@ eval: [{{corpus: {corpus}, split: train}}]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A corpus with classes named alike, in HTML, twice the same picture, captions that repeat; a run of four steps."""
+    """A corpus with classes named alike, in HTML, twice the same image, captions that repeat; a run of four steps."""
     root = tmp_path_factory.mktemp("inspect")
     rows = ["file\ttitle"]
     for number, (name, count) in enumerate({"dog": 9, "a/sea lion": 5, "b/sea-lion": 3, EVIL: 4}.items()):
@@ -94,7 +94,7 @@ def test_a_corpus_is_counted_row_by_row(place, capsys):
     assert facts["captions"]["distinct"] == 4  # case and a final period make no other text
     assert facts["captions"]["tokens"]["max"] == max(int(clip_tokenizer(77)([text]).shape[1]) for text in texts)
     assert [entry["keys"] for entry in facts["colliding_names"]] == [["a/sea lion", "b/sea-lion"]]
-    # one is a dog and also the picture of a caption, which is no second label
+    # one is a dog and also the image of a caption, which is no second label
     assert (facts["duplicates"]["rows"], facts["duplicates"]["pictures_with_several_labels"]) == (2, 1)
     assert facts["concepts"]["labels"] == {"pictures": 21, "concepts": 4, "pictures_per_concept": 21 / 4}
 
@@ -126,7 +126,7 @@ def test_notes_say_what_to_do(place, capsys):
     said = "\n".join(answer(capsys, str(place / "corpus"))["notes"])
     for words in (
         "'sea lion' is a/sea lion and b/sea-lion",
-        "1 picture has several labels",
+        "1 image has several labels",
         "context_length: ",
         "text_hash",
     ):
@@ -309,8 +309,8 @@ def test_a_run_tells_its_state_and_its_last_figures(place, copy, capsys):
 # -- what else a path can be ----------------------------------------------------------------------------------------
 
 OTHERS = {
-    "pictures": ("is a folder of pictures", "unicl prepare --labels"),
-    "pictures/dog/0.png": ("is a picture", "unicl zeroshot"),
+    "pictures": ("is a folder of images", "unicl prepare --labels"),
+    "pictures/dog/0.png": ("is an image", "unicl zeroshot"),
     "list.tsv": ("is a list", "unicl prepare --captions"),
     "runs": ("holds runs", "unicl runs ls"),
     "runs/one/checkpoints": ("holds checkpoints", "step-00000004"),

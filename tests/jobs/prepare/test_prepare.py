@@ -32,7 +32,7 @@ def picture(mode="RGB", kind="PNG", size=(24, 20), seed=0, **options):
 
 @pytest.fixture
 def odd(tmp_path):
-    """Two classes of every kind of picture, with some that are none."""
+    """Two classes of every kind of image, with some that are none."""
     exif = Image.Exif()
     exif[0x0112] = 6
     deep = io.BytesIO()
@@ -52,7 +52,7 @@ def odd(tmp_path):
             "sea & sand/cut.jpg": jpeg[: len(jpeg) // 2],
             "sea & sand/page.jpg": b"<html>404</html>",
             "sea & sand/none.png": b"",
-            "sea & sand/notes.txt": b"not a picture",
+            "sea & sand/notes.txt": b"not an image",
             "sea & sand/.DS_Store": b"x",
             "Straße/dance.gif": gif.getvalue(),
             "one picture/1.png": picture(),
@@ -68,7 +68,7 @@ def test_odd_pictures_are_kept_and_broken_ones_left_out_with_their_reason(odd, t
     assert line["rows"] == 7
     assert line["rejected"] == {"empty": 1, "no_label": 1, "not_image": 2, "truncated": 1}
     assert (line["animated"], line["classes"], report["classes"]) == (1, 3, 3)
-    assert "1 folders without a picture are no classes: empty" in err
+    assert "1 folders without an image are no classes: empty" in err
     rejects = [json.loads(text) for f in (tmp_path / "c/rejects").iterdir() for text in f.read_text().splitlines()]
     assert {(Path(r["ref"]).name, r["reason"]) for r in rejects} == {
         ("none.png", "empty"),
@@ -82,7 +82,7 @@ def test_odd_pictures_are_kept_and_broken_ones_left_out_with_their_reason(odd, t
     (file,) = (tmp_path / "c/data/train").iterdir()
     sizes = {r["key"]: (r["width"], r["height"]) for r in pq.read_table(file).to_pylist()}
     assert sizes["odd-ones:sea & sand/turned.JPEG"] == (20, 30)
-    assert [c.names for c in open_corpus(tmp_path / "c").classes] == [("Straße",), ("one picture",), ("sea & sand",)]
+    assert [c.names for c in open_corpus(tmp_path / "c").classes] == [("Straße",), ("one image",), ("sea & sand",)]
 
 
 def test_labels_captions_and_pictures_alone_come_into_one_corpus(tmp_path, capsys):

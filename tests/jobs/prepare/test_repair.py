@@ -113,7 +113,7 @@ def column(table, name, values):
         (lambda t: column(t, "label", [0] * len(t)), "counts of the classes in 'train'"),
         (
             lambda t: column(t, "image", [{"bytes": b"gone", "path": None}] * len(t)),
-            "picture cannot be decoded: not_image",
+            "image cannot be decoded: not_image",
         ),
     ],
 )
@@ -211,7 +211,7 @@ def test_a_shard_without_survivors_is_not_written_and_readers_never_miss_it(tmp_
     for split, name in (("train", "1.png"), ("test", "2.png")):
         (tmp_path / "f" / split / "cat").mkdir(parents=True)
         Image.new("RGB", (9, 9)).save(tmp_path / "f" / split / "cat" / name)
-    (tmp_path / "f/test/cat/2.png").write_bytes(b"no picture")
+    (tmp_path / "f/test/cat/2.png").write_bytes(b"no image")
     report, _ = called(capsys, "prepare", "--labels", tmp_path / "f", "-o", tmp_path / "c")
     assert (report["rows"], report["shards"]) == (1, 1)
     assert json.loads((tmp_path / "c/parts/test.f-labels-00000-of-00001.json").read_text())["rows"] == 0

@@ -211,7 +211,7 @@ def train(rows):
     step, _ = build_step(recipe, lambda: tokenizer, data.classes, 1 if micro == "auto" else -(-rows // micro))
     optimizer = torch.optim.AdamW(step.train().parameters(), fused=True)
     batch = real_batch(Shape(rows, 1, recipe.data.image_size, 16), tokenizer)
-    for _ in range(2):  # the optimiser's state is there in the second
+    for _ in range(2):  # the optimizer's state is there in the second
         step(batch)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

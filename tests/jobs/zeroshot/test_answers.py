@@ -108,7 +108,7 @@ def test_a_classifier_of_its_own_classes_knows_neither_background_nor_cosines():
 
 
 class Pairs(losses.UniCL):
-    """Scores a picture with a text by the text's length: what counts is that the loss is asked."""
+    """Scores an image with a text by the text's length: what counts is that the loss is asked."""
 
     score, activation = "pair", "sigmoid"
 
@@ -211,9 +211,9 @@ def test_a_name_that_is_no_text_comes_back_from_json(name):
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
-        ([], "no pictures: the list on standard input is empty"),
+        ([], "no images: the list on standard input is empty"),
         ([[BAD]], "b.png: no such file"),
-        ([[ROW, BAD], [ROW]], "1 of 3 pictures could not be read, first b.png: no such file"),
+        ([[ROW, BAD], [ROW]], "1 of 3 images could not be read, first b.png: no such file"),
     ],
 )
 def test_the_end_says_what_was_not_answered(batches, message):

@@ -1,4 +1,4 @@
-"""What `zeroshot` reads: lists as they come in, folders, URLs, single pictures; and the batches it makes of them."""
+"""What `zeroshot` reads: lists as they come in, folders, URLs, single images; and the batches it makes of them."""
 
 import os
 import sys
@@ -101,7 +101,7 @@ def test_a_file_without_end_is_read_no_further_than_the_bound(monkeypatch):
     monkeypatch.setattr(inputs, "MAX_BYTES", 1000)
     assert read(Picture("/dev/zero"), decode) == "more than 1,000 bytes"
     assert read(Picture("-", data=b"x" * 1001), decode) == "more than 1,000 bytes"
-    assert read(Picture("-", data=b"x"), decode) == "not a picture"
+    assert read(Picture("-", data=b"x"), decode) == "not an image"
 
 
 def test_batches_come_in_order_and_hold_few_items():

@@ -29,13 +29,13 @@ def rows(loaded: Loaded, inputs: list[str], classes: str | None = "cat,dog,bird"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Seven noisy pictures in two folders, one that is no picture, a file of another kind, a hidden one."""
+    """Seven noisy images in two folders, one that is no image, a file of another kind, a hidden one."""
     for number in range(7):
         path = tmp_path / "pics" / ("sub" if number % 2 else ".") / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = torch.randint(0, 256, (12, 9, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
         Image.fromarray(noise.numpy()).save(path)
-    (tmp_path / "pics" / "notes.txt").write_text("no picture")
+    (tmp_path / "pics" / "notes.txt").write_text("no image")
     (tmp_path / "pics" / "._0.png").write_bytes(b"litter")
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 cut")
     return tmp_path
@@ -55,7 +55,7 @@ def test_inputs_that_hold_nothing_keep_their_place_and_say_why(folder):
     assert [picture.problem for picture in pictures_of(inputs)] == [
         "no such file",
         None,
-        "a folder without pictures",
+        "a folder without images",
         "the pattern matches no file",
     ]
 
@@ -70,9 +70,9 @@ def test_a_bad_picture_between_good_ones_is_a_row_and_the_others_are_answered(fo
     inputs = [str(folder / name) for name in ("pics/0.png", "bad.jpg", "pics/2.png", "gone.png")]
     got = rows(toy(), inputs, batch=2)
     assert [row["path"] for row in got] == inputs
-    assert [row["error"] for row in got] == [None, "not a picture", None, "no such file"]
+    assert [row["error"] for row in got] == [None, "not an image", None, "no such file"]
     assert [row["label"] is None for row in got] == [False, True, False, True]
-    assert got[1] == {"path": inputs[1], "label": None, "prob": None, "top": [], "error": "not a picture"}
+    assert got[1] == {"path": inputs[1], "label": None, "prob": None, "top": [], "error": "not an image"}
     alone = rows(toy(), [inputs[2]])
     assert got[2]["top"] == alone[0]["top"]
 
@@ -200,5 +200,5 @@ def test_the_plain_line_is_one_row_a_picture():
     top = [{"label": "cat", "prob": 0.931, "cosine": 0.2}, {"label": "dog", "prob": 0.05, "cosine": 0.1}]
     row = {"path": "a.png", "label": "cat", "prob": 0.931, "top": top, "error": None}
     assert line(row) == "a.png\tcat 93.1 %\tdog 5.0 %"
-    assert line(row | {"error": "not a picture"}) == "a.png\terror: not a picture"
+    assert line(row | {"error": "not an image"}) == "a.png\terror: not an image"
     assert json.loads(json.dumps(row)) == row

@@ -14,7 +14,7 @@ class Known(NamedTuple):
 
 
 _LIST = (
-    "fetch the pictures with a downloader (img2dataset), write a list.tsv of 'picture<TAB>caption' lines, "
+    "fetch the images with a downloader (img2dataset), write a list.tsv of 'image<TAB>caption' lines, "
     "then: unicl prepare --captions list.tsv"
 )
 ALIASES = {
@@ -48,13 +48,13 @@ KNOWN = {
         f"{_LIST} --captions second.tsv",
     ),
     "yfcc14m": Known(
-        "the pictures of yfcc100m_subset_data.tsv (OpenAI's list of 14,829,396 photos of YFCC100M); "
+        "the images of yfcc100m_subset_data.tsv (OpenAI's list of 14,829,396 photos of YFCC100M); "
         "a copy is 'hf:dalle-mini/YFCC100M_OpenAI_subset'",
-        "write a list.tsv of 'picture<TAB>caption' lines, then: unicl prepare --captions list.tsv",
+        "write a list.tsv of 'image<TAB>caption' lines, then: unicl prepare --captions list.tsv",
     ),
     "coco": Known(
         "train2017.zip, val2017.zip and annotations/captions_train2017.json from https://cocodataset.org",
-        'write a list.jsonl with a line {"image": file_name, "captions": [...]} for each picture, '
+        'write a list.jsonl with a line {"image": file_name, "captions": [...]} for each image, '
         "then: unicl prepare --captions list.jsonl",
     ),
     "sbu": Known(
@@ -63,8 +63,8 @@ KNOWN = {
         _LIST,
     ),
     "flickr30k": Known(
-        "its pictures and results_20130124.token from its makers (by a form)",
-        "write a list.tsv of 'picture<TAB>caption' lines, then: unicl prepare --captions list.tsv",
+        "its images and results_20130124.token from its makers (by a form)",
+        "write a list.tsv of 'image<TAB>caption' lines, then: unicl prepare --captions list.tsv",
     ),
     "redcaps": Known("its annotations (JSON with url and caption) from its makers", _LIST),
     "food101": Known(

@@ -62,14 +62,14 @@ CIFAR100 = Archive(
 
 
 class Split(NamedTuple):
-    """Pictures as uint8 (n, 3072), planes of red, green and blue, with their labels."""
+    """Images as uint8 (n, 3072), planes of red, green and blue, with their labels."""
 
     pixels: Any
     labels: list[int]
 
 
 class Cifar:
-    """32 x 32 pictures as lossless PNG: the artefacts of JPEG matter at this size."""
+    """32 x 32 images as lossless PNG: the artefacts of JPEG matter at this size."""
 
     templates: Sequence[str] = TEMPLATES
     splits: Sequence[str] = ("train", "test")

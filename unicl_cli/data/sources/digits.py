@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits: labels, or captions made of what is measured in each picture."""
+"""scikit-learn's 1,797 handwritten digits: labels, or captions made of what is measured in each image."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ from unicl_cli.errors import UniclError
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TRAIN = 1200
-"""Pictures of the fixed order that are for training; the other 597 are the test."""
+"""Images of the fixed order that are for training; the other 597 are the test."""
 TEMPLATES = (
     "a photo of the digit {}.",
     "the digit {}.",
@@ -40,7 +40,7 @@ _UNNAMED = (
 
 
 class Digits:
-    """8 x 8 pictures of 17 grey levels, enlarged four times to 32 x 32 RGB PNG (nearest)."""
+    """8 x 8 images of 17 grey levels, enlarged four times to 32 x 32 RGB PNG (nearest)."""
 
     templates: Sequence[str] = TEMPLATES
     splits: Sequence[str] = ("train", "test")
@@ -74,7 +74,7 @@ class Digits:
         return Row(f"{split}/{number:04d}", str(number), texts, label)
 
     def caption(self, number: int) -> str:
-        """One sentence of the picture's measured properties; names its digit with the chance ``named``."""
+        """One sentence of the image's measured properties; names its digit with the chance ``named``."""
         facts = describe(self._pixels[number].tolist())
         forms = _NAMED if _chance(number, "named") < self.named else _UNNAMED
         form = forms[int(_chance(number, "form") * len(forms))]
@@ -82,7 +82,7 @@ class Digits:
 
     @cached_property
     def _data(self) -> Any:
-        from sklearn.datasets import load_digits  # 1 s, and only where pictures or labels are needed
+        from sklearn.datasets import load_digits  # 1 s, and only where images or labels are needed
 
         return load_digits()
 
@@ -96,7 +96,7 @@ class Digits:
 
     @cached_property
     def _order(self) -> list[int]:
-        """All picture numbers, fixed and stratified: each stretch holds the ten digits in their shares."""
+        """All image numbers, fixed and stratified: each stretch holds the ten digits in their shares."""
         places: list[tuple[float, int]] = []
         for digit in range(10):
             members = [n for n in range(len(self._digits)) if int(self._digits[n]) == digit]
@@ -106,21 +106,21 @@ class Digits:
 
 
 def digits(*, kind: str, classes: str = "0-9", limit: int | None = None, named: float = 0.4) -> Digits:
-    """Handwritten digits; ``classes`` (``"0-6"``, ``"1,3,7-9"``) and ``limit`` choose training pictures only.
+    """Handwritten digits; ``classes`` (``"0-6"``, ``"1,3,7-9"``) and ``limit`` choose training images only.
 
     Label rows come from the start of one fixed training order and caption rows from its end, so that
-    ``--labels digits?classes=0-6&limit=600 --captions digits?limit=300`` share no picture. ``named`` is the share of
+    ``--labels digits?classes=0-6&limit=600 --captions digits?limit=300`` share no image. ``named`` is the share of
     captions that name their digit.
     """
     if limit is not None and limit < 1:
-        raise UniclError(f"digits: limit={limit} leaves no picture", "give a positive limit")
+        raise UniclError(f"digits: limit={limit} leaves no image", "give a positive limit")
     if not 0 <= named <= 1:
         raise UniclError(f"digits: named={named} is not a share", "give a number from 0 to 1")
     return Digits(kind, _parse_classes(classes), limit, named)
 
 
 def describe(pixels: list[list[float]]) -> dict[str, str]:
-    """Words for ink, slant, width and holes of one 8 x 8 picture with values 0 … 16."""
+    """Words for ink, slant, width and holes of one 8 x 8 image with values 0 … 16."""
     inked = [(x, y, value) for y, line in enumerate(pixels) for x, value in enumerate(line)]
     ink = sum(value for _, _, value in inked)
     mean_x = sum(x * value for x, _, value in inked) / ink
@@ -159,7 +159,7 @@ def _pick(value: float, bounds: tuple[float, float], words: tuple[str, str, str]
 
 
 def _chance(number: int, salt: str) -> float:
-    """A number in [0, 1) that depends on nothing but the picture and the salt."""
+    """A number in [0, 1) that depends on nothing but the image and the salt."""
     digest = hashlib.blake2b(f"digits/{salt}/{number}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big") / 2**56
 

@@ -1,4 +1,4 @@
-"""A folder of pictures as a source: its folders are the classes."""
+"""A folder of images as a source: its folders are the classes."""
 
 import os
 import re
@@ -21,7 +21,7 @@ _LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "icon\r"))
 
 
 class Folder:
-    """Pictures under ``path``: class = the folders between the split and the file; hidden files are not seen.
+    """Images under ``path``: class = the folders between the split and the file; hidden files are not seen.
 
     For captions, the texts of ``a/b.jpg`` are the lines of ``a/b.txt``.
     """
@@ -49,13 +49,13 @@ class Folder:
             elif len(file.parts) > 1:  # a README or a list beside the splits belongs to none of them
                 splits[SPLITS[file.parts[0]]].append(file)
         if not any(_is_picture(file) for file in found):
-            raise UniclError(f"{self.path}: no pictures in this folder", self._instead())
+            raise UniclError(f"{self.path}: no images in this folder", self._instead())
         return {split: sorted(files, key=str) for split, files in splits.items()}
 
     def _instead(self) -> str:
         there = sorted(file.name for file in self.path.iterdir() if file.suffix.lower() in (*LISTS, *ARCHIVES))
         if not there:
-            return "pictures end in .jpg, .png, .webp, ..."
+            return "images end in .jpg, .png, .webp, ..."
         return f"unpack {there[0]}" if there[0].endswith(ARCHIVES) else f"or is it the list {self.path / there[0]}?"
 
     @cached_property
@@ -68,13 +68,13 @@ class Folder:
 
     @cached_property
     def classes(self) -> tuple[ClassName, ...]:
-        """Folders that hold at least one picture, sorted by path."""
+        """Folders that hold at least one image, sorted by path."""
         if self.kind != "labels":
             return ()
         keys = {self._class_of(file) for files in self.files.values() for file in files if _is_picture(file)}
         if keys == {""}:
             raise UniclError(
-                f"{self.path}: its pictures are in no folder of a class",
+                f"{self.path}: its images are in no folder of a class",
                 "make a folder for each class; without classes: --captions, or --images",
             )
         return tuple(ClassName(key, (_prompt_name(key),)) for key in sorted(keys - {""}))
@@ -87,10 +87,10 @@ class Folder:
         if not empty:
             return []
         shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-        return [f"{len(empty)} folders without a picture are no classes: {shown}"]
+        return [f"{len(empty)} folders without an image are no classes: {shown}"]
 
     def rows(self, split: str) -> list[Row]:
-        """A row for each file of a class, pictures or not: what cannot be decoded is rejected by name."""
+        """A row for each file of a class, images or not: what cannot be decoded is rejected by name."""
         if self.kind == "captions":
             self._check_captions()
             return [row for file in self.files[split] if _is_picture(file) for row in self._captioned(file)]
@@ -122,7 +122,7 @@ class Folder:
     def _check_captions(self) -> None:
         if not any(file.suffix.lower() == ".txt" for files in self.files.values() for file in files):
             raise UniclError(
-                f"{self.path}: no captions beside its pictures",
+                f"{self.path}: no captions beside its images",
                 "write those of 1.jpg into 1.txt, or give a list: captions.csv with the columns image,caption",
             )
 
@@ -135,9 +135,9 @@ class Folder:
 
 
 def folder(*, path: str, kind: str) -> Folder:
-    """A folder of pictures: ``cat/1.jpg``, or ``train/cat/1.jpg`` where all first-level folders are splits."""
+    """A folder of images: ``cat/1.jpg``, or ``train/cat/1.jpg`` where all first-level folders are splits."""
     if not Path(path).is_dir():
-        raise UniclError(f"{path}: no such folder", "give the folder that holds the pictures")
+        raise UniclError(f"{path}: no such folder", "give the folder that holds the images")
     return Folder(path, kind)
 
 

@@ -133,10 +133,10 @@ class HubData:
             return {"image": data}
         if path := stored.get("path"):
             return {"image": read_file(self._file(path))}
-        raise PictureError("empty", "no picture in this row")
+        raise PictureError("empty", "no image in this row")
 
     def _file(self, path: str) -> Path:
-        """A picture beside the data set: in its directory, or where the libraries keep what they fetched."""
+        """An image beside the data set: in its directory, or where the libraries keep what they fetched."""
         here = Path(self.path) if not self.path.startswith(HUB) else hf_home()
         file = (here / path).resolve()
         if not file.is_relative_to(here.resolve()):
@@ -229,7 +229,7 @@ def hf(  # noqa: PLR0913 - a factory's signature is its options
 
 
 def is_dataset(path: Path) -> bool:
-    """Does a directory hold what `save_to_disk` writes, or Parquet files in the hub's layout and no picture files?"""
+    """Does a directory hold what `save_to_disk` writes, or Parquet files in the hub's layout and no image files?"""
     if _is_saved(path):
         return True
     parquet = any(path.glob("*.parquet")) or any(path.glob("*/*.parquet"))
@@ -241,7 +241,7 @@ def _is_saved(path: Path) -> bool:
 
 
 def _load(path: str, config: str | None, revision: str | None) -> Mapping[str, Any]:
-    """Split -> its `datasets.Dataset`, memory-mapped; pictures are not decoded."""
+    """Split -> its `datasets.Dataset`, memory-mapped; images are not decoded."""
     commit = commit_of(path.removeprefix(HUB), revision) if path.startswith(HUB) else None
     import datasets
     from datasets.exceptions import DatasetNotFoundError

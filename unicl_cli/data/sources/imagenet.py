@@ -75,7 +75,7 @@ class ImageNet:
             )
         expected = PICTURES[split] if file != FALL11 else len(members)
         if len(members) != expected:
-            self.notes.append(f"{self.files[file]}: has {len(members):,} pictures, the official one {expected:,}")
+            self.notes.append(f"{self.files[file]}: has {len(members):,} images, the official one {expected:,}")
         return [
             Row(f"{split}/{key}/{member.name}", f"{file}@{member.offset}+{member.size}", (), numbers.get(key, NO_LABEL))
             for key, member in members
@@ -90,7 +90,7 @@ class ImageNet:
 
     @cached_property
     def _train(self) -> list[tuple[str, Member]]:
-        """(synset, picture): each member of the tar is a tar of one synset's pictures."""
+        """(synset, image): each member of the tar is a tar of one synset's images."""
         file = self.files[TRAIN if TRAIN in self.files else FALL11]
         found: list[tuple[str, Member]] = []
         with _opened(file) as outer:
@@ -106,7 +106,7 @@ class ImageNet:
 
     @cached_property
     def _val(self) -> list[tuple[str, Member]]:
-        """(synset, picture) by the key of the development kit, whose numbers are not those of the classes."""
+        """(synset, image) by the key of the development kit, whose numbers are not those of the classes."""
         file = self.files[VAL]
         answers = _answers(self.files[DEVKIT]) if self.kind == "labels" else []
         with _opened(file) as flat:
@@ -136,7 +136,7 @@ def imagenet(*, kind: str, path: str | None = None, verify: bool = False) -> Ima
     """
     found, tried = _found("imagenet", path, (TRAIN, VAL, DEVKIT))
     if VAL in found and DEVKIT not in found and kind == "labels":
-        raise _missing("imagenet", DEVKIT, tried, f"it says which class each picture of {VAL} has: get it ")
+        raise _missing("imagenet", DEVKIT, tried, f"it says which class each image of {VAL} has: get it ")
     if TRAIN not in found and VAL not in found:
         raise _missing("imagenet", f"{TRAIN} (138 GB) or {VAL} (6.3 GB)", tried, "get them ")
     if kind == "captions":
@@ -219,12 +219,12 @@ def _opened(file: Path) -> IO[bytes]:
     content = file.open("rb", buffering=0)  # headers lie far apart: a buffer would read what is skipped
     if content.read(2) == b"\x1f\x8b":
         content.close()
-        raise UniclError(f"{file}: is compressed, so that no picture can be found in it", "unpack it once: gunzip")
+        raise UniclError(f"{file}: is compressed, so that no image can be found in it", "unpack it once: gunzip")
     return content
 
 
 def _answers(devkit: Path) -> list[str]:
-    """Synset of each validation picture. The kit's numbers run over its own table, not over sorted synsets."""
+    """Synset of each validation image. The kit's numbers run over its own table, not over sorted synsets."""
     from scipy.io import loadmat
 
     contents: dict[str, bytes] = {}

@@ -78,7 +78,7 @@ class TextReader:
         self.delimiter = "\t" if self.tabs else _delimiter(path)
         first = next(self._records(), (0, []))[1]
         if not first:
-            raise UniclError(f"{path}: is empty", "give a list with a line for each picture")
+            raise UniclError(f"{path}: is empty", "give a list with a line for each image")
         self.has_header = any(cell.strip().lower() in known for cell in first) if header is None else header
         self.columns: tuple[str, ...] = self._names(first)
 
@@ -181,7 +181,7 @@ class JsonReader:
 
 
 class ParquetReader:
-    """A Parquet file: pictures as bytes, as HF's struct of bytes and path, or as paths."""
+    """A Parquet file: images as bytes, as HF's struct of bytes and path, or as paths."""
 
     has_header = True
 
@@ -221,7 +221,7 @@ class ParquetReader:
 
 
 class ParquetPictures:
-    """Pictures inside a Parquet file by row number, with the last row groups kept decoded."""
+    """Images inside a Parquet file by row number, with the last row groups kept decoded."""
 
     def __init__(self, path: Path, column: str) -> None:
         self.file = pq.ParquetFile(path, memory_map=True)
@@ -234,7 +234,7 @@ class ParquetPictures:
         self._lock = threading.Lock()  # a ParquetFile is not for several threads
 
     def read(self, row: int) -> bytes:
-        """Bytes of the picture in a row; PictureError if the cell is empty."""
+        """Bytes of the image in a row; PictureError if the cell is empty."""
         group = bisect_right(self.ends, row)
         with self._lock:
             cell = self._group(group)[row - (self.ends[group - 1] if group else 0)].as_py()
@@ -257,7 +257,7 @@ def _line(place: str, record: dict[str, Any], at: Columns) -> Line:
     if odd := next((c for c in at if c is not None and not _is_plain(record.get(c), listed=c == at.caption)), None):
         fault = f"{odd} is no text"
     if ref.startswith(("http://", "https://")):
-        fault = "the picture is a URL: lists of URLs cannot be read, only local files"
+        fault = "the image is a URL: lists of URLs cannot be read, only local files"
     return Line(
         place,
         _cell(record, at.key) or ref or place,
@@ -297,5 +297,5 @@ def _delimiter(path: Path) -> str:
 
 
 def looks_like_picture(cell: str) -> bool:
-    """Is it a URL, or does it end as picture files do?"""
+    """Is it a URL, or does it end as image files do?"""
     return cell.rpartition(".")[2].lower() in SUFFIXES or cell.startswith(("http://", "https://"))

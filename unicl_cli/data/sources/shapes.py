@@ -35,17 +35,17 @@ _NOISE = [value // 16 for value in range(256)] * 3
 _PAIRS = [(c, s) for c in range(len(COLOURS)) for s in range(len(SHAPES))]
 _RESIDUE = {pair: (pair[0] - pair[1]) % 4 for pair in _PAIRS}
 UNSEEN = [pair for pair in _PAIRS if _RESIDUE[pair] == 0]
-"""12 pairs that no training picture shows; each colour and each shape still occurs elsewhere."""
+"""12 pairs that no training image shows; each colour and each shape still occurs elsewhere."""
 LABELLED = [pair for pair in _PAIRS if _RESIDUE[pair] == 1 or (_RESIDUE[pair] == 2 and pair[0] < 4)]
 """18 pairs of the label rows: half of those seen in training."""
 CAPTIONED = [pair for pair in _PAIRS if pair not in UNSEEN and pair not in LABELLED]
 """18 pairs that only captions show."""
 ORDER = [*LABELLED, *CAPTIONED, *UNSEEN]
-"""Class number -> pair: 0-17 have labels in training, 18-35 captions only, 36-47 are in no training picture."""
+"""Class number -> pair: 0-17 have labels in training, 18-35 captions only, 36-47 are in no training image."""
 
 
 class Shapes:
-    """Squares of ``size`` pixels as PNG; each picture is a function of (seed, kind, split, number)."""
+    """Squares of ``size`` pixels as PNG; each image is a function of (seed, kind, split, number)."""
 
     splits: Sequence[str] = ("train", "test")
     templates: Sequence[str] = TEMPLATES
@@ -86,10 +86,10 @@ class Shapes:
 
 
 def shapes(*, kind: str, size: int = 32, count: int = 4000, test: int = 960, seed: int = 0) -> Shapes:
-    """8 colours x 6 shapes x 4 textures on dark noise: ``count`` training and ``test`` test pictures, ``size`` pixels.
+    """8 colours x 6 shapes x 4 textures on dark noise: ``count`` training and ``test`` test images, ``size`` pixels.
 
     Class = (colour, shape); the texture is only in the captions. In training, label rows show classes 0-17, caption
-    rows and pictures without text classes 0-35; the test shows all 48, so 36-47 were never seen.
+    rows and images without text classes 0-35; the test shows all 48, so 36-47 were never seen.
     """
     if min(size, count, test) < 1:
         raise UniclError(

@@ -1,4 +1,4 @@
-"""A list as a source: CSV, TSV, JSONL or Parquet, one line a picture, with its caption, label or split."""
+"""A list as a source: CSV, TSV, JSONL or Parquet, one line an image, with its caption, label or split."""
 
 import re
 from collections import Counter
@@ -15,9 +15,9 @@ from unicl_cli.errors import UniclError
 MAX_BAD = 0.05
 """A list with a larger share of lines that cannot be read is taken for another format."""
 SAMPLE = 100
-"""Pictures that are looked for before a list is believed."""
+"""Images that are looked for before a list is believed."""
 NAMES = {
-    "image": "image file filename file_name filepath file_path path img image_path img_path image_file picture url",
+    "image": "image file filename file_name filepath file_path path img image_path img_path image_file image url",
     "caption": "caption captions text texts title sentence sentences description alt alt_text",
     "label": "label labels class category class_name classname label_name target species",
     "split": "split subset fold partition",
@@ -27,7 +27,7 @@ NAMES = {
 
 
 class Table:
-    """Rows of one list; pictures are paths relative to it, or bytes inside a Parquet file."""
+    """Rows of one list; images are paths relative to it, or bytes inside a Parquet file."""
 
     templates = "clip80"
 
@@ -88,9 +88,9 @@ class Table:
         return {"image": read_file(self._file(row.ref))}
 
     def stamp(self, row: Row) -> int:
-        """Size of the picture's file; -1 if there is none."""
+        """Size of the image's file; -1 if there is none."""
         if row.ref.startswith("row:"):
-            return 0  # the list's own bytes are in the fingerprint through its rows and sampled pictures
+            return 0  # the list's own bytes are in the fingerprint through its rows and sampled images
         try:
             return self._file(row.ref).stat().st_size if row.ref else -1
         except OSError:
@@ -122,13 +122,13 @@ class Table:
         return lines
 
     def _check_sides(self, lines: list[Line]) -> None:
-        """Captions where the pictures should be, and pictures where the captions should be."""
+        """Captions where the images should be, and images where the captions should be."""
         paths = sum(looks_like_picture(line.ref) for line in lines)
         texts = sum(any(map(looks_like_picture, line.texts)) for line in lines)
         if 2 * texts > len(lines) > 2 * paths:
             image, caption = self.columns.image, self.columns.caption
             raise UniclError(
-                f"{self.path}: column '{image}' holds texts, and column '{caption}' holds pictures",
+                f"{self.path}: column '{image}' holds texts, and column '{caption}' holds images",
                 f"swap them: '{self.path}?image={caption}&caption={image}'",
             )
 
@@ -137,8 +137,8 @@ class Table:
         sample = refs[:: max(1, len(refs) // SAMPLE)]
         if sample and not any(self._file(ref).exists() for ref in sample):
             raise UniclError(
-                f"{self.path}: none of its pictures is there, for example {self.path.parent / sample[0]}",
-                "paths are relative to the list: move it beside the pictures, or correct the paths",
+                f"{self.path}: none of its images is there, for example {self.path.parent / sample[0]}",
+                "paths are relative to the list: move it beside the images, or correct the paths",
             )
 
     @cached_property
@@ -174,13 +174,13 @@ class Table:
             known = rows[first_split][line.key][0]
             if first_split != split or known.label != row.label or not set(row.texts) - set(known.texts):
                 raise UniclError(
-                    f"{self.path}: {first.place} and {line.place} have the same picture or key {line.key}",
-                    "remove one of them; a picture may repeat with another caption only",
+                    f"{self.path}: {first.place} and {line.place} have the same image or key {line.key}",
+                    "remove one of them; an image may repeat with another caption only",
                 )
             merged += 1
             rows[split][line.key] = (known._replace(texts=known.texts + row.texts), first)
         if merged:
-            self.notes.append(f"{merged} lines with another caption of the same picture joined its row")
+            self.notes.append(f"{merged} lines with another caption of the same image joined its row")
         del self._lines
         return {split: [row for row, _ in of.values()] for split, of in rows.items()}
 
@@ -225,7 +225,7 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     """A CSV, TSV, JSONL or Parquet list. Columns are named (or counted from 0); ``classes``: a file, a name a line.
 
     TSV is unquoted. Without ``header``, the first line is one if it holds a known column name. Several lines with one
-    picture and different captions become one row.
+    image and different captions become one row.
     """
     list_path = Path(path)
     if not list_path.is_file():

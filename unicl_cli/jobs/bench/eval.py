@@ -1,4 +1,4 @@
-"""What a zero-shot evaluation spends its time on: the classifier of the class names, and pictures to features."""
+"""What a zero-shot evaluation spends its time on: the classifier of the class names, and images to features."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def classifier(asked: Asked, count: int, who: Collection[str]) -> Ready:
 
 
 def pictures(asked: Asked, who: Collection[str]) -> Ready:
-    """Pictures on the device to features; open_clip's come normalised, ours as uint8."""
+    """Images on the device to features; open_clip's come normalised, ours as uint8."""
     encoder, theirs, pair = both(asked)
     size, side = asked.batch or BATCH, pair.recipe.data.image_size
     images = torch.randint(256, (size, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

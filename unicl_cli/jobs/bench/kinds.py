@@ -24,14 +24,14 @@ class Kind(NamedTuple):
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
-        "loader": Kind("JPEG bytes to augmented pictures and to batches.", 7, ("batch",), recipe=True),
+        "loader": Kind("JPEG bytes to augmented images and to batches.", 7, ("batch",), recipe=True),
         "step": Kind(
             "One update: forward, loss, backward, clip, AdamW.", 5, ("batch", "model", "precision"), recipe=True
         ),
         "text": Kind("The text tower, forward and backward.", 5, ("batch", "classes", "model", "precision")),
         "loss": Kind("The loss alone as the batch grows: time and memory.", 5, ("sizes", "processes")),
         "switches": Kind("What each switch of speed gains.", 3, ("batch", "model", "precision"), peer=False),
-        "eval": Kind("The zero-shot classifier, and pictures to features.", 5, ("batch", "classes", "model")),
+        "eval": Kind("The zero-shot classifier, and images to features.", 5, ("batch", "classes", "model")),
         "sampler": Kind("The order of a batch as the corpus grows.", 5, ("batch", "sizes"), peer=False),
         "probe": Kind("The probe's solver beside scikit-learn's.", 3, peer=False),
         "start": Kind("The command line's start.", 7),

@@ -1,4 +1,4 @@
-"""From the bytes of pictures to batches, on one core: decoding, augmenting, and all that the loader does."""
+"""From the bytes of images to batches, on one core: decoding, augmenting, and all that the loader does."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def our_transform(size: int = SIZE, *, decoder: str = "auto", resize: str = "ten
 
 
 def augmenting(who: Collection[str], size: int) -> Ready:
-    """A random crop, resized; checked with the middle of each picture, where nothing is random."""
+    """A random crop, resized; checked with the middle of each image, where nothing is random."""
     files, draws = pictures(size), count()
     ours = our_transform()
     theirs = cast("Any", image_transform_v2(PreprocessCfg(size=SIZE), is_train=True))
@@ -91,7 +91,7 @@ def augmenting(who: Collection[str], size: int) -> Ready:
 
 
 def levels(files: Collection[bytes]) -> float:
-    """The most that a pixel of the evaluation's picture is from open_clip's, in levels of 255."""
+    """The most that a pixel of the evaluation's image is from open_clip's, in levels of 255."""
     cfg = PreprocessCfg(size=SIZE)
     theirs = cast("Any", image_transform_v2(cfg, is_train=False))
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (cfg.mean, cfg.std))

@@ -84,7 +84,7 @@ class Parts:
         return u, v, s
 
     def run(self, name: str) -> tuple[Tensor, ...]:
-        """(loss, and its gradients by pictures, texts and scale)."""
+        """(loss, and its gradients by images, texts and scale)."""
         u, v, scale = self.leaves()
         loss = self.loss(name)(u, v, scale)
         loss.backward()

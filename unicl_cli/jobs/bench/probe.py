@@ -47,7 +47,7 @@ def cases(asked: Asked) -> list[Case]:
 
 
 def data(name: str) -> tuple[Array, Labels]:
-    """``digits``: scikit-learn's 1,797 pictures as 64 pixels; the others are Gaussian classes."""
+    """``digits``: scikit-learn's 1,797 images as 64 pixels; the others are Gaussian classes."""
     if name == "digits":
         found: Any = load_digits(return_X_y=True)
         x, y = found

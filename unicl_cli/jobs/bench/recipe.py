@@ -25,7 +25,7 @@ from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.recipe.load import load
 
 LEAST = 64
-"""Pictures that a run of the loader takes at least."""
+"""Images that a run of the loader takes at least."""
 
 
 def cases(asked: Asked) -> list[Case]:

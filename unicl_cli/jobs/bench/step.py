@@ -101,7 +101,7 @@ def _moved(x: Any, device: torch.device) -> Any:
 
 
 def batch_of(texts: Texts, tokenizer: TextTokenizer, image_size: int) -> Twin:
-    """Random pictures, and texts through the collate of training."""
+    """Random images, and texts through the collate of training."""
     draw = torch.Generator().manual_seed(0)
     rows = len(texts.texts)
     images = torch.randint(256, (rows, 3, image_size, image_size), dtype=torch.uint8, generator=draw)
@@ -156,7 +156,7 @@ def unlocked(model: Any) -> Any:
 def their_step(pair: Twins, model: Any, batch: Twin, precision: str) -> Callable[[], Any]:
     """open_clip_train 3.3.0, `main.py` and `train_one_epoch`: its groups, its AdamW without a flag, its loss.
 
-    Pictures come normalised, as from its loader.
+    Images come normalised, as from its loader.
     """
     loss, device = ClipLoss(cache_labels=True), batch.tokens.device
     images = pair.ours.pixels(batch.batch.images)

@@ -169,7 +169,7 @@ def resizing(who: Collection[str], size: int) -> Ready:
 
 
 def files_by(forms: Mapping[str, TrainTransform], who: Collection[str], size: int, *, limit: str) -> Ready:
-    """Files to cropped pictures; the draws are the same, so the pixels can be compared. ``off``: share that differs."""
+    """Files to cropped images; the draws are the same, so the pixels can be compared. ``off``: share that differs."""
     files = pictures(size)
 
     def check() -> dict[str, float]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 FEW = 5
-"""Pictures below which a class is small."""
+"""Images below which a class is small."""
 UNEVEN = 20
 """Times that the largest class may hold the smallest before it is said."""
 REPEATED = 0.9
@@ -37,7 +37,7 @@ def _pictures(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"{_many(n, 'picture has', 'pictures have')} several labels, each in a row of its own"
     for split, n in found["also_in_train"].items():
         if n:
-            yield f"{_many(n, 'row', 'rows')} of split {split} show a picture that is in train too: no fair test"
+            yield f"{_many(n, 'row', 'rows')} of split {split} show an image that is in train too: no fair test"
     if n := facts["rejected"]["n"]:
         yield f"{_many(n, 'row was', 'rows were')} left out by prepare: see {facts['path']}/rejects"
 
@@ -47,12 +47,12 @@ def _classes(facts: Mapping[str, Any]) -> Iterator[str]:
     if classes is None or not classes["n"]:
         return
     if classes["empty"]:
-        yield f"{classes['empty']} of {facts['classes']} classes have no picture in split {facts['split']}"
+        yield f"{classes['empty']} of {facts['classes']} classes have no image in split {facts['split']}"
     smallest, largest = classes["quantiles"]["min"], classes["quantiles"]["max"]
     if 0 < smallest < FEW:
         yield f"the smallest class has {_many(smallest, 'picture', 'pictures')}"
     if smallest and largest > UNEVEN * smallest:
-        yield f"the largest class has {largest / smallest:.0f} times the pictures of the smallest"
+        yield f"the largest class has {largest / smallest:.0f} times the images of the smallest"
 
 
 def _captions(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -27,7 +27,7 @@ SHOWN = 32
 NEGATIVE, POSITIVE, MISSED = "0", "1", "2"
 """Cells of a matrix; missed: the row's class or text is the column's, but the target says no."""
 SIZE = 64
-"""Side of the pictures of a corpus that no recipe reads."""
+"""Side of the images of a corpus that no recipe reads."""
 
 
 class Numbers(NamedTuple):
@@ -40,7 +40,7 @@ class Numbers(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """The document of a batch and, where they were asked for, the pictures of its rows as the model sees them."""
+    """The document of a batch and, where they were asked for, the images of its rows as the model sees them."""
 
     document: dict[str, Any]
     pictures: list[Tensor]
@@ -73,8 +73,8 @@ def inspect_batch(recipe: Recipe, path: str, step: int, *, pictures: bool) -> Sh
     with_text = np.flatnonzero(batch.text_index.numpy() != NO_TEXT)
     if not len(with_text):
         raise UniclError(
-            f"{path}: no row of the batch has a text, so there are no pairs of pictures and texts",
-            "pictures without labels and captions are for losses without texts, such as supcon",
+            f"{path}: no row of the batch has a text, so there are no pairs of images and texts",
+            "images without labels and captions are for losses without texts, such as supcon",
         )
     rows = [drawn[row] for row in with_text]
     numbers = numbers_of(rows, batch.keys.numpy()[with_text], data)
@@ -101,7 +101,7 @@ def inspect_batch(recipe: Recipe, path: str, step: int, *, pictures: bool) -> Sh
 
 
 def without_picture(data: bytes, draw: int) -> Tensor:
-    """In place of a transform: texts and keys do not depend on the picture."""
+    """In place of a transform: texts and keys do not depend on the image."""
     del data, draw
     return zeros(0)
 
@@ -117,7 +117,7 @@ def numbers_of(rows: list[Drawn], keys: Ints, data: Data) -> Numbers:
 
 
 def counted(numbers: Numbers) -> dict[str, Any]:
-    """Positives and false negatives among the ordered pairs (picture i, text j), i = j included."""
+    """Positives and false negatives among the ordered pairs (image i, text j), i = j included."""
     n = len(numbers.keys)
     positives = pairs_of(numbers.keys)
     same_text = pairs_of(numbers.texts)
@@ -144,7 +144,7 @@ def pairs_of(*columns: Ints) -> int:
 
 
 def matrices(numbers: Numbers, shown: Ints) -> dict[str, list[str]]:
-    """Both target matrices of the shown rows, a string of cells for each picture."""
+    """Both target matrices of the shown rows, a string of cells for each image."""
     keys, texts, labels = numbers.keys[shown], numbers.texts[shown], numbers.labels[shown]
     named = set(zip(*(column.tolist() for column in numbers.names), strict=True))
     relation = np.array([[(int(j), int(label)) in named for j in shown] for label in labels])

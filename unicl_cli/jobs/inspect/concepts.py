@@ -14,7 +14,7 @@ from unicl_cli.jobs.inspect.scan import Scanned, Texts
 
 Ints = NDArray[np.int64]
 OFTEN = 5
-"""A word in more pictures than this is a concept, as in the paper's Table 1."""
+"""A word in more images than this is a concept, as in the paper's Table 1."""
 FUNCTION_WORDS = frozenset((
     "a", "about", "above", "after", "all", "along", "also", "an", "and", "another", "any", "are", "around", "as",
     "at", "away", "back", "be", "been", "before", "behind", "being", "below", "beside", "between", "both", "but", "by",
@@ -29,10 +29,10 @@ FUNCTION_WORDS = frozenset((
 
 
 def concepts(classes: Sequence[ClassName], counts: Ints, scanned: Scanned) -> dict[str, Any]:
-    """Pictures, concepts and pictures per concept of labels, of captions and of both together.
+    """Images, concepts and images per concept of labels, of captions and of both together.
 
-    A concept of labels is a class with a picture. One of captions is a word in the captions of more than OFTEN
-    pictures, function words and single letters left out; the paper takes noun phrases there, by spaCy. Both: a word
+    A concept of labels is a class with an image. One of captions is a word in the captions of more than OFTEN
+    images, function words and single letters left out; the paper takes noun phrases there, by spaCy. Both: a word
     that is the name of such a class counts once.
     """
     texts, seen = scanned.texts, counts > 0

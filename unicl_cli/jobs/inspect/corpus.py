@@ -113,7 +113,7 @@ def quantiles_of_counts(counts: Ints) -> dict[str, int]:
 
 
 def class_facts(classes: Sequence[ClassName], counts: Ints) -> dict[str, Any]:
-    """Pictures per class of the split: quantiles, the largest and the smallest classes, a histogram."""
+    """Images per class of the split: quantiles, the largest and the smallest classes, a histogram."""
     order = np.argsort(-counts, kind="stable")
     listed = [{"class": classes[n].names[0], "key": classes[n].key, "n": int(counts[n])} for n in order]
     quantiles = dict(zip(SHARES, np.quantile(counts, list(SHARES.values()), method="inverted_cdf"), strict=True))
@@ -166,7 +166,7 @@ def reject(line: str) -> dict[str, str]:
 
 
 def duplicates(corpus: Corpus, scanned: Scanned) -> dict[str, Any]:
-    """Pictures that were read from the same bytes: how many, with several labels, in several splits."""
+    """Images that were read from the same bytes: how many, with several labels, in several splits."""
     split, label, digest = scanned.pictures
     order = np.lexsort((label, split, digest))
     split, label, digest = split[order], label[order], digest[order]

@@ -26,7 +26,7 @@ from unicl_cli.runs.status import is_run
 BATCH = 256
 """Rows of a corpus's batch where nothing says how many."""
 LOOKED_AT = 2000
-"""Files of an unknown folder that are looked at for pictures."""
+"""Files of an unknown folder that are looked at for images."""
 PICTURES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"))
 LISTS = frozenset((".csv", ".tsv", ".jsonl", ".parquet"))
 
@@ -122,7 +122,7 @@ def _kind_of_folder(folder: Path) -> str:
 
 def _no_folder(path: Path) -> UniclError:
     if path.suffix.lower() in PICTURES:
-        return UniclError(f"{path}: is a picture", f"ask a model: unicl zeroshot {quote(str(path))} --classes a,b")
+        return UniclError(f"{path}: is an image", f"ask a model: unicl zeroshot {quote(str(path))} --classes a,b")
     if path.suffix.lower() in LISTS:
         return UniclError(f"{path}: is a list", f"make a corpus: unicl prepare --captions {quote(str(path))} -o corpus")
     if path.name in (MODEL, TRAINER, MANIFEST, PLAN, "status.json", "resolved.yaml"):
@@ -140,7 +140,7 @@ def _other_folder(folder: Path) -> UniclError:
     suffixes = {path.suffix.lower() for path in islice(folder.rglob("*"), LOOKED_AT)}
     if suffixes & PICTURES:
         return UniclError(
-            f"{folder}: is a folder of pictures, no corpus",
+            f"{folder}: is a folder of images, no corpus",
             f"make one: unicl prepare --labels {quote(str(folder))} -o corpus",
         )
     if not suffixes:

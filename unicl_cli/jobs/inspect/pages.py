@@ -1,4 +1,4 @@
-"""The facts of `unicl inspect` as a page with pictures."""
+"""The facts of `unicl inspect` as a page with images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unicl_cli.pages import html
 from unicl_cli.pages.html import Html, section, tag
 
 SIDE = 160
-"""Pixels of a sample picture; it is shown at 120."""
+"""Pixels of a sample image; it is shown at 120."""
 THUMB = 40
 LABEL = 9.0
 """Width of the column texts above a matrix, in cells."""
@@ -29,7 +29,7 @@ LETTERS = 30
 
 
 def corpus_page(facts: Mapping[str, Any], corpus: Corpus, samples: int, shown: Shown | None) -> str:
-    """Everything of the tables, sample pictures of each source, and one batch."""
+    """Everything of the tables, sample images of each source, and one batch."""
     lead = f"{facts['rows']:,} rows in {', '.join(facts['splits'])} · {size_of(facts['bytes'])} · {facts['path']}"
     parts = [
         figures(facts),
@@ -50,7 +50,7 @@ def figures(facts: Mapping[str, Any]) -> Html:
     shown: list[tuple[str, object]] = [("pictures", f"{facts['rows']:,}"), ("classes", f"{facts['classes']:,}")]
     if "captions" in facts:
         shown += [("captions", f"{facts['captions']['texts']:,}"), ("distinct", f"{facts['captions']['distinct']:,}")]
-    shown += [("short side", f"{side['p50']} px"), ("bytes a picture", size_of(round(facts["pictures"]["mean_bytes"])))]
+    shown += [("short side", f"{side['p50']} px"), ("bytes an image", size_of(round(facts["pictures"]["mean_bytes"])))]
     return html.numbers(shown)
 
 
@@ -63,7 +63,7 @@ def sampled_groups(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def sample_section(corpus: Corpus, line: Mapping[str, Any], samples: int) -> Html:
-    """Pictures of the first row group of a source, kind and split: rows were permuted when the corpus was made."""
+    """Images of the first row group of a source, kind and split: rows were permuted when the corpus was made."""
     table = corpus.table(line["split"], line["kind"])
     first = 0
     for shard in corpus.manifest["shards"]:
@@ -81,7 +81,7 @@ def sample_section(corpus: Corpus, line: Mapping[str, Any], samples: int) -> Htm
 
 
 def one_sample(corpus: Corpus, sample: Sample) -> tuple[str, str, str]:
-    """Picture, its class or first caption, its other captions."""
+    """Image, its class or first caption, its other captions."""
     try:
         uri = html.data_uri(decode(sample.image), SIDE)
     except PictureError as error:
@@ -112,10 +112,10 @@ def sources_section(facts: Mapping[str, Any]) -> Html:
         )
         for kind, f in facts["concepts"].items()
     ]
-    head_of_concepts = ("of", "pictures", "concepts", "pictures per concept")
+    head_of_concepts = ("of", "pictures", "concepts", "images per concept")
     note = (
-        "A concept of labels is a class with a picture; of captions, a word in the captions of more than five "
-        f"pictures, function words left out. Split {facts['split']}."
+        "A concept of labels is a class with an image; of captions, a word in the captions of more than five "
+        f"images, function words left out. Split {facts['split']}."
     )
     about = f"In a batch of {facts['pairs']['batch_size']} rows."
     sources = section("Sources", html.table(head, rows, left=3))
@@ -128,7 +128,7 @@ def sources_section(facts: Mapping[str, Any]) -> Html:
 
 
 def class_sections(facts: Mapping[str, Any]) -> list[Html]:
-    """Pictures per class: the largest and smallest by name, all as a histogram."""
+    """Images per class: the largest and smallest by name, all as a histogram."""
     found = facts.get("per_class")
     if not found:
         return []
@@ -140,10 +140,10 @@ def class_sections(facts: Mapping[str, Any]) -> list[Html]:
     rows += [(row["class"], float(row["n"]), f"{row['n']:,}") for row in smallest]
     quantiles = " · ".join(f"{name} {value:,}" for name, value in found["quantiles"].items())
     bins = [(label_of(b["low"], b["high"]), b["n"]) for b in found["histogram"]]
-    by_name = section("Pictures per class", html.bars(rows), note=quantiles)
+    by_name = section("Images per class", html.bars(rows), note=quantiles)
     if len(bins) < 2:
         return [by_name]
-    drawn = html.histogram(bins, unit="pictures in a class")
+    drawn = html.histogram(bins, unit="images in a class")
     return [
         tag("div", by_name, section("Classes by size", drawn, note=f"{facts['classes']:,} classes"), class_="split")
     ]
@@ -175,7 +175,7 @@ def caption_sections(facts: Mapping[str, Any]) -> list[Html]:
     more = named["never"] - len(named["never_named"])
     never = f"Never named: {', '.join(named['never_named'])}{f' and {more:,} more' if more > 0 else ''}."
     about = (
-        f"{named['named']:,} of {facts['classes']:,} classes, in {percent(named['share'])} % of the captioned pictures."
+        f"{named['named']:,} of {facts['classes']:,} classes, in {percent(named['share'])} % of the captioned images."
     )
     words = section("Classes that captions name", html.bars(rows), note=f"{about} {never if named['never'] else ''}")
     return [tag("div", lengths, words, class_="split")]
@@ -205,7 +205,7 @@ def batch_page(shown: Shown) -> str:
 
 
 def batch_sections(shown: Shown) -> list[Html]:
-    """Both matrices with their pictures and texts, and the rows."""
+    """Both matrices with their images and texts, and the rows."""
     facts = shown.document
     clip, unicl = facts["clip"], facts["unicl"]
     uris = [html.data_uri(picture_of(each), THUMB) for each in shown.pictures]
@@ -214,10 +214,10 @@ def batch_sections(shown: Shown) -> list[Html]:
     legend = tag("p", *colours, class_="legend")
     left = (
         f"{clip['positives']:,} positives; {clip['false_negatives']:,} pairs of one class are pushed apart, "
-        f"{clip['per_anchor']:.1f} for each picture"
+        f"{clip['per_anchor']:.1f} for each image"
     )
     rest = unicl["same_text_other_key"] + unicl["captions_naming_the_class"]
-    right = f"{unicl['positives']:,} positives, {unicl['positives_per_anchor']:.1f} for each picture" + (
+    right = f"{unicl['positives']:,} positives, {unicl['positives_per_anchor']:.1f} for each image" + (
         f"; {unicl['captions_naming_the_class']:,} pairs of a caption with the class that it names and "
         f"{unicl['same_text_other_key']:,} of equal texts stay apart" if rest else "; nothing is pushed apart"
     )  # fmt: skip
@@ -229,7 +229,7 @@ def batch_sections(shown: Shown) -> list[Html]:
     )
     note = (
         f"{facts['label_rows']} rows with a label and {facts['caption_rows']} with a caption; drawn are "
-        f"{len(facts['shown'])}, ordered by class. Pictures are rows, texts are columns; the figures count all rows."
+        f"{len(facts['shown'])}, ordered by class. Images are rows, texts are columns; the figures count all rows."
     )
     return [section("One batch, two targets", legend, both, note=note), rows_section(facts, uris)]
 
@@ -239,7 +239,7 @@ def picture_of(pixels: Tensor) -> Image.Image:
 
 
 def matrix(facts: Mapping[str, Any], which: str, uris: Sequence[str]) -> Html:
-    """A target matrix as SVG: cells of side 1, pictures on the left, texts above."""
+    """A target matrix as SVG: cells of side 1, images on the left, texts above."""
     cells = facts["matrix"][which]
     n = len(cells)
     parts = [Html(f'<rect class="no" x="0" y="0" width="{n}" height="{n}" rx=".3"/>')]

@@ -1,4 +1,4 @@
-"""One pass over the Parquet columns of a corpus, a shard at a time: labels, sizes, hashes, texts; never a picture."""
+"""One pass over the Parquet columns of a corpus, a shard at a time: labels, sizes, hashes, texts; never an image."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ class Texts:
 
     def __init__(self, classes: int, stride: int) -> None:
         self.stride, self.met = stride, 0
-        self.rows = 0  # pictures with a caption
+        self.rows = 0  # images with a caption
         self.naming = 0  # of them: with a caption that names a class
         self.hashes: list[Ints] = []
         self.sample: list[str] = []
-        self.named: Ints = np.zeros(classes, np.int64)  # pictures whose captions name the class
+        self.named: Ints = np.zeros(classes, np.int64)  # images whose captions name the class
         self.named_unlabelled: Ints = np.zeros(classes, np.int64)  # the same, of rows without a label
         self.unlabelled = 0
-        self.words: list[Any] = []  # tables of (word, pictures)
+        self.words: list[Any] = []  # tables of (word, images)
 
 
 class Scanned(NamedTuple):
-    """What one pass has found. ``pictures`` holds (split number, label, first 8 bytes of the sha256) of every row."""
+    """What one pass has found. ``images`` holds (split number, label, first 8 bytes of the sha256) of every row."""
 
     groups: Mapping[tuple[str, str, str], Group]  # (source, kind, split)
     texts: Texts
-    words: Any  # a table of (word, pictures), most frequent first
+    words: Any  # a table of (word, images), most frequent first
     pictures: Pictures
 
 
@@ -89,7 +89,7 @@ def scan(corpus: Corpus, split: str, advance: Callable[[int], None]) -> Scanned:
 
 
 def _read(path: Path, *, texts: bool) -> tuple[Any, int, int]:
-    """The columns of a shard, the bytes of its pictures and the number of its texts, both by the file's footer."""
+    """The columns of a shard, the bytes of its images and the number of its texts, both by the file's footer."""
     wanted = [*COLUMNS, *(("texts", "text_hash") if texts else ())]
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
@@ -108,7 +108,7 @@ def _chunks(footer: Any) -> Iterator[tuple[tuple[int, str], Any]]:
 
 
 def _counted(chunks: Mapping[tuple[int, str], Any]) -> tuple[int, int]:
-    """Bytes of pictures, each stored behind its length in 4 bytes; texts, the values of the hashes' lists."""
+    """Bytes of images, each stored behind its length in 4 bytes; texts, the values of the hashes' lists."""
     pictures = [c for (_, path), c in chunks.items() if path == "image.bytes"]
     hashes = [c for (_, path), c in chunks.items() if path.startswith("text_hash")]
     payload = sum(c.total_uncompressed_size - 4 * c.num_values for c in pictures)
@@ -117,7 +117,7 @@ def _counted(chunks: Mapping[tuple[int, str], Any]) -> tuple[int, int]:
 
 
 def pictures_of(table: Any, split: int, pictures: list[Pictures]) -> tuple[Ints, Ints]:
-    """Labels and picture hashes of a shard, appended to ``pictures``."""
+    """Labels and image hashes of a shard, appended to ``images``."""
     label = table.column("label").to_numpy().astype(np.int64)
     digests = table.column("sha256").combine_chunks()
     whole = digests.chunk(0) if isinstance(digests, pa.ChunkedArray) else digests
@@ -160,7 +160,7 @@ def _add_texts(tally: Texts, table: Any, label: Ints, names: Names) -> None:
 
 
 def _counts(words: Words, row: Ints) -> Any:
-    """Pictures of each word in a shard."""
+    """Images of each word in a shard."""
     encoded = compute.dictionary_encode(words.words)
     size = len(encoded.dictionary)
     _, number = distinct(row[words.text], encoded.indices.to_numpy().astype(np.int64), size)

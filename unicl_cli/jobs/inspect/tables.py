@@ -74,7 +74,7 @@ def _sources(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def concepts_table(facts: Mapping[str, Any]) -> Table:
-    table = columns(f"Concepts · split {facts['split']}", ("of",), ("pictures", "concepts", "pictures per concept"))
+    table = columns(f"Concepts · split {facts['split']}", ("of",), ("pictures", "concepts", "images per concept"))
     for kind, found in facts["concepts"].items():
         each = found["pictures_per_concept"]
         shown = "-" if each is None else f"{each:,.1f}"
@@ -91,7 +91,7 @@ def bar(share: float, width: int = BAR) -> str:
 def _classes(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     found = facts["per_class"]
     quantiles = found["quantiles"]
-    table = columns(f"Pictures per class · {spread_of(quantiles)}", ("class", ""), ("pictures",))
+    table = columns(f"Images per class · {spread_of(quantiles)}", ("class", ""), ("pictures",))
     most = max(1, quantiles["max"])
 
     def add(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -110,7 +110,7 @@ def _captions(facts: Mapping[str, Any]) -> Table:
     found = facts["captions"]
     of = "" if found["sampled"] == found["texts"] else f" of {found['sampled']:,} captions"
     rows = {
-        "pictures with captions": f"{found['pictures']:,}",
+        "images with captions": f"{found['pictures']:,}",
         "captions": f"{found['texts']:,}",
         "distinct": f"{found['distinct']:,} ({percent(found['unique_text_share'])} %)",
         "words": f"{found['words']:,}",
@@ -132,10 +132,10 @@ def _named(facts: Mapping[str, Any]) -> Table:
     rest = f" and {more:,} more" if more else ""
     rows = {
         "named": f"{found['named']:,} of {facts['classes']:,} classes",
-        "captioned pictures": f"{found['pictures']:,} name one ({percent(found['share'])} %)",
+        "captioned images": f"{found['pictures']:,} name one ({percent(found['share'])} %)",
         "most often": ", ".join(f"{row['class']} {row['n']:,}" for row in found["most"]) or "-",
         "never": ", ".join(found["never_named"]) + rest if found["never"] else "-",
-        "without a labelled picture": f"{found['only_in_captions']:,} of those named",
+        "without a labelled image": f"{found['only_in_captions']:,} of those named",
     }
     return named_values("Classes that captions name", rows)
 

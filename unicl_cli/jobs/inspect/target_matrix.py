@@ -58,7 +58,7 @@ def batch_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     table.add_row("of one text without a common class, negatives", same, same)
     naming = f"{unicl['captions_naming_the_class']:,}"
     table.add_row("of a caption and the class it names, negatives", naming, naming)
-    table.add_row("false negatives for each picture", f"{clip['per_anchor']:.2f}", "")
+    table.add_row("false negatives for each image", f"{clip['per_anchor']:.2f}", "")
     yield table
     yield rows_table(facts)
 

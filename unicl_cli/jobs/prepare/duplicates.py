@@ -1,4 +1,4 @@
-"""Which rows show one picture, byte for byte: found before shards are written, so that none needs to know another."""
+"""Which rows show one image, byte for byte: found before shards are written, so that none needs to know another."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ NONE = Duplicates({}, {}, {})
 
 
 def hash_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]) -> dict[str, Any] | None:
-    """Write the sha256 of each row's picture beside the markers; None if stopped. Pictures are dropped at once."""
+    """Write the sha256 of each row's image beside the markers; None if stopped. Images are dropped at once."""
     digests: list[bytes] = []
     total = 0
 
@@ -82,7 +82,7 @@ def find(units: Sequence[Unit], held_out: frozenset[str], row_at: Callable[[Unit
     """Compare the digests of all units and keep the result in FILE: the first row of the plan stays.
 
     Rows are compared within one kind and split over all sources. ``held_out`` names sources whose `val` was cut from
-    their `train`: those rows are compared with `train` and come after it, or one picture would lie on both sides.
+    their `train`: those rows are compared with `train` and come after it, or one image would lie on both sides.
     """
     gone: dict[str, str] = {}
     texts: dict[str, list[str]] = {}
@@ -110,10 +110,10 @@ def find(units: Sequence[Unit], held_out: frozenset[str], row_at: Callable[[Unit
 
 
 def repeated(folder: Path, shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Equal pictures among those stored, counted over 64 bits of their sha256.
+    """Equal images among those stored, counted over 64 bits of their sha256.
 
-    ``in_a_kind``: rows beyond the first of one picture in a kind and split; ``in_two_kinds``: pictures of the training
-    split that have rows of several kinds; ``of_eval``: for each other split, training rows whose picture is there too.
+    ``in_a_kind``: rows beyond the first of one image in a kind and split; ``in_two_kinds``: images of the training
+    split that have rows of several kinds; ``of_eval``: for each other split, training rows whose image is there too.
     """
     found: dict[tuple[str, str], list[NDArray[np.uint64]]] = {}
     for shard in shards:

@@ -1,4 +1,4 @@
-"""`prepare --dry-run`: what a corpus would hold and cost, from a sample of its pictures; writes nothing."""
+"""`prepare --dry-run`: what a corpus would hold and cost, from a sample of its images; writes nothing."""
 
 import json
 import resource
@@ -33,7 +33,7 @@ _WORKER = 130_000_000
 
 
 class Sampled(NamedTuple):
-    """``n`` of ``rows`` rows were tried in ``seconds``; ``size`` bytes are kept, ``pixels`` has the largest picture."""
+    """``n`` of ``rows`` rows were tried in ``seconds``; ``size`` bytes are kept, ``pixels`` has the largest image."""
 
     source: str
     kind: str
@@ -78,7 +78,7 @@ def run(wanted: Wanted, *, workers: int | None, as_json: bool) -> None:
         raise UniclError(
             f"{wanted.out}: {size_of(report['free'])} are free, {ROOM} times the expected size would be "
             f"{size_of(report['bytes_expected'][1] * ROOM)}",
-            "make room, give -o another disk, shrink pictures with --size, or take fewer with --limit",
+            "make room, give -o another disk, shrink images with --size, or take fewer with --limit",
         )
 
 
@@ -141,10 +141,10 @@ def _report(out: Path, plan: Plan, samples: list[Sampled], workers: int) -> dict
 
 
 def _memory(workers: int, pixels: int, samples: list[Sampled]) -> int:
-    """This process as it is, and for each worker: libraries, a row group four times over, and decoded pictures.
+    """This process as it is, and for each worker: libraries, a row group four times over, and decoded images.
 
-    A group of 8 MB (or four pictures, if those are more) is there as records, as Arrow, as pages and in the writer.
-    A picture is there decoded and once converted: 7 bytes a pixel.
+    A group of 8 MB (or four images, if those are more) is there as records, as Arrow, as pages and in the writer.
+    An image is there decoded and once converted: 7 bytes a pixel.
     """
     mean = max((sample.bytes_of(1) for sample in samples if sample.kept), default=0.0)
     worker = _WORKER + 4 * max(8e6, 4 * mean) + DECODERS * 7 * pixels

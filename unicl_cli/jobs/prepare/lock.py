@@ -146,5 +146,5 @@ def _mendable(out: Path, error: OSError) -> UniclError | None:
     if error.errno in _FULL:
         return UniclError(f"{out}: {error.strerror}", "make room: the same command goes on from here")
     if error.filename and error.errno:
-        return UniclError(f"{os.fsdecode(error.filename)}: {error.strerror}", "mend it: the same command goes on")
+        return UniclError(f"{os.fsdecode(error.filename)}: {error.strerror}", "fix it: the same command goes on")
     return None

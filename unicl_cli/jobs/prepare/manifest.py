@@ -23,7 +23,7 @@ def fold_manifest(
 ) -> dict[str, Any]:
     """The manifest from the plan and the markers in unit order, so that it can be rebuilt at any time.
 
-    ``dedup`` is what `--dedup exact` left out, ``repeated`` counts the equal pictures that are stored.
+    ``dedup`` is what `--dedup exact` left out, ``repeated`` counts the equal images that are stored.
     """
     rejected: Counter[str] = Counter()
     counts: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""What `prepare` is going to do, fixed before the first picture is read: rows, splits, order, shards."""
+"""What `prepare` is going to do, fixed before the first image is read: rows, splits, order, shards."""
 
 import hashlib
 import json
@@ -216,7 +216,7 @@ def _share(options: Options, rows: int) -> float:
 
 
 def _held_out(rows: Rows, share: float) -> dict[str, Rows]:
-    """Rows whose key's hash falls below ``share`` go to `val`; the last picture of a class stays in training."""
+    """Rows whose key's hash falls below ``share`` go to `val`; the last image of a class stays in training."""
     labels = [rows.adoption.label(row) for row in rows.raw]
     left = Counter(labels)
     chosen = np.zeros(len(rows), np.bool_)
@@ -237,7 +237,7 @@ def _ordered(order: NDArray[np.int64], named: Named, split: str, options: Option
 
 
 def _fingerprint(source: DatasetSource, raw: dict[str, Sequence[Row]]) -> str:
-    """Every row, and of its picture the size on disk, or the bytes of a sample where the source has no files."""
+    """Every row, and of its image the size on disk, or the bytes of a sample where the source has no files."""
     digest = hashlib.sha256()
     stamp: Callable[[Row], int] | None = getattr(source, "stamp", None)
     for split, rows in raw.items():
@@ -272,7 +272,7 @@ def _cut(opened: Opened, options: Options) -> list[Unit]:
 
 
 def _mean_bytes(opened: Opened, size: int | None) -> float:
-    """Of the first pictures in the permuted order, as they will be stored."""
+    """Of the first images in the permuted order, as they will be stored."""
     rows = max(opened.rows.values(), key=len)[:_SAMPLE]
     sizes = [stored for row in rows if (stored := _stored_bytes(_read(opened.source, row), size))]
     return sum(sizes) / len(sizes) if sizes else 100_000

@@ -26,7 +26,7 @@ _BEFORE_A_PLAN = frozenset((LOCK, "rejects"))
 """What a prepare that came to nothing may have left."""
 _FEW_ROWS = 5000
 _SMALL_GROUP = 512
-"""A group holds about 8 MB: with this many rows in it, pictures are small, and few of them are not worth a pool."""
+"""A group holds about 8 MB: with this many rows in it, images are small, and few of them are not worth a pool."""
 
 
 class Wanted(NamedTuple):
@@ -140,7 +140,7 @@ def _check_survivors(begun: Begun, report: dict[str, Any]) -> None:
     name, reasons = next(iter(empty.items()))
     raise UniclError(
         f"source '{name}': no row was left of {sum(reasons.values())}: {listed(reasons)}",
-        f"{_see(out)}; then mend it or leave it out, with another -o (or after removing {out})",
+        f"{_see(out)}; then fix it or leave it out, with another -o (or after removing {out})",
     )
 
 
@@ -215,7 +215,7 @@ def _markers(out: Path, units: Sequence[Unit], redo: frozenset[str]) -> dict[str
 
 
 def _duplicates(begun: Begun) -> Duplicates | None:
-    """Which rows are left out, from the digests of all pictures; None if stopped."""
+    """Which rows are left out, from the digests of all images; None if stopped."""
     if found := duplicates.read_found(begun.out):
         duplicates.forget_digests(begun.units, begun.out)
         return found

@@ -15,7 +15,7 @@ from unicl_cli.errors import is_live, is_quiet, plain
 
 
 class Progress:
-    """Rows and shards done, pictures and megabytes a second, time left, and what is left out by reason.
+    """Rows and shards done, images and megabytes a second, time left, and what is left out by reason.
 
     ``done`` rows and ``shards_done`` were there before; the rate counts what is new.
     """
@@ -41,7 +41,7 @@ class Progress:
             self.bar.stop()
 
     def tick(self, rows: int, size: int, rejected: Mapping[str, int]) -> None:
-        """``rows`` more are done, of whose pictures ``size`` bytes are kept; less than none after a worker died."""
+        """``rows`` more are done, of whose images ``size`` bytes are kept; less than none after a worker died."""
         self.done += rows
         self.bytes += size
         self.reasons.update(rejected)

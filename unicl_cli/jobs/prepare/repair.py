@@ -47,7 +47,7 @@ def run_repair(wanted: Wanted, *, workers: int | None, allow_version_mix: bool, 
         if other := [file for file in before if before[file] != after.get(file)]:
             raise UniclError(
                 f"{out / other[0]}: was made again with other bytes ({len(other)} of {len(damaged)} shards)",
-                "its pictures or the installed libraries have changed: the corpus is whole, but not the one it was",
+                "its images or the installed libraries have changed: the corpus is whole, but not the one it was",
                 exit_code=1,
             )
     remaining = _checked(out) if found.problems else found
@@ -118,7 +118,7 @@ def _document(out: Path, found: Found) -> dict[str, Any]:
 def _lines(out: Path, found: Found) -> list[str]:
     looked = f"{found.shards:,} shards, {found.rows:,} rows, {size_of(found.bytes)}"
     if not found.problems:
-        return [f"{out}: whole: {looked}; every sha256 is right, {found.decoded:,} pictures decoded"]
+        return [f"{out}: whole: {looked}; every sha256 is right, {found.decoded:,} images decoded"]
     return [*(_said(problem) for problem in found.problems), f"{out}: looked at {looked}"]
 
 

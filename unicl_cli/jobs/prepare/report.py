@@ -18,17 +18,17 @@ _CUT = "the file is cut off or damaged: copy or download it again"
 REMEDIES = {
     "bad_label": "the line's label cannot be read: see its detail",
     "bad_line": "the line cannot be read: see its detail",
-    "bad_path": "the picture's path leads out of the data set: see its detail",
+    "bad_path": "the image's path leads out of the data set: see its detail",
     "bad_text": "the caption says nothing (no letters, a file name, a page): --text raw keeps all that is not blank",
-    "bomb": "more than 64 million pixels: shrink the picture beforehand",
+    "bomb": "more than 64 million pixels: shrink the image beforehand",
     "broken": _CUT,
-    "duplicate": "the same picture as an earlier row, asked for by --dedup exact",
+    "duplicate": "the same image as an earlier row, asked for by --dedup exact",
     "empty": "the file has no bytes: copy or download it again",
     "missing_file": "no file at that place: paths are relative to the list",
-    "no_label": "no class: put the picture into a folder, fill in its label, or use --captions or --images",
+    "no_label": "no class: put the image into a folder, fill in its label, or use --captions or --images",
     "no_text": "no caption: fill it in, or use --labels or --images",
-    "not_image": "no picture, whatever its name says: look at one of them",
-    "read_error": "could not be read: see its detail; once mended, prepare into another -o",
+    "not_image": "no image, whatever its name says: look at one of them",
+    "read_error": "could not be read: see its detail; once fixed, prepare into another -o",
     "too_small": "a side is shorter than --min-side",
     "truncated": _CUT,
     "unsupported_format": "SVG, HEIC, PDF or the like: convert it to PNG or JPEG",
@@ -71,14 +71,14 @@ def summary(
 
 
 def picture_notes(manifest: Mapping[str, Any]) -> list[str]:
-    """What there is to say of equal pictures, a line each."""
+    """What there is to say of equal images, a line each."""
     exact, equal = manifest["dedup"]["exact"], manifest["equal_pictures"]
     notes: list[str] = []
     if exact and not exact["rows"]:
-        notes.append("no two rows of a kind and split show the same picture")
+        notes.append("no two rows of a kind and split show the same image")
     elif exact:
         notes.append(
-            f"{exact['rows']:,} rows show the picture of another row of their kind ({exact['groups']:,} pictures) "
+            f"{exact['rows']:,} rows show the image of another row of their kind ({exact['groups']:,} images) "
             f"and were left out; {exact['texts']:,} captions went to the rows that stay"
         )
     if exact and exact["labels_differ"]:
@@ -86,13 +86,13 @@ def picture_notes(manifest: Mapping[str, Any]) -> list[str]:
         notes.append(f"{exact['labels_differ']:,} of them had another label than the row that stays: {gone} / {kept}")
     if equal["in_a_kind"] and not exact:
         notes.append(
-            f"{equal['in_a_kind']:,} rows show the picture of another row of their kind and split: "
+            f"{equal['in_a_kind']:,} rows show the image of another row of their kind and split: "
             f"--dedup exact keeps one of each"
         )
     if equal["in_two_kinds"]:
-        notes.append(f"{equal['in_two_kinds']:,} pictures have training rows of more than one kind: all are kept")
+        notes.append(f"{equal['in_two_kinds']:,} images have training rows of more than one kind: all are kept")
     notes += [
-        f"{count:,} training rows show a picture of the {split} split: results on it will look better than they are"
+        f"{count:,} training rows show an image of the {split} split: results on it will look better than they are"
         for split, count in manifest["duplicates_of_eval"].items()
         if count
     ]

@@ -22,7 +22,7 @@ THREADS = 4
 CHUNK = 64
 """Rows that are read and decoded before the next look at the stop flag, or a row group where that is less."""
 DECODERS = 2
-"""Pictures that a process holds decoded at once: up to 192 MB each."""
+"""Images that a process holds decoded at once: up to 192 MB each."""
 MOST_WORDS = 1000
 """Longer captions are counted with this many words."""
 _CODECS = {"image.bytes": "NONE", "key": "ZSTD", "texts.list.element": "ZSTD"}
@@ -92,7 +92,7 @@ class Prepared(NamedTuple):
 
 
 Tick = Callable[[int, int, Mapping[str, int]], None]
-"""Is told of rows done, bytes kept of their pictures, and how many were left out by reason."""
+"""Is told of rows done, bytes kept of their images, and how many were left out by reason."""
 
 
 def write_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]) -> dict[str, Any] | None:
@@ -181,7 +181,7 @@ def chunks_of(work: Work) -> Iterator[list[Row]]:
 def _results(
     work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]
 ) -> Iterator[Prepared | Rejected | None]:
-    """Every row's result in the order of the rows; ends with None when stopped, which waits for no picture."""
+    """Every row's result in the order of the rows; ends with None when stopped, which waits for no image."""
     decoders = threading.Semaphore(DECODERS)
 
     def one(row: Row) -> Prepared | Rejected | None:
@@ -236,7 +236,7 @@ def prepare_row(row: Row, *, source: DatasetSource, work: Work, decoders: thread
     if reason:
         return Rejected(row.key, row.ref, reason, " ".join(row.texts)[:200])
     if row.key in work.gone:
-        return Rejected(row.key, row.ref, "duplicate", f"the same picture as {work.gone[row.key]}")
+        return Rejected(row.key, row.ref, "duplicate", f"the same image as {work.gone[row.key]}")
     try:
         data = source.read(row)["image"]
         with decoders:

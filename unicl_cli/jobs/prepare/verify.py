@@ -17,7 +17,7 @@ from unicl_cli.data.pictures import PictureError, decode
 from unicl_cli.errors import UniclError
 
 SAMPLE = 8
-"""Pictures of each shard that are decoded; all of them were when they were written."""
+"""Images of each shard that are decoded; all of them were when they were written."""
 _LIGHT = ["key", "label", "texts", "text_hash", "source"]
 
 
@@ -163,7 +163,7 @@ def _spread(groups: int) -> list[int]:
 
 
 def _decoded(parquet: pq.ParquetFile, group: int) -> int:
-    """Decode one picture of a row group (or more, where there are few groups) as training does."""
+    """Decode one image of a row group (or more, where there are few groups) as training does."""
     images = parquet.read_row_group(group, columns=["image"]).column("image")
     few = max(1, SAMPLE // parquet.metadata.num_row_groups)
     rows = sorted({at * len(images) // few for at in range(few)})
@@ -171,7 +171,7 @@ def _decoded(parquet: pq.ParquetFile, group: int) -> int:
         try:
             decode(images[at].as_py()["bytes"])
         except PictureError as error:
-            raise _DamagedError(f"row {at} of row group {group}: picture cannot be decoded: {error}") from error
+            raise _DamagedError(f"row {at} of row group {group}: image cannot be decoded: {error}") from error
     return len(rows)
 
 

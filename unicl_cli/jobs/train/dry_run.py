@@ -102,7 +102,7 @@ def built(recipe: Recipe) -> None:
 
 
 def checkpoint_bytes(recipe: Recipe, step: Step) -> int:
-    """Weights, what the optimiser keeps (16 bytes a parameter less the gradient), and the average."""
+    """Weights, what the optimizer keeps (16 bytes a parameter less the gradient), and the average."""
     kept = states(recipe, step, 1)
     return sum(kept.values()) - kept["gradients"]
 

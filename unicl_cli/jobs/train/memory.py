@@ -20,17 +20,17 @@ from unicl_cli.recipe.schema import Recipe
 
 METHOD = (
     "estimate in {}: a step is run on tensors without numbers, forward and backward, and counted is what lives at once "
-    "(activations of one micro-batch, gathered features, tiles of the loss, pictures), beside weights, gradients, what "
-    "the optimiser keeps and the average; texts are taken as all distinct and of full length. Left out: the workspace "
+    "(activations of one micro-batch, gathered features, tiles of the loss, images), beside weights, gradients, what "
+    "the optimizer keeps and the average; texts are taken as all distinct and of full length. Left out: the workspace "
     "of convolutions, the allocator's own loss, what the libraries take; on the host one copy of a checkpoint while it "
     "is written"
 )
 FIELDS = {"adamw": 2, "sgd": 1, "lars": 1}
-"""Numbers that the optimiser keeps for each trained parameter."""
+"""Numbers that the optimizer keeps for each trained parameter."""
 
 
 class Shape(NamedTuple):
-    """A rank's share of a batch: rows, views of each picture, its side, and the longest text (None: no texts)."""
+    """A rank's share of a batch: rows, views of each image, its side, and the longest text (None: no texts)."""
 
     rows: int
     views: int
@@ -142,7 +142,7 @@ def _forget(parameter: Tensor) -> None:
 def step_bytes_in_parts(make: Callable[[int], int], rows: int, at_once: int) -> int:
     """``make(rows)`` bytes of a step, ``at_once`` of them encoded at once; from few parts where they are many.
 
-    Each further part adds its features and pictures and nothing else.
+    Each further part adds its features and images and nothing else.
     """
     if rows <= 3 * at_once:
         return make(rows)
@@ -151,7 +151,7 @@ def step_bytes_in_parts(make: Callable[[int], int], rows: int, at_once: int) -> 
 
 
 def states(recipe: Recipe, step: Step, sharded_over: int) -> dict[str, int]:
-    """Bytes of weights, gradients, optimiser and average on one rank; FSDP2 shares them out."""
+    """Bytes of weights, gradients, optimizer and average on one rank; FSDP2 shares them out."""
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in step.parameters()]
     whole, trained = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
     found = {"weights": whole, "gradients": trained, "optimizer": FIELDS[recipe.optim.name] * trained}

@@ -92,7 +92,7 @@ def settled(
 def rehearsed(recipe: Recipe, accelerator: Any, step: Step, batch: Batch, bound: int | None) -> Tensor | None:
     """Which parameters this rank's loss on ``batch`` reaches; None where ``bound`` is too little for such a step.
 
-    What the optimiser and the average are going to take is set aside meanwhile.
+    What the optimizer and the average are going to take is set aside meanwhile.
     """
     device = accelerator.device
     kept = states(recipe, step, world_size() if sharded(recipe) else 1)

@@ -213,7 +213,7 @@ def resume(
     if own is not None and (folder is None or folder.resolve().parent != home.resolve()):
         raise UniclError(f"{run}: holds checkpoints", "give another --run-dir, or --resume auto to continue them")
     lost = checkpoint.damaged(home) if wanted == "auto" else []
-    if lost and folder is None:  # to begin again would overwrite what may be mended
+    if lost and folder is None:  # to begin again would overwrite what may be fixed
         names = ", ".join(each.name for each in lost)
         hint = "delete them to begin again, or give another --run-dir"
         raise UniclError(f"{home}: no checkpoint is whole ({names})", hint)

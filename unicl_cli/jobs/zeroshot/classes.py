@@ -125,5 +125,5 @@ def classes_of(classes: str | None, corpus: str | None) -> Classes | None:
         return None
     opened = open_corpus(Path(corpus))
     if not opened.classes:
-        raise UniclError(f"--classes-from {corpus}: a corpus without classes", "it holds captions or pictures alone")
+        raise UniclError(f"--classes-from {corpus}: a corpus without classes", "it holds captions or images alone")
     return Classes(tuple(each._replace(names=each.names[:1]) for each in opened.classes))

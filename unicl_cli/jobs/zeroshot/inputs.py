@@ -1,4 +1,4 @@
-"""Files, folders, globs, lists on standard input and URLs as one stream of pictures, read one by one."""
+"""Files, folders, globs, lists on standard input and URLs as one stream of images, read one by one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ LISTED = "-"
 MAX_BYTES = 256_000_000
 REASONS = {
     "empty": "an empty file",
-    "not_image": "not a picture",
-    "unsupported_format": "a picture format that cannot be read (SVG, HEIC)",
+    "not_image": "not an image",
+    "unsupported_format": "an image format that cannot be read (SVG, HEIC)",
     "bomb": "too many pixels",
-    "truncated": "a picture that is cut off",
+    "truncated": "an image that is cut off",
 }
 """What `PictureError.reason` means to a user; of others its detail says more."""
 
@@ -36,7 +36,7 @@ class Picture(NamedTuple):
 
 
 def pictures_of(inputs: Sequence[str], *, separator: bytes = b"\n") -> Iterator[Picture]:
-    """Files and URLs as they are, folders with all pictures below them, globs, and for ``-`` what standard input lists.
+    """Files and URLs as they are, folders with all images below them, globs, and for ``-`` what standard input lists.
 
     What holds nothing stays as a problem. Everything is found when it is asked for.
     """
@@ -65,7 +65,7 @@ def one_input(name: str) -> Iterator[Picture]:
 
 
 def below(folder: str) -> Iterator[Picture]:
-    """All pictures in a folder and the folders in it, by their suffix; hidden ones are passed over."""
+    """All images in a folder and the folders in it, by their suffix; hidden ones are passed over."""
     unread: list[OSError] = []
     empty = True
     for path, folders, files in os.walk(folder, onerror=unread.append):
@@ -76,7 +76,7 @@ def below(folder: str) -> Iterator[Picture]:
                 yield Picture(str(Path(path, name)))
     yield from (Picture(str(error.filename), error.strerror or "cannot be read") for error in unread)
     if empty and not unread:
-        yield Picture(folder, "a folder without pictures")
+        yield Picture(folder, "a folder without images")
 
 
 def listed(read: Callable[[], bytes], separator: bytes) -> Iterator[str]:
@@ -137,7 +137,7 @@ def content(picture: Picture, fetch: Callable[[str], bytes] | None) -> bytes:
 def inputs_of(
     inputs: Sequence[str], *, stdin_image: bool = False, separator: bytes = b"\n"
 ) -> tuple[Iterable[Picture], int | None]:
-    """The pictures, and how many they are where that is known before a list on standard input ends."""
+    """The images, and how many they are where that is known before a list on standard input ends."""
     if stdin_image:
         return [Picture(LISTED, data=sys.stdin.buffer.read(MAX_BYTES + 1))], 1
     found = pictures_of(inputs, separator=separator)

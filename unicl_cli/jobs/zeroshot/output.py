@@ -74,7 +74,7 @@ def silent(more: int) -> None:
 
 
 def tell(batches: Iterable[Sequence[Row]], write: Callable[[bytes], None], form: Form, total: int | None) -> None:
-    """Writes each batch when it is there; at the end raises UniclError where a picture has no answer.
+    """Writes each batch when it is there; at the end raises UniclError where an image has no answer.
 
     Names that are no UTF-8 are written with backslashes, which JSON reads back.
     """
@@ -89,8 +89,8 @@ def tell(batches: Iterable[Sequence[Row]], write: Callable[[bytes], None], form:
                     failed, first = failed + 1, first or line(row).replace("\terror", "")
             advance(len(rows))
     if not seen:
-        raise UniclError("no pictures: the list on standard input is empty", "write a path a line")
+        raise UniclError("no images: the list on standard input is empty", "write a path a line")
     if failed and seen == 1:
         raise UniclError(first, "there was nothing else to classify")
     if failed:
-        raise UniclError(f"{failed} of {seen} pictures could not be read, first {first}", "their rows say why")
+        raise UniclError(f"{failed} of {seen} images could not be read, first {first}", "their rows say why")

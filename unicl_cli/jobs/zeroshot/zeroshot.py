@@ -1,4 +1,4 @@
-"""Pictures of the user's own scored against classes of the user's own, one row each, in the order given."""
+"""Images of the user's own scored against classes of the user's own, one row each, in the order given."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Judge(NamedTuple):
         return p[:, : len(self.names)], p[:, -1] if self.wanted.none else None
 
     def rows(self, pictures: Sequence[Picture], scores: Tensor, problems: Sequence[str | None]) -> list[dict[str, Any]]:
-        """(n, C or C + 1), why a picture has no answer -> ``{"path", "label", "prob", "top", "error"}`` each."""
+        """(n, C or C + 1), why an image has no answer -> ``{"path", "label", "prob", "top", "error"}`` each."""
         found, none = self.probabilities(scores)
         found, cosines = found.cpu(), scores[:, : len(self.names)].cpu()
         values, order = best(cosines, self.wanted.top_k)
@@ -90,7 +90,7 @@ class Judge(NamedTuple):
 
 
 def judge_for(loaded: Loaded, classes: Classes | None, wanted: Wanted, accelerator: Any) -> Judge:
-    """What scores pictures against these classes, or against the model's own."""
+    """What scores images against these classes, or against the model's own."""
     if classes is None and not loaded.classes:
         raise UniclError(f"model {loaded.name} has no classes of its own", "name some: --classes cat,dog")
     asked = (
@@ -132,7 +132,7 @@ def my_part(block: range) -> list[int]:
 def batches(
     pictures: Iterable[Picture], work: Callable[[Picture], Tensor | str], batch: int, threads: int
 ) -> Iterator[tuple[list[Picture], list[Tensor | str]]]:
-    """The pictures that all ranks answer together, and this rank's part of them, read.
+    """The images that all ranks answer together, and this rank's part of them, read.
 
     A process alone takes them as they come in; several need the whole list first.
     """
@@ -155,9 +155,9 @@ def zeroshot(
     batch: int,
     fetch: Callable[[str], bytes] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Rows for each batch of pictures, on every rank the same, in bounded memory: see ``Judge.rows``.
+    """Rows for each batch of images, on every rank the same, in bounded memory: see ``Judge.rows``.
 
-    A picture that cannot be read has ``error`` and no label. Probabilities are relative to these classes.
+    An image that cannot be read has ``error`` and no label. Probabilities are relative to these classes.
     """
     blank = torch.zeros(3, *loaded.transform.size, dtype=torch.uint8)
     threads = 16 if fetch is not None else max(1, min(8, cores() // world_size()))
@@ -176,7 +176,7 @@ def zeroshot(
 
 
 def shared(part: Sequence[Tensor | str], device: torch.device) -> list[str | None]:
-    """Why pictures could not be read, of this rank's part -> of all ranks' parts; None for those that could."""
+    """Why images could not be read, of this rank's part -> of all ranks' parts; None for those that could."""
     told = torch.zeros(len(part), REASON_BYTES, dtype=torch.uint8)
     for row, item in enumerate(part):
         if isinstance(item, str):

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def build_views(*, image_width: int, temperature: float = 0.5, dim: int = 16) -> nn.Module:
-    """Two views of a picture against all other views (SimCLR)."""
+    """Two views of an image against all other views (SimCLR)."""
     from unicl_odd.views import Views
 
     return Views(image_width, temperature, dim)
 
 
 def build_profile(*, image_size: int, width: int = 16) -> nn.Module:
-    """A tower of a third modality: the brightness of each column of a picture."""
+    """A tower of a third modality: the brightness of each column of an image."""
     from unicl_odd.many import ProfileTower
 
     return ProfileTower(image_size, width)
@@ -51,7 +51,7 @@ def build_bind() -> nn.Module:
 
 
 def build_masked(*, embed_dim: int, vocab_size: int, pad_id: int, chance: float = 0.5) -> nn.Module:
-    """A masked word of a text, guessed from the picture and the rest of the text."""
+    """A masked word of a text, guessed from the image and the rest of the text."""
     from unicl_odd.masked import Masked
 
     return Masked(embed_dim, vocab_size, pad_id, chance)
@@ -60,14 +60,14 @@ def build_masked(*, embed_dim: int, vocab_size: int, pad_id: int, chance: float 
 def build_joint(
     *, encoder: Callable[[Part], nn.Module], image: Part, text: Part, pad_id: int, width: int = 16
 ) -> nn.Module:
-    """One output for a picture and a text that look at each other (ViLBERT)."""
+    """One output for an image and a text that look at each other (ViLBERT)."""
     from unicl_odd.joint import Joint
 
     return Joint(encoder(image), encoder(text), pad_id, width)
 
 
 def build_align() -> nn.Module:
-    """Does this text belong to this picture? Neighbours are each other's wrong answers."""
+    """Does this text belong to this image? Neighbours are each other's wrong answers."""
     from unicl_odd.joint import Align
 
     return Align()

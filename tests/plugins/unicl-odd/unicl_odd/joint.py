@@ -8,7 +8,7 @@ from unicl_cli.api import NO_TEXT, Batch, Features, at_least_float32, share_of_m
 
 
 class Cross(nn.Module):
-    """Words look at cells of the picture: (n, L, width), (n, N, width), bool (n, L) of words -> (n,) logits."""
+    """Words look at cells of the image: (n, L, width), (n, N, width), bool (n, L) of words -> (n,) logits."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -34,5 +34,5 @@ class Stripes(NamedTuple):
 
 
 def stripes(*, kind: str, rows: int = 20) -> Stripes:
-    """Striped pictures, alternately horizontal and vertical."""
+    """Striped images, alternately horizontal and vertical."""
     return Stripes(kind, rows)

@@ -39,7 +39,7 @@ def run_here(
     """Markers of the units, one after the other, until stopped."""
     for unit in units:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd pictures; what matters becomes a reason
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd images; what matters becomes a reason
             marker = job(work_of(unit), source_of(unit.source), tick, stopped)
         if marker is None:
             return
