@@ -8,7 +8,7 @@ import yaml
 from launching import begun, ended, furthest
 from launching import same as same_weights
 
-from tests.test_resume import PLUGIN, RECIPE, ROLLBACK, facts, lines, same, spiking
+from tests.jobs.train.test_resume import PLUGIN, RECIPE, ROLLBACK, facts, lines, same, spiking
 from unicl_cli import registry
 from unicl_cli.cli import main
 

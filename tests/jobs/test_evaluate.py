@@ -212,7 +212,7 @@ def test_a_model_that_reads_class_names_alone_is_not_asked_for_captions(captione
 def test_a_diverged_model_fails_loudly_and_names_a_picture(corpus):
     loaded = model(losses.UniCL(), corpus)
     loaded.step.model.see.weight.data.fill_(torch.nan)
-    with pytest.raises(UniclError, match=r"non-finite features from toy on .* test, first at 'images:") as caught:
+    with pytest.raises(UniclError, match=r"non-finite features from toy on .* test, first at 'pictures:") as caught:
         evaluate(loaded, data=None, split=None, batch=5, accelerator=PLAIN)
     assert caught.value.exit_code == 1
     with pytest.raises(UniclError, match="non-finite features"):

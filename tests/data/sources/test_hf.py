@@ -140,7 +140,7 @@ def test_columns_are_found_by_type_and_name_and_the_error_lists_them(tmp_path):
     masks = open_source(f"{path}?image=mask", "images")
     with pytest.raises(PictureError, match="empty"):
         masks.read(masks.rows("train")[0])
-    with pytest.raises(UniclError, match="odd: no column 'image'") as caught:
+    with pytest.raises(UniclError, match="odd: no column 'picture'") as caught:
         open_source(f"{path}?image=picture", "images").rows("train")
     assert caught.value.hint == (
         "columns: img (Image), label (ClassLabel), caption (string), mask (Image), alt (string), age (int64)"

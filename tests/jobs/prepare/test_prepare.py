@@ -82,7 +82,7 @@ def test_odd_pictures_are_kept_and_broken_ones_left_out_with_their_reason(odd, t
     (file,) = (tmp_path / "c/data/train").iterdir()
     sizes = {r["key"]: (r["width"], r["height"]) for r in pq.read_table(file).to_pylist()}
     assert sizes["odd-ones:sea & sand/turned.JPEG"] == (20, 30)
-    assert [c.names for c in open_corpus(tmp_path / "c").classes] == [("Straße",), ("one image",), ("sea & sand",)]
+    assert [c.names for c in open_corpus(tmp_path / "c").classes] == [("Straße",), ("one picture",), ("sea & sand",)]
 
 
 def test_labels_captions_and_pictures_alone_come_into_one_corpus(tmp_path, capsys):

@@ -34,7 +34,7 @@ def _names(facts: Mapping[str, Any]) -> Iterator[str]:
 def _pictures(facts: Mapping[str, Any]) -> Iterator[str]:
     found = facts["duplicates"]
     if n := found["pictures_with_several_labels"]:
-        yield f"{_many(n, 'picture has', 'pictures have')} several labels, each in a row of its own"
+        yield f"{_many(n, 'image has', 'images have')} several labels, each in a row of its own"
     for split, n in found["also_in_train"].items():
         if n:
             yield f"{_many(n, 'row', 'rows')} of split {split} show an image that is in train too: no fair test"
@@ -50,7 +50,7 @@ def _classes(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"{classes['empty']} of {facts['classes']} classes have no image in split {facts['split']}"
     smallest, largest = classes["quantiles"]["min"], classes["quantiles"]["max"]
     if 0 < smallest < FEW:
-        yield f"the smallest class has {_many(smallest, 'picture', 'pictures')}"
+        yield f"the smallest class has {_many(smallest, 'image', 'images')}"
     if smallest and largest > UNEVEN * smallest:
         yield f"the largest class has {largest / smallest:.0f} times the images of the smallest"
 
