@@ -1,10 +1,13 @@
 """What every test stands on: an environment without the machine's own settings, golden files, throw-away plugins."""
 
+import atexit
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +26,29 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HOME": str(Path(tempfile.gettempdir()) / "unicl-tests-hub"),
 }
+
+
+def install_odd() -> None:
+    """Install tests/plugins/unicl-odd for this process and those that it starts; a user's `unicl` never shows it."""
+    source = Path(__file__).parent / "plugins" / "unicl-odd"
+    project = tomllib.loads((source / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    site = Path(tempfile.mkdtemp(prefix="unicl-odd-"))
+    atexit.register(shutil.rmtree, site, ignore_errors=True)
+    info = site / f"unicl_odd-{project['version']}.dist-info"
+    info.mkdir()
+    head = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (info / "METADATA").write_text(f"{head}Summary: {project['description']}\n", encoding="utf-8")
+    groups = [
+        "\n".join([f"[{group}]", *(f"{name} = {value}" for name, value in points.items())])
+        for group, points in project["entry-points"].items()
+    ]
+    (info / "entry_points.txt").write_text("\n".join(groups), encoding="utf-8")
+    sys.path[:0] = [str(site), str(source)]
+    path = [str(site), str(source), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+
+
+install_odd()
 
 settings.register_profile("same", derandomize=True, deadline=None)  # the same examples each time, on any machine
 settings.load_profile("same")

@@ -136,7 +136,7 @@ COMPILE = """
 import sys, json, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from unicl_cli.core import tiles_kernels, tiles_triton as host
+from unicl_cli.kernels import tiles_triton as host, triton_kernels
 NUMBERS = ("first", "n_own", "n_other", "width", "per_split")
 found = {}
 for arch in (80, 90):
@@ -145,7 +145,7 @@ for arch in (80, 90):
             ("sums", host.SUMS[size], {"COLUMNS": True}),
             ("spread", host.SPREAD[size], {"SLICE": host.SLICE, "BY_OWN": True, "BY_OTHER": True}),
         ):
-            kernel = getattr(tiles_kernels, name)
+            kernel = getattr(triton_kernels, name)
             fixed = {"OWN": blocks.own, "OTHER": blocks.other, "DEPTH": blocks.depth, "EXCLUDE": True,
                      "PRECISION": "tf32x3", **more}
             types = {"own": "*" + kind, "other": "*" + kind, "own_ids": "*i64", "other_ids": "*i64",
