@@ -26,7 +26,8 @@ if TYPE_CHECKING:
         Tokenizer,
         Tower,
     )
-    from unicl_cli.core.checkpoint import load_optimizer, load_weights, newest, read_facts, read_tensors, save
+    from unicl_cli.core.checkpoint import load_optimizer, load_weights, read_tensors, save
+    from unicl_cli.core.checkpoint_files import newest, read_facts
     from unicl_cli.core.dist import bare, gather, rank, shard, share_of_mean, world_size
     from unicl_cli.core.loop import Plan, Step, fit, freeze_idle
     from unicl_cli.core.sampler import seed_of
@@ -43,7 +44,8 @@ _HOME = {
         *("NO_KEY", "NO_LABEL", "NO_TEXT", "Batch", "ClassName", "DatasetSource", "Drawn", "Features", "LogitScale"),
         *("Loss", "Metric", "Model", "Part", "Row", "Sample", "Sink", "Tokenizer", "Tower"),
     ),
-    "unicl_cli.core.checkpoint": ("load_optimizer", "load_weights", "newest", "read_facts", "read_tensors", "save"),
+    "unicl_cli.core.checkpoint": ("load_optimizer", "load_weights", "read_tensors", "save"),
+    "unicl_cli.core.checkpoint_files": ("newest", "read_facts"),
     "unicl_cli.core.dist": ("bare", "gather", "rank", "shard", "share_of_mean", "world_size"),
     "unicl_cli.launch.accelerator": ("start_accelerator",),
     "unicl_cli.core.loop": ("Plan", "Step", "fit", "freeze_idle"),

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unicl_cli.contracts import NO_LABEL, Batch, Features
-from unicl_cli.core.checkpoint import MODEL, read_tensors
+from unicl_cli.core.checkpoint import read_tensors
+from unicl_cli.core.checkpoint_files import MODEL
 
 RECIPE = """
 data: {{train: [{{corpus: {corpus}}}], image_size: 32, augment: none}}

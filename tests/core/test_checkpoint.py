@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from unicl_cli.core import checkpoint
+from unicl_cli.core import checkpoint, checkpoint_files
 from unicl_cli.core.ema import Average
 from unicl_cli.errors import UniclError
 
@@ -74,21 +74,21 @@ def saved(root, *steps, keep=9):
 
 def test_weights_and_optimizer_come_back_bit_for_bit(tmp_path):
     module, optimizer = saved(tmp_path, 7)
-    folder = checkpoint.newest(tmp_path)
+    folder = checkpoint_files.newest(tmp_path)
     assert folder == tmp_path / "step-00000007"
     other, theirs = trained(seed=5, steps=1)
-    checkpoint.load_weights(other, checkpoint.read_tensors(folder / checkpoint.MODEL), "x")
-    checkpoint.load_optimizer(other, theirs, folder / checkpoint.OPTIM)
+    checkpoint.load_weights(other, checkpoint.read_tensors(folder / checkpoint_files.MODEL), "x")
+    checkpoint.load_optimizer(other, theirs, folder / checkpoint_files.OPTIM)
     more(module, optimizer, 3)
     more(other, theirs, 3)
     for (name, a), (_, b) in zip(module.state_dict().items(), other.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
-    assert checkpoint.read_facts(folder)["step"] == 7
+    assert checkpoint_files.read_facts(folder)["step"] == 7
 
 
 def test_a_shared_tensor_is_saved_once_and_a_passing_buffer_never(tmp_path):
     saved(tmp_path, 1)
-    names = set(checkpoint.read_tensors(tmp_path / "step-00000001" / checkpoint.MODEL))
+    names = set(checkpoint.read_tensors(tmp_path / "step-00000001" / checkpoint_files.MODEL))
     assert "first.weight" in names
     assert "kept" in names
     assert not names & {"last.weight", "lost"}
@@ -99,58 +99,58 @@ def test_only_the_newest_stay_and_half_written_ones_go(tmp_path):
     saved(tmp_path, 1, 2, 3, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
     saved(tmp_path, 1, keep=2)  # continued from before
-    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000001", "what was written last is never pruned"
+    assert checkpoint_files.newest(tmp_path) == tmp_path / "step-00000001", "what was written last is never pruned"
 
 
 def spoil_size(folder):
-    with (folder / checkpoint.MODEL).open("r+b") as file:
+    with (folder / checkpoint_files.MODEL).open("r+b") as file:
         file.truncate(100)
 
 
 def spoil_byte(folder):
-    data = bytearray((folder / checkpoint.OPTIM).read_bytes())
+    data = bytearray((folder / checkpoint_files.OPTIM).read_bytes())
     data[-1] ^= 1
-    (folder / checkpoint.OPTIM).write_bytes(data)
+    (folder / checkpoint_files.OPTIM).write_bytes(data)
 
 
 def spoil_json(folder):
-    (folder / checkpoint.TRAINER).write_text('{"files": [')
+    (folder / checkpoint_files.TRAINER).write_text('{"files": [')
 
 
 def spoil_names(folder):
-    (folder / checkpoint.TRAINER).write_text('{"files": []}')
+    (folder / checkpoint_files.TRAINER).write_text('{"files": []}')
 
 
 def lose_file(folder):
-    (folder / checkpoint.MODEL).unlink()
+    (folder / checkpoint_files.MODEL).unlink()
 
 
 @pytest.mark.parametrize("spoil", [spoil_size, spoil_byte, spoil_json, spoil_names, lose_file, shutil.rmtree])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, spoil):
     saved(tmp_path, 1, 2)
     spoil(tmp_path / "step-00000002")
-    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000001"
-    assert checkpoint.damaged(tmp_path) == ([tmp_path / "step-00000002"] if spoil is not shutil.rmtree else [])
+    assert checkpoint_files.newest(tmp_path) == tmp_path / "step-00000001"
+    assert checkpoint_files.damaged(tmp_path) == ([tmp_path / "step-00000002"] if spoil is not shutil.rmtree else [])
     saved(tmp_path, 2)
-    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000002", "written anew"
-    assert checkpoint.damaged(tmp_path) == []
+    assert checkpoint_files.newest(tmp_path) == tmp_path / "step-00000002", "written anew"
+    assert checkpoint_files.damaged(tmp_path) == []
 
 
 def test_what_latest_names_comes_first_and_without_it_the_highest(tmp_path):
-    assert checkpoint.newest(tmp_path) is None
+    assert checkpoint_files.newest(tmp_path) is None
     saved(tmp_path, 9, 10, 3)
-    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000003"
+    assert checkpoint_files.newest(tmp_path) == tmp_path / "step-00000003"
     (tmp_path / "latest").unlink()
-    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000010"
+    assert checkpoint_files.newest(tmp_path) == tmp_path / "step-00000010"
     (tmp_path / "latest").write_text("")
-    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000010"
+    assert checkpoint_files.newest(tmp_path) == tmp_path / "step-00000010"
 
 
 def test_a_valid_checkpoint_of_the_same_step_stays(tmp_path):
     saved(tmp_path, 4)
-    before = (tmp_path / "step-00000004" / checkpoint.MODEL).stat().st_mtime_ns
+    before = (tmp_path / "step-00000004" / checkpoint_files.MODEL).stat().st_mtime_ns
     saved(tmp_path, 4)
-    assert (tmp_path / "step-00000004" / checkpoint.MODEL).stat().st_mtime_ns == before
+    assert (tmp_path / "step-00000004" / checkpoint_files.MODEL).stat().st_mtime_ns == before
 
 
 def test_weights_of_another_model_are_refused_with_names():
@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     said = f"2 latest step-00000001 {root}/step-00000002: the checkpoint could not be written: "
     assert [line.startswith(said) for line in done.stdout.splitlines()] == [True, True], done.stdout
-    assert checkpoint.newest(root) == root / "step-00000001"
+    assert checkpoint_files.newest(root) == root / "step-00000001"
 
 
 def test_an_average_follows_the_weights_and_comes_back(tmp_path):
@@ -194,12 +194,12 @@ def test_an_average_follows_the_weights_and_comes_back(tmp_path):
     assert average.values["norm.num_batches_tracked"] == 1
     folder = checkpoint.save(tmp_path, module, optimizer, {"step": 1}, 1, average.values)
     other = Average(trained(seed=4)[0], 0.75)
-    other.load(checkpoint.read_tensors(folder / checkpoint.EMA))
+    other.load(checkpoint.read_tensors(folder / checkpoint_files.EMA))
     assert all(torch.equal(other.values[name], average.values[name]) for name in average.trained)
-    assert json.loads((folder / checkpoint.TRAINER).read_text())["files"].keys() == {
-        checkpoint.MODEL,
-        checkpoint.OPTIM,
-        checkpoint.EMA,
+    assert json.loads((folder / checkpoint_files.TRAINER).read_text())["files"].keys() == {
+        checkpoint_files.MODEL,
+        checkpoint_files.OPTIM,
+        checkpoint_files.EMA,
     }
 
 

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from unicl_cli.core import checkpoint, saver
+from unicl_cli.core import checkpoint, checkpoint_files, saver
 from unicl_cli.core.saver import Saver
 from unicl_cli.errors import UniclError
 
@@ -54,7 +54,7 @@ class Training:
 
 
 def read(folder):
-    names = json.loads((folder / checkpoint.TRAINER).read_text())["files"]
+    names = json.loads((folder / checkpoint_files.TRAINER).read_text())["files"]
     return {name: checkpoint.read_tensors(folder / name) for name in names}
 
 
@@ -74,7 +74,7 @@ def test_what_is_written_is_the_state_of_its_moment(tmp_path, held, asynchronous
     run.save(1)
     run.step()
     assert not equal(then, run.tensors())
-    assert (checkpoint.newest(tmp_path) is None) == asynchronous
+    assert (checkpoint_files.newest(tmp_path) is None) == asynchronous
     held.set()
     run.saver.join()
     assert equal(read(tmp_path / "step-00000001"), then)
@@ -87,7 +87,7 @@ def test_facts_too_are_of_their_moment(tmp_path, held):
     facts["step"], facts["guard"] = 2, {"row": 5}
     held.set()
     run.saver.join()
-    assert checkpoint.read_facts(tmp_path / "step-00000001")["guard"] == {"row": 0}
+    assert checkpoint_files.read_facts(tmp_path / "step-00000001")["guard"] == {"row": 0}
 
 
 def test_one_save_waits_for_the_one_before(tmp_path, held):

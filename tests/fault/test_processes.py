@@ -17,7 +17,7 @@ from launching import begun, done, ended, furthest, here
 from unicl_cli.build.data import build_data, build_tokenizer
 from unicl_cli.build.model import build_step
 from unicl_cli.build.optimizer import build_optimizer
-from unicl_cli.core import checkpoint
+from unicl_cli.core import checkpoint, checkpoint_files
 from unicl_cli.core.dist import bare, barrier, rank, shard, world_size
 from unicl_cli.core.loop import Plan, fit, freeze_idle
 from unicl_cli.core.schedule import lr_at
@@ -112,8 +112,8 @@ class Training:
         return checkpoint.save(root, self.step, self.optimizer, {"step": step}, keep=1)
 
     def load(self, folder):
-        checkpoint.load_weights(self.step, checkpoint.read_tensors(folder / checkpoint.MODEL), str(folder))
-        checkpoint.load_optimizer(self.step, self.optimizer, folder / checkpoint.OPTIM)
+        checkpoint.load_weights(self.step, checkpoint.read_tensors(folder / checkpoint_files.MODEL), str(folder))
+        checkpoint.load_optimizer(self.step, self.optimizer, folder / checkpoint_files.OPTIM)
 
 
 def everything(corpus, folder):

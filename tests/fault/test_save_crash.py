@@ -6,7 +6,7 @@ import pytest
 import torch
 from launching import begun, ended, here, nothing_half_written, recipe, same, same_rows
 
-from unicl_cli.core import checkpoint
+from unicl_cli.core import checkpoint, checkpoint_files
 
 POINTS = ("after_tmp", "before_rename", "before_latest")
 ONE = ("--devices", "cpu:1")
@@ -44,7 +44,7 @@ def test_latest_never_names_what_is_not_whole(died, point):
     root, code = died[point]
     assert code == 9
     assert (root / "latest").read_text() == "step-00000001"
-    assert checkpoint.newest(root) == root / "step-00000001"
+    assert checkpoint_files.newest(root) == root / "step-00000001"
     assert (root / "step-00000002").exists() == (point == "before_latest")
     module = torch.nn.Linear(4, 4)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)

@@ -11,7 +11,7 @@ import time
 import pytest
 from launching import begun, here, kill_all, nothing_half_written, recipe, same, same_rows, steps_of, until_step
 
-from unicl_cli.core.checkpoint import newest
+from unicl_cli.core.checkpoint_files import newest
 
 KILLS = int(os.environ.get("RANDOM_KILLS", "4"))
 

@@ -17,7 +17,7 @@ from unicl_cli.errors import UniclError
 from unicl_cli.problems import show
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
-from unicl_cli.runs.folder import find_run
+from unicl_cli.runs.folder import RESOLVED, TOKENIZER, find_run
 from unicl_cli.yaml_lines import leaves
 
 Tensors = Mapping[str, Tensor]
@@ -145,7 +145,7 @@ def check_same(step: Step, recipe: Recipe, source: Loaded, taken: set[str], toke
     if "image" in taken and not same_pixels(step.model, source.step.model):
         raise UniclError(f"model.init: {source.name} normalises pixels with other numbers than this model", hint)
     if "text" in taken and not same_tokens(tokenizer, source.tokenizer):
-        file = find_run(source.name)[0] / "tokenizer.json" if not hub.is_form(source.name) else "clip"
+        file = find_run(source.name)[0] / TOKENIZER if not hub.is_form(source.name) else "clip"
         raise UniclError(
             f"model.init: {source.name} has learned other tokens than this recipe's", f"set model.tokenizer={file}"
         )
@@ -173,7 +173,7 @@ def settings_of(source: Loaded) -> tuple[dict[str, Any], dict[str, Any]]:
     """The same of a finished model; weights from elsewhere have no recipe."""
     if hub.is_form(source.name):
         return flat(owned(source.step.model, "config")["model_cfg"]), {}
-    return settings(source.step, load(str(find_run(source.name)[0] / "resolved.yaml")))
+    return settings(source.step, load(str(find_run(source.name)[0] / RESOLVED)))
 
 
 def same_pixels(one: nn.Module, other: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from unicl_cli.build import lora
 from unicl_cli.build.data import Data
 from unicl_cli.build.model import adapt, build_step, owned
 from unicl_cli.contracts import ClassName, Tokenizer
-from unicl_cli.core import checkpoint, hub
+from unicl_cli.core import checkpoint, checkpoint_files, hub
 from unicl_cli.core.loop import Step
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.data.tokenizers import TextTokenizer, load_tokenizer
@@ -23,7 +23,7 @@ from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
-from unicl_cli.runs.folder import find_run, last_run
+from unicl_cli.runs.folder import CLASSES, RESOLVED, TOKENIZER, find_run, last_run
 
 DEFAULT = "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 """Where there is no run: MIT, 151 million parameters."""
@@ -80,24 +80,24 @@ def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_wei
 def trained(name: str, *, raw_weights: bool) -> Loaded:
     """What `unicl train` wrote."""
     run, folder = find_run(name)
-    recipe = load(str(run / "resolved.yaml"))
+    recipe = load(str(run / RESOLVED))
     try:
-        names = json.loads((run / "classes.json").read_text(encoding="utf-8"))
+        names = json.loads((run / CLASSES).read_text(encoding="utf-8"))
         classes = tuple(ClassName(item["key"], tuple(item["names"])) for item in names["classes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UniclError(
-            f"{run / 'classes.json'}: is missing or damaged: {error}",
+            f"{run / CLASSES}: is missing or damaged: {error}",
             "the unicl train command of this run writes it anew",
         ) from error
 
     @cache
     def tokenizer() -> TextTokenizer:
         clean = recipe.model.tokenizer == "clip"
-        return load_tokenizer(run / "tokenizer.json", names["context_length"], clean=clean)
+        return load_tokenizer(run / TOKENIZER, names["context_length"], clean=clean)
 
     step, own = build_step(recipe, tokenizer, classes, chunks=1, trained=run)
-    averaged = (folder / checkpoint.EMA).is_file() and not raw_weights
-    weights = folder / (checkpoint.EMA if averaged else checkpoint.MODEL)
+    averaged = (folder / checkpoint_files.EMA).is_file() and not raw_weights
+    weights = folder / (checkpoint_files.EMA if averaged else checkpoint_files.MODEL)
     fill(step, recipe, checkpoint.read_tensors(weights), str(weights))
     corpora = tuple(dict.fromkeys(item.corpus for item in recipe.data.train))
     transform = transform_of(step.model, recipe.data.image_size)

@@ -43,7 +43,9 @@ def kinds(incomplete: str) -> list[str]:
 
 
 def runs(incomplete: str) -> list[str]:
-    return begins((str(path.parent) for path in Path("runs").glob("*/status.json")), incomplete)
+    from unicl_cli.runs.folder import RUNS, STATUS
+
+    return begins((str(path.parent) for path in RUNS.glob(f"*/{STATUS}")), incomplete)
 
 
 def overrides(incomplete: str) -> list[str]:

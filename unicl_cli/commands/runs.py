@@ -8,14 +8,14 @@ import typer
 
 from unicl_cli.commands import Json, completion
 from unicl_cli.errors import plain
+from unicl_cli.runs.folder import RUNS
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List the trainings of a folder, or show one.")
-FOLDER = Path("runs")
 
 
 @app.command()
 def ls(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the runs lie.")] = FOLDER, as_json: Json = False
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the runs lie.")] = RUNS, as_json: Json = False
 ) -> None:
     """List runs: how far each one is, how fast, and how good; a lost one ended without a word."""
     from unicl_cli.jobs.runs import table

@@ -77,6 +77,7 @@ def train(
         stop.install()
     from unicl_cli.recipe.load import check_corpora, check_shares, load
     from unicl_cli.recipe.text import dump
+    from unicl_cli.runs.folder import LOGS
     from unicl_cli.runs.place import is_finished, run_path
 
     changes = list(overrides or [])
@@ -97,7 +98,7 @@ def train(
     check_shares(checked, way.world)
     stop.leave_early()
     task = dump(checked.model_copy(update={"run_dir": ""}))  # nodes may see the same folder at different places
-    code = launched(way, sys.argv[1:], run / "logs", stop, max_restarts, task)
+    code = launched(way, sys.argv[1:], run / LOGS, stop, max_restarts, task)
     if code is not None:
         raise typer.Exit(code)
 

@@ -1,26 +1,35 @@
 """Checkpoints: weights, optimizer state and step in files that are whole or absent, the same for any world size."""
 
-import hashlib
 import json
-import mmap
 import os
 import shutil
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from unicl_cli.core.checkpoint_files import (
+    EMA,
+    LATEST,
+    MODEL,
+    OPTIM,
+    TRAINER,
+    discard_parts,
+    fingerprint,
+    folder_of,
+    is_whole,
+    prune,
+    read_pointer,
+)
 from unicl_cli.core.dist import any_rank, bare, full_tensor, rank, shard_like
 from unicl_cli.core.files import beside, put, sync_folder, write_atomic
 from unicl_cli.errors import UniclError
 
 WRITING_FAILS = (OSError, SafetensorError)
-MODEL, EMA, OPTIM, TRAINER = "model.safetensors", "ema.safetensors", "optim.safetensors", "trainer.json"
 
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -96,11 +105,6 @@ def save(
     return folder_of(root, int(facts["step"]))
 
 
-def folder_of(root: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return root / f"step-{step:08d}"
-
-
 def arrive(files: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Waits for copies from a GPU."""
     if torch.cuda.is_available() and any(x.is_pinned() for tensors in files.values() for x in tensors.values()):
@@ -119,7 +123,7 @@ def complain(target: Path, problem: BaseException | None) -> None:
 def write(root: Path, files: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
     """The files of one checkpoint, synced, then renamed into place; a whole one that `latest` names stays."""
     target = folder_of(root, int(facts["step"]))
-    if read_pointer(root / "latest") == target.name and is_whole(target):
+    if read_pointer(root / LATEST) == target.name and is_whole(target):
         return
     part = root / f".tmp-{target.name}-{os.getpid()}"
     try:
@@ -139,7 +143,7 @@ def write(root: Path, files: Mapping[str, Mapping[str, Tensor]], facts: Mapping[
         raise
     sync_folder(root)
     crash_point("before_latest", target)
-    write_atomic(root / "latest", target.name)
+    write_atomic(root / LATEST, target.name)
 
 
 def crash_point(name: str, target: Path) -> None:
@@ -157,78 +161,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         part.chmod(mode)
         crash_point("half_written", path.parent)
         put(part, path)
-
-
-def prune(root: Path, keep: int, keep_every: int | None = None) -> None:
-    """Deletes all but the newest ``keep`` checkpoints and what dead runs left half written.
-
-    What ``latest`` or ``best`` names stays, and each whose step is a multiple of ``keep_every``.
-    """
-    named = {read_pointer(root / name) for name in ("latest", "best")}
-    for old in sorted(root.glob("step-*"))[:-keep]:
-        number = old.name.removeprefix("step-")
-        lasting = keep_every is not None and number.isdecimal() and int(number) % keep_every == 0
-        if old.name not in named and not lasting:
-            shutil.rmtree(old)
-    discard_parts(root)
-
-
-def read_pointer(path: Path) -> str:
-    """The checkpoint that ``latest`` or ``best`` names; an empty word where there is no such file."""
-    return Path(path.read_text(encoding="utf-8", errors="replace").strip()).name if path.is_file() else ""
-
-
-def discard_parts(root: Path) -> None:
-    """Deletes what was left half written."""
-    for part in root.glob(".tmp-*"):
-        shutil.rmtree(part, ignore_errors=True)
-    for part in root.glob("*.tmp"):
-        part.unlink(missing_ok=True)
-
-
-def fingerprint(path: Path) -> list[Any]:
-    """[bytes, sha256] of a file; read once a process as long as the file is not touched."""
-    about = path.stat()
-    return [about.st_size, _digest(path, about.st_size, about.st_mtime_ns)]
-
-
-@lru_cache(maxsize=256)
-def _digest(path: Path, size: int, touched: int) -> str:
-    del touched
-    if not size:
-        return hashlib.sha256().hexdigest()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-        return hashlib.sha256(whole).hexdigest()  # in one call, in which other threads go on
-
-
-def is_whole(folder: Path) -> bool:
-    """Has every file the size and the bytes it was written with? (``trainer.json`` is written last and names them.)"""
-    try:
-        files = json.loads((folder / TRAINER).read_text(encoding="utf-8"))["files"]
-        sized = all((folder / name).stat().st_size == size for name, (size, _) in files.items())
-        return sized and all(fingerprint(folder / name) == known for name, known in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def newest(root: Path) -> Path | None:
-    """The newest whole checkpoint under ``root``: the one that ``latest`` names, else the highest step."""
-    named = read_pointer(root / "latest")
-    if named and is_whole(root / named):
-        return root / named
-    return next((folder for folder in sorted(root.glob("step-*"), reverse=True) if is_whole(folder)), None)
-
-
-def damaged(root: Path) -> list[Path]:
-    """What `newest` passes over: checkpoints under ``root`` that are newer than the one it takes, and not whole."""
-    taken = newest(root)
-    newer = [folder for folder in sorted(root.glob("step-*")) if taken is None or folder.name > taken.name]
-    return [folder for folder in newer if not is_whole(folder)]
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """``trainer.json`` of a checkpoint."""
-    return cast("dict[str, Any]", json.loads((folder / TRAINER).read_text(encoding="utf-8")))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

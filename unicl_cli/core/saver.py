@@ -9,16 +9,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unicl_cli.core.checkpoint import (
-    WRITING_FAILS,
-    arrive,
-    complain,
+from unicl_cli.core.checkpoint import WRITING_FAILS, arrive, complain, state_of, write
+from unicl_cli.core.checkpoint_files import (
+    BEST,
+    LATEST,
     discard_parts,
     folder_of,
+    list_folders,
     prune,
     read_pointer,
-    state_of,
-    write,
+    step_of,
 )
 from unicl_cli.core.dist import barrier, rank
 from unicl_cli.core.files import size_of, write_atomic
@@ -108,20 +108,20 @@ class Saver:
         """Leaves the course that was taken after ``folder``: later checkpoints go, as if it had never been."""
         self.join()
         if rank() == 0:
-            write_atomic(self.root / "latest", folder.name)
-            for later in self.root.glob("step-*"):
+            write_atomic(self.root / LATEST, folder.name)
+            for later in list_folders(self.root):
                 if later.name > folder.name:
                     shutil.rmtree(later)
-            if not (self.root / (read_pointer(self.root / "best") or folder.name)).is_dir():
-                (self.root / "best").unlink()
+            if not (self.root / (read_pointer(self.root / BEST) or folder.name)).is_dir():
+                (self.root / BEST).unlink()
             discard_parts(self.root)
         barrier()
-        self.step = int(folder.name.removeprefix("step-"))
+        self.step = step_of(folder)
 
     def check_space(self, size: int) -> None:
         """Says so where the disk cannot hold what is going to be kept, the one being written and one to spare."""
         self.measured = True
-        held = sum(file.stat().st_size for file in self.root.glob("step-*/*"))
+        held = sum(file.stat().st_size for folder in list_folders(self.root) for file in folder.iterdir())
         needed = (self.keep + 2) * size - held
         free = shutil.disk_usage(next(p for p in (self.root, *self.root.parents) if p.exists())).free
         if free < needed:

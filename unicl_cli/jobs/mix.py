@@ -15,19 +15,20 @@ from unicl_cli.build.init import same_tokens, settings_of
 from unicl_cli.build.load import Loaded, load_model
 from unicl_cli.build.model import TOWERS, owned
 from unicl_cli.core import checkpoint, hub
+from unicl_cli.core.checkpoint_files import MODEL
 from unicl_cli.core.dist import barrier, rank
 from unicl_cli.core.files import write_atomic
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.evaluate import chosen_split, validate
-from unicl_cli.runs.folder import find_run
+from unicl_cli.runs.folder import CLASSES, META, RECIPE, RESOLVED, TOKENIZER, find_run
 
 if TYPE_CHECKING:
     from unicl_cli.data.corpus import Corpus
 
 CHOSEN_ON = ("val", "test")
 """Where the best mixture is chosen, unless a split is named."""
-KEPT = ("resolved.yaml", "recipe.yaml", "classes.json", "tokenizer.json")
+KEPT = (RESOLVED, RECIPE, CLASSES, TOKENIZER)
 """Files of a run that its mixtures share."""
 
 
@@ -198,10 +199,8 @@ def write(both: Pair, alpha: float, out: Path) -> None:
             checkpoint.write_tensors(out / hub.WEIGHTS[0], {name: x.cpu().contiguous() for name, x in model.items()})
         else:
             keep_files(find_run(both.base.name)[0], out)
-            checkpoint.write_tensors(
-                out / checkpoint.MODEL, {name: x.cpu().contiguous() for name, x in tensors.items()}
-            )
-        write_atomic(out / "meta.json", json.dumps(facts, indent=1))
+            checkpoint.write_tensors(out / MODEL, {name: x.cpu().contiguous() for name, x in tensors.items()})
+        write_atomic(out / META, json.dumps(facts, indent=1))
     except OSError as error:
         raise UniclError(f"-o {out}: cannot be written: {error.strerror}", "give another folder") from error
 

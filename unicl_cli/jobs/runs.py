@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unicl_cli.core.sinks import clock
+from unicl_cli.runs.folder import ENVIRONMENT, METRICS
 from unicl_cli.runs.status import read_lines, validations
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -58,7 +59,7 @@ def story(run: Path, status: Mapping[str, Any]) -> Iterator[str]:
     step, steps = status["step"], status["steps"]
     old = ago(max(0.0, time.time() - status["updated"]))
     yield f"{run}: {status['state']} at step {step} of {steps}, {old} ago on {status.get('host', '?')}"
-    losses = [row["loss"] for row in read_lines(run / "metrics.jsonl") if isinstance(row.get("loss"), int | float)]
+    losses = [row["loss"] for row in read_lines(run / METRICS) if isinstance(row.get("loss"), int | float)]
     if losses:
         yield f"loss  {losses[0]:.3f} {spark(losses)} {losses[-1]:.3f}"
     for row in validations(run):
@@ -73,7 +74,7 @@ def story(run: Path, status: Mapping[str, Any]) -> Iterator[str]:
 def command_of(run: Path) -> str:
     """The command line that the run was started with, from where it was."""
     try:
-        env = json.loads((run / "env.json").read_text(encoding="utf-8"))
+        env = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
         words = [str(word) for word in env["command"][1:]]
         folder = str(env.get("cwd") or Path.cwd())
     except (OSError, ValueError, KeyError, TypeError):

@@ -10,6 +10,8 @@ from unicl_cli.yaml_lines import Lined, parse, read_value
 
 LENGTHS = ("steps", "epochs", "samples")
 """How long a run is: a recipe has exactly one, and a later layer's replaces an earlier one's."""
+RESOLVED = "resolved.yaml"
+"""The file in a run directory with its complete recipe."""
 DEFAULT_PARTS = {"model": "two_tower", "loss": "unicl", "augment": "basic"}
 """What these sections are when they name nothing."""
 
@@ -33,8 +35,8 @@ def find(source: str, beside: Path = Path()) -> Path:
         return builtin_folder() / f"{source}.yaml"
     hint = "give a file, or the name of a shipped one: unicl recipes ls"
     folder = beside / source
-    if (folder / "resolved.yaml").is_file():
-        raise UniclError(f"{source} is a run, no recipe", f"its recipe is {source}/resolved.yaml")
+    if (folder / RESOLVED).is_file():
+        raise UniclError(f"{source} is a run, no recipe", f"its recipe is {source}/{RESOLVED}")
     if folder.is_dir():
         what = "a corpus" if (folder / "manifest.json").is_file() else "a folder"
         raise UniclError(f"{source} is {what}, no recipe", hint)

@@ -1,38 +1,56 @@
-"""The files of a run directory."""
+"""The files of a run directory: each name once, and the run or checkpoint that a name on the command line means."""
 
 from pathlib import Path
 
-from unicl_cli.core import checkpoint, hub
+from unicl_cli.core import checkpoint_files, hub
 from unicl_cli.errors import UniclError
+from unicl_cli.recipe.layers import RESOLVED
 
 RUNS = Path("runs")
+"""The folder in which `unicl train` makes run directories."""
+RECIPE, OVERRIDES = "recipe.yaml", "overrides.txt"
+"""The recipe and the KEY=VALUE changes as the user gave them; every command reads ``RESOLVED`` instead."""
+ENVIRONMENT = "env.json"
+STATUS, METRICS, VALIDATIONS = "status.json", "metrics.jsonl", "eval.jsonl"
+CLASSES, TOKENIZER = "classes.json", "tokenizer.json"
+CHECKPOINTS, LOGS, CRASH = "checkpoints", "logs", "crash"
+"""Folders."""
+META = "meta.json"
+"""Written last: a run that has it is finished, and its weights stand at its top."""
+RUN_LOCK = "run.lock"
 
 
 def is_checkpoint(folder: Path) -> bool:
-    return (folder / checkpoint.TRAINER).is_file()
+    """Return whether ``folder`` is a checkpoint."""
+    return (folder / checkpoint_files.TRAINER).is_file()
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run directory that a checkpoint folder belongs to."""
+    return checkpoint.resolve().parent.parent
 
 
 def last_run() -> str | None:
     """The run in ``runs/`` that finished last."""
-    done = [path.parent for path in RUNS.glob("*/meta.json")]
-    return str(max(done, key=lambda run: (run / "meta.json").stat().st_mtime)) if done else None
+    finished = [path.parent for path in RUNS.glob(f"*/{META}")]
+    return str(max(finished, key=lambda run: (run / META).stat().st_mtime)) if finished else None
 
 
 def find_run(name: str) -> tuple[Path, Path]:
-    """(run directory, folder with the weights) of a run or checkpoint directory."""
+    """Return (run directory, folder with the weights) of a run or checkpoint directory."""
     hub.check_named(name)
     folder = Path(name)
     if is_checkpoint(folder):
-        return folder.resolve().parent.parent, folder
-    if (folder / hub.CONFIG).is_file() and not (folder / "resolved.yaml").is_file():
-        raise UniclError(f"model {name}: is a folder in open_clip's layout", f"write local-dir:{name}")
-    if not (folder / "resolved.yaml").is_file():
+        return run_of(folder), folder
+    if not (folder / RESOLVED).is_file():
+        if (folder / hub.CONFIG).is_file():
+            raise UniclError(f"model {name}: is a folder in open_clip's layout", f"write local-dir:{name}")
         raise UniclError(
             f"{name}: is neither a run nor a checkpoint directory", "give a directory that unicl train wrote"
         )
-    if (folder / "meta.json").is_file():
+    if (folder / META).is_file():
         return folder, folder
-    newest = checkpoint.newest(folder / "checkpoints")
+    newest = checkpoint_files.newest(folder / CHECKPOINTS)
     if newest is None:
         raise UniclError(f"{name}: has no whole checkpoint yet", "wait for the first, or train again")
     return folder, newest

@@ -4,12 +4,14 @@ from datetime import date
 from glob import escape
 from pathlib import Path
 
+from unicl_cli.core.checkpoint_files import list_folders
 from unicl_cli.errors import UniclError
 from unicl_cli.problems import show
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stage_of, stages_of
 from unicl_cli.recipe.text import changes, numbers, recipe_hash
+from unicl_cli.runs.folder import CHECKPOINTS, META, RESOLVED
 
 
 def run_path(recipe: Recipe) -> Path:
@@ -33,23 +35,23 @@ def _continues(recipe: Recipe, run: Path) -> bool:
     """Is ``run`` an unfinished training of this recipe?"""
     first = run / "stage-1" if len(recipe.stages) > 1 else run
     try:
-        same = recipe_hash(load(str(first / "resolved.yaml"))) == recipe_hash(stage_of(recipe, 0))
+        same = recipe_hash(load(str(first / RESOLVED))) == recipe_hash(stage_of(recipe, 0))
     except UniclError:
         return False
-    return same and not (run / "meta.json").is_file()
+    return same and not (run / META).is_file()
 
 
 def is_finished(recipe: Recipe, run: Path) -> bool:
     """Has the recipe been trained to its end there? UniclError where another one has begun in one of its folders."""
     for stage, folder, _ in stages_of(recipe, run):
         check_same(stage, folder)
-    return (run / "meta.json").is_file()
+    return (run / META).is_file()
 
 
 def check_same(recipe: Recipe, run: Path) -> None:
     """A run directory holds one recipe: what changes its numbers needs another directory."""
-    written = run / "resolved.yaml"
-    if not any(run.glob("checkpoints/step-*")) and not (run / "meta.json").is_file():
+    written = run / RESOLVED
+    if not list_folders(run / CHECKPOINTS) and not (run / META).is_file():
         return  # what failed before its first checkpoint has left nothing to mix with
     other = changes(numbers(load(str(written))), numbers(recipe)) if written.is_file() else {}
     if not other:

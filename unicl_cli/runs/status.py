@@ -9,10 +9,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from unicl_cli.core.checkpoint_files import list_folders, step_of
 from unicl_cli.errors import UniclError
+from unicl_cli.runs.folder import CHECKPOINTS, META, RECIPE, RESOLVED, STATUS, VALIDATIONS
 
 LOST_SECONDS = 120
-FILES = ("status.json", "resolved.yaml", "recipe.yaml", "meta.json")
+FILES = (STATUS, RESOLVED, RECIPE, META)
 """A folder with one of these is a run."""
 
 
@@ -35,7 +37,7 @@ def facts(run: Path) -> dict[str, Any]:
     try:
         status = status_of(run)
     except UniclError as error:
-        told = {"damaged": "status.json", "model": "meta.json"}
+        told = {"damaged": STATUS, "model": META}
         state = next((word for word, file in told.items() if (run / file).exists()), "not begun")
         return {"run": str(run), "state": state, "age_s": age(run), "reason": error.message}
     metric, best = best_of(validations(run)) or (None, None)
@@ -51,7 +53,7 @@ def age(run: Path) -> float:
 
 def status_of(run: Path) -> dict[str, Any]:
     """``status.json``; a run that is said to run, but cannot, has state ``lost``. UniclError without a sound one."""
-    path = run / "status.json"
+    path = run / STATUS
     if not run.is_dir():
         raise UniclError(f"{run}: no such run directory", "see unicl runs ls")
     try:
@@ -59,7 +61,7 @@ def status_of(run: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         if not is_run(run):
             raise UniclError(f"{run}: is no run directory", "see unicl runs ls") from error
-        if (run / "meta.json").is_file():
+        if (run / META).is_file():
             raise UniclError(f"{run}: is a model that no training wrote here", "see unicl inspect") from error
         hint = "give its unicl train command again"
         raise UniclError(f"{run}: has no status.json: its training never began", hint) from error
@@ -75,8 +77,7 @@ def status_of(run: Path) -> dict[str, Any]:
 
 def newest_step(run: Path) -> int:
     """Of the newest checkpoint by name, whole or not; 0 without any."""
-    names = [folder.name.removeprefix("step-") for folder in run.glob("checkpoints/step-*")]
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+    return max(map(step_of, list_folders(run / CHECKPOINTS)), default=0)
 
 
 def _loaded(text: str) -> Any:
@@ -126,7 +127,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def validations(run: Path) -> list[dict[str, Any]]:
-    return [row for row in read_lines(run / "eval.jsonl") if "step" in row]
+    return [row for row in read_lines(run / VALIDATIONS) if "step" in row]
 
 
 def best_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, float] | None:

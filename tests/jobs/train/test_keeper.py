@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from unicl_cli.cli import main
-from unicl_cli.core import checkpoint
+from unicl_cli.core import checkpoint_files
 from unicl_cli.recipe.load import load
 from unicl_cli.runs.place import run_path
 
@@ -50,7 +50,7 @@ def test_the_best_checkpoint_stays_and_is_named(recipe, digits, capfd):
     most = max(row["top1"] for row in rows)
     best = Path("run/checkpoints/best").read_text()
     assert {row["step"]: row["top1"] for row in rows}[int(best.removeprefix("step-"))] == most
-    assert checkpoint.is_whole(Path("run/checkpoints") / best)
+    assert checkpoint_files.is_whole(Path("run/checkpoints") / best)
     assert {p.name for p in Path("run/checkpoints").glob("step-*")} == {best, "step-00000008"}
 
 
@@ -81,7 +81,7 @@ def test_what_is_kept_for_good_outlives_the_newest(tmp_path):
     (tmp_path / "step-odd").mkdir()
     (tmp_path / "latest").write_text("step-00000010")
     (tmp_path / "best").write_text("step-00000006")
-    checkpoint.prune(tmp_path, 2, 4)
+    checkpoint_files.prune(tmp_path, 2, 4)
     kept = sorted(path.name for path in tmp_path.glob("step-0*"))
     assert [int(name.removeprefix("step-")) for name in kept] == [4, 6, 8, 10, 12]
 

@@ -11,7 +11,7 @@ from launching import TINY, begun, ended, same_rows
 from launching import same as same_weights
 
 from unicl_cli.cli import main
-from unicl_cli.core import checkpoint
+from unicl_cli.core import checkpoint_files
 
 PLUGIN = """
 def spiking(*, steps: list[int], factor: float = 50.0, bad: bool = False):
@@ -73,7 +73,7 @@ def lines(run):
 
 
 def facts(run, step):
-    return checkpoint.read_facts(checkpoint.folder_of(Path(run, "checkpoints"), step))
+    return checkpoint_files.read_facts(checkpoint_files.folder_of(Path(run, "checkpoints"), step))
 
 
 def same(one, other):
@@ -140,7 +140,7 @@ def test_too_many_rollbacks_end_the_run(unicl):
     found = json.loads(Path("run/crash/step-29/evidence.json").read_text())
     assert (found["step"], found["offset"]) == (29, 9)
     assert json.loads(Path("run/status.json").read_text())["state"] == "failed"
-    assert checkpoint.newest(Path("run/checkpoints")).name == "step-00000025"
+    assert checkpoint_files.newest(Path("run/checkpoints")).name == "step-00000025"
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from unicl_cli.core.checkpoint import EMA, MODEL, OPTIM, TRAINER, fingerprint
+from unicl_cli.core.checkpoint_files import EMA, MODEL, OPTIM, TRAINER, fingerprint
 
 SCALE = "logit_scale"
 SCALE_MAX = 100.0

@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
 
-from unicl_cli.core.checkpoint import MODEL, TRAINER, newest
+from unicl_cli.core.checkpoint_files import MODEL, TRAINER, list_folders, newest
 from unicl_cli.data.corpus import MANIFEST, PLAN, Corpus, open_corpus
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.inspect.batch import Shown, default_recipe, inspect_batch
@@ -21,6 +21,7 @@ from unicl_cli.pages.html import write_page
 from unicl_cli.recipe.layers import builtin_names
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
+from unicl_cli.runs.folder import RESOLVED, STATUS, run_of
 from unicl_cli.runs.status import is_run
 
 BATCH = 256
@@ -92,10 +93,10 @@ def recipe_of(path: str, kind: str, wanted: Wanted) -> Recipe:
     changes = [] if wanted.batch_size is None else [f"batch.size={wanted.batch_size}"]
     if kind == "recipe":
         return load(path, changes)
-    run = Path(path) if kind == "run" else Path(path).resolve().parent.parent
-    if not (run / "resolved.yaml").is_file():
+    run = Path(path) if kind == "run" else run_of(Path(path))
+    if not (run / RESOLVED).is_file():
         raise UniclError(f"{run}: has no resolved.yaml, so its batches are not known", "give the recipe instead")
-    return load(str(run / "resolved.yaml"), changes)
+    return load(str(run / RESOLVED), changes)
 
 
 def kind_of(path: str) -> str:
@@ -125,7 +126,7 @@ def _no_folder(path: Path) -> UniclError:
         return UniclError(f"{path}: is an image", f"ask a model: unicl zeroshot {quote(str(path))} --classes a,b")
     if path.suffix.lower() in LISTS:
         return UniclError(f"{path}: is a list", f"make a corpus: unicl prepare --captions {quote(str(path))} -o corpus")
-    if path.name in (MODEL, TRAINER, MANIFEST, PLAN, "status.json", "resolved.yaml"):
+    if path.name in (MODEL, TRAINER, MANIFEST, PLAN, STATUS, RESOLVED):
         return UniclError(
             f"{path}: is one file of several", f"give its directory: unicl inspect {quote(str(path.parent))}"
         )
@@ -133,7 +134,7 @@ def _no_folder(path: Path) -> UniclError:
 
 
 def _other_folder(folder: Path) -> UniclError:
-    if any(folder.glob("step-*")) and (found := newest(folder)):
+    if list_folders(folder) and (found := newest(folder)):
         return UniclError(f"{folder}: holds checkpoints", f"give one: unicl inspect {quote(str(found))}")
     if any(path.is_dir() and is_run(path) for path in islice(folder.iterdir(), LOOKED_AT)):
         return UniclError(f"{folder}: holds runs", f"unicl runs ls {quote(str(folder))}, or give one of them")

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.core.checkpoint import EMA, MODEL, TRAINER
+from unicl_cli.core.checkpoint_files import EMA, MODEL, TRAINER, list_folders
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs import runs
 from unicl_cli.jobs.inspect.checkpoint import header
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.text import as_mapping
 from unicl_cli.runs import status
+from unicl_cli.runs.folder import CHECKPOINTS, METRICS, RESOLVED
 
 POINTS = 200
 """Of the curve that is kept in the document."""
@@ -24,7 +25,7 @@ def inspect_run(run: Path) -> dict[str, Any]:
     state = status.facts(run)
     if "reason" in state:
         notes.append(state["reason"])
-    metrics = status.read_lines(run / "metrics.jsonl")
+    metrics = status.read_lines(run / METRICS)
     document: dict[str, Any] = {
         "schema": "unicl/inspect/1",
         "kind": "run",
@@ -44,7 +45,7 @@ def inspect_run(run: Path) -> dict[str, Any]:
 
 def recipe_facts(run: Path, notes: list[str]) -> dict[str, Any] | None:
     """What decides most of a run; None without a sound ``resolved.yaml``."""
-    path = run / "resolved.yaml"
+    path = run / RESOLVED
     if not path.is_file():
         notes.append("resolved.yaml is missing: the run was not begun, or is damaged")
         return None
@@ -86,9 +87,8 @@ def curve(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def checkpoints(run: Path, notes: list[str]) -> list[dict[str, Any]]:
     """Each with its size; whole by the sizes that its ``trainer.json`` names (`inspect` of one tests the checksums)."""
-    home = run / "checkpoints"
     found: list[dict[str, Any]] = []
-    for folder in sorted(home.glob("step-*")):
+    for folder in list_folders(run / CHECKPOINTS):
         size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
         whole = sized(folder)
         if not whole:

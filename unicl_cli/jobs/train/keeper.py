@@ -11,7 +11,7 @@ import torch
 from unicl_cli.build.load import Loaded, plain_weights, transform_of
 from unicl_cli.build.lora import in_names
 from unicl_cli.contracts import Batch
-from unicl_cli.core import checkpoint
+from unicl_cli.core import checkpoint, checkpoint_files
 from unicl_cli.core.dist import any_rank, bare, barrier, largest_over_ranks, rank, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
@@ -24,6 +24,7 @@ from unicl_cli.errors import UniclError
 from unicl_cli.jobs.evaluate import validate
 from unicl_cli.jobs.train.setup import Parts, load_state, versions
 from unicl_cli.recipe.text import recipe_hash
+from unicl_cli.runs.folder import CHECKPOINTS, CRASH, META, VALIDATIONS
 
 
 class Rollback(Exception):  # noqa: N818 - no error: the loop is left, and begins again from an earlier step
@@ -54,7 +55,7 @@ class Keeper:
         """Set on rank 0 when a spike is to be answered: the last step before it."""
         keep = parts.recipe.checkpoint
         self.saver = Saver(
-            run / "checkpoints",
+            run / CHECKPOINTS,
             keep=keep.keep,
             keep_every=keep.keep_every,
             asynchronous=keep.asynchronous,
@@ -147,7 +148,7 @@ class Keeper:
         if facts["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
         step = int(facts["step"])
-        self.saver.step = step if checkpoint.folder_of(self.run_dir / "checkpoints", step).is_dir() else None
+        self.saver.step = step if checkpoint_files.folder_of(self.run_dir / CHECKPOINTS, step).is_dir() else None
 
     def answer_spike(self, step: int) -> None:
         """Raises Rollback if rank 0 has met one and there is a checkpoint from before it; Diverged after too many."""
@@ -156,8 +157,8 @@ class Keeper:
         if calm < 0:
             return
         self.saver.join()
-        folders = (self.run_dir / "checkpoints").glob("step-*") if rank() == 0 else ()
-        steps = [int(folder.name.removeprefix("step-")) for folder in folders if checkpoint.is_whole(folder)]
+        folders = checkpoint_files.list_folders(self.run_dir / CHECKPOINTS) if rank() == 0 else ()
+        steps = [checkpoint_files.step_of(folder) for folder in folders if checkpoint_files.is_whole(folder)]
         target = largest_over_ranks(max((n for n in steps if n <= calm), default=0))
         if not target:
             self.say(f"warning: no checkpoint is from before step {calm}: the run goes on")
@@ -174,14 +175,14 @@ class Keeper:
 
         Its trainer.json keeps the old offset: a run that is cut here meets the same spike again, and goes back again.
         """
-        folder = checkpoint.folder_of(self.run_dir / "checkpoints", spike.target)
+        folder = checkpoint_files.folder_of(self.run_dir / CHECKPOINTS, spike.target)
         skipped, count = spike.step - spike.target, self.guard.rollbacks + 1
         offset = self.offset + skipped
         self.saver.back_to(folder)
         load_state(folder, self.parts.step, self.optimizer, self.average)
-        self.restore(checkpoint.read_facts(folder))
+        self.restore(checkpoint_files.read_facts(folder))
         self.offset, self.guard.rollbacks = offset, count
-        if rank() == 0 and (self.run_dir / "eval.jsonl").is_file():
+        if rank() == 0 and (self.run_dir / VALIDATIONS).is_file():
             self.rewrite([row for row in self.measured() if row["step"] <= spike.target])
         limit = self.parts.recipe.guard.max_rollbacks
         self.say(f"back to step {spike.target}, without the samples of {skipped} steps (rollback {count} of {limit})")
@@ -203,7 +204,7 @@ class Keeper:
             return
         self.save(step)
         if rank() == 0:
-            self.saver.point("best")
+            self.saver.point(checkpoint_files.BEST)
 
     def is_best(self, step: int, metric: str, mode: str) -> bool:
         """Has the first of ``eval`` been measured at ``step``, and never with a better figure?"""
@@ -219,7 +220,7 @@ class Keeper:
 
     def measured(self) -> list[dict[str, Any]]:
         """The sound lines of ``eval.jsonl``."""
-        path = self.run_dir / "eval.jsonl"
+        path = self.run_dir / VALIDATIONS
         return [json.loads(line) for line in kept_lines(path)] if path.is_file() else []
 
     def noted(self, step: int, item: Any) -> bool:
@@ -254,7 +255,7 @@ class Keeper:
 
     def rewrite(self, rows: list[dict[str, Any]]) -> None:
         """``eval.jsonl`` anew."""
-        path = self.run_dir / "eval.jsonl"
+        path = self.run_dir / VALIDATIONS
         with writing(path):
             write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -262,7 +263,7 @@ class Keeper:
 
     def record(self, trouble: Diverged) -> None:
         """``crash/step-N/evidence.json``: what the run that ends here leaves to look into."""
-        path = self.run_dir / "crash" / f"step-{trouble.step}" / "evidence.json"
+        path = self.run_dir / CRASH / f"step-{trouble.step}" / "evidence.json"
         facts = {"message": trouble.message, "step": trouble.step, **trouble.evidence}
         with writing(path):
             write_atomic(path, json.dumps(facts, indent=1))
@@ -287,5 +288,5 @@ class Keeper:
                 checkpoint.write_tensors(self.run_dir / name, plain)
             parameters = sum(p.numel() for name, p in parts.step.named_parameters() if not in_names([name]))
             facts = {"schema": "unicl/model/1", "step": self.parts.steps, "parameters": parameters, **versions()}
-            write_atomic(self.run_dir / "meta.json", json.dumps(facts, indent=1))
+            write_atomic(self.run_dir / META, json.dumps(facts, indent=1))
         barrier()

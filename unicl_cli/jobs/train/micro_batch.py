@@ -12,7 +12,7 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
 from unicl_cli.contracts import NO_TEXT, Batch, Tokenizer
-from unicl_cli.core import checkpoint
+from unicl_cli.core import checkpoint_files
 from unicl_cli.core.dist import gather, rank, rehearsal, shard, sum_over_ranks, world_size
 from unicl_cli.core.loop import Step, freeze, reached
 from unicl_cli.core.machine import sized
@@ -49,8 +49,8 @@ def sharded(recipe: Recipe) -> bool:
 def first_rows(recipe: Recipe, local: int, folder: Path | None) -> int:
     """The recipe's number, else that of the checkpoint that goes on (rounding depends on it), else all rows."""
     wanted: Any = recipe.batch.micro
-    if wanted == "auto" and folder is not None and checkpoint.is_whole(folder):
-        wanted = checkpoint.read_facts(folder).get("micro")
+    if wanted == "auto" and folder is not None and checkpoint_files.is_whole(folder):
+        wanted = checkpoint_files.read_facts(folder).get("micro")
     return min(wanted, local) if isinstance(wanted, int) else local
 
 

@@ -20,7 +20,7 @@ from unicl_cli.build.model import adapt, build_step, store_towers
 from unicl_cli.build.optimizer import doubts
 from unicl_cli.build.param_groups import KEY, key_of
 from unicl_cli.contracts import Batch, Tokenizer
-from unicl_cli.core import checkpoint
+from unicl_cli.core import checkpoint, checkpoint_files
 from unicl_cli.core.dist import bare, rank, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
@@ -38,6 +38,7 @@ from unicl_cli.launch.process import restarted
 from unicl_cli.recipe.load import check_shares
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.text import dump
+from unicl_cli.runs.folder import CHECKPOINTS, CLASSES, RESOLVED, TOKENIZER
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "tokenizers", "numpy", "pyarrow", "pillow")
 
@@ -76,7 +77,7 @@ def prepared(recipe: Recipe, accelerator: Any, run: Path, wanted: str, start: st
     for doubt in doubts(recipe, data) if rank() == 0 else ():
         sys.stderr.write(f"warning: {doubt}\n")
     tokenizer = cache(partial(build_tokenizer, recipe, data))
-    cut = checkpoint.newest(run / "checkpoints")  # its weights are going to be loaded
+    cut = checkpoint_files.newest(run / CHECKPOINTS)  # its weights are going to be loaded
     if cut is not None:
         check_unchanged(data, cut)  # before anything of the run is written again
     local = recipe.batch.size // world_size()
@@ -124,8 +125,8 @@ def check_adapted(step: Step, frozen: Sequence[str]) -> None:
 def keep_parts(parts: Parts, run: Path) -> None:
     """What a stage writes before its first step: words, the resolved recipe, files that towers need."""
     keep_words(run, parts.data, parts.tokenizer)
-    write_atomic(run / "resolved.yaml", dump(parts.recipe))
-    if checkpoint.newest(run / "checkpoints") is None:
+    write_atomic(run / RESOLVED, dump(parts.recipe))
+    if checkpoint_files.newest(run / CHECKPOINTS) is None:
         store_towers(parts.step, run)
 
 
@@ -134,14 +135,14 @@ def keep_words(run: Path, data: Data, tokenizer: Tokenizer | None) -> None:
     names = [{"key": c.key, "names": list(c.names)} for c in data.classes]
     length = tokenizer.context_length if tokenizer is not None else 0
     facts = {"classes": names, "templates": list(data.templates), "context_length": length}
-    write_atomic(run / "classes.json", json.dumps(facts, indent=1, ensure_ascii=False))
+    write_atomic(run / CLASSES, json.dumps(facts, indent=1, ensure_ascii=False))
     if isinstance(tokenizer, TextTokenizer):
-        tokenizer.save(run / "tokenizer.json")
+        tokenizer.save(run / TOKENIZER)
 
 
 def check_unchanged(data: Data, folder: Path) -> None:
     """A run goes on only with the corpora it began with: tokenizer, classes and order came from them."""
-    known = checkpoint.read_facts(folder)["corpora"].items()
+    known = checkpoint_files.read_facts(folder)["corpora"].items()
     changed = [name for name, old in known if data.checksums.get(name, old) != old]
     if changed:
         raise UniclError(
@@ -206,13 +207,13 @@ def resume(
     wanted: str, run: Path, parts: Parts, step: nn.Module, optimizer: Any, average: Average | None
 ) -> dict[str, Any] | None:
     """``trainer.json`` of the checkpoint that was loaded; None for a run that begins."""
-    home = run / "checkpoints"
-    own = checkpoint.newest(home)
+    home = run / CHECKPOINTS
+    own = checkpoint_files.newest(home)
     wanted = "auto" if own is not None and restarted() else wanted
     folder = own if wanted == "auto" else None if wanted == "never" else Path(wanted)
     if own is not None and (folder is None or folder.resolve().parent != home.resolve()):
         raise UniclError(f"{run}: holds checkpoints", "give another --run-dir, or --resume auto to continue them")
-    lost = checkpoint.damaged(home) if wanted == "auto" else []
+    lost = checkpoint_files.damaged(home) if wanted == "auto" else []
     if lost and folder is None:  # to begin again would overwrite what may be fixed
         names = ", ".join(each.name for each in lost)
         hint = "delete them to begin again, or give another --run-dir"
@@ -221,11 +222,11 @@ def resume(
         sys.stderr.writelines(f"warning: {each}: is damaged: passed over\n" for each in lost)
     if folder is None:
         return None
-    if not checkpoint.is_whole(folder):
+    if not checkpoint_files.is_whole(folder):
         raise UniclError(
             f"--resume {wanted}: is no whole checkpoint", "give a directory like RUN/checkpoints/step-00000100"
         )
-    facts = checkpoint.read_facts(folder)
+    facts = checkpoint_files.read_facts(folder)
     check_unchanged(parts.data, folder)
     load_state(folder, step, optimizer, average)
     torch.set_num_threads(facts["threads"])  # another number sums in another order
@@ -236,7 +237,7 @@ def resume(
 
 def load_state(folder: Path, step: nn.Module, optimizer: Any, average: Average | None) -> None:
     """Weights, optimizer state and average of a checkpoint."""
-    checkpoint.load_weights(bare(step), checkpoint.read_tensors(folder / checkpoint.MODEL), str(folder))
-    checkpoint.load_optimizer(step, optimizer, folder / checkpoint.OPTIM)
+    checkpoint.load_weights(bare(step), checkpoint.read_tensors(folder / checkpoint_files.MODEL), str(folder))
+    checkpoint.load_optimizer(step, optimizer, folder / checkpoint_files.OPTIM)
     if average is not None:
-        average.load(checkpoint.read_tensors(folder / checkpoint.EMA))
+        average.load(checkpoint.read_tensors(folder / checkpoint_files.EMA))

@@ -26,6 +26,7 @@ from unicl_cli.jobs.train.keeper import Keeper, Rollback
 from unicl_cli.jobs.train.setup import Parts, stream
 from unicl_cli.launch.stopping import StopFlag
 from unicl_cli.recipe.text import as_mapping
+from unicl_cli.runs.folder import METRICS, STATUS, VALIDATIONS
 
 
 def guard_of(parts: Parts) -> Guard:
@@ -107,7 +108,7 @@ class Stage:
         """From a checkpoint's ``facts`` (None: step 0) to the end, or to a stop: raises Stopped, the state written."""
         done, steps = 0 if facts is None else int(facts["step"]), self.parts.steps
         if rank() == 0:
-            self.status = StatusSink(self.run_dir / "status.json", steps, world_size())
+            self.status = StatusSink(self.run_dir / STATUS, steps, world_size())
         try:
             if facts is not None:
                 self.keeper.restore(facts)
@@ -174,13 +175,13 @@ class Stage:
         if self.status is None:
             return Sinks([])
         if not done:  # what a run that never came to a checkpoint left
-            (self.run_dir / "eval.jsonl").unlink(missing_ok=True)
+            (self.run_dir / VALIDATIONS).unlink(missing_ok=True)
         recipe, console = self.parts.recipe, ConsoleSink(self.parts.steps, done, quiet=quiet)
         for note in notes(self.parts) if first else ():
             console.say(note)
         trackers = TrackerSink(recipe.log.trackers, self.run_dir, recipe.log.project, as_mapping(recipe), done)
         self.keeper.say, self.keeper.track = console.say, trackers.log
-        metrics = JsonlSink(self.run_dir / "metrics.jsonl", done)
+        metrics = JsonlSink(self.run_dir / METRICS, done)
         return Sinks([metrics, self.status, console, WatchSink(self.keeper, console.say), trackers])
 
 

@@ -13,13 +13,14 @@ import torch
 from filelock import FileLock, Timeout
 
 from unicl_cli.build.optimizer import build_optimizer
-from unicl_cli.core.checkpoint import discard_parts
+from unicl_cli.core.checkpoint_files import discard_parts
 from unicl_cli.core.dist import any_rank, bare, barrier, rank, shard, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import folder_for, write_atomic
 from unicl_cli.core.loop import Step
 from unicl_cli.core.switches import compile_units
 from unicl_cli.core.trackers import check_installed
+from unicl_cli.data.corpus import MANIFEST
 from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.train.micro_batch import advised, sharded
 from unicl_cli.jobs.train.setup import keep_parts, platform_facts, prepared, resume
@@ -30,6 +31,7 @@ from unicl_cli.launch.slurm import requeued
 from unicl_cli.launch.stopping import StopFlag
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stages_of
+from unicl_cli.runs.folder import CHECKPOINTS, ENVIRONMENT, META, OVERRIDES, RECIPE, RUN_LOCK
 
 
 class Request(NamedTuple):
@@ -85,9 +87,9 @@ def leave_together(stop: StopFlag) -> None:
 @contextmanager
 def claimed(run: Path) -> Generator[None]:
     """Makes the run directory this training's own; where nothing came to be written, none of it is left."""
-    if (run / "manifest.json").exists():
+    if (run / MANIFEST).exists():
         raise UniclError(f"{run}: is a corpus, no place for a run", "give another --run-dir")
-    lock, begun = FileLock(run / "run.lock"), run / "env.json"
+    lock, begun = FileLock(run / RUN_LOCK), run / ENVIRONMENT
     with ExitStack() as at_end:
         try:
             at_end.enter_context(folder_for(run))
@@ -107,9 +109,9 @@ def claimed(run: Path) -> Generator[None]:
 def keep_source(run: Path, source: str, overrides: Sequence[str], request: Request) -> None:
     """The recipe as given, for people; ``resolved.yaml`` is what everything reads."""
     text = Path(source).read_text(encoding="utf-8") if Path(source).is_file() else f"extends: {source}\n"
-    write_atomic(run / "recipe.yaml", text)
-    write_atomic(run / "overrides.txt", "".join(f"{item}\n" for item in overrides))
-    write_atomic(run / "env.json", json.dumps(environment(request.devices), indent=1))
+    write_atomic(run / RECIPE, text)
+    write_atomic(run / OVERRIDES, "".join(f"{item}\n" for item in overrides))
+    write_atomic(run / ENVIRONMENT, json.dumps(environment(request.devices), indent=1))
 
 
 def train_stage(
@@ -126,7 +128,7 @@ def train_stage(
     Nothing is written before all is built and loaded: a mistake that is found there leaves no run. ``begin`` writes
     what the whole run keeps.
     """
-    if (run / "meta.json").is_file() and request.resume == "auto":
+    if (run / META).is_file() and request.resume == "auto":
         if rank() == 0:
             sys.stderr.write(f"{run}: already finished\n")
         return
@@ -144,7 +146,7 @@ def train_stage(
     leave_together(stop)
     if rank() == 0:
         begin()
-        for folder in (run, run / "checkpoints"):
+        for folder in (run, run / CHECKPOINTS):
             discard_parts(folder)  # of a run that was killed
         keep_parts(parts, run)
     if (said := remember_texts(parts, step)) is not None and rank() == 0:
