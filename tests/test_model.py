@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unicl_cli.contracts import NO_LABEL, Batch, LogitScale, Model
+from unicl_cli.contracts import NO_LABEL, Batch, LogitScale, Model, TowerTraits
 from unicl_cli.core.loop import Step
-from unicl_cli.encoders.cbow import Cbow, LabelEmbedding
+from unicl_cli.encoders.cbow import Cbow
 from unicl_cli.encoders.cnn import Cnn
+from unicl_cli.encoders.linear import LabelEmbedding
 from unicl_cli.encoders.transformer import TextTransformer
 from unicl_cli.errors import UniclError
 from unicl_cli.losses import CrossEntropy, UniCL
@@ -155,10 +156,10 @@ def test_a_frozen_tower_stays_in_evaluation():
 
 def test_pixels_are_normalised_with_the_towers_own_numbers():
     tower = Cnn(8, 2)
-    tower.mean, tower.std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.125)
+    tower.traits = TowerTraits(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
     m = model(image=tower)
     x = pictures()
-    mean, std = torch.tensor(tower.mean).view(3, 1, 1), torch.tensor(tower.std).view(3, 1, 1)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (tower.traits.mean, tower.traits.std))
     assert torch.allclose(m.pixels(x), (x / 255 - mean) / std, atol=1e-5)
     assert torch.equal(m.encode_image(x).embed, m.encode_image(x.float()).embed)
     assert (model().pixels(torch.tensor([[0], [255]]).view(2, 1, 1, 1)).flatten(1)[:, 0]).tolist() == [-1, 1]

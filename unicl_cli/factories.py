@@ -136,7 +136,7 @@ def cbow(*, vocab_size: int, pad_id: int, width: Count = 512) -> nn.Module:
 
 def linear(*, vocab_size: int, embed_dim: int, bias: bool = False) -> nn.Module:
     """One free vector a class instead of a text tower (UniCL, Table 3); wants `tokenizer: classes`."""
-    from unicl_cli.encoders.cbow import LabelEmbedding
+    from unicl_cli.encoders.linear import LabelEmbedding
 
     return LabelEmbedding(vocab_size, embed_dim, bias=bias)
 

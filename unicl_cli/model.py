@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from unicl_cli.contracts import Features, LogitScale, Tower
 from unicl_cli.core.host_copy import parts_of
 from unicl_cli.core.text_cache import Bank, bank_of
+from unicl_cli.core.towers import traits_of
 from unicl_cli.errors import UniclError
 
 NO_TOWER = "texts are to be encoded, but the model has no text tower (model.text is null)"
@@ -41,7 +42,7 @@ class Projected(nn.Module):
         super().__init__()
         width = cast("Tower", trunk).width
         self.trunk = trunk
-        self.proj = nn.Identity() if getattr(trunk, "joint", False) else nn.Linear(width, embed_dim, bias=False)
+        self.proj = nn.Identity() if traits_of(trunk).joint else nn.Linear(width, embed_dim, bias=False)
         if isinstance(self.proj, nn.Linear):
             nn.init.normal_(self.proj.weight, std=width**-0.5)
 
@@ -53,13 +54,13 @@ class Projected(nn.Module):
 
 def projected(tower: nn.Module, embed_dim: int) -> nn.Module:
     """The tower with a projection; one that ``projects`` gives pooled and joint by itself."""
-    return tower if getattr(tower, "projects", False) else Projected(tower, embed_dim)
+    return tower if traits_of(tower).projects else Projected(tower, embed_dim)
 
 
 class TwoTower(nn.Module):
     """Image and text towers into one space of ``embed_dim`` (CLIP 2021, Fig. 3; UniCL, CVPR 2022, section 3.1).
 
-    A tower may own ``mean, std`` (three numbers each, of pixels in [0, 1]); ``text`` None leaves images only.
+    Pixels are normalised with the image tower's own ``mean`` and ``std``; ``text`` None leaves images only.
     """
 
     def __init__(
@@ -76,16 +77,17 @@ class TwoTower(nn.Module):
         self.image = projected(image, embed_dim)
         self.text = None if text is None else projected(text, embed_dim)
         # a text vector's last entry is its bias: an image vector answers with 1
-        self.biased = bool(getattr(text, "biased", False))
+        self.biased = text is not None and traits_of(text).biased
         self.embed_dim = embed_dim + self.biased
         self.image_width = cast("Tower", image).width
+        self.text_width = 0 if text is None else cast("Tower", text).width
         self.normalize, self.chunks = normalize, chunks
         self.bank: Bank | None = None
         self.logit_scale = nn.Parameter(torch.full([1], math.log(logit_scale.init)), requires_grad=logit_scale.learn)
         self.max_log_scale = math.log(logit_scale.max)
-        for name, default in (("mean", (0.5, 0.5, 0.5)), ("std", (0.5, 0.5, 0.5))):
-            value = torch.tensor(getattr(image, name, default)).view(3, 1, 1)
-            self.register_buffer(f"pixel_{name}", value * 255, persistent=False)
+        traits = traits_of(image)
+        for name, numbers in (("pixel_mean", traits.mean), ("pixel_std", traits.std)):
+            self.register_buffer(name, torch.tensor(numbers).view(3, 1, 1) * 255, persistent=False)
 
     def carry_scale(self, log_scale: Tensor) -> None:
         """Takes over the logarithm of a trained scale; one above the cap stays above it."""
@@ -113,7 +115,7 @@ class TwoTower(nn.Module):
         if self.bank is None or not self.training:
             return Features(*chunked(self._text, tokens, self.chunks))
         known, text = self.bank(tokens), cast("Any", self.text)
-        both = (known, text.proj(known)) if isinstance(text, Projected) else known.tensor_split([text.width], 1)
+        both = (known, text.proj(known)) if isinstance(text, Projected) else known.tensor_split([self.text_width], 1)
         return Features(*self._ended(*both))
 
     def _image(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from unicl_cli.build import lora
-from unicl_cli.build.model import adapt, build_step
+from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.build.optimizer import build_optimizer
 from unicl_cli.contracts import Batch, Lora
 from unicl_cli.core.checkpoint import weights
@@ -38,7 +38,7 @@ def open_clip(folder, **more):
 def built(asked, chunks=1):
     """The model before and after its adapters."""
     steps = [build_step(asked, lambda: TOKENIZER, (), chunks)[0].train() for _ in range(2)]
-    adapt(asked, steps[1])
+    add_adapters(asked, steps[1])
     return steps
 
 

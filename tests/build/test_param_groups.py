@@ -8,9 +8,9 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch.autograd.graph import saved_tensors_hooks
 
-from unicl_cli.build.model import adapt, build_step
+from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.build.optimizer import build_optimizer
-from unicl_cli.build.param_groups import freeze, layers_of, rates
+from unicl_cli.build.param_groups import freeze_towers, layers_of, rate_factors
 from unicl_cli.contracts import Batch, Tuning
 from unicl_cli.data.tokenizers import class_tokenizer
 from unicl_cli.encoders.timm import TimmTower
@@ -30,7 +30,7 @@ def recipe(image=None, text=None, model=None, **more):
 
 def built(asked):
     step, _ = build_step(asked, lambda: TOKENIZER, (), 1)
-    adapt(asked, step)
+    add_adapters(asked, step)
     return step.train()
 
 
@@ -67,7 +67,7 @@ def test_layers_of_a_timm_tower_are_scaled_as_timm_scales_them(name):
     wanted = {id(p): g["lr_scale"] for g in param_groups_layer_decay(whole, layer_decay=0.7) for p in g["params"]}
     theirs = {key: wanted[id(p)] for key, p in whole.named_parameters()}
     bare.tuning = Tuning(layer_decay=0.7, lr_scale=0.5)
-    found = rates(bare)
+    found = rate_factors(bare)
     mine = {key.removeprefix("model."): found[id(p)] / 0.5 for key, p in bare.named_parameters()}
     assert mine == pytest.approx({key: theirs[key] for key in mine})
     assert len(set(mine.values())) > 3
@@ -237,5 +237,5 @@ def test_a_partly_frozen_towers_batchnorm_stands_still_below_and_counts_above():
 def test_freeze_is_not_undone_by_an_inner_tower():
     outer = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     outer.tuning, outer[1].tuning = Tuning(freeze=True), Tuning()
-    freeze(torch.nn.Sequential(outer))
+    freeze_towers(torch.nn.Sequential(outer))
     assert not trained(outer)

@@ -6,8 +6,9 @@ from open_clip.transformer import QuickGELU
 from open_clip.transformer import TextTransformer as Theirs
 from torch import nn
 
-from unicl_cli.encoders.cbow import Cbow, LabelEmbedding
+from unicl_cli.encoders.cbow import Cbow
 from unicl_cli.encoders.cnn import Cnn
+from unicl_cli.encoders.linear import LabelEmbedding
 from unicl_cli.encoders.timm import TimmTower
 from unicl_cli.encoders.transformer import TextTransformer
 from unicl_cli.errors import UniclError
@@ -191,8 +192,8 @@ def test_a_label_embedding_is_one_row_a_class(bias):
     out = tower(torch.tensor([[4], [0]]))
     assert out.shape == (2, 8 + bias)
     assert torch.equal(out, tower.rows.weight[[4, 0]])
-    assert tower.joint
-    assert tower.biased is bias
+    assert tower.traits.joint
+    assert tower.traits.biased is bias
     if bias:
         assert not out[:, -1].any(), "biases start at 0"
 
@@ -210,7 +211,7 @@ def test_timm_towers_give_their_own_features_at_the_size_asked_for(name):
     assert tokens.shape[2] == tower.width
     assert torch.allclose(out, theirs, atol=1e-6)
     assert all(type(u).__name__.removeprefix("Last") == unit for u in tower.units)
-    assert len(tower.mean) == len(tower.std) == 3
+    assert len(tower.traits.mean) == len(tower.traits.std) == 3
     assert sum(p.numel() for p in tower.parameters()) == sum(p.numel() for p in tower.model.parameters())
 
 

@@ -5,6 +5,7 @@ import torch
 from open_clip import CLIP, CustomTextCLIP
 from timm.models.vision_transformer import Block, VisionTransformer
 
+from unicl_cli.core.towers import change_traits
 from unicl_cli.encoders.open_clip import ImageBlock, ImageTower, Net, TextBlock, TextTower
 from unicl_cli.encoders.timm import LastBlock, TimmTower
 
@@ -93,7 +94,7 @@ def test_open_clips_towers_give_their_own_numbers(quick_gelu, changes):
     tokens[:, 4] = 49
     expected = gradients(peer.text, peer.text(tokens))
     for cut, packs in ((12, True), (5, False), (7, True)):
-        text.packs = packs
+        change_traits(text, packs=packs)
         assert_same(gradients(model.text, text(tokens[:, :cut])[1]), expected)
 
 

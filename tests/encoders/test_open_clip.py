@@ -96,7 +96,7 @@ def test_cut_tokens_give_what_the_whole_context_gives(open_clip_folder, kind):
     short = tokens[:, : int((tokens != 0).sum(1).max())]
     padded = torch.nn.functional.pad(short, (0, 24 - short.shape[1]))
     assert short.shape[1] < 24
-    assert model.text.trim_safe == (kind == "clip")
+    assert model.text.causal == (kind == "clip")
     with torch.no_grad():
         torch.testing.assert_close(model.encode_text(short).embed, model.encode_text(padded).embed, atol=1e-6, rtol=0)
 
@@ -105,7 +105,7 @@ def test_cut_tokens_give_what_the_whole_context_gives(open_clip_folder, kind):
 def test_pooled_features_come_before_the_projection(open_clip_folder, kind, width):
     model = load_model(f"local-dir:{open_clip_folder(kind)}").step.model
     with torch.no_grad():
-        size = model.image.frame.size
+        size = model.image.traits.frame.size
         pooled, embed = model.encode_image(torch.randint(256, (2, 3, *size), dtype=torch.uint8))
     assert (model.image_width, pooled.shape) == (width, (2, width))
     net = model.image.net

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from unicl_cli import registry
 from unicl_cli.build.load import Loaded, published, trained
-from unicl_cli.build.model import owned
 from unicl_cli.contracts import Tokenizer
 from unicl_cli.core import checkpoint, hub
 from unicl_cli.core.loop import Step
+from unicl_cli.core.towers import traits_in
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.problems import show
@@ -164,16 +164,20 @@ def plainly(key: str, value: Any) -> Any:
 
 
 def settings(step: Step, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration of an open_clip model, and of a recipe the options of its encoders; without training's."""
-    config = owned(step.model, "config")
-    return {} if config is None else flat(config["model_cfg"]), flat(registry.plain(recipe.model.part.options))
+    """Return the settings that towers declare, and the options of the recipe's encoders, both without training's."""
+    return declared_settings(step.model), flat(registry.plain(recipe.model.part.options))
 
 
 def settings_of(source: Loaded) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The same of a finished model; weights from elsewhere have no recipe."""
+    """Return the same of a finished model; weights from elsewhere have no recipe."""
     if hub.is_form(source.name):
-        return flat(owned(source.step.model, "config")["model_cfg"]), {}
+        return declared_settings(source.step.model), {}
     return settings(source.step, load(str(find_run(source.name)[0] / "resolved.yaml")))
+
+
+def declared_settings(model: nn.Module) -> dict[str, Any]:
+    """Return the settings of the first tower that declares any (of open_clip: its model's configuration)."""
+    return next((flat(traits.settings) for traits in traits_in(model) if traits.settings), {})
 
 
 def same_pixels(one: nn.Module, other: nn.Module) -> bool:

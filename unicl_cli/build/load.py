@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from unicl_cli import registry
 from unicl_cli.build import lora
 from unicl_cli.build.data import Data
-from unicl_cli.build.model import adapt, build_step, owned
+from unicl_cli.build.model import add_adapters, build_step, find_tokenizer
 from unicl_cli.contracts import ClassName, Tokenizer
 from unicl_cli.core import checkpoint, hub
 from unicl_cli.core.loop import Step
 from unicl_cli.core.prompts import load_templates
+from unicl_cli.core.towers import traits_in
 from unicl_cli.data.tokenizers import TextTokenizer, load_tokenizer
 from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
@@ -108,7 +109,7 @@ def fill(step: Step, recipe: Recipe, tensors: Mapping[str, Tensor], place: str) 
     """The weights of a run into its model; the adapters of a checkpoint are added to the weights that they adapt."""
     adapted = lora.in_names(tensors)
     if adapted:
-        adapt(recipe, step)
+        add_adapters(recipe, step)
     checkpoint.load_weights(step, tensors, place)
     if adapted:
         lora.merge(step)
@@ -128,8 +129,8 @@ def plain_weights(
 def published(name: str) -> Loaded:
     """A model of open_clip as it is: its preprocessing, its tokenizer, CLIP's 80 prompts, no classes of its own."""
     model = open_clip_model(name)
-    step = Step(model, Scoring(owned(model, "logit_bias")))
-    return Loaded(name, step, owned(model, "tokenizer"), transform_of(model, None), (), load_templates("clip80"), ())
+    step = Step(model, Scoring(cast("Any", model).text.logit_bias))
+    return Loaded(name, step, find_tokenizer(model), transform_of(model, None), (), load_templates("clip80"), ())
 
 
 def open_clip_model(name: str) -> nn.Module:
@@ -141,7 +142,7 @@ def open_clip_model(name: str) -> nn.Module:
 
 def transform_of(model: nn.Module, image_size: int | None) -> EvalTransform:
     """The model's own preprocessing where it brings one, else the geometry of evaluation at ``image_size``."""
-    frame = owned(model, "frame")
+    frame = next((traits.frame for traits in traits_in(model) if traits.frame is not None), None)
     if frame is not None:
         return EvalTransform(frame.size, frame)
     if image_size is None:

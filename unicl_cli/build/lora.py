@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from unicl_cli.contracts import Lora
+from unicl_cli.core.towers import own_units
 from unicl_cli.encoders.split_attention import Unpacked, unpackable
 from unicl_cli.errors import UniclError, did_you_mean
 
@@ -56,7 +57,7 @@ def unpack(tower: nn.Module, names: Sequence[str]) -> None:
 
 def targets_of(tower: nn.Module, targets: Sequence[str] | str, key: str) -> list[str]:
     """Full names of the layers that get an adapter, at least one for each of ``targets``."""
-    blocks = {id(m) for unit in getattr(tower, "units", ()) for m in unit.modules()}
+    blocks = {id(m) for unit in own_units(tower) for m in unit.modules()}
     found = dict(candidates(tower))
     kind = type(tower).__name__
     if targets == "auto":

@@ -8,6 +8,7 @@ from torch import nn
 
 from unicl_cli.build import lora
 from unicl_cli.contracts import Part, Tuning, Unlock
+from unicl_cli.core.towers import own_units
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.model import Projected
 from unicl_cli.recipe.schema import Group
@@ -22,8 +23,18 @@ PROJECTION = "\0projection"
 
 
 def towers(model: nn.Module) -> Iterator[tuple[nn.Module, Tuning]]:
-    """Each tower of a model, outer ones first."""
-    return ((module, cast("Any", module).tuning) for module in model.modules() if hasattr(module, TUNING))
+    """Yield each tower of a model with its Tuning, outer ones first."""
+    return ((module, tuning_of(module)) for module in model.modules() if hasattr(module, TUNING))
+
+
+def tuning_of(tower: nn.Module) -> Tuning:
+    """Return the Tuning that a tower was built with; the default for any other module."""
+    return getattr(tower, TUNING, Tuning())
+
+
+def set_tuning(tower: nn.Module, tuning: Tuning) -> None:
+    """Label a tower that was just built."""
+    setattr(tower, TUNING, tuning)
 
 
 def name_towers(model: nn.Module, options: Mapping[str, Any]) -> None:
@@ -50,19 +61,19 @@ def key_of(tower: nn.Module) -> str:
     return str(getattr(tower, KEY, type(tower).__name__))
 
 
-def freeze(model: nn.Module) -> None:
+def freeze_towers(model: nn.Module) -> None:
     """What the towers' ``freeze`` says; projections go with a tower that is frozen as ``all``."""
     for tower, tuning in list(towers(model)):
         if isinstance(tuning.freeze, Unlock):
-            freeze_below(tower, tuning)
+            freeze_lower_blocks(tower, tuning)
         elif tuning.freeze:
             tower.requires_grad_(requires_grad=False)
     for module in model.modules():
-        if isinstance(module, Projected) and getattr(module.trunk, TUNING, Tuning()).freeze == "all":
+        if isinstance(module, Projected) and tuning_of(module.trunk).freeze == "all":
             module.requires_grad_(requires_grad=False)
 
 
-def freeze_below(tower: nn.Module, tuning: Tuning) -> None:
+def freeze_lower_blocks(tower: nn.Module, tuning: Tuning) -> None:
     """All but the last blocks, as many as ``freeze.unlock`` says."""
     count, key = cast("Unlock", tuning.freeze).unlock, key_of(tower)
     if tuning.lora is not None:
@@ -80,7 +91,7 @@ def freeze_below(tower: nn.Module, tuning: Tuning) -> None:
             parameter.requires_grad = False
 
 
-def adapt(model: nn.Module) -> bool:
+def inject_adapters(model: nn.Module) -> bool:
     """Puts the adapters of ``lora`` into their towers, which are frozen; says whether there are any."""
     adapted = [(tower, tuning.lora) for tower, tuning in list(towers(model)) if tuning.lora is not None]
     for tower, wanted in adapted:
@@ -112,10 +123,10 @@ def layers_by_timm(tower: nn.Module, name: str, backbone: Any) -> tuple[dict[str
 
 def layers_by_unit(tower: nn.Module) -> tuple[dict[str, int], int]:
     """Blocks in their order, the rest by where it is registered."""
-    units: Sequence[nn.Module] = list(getattr(tower, "units", ()))
+    units = own_units(tower)
     inside = {id(p): number for number, unit in enumerate(units, 1) for p in unit.parameters()}
     if not inside:
-        key, unlock = key_of(tower), isinstance(getattr(tower, TUNING, Tuning()).freeze, Unlock)
+        key, unlock = key_of(tower), isinstance(tuning_of(tower).freeze, Unlock)
         raise UniclError(
             f"{key}.{'freeze.unlock' if unlock else 'layer_decay'}: {type(tower).__name__} has no blocks to count",
             f"use {key}.lr_scale, or {key}.freeze=true",
@@ -136,7 +147,7 @@ def layers_by_unit(tower: nn.Module) -> tuple[dict[str, int], int]:
     return found, top
 
 
-def rates(model: nn.Module) -> dict[int, float]:
+def rate_factors(model: nn.Module) -> dict[int, float]:
     """id of a parameter -> the factor of its tower and its layer on the learning rate (1 where it is not there)."""
     found: dict[int, float] = {}
     for tower, tuning in towers(model):
@@ -149,22 +160,23 @@ def rates(model: nn.Module) -> dict[int, float]:
     return found
 
 
-def grouped(groups: Sequence[Group], model: nn.Module) -> dict[str, Group]:
+def match_groups(groups: Sequence[Group], model: nn.Module) -> dict[str, Group]:
     """Parameter name -> the first of ``optim.groups`` that matches it. UniclError for one that matches no name."""
     names = [name for name, _ in model.named_parameters()]
     found: dict[str, Group] = {}
     for number, group in enumerate(groups):
         hits = [name for name in names if fnmatchcase(name, group.match)]
         if not hits:
+            nearest = nearest_name(group.match, names)
             raise UniclError(
-                f"optim.groups.{number}.match: no parameter is called '{group.match}'{near(group.match, names)}",
-                "a * stands for any characters; the names are those in model.safetensors",
+                f"optim.groups.{number}.match: no parameter is called '{group.match}'{nearest}",
+                "use names as in model.safetensors; a * stands for any characters",
             )
         found = {**dict.fromkeys(hits, group), **found}
     return found
 
 
-def near(pattern: str, names: Sequence[str]) -> str:
+def nearest_name(pattern: str, names: Sequence[str]) -> str:
     """The nearest name, or beginning of names."""
     parts = [name.split(".") for name in names]
     stems = dict.fromkeys(".".join(words[:n]) + ".*" for words in parts for n in range(1, len(words)))
@@ -173,7 +185,7 @@ def near(pattern: str, names: Sequence[str]) -> str:
 
 def freeze_groups(groups: Sequence[Group], model: nn.Module) -> None:
     """What ``optim.groups`` freezes."""
-    chosen = grouped(groups, model)
+    chosen = match_groups(groups, model)
     for name, parameter in model.named_parameters():
         if name in chosen and chosen[name].freeze:
             parameter.requires_grad = False

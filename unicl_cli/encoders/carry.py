@@ -56,7 +56,7 @@ def text_tower(model: Any, source: Any) -> dict[str, Tensor]:
         or not isinstance(source.text, TextTower)
     ):
         return {}
-    if not source.text.trim_safe or trunk.heads != net.heads or trunk.quick_gelu != quick(net):
+    if not source.text.causal or trunk.heads != net.heads or trunk.quick_gelu != quick(net):
         return {}
     found: dict[str, Tensor] = {}
     for key, value in net.state_dict().items():
@@ -87,7 +87,8 @@ def image_tower(model: Any, source: Any) -> dict[str, Tensor]:
     tower, net = source.image, source.image.net
     if not isinstance(trunk, TimmTower) or not isinstance(tower, ImageTower):
         return {}
-    if tuple(trunk.mean) != tuple(tower.mean) or tuple(trunk.std) != tuple(tower.std):
+    mine, theirs = trunk.traits, tower.traits
+    if tuple(mine.mean) != tuple(theirs.mean) or tuple(mine.std) != tuple(theirs.std):
         return {}
     if isinstance(net, VisionTransformer):
         return vision_transformer(trunk, net)

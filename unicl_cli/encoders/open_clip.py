@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from unicl_cli.contracts import Tuning
+from unicl_cli.contracts import TowerTraits, Tuning
 from unicl_cli.core.hub import CONFIG, Source
 from unicl_cli.encoders.packing import Layout, at_ends, attended, embedded, layout_of, rectangle
 from unicl_cli.encoders.split_attention import Unpacked
@@ -168,27 +168,35 @@ def retyped(blocks: Any, kind: type[nn.Module]) -> bool:
     return True
 
 
+def three_numbers(value: float | Sequence[float]) -> tuple[float, ...]:
+    """Return one number per channel; a single number stands for all three."""
+    return (value,) * 3 if isinstance(value, float | int) else tuple(value)
+
+
 class ImageTower(nn.Module):
     """(b, 3, H, W) -> pooled (b, width), joint (b, embed_dim); pooled is what comes before the projection.
 
     Where pooling and projection are one (attention pools of ResNets and of SigLIP), pooled and joint are the same.
     """
 
-    projects = True
     tuning = Tuning()
 
     def __init__(self, net: Net, embed_dim: int) -> None:
         super().__init__()
         self.net = net.visual
         cfg = PreprocessCfg(**net.preprocess)
-        self.mean, self.std = (each if isinstance(each, float | int) else tuple(each) for each in (cfg.mean, cfg.std))
         size = (cfg.size, cfg.size) if isinstance(cfg.size, int) else (cfg.size[0], cfg.size[1])
         steps = cast("Any", image_transform_v2(cfg, is_train=False)).transforms
-        self.frame = Frame(size, tuple(steps[:-3]))  # what follows: to RGB, to a tensor, normalised
         self.width = self._width(embed_dim)
         visual: Any = net.visual
         pooled = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
-        self.channels_last = any(isinstance(m, nn.BatchNorm2d) for m in visual.modules())
+        self.traits = TowerTraits(
+            projects=True,
+            mean=three_numbers(cfg.mean),
+            std=three_numbers(cfg.std),
+            frame=Frame(size, tuple(steps[:-3])),  # what follows: to RGB, to a tensor, normalised
+            channels_last=any(isinstance(m, nn.BatchNorm2d) for m in visual.modules()),
+        )
         self.reads_one = pooled and visual.transformer.batch_first and retyped(visual.transformer.resblocks, ImageBlock)
 
     def _width(self, embed_dim: int) -> int:
@@ -209,7 +217,7 @@ class ImageTower(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         net: Any = self.net
-        if self.channels_last:
+        if self.traits.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         if isinstance(net, VisionTransformer):
             pooled, _ = cast("Any", net)._pool(self._states(cast("Any", net)._embeds(x)))
@@ -237,10 +245,7 @@ class TextTower(nn.Module):
     A causal tower reads L tokens, any other one gets them padded to its context, as it was trained.
     """
 
-    projects = True
     tuning = Tuning()
-    packs = True
-    """Whether texts may be packed (`packing.py`): the same numbers, fewer of them."""
 
     def __init__(self, net: Net, context_length: int, tokenizer: Any) -> None:
         super().__init__()
@@ -249,12 +254,21 @@ class TextTower(nn.Module):
         text: Any = net.text
         plain = isinstance(net.text, TextTransformer)
         causal = plain and text.attn_mask is not None and text.cls_emb is None
-        self.trim_safe = causal and text.pool_type in ("first", "argmax", "eos")
-        self.pads = plain and not self.trim_safe
-        ends = self.trim_safe and text.pool_type in ("argmax", "eos") and text.transformer.batch_first
+        self.causal = causal and text.pool_type in ("first", "argmax", "eos")
+        self.pads = plain and not self.causal
+        ends = self.causal and text.pool_type in ("argmax", "eos") and text.transformer.batch_first
         self.reads_ends = ends and retyped(text.transformer.resblocks, TextBlock)
         self.pad_id = tokenizer.pad_id
         self.config = {"model_cfg": net.config, "preprocess_cfg": net.preprocess}
+        self.traits = TowerTraits(
+            projects=True,
+            tokenizer=tokenizer,
+            pad_id=tokenizer.pad_id,
+            context_length=context_length,
+            trim_safe=self.causal or self.pads,
+            packs=True,
+            settings=net.config,
+        )
         bias = net.logit_bias
         self.register_buffer("logit_bias", None if bias is None else bias.detach().clone().reshape(()))
 
@@ -263,7 +277,7 @@ class TextTower(nn.Module):
         return units(self.net)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        if self.trim_safe:
+        if self.causal:
             joint = self._cut(tokens)
         else:
             short = self.context_length - tokens.shape[1] if self.pads else 0
@@ -284,7 +298,7 @@ class TextTower(nn.Module):
         """The states at the ends of the texts."""
         net: Any = self.net
         eot_id = net.eos_id if net.pool_type == "eos" else None
-        layout = layout_of(tokens, eot_id) if self.packs else rectangle(tokens, eot_id)
+        layout = layout_of(tokens, eot_id) if self.traits.packs else rectangle(tokens, eot_id)
         kind = net.transformer.get_cast_dtype()
         x = embedded(tokens, net.token_embedding, net.positional_embedding, layout).to(kind)
         *blocks, last = net.transformer.resblocks

@@ -10,6 +10,7 @@ from timm.models.resnet import ResNet
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from unicl_cli.contracts import TowerTraits
 from unicl_cli.errors import UniclError, did_you_mean
 
 BLOCKS = ("Block", "Bottleneck")
@@ -105,12 +106,14 @@ class TimmTower(nn.Module):
                 f"set data.image_size to a multiple of {patch}",
             )
         self.reads_one = reading_one(backbone)
-        self.channels_last = any(isinstance(m, nn.BatchNorm2d) for m in backbone.modules())
         self.model = cast("nn.Module", backbone)
         self.width: int = getattr(backbone, "head_hidden_size", backbone.num_features)
         self.token_width: int = backbone.num_features  # another one where the head has a hidden layer
-        self.mean: tuple[float, ...] = backbone.pretrained_cfg["mean"]
-        self.std: tuple[float, ...] = backbone.pretrained_cfg["std"]
+        self.traits = TowerTraits(
+            mean=backbone.pretrained_cfg["mean"],
+            std=backbone.pretrained_cfg["std"],
+            channels_last=any(isinstance(m, nn.BatchNorm2d) for m in backbone.modules()),
+        )
 
     @property
     def units(self) -> Sequence[nn.Module]:
@@ -131,7 +134,7 @@ class TimmTower(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         model: Any = self.model
         if not self.reads_one:
-            return model(x.contiguous(memory_format=torch.channels_last) if self.channels_last else x)
+            return model(x.contiguous(memory_format=torch.channels_last) if self.traits.channels_last else x)
         x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
         *blocks, last = model.blocks
         for block in blocks:

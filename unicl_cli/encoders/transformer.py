@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unicl_cli.contracts import TowerTraits
 from unicl_cli.encoders.packing import Layout, at_ends, attended, embedded, layout_of, rectangle
 from unicl_cli.errors import UniclError
 
@@ -36,10 +37,6 @@ class TextTransformer(nn.Module):
     Initialisation is CLIP's.
     """
 
-    trim_safe = True
-    packs = True
-    """Whether texts may be packed (`packing.py`): the same numbers, fewer of them."""
-
     def __init__(
         self,
         vocab_size: int,
@@ -57,6 +54,7 @@ class TextTransformer(nn.Module):
             raise UniclError(f"transformer: width {width} is no multiple of heads {heads}", "change one of them")
         self.width, self.eot_id, self.context_length = width, eot_id, context_length
         self.heads, self.quick_gelu = heads, quick_gelu
+        self.traits = TowerTraits(trim_safe=True, packs=True, context_length=context_length)
         self.tok = nn.Embedding(vocab_size, width)
         self.pos = nn.Parameter(torch.empty(context_length, width))
         self.blocks = nn.ModuleList(Block(width, heads, quick_gelu=quick_gelu, eps=eps) for _ in range(layers))
@@ -83,7 +81,7 @@ class TextTransformer(nn.Module):
         return self.ln(x).view(*tokens.shape, -1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        layout = layout_of(tokens, self.eot_id) if self.packs else rectangle(tokens, self.eot_id)
+        layout = layout_of(tokens, self.eot_id) if self.traits.packs else rectangle(tokens, self.eot_id)
         x = embedded(tokens, self.tok, self.pos, layout)
         *blocks, last = self.blocks
         for block in blocks:

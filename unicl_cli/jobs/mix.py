@@ -6,14 +6,14 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rich.table import Table
 from torch import Tensor
 
 from unicl_cli.build.init import same_tokens, settings_of
 from unicl_cli.build.load import Loaded, load_model
-from unicl_cli.build.model import TOWERS, owned
+from unicl_cli.build.model import TOWERS
 from unicl_cli.core import checkpoint, hub
 from unicl_cli.core.dist import barrier, rank
 from unicl_cli.core.files import write_atomic
@@ -193,7 +193,7 @@ def write(both: Pair, alpha: float, out: Path) -> None:
             from unicl_cli.encoders.open_clip import published_tensors  # loaded already, unlike for a run
 
             checkpoint.load_weights(both.base.step, tensors, both.base.name)
-            owned(both.base.step, "store")(out)
+            cast("Any", both.base.step.model).text.store(out)
             model = published_tensors(both.base.step.model)
             checkpoint.write_tensors(out / hub.WEIGHTS[0], {name: x.cpu().contiguous() for name, x in model.items()})
         else:

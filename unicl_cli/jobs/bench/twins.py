@@ -147,8 +147,8 @@ def _freeze_text(pair: Twins) -> None:
 def _translator(shape: Shape, ours: Any) -> nn.Module:
     config: Any = deepcopy(dict(shape.theirs))
     whole: Any = CustomTextCLIP(**config)
-    trunk = ours.image.trunk
-    preprocess = {"size": shape.theirs["vision_cfg"]["image_size"], "mean": trunk.mean, "std": trunk.std}
+    traits = ours.image.trunk.traits
+    preprocess = {"size": shape.theirs["vision_cfg"]["image_size"], "mean": traits.mean, "std": traits.std}
     net = Net(whole.visual, whole.text, whole.logit_scale.detach(), None, dict(shape.theirs), preprocess)
     embed_dim = shape.theirs["embed_dim"]
     towers = ImageTower(net, embed_dim), TextTower(net, CONTEXT, SimpleNamespace(pad_id=0, eot_id=49407))
