@@ -15,18 +15,18 @@ from unicl_cli.kernels.tiles import in_kernel, tiled_sums
 TERMS = ("image", "text")
 
 
-def _wide(x: Tensor) -> Tensor:
+def _at_least_float32(x: Tensor) -> Tensor:
     """At least float32: half-precision logits are off by 1e-3 and worse (float64 stays)."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _ready(x: Tensor, tile: int | None) -> Tensor:
+def _kernel_input(x: Tensor, tile: int | None) -> Tensor:
     """As ``tiled_sums`` takes it: the kernel multiplies half precision as it is and sums in float32."""
-    return x if in_kernel(x, tile) else _wide(x)
+    return x if in_kernel(x, tile) else _at_least_float32(x)
 
 
-def _scalar(scale: Tensor | float, like: Tensor) -> Tensor:
-    return torch.as_tensor(scale, dtype=_wide(like[:0]).dtype, device=like.device).reshape(())
+def _scale_of(scale: Tensor | float, like: Tensor) -> Tensor:
+    return torch.as_tensor(scale, dtype=_at_least_float32(like[:0]).dtype, device=like.device).reshape(())
 
 
 def contrast(
@@ -42,9 +42,9 @@ def contrast(
     Columns with NO_KEY and pairs of equal ``exclude`` ids are in neither sum; a row without a positive gives 0.
     Holds b x B: the oracle of ``contrast_tiled``. UniCL (CVPR 2022) eq. 2, 3.
     """
-    q, k = _wide(q), _wide(k)
+    q, k = _at_least_float32(q), _at_least_float32(k)
     with torch.autocast(q.device.type, enabled=False):
-        logits = _scalar(scale, q) * q @ k.T  # (b, B)
+        logits = _scale_of(scale, q) * q @ k.T  # (b, B)
         hidden = (k_keys == NO_KEY).expand_as(logits)
         if exclude is not None:
             hidden = hidden | (exclude[0][:, None] == exclude[1])
@@ -65,9 +65,9 @@ def contrast_tiled(
     tile: int | None = None,
 ) -> Tensor:
     """``contrast`` with the same values and gradients, ``tile`` rows at a time; never holds b x B."""
-    q, k = _ready(q, tile), _ready(k, tile)
+    q, k = _kernel_input(q, tile), _kernel_input(k, tile)
     with torch.autocast(q.device.type, enabled=False):
-        s = _scalar(scale, q)
+        s = _scale_of(scale, q)
         pairs = pairs_of(q_keys, k_keys, s.dtype, exclude=exclude)
         rows, _, pull = tiled_sums(q, k, s, pairs, tile)
         return (rows - pull).masked_fill(pairs.positives == 0, 0)
@@ -92,9 +92,9 @@ def both_ways(
     With ``index``, int64 (b,), ``v`` is (U, D), the distinct texts alone, and row i's text is ``v[index[i]]``: the same
     numbers as of ``v[index]`` from b x U logits. U may differ by rank; a hidden row's index may be NO_TEXT.
     """
-    u, v = _ready(u, tile), _ready(v, tile)
+    u, v = _kernel_input(u, tile), _kernel_input(v, tile)
     with torch.autocast(u.device.type, enabled=False):
-        s = _scalar(scale, u)
+        s = _scale_of(scale, u)
         width = len(v) if index is None else largest_over_ranks(len(v))  # every rank gathers as many rows
         k = gather(F.pad(v, (0, 0, 0, width - len(v))) if width > len(v) else v)
         mine = torch.arange(len(v), device=v.device) if index is None else index.clamp(min=0)
@@ -124,9 +124,9 @@ def supcon_loss(
     without another positive gives 0 and is counted, as in the authors' code; their factor temperature / 0.07 is left
     out. With ``keys`` unique per image it is NT-Xent. SupCon (NeurIPS 2020) eq. 2; SimCLR (ICML 2020) eq. 1.
     """
-    features = _ready(features, tile)
+    features = _kernel_input(features, tile)
     with torch.autocast(features.device.type, enabled=False):
-        scale = _scalar(1 / temperature, features)
+        scale = _scale_of(1 / temperature, features)
         all_keys, all_ids = gather(torch.stack([keys, ids], 1)).T.contiguous()
         pairs = pairs_of(keys, all_keys, scale.dtype, exclude=(ids, all_ids))
         rows, _, pull = tiled_sums(features, gather(features), scale, pairs, tile)
@@ -151,7 +151,7 @@ def _class_loss(head: nn.Linear, pooled: Tensor, labels: Tensor, smoothing: floa
     valid = labels != NO_LABEL
     with torch.autocast(pooled.device.type, enabled=False):
         targets = labels.masked_fill(~valid, 0)
-        values = F.cross_entropy(head(_wide(pooled)), targets, reduction="none", label_smoothing=smoothing)
+        values = F.cross_entropy(head(_at_least_float32(pooled)), targets, reduction="none", label_smoothing=smoothing)
         return share_of_mean(values, valid)
 
 
@@ -209,7 +209,7 @@ class SupCon(nn.Module):
         z = self.head(model.encode_image(batch.images.flatten(0, 1)).pooled)
         ids = (batch.draws[:, None] * views + torch.arange(views, device=z.device)).flatten()
         keys = batch.keys.repeat_interleave(views)
-        return supcon_loss(F.normalize(_wide(z), dim=-1), keys, ids, self.temperature, tile=self.tile)
+        return supcon_loss(F.normalize(_at_least_float32(z), dim=-1), keys, ids, self.temperature, tile=self.tile)
 
 
 class CrossEntropy(nn.Module):

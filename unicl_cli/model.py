@@ -52,7 +52,7 @@ class Projected(nn.Module):
         return pooled, self.proj(pooled)
 
 
-def projected(tower: nn.Module, embed_dim: int) -> nn.Module:
+def add_projection(tower: nn.Module, embed_dim: int) -> nn.Module:
     """The tower with a projection; one that ``projects`` gives pooled and joint by itself."""
     return tower if traits_of(tower).projects else Projected(tower, embed_dim)
 
@@ -74,8 +74,8 @@ class TwoTower(nn.Module):
         chunks: int = 1,
     ) -> None:
         super().__init__()
-        self.image = projected(image, embed_dim)
-        self.text = None if text is None else projected(text, embed_dim)
+        self.image = add_projection(image, embed_dim)
+        self.text = None if text is None else add_projection(text, embed_dim)
         # a text vector's last entry is its bias: an image vector answers with 1
         self.biased = text is not None and traits_of(text).biased
         self.embed_dim = embed_dim + self.biased

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unicl_cli.build.data import build_data, build_tokenizer
-from unicl_cli.build.init import flat, load_init
+from unicl_cli.build.init import flat_settings, load_init
 from unicl_cli.build.model import build_step
 from unicl_cli.cli import main
 from unicl_cli.core import checkpoint
@@ -160,7 +160,7 @@ def test_what_only_training_reads_is_no_setting():
         "image": {"name": "cnn", "freeze": {"unlock": 1}, "lora": {"rank": 4}, "width": 8},
         "logit_scale": {"max": 3},
     }
-    assert flat(options) == {"image.name": "cnn", "image.width": 8}
+    assert flat_settings(options) == {"image.name": "cnn", "image.width": 8}
 
 
 def test_the_command_says_what_it_takes(make, run, monkeypatch, capfd):

@@ -11,7 +11,7 @@ from unicl_cli.build.optimizer import build_optimizer
 from unicl_cli.contracts import Batch, Lora
 from unicl_cli.core.checkpoint import weights
 from unicl_cli.data.tokenizers import class_tokenizer
-from unicl_cli.encoders.split_attention import Unpacked, unpackable
+from unicl_cli.encoders.split_attention import SplitAttention, can_split
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.load import load_text
 from unicl_cli.yaml_lines import write
@@ -140,12 +140,12 @@ def test_merged_weights_encode_what_the_adapters_encode(case, kind):
     step.eval()
     with torch.no_grad():
         before = [step.call("encode_image", rows.images).embed, step.call("encode_text", rows.tokens).embed]
-        lora.merge(step)
+        lora.merge_adapters(step)
         after = [step.call("encode_image", rows.images).embed, step.call("encode_text", rows.tokens).embed]
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
     assert weights(step).keys() == base.keys(), "the names of a model without adapters"
-    assert not any(isinstance(m, LoraLayer | Unpacked) for m in step.modules())
+    assert not any(isinstance(m, LoraLayer | SplitAttention) for m in step.modules())
     moved = [name for name, x in weights(step).items() if not torch.equal(x, base[name])]
     assert any("attn" in name or "qkv" in name for name in moved)
 
@@ -194,8 +194,8 @@ def test_targets_are_ends_of_names(targets, found):
 def test_attention_is_opened_only_where_a_target_lies_in_it(case):
     asked, rows = case("clip", image={"lora": {"targets": ["c_fc"]}}, text={"lora": {"targets": ["out_proj"]}})
     step = built(asked)[1]
-    assert not any(isinstance(m, Unpacked) for m in step.model.image.modules())
-    assert sum(isinstance(m, Unpacked) for m in step.model.text.modules()) == 2
+    assert not any(isinstance(m, SplitAttention) for m in step.model.image.modules())
+    assert sum(isinstance(m, SplitAttention) for m in step.model.text.modules()) == 2
     assert step(rows)["loss"].isfinite()
 
 
@@ -219,7 +219,7 @@ def test_convolutions_can_be_named():
     step = built(recipe(image={"name": "cnn", "lora": {"targets": ["conv"]}}))[1]
     assert sum(isinstance(m, LoraLayer) for m in step.model.image.modules()) == 3
     assert step(ours(32))["loss"].isfinite()
-    lora.merge(step)
+    lora.merge_adapters(step)
 
 
 def test_dropout_of_adapters_makes_texts_drawn_anew(case):
@@ -237,7 +237,7 @@ def test_without_peft_one_line_says_what_to_install(monkeypatch):
         built(recipe())
     assert caught.value.hint == "pip install 'unicl[peft]'"
     with pytest.raises(UniclError, match="a checkpoint with LoRA adapters needs the package peft"):
-        lora.merge(nn.Linear(2, 2))
+        lora.merge_adapters(nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -245,7 +245,7 @@ def test_without_peft_one_line_says_what_to_install(monkeypatch):
 def test_opened_attention_gives_the_bits_of_torchs(first, mask):
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(32, 4, batch_first=first)
-    opened = Unpacked(attention)
+    opened = SplitAttention(attention)
     x, memory = torch.randn(5, 7, 32), torch.randn(5, 7, 32)
     length, rows = (7, 5) if first else (5, 7)
     seen = torch.full((length, length), float("-inf")).triu(1)
@@ -266,10 +266,10 @@ def test_opened_attention_gives_the_bits_of_torchs(first, mask):
 
 
 def test_attention_of_other_forms_stays_closed():
-    assert unpackable(nn.MultiheadAttention(8, 2, bias=False))
+    assert can_split(nn.MultiheadAttention(8, 2, bias=False))
     for options in ({"kdim": 4, "vdim": 4}, {"add_bias_kv": True}, {"add_zero_attn": True}):
-        assert not unpackable(nn.MultiheadAttention(8, 2, **options))
-    opened = Unpacked(nn.MultiheadAttention(8, 2, bias=False))
+        assert not can_split(nn.MultiheadAttention(8, 2, **options))
+    opened = SplitAttention(nn.MultiheadAttention(8, 2, bias=False))
     assert opened.packed().in_proj_bias is None
 
 

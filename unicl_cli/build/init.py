@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unicl_cli import registry
-from unicl_cli.build.load import Loaded, published, trained
+from unicl_cli.build.load import Loaded, load_published, load_trained
 from unicl_cli.contracts import Tokenizer
 from unicl_cli.core import checkpoint, hub
 from unicl_cli.core.loop import Step
@@ -34,7 +34,7 @@ PARTS = ("image", "text", "logit_scale")
 PROJECTION = "proj."
 
 
-def flat(options: Mapping[str, Any]) -> dict[str, Any]:
+def flat_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     """Nested options under dotted names, without those that only training reads."""
     return {key: x for key, x in leaves(dict(options)).items() if not TRAINED_WITH & set(key.split("."))}
 
@@ -45,34 +45,36 @@ def load_init(step: Step, recipe: Recipe, name: str, tokenizer: Tokenizer | None
     Of a run all is taken, of other weights each tower that is the same; with `model.init_parts` exactly those parts.
     UniclError for what has other shapes, settings, pixels or tokens than here: shapes alone do not show these.
     """
-    source = published(name) if hub.is_form(name) else trained(name, raw_weights=False)
+    source = load_published(name) if hub.is_form(name) else load_trained(name, raw_weights=False)
     mine, theirs = checkpoint.own_tensors(step.model), checkpoint.own_tensors(source.step.model)
     wanted = recipe.model.init_parts
-    if shapes(mine) == shapes(theirs) and wanted is None:
+    if shapes_of(mine) == shapes_of(theirs) and wanted is None:
         taken, said = theirs, "all weights" if hub.is_form(name) else "all"
     elif hub.is_form(name):
-        taken, said = of_towers(step, source, wanted, name)
+        taken, said = take_towers(step, source, wanted, name)
     elif wanted is None:
         raise UniclError(
-            f"model.init: {name} is another model: {difference(mine, theirs)}",
+            f"model.init: {name} is another model: {first_difference(mine, theirs)}",
             "give the model that it was trained with, or take parts: model.init_parts=[image]",
         )
     else:
-        taken, said = of_parts(mine, theirs, wanted, name)
-    check_same(step, recipe, source, {part for part in PARTS if any(within(key, part) for key in taken)}, tokenizer)
+        taken, said = take_parts(mine, theirs, wanted, name)
+    check_compatible(
+        step, recipe, source, {part for part in PARTS if any(belongs_to(key, part) for key in taken)}, tokenizer
+    )
     checkpoint.load_weights(step.model, {**mine, **taken}, name)
     return f"{said} of {name}"
 
 
-def shapes(tensors: Tensors) -> dict[str, torch.Size]:
+def shapes_of(tensors: Tensors) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in tensors.items()}
 
 
-def within(key: str, part: str) -> bool:
+def belongs_to(key: str, part: str) -> bool:
     return key == part or key.startswith(f"{part}.")
 
 
-def difference(mine: Tensors, theirs: Tensors) -> str:
+def first_difference(mine: Tensors, theirs: Tensors) -> str:
     """The first tensor that only one of them has, or that has another shape."""
     for key in {**mine, **theirs}:
         if key not in theirs:
@@ -84,11 +86,11 @@ def difference(mine: Tensors, theirs: Tensors) -> str:
     raise ValueError("they are the same")
 
 
-def of_towers(step: Step, source: Loaded, wanted: Sequence[str] | None, name: str) -> tuple[Tensors, str]:
+def take_towers(step: Step, source: Loaded, wanted: Sequence[str] | None, name: str) -> tuple[Tensors, str]:
     """What of open_clip's weights this model can take."""
-    from unicl_cli.encoders.carry import carried  # seconds of imports, which only this pays
+    from unicl_cli.encoders.carry import transferable_weights  # seconds of imports, which only this pays
 
-    found = carried(step.model, source.step.model)
+    found = transferable_weights(step.model, source.step.model)
     towers = [part for part in ("image", "text") if part in found]
     usual = [*towers, *(["logit_scale"] if len(towers) == 2 else [])]
     chosen = [part for part in PARTS if part in (wanted or usual)]
@@ -99,46 +101,46 @@ def of_towers(step: Step, source: Loaded, wanted: Sequence[str] | None, name: st
             "take model.name=open_clip, or towers of the same kind, width and depth (docs/models.md)",
         )
     left = [part for part in ("image", "text") if wanted is None and part not in found]
-    return joined({part: found[part] for part in chosen}), listed(chosen) + "".join(
+    return merged_tensors({part: found[part] for part in chosen}), name_parts(chosen) + "".join(
         f" (not the {part} tower, which is another)" for part in left
     )
 
 
-def of_parts(mine: Tensors, theirs: Tensors, wanted: Sequence[str], name: str) -> tuple[Tensors, str]:
+def take_parts(mine: Tensors, theirs: Tensors, wanted: Sequence[str], name: str) -> tuple[Tensors, str]:
     """These parts of a run, each whole; a projection into a joint space of another width is left."""
     chosen: dict[str, Tensors] = {}
     left: list[str] = []
     for part in wanted:
-        here, there = ({key: x for key, x in each.items() if within(key, part)} for each in (mine, theirs))
-        if shapes(here) != shapes(there):
+        here, there = ({key: x for key, x in each.items() if belongs_to(key, part)} for each in (mine, theirs))
+        if shapes_of(here) != shapes_of(there):
             lead = f"{part}.{PROJECTION}"
             here, there = ({k: x for k, x in each.items() if not k.startswith(lead)} for each in (here, there))
             left.append(part)
-        if not here or shapes(here) != shapes(there):
-            told = difference(here, there) if here or there else f"neither has a part '{part}'"
+        if not here or shapes_of(here) != shapes_of(there):
+            told = first_difference(here, there) if here or there else f"neither has a part '{part}'"
             raise UniclError(
                 f"model.init_parts: the {part} of {name} does not fit: {told}", "leave it out of init_parts"
             )
         chosen[part] = there
     without = "".join(f" (not the {part} tower's projection, which is another)" for part in left)
-    return joined(chosen), listed(list(chosen)) + without
+    return merged_tensors(chosen), name_parts(list(chosen)) + without
 
 
-def joined(chosen: Mapping[str, Tensors]) -> dict[str, Tensor]:
+def merged_tensors(chosen: Mapping[str, Tensors]) -> dict[str, Tensor]:
     return {key: value for found in chosen.values() for key, value in found.items()}
 
 
-def listed(parts: Sequence[str]) -> str:
+def name_parts(parts: Sequence[str]) -> str:
     """`image tower and text tower and logit scale`."""
     return " and ".join("logit scale" if part == "logit_scale" else f"{part} tower" for part in parts)
 
 
-def check_same(step: Step, recipe: Recipe, source: Loaded, taken: set[str], tokenizer: Tokenizer | None) -> None:
+def check_compatible(step: Step, recipe: Recipe, source: Loaded, taken: set[str], tokenizer: Tokenizer | None) -> None:
     """What shapes do not show: heads and activations, the numbers that normalise pixels, the words behind tokens."""
     hint = "start from a model with the same settings, or take other parts of it: model.init_parts"
-    for here, there in zip(settings(step, recipe), settings_of(source), strict=True):
-        keys = sorted(key for key in {**here, **there} if here and there and concerns(key, taken))
-        changed = [key for key in keys if plainly(key, here.get(key)) != plainly(key, there.get(key))]
+    for here, there in zip(recipe_settings(step, recipe), source_settings(source), strict=True):
+        keys = sorted(key for key in {**here, **there} if here and there and concerns_parts(key, taken))
+        changed = [key for key in keys if comparable(key, here.get(key)) != comparable(key, there.get(key))]
         if changed:
             told = ", ".join(f"{key} {show(there.get(key))} -> {show(here.get(key))}" for key in changed)
             raise UniclError(f"model.init: {source.name} has other settings: {told}", hint)
@@ -151,33 +153,33 @@ def check_same(step: Step, recipe: Recipe, source: Loaded, taken: set[str], toke
         )
 
 
-def concerns(key: str, taken: set[str]) -> bool:
+def concerns_parts(key: str, taken: set[str]) -> bool:
     """Is it a setting of one of these parts: an option of an encoder, or a key of open_clip's configuration?"""
     first = key.split(".")[0]
     of = {"vision_cfg": "image", "text_cfg": "text"}.get(first, first)
     return (of in taken and not key.endswith(".image_size")) or first == "quick_gelu"
 
 
-def plainly(key: str, value: Any) -> Any:
+def comparable(key: str, value: Any) -> Any:
     """A setting as far as it matters: absent is off; what follows timm's name says where weights are from."""
     return str(value).split(".")[0] if key.endswith(".model") else value or None
 
 
-def settings(step: Step, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+def recipe_settings(step: Step, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the settings that towers declare, and the options of the recipe's encoders, both without training's."""
-    return declared_settings(step.model), flat(registry.plain(recipe.model.part.options))
+    return declared_settings(step.model), flat_settings(registry.plain(recipe.model.part.options))
 
 
-def settings_of(source: Loaded) -> tuple[dict[str, Any], dict[str, Any]]:
+def source_settings(source: Loaded) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the same of a finished model; weights from elsewhere have no recipe."""
     if hub.is_form(source.name):
         return declared_settings(source.step.model), {}
-    return settings(source.step, load(str(find_run(source.name)[0] / "resolved.yaml")))
+    return recipe_settings(source.step, load(str(find_run(source.name)[0] / "resolved.yaml")))
 
 
 def declared_settings(model: nn.Module) -> dict[str, Any]:
     """Return the settings of the first tower that declares any (of open_clip: its model's configuration)."""
-    return next((flat(traits.settings) for traits in traits_in(model) if traits.settings), {})
+    return next((flat_settings(traits.settings) for traits in traits_in(model) if traits.settings), {})
 
 
 def same_pixels(one: nn.Module, other: nn.Module) -> bool:

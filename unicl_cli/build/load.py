@@ -42,7 +42,7 @@ class Loaded(NamedTuple):
     corpora: tuple[str, ...]
 
 
-class Scoring(nn.Module):
+class PublishedScore(nn.Module):
     """How weights from elsewhere score classes: by text, with the sigmoid where they have a ``bias`` (SigLIP)."""
 
     score = "text"
@@ -54,7 +54,7 @@ class Scoring(nn.Module):
             self.register_buffer("bias", bias.clone(), persistent=False)  # the model has it already
 
 
-def named(model: str | None) -> str:
+def choose_model(model: str | None) -> str:
     """The model that is meant: the one named, UNICL_MODEL, the last run, else a published one."""
     return model or os.environ.get("UNICL_MODEL") or last_run() or DEFAULT
 
@@ -64,9 +64,9 @@ def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_wei
 
     The moving average of the weights is taken where there is one, unless ``raw_weights``.
     """
-    name = named(model)
+    name = choose_model(model)
     try:
-        loaded = published(name) if hub.is_form(name) else trained(name, raw_weights=raw_weights)
+        loaded = load_published(name) if hub.is_form(name) else load_trained(name, raw_weights=raw_weights)
     except UniclError as error:
         if model is None and name == DEFAULT:  # nobody has asked for this one
             raise UniclError(
@@ -78,7 +78,7 @@ def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_wei
     return loaded
 
 
-def trained(name: str, *, raw_weights: bool) -> Loaded:
+def load_trained(name: str, *, raw_weights: bool) -> Loaded:
     """What `unicl train` wrote."""
     run, folder = find_run(name)
     recipe = load(str(run / "resolved.yaml"))
@@ -99,41 +99,41 @@ def trained(name: str, *, raw_weights: bool) -> Loaded:
     step, own = build_step(recipe, tokenizer, classes, chunks=1, trained=run)
     averaged = (folder / checkpoint.EMA).is_file() and not raw_weights
     weights = folder / (checkpoint.EMA if averaged else checkpoint.MODEL)
-    fill(step, recipe, checkpoint.read_tensors(weights), str(weights))
+    load_run_weights(step, recipe, checkpoint.read_tensors(weights), str(weights))
     corpora = tuple(dict.fromkeys(item.corpus for item in recipe.data.train))
     transform = transform_of(step.model, recipe.data.image_size)
     return Loaded(str(run), step, own, transform, classes, tuple(names["templates"]), corpora)
 
 
-def fill(step: Step, recipe: Recipe, tensors: Mapping[str, Tensor], place: str) -> None:
+def load_run_weights(step: Step, recipe: Recipe, tensors: Mapping[str, Tensor], place: str) -> None:
     """The weights of a run into its model; the adapters of a checkpoint are added to the weights that they adapt."""
-    adapted = lora.in_names(tensors)
+    adapted = lora.has_adapters(tensors)
     if adapted:
         add_adapters(recipe, step)
     checkpoint.load_weights(step, tensors, place)
     if adapted:
-        lora.merge(step)
+        lora.merge_adapters(step)
 
 
 def plain_weights(
     recipe: Recipe, run: Path, data: Data, tokenizer: Tokenizer | None, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The tensors of a run's finished model, which needs no adapters any more: the same where there are none."""
-    if not lora.in_names(tensors):
+    if not lora.has_adapters(tensors):
         return dict(tensors)
     step, _ = build_step(recipe, lambda: cast("TextTokenizer", tokenizer), data.classes, chunks=1, trained=run)
-    fill(step, recipe, tensors, str(run))
+    load_run_weights(step, recipe, tensors, str(run))
     return checkpoint.weights(step)
 
 
-def published(name: str) -> Loaded:
+def load_published(name: str) -> Loaded:
     """A model of open_clip as it is: its preprocessing, its tokenizer, CLIP's 80 prompts, no classes of its own."""
-    model = open_clip_model(name)
-    step = Step(model, Scoring(cast("Any", model).text.logit_bias))
+    model = build_open_clip(name)
+    step = Step(model, PublishedScore(cast("Any", model).text.logit_bias))
     return Loaded(name, step, find_tokenizer(model), transform_of(model, None), (), load_templates("clip80"), ())
 
 
-def open_clip_model(name: str) -> nn.Module:
+def build_open_clip(name: str) -> nn.Module:
     """The encoder `open_clip` with the weights that ``name`` says, at their own image size."""
     context: dict[str, Callable[[], Any]] = {"chunks": lambda: 1, "image_size": lambda: None, "stored": lambda: None}
     part = registry.bind("encoders", {"name": "open_clip", "arch": name})

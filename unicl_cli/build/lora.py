@@ -9,21 +9,21 @@ from torch import nn
 
 from unicl_cli.contracts import Lora
 from unicl_cli.core.towers import own_units
-from unicl_cli.encoders.split_attention import Unpacked, unpackable
+from unicl_cli.encoders.split_attention import SplitAttention, can_split
 from unicl_cli.errors import UniclError, did_you_mean
 
 MARK = ".lora_"
 """What the name of every tensor of an adapter holds."""
-KINDS = (nn.Linear, nn.Conv2d, nn.Embedding)
+ADAPTABLE = (nn.Linear, nn.Conv2d, nn.Embedding)
 """What may be named; of a block's own accord only the Linear layers are taken."""
 
 
-def in_names(names: Iterable[str]) -> bool:
+def has_adapters(names: Iterable[str]) -> bool:
     """Are there adapters among the tensors of these names?"""
     return any(MARK in name for name in names)
 
 
-def inject(tower: nn.Module, lora: Lora, key: str) -> None:
+def inject_adapters(tower: nn.Module, lora: Lora, key: str) -> None:
     """Freezes the tower and puts an adapter, which adds nothing yet, beside each of its targets.
 
     ``key`` is the tower's in the recipe.
@@ -34,7 +34,7 @@ def inject(tower: nn.Module, lora: Lora, key: str) -> None:
         raise UniclError(f"{key}.lora needs the package peft", "pip install 'unicl[peft]'")
     from peft import LoraConfig, inject_adapter_in_model
 
-    unpack(tower, targets_of(tower, lora.targets, key))
+    split_attentions(tower, targets_of(tower, lora.targets, key))
     names = targets_of(tower, lora.targets, key)
     config: Any = LoraConfig(
         r=lora.rank,
@@ -48,11 +48,11 @@ def inject(tower: nn.Module, lora: Lora, key: str) -> None:
         raise UniclError(f"{key}.lora: peft refuses: {error}", f"name other modules in {key}.lora.targets") from error
 
 
-def unpack(tower: nn.Module, names: Sequence[str]) -> None:
+def split_attentions(tower: nn.Module, names: Sequence[str]) -> None:
     """Opens each of torch's attentions that one of these layers lies in."""
     for name, module in list(tower.named_modules()):
-        if unpackable(module) and {*names} & {f"{name}.in_proj", f"{name}.out_proj"}:
-            tower.set_submodule(name, Unpacked(module))  # pyright: ignore[reportArgumentType] - checked above
+        if can_split(module) and {*names} & {f"{name}.in_proj", f"{name}.out_proj"}:
+            tower.set_submodule(name, SplitAttention(module))  # pyright: ignore[reportArgumentType] - checked above
 
 
 def targets_of(tower: nn.Module, targets: Sequence[str] | str, key: str) -> list[str]:
@@ -88,13 +88,13 @@ def candidates(tower: nn.Module) -> Iterable[tuple[str, nn.Module]]:
     for name, module in tower.named_modules():
         if isinstance(module, nn.MultiheadAttention):
             closed += (f"{name}.",)
-            if unpackable(module):
+            if can_split(module):
                 yield from ((f"{name}.{part}", module) for part in ("in_proj", "out_proj"))
-        elif isinstance(module, KINDS) and not name.startswith(closed):
+        elif isinstance(module, ADAPTABLE) and not name.startswith(closed):
             yield name, module
 
 
-def merge(module: nn.Module) -> None:
+def merge_adapters(module: nn.Module) -> None:
     """Adds every adapter to the layer beside which it stands, in place: the names of the model without adapters."""
     if importlib.util.find_spec("peft") is None:
         raise UniclError("a checkpoint with LoRA adapters needs the package peft", "pip install 'unicl[peft]'")
@@ -105,5 +105,5 @@ def merge(module: nn.Module) -> None:
             layer.merge()
             module.set_submodule(name, layer.get_base_layer())
     for name, attention in list(module.named_modules()):
-        if isinstance(attention, Unpacked):
+        if isinstance(attention, SplitAttention):
             module.set_submodule(name, attention.packed())

@@ -91,11 +91,11 @@ def freeze_lower_blocks(tower: nn.Module, tuning: Tuning) -> None:
             parameter.requires_grad = False
 
 
-def inject_adapters(model: nn.Module) -> bool:
+def add_adapters(model: nn.Module) -> bool:
     """Puts the adapters of ``lora`` into their towers, which are frozen; says whether there are any."""
     adapted = [(tower, tuning.lora) for tower, tuning in list(towers(model)) if tuning.lora is not None]
     for tower, wanted in adapted:
-        lora.inject(tower, wanted, key_of(tower))
+        lora.inject_adapters(tower, wanted, key_of(tower))
     return bool(adapted)
 
 

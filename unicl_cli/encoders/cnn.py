@@ -10,7 +10,7 @@ GRID = 4
 """Cells a side of the last grid, whatever the image's size."""
 
 
-class Stage(nn.Module):
+class ConvStage(nn.Module):
     """3×3 convolution of stride 2, GroupNorm (the same for any batch and any number of processes), GELU."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -31,7 +31,7 @@ class Cnn(nn.Module):
     def __init__(self, width: int, stages: int) -> None:
         super().__init__()
         widths = [3, *(width * 2**i for i in range(stages))]
-        self.stages = nn.ModuleList(Stage(a, b) for a, b in pairwise(widths))
+        self.stages = nn.ModuleList(ConvStage(a, b) for a, b in pairwise(widths))
         self.width = widths[-1]
         self.read = nn.Linear(self.width * GRID**2, self.width)
 

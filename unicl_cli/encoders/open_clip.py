@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from unicl_cli.contracts import TowerTraits, Tuning
 from unicl_cli.core.hub import CONFIG, Source
-from unicl_cli.encoders.packing import Layout, at_ends, attended, embedded, layout_of, rectangle
-from unicl_cli.encoders.split_attention import Unpacked
+from unicl_cli.encoders.packing import Layout, attend, embed_tokens, end_states, layout_of, padded_layout
+from unicl_cli.encoders.split_attention import SplitAttention
 from unicl_cli.errors import UniclError
 
 BLOCKS = ("Block", "Bottleneck", "Layer")
@@ -70,7 +70,7 @@ def load_net(source: Source, image_size: int | None) -> Net:
         raise UniclError(f"model {source.name}: its text tower needs transformers", "pip install transformers")
     if image_size is not None and not backbone:
         vision["image_size"] = image_size
-    net = constructed(source, config)
+    net = build_net(source, config)
     if source.weights is not None:
         read_weights(net, source)
     if backbone:
@@ -85,7 +85,7 @@ def load_net(source: Source, image_size: int | None) -> Net:
     return Net(net.visual, net.text, net.logit_scale.detach(), net.logit_bias, whole["model_cfg"], preprocess)
 
 
-def constructed(source: Source, config: dict[str, Any]) -> Any:
+def build_net(source: Source, config: dict[str, Any]) -> Any:
     """The bare model; open_clip's classes know which keys a configuration may have."""
     kind: Any = CoCa if "multimodal_cfg" in config else CustomTextCLIP
     try:
@@ -122,11 +122,11 @@ def resize_backbone(visual: Any, size: int | Sequence[int]) -> None:
         visual.set_input_size(wanted)
 
 
-def units(net: nn.Module) -> list[nn.Module]:
+def outer_blocks(net: nn.Module) -> list[nn.Module]:
     """The outermost blocks, each called through its own forward."""
     found: list[nn.Module] = []
     for child in net.children():
-        found += [child] if type(child).__name__.endswith(BLOCKS) else units(child)
+        found += [child] if type(child).__name__.endswith(BLOCKS) else outer_blocks(child)
     return found
 
 
@@ -152,14 +152,14 @@ class TextBlock(ResidualAttentionBlock):
             return super().forward(q_x, *others, **options)
         attn: Any = self.attn
         h = self.ln_1(q_x)
-        opened = isinstance(attn, Unpacked)  # adapters stand beside its products
+        opened = isinstance(attn, SplitAttention)  # adapters stand beside its products
         qkv = attn.in_proj(h) if opened else nn.functional.linear(h, attn.in_proj_weight, attn.in_proj_bias)
-        mixed = attended(qkv, attn.heads if opened else attn.num_heads, layout, last=last)
-        x = (at_ends(q_x, layout) if last else q_x) + self.ls_1(attn.out_proj(mixed))
+        mixed = attend(qkv, attn.heads if opened else attn.num_heads, layout, last=last)
+        x = (end_states(q_x, layout) if last else q_x) + self.ls_1(attn.out_proj(mixed))
         return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
-def retyped(blocks: Any, kind: type[nn.Module]) -> bool:
+def retype_blocks(blocks: Any, kind: type[nn.Module]) -> bool:
     """Makes blocks that are exactly open_clip's own into ``kind``, parameters and names untouched; are they that?"""
     if any(type(block) is not ResidualAttentionBlock for block in blocks):
         return False
@@ -197,7 +197,9 @@ class ImageTower(nn.Module):
             frame=Frame(size, tuple(steps[:-3])),  # what follows: to RGB, to a tensor, normalised
             channels_last=any(isinstance(m, nn.BatchNorm2d) for m in visual.modules()),
         )
-        self.reads_one = pooled and visual.transformer.batch_first and retyped(visual.transformer.resblocks, ImageBlock)
+        self.reads_one = (
+            pooled and visual.transformer.batch_first and retype_blocks(visual.transformer.resblocks, ImageBlock)
+        )
 
     def _width(self, embed_dim: int) -> int:
         net: Any = self.net
@@ -213,7 +215,7 @@ class ImageTower(nn.Module):
 
     @property
     def units(self) -> Sequence[nn.Module]:
-        return units(self.net)
+        return outer_blocks(self.net)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         net: Any = self.net
@@ -257,7 +259,7 @@ class TextTower(nn.Module):
         self.causal = causal and text.pool_type in ("first", "argmax", "eos")
         self.pads = plain and not self.causal
         ends = self.causal and text.pool_type in ("argmax", "eos") and text.transformer.batch_first
-        self.reads_ends = ends and retyped(text.transformer.resblocks, TextBlock)
+        self.reads_ends = ends and retype_blocks(text.transformer.resblocks, TextBlock)
         self.pad_id = tokenizer.pad_id
         self.config = {"model_cfg": net.config, "preprocess_cfg": net.preprocess}
         self.traits = TowerTraits(
@@ -274,7 +276,7 @@ class TextTower(nn.Module):
 
     @property
     def units(self) -> Sequence[nn.Module]:
-        return units(self.net)
+        return outer_blocks(self.net)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         if self.causal:
@@ -298,9 +300,9 @@ class TextTower(nn.Module):
         """The states at the ends of the texts."""
         net: Any = self.net
         eot_id = net.eos_id if net.pool_type == "eos" else None
-        layout = layout_of(tokens, eot_id) if self.traits.packs else rectangle(tokens, eot_id)
+        layout = layout_of(tokens, eot_id) if self.traits.packs else padded_layout(tokens, eot_id)
         kind = net.transformer.get_cast_dtype()
-        x = embedded(tokens, net.token_embedding, net.positional_embedding, layout).to(kind)
+        x = embed_tokens(tokens, net.token_embedding, net.positional_embedding, layout).to(kind)
         *blocks, last = net.transformer.resblocks
         for block in blocks:
             x = block(x, layout=layout)

@@ -34,7 +34,7 @@ class Layout(NamedTuple):
     nodes: Nodes | None
 
 
-def rectangle(tokens: Tensor, eot_id: int | None) -> Layout:
+def padded_layout(tokens: Tensor, eot_id: int | None) -> Layout:
     """Every text padded to the longest. Texts end at the first ``eot_id``; None: at the first of the highest id."""
     ends = (tokens if eot_id is None else (tokens == eot_id).int()).argmax(1)  # the first maximum
     return Layout(tokens.shape[0], tokens.shape[1], ends, None, None)
@@ -44,7 +44,7 @@ def layout_of(tokens: Tensor, eot_id: int | None) -> Layout:
     """int64 (U, L) -> the layout with the fewest states; the rectangle where the host does not know the tokens."""
     known = on_host(tokens)
     if known is None:
-        return rectangle(tokens, eot_id)
+        return padded_layout(tokens, eot_id)
     ids = known.numpy()
     ends = (ids if eot_id is None else ids == eot_id).argmax(1)
     live = np.arange(ids.shape[1]) <= ends[:, None]
@@ -55,7 +55,7 @@ def layout_of(tokens: Tensor, eot_id: int | None) -> Layout:
     first[1:] &= ~np.logical_and.accumulate(words[1:] == words[:-1], axis=1)
     picks = np.flatnonzero(first)
     if len(picks) > min(PAYS * ids.size, ids.size - LEAST):
-        return rectangle(tokens, eot_id)
+        return padded_layout(tokens, eot_id)
     numbers = np.cumsum(first).reshape(first.shape) - 1
     cells = np.maximum.accumulate(np.where(first, numbers, 0), axis=0)
     last = cells[np.arange(len(ids)), ends]
@@ -90,7 +90,7 @@ class _Spread(torch.autograd.Function):
         return total.index_add_(0, cells, grad.to(wide)).to(grad.dtype), None
 
 
-def embedded(tokens: Tensor, table: nn.Module, positions: Tensor, layout: Layout) -> Tensor:
+def embed_tokens(tokens: Tensor, table: nn.Module, positions: Tensor, layout: Layout) -> Tensor:
     """int64 (U, L), an embedding, (context, width) -> the first states (n, width), a cell or a node each."""
     nodes = layout.nodes
     if nodes is None:
@@ -98,14 +98,14 @@ def embedded(tokens: Tensor, table: nn.Module, positions: Tensor, layout: Layout
     return table(nodes.tokens) + F.embedding(nodes.places, positions)
 
 
-def at_ends(x: Tensor, layout: Layout) -> Tensor:
+def end_states(x: Tensor, layout: Layout) -> Tensor:
     """(n, width) -> (U, width): the states at the ends of the rows."""
     if layout.nodes is not None:
         return x[layout.nodes.ends]
     return x.view(layout.rows, layout.length, -1)[torch.arange(layout.rows, device=x.device), layout.ends]
 
 
-def attended(qkv: Tensor, heads: int, layout: Layout, *, last: bool) -> Tensor:
+def attend(qkv: Tensor, heads: int, layout: Layout, *, last: bool) -> Tensor:
     """(n, 3 * width) queries, keys, values -> (n, width) under the causal mask; ``last``: (U, width), of ends alone."""
     width = qkv.shape[1] // 3
     asked = qkv[:, width:] if last else qkv
@@ -113,7 +113,7 @@ def attended(qkv: Tensor, heads: int, layout: Layout, *, last: bool) -> Tensor:
     parts = spread.view(layout.rows, layout.length, -1, heads, width // heads).permute(2, 0, 3, 1, 4)
     k, v = parts[-2], parts[-1]  # (U, heads, L, d)
     if last:
-        q = at_ends(qkv[:, :width], layout).view(layout.rows, heads, 1, -1)
+        q = end_states(qkv[:, :width], layout).view(layout.rows, heads, 1, -1)
         seen = torch.arange(layout.length, device=qkv.device) <= layout.ends[:, None]  # (U, L)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None]).flatten(1)
     mixed = F.scaled_dot_product_attention(parts[0], k, v, is_causal=True).transpose(1, 2).reshape(-1, width)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def unpackable(module: nn.Module) -> bool:
+def can_split(module: nn.Module) -> bool:
     """Is it an attention with queries, keys and values from one matrix, and nothing appended to the keys?"""
     attention: Any = module
     if type(module) is not nn.MultiheadAttention:
@@ -15,7 +15,7 @@ def unpackable(module: nn.Module) -> bool:
     return attention.in_proj_weight is not None and attention.bias_k is None and not attention.add_zero_attn
 
 
-class Unpacked(nn.Module):
+class SplitAttention(nn.Module):
     """The same numbers from the same parameters, as ``in_proj`` and ``out_proj``.
 
     nn.MultiheadAttention hands the weights of both to one function, so that what replaces its ``out_proj`` is not

@@ -14,7 +14,7 @@ from unicl_cli.contracts import TowerTraits
 from unicl_cli.errors import UniclError, did_you_mean
 
 BLOCKS = ("Block", "Bottleneck")
-OURS = frozenset(inspect.signature(timm.create_model).parameters) | {"img_size", "drop_path_rate"}
+RESERVED = frozenset(inspect.signature(timm.create_model).parameters) | {"img_size", "drop_path_rate"}
 """What ``args`` may not set: a file or an address to load, and what other options say."""
 
 
@@ -29,7 +29,7 @@ class LastBlock(Block):
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
-def reading_one(backbone: Any) -> bool:
+def prepare_last_block(backbone: Any) -> bool:
     """Prepares timm's own ViT of which the class token is all that is read, with no chance to draw for the others.
 
     Is it one?
@@ -43,7 +43,7 @@ def reading_one(backbone: Any) -> bool:
     return True
 
 
-def in_sequences(backbone: nn.Module) -> list[nn.Module]:
+def blocks_in_sequences(backbone: nn.Module) -> list[nn.Module]:
     """What stands in an ``nn.Sequential``, has parameters in two places or more, and lies in no other such module: the
     blocks of EfficientNet, MobileNet and others, whatever timm calls them.
     """
@@ -78,7 +78,7 @@ class TimmTower(nn.Module):
                 f"timm has no model '{model}'{did_you_mean(model, timm.list_models())}",
                 "see `python -c 'import timm; print(timm.list_models())'`",
             )
-        if taken := sorted(set(args) & OURS):
+        if taken := sorted(set(args) & RESERVED):
             raise UniclError(f"{model}: args may not set {', '.join(taken)}", "use the options of encoder timm itself")
         config = timm.get_pretrained_cfg(model)
         settings = dict(args)
@@ -86,7 +86,7 @@ class TimmTower(nn.Module):
             settings["img_size"] = image_size
         real = torch.get_default_device().type != "meta"  # a dry run wants shapes, not weights
         try:
-            backbone = _created(model, drop_path, pretrained=pretrained and real, **settings)
+            backbone = _create_backbone(model, drop_path, pretrained=pretrained and real, **settings)
         except OSError as error:
             raise UniclError(
                 f"the published weights of {model} are not here and could not be fetched",
@@ -97,7 +97,7 @@ class TimmTower(nn.Module):
                 f"timm's {model} does not take these args: {error}", "see timm's own page of it"
             ) from error
         if small_stem:
-            _with_small_stem(backbone, model)
+            _replace_stem(backbone, model)
         size: Any = getattr(getattr(backbone, "patch_embed", None), "patch_size", None) or 1
         patch = size if isinstance(size, int) else max(size)
         if image_size % patch:
@@ -105,7 +105,7 @@ class TimmTower(nn.Module):
                 f"{model}: patches of {patch} px do not divide data.image_size {image_size}",
                 f"set data.image_size to a multiple of {patch}",
             )
-        self.reads_one = reading_one(backbone)
+        self.reads_one = prepare_last_block(backbone)
         self.model = cast("nn.Module", backbone)
         self.width: int = getattr(backbone, "head_hidden_size", backbone.num_features)
         self.token_width: int = backbone.num_features  # another one where the head has a hidden layer
@@ -118,7 +118,7 @@ class TimmTower(nn.Module):
     @property
     def units(self) -> Sequence[nn.Module]:
         named = [module for module in self.model.modules() if type(module).__name__.endswith(BLOCKS)]
-        return named or in_sequences(self.model)
+        return named or blocks_in_sequences(self.model)
 
     def tokens(self, x: Tensor) -> Tensor:
         """(b, 3, H, W) -> (b, N, token_width): the features before pooling and a head's hidden layer."""
@@ -142,7 +142,7 @@ class TimmTower(nn.Module):
         return model.forward_head(model.norm(last(x, last=True)))
 
 
-def _created(model: str, drop_path: float, **settings: Any) -> Any:
+def _create_backbone(model: str, drop_path: float, **settings: Any) -> Any:
     """timm's backbone without classifier. Not all know stochastic depth, nor is 0 the default of all that do."""
     try:
         return timm.create_model(model, num_classes=0, drop_path_rate=drop_path, **settings)
@@ -152,7 +152,7 @@ def _created(model: str, drop_path: float, **settings: Any) -> Any:
     return timm.create_model(model, num_classes=0, **settings)
 
 
-def _with_small_stem(backbone: Any, model: str) -> None:
+def _replace_stem(backbone: Any, model: str) -> None:
     if not isinstance(backbone, ResNet) or not isinstance(backbone.conv1, nn.Conv2d):
         raise UniclError(f"{model} has no stem that small_stem could replace", "small_stem is for ResNets")
     backbone.conv1 = nn.Conv2d(3, backbone.conv1.out_channels, 3, padding=1, bias=False)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unicl_cli.contracts import TowerTraits
-from unicl_cli.encoders.packing import Layout, at_ends, attended, embedded, layout_of, rectangle
+from unicl_cli.encoders.packing import Layout, attend, embed_tokens, end_states, layout_of, padded_layout
 from unicl_cli.errors import UniclError
 
 
@@ -23,8 +23,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, *, last: bool = False) -> Tensor:
         """(n, width) -> the same; ``last``: (U, width), since only the ends of the texts are read after it."""
-        mixed = attended(self.qkv(self.ln_1(x)), self.heads, layout, last=last)
-        x = (at_ends(x, layout) if last else x) + self.proj(mixed)
+        mixed = attend(self.qkv(self.ln_1(x)), self.heads, layout, last=last)
+        x = (end_states(x, layout) if last else x) + self.proj(mixed)
         hidden = self.fc1(self.ln_2(x))
         hidden = hidden * torch.sigmoid(1.702 * hidden) if self.quick_gelu else F.gelu(hidden)
         return x + self.fc2(hidden)
@@ -74,15 +74,15 @@ class TextTransformer(nn.Module):
 
     def tokens(self, tokens: Tensor) -> Tensor:
         """int64 (U, L) -> (U, L, width), after the last norm."""
-        layout = rectangle(tokens, self.eot_id)
-        x = embedded(tokens, self.tok, self.pos, layout)
+        layout = padded_layout(tokens, self.eot_id)
+        x = embed_tokens(tokens, self.tok, self.pos, layout)
         for block in self.blocks:
             x = block(x, layout)
         return self.ln(x).view(*tokens.shape, -1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        layout = layout_of(tokens, self.eot_id) if self.traits.packs else rectangle(tokens, self.eot_id)
-        x = embedded(tokens, self.tok, self.pos, layout)
+        layout = layout_of(tokens, self.eot_id) if self.traits.packs else padded_layout(tokens, self.eot_id)
+        x = embed_tokens(tokens, self.tok, self.pos, layout)
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x, layout)

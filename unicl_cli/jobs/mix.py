@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from rich.table import Table
 from torch import Tensor
 
-from unicl_cli.build.init import same_tokens, settings_of
+from unicl_cli.build.init import same_tokens, source_settings
 from unicl_cli.build.load import Loaded, load_model
 from unicl_cli.build.model import TOWERS
 from unicl_cli.core import checkpoint, hub
@@ -132,7 +132,7 @@ def check_same(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor], other: 
 
 def check_settings(old: Loaded, new: Loaded) -> None:
     """What shapes do not show: heads, activations, pooling, tokens."""
-    for first, second in zip(settings_of(old), settings_of(new), strict=True):
+    for first, second in zip(source_settings(old), source_settings(new), strict=True):
         keys = sorted(first.keys() | second.keys()) if first and second else []
         changed = [key for key in keys if (first.get(key) or None) != (second.get(key) or None)]  # absent is off
         if changed:

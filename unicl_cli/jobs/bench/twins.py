@@ -19,7 +19,7 @@ from unicl_cli.contracts import LogitScale
 from unicl_cli.core.checkpoint import load_weights, own_tensors
 from unicl_cli.core.loop import Step
 from unicl_cli.data.tokenizers import TextTokenizer, clip_tokenizer
-from unicl_cli.encoders.carry import carried
+from unicl_cli.encoders.carry import transferable_weights
 from unicl_cli.encoders.open_clip import ImageTower, Net, TextTower
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.model import TwoTower
@@ -163,7 +163,7 @@ def under_our_names(pair: Twins, tensors: Mapping[str, Tensor]) -> dict[str, Ten
         part.load_state_dict({k.removeprefix(prefix): x for k, x in custom.items() if k.startswith(prefix)})
     with torch.no_grad():
         source.logit_scale.copy_(custom["logit_scale"].reshape(1))
-    parts = carried(pair.ours, source)
+    parts = transferable_weights(pair.ours, source)
     if len(parts) < 3:
         raise ValueError(f"only {', '.join(parts) or 'nothing'} can be carried over")
     return {name: x.clone() for part in parts.values() for name, x in part.items()}

@@ -15,7 +15,7 @@ from torch import nn
 from unicl_cli import __version__
 from unicl_cli.build.data import Data, build_data, build_tokenizer, check_learnable, total_steps
 from unicl_cli.build.init import load_init
-from unicl_cli.build.lora import MARK, in_names
+from unicl_cli.build.lora import MARK, has_adapters
 from unicl_cli.build.model import add_adapters, build_step, store_towers
 from unicl_cli.build.optimizer import doubts
 from unicl_cli.build.param_groups import KEY, key_of
@@ -112,7 +112,7 @@ def begun(step: Step, recipe: Recipe, start: str | None, tokenizer: Tokenizer | 
 
 def check_adapted(step: Step, frozen: Sequence[str]) -> None:
     """A layer whose weights are read elsewhere than in its own forward would leave its adapter without effect."""
-    lost = [name for name in frozen if in_names([name])]
+    lost = [name for name in frozen if has_adapters([name])]
     if lost:
         layer = lost[0].partition(MARK)[0]
         key = next(
