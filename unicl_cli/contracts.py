@@ -27,7 +27,10 @@ _STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters (LoRA, ICLR 2022) beside frozen weights; ``targets`` are names of modules, auto: see `lora`."""
+    """Low-rank adapters (LoRA, ICLR 2022) beside frozen weights.
+
+    ``targets`` are the ends of module names; auto: every Linear layer of the tower's blocks (`build/lora.py`).
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
@@ -39,7 +42,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class Unlock:
-    """Frozen but for the last ``unlock`` blocks and what comes after them."""
+    """A tower that is frozen except for its last ``unlock`` blocks and everything after them."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
@@ -48,10 +51,10 @@ class Unlock:
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a tower learns: the keys that every tower takes beside its own options.
+    """The training options that every tower takes beside its own.
 
-    ``freeze``: true = the tower, all = and the projection that the model puts after it. ``lr_scale`` times the rate of
-    the run; ``layer_decay`` times that for each block below the top.
+    ``freeze``: true freezes the tower, all also the projection that the model puts after it. ``lr_scale`` multiplies
+    the learning rate of the run; ``layer_decay`` multiplies it again for each block below the top.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -72,7 +75,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class LogitScale:
-    """``init`` is 1/temperature (not its log), ``max`` the cap that is applied after each step."""
+    """The learned factor on cosines: ``init`` is 1/temperature (not its log), ``max`` its cap after each step."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
@@ -159,7 +162,7 @@ class Batch(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What a tower gives, at least float32: ``pooled`` (b, width) before the projection, ``embed`` (b, embed_dim)."""
+    """Output of a tower, at least float32: ``pooled`` (b, width) before the projection, ``embed`` (b, embed_dim)."""
 
     pooled: Tensor
     embed: Tensor
@@ -167,7 +170,16 @@ class Features(NamedTuple):
 
 @runtime_checkable
 class Model(Protocol):
-    """What losses and evaluation call. ``scale`` is a () tensor made from a parameter of shape [1]."""
+    """The interface that losses and evaluation call. ``scale`` is a () tensor made from a parameter of shape [1].
+
+    Optional attributes: ``text = None`` (no text tower, so no tokenizer is made), ``normalize`` and ``biased`` (False
+    and True if text vectors are rows of a linear classifier, so that scores are not cosines).
+
+    Optional methods: ``image_tokens(images)``, ``text_tokens(tokens)`` and ``encode_extra(name, x)`` for losses that
+    need them; ``extra(drawn, tokens, text_index)`` adds fields to each batch; ``after_step()`` runs after each update
+    (cap of a scale, queues); ``remember_texts()`` starts the cache of a frozen text tower and returns whether it can,
+    with ``text_width`` (numbers per cached text) and ``bank`` (the cache; None ends it).
+    """
 
     embed_dim: int
     image_width: int
@@ -267,6 +279,9 @@ class Loss(Protocol):
     ``score`` is ``text | head | pair | none`` and says how a trained model classifies, ``activation`` is
     ``softmax | sigmoid``. The result maps ``loss`` to a () tensor with gradient; other scalars are logged.
     The mean over ranks of ``loss`` is the loss of the global batch.
+
+    Optional: ``bias``, added to the scores of ``text``; ``head``, the classifier of ``head``; ``pair_scores(model,
+    images, tokens)`` -> (b, C) of ``pair``; ``extra`` and ``after_step()``, as on a model.
     """
 
     score: str

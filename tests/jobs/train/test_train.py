@@ -290,7 +290,7 @@ def test_a_model_in_which_nothing_learns_is_refused(recipe, unicl, dry):
 def test_views_that_the_loss_does_not_take_are_refused(recipe, unicl):
     code, _, err = unicl("train", recipe(), "data.views=2", "--run-dir", "run")
     assert code == 2
-    assert "error: the loss takes one view of each image, and there are 2" in err
+    assert "error: data.views: the loss takes one view per image, got 2" in err
     assert not Path("run").exists()
 
 
