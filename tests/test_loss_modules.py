@@ -170,12 +170,12 @@ def test_supcon_pairs_the_views_of_a_picture_and_pictures_of_a_class_behind_its_
 def test_supcon_refuses_single_views_in_one_line():
     with pytest.raises(UniclError, match="several views") as caught:
         SupCon(WIDTH)(Table(), batch_of(LABELS))
-    assert caught.value.hint == "set data.views to 2"
+    assert caught.value.hint == "set data.views=2"
 
 
 @pytest.mark.parametrize(
     ("terms", "message"),
-    [(["imag"], "unknown term 'imag'; did you mean 'image'"), ([], "name image"), (["text", "text"], "each once")],
+    [(["imag"], "unknown term 'imag'; did you mean 'image'"), ([], "is empty"), (["text", "text"], "repeats a term")],
 )
 def test_unicl_refuses_terms_it_does_not_know_in_one_line(terms, message):
     with pytest.raises(UniclError) as caught:

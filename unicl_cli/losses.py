@@ -141,9 +141,9 @@ def supcon_loss(
 def _texts(model: Model, batch: Batch, *, fold: bool) -> tuple[Tensor, Tensor | None]:
     """Encode the distinct texts: return (U, D) and the index of each row's text, or (b, D), one per row, and None."""
     v = model.encode_text(batch.tokens).embed
-    return (
-        (v, batch.text_index) if fold else (v[batch.text_index], None)
-    )  # a row without text reads the last one and is hidden
+    if fold:
+        return v, batch.text_index
+    return v[batch.text_index], None  # a row without text reads the last one and is hidden
 
 
 def _text_keys(keys: Tensor, batch: Batch) -> Tensor:
