@@ -256,7 +256,7 @@ def test_opened_attention_gives_the_bits_of_torchs(first, mask):
     for inputs in ((x, x, x), (x, memory, memory), (x, memory, x)):
         want = attention(*inputs, need_weights=False, **options)[0]
         assert torch.equal(want, opened(*inputs, **options)[0])
-    back = opened.packed()
+    back = opened.to_torch()
     assert all(
         torch.equal(a, b) for a, b in zip(attention.state_dict().values(), back.state_dict().values(), strict=True)
     )
@@ -270,7 +270,7 @@ def test_attention_of_other_forms_stays_closed():
     for options in ({"kdim": 4, "vdim": 4}, {"add_bias_kv": True}, {"add_zero_attn": True}):
         assert not can_split(nn.MultiheadAttention(8, 2, **options))
     opened = SplitAttention(nn.MultiheadAttention(8, 2, bias=False))
-    assert opened.packed().in_proj_bias is None
+    assert opened.to_torch().in_proj_bias is None
 
 
 def test_the_help_of_targets_names_layers_only():

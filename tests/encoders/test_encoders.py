@@ -230,12 +230,12 @@ def test_a_backbone_of_several_grids_has_no_tokens():
             "crossvit_tiny_240", pretrained=False, drop_path=0.0, image_size=240, args={}, small_stem=False
         )
         assert tower(torch.empty(2, 3, 240, 240)).shape == (2, tower.width)
-        with pytest.raises(UniclError, match="crossvit_tiny_240 has no single grid of features"):
+        with pytest.raises(UniclError, match="crossvit_tiny_240: has no single grid of features"):
             tower.tokens(torch.empty(2, 3, 240, 240))
 
 
 def test_stochastic_depth_that_a_backbone_does_not_know_is_refused():
-    with pytest.raises(UniclError, match=r"ghostnet_050 does not take these args.*drop_path_rate"):
+    with pytest.raises(UniclError, match=r"ghostnet_050: timm does not accept these args.*drop_path_rate"):
         TimmTower("ghostnet_050", pretrained=False, drop_path=0.1, image_size=64, args={}, small_stem=False)
 
 
@@ -311,6 +311,6 @@ def test_args_reach_the_backbone_but_load_nothing():
     name, args = "swin_tiny_patch4_window7_224", {"patch_size": 2, "window_size": 4}
     tower = TimmTower(name, pretrained=False, drop_path=0.0, image_size=32, args=args, small_stem=False)
     assert tower.model.patch_embed.patch_size == (2, 2)
-    for bad, said in (({"bogus": 1}, "does not take these args"), ({"checkpoint_path": "x.pth"}, "may not set")):
+    for bad, said in (({"bogus": 1}, "does not accept these args"), ({"checkpoint_path": "x.pth"}, "may not set")):
         with pytest.raises(UniclError, match=said):
             TimmTower("resnet18", pretrained=False, drop_path=0.0, image_size=32, args=bad, small_stem=False)

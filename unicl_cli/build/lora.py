@@ -106,4 +106,4 @@ def merge_adapters(module: nn.Module) -> None:
             module.set_submodule(name, layer.get_base_layer())
     for name, attention in list(module.named_modules()):
         if isinstance(attention, SplitAttention):
-            module.set_submodule(name, attention.packed())
+            module.set_submodule(name, attention.to_torch())

@@ -1,4 +1,4 @@
-"""Weights of an open_clip model under the names of another model that has the same towers."""
+"""Weights of an open_clip model, renamed for another model that has the same towers."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -19,7 +19,7 @@ TOP = {"token_embedding.weight": "tok.weight", "positional_embedding": "pos", "l
 
 
 def transferable_weights(model: nn.Module, source: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """The weights of ``source`` (the encoder `open_clip`) that ``model`` can take: image, text, logit_scale.
+    """Return the weights of ``source`` (the encoder `open_clip`) that ``model`` can take: image, text, logit_scale.
 
     A tower is taken whole or not at all.
     """
@@ -41,13 +41,13 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def fits_tower(mine: Mapping[str, Tensor], found: Mapping[str, Tensor], part: str) -> bool:
-    """Is every tensor of this tower there, in its shape?"""
+    """Return True if every tensor of this tower is there, in its shape."""
     own = {key: value.shape for key, value in mine.items() if key.startswith(f"{part}.")}
     return own == shapes_of(found)
 
 
 def text_weights(model: Any, source: Any) -> dict[str, Tensor]:
-    """CLIP's text tower as `transformer`; empty where either is something else."""
+    """Return the weights of CLIP's text tower under the names of `transformer`; none if either is something else."""
     trunk = getattr(model.text, "trunk", None)
     net = source.text.net
     if (
@@ -68,7 +68,7 @@ def text_weights(model: Any, source: Any) -> dict[str, Tensor]:
 
 
 def our_name(key: str) -> str:
-    """A name in open_clip's text tower -> its name in ours."""
+    """Translate a name in open_clip's text tower to the name in ours."""
     for old, new in TOP.items():
         if key.startswith(old):
             return new + key[len(old) :]
@@ -77,12 +77,12 @@ def our_name(key: str) -> str:
 
 
 def uses_quick_gelu(net: nn.Module) -> bool:
-    """Does the tower use CLIP's first, approximate GELU?"""
+    """Return True if the tower uses the approximate GELU of the first CLIP."""
     return any(type(module).__name__ == "QuickGELU" for module in net.modules())
 
 
 def image_weights(model: Any, source: Any) -> dict[str, Tensor]:
-    """A timm backbone as `timm`: the same one, or timm's form of open_clip's ViT; empty where it is another."""
+    """Return the weights under the names of `timm`: the same backbone, or timm's form of open_clip's ViT; else none."""
     trunk = getattr(model.image, "trunk", None)
     tower, net = source.image, source.image.net
     if not isinstance(trunk, TimmTower) or not isinstance(tower, ImageTower):
@@ -99,7 +99,7 @@ def image_weights(model: Any, source: Any) -> dict[str, Tensor]:
 
 
 def vit_weights(trunk: TimmTower, net: Any) -> dict[str, Tensor]:
-    """open_clip's ViT as one of timm's `vit_*_clip_*`."""
+    """Return the weights of open_clip's ViT under the names of timm's `vit_*_clip_*`."""
     backbone: Any = trunk.model
     if not isinstance(backbone, TimmVisionTransformer) or uses_quick_gelu(net) != uses_quick_gelu(backbone):
         return {}

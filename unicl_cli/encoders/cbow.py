@@ -9,7 +9,7 @@ from unicl_cli.contracts import TowerTraits
 
 
 class Cbow(nn.Module):
-    """int64 (U, L) -> (U, width): the mean embedding of the tokens that are not padding (CLIP 2021, section 2.3)."""
+    """int64 (U, L) -> (U, width): the mean embedding of all tokens except padding (CLIP 2021, section 2.3)."""
 
     def __init__(self, vocab_size: int, pad_id: int, width: int) -> None:
         super().__init__()

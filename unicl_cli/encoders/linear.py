@@ -9,10 +9,10 @@ from unicl_cli.contracts import TowerTraits
 
 
 class LabelEmbedding(nn.Module):
-    """int64 (U, 1) class tokens -> (U, embed_dim), or (U, embed_dim + 1) whose last column is the class's bias.
+    """int64 (U, 1) class tokens -> (U, embed_dim), or (U, embed_dim + 1) whose last column is the bias of the class.
 
-    The "linear embedding layer" of UniCL's ablation (CVPR 2022, Table 3): already in the joint space, no projection.
-    With a bias, without normalisation and at a fixed scale of 1 the image term is cross-entropy (section 3.2).
+    The "linear embedding layer" of UniCL's ablation (CVPR 2022, Table 3), in the joint space without a projection.
+    With a bias, without normalisation and with a fixed scale of 1, the image term is cross-entropy (section 3.2).
     """
 
     def __init__(self, vocab_size: int, embed_dim: int, *, bias: bool) -> None:

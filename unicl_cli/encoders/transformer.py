@@ -22,7 +22,7 @@ class Block(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, layout: Layout, *, last: bool = False) -> Tensor:
-        """(n, width) -> the same; ``last``: (U, width), since only the ends of the texts are read after it."""
+        """Map (n, width) to the same shape; ``last``: to (U, width), as only the ends of texts are read after it."""
         mixed = attend(self.qkv(self.ln_1(x)), self.heads, layout, last=last)
         x = (end_states(x, layout) if last else x) + self.proj(mixed)
         hidden = self.fc1(self.ln_2(x))
@@ -33,7 +33,7 @@ class Block(nn.Module):
 class TextTransformer(nn.Module):
     """int64 (U, L <= context_length) -> (U, width) at the first ``eot_id`` (CLIP 2021, section 2.4).
 
-    The causal mask lets no state see what follows it, so tokens after EOT may be cut off (``trim_safe``).
+    Under the causal mask no state depends on later tokens, so tokens after EOT may be cut off (``trim_safe``).
     Initialisation is CLIP's.
     """
 
@@ -51,7 +51,7 @@ class TextTransformer(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise UniclError(f"transformer: width {width} is no multiple of heads {heads}", "change one of them")
+            raise UniclError(f"transformer: width {width} is not a multiple of heads {heads}", "change one of them")
         self.width, self.eot_id, self.context_length = width, eot_id, context_length
         self.heads, self.quick_gelu = heads, quick_gelu
         self.traits = TowerTraits(trim_safe=True, packs=True, context_length=context_length)
@@ -73,7 +73,7 @@ class TextTransformer(nn.Module):
         return list(self.blocks)
 
     def tokens(self, tokens: Tensor) -> Tensor:
-        """int64 (U, L) -> (U, L, width), after the last norm."""
+        """Map int64 (U, L) to the states after the last norm, (U, L, width)."""
         layout = padded_layout(tokens, self.eot_id)
         x = embed_tokens(tokens, self.tok, self.pos, layout)
         for block in self.blocks:
