@@ -235,7 +235,7 @@ def test_without_peft_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UniclError, match=r"^model\.\w+\.lora needs the package peft") as caught:
         built(recipe())
-    assert caught.value.hint == "pip install 'unicl[peft]'"
+    assert caught.value.hint == "run pip install 'unicl[peft]'"
     with pytest.raises(UniclError, match="a checkpoint with LoRA adapters needs the package peft"):
         lora.merge_adapters(nn.Linear(2, 2))
 

@@ -201,7 +201,7 @@ def test_a_tower_that_is_another_is_left_and_named(open_clip_folder, digits):
     step, tokenizer, recipe = own(digits, "cnn", TEXT)
     before = step.model.image.proj.weight.clone()
     said = load_init(step, recipe, f"local-dir:{open_clip_folder('clip')}", tokenizer)
-    assert said.startswith("text tower (not the image tower, which is another) of ")
+    assert said.startswith("text tower (not the image tower, which differs) of ")
     assert torch.equal(step.model.image.proj.weight, before)
     for wrong in ({"heads": 4}, {"quick_gelu": True}, {"layers": 3}):
         step, tokenizer, recipe = own(digits, "cnn", {**TEXT, **wrong})

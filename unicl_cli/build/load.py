@@ -1,4 +1,4 @@
-"""Finished models by name: a run, one of its checkpoints, or a model of open_clip with its published weights."""
+"""Trained models by name: a run, one of its checkpoints, or an open_clip model with its published weights."""
 
 import json
 import os
@@ -27,11 +27,11 @@ from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.folder import find_run, last_run
 
 DEFAULT = "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
-"""Where there is no run: MIT, 151 million parameters."""
+"""The model if there is no run: MIT license, 151 million parameters."""
 
 
 class Loaded(NamedTuple):
-    """A trained model, in evaluation, on its device. ``transform`` makes of an encoded image what its tower takes."""
+    """A trained model in evaluation on its device. ``transform`` turns an encoded image into input of its tower."""
 
     name: str
     step: Step
@@ -43,7 +43,7 @@ class Loaded(NamedTuple):
 
 
 class PublishedScore(nn.Module):
-    """How weights from elsewhere score classes: by text, with the sigmoid where they have a ``bias`` (SigLIP)."""
+    """The scores of published weights, in place of a loss: by text, with a sigmoid if they have a ``bias`` (SigLIP)."""
 
     score = "text"
 
@@ -51,27 +51,27 @@ class PublishedScore(nn.Module):
         super().__init__()
         self.activation = "softmax" if bias is None else "sigmoid"
         if bias is not None:
-            self.register_buffer("bias", bias.clone(), persistent=False)  # the model has it already
+            self.register_buffer("bias", bias.clone(), persistent=False)  # the model saves it already
 
 
 def choose_model(model: str | None) -> str:
-    """The model that is meant: the one named, UNICL_MODEL, the last run, else a published one."""
+    """Return the name of the model: ``model``, else UNICL_MODEL, the last finished run, a published one."""
     return model or os.environ.get("UNICL_MODEL") or last_run() or DEFAULT
 
 
 def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_weights: bool = False) -> Loaded:
-    """A run, finished or not, one of its checkpoints, or a model of open_clip. Weights that do not fit are refused.
+    """Load a run, finished or not, one of its checkpoints, or an open_clip model; refuse weights that do not fit.
 
-    The moving average of the weights is taken where there is one, unless ``raw_weights``.
+    The moving average of the weights is used if there is one, unless ``raw_weights``.
     """
     name = choose_model(model)
     try:
         loaded = load_published(name) if hub.is_form(name) else load_trained(name, raw_weights=raw_weights)
     except UniclError as error:
-        if model is None and name == DEFAULT:  # nobody has asked for this one
+        if model is None and name == DEFAULT:  # nobody asked for this one
             raise UniclError(
-                f"no --model is named, runs/ has no finished run, and {error.message}",
-                "train one (unicl train RECIPE), or give --model RUN, local-dir:PATH or hf-hub:ORG/REPO",
+                f"no --model is given, runs/ has no finished run, and {error.message}",
+                "train one (unicl train RECIPE), or set --model to a run, local-dir:PATH or hf-hub:ORG/REPO",
             ) from error
         raise
     loaded.step.eval().to(device)
@@ -79,7 +79,7 @@ def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_wei
 
 
 def load_trained(name: str, *, raw_weights: bool) -> Loaded:
-    """What `unicl train` wrote."""
+    """Load a run or checkpoint that `unicl train` wrote."""
     run, folder = find_run(name)
     recipe = load(str(run / "resolved.yaml"))
     try:
@@ -88,7 +88,7 @@ def load_trained(name: str, *, raw_weights: bool) -> Loaded:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UniclError(
             f"{run / 'classes.json'}: is missing or damaged: {error}",
-            "the unicl train command of this run writes it anew",
+            "run the unicl train command of this run again to write it",
         ) from error
 
     @cache
@@ -106,7 +106,7 @@ def load_trained(name: str, *, raw_weights: bool) -> Loaded:
 
 
 def load_run_weights(step: Step, recipe: Recipe, tensors: Mapping[str, Tensor], place: str) -> None:
-    """The weights of a run into its model; the adapters of a checkpoint are added to the weights that they adapt."""
+    """Load the weights of a run into its model; merge the adapters of a checkpoint into the weights they adapt."""
     adapted = lora.has_adapters(tensors)
     if adapted:
         add_adapters(recipe, step)
@@ -118,7 +118,7 @@ def load_run_weights(step: Step, recipe: Recipe, tensors: Mapping[str, Tensor], 
 def plain_weights(
     recipe: Recipe, run: Path, data: Data, tokenizer: Tokenizer | None, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The tensors of a run's finished model, which needs no adapters any more: the same where there are none."""
+    """Return the tensors of a finished run with adapters merged; the same tensors if there are none."""
     if not lora.has_adapters(tensors):
         return dict(tensors)
     step, _ = build_step(recipe, lambda: cast("TextTokenizer", tokenizer), data.classes, chunks=1, trained=run)
@@ -127,24 +127,24 @@ def plain_weights(
 
 
 def load_published(name: str) -> Loaded:
-    """A model of open_clip as it is: its preprocessing, its tokenizer, CLIP's 80 prompts, no classes of its own."""
+    """Load an open_clip model with its own preprocessing and tokenizer, CLIP's 80 prompts and no classes."""
     model = build_open_clip(name)
     step = Step(model, PublishedScore(cast("Any", model).text.logit_bias))
     return Loaded(name, step, find_tokenizer(model), transform_of(model, None), (), load_templates("clip80"), ())
 
 
 def build_open_clip(name: str) -> nn.Module:
-    """The encoder `open_clip` with the weights that ``name`` says, at their own image size."""
+    """Build the encoder `open_clip` with the weights of ``name``, at their own image size."""
     context: dict[str, Callable[[], Any]] = {"chunks": lambda: 1, "image_size": lambda: None, "stored": lambda: None}
     part = registry.bind("encoders", {"name": "open_clip", "arch": name})
     return cast("nn.Module", registry.make("encoders", part, context))
 
 
 def transform_of(model: nn.Module, image_size: int | None) -> EvalTransform:
-    """The model's own preprocessing where it brings one, else the geometry of evaluation at ``image_size``."""
+    """Return the model's own preprocessing if it has one, else the evaluation transform at ``image_size``."""
     frame = next((traits.frame for traits in traits_in(model) if traits.frame is not None), None)
     if frame is not None:
         return EvalTransform(frame.size, frame)
     if image_size is None:
-        raise ValueError("neither the model nor the caller knows the size of an image")
+        raise ValueError("the model has no frame of its own, and no image_size was given")
     return EvalTransform((image_size, image_size))

@@ -1,4 +1,4 @@
-"""LoRA through peft: adapters beside frozen layers of a tower, and their sum as plain weights again."""
+"""LoRA with peft: adapters beside the frozen layers of a tower, and their merge into plain weights."""
 
 import importlib.util
 import re
@@ -13,25 +13,25 @@ from unicl_cli.encoders.split_attention import SplitAttention, can_split
 from unicl_cli.errors import UniclError, did_you_mean
 
 MARK = ".lora_"
-"""What the name of every tensor of an adapter holds."""
+"""Part of the name of every adapter tensor."""
 ADAPTABLE = (nn.Linear, nn.Conv2d, nn.Embedding)
-"""What may be named; of a block's own accord only the Linear layers are taken."""
+"""Layers that ``targets`` may name; auto takes Linear layers only."""
 
 
 def has_adapters(names: Iterable[str]) -> bool:
-    """Are there adapters among the tensors of these names?"""
+    """Return True if any of these tensor names belongs to an adapter."""
     return any(MARK in name for name in names)
 
 
 def inject_adapters(tower: nn.Module, lora: Lora, key: str) -> None:
-    """Freezes the tower and puts an adapter, which adds nothing yet, beside each of its targets.
+    """Freeze the tower and add an adapter, which changes nothing yet, beside each of its targets.
 
-    ``key`` is the tower's in the recipe.
-    ``targets`` auto are all Linear layers of its blocks (as QLoRA, NeurIPS 2023, section 4, found to be needed to learn
-    what full fine-tuning learns), those inside torch's attention among them; names are ends of module names.
+    ``key`` is the tower's key in the recipe. ``targets`` auto are all Linear layers of its blocks, those inside torch's
+    attention included: QLoRA (NeurIPS 2023, section 4) found that matching full fine-tuning needs them all. Other
+    ``targets`` are the ends of module names.
     """
     if importlib.util.find_spec("peft") is None:
-        raise UniclError(f"{key}.lora needs the package peft", "pip install 'unicl[peft]'")
+        raise UniclError(f"{key}.lora needs the package peft", "run pip install 'unicl[peft]'")
     from peft import LoraConfig, inject_adapter_in_model
 
     split_attentions(tower, targets_of(tower, lora.targets, key))
@@ -45,18 +45,20 @@ def inject_adapters(tower: nn.Module, lora: Lora, key: str) -> None:
     try:
         inject_adapter_in_model(config, tower)
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise UniclError(f"{key}.lora: peft refuses: {error}", f"name other modules in {key}.lora.targets") from error
+        raise UniclError(
+            f"{key}.lora: peft refuses it: {error}", f"name other modules in {key}.lora.targets"
+        ) from error
 
 
 def split_attentions(tower: nn.Module, names: Sequence[str]) -> None:
-    """Opens each of torch's attentions that one of these layers lies in."""
+    """Replace each of torch's attentions that contains one of these layers by a SplitAttention."""
     for name, module in list(tower.named_modules()):
         if can_split(module) and {*names} & {f"{name}.in_proj", f"{name}.out_proj"}:
             tower.set_submodule(name, SplitAttention(module))  # pyright: ignore[reportArgumentType] - checked above
 
 
 def targets_of(tower: nn.Module, targets: Sequence[str] | str, key: str) -> list[str]:
-    """Full names of the layers that get an adapter, at least one for each of ``targets``."""
+    """Return the full names of the layers that get an adapter, at least one for each of ``targets``."""
     blocks = {id(m) for unit in own_units(tower) for m in unit.modules()}
     found = dict(candidates(tower))
     kind = type(tower).__name__
@@ -74,16 +76,19 @@ def targets_of(tower: nn.Module, targets: Sequence[str] | str, key: str) -> list
             ends = sorted({name.rpartition(".")[2] for name in found})
             raise UniclError(
                 f"{key}.lora.targets: {kind} has no layer '{target}'{did_you_mean(target, ends)}",
-                f"it has {', '.join(ends[:12])}"
+                f"use names such as {', '.join(ends[:12])}"
                 if ends
-                else f"it has none that takes an adapter: leave {key}.lora out",
+                else f"remove {key}.lora: no layer of this tower takes an adapter",
             )
         chosen |= dict.fromkeys(hit)
     return list(chosen)
 
 
 def candidates(tower: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    """(name, layer) of all that may have an adapter; for torch's attention the two layers it would be opened into."""
+    """Yield (name, layer) for every layer that can have an adapter.
+
+    torch's attention yields the two layers that a SplitAttention would have.
+    """
     closed: tuple[str, ...] = ()
     for name, module in tower.named_modules():
         if isinstance(module, nn.MultiheadAttention):
@@ -95,9 +100,9 @@ def candidates(tower: nn.Module) -> Iterable[tuple[str, nn.Module]]:
 
 
 def merge_adapters(module: nn.Module) -> None:
-    """Adds every adapter to the layer beside which it stands, in place: the names of the model without adapters."""
+    """Add every adapter to its layer, in place; names are then those of a model without adapters."""
     if importlib.util.find_spec("peft") is None:
-        raise UniclError("a checkpoint with LoRA adapters needs the package peft", "pip install 'unicl[peft]'")
+        raise UniclError("a checkpoint with LoRA adapters needs the package peft", "run pip install 'unicl[peft]'")
     from peft.tuners.lora import LoraLayer
 
     for name, layer in list(module.named_modules()):
