@@ -47,18 +47,18 @@ def load_init(step: Step, recipe: Recipe, name: str, tokenizer: Tokenizer | None
     """
     source = load_published(name) if hub.is_form(name) else load_trained(name, raw_weights=False)
     mine, theirs = checkpoint.own_tensors(step.model), checkpoint.own_tensors(source.step.model)
-    wanted = recipe.model.init_parts
-    if shapes_of(mine) == shapes_of(theirs) and wanted is None:
+    asked = recipe.model.init_parts
+    if shapes_of(mine) == shapes_of(theirs) and asked is None:
         taken, said = theirs, "all weights" if hub.is_form(name) else "all"
     elif hub.is_form(name):
-        taken, said = take_towers(step, source, wanted, name)
-    elif wanted is None:
+        taken, said = take_towers(step, source, asked, name)
+    elif asked is None:
         raise UniclError(
             f"model.init: {name} is a different model: {first_difference(mine, theirs)}",
             "use the model it was trained with, or take parts of it: model.init_parts=[image]",
         )
     else:
-        taken, said = take_parts(mine, theirs, wanted, name)
+        taken, said = take_parts(mine, theirs, asked, name)
     check_compatible(
         step, recipe, source, {part for part in PARTS if any(belongs_to(key, part) for key in taken)}, tokenizer
     )
@@ -88,40 +88,44 @@ def first_difference(mine: Tensors, theirs: Tensors) -> str:
     raise ValueError("both have the same tensors")
 
 
-def take_towers(step: Step, source: Loaded, wanted: Sequence[str] | None, name: str) -> tuple[Tensors, str]:
+def take_towers(step: Step, source: Loaded, asked: Sequence[str] | None, name: str) -> tuple[Tensors, str]:
     """Return those of open_clip's weights that this model can take, and a description."""
     from unicl_cli.encoders.carry import transferable_weights  # imports take seconds: only here
 
     found = transferable_weights(step.model, source.step.model)
     towers = [part for part in ("image", "text") if part in found]
-    usual = [*towers, *(["logit_scale"] if len(towers) == 2 else [])]
-    chosen = [part for part in PARTS if part in (wanted or usual)]
-    lacking = [part for part in chosen if part not in found]
-    if lacking or not chosen:
+    if asked:
+        chosen = [part for part in PARTS if part in asked]
+    elif len(towers) == 2:
+        chosen = [*towers, "logit_scale"]
+    else:
+        chosen = towers
+    missing = [f"{part} " for part in chosen if part not in found]
+    if missing or not chosen:
+        kind = missing[0] if missing else ""
         raise UniclError(
-            f"model.init: no {lacking[0] + ' ' if lacking else ''}tower of {name} is the same as in this model",
+            f"model.init: no {kind}tower of {name} is the same as in this model",
             "use model.name=open_clip, or towers of the same kind, width and depth (docs/models.md)",
         )
-    left = [part for part in ("image", "text") if wanted is None and part not in found]
-    return merged_tensors({part: found[part] for part in chosen}), name_parts(chosen) + "".join(
-        f" (not the {part} tower, which differs)" for part in left
-    )
+    left = [part for part in ("image", "text") if asked is None and part not in found]
+    without = "".join(f" (not the {part} tower, which differs)" for part in left)
+    return merged_tensors({part: found[part] for part in chosen}), name_parts(chosen) + without
 
 
-def take_parts(mine: Tensors, theirs: Tensors, wanted: Sequence[str], name: str) -> tuple[Tensors, str]:
+def take_parts(mine: Tensors, theirs: Tensors, asked: Sequence[str], name: str) -> tuple[Tensors, str]:
     """Return these parts of a run, each whole except for a projection into a joint space of another width."""
     chosen: dict[str, Tensors] = {}
     left: list[str] = []
-    for part in wanted:
+    for part in asked:
         here, there = ({key: x for key, x in each.items() if belongs_to(key, part)} for each in (mine, theirs))
         if shapes_of(here) != shapes_of(there):
             lead = f"{part}.{PROJECTION}"
             here, there = ({k: x for k, x in each.items() if not k.startswith(lead)} for each in (here, there))
             left.append(part)
         if not here or shapes_of(here) != shapes_of(there):
-            told = first_difference(here, there) if here or there else f"neither model has a part '{part}'"
+            reason = first_difference(here, there) if here or there else f"neither model has a part '{part}'"
             raise UniclError(
-                f"model.init_parts: the {part} of {name} does not fit: {told}", "remove it from model.init_parts"
+                f"model.init_parts: the {part} of {name} does not fit: {reason}", "remove it from model.init_parts"
             )
         chosen[part] = there
     without = "".join(f" (not the projection of the {part} tower, which differs)" for part in left)
@@ -145,8 +149,8 @@ def check_compatible(step: Step, recipe: Recipe, source: Loaded, taken: set[str]
         keys = sorted(key for key in {**here, **there} if here and there and concerns_parts(key, taken))
         changed = [key for key in keys if comparable(key, here.get(key)) != comparable(key, there.get(key))]
         if changed:
-            told = ", ".join(f"{key} {show(there.get(key))} -> {show(here.get(key))}" for key in changed)
-            raise UniclError(f"model.init: {source.name} has other settings: {told}", hint)
+            changes = ", ".join(f"{key} {show(there.get(key))} -> {show(here.get(key))}" for key in changed)
+            raise UniclError(f"model.init: {source.name} has other settings: {changes}", hint)
     if "image" in taken and not same_pixels(step.model, source.step.model):
         raise UniclError(f"model.init: {source.name} normalises pixels differently from this model", hint)
     if "text" in taken and not same_tokens(tokenizer, source.tokenizer):

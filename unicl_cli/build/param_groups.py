@@ -98,8 +98,8 @@ def freeze_lower_blocks(tower: nn.Module, tuning: Tuning) -> None:
 def add_adapters(model: nn.Module) -> bool:
     """Freeze each tower with ``lora`` and add its adapters; return True if there are any."""
     adapted = [(tower, tuning.lora) for tower, tuning in list(towers(model)) if tuning.lora is not None]
-    for tower, wanted in adapted:
-        lora.inject_adapters(tower, wanted, key_of(tower))
+    for tower, options in adapted:
+        lora.inject_adapters(tower, options, key_of(tower))
     return bool(adapted)
 
 
@@ -137,18 +137,19 @@ def layers_by_unit(tower: nn.Module) -> tuple[dict[str, int], int]:
             f"use {key}.lr_scale, or {key}.freeze=true",
         )
     ids = {id(unit) for unit in units}
-    ways = [name.split(".") for name, each in tower.named_modules() if id(each) in ids]
-    around = {".".join(way[:n]) for way in ways for n in range(len(way))}
-    top, now = len(units) + 1, 0
+    paths = [name.split(".") for name, module in tower.named_modules() if id(module) in ids]
+    around = {".".join(path[:n]) for path in paths for n in range(len(path))}  # names of modules that contain blocks
+    top, current = len(units) + 1, 0
     found: dict[str, int] = {}
     for name, parameter in tower.named_parameters():
         owner, _, leaf = name.rpartition(".")
         if id(parameter) in inside:
-            now = found[name] = inside[id(parameter)]
+            current = found[name] = inside[id(parameter)]
         elif owner in around:  # a parameter of a module around the blocks is registered before them
             found[name] = top if "proj" in leaf else 0
         else:
-            found[name] = top if now == len(units) and any(word in name for word in AFTER) else now
+            is_after = current == len(units) and any(word in name for word in AFTER)
+            found[name] = top if is_after else current
     return found, top
 
 

@@ -119,9 +119,9 @@ def read_weights(net: nn.Module, source: Source) -> None:
 
 def resize_backbone(visual: Any, size: int | Sequence[int]) -> None:
     """Set the input size of a timm backbone, which is built at its published size; positions are interpolated."""
-    wanted = (size, size) if isinstance(size, int) else tuple(size)
-    if tuple(visual.trunk.pretrained_cfg["input_size"][-2:]) != wanted:
-        visual.set_input_size(wanted)
+    target = (size, size) if isinstance(size, int) else tuple(size)
+    if tuple(visual.trunk.pretrained_cfg["input_size"][-2:]) != target:
+        visual.set_input_size(target)
 
 
 def outer_blocks(net: nn.Module) -> list[nn.Module]:

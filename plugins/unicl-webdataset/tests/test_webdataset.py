@@ -179,7 +179,7 @@ def test_bad_tars_are_one_line_each(written: Path, tmp_path: Path):
     (written / "sizes.json").write_text(json.dumps({"shard-000000.tar": 8, "shard-000001.tar": 7}))
     assert "holds 7 samples, sizes.json says 8" in refused(path=str(written), **names)
     (written / "sizes.json").write_text("[")
-    assert "sizes.json: not a table of sizes" in refused(path=str(written), **names)
+    assert "sizes.json: is not a table of sizes" in refused(path=str(written), **names)
     twice = write_tar(tmp_path / "twice.tar", [("one.png", picture(1)), ("one.png", picture(2))])
     assert "duplicate member one.png" in refused(path=str(twice))
 
