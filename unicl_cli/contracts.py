@@ -199,10 +199,11 @@ class Frame(Protocol):
 
 @dataclass(frozen=True)
 class TowerTraits:
-    """Everything that the rest of the program may ask of a tower, beside its ``width`` and its ``units``.
+    """Everything that the rest of the program may ask about a tower, besides its ``width`` and ``units``.
 
-    A tower carries it as its attribute ``traits``. `core.towers.traits_of` alone reads it; a tower without it gets the
-    defaults, except for the attributes of the same names that are listed there.
+    A tower declares it as the attribute ``traits``; `core.towers.traits_of` is the only reader. A tower without
+    ``traits`` has the defaults, except for attributes of the same names: ``mean``, ``std``, ``frame``, ``tokenizer``,
+    ``pad_id``, ``context_length``, ``trim_safe``, ``drops`` and ``projects``.
     """
 
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -223,8 +224,8 @@ class TowerTraits:
     trim_safe: bool = False
     """Text: padding changes no output, however much there is. Read by the text cache, which needs it."""
     packs: bool | None = None
-    """Text: packs its tokens (`encoders/packing.py`); None: cannot. Read by itself and by `compile_units`, which leaves
-    the sizes of its blocks open; `parallel.pack_texts: false` makes a True False."""
+    """Text: packs its tokens (`encoders/packing.py`). None: cannot; False: could, but `parallel.pack_texts` is false.
+    Read by itself and by `compile_units`, which leaves the sizes of its blocks open unless it is None."""
     drops: bool = False
     """Text: has dropout that is not an `nn.Dropout`, so equal texts differ. Read by `Step.drops_texts`."""
 
@@ -264,7 +265,11 @@ class StoresFiles(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Texts -> int64 (n, longest) ids, at most ``context_length`` long, EOT kept when cut; pure and picklable."""
+    """Texts -> int64 (n, longest) ids, at most ``context_length`` long, EOT kept when cut; pure and picklable.
+
+    Optional: ``pad_id`` and ``eot_id``, the ids of padding and end of text; ``cuts(texts)``, the number of texts that
+    are too long; ``save(path)``, which writes a `tokenizer.json`; ``clean``, True if texts are cleaned first.
+    """
 
     @property
     def context_length(self) -> int: ...

@@ -277,4 +277,4 @@ def test_the_help_of_targets_names_layers_only():
     tower = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))
     with pytest.raises(UniclError) as caught:
         lora.targets_of(tower, Lora(targets=("x",)).targets, "model.image")
-    assert caught.value.hint == "it has 1"
+    assert caught.value.hint == "use names such as 1"

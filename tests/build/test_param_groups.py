@@ -169,7 +169,7 @@ def test_a_tower_is_frozen_whole_or_with_its_projection_or_but_for_its_last_bloc
         ({"text": {"freeze": {"unlock": 4}}}, r"^model\.text\.freeze\.unlock: 4 of the 3 blocks of TextTransformer"),
         (
             {"text": {"freeze": {"unlock": 1}, "lora": {}}},
-            "model.text.lora freezes the tower, and model.text.freeze.unlock trains blocks",
+            "model.text.lora freezes the tower, but model.text.freeze.unlock trains blocks",
         ),
         (
             {"model": {"text": {"name": "linear", "freeze": {"unlock": 1}}}},

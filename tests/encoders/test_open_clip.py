@@ -245,4 +245,4 @@ def test_what_needs_transformers_says_so(open_clip_folder, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UniclError) as error:
         load_model(f"local-dir:{open_clip_folder('hf')}")
-    assert error.value.hint == "pip install transformers"
+    assert error.value.hint == "run pip install transformers"

@@ -96,10 +96,10 @@ def test_few_or_full_texts_stay_as_they_are():
 
 def test_many_texts_of_one_beginning_learn_in_bf16_as_in_float32():
     """A node's gradient is the sum over its texts: in bf16 a sum of 4,000 equal terms would stop at 256 of them."""
-    from unicl_cli.encoders.packing import _Spread
+    from unicl_cli.encoders.packing import _CellsOfNodes
 
     x = torch.zeros(2, 3, dtype=torch.bfloat16, requires_grad=True)
-    _Spread.apply(x, torch.zeros(4000, dtype=torch.int64)).sum().backward()
+    _CellsOfNodes.apply(x, torch.zeros(4000, dtype=torch.int64)).sum().backward()
     assert x.grad.tolist() == [[4000.0] * 3, [0.0] * 3]
 
 
