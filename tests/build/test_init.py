@@ -1,4 +1,4 @@
-"""Weights to start from: all of a run or some of its parts, and what would mean something else is refused."""
+"""Start weights: all of a run or some of its parts; weights that mean something else are refused."""
 
 import json
 import sys

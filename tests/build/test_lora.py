@@ -1,4 +1,4 @@
-"""LoRA: adapters that add nothing at first, learn alone and become plain weights; torch's attention opened for them."""
+"""LoRA: adapters that add nothing at first, learn alone and become plain weights; torch's attention split for them."""
 
 import pytest
 import torch

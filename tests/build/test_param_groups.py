@@ -1,4 +1,4 @@
-"""What of a model learns, and how fast: layers as timm and open_clip count them, frozen parts, groups by name."""
+"""Parameter groups: layers as timm and open_clip count them, frozen parts, groups by name."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Towers against other people's: open_clip's and transformers' text towers with the same weights, timm's backbones."""
+"""Towers compared with open_clip's and transformers' text towers of the same weights, and with timm's backbones."""
 
 import pytest
 import torch
@@ -278,7 +278,7 @@ def test_drop_path_reaches_the_backbone():
 
 
 @pytest.mark.parametrize("size", [8, 32, 64, 100])
-def test_the_cnn_takes_any_size_and_does_not_mix_pictures(size):
+def test_the_cnn_takes_any_size_and_does_not_mix_images(size):
     tower = Cnn(8, 3)
     x = torch.randn(4, 3, size, size)
     out = tower(x)
@@ -296,7 +296,7 @@ def test_the_cnn_sees_where_a_stroke_lies():
     assert (tower(left) - tower(right)).abs().max() > 1e-3
 
 
-def test_a_small_stem_keeps_the_grid_of_small_pictures():
+def test_a_small_stem_keeps_the_grid_of_small_images():
     plain, small = (
         TimmTower("resnet18", pretrained=False, drop_path=0.0, image_size=32, args={}, small_stem=small)
         for small in (False, True)

@@ -1,4 +1,4 @@
-"""The last block of a ViT computes the class token alone: the numbers of the whole, for timm's and open_clip's."""
+"""The last block of a ViT computes the class token alone with unchanged results, for timm's and open_clip's."""
 
 import pytest
 import torch

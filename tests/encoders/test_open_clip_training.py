@@ -1,4 +1,4 @@
-"""Training from open_clip's weights: what is taken over, what learns, and a run that needs those weights no more."""
+"""Training from open_clip's weights: parts taken, parts that learn, a run that no longer needs those weights."""
 
 import json
 import math
@@ -114,7 +114,7 @@ def test_parts_can_be_frozen_or_learn_slower(open_clip_folder, recipe):
 
 
 @pytest.mark.parametrize(("kind", "size"), [("clip", 96), ("siglip", 96), ("timm", 64)])
-def test_another_picture_size_interpolates_the_positions(open_clip_folder, recipe, tmp_path, kind, size):
+def test_another_image_size_interpolates_the_positions(open_clip_folder, recipe, tmp_path, kind, size):
     step, tokenizer = built(recipe(open_clip_folder(kind), size))
     assert step.model.image.traits.frame.size == (size, size)
     step.eval()

@@ -1,4 +1,4 @@
-"""Packed texts: the numbers of the padded rectangle, from fewer states."""
+"""Packed texts: the results of padded texts from fewer states."""
 
 import pytest
 import torch

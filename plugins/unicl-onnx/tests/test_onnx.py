@@ -130,9 +130,9 @@ def test_graphs_at_any_size_give_what_the_commands_give(trained: Path, tmp_path:
         onnx.checker.check_model(str(out / name))
         assert facts["graphs"][name]["max_difference"] < 1e-4
     size = json.loads((out / "preprocessing.json").read_text())["height"]
-    pictures = drawn(tmp_path)
-    pixels = np.stack([framed(path, size) for path in pictures])
-    lines = unicl("zeroshot", *pictures, "--model", trained, "--classes", f"@{names}", "--top-k", 4, "--json")
+    images = drawn(tmp_path)
+    pixels = np.stack([framed(path, size) for path in images])
+    lines = unicl("zeroshot", *images, "--model", trained, "--classes", f"@{names}", "--top-k", 4, "--json")
     (logits,) = session(out / "classify.onnx").run(["logits"], {"pixels": pixels})
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     for row, line in zip(shares, map(json.loads, lines.splitlines()), strict=True):
