@@ -1,4 +1,4 @@
-"""Start weights (`model.init`) from a run or from open_clip: taken if they fit, refused if they mean otherwise."""
+"""Start weights (`model.init`) from a run or from open_clip; refused if shapes, settings or tokens differ."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

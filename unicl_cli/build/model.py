@@ -1,4 +1,4 @@
-"""Recipe to model and loss: builds the towers, labels them, keeps their files in the run."""
+"""Model and loss of a recipe: its towers, their labels, and their files in the run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,8 +35,8 @@ def build_step(
 ) -> tuple[Step, Tokenizer | None]:
     """Build model and loss with the recipe's seed; return them with the tokenizer of the text tower.
 
-    That is the recipe's tokenizer where the recipe names one or the tower has none of its own, and None without a text
-    tower. ``trained`` is the run whose weights will replace these: towers take their files from it and load no weights.
+    The tokenizer is the tower's own unless it has none or the recipe names one; it is None without a text tower.
+    ``trained`` is the run whose weights will replace these: towers take their files from it and load no weights.
     """
     torch.manual_seed(recipe.seed)
     values = context_of(recipe, tokenizer, classes, chunks)
@@ -96,7 +96,7 @@ class TowerBuilder:
 
 
 def find_tokenizer(model: nn.Module) -> Tokenizer | None:
-    """Return the tokenizer that a tower of the model brings; None where none does."""
+    """Return the tokenizer that a tower of the model brings; None if none does."""
     return next((traits.tokenizer for traits in traits_in(model) if traits.tokenizer is not None), None)
 
 

@@ -66,7 +66,7 @@ def key_of(tower: nn.Module) -> str:
 
 
 def freeze_towers(model: nn.Module) -> None:
-    """Freeze what ``freeze`` of each tower names; ``all`` freezes the projection too."""
+    """Apply the option ``freeze`` of each tower; ``all`` freezes its projection too."""
     for tower, tuning in list(towers(model)):
         if isinstance(tuning.freeze, Unlock):
             freeze_lower_blocks(tower, tuning)

@@ -82,7 +82,7 @@ def _pulls(q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
 
 
 def _add_pull_gradients(q: Tensor, k: Tensor, pairs: Pairs, grad: Tensor, dq: Tensor, dk: Tensor) -> None:
-    """Add the gradients of ``_pulled``."""
+    """Add the gradients of ``_pulls``."""
     every = torch.arange(len(q), device=q.device)
     for weight, mine, theirs in pairs.pulls:
         strength = grad * weight
