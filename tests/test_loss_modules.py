@@ -1,4 +1,4 @@
-"""What the loss modules take from a batch: which rows, which keys, which features, and what they give back."""
+"""The loss modules: the rows, keys and features they take from a batch, and what they return."""
 
 import pytest
 import torch
@@ -156,7 +156,7 @@ def test_golden_values_of_cross_entropy_and_rows_without_a_label_are_not_counted
     assert loss(model, batch_of([-1, -1]))["loss"].item() == 0
 
 
-def test_supcon_pairs_the_views_of_a_picture_and_pictures_of_a_class_behind_its_own_head():
+def test_supcon_pairs_the_views_of_an_image_and_images_of_a_class_behind_its_own_head():
     model, loss, batch = Table(), SupCon(WIDTH, 0.2, dim=4).double(), batch_of(LABELS, views=2)
     z = loss.head(model.images[:16])  # pixel value = number of the view
     theirs = SupConLoss(temperature=0.2)(z, batch.keys.repeat_interleave(2))
@@ -170,12 +170,12 @@ def test_supcon_pairs_the_views_of_a_picture_and_pictures_of_a_class_behind_its_
 def test_supcon_refuses_single_views_in_one_line():
     with pytest.raises(UniclError, match="several views") as caught:
         SupCon(WIDTH)(Table(), batch_of(LABELS))
-    assert caught.value.hint == "set data.views to 2"
+    assert caught.value.hint == "set data.views=2"
 
 
 @pytest.mark.parametrize(
     ("terms", "message"),
-    [(["imag"], "unknown term 'imag'; did you mean 'image'"), ([], "name image"), (["text", "text"], "each once")],
+    [(["imag"], "unknown term 'imag'; did you mean 'image'"), ([], "is empty"), (["text", "text"], "repeats a term")],
 )
 def test_unicl_refuses_terms_it_does_not_know_in_one_line(terms, message):
     with pytest.raises(UniclError) as caught:

@@ -121,12 +121,12 @@ def supcon(labels: Tensor, temperature: float, tile: int | None) -> Tensor:
 
 @pytest.mark.parametrize("tile", [None, 1, 2, 5])
 def test_golden_values_of_supcon_and_nt_xent(tile):
-    classes, pictures = torch.cat([Y, Y]), torch.arange(6).repeat(2)
+    classes, image_ids = torch.cat([Y, Y]), torch.arange(6).repeat(2)
     assert supcon(classes, 0.1, tile).item() == pytest.approx(7.115083100980353, abs=1e-12)
     assert supcon(classes, 0.1, tile).item() * 0.1 / 0.07 == pytest.approx(10.164404429971933, abs=1e-12)
     assert supcon(classes, 0.07, tile).item() == pytest.approx(9.997610831966032, abs=1e-12)
-    assert supcon(pictures, 0.5, tile).item() == pytest.approx(2.736653434706906, abs=1e-12)
-    assert supcon(pictures, 0.1, tile).item() == pytest.approx(7.545057614254575, abs=1e-12)
+    assert supcon(image_ids, 0.5, tile).item() == pytest.approx(2.736653434706906, abs=1e-12)
+    assert supcon(image_ids, 0.1, tile).item() == pytest.approx(7.545057614254575, abs=1e-12)
     lonely = torch.tensor([0, 1, 2, 3, 4, 5, 0, 0, 7, 8, 9, 10])
     assert supcon(lonely, 0.1, tile).item() == pytest.approx(1.6634918625240225, abs=1e-12), "the lonely are counted"
 
@@ -137,8 +137,8 @@ def test_supcon_and_nt_xent_equal_pytorch_metric_learning_with_gradients(labels,
     assume(len(set(labels)) > 1)  # without any negative theirs returns 0
     a, b = unit(len(labels), seed), unit(len(labels), seed + 1)
     z, ids = F.normalize(torch.cat([a, b]), dim=-1), torch.arange(2 * len(labels))  # they normalise too
-    pictures = torch.arange(len(labels)).repeat(2)
-    for keys, oracle in ((torch.tensor(labels * 2), SupConLoss), (pictures, NTXentLoss)):
+    image_ids = torch.arange(len(labels)).repeat(2)
+    for keys, oracle in ((torch.tensor(labels * 2), SupConLoss), (image_ids, NTXentLoss)):
         ours, theirs = supcon_loss(z, keys, ids, temperature)["loss"], oracle(temperature=temperature)(z, keys)
         grads = [torch.autograd.grad(x, (a, b), retain_graph=True) for x in (ours, theirs)]
         assert ours.item() == pytest.approx(theirs.item(), abs=1e-9)

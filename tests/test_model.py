@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unicl_cli.contracts import NO_LABEL, Batch, LogitScale, Model
+from unicl_cli.contracts import NO_LABEL, Batch, LogitScale, Model, TowerTraits
 from unicl_cli.core.loop import Step
-from unicl_cli.encoders.cbow import Cbow, LabelEmbedding
+from unicl_cli.encoders.cbow import Cbow
 from unicl_cli.encoders.cnn import Cnn
+from unicl_cli.encoders.linear import LabelEmbedding
 from unicl_cli.encoders.transformer import TextTransformer
 from unicl_cli.errors import UniclError
 from unicl_cli.losses import CrossEntropy, UniCL
@@ -34,7 +35,7 @@ def model(*, text="transformer", embed_dim=12, normalize=True, chunks=1, scale=N
     )  # fmt: skip
 
 
-def pictures(count=7):
+def random_images(count=7):
     random = torch.Generator().manual_seed(5)
     return torch.randint(0, 256, (count, 3, 16, 16), generator=random).to(torch.uint8)
 
@@ -49,7 +50,7 @@ def tokens(count=4):
 def batch_of(labels, **changes):
     count = len(labels)
     given = {
-        "images": pictures(count), "tokens": tokens(), "text_index": torch.arange(count) % 4,
+        "images": random_images(count), "tokens": tokens(), "text_index": torch.arange(count) % 4,
         "labels": torch.tensor(labels), "draws": torch.arange(count), "extra": {},
         "keys": torch.tensor([label if label != NO_LABEL else 2**40 + n for n, label in enumerate(labels)]),
     }  # fmt: skip
@@ -58,7 +59,7 @@ def batch_of(labels, **changes):
 
 def test_embeddings_have_unit_norm_and_pooled_features_do_not():
     m = model()
-    image, text = m.encode_image(pictures()), m.encode_text(tokens())
+    image, text = m.encode_image(random_images()), m.encode_text(tokens())
     assert isinstance(m, Model)
     assert image.pooled.shape == (7, m.image_width)
     assert text.pooled.shape == (4, 16)
@@ -70,7 +71,7 @@ def test_embeddings_have_unit_norm_and_pooled_features_do_not():
 
 def test_without_normalisation_the_projection_is_given_as_it_is():
     m = model(normalize=False)
-    features = m.encode_image(pictures())
+    features = m.encode_image(random_images())
     assert torch.allclose(features.embed, m.image.proj(features.pooled))
 
 
@@ -145,7 +146,7 @@ def test_a_frozen_tower_stays_in_evaluation():
     tower.requires_grad_(requires_grad=False)
     step.train()
     before = tower[1].running_mean.clone()
-    a, b = m.encode_image(pictures()).pooled, m.encode_image(pictures()).pooled
+    a, b = m.encode_image(random_images()).pooled, m.encode_image(random_images()).pooled
     assert not tower.training
     assert torch.equal(a, b)
     assert torch.equal(tower[1].running_mean, before)
@@ -155,10 +156,10 @@ def test_a_frozen_tower_stays_in_evaluation():
 
 def test_pixels_are_normalised_with_the_towers_own_numbers():
     tower = Cnn(8, 2)
-    tower.mean, tower.std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.125)
+    tower.traits = TowerTraits(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
     m = model(image=tower)
-    x = pictures()
-    mean, std = torch.tensor(tower.mean).view(3, 1, 1), torch.tensor(tower.std).view(3, 1, 1)
+    x = random_images()
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (tower.traits.mean, tower.traits.std))
     assert torch.allclose(m.pixels(x), (x / 255 - mean) / std, atol=1e-5)
     assert torch.equal(m.encode_image(x).embed, m.encode_image(x.float()).embed)
     assert (model().pixels(torch.tensor([[0], [255]]).view(2, 1, 1, 1)).flatten(1)[:, 0]).tolist() == [-1, 1]
@@ -170,25 +171,25 @@ def test_under_autocast_towers_see_bf16_and_embeddings_are_float32():
     m.image.trunk.stages[0].conv.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
     m.text.trunk.blocks[0].qkv.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        features = [*m.encode_image(pictures()), *m.encode_text(tokens())]
+        features = [*m.encode_image(random_images()), *m.encode_text(tokens())]
         loss = UniCL()(m, batch_of([0, 1, 0, -1]))["loss"]
     assert seen[:2] == [torch.bfloat16] * 2
     assert {f.dtype for f in features} == {torch.float32}
     assert loss.dtype == torch.float32
     assert torch.allclose(features[1].norm(dim=1), torch.ones(7), atol=1e-5)
-    assert {f.dtype for f in (*model().double().encode_image(pictures()),)} == {torch.float64}
+    assert {f.dtype for f in (*model().double().encode_image(random_images()),)} == {torch.float64}
     assert at_least_float32(torch.ones(1, dtype=torch.float16)).dtype == torch.float32
 
 
 def test_states_of_towers_that_have_them():
     m = model()
-    assert m.image_tokens(pictures()).shape == (7, 16, 16)
+    assert m.image_tokens(random_images()).shape == (7, 16, 16)
     assert m.text_tokens(tokens()).shape == (4, 6, 16)
 
 
 def test_a_model_without_text_says_so():
     m = model(text="none")
-    assert m.encode_image(pictures()).embed.shape == (7, 12)
+    assert m.encode_image(random_images()).embed.shape == (7, 12)
     with pytest.raises(UniclError, match="no text tower"):
         m.encode_text(tokens())
     with pytest.raises(UniclError, match="no text tower"):

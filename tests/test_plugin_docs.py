@@ -238,10 +238,10 @@ def shards(folder: Path) -> None:
     """Two tars of an image and its caption each."""
     folder.mkdir()
     for shard in range(2):
-        picture = io.BytesIO()
-        Image.new("RGB", (32, 32), (100 * shard, 0, 9)).save(picture, "PNG")
+        image = io.BytesIO()
+        Image.new("RGB", (32, 32), (100 * shard, 0, 9)).save(image, "PNG")
         with tarfile.open(folder / f"{shard:06d}.tar", "w") as tar:
-            for name, data in (("one.png", picture.getvalue()), ("one.txt", b"a cat")):
+            for name, data in (("one.png", image.getvalue()), ("one.txt", b"a cat")):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Sink,
         Tokenizer,
         Tower,
+        TowerTraits,
     )
     from unicl_cli.core.checkpoint import load_optimizer, load_weights, read_tensors, save
     from unicl_cli.core.checkpoint_files import newest, read_facts
@@ -42,7 +43,7 @@ _HOME = {
     "unicl_cli.build.model": ("build_image_tower",),
     "unicl_cli.contracts": (
         *("NO_KEY", "NO_LABEL", "NO_TEXT", "Batch", "ClassName", "DatasetSource", "Drawn", "Features", "LogitScale"),
-        *("Loss", "Metric", "Model", "Part", "Row", "Sample", "Sink", "Tokenizer", "Tower"),
+        *("Loss", "Metric", "Model", "Part", "Row", "Sample", "Sink", "Tokenizer", "Tower", "TowerTraits"),
     ),
     "unicl_cli.core.checkpoint": ("load_optimizer", "load_weights", "read_tensors", "save"),
     "unicl_cli.core.checkpoint_files": ("newest", "read_facts"),
@@ -81,6 +82,7 @@ __all__ = [
     "Step",
     "Tokenizer",
     "Tower",
+    "TowerTraits",
     "UniclError",
     "at_least_float32",
     "bare",

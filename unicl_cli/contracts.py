@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence  # at run time: pydantic below 2.13 looks at the fields of a Part
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 if TYPE_CHECKING:  # data sources use these types in workers that never load torch
+    from pathlib import Path
+
+    from PIL import Image
     from torch import Tensor, nn
 
 NO_LABEL = -1
@@ -24,7 +27,10 @@ _STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters (LoRA, ICLR 2022) beside frozen weights; ``targets`` are names of modules, auto: see `lora`."""
+    """Low-rank adapters (LoRA, ICLR 2022) beside frozen weights.
+
+    ``targets`` are the ends of module names; auto: every Linear layer of the tower's blocks (`build/lora.py`).
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
@@ -36,7 +42,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class Unlock:
-    """Frozen but for the last ``unlock`` blocks and what comes after them."""
+    """A tower that is frozen except for its last ``unlock`` blocks and everything after them."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
@@ -45,10 +51,10 @@ class Unlock:
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a tower learns: the keys that every tower takes beside its own options.
+    """The training options that every tower takes beside its own.
 
-    ``freeze``: true = the tower, all = and the projection that the model puts after it. ``lr_scale`` times the rate of
-    the run; ``layer_decay`` times that for each block below the top.
+    ``freeze``: true freezes the tower, all also the projection that the model puts after it. ``lr_scale`` multiplies
+    the learning rate of the run; ``layer_decay`` multiplies it again for each block below the top.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -69,7 +75,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class LogitScale:
-    """``init`` is 1/temperature (not its log), ``max`` the cap that is applied after each step."""
+    """The learned factor on cosines: ``init`` is 1/temperature (not its log), ``max`` its cap after each step."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
@@ -156,7 +162,7 @@ class Batch(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What a tower gives, at least float32: ``pooled`` (b, width) before the projection, ``embed`` (b, embed_dim)."""
+    """Output of a tower, at least float32: ``pooled`` (b, width) before the projection, ``embed`` (b, embed_dim)."""
 
     pooled: Tensor
     embed: Tensor
@@ -164,7 +170,16 @@ class Features(NamedTuple):
 
 @runtime_checkable
 class Model(Protocol):
-    """What losses and evaluation call. ``scale`` is a () tensor made from a parameter of shape [1]."""
+    """The interface that losses and evaluation call. ``scale`` is a () tensor made from a parameter of shape [1].
+
+    Optional attributes: ``text = None`` (no text tower, so no tokenizer is made), ``normalize`` and ``biased`` (False
+    and True if text vectors are rows of a linear classifier, so that scores are not cosines).
+
+    Optional methods: ``image_tokens(images)``, ``text_tokens(tokens)`` and ``encode_extra(name, x)`` for losses that
+    need them; ``extra(drawn, tokens, text_index)`` adds fields to each batch; ``after_step()`` runs after each update
+    (cap of a scale, queues); ``remember_texts()`` starts the cache of a frozen text tower and returns whether it can,
+    with ``text_width`` (numbers per cached text) and ``bank`` (the cache; None ends it).
+    """
 
     embed_dim: int
     image_width: int
@@ -174,13 +189,63 @@ class Model(Protocol):
     def scale(self, name: str = "text", /) -> Tensor: ...
 
 
+class Frame(Protocol):
+    """A tower's own resizing and cropping: an image -> an image of ``size`` (height, width)."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+    def __call__(self, image: Image.Image, /) -> Image.Image: ...
+
+
+@dataclass(frozen=True)
+class TowerTraits:
+    """Everything that the rest of the program may ask about a tower, besides its ``width`` and ``units``.
+
+    A tower declares it as the attribute ``traits``; `core.towers.traits_of` is the only reader. A tower without
+    ``traits`` has the defaults, except for attributes of the same names: ``mean``, ``std``, ``frame``, ``tokenizer``,
+    ``pad_id``, ``context_length``, ``trim_safe``, ``drops`` and ``projects``.
+    """
+
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    """Image: mean of pixels in [0, 1], one number per channel. Read by `TwoTower` (normalisation), `load_init`."""
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    """Image: their standard deviation. Read as ``mean`` is."""
+    frame: Frame | None = None
+    """Image: its resizing in evaluation. None: short side and centre crop. Read by `load_model`, validation."""
+    channels_last: bool = False
+    """Image: computes on channels-last pixels. Read by itself; `parallel.channels_last: false` clears it."""
+
+    tokenizer: Tokenizer | None = None
+    """Text: its own tokenizer, used unless the recipe names one. Read by `build_step`, `load_model`."""
+    pad_id: int = 0
+    """Text: the token behind the end of a text. Read by the text cache."""
+    context_length: int | None = None
+    """Text: the most tokens that it reads. None: any number. Read by the text cache."""
+    trim_safe: bool = False
+    """Text: padding changes no output, however much there is. Read by the text cache, which needs it."""
+    packs: bool | None = None
+    """Text: packs its tokens (`encoders/packing.py`). None: cannot; False: could, but `parallel.pack_texts` is false.
+    Read by itself and by `compile_units`, which leaves the sizes of its blocks open unless it is None."""
+    drops: bool = False
+    """Text: has dropout that is not an `nn.Dropout`, so equal texts differ. Read by `Step.drops_texts`."""
+
+    projects: bool = False
+    """Returns (pooled, joint) itself and gets no projection. Read by `TwoTower`."""
+    joint: bool = False
+    """Its output lies in the joint space already and gets no projection. Read by `TwoTower`."""
+    biased: bool = False
+    """Text: the last entry of its output is a bias per class, which is not normalised. Read by `TwoTower`."""
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Settings beyond the recipe's that change what the model computes, nested. Compared by `load_init`."""
+
+
 class Tower(Protocol):
     """An nn.Module of group ``unicl.encoders``: (b, 3, H, W) normalised pixels or (U, L) tokens -> (…, width).
 
-    ``units`` are its blocks, each called through its own forward (FSDP2 shards them one by one).
-    An image tower may also own ``mean, std, image_size`` and ``frame`` (image -> one of ``frame.size``, instead of
-    short side and a centre crop); a text tower ``tokenizer, pad_id, trim_safe``. One that ``projects`` returns (pooled,
-    joint) by itself; ``store(folder)`` writes what builds it again without its first weights.
+    ``units`` are its blocks, each called through its own forward: FSDP2 shards them one by one, LoRA, ``unlock`` and
+    ``layer_decay`` count them. ``width`` and ``units`` are all that a tower needs; an optional attribute ``traits``
+    says the rest (`TowerTraits`). Two methods are optional: ``tokens(x)`` -> (…, N, width), the states before pooling,
+    and ``store(folder)`` (`StoresFiles`).
     """
 
     width: int
@@ -190,8 +255,21 @@ class Tower(Protocol):
     def __call__(self, x: Tensor, /) -> Tensor: ...
 
 
+@runtime_checkable
+class StoresFiles(Protocol):
+    """A tower that needs files beside recipe and weights, such as a configuration or a tokenizer."""
+
+    def store(self, folder: Path, /) -> None:
+        """Write into ``folder`` of the run what builds the tower again without its first weights."""
+        ...
+
+
 class Tokenizer(Protocol):
-    """Texts -> int64 (n, longest) ids, at most ``context_length`` long, EOT kept when cut; pure and picklable."""
+    """Texts -> int64 (n, longest) ids, at most ``context_length`` long, EOT kept when cut; pure and picklable.
+
+    Optional: ``pad_id`` and ``eot_id``, the ids of padding and end of text; ``cuts(texts)``, the number of texts that
+    are too long; ``save(path)``, which writes a `tokenizer.json`; ``clean``, True if texts are cleaned first.
+    """
 
     @property
     def context_length(self) -> int: ...
@@ -206,6 +284,9 @@ class Loss(Protocol):
     ``score`` is ``text | head | pair | none`` and says how a trained model classifies, ``activation`` is
     ``softmax | sigmoid``. The result maps ``loss`` to a () tensor with gradient; other scalars are logged.
     The mean over ranks of ``loss`` is the loss of the global batch.
+
+    Optional: ``bias``, added to the scores of ``text``; ``head``, the classifier of ``head``; ``pair_scores(model,
+    images, tokens)`` -> (b, C) of ``pair``; ``extra`` and ``after_step()``, as on a model.
     """
 
     score: str

@@ -1,4 +1,4 @@
-"""Built-in encoders and losses by name: signatures without torch, so that a recipe is checked in an instant."""
+"""Factories of the built-in encoders and losses: signatures without torch, so that checking a recipe is fast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_ARGS: Mapping[str, int | float | bool | str] = MappingProxyType({})
 Terms = Sequence[Literal["image", "text"]]
 
 
-def _rows(tile: Tile) -> int | None:
+def _tile_rows(tile: Tile) -> int | None:
     return None if tile == "auto" else tile
 
 
@@ -50,14 +50,14 @@ def timm(
     image_size: int,
     stored: Path | None,
 ) -> nn.Module:
-    """Any timm backbone by name as image tower: ResNet, Swin, FocalNet, ViT, ConvNeXt, …
+    """Any timm backbone as image tower: ResNet, Swin, FocalNet, ViT, ConvNeXt, …
 
-    ``args`` are the backbone's own, for example ``{patch_size: 2, window_size: 4}``; ``small_stem`` is for ResNets on
-    images of about 32 px.
+    ``args`` are options of the backbone, for example ``{patch_size: 2, window_size: 4}``. ``small_stem`` is for
+    ResNets on images of about 32 px.
     """
     from unicl_cli.encoders.timm import TimmTower
 
-    fresh = stored is None  # else a run's weights are going to replace them, and nothing need be downloaded
+    fresh = stored is None  # else the weights of a run will replace them: download nothing
     return TimmTower(
         model,
         pretrained=pretrained and fresh,
@@ -79,10 +79,10 @@ def open_clip(
     image_size: int | None,
     stored: Path | None,
 ) -> nn.Module:
-    """A whole model of open_clip with its weights: `open_clip:NAME[/TAG]`, `local-dir:PATH` or `hf-hub:ORG/REPO`.
+    """A whole open_clip model with its weights: `open_clip:NAME[/TAG]`, `local-dir:PATH` or `hf-hub:ORG/REPO`.
 
-    Its preprocessing, tokenizer and logit scale come with it. ``image`` and ``text`` say how its towers learn, with the
-    keys of any tower: freeze, lr_scale, layer_decay, lora.
+    It brings its own preprocessing, tokenizer and logit scale. ``image`` and ``text`` take the training options of any
+    tower: freeze, lr_scale, layer_decay, lora.
     """
     from unicl_cli.core import hub
     from unicl_cli.data.tokenizers import open_clip_tokenizer
@@ -102,7 +102,7 @@ def open_clip(
 
 
 def cnn(*, width: Count = 32, stages: Count = 3) -> nn.Module:
-    """A small convolutional image tower for images of about 32 px: trains in seconds on a CPU."""
+    """A small convolutional image tower for images of about 32 px; trains in seconds on a CPU."""
     from unicl_cli.encoders.cnn import Cnn
 
     return Cnn(width, stages)
@@ -119,7 +119,7 @@ def transformer(
     quick_gelu: bool = False,
     norm_eps: Positive = 1e-5,
 ) -> nn.Module:
-    """CLIP's text tower: causal Transformer, the state at the end-of-text token."""
+    """CLIP's text tower: a causal Transformer, read at the end-of-text token."""
     from unicl_cli.encoders.transformer import TextTransformer
 
     return TextTransformer(
@@ -128,42 +128,42 @@ def transformer(
 
 
 def cbow(*, vocab_size: int, pad_id: int, width: Count = 512) -> nn.Module:
-    """A bag of words as text tower: the mean of the token embeddings (CLIP, section 2.3)."""
+    """A bag of words as text tower: the mean of its token embeddings (CLIP, section 2.3)."""
     from unicl_cli.encoders.cbow import Cbow
 
     return Cbow(vocab_size, pad_id, width)
 
 
 def linear(*, vocab_size: int, embed_dim: int, bias: bool = False) -> nn.Module:
-    """One free vector a class instead of a text tower (UniCL, Table 3); wants `tokenizer: classes`."""
-    from unicl_cli.encoders.cbow import LabelEmbedding
+    """One free vector per class instead of a text tower (UniCL, Table 3); needs `tokenizer: classes`."""
+    from unicl_cli.encoders.linear import LabelEmbedding
 
     return LabelEmbedding(vocab_size, embed_dim, bias=bias)
 
 
 def unicl(*, terms: Terms = ("image", "text"), tile: Tile = "auto", fold: bool = True) -> nn.Module:
-    """UniCL: positives are all pairs of equal label (CVPR 2022, eq. 2, 3)."""
+    """UniCL: all pairs with equal labels are positives (CVPR 2022, eq. 2, 3)."""
     from unicl_cli.losses import UniCL
 
-    return UniCL(terms, _rows(tile), fold=fold)
+    return UniCL(terms, _tile_rows(tile), fold=fold)
 
 
 def clip(*, tile: Tile = "auto", fold: bool = True) -> nn.Module:
-    """CLIP: each pair is its own class, labels are ignored."""
+    """CLIP: each pair is its own class; labels are ignored."""
     from unicl_cli.losses import Clip
 
-    return Clip(_rows(tile), fold=fold)
+    return Clip(_tile_rows(tile), fold=fold)
 
 
 def supcon(*, image_width: int, temperature: Positive = 0.1, dim: Count = 128, tile: Tile = "auto") -> nn.Module:
-    """SupCon on two views of each image (NeurIPS 2020, eq. 2); wants a second stage for a classifier."""
+    """SupCon on two views of each image (NeurIPS 2020, eq. 2); needs a second stage for a classifier."""
     from unicl_cli.losses import SupCon
 
-    return SupCon(image_width, temperature, dim, _rows(tile))
+    return SupCon(image_width, temperature, dim, _tile_rows(tile))
 
 
 def ce(*, image_width: int, num_classes: int, label_smoothing: Below1 = 0.0) -> nn.Module:
-    """Cross-entropy through a linear head on the image tower."""
+    """Cross-entropy of a linear head on the image tower."""
     from unicl_cli.losses import CrossEntropy
 
     return CrossEntropy(image_width, num_classes, label_smoothing)
@@ -172,7 +172,7 @@ def ce(*, image_width: int, num_classes: int, label_smoothing: Below1 = 0.0) -> 
 def multitask(
     *, image_width: int, num_classes: int, weight: Weight = 1.0, tile: Tile = "auto", fold: bool = True
 ) -> nn.Module:
-    """CLIP on caption rows plus ``weight`` times cross-entropy on label rows (UniCL, Table 6)."""
+    """CLIP on rows with captions plus ``weight`` times cross-entropy on rows with labels (UniCL, Table 6)."""
     from unicl_cli.losses import MultiTask
 
-    return MultiTask(image_width, num_classes, weight, _rows(tile), fold=fold)
+    return MultiTask(image_width, num_classes, weight, _tile_rows(tile), fold=fold)

@@ -1,4 +1,4 @@
-"""The losses: pure functions of features and keys, and the modules that feed them."""
+"""The losses: pure functions of features and keys, and the modules that call them."""
 
 from collections.abc import Sequence
 
@@ -15,18 +15,19 @@ from unicl_cli.kernels.tiles import in_kernel, tiled_sums
 TERMS = ("image", "text")
 
 
-def _wide(x: Tensor) -> Tensor:
-    """At least float32: half-precision logits are off by 1e-3 and worse (float64 stays)."""
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Convert half precision to float32, since half-precision logits are off by 1e-3 or more; float64 stays."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _ready(x: Tensor, tile: int | None) -> Tensor:
-    """As ``tiled_sums`` takes it: the kernel multiplies half precision as it is and sums in float32."""
-    return x if in_kernel(x, tile) else _wide(x)
+def _kernel_input(x: Tensor, tile: int | None) -> Tensor:
+    """Return ``x`` as ``tiled_sums`` takes it: the kernel multiplies half precision itself and sums in float32."""
+    return x if in_kernel(x, tile) else _at_least_float32(x)
 
 
-def _scalar(scale: Tensor | float, like: Tensor) -> Tensor:
-    return torch.as_tensor(scale, dtype=_wide(like[:0]).dtype, device=like.device).reshape(())
+def _scale_of(scale: Tensor | float, like: Tensor) -> Tensor:
+    """Return the scale as a () tensor, at least float32, on the device of ``like``."""
+    return torch.as_tensor(scale, dtype=_at_least_float32(like[:0]).dtype, device=like.device).reshape(())
 
 
 def contrast(
@@ -37,14 +38,14 @@ def contrast(
     scale: Tensor | float,
     exclude: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """(b, D), (B, D), (b,), (B,), () -> (b,): minus the mean log-probability of each row's positives, in nats.
+    """Compute minus the mean log-probability of each row's positives: (b, D), (B, D), (b,), (B,), () -> (b,), in nats.
 
-    Columns with NO_KEY and pairs of equal ``exclude`` ids are in neither sum; a row without a positive gives 0.
-    Holds b x B: the oracle of ``contrast_tiled``. UniCL (CVPR 2022) eq. 2, 3.
+    Columns with NO_KEY and pairs with equal ``exclude`` ids are in neither sum; a row without positives gives 0.
+    Keeps b x B logits in memory: the oracle of ``contrast_tiled``. UniCL (CVPR 2022) eq. 2, 3.
     """
-    q, k = _wide(q), _wide(k)
+    q, k = _at_least_float32(q), _at_least_float32(k)
     with torch.autocast(q.device.type, enabled=False):
-        logits = _scalar(scale, q) * q @ k.T  # (b, B)
+        logits = _scale_of(scale, q) * q @ k.T  # (b, B)
         hidden = (k_keys == NO_KEY).expand_as(logits)
         if exclude is not None:
             hidden = hidden | (exclude[0][:, None] == exclude[1])
@@ -64,10 +65,10 @@ def contrast_tiled(
     *,
     tile: int | None = None,
 ) -> Tensor:
-    """``contrast`` with the same values and gradients, ``tile`` rows at a time; never holds b x B."""
-    q, k = _ready(q, tile), _ready(k, tile)
+    """Compute ``contrast`` with the same values and gradients, ``tile`` rows at a time, never b x B at once."""
+    q, k = _kernel_input(q, tile), _kernel_input(k, tile)
     with torch.autocast(q.device.type, enabled=False):
-        s = _scalar(scale, q)
+        s = _scale_of(scale, q)
         pairs = pairs_of(q_keys, k_keys, s.dtype, exclude=exclude)
         rows, _, pull = tiled_sums(q, k, s, pairs, tile)
         return (rows - pull).masked_fill(pairs.positives == 0, 0)
@@ -83,30 +84,30 @@ def both_ways(
     tile: int | None = None,
     index: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """(b, D) image features, (b, D) text features, (b,), () of this rank -> its shares of the global means, each ().
+    """Compute this rank's shares of the global means, each (): (b, D) images, (b, D) texts, (b,) keys, () scale.
 
-    ``loss`` is the mean of the ``terms``; ``loss_per_image`` is the softmax over texts, ``loss_per_text`` over images,
-    ``excess_loss`` is ``loss`` minus the least value these keys allow. Rows with NO_KEY are hidden on both sides and
-    not counted. One product serves both directions; texts and keys are gathered, images are not.
+    ``loss`` is the mean of the ``terms``; ``loss_per_image`` is the softmax over texts, ``loss_per_text`` over images.
+    ``excess_loss`` is ``loss`` minus the lowest value that these keys allow. Rows with NO_KEY are hidden on both sides
+    and not counted. One product serves both directions; texts and keys are gathered, images are not.
 
-    With ``index``, int64 (b,), ``v`` is (U, D), the distinct texts alone, and row i's text is ``v[index[i]]``: the same
-    numbers as of ``v[index]`` from b x U logits. U may differ by rank; a hidden row's index may be NO_TEXT.
+    With ``index``, int64 (b,), ``v`` is (U, D), the distinct texts, and the text of row i is ``v[index[i]]``: the same
+    numbers as with ``v[index]``, from b x U logits. U may differ by rank; the index of a hidden row may be NO_TEXT.
     """
-    u, v = _ready(u, tile), _ready(v, tile)
+    u, v = _kernel_input(u, tile), _kernel_input(v, tile)
     with torch.autocast(u.device.type, enabled=False):
-        s = _scalar(scale, u)
-        width = len(v) if index is None else largest_over_ranks(len(v))  # every rank gathers as many rows
+        s = _scale_of(scale, u)
+        width = len(v) if index is None else largest_over_ranks(len(v))  # every rank gathers the same number of rows
         k = gather(F.pad(v, (0, 0, 0, width - len(v))) if width > len(v) else v)
         mine = torch.arange(len(v), device=v.device) if index is None else index.clamp(min=0)
         everyone = gather(torch.stack([keys, mine + rank() * width], 1))
         all_keys, reads = everyone.T.contiguous()
         pairs = pairs_of(keys, all_keys, s.dtype, column_sums=True, shared=(reads, len(k)))
         rows, columns, pull = tiled_sums(u, k, s, pairs, tile)
-        # this rank's texts over all images, each text as one column however often it is read
+        # the texts of this rank over all images; a text is one column, however many rows read it
         here = (columns - pairs.column_bias).view(world_size(), width)
         columns = exchange(here).logsumexp(0)[mine]
         valid, count = keys != NO_KEY, (all_keys != NO_KEY).sum()
-        # Keys are symmetric, so the pulls of all images and of all texts have one sum: no gather of the images.
+        # keys are symmetric, so the pulls of all images and of all texts have the same sum: images are not gathered
         sums = {"image": rows - pull, "text": columns - pull}
         means = {term: share_of_mean(x, valid, count) for term, x in sums.items()}
         loss = torch.stack([means[term] for term in terms]).mean()
@@ -118,15 +119,16 @@ def both_ways(
 def supcon_loss(
     features: Tensor, keys: Tensor, ids: Tensor, temperature: float, *, tile: int | None = None
 ) -> dict[str, Tensor]:
-    """(n, D) unit rows of this rank, (n,), (n,) -> its shares of the global means, each ().
+    """Compute this rank's shares of the global means, each (): (n, D) unit rows of this rank, (n,) keys, (n,) ids.
 
-    Every row against all rows but itself (equal ``ids``), positives by equal key, the mean outside the log. A row
-    without another positive gives 0 and is counted, as in the authors' code; their factor temperature / 0.07 is left
-    out. With ``keys`` unique per image it is NT-Xent. SupCon (NeurIPS 2020) eq. 2; SimCLR (ICML 2020) eq. 1.
+    Every row is compared with all rows except itself (equal ``ids``); rows with an equal key are its positives; the
+    mean stands outside the log. A row without another positive gives 0 and is counted, as in the authors' code; their
+    factor temperature / 0.07 is left out. With ``keys`` unique per image it is NT-Xent.
+    SupCon (NeurIPS 2020) eq. 2; SimCLR (ICML 2020) eq. 1.
     """
-    features = _ready(features, tile)
+    features = _kernel_input(features, tile)
     with torch.autocast(features.device.type, enabled=False):
-        scale = _scalar(1 / temperature, features)
+        scale = _scale_of(1 / temperature, features)
         all_keys, all_ids = gather(torch.stack([keys, ids], 1)).T.contiguous()
         pairs = pairs_of(keys, all_keys, scale.dtype, exclude=(ids, all_ids))
         rows, _, pull = tiled_sums(features, gather(features), scale, pairs, tile)
@@ -137,26 +139,29 @@ def supcon_loss(
 
 
 def _texts(model: Model, batch: Batch, *, fold: bool) -> tuple[Tensor, Tensor | None]:
-    """(U, D) features of the distinct texts and each row's number among them, or (b, D), one a row."""
+    """Encode the distinct texts: return (U, D) and the index of each row's text, or (b, D), one per row, and None."""
     v = model.encode_text(batch.tokens).embed
-    return (v, batch.text_index) if fold else (v[batch.text_index], None)  # a row without text reads the last, hidden
+    if fold:
+        return v, batch.text_index
+    return v[batch.text_index], None  # a row without text reads the last one and is hidden
 
 
 def _text_keys(keys: Tensor, batch: Batch) -> Tensor:
+    """Hide the rows without text."""
     return keys.masked_fill(batch.text_index == NO_TEXT, NO_KEY)
 
 
 def _class_loss(head: nn.Linear, pooled: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """This rank's share of the mean cross-entropy of the rows that have a label; 0 with a gradient where none has."""
+    """Compute this rank's share of the mean cross-entropy of rows with a label; without any, 0 with a gradient."""
     valid = labels != NO_LABEL
     with torch.autocast(pooled.device.type, enabled=False):
         targets = labels.masked_fill(~valid, 0)
-        values = F.cross_entropy(head(_wide(pooled)), targets, reduction="none", label_smoothing=smoothing)
+        values = F.cross_entropy(head(_at_least_float32(pooled)), targets, reduction="none", label_smoothing=smoothing)
         return share_of_mean(values, valid)
 
 
 class UniCL(nn.Module):
-    """Image-text-label contrast: positives are all pairs of equal key, both ways. UniCL (CVPR 2022) eq. 1."""
+    """Image-text-label contrast: all pairs with equal keys are positives, both ways. UniCL (CVPR 2022) eq. 1."""
 
     score, activation = "text", "softmax"
 
@@ -164,9 +169,11 @@ class UniCL(nn.Module):
         super().__init__()
         for term in terms:
             if term not in TERMS:
-                raise UniclError(f"loss.terms: unknown term '{term}'{did_you_mean(term, TERMS)}", "use image, text")
+                raise UniclError(
+                    f"loss.terms: unknown term '{term}'{did_you_mean(term, TERMS)}", "use image, text or both"
+                )
         if not terms or len(set(terms)) < len(terms):
-            raise UniclError(f"loss.terms: {list(terms)}", "name image, text or both, each once")
+            raise UniclError(f"loss.terms: {list(terms)} is empty or repeats a term", "use image, text or both")
         self.terms, self.tile, self.fold = tuple(terms), tile, fold
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
@@ -177,7 +184,7 @@ class UniCL(nn.Module):
 
 
 class Clip(nn.Module):
-    """Identity targets, whatever the labels: each row's only positive is its own text. CLIP (ICML 2021)."""
+    """Identity targets, labels ignored: the only positive of a row is its own text. CLIP (ICML 2021)."""
 
     score, activation = "text", "softmax"
 
@@ -193,7 +200,7 @@ class Clip(nn.Module):
 
 
 class SupCon(nn.Module):
-    """Views of images against each other behind an own MLP; positives by key: label, else the image itself."""
+    """Contrast of image views behind its own MLP; positives have equal keys: the label, else the image itself."""
 
     score, activation = "none", "softmax"
 
@@ -204,12 +211,12 @@ class SupCon(nn.Module):
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         if batch.images.dim() != 5:
-            raise UniclError("loss supcon needs several views of each image", "set data.views to 2")
+            raise UniclError("data.views: loss supcon needs several views of each image, got 1", "set data.views=2")
         views = batch.images.shape[1]
         z = self.head(model.encode_image(batch.images.flatten(0, 1)).pooled)
         ids = (batch.draws[:, None] * views + torch.arange(views, device=z.device)).flatten()
         keys = batch.keys.repeat_interleave(views)
-        return supcon_loss(F.normalize(_wide(z), dim=-1), keys, ids, self.temperature, tile=self.tile)
+        return supcon_loss(F.normalize(_at_least_float32(z), dim=-1), keys, ids, self.temperature, tile=self.tile)
 
 
 class CrossEntropy(nn.Module):
@@ -228,7 +235,7 @@ class CrossEntropy(nn.Module):
 
 
 class MultiTask(nn.Module):
-    """CLIP on the rows without a label plus ``weight`` times cross-entropy on those with one. UniCL, table 6."""
+    """CLIP on rows without a label plus ``weight`` times cross-entropy on rows with one. UniCL, Table 6."""
 
     score, activation = "text", "softmax"
 

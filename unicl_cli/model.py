@@ -12,54 +12,55 @@ from torch.utils.checkpoint import checkpoint
 from unicl_cli.contracts import Features, LogitScale, Tower
 from unicl_cli.core.host_copy import parts_of
 from unicl_cli.core.text_cache import Bank, bank_of
+from unicl_cli.core.towers import traits_of
 from unicl_cli.errors import UniclError
 
-NO_TOWER = "texts are to be encoded, but the model has no text tower (model.text is null)"
+NO_TOWER = "model.text: the loss encodes texts, but the model has no text tower"
 Encode = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 def chunked(run: Encode, x: Tensor, chunks: int) -> tuple[Tensor, ...]:
-    """``run(x)`` in ``chunks`` recomputed parts: the same value and gradients, one part's activations at a time.
+    """Compute ``run(x)`` in ``chunks`` recomputed parts: same value and gradients, activations of one part at a time.
 
-    The number of parts is the same on every rank whatever the rows, since FSDP2 gathers weights in each forward.
+    Every rank computes the same number of parts, however many rows it has: FSDP2 gathers weights in each forward.
     """
     if chunks == 1 or not torch.is_grad_enabled():
         return run(x)
-    outs = [checkpoint(run, part, use_reentrant=False) for part in parts_of(x, chunks)]  # a repeated row's is dropped
-    return tuple(torch.cat(column)[: len(x)] for column in zip(*outs, strict=True))
+    outs = [checkpoint(run, part, use_reentrant=False) for part in parts_of(x, chunks)]
+    return tuple(torch.cat(column)[: len(x)] for column in zip(*outs, strict=True))  # without repeated rows
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """bf16 and fp16 to float32; float32 and float64 as they are."""
+    """Convert bf16 and fp16 to float32; return float32 and float64 as they are."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 class Projected(nn.Module):
-    """A tower and its bias-free projection (embed_dim, width); a tower that is ``joint`` already needs none."""
+    """A tower and its bias-free projection (embed_dim, width); none if the tower's output is ``joint`` already."""
 
     def __init__(self, trunk: nn.Module, embed_dim: int) -> None:
         super().__init__()
         width = cast("Tower", trunk).width
         self.trunk = trunk
-        self.proj = nn.Identity() if getattr(trunk, "joint", False) else nn.Linear(width, embed_dim, bias=False)
+        self.proj = nn.Identity() if traits_of(trunk).joint else nn.Linear(width, embed_dim, bias=False)
         if isinstance(self.proj, nn.Linear):
             nn.init.normal_(self.proj.weight, std=width**-0.5)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Tower input -> pooled (n, width), joint (n, embed_dim) before any normalisation."""
+        """Map tower input to pooled (n, width) and joint (n, embed_dim), both before normalisation."""
         pooled = self.trunk(x)
         return pooled, self.proj(pooled)
 
 
-def projected(tower: nn.Module, embed_dim: int) -> nn.Module:
-    """The tower with a projection; one that ``projects`` gives pooled and joint by itself."""
-    return tower if getattr(tower, "projects", False) else Projected(tower, embed_dim)
+def add_projection(tower: nn.Module, embed_dim: int) -> nn.Module:
+    """Return the tower with a projection, or as it is if it ``projects`` itself."""
+    return tower if traits_of(tower).projects else Projected(tower, embed_dim)
 
 
 class TwoTower(nn.Module):
     """Image and text towers into one space of ``embed_dim`` (CLIP 2021, Fig. 3; UniCL, CVPR 2022, section 3.1).
 
-    A tower may own ``mean, std`` (three numbers each, of pixels in [0, 1]); ``text`` None leaves images only.
+    Pixels are normalised with the image tower's own ``mean`` and ``std``; ``text`` None leaves images only.
     """
 
     def __init__(
@@ -73,48 +74,49 @@ class TwoTower(nn.Module):
         chunks: int = 1,
     ) -> None:
         super().__init__()
-        self.image = projected(image, embed_dim)
-        self.text = None if text is None else projected(text, embed_dim)
-        # a text vector's last entry is its bias: an image vector answers with 1
-        self.biased = bool(getattr(text, "biased", False))
+        self.image = add_projection(image, embed_dim)
+        self.text = None if text is None else add_projection(text, embed_dim)
+        # the last entry of a text vector is its bias, and that of an image vector is 1
+        self.biased = text is not None and traits_of(text).biased
         self.embed_dim = embed_dim + self.biased
         self.image_width = cast("Tower", image).width
+        self.text_width = 0 if text is None else cast("Tower", text).width
         self.normalize, self.chunks = normalize, chunks
         self.bank: Bank | None = None
         self.logit_scale = nn.Parameter(torch.full([1], math.log(logit_scale.init)), requires_grad=logit_scale.learn)
         self.max_log_scale = math.log(logit_scale.max)
-        for name, default in (("mean", (0.5, 0.5, 0.5)), ("std", (0.5, 0.5, 0.5))):
-            value = torch.tensor(getattr(image, name, default)).view(3, 1, 1)
-            self.register_buffer(f"pixel_{name}", value * 255, persistent=False)
+        traits = traits_of(image)
+        for name, numbers in (("pixel_mean", traits.mean), ("pixel_std", traits.std)):
+            self.register_buffer(name, torch.tensor(numbers).view(3, 1, 1) * 255, persistent=False)
 
     def carry_scale(self, log_scale: Tensor) -> None:
-        """Takes over the logarithm of a trained scale; one above the cap stays above it."""
+        """Copy the logarithm of a trained scale; the cap rises to it if it is higher."""
         with torch.no_grad():
             self.logit_scale.copy_(log_scale.reshape(1))
         if not log_scale.is_meta:
             self.max_log_scale = max(self.max_log_scale, float(log_scale))
 
     def pixels(self, images: Tensor) -> Tensor:
-        """uint8 (b, 3, H, W) -> normalised floats in the model's own type, on its device."""
+        """Normalise uint8 (b, 3, H, W) to floats in the model's own type, on its device."""
         mean, std = cast("Tensor", self.pixel_mean), cast("Tensor", self.pixel_std)
         return (images.to(mean.dtype) - mean) / std
 
     def encode_image(self, images: Tensor) -> Features:
-        """uint8 (b, 3, H, W) -> pooled (b, image_width), embed (b, embed_dim)."""
+        """Encode uint8 (b, 3, H, W) to pooled (b, image_width) and embed (b, embed_dim)."""
         if images.dim() != 4:
             raise UniclError(
-                f"the loss takes one view of each image, and there are {images.shape[1]}",
-                "set data.views to 1, or take a loss of several views, as supcon",
+                f"data.views: the loss takes one view per image, got {images.shape[1]}",
+                "set data.views=1, or use a loss that takes several views, such as supcon",
             )
         return Features(*chunked(self._image, images, self.chunks))
 
     def encode_text(self, tokens: Tensor) -> Features:
-        """int64 (U, L) -> pooled (U, width), embed (U, embed_dim)."""
+        """Encode int64 (U, L) to pooled (U, width) and embed (U, embed_dim)."""
         if self.bank is None or not self.training:
             return Features(*chunked(self._text, tokens, self.chunks))
         known, text = self.bank(tokens), cast("Any", self.text)
-        both = (known, text.proj(known)) if isinstance(text, Projected) else known.tensor_split([text.width], 1)
-        return Features(*self._ended(*both))
+        both = (known, text.proj(known)) if isinstance(text, Projected) else known.tensor_split([self.text_width], 1)
+        return Features(*self._finish_text(*both))
 
     def _image(self, images: Tensor) -> tuple[Tensor, Tensor]:
         pooled, joint = map(at_least_float32, self.image(self.pixels(images)))
@@ -124,20 +126,20 @@ class TwoTower(nn.Module):
 
     def _text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         if self.text is None:
-            raise UniclError(NO_TOWER, "give model.text, or take a loss on images alone: ce, supcon")
-        return self._ended(*self.text(tokens))
+            raise UniclError(NO_TOWER, "set model.text, or use a loss on images alone: ce, supcon")
+        return self._finish_text(*self.text(tokens))
 
-    def _ended(self, pooled: Tensor, joint: Tensor) -> tuple[Tensor, Tensor]:
-        """What a text tower gives -> pooled, embed."""
+    def _finish_text(self, pooled: Tensor, joint: Tensor) -> tuple[Tensor, Tensor]:
+        """Convert a text tower's output to pooled and embed."""
         pooled, joint = at_least_float32(pooled), at_least_float32(joint)
-        if self.normalize and self.biased:  # the bias is no direction
+        if self.normalize and self.biased:  # the bias is not part of the direction
             return pooled, torch.cat([F.normalize(joint[:, :-1], dim=-1), joint[:, -1:]], 1)
         return pooled, F.normalize(joint, dim=-1) if self.normalize else joint
 
     def remember_texts(self) -> bool:
-        """From here on each text is encoded once in training, if its tower learns no more; is it so?
+        """Start to encode each text only once in training; return False if the text tower cannot.
 
-        For weights that stay as they are; a projection may learn.
+        Its weights have to be in place and frozen; a projection may learn.
         """
         text = self.text
         if isinstance(text, Projected):
@@ -147,21 +149,21 @@ class TwoTower(nn.Module):
         return self.bank is not None
 
     def image_tokens(self, images: Tensor) -> Tensor:
-        """uint8 (b, 3, H, W) -> (b, N, image_width), from towers that have ``tokens``."""
+        """Encode uint8 (b, 3, H, W) to (b, N, image_width) with a tower that has ``tokens``."""
         return at_least_float32(cast("Any", self.image).trunk.tokens(self.pixels(images)))
 
     def text_tokens(self, tokens: Tensor) -> Tensor:
-        """int64 (U, L) -> (U, L, width), from towers that have ``tokens``."""
+        """Encode int64 (U, L) to (U, L, width) with a tower that has ``tokens``."""
         if self.text is None:
-            raise UniclError(NO_TOWER, "give model.text, or take a loss on images alone: ce, supcon")
+            raise UniclError(NO_TOWER, "set model.text, or use a loss on images alone: ce, supcon")
         return at_least_float32(cast("Any", self.text).trunk.tokens(tokens))
 
     def scale(self, name: str = "text") -> Tensor:
-        """(): exp(logit_scale), the factor on cosines; one for every ``name`` here."""
+        """Return exp(logit_scale), the factor on cosines, as a () tensor; the same for every ``name``."""
         del name
         return self.logit_scale.exp().squeeze(0)
 
     def after_step(self) -> None:
-        """The cap on the scale. In `forward` a clamp would have gradient 0 at the bound and never come back."""
+        """Cap the scale. A clamp in `forward` would have gradient 0 at the bound, and the scale would stay there."""
         with torch.no_grad():
             self.logit_scale.clamp_(max=self.max_log_scale)

@@ -105,7 +105,7 @@ def furthest(one: Path, other: Path) -> float:
 
 def trained_on_one_and_two(recipe: str, folder: Path, *overrides: str) -> tuple[Path, Path]:
     """The runs of a recipe's text on one process and on two: `furthest` of them has to be rounding, 1e-4 in float32."""
-    file, runs = folder / "recipe.yaml", (folder / "one", folder / "two")
+    file, runs = folder / RECIPE, (folder / "one", folder / "two")
     file.write_text(recipe, encoding="utf-8")
     for count, run in enumerate(runs, start=1):
         unicl("train", file, *overrides, "--run-dir", run, "--devices", f"cpu:{count}", "-q")

@@ -9,7 +9,7 @@ import yaml
 
 from unicl_cli.build.data import build_data, build_tokenizer, check_learnable, merged_classes, total_steps, worker_count
 from unicl_cli.build.init import load_init
-from unicl_cli.build.load import DEFAULT, load_model, named
+from unicl_cli.build.load import DEFAULT, choose_model, load_model
 from unicl_cli.build.model import build_image_tower, build_step
 from unicl_cli.build.optimizer import build_optimizer, doubts, rate
 from unicl_cli.cli import main
@@ -212,7 +212,7 @@ def test_a_run_and_its_checkpoints_are_loaded(run, recipe, monkeypatch):
     raw = checkpoint.weights(load_model("runs/r", raw_weights=True).step)
     assert all(torch.equal(raw[n], t) for n, t in checkpoint.read_tensors(run / "model.safetensors").items())
     assert load_model("runs/r/checkpoints/step-00000004").tokenizer.vocab_size == loaded.tokenizer.vocab_size
-    assert named(None) == "runs/r", "the run that finished last"
+    assert choose_model(None) == "runs/r", "the run that finished last"
     monkeypatch.setenv("UNICL_MODEL", "nowhere")
     with pytest.raises(UniclError, match="model nowhere: no such run"):
         load_model(None)
@@ -225,7 +225,7 @@ def test_a_run_and_its_checkpoints_are_loaded(run, recipe, monkeypatch):
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert named(None) == DEFAULT, "no run: a published model"
+    assert choose_model(None) == DEFAULT, "no run: a published model"
     Path("x").mkdir()
     with pytest.raises(UniclError, match="x: is neither a run nor a checkpoint directory"):
         find_run("x")

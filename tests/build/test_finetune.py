@@ -10,7 +10,7 @@ import torch
 
 from unicl_cli.build.data import build_data
 from unicl_cli.build.load import load_model
-from unicl_cli.build.lora import in_names
+from unicl_cli.build.lora import has_adapters
 from unicl_cli.build.optimizer import doubts
 from unicl_cli.cli import main
 from unicl_cli.core import checkpoint
@@ -102,9 +102,9 @@ def test_lora_ends_in_plain_weights_and_goes_on_after_a_cut_to_the_same_bits(tun
     assert final.keys() == average.keys() == begin(run).keys(), "every reader works without peft"
     assert any(name.endswith("in_proj_weight") for name in moved(run))
     middle = run / "checkpoints/step-00000002"
-    assert in_names(tensors(middle))
+    assert has_adapters(tensors(middle))
     assert all(
-        in_names([name]) or "logit_scale" in name for name in checkpoint.read_tensors(middle / "optim.safetensors")
+        has_adapters([name]) or "logit_scale" in name for name in checkpoint.read_tensors(middle / "optim.safetensors")
     )
     loaded = load_model(str(last_checkpoint(run)))
     assert all(torch.equal(x, average[name]) for name, x in checkpoint.weights(loaded.step).items())

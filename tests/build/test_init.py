@@ -1,4 +1,4 @@
-"""Weights to start from: all of a run or some of its parts, and what would mean something else is refused."""
+"""Start weights: all of a run or some of its parts; weights that mean something else are refused."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unicl_cli.build.data import build_data, build_tokenizer
-from unicl_cli.build.init import flat, load_init
+from unicl_cli.build.init import flat_settings, load_init
 from unicl_cli.build.model import build_step
 from unicl_cli.cli import main
 from unicl_cli.core import checkpoint
@@ -80,7 +80,7 @@ def test_parts_are_taken_whole_and_a_projection_that_does_not_fit_is_left(make, 
     assert {name.split(".")[1] for name in changed} == {"image", "logit_scale"}
     assert torch.equal(after["model.image.proj.weight"], old["model.image.proj.weight"])
     said, changed, after = started(make(seed=1, model={"embed_dim": 24, "init_parts": ["image"]}), run)
-    assert said == f"image tower (not the image tower's projection, which is another) of {run}"
+    assert said == f"image tower (not the projection of the image tower, which differs) of {run}"
     assert all(name.startswith("model.image.trunk.") for name in changed)
     assert torch.equal(after["model.image.trunk.read.weight"], old["model.image.trunk.read.weight"])
     with pytest.raises(UniclError, match=r"the text of .* does not fit: text\.trunk\.pos is"):
@@ -107,7 +107,7 @@ def test_other_tokens_are_refused_until_the_runs_own_are_taken(make, run):
     table[names[0]], table[names[1]] = table[names[1]], table[names[0]]
     (run.parent / "swapped.json").write_text(json.dumps(swapped))
     wrong = {"tokenizer": str(run.parent / "swapped.json")}
-    with pytest.raises(UniclError, match="has learned other tokens than this recipe's") as caught:
+    with pytest.raises(UniclError, match="was trained with another tokenizer") as caught:
         started(make(model=wrong), run)
     assert caught.value.hint == f"set model.tokenizer={run / 'tokenizer.json'}"
     by_file = make(model={"tokenizer": str(run / "tokenizer.json")})
@@ -120,7 +120,7 @@ def test_pixels_that_are_normalised_otherwise_are_refused(make, run):
     data = build_data(asked)
     step, tokenizer = build_step(asked, lambda: build_tokenizer(asked, data), data.classes, 1)
     step.model.pixel_mean += 3
-    with pytest.raises(UniclError, match="normalises pixels with other numbers"):
+    with pytest.raises(UniclError, match="normalises pixels differently"):
         load_init(step, asked, str(run), tokenizer)
 
 
@@ -160,7 +160,7 @@ def test_what_only_training_reads_is_no_setting():
         "image": {"name": "cnn", "freeze": {"unlock": 1}, "lora": {"rank": 4}, "width": 8},
         "logit_scale": {"max": 3},
     }
-    assert flat(options) == {"image.name": "cnn", "image.width": 8}
+    assert flat_settings(options) == {"image.name": "cnn", "image.width": 8}
 
 
 def test_the_command_says_what_it_takes(make, run, monkeypatch, capfd):

@@ -1,4 +1,4 @@
-"""LoRA: adapters that add nothing at first, learn alone and become plain weights; torch's attention opened for them."""
+"""LoRA: adapters that add nothing at first, learn alone and become plain weights; torch's attention split for them."""
 
 import pytest
 import torch
@@ -6,12 +6,12 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from unicl_cli.build import lora
-from unicl_cli.build.model import adapt, build_step
+from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.build.optimizer import build_optimizer
 from unicl_cli.contracts import Batch, Lora
 from unicl_cli.core.checkpoint import weights
 from unicl_cli.data.tokenizers import class_tokenizer
-from unicl_cli.encoders.split_attention import Unpacked, unpackable
+from unicl_cli.encoders.split_attention import SplitAttention, can_split
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.load import load_text
 from unicl_cli.yaml_lines import write
@@ -38,7 +38,7 @@ def open_clip(folder, **more):
 def built(asked, chunks=1):
     """The model before and after its adapters."""
     steps = [build_step(asked, lambda: TOKENIZER, (), chunks)[0].train() for _ in range(2)]
-    adapt(asked, steps[1])
+    add_adapters(asked, steps[1])
     return steps
 
 
@@ -140,12 +140,12 @@ def test_merged_weights_encode_what_the_adapters_encode(case, kind):
     step.eval()
     with torch.no_grad():
         before = [step.call("encode_image", rows.images).embed, step.call("encode_text", rows.tokens).embed]
-        lora.merge(step)
+        lora.merge_adapters(step)
         after = [step.call("encode_image", rows.images).embed, step.call("encode_text", rows.tokens).embed]
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
     assert weights(step).keys() == base.keys(), "the names of a model without adapters"
-    assert not any(isinstance(m, LoraLayer | Unpacked) for m in step.modules())
+    assert not any(isinstance(m, LoraLayer | SplitAttention) for m in step.modules())
     moved = [name for name, x in weights(step).items() if not torch.equal(x, base[name])]
     assert any("attn" in name or "qkv" in name for name in moved)
 
@@ -194,8 +194,8 @@ def test_targets_are_ends_of_names(targets, found):
 def test_attention_is_opened_only_where_a_target_lies_in_it(case):
     asked, rows = case("clip", image={"lora": {"targets": ["c_fc"]}}, text={"lora": {"targets": ["out_proj"]}})
     step = built(asked)[1]
-    assert not any(isinstance(m, Unpacked) for m in step.model.image.modules())
-    assert sum(isinstance(m, Unpacked) for m in step.model.text.modules()) == 2
+    assert not any(isinstance(m, SplitAttention) for m in step.model.image.modules())
+    assert sum(isinstance(m, SplitAttention) for m in step.model.text.modules()) == 2
     assert step(rows)["loss"].isfinite()
 
 
@@ -219,7 +219,7 @@ def test_convolutions_can_be_named():
     step = built(recipe(image={"name": "cnn", "lora": {"targets": ["conv"]}}))[1]
     assert sum(isinstance(m, LoraLayer) for m in step.model.image.modules()) == 3
     assert step(ours(32))["loss"].isfinite()
-    lora.merge(step)
+    lora.merge_adapters(step)
 
 
 def test_dropout_of_adapters_makes_texts_drawn_anew(case):
@@ -235,9 +235,9 @@ def test_without_peft_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UniclError, match=r"^model\.\w+\.lora needs the package peft") as caught:
         built(recipe())
-    assert caught.value.hint == "pip install 'unicl[peft]'"
+    assert caught.value.hint == "run pip install 'unicl[peft]'"
     with pytest.raises(UniclError, match="a checkpoint with LoRA adapters needs the package peft"):
-        lora.merge(nn.Linear(2, 2))
+        lora.merge_adapters(nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -245,7 +245,7 @@ def test_without_peft_one_line_says_what_to_install(monkeypatch):
 def test_opened_attention_gives_the_bits_of_torchs(first, mask):
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(32, 4, batch_first=first)
-    opened = Unpacked(attention)
+    opened = SplitAttention(attention)
     x, memory = torch.randn(5, 7, 32), torch.randn(5, 7, 32)
     length, rows = (7, 5) if first else (5, 7)
     seen = torch.full((length, length), float("-inf")).triu(1)
@@ -256,7 +256,7 @@ def test_opened_attention_gives_the_bits_of_torchs(first, mask):
     for inputs in ((x, x, x), (x, memory, memory), (x, memory, x)):
         want = attention(*inputs, need_weights=False, **options)[0]
         assert torch.equal(want, opened(*inputs, **options)[0])
-    back = opened.packed()
+    back = opened.to_torch()
     assert all(
         torch.equal(a, b) for a, b in zip(attention.state_dict().values(), back.state_dict().values(), strict=True)
     )
@@ -266,15 +266,15 @@ def test_opened_attention_gives_the_bits_of_torchs(first, mask):
 
 
 def test_attention_of_other_forms_stays_closed():
-    assert unpackable(nn.MultiheadAttention(8, 2, bias=False))
+    assert can_split(nn.MultiheadAttention(8, 2, bias=False))
     for options in ({"kdim": 4, "vdim": 4}, {"add_bias_kv": True}, {"add_zero_attn": True}):
-        assert not unpackable(nn.MultiheadAttention(8, 2, **options))
-    opened = Unpacked(nn.MultiheadAttention(8, 2, bias=False))
-    assert opened.packed().in_proj_bias is None
+        assert not can_split(nn.MultiheadAttention(8, 2, **options))
+    opened = SplitAttention(nn.MultiheadAttention(8, 2, bias=False))
+    assert opened.to_torch().in_proj_bias is None
 
 
 def test_the_help_of_targets_names_layers_only():
     tower = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))
     with pytest.raises(UniclError) as caught:
         lora.targets_of(tower, Lora(targets=("x",)).targets, "model.image")
-    assert caught.value.hint == "it has 1"
+    assert caught.value.hint == "use names such as 1"

@@ -1,4 +1,4 @@
-"""What of a model learns, and how fast: layers as timm and open_clip count them, frozen parts, groups by name."""
+"""Parameter groups: layers as timm and open_clip count them, frozen parts, groups by name."""
 
 import json
 
@@ -8,9 +8,9 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch.autograd.graph import saved_tensors_hooks
 
-from unicl_cli.build.model import adapt, build_step
+from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.build.optimizer import build_optimizer
-from unicl_cli.build.param_groups import freeze, layers_of, rates
+from unicl_cli.build.param_groups import freeze_towers, layers_of, rate_factors
 from unicl_cli.contracts import Batch, Tuning
 from unicl_cli.data.tokenizers import class_tokenizer
 from unicl_cli.encoders.timm import TimmTower
@@ -30,7 +30,7 @@ def recipe(image=None, text=None, model=None, **more):
 
 def built(asked):
     step, _ = build_step(asked, lambda: TOKENIZER, (), 1)
-    adapt(asked, step)
+    add_adapters(asked, step)
     return step.train()
 
 
@@ -67,7 +67,7 @@ def test_layers_of_a_timm_tower_are_scaled_as_timm_scales_them(name):
     wanted = {id(p): g["lr_scale"] for g in param_groups_layer_decay(whole, layer_decay=0.7) for p in g["params"]}
     theirs = {key: wanted[id(p)] for key, p in whole.named_parameters()}
     bare.tuning = Tuning(layer_decay=0.7, lr_scale=0.5)
-    found = rates(bare)
+    found = rate_factors(bare)
     mine = {key.removeprefix("model."): found[id(p)] / 0.5 for key, p in bare.named_parameters()}
     assert mine == pytest.approx({key: theirs[key] for key in mine})
     assert len(set(mine.values())) > 3
@@ -141,7 +141,7 @@ def test_the_first_group_that_matches_counts_and_one_that_matches_nothing_is_ref
     assert {name for name, _ in step.named_parameters()} - trained(step) == {
         name for name, _ in step.named_parameters() if name.endswith(".bias")
     }
-    for wrong, said in (("model.txt.*", r"did you mean 'model\.text\.\*'"), ("qkv", "no parameter is called 'qkv'")):
+    for wrong, said in (("model.txt.*", r"did you mean 'model\.text\.\*'"), ("qkv", "no parameter matches 'qkv'")):
         with pytest.raises(UniclError, match=said):
             built(recipe(optim={"groups": [{"match": wrong}]}))
 
@@ -166,10 +166,10 @@ def test_a_tower_is_frozen_whole_or_with_its_projection_or_but_for_its_last_bloc
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"text": {"freeze": {"unlock": 4}}}, r"^model\.text\.freeze\.unlock: 4 of TextTransformer's 3 blocks"),
+        ({"text": {"freeze": {"unlock": 4}}}, r"^model\.text\.freeze\.unlock: 4 of the 3 blocks of TextTransformer"),
         (
             {"text": {"freeze": {"unlock": 1}, "lora": {}}},
-            "model.text.lora freezes the tower, and model.text.freeze.unlock trains blocks",
+            "model.text.lora freezes the tower, but model.text.freeze.unlock trains blocks",
         ),
         (
             {"model": {"text": {"name": "linear", "freeze": {"unlock": 1}}}},
@@ -237,5 +237,5 @@ def test_a_partly_frozen_towers_batchnorm_stands_still_below_and_counts_above():
 def test_freeze_is_not_undone_by_an_inner_tower():
     outer = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     outer.tuning, outer[1].tuning = Tuning(freeze=True), Tuning()
-    freeze(torch.nn.Sequential(outer))
+    freeze_towers(torch.nn.Sequential(outer))
     assert not trained(outer)

@@ -49,9 +49,9 @@ def test_switches_change_no_numbers_and_no_hash(digits):
 
 def test_what_is_switched_off_is_off(digits):
     on, off = step_of(recipe_of(digits)), step_of(recipe_of(digits, pack_texts=False, channels_last=False))
-    assert (on.model.text.trunk.packs, on.model.image.trunk.channels_last) == (True, True)
-    assert (off.model.text.trunk.packs, off.model.image.trunk.channels_last) == (False, False)
-    assert not step_of(recipe_of(digits, image="vit_tiny_patch16_224")).model.image.trunk.channels_last
+    assert (on.model.text.trunk.traits.packs, on.model.image.trunk.traits.channels_last) == (True, True)
+    assert (off.model.text.trunk.traits.packs, off.model.image.trunk.traits.channels_last) == (False, False)
+    assert not step_of(recipe_of(digits, image="vit_tiny_patch16_224")).model.image.trunk.traits.channels_last
 
 
 @pytest.mark.parametrize("model", ["resnet18", "resnet50"])

@@ -7,8 +7,10 @@ from torch import nn
 from unicl_cli.contracts import Batch, LogitScale
 from unicl_cli.core.loop import Step
 from unicl_cli.core.text_cache import ROWS, Bank
-from unicl_cli.encoders.cbow import Cbow, LabelEmbedding
+from unicl_cli.core.towers import change_traits
+from unicl_cli.encoders.cbow import Cbow
 from unicl_cli.encoders.cnn import Cnn
+from unicl_cli.encoders.linear import LabelEmbedding
 from unicl_cli.encoders.transformer import TextTransformer
 from unicl_cli.losses import UniCL
 from unicl_cli.model import TwoTower
@@ -134,7 +136,7 @@ def test_a_tower_whose_vectors_may_change_is_not_remembered(why):
     if why == "training":
         step.model.text.trunk.train()
     if why == "unsafe":
-        step.model.text.trunk.trim_safe = False
+        change_traits(step.model.text.trunk, trim_safe=False)
     assert not step.model.remember_texts()
 
 

@@ -1,4 +1,4 @@
-"""Towers against other people's: open_clip's and transformers' text towers with the same weights, timm's backbones."""
+"""Towers compared with open_clip's and transformers' text towers of the same weights, and with timm's backbones."""
 
 import pytest
 import torch
@@ -6,8 +6,9 @@ from open_clip.transformer import QuickGELU
 from open_clip.transformer import TextTransformer as Theirs
 from torch import nn
 
-from unicl_cli.encoders.cbow import Cbow, LabelEmbedding
+from unicl_cli.encoders.cbow import Cbow
 from unicl_cli.encoders.cnn import Cnn
+from unicl_cli.encoders.linear import LabelEmbedding
 from unicl_cli.encoders.timm import TimmTower
 from unicl_cli.encoders.transformer import TextTransformer
 from unicl_cli.errors import UniclError
@@ -191,8 +192,8 @@ def test_a_label_embedding_is_one_row_a_class(bias):
     out = tower(torch.tensor([[4], [0]]))
     assert out.shape == (2, 8 + bias)
     assert torch.equal(out, tower.rows.weight[[4, 0]])
-    assert tower.joint
-    assert tower.biased is bias
+    assert tower.traits.joint
+    assert tower.traits.biased is bias
     if bias:
         assert not out[:, -1].any(), "biases start at 0"
 
@@ -210,7 +211,7 @@ def test_timm_towers_give_their_own_features_at_the_size_asked_for(name):
     assert tokens.shape[2] == tower.width
     assert torch.allclose(out, theirs, atol=1e-6)
     assert all(type(u).__name__.removeprefix("Last") == unit for u in tower.units)
-    assert len(tower.mean) == len(tower.std) == 3
+    assert len(tower.traits.mean) == len(tower.traits.std) == 3
     assert sum(p.numel() for p in tower.parameters()) == sum(p.numel() for p in tower.model.parameters())
 
 
@@ -229,12 +230,12 @@ def test_a_backbone_of_several_grids_has_no_tokens():
             "crossvit_tiny_240", pretrained=False, drop_path=0.0, image_size=240, args={}, small_stem=False
         )
         assert tower(torch.empty(2, 3, 240, 240)).shape == (2, tower.width)
-        with pytest.raises(UniclError, match="crossvit_tiny_240 has no single grid of features"):
+        with pytest.raises(UniclError, match="crossvit_tiny_240: has no single grid of features"):
             tower.tokens(torch.empty(2, 3, 240, 240))
 
 
 def test_stochastic_depth_that_a_backbone_does_not_know_is_refused():
-    with pytest.raises(UniclError, match=r"ghostnet_050 does not take these args.*drop_path_rate"):
+    with pytest.raises(UniclError, match=r"ghostnet_050: timm does not accept these args.*drop_path_rate"):
         TimmTower("ghostnet_050", pretrained=False, drop_path=0.1, image_size=64, args={}, small_stem=False)
 
 
@@ -277,7 +278,7 @@ def test_drop_path_reaches_the_backbone():
 
 
 @pytest.mark.parametrize("size", [8, 32, 64, 100])
-def test_the_cnn_takes_any_size_and_does_not_mix_pictures(size):
+def test_the_cnn_takes_any_size_and_does_not_mix_images(size):
     tower = Cnn(8, 3)
     x = torch.randn(4, 3, size, size)
     out = tower(x)
@@ -295,7 +296,7 @@ def test_the_cnn_sees_where_a_stroke_lies():
     assert (tower(left) - tower(right)).abs().max() > 1e-3
 
 
-def test_a_small_stem_keeps_the_grid_of_small_pictures():
+def test_a_small_stem_keeps_the_grid_of_small_images():
     plain, small = (
         TimmTower("resnet18", pretrained=False, drop_path=0.0, image_size=32, args={}, small_stem=small)
         for small in (False, True)
@@ -310,6 +311,6 @@ def test_args_reach_the_backbone_but_load_nothing():
     name, args = "swin_tiny_patch4_window7_224", {"patch_size": 2, "window_size": 4}
     tower = TimmTower(name, pretrained=False, drop_path=0.0, image_size=32, args=args, small_stem=False)
     assert tower.model.patch_embed.patch_size == (2, 2)
-    for bad, said in (({"bogus": 1}, "does not take these args"), ({"checkpoint_path": "x.pth"}, "may not set")):
+    for bad, said in (({"bogus": 1}, "does not accept these args"), ({"checkpoint_path": "x.pth"}, "may not set")):
         with pytest.raises(UniclError, match=said):
             TimmTower("resnet18", pretrained=False, drop_path=0.0, image_size=32, args=bad, small_stem=False)

@@ -1,10 +1,11 @@
-"""The last block of a ViT computes the class token alone: the numbers of the whole, for timm's and open_clip's."""
+"""The last block of a ViT computes the class token alone with unchanged results, for timm's and open_clip's."""
 
 import pytest
 import torch
 from open_clip import CLIP, CustomTextCLIP
 from timm.models.vision_transformer import Block, VisionTransformer
 
+from unicl_cli.core.towers import change_traits
 from unicl_cli.encoders.open_clip import ImageBlock, ImageTower, Net, TextBlock, TextTower
 from unicl_cli.encoders.timm import LastBlock, TimmTower
 
@@ -43,7 +44,7 @@ def timm_tower(model="vit_tiny_patch16_224", size=32, **args):
 def test_timms_vit_gives_its_own_class_token(model):
     tower = timm_tower(model)
     x = torch.randn(5, 3, 32, 32, dtype=torch.float64)
-    assert tower.reads_one
+    assert tower.reads_class_token
     assert isinstance(tower.units[-1], LastBlock)
     assert_same(gradients(tower, tower(x)), gradients(tower, tower.model(x)))
     assert tower.tokens(x).shape[1] >= 16, "all states are there for those who ask"
@@ -61,7 +62,7 @@ def test_a_last_block_of_a_vit_computes_one_token():
 @pytest.mark.parametrize("args", [{"global_pool": "avg"}, {"proj_drop_rate": 0.1}])
 def test_a_vit_that_reads_more_is_left_alone(args):
     tower = timm_tower(**args)
-    assert not tower.reads_one
+    assert not tower.reads_class_token
     assert type(tower.units[-1]) is Block
     assert isinstance(tower.model, VisionTransformer)
 
@@ -82,7 +83,7 @@ def test_open_clips_towers_give_their_own_numbers(quick_gelu, changes):
     model = whole(quick_gelu=quick_gelu, vision=changes, text=changes)
     peer = whole(quick_gelu=quick_gelu, vision=changes, text=changes)
     image, text = ImageTower(net_of(model), 16), TextTower(net_of(model), 12, Ids())
-    assert image.reads_one
+    assert image.reads_class_token
     assert text.reads_ends
     assert {type(u) for u in (*image.units, *text.units)} == {ImageBlock, TextBlock}
     assert list(model.state_dict()) == list(peer.state_dict()), "names of weights are open_clip's"
@@ -93,7 +94,7 @@ def test_open_clips_towers_give_their_own_numbers(quick_gelu, changes):
     tokens[:, 4] = 49
     expected = gradients(peer.text, peer.text(tokens))
     for cut, packs in ((12, True), (5, False), (7, True)):
-        text.packs = packs
+        change_traits(text, packs=packs)
         assert_same(gradients(model.text, text(tokens[:, :cut])[1]), expected)
 
 
@@ -101,7 +102,7 @@ def test_open_clips_towers_give_their_own_numbers(quick_gelu, changes):
 def test_other_pooling_of_open_clips_is_left_alone(changes):
     model, peer = whole(**changes), whole(**changes)
     image = ImageTower(net_of(model), 16)
-    assert not image.reads_one
+    assert not image.reads_class_token
     x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(image(x)[1], peer.visual(x), rtol=0, atol=1e-12)
 

@@ -1,4 +1,4 @@
-"""Models of open_clip without training: logits, images and tokens are open_clip's own; bad files are one line."""
+"""Models of open_clip without training: logits, images and tokens equal open_clip's; bad files are one-line errors."""
 
 import io
 import json
@@ -21,15 +21,15 @@ KINDS = ("clip", "custom", "siglip", "timm", "resnet", "hf")
 TEXTS = ["a photo of a cat.", "Ünïcode &amp; dogs", "word " * 100, ""]
 
 
-def pictures():
+def sample_images():
     rng = np.random.default_rng(0)
     sizes = (64, 64), (90, 130), (200, 71), (33, 20)
     return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in sizes]
 
 
-def encoded(picture, form="PNG"):
+def encoded(image, form="PNG"):
     buffer = io.BytesIO()
-    picture.save(buffer, form)
+    image.save(buffer, form)
     return buffer.getvalue()
 
 
@@ -40,7 +40,7 @@ def theirs(folder):
 
 
 def our_logits(loaded, data, texts):
-    """What `zeroshot` and `eval` compute, with the bias of a sigmoid model."""
+    """Compute logits as `zeroshot` and `eval` do, with the bias of a sigmoid model."""
     call = loaded.step.call
     with torch.no_grad():
         u = call("encode_image", torch.stack([loaded.transform(each) for each in data])).embed
@@ -54,8 +54,8 @@ def test_logits_are_those_of_open_clips_own_pipeline(open_clip_folder, kind):
     model, preprocess, tokenize = theirs(folder)
     loaded = load_model(f"local-dir:{folder}")
     with torch.no_grad():
-        expected, _ = model.get_logits(torch.stack([preprocess(each) for each in pictures()]), tokenize(TEXTS))
-    got = our_logits(loaded, [encoded(each) for each in pictures()], TEXTS)
+        expected, _ = model.get_logits(torch.stack([preprocess(each) for each in sample_images()]), tokenize(TEXTS))
+    got = our_logits(loaded, [encoded(each) for each in sample_images()], TEXTS)
     assert got.std() > 0.1
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
     assert loaded.step.loss.activation == ("sigmoid" if kind == "siglip" else "softmax")
@@ -64,15 +64,15 @@ def test_logits_are_those_of_open_clips_own_pipeline(open_clip_folder, kind):
 
 
 @pytest.mark.parametrize("kind", ["clip", "custom", "siglip"])
-def test_pictures_are_open_clips_before_it_divides_by_255(open_clip_folder, kind):
+def test_images_are_open_clips_before_it_divides_by_255(open_clip_folder, kind):
     folder = open_clip_folder(kind)
     _, preprocess, _ = theirs(folder)
     loaded = load_model(f"local-dir:{folder}")
     model = loaded.step.model
-    for picture in [*pictures(), Image.new("L", (70, 100), 90)]:
-        ours = loaded.transform(encoded(picture))
+    for image in [*sample_images(), Image.new("L", (70, 100), 90)]:
+        ours = loaded.transform(encoded(image))
         assert ours.dtype == torch.uint8
-        torch.testing.assert_close(model.pixels(ours[None])[0], preprocess(picture), atol=1e-6, rtol=0)
+        torch.testing.assert_close(model.pixels(ours[None])[0], preprocess(image), atol=1e-6, rtol=0)
 
 
 def test_tokens_are_open_clips_cut_to_the_longest(open_clip_folder):
@@ -96,7 +96,7 @@ def test_cut_tokens_give_what_the_whole_context_gives(open_clip_folder, kind):
     short = tokens[:, : int((tokens != 0).sum(1).max())]
     padded = torch.nn.functional.pad(short, (0, 24 - short.shape[1]))
     assert short.shape[1] < 24
-    assert model.text.trim_safe == (kind == "clip")
+    assert model.text.causal == (kind == "clip")
     with torch.no_grad():
         torch.testing.assert_close(model.encode_text(short).embed, model.encode_text(padded).embed, atol=1e-6, rtol=0)
 
@@ -105,7 +105,7 @@ def test_cut_tokens_give_what_the_whole_context_gives(open_clip_folder, kind):
 def test_pooled_features_come_before_the_projection(open_clip_folder, kind, width):
     model = load_model(f"local-dir:{open_clip_folder(kind)}").step.model
     with torch.no_grad():
-        size = model.image.frame.size
+        size = model.image.traits.frame.size
         pooled, embed = model.encode_image(torch.randint(256, (2, 3, *size), dtype=torch.uint8))
     assert (model.image_width, pooled.shape) == (width, (2, width))
     net = model.image.net
@@ -166,10 +166,10 @@ def test_a_pickle_is_read_as_tensors_or_not_at_all(copy, tmp_path):
     torch.save(tensors, pickled)
     assert load_model(f"local-dir:{folder}").step.model.embed_dim == 24
     torch.save({**tensors, "trap": Trap(trace)}, pickled)
-    with pytest.raises(UniclError, match="holds something else than weights"):
+    with pytest.raises(UniclError, match="contains more than weights"):
         load_model(f"local-dir:{folder}")
     pickled.write_bytes(pickle.dumps(Trap(trace)))
-    with pytest.raises(UniclError, match="holds something else than weights"):
+    with pytest.raises(UniclError, match="contains more than weights"):
         load_model(f"local-dir:{folder}")
     assert not trace.exists()
 
@@ -231,7 +231,7 @@ def test_eval_probe_and_zeroshot_work_without_training(open_clip_folder, digits,
     assert (measured["n"], measured["classes"]) == (597, 10)
     assert main(["probe", "--data", str(digits), "--json", "-q"]) == 0
     assert json.loads(capsys.readouterr().out)["top1"] > 0.3
-    pictures()[1].save(tmp_path / "a.png")
+    sample_images()[1].save(tmp_path / "a.png")
     assert main(["zeroshot", str(tmp_path / "a.png"), "--classes", "cat,dog", "--json", "-q"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert row["prob"] == pytest.approx(max(each["prob"] for each in row["top"]))
@@ -245,4 +245,4 @@ def test_what_needs_transformers_says_so(open_clip_folder, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UniclError) as error:
         load_model(f"local-dir:{open_clip_folder('hf')}")
-    assert error.value.hint == "pip install transformers"
+    assert error.value.hint == "run pip install transformers"

@@ -1,4 +1,4 @@
-"""Training from open_clip's weights: what is taken over, what learns, and a run that needs those weights no more."""
+"""Training from open_clip's weights: parts taken, parts that learn, a run that no longer needs those weights."""
 
 import json
 import math
@@ -19,6 +19,7 @@ from unicl_cli.cli import main
 from unicl_cli.contracts import Batch
 from unicl_cli.core import checkpoint
 from unicl_cli.core.loop import Step
+from unicl_cli.core.towers import change_traits
 from unicl_cli.data.tokenizers import clip_tokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.losses import UniCL
@@ -53,7 +54,7 @@ def batch_of(model, tokenizer, rows=6):
     torch.manual_seed(1)
     texts = ["a photo of a cat.", "a dog", "a bird in a photo of a dog"]
     return Batch(
-        images=torch.randint(256, (rows, 3, *model.image.frame.size), dtype=torch.uint8),
+        images=torch.randint(256, (rows, 3, *model.image.traits.frame.size), dtype=torch.uint8),
         tokens=tokenizer(texts),
         text_index=torch.arange(rows) % 3,
         labels=torch.arange(rows) % 3,
@@ -113,9 +114,9 @@ def test_parts_can_be_frozen_or_learn_slower(open_clip_folder, recipe):
 
 
 @pytest.mark.parametrize(("kind", "size"), [("clip", 96), ("siglip", 96), ("timm", 64)])
-def test_another_picture_size_interpolates_the_positions(open_clip_folder, recipe, tmp_path, kind, size):
+def test_another_image_size_interpolates_the_positions(open_clip_folder, recipe, tmp_path, kind, size):
     step, tokenizer = built(recipe(open_clip_folder(kind), size))
-    assert step.model.image.frame.size == (size, size)
+    assert step.model.image.traits.frame.size == (size, size)
     step.eval()
     with torch.no_grad():
         out = step(batch_of(step.model, tokenizer))
@@ -178,7 +179,8 @@ def own(digits, image, text, size=160):
 def test_the_same_towers_of_our_own_take_over_open_clips_weights(open_clip_folder, digits):
     step, tokenizer, recipe = own(digits, {"name": "timm", "model": "test_convnext"}, TEXT)
     theirs = load_model(f"local-dir:{open_clip_folder('timm')}")
-    step.model.image.trunk.mean, step.model.image.trunk.std = theirs.step.model.image.mean, theirs.step.model.image.std
+    pixels = theirs.step.model.image.traits
+    change_traits(step.model.image.trunk, mean=pixels.mean, std=pixels.std)
     for name in ("pixel_mean", "pixel_std"):
         getattr(step.model, name).copy_(getattr(theirs.step.model, name))
     said = load_init(step, recipe, f"local-dir:{open_clip_folder('timm')}", tokenizer)
@@ -199,7 +201,7 @@ def test_a_tower_that_is_another_is_left_and_named(open_clip_folder, digits):
     step, tokenizer, recipe = own(digits, "cnn", TEXT)
     before = step.model.image.proj.weight.clone()
     said = load_init(step, recipe, f"local-dir:{open_clip_folder('clip')}", tokenizer)
-    assert said.startswith("text tower (not the image tower, which is another) of ")
+    assert said.startswith("text tower (not the image tower, which differs) of ")
     assert torch.equal(step.model.image.proj.weight, before)
     for wrong in ({"heads": 4}, {"quick_gelu": True}, {"layers": 3}):
         step, tokenizer, recipe = own(digits, "cnn", {**TEXT, **wrong})

@@ -1,4 +1,4 @@
-"""Packed texts: the numbers of the padded rectangle, from fewer states."""
+"""Packed texts: the results of padded texts from fewer states."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from torch import nn
 
 from unicl_cli.contracts import Batch, LogitScale
 from unicl_cli.core.host_copy import on_host, parts_of, to_device
+from unicl_cli.core.towers import change_traits
 from unicl_cli.encoders.cnn import Cnn
 from unicl_cli.encoders.packing import LEAST, layout_of
 from unicl_cli.encoders.transformer import TextTransformer
@@ -60,7 +61,7 @@ def test_packed_texts_have_the_value_and_gradients_of_padded_ones(words, layers)
 
     expected = gradients(tower, tokens, states)
     assert all(bool(x.any()) for x in expected)
-    tower.packs = False
+    change_traits(tower, packs=False)
     for got in (gradients(tower_of(layers), tokens), gradients(tower, tokens)):
         for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
@@ -81,7 +82,7 @@ def test_any_texts_come_back_in_their_order(seed, rows, words):
     tower, tokens = tower_of(2), texts(rows, words, seed)
     with torch.no_grad():
         got = tower(tokens)
-        tower.packs = False
+        change_traits(tower, packs=False)
         torch.testing.assert_close(got, tower(tokens), rtol=0, atol=1e-12)
 
 
@@ -95,10 +96,10 @@ def test_few_or_full_texts_stay_as_they_are():
 
 def test_many_texts_of_one_beginning_learn_in_bf16_as_in_float32():
     """A node's gradient is the sum over its texts: in bf16 a sum of 4,000 equal terms would stop at 256 of them."""
-    from unicl_cli.encoders.packing import _Spread
+    from unicl_cli.encoders.packing import _CellsOfNodes
 
     x = torch.zeros(2, 3, dtype=torch.bfloat16, requires_grad=True)
-    _Spread.apply(x, torch.zeros(4000, dtype=torch.int64)).sum().backward()
+    _CellsOfNodes.apply(x, torch.zeros(4000, dtype=torch.int64)).sum().backward()
     assert x.grad.tolist() == [[4000.0] * 3, [0.0] * 3]
 
 
@@ -107,7 +108,7 @@ def test_parts_of_a_batch_are_packed_each_by_itself():
     for chunks, packs in ((1, False), (1, True), (2, True)):
         torch.manual_seed(3)
         tower = tower_of()
-        tower.packs = packs
+        change_traits(tower, packs=packs)
         model = TwoTower(Cnn(8, 2), tower, embed_dim=8, normalize=True, logit_scale=LogitScale(), chunks=chunks)
         rows = torch.arange(60)
         batch = Batch(torch.randint(256, (60, 3, 8, 8), dtype=torch.uint8), texts(), rows, rows, rows, rows, {})

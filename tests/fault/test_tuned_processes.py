@@ -15,7 +15,7 @@ from torch import nn
 
 from unicl_cli.build.data import build_data, build_tokenizer
 from unicl_cli.build.lora import MARK
-from unicl_cli.build.model import adapt, build_step
+from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.build.optimizer import build_optimizer
 from unicl_cli.core import checkpoint
 from unicl_cli.core.dist import barrier, full_tensor, rank, shard, world_size
@@ -76,7 +76,7 @@ def trained(corpus, weights, name, strategy):
     step, tokenizer = build_step(
         recipe, lambda: build_tokenizer(recipe, data), data.classes, 1 if micro == "auto" else -(-local // micro)
     )
-    adapt(recipe, step)
+    add_adapters(recipe, step)
     step.double().train()
     for key, parameter in step.named_parameters():
         if f"{MARK}B" in key:
@@ -134,7 +134,7 @@ def test_what_is_frozen_has_not_moved_and_the_rest_has(alone, digits, open_clip_
         recipe = recipe_of(digits, open_clip_folder("clip"), name)
         data = build_data(recipe)
         step, _ = build_step(recipe, lambda r=recipe, d=data: build_tokenizer(r, d), data.classes, 1)
-        adapt(recipe, step)
+        add_adapters(recipe, step)
         before = checkpoint.weights(step.double())
         frozen = [key for key in one["frozen"] if not torch.equal(before[key], one["weights"][key])]
         assert frozen == [], name

@@ -102,7 +102,7 @@ def everything() -> dict[str, float]:
 
     cases("one block", [(1, 1, 8), (5, 70, 130)], [(70, 40), (5, 130), (33, 8), (1, 40)])
     note("scale 100", both_gap(70, 40, TERMS[0], folded=True, scale=100.0))
-    tiles_triton.SUMS[4] = tiles_triton.SPREAD[4] = tiles_triton.Blocks(16, 32, 64, 4, 1)
+    tiles_triton.SUMS[4] = tiles_triton.GRADIENTS[4] = tiles_triton.Blocks(16, 32, 64, 4, 1)
     tiles_triton.PROGRAMS, tiles_triton.SLICE = 4, 64
     cases("many blocks", [(33, 70, 130)], [(70, 130), (33, 40), (33, 8)])
     tiles_triton.PARTIAL = 2 * 70
@@ -143,7 +143,7 @@ for arch in (80, 90):
     for kind, size in (("bf16", 2), ("fp32", 4)):
         for name, blocks, more in (
             ("sums", host.SUMS[size], {"COLUMNS": True}),
-            ("spread", host.SPREAD[size], {"SLICE": host.SLICE, "BY_OWN": True, "BY_OTHER": True}),
+            ("gradients", host.GRADIENTS[size], {"SLICE": host.SLICE, "BY_OWN": True, "BY_OTHER": True}),
         ):
             kernel = getattr(triton_kernels, name)
             fixed = {"OWN": blocks.own, "OTHER": blocks.other, "DEPTH": blocks.depth, "EXCLUDE": True,

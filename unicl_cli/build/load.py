@@ -1,4 +1,4 @@
-"""Finished models by name: a run, one of its checkpoints, or a model of open_clip with its published weights."""
+"""Trained models by name: a run, one of its checkpoints, or an open_clip model with its published weights."""
 
 import json
 import os
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from unicl_cli import registry
 from unicl_cli.build import lora
 from unicl_cli.build.data import Data
-from unicl_cli.build.model import adapt, build_step, owned
+from unicl_cli.build.model import add_adapters, build_step, find_tokenizer
 from unicl_cli.contracts import ClassName, Tokenizer
 from unicl_cli.core import checkpoint, checkpoint_files, hub
 from unicl_cli.core.loop import Step
 from unicl_cli.core.prompts import load_templates
+from unicl_cli.core.towers import traits_in
 from unicl_cli.data.tokenizers import TextTokenizer, load_tokenizer
 from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
@@ -26,11 +27,11 @@ from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.folder import CLASSES, RESOLVED, TOKENIZER, find_run, last_run
 
 DEFAULT = "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
-"""Where there is no run: MIT, 151 million parameters."""
+"""The model if there is no run: MIT license, 151 million parameters."""
 
 
 class Loaded(NamedTuple):
-    """A trained model, in evaluation, on its device. ``transform`` makes of an encoded image what its tower takes."""
+    """A trained model in evaluation on its device. ``transform`` turns an encoded image into input of its tower."""
 
     name: str
     step: Step
@@ -41,8 +42,8 @@ class Loaded(NamedTuple):
     corpora: tuple[str, ...]
 
 
-class Scoring(nn.Module):
-    """How weights from elsewhere score classes: by text, with the sigmoid where they have a ``bias`` (SigLIP)."""
+class PublishedScore(nn.Module):
+    """The scores of published weights, in place of a loss: by text, with a sigmoid if they have a ``bias`` (SigLIP)."""
 
     score = "text"
 
@@ -50,35 +51,35 @@ class Scoring(nn.Module):
         super().__init__()
         self.activation = "softmax" if bias is None else "sigmoid"
         if bias is not None:
-            self.register_buffer("bias", bias.clone(), persistent=False)  # the model has it already
+            self.register_buffer("bias", bias.clone(), persistent=False)  # the model saves it already
 
 
-def named(model: str | None) -> str:
-    """The model that is meant: the one named, UNICL_MODEL, the last run, else a published one."""
+def choose_model(model: str | None) -> str:
+    """Return the name of the model: ``model``, else UNICL_MODEL, the last finished run, a published one."""
     return model or os.environ.get("UNICL_MODEL") or last_run() or DEFAULT
 
 
 def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_weights: bool = False) -> Loaded:
-    """A run, finished or not, one of its checkpoints, or a model of open_clip. Weights that do not fit are refused.
+    """Load a run, finished or not, one of its checkpoints, or an open_clip model; refuse weights that do not fit.
 
-    The moving average of the weights is taken where there is one, unless ``raw_weights``.
+    The moving average of the weights is used if there is one, unless ``raw_weights``.
     """
-    name = named(model)
+    name = choose_model(model)
     try:
-        loaded = published(name) if hub.is_form(name) else trained(name, raw_weights=raw_weights)
+        loaded = load_published(name) if hub.is_form(name) else load_trained(name, raw_weights=raw_weights)
     except UniclError as error:
-        if model is None and name == DEFAULT:  # nobody has asked for this one
+        if model is None and name == DEFAULT:  # nobody asked for this one
             raise UniclError(
-                f"no --model is named, runs/ has no finished run, and {error.message}",
-                "train one (unicl train RECIPE), or give --model RUN, local-dir:PATH or hf-hub:ORG/REPO",
+                f"no --model is given, runs/ has no finished run, and {error.message}",
+                "train one (unicl train RECIPE), or set --model to a run, local-dir:PATH or hf-hub:ORG/REPO",
             ) from error
         raise
     loaded.step.eval().to(device)
     return loaded
 
 
-def trained(name: str, *, raw_weights: bool) -> Loaded:
-    """What `unicl train` wrote."""
+def load_trained(name: str, *, raw_weights: bool) -> Loaded:
+    """Load a run or checkpoint that `unicl train` wrote."""
     run, folder = find_run(name)
     recipe = load(str(run / RESOLVED))
     try:
@@ -87,7 +88,7 @@ def trained(name: str, *, raw_weights: bool) -> Loaded:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UniclError(
             f"{run / CLASSES}: is missing or damaged: {error}",
-            "the unicl train command of this run writes it anew",
+            "run the unicl train command of this run again to write it",
         ) from error
 
     @cache
@@ -98,52 +99,52 @@ def trained(name: str, *, raw_weights: bool) -> Loaded:
     step, own = build_step(recipe, tokenizer, classes, chunks=1, trained=run)
     averaged = (folder / checkpoint_files.EMA).is_file() and not raw_weights
     weights = folder / (checkpoint_files.EMA if averaged else checkpoint_files.MODEL)
-    fill(step, recipe, checkpoint.read_tensors(weights), str(weights))
+    load_run_weights(step, recipe, checkpoint.read_tensors(weights), str(weights))
     corpora = tuple(dict.fromkeys(item.corpus for item in recipe.data.train))
     transform = transform_of(step.model, recipe.data.image_size)
     return Loaded(str(run), step, own, transform, classes, tuple(names["templates"]), corpora)
 
 
-def fill(step: Step, recipe: Recipe, tensors: Mapping[str, Tensor], place: str) -> None:
-    """The weights of a run into its model; the adapters of a checkpoint are added to the weights that they adapt."""
-    adapted = lora.in_names(tensors)
+def load_run_weights(step: Step, recipe: Recipe, tensors: Mapping[str, Tensor], place: str) -> None:
+    """Load the weights of a run into its model; merge the adapters of a checkpoint into the weights they adapt."""
+    adapted = lora.has_adapters(tensors)
     if adapted:
-        adapt(recipe, step)
+        add_adapters(recipe, step)
     checkpoint.load_weights(step, tensors, place)
     if adapted:
-        lora.merge(step)
+        lora.merge_adapters(step)
 
 
 def plain_weights(
     recipe: Recipe, run: Path, data: Data, tokenizer: Tokenizer | None, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The tensors of a run's finished model, which needs no adapters any more: the same where there are none."""
-    if not lora.in_names(tensors):
+    """Return the tensors of a finished run with adapters merged; the same tensors if there are none."""
+    if not lora.has_adapters(tensors):
         return dict(tensors)
     step, _ = build_step(recipe, lambda: cast("TextTokenizer", tokenizer), data.classes, chunks=1, trained=run)
-    fill(step, recipe, tensors, str(run))
+    load_run_weights(step, recipe, tensors, str(run))
     return checkpoint.weights(step)
 
 
-def published(name: str) -> Loaded:
-    """A model of open_clip as it is: its preprocessing, its tokenizer, CLIP's 80 prompts, no classes of its own."""
-    model = open_clip_model(name)
-    step = Step(model, Scoring(owned(model, "logit_bias")))
-    return Loaded(name, step, owned(model, "tokenizer"), transform_of(model, None), (), load_templates("clip80"), ())
+def load_published(name: str) -> Loaded:
+    """Load an open_clip model with its own preprocessing and tokenizer, CLIP's 80 prompts and no classes."""
+    model = build_open_clip(name)
+    step = Step(model, PublishedScore(cast("Any", model).text.logit_bias))
+    return Loaded(name, step, find_tokenizer(model), transform_of(model, None), (), load_templates("clip80"), ())
 
 
-def open_clip_model(name: str) -> nn.Module:
-    """The encoder `open_clip` with the weights that ``name`` says, at their own image size."""
+def build_open_clip(name: str) -> nn.Module:
+    """Build the encoder `open_clip` with the weights of ``name``, at their own image size."""
     context: dict[str, Callable[[], Any]] = {"chunks": lambda: 1, "image_size": lambda: None, "stored": lambda: None}
     part = registry.bind("encoders", {"name": "open_clip", "arch": name})
     return cast("nn.Module", registry.make("encoders", part, context))
 
 
 def transform_of(model: nn.Module, image_size: int | None) -> EvalTransform:
-    """The model's own preprocessing where it brings one, else the geometry of evaluation at ``image_size``."""
-    frame = owned(model, "frame")
+    """Return the model's own preprocessing if it has one, else the evaluation transform at ``image_size``."""
+    frame = next((traits.frame for traits in traits_in(model) if traits.frame is not None), None)
     if frame is not None:
         return EvalTransform(frame.size, frame)
     if image_size is None:
-        raise ValueError("neither the model nor the caller knows the size of an image")
+        raise ValueError("the model has no frame of its own, and no image_size was given")
     return EvalTransform((image_size, image_size))

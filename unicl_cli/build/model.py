@@ -1,7 +1,6 @@
-"""Recipe to objects: mix, tokenizer, Step, optimizer. Knows every part."""
+"""Model and loss of a recipe: its towers, their labels, and their files in the run."""
 
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,20 +9,21 @@ from torch import nn
 
 from unicl_cli import registry
 from unicl_cli.build import param_groups
-from unicl_cli.contracts import ClassName, Part, Tokenizer
+from unicl_cli.contracts import ClassName, Model, Part, StoresFiles, Tokenizer
 from unicl_cli.core.loop import Step
 from unicl_cli.core.recompute import recompute_blocks
 from unicl_cli.core.switches import switched
+from unicl_cli.core.towers import traits_in
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.schema import Recipe
 
-PLACE = "place"
-"""Attribute of a tower: the name of its folder in TOWERS."""
+FOLDER = "tower_folder"
+"""Attribute that a built tower gets here: the name of its folder in TOWERS."""
 TOWERS = "towers"
-"""Folder of a run with what towers need beside recipe and weights, each its own: configurations, tokenizers."""
+"""Folder of a run with the files that towers need beside recipe and weights: configurations, tokenizers."""
 WHOLE = "model"
-"""The folder there of a model that is one part, not nested towers."""
+"""Its subfolder for a model that is one part without nested towers."""
 
 
 def build_step(
@@ -33,76 +33,95 @@ def build_step(
     chunks: int,
     trained: Path | None = None,
 ) -> tuple[Step, Tokenizer | None]:
-    """Model and loss with the recipe's seed, and the text tower's tokenizer: the recipe's, else the tower's own.
+    """Build model and loss with the recipe's seed; return them with the tokenizer of the text tower.
 
-    ``trained`` is the run whose weights are going to replace these: towers take their files from it and load no others.
+    The tokenizer is the tower's own unless it has none or the recipe names one; it is None without a text tower.
+    ``trained`` is the run whose weights will replace these: towers take their files from it and load no weights.
     """
     torch.manual_seed(recipe.seed)
-    options = recipe.model.part.options
-    places = count()
+    values = context_of(recipe, tokenizer, classes, chunks)
+    builder = TowerBuilder(values, trained)
+    files = None if trained is None else trained / TOWERS / WHOLE
+    context = values | {"encoder": lambda: builder.build, "stored": lambda: files}
+    model = cast("nn.Module", registry.make("encoders", recipe.model.part, context))
+    param_groups.name_towers(model, recipe.model.part.options)
+    if recipe.parallel.grad_checkpoint and not recompute_blocks(model):
+        raise UniclError(
+            "parallel.grad_checkpoint: no tower of this model lists its blocks", "set parallel.grad_checkpoint=false"
+        )
+    switched(model, pack_texts=recipe.parallel.pack_texts, channels_last=recipe.parallel.channels_last)
+    param_groups.freeze_towers(model)
+    context |= {"image_width": lambda: cast("Model", model).image_width}
+    loss = cast("nn.Module", registry.make("losses", recipe.loss, context))
+    if getattr(model, "text", model) is None:
+        return Step(model, loss), None
+    own = find_tokenizer(model)
+    return Step(model, loss), own if own is not None and recipe.model.tokenizer is None else tokenizer()
 
-    def encoder(part: Part) -> nn.Module:
-        place = f"{next(places)}-{part.name.rpartition('/')[2]}"
-        stored = None if trained is None else trained / TOWERS / place
-        tower = cast("nn.Module", registry.make("encoders", part, {**context, "stored": lambda: stored}))
-        setattr(tower, param_groups.TUNING, part.tuning)
-        setattr(tower, PLACE, place)
-        return tower
 
-    context: dict[str, Callable[[], Any]] = {
-        "encoder": lambda: encoder,
+def context_of(
+    recipe: Recipe, tokenizer: Callable[[], TextTokenizer], classes: tuple[ClassName, ...], chunks: int
+) -> dict[str, Callable[[], Any]]:
+    """Return what factories may ask for by the name of a parameter; the tokenizer is made only when asked for."""
+    embed_dim = recipe.model.part.options.get("embed_dim")
+    return {
         "chunks": lambda: chunks,
         "classes": lambda: classes,
         "num_classes": lambda: len(classes),
-        "embed_dim": lambda: options.get("embed_dim"),
+        "embed_dim": lambda: embed_dim,
         "image_size": lambda: recipe.data.image_size,
         "vocab_size": lambda: tokenizer().vocab_size,
         "context_length": lambda: tokenizer().context_length,
         "eot_id": lambda: tokenizer().eot_id,
         "pad_id": lambda: tokenizer().pad_id,
-        "image_width": lambda: model.image_width,
-        "stored": lambda: None if trained is None else trained / TOWERS / WHOLE,
     }
-    model = registry.make("encoders", recipe.model.part, context)
-    param_groups.name_towers(model, options)
-    if recipe.parallel.grad_checkpoint and not recompute_blocks(model):
-        raise UniclError("parallel.grad_checkpoint: no tower of this model lists its blocks", "set it to false")
-    switched(model, pack_texts=recipe.parallel.pack_texts, channels_last=recipe.parallel.channels_last)
-    param_groups.freeze(model)
-    loss = cast("nn.Module", registry.make("losses", recipe.loss, context))
-    if getattr(model, "text", model) is None:
-        return Step(model, loss), None
-    own = owned(model, "tokenizer")
-    return Step(model, loss), own if own is not None and recipe.model.tokenizer is None else tokenizer()
 
 
-def owned(model: nn.Module, name: str) -> Any:
-    """What the first part of the model that has an attribute ``name`` says; None where none does."""
-    return next((getattr(module, name) for module in model.modules() if hasattr(module, name)), None)
+class TowerBuilder:
+    """The ``encoder`` that models build their towers with: numbers the towers, labels each with tuning and folder."""
+
+    def __init__(self, values: dict[str, Callable[[], Any]], trained: Path | None) -> None:
+        self.values, self.trained, self.built = values, trained, 0
+
+    def build(self, part: Part) -> nn.Module:
+        """Build a tower; its folder is its number (in order of building) and its name."""
+        folder = f"{self.built}-{part.name.rpartition('/')[2]}"
+        self.built += 1
+        stored = None if self.trained is None else self.trained / TOWERS / folder
+        context = self.values | {"encoder": lambda: self.build, "stored": lambda: stored}
+        tower = cast("nn.Module", registry.make("encoders", part, context))
+        param_groups.set_tuning(tower, part.tuning)
+        setattr(tower, FOLDER, folder)
+        return tower
+
+
+def find_tokenizer(model: nn.Module) -> Tokenizer | None:
+    """Return the tokenizer that a tower of the model brings; None if none does."""
+    return next((traits.tokenizer for traits in traits_in(model) if traits.tokenizer is not None), None)
 
 
 def store_towers(step: nn.Module, run: Path) -> None:
-    """Each tower that has files of its own (a method ``store``) writes them into the run."""
+    """Write the files of each tower that has any (a method ``store``) into the run."""
     for tower in step.modules():
-        if hasattr(tower, "store"):
-            folder = run / TOWERS / str(getattr(tower, PLACE, WHOLE))
+        if isinstance(tower, StoresFiles):
+            folder = run / TOWERS / str(getattr(tower, FOLDER, WHOLE))
             folder.mkdir(parents=True, exist_ok=True)
-            cast("Any", tower).store(folder)
+            tower.store(folder)
 
 
-def adapt(recipe: Recipe, step: nn.Module) -> bool:
-    """Adapters beside the weights that the model has by now, and what ``optim.groups`` freezes; were adapters added?"""
-    torch.manual_seed(recipe.seed)  # however many numbers the weights have taken
-    adapted = param_groups.adapt(step)
+def add_adapters(recipe: Recipe, step: nn.Module) -> bool:
+    """Add adapters beside the weights the model has by now, freeze ``optim.groups``; True if adapters were added."""
+    torch.manual_seed(recipe.seed)  # independent of how many random numbers the weights took
+    adapted = param_groups.add_adapters(step)
     param_groups.freeze_groups(recipe.optim.groups, step)
     if not any(parameter.requires_grad for parameter in step.parameters()):
         hint = "let a tower learn: model.image.freeze, model.text.freeze, model.logit_scale.learn, optim.groups"
-        raise UniclError("every parameter is frozen: there is nothing to train", hint)
+        raise UniclError("model: every parameter is frozen, nothing is left to train", hint)
     return adapted
 
 
 def build_image_tower(part: Part | str, image_size: int) -> nn.Module:
-    """An image tower alone, by its name and options, for models that bring their own rest."""
+    """Build an image tower alone, by its name and options, for models that bring everything else."""
     bound = registry.bind("encoders", part)
     context: dict[str, Callable[[], Any]] = {"image_size": lambda: image_size, "stored": lambda: None}
     return cast("nn.Module", registry.make("encoders", bound, context))

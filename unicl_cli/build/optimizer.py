@@ -61,7 +61,11 @@ def build_optimizer(recipe: Recipe, step: nn.Module) -> torch.optim.Optimizer:
     optim, step = recipe.optim, bare(step)
     tables = (nn.Embedding, nn.EmbeddingBag)
     embeddings = {id(m.weight) for m in step.modules() if isinstance(m, tables)}
-    scales, chosen, usual = param_groups.rates(step), param_groups.grouped(optim.groups, step), Group(match="*")
+    scales, chosen, usual = (
+        param_groups.rate_factors(step),
+        param_groups.match_groups(optim.groups, step),
+        Group(match="*"),
+    )
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in step.named_parameters():
         if parameter.requires_grad:

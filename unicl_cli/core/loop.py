@@ -14,6 +14,7 @@ from unicl_cli.core.guard import BadSteps
 from unicl_cli.core.host_copy import to_device
 from unicl_cli.core.memory import taken
 from unicl_cli.core.sampler import seed_of
+from unicl_cli.core.towers import traits_of
 from unicl_cli.core.update import Judged, Updates
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Step(nn.Module):
         text = getattr(self.model, "text", None)
         tower = text if isinstance(text, nn.Module) else self.model
         active = [m for m in tower.modules() if m.training]
-        return any((isinstance(m, nn.Dropout) and m.p > 0) or getattr(m, "drops", False) for m in active)
+        return any((isinstance(m, nn.Dropout) and m.p > 0) or traits_of(m).drops for m in active)
 
     def call(self, name: str, *args: Any) -> Any:
         """A method of the model, or one of the loss that takes the model first (``pair_scores``), outside training.

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
+from unicl_cli.core.towers import own_units
+
 NORM: Any = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 
 def units_of(module: nn.Module) -> list[nn.Module]:
     """The blocks that any part of ``module`` lists as its ``units``, each once."""
-    return list({id(unit): unit for part in module.modules() for unit in getattr(part, "units", ())}.values())
+    return list({id(unit): unit for part in module.modules() for unit in own_units(part)}.values())
 
 
 def recompute_blocks(module: nn.Module) -> int:

@@ -1,22 +1,18 @@
 """Which of a step's faster ways at the same numbers are taken: packed texts, channels last, compiled blocks."""
 
-from typing import Any, cast
-
 from torch import nn
 
 from unicl_cli.core.recompute import units_of
-
-PACKS, CHANNELS_LAST = "packs", "channels_last"
-"""Attributes of towers that can: texts are packed; images lie with their channels last."""
+from unicl_cli.core.towers import change_traits, own_units, traits_of
 
 
 def switched(model: nn.Module, *, pack_texts: bool, channels_last: bool) -> None:
     """Switches off what is not wanted; each tower knows by itself what pays."""
-    unwanted = [name for name, wanted in ((PACKS, pack_texts), (CHANNELS_LAST, channels_last)) if not wanted]
     for module in model.modules():
-        for name in unwanted:
-            if hasattr(module, name):
-                setattr(module, name, False)
+        if traits_of(module).packs and not pack_texts:
+            change_traits(module, packs=False)
+        if traits_of(module).channels_last and not channels_last:
+            change_traits(module, channels_last=False)
 
 
 def compile_units(step: nn.Module) -> int:
@@ -26,7 +22,8 @@ def compile_units(step: nn.Module) -> int:
     that change with every batch of texts are left open, so that no step compiles again.
     """
     units = units_of(step)
-    of_texts = {id(unit) for module in step.modules() if hasattr(module, PACKS) for unit in cast("Any", module).units}
+    towers = [module for module in step.modules() if traits_of(module).packs is not None]
+    of_texts = {id(unit) for tower in towers for unit in own_units(tower)}
     for unit in units:
         unit.compile(dynamic=True if id(unit) in of_texts else None)
     return len(units)

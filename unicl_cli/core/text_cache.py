@@ -1,7 +1,7 @@
 """Texts whose tower learns no more: each is encoded once, and looked up ever after."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unicl_cli.core.dist import any_rank
 from unicl_cli.core.host_copy import on_host
+from unicl_cli.core.towers import traits_of
 
 ROWS, STEP = 64, 8
 """Texts that a GPU encodes at once, and what their length is rounded up to."""
@@ -83,9 +84,8 @@ class Bank:
 
 def bank_of(tower: nn.Module, encode: Callable[[Tensor], Tensor]) -> Bank | None:
     """A bank for a text tower, or None: for one that learns, or has dropout, or whose vectors depend on padding."""
-    part: Any = tower
+    traits = traits_of(tower)
     learns = tower.training or any(p.requires_grad for p in tower.parameters())
-    padless = getattr(part, "trim_safe", False) or getattr(part, "pads", False)
-    if learns or not padless:
+    if learns or not traits.trim_safe:
         return None
-    return Bank(encode, getattr(part, "pad_id", 0), getattr(part, "context_length", None))
+    return Bank(encode, traits.pad_id, traits.context_length)

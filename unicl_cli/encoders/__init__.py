@@ -1,1 +1,1 @@
-"""Towers."""
+"""The built-in towers."""

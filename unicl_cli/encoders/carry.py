@@ -1,4 +1,4 @@
-"""Weights of an open_clip model under the names of another model that has the same towers."""
+"""Weights of an open_clip model, renamed for another model that has the same towers."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -18,8 +18,8 @@ BLOCK = {"attn.in_proj_": "qkv.", "attn.out_proj.": "proj.", "mlp.c_fc.": "fc1."
 TOP = {"token_embedding.weight": "tok.weight", "positional_embedding": "pos", "ln_final.": "ln."}
 
 
-def carried(model: nn.Module, source: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """The weights of ``source`` (the encoder `open_clip`) that ``model`` can take: image, text, logit_scale.
+def transferable_weights(model: nn.Module, source: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Return the weights of ``source`` (the encoder `open_clip`) that ``model`` can take: image, text, logit_scale.
 
     A tower is taken whole or not at all.
     """
@@ -28,26 +28,26 @@ def carried(model: nn.Module, source: nn.Module) -> dict[str, dict[str, Tensor]]
     if not hasattr(model, "image") or not hasattr(model, "text"):
         return {}
     same = {part: {key: x for key, x in theirs.items() if key.startswith(f"{part}.")} for part in ("image", "text")}
-    made = {"image": image_tower(*parts), "text": text_tower(*parts)}
+    made = {"image": image_weights(*parts), "text": text_weights(*parts)}
     choices = [(part, found) for part in same for found in (same[part], made[part]) if found]
-    found = {part: tensors for part, tensors in choices if fits(mine, tensors, part)}
+    found = {part: tensors for part, tensors in choices if fits_tower(mine, tensors, part)}
     if "logit_scale" in mine:
         found["logit_scale"] = {"logit_scale": theirs["logit_scale"]}
     return found
 
 
-def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in tensors.items()}
 
 
-def fits(mine: Mapping[str, Tensor], found: Mapping[str, Tensor], part: str) -> bool:
-    """Is every tensor of this tower there, in its shape?"""
+def fits_tower(mine: Mapping[str, Tensor], found: Mapping[str, Tensor], part: str) -> bool:
+    """Return True if every tensor of this tower is there, in its shape."""
     own = {key: value.shape for key, value in mine.items() if key.startswith(f"{part}.")}
-    return own == shapes(found)
+    return own == shapes_of(found)
 
 
-def text_tower(model: Any, source: Any) -> dict[str, Tensor]:
-    """CLIP's text tower as `transformer`; empty where either is something else."""
+def text_weights(model: Any, source: Any) -> dict[str, Tensor]:
+    """Return the weights of CLIP's text tower under the names of `transformer`; none if either is something else."""
     trunk = getattr(model.text, "trunk", None)
     net = source.text.net
     if (
@@ -56,19 +56,19 @@ def text_tower(model: Any, source: Any) -> dict[str, Tensor]:
         or not isinstance(source.text, TextTower)
     ):
         return {}
-    if not source.text.trim_safe or trunk.heads != net.heads or trunk.quick_gelu != quick(net):
+    if not source.text.causal or trunk.heads != net.heads or trunk.quick_gelu != uses_quick_gelu(net):
         return {}
     found: dict[str, Tensor] = {}
     for key, value in net.state_dict().items():
         if key.startswith("text_projection"):
             found["text.proj.weight"] = value if key.endswith("weight") else value.T
             continue
-        found[f"text.trunk.{renamed(key)}"] = value[: len(trunk.pos)] if key == "positional_embedding" else value
+        found[f"text.trunk.{our_name(key)}"] = value[: len(trunk.pos)] if key == "positional_embedding" else value
     return found
 
 
-def renamed(key: str) -> str:
-    """A name in open_clip's text tower -> its name in ours."""
+def our_name(key: str) -> str:
+    """Translate a name in open_clip's text tower to the name in ours."""
     for old, new in TOP.items():
         if key.startswith(old):
             return new + key[len(old) :]
@@ -76,36 +76,37 @@ def renamed(key: str) -> str:
     return next((key.replace(old, new) for old, new in BLOCK.items() if old in key), key)
 
 
-def quick(net: nn.Module) -> bool:
-    """Does the tower use CLIP's first, approximate GELU?"""
+def uses_quick_gelu(net: nn.Module) -> bool:
+    """Return True if the tower uses the approximate GELU of the first CLIP."""
     return any(type(module).__name__ == "QuickGELU" for module in net.modules())
 
 
-def image_tower(model: Any, source: Any) -> dict[str, Tensor]:
-    """A timm backbone as `timm`: the same one, or timm's form of open_clip's ViT; empty where it is another."""
+def image_weights(model: Any, source: Any) -> dict[str, Tensor]:
+    """Return the weights under the names of `timm`: the same backbone, or timm's form of open_clip's ViT; else none."""
     trunk = getattr(model.image, "trunk", None)
     tower, net = source.image, source.image.net
     if not isinstance(trunk, TimmTower) or not isinstance(tower, ImageTower):
         return {}
-    if tuple(trunk.mean) != tuple(tower.mean) or tuple(trunk.std) != tuple(tower.std):
+    mine, theirs = trunk.traits, tower.traits
+    if tuple(mine.mean) != tuple(theirs.mean) or tuple(mine.std) != tuple(theirs.std):
         return {}
     if isinstance(net, VisionTransformer):
-        return vision_transformer(trunk, net)
+        return vit_weights(trunk, net)
     projection = getattr(getattr(net, "head", None), "proj", None)
     if not isinstance(projection, nn.Linear) or len(list(projection.parameters())) > 1:
         return {}
-    return prefixed(net.trunk.state_dict()) | {"image.proj.weight": projection.weight.detach()}
+    return with_prefix(net.trunk.state_dict()) | {"image.proj.weight": projection.weight.detach()}
 
 
-def vision_transformer(trunk: TimmTower, net: Any) -> dict[str, Tensor]:
-    """open_clip's ViT as one of timm's `vit_*_clip_*`."""
+def vit_weights(trunk: TimmTower, net: Any) -> dict[str, Tensor]:
+    """Return the weights of open_clip's ViT under the names of timm's `vit_*_clip_*`."""
     backbone: Any = trunk.model
-    if not isinstance(backbone, TimmVisionTransformer) or quick(net) != quick(backbone):
+    if not isinstance(backbone, TimmVisionTransformer) or uses_quick_gelu(net) != uses_quick_gelu(backbone):
         return {}
     state = {f"visual.{key}": value for key, value in net.state_dict().items()}
     kept = {key: value for key, value in checkpoint_filter_fn(state, backbone).items() if "head." not in key}
-    return prefixed(kept) | {"image.proj.weight": net.proj.detach().T}
+    return with_prefix(kept) | {"image.proj.weight": net.proj.detach().T}
 
 
-def prefixed(backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_prefix(backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"image.trunk.model.{key}": value for key, value in backbone.items()}

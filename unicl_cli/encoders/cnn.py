@@ -1,4 +1,4 @@
-"""A small convolutional tower that learns 32-pixel images in seconds on a CPU."""
+"""A small convolutional image tower that learns 32-pixel images in seconds on a CPU."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 GRID = 4
-"""Cells a side of the last grid, whatever the image's size."""
+"""Side of the last grid in cells, for any image size."""
 
 
-class Stage(nn.Module):
-    """3×3 convolution of stride 2, GroupNorm (the same for any batch and any number of processes), GELU."""
+class ConvStage(nn.Module):
+    """3×3 convolution with stride 2, GroupNorm (independent of the batch and the number of processes), GELU."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -23,15 +23,15 @@ class Stage(nn.Module):
 
 
 class Cnn(nn.Module):
-    """(b, 3, H, W) -> (b, width · 2^(stages-1)); ``width`` a multiple of 8.
+    """(b, 3, H, W) -> (b, width · 2^(stages-1)); ``width`` is a multiple of 8.
 
-    The last 4×4 grid is read cell by cell, not averaged: where a stroke lies is what tells one digit from another.
+    The last 4×4 grid is read cell by cell, not averaged: digits differ in where their strokes lie.
     """
 
     def __init__(self, width: int, stages: int) -> None:
         super().__init__()
         widths = [3, *(width * 2**i for i in range(stages))]
-        self.stages = nn.ModuleList(Stage(a, b) for a, b in pairwise(widths))
+        self.stages = nn.ModuleList(ConvStage(a, b) for a, b in pairwise(widths))
         self.width = widths[-1]
         self.read = nn.Linear(self.width * GRID**2, self.width)
 
@@ -45,7 +45,7 @@ class Cnn(nn.Module):
         return F.adaptive_avg_pool2d(x, GRID)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """(b, 3, H, W) -> (b, 16, width): the cells of the last grid."""
+        """Map (b, 3, H, W) to the cells of the last grid, (b, 16, width)."""
         return self._grid(x).flatten(2).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:

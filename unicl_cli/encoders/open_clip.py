@@ -1,4 +1,4 @@
-"""Models of open_clip as two towers: their own modules and weights, their own preprocessing."""
+"""The open_clip models as two towers, with their own modules, weights and preprocessing."""
 
 import importlib.util
 import json
@@ -17,29 +17,29 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from unicl_cli.contracts import Tuning
+from unicl_cli.contracts import TowerTraits, Tuning
 from unicl_cli.core.hub import CONFIG, Source
-from unicl_cli.encoders.packing import Layout, at_ends, attended, embedded, layout_of, rectangle
-from unicl_cli.encoders.split_attention import Unpacked
+from unicl_cli.encoders.packing import Layout, attend, embed_tokens, end_states, layout_of, padded_layout
+from unicl_cli.encoders.split_attention import SplitAttention
 from unicl_cli.errors import UniclError
 
 BLOCKS = ("Block", "Bottleneck", "Layer")
 
 
 class Frame(NamedTuple):
-    """An image -> an image of ``size`` (height, width): open_clip's own resizing and cropping of one model."""
+    """open_clip's own resizing and cropping for one model: an image -> an image of ``size`` (height, width)."""
 
     size: tuple[int, int]
     steps: tuple[Callable[[Image.Image], Image.Image], ...]
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
+    def __call__(self, image: Image.Image, /) -> Image.Image:
         for step in self.steps:
-            picture = step(picture)
-        return picture
+            image = step(image)
+        return image
 
 
 class Net(NamedTuple):
-    """open_clip's two towers with what its model carries beside them; the configurations build them again."""
+    """open_clip's two towers, its scale and bias, and the configurations that build them again."""
 
     visual: nn.Module
     text: nn.Module
@@ -50,34 +50,36 @@ class Net(NamedTuple):
 
 
 def is_dry() -> bool:
-    """Are shapes wanted and no weights, as in a dry run?"""
+    """Return True in a dry run, which needs shapes and no weights."""
     return torch.get_default_device().type == "meta"
 
 
 def load_net(source: Source, image_size: int | None) -> Net:
-    """open_clip's model with its weights, if the source has any, at ``image_size`` (default: its own).
+    """Load open_clip's model with its weights, if the source has any, at ``image_size`` (default: its own).
 
-    UniclError for weights of another architecture.
+    Raise UniclError for weights of another architecture.
     """
     config = deepcopy(source.config)
     vision, text = config["vision_cfg"], config["text_cfg"]
     config.pop("custom_text", None)
     backbone = "timm_model_name" in vision
-    vision["timm_model_pretrained"] = text["hf_model_pretrained"] = False  # nothing is fetched on the way
+    vision["timm_model_pretrained"] = text["hf_model_pretrained"] = False  # download nothing while building
     if "hf_model_name" not in text:
         del text["hf_model_pretrained"]
     elif importlib.util.find_spec("transformers") is None:
-        raise UniclError(f"model {source.name}: its text tower needs transformers", "pip install transformers")
+        raise UniclError(
+            f"model {source.name}: its text tower needs the package transformers", "run pip install transformers"
+        )
     if image_size is not None and not backbone:
         vision["image_size"] = image_size
-    net = constructed(source, config)
+    net = build_net(source, config)
     if source.weights is not None:
         read_weights(net, source)
     if backbone:
         resize_backbone(net.visual, image_size or vision["image_size"])
     size = net.visual.image_size
     vision["image_size"] = size if isinstance(size, int) else list(size)
-    config.pop("multimodal_cfg", None)  # CoCa's decoder plays no part here
+    config.pop("multimodal_cfg", None)  # CoCa's decoder is not used
     for part in (vision, text):
         part.pop("output_tokens", None)
     preprocess = merge_preprocess_dict({**asdict(PreprocessCfg()), **source.preprocess}, {"size": size})
@@ -85,8 +87,8 @@ def load_net(source: Source, image_size: int | None) -> Net:
     return Net(net.visual, net.text, net.logit_scale.detach(), net.logit_bias, whole["model_cfg"], preprocess)
 
 
-def constructed(source: Source, config: dict[str, Any]) -> Any:
-    """The bare model; open_clip's classes know which keys a configuration may have."""
+def build_net(source: Source, config: dict[str, Any]) -> Any:
+    """Build the model without weights; open_clip's own classes check the keys of the configuration."""
     kind: Any = CoCa if "multimodal_cfg" in config else CustomTextCLIP
     try:
         return kind(**config)
@@ -94,47 +96,47 @@ def constructed(source: Source, config: dict[str, Any]) -> Any:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UniclError(
             f"model {source.name}: open_clip cannot build it: {line}",
-            "update open_clip and timm, or take another model",
+            "update open_clip and timm, or use another model",
         ) from error
 
 
 def read_weights(net: nn.Module, source: Source) -> None:
-    """Strict; a pickle is only ever read as tensors."""
+    """Load all weights, strictly; a pickle is read as tensors only."""
     try:
         load_checkpoint(cast("Any", net), str(source.weights), strict=True, weights_only=True)
-    except UnpicklingError as error:  # whose own words advise to run what it refused
+    except UnpicklingError as error:  # whose own message advises to run the pickle
         raise UniclError(
-            f"model {source.name}: {source.weights} holds something else than weights, and is not opened",
-            "take the safetensors file of its makers",
+            f"model {source.name}: {source.weights} contains more than weights and was not opened",
+            "use the safetensors file of its authors",
         ) from error
     except (RuntimeError, KeyError, ValueError, OSError, EOFError, SafetensorError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise UniclError(
             f"model {source.name}: {source.weights} cannot be read as its weights: {' '.join(lines[:2])[:300]}",
-            "it is damaged, or of another architecture: delete it and fetch it again",
+            "delete the file and download it again; it is damaged or of another architecture",
         ) from error
 
 
 def resize_backbone(visual: Any, size: int | Sequence[int]) -> None:
-    """timm builds a backbone at its published size; ``size`` becomes its input, positions are interpolated."""
-    wanted = (size, size) if isinstance(size, int) else tuple(size)
-    if tuple(visual.trunk.pretrained_cfg["input_size"][-2:]) != wanted:
-        visual.set_input_size(wanted)
+    """Set the input size of a timm backbone, which is built at its published size; positions are interpolated."""
+    target = (size, size) if isinstance(size, int) else tuple(size)
+    if tuple(visual.trunk.pretrained_cfg["input_size"][-2:]) != target:
+        visual.set_input_size(target)
 
 
-def units(net: nn.Module) -> list[nn.Module]:
-    """The outermost blocks, each called through its own forward."""
+def outer_blocks(net: nn.Module) -> list[nn.Module]:
+    """Return the outermost blocks, each called through its own forward."""
     found: list[nn.Module] = []
     for child in net.children():
-        found += [child] if type(child).__name__.endswith(BLOCKS) else units(child)
+        found += [child] if type(child).__name__.endswith(BLOCKS) else outer_blocks(child)
     return found
 
 
 class ImageBlock(ResidualAttentionBlock):
-    """open_clip's block: the same parameters and numbers."""
+    """open_clip's block with the same parameters and output, and a shorter way for the last block of a tower."""
 
     def forward(self, q_x: Tensor, *others: Any, last: bool = False, **options: Any) -> Tensor:
-        """``last``: the class token alone, (b, 1, width), since nothing else is read after it."""
+        """``last``: return the class token alone, (b, 1, width), since nothing else is read after it."""
         if not last:
             return super().forward(q_x, *others, **options)
         x = q_x[:, :1] + self.ls_1(self.attention(self.ln_1(q_x))[:, :1])
@@ -142,25 +144,25 @@ class ImageBlock(ResidualAttentionBlock):
 
 
 class TextBlock(ResidualAttentionBlock):
-    """open_clip's block under a causal mask: the same parameters and numbers, on texts as ``layout`` has them."""
+    """open_clip's block under a causal mask with the same parameters and output, on texts in a ``layout``."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, q_x: Tensor, *others: Any, layout: Layout | None = None, last: bool = False, **options: Any
     ) -> Tensor:
-        """(n, width) -> the same; ``last``: (U, width), of the ends. Without ``layout`` as open_clip calls it."""
+        """Map (n, width) to the same shape; ``last``: to the ends, (U, width). Without ``layout``, open_clip's own."""
         if layout is None:
             return super().forward(q_x, *others, **options)
         attn: Any = self.attn
         h = self.ln_1(q_x)
-        opened = isinstance(attn, Unpacked)  # adapters stand beside its products
-        qkv = attn.in_proj(h) if opened else nn.functional.linear(h, attn.in_proj_weight, attn.in_proj_bias)
-        mixed = attended(qkv, attn.heads if opened else attn.num_heads, layout, last=last)
-        x = (at_ends(q_x, layout) if last else q_x) + self.ls_1(attn.out_proj(mixed))
+        split = isinstance(attn, SplitAttention)  # has adapters beside its products
+        qkv = attn.in_proj(h) if split else nn.functional.linear(h, attn.in_proj_weight, attn.in_proj_bias)
+        mixed = attend(qkv, attn.heads if split else attn.num_heads, layout, last=last)
+        x = (end_states(q_x, layout) if last else q_x) + self.ls_1(attn.out_proj(mixed))
         return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
-def retyped(blocks: Any, kind: type[nn.Module]) -> bool:
-    """Makes blocks that are exactly open_clip's own into ``kind``, parameters and names untouched; are they that?"""
+def retype_blocks(blocks: Any, kind: type[nn.Module]) -> bool:
+    """Turn blocks that are exactly open_clip's own into ``kind``, parameters and names untouched; else return False."""
     if any(type(block) is not ResidualAttentionBlock for block in blocks):
         return False
     for block in blocks:
@@ -168,28 +170,38 @@ def retyped(blocks: Any, kind: type[nn.Module]) -> bool:
     return True
 
 
+def three_numbers(value: float | Sequence[float]) -> tuple[float, ...]:
+    """Return one number per channel; a single number stands for all three."""
+    return (value,) * 3 if isinstance(value, float | int) else tuple(value)
+
+
 class ImageTower(nn.Module):
-    """(b, 3, H, W) -> pooled (b, width), joint (b, embed_dim); pooled is what comes before the projection.
+    """(b, 3, H, W) -> pooled (b, width) before the projection, joint (b, embed_dim).
 
     Where pooling and projection are one (attention pools of ResNets and of SigLIP), pooled and joint are the same.
     """
 
-    projects = True
     tuning = Tuning()
 
     def __init__(self, net: Net, embed_dim: int) -> None:
         super().__init__()
         self.net = net.visual
         cfg = PreprocessCfg(**net.preprocess)
-        self.mean, self.std = (each if isinstance(each, float | int) else tuple(each) for each in (cfg.mean, cfg.std))
         size = (cfg.size, cfg.size) if isinstance(cfg.size, int) else (cfg.size[0], cfg.size[1])
         steps = cast("Any", image_transform_v2(cfg, is_train=False)).transforms
-        self.frame = Frame(size, tuple(steps[:-3]))  # what follows: to RGB, to a tensor, normalised
         self.width = self._width(embed_dim)
         visual: Any = net.visual
         pooled = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
-        self.channels_last = any(isinstance(m, nn.BatchNorm2d) for m in visual.modules())
-        self.reads_one = pooled and visual.transformer.batch_first and retyped(visual.transformer.resblocks, ImageBlock)
+        self.traits = TowerTraits(
+            projects=True,
+            mean=three_numbers(cfg.mean),
+            std=three_numbers(cfg.std),
+            frame=Frame(size, tuple(steps[:-3])),  # without: to RGB, to a tensor, normalise
+            channels_last=any(isinstance(m, nn.BatchNorm2d) for m in visual.modules()),
+        )
+        self.reads_class_token = (
+            pooled and visual.transformer.batch_first and retype_blocks(visual.transformer.resblocks, ImageBlock)
+        )
 
     def _width(self, embed_dim: int) -> int:
         net: Any = self.net
@@ -199,17 +211,17 @@ class ImageTower(nn.Module):
         return embed_dim if linear is None or not self._headed() else linear.in_features
 
     def _headed(self) -> bool:
-        """Is it a timm backbone whose own pooling comes before the head?"""
+        """Return True for a timm backbone whose own pooling comes before the head."""
         head = getattr(self.net, "head", None)
         return isinstance(head, nn.Sequential) and len(head) > 0 and not hasattr(head, "pool")
 
     @property
     def units(self) -> Sequence[nn.Module]:
-        return units(self.net)
+        return outer_blocks(self.net)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         net: Any = self.net
-        if self.channels_last:
+        if self.traits.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         if isinstance(net, VisionTransformer):
             pooled, _ = cast("Any", net)._pool(self._states(cast("Any", net)._embeds(x)))
@@ -221,9 +233,9 @@ class ImageTower(nn.Module):
         return joint, joint
 
     def _states(self, x: Tensor) -> Tensor:
-        """The states that pooling reads."""
+        """Compute the states that pooling reads."""
         transformer = cast("Any", self.net).transformer
-        if not self.reads_one:
+        if not self.reads_class_token:
             return transformer(x)
         *blocks, last = transformer.resblocks
         for block in blocks:
@@ -232,15 +244,12 @@ class ImageTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """int64 (U, L <= context_length) -> (U, embed_dim) twice: its state before the projection is nobody's interest.
+    """int64 (U, L <= context_length) -> (U, embed_dim) twice: nothing reads its state before the projection.
 
-    A causal tower reads L tokens, any other one gets them padded to its context, as it was trained.
+    A causal tower reads L tokens; for any other, tokens are padded to its context, as in its training.
     """
 
-    projects = True
     tuning = Tuning()
-    packs = True
-    """Whether texts may be packed (`packing.py`): the same numbers, fewer of them."""
 
     def __init__(self, net: Net, context_length: int, tokenizer: Any) -> None:
         super().__init__()
@@ -249,30 +258,39 @@ class TextTower(nn.Module):
         text: Any = net.text
         plain = isinstance(net.text, TextTransformer)
         causal = plain and text.attn_mask is not None and text.cls_emb is None
-        self.trim_safe = causal and text.pool_type in ("first", "argmax", "eos")
-        self.pads = plain and not self.trim_safe
-        ends = self.trim_safe and text.pool_type in ("argmax", "eos") and text.transformer.batch_first
-        self.reads_ends = ends and retyped(text.transformer.resblocks, TextBlock)
+        self.causal = causal and text.pool_type in ("first", "argmax", "eos")
+        self.pads = plain and not self.causal
+        ends = self.causal and text.pool_type in ("argmax", "eos") and text.transformer.batch_first
+        self.reads_ends = ends and retype_blocks(text.transformer.resblocks, TextBlock)
         self.pad_id = tokenizer.pad_id
         self.config = {"model_cfg": net.config, "preprocess_cfg": net.preprocess}
+        self.traits = TowerTraits(
+            projects=True,
+            tokenizer=tokenizer,
+            pad_id=tokenizer.pad_id,
+            context_length=context_length,
+            trim_safe=self.causal or self.pads,
+            packs=True,
+            settings=net.config,
+        )
         bias = net.logit_bias
         self.register_buffer("logit_bias", None if bias is None else bias.detach().clone().reshape(()))
 
     @property
     def units(self) -> Sequence[nn.Module]:
-        return units(self.net)
+        return outer_blocks(self.net)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        if self.trim_safe:
+        if self.causal:
             joint = self._cut(tokens)
         else:
             short = self.context_length - tokens.shape[1] if self.pads else 0
             joint = self.net(nn.functional.pad(tokens, (0, short), value=self.pad_id) if short else tokens)
-        joint = joint[0] if isinstance(joint, tuple) else joint  # CoCa's gives its tokens too
+        joint = joint[0] if isinstance(joint, tuple) else joint  # CoCa returns its tokens too
         return joint, joint
 
     def _cut(self, tokens: Tensor) -> Tensor:
-        """open_clip's own forward, cut to the tokens there are."""
+        """Compute open_clip's own forward on the given tokens alone, without padding to the context."""
         net: Any = self.net
         pooled = self._ends(tokens) if self.reads_ends else self._masked(tokens)
         projection = net.text_projection
@@ -281,12 +299,12 @@ class TextTower(nn.Module):
         return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
 
     def _ends(self, tokens: Tensor) -> Tensor:
-        """The states at the ends of the texts."""
+        """Compute the states at the ends of the texts."""
         net: Any = self.net
         eot_id = net.eos_id if net.pool_type == "eos" else None
-        layout = layout_of(tokens, eot_id) if self.packs else rectangle(tokens, eot_id)
+        layout = layout_of(tokens, eot_id) if self.traits.packs else padded_layout(tokens, eot_id)
         kind = net.transformer.get_cast_dtype()
-        x = embedded(tokens, net.token_embedding, net.positional_embedding, layout).to(kind)
+        x = embed_tokens(tokens, net.token_embedding, net.positional_embedding, layout).to(kind)
         *blocks, last = net.transformer.resblocks
         for block in blocks:
             x = block(x, layout=layout)
@@ -294,7 +312,7 @@ class TextTower(nn.Module):
         return x if layout.order is None else x[layout.order]
 
     def _masked(self, tokens: Tensor) -> Tensor:
-        """All states by blocks of another kind, their mask, made for the whole context, cut to the tokens there are."""
+        """Compute all states with blocks of another kind; their mask for the whole context is cut to the tokens."""
         net: Any = self.net
         length = tokens.shape[1]
         kind = net.transformer.get_cast_dtype()
@@ -303,7 +321,7 @@ class TextTower(nn.Module):
         return text_global_pool(x, tokens, net.pool_type, eos_token_id=net.eos_id)
 
     def store(self, folder: Path) -> None:
-        """What builds the same model without its first weights: the configuration, a tokenizer that is not CLIP's."""
+        """Write what builds the model again without its first weights: configuration, tokenizer unless CLIP's."""
         config = deepcopy(self.config)
         if "hf_model_name" in config["model_cfg"]["text_cfg"]:
             config["model_cfg"]["text_cfg"]["hf_model_name"] = "."
@@ -314,7 +332,7 @@ class TextTower(nn.Module):
 
 
 def published_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of the encoder `open_clip` under open_clip's own names, as its CustomTextCLIP has them."""
+    """Return the weights of the encoder `open_clip` under the names of open_clip's CustomTextCLIP."""
     names = {"image.net.": "visual.", "text.net.": "text.", "text.logit_bias": "logit_bias"}
     found: dict[str, Tensor] = {}
     for key, value in model.state_dict().items():

@@ -1,4 +1,4 @@
-"""torch's MultiheadAttention with its two products as Linear layers, which adapters can stand beside, and back."""
+"""torch's MultiheadAttention with its two products as Linear layers, so that adapters can be added, and back."""
 
 from typing import Any
 
@@ -7,19 +7,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def unpackable(module: nn.Module) -> bool:
-    """Is it an attention with queries, keys and values from one matrix, and nothing appended to the keys?"""
+def can_split(module: nn.Module) -> bool:
+    """Return True for an attention with queries, keys and values from one matrix and nothing appended to the keys."""
     attention: Any = module
     if type(module) is not nn.MultiheadAttention:
         return False
     return attention.in_proj_weight is not None and attention.bias_k is None and not attention.add_zero_attn
 
 
-class Unpacked(nn.Module):
-    """The same numbers from the same parameters, as ``in_proj`` and ``out_proj``.
+class SplitAttention(nn.Module):
+    """nn.MultiheadAttention from the same parameters, with the same output, as layers ``in_proj`` and ``out_proj``.
 
-    nn.MultiheadAttention hands the weights of both to one function, so that what replaces its ``out_proj`` is not
-    called. Gives no attention weights and takes no padding mask.
+    torch's own module passes the weights of both to one function, so it never calls an adapter in place of its
+    ``out_proj``. This one returns no attention weights and takes no padding mask.
     """
 
     def __init__(self, attention: Any) -> None:
@@ -34,8 +34,8 @@ class Unpacked(nn.Module):
             self.in_proj.bias, self.out_proj.bias = attention.in_proj_bias, attention.out_proj.bias
         self.train(attention.training)
 
-    def packed(self) -> nn.MultiheadAttention:
-        """torch's module again, from the same parameters."""
+    def to_torch(self) -> nn.MultiheadAttention:
+        """Return torch's module with the same parameters."""
         inner: Any = self.in_proj
         biased = inner.bias is not None
         whole: Any = nn.MultiheadAttention(
@@ -56,20 +56,20 @@ class Unpacked(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,  # noqa: FBT001, FBT002
     ) -> tuple[Tensor, None]:
-        """(n, L, width), or (L, n, width) where batches are not first -> the same, and no attention weights."""
+        """Map (n, L, width), or (L, n, width) without ``batch_first``, to the same shape; return no weights."""
         if key_padding_mask is not None or need_weights:
-            raise ValueError("adapters on this attention: it gives no attention weights and takes no padding mask")
+            raise ValueError("an attention with adapters gives no attention weights and takes no padding mask")
         whole = self.in_proj(key).chunk(3, dim=-1)
         if query is key and key is value:
             mixed = whole
-        else:  # each from its own input; the thirds that are not asked for are left
+        else:  # each from its own input; the other two thirds of a product are not used
             others = whole if key is value else self.in_proj(value).chunk(3, dim=-1)
             mixed = (self.in_proj(query).chunk(3, dim=-1)[0], whole[1], others[2])
         rows = mixed if self.batch_first else tuple(x.transpose(0, 1) for x in mixed)
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in rows)
         mask = None if is_causal else attn_mask
         if mask is not None and mask.dtype == torch.bool:
-            mask = ~mask  # torch's module hides what is true, its function what is false
+            mask = ~mask  # torch's module hides True, its function hides False
         if mask is not None and mask.ndim == 3:
             mask = mask.view(-1, self.heads, *mask.shape[1:])
         drop = self.dropout if self.training else 0.0

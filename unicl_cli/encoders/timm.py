@@ -1,4 +1,4 @@
-"""Any timm backbone as image tower."""
+"""The timm backbones as image towers."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -10,28 +10,30 @@ from timm.models.resnet import ResNet
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from unicl_cli.contracts import TowerTraits
 from unicl_cli.errors import UniclError, did_you_mean
 
 BLOCKS = ("Block", "Bottleneck")
-OURS = frozenset(inspect.signature(timm.create_model).parameters) | {"img_size", "drop_path_rate"}
-"""What ``args`` may not set: a file or an address to load, and what other options say."""
+RESERVED = frozenset(inspect.signature(timm.create_model).parameters) | {"img_size", "drop_path_rate"}
+"""Names that ``args`` may not set: files or addresses to load, and settings that other options make."""
 
 
 class LastBlock(Block):
-    """timm's block: the same parameters and numbers."""
+    """timm's block with the same parameters and output, and a shorter way for the last block of a tower."""
 
     def forward(self, x: Tensor, *others: Any, last: bool = False, **options: Any) -> Tensor:
-        """``last``: the class token alone, (b, 1, width), since nothing else is read after it."""
+        """``last``: return the class token alone, (b, 1, width), since nothing else is read after it."""
         if not last:
             return super().forward(x, *others, **options)
         x = x[:, :1] + self.drop_path1(self.ls1(self.attn(self.norm1(x))[:, :1]))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
-def reading_one(backbone: Any) -> bool:
-    """Prepares timm's own ViT of which the class token is all that is read, with no chance to draw for the others.
+def prepare_last_block(backbone: Any) -> bool:
+    """Let the last block of a ViT compute the class token alone; return False if the backbone reads more than that.
 
-    Is it one?
+    Only for timm's own VisionTransformer, pooled by its class token, without dropout in the block (whose random
+    numbers would change).
     """
     if type(backbone) is not VisionTransformer or backbone.attn_pool is not None or backbone.global_pool != "token":
         return False
@@ -42,9 +44,10 @@ def reading_one(backbone: Any) -> bool:
     return True
 
 
-def in_sequences(backbone: nn.Module) -> list[nn.Module]:
-    """What stands in an ``nn.Sequential``, has parameters in two places or more, and lies in no other such module: the
-    blocks of EfficientNet, MobileNet and others, whatever timm calls them.
+def blocks_in_sequences(backbone: nn.Module) -> list[nn.Module]:
+    """Find the blocks of EfficientNet, MobileNet and others, whatever timm calls them.
+
+    A block stands in an ``nn.Sequential``, has parameters in at least two places, and lies in no other block.
     """
     chains = (chain for chain in backbone.modules() if isinstance(chain, nn.Sequential))
     found = [link for chain in chains for link in chain if not isinstance(link, nn.Sequential)]
@@ -56,9 +59,9 @@ def in_sequences(backbone: nn.Module) -> list[nn.Module]:
 class TimmTower(nn.Module):
     """(b, 3, H, W) -> (b, width): the backbone's own pooling and hidden layer, without its classifier.
 
-    ``mean, std`` are those of the backbone's published weights, since its pretrained weights expect them.
-    ``args`` are passed to timm as they are; ``small_stem`` gives a ResNet the stem of 32 px images (3 x 3 without
-    stride or pooling; SupCon, NeurIPS 2020, CIFAR). UniclError for an unknown name or argument.
+    Pixels are normalised with ``mean`` and ``std`` of the published weights, which expect them. ``args`` are passed to
+    timm unchanged. ``small_stem`` gives a ResNet a stem for 32 px images (3 x 3, no stride, no pooling; SupCon,
+    NeurIPS 2020, CIFAR). Raise UniclError for an unknown name or argument.
     """
 
     def __init__(
@@ -75,28 +78,28 @@ class TimmTower(nn.Module):
         if model.split(".")[0] not in timm.list_models():
             raise UniclError(
                 f"timm has no model '{model}'{did_you_mean(model, timm.list_models())}",
-                "see `python -c 'import timm; print(timm.list_models())'`",
+                "list them with `python -c 'import timm; print(timm.list_models())'`",
             )
-        if taken := sorted(set(args) & OURS):
-            raise UniclError(f"{model}: args may not set {', '.join(taken)}", "use the options of encoder timm itself")
+        if taken := sorted(set(args) & RESERVED):
+            raise UniclError(f"{model}: args may not set {', '.join(taken)}", "use the options of the encoder timm")
         config = timm.get_pretrained_cfg(model)
         settings = dict(args)
         if config is not None and config.fixed_input_size:
             settings["img_size"] = image_size
-        real = torch.get_default_device().type != "meta"  # a dry run wants shapes, not weights
+        real = torch.get_default_device().type != "meta"  # a dry run needs shapes, not weights
         try:
-            backbone = _created(model, drop_path, pretrained=pretrained and real, **settings)
+            backbone = _create_backbone(model, drop_path, pretrained=pretrained and real, **settings)
         except OSError as error:
             raise UniclError(
-                f"the published weights of {model} are not here and could not be fetched",
-                "go online once (they are kept), or set pretrained: false",
+                f"{model}: its published weights are not on this machine and could not be downloaded",
+                "connect to the network once (they are kept), or set pretrained: false",
             ) from error
         except TypeError as error:
             raise UniclError(
-                f"timm's {model} does not take these args: {error}", "see timm's own page of it"
+                f"{model}: timm does not accept these args: {error}", "check timm's documentation of this model"
             ) from error
         if small_stem:
-            _with_small_stem(backbone, model)
+            _replace_stem(backbone, model)
         size: Any = getattr(getattr(backbone, "patch_embed", None), "patch_size", None) or 1
         patch = size if isinstance(size, int) else max(size)
         if image_size % patch:
@@ -104,25 +107,27 @@ class TimmTower(nn.Module):
                 f"{model}: patches of {patch} px do not divide data.image_size {image_size}",
                 f"set data.image_size to a multiple of {patch}",
             )
-        self.reads_one = reading_one(backbone)
-        self.channels_last = any(isinstance(m, nn.BatchNorm2d) for m in backbone.modules())
+        self.reads_class_token = prepare_last_block(backbone)
         self.model = cast("nn.Module", backbone)
         self.width: int = getattr(backbone, "head_hidden_size", backbone.num_features)
-        self.token_width: int = backbone.num_features  # another one where the head has a hidden layer
-        self.mean: tuple[float, ...] = backbone.pretrained_cfg["mean"]
-        self.std: tuple[float, ...] = backbone.pretrained_cfg["std"]
+        self.token_width: int = backbone.num_features  # differs from width if the head has a hidden layer
+        self.traits = TowerTraits(
+            mean=backbone.pretrained_cfg["mean"],
+            std=backbone.pretrained_cfg["std"],
+            channels_last=any(isinstance(m, nn.BatchNorm2d) for m in backbone.modules()),
+        )
 
     @property
     def units(self) -> Sequence[nn.Module]:
         named = [module for module in self.model.modules() if type(module).__name__.endswith(BLOCKS)]
-        return named or in_sequences(self.model)
+        return named or blocks_in_sequences(self.model)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """(b, 3, H, W) -> (b, N, token_width): the features before pooling and a head's hidden layer."""
+        """Map (b, 3, H, W) to the features before pooling and the head's hidden layer, (b, N, token_width)."""
         features = cast("Any", self.model).forward_features(x)
         if not isinstance(features, Tensor):
             name = cast("Any", self.model).pretrained_cfg["architecture"]
-            raise UniclError(f"timm's {name} has no single grid of features", "take another image tower")
+            raise UniclError(f"{name}: has no single grid of features", "use another image tower")
         if features.ndim == 3:
             return features
         channels_last = features.shape[-1] == self.token_width
@@ -130,8 +135,8 @@ class TimmTower(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         model: Any = self.model
-        if not self.reads_one:
-            return model(x.contiguous(memory_format=torch.channels_last) if self.channels_last else x)
+        if not self.reads_class_token:
+            return model(x.contiguous(memory_format=torch.channels_last) if self.traits.channels_last else x)
         x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
         *blocks, last = model.blocks
         for block in blocks:
@@ -139,8 +144,11 @@ class TimmTower(nn.Module):
         return model.forward_head(model.norm(last(x, last=True)))
 
 
-def _created(model: str, drop_path: float, **settings: Any) -> Any:
-    """timm's backbone without classifier. Not all know stochastic depth, nor is 0 the default of all that do."""
+def _create_backbone(model: str, drop_path: float, **settings: Any) -> Any:
+    """Create timm's backbone without a classifier.
+
+    Some backbones take no ``drop_path_rate``; some that do have another default than 0.
+    """
     try:
         return timm.create_model(model, num_classes=0, drop_path_rate=drop_path, **settings)
     except TypeError as error:
@@ -149,8 +157,8 @@ def _created(model: str, drop_path: float, **settings: Any) -> Any:
     return timm.create_model(model, num_classes=0, **settings)
 
 
-def _with_small_stem(backbone: Any, model: str) -> None:
+def _replace_stem(backbone: Any, model: str) -> None:
     if not isinstance(backbone, ResNet) or not isinstance(backbone.conv1, nn.Conv2d):
-        raise UniclError(f"{model} has no stem that small_stem could replace", "small_stem is for ResNets")
+        raise UniclError(f"{model}: has no stem that small_stem could replace", "use small_stem with ResNets only")
     backbone.conv1 = nn.Conv2d(3, backbone.conv1.out_channels, 3, padding=1, bias=False)
     backbone.maxpool = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue] - timm types it by its own pooling

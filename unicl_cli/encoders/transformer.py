@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unicl_cli.encoders.packing import Layout, at_ends, attended, embedded, layout_of, rectangle
+from unicl_cli.contracts import TowerTraits
+from unicl_cli.encoders.packing import Layout, attend, embed_tokens, end_states, layout_of, padded_layout
 from unicl_cli.errors import UniclError
 
 
@@ -21,9 +22,9 @@ class Block(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, layout: Layout, *, last: bool = False) -> Tensor:
-        """(n, width) -> the same; ``last``: (U, width), since only the ends of the texts are read after it."""
-        mixed = attended(self.qkv(self.ln_1(x)), self.heads, layout, last=last)
-        x = (at_ends(x, layout) if last else x) + self.proj(mixed)
+        """Map (n, width) to the same shape; ``last``: to (U, width), as only the ends of texts are read after it."""
+        mixed = attend(self.qkv(self.ln_1(x)), self.heads, layout, last=last)
+        x = (end_states(x, layout) if last else x) + self.proj(mixed)
         hidden = self.fc1(self.ln_2(x))
         hidden = hidden * torch.sigmoid(1.702 * hidden) if self.quick_gelu else F.gelu(hidden)
         return x + self.fc2(hidden)
@@ -32,13 +33,9 @@ class Block(nn.Module):
 class TextTransformer(nn.Module):
     """int64 (U, L <= context_length) -> (U, width) at the first ``eot_id`` (CLIP 2021, section 2.4).
 
-    The causal mask lets no state see what follows it, so tokens after EOT may be cut off (``trim_safe``).
+    Under the causal mask no state depends on later tokens, so tokens after EOT may be cut off (``trim_safe``).
     Initialisation is CLIP's.
     """
-
-    trim_safe = True
-    packs = True
-    """Whether texts may be packed (`packing.py`): the same numbers, fewer of them."""
 
     def __init__(
         self,
@@ -54,9 +51,10 @@ class TextTransformer(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise UniclError(f"transformer: width {width} is no multiple of heads {heads}", "change one of them")
+            raise UniclError(f"transformer: width {width} is not a multiple of heads {heads}", "change one of them")
         self.width, self.eot_id, self.context_length = width, eot_id, context_length
         self.heads, self.quick_gelu = heads, quick_gelu
+        self.traits = TowerTraits(trim_safe=True, packs=True, context_length=context_length)
         self.tok = nn.Embedding(vocab_size, width)
         self.pos = nn.Parameter(torch.empty(context_length, width))
         self.blocks = nn.ModuleList(Block(width, heads, quick_gelu=quick_gelu, eps=eps) for _ in range(layers))
@@ -75,16 +73,16 @@ class TextTransformer(nn.Module):
         return list(self.blocks)
 
     def tokens(self, tokens: Tensor) -> Tensor:
-        """int64 (U, L) -> (U, L, width), after the last norm."""
-        layout = rectangle(tokens, self.eot_id)
-        x = embedded(tokens, self.tok, self.pos, layout)
+        """Map int64 (U, L) to the states after the last norm, (U, L, width)."""
+        layout = padded_layout(tokens, self.eot_id)
+        x = embed_tokens(tokens, self.tok, self.pos, layout)
         for block in self.blocks:
             x = block(x, layout)
         return self.ln(x).view(*tokens.shape, -1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        layout = layout_of(tokens, self.eot_id) if self.packs else rectangle(tokens, self.eot_id)
-        x = embedded(tokens, self.tok, self.pos, layout)
+        layout = layout_of(tokens, self.eot_id) if self.traits.packs else padded_layout(tokens, self.eot_id)
+        x = embed_tokens(tokens, self.tok, self.pos, layout)
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x, layout)

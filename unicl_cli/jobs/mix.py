@@ -6,14 +6,14 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rich.table import Table
 from torch import Tensor
 
-from unicl_cli.build.init import same_tokens, settings_of
+from unicl_cli.build.init import same_tokens, source_settings
 from unicl_cli.build.load import Loaded, load_model
-from unicl_cli.build.model import TOWERS, owned
+from unicl_cli.build.model import TOWERS
 from unicl_cli.core import checkpoint, hub
 from unicl_cli.core.checkpoint_files import MODEL
 from unicl_cli.core.dist import barrier, rank
@@ -133,7 +133,7 @@ def check_same(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor], other: 
 
 def check_settings(old: Loaded, new: Loaded) -> None:
     """What shapes do not show: heads, activations, pooling, tokens."""
-    for first, second in zip(settings_of(old), settings_of(new), strict=True):
+    for first, second in zip(source_settings(old), source_settings(new), strict=True):
         keys = sorted(first.keys() | second.keys()) if first and second else []
         changed = [key for key in keys if (first.get(key) or None) != (second.get(key) or None)]  # absent is off
         if changed:
@@ -194,7 +194,7 @@ def write(both: Pair, alpha: float, out: Path) -> None:
             from unicl_cli.encoders.open_clip import published_tensors  # loaded already, unlike for a run
 
             checkpoint.load_weights(both.base.step, tensors, both.base.name)
-            owned(both.base.step, "store")(out)
+            cast("Any", both.base.step.model).text.store(out)
             model = published_tensors(both.base.step.model)
             checkpoint.write_tensors(out / hub.WEIGHTS[0], {name: x.cpu().contiguous() for name, x in model.items()})
         else:

@@ -1,4 +1,4 @@
-"""Pairs of rows and answers that count, in O(b + B) numbers, and the interface of a kernel over them."""
+"""The pairs of rows and answers that a loss counts, in O(b + B) numbers, and the interface of a kernel over them."""
 
 from typing import NamedTuple, Protocol
 
@@ -8,13 +8,13 @@ from torch import Tensor
 from unicl_cli.contracts import NO_KEY
 
 FAR = -1e30
-"""The logit of a hidden pair: exp gives exactly 0, and unlike -inf no difference of two of them is nan."""
+"""The logit of a hidden pair: its exp is exactly 0 and, unlike with -inf, a difference of two is not nan."""
 Sums = tuple[Tensor, Tensor]
 Grads = tuple[Tensor | None, Tensor | None]
 
 
 class Pull(NamedTuple):
-    """``weight[i]`` times the sum of what the answers of row i's group read."""
+    """For each row i, ``weight[i]`` times the sum of the columns that the answers of its group read."""
 
     weight: Tensor  # (b,) float
     row_group: Tensor  # (b,) int64, below b
@@ -22,32 +22,35 @@ class Pull(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Which pairs count, in O(b + B) numbers; B answers read C columns, one each unless columns are shared."""
+    """The pairs that count, in O(b + B) numbers; B answers read C columns, one each unless columns are shared."""
 
     row_bias: Tensor  # (b,): 0, or FAR
-    column_bias: Tensor  # (C,): log of how many answers read it, or FAR
+    column_bias: Tensor  # (C,): log of the number of answers that read it, or FAR
     reads: Tensor  # (B,) int64, below C
-    positives: Tensor  # (b,) int64: how many answers are a row's positives
+    positives: Tensor  # (b,) int64: number of answers that are positives of a row
     pulls: tuple[Pull, ...]  # together: the mean of a row's positives
     exclude: tuple[Tensor, Tensor] | None  # int64 (b,), (C,): a pair with equal ids is hidden
-    column_sums: bool  # whether the sums down the columns are wanted too
+    column_sums: bool  # sum down the columns too
 
 
 class Kernel(Protocol):
-    """What ``tiles_triton`` offers: ``_sums`` and ``_spread`` below in one go each, tiles on the chip alone."""
+    """The interface of ``tiles_triton``: the sums of ``tiles`` and their gradients, with tiles kept on the chip."""
 
     def sums(self, q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs) -> Sums: ...
-    def spread(
+    def gradients(
         self, q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, sums: Sums, grads: Grads
     ) -> tuple[Tensor, Tensor]: ...
 
 
 def _groups(rows: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """int64 (b,), (B,) -> each row's group, each answer's or b where no row has it, the answers in a row's group."""
+    """Group rows and answers by key: int64 (b,), (B,) -> row groups (b,), answer groups (B,), sizes (b,).
+
+    The group of an answer is b where no row has its key; the size of a row is the number of answers in its group.
+    """
     ordered, order = rows.sort()
     starts = torch.zeros_like(ordered)
     starts[1:] = ordered[1:] != ordered[:-1]
-    numbers = starts.cumsum(0)  # torch.unique would sync the host
+    numbers = starts.cumsum(0)  # torch.unique would make the host wait
     place = torch.searchsorted(ordered, answers).clamp(max=len(rows) - 1)
     theirs = torch.where(ordered[place] == answers, numbers[place], len(rows))
     sizes = theirs.new_zeros(len(rows) + 1).index_add_(0, theirs, torch.ones_like(theirs))
@@ -64,10 +67,10 @@ def pairs_of(
     column_sums: bool = False,
     shared: tuple[Tensor, int] | None = None,
 ) -> Pairs:
-    """int64 (b,), (B,) keys -> which columns are a row's positives: equal key, not NO_KEY, not excluded.
+    """Find the positives of each row: int64 (b,), (B,) keys -> answers with an equal key, not NO_KEY, not excluded.
 
-    ``shared`` is for B answers that read fewer columns: which one each reads, int64 (B,), and how many there are. A
-    column counts in a row's sum as often as it is read by an answer that is not hidden. Not together with ``exclude``.
+    ``shared`` is for B answers that read fewer columns: the column of each, int64 (B,), and the number of columns. A
+    column counts in a row's sum once for each answer that reads it and is not hidden. Not together with ``exclude``.
     """
     row_group, answer_group, size = _groups(row_keys, column_keys)
     count = size.masked_fill(row_keys == NO_KEY, 0)
@@ -89,6 +92,6 @@ def pairs_of(
 
 
 def lse_(x: Tensor, dim: int, out: Tensor) -> Tensor:
-    """logsumexp of a matrix, its exponentials in ``out``, which may be ``x``."""
+    """Compute the logsumexp of a matrix; ``out``, which may be ``x``, is overwritten with exponentials."""
     top = x.amax(dim, keepdim=True)
     return torch.sub(x, top, out=out).exp_().sum(dim).log_().add_(top.squeeze(dim))

@@ -13,35 +13,37 @@ from torch import Tensor
 from unicl_cli.kernels.pairs import FAR, Grads, Kernel, Pairs, Sums, lse_
 
 CELLS = 1 << 21
-"""Logits alive in one tile when the caller names no tile."""
+"""Logits in one tile if the caller sets no tile."""
 STRIDE = 1024
-"""Rows that are copied at once where rows are picked by number."""
+"""Rows copied at once where rows are picked by index."""
 
 
-def _parts(length: int, size: int = STRIDE) -> Iterator[slice]:
+def _slices(length: int, size: int = STRIDE) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, length, size))
 
 
 def _add(out: Tensor, to: Tensor, x: Tensor, of: Tensor, weight: Tensor | None = None) -> Tensor:
-    """``out[to[j]] += weight[j] * x[of[j]]`` for all j, without a copy of all the rows that are picked."""
-    for part in _parts(len(to)):
+    """Add ``weight[j] * x[of[j]]`` to ``out[to[j]]`` for all j, without copying all picked rows at once."""
+    for part in _slices(len(to)):
         rows = x.index_select(0, of[part]).to(out.dtype)  # a third of the time of x[of[part]]
         out.index_add_(0, to[part], rows if weight is None else rows.mul_(weight[part, None]))
     return out
 
 
 def _logits(rows: Tensor, k: Tensor, pairs: Pairs, part: slice, out: Tensor) -> Tensor:
+    """Compute the logits of the scaled ``rows``, which are slice ``part`` of all, with hidden pairs at FAR or below."""
     out = torch.add(pairs.row_bias[part, None], pairs.column_bias, out=out[: len(rows)]).addmm_(rows, k.T)
     return out if pairs.exclude is None else out.masked_fill_(pairs.exclude[0][part, None] == pairs.exclude[1], FAR)
 
 
 def _sums(q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int) -> tuple[Sums, Tensor | None]:
-    """(b,), (C,): logsumexp of the logits along rows and, where wanted, down columns. All logits, if one tile has them:
-    kept, they spare backward one product of three.
+    """Compute logsumexp of the logits along rows (b,) and, if ``column_sums``, down columns (C,).
+
+    Return all logits too if one tile holds them: they save backward one product of three.
     """
     rows, columns = q.new_empty(len(q)), q.new_full((len(k),), FAR)
     buffer, spare = (q.new_empty(tile, len(k)) for _ in range(2))
-    for part in _parts(len(q), tile):
+    for part in _slices(len(q), tile):
         x = _logits(q[part] * scale, k, pairs, part, buffer)
         rows[part] = lse_(x, 1, spare[: len(x)])
         if pairs.column_sums:
@@ -49,14 +51,14 @@ def _sums(q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int) -> tuple
     return (rows, columns), buffer if tile == len(q) else None
 
 
-def _spread(
+def _gradients(
     q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int, *, kept: Tensor | None, sums: Sums, grads: Grads
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of both kinds of sums with respect to ``q`` and ``k``, both without the factor ``scale``."""
+    """Compute the gradients of both kinds of sums with respect to ``q`` and ``k``, without the factor ``scale``."""
     (rows, columns), (by_row, by_column) = sums, grads
     dq, dk = torch.empty_like(q), torch.zeros_like(k)
     buffer, spare = q.new_empty(2, tile, len(k)).unbind()
-    for part in _parts(len(q), tile):
+    for part in _slices(len(q), tile):
         x = _logits(q[part] * scale, k, pairs, part, buffer) if kept is None else kept
         p = spare[: len(x)]
         if by_row is not None:
@@ -69,18 +71,18 @@ def _spread(
     return dq, dk
 
 
-def _pulled(q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
-    """(b,): each row's product with the mean of its positives."""
+def _pulls(q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
+    """Compute each row's product with the mean of its positives, (b,)."""
     total = torch.zeros_like(pairs.row_bias)
     for weight, mine, theirs in pairs.pulls:
         groups = _add(total.new_zeros(len(q) + 1, q.shape[1]), theirs, k, pairs.reads)
-        for part in _parts(len(q)):
+        for part in _slices(len(q)):
             total[part] += groups.index_select(0, mine[part]).mul_(q[part]).sum(1).mul_(weight[part])
     return total
 
 
-def _spread_pull(q: Tensor, k: Tensor, pairs: Pairs, grad: Tensor, dq: Tensor, dk: Tensor) -> None:
-    """Add the gradients of ``_pulled``."""
+def _add_pull_gradients(q: Tensor, k: Tensor, pairs: Pairs, grad: Tensor, dq: Tensor, dk: Tensor) -> None:
+    """Add the gradients of ``_pulls``."""
     every = torch.arange(len(q), device=q.device)
     for weight, mine, theirs in pairs.pulls:
         strength = grad * weight
@@ -91,13 +93,15 @@ def _spread_pull(q: Tensor, k: Tensor, pairs: Pairs, grad: Tensor, dq: Tensor, d
 
 
 class _Tiles(torch.autograd.Function):
-    """Keeps the inputs, three vectors and a tile that holds all logits; backward computes each of several tiles again.
-    ``tile`` None: the kernel.
+    """The sums with their gradients. ``tile`` None: the kernel.
+
+    Keeps the inputs and three vectors for backward, and the logits if one tile holds them all; several tiles are
+    computed again.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int | None) -> tuple[Tensor, ...]:
-        pull = _pulled(q, k, pairs)
+        pull = _pulls(q, k, pairs)
         sums, kept = (_kernel().sums(q, k, scale, pairs), None) if tile is None else _sums(q, k, scale, pairs, tile)
         ctx.save_for_backward(q, k, scale, *sums, pull, kept)
         ctx.pairs, ctx.tile = pairs, tile
@@ -112,22 +116,21 @@ class _Tiles(torch.autograd.Function):
             if grads[0] is None and grads[1] is None:
                 dq, dk = (torch.zeros_like(x, dtype=rows.dtype) for x in (q, k))
             elif ctx.tile is None:
-                dq, dk = _kernel().spread(q, k, scale, ctx.pairs, (rows, columns), grads[:2])
+                dq, dk = _kernel().gradients(q, k, scale, ctx.pairs, (rows, columns), grads[:2])
             else:
-                dq, dk = _spread(q, k, scale, ctx.pairs, ctx.tile, kept=kept, sums=(rows, columns), grads=grads[:2])
+                dq, dk = _gradients(q, k, scale, ctx.pairs, ctx.tile, kept=kept, sums=(rows, columns), grads=grads[:2])
             # gradient times cosine, summed, without another pass
             d_scale = torch.dot(q.reshape(-1).to(dq.dtype), dq.view(-1))
             if grads[2] is not None:
                 d_scale += torch.dot(grads[2], pull)
-                _spread_pull(q, k, ctx.pairs, grads[2], dq, dk)
+                _add_pull_gradients(q, k, ctx.pairs, grads[2], dq, dk)
         return dq.mul_(scale).to(q.dtype), dk.mul_(scale).to(k.dtype), d_scale, None, None
 
 
 @cache
 def _kernel() -> Kernel:
-    return cast(
-        "Kernel", import_module("unicl_cli.kernels.tiles_triton")
-    )  # imports triton, which not every machine has
+    kernel: Any = import_module("unicl_cli.kernels.tiles_triton")  # imports triton, which not every machine has
+    return cast("Kernel", kernel)
 
 
 @cache
@@ -141,21 +144,22 @@ def _has_kernel(device: torch.device) -> bool:
 
 
 def in_kernel(x: Tensor, tile: int | None) -> bool:
-    """Whether ``tiled_sums`` of such features runs in the Triton kernel: no tile was named, and the device has it."""
+    """Return True if ``tiled_sums`` uses the Triton kernel for ``x``: no tile is set, and the device has the kernel."""
     return tile is None and x.dtype != torch.float64 and _has_kernel(x.device)
 
 
 def tiled_sums(
     q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(b, D), (C, D), () -> (b,), (C,), (b,): logsumexp of the logits ``scale * q k^T`` along rows and down columns,
-    and the mean logit of each row's positives (0 without any). Hidden pairs are in none of them.
+    """Compute logsumexp of the logits ``scale * q k^T`` along rows and down columns, and the mean positive logit.
 
-    A column that several answers share counts in a row's sum as often, and its own sum is larger by its
-    ``pairs.column_bias``. The second vector is meaningless unless ``pairs.column_sums``. Memory: gradients of ``q`` and
-    ``k``, b rows, and two tiles of ``tile`` rows (default: ``CELLS / C``, 128 to 4096), one more kept for backward if
-    it holds all rows. Where no tile is named and ``in_kernel``, a Triton kernel, which takes half precision too; else
-    float32 or float64. Call it with autocast off.
+    (b, D), (C, D), () -> (b,), (C,), (b,). The mean is that of a row, 0 without positives; hidden pairs are in none of
+    the three. A column shared by n answers counts n times in the sum of a row, and its own sum is larger by its
+    ``pairs.column_bias``. The second vector has no meaning unless ``pairs.column_sums``.
+
+    Memory: gradients of ``q`` and ``k``, b rows, and two tiles of ``tile`` rows (default: ``CELLS / C``, 128 to 4096);
+    one more is kept for backward if it holds all rows. With ``in_kernel``, a Triton kernel computes the sums, in half
+    precision too; else ``q`` and ``k`` are float32 or float64. Call it with autocast off.
     """
     if not in_kernel(q, tile):
         tile = min(tile or min(max(CELLS // len(k), 128), 4096), len(q))

@@ -1,4 +1,4 @@
-"""``tiles`` on a GPU: the sums and their gradients in Triton kernels that keep each tile of logits on the chip."""
+"""The sums of ``tiles`` and their gradients on a GPU: Triton kernels that keep each tile of logits on the chip."""
 
 from typing import Any, NamedTuple
 
@@ -10,17 +10,17 @@ from unicl_cli.kernels import triton_kernels
 from unicl_cli.kernels.pairs import FAR, Grads, Pairs, Sums, lse_
 
 PROGRAMS = 512
-"""Programs that a launch has at least, where there is work for them: a few for each processor of a GPU."""
+"""Fewest programs of a launch, if there is work for them: a few for each multiprocessor of a GPU."""
 PARTIAL = 1 << 23
-"""Numbers that wait for a second reduction after one launch."""
+"""Most numbers that one launch leaves for a second reduction."""
 
 _KERNELS: Any = triton_kernels  # launched by Triton's kernel[grid](...)
 
 
 class Blocks(NamedTuple):
-    """One launch's sizes, powers of 2. Fixed, not autotuned: a resumed run would round otherwise.
+    """Sizes of one launch, powers of 2. They are fixed: with autotuning a resumed run would round differently.
 
-    Compiled for sm_80, 90 and 100, these spill no registers to speak of and need at most 97 KiB of shared memory, which
+    Compiled for sm_80, 90 and 100, they spill almost no registers and need at most 97 KiB of shared memory, which
     every GPU since Ampere has. None of them was timed.
     """
 
@@ -32,14 +32,14 @@ class Blocks(NamedTuple):
 
 
 SUMS = {2: Blocks(128, 128, 64, 8, 3), 4: Blocks(128, 64, 32, 8, 3)}
-"""By bytes of a feature."""
-SPREAD = {2: Blocks(64, 64, 64, 8, 3), 4: Blocks(64, 32, 32, 8, 2)}
+"""Sizes of a launch by the bytes of a feature."""
+GRADIENTS = {2: Blocks(64, 64, 64, 8, 3), 4: Blocks(64, 32, 32, 8, 2)}
 SLICE = 256
-"""Coordinates of the gradient that a program of ``spread`` owns; more would not fit into its registers."""
+"""Coordinates of the gradient that a program of ``gradients`` owns; more would not fit into its registers."""
 
 
 class Side(NamedTuple):
-    """One of the two sets of vectors, with what belongs to each."""
+    """One of the two sets of vectors, with the bias and the id of each vector."""
 
     x: Tensor  # (n, D)
     bias: Tensor  # (n,) float32
@@ -47,15 +47,20 @@ class Side(NamedTuple):
 
 
 def _splits(blocks: int, others: int, block: int) -> tuple[int, int]:
-    """How many programs share a block's columns, and the columns of each: enough programs in all, none without work."""
+    """Return the number of programs that share the columns of a block, and the columns of each.
+
+    There are enough programs in all, and none is without work.
+    """
     tiles = triton.cdiv(others, block)
     per_split = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS, blocks)))
     return triton.cdiv(tiles, per_split), per_split * block
 
 
 def _constants(sizes: Blocks, width: int, pairs: Pairs) -> dict[str, Any]:
-    """What both kernels are compiled for. float32 features are multiplied as three products of TF32 parts: one alone is
-    off by 1e-3 of a cosine, and multiplied without tensor cores the kernel would be slower than torch's own product.
+    """Return the compile-time constants of both kernels.
+
+    float32 features are multiplied as three products of TF32 parts: a single one is off by 1e-3 of a cosine, and
+    without tensor cores the kernel would be slower than torch's own product.
     """
     return {
         "OWN": sizes.own,
@@ -75,10 +80,10 @@ def _sides(q: Tensor, k: Tensor, pairs: Pairs) -> tuple[Side, Side]:
 
 
 def sums(q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs) -> Sums:
-    """``tiles._sums`` of bfloat16, float16 or float32 features; the sums are float32."""
+    """Compute ``tiles._sums`` of bfloat16, float16 or float32 features; the sums are float32."""
     (rows, columns), sizes = _sides(q, k, pairs), SUMS[q.element_size()]
     n, m = len(q), len(k)
-    most = max(1, PARTIAL // m)  # blocks of rows whose columns' sums wait at once
+    most = max(1, PARTIAL // m)  # blocks of rows whose column sums wait at once
     row_sums, column_sums = scale.new_empty(n, dtype=torch.float32), scale.new_full((m,), FAR, dtype=torch.float32)
     for first in range(0, n, most * sizes.own):
         blocks = min(most, triton.cdiv(n - first, sizes.own))
@@ -98,15 +103,15 @@ def sums(q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs) -> Sums:
 
 
 def _one_side(sides: tuple[Side, Side], scale: Tensor, pairs: Pairs, sums: Sums, grads: Grads) -> Tensor:
-    """The gradient of the first side, without the factor ``scale``."""
+    """Compute the gradient of the first side, without the factor ``scale``."""
     (own, other), (own_grad, other_grad) = sides, grads
     n, width = own.x.shape
-    sizes = SPREAD[own.x.element_size()]
+    sizes = GRADIENTS[own.x.element_size()]
     blocks, part = triton.cdiv(n, sizes.own), min(SLICE, max(16, triton.next_power_of_2(width)))
     parts = triton.cdiv(width, part)
     splits, per_split = _splits(blocks * parts, len(other.x), sizes.other)
     out = scale.new_empty(splits, n, width, dtype=torch.float32)
-    _KERNELS.spread[(blocks, splits, parts)](
+    _KERNELS.gradients[(blocks, splits, parts)](
         own.x, other.x, own.bias, other.bias, own.ids, other.ids, scale, *sums,
         *(x if grad is None else grad for x, grad in zip(sums, grads, strict=True)), out,
         n, len(other.x), width, per_split,
@@ -115,9 +120,12 @@ def _one_side(sides: tuple[Side, Side], scale: Tensor, pairs: Pairs, sums: Sums,
     return out[0] if splits == 1 else out.sum(0)
 
 
-def spread(q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, sums: Sums, grads: Grads) -> tuple[Tensor, Tensor]:
-    """``tiles._spread``: one launch owns blocks of rows, one blocks of columns, so nothing is added by two programs."""
-    # probabilities times gradients near 1, so that none that counts underflows in half precision
+def gradients(q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, sums: Sums, grads: Grads) -> tuple[Tensor, Tensor]:
+    """Compute ``tiles._gradients``.
+
+    One launch owns blocks of rows, the other blocks of columns, so no two programs add to the same number.
+    """
+    # gradients are scaled to at most 1, so that none that matters underflows in half precision
     peak = torch.stack([x.abs().max() for x in grads if x is not None]).max().clamp(min=torch.finfo(torch.float32).tiny)
     by_row, by_column = (None if x is None else (x / peak).contiguous() for x in grads)
     rows, columns = _sides(q, k, pairs)

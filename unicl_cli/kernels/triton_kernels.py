@@ -1,4 +1,4 @@
-"""The Triton kernels of ``tiles_triton``: a program owns a block of one side and visits tiles of the other."""
+"""The Triton kernels of ``tiles_triton``: each program owns a block of one side and visits tiles of the other."""
 
 # A kernel is Triton's language, not Python: its arguments are pointers and numbers, its constants are upper case.
 # ruff: noqa: ANN001, ANN201, N803, PLR0913
@@ -11,7 +11,7 @@ from unicl_cli.kernels.pairs import FAR
 
 HIDDEN = tl.constexpr(FAR)
 BEYOND = tl.constexpr(4 * FAR)
-"""The logit of what lies beyond the last row or column: 0 even beside hidden pairs, which reach 2 * FAR."""
+"""The logit beyond the last row or column: its exp is 0 even relative to hidden pairs, which reach 2 * FAR."""
 
 
 @triton.jit
@@ -19,7 +19,7 @@ def tile(
     own, other, own_bias, other_bias, own_ids, other_ids, scale, row, column, n_own, n_other, width,
     OWN: tl.constexpr, OTHER: tl.constexpr, DEPTH: tl.constexpr, EXCLUDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The logits of rows ``row`` and columns ``column``."""
+    """Compute the logits of rows ``row`` and columns ``column``."""
     in_own, in_other = row < n_own, column < n_other
     product = tl.zeros((OWN, OTHER), tl.float32)
     for start in range(0, width, DEPTH):
@@ -42,9 +42,10 @@ def sums(
     OWN: tl.constexpr, OTHER: tl.constexpr, DEPTH: tl.constexpr, EXCLUDE: tl.constexpr, PRECISION: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Program (i, s) visits the s-th range of columns for the i-th block of rows after row ``first``.
+    """Sum the logits: program (i, s) visits the s-th range of columns for the i-th block of rows after row ``first``.
 
-    It writes the rows' sums over its range to ``own_out[s]`` and each column's sum over its rows to ``other_out[i]``.
+    It writes the sums of its rows over its range to ``own_out[s]`` and those of columns over its rows to
+    ``other_out[i]``.
     """
     block, split = tl.program_id(0), tl.program_id(1)
     row = (first + block * OWN + tl.arange(0, OWN)).to(tl.int64)
@@ -68,13 +69,13 @@ def sums(
 
 
 @triton.jit
-def spread(
+def gradients(
     own, other, own_bias, other_bias, own_ids, other_ids, scale, own_sum, other_sum, own_grad, other_grad, out,
     n_own, n_other, width, per_split,
     OWN: tl.constexpr, OTHER: tl.constexpr, DEPTH: tl.constexpr, EXCLUDE: tl.constexpr, PRECISION: tl.constexpr,
     SLICE: tl.constexpr, BY_OWN: tl.constexpr, BY_OTHER: tl.constexpr,
 ):  # fmt: skip
-    """Program (i, s, d): the gradient of block i of the own side, coordinates of slice d, over the s-th range."""
+    """Compute gradients: program (i, s, d) owns block i of its side, slice d of coordinates and visits range s."""
     block, split, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row = (block * OWN + tl.arange(0, OWN)).to(tl.int64)
     in_own, d = row < n_own, part * SLICE + tl.arange(0, SLICE)

@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageDraw
 from tokenizers import Tokenizer
 from torch import nn
-from unicl_onnx import class_names
-from unicl_onnx.export import check, export, graphs, put
+from unicl_onnx import read_class_names
+from unicl_onnx.export import build_graphs, check_exportable, export, move_into_place
 
 from unicl_cli.api import Loaded, Step, UniclError, load_model
 from unicl_cli.testing import FeatureTable, recipe_of, small_corpus, unicl
@@ -56,32 +56,32 @@ def framed(path: Path, size: int) -> np.ndarray:
     [(None, ()), ("cat,dog", ("cat", "dog")), (" cat , two words ,", ("cat", "two words"))],
 )
 def test_classes_are_read_from_the_command_line(text, names):
-    assert class_names(text) == names
+    assert read_class_names(text) == names
 
 
 def test_classes_are_read_from_a_file_and_bad_ones_are_one_line(tmp_path):
     file = tmp_path / "names.txt"
     file.write_text("\ufeffcat, the animal\n\ndog\n", encoding="utf-8")
-    assert class_names(f"@{file}") == ("cat, the animal", "dog")
+    assert read_class_names(f"@{file}") == ("cat, the animal", "dog")
     for text, reason in (
-        ("a,b,a", "'a' stands there twice"),
-        (",", "no class is named"),
+        ("a,b,a", "duplicate class 'a'"),
+        (",", "names no class"),
         ("@none.txt", "cannot be read"),
     ):
         with pytest.raises(UniclError, match=reason):
-            class_names(text)
+            read_class_names(text)
 
 
 def test_what_cannot_be_exported_and_a_folder_of_others_are_refused(tmp_path):
     loaded = Loaded("m", Step(FeatureTable(2, 3), Pairs()), None, None, (), ("a photo",), ())  # pyright: ignore
     with pytest.raises(UniclError, match="m scores pairs"):
-        check(loaded, tmp_path / "out", ())
+        check_exportable(loaded, tmp_path / "out", ())
     alone = loaded._replace(step=Step(FeatureTable(2, 3), nn.Identity()))
     with pytest.raises(UniclError, match="m does not classify by texts"):
-        check(alone, tmp_path / "out", ("a",))
+        check_exportable(alone, tmp_path / "out", ("a",))
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(UniclError, match="holds something that is no export"):
-        check(alone, tmp_path, ())
+    with pytest.raises(UniclError, match="contains files that are not an export"):
+        check_exportable(alone, tmp_path, ())
 
 
 def test_an_earlier_export_is_replaced_and_other_files_stay(tmp_path):
@@ -90,7 +90,7 @@ def test_an_earlier_export_is_replaced_and_other_files_stay(tmp_path):
         folder.mkdir()
         for name in names:
             (folder / name).write_text(folder.name)
-    put(part, out)
+    move_into_place(part, out)
     assert {path.name: path.read_text() for path in out.iterdir()} == {
         "image.onnx": "part",
         "meta.json": "part",
@@ -130,9 +130,9 @@ def test_graphs_at_any_size_give_what_the_commands_give(trained: Path, tmp_path:
         onnx.checker.check_model(str(out / name))
         assert facts["graphs"][name]["max_difference"] < 1e-4
     size = json.loads((out / "preprocessing.json").read_text())["height"]
-    pictures = drawn(tmp_path)
-    pixels = np.stack([framed(path, size) for path in pictures])
-    lines = unicl("zeroshot", *pictures, "--model", trained, "--classes", f"@{names}", "--top-k", 4, "--json")
+    images = drawn(tmp_path)
+    pixels = np.stack([framed(path, size) for path in images])
+    lines = unicl("zeroshot", *images, "--model", trained, "--classes", f"@{names}", "--top-k", 4, "--json")
     (logits,) = session(out / "classify.onnx").run(["logits"], {"pixels": pixels})
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     for row, line in zip(shares, map(json.loads, lines.splitlines()), strict=True):
@@ -156,7 +156,7 @@ def test_graphs_at_any_size_give_what_the_commands_give(trained: Path, tmp_path:
 @pytest.mark.slow
 def test_a_graph_that_differs_is_not_written(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     loaded = load_model(str(trained))
-    image = graphs(loaded, ())["image.onnx"]._replace(tolerance=-1.0)
+    image = build_graphs(loaded, ())["image.onnx"]._replace(tolerance=-1.0)
     monkeypatch.setattr("unicl_onnx.export.graphs", lambda loaded, classes: {"image.onnx": image})
     with pytest.raises(UniclError, match=r"image\.onnx differs from the model by .*, more than -1\.0e\+00") as caught:
         export(loaded, tmp_path / "out", (), opset=18)

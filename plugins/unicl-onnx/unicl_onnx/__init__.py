@@ -1,4 +1,4 @@
-"""`unicl onnx`: the command's options; nothing heavy is imported before it runs."""
+"""Options of the command `unicl onnx`; nothing heavy is imported before it runs."""
 
 import json
 from pathlib import Path
@@ -14,30 +14,28 @@ def onnx(
     model: Annotated[
         str | None, typer.Argument(help="A run, a checkpoint, or open_clip:NAME/TAG; default: the last run.")
     ] = None,
-    model_option: Annotated[str | None, typer.Option("--model", help="The same.")] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Where to; an earlier export there is replaced.")] = Path(
-        "onnx"
-    ),
+    model_option: Annotated[str | None, typer.Option("--model", help="The same as the argument MODEL.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Output folder; replaces an earlier export.")] = Path("onnx"),
     classes: Annotated[
-        str | None, typer.Option(help="a,b,c or @file with one a line: also a graph from images to these classes.")
+        str | None, typer.Option(help="Also export a graph to these classes: a,b,c or @FILE with one per line.")
     ] = None,
     template: Annotated[
-        list[str] | None, typer.Option(help="A prompt like 'a photo of a {}.'; default: the model's own.")
+        list[str] | None, typer.Option(help="Prompt such as 'a photo of a {}.'; default: the model's own prompts.")
     ] = None,
-    opset: Annotated[int, typer.Option(min=18, help="The version of ONNX's operators.")] = 18,
-    raw_weights: Annotated[bool, typer.Option("--raw-weights", help="Not their moving average.")] = False,  # noqa: FBT002
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,  # noqa: FBT002
+    opset: Annotated[int, typer.Option(min=18, help="Version of the ONNX operator set.")] = 18,
+    raw_weights: Annotated[bool, typer.Option("--raw-weights", help="Not the moving average.")] = False,  # noqa: FBT002
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,  # noqa: FBT002
 ) -> None:
     """Export a model's towers to ONNX and compare them with the model in onnxruntime."""
     from unicl_cli.api import UniclError, load_model
     from unicl_onnx.export import export
 
     if model is not None and model_option is not None and model != model_option:
-        raise UniclError(f"two models: {model} and --model {model_option}", "name one of them")
+        raise UniclError(f"--model: {model_option} differs from the argument {model}", "give the model once")
     loaded = load_model(model or model_option, raw_weights=raw_weights)
     if template:
         loaded = loaded._replace(templates=tuple(template))
-    facts = export(loaded, out, class_names(classes), opset=opset)
+    facts = export(loaded, out, read_class_names(classes), opset=opset)
     if as_json:
         typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))
         return
@@ -46,8 +44,8 @@ def onnx(
     typer.echo(f"{out / 'meta.json'}: sizes, scale, preprocessing, classes")
 
 
-def class_names(classes: str | None) -> tuple[str, ...]:
-    """``a,b`` or ``@file`` -> names, () for None. UniclError for an empty list or a name that stands there twice."""
+def read_class_names(classes: str | None) -> tuple[str, ...]:
+    """Read ``a,b`` or ``@file`` into names, None into (); raise UniclError for an empty list or a repeated name."""
     from unicl_cli.api import UniclError
 
     if classes is None:
@@ -56,12 +54,12 @@ def class_names(classes: str | None) -> tuple[str, ...]:
         text = Path(classes[1:]).read_text(encoding="utf-8-sig") if classes.startswith("@") else classes
     except (OSError, UnicodeDecodeError) as error:
         raise UniclError(
-            f"--classes {classes}: cannot be read: {error}", "a text file with one class a line"
+            f"--classes {classes}: cannot be read: {error}", "give a text file with one class per line"
         ) from error
     parts = text.splitlines() if classes.startswith("@") else text.split(",")
     names = tuple(part.strip() for part in parts if part.strip())
     if not names:
-        raise UniclError(f"--classes {classes}: no class is named", "write --classes cat,dog or --classes @names.txt")
+        raise UniclError(f"--classes {classes}: names no class", "write --classes cat,dog or --classes @names.txt")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UniclError(f"--classes: '{twice[0]}' stands there twice", "name each class once")
+        raise UniclError(f"--classes: duplicate class '{twice[0]}'", "name each class once")
     return names

@@ -1,4 +1,4 @@
-"""A loaded model to a folder of ONNX graphs, each compared in onnxruntime at sizes that it was not traced with."""
+"""The export of a loaded model to ONNX graphs, each compared in onnxruntime at sizes it was not traced with."""
 
 import contextlib
 import json
@@ -19,15 +19,15 @@ from unicl_onnx.graphs import ImageGraph, TextGraph, classify_graph, scale_and_b
 
 SCHEMA = "unicl/onnx/1"
 TOLERANCE = 1e-4
-"""Of unit vectors; of logits times the scale."""
+"""Largest difference allowed for unit vectors; for logits, times the scale."""
 ONE_FILE = 1_800_000_000
-"""Bytes of weights; ONNX files end at 2 GiB, what is larger stands in a file beside the graph."""
+"""Most bytes of weights inside a graph; larger ones go to a file beside it, since ONNX files end at 2 GiB."""
 LARGEST_BATCH = 4096
 TEXTS = ("a photo of a cat.", "dog", "the third of five small images, seen from above", "one two three four five six")
 
 
 class Graph(NamedTuple):
-    """A module to export: ``free`` are its sizes that may vary, ``checks`` inputs of other sizes than ``traced``."""
+    """A module to export: ``free`` are sizes that may vary, ``checks`` are inputs of other sizes than ``traced``."""
 
     module: nn.Module
     traced: Tensor
@@ -38,25 +38,25 @@ class Graph(NamedTuple):
 
 
 def export(loaded: Loaded, out: Path, classes: tuple[str, ...], *, opset: int) -> dict[str, Any]:
-    """Writes ``out`` as a whole, or nothing; gives what ``meta.json`` holds. UniclError if a graph differs."""
-    check(loaded, out, classes)
+    """Write all of ``out`` or nothing; return the content of ``meta.json``. Raise UniclError if a graph differs."""
+    check_exportable(loaded, out, classes)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as folder:
         part = Path(folder) / "export"
         part.mkdir()
-        found = {name: written(graph, part / name, opset) for name, graph in graphs(loaded, classes).items()}
+        found = {name: export_graph(graph, part / name, opset) for name, graph in build_graphs(loaded, classes).items()}
         save = getattr(loaded.tokenizer, "save", None)
         if save is not None:
             save(part / "tokenizer.json")
         facts = describe(loaded, classes, found, opset, tokenizer=save is not None)
         write_json(part / "preprocessing.json", preprocessing(loaded))
         write_json(part / "meta.json", facts)
-        put(part, out)
+        move_into_place(part, out)
     return facts
 
 
-def put(part: Path, out: Path) -> None:
-    """Every file to its place, `meta.json` last; graphs of an earlier export go, other files stay."""
+def move_into_place(part: Path, out: Path) -> None:
+    """Move every file into ``out``, `meta.json` last; delete the graphs of an earlier export, keep other files."""
     out.mkdir(exist_ok=True)
     for old in out.glob("*.onnx*"):
         old.unlink()
@@ -64,61 +64,61 @@ def put(part: Path, out: Path) -> None:
         file.replace(out / file.name)
 
 
-def check(loaded: Loaded, out: Path, classes: tuple[str, ...]) -> None:
-    """What cannot be exported, and a folder that holds something else."""
+def check_exportable(loaded: Loaded, out: Path, classes: tuple[str, ...]) -> None:
+    """Raise UniclError for a model that cannot be exported, or a folder that contains something else."""
     if getattr(loaded.step.loss, "score", "text") == "pair":
-        raise UniclError(
-            f"{loaded.name} scores pairs: it has no towers of their own to export", "take a two-tower model"
-        )
+        raise UniclError(f"{loaded.name} scores pairs: it has no separate towers to export", "use a two-tower model")
     if classes and (loaded.tokenizer is None or getattr(loaded.step.loss, "score", "text") != "text"):
-        raise UniclError(f"{loaded.name} does not classify by texts", "leave --classes out")
+        raise UniclError(f"{loaded.name} does not classify by texts", "remove --classes")
     for template in loaded.templates if classes else ():
         if "{}" not in template and "{c}" not in template:
-            raise UniclError(f"template '{template}' has no place for the class name", "write {} where the name goes")
+            raise UniclError(
+                f"--template '{template}': has no place for the class name", "write {} where the name goes"
+            )
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "meta.json").is_file()):
-        raise UniclError(f"{out}: holds something that is no export", "give an empty or a new folder: -o DIR")
+        raise UniclError(f"{out}: contains files that are not an export", "use an empty or a new folder: -o DIR")
 
 
-def graphs(loaded: Loaded, classes: tuple[str, ...]) -> dict[str, Graph]:
-    """File -> graph; traced with two rows, since a size of 0 or 1 would be taken for a constant."""
+def build_graphs(loaded: Loaded, classes: tuple[str, ...]) -> dict[str, Graph]:
+    """Build the graph of each file, to be traced with two rows: a size of 0 or 1 would become a constant."""
     dim = torch.export.Dim
     batch = dim("batch", min=1, max=LARGEST_BATCH)
-    pictures = [pixels(loaded, count) for count in (2, 1, 5)]
+    images = [noise_images(loaded, count) for count in (2, 1, 5)]
     model = loaded.step.model
-    image = Graph(ImageGraph(model), pictures[0], pictures[1:], {0: batch}, ("pixels", "image_embeds"), TOLERANCE)
+    image = Graph(ImageGraph(model), images[0], images[1:], {0: batch}, ("pixels", "image_embeds"), TOLERANCE)
     found = {"image.onnx": image}
     if loaded.tokenizer is not None:
         length = loaded.tokenizer.context_length
-        tokens = [loaded.tokenizer(TEXTS[:count]) for count in (2, 1, 4)] if length > 1 else one_token_each(loaded)
+        tokens = [loaded.tokenizer(TEXTS[:count]) for count in (2, 1, 4)] if length > 1 else one_token_per_text(loaded)
         free = {0: batch} if length == 1 else {0: batch, 1: dim("length", min=1, max=length)}
         found["text.onnx"] = Graph(TextGraph(model), tokens[0], tokens[1:], free, ("tokens", "text_embeds"), TOLERANCE)
     if classes:
         graph = classify_graph(loaded, classes)
         tolerance = TOLERANCE * max(1.0, graph.scale)
-        found["classify.onnx"] = Graph(graph, pictures[0], pictures[1:], {0: batch}, ("pixels", "logits"), tolerance)
+        found["classify.onnx"] = Graph(graph, images[0], images[1:], {0: batch}, ("pixels", "logits"), tolerance)
     return found
 
 
-def pixels(loaded: Loaded, count: int) -> Tensor:
-    """uint8 (count, 3, H, W) of noise."""
+def noise_images(loaded: Loaded, count: int) -> Tensor:
+    """Draw uint8 (count, 3, H, W) of noise."""
     noise = torch.Generator().manual_seed(count)
     return torch.randint(0, 256, (count, 3, *loaded.transform.size), generator=noise, dtype=torch.uint8)
 
 
-def one_token_each(loaded: Loaded) -> list[Tensor]:
-    """Tokens of a tower that has one vector a class and knows no other texts."""
+def one_token_per_text(loaded: Loaded) -> list[Tensor]:
+    """Return tokens for a tower that has one vector per class and knows no other texts."""
     count = loaded.tokenizer.vocab_size if loaded.tokenizer is not None else 0
     return [torch.arange(rows)[:, None] % count for rows in (2, 1, 4)]
 
 
-def written(graph: Graph, path: Path, opset: int) -> dict[str, Any]:
-    """Exports a graph and compares it; its size in bytes and the largest difference."""
+def export_graph(graph: Graph, path: Path, opset: int) -> dict[str, Any]:
+    """Export a graph and compare it with the model; return its size in bytes and the largest difference."""
     module = graph.module.eval()
     weights = sum(x.numel() * x.element_size() for x in [*module.parameters(), *module.buffers()])
     into, outof = graph.names
     sys.stderr.write(f"{path.name}: exporting\n")
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter's own, of its own parts
+        warnings.simplefilter("ignore")  # the exporter warns of its own code
         torch.onnx.export(
             module,
             (graph.traced,),
@@ -131,11 +131,11 @@ def written(graph: Graph, path: Path, opset: int) -> dict[str, Any]:
             output_names=[outof],
             verbose=False,
         )
-    difference = max(compare(graph, path))
+    difference = max(largest_differences(graph, path))
     if not difference <= graph.tolerance:
         raise UniclError(
             f"{path.name} differs from the model by {difference:.1e}, more than {graph.tolerance:.1e}",
-            "please report it; nothing was written",
+            "report this as a bug; nothing was written",
             exit_code=1,
         )
     return {
@@ -146,8 +146,8 @@ def written(graph: Graph, path: Path, opset: int) -> dict[str, Any]:
     }
 
 
-def compare(graph: Graph, path: Path) -> list[float]:
-    """The largest difference at each size, in onnxruntime on the CPU."""
+def largest_differences(graph: Graph, path: Path) -> list[float]:
+    """Return the largest difference at each size, in onnxruntime on the CPU."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     into, outof = graph.names
     with torch.no_grad():
@@ -157,7 +157,7 @@ def compare(graph: Graph, path: Path) -> list[float]:
 
 
 def preprocessing(loaded: Loaded) -> dict[str, Any]:
-    """How an image becomes ``pixels``; mean and standard deviation are inside the graphs."""
+    """Describe the steps from an image to ``pixels``; mean and standard deviation are inside the graphs."""
     height, width = loaded.transform.size
     own = loaded.transform.frame
     steps = (
@@ -182,6 +182,7 @@ def preprocessing(loaded: Loaded) -> dict[str, Any]:
 def describe(
     loaded: Loaded, classes: tuple[str, ...], found: dict[str, Any], opset: int, *, tokenizer: bool
 ) -> dict[str, Any]:
+    """Return the content of ``meta.json``."""
     scale, bias = scale_and_bias(loaded)
     text = loaded.tokenizer
     reading = (

@@ -1,4 +1,4 @@
-"""What is exported: three modules of plain tensors around a loaded model."""
+"""The modules that are exported: plain tensors in and out, around a loaded model."""
 
 from typing import Any
 
@@ -32,8 +32,11 @@ class TextGraph(nn.Module):
 
 
 class ClassifyGraph(nn.Module):
-    """uint8 (b, 3, H, W) -> (b, C) logits: ``weights`` (C, D) are the texts of the classes, ``scale`` and ``bias`` the
-    model's; a softmax or a sigmoid of the logits gives the probabilities of `unicl zeroshot`."""
+    """uint8 (b, 3, H, W) -> (b, C) logits.
+
+    ``weights`` (C, D) are the text features of the classes, ``scale`` and ``bias`` those of the model. A softmax or a
+    sigmoid of the logits gives the probabilities of `unicl zeroshot`.
+    """
 
     def __init__(self, model: nn.Module, weights: Tensor, *, scale: float, bias: float, unit: bool) -> None:
         super().__init__()
@@ -48,14 +51,14 @@ class ClassifyGraph(nn.Module):
 
 
 def scale_and_bias(loaded: Loaded) -> tuple[float, float]:
-    """The factor on cosines, and what the loss adds to them (SigLIP; else 0)."""
+    """Return the factor on cosines and the bias that the loss adds (SigLIP; else 0)."""
     model: Any = loaded.step.model
     bias = torch.as_tensor(getattr(loaded.step.loss, "bias", 0.0))
     return float(model.scale().detach()), float(bias.detach())
 
 
 def classify_graph(loaded: Loaded, names: tuple[str, ...]) -> ClassifyGraph:
-    """The frozen classifier of ``names`` in the model's templates, as `unicl zeroshot` makes it."""
+    """Build the fixed classifier of ``names`` with the model's templates, as `unicl zeroshot` does."""
     model: Any = loaded.step.model
     tokenizer = loaded.tokenizer
     if tokenizer is None:

@@ -60,9 +60,9 @@ def test_two_processes_train_the_weights_of_one_and_probabilities_are_sigmoids(t
     assert furthest(run, other) < 1e-4
     one = read_tensors(run / "model.safetensors")
     assert float(one["loss.bias"]) != -3.0
-    picture = tmp_path / "picture.png"
-    Image.new("RGB", (32, 32)).save(picture)
-    line = json.loads(unicl("zeroshot", picture, "--model", run, "--classes", "zero", "--json"))
+    image = tmp_path / "image.png"
+    Image.new("RGB", (32, 32)).save(image)
+    line = json.loads(unicl("zeroshot", image, "--model", run, "--classes", "zero", "--json"))
     (top,) = line["top"]
     logit = float(one["model.logit_scale"].exp()) * top["cosine"] + float(one["loss.bias"])
     assert top["prob"] == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-4)

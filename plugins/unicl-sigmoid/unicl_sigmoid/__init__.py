@@ -1,4 +1,4 @@
-"""The factory of the pairwise sigmoid loss: its options, no torch."""
+"""The factory of the pairwise sigmoid loss: its options, without torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def build_sigmoid(*, bias: float = -10.0) -> nn.Module:
-    """Each pair for itself: does this text belong to this image? Wants `model.logit_scale.init: 10` (SigLIP)."""
+    """Classify each pair by itself as matching or not (SigLIP); needs `model.logit_scale.init: 10`."""
     from unicl_sigmoid.loss import Sigmoid
 
     return Sigmoid(bias)

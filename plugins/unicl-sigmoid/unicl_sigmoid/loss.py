@@ -1,4 +1,4 @@
-"""SigLIP's pairwise sigmoid loss (Zhai et al., ICCV 2023, eq. 1), positives by key."""
+"""SigLIP's pairwise sigmoid loss (Zhai et al., ICCV 2023, eq. 1) with positives by key."""
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +8,10 @@ from unicl_cli.api import NO_KEY, NO_TEXT, Batch, Model, gather, share_of_mean
 
 
 class Sigmoid(nn.Module):
-    """-log sigmoid(z (s u.v + bias)) over all pairs, z = 1 where keys are equal, else -1; summed over texts, mean over
-    images. Holds b x B. The scale s is the model's; ``bias`` is learned and starts where all pairs look negative.
+    """-log sigmoid(z (s u.v + bias)) of all pairs, z = 1 for equal keys, else -1; sum over texts, mean over images.
+
+    Keeps b x B logits in memory. The scale s is the model's; ``bias`` is learned and starts so low that all pairs look
+    negative.
     """
 
     score, activation = "text", "sigmoid"

@@ -196,8 +196,8 @@ def test_dropout_is_off_unless_asked_for(published):
     tower = tower_of(published["clip"], dropout=0.25).train()  # inside attention alone
     tokens = tower.tokenizer(["a photo", "a photo"])
     assert not torch.equal(*tower(tokens))
-    assert tower.drops
-    assert not tower_of(published["clip"]).drops
+    assert tower.traits.drops
+    assert not tower_of(published["clip"]).traits.drops
 
 
 def test_without_pretrained_the_seed_makes_the_weights(published):
@@ -212,8 +212,8 @@ def test_without_pretrained_the_seed_makes_the_weights(published):
 REFUSED = [
     ({"model": "/nowhere/at/all"}, "/nowhere/at/all: no such directory"),
     ({"model": "nobody/nothing-at-all"}, "cannot load the configuration of 'nobody/nothing-at-all': We couldn't"),
-    ({"layers": 9}, "has 3 layers, not 9"),
-    ({"length": 40}, "reads 20 tokens, not 40"),
+    ({"layers": 9}, "has only 3 layers, not 9"),
+    ({"length": 40}, "reads at most 20 tokens, not 40"),
 ]
 
 
@@ -230,7 +230,7 @@ def test_what_cannot_be_is_one_line(published, options, reason, monkeypatch):
 def test_a_model_that_translates_is_no_encoder(tmp_path):
     save_tokenizer(tmp_path, start="<s>", end="</s>", pad="<pad>")
     (tmp_path / "config.json").write_text('{"model_type": "bart"}')
-    with pytest.raises(UniclError, match="a bart model is no text encoder"):
+    with pytest.raises(UniclError, match="a bart model is not a text encoder"):
         tower_of(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The factory of the text tower: its options, no torch."""
+"""The factory of the text tower: its options, without torch."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def build_transformers(
 ) -> nn.Module:
     """A text encoder of transformers with its own tokenizer; `model` is ORG/NAME on the hub or a directory.
 
-    `pretrained: false` takes configuration and tokenizer alone. `pooling` makes one vector of a text's states: their
-    mean, the first (cls), the one at the end-of-text token, the last, or what the model itself offers (pooler, the
-    default of CLIP and SigLIP; of others: mean). `layers` keeps the first ones, `length` is in tokens.
+    `pretrained: false` loads configuration and tokenizer only. `pooling` picks the vector of a text: the mean of its
+    states, the first (cls), the one at the end-of-text token (eos), the last, or the model's own (pooler). The default
+    is pooler for CLIP and SigLIP, else mean. `layers` keeps the first layers; `length` is in tokens.
     """
     from unicl_transformers.tower import TransformersTower, load
 

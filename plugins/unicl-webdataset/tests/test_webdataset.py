@@ -20,7 +20,7 @@ from unicl_cli.testing import unicl
 COUNT = 23
 
 
-def picture(n: int, form: str = "PNG") -> bytes:
+def encoded_image(n: int, form: str = "PNG") -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (20 + n, 16), (10 * n % 256, 99, 7)).save(out, form)
     return out.getvalue()
@@ -42,19 +42,19 @@ def written(tmp_path: Path) -> Path:
     with library.ShardWriter(str(tmp_path / "shard-%06d.tar"), maxcount=7, verbose=0) as writer:
         for n in range(COUNT):
             texts = {"txt": f"image number {n} – größer", "cls": n % 3, "json": {"kind": "odd" if n % 2 else "even"}}
-            writer.write({"__key__": f"{n:05d}", "png": picture(n), **texts})
+            writer.write({"__key__": f"{n:05d}", "png": encoded_image(n), **texts})
     return tmp_path
 
 
 @pytest.fixture
 def downloaded(tmp_path: Path) -> Path:
-    """What img2dataset leaves: numbered tars of jpg, json, txt, with tables and statistics beside them."""
+    """Write a folder like img2dataset: numbered tars of jpg, json, txt, with tables and statistics beside them."""
     for shard in range(2):
         members: list[tuple[str, bytes]] = []
         for n in range(5):
             key, caption = f"{shard:05d}{n:04d}", f"caption {shard} {n}"
             about = {"caption": caption, "url": f"http://example.org/{n}.jpg", "key": key, "status": "success"}
-            members += [(f"{key}.jpg", picture(n, "JPEG")), (f"{key}.json", json.dumps(about).encode())]
+            members += [(f"{key}.jpg", encoded_image(n, "JPEG")), (f"{key}.json", json.dumps(about).encode())]
             members += [(f"{key}.txt", caption.encode())]
         write_tar(tmp_path / f"{shard:05d}.tar", members)
         (tmp_path / f"{shard:05d}_stats.json").write_text("{}")
@@ -122,7 +122,7 @@ def test_names_and_templates_beside_the_shards_are_taken(written: Path):
 def test_rows_and_a_source_made_anew_are_all_that_a_worker_needs(written: Path):
     first = webdataset(path=str(written), kind="captions")
     row = pickle.loads(pickle.dumps(first.rows("train")[9]))
-    assert webdataset(path="/gone", kind="captions").read(row) == {"image": picture(9)}
+    assert webdataset(path="/gone", kind="captions").read(row) == {"image": encoded_image(9)}
     assert first.stamp(row) == (written / "shard-000001.tar").stat().st_size
     (written / "shard-000001.tar").unlink()
     assert first.stamp(row) == -1
@@ -143,7 +143,9 @@ def test_braces_are_those_of_the_library(pattern, names):
 
 
 def test_what_is_no_plain_file_is_left_out_and_counted(tmp_path: Path):
-    path = write_tar(tmp_path / "a.tar", [("one.png", picture(1)), ("one.txt", b"one"), ("lone.txt", b"no image")])
+    path = write_tar(
+        tmp_path / "a.tar", [("one.png", encoded_image(1)), ("one.txt", b"one"), ("lone.txt", b"no image")]
+    )
     with tarfile.open(path, "a") as tar:
         link = tarfile.TarInfo("two.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -155,9 +157,9 @@ def test_what_is_no_plain_file_is_left_out_and_counted(tmp_path: Path):
     source = webdataset(path=str(path), kind="captions")
     assert [row.texts for row in source.rows("train")] == [("one",)]
     assert source.notes == [
-        "webdataset: 1 links and devices in the tars are left out",
-        "webdataset: 2 names outside the tar in the tars are left out",
-        "webdataset: 1 samples without an image in the tars are left out",
+        "webdataset: 1 links and devices in the tars are skipped",
+        "webdataset: 2 names outside the tar in the tars are skipped",
+        "webdataset: 1 samples without an image in the tars are skipped",
     ]
 
 
@@ -165,36 +167,39 @@ def test_bad_tars_are_one_line_each(written: Path, tmp_path: Path):
     shard = written / "shard-000000.tar"
     names = {"label": "json:kind"}
     assert "no such file or folder" in refused(path=str(written / "shard-{000000..000009}.tar"))
-    assert "no tars there" in refused(path=str(tmp_path / "x*.tar"))
-    packed = write_tar(tmp_path / "packed" / "a.tar.gz", [("one.png", picture(1))], "w:gz")
-    assert "compressed tar cannot be read at random places | decompress it first, for example gunzip a.tar.gz" in (
-        refused(path=str(packed.parent))
+    assert "no tars found" in refused(path=str(tmp_path / "x*.tar"))
+    packed = write_tar(tmp_path / "packed" / "a.tar.gz", [("one.png", encoded_image(1))], "w:gz")
+    assert (
+        "compressed tar cannot be read at random positions | decompress it first, for example with gunzip a.tar.gz"
+        in (refused(path=str(packed.parent)))
     )
     disguised = packed.rename(packed.with_name("b.tar"))
-    assert "not a whole tar" in refused(path=str(disguised))
+    assert "is not a complete tar" in refused(path=str(disguised))
     cut = tmp_path / "packed" / "cut.tar"
     cut.write_bytes(shard.read_bytes()[:5000])
-    assert "cut.tar: not a whole tar" in refused(path=str(cut), **names)
+    assert "cut.tar: is not a complete tar" in refused(path=str(cut), **names)
     (written / "sizes.json").write_text(json.dumps({"shard-000000.tar": 8, "shard-000001.tar": 7}))
     assert "holds 7 samples, sizes.json says 8" in refused(path=str(written), **names)
     (written / "sizes.json").write_text("[")
-    assert "sizes.json: not a table of sizes" in refused(path=str(written), **names)
-    twice = write_tar(tmp_path / "twice.tar", [("one.png", picture(1)), ("one.png", picture(2))])
-    assert "one.png stands there twice" in refused(path=str(twice))
+    assert "sizes.json: is not a table of sizes" in refused(path=str(written), **names)
+    twice = write_tar(tmp_path / "twice.tar", [("one.png", encoded_image(1)), ("one.png", encoded_image(2))])
+    assert "duplicate member one.png" in refused(path=str(twice))
 
 
 def test_bad_labels_and_captions_are_one_line_each(written: Path, tmp_path: Path):
     names = tmp_path / "names.txt"
     names.write_text("ant\nbee\n")
-    assert "labels are numbers (0 … 2), and no file names them" in refused(path=str(written))
+    assert "labels are numbers (0 … 2), but no file names the classes" in refused(path=str(written))
     assert f"label 2 is not in {names} (2 names)" in refused(path=str(written), classes=str(names))
     assert "cannot be read" in refused(path=str(written), classes=str(tmp_path / "none.txt"))
     names.write_text("ant\nant\n")
-    assert "names are empty or twice there" in refused(path=str(written), classes=str(names))
-    assert "no sample has a label at 'json:knd' | the first sample of" in refused(path=str(written), label="json:knd")
+    assert "has empty or duplicate names" in refused(path=str(written), classes=str(names))
+    assert "no sample has a label at 'json:knd' | set label=ENDING or label=json:FIELD; the first sample of" in refused(
+        path=str(written), label="json:knd"
+    )
     assert "no sample has a caption at 'text'" in refused(path=str(written), kind="captions", caption="text")
-    broken = write_tar(tmp_path / "broken" / "a.tar", [("one.png", picture(1)), ("one.json", b"[1")])
-    assert "one.json is no JSON object" in refused(path=str(broken), label="json:kind")
+    broken = write_tar(tmp_path / "broken" / "a.tar", [("one.png", encoded_image(1)), ("one.json", b"[1")])
+    assert "one.json is not a JSON object" in refused(path=str(broken), label="json:kind")
 
 
 def test_prepare_reads_shards_in_spawned_workers(written: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The factory of the data source: its options, nothing read."""
+"""The factory of the data source: its options; nothing is read."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def webdataset(
     label: str = "cls",
     classes: str | None = None,
 ) -> WebDataset:
-    """Tars of samples `KEY.jpg KEY.txt KEY.cls KEY.json`, read at random places, never unpacked.
+    """Tars of samples `KEY.jpg KEY.txt KEY.cls KEY.json`, read at random positions, never unpacked.
 
     `path`, `val` and `test` are shards: a folder, a file, `shard-{000000..000123}.tar` or `*.tar`. `image` lists the
-    endings of images; `caption` and `label` an ending each, or `json:FIELD`. Labels are numbers into `classes`, a
-    file with a name a line (default: `classnames.txt` beside the shards), or names themselves.
+    endings of images; `caption` and `label` are an ending each, or `json:FIELD`. Labels are names, or line numbers
+    from 0 in `classes`, a file with one name per line (default: `classnames.txt` beside the shards).
     """
     from unicl_webdataset.source import Fields, WebDataset
 

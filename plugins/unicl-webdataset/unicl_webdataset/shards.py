@@ -1,4 +1,4 @@
-"""Tars without unpacking: which files a pattern means, and where in them each member lies."""
+"""WebDataset tars without unpacking: the files of a pattern, and the position of each member in them."""
 
 import json
 import re
@@ -16,21 +16,21 @@ _META = re.compile(r"__[^/]*__($|/)")
 
 
 class Member(NamedTuple):
-    """A file inside a tar: its bytes are ``size`` from ``offset`` on."""
+    """A file inside a tar: ``size`` bytes from ``offset``."""
 
     offset: int
     size: int
 
 
 class Sample(NamedTuple):
-    """Neighbours in a tar that share all of their path up to the first dot; ``members`` by what follows it."""
+    """Neighbouring files of a tar with the same path up to the first dot; ``members`` by the ending after it."""
 
     key: str
     members: Mapping[str, Member]
 
 
 def expand(pattern: str) -> list[str]:
-    """``a-{00..11}.tar`` and ``{a,b}.tar`` -> every name, in order; numbers keep their zeros."""
+    """Expand ``a-{00..11}.tar`` and ``{a,b}.tar`` to every name, in order; numbers keep their zeros."""
     found = _BRACES.search(pattern)
     if found is None:
         return [pattern]
@@ -44,7 +44,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def shards_of(pattern: str) -> list[Path]:
-    """The tars that a folder, a file or a pattern means, in order. UniclError for none, a missing or a packed one."""
+    """List the tars of a folder, a file or a pattern, in order; raise UniclError if one is missing or compressed."""
     found: list[Path] = []
     for name in expand(str(Path(pattern).expanduser())):
         path = Path(name)
@@ -55,20 +55,20 @@ def shards_of(pattern: str) -> list[Path]:
         elif path.is_file():
             found.append(path)
         else:
-            raise UniclError(f"webdataset: {name}: no such file or folder", "give a folder, FILE.tar or {000..123}.tar")
+            raise UniclError(f"webdataset: {name}: no such file or folder", "use a folder, FILE.tar or {000..123}.tar")
     if not found:
-        raise UniclError(f"webdataset: {pattern}: no tars there", "shards end in .tar")
+        raise UniclError(f"webdataset: {pattern}: no tars found", "check the path; shards end in .tar")
     for path in found:
         if path.suffix != ".tar":
             raise UniclError(
-                f"webdataset: {path}: a compressed tar cannot be read at random places",
-                f"decompress it first, for example gunzip {path.name}",
+                f"webdataset: {path}: a compressed tar cannot be read at random positions",
+                f"decompress it first, for example with gunzip {path.name}",
             )
     return found
 
 
 def samples_of(shard: Path, ignored: dict[str, int]) -> list[Sample]:
-    """All samples of a tar. Counts in ``ignored`` what is no plain file of it. UniclError for a damaged tar."""
+    """List all samples of a tar and count in ``ignored`` what is not a plain file; raise UniclError if damaged."""
     samples: list[Sample] = []
     members: dict[str, Member] = {}
     for name, member in _members(shard, ignored):
@@ -80,7 +80,7 @@ def samples_of(shard: Path, ignored: dict[str, int]) -> list[Sample]:
             members = {}
             samples.append(Sample(key, members))
         if ending in members:
-            raise UniclError(f"webdataset: {shard}: {name} stands there twice", "write the shard again")
+            raise UniclError(f"webdataset: {shard}: duplicate member {name}", "write the shard again")
         members[ending] = member
     return samples
 
@@ -99,11 +99,11 @@ def _members(shard: Path, ignored: dict[str, int]) -> Iterator[tuple[str, Member
                 else:
                     yield info.name, Member(info.offset_data, info.size)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise UniclError(f"webdataset: {shard}: not a whole tar: {error}", "copy or download it again") from error
+        raise UniclError(f"webdataset: {shard}: is not a complete tar: {error}", "copy or download it again") from error
 
 
 def read(shard: Path, member: Member) -> bytes:
-    """The bytes of a member. OSError where the file is shorter than when it was listed."""
+    """Read the bytes of a member; raise OSError if the file is shorter than when it was listed."""
     with shard.open("rb") as file:
         file.seek(member.offset)
         data = file.read(member.size)
@@ -113,7 +113,7 @@ def read(shard: Path, member: Member) -> bytes:
 
 
 def check_size(shard: Path, count: int) -> None:
-    """Compares with ``sizes.json`` beside the shard, where there is one: a tar cut between two members looks whole."""
+    """Compare with ``sizes.json`` beside the shard, if there is one: a tar cut between members looks complete."""
     table = shard.parent / "sizes.json"
     if not table.is_file():
         return
@@ -121,7 +121,7 @@ def check_size(shard: Path, count: int) -> None:
         sizes: Any = json.loads(table.read_text(encoding="utf-8"))
         expected = sizes.get(shard.name)
     except (ValueError, AttributeError) as error:
-        raise UniclError(f"webdataset: {table}: not a table of sizes: {error}", "fix or remove it") from error
+        raise UniclError(f"webdataset: {table}: is not a table of sizes: {error}", "fix or remove it") from error
     if expected is not None and expected != count:
         raise UniclError(
             f"webdataset: {shard} holds {count} samples, sizes.json says {expected}",

@@ -1,4 +1,4 @@
-"""WebDataset tars as a data source: samples to rows, and a row's image."""
+"""The data source of WebDataset tars: samples as rows, and the image of a row."""
 
 import json
 import os
@@ -16,7 +16,7 @@ _NOTHING = object()
 
 
 class Fields(NamedTuple):
-    """Where in a sample things stand: ``image`` endings by ``;``, the others an ending or ``json:FIELD``."""
+    """The members of a sample to read: ``image`` endings separated by ``;``, others an ending or ``json:FIELD``."""
 
     image: str
     caption: str
@@ -24,7 +24,7 @@ class Fields(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A sample with its small parts read: ``label`` as it stands there, or None."""
+    """A sample with its texts and label read; ``label`` is unchanged, or None."""
 
     key: str
     ref: str
@@ -33,8 +33,10 @@ class Found(NamedTuple):
 
 
 class WebDataset:
-    """``shards``: split -> pattern. Everything is found at the first call of ``rows`` or ``classes``; ``read`` needs
-    the row alone, so that workers list nothing."""
+    """The source: ``shards`` maps a split to its pattern.
+
+    The first call of ``rows`` or ``classes`` lists everything; ``read`` needs only the row, so workers list nothing.
+    """
 
     def __init__(self, shards: dict[str, str], kind: str, fields: Fields, classes: str | None) -> None:
         self.patterns, self.kind, self.fields, self.names_file = shards, kind, fields, classes
@@ -50,7 +52,7 @@ class WebDataset:
 
     @cached_property
     def found(self) -> dict[str, list[Found]]:
-        """The samples of each split that have an image."""
+        """Samples of each split that have an image."""
         top = os.path.commonpath([shard.parent for shards in self.shards.values() for shard in shards])
         return {
             split: [item for shard in shards for item in self._samples(shard, Path(os.path.relpath(shard, top)))]
@@ -59,9 +61,9 @@ class WebDataset:
 
     @cached_property
     def templates(self) -> tuple[str, ...] | str:
-        """CLIP_benchmark's file beside the shards, written with {c}, where there is one."""
+        """Templates of CLIP_benchmark's file beside the shards (written with {c}), if there is one."""
         beside = self._beside("zeroshot_classification_templates.txt")
-        return tuple(line for line in _text(beside).splitlines() if line.strip()) if beside else "clip80"
+        return tuple(line for line in _read_text(beside).splitlines() if line.strip()) if beside else "clip80"
 
     @cached_property
     def classes(self) -> tuple[ClassName, ...]:
@@ -72,20 +74,20 @@ class WebDataset:
             self._refuse("label", self.fields.label)
         file = Path(self.names_file) if self.names_file else self._beside(NAMES)
         if file is not None:
-            names = _names(file)
+            names = _read_names(file)
             self._check(labels, names, file)
             return tuple(ClassName(name, (name,)) for name in names)
         if numbers := [label for label in labels if isinstance(label, int)]:
             raise UniclError(
-                f"webdataset: labels are numbers ({min(numbers)} … {max(numbers)}), and no file names them",
-                f"give classes=FILE with a name a line, or put {NAMES} beside the shards",
+                f"webdataset: labels are numbers ({min(numbers)} … {max(numbers)}), but no file names the classes",
+                f"set classes=FILE with one name per line, or put {NAMES} beside the shards",
             )
         return tuple(ClassName(name, (name.replace("_", " "),)) for name in sorted(map(str, labels)))
 
     @property
     def notes(self) -> list[str]:
-        """What ``prepare`` should say of members and samples that are left out."""
-        return [f"webdataset: {count} {what} in the tars are left out" for what, count in self.ignored.items()]
+        """Notes for ``prepare`` on members and samples that are skipped."""
+        return [f"webdataset: {count} {what} in the tars are skipped" for what, count in self.ignored.items()]
 
     def rows(self, split: str) -> list[Row]:
         numbers = {item.key: number for number, item in enumerate(self.classes)}
@@ -98,7 +100,7 @@ class WebDataset:
         return {"image": read(Path(shard), Member(int(offset), int(size)))}
 
     def stamp(self, row: Row) -> int:
-        """Size of the shard: what tells an edited source from the one that was planned; -1 if it is gone."""
+        """Return the size of the shard, which shows an edit since the plan was made; -1 if it is gone."""
         try:
             return Path(row.ref.rsplit(":", 2)[0]).stat().st_size
         except OSError:
@@ -109,13 +111,13 @@ class WebDataset:
         return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
     def _refuse(self, what: str, where: str) -> NoReturn:
-        """Nothing stands where it should: says what stands in the first sample instead."""
+        """Raise UniclError: no sample has this field; the hint lists the members of the first sample."""
         shard = next(iter(self.shards.values()))[0]
         first = next(iter(samples_of(shard, Counter())), None)
         raise UniclError(
             f"webdataset: no sample has a {what} at '{where}'",
-            f"the first sample of {shard} has {', '.join(first.members) if first else 'nothing'}; "
-            f"write {what}=ENDING or {what}=json:FIELD",
+            f"set {what}=ENDING or {what}=json:FIELD; "
+            f"the first sample of {shard} has {', '.join(first.members) if first else 'nothing'}",
         )
 
     def _check(self, labels: set[str | int], names: list[str], file: Path) -> None:
@@ -124,7 +126,7 @@ class WebDataset:
         if wrong := sorted(map(str, strange + high)):
             raise UniclError(
                 f"webdataset: label {wrong[0]} is not in {file} ({len(names)} names)",
-                "labels are numbers from 0, one a line, or the names themselves",
+                "use labels that are line numbers from 0, or the names themselves",
             )
 
     @staticmethod
@@ -143,25 +145,25 @@ class WebDataset:
         check_size(shard, len(samples))
         endings = [ending.strip().lower() for ending in self.fields.image.split(";")]
         for sample in samples:
-            picture = next((sample.members[ending] for ending in endings if ending in sample.members), None)
-            if picture is None:
+            image = next((sample.members[ending] for ending in endings if ending in sample.members), None)
+            if image is None:
                 self.ignored["samples without an image"] += 1
                 continue
             key = f"{name.with_suffix('').as_posix()}/{sample.key}"
-            ref = f"{shard}:{picture.offset}:{picture.size}"
+            ref = f"{shard}:{image.offset}:{image.size}"
             yield Found(key, ref, self._texts(shard, sample), self._label(shard, sample))
 
     def _texts(self, shard: Path, sample: Sample) -> tuple[str, ...]:
         if self.kind == "images":
             return ()
-        value = _field(shard, sample, self.fields.caption)
+        value = _read_field(shard, sample, self.fields.caption)
         texts = value if isinstance(value, list) else [] if value is _NOTHING else [value]
         return tuple(text.strip() for text in texts if isinstance(text, str) and text.strip())
 
     def _label(self, shard: Path, sample: Sample) -> str | int | None:
         if self.kind != "labels":
             return None
-        value = _field(shard, sample, self.fields.label)
+        value = _read_field(shard, sample, self.fields.label)
         if isinstance(value, str):
             value = value.strip()
             return int(value) if value.isdecimal() else value or None
@@ -169,11 +171,11 @@ class WebDataset:
             return None
         if isinstance(value, int) and not isinstance(value, bool):
             return value
-        raise UniclError(f"webdataset: {shard}: label of {sample.key} is {value!r}", "labels are numbers or names")
+        raise UniclError(f"webdataset: {shard}: label of {sample.key} is {value!r}", "use numbers or names as labels")
 
 
-def _field(shard: Path, sample: Sample, where: str) -> Any:
-    """What stands under ``where``: text of a member, or a value of its JSON; ``_NOTHING`` if there is none."""
+def _read_field(shard: Path, sample: Sample, where: str) -> Any:
+    """Read ``where``: the text of a member, or a value of its JSON; ``_NOTHING`` if there is none."""
     ending, _, field = where.partition(":")
     member = sample.members.get(ending.lower())
     if member is None:
@@ -185,20 +187,22 @@ def _field(shard: Path, sample: Sample, where: str) -> Any:
         value: Any = json.loads(data)
         return value.get(field, _NOTHING)
     except (ValueError, AttributeError) as error:
-        raise UniclError(f"webdataset: {shard}: {sample.key}.{ending} is no JSON object: {error}") from error
+        raise UniclError(f"webdataset: {shard}: {sample.key}.{ending} is not a JSON object: {error}") from error
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UniclError(f"webdataset: {file} cannot be read: {error}", "one entry a line, as UTF-8") from error
+        raise UniclError(
+            f"webdataset: {file} cannot be read: {error}", "use a UTF-8 text file with one entry per line"
+        ) from error
 
 
-def _names(file: Path) -> list[str]:
-    names = [line.strip() for line in _text(file).splitlines()]
+def _read_names(file: Path) -> list[str]:
+    names = [line.strip() for line in _read_text(file).splitlines()]
     while names and not names[-1]:
         names.pop()
     if len(set(names)) < len(names) or not all(names):
-        raise UniclError(f"webdataset: {file}: names are empty or twice there", "one distinct class name a line")
+        raise UniclError(f"webdataset: {file}: has empty or duplicate names", "write one distinct class name per line")
     return names

@@ -284,13 +284,13 @@ def test_a_model_in_which_nothing_learns_is_refused(recipe, unicl, dry):
     frozen = ("model.image.freeze=all", "model.text.freeze=all", "model.logit_scale.learn=false")
     code, _, err = unicl("train", recipe(), *frozen, "--run-dir", "run", *dry)
     assert code == 2
-    assert "error: every parameter is frozen: there is nothing to train" in err
+    assert "error: model: every parameter is frozen, nothing is left to train" in err
 
 
 def test_views_that_the_loss_does_not_take_are_refused(recipe, unicl):
     code, _, err = unicl("train", recipe(), "data.views=2", "--run-dir", "run")
     assert code == 2
-    assert "error: the loss takes one view of each image, and there are 2" in err
+    assert "error: data.views: the loss takes one view per image, got 2" in err
     assert not Path("run").exists()
 
 

@@ -19,7 +19,7 @@ from unicl_cli.contracts import LogitScale
 from unicl_cli.core.checkpoint import load_weights, own_tensors
 from unicl_cli.core.loop import Step
 from unicl_cli.data.tokenizers import TextTokenizer, clip_tokenizer
-from unicl_cli.encoders.carry import carried
+from unicl_cli.encoders.carry import transferable_weights
 from unicl_cli.encoders.open_clip import ImageTower, Net, TextTower
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.model import TwoTower
@@ -147,8 +147,8 @@ def _freeze_text(pair: Twins) -> None:
 def _translator(shape: Shape, ours: Any) -> nn.Module:
     config: Any = deepcopy(dict(shape.theirs))
     whole: Any = CustomTextCLIP(**config)
-    trunk = ours.image.trunk
-    preprocess = {"size": shape.theirs["vision_cfg"]["image_size"], "mean": trunk.mean, "std": trunk.std}
+    traits = ours.image.trunk.traits
+    preprocess = {"size": shape.theirs["vision_cfg"]["image_size"], "mean": traits.mean, "std": traits.std}
     net = Net(whole.visual, whole.text, whole.logit_scale.detach(), None, dict(shape.theirs), preprocess)
     embed_dim = shape.theirs["embed_dim"]
     towers = ImageTower(net, embed_dim), TextTower(net, CONTEXT, SimpleNamespace(pad_id=0, eot_id=49407))
@@ -163,7 +163,7 @@ def under_our_names(pair: Twins, tensors: Mapping[str, Tensor]) -> dict[str, Ten
         part.load_state_dict({k.removeprefix(prefix): x for k, x in custom.items() if k.startswith(prefix)})
     with torch.no_grad():
         source.logit_scale.copy_(custom["logit_scale"].reshape(1))
-    parts = carried(pair.ours, source)
+    parts = transferable_weights(pair.ours, source)
     if len(parts) < 3:
         raise ValueError(f"only {', '.join(parts) or 'nothing'} can be carried over")
     return {name: x.clone() for part in parts.values() for name, x in part.items()}

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import nn
 
 from unicl_cli.build.data import Data, build_data, build_tokenizer, check_learnable, total_steps
-from unicl_cli.build.model import adapt, build_step
+from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.build.optimizer import doubts
 from unicl_cli.contracts import Tokenizer
 from unicl_cli.core.loop import Step
@@ -88,7 +88,7 @@ def shapes_of(
     """Model and loss with shapes and no numbers: no memory, no weights are loaded; and what tokenises their texts."""
     with torch.device("meta"):
         step, tokenizer = build_step(recipe, fitted, data.classes, chunks)
-        adapt(recipe, step)
+        add_adapters(recipe, step)
     return step.train(), tokenizer
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from unicl_cli.build.load import Loaded, plain_weights, transform_of
-from unicl_cli.build.lora import in_names
+from unicl_cli.build.lora import has_adapters
 from unicl_cli.contracts import Batch
 from unicl_cli.core import checkpoint, checkpoint_files
 from unicl_cli.core.dist import any_rank, bare, barrier, largest_over_ranks, rank, sum_over_ranks, world_size
@@ -286,7 +286,7 @@ class Keeper:
             for name, tensors in files.items():
                 plain = plain_weights(parts.recipe, self.run_dir, parts.data, parts.tokenizer, tensors)
                 checkpoint.write_tensors(self.run_dir / name, plain)
-            parameters = sum(p.numel() for name, p in parts.step.named_parameters() if not in_names([name]))
+            parameters = sum(p.numel() for name, p in parts.step.named_parameters() if not has_adapters([name]))
             facts = {"schema": "unicl/model/1", "step": self.parts.steps, "parameters": parameters, **versions()}
             write_atomic(self.run_dir / META, json.dumps(facts, indent=1))
         barrier()

@@ -15,8 +15,8 @@ from torch import nn
 from unicl_cli import __version__
 from unicl_cli.build.data import Data, build_data, build_tokenizer, check_learnable, total_steps
 from unicl_cli.build.init import load_init
-from unicl_cli.build.lora import MARK, in_names
-from unicl_cli.build.model import adapt, build_step, store_towers
+from unicl_cli.build.lora import MARK, has_adapters
+from unicl_cli.build.model import add_adapters, build_step, store_towers
 from unicl_cli.build.optimizer import doubts
 from unicl_cli.build.param_groups import KEY, key_of
 from unicl_cli.contracts import Batch, Tokenizer
@@ -107,13 +107,13 @@ def prepared(recipe: Recipe, accelerator: Any, run: Path, wanted: str, start: st
 def begun(step: Step, recipe: Recipe, start: str | None, tokenizer: Tokenizer | None) -> list[str]:
     """The weights that training begins with, and adapters beside them; what to say of it."""
     said = [] if start is None else [f"starts from {load_init(step, recipe, start, tokenizer)}"]
-    adapt(recipe, step)
+    add_adapters(recipe, step)
     return said
 
 
 def check_adapted(step: Step, frozen: Sequence[str]) -> None:
     """A layer whose weights are read elsewhere than in its own forward would leave its adapter without effect."""
-    lost = [name for name in frozen if in_names([name])]
+    lost = [name for name in frozen if has_adapters([name])]
     if lost:
         layer = lost[0].partition(MARK)[0]
         key = next(

@@ -28,7 +28,7 @@ def remember_texts(parts: Parts, step: nn.Module) -> str | None:
     if recipe.parallel.text_cache == "off" or not hasattr(model, "remember_texts") or not model.remember_texts():
         return None
     count, seen = texts_in(parts.data.mix), parts.steps * recipe.batch.size
-    size = 2 * 4 * count * getattr(model.text, "trunk", model.text).width  # float32, twice of it while the bank grows
+    size = 2 * 4 * count * model.text_width  # float32, twice of it while the bank grows
     if seen < PAYS * count or size > BANK_BYTES:
         model.bank = None
         return None

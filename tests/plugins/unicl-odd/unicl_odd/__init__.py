@@ -1,4 +1,4 @@
-"""Factories of the odd parts: signatures only, no torch. (A factory named as its submodule would be hidden by it.)"""
+"""Factories of the odd parts: signatures only, no torch. (A submodule would hide a factory of the same name.)"""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def build_many(
     missing: float = 0.3,
     logit_scale: LogitScale = LogitScale(),  # noqa: B008 - frozen
 ) -> nn.Module:
-    """A tower and a scale a modality (ImageBind); ``missing`` is the chance that a row lacks one of the others."""
+    """One tower and one scale per modality (ImageBind); ``missing``: the chance that a row lacks one of the others."""
     from unicl_odd.many import Many
 
     towers = {"image": encoder(image), "text": encoder(text)} | {name: encoder(part) for name, part in others.items()}
@@ -44,7 +44,7 @@ def build_many(
 
 
 def build_bind() -> nn.Module:
-    """Every modality against images."""
+    """Contrast of every modality with images."""
     from unicl_odd.many import Bind
 
     return Bind()
@@ -67,7 +67,7 @@ def build_joint(
 
 
 def build_align() -> nn.Module:
-    """Does this text belong to this image? Neighbours are each other's wrong answers."""
+    """Binary classification of image-text pairs; neighbouring rows are each other's negatives."""
     from unicl_odd.joint import Align
 
     return Align()

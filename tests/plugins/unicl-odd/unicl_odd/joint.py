@@ -1,4 +1,4 @@
-"""A joint forward of both towers: cross-attention over their tokens, and a loss that scores pairs."""
+"""A joint model: cross-attention over the tokens of both towers, and a loss that scores pairs."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from unicl_cli.api import NO_TEXT, Batch, Features, at_least_float32, share_of_m
 
 
 class Cross(nn.Module):
-    """Words look at cells of the image: (n, L, width), (n, N, width), bool (n, L) of words -> (n,) logits."""
+    """Words attend to image cells: (n, L, width), (n, N, width), bool (n, L) of words -> (n,) logits."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Align(nn.Module):
         return {"loss": share_of_mean(F.softplus(-right), has) + share_of_mean(F.softplus(wrong), differ)}
 
     def pair_scores(self, model: Joint, images: Tensor, tokens: Tensor) -> Tensor:
-        """(b, 3, H, W), (C, L) -> (b, C) logits."""
+        """Score images (b, 3, H, W) and texts (C, L): (b, C) logits."""
         cells, words, there = model.image_tokens(images), model.text_tokens(tokens), tokens != model.pad_id
         b, c = len(cells), len(words)
         scores = model.pair(cells.repeat_interleave(c, 0), words.repeat(b, 1, 1), there.repeat(b, 1))

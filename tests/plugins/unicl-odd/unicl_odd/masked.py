@@ -1,4 +1,4 @@
-"""Extra fields in the batch: one word of a text is masked in the loader and guessed by an own head."""
+"""Extra fields in the batch: one word of a text is masked in the loader and predicted by a head of the loss."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +16,7 @@ SALT = 12
 def mask_words(
     drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor, *, pad_id: int, chance: float
 ) -> dict[str, Tensor]:
-    """``masked_tokens`` int64 (b, L) and ``word_target`` int64 (b,), NOTHING where no word is masked."""
+    """Return ``masked_tokens`` int64 (b, L) and ``word_target`` int64 (b,), NOTHING if no word is masked."""
     rows = tokens[text_index].clone()
     targets = torch.full([len(rows)], NOTHING)
     for n, one in enumerate(drawn):

@@ -1,4 +1,4 @@
-"""`unicl odd-size MODEL`: the number of a model's parameters."""
+"""The command `unicl odd-size MODEL`: the number of parameters of a model."""
 
 import typer
 

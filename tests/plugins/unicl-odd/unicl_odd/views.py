@@ -1,4 +1,4 @@
-"""Two views with self-exclusion: a SimCLR-like loss without any text."""
+"""A loss like SimCLR's: two views with self-exclusion, without text."""
 
 import torch
 from torch import Tensor, nn
