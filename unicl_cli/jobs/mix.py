@@ -19,6 +19,7 @@ from unicl_cli.core.dist import barrier, rank
 from unicl_cli.core.files import write_atomic
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
+from unicl_cli.evaluate.tables import columns, percent
 from unicl_cli.jobs.evaluate import chosen_split, validate
 from unicl_cli.runs.folder import find_run
 
@@ -219,18 +220,16 @@ def mix_tables(document: Mapping[str, Any]) -> Iterator[Table]:
     """The curve, in percent; the star marks the mixture with the highest mean."""
     if "curve" not in document:
         return
-    table = Table(title=f"{document['old']} → {document['new']}")
-    table.add_column("alpha", justify="right")
-    for entry in document["curve"][0]["data"]:
-        for name in shown(entry):
-            table.add_column(f"{entry['name']} {entry['split']}\n{name}", justify="right")
-    table.add_column("mean", justify="right")
+    data = document["curve"][0]["data"]
+    measured = [f"{entry['name']} {entry['split']}\n{name}" for entry in data for name in figure_names(entry)]
+    table = columns(f"{document['old']} → {document['new']}", (), ("alpha", *measured, "mean"))
     for point in document["curve"]:
-        cells = [f"{100 * entry[name]:.1f}" for entry in point["data"] for name in shown(entry)]
+        cells = [percent(entry[name]) for entry in point["data"] for name in figure_names(entry)]
         star = " *" if point["alpha"] == document["alpha"] else ""
-        table.add_row(f"{point['alpha']:g}", *cells, f"{100 * point['mean']:.1f}{star}")
+        table.add_row(f"{point['alpha']:g}", *cells, f"{percent(point['mean'])}{star}")
     yield table
 
 
-def shown(entry: Mapping[str, Any]) -> list[str]:
+def figure_names(entry: Mapping[str, Any]) -> list[str]:
+    """Return the names of the figures that the table shows: top 1 and the recalls at 1."""
     return [name for name in entry if name == "top1" or name.endswith("_r1")]
