@@ -24,8 +24,8 @@ from unicl_cli.data.mix import Draws
 from unicl_cli.data.tokenizers import clip_tokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.inspect.batch import default_recipe, inspect_batch
-from unicl_cli.jobs.inspect.class_mentions import Names, distinct, words_of
-from unicl_cli.jobs.inspect.concepts import others, shared
+from unicl_cli.jobs.inspect.class_mentions import ClassNameFinder, distinct_pairs, split_words
+from unicl_cli.jobs.inspect.concepts import expected_others, same_concept_share
 from unicl_cli.jobs.runs import command_of
 from unicl_cli.recipe.load import load
 
@@ -118,8 +118,8 @@ def test_the_share_of_one_concept_is_that_of_all_pairs(place, capsys):
 
 def test_imagenet_at_4096_has_4_1_others():
     counts = np.full(1000, 1281)
-    assert shared(counts) == pytest.approx(1 / 1000)
-    assert others(counts, 4096) == pytest.approx(4.1, abs=0.01)
+    assert same_concept_share(counts) == pytest.approx(1 / 1000)
+    assert expected_others(counts, 4096) == pytest.approx(4.1, abs=0.01)
 
 
 def test_notes_say_what_to_do(place, capsys):
@@ -142,8 +142,10 @@ WORD = st.sampled_from(["sea", "lion", "fly", "box", "é", "日本", "a1"])
     texts=st.lists(st.lists(WORD | st.sampled_from(["lions", "flies", "boxes", "-", ".", "SEA"])).map(" ".join)),
 )
 def test_names_are_found_where_a_regular_expression_finds_them(names, texts):
-    found = Names([ClassName(name, (name,)) for name in names]).found(words_of(pa.array(texts, pa.string())))
-    pairs = set(zip(*(column.tolist() for column in distinct(*found, len(names))), strict=True))
+    found = ClassNameFinder([ClassName(name, (name,)) for name in names]).find(
+        split_words(pa.array(texts, pa.string()))
+    )
+    pairs = set(zip(*(column.tolist() for column in distinct_pairs(*found, len(names))), strict=True))
 
     def named(name: str, text: str) -> bool:
         stem = r"[\W_]+".join(map(re.escape, name.split()))

@@ -5,57 +5,57 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-FEW = 5
+SMALL_CLASS = 5
 """Images below which a class is small."""
-UNEVEN = 20
+IMBALANCE = 20
 """Times that the largest class may hold the smallest before it is said."""
-REPEATED = 0.9
+FEW_DISTINCT = 0.9
 """Share of distinct texts below which repetition is said."""
 
 
-def notes(facts: Mapping[str, Any]) -> list[str]:
+def write_notes(facts: Mapping[str, Any]) -> list[str]:
     """Sentences with what to do; none where there is nothing to say."""
     found: list[str] = []
-    for look in (_names, _pictures, _classes, _captions, _batch):
+    for look in (_note_names, _note_images, _note_classes, _note_captions, _note_batch):
         found += look(facts)
     return found
 
 
-def _names(facts: Mapping[str, Any]) -> Iterator[str]:
+def _note_names(facts: Mapping[str, Any]) -> Iterator[str]:
     same = facts.get("colliding_names", [])
     if same:
         first = f"'{same[0]['name']}' is {' and '.join(same[0]['keys'][:3])}"
         yield (
-            f"{_many(len(same), 'prompt name belongs', 'prompt names belong')} to several classes ({first}): "
+            f"{_count(len(same), 'prompt name belongs', 'prompt names belong')} to several classes ({first}): "
             "equal texts with different labels; give them distinct names"
         )
 
 
-def _pictures(facts: Mapping[str, Any]) -> Iterator[str]:
+def _note_images(facts: Mapping[str, Any]) -> Iterator[str]:
     found = facts["duplicates"]
     if n := found["pictures_with_several_labels"]:
-        yield f"{_many(n, 'image has', 'images have')} several labels, each in a row of its own"
+        yield f"{_count(n, 'image has', 'images have')} several labels, each in a row of its own"
     for split, n in found["also_in_train"].items():
         if n:
-            yield f"{_many(n, 'row', 'rows')} of split {split} show an image that is in train too: no fair test"
+            yield f"{_count(n, 'row', 'rows')} of split {split} show an image that is in train too: no fair test"
     if n := facts["rejected"]["n"]:
-        yield f"{_many(n, 'row was', 'rows were')} left out by prepare: see {facts['path']}/rejects"
+        yield f"{_count(n, 'row was', 'rows were')} left out by prepare: see {facts['path']}/rejects"
 
 
-def _classes(facts: Mapping[str, Any]) -> Iterator[str]:
+def _note_classes(facts: Mapping[str, Any]) -> Iterator[str]:
     classes = facts.get("per_class")
     if classes is None or not classes["n"]:
         return
     if classes["empty"]:
         yield f"{classes['empty']} of {facts['classes']} classes have no image in split {facts['split']}"
     smallest, largest = classes["quantiles"]["min"], classes["quantiles"]["max"]
-    if 0 < smallest < FEW:
-        yield f"the smallest class has {_many(smallest, 'image', 'images')}"
-    if smallest and largest > UNEVEN * smallest:
+    if 0 < smallest < SMALL_CLASS:
+        yield f"the smallest class has {_count(smallest, 'image', 'images')}"
+    if smallest and largest > IMBALANCE * smallest:
         yield f"the largest class has {largest / smallest:.0f} times the images of the smallest"
 
 
-def _captions(facts: Mapping[str, Any]) -> Iterator[str]:
+def _note_captions(facts: Mapping[str, Any]) -> Iterator[str]:
     captions = facts.get("captions")
     if captions is None:
         return
@@ -64,7 +64,7 @@ def _captions(facts: Mapping[str, Any]) -> Iterator[str]:
         f"context_length: {captions['context_length']} with tokenizer {captions['tokenizer']} cuts {cut} of the "
         "captions" + (" and no prompt" if "prompt_tokens" in captions and _holds_prompts(captions) else "")
     )
-    if captions["unique_text_share"] < REPEATED:
+    if captions["unique_text_share"] < FEW_DISTINCT:
         repeated = 100 * (1 - captions["unique_text_share"])
         yield (
             f"{repeated:.0f} % of the captions repeat another: data.caption_targets: text_hash makes equal texts "
@@ -76,7 +76,7 @@ def _holds_prompts(captions: Mapping[str, Any]) -> bool:
     return captions["prompt_tokens"]["max"] <= captions["context_length"]
 
 
-def _batch(facts: Mapping[str, Any]) -> Iterator[str]:
+def _note_batch(facts: Mapping[str, Any]) -> Iterator[str]:
     found = facts["pairs"]
     per_anchor = found.get("labels", {}).get("others_per_anchor", 0)
     if per_anchor >= 0.05:
@@ -86,5 +86,5 @@ def _batch(facts: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _many(count: int, one: str, several: str) -> str:
+def _count(count: int, one: str, several: str) -> str:
     return f"{count:,} {one if count == 1 else several}"

@@ -17,20 +17,20 @@ from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.mix import Draws, Mix
 from unicl_cli.data.text import text_hash
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.inspect.class_mentions import Names, distinct, words_of
+from unicl_cli.jobs.inspect.class_mentions import ClassNameFinder, distinct_pairs, split_words
 from unicl_cli.recipe.load import check_corpora, load_text
 from unicl_cli.recipe.schema import Recipe
 
 Ints = NDArray[np.int64]
-SHOWN = 32
+MAX_SHOWN = 32
 """Rows of the batch that are drawn."""
 NEGATIVE, POSITIVE, MISSED = "0", "1", "2"
 """Cells of a matrix; missed: the row's class or text is the column's, but the target says no."""
-SIZE = 64
+PLACEHOLDER_SIZE = 64
 """Side of the images of a corpus that no recipe reads."""
 
 
-class Numbers(NamedTuple):
+class RowGroups(NamedTuple):
     """What makes two rows a pair. ``names`` are (row, class): the caption of a row without a label names the class."""
 
     keys: Ints
@@ -39,7 +39,7 @@ class Numbers(NamedTuple):
     names: tuple[Ints, Ints]
 
 
-class Shown(NamedTuple):
+class InspectedBatch(NamedTuple):
     """The document of a batch and, where they were asked for, the images of its rows as the model sees them."""
 
     document: dict[str, Any]
@@ -52,7 +52,7 @@ def default_recipe(corpus: Corpus, split: str, batch_size: int) -> Recipe:
         f"""
 data:
   train: [{{corpus: {json.dumps(str(corpus.path))}, split: {json.dumps(split)}}}]
-  image_size: {SIZE}
+  image_size: {PLACEHOLDER_SIZE}
   augment: none
 model: {{image: cnn, text: cbow, embed_dim: 8}}
 batch: {{size: {batch_size}}}
@@ -61,12 +61,12 @@ steps: 1
     )
 
 
-def inspect_batch(recipe: Recipe, path: str, step: int, *, pictures: bool) -> Shown:
+def inspect_batch(recipe: Recipe, path: str, step: int, *, pictures: bool) -> InspectedBatch:
     """The batch of ``step`` (0: the first), drawn by the recipe's own sampler and collated with its own keys."""
     check_corpora(recipe)
     data = build_data(recipe)
     at = next(iter(Draws(data.order, step, step + 1, 0, 1)))
-    blank = cast("Any", without_picture)
+    blank = cast("Any", skip_image)
     mix = Mix([strand._replace(transform=blank) for strand in data.mix.strands], data.mix.texts)
     drawn = [mix[place] for place in at]
     batch = collate(drawn, zeros(len(drawn)), tokenizer=None, caption_targets=recipe.data.caption_targets, extra=None)
@@ -77,8 +77,8 @@ def inspect_batch(recipe: Recipe, path: str, step: int, *, pictures: bool) -> Sh
             "images without labels and captions are for losses without texts, such as supcon",
         )
     rows = [drawn[row] for row in with_text]
-    numbers = numbers_of(rows, batch.keys.numpy()[with_text], data)
-    shown = np.array(sorted(range(min(SHOWN, len(rows))), key=lambda row: (numbers.keys[row], row)))
+    numbers = row_groups(rows, batch.keys.numpy()[with_text], data)
+    shown = np.array(sorted(range(min(MAX_SHOWN, len(rows))), key=lambda row: (numbers.keys[row], row)))
     facts: dict[str, Any] = {
         "schema": "unicl/inspect/1",
         "kind": "batch",
@@ -92,36 +92,36 @@ def inspect_batch(recipe: Recipe, path: str, step: int, *, pictures: bool) -> Sh
         "rows_without_text": len(drawn) - len(rows),
         "classes": len(np.unique(numbers.labels[numbers.labels != NO_LABEL])),
         "distinct_texts": len({row.text for row in rows}),
-        **counted(numbers),
-        "shown": [described(rows[row], int((numbers.keys == numbers.keys[row]).sum()), data) for row in shown],
-        "matrix": matrices(numbers, shown),
+        **pair_counts(numbers),
+        "shown": [row_facts(rows[row], int((numbers.keys == numbers.keys[row]).sum()), data) for row in shown],
+        "matrix": target_matrices(numbers, shown),
     }
     chosen = [data.mix[at[with_text[row]]].image for row in shown] if pictures else []
-    return Shown(facts, [picture if picture.ndim == 3 else picture[0] for picture in chosen])
+    return InspectedBatch(facts, [picture if picture.ndim == 3 else picture[0] for picture in chosen])
 
 
-def without_picture(data: bytes, draw: int) -> Tensor:
+def skip_image(data: bytes, draw: int) -> Tensor:
     """In place of a transform: texts and keys do not depend on the image."""
     del data, draw
     return zeros(0)
 
 
-def numbers_of(rows: list[Drawn], keys: Ints, data: Data) -> Numbers:
+def row_groups(rows: list[Drawn], keys: Ints, data: Data) -> RowGroups:
     labels = np.array([row.label for row in rows], np.int64)
     texts = np.array([text_hash(row.text or "") for row in rows], np.int64)
     free = np.flatnonzero(labels == NO_LABEL)
-    words = words_of(pa.array([rows[row].text for row in free], pa.string()))
-    text, named = Names(data.classes).found(words)
-    text, named = distinct(free[text], named, max(1, len(data.classes)))
-    return Numbers(keys, labels, texts, (text, named))
+    words = split_words(pa.array([rows[row].text for row in free], pa.string()))
+    text, named = ClassNameFinder(data.classes).find(words)
+    text, named = distinct_pairs(free[text], named, max(1, len(data.classes)))
+    return RowGroups(keys, labels, texts, (text, named))
 
 
-def counted(numbers: Numbers) -> dict[str, Any]:
+def pair_counts(numbers: RowGroups) -> dict[str, Any]:
     """Positives and false negatives among the ordered pairs (image i, text j), i = j included."""
     n = len(numbers.keys)
-    positives = pairs_of(numbers.keys)
-    same_text = pairs_of(numbers.texts)
-    both = pairs_of(numbers.keys, numbers.texts)
+    positives = count_pairs(numbers.keys)
+    same_text = count_pairs(numbers.texts)
+    both = count_pairs(numbers.keys, numbers.texts)
     labels = numbers.labels[numbers.labels != NO_LABEL]
     size = 1 + max(labels.max(initial=0), numbers.names[1].max(initial=0))
     naming = int(np.bincount(labels, minlength=size) @ np.bincount(numbers.names[1], minlength=size))
@@ -137,13 +137,13 @@ def counted(numbers: Numbers) -> dict[str, Any]:
     }
 
 
-def pairs_of(*columns: Ints) -> int:
+def count_pairs(*columns: Ints) -> int:
     """Ordered pairs of rows that agree in all columns, each row with itself included."""
     counts = np.unique(np.stack(columns), axis=1, return_counts=True)[1]
     return int((counts.astype(np.int64) ** 2).sum())
 
 
-def matrices(numbers: Numbers, shown: Ints) -> dict[str, list[str]]:
+def target_matrices(numbers: RowGroups, shown: Ints) -> dict[str, list[str]]:
     """Both target matrices of the shown rows, a string of cells for each image."""
     keys, texts, labels = numbers.keys[shown], numbers.texts[shown], numbers.labels[shown]
     named = set(zip(*(column.tolist() for column in numbers.names), strict=True))
@@ -158,7 +158,7 @@ def matrices(numbers: Numbers, shown: Ints) -> dict[str, list[str]]:
     return {name: ["".join(row) for row in matrix.tolist()] for name, matrix in cells.items()}
 
 
-def described(row: Drawn, positives: int, data: Data) -> dict[str, Any]:
+def row_facts(row: Drawn, positives: int, data: Data) -> dict[str, Any]:
     """A row as it is listed; ``positives`` counts the texts of the batch that are its own."""
     named = None if row.label == NO_LABEL else data.classes[row.label].names[0]
     return {"row": row.row, "draw": row.draw, "class": named, "text": row.text, "positives": positives}

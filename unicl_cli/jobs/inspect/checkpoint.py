@@ -19,34 +19,34 @@ SCALE = "logit_scale"
 SCALE_MAX = 100.0
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 NUMBERS, WORDS, TABLES = ("step", "steps", "seed", "batch_size", "world", "rows"), ("recipe",), ("corpora", "versions")
-KEPT = {**dict.fromkeys(NUMBERS, int), **dict.fromkeys(WORDS, str), **dict.fromkeys(TABLES, dict)}
+COPIED_FACTS = {**dict.fromkeys(NUMBERS, int), **dict.fromkeys(WORDS, str), **dict.fromkeys(TABLES, dict)}
 """What is taken from ``trainer.json``, where it is of this type."""
 
 
 def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     """The document. What is missing or damaged is said in ``notes``, and ``whole`` is false."""
     notes: list[str] = []
-    facts = facts_of(folder, notes)
+    facts = read_trainer_json(folder, notes)
     listed: Mapping[str, Any] = facts.get("files", {}) if isinstance(facts.get("files", {}), dict) else {}
     names = dict.fromkeys([MODEL, *listed, *(path.name for path in sorted(folder.glob("*.safetensors")))])
-    files = [file_facts(folder / name, listed.get(name)) for name in names]
+    files = [check_file(folder / name, listed.get(name)) for name in names]
     notes += [f"{name}: {file['state']}" for name, file in zip(names, files, strict=True) if file["state"] != "whole"]
     document: dict[str, Any] = {
         "schema": "unicl/inspect/1",
         "kind": "checkpoint",
         "path": str(folder),
-        **{key: facts[key] for key, kind in KEPT.items() if isinstance(facts.get(key), kind)},
+        **{key: facts[key] for key, kind in COPIED_FACTS.items() if isinstance(facts.get(key), kind)},
         "whole": not notes,
         "files": files,
         "ema": (folder / EMA).is_file(),
         "optimizer": (folder / OPTIM).is_file(),
     }
-    if readable(folder / MODEL):
-        document |= weight_facts(folder / MODEL, notes)
+    if is_readable(folder / MODEL):
+        document |= check_weights(folder / MODEL, notes)
     return document | {"notes": notes}
 
 
-def facts_of(folder: Path, notes: list[str]) -> dict[str, Any]:
+def read_trainer_json(folder: Path, notes: list[str]) -> dict[str, Any]:
     """``trainer.json``, or an empty mapping and a note."""
     path = folder / TRAINER
     try:
@@ -62,7 +62,7 @@ def facts_of(folder: Path, notes: list[str]) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def file_facts(path: Path, known: Any) -> dict[str, Any]:
+def check_file(path: Path, known: Any) -> dict[str, Any]:
     """Size, state by size and checksum, tensors by the header. ``known`` is [bytes, sha256] or None."""
     if not path.is_file():
         return {"file": path.name, "bytes": 0, "state": "missing"}
@@ -75,17 +75,17 @@ def file_facts(path: Path, known: Any) -> dict[str, Any]:
     elif fingerprint(path) != known:
         state = "has another checksum than when it was written"
     facts: dict[str, Any] = {"file": path.name, "bytes": size, "state": state}
-    shapes = header(path)
+    shapes = read_header(path)
     if shapes is None:
         return facts | ({"state": "is no safetensors file"} if state == "whole" or known is None else {})
     return facts | {"tensors": len(shapes), "values": sum(count for count, _ in shapes.values())}
 
 
-def readable(path: Path) -> bool:
-    return path.is_file() and header(path) is not None
+def is_readable(path: Path) -> bool:
+    return path.is_file() and read_header(path) is not None
 
 
-def header(path: Path) -> dict[str, tuple[int, str]] | None:
+def read_header(path: Path) -> dict[str, tuple[int, str]] | None:
     """Number of values and type of each tensor; None if the file is cut or no safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -102,7 +102,7 @@ def _product(shape: list[int]) -> int:
     return count
 
 
-def weight_facts(path: Path, notes: list[str]) -> dict[str, Any]:
+def check_weights(path: Path, notes: list[str]) -> dict[str, Any]:
     """Parameters of each tower, width of the joint space, scale, and what no sound model has; a tensor at a time."""
     towers: dict[str, dict[str, Any]] = defaultdict(lambda: {"tensors": 0, "parameters": 0, "buffers": 0, "squares": 0})
     not_finite: list[str] = []
@@ -114,7 +114,7 @@ def weight_facts(path: Path, notes: list[str]) -> dict[str, Any]:
             value: Tensor = file.get_tensor(name)
             types.add(str(value.dtype).removeprefix("torch."))
             tower = towers[tower_of(name)]
-            add(tower, name, value)
+            add_tensor(tower, name, value)
             if not bool(torch.isfinite(value).all()):
                 not_finite.append(name)
             elif value.ndim > 1 and not bool(value.any()):
@@ -127,7 +127,7 @@ def weight_facts(path: Path, notes: list[str]) -> dict[str, Any]:
     notes += [f"{name} is all zero" for name in all_zero[:5]]
     if found.get(SCALE, 0) >= 0.999 * SCALE_MAX:
         notes.append(f"logit_scale is {found[SCALE]:.1f}, at the usual cap of {SCALE_MAX:.0f}")
-    listed = [{"tower": name, **spread(tower)} for name, tower in towers.items()]
+    listed = [{"tower": name, **tower_facts(tower)} for name, tower in towers.items()]
     return {
         **found,
         "parameters": sum(tower["parameters"] for tower in towers.values()),
@@ -144,7 +144,7 @@ def tower_of(name: str) -> str:
     return rest.partition(".")[0] if first == "model" and rest else first
 
 
-def add(tower: dict[str, Any], name: str, value: Tensor) -> None:
+def add_tensor(tower: dict[str, Any], name: str, value: Tensor) -> None:
     """Counts a tensor into its tower."""
     counted = name.rsplit(".", 1)[-1] in BUFFERS or not value.is_floating_point()
     tower["tensors"] += 1
@@ -154,7 +154,7 @@ def add(tower: dict[str, Any], name: str, value: Tensor) -> None:
         tower["squares"] += float(finite.square().sum())
 
 
-def spread(tower: Mapping[str, Any]) -> dict[str, Any]:
+def tower_facts(tower: Mapping[str, Any]) -> dict[str, Any]:
     """``rms``: root mean square of the tower's finite parameters."""
     count = tower["parameters"]
     kept = {key: tower[key] for key in ("tensors", "parameters", "buffers")}

@@ -26,7 +26,7 @@ class Words(NamedTuple):
     text: Ints
 
 
-def words_of(texts: Any) -> Words:
+def split_words(texts: Any) -> Words:
     """Lower-cased runs of letters, marks and digits of a string array."""
     plain = compute.replace_substring_regex(compute.utf8_lower(texts), pattern=_BETWEEN, replacement=" ")
     split = compute.utf8_split_whitespace(compute.utf8_trim_whitespace(plain))
@@ -43,7 +43,7 @@ def plurals(word: str) -> tuple[str, ...]:
     return (word, f"{word}s", f"{word}es", *ies)
 
 
-class Names:
+class ClassNameFinder:
     """The names of all classes as a trie over words, walked over all words of many texts at once."""
 
     def __init__(self, classes: Sequence[ClassName]) -> None:
@@ -51,7 +51,7 @@ class Names:
         spelled = [(number, name) for number, item in enumerate(classes) for name in item.names]
         edges: dict[tuple[int, str], int] = {}
         ends: dict[int, set[int]] = {}
-        for (number, _), words in zip(spelled, _split([name for _, name in spelled]), strict=True):
+        for (number, _), words in zip(spelled, _split_names([name for _, name in spelled]), strict=True):
             for last in plurals(words[-1]) if words else ():
                 state = 0
                 for word in (*words[:-1], last):
@@ -70,7 +70,7 @@ class Names:
         self.firsts = np.cumsum([0, *(len(found) for found in met)])  # classes of state s: firsts[s] … firsts[s + 1]
         self.classes = np.array([number for found in met for number in found], np.int64)
 
-    def found(self, words: Words) -> tuple[Ints, Ints]:
+    def find(self, words: Words) -> tuple[Ints, Ints]:
         """(text, class) of every place where a text names a class; a text may name several, and one repeatedly."""
         if not len(self.keys):
             return np.empty(0, np.int64), np.empty(0, np.int64)
@@ -81,14 +81,14 @@ class Names:
         texts: list[Ints] = []
         classes: list[Ints] = []
         while at.size:
-            at, state = self._step(ids, words.text, at, state, depth)
+            at, state = self._advance(ids, words.text, at, state, depth)
             depth += 1
-            text, named = self._ended(words.text[at], state)
+            text, named = self._classes_ending_here(words.text[at], state)
             texts.append(text)
             classes.append(named)
         return np.concatenate([*texts, np.empty(0, np.int64)]), np.concatenate([*classes, np.empty(0, np.int64)])
 
-    def _step(self, ids: Ints, text: Ints, at: Ints, state: Ints, depth: int) -> tuple[Ints, Ints]:
+    def _advance(self, ids: Ints, text: Ints, at: Ints, state: Ints, depth: int) -> tuple[Ints, Ints]:
         """One word further from each start; starts at which no name goes on are dropped."""
         inside = at + depth < len(ids)
         at, state = at[inside], state[inside]
@@ -100,23 +100,23 @@ class Names:
         known = self.keys[place] == wanted
         return at[known], self.states[place[known]]
 
-    def _ended(self, text: Ints, state: Ints) -> tuple[Ints, Ints]:
+    def _classes_ending_here(self, text: Ints, state: Ints) -> tuple[Ints, Ints]:
         counts = self.firsts[state + 1] - self.firsts[state]
         begins = np.repeat(self.firsts[state] - np.cumsum(counts) + counts, counts)
         return np.repeat(text, counts), self.classes[begins + np.arange(counts.sum())]
 
 
-def _split(names: Sequence[str]) -> list[list[str]]:
+def _split_names(names: Sequence[str]) -> list[list[str]]:
     if not names:
         return []
-    found = words_of(pa.array([normalize("NFC", name) for name in names], pa.string()))
+    found = split_words(pa.array([normalize("NFC", name) for name in names], pa.string()))
     split: list[list[str]] = [[] for _ in names]
     for word, text in zip(found.words.to_pylist(), found.text.tolist(), strict=True):
         split[text].append(word)
     return split
 
 
-def distinct(first: Ints, second: Ints, size: int) -> tuple[Ints, Ints]:
+def distinct_pairs(first: Ints, second: Ints, size: int) -> tuple[Ints, Ints]:
     """Pairs without repetition, sorted; ``second`` lies in [0, size)."""
     if not len(first):
         return first, second

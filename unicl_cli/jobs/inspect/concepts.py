@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.jobs.inspect.class_mentions import compute
-from unicl_cli.jobs.inspect.scan import Scanned, Texts
+from unicl_cli.jobs.inspect.scan import CaptionTally, CorpusScan
 
 Ints = NDArray[np.int64]
-OFTEN = 5
+FREQUENT = 5
 """A word in more images than this is a concept, as in the paper's Table 1."""
 FUNCTION_WORDS = frozenset((
     "a", "about", "above", "after", "all", "along", "also", "an", "and", "another", "any", "are", "around", "as",
@@ -28,7 +28,7 @@ FUNCTION_WORDS = frozenset((
 ))  # fmt: skip
 
 
-def concepts(classes: Sequence[ClassName], counts: Ints, scanned: Scanned) -> dict[str, Any]:
+def count_concepts(classes: Sequence[ClassName], counts: Ints, scanned: CorpusScan) -> dict[str, Any]:
     """Images, concepts and images per concept of labels, of captions and of both together.
 
     A concept of labels is a class with an image. One of captions is a word in the captions of more than OFTEN
@@ -36,7 +36,7 @@ def concepts(classes: Sequence[ClassName], counts: Ints, scanned: Scanned) -> di
     that is the name of such a class counts once.
     """
     texts, seen = scanned.texts, counts > 0
-    often = scanned.words.filter(compute.greater(scanned.words.column("pictures"), OFTEN)).column("word").to_pylist()
+    often = scanned.words.filter(compute.greater(scanned.words.column("pictures"), FREQUENT)).column("word").to_pylist()
     words = {word for word in often if len(word) > 1 and not word.isdecimal()} - FUNCTION_WORDS
     named = {name.lower() for item, has in zip(classes, seen, strict=True) if has for name in item.names}
     labels, labelled = int(seen.sum()), int(counts.sum())
@@ -49,7 +49,7 @@ def concepts(classes: Sequence[ClassName], counts: Ints, scanned: Scanned) -> di
     }
 
 
-def named_classes(classes: Sequence[ClassName], counts: Ints, texts: Texts, shown: int) -> dict[str, Any]:
+def count_named_classes(classes: Sequence[ClassName], counts: Ints, texts: CaptionTally, shown: int) -> dict[str, Any]:
     """Which classes the captions name; those that they never name are what labels add, and the other way round."""
     order = np.argsort(-texts.named, kind="stable")
     never = np.flatnonzero(texts.named == 0)
@@ -65,7 +65,7 @@ def named_classes(classes: Sequence[ClassName], counts: Ints, texts: Texts, show
     }
 
 
-def pairs(counts: Ints, texts: Texts, batch_size: int) -> dict[str, Any]:
+def pair_statistics(counts: Ints, texts: CaptionTally, batch_size: int) -> dict[str, Any]:
     """Pairs of one concept: S = sum of p_c squared, and how many of a batch's other rows share an anchor's.
 
     A batch holds label rows and caption rows as `data.mix.labels: auto` does: half and half where there are both.
@@ -76,14 +76,14 @@ def pairs(counts: Ints, texts: Texts, batch_size: int) -> dict[str, Any]:
     rows = round(batch_size * share)
     facts: dict[str, Any] = {"batch_size": batch_size, "label_rows": rows, "caption_rows": batch_size - rows}
     if labelled:
-        same = shared(counts)
-        facts["labels"] = {"same_concept_share": same, "others_per_anchor": others(counts, rows)}
+        same = same_concept_share(counts)
+        facts["labels"] = {"same_concept_share": same, "others_per_anchor": expected_others(counts, rows)}
     if texts.unlabelled:
         named = texts.named_unlabelled / texts.unlabelled
         repeats = np.unique(np.concatenate(texts.hashes), return_counts=True)[1]
         facts["captions"] = {
-            "same_text_share": shared(repeats),
-            "same_text_per_anchor": others(repeats, batch_size - rows),
+            "same_text_share": same_concept_share(repeats),
+            "same_text_per_anchor": expected_others(repeats, batch_size - rows),
             "same_named_class_share": min(1.0, float((named**2).sum())),
         }
         if labelled:
@@ -92,16 +92,16 @@ def pairs(counts: Ints, texts: Texts, batch_size: int) -> dict[str, Any]:
     return facts
 
 
-def shared(counts: Ints) -> float:
+def same_concept_share(counts: Ints) -> float:
     """S: the chance that two rows, drawn one by one from all, are of one concept."""
     return float(((counts / counts.sum()) ** 2).sum())
 
 
-def others(counts: Ints, rows: int) -> float:
+def expected_others(counts: Ints, rows: int) -> float:
     """How many of the other ``rows - 1`` share an anchor's concept; without repetition while the corpus lasts."""
     total = int(counts.sum())
     if rows < 2:
         return 0.0
     if rows > total:
-        return (rows - 1) * shared(counts)
+        return (rows - 1) * same_concept_share(counts)
     return (rows - 1) * float((counts * (counts - 1.0)).sum()) / (total * (total - 1.0))

@@ -15,22 +15,22 @@ from unicl_cli.contracts import NO_LABEL, ClassName
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.inference.progress import progress
-from unicl_cli.jobs.inspect.advice import notes
-from unicl_cli.jobs.inspect.concepts import concepts, named_classes, pairs
+from unicl_cli.jobs.inspect.advice import write_notes
+from unicl_cli.jobs.inspect.concepts import count_concepts, count_named_classes, pair_statistics
 from unicl_cli.jobs.inspect.lengths import caption_facts
-from unicl_cli.jobs.inspect.scan import Group, Scanned, scan
+from unicl_cli.jobs.inspect.scan import CorpusScan, GroupTally, scan_corpus
 
 Ints = NDArray[np.int64]
 SHARES = {"min": 0.0, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
-SHOWN = 10
+MAX_LISTED = 10
 """Classes, rejects and the like that are listed by name."""
 
 
 def inspect_corpus(corpus: Corpus, *, split: str | None, tokenizer: str, batch_size: int) -> dict[str, Any]:
     """The document. ``split`` None: train, else the first; it is the one whose classes and captions are counted."""
-    chosen = learned_split(corpus, split)
+    chosen = choose_split(corpus, split)
     with progress(f"reading {corpus.path}", corpus.manifest["rows"]) as advance:
-        scanned = scan(corpus, chosen, advance)
+        scanned = scan_corpus(corpus, chosen, advance)
     counts = sum(
         (group.labels for (_, kind, of), group in scanned.groups.items() if (kind, of) == ("labels", chosen)),
         np.zeros(len(corpus.classes), np.int64),
@@ -48,23 +48,23 @@ def inspect_corpus(corpus: Corpus, *, split: str | None, tokenizer: str, batch_s
         "splits": list(corpus.splits),
         "split": chosen,
         "sources": [source_facts(key, group) for key, group in sorted(scanned.groups.items())],
-        "pictures": picture_facts(scanned),
-        "rejected": rejects(corpus),
+        "pictures": image_facts(scanned),
+        "rejected": read_rejects(corpus),
     }
     if corpus.classes:
         facts["per_class"] = class_facts(corpus.classes, counts)
-        facts["colliding_names"] = colliding(corpus.classes)
+        facts["colliding_names"] = colliding_names(corpus.classes)
     if scanned.texts.rows:
         facts["captions"] = caption_facts(corpus, scanned, tokenizer)
     if scanned.texts.rows and corpus.classes:
-        facts["named_classes"] = named_classes(corpus.classes, counts, scanned.texts, SHOWN)
-    facts["concepts"] = concepts(corpus.classes, counts, scanned)
-    facts["pairs"] = pairs(counts, scanned.texts, batch_size)
-    facts["duplicates"] = duplicates(corpus, scanned)
-    return facts | {"notes": notes(facts)}
+        facts["named_classes"] = count_named_classes(corpus.classes, counts, scanned.texts, MAX_LISTED)
+    facts["concepts"] = count_concepts(corpus.classes, counts, scanned)
+    facts["pairs"] = pair_statistics(counts, scanned.texts, batch_size)
+    facts["duplicates"] = find_duplicates(corpus, scanned)
+    return facts | {"notes": write_notes(facts)}
 
 
-def learned_split(corpus: Corpus, split: str | None) -> str:
+def choose_split(corpus: Corpus, split: str | None) -> str:
     """``split``, which must be there; train, or the first."""
     if split is not None and split not in corpus.splits:
         raise UniclError(
@@ -76,7 +76,7 @@ def learned_split(corpus: Corpus, split: str | None) -> str:
     return split or corpus.splits[0]
 
 
-def source_facts(key: tuple[str, str, str], group: Group) -> dict[str, Any]:
+def source_facts(key: tuple[str, str, str], group: GroupTally) -> dict[str, Any]:
     """One line of the table of sources."""
     return {
         "source": key[0],
@@ -92,7 +92,7 @@ def source_facts(key: tuple[str, str, str], group: Group) -> dict[str, Any]:
     }
 
 
-def picture_facts(scanned: Scanned) -> dict[str, Any]:
+def image_facts(scanned: CorpusScan) -> dict[str, Any]:
     """Sizes over all sources and splits."""
     groups = list(scanned.groups.values())
     rows = sum(group.rows for group in groups)
@@ -122,8 +122,8 @@ def class_facts(classes: Sequence[ClassName], counts: Ints) -> dict[str, Any]:
         "empty": int((counts == 0).sum()),
         "mean": float(counts.mean()),
         "quantiles": {name: int(value) for name, value in quantiles.items()},
-        "largest": listed[:SHOWN],
-        "smallest": listed[-SHOWN:] if len(listed) > SHOWN else [],
+        "largest": listed[:MAX_LISTED],
+        "smallest": listed[-MAX_LISTED:] if len(listed) > MAX_LISTED else [],
         "histogram": histogram(counts),
     }
 
@@ -138,7 +138,7 @@ def histogram(values: Ints, most: int = 16) -> list[dict[str, int]]:
     ]
 
 
-def colliding(classes: Sequence[ClassName]) -> list[dict[str, Any]]:
+def colliding_names(classes: Sequence[ClassName]) -> list[dict[str, Any]]:
     """Prompt names that several classes share, case and spaces apart: equal texts with different labels."""
     keys: dict[str, list[ClassName]] = defaultdict(list)
     for item in classes:
@@ -146,17 +146,17 @@ def colliding(classes: Sequence[ClassName]) -> list[dict[str, Any]]:
     return [{"name": same[0].names[0], "keys": [item.key for item in same]} for same in keys.values() if len(same) > 1]
 
 
-def rejects(corpus: Corpus) -> dict[str, Any]:
+def read_rejects(corpus: Corpus) -> dict[str, Any]:
     """Rows that `prepare` left out, by reason, with the first ones."""
     first: list[dict[str, str]] = []
     for file in sorted((corpus.path / "rejects").glob("*.jsonl")):
         with file.open(encoding="utf-8", errors="replace") as lines:
-            first += [reject(line) for line in islice(lines, SHOWN - len(first))]
+            first += [parse_reject(line) for line in islice(lines, MAX_LISTED - len(first))]
     reasons: dict[str, int] = corpus.manifest["rejected"]
     return {"n": sum(reasons.values()), "reasons": reasons, "first": first}
 
 
-def reject(line: str) -> dict[str, str]:
+def parse_reject(line: str) -> dict[str, str]:
     """A line of rejects; one that damage spoilt says so."""
     try:
         row: Any = json.loads(line)
@@ -165,7 +165,7 @@ def reject(line: str) -> dict[str, str]:
         return {"key": "?", "reason": "?", "detail": "this line of rejects is damaged"}
 
 
-def duplicates(corpus: Corpus, scanned: Scanned) -> dict[str, Any]:
+def find_duplicates(corpus: Corpus, scanned: CorpusScan) -> dict[str, Any]:
     """Images that were read from the same bytes: how many, with several labels, in several splits."""
     split, label, digest = scanned.pictures
     order = np.lexsort((label, split, digest))

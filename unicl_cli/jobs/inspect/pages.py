@@ -15,8 +15,8 @@ from unicl_cli.core.files import size_of
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.pictures import PictureError, decode
 from unicl_cli.evaluate.tables import percent
-from unicl_cli.jobs.inspect.batch import MISSED, POSITIVE, Shown
-from unicl_cli.jobs.inspect.tables import pair_rows, range_of
+from unicl_cli.jobs.inspect.batch import MISSED, POSITIVE, InspectedBatch
+from unicl_cli.jobs.inspect.tables import format_range, pair_rows
 from unicl_cli.pages import html
 from unicl_cli.pages.html import Html, section, tag
 
@@ -28,7 +28,7 @@ LABEL = 9.0
 LETTERS = 30
 
 
-def corpus_page(facts: Mapping[str, Any], corpus: Corpus, samples: int, shown: Shown | None) -> str:
+def corpus_page(facts: Mapping[str, Any], corpus: Corpus, samples: int, shown: InspectedBatch | None) -> str:
     """Everything of the tables, sample images of each source, and one batch."""
     lead = f"{facts['rows']:,} rows in {', '.join(facts['splits'])} · {size_of(facts['bytes'])} · {facts['path']}"
     parts = [
@@ -98,8 +98,8 @@ def sources_section(facts: Mapping[str, Any]) -> Html:
             *(line[key] for key in ("source", "kind", "split")),
             *(f"{line[key]:,}" if line[key] else "–" for key in ("rows", "texts", "classes")),
             size_of(line["bytes"]),
-            range_of(line["short_side"]),
-            range_of(line["long_side"]),
+            format_range(line["short_side"]),
+            format_range(line["long_side"]),
         )
         for line in facts["sources"]
     ]
@@ -198,13 +198,13 @@ def footer(facts: Mapping[str, Any]) -> Html:
 # -- a batch --------------------------------------------------------------------------------------------------------
 
 
-def batch_page(shown: Shown) -> str:
+def batch_page(shown: InspectedBatch) -> str:
     facts = shown.document
     lead = f"{', '.join(facts['corpora'])} · the batch after {facts['step']} steps · {facts['batch_size']:,} rows"
     return html.page(f"A batch of {Path(facts['path']).name}", lead, *batch_sections(shown), footer(facts))
 
 
-def batch_sections(shown: Shown) -> list[Html]:
+def batch_sections(shown: InspectedBatch) -> list[Html]:
     """Both matrices with their images and texts, and the rows."""
     facts = shown.document
     clip, unicl = facts["clip"], facts["unicl"]

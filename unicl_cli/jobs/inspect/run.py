@@ -9,12 +9,12 @@ from typing import Any
 from unicl_cli.core.checkpoint import EMA, MODEL, TRAINER
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs import runs
-from unicl_cli.jobs.inspect.checkpoint import header
+from unicl_cli.jobs.inspect.checkpoint import read_header
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.text import as_mapping
 from unicl_cli.runs import status
 
-POINTS = 200
+MAX_POINTS = 200
 """Of the curve that is kept in the document."""
 
 
@@ -32,9 +32,9 @@ def inspect_run(run: Path) -> dict[str, Any]:
         **{key: value for key, value in state.items() if key not in ("run", "reason")},
         "recipe": recipe_facts(run, notes),
         "last": metrics[-1] if metrics else None,
-        "curve": curve(metrics),
+        "curve": thin_curve(metrics),
         "validations": status.validations(run),
-        "checkpoints": checkpoints(run, notes),
+        "checkpoints": list_checkpoints(run, notes),
         "model": model_facts(run, notes),
     }
     if state["state"] not in ("running", "done"):
@@ -54,7 +54,7 @@ def recipe_facts(run: Path, notes: list[str]) -> dict[str, Any] | None:
         notes.append(error.message)
         return None
     whole = as_mapping(recipe)
-    parts = {key: _name(whole["model"].get(key)) for key in ("image", "text")}
+    parts = {key: _part_name(whole["model"].get(key)) for key in ("image", "text")}
     return {
         "name": recipe.name,
         "corpora": [item.corpus for item in recipe.data.train],
@@ -69,35 +69,35 @@ def recipe_facts(run: Path, notes: list[str]) -> dict[str, Any] | None:
     }
 
 
-def _name(part: Any) -> str | None:
+def _part_name(part: Any) -> str | None:
     """``timm: resnet18`` of ``{name: timm, model: resnet18}``."""
     if not isinstance(part, dict):
         return part
     return " ".join(str(part[key]) for key in ("name", "model") if key in part)
 
 
-def curve(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def thin_curve(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Losses over steps, at most POINTS, the last one always."""
     rows = [row for row in metrics if isinstance(row.get("loss"), int | float) and "step" in row]
-    chosen = sorted({round(n * (len(rows) - 1) / (POINTS - 1)) for n in range(POINTS)}) if rows else []
+    chosen = sorted({round(n * (len(rows) - 1) / (MAX_POINTS - 1)) for n in range(MAX_POINTS)}) if rows else []
     kept = ("step", "loss", "excess_loss", "lr", "logit_scale", "grad_norm")
     return [{key: rows[n][key] for key in kept if key in rows[n]} for n in chosen]
 
 
-def checkpoints(run: Path, notes: list[str]) -> list[dict[str, Any]]:
+def list_checkpoints(run: Path, notes: list[str]) -> list[dict[str, Any]]:
     """Each with its size; whole by the sizes that its ``trainer.json`` names (`inspect` of one tests the checksums)."""
     home = run / "checkpoints"
     found: list[dict[str, Any]] = []
     for folder in sorted(home.glob("step-*")):
         size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-        whole = sized(folder)
+        whole = has_expected_sizes(folder)
         if not whole:
             notes.append(f"{folder}: is damaged or unfinished; see unicl inspect {folder}")
         found.append({"checkpoint": str(folder), "bytes": size, "whole": whole})
     return found
 
 
-def sized(folder: Path) -> bool:
+def has_expected_sizes(folder: Path) -> bool:
     try:
         files = json.loads((folder / TRAINER).read_text(encoding="utf-8"))["files"]
         return all((folder / name).stat().st_size == size for name, (size, _) in files.items())
@@ -110,7 +110,7 @@ def model_facts(run: Path, notes: list[str]) -> dict[str, Any] | None:
     path = run / MODEL
     if not path.is_file():
         return None
-    shapes = header(path)
+    shapes = read_header(path)
     if shapes is None:
         notes.append(f"{path}: is damaged; a checkpoint may still be whole")
         return None

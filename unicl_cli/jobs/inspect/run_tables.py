@@ -18,7 +18,7 @@ FIGURES = ("loss", "excess_loss", "lr", "logit_scale", "grad_norm", "img_s", "la
 """Of the last line of metrics.jsonl."""
 
 
-def named_values(title: str, rows: Mapping[str, str]) -> Table:
+def key_value_table(title: str, rows: Mapping[str, str]) -> Table:
     """Names and values."""
     table = Table(title=title, show_header=False, min_width=min(76, len(title) + 4))
     table.add_column(no_wrap=True)
@@ -66,7 +66,7 @@ FILE_HEAD, TOWER_HEAD = ("file", "state", "tensors", "size"), ("tower", "tensors
 
 
 def checkpoint_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
-    yield named_values(f"Checkpoint {facts['path']}", checkpoint_rows(facts))
+    yield key_value_table(f"Checkpoint {facts['path']}", checkpoint_rows(facts))
     table = columns("Files", FILE_HEAD[:2], FILE_HEAD[2:])
     for line in file_lines(facts):
         table.add_row(*line)
@@ -84,7 +84,7 @@ def checkpoint_page(facts: Mapping[str, Any]) -> str:
     bars = [(t["tower"], float(t["parameters"]), f"{t['parameters']:,}") for t in facts.get("towers", ())]
     parts = [
         large,
-        notes(facts),
+        notes_section(facts),
         section("Facts", html.table(("", ""), list(rows.items()), left=2)),
         section("Files", html.table(FILE_HEAD, file_lines(facts), left=2)),
         section("Parameters", html.bars(bars), html.table(TOWER_HEAD, tower_lines(facts))),
@@ -93,7 +93,7 @@ def checkpoint_page(facts: Mapping[str, Any]) -> str:
     return html.page(Path(facts["path"]).name, lead, *(part for part in parts if part))
 
 
-def notes(facts: Mapping[str, Any]) -> Html:
+def notes_section(facts: Mapping[str, Any]) -> Html:
     return section("What to know", html.points(facts["notes"])) if facts["notes"] else Html("")
 
 
@@ -159,7 +159,7 @@ def run_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
         values = [loss for _, loss in curve]
         rows["losses"] = f"{values[0]:.3f} {spark(values, 32)} {values[-1]:.3f}"
     rows |= {f"last {name}": value for name, value in last_figures(facts)}
-    yield named_values(f"Run {facts['path']}", rows)
+    yield key_value_table(f"Run {facts['path']}", rows)
     if facts["validations"]:
         head, lines = validation_lines(facts)
         table = columns("Validations", head[:3], head[3:])
@@ -178,7 +178,7 @@ def run_page(facts: Mapping[str, Any]) -> str:
     rows = [(name, tag("code", value) if name == "to go on" else value) for name, value in run_rows(facts).items()]
     parts = [
         html.numbers(last_figures(facts)[:6]) if facts["last"] else Html(""),
-        notes(facts),
+        notes_section(facts),
         section("Loss", html.line_chart(curve, name="steps")) if len(curve) > 1 else Html(""),
         section("Run", html.table(("", ""), rows, left=2)),
         section("Validations", html.table(validations[0], validations[1], left=3)) if validations[1] else Html(""),

@@ -14,30 +14,30 @@ from numpy.typing import NDArray
 from unicl_cli.contracts import NO_LABEL
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.inspect.class_mentions import Names, Words, compute, distinct, words_of
+from unicl_cli.jobs.inspect.class_mentions import ClassNameFinder, Words, compute, distinct_pairs, split_words
 
 Ints = NDArray[np.int64]
-Pictures = tuple[NDArray[np.int16], NDArray[np.int32], Ints]
-SIDE = 1 << 16
+ImageColumns = tuple[NDArray[np.int16], NDArray[np.int32], Ints]
+MAX_SIDE = 1 << 16
 """Longer sides count as this."""
-SAMPLE = 100_000
+SAMPLED_TEXTS = 100_000
 """About how many texts are kept for the tokenizer, evenly from all rows."""
-FOLDED = 64
+MERGE_EVERY = 64
 """Shards between two merges of the word counts."""
 COLUMNS = ("label", "width", "height", "sha256")
 
 
-class Group:
+class GroupTally:
     """Tallies of the shards of one source, kind and split."""
 
     def __init__(self, classes: int) -> None:
         self.rows = self.bytes = self.picture_bytes = self.texts = 0
         self.labels: Ints = np.zeros(classes, np.int64)
-        self.short: Ints = np.zeros(SIDE + 1, np.int64)
-        self.long: Ints = np.zeros(SIDE + 1, np.int64)
+        self.short: Ints = np.zeros(MAX_SIDE + 1, np.int64)
+        self.long: Ints = np.zeros(MAX_SIDE + 1, np.int64)
 
 
-class Texts:
+class CaptionTally:
     """Tallies of the captions of the split that is looked at."""
 
     def __init__(self, classes: int, stride: int) -> None:
@@ -52,29 +52,29 @@ class Texts:
         self.words: list[Any] = []  # tables of (word, images)
 
 
-class Scanned(NamedTuple):
+class CorpusScan(NamedTuple):
     """What one pass has found. ``images`` holds (split number, label, first 8 bytes of the sha256) of every row."""
 
-    groups: Mapping[tuple[str, str, str], Group]  # (source, kind, split)
-    texts: Texts
+    groups: Mapping[tuple[str, str, str], GroupTally]  # (source, kind, split)
+    texts: CaptionTally
     words: Any  # a table of (word, images), most frequent first
-    pictures: Pictures
+    pictures: ImageColumns
 
 
-def scan(corpus: Corpus, split: str, advance: Callable[[int], None]) -> Scanned:
+def scan_corpus(corpus: Corpus, split: str, advance: Callable[[int], None]) -> CorpusScan:
     """Every shard of the corpus; texts of ``split`` only. ``advance`` is told the rows that are done."""
     shards = corpus.manifest["shards"]
     of_split = sum(shard["rows"] for shard in shards if shard["split"] == split)
-    names, classes = Names(corpus.classes), len(corpus.classes)
-    groups: dict[tuple[str, str, str], Group] = {}
-    texts = Texts(classes, max(1, of_split // SAMPLE))
-    pictures: list[Pictures] = []
+    names, classes = ClassNameFinder(corpus.classes), len(corpus.classes)
+    groups: dict[tuple[str, str, str], GroupTally] = {}
+    texts = CaptionTally(classes, max(1, of_split // SAMPLED_TEXTS))
+    pictures: list[ImageColumns] = []
     splits = list(corpus.splits)
     for shard in shards:
-        group = groups.setdefault((shard["source"], shard["kind"], shard["split"]), Group(classes))
+        group = groups.setdefault((shard["source"], shard["kind"], shard["split"]), GroupTally(classes))
         path = corpus.path / shard["file"]
         table, payload, count = _read(path, texts=shard["split"] == split)
-        label, _ = pictures_of(table, splits.index(shard["split"]), pictures)
+        label, _ = append_images(table, splits.index(shard["split"]), pictures)
         if label.max(initial=NO_LABEL) >= classes or label.min(initial=NO_LABEL) < NO_LABEL:
             raise UniclError(f"{path}: a label lies outside the {classes} classes of the manifest", "prepare it again")
         group.rows, group.bytes = group.rows + len(table), group.bytes + shard["bytes"]
@@ -85,7 +85,7 @@ def scan(corpus: Corpus, split: str, advance: Callable[[int], None]) -> Scanned:
             _add_texts(texts, table, label, names)
         advance(len(table))
     every = [np.concatenate(column) for column in zip(*pictures, strict=True)]
-    return Scanned(groups, texts, folded(texts.words), (every[0], every[1], every[2]))
+    return CorpusScan(groups, texts, merge_word_counts(texts.words), (every[0], every[1], every[2]))
 
 
 def _read(path: Path, *, texts: bool) -> tuple[Any, int, int]:
@@ -94,7 +94,7 @@ def _read(path: Path, *, texts: bool) -> tuple[Any, int, int]:
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             sizes = dict(_chunks(file.metadata))
-            return file.read(columns=wanted, use_threads=False), *_counted(sizes)
+            return file.read(columns=wanted, use_threads=False), *_image_bytes_and_texts(sizes)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UniclError(f"{path}: damaged: {error}", "run the same `unicl prepare` command again") from error
 
@@ -107,7 +107,7 @@ def _chunks(footer: Any) -> Iterator[tuple[tuple[int, str], Any]]:
             yield (number, column.path_in_schema), column
 
 
-def _counted(chunks: Mapping[tuple[int, str], Any]) -> tuple[int, int]:
+def _image_bytes_and_texts(chunks: Mapping[tuple[int, str], Any]) -> tuple[int, int]:
     """Bytes of images, each stored behind its length in 4 bytes; texts, the values of the hashes' lists."""
     pictures = [c for (_, path), c in chunks.items() if path == "image.bytes"]
     hashes = [c for (_, path), c in chunks.items() if path.startswith("text_hash")]
@@ -116,7 +116,7 @@ def _counted(chunks: Mapping[tuple[int, str], Any]) -> tuple[int, int]:
     return max(0, payload), sum(stated)
 
 
-def pictures_of(table: Any, split: int, pictures: list[Pictures]) -> tuple[Ints, Ints]:
+def append_images(table: Any, split: int, pictures: list[ImageColumns]) -> tuple[Ints, Ints]:
     """Labels and image hashes of a shard, appended to ``images``."""
     label = table.column("label").to_numpy().astype(np.int64)
     digests = table.column("sha256").combine_chunks()
@@ -127,13 +127,13 @@ def pictures_of(table: Any, split: int, pictures: list[Pictures]) -> tuple[Ints,
     return label, prefix
 
 
-def _add_sides(group: Group, table: Any) -> None:
-    width, height = (np.minimum(table.column(name).to_numpy(), SIDE) for name in ("width", "height"))
-    group.short += np.bincount(np.minimum(width, height), minlength=SIDE + 1)
-    group.long += np.bincount(np.maximum(width, height), minlength=SIDE + 1)
+def _add_sides(group: GroupTally, table: Any) -> None:
+    width, height = (np.minimum(table.column(name).to_numpy(), MAX_SIDE) for name in ("width", "height"))
+    group.short += np.bincount(np.minimum(width, height), minlength=MAX_SIDE + 1)
+    group.long += np.bincount(np.maximum(width, height), minlength=MAX_SIDE + 1)
 
 
-def _add_texts(tally: Texts, table: Any, label: Ints, names: Names) -> None:
+def _add_texts(tally: CaptionTally, table: Any, label: Ints, names: ClassNameFinder) -> None:
     lists = table.column("texts").combine_chunks()
     lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
     flat = compute.list_flatten(lists)
@@ -148,26 +148,26 @@ def _add_texts(tally: Texts, table: Any, label: Ints, names: Names) -> None:
     met = np.unique(row)
     tally.rows += len(met)
     tally.unlabelled += int((label[met] == NO_LABEL).sum())
-    words = words_of(flat)
+    words = split_words(flat)
     text, named = names.found(words)
-    named_row, named = distinct(row[text], named, names.count)
+    named_row, named = distinct_pairs(row[text], named, names.count)
     tally.naming += len(np.unique(named_row))
     tally.named += np.bincount(named, minlength=names.count)
     tally.named_unlabelled += np.bincount(named[label[named_row] == NO_LABEL], minlength=names.count)
-    tally.words.append(_counts(words, row))
-    if len(tally.words) > FOLDED:
-        tally.words[:] = [folded(tally.words)]
+    tally.words.append(_count_images_per_word(words, row))
+    if len(tally.words) > MERGE_EVERY:
+        tally.words[:] = [merge_word_counts(tally.words)]
 
 
-def _counts(words: Words, row: Ints) -> Any:
+def _count_images_per_word(words: Words, row: Ints) -> Any:
     """Images of each word in a shard."""
     encoded = compute.dictionary_encode(words.words)
     size = len(encoded.dictionary)
-    _, number = distinct(row[words.text], encoded.indices.to_numpy().astype(np.int64), size)
+    _, number = distinct_pairs(row[words.text], encoded.indices.to_numpy().astype(np.int64), size)
     return pa.table({"word": encoded.dictionary, "pictures": np.bincount(number, minlength=size)})
 
 
-def folded(tables: list[Any]) -> Any:
+def merge_word_counts(tables: list[Any]) -> Any:
     """Word counts of several shards as one table, most frequent first, then by spelling."""
     if not tables:
         return pa.table({"word": pa.array([], pa.string()), "pictures": pa.array([], pa.int64())})

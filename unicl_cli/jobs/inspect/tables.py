@@ -10,7 +10,7 @@ from rich.table import Table
 
 from unicl_cli.core.files import size_of
 from unicl_cli.evaluate.tables import columns, percent
-from unicl_cli.jobs.inspect.run_tables import checkpoint_tables, named_values, run_tables
+from unicl_cli.jobs.inspect.run_tables import checkpoint_tables, key_value_table, run_tables
 from unicl_cli.jobs.inspect.target_matrix import batch_tables
 
 BAR = 24
@@ -22,27 +22,27 @@ def tables(document: Mapping[str, Any]) -> Iterator[RenderableType]:
     makers = {"corpus": corpus_tables, "batch": batch_tables, "checkpoint": checkpoint_tables, "run": run_tables}
     yield from makers[document["kind"]](document)
     if document.get("notes"):
-        yield remarks(document["notes"])
+        yield notes_list(document["notes"])
 
 
 def corpus_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     """Sources, concepts, classes, captions, pairs, and last what to do."""
-    yield from _sources(facts)
+    yield from _sources_table(facts)
     if facts["concepts"]:
         yield concepts_table(facts)
     if "per_class" in facts:
-        yield from _classes(facts)
+        yield from _class_table(facts)
     if "captions" in facts:
-        yield _captions(facts)
+        yield _caption_table(facts)
     if "named_classes" in facts:
-        yield _named(facts)
+        yield _named_classes_table(facts)
     if pair_rows(facts):
-        yield _pairs(facts)
+        yield _pairs_table(facts)
     if facts["rejected"]["n"]:
-        yield _rejected(facts["rejected"])
+        yield _rejects_table(facts["rejected"])
 
 
-def range_of(found: Mapping[str, int]) -> str:
+def format_range(found: Mapping[str, int]) -> str:
     """``median (least – most)``, or the one value there is."""
     if not found:
         return "-"
@@ -50,7 +50,7 @@ def range_of(found: Mapping[str, int]) -> str:
     return str(low) if low == high else f"{middle} ({low}–{high})"
 
 
-def _sources(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
+def _sources_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     title = f"{facts['path']}: {facts['rows']:,} rows, {facts['classes']:,} classes, {size_of(facts['bytes'])}"
     table = columns(title, (), ())
     table.add_column("source", overflow="fold", min_width=8)
@@ -68,7 +68,7 @@ def _sources(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
             f"{line['texts']:,}" if line["texts"] else "-",
             f"{line['classes']:,}" if line["classes"] else "-",
             size_of(line["bytes"]),
-            range_of(line["short_side"]),
+            format_range(line["short_side"]),
         )
     yield table
 
@@ -88,10 +88,10 @@ def bar(share: float, width: int = BAR) -> str:
     return EIGHTHS[8] * (eighths // 8) + EIGHTHS[eighths % 8].strip()
 
 
-def _classes(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
+def _class_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     found = facts["per_class"]
     quantiles = found["quantiles"]
-    table = columns(f"Images per class · {spread_of(quantiles)}", ("class", ""), ("pictures",))
+    table = columns(f"Images per class · {format_quantiles(quantiles)}", ("class", ""), ("pictures",))
     most = max(1, quantiles["max"])
 
     def add(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -106,7 +106,7 @@ def _classes(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield table
 
 
-def _captions(facts: Mapping[str, Any]) -> Table:
+def _caption_table(facts: Mapping[str, Any]) -> Table:
     found = facts["captions"]
     of = "" if found["sampled"] == found["texts"] else f" of {found['sampled']:,} captions"
     rows = {
@@ -114,19 +114,19 @@ def _captions(facts: Mapping[str, Any]) -> Table:
         "captions": f"{found['texts']:,}",
         "distinct": f"{found['distinct']:,} ({percent(found['unique_text_share'])} %)",
         "words": f"{found['words']:,}",
-        f"tokens{of}": spread_of(found["tokens"]),
-        **({"tokens of prompts": spread_of(found["prompt_tokens"])} if "prompt_tokens" in found else {}),
+        f"tokens{of}": format_quantiles(found["tokens"]),
+        **({"tokens of prompts": format_quantiles(found["prompt_tokens"])} if "prompt_tokens" in found else {}),
         **{f"cut at context_length {length}": f"{percent(share)} %" for length, share in found["cut"].items()},
         "advised": f"context_length: {found['context_length']}",
     }
-    return named_values(f"Captions · split {facts['split']} · tokenizer {found['tokenizer']}", rows)
+    return key_value_table(f"Captions · split {facts['split']} · tokenizer {found['tokenizer']}", rows)
 
 
-def spread_of(quantiles: Mapping[str, int]) -> str:
+def format_quantiles(quantiles: Mapping[str, int]) -> str:
     return " · ".join(f"{name} {value:,}" for name, value in quantiles.items())
 
 
-def _named(facts: Mapping[str, Any]) -> Table:
+def _named_classes_table(facts: Mapping[str, Any]) -> Table:
     found = facts["named_classes"]
     more = found["never"] - len(found["never_named"])
     rest = f" and {more:,} more" if more else ""
@@ -137,13 +137,13 @@ def _named(facts: Mapping[str, Any]) -> Table:
         "never": ", ".join(found["never_named"]) + rest if found["never"] else "-",
         "without a labelled image": f"{found['only_in_captions']:,} of those named",
     }
-    return named_values("Classes that captions name", rows)
+    return key_value_table("Classes that captions name", rows)
 
 
-def _pairs(facts: Mapping[str, Any]) -> Table:
+def _pairs_table(facts: Mapping[str, Any]) -> Table:
     found = facts["pairs"]
     rows = f"{found['label_rows']} label rows, {found['caption_rows']} others"
-    return named_values(f"A batch of {found['batch_size']}: {rows}", pair_rows(facts))
+    return key_value_table(f"A batch of {found['batch_size']}: {rows}", pair_rows(facts))
 
 
 def pair_rows(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -165,7 +165,7 @@ def pair_rows(facts: Mapping[str, Any]) -> dict[str, str]:
     return rows
 
 
-def _rejected(found: Mapping[str, Any]) -> Table:
+def _rejects_table(found: Mapping[str, Any]) -> Table:
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in found["reasons"].items())
     table = columns(f"Left out: {reasons}", ("key", "reason", "detail"), ())
     for row in found["first"]:
@@ -173,7 +173,7 @@ def _rejected(found: Mapping[str, Any]) -> Table:
     return table
 
 
-def remarks(lines: Sequence[str]) -> Table:
+def notes_list(lines: Sequence[str]) -> Table:
     """The sentences at the end."""
     table = Table.grid(padding=(0, 1))
     for line in lines:

@@ -17,7 +17,7 @@ from unicl_cli.jobs.inspect.batch import MISSED, NEGATIVE, POSITIVE
 COLOURS = {NEGATIVE: "grey19", POSITIVE: "blue", MISSED: "dark_orange3"}
 UPPER, LOWER, FULL = "▀", "▄", "█"
 PLAIN = {(False, False): " ", (True, False): UPPER, (False, True): LOWER, (True, True): FULL}
-LISTED = 12
+MAX_LISTED = 12
 """Rows that are listed with their texts."""
 
 
@@ -66,10 +66,10 @@ def batch_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
 def rows_table(facts: Mapping[str, Any]) -> Table:
     kinds = f"{facts['label_rows']:,} rows with a label, {facts['caption_rows']:,} without"
     table = columns(f"Rows: {kinds}, {facts['distinct_texts']:,} distinct texts", ("class", "text"), ("positives",))
-    for row in facts["shown"][:LISTED]:
+    for row in facts["shown"][:MAX_LISTED]:
         table.add_row(row["class"] or "-", row["text"], str(row["positives"]))
-    if len(facts["shown"]) > LISTED:
-        table.add_row("…", f"{len(facts['shown']) - LISTED} more are drawn above", "")
+    if len(facts["shown"]) > MAX_LISTED:
+        table.add_row("…", f"{len(facts['shown']) - MAX_LISTED} more are drawn above", "")
     return table
 
 
