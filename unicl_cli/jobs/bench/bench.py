@@ -17,66 +17,77 @@ import torch
 from unicl_cli import __version__
 from unicl_cli.core.machine import cores, machine_memory
 from unicl_cli.inference.progress import progress
-from unicl_cli.jobs.bench.cases import cases_of
-from unicl_cli.jobs.bench.kinds import KINDS, Asked
-from unicl_cli.jobs.bench.protocol import WARM_UPS, Case, compared, contest, device_of, fresh
+from unicl_cli.jobs.bench.cases import select_cases
+from unicl_cli.jobs.bench.kinds import KINDS, Request
+from unicl_cli.jobs.bench.protocol import (
+    WARM_UPS,
+    Case,
+    add_ratios,
+    choose_device,
+    measure_case,
+    measure_in_fresh_process,
+)
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "scikit-learn", "pillow")
 
 
-def bench(asked: Asked, argv: Sequence[str]) -> dict[str, Any]:
+def run_benchmark(request: Request, argv: Sequence[str]) -> dict[str, Any]:
     """The document; ``complete`` is false where Ctrl-C ended it, with the rows that were done by then."""
-    device = device_of(asked)
-    rounds = asked.rounds or KINDS[asked.kind].rounds
+    device = choose_device(request)
+    rounds = request.rounds or KINDS[request.kind].rounds
     document: dict[str, Any] = {
         "schema": "unicl/bench/1",
-        "kind": asked.kind,
+        "kind": request.kind,
         "command": shlex.join(["unicl", *argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(device),
+        "machine": machine_facts(device),
         "versions": {"unicl": __version__} | {name: metadata.version(name) for name in PACKAGES},
         "device": device.type,
         "clock": "CUDA events" if device.type == "cuda" else "CPU time of the process",
-        "threads": asked.threads,
+        "threads": request.threads,
         "rounds": rounds,
         "rows": [],
         "complete": False,
     }
-    with threads(asked.threads):
+    with use_threads(request.threads):
         try:
-            for row in measured(asked, cases_of(asked), rounds, device):
-                document["rows"].append(compared(row))
+            for row in measure_cases(request, select_cases(request), rounds, device):
+                document["rows"].append(add_ratios(row))
             document["complete"] = True
         except KeyboardInterrupt:
             pass  # what has been measured is printed
-    document["machine"]["load_after"] = load()
+    document["machine"]["load_after"] = load_average()
     return document
 
 
-def measured(asked: Asked, cases: Sequence[Case], rounds: int, device: torch.device) -> Iterator[dict[str, Any]]:
-    on_its_own = asked.peak and device.type == "cpu"
-    total = sum(len(case.who) * (WARM_UPS + rounds + (on_its_own and case.memory > 0)) for case in cases)
-    with progress(f"bench {asked.kind}", total) as advance:
+def measure_cases(
+    request: Request, cases: Sequence[Case], rounds: int, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    on_its_own = request.peak and device.type == "cpu"
+    total = sum(len(case.variants) * (WARM_UPS + rounds + (on_its_own and case.memory > 0)) for case in cases)
+    with progress(f"bench {request.kind}", total) as advance:
         for case in cases:
-            row = one(asked, case, rounds, device, advance)
+            row = measure_row(request, case, rounds, device, advance)
             if on_its_own and case.memory:
                 for name, own in row["variants"].items():
-                    own["mib"] = fresh(asked, case.name, name, case.processes)
+                    own["mib"] = measure_in_fresh_process(request, case.name, name, case.processes)
                     advance(1)
             yield row
 
 
-def one(asked: Asked, case: Case, rounds: int, device: torch.device, advance: Callable[[int], None]) -> dict[str, Any]:
+def measure_row(
+    request: Request, case: Case, rounds: int, device: torch.device, advance: Callable[[int], None]
+) -> dict[str, Any]:
     """A row in this process, or in several that are started for it."""
     if case.processes > 1:
-        row: dict[str, Any] = fresh(asked, case.name, None, case.processes)
-        advance(len(case.who) * (WARM_UPS + rounds))
+        row: dict[str, Any] = measure_in_fresh_process(request, case.name, None, case.processes)
+        advance(len(case.variants) * (WARM_UPS + rounds))
         return row
-    return contest(case, case.prepare(case.who), rounds=rounds, device=device, advance=advance)
+    return measure_case(case, case.prepare(case.variants), rounds=rounds, device=device, advance=advance)
 
 
 @contextmanager
-def threads(count: int) -> Generator[None]:
+def use_threads(count: int) -> Generator[None]:
     """``count`` threads for torch inside, as many as before after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -86,21 +97,21 @@ def threads(count: int) -> Generator[None]:
         torch.set_num_threads(before)
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine_facts(device: torch.device) -> dict[str, Any]:
     """Processor, cores, memory, and how busy it is."""
     return {
-        "processor": processor(),
+        "processor": processor_name(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "cores": cores(),
         "memory_gib": round((machine_memory() or 0) / 2**30, 1),
         "vector": torch.backends.cpu.get_cpu_capability(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "load_before": load(),
+        "load_before": load_average(),
     }
 
 
-def processor() -> str:
+def processor_name() -> str:
     """Its name as Linux tells it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
@@ -108,6 +119,6 @@ def processor() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def load() -> float:
+def load_average() -> float:
     """Processes that wanted to run, on average of the last minute."""
     return round(os.getloadavg()[0], 2)

@@ -17,36 +17,38 @@ on in under near beside behind with of at across between over
 ONE = ("a photo of a {}.",)
 
 
-class Texts(NamedTuple):
+class LabelledTexts(NamedTuple):
     """A batch's texts with their classes; NO_LABEL is -1, for captions."""
 
     texts: list[str]
     labels: list[int]
 
 
-def captions(rows: int, seed: int = 0) -> Texts:
+def make_captions(rows: int, seed: int = 0) -> LabelledTexts:
     """All different: 7 to 21 words, 11 on average, of one token each."""
     rng = np.random.default_rng((seed, 1))
     words = WORDS.split()
     lengths = np.clip(np.round(rng.lognormal(2.35, 0.25, rows)), 7, 21).astype(int)
-    return Texts([" ".join(rng.choice(words, length)) for length in lengths], [-1] * rows)
+    return LabelledTexts([" ".join(rng.choice(words, length)) for length in lengths], [-1] * rows)
 
 
-def prompts(rows: int, classes: int, templates: int, seed: int = 0) -> Texts:
+def make_prompts(rows: int, classes: int, templates: int, seed: int = 0) -> LabelledTexts:
     """Classes of ImageNet, drawn for each row as training does, in one template or in CLIP's 80."""
     rng = np.random.default_rng((seed, 2, classes, templates))
     forms = ONE if templates == 1 else load_templates("clip80")[:templates]
     labels = rng.integers(0, classes, rows)
     names = class_names(classes)
     texts = [fill(forms[rng.integers(len(forms))], names[label]) for label in labels]
-    return Texts(texts, labels.tolist())
+    return LabelledTexts(texts, labels.tolist())
 
 
-def mixed(rows: int, classes: int, templates: int, seed: int = 0) -> Texts:
+def mix_captions_and_prompts(rows: int, classes: int, templates: int, seed: int = 0) -> LabelledTexts:
     """Every other row a caption, as a mix of both kinds has it on average."""
-    labelled, plain = prompts(rows, classes, templates, seed), captions(rows, seed)
+    labelled, plain = make_prompts(rows, classes, templates, seed), make_captions(rows, seed)
     turns = [plain if n % 2 else labelled for n in range(rows)]
-    return Texts([each.texts[n] for n, each in enumerate(turns)], [each.labels[n] for n, each in enumerate(turns)])
+    return LabelledTexts(
+        [each.texts[n] for n, each in enumerate(turns)], [each.labels[n] for n, each in enumerate(turns)]
+    )
 
 
 def class_names(classes: int) -> list[str]:

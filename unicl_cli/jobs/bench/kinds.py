@@ -41,7 +41,7 @@ WITH_RECIPE = ("batch", "model", "precision", "vs", "only")
 """Options that a recipe answers by itself."""
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
     """What the command line asks for; None and empty lists leave it to the kind."""
 
     kind: str
@@ -62,44 +62,46 @@ class Asked(NamedTuple):
     peak: bool = True
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "Asked":
+    def from_json(cls, values: Mapping[str, Any]) -> "Request":
         """From JSON, where tuples have become lists."""
         found: dict[str, Any] = {k: tuple(x) if isinstance(x, list) else x for k, x in values.items()}
         return cls(**found)
 
 
-def checked(asked: Asked) -> Asked:
-    """``asked``, or a UniclError that names what does not fit, and what would."""
-    if asked.kind not in KINDS:
-        raise UniclError(f"bench: no kind '{asked.kind}'{did_you_mean(asked.kind, KINDS)}", f"use {', '.join(KINDS)}")
-    kind = KINDS[asked.kind]
-    if asked.vs is not None and asked.vs != PEER:
-        raise UniclError(f"--vs {asked.vs}: unknown{did_you_mean(asked.vs, [PEER])}", f"use --vs {PEER}")
-    if asked.vs is not None and not kind.peer:
+def check_request(request: Request) -> Request:
+    """``request``, or a UniclError that names what does not fit, and what would."""
+    if request.kind not in KINDS:
+        raise UniclError(
+            f"bench: no kind '{request.kind}'{did_you_mean(request.kind, KINDS)}", f"use {', '.join(KINDS)}"
+        )
+    kind = KINDS[request.kind]
+    if request.vs is not None and request.vs != PEER:
+        raise UniclError(f"--vs {request.vs}: unknown{did_you_mean(request.vs, [PEER])}", f"use --vs {PEER}")
+    if request.vs is not None and not kind.peer:
         able = ", ".join(name for name, each in KINDS.items() if each.peer)
-        raise UniclError(f"bench {asked.kind}: {PEER} has nothing to set against it", f"--vs goes with {able}")
+        raise UniclError(f"bench {request.kind}: {PEER} has nothing to set against it", f"--vs goes with {able}")
     for option in ("batch", "model", "precision", "sizes", "classes", "processes"):
-        if getattr(asked, option) and option not in kind.takes:
+        if getattr(request, option) and option not in kind.takes:
             takers = ", ".join(name for name, each in KINDS.items() if option in each.takes)
-            raise UniclError(f"bench {asked.kind}: --{option} has no meaning here", f"it goes with {takers}")
-    if asked.recipe is not None:
-        _check_recipe(asked, kind)
-    if asked.precision not in (None, "fp32", "bf16"):
-        raise UniclError(f"--precision {asked.precision}: unknown", "use fp32 or bf16")
-    return asked
+            raise UniclError(f"bench {request.kind}: --{option} has no meaning here", f"it goes with {takers}")
+    if request.recipe is not None:
+        _check_recipe(request, kind)
+    if request.precision not in (None, "fp32", "bf16"):
+        raise UniclError(f"--precision {request.precision}: unknown", "use fp32 or bf16")
+    return request
 
 
-def _check_recipe(asked: Asked, kind: Kind) -> None:
+def _check_recipe(request: Request, kind: Kind) -> None:
     if not kind.recipe:
         takers = ", ".join(name for name, each in KINDS.items() if each.recipe)
-        raise UniclError(f"bench {asked.kind}: takes no recipe, but was given '{asked.recipe}'", f"use {takers}")
+        raise UniclError(f"bench {request.kind}: takes no recipe, but was given '{request.recipe}'", f"use {takers}")
     for option in WITH_RECIPE:
-        if getattr(asked, option):
+        if getattr(request, option):
             how = f"leave --{option} out, or leave the recipe out"
-            raise UniclError(f"bench {asked.kind} {asked.recipe}: --{option} has no meaning with a recipe", how)
+            raise UniclError(f"bench {request.kind} {request.recipe}: --{option} has no meaning with a recipe", how)
 
 
-def numbers(option: str, text: str | None, least: int = 1) -> tuple[int, ...]:
+def parse_counts(option: str, text: str | None, least: int = 1) -> tuple[int, ...]:
     """``256,1024,64k`` as integers (k: 1,024; 1e6 as well)."""
     found: list[int] = []
     for word in (text or "").split(","):
@@ -119,9 +121,9 @@ def numbers(option: str, text: str | None, least: int = 1) -> tuple[int, ...]:
     return tuple(found)
 
 
-def chosen(asked: Asked, names: Sequence[str]) -> list[str]:
+def choose_rows(request: Request, names: Sequence[str]) -> list[str]:
     """The rows that ``--only`` names, else all of them."""
-    for name in asked.only:
+    for name in request.only:
         if name not in names:
             raise UniclError(f"--only {name}: no such row{did_you_mean(name, names)}", f"use {', '.join(names)}")
-    return [name for name in names if not asked.only or name in asked.only]
+    return [name for name in names if not request.only or name in request.only]

@@ -12,7 +12,7 @@ CONTRAST, SLOPE = 22.0, 1.6
 """Standard deviation in levels, and how fast power falls with frequency: chosen for the size of the file."""
 
 
-def noise(rng: np.random.Generator) -> NDArray[np.float64]:
+def make_noise(rng: np.random.Generator) -> NDArray[np.float64]:
     """(HEIGHT, WIDTH) of unit deviation whose amplitudes fall with frequency."""
     frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH))
     frequency[0, 0] = np.inf
@@ -21,11 +21,11 @@ def noise(rng: np.random.Generator) -> NDArray[np.float64]:
     return field / field.std()
 
 
-def picture(seed: int) -> bytes:
+def make_jpeg(seed: int) -> bytes:
     """One file; its channels are alike, as those of photographs are."""
     rng = np.random.default_rng((7, seed))
-    shared = noise(rng)
-    channels = [0.95 * shared + 0.3 * noise(rng) for _ in range(3)]
+    shared = make_noise(rng)
+    channels = [0.95 * shared + 0.3 * make_noise(rng) for _ in range(3)]
     pixels = np.clip(128 + CONTRAST * np.stack(channels, 2), 0, 255).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=QUALITY)
@@ -33,5 +33,5 @@ def picture(seed: int) -> bytes:
 
 
 @cache
-def pictures(count: int) -> tuple[bytes, ...]:
-    return tuple(picture(seed) for seed in range(count))
+def make_jpegs(count: int) -> tuple[bytes, ...]:
+    return tuple(make_jpeg(seed) for seed in range(count))

@@ -19,8 +19,8 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from unicl_cli.evaluate.logistic_regression import fit
-from unicl_cli.jobs.bench.kinds import Asked
-from unicl_cli.jobs.bench.protocol import Case, Ready
+from unicl_cli.jobs.bench.kinds import Request
+from unicl_cli.jobs.bench.protocol import Case, Prepared
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -40,13 +40,13 @@ class Problem(NamedTuple):
     tol: list[float]
 
 
-def cases(asked: Asked) -> list[Case]:
-    del asked
-    who = (OURS, NEAR, DEFAULT)
-    return [Case(name, "fits", who, NEAR, partial(prepared, name)) for name in ("digits", *SHAPES)]
+def cases(request: Request) -> list[Case]:
+    del request
+    variants = (OURS, NEAR, DEFAULT)
+    return [Case(name, "fits", variants, NEAR, partial(prepare_fits, name)) for name in ("digits", *SHAPES)]
 
 
-def data(name: str) -> tuple[Array, Labels]:
+def load_problem(name: str) -> tuple[Array, Labels]:
     """``digits``: scikit-learn's 1,797 images as 64 pixels; the others are Gaussian classes."""
     if name == "digits":
         found: Any = load_digits(return_X_y=True)
@@ -68,7 +68,7 @@ def objective(weights: Array, bias: Array, problem: Sequence[Any], c: float) -> 
     return float((log_sum - logits[np.arange(len(y)), y]).mean() + (weights**2).sum() / (2 * c * len(y)))
 
 
-def theirs(x: Array, y: Labels, c: float, tol: float, iterations: int) -> float:
+def fit_sklearn(x: Array, y: Labels, c: float, tol: float, iterations: int) -> float:
     """The objective of one cold fit."""
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore")  # that it has not converged
@@ -76,7 +76,7 @@ def theirs(x: Array, y: Labels, c: float, tol: float, iterations: int) -> float:
     return objective(model.coef_.T, model.intercept_, (x, y), c)
 
 
-def ours(x: Array, y: Labels, **options: Any) -> list[float]:
+def fit_unicl(x: Array, y: Labels, **options: Any) -> list[float]:
     """The objective at each of STRENGTHS, which are fitted together."""
     features, targets = torch.from_numpy(x), torch.from_numpy(y)
     model = fit(features, targets, STRENGTHS, int(y.max()) + 1, **options)
@@ -84,23 +84,23 @@ def ours(x: Array, y: Labels, **options: Any) -> list[float]:
     return [objective(weights, bias, (x, y), c) for weights, bias, c in parts]
 
 
-def tolerance_for(x: Array, y: Labels, c: float, optimum: float) -> float:
-    near = (tol for tol in TOLERANCES if theirs(x, y, c, tol, 100_000) <= optimum * (1 + ENOUGH))
+def find_tolerance(x: Array, y: Labels, c: float, optimum: float) -> float:
+    near = (tol for tol in TOLERANCES if fit_sklearn(x, y, c, tol, 100_000) <= optimum * (1 + ENOUGH))
     return next(near, TOLERANCES[-1])
 
 
-def prepared(name: str, who: Collection[str]) -> Ready:
-    x, y = data(name)
-    best = ours(x, y, rtol=1e-13, max_iter=20_000)
-    tol = [tolerance_for(x, y, c, least) for c, least in zip(STRENGTHS, best, strict=True)]
+def prepare_fits(name: str, variants: Collection[str]) -> Prepared:
+    x, y = load_problem(name)
+    best = fit_unicl(x, y, rtol=1e-13, max_iter=20_000)
+    tol = [find_tolerance(x, y, c, least) for c, least in zip(STRENGTHS, best, strict=True)]
     forms: dict[str, Callable[[], list[float]]] = {
-        OURS: lambda: ours(x, y),
-        NEAR: lambda: [theirs(x, y, c, t, 100_000) for c, t in zip(STRENGTHS, tol, strict=True)],
-        DEFAULT: lambda: [theirs(x, y, c, 1e-4, 1000) for c in STRENGTHS],
+        OURS: lambda: fit_unicl(x, y),
+        NEAR: lambda: [fit_sklearn(x, y, c, t, 100_000) for c, t in zip(STRENGTHS, tol, strict=True)],
+        DEFAULT: lambda: [fit_sklearn(x, y, c, 1e-4, 1000) for c in STRENGTHS],
     }
     reached = {key: form() for key, form in forms.items()}
     best = [min(column) for column in zip(best, *reached.values(), strict=True)]
     gaps = {key: [a / b - 1 for a, b in zip(found, best, strict=True)] for key, found in reached.items()}
     facts = {"shape": [*x.shape, int(y.max()) + 1], "c": STRENGTHS, "tol": tol, "gaps": gaps}
-    runs = {key: forms[key] for key in who}
-    return Ready(len(STRENGTHS), runs, facts, lambda: {"above_optimum": max(gaps[OURS])})
+    runs = {key: forms[key] for key in variants}
+    return Prepared(len(STRENGTHS), runs, facts, lambda: {"above_optimum": max(gaps[OURS])})

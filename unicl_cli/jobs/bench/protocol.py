@@ -16,7 +16,7 @@ import torch
 
 from unicl_cli.core.dist import largest_over_ranks
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.bench.kinds import Asked
+from unicl_cli.jobs.bench.kinds import Request
 
 WARM_UPS = 2
 LONG, LONGEST = 10.0, 60.0
@@ -28,14 +28,14 @@ Run = Callable[[], Any]
 Timer = Callable[[Run], float]
 
 
-class Ready(NamedTuple):
+class Prepared(NamedTuple):
     """What can be run: ``things`` (of the case's unit) each time, by everyone in ``runs``.
 
     ``check`` gives the largest differences, ``forward`` and ``gradients``, and whatever else is worth a figure.
     ``timer`` is for runs that are not measured by this process's clock; ``skipped`` says who does not run, and why.
     """
 
-    things: float
+    count: float
     runs: Mapping[str, Run]
     facts: Mapping[str, Any] = {}
     check: Callable[[], Mapping[str, float]] | None = None
@@ -52,9 +52,9 @@ class Case(NamedTuple):
 
     name: str
     unit: str
-    who: tuple[str, ...]
+    variants: tuple[str, ...]
     reference: str
-    prepare: Callable[[Collection[str]], Ready]
+    prepare: Callable[[Collection[str]], Prepared]
     memory: int = 0
     processes: int = 1
     extra: bool = False
@@ -68,15 +68,15 @@ class Limits(NamedTuple):
     levels: float = LEVELS
 
 
-def device_of(asked: Asked) -> torch.device:
+def choose_device(request: Request) -> torch.device:
     """Where a benchmark in one process runs."""
-    gpu = asked.devices in ("auto", "1") and torch.cuda.is_available()
-    if not gpu and asked.devices not in ("auto", "cpu", "cpu:1"):
-        raise UniclError(f"--devices {asked.devices}: no such device for a benchmark", "use auto or cpu")
+    gpu = request.devices in ("auto", "1") and torch.cuda.is_available()
+    if not gpu and request.devices not in ("auto", "cpu", "cpu:1"):
+        raise UniclError(f"--devices {request.devices}: no such device for a benchmark", "use auto or cpu")
     return torch.device("cuda" if gpu else "cpu")
 
 
-def timer_of(device: torch.device) -> Timer:
+def choose_timer(device: torch.device) -> Timer:
     """CPU seconds of this process, or the seconds between two events on the GPU."""
     return _cuda_seconds if device.type == "cuda" else _cpu_seconds
 
@@ -104,7 +104,7 @@ def wall_seconds(run: Run) -> float:
     return time.perf_counter() - began
 
 
-def checked_figures(name: str, ready: Ready, limits: Limits = Limits()) -> dict[str, float]:  # noqa: B008 - frozen
+def run_check(name: str, ready: Prepared, limits: Limits = Limits()) -> dict[str, float]:  # noqa: B008 - frozen
     """The figures of the row's check; a UniclError (exit code 1) where what is compared is not the same."""
     figures = dict(ready.check()) if ready.check is not None else {}
     for what, most in limits._asdict().items():
@@ -118,33 +118,33 @@ def checked_figures(name: str, ready: Ready, limits: Limits = Limits()) -> dict[
     return figures
 
 
-def contest(
-    case: Case, ready: Ready, *, rounds: int, device: torch.device, advance: Callable[[int], None]
+def measure_case(
+    case: Case, ready: Prepared, *, rounds: int, device: torch.device, advance: Callable[[int], None]
 ) -> dict[str, Any]:
     """The row of the document: warm-ups, then rounds in which everyone runs once, each round beginning with another."""
-    checks = checked_figures(case.name, ready)
-    timer = ready.timer or timer_of(device)
+    checks = run_check(case.name, ready)
+    timer = ready.timer or choose_timer(device)
     names = list(ready.runs)
     took = dict.fromkeys(names, 0.0)
-    runs: dict[str, list[Measured]] = {name: [] for name in names}
+    runs: dict[str, list[Timing]] = {name: [] for name in names}
     for _ in range(WARM_UPS):
         for name in names:
             if took[name] < LONG:
-                measured = once(timer, ready.runs[name], device)
+                measured = time_runs(timer, ready.runs[name], device)
                 took[name] = largest_over_ranks(round(measured.seconds * 1e6)) / 1e6  # all run equally often
                 runs[name] = [measured] if took[name] >= LONGEST else []
             advance(1)
-    often = {name: 1 if ready.timer else repeats(took[name]) for name in names}
+    often = {name: 1 if ready.timer else repeats_per_round(took[name]) for name in names}
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             if len(runs[name]) == number:
-                runs[name].append(once(timer, ready.runs[name], device, often[name]))
+                runs[name].append(time_runs(timer, ready.runs[name], device, often[name]))
             advance(1)
-    variants = {name: figures(ready.things, runs[name]) for name in names}
+    variants = {name: summarize(ready.count, runs[name]) for name in names}
     return {
         "name": case.name,
         "unit": case.unit,
-        "count": ready.things,
+        "count": ready.count,
         "facts": dict(ready.facts),
         "checks": checks,
         "reference": case.reference,
@@ -153,37 +153,37 @@ def contest(
     }
 
 
-def repeats(seconds: float) -> int:
+def repeats_per_round(seconds: float) -> int:
     """How often what takes so long is run in a round, so that the clock's grain does not matter."""
     return max(1, min(MOST_REPEATS, round(SHORT / max(seconds, 1e-6))))
 
 
-class Measured(NamedTuple):
+class Timing(NamedTuple):
     """One run; ``mib`` is its peak where the GPU's allocator tells it."""
 
     seconds: float
     mib: float | None
 
 
-def once(timer: Timer, run: Run, device: torch.device, times: int = 1) -> Measured:
+def time_runs(timer: Timer, run: Run, device: torch.device, times: int = 1) -> Timing:
     """A measurement of ``times`` runs, one after the other."""
-    work = partial(again, run, times)
+    work = partial(run_repeatedly, run, times)
     if device.type != "cuda":
-        return Measured(timer(work) / times, None)
+        return Timing(timer(work) / times, None)
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated()
     seconds = timer(work) / times
-    return Measured(seconds, (torch.cuda.max_memory_allocated() - held) / 2**20)
+    return Timing(seconds, (torch.cuda.max_memory_allocated() - held) / 2**20)
 
 
-def again(run: Run, times: int) -> Any:
+def run_repeatedly(run: Run, times: int) -> Any:
     """``run()`` so many times; what it says where once is enough."""
     for _ in range(times - 1):
         run()
     return run()
 
 
-def figures(count: float, runs: Sequence[Measured]) -> dict[str, Any]:
+def summarize(count: float, runs: Sequence[Timing]) -> dict[str, Any]:
     """Of one variant."""
     median = statistics.median(run.seconds for run in runs)
     mib = max((run.mib for run in runs if run.mib is not None), default=None)
@@ -191,7 +191,7 @@ def figures(count: float, runs: Sequence[Measured]) -> dict[str, Any]:
     return {"seconds": seconds, "median_s": median, "per_s": count / max(median, 1e-12), "mib": mib}
 
 
-def compared(row: dict[str, Any]) -> dict[str, Any]:
+def add_ratios(row: dict[str, Any]) -> dict[str, Any]:
     """The row with ``speed`` (how many times as fast as the reference, of each round) and ``memory`` (share of its)."""
     base = row["variants"].get(row["reference"])
     if base is None:
@@ -209,13 +209,13 @@ def _environment(threads: int) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
-def fresh(asked: Asked, row: str, variant: str | None, processes: int = 1) -> Any:
+def measure_in_fresh_process(request: Request, row: str, variant: str | None, processes: int = 1) -> Any:
     """What a fresh process (or several, that talk to each other) says of a row: the peak of one variant, in MiB, or,
     with no variant named, the whole row."""
-    job = json.dumps({"asked": asked._asdict(), "row": row, "variant": variant})
+    job = json.dumps({"request": request._asdict(), "row": row, "variant": variant})
     many = ("torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m") if processes > 1 else ()
     command = [sys.executable, "-m", *many, "unicl_cli.jobs.bench.fresh_process", job]
-    done = subprocess.run(command, capture_output=True, text=True, env=_environment(asked.threads), check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=_environment(request.threads), check=False)
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if "Error" in line] or done.stderr.splitlines()
         why = lines[0] if lines else f"exit code {done.returncode}"

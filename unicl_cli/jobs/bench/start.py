@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import Any
 
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.bench.kinds import PEER, Asked
-from unicl_cli.jobs.bench.protocol import Case, Ready, Run
+from unicl_cli.jobs.bench.kinds import PEER, Request
+from unicl_cli.jobs.bench.protocol import Case, Prepared, Run
 
 OURS, BARE = "unicl", "python"
 COMMANDS = MappingProxyType(
@@ -25,30 +25,32 @@ COMMANDS = MappingProxyType(
 )
 
 
-def cases(asked: Asked) -> list[Case]:
+def cases(request: Request) -> list[Case]:
     """Beside Python alone, which is the floor; open_clip's training has a --help too."""
     found: list[Case] = []
     for name, words in COMMANDS.items():
-        peer = (PEER,) if asked.vs and name == "train-help" else ()
-        found.append(Case(name, "starts", (OURS, BARE, *peer), peer[0] if peer else OURS, partial(prepared, words)))
+        peer = (PEER,) if request.vs and name == "train-help" else ()
+        found.append(
+            Case(name, "starts", (OURS, BARE, *peer), peer[0] if peer else OURS, partial(prepare_start, words))
+        )
     return found
 
 
-def prepared(words: tuple[str, ...], who: Collection[str]) -> Ready:
+def prepare_start(words: tuple[str, ...], variants: Collection[str]) -> Prepared:
     runs: dict[str, Run] = {
-        OURS: partial(started, "-m", "unicl_cli", *words),
-        BARE: partial(started, "-c", "pass"),
-        PEER: partial(started, "-m", "open_clip_train.main", "--help"),
+        OURS: partial(cpu_seconds, "-m", "unicl_cli", *words),
+        BARE: partial(cpu_seconds, "-c", "pass"),
+        PEER: partial(cpu_seconds, "-m", "open_clip_train.main", "--help"),
     }
-    return Ready(1, {name: runs[name] for name in who}, {"words": " ".join(words)}, timer=itself)
+    return Prepared(1, {name: runs[name] for name in variants}, {"words": " ".join(words)}, timer=measured_by_run)
 
 
-def itself(run: Run) -> float:
+def measured_by_run(run: Run) -> float:
     """What is run has measured itself."""
     return run()
 
 
-def started(*words: str) -> float:
+def cpu_seconds(*words: str) -> float:
     """CPU seconds of ``python *words``, user's and system's."""
     child: Any = subprocess.Popen(
         [sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL

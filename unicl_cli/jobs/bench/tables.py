@@ -9,7 +9,7 @@ from rich.table import Table
 
 from unicl_cli.jobs.bench.kinds import KINDS
 
-SLOW = 60.0
+SLOW_FIRST_STEP = 60.0
 """Seconds of a first step from which it is worth a line."""
 
 
@@ -22,11 +22,17 @@ def tables(document: Mapping[str, Any]) -> Iterator[Any]:
     table.add_column("speed (range)", justify="right", no_wrap=True)
     for row in document["rows"]:
         for number, (who, own) in enumerate(row["variants"].items()):
-            first = f"{row['name']}" if number == 0 else detail(row) if number == 1 else ""
-            speed = "" if len(row["variants"]) == 1 else "1" if who == row["reference"] else ranged(own.get("speed"))
-            table.add_row(first, who, *cells(own), speed, end_section=number == len(row["variants"]) - 1)
+            first = f"{row['name']}" if number == 0 else text_counts(row) if number == 1 else ""
+            speed = (
+                ""
+                if len(row["variants"]) == 1
+                else "1"
+                if variants == row["reference"]
+                else format_speed(own.get("speed"))
+            )
+            table.add_row(first, who, *variant_cells(own), speed, end_section=number == len(row["variants"]) - 1)
     yield table
-    yield from notes(document)
+    yield from write_notes(document)
 
 
 def heading(document: Mapping[str, Any]) -> str:
@@ -38,24 +44,28 @@ def heading(document: Mapping[str, Any]) -> str:
     return f"{first}\n{second}"
 
 
-def cells(own: Mapping[str, Any]) -> tuple[str, str, str]:
+def variant_cells(own: Mapping[str, Any]) -> tuple[str, str, str]:
     mib = "" if own["mib"] is None else f"{own['mib']:,.0f}"
-    return short(own["median_s"] * 1000), short(own["per_s"]), mib
+    return format_short(own["median_s"] * 1000), format_short(own["per_s"]), mib
 
 
-def ranged(speed: Mapping[str, float] | None) -> str:
+def format_speed(speed: Mapping[str, float] | None) -> str:
     """Nothing where the reference did not run."""
-    return "" if speed is None else f"{short(speed['median'])} ({short(speed['low'])}–{short(speed['high'])})"
+    return (
+        ""
+        if speed is None
+        else f"{format_short(speed['median'])} ({format_short(speed['low'])}–{format_short(speed['high'])})"
+    )
 
 
-def short(value: float) -> str:
+def format_short(value: float) -> str:
     """Three digits, whatever the size."""
     if value >= 100:
         return f"{value:,.0f}" if value < 1e7 else f"{value:.1e}"
     return f"{value:.3g}" if value < 1 else f"{value:#.3g}"
 
 
-def detail(row: Mapping[str, Any]) -> str:
+def text_counts(row: Mapping[str, Any]) -> str:
     """What a reader wants to know of the data, in one cell."""
     facts = row["facts"]
     if "tokens" in facts:
@@ -63,7 +73,7 @@ def detail(row: Mapping[str, Any]) -> str:
     return f" {facts['texts']} texts" if "texts" in facts else ""
 
 
-def notes(document: Mapping[str, Any]) -> Iterator[str]:
+def write_notes(document: Mapping[str, Any]) -> Iterator[str]:
     references = {row["reference"] for row in document["rows"] if len(row["variants"]) > 1}
     if references:
         reference = references.pop() if len(references) == 1 else "the one with 1"
@@ -71,7 +81,7 @@ def notes(document: Mapping[str, Any]) -> Iterator[str]:
     clock = document["clock"]
     yield f"ms: {clock}; {document['command']}"
     for row in document["rows"]:
-        if "first_s" in row["checks"] and row["checks"]["first_s"] >= SLOW:
+        if "first_s" in row["checks"] and row["checks"]["first_s"] >= SLOW_FIRST_STEP:
             yield f"{row['name']}: the first forward and backward took {row['checks']['first_s']:.0f} s"
         for who, share in row["facts"].get("waited", {}).items():
             yield f"{row['name']} {who}: {share:.1%} of the time waiting for data"

@@ -149,7 +149,7 @@ def _add_texts(tally: CaptionTally, table: Any, label: Ints, names: ClassNameFin
     tally.rows += len(met)
     tally.unlabelled += int((label[met] == NO_LABEL).sum())
     words = split_words(flat)
-    text, named = names.found(words)
+    text, named = names.find(words)
     named_row, named = distinct_pairs(row[text], named, names.count)
     tally.naming += len(np.unique(named_row))
     tally.named += np.bincount(named, minlength=names.count)

@@ -31,7 +31,7 @@ CONTEXT = 77
 
 
 @cache
-def clip_tokens() -> TextTokenizer:
+def clip_bpe() -> TextTokenizer:
     return clip_tokenizer(CONTEXT)
 
 
@@ -42,7 +42,7 @@ class Shape(NamedTuple):
     image: Mapping[str, Any]
 
 
-def vit(width: int, layers: int, *, patch: int, size: int, text: tuple[int, int], embed_dim: int) -> Shape:
+def vit_shape(width: int, layers: int, *, patch: int, size: int, text: tuple[int, int], embed_dim: int) -> Shape:
     """A ViT with heads of 64; ``text``: width and layers."""
     vision = {"image_size": size, "layers": layers, "width": width, "patch_size": patch, "head_width": 64}
     words = {"context_length": CONTEXT, "vocab_size": 49408, "width": text[0], "heads": text[0] // 64}
@@ -51,7 +51,7 @@ def vit(width: int, layers: int, *, patch: int, size: int, text: tuple[int, int]
     return Shape(config, {"name": "timm", "model": "vit_base_patch32_clip_224", "args": args})
 
 
-def swin() -> Shape:
+def swin_shape() -> Shape:
     """UniCL's tower beside CLIP's text tower."""
     name = "swin_tiny_patch4_window7_224"
     vision = {"image_size": 224, "timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "timm_drop_path": 0.0}
@@ -61,17 +61,17 @@ def swin() -> Shape:
 
 SHAPES: Mapping[str, Callable[[], Shape]] = MappingProxyType(
     {
-        "tiny": lambda: vit(64, 1, patch=32, size=64, text=(64, 1), embed_dim=32),
-        "text": lambda: vit(64, 1, patch=32, size=64, text=(512, 4), embed_dim=512),
-        "small": lambda: vit(384, 4, patch=32, size=224, text=(384, 4), embed_dim=384),
-        "ViT-B-32": lambda: vit(768, 12, patch=32, size=224, text=(512, 12), embed_dim=512),
-        "ViT-B-16": lambda: vit(768, 12, patch=16, size=224, text=(512, 12), embed_dim=512),
-        "Swin-T": swin,
+        "tiny": lambda: vit_shape(64, 1, patch=32, size=64, text=(64, 1), embed_dim=32),
+        "text": lambda: vit_shape(64, 1, patch=32, size=64, text=(512, 4), embed_dim=512),
+        "small": lambda: vit_shape(384, 4, patch=32, size=224, text=(384, 4), embed_dim=384),
+        "ViT-B-32": lambda: vit_shape(768, 12, patch=32, size=224, text=(512, 12), embed_dim=512),
+        "ViT-B-16": lambda: vit_shape(768, 12, patch=16, size=224, text=(512, 12), embed_dim=512),
+        "Swin-T": swin_shape,
     }
 )
 
 
-class Twins(NamedTuple):
+class ModelPair(NamedTuple):
     """``theirs`` takes normalised floats and 77 tokens, ``ours`` uint8 and as many tokens as there are.
 
     ``translator`` is open_clip's model in the form from which ours can take weights.
@@ -94,7 +94,7 @@ def shape_of(name: str) -> Shape:
     return SHAPES[name]()
 
 
-def recipe_of(shape: Shape, batch: int, *, precision: str, frozen_text: bool, changes: Sequence[str] = ()) -> Recipe:
+def make_recipe(shape: Shape, batch: int, *, precision: str, frozen_text: bool, changes: Sequence[str] = ()) -> Recipe:
     """The training of our twin: each key that is not named has its default; ``changes`` are KEY=VALUE."""
     text = {key: shape.theirs["text_cfg"][key] for key in ("width", "layers", "heads")}
     whole = {
@@ -113,19 +113,19 @@ def recipe_of(shape: Shape, batch: int, *, precision: str, frozen_text: bool, ch
     return load_text(json.dumps(whole), overrides=changes)
 
 
-def twins(
+def make_model_pair(
     name: str, device: torch.device, batch: int = 64, *, precision: str = "fp32", frozen_text: bool = False
-) -> Twins:
+) -> ModelPair:
     """Both models in training, on their device, with open_clip's initialisation; frozen texts are looked up in ours."""
     shape = shape_of(name)
-    recipe = recipe_of(shape, batch, precision=precision, frozen_text=frozen_text)
+    recipe = make_recipe(shape, batch, precision=precision, frozen_text=frozen_text)
     torch.manual_seed(SEED)
     config: Any = deepcopy(dict(shape.theirs))
     theirs: Any = CLIP(**config, output_dict=True)
-    tokenizer = clip_tokens()
+    tokenizer = clip_bpe()
     step, _ = build_step(recipe, lambda: tokenizer, (), 1)
-    pair = Twins(theirs.train(), step, recipe, tokenizer, _translator(shape, cast("Any", step.model)))
-    weights = {**own_tensors(step.model), **under_our_names(pair, theirs.state_dict())}
+    pair = ModelPair(theirs.train(), step, recipe, tokenizer, _translator(shape, cast("Any", step.model)))
+    weights = {**own_tensors(step.model), **convert_weights(pair, theirs.state_dict())}
     load_weights(step.model, weights, name)
     if frozen_text:
         _freeze_text(pair)
@@ -136,7 +136,7 @@ def twins(
     return pair
 
 
-def _freeze_text(pair: Twins) -> None:
+def _freeze_text(pair: ModelPair) -> None:
     """No parameter of either text tower learns, projections included."""
     theirs = pair.theirs
     parts = (theirs.transformer, theirs.token_embedding, theirs.ln_final, theirs.positional_embedding)
@@ -155,7 +155,7 @@ def _translator(shape: Shape, ours: Any) -> nn.Module:
     return TwoTower(*towers, embed_dim=embed_dim, normalize=True, logit_scale=LogitScale())
 
 
-def under_our_names(pair: Twins, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_weights(pair: ModelPair, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """open_clip's weights, or gradients of them, under the names of our model: a change of names and of shapes."""
     source: Any = pair.translator
     custom = convert_to_custom_text_state_dict(dict(tensors))
@@ -169,24 +169,24 @@ def under_our_names(pair: Twins, tensors: Mapping[str, Tensor]) -> dict[str, Ten
     return {name: x.clone() for part in parts.values() for name, x in part.items()}
 
 
-def apart(pair: Twins, mine: Tensor, theirs: Tensor) -> dict[str, float]:
+def compare_pair(pair: ModelPair, mine: Tensor, theirs: Tensor) -> dict[str, float]:
     """How far two outputs are apart, and the gradients that a backward of each has just left in its model."""
-    return {"forward": difference(mine, theirs), "gradients": gradient_gap(pair)}
+    return {"forward": largest_difference(mine, theirs), "gradients": gradient_gap(pair)}
 
 
-def difference(a: Tensor, b: Tensor) -> float:
+def largest_difference(a: Tensor, b: Tensor) -> float:
     """The largest, absolute."""
     return float((a.detach().double() - b.detach().double()).abs().max())
 
 
-def gradient_gap(pair: Twins) -> float:
+def gradient_gap(pair: ModelPair) -> float:
     """How far the gradients that lie in both models are apart."""
     found = {k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in pair.theirs.named_parameters()}
-    wanted = under_our_names(pair, {k: x.float().cpu() for k, x in found.items()})
-    return gradients_apart(gradients(pair.ours), wanted)
+    wanted = convert_weights(pair, {k: x.float().cpu() for k, x in found.items()})
+    return gradients_apart(gradients_of(pair.ours), wanted)
 
 
-def gradients(model: nn.Module) -> dict[str, Tensor]:
+def gradients_of(model: nn.Module) -> dict[str, Tensor]:
     """Those there are, on the CPU."""
     return {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -201,11 +201,11 @@ def gradients_apart(own: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
     return max(float(gap.norm()) / max(float(wanted[name].norm()), least) for name, gap in gaps.items())
 
 
-def zero(*models: nn.Module) -> None:
+def zero_grads(*models: nn.Module) -> None:
     for model in models:
         model.zero_grad(set_to_none=True)
 
 
-def padded(tokens: Tensor) -> Tensor:
+def pad_to_context(tokens: Tensor) -> Tensor:
     """As open_clip takes them: each text with 77 tokens."""
     return nn.functional.pad(tokens, (0, CONTEXT - tokens.shape[1]))
