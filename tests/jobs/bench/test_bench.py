@@ -108,18 +108,18 @@ def test_a_row_without_its_kind_is_the_list_of_kinds(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["lose"], "bench: no kind 'lose'; did you mean 'loss'?"),
+        (["lose"], "bench: unknown kind 'lose'; did you mean 'loss'?"),
         (["loss", "--vs", "openclip"], "--vs openclip: unknown; did you mean 'open_clip'?"),
-        (["sampler", "--vs", "open_clip"], "bench sampler: open_clip has nothing to set against it"),
-        (["start", "--sizes", "3"], "bench start: --sizes has no meaning here"),
-        (["loss", "--sizes", "3,x"], "--sizes 3,x: 'x' is no count"),
-        (["text", "quickstart"], "bench text: takes no recipe, but was given 'quickstart'"),
-        (["step", "quickstart", "--batch", "4"], "bench step quickstart: --batch has no meaning with a recipe"),
+        (["sampler", "--vs", "open_clip"], "bench sampler: open_clip has no counterpart"),
+        (["start", "--sizes", "3"], "bench start: does not take --sizes"),
+        (["loss", "--sizes", "3,x"], "--sizes 3,x: 'x' is not a whole number of at least 1"),
+        (["text", "quickstart"], "bench text: does not take a recipe (given: 'quickstart')"),
+        (["step", "quickstart", "--batch", "4"], "bench step quickstart: --batch cannot be combined with a recipe"),
         (["step", "quick"], "no recipe 'quick'"),
         (["step", "--model", "ViT-B32"], "--model ViT-B32: unknown; did you mean 'ViT-B-32'?"),
-        (["step", "--only", "caption"], "--only caption: no such row; did you mean 'captions'?"),
+        (["step", "--only", "caption"], "--only caption: unknown row; did you mean 'captions'?"),
         (["step", "--precision", "fp8"], "--precision fp8: unknown"),
-        (["step", "--devices", "cpu:2"], "--devices cpu:2: no such device for a benchmark"),
+        (["step", "--devices", "cpu:2"], "--devices cpu:2: not a device for benchmarks"),
         (["sampler", "--sizes", "100"], "--sizes 100: fewer rows than a batch of 4096"),
     ],
 )
@@ -189,7 +189,7 @@ def test_nothing_is_compared_when_weights_differ(pair, batch, where):
     assert row()["forward"] <= 1e-5
     with torch.no_grad():
         dict(pair.theirs.named_parameters())[where].mul_(1.01)
-    with pytest.raises(UniclError, match=r"captions: not compared: (forward|gradients) .* apart") as caught:
+    with pytest.raises(UniclError, match=r"captions: not compared: (forward|gradients) differs by") as caught:
         row()
     assert caught.value.exit_code == 1
 
@@ -262,12 +262,12 @@ def test_the_table_of_switches_says_who_waited_for_data():
         "checks": {"first_s": 75.2},
     }
     said = list(write_notes({"rows": [row], "rounds": 3, "clock": "CPU", "command": "unicl", "complete": True}))
-    assert "data.workers 0: 25.0% of the time waiting for data" in said
+    assert "data.workers 0: 25.0% of the time was spent waiting for data" in said
     assert "data.workers: the first forward and backward took 75 s" in said
 
 
 def test_a_check_that_is_not_a_number_does_not_pass():
-    with pytest.raises(UniclError, match="forward nan apart"):
+    with pytest.raises(UniclError, match="forward differs by nan"):
         run_check("toy", Prepared(1, {}, check=lambda: {"forward": float("nan")}))
 
 

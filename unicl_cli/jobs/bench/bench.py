@@ -1,4 +1,4 @@
-"""A request in, one document out: every row by the protocol, and all that has to be known of the machine."""
+"""The benchmark job: a request in; out comes one document with every row and the facts of the machine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "scikit-learn", "
 
 
 def run_benchmark(request: Request, argv: Sequence[str]) -> dict[str, Any]:
-    """The document; ``complete`` is false where Ctrl-C ended it, with the rows that were done by then."""
+    """Run the benchmark and return its document; after Ctrl-C it holds the finished rows and ``complete`` is false."""
     device = choose_device(request)
     rounds = request.rounds or KINDS[request.kind].rounds
     document: dict[str, Any] = {
@@ -55,7 +55,7 @@ def run_benchmark(request: Request, argv: Sequence[str]) -> dict[str, Any]:
                 document["rows"].append(add_ratios(row))
             document["complete"] = True
         except KeyboardInterrupt:
-            pass  # what has been measured is printed
+            pass  # the finished rows are printed
     document["machine"]["load_after"] = load_average()
     return document
 
@@ -63,12 +63,18 @@ def run_benchmark(request: Request, argv: Sequence[str]) -> dict[str, Any]:
 def measure_cases(
     request: Request, cases: Sequence[Case], rounds: int, device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    on_its_own = request.peak and device.type == "cpu"
-    total = sum(len(case.variants) * (WARM_UPS + rounds + (on_its_own and case.memory > 0)) for case in cases)
+    """Measure one case after the other, with a fresh process for each peak memory on the CPU."""
+    fresh_peaks = request.peak and device.type == "cpu"
+    total = 0
+    for case in cases:
+        runs = WARM_UPS + rounds
+        if fresh_peaks and case.memory:
+            runs += 1
+        total += len(case.variants) * runs
     with progress(f"bench {request.kind}", total) as advance:
         for case in cases:
             row = measure_row(request, case, rounds, device, advance)
-            if on_its_own and case.memory:
+            if fresh_peaks and case.memory:
                 for name, own in row["variants"].items():
                     own["mib"] = measure_in_fresh_process(request, case.name, name, case.processes)
                     advance(1)
@@ -78,7 +84,7 @@ def measure_cases(
 def measure_row(
     request: Request, case: Case, rounds: int, device: torch.device, advance: Callable[[int], None]
 ) -> dict[str, Any]:
-    """A row in this process, or in several that are started for it."""
+    """Measure a row in this process, or start several for it."""
     if case.processes > 1:
         row: dict[str, Any] = measure_in_fresh_process(request, case.name, None, case.processes)
         advance(len(case.variants) * (WARM_UPS + rounds))
@@ -88,7 +94,7 @@ def measure_row(
 
 @contextmanager
 def use_threads(count: int) -> Generator[None]:
-    """``count`` threads for torch inside, as many as before after it."""
+    """Set torch's number of threads within the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -98,7 +104,7 @@ def use_threads(count: int) -> Generator[None]:
 
 
 def machine_facts(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, memory, and how busy it is."""
+    """Return processor, GPU, cores, memory and load of this machine."""
     return {
         "processor": processor_name(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
@@ -112,7 +118,7 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """Its name as Linux tells it."""
+    """Return the processor's name as Linux reports it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -120,5 +126,5 @@ def processor_name() -> str:
 
 
 def load_average() -> float:
-    """Processes that wanted to run, on average of the last minute."""
+    """Return the load average of the last minute."""
     return round(os.getloadavg()[0], 2)

@@ -1,4 +1,4 @@
-"""The rows of a kind: its module is imported when it is request for."""
+"""Selection of the cases that a request measures; a kind's module is imported only here."""
 
 from importlib import import_module
 
@@ -7,7 +7,7 @@ from unicl_cli.jobs.bench.protocol import Case
 
 
 def select_cases(request: Request) -> list[Case]:
-    """What a request measures, in order; nothing is built yet."""
+    """Return the cases of a request, in order; nothing is built yet."""
     module = "recipe" if request.recipe is not None else request.kind
     cases: list[Case] = import_module(f"unicl_cli.jobs.bench.{module}").cases(request)
     wanted = choose_rows(request, [case.name for case in cases])

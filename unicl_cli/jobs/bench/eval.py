@@ -1,4 +1,4 @@
-"""What a zero-shot evaluation spends its time on: the classifier of the class names, and images to features."""
+"""`bench eval`: the two costs of a zero-shot evaluation, the classifier from class names and image features."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from unicl_cli.jobs.bench.protocol import Case, Prepared, choose_device
 OURS = "unicl"
 CLASSES, BATCH = 5, 32
 CHECKED = 10
-"""Classes of which open_clip's vectors are compared, spread over all: each class has its own."""
+"""Number of classes, spread over all, whose vectors are compared with open_clip's."""
 
 
 def cases(request: Request) -> list[Case]:
@@ -37,7 +37,7 @@ def cases(request: Request) -> list[Case]:
 
 
 def make_encoders(request: Request) -> tuple[Encoder, Any, Any]:
-    """Our model as evaluation calls it, open_clip's, and our tokenizer."""
+    """Return our model as evaluation calls it, open_clip's model, and the pair of both."""
     pair = make_model_pair(request.model or "small", choose_device(request))
     pair.theirs.eval()
     loaded = cast("Loaded", SimpleNamespace(step=pair.step.eval(), tokenizer=pair.tokenizer))
@@ -64,7 +64,7 @@ def prepare_classifier(request: Request, count: int, variants: Collection[str]) 
 
 
 def prepare_images(request: Request, variants: Collection[str]) -> Prepared:
-    """Images on the device to features; open_clip's come normalised, ours as uint8."""
+    """Prepare images on the device to features; open_clip gets normalised floats, we get uint8."""
     encoder, theirs, pair = make_encoders(request)
     size, side = request.batch or BATCH, pair.recipe.data.image_size
     images = torch.randint(256, (size, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""A process of its own for one variant's peak memory, or one of several that measure a row together.
+"""Fresh processes: one measures the peak memory of a variant, or several measure a row together.
 
 python -m unicl_cli.jobs.bench.fresh_process '{"request": …, "row": …, "variant": …}'
 """
@@ -28,15 +28,15 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_memory() -> float:
-    """MiB: the most this process has held since it began, or since `forget_peak`."""
-    if STATUS.is_file():  # `ru_maxrss` counts what the parent held before this program began, too
+    """Return the peak memory of this process in MiB, since its start or the last `reset_peak`."""
+    if STATUS.is_file():  # unlike VmHWM, `ru_maxrss` includes what the parent held before exec
         (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
 def reset_peak() -> None:
-    """What was freed goes back to the machine, and the peak falls to what is held now (Linux alone can do that)."""
+    """Return freed memory to the machine and reset the peak to what is held now (on Linux only)."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -44,8 +44,8 @@ def reset_peak() -> None:
 
 
 def peak_of_work(work: Callable[[], Any]) -> float:
-    """MiB that ``work`` takes above what was held before."""
-    x = torch.randn(64, 64, requires_grad=True)  # libraries take their buffers when first used
+    """Return the MiB that ``work`` takes above what was held before."""
+    x = torch.randn(64, 64, requires_grad=True)  # libraries allocate their buffers at first use
     (x @ x).logsumexp(1).sum().backward()
     reset_peak()
     held = peak_memory()
@@ -54,8 +54,8 @@ def peak_of_work(work: Callable[[], Any]) -> float:
 
 
 def measure_memory(case: Case, variant: str) -> float:
-    ready = case.prepare((variant,))
-    run = ready.runs[variant]
+    """Return the peak memory in MiB of ``case.memory`` runs of a variant."""
+    run = case.prepare((variant,)).runs[variant]
 
     def work() -> None:
         for _ in range(case.memory):

@@ -1,4 +1,4 @@
-"""The kinds of `unicl bench` by name, the options that each one takes, and what is wrong with a request."""
+"""The kinds of `unicl bench`, the options of each, and the check of a request."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -10,9 +10,9 @@ PEER = "open_clip"
 
 
 class Kind(NamedTuple):
-    """``line`` says what is measured, ``takes`` which options it has beside the common ones.
+    """A kind of benchmark: ``line`` describes it, ``takes`` lists its options beside the common ones.
 
-    ``peer``: can open_clip do the same? ``recipe``: can it be a recipe's own?
+    ``peer``: open_clip can run the same. ``recipe``: it can measure a recipe's own data and model.
     """
 
     line: str
@@ -24,25 +24,25 @@ class Kind(NamedTuple):
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
-        "loader": Kind("JPEG bytes to augmented images and to batches.", 7, ("batch",), recipe=True),
+        "loader": Kind("From JPEG bytes to augmented images and batches.", 7, ("batch",), recipe=True),
         "step": Kind(
             "One update: forward, loss, backward, clip, AdamW.", 5, ("batch", "model", "precision"), recipe=True
         ),
         "text": Kind("The text tower, forward and backward.", 5, ("batch", "classes", "model", "precision")),
         "loss": Kind("The loss alone as the batch grows: time and memory.", 5, ("sizes", "processes")),
-        "switches": Kind("What each switch of speed gains.", 3, ("batch", "model", "precision"), peer=False),
-        "eval": Kind("The zero-shot classifier, and images to features.", 5, ("batch", "classes", "model")),
-        "sampler": Kind("The order of a batch as the corpus grows.", 5, ("batch", "sizes"), peer=False),
-        "probe": Kind("The probe's solver beside scikit-learn's.", 3, peer=False),
-        "start": Kind("The command line's start.", 7),
+        "switches": Kind("The gain of each speed switch.", 3, ("batch", "model", "precision"), peer=False),
+        "eval": Kind("The zero-shot classifier, and image features.", 5, ("batch", "classes", "model")),
+        "sampler": Kind("Drawing a batch's rows as the corpus grows.", 5, ("batch", "sizes"), peer=False),
+        "probe": Kind("The probe's solver against scikit-learn's.", 3, peer=False),
+        "start": Kind("Startup of the command line.", 7),
     }
 )
 WITH_RECIPE = ("batch", "model", "precision", "vs", "only")
-"""Options that a recipe answers by itself."""
+"""Options that exclude a recipe, which settles them itself."""
 
 
 class Request(NamedTuple):
-    """What the command line asks for; None and empty lists leave it to the kind."""
+    """The options of the command line; None or empty: the kind's default."""
 
     kind: str
     recipe: str | None = None
@@ -63,27 +63,27 @@ class Request(NamedTuple):
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Request":
-        """From JSON, where tuples have become lists."""
+        """Build a request from JSON, which has lists for tuples."""
         found: dict[str, Any] = {k: tuple(x) if isinstance(x, list) else x for k, x in values.items()}
         return cls(**found)
 
 
 def check_request(request: Request) -> Request:
-    """``request``, or a UniclError that names what does not fit, and what would."""
+    """Return ``request``. Raise UniclError for an unknown value or an option that the kind does not take."""
     if request.kind not in KINDS:
         raise UniclError(
-            f"bench: no kind '{request.kind}'{did_you_mean(request.kind, KINDS)}", f"use {', '.join(KINDS)}"
+            f"bench: unknown kind '{request.kind}'{did_you_mean(request.kind, KINDS)}", f"use {', '.join(KINDS)}"
         )
     kind = KINDS[request.kind]
     if request.vs is not None and request.vs != PEER:
         raise UniclError(f"--vs {request.vs}: unknown{did_you_mean(request.vs, [PEER])}", f"use --vs {PEER}")
     if request.vs is not None and not kind.peer:
         able = ", ".join(name for name, each in KINDS.items() if each.peer)
-        raise UniclError(f"bench {request.kind}: {PEER} has nothing to set against it", f"--vs goes with {able}")
+        raise UniclError(f"bench {request.kind}: {PEER} has no counterpart", f"use --vs with {able}")
     for option in ("batch", "model", "precision", "sizes", "classes", "processes"):
         if getattr(request, option) and option not in kind.takes:
             takers = ", ".join(name for name, each in KINDS.items() if option in each.takes)
-            raise UniclError(f"bench {request.kind}: --{option} has no meaning here", f"it goes with {takers}")
+            raise UniclError(f"bench {request.kind}: does not take --{option}", f"use --{option} with {takers}")
     if request.recipe is not None:
         _check_recipe(request, kind)
     if request.precision not in (None, "fp32", "bf16"):
@@ -94,15 +94,15 @@ def check_request(request: Request) -> Request:
 def _check_recipe(request: Request, kind: Kind) -> None:
     if not kind.recipe:
         takers = ", ".join(name for name, each in KINDS.items() if each.recipe)
-        raise UniclError(f"bench {request.kind}: takes no recipe, but was given '{request.recipe}'", f"use {takers}")
+        raise UniclError(f"bench {request.kind}: does not take a recipe (given: '{request.recipe}')", f"use {takers}")
     for option in WITH_RECIPE:
         if getattr(request, option):
-            how = f"leave --{option} out, or leave the recipe out"
-            raise UniclError(f"bench {request.kind} {request.recipe}: --{option} has no meaning with a recipe", how)
+            message = f"bench {request.kind} {request.recipe}: --{option} cannot be combined with a recipe"
+            raise UniclError(message, f"remove --{option}, or remove the recipe")
 
 
 def parse_counts(option: str, text: str | None, least: int = 1) -> tuple[int, ...]:
-    """``256,1024,64k`` as integers (k: 1,024; 1e6 as well)."""
+    """Return the integers of ``256,1024,64k,1e6`` (k: 1,024)."""
     found: list[int] = []
     for word in (text or "").split(","):
         if not word.strip():
@@ -114,16 +114,16 @@ def parse_counts(option: str, text: str | None, least: int = 1) -> tuple[int, ..
             value = -1.0
         if value < least or value != int(value):
             raise UniclError(
-                f"--{option} {text}: '{word}' is no count",
-                f"give counts, as --{option} 1,2 or 64k",
+                f"--{option} {text}: '{word}' is not a whole number of at least {least}",
+                f"give numbers such as --{option} 1,2 or 64k",
             )
         found.append(int(value))
     return tuple(found)
 
 
 def choose_rows(request: Request, names: Sequence[str]) -> list[str]:
-    """The rows that ``--only`` names, else all of them."""
+    """Return the rows that --only names, or all of them."""
     for name in request.only:
         if name not in names:
-            raise UniclError(f"--only {name}: no such row{did_you_mean(name, names)}", f"use {', '.join(names)}")
+            raise UniclError(f"--only {name}: unknown row{did_you_mean(name, names)}", f"use {', '.join(names)}")
     return [name for name in names if not request.only or name in request.only]

@@ -1,4 +1,4 @@
-"""From the bytes of images to batches, on one core: decoding, augmenting, and all that the loader does."""
+"""`bench loader`: from JPEG bytes to batches on one core, by decoding, augmenting and the whole loader."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from unicl_cli.jobs.bench.protocol import Case, Prepared
 OURS = "unicl"
 SIZE, FILES = 224, 64
 CROP = (0.9, 1.0)
-"""open_clip's default crop; its output is a normalised float, ours uint8, which the device normalises."""
+"""open_clip's default crop. Its output is normalised floats; ours is uint8, normalised on the device."""
 
 
 def cases(request: Request) -> list[Case]:
@@ -48,7 +48,7 @@ def cases(request: Request) -> list[Case]:
 
 
 def open_rgb(data: bytes) -> Image.Image:
-    """As open_clip's loaders do ("pilrgb")."""
+    """Open an image as open_clip's loaders do ("pilrgb")."""
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
@@ -80,7 +80,7 @@ def our_transform(size: int = SIZE, *, decoder: str = "auto", resize: str = "ten
 
 
 def prepare_augmenting(variants: Collection[str], size: int) -> Prepared:
-    """A random crop, resized; checked with the middle of each image, where nothing is random."""
+    """Prepare a random crop, resized; the check compares the centre crop, which has nothing random."""
     files, draws = make_jpegs(size), count()
     ours = our_transform()
     theirs = cast("Any", image_transform_v2(PreprocessCfg(size=SIZE), is_train=True))
@@ -95,7 +95,7 @@ def prepare_augmenting(variants: Collection[str], size: int) -> Prepared:
 
 
 def largest_pixel_gap(files: Collection[bytes]) -> float:
-    """The most that a pixel of the evaluation's image is from open_clip's, in levels of 255."""
+    """Return the largest pixel difference to open_clip's evaluation transform, in levels of 255."""
     cfg = PreprocessCfg(size=SIZE)
     theirs = cast("Any", image_transform_v2(cfg, is_train=False))
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (cfg.mean, cfg.std))
@@ -108,7 +108,7 @@ def largest_pixel_gap(files: Collection[bytes]) -> float:
 
 
 class FileTable:
-    """A corpus's table of generated files, each with its caption."""
+    """Generated image files and their captions, in place of a corpus's table."""
 
     def __init__(self, files: tuple[bytes, ...], texts: list[str]) -> None:
         self.files, self.texts = files, texts
@@ -123,7 +123,7 @@ class FileTable:
 def endless_batches(
     files: tuple[bytes, ...], texts: list[str], *, side: int = SIZE, workers: int = 0
 ) -> Iterator[Batch]:
-    """Batches of all files, through the loader of training."""
+    """Yield batches of all files without end, through the loader of training."""
     sizes = np.array([len(files)])
     table = cast("Table", FileTable(files, texts))
     strand = Strand(table, "captions", 1.0, None, sizes, np.empty(0, np.int64), (), (), our_transform(side), 0)
@@ -142,7 +142,7 @@ def endless_batches(
 
 
 def prepare_batches(variants: Collection[str], size: int) -> Prepared:
-    """Decoded, augmented, tokenised, put together; open_clip's way is that of its CSV dataset."""
+    """Prepare whole batches: decode, augment, tokenize, collate; open_clip does it as in its CSV dataset."""
     files, texts = make_jpegs(size), make_captions(size).texts
     ours = endless_batches(files, texts)
     transform = cast("Any", image_transform_v2(PreprocessCfg(size=SIZE), is_train=True))

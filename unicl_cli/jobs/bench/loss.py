@@ -1,4 +1,4 @@
-"""The loss alone, forward and backward, float32, d = 512: in tiles, with texts folded, densely, and open_clip's."""
+"""`bench loss`: the loss alone, forward and backward, in float32 at d = 512: folded, tiled, dense, and open_clip's."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from unicl_cli.losses import both_ways
 
 DIM, CLASSES = 512, 1000
 FOLDED, TILED, DENSE = "folded", "tiled", "dense"
-"""In training: each distinct text is a column once; a column for each row; as published, with B x B targets."""
+"""folded: one column per distinct text, as in training. tiled: one per row. dense: as published, B x B targets."""
 MATRICES = {DENSE: 7, PEER: 5}
-"""B x B matrices of floats alive at once, about; what takes more memory than there is does not run."""
+"""Approximate number of B x B float matrices alive at once; a variant that needs too much memory is skipped."""
 CHECKED = 4096
-"""Larger batches are not compared with the dense form, which would be what takes the time."""
+"""Larger batches are not checked against the dense form: that would take most of the time."""
 
 
 def cases(request: Request) -> list[Case]:
@@ -42,19 +42,19 @@ def cases(request: Request) -> list[Case]:
 
 
 def skipped_for_memory(size: int) -> dict[str, str]:
-    """Who does not run at this batch, and why."""
+    """Return the variants that do not fit into memory at this batch size, with the reason."""
     cuda = torch.cuda.is_available()
     room = torch.cuda.mem_get_info()[0] if cuda else free_memory() or machine_memory() or math.inf
     wanted = {name: 4 * count * size**2 for name, count in MATRICES.items()}
     return {
-        name: f"takes about {sized(need)}, more than half of the {sized(room)} that are free"
+        name: f"needs about {sized(need)}, more than half of the free {sized(room)}"
         for name, need in wanted.items()
         if need > room / 2
     }
 
 
 def prepare_loss(request: Request, size: int, variants: Collection[str]) -> Prepared:
-    """This rank's share of ``size`` rows: half captions, half of 1,000 classes that have one text each."""
+    """Prepare this rank's share of ``size`` rows: half captions, half rows of 1,000 classes with one text each."""
     device = choose_device(request)
     draw = torch.Generator().manual_seed(rank())
     rows = size // world_size()
@@ -74,19 +74,19 @@ def prepare_loss(request: Request, size: int, variants: Collection[str]) -> Prep
 
 
 class LossForms:
-    """Features of a batch, and the loss of it in each form."""
+    """The features of a batch, and its loss in each form."""
 
     def __init__(self, u: Tensor, texts: Tensor, keys: Tensor, index: Tensor) -> None:
         self.u, self.texts, self.keys, self.index = u, texts, keys, index
 
     def make_leaves(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Fresh ones, so that no gradient adds to another."""
+        """Return fresh leaves (images, texts, scale), so that gradients never accumulate."""
         scale = torch.tensor(1 / 0.07, device=self.u.device)
         u, v, s = (x.detach().requires_grad_() for x in (self.u, self.texts, scale))
         return u, v, s
 
     def run(self, name: str) -> tuple[Tensor, ...]:
-        """(loss, and its gradients by images, texts and scale)."""
+        """Return the loss and its gradients by images, texts and scale."""
         u, v, scale = self.make_leaves()
         loss = self.loss(name)(u, v, scale)
         loss.backward()
@@ -102,7 +102,7 @@ class LossForms:
         return forms[name]
 
     def check(self) -> dict[str, float]:
-        """Folded and tiled against dense; with keys of their own also against open_clip, whose loss knows no labels."""
+        """Compare folded and tiled with dense; and, with a key per row, with open_clip, whose loss has no labels."""
         found = [relative_gaps(self.run(name), self.run(DENSE)) for name in (FOLDED, TILED)]
         plain = LossForms(self.u, self.texts[self.index], torch.arange(len(self.u), device=self.u.device), self.index)
         plain.index = plain.keys
@@ -111,7 +111,7 @@ class LossForms:
 
 
 def dense_unicl_loss(u: Tensor, v: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
-    """UniCL's algorithm 1: one product, soft targets, autograd."""
+    """Return the loss of UniCL's algorithm 1: one product, soft targets, autograd."""
     logits = scale * u @ v.T
     same = (keys[:, None] == keys).to(u.dtype)
     targets = same / same.sum(1, keepdim=True)
@@ -119,12 +119,12 @@ def dense_unicl_loss(u: Tensor, v: Tensor, keys: Tensor, scale: Tensor) -> Tenso
 
 
 def make_clip_loss() -> Any:
-    """open_clip's loss, over several ranks in its exact and cheaper form."""
+    """Return open_clip's loss, over several ranks in its exact and cheaper form."""
     several = world_size() > 1
     return ClipLoss(local_loss=several, gather_with_grad=several, rank=rank(), world_size=world_size())
 
 
 def relative_gaps(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> dict[str, float]:
-    """Of (loss, gradients …): how far apart."""
+    """Return the relative differences of two results (loss, gradients …)."""
     gaps = [float((x - y).norm() / y.norm().clamp(min=1e-12)) for x, y in zip(a, b, strict=True)]
     return {"forward": gaps[0], "gradients": max(gaps[1:])}

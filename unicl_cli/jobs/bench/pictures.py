@@ -1,4 +1,4 @@
-"""JPEGs of the size of photographs, from a fixed seed: 500 x 375, quality 90, about 25 KB."""
+"""Generated JPEGs the size of photographs, from a fixed seed: 500 x 375, quality 90, about 25 KB."""
 
 import io
 from functools import cache
@@ -9,11 +9,11 @@ from PIL import Image
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
 CONTRAST, SLOPE = 22.0, 1.6
-"""Standard deviation in levels, and how fast power falls with frequency: chosen for the size of the file."""
+"""Standard deviation in levels, and the decay of amplitudes with frequency: chosen for the file size."""
 
 
 def make_noise(rng: np.random.Generator) -> NDArray[np.float64]:
-    """(HEIGHT, WIDTH) of unit deviation whose amplitudes fall with frequency."""
+    """Return noise (HEIGHT, WIDTH) of unit deviation whose amplitudes fall with frequency."""
     frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH))
     frequency[0, 0] = np.inf
     waves = rng.standard_normal(frequency.shape) + 1j * rng.standard_normal(frequency.shape)
@@ -22,7 +22,7 @@ def make_noise(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def make_jpeg(seed: int) -> bytes:
-    """One file; its channels are alike, as those of photographs are."""
+    """Return one file with correlated channels, as in photographs."""
     rng = np.random.default_rng((7, seed))
     shared = make_noise(rng)
     channels = [0.95 * shared + 0.3 * make_noise(rng) for _ in range(3)]

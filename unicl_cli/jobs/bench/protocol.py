@@ -1,4 +1,4 @@
-"""The protocol: what is compared takes turns in one process, after warm-ups; ratios are made round by round."""
+"""The measuring protocol: variants take turns in one process after warm-ups, and ratios are taken per round."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from unicl_cli.jobs.bench.kinds import Request
 
 WARM_UPS = 2
 LONG, LONGEST = 10.0, 60.0
-"""Seconds of a run after which one warm-up is enough, and after which the first run counts as the first round's."""
+"""Runs longer than LONG seconds need only one warm-up; the first run of LONGEST or more is the first round's."""
 SHORT, MOST_REPEATS = 0.02, 100
+"""Runs shorter than SHORT seconds are repeated within a round, at most MOST_REPEATS times."""
 FORWARD, GRADIENTS, LEVELS = 1e-5, 1e-4, 1.0
-"""How far outputs, gradients relative to their size, and pixels (of 255) may be apart."""
+"""Largest allowed differences: outputs (absolute), gradients (relative), pixels (levels of 255)."""
 Run = Callable[[], Any]
 Timer = Callable[[Run], float]
 
 
 class Prepared(NamedTuple):
-    """What can be run: ``things`` (of the case's unit) each time, by everyone in ``runs``.
+    """A case that is ready to run: each call of one of ``runs`` processes ``count`` items of the case's unit.
 
-    ``check`` gives the largest differences, ``forward`` and ``gradients``, and whatever else is worth a figure.
-    ``timer`` is for runs that are not measured by this process's clock; ``skipped`` says who does not run, and why.
+    ``check`` returns the largest differences (``forward``, ``gradients``) and any other figure worth reporting.
+    ``timer`` replaces this process's clock; ``skipped`` maps a variant that cannot run to the reason.
     """
 
     count: float
@@ -44,10 +45,10 @@ class Prepared(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A row of the table. ``prepare(who)`` builds what those need; ratios are against ``reference``.
+    """One row of the table. ``prepare(variants)`` builds those variants; ratios are relative to ``reference``.
 
-    ``memory`` is how often a fresh process runs each one while its peak is measured (0: not measured there). An
-    ``extra`` row runs when it is named, or with --all.
+    ``memory`` is the number of runs in a fresh process while its peak is measured (0: not measured there).
+    An ``extra`` row runs only if it is named, or with --all.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Case(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """The most that a check's figures may be."""
+    """Upper limits for the figures of a check."""
 
     forward: float = FORWARD
     gradients: float = GRADIENTS
@@ -69,15 +70,15 @@ class Limits(NamedTuple):
 
 
 def choose_device(request: Request) -> torch.device:
-    """Where a benchmark in one process runs."""
+    """Return the device of a benchmark in one process."""
     gpu = request.devices in ("auto", "1") and torch.cuda.is_available()
     if not gpu and request.devices not in ("auto", "cpu", "cpu:1"):
-        raise UniclError(f"--devices {request.devices}: no such device for a benchmark", "use auto or cpu")
+        raise UniclError(f"--devices {request.devices}: not a device for benchmarks", "use auto or cpu")
     return torch.device("cuda" if gpu else "cpu")
 
 
 def choose_timer(device: torch.device) -> Timer:
-    """CPU seconds of this process, or the seconds between two events on the GPU."""
+    """Return the clock: CPU seconds of this process, or the seconds between two events on the GPU."""
     return _cuda_seconds if device.type == "cuda" else _cpu_seconds
 
 
@@ -98,75 +99,75 @@ def _cuda_seconds(run: Run) -> float:
 
 
 def wall_seconds(run: Run) -> float:
-    """For what waits for other processes."""
+    """Return the elapsed seconds of a run that waits for other processes."""
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
 
 
-def run_check(name: str, ready: Prepared, limits: Limits = Limits()) -> dict[str, float]:  # noqa: B008 - frozen
-    """The figures of the row's check; a UniclError (exit code 1) where what is compared is not the same."""
-    figures = dict(ready.check()) if ready.check is not None else {}
+def run_check(name: str, prepared: Prepared, limits: Limits = Limits()) -> dict[str, float]:  # noqa: B008 - frozen
+    """Return the figures of the row's check. Raise UniclError (exit code 1) if the variants' results differ."""
+    figures = dict(prepared.check()) if prepared.check is not None else {}
     for what, most in limits._asdict().items():
         apart = figures.get(what, 0.0)
         if not apart <= most:  # nan too
             raise UniclError(
-                f"{name}: not compared: {what} {apart:.1e} apart, at most {most:.0e} is allowed",
-                "the two do not compute the same: please report it with `unicl doctor --json`",
+                f"{name}: not compared: {what} differs by {apart:.1e}; the limit is {most:.0e}",
+                "report this with the output of `unicl doctor --json`: the variants compute different results",
                 exit_code=1,
             )
     return figures
 
 
 def measure_case(
-    case: Case, ready: Prepared, *, rounds: int, device: torch.device, advance: Callable[[int], None]
+    case: Case, prepared: Prepared, *, rounds: int, device: torch.device, advance: Callable[[int], None]
 ) -> dict[str, Any]:
-    """The row of the document: warm-ups, then rounds in which everyone runs once, each round beginning with another."""
-    checks = run_check(case.name, ready)
-    timer = ready.timer or choose_timer(device)
-    names = list(ready.runs)
+    """Return the row of the document: after warm-ups, each round runs every variant once, rotating which goes first."""
+    checks = run_check(case.name, prepared)
+    timer = prepared.timer or choose_timer(device)
+    names = list(prepared.runs)
     took = dict.fromkeys(names, 0.0)
     runs: dict[str, list[Timing]] = {name: [] for name in names}
     for _ in range(WARM_UPS):
         for name in names:
             if took[name] < LONG:
-                measured = time_runs(timer, ready.runs[name], device)
-                took[name] = largest_over_ranks(round(measured.seconds * 1e6)) / 1e6  # all run equally often
+                measured = time_runs(timer, prepared.runs[name], device)
+                took[name] = largest_over_ranks(round(measured.seconds * 1e6)) / 1e6  # every rank repeats equally often
                 runs[name] = [measured] if took[name] >= LONGEST else []
             advance(1)
-    often = {name: 1 if ready.timer else repeats_per_round(took[name]) for name in names}
+    repeats = {name: 1 if prepared.timer else repeats_per_round(took[name]) for name in names}
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             if len(runs[name]) == number:
-                runs[name].append(time_runs(timer, ready.runs[name], device, often[name]))
+                runs[name].append(time_runs(timer, prepared.runs[name], device, repeats[name]))
             advance(1)
-    variants = {name: summarize(ready.count, runs[name]) for name in names}
+    variants = {name: summarize(prepared.count, runs[name]) for name in names}
     return {
         "name": case.name,
         "unit": case.unit,
-        "count": ready.count,
-        "facts": dict(ready.facts),
+        "count": prepared.count,
+        "facts": dict(prepared.facts),
         "checks": checks,
         "reference": case.reference,
         "variants": variants,
-        "skipped": dict(ready.skipped),
+        "skipped": dict(prepared.skipped),
     }
 
 
 def repeats_per_round(seconds: float) -> int:
-    """How often what takes so long is run in a round, so that the clock's grain does not matter."""
+    """Return the number of runs per round, enough to make the clock's resolution negligible."""
     return max(1, min(MOST_REPEATS, round(SHORT / max(seconds, 1e-6))))
 
 
 class Timing(NamedTuple):
-    """One run; ``mib`` is its peak where the GPU's allocator tells it."""
+    """Seconds of one run, and its peak memory in MiB where the GPU's allocator reports it."""
 
     seconds: float
     mib: float | None
 
 
 def time_runs(timer: Timer, run: Run, device: torch.device, times: int = 1) -> Timing:
-    """A measurement of ``times`` runs, one after the other."""
+    """Measure ``times`` runs in a row and return the mean of one."""
     work = partial(run_repeatedly, run, times)
     if device.type != "cuda":
         return Timing(timer(work) / times, None)
@@ -177,14 +178,14 @@ def time_runs(timer: Timer, run: Run, device: torch.device, times: int = 1) -> T
 
 
 def run_repeatedly(run: Run, times: int) -> Any:
-    """``run()`` so many times; what it says where once is enough."""
+    """Call ``run`` several times and return its last result."""
     for _ in range(times - 1):
         run()
     return run()
 
 
 def summarize(count: float, runs: Sequence[Timing]) -> dict[str, Any]:
-    """Of one variant."""
+    """Return the figures of one variant: seconds of each round, their median, items per second, peak memory."""
     median = statistics.median(run.seconds for run in runs)
     mib = max((run.mib for run in runs if run.mib is not None), default=None)
     seconds = [run.seconds for run in runs]
@@ -192,7 +193,7 @@ def summarize(count: float, runs: Sequence[Timing]) -> dict[str, Any]:
 
 
 def add_ratios(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with ``speed`` (how many times as fast as the reference, of each round) and ``memory`` (share of its)."""
+    """Add ``speed`` (ratio to the reference, per round) and ``memory`` (share of the reference's) to each variant."""
     base = row["variants"].get(row["reference"])
     if base is None:
         return row
@@ -210,14 +211,16 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def measure_in_fresh_process(request: Request, row: str, variant: str | None, processes: int = 1) -> Any:
-    """What a fresh process (or several, that talk to each other) says of a row: the peak of one variant, in MiB, or,
-    with no variant named, the whole row."""
+    """Measure in a fresh process, or in several connected ones.
+
+    Return the peak memory of ``variant`` in MiB, or the whole row if ``variant`` is None.
+    """
     job = json.dumps({"request": request._asdict(), "row": row, "variant": variant})
-    many = ("torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m") if processes > 1 else ()
-    command = [sys.executable, "-m", *many, "unicl_cli.jobs.bench.fresh_process", job]
+    launcher = ("torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m") if processes > 1 else ()
+    command = [sys.executable, "-m", *launcher, "unicl_cli.jobs.bench.fresh_process", job]
     done = subprocess.run(command, capture_output=True, text=True, env=_environment(request.threads), check=False)
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if "Error" in line] or done.stderr.splitlines()
         why = lines[0] if lines else f"exit code {done.returncode}"
-        raise UniclError(f"{row}: a fresh process for {variant or 'it'} failed: {why}", exit_code=1)
+        raise UniclError(f"{row}: the fresh process for {variant or 'this row'} failed: {why}", exit_code=1)
     return json.loads(done.stdout.splitlines()[-1])

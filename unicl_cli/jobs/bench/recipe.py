@@ -1,4 +1,4 @@
-"""A recipe's own data and model: what its loader gives with each number of workers, and what a step of it takes."""
+"""Benchmarks of a recipe's own data and model: its loader with each number of workers, and its training step."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.recipe.load import load
 
 MIN_IMAGES = 64
-"""Images that a run of the loader takes at least."""
+"""Least number of images in one run of the loader."""
 
 
 def cases(request: Request) -> list[Case]:
-    """``loader``: wall time, since workers are other processes. ``step``: one batch again and again, on the device."""
+    """Return the cases: the loader in wall time (workers are other processes), or steps on one batch."""
     if load(str(request.recipe), request.overrides).stages:
-        raise UniclError(f"bench {request.kind} {request.recipe}: it has several stages", "give a recipe with one")
+        raise UniclError(f"bench {request.kind} {request.recipe}: has several stages", "give a recipe with one stage")
     variants = (OURS,)
     if request.kind == "step":
         return [Case("step", "images", variants, OURS, partial(prepare_step, request), memory=2)]
@@ -42,7 +42,7 @@ def cases(request: Request) -> list[Case]:
 
 @cache
 def build_parts(request: Request) -> tuple[Parts, Any]:
-    """What `train` builds; the run directory that it needs is gone at the end."""
+    """Build what `train` builds, in a temporary run directory that is removed at exit."""
     recipe = load(str(request.recipe), request.overrides)
     accelerator = start_accelerator(recipe.precision, "cpu" if choose_device(request).type == "cpu" else "1")
     folder = Path(tempfile.mkdtemp(prefix="unicl-bench-"))
@@ -60,7 +60,7 @@ def batch_facts(parts: Parts, batch: Batch) -> dict[str, Any]:
 
 
 def prepare_loading(request: Request, workers: int, variants: Collection[str]) -> Prepared:
-    """Batches as they come; what the workers have made while nobody request does not count, since nobody waits long."""
+    """Prepare the loader alone: batches are taken as they arrive, at once, so that no prefetched ones are counted."""
     del variants
     parts, _ = build_parts(request)
     size = parts.recipe.batch.size
@@ -75,7 +75,7 @@ def prepare_loading(request: Request, workers: int, variants: Collection[str]) -
 
 
 class WaitSink:
-    """A sink that keeps which share of its time the last line's steps waited for data, under a name."""
+    """A sink that keeps one figure by name: the share of time that the last logged steps waited for data."""
 
     def __init__(self, waited: dict[str, float], name: str) -> None:
         self.waited, self.name = waited, name
@@ -88,7 +88,7 @@ class WaitSink:
 
 
 def build_loop(request: Request) -> tuple[Any, ...]:
-    """(step, optimizer, plan, accelerator) as the loop takes them."""
+    """Return (step, optimizer, plan, accelerator) as the training loop takes them."""
     parts, accelerator = build_parts(request)
     step = accelerator.prepare(parts.step)
     optimizer = accelerator.prepare(build_optimizer(parts.recipe, step))
@@ -97,7 +97,7 @@ def build_loop(request: Request) -> tuple[Any, ...]:
 
 
 def prepare_training(request: Request, variants: Collection[str]) -> Prepared:
-    """Steps with their data, in wall time; the share of it that was spent waiting for data is a fact of the row."""
+    """Prepare steps with their data, in wall time; the row's facts hold the share spent waiting for data."""
     del variants
     parts, _ = build_parts(request)
     step, optimizer, plan, accelerator = build_loop(request)

@@ -1,4 +1,4 @@
-"""The command line's start: CPU time and memory of a whole process."""
+"""`bench start`: startup of the command line, as CPU time of a whole process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMMANDS = MappingProxyType(
 
 
 def cases(request: Request) -> list[Case]:
-    """Beside Python alone, which is the floor; open_clip's training has a --help too."""
+    """Return the cases; Python alone is the lower bound, and open_clip's training command has a --help too."""
     found: list[Case] = []
     for name, words in COMMANDS.items():
         peer = (PEER,) if request.vs and name == "train-help" else ()
@@ -46,19 +46,19 @@ def prepare_start(words: tuple[str, ...], variants: Collection[str]) -> Prepared
 
 
 def measured_by_run(run: Run) -> float:
-    """What is run has measured itself."""
+    """Return the time that the run has measured itself."""
     return run()
 
 
 def cpu_seconds(*words: str) -> float:
-    """CPU seconds of ``python *words``, user's and system's."""
+    """Return the CPU seconds (user and system) of ``python *words``."""
     child: Any = subprocess.Popen(
         [sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
     )
-    said = child.stderr.read().decode(errors="replace")
+    errors = child.stderr.read().decode(errors="replace")
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     child.stderr.close()
     if child.returncode:
-        raise UniclError(f"python {' '.join(words)}: exit code {child.returncode}: {said[-300:]}", exit_code=1)
+        raise UniclError(f"python {' '.join(words)}: exit code {child.returncode}: {errors[-300:]}", exit_code=1)
     return usage.ru_utime + usage.ru_stime

@@ -1,4 +1,4 @@
-"""A whole update of a two-tower model: forward, loss, backward, clipping, AdamW; ours through the training loop."""
+"""`bench step`: a whole update of a two-tower model by our training loop, and by open_clip's."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from unicl_cli.losses import contrast
 from unicl_cli.recipe.schema import Recipe
 
 OURS, LOCKED = "unicl", "open_clip, locked"
-"""`locked` is open_clip's --lock-text: its text tower runs in each step and learns nothing."""
+"""`locked` is open_clip's --lock-text: its text tower runs in each step but does not learn."""
 CLIP_NORM, RATE = 1.0, 1e-4
 FOREVER = 10**9
 
 
 class Row(NamedTuple):
-    """``texts(rows)``; ``frozen``: does no text tower learn? ``usual``: does it run without being named?"""
+    """``texts(rows)`` makes the texts. ``frozen``: no text tower learns. ``usual``: it runs without being named."""
 
     texts: Callable[[int], LabelledTexts]
     frozen: bool = False
@@ -58,7 +58,7 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         "frozen-labels": Row(partial(make_prompts, classes=100, templates=80), frozen=True),
     }
 )
-"""Texts of labels: how many classes, in one template or (t80) in one of CLIP's 80 for each row."""
+"""Rows of labels: number of classes; prompts in one template, or (t80) in one of CLIP's 80 per row."""
 
 
 def cases(request: Request) -> list[Case]:
@@ -90,7 +90,7 @@ def prepare_step(request: Request, row: Row, variants: Collection[str]) -> Prepa
 
 
 class PairBatch(NamedTuple):
-    """The same batch for both: ours as the loader gives it, and every row's text with 77 tokens for open_clip."""
+    """One batch for both models: ``batch`` as our loader gives it, and the 77 tokens of every row for open_clip."""
 
     batch: Batch
     tokens: Tensor
@@ -108,7 +108,7 @@ def _to_device(x: Any, device: torch.device) -> Any:
 
 
 def make_pair_batch(texts: LabelledTexts, tokenizer: TextTokenizer, image_size: int) -> PairBatch:
-    """Random images, and texts through the collate of training."""
+    """Make a batch of random images, with its texts collated as in training."""
     draw = torch.Generator().manual_seed(0)
     rows = len(texts.texts)
     images = torch.randint(256, (rows, 3, image_size, image_size), dtype=torch.uint8, generator=draw)
@@ -121,7 +121,7 @@ def make_pair_batch(texts: LabelledTexts, tokenizer: TextTokenizer, image_size: 
 
 
 class SilentSink:
-    """A sink that keeps nothing."""
+    """A sink that discards everything."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -129,7 +129,7 @@ class SilentSink:
 
 
 def make_our_step(recipe: Recipe, step: Step, batch: Batch, device: torch.device) -> Callable[[], Any]:
-    """One pass of the training loop, with all that it does besides."""
+    """Return one pass of the training loop, with everything that the loop does around an update."""
     loop = make_our_loop(recipe, step, device, log_every=FOREVER)
     return lambda: loop(iter([(0, batch)]), SilentSink())
 
@@ -137,7 +137,7 @@ def make_our_step(recipe: Recipe, step: Step, batch: Batch, device: torch.device
 def make_our_loop(
     recipe: Recipe, step: Step, device: torch.device, *, log_every: int
 ) -> Callable[[Iterator[tuple[int, Batch]], Sink], Any]:
-    """The training loop over batches and into a sink that are given to it."""
+    """Return the training loop as a function of batches and a sink."""
     accelerator = start_accelerator(recipe.precision, "cpu" if device.type == "cpu" else "1")
     prepared = accelerator.prepare(step)
     optimizer = accelerator.prepare(build_optimizer(recipe, prepared))
@@ -146,22 +146,22 @@ def make_our_loop(
 
 
 def constant_lr(step: int) -> float:
-    """The learning rate, which costs nothing."""
+    """Return a constant learning rate, at no cost."""
     del step
     return RATE
 
 
 def do_nothing(step: int) -> None:
-    """After a step."""
+    """Do nothing after a step."""
 
 
 def unlock(model: Any) -> Any:
-    """The same weights, all of which learn."""
+    """Return a copy of the model in which all weights learn."""
     return deepcopy(model).requires_grad_(True)  # noqa: FBT003 - torch's own signature
 
 
 def make_their_step(pair: ModelPair, model: Any, batch: PairBatch, precision: str) -> Callable[[], Any]:
-    """open_clip_train 3.3.0, `main.py` and `train_one_epoch`: its groups, its AdamW without a flag, its loss.
+    """Return one step of open_clip_train 3.3.0 (`main.py`, `train_one_epoch`): its groups, default AdamW and loss.
 
     Images come normalised, as from its loader.
     """
@@ -189,7 +189,7 @@ def make_their_step(pair: ModelPair, model: Any, batch: PairBatch, precision: st
 
 
 def compare_step(pair: ModelPair, batch: PairBatch) -> dict[str, float]:
-    """Features and all gradients, in float32: ours through its loss, open_clip's through the same sums."""
+    """Compare features and all gradients in float32; open_clip's model gets the same loss, computed densely."""
     images = pair.ours.pixels(batch.batch.images)
     zero_grads(pair.step, pair.theirs)
     ours = pair.step(batch.batch)
@@ -199,7 +199,7 @@ def compare_step(pair: ModelPair, batch: PairBatch) -> dict[str, float]:
     keys = batch.batch.keys
     if bool((batch.batch.labels == NO_LABEL).all()):
         loss = ClipLoss()(u, v, scale)
-    else:  # open_clip has no loss for labels: the published sums, densely
+    else:  # open_clip has no loss for labels: take the published one, densely
         loss = (contrast(u, v, keys, keys, scale).mean() + contrast(v, u, keys, keys, scale).mean()) / 2
     loss.backward()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What each switch of speed gains: our own training with it at each of its values, the plain way last."""
+"""`bench switches`: the gain of each speed switch, our training at each of its values, the plain one last."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ from unicl_cli.recipe.schema import Recipe
 
 RESNET = {"name": "timm", "model": "resnet18"}
 STEPS = 4
-"""Of a run in which a training waits for its loader."""
+"""Training steps of one run of `data.workers`."""
 LABELS = partial(make_prompts, classes=100, templates=80)
 BOTH = partial(mix_captions_and_prompts, classes=1000, templates=80)
 
 
 class Switch(NamedTuple):
-    """A key's values with the plain one last; ``image`` is the backbone that it is for, else the model's own.
+    """The values of a recipe key, the plain one last; ``image`` replaces the model's own backbone.
 
-    ``memory``: is it there for the sake of memory? ``usual``: does it run without being named?
+    ``memory``: the switch saves memory. ``usual``: its row runs without being named.
     """
 
     values: tuple[str, ...] = ("true", "false")
@@ -103,7 +103,7 @@ def cases(request: Request) -> list[Case]:
 
 
 def prepare_switch(request: Request, key: str, switch: Switch, variants: Collection[str]) -> Prepared:
-    """Updates of models with the same weights on one batch, each built as its recipe says."""
+    """Prepare updates on one batch by models with the same weights, one for each value of the switch."""
     device, size = choose_device(request), request.batch or FILES
     shape = shape_of(request.model or "small")
     shape = shape if switch.image is None else shape._replace(image=switch.image)
@@ -122,20 +122,21 @@ def prepare_switch(request: Request, key: str, switch: Switch, variants: Collect
 
 
 def build_trained_step(recipe: Recipe, device: torch.device) -> Step:
-    """As `train` makes it, on one process."""
+    """Build a step as `train` does, on one process."""
     rows = recipe.batch.size if recipe.batch.micro == "auto" else recipe.batch.micro
     step, _ = build_step(recipe, clip_bpe, (), chunks_of(recipe.batch.size, rows))
     if recipe.parallel.compile:
         compile_units(step)
-    step.train().to(device)  # a tower that is frozen goes to evaluation
+    step.train().to(device)  # frozen towers stay in evaluation mode
     if recipe.parallel.text_cache == "auto":
         cast("Any", step.model).remember_texts()
     return step
 
 
 def compare_values(makers: Mapping[str, Callable[[], Step]], batch: Batch) -> dict[str, float]:
-    """Loss and gradients of all against the plain way's, in float64 (a ReLU near 0 turns float32's rounding into much
-    more); ``first_s``: CPU seconds of the slowest, with all that is done at a first call.
+    """Compare loss and gradients with those of the plain value, in float64.
+
+    In float32, a ReLU near 0 would amplify rounding. ``first_s``: CPU seconds of the slowest first step.
     """
     found: dict[str, tuple[float, dict[str, Tensor]]] = {}
     first = 0.0
@@ -156,11 +157,11 @@ def compare_values(makers: Mapping[str, Callable[[], Step]], batch: Batch) -> di
 
 PLAIN = "one by one"
 ADAMW: Mapping[str, Any] = {"fused": {"fused": True}, "foreach": {"foreach": True}, PLAIN: {"foreach": False}}
-"""Training has no switch for it: it always takes the first."""
+"""Training has no switch for this: it always uses the first."""
 
 
 def prepare_adamw(request: Request, variants: Collection[str]) -> Prepared:
-    """The update alone, of all parameters of the model."""
+    """Prepare AdamW alone, on all parameters of the model."""
     device = choose_device(request)
     recipe = make_recipe(shape_of(request.model or "small"), FILES, precision="fp32", frozen_text=False)
     step = build_trained_step(recipe, device)
@@ -195,7 +196,7 @@ def prepare_resizers(variants: Collection[str], size: int) -> Prepared:
 def prepare_transforms(
     forms: Mapping[str, TrainTransform], variants: Collection[str], size: int, *, limit: str
 ) -> Prepared:
-    """Files to cropped images; the draws are the same, so the pixels can be compared. ``off``: share that differs."""
+    """Prepare cropping of image files; equal draws make pixels comparable. ``off``: the share that differs."""
     files = make_jpegs(size)
 
     def check() -> dict[str, float]:
@@ -213,11 +214,11 @@ def prepare_transforms(
 
 
 CROP_ONLY = "its crop"
-"""What `device` leaves to a worker."""
+"""The part of the augmentation that `device` leaves to a worker."""
 
 
 def prepare_augment_on(variants: Collection[str], size: int) -> Prepared:
-    """SimCLR's, which has the most to do after the crop. The random numbers differ, so there is nothing to compare."""
+    """Prepare SimCLR's augmentation, the longest after the crop. Its random numbers differ, so nothing is compared."""
     ops = augment("simclr", {})
     crop, late = halves(ops)
     files, on_device = make_jpegs(size), DeviceAugment([late], 0)
@@ -236,7 +237,7 @@ def prepare_augment_on(variants: Collection[str], size: int) -> Prepared:
 
 
 def prepare_workers(request: Request, variants: Collection[str]) -> Prepared:
-    """Steps with their data, decoded by so many processes beside them, in wall time; and its share spent waiting."""
+    """Prepare steps with their data in wall time, by number of decoding processes, with the share spent waiting."""
     device, size = choose_device(request), request.batch or FILES
     shape = shape_of(request.model or "small")
     recipe = make_recipe(shape, size, precision=request.precision or "fp32", frozen_text=False)

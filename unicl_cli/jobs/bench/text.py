@@ -1,4 +1,4 @@
-"""The text tower alone, forward and backward: what trimming, encoding each text once, and like lengths save."""
+"""`bench text`: the text tower alone, forward and backward; the gain of trimming, deduplicating and packing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from unicl_cli.jobs.bench.protocol import Case, Prepared, choose_device
 from unicl_cli.jobs.bench.step import OURS, PairBatch, make_pair_batch
 
 FULL, TRIMMED, DISTINCT = "full", "trimmed", "distinct"
-"""Every row's text with 77 tokens; cut to the longest; each text once. `unicl`: packed as well, as in training."""
+"""full: 77 tokens a row. trimmed: to the longest. distinct: each text once. unicl: packed too, as in training."""
 
 
 def cases(request: Request) -> list[Case]:
@@ -34,7 +34,7 @@ def cases(request: Request) -> list[Case]:
     usual = ("captions", *(f"prompts-{count}" for count in request.classes or (100,)))
     found: list[Case] = []
     for name, texts in rows.items():
-        whole = (TRIMMED, FULL) if name == "captions" else ()  # these cost the same everywhere
+        whole = (TRIMMED, FULL) if name == "captions" else ()  # their cost does not depend on the texts
         variants = (OURS, DISTINCT, *whole, *((PEER,) if request.vs else ()))
         prepare = partial(prepare_text_tower, request, texts)
         found.append(
@@ -72,7 +72,7 @@ def prepare_text_tower(request: Request, texts: Callable[[int], LabelledTexts], 
 
 
 def compare_text_towers(pair: ModelPair, batch: PairBatch, weights: Tensor) -> dict[str, float]:
-    """In float32, whatever is measured."""
+    """Compare features and gradients in float32, whatever precision is measured."""
     zero_grads(pair.step, pair.theirs)
     mine = pair.ours.encode_text(batch.batch.tokens).embed[batch.batch.text_index]
     theirs = pair.theirs.encode_text(batch.tokens, normalize=True)
