@@ -164,7 +164,7 @@ def test_pictures_of_train_in_test_are_said(tmp_path, capsys):
     assert run(["prepare", "--labels", str(tmp_path / "p"), "-o", str(tmp_path / "c"), "--workers", "1", "-q"]) == 0
     facts = answer(capsys, str(tmp_path / "c"))
     assert facts["duplicates"]["also_in_train"] == {"test": 2}
-    assert any("no fair test" in note for note in facts["notes"])
+    assert any("repeat an image of train" in note for note in facts["notes"])
 
 
 def test_pictures_alone_have_sizes_and_no_concepts(place, tmp_path, capsys):
@@ -224,7 +224,7 @@ def test_without_colour_the_positives_alone_are_drawn(place, capsys):
     capsys.readouterr()
     assert run(["inspect", str(place / "corpus"), "--batch", "--batch-size", "8"]) == 0
     shown = capsys.readouterr().out
-    assert "as CLIP sees it" in shown
+    assert "CLIP's targets" in shown
     assert "\u2580\u2584      " in shown
 
 
@@ -262,12 +262,12 @@ def cut(folder: Path) -> None:
 
 
 DAMAGES = {
-    "has another checksum than when it was written": flip,
+    "has changed since it was written (checksum)": flip,
     "has 999 bytes instead of": cut,
     "model.safetensors: missing": lambda f: (f / "model.safetensors").unlink(),
     "trainer.json is missing": lambda f: (f / "trainer.json").unlink(),
     "trainer.json cannot be read": lambda f: (f / "trainer.json").write_text("{"),
-    "trainer.json names no files": lambda f: (f / "trainer.json").write_text('{"step": "x", "versions": 3}'),
+    "trainer.json lists no files": lambda f: (f / "trainer.json").write_text('{"step": "x", "versions": 3}'),
 }
 
 
@@ -313,10 +313,10 @@ def test_a_run_tells_its_state_and_its_last_figures(place, copy, capsys):
 OTHERS = {
     "pictures": ("is a folder of images", "unicl prepare --labels"),
     "pictures/dog/0.png": ("is an image", "unicl zeroshot"),
-    "list.tsv": ("is a list", "unicl prepare --captions"),
+    "list.tsv": ("is a list of rows", "unicl prepare --captions"),
     "runs": ("holds runs", "unicl runs ls"),
     "runs/one/checkpoints": ("holds checkpoints", "step-00000004"),
-    "runs/one/model.safetensors": ("is one file of several", "unicl inspect"),
+    "runs/one/model.safetensors": ("is a single file of a larger directory", "unicl inspect"),
     "tiny.yaml": ("is a recipe", "--batch"),
     "corpsu": ("no such file or directory; did you mean 'corpus'?", "give a corpus"),
 }

@@ -30,13 +30,13 @@ Timer = Callable[[Run], float]
 
 
 class Prepared(NamedTuple):
-    """A case that is ready to run: each call of one of ``runs`` processes ``count`` items of the case's unit.
+    """A case that is ready to run: each call of one of ``runs`` processes ``items`` items of the case's unit.
 
     ``check`` returns the largest differences (``forward``, ``gradients``) and any other figure worth reporting.
     ``timer`` replaces this process's clock; ``skipped`` maps a variant that cannot run to the reason.
     """
 
-    count: float
+    items: float
     runs: Mapping[str, Run]
     facts: Mapping[str, Any] = {}
     check: Callable[[], Mapping[str, float]] | None = None
@@ -141,11 +141,11 @@ def measure_case(
             if len(runs[name]) == number:
                 runs[name].append(time_runs(timer, prepared.runs[name], device, repeats[name]))
             advance(1)
-    variants = {name: summarize(prepared.count, runs[name]) for name in names}
+    variants = {name: summarize(prepared.items, runs[name]) for name in names}
     return {
         "name": case.name,
         "unit": case.unit,
-        "count": prepared.count,
+        "count": prepared.items,
         "facts": dict(prepared.facts),
         "checks": checks,
         "reference": case.reference,

@@ -1,4 +1,4 @@
-"""What the facts of a corpus ask for: one sentence each, worst first."""
+"""Notes on a corpus: one sentence with advice for each problem, the worst first."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 SMALL_CLASS = 5
-"""Images below which a class is small."""
+"""A class with fewer images is small."""
 IMBALANCE = 20
-"""Times that the largest class may hold the smallest before it is said."""
+"""Ratio of the largest to the smallest class above which there is a note."""
 FEW_DISTINCT = 0.9
-"""Share of distinct texts below which repetition is said."""
+"""Share of distinct captions below which there is a note."""
 
 
 def write_notes(facts: Mapping[str, Any]) -> list[str]:
-    """Sentences with what to do; none where there is nothing to say."""
+    """Return the notes; empty if nothing stands out."""
     found: list[str] = []
-    for look in (_note_names, _note_images, _note_classes, _note_captions, _note_batch):
-        found += look(facts)
+    for note in (_note_names, _note_images, _note_classes, _note_captions, _note_batch):
+        found += note(facts)
     return found
 
 
@@ -27,17 +27,17 @@ def _note_names(facts: Mapping[str, Any]) -> Iterator[str]:
         first = f"'{same[0]['name']}' is {' and '.join(same[0]['keys'][:3])}"
         yield (
             f"{_count(len(same), 'prompt name belongs', 'prompt names belong')} to several classes ({first}): "
-            "equal texts with different labels; give them distinct names"
+            "their prompts are equal but their labels differ; give them distinct names"
         )
 
 
 def _note_images(facts: Mapping[str, Any]) -> Iterator[str]:
     found = facts["duplicates"]
     if n := found["pictures_with_several_labels"]:
-        yield f"{_count(n, 'image has', 'images have')} several labels, each in a row of its own"
+        yield f"{_count(n, 'image has', 'images have')} several labels: one row for each"
     for split, n in found["also_in_train"].items():
         if n:
-            yield f"{_count(n, 'row', 'rows')} of split {split} show an image that is in train too: no fair test"
+            yield f"{_count(n, 'row', 'rows')} of split {split} repeat an image of train: so its results look too good"
     if n := facts["rejected"]["n"]:
         yield f"{_count(n, 'row was', 'rows were')} left out by prepare: see {facts['path']}/rejects"
 
@@ -52,7 +52,7 @@ def _note_classes(facts: Mapping[str, Any]) -> Iterator[str]:
     if 0 < smallest < SMALL_CLASS:
         yield f"the smallest class has {_count(smallest, 'image', 'images')}"
     if smallest and largest > IMBALANCE * smallest:
-        yield f"the largest class has {largest / smallest:.0f} times the images of the smallest"
+        yield f"the largest class has {largest / smallest:.0f} times as many images as the smallest"
 
 
 def _note_captions(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -60,15 +60,16 @@ def _note_captions(facts: Mapping[str, Any]) -> Iterator[str]:
     if captions is None:
         return
     cut = f"{100 * captions['cut_at_advised']:.1f} %" if captions["cut_at_advised"] else "none"
+    prompts = " and no prompt" if "prompt_tokens" in captions and _holds_prompts(captions) else ""
     yield (
-        f"context_length: {captions['context_length']} with tokenizer {captions['tokenizer']} cuts {cut} of the "
-        "captions" + (" and no prompt" if "prompt_tokens" in captions and _holds_prompts(captions) else "")
+        f"model.context_length: {captions['context_length']} with tokenizer {captions['tokenizer']} cuts {cut} of "
+        f"the captions{prompts}"
     )
     if captions["unique_text_share"] < FEW_DISTINCT:
         repeated = 100 * (1 - captions["unique_text_share"])
         yield (
-            f"{repeated:.0f} % of the captions repeat another: data.caption_targets: text_hash makes equal texts "
-            "positives"
+            f"{repeated:.0f} % of the captions repeat another: set data.caption_targets: text_hash to make equal "
+            "texts positives"
         )
 
 
@@ -81,8 +82,8 @@ def _note_batch(facts: Mapping[str, Any]) -> Iterator[str]:
     per_anchor = found.get("labels", {}).get("others_per_anchor", 0)
     if per_anchor >= 0.05:
         yield (
-            f"in a batch of {found['batch_size']}, a label row shares its class with {per_anchor:.1f} others: "
-            "positives for UniCL, false negatives for CLIP"
+            f"in a batch of {found['batch_size']}, a label row shares its class with {per_anchor:.1f} other rows on "
+            "average: positives for UniCL, false negatives for CLIP"
         )
 
 

@@ -1,4 +1,4 @@
-"""One real batch and its targets, as CLIP (each pair for itself) and as UniCL (equal keys) see them."""
+"""One real batch and its targets, for CLIP (each pair alone) and for UniCL (equal keys)."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from unicl_cli.recipe.schema import Recipe
 
 Ints = NDArray[np.int64]
 MAX_SHOWN = 32
-"""Rows of the batch that are drawn."""
+"""Largest number of rows in the drawn matrices."""
 NEGATIVE, POSITIVE, MISSED = "0", "1", "2"
-"""Cells of a matrix; missed: the row's class or text is the column's, but the target says no."""
+"""Cells of a matrix; missed: row and column share a class or text, but the target is negative."""
 PLACEHOLDER_SIZE = 64
-"""Side of the images of a corpus that no recipe reads."""
+"""Image side of the default recipe."""
 
 
 class RowGroups(NamedTuple):
-    """What makes two rows a pair. ``names`` are (row, class): the caption of a row without a label names the class."""
+    """The values by which rows form pairs. ``names`` are (row, class): an unlabelled row's caption names the class."""
 
     keys: Ints
     labels: Ints
@@ -40,14 +40,14 @@ class RowGroups(NamedTuple):
 
 
 class InspectedBatch(NamedTuple):
-    """The document of a batch and, where they were asked for, the images of its rows as the model sees them."""
+    """The document of a batch and, if requested, the images of its rows as the model sees them."""
 
     document: dict[str, Any]
     pictures: list[Tensor]
 
 
 def default_recipe(corpus: Corpus, split: str, batch_size: int) -> Recipe:
-    """What a corpus is drawn with when no recipe is given: the recipe's defaults, without augmentation."""
+    """Return the recipe for a corpus without one: the defaults, without augmentation."""
     return load_text(
         f"""
 data:
@@ -62,7 +62,7 @@ steps: 1
 
 
 def inspect_batch(recipe: Recipe, path: str, step: int, *, pictures: bool) -> InspectedBatch:
-    """The batch of ``step`` (0: the first), drawn by the recipe's own sampler and collated with its own keys."""
+    """Draw the batch of ``step`` (0: the first) with the recipe's own sampler and keys, and describe it."""
     check_corpora(recipe)
     data = build_data(recipe)
     at = next(iter(Draws(data.order, step, step + 1, 0, 1)))
@@ -74,7 +74,7 @@ def inspect_batch(recipe: Recipe, path: str, step: int, *, pictures: bool) -> In
     if not len(with_text):
         raise UniclError(
             f"{path}: no row of the batch has a text, so there are no pairs of images and texts",
-            "images without labels and captions are for losses without texts, such as supcon",
+            "choose a corpus with labels or captions; images alone suit only losses without texts, such as supcon",
         )
     rows = [drawn[row] for row in with_text]
     numbers = row_groups(rows, batch.keys.numpy()[with_text], data)
@@ -101,12 +101,13 @@ def inspect_batch(recipe: Recipe, path: str, step: int, *, pictures: bool) -> In
 
 
 def skip_image(data: bytes, draw: int) -> Tensor:
-    """In place of a transform: texts and keys do not depend on the image."""
+    """Stand in for the transform: texts and keys do not depend on the image."""
     del data, draw
     return zeros(0)
 
 
 def row_groups(rows: list[Drawn], keys: Ints, data: Data) -> RowGroups:
+    """Return the keys, labels and texts of the rows, and the classes that captions name."""
     labels = np.array([row.label for row in rows], np.int64)
     texts = np.array([text_hash(row.text or "") for row in rows], np.int64)
     free = np.flatnonzero(labels == NO_LABEL)
@@ -117,7 +118,7 @@ def row_groups(rows: list[Drawn], keys: Ints, data: Data) -> RowGroups:
 
 
 def pair_counts(numbers: RowGroups) -> dict[str, Any]:
-    """Positives and false negatives among the ordered pairs (image i, text j), i = j included."""
+    """Count positives and false negatives among the ordered pairs (image i, text j), including i = j."""
     n = len(numbers.keys)
     positives = count_pairs(numbers.keys)
     same_text = count_pairs(numbers.texts)
@@ -138,13 +139,13 @@ def pair_counts(numbers: RowGroups) -> dict[str, Any]:
 
 
 def count_pairs(*columns: Ints) -> int:
-    """Ordered pairs of rows that agree in all columns, each row with itself included."""
+    """Count the ordered pairs of rows that agree in all columns, including each row with itself."""
     counts = np.unique(np.stack(columns), axis=1, return_counts=True)[1]
     return int((counts.astype(np.int64) ** 2).sum())
 
 
 def target_matrices(numbers: RowGroups, shown: Ints) -> dict[str, list[str]]:
-    """Both target matrices of the shown rows, a string of cells for each image."""
+    """Return both target matrices of the shown rows, one string of cells per image."""
     keys, texts, labels = numbers.keys[shown], numbers.texts[shown], numbers.labels[shown]
     named = set(zip(*(column.tolist() for column in numbers.names), strict=True))
     relation = np.array([[(int(j), int(label)) in named for j in shown] for label in labels])
@@ -159,6 +160,6 @@ def target_matrices(numbers: RowGroups, shown: Ints) -> dict[str, list[str]]:
 
 
 def row_facts(row: Drawn, positives: int, data: Data) -> dict[str, Any]:
-    """A row as it is listed; ``positives`` counts the texts of the batch that are its own."""
+    """Return a listed row; ``positives`` is the number of texts in the batch that are positives of its image."""
     named = None if row.label == NO_LABEL else data.classes[row.label].names[0]
     return {"row": row.row, "draw": row.draw, "class": named, "text": row.text, "positives": positives}

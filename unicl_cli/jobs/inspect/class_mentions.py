@@ -1,4 +1,4 @@
-"""Which classes captions name: whole words, any of a class's names, the plural in -s, -es or -ies; vectorised."""
+"""Class names in captions, found as whole words: any name of a class, also in the plural (-s, -es, -ies)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from unicl_cli.contracts import ClassName
 
 Ints = NDArray[np.int64]
 compute: Any = pc
-"""pyarrow's functions are made at run time: no checker sees them."""
+"""pyarrow's functions are made at run time, so type checkers do not see them."""
 _BETWEEN = r"[^\p{L}\p{M}\p{N}]+"
 
 
 class Words(NamedTuple):
-    """The words of some texts, one after the other: ``words`` their spellings, ``text`` the numbers of their texts."""
+    """The words of many texts in a row: ``words`` are their spellings, ``text`` the number of each one's text."""
 
     words: Any
     text: Ints
 
 
 def split_words(texts: Any) -> Words:
-    """Lower-cased runs of letters, marks and digits of a string array."""
+    """Split a string array into lower-case runs of letters, marks and digits."""
     plain = compute.replace_substring_regex(compute.utf8_lower(texts), pattern=_BETWEEN, replacement=" ")
     split = compute.utf8_split_whitespace(compute.utf8_trim_whitespace(plain))
     kept = split.filter(compute.not_equal(plain, " "))  # white space alone splits into empty words
@@ -38,13 +38,13 @@ def split_words(texts: Any) -> Words:
 
 
 def plurals(word: str) -> tuple[str, ...]:
-    """The word and how its plural may be written."""
+    """Return the word and its possible plurals."""
     ies = (f"{word[:-1]}ies",) if word.endswith("y") else ()
     return (word, f"{word}s", f"{word}es", *ies)
 
 
 class ClassNameFinder:
-    """The names of all classes as a trie over words, walked over all words of many texts at once."""
+    """A trie over the words of all class names, walked over all words of many texts at once."""
 
     def __init__(self, classes: Sequence[ClassName]) -> None:
         self.count = len(classes)
@@ -71,7 +71,7 @@ class ClassNameFinder:
         self.classes = np.array([number for found in met for number in found], np.int64)
 
     def find(self, words: Words) -> tuple[Ints, Ints]:
-        """(text, class) of every place where a text names a class; a text may name several, and one repeatedly."""
+        """Return (text, class) of every mention; a text may name several classes, and one class repeatedly."""
         if not len(self.keys):
             return np.empty(0, np.int64), np.empty(0, np.int64)
         ids = compute.fill_null(compute.index_in(words.words, value_set=self.vocabulary), -1).to_numpy()
@@ -89,7 +89,7 @@ class ClassNameFinder:
         return np.concatenate([*texts, np.empty(0, np.int64)]), np.concatenate([*classes, np.empty(0, np.int64)])
 
     def _advance(self, ids: Ints, text: Ints, at: Ints, state: Ints, depth: int) -> tuple[Ints, Ints]:
-        """One word further from each start; starts at which no name goes on are dropped."""
+        """Go one word further from each start, and drop the starts where no name continues."""
         inside = at + depth < len(ids)
         at, state = at[inside], state[inside]
         here = at + depth
@@ -117,7 +117,7 @@ def _split_names(names: Sequence[str]) -> list[list[str]]:
 
 
 def distinct_pairs(first: Ints, second: Ints, size: int) -> tuple[Ints, Ints]:
-    """Pairs without repetition, sorted; ``second`` lies in [0, size)."""
+    """Return the distinct pairs, sorted; ``second`` lies in [0, size)."""
     if not len(first):
         return first, second
     pairs = np.sort(first * size + second)  # half the time of np.unique, which hashes

@@ -1,4 +1,4 @@
-"""Concepts of labels and of captions (Table 1 of the UniCL paper), and how often a batch meets one twice."""
+"""Concepts of labels and captions (Table 1 of the UniCL paper), and the chance that a batch repeats one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unicl_cli.jobs.inspect.scan import CaptionTally, CorpusScan
 
 Ints = NDArray[np.int64]
 FREQUENT = 5
-"""A word in more images than this is a concept, as in the paper's Table 1."""
+"""A word in the captions of more images than this is a concept, as in the paper's Table 1."""
 FUNCTION_WORDS = frozenset((
     "a", "about", "above", "after", "all", "along", "also", "an", "and", "another", "any", "are", "around", "as",
     "at", "away", "back", "be", "been", "before", "behind", "being", "below", "beside", "between", "both", "but", "by",
@@ -29,14 +29,14 @@ FUNCTION_WORDS = frozenset((
 
 
 def count_concepts(classes: Sequence[ClassName], counts: Ints, scanned: CorpusScan) -> dict[str, Any]:
-    """Images, concepts and images per concept of labels, of captions and of both together.
+    """Return images, concepts and images per concept, for labels, captions and both together.
 
-    A concept of labels is a class with an image. One of captions is a word in the captions of more than OFTEN
-    images, function words and single letters left out; the paper takes noun phrases there, by spaCy. Both: a word
-    that is the name of such a class counts once.
+    A concept of labels is a class with an image. A concept of captions is a word in the captions of more than
+    FREQUENT images, without function words and single letters; the paper takes spaCy's noun phrases there. In
+    "both", a word that names such a class counts once.
     """
     texts, seen = scanned.texts, counts > 0
-    often = scanned.words.filter(compute.greater(scanned.words.column("pictures"), FREQUENT)).column("word").to_pylist()
+    often = scanned.words.filter(compute.greater(scanned.words.column("images"), FREQUENT)).column("word").to_pylist()
     words = {word for word in often if len(word) > 1 and not word.isdecimal()} - FUNCTION_WORDS
     named = {name.lower() for item, has in zip(classes, seen, strict=True) if has for name in item.names}
     labels, labelled = int(seen.sum()), int(counts.sum())
@@ -50,7 +50,7 @@ def count_concepts(classes: Sequence[ClassName], counts: Ints, scanned: CorpusSc
 
 
 def count_named_classes(classes: Sequence[ClassName], counts: Ints, texts: CaptionTally, shown: int) -> dict[str, Any]:
-    """Which classes the captions name; those that they never name are what labels add, and the other way round."""
+    """Count the classes that captions name: those never named are what labels add to captions, and vice versa."""
     order = np.argsort(-texts.named, kind="stable")
     never = np.flatnonzero(texts.named == 0)
     never = never[np.argsort(-counts[never], kind="stable")]
@@ -66,10 +66,10 @@ def count_named_classes(classes: Sequence[ClassName], counts: Ints, texts: Capti
 
 
 def pair_statistics(counts: Ints, texts: CaptionTally, batch_size: int) -> dict[str, Any]:
-    """Pairs of one concept: S = sum of p_c squared, and how many of a batch's other rows share an anchor's.
+    """Return the share S of pairs of the same concept (sum of p_c squared), and expected matches in a batch.
 
-    A batch holds label rows and caption rows as `data.mix.labels: auto` does: half and half where there are both.
-    Expectations are for rows drawn without repetition; for a large corpus they are (rows - 1) S.
+    A batch mixes label rows and caption rows as `data.mix.labels: auto` does: half and half if there are both.
+    Rows are drawn without repetition; for a large corpus, an anchor expects (rows - 1) S others of its concept.
     """
     labelled = int(counts.sum())
     share = 0.5 if labelled and texts.unlabelled else float(labelled > 0)
@@ -93,12 +93,12 @@ def pair_statistics(counts: Ints, texts: CaptionTally, batch_size: int) -> dict[
 
 
 def same_concept_share(counts: Ints) -> float:
-    """S: the chance that two rows, drawn one by one from all, are of one concept."""
+    """Return S, the chance that two rows drawn with replacement have the same concept."""
     return float(((counts / counts.sum()) ** 2).sum())
 
 
 def expected_others(counts: Ints, rows: int) -> float:
-    """How many of the other ``rows - 1`` share an anchor's concept; without repetition while the corpus lasts."""
+    """Return how many of the other ``rows - 1`` share an anchor's concept, drawn without repetition if possible."""
     total = int(counts.sum())
     if rows < 2:
         return 0.0

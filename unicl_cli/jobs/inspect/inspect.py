@@ -1,4 +1,4 @@
-"""What a path is, and the document of it; the page is written on the way."""
+"""Entry point of `unicl inspect`: finds out what a path is, builds its document and writes its page."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.status import is_run
 
 DEFAULT_BATCH = 256
-"""Rows of a corpus's batch where nothing says how many."""
+"""Rows of a batch of a corpus, unless --batch-size is given."""
 MAX_FILES_CHECKED = 2000
-"""Files of an unknown folder that are looked at for images."""
+"""Files of an unknown folder that are checked for images."""
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"))
 LIST_SUFFIXES = frozenset((".csv", ".tsv", ".jsonl", ".parquet"))
 
@@ -44,13 +44,13 @@ class Options(NamedTuple):
 
 
 def inspect_path(path: str, options: Options) -> dict[str, Any]:
-    """The document of `unicl inspect`."""
+    """Return the document of `unicl inspect`, and write the page if one is asked for."""
     kind = kind_of(path)
     if options.batch:
         return inspect_batch_path(path, kind, options)
     if kind == "recipe":
         raise UniclError(
-            f"{path}: is a recipe", f"unicl recipes show {path}; its first batch: unicl inspect {path} --batch"
+            f"{path}: is a recipe", f"use unicl recipes show {path}, or add --batch to see its first batch"
         )
     if kind == "corpus":
         return inspect_corpus_path(path, options)
@@ -72,7 +72,7 @@ def inspect_corpus_path(path: str, options: Options) -> dict[str, Any]:
 
 
 def draw_page_batch(corpus: Corpus, document: Mapping[str, Any], options: Options) -> InspectedBatch | None:
-    """A batch for the page of a corpus; none where no row has a text."""
+    """Draw the batch for the page of a corpus; None if no row has a text."""
     if "captions" not in document and not document.get("per_class", {}).get("n"):
         return None
     recipe = default_recipe(corpus, document["split"], options.batch_size or DEFAULT_BATCH)
@@ -87,7 +87,7 @@ def inspect_batch_path(path: str, kind: str, options: Options) -> dict[str, Any]
 
 
 def find_recipe(path: str, kind: str, options: Options) -> Recipe:
-    """The recipe whose batch is drawn."""
+    """Return the recipe whose batch is drawn: the path's own, or the default for a corpus."""
     if kind == "corpus":
         corpus = open_corpus(path)
         return default_recipe(corpus, choose_split(corpus, options.split), options.batch_size or DEFAULT_BATCH)
@@ -96,12 +96,12 @@ def find_recipe(path: str, kind: str, options: Options) -> Recipe:
         return load(path, changes)
     run = Path(path) if kind == "run" else Path(path).resolve().parent.parent
     if not (run / "resolved.yaml").is_file():
-        raise UniclError(f"{run}: has no resolved.yaml, so its batches are not known", "give the recipe instead")
+        raise UniclError(f"{run}: has no resolved.yaml, so its batches are unknown", "give the recipe instead")
     return load(str(run / "resolved.yaml"), changes)
 
 
 def kind_of(path: str) -> str:
-    """``corpus | run | checkpoint | recipe``; anything else is a UniclError that says what it is."""
+    """Return ``corpus | run | checkpoint | recipe``. Raise UniclError for anything else and say what it is."""
     folder = Path(path)
     if folder.is_dir():
         return _kind_of_folder(folder)
@@ -124,26 +124,31 @@ def _kind_of_folder(folder: Path) -> str:
 
 def _file_error(path: Path) -> UniclError:
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return UniclError(f"{path}: is an image", f"ask a model: unicl zeroshot {quote(str(path))} --classes a,b")
+        return UniclError(f"{path}: is an image", f"classify it: unicl zeroshot {quote(str(path))} --classes a,b")
     if path.suffix.lower() in LIST_SUFFIXES:
-        return UniclError(f"{path}: is a list", f"make a corpus: unicl prepare --captions {quote(str(path))} -o corpus")
+        return UniclError(
+            f"{path}: is a list of rows", f"make a corpus: unicl prepare --captions {quote(str(path))} -o corpus"
+        )
     if path.name in (MODEL, TRAINER, MANIFEST, PLAN, "status.json", "resolved.yaml"):
         return UniclError(
-            f"{path}: is one file of several", f"give its directory: unicl inspect {quote(str(path.parent))}"
+            f"{path}: is a single file of a larger directory",
+            f"give the directory: unicl inspect {quote(str(path.parent))}",
         )
     return UniclError(f"{path}: is neither a corpus, a run nor a checkpoint", "give a directory that unicl wrote")
 
 
 def _folder_error(folder: Path) -> UniclError:
     if any(folder.glob("step-*")) and (found := newest(folder)):
-        return UniclError(f"{folder}: holds checkpoints", f"give one: unicl inspect {quote(str(found))}")
+        return UniclError(f"{folder}: holds checkpoints", f"choose one: unicl inspect {quote(str(found))}")
     if any(path.is_dir() and is_run(path) for path in islice(folder.iterdir(), MAX_FILES_CHECKED)):
-        return UniclError(f"{folder}: holds runs", f"unicl runs ls {quote(str(folder))}, or give one of them")
+        return UniclError(
+            f"{folder}: holds runs", f"list them with unicl runs ls {quote(str(folder))}, or give one of them"
+        )
     suffixes = {path.suffix.lower() for path in islice(folder.rglob("*"), MAX_FILES_CHECKED)}
     if suffixes & IMAGE_SUFFIXES:
         return UniclError(
-            f"{folder}: is a folder of images, no corpus",
-            f"make one: unicl prepare --labels {quote(str(folder))} -o corpus",
+            f"{folder}: is a folder of images, not a corpus",
+            f"make a corpus: unicl prepare --labels {quote(str(folder))} -o corpus",
         )
     if not suffixes:
         return UniclError(f"{folder}: is empty", "give a corpus, a run or a checkpoint directory")

@@ -1,4 +1,4 @@
-"""How long captions and prompts are in tokens, and what that means for `context_length`."""
+"""Token lengths of captions and prompts, and the `context_length` that they suggest."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from unicl_cli.jobs.inspect.scan import CaptionTally, CorpusScan
 
 Ints = NDArray[np.int64]
 UNCUT = 1 << 16
-"""A context length that no caption reaches."""
+"""A context length beyond any caption."""
 CUTS = (16, 32, 64, 77)
 CLIP_LENGTH = 77
 KEPT_SHARE = 0.99
-"""The share of captions that the advised context length holds whole."""
+"""Share of captions that fit into the advised context length."""
 MAX_FITTED_PROMPTS = 100_000
-"""Prompts at most that a corpus's own tokenizer is fitted on, beside the sampled captions."""
+"""Largest number of prompts to fit a corpus's own tokenizer on, beside the sampled captions."""
 CHUNK = 4096
 LAST_BIN = 97
-"""Lengths beyond stand in the last bin of the histogram."""
+"""The histogram's last bin, which includes all longer captions."""
 
 
 def caption_facts(corpus: Corpus, scanned: CorpusScan, tokenizer: str) -> dict[str, Any]:
-    """Texts, distinct ones, tokens, cuts and the advised context length."""
+    """Return the numbers of texts and tokens, the shares that are cut, and the advised context length."""
     tally = scanned.texts
     made = make_tokenizer(tokenizer, corpus, tally)
     with progress("counting tokens", len(tally.sample)) as advance:
@@ -59,7 +59,7 @@ def caption_facts(corpus: Corpus, scanned: CorpusScan, tokenizer: str) -> dict[s
 
 
 def make_tokenizer(name: str, corpus: Corpus, tally: CaptionTally) -> TextTokenizer:
-    """``corpus`` (fitted here, as training would), ``clip`` or a file; it cuts nothing."""
+    """Make the tokenizer ``corpus`` (fitted here, as in training), ``clip`` or that of a file; it never cuts."""
     if name == "clip":
         return clip_tokenizer(UNCUT)
     if name != "corpus":
@@ -72,7 +72,7 @@ def make_tokenizer(name: str, corpus: Corpus, tally: CaptionTally) -> TextTokeni
 
 
 def count_tokens(tokenizer: TextTokenizer, texts: list[str], advance: Callable[[int], None]) -> Ints:
-    """int64 (n,), special tokens included."""
+    """Return the number of tokens of each text, int64 (n,), special tokens included."""
     found: list[int] = []
     for start in range(0, len(texts), CHUNK):
         chunk = texts[start : start + CHUNK]
@@ -82,7 +82,7 @@ def count_tokens(tokenizer: TextTokenizer, texts: list[str], advance: Callable[[
 
 
 def longest_prompts(tokenizer: TextTokenizer, corpus: Corpus) -> Ints:
-    """Tokens of each class's longest prompt: its longest name in the longest template."""
+    """Return the tokens of each class's longest prompt: its longest name in the longest template."""
     if not corpus.classes:
         return np.empty(0, np.int64)
     templates = load_templates(corpus.templates)
@@ -93,13 +93,14 @@ def longest_prompts(tokenizer: TextTokenizer, corpus: Corpus) -> Ints:
 
 
 def length_quantiles(values: Ints) -> dict[str, int]:
+    """Return quantiles of lengths, each a length that occurs."""
     shares = {"p5": 0.05, "p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
     found = np.quantile(values, list(shares.values()), method="inverted_cdf")
     return {name: int(value) for name, value in zip(shares, found, strict=True)}
 
 
 def advise_context_length(tokens: Ints, prompts: Ints, tokenizer: str) -> int:
-    """The least multiple of 8 that holds KEPT of the captions and every prompt whole; CLIP's tower ends at 77."""
-    wanted = max(int(np.quantile(tokens, KEPT_SHARE, method="inverted_cdf")), int(prompts.max(initial=0)))
-    rounded = -(-wanted // 8) * 8
+    """Return the least multiple of 8 that fits KEPT_SHARE of the captions and every prompt; for CLIP at most 77."""
+    needed = max(int(np.quantile(tokens, KEPT_SHARE, method="inverted_cdf")), int(prompts.max(initial=0)))
+    rounded = -(-needed // 8) * 8
     return min(rounded, CLIP_LENGTH) if tokenizer == "clip" else rounded

@@ -1,4 +1,4 @@
-"""A run directory in one document: state, recipe, curve, validations, checkpoints, and the command that goes on."""
+"""Facts of a run directory: state, recipe, curve, validations, checkpoints, and the command that continues it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from unicl_cli.recipe.text import as_mapping
 from unicl_cli.runs import status
 
 MAX_POINTS = 200
-"""Of the curve that is kept in the document."""
+"""Largest number of curve points in the document."""
 
 
 def inspect_run(run: Path) -> dict[str, Any]:
-    """The document; what is damaged is said in ``notes``."""
+    """Return the document; damage is listed in ``notes``."""
     notes: list[str] = []
     state = status.facts(run)
     if "reason" in state:
@@ -43,10 +43,10 @@ def inspect_run(run: Path) -> dict[str, Any]:
 
 
 def recipe_facts(run: Path, notes: list[str]) -> dict[str, Any] | None:
-    """What decides most of a run; None without a sound ``resolved.yaml``."""
+    """Return the main settings of the run; None without a valid ``resolved.yaml``."""
     path = run / "resolved.yaml"
     if not path.is_file():
-        notes.append("resolved.yaml is missing: the run was not begun, or is damaged")
+        notes.append("resolved.yaml is missing: the run never started, or is damaged")
         return None
     try:
         recipe = load(str(path))
@@ -70,14 +70,14 @@ def recipe_facts(run: Path, notes: list[str]) -> dict[str, Any] | None:
 
 
 def _part_name(part: Any) -> str | None:
-    """``timm: resnet18`` of ``{name: timm, model: resnet18}``."""
+    """Return ``timm resnet18`` for ``{name: timm, model: resnet18}``."""
     if not isinstance(part, dict):
         return part
     return " ".join(str(part[key]) for key in ("name", "model") if key in part)
 
 
 def thin_curve(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Losses over steps, at most POINTS, the last one always."""
+    """Return at most MAX_POINTS of the logged losses, the last one always."""
     rows = [row for row in metrics if isinstance(row.get("loss"), int | float) and "step" in row]
     chosen = sorted({round(n * (len(rows) - 1) / (MAX_POINTS - 1)) for n in range(MAX_POINTS)}) if rows else []
     kept = ("step", "loss", "excess_loss", "lr", "logit_scale", "grad_norm")
@@ -85,19 +85,20 @@ def thin_curve(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def list_checkpoints(run: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """Each with its size; whole by the sizes that its ``trainer.json`` names (`inspect` of one tests the checksums)."""
+    """Return each checkpoint, whole if its file sizes are right; inspecting one checkpoint also tests checksums."""
     home = run / "checkpoints"
     found: list[dict[str, Any]] = []
     for folder in sorted(home.glob("step-*")):
         size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
         whole = has_expected_sizes(folder)
         if not whole:
-            notes.append(f"{folder}: is damaged or unfinished; see unicl inspect {folder}")
+            notes.append(f"{folder}: is damaged or unfinished; run unicl inspect {folder} for details")
         found.append({"checkpoint": str(folder), "bytes": size, "whole": whole})
     return found
 
 
 def has_expected_sizes(folder: Path) -> bool:
+    """Compare the file sizes of a checkpoint with those in its ``trainer.json``."""
     try:
         files = json.loads((folder / TRAINER).read_text(encoding="utf-8"))["files"]
         return all((folder / name).stat().st_size == size for name, (size, _) in files.items())
@@ -106,13 +107,13 @@ def has_expected_sizes(folder: Path) -> bool:
 
 
 def model_facts(run: Path, notes: list[str]) -> dict[str, Any] | None:
-    """The finished model at the top of the run; None where there is none yet."""
+    """Return the facts of the finished model in the run directory; None if there is none yet."""
     path = run / MODEL
     if not path.is_file():
         return None
     shapes = read_header(path)
     if shapes is None:
-        notes.append(f"{path}: is damaged; a checkpoint may still be whole")
+        notes.append(f"{path}: is damaged; use a checkpoint of the run instead")
         return None
     averaged = (run / EMA).is_file()
     return {"bytes": path.stat().st_size, "values": sum(count for count, _ in shapes.values()), "ema": averaged}
