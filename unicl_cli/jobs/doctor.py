@@ -261,7 +261,7 @@ def try_device(torch: Any, device: str, describe: Callable[[], str]) -> Check:
 
 def train_one_step(torch: Any, device: str) -> None:
     """Run forward, backward and one update of a small convolution with a contrastive loss on ``device``."""
-    with torch.random.fork_rng(check_devices=[]):
+    with torch.random.fork_rng(devices=[]):
         net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 8)).to(device)
         x = torch.nn.functional.normalize(net(torch.rand(4, 3, 8, 8, device=device)), dim=-1)
         loss = torch.nn.functional.cross_entropy(10 * x @ x.T, torch.arange(4, device=device))
