@@ -213,7 +213,7 @@ def test_a_run_a_checkpoint_and_its_recipe_draw_one_batch(place, capsys):
 def test_expected_positives_are_those_of_many_batches(place):
     corpus = open_corpus(place / "corpus")
     recipe = default_recipe(corpus, "train", 12)
-    seen = [inspect_batch(recipe, "c", step, pictures=False).document for step in range(60)]
+    seen = [inspect_batch(recipe, "c", step, with_images=False).document for step in range(60)]
     labels = np.repeat(range(4), (9, 5, 3, 4))
     mean = 5 * np.mean([(np.delete(labels, n) == labels[n]).mean() for n in range(21)])
     met = np.mean([d["clip"]["false_negatives"] / d["label_rows"] for d in seen])

@@ -10,5 +10,5 @@ def select_cases(request: Request) -> list[Case]:
     """Return the cases of a request, in order; nothing is built yet."""
     module = "recipe" if request.recipe is not None else request.kind
     cases: list[Case] = import_module(f"unicl_cli.jobs.bench.{module}").cases(request)
-    wanted = choose_rows(request, [case.name for case in cases])
-    return [case for case in cases if case.name in wanted and (request.only or request.every or not case.extra)]
+    chosen = choose_rows(request, [case.name for case in cases])
+    return [case for case in cases if case.name in chosen and (request.only or request.every or not case.extra)]

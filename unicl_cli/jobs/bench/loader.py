@@ -25,9 +25,9 @@ from unicl_cli.data.loader import batches
 from unicl_cli.data.mix import Draws, Mix, Strand, Texts
 from unicl_cli.data.transforms import TrainTransform, augment, eval_transform
 from unicl_cli.jobs.bench.captions import make_captions
+from unicl_cli.jobs.bench.jpegs import make_jpegs
 from unicl_cli.jobs.bench.kinds import PEER, Request
 from unicl_cli.jobs.bench.model_pair import clip_bpe
-from unicl_cli.jobs.bench.pictures import make_jpegs
 from unicl_cli.jobs.bench.protocol import Case, Prepared
 
 OURS = "unicl"

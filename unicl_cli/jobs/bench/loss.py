@@ -45,10 +45,10 @@ def skipped_for_memory(size: int) -> dict[str, str]:
     """Return the variants that do not fit into memory at this batch size, with the reason."""
     cuda = torch.cuda.is_available()
     room = torch.cuda.mem_get_info()[0] if cuda else free_memory() or machine_memory() or math.inf
-    wanted = {name: 4 * count * size**2 for name, count in MATRICES.items()}
+    needed = {name: 4 * count * size**2 for name, count in MATRICES.items()}
     return {
         name: f"needs about {sized(need)}, more than half of the free {sized(room)}"
-        for name, need in wanted.items()
+        for name, need in needed.items()
         if need > room / 2
     }
 

@@ -20,6 +20,7 @@ from unicl_cli.core.switches import compile_units
 from unicl_cli.data.device_augment import DeviceAugment
 from unicl_cli.data.transforms import Augment, TrainTransform, augment, halves
 from unicl_cli.jobs.bench.captions import LabelledTexts, make_captions, make_prompts, mix_captions_and_prompts
+from unicl_cli.jobs.bench.jpegs import make_jpegs
 from unicl_cli.jobs.bench.kinds import Request
 from unicl_cli.jobs.bench.loader import FILES, SIZE, endless_batches, file_facts, our_transform
 from unicl_cli.jobs.bench.model_pair import (
@@ -30,7 +31,6 @@ from unicl_cli.jobs.bench.model_pair import (
     make_recipe,
     shape_of,
 )
-from unicl_cli.jobs.bench.pictures import make_jpegs
 from unicl_cli.jobs.bench.protocol import Case, Prepared, choose_device, wall_seconds
 from unicl_cli.jobs.bench.recipe import WaitSink
 from unicl_cli.jobs.bench.step import RATE, make_our_loop, make_our_step, make_pair_batch
@@ -147,10 +147,10 @@ def compare_values(makers: Mapping[str, Callable[[], Step]], batch: Batch) -> di
         loss.backward()
         first = max(first, sum(os.times()[:4]) - began)
         found[value] = float(loss.detach()), gradients_of(step)
-    plain, wanted = found[list(makers)[-1]]
+    plain, expected = found[list(makers)[-1]]
     return {
         "forward": max(abs(loss - plain) for loss, _ in found.values()),
-        "gradients": max(gradients_apart(grads, wanted) for _, grads in found.values()),
+        "gradients": max(gradients_apart(grads, expected) for _, grads in found.values()),
         "first_s": first,
     }
 

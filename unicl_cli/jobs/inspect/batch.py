@@ -43,7 +43,7 @@ class InspectedBatch(NamedTuple):
     """The document of a batch and, if requested, the images of its rows as the model sees them."""
 
     document: dict[str, Any]
-    pictures: list[Tensor]
+    images: list[Tensor]
 
 
 def default_recipe(corpus: Corpus, split: str, batch_size: int) -> Recipe:
@@ -61,7 +61,7 @@ steps: 1
     )
 
 
-def inspect_batch(recipe: Recipe, path: str, step: int, *, pictures: bool) -> InspectedBatch:
+def inspect_batch(recipe: Recipe, path: str, step: int, *, with_images: bool) -> InspectedBatch:
     """Draw the batch of ``step`` (0: the first) with the recipe's own sampler and keys, and describe it."""
     check_corpora(recipe)
     data = build_data(recipe)
@@ -96,8 +96,8 @@ def inspect_batch(recipe: Recipe, path: str, step: int, *, pictures: bool) -> In
         "shown": [row_facts(rows[row], int((numbers.keys == numbers.keys[row]).sum()), data) for row in shown],
         "matrix": target_matrices(numbers, shown),
     }
-    chosen = [data.mix[at[with_text[row]]].image for row in shown] if pictures else []
-    return InspectedBatch(facts, [picture if picture.ndim == 3 else picture[0] for picture in chosen])
+    chosen = [data.mix[at[with_text[row]]].image for row in shown] if with_images else []
+    return InspectedBatch(facts, [image if image.ndim == 3 else image[0] for image in chosen])
 
 
 def skip_image(data: bytes, draw: int) -> Tensor:

@@ -95,9 +95,9 @@ class ClassNameFinder:
         here = at + depth
         same = (text[here] == text[at]) & (ids[here] >= 0)
         at, state, here = at[same], state[same], here[same]
-        wanted = state * self.size + ids[here]
-        place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        known = self.keys[place] == wanted
+        edges = state * self.size + ids[here]
+        place = np.minimum(np.searchsorted(self.keys, edges), len(self.keys) - 1)
+        known = self.keys[place] == edges
         return at[known], self.states[place[known]]
 
     def _classes_ending_here(self, text: Ints, state: Ints) -> tuple[Ints, Ints]:

@@ -43,9 +43,9 @@ def count_concepts(classes: Sequence[ClassName], counts: Ints, scanned: CorpusSc
     found = {"labels": (labelled, labels), "captions": (texts.rows, len(words))}
     found["both"] = (labelled + texts.unlabelled, labels + len(words - named))
     return {
-        kind: {"pictures": pictures, "concepts": n, "pictures_per_concept": pictures / n if n else None}
-        for kind, (pictures, n) in found.items()
-        if pictures
+        kind: {"pictures": images, "concepts": n, "pictures_per_concept": images / n if n else None}
+        for kind, (images, n) in found.items()
+        if images
     }
 
 

@@ -86,7 +86,7 @@ def source_facts(key: tuple[str, str, str], group: GroupTally) -> dict[str, Any]
         "texts": group.texts,
         "classes": int((group.labels > 0).sum()),
         "bytes": group.bytes,
-        "picture_bytes": group.picture_bytes,
+        "picture_bytes": group.image_bytes,
         "short_side": quantiles_of_counts(group.short),
         "long_side": quantiles_of_counts(group.long),
     }
@@ -99,7 +99,7 @@ def image_facts(scanned: CorpusScan) -> dict[str, Any]:
     return {
         "short_side": quantiles_of_counts(sum((g.short for g in groups), np.zeros(1, np.int64))),
         "long_side": quantiles_of_counts(sum((g.long for g in groups), np.zeros(1, np.int64))),
-        "mean_bytes": sum(g.picture_bytes for g in groups) / max(1, rows),
+        "mean_bytes": sum(g.image_bytes for g in groups) / max(1, rows),
     }
 
 

@@ -76,11 +76,11 @@ def draw_page_batch(corpus: Corpus, document: Mapping[str, Any], options: Option
     if "captions" not in document and not document.get("per_class", {}).get("n"):
         return None
     recipe = default_recipe(corpus, document["split"], options.batch_size or DEFAULT_BATCH)
-    return inspect_batch(recipe, str(corpus.path), options.step, pictures=True)
+    return inspect_batch(recipe, str(corpus.path), options.step, with_images=True)
 
 
 def inspect_batch_path(path: str, kind: str, options: Options) -> dict[str, Any]:
-    shown = inspect_batch(find_recipe(path, kind, options), path, options.step, pictures=options.html is not None)
+    shown = inspect_batch(find_recipe(path, kind, options), path, options.step, with_images=options.html is not None)
     if options.html is not None:
         write_page(options.html, batch_page(shown))
     return shown.document

@@ -213,7 +213,7 @@ def batch_sections(shown: InspectedBatch) -> list[Html]:
     """Return both matrices with their images and texts, and the rows."""
     facts = shown.document
     clip, unicl = facts["clip"], facts["unicl"]
-    uris = [html.data_uri(picture_of(each), THUMB) for each in shown.pictures]
+    uris = [html.data_uri(to_image(each), THUMB) for each in shown.images]
     meanings = {"yes": "positive", "no": "negative", "missed": "false negative: same class or text, pushed apart"}
     colours = (tag("span", tag("i", class_=name), words) for name, words in meanings.items())
     legend = tag("p", *colours, class_="legend")
@@ -239,7 +239,7 @@ def batch_sections(shown: InspectedBatch) -> list[Html]:
     return [section("One batch, two targets", legend, both, note=note), rows_section(facts, uris)]
 
 
-def picture_of(pixels: Tensor) -> Image.Image:
+def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 

@@ -31,7 +31,7 @@ class GroupTally:
     """Tallies over the shards of one source, kind and split."""
 
     def __init__(self, classes: int) -> None:
-        self.rows = self.bytes = self.picture_bytes = self.texts = 0
+        self.rows = self.bytes = self.image_bytes = self.texts = 0
         self.labels: Ints = np.zeros(classes, np.int64)
         self.short: Ints = np.zeros(MAX_SIDE + 1, np.int64)
         self.long: Ints = np.zeros(MAX_SIDE + 1, np.int64)
@@ -80,7 +80,7 @@ def scan_corpus(corpus: Corpus, split: str, advance: Callable[[int], None]) -> C
                 f"{path}: has a label outside the {classes} classes of the manifest", "prepare the corpus again"
             )
         group.rows, group.bytes = group.rows + len(table), group.bytes + shard["bytes"]
-        group.picture_bytes, group.texts = group.picture_bytes + payload, group.texts + count
+        group.image_bytes, group.texts = group.image_bytes + payload, group.texts + count
         group.labels += np.bincount(label[label != NO_LABEL], minlength=classes)
         _add_sides(group, table)
         if shard["split"] == split:
