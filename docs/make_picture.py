@@ -1,4 +1,4 @@
-"""Draws docs/terminal.svg: what the commands of the quickstart print."""
+"""Drawing of docs/terminal.svg, the terminal output of the quickstart's commands."""
 
 import io
 import os
@@ -23,11 +23,11 @@ LINES = (
     "zeroshot seven.png --classes two,five,seven,nine --top-k 3",
 )
 SHOWN = 8
-"""Lines of a command's output that fit into an image."""
+"""Lines of each command's output that are shown."""
 
 
 def main() -> None:
-    """Needs `make quickstart` once, for its image of a seven."""
+    """Run the commands and draw their output; the image of a seven comes from an earlier `make quickstart`."""
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     environment = os.environ | {"FORCE_COLOR": "1", "COLUMNS": str(WIDTH), "TERM": "xterm-256color"}
     with TemporaryDirectory() as here:

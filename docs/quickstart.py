@@ -1,4 +1,4 @@
-"""The main job on embedded real data: prepare → train → eval → probe → zeroshot, each as the command one would type."""
+"""The whole workflow on built-in real data: prepare, train, eval, probe and zeroshot as typed commands."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ from rich.table import Table
 ROOT = Path("quickstart")
 UNICL = str(Path(sys.executable).with_name("unicl"))
 LABELLED = 7
-"""Digits 0 to 6 have labels; 7, 8 and 9 are met in captions only."""
+"""Digits 0 to 6 have labels; 7, 8 and 9 appear in captions only."""
 ARMS = {
     "digits-label-only": "labels only",
     "digits-caption-only": "captions only",
@@ -24,8 +24,8 @@ ARMS = {
 console = Console()
 
 
-def unicl(command: str, *, shown: bool = True) -> str:
-    """Prints a command, runs it and returns what it wrote to stdout."""
+def run_unicl(command: str, *, shown: bool = True) -> str:
+    """Print a command, run it and return its stdout."""
     console.print(f"[bold cyan]$ unicl {command}[/]", highlight=False, soft_wrap=True)
     done = subprocess.run([UNICL, *shlex.split(command)], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -35,21 +35,21 @@ def unicl(command: str, *, shown: bool = True) -> str:
     return done.stdout
 
 
-def arm(recipe: str, changes: str) -> tuple[Path, dict[str, Any]]:
-    """Trains an arm (or finds it trained) and evaluates it on the 597 held-out digits."""
-    run = Path(unicl(f"train {recipe} {changes} run_dir={ROOT}/runs/{{name}}-{{hash8}}").strip())
-    return run, json.loads(unicl(f"eval {run} --json", shown=False))
+def train_arm(recipe: str, changes: str) -> tuple[Path, dict[str, Any]]:
+    """Train an arm, unless it is trained already, and evaluate it on the 597 held-out digits."""
+    run = Path(run_unicl(f"train {recipe} {changes} run_dir={ROOT}/runs/{{name}}-{{hash8}}").strip())
+    return run, json.loads(run_unicl(f"eval {run} --json", shown=False))
 
 
-def row(report: dict[str, Any]) -> list[str]:
-    """Accuracy on all ten digits, on those with labels and on those without, in percent."""
+def accuracies(report: dict[str, Any]) -> list[str]:
+    """Return the accuracies on all ten digits, on those with labels and on those without, in percent."""
     classes = report["data"][0]["per_class"]
     parts = (classes, classes[:LABELLED], classes[LABELLED:])
     return [f"{100 * sum(c['recall'] * c['n'] for c in part) / sum(c['n'] for c in part):.1f}" for part in parts]
 
 
-def picture() -> Path:
-    """One held-out seven, as a file for `unicl zeroshot`."""
+def save_seven() -> Path:
+    """Save a held-out seven as a file for `unicl zeroshot`."""
     from unicl_cli.data.corpus import open_corpus
 
     table = open_corpus(ROOT / "corpus").table("test", "labels")
@@ -64,18 +64,20 @@ def main() -> None:
     parser.add_argument("--size", choices=("full", "small"), default="full", help="small: one arm of 20 steps, for CI")
     small = parser.parse_args().size == "small"
     began = time.monotonic()
-    unicl(f'prepare --labels "digits?classes=0-6&limit=600" --captions "digits?limit=300" -o {ROOT / "corpus"}')
+    run_unicl(f'prepare --labels "digits?classes=0-6&limit=600" --captions "digits?limit=300" -o {ROOT / "corpus"}')
     changes = "eval=[] steps=20" if small else "eval=[]"
-    arms = {name: arm(recipe, changes) for recipe, name in ARMS.items() if not small or recipe == "quickstart"}
+    arms = {name: train_arm(recipe, changes) for recipe, name in ARMS.items() if not small or recipe == "quickstart"}
     run, _ = arms[ARMS["quickstart"]]
-    unicl(f"prepare --labels digits -o {ROOT / 'all-labelled'}")
-    unicl(f"probe {run} --data {ROOT / 'all-labelled'}")
-    unicl(f"zeroshot {picture()} --model {run} --classes zero,one,two,three,four,five,six,seven,eight,nine --top-k 3")
+    run_unicl(f"prepare --labels digits -o {ROOT / 'all-labelled'}")
+    run_unicl(f"probe {run} --data {ROOT / 'all-labelled'}")
+    run_unicl(
+        f"zeroshot {save_seven()} --model {run} --classes zero,one,two,three,four,five,six,seven,eight,nine --top-k 3"
+    )
     table = Table(title="597 held-out digits, classified from their names alone (%)")
     for heading in ("learned from", "all ten", "0-6, labelled", "7-9, never labelled"):
         table.add_column(heading, justify="left" if heading == "learned from" else "right")
     for name, (_, report) in arms.items():
-        table.add_row(name, *row(report))
+        table.add_row(name, *accuracies(report))
     console.print(table)
     console.print(f"{time.monotonic() - began:.0f} s. Next: your own images, docs/tutorial.md", highlight=False)
 

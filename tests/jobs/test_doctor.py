@@ -39,7 +39,7 @@ def test_the_table_fits_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[s
 def test_nothing_is_written_and_no_generator_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     before = torch.get_rng_state()
-    doctor.examine()
+    doctor.run_checks()
     assert torch.equal(torch.get_rng_state(), before)
     assert list(tmp_path.iterdir()) == []
 
@@ -58,21 +58,21 @@ def test_a_torch_that_cannot_be_imported_is_a_problem_and_exit_status_1(tmp_path
 def test_a_driver_that_torch_cannot_use_is_a_problem(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     cuda = SimpleNamespace(is_available=lambda: False)
-    (old,) = doctor.driver(SimpleNamespace(cuda=cuda, version=SimpleNamespace(cuda="13.2")))
+    (old,) = doctor.check_driver(SimpleNamespace(cuda=cuda, version=SimpleNamespace(cuda="13.2")))
     assert (old.state, "update the driver" in old.hint) == (PROBLEM, True)
-    (plain,) = doctor.driver(SimpleNamespace(cuda=cuda, version=SimpleNamespace(cuda=None)))
+    (plain,) = doctor.check_driver(SimpleNamespace(cuda=cuda, version=SimpleNamespace(cuda=None)))
     assert (plain.state, plain.hint) == (NOTE, "install torch's CUDA build")
 
 
 def test_a_device_whose_step_fails_says_why():
-    check = doctor.tried(torch, "meta", lambda: "a device without numbers")
+    check = doctor.try_device(torch, "meta", lambda: "a device without numbers")
     assert check.state == PROBLEM
     assert check.text.startswith("a training step failed: ")
 
 
 def test_variables_of_launchers_are_named():
-    assert doctor.launcher({}).text == "no variables of one"
-    text = doctor.launcher({"SLURM_NTASKS": "8", "UNICL_MODEL": "x", "SECRET": "s"}).text
+    assert doctor.check_launcher({}).text == "no launcher variables are set"
+    text = doctor.check_launcher({"SLURM_NTASKS": "8", "UNICL_MODEL": "x", "SECRET": "s"}).text
     assert text == "SLURM_NTASKS=8, UNICL_MODEL=x"
 
 
@@ -81,26 +81,26 @@ def test_variables_of_launchers_are_named():
     [
         ({}, OK, "unicl train works in this process (on the CPU)"),
         ({"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "a"}, NOTE, "unicl train joins as rank 1 of 4"),
-        ({"RANK": "1"}, NOTE, "WORLD_SIZE and MASTER_ADDR belong to it"),
+        ({"RANK": "1"}, NOTE, "RANK is ignored without WORLD_SIZE and MASTER_ADDR"),
         ({"RANK": "1", "WORLD_SIZE": "4"}, PROBLEM, "MASTER_ADDR is not"),
         ({"SLURM_JOB_ID": "1", "SLURM_NNODES": "4"}, NOTE, "this is one of 4 nodes"),
     ],
 )
 def test_what_train_would_do_is_said(environ: dict[str, str], state: str, said: str):
-    check = doctor.decision(environ, int)
+    check = doctor.check_launch(environ, int)
     assert check.state == state
     assert said in f"{check.text} {check.hint}"
 
 
 def test_threads_and_offline_switches_are_notes():
-    assert doctor.processors({"OMP_NUM_THREADS": "999"}).state == NOTE
-    assert doctor.processors({"OMP_NUM_THREADS": "many"}).state == NOTE
-    assert doctor.processors({}).state == OK
-    offline = doctor.hub({"HF_HOME": "/nowhere", "HF_HUB_OFFLINE": "1"})
+    assert doctor.check_cores({"OMP_NUM_THREADS": "999"}).state == NOTE
+    assert doctor.check_cores({"OMP_NUM_THREADS": "many"}).state == NOTE
+    assert doctor.check_cores({}).state == OK
+    offline = doctor.check_hub_cache({"HF_HOME": "/nowhere", "HF_HUB_OFFLINE": "1"})
     assert (offline.state, offline.text.startswith("/nowhere/hub: 0 models")) == (NOTE, True)
 
 
 def test_a_broken_plugin_is_a_note(distribution, capsys: pytest.CaptureFixture[str]):
     distribution("unicl-crash", "import nowhere_to_be_found", losses="crash = unicl_crash:f")
-    found = [check for check in doctor.plugins() if check.state == NOTE]
+    found = [check for check in doctor.check_plugins() if check.state == NOTE]
     assert [check.text.split(":")[0] for check in found] == ["losses/crash"]

@@ -16,7 +16,7 @@ from unicl_cli.cli import main
 from unicl_cli.commands.mix import shares
 from unicl_cli.core import checkpoint
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.mix import between, merit, mix, mix_tables, pair
+from unicl_cli.jobs.mix import check_pair, entry_score, interpolate, mix_models, mix_tables
 from unicl_cli.recipe.load import load_text
 from unicl_cli.recipe.text import dump
 
@@ -68,36 +68,36 @@ def tuned(train, open_clip_folder, tmp_path, monkeypatch):
 @settings(deadline=None, max_examples=50)
 def test_a_mixed_weight_lies_between_the_two(old, new, alpha):
     a, b = torch.tensor([old]), torch.tensor([new])
-    value = between(a, b, alpha)
+    value = interpolate(a, b, alpha)
     assert value.dtype == torch.float32
     assert min(old, new) <= float(value) <= max(old, new)
-    assert torch.equal(between(a, b, 0), a)
-    assert torch.equal(between(a, b, 1), b)
-    assert torch.equal(between(a, a, alpha), a)
+    assert torch.equal(interpolate(a, b, 0), a)
+    assert torch.equal(interpolate(a, b, 1), b)
+    assert torch.equal(interpolate(a, a, alpha), a)
     count = torch.tensor([3])
-    assert between(count, count + 4, alpha).item() in (3, 7)
+    assert interpolate(count, count + 4, alpha).item() in (3, 7)
 
 
 def test_the_ends_are_the_models_and_the_middle_is_their_mean(tuned, accelerator):
-    both = pair(load_model(tuned[0]), load_model(tuned[1]))
+    both = check_pair(load_model(tuned[0]), load_model(tuned[1]))
     old, new = (checkpoint.weights(each.step) for each in (both.old, both.new))
     assert old.keys() == new.keys()
     assert any(not torch.equal(x, new[name]) for name, x in old.items())
     for alpha, expected in ((0.0, old), (1.0, new)):
-        assert all(torch.equal(x, expected[name]) for name, x in both.at(alpha).items())
-    quarter = both.at(0.25)
+        assert all(torch.equal(x, expected[name]) for name, x in both.interpolated(alpha).items())
+    quarter = both.interpolated(0.25)
     for name, x in old.items():
         torch.testing.assert_close(quarter[name], 0.75 * x + 0.25 * new[name], atol=1e-7, rtol=1e-6, msg=name)
     logs = old["model.logit_scale"], new["model.logit_scale"]
     assert torch.allclose(quarter["model.logit_scale"], torch.lerp(*logs, 0.25)), "in log space"
-    document = mix(tuned, **{**HALF, "alphas": (0.0,)}, out=Path("m"), accelerator=accelerator)
+    document = mix_models(tuned, **{**HALF, "alphas": (0.0,)}, out=Path("m"), accelerator=accelerator)
     assert document == {"schema": "unicl/mix/1", "old": tuned[0], "new": tuned[1], "alpha": 0.0, "out": "m"}
     written = checkpoint.weights(load_model("m").step)
     assert all(torch.equal(x, old[name]) for name, x in written.items())
 
 
 def test_the_mixture_is_a_model_without_its_parents(tuned, accelerator, tmp_path, capsys):
-    mix(tuned, **HALF, out=Path("half"), accelerator=accelerator)
+    mix_models(tuned, **HALF, out=Path("half"), accelerator=accelerator)
     away = Path(tuned[1]).rename(f"{tuned[1]}-away")
     loaded = load_model("half")
     away.rename(tuned[1])
@@ -117,7 +117,7 @@ def test_two_published_models_mix_into_open_clips_layout(open_clip_folder, accel
     tensors = load_file(new / "open_clip_model.safetensors")
     save_file({name: x + 0.01 for name, x in tensors.items()}, new / "open_clip_model.safetensors")
     out = tmp_path / "mixed"
-    mix((f"local-dir:{old}", f"local-dir:{new}"), **HALF, out=out, accelerator=accelerator)
+    mix_models((f"local-dir:{old}", f"local-dir:{new}"), **HALF, out=out, accelerator=accelerator)
     model = open_clip.create_model(f"local-dir:{out}").eval()
     for name, x in model.state_dict().items():
         torch.testing.assert_close(x, tensors[name] + 0.005, atol=1e-6, rtol=1e-6, msg=name)
@@ -137,7 +137,9 @@ def test_the_curve_has_a_point_for_each_alpha_and_marks_the_best(tuned, digits, 
     assert [point["alpha"] for point in points] == [0, 0.5, 1]
     assert points[0]["data"][0].keys() == {"name", "split", "top1", "text_to_image_r1", "image_to_text_r1"}
     assert document["alpha"] == max(points, key=lambda point: point["mean"])["alpha"]
-    assert document["warnings"] == [f"{digits.name}: alpha is chosen on split test, so the figure there is optimistic"]
+    assert document["warnings"] == [
+        f"{digits.name}: alpha was chosen on the test split, so the result there is optimistic"
+    ]
     assert json.loads(Path("best/meta.json").read_text())["mixed"]["alpha"] == document["alpha"]
     assert main(["eval", tuned[1], "--json", "-q"]) == 0
     (measured,) = json.loads(capsys.readouterr().out)["data"]
@@ -149,8 +151,8 @@ def test_the_curve_has_a_point_for_each_alpha_and_marks_the_best(tuned, digits, 
 
 
 def test_recall_counts_where_there_are_no_labels():
-    assert merit({"name": "c", "top1": 0.5, "text_to_image_r1": 0.1, "image_to_text_r1": 0.1}) == 0.5
-    assert merit({"name": "c", "text_to_image_r1": 0.1, "image_to_text_r1": 0.3}) == pytest.approx(0.2)
+    assert entry_score({"name": "c", "top1": 0.5, "text_to_image_r1": 0.1, "image_to_text_r1": 0.1}) == 0.5
+    assert entry_score({"name": "c", "text_to_image_r1": 0.1, "image_to_text_r1": 0.3}) == pytest.approx(0.2)
 
 
 CNN = {"image": {"name": "cnn", "width": 8, "stages": 2}, "embed_dim": 16, "tokenizer": "corpus", "context_length": 16}
@@ -162,7 +164,7 @@ def test_models_of_our_own_mix_with_their_heads(train, accelerator, tmp_path):
     old = train("old", own, loss={"name": "multitask"})
     new = train("new", own, loss={"name": "multitask"}, steps=3)
     half = tmp_path / "half"
-    mix((old, new), **HALF, out=half, accelerator=accelerator)
+    mix_models((old, new), **HALF, out=half, accelerator=accelerator)
     heads = [checkpoint.read_tensors(Path(each) / "model.safetensors")["loss.head.weight"] for each in (old, new, half)]
     assert torch.allclose(heads[2], (heads[0] + heads[1]) / 2)
 
@@ -171,7 +173,7 @@ def test_different_models_are_refused(train, open_clip_folder, tuned):
     old = train("own", {**CNN, "text": TEXT})
     for name, model, message in (
         ("deeper", {**CNN, "text": {**TEXT, "layers": 2}}, r"different models: \d+ tensors are only in .*deeper"),
-        ("wider", {**CNN, "text": {**TEXT, "width": 32}}, r"is \(.*\) in .*: these are different models"),
+        ("wider", {**CNN, "text": {**TEXT, "width": 32}}, r"is \(.*\) in .*, so the models differ"),
         (
             "heads",
             {**CNN, "text": {**TEXT, "heads": 4}},
@@ -179,17 +181,17 @@ def test_different_models_are_refused(train, open_clip_folder, tuned):
         ),
     ):
         with pytest.raises(UniclError, match=message):
-            pair(load_model(old), load_model(train(name, model)))
+            check_pair(load_model(old), load_model(train(name, model)))
     swapped = Path(shutil.copytree(old, "swapped"))
     words = json.loads((swapped / "tokenizer.json").read_text())
     vocabulary = words["model"]["vocab"]
     vocabulary["b"], vocabulary["c"] = vocabulary["c"], vocabulary["b"]
     (swapped / "tokenizer.json").write_text(json.dumps(words))
     with pytest.raises(UniclError, match="have different tokens"):
-        pair(load_model(old), load_model("swapped"))
+        check_pair(load_model(old), load_model("swapped"))
     quick = f"local-dir:{open_clip_folder('custom')}"
     with pytest.raises(UniclError, match="different models: quick_gelu differ"):
-        pair(load_model(quick), load_model(tuned[1]))
+        check_pair(load_model(quick), load_model(tuned[1]))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_different_models_are_refused(train, open_clip_folder, tuned):
         (["--alpha", "half", "-o", "x"], "--alpha half: is no list of numbers"),
         (["--alpha", "0.5", "--curve"], "--curve and --alpha exclude each other"),
         ([], "nothing to do"),
-        (["-o", "full"], "-o full: is there already"),
+        (["-o", "full"], "-o full: already exists"),
         (["--alpha", ",", "-o", "x"], "lies outside"),
         (["--alpha", "nan", "-o", "x"], "lies outside"),
     ],

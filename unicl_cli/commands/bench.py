@@ -57,13 +57,13 @@ def bench(
     quiet: Quiet = False,
 ) -> None:
     """Measure: what is compared takes turns in one process, after a check that it computes the same."""
-    from unicl_cli.jobs.bench.kinds import Asked, checked, numbers
+    from unicl_cli.jobs.bench.kinds import Request, check_request, parse_counts
 
     if kind is None:
         _show_kinds(as_json=as_json)
         return
-    asked = checked(
-        Asked(
+    request = check_request(
+        Request(
             kind=kind,
             recipe=recipe,
             overrides=tuple(changes or ()),
@@ -74,9 +74,9 @@ def bench(
             precision=precision,
             batch=batch,
             model=model,
-            sizes=numbers("sizes", sizes),
-            classes=numbers("classes", classes),
-            processes=numbers("processes", processes),
+            sizes=parse_counts("sizes", sizes),
+            classes=parse_counts("classes", classes),
+            processes=parse_counts("processes", processes),
             only=tuple(only or ()),
             every=every,
             peak=peak,
@@ -85,10 +85,10 @@ def bench(
     from unicl_cli.commands.output import check_first, show
 
     check_first((), (), ("-o", out))
-    from unicl_cli.jobs.bench.bench import bench as job
+    from unicl_cli.jobs.bench.bench import run_benchmark
     from unicl_cli.jobs.bench.tables import tables
 
-    document = job(asked, sys.argv[1:])
+    document = run_benchmark(request, sys.argv[1:])
     show(document, tables, as_json=as_json, out=out)
     if not document["complete"]:
         raise typer.Exit(130)

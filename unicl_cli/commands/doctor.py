@@ -15,9 +15,9 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Check whether this machine can train. Changes nothing and asks nothing of the network."""
-    from unicl_cli.jobs.doctor import PROBLEM, examine
+    from unicl_cli.jobs.doctor import PROBLEM, run_checks
 
-    checks = examine()
+    checks = run_checks()
     problems = sum(check.state == PROBLEM for check in checks)
     if as_json:
         document = {"schema": "unicl/doctor/1", "ok": not problems, "checks": [check._asdict() for check in checks]}

@@ -46,11 +46,11 @@ def inspect(
     from unicl_cli.commands.output import check_first, show
 
     check_first((), (), ("-o", out), ("--html", html))
-    from unicl_cli.jobs.inspect.inspect import Wanted, look
+    from unicl_cli.jobs.inspect.inspect import Options, inspect_path
     from unicl_cli.jobs.inspect.tables import tables
 
-    wanted = Wanted(split, tokenizer, batch, batch_size, step, html, samples)
-    document = look(path, wanted)
+    options = Options(split, tokenizer, batch, batch_size, step, html, samples)
+    document = inspect_path(path, options)
     show(document, tables, as_json=as_json, out=out)
     if not document.get("whole", True):
         raise typer.Exit(1)

@@ -44,7 +44,7 @@ def mix(
     check_first([old, new], data or ())
 
     def work(accelerator: Any) -> None:
-        from unicl_cli.jobs.mix import mix as job
+        from unicl_cli.jobs.mix import mix_models as job
         from unicl_cli.jobs.mix import mix_tables
         from unicl_cli.launch.process import is_peer
 

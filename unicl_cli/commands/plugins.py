@@ -15,6 +15,7 @@ from unicl_cli import registry
 from unicl_cli.commands import Json, completion
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.option_types import written
+from unicl_cli.pages.text import align_columns
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="List the parts that recipes can name, and what they take."
@@ -82,9 +83,8 @@ def ls(
         typer.echo(json.dumps(document, indent=1))
         return
     lines = [(row.kind, row.name, " ".join(filter(None, (row.dist, row.version))), row.state) for row in rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(3)] if lines else []
-    for line in lines:
-        typer.echo("  ".join([*(text.ljust(width) for text, width in zip(line[:3], widths, strict=True)), line[3]]))
+    for line in align_columns(lines):
+        typer.echo(line)
     typer.echo(f"\ninstalled in {place['prefix']} ({place['interpreter']}), plugin interface {place['interface']}")
 
 

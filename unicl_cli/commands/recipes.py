@@ -9,6 +9,7 @@ import typer
 
 from unicl_cli.commands import Json, completion
 from unicl_cli.errors import UniclError
+from unicl_cli.pages.text import align_columns
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show, copy, check and compare recipes.")
 Overrides = Annotated[
@@ -38,9 +39,8 @@ def ls(as_json: Json = False) -> None:
         recipes = [{"name": name, "about": line} for name, line in about.items()]
         typer.echo(json.dumps({"schema": "unicl/recipes/1", "recipes": recipes}, indent=1))
         return
-    width = max(map(len, about), default=0)
-    for name, line in about.items():
-        typer.echo(f"{name:<{width}}  {line}")
+    for line in align_columns(list(about.items())):
+        typer.echo(line)
 
 
 def _about(path: Path) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unicl_cli.core.sinks import clock
+from unicl_cli.pages.text import align_columns
 from unicl_cli.runs.folder import ENVIRONMENT, METRICS
 from unicl_cli.runs.status import read_lines, validations
 
@@ -26,10 +27,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if not found:
         yield "no runs here"
         return
-    rows = [HEAD, *(cells(run) for run in found)]
-    widths = [max(len(row[n]) for row in rows) for n in range(len(HEAD))]
-    for row in rows:
-        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield from align_columns([HEAD, *(cells(run) for run in found)])
     for run in found:
         if "reason" in run:
             yield f"{run['reason']}"

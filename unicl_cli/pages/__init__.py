@@ -1,1 +1,1 @@
-"""HTML pages."""
+"""Results as HTML pages and as aligned text."""

@@ -14,10 +14,10 @@ from unicl_cli.cli import main
 from unicl_cli.commands.bench import complete_kind
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench import bench
-from unicl_cli.jobs.bench.fresh_process import peak_of
-from unicl_cli.jobs.bench.kinds import KINDS, numbers
-from unicl_cli.jobs.bench.protocol import Case, Ready, checked_figures, compared, contest
-from unicl_cli.jobs.bench.tables import notes
+from unicl_cli.jobs.bench.fresh_process import peak_of_work
+from unicl_cli.jobs.bench.kinds import KINDS, parse_counts
+from unicl_cli.jobs.bench.protocol import Case, Prepared, add_ratios, measure_case, run_check
+from unicl_cli.jobs.bench.tables import write_notes
 
 CPU = torch.device("cpu")
 QUICK = {
@@ -108,18 +108,18 @@ def test_a_row_without_its_kind_is_the_list_of_kinds(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["lose"], "bench: no kind 'lose'; did you mean 'loss'?"),
+        (["lose"], "bench: unknown kind 'lose'; did you mean 'loss'?"),
         (["loss", "--vs", "openclip"], "--vs openclip: unknown; did you mean 'open_clip'?"),
-        (["sampler", "--vs", "open_clip"], "bench sampler: open_clip has nothing to set against it"),
-        (["start", "--sizes", "3"], "bench start: --sizes has no meaning here"),
-        (["loss", "--sizes", "3,x"], "--sizes 3,x: 'x' is no count"),
-        (["text", "quickstart"], "bench text: takes no recipe, but was given 'quickstart'"),
-        (["step", "quickstart", "--batch", "4"], "bench step quickstart: --batch has no meaning with a recipe"),
+        (["sampler", "--vs", "open_clip"], "bench sampler: open_clip has no counterpart"),
+        (["start", "--sizes", "3"], "bench start: does not take --sizes"),
+        (["loss", "--sizes", "3,x"], "--sizes 3,x: 'x' is not a whole number of at least 1"),
+        (["text", "quickstart"], "bench text: does not take a recipe (given: 'quickstart')"),
+        (["step", "quickstart", "--batch", "4"], "bench step quickstart: --batch cannot be combined with a recipe"),
         (["step", "quick"], "no recipe 'quick'"),
         (["step", "--model", "ViT-B32"], "--model ViT-B32: unknown; did you mean 'ViT-B-32'?"),
-        (["step", "--only", "caption"], "--only caption: no such row; did you mean 'captions'?"),
+        (["step", "--only", "caption"], "--only caption: unknown row; did you mean 'captions'?"),
         (["step", "--precision", "fp8"], "--precision fp8: unknown"),
-        (["step", "--devices", "cpu:2"], "--devices cpu:2: no such device for a benchmark"),
+        (["step", "--devices", "cpu:2"], "--devices cpu:2: not a device for benchmarks"),
         (["sampler", "--sizes", "100"], "--sizes 100: fewer rows than a batch of 4096"),
     ],
 )
@@ -132,19 +132,21 @@ def test_what_cannot_be_measured_is_one_line(words, message, capsys):
 
 
 def test_sizes_are_read_as_people_write_them():
-    assert numbers("sizes", "256, 4k,64k,1e6") == (256, 4096, 65536, 1_000_000)
-    assert numbers("sizes", None) == ()
+    assert parse_counts("sizes", "256, 4k,64k,1e6") == (256, 4096, 65536, 1_000_000)
+    assert parse_counts("sizes", None) == ()
 
 
 def toy(name, runs, check=None, **settings):
-    return Case(name, "things", tuple(runs), next(reversed(runs)), lambda who: Ready(4, runs, check=check), **settings)
+    return Case(
+        name, "things", tuple(runs), next(reversed(runs)), lambda who: Prepared(4, runs, check=check), **settings
+    )
 
 
 def test_variants_take_turns_and_each_round_begins_with_another():
     met = []
     runs = {name: (lambda name=name: (met.append(name), time.sleep(0.001), sum(range(10**6)))) for name in "ab"}
     case = toy("toy", runs)
-    row = compared(contest(case, case.prepare("ab"), rounds=2, device=CPU, advance=lambda _: None))
+    row = add_ratios(measure_case(case, case.prepare("ab"), rounds=2, device=CPU, advance=lambda _: None))
     order = [name for n, name in enumerate(met) if n == 0 or met[n - 1] != name]
     assert "".join(met)[:4] == "abab", "two warm-ups"
     assert "".join(order).startswith("abab" + "ab")
@@ -157,60 +159,60 @@ def test_ratios_are_made_round_by_round():
     variants = {
         name: {"seconds": each, "mib": mib} for (name, each), mib in zip(seconds.items(), (10, 40), strict=True)
     }
-    row = compared({"reference": "theirs", "variants": variants})
+    row = add_ratios({"reference": "theirs", "variants": variants})
     assert row["variants"]["ours"]["speed"] == {"median": 3.0, "low": 2.0, "high": 5.0}
     assert row["variants"]["ours"]["memory"] == 0.25
 
 
 @pytest.fixture
 def pair():
-    from unicl_cli.jobs.bench.twins import twins
+    from unicl_cli.jobs.bench.model_pair import make_model_pair
 
-    return twins("tiny", CPU, 6)
+    return make_model_pair("tiny", CPU, 6)
 
 
 @pytest.fixture
 def batch(pair):
-    from unicl_cli.jobs.bench.captions import mixed
-    from unicl_cli.jobs.bench.step import batch_of
+    from unicl_cli.jobs.bench.captions import mix_captions_and_prompts
+    from unicl_cli.jobs.bench.step import make_pair_batch
 
-    return batch_of(mixed(6, 2, 1), pair.tokenizer, pair.recipe.data.image_size)
+    return make_pair_batch(mix_captions_and_prompts(6, 2, 1), pair.tokenizer, pair.recipe.data.image_size)
 
 
 @pytest.mark.parametrize("where", ["visual.conv1.weight", "transformer.resblocks.0.mlp.c_fc.weight", "logit_scale"])
 def test_nothing_is_compared_when_weights_differ(pair, batch, where):
-    from unicl_cli.jobs.bench.step import checked
+    from unicl_cli.jobs.bench.step import compare_step
 
     def row():
-        return checked_figures("captions", Ready(6, {}, check=lambda: checked(pair, batch)))
+        return run_check("captions", Prepared(6, {}, check=lambda: compare_step(pair, batch)))
 
     assert row()["forward"] <= 1e-5
     with torch.no_grad():
         dict(pair.theirs.named_parameters())[where].mul_(1.01)
-    with pytest.raises(UniclError, match=r"captions: not compared: (forward|gradients) .* apart") as caught:
+    with pytest.raises(UniclError, match=r"captions: not compared: (forward|gradients) differs by") as caught:
         row()
     assert caught.value.exit_code == 1
 
 
 def test_nothing_is_compared_when_a_gradient_alone_differs(pair, batch):
-    from unicl_cli.jobs.bench.step import checked
+    from unicl_cli.jobs.bench.step import compare_step
 
     pair.ours.text.trunk.pos.register_hook(lambda grad: grad * 1.001)
     with pytest.raises(UniclError, match="not compared: gradients"):
-        checked_figures("captions", Ready(6, {}, check=lambda: checked(pair, batch)))
+        run_check("captions", Prepared(6, {}, check=lambda: compare_step(pair, batch)))
 
 
 def test_a_switch_that_changes_a_number_is_not_measured(pair, batch):
     from copy import deepcopy
 
-    from unicl_cli.jobs.bench.switches import checked
+    from unicl_cli.jobs.bench.switches import compare_values
 
     plain = deepcopy(pair.step)
     makers = {"on": lambda: pair.step, "off": lambda: deepcopy(plain)}
 
     def row():
         pair.step.zero_grad()
-        return checked_figures("key", Ready(6, {}, check=lambda: checked(makers, batch.batch)))
+        return run_check("key", Prepared(6, {}, check=lambda: compare_values(makers, batch.batch)))
 
     assert row()["gradients"] == 0
     with torch.no_grad():
@@ -220,14 +222,14 @@ def test_a_switch_that_changes_a_number_is_not_measured(pair, batch):
 
 
 def test_texts_of_a_frozen_tower_are_looked_up_as_in_training(batch):
-    from unicl_cli.jobs.bench.switches import built
-    from unicl_cli.jobs.bench.twins import recipe_of, shape_of, twins
+    from unicl_cli.jobs.bench.model_pair import make_model_pair, make_recipe, shape_of
+    from unicl_cli.jobs.bench.switches import build_trained_step
 
     def bank(*changes):
-        recipe = recipe_of(shape_of("tiny"), 6, precision="fp32", frozen_text=True, changes=changes)
-        return built(recipe, CPU).model.bank
+        recipe = make_recipe(shape_of("tiny"), 6, precision="fp32", frozen_text=True, changes=changes)
+        return build_trained_step(recipe, CPU).model.bank
 
-    frozen = twins("tiny", CPU, 6, frozen_text=True)
+    frozen = make_model_pair("tiny", CPU, 6, frozen_text=True)
     frozen.step(batch.batch)
     assert len(frozen.ours.bank.places) == len(batch.batch.tokens)
     assert bank() is not None
@@ -244,7 +246,7 @@ def test_a_run_of_a_minute_is_its_own_warm_up(monkeypatch):
     def timer(run):
         return (run(), took[met[-1]])[1]
 
-    row = contest(toy("toy", runs), Ready(1, runs, timer=timer), rounds=2, device=CPU, advance=lambda _: None)
+    row = measure_case(toy("toy", runs), Prepared(1, runs, timer=timer), rounds=2, device=CPU, advance=lambda _: None)
     assert Counter(met) == {"short": 2 + 2, "long": 1 + 2, "longest": 2}
     assert [own["seconds"] for own in row["variants"].values()] == [[x, x] for x in took.values()]
 
@@ -259,14 +261,14 @@ def test_the_table_of_switches_says_who_waited_for_data():
         "facts": {"waited": {"1": 0.001, "0": 0.25}},
         "checks": {"first_s": 75.2},
     }
-    said = list(notes({"rows": [row], "rounds": 3, "clock": "CPU", "command": "unicl", "complete": True}))
-    assert "data.workers 0: 25.0% of the time waiting for data" in said
+    said = list(write_notes({"rows": [row], "rounds": 3, "clock": "CPU", "command": "unicl", "complete": True}))
+    assert "data.workers 0: 25.0% of the time was spent waiting for data" in said
     assert "data.workers: the first forward and backward took 75 s" in said
 
 
 def test_a_check_that_is_not_a_number_does_not_pass():
-    with pytest.raises(UniclError, match="forward nan apart"):
-        checked_figures("toy", Ready(1, {}, check=lambda: {"forward": float("nan")}))
+    with pytest.raises(UniclError, match="forward differs by nan"):
+        run_check("toy", Prepared(1, {}, check=lambda: {"forward": float("nan")}))
 
 
 def test_ctrl_c_prints_what_has_been_measured(capsys, monkeypatch):
@@ -274,7 +276,7 @@ def test_ctrl_c_prints_what_has_been_measured(capsys, monkeypatch):
         raise KeyboardInterrupt
 
     cases = [toy("done", {"a": lambda: sum(range(10**5))}), toy("cut", {"a": interrupt})]
-    monkeypatch.setattr(bench, "cases_of", lambda asked: cases)
+    monkeypatch.setattr(bench, "select_cases", lambda request: cases)
     assert main(["bench", "start", "--json", "-q"]) == 130
     found = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in found["rows"]] == ["done"]
@@ -291,8 +293,8 @@ def test_the_table_fits_into_80_columns(capsys, monkeypatch):
 
 
 def test_the_peak_of_a_piece_of_work_is_what_it_took():
-    assert peak_of(lambda: np.ones(25_000_000)) == pytest.approx(191, abs=12)
-    assert peak_of(lambda: None) < 5, "what was held before does not count"
+    assert peak_of_work(lambda: np.ones(25_000_000)) == pytest.approx(191, abs=12)
+    assert peak_of_work(lambda: None) < 5, "what was held before does not count"
 
 
 def test_the_document_goes_to_a_file_too(tmp_path: Path, capsys):

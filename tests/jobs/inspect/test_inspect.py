@@ -24,8 +24,8 @@ from unicl_cli.data.mix import Draws
 from unicl_cli.data.tokenizers import clip_tokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.inspect.batch import default_recipe, inspect_batch
-from unicl_cli.jobs.inspect.class_mentions import Names, distinct, words_of
-from unicl_cli.jobs.inspect.concepts import others, shared
+from unicl_cli.jobs.inspect.class_mentions import ClassNameFinder, distinct_pairs, split_words
+from unicl_cli.jobs.inspect.concepts import expected_others, same_concept_share
 from unicl_cli.jobs.runs import command_of
 from unicl_cli.recipe.load import load
 
@@ -118,8 +118,8 @@ def test_the_share_of_one_concept_is_that_of_all_pairs(place, capsys):
 
 def test_imagenet_at_4096_has_4_1_others():
     counts = np.full(1000, 1281)
-    assert shared(counts) == pytest.approx(1 / 1000)
-    assert others(counts, 4096) == pytest.approx(4.1, abs=0.01)
+    assert same_concept_share(counts) == pytest.approx(1 / 1000)
+    assert expected_others(counts, 4096) == pytest.approx(4.1, abs=0.01)
 
 
 def test_notes_say_what_to_do(place, capsys):
@@ -142,8 +142,10 @@ WORD = st.sampled_from(["sea", "lion", "fly", "box", "é", "日本", "a1"])
     texts=st.lists(st.lists(WORD | st.sampled_from(["lions", "flies", "boxes", "-", ".", "SEA"])).map(" ".join)),
 )
 def test_names_are_found_where_a_regular_expression_finds_them(names, texts):
-    found = Names([ClassName(name, (name,)) for name in names]).found(words_of(pa.array(texts, pa.string())))
-    pairs = set(zip(*(column.tolist() for column in distinct(*found, len(names))), strict=True))
+    found = ClassNameFinder([ClassName(name, (name,)) for name in names]).find(
+        split_words(pa.array(texts, pa.string()))
+    )
+    pairs = set(zip(*(column.tolist() for column in distinct_pairs(*found, len(names))), strict=True))
 
     def named(name: str, text: str) -> bool:
         stem = r"[\W_]+".join(map(re.escape, name.split()))
@@ -162,7 +164,7 @@ def test_pictures_of_train_in_test_are_said(tmp_path, capsys):
     assert run(["prepare", "--labels", str(tmp_path / "p"), "-o", str(tmp_path / "c"), "--workers", "1", "-q"]) == 0
     facts = answer(capsys, str(tmp_path / "c"))
     assert facts["duplicates"]["also_in_train"] == {"test": 2}
-    assert any("no fair test" in note for note in facts["notes"])
+    assert any("repeat an image of train" in note for note in facts["notes"])
 
 
 def test_pictures_alone_have_sizes_and_no_concepts(place, tmp_path, capsys):
@@ -211,7 +213,7 @@ def test_a_run_a_checkpoint_and_its_recipe_draw_one_batch(place, capsys):
 def test_expected_positives_are_those_of_many_batches(place):
     corpus = open_corpus(place / "corpus")
     recipe = default_recipe(corpus, "train", 12)
-    seen = [inspect_batch(recipe, "c", step, pictures=False).document for step in range(60)]
+    seen = [inspect_batch(recipe, "c", step, with_images=False).document for step in range(60)]
     labels = np.repeat(range(4), (9, 5, 3, 4))
     mean = 5 * np.mean([(np.delete(labels, n) == labels[n]).mean() for n in range(21)])
     met = np.mean([d["clip"]["false_negatives"] / d["label_rows"] for d in seen])
@@ -222,7 +224,7 @@ def test_without_colour_the_positives_alone_are_drawn(place, capsys):
     capsys.readouterr()
     assert run(["inspect", str(place / "corpus"), "--batch", "--batch-size", "8"]) == 0
     shown = capsys.readouterr().out
-    assert "as CLIP sees it" in shown
+    assert "CLIP's targets" in shown
     assert "\u2580\u2584      " in shown
 
 
@@ -260,12 +262,12 @@ def cut(folder: Path) -> None:
 
 
 DAMAGES = {
-    "has another checksum than when it was written": flip,
+    "has changed since it was written (checksum)": flip,
     "has 999 bytes instead of": cut,
     "model.safetensors: missing": lambda f: (f / "model.safetensors").unlink(),
     "trainer.json is missing": lambda f: (f / "trainer.json").unlink(),
     "trainer.json cannot be read": lambda f: (f / "trainer.json").write_text("{"),
-    "trainer.json names no files": lambda f: (f / "trainer.json").write_text('{"step": "x", "versions": 3}'),
+    "trainer.json lists no files": lambda f: (f / "trainer.json").write_text('{"step": "x", "versions": 3}'),
 }
 
 
@@ -311,10 +313,10 @@ def test_a_run_tells_its_state_and_its_last_figures(place, copy, capsys):
 OTHERS = {
     "pictures": ("is a folder of images", "unicl prepare --labels"),
     "pictures/dog/0.png": ("is an image", "unicl zeroshot"),
-    "list.tsv": ("is a list", "unicl prepare --captions"),
+    "list.tsv": ("is a list of rows", "unicl prepare --captions"),
     "runs": ("holds runs", "unicl runs ls"),
     "runs/one/checkpoints": ("holds checkpoints", "step-00000004"),
-    "runs/one/model.safetensors": ("is one file of several", "unicl inspect"),
+    "runs/one/model.safetensors": ("is a single file of a larger directory", "unicl inspect"),
     "tiny.yaml": ("is a recipe", "--batch"),
     "corpsu": ("no such file or directory; did you mean 'corpus'?", "give a corpus"),
 }

@@ -1,1 +1,1 @@
-"""What `unicl bench` measures: one module a kind, and the protocol that all of them share."""
+"""`unicl bench`: one module per kind of benchmark, and the measuring protocol that all of them share."""

@@ -1,4 +1,4 @@
-"""A request in, one document out: every row by the protocol, and all that has to be known of the machine."""
+"""The benchmark job: a request in; out comes one document with every row and the facts of the machine."""
 
 from __future__ import annotations
 
@@ -17,67 +17,84 @@ import torch
 from unicl_cli import __version__
 from unicl_cli.core.machine import cores, machine_memory
 from unicl_cli.inference.progress import progress
-from unicl_cli.jobs.bench.cases import cases_of
-from unicl_cli.jobs.bench.kinds import KINDS, Asked
-from unicl_cli.jobs.bench.protocol import WARM_UPS, Case, compared, contest, device_of, fresh
+from unicl_cli.jobs.bench.cases import select_cases
+from unicl_cli.jobs.bench.kinds import KINDS, Request
+from unicl_cli.jobs.bench.protocol import (
+    WARM_UPS,
+    Case,
+    add_ratios,
+    choose_device,
+    measure_case,
+    measure_in_fresh_process,
+)
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "scikit-learn", "pillow")
 
 
-def bench(asked: Asked, argv: Sequence[str]) -> dict[str, Any]:
-    """The document; ``complete`` is false where Ctrl-C ended it, with the rows that were done by then."""
-    device = device_of(asked)
-    rounds = asked.rounds or KINDS[asked.kind].rounds
+def run_benchmark(request: Request, argv: Sequence[str]) -> dict[str, Any]:
+    """Run the benchmark and return its document; after Ctrl-C it holds the finished rows and ``complete`` is false."""
+    device = choose_device(request)
+    rounds = request.rounds or KINDS[request.kind].rounds
     document: dict[str, Any] = {
         "schema": "unicl/bench/1",
-        "kind": asked.kind,
+        "kind": request.kind,
         "command": shlex.join(["unicl", *argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(device),
+        "machine": machine_facts(device),
         "versions": {"unicl": __version__} | {name: metadata.version(name) for name in PACKAGES},
         "device": device.type,
         "clock": "CUDA events" if device.type == "cuda" else "CPU time of the process",
-        "threads": asked.threads,
+        "threads": request.threads,
         "rounds": rounds,
         "rows": [],
         "complete": False,
     }
-    with threads(asked.threads):
+    with use_threads(request.threads):
         try:
-            for row in measured(asked, cases_of(asked), rounds, device):
-                document["rows"].append(compared(row))
+            for row in measure_cases(request, select_cases(request), rounds, device):
+                document["rows"].append(add_ratios(row))
             document["complete"] = True
         except KeyboardInterrupt:
-            pass  # what has been measured is printed
-    document["machine"]["load_after"] = load()
+            pass  # the finished rows are printed
+    document["machine"]["load_after"] = load_average()
     return document
 
 
-def measured(asked: Asked, cases: Sequence[Case], rounds: int, device: torch.device) -> Iterator[dict[str, Any]]:
-    on_its_own = asked.peak and device.type == "cpu"
-    total = sum(len(case.who) * (WARM_UPS + rounds + (on_its_own and case.memory > 0)) for case in cases)
-    with progress(f"bench {asked.kind}", total) as advance:
+def measure_cases(
+    request: Request, cases: Sequence[Case], rounds: int, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Measure one case after the other, with a fresh process for each peak memory on the CPU."""
+    fresh_peaks = request.peak and device.type == "cpu"
+    total = 0
+    for case in cases:
+        runs = WARM_UPS + rounds
+        if fresh_peaks and case.memory:
+            runs += 1
+        total += len(case.variants) * runs
+    with progress(f"bench {request.kind}", total) as advance:
         for case in cases:
-            row = one(asked, case, rounds, device, advance)
-            if on_its_own and case.memory:
+            row = measure_row(request, case, rounds, device, advance)
+            if fresh_peaks and case.memory:
                 for name, own in row["variants"].items():
-                    own["mib"] = fresh(asked, case.name, name, case.processes)
+                    own["mib"] = measure_in_fresh_process(request, case.name, name, case.processes)
                     advance(1)
             yield row
 
 
-def one(asked: Asked, case: Case, rounds: int, device: torch.device, advance: Callable[[int], None]) -> dict[str, Any]:
-    """A row in this process, or in several that are started for it."""
+def measure_row(
+    request: Request, case: Case, rounds: int, device: torch.device, advance: Callable[[int], None]
+) -> dict[str, Any]:
+    """Measure a row in this process, or start several for it."""
     if case.processes > 1:
-        row: dict[str, Any] = fresh(asked, case.name, None, case.processes)
-        advance(len(case.who) * (WARM_UPS + rounds))
+        row: dict[str, Any] = measure_in_fresh_process(request, case.name, None, case.processes)
+        advance(len(case.variants) * (WARM_UPS + rounds))
         return row
-    return contest(case, case.prepare(case.who), rounds=rounds, device=device, advance=advance)
+    return measure_case(case, case.prepare(case.variants), rounds=rounds, device=device, advance=advance)
 
 
 @contextmanager
-def threads(count: int) -> Generator[None]:
-    """``count`` threads for torch inside, as many as before after it."""
+def use_threads(count: int) -> Generator[None]:
+    """Set torch's number of threads within the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -86,28 +103,28 @@ def threads(count: int) -> Generator[None]:
         torch.set_num_threads(before)
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, memory, and how busy it is."""
+def machine_facts(device: torch.device) -> dict[str, Any]:
+    """Return processor, GPU, cores, memory and load of this machine."""
     return {
-        "processor": processor(),
+        "processor": processor_name(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "cores": cores(),
         "memory_gib": round((machine_memory() or 0) / 2**30, 1),
         "vector": torch.backends.cpu.get_cpu_capability(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "load_before": load(),
+        "load_before": load_average(),
     }
 
 
-def processor() -> str:
-    """Its name as Linux tells it."""
+def processor_name() -> str:
+    """Return the processor's name as Linux reports it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def load() -> float:
-    """Processes that wanted to run, on average of the last minute."""
+def load_average() -> float:
+    """Return the load average of the last minute."""
     return round(os.getloadavg()[0], 2)

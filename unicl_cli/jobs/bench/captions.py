@@ -1,4 +1,4 @@
-"""Texts to measure with, from a fixed seed: captions of the lengths that web captions have, prompts of class names."""
+"""Generated texts from a fixed seed: captions as long as those of the web, and prompts of class names."""
 
 from typing import NamedTuple
 
@@ -17,39 +17,42 @@ on in under near beside behind with of at across between over
 ONE = ("a photo of a {}.",)
 
 
-class Texts(NamedTuple):
-    """A batch's texts with their classes; NO_LABEL is -1, for captions."""
+class LabelledTexts(NamedTuple):
+    """The texts of a batch with their classes; captions have the label -1 (NO_LABEL)."""
 
     texts: list[str]
     labels: list[int]
 
 
-def captions(rows: int, seed: int = 0) -> Texts:
-    """All different: 7 to 21 words, 11 on average, of one token each."""
+def make_captions(rows: int, seed: int = 0) -> LabelledTexts:
+    """Return distinct captions of 7 to 21 words, 11 on average, of one token each."""
     rng = np.random.default_rng((seed, 1))
     words = WORDS.split()
     lengths = np.clip(np.round(rng.lognormal(2.35, 0.25, rows)), 7, 21).astype(int)
-    return Texts([" ".join(rng.choice(words, length)) for length in lengths], [-1] * rows)
+    return LabelledTexts([" ".join(rng.choice(words, length)) for length in lengths], [-1] * rows)
 
 
-def prompts(rows: int, classes: int, templates: int, seed: int = 0) -> Texts:
-    """Classes of ImageNet, drawn for each row as training does, in one template or in CLIP's 80."""
+def make_prompts(rows: int, classes: int, templates: int, seed: int = 0) -> LabelledTexts:
+    """Return prompts of ImageNet classes, drawn per row as in training, in one template or in CLIP's 80."""
     rng = np.random.default_rng((seed, 2, classes, templates))
     forms = ONE if templates == 1 else load_templates("clip80")[:templates]
     labels = rng.integers(0, classes, rows)
     names = class_names(classes)
     texts = [fill(forms[rng.integers(len(forms))], names[label]) for label in labels]
-    return Texts(texts, labels.tolist())
+    return LabelledTexts(texts, labels.tolist())
 
 
-def mixed(rows: int, classes: int, templates: int, seed: int = 0) -> Texts:
-    """Every other row a caption, as a mix of both kinds has it on average."""
-    labelled, plain = prompts(rows, classes, templates, seed), captions(rows, seed)
+def mix_captions_and_prompts(rows: int, classes: int, templates: int, seed: int = 0) -> LabelledTexts:
+    """Return prompts and captions in turn, the average of a half-and-half mix."""
+    labelled, plain = make_prompts(rows, classes, templates, seed), make_captions(rows, seed)
     turns = [plain if n % 2 else labelled for n in range(rows)]
-    return Texts([each.texts[n] for n, each in enumerate(turns)], [each.labels[n] for n, each in enumerate(turns)])
+    return LabelledTexts(
+        [each.texts[n] for n, each in enumerate(turns)], [each.labels[n] for n, each in enumerate(turns)]
+    )
 
 
 def class_names(classes: int) -> list[str]:
-    """The first of ImageNet's thousand, or all of them with numbers where more are wanted."""
+    """Return the first of ImageNet's 1,000 class names; beyond 1,000, they repeat with a number."""
     names = list(IMAGENET_CLASSNAMES)
-    return [names[n % len(names)] + (f" {n // len(names) + 1}" if n >= len(names) else "") for n in range(classes)]
+    numbered = (f"{names[n % len(names)]} {n // len(names) + 1}" for n in range(len(names), classes))
+    return [*names[:classes], *numbered]

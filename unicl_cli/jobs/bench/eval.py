@@ -1,4 +1,4 @@
-"""What a zero-shot evaluation spends its time on: the classifier of the class names, and images to features."""
+"""`bench eval`: the two costs of a zero-shot evaluation, the classifier from class names and image features."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from unicl_cli.core.prompts import load_templates
 from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
 from unicl_cli.inference.encoder import Encoder
 from unicl_cli.jobs.bench.captions import class_names
-from unicl_cli.jobs.bench.kinds import PEER, Asked
-from unicl_cli.jobs.bench.protocol import Case, Ready, device_of
-from unicl_cli.jobs.bench.twins import difference, shape_of, twins
+from unicl_cli.jobs.bench.kinds import PEER, Request
+from unicl_cli.jobs.bench.model_pair import largest_difference, make_model_pair, shape_of
+from unicl_cli.jobs.bench.protocol import Case, Prepared, choose_device
 
 OURS = "unicl"
 CLASSES, BATCH = 5, 32
 CHECKED = 10
-"""Classes of which open_clip's vectors are compared, spread over all: each class has its own."""
+"""Number of classes, spread over all, whose vectors are compared with open_clip's."""
 
 
-def cases(asked: Asked) -> list[Case]:
-    shape_of(asked.model or "small")
-    who = (OURS, PEER) if asked.vs else (OURS,)
+def cases(request: Request) -> list[Case]:
+    shape_of(request.model or "small")
+    variants = (OURS, PEER) if request.vs else (OURS,)
     rows = [
-        Case(f"classifier-{n}x80", "prompts", who, who[-1], partial(classifier, asked, n))
-        for n in asked.classes or (CLASSES,)
+        Case(f"classifier-{n}x80", "prompts", variants, variants[-1], partial(prepare_classifier, request, n))
+        for n in request.classes or (CLASSES,)
     ]
-    return [*rows, Case("pictures", "images", who, who[-1], partial(pictures, asked))]
+    return [*rows, Case("pictures", "images", variants, variants[-1], partial(prepare_images, request))]
 
 
-def both(asked: Asked) -> tuple[Encoder, Any, Any]:
-    """Our model as evaluation calls it, open_clip's, and our tokenizer."""
-    pair = twins(asked.model or "small", device_of(asked))
+def make_encoders(request: Request) -> tuple[Encoder, Any, Any]:
+    """Return our model as evaluation calls it, open_clip's model, and the pair of both."""
+    pair = make_model_pair(request.model or "small", choose_device(request))
     pair.theirs.eval()
     loaded = cast("Loaded", SimpleNamespace(step=pair.step.eval(), tokenizer=pair.tokenizer))
     return Encoder(loaded), pair.theirs, pair
 
 
-def classifier(asked: Asked, count: int, who: Collection[str]) -> Ready:
-    encoder, theirs, pair = both(asked)
+def prepare_classifier(request: Request, count: int, variants: Collection[str]) -> Prepared:
+    encoder, theirs, pair = make_encoders(request)
     names, templates = class_names(count), load_templates("clip80")
     tokenize = get_tokenizer("ViT-B-32")
 
@@ -57,16 +57,16 @@ def classifier(asked: Asked, count: int, who: Collection[str]) -> Ready:
         return build_zero_shot_classifier(theirs, tokenize, names, templates, device=encoder.device).T.cpu()
 
     some = slice(None, None, -(-count // CHECKED))
-    check = (lambda: {"forward": difference(ours()[some], peer(names[some]))}) if PEER in who else None
+    check = (lambda: {"forward": largest_difference(ours()[some], peer(names[some]))}) if PEER in variants else None
     runs: dict[str, Callable[[], Any]] = {OURS: ours, PEER: peer}
-    facts = {"classes": count, "templates": len(templates), "model": asked.model or "small"}
-    return Ready(count * len(templates), {name: runs[name] for name in who}, facts, check)
+    facts = {"classes": count, "templates": len(templates), "model": request.model or "small"}
+    return Prepared(count * len(templates), {name: runs[name] for name in variants}, facts, check)
 
 
-def pictures(asked: Asked, who: Collection[str]) -> Ready:
-    """Images on the device to features; open_clip's come normalised, ours as uint8."""
-    encoder, theirs, pair = both(asked)
-    size, side = asked.batch or BATCH, pair.recipe.data.image_size
+def prepare_images(request: Request, variants: Collection[str]) -> Prepared:
+    """Prepare images on the device to features; open_clip gets normalised floats, we get uint8."""
+    encoder, theirs, pair = make_encoders(request)
+    size, side = request.batch or BATCH, pair.recipe.data.image_size
     images = torch.randint(256, (size, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = images.to(encoder.device)
     floats = pair.ours.pixels(images)
@@ -78,6 +78,6 @@ def pictures(asked: Asked, who: Collection[str]) -> Ready:
     def ours() -> Tensor:
         return encoder.image(images).embed
 
-    check = (lambda: {"forward": difference(ours(), peer())}) if PEER in who else None
+    check = (lambda: {"forward": largest_difference(ours(), peer())}) if PEER in variants else None
     runs: dict[str, Callable[[], Any]] = {OURS: ours, PEER: peer}
-    return Ready(size, {name: runs[name] for name in who}, {"model": asked.model or "small"}, check)
+    return Prepared(size, {name: runs[name] for name in variants}, {"model": request.model or "small"}, check)

@@ -1,4 +1,4 @@
-"""From the bytes of images to batches, on one core: decoding, augmenting, and all that the loader does."""
+"""`bench loader`: from JPEG bytes to batches on one core, by decoding, augmenting and the whole loader."""
 
 from __future__ import annotations
 
@@ -24,51 +24,53 @@ from unicl_cli.data.decoding import pixels
 from unicl_cli.data.loader import batches
 from unicl_cli.data.mix import Draws, Mix, Strand, Texts
 from unicl_cli.data.transforms import TrainTransform, augment, eval_transform
-from unicl_cli.jobs.bench.captions import captions
-from unicl_cli.jobs.bench.kinds import PEER, Asked
-from unicl_cli.jobs.bench.pictures import pictures
-from unicl_cli.jobs.bench.protocol import Case, Ready
-from unicl_cli.jobs.bench.twins import clip_tokens
+from unicl_cli.jobs.bench.captions import make_captions
+from unicl_cli.jobs.bench.jpegs import make_jpegs
+from unicl_cli.jobs.bench.kinds import PEER, Request
+from unicl_cli.jobs.bench.model_pair import clip_bpe
+from unicl_cli.jobs.bench.protocol import Case, Prepared
 
 OURS = "unicl"
 SIZE, FILES = 224, 64
 CROP = (0.9, 1.0)
-"""open_clip's default crop; its output is a normalised float, ours uint8, which the device normalises."""
+"""open_clip's default crop. Its output is normalised floats; ours is uint8, normalised on the device."""
 
 
-def cases(asked: Asked) -> list[Case]:
-    who = (OURS, PEER) if asked.vs else (OURS,)
-    rows: dict[str, Callable[..., Ready]] = {
-        "decode": decoding,
-        "decode+augment": augmenting,
-        "batches": batching,
+def cases(request: Request) -> list[Case]:
+    variants = (OURS, PEER) if request.vs else (OURS,)
+    rows: dict[str, Callable[..., Prepared]] = {
+        "decode": prepare_decoding,
+        "decode+augment": prepare_augmenting,
+        "batches": prepare_batches,
     }
-    size = asked.batch or FILES
-    return [Case(name, "images", who, who[-1], partial(make, size=size)) for name, make in rows.items()]
+    size = request.batch or FILES
+    return [Case(name, "images", variants, variants[-1], partial(make, size=size)) for name, make in rows.items()]
 
 
-def opened(data: bytes) -> Image.Image:
-    """As open_clip's loaders do ("pilrgb")."""
+def open_rgb(data: bytes) -> Image.Image:
+    """Open an image as open_clip's loaders do ("pilrgb")."""
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def decoding(who: Collection[str], size: int) -> Ready:
-    files = pictures(size)
-    forms: dict[str, Callable[[bytes], Any]] = {OURS: pixels, PEER: opened}
+def prepare_decoding(variants: Collection[str], size: int) -> Prepared:
+    files = make_jpegs(size)
+    forms: dict[str, Callable[[bytes], Any]] = {OURS: pixels, PEER: open_rgb}
 
     def check() -> dict[str, float]:
-        gaps = (np.abs(pixels(f).permute(1, 2, 0).numpy().astype(int) - np.asarray(opened(f))).max() for f in files)
+        gaps = (np.abs(pixels(f).permute(1, 2, 0).numpy().astype(int) - np.asarray(open_rgb(f))).max() for f in files)
         return {"forward": float(max(gaps))}
 
-    return Ready(size, {name: partial(each, forms[name], files) for name in who}, facts(files), check)
+    return Prepared(
+        size, {name: partial(run_on_files, forms[name], files) for name in variants}, file_facts(files), check
+    )
 
 
-def each(work: Callable[[bytes], Any], files: Collection[bytes]) -> None:
+def run_on_files(work: Callable[[bytes], Any], files: Collection[bytes]) -> None:
     for file in files:
         work(file)
 
 
-def facts(files: Collection[bytes]) -> dict[str, Any]:
+def file_facts(files: Collection[bytes]) -> dict[str, Any]:
     return {"mean_bytes": round(sum(map(len, files)) / len(files)), "pixels": "500 x 375", "to": SIZE}
 
 
@@ -77,34 +79,36 @@ def our_transform(size: int = SIZE, *, decoder: str = "auto", resize: str = "ten
     return TrainTransform(size, [ops], 0, decoder=decoder, resize=resize)
 
 
-def augmenting(who: Collection[str], size: int) -> Ready:
-    """A random crop, resized; checked with the middle of each image, where nothing is random."""
-    files, draws = pictures(size), count()
+def prepare_augmenting(variants: Collection[str], size: int) -> Prepared:
+    """Prepare a random crop, resized; the check compares the centre crop, which has nothing random."""
+    files, draws = make_jpegs(size), count()
     ours = our_transform()
     theirs = cast("Any", image_transform_v2(PreprocessCfg(size=SIZE), is_train=True))
     forms: dict[str, Callable[[bytes], Any]] = {
         OURS: lambda file: ours(file, next(draws)),
-        PEER: lambda file: theirs(opened(file)),
+        PEER: lambda file: theirs(open_rgb(file)),
     }
-    check = (lambda: {"levels": levels(files)}) if PEER in who else None
-    return Ready(size, {name: partial(each, forms[name], files) for name in who}, facts(files), check)
+    check = (lambda: {"levels": largest_pixel_gap(files)}) if PEER in variants else None
+    return Prepared(
+        size, {name: partial(run_on_files, forms[name], files) for name in variants}, file_facts(files), check
+    )
 
 
-def levels(files: Collection[bytes]) -> float:
-    """The most that a pixel of the evaluation's image is from open_clip's, in levels of 255."""
+def largest_pixel_gap(files: Collection[bytes]) -> float:
+    """Return the largest pixel difference to open_clip's evaluation transform, in levels of 255."""
     cfg = PreprocessCfg(size=SIZE)
     theirs = cast("Any", image_transform_v2(cfg, is_train=False))
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (cfg.mean, cfg.std))
 
     def gap(file: bytes) -> float:
-        pixel: Tensor = (theirs(opened(file)) * std + mean) * 255
+        pixel: Tensor = (theirs(open_rgb(file)) * std + mean) * 255
         return float((pixel - eval_transform(file, SIZE)).abs().max())
 
     return max(gap(file) for file in files)
 
 
-class Files:
-    """A corpus's table of generated files, each with its caption."""
+class FileTable:
+    """Generated image files and their captions, in place of a corpus's table."""
 
     def __init__(self, files: tuple[bytes, ...], texts: list[str]) -> None:
         self.files, self.texts = files, texts
@@ -116,16 +120,18 @@ class Files:
         return Sample(self.files[row], (self.texts[row],), -1, "bench", str(row), (row,))
 
 
-def endless(files: tuple[bytes, ...], texts: list[str], *, side: int = SIZE, workers: int = 0) -> Iterator[Batch]:
-    """Batches of all files, through the loader of training."""
+def endless_batches(
+    files: tuple[bytes, ...], texts: list[str], *, side: int = SIZE, workers: int = 0
+) -> Iterator[Batch]:
+    """Yield batches of all files without end, through the loader of training."""
     sizes = np.array([len(files)])
-    table = cast("Table", Files(files, texts))
+    table = cast("Table", FileTable(files, texts))
     strand = Strand(table, "captions", 1.0, None, sizes, np.empty(0, np.int64), (), (), our_transform(side), 0)
     order = Mixture([Stream(sizes, "bench")], [Fraction(1)], len(files), 0)
     found = batches(
         Mix([strand], Texts("mixed", "first", 0)),
         Draws(order, 0, 10**9, 0, 1),
-        clip_tokens(),
+        clip_bpe(),
         caption_targets="unique",
         extra=None,
         distinct=True,
@@ -135,22 +141,22 @@ def endless(files: tuple[bytes, ...], texts: list[str], *, side: int = SIZE, wor
     return (batch for _, batch in found)
 
 
-def batching(who: Collection[str], size: int) -> Ready:
-    """Decoded, augmented, tokenised, put together; open_clip's way is that of its CSV dataset."""
-    files, texts = pictures(size), captions(size).texts
-    ours = endless(files, texts)
+def prepare_batches(variants: Collection[str], size: int) -> Prepared:
+    """Prepare whole batches: decode, augment, tokenize, collate; open_clip does it as in its CSV dataset."""
+    files, texts = make_jpegs(size), make_captions(size).texts
+    ours = endless_batches(files, texts)
     transform = cast("Any", image_transform_v2(PreprocessCfg(size=SIZE), is_train=True))
     tokenize = get_tokenizer("ViT-B-32")
 
     def theirs() -> Any:
         pairs = zip(files, texts, strict=True)
-        return default_collate([(transform(opened(file)), tokenize([text])[0]) for file, text in pairs])
+        return default_collate([(transform(open_rgb(file)), tokenize([text])[0]) for file, text in pairs])
 
     def check() -> dict[str, float]:
-        mine = clip_tokens()(texts)
+        mine = clip_bpe()(texts)
         same = tokenize(texts)[:, : mine.shape[1]]
         return {"tokens": float((mine != same).sum())}
 
     runs: dict[str, Callable[[], Any]] = {OURS: lambda: next(ours), PEER: theirs}
-    chosen = {name: runs[name] for name in who}
-    return Ready(size, chosen, facts(files), check if PEER in who else None)
+    chosen = {name: runs[name] for name in variants}
+    return Prepared(size, chosen, file_facts(files), check if PEER in variants else None)

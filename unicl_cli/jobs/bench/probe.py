@@ -1,7 +1,7 @@
-"""The probe's solver beside scikit-learn's: how far from the optimum at each C, and for how much time.
+"""`bench probe`: the probe's solver against scikit-learn's, by distance from the optimum at each C and by time.
 
-Both start cold and have one thread. scikit-learn runs as it comes (tol 1e-4, 1,000 iterations), and with the largest
-tol of 1e-4, 1e-5 … 1e-10 that brings it within 1e-6 of the optimum, the lowest value that any of the fits reached.
+Both start cold on one thread. scikit-learn runs with its defaults (tol 1e-4, 1,000 iterations), and with the largest
+tol of 1e-4, 1e-5 … 1e-10 that reaches the optimum within 1e-6. The optimum is the lowest value of any fit.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from unicl_cli.evaluate.logistic_regression import fit
-from unicl_cli.jobs.bench.kinds import Asked
-from unicl_cli.jobs.bench.protocol import Case, Ready
+from unicl_cli.jobs.bench.kinds import Request
+from unicl_cli.jobs.bench.protocol import Case, Prepared
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -32,7 +32,7 @@ SHAPES = {"gaussian": (2000, 128, 20), "few-rows": (160, 256, 10)}
 
 
 class Problem(NamedTuple):
-    """Rows (n, d) and their classes; ``best`` is the optimum at each of STRENGTHS, ``tol`` what scikit-learn needs."""
+    """Rows (n, d), their classes, the optimum at each of STRENGTHS, and the ``tol`` that scikit-learn needs there."""
 
     x: Array
     y: Labels
@@ -40,14 +40,14 @@ class Problem(NamedTuple):
     tol: list[float]
 
 
-def cases(asked: Asked) -> list[Case]:
-    del asked
-    who = (OURS, NEAR, DEFAULT)
-    return [Case(name, "fits", who, NEAR, partial(prepared, name)) for name in ("digits", *SHAPES)]
+def cases(request: Request) -> list[Case]:
+    del request
+    variants = (OURS, NEAR, DEFAULT)
+    return [Case(name, "fits", variants, NEAR, partial(prepare_fits, name)) for name in ("digits", *SHAPES)]
 
 
-def data(name: str) -> tuple[Array, Labels]:
-    """``digits``: scikit-learn's 1,797 images as 64 pixels; the others are Gaussian classes."""
+def load_problem(name: str) -> tuple[Array, Labels]:
+    """Return rows and classes: ``digits`` are scikit-learn's 1,797 images of 64 pixels, the others Gaussian classes."""
     if name == "digits":
         found: Any = load_digits(return_X_y=True)
         x, y = found
@@ -60,7 +60,7 @@ def data(name: str) -> tuple[Array, Labels]:
 
 
 def objective(weights: Array, bias: Array, problem: Sequence[Any], c: float) -> float:
-    """Mean cross-entropy + |W|^2 / (2 C n): scikit-learn's for more than two classes, over C n."""
+    """Return mean cross-entropy + |W|^2 / (2 C n): scikit-learn's objective over C n (more than two classes)."""
     x, y = problem[:2]
     logits = x @ weights + bias
     highest = logits.max(1, keepdims=True)
@@ -68,39 +68,41 @@ def objective(weights: Array, bias: Array, problem: Sequence[Any], c: float) -> 
     return float((log_sum - logits[np.arange(len(y)), y]).mean() + (weights**2).sum() / (2 * c * len(y)))
 
 
-def theirs(x: Array, y: Labels, c: float, tol: float, iterations: int) -> float:
-    """The objective of one cold fit."""
+def fit_sklearn(x: Array, y: Labels, c: float, tol: float, iterations: int) -> float:
+    """Return the objective of one cold fit by scikit-learn."""
     with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore")  # that it has not converged
+        warnings.simplefilter("ignore")  # it warns if it has not converged
         model = LogisticRegression(C=c, tol=tol, max_iter=iterations).fit(x, y)
     return objective(model.coef_.T, model.intercept_, (x, y), c)
 
 
-def ours(x: Array, y: Labels, **options: Any) -> list[float]:
-    """The objective at each of STRENGTHS, which are fitted together."""
+def fit_unicl(x: Array, y: Labels, **options: Any) -> list[float]:
+    """Return our objective at each of STRENGTHS, which are fitted together."""
     features, targets = torch.from_numpy(x), torch.from_numpy(y)
     model = fit(features, targets, STRENGTHS, int(y.max()) + 1, **options)
     parts = zip(model.weights.numpy(), model.bias.numpy(), STRENGTHS, strict=True)
     return [objective(weights, bias, (x, y), c) for weights, bias, c in parts]
 
 
-def tolerance_for(x: Array, y: Labels, c: float, optimum: float) -> float:
-    near = (tol for tol in TOLERANCES if theirs(x, y, c, tol, 100_000) <= optimum * (1 + ENOUGH))
+def find_tolerance(x: Array, y: Labels, c: float, optimum: float) -> float:
+    """Return the largest of TOLERANCES that brings scikit-learn within ENOUGH of the optimum."""
+    near = (tol for tol in TOLERANCES if fit_sklearn(x, y, c, tol, 100_000) <= optimum * (1 + ENOUGH))
     return next(near, TOLERANCES[-1])
 
 
-def prepared(name: str, who: Collection[str]) -> Ready:
-    x, y = data(name)
-    best = ours(x, y, rtol=1e-13, max_iter=20_000)
-    tol = [tolerance_for(x, y, c, least) for c, least in zip(STRENGTHS, best, strict=True)]
+def prepare_fits(name: str, variants: Collection[str]) -> Prepared:
+    """Prepare both solvers on one problem; each has run once already, to find the optimum and the tolerances."""
+    x, y = load_problem(name)
+    best = fit_unicl(x, y, rtol=1e-13, max_iter=20_000)
+    tol = [find_tolerance(x, y, c, least) for c, least in zip(STRENGTHS, best, strict=True)]
     forms: dict[str, Callable[[], list[float]]] = {
-        OURS: lambda: ours(x, y),
-        NEAR: lambda: [theirs(x, y, c, t, 100_000) for c, t in zip(STRENGTHS, tol, strict=True)],
-        DEFAULT: lambda: [theirs(x, y, c, 1e-4, 1000) for c in STRENGTHS],
+        OURS: lambda: fit_unicl(x, y),
+        NEAR: lambda: [fit_sklearn(x, y, c, t, 100_000) for c, t in zip(STRENGTHS, tol, strict=True)],
+        DEFAULT: lambda: [fit_sklearn(x, y, c, 1e-4, 1000) for c in STRENGTHS],
     }
     reached = {key: form() for key, form in forms.items()}
     best = [min(column) for column in zip(best, *reached.values(), strict=True)]
     gaps = {key: [a / b - 1 for a, b in zip(found, best, strict=True)] for key, found in reached.items()}
     facts = {"shape": [*x.shape, int(y.max()) + 1], "c": STRENGTHS, "tol": tol, "gaps": gaps}
-    runs = {key: forms[key] for key in who}
-    return Ready(len(STRENGTHS), runs, facts, lambda: {"above_optimum": max(gaps[OURS])})
+    runs = {key: forms[key] for key in variants}
+    return Prepared(len(STRENGTHS), runs, facts, lambda: {"above_optimum": max(gaps[OURS])})

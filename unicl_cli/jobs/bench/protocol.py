@@ -1,4 +1,4 @@
-"""The protocol: what is compared takes turns in one process, after warm-ups; ratios are made round by round."""
+"""The measuring protocol: variants take turns in one process after warm-ups, and ratios are taken per round."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ import torch
 
 from unicl_cli.core.dist import largest_over_ranks
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.bench.kinds import Asked
+from unicl_cli.jobs.bench.kinds import Request
 
 WARM_UPS = 2
 LONG, LONGEST = 10.0, 60.0
-"""Seconds of a run after which one warm-up is enough, and after which the first run counts as the first round's."""
+"""Runs longer than LONG seconds need only one warm-up; the first run of LONGEST or more is the first round's."""
 SHORT, MOST_REPEATS = 0.02, 100
+"""Runs shorter than SHORT seconds are repeated within a round, at most MOST_REPEATS times."""
 FORWARD, GRADIENTS, LEVELS = 1e-5, 1e-4, 1.0
-"""How far outputs, gradients relative to their size, and pixels (of 255) may be apart."""
+"""Largest allowed differences: outputs (absolute), gradients (relative), pixels (levels of 255)."""
 Run = Callable[[], Any]
 Timer = Callable[[Run], float]
 
 
-class Ready(NamedTuple):
-    """What can be run: ``things`` (of the case's unit) each time, by everyone in ``runs``.
+class Prepared(NamedTuple):
+    """A case that is ready to run: each call of one of ``runs`` processes ``items`` items of the case's unit.
 
-    ``check`` gives the largest differences, ``forward`` and ``gradients``, and whatever else is worth a figure.
-    ``timer`` is for runs that are not measured by this process's clock; ``skipped`` says who does not run, and why.
+    ``check`` returns the largest differences (``forward``, ``gradients``) and any other figure worth reporting.
+    ``timer`` replaces this process's clock; ``skipped`` maps a variant that cannot run to the reason.
     """
 
-    things: float
+    items: float
     runs: Mapping[str, Run]
     facts: Mapping[str, Any] = {}
     check: Callable[[], Mapping[str, float]] | None = None
@@ -44,40 +45,40 @@ class Ready(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A row of the table. ``prepare(who)`` builds what those need; ratios are against ``reference``.
+    """One row of the table. ``prepare(variants)`` builds those variants; ratios are relative to ``reference``.
 
-    ``memory`` is how often a fresh process runs each one while its peak is measured (0: not measured there). An
-    ``extra`` row runs when it is named, or with --all.
+    ``memory`` is the number of runs in a fresh process while its peak is measured (0: not measured there).
+    An ``extra`` row runs only if it is named, or with --all.
     """
 
     name: str
     unit: str
-    who: tuple[str, ...]
+    variants: tuple[str, ...]
     reference: str
-    prepare: Callable[[Collection[str]], Ready]
+    prepare: Callable[[Collection[str]], Prepared]
     memory: int = 0
     processes: int = 1
     extra: bool = False
 
 
 class Limits(NamedTuple):
-    """The most that a check's figures may be."""
+    """Upper limits for the figures of a check."""
 
     forward: float = FORWARD
     gradients: float = GRADIENTS
     levels: float = LEVELS
 
 
-def device_of(asked: Asked) -> torch.device:
-    """Where a benchmark in one process runs."""
-    gpu = asked.devices in ("auto", "1") and torch.cuda.is_available()
-    if not gpu and asked.devices not in ("auto", "cpu", "cpu:1"):
-        raise UniclError(f"--devices {asked.devices}: no such device for a benchmark", "use auto or cpu")
+def choose_device(request: Request) -> torch.device:
+    """Return the device of a benchmark in one process."""
+    gpu = request.devices in ("auto", "1") and torch.cuda.is_available()
+    if not gpu and request.devices not in ("auto", "cpu", "cpu:1"):
+        raise UniclError(f"--devices {request.devices}: not a device for benchmarks", "use auto or cpu")
     return torch.device("cuda" if gpu else "cpu")
 
 
-def timer_of(device: torch.device) -> Timer:
-    """CPU seconds of this process, or the seconds between two events on the GPU."""
+def choose_timer(device: torch.device) -> Timer:
+    """Return the clock: CPU seconds of this process, or the seconds between two events on the GPU."""
     return _cuda_seconds if device.type == "cuda" else _cpu_seconds
 
 
@@ -98,101 +99,101 @@ def _cuda_seconds(run: Run) -> float:
 
 
 def wall_seconds(run: Run) -> float:
-    """For what waits for other processes."""
+    """Return the elapsed seconds of a run that waits for other processes."""
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
 
 
-def checked_figures(name: str, ready: Ready, limits: Limits = Limits()) -> dict[str, float]:  # noqa: B008 - frozen
-    """The figures of the row's check; a UniclError (exit code 1) where what is compared is not the same."""
-    figures = dict(ready.check()) if ready.check is not None else {}
+def run_check(name: str, prepared: Prepared, limits: Limits = Limits()) -> dict[str, float]:  # noqa: B008 - frozen
+    """Return the figures of the row's check. Raise UniclError (exit code 1) if the variants' results differ."""
+    figures = dict(prepared.check()) if prepared.check is not None else {}
     for what, most in limits._asdict().items():
         apart = figures.get(what, 0.0)
         if not apart <= most:  # nan too
             raise UniclError(
-                f"{name}: not compared: {what} {apart:.1e} apart, at most {most:.0e} is allowed",
-                "the two do not compute the same: please report it with `unicl doctor --json`",
+                f"{name}: not compared: {what} differs by {apart:.1e}; the limit is {most:.0e}",
+                "report this with the output of `unicl doctor --json`: the variants compute different results",
                 exit_code=1,
             )
     return figures
 
 
-def contest(
-    case: Case, ready: Ready, *, rounds: int, device: torch.device, advance: Callable[[int], None]
+def measure_case(
+    case: Case, prepared: Prepared, *, rounds: int, device: torch.device, advance: Callable[[int], None]
 ) -> dict[str, Any]:
-    """The row of the document: warm-ups, then rounds in which everyone runs once, each round beginning with another."""
-    checks = checked_figures(case.name, ready)
-    timer = ready.timer or timer_of(device)
-    names = list(ready.runs)
+    """Return the row of the document: after warm-ups, each round runs every variant once, rotating which goes first."""
+    checks = run_check(case.name, prepared)
+    timer = prepared.timer or choose_timer(device)
+    names = list(prepared.runs)
     took = dict.fromkeys(names, 0.0)
-    runs: dict[str, list[Measured]] = {name: [] for name in names}
+    runs: dict[str, list[Timing]] = {name: [] for name in names}
     for _ in range(WARM_UPS):
         for name in names:
             if took[name] < LONG:
-                measured = once(timer, ready.runs[name], device)
-                took[name] = largest_over_ranks(round(measured.seconds * 1e6)) / 1e6  # all run equally often
+                measured = time_runs(timer, prepared.runs[name], device)
+                took[name] = largest_over_ranks(round(measured.seconds * 1e6)) / 1e6  # every rank repeats equally often
                 runs[name] = [measured] if took[name] >= LONGEST else []
             advance(1)
-    often = {name: 1 if ready.timer else repeats(took[name]) for name in names}
+    repeats = {name: 1 if prepared.timer else repeats_per_round(took[name]) for name in names}
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             if len(runs[name]) == number:
-                runs[name].append(once(timer, ready.runs[name], device, often[name]))
+                runs[name].append(time_runs(timer, prepared.runs[name], device, repeats[name]))
             advance(1)
-    variants = {name: figures(ready.things, runs[name]) for name in names}
+    variants = {name: summarize(prepared.items, runs[name]) for name in names}
     return {
         "name": case.name,
         "unit": case.unit,
-        "count": ready.things,
-        "facts": dict(ready.facts),
+        "count": prepared.items,
+        "facts": dict(prepared.facts),
         "checks": checks,
         "reference": case.reference,
         "variants": variants,
-        "skipped": dict(ready.skipped),
+        "skipped": dict(prepared.skipped),
     }
 
 
-def repeats(seconds: float) -> int:
-    """How often what takes so long is run in a round, so that the clock's grain does not matter."""
+def repeats_per_round(seconds: float) -> int:
+    """Return the number of runs per round, enough to make the clock's resolution negligible."""
     return max(1, min(MOST_REPEATS, round(SHORT / max(seconds, 1e-6))))
 
 
-class Measured(NamedTuple):
-    """One run; ``mib`` is its peak where the GPU's allocator tells it."""
+class Timing(NamedTuple):
+    """Seconds of one run, and its peak memory in MiB where the GPU's allocator reports it."""
 
     seconds: float
     mib: float | None
 
 
-def once(timer: Timer, run: Run, device: torch.device, times: int = 1) -> Measured:
-    """A measurement of ``times`` runs, one after the other."""
-    work = partial(again, run, times)
+def time_runs(timer: Timer, run: Run, device: torch.device, times: int = 1) -> Timing:
+    """Measure ``times`` runs in a row and return the mean of one."""
+    work = partial(run_repeatedly, run, times)
     if device.type != "cuda":
-        return Measured(timer(work) / times, None)
+        return Timing(timer(work) / times, None)
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated()
     seconds = timer(work) / times
-    return Measured(seconds, (torch.cuda.max_memory_allocated() - held) / 2**20)
+    return Timing(seconds, (torch.cuda.max_memory_allocated() - held) / 2**20)
 
 
-def again(run: Run, times: int) -> Any:
-    """``run()`` so many times; what it says where once is enough."""
+def run_repeatedly(run: Run, times: int) -> Any:
+    """Call ``run`` several times and return its last result."""
     for _ in range(times - 1):
         run()
     return run()
 
 
-def figures(count: float, runs: Sequence[Measured]) -> dict[str, Any]:
-    """Of one variant."""
+def summarize(count: float, runs: Sequence[Timing]) -> dict[str, Any]:
+    """Return the figures of one variant: seconds of each round, their median, items per second, peak memory."""
     median = statistics.median(run.seconds for run in runs)
     mib = max((run.mib for run in runs if run.mib is not None), default=None)
     seconds = [run.seconds for run in runs]
     return {"seconds": seconds, "median_s": median, "per_s": count / max(median, 1e-12), "mib": mib}
 
 
-def compared(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with ``speed`` (how many times as fast as the reference, of each round) and ``memory`` (share of its)."""
+def add_ratios(row: dict[str, Any]) -> dict[str, Any]:
+    """Add ``speed`` (ratio to the reference, per round) and ``memory`` (share of the reference's) to each variant."""
     base = row["variants"].get(row["reference"])
     if base is None:
         return row
@@ -209,15 +210,17 @@ def _environment(threads: int) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
-def fresh(asked: Asked, row: str, variant: str | None, processes: int = 1) -> Any:
-    """What a fresh process (or several, that talk to each other) says of a row: the peak of one variant, in MiB, or,
-    with no variant named, the whole row."""
-    job = json.dumps({"asked": asked._asdict(), "row": row, "variant": variant})
-    many = ("torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m") if processes > 1 else ()
-    command = [sys.executable, "-m", *many, "unicl_cli.jobs.bench.fresh_process", job]
-    done = subprocess.run(command, capture_output=True, text=True, env=_environment(asked.threads), check=False)
+def measure_in_fresh_process(request: Request, row: str, variant: str | None, processes: int = 1) -> Any:
+    """Measure in a fresh process, or in several connected ones.
+
+    Return the peak memory of ``variant`` in MiB, or the whole row if ``variant`` is None.
+    """
+    job = json.dumps({"request": request._asdict(), "row": row, "variant": variant})
+    launcher = ("torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m") if processes > 1 else ()
+    command = [sys.executable, "-m", *launcher, "unicl_cli.jobs.bench.fresh_process", job]
+    done = subprocess.run(command, capture_output=True, text=True, env=_environment(request.threads), check=False)
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if "Error" in line] or done.stderr.splitlines()
         why = lines[0] if lines else f"exit code {done.returncode}"
-        raise UniclError(f"{row}: a fresh process for {variant or 'it'} failed: {why}", exit_code=1)
+        raise UniclError(f"{row}: the fresh process for {variant or 'this row'} failed: {why}", exit_code=1)
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""A recipe's own data and model: what its loader gives with each number of workers, and what a step of it takes."""
+"""Benchmarks of a recipe's own data and model: its loader with each number of workers, and its training step."""
 
 from __future__ import annotations
 
@@ -17,65 +17,65 @@ from unicl_cli.contracts import Batch
 from unicl_cli.core.loop import Plan, fit
 from unicl_cli.core.machine import cores
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.bench.kinds import Asked
-from unicl_cli.jobs.bench.protocol import Case, Ready, device_of, wall_seconds
-from unicl_cli.jobs.bench.step import FOREVER, OURS, Silent, constant, nothing
+from unicl_cli.jobs.bench.kinds import Request
+from unicl_cli.jobs.bench.protocol import Case, Prepared, choose_device, wall_seconds
+from unicl_cli.jobs.bench.step import FOREVER, OURS, SilentSink, constant_lr, do_nothing
 from unicl_cli.jobs.train.setup import Parts, prepared, stream
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.recipe.load import load
 
-LEAST = 64
-"""Images that a run of the loader takes at least."""
+MIN_IMAGES = 64
+"""Least number of images in one run of the loader."""
 
 
-def cases(asked: Asked) -> list[Case]:
-    """``loader``: wall time, since workers are other processes. ``step``: one batch again and again, on the device."""
-    if load(str(asked.recipe), asked.overrides).stages:
-        raise UniclError(f"bench {asked.kind} {asked.recipe}: it has several stages", "give a recipe with one")
-    who = (OURS,)
-    if asked.kind == "step":
-        return [Case("step", "images", who, OURS, partial(stepping, asked), memory=2)]
+def cases(request: Request) -> list[Case]:
+    """Return the cases: the loader in wall time (workers are other processes), or steps on one batch."""
+    if load(str(request.recipe), request.overrides).stages:
+        raise UniclError(f"bench {request.kind} {request.recipe}: has several stages", "give a recipe with one stage")
+    variants = (OURS,)
+    if request.kind == "step":
+        return [Case("step", "images", variants, OURS, partial(prepare_step, request), memory=2)]
     counts = dict.fromkeys((0, 1, cores()))
-    rows = [Case(f"{n} workers", "images", who, OURS, partial(loading, asked, n)) for n in counts]
-    return [*rows, Case("training", "images", who, OURS, partial(training, asked))]
+    rows = [Case(f"{n} workers", "images", variants, OURS, partial(prepare_loading, request, n)) for n in counts]
+    return [*rows, Case("training", "images", variants, OURS, partial(prepare_training, request))]
 
 
 @cache
-def built(asked: Asked) -> tuple[Parts, Any]:
-    """What `train` builds; the run directory that it needs is gone at the end."""
-    recipe = load(str(asked.recipe), asked.overrides)
-    accelerator = start_accelerator(recipe.precision, "cpu" if device_of(asked).type == "cpu" else "1")
+def build_parts(request: Request) -> tuple[Parts, Any]:
+    """Build what `train` builds, in a temporary run directory that is removed at exit."""
+    recipe = load(str(request.recipe), request.overrides)
+    accelerator = start_accelerator(recipe.precision, "cpu" if choose_device(request).type == "cpu" else "1")
     folder = Path(tempfile.mkdtemp(prefix="unicl-bench-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return prepared(recipe, accelerator, folder, "never", recipe.model.init), accelerator
 
 
-def arriving(parts: Parts, workers: int) -> Iterator[tuple[int, Batch]]:
+def stream_batches(parts: Parts, workers: int) -> Iterator[tuple[int, Batch]]:
     return stream(parts.recipe, parts.data, parts.tokenizer, parts.step, 0, FOREVER, workers)
 
 
-def facts_of(parts: Parts, batch: Batch) -> dict[str, Any]:
+def batch_facts(parts: Parts, batch: Batch) -> dict[str, Any]:
     texts, tokens = batch.tokens.shape
     return {"texts": texts, "tokens": tokens, "batch": parts.recipe.batch.size, "recipe": parts.recipe.name}
 
 
-def loading(asked: Asked, workers: int, who: Collection[str]) -> Ready:
-    """Batches as they come; what the workers have made while nobody asked does not count, since nobody waits long."""
-    del who
-    parts, _ = built(asked)
+def prepare_loading(request: Request, workers: int, variants: Collection[str]) -> Prepared:
+    """Prepare the loader alone: batches are taken as they arrive, at once, so that no prefetched ones are counted."""
+    del variants
+    parts, _ = build_parts(request)
     size = parts.recipe.batch.size
-    batches = arriving(parts, workers)
-    several = max(1, -(-LEAST // size))
+    batches = stream_batches(parts, workers)
+    several = max(1, -(-MIN_IMAGES // size))
 
     def take() -> None:
         for _ in islice(batches, several):
             pass
 
-    return Ready(several * size, {OURS: take}, {"workers": workers}, timer=wall_seconds)
+    return Prepared(several * size, {OURS: take}, {"workers": workers}, timer=wall_seconds)
 
 
-class Shares:
-    """A sink that keeps which share of its time the last line's steps waited for data, under a name."""
+class WaitSink:
+    """A sink that keeps one figure by name: the share of time that the last logged steps waited for data."""
 
     def __init__(self, waited: dict[str, float], name: str) -> None:
         self.waited, self.name = waited, name
@@ -87,42 +87,42 @@ class Shares:
     def close(self) -> None: ...
 
 
-def stepper(asked: Asked) -> tuple[Any, ...]:
-    """(step, optimizer, plan, accelerator) as the loop takes them."""
-    parts, accelerator = built(asked)
+def build_loop(request: Request) -> tuple[Any, ...]:
+    """Return (step, optimizer, plan, accelerator) as the training loop takes them."""
+    parts, accelerator = build_parts(request)
     step = accelerator.prepare(parts.step)
     optimizer = accelerator.prepare(build_optimizer(parts.recipe, step))
-    plan = Plan(FOREVER, parts.recipe.seed, constant, grad_clip=parts.recipe.optim.clip_norm)
+    plan = Plan(FOREVER, parts.recipe.seed, constant_lr, grad_clip=parts.recipe.optim.clip_norm)
     return step, optimizer, plan, accelerator
 
 
-def training(asked: Asked, who: Collection[str]) -> Ready:
-    """Steps with their data, in wall time; the share of it that was spent waiting for data is a fact of the row."""
-    del who
-    parts, _ = built(asked)
-    step, optimizer, plan, accelerator = stepper(asked)
+def prepare_training(request: Request, variants: Collection[str]) -> Prepared:
+    """Prepare steps with their data, in wall time; the row's facts hold the share spent waiting for data."""
+    del variants
+    parts, _ = build_parts(request)
+    step, optimizer, plan, accelerator = build_loop(request)
     workers = worker_count(parts.recipe, accelerator.device, 1)
-    batches = arriving(parts, workers)
+    batches = stream_batches(parts, workers)
     size = parts.recipe.batch.size
-    several = max(2, -(-LEAST // size))
+    several = max(2, -(-MIN_IMAGES // size))
     waited: dict[str, float] = {}
     of_all = plan._replace(log_every=several)
 
     def steps() -> None:
-        fit(step, islice(batches, several), optimizer, of_all, accelerator, Shares(waited, OURS), after=nothing)
+        fit(step, islice(batches, several), optimizer, of_all, accelerator, WaitSink(waited, OURS), after=do_nothing)
 
     facts = {"workers": workers, "batch": size, "waited": waited}
-    return Ready(several * size, {OURS: steps}, facts, timer=wall_seconds)
+    return Prepared(several * size, {OURS: steps}, facts, timer=wall_seconds)
 
 
-def stepping(asked: Asked, who: Collection[str]) -> Ready:
-    del who
-    parts, _ = built(asked)
-    step, optimizer, plan, accelerator = stepper(asked)
-    batch = next(arriving(parts, 0))[1]
+def prepare_step(request: Request, variants: Collection[str]) -> Prepared:
+    del variants
+    parts, _ = build_parts(request)
+    step, optimizer, plan, accelerator = build_loop(request)
+    batch = next(stream_batches(parts, 0))[1]
     quiet = plan._replace(log_every=FOREVER)
 
     def one() -> None:
-        fit(step, iter([(0, batch)]), optimizer, quiet, accelerator, Silent(), after=nothing)
+        fit(step, iter([(0, batch)]), optimizer, quiet, accelerator, SilentSink(), after=do_nothing)
 
-    return Ready(parts.recipe.batch.size, {OURS: one}, facts_of(parts, batch))
+    return Prepared(parts.recipe.batch.size, {OURS: one}, batch_facts(parts, batch))

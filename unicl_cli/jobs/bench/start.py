@@ -1,4 +1,4 @@
-"""The command line's start: CPU time and memory of a whole process."""
+"""`bench start`: startup of the command line, as CPU time of a whole process."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import Any
 
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.bench.kinds import PEER, Asked
-from unicl_cli.jobs.bench.protocol import Case, Ready, Run
+from unicl_cli.jobs.bench.kinds import PEER, Request
+from unicl_cli.jobs.bench.protocol import Case, Prepared, Run
 
 OURS, BARE = "unicl", "python"
 COMMANDS = MappingProxyType(
@@ -25,38 +25,40 @@ COMMANDS = MappingProxyType(
 )
 
 
-def cases(asked: Asked) -> list[Case]:
-    """Beside Python alone, which is the floor; open_clip's training has a --help too."""
+def cases(request: Request) -> list[Case]:
+    """Return the cases; Python alone is the lower bound, and open_clip's training command has a --help too."""
     found: list[Case] = []
     for name, words in COMMANDS.items():
-        peer = (PEER,) if asked.vs and name == "train-help" else ()
-        found.append(Case(name, "starts", (OURS, BARE, *peer), peer[0] if peer else OURS, partial(prepared, words)))
+        peer = (PEER,) if request.vs and name == "train-help" else ()
+        found.append(
+            Case(name, "starts", (OURS, BARE, *peer), peer[0] if peer else OURS, partial(prepare_start, words))
+        )
     return found
 
 
-def prepared(words: tuple[str, ...], who: Collection[str]) -> Ready:
+def prepare_start(words: tuple[str, ...], variants: Collection[str]) -> Prepared:
     runs: dict[str, Run] = {
-        OURS: partial(started, "-m", "unicl_cli", *words),
-        BARE: partial(started, "-c", "pass"),
-        PEER: partial(started, "-m", "open_clip_train.main", "--help"),
+        OURS: partial(cpu_seconds, "-m", "unicl_cli", *words),
+        BARE: partial(cpu_seconds, "-c", "pass"),
+        PEER: partial(cpu_seconds, "-m", "open_clip_train.main", "--help"),
     }
-    return Ready(1, {name: runs[name] for name in who}, {"words": " ".join(words)}, timer=itself)
+    return Prepared(1, {name: runs[name] for name in variants}, {"words": " ".join(words)}, timer=measured_by_run)
 
 
-def itself(run: Run) -> float:
-    """What is run has measured itself."""
+def measured_by_run(run: Run) -> float:
+    """Return the time that the run has measured itself."""
     return run()
 
 
-def started(*words: str) -> float:
-    """CPU seconds of ``python *words``, user's and system's."""
+def cpu_seconds(*words: str) -> float:
+    """Return the CPU seconds (user and system) of ``python *words``."""
     child: Any = subprocess.Popen(
         [sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
     )
-    said = child.stderr.read().decode(errors="replace")
+    errors = child.stderr.read().decode(errors="replace")
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     child.stderr.close()
     if child.returncode:
-        raise UniclError(f"python {' '.join(words)}: exit code {child.returncode}: {said[-300:]}", exit_code=1)
+        raise UniclError(f"python {' '.join(words)}: exit code {child.returncode}: {errors[-300:]}", exit_code=1)
     return usage.ru_utime + usage.ru_stime

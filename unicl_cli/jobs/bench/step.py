@@ -1,4 +1,4 @@
-"""A whole update of a two-tower model: forward, loss, backward, clipping, AdamW; ours through the training loop."""
+"""`bench step`: a whole update of a two-tower model by our training loop, and by open_clip's."""
 
 from __future__ import annotations
 
@@ -18,90 +18,97 @@ from unicl_cli.contracts import NO_LABEL, Batch, Drawn, Sink
 from unicl_cli.core.loop import Plan, Step, fit
 from unicl_cli.data.collate import collate
 from unicl_cli.data.tokenizers import TextTokenizer
-from unicl_cli.jobs.bench.captions import Texts, captions, mixed, prompts
-from unicl_cli.jobs.bench.kinds import PEER, Asked
-from unicl_cli.jobs.bench.protocol import Case, Ready, device_of
-from unicl_cli.jobs.bench.twins import Twins, apart, padded, shape_of, twins, zero
+from unicl_cli.jobs.bench.captions import LabelledTexts, make_captions, make_prompts, mix_captions_and_prompts
+from unicl_cli.jobs.bench.kinds import PEER, Request
+from unicl_cli.jobs.bench.model_pair import (
+    ModelPair,
+    compare_pair,
+    make_model_pair,
+    pad_to_context,
+    shape_of,
+    zero_grads,
+)
+from unicl_cli.jobs.bench.protocol import Case, Prepared, choose_device
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.losses import contrast
 from unicl_cli.recipe.schema import Recipe
 
 OURS, LOCKED = "unicl", "open_clip, locked"
-"""`locked` is open_clip's --lock-text: its text tower runs in each step and learns nothing."""
+"""`locked` is open_clip's --lock-text: its text tower runs in each step but does not learn."""
 CLIP_NORM, RATE = 1.0, 1e-4
 FOREVER = 10**9
 
 
 class Row(NamedTuple):
-    """``texts(rows)``; ``frozen``: does no text tower learn? ``usual``: does it run without being named?"""
+    """``texts(rows)`` makes the texts. ``frozen``: no text tower learns. ``usual``: it runs without being named."""
 
-    texts: Callable[[int], Texts]
+    texts: Callable[[int], LabelledTexts]
     frozen: bool = False
     usual: bool = False
 
 
 ROWS: Mapping[str, Row] = MappingProxyType(
     {
-        "captions": Row(captions, usual=True),
-        "labels-100": Row(partial(prompts, classes=100, templates=1), usual=True),
-        "labels-100-t80": Row(partial(prompts, classes=100, templates=80)),
-        "labels-1000-t80": Row(partial(prompts, classes=1000, templates=80)),
-        "mixed": Row(partial(mixed, classes=1000, templates=80)),
-        "frozen-captions": Row(captions, frozen=True),
-        "frozen-labels": Row(partial(prompts, classes=100, templates=80), frozen=True),
+        "captions": Row(make_captions, usual=True),
+        "labels-100": Row(partial(make_prompts, classes=100, templates=1), usual=True),
+        "labels-100-t80": Row(partial(make_prompts, classes=100, templates=80)),
+        "labels-1000-t80": Row(partial(make_prompts, classes=1000, templates=80)),
+        "mixed": Row(partial(mix_captions_and_prompts, classes=1000, templates=80)),
+        "frozen-captions": Row(make_captions, frozen=True),
+        "frozen-labels": Row(partial(make_prompts, classes=100, templates=80), frozen=True),
     }
 )
-"""Texts of labels: how many classes, in one template or (t80) in one of CLIP's 80 for each row."""
+"""Rows of labels: number of classes; prompts in one template, or (t80) in one of CLIP's 80 per row."""
 
 
-def cases(asked: Asked) -> list[Case]:
-    shape_of(asked.model or "small")
+def cases(request: Request) -> list[Case]:
+    shape_of(request.model or "small")
     found: list[Case] = []
     for name, row in ROWS.items():
-        peers = ((LOCKED, PEER) if row.frozen else (PEER,)) if asked.vs else ()
-        who = (OURS, *peers)
-        prepare = partial(prepared, asked, row)
-        found.append(Case(name, "images", who, who[-1], prepare, memory=2 * row.usual, extra=not row.usual))
+        peers = ((LOCKED, PEER) if row.frozen else (PEER,)) if request.vs else ()
+        variants = (OURS, *peers)
+        prepare = partial(prepare_step, request, row)
+        found.append(Case(name, "images", variants, variants[-1], prepare, memory=2 * row.usual, extra=not row.usual))
     return found
 
 
-def prepared(asked: Asked, row: Row, who: Collection[str]) -> Ready:
-    device = device_of(asked)
-    size = asked.batch or 64
-    precision = asked.precision or ("bf16" if device.type == "cuda" else "fp32")
-    pair = twins(asked.model or "small", device, size, precision=precision, frozen_text=row.frozen)
-    batch = batch_of(row.texts(size), pair.tokenizer, pair.recipe.data.image_size).to(device)
+def prepare_step(request: Request, row: Row, variants: Collection[str]) -> Prepared:
+    device = choose_device(request)
+    size = request.batch or 64
+    precision = request.precision or ("bf16" if device.type == "cuda" else "fp32")
+    pair = make_model_pair(request.model or "small", device, size, precision=precision, frozen_text=row.frozen)
+    batch = make_pair_batch(row.texts(size), pair.tokenizer, pair.recipe.data.image_size).to(device)
     runs: dict[str, Callable[[], Any]] = {}
-    if OURS in who:
-        runs[OURS] = our_step(pair.recipe, pair.step, batch.batch, device)
-    peers = {LOCKED: pair.theirs, PEER: unlocked(pair.theirs)} if row.frozen else {PEER: pair.theirs}
-    for name in who:
+    if OURS in variants:
+        runs[OURS] = make_our_step(pair.recipe, pair.step, batch.batch, device)
+    peers = {LOCKED: pair.theirs, PEER: unlock(pair.theirs)} if row.frozen else {PEER: pair.theirs}
+    for name in variants:
         if name in peers:
-            runs[name] = their_step(pair, peers[name], batch, precision)
-    facts = {**batch.facts(), "precision": precision, "model": asked.model or "small"}
-    return Ready(size, runs, facts, partial(checked, pair, batch) if len(runs) > 1 else None)
+            runs[name] = make_their_step(pair, peers[name], batch, precision)
+    facts = {**batch.facts(), "precision": precision, "model": request.model or "small"}
+    return Prepared(size, runs, facts, partial(compare_step, pair, batch) if len(runs) > 1 else None)
 
 
-class Twin(NamedTuple):
-    """The same batch for both: ours as the loader gives it, and every row's text with 77 tokens for open_clip."""
+class PairBatch(NamedTuple):
+    """One batch for both models: ``batch`` as our loader gives it, and the 77 tokens of every row for open_clip."""
 
     batch: Batch
     tokens: Tensor
 
-    def to(self, device: torch.device) -> Twin:
-        return Twin(Batch(*(_moved(x, device) for x in self.batch)), self.tokens.to(device))
+    def to(self, device: torch.device) -> PairBatch:
+        return PairBatch(Batch(*(_to_device(x, device) for x in self.batch)), self.tokens.to(device))
 
     def facts(self) -> dict[str, Any]:
         texts, length = self.batch.tokens.shape
         return {"texts": texts, "tokens": length, "classes": int(self.batch.keys.unique().numel())}
 
 
-def _moved(x: Any, device: torch.device) -> Any:
+def _to_device(x: Any, device: torch.device) -> Any:
     return x.to(device) if isinstance(x, Tensor) else x
 
 
-def batch_of(texts: Texts, tokenizer: TextTokenizer, image_size: int) -> Twin:
-    """Random images, and texts through the collate of training."""
+def make_pair_batch(texts: LabelledTexts, tokenizer: TextTokenizer, image_size: int) -> PairBatch:
+    """Make a batch of random images, with its texts collated as in training."""
     draw = torch.Generator().manual_seed(0)
     rows = len(texts.texts)
     images = torch.randint(256, (rows, 3, image_size, image_size), dtype=torch.uint8, generator=draw)
@@ -110,51 +117,51 @@ def batch_of(texts: Texts, tokenizer: TextTokenizer, image_size: int) -> Twin:
         for n, (text, label) in enumerate(zip(*texts, strict=True))
     ]
     batch = collate(drawn, images, tokenizer=tokenizer, caption_targets="unique", extra=None)
-    return Twin(batch, padded(tokenizer(texts.texts)))
+    return PairBatch(batch, pad_to_context(tokenizer(texts.texts)))
 
 
-class Silent:
-    """A sink that keeps nothing."""
+class SilentSink:
+    """A sink that discards everything."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def close(self) -> None: ...
 
 
-def our_step(recipe: Recipe, step: Step, batch: Batch, device: torch.device) -> Callable[[], Any]:
-    """One pass of the training loop, with all that it does besides."""
-    loop = our_loop(recipe, step, device, log_every=FOREVER)
-    return lambda: loop(iter([(0, batch)]), Silent())
+def make_our_step(recipe: Recipe, step: Step, batch: Batch, device: torch.device) -> Callable[[], Any]:
+    """Return one pass of the training loop, with everything that the loop does around an update."""
+    loop = make_our_loop(recipe, step, device, log_every=FOREVER)
+    return lambda: loop(iter([(0, batch)]), SilentSink())
 
 
-def our_loop(
+def make_our_loop(
     recipe: Recipe, step: Step, device: torch.device, *, log_every: int
 ) -> Callable[[Iterator[tuple[int, Batch]], Sink], Any]:
-    """The training loop over batches and into a sink that are given to it."""
+    """Return the training loop as a function of batches and a sink."""
     accelerator = start_accelerator(recipe.precision, "cpu" if device.type == "cpu" else "1")
     prepared = accelerator.prepare(step)
     optimizer = accelerator.prepare(build_optimizer(recipe, prepared))
-    plan = Plan(steps=FOREVER, seed=0, lr=constant, grad_clip=CLIP_NORM, log_every=log_every)
-    return lambda batches, sink: fit(prepared, batches, optimizer, plan, accelerator, sink, after=nothing)
+    plan = Plan(steps=FOREVER, seed=0, lr=constant_lr, grad_clip=CLIP_NORM, log_every=log_every)
+    return lambda batches, sink: fit(prepared, batches, optimizer, plan, accelerator, sink, after=do_nothing)
 
 
-def constant(step: int) -> float:
-    """The learning rate, which costs nothing."""
+def constant_lr(step: int) -> float:
+    """Return a constant learning rate, at no cost."""
     del step
     return RATE
 
 
-def nothing(step: int) -> None:
-    """After a step."""
+def do_nothing(step: int) -> None:
+    """Do nothing after a step."""
 
 
-def unlocked(model: Any) -> Any:
-    """The same weights, all of which learn."""
+def unlock(model: Any) -> Any:
+    """Return a copy of the model in which all weights learn."""
     return deepcopy(model).requires_grad_(True)  # noqa: FBT003 - torch's own signature
 
 
-def their_step(pair: Twins, model: Any, batch: Twin, precision: str) -> Callable[[], Any]:
-    """open_clip_train 3.3.0, `main.py` and `train_one_epoch`: its groups, its AdamW without a flag, its loss.
+def make_their_step(pair: ModelPair, model: Any, batch: PairBatch, precision: str) -> Callable[[], Any]:
+    """Return one step of open_clip_train 3.3.0 (`main.py`, `train_one_epoch`): its groups, default AdamW and loss.
 
     Images come normalised, as from its loader.
     """
@@ -181,10 +188,10 @@ def their_step(pair: Twins, model: Any, batch: Twin, precision: str) -> Callable
     return step
 
 
-def checked(pair: Twins, batch: Twin) -> dict[str, float]:
-    """Features and all gradients, in float32: ours through its loss, open_clip's through the same sums."""
+def compare_step(pair: ModelPair, batch: PairBatch) -> dict[str, float]:
+    """Compare features and all gradients in float32; open_clip's model gets the same loss, computed densely."""
     images = pair.ours.pixels(batch.batch.images)
-    zero(pair.step, pair.theirs)
+    zero_grads(pair.step, pair.theirs)
     ours = pair.step(batch.batch)
     ours["loss"].backward()
     out = pair.theirs(images, batch.tokens)
@@ -192,12 +199,12 @@ def checked(pair: Twins, batch: Twin) -> dict[str, float]:
     keys = batch.batch.keys
     if bool((batch.batch.labels == NO_LABEL).all()):
         loss = ClipLoss()(u, v, scale)
-    else:  # open_clip has no loss for labels: the published sums, densely
+    else:  # open_clip has no loss for labels: take the published one, densely
         loss = (contrast(u, v, keys, keys, scale).mean() + contrast(v, u, keys, keys, scale).mean()) / 2
     loss.backward()
     with torch.no_grad():
         embed = pair.ours.encode_text(batch.batch.tokens).embed[batch.batch.text_index]
         mine = torch.cat([pair.ours.encode_image(batch.batch.images).embed, embed])
-    found = apart(pair, mine, torch.cat([u, v]))
-    zero(pair.step, pair.theirs)
+    found = compare_pair(pair, mine, torch.cat([u, v]))
+    zero_grads(pair.step, pair.theirs)
     return found | {"loss": abs(float(ours["loss"].detach()) - float(loss.detach()))}

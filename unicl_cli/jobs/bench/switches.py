@@ -1,4 +1,4 @@
-"""What each switch of speed gains: our own training with it at each of its values, the plain way last."""
+"""`bench switches`: the gain of each speed switch, our training at each of its values, the plain one last."""
 
 from __future__ import annotations
 
@@ -19,39 +19,46 @@ from unicl_cli.core.loop import Step
 from unicl_cli.core.switches import compile_units
 from unicl_cli.data.device_augment import DeviceAugment
 from unicl_cli.data.transforms import Augment, TrainTransform, augment, halves
-from unicl_cli.jobs.bench.captions import Texts, captions, mixed, prompts
-from unicl_cli.jobs.bench.kinds import Asked
-from unicl_cli.jobs.bench.loader import FILES, SIZE, endless, facts, our_transform
-from unicl_cli.jobs.bench.pictures import pictures
-from unicl_cli.jobs.bench.protocol import Case, Ready, device_of, wall_seconds
-from unicl_cli.jobs.bench.recipe import Shares
-from unicl_cli.jobs.bench.step import RATE, batch_of, our_loop, our_step
-from unicl_cli.jobs.bench.twins import clip_tokens, difference, gradients, gradients_apart, recipe_of, shape_of
+from unicl_cli.jobs.bench.captions import LabelledTexts, make_captions, make_prompts, mix_captions_and_prompts
+from unicl_cli.jobs.bench.jpegs import make_jpegs
+from unicl_cli.jobs.bench.kinds import Request
+from unicl_cli.jobs.bench.loader import FILES, SIZE, endless_batches, file_facts, our_transform
+from unicl_cli.jobs.bench.model_pair import (
+    clip_bpe,
+    gradients_apart,
+    gradients_of,
+    largest_difference,
+    make_recipe,
+    shape_of,
+)
+from unicl_cli.jobs.bench.protocol import Case, Prepared, choose_device, wall_seconds
+from unicl_cli.jobs.bench.recipe import WaitSink
+from unicl_cli.jobs.bench.step import RATE, make_our_loop, make_our_step, make_pair_batch
 from unicl_cli.jobs.train.micro_batch import chunks_of
 from unicl_cli.recipe.schema import Recipe
 
 RESNET = {"name": "timm", "model": "resnet18"}
 STEPS = 4
-"""Of a run in which a training waits for its loader."""
-LABELS = partial(prompts, classes=100, templates=80)
-BOTH = partial(mixed, classes=1000, templates=80)
+"""Training steps of one run of `data.workers`."""
+LABELS = partial(make_prompts, classes=100, templates=80)
+BOTH = partial(mix_captions_and_prompts, classes=1000, templates=80)
 
 
 class Switch(NamedTuple):
-    """A key's values with the plain one last; ``image`` is the backbone that it is for, else the model's own.
+    """The values of a recipe key, the plain one last; ``image`` replaces the model's own backbone.
 
-    ``memory``: is it there for the sake of memory? ``usual``: does it run without being named?
+    ``memory``: the switch saves memory. ``usual``: its row runs without being named.
     """
 
     values: tuple[str, ...] = ("true", "false")
-    texts: Callable[[int], Texts] = BOTH
+    texts: Callable[[int], LabelledTexts] = BOTH
     frozen: bool = False
     image: Mapping[str, Any] | None = None
     memory: bool = False
     usual: bool = True
 
 
-OF_STEPS: Mapping[str, Switch] = MappingProxyType(
+STEP_SWITCHES: Mapping[str, Switch] = MappingProxyType(
     {
         "parallel.pack_texts": Switch(),
         "parallel.text_cache": Switch(("auto", "off"), texts=LABELS, frozen=True),
@@ -63,57 +70,73 @@ OF_STEPS: Mapping[str, Switch] = MappingProxyType(
 )
 
 
-def cases(asked: Asked) -> list[Case]:
-    shape_of(asked.model or "small")
+def cases(request: Request) -> list[Case]:
+    shape_of(request.model or "small")
     steps = [
-        Case(key, "images", s.values, s.values[-1], partial(stepping, asked, key, s), 2 * s.memory, extra=not s.usual)
-        for key, s in OF_STEPS.items()
+        Case(
+            key,
+            "images",
+            s.values,
+            s.values[-1],
+            partial(prepare_switch, request, key, s),
+            2 * s.memory,
+            extra=not s.usual,
+        )
+        for key, s in STEP_SWITCHES.items()
     ]
-    files: dict[str, tuple[tuple[str, ...], Callable[..., Ready]]] = {
-        "data.decoder": (("auto", "pillow"), decoding),
-        "data.resize": (("tensor", "pillow"), resizing),
-        "data.augment_on": ((LATER, "device", "loader"), augmenting),
+    files: dict[str, tuple[tuple[str, ...], Callable[..., Prepared]]] = {
+        "data.decoder": (("auto", "pillow"), prepare_decoders),
+        "data.resize": (("tensor", "pillow"), prepare_resizers),
+        "data.augment_on": ((CROP_ONLY, "device", "loader"), prepare_augment_on),
     }
-    size = asked.batch or FILES
-    made = [Case(key, "images", who, who[-1], partial(make, size=size)) for key, (who, make) in files.items()]
-    adamw = Case("AdamW", "updates", tuple(ADAMW), PLAIN, partial(updating, asked))
-    return [*steps, adamw, *made, Case("data.workers", "images", ("2", "1", "0"), "0", partial(waiting, asked))]
+    size = request.batch or FILES
+    made = [
+        Case(key, "images", variants, variants[-1], partial(make, size=size)) for key, (variants, make) in files.items()
+    ]
+    adamw = Case("AdamW", "updates", tuple(ADAMW), PLAIN, partial(prepare_adamw, request))
+    return [
+        *steps,
+        adamw,
+        *made,
+        Case("data.workers", "images", ("2", "1", "0"), "0", partial(prepare_workers, request)),
+    ]
 
 
-def stepping(asked: Asked, key: str, switch: Switch, who: Collection[str]) -> Ready:
-    """Updates of models with the same weights on one batch, each built as its recipe says."""
-    device, size = device_of(asked), asked.batch or FILES
-    shape = shape_of(asked.model or "small")
+def prepare_switch(request: Request, key: str, switch: Switch, variants: Collection[str]) -> Prepared:
+    """Prepare updates on one batch by models with the same weights, one for each value of the switch."""
+    device, size = choose_device(request), request.batch or FILES
+    shape = shape_of(request.model or "small")
     shape = shape if switch.image is None else shape._replace(image=switch.image)
-    precision = asked.precision or ("bf16" if device.type == "cuda" else "fp32")
+    precision = request.precision or ("bf16" if device.type == "cuda" else "fp32")
     side = shape.theirs["vision_cfg"]["image_size"]
-    batch = batch_of(switch.texts(size), clip_tokens(), side).to(device)
+    batch = make_pair_batch(switch.texts(size), clip_bpe(), side).to(device)
     recipes = {
-        value: recipe_of(shape, size, precision=precision, frozen_text=switch.frozen, changes=(f"{key}={value}",))
+        value: make_recipe(shape, size, precision=precision, frozen_text=switch.frozen, changes=(f"{key}={value}",))
         for value in switch.values
-        if value in who
+        if value in variants
     }
-    makers = {value: partial(built, recipe, device) for value, recipe in recipes.items()}
-    runs = {value: our_step(recipes[value], make(), batch.batch, device) for value, make in makers.items()}
-    about = {**batch.facts(), "precision": precision, "model": asked.model or "small"}
-    return Ready(size, runs, about, partial(checked, makers, batch.batch) if len(runs) > 1 else None)
+    makers = {value: partial(build_trained_step, recipe, device) for value, recipe in recipes.items()}
+    runs = {value: make_our_step(recipes[value], make(), batch.batch, device) for value, make in makers.items()}
+    about = {**batch.facts(), "precision": precision, "model": request.model or "small"}
+    return Prepared(size, runs, about, partial(compare_values, makers, batch.batch) if len(runs) > 1 else None)
 
 
-def built(recipe: Recipe, device: torch.device) -> Step:
-    """As `train` makes it, on one process."""
+def build_trained_step(recipe: Recipe, device: torch.device) -> Step:
+    """Build a step as `train` does, on one process."""
     rows = recipe.batch.size if recipe.batch.micro == "auto" else recipe.batch.micro
-    step, _ = build_step(recipe, clip_tokens, (), chunks_of(recipe.batch.size, rows))
+    step, _ = build_step(recipe, clip_bpe, (), chunks_of(recipe.batch.size, rows))
     if recipe.parallel.compile:
         compile_units(step)
-    step.train().to(device)  # a tower that is frozen goes to evaluation
+    step.train().to(device)  # frozen towers stay in evaluation mode
     if recipe.parallel.text_cache == "auto":
         cast("Any", step.model).remember_texts()
     return step
 
 
-def checked(makers: Mapping[str, Callable[[], Step]], batch: Batch) -> dict[str, float]:
-    """Loss and gradients of all against the plain way's, in float64 (a ReLU near 0 turns float32's rounding into much
-    more); ``first_s``: CPU seconds of the slowest, with all that is done at a first call.
+def compare_values(makers: Mapping[str, Callable[[], Step]], batch: Batch) -> dict[str, float]:
+    """Compare loss and gradients with those of the plain value, in float64.
+
+    In float32, a ReLU near 0 would amplify rounding. ``first_s``: CPU seconds of the slowest first step.
     """
     found: dict[str, tuple[float, dict[str, Tensor]]] = {}
     first = 0.0
@@ -123,27 +146,27 @@ def checked(makers: Mapping[str, Callable[[], Step]], batch: Batch) -> dict[str,
         loss = step(batch)["loss"]
         loss.backward()
         first = max(first, sum(os.times()[:4]) - began)
-        found[value] = float(loss.detach()), gradients(step)
-    plain, wanted = found[list(makers)[-1]]
+        found[value] = float(loss.detach()), gradients_of(step)
+    plain, expected = found[list(makers)[-1]]
     return {
         "forward": max(abs(loss - plain) for loss, _ in found.values()),
-        "gradients": max(gradients_apart(grads, wanted) for _, grads in found.values()),
+        "gradients": max(gradients_apart(grads, expected) for _, grads in found.values()),
         "first_s": first,
     }
 
 
 PLAIN = "one by one"
 ADAMW: Mapping[str, Any] = {"fused": {"fused": True}, "foreach": {"foreach": True}, PLAIN: {"foreach": False}}
-"""Training has no switch for it: it always takes the first."""
+"""Training has no switch for this: it always uses the first."""
 
 
-def updating(asked: Asked, who: Collection[str]) -> Ready:
-    """The update alone, of all parameters of the model."""
-    device = device_of(asked)
-    recipe = recipe_of(shape_of(asked.model or "small"), FILES, precision="fp32", frozen_text=False)
-    step = built(recipe, device)
+def prepare_adamw(request: Request, variants: Collection[str]) -> Prepared:
+    """Prepare AdamW alone, on all parameters of the model."""
+    device = choose_device(request)
+    recipe = make_recipe(shape_of(request.model or "small"), FILES, precision="fp32", frozen_text=False)
+    step = build_trained_step(recipe, device)
     drawn = [torch.randn_like(p) for p in step.parameters()]
-    copies = {name: deepcopy(step) for name in who}
+    copies = {name: deepcopy(step) for name in variants}
     for copy in copies.values():
         for p, gradient in zip(copy.parameters(), drawn, strict=True):
             p.grad = gradient
@@ -153,24 +176,28 @@ def updating(asked: Asked, who: Collection[str]) -> Ready:
         for optimizer in ways.values():
             optimizer.step()
         flat = [torch.cat([p.flatten() for p in copy.parameters()]) for copy in copies.values()]
-        return {"forward": max(difference(x, flat[-1]) for x in flat)}
+        return {"forward": max(largest_difference(x, flat[-1]) for x in flat)}
 
     about = {"parameters": sum(p.numel() for p in step.parameters())}
-    return Ready(1, {name: way.step for name, way in ways.items()}, about, check)
+    return Prepared(1, {name: way.step for name, way in ways.items()}, about, check)
 
 
-def decoding(who: Collection[str], size: int) -> Ready:
+def prepare_decoders(variants: Collection[str], size: int) -> Prepared:
     forms = {name: our_transform(decoder=name) for name in ("auto", "pillow")}
-    return files_by(forms, who, size, limit="forward")  # bit for bit
+    return prepare_transforms(forms, variants, size, limit="forward")  # bit for bit
 
 
-def resizing(who: Collection[str], size: int) -> Ready:
-    return files_by({name: our_transform(resize=name) for name in ("tensor", "pillow")}, who, size, limit="levels")
+def prepare_resizers(variants: Collection[str], size: int) -> Prepared:
+    return prepare_transforms(
+        {name: our_transform(resize=name) for name in ("tensor", "pillow")}, variants, size, limit="levels"
+    )
 
 
-def files_by(forms: Mapping[str, TrainTransform], who: Collection[str], size: int, *, limit: str) -> Ready:
-    """Files to cropped images; the draws are the same, so the pixels can be compared. ``off``: share that differs."""
-    files = pictures(size)
+def prepare_transforms(
+    forms: Mapping[str, TrainTransform], variants: Collection[str], size: int, *, limit: str
+) -> Prepared:
+    """Prepare cropping of image files; equal draws make pixels comparable. ``off``: the share that differs."""
+    files = make_jpegs(size)
 
     def check() -> dict[str, float]:
         one, other = forms.values()
@@ -181,18 +208,20 @@ def files_by(forms: Mapping[str, TrainTransform], who: Collection[str], size: in
         for n, file in enumerate(files):
             form(file, n)
 
-    return Ready(size, {name: partial(run, form) for name, form in forms.items() if name in who}, facts(files), check)
+    return Prepared(
+        size, {name: partial(run, form) for name, form in forms.items() if name in variants}, file_facts(files), check
+    )
 
 
-LATER = "its crop"
-"""What `device` leaves to a worker."""
+CROP_ONLY = "its crop"
+"""The part of the augmentation that `device` leaves to a worker."""
 
 
-def augmenting(who: Collection[str], size: int) -> Ready:
-    """SimCLR's, which has the most to do after the crop. The random numbers differ, so there is nothing to compare."""
+def prepare_augment_on(variants: Collection[str], size: int) -> Prepared:
+    """Prepare SimCLR's augmentation, the longest after the crop. Its random numbers differ, so nothing is compared."""
     ops = augment("simclr", {})
     crop, late = halves(ops)
-    files, on_device = pictures(size), DeviceAugment([late], 0)
+    files, on_device = make_jpegs(size), DeviceAugment([late], 0)
     draws = torch.arange(size)
 
     def cut(ops: Augment) -> Tensor:
@@ -200,25 +229,25 @@ def augmenting(who: Collection[str], size: int) -> Ready:
         return torch.stack([made(file, n) for n, file in enumerate(files)])
 
     forms: dict[str, Callable[[], Any]] = {
-        LATER: lambda: cut(crop),
+        CROP_ONLY: lambda: cut(crop),
         "device": lambda: on_device(cut(crop), draws),
         "loader": lambda: cut(ops),
     }
-    return Ready(size, {name: forms[name] for name in who}, facts(files))
+    return Prepared(size, {name: forms[name] for name in variants}, file_facts(files))
 
 
-def waiting(asked: Asked, who: Collection[str]) -> Ready:
-    """Steps with their data, decoded by so many processes beside them, in wall time; and its share spent waiting."""
-    device, size = device_of(asked), asked.batch or FILES
-    shape = shape_of(asked.model or "small")
-    recipe = recipe_of(shape, size, precision=asked.precision or "fp32", frozen_text=False)
-    loop = our_loop(recipe, built(recipe, device), device, log_every=STEPS)
+def prepare_workers(request: Request, variants: Collection[str]) -> Prepared:
+    """Prepare steps with their data in wall time, by number of decoding processes, with the share spent waiting."""
+    device, size = choose_device(request), request.batch or FILES
+    shape = shape_of(request.model or "small")
+    recipe = make_recipe(shape, size, precision=request.precision or "fp32", frozen_text=False)
+    loop = make_our_loop(recipe, build_trained_step(recipe, device), device, log_every=STEPS)
     waited: dict[str, float] = {}
-    about: dict[str, Any] = {"waited": waited, "model": asked.model or "small"}
-    side, texts = recipe.data.image_size, captions(size).texts
-    loaders = {name: endless(pictures(size), texts, side=side, workers=int(name)) for name in who}
+    about: dict[str, Any] = {"waited": waited, "model": request.model or "small"}
+    side, texts = recipe.data.image_size, make_captions(size).texts
+    loaders = {name: endless_batches(make_jpegs(size), texts, side=side, workers=int(name)) for name in variants}
 
     def run(name: str) -> None:
-        loop(enumerate(islice(loaders[name], STEPS)), Shares(waited, name))
+        loop(enumerate(islice(loaders[name], STEPS)), WaitSink(waited, name))
 
-    return Ready(STEPS * size, {name: partial(run, name) for name in who}, about, timer=wall_seconds)
+    return Prepared(STEPS * size, {name: partial(run, name) for name in variants}, about, timer=wall_seconds)

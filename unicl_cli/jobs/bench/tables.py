@@ -1,4 +1,4 @@
-"""A benchmark's document as a table of 80 columns, and the list of the kinds."""
+"""A benchmark's document as a table of 80 columns, and the table of kinds."""
 
 from __future__ import annotations
 
@@ -9,80 +9,101 @@ from rich.table import Table
 
 from unicl_cli.jobs.bench.kinds import KINDS
 
-SLOW = 60.0
-"""Seconds of a first step from which it is worth a line."""
+SLOW_FIRST_STEP = 60.0
+"""Seconds from which a first step gets a line."""
 
 
 def tables(document: Mapping[str, Any]) -> Iterator[Any]:
-    """One table; what ran, where and when stands above it, the command and what was left out below."""
+    """Yield the machine, the table of rows, and below it the notes."""
     yield heading(document)
     table = Table(pad_edge=False)
-    for name, numeric in (("row", False), ("who", False), ("ms", True), ("per s", True), ("MiB", True)):
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=name != "who")
+    for name, numeric in (("row", False), ("variant", False), ("ms", True), ("per s", True), ("MiB", True)):
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=name != "variant")
     table.add_column("speed (range)", justify="right", no_wrap=True)
     for row in document["rows"]:
-        for number, (who, own) in enumerate(row["variants"].items()):
-            first = f"{row['name']}" if number == 0 else detail(row) if number == 1 else ""
-            speed = "" if len(row["variants"]) == 1 else "1" if who == row["reference"] else ranged(own.get("speed"))
-            table.add_row(first, who, *cells(own), speed, end_section=number == len(row["variants"]) - 1)
+        for cells in row_cells(row):
+            table.add_row(*cells)
+        table.add_section()
     yield table
-    yield from notes(document)
+    yield from write_notes(document)
+
+
+def row_cells(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield one line per variant; the row's name and its text counts stand in the first two."""
+    firsts = [row["name"], text_counts(row)]
+    alone = len(row["variants"]) == 1
+    for number, (variant, own) in enumerate(row["variants"].items()):
+        first = firsts[number] if number < len(firsts) else ""
+        if alone:
+            speed = ""
+        elif variant == row["reference"]:
+            speed = "1"
+        else:
+            speed = format_speed(own.get("speed"))
+        yield first, variant, *variant_cells(own), speed
 
 
 def heading(document: Mapping[str, Any]) -> str:
-    """Two lines that fit."""
+    """Return the machine, the versions and the date in two lines."""
     where, versions = document["machine"], document["versions"]
-    device = where["gpu"] or f"{document['threads']} thread{'s' * (document['threads'] > 1)}"
+    threads = "1 thread" if document["threads"] == 1 else f"{document['threads']} threads"
+    device = where["gpu"] or threads
     first = f"{where['processor']}, {where['cores']} cores, {device}, load {where['load_before']:g}"
     second = f"torch {versions['torch'].partition('+')[0]}, open_clip {versions['open_clip_torch']}, {document['date']}"
     return f"{first}\n{second}"
 
 
-def cells(own: Mapping[str, Any]) -> tuple[str, str, str]:
+def variant_cells(own: Mapping[str, Any]) -> tuple[str, str, str]:
     mib = "" if own["mib"] is None else f"{own['mib']:,.0f}"
-    return short(own["median_s"] * 1000), short(own["per_s"]), mib
+    return format_short(own["median_s"] * 1000), format_short(own["per_s"]), mib
 
 
-def ranged(speed: Mapping[str, float] | None) -> str:
-    """Nothing where the reference did not run."""
-    return "" if speed is None else f"{short(speed['median'])} ({short(speed['low'])}–{short(speed['high'])})"
+def format_speed(speed: Mapping[str, float] | None) -> str:
+    """Return ``median (low–high)``, or nothing if the reference did not run."""
+    return (
+        ""
+        if speed is None
+        else f"{format_short(speed['median'])} ({format_short(speed['low'])}–{format_short(speed['high'])})"
+    )
 
 
-def short(value: float) -> str:
-    """Three digits, whatever the size."""
+def format_short(value: float) -> str:
+    """Return the number with three significant digits."""
     if value >= 100:
         return f"{value:,.0f}" if value < 1e7 else f"{value:.1e}"
     return f"{value:.3g}" if value < 1 else f"{value:#.3g}"
 
 
-def detail(row: Mapping[str, Any]) -> str:
-    """What a reader wants to know of the data, in one cell."""
+def text_counts(row: Mapping[str, Any]) -> str:
+    """Return the number of texts and of their tokens, where the row has them."""
     facts = row["facts"]
     if "tokens" in facts:
         return f" {facts['texts']} texts of {facts['tokens']}"
     return f" {facts['texts']} texts" if "texts" in facts else ""
 
 
-def notes(document: Mapping[str, Any]) -> Iterator[str]:
+def write_notes(document: Mapping[str, Any]) -> Iterator[str]:
     references = {row["reference"] for row in document["rows"] if len(row["variants"]) > 1}
     if references:
-        reference = references.pop() if len(references) == 1 else "the one with 1"
-        yield f"speed: how many times as fast as {reference} in the same round, median of {document['rounds']}"
+        reference = references.pop() if len(references) == 1 else "the row's reference (1)"
+        rounds = document["rounds"]
+        yield f"speed: ratio to {reference} in the same round; median of {rounds} rounds (range)"
     clock = document["clock"]
-    yield f"ms: {clock}; {document['command']}"
+    yield f"ms: {clock}"
+    yield f"command: {document['command']}"
     for row in document["rows"]:
-        if "first_s" in row["checks"] and row["checks"]["first_s"] >= SLOW:
+        if "first_s" in row["checks"] and row["checks"]["first_s"] >= SLOW_FIRST_STEP:
             yield f"{row['name']}: the first forward and backward took {row['checks']['first_s']:.0f} s"
-        for who, share in row["facts"].get("waited", {}).items():
-            yield f"{row['name']} {who}: {share:.1%} of the time waiting for data"
-        for who, why in row["skipped"].items():
-            yield f"{row['name']}: {who} was left out: {why}"
+        for variant, share in row["facts"].get("waited", {}).items():
+            yield f"{row['name']} {variant}: {share:.1%} of the time was spent waiting for data"
+        for variant, reason in row["skipped"].items():
+            yield f"{row['name']}: {variant} was skipped: {reason}"
     if not document["complete"]:
-        yield "stopped before the end"
+        yield "stopped early: the remaining rows are missing"
 
 
 def kinds_table() -> Table:
-    """What `unicl bench` alone shows."""
+    """Return the table of kinds that `unicl bench` shows without a kind."""
     table = Table(pad_edge=False)
     for name in ("kind", "measures", "--vs open_clip", "RECIPE"):
         table.add_column(name)

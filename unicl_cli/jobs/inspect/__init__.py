@@ -1,1 +1,1 @@
-"""`unicl inspect`: what is in a corpus, a batch, a checkpoint or a run, as facts, tables and a page."""
+"""`unicl inspect`: facts, tables and pages of a corpus, a batch, a checkpoint or a run."""

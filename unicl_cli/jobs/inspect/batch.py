@@ -1,4 +1,4 @@
-"""One real batch and its targets, as CLIP (each pair for itself) and as UniCL (equal keys) see them."""
+"""One real batch and its targets, for CLIP (each pair alone) and for UniCL (equal keys)."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.mix import Draws, Mix
 from unicl_cli.data.text import text_hash
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.inspect.class_mentions import Names, distinct, words_of
+from unicl_cli.jobs.inspect.class_mentions import ClassNameFinder, distinct_pairs, split_words
 from unicl_cli.recipe.load import check_corpora, load_text
 from unicl_cli.recipe.schema import Recipe
 
 Ints = NDArray[np.int64]
-SHOWN = 32
-"""Rows of the batch that are drawn."""
+MAX_SHOWN = 32
+"""Largest number of rows in the drawn matrices."""
 NEGATIVE, POSITIVE, MISSED = "0", "1", "2"
-"""Cells of a matrix; missed: the row's class or text is the column's, but the target says no."""
-SIZE = 64
-"""Side of the images of a corpus that no recipe reads."""
+"""Cells of a matrix; missed: row and column share a class or text, but the target is negative."""
+PLACEHOLDER_SIZE = 64
+"""Image side of the default recipe."""
 
 
-class Numbers(NamedTuple):
-    """What makes two rows a pair. ``names`` are (row, class): the caption of a row without a label names the class."""
+class RowGroups(NamedTuple):
+    """The values by which rows form pairs. ``names`` are (row, class): an unlabelled row's caption names the class."""
 
     keys: Ints
     labels: Ints
@@ -39,20 +39,20 @@ class Numbers(NamedTuple):
     names: tuple[Ints, Ints]
 
 
-class Shown(NamedTuple):
-    """The document of a batch and, where they were asked for, the images of its rows as the model sees them."""
+class InspectedBatch(NamedTuple):
+    """The document of a batch and, if requested, the images of its rows as the model sees them."""
 
     document: dict[str, Any]
-    pictures: list[Tensor]
+    images: list[Tensor]
 
 
 def default_recipe(corpus: Corpus, split: str, batch_size: int) -> Recipe:
-    """What a corpus is drawn with when no recipe is given: the recipe's defaults, without augmentation."""
+    """Return the recipe for a corpus without one: the defaults, without augmentation."""
     return load_text(
         f"""
 data:
   train: [{{corpus: {json.dumps(str(corpus.path))}, split: {json.dumps(split)}}}]
-  image_size: {SIZE}
+  image_size: {PLACEHOLDER_SIZE}
   augment: none
 model: {{image: cnn, text: cbow, embed_dim: 8}}
 batch: {{size: {batch_size}}}
@@ -61,12 +61,12 @@ steps: 1
     )
 
 
-def inspect_batch(recipe: Recipe, path: str, step: int, *, pictures: bool) -> Shown:
-    """The batch of ``step`` (0: the first), drawn by the recipe's own sampler and collated with its own keys."""
+def inspect_batch(recipe: Recipe, path: str, step: int, *, with_images: bool) -> InspectedBatch:
+    """Draw the batch of ``step`` (0: the first) with the recipe's own sampler and keys, and describe it."""
     check_corpora(recipe)
     data = build_data(recipe)
     at = next(iter(Draws(data.order, step, step + 1, 0, 1)))
-    blank = cast("Any", without_picture)
+    blank = cast("Any", skip_image)
     mix = Mix([strand._replace(transform=blank) for strand in data.mix.strands], data.mix.texts)
     drawn = [mix[place] for place in at]
     batch = collate(drawn, zeros(len(drawn)), tokenizer=None, caption_targets=recipe.data.caption_targets, extra=None)
@@ -74,11 +74,11 @@ def inspect_batch(recipe: Recipe, path: str, step: int, *, pictures: bool) -> Sh
     if not len(with_text):
         raise UniclError(
             f"{path}: no row of the batch has a text, so there are no pairs of images and texts",
-            "images without labels and captions are for losses without texts, such as supcon",
+            "choose a corpus with labels or captions; images alone suit only losses without texts, such as supcon",
         )
     rows = [drawn[row] for row in with_text]
-    numbers = numbers_of(rows, batch.keys.numpy()[with_text], data)
-    shown = np.array(sorted(range(min(SHOWN, len(rows))), key=lambda row: (numbers.keys[row], row)))
+    numbers = row_groups(rows, batch.keys.numpy()[with_text], data)
+    shown = np.array(sorted(range(min(MAX_SHOWN, len(rows))), key=lambda row: (numbers.keys[row], row)))
     facts: dict[str, Any] = {
         "schema": "unicl/inspect/1",
         "kind": "batch",
@@ -92,36 +92,37 @@ def inspect_batch(recipe: Recipe, path: str, step: int, *, pictures: bool) -> Sh
         "rows_without_text": len(drawn) - len(rows),
         "classes": len(np.unique(numbers.labels[numbers.labels != NO_LABEL])),
         "distinct_texts": len({row.text for row in rows}),
-        **counted(numbers),
-        "shown": [described(rows[row], int((numbers.keys == numbers.keys[row]).sum()), data) for row in shown],
-        "matrix": matrices(numbers, shown),
+        **pair_counts(numbers),
+        "shown": [row_facts(rows[row], int((numbers.keys == numbers.keys[row]).sum()), data) for row in shown],
+        "matrix": target_matrices(numbers, shown),
     }
-    chosen = [data.mix[at[with_text[row]]].image for row in shown] if pictures else []
-    return Shown(facts, [picture if picture.ndim == 3 else picture[0] for picture in chosen])
+    chosen = [data.mix[at[with_text[row]]].image for row in shown] if with_images else []
+    return InspectedBatch(facts, [image if image.ndim == 3 else image[0] for image in chosen])
 
 
-def without_picture(data: bytes, draw: int) -> Tensor:
-    """In place of a transform: texts and keys do not depend on the image."""
+def skip_image(data: bytes, draw: int) -> Tensor:
+    """Stand in for the transform: texts and keys do not depend on the image."""
     del data, draw
     return zeros(0)
 
 
-def numbers_of(rows: list[Drawn], keys: Ints, data: Data) -> Numbers:
+def row_groups(rows: list[Drawn], keys: Ints, data: Data) -> RowGroups:
+    """Return the keys, labels and texts of the rows, and the classes that captions name."""
     labels = np.array([row.label for row in rows], np.int64)
     texts = np.array([text_hash(row.text or "") for row in rows], np.int64)
     free = np.flatnonzero(labels == NO_LABEL)
-    words = words_of(pa.array([rows[row].text for row in free], pa.string()))
-    text, named = Names(data.classes).found(words)
-    text, named = distinct(free[text], named, max(1, len(data.classes)))
-    return Numbers(keys, labels, texts, (text, named))
+    words = split_words(pa.array([rows[row].text for row in free], pa.string()))
+    text, named = ClassNameFinder(data.classes).find(words)
+    text, named = distinct_pairs(free[text], named, max(1, len(data.classes)))
+    return RowGroups(keys, labels, texts, (text, named))
 
 
-def counted(numbers: Numbers) -> dict[str, Any]:
-    """Positives and false negatives among the ordered pairs (image i, text j), i = j included."""
+def pair_counts(numbers: RowGroups) -> dict[str, Any]:
+    """Count positives and false negatives among the ordered pairs (image i, text j), including i = j."""
     n = len(numbers.keys)
-    positives = pairs_of(numbers.keys)
-    same_text = pairs_of(numbers.texts)
-    both = pairs_of(numbers.keys, numbers.texts)
+    positives = count_pairs(numbers.keys)
+    same_text = count_pairs(numbers.texts)
+    both = count_pairs(numbers.keys, numbers.texts)
     labels = numbers.labels[numbers.labels != NO_LABEL]
     size = 1 + max(labels.max(initial=0), numbers.names[1].max(initial=0))
     naming = int(np.bincount(labels, minlength=size) @ np.bincount(numbers.names[1], minlength=size))
@@ -137,14 +138,14 @@ def counted(numbers: Numbers) -> dict[str, Any]:
     }
 
 
-def pairs_of(*columns: Ints) -> int:
-    """Ordered pairs of rows that agree in all columns, each row with itself included."""
+def count_pairs(*columns: Ints) -> int:
+    """Count the ordered pairs of rows that agree in all columns, including each row with itself."""
     counts = np.unique(np.stack(columns), axis=1, return_counts=True)[1]
     return int((counts.astype(np.int64) ** 2).sum())
 
 
-def matrices(numbers: Numbers, shown: Ints) -> dict[str, list[str]]:
-    """Both target matrices of the shown rows, a string of cells for each image."""
+def target_matrices(numbers: RowGroups, shown: Ints) -> dict[str, list[str]]:
+    """Return both target matrices of the shown rows, one string of cells per image."""
     keys, texts, labels = numbers.keys[shown], numbers.texts[shown], numbers.labels[shown]
     named = set(zip(*(column.tolist() for column in numbers.names), strict=True))
     relation = np.array([[(int(j), int(label)) in named for j in shown] for label in labels])
@@ -158,7 +159,7 @@ def matrices(numbers: Numbers, shown: Ints) -> dict[str, list[str]]:
     return {name: ["".join(row) for row in matrix.tolist()] for name, matrix in cells.items()}
 
 
-def described(row: Drawn, positives: int, data: Data) -> dict[str, Any]:
-    """A row as it is listed; ``positives`` counts the texts of the batch that are its own."""
+def row_facts(row: Drawn, positives: int, data: Data) -> dict[str, Any]:
+    """Return a listed row; ``positives`` is the number of texts in the batch that are positives of its image."""
     named = None if row.label == NO_LABEL else data.classes[row.label].names[0]
     return {"row": row.row, "draw": row.draw, "class": named, "text": row.text, "positives": positives}

@@ -1,4 +1,4 @@
-"""A checkpoint from its files alone: towers, sizes, checksums, and weights that show trouble; no model is built."""
+"""Facts of a checkpoint from its files alone: towers, sizes, checksums, suspicious weights; no model is built."""
 
 from __future__ import annotations
 
@@ -18,75 +18,80 @@ from unicl_cli.core.checkpoint_files import EMA, MODEL, OPTIM, TRAINER, fingerpr
 SCALE = "logit_scale"
 SCALE_MAX = 100.0
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-NUMBERS, WORDS, TABLES = ("step", "steps", "seed", "batch_size", "world", "rows"), ("recipe",), ("corpora", "versions")
-KEPT = {**dict.fromkeys(NUMBERS, int), **dict.fromkeys(WORDS, str), **dict.fromkeys(TABLES, dict)}
-"""What is taken from ``trainer.json``, where it is of this type."""
+NUMBERS, STRINGS, TABLES = (
+    ("step", "steps", "seed", "batch_size", "world", "rows"),
+    ("recipe",),
+    ("corpora", "versions"),
+)
+COPIED_FACTS = {**dict.fromkeys(NUMBERS, int), **dict.fromkeys(STRINGS, str), **dict.fromkeys(TABLES, dict)}
+"""Facts copied from ``trainer.json`` if they have this type."""
 
 
 def inspect_checkpoint(folder: Path) -> dict[str, Any]:
-    """The document. What is missing or damaged is said in ``notes``, and ``whole`` is false."""
+    """Return the document. Missing or damaged files are listed in ``notes``, and ``whole`` is then false."""
     notes: list[str] = []
-    facts = facts_of(folder, notes)
+    facts = read_trainer_json(folder, notes)
     listed: Mapping[str, Any] = facts.get("files", {}) if isinstance(facts.get("files", {}), dict) else {}
     names = dict.fromkeys([MODEL, *listed, *(path.name for path in sorted(folder.glob("*.safetensors")))])
-    files = [file_facts(folder / name, listed.get(name)) for name in names]
+    files = [check_file(folder / name, listed.get(name)) for name in names]
     notes += [f"{name}: {file['state']}" for name, file in zip(names, files, strict=True) if file["state"] != "whole"]
     document: dict[str, Any] = {
         "schema": "unicl/inspect/1",
         "kind": "checkpoint",
         "path": str(folder),
-        **{key: facts[key] for key, kind in KEPT.items() if isinstance(facts.get(key), kind)},
+        **{key: facts[key] for key, kind in COPIED_FACTS.items() if isinstance(facts.get(key), kind)},
         "whole": not notes,
         "files": files,
         "ema": (folder / EMA).is_file(),
         "optimizer": (folder / OPTIM).is_file(),
     }
-    if readable(folder / MODEL):
-        document |= weight_facts(folder / MODEL, notes)
+    if is_readable(folder / MODEL):
+        document |= check_weights(folder / MODEL, notes)
     return document | {"notes": notes}
 
 
-def facts_of(folder: Path, notes: list[str]) -> dict[str, Any]:
-    """``trainer.json``, or an empty mapping and a note."""
+def read_trainer_json(folder: Path, notes: list[str]) -> dict[str, Any]:
+    """Return ``trainer.json``, or add a note and return an empty mapping."""
     path = folder / TRAINER
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        notes.append(f"{TRAINER} is missing: written last, so this checkpoint is unfinished")
+        notes.append(f"{TRAINER} is missing: it is written last, so this checkpoint is unfinished")
         return {}
     except (OSError, ValueError) as error:
         notes.append(f"{TRAINER} cannot be read: {error}")
         return {}
     if not isinstance(facts, dict) or "files" not in facts:
-        notes.append(f"{TRAINER} names no files")
+        notes.append(f"{TRAINER} lists no files")
     return facts if isinstance(facts, dict) else {}
 
 
-def file_facts(path: Path, known: Any) -> dict[str, Any]:
-    """Size, state by size and checksum, tensors by the header. ``known`` is [bytes, sha256] or None."""
+def check_file(path: Path, known: Any) -> dict[str, Any]:
+    """Return size, state (by size and checksum) and number of tensors. ``known`` is [bytes, sha256] or None."""
     if not path.is_file():
         return {"file": path.name, "bytes": 0, "state": "missing"}
     size = path.stat().st_size
     state = "whole"
     if not (isinstance(known, list) and len(cast("list[Any]", known)) == 2 and isinstance(known[0], int)):
-        known, state = None, f"is not in {TRAINER}"
+        known, state = None, f"is not listed in {TRAINER}"
     elif size != known[0]:
         state = f"has {size:,} bytes instead of {known[0]:,}"
     elif fingerprint(path) != known:
-        state = "has another checksum than when it was written"
+        state = "has changed since it was written (checksum)"
     facts: dict[str, Any] = {"file": path.name, "bytes": size, "state": state}
-    shapes = header(path)
+    shapes = read_header(path)
     if shapes is None:
-        return facts | ({"state": "is no safetensors file"} if state == "whole" or known is None else {})
+        return facts | ({"state": "is not a safetensors file"} if state == "whole" or known is None else {})
     return facts | {"tensors": len(shapes), "values": sum(count for count, _ in shapes.values())}
 
 
-def readable(path: Path) -> bool:
-    return path.is_file() and header(path) is not None
+def is_readable(path: Path) -> bool:
+    """Return True for an existing, whole safetensors file."""
+    return path.is_file() and read_header(path) is not None
 
 
-def header(path: Path) -> dict[str, tuple[int, str]] | None:
-    """Number of values and type of each tensor; None if the file is cut or no safetensors file."""
+def read_header(path: Path) -> dict[str, tuple[int, str]] | None:
+    """Return the number of values and the type of each tensor; None if the file is cut or not a safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -102,8 +107,8 @@ def _product(shape: list[int]) -> int:
     return count
 
 
-def weight_facts(path: Path, notes: list[str]) -> dict[str, Any]:
-    """Parameters of each tower, width of the joint space, scale, and what no sound model has; a tensor at a time."""
+def check_weights(path: Path, notes: list[str]) -> dict[str, Any]:
+    """Return parameters per tower, joint width, scale and suspicious tensors, reading one tensor at a time."""
     towers: dict[str, dict[str, Any]] = defaultdict(lambda: {"tensors": 0, "parameters": 0, "buffers": 0, "squares": 0})
     not_finite: list[str] = []
     all_zero: list[str] = []
@@ -114,7 +119,7 @@ def weight_facts(path: Path, notes: list[str]) -> dict[str, Any]:
             value: Tensor = file.get_tensor(name)
             types.add(str(value.dtype).removeprefix("torch."))
             tower = towers[tower_of(name)]
-            add(tower, name, value)
+            add_tensor(tower, name, value)
             if not bool(torch.isfinite(value).all()):
                 not_finite.append(name)
             elif value.ndim > 1 and not bool(value.any()):
@@ -123,11 +128,11 @@ def weight_facts(path: Path, notes: list[str]) -> dict[str, Any]:
                 found[SCALE] = float(value.double().exp().max())
             if re.fullmatch(r"model\.image\.proj(ection)?(\.weight)?", name):
                 found["embed_dim"] = int(value.shape[0])
-    notes += [f"{name} has values that are not finite" for name in not_finite[:5]]
-    notes += [f"{name} is all zero" for name in all_zero[:5]]
+    notes += [f"{name} has non-finite values" for name in not_finite[:5]]
+    notes += [f"{name} is all zeros" for name in all_zero[:5]]
     if found.get(SCALE, 0) >= 0.999 * SCALE_MAX:
-        notes.append(f"logit_scale is {found[SCALE]:.1f}, at the usual cap of {SCALE_MAX:.0f}")
-    listed = [{"tower": name, **spread(tower)} for name, tower in towers.items()]
+        notes.append(f"logit_scale has reached {found[SCALE]:.1f}, the usual limit of {SCALE_MAX:.0f}")
+    listed = [{"tower": name, **tower_facts(tower)} for name, tower in towers.items()]
     return {
         **found,
         "parameters": sum(tower["parameters"] for tower in towers.values()),
@@ -139,23 +144,23 @@ def weight_facts(path: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def tower_of(name: str) -> str:
-    """``image`` of ``model.image.trunk.…``, ``loss`` of ``loss.head.…``."""
+    """Return a tensor's tower: ``image`` for ``model.image.trunk.…``, ``loss`` for ``loss.head.…``."""
     first, _, rest = name.partition(".")
     return rest.partition(".")[0] if first == "model" and rest else first
 
 
-def add(tower: dict[str, Any], name: str, value: Tensor) -> None:
-    """Counts a tensor into its tower."""
-    counted = name.rsplit(".", 1)[-1] in BUFFERS or not value.is_floating_point()
+def add_tensor(tower: dict[str, Any], name: str, value: Tensor) -> None:
+    """Add a tensor to the counts of its tower."""
+    is_buffer = name.rsplit(".", 1)[-1] in BUFFERS or not value.is_floating_point()
     tower["tensors"] += 1
-    tower["buffers" if counted else "parameters"] += value.numel()
-    if not counted:
+    tower["buffers" if is_buffer else "parameters"] += value.numel()
+    if not is_buffer:
         finite = value.double().nan_to_num(0.0, 0.0, 0.0)
         tower["squares"] += float(finite.square().sum())
 
 
-def spread(tower: Mapping[str, Any]) -> dict[str, Any]:
-    """``rms``: root mean square of the tower's finite parameters."""
+def tower_facts(tower: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of a tower; ``rms`` is the root mean square of its finite parameters."""
     count = tower["parameters"]
     kept = {key: tower[key] for key in ("tensors", "parameters", "buffers")}
     return {**kept, "rms": (tower["squares"] / count) ** 0.5 if count else None}

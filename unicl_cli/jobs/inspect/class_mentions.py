@@ -1,4 +1,4 @@
-"""Which classes captions name: whole words, any of a class's names, the plural in -s, -es or -ies; vectorised."""
+"""Class names in captions, found as whole words: any name of a class, also in the plural (-s, -es, -ies)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from unicl_cli.contracts import ClassName
 
 Ints = NDArray[np.int64]
 compute: Any = pc
-"""pyarrow's functions are made at run time: no checker sees them."""
+"""pyarrow's functions are made at run time, so type checkers do not see them."""
 _BETWEEN = r"[^\p{L}\p{M}\p{N}]+"
 
 
 class Words(NamedTuple):
-    """The words of some texts, one after the other: ``words`` their spellings, ``text`` the numbers of their texts."""
+    """The words of many texts in a row: ``words`` are their spellings, ``text`` the number of each one's text."""
 
     words: Any
     text: Ints
 
 
-def words_of(texts: Any) -> Words:
-    """Lower-cased runs of letters, marks and digits of a string array."""
+def split_words(texts: Any) -> Words:
+    """Split a string array into lower-case runs of letters, marks and digits."""
     plain = compute.replace_substring_regex(compute.utf8_lower(texts), pattern=_BETWEEN, replacement=" ")
     split = compute.utf8_split_whitespace(compute.utf8_trim_whitespace(plain))
     kept = split.filter(compute.not_equal(plain, " "))  # white space alone splits into empty words
@@ -38,20 +38,20 @@ def words_of(texts: Any) -> Words:
 
 
 def plurals(word: str) -> tuple[str, ...]:
-    """The word and how its plural may be written."""
+    """Return the word and its possible plurals."""
     ies = (f"{word[:-1]}ies",) if word.endswith("y") else ()
     return (word, f"{word}s", f"{word}es", *ies)
 
 
-class Names:
-    """The names of all classes as a trie over words, walked over all words of many texts at once."""
+class ClassNameFinder:
+    """A trie over the words of all class names, walked over all words of many texts at once."""
 
     def __init__(self, classes: Sequence[ClassName]) -> None:
         self.count = len(classes)
         spelled = [(number, name) for number, item in enumerate(classes) for name in item.names]
         edges: dict[tuple[int, str], int] = {}
         ends: dict[int, set[int]] = {}
-        for (number, _), words in zip(spelled, _split([name for _, name in spelled]), strict=True):
+        for (number, _), words in zip(spelled, _split_names([name for _, name in spelled]), strict=True):
             for last in plurals(words[-1]) if words else ():
                 state = 0
                 for word in (*words[:-1], last):
@@ -70,8 +70,8 @@ class Names:
         self.firsts = np.cumsum([0, *(len(found) for found in met)])  # classes of state s: firsts[s] … firsts[s + 1]
         self.classes = np.array([number for found in met for number in found], np.int64)
 
-    def found(self, words: Words) -> tuple[Ints, Ints]:
-        """(text, class) of every place where a text names a class; a text may name several, and one repeatedly."""
+    def find(self, words: Words) -> tuple[Ints, Ints]:
+        """Return (text, class) of every mention; a text may name several classes, and one class repeatedly."""
         if not len(self.keys):
             return np.empty(0, np.int64), np.empty(0, np.int64)
         ids = compute.fill_null(compute.index_in(words.words, value_set=self.vocabulary), -1).to_numpy()
@@ -81,43 +81,43 @@ class Names:
         texts: list[Ints] = []
         classes: list[Ints] = []
         while at.size:
-            at, state = self._step(ids, words.text, at, state, depth)
+            at, state = self._advance(ids, words.text, at, state, depth)
             depth += 1
-            text, named = self._ended(words.text[at], state)
+            text, named = self._classes_ending_here(words.text[at], state)
             texts.append(text)
             classes.append(named)
         return np.concatenate([*texts, np.empty(0, np.int64)]), np.concatenate([*classes, np.empty(0, np.int64)])
 
-    def _step(self, ids: Ints, text: Ints, at: Ints, state: Ints, depth: int) -> tuple[Ints, Ints]:
-        """One word further from each start; starts at which no name goes on are dropped."""
+    def _advance(self, ids: Ints, text: Ints, at: Ints, state: Ints, depth: int) -> tuple[Ints, Ints]:
+        """Go one word further from each start, and drop the starts where no name continues."""
         inside = at + depth < len(ids)
         at, state = at[inside], state[inside]
         here = at + depth
         same = (text[here] == text[at]) & (ids[here] >= 0)
         at, state, here = at[same], state[same], here[same]
-        wanted = state * self.size + ids[here]
-        place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        known = self.keys[place] == wanted
+        edges = state * self.size + ids[here]
+        place = np.minimum(np.searchsorted(self.keys, edges), len(self.keys) - 1)
+        known = self.keys[place] == edges
         return at[known], self.states[place[known]]
 
-    def _ended(self, text: Ints, state: Ints) -> tuple[Ints, Ints]:
+    def _classes_ending_here(self, text: Ints, state: Ints) -> tuple[Ints, Ints]:
         counts = self.firsts[state + 1] - self.firsts[state]
         begins = np.repeat(self.firsts[state] - np.cumsum(counts) + counts, counts)
         return np.repeat(text, counts), self.classes[begins + np.arange(counts.sum())]
 
 
-def _split(names: Sequence[str]) -> list[list[str]]:
+def _split_names(names: Sequence[str]) -> list[list[str]]:
     if not names:
         return []
-    found = words_of(pa.array([normalize("NFC", name) for name in names], pa.string()))
+    found = split_words(pa.array([normalize("NFC", name) for name in names], pa.string()))
     split: list[list[str]] = [[] for _ in names]
     for word, text in zip(found.words.to_pylist(), found.text.tolist(), strict=True):
         split[text].append(word)
     return split
 
 
-def distinct(first: Ints, second: Ints, size: int) -> tuple[Ints, Ints]:
-    """Pairs without repetition, sorted; ``second`` lies in [0, size)."""
+def distinct_pairs(first: Ints, second: Ints, size: int) -> tuple[Ints, Ints]:
+    """Return the distinct pairs, sorted; ``second`` lies in [0, size)."""
     if not len(first):
         return first, second
     pairs = np.sort(first * size + second)  # half the time of np.unique, which hashes

@@ -1,4 +1,4 @@
-"""Concepts of labels and of captions (Table 1 of the UniCL paper), and how often a batch meets one twice."""
+"""Concepts of labels and captions (Table 1 of the UniCL paper), and the chance that a batch repeats one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.jobs.inspect.class_mentions import compute
-from unicl_cli.jobs.inspect.scan import Scanned, Texts
+from unicl_cli.jobs.inspect.scan import CaptionTally, CorpusScan
 
 Ints = NDArray[np.int64]
-OFTEN = 5
-"""A word in more images than this is a concept, as in the paper's Table 1."""
+FREQUENT = 5
+"""A word in the captions of more images than this is a concept, as in the paper's Table 1."""
 FUNCTION_WORDS = frozenset((
     "a", "about", "above", "after", "all", "along", "also", "an", "and", "another", "any", "are", "around", "as",
     "at", "away", "back", "be", "been", "before", "behind", "being", "below", "beside", "between", "both", "but", "by",
@@ -28,29 +28,29 @@ FUNCTION_WORDS = frozenset((
 ))  # fmt: skip
 
 
-def concepts(classes: Sequence[ClassName], counts: Ints, scanned: Scanned) -> dict[str, Any]:
-    """Images, concepts and images per concept of labels, of captions and of both together.
+def count_concepts(classes: Sequence[ClassName], counts: Ints, scanned: CorpusScan) -> dict[str, Any]:
+    """Return images, concepts and images per concept, for labels, captions and both together.
 
-    A concept of labels is a class with an image. One of captions is a word in the captions of more than OFTEN
-    images, function words and single letters left out; the paper takes noun phrases there, by spaCy. Both: a word
-    that is the name of such a class counts once.
+    A concept of labels is a class with an image. A concept of captions is a word in the captions of more than
+    FREQUENT images, without function words and single letters; the paper takes spaCy's noun phrases there. In
+    "both", a word that names such a class counts once.
     """
     texts, seen = scanned.texts, counts > 0
-    often = scanned.words.filter(compute.greater(scanned.words.column("pictures"), OFTEN)).column("word").to_pylist()
+    often = scanned.words.filter(compute.greater(scanned.words.column("images"), FREQUENT)).column("word").to_pylist()
     words = {word for word in often if len(word) > 1 and not word.isdecimal()} - FUNCTION_WORDS
     named = {name.lower() for item, has in zip(classes, seen, strict=True) if has for name in item.names}
     labels, labelled = int(seen.sum()), int(counts.sum())
     found = {"labels": (labelled, labels), "captions": (texts.rows, len(words))}
     found["both"] = (labelled + texts.unlabelled, labels + len(words - named))
     return {
-        kind: {"pictures": pictures, "concepts": n, "pictures_per_concept": pictures / n if n else None}
-        for kind, (pictures, n) in found.items()
-        if pictures
+        kind: {"pictures": images, "concepts": n, "pictures_per_concept": images / n if n else None}
+        for kind, (images, n) in found.items()
+        if images
     }
 
 
-def named_classes(classes: Sequence[ClassName], counts: Ints, texts: Texts, shown: int) -> dict[str, Any]:
-    """Which classes the captions name; those that they never name are what labels add, and the other way round."""
+def count_named_classes(classes: Sequence[ClassName], counts: Ints, texts: CaptionTally, shown: int) -> dict[str, Any]:
+    """Count the classes that captions name: those never named are what labels add to captions, and vice versa."""
     order = np.argsort(-texts.named, kind="stable")
     never = np.flatnonzero(texts.named == 0)
     never = never[np.argsort(-counts[never], kind="stable")]
@@ -65,25 +65,25 @@ def named_classes(classes: Sequence[ClassName], counts: Ints, texts: Texts, show
     }
 
 
-def pairs(counts: Ints, texts: Texts, batch_size: int) -> dict[str, Any]:
-    """Pairs of one concept: S = sum of p_c squared, and how many of a batch's other rows share an anchor's.
+def pair_statistics(counts: Ints, texts: CaptionTally, batch_size: int) -> dict[str, Any]:
+    """Return the share S of pairs of the same concept (sum of p_c squared), and expected matches in a batch.
 
-    A batch holds label rows and caption rows as `data.mix.labels: auto` does: half and half where there are both.
-    Expectations are for rows drawn without repetition; for a large corpus they are (rows - 1) S.
+    A batch mixes label rows and caption rows as `data.mix.labels: auto` does: half and half if there are both.
+    Rows are drawn without repetition; for a large corpus, an anchor expects (rows - 1) S others of its concept.
     """
     labelled = int(counts.sum())
     share = 0.5 if labelled and texts.unlabelled else float(labelled > 0)
     rows = round(batch_size * share)
     facts: dict[str, Any] = {"batch_size": batch_size, "label_rows": rows, "caption_rows": batch_size - rows}
     if labelled:
-        same = shared(counts)
-        facts["labels"] = {"same_concept_share": same, "others_per_anchor": others(counts, rows)}
+        same = same_concept_share(counts)
+        facts["labels"] = {"same_concept_share": same, "others_per_anchor": expected_others(counts, rows)}
     if texts.unlabelled:
         named = texts.named_unlabelled / texts.unlabelled
         repeats = np.unique(np.concatenate(texts.hashes), return_counts=True)[1]
         facts["captions"] = {
-            "same_text_share": shared(repeats),
-            "same_text_per_anchor": others(repeats, batch_size - rows),
+            "same_text_share": same_concept_share(repeats),
+            "same_text_per_anchor": expected_others(repeats, batch_size - rows),
             "same_named_class_share": min(1.0, float((named**2).sum())),
         }
         if labelled:
@@ -92,16 +92,16 @@ def pairs(counts: Ints, texts: Texts, batch_size: int) -> dict[str, Any]:
     return facts
 
 
-def shared(counts: Ints) -> float:
-    """S: the chance that two rows, drawn one by one from all, are of one concept."""
+def same_concept_share(counts: Ints) -> float:
+    """Return S, the chance that two rows drawn with replacement have the same concept."""
     return float(((counts / counts.sum()) ** 2).sum())
 
 
-def others(counts: Ints, rows: int) -> float:
-    """How many of the other ``rows - 1`` share an anchor's concept; without repetition while the corpus lasts."""
+def expected_others(counts: Ints, rows: int) -> float:
+    """Return how many of the other ``rows - 1`` share an anchor's concept, drawn without repetition if possible."""
     total = int(counts.sum())
     if rows < 2:
         return 0.0
     if rows > total:
-        return (rows - 1) * shared(counts)
+        return (rows - 1) * same_concept_share(counts)
     return (rows - 1) * float((counts * (counts - 1.0)).sum()) / (total * (total - 1.0))

@@ -1,4 +1,4 @@
-"""The facts of a corpus: what `unicl inspect CORPUS` says, as one JSON document."""
+"""Facts of a corpus as one JSON document, for `unicl inspect CORPUS`."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from unicl_cli.contracts import NO_LABEL, ClassName
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.inference.progress import progress
-from unicl_cli.jobs.inspect.advice import notes
-from unicl_cli.jobs.inspect.concepts import concepts, named_classes, pairs
+from unicl_cli.jobs.inspect.advice import write_notes
+from unicl_cli.jobs.inspect.concepts import count_concepts, count_named_classes, pair_statistics
 from unicl_cli.jobs.inspect.lengths import caption_facts
-from unicl_cli.jobs.inspect.scan import Group, Scanned, scan
+from unicl_cli.jobs.inspect.scan import CorpusScan, GroupTally, scan_corpus
 
 Ints = NDArray[np.int64]
 SHARES = {"min": 0.0, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
-SHOWN = 10
-"""Classes, rejects and the like that are listed by name."""
+MAX_LISTED = 10
+"""Classes, rejects and the like listed by name, at most."""
 
 
 def inspect_corpus(corpus: Corpus, *, split: str | None, tokenizer: str, batch_size: int) -> dict[str, Any]:
-    """The document. ``split`` None: train, else the first; it is the one whose classes and captions are counted."""
-    chosen = learned_split(corpus, split)
+    """Return the document. Classes and captions are counted in ``split``; None: train, else the first split."""
+    chosen = choose_split(corpus, split)
     with progress(f"reading {corpus.path}", corpus.manifest["rows"]) as advance:
-        scanned = scan(corpus, chosen, advance)
+        scanned = scan_corpus(corpus, chosen, advance)
     counts = sum(
         (group.labels for (_, kind, of), group in scanned.groups.items() if (kind, of) == ("labels", chosen)),
         np.zeros(len(corpus.classes), np.int64),
@@ -48,36 +48,36 @@ def inspect_corpus(corpus: Corpus, *, split: str | None, tokenizer: str, batch_s
         "splits": list(corpus.splits),
         "split": chosen,
         "sources": [source_facts(key, group) for key, group in sorted(scanned.groups.items())],
-        "pictures": picture_facts(scanned),
-        "rejected": rejects(corpus),
+        "pictures": image_facts(scanned),
+        "rejected": read_rejects(corpus),
     }
     if corpus.classes:
         facts["per_class"] = class_facts(corpus.classes, counts)
-        facts["colliding_names"] = colliding(corpus.classes)
+        facts["colliding_names"] = colliding_names(corpus.classes)
     if scanned.texts.rows:
         facts["captions"] = caption_facts(corpus, scanned, tokenizer)
     if scanned.texts.rows and corpus.classes:
-        facts["named_classes"] = named_classes(corpus.classes, counts, scanned.texts, SHOWN)
-    facts["concepts"] = concepts(corpus.classes, counts, scanned)
-    facts["pairs"] = pairs(counts, scanned.texts, batch_size)
-    facts["duplicates"] = duplicates(corpus, scanned)
-    return facts | {"notes": notes(facts)}
+        facts["named_classes"] = count_named_classes(corpus.classes, counts, scanned.texts, MAX_LISTED)
+    facts["concepts"] = count_concepts(corpus.classes, counts, scanned)
+    facts["pairs"] = pair_statistics(counts, scanned.texts, batch_size)
+    facts["duplicates"] = find_duplicates(corpus, scanned)
+    return facts | {"notes": write_notes(facts)}
 
 
-def learned_split(corpus: Corpus, split: str | None) -> str:
-    """``split``, which must be there; train, or the first."""
+def choose_split(corpus: Corpus, split: str | None) -> str:
+    """Return ``split``, or by default train, else the first. Raise UniclError if the corpus does not have it."""
     if split is not None and split not in corpus.splits:
         raise UniclError(
-            f"corpus {corpus.path} has no split '{split}'{did_you_mean(split, corpus.splits)}",
-            f"it has {', '.join(corpus.splits)}",
+            f"corpus {corpus.path}: has no split '{split}'{did_you_mean(split, corpus.splits)}",
+            f"use {', '.join(corpus.splits)}",
         )
     if not corpus.splits:
-        raise UniclError(f"{corpus.path}: this corpus has no rows", f"see {corpus.path}/rejects")
+        raise UniclError(f"corpus {corpus.path}: has no rows", f"see {corpus.path}/rejects for the reasons")
     return split or corpus.splits[0]
 
 
-def source_facts(key: tuple[str, str, str], group: Group) -> dict[str, Any]:
-    """One line of the table of sources."""
+def source_facts(key: tuple[str, str, str], group: GroupTally) -> dict[str, Any]:
+    """Return one line of the table of sources."""
     return {
         "source": key[0],
         "kind": key[1],
@@ -86,25 +86,25 @@ def source_facts(key: tuple[str, str, str], group: Group) -> dict[str, Any]:
         "texts": group.texts,
         "classes": int((group.labels > 0).sum()),
         "bytes": group.bytes,
-        "picture_bytes": group.picture_bytes,
+        "picture_bytes": group.image_bytes,
         "short_side": quantiles_of_counts(group.short),
         "long_side": quantiles_of_counts(group.long),
     }
 
 
-def picture_facts(scanned: Scanned) -> dict[str, Any]:
-    """Sizes over all sources and splits."""
+def image_facts(scanned: CorpusScan) -> dict[str, Any]:
+    """Return the image sizes over all sources and splits."""
     groups = list(scanned.groups.values())
     rows = sum(group.rows for group in groups)
     return {
         "short_side": quantiles_of_counts(sum((g.short for g in groups), np.zeros(1, np.int64))),
         "long_side": quantiles_of_counts(sum((g.long for g in groups), np.zeros(1, np.int64))),
-        "mean_bytes": sum(g.picture_bytes for g in groups) / max(1, rows),
+        "mean_bytes": sum(g.image_bytes for g in groups) / max(1, rows),
     }
 
 
 def quantiles_of_counts(counts: Ints) -> dict[str, int]:
-    """``counts[v]`` is how often v occurs -> the values at SHARES; each is one that occurs."""
+    """Return the values at SHARES, each one that occurs; ``counts[v]`` is the number of occurrences of v."""
     ends = np.cumsum(counts)
     if not ends[-1]:
         return {}
@@ -113,7 +113,7 @@ def quantiles_of_counts(counts: Ints) -> dict[str, int]:
 
 
 def class_facts(classes: Sequence[ClassName], counts: Ints) -> dict[str, Any]:
-    """Images per class of the split: quantiles, the largest and the smallest classes, a histogram."""
+    """Return images per class of the split: quantiles, the largest and smallest classes, a histogram."""
     order = np.argsort(-counts, kind="stable")
     listed = [{"class": classes[n].names[0], "key": classes[n].key, "n": int(counts[n])} for n in order]
     quantiles = dict(zip(SHARES, np.quantile(counts, list(SHARES.values()), method="inverted_cdf"), strict=True))
@@ -122,14 +122,14 @@ def class_facts(classes: Sequence[ClassName], counts: Ints) -> dict[str, Any]:
         "empty": int((counts == 0).sum()),
         "mean": float(counts.mean()),
         "quantiles": {name: int(value) for name, value in quantiles.items()},
-        "largest": listed[:SHOWN],
-        "smallest": listed[-SHOWN:] if len(listed) > SHOWN else [],
+        "largest": listed[:MAX_LISTED],
+        "smallest": listed[-MAX_LISTED:] if len(listed) > MAX_LISTED else [],
         "histogram": histogram(counts),
     }
 
 
 def histogram(values: Ints, most: int = 16) -> list[dict[str, int]]:
-    """Bins of equal width, at most ``most``; ``high`` belongs to its bin."""
+    """Return at most ``most`` bins of equal width; ``high`` belongs to its bin."""
     low, high = int(values.min()), int(values.max())
     width = max(1, -(-(high - low + 1) // most))
     bins = np.bincount((values - low) // width)
@@ -138,26 +138,26 @@ def histogram(values: Ints, most: int = 16) -> list[dict[str, int]]:
     ]
 
 
-def colliding(classes: Sequence[ClassName]) -> list[dict[str, Any]]:
-    """Prompt names that several classes share, case and spaces apart: equal texts with different labels."""
+def colliding_names(classes: Sequence[ClassName]) -> list[dict[str, Any]]:
+    """Return prompt names shared by several classes, ignoring case and spaces: equal texts with different labels."""
     keys: dict[str, list[ClassName]] = defaultdict(list)
     for item in classes:
         keys[" ".join(item.names[0].casefold().split())].append(item)
     return [{"name": same[0].names[0], "keys": [item.key for item in same]} for same in keys.values() if len(same) > 1]
 
 
-def rejects(corpus: Corpus) -> dict[str, Any]:
-    """Rows that `prepare` left out, by reason, with the first ones."""
+def read_rejects(corpus: Corpus) -> dict[str, Any]:
+    """Return the rows that `prepare` left out: counts by reason, and the first few."""
     first: list[dict[str, str]] = []
     for file in sorted((corpus.path / "rejects").glob("*.jsonl")):
         with file.open(encoding="utf-8", errors="replace") as lines:
-            first += [reject(line) for line in islice(lines, SHOWN - len(first))]
+            first += [parse_reject(line) for line in islice(lines, MAX_LISTED - len(first))]
     reasons: dict[str, int] = corpus.manifest["rejected"]
     return {"n": sum(reasons.values()), "reasons": reasons, "first": first}
 
 
-def reject(line: str) -> dict[str, str]:
-    """A line of rejects; one that damage spoilt says so."""
+def parse_reject(line: str) -> dict[str, str]:
+    """Parse a line of rejects; a damaged line is reported as such."""
     try:
         row: Any = json.loads(line)
         return {name: str(row[name]) for name in ("key", "reason", "detail")}
@@ -165,24 +165,32 @@ def reject(line: str) -> dict[str, str]:
         return {"key": "?", "reason": "?", "detail": "this line of rejects is damaged"}
 
 
-def duplicates(corpus: Corpus, scanned: Scanned) -> dict[str, Any]:
-    """Images that were read from the same bytes: how many, with several labels, in several splits."""
-    split, label, digest = scanned.pictures
+def find_duplicates(corpus: Corpus, scanned: CorpusScan) -> dict[str, Any]:
+    """Count rows that repeat an image byte for byte: in all, with several labels, and also in train."""
+    split, label, digest = scanned.images
     order = np.lexsort((label, split, digest))
     split, label, digest = split[order], label[order], digest[order]
-    again = np.concatenate([[False], digest[1:] == digest[:-1]])
-    group = np.cumsum(~again) - 1
-    count = int(group[-1]) + 1 if len(group) else 0
-    learned = np.zeros(count, bool)
-    learned[group[split == list(corpus.splits).index("train")] if "train" in corpus.splits else []] = True
-    tested = [name for name in corpus.splits if name != "train"]
-    leaks = {name: int(learned[group[split == list(corpus.splits).index(name)]].sum()) for name in tested}
+    repeated = np.concatenate([[False], digest[1:] == digest[:-1]])
+    image = np.cumsum(~repeated) - 1  # the number of each row's image among the distinct ones
     labelled = label != NO_LABEL
-    classes = np.unique(np.stack([group[labelled], label[labelled]]), axis=1)[0]
+    image_of_label = np.unique(np.stack([image[labelled], label[labelled]]), axis=1)[0]
+    labels_per_image = np.bincount(image_of_label, minlength=1)
     facts: dict[str, Any] = {
-        "rows": int(again.sum()),
-        "pictures_with_several_labels": int((np.bincount(classes, minlength=1) > 1).sum()),
-        "also_in_train": leaks if "train" in corpus.splits else {},
+        "rows": int(repeated.sum()),
+        "pictures_with_several_labels": int((labels_per_image > 1).sum()),
+        "also_in_train": count_leaks(list(corpus.splits), split, image),
     }
     of_manifest = {name: corpus.manifest[name] for name in ("dedup", "duplicates_of_eval") if corpus.manifest.get(name)}
     return facts | of_manifest
+
+
+def count_leaks(splits: Sequence[str], split: NDArray[np.int16], image: Ints) -> dict[str, int]:
+    """Return for each other split the rows whose image is in train too; ``split`` and ``image`` are per row."""
+    if "train" not in splits:
+        return {}
+    train_images = np.unique(image[split == splits.index("train")])
+    leaks: dict[str, int] = {}
+    for number, name in enumerate(splits):
+        if name != "train":
+            leaks[name] = int(np.isin(image[split == number], train_images).sum())
+    return leaks

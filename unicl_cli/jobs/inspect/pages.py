@@ -1,4 +1,4 @@
-"""The facts of `unicl inspect` as a page with images."""
+"""HTML pages with images for a corpus and a batch."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ from unicl_cli.core.files import size_of
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.pictures import PictureError, decode
 from unicl_cli.evaluate.tables import percent
-from unicl_cli.jobs.inspect.batch import MISSED, POSITIVE, Shown
-from unicl_cli.jobs.inspect.tables import pair_rows, range_of
+from unicl_cli.jobs.inspect.batch import MISSED, POSITIVE, InspectedBatch
+from unicl_cli.jobs.inspect.tables import format_range, pair_rows
 from unicl_cli.pages import html
 from unicl_cli.pages.html import Html, section, tag
 
 SIDE = 160
-"""Pixels of a sample image; it is shown at 120."""
+"""Largest side of a sample image in pixels; it is shown at 120."""
 THUMB = 40
+"""Largest side of an image beside a matrix, in pixels."""
 LABEL = 9.0
-"""Width of the column texts above a matrix, in cells."""
+"""Height of the column texts above a matrix, in cells."""
 LETTERS = 30
+"""Largest number of characters of a column text."""
 
 
-def corpus_page(facts: Mapping[str, Any], corpus: Corpus, samples: int, shown: Shown | None) -> str:
-    """Everything of the tables, sample images of each source, and one batch."""
+def corpus_page(facts: Mapping[str, Any], corpus: Corpus, samples: int, shown: InspectedBatch | None) -> str:
+    """Return the page of a corpus: all tables, sample images of each source, and one batch."""
     lead = f"{facts['rows']:,} rows in {', '.join(facts['splits'])} · {size_of(facts['bytes'])} · {facts['path']}"
     parts = [
         figures(facts),
-        section("What to know", html.points(facts["notes"])) if facts["notes"] else Html(""),
+        section("Notes", html.points(facts["notes"])) if facts["notes"] else Html(""),
         *(sample_section(corpus, line, samples) for line in sampled_groups(facts) if samples),
         sources_section(facts),
         *class_sections(facts),
@@ -45,17 +47,20 @@ def corpus_page(facts: Mapping[str, Any], corpus: Corpus, samples: int, shown: S
 
 
 def figures(facts: Mapping[str, Any]) -> Html:
-    """The largest figures."""
+    """Return the main figures of the corpus."""
     side = facts["pictures"]["short_side"]
-    shown: list[tuple[str, object]] = [("pictures", f"{facts['rows']:,}"), ("classes", f"{facts['classes']:,}")]
+    shown: list[tuple[str, object]] = [("images", f"{facts['rows']:,}"), ("classes", f"{facts['classes']:,}")]
     if "captions" in facts:
-        shown += [("captions", f"{facts['captions']['texts']:,}"), ("distinct", f"{facts['captions']['distinct']:,}")]
-    shown += [("short side", f"{side['p50']} px"), ("bytes an image", size_of(round(facts["pictures"]["mean_bytes"])))]
+        shown += [
+            ("captions", f"{facts['captions']['texts']:,}"),
+            ("distinct captions", f"{facts['captions']['distinct']:,}"),
+        ]
+    shown += [("short side", f"{side['p50']} px"), ("mean file size", size_of(round(facts["pictures"]["mean_bytes"])))]
     return html.numbers(shown)
 
 
 def sampled_groups(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Each source and kind once, of the split that is looked at where it has that."""
+    """Return each source and kind once, from the inspected split if it has that."""
     found: dict[tuple[str, str], Mapping[str, Any]] = {}
     for line in sorted(facts["sources"], key=lambda line: line["split"] != facts["split"]):
         found.setdefault((line["source"], line["kind"]), line)
@@ -63,7 +68,7 @@ def sampled_groups(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def sample_section(corpus: Corpus, line: Mapping[str, Any], samples: int) -> Html:
-    """Images of the first row group of a source, kind and split: rows were permuted when the corpus was made."""
+    """Return images of the first row group of a source, kind and split; `prepare` shuffled the rows."""
     table = corpus.table(line["split"], line["kind"])
     first = 0
     for shard in corpus.manifest["shards"]:
@@ -75,13 +80,13 @@ def sample_section(corpus: Corpus, line: Mapping[str, Any], samples: int) -> Htm
         s for s in corpus.manifest["shards"] if all(s[key] == line[key] for key in ("source", "kind", "split"))
     )
     chosen = np.unique(np.linspace(0, group["row_groups"][0] - 1, samples).astype(int)).tolist()
-    shown = html.pictures(one_sample(corpus, table.read(first + row)) for row in chosen)
+    shown = html.pictures(sample_image(corpus, table.read(first + row)) for row in chosen)
     title = f"{line['source']} · {line['kind']} · {line['split']}"
     return section(title, shown, note=f"{len(chosen)} of {line['rows']:,} rows")
 
 
-def one_sample(corpus: Corpus, sample: Sample) -> tuple[str, str, str]:
-    """Image, its class or first caption, its other captions."""
+def sample_image(corpus: Corpus, sample: Sample) -> tuple[str, str, str]:
+    """Return the image, its class or first caption, and its other captions."""
     try:
         uri = html.data_uri(decode(sample.image), SIDE)
     except PictureError as error:
@@ -98,12 +103,12 @@ def sources_section(facts: Mapping[str, Any]) -> Html:
             *(line[key] for key in ("source", "kind", "split")),
             *(f"{line[key]:,}" if line[key] else "–" for key in ("rows", "texts", "classes")),
             size_of(line["bytes"]),
-            range_of(line["short_side"]),
-            range_of(line["long_side"]),
+            format_range(line["short_side"]),
+            format_range(line["long_side"]),
         )
         for line in facts["sources"]
     ]
-    each = [
+    concepts = [
         (
             kind,
             f"{f['pictures']:,}",
@@ -112,23 +117,23 @@ def sources_section(facts: Mapping[str, Any]) -> Html:
         )
         for kind, f in facts["concepts"].items()
     ]
-    head_of_concepts = ("of", "pictures", "concepts", "images per concept")
+    concept_head = ("of", "images", "concepts", "images per concept")
     note = (
-        "A concept of labels is a class with an image; of captions, a word in the captions of more than five "
-        f"images, function words left out. Split {facts['split']}."
+        "A concept of labels is a class with an image. A concept of captions is a word in the captions of more than "
+        f"five images, without function words. Split {facts['split']}."
     )
-    about = f"In a batch of {facts['pairs']['batch_size']} rows."
+    about = f"Expected in a batch of {facts['pairs']['batch_size']} rows."
     sources = section("Sources", html.table(head, rows, left=3))
-    meetings = list(pair_rows(facts).items())
-    if not meetings:
+    pairs = list(pair_rows(facts).items())
+    if not pairs:
         return sources
-    met = section("How often concepts meet", html.table(("", ""), meetings), note=about)
-    counted = section("Concepts", html.table(head_of_concepts, each), note=note)
-    return html.joined((sources, tag("div", counted, met, class_="split")))
+    repeated = section("Rows that share a concept", html.table(("", ""), pairs), note=about)
+    counted = section("Concepts", html.table(concept_head, concepts), note=note)
+    return html.joined((sources, tag("div", counted, repeated, class_="split")))
 
 
 def class_sections(facts: Mapping[str, Any]) -> list[Html]:
-    """Images per class: the largest and smallest by name, all as a histogram."""
+    """Return images per class: the largest and smallest by name, all as a histogram."""
     found = facts.get("per_class")
     if not found:
         return []
@@ -143,9 +148,9 @@ def class_sections(facts: Mapping[str, Any]) -> list[Html]:
     by_name = section("Images per class", html.bars(rows), note=quantiles)
     if len(bins) < 2:
         return [by_name]
-    drawn = html.histogram(bins, unit="images in a class")
+    chart = html.histogram(bins, unit="images per class")
     return [
-        tag("div", by_name, section("Classes by size", drawn, note=f"{facts['classes']:,} classes"), class_="split")
+        tag("div", by_name, section("Classes by size", chart, note=f"{facts['classes']:,} classes"), class_="split")
     ]
 
 
@@ -154,7 +159,7 @@ def label_of(low: int, high: int) -> str:
 
 
 def caption_sections(facts: Mapping[str, Any]) -> list[Html]:
-    """Lengths in tokens, what each context length cuts; the classes that captions name."""
+    """Return lengths in tokens, the shares cut at each context length, and the classes that captions name."""
     found = facts.get("captions")
     if not found:
         return []
@@ -163,10 +168,10 @@ def caption_sections(facts: Mapping[str, Any]) -> list[Html]:
     advised = found["context_length"]
     cuts = [(f"{length}", f"{percent(share)} %") for length, share in found["cut"].items()]
     lengths = section(
-        "Tokens in a caption",
+        "Tokens per caption",
         html.histogram(bins, unit="tokens", mark=advised if advised < len(bins) else None),
         html.table(("context length", "captions cut"), cuts),
-        note=f"Tokenizer {found['tokenizer']}, {found['sampled']:,} captions. Advised: context_length {advised}.",
+        note=f"Tokenizer {found['tokenizer']}, {found['sampled']:,} captions. Advice: context_length {advised}.",
     )
     named = facts.get("named_classes")
     if not named:
@@ -177,8 +182,8 @@ def caption_sections(facts: Mapping[str, Any]) -> list[Html]:
     about = (
         f"{named['named']:,} of {facts['classes']:,} classes, in {percent(named['share'])} % of the captioned images."
     )
-    words = section("Classes that captions name", html.bars(rows), note=f"{about} {never if named['never'] else ''}")
-    return [tag("div", lengths, words, class_="split")]
+    mentions = section("Classes that captions name", html.bars(rows), note=f"{about} {never if named['never'] else ''}")
+    return [tag("div", lengths, mentions, class_="split")]
 
 
 def rejected_section(facts: Mapping[str, Any]) -> Html:
@@ -187,7 +192,7 @@ def rejected_section(facts: Mapping[str, Any]) -> Html:
         return Html("")
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in found["reasons"].items())
     rows = [(row["key"], row["reason"], row["detail"]) for row in found["first"]]
-    return section("Left out", html.table(("key", "reason", "detail"), rows, left=3), note=reasons)
+    return section("Left out by prepare", html.table(("key", "reason", "detail"), rows, left=3), note=reasons)
 
 
 def footer(facts: Mapping[str, Any]) -> Html:
@@ -198,48 +203,48 @@ def footer(facts: Mapping[str, Any]) -> Html:
 # -- a batch --------------------------------------------------------------------------------------------------------
 
 
-def batch_page(shown: Shown) -> str:
+def batch_page(shown: InspectedBatch) -> str:
     facts = shown.document
-    lead = f"{', '.join(facts['corpora'])} · the batch after {facts['step']} steps · {facts['batch_size']:,} rows"
+    lead = f"{', '.join(facts['corpora'])} · batch at step {facts['step']} · {facts['batch_size']:,} rows"
     return html.page(f"A batch of {Path(facts['path']).name}", lead, *batch_sections(shown), footer(facts))
 
 
-def batch_sections(shown: Shown) -> list[Html]:
-    """Both matrices with their images and texts, and the rows."""
+def batch_sections(shown: InspectedBatch) -> list[Html]:
+    """Return both matrices with their images and texts, and the rows."""
     facts = shown.document
     clip, unicl = facts["clip"], facts["unicl"]
-    uris = [html.data_uri(picture_of(each), THUMB) for each in shown.pictures]
-    meanings = {"yes": "positive", "no": "negative", "missed": "false negative: the same class or text, pushed apart"}
+    uris = [html.data_uri(to_image(each), THUMB) for each in shown.images]
+    meanings = {"yes": "positive", "no": "negative", "missed": "false negative: same class or text, pushed apart"}
     colours = (tag("span", tag("i", class_=name), words) for name, words in meanings.items())
     legend = tag("p", *colours, class_="legend")
     left = (
-        f"{clip['positives']:,} positives; {clip['false_negatives']:,} pairs of one class are pushed apart, "
-        f"{clip['per_anchor']:.1f} for each image"
+        f"{clip['positives']:,} positives; {clip['false_negatives']:,} pairs of the same class are pushed apart, "
+        f"{clip['per_anchor']:.1f} per image"
     )
     rest = unicl["same_text_other_key"] + unicl["captions_naming_the_class"]
-    right = f"{unicl['positives']:,} positives, {unicl['positives_per_anchor']:.1f} for each image" + (
-        f"; {unicl['captions_naming_the_class']:,} pairs of a caption with the class that it names and "
-        f"{unicl['same_text_other_key']:,} of equal texts stay apart" if rest else "; nothing is pushed apart"
+    right = f"{unicl['positives']:,} positives, {unicl['positives_per_anchor']:.1f} per image" + (
+        f"; {unicl['captions_naming_the_class']:,} pairs of a caption and the class it names, and "
+        f"{unicl['same_text_other_key']:,} of equal texts, stay negatives" if rest else "; nothing is pushed apart"
     )  # fmt: skip
     both = tag(
         "div",
-        tag("div", tag("h3", "As CLIP sees it"), tag("p", left, class_="note"), matrix(facts, "clip", uris)),
-        tag("div", tag("h3", "As UniCL sees it"), tag("p", right, class_="note"), matrix(facts, "unicl", uris)),
+        tag("div", tag("h3", "CLIP's targets"), tag("p", left, class_="note"), matrix(facts, "clip", uris)),
+        tag("div", tag("h3", "UniCL's targets"), tag("p", right, class_="note"), matrix(facts, "unicl", uris)),
         class_="pair",
     )
     note = (
-        f"{facts['label_rows']} rows with a label and {facts['caption_rows']} with a caption; drawn are "
-        f"{len(facts['shown'])}, ordered by class. Images are rows, texts are columns; the figures count all rows."
+        f"{facts['label_rows']} rows with a label and {facts['caption_rows']} with a caption. The matrices show "
+        f"{len(facts['shown'])} of them by class: images are rows, texts are columns. The counts are of all rows."
     )
     return [section("One batch, two targets", legend, both, note=note), rows_section(facts, uris)]
 
 
-def picture_of(pixels: Tensor) -> Image.Image:
+def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def matrix(facts: Mapping[str, Any], which: str, uris: Sequence[str]) -> Html:
-    """A target matrix as SVG: cells of side 1, images on the left, texts above."""
+    """Return a target matrix as SVG: cells of side 1, images on the left, texts above."""
     cells = facts["matrix"][which]
     n = len(cells)
     parts = [Html(f'<rect class="no" x="0" y="0" width="{n}" height="{n}" rx=".3"/>')]
@@ -254,18 +259,18 @@ def matrix(facts: Mapping[str, Any], which: str, uris: Sequence[str]) -> Html:
         parts.append(Html(f'<image href="{uri}" x="-1.25" y="{place}" width="1" height="1"/>'))
     for place, row in enumerate(facts["shown"]):
         turn = f"rotate(-60 {place + 0.5} -.3)"
-        parts.append(tag("text", shortened(row["text"]), x=f"{place + 0.28}", y="-.3", font_size=".62", transform=turn))
+        parts.append(tag("text", shorten(row["text"]), x=f"{place + 0.28}", y="-.3", font_size=".62", transform=turn))
     view = f"-1.4 {-LABEL} {n + 1.4 + LABEL * 0.55:.2f} {n + LABEL}"
-    drawn = tag("svg", *parts, viewBox=view, role="img", aria_label=f"target matrix, {which}")
-    return tag("div", drawn, class_="scroll")
+    svg = tag("svg", *parts, viewBox=view, role="img", aria_label=f"target matrix, {which}")
+    return tag("div", svg, class_="scroll")
 
 
-def shortened(words: str) -> str:
+def shorten(words: str) -> str:
     return words if len(words) <= LETTERS else f"{words[: LETTERS - 1].rstrip()}…"
 
 
 def rows_section(facts: Mapping[str, Any], uris: Sequence[str]) -> Html:
-    """The rows that are drawn, with what each one's target is."""
+    """Return the shown rows with the number of positives of each."""
     rows = [
         (
             Html(f'<img src="{uri}" alt="">') if uri else "",
@@ -275,4 +280,4 @@ def rows_section(facts: Mapping[str, Any], uris: Sequence[str]) -> Html:
         )
         for row, uri in zip(facts["shown"], [*uris, *[""] * (len(facts["shown"]) - len(uris))], strict=True)
     ]
-    return section("Its rows", html.table(("", "text", "class", "positives"), rows, left=3))
+    return section("Rows of the batch", html.table(("", "text", "class", "positives"), rows, left=3))

@@ -1,4 +1,4 @@
-"""A run directory in one document: state, recipe, curve, validations, checkpoints, and the command that goes on."""
+"""Facts of a run directory: state, recipe, curve, validations, checkpoints, and the command that continues it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from unicl_cli.core.checkpoint_files import EMA, MODEL, TRAINER, list_folders
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs import runs
-from unicl_cli.jobs.inspect.checkpoint import header
+from unicl_cli.jobs.inspect.checkpoint import read_header
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.text import as_mapping
 from unicl_cli.runs import status
 from unicl_cli.runs.folder import CHECKPOINTS, METRICS, RESOLVED
 
-POINTS = 200
-"""Of the curve that is kept in the document."""
+MAX_POINTS = 200
+"""Largest number of curve points in the document."""
 
 
 def inspect_run(run: Path) -> dict[str, Any]:
-    """The document; what is damaged is said in ``notes``."""
+    """Return the document; damage is listed in ``notes``."""
     notes: list[str] = []
     state = status.facts(run)
     if "reason" in state:
@@ -33,9 +33,9 @@ def inspect_run(run: Path) -> dict[str, Any]:
         **{key: value for key, value in state.items() if key not in ("run", "reason")},
         "recipe": recipe_facts(run, notes),
         "last": metrics[-1] if metrics else None,
-        "curve": curve(metrics),
+        "curve": thin_curve(metrics),
         "validations": status.validations(run),
-        "checkpoints": checkpoints(run, notes),
+        "checkpoints": list_checkpoints(run, notes),
         "model": model_facts(run, notes),
     }
     if state["state"] not in ("running", "done"):
@@ -44,10 +44,10 @@ def inspect_run(run: Path) -> dict[str, Any]:
 
 
 def recipe_facts(run: Path, notes: list[str]) -> dict[str, Any] | None:
-    """What decides most of a run; None without a sound ``resolved.yaml``."""
+    """Return the main settings of the run; None without a valid ``resolved.yaml``."""
     path = run / RESOLVED
     if not path.is_file():
-        notes.append("resolved.yaml is missing: the run was not begun, or is damaged")
+        notes.append("resolved.yaml is missing: the run never started, or is damaged")
         return None
     try:
         recipe = load(str(path))
@@ -55,7 +55,7 @@ def recipe_facts(run: Path, notes: list[str]) -> dict[str, Any] | None:
         notes.append(error.message)
         return None
     whole = as_mapping(recipe)
-    parts = {key: _name(whole["model"].get(key)) for key in ("image", "text")}
+    parts = {key: _part_name(whole["model"].get(key)) for key in ("image", "text")}
     return {
         "name": recipe.name,
         "corpora": [item.corpus for item in recipe.data.train],
@@ -70,34 +70,35 @@ def recipe_facts(run: Path, notes: list[str]) -> dict[str, Any] | None:
     }
 
 
-def _name(part: Any) -> str | None:
-    """``timm: resnet18`` of ``{name: timm, model: resnet18}``."""
+def _part_name(part: Any) -> str | None:
+    """Return ``timm resnet18`` for ``{name: timm, model: resnet18}``."""
     if not isinstance(part, dict):
         return part
     return " ".join(str(part[key]) for key in ("name", "model") if key in part)
 
 
-def curve(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Losses over steps, at most POINTS, the last one always."""
+def thin_curve(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return at most MAX_POINTS of the logged losses, the last one always."""
     rows = [row for row in metrics if isinstance(row.get("loss"), int | float) and "step" in row]
-    chosen = sorted({round(n * (len(rows) - 1) / (POINTS - 1)) for n in range(POINTS)}) if rows else []
+    chosen = sorted({round(n * (len(rows) - 1) / (MAX_POINTS - 1)) for n in range(MAX_POINTS)}) if rows else []
     kept = ("step", "loss", "excess_loss", "lr", "logit_scale", "grad_norm")
     return [{key: rows[n][key] for key in kept if key in rows[n]} for n in chosen]
 
 
-def checkpoints(run: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """Each with its size; whole by the sizes that its ``trainer.json`` names (`inspect` of one tests the checksums)."""
+def list_checkpoints(run: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """Return each checkpoint, whole if its file sizes are right; inspecting one checkpoint also tests checksums."""
     found: list[dict[str, Any]] = []
     for folder in list_folders(run / CHECKPOINTS):
         size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-        whole = sized(folder)
+        whole = has_expected_sizes(folder)
         if not whole:
-            notes.append(f"{folder}: is damaged or unfinished; see unicl inspect {folder}")
+            notes.append(f"{folder}: is damaged or unfinished; run unicl inspect {folder} for details")
         found.append({"checkpoint": str(folder), "bytes": size, "whole": whole})
     return found
 
 
-def sized(folder: Path) -> bool:
+def has_expected_sizes(folder: Path) -> bool:
+    """Compare the file sizes of a checkpoint with those in its ``trainer.json``."""
     try:
         files = json.loads((folder / TRAINER).read_text(encoding="utf-8"))["files"]
         return all((folder / name).stat().st_size == size for name, (size, _) in files.items())
@@ -106,13 +107,13 @@ def sized(folder: Path) -> bool:
 
 
 def model_facts(run: Path, notes: list[str]) -> dict[str, Any] | None:
-    """The finished model at the top of the run; None where there is none yet."""
+    """Return the facts of the finished model in the run directory; None if there is none yet."""
     path = run / MODEL
     if not path.is_file():
         return None
-    shapes = header(path)
+    shapes = read_header(path)
     if shapes is None:
-        notes.append(f"{path}: is damaged; a checkpoint may still be whole")
+        notes.append(f"{path}: is damaged; use a checkpoint of the run instead")
         return None
     averaged = (run / EMA).is_file()
     return {"bytes": path.stat().st_size, "values": sum(count for count, _ in shapes.values()), "ema": averaged}

@@ -1,4 +1,4 @@
-"""A checkpoint and a run as tables for a terminal, and as pages."""
+"""Terminal tables and HTML pages of a checkpoint and of a run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from unicl_cli.pages import html
 from unicl_cli.pages.html import Html, section, tag
 
 FIGURES = ("loss", "excess_loss", "lr", "logit_scale", "grad_norm", "img_s", "label_share", "unique_text", "padding")
-"""Of the last line of metrics.jsonl."""
+"""Figures shown from the last line of metrics.jsonl."""
 
 
-def named_values(title: str, rows: Mapping[str, str]) -> Table:
-    """Names and values."""
+def key_value_table(title: str, rows: Mapping[str, str]) -> Table:
+    """Return a table of names and values."""
     table = Table(title=title, show_header=False, min_width=min(76, len(title) + 4))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -29,17 +29,19 @@ def named_values(title: str, rows: Mapping[str, str]) -> Table:
 
 
 def checkpoint_rows(facts: Mapping[str, Any]) -> dict[str, str]:
-    """What a checkpoint is, in words; what a damaged one does not tell is left out."""
-    optimizer = "there: training can go on" if facts["whole"] else "there"
+    """Return the facts of a checkpoint in words; facts missing from a damaged one are left out."""
+    optimizer = "no (weights only)"
+    if facts["optimizer"]:
+        optimizer = "yes: training can continue" if facts["whole"] else "yes"
     versions = facts.get("versions", {})
     words = {
         "step": f"{facts['step']:,} of {facts['steps']:,}" if {"step", "steps"} <= facts.keys() else None,
-        "files": "whole, by sizes and checksums" if facts["whole"] else "damaged",
+        "files": "complete: sizes and checksums match" if facts["whole"] else "damaged",
         "parameters": f"{facts['parameters']:,}, {', '.join(facts['types'])}" if "parameters" in facts else None,
         "embed_dim": facts.get("embed_dim"),
         "logit_scale": f"{facts['logit_scale']:.2f}" if "logit_scale" in facts else None,
-        "moving average": "there" if facts["ema"] else "none",
-        "optimizer": optimizer if facts["optimizer"] else "none: weights only",
+        "moving average": "yes" if facts["ema"] else "no",
+        "optimizer": optimizer,
         "batch": facts.get("batch_size"),
         "processes": facts.get("world"),
         "seed": facts.get("seed"),
@@ -66,7 +68,7 @@ FILE_HEAD, TOWER_HEAD = ("file", "state", "tensors", "size"), ("tower", "tensors
 
 
 def checkpoint_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
-    yield named_values(f"Checkpoint {facts['path']}", checkpoint_rows(facts))
+    yield key_value_table(f"Checkpoint {facts['path']}", checkpoint_rows(facts))
     table = columns("Files", FILE_HEAD[:2], FILE_HEAD[2:])
     for line in file_lines(facts):
         table.add_row(*line)
@@ -84,24 +86,24 @@ def checkpoint_page(facts: Mapping[str, Any]) -> str:
     bars = [(t["tower"], float(t["parameters"]), f"{t['parameters']:,}") for t in facts.get("towers", ())]
     parts = [
         large,
-        notes(facts),
+        notes_section(facts),
         section("Facts", html.table(("", ""), list(rows.items()), left=2)),
         section("Files", html.table(FILE_HEAD, file_lines(facts), left=2)),
         section("Parameters", html.bars(bars), html.table(TOWER_HEAD, tower_lines(facts))),
     ]
-    lead = f"checkpoint · {'whole' if facts['whole'] else 'damaged'}"
+    lead = f"Checkpoint, {'complete' if facts['whole'] else 'damaged'}"
     return html.page(Path(facts["path"]).name, lead, *(part for part in parts if part))
 
 
-def notes(facts: Mapping[str, Any]) -> Html:
-    return section("What to know", html.points(facts["notes"])) if facts["notes"] else Html("")
+def notes_section(facts: Mapping[str, Any]) -> Html:
+    return section("Notes", html.points(facts["notes"])) if facts["notes"] else Html("")
 
 
 # -- a run ----------------------------------------------------------------------------------------------------------
 
 
 def run_rows(facts: Mapping[str, Any]) -> dict[str, str]:
-    """State and recipe, in words."""
+    """Return the state and the main settings of a run, in words."""
     at = f" at step {facts['step']:,} of {facts['steps']:,}" if facts.get("steps") else ""
     rows = {"state": f"{facts['state']}{at}, {ago(facts['age_s'])} ago"}
     recipe = facts["recipe"]
@@ -118,7 +120,7 @@ def run_rows(facts: Mapping[str, Any]) -> dict[str, str]:
         averaged = ", with a moving average" if facts["model"]["ema"] else ""
         rows["model"] = f"{facts['model']['values']:,} values, {size_of(facts['model']['bytes'])}{averaged}"
     if "continue" in facts:
-        rows["to go on"] = facts["continue"]
+        rows["continue with"] = facts["continue"]
     return rows
 
 
@@ -132,7 +134,7 @@ def losses(facts: Mapping[str, Any]) -> list[tuple[float, float]]:
 
 
 def validation_lines(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: a figure that one validation has and another has not leaves a gap."""
+    """Return head and rows; a figure missing from a validation leaves a gap."""
     rows = facts["validations"]
     names = list(dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, float)))
     lines = [
@@ -147,7 +149,7 @@ def validation_lines(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str
 
 def checkpoint_lines(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [
-        (c["checkpoint"], "whole by its sizes" if c["whole"] else "damaged", size_of(c["bytes"]))
+        (c["checkpoint"], "complete (by size)" if c["whole"] else "damaged", size_of(c["bytes"]))
         for c in facts["checkpoints"]
     ]
 
@@ -157,9 +159,9 @@ def run_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
     curve = losses(facts)
     if len(curve) > 1:
         values = [loss for _, loss in curve]
-        rows["losses"] = f"{values[0]:.3f} {spark(values, 32)} {values[-1]:.3f}"
+        rows["loss curve"] = f"{values[0]:.3f} {spark(values, 32)} {values[-1]:.3f}"
     rows |= {f"last {name}": value for name, value in last_figures(facts)}
-    yield named_values(f"Run {facts['path']}", rows)
+    yield key_value_table(f"Run {facts['path']}", rows)
     if facts["validations"]:
         head, lines = validation_lines(facts)
         table = columns("Validations", head[:3], head[3:])
@@ -175,10 +177,10 @@ def run_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
 
 def run_page(facts: Mapping[str, Any]) -> str:
     curve, validations = losses(facts), validation_lines(facts)
-    rows = [(name, tag("code", value) if name == "to go on" else value) for name, value in run_rows(facts).items()]
+    rows = [(name, tag("code", value) if name == "continue with" else value) for name, value in run_rows(facts).items()]
     parts = [
         html.numbers(last_figures(facts)[:6]) if facts["last"] else Html(""),
-        notes(facts),
+        notes_section(facts),
         section("Loss", html.line_chart(curve, name="steps")) if len(curve) > 1 else Html(""),
         section("Run", html.table(("", ""), rows, left=2)),
         section("Validations", html.table(validations[0], validations[1], left=3)) if validations[1] else Html(""),

@@ -1,4 +1,4 @@
-"""The facts of `unicl inspect` as tables for a terminal."""
+"""Terminal tables of the facts of a corpus, and of any document of `unicl inspect`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from unicl_cli.core.files import size_of
 from unicl_cli.evaluate.tables import columns, percent
-from unicl_cli.jobs.inspect.run_tables import checkpoint_tables, named_values, run_tables
+from unicl_cli.jobs.inspect.run_tables import checkpoint_tables, key_value_table, run_tables
 from unicl_cli.jobs.inspect.target_matrix import batch_tables
 
 BAR = 24
@@ -18,39 +18,39 @@ EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def tables(document: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """What is printed of a document, by its kind."""
+    """Yield the tables of a document of any kind, then its notes."""
     makers = {"corpus": corpus_tables, "batch": batch_tables, "checkpoint": checkpoint_tables, "run": run_tables}
     yield from makers[document["kind"]](document)
     if document.get("notes"):
-        yield remarks(document["notes"])
+        yield notes_list(document["notes"])
 
 
 def corpus_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """Sources, concepts, classes, captions, pairs, and last what to do."""
-    yield from _sources(facts)
+    """Yield the tables of a corpus: sources, concepts, classes, captions, pairs and rejected rows."""
+    yield from _sources_table(facts)
     if facts["concepts"]:
         yield concepts_table(facts)
     if "per_class" in facts:
-        yield from _classes(facts)
+        yield from _class_table(facts)
     if "captions" in facts:
-        yield _captions(facts)
+        yield _caption_table(facts)
     if "named_classes" in facts:
-        yield _named(facts)
+        yield _named_classes_table(facts)
     if pair_rows(facts):
-        yield _pairs(facts)
+        yield _pairs_table(facts)
     if facts["rejected"]["n"]:
-        yield _rejected(facts["rejected"])
+        yield _rejects_table(facts["rejected"])
 
 
-def range_of(found: Mapping[str, int]) -> str:
-    """``median (least – most)``, or the one value there is."""
+def format_range(found: Mapping[str, int]) -> str:
+    """Return ``median (least–most)``, or the value if there is only one."""
     if not found:
         return "-"
     low, middle, high = found["min"], found["p50"], found["max"]
     return str(low) if low == high else f"{middle} ({low}–{high})"
 
 
-def _sources(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
+def _sources_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     title = f"{facts['path']}: {facts['rows']:,} rows, {facts['classes']:,} classes, {size_of(facts['bytes'])}"
     table = columns(title, (), ())
     table.add_column("source", overflow="fold", min_width=8)
@@ -68,13 +68,13 @@ def _sources(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
             f"{line['texts']:,}" if line["texts"] else "-",
             f"{line['classes']:,}" if line["classes"] else "-",
             size_of(line["bytes"]),
-            range_of(line["short_side"]),
+            format_range(line["short_side"]),
         )
     yield table
 
 
 def concepts_table(facts: Mapping[str, Any]) -> Table:
-    table = columns(f"Concepts · split {facts['split']}", ("of",), ("pictures", "concepts", "images per concept"))
+    table = columns(f"Concepts · split {facts['split']}", ("of",), ("images", "concepts", "images per concept"))
     for kind, found in facts["concepts"].items():
         each = found["pictures_per_concept"]
         shown = "-" if each is None else f"{each:,.1f}"
@@ -83,15 +83,15 @@ def concepts_table(facts: Mapping[str, Any]) -> Table:
 
 
 def bar(share: float, width: int = BAR) -> str:
-    """A bar of eighths of a character."""
+    """Return a bar with a resolution of an eighth of a character."""
     eighths = round(min(1.0, max(0.0, share)) * width * 8)
     return EIGHTHS[8] * (eighths // 8) + EIGHTHS[eighths % 8].strip()
 
 
-def _classes(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
+def _class_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     found = facts["per_class"]
     quantiles = found["quantiles"]
-    table = columns(f"Images per class · {spread_of(quantiles)}", ("class", ""), ("pictures",))
+    table = columns(f"Images per class · {format_quantiles(quantiles)}", ("class", ""), ("images",))
     most = max(1, quantiles["max"])
 
     def add(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -106,75 +106,75 @@ def _classes(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield table
 
 
-def _captions(facts: Mapping[str, Any]) -> Table:
+def _caption_table(facts: Mapping[str, Any]) -> Table:
     found = facts["captions"]
-    of = "" if found["sampled"] == found["texts"] else f" of {found['sampled']:,} captions"
+    sample = "" if found["sampled"] == found["texts"] else f" ({found['sampled']:,} sampled)"
     rows = {
         "images with captions": f"{found['pictures']:,}",
         "captions": f"{found['texts']:,}",
         "distinct": f"{found['distinct']:,} ({percent(found['unique_text_share'])} %)",
         "words": f"{found['words']:,}",
-        f"tokens{of}": spread_of(found["tokens"]),
-        **({"tokens of prompts": spread_of(found["prompt_tokens"])} if "prompt_tokens" in found else {}),
+        f"tokens per caption{sample}": format_quantiles(found["tokens"]),
+        **({"tokens per prompt": format_quantiles(found["prompt_tokens"])} if "prompt_tokens" in found else {}),
         **{f"cut at context_length {length}": f"{percent(share)} %" for length, share in found["cut"].items()},
-        "advised": f"context_length: {found['context_length']}",
+        "advice": f"context_length: {found['context_length']}",
     }
-    return named_values(f"Captions · split {facts['split']} · tokenizer {found['tokenizer']}", rows)
+    return key_value_table(f"Captions · split {facts['split']} · tokenizer {found['tokenizer']}", rows)
 
 
-def spread_of(quantiles: Mapping[str, int]) -> str:
+def format_quantiles(quantiles: Mapping[str, int]) -> str:
     return " · ".join(f"{name} {value:,}" for name, value in quantiles.items())
 
 
-def _named(facts: Mapping[str, Any]) -> Table:
+def _named_classes_table(facts: Mapping[str, Any]) -> Table:
     found = facts["named_classes"]
     more = found["never"] - len(found["never_named"])
     rest = f" and {more:,} more" if more else ""
     rows = {
         "named": f"{found['named']:,} of {facts['classes']:,} classes",
-        "captioned images": f"{found['pictures']:,} name one ({percent(found['share'])} %)",
+        "captioned images": f"{found['pictures']:,} name a class ({percent(found['share'])} %)",
         "most often": ", ".join(f"{row['class']} {row['n']:,}" for row in found["most"]) or "-",
         "never": ", ".join(found["never_named"]) + rest if found["never"] else "-",
-        "without a labelled image": f"{found['only_in_captions']:,} of those named",
+        "named, without a labelled image": f"{found['only_in_captions']:,} classes",
     }
-    return named_values("Classes that captions name", rows)
+    return key_value_table("Classes that captions name", rows)
 
 
-def _pairs(facts: Mapping[str, Any]) -> Table:
+def _pairs_table(facts: Mapping[str, Any]) -> Table:
     found = facts["pairs"]
-    rows = f"{found['label_rows']} label rows, {found['caption_rows']} others"
-    return named_values(f"A batch of {found['batch_size']}: {rows}", pair_rows(facts))
+    rows = f"{found['label_rows']} label rows, {found['caption_rows']} caption rows"
+    return key_value_table(f"Pairs in a batch of {found['batch_size']}: {rows}", pair_rows(facts))
 
 
 def pair_rows(facts: Mapping[str, Any]) -> dict[str, str]:
-    """How often rows of one concept meet, in words."""
+    """Return the chances that rows of a batch share a concept, in words."""
     found, rows = facts["pairs"], dict[str, str]()
     if "labels" in found:
         each = found["labels"]
-        rows["pairs of label rows with one class"] = f"{percent(each['same_concept_share'])} %"
-        rows["others of its class, for each label row"] = f"{each['others_per_anchor']:.2f}"
+        rows["pairs of label rows of the same class"] = f"{percent(each['same_concept_share'])} %"
+        rows["other rows of its class, per label row"] = f"{each['others_per_anchor']:.2f}"
     if "captions" in found:
         each = found["captions"]
-        rows["pairs of captions with one text"] = f"{100 * each['same_text_share']:.2g} %"
-        rows["others with its text, for each caption"] = f"{each['same_text_per_anchor']:.2f}"
+        rows["pairs of captions with the same text"] = f"{100 * each['same_text_share']:.2g} %"
+        rows["other captions with its text, per caption"] = f"{each['same_text_per_anchor']:.2f}"
         if facts["classes"]:
-            rows["pairs of captions naming one class, at most"] = f"{percent(each['same_named_class_share'])} %"
+            rows["pairs of captions naming the same class, at most"] = f"{percent(each['same_named_class_share'])} %"
     if "captions_naming_a_label" in found:
         each = found["captions_naming_a_label"]
-        rows["captions naming its class, for each label row"] = f"{each['per_anchor']:.2f}"
+        rows["captions naming its class, per label row"] = f"{each['per_anchor']:.2f}"
     return rows
 
 
-def _rejected(found: Mapping[str, Any]) -> Table:
+def _rejects_table(found: Mapping[str, Any]) -> Table:
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in found["reasons"].items())
-    table = columns(f"Left out: {reasons}", ("key", "reason", "detail"), ())
+    table = columns(f"Left out by prepare: {reasons}", ("key", "reason", "detail"), ())
     for row in found["first"]:
         table.add_row(row["key"], row["reason"], row["detail"])
     return table
 
 
-def remarks(lines: Sequence[str]) -> Table:
-    """The sentences at the end."""
+def notes_list(lines: Sequence[str]) -> Table:
+    """Return the notes as a list."""
     table = Table.grid(padding=(0, 1))
     for line in lines:
         table.add_row("•", line)

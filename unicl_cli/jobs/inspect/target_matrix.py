@@ -1,4 +1,4 @@
-"""Target matrices on a terminal: two rows of cells to a line, side by side where there is room."""
+"""Target matrices for the terminal: two rows of cells per line, side by side if there is room."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from unicl_cli.jobs.inspect.batch import MISSED, NEGATIVE, POSITIVE
 COLOURS = {NEGATIVE: "grey19", POSITIVE: "blue", MISSED: "dark_orange3"}
 UPPER, LOWER, FULL = "▀", "▄", "█"
 PLAIN = {(False, False): " ", (True, False): UPPER, (False, True): LOWER, (True, True): FULL}
-LISTED = 12
-"""Rows that are listed with their texts."""
+MAX_LISTED = 12
+"""Largest number of rows listed with their texts."""
 
 
 class Matrix:
-    """Cells in colour where there is colour, else the positives alone."""
+    """The cells of a matrix, in colour where the terminal has colour, else the positives alone."""
 
     def __init__(self, cells: Sequence[str]) -> None:
         self.cells = [*cells, *([NEGATIVE * len(cells[0])] if len(cells) % 2 else [])]
@@ -41,40 +41,38 @@ class Matrix:
 
 
 def batch_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """Both matrices, what they miss, and some of the rows."""
+    """Yield both matrices, the counts of pairs, and some of the rows."""
     clip, unicl, n = facts["clip"], facts["unicl"], len(facts["shown"])
-    titles = {"clip": "as CLIP sees it", "unicl": "as UniCL sees it"}
+    titles = {"clip": "CLIP's targets", "unicl": "UniCL's targets"}
     panels = [
         Panel(Matrix(facts["matrix"][name]), title=title, width=max(n + 4, len(title) + 6), padding=(0, 1))
         for name, title in titles.items()
     ]
     yield SideBySide(panels)
-    table = columns(
-        f"The batch after {facts['step']} steps: {facts['batch_size']:,} rows", ("pairs",), ("CLIP", "UniCL")
-    )
+    table = columns(f"Batch at step {facts['step']}: {facts['batch_size']:,} rows", ("pairs",), ("CLIP", "UniCL"))
     table.add_row("positives", f"{clip['positives']:,}", f"{unicl['positives']:,}")
-    table.add_row("of one class or row, but negatives", f"{clip['false_negatives']:,}", "0")
+    table.add_row("same class or row, treated as negatives", f"{clip['false_negatives']:,}", "0")
     same = f"{unicl['same_text_other_key']:,}"
-    table.add_row("of one text without a common class, negatives", same, same)
+    table.add_row("same text without a common class, treated as negatives", same, same)
     naming = f"{unicl['captions_naming_the_class']:,}"
-    table.add_row("of a caption and the class it names, negatives", naming, naming)
-    table.add_row("false negatives for each image", f"{clip['per_anchor']:.2f}", "")
+    table.add_row("caption and the class it names, treated as negatives", naming, naming)
+    table.add_row("false negatives per image", f"{clip['per_anchor']:.2f}", "")
     yield table
     yield rows_table(facts)
 
 
 def rows_table(facts: Mapping[str, Any]) -> Table:
-    kinds = f"{facts['label_rows']:,} rows with a label, {facts['caption_rows']:,} without"
+    kinds = f"{facts['label_rows']:,} with a label, {facts['caption_rows']:,} without"
     table = columns(f"Rows: {kinds}, {facts['distinct_texts']:,} distinct texts", ("class", "text"), ("positives",))
-    for row in facts["shown"][:LISTED]:
+    for row in facts["shown"][:MAX_LISTED]:
         table.add_row(row["class"] or "-", row["text"], str(row["positives"]))
-    if len(facts["shown"]) > LISTED:
-        table.add_row("…", f"{len(facts['shown']) - LISTED} more are drawn above", "")
+    if len(facts["shown"]) > MAX_LISTED:
+        table.add_row("…", f"{len(facts['shown']) - MAX_LISTED} more in the matrices above", "")
     return table
 
 
 class SideBySide:
-    """Panels in one line, or one below the other where the terminal is too narrow."""
+    """Panels side by side, or one below the other if the terminal is too narrow."""
 
     def __init__(self, panels: Sequence[Panel]) -> None:
         self.panels = panels

@@ -20,8 +20,8 @@ from unicl_cli.errors import UniclError, plain
 from unicl_cli.jobs.prepare.plan import Opened, Plan, differences, make_plan
 from unicl_cli.jobs.prepare.prepare import PLAN, Wanted, check_place, read_plan
 from unicl_cli.jobs.prepare.progress import listed, note
-from unicl_cli.jobs.prepare.report import columns
 from unicl_cli.jobs.prepare.shards import DECODERS, THREADS, Prepared, Rejected, Unit, Work, prepare_row
+from unicl_cli.pages.text import align_columns
 
 SAMPLE = 128
 """Rows of each source and split that are read and decoded."""
@@ -167,7 +167,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
         cells.append((line["source"], line["kind"], line["split"], f"{line['rows']:,}", bounds, left_out, size))
     minutes = f"{report['seconds'] / 60:.0f} minutes" if report["seconds"] >= 120 else f"{report['seconds']} s"
     return [
-        *columns(cells),
+        *align_columns(cells),
         f"{report['corpus']}: about {report['rows_expected'][0]:,} of {report['rows']:,} rows, "
         f"{size_of(report['bytes_expected'][0])} ({size_of(report['free'])} are free), {report['classes']:,} classes; "
         f"{minutes} and {size_of(report['memory'])} of memory with {report['workers']} workers; nothing was written",

@@ -12,6 +12,7 @@ from unicl_cli.core.files import size_of
 from unicl_cli.errors import plain
 from unicl_cli.jobs.prepare.engines.local import Marker
 from unicl_cli.jobs.prepare.progress import listed
+from unicl_cli.pages.text import align_columns
 
 _HEADER = ("source", "kind", "split", "rows", "left out", "size", "classes", "short side")
 _CUT = "the file is cut off or damaged: copy or download it again"
@@ -140,12 +141,12 @@ def _table(report: dict[str, Any]) -> list[str]:
                 f"{low}-{high} px" if low != high else f"{low} px",
             )
         )
-    lines = columns(cells)
+    lines = align_columns(cells)
     left_out = sum(report["rejected"].values())
     if left_out:
         lines += ["", f"left out: {left_out:,} rows; each is in {report['corpus']}/rejects"]
-        width = max(map(len, report["rejected"]))
-        lines += [f"  {reason.ljust(width)}  {REMEDIES.get(reason, '')}".rstrip() for reason in report["rejected"]]
+        remedies = [(f"  {reason}", REMEDIES.get(reason, "")) for reason in report["rejected"]]
+        lines += align_columns(remedies)
         lines.append("")
     lines.append(
         f"{report['corpus']}: {report['rows']:,} rows, {report['classes']:,} classes, {size_of(report['bytes'])} "
@@ -154,9 +155,3 @@ def _table(report: dict[str, Any]) -> list[str]:
     if report["payload_at_256"] < 0.8 * report["payload"]:
         lines.append(f"--size 256 would store about {size_of(report['payload_at_256'])} instead")
     return lines
-
-
-def columns(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Lines whose cells stand below one another."""
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]

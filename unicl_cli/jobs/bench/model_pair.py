@@ -1,4 +1,4 @@
-"""A model of open_clip's and one of ours with the same weights, and how far apart what they compute is."""
+"""Pairs of one open_clip model and one of ours with the same weights, and the difference of their results."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ CONTEXT = 77
 
 
 @cache
-def clip_tokens() -> TextTokenizer:
+def clip_bpe() -> TextTokenizer:
     return clip_tokenizer(CONTEXT)
 
 
 class Shape(NamedTuple):
-    """``theirs``: open_clip's configuration; ``image``: our image tower. The text tower follows from ``theirs``."""
+    """``theirs``: open_clip's configuration. ``image``: our image tower; our text tower follows from ``theirs``."""
 
     theirs: Mapping[str, Any]
     image: Mapping[str, Any]
 
 
-def vit(width: int, layers: int, *, patch: int, size: int, text: tuple[int, int], embed_dim: int) -> Shape:
-    """A ViT with heads of 64; ``text``: width and layers."""
+def vit_shape(width: int, layers: int, *, patch: int, size: int, text: tuple[int, int], embed_dim: int) -> Shape:
+    """Return the shape of a ViT with heads of 64; ``text`` is (width, layers)."""
     vision = {"image_size": size, "layers": layers, "width": width, "patch_size": patch, "head_width": 64}
     words = {"context_length": CONTEXT, "vocab_size": 49408, "width": text[0], "heads": text[0] // 64}
     config = {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": {**words, "layers": text[1]}}
@@ -51,8 +51,8 @@ def vit(width: int, layers: int, *, patch: int, size: int, text: tuple[int, int]
     return Shape(config, {"name": "timm", "model": "vit_base_patch32_clip_224", "args": args})
 
 
-def swin() -> Shape:
-    """UniCL's tower beside CLIP's text tower."""
+def swin_shape() -> Shape:
+    """Return the shape of UniCL's image tower with CLIP's text tower."""
     name = "swin_tiny_patch4_window7_224"
     vision = {"image_size": 224, "timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "timm_drop_path": 0.0}
     text = {"context_length": CONTEXT, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
@@ -61,20 +61,20 @@ def swin() -> Shape:
 
 SHAPES: Mapping[str, Callable[[], Shape]] = MappingProxyType(
     {
-        "tiny": lambda: vit(64, 1, patch=32, size=64, text=(64, 1), embed_dim=32),
-        "text": lambda: vit(64, 1, patch=32, size=64, text=(512, 4), embed_dim=512),
-        "small": lambda: vit(384, 4, patch=32, size=224, text=(384, 4), embed_dim=384),
-        "ViT-B-32": lambda: vit(768, 12, patch=32, size=224, text=(512, 12), embed_dim=512),
-        "ViT-B-16": lambda: vit(768, 12, patch=16, size=224, text=(512, 12), embed_dim=512),
-        "Swin-T": swin,
+        "tiny": lambda: vit_shape(64, 1, patch=32, size=64, text=(64, 1), embed_dim=32),
+        "text": lambda: vit_shape(64, 1, patch=32, size=64, text=(512, 4), embed_dim=512),
+        "small": lambda: vit_shape(384, 4, patch=32, size=224, text=(384, 4), embed_dim=384),
+        "ViT-B-32": lambda: vit_shape(768, 12, patch=32, size=224, text=(512, 12), embed_dim=512),
+        "ViT-B-16": lambda: vit_shape(768, 12, patch=16, size=224, text=(512, 12), embed_dim=512),
+        "Swin-T": swin_shape,
     }
 )
 
 
-class Twins(NamedTuple):
-    """``theirs`` takes normalised floats and 77 tokens, ``ours`` uint8 and as many tokens as there are.
+class ModelPair(NamedTuple):
+    """``theirs`` takes normalised floats and 77 tokens; ``ours`` takes uint8 and as many tokens as there are.
 
-    ``translator`` is open_clip's model in the form from which ours can take weights.
+    ``translator`` holds open_clip's model in the form from which ours can take weights.
     """
 
     theirs: Any
@@ -94,8 +94,8 @@ def shape_of(name: str) -> Shape:
     return SHAPES[name]()
 
 
-def recipe_of(shape: Shape, batch: int, *, precision: str, frozen_text: bool, changes: Sequence[str] = ()) -> Recipe:
-    """The training of our twin: each key that is not named has its default; ``changes`` are KEY=VALUE."""
+def make_recipe(shape: Shape, batch: int, *, precision: str, frozen_text: bool, changes: Sequence[str] = ()) -> Recipe:
+    """Return the recipe that trains our model: keys not set here have their defaults; ``changes`` are KEY=VALUE."""
     text = {key: shape.theirs["text_cfg"][key] for key in ("width", "layers", "heads")}
     whole = {
         "data": {"train": [{"corpus": "bench"}], "image_size": shape.theirs["vision_cfg"]["image_size"]},
@@ -113,19 +113,19 @@ def recipe_of(shape: Shape, batch: int, *, precision: str, frozen_text: bool, ch
     return load_text(json.dumps(whole), overrides=changes)
 
 
-def twins(
+def make_model_pair(
     name: str, device: torch.device, batch: int = 64, *, precision: str = "fp32", frozen_text: bool = False
-) -> Twins:
-    """Both models in training, on their device, with open_clip's initialisation; frozen texts are looked up in ours."""
+) -> ModelPair:
+    """Make both models in training mode, with open_clip's initialisation; ours looks up frozen texts in its cache."""
     shape = shape_of(name)
-    recipe = recipe_of(shape, batch, precision=precision, frozen_text=frozen_text)
+    recipe = make_recipe(shape, batch, precision=precision, frozen_text=frozen_text)
     torch.manual_seed(SEED)
     config: Any = deepcopy(dict(shape.theirs))
     theirs: Any = CLIP(**config, output_dict=True)
-    tokenizer = clip_tokens()
+    tokenizer = clip_bpe()
     step, _ = build_step(recipe, lambda: tokenizer, (), 1)
-    pair = Twins(theirs.train(), step, recipe, tokenizer, _translator(shape, cast("Any", step.model)))
-    weights = {**own_tensors(step.model), **under_our_names(pair, theirs.state_dict())}
+    pair = ModelPair(theirs.train(), step, recipe, tokenizer, _translator(shape, cast("Any", step.model)))
+    weights = {**own_tensors(step.model), **convert_weights(pair, theirs.state_dict())}
     load_weights(step.model, weights, name)
     if frozen_text:
         _freeze_text(pair)
@@ -136,12 +136,12 @@ def twins(
     return pair
 
 
-def _freeze_text(pair: Twins) -> None:
-    """No parameter of either text tower learns, projections included."""
+def _freeze_text(pair: ModelPair) -> None:
+    """Freeze both text towers, projections included."""
     theirs = pair.theirs
     parts = (theirs.transformer, theirs.token_embedding, theirs.ln_final, theirs.positional_embedding)
     for part in (*parts, theirs.text_projection, pair.ours.text):
-        part.requires_grad_(False)  # noqa: FBT003 - a parameter's takes no keyword
+        part.requires_grad_(False)  # noqa: FBT003 - torch's own signature
 
 
 def _translator(shape: Shape, ours: Any) -> nn.Module:
@@ -155,8 +155,8 @@ def _translator(shape: Shape, ours: Any) -> nn.Module:
     return TwoTower(*towers, embed_dim=embed_dim, normalize=True, logit_scale=LogitScale())
 
 
-def under_our_names(pair: Twins, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's weights, or gradients of them, under the names of our model: a change of names and of shapes."""
+def convert_weights(pair: ModelPair, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return open_clip's weights, or their gradients, under our model's names and shapes."""
     source: Any = pair.translator
     custom = convert_to_custom_text_state_dict(dict(tensors))
     for prefix, part in (("visual.", source.image.net), ("text.", source.text.net)):
@@ -165,47 +165,47 @@ def under_our_names(pair: Twins, tensors: Mapping[str, Tensor]) -> dict[str, Ten
         source.logit_scale.copy_(custom["logit_scale"].reshape(1))
     parts = transferable_weights(pair.ours, source)
     if len(parts) < 3:
-        raise ValueError(f"only {', '.join(parts) or 'nothing'} can be carried over")
+        raise ValueError(f"only {', '.join(parts) or 'nothing'} can be converted")
     return {name: x.clone() for part in parts.values() for name, x in part.items()}
 
 
-def apart(pair: Twins, mine: Tensor, theirs: Tensor) -> dict[str, float]:
-    """How far two outputs are apart, and the gradients that a backward of each has just left in its model."""
-    return {"forward": difference(mine, theirs), "gradients": gradient_gap(pair)}
+def compare_pair(pair: ModelPair, mine: Tensor, theirs: Tensor) -> dict[str, float]:
+    """Return the differences of two outputs, and of the gradients that their backward passes left in the models."""
+    return {"forward": largest_difference(mine, theirs), "gradients": gradient_gap(pair)}
 
 
-def difference(a: Tensor, b: Tensor) -> float:
-    """The largest, absolute."""
+def largest_difference(a: Tensor, b: Tensor) -> float:
+    """Return the largest absolute difference."""
     return float((a.detach().double() - b.detach().double()).abs().max())
 
 
-def gradient_gap(pair: Twins) -> float:
-    """How far the gradients that lie in both models are apart."""
+def gradient_gap(pair: ModelPair) -> float:
+    """Return the difference of the gradients that both models hold."""
     found = {k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in pair.theirs.named_parameters()}
-    wanted = under_our_names(pair, {k: x.float().cpu() for k, x in found.items()})
-    return gradients_apart(gradients(pair.ours), wanted)
+    expected = convert_weights(pair, {k: x.float().cpu() for k, x in found.items()})
+    return gradients_apart(gradients_of(pair.ours), expected)
 
 
-def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """Those there are, on the CPU."""
+def gradients_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the gradients that a model holds, on the CPU."""
     return {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def gradients_apart(own: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
-    """The largest difference of a parameter's gradients in norm, relative to the norm of what it should be.
+def gradients_apart(own: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Return the largest difference of a parameter's gradients, in norm, relative to the expected gradient.
 
-    A parameter whose gradient is below 1e-5 of all has no size to be relative to (an attention's key bias has none).
+    Norms below 1e-5 of the total count as that: some gradients vanish (the key bias of an attention).
     """
-    least = 1e-5 * float(torch.stack([x.norm() for x in wanted.values()]).norm())
-    gaps = {name: own[name] - x if name in own else x for name, x in wanted.items()}
-    return max(float(gap.norm()) / max(float(wanted[name].norm()), least) for name, gap in gaps.items())
+    least = 1e-5 * float(torch.stack([x.norm() for x in expected.values()]).norm())
+    gaps = {name: own[name] - x if name in own else x for name, x in expected.items()}
+    return max(float(gap.norm()) / max(float(expected[name].norm()), least) for name, gap in gaps.items())
 
 
-def zero(*models: nn.Module) -> None:
+def zero_grads(*models: nn.Module) -> None:
     for model in models:
         model.zero_grad(set_to_none=True)
 
 
-def padded(tokens: Tensor) -> Tensor:
-    """As open_clip takes them: each text with 77 tokens."""
+def pad_to_context(tokens: Tensor) -> Tensor:
+    """Pad tokens to the 77 per text that open_clip takes."""
     return nn.functional.pad(tokens, (0, CONTEXT - tokens.shape[1]))

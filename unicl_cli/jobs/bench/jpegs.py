@@ -1,4 +1,4 @@
-"""JPEGs of the size of photographs, from a fixed seed: 500 x 375, quality 90, about 25 KB."""
+"""Generated JPEGs the size of photographs, from a fixed seed: 500 x 375, quality 90, about 25 KB."""
 
 import io
 from functools import cache
@@ -9,11 +9,11 @@ from PIL import Image
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
 CONTRAST, SLOPE = 22.0, 1.6
-"""Standard deviation in levels, and how fast power falls with frequency: chosen for the size of the file."""
+"""Standard deviation in levels, and the decay of amplitudes with frequency: chosen for the file size."""
 
 
-def noise(rng: np.random.Generator) -> NDArray[np.float64]:
-    """(HEIGHT, WIDTH) of unit deviation whose amplitudes fall with frequency."""
+def make_noise(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return noise (HEIGHT, WIDTH) of unit deviation whose amplitudes fall with frequency."""
     frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH))
     frequency[0, 0] = np.inf
     waves = rng.standard_normal(frequency.shape) + 1j * rng.standard_normal(frequency.shape)
@@ -21,11 +21,11 @@ def noise(rng: np.random.Generator) -> NDArray[np.float64]:
     return field / field.std()
 
 
-def picture(seed: int) -> bytes:
-    """One file; its channels are alike, as those of photographs are."""
+def make_jpeg(seed: int) -> bytes:
+    """Return one file with correlated channels, as in photographs."""
     rng = np.random.default_rng((7, seed))
-    shared = noise(rng)
-    channels = [0.95 * shared + 0.3 * noise(rng) for _ in range(3)]
+    shared = make_noise(rng)
+    channels = [0.95 * shared + 0.3 * make_noise(rng) for _ in range(3)]
     pixels = np.clip(128 + CONTRAST * np.stack(channels, 2), 0, 255).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=QUALITY)
@@ -33,5 +33,5 @@ def picture(seed: int) -> bytes:
 
 
 @cache
-def pictures(count: int) -> tuple[bytes, ...]:
-    return tuple(picture(seed) for seed in range(count))
+def make_jpegs(count: int) -> tuple[bytes, ...]:
+    return tuple(make_jpeg(seed) for seed in range(count))
