@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from unicl_cli.contracts import Features, LogitScale, Tower
-from unicl_cli.core.host_copy import parts_of
-from unicl_cli.core.text_cache import Bank, bank_of
+from unicl_cli.core.host_copy import split_rows
+from unicl_cli.core.text_cache import TextCache, build_text_cache
 from unicl_cli.errors import UniclError
 
 NO_TOWER = "texts are to be encoded, but the model has no text tower (model.text is null)"
@@ -25,7 +25,7 @@ def chunked(run: Encode, x: Tensor, chunks: int) -> tuple[Tensor, ...]:
     """
     if chunks == 1 or not torch.is_grad_enabled():
         return run(x)
-    outs = [checkpoint(run, part, use_reentrant=False) for part in parts_of(x, chunks)]  # a repeated row's is dropped
+    outs = [checkpoint(run, part, use_reentrant=False) for part in split_rows(x, chunks)]  # a repeated row's is dropped
     return tuple(torch.cat(column)[: len(x)] for column in zip(*outs, strict=True))
 
 
@@ -80,7 +80,7 @@ class TwoTower(nn.Module):
         self.embed_dim = embed_dim + self.biased
         self.image_width = cast("Tower", image).width
         self.normalize, self.chunks = normalize, chunks
-        self.bank: Bank | None = None
+        self.bank: TextCache | None = None
         self.logit_scale = nn.Parameter(torch.full([1], math.log(logit_scale.init)), requires_grad=logit_scale.learn)
         self.max_log_scale = math.log(logit_scale.max)
         for name, default in (("mean", (0.5, 0.5, 0.5)), ("std", (0.5, 0.5, 0.5))):
@@ -141,9 +141,9 @@ class TwoTower(nn.Module):
         """
         text = self.text
         if isinstance(text, Projected):
-            self.bank = bank_of(text.trunk, text.trunk)
+            self.bank = build_text_cache(text.trunk, text.trunk)
         elif text is not None:
-            self.bank = bank_of(text, lambda tokens: torch.cat(text(tokens), 1))
+            self.bank = build_text_cache(text, lambda tokens: torch.cat(text(tokens), 1))
         return self.bank is not None
 
     def image_tokens(self, images: Tensor) -> Tensor:

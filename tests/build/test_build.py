@@ -11,7 +11,7 @@ from unicl_cli.build.data import build_data, build_tokenizer, check_learnable, m
 from unicl_cli.build.init import load_init
 from unicl_cli.build.load import DEFAULT, load_model, named
 from unicl_cli.build.model import build_image_tower, build_step
-from unicl_cli.build.optimizer import build_optimizer, doubts, rate
+from unicl_cli.build.optimizer import build_optimizer, learning_rate, recipe_warnings
 from unicl_cli.cli import main
 from unicl_cli.contracts import ClassName
 from unicl_cli.core import checkpoint
@@ -112,7 +112,7 @@ def test_an_epoch_of_whole_steps_in_turn_is_as_long(recipe):
 
 def test_a_warm_up_below_one_is_a_share_of_the_run(recipe):
     for warmup, first in ((0.5, 0.1 / 50), (10, 0.1 / 10), (0, 0.1)):
-        assert rate(recipe(schedule={"warmup": warmup}, optim={"lr": 0.1}), 100)(0) == pytest.approx(first)
+        assert learning_rate(recipe(schedule={"warmup": warmup}, optim={"lr": 0.1}), 100)(0) == pytest.approx(first)
 
 
 def test_workers_are_none_on_a_cpu_unless_asked_for(recipe):
@@ -143,7 +143,7 @@ def test_the_device_augments_all_corpora_alike(recipe, digits):
 def test_a_warm_up_that_outlasts_the_run_is_doubted(recipe):
     for steps, said in ((99, 1), (100, 0)):
         asked = recipe(f"steps={steps}", "schedule.warmup=100")
-        found = [line for line in doubts(asked, build_data(asked)) if "schedule.warmup of 100 steps" in line]
+        found = [line for line in recipe_warnings(asked, build_data(asked)) if "schedule.warmup of 100 steps" in line]
         assert len(found) == said
 
 

@@ -13,8 +13,8 @@ import torch
 from unicl_cli.build.data import build_data, build_tokenizer
 from unicl_cli.build.model import build_step
 from unicl_cli.core.dist import barrier, full_tensor, rank, shard
-from unicl_cli.jobs.train.micro_batch import chunks_of, settled, sharded
-from unicl_cli.jobs.train.setup import stream
+from unicl_cli.jobs.train.micro_batch import chunk_count, is_sharded, settled
+from unicl_cli.jobs.train.setup import stream_batches
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.launch.process import end_worker
 from unicl_cli.losses import UniCL
@@ -42,16 +42,16 @@ def gradients(corpus, accelerator, strategy, blocks):
     tokenizer = build_tokenizer(recipe, data)
 
     def make(rows):
-        step, own = build_step(recipe, lambda: tokenizer, data.classes, chunks_of(8, rows))
+        step, own = build_step(recipe, lambda: tokenizer, data.classes, chunk_count(8, rows))
         step.loss = Hungry()
         return step.double().train(), own
 
     def first(step, own):
-        return next(stream(recipe, data, own, step, 0, 1, 0))[1]
+        return next(stream_batches(recipe, data, own, step, 0, 1, 0))[1]
 
     step, own, rows, _ = settled(recipe, accelerator, make, first, 8)
     batch = first(step, own)
-    wrapped = shard(step) if sharded(recipe) else accelerator.prepare(step)
+    wrapped = shard(step) if is_sharded(recipe) else accelerator.prepare(step)
     loss = wrapped(batch)["loss"]
     loss.backward()
     norms = [full_tensor(p.grad).norm().item() for p in wrapped.parameters()]

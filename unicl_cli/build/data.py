@@ -64,7 +64,7 @@ def augments_of(recipe: Recipe, item: TrainData) -> list[Augment]:
     return ops * (recipe.data.views // len(ops))
 
 
-def transform_of(recipe: Recipe, item: TrainData) -> TrainTransform:
+def train_transform_of(recipe: Recipe, item: TrainData) -> TrainTransform:
     """What the loader does to a corpus's images."""
     data, ops = recipe.data, augments_of(recipe, item)
     if data.augment_on == "device":
@@ -72,7 +72,7 @@ def transform_of(recipe: Recipe, item: TrainData) -> TrainTransform:
     return TrainTransform(data.image_size, ops, recipe.seed, decoder=data.decoder, resize=data.resize)
 
 
-def late_augment(recipe: Recipe) -> DeviceAugment | None:
+def device_augment_of(recipe: Recipe) -> DeviceAugment | None:
     """What the device does to the images of a batch after the loader."""
     if recipe.data.augment_on == "loader":
         return None
@@ -98,12 +98,12 @@ def build_data(recipe: Recipe) -> Data:
             item.split,
             labels=labels,
             templates=templates_of(corpus, item.templates, recipe.data.templates),
-            transform=transform_of(recipe, item),
+            transform=train_transform_of(recipe, item),
             weight=item.weight,
             fraction=1.0 if item.fraction is None else item.fraction,
             limit=item.limit,
         )
-    strands = wanted_kinds(strands, recipe)
+    strands = drop_unmixed(strands, recipe)
     texts = Texts(recipe.data.text_for_labelled, recipe.data.class_names, recipe.seed)
     try:
         order = order_of(
@@ -119,10 +119,10 @@ def build_data(recipe: Recipe) -> Data:
     first = named[0] if named else (recipe.data.train[0], corpora[0])
     templates = templates_of(first[1], first[0].templates, recipe.data.templates)
     checksums = {item.corpus: corpus.checksum for item, corpus in zip(recipe.data.train, corpora, strict=True)}
-    return Data(Mix(strands, texts), order, classes, templates, checksums, late_augment(recipe))
+    return Data(Mix(strands, texts), order, classes, templates, checksums, device_augment_of(recipe))
 
 
-def wanted_kinds(strands: list[Strand], recipe: Recipe) -> list[Strand]:
+def drop_unmixed(strands: list[Strand], recipe: Recipe) -> list[Strand]:
     """Without the kinds of which the mix takes nothing; an empty mix is an error."""
     share = recipe.data.mix.labels
     kept = [s for s in strands if not (share == 0 and s.kind == LABELS)]

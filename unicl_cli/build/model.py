@@ -13,7 +13,7 @@ from unicl_cli.build import param_groups
 from unicl_cli.contracts import ClassName, Part, Tokenizer
 from unicl_cli.core.loop import Step
 from unicl_cli.core.recompute import recompute_blocks
-from unicl_cli.core.switches import switched
+from unicl_cli.core.switches import apply_switches
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.schema import Recipe
@@ -67,7 +67,7 @@ def build_step(
     param_groups.name_towers(model, options)
     if recipe.parallel.grad_checkpoint and not recompute_blocks(model):
         raise UniclError("parallel.grad_checkpoint: no tower of this model lists its blocks", "set it to false")
-    switched(model, pack_texts=recipe.parallel.pack_texts, channels_last=recipe.parallel.channels_last)
+    apply_switches(model, pack_texts=recipe.parallel.pack_texts, channels_last=recipe.parallel.channels_last)
     param_groups.freeze(model)
     loss = cast("nn.Module", registry.make("losses", recipe.loss, context))
     if getattr(model, "text", model) is None:

@@ -20,23 +20,23 @@ HIGH = 1e-4
 """AdamW's learning rate above which trained weights are hardly fine-tuned."""
 
 
-def doubts(recipe: Recipe, data: Data) -> list[str]:
+def recipe_warnings(recipe: Recipe, data: Data) -> list[str]:
     """What is allowed, and hardly meant."""
     rows = sum(strand.size for strand in data.mix.strands)
     twice = f"batch.size {recipe.batch.size} is more than the {rows} rows of the mix: each step sees images twice"
     fast = [
-        f"optim.lr makes {rate:g} for model.{name}, which begins with trained weights: more than {HIGH:g} undoes them "
+        f"optim.lr makes {learning_rate:g} for model.{name}, which begins with trained weights: more than {HIGH:g} undoes them "
         f"soon; 1e-5 is usual (or model.{name}.lr_scale, layer_decay, lora)"
-        for name, rate in trained_rates(recipe).items()
-        if rate > HIGH and recipe.optim.name == "adamw"
+        for name, learning_rate in pretrained_rates(recipe).items()
+        if learning_rate > HIGH and recipe.optim.name == "adamw"
     ]
     steps = total_steps(recipe, data)
-    warmup = warmup_of(recipe, steps)
+    warmup = warmup_steps(recipe, steps)
     slow = f"schedule.warmup of {warmup:,} steps is longer than the run of {steps:,}: optim.lr is never reached"
     return [twice] * (recipe.batch.size > rows) + [slow] * (warmup > steps) + fast
 
 
-def trained_rates(recipe: Recipe) -> dict[str, float]:
+def pretrained_rates(recipe: Recipe) -> dict[str, float]:
     """Peak learning rate of each tower that begins with trained weights, and whose own weights all learn alike."""
     model, options = recipe.model, recipe.model.part.options
     begun = set(options) if model.init is not None and model.init_parts is None else set(model.init_parts or ())
@@ -51,7 +51,7 @@ def trained_rates(recipe: Recipe) -> dict[str, float]:
     return found
 
 
-def no_decay(name: str, parameter: nn.Parameter, embeddings: set[int]) -> bool:
+def is_undecayed(name: str, parameter: nn.Parameter, embeddings: set[int]) -> bool:
     """Gains, biases, scales, embeddings and positions keep their size, as in CLIP and Swin."""
     return parameter.ndim < 2 or id(parameter) in embeddings or name.rsplit(".", 1)[-1] in UNDECAYED
 
@@ -67,7 +67,7 @@ def build_optimizer(recipe: Recipe, step: nn.Module) -> torch.optim.Optimizer:
         if parameter.requires_grad:
             own = chosen.get(name, usual)
             decay = optim.weight_decay if own.weight_decay is None else own.weight_decay
-            decay = 0.0 if no_decay(name, parameter, embeddings) else decay
+            decay = 0.0 if is_undecayed(name, parameter, embeddings) else decay
             groups.setdefault((decay, scales.get(id(parameter), 1.0) * own.lr_scale), []).append(parameter)
     listed: list[dict[str, Any]] = [
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}
@@ -91,13 +91,13 @@ def build_optimizer(recipe: Recipe, step: nn.Module) -> torch.optim.Optimizer:
     )
 
 
-def rate(recipe: Recipe, steps: int) -> Callable[[int], float]:
+def learning_rate(recipe: Recipe, steps: int) -> Callable[[int], float]:
     """The learning rate as a function of the update's number."""
-    schedule, warmup = recipe.schedule, warmup_of(recipe, steps)
+    schedule, warmup = recipe.schedule, warmup_steps(recipe, steps)
     return partial(lr_at, name=schedule.name, peak=recipe.optim.lr, warmup=warmup, steps=steps, floor=schedule.floor)
 
 
-def warmup_of(recipe: Recipe, steps: int) -> int:
+def warmup_steps(recipe: Recipe, steps: int) -> int:
     """Steps until the learning rate is at its peak; below 1 the recipe gives a share of all."""
     warmup = recipe.schedule.warmup
     return round(warmup * steps) if warmup < 1 else int(warmup)

@@ -24,17 +24,17 @@ def to_device(batch: T, device: Any) -> T:
     return moved
 
 
-def on_host(x: Tensor) -> Tensor | None:
+def host_copy(x: Tensor) -> Tensor | None:
     """The numbers of ``x`` where the host can read them at once; None on a device, and while a graph is traced."""
     known = x if x.device.type == "cpu" else getattr(x, HOST, None)
     return known if type(known) is Tensor else None
 
 
-def parts_of(x: Tensor, count: int) -> Sequence[Tensor]:
+def split_rows(x: Tensor, count: int) -> Sequence[Tensor]:
     """(n, …) in ``count`` parts, each with its copy on the host; fewer rows than parts: the last one is repeated."""
     short = max(0, count - len(x))
     parts = (torch.cat([x, x[-1:].expand(short, *x.shape[1:])]) if short else x).tensor_split(count)
     known = getattr(x, HOST, None)
-    for part, own in zip(parts, parts_of(known, count), strict=True) if known is not None else ():
+    for part, own in zip(parts, split_rows(known, count), strict=True) if known is not None else ():
         setattr(part, HOST, own)
     return parts

@@ -12,7 +12,7 @@ from unicl_cli.contracts import Loss, Model, Sink
 from unicl_cli.core.dist import bare, mean_over_ranks, rank, sum_over_ranks, world_size
 from unicl_cli.core.guard import BadSteps
 from unicl_cli.core.host_copy import to_device
-from unicl_cli.core.memory import taken
+from unicl_cli.core.memory import memory_used
 from unicl_cli.core.sampler import seed_of
 from unicl_cli.core.update import Judged, Updates
 
@@ -83,10 +83,10 @@ def freeze_idle(step_module: nn.Module, batch: Any, accelerator: "Accelerator") 
 
     One probe step on the first batch finds them. Buffers (BatchNorm's statistics) are put back.
     """
-    return freeze(step_module, sum_over_ranks(reached(step_module, batch, accelerator)))
+    return freeze_unreached(step_module, sum_over_ranks(probe_gradients(step_module, batch, accelerator)))
 
 
-def reached(step_module: nn.Module, batch: Any, accelerator: "Accelerator") -> Tensor:
+def probe_gradients(step_module: nn.Module, batch: Any, accelerator: "Accelerator") -> Tensor:
     """(n,): 1 for each trained parameter that this rank's loss on ``batch`` gives a gradient, else 0."""
     buffers = {name: value.clone() for name, value in step_module.named_buffers()}
     with accelerator.autocast():
@@ -101,7 +101,7 @@ def reached(step_module: nn.Module, batch: Any, accelerator: "Accelerator") -> T
     return found
 
 
-def freeze(step_module: nn.Module, ranks: Tensor) -> list[str]:
+def freeze_unreached(step_module: nn.Module, ranks: Tensor) -> list[str]:
     """Names of the trained parameters that so many ``ranks`` reach, none of them, which are frozen from here on."""
     trained = [(name, p) for name, p in step_module.named_parameters() if p.requires_grad]
     idle = [(name, p) for (name, p), count in zip(trained, ranks.tolist(), strict=True) if not count]
@@ -111,7 +111,7 @@ def freeze(step_module: nn.Module, ranks: Tensor) -> list[str]:
     return [name for name, _ in idle]
 
 
-def after_step(step_module: nn.Module) -> None:
+def call_after_step(step_module: nn.Module) -> None:
     """The own hook of model and loss, where there is one: clamp of scales, queues."""
     for part in bare(step_module).children():
         hook = getattr(part, "after_step", None)
@@ -137,7 +137,7 @@ class Pace:
     def line(self, step: int) -> dict[str, float]:
         """Figures since the last line, of this rank; ``eta_s`` only after 20 steps."""
         values = {"img_s": self.images / max(self.spent, 1e-9), "data_frac": self.waited / max(self.spent, 1e-9)}
-        values["mem_gb"] = taken(self.device) / 1e9
+        values["mem_gb"] = memory_used(self.device) / 1e9
         if len(self.recent) >= 20:
             values["eta_s"] = sum(self.recent) / len(self.recent) * (self.steps - step)
         self.images, self.waited, self.spent = 0, 0.0, 0.0
@@ -187,7 +187,7 @@ def fit(
             out = step_module(batch)
         updates.backward(out["loss"])
         updates.apply(step, out, batch, stop=stopping(), save=plan.save())
-        after_step(step_module)
+        call_after_step(step_module)
         if plan.each is not None:
             plan.each(step + 1, batch)
         logged = (step + 1) % plan.log_every == 0 or step + 1 == plan.steps
@@ -196,7 +196,7 @@ def fit(
         pace.took(time.perf_counter() - began, waited, rows_of(batch) * world_size())
         for one, outcome in ended:
             if outcome.bad or (logged and one.step == step):
-                log(sink, one, batch, plan, pace if one.step == step else None)
+                log_step(sink, one, batch, plan, pace if one.step == step else None)
         if any(outcome.save or due for one, outcome in ended if one.step == step and not outcome.bad):
             after(step + 1)
         if any(outcome.stop for _, outcome in ended):
@@ -205,7 +205,7 @@ def fit(
     return plan.steps
 
 
-def log(sink: Sink, one: Judged, batch: Any, plan: Plan, pace: Pace | None) -> None:
+def log_step(sink: Sink, one: Judged, batch: Any, plan: Plan, pace: Pace | None) -> None:
     """The line of a step, with its own ``batch`` and ``pace`` if that is still there; all ranks call it."""
     facts = plan.describe(batch) if plan.describe is not None and pace is not None else {}
     figures = pace.line(one.step + 1) if pace is not None else {}

@@ -20,7 +20,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
 
 
-def room(device: torch.device) -> int | None:
+def memory_limit(device: torch.device) -> int | None:
     """Bytes: all of a GPU, or what ``ulimit -v`` has left; None where an allocation hardly ever fails (most CPUs)."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
@@ -34,7 +34,7 @@ def room(device: torch.device) -> int | None:
     return None if limit == resource.RLIM_INFINITY else max(1, limit - _pages(0))
 
 
-def taken(device: torch.device) -> float:
+def memory_used(device: torch.device) -> float:
     """Bytes: on a GPU the most that tensors held since the last call, else what the process holds now; 0 if unknown."""
     if device.type == "cuda":
         most = torch.cuda.max_memory_allocated(device)

@@ -21,7 +21,7 @@ class _End(NamedTuple):
     error: BaseException | None
 
 
-def ahead(items: Iterator[T], depth: int = 1) -> Generator[T]:
+def prefetch(items: Iterator[T], depth: int = 1) -> Generator[T]:
     """The same items in the same order, made by a thread that is up to ``depth`` + 1 of them further.
 
     What is raised there is raised here. ``items`` must not draw from torch's default generator.
@@ -49,10 +49,10 @@ def ahead(items: Iterator[T], depth: int = 1) -> Generator[T]:
             raise item.error
     finally:
         stopped.set()
-        end(thread, ready)
+        stop_thread(thread, ready)
 
 
-def end(thread: Thread, ready: "Queue[Any]") -> None:
+def stop_thread(thread: Thread, ready: "Queue[Any]") -> None:
     """Lets a thread that has been told to stop finish what it is at; one that takes too long is left behind."""
     until = time.monotonic() + PATIENCE
     while thread.is_alive() and time.monotonic() < until:
@@ -61,7 +61,7 @@ def end(thread: Thread, ready: "Queue[Any]") -> None:
         thread.join(0.01)
 
 
-def on_device(
+def move_batches(
     batches: Iterator[tuple[int, T]], device: torch.device, change: Callable[[T, T], T]
 ) -> Generator[tuple[int, T]]:
     """(step, batch) on ``device``: what ``change`` makes of the batch as it was and of its copy there.
@@ -79,13 +79,13 @@ def on_device(
             moved = change(batch, to_device(batch, device))
             copied = side.record_event()
         if waiting is not None:
-            yield _taken(*waiting)
+            yield _hand_over(*waiting)
         waiting = step, moved, copied
     if waiting is not None:
-        yield _taken(*waiting)
+        yield _hand_over(*waiting)
 
 
-def _taken(step: int, batch: T, copied: Any) -> tuple[int, T]:
+def _hand_over(step: int, batch: T, copied: Any) -> tuple[int, T]:
     """For the step's own stream, which waits for the copy, and whose use keeps the memory."""
     stream = torch.cuda.current_stream()
     stream.wait_event(copied)

@@ -26,7 +26,7 @@ def scramble(x: U64) -> U64:
     return x ^ (x >> np.uint64(31))
 
 
-class Perm:
+class Permutation:
     """A seeded bijection of [0, n) by a Feistel network with cycle walking: O(1) memory and start-up for any n."""
 
     def __init__(self, n: int, seed: int | str, rounds: int = 6) -> None:
@@ -68,7 +68,7 @@ class BlockOrder:
     def __init__(self, group_sizes: Ints, seed: str) -> None:
         self.seed = seed
         groups = len(group_sizes)
-        self.order = Perm(groups, f"{seed}/groups")(np.arange(groups))
+        self.order = Permutation(groups, f"{seed}/groups")(np.arange(groups))
         first = np.concatenate([[0], np.cumsum(group_sizes)[:-1]])
         self.first = first[self.order]
         self.ends = np.cumsum(group_sizes[self.order])  # in visiting order
@@ -83,7 +83,7 @@ class BlockOrder:
             inside = windows == window
             start = self.window_starts[window]
             end = self.ends[min((window + 1) * WINDOW, len(self.ends)) - 1]
-            shuffled = start + Perm(int(end - start), f"{self.seed}/{window}")(position[inside] - start)
+            shuffled = start + Permutation(int(end - start), f"{self.seed}/{window}")(position[inside] - start)
             group = np.searchsorted(self.ends, shuffled, side="right")
             rows[inside] = self.first[group] + shuffled - self.starts[group]
         return rows
@@ -142,7 +142,7 @@ class Mixture:
         stream = np.repeat(np.arange(len(counts)), counts)
         draws = zip(self.streams, before, counts, strict=True)
         row = np.concatenate([take(start, count) for take, start, count in draws])
-        slots = Perm(self.batch_size, f"{self.seed}/slot/{step}")(np.arange(self.batch_size))
+        slots = Permutation(self.batch_size, f"{self.seed}/slot/{step}")(np.arange(self.batch_size))
         return stream[slots], row[slots]
 
 

@@ -10,7 +10,7 @@ PACKS, CHANNELS_LAST = "packs", "channels_last"
 """Attributes of towers that can: texts are packed; images lie with their channels last."""
 
 
-def switched(model: nn.Module, *, pack_texts: bool, channels_last: bool) -> None:
+def apply_switches(model: nn.Module, *, pack_texts: bool, channels_last: bool) -> None:
     """Switches off what is not wanted; each tower knows by itself what pays."""
     unwanted = [name for name, wanted in ((PACKS, pack_texts), (CHANNELS_LAST, channels_last)) if not wanted]
     for module in model.modules():

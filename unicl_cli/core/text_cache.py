@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unicl_cli.core.dist import any_rank
-from unicl_cli.core.host_copy import on_host
+from unicl_cli.core.host_copy import host_copy
 
 ROWS, STEP = 64, 8
 """Texts that a GPU encodes at once, and what their length is rounded up to."""
@@ -22,7 +22,7 @@ class New(NamedTuple):
     names: Sequence[bytes]
 
 
-class Bank:
+class TextCache:
     """int64 (U, L) tokens -> (U, D): what ``encode`` once gave of each text.
 
     A vector has to follow from its text alone, or a resumed run, which meets the texts in another order, would not be
@@ -36,7 +36,7 @@ class Bank:
         self.vectors = torch.empty(0)
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        known = on_host(tokens)
+        known = host_copy(tokens)
         ids = (tokens.cpu() if known is None else known).numpy()
         lengths = ((ids != self.pad_id) * np.arange(1, ids.shape[1] + 1)).max(1)
         names = [row[:length].tobytes() for row, length in zip(ids, lengths.tolist(), strict=True)]
@@ -81,11 +81,11 @@ class Bank:
         self.places |= {name: used + n for n, name in enumerate(new.names)}
 
 
-def bank_of(tower: nn.Module, encode: Callable[[Tensor], Tensor]) -> Bank | None:
+def build_text_cache(tower: nn.Module, encode: Callable[[Tensor], Tensor]) -> TextCache | None:
     """A bank for a text tower, or None: for one that learns, or has dropout, or whose vectors depend on padding."""
     part: Any = tower
     learns = tower.training or any(p.requires_grad for p in tower.parameters())
     padless = getattr(part, "trim_safe", False) or getattr(part, "pads", False)
     if learns or not padless:
         return None
-    return Bank(encode, getattr(part, "pad_id", 0), getattr(part, "context_length", None))
+    return TextCache(encode, getattr(part, "pad_id", 0), getattr(part, "context_length", None))

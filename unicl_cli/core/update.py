@@ -155,18 +155,18 @@ class Updates:
         values = {name: x for name, x in judged.values.items() if isinstance(x, Tensor)}
         rows = {name: getattr(batch, name, None) for name in ("draws", "keys")}
         return {
-            "values": {name: listed(x.reshape(1)) for name, x in values.items()},
-            "gradient_norms": norms(self.module),
-            **{name: listed(x) for name, x in rows.items() if isinstance(x, Tensor)},
+            "values": {name: gather_numbers(x.reshape(1)) for name, x in values.items()},
+            "gradient_norms": gradient_norms(self.module),
+            **{name: gather_numbers(x) for name, x in rows.items() if isinstance(x, Tensor)},
         }
 
 
-def listed(x: Tensor) -> list[Any]:
+def gather_numbers(x: Tensor) -> list[Any]:
     """(b,) -> the numbers of all ranks; what is not finite as a word, since JSON has none for it."""
     return [str(v) if isinstance(v, float) and not math.isfinite(v) else v for v in gather(x).tolist()]
 
 
-def norms(module: nn.Module) -> dict[str, Any]:
+def gradient_norms(module: nn.Module) -> dict[str, Any]:
     """The gradient's norm in each module that has parameters of its own, before it is cut."""
     squares: dict[str, list[Tensor]] = {}
     for name, parameter in module.named_parameters():

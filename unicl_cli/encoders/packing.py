@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unicl_cli.core.host_copy import on_host
+from unicl_cli.core.host_copy import host_copy
 
 PAYS, LEAST = 0.9, 256
 """Packed where no more than this share of the cells is left, and this many fewer: packing costs a little itself."""
@@ -42,7 +42,7 @@ def rectangle(tokens: Tensor, eot_id: int | None) -> Layout:
 
 def layout_of(tokens: Tensor, eot_id: int | None) -> Layout:
     """int64 (U, L) -> the layout with the fewest states; the rectangle where the host does not know the tokens."""
-    known = on_host(tokens)
+    known = host_copy(tokens)
     if known is None:
         return rectangle(tokens, eot_id)
     ids = known.numpy()

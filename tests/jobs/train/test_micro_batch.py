@@ -10,9 +10,17 @@ from torch import nn
 from unicl_cli.contracts import NO_TEXT, Batch
 from unicl_cli.core.loop import Step
 from unicl_cli.core.machine import sized
-from unicl_cli.core.memory import is_out_of_memory, room, taken
+from unicl_cli.core.memory import is_out_of_memory, memory_limit, memory_used
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.train.micro_batch import Shortage, advised, chunks_of, first_rows, largest, settled, shortage
+from unicl_cli.jobs.train.micro_batch import (
+    Shortage,
+    advised,
+    chunk_count,
+    first_rows,
+    longest_texts,
+    settled,
+    shortage,
+)
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.recipe.load import load_text
 
@@ -117,7 +125,7 @@ def test_parts_follow_from_the_rows_at_once_alone():
         rows = local
         while rows > 1:
             rows = -(-rows // 2)
-            parts = torch.empty(local).tensor_split(chunks_of(local, rows))
+            parts = torch.empty(local).tensor_split(chunk_count(local, rows))
             assert max(map(len, parts)) <= rows
             assert min(map(len, parts)) >= 1
 
@@ -136,16 +144,16 @@ def test_a_checkpoint_decides_where_the_recipe_says_auto(tmp_path):
 
 def test_the_largest_batch_has_a_text_of_its_own_for_each_row_that_has_one():
     tokenizer = SimpleNamespace(context_length=9, vocab_size=50, eot_id=7)
-    batch = largest(batch_of(), tokenizer)
+    batch = longest_texts(batch_of(), tokenizer)
     assert batch.tokens.shape == (20, 9)
     assert len({tuple(row) for row in batch.tokens.tolist()}) == 20
     assert ((batch.tokens == 7).int().argmax(1) == 8).all(), "none ends before the last token"
     assert batch.tokens.max() < 50
     assert (batch.text_index == NO_TEXT).tolist() == (batch_of().text_index == NO_TEXT).tolist()
-    assert largest(batch_of(), None).tokens.shape == (2, 3)
+    assert longest_texts(batch_of(), None).tokens.shape == (2, 3)
     own = batch_of()._replace(extra={"masks": torch.zeros(20)})
-    assert largest(own, tokenizer) is own
-    assert largest(batch_of(), SimpleNamespace(context_length=1, vocab_size=1)).tokens.tolist() == [[0]] * 20
+    assert longest_texts(own, tokenizer) is own
+    assert longest_texts(batch_of(), SimpleNamespace(context_length=1, vocab_size=1)).tokens.tolist() == [[0]] * 20
 
 
 def test_an_out_of_memory_in_the_middle_of_a_run_is_one_line_with_advice():
@@ -163,8 +171,8 @@ def test_an_out_of_memory_in_the_middle_of_a_run_is_one_line_with_advice():
 
 
 def test_memory_is_asked_of_the_system():
-    assert room(CPU) is None
-    assert taken(CPU) > 2**24
+    assert memory_limit(CPU) is None
+    assert memory_used(CPU) > 2**24
     assert [sized(n) for n in (5, 2048, 3 * 2**30, 2**50)] == ["5 B", "2.0 KiB", "3.0 GiB", "1024.0 TiB"]
     assert shortage(CPU, 0) is None
     assert str(shortage(CPU, 2**30)) == "1.0 GiB"

@@ -20,7 +20,7 @@ from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench.kinds import Asked
 from unicl_cli.jobs.bench.protocol import Case, Ready, device_of, wall_seconds
 from unicl_cli.jobs.bench.step import FOREVER, OURS, Silent, constant, nothing
-from unicl_cli.jobs.train.setup import Parts, prepared, stream
+from unicl_cli.jobs.train.setup import Parts, prepared, stream_batches
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.recipe.load import load
 
@@ -51,7 +51,7 @@ def built(asked: Asked) -> tuple[Parts, Any]:
 
 
 def arriving(parts: Parts, workers: int) -> Iterator[tuple[int, Batch]]:
-    return stream(parts.recipe, parts.data, parts.tokenizer, parts.step, 0, FOREVER, workers)
+    return stream_batches(parts.recipe, parts.data, parts.tokenizer, parts.step, 0, FOREVER, workers)
 
 
 def facts_of(parts: Parts, batch: Batch) -> dict[str, Any]:

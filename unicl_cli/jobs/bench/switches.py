@@ -27,7 +27,7 @@ from unicl_cli.jobs.bench.protocol import Case, Ready, device_of, wall_seconds
 from unicl_cli.jobs.bench.recipe import Shares
 from unicl_cli.jobs.bench.step import RATE, batch_of, our_loop, our_step
 from unicl_cli.jobs.bench.twins import clip_tokens, difference, gradients, gradients_apart, recipe_of, shape_of
-from unicl_cli.jobs.train.micro_batch import chunks_of
+from unicl_cli.jobs.train.micro_batch import chunk_count
 from unicl_cli.recipe.schema import Recipe
 
 RESNET = {"name": "timm", "model": "resnet18"}
@@ -102,7 +102,7 @@ def stepping(asked: Asked, key: str, switch: Switch, who: Collection[str]) -> Re
 def built(recipe: Recipe, device: torch.device) -> Step:
     """As `train` makes it, on one process."""
     rows = recipe.batch.size if recipe.batch.micro == "auto" else recipe.batch.micro
-    step, _ = build_step(recipe, clip_tokens, (), chunks_of(recipe.batch.size, rows))
+    step, _ = build_step(recipe, clip_tokens, (), chunk_count(recipe.batch.size, rows))
     if recipe.parallel.compile:
         compile_units(step)
     step.train().to(device)  # a tower that is frozen goes to evaluation

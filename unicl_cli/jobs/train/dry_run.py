@@ -16,14 +16,22 @@ from torch import nn
 
 from unicl_cli.build.data import Data, build_data, build_tokenizer, check_learnable, total_steps
 from unicl_cli.build.model import adapt, build_step
-from unicl_cli.build.optimizer import doubts
+from unicl_cli.build.optimizer import recipe_warnings
 from unicl_cli.contracts import Tokenizer
 from unicl_cli.core.loop import Step
 from unicl_cli.core.machine import machine_memory, sized
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.train.memory import METHOD, Shape, flops, states, step_bytes, step_bytes_in_parts, unreal
-from unicl_cli.jobs.train.micro_batch import LESS, MARGIN, chunks_of, has_batch_statistics
+from unicl_cli.jobs.train.memory import (
+    METHOD,
+    Shape,
+    count_flops,
+    make_fake,
+    state_bytes,
+    step_bytes,
+    step_bytes_in_parts,
+)
+from unicl_cli.jobs.train.micro_batch import LESS, MARGIN, chunk_count, has_batch_statistics
 from unicl_cli.recipe.load import check_shares
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stage_of
@@ -32,11 +40,11 @@ from unicl_cli.recipe.text import dump
 BYTES = ("checkpoint_bytes", "memory")
 
 
-def parameters(module: nn.Module) -> int:
+def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def facts(recipe: Recipe, run: Path, world: int, card: float | None = None) -> dict[str, Any]:
+def dry_run_facts(recipe: Recipe, run: Path, world: int, card: float | None = None) -> dict[str, Any]:
     """Everything that is known before the first step; the model is built on no device at all.
 
     ``card``: the bytes of a device, to find out how many rows at once would fit there.
@@ -44,14 +52,14 @@ def facts(recipe: Recipe, run: Path, world: int, card: float | None = None) -> d
     check_shares(recipe, world)
     data = build_data(recipe)
     check_learnable(recipe, data)
-    for doubt in doubts(recipe, data):
+    for doubt in recipe_warnings(recipe, data):
         sys.stderr.write(f"warning: {doubt}\n")
     fitted = cache(partial(build_tokenizer, recipe, data))  # only if the model asks for it
     local = recipe.batch.size // world
     chunks = 1 if recipe.batch.micro == "auto" else -(-local // recipe.batch.micro)
-    step, tokenizer = shapes_of(recipe, data, fitted, chunks)
+    step, tokenizer = build_on_meta(recipe, data, fitted, chunks)
     steps = total_steps(recipe, data)
-    towers = {name: parameters(child) for name, child in step.model.named_children()}
+    towers = {name: count_parameters(child) for name, child in step.model.named_children()}
     length = None if tokenizer is None else tokenizer.context_length
     kinds = dict.fromkeys(strand.kind for strand in data.mix.strands)
     found: dict[str, Any] = {
@@ -68,21 +76,21 @@ def facts(recipe: Recipe, run: Path, world: int, card: float | None = None) -> d
         "classes": len(data.classes),
         "vocabulary": None if tokenizer is None else tokenizer.vocab_size,
         "context_length": length,
-        "parameters": parameters(step),
+        "parameters": count_parameters(step),
         "parameters_trained": sum(p.numel() for p in step.parameters() if p.requires_grad),
-        "parameters_of": {**towers, "loss": parameters(step.loss)},
+        "parameters_of": {**towers, "loss": count_parameters(step.loss)},
         "checkpoint_bytes": checkpoint_bytes(recipe, step),
     }
     shape = Shape(local, recipe.data.views, recipe.data.image_size, length)
 
     def build(chunks: int) -> Step:
-        return shapes_of(recipe, data, fitted, chunks)[0]
+        return build_on_meta(recipe, data, fitted, chunks)[0]
 
     estimate = Estimate(recipe, build, shape, world, card)
-    return found | costs(estimate, -(-local // chunks))
+    return found | estimate_costs(estimate, -(-local // chunks))
 
 
-def shapes_of(
+def build_on_meta(
     recipe: Recipe, data: Data, fitted: Callable[[], TextTokenizer], chunks: int
 ) -> tuple[Step, Tokenizer | None]:
     """Model and loss with shapes and no numbers: no memory, no weights are loaded; and what tokenises their texts."""
@@ -92,18 +100,18 @@ def shapes_of(
     return step.train(), tokenizer
 
 
-def built(recipe: Recipe) -> None:
+def check_models(recipe: Recipe) -> None:
     """Builds the model of each stage without memory or weights. Raises UniclError for what fits nowhere else."""
     for number in range(max(1, len(recipe.stages))):
         stage = stage_of(recipe, number)
         data = build_data(stage)
         check_learnable(stage, data)
-        shapes_of(stage, data, partial(build_tokenizer, stage, data), 1)
+        build_on_meta(stage, data, partial(build_tokenizer, stage, data), 1)
 
 
 def checkpoint_bytes(recipe: Recipe, step: Step) -> int:
     """Weights, what the optimizer keeps (16 bytes a parameter less the gradient), and the average."""
-    kept = states(recipe, step, 1)
+    kept = state_bytes(recipe, step, 1)
     return sum(kept.values()) - kept["gradients"]
 
 
@@ -126,11 +134,11 @@ class Estimate(NamedTuple):
     def memory(self, at_once: int) -> dict[str, int]:
         """Bytes of one rank with so many rows encoded at once."""
         strategy = "fsdp2" if self.recipe.parallel.strategy == "fsdp2" else "ddp"
-        held = states(self.recipe, self.build(1), self.world if strategy == "fsdp2" else 1)
+        held = state_bytes(self.recipe, self.build(1), self.world if strategy == "fsdp2" else 1)
 
         def taken(rows: int) -> int:
-            step, shape = self.build(chunks_of(rows, at_once)), self.shape._replace(rows=rows)
-            return step_bytes(step, unreal(step), shape, world=self.world, strategy=strategy, half=self.half)
+            step, shape = self.build(chunk_count(rows, at_once)), self.shape._replace(rows=rows)
+            return step_bytes(step, make_fake(step), shape, world=self.world, strategy=strategy, half=self.half)
 
         alive = step_bytes_in_parts(taken, self.shape.rows, at_once)
         apart = self.world > 1 and strategy == "ddp"  # else the gradients are among what is alive
@@ -154,28 +162,28 @@ class Estimate(NamedTuple):
         return rows
 
 
-def costs(estimate: Estimate, at_once: int) -> dict[str, Any]:
+def estimate_costs(estimate: Estimate, at_once: int) -> dict[str, Any]:
     """FLOPs and memory of one rank; a model that cannot run without numbers has none, and the reason."""
     recipe, step = estimate.recipe, estimate.build(1)
     try:
-        with unreal(step):
-            found: dict[str, Any] = {"flops_of_one": flops(step, estimate.shape)}
+        with make_fake(step):
+            found: dict[str, Any] = {"flops_of_one": count_flops(step, estimate.shape)}
         found["memory"] = estimate.memory(at_once)
-        room = estimate.card or memory_of_a_process(estimate.world)
+        room = estimate.card or memory_per_process(estimate.world)
         if estimate.card is not None or found["memory"]["total"] > room:
             found["micro_that_fits"] = estimate.fitting(room, at_once, found["memory"])
     except UniclError:  # a model and a loss that do not fit each other, or the data
         raise
     except Exception as error:  # noqa: BLE001 - any part may ask for numbers, or for columns that only a real batch has
-        memory = states(recipe, estimate.build(1), estimate.world if recipe.parallel.strategy == "fsdp2" else 1)
+        memory = state_bytes(recipe, estimate.build(1), estimate.world if recipe.parallel.strategy == "fsdp2" else 1)
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return {"memory": memory, "memory_method": f"without activations: the model needs a real batch ({reason})"}
     return {**found, "memory_method": METHOD.format("bf16" if estimate.half else "float32")}
 
 
-def shown(key: str, value: Any) -> str:
+def format_value(key: str, value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {shown(key, item)}" for name, item in value.items())
+        return ", ".join(f"{name} {format_value(key, item)}" for name, item in value.items())
     if key in BYTES:
         return sized(value)
     return (
@@ -185,19 +193,19 @@ def shown(key: str, value: Any) -> str:
 
 def dry_run(recipe: Recipe, run: Path, world: int, *, as_json: bool, card: str | None = None) -> None:
     """Facts as a table or JSON; with a table the resolved recipe follows."""
-    found = facts(recipe, run, world, None if card is None else bytes_of(card))
+    found = dry_run_facts(recipe, run, world, None if card is None else parse_bytes(card))
     if as_json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return
     table = Table(title=f"{recipe.name}: would train", show_header=False)
     for key, value in found.items():
         if key != "schema" and value is not None:
-            table.add_row(key.replace("_", " "), shown(key, value))
+            table.add_row(key.replace("_", " "), format_value(key, value))
     console = Console()
     console.print(table)
     console.print(dump(recipe), markup=False, highlight=False, soft_wrap=True)
     if "micro_that_fits" in found:
-        room = bytes_of(card) if card is not None else memory_of_a_process(found["processes"])
+        room = parse_bytes(card) if card is not None else memory_per_process(found["processes"])
         console.print(f"note: {advice(found, room)}", soft_wrap=True)
 
 
@@ -213,7 +221,7 @@ def advice(found: Mapping[str, Any], room: float) -> str:
     )
 
 
-def bytes_of(text: str) -> float:
+def parse_bytes(text: str) -> float:
     """`24GiB`, `24GB`, `500MiB`; a bare number is GiB."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([GM]i?B?)?", text, re.IGNORECASE)
     if match is None or not float(match[1]):
@@ -222,7 +230,7 @@ def bytes_of(text: str) -> float:
     return float(match[1]) * (1024 if "i" in unit else 1000) ** (3 if unit[0] == "g" else 2)
 
 
-def memory_of_a_process(world: int) -> float:
+def memory_per_process(world: int) -> float:
     """Bytes: the first GPU's, else an equal share of the machine's; without bound where nothing says."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory

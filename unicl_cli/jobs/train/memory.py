@@ -38,7 +38,7 @@ class Shape(NamedTuple):
     length: int | None
 
 
-def batch_of(shape: Shape) -> Batch:
+def fake_batch(shape: Shape) -> Batch:
     """A batch in which every text is a distinct one of full length; under ``unreal`` it has no numbers."""
     rows, views, side, length = shape
     size = (rows, views, 3, side, side) if views > 1 else (rows, 3, side, side)
@@ -50,7 +50,7 @@ def batch_of(shape: Shape) -> Batch:
     )
 
 
-def unreal(*steps: nn.Module) -> FakeTensorMode:
+def make_fake(*steps: nn.Module) -> FakeTensorMode:
     """Moves modules from the meta device to a processor that computes shapes only; their forward belongs inside."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     moved: dict[int, tuple[Tensor, Tensor]] = {}  # what two names share stays shared
@@ -127,7 +127,7 @@ def step_bytes(step: Step, mode: FakeTensorMode, shape: Shape, *, world: int, st
         module = shard(step, "cpu") if world > 1 and strategy == "fsdp2" else step
         ledger = Ledger(local_part(x) for x in (*module.parameters(), *module.buffers()))
         with mode, ledger, ledger.resizes(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = module(batch_of(shape))["loss"]
+            loss = module(fake_batch(shape))["loss"]
             with torch.autocast("cpu", enabled=False):
                 loss.backward()
     for hook in hooks:
@@ -150,7 +150,7 @@ def step_bytes_in_parts(make: Callable[[int], int], rows: int, at_once: int) -> 
     return two + (three - two) * (rows - 2 * at_once) // at_once
 
 
-def states(recipe: Recipe, step: Step, sharded_over: int) -> dict[str, int]:
+def state_bytes(recipe: Recipe, step: Step, sharded_over: int) -> dict[str, int]:
     """Bytes of weights, gradients, optimizer and average on one rank; FSDP2 shares them out."""
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in step.parameters()]
     whole, trained = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
@@ -160,13 +160,13 @@ def states(recipe: Recipe, step: Step, sharded_over: int) -> dict[str, int]:
     return {name: -(-size // sharded_over) for name, size in found.items()}
 
 
-def flops(step: Step, shape: Shape) -> dict[str, int]:
+def count_flops(step: Step, shape: Shape) -> dict[str, int]:
     """Floating-point operations of one forward of an image, and of a text of full length.
 
     Attention is counted as the matrix products that define it: which fused kernel a machine has, and whether its torch
     counts that one, changes nothing.
     """
-    model, two = cast("Model", step.model), batch_of(shape._replace(rows=2, views=1))
+    model, two = cast("Model", step.model), fake_batch(shape._replace(rows=2, views=1))
     counted: dict[str, int] = {}
     ways: dict[str, Callable[[], Any]] = {"picture": lambda: model.encode_image(two.images)}
     if shape.length is not None:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from unicl_cli.contracts import NO_TEXT, Batch, Tokenizer
 from unicl_cli.core import checkpoint
 from unicl_cli.core.dist import gather, rank, rehearsal, shard, sum_over_ranks, world_size
-from unicl_cli.core.loop import Step, freeze, reached
+from unicl_cli.core.loop import Step, freeze_unreached, probe_gradients
 from unicl_cli.core.machine import sized
-from unicl_cli.core.memory import is_out_of_memory, room
+from unicl_cli.core.memory import is_out_of_memory, memory_limit
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.train.memory import states
+from unicl_cli.jobs.train.memory import state_bytes
 from unicl_cli.recipe.schema import Recipe
 
 MARGIN = 0.1
@@ -31,18 +31,18 @@ class Shortage(NamedTuple):
     """The first rank that had too little memory, and how much the poorest of them have (infinite: nobody says)."""
 
     rank: int
-    room: float
+    memory: float
 
     def __str__(self) -> str:
-        return f"the memory of rank {self.rank}" if math.isinf(self.room) else sized(self.room)
+        return f"the memory of rank {self.rank}" if math.isinf(self.memory) else sized(self.memory)
 
 
-def chunks_of(local: int, rows: int) -> int:
+def chunk_count(local: int, rows: int) -> int:
     """Parts in which a share of ``local`` rows is encoded, at most ``rows`` at once."""
     return -(-local // rows)
 
 
-def sharded(recipe: Recipe) -> bool:
+def is_sharded(recipe: Recipe) -> bool:
     return recipe.parallel.strategy == "fsdp2" and world_size() > 1
 
 
@@ -68,7 +68,7 @@ def settled(
     """
     local, device = recipe.batch.size // world_size(), accelerator.device
     step, own = make(rows)
-    batch, bound = batch_of(step, own), room(device)  # now: what fails leaves its pages mapped
+    batch, bound = batch_of(step, own), memory_limit(device)  # now: what fails leaves its pages mapped
     short: Shortage | None = None
     while True:
         found = rehearsed(recipe, accelerator, step, batch, bound)
@@ -77,16 +77,16 @@ def settled(
             break
         short = again
         if recipe.batch.micro != "auto" or rows == 1 or has_batch_statistics(step):
-            raise too_large(recipe, step, rows, short)
+            raise too_large_error(recipe, step, rows, short)
         del step
         clear_device_cache(garbage_collection=True)
         rows = -(-rows // 2)
         step, own = make(rows)
-    if sharded(recipe):
+    if is_sharded(recipe):
         step, own = make(rows)
     if short is not None and rank() == 0:
         sys.stderr.write(f"batch.micro: {rows} rows at once (of {local}): more did not fit into {short}\n")
-    return step, own, rows, freeze(step, sum_over_ranks(found))
+    return step, own, rows, freeze_unreached(step, sum_over_ranks(found))
 
 
 def rehearsed(recipe: Recipe, accelerator: Any, step: Step, batch: Batch, bound: int | None) -> Tensor | None:
@@ -95,15 +95,15 @@ def rehearsed(recipe: Recipe, accelerator: Any, step: Step, batch: Batch, bound:
     What the optimizer and the average are going to take is set aside meanwhile.
     """
     device = accelerator.device
-    kept = states(recipe, step, world_size() if sharded(recipe) else 1)
-    if sharded(recipe) or world_size() == 1:
+    kept = state_bytes(recipe, step, world_size() if is_sharded(recipe) else 1)
+    if is_sharded(recipe) or world_size() == 1:
         del kept["gradients"]  # they come and go; DDP has a place for all of them all the time
     aside = 0 if bound is None else sum(kept.values()) - kept["weights"] + int(MARGIN * bound)
     try:
         with rehearsal():
-            module = shard(step, device.type) if sharded(recipe) else step.to(device)
+            module = shard(step, device.type) if is_sharded(recipe) else step.to(device)
             held = torch.empty(aside, dtype=torch.uint8, device=device)
-            found = reached(module, batch, accelerator)
+            found = probe_gradients(module, batch, accelerator)
             del held
             return found
     except (RuntimeError, MemoryError) as error:
@@ -112,7 +112,7 @@ def rehearsed(recipe: Recipe, accelerator: Any, step: Step, batch: Batch, bound:
     return None
 
 
-def largest(batch: Batch, tokenizer: Tokenizer | None) -> Batch:
+def longest_texts(batch: Batch, tokenizer: Tokenizer | None) -> Batch:
     """The batch with another text of full length for each row; as it is where parts have columns of their own."""
     if tokenizer is None or batch.extra:
         return batch
@@ -142,9 +142,9 @@ def has_batch_statistics(step: Step) -> bool:
     return any(isinstance(m, kind) and m.training for m in step.model.modules())
 
 
-def too_large(recipe: Recipe, step: Step, rows: int, short: Shortage | None) -> UniclError:
+def too_large_error(recipe: Recipe, step: Step, rows: int, short: Shortage | None) -> UniclError:
     """A step does not fit, and nothing that would leave the numbers as they are is left to try."""
-    held = ", ".join(f"{name} {sized(bytes_)}" for name, bytes_ in states(recipe, step, 1).items())
+    held = ", ".join(f"{name} {sized(bytes_)}" for name, bytes_ in state_bytes(recipe, step, 1).items())
     local = recipe.batch.size // world_size()
     what = f"a step of {local} rows, {rows} at once, does not fit into {short} ({held}, and what a step computes)"
     if has_batch_statistics(step):

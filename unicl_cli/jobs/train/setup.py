@@ -17,7 +17,7 @@ from unicl_cli.build.data import Data, build_data, build_tokenizer, check_learna
 from unicl_cli.build.init import load_init
 from unicl_cli.build.lora import MARK, in_names
 from unicl_cli.build.model import adapt, build_step, store_towers
-from unicl_cli.build.optimizer import doubts
+from unicl_cli.build.optimizer import recipe_warnings
 from unicl_cli.build.param_groups import KEY, key_of
 from unicl_cli.contracts import Batch, Tokenizer
 from unicl_cli.core import checkpoint
@@ -25,15 +25,15 @@ from unicl_cli.core.dist import bare, rank, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
 from unicl_cli.core.loop import Step
-from unicl_cli.core.memory import room
-from unicl_cli.core.prefetch import ahead, on_device
+from unicl_cli.core.memory import memory_limit
+from unicl_cli.core.prefetch import move_batches, prefetch
 from unicl_cli.data.collate import Extra
 from unicl_cli.data.device_augment import DeviceAugment
 from unicl_cli.data.loader import batches
 from unicl_cli.data.mix import Draws
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.train.micro_batch import chunks_of, first_rows, has_batch_statistics, largest, settled
+from unicl_cli.jobs.train.micro_batch import chunk_count, first_rows, has_batch_statistics, longest_texts, settled
 from unicl_cli.launch.process import restarted
 from unicl_cli.recipe.load import check_shares
 from unicl_cli.recipe.schema import Recipe
@@ -73,7 +73,7 @@ def prepared(recipe: Recipe, accelerator: Any, run: Path, wanted: str, start: st
     check_shares(recipe, world_size())
     data = build_data(recipe)
     check_learnable(recipe, data)
-    for doubt in doubts(recipe, data) if rank() == 0 else ():
+    for doubt in recipe_warnings(recipe, data) if rank() == 0 else ():
         sys.stderr.write(f"warning: {doubt}\n")
     tokenizer = cache(partial(build_tokenizer, recipe, data))
     cut = checkpoint.newest(run / "checkpoints")  # its weights are going to be loaded
@@ -83,15 +83,15 @@ def prepared(recipe: Recipe, accelerator: Any, run: Path, wanted: str, start: st
     said: set[str] = set()
 
     def make(rows: int) -> tuple[Step, Tokenizer | None]:
-        chunks = chunks_of(local, rows)
+        chunks = chunk_count(local, rows)
         step, own = build_step(recipe, tokenizer, data.classes, chunks, trained=run if cut else None)
         said.update(begun(step, recipe, None if cut else start, own))
         check_batchnorm(step.train(), chunks)
         return step, own
 
     def first(step: Step, own: Tokenizer | None) -> Batch:
-        batch = next(stream(recipe, data, own, step, 0, 1, 0))[1]
-        return batch if room(accelerator.device) is None else largest(batch, own)
+        batch = next(stream_batches(recipe, data, own, step, 0, 1, 0))[1]
+        return batch if memory_limit(accelerator.device) is None else longest_texts(batch, own)
 
     rows = first_rows(recipe, local, cut if wanted in ("auto", "never") else Path(wanted))
     step, own, rows, frozen = settled(recipe, accelerator, make, first, rows)
@@ -166,7 +166,7 @@ def batchnorm_doubt(step: Step) -> str | None:
     return "BatchNorm sees each process's share alone on the CPU; results depend on --devices"
 
 
-def stream(
+def stream_batches(
     recipe: Recipe,
     data: Data,
     tokenizer: Tokenizer | None,
@@ -192,8 +192,10 @@ def stream(
         workers=workers,
         pin_memory=device.type == "cuda",
     )
-    ready = ahead(made) if device.type == "cuda" and workers else made  # on a CPU it would only take the step's cores
-    there = on_device(ready, device, partial(augmented, late=data.late))
+    ready = (
+        prefetch(made) if device.type == "cuda" and workers else made
+    )  # on a CPU it would only take the step's cores
+    there = move_batches(ready, device, partial(augmented, late=data.late))
     return there if not offset else ((at - offset, batch) for at, batch in there)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unicl_cli.build.data import worker_count
-from unicl_cli.build.optimizer import rate, warmup_of
+from unicl_cli.build.optimizer import learning_rate, warmup_steps
 from unicl_cli.contracts import NO_KEY, NO_LABEL, Batch
 from unicl_cli.core.dist import bare, gather, rank, world_size
 from unicl_cli.core.ema import Average
@@ -23,7 +23,7 @@ from unicl_cli.core.sinks import ConsoleSink, JsonlSink, Sinks, StatusSink
 from unicl_cli.core.trackers import TrackerSink
 from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.train.keeper import Keeper, Rollback
-from unicl_cli.jobs.train.setup import Parts, stream
+from unicl_cli.jobs.train.setup import Parts, stream_batches
 from unicl_cli.launch.stopping import StopFlag
 from unicl_cli.recipe.text import as_mapping
 
@@ -33,7 +33,7 @@ def guard_of(parts: Parts) -> Guard:
     wanted = parts.recipe.guard
     bad = BadSteps(0, 0.0) if wanted.on_bad == "stop" else BadSteps(wanted.max_bad_steps, wanted.max_bad_share)
     scale: Any = parts.recipe.model.part.options.get("logit_scale")
-    return Guard(bad, Figures(getattr(scale, "max", None), warmup_of(parts.recipe, parts.steps)))
+    return Guard(bad, Figures(getattr(scale, "max", None), warmup_steps(parts.recipe, parts.steps)))
 
 
 def sources_of(parts: Parts, step: int) -> str:
@@ -152,11 +152,11 @@ class Stage:
         parts, recipe, keeper = self.parts, self.parts.recipe, self.keeper
         workers = worker_count(recipe, self.accelerator.device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         step, offset = parts.step, keeper.offset
-        data = stream(recipe, parts.data, parts.tokenizer, step, done, parts.steps, workers, offset=offset)
+        data = stream_batches(recipe, parts.data, parts.tokenizer, step, done, parts.steps, workers, offset=offset)
         plan = Plan(
             steps=parts.steps,
             seed=recipe.seed,
-            lr=rate(recipe, parts.steps),
+            lr=learning_rate(recipe, parts.steps),
             grad_clip=recipe.optim.clip_norm,
             log_every=recipe.log.every,
             describe=partial(describe, pad_id=getattr(parts.tokenizer, "pad_id", None)),

@@ -21,7 +21,7 @@ from unicl_cli.core.loop import Step
 from unicl_cli.core.switches import compile_units
 from unicl_cli.core.trackers import check_installed
 from unicl_cli.errors import Stopped, UniclError
-from unicl_cli.jobs.train.micro_batch import advised, sharded
+from unicl_cli.jobs.train.micro_batch import advised, is_sharded
 from unicl_cli.jobs.train.setup import keep_parts, platform_facts, prepared, resume
 from unicl_cli.jobs.train.stage import Stage
 from unicl_cli.jobs.train.text_cache import remember_texts
@@ -66,24 +66,24 @@ def train(
     torch.use_deterministic_algorithms(recipe.deterministic)
     accelerator = start_accelerator(recipe.precision, request.devices)
     stop.install()  # a worker too hears signals now that it has peers to leave with
-    begin = partial(keep_source, run, source, overrides, request)
+    begin = partial(write_source, run, source, overrides, request)
     first = rank() == 0
-    with claimed(run) if first else nullcontext(), requeued(stop, wanted=request.requeue and first):
+    with lock_run(run) if first else nullcontext(), requeued(stop, wanted=request.requeue and first):
         barrier()
         for stage, folder, start in stages:
-            leave_together(stop)
+            stop_together(stop)
             train_stage(stage, folder, start, request, accelerator, stop, begin)
     accelerator.end_training()
 
 
-def leave_together(stop: StopFlag) -> None:
+def stop_together(stop: StopFlag) -> None:
     """Before the first step of a stage: if a signal has reached any rank, all leave."""
     if any_rank(stop()):
         raise Stopped("stopped before the next step was made", "the same command goes on")
 
 
 @contextmanager
-def claimed(run: Path) -> Generator[None]:
+def lock_run(run: Path) -> Generator[None]:
     """Makes the run directory this training's own; where nothing came to be written, none of it is left."""
     if (run / "manifest.json").exists():
         raise UniclError(f"{run}: is a corpus, no place for a run", "give another --run-dir")
@@ -104,7 +104,7 @@ def claimed(run: Path) -> Generator[None]:
                 Path(lock.lock_file).unlink(missing_ok=True)
 
 
-def keep_source(run: Path, source: str, overrides: Sequence[str], request: Request) -> None:
+def write_source(run: Path, source: str, overrides: Sequence[str], request: Request) -> None:
     """The recipe as given, for people; ``resolved.yaml`` is what everything reads."""
     text = Path(source).read_text(encoding="utf-8") if Path(source).is_file() else f"extends: {source}\n"
     write_atomic(run / "recipe.yaml", text)
@@ -134,14 +134,14 @@ def train_stage(
     step = parts.step
     if recipe.parallel.compile:
         compile_units(step)
-    step = shard(step) if sharded(recipe) else accelerator.prepare(step)
+    step = shard(step) if is_sharded(recipe) else accelerator.prepare(step)
     optimizer = accelerator.prepare(build_optimizer(recipe, step))
     average = None if recipe.ema is None else Average(step, recipe.ema.decay, warmup=recipe.ema.warmup)
     facts = resume(request.resume, run, parts, step, optimizer, average)
     done = 0 if facts is None else int(facts["step"])
     if any_rank(done * world_size() != sum_over_ranks(torch.tensor(done, device=accelerator.device)).item()):
         raise UniclError(f"{run}: not every process sees its checkpoints", "put --run-dir where all nodes can read it")
-    leave_together(stop)
+    stop_together(stop)
     if rank() == 0:
         begin()
         for folder in (run, run / "checkpoints"):
