@@ -136,7 +136,7 @@ def test_the_device_augments_all_corpora_alike(recipe, digits):
     corpora = f"data.train=[{{corpus: {digits}}}, {{corpus: {digits}, augment: {{name: basic, %s}}}}]"
     device = ("data.augment=basic", "data.augment_on=device", "batch.size=64")
     assert build_data(recipe(corpora % "crop: [0.9, 1.0]", *device)).late
-    with pytest.raises(UniclError, match=r"data\.augment_on=device wants the same augmentation for all corpora"):
+    with pytest.raises(UniclError, match=r"data\.augment_on=device needs the same augmentation for every corpus"):
         build_data(recipe(corpora % "flip: 0.0", *device))
 
 
@@ -182,7 +182,7 @@ def test_pictures_without_text_need_a_model_without_text(digits, recipe, tmp_pat
     only = recipe(f"data.train=[{{corpus: {tmp_path / 'c'}}}]")
     with pytest.raises(UniclError, match="holds images without label or text"):
         check_learnable(only, build_data(only))
-    with pytest.raises(UniclError, match="but the corpora hold images only"):
+    with pytest.raises(UniclError, match="but the corpora hold only images"):
         build_data(recipe(f"data.train=[{{corpus: {tmp_path / 'c'}}}]", "data.mix.labels=1.0"))
 
 

@@ -100,7 +100,7 @@ def test_a_stream_crosses_process_borders():
 def test_shares_are_exact_in_the_long_run_and_off_by_less_than_a_row_in_a_batch(parts, batch_size, step):
     shares = [Fraction(p, sum(parts)) for p in parts]
     mix = Mixture([Stream(np.array([p + 2]), str(n)) for n, p in enumerate(parts)], shares, batch_size, 0)
-    taken = mix.taken(step)
+    taken = mix.used_before(step)
     assert sum(taken) == step * batch_size
     largest = shares.index(max(shares))
     for n, (count, part) in enumerate(zip(taken, shares, strict=True)):
@@ -161,7 +161,7 @@ def test_shares_that_do_not_sum_to_one_are_refused():
 
 
 def test_a_batch_smaller_than_rounding_needs_is_refused():
-    with pytest.raises(ValueError, match=r"a batch of 8 is too small for 3 streams .*: 9 rows at least"):
+    with pytest.raises(ValueError, match=r"a batch of 8 is too small for 3 streams .*: it needs at least 9 rows"):
         mixture(batch_size=8)
 
 

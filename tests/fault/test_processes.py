@@ -21,7 +21,7 @@ from unicl_cli.core import checkpoint
 from unicl_cli.core.dist import bare, barrier, rank, shard, world_size
 from unicl_cli.core.loop import Plan, fit, freeze_idle
 from unicl_cli.core.schedule import lr_at
-from unicl_cli.jobs.train.setup import stream_batches
+from unicl_cli.jobs.train.batches import stream_batches
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.launch.process import end_worker
 from unicl_cli.recipe.load import load_text

@@ -139,7 +139,7 @@ def test_what_fits_a_card_is_said(digits: Path):
 )
 def test_amounts_of_memory(text: str, bytes_: float):
     assert parse_bytes(text) == bytes_
-    with pytest.raises(UniclError, match="is no amount of memory"):
+    with pytest.raises(UniclError, match="is not an amount of memory"):
         parse_bytes(f"x{text}")
 
 

@@ -20,7 +20,8 @@ from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench.kinds import Asked
 from unicl_cli.jobs.bench.protocol import Case, Ready, device_of, wall_seconds
 from unicl_cli.jobs.bench.step import FOREVER, OURS, Silent, constant, nothing
-from unicl_cli.jobs.train.setup import Parts, prepared, stream_batches
+from unicl_cli.jobs.train.batches import stream_batches
+from unicl_cli.jobs.train.setup import Parts, set_up
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.recipe.load import load
 
@@ -47,7 +48,7 @@ def built(asked: Asked) -> tuple[Parts, Any]:
     accelerator = start_accelerator(recipe.precision, "cpu" if device_of(asked).type == "cpu" else "1")
     folder = Path(tempfile.mkdtemp(prefix="unicl-bench-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return prepared(recipe, accelerator, folder, "never", recipe.model.init), accelerator
+    return set_up(recipe, accelerator, folder, "never", recipe.model.init), accelerator
 
 
 def arriving(parts: Parts, workers: int) -> Iterator[tuple[int, Batch]]:

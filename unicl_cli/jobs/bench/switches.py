@@ -27,7 +27,7 @@ from unicl_cli.jobs.bench.protocol import Case, Ready, device_of, wall_seconds
 from unicl_cli.jobs.bench.recipe import Shares
 from unicl_cli.jobs.bench.step import RATE, batch_of, our_loop, our_step
 from unicl_cli.jobs.bench.twins import clip_tokens, difference, gradients, gradients_apart, recipe_of, shape_of
-from unicl_cli.jobs.train.micro_batch import chunk_count
+from unicl_cli.jobs.train.sizes import chunk_count
 from unicl_cli.recipe.schema import Recipe
 
 RESNET = {"name": "timm", "model": "resnet18"}
