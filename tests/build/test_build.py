@@ -124,18 +124,18 @@ def test_workers_are_none_on_a_cpu_unless_asked_for(recipe):
 def test_the_device_does_what_the_loader_then_leaves_out(recipe):
     wanted = ("data.views=2", "data.augment=[{name: strong, flip: 0.3}, {name: shift, noise: 0.1}]")
     whole, shared = (build_data(recipe(*wanted, f"data.augment_on={place}")) for place in ("loader", "device"))
-    assert whole.late is None
-    assert shared.late is not None
+    assert whole.device_augment is None
+    assert shared.device_augment is not None
     for number, view in enumerate(whole.mix.strands[0].transform.views):
         first = shared.mix.strands[0].transform.views[number].ops
         assert first == Augment(crop=view.ops.crop)
-        assert shared.late.views[number]._replace(crop=first.crop) == view.ops
+        assert shared.device_augment.views[number]._replace(crop=first.crop) == view.ops
 
 
 def test_the_device_augments_all_corpora_alike(recipe, digits):
     corpora = f"data.train=[{{corpus: {digits}}}, {{corpus: {digits}, augment: {{name: basic, %s}}}}]"
     device = ("data.augment=basic", "data.augment_on=device", "batch.size=64")
-    assert build_data(recipe(corpora % "crop: [0.9, 1.0]", *device)).late
+    assert build_data(recipe(corpora % "crop: [0.9, 1.0]", *device)).device_augment
     with pytest.raises(UniclError, match=r"data\.augment_on=device needs the same augmentation for every corpus"):
         build_data(recipe(corpora % "flip: 0.0", *device))
 

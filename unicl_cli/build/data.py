@@ -30,7 +30,7 @@ class Data(NamedTuple):
     classes: tuple[ClassName, ...]
     templates: tuple[str, ...]
     checksums: dict[str, str]
-    late: DeviceAugment | None
+    device_augment: DeviceAugment | None
 
 
 def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], list[NDArray[np.int64]]]:

@@ -1,4 +1,4 @@
-"""What a training keeps: the best checkpoint, every so many steps, dated runs; signals and disks that fill."""
+"""Checkpoints of a run: the best one, every so many steps, dated runs; signals and disks that fill."""
 
 import json
 import os

@@ -47,7 +47,7 @@ def stream_batches(
     )
     if device.type == "cuda" and workers:  # on a CPU a thread would only take the step's cores
         made = prefetch(made)
-    moved = move_batches(made, device, partial(augment_on_device, augment=data.late))
+    moved = move_batches(made, device, partial(augment_on_device, augment=data.device_augment))
     return moved if not offset else ((at - offset, batch) for at, batch in moved)
 
 

@@ -33,6 +33,4 @@ def cache_texts(parts: Parts, step: nn.Module) -> str | None:
     if seen < PAYS * count or size > MAX_BYTES:
         model.bank = None
         return None
-    return (
-        f"texts are encoded once and then looked up: their tower is frozen, and each comes about {seen // count} times"
-    )
+    return f"texts are encoded once and looked up: their tower is frozen, and each comes about {seen // count} times"
