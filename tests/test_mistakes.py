@@ -237,7 +237,7 @@ TRAIN = [
     Case("train tiny.yaml model.image.lora.rank=2 --run-dir new/run", "model.image.lora: "),
     Case("train tiny.yaml model.image.freeze={unlock: 9} --run-dir new/run", "model.image.freeze.unlock: 9 of"),
     Case("train tiny.yaml model.text.layer_decay=0.5 --run-dir new/run", "model.text.layer_decay: "),
-    Case("train tiny.yaml --resume nowhere --run-dir run", "run: holds checkpoints"),
+    Case("train tiny.yaml --resume nowhere --run-dir run", "run: the directory already holds checkpoints"),
 ]
 
 MEASURE = [

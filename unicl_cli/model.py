@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from unicl_cli.contracts import Features, LogitScale, Tower
-from unicl_cli.core.host_copy import parts_of
-from unicl_cli.core.text_cache import Bank, bank_of
+from unicl_cli.core.host_copy import split_rows
+from unicl_cli.core.text_cache import TextCache, build_text_cache
 from unicl_cli.core.towers import traits_of
 from unicl_cli.errors import UniclError
 
@@ -26,7 +26,7 @@ def chunked(run: Encode, x: Tensor, chunks: int) -> tuple[Tensor, ...]:
     """
     if chunks == 1 or not torch.is_grad_enabled():
         return run(x)
-    outs = [checkpoint(run, part, use_reentrant=False) for part in parts_of(x, chunks)]
+    outs = [checkpoint(run, part, use_reentrant=False) for part in split_rows(x, chunks)]
     return tuple(torch.cat(column)[: len(x)] for column in zip(*outs, strict=True))  # without repeated rows
 
 
@@ -82,7 +82,7 @@ class TwoTower(nn.Module):
         self.image_width = cast("Tower", image).width
         self.text_width = 0 if text is None else cast("Tower", text).width
         self.normalize, self.chunks = normalize, chunks
-        self.bank: Bank | None = None
+        self.bank: TextCache | None = None
         self.logit_scale = nn.Parameter(torch.full([1], math.log(logit_scale.init)), requires_grad=logit_scale.learn)
         self.max_log_scale = math.log(logit_scale.max)
         traits = traits_of(image)
@@ -143,9 +143,9 @@ class TwoTower(nn.Module):
         """
         text = self.text
         if isinstance(text, Projected):
-            self.bank = bank_of(text.trunk, text.trunk)
+            self.bank = build_text_cache(text.trunk, text.trunk)
         elif text is not None:
-            self.bank = bank_of(text, lambda tokens: torch.cat(text(tokens), 1))
+            self.bank = build_text_cache(text, lambda tokens: torch.cat(text(tokens), 1))
         return self.bank is not None
 
     def image_tokens(self, images: Tensor) -> Tensor:

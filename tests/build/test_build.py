@@ -11,7 +11,7 @@ from unicl_cli.build.data import build_data, build_tokenizer, check_learnable, m
 from unicl_cli.build.init import load_init
 from unicl_cli.build.load import DEFAULT, choose_model, load_model
 from unicl_cli.build.model import build_image_tower, build_step
-from unicl_cli.build.optimizer import build_optimizer, doubts, rate
+from unicl_cli.build.optimizer import build_optimizer, learning_rate, recipe_warnings
 from unicl_cli.cli import main
 from unicl_cli.contracts import ClassName
 from unicl_cli.core import checkpoint
@@ -112,7 +112,7 @@ def test_an_epoch_of_whole_steps_in_turn_is_as_long(recipe):
 
 def test_a_warm_up_below_one_is_a_share_of_the_run(recipe):
     for warmup, first in ((0.5, 0.1 / 50), (10, 0.1 / 10), (0, 0.1)):
-        assert rate(recipe(schedule={"warmup": warmup}, optim={"lr": 0.1}), 100)(0) == pytest.approx(first)
+        assert learning_rate(recipe(schedule={"warmup": warmup}, optim={"lr": 0.1}), 100)(0) == pytest.approx(first)
 
 
 def test_workers_are_none_on_a_cpu_unless_asked_for(recipe):
@@ -124,26 +124,26 @@ def test_workers_are_none_on_a_cpu_unless_asked_for(recipe):
 def test_the_device_does_what_the_loader_then_leaves_out(recipe):
     wanted = ("data.views=2", "data.augment=[{name: strong, flip: 0.3}, {name: shift, noise: 0.1}]")
     whole, shared = (build_data(recipe(*wanted, f"data.augment_on={place}")) for place in ("loader", "device"))
-    assert whole.late is None
-    assert shared.late is not None
+    assert whole.device_augment is None
+    assert shared.device_augment is not None
     for number, view in enumerate(whole.mix.strands[0].transform.views):
         first = shared.mix.strands[0].transform.views[number].ops
         assert first == Augment(crop=view.ops.crop)
-        assert shared.late.views[number]._replace(crop=first.crop) == view.ops
+        assert shared.device_augment.views[number]._replace(crop=first.crop) == view.ops
 
 
 def test_the_device_augments_all_corpora_alike(recipe, digits):
     corpora = f"data.train=[{{corpus: {digits}}}, {{corpus: {digits}, augment: {{name: basic, %s}}}}]"
     device = ("data.augment=basic", "data.augment_on=device", "batch.size=64")
-    assert build_data(recipe(corpora % "crop: [0.9, 1.0]", *device)).late
-    with pytest.raises(UniclError, match=r"data\.augment_on=device wants the same augmentation for all corpora"):
+    assert build_data(recipe(corpora % "crop: [0.9, 1.0]", *device)).device_augment
+    with pytest.raises(UniclError, match=r"data\.augment_on=device needs the same augmentation for every corpus"):
         build_data(recipe(corpora % "flip: 0.0", *device))
 
 
 def test_a_warm_up_that_outlasts_the_run_is_doubted(recipe):
     for steps, said in ((99, 1), (100, 0)):
         asked = recipe(f"steps={steps}", "schedule.warmup=100")
-        found = [line for line in doubts(asked, build_data(asked)) if "schedule.warmup of 100 steps" in line]
+        found = [line for line in recipe_warnings(asked, build_data(asked)) if "schedule.warmup of 100 steps" in line]
         assert len(found) == said
 
 
@@ -182,7 +182,7 @@ def test_pictures_without_text_need_a_model_without_text(digits, recipe, tmp_pat
     only = recipe(f"data.train=[{{corpus: {tmp_path / 'c'}}}]")
     with pytest.raises(UniclError, match="holds images without label or text"):
         check_learnable(only, build_data(only))
-    with pytest.raises(UniclError, match="but the corpora hold images only"):
+    with pytest.raises(UniclError, match="but the corpora hold only images"):
         build_data(recipe(f"data.train=[{{corpus: {tmp_path / 'c'}}}]", "data.mix.labels=1.0"))
 
 

@@ -11,7 +11,7 @@ import torch
 from unicl_cli.build.data import build_data
 from unicl_cli.build.load import load_model
 from unicl_cli.build.lora import has_adapters
-from unicl_cli.build.optimizer import doubts
+from unicl_cli.build.optimizer import recipe_warnings
 from unicl_cli.cli import main
 from unicl_cli.core import checkpoint
 from unicl_cli.core.ema import Average
@@ -180,22 +180,24 @@ PARTS = {"encoders": {"odd": odd}}
         ({"pretrained": False}, set()),
     ],
 )
-def test_a_rate_that_undoes_trained_weights_is_doubted(digits, changes, warned):
+def test_a_rate_that_loses_trained_weights_is_warned_of(digits, changes, warned):
     model = {"name": "open_clip", "arch": "open_clip:ViT-B-32/openai", **changes}
     whole = {"data": {"train": [{"corpus": str(digits)}]}, "model": model, "batch": {"size": 12}, "steps": 500}
     asked = load_text(json.dumps(whole))
-    said = doubts(asked, build_data(asked))
-    assert {line.split(" for model.")[1].split(",")[0] for line in said} == warned
+    said = recipe_warnings(asked, build_data(asked))
+    assert {line.removeprefix("model.").split()[0] for line in said} == warned
     slow = load_text(json.dumps({**whole, "optim": {"lr": 1e-5}}))
-    assert doubts(slow, build_data(slow)) == []
+    assert recipe_warnings(slow, build_data(slow)) == []
 
 
-def test_a_tower_that_begins_with_a_runs_weights_is_doubted_too(digits):
+def test_a_tower_that_starts_from_a_runs_weights_is_warned_of_too(digits):
     model = {"image": "cnn", "text": "cbow", "init": "runs/old", "init_parts": ["image"]}
     whole = {"data": {"train": [{"corpus": str(digits)}]}, "model": model, "batch": {"size": 12}, "steps": 500}
     asked = load_text(json.dumps(whole))
-    (line,) = doubts(asked, build_data(asked))
-    assert line.startswith("optim.lr makes 0.0005 for model.image, which begins with trained weights")
+    (line,) = recipe_warnings(asked, build_data(asked))
+    assert line.startswith(
+        "model.image starts from trained weights but learns at 0.0005; above 0.0001 they are usually lost"
+    )
 
 
 def test_an_average_keeps_trained_weights_alone_and_warms_up_as_tensorflows():

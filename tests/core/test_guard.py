@@ -38,7 +38,7 @@ def test_overflows_of_fp16_count_in_a_row_only():
 
 def test_a_guard_that_stops_has_no_room():
     guard = BadSteps(0, 0.0)
-    assert guard.room() == 0
+    assert guard.bad_steps_left() == 0
     assert counted([False, True], guard) == (2, "once")
 
 
@@ -46,7 +46,7 @@ def test_room_is_what_may_still_go_wrong():
     guard = BadSteps()
     rooms = []
     for step in range(1, 12):
-        rooms.append(guard.room())
+        rooms.append(guard.bad_steps_left())
         guard.count(step, bad=True)
     assert rooms == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
     assert guard.reason()
@@ -65,7 +65,7 @@ def test_three_lines_far_above_the_median_are_a_spike_and_one_is_not():
     ((step, spike),) = watched([*CALM, 9.0, *[2.0] * 5, 9.0, 8.0, 7.0, 7.0, 2.0])
     assert step == 39
     assert spike.calm_step == 36
-    assert spike.words.startswith("the loss is 7.000, for three lines above 2.0")
+    assert spike.words.startswith("the loss is 7.000, the third line in a row above 2.0")
 
 
 def test_the_gradient_norm_spikes_too_and_what_is_not_finite_is_no_value():
@@ -119,7 +119,7 @@ def test_a_guard_that_was_saved_decides_like_one_that_was_not():
         for step, values in enumerate(course, 1):
             told.append(guard.figures.watch(10 * step, values))
             guard.bad.count(step, bad=step % 30 == 0)
-            told.append((guard.bad.room(), guard.bad.reason()))
+            told.append((guard.bad.bad_steps_left(), guard.bad.reason()))
             if step == cut:
                 state = json.loads(json.dumps(guard.state()))
                 guard = Guard(BadSteps(), Figures(100.0, 5))

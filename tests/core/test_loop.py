@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unicl_cli.core.guard import BadSteps
-from unicl_cli.core.loop import Plan, Step, after_step, fit, freeze_idle
+from unicl_cli.core.loop import Plan, Step, call_after_step, fit, freeze_idle
 from unicl_cli.core.sampler import seed_of
 from unicl_cli.errors import UniclError
 from unicl_cli.launch.accelerator import start_accelerator
@@ -151,7 +151,7 @@ def test_hooks_of_model_and_loss_are_both_called():
     step = Step(Net(), Squares())
     called = []
     step.loss.after_step = lambda: called.append("loss")
-    after_step(step)
+    call_after_step(step)
     assert called == ["loss"]
     assert step.model.capped.item() == 7
 

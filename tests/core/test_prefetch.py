@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from unicl_cli.core.prefetch import ahead, on_device, tensors_of
+from unicl_cli.core.prefetch import move_batches, prefetch, tensors_of
 from unicl_cli.errors import UniclError
 
 
@@ -30,14 +30,14 @@ def threads() -> int:
 
 @pytest.mark.parametrize("depth", [1, 3])
 def test_the_same_items_come_in_the_same_order(depth):
-    assert list(ahead(iter(range(50)), depth)) == list(range(50))
-    assert list(ahead(iter(()), depth)) == []
+    assert list(prefetch(iter(range(50)), depth)) == list(range(50))
+    assert list(prefetch(iter(()), depth)) == []
     assert threads() == 0
 
 
 def test_the_next_item_is_made_while_one_is_in_use_and_no_more_than_the_depth():
     made: list[int] = []
-    items = ahead(pairs(20, made), 2)
+    items = prefetch(pairs(20, made), 2)
     assert next(items)[0] == 0
     deadline = time.monotonic() + 5
     while len(made) < 4 and time.monotonic() < deadline:
@@ -53,7 +53,7 @@ def test_an_error_comes_after_the_items_before_it():
         yield 1
         raise UniclError("shard x: damaged", "repair it")
 
-    items = ahead(failing())
+    items = prefetch(failing())
     assert next(items) == 1
     with pytest.raises(UniclError, match="shard x: damaged"):
         next(items)
@@ -70,7 +70,7 @@ def test_a_reader_that_stops_ends_the_thread_and_what_it_reads():
         finally:
             closed.append(True)
 
-    items = ahead(endless())
+    items = prefetch(endless())
     next(items)
     items.close()
     assert threads() == 0
@@ -78,7 +78,7 @@ def test_a_reader_that_stops_ends_the_thread_and_what_it_reads():
 
 
 def test_batches_reach_the_device_whole_and_changed_there():
-    moved = list(on_device(pairs(4), torch.device("cpu"), lambda was, there: there._replace(x=was.x + 10)))
+    moved = list(move_batches(pairs(4), torch.device("cpu"), lambda was, there: there._replace(x=was.x + 10)))
     assert [step for step, _ in moved] == [0, 1, 2, 3]
     for step, pair in moved:
         assert isinstance(pair, Pair)
@@ -95,7 +95,7 @@ def test_all_tensors_of_a_batch_are_found():
 def test_a_gpu_gets_the_same_batches_as_the_cpu():
     device = torch.device("cuda")
     pinned = ((step, Pair(x.pin_memory(), {"y": extra["y"].pin_memory()})) for step, (x, extra) in pairs(20))
-    for (step, there), (_, here) in zip(on_device(pinned, device, lambda was, there: there), pairs(20), strict=True):
+    for (step, there), (_, here) in zip(move_batches(pinned, device, lambda was, there: there), pairs(20), strict=True):
         assert there.x.device.type == "cuda"
         assert torch.equal(there.x.cpu(), here.x), step
         assert torch.equal(there.extra["y"].cpu(), here.extra["y"])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unicl_cli.core.sampler import WINDOW, Alternation, BlockOrder, Mixture, Perm, Stream, seed_of, share
+from unicl_cli.core.sampler import WINDOW, Alternation, BlockOrder, Mixture, Permutation, Stream, seed_of, share
 
 FEW = settings(max_examples=50, deadline=None)
 groups = st.lists(st.integers(1, 9), min_size=1, max_size=150).map(np.array)
@@ -28,11 +28,11 @@ def mixture(*, batch_size=24, shares=("1/2", "1/4", "1/4"), seed=3):
 @FEW
 @given(n=st.integers(1, 3000), seed=seeds)
 def test_a_permutation_reaches_every_number_once(n, seed):
-    assert sorted(Perm(n, seed)(np.arange(n)).tolist()) == list(range(n))
+    assert sorted(Permutation(n, seed)(np.arange(n)).tolist()) == list(range(n))
 
 
 def test_a_permutation_of_a_hundred_million_needs_no_table():
-    perm = Perm(10**8, 1)
+    perm = Permutation(10**8, 1)
     some = np.arange(0, 10**8, 99_991)
     images = perm(some)
     assert len(set(images.tolist())) == len(some)
@@ -41,13 +41,13 @@ def test_a_permutation_of_a_hundred_million_needs_no_table():
 
 
 def test_permutations_of_two_seeds_differ():
-    assert Perm(100, 1)(np.arange(100)).tolist() != Perm(100, 2)(np.arange(100)).tolist()
+    assert Permutation(100, 1)(np.arange(100)).tolist() != Permutation(100, 2)(np.arange(100)).tolist()
 
 
 @pytest.mark.parametrize("index", [7, 8, 2**40, -1])
 def test_an_index_outside_a_permutation_is_refused(index):
     with pytest.raises(IndexError, match="outside a permutation of 7"):
-        Perm(7, 0)([0, index])
+        Permutation(7, 0)([0, index])
 
 
 @FEW
@@ -100,7 +100,7 @@ def test_a_stream_crosses_process_borders():
 def test_shares_are_exact_in_the_long_run_and_off_by_less_than_a_row_in_a_batch(parts, batch_size, step):
     shares = [Fraction(p, sum(parts)) for p in parts]
     mix = Mixture([Stream(np.array([p + 2]), str(n)) for n, p in enumerate(parts)], shares, batch_size, 0)
-    taken = mix.taken(step)
+    taken = mix.used_before(step)
     assert sum(taken) == step * batch_size
     largest = shares.index(max(shares))
     for n, (count, part) in enumerate(zip(taken, shares, strict=True)):
@@ -161,7 +161,7 @@ def test_shares_that_do_not_sum_to_one_are_refused():
 
 
 def test_a_batch_smaller_than_rounding_needs_is_refused():
-    with pytest.raises(ValueError, match=r"a batch of 8 is too small for 3 streams .*: 9 rows at least"):
+    with pytest.raises(ValueError, match=r"a batch of 8 is too small for 3 streams .*: it needs at least 9 rows"):
         mixture(batch_size=8)
 
 
@@ -189,7 +189,7 @@ def test_seeds_are_numpys_and_depend_on_every_number():
 
 def test_the_order_of_a_run_never_changes():
     """Golden: what these numbers are is free, but a change of them breaks every run that is to be continued."""
-    assert Perm(10, 0)(np.arange(10)).tolist() == GOLDEN_PERM
+    assert Permutation(10, 0)(np.arange(10)).tolist() == GOLDEN_PERM
     stream, row = mixture().batch(3)
     assert stream.tolist() == GOLDEN_STREAM
     assert row.tolist() == GOLDEN_ROWS

@@ -134,7 +134,7 @@ def test_an_error_of_the_thread_fails_the_training_with_one_line(tmp_path):
 def test_a_fault_in_the_thread_is_not_hidden(tmp_path):
     run = Training(tmp_path)
     run.save(1, unknown=object())
-    run.saver.point("best")
+    run.saver.name_newest("best")
     with pytest.raises(TypeError, match="not JSON serializable"):
         run.saver.join()
     assert not (tmp_path / "best").exists(), "it would name what is not there"
@@ -143,7 +143,7 @@ def test_a_fault_in_the_thread_is_not_hidden(tmp_path):
 def test_best_is_named_when_its_checkpoint_is_whole(tmp_path, held):
     run = Training(tmp_path)
     run.save(5)
-    run.saver.point("best")
+    run.saver.name_newest("best")
     time.sleep(0.05)
     assert not (tmp_path / "best").exists()
     held.set()
@@ -155,8 +155,8 @@ def test_going_back_leaves_no_trace_of_the_course_that_was_taken(tmp_path):
     run = Training(tmp_path)
     for step in (2, 4, 6, 8):
         run.save(step)
-        run.saver.point("best")
-    run.saver.back_to(tmp_path / "step-00000004")
+        run.saver.name_newest("best")
+    run.saver.go_back_to(tmp_path / "step-00000004")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000004"]
     assert (tmp_path / "latest").read_text() == "step-00000004"
     run.step()
@@ -187,7 +187,7 @@ def test_a_disk_that_is_going_to_be_too_small_is_told_once(tmp_path, monkeypatch
     run.save(2)
     run.saver.join()
     (said,) = run.said
-    assert said.startswith(f"warning: {tmp_path}: 50.0 kB free, and its checkpoints (14.8 kB each) are going to need 7")
+    assert said.startswith(f"warning: {tmp_path}: 50.0 kB free, but its checkpoints (14.8 kB each) will need 7")
     assert said.endswith("free some space or lower checkpoint.keep")
     plenty = Training(tmp_path, keep=1)
     plenty.save(3)

@@ -6,7 +6,7 @@ from torch import nn
 
 from unicl_cli.contracts import Batch, LogitScale
 from unicl_cli.core.loop import Step
-from unicl_cli.core.text_cache import ROWS, Bank
+from unicl_cli.core.text_cache import ROWS, TextCache
 from unicl_cli.core.towers import change_traits
 from unicl_cli.encoders.cbow import Cbow
 from unicl_cli.encoders.cnn import Cnn
@@ -115,7 +115,7 @@ def test_a_bank_hands_over_whole_texts_in_whole_batches(pad_id):
         seen.append(tuple(tokens.shape))
         return torch.stack([(tokens == EOT).int().argmax(1), tokens.sum(1)], 1).double()
 
-    bank = Bank(encode, pad_id, 12)
+    bank = TextCache(encode, pad_id, 12)
     tokens = torch.full((70, 5), pad_id)
     tokens[:, 0] = torch.arange(70) + 30
     tokens[:, 1:3], tokens[:, 3] = 5, EOT

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from unicl_cli.contracts import Batch, LogitScale
-from unicl_cli.core.host_copy import on_host, parts_of, to_device
+from unicl_cli.core.host_copy import host_copy, split_rows, to_device
 from unicl_cli.core.towers import change_traits
 from unicl_cli.encoders.cnn import Cnn
 from unicl_cli.encoders.packing import LEAST, layout_of
@@ -123,23 +123,23 @@ def test_parts_of_a_batch_are_packed_each_by_itself():
 def test_tokens_on_a_device_know_their_copy_on_the_host():
     tokens = texts()
     batch = Batch(*[tokens] * 6, {})
-    assert on_host(tokens) is tokens
-    assert on_host(to_device(batch, torch.device("cpu")).tokens) is tokens
+    assert host_copy(tokens) is tokens
+    assert host_copy(to_device(batch, torch.device("cpu")).tokens) is tokens
     moved = to_device(batch, torch.device("meta"))
     assert moved.tokens.device.type == "meta"
-    assert on_host(moved.tokens) is tokens
-    assert on_host(moved.keys) is None
-    assert on_host(torch.zeros(3, 4, device="meta")) is None
+    assert host_copy(moved.tokens) is tokens
+    assert host_copy(moved.keys) is None
+    assert host_copy(torch.zeros(3, 4, device="meta")) is None
 
 
 def test_parts_of_a_batch_know_their_copies_too():
     tokens = texts(rows=5)
     moved = to_device(Batch(*[tokens] * 6, {}), torch.device("meta")).tokens
     for count in (2, 8):
-        parts = parts_of(moved, count)
+        parts = split_rows(moved, count)
         assert len(parts) == count
-        assert torch.equal(torch.cat([on_host(part) for part in parts])[:5], tokens)
-        assert all(on_host(part).shape == part.shape for part in parts)
+        assert torch.equal(torch.cat([host_copy(part) for part in parts])[:5], tokens)
+        assert all(host_copy(part).shape == part.shape for part in parts)
 
 
 def test_without_the_tokens_at_hand_the_rectangle_is_taken():

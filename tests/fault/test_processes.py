@@ -21,7 +21,7 @@ from unicl_cli.core import checkpoint, checkpoint_files
 from unicl_cli.core.dist import bare, barrier, rank, shard, world_size
 from unicl_cli.core.loop import Plan, fit, freeze_idle
 from unicl_cli.core.schedule import lr_at
-from unicl_cli.jobs.train.setup import stream
+from unicl_cli.jobs.train.batches import stream_batches
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.launch.process import end_worker
 from unicl_cli.recipe.load import load_text
@@ -99,7 +99,7 @@ class Training:
         bare(self.step).model.remember_texts()  # where the tower is frozen
 
     def batches(self, step, start, end):
-        return stream(self.recipe, self.data, self.tokenizer, step, start, end, 0)
+        return stream_batches(self.recipe, self.data, self.tokenizer, step, start, end, 0)
 
     def run(self, start=0, end=6):
         lr = partial(lr_at, name="cosine", peak=self.recipe.optim.lr, warmup=2, steps=6, floor=0.0)

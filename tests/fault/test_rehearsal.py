@@ -10,11 +10,11 @@ import sys
 import pytest
 import torch
 
-from unicl_cli.build.data import build_data, build_tokenizer
-from unicl_cli.build.model import build_step
-from unicl_cli.core.dist import barrier, full_tensor, rank, shard
-from unicl_cli.jobs.train.micro_batch import chunks_of, settled, sharded
-from unicl_cli.jobs.train.setup import stream
+from unicl_cli.build.data import build_data
+from unicl_cli.core.dist import barrier, full_tensor, rank, shard, world_size
+from unicl_cli.jobs.train.blueprint import Blueprint
+from unicl_cli.jobs.train.micro_batch import fit_micro_batch
+from unicl_cli.jobs.train.sizes import is_sharded, sizes_of
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.launch.process import end_worker
 from unicl_cli.losses import UniCL
@@ -30,6 +30,13 @@ class Hungry(UniCL):
         return super().forward(model, batch)
 
 
+class HungryBlueprint(Blueprint):
+    def build(self, rows):
+        built = super().build(rows)
+        built.step.loss = Hungry()
+        return built._replace(step=built.step.double().train())
+
+
 def gradients(corpus, accelerator, strategy, blocks):
     """(rows at once, loss, norm of each gradient) of the first step."""
     recipe = load_text(
@@ -39,19 +46,10 @@ def gradients(corpus, accelerator, strategy, blocks):
         f"batch: {{size: 16}}\nsteps: 2\nparallel: {{strategy: {strategy}, grad_checkpoint: {json.dumps(blocks)}}}"
     )
     data = build_data(recipe)
-    tokenizer = build_tokenizer(recipe, data)
-
-    def make(rows):
-        step, own = build_step(recipe, lambda: tokenizer, data.classes, chunks_of(8, rows))
-        step.loss = Hungry()
-        return step.double().train(), own
-
-    def first(step, own):
-        return next(stream(recipe, data, own, step, 0, 1, 0))[1]
-
-    step, own, rows, _ = settled(recipe, accelerator, make, first, 8)
-    batch = first(step, own)
-    wrapped = shard(step) if sharded(recipe) else accelerator.prepare(step)
+    blueprint = HungryBlueprint(recipe, data, sizes_of(recipe, data, world_size()))
+    built, rows, _ = fit_micro_batch(blueprint, accelerator, 8)
+    batch = blueprint.first_batch(built)
+    wrapped = shard(built.step) if is_sharded(recipe, world_size()) else accelerator.prepare(built.step)
     loss = wrapped(batch)["loss"]
     loss.backward()
     norms = [full_tensor(p.grad).norm().item() for p in wrapped.parameters()]

@@ -22,7 +22,7 @@ from unicl_cli.core.dist import barrier, full_tensor, rank, shard, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.loop import Plan, fit, freeze_idle
 from unicl_cli.core.schedule import lr_at
-from unicl_cli.jobs.train.setup import stream
+from unicl_cli.jobs.train.batches import stream_batches
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.launch.process import end_worker
 from unicl_cli.recipe.load import load_text
@@ -81,7 +81,7 @@ def trained(corpus, weights, name, strategy):
     for key, parameter in step.named_parameters():
         if f"{MARK}B" in key:
             nn.init.constant_(parameter, 0.02)
-    batches = partial(stream, recipe, data, tokenizer)
+    batches = partial(stream_batches, recipe, data, tokenizer)
     freeze_idle(step, next(batches(step, 0, 1, 0))[1], accelerator)
     frozen = {key for key, p in step.named_parameters() if not p.requires_grad}
     step = shard(step) if strategy == "fsdp2" and world_size() > 1 else accelerator.prepare(step)

@@ -30,11 +30,11 @@ class Data(NamedTuple):
     classes: tuple[ClassName, ...]
     templates: tuple[str, ...]
     checksums: dict[str, str]
-    late: DeviceAugment | None
+    device_augment: DeviceAugment | None
 
 
 def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], list[NDArray[np.int64]]]:
-    """The classes of all corpora in order, equal keys once, and for each corpus its class -> class of the union."""
+    """Return the union of all corpora's classes in order, and for each corpus its class -> class of the union."""
     union: dict[str, int] = {}
     classes: list[ClassName] = []
     maps: list[NDArray[np.int64]] = []
@@ -48,62 +48,62 @@ def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], li
 
 
 def templates_of(corpus: Corpus, *specs: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The first given template list, else the corpus's own."""
+    """Return the first template list that is given, else the corpus's own."""
     return load_templates(next((spec for spec in specs if spec is not None), corpus.templates))
 
 
 def augments_of(recipe: Recipe, item: TrainData) -> list[Augment]:
-    """Augmentation of a corpus's images, view by view: one entry for all views, or one a view."""
+    """Return the augmentation of a corpus's images, view by view: one entry for all views, or one per view."""
     entries = recipe.data.augment if item.augment is None else item.augment
     if len(entries) not in (1, recipe.data.views):
         raise UniclError(
             f"data.augment has {len(entries)} entries for {recipe.data.views} views",
-            "give one entry, or one a view (data.views)",
+            "give one entry, or one per view (data.views)",
         )
     ops = [augment(entry.name, entry.model_dump(exclude={"name"})) for entry in entries]
     return ops * (recipe.data.views // len(ops))
 
 
-def transform_of(recipe: Recipe, item: TrainData) -> TrainTransform:
-    """What the loader does to a corpus's images."""
+def train_transform_of(recipe: Recipe, item: TrainData) -> TrainTransform:
+    """Return the transform that the loader applies to a corpus's images."""
     data, ops = recipe.data, augments_of(recipe, item)
     if data.augment_on == "device":
         ops = [halves(op)[0] for op in ops]
     return TrainTransform(data.image_size, ops, recipe.seed, decoder=data.decoder, resize=data.resize)
 
 
-def late_augment(recipe: Recipe) -> DeviceAugment | None:
-    """What the device does to the images of a batch after the loader."""
+def device_augment_of(recipe: Recipe) -> DeviceAugment | None:
+    """Return the augmentation that the device applies to a batch's images; None if the loader does it all."""
     if recipe.data.augment_on == "loader":
         return None
-    wanted = [[halves(op)[1] for op in augments_of(recipe, item)] for item in recipe.data.train]
-    if any(ops != wanted[0] for ops in wanted):
+    each = [[halves(op)[1] for op in augments_of(recipe, item)] for item in recipe.data.train]
+    if any(ops != each[0] for ops in each):
         raise UniclError(
-            "data.augment_on=device wants the same augmentation for all corpora, crop and rand apart",
-            "leave augment out of data.train, or set data.augment_on=loader",
+            "data.augment_on=device needs the same augmentation for every corpus (crop and rand may differ)",
+            "remove augment from data.train, or set data.augment_on=loader",
         )
-    return DeviceAugment(wanted[0], recipe.seed)
+    return DeviceAugment(each[0], recipe.seed)
 
 
 def build_data(recipe: Recipe) -> Data:
-    """Opens every corpus of the recipe; nothing is read but manifests and, for shares of a corpus, keys."""
+    """Open every corpus of the recipe; reads only manifests and, for shares of a corpus, keys."""
     corpora = [open_corpus(item.corpus) for item in recipe.data.train]
     classes, maps = merged_classes(corpora)
     strands: list[Strand] = []
     for item, corpus, labels in zip(recipe.data.train, corpora, maps, strict=True):
         if item.split not in corpus.splits:
-            raise UniclError(f"{item.corpus}: has no split '{item.split}'", f"it has {', '.join(corpus.splits)}")
+            raise UniclError(f"{item.corpus}: has no split '{item.split}'", f"use one of {', '.join(corpus.splits)}")
         strands += strands_of(
             corpus,
             item.split,
             labels=labels,
             templates=templates_of(corpus, item.templates, recipe.data.templates),
-            transform=transform_of(recipe, item),
+            transform=train_transform_of(recipe, item),
             weight=item.weight,
             fraction=1.0 if item.fraction is None else item.fraction,
             limit=item.limit,
         )
-    strands = wanted_kinds(strands, recipe)
+    strands = drop_unmixed(strands, recipe)
     texts = Texts(recipe.data.text_for_labelled, recipe.data.class_names, recipe.seed)
     try:
         order = order_of(
@@ -119,40 +119,40 @@ def build_data(recipe: Recipe) -> Data:
     first = named[0] if named else (recipe.data.train[0], corpora[0])
     templates = templates_of(first[1], first[0].templates, recipe.data.templates)
     checksums = {item.corpus: corpus.checksum for item, corpus in zip(recipe.data.train, corpora, strict=True)}
-    return Data(Mix(strands, texts), order, classes, templates, checksums, late_augment(recipe))
+    return Data(Mix(strands, texts), order, classes, templates, checksums, device_augment_of(recipe))
 
 
-def wanted_kinds(strands: list[Strand], recipe: Recipe) -> list[Strand]:
-    """Without the kinds of which the mix takes nothing; an empty mix is an error."""
+def drop_unmixed(strands: list[Strand], recipe: Recipe) -> list[Strand]:
+    """Return the strands without the kinds of which the mix takes nothing; raise UniclError if none is left."""
     share = recipe.data.mix.labels
     kept = [s for s in strands if not (share == 0 and s.kind == LABELS)]
     kept = [s for s in kept if not (share == 1 and s.kind != LABELS)]
     if not kept:
         kinds = sorted({s.kind for s in strands}) or ["nothing"]
         raise UniclError(
-            f"data.mix.labels is {share}, but the corpora hold {' and '.join(kinds)} only",
+            f"data.mix.labels is {share}, but the corpora hold only {' and '.join(kinds)}",
             "set data.mix.labels=auto, or add a corpus of the other kind",
         )
     return kept
 
 
 def check_learnable(recipe: Recipe, data: Data) -> None:
-    """What could never teach anything is refused: one class and nothing else, no texts for a text loss."""
+    """Raise UniclError for data that cannot teach anything: only one class, or no texts for a text tower."""
     if all(s.kind == LABELS for s in data.mix.strands) and len(present(data.mix.strands)) == 1:
         raise UniclError(
-            "the corpora have one class and nothing else: there is nothing to tell apart",
+            "data.train: the corpora have one class and nothing else: there is nothing to tell apart",
             "add a second class, or captions: unicl prepare --labels … --captions …",
         )
     reads = recipe.model.name == "open_clip" or recipe.model.part.options.get("text") is not None
     if reads and any(s.kind == "images" for s in data.mix.strands):
         raise UniclError(
-            "a corpus holds images without label or text, and the model has a text tower",
+            "data.train: a corpus holds images without label or text, but the model has a text tower",
             "set model.text=null and a loss without texts, or prepare the images with labels or captions",
         )
 
 
 def total_steps(recipe: Recipe, data: Data) -> int:
-    """Updates of the whole run; an epoch is the pass in which the strand that lasts longest is seen once."""
+    """Return the updates of the whole run; an epoch is one pass over the strand that takes longest."""
     if recipe.steps is not None:
         return recipe.steps
     if recipe.samples is not None:
@@ -170,7 +170,7 @@ def total_steps(recipe: Recipe, data: Data) -> int:
 
 
 def build_tokenizer(recipe: Recipe, data: Data) -> TextTokenizer:
-    """``corpus`` (fitted on the mix), ``clip``, ``classes`` or a file."""
+    """Build the recipe's tokenizer: ``corpus`` (fitted on the mix), ``clip``, ``classes`` or a file."""
     name = recipe.model.tokenizer or "corpus"
     length = recipe.model.context_length or (77 if name == "clip" else 32)
     if name == "corpus":
@@ -183,7 +183,7 @@ def build_tokenizer(recipe: Recipe, data: Data) -> TextTokenizer:
 
 
 def worker_count(recipe: Recipe, device: torch.device, local_world: int) -> int:
-    """``auto``: none on a CPU, where decoding and training share the cores anyway; else the cores of a process, ≤ 8."""
+    """Return the loader's workers; ``auto``: one per core, up to 8, but none on a CPU, which trains on its cores."""
     if recipe.data.workers != "auto":
         return recipe.data.workers
     return 0 if device.type == "cpu" else min(8, cores() // local_world)

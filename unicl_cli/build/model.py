@@ -12,7 +12,7 @@ from unicl_cli.build import param_groups
 from unicl_cli.contracts import ClassName, Model, Part, StoresFiles, Tokenizer
 from unicl_cli.core.loop import Step
 from unicl_cli.core.recompute import recompute_blocks
-from unicl_cli.core.switches import switched
+from unicl_cli.core.switches import apply_switches
 from unicl_cli.core.towers import traits_in
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
@@ -49,7 +49,7 @@ def build_step(
         raise UniclError(
             "parallel.grad_checkpoint: no tower of this model lists its blocks", "set parallel.grad_checkpoint=false"
         )
-    switched(model, pack_texts=recipe.parallel.pack_texts, channels_last=recipe.parallel.channels_last)
+    apply_switches(model, pack_texts=recipe.parallel.pack_texts, channels_last=recipe.parallel.channels_last)
     param_groups.freeze_towers(model)
     context |= {"image_width": lambda: cast("Model", model).image_width}
     loss = cast("nn.Module", registry.make("losses", recipe.loss, context))

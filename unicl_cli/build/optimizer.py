@@ -17,47 +17,53 @@ from unicl_cli.recipe.schema import Group, Recipe
 
 UNDECAYED = ("pos", "pos_embed", "positional_embedding", "cls_token", "relative_position_bias_table", "logit_scale")
 HIGH = 1e-4
-"""AdamW's learning rate above which trained weights are hardly fine-tuned."""
+"""AdamW's learning rate above which trained weights are usually lost."""
 
 
-def doubts(recipe: Recipe, data: Data) -> list[str]:
-    """What is allowed, and hardly meant."""
+def recipe_warnings(recipe: Recipe, data: Data) -> list[str]:
+    """Return warnings about settings that are allowed and probably not meant."""
+    found: list[str] = []
     rows = sum(strand.size for strand in data.mix.strands)
-    twice = f"batch.size {recipe.batch.size} is more than the {rows} rows of the mix: each step sees images twice"
-    fast = [
-        f"optim.lr makes {rate:g} for model.{name}, which begins with trained weights: more than {HIGH:g} undoes them "
-        f"soon; 1e-5 is usual (or model.{name}.lr_scale, layer_decay, lora)"
-        for name, rate in trained_rates(recipe).items()
-        if rate > HIGH and recipe.optim.name == "adamw"
-    ]
+    if recipe.batch.size > rows:
+        found.append(f"batch.size {recipe.batch.size} exceeds the {rows} rows of the mix: each step repeats images")
     steps = total_steps(recipe, data)
-    warmup = warmup_of(recipe, steps)
-    slow = f"schedule.warmup of {warmup:,} steps is longer than the run of {steps:,}: optim.lr is never reached"
-    return [twice] * (recipe.batch.size > rows) + [slow] * (warmup > steps) + fast
+    warmup = warmup_steps(recipe, steps)
+    if warmup > steps:
+        found.append(f"schedule.warmup of {warmup:,} steps exceeds the run of {steps:,}: optim.lr is never reached")
+    for name, rate in pretrained_rates(recipe).items():
+        if rate > HIGH and recipe.optim.name == "adamw":
+            found.append(
+                f"model.{name} starts from trained weights but learns at {rate:g}; above {HIGH:g} they are usually "
+                f"lost: try 1e-5 (or model.{name}.lr_scale, layer_decay, lora)"
+            )
+    return found
 
 
-def trained_rates(recipe: Recipe) -> dict[str, float]:
-    """Peak learning rate of each tower that begins with trained weights, and whose own weights all learn alike."""
+def pretrained_rates(recipe: Recipe) -> dict[str, float]:
+    """Return the peak learning rate of each tower that starts from trained weights, all of them at one rate."""
     model, options = recipe.model, recipe.model.part.options
-    begun = set(options) if model.init is not None and model.init_parts is None else set(model.init_parts or ())
+    started = set(options) if model.init is not None and model.init_parts is None else set(model.init_parts or ())
     found: dict[str, float] = {}
     for name, option in options.items():
         own = option.tuning if isinstance(option, Part) else option
         weights = option.options.get("pretrained") if isinstance(option, Part) else options.get("pretrained")
-        if not isinstance(own, Tuning) or not (weights is True or name in begun):
+        if not isinstance(own, Tuning) or not (weights is True or name in started):
             continue
         if own.freeze not in (True, "all") and own.lora is None and own.layer_decay == 1:
             found[name] = recipe.optim.lr * own.lr_scale
     return found
 
 
-def no_decay(name: str, parameter: nn.Parameter, embeddings: set[int]) -> bool:
-    """Gains, biases, scales, embeddings and positions keep their size, as in CLIP and Swin."""
+def is_undecayed(name: str, parameter: nn.Parameter, embeddings: set[int]) -> bool:
+    """Return True for gains, biases, scales, embeddings and positions: as in CLIP and Swin, they do not decay."""
     return parameter.ndim < 2 or id(parameter) in embeddings or name.rsplit(".", 1)[-1] in UNDECAYED
 
 
 def build_optimizer(recipe: Recipe, step: nn.Module) -> torch.optim.Optimizer:
-    """Groups by weight decay and by the factors of tower, layer and ``optim.groups``; what is frozen takes no part."""
+    """Build the optimizer of all trained parameters, grouped by weight decay and learning-rate factor.
+
+    The factors are those of tower, layer and ``optim.groups``.
+    """
     optim, step = recipe.optim, bare(step)
     tables = (nn.Embedding, nn.EmbeddingBag)
     embeddings = {id(m.weight) for m in step.modules() if isinstance(m, tables)}
@@ -71,14 +77,14 @@ def build_optimizer(recipe: Recipe, step: nn.Module) -> torch.optim.Optimizer:
         if parameter.requires_grad:
             own = chosen.get(name, usual)
             decay = optim.weight_decay if own.weight_decay is None else own.weight_decay
-            decay = 0.0 if no_decay(name, parameter, embeddings) else decay
+            decay = 0.0 if is_undecayed(name, parameter, embeddings) else decay
             groups.setdefault((decay, scales.get(id(parameter), 1.0) * own.lr_scale), []).append(parameter)
     listed: list[dict[str, Any]] = [
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}
         for (decay, scale), parameters in groups.items()
     ]
     if not listed:
-        raise UniclError("no parameter is left to train", "set freeze: false on a tower")
+        raise UniclError("model: no parameter is left to train", "set freeze: false on a tower")
     if optim.name == "adamw":
         return torch.optim.AdamW(listed, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
     if optim.name == "sgd":
@@ -95,13 +101,13 @@ def build_optimizer(recipe: Recipe, step: nn.Module) -> torch.optim.Optimizer:
     )
 
 
-def rate(recipe: Recipe, steps: int) -> Callable[[int], float]:
-    """The learning rate as a function of the update's number."""
-    schedule, warmup = recipe.schedule, warmup_of(recipe, steps)
+def learning_rate(recipe: Recipe, steps: int) -> Callable[[int], float]:
+    """Return the learning rate as a function of the update's number."""
+    schedule, warmup = recipe.schedule, warmup_steps(recipe, steps)
     return partial(lr_at, name=schedule.name, peak=recipe.optim.lr, warmup=warmup, steps=steps, floor=schedule.floor)
 
 
-def warmup_of(recipe: Recipe, steps: int) -> int:
-    """Steps until the learning rate is at its peak; below 1 the recipe gives a share of all."""
+def warmup_steps(recipe: Recipe, steps: int) -> int:
+    """Return the steps until the learning rate peaks; a recipe's value below 1 is a share of all steps."""
     warmup = recipe.schedule.warmup
     return round(warmup * steps) if warmup < 1 else int(warmup)

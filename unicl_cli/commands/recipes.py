@@ -111,10 +111,10 @@ def validate(
 
     recipe = load(name, overrides or ())
     if deep:
-        from unicl_cli.jobs.train.dry_run import built
+        from unicl_cli.jobs.train.dry_run import check_models
 
         check_corpora(recipe)
-        built(recipe)
+        check_models(recipe)
     try:
         check_corpora(recipe)
         missing = None

@@ -1,4 +1,4 @@
-"""A moving average of the weights, in the type of the weights themselves."""
+"""A moving average of the weights, in the data type of the weights."""
 
 from collections.abc import Mapping
 
@@ -10,11 +10,11 @@ from unicl_cli.core.dist import shard_like
 
 
 class Average:
-    """``average = decay × average + (1 - decay) × weights`` after each step, of the parameters that are trained.
+    """The average of the trained parameters: ``decay × average + (1 - decay) × weights`` after each step.
 
-    What is frozen and what is no parameter is the module's own and takes no memory here. With ``warmup`` the decay of
-    step n is at most (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage with ``num_updates``: the first
-    weights are soon forgotten.
+    Frozen parameters and buffers are the module's own and take no memory here. With ``warmup`` the decay of step n is
+    at most (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage with ``num_updates``: the first weights are
+    soon forgotten.
     """
 
     def __init__(self, module: nn.Module, decay: float, *, warmup: bool = False) -> None:
@@ -25,18 +25,18 @@ class Average:
 
     @property
     def values(self) -> dict[str, Tensor]:
-        """Name -> tensor of the averaged model, all of it."""
+        """Name -> tensor of the whole averaged model."""
         own = {name: value.detach() for name, value in own_tensors(self.module).items()}
         return own | {name: average for name, (_, average) in self.trained.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """After the update that made ``step`` completed ones."""
+        """Move the average once ``step`` steps are completed."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         for value, average in self.trained.values():
             average.lerp_(value, 1 - decay)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """From a checkpoint's full tensors."""
+        """Load the average from a checkpoint's full tensors."""
         for name, (_, average) in self.trained.items():
             average.copy_(shard_like(tensors[name].to(average.device), average))

@@ -1,4 +1,4 @@
-"""When a run is in trouble: updates that were left out, spikes, a logit scale that sticks; all saved with the run."""
+"""Signs of a run in trouble: skipped updates, spikes, a logit scale that sticks; the history is saved with the run."""
 
 import math
 import statistics
@@ -9,16 +9,20 @@ from typing import Any, NamedTuple
 from unicl_cli.errors import UniclError
 
 WINDOW = 10_000
-RECENT = 200
-FIRST = 20
+"""Steps of which only a share may be bad."""
+RECENT, FIRST = 200, 20
+"""Logged values that the median is of, and those it needs before it means anything."""
 IN_A_ROW = 3
+"""Values above the limit that make a spike."""
 CAPPED_STEPS = 1_000
+"""Steps at its cap after which the logit scale is warned of."""
 LOW_SCALE = 5.0
+"""Logit scale below which a run is warned of, once it has been above."""
 HINT = "lower optim.lr or lengthen schedule.warmup; the last checkpoint is from before"
 
 
 class Diverged(UniclError):  # noqa: N818 - the run's state, not a mistake
-    """A run that does not go on: exit code 3. ``evidence`` of step ``step`` is for its crash folder."""
+    """A run that cannot continue: exit code 3. ``evidence`` of step ``step`` goes to its crash folder."""
 
     def __init__(self, message: str, hint: str, step: int, evidence: Mapping[str, Any]) -> None:
         super().__init__(message, hint, exit_code=3)
@@ -26,10 +30,10 @@ class Diverged(UniclError):  # noqa: N818 - the run's state, not a mistake
 
 
 class BadSteps:
-    """Counts updates that were left out since a loss or a gradient was not finite.
+    """A counter of bad steps: updates that were skipped because the loss or its gradient was not finite.
 
-    The run may have ``in_a_row`` of them in a row, and ``share`` of its last 10,000 steps. A gradient that only
-    overflowed in fp16 is how its scaler finds the scale: it counts in a row, and not for the share.
+    A run may have ``in_a_row`` of them in a row, and ``share`` of its last 10,000 steps. A gradient that only
+    overflowed in fp16 counts in a row but not towards the share: that is how the scaler finds its scale.
     """
 
     def __init__(self, in_a_row: int = 10, share: float = 0.001) -> None:
@@ -38,18 +42,18 @@ class BadSteps:
         self.recent: list[int] = []
 
     def count(self, step: int, *, bad: bool, overflow: bool = False) -> None:
-        """The outcome of step number ``step``, each in turn."""
+        """Count the outcome of step number ``step``; steps come in order."""
         self.recent = [known for known in self.recent if known > step - WINDOW]
         self.row = self.row + 1 if bad else 0
         if bad and not overflow:
             self.recent.append(step)
 
-    def room(self) -> int:
-        """How many bad steps from now on do not end the run, whichever they are."""
+    def bad_steps_left(self) -> int:
+        """Return the number of bad steps that the run survives from here on, in a row or not."""
         return min(self.in_a_row - self.row, self.most - len(self.recent))
 
     def reason(self) -> str | None:
-        """Why the run has to end; None where it goes on."""
+        """Return the reason for which the run must end, or None."""
         if self.row > self.in_a_row:
             return f"{self.row} times in a row" if self.row > 1 else "once"
         if len(self.recent) > self.most:
@@ -57,7 +61,7 @@ class BadSteps:
         return None
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, as JSON."""
+        """Return the state for a checkpoint, as JSON."""
         return {"row": self.row, "recent": list(self.recent)}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -65,33 +69,33 @@ class BadSteps:
 
 
 class Spikes:
-    """Finds three logged values in a row above the median + 6 MAD of the last 200."""
+    """A detector of spikes: three logged values in a row above the median + 6 MAD of the last 200."""
 
     def __init__(self) -> None:
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.high, self.calm_step = 0, 0
 
     def add(self, step: int, value: float) -> float | None:
-        """The limit, where this value is the third in a row above it; what is not finite is no value."""
+        """Add a value, ignored if not finite; return the limit if this is the third value in a row above it."""
         if not math.isfinite(value):
             return None
         limit = self.limit()
         self.high = self.high + 1 if value > limit else 0
         if not self.high:
             self.calm_step = step
-        if not self.high or self.high > IN_A_ROW:  # what stays there after it was told is what is usual now
+        if not self.high or self.high > IN_A_ROW:  # a value that stays high after the warning is the new normal
             self.recent.append(value)
         return limit if self.high == IN_A_ROW else None
 
     def limit(self) -> float:
-        """Median + 6 x the median absolute deviation, from 20 values on."""
+        """Return the median + 6 x the median absolute deviation; infinite before 20 values."""
         if len(self.recent) < FIRST:
             return math.inf
         median = statistics.median(self.recent)
         return median + 6 * statistics.median(abs(value - median) for value in self.recent)
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, as JSON."""
+        """Return the state for a checkpoint, as JSON."""
         return {"recent": list(self.recent), "high": self.high, "calm_step": self.calm_step}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -100,7 +104,7 @@ class Spikes:
 
 
 class ScaleWatch:
-    """Tells, once each, of a logit scale that stays at its cap or that falls under 5 after the warm-up."""
+    """Two warnings, once each: the logit scale stays at its cap, or falls under 5 after the warm-up."""
 
     def __init__(self, cap: float | None, warmup: int) -> None:
         self.cap, self.warmup = cap, warmup
@@ -109,10 +113,13 @@ class ScaleWatch:
         self.told: list[str] = []
 
     def add(self, step: int, value: float) -> str | None:
-        """A warning, or None."""
+        """Add a value; return a warning, or None."""
         self.was_high |= value >= LOW_SCALE
         capped = self.cap is not None and value >= self.cap * (1 - 1e-6)
-        self.capped_since = (step if self.capped_since is None else self.capped_since) if capped else None
+        if not capped:
+            self.capped_since = None
+        elif self.capped_since is None:
+            self.capped_since = step
         if self.capped_since is not None and step - self.capped_since > CAPPED_STEPS:
             return self.once("cap", f"logit_scale has been at its cap of {self.cap:g} for {CAPPED_STEPS:,} steps")
         if step > self.warmup and self.was_high and value < LOW_SCALE:
@@ -120,13 +127,14 @@ class ScaleWatch:
         return None
 
     def once(self, name: str, fact: str) -> str | None:
+        """Return ``fact`` the first time, None ever after."""
         if name in self.told:
             return None
         self.told.append(name)
         return fact
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, as JSON."""
+        """Return the state for a checkpoint, as JSON."""
         return {"capped_since": self.capped_since, "was_high": self.was_high, "told": list(self.told)}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -135,14 +143,14 @@ class ScaleWatch:
 
 
 class Spike(NamedTuple):
-    """What is to be said of a figure that was far above its usual values, and the last line before it rose."""
+    """A figure far above its usual values: the words to say, and the last logged step before it rose."""
 
     words: str
     calm_step: int
 
 
 class Figures:
-    """Watches what is logged: loss, gradient norm, logit scale."""
+    """The history of the logged figures that are watched: loss, gradient norm, logit scale."""
 
     SPIKING: Mapping[str, str] = {"loss": "loss", "grad_norm": "gradient norm"}
 
@@ -151,19 +159,19 @@ class Figures:
         self.scale = ScaleWatch(cap, warmup)
 
     def watch(self, step: int, values: Mapping[str, float]) -> tuple[list[Spike], str | None]:
-        """The spikes that this line completes, and what is to be said of the scale."""
+        """Add a logged line; return the spikes that it completes, and a warning about the scale or None."""
         found: list[Spike] = []
         for name, spikes in self.spikes.items():
             value = values.get(name, math.nan)
             limit = spikes.add(step, value)
             if limit is not None:
-                words = f"the {self.SPIKING[name]} is {value:.3f}, for three lines above {limit:.3f} (median + 6 MAD)"
-                found.append(Spike(words, spikes.calm_step))
+                above = f"the third line in a row above {limit:.3f} (median + 6 MAD)"
+                found.append(Spike(f"the {self.SPIKING[name]} is {value:.3f}, {above}", spikes.calm_step))
         scale = values.get("logit_scale", math.nan)
         return found, self.scale.add(step, scale) if math.isfinite(scale) else None
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, as JSON."""
+        """Return the state for a checkpoint, as JSON."""
         return {**{name: spikes.state() for name, spikes in self.spikes.items()}, "scale": self.scale.state()}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -173,14 +181,14 @@ class Figures:
 
 
 class Guard:
-    """All that a run knows of its own troubles: bad steps, the figures' history, how often it went back."""
+    """All that a run knows of its troubles: bad steps, the history of its figures, the number of rollbacks."""
 
     def __init__(self, bad: BadSteps, figures: Figures) -> None:
         self.bad, self.figures = bad, figures
         self.rollbacks = 0
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, as JSON: the decisions of a resumed run are those of one that was never cut."""
+        """Return the state for a checkpoint, as JSON, so that a resumed run decides as one that never stopped."""
         return {"bad": self.bad.state(), "figures": self.figures.state(), "rollbacks": self.rollbacks}
 
     def load(self, state: Mapping[str, Any]) -> None:

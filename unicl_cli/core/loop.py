@@ -1,4 +1,4 @@
-"""The training loop: one forward, one backward, one update; everything else is a function of the step."""
+"""The training loop: one forward, one backward and one update per step; the rest are functions of the step."""
 
 import time
 from collections import deque
@@ -12,28 +12,31 @@ from unicl_cli.contracts import Loss, Model, Sink
 from unicl_cli.core.dist import bare, mean_over_ranks, rank, sum_over_ranks, world_size
 from unicl_cli.core.guard import BadSteps
 from unicl_cli.core.host_copy import to_device
-from unicl_cli.core.memory import taken
+from unicl_cli.core.memory import memory_used
 from unicl_cli.core.sampler import seed_of
 from unicl_cli.core.towers import traits_of
-from unicl_cli.core.update import Judged, Updates
+from unicl_cli.core.update import Finished, Updates
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
 class Step(nn.Module):
-    """Model and loss as one module: what DDP wraps and FSDP2 takes as root, so that a loss's parameters sync too."""
+    """Model and loss as one module. DDP wraps it and FSDP2 takes it as root, so that a loss's parameters sync too."""
 
     def __init__(self, model: nn.Module, loss: nn.Module) -> None:
         super().__init__()
         self.model, self.loss = model, loss
 
     def forward(self, batch: Any) -> Mapping[str, Tensor]:
-        """The loss of this rank's share; the mean over ranks is the loss of the global batch."""
+        """Return the loss of this rank's share; the mean over ranks is the loss of the global batch."""
         return cast("Loss", self.loss)(cast("Model", self.model), batch)
 
     def train(self, mode: bool = True) -> "Step":  # noqa: FBT001, FBT002 - nn.Module's signature
-        """What is frozen as a whole (a tower) stays in evaluation: no dropout, BatchNorm's statistics fixed."""
+        """Set the mode; a module that is frozen as a whole (a tower) stays in evaluation.
+
+        So it has no dropout, and BatchNorm's statistics stay fixed.
+        """
         super().train(mode)
         for module in self.modules():
             own = list(module.parameters())
@@ -42,14 +45,14 @@ class Step(nn.Module):
         return self
 
     def drops_texts(self) -> bool:
-        """Does one text get another vector each time: has its tower dropout, or says ``drops``, and is it trained?"""
+        """Return True if equal texts get different vectors: a trained text tower has dropout, or says ``drops``."""
         text = getattr(self.model, "text", None)
         tower = text if isinstance(text, nn.Module) else self.model
         active = [m for m in tower.modules() if m.training]
         return any((isinstance(m, nn.Dropout) and m.p > 0) or traits_of(m).drops for m in active)
 
     def call(self, name: str, *args: Any) -> Any:
-        """A method of the model, or one of the loss that takes the model first (``pair_scores``), outside training.
+        """Call a method of the model, or of the loss with the model first (``pair_scores``), outside training.
 
         FSDP2 gathers the root's weights for it.
         """
@@ -60,10 +63,13 @@ class Step(nn.Module):
 class Plan(NamedTuple):
     """The numbers of a training, and what its job does along the way.
 
-    ``lr`` is the rate of an update (0 is the first); ``describe`` gives more of a batch to log; ``each`` is called
-    after every step with the number of completed ones and the batch. ``due``: has ``after`` work at that number (None:
-    always)? ``save``: does this rank want it called beside that? ``guard`` counts bad steps, over several calls of
-    `fit`. ``ahead``: may the host queue a step before it knows how the last one ended? None: on a GPU.
+    ``lr(n)``: the learning rate of update n (0 is the first).
+    ``describe(batch)``: more figures of a batch to log.
+    ``each(n, batch)``: called after every step with the number of completed steps.
+    ``due(n)``: True if ``after`` has work once n steps are completed; None means always.
+    ``save()``: True if this rank asks for ``after`` although it is not due.
+    ``guard``: counts bad steps, over several calls of `fit`.
+    ``ahead``: let the host queue a step before it knows how the last one ended; None means on a GPU.
     """
 
     steps: int
@@ -80,15 +86,15 @@ class Plan(NamedTuple):
 
 
 def freeze_idle(step_module: nn.Module, batch: Any, accelerator: "Accelerator") -> list[str]:
-    """Names of the parameters that no rank's loss reaches, frozen; run on every rank before wrapping.
+    """Freeze the parameters that no rank's loss reaches; return their names. Every rank calls it before wrapping.
 
     One probe step on the first batch finds them. Buffers (BatchNorm's statistics) are put back.
     """
-    return freeze(step_module, sum_over_ranks(reached(step_module, batch, accelerator)))
+    return freeze_unreached(step_module, sum_over_ranks(probe_gradients(step_module, batch, accelerator)))
 
 
-def reached(step_module: nn.Module, batch: Any, accelerator: "Accelerator") -> Tensor:
-    """(n,): 1 for each trained parameter that this rank's loss on ``batch`` gives a gradient, else 0."""
+def probe_gradients(step_module: nn.Module, batch: Any, accelerator: "Accelerator") -> Tensor:
+    """Run one probe step; return (n,): 1 for each trained parameter that gets a gradient on this rank, else 0."""
     buffers = {name: value.clone() for name, value in step_module.named_buffers()}
     with accelerator.autocast():
         out = step_module(to_device(batch, accelerator.device))
@@ -102,18 +108,18 @@ def reached(step_module: nn.Module, batch: Any, accelerator: "Accelerator") -> T
     return found
 
 
-def freeze(step_module: nn.Module, ranks: Tensor) -> list[str]:
-    """Names of the trained parameters that so many ``ranks`` reach, none of them, which are frozen from here on."""
+def freeze_unreached(step_module: nn.Module, ranks: Tensor) -> list[str]:
+    """Freeze the parameters that no rank's loss reaches (``ranks`` counts them); return their names."""
     trained = [(name, p) for name, p in step_module.named_parameters() if p.requires_grad]
     idle = [(name, p) for (name, p), count in zip(trained, ranks.tolist(), strict=True) if not count]
     for _, parameter in idle:
         parameter.requires_grad = False
-    step_module.train()  # a tower that was frozen as a whole goes to evaluation
+    step_module.train()  # puts a tower that is frozen as a whole into evaluation
     return [name for name, _ in idle]
 
 
-def after_step(step_module: nn.Module) -> None:
-    """The own hook of model and loss, where there is one: clamp of scales, queues."""
+def call_after_step(step_module: nn.Module) -> None:
+    """Call the ``after_step`` of model and loss, where they have one: it clamps scales or fills queues."""
     for part in bare(step_module).children():
         hook = getattr(part, "after_step", None)
         if hook is not None:
@@ -121,24 +127,24 @@ def after_step(step_module: nn.Module) -> None:
 
 
 class Pace:
-    """What a step takes: images/s, the share spent waiting for data, the time left, memory."""
+    """The pace of a training: images/s, the share of time spent waiting for data, the time left, memory."""
 
     def __init__(self, steps: int, device: torch.device) -> None:
         self.steps, self.device = steps, device
         self.recent: deque[float] = deque(maxlen=200)
         self.images, self.waited, self.spent = 0, 0.0, 0.0
 
-    def took(self, seconds: float, waited: float, images: int) -> None:
-        """One step of ``seconds``, of which ``waited`` were spent in the loader."""
+    def add_step(self, seconds: float, waited: float, images: int) -> None:
+        """Add a step of ``seconds``, of which ``waited`` were spent in the loader."""
         self.recent.append(seconds)
         self.spent += seconds
         self.waited += waited
         self.images += images
 
-    def line(self, step: int) -> dict[str, float]:
-        """Figures since the last line, of this rank; ``eta_s`` only after 20 steps."""
+    def figures(self, step: int) -> dict[str, float]:
+        """Return this rank's figures since the last line; ``eta_s`` only after 20 steps."""
         values = {"img_s": self.images / max(self.spent, 1e-9), "data_frac": self.waited / max(self.spent, 1e-9)}
-        values["mem_gb"] = taken(self.device) / 1e9
+        values["mem_gb"] = memory_used(self.device) / 1e9
         if len(self.recent) >= 20:
             values["eta_s"] = sum(self.recent) / len(self.recent) * (self.steps - step)
         self.images, self.waited, self.spent = 0, 0.0, 0.0
@@ -146,12 +152,12 @@ class Pace:
 
 
 def rows_of(batch: Any) -> int:
-    """Rows of a rank's share: the first dimension of its first tensor, or the length of its first list."""
+    """Return the rows of a rank's share: the length of the batch's first tensor or list."""
     return len(batch[0])
 
 
 def reseed(seed: int, device: torch.device) -> None:
-    """So that dropout is a function of the step, and nothing of it has to be saved."""
+    """Seed the generator, so that dropout is a function of the step and its state need not be saved."""
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)  # the other backends' generators cost 50 times as much
     else:
@@ -169,12 +175,13 @@ def fit(
     after: Callable[[int], None],
     stopping: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Trains over ``batches`` of (step, batch); ``after(completed steps)`` saves and evaluates.
+    """Train over ``batches`` of (step, batch); return the number of completed steps.
 
-    ``batch`` is any NamedTuple, ``step_module`` any module that returns a mapping with ``loss``. Returns the number
-    of completed steps: every rank stops at the same one when one is ``stopping()``. An update whose loss or gradient
-    is not finite is left out on all ranks, logged, and has no ``after``; too many of them raise Diverged.
-    A line is of its own step, not a mean since the last one, so that it is the same wherever a run was cut.
+    ``batch`` is any NamedTuple, ``step_module`` any module that returns a mapping with ``loss``.
+    ``after(completed steps)`` saves and evaluates. Once ``stopping()`` is true on one rank, all stop at the same step.
+    An update whose loss or gradient is not finite is skipped on all ranks and logged, and ``after`` is not called for
+    it; too many of them raise Diverged. A logged line shows its own step, not a mean since the last line, so that it
+    does not depend on where a run was interrupted.
     """
     guard, pace = plan.guard or BadSteps(), Pace(plan.steps, accelerator.device)
     updates = Updates(step_module, optimizer, accelerator, clip=plan.grad_clip, guard=guard, ahead=plan.ahead)
@@ -188,28 +195,30 @@ def fit(
             out = step_module(batch)
         updates.backward(out["loss"])
         updates.apply(step, out, batch, stop=stopping(), save=plan.save())
-        after_step(step_module)
+        call_after_step(step_module)
         if plan.each is not None:
             plan.each(step + 1, batch)
         logged = (step + 1) % plan.log_every == 0 or step + 1 == plan.steps
         due = plan.due is None or plan.due(step + 1)
-        ended = updates.finished(wait=logged or due)
-        pace.took(time.perf_counter() - began, waited, rows_of(batch) * world_size())
-        for one, outcome in ended:
-            if outcome.bad or (logged and one.step == step):
-                log(sink, one, batch, plan, pace if one.step == step else None)
-        if any(outcome.save or due for one, outcome in ended if one.step == step and not outcome.bad):
-            after(step + 1)
-        if any(outcome.stop for _, outcome in ended):
+        finished = updates.finished(wait=logged or due)
+        pace.add_step(time.perf_counter() - began, waited, rows_of(batch) * world_size())
+        for one in finished:  # this step if its outcome is known, and before it an earlier one that was read late
+            if one.bad or (logged and one.is_current):
+                log_step(sink, one, batch, plan, pace)
+            if one.is_current and not one.bad and (due or one.save):
+                after(step + 1)
+        if any(one.stop for one in finished):
             return step + 1
         began = time.perf_counter()
     return plan.steps
 
 
-def log(sink: Sink, one: Judged, batch: Any, plan: Plan, pace: Pace | None) -> None:
-    """The line of a step, with its own ``batch`` and ``pace`` if that is still there; all ranks call it."""
-    facts = plan.describe(batch) if plan.describe is not None and pace is not None else {}
-    figures = pace.line(one.step + 1) if pace is not None else {}
+def log_step(sink: Sink, one: Finished, batch: Any, plan: Plan, pace: Pace) -> None:
+    """Log the line of a step; of an earlier one without the figures of ``batch`` and ``pace``. All ranks call it."""
+    facts, figures = {}, {}
+    if one.is_current:
+        facts = plan.describe(batch) if plan.describe is not None else {}
+        figures = pace.figures(one.step + 1)
     slowest = {name: figures.pop(name) for name in ("data_frac", "mem_gb") if name in figures}
     values = mean_over_ranks({**one.values, **facts}, slowest)
     if rank() == 0:

@@ -1,4 +1,4 @@
-"""The memory of a process: how much its tensors may take, how much they took, and the errors that say it is full."""
+"""The memory of a process: its limit, its use, and the errors that say it is full."""
 
 import os
 import sys
@@ -10,18 +10,18 @@ FULL = (
     *("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "could not create a primitive"),
     "Resource temporarily unavailable",
 )
-"""How those that have no error of their own say it: allocators of the CPU and of Apple's chips, oneDNN, new threads."""
+"""Words of errors that have no class of their own: allocators of CPUs and Apple chips, oneDNN, new threads."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Did something ask for more memory than there is?"""
+    """Return True if an error says that there is not enough memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
 
 
-def room(device: torch.device) -> int | None:
-    """Bytes: all of a GPU, or what ``ulimit -v`` has left; None where an allocation hardly ever fails (most CPUs)."""
+def memory_limit(device: torch.device) -> int | None:
+    """Return the bytes of a GPU, or those that ``ulimit -v`` leaves; None where allocations hardly ever fail (CPUs)."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if device.type == "mps":
@@ -31,22 +31,22 @@ def room(device: torch.device) -> int | None:
     import resource  # not on Windows
 
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return None if limit == resource.RLIM_INFINITY else max(1, limit - _pages(0))
+    return None if limit == resource.RLIM_INFINITY else max(1, limit - _process_bytes(0))
 
 
-def taken(device: torch.device) -> float:
-    """Bytes: on a GPU the most that tensors held since the last call, else what the process holds now; 0 if unknown."""
+def memory_used(device: torch.device) -> float:
+    """Return the most bytes that tensors held on a GPU since the last call, else those of the process; 0 if unknown."""
     if device.type == "cuda":
         most = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         return float(most)
     if device.type == "mps":
         return float(torch.mps.driver_allocated_memory())
-    return float(_pages(1))
+    return float(_process_bytes(1))
 
 
-def _pages(column: int) -> int:
-    """Bytes that this process has mapped (0) or holds (1); 0 where Linux does not say."""
+def _process_bytes(column: int) -> int:
+    """Return the bytes that this process has mapped (column 0) or holds (1); 0 if Linux does not say."""
     try:
         count = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[column])
     except (OSError, ValueError, IndexError):

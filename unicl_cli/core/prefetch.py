@@ -1,4 +1,4 @@
-"""Batches ahead of the step that wants them: made in a thread, and copied to the device while another step runs."""
+"""Prefetching: batches are made in a thread and copied to the device while an earlier step runs."""
 
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -14,17 +14,17 @@ from unicl_cli.core.host_copy import to_device
 
 T = TypeVar("T")
 PATIENCE = 5.0
-"""Seconds that the end of a training waits for the thread, which may be waiting for a worker."""
+"""Seconds that the end of a training waits for the thread, which may itself be waiting for a worker."""
 
 
 class _End(NamedTuple):
     error: BaseException | None
 
 
-def ahead(items: Iterator[T], depth: int = 1) -> Generator[T]:
-    """The same items in the same order, made by a thread that is up to ``depth`` + 1 of them further.
+def prefetch(items: Iterator[T], depth: int = 1) -> Generator[T]:
+    """Yield the same items in the same order, made by a thread that is up to ``depth`` + 1 items ahead.
 
-    What is raised there is raised here. ``items`` must not draw from torch's default generator.
+    An exception of the thread is raised here. ``items`` must not draw from torch's default generator.
     """
     ready: Queue[T | _End] = Queue(depth)
     stopped = Event()
@@ -49,24 +49,24 @@ def ahead(items: Iterator[T], depth: int = 1) -> Generator[T]:
             raise item.error
     finally:
         stopped.set()
-        end(thread, ready)
+        stop_thread(thread, ready)
 
 
-def end(thread: Thread, ready: "Queue[Any]") -> None:
-    """Lets a thread that has been told to stop finish what it is at; one that takes too long is left behind."""
+def stop_thread(thread: Thread, ready: "Queue[Any]") -> None:
+    """Wait until a thread that was told to stop has finished its item; leave it behind if that takes too long."""
     until = time.monotonic() + PATIENCE
     while thread.is_alive() and time.monotonic() < until:
         with suppress(Empty):
-            ready.get_nowait()  # room for what it wants to put
+            ready.get_nowait()  # makes room for the item that it may be putting
         thread.join(0.01)
 
 
-def on_device(
+def move_batches(
     batches: Iterator[tuple[int, T]], device: torch.device, change: Callable[[T, T], T]
 ) -> Generator[tuple[int, T]]:
-    """(step, batch) on ``device``: what ``change`` makes of the batch as it was and of its copy there.
+    """Yield (step, batch) on ``device``, where ``change(batch, its copy)`` may change the copy.
 
-    On CUDA a batch is copied, from pinned memory, and changed on a stream of its own while the step before it runs.
+    On CUDA a batch is copied from pinned memory and changed on a stream of its own, while the step before it runs.
     """
     if device.type != "cuda":
         for step, batch in batches:
@@ -79,14 +79,14 @@ def on_device(
             moved = change(batch, to_device(batch, device))
             copied = side.record_event()
         if waiting is not None:
-            yield _taken(*waiting)
+            yield _hand_over(*waiting)
         waiting = step, moved, copied
     if waiting is not None:
-        yield _taken(*waiting)
+        yield _hand_over(*waiting)
 
 
-def _taken(step: int, batch: T, copied: Any) -> tuple[int, T]:
-    """For the step's own stream, which waits for the copy, and whose use keeps the memory."""
+def _hand_over(step: int, batch: T, copied: Any) -> tuple[int, T]:
+    """Hand a batch over to the step's own stream, which waits for the copy and keeps its memory alive."""
     stream = torch.cuda.current_stream()
     stream.wait_event(copied)
     for x in tensors_of(batch):
@@ -95,7 +95,7 @@ def _taken(step: int, batch: T, copied: Any) -> tuple[int, T]:
 
 
 def tensors_of(batch: Any) -> Iterator[Tensor]:
-    """All that a batch holds, at any depth."""
+    """Yield all tensors of a batch, at any depth."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, dict):

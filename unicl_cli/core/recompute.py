@@ -1,4 +1,4 @@
-"""Blocks of a tower that are computed again in backward instead of kept: the same numbers in less memory."""
+"""Gradient checkpointing: a tower's blocks are computed again in backward instead of kept, with the same numbers."""
 
 import contextlib
 from collections.abc import Callable, Generator
@@ -15,12 +15,12 @@ NORM: Any = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsag
 
 
 def units_of(module: nn.Module) -> list[nn.Module]:
-    """The blocks that any part of ``module`` lists as its ``units``, each once."""
+    """Return the blocks that any part of ``module`` lists as its ``units``, each once."""
     return list({id(unit): unit for part in module.modules() for unit in own_units(part)}.values())
 
 
 def recompute_blocks(module: nn.Module) -> int:
-    """From here on each unit that lies in no other keeps its input alone until backward; how many they are.
+    """Let each outermost unit keep only its input until backward; return the number of these units.
 
     Dropout draws the same numbers again, and BatchNorm adds to its averages once.
     """
@@ -50,7 +50,7 @@ def _contexts(unit: nn.Module) -> tuple[contextlib.AbstractContextManager[Any], 
 
 @contextlib.contextmanager
 def _fixed_averages(unit: nn.Module) -> Generator[None]:
-    """The second forward of a batch is no second batch: BatchNorm's running averages and its count stay as they are."""
+    """Keep BatchNorm's running averages and its count during the second forward, which is not a second batch."""
     norms: list[Any] = [m for m in unit.modules() if isinstance(m, NORM) and m.training and m.track_running_stats]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:

@@ -1,4 +1,4 @@
-"""Which rows make up a step: a function of (seed, step) alone, without a table and without state."""
+"""The rows of each step, as a function of (seed, step) alone: without a table and without state."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -11,22 +11,22 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 WINDOW = 64
-"""Row groups that are mixed with one another: a permuted corpus needs no more to mix its classes."""
+"""Row groups that are mixed with one another; since the corpus is permuted, these suffice to mix its classes."""
 
 
 def seed_of(*key: int) -> int:
-    """A 32-bit seed from integers, stable by numpy's promise (torch's CPU generator keeps no more than 32 bits)."""
+    """Return a 32-bit seed from integers, stable by numpy's promise (torch's CPU generator keeps only 32 bits)."""
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 def scramble(x: U64) -> U64:
-    """The finaliser of splitmix64, on each element."""
+    """Apply the finaliser of splitmix64 to each element."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-class Perm:
+class Permutation:
     """A seeded bijection of [0, n) by a Feistel network with cycle walking: O(1) memory and start-up for any n."""
 
     def __init__(self, n: int, seed: int | str, rounds: int = 6) -> None:
@@ -46,7 +46,7 @@ class Perm:
         return (left << self.half) | right
 
     def __call__(self, i: Sequence[int] | NDArray[np.integer]) -> Ints:
-        """Images of the indices ``i``; every index must lie in [0, n), or the walk would not end."""
+        """Return the images of the indices ``i``; each must lie in [0, n), or the walk would not end."""
         x = np.atleast_1d(np.asarray(i)).astype(np.uint64)
         if x.size and int(x.max()) >= self.n:
             raise IndexError(f"index {int(x.max())} is outside a permutation of {self.n}")
@@ -60,7 +60,7 @@ class Perm:
 
 
 class BlockOrder:
-    """Positions of one pass over a table -> rows: permuted row groups, then a permutation inside each window of them.
+    """The order of one pass over a table: permuted row groups, then a permutation inside each window of them.
 
     A pass visits every row once, and a loader touches few row groups at a time. ``group_sizes`` are the table's.
     """
@@ -68,7 +68,7 @@ class BlockOrder:
     def __init__(self, group_sizes: Ints, seed: str) -> None:
         self.seed = seed
         groups = len(group_sizes)
-        self.order = Perm(groups, f"{seed}/groups")(np.arange(groups))
+        self.order = Permutation(groups, f"{seed}/groups")(np.arange(groups))
         first = np.concatenate([[0], np.cumsum(group_sizes)[:-1]])
         self.first = first[self.order]
         self.ends = np.cumsum(group_sizes[self.order])  # in visiting order
@@ -76,14 +76,14 @@ class BlockOrder:
         self.window_starts = self.starts[::WINDOW]
 
     def __call__(self, position: Ints) -> Ints:
-        """Rows at the positions, each in [0, rows)."""
+        """Return the rows at the positions, each in [0, rows)."""
         rows = np.empty_like(position)
         windows = np.searchsorted(self.window_starts, position, side="right") - 1
         for window in np.unique(windows):
             inside = windows == window
             start = self.window_starts[window]
             end = self.ends[min((window + 1) * WINDOW, len(self.ends)) - 1]
-            shuffled = start + Perm(int(end - start), f"{self.seed}/{window}")(position[inside] - start)
+            shuffled = start + Permutation(int(end - start), f"{self.seed}/{window}")(position[inside] - start)
             group = np.searchsorted(self.ends, shuffled, side="right")
             rows[inside] = self.first[group] + shuffled - self.starts[group]
         return rows
@@ -101,7 +101,7 @@ class Stream:
         return BlockOrder(self.group_sizes, f"{self.seed}/{number}")
 
     def __call__(self, start: int, count: int) -> Ints:
-        """Rows at positions start … start + count - 1 of the endless sequence."""
+        """Return the rows at positions start … start + count - 1 of the endless sequence."""
         passes, position = np.divmod(start + np.arange(count), self.rows)
         rows = np.empty(count, np.int64)
         for n in np.unique(passes):
@@ -115,8 +115,8 @@ class Stream:
 class Mixture:
     """Streams mixed into global batches with exact shares: ``shares[i]`` of each batch, summing to one.
 
-    Fractional shares are met by carrying the remainder from step to step: exact in the long run, off by less than one
-    row in each batch. The stream with the largest share takes what rounding leaves.
+    The remainder of a fractional share is carried from step to step: it is exact in the long run, and off by less than
+    one row in each batch. The stream with the largest share takes the rows that rounding leaves.
     """
 
     def __init__(self, streams: Sequence[Stream], shares: Sequence[Fraction], batch_size: int, seed: int) -> None:
@@ -125,41 +125,41 @@ class Mixture:
         used = sum(share > 0 for share in shares)
         if batch_size < used**2:  # below this, rounding could ask the largest share for rows back
             mixed = f"{used} streams (labels and captions of each corpus)"
-            raise ValueError(f"a batch of {batch_size} is too small for {mixed}: {used**2} rows at least")
+            raise ValueError(f"a batch of {batch_size} is too small for {mixed}: it needs at least {used**2} rows")
         self.streams, self.shares, self.batch_size, self.seed = list(streams), list(shares), batch_size, seed
 
-    def taken(self, step: int) -> list[int]:
-        """Rows of each stream that all batches before ``step`` have used."""
+    def used_before(self, step: int) -> list[int]:
+        """Return the number of rows of each stream that the batches before ``step`` have used."""
         total = step * self.batch_size
         counts = [int(share * total) for share in self.shares]  # int() of a Fraction is its floor
         counts[self.shares.index(max(self.shares))] += total - sum(counts)
         return counts
 
     def batch(self, step: int) -> tuple[Ints, Ints]:
-        """(B,) stream numbers and (B,) rows of the global batch of ``step`` (0 is the first)."""
-        before, after = self.taken(step), self.taken(step + 1)
+        """Return (B,) stream numbers and (B,) rows of the global batch of ``step`` (0 is the first)."""
+        before, after = self.used_before(step), self.used_before(step + 1)
         counts = [b - a for a, b in zip(before, after, strict=True)]
         stream = np.repeat(np.arange(len(counts)), counts)
         draws = zip(self.streams, before, counts, strict=True)
         row = np.concatenate([take(start, count) for take, start, count in draws])
-        slots = Perm(self.batch_size, f"{self.seed}/slot/{step}")(np.arange(self.batch_size))
+        slots = Permutation(self.batch_size, f"{self.seed}/slot/{step}")(np.arange(self.batch_size))
         return stream[slots], row[slots]
 
 
 def share(batch_size: int, rank: int, world: int) -> slice:
-    """The contiguous part of a global batch that a rank takes, so that gathered order is draw order."""
+    """Return a rank's part of a global batch; parts are contiguous, so that gathered order is draw order."""
     size = batch_size // world
     return slice(rank * size, (rank + 1) * size)
 
 
 class Alternation:
-    """Two mixtures that take whole steps in turn: ``first`` has ``part`` of the steps, evenly spread."""
+    """Two mixtures that take whole steps in turn: ``first`` takes the share ``part`` of the steps, evenly spread."""
 
     def __init__(self, first: Mixture, second: Mixture, part: Fraction) -> None:
         self.first, self.second, self.part = first, second, part
         self.batch_size = first.batch_size
 
     def batch(self, step: int) -> tuple[Ints, Ints]:
-        """As ``Mixture.batch``."""
+        """Return the same as `Mixture.batch`."""
         before, after = int(self.part * step), int(self.part * (step + 1))
         return self.first.batch(before) if after > before else self.second.batch(step - before)

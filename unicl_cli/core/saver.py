@@ -1,4 +1,4 @@
-"""Checkpoints of a run, written by a thread of rank 0 while the training goes on."""
+"""The checkpoints of a run, written by a thread of rank 0 while the training continues."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -25,9 +25,9 @@ from unicl_cli.core.files import size_of, write_atomic
 
 
 class Saver:
-    """Saves under ``root``; `save` returns when the state has been copied, which one copy at a time ever is.
+    """A writer of checkpoints under ``root``. `save` returns once the state is copied; there is one copy at a time.
 
-    A write that failed fails all ranks when they next meet here; `failed` tells rank 0 that they should.
+    A write that failed raises on all ranks at their next `save` or `join`; `failed` tells rank 0 of it before.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Saver:
         say: Callable[[str], None],
     ) -> None:
         self.root, self.keep, self.keep_every, self.asynchronous = root, keep, keep_every, asynchronous
-        self.step = step  # of the newest checkpoint here that was loaded or is written
+        self.step = step  # of the newest checkpoint here that was loaded or written
         self.say = say
         self.measured = False
         self.pool = ThreadPoolExecutor(1, "checkpoint")
@@ -54,7 +54,7 @@ class Saver:
         facts: Mapping[str, Any],
         average: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """A checkpoint of ``facts["step"]``; the same step twice costs nothing. All ranks call it."""
+        """Save a checkpoint of ``facts["step"]``; the same step twice costs nothing. All ranks call it."""
         if self.step == facts["step"]:
             return
         self.join()
@@ -63,36 +63,36 @@ class Saver:
         if rank() == 0:
             if not self.measured:
                 self.check_space(sum(x.nbytes for tensors in files.values() for x in tensors.values()))
-            self.begin(partial(self.write, files, dict(facts)))
+            self.submit(partial(self.write, files, dict(facts)))
         if not self.asynchronous:
             self.join()
 
     def write(self, files: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
-        """In the thread."""
+        """Write the files of a checkpoint and delete old ones; runs in the thread."""
         arrive(files)
         write(self.root, files, facts)
         prune(self.root, self.keep, self.keep_every)
 
-    def point(self, name: str) -> None:
-        """Lets the file ``name`` (best) name the newest checkpoint once that is whole; rank 0 calls it."""
+    def name_newest(self, name: str) -> None:
+        """Let the file ``name`` (best) point to the newest checkpoint once that is whole; rank 0 calls it."""
         if self.step is not None:
-            self.begin(partial(self.put_pointer, name, folder_of(self.root, self.step)))
+            self.submit(partial(self.write_pointer, name, folder_of(self.root, self.step)))
 
-    def put_pointer(self, name: str, target: Path) -> None:
-        """In the thread, after the write."""
+    def write_pointer(self, name: str, target: Path) -> None:
+        """Write a pointer; runs in the thread, after the checkpoint."""
         if target.is_dir():
             write_atomic(self.root / name, target.name)
 
-    def begin(self, work: Callable[[], None]) -> None:
-        """One after the other, in the order in which they were given."""
+    def submit(self, work: Callable[[], None]) -> None:
+        """Give work to the thread, which does it in order."""
         self.work.append(self.pool.submit(work))
 
     def failed(self) -> bool:
-        """Has the thread met an error by now?"""
+        """Return True if the thread has met an error by now."""
         return any(job.done() and job.exception() is not None for job in self.work)
 
     def join(self) -> None:
-        """Waits for what is being written; every rank calls it, and fails if rank 0's thread did."""
+        """Wait for all writes; every rank calls it, and raises if rank 0's thread did."""
         problems = [job.exception() for job in self.work]
         self.work = []
         problem = next((error for error in problems if error is not None), None)
@@ -101,11 +101,11 @@ class Saver:
         complain(folder_of(self.root, self.step or 0), problem)
 
     def close(self) -> None:
-        """Waits, and asks nobody: for a training that ends by an error."""
+        """Wait for all writes without asking the other ranks: a training that ends by an error may have lost them."""
         self.pool.shutdown()
 
-    def back_to(self, folder: Path) -> None:
-        """Leaves the course that was taken after ``folder``: later checkpoints go, as if it had never been."""
+    def go_back_to(self, folder: Path) -> None:
+        """Make ``folder`` the newest checkpoint: delete the later ones, and ``best`` if it pointed to one of them."""
         self.join()
         if rank() == 0:
             write_atomic(self.root / LATEST, folder.name)
@@ -119,13 +119,13 @@ class Saver:
         self.step = step_of(folder)
 
     def check_space(self, size: int) -> None:
-        """Says so where the disk cannot hold what is going to be kept, the one being written and one to spare."""
+        """Warn if the disk cannot hold the checkpoints to keep, the one being written and one to spare."""
         self.measured = True
         held = sum(file.stat().st_size for folder in list_folders(self.root) for file in folder.iterdir())
         needed = (self.keep + 2) * size - held
         free = shutil.disk_usage(next(p for p in (self.root, *self.root.parents) if p.exists())).free
         if free < needed:
             self.say(
-                f"warning: {self.root}: {size_of(free)} free, and its checkpoints ({size_of(size)} each) are going to "
-                f"need {size_of(needed)}; free some space or lower checkpoint.keep"
+                f"warning: {self.root}: {size_of(free)} free, but its checkpoints ({size_of(size)} each) will "
+                f"need {size_of(needed)}: free some space or lower checkpoint.keep"
             )

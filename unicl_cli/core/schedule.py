@@ -4,7 +4,7 @@ import math
 
 
 def lr_at(step: int, *, name: str, peak: float, warmup: int, steps: int, floor: float) -> float:
-    """The rate of update ``step`` (0 the first): linear warm-up, then ``cosine`` to floor × peak, or ``constant``."""
+    """Return the rate of update ``step`` (0 the first): linear warm-up, then ``cosine`` to floor × peak or constant."""
     if step < warmup:
         return peak * (step + 1) / warmup
     if name == "constant":

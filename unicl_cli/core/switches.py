@@ -1,4 +1,4 @@
-"""Which of a step's faster ways at the same numbers are taken: packed texts, channels last, compiled blocks."""
+"""Speed switches that change no result: packed texts, channels last, compiled blocks."""
 
 from torch import nn
 
@@ -6,8 +6,8 @@ from unicl_cli.core.recompute import units_of
 from unicl_cli.core.towers import change_traits, own_units, traits_of
 
 
-def switched(model: nn.Module, *, pack_texts: bool, channels_last: bool) -> None:
-    """Switches off what is not wanted; each tower knows by itself what pays."""
+def apply_switches(model: nn.Module, *, pack_texts: bool, channels_last: bool) -> None:
+    """Turn off the switches that the recipe turns off; a tower itself knows which of the others pay."""
     for module in model.modules():
         if traits_of(module).packs and not pack_texts:
             change_traits(module, packs=False)
@@ -16,10 +16,10 @@ def switched(model: nn.Module, *, pack_texts: bool, channels_last: bool) -> None
 
 
 def compile_units(step: nn.Module) -> int:
-    """Compiles each block of the towers at its first call, in place: no name changes. How many are there?
+    """Let each block of the towers compile at its first call, in place; return the number of blocks.
 
-    Blocks of a kind share one compilation, which a whole tower's would not; losses and collectives stay outside. Sizes
-    that change with every batch of texts are left open, so that no step compiles again.
+    No name changes. Blocks of one kind share one compilation, which whole towers would not; losses and collectives stay
+    outside. Sizes that change with every batch of texts are left open, so that no step compiles again.
     """
     units = units_of(step)
     towers = [module for module in step.modules() if traits_of(module).packs is not None]

@@ -1,4 +1,4 @@
-"""Texts whose tower learns no more: each is encoded once, and looked up ever after."""
+"""A cache of text vectors for a frozen tower: each text is encoded once and looked up afterwards."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,26 +9,27 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unicl_cli.core.dist import any_rank
-from unicl_cli.core.host_copy import on_host
+from unicl_cli.core.host_copy import host_copy
 from unicl_cli.core.towers import traits_of
 
 ROWS, STEP = 64, 8
-"""Texts that a GPU encodes at once, and what their length is rounded up to."""
+"""Texts that a GPU encodes at once, and the multiple that their length is rounded up to."""
 
 
 class New(NamedTuple):
-    """Texts of one shape that have not been seen: their tokens on the host, and what they are known by."""
+    """Texts of one shape that have not been seen: their tokens on the host, and their names in the cache."""
 
     tokens: NDArray[np.int64]
     names: Sequence[bytes]
 
 
-class Bank:
-    """int64 (U, L) tokens -> (U, D): what ``encode`` once gave of each text.
+class TextCache:
+    """int64 (U, L) tokens -> (U, D): the vectors that ``encode`` once gave for the texts.
 
-    A vector has to follow from its text alone, or a resumed run, which meets the texts in another order, would not be
-    bit-equal. So texts are encoded in batches of one shape for each length, and on a CPU, whose products round a row
-    by its place among others, one by one. Every rank encodes equally often, since FSDP2 gathers weights each time.
+    A vector must depend on its text alone: a resumed run meets the texts in another order and must be bit-equal. So
+    texts are encoded in batches of one shape for each length. On a CPU they are encoded one by one, since its matrix
+    products round a row by its place among the others. Every rank encodes equally often, since FSDP2 gathers weights
+    each time.
     """
 
     def __init__(self, encode: Callable[[Tensor], Tensor], pad_id: int, context_length: int | None) -> None:
@@ -37,21 +38,21 @@ class Bank:
         self.vectors = torch.empty(0)
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        known = on_host(tokens)
+        known = host_copy(tokens)
         ids = (tokens.cpu() if known is None else known).numpy()
         lengths = ((ids != self.pad_id) * np.arange(1, ids.shape[1] + 1)).max(1)
         names = [row[:length].tobytes() for row, length in zip(ids, lengths.tolist(), strict=True)]
         waiting = self.unseen(ids, lengths, names, 1 if tokens.device.type == "cpu" else ROWS)
         while any_rank(bool(waiting)):
-            self.keep(waiting.pop() if waiting else New(ids[:1], []), tokens.device)
+            self.add(waiting.pop() if waiting else New(ids[:1], []), tokens.device)
         return self.vectors[torch.tensor([self.places[name] for name in names], device=tokens.device)]
 
     def unseen(
         self, ids: NDArray[np.int64], lengths: NDArray[np.int64], names: Sequence[bytes], rows: int
     ) -> list[New]:
-        """The texts that are not there yet, in batches of ``rows``.
+        """Return the texts that are not in the cache yet, in batches of ``rows``.
 
-        Each has at least one token of padding, which may be what ends a text too, if the context leaves room for it.
+        Each has at least one token of padding if the context leaves room for it, since padding may also end a text.
         """
         groups: dict[int, dict[bytes, int]] = {}
         for row, name in enumerate(names):
@@ -64,13 +65,14 @@ class Bank:
             wide[:, : min(length, ids.shape[1])] = ids[:, :length]
             for start in range(0, len(group), rows):
                 part = dict(list(group.items())[start : start + rows])
-                places = [*part.values(), *[next(iter(part.values()))] * (rows - len(part))]  # the shape is always full
+                padding = [next(iter(part.values()))] * (rows - len(part))  # all batches have the same shape
+                places = [*part.values(), *padding]
                 found.append(New(wide[places], list(part)))
         return found
 
     @torch.no_grad()
-    def keep(self, new: New, device: torch.device) -> None:
-        """Encodes a batch, and remembers those of its texts that have a name."""
+    def add(self, new: New, device: torch.device) -> None:
+        """Encode a batch and store the vectors of the texts that have a name."""
         vectors = self.encode(torch.from_numpy(new.tokens).to(device))[: len(new.names)]
         used = len(self.places)
         if used + len(vectors) > len(self.vectors):
@@ -82,10 +84,10 @@ class Bank:
         self.places |= {name: used + n for n, name in enumerate(new.names)}
 
 
-def bank_of(tower: nn.Module, encode: Callable[[Tensor], Tensor]) -> Bank | None:
-    """A bank for a text tower, or None: for one that learns, or has dropout, or whose vectors depend on padding."""
+def build_text_cache(tower: nn.Module, encode: Callable[[Tensor], Tensor]) -> TextCache | None:
+    """Build the cache of a text tower; None for one that learns, has dropout, or whose vectors depend on padding."""
     traits = traits_of(tower)
     learns = tower.training or any(p.requires_grad for p in tower.parameters())
     if learns or not traits.trim_safe:
         return None
-    return Bank(encode, traits.pad_id, traits.context_length)
+    return TextCache(encode, traits.pad_id, traits.context_length)

@@ -1,4 +1,4 @@
-"""One update of the weights: unscaled, cut, agreed on by all ranks, left out on all of them where it is not finite."""
+"""One optimizer update: unscale, clip, agree across ranks, and skip on every rank if not finite."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Outcome(NamedTuple):
-    """How a step ended, the same on all ranks."""
+    """The end of a step, the same on all ranks."""
 
     bad_loss: bool
     bad_gradient: bool
@@ -29,8 +29,26 @@ class Outcome(NamedTuple):
         return self.bad_loss or self.bad_gradient
 
 
-class Judged:
-    """A step, its scalars, and one sum over ranks: who met a value that is not finite, asks to stop, asks to save."""
+class Finished(NamedTuple):
+    """A step whose outcome the host knows, the same on all ranks."""
+
+    step: int
+    values: Mapping[str, Any]
+    bad: bool
+    """The loss or its gradient was not finite: no rank made the update."""
+    save: bool
+    """A rank asked to save."""
+    stop: bool
+    """A rank asked to stop."""
+    is_current: bool
+    """The newest step; False: an earlier one, whose batch is gone."""
+
+
+class Pending:
+    """A step whose outcome has not been read: its scalars, and one sum over ranks that decides how it ended.
+
+    The sum counts the ranks with a loss or a gradient that is not finite, and those that ask to stop or to save.
+    """
 
     def __init__(self, step: int, values: Mapping[str, Any], *, stop: bool, save: bool) -> None:
         self.step = step
@@ -39,7 +57,7 @@ class Judged:
         asked = [loss.new_full((), wish, dtype=torch.float32) for wish in (stop, save)]  # filled there: no copy to it
         ranks = sum_over_ranks(torch.stack([(~torch.isfinite(x)).float() for x in (loss, norm)] + asked))
         self.skip = (ranks[:2].sum() > 0).float()
-        """(): 1 where the update is to be left out, on the device."""
+        """(): 1 where the update must be skipped, on the device."""
         self.ranks = ranks.to("cpu", non_blocking=ranks.device.type == "cuda")
         self.copied: torch.Event | None = None
         if ranks.device.type == "cuda":
@@ -47,20 +65,20 @@ class Judged:
             self.copied.record()
 
     def outcome(self) -> Outcome:
-        """Waits until the device has come so far."""
+        """Return how the step ended; waits until the device has come so far."""
         if self.copied is not None:
             self.copied.synchronize()
         return Outcome(*(bool(count) for count in self.ranks.tolist()))
 
 
 class Updates:
-    """Gradients to weights, step by step.
+    """The updates of the weights, step by step.
 
-    A GPU works through what the host has queued. A host that read each step's outcome before it queued the update would
-    let that queue run dry. So the fused optimizers of torch are told by a tensor on the device to leave an update out,
-    as torch's GradScaler does it (nothing is changed then, bit for bit), and the host reads the outcome one step later,
-    when it is long there. It waits where it has to know: where one more bad step would end the run, before a logged
-    line and ``after``, for an optimizer that cannot be told, and on a CPU, where there is nothing to wait for.
+    A GPU works through a queue that the host fills. If the host read each outcome before it queued the update, the
+    queue would run dry. So the update is skipped on the device: torch's fused optimizers take a tensor that tells them
+    to change nothing, bit for bit, as GradScaler does. The host reads the outcome one step later, when it has long
+    been there. It waits only where it must know: before a logged line and ``after``, where one more bad step would end
+    the run, and for an optimizer that cannot skip by itself. On a CPU nothing is queued, so it always reads at once.
     """
 
     def __init__(
@@ -77,97 +95,103 @@ class Updates:
         self.parameters = list(module.parameters())  # once: walking through the modules takes as long as an update
         self.optimizer = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
         self.scaler = accelerator.scaler
-        wanted = accelerator.device.type == "cuda" if ahead is None else ahead
-        self.ahead = wanted and getattr(self.optimizer, "_step_supports_amp_scaling", False)
-        self.open: list[Judged] = []  # whose outcome has not been read
-        self.closed: list[tuple[Judged, Outcome]] = []
+        asked = accelerator.device.type == "cuda" if ahead is None else ahead
+        self.ahead = asked and getattr(self.optimizer, "_step_supports_amp_scaling", False)
+        self.pending: list[Pending] = []
+        self.known: list[tuple[Pending, Outcome]] = []
+        """Outcomes that have been read and that `finished` has not returned yet."""
+        self.newest = -1
 
     def set_rate(self, rate: float) -> None:
-        """The learning rate of the next update; a group may have its own factor."""
+        """Set the learning rate of the next update; a group may have its own factor."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
 
     def backward(self, loss: Tensor) -> None:
-        """fp16: of the scaled loss, so that small gradients do not vanish."""
+        """Compute the gradients; in fp16 those of the scaled loss, so that small ones do not vanish."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def apply(self, step: int, out: Mapping[str, Any], batch: Any, *, stop: bool, save: bool) -> None:
-        """The update of ``step``; raises Diverged where the guard has seen enough. All ranks call it."""
+        """Update the weights after ``step``; raise Diverged where the guard has seen enough. All ranks call it."""
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        judged = Judged(step, {**out, "grad_norm": full_tensor(norm)}, stop=stop, save=save)
-        begun = bool(self.optimizer.state)  # a first update that is masked leaves SGD's momentum as it was allocated
-        ahead = self.ahead and begun and self.guard.room() > len(self.open)
-        self.open.append(judged)
+        pending = Pending(step, {**out, "grad_norm": full_tensor(norm)}, stop=stop, save=save)
+        has_state = bool(self.optimizer.state)  # a first update that is skipped leaves SGD's momentum as allocated
+        ahead = self.ahead and has_state and self.guard.bad_steps_left() > len(self.pending)
+        self.pending.append(pending)
+        self.newest = step
         if not ahead:
-            self.read(0, batch)
-        if ahead or not self.closed[-1][1].bad:
-            self.cut(norm)
-            self.move(judged.skip if ahead else None)
+            self.read_outcomes(batch)
+        if ahead or not self.known[-1][1].bad:
+            self.clip_gradients(norm)
+            self.step_optimizer(pending.skip if ahead else None)
         if self.scaler is not None:
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def cut(self, norm: Tensor) -> None:
-        """Gradients to at most ``clip``, all by one factor."""
+    def clip_gradients(self, norm: Tensor) -> None:
+        """Scale all gradients by one factor, so that their norm is at most ``clip``."""
         if self.clip is not None:
             clip_grads_with_norm_(self.parameters, self.clip, norm)
 
-    def move(self, skip: Tensor | None) -> None:
-        """The optimizer's own step, left out on the device where ``skip`` is 1."""
+    def step_optimizer(self, skip: Tensor | None) -> None:
+        """Run the optimizer's own step; the device leaves it out where ``skip`` is 1."""
         if skip is None:
             self.optimizer.step()
             return
-        self.optimizer.found_inf = skip  # what the fused optimizers look for
+        self.optimizer.found_inf = skip  # the attribute that fused optimizers look for
         try:
             self.optimizer.step()
         finally:
             del self.optimizer.found_inf
 
-    def read(self, leave: int, batch: Any = None) -> None:
-        """Reads the outcome of all steps but the newest ``leave``; the guard counts each once."""
-        while len(self.open) > leave:
-            judged = self.open.pop(0)
-            outcome = judged.outcome()
+    def read_outcomes(self, batch: Any = None, *, all_but: int = 0) -> None:
+        """Read the outcome of all steps but the newest ``all_but``; the guard counts each once."""
+        while len(self.pending) > all_but:
+            pending = self.pending.pop(0)
+            outcome = pending.outcome()
             overflow = self.scaler is not None and not outcome.bad_loss
-            self.guard.count(judged.step + 1, bad=outcome.bad, overflow=overflow)
-            self.closed.append((judged, outcome))
+            self.guard.count(pending.step + 1, bad=outcome.bad, overflow=overflow)
+            self.known.append((pending, outcome))
             reason = self.guard.reason()
             if reason is not None:
-                at = judged.step + 1
+                at = pending.step + 1
                 message = f"the loss or its gradient was not finite {reason}, last at step {at}"
-                raise Diverged(message, HINT, at, self.evidence(judged, batch))
+                raise Diverged(message, HINT, at, self.collect_evidence(pending, batch))
 
-    def finished(self, *, wait: bool) -> list[tuple[Judged, Outcome]]:
-        """Steps whose outcome is known, each told once; with ``wait``, or if one asks for something, up to the newest.
+    def finished(self, *, wait: bool) -> list[Finished]:
+        """Return the steps whose outcome is known, each once, in order; with ``wait`` the newest is among them.
 
-        So all ranks stop and save at the same step.
+        The newest is also read when a rank asks for something, so that all ranks stop and save at the same step.
         """
-        self.read(0 if wait or not self.ahead else 1)
-        if any(outcome.stop or outcome.save for _, outcome in self.closed):
-            self.read(0)
-        done, self.closed = self.closed, []
-        return done
+        self.read_outcomes(all_but=1 if self.ahead and not wait else 0)
+        if any(outcome.stop or outcome.save for _, outcome in self.known):
+            self.read_outcomes()
+        known, self.known = self.known, []
+        return [
+            Finished(one.step, one.values, outcome.bad, outcome.save, outcome.stop, one.step == self.newest)
+            for one, outcome in known
+        ]
 
-    def evidence(self, judged: Judged, batch: Any) -> dict[str, Any]:
-        """Values of each rank, the global batch's rows, and the gradient norm of each module; a collective."""
-        values = {name: x for name, x in judged.values.items() if isinstance(x, Tensor)}
+    def collect_evidence(self, pending: Pending, batch: Any) -> dict[str, Any]:
+        """Gather each rank's values, the global batch's rows, and each module's gradient norm; a collective."""
+        values = {name: x for name, x in pending.values.items() if isinstance(x, Tensor)}
         rows = {name: getattr(batch, name, None) for name in ("draws", "keys")}
         return {
-            "values": {name: listed(x.reshape(1)) for name, x in values.items()},
-            "gradient_norms": norms(self.module),
-            **{name: listed(x) for name, x in rows.items() if isinstance(x, Tensor)},
+            "values": {name: gather_numbers(x.reshape(1)) for name, x in values.items()},
+            "gradient_norms": gradient_norms(self.module),
+            **{name: gather_numbers(x) for name, x in rows.items() if isinstance(x, Tensor)},
         }
 
 
-def listed(x: Tensor) -> list[Any]:
-    """(b,) -> the numbers of all ranks; what is not finite as a word, since JSON has none for it."""
+def gather_numbers(x: Tensor) -> list[Any]:
+    """(b,) -> the numbers of all ranks; those that are not finite as words, since JSON cannot hold them."""
     return [str(v) if isinstance(v, float) and not math.isfinite(v) else v for v in gather(x).tolist()]
 
 
-def norms(module: nn.Module) -> dict[str, Any]:
-    """The gradient's norm in each module that has parameters of its own, before it is cut."""
+def gradient_norms(module: nn.Module) -> dict[str, Any]:
+    """Return the gradient norm of each module that has parameters of its own, before clipping."""
     squares: dict[str, list[Tensor]] = {}
     for name, parameter in module.named_parameters():
         if parameter.grad is not None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unicl_cli.core.host_copy import on_host
+from unicl_cli.core.host_copy import host_copy
 
 PAYS, LEAST = 0.9, 256
 """Pack only if at most this share of the cells remains, and at least this many fewer: packing costs some time."""
@@ -45,7 +45,7 @@ def padded_layout(tokens: Tensor, eot_id: int | None) -> Layout:
 
 def layout_of(tokens: Tensor, eot_id: int | None) -> Layout:
     """Return the layout with the fewest states for int64 (U, L); the padded one if the host has no copy of them."""
-    known = on_host(tokens)
+    known = host_copy(tokens)
     if known is None:
         return padded_layout(tokens, eot_id)
     ids = known.numpy()

@@ -15,9 +15,17 @@ from unicl_cli.build.data import build_data, build_tokenizer
 from unicl_cli.build.model import build_step
 from unicl_cli.cli import main
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.train.dry_run import bytes_of, facts, shapes_of
-from unicl_cli.jobs.train.memory import Shape, batch_of, flops, states, step_bytes, step_bytes_in_parts, unreal
-from unicl_cli.jobs.train.micro_batch import largest
+from unicl_cli.jobs.train.dry_run import build_on_meta, dry_run_facts, parse_bytes
+from unicl_cli.jobs.train.memory import (
+    Shape,
+    count_flops,
+    fake_batch,
+    make_fake,
+    state_bytes,
+    step_bytes,
+    step_bytes_in_parts,
+)
+from unicl_cli.jobs.train.micro_batch import longest_texts
 from unicl_cli.losses import UniCL
 from unicl_cli.recipe.load import load_text
 from unicl_cli.recipe.schema import Recipe
@@ -47,20 +55,20 @@ def made(digits: Path):
         data = build_data(recipe)
         tokenizer = build_tokenizer(recipe, data)
         real, _ = build_step(recipe, lambda: tokenizer, data.classes, chunks)
-        return shapes_of(recipe, data, lambda: tokenizer, chunks)[0], real.train(), tokenizer
+        return build_on_meta(recipe, data, lambda: tokenizer, chunks)[0], real.train(), tokenizer
 
     return make
 
 
 def real_batch(shape: Shape, tokenizer):
     rows = torch.arange(shape.rows)
-    batch = batch_of(shape)._replace(text_index=rows, labels=rows % 3, keys=rows % 3, draws=rows)
-    return largest(batch._replace(images=torch.zeros_like(batch.images)), tokenizer)
+    batch = fake_batch(shape)._replace(text_index=rows, labels=rows % 3, keys=rows % 3, draws=rows)
+    return longest_texts(batch._replace(images=torch.zeros_like(batch.images)), tokenizer)
 
 
 def alive(recipe: Recipe, made, chunks: int = 1, shape: Shape = SHAPE, **how) -> int:
     step, *_ = made(recipe, chunks)
-    return step_bytes(step, unreal(step), shape, **{"world": 1, "strategy": "ddp", "half": False, **how})
+    return step_bytes(step, make_fake(step), shape, **{"world": 1, "strategy": "ddp", "half": False, **how})
 
 
 @pytest.mark.parametrize(
@@ -114,34 +122,34 @@ def test_16_bits_and_other_processes_count(made, digits: Path):
 
 def test_what_fits_a_card_is_said(digits: Path):
     recipe = recipe_of(digits, size=64, batch=96)
-    found = facts(recipe, Path("run"), 1)
+    found = dry_run_facts(recipe, Path("run"), 1)
     total = found["memory"]["total"]
     assert "micro_that_fits" not in found
     assert list(found["rows"]) == ["labels", "captions"], "in one order in every process"
-    rows = [facts(recipe, Path("run"), 1, card)["micro_that_fits"] for card in (2 * total, total / 2, 2**20)]
+    rows = [dry_run_facts(recipe, Path("run"), 1, card)["micro_that_fits"] for card in (2 * total, total / 2, 2**20)]
     assert rows[0] == 96
     assert rows[1] in (12, 24, 48)
     assert rows[2] is None, "not even one row"
     norm = recipe_of(digits, "{name: timm, model: resnet18}", size=64, batch=96)
-    assert facts(norm, Path("run"), 1, 2**28)["micro_that_fits"] is None
+    assert dry_run_facts(norm, Path("run"), 1, 2**28)["micro_that_fits"] is None
 
 
 @pytest.mark.parametrize(
     ("text", "bytes_"), [("24GiB", 24 * 2**30), ("24 GB", 24e9), ("1.5", 1.5 * 2**30), ("9m", 9e6)]
 )
 def test_amounts_of_memory(text: str, bytes_: float):
-    assert bytes_of(text) == bytes_
-    with pytest.raises(UniclError, match="is no amount of memory"):
-        bytes_of(f"x{text}")
+    assert parse_bytes(text) == bytes_
+    with pytest.raises(UniclError, match="is not an amount of memory"):
+        parse_bytes(f"x{text}")
 
 
 def test_states_are_sixteen_bytes_a_parameter_and_fsdp2_shares_them(made, digits: Path):
     recipe = recipe_of(digits)
     step, *_ = made(recipe)
     count = sum(p.numel() for p in step.parameters())
-    assert sum(states(recipe, step, 1).values()) == 16 * count
-    assert sum(states(recipe, step, 2).values()) == pytest.approx(8 * count, abs=8)
-    assert states(recipe_of(digits, more="ema: {}\noptim: {name: sgd}"), step, 1) == {
+    assert sum(state_bytes(recipe, step, 1).values()) == 16 * count
+    assert sum(state_bytes(recipe, step, 2).values()) == pytest.approx(8 * count, abs=8)
+    assert state_bytes(recipe_of(digits, more="ema: {}\noptim: {name: sgd}"), step, 1) == {
         "weights": 4 * count,
         "gradients": 4 * count,
         "optimizer": 4 * count,
@@ -149,7 +157,7 @@ def test_states_are_sixteen_bytes_a_parameter_and_fsdp2_shares_them(made, digits
     }
     frozen, *_ = made(recipe_of(digits, CNN.replace("}", ", freeze: true}")))
     trained = sum(p.numel() for p in frozen.parameters() if p.requires_grad)
-    assert sum(states(recipe, frozen, 1).values()) == 4 * count + 12 * trained
+    assert sum(state_bytes(recipe, frozen, 1).values()) == 4 * count + 12 * trained
 
 
 @pytest.mark.parametrize(
@@ -157,8 +165,8 @@ def test_states_are_sixteen_bytes_a_parameter_and_fsdp2_shares_them(made, digits
 )  # timm says 17.56 for this ViT: its last block is computed for the class token alone here
 def test_flops_are_twice_the_published_multiply_adds(made, digits: Path, model: str, gmacs: float):
     step, *_ = made(recipe_of(digits, f"{{name: timm, model: {model}}}", size=224))
-    with unreal(step):
-        assert flops(step, Shape(2, 1, 224, 16))["picture"] / 2e9 == pytest.approx(gmacs, rel=0.02)
+    with make_fake(step):
+        assert count_flops(step, Shape(2, 1, 224, 16))["picture"] / 2e9 == pytest.approx(gmacs, rel=0.02)
 
 
 def test_the_checkpoint_is_as_large_as_was_said(digits: Path, tmp_path: Path, monkeypatch, capfd):
@@ -176,7 +184,7 @@ def test_the_checkpoint_is_as_large_as_was_said(digits: Path, tmp_path: Path, mo
 
 def test_a_model_that_needs_a_real_batch_has_no_estimate_and_the_reason(digits: Path, monkeypatch):
     monkeypatch.setattr(UniCL, "forward", lambda self, model, batch: batch.extra["scores"])
-    found = facts(recipe_of(digits), Path("run"), 1)
+    found = dry_run_facts(recipe_of(digits), Path("run"), 1)
     assert "activations" not in found["memory"]
     assert found["memory_method"] == "without activations: the model needs a real batch (KeyError: 'scores')"
 
@@ -188,7 +196,7 @@ def test_a_model_that_needs_a_real_batch_has_no_estimate_and_the_reason(digits: 
 def test_what_a_step_would_refuse_is_refused_without_one(digits: Path, loss: str, views: int, said: str):
     recipe = load_text(dump(recipe_of(digits, more=f"loss: {loss}")), overrides=[f"data.views={views}"])
     with pytest.raises(UniclError, match=said):
-        facts(recipe, Path("run"), 1)
+        dry_run_facts(recipe, Path("run"), 1)
 
 
 MEASURE = """
@@ -242,7 +250,7 @@ TIGHT = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what tensors take, not what the h
 def test_the_estimate_is_what_a_process_takes(tmp_path: Path, digits: Path, image, more, size, batch, off):
     recipe = recipe_of(digits, image, more, size=size, batch=batch)
     (tmp_path / "r.yaml").write_text(dump(recipe))
-    said = facts(recipe, tmp_path, 1)["memory"]["total"]
+    said = dry_run_facts(recipe, tmp_path, 1)["memory"]["total"]
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "r.yaml")]
     done = subprocess.run(
         command,

@@ -104,7 +104,7 @@ def test_a_spike_is_warned_of_with_the_sources_of_its_batch(unicl):
 def test_a_run_goes_back_before_a_spike_and_leaves_its_samples_out(unicl):
     code, err = unicl("run", spiking(27, 28, 29), *ROLLBACK)
     assert code == 0, err
-    assert "back to step 25, without the samples of 5 steps (rollback 1 of 3)" in err
+    assert "back to step 25; skipping the samples of 5 steps (rollback 1 of 3)" in err
     assert [row["step"] for row in lines("run")] == list(range(1, 41))
     assert max(row["loss"] for row in lines("run")) < 10, "no line of the spike is left"
     assert (facts("run", 25)["offset"], facts("run", 30)["offset"], facts("run", 40)["offset"]) == (0, 5, 5)
@@ -147,7 +147,7 @@ def test_too_many_rollbacks_end_the_run(unicl):
 def test_without_a_checkpoint_from_before_it_goes_on(unicl):
     code, err = unicl("run", spiking(27, 28, 29), *ROLLBACK, "checkpoint.every=29")
     assert code == 0
-    assert "warning: no checkpoint is from before step 27: the run goes on" in err
+    assert "warning: no checkpoint is from before step 27: the run continues without a rollback" in err
     assert [row["step"] for row in lines("run")] == list(range(1, 41))
 
 

@@ -152,13 +152,13 @@ def test_a_run_starts_from_the_checkpoint_that_is_named(recipe, unicl):
     assert [row["step"] for row in lines("run/metrics.jsonl")] == list(range(1, 9))
     code, _, err = unicl("train", "tiny.yaml", "--run-dir", "run", "--resume", "run/checkpoints/step-00000001")
     assert code == 2
-    assert "step-00000001: is no whole checkpoint" in err
+    assert "step-00000001: not a whole checkpoint" in err
     assert unicl("train", "tiny.yaml", "--run-dir", "other", "--resume", "run/checkpoints/step-00000006")[0] == 0
     assert same_weights("run/model.safetensors", "other/model.safetensors")
     assert unicl("train", "tiny.yaml", "--run-dir", "run", "--resume", "other/checkpoints/step-00000008")[0] == 2
     code, _, err = unicl("train", "tiny.yaml", "--run-dir", "run", "--resume", "never")
     assert code == 2
-    assert "run: holds checkpoints" in err
+    assert "run: the directory already holds checkpoints" in err
 
 
 def test_a_corpus_that_has_changed_is_refused(recipe, unicl, digits):
@@ -178,7 +178,7 @@ def test_a_corpus_is_no_place_for_a_run(recipe, unicl, digits):
     before = sorted(Path("corpus").rglob("*"))
     code, _, err = unicl("train", recipe(), "--run-dir", "corpus")
     assert (code, sorted(Path("corpus").rglob("*"))) == (2, before)
-    assert "error: corpus: is a corpus, no place for a run" in err
+    assert "error: corpus: is a corpus, not a run directory" in err
 
 
 def test_a_second_training_in_the_same_directory_is_refused(recipe, unicl):
@@ -186,7 +186,7 @@ def test_a_second_training_in_the_same_directory_is_refused(recipe, unicl):
     with FileLock("run/run.lock"):
         code, _, err = unicl("train", recipe(), "--run-dir", "run")
     assert code == 2
-    assert "error: run: another training is writing here" in err
+    assert "error: run: another training is writing to this directory" in err
     assert not Path("run/recipe.yaml").exists()
 
 
@@ -258,7 +258,7 @@ def test_an_average_of_the_weights_is_kept_and_continued(recipe, unicl):
     code, _, err = unicl(*command, "--run-dir", "cut")
     assert code == 0
     assert "continues after step 6 of 8" in err
-    assert "warning: cut/checkpoints/step-00000008: is damaged: passed over" in err
+    assert "warning: skipping damaged checkpoint cut/checkpoints/step-00000008" in err
     assert same_weights("whole/ema.safetensors", "cut/ema.safetensors")
     Path("cut/meta.json").unlink()
     for optimizer in Path("cut/checkpoints").glob("step-*/optim.safetensors"):
@@ -307,7 +307,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_own_code(recipe, unicl)
     code, _, err = unicl("train", recipe(model=model, guard={"max_bad_steps": 3}), "--run-dir", "run")
     assert code == 3
     assert "error: the loss or its gradient was not finite 4 times in a row, last at step 4" in err
-    assert "warning: step 1: the loss is not finite: its update is left out" in err
+    assert "warning: step 1: the loss is not finite: its update is skipped" in err
     assert json.loads(Path("run/status.json").read_text())["state"] == "failed"
     assert [row["step"] for row in lines("run/metrics.jsonl")] == [1, 2, 3]
     assert lines("run/metrics.jsonl")[0]["grad_norm"] is None

@@ -20,7 +20,8 @@ from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench.kinds import Request
 from unicl_cli.jobs.bench.protocol import Case, Prepared, choose_device, wall_seconds
 from unicl_cli.jobs.bench.step import FOREVER, OURS, SilentSink, constant_lr, do_nothing
-from unicl_cli.jobs.train.setup import Parts, prepared, stream
+from unicl_cli.jobs.train.batches import stream_batches
+from unicl_cli.jobs.train.setup import Parts, set_up
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.recipe.load import load
 
@@ -47,11 +48,11 @@ def build_parts(request: Request) -> tuple[Parts, Any]:
     accelerator = start_accelerator(recipe.precision, "cpu" if choose_device(request).type == "cpu" else "1")
     folder = Path(tempfile.mkdtemp(prefix="unicl-bench-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return prepared(recipe, accelerator, folder, "never", recipe.model.init), accelerator
+    return set_up(recipe, accelerator, folder, "never", recipe.model.init), accelerator
 
 
-def stream_batches(parts: Parts, workers: int) -> Iterator[tuple[int, Batch]]:
-    return stream(parts.recipe, parts.data, parts.tokenizer, parts.step, 0, FOREVER, workers)
+def endless_batches(parts: Parts, workers: int) -> Iterator[tuple[int, Batch]]:
+    return stream_batches(parts.recipe, parts.data, parts.tokenizer, parts.step, 0, FOREVER, workers)
 
 
 def batch_facts(parts: Parts, batch: Batch) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def prepare_loading(request: Request, workers: int, variants: Collection[str]) -
     del variants
     parts, _ = build_parts(request)
     size = parts.recipe.batch.size
-    batches = stream_batches(parts, workers)
+    batches = endless_batches(parts, workers)
     several = max(1, -(-MIN_IMAGES // size))
 
     def take() -> None:
@@ -102,7 +103,7 @@ def prepare_training(request: Request, variants: Collection[str]) -> Prepared:
     parts, _ = build_parts(request)
     step, optimizer, plan, accelerator = build_loop(request)
     workers = worker_count(parts.recipe, accelerator.device, 1)
-    batches = stream_batches(parts, workers)
+    batches = endless_batches(parts, workers)
     size = parts.recipe.batch.size
     several = max(2, -(-MIN_IMAGES // size))
     waited: dict[str, float] = {}
@@ -119,7 +120,7 @@ def prepare_step(request: Request, variants: Collection[str]) -> Prepared:
     del variants
     parts, _ = build_parts(request)
     step, optimizer, plan, accelerator = build_loop(request)
-    batch = next(stream_batches(parts, 0))[1]
+    batch = next(endless_batches(parts, 0))[1]
     quiet = plan._replace(log_every=FOREVER)
 
     def one() -> None:

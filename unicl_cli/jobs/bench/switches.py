@@ -34,7 +34,7 @@ from unicl_cli.jobs.bench.model_pair import (
 from unicl_cli.jobs.bench.protocol import Case, Prepared, choose_device, wall_seconds
 from unicl_cli.jobs.bench.recipe import WaitSink
 from unicl_cli.jobs.bench.step import RATE, make_our_loop, make_our_step, make_pair_batch
-from unicl_cli.jobs.train.micro_batch import chunks_of
+from unicl_cli.jobs.train.sizes import chunk_count
 from unicl_cli.recipe.schema import Recipe
 
 RESNET = {"name": "timm", "model": "resnet18"}
@@ -124,7 +124,7 @@ def prepare_switch(request: Request, key: str, switch: Switch, variants: Collect
 def build_trained_step(recipe: Recipe, device: torch.device) -> Step:
     """Build a step as `train` does, on one process."""
     rows = recipe.batch.size if recipe.batch.micro == "auto" else recipe.batch.micro
-    step, _ = build_step(recipe, clip_bpe, (), chunks_of(recipe.batch.size, rows))
+    step, _ = build_step(recipe, clip_bpe, (), chunk_count(recipe.batch.size, rows))
     if recipe.parallel.compile:
         compile_units(step)
     step.train().to(device)  # frozen towers stay in evaluation mode

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from unicl_cli import __version__
 from unicl_cli.contracts import NO_LABEL, ClassName, DatasetSource, Row
 from unicl_cli.core.prompts import NAMED, load_templates
-from unicl_cli.core.sampler import Perm
+from unicl_cli.core.sampler import Permutation
 from unicl_cli.data.pictures import PictureError, examine
 from unicl_cli.data.sources.resolve import Named, open_source
 from unicl_cli.errors import UniclError
@@ -232,7 +232,7 @@ def _held_out(rows: Rows, share: float) -> dict[str, Rows]:
 def _ordered(order: NDArray[np.int64], named: Named, split: str, options: Options) -> NDArray[np.int64]:
     """Permuted, so that a shard mixes the classes, and cut to the limit."""
     if not options.keep_order and len(order):
-        order = order[Perm(len(order), f"{SEED}/{named.name}/{named.kind}/{split}")(np.arange(len(order)))]
+        order = order[Permutation(len(order), f"{SEED}/{named.name}/{named.kind}/{split}")(np.arange(len(order)))]
     return order[: options.limit]
 
 

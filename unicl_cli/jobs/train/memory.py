@@ -1,4 +1,4 @@
-"""What a training step takes of memory and computes, from one step of tensors that have shapes and no numbers."""
+"""The memory and the FLOPs of a training step, from one step on tensors that have shapes but no numbers."""
 
 import contextlib
 import weakref
@@ -19,14 +19,14 @@ from unicl_cli.core.loop import Step
 from unicl_cli.recipe.schema import Recipe
 
 METHOD = (
-    "estimate in {}: a step is run on tensors without numbers, forward and backward, and counted is what lives at once "
-    "(activations of one micro-batch, gathered features, tiles of the loss, images), beside weights, gradients, what "
-    "the optimizer keeps and the average; texts are taken as all distinct and of full length. Left out: the workspace "
-    "of convolutions, the allocator's own loss, what the libraries take; on the host one copy of a checkpoint while it "
-    "is written"
+    "estimate in {}: runs a step forward and backward on tensors without numbers and counts the tensors alive at once "
+    "(activations of one micro-batch, gathered features, tiles of the loss, images), beside weights, gradients, the "
+    "optimizer's state and the average; assumes that all texts are distinct and of full length. Not counted: the "
+    "workspace of convolutions, the allocator's fragmentation, the memory of libraries; on the host one copy of a "
+    "checkpoint while it is written"
 )
 FIELDS = {"adamw": 2, "sgd": 1, "lars": 1}
-"""Numbers that the optimizer keeps for each trained parameter."""
+"""Numbers in the optimizer's state for each trained parameter."""
 
 
 class Shape(NamedTuple):
@@ -38,8 +38,8 @@ class Shape(NamedTuple):
     length: int | None
 
 
-def batch_of(shape: Shape) -> Batch:
-    """A batch in which every text is a distinct one of full length; under ``unreal`` it has no numbers."""
+def fake_batch(shape: Shape) -> Batch:
+    """Return a batch of distinct texts of full length; inside the mode of `make_fake` it has no numbers."""
     rows, views, side, length = shape
     size = (rows, views, 3, side, side) if views > 1 else (rows, 3, side, side)
     return Batch(
@@ -50,10 +50,10 @@ def batch_of(shape: Shape) -> Batch:
     )
 
 
-def unreal(*steps: nn.Module) -> FakeTensorMode:
-    """Moves modules from the meta device to a processor that computes shapes only; their forward belongs inside."""
+def make_fake(*steps: nn.Module) -> FakeTensorMode:
+    """Move modules from the meta device to fake CPU tensors, which compute only shapes; run them inside the mode."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    moved: dict[int, tuple[Tensor, Tensor]] = {}  # what two names share stays shared
+    moved: dict[int, tuple[Tensor, Tensor]] = {}  # a tensor that two names share stays shared
     with mode:
         for module in dict.fromkeys(inner for step in steps for inner in step.modules()):
             for table in (module._parameters, module._buffers):  # pyright: ignore[reportPrivateUsage]
@@ -70,9 +70,9 @@ def _twin(tensor: Tensor) -> Tensor:
 
 
 class Ledger(TorchDispatchMode):
-    """Bytes of the storages that operations inside make, as long as they live: ``now``, and ``most`` at once.
+    """A count of the bytes of the storages that operations inside make, while they live: ``now``, and ``most`` at once.
 
-    Those of ``known`` tensors are not counted, under whatever view.
+    Storages of ``known`` tensors and of their views are not counted.
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
@@ -85,22 +85,23 @@ class Ledger(TorchDispatchMode):
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and (key := leaf.untyped_storage()._cdata) not in self.sizes:  # pyright: ignore[reportPrivateUsage]
                 self.sizes[key] = 0
-                weakref.finalize(leaf.untyped_storage(), self.leave, key)
+                weakref.finalize(leaf.untyped_storage(), self.remove, key)
                 self.note(key, leaf.untyped_storage().nbytes())
         return out
 
     def note(self, key: int, size: int) -> None:
-        """A storage has ``size`` bytes from here on."""
+        """Note that a storage has ``size`` bytes from here on."""
         self.now += size - self.sizes[key]
         self.sizes[key] = size
         self.most = max(self.most, self.now)
 
-    def leave(self, key: int) -> None:
+    def remove(self, key: int) -> None:
+        """Note that a storage is gone."""
         self.now -= self.sizes.pop(key)
 
     @contextlib.contextmanager
-    def resizes(self) -> Generator[None]:
-        """FSDP2 gives memory back, and takes it again, by the size of a storage."""
+    def follow_resizes(self) -> Generator[None]:
+        """Note storages that change their size: this is how FSDP2 frees memory and takes it again."""
         plain, ledger = torch.UntypedStorage.resize_, self
 
         def resize(self: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
@@ -117,17 +118,18 @@ class Ledger(TorchDispatchMode):
 
 
 def step_bytes(step: Step, mode: FakeTensorMode, shape: Shape, *, world: int, strategy: str, half: bool) -> int:
-    """Bytes that a step of a rank's share has alive at most, beside what ``states`` counts, of ``world`` processes.
+    """Return the most bytes that a step of a rank's share has alive at once, beside those of `state_bytes`.
 
-    ``step`` comes from ``unreal``, and may be sharded here: it is of no other use then. ``half``: bf16 autocast.
+    ``step`` comes from `make_fake`; it may be sharded here over ``world`` processes, so use it only once. ``half``:
+    bf16 autocast.
     """
     apart = world > 1 and strategy == "ddp"  # DDP has a place for every gradient all the time
     hooks = [p.register_post_accumulate_grad_hook(_forget) for p in step.parameters() if p.requires_grad and apart]
     with pretended(world):
         module = shard(step, "cpu") if world > 1 and strategy == "fsdp2" else step
         ledger = Ledger(local_part(x) for x in (*module.parameters(), *module.buffers()))
-        with mode, ledger, ledger.resizes(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = module(batch_of(shape))["loss"]
+        with mode, ledger, ledger.follow_resizes(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = module(fake_batch(shape))["loss"]
             with torch.autocast("cpu", enabled=False):
                 loss.backward()
     for hook in hooks:
@@ -140,9 +142,9 @@ def _forget(parameter: Tensor) -> None:
 
 
 def step_bytes_in_parts(make: Callable[[int], int], rows: int, at_once: int) -> int:
-    """``make(rows)`` bytes of a step, ``at_once`` of them encoded at once; from few parts where they are many.
+    """Return the bytes of a step of ``rows`` rows, ``at_once`` of them encoded at once; ``make(rows)`` measures one.
 
-    Each further part adds its features and images and nothing else.
+    Many parts are estimated from three, since each further part only adds its features and images.
     """
     if rows <= 3 * at_once:
         return make(rows)
@@ -150,8 +152,8 @@ def step_bytes_in_parts(make: Callable[[int], int], rows: int, at_once: int) -> 
     return two + (three - two) * (rows - 2 * at_once) // at_once
 
 
-def states(recipe: Recipe, step: Step, sharded_over: int) -> dict[str, int]:
-    """Bytes of weights, gradients, optimizer and average on one rank; FSDP2 shares them out."""
+def state_bytes(recipe: Recipe, step: Step, sharded_over: int) -> dict[str, int]:
+    """Return the bytes of weights, gradients, optimizer and average on one rank; FSDP2 divides them among the ranks."""
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in step.parameters()]
     whole, trained = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
     found = {"weights": whole, "gradients": trained, "optimizer": FIELDS[recipe.optim.name] * trained}
@@ -160,13 +162,13 @@ def states(recipe: Recipe, step: Step, sharded_over: int) -> dict[str, int]:
     return {name: -(-size // sharded_over) for name, size in found.items()}
 
 
-def flops(step: Step, shape: Shape) -> dict[str, int]:
-    """Floating-point operations of one forward of an image, and of a text of full length.
+def count_flops(step: Step, shape: Shape) -> dict[str, int]:
+    """Count the floating-point operations of one forward of an image, and of a text of full length.
 
-    Attention is counted as the matrix products that define it: which fused kernel a machine has, and whether its torch
-    counts that one, changes nothing.
+    Attention is counted as the matrix products that define it, so that the count does not depend on the fused kernel
+    that a machine has.
     """
-    model, two = cast("Model", step.model), batch_of(shape._replace(rows=2, views=1))
+    model, two = cast("Model", step.model), fake_batch(shape._replace(rows=2, views=1))
     counted: dict[str, int] = {}
     ways: dict[str, Callable[[], Any]] = {"picture": lambda: model.encode_image(two.images)}
     if shape.length is not None:

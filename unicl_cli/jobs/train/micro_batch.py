@@ -1,119 +1,119 @@
-"""How many rows are encoded at once: as many as fit into memory, found before the first step and kept for the run."""
+"""The number of rows that are encoded at once: all that fit into memory, found before the first step."""
 
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils.memory import clear_device_cache
-from torch import Tensor, nn
+from torch import Tensor
 
 from unicl_cli.contracts import NO_TEXT, Batch, Tokenizer
 from unicl_cli.core import checkpoint_files
-from unicl_cli.core.dist import gather, rank, rehearsal, shard, sum_over_ranks, world_size
-from unicl_cli.core.loop import Step, freeze, reached
+from unicl_cli.core.dist import gather, rank, rehearsal, shard, world_size
+from unicl_cli.core.loop import Step, probe_gradients
 from unicl_cli.core.machine import sized
-from unicl_cli.core.memory import is_out_of_memory, room
+from unicl_cli.core.memory import is_out_of_memory, memory_limit
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.train.memory import states
+from unicl_cli.jobs.train.blueprint import Blueprint, Built, has_batch_statistics
+from unicl_cli.jobs.train.memory import state_bytes
+from unicl_cli.jobs.train.sizes import is_sharded
 from unicl_cli.recipe.schema import Recipe
 
 MARGIN = 0.1
 """Share of a device's memory that the rehearsal leaves free: for fragments, and for what other libraries take."""
-LESS = "take a smaller batch.size, more processes, parallel.grad_checkpoint=true or parallel.strategy=fsdp2"
-Own = TypeVar("Own")
+LESS = "use a smaller batch.size, more processes, parallel.grad_checkpoint=true or parallel.strategy=fsdp2"
 
 
 class Shortage(NamedTuple):
-    """The first rank that had too little memory, and how much the poorest of them have (infinite: nobody says)."""
+    """A rank that has too little memory, and the bytes that it has (infinite: unknown)."""
 
     rank: int
-    room: float
+    memory: float
 
     def __str__(self) -> str:
-        return f"the memory of rank {self.rank}" if math.isinf(self.room) else sized(self.room)
+        return f"the memory of rank {self.rank}" if math.isinf(self.memory) else sized(self.memory)
 
 
-def chunks_of(local: int, rows: int) -> int:
-    """Parts in which a share of ``local`` rows is encoded, at most ``rows`` at once."""
-    return -(-local // rows)
+class Fitted(NamedTuple):
+    """A model that every rank has memory for, its rows at once, and this rank's answer of `probe_gradients`."""
+
+    built: Built
+    rows: int
+    reached: Tensor
 
 
-def sharded(recipe: Recipe) -> bool:
-    return recipe.parallel.strategy == "fsdp2" and world_size() > 1
+def first_rows(micro: Any, local: int, folder: Path | None) -> int:
+    """Return the rows at once to begin with: the recipe's ``micro``, or with auto those of a checkpoint, or all.
 
-
-def first_rows(recipe: Recipe, local: int, folder: Path | None) -> int:
-    """The recipe's number, else that of the checkpoint that goes on (rounding depends on it), else all rows."""
-    wanted: Any = recipe.batch.micro
-    if wanted == "auto" and folder is not None and checkpoint_files.is_whole(folder):
-        wanted = checkpoint_files.read_facts(folder).get("micro")
-    return min(wanted, local) if isinstance(wanted, int) else local
-
-
-def settled(
-    recipe: Recipe,
-    accelerator: Any,
-    make: Callable[[int], tuple[Step, Own]],
-    batch_of: Callable[[Step, Own], Batch],
-    rows: int,
-) -> tuple[Step, Own, int, list[str]]:
-    """The model, what comes with it, rows at once, as many up to ``rows`` as every rank has memory for, frozen names.
-
-    ``make(rows)`` builds it, each time with the same weights. One that is to be sharded comes back whole, on the CPU;
-    any other is on its device.
+    A run keeps the number of its checkpoint ``folder``, since rounding depends on it.
     """
-    local, device = recipe.batch.size // world_size(), accelerator.device
-    step, own = make(rows)
-    batch, bound = batch_of(step, own), room(device)  # now: what fails leaves its pages mapped
-    short: Shortage | None = None
+    if micro == "auto" and folder is not None and checkpoint_files.is_whole(folder):
+        micro = checkpoint_files.read_facts(folder).get("micro")
+    return min(micro, local) if isinstance(micro, int) else local
+
+
+def fit_micro_batch(blueprint: Blueprint, accelerator: Any, rows: int) -> Fitted:
+    """Build the model with as many rows at once, up to ``rows``, as every rank has memory for; every rank calls it.
+
+    One rehearsed step decides; if it fails on any rank, half the rows are tried. A model that will be sharded comes
+    back whole, on the CPU; any other on its device.
+    """
+    recipe, sizes, device = blueprint.recipe, blueprint.sizes, accelerator.device
+    built = blueprint.build(rows)
+    batch = blueprint.first_batch(built)
+    if memory_limit(device) is not None:
+        batch = longest_texts(batch, built.tokenizer)
+    limit = memory_limit(device)  # before the first rehearsal: one that fails leaves its pages mapped
+    last: Shortage | None = None
     while True:
-        found = rehearsed(recipe, accelerator, step, batch, bound)
-        again = shortage(device, 0 if found is not None else bound or math.inf)
-        if found is not None and again is None:
+        reached = rehearse(recipe, accelerator, built.step, batch, limit)
+        shortage = find_shortage(device, 0 if reached is not None else limit or math.inf)
+        if reached is not None and shortage is None:
             break
-        short = again
-        if recipe.batch.micro != "auto" or rows == 1 or has_batch_statistics(step):
-            raise too_large(recipe, step, rows, short)
-        del step
+        last = shortage
+        if recipe.batch.micro != "auto" or rows == 1 or has_batch_statistics(built.step):
+            raise too_large_error(recipe, sizes.local, built.step, rows, shortage)
+        del built
         clear_device_cache(garbage_collection=True)
         rows = -(-rows // 2)
-        step, own = make(rows)
-    if sharded(recipe):
-        step, own = make(rows)
-    if short is not None and rank() == 0:
-        sys.stderr.write(f"batch.micro: {rows} rows at once (of {local}): more did not fit into {short}\n")
-    return step, own, rows, freeze(step, sum_over_ranks(found))
+        built = blueprint.build(rows)
+    if is_sharded(recipe, sizes.world):
+        built = blueprint.build(rows)  # the rehearsed one is sharded over a pretended process group
+    if last is not None and rank() == 0:
+        sys.stderr.write(f"batch.micro: {rows} rows at once (of {sizes.local}): more did not fit into {last}\n")
+    return Fitted(built, rows, reached)
 
 
-def rehearsed(recipe: Recipe, accelerator: Any, step: Step, batch: Batch, bound: int | None) -> Tensor | None:
-    """Which parameters this rank's loss on ``batch`` reaches; None where ``bound`` is too little for such a step.
+def rehearse(recipe: Recipe, accelerator: Any, step: Step, batch: Batch, limit: int | None) -> Tensor | None:
+    """Try one step without the other ranks; return the answer of `probe_gradients`, or None if memory runs out.
 
-    What the optimizer and the average are going to take is set aside meanwhile.
+    Memory for the optimizer, the average and the margin is set aside meanwhile.
     """
-    device = accelerator.device
-    kept = states(recipe, step, world_size() if sharded(recipe) else 1)
-    if sharded(recipe) or world_size() == 1:
+    device, world = accelerator.device, world_size()
+    sharded = is_sharded(recipe, world)
+    kept = state_bytes(recipe, step, world if sharded else 1)
+    if sharded or world == 1:
         del kept["gradients"]  # they come and go; DDP has a place for all of them all the time
-    aside = 0 if bound is None else sum(kept.values()) - kept["weights"] + int(MARGIN * bound)
+    aside = 0 if limit is None else sum(kept.values()) - kept["weights"] + int(MARGIN * limit)
     try:
         with rehearsal():
-            module = shard(step, device.type) if sharded(recipe) else step.to(device)
+            module = shard(step, device.type) if sharded else step.to(device)
             held = torch.empty(aside, dtype=torch.uint8, device=device)
-            found = reached(module, batch, accelerator)
+            reached = probe_gradients(module, batch, accelerator)
             del held
-            return found
+            return reached
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
     return None
 
 
-def largest(batch: Batch, tokenizer: Tokenizer | None) -> Batch:
-    """The batch with another text of full length for each row; as it is where parts have columns of their own."""
+def longest_texts(batch: Batch, tokenizer: Tokenizer | None) -> Batch:
+    """Give each row another text of full length; a batch with ``extra`` columns is returned as it is."""
     if tokenizer is None or batch.extra:
         return batch
     rows, end = len(batch.text_index), getattr(tokenizer, "eot_id", tokenizer.vocab_size - 1)
@@ -126,27 +126,23 @@ def largest(batch: Batch, tokenizer: Tokenizer | None) -> Batch:
     return batch._replace(tokens=tokens, text_index=index)
 
 
-def shortage(device: torch.device, lacking: float) -> Shortage | None:
-    """The poorest rank among those to whom their memory of ``lacking`` bytes was too little; 0: it was enough.
+def find_shortage(device: torch.device, lacking: float) -> Shortage | None:
+    """Return the rank with the least memory among those that ran out; None if every rank fits. Every rank calls it.
 
-    None where it was for all. Every rank must ask.
+    ``lacking``: the bytes that were too little for this rank; 0 if they were enough.
     """
-    rooms = gather(torch.tensor([float(lacking)], device=device)).tolist()
-    poor = [(bytes_, number) for number, bytes_ in enumerate(rooms) if bytes_]
-    return Shortage(*reversed(min(poor))) if poor else None
+    lacks = gather(torch.tensor([float(lacking)], device=device)).tolist()
+    poor = [(bytes_, number) for number, bytes_ in enumerate(lacks) if bytes_]
+    if not poor:
+        return None
+    memory, number = min(poor)
+    return Shortage(number, memory)
 
 
-def has_batch_statistics(step: Step) -> bool:
-    """Has the model BatchNorm in training, whose statistics of a part of a batch are not the batch's?"""
-    kind: Any = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
-    return any(isinstance(m, kind) and m.training for m in step.model.modules())
-
-
-def too_large(recipe: Recipe, step: Step, rows: int, short: Shortage | None) -> UniclError:
-    """A step does not fit, and nothing that would leave the numbers as they are is left to try."""
-    held = ", ".join(f"{name} {sized(bytes_)}" for name, bytes_ in states(recipe, step, 1).items())
-    local = recipe.batch.size // world_size()
-    what = f"a step of {local} rows, {rows} at once, does not fit into {short} ({held}, and what a step computes)"
+def too_large_error(recipe: Recipe, local: int, step: Step, rows: int, shortage: Shortage | None) -> UniclError:
+    """Return the error of a step that does not fit where nothing is left to try that keeps the numbers."""
+    held = ", ".join(f"{name} {sized(bytes_)}" for name, bytes_ in state_bytes(recipe, step, 1).items())
+    what = f"a step of {local} rows, {rows} at once, does not fit into {shortage} ({held}, and the step's own tensors)"
     if has_batch_statistics(step):
         return UniclError(f"{what}; its BatchNorm needs all rows at once", LESS)
     if recipe.batch.micro != "auto":
@@ -155,10 +151,8 @@ def too_large(recipe: Recipe, step: Step, rows: int, short: Shortage | None) -> 
 
 
 @contextlib.contextmanager
-def advised(recipe: Recipe, micro: int | None, step: Step) -> Generator[None]:
-    """An out-of-memory in the middle of a run becomes one line that says which rank, how large, and what to set."""
-    local = recipe.batch.size // world_size()
-    rows = micro or local
+def explain_out_of_memory(local: int, rows: int, step: Step) -> Generator[None]:
+    """Turn an out-of-memory in the middle of a run into an error that names the rank, the size and what to set."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -168,5 +162,5 @@ def advised(recipe: Recipe, micro: int | None, step: Step) -> Generator[None]:
         less = LESS if rows == 1 or has_batch_statistics(step) else f"set batch.micro={-(-rows // 2)}"
         raise UniclError(
             f"rank {rank()} of {world_size()}: out of memory in a step of {local} rows, {rows} at once: {reason}",
-            f"{less}; the same command goes on from the last checkpoint",
+            f"{less}; run the same command again to continue from the last checkpoint",
         ) from error

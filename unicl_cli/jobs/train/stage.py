@@ -1,53 +1,162 @@
-"""The course of one stage: the loop with what is told, watched and kept around it."""
+"""One training stage: the loop with its logging, divergence guards, checkpoints and validations."""
 
 import contextlib
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from unicl_cli.build.data import worker_count
-from unicl_cli.build.optimizer import rate, warmup_of
+from unicl_cli.build.optimizer import learning_rate
 from unicl_cli.contracts import NO_KEY, NO_LABEL, Batch
-from unicl_cli.core.dist import bare, gather, rank, world_size
+from unicl_cli.core.dist import any_rank, bare, gather, rank, world_size
 from unicl_cli.core.ema import Average
-from unicl_cli.core.guard import BadSteps, Diverged, Figures, Guard
+from unicl_cli.core.guard import Diverged
 from unicl_cli.core.loop import Plan, Step, fit
 from unicl_cli.core.sinks import ConsoleSink, JsonlSink, Sinks, StatusSink
 from unicl_cli.core.trackers import TrackerSink
 from unicl_cli.errors import Stopped, UniclError
-from unicl_cli.jobs.train.keeper import Keeper, Rollback
-from unicl_cli.jobs.train.setup import Parts, stream
+from unicl_cli.jobs.train.batches import stream_batches
+from unicl_cli.jobs.train.checkpoints import Checkpoints, Rollback
+from unicl_cli.jobs.train.setup import Parts
+from unicl_cli.jobs.train.validations import Validations
+from unicl_cli.jobs.train.watch import WatchSink, build_guard
 from unicl_cli.launch.stopping import StopFlag
 from unicl_cli.recipe.text import as_mapping
 from unicl_cli.runs.folder import METRICS, STATUS, VALIDATIONS
 
 
-def guard_of(parts: Parts) -> Guard:
-    """What a recipe lets its run get away with."""
-    wanted = parts.recipe.guard
-    bad = BadSteps(0, 0.0) if wanted.on_bad == "stop" else BadSteps(wanted.max_bad_steps, wanted.max_bad_share)
-    scale: Any = parts.recipe.model.part.options.get("logit_scale")
-    return Guard(bad, Figures(getattr(scale, "max", None), warmup_of(parts.recipe, parts.steps)))
+class Stage:
+    """One stage of a training, on every rank."""
 
+    def __init__(self, parts: Parts, run: Path, accelerator: Any, optimizer: Any, average: Average | None) -> None:
+        self.parts, self.run_dir, self.accelerator, self.optimizer = parts, run, accelerator, optimizer
+        self.checkpoints = Checkpoints(parts, run, accelerator, optimizer, average, build_guard(parts))
+        self.validations = Validations(parts, run, accelerator)
+        self.status: StatusSink | None = None
 
-def sources_of(parts: Parts, step: int) -> str:
-    """Of which files how much of the global batch number ``step`` came."""
-    strands, rows = parts.data.order.batch(step)
-    places = zip((parts.data.mix.strands[n] for n in strands), rows.tolist(), strict=True)
-    shards = [s.table.shard_of(row if s.rows is None else int(s.rows[row])) for s, row in places]
-    names, counts = np.unique([f"{p.parents[2].name}/{p.name.rsplit('-', 3)[0]}" for p in shards], return_counts=True)
-    return ", ".join(f"{name} {count / len(shards):.0%}" for name, count in zip(names, counts, strict=True))
+    def run(self, facts: Mapping[str, Any] | None, stop: StopFlag, *, quiet: bool) -> None:
+        """Train from a checkpoint's ``facts`` (None: from step 0) to the end; after a stop, save and raise Stopped."""
+        done, steps = 0 if facts is None else int(facts["step"]), self.parts.sizes.steps
+        if rank() == 0:
+            self.status = StatusSink(self.run_dir / STATUS, steps, world_size())
+        try:
+            if facts is not None:
+                self.checkpoints.restore(facts)
+            done = self.train_from(done, stop, quiet=quiet)
+            self.checkpoints.finish(done)
+        except Exception as error:
+            self.write_failure(error)
+            raise
+        finally:
+            self.checkpoints.close()
+        if done < steps:
+            self.set_status("stopped", step=done, signal=stop.signal)
+            raise Stopped(f"stopped after step {done} of {steps}", "run the same command again to continue")
+        self.set_status("done", step=done)
+
+    def train_from(self, done: int, stop: StopFlag, *, quiet: bool) -> int:
+        """Run the loop from step ``done`` on, again after each rollback; return the completed steps."""
+        notes = opening_notes(self.parts)
+        while True:
+            sinks = self.open_sinks(done, notes, quiet=quiet)
+            try:
+                self.set_status("running", step=done)
+                self.validations.catch_up(done)
+                self.keep_best(done)
+                step, batches, plan = self.parts.step, self.batches(done), self.plan()
+                return fit(
+                    step, batches, self.optimizer, plan, self.accelerator, sinks, after=self.after, stopping=stop
+                )
+            except Rollback as spike:
+                self.checkpoints.go_back(spike)
+                self.validations.drop_after(spike.target)
+                done, notes = spike.target, []
+            finally:
+                sinks.close()
+
+    def plan(self) -> Plan:
+        """Return the numbers of the loop, and what it calls."""
+        recipe, steps = self.parts.recipe, self.parts.sizes.steps
+        return Plan(
+            steps=steps,
+            seed=recipe.seed,
+            lr=learning_rate(recipe, steps),
+            grad_clip=recipe.optim.clip_norm,
+            log_every=recipe.log.every,
+            describe=partial(describe, pad_id=getattr(self.parts.tokenizer, "pad_id", None)),
+            each=self.checkpoints.follow,
+            due=self.is_due,
+            save=self.checkpoints.is_urgent,
+            guard=self.checkpoints.guard.bad,
+        )
+
+    def batches(self, done: int) -> Iterator[tuple[int, Batch]]:
+        """Return the batches from step ``done`` on, without the samples that rollbacks have skipped."""
+        parts, offset = self.parts, self.checkpoints.offset
+        workers = worker_count(parts.recipe, self.accelerator.device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        return stream_batches(
+            parts.recipe, parts.data, parts.tokenizer, parts.step, done, parts.sizes.steps, workers, offset=offset
+        )
+
+    def is_due(self, step: int) -> bool:
+        """Return True if `after` has work once ``step`` steps are completed."""
+        return self.checkpoints.is_due(step) or bool(self.validations.due(step))
+
+    def after(self, step: int) -> None:
+        """Save and validate once ``step`` steps are completed, where it is due or a rank asks; on every rank."""
+        if self.parts.recipe.guard.on_spike == "rollback":
+            self.checkpoints.answer_spike(step)
+        due = self.validations.due(step)
+        if self.checkpoints.is_due(step) or not due:
+            self.checkpoints.save(step)
+        for entry in due:
+            self.validations.measure(step, entry)
+        if due:
+            self.keep_best(step)
+
+    def keep_best(self, step: int) -> None:
+        """Save a checkpoint of ``step`` under the name ``best``, if no validation so far was better."""
+        best = self.validations.best_at(step, self.checkpoints.best)
+        if self.parts.recipe.checkpoint.best is not None and any_rank(best is not None):
+            self.checkpoints.save_best(step, best)
+
+    # -- what is written ------------------------------------------------------------------------------------------
+
+    def open_sinks(self, done: int, notes: Sequence[str], *, quiet: bool) -> Sinks:
+        """Open rank 0's sinks and say the ``notes``; the other ranks log nowhere."""
+        if self.status is None:
+            return Sinks([])
+        if not done:  # a run that was stopped before its first checkpoint may have left some
+            (self.run_dir / VALIDATIONS).unlink(missing_ok=True)
+        recipe, console = self.parts.recipe, ConsoleSink(self.parts.sizes.steps, done, quiet=quiet)
+        for note in notes:
+            console.say(note)
+        trackers = TrackerSink(recipe.log.trackers, self.run_dir, recipe.log.project, as_mapping(recipe), done)
+        self.checkpoints.say = self.validations.say = console.say
+        self.validations.track = trackers.log
+        metrics = JsonlSink(self.run_dir / METRICS, done)
+        return Sinks([metrics, self.status, console, WatchSink(self.checkpoints, console.say), trackers])
+
+    def set_status(self, state: str, **facts: Any) -> None:
+        """Write rank 0's `status.json`."""
+        if self.status is not None:
+            self.status.state(state, **facts)
+
+    def write_failure(self, error: Exception) -> None:
+        """Write what can still be written when a run fails; a full disk may have been the reason."""
+        with contextlib.suppress(UniclError):
+            if rank() == 0 and isinstance(error, Diverged):
+                self.checkpoints.write_evidence(error)
+            self.set_status("failed")
 
 
 def describe(batch: Batch, pad_id: int | None) -> dict[str, Tensor]:
-    """What a line says of a batch: rows with a label, positives a row, distinct texts a row, padding among the tokens.
+    """Return a batch's figures: rows with a label, positives per row, distinct texts per row, padding among the tokens.
 
     The positives are those of the global batch, the row itself included.
     """
@@ -65,128 +174,16 @@ def describe(batch: Batch, pad_id: int | None) -> dict[str, Tensor]:
     return {**facts, "unique_text": distinct, "padding": (batch.tokens == pad_id).float().mean()}
 
 
-class WatchSink:
-    """Tells of updates left out, of spikes, of a logit scale that sticks; a spike to be answered goes to the keeper."""
-
-    def __init__(self, keeper: Keeper, say: Callable[[str], None]) -> None:
-        self.keeper, self.say = keeper, say
-        recipe = keeper.parts.recipe
-        self.answer = recipe.guard.on_spike
-        self.bad = {"loss": "loss"} if recipe.precision == "fp16" else Figures.SPIKING  # its scaler looks for overflows
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        for name, words in self.bad.items():
-            if not math.isfinite(values.get(name, 0.0)):
-                self.say(f"warning: step {step}: the {words} is not finite: its update is left out")
-                break
-        spikes, scale = self.keeper.guard.figures.watch(step, values)
-        if scale is not None:
-            self.say(f"warning: step {step}: {scale}")
-        if not spikes or self.answer == "ignore":
-            return
-        sources = sources_of(self.keeper.parts, step - 1 + self.keeper.offset)
-        for spike in spikes:
-            self.say(f"warning: step {step}: {spike.words}; the batch: {sources}")
-        if self.answer == "rollback":
-            self.keeper.calm_step = min(spike.calm_step for spike in spikes)
-        else:
-            self.say("  hint: if it stays there, lower optim.lr or lengthen schedule.warmup")
-
-    def close(self) -> None:
-        """Keeps nothing."""
+def opening_notes(parts: Parts) -> list[str]:
+    """Return the notes that precede the first line: frozen parameters, texts that are encoded again and again."""
+    notes = [f"frozen, no loss reaches it: {name}" for name in grouped_names(parts.frozen, bare(parts.step))]
+    if parts.tokenizer is not None and cast("Step", bare(parts.step)).drops_texts():
+        notes.append("equal texts are encoded once per row: the text tower has dropout")
+    return notes
 
 
-class Stage:
-    """What happens around the loop of one stage, on every rank."""
-
-    def __init__(self, parts: Parts, run: Path, accelerator: Any, optimizer: Any, average: Average | None) -> None:
-        self.parts, self.run_dir, self.accelerator, self.optimizer = parts, run, accelerator, optimizer
-        self.keeper = Keeper(parts, run, accelerator, optimizer, average, guard_of(parts))
-        self.status: StatusSink | None = None
-
-    def run(self, facts: Mapping[str, Any] | None, stop: StopFlag, *, quiet: bool) -> None:
-        """From a checkpoint's ``facts`` (None: step 0) to the end, or to a stop: raises Stopped, the state written."""
-        done, steps = 0 if facts is None else int(facts["step"]), self.parts.steps
-        if rank() == 0:
-            self.status = StatusSink(self.run_dir / STATUS, steps, world_size())
-        try:
-            if facts is not None:
-                self.keeper.restore(facts)
-            done = self.laps(done, stop, quiet=quiet)
-            self.keeper.end(done)
-        except Exception as error:
-            self.failed(error)
-            raise
-        finally:
-            self.keeper.saver.close()
-        if done < steps:
-            self.tell("stopped", step=done, signal=stop.signal)
-            raise Stopped(f"stopped after step {done} of {steps}", "the same command goes on from there")
-        self.tell("done", step=done)
-
-    def tell(self, state: str, **facts: Any) -> None:
-        """Rank 0's `status.json`."""
-        if self.status is not None:
-            self.status.state(state, **facts)
-
-    def failed(self, error: Exception) -> None:
-        """What can still be written when a run fails; a full disk may have been the reason."""
-        with contextlib.suppress(UniclError):
-            if rank() == 0 and isinstance(error, Diverged):
-                self.keeper.record(error)
-            self.tell("failed")
-
-    def laps(self, done: int, stop: StopFlag, *, quiet: bool) -> int:
-        """The completed steps when the loop ends; it begins anew after each rollback."""
-        first = True
-        while True:
-            sinks = self.sinks(done, quiet=quiet, first=first)
-            try:
-                return self.lap(done, stop, sinks)
-            except Rollback as spike:
-                done, first = self.keeper.go_back(spike), False
-            finally:
-                sinks.close()
-
-    def lap(self, done: int, stop: StopFlag, sinks: Sinks) -> int:
-        """The loop from step ``done`` on."""
-        parts, recipe, keeper = self.parts, self.parts.recipe, self.keeper
-        workers = worker_count(recipe, self.accelerator.device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        step, offset = parts.step, keeper.offset
-        data = stream(recipe, parts.data, parts.tokenizer, step, done, parts.steps, workers, offset=offset)
-        plan = Plan(
-            steps=parts.steps,
-            seed=recipe.seed,
-            lr=rate(recipe, parts.steps),
-            grad_clip=recipe.optim.clip_norm,
-            log_every=recipe.log.every,
-            describe=partial(describe, pad_id=getattr(parts.tokenizer, "pad_id", None)),
-            each=keeper.each,
-            due=keeper.due,
-            save=keeper.wanted,
-            guard=keeper.guard.bad,
-        )
-        self.tell("running", step=done)
-        keeper.catch_up(done)
-        return fit(parts.step, data, self.optimizer, plan, self.accelerator, sinks, after=keeper.after, stopping=stop)
-
-    def sinks(self, done: int, *, quiet: bool, first: bool) -> Sinks:
-        """Rank 0 writes; the others log nowhere."""
-        if self.status is None:
-            return Sinks([])
-        if not done:  # what a run that never came to a checkpoint left
-            (self.run_dir / VALIDATIONS).unlink(missing_ok=True)
-        recipe, console = self.parts.recipe, ConsoleSink(self.parts.steps, done, quiet=quiet)
-        for note in notes(self.parts) if first else ():
-            console.say(note)
-        trackers = TrackerSink(recipe.log.trackers, self.run_dir, recipe.log.project, as_mapping(recipe), done)
-        self.keeper.say, self.keeper.track = console.say, trackers.log
-        metrics = JsonlSink(self.run_dir / METRICS, done)
-        return Sinks([metrics, self.status, console, WatchSink(self.keeper, console.say), trackers])
-
-
-def gathered(frozen: Sequence[str], module: nn.Module) -> list[str]:
-    """Names of parameters; of a part of which all are among them, one name with a star and their number."""
+def grouped_names(frozen: Sequence[str], module: nn.Module) -> list[str]:
+    """Return the names of parameters; a part of which all are among them is one name with a star and their number."""
     rest = {name for name, _ in module.named_parameters()} - set(frozen)
     found: dict[str, list[str]] = {}
     for name in frozen:
@@ -195,11 +192,3 @@ def gathered(frozen: Sequence[str], module: nn.Module) -> list[str]:
         idle = next((start for start in starts if not any(other.startswith(start) for other in rest)), name)
         found.setdefault(idle, []).append(name)
     return [names[0] if len(names) == 1 else f"{start}* ({len(names)} parameters)" for start, names in found.items()]
-
-
-def notes(parts: Parts) -> list[str]:
-    """What is to be known before the first line."""
-    said = [f"frozen, no loss reaches it: {name}" for name in gathered(parts.frozen, bare(parts.step))]
-    if parts.tokenizer is not None and cast("Step", bare(parts.step)).drops_texts():
-        said.append("equal texts are encoded once a row: the text tower has dropout")
-    return said

@@ -1,4 +1,4 @@
-"""`unicl train`: a recipe in, a run directory out; the same command continues what was cut."""
+"""`unicl train`: a recipe in, a run directory out; the same command continues a run that was interrupted."""
 
 import json
 import os
@@ -22,10 +22,11 @@ from unicl_cli.core.switches import compile_units
 from unicl_cli.core.trackers import check_installed
 from unicl_cli.data.corpus import MANIFEST
 from unicl_cli.errors import Stopped, UniclError
-from unicl_cli.jobs.train.micro_batch import advised, sharded
-from unicl_cli.jobs.train.setup import keep_parts, platform_facts, prepared, resume
+from unicl_cli.jobs.train.micro_batch import explain_out_of_memory
+from unicl_cli.jobs.train.setup import platform_facts, resume, set_up, write_parts
+from unicl_cli.jobs.train.sizes import is_sharded
 from unicl_cli.jobs.train.stage import Stage
-from unicl_cli.jobs.train.text_cache import remember_texts
+from unicl_cli.jobs.train.text_cache import cache_texts
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.launch.slurm import requeued
 from unicl_cli.launch.stopping import StopFlag
@@ -35,16 +36,16 @@ from unicl_cli.runs.folder import CHECKPOINTS, ENVIRONMENT, META, OVERRIDES, REC
 
 
 class Request(NamedTuple):
-    """What the command line adds to a recipe."""
+    """The options of the command line that are not in the recipe."""
 
     devices: str = "auto"
     resume: str = "auto"  # auto | never | a checkpoint directory
     quiet: bool = False
-    requeue: bool = False  # SLURM's job, on SIGUSR1
+    requeue: bool = False  # put SLURM's job back into its queue on SIGUSR1
 
 
 def environment(devices: str) -> dict[str, Any]:
-    """``env.json``: enough to see why another machine gives other numbers."""
+    """Return ``env.json``: enough to see why another machine gives other numbers."""
     return {
         **platform_facts(),
         "devices": devices,
@@ -58,7 +59,7 @@ def environment(devices: str) -> dict[str, Any]:
 def train(
     recipe: Recipe, run: Path, request: Request, stop: StopFlag, *, source: str, overrides: Sequence[str]
 ) -> None:
-    """All stages of a recipe into ``run``; on every rank. ``stop`` has been installed."""
+    """Train all stages of a recipe into ``run``; every rank calls it. ``stop`` has been installed."""
     stages = stages_of(recipe, run)
     for stage, _, _ in stages:
         check_installed(stage.log.trackers)
@@ -67,47 +68,49 @@ def train(
         torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(recipe.deterministic)
     accelerator = start_accelerator(recipe.precision, request.devices)
-    stop.install()  # a worker too hears signals now that it has peers to leave with
-    begin = partial(keep_source, run, source, overrides, request)
-    first = rank() == 0
-    with claimed(run) if first else nullcontext(), requeued(stop, wanted=request.requeue and first):
+    stop.install()  # also in a worker, now that it has peers to stop with
+    begin = partial(write_source, run, source, overrides, request)
+    writes = rank() == 0
+    with lock_run(run) if writes else nullcontext(), requeued(stop, wanted=request.requeue and writes):
         barrier()
         for stage, folder, start in stages:
-            leave_together(stop)
+            stop_together(stop)
             train_stage(stage, folder, start, request, accelerator, stop, begin)
     accelerator.end_training()
 
 
-def leave_together(stop: StopFlag) -> None:
-    """Before the first step of a stage: if a signal has reached any rank, all leave."""
+def stop_together(stop: StopFlag) -> None:
+    """Raise Stopped on all ranks if a signal has reached any of them."""
     if any_rank(stop()):
-        raise Stopped("stopped before the next step was made", "the same command goes on")
+        raise Stopped("stopped before the next step", "run the same command again to continue")
 
 
 @contextmanager
-def claimed(run: Path) -> Generator[None]:
-    """Makes the run directory this training's own; where nothing came to be written, none of it is left."""
+def lock_run(run: Path) -> Generator[None]:
+    """Lock the run directory for this training; remove it again if nothing was written into it."""
     if (run / MANIFEST).exists():
-        raise UniclError(f"{run}: is a corpus, no place for a run", "give another --run-dir")
-    lock, begun = FileLock(run / RUN_LOCK), run / ENVIRONMENT
+        raise UniclError(f"{run}: is a corpus, not a run directory", "give another --run-dir")
+    lock, first_written = FileLock(run / RUN_LOCK), run / ENVIRONMENT
     with ExitStack() as at_end:
         try:
             at_end.enter_context(folder_for(run))
-            fresh = not Path(lock.lock_file).exists()
+            is_new = not Path(lock.lock_file).exists()
             at_end.enter_context(lock.acquire(timeout=0))
         except Timeout as error:
-            raise UniclError(f"{run}: another training is writing here", "wait for it, or give --run-dir") from error
+            raise UniclError(
+                f"{run}: another training is writing to this directory", "wait for it, or give another --run-dir"
+            ) from error
         except OSError as error:
             raise UniclError(f"{run}: cannot be written: {error.strerror}", "give another --run-dir") from error
         try:
             yield
         finally:
-            if fresh and not begun.exists():
+            if is_new and not first_written.exists():
                 Path(lock.lock_file).unlink(missing_ok=True)
 
 
-def keep_source(run: Path, source: str, overrides: Sequence[str], request: Request) -> None:
-    """The recipe as given, for people; ``resolved.yaml`` is what everything reads."""
+def write_source(run: Path, source: str, overrides: Sequence[str], request: Request) -> None:
+    """Write the recipe as given, for people to read; unicl itself reads ``resolved.yaml``."""
     text = Path(source).read_text(encoding="utf-8") if Path(source).is_file() else f"extends: {source}\n"
     write_atomic(run / RECIPE, text)
     write_atomic(run / OVERRIDES, "".join(f"{item}\n" for item in overrides))
@@ -123,33 +126,37 @@ def train_stage(
     stop: StopFlag,
     begin: Callable[[], None],
 ) -> None:
-    """One recipe into one run directory, from its newest checkpoint on; a finished one is left as it is.
+    """Train one recipe into one run directory, from its newest checkpoint on; leave a finished run as it is.
 
-    Nothing is written before all is built and loaded: a mistake that is found there leaves no run. ``begin`` writes
-    what the whole run keeps.
+    Nothing is written before all is built and loaded, so that a mistake found there leaves no run. ``begin`` writes
+    the files that all stages share.
     """
     if (run / META).is_file() and request.resume == "auto":
         if rank() == 0:
             sys.stderr.write(f"{run}: already finished\n")
         return
-    parts = prepared(recipe, accelerator, run, request.resume, start_from)
+    parts = set_up(recipe, accelerator, run, request.resume, start_from)
     step = parts.step
     if recipe.parallel.compile:
         compile_units(step)
-    step = shard(step) if sharded(recipe) else accelerator.prepare(step)
+    step = shard(step) if is_sharded(recipe, parts.sizes.world) else accelerator.prepare(step)
     optimizer = accelerator.prepare(build_optimizer(recipe, step))
     average = None if recipe.ema is None else Average(step, recipe.ema.decay, warmup=recipe.ema.warmup)
     facts = resume(request.resume, run, parts, step, optimizer, average)
     done = 0 if facts is None else int(facts["step"])
     if any_rank(done * world_size() != sum_over_ranks(torch.tensor(done, device=accelerator.device)).item()):
-        raise UniclError(f"{run}: not every process sees its checkpoints", "put --run-dir where all nodes can read it")
-    leave_together(stop)
+        raise UniclError(
+            f"{run}: not every process sees its checkpoints", "put --run-dir on storage that all nodes share"
+        )
+    stop_together(stop)
     if rank() == 0:
         begin()
         for folder in (run, run / CHECKPOINTS):
-            discard_parts(folder)  # of a run that was killed
-        keep_parts(parts, run)
-    if (said := remember_texts(parts, step)) is not None and rank() == 0:
-        sys.stderr.write(f"{run}: {said}\n")
-    with advised(recipe, parts.micro, cast("Step", bare(step))):
+            discard_parts(folder)  # left by a run that was killed
+        write_parts(parts, run)
+    note = cache_texts(parts, step)
+    if note is not None and rank() == 0:
+        sys.stderr.write(f"{run}: {note}\n")
+    local = parts.sizes.local
+    with explain_out_of_memory(local, parts.micro or local, cast("Step", bare(step))):
         Stage(parts._replace(step=step), run, accelerator, optimizer, average).run(facts, stop, quiet=request.quiet)

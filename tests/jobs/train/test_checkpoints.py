@@ -1,4 +1,4 @@
-"""What a training keeps: the best checkpoint, every so many steps, dated runs; signals and disks that fill."""
+"""Checkpoints of a run: the best one, every so many steps, dated runs; signals and disks that fill."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def test_best_without_a_validation_is_refused(recipe, capsys):
 def test_a_batch_larger_than_the_data_is_a_warning(recipe, capfd):
     assert main(["train", recipe, "--dry-run", "--json", "batch.size=200", "--devices", "cpu:1"]) == 0
     out, err = capfd.readouterr()
-    assert err == "warning: batch.size 200 is more than the 120 rows of the mix: each step sees images twice\n"
+    assert err == "warning: batch.size 200 exceeds the 120 rows of the mix: each step repeats images\n"
     assert json.loads(out)["batch"] == 200
 
 

@@ -1,0 +1,56 @@
+"""This rank's batches, on the model's device."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, cast
+
+from torch import nn
+
+from unicl_cli.build.data import Data
+from unicl_cli.contracts import Batch, Tokenizer
+from unicl_cli.core.dist import bare, rank, world_size
+from unicl_cli.core.loop import Step
+from unicl_cli.core.prefetch import move_batches, prefetch
+from unicl_cli.data.collate import Extra
+from unicl_cli.data.device_augment import DeviceAugment
+from unicl_cli.data.loader import batches
+from unicl_cli.data.mix import Draws
+from unicl_cli.data.tokenizers import TextTokenizer
+from unicl_cli.recipe.schema import Recipe
+
+
+def stream_batches(
+    recipe: Recipe,
+    data: Data,
+    tokenizer: Tokenizer | None,
+    step: nn.Module,
+    start: int,
+    steps: int,
+    workers: int,
+    *,
+    offset: int = 0,
+) -> Iterator[tuple[int, Batch]]:
+    """Yield (step, batch) from ``start`` on, on the model's device; step n takes the samples of n + ``offset``."""
+    draws = Draws(data.order, start + offset, steps + offset, rank(), world_size())
+    inner = cast("Step", bare(step))
+    device = next(inner.parameters()).device
+    hooks: list[Any] = [part.extra for part in (inner.model, inner.loss) if hasattr(part, "extra")]
+    made = batches(
+        data.mix,
+        draws,
+        cast("TextTokenizer | None", tokenizer),
+        caption_targets=recipe.data.caption_targets,
+        extra=Extra(hooks),
+        distinct=not inner.drops_texts(),
+        workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    if device.type == "cuda" and workers:  # on a CPU a thread would only take the step's cores
+        made = prefetch(made)
+    moved = move_batches(made, device, partial(augment_on_device, augment=data.device_augment))
+    return moved if not offset else ((at - offset, batch) for at, batch in moved)
+
+
+def augment_on_device(batch: Batch, moved: Batch, *, augment: DeviceAugment | None) -> Batch:
+    """Apply the augmentation that the loader has left to the device."""
+    return moved if augment is None else moved._replace(images=augment(moved.images, batch.draws))

@@ -1,0 +1,67 @@
+"""The blueprint of a stage's model: it can be built again with the same weights and another number of rows at once."""
+
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from unicl_cli.build.data import Data, build_tokenizer
+from unicl_cli.build.init import load_init
+from unicl_cli.build.model import add_adapters, build_step
+from unicl_cli.contracts import Batch, Tokenizer
+from unicl_cli.core.loop import Step
+from unicl_cli.errors import UniclError
+from unicl_cli.jobs.train.batches import stream_batches
+from unicl_cli.jobs.train.sizes import Sizes, chunk_count
+from unicl_cli.recipe.schema import Recipe
+
+
+class Built(NamedTuple):
+    """A model and its loss on the CPU, the tokenizer of its texts, and what it starts from, in words."""
+
+    step: Step
+    tokenizer: Tokenizer | None
+    origin: str | None
+
+
+class Blueprint:
+    """A recipe's model on its data.
+
+    ``trained``: the run whose checkpoint will replace all weights; towers take their files from it. ``start``: the
+    model whose weights it starts from.
+    """
+
+    def __init__(
+        self, recipe: Recipe, data: Data, sizes: Sizes, *, trained: Path | None = None, start: str | None = None
+    ) -> None:
+        self.recipe, self.data, self.sizes, self.trained, self.start = recipe, data, sizes, trained, start
+        self.fit_tokenizer = cache(partial(build_tokenizer, recipe, data))  # once for all builds, and only if needed
+
+    def build(self, rows: int) -> Built:
+        """Build the model for ``rows`` encoded at once, load the start weights and add the adapters."""
+        chunks = chunk_count(self.sizes.local, rows)
+        step, tokenizer = build_step(self.recipe, self.fit_tokenizer, self.data.classes, chunks, trained=self.trained)
+        origin = None if self.start is None else load_init(step, self.recipe, self.start, tokenizer)
+        add_adapters(self.recipe, step)
+        check_batchnorm(step.train(), chunks)
+        return Built(step, tokenizer, origin)
+
+    def first_batch(self, built: Built) -> Batch:
+        """Load this rank's share of the first batch."""
+        return next(stream_batches(self.recipe, self.data, built.tokenizer, built.step, 0, 1, 0))[1]
+
+
+def check_batchnorm(step: Step, chunks: int) -> None:
+    """Raise UniclError if BatchNorm would see parts of a batch: their statistics are not the batch's."""
+    if chunks > 1 and has_batch_statistics(step):
+        raise UniclError(
+            "batch.micro: BatchNorm would get other statistics than those of the whole batch",
+            "set batch.micro=auto, or use a backbone without BatchNorm",
+        )
+
+
+def has_batch_statistics(step: Step) -> bool:
+    """Return True if the model has BatchNorm in training mode."""
+    kind: Any = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
+    return any(isinstance(m, kind) and m.training for m in step.model.modules())
