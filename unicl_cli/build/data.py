@@ -15,9 +15,9 @@ from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.sampler import Alternation, Mixture
 from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.data.device_augment import DeviceAugment
-from unicl_cli.data.mix import LABELS, Mix, Strand, Texts, order_of, present, strands_of
+from unicl_cli.data.mix import LABELS, Mix, Strand, TextChoice, classes_with_rows, order_of, strands_of
 from unicl_cli.data.tokenizers import TextTokenizer, class_tokenizer, clip_tokenizer, corpus_tokenizer, load_tokenizer
-from unicl_cli.data.transforms import Augment, TrainTransform, augment, halves
+from unicl_cli.data.transforms import Augment, TrainTransform, build_augment, split_augment
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.schema import Recipe, TrainData
 
@@ -60,7 +60,7 @@ def augments_of(recipe: Recipe, item: TrainData) -> list[Augment]:
             f"data.augment has {len(entries)} entries for {recipe.data.views} views",
             "give one entry, or one a view (data.views)",
         )
-    ops = [augment(entry.name, entry.model_dump(exclude={"name"})) for entry in entries]
+    ops = [build_augment(entry.name, entry.model_dump(exclude={"name"})) for entry in entries]
     return ops * (recipe.data.views // len(ops))
 
 
@@ -68,7 +68,7 @@ def transform_of(recipe: Recipe, item: TrainData) -> TrainTransform:
     """What the loader does to a corpus's images."""
     data, ops = recipe.data, augments_of(recipe, item)
     if data.augment_on == "device":
-        ops = [halves(op)[0] for op in ops]
+        ops = [split_augment(op)[0] for op in ops]
     return TrainTransform(data.image_size, ops, recipe.seed, decoder=data.decoder, resize=data.resize)
 
 
@@ -76,7 +76,7 @@ def late_augment(recipe: Recipe) -> DeviceAugment | None:
     """What the device does to the images of a batch after the loader."""
     if recipe.data.augment_on == "loader":
         return None
-    wanted = [[halves(op)[1] for op in augments_of(recipe, item)] for item in recipe.data.train]
+    wanted = [[split_augment(op)[1] for op in augments_of(recipe, item)] for item in recipe.data.train]
     if any(ops != wanted[0] for ops in wanted):
         raise UniclError(
             "data.augment_on=device wants the same augmentation for all corpora, crop and rand apart",
@@ -104,7 +104,7 @@ def build_data(recipe: Recipe) -> Data:
             limit=item.limit,
         )
     strands = wanted_kinds(strands, recipe)
-    texts = Texts(recipe.data.text_for_labelled, recipe.data.class_names, recipe.seed)
+    texts = TextChoice(recipe.data.text_for_labelled, recipe.data.class_names, recipe.seed)
     try:
         order = order_of(
             strands,
@@ -138,7 +138,7 @@ def wanted_kinds(strands: list[Strand], recipe: Recipe) -> list[Strand]:
 
 def check_learnable(recipe: Recipe, data: Data) -> None:
     """What could never teach anything is refused: one class and nothing else, no texts for a text loss."""
-    if all(s.kind == LABELS for s in data.mix.strands) and len(present(data.mix.strands)) == 1:
+    if all(s.kind == LABELS for s in data.mix.strands) and len(classes_with_rows(data.mix.strands)) == 1:
         raise UniclError(
             "the corpora have one class and nothing else: there is nothing to tell apart",
             "add a second class, or captions: unicl prepare --labels … --captions …",

@@ -74,7 +74,7 @@ class Table:
             raise IndexError(f"row {row} is outside a table of {len(self)}")
         number = int(np.searchsorted(self._ends, row, side="right"))
         at = row - int(self._ends[number] - self.group_sizes[number])
-        group = self._group(number)
+        group = self._cached_group(number)
         return Sample(
             group.images[at].as_py(),
             tuple(group.texts[at]),
@@ -86,53 +86,53 @@ class Table:
 
     def column(self, name: str) -> pa.ChunkedArray:  # pyright: ignore[reportUnknownParameterType] - no stubs
         """One whole column ("label", "key", "texts", …) in row order; nothing else is read."""
-        return pa.concat_tables([_column(shard, name) for shard in self.shards]).column(name)
+        return pa.concat_tables([_read_column(shard, name) for shard in self.shards]).column(name)
 
-    def _group(self, number: int) -> _Group:
+    def _cached_group(self, number: int) -> _Group:
         if number in self._cache:
             self._cache.move_to_end(number)
             return self._cache[number]
-        group = self._decoded(number)
+        group = self._read_group(number)
         self._cache[number] = group
         self._cached += group.size
         while self._cached > CACHE_BYTES and len(self._cache) > 1:
             self._cached -= self._cache.popitem(last=False)[1].size
         return group
 
-    def _decoded(self, number: int) -> _Group:
+    def _read_group(self, number: int) -> _Group:
         shard, group = self._places[number]
         if shard not in self._files:
-            self._files[shard] = _opened(self.shards[shard])
+            self._files[shard] = _open_shard(self.shards[shard])
         try:
             table = self._files[shard].read_row_group(group, columns=_COLUMNS, use_threads=False).combine_chunks()
         except (pa.ArrowException, OSError) as error:
-            raise _damaged(self.shards[shard], error) from error
+            raise _damage_error(self.shards[shard], error) from error
         lists = [table.column(name).to_pylist() for name in _COLUMNS[1:]]
         images = table.column("image").chunk(0).field("bytes")
         return _Group(images, *lists, size=table.nbytes)
 
 
-def _opened(shard: Path) -> pq.ParquetFile:
+def _open_shard(shard: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(shard, memory_map=True, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(shard, error) from error
+        raise _damage_error(shard, error) from error
 
 
-def _column(shard: Path, name: str) -> pa.Table:  # pyright: ignore[reportUnknownParameterType] - no stubs
+def _read_column(shard: Path, name: str) -> pa.Table:  # pyright: ignore[reportUnknownParameterType] - no stubs
     try:
         return pq.read_table(shard, columns=[name], memory_map=True, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(shard, error) from error
+        raise _damage_error(shard, error) from error
 
 
-def _damaged(shard: Path, error: Exception) -> UniclError:
+def _damage_error(shard: Path, error: Exception) -> UniclError:
     """For a shard ``CORPUS/data/SPLIT/NAME.parquet`` whose pages or footer cannot be read."""
     line = " ".join(str(error).split())
-    return UniclError(f"{shard}: damaged: {line}", mending(shard.parent.parent.parent))
+    return UniclError(f"{shard}: damaged: {line}", repair_hint(shard.parent.parent.parent))
 
 
-def mending(folder: Path) -> str:
+def repair_hint(folder: Path) -> str:
     """What to do about damaged shards."""
     return f"unicl prepare --repair -o {shlex.quote(str(folder))} makes the damaged shards again"
 
@@ -180,9 +180,9 @@ def open_corpus(path: str | Path) -> Corpus:
     try:
         manifest = json.loads(data)
     except ValueError as error:
-        raise UniclError(f"{file}: damaged: {error}", mending(folder)) from error
+        raise UniclError(f"{file}: damaged: {error}", repair_hint(folder)) from error
     if not isinstance(manifest, dict):
-        raise UniclError(f"{file}: damaged: holds no object", mending(folder))
+        raise UniclError(f"{file}: damaged: holds no object", repair_hint(folder))
     manifest = cast("dict[str, Any]", manifest)
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise UniclError(
@@ -190,12 +190,12 @@ def open_corpus(path: str | Path) -> Corpus:
             "prepare it again with this version",
         )
     for shard in manifest["shards"]:
-        if problem := damage(folder, shard):
-            raise UniclError(problem, mending(folder))
+        if problem := find_damage(folder, shard):
+            raise UniclError(problem, repair_hint(folder))
     return Corpus(folder, manifest, hashlib.sha256(data).hexdigest())
 
 
-def damage(folder: Path, shard: Mapping[str, Any]) -> str | None:
+def find_damage(folder: Path, shard: Mapping[str, Any]) -> str | None:
     """What is wrong with a shard that a marker or manifest describes, by its size; None if nothing is."""
     file = folder / shard["file"]
     try:

@@ -6,23 +6,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unicl_cli.data.pictures import decode, opened, orientation
+from unicl_cli.data.pictures import decode, open_image, orientation
 
 JPEG = b"\xff\xd8\xff"
 
 
-def pixels(data: bytes, decoder: str = "auto") -> Tensor:
-    """uint8 (3, H, W) with the strides of (H, W, 3): bit for bit what `images.decode` gives, orientation applied.
+def decode_pixels(data: bytes, decoder: str = "auto") -> Tensor:
+    """uint8 (3, H, W) with the strides of (H, W, 3): bit for bit what `pictures.decode` gives, orientation applied.
 
     ``decoder`` is auto or pillow. Pillow judges every header, and what is no plain JPEG (CMYK) or is damaged in the
-    least goes to it whole. PictureError as there.
+    least goes to it whole. ImageError as there.
     """
     if decoder == "auto" and data.startswith(JPEG):
-        image = opened(data)
+        image = open_image(data)
         if image.format == "JPEG" and image.mode in ("RGB", "L"):
-            x = _plain(data)
+            x = _decode_plain_jpeg(data)
             if x is not None:
-                return _upright(x, orientation(image))
+                return _turn_upright(x, orientation(image))
     return tensor_of(decode(data))
 
 
@@ -31,7 +31,7 @@ def tensor_of(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
-def _plain(data: bytes) -> Tensor | None:
+def _decode_plain_jpeg(data: bytes) -> Tensor | None:
     """The pixels of a JPEG as stored; None for one of which libjpeg has anything to remark."""
     try:
         return torch.from_numpy(simplejpeg.decode_jpeg(data, colorspace="RGB")).permute(2, 0, 1)
@@ -39,7 +39,7 @@ def _plain(data: bytes) -> Tensor | None:
         return None
 
 
-def _upright(x: Tensor, turned: int) -> Tensor:
+def _turn_upright(x: Tensor, turned: int) -> Tensor:
     """(3, H, W) as stored with EXIF orientation ``turned`` -> upright."""
     if turned >= 5:
         x = x.permute(2, 1, 0).contiguous().permute(2, 0, 1)

@@ -53,19 +53,19 @@ class Dice:
 
     def uniform(self, lane: str, low: float = 0.0, high: float = 1.0) -> Tensor:
         """float32 (b,) in [low, high)."""
-        return low + (high - low) * unit(self.key(lane))
+        return low + (high - low) * to_unit(self.key(lane))
 
     def below(self, lane: str, chance: float) -> Tensor:
         """int64 (n,): the samples that are hit."""
         return (self.uniform(lane) < chance).nonzero().flatten()
 
 
-def unit(bits: Tensor) -> Tensor:
+def to_unit(bits: Tensor) -> Tensor:
     """int64 -> float32 in [0, 1), from the upper 24 bits."""
     return _shifted_right(bits, 40).float() * 2.0**-24
 
 
-def of_pixels(keys: Tensor, shape: Sequence[int]) -> Tensor:
+def pixel_bits(keys: Tensor, shape: Sequence[int]) -> Tensor:
     """int64 (n,) keys -> (n, *shape), 64 random bits for each pixel."""
     places = torch.arange(1, 1 + math.prod(shape), device=keys.device) * GOLDEN
     return scramble(keys[:, None] + places).view(-1, *shape)
@@ -93,23 +93,23 @@ class DeviceAugment:
         """The view ``number`` of some samples, uint8 (n, 3, S, S)."""
         ops, dice = self.views[number], Dice(self.seed, number, draws)
         if ops.flip:
-            x = changed(x, dice.below("flip", ops.flip), mirrored)
+            x = change_some(x, dice.below("flip", ops.flip), mirror)
         if ops.shift:
-            x = shifted(x, *(dice.uniform(way, -ops.shift, ops.shift + 1).floor().long() for way in ("down", "right")))
+            x = shift(x, *(dice.uniform(way, -ops.shift, ops.shift + 1).floor().long() for way in ("down", "right")))
         if ops.jitter:
-            x = jittered(x, dice, ops.jitter)
+            x = jitter(x, dice, ops.jitter)
         if ops.grey:
-            x = changed(x, dice.below("grey", ops.grey), greyed)
+            x = change_some(x, dice.below("grey", ops.grey), to_grey)
         if ops.blur:
-            x = changed(x, dice.below("blur", ops.blur), blurred, dice.uniform("sigma", *SIGMA))
+            x = change_some(x, dice.below("blur", ops.blur), blur, dice.uniform("sigma", *SIGMA))
         if ops.noise:
-            x = noisy(x, dice.key("noise").to(x.device), ops.noise)
+            x = add_noise(x, dice.key("noise").to(x.device), ops.noise)
         if ops.erase:
-            x = erased(x, dice, ops.erase)
+            x = erase(x, dice, ops.erase)
         return x
 
 
-def changed(x: Tensor, which: Tensor, change: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
+def change_some(x: Tensor, which: Tensor, change: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
     """``change`` of the samples ``which`` (n,); it gets each one's of ``numbers`` (b,) as (n, 1, 1, 1)."""
     if not len(which):
         return x
@@ -118,15 +118,15 @@ def changed(x: Tensor, which: Tensor, change: Callable[..., Tensor], *numbers: T
     return x.index_copy(0, which, change(x[which], *own))
 
 
-def mirrored(x: Tensor) -> Tensor:
+def mirror(x: Tensor) -> Tensor:
     return x.flip(3)
 
 
-def greyed(x: Tensor) -> Tensor:
+def to_grey(x: Tensor) -> Tensor:
     return luma(x).to(torch.uint8).expand_as(x)
 
 
-def shifted(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
+def shift(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
     """Moved by pixels (b,), the edges repeated."""
     side = x.shape[-1]
     places = torch.arange(side)
@@ -136,7 +136,7 @@ def shifted(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
     )
 
 
-def jittered(x: Tensor, dice: Dice, strength: float) -> Tensor:
+def jitter(x: Tensor, dice: Dice, strength: float) -> Tensor:
     """Brightness, contrast, saturation and hue in an order of the sample's own, as torchvision's ColorJitter."""
     hit = dice.uniform("jitter") < JITTERED
     turn = torch.stack([dice.uniform(f"order {n}") for n in range(4)]).argsort(0)  # (4, b): what is done n-th
@@ -146,7 +146,7 @@ def jittered(x: Tensor, dice: Dice, strength: float) -> Tensor:
     for now in turn:
         for number, (name, span) in enumerate(spans.items()):
             which = (hit & (now == number)).nonzero().flatten()
-            x = changed(x, which, COLOURS[name], dice.uniform(name, *span))
+            x = change_some(x, which, COLOURS[name], dice.uniform(name, *span))
     return x
 
 
@@ -156,23 +156,23 @@ def luma(x: Tensor) -> Tensor:
     return GREY[0] * red + GREY[1] * green + GREY[2] * blue
 
 
-def blended(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+def blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     return (x * factor + other * (1 - factor)).clamp(0, 255).to(torch.uint8)
 
 
-def brighter(x: Tensor, factor: Tensor) -> Tensor:
+def brighten(x: Tensor, factor: Tensor) -> Tensor:
     return (x * factor).clamp(0, 255).to(torch.uint8)
 
 
-def contrasted(x: Tensor, factor: Tensor) -> Tensor:
-    return blended(x, luma(x).floor().mean((1, 2, 3), keepdim=True), factor)
+def change_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    return blend(x, luma(x).floor().mean((1, 2, 3), keepdim=True), factor)
 
 
-def saturated(x: Tensor, factor: Tensor) -> Tensor:
-    return blended(x, luma(x).floor(), factor)
+def saturate(x: Tensor, factor: Tensor) -> Tensor:
+    return blend(x, luma(x).floor(), factor)
 
 
-def hued(x: Tensor, turn: Tensor) -> Tensor:
+def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
     """The hue turned by a share of its circle, value and saturation kept."""
     x = x.float() / 255
     low, high = x.aminmax(dim=1, keepdim=True)
@@ -189,10 +189,10 @@ def hued(x: Tensor, turn: Tensor) -> Tensor:
     return ((high - span * torch.minimum(k, 4 - k).clamp(0, 1)) * 255.999).to(torch.uint8)
 
 
-COLOURS = {"brightness": brighter, "contrast": contrasted, "saturation": saturated, "hue": hued}
+COLOURS = {"brightness": brighten, "contrast": change_contrast, "saturation": saturate, "hue": turn_hue}
 
 
-def blurred(x: Tensor, sigma: Tensor) -> Tensor:
+def blur(x: Tensor, sigma: Tensor) -> Tensor:
     """A Gaussian of each sample's ``sigma`` (n, 1, 1, 1), the edges mirrored; sums of shifts, the same in any batch."""
     size = x.shape[-1]
     kernel = blur_kernel(size)
@@ -206,15 +206,15 @@ def blurred(x: Tensor, sigma: Tensor) -> Tensor:
     return wide.round().clamp(0, 255).to(torch.uint8)
 
 
-def noisy(x: Tensor, keys: Tensor, deviation: float) -> Tensor:
+def add_noise(x: Tensor, keys: Tensor, deviation: float) -> Tensor:
     """Gaussian noise, of pixels in [0, 1]; the two halves of a pixel's bits by Box and Muller."""
-    bits = of_pixels(keys, x.shape[1:])
-    radius = (-2 * (1 - unit(bits)).log()).sqrt()
-    noise = radius * (2 * math.pi * unit(bits << 24)).cos()
+    bits = pixel_bits(keys, x.shape[1:])
+    radius = (-2 * (1 - to_unit(bits)).log()).sqrt()
+    noise = radius * (2 * math.pi * to_unit(bits << 24)).cos()
     return (x + noise * (255 * deviation)).round().clamp(0, 255).to(torch.uint8)
 
 
-def erased(x: Tensor, dice: Dice, chance: float) -> Tensor:
+def erase(x: Tensor, dice: Dice, chance: float) -> Tensor:
     """A rectangle of some samples becomes noise."""
     size = x.shape[-1]
     area = size**2 * dice.uniform("area", *ERASED_AREA)
@@ -226,7 +226,7 @@ def erased(x: Tensor, dice: Dice, chance: float) -> Tensor:
         rows = torch.arange(size, device=x.device)[:, None]
         columns = torch.arange(size, device=x.device)
         inside = (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)  # (n, 1, S, S)
-        noise = _shifted_right(of_pixels(keys.flatten(), some.shape[1:]), 56).to(torch.uint8)
+        noise = _shifted_right(pixel_bits(keys.flatten(), some.shape[1:]), 56).to(torch.uint8)
         return torch.where(inside, noise, some)
 
-    return changed(x, dice.below("erase", chance), fill, top, left, height, width, dice.key("fill"))
+    return change_some(x, dice.below("erase", chance), fill, top, left, height, width, dice.key("fill"))

@@ -73,7 +73,7 @@ class Fetcher(NamedTuple):
         tries = 0
         while True:
             try:
-                return self.once(url)
+                return self.fetch_once(url)
             except FetchError as error:
                 if tries == self.retries or error.reason not in RETRIED:
                     raise
@@ -81,14 +81,14 @@ class Fetcher(NamedTuple):
                 time.sleep(min(max(wait, error.pause or 0), LONGEST_PAUSE))
             tries += 1
 
-    def once(self, url: str) -> bytes:
+    def fetch_once(self, url: str) -> bytes:
         """One try, its redirects followed by hand and each of them checked like the first address."""
         end = time.monotonic() + self.total
         for _ in range(self.redirects + 1):
-            parts = checked_url(url)
-            with failures(), self.answer(parts, end) as answer:
+            parts = parse_url(url)
+            with translate_errors(), self.open_answer(parts, end) as answer:
                 if answer.status not in REDIRECTS:
-                    return self.body(answer)
+                    return self.read_body(answer)
                 target = answer.getheader("Location")
             if not target:
                 raise FetchError(f"http_{answer.status}", "a redirect that leads nowhere")
@@ -96,20 +96,20 @@ class Fetcher(NamedTuple):
         raise FetchError("too_many_redirects", f"more than {self.redirects}")
 
     @contextmanager
-    def answer(self, parts: SplitResult, end: float) -> Generator[http.client.HTTPResponse]:
+    def open_answer(self, parts: SplitResult, end: float) -> Generator[http.client.HTTPResponse]:
         """The head of the answer, from an address that was checked: the name may resolve otherwise the next time."""
         host, port = str(parts.hostname), parts.port or (443 if parts.scheme == "https" else 80)
         addresses = look_up(host, port)
         if not self.allow_private:
             for address in addresses:
                 check_public(address, host)
-        raw = self.socket(addresses, port, end)
+        raw = self.open_socket(addresses, port, end)
         try:
             if parts.scheme == "https":
                 raw.settimeout(max(min(self.connect, end - time.monotonic()), 0.001))
-                raw = tls().wrap_socket(raw, server_hostname=host)
+                raw = tls_context().wrap_socket(raw, server_hostname=host)
             connection = http.client.HTTPConnection(host, port)
-            connection.sock = Patient(raw, self.read, end)  # pyright: ignore[reportAttributeAccessIssue] - all it calls
+            connection.sock = DeadlineSocket(raw, self.read, end)  # pyright: ignore[reportAttributeAccessIssue] - all it calls
             connection.putrequest("GET", target_of(parts), skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers(parts, host):
                 connection.putheader(name, value)
@@ -128,7 +128,7 @@ class Fetcher(NamedTuple):
             ("Connection", "close"),
         ]
 
-    def socket(self, addresses: list[str], port: int, end: float) -> socket.socket:
+    def open_socket(self, addresses: list[str], port: int, end: float) -> socket.socket:
         """A connection to the first address that takes one."""
         problem: OSError | None = None
         for address in addresses:
@@ -141,11 +141,11 @@ class Fetcher(NamedTuple):
                 problem = error
         raise problem or TimeoutError("connecting")
 
-    def body(self, answer: http.client.HTTPResponse) -> bytes:
+    def read_body(self, answer: http.client.HTTPResponse) -> bytes:
         """Counted while it comes in: a chunked body has no length, and a length may lie."""
         if answer.status != 200:
-            raise FetchError(f"http_{answer.status}", str(answer.reason), pause_of(answer))
-        if self.robots and NO_TRAINING & set(words(answer)):
+            raise FetchError(f"http_{answer.status}", str(answer.reason), retry_after(answer))
+        if self.robots and NO_TRAINING & set(robots_words(answer)):
             raise FetchError("robots", "the server asks not to use it (X-Robots-Tag)")
         if answer.getheader("Content-Encoding", "identity").lower() not in ("identity", ""):
             raise FetchError("encoded", str(answer.getheader("Content-Encoding")))
@@ -164,7 +164,7 @@ class Fetcher(NamedTuple):
         return b"".join(parts)
 
 
-class Patient:
+class DeadlineSocket:
     """What http.client needs of a socket, with a deadline for all of it: headers can drip too."""
 
     def __init__(self, raw: socket.socket, read: float, end: float) -> None:
@@ -176,7 +176,7 @@ class Patient:
 
     def makefile(self, mode: str) -> io.BufferedReader:
         del mode  # always "rb"
-        return io.BufferedReader(Reader(self))
+        return io.BufferedReader(DeadlineReader(self))
 
     def close(self) -> None:
         """http.client does so before the body is read; the fetcher closes the socket itself."""
@@ -188,10 +188,10 @@ class Patient:
         return min(self.read, left)
 
 
-class Reader(io.RawIOBase):
+class DeadlineReader(io.RawIOBase):
     """The bytes of a Patient."""
 
-    def __init__(self, source: Patient) -> None:
+    def __init__(self, source: DeadlineSocket) -> None:
         super().__init__()
         self.source = source
 
@@ -204,7 +204,7 @@ class Reader(io.RawIOBase):
 
 
 @contextmanager
-def failures() -> Generator[None]:
+def translate_errors() -> Generator[None]:
     """What sockets, TLS and http.client raise, as reasons."""
     try:
         yield
@@ -227,7 +227,7 @@ def target_of(parts: SplitResult) -> str:
     return quote(urlunsplit(("", "", parts.path or "/", parts.query, "")), safe=LITERAL)
 
 
-def checked_url(url: str) -> SplitResult:
+def parse_url(url: str) -> SplitResult:
     """The parts of an http or https URL with a host and without a password."""
     try:
         parts = urlsplit(url)
@@ -268,17 +268,17 @@ def check_public(address: str, host: str) -> None:
 
 
 @cache
-def tls() -> ssl.SSLContext:
+def tls_context() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def words(answer: http.client.HTTPResponse) -> Iterator[str]:
+def robots_words(answer: http.client.HTTPResponse) -> Iterator[str]:
     """Of all X-Robots-Tag headers."""
     for value in answer.headers.get_all("X-Robots-Tag", []):
         yield from (word.strip().lower() for word in value.split(","))
 
 
-def pause_of(answer: http.client.HTTPResponse) -> float | None:
+def retry_after(answer: http.client.HTTPResponse) -> float | None:
     """Retry-After, as seconds or as a date."""
     value = answer.getheader("Retry-After")
     if value is None:

@@ -57,10 +57,10 @@ class Chunks(Dataset["Chunk | UniclError"]):
             return error
         images = torch.stack([row.image for row in drawn])
         rows = [(*row[:3], *row[4:]) for row in drawn]
-        return Chunk(shared_or_not(images) if self.shared else images.numpy(), rows)
+        return Chunk(share_images(images) if self.shared else images.numpy(), rows)
 
 
-def shared_or_not(images: Tensor) -> Tensor | NDArray[np.uint8]:
+def share_images(images: Tensor) -> Tensor | NDArray[np.uint8]:
     """In shared memory; where others have filled it meanwhile, an array, which a pipe takes.
 
     Left to torch, the lack would be met in a thread of the worker, and the trainer would wait forever.
@@ -102,7 +102,7 @@ def chunk_rows(rows: int, workers: int) -> int:
     return rows if workers == 0 else min(rows, CHUNK, max(LEAST_CHUNK, -(-rows // workers)))
 
 
-def supply(chunk: int, workers: int, free: int | None) -> Supply:
+def choose_supply(chunk: int, workers: int, free: int | None) -> Supply:
     """For chunks of ``chunk`` bytes, with ``free`` bytes of shared memory for this process; None: no limit is known.
 
     Where it is too small (a container's 64 MB), images take a pipe, which copies them once more.
@@ -114,7 +114,7 @@ def supply(chunk: int, workers: int, free: int | None) -> Supply:
     return Supply(min(ready, fitting), shared=True) if fitting >= 2 else Supply(ready, shared=False)
 
 
-def shared_memory() -> int | None:
+def free_shared_memory() -> int | None:
     """Bytes of shared memory that this process may fill: its share of three quarters of what is free."""
     if not SHARED.is_dir():
         return None
@@ -122,15 +122,15 @@ def shared_memory() -> int | None:
     return found.f_bavail * found.f_frsize * 3 // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def begin_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
     """Workers share the cores: each decodes on one. SIGTERM is blocked in them, and heeded if the trainer sent it."""
     del worker
     torch.set_num_threads(1)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        Thread(target=end_when_told, daemon=True).start()
+        Thread(target=exit_on_sigterm, daemon=True).start()
 
 
-def end_when_told() -> None:
+def exit_on_sigterm() -> None:
     """Without it a trainer that ends by an exception would wait forever for workers that it cannot terminate."""
     trainer = parent_process()
     while trainer is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer.pid:
@@ -139,7 +139,7 @@ def end_when_told() -> None:
 
 
 @contextmanager
-def stops_blocked() -> Generator[None]:
+def block_stop_signals() -> Generator[None]:
     """Processes started inside never hear of a stop, which may reach a whole process group.
 
     The training process answers it at the end of its step, and needs its workers until then.
@@ -154,31 +154,31 @@ def stops_blocked() -> Generator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def chunks_of(mix: Mix, draws: Draws, workers: int) -> tuple[Iterator[Chunk | UniclError], int]:
+def load_chunks(mix: Mix, draws: Draws, workers: int) -> tuple[Iterator[Chunk | UniclError], int]:
     """All chunks in order, and how many make a batch."""
     rows = chunk_rows(draws.rows, workers)
-    way = supply(rows * mix.picture_bytes, workers, shared_memory()) if workers else Supply(0, shared=False)
+    way = choose_supply(rows * mix.picture_bytes, workers, free_shared_memory()) if workers else Supply(0, shared=False)
     places = ChunkedDraws(draws, rows)
     loader = DataLoader(
         Chunks(mix, shared=way.shared),
         sampler=places,
         batch_size=None,
         num_workers=workers,
-        collate_fn=cast("Any", as_it_is),
+        collate_fn=cast("Any", keep_chunk),
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=way.chunks if workers else None,
-        worker_init_fn=begin_worker if workers else None,
+        worker_init_fn=start_worker if workers else None,
     )
-    with stops_blocked():
+    with block_stop_signals():
         return iter(loader), places.in_a_batch
 
 
-def as_it_is(chunk: Chunk | UniclError) -> Chunk | UniclError:
+def keep_chunk(chunk: Chunk | UniclError) -> Chunk | UniclError:
     """In place of torch's conversion of arrays."""
     return chunk
 
 
-def joined(chunks: Iterator[Chunk | UniclError], rows: int, *, pin_memory: bool) -> tuple[list[Drawn], Tensor]:
+def join_chunks(chunks: Iterator[Chunk | UniclError], rows: int, *, pin_memory: bool) -> tuple[list[Drawn], Tensor]:
     """The ``rows`` samples of some chunks and their images, each copied once at most; UniclError is raised."""
     images = torch.empty(0)
     lines: list[tuple[Any, ...]] = []
@@ -196,7 +196,7 @@ def joined(chunks: Iterator[Chunk | UniclError], rows: int, *, pin_memory: bool)
     return [Drawn._make((*line[:3], image, *line[3:])) for line, image in zip(lines, images, strict=True)], images
 
 
-def pinned(batch: Batch) -> Batch:
+def pin_batch(batch: Batch) -> Batch:
     """What a copy to a GPU can be at work on while this process goes on; what is pinned already stays where it is."""
     extra = {name: x.pin_memory() for name, x in batch.extra.items()}
     return batch._replace(extra=extra, **{name: getattr(batch, name).pin_memory() for name in Batch._fields[:-1]})
@@ -217,17 +217,17 @@ def batches(
 
     Workers decode; texts are told apart and tokenised, and hooks called, for the whole share in this process.
     """
-    chunks, in_a_batch = chunks_of(mix, draws, workers)
+    chunks, in_a_batch = load_chunks(mix, draws, workers)
     together = partial(collate, tokenizer=tokenizer, caption_targets=caption_targets, extra=extra, distinct=distinct)
     for step in range(draws.start, draws.steps):
-        with worker_deaths():
-            drawn, images = joined(islice(chunks, in_a_batch), draws.rows, pin_memory=pin_memory)
+        with explain_worker_death():
+            drawn, images = join_chunks(islice(chunks, in_a_batch), draws.rows, pin_memory=pin_memory)
         batch = together(drawn, images)
-        yield step, pinned(batch) if pin_memory else batch
+        yield step, pin_batch(batch) if pin_memory else batch
 
 
 @contextmanager
-def worker_deaths() -> Generator[None]:
+def explain_worker_death() -> Generator[None]:
     """A worker that the system has killed is one line."""
     try:
         yield

@@ -20,7 +20,7 @@ At = tuple[int, int, int, int]
 """Where a sample is: strand, row of the strand, step, draw."""
 
 
-class Texts(NamedTuple):
+class TextChoice(NamedTuple):
     """How a row gets its text. ``labelled``: prompt | caption | mixed, for rows that have a label and captions."""
 
     labelled: str
@@ -47,7 +47,7 @@ class Strand(NamedTuple):
         return int(self.group_sizes.sum())
 
 
-def selected(table: Table, fraction: float, limit: int | None) -> NDArray[np.int64] | None:
+def select_rows(table: Table, fraction: float, limit: int | None) -> NDArray[np.int64] | None:
     """Rows that take part, None for all: those whose key's hash lies under ``fraction``, the first ``limit`` of them.
 
     By hash of the key, so that a larger fraction holds the smaller one and no order of files matters.
@@ -62,7 +62,7 @@ def selected(table: Table, fraction: float, limit: int | None) -> NDArray[np.int
     return rows[:limit]
 
 
-def group_sizes(table: Table, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+def count_by_group(table: Table, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
     """How many of ``rows`` lie in each row group, empty groups left out."""
     if rows is None:
         return table.group_sizes
@@ -71,7 +71,7 @@ def group_sizes(table: Table, rows: NDArray[np.int64] | None) -> NDArray[np.int6
     return counts[counts > 0]
 
 
-def present(strands: Sequence[Strand]) -> set[int]:
+def classes_with_rows(strands: Sequence[Strand]) -> set[int]:
     """Classes of the mix that have a row; a corpus may name classes of which it holds none."""
     met: set[int] = set()
     for strand in strands:
@@ -97,8 +97,8 @@ def strands_of(
     strands: list[Strand] = []
     for kind in corpus.kinds(split):
         table = corpus.table(split, kind)
-        rows = selected(table, fraction, limit)
-        sizes = group_sizes(table, rows)
+        rows = select_rows(table, fraction, limit)
+        sizes = count_by_group(table, rows)
         strands.append(Strand(table, kind, weight, rows, sizes, labels, names, templates, transform, 0))
     return [s for s in strands if s.size]
 
@@ -106,7 +106,7 @@ def strands_of(
 class Mix:
     """All strands of a training, addressed by At; picklable for spawned workers."""
 
-    def __init__(self, strands: Sequence[Strand], texts: Texts) -> None:
+    def __init__(self, strands: Sequence[Strand], texts: TextChoice) -> None:
         firsts = np.cumsum([0, *(s.size for s in strands)])
         self.strands = [s._replace(first=int(n)) for s, n in zip(strands, firsts[:-1], strict=True)]
         self.texts = texts

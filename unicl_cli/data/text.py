@@ -21,20 +21,20 @@ def clean(text: str) -> str:
     Cleaning twice changes nothing: what is left after ``ROUNDS`` rounds loses its ``&`` and ``<``.
     """
     for _ in range(ROUNDS):
-        cleaned = _once(text)
+        cleaned = _clean_once(text)
         if cleaned == text:
             return text
         text = cleaned
-    return _once(text.replace("&", " ").replace("<", " "))
+    return _clean_once(text.replace("&", " ").replace("<", " "))
 
 
-def bad_text(text: str) -> bool:
+def is_bad_text(text: str) -> bool:
     """Whether a cleaned text says nothing: fewer than two letters, far too long, or a camera's file name."""
     letters = sum(c.isalpha() for c in text[:LONGEST])
     return letters < 2 or len(text) > LONGEST or _FILE_NAME.fullmatch(text) is not None
 
 
-def raw(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """The text as it came, less what UTF-8 cannot hold."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
@@ -46,14 +46,14 @@ def text_hash(text: str) -> int:
     return int.from_bytes(digest, "little") >> 2
 
 
-def _once(text: str) -> str:
+def _clean_once(text: str) -> str:
     text = html.unescape(text).replace("<PERSON>", "person")
     text = _TAG.sub(" ", text)
-    text = unicodedata.normalize("NFC", "".join(_visible(c) for c in text))
+    text = unicodedata.normalize("NFC", "".join(_replace_invisible(c) for c in text))
     return " ".join(text.split())
 
 
-def _visible(c: str) -> str:
+def _replace_invisible(c: str) -> str:
     category = unicodedata.category(c)
     if category == "Cc":
         return " "

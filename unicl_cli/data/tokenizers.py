@@ -66,20 +66,20 @@ class TextTokenizer:
                 f"the tokenizer knows no token of '{unknown[0]}'",
                 "a model with one vector a class (tokenizer: classes) can only be asked for its own classes",
             )
-        rows = self._remembered(texts)
+        rows = self._ids_of(texts)
         padded = np.full((len(rows), max(map(len, rows))), self.pad_id, np.int64)
         for place, row in zip(padded, rows, strict=True):
             place[: len(row)] = row
         return torch.from_numpy(padded)
 
-    def _remembered(self, texts: Sequence[str]) -> list[Ids]:
+    def _ids_of(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text, encoded if it has not been lately: prompts come back in every step."""
         found = {text: self._seen.get(text) for text in texts}
         new = [text for text, ids in found.items() if ids is None]
         if new:
             if len(self._seen) + len(new) > REMEMBERED:
                 self._seen.clear()
-            fresh = {text: np.array(e.ids, np.int32) for text, e in zip(new, self._encoded(new), strict=True)}
+            fresh = {text: np.array(e.ids, np.int32) for text, e in zip(new, self._encode(new), strict=True)}
             self._seen |= fresh
             found |= fresh
         return [cast("Ids", found[text]) for text in texts]
@@ -89,13 +89,13 @@ class TextTokenizer:
 
     def cuts(self, texts: Sequence[str]) -> int:
         """How many of the texts are longer than ``context_length``."""
-        return sum(bool(e.overflowing) for e in self._encoded(texts))
+        return sum(bool(e.overflowing) for e in self._encode(texts))
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text with the special ones, at most ``context_length``."""
-        return [len(e.ids) for e in self._encoded(texts)]
+        return [len(e.ids) for e in self._encode(texts)]
 
-    def _encoded(self, texts: Sequence[str]) -> Sequence[Encoding]:
+    def _encode(self, texts: Sequence[str]) -> Sequence[Encoding]:
         self.library.encode_special_tokens = True  # as plain text; neither a file nor a pickle keeps this setting
         return self.library.encode_batch_fast([clip_clean(t) if self.clean else t for t in texts])
 
@@ -103,7 +103,7 @@ class TextTokenizer:
         self.library.save(str(path))
 
 
-def _framed(library: Library, start: int, end: int) -> Library:
+def _add_ends(library: Library, start: int, end: int) -> Library:
     library.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}", special_tokens=[(START, start), (END, end)]
     )
@@ -129,7 +129,7 @@ def clip_tokenizer(context_length: int = 77) -> TextTokenizer:
         pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])  # fmt: skip
-    return TextTokenizer(_framed(library, vocabulary[START], vocabulary[END]), context_length, clean=True)
+    return TextTokenizer(_add_ends(library, vocabulary[START], vocabulary[END]), context_length, clean=True)
 
 
 def corpus_tokenizer(texts: Iterable[str], context_length: int) -> TextTokenizer:
@@ -145,7 +145,7 @@ def corpus_tokenizer(texts: Iterable[str], context_length: int) -> TextTokenizer
         show_progress=False,
     )
     library.train_from_iterator(texts, trainer)
-    return TextTokenizer(_framed(library, 1, 2), context_length, clean=False)
+    return TextTokenizer(_add_ends(library, 1, 2), context_length, clean=False)
 
 
 def class_tokenizer(names: Sequence[str]) -> TextTokenizer:

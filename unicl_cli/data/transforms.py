@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from unicl_cli.core.sampler import seed_of
-from unicl_cli.data.decoding import pixels, tensor_of
+from unicl_cli.data.decoding import decode_pixels, tensor_of
 from unicl_cli.data.pictures import decode
 from unicl_cli.errors import UniclError
 
@@ -52,18 +52,18 @@ PRESETS = {
 }
 
 
-def augment(name: str, changes: Mapping[str, Any]) -> Augment:
+def build_augment(name: str, changes: Mapping[str, Any]) -> Augment:
     """A preset with some of its numbers changed; a change to None keeps the preset's."""
     return PRESETS[name]._replace(**{key: value for key, value in changes.items() if value is not None})
 
 
-def halves(ops: Augment) -> tuple[Augment, Augment]:
+def split_augment(ops: Augment) -> tuple[Augment, Augment]:
     """What only a loader can do, on images of any size, and what a device can do after it (`device_augment`)."""
     first = Augment(crop=ops.crop, rand=ops.rand)
     return first, ops._replace(crop=None, rand=None)
 
 
-def framed(picture: Image.Image, size: int) -> Tensor:
+def resize_and_crop(picture: Image.Image, size: int) -> Tensor:
     """Short side to ``size`` (bicubic), centre crop -> uint8 (3, size, size)."""
     short = min(picture.size)
     width, height = (int(size * side / short) for side in picture.size)
@@ -72,14 +72,14 @@ def framed(picture: Image.Image, size: int) -> Tensor:
     return tensor_of(resized.crop((left, top, left + size, top + size)))
 
 
-def picture_of(x: Tensor) -> Image.Image:
+def image_of(x: Tensor) -> Image.Image:
     """uint8 (3, H, W) -> RGB."""
     return Image.fromarray(x.permute(1, 2, 0).numpy())
 
 
 def eval_transform(data: bytes, size: int) -> Tensor:
     """An encoded image -> uint8 (3, size, size), the geometry of evaluation."""
-    return framed(decode(data), size)
+    return resize_and_crop(decode(data), size)
 
 
 class EvalTransform(NamedTuple):
@@ -102,7 +102,7 @@ def blur_kernel(size: int) -> int:
     return max(3, size // 10 | 1)
 
 
-def randaugment(config: str, size: int) -> Callable[[Image.Image], Image.Image]:
+def build_randaugment(config: str, size: int) -> Callable[[Image.Image], Image.Image]:
     """timm's RandAugment; its import takes a second, which only a recipe that asks for it pays."""
     from timm.data.auto_augment import rand_augment_transform
 
@@ -135,17 +135,17 @@ def random_box(height: int, width: int, share: tuple[float, float]) -> Box:
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-def shrunk(x: Tensor, size: int) -> Tensor:
+def resize_by_torch(x: Tensor, size: int) -> Tensor:
     """uint8 (3, H, W) -> (3, size, size), bicubic with antialiasing, by torch: Pillow's levels, a few of them ± 1."""
     return interpolate(x[None], (size, size), mode="bicubic", antialias=True)[0]
 
 
-def pillow_shrunk(x: Tensor, size: int) -> Tensor:
+def resize_by_pillow(x: Tensor, size: int) -> Tensor:
     """As ``shrunk``, by Pillow: four times as slow."""
-    return tensor_of(picture_of(x).resize((size, size), Image.Resampling.BICUBIC))
+    return tensor_of(image_of(x).resize((size, size), Image.Resampling.BICUBIC))
 
 
-RESIZE = {"tensor": shrunk, "pillow": pillow_shrunk}
+RESIZE = {"tensor": resize_by_torch, "pillow": resize_by_pillow}
 
 
 class View:
@@ -156,12 +156,12 @@ class View:
 
         self.size, self.ops = size, ops
         self.resize = RESIZE[resize]
-        self.rand = randaugment(ops.rand, size) if ops.rand else None
+        self.rand = build_randaugment(ops.rand, size) if ops.rand else None
         steps: list[Callable[[Tensor], Tensor]] = []
         if ops.flip:
-            steps.append(self._flipped)
+            steps.append(self._flip)
         if ops.shift:
-            steps.append(self._shifted)
+            steps.append(self._shift)
         if ops.jitter:
             s = ops.jitter
             steps.append(v2.RandomApply([v2.ColorJitter(s, s, s, min(s / 4, 0.5))], JITTERED))
@@ -170,24 +170,24 @@ class View:
         if ops.blur:
             steps.append(v2.RandomApply([v2.GaussianBlur(blur_kernel(size), SIGMA)], ops.blur))
         if ops.noise:
-            steps.append(self._noisy)
+            steps.append(self._add_noise)
         if ops.erase:
-            steps.append(v2.RandomApply([self._erased], ops.erase))
+            steps.append(v2.RandomApply([self._erase], ops.erase))
         self.steps = steps
 
-    def _flipped(self, x: Tensor) -> Tensor:
+    def _flip(self, x: Tensor) -> Tensor:
         return x.flip(2) if torch.rand(1) < self.ops.flip else x
 
-    def _shifted(self, x: Tensor) -> Tensor:
+    def _shift(self, x: Tensor) -> Tensor:
         down, right = torch.randint(-self.ops.shift, self.ops.shift + 1, (2,)).tolist()
         places = torch.arange(self.size)
         last = self.size - 1  # what comes in from outside repeats the edge
         return x[:, (places - down).clamp_(0, last)[:, None], (places - right).clamp_(0, last)]
 
-    def _noisy(self, x: Tensor) -> Tensor:
+    def _add_noise(self, x: Tensor) -> Tensor:
         return (x + torch.randn(x.shape) * (255 * self.ops.noise)).round().clamp(0, 255).to(torch.uint8)
 
-    def _erased(self, x: Tensor) -> Tensor:
+    def _erase(self, x: Tensor) -> Tensor:
         area = self.size**2 * float(torch.empty(()).uniform_(*ERASED_AREA))
         ratio = math.exp(float(torch.empty(()).uniform_(-ERASED_RATIO, ERASED_RATIO)))
         height, width = (
@@ -206,9 +206,9 @@ class View:
         if self.rand is not None:
             random.seed(seed)  # timm's RandAugment draws from Python's and numpy's generators
             np.random.seed(seed)  # noqa: NPY002
-            x = tensor_of(self.rand(picture_of(x)))
+            x = tensor_of(self.rand(image_of(x)))
         if x.shape[1:] != (self.size, self.size):
-            x = framed(picture_of(x), self.size)
+            x = resize_and_crop(image_of(x), self.size)
         for step in self.steps:
             x = step(x)
         return x
@@ -218,7 +218,7 @@ class TrainTransform:
     """An encoded image -> uint8 (3, size, size) for one view, (V, 3, size, size) for several.
 
     The view v of draw d depends on (seed, d, v) alone, never on worker, process or what was drawn before.
-    ``decoder`` is that of `decoding.pixels`, ``resize`` a name in RESIZE.
+    ``decoder`` is that of `decoding.decode_pixels`, ``resize`` a name in RESIZE.
     """
 
     def __init__(self, size: int, views: list[Augment], seed: int, *, decoder: str, resize: str) -> None:
@@ -231,6 +231,6 @@ class TrainTransform:
         return 3 * self.size**2 * len(self.views)
 
     def __call__(self, data: bytes, draw: int) -> Tensor:
-        picture = pixels(data, self.decoder)
+        picture = decode_pixels(data, self.decoder)
         views = [view(picture, seed_of(self.seed, draw, v)) for v, view in enumerate(self.views)]
         return views[0] if len(views) == 1 else torch.stack(views)

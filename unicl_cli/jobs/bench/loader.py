@@ -20,10 +20,10 @@ from torch.utils.data import default_collate
 from unicl_cli.contracts import Batch, Sample
 from unicl_cli.core.sampler import Mixture, Stream
 from unicl_cli.data.corpus import Table
-from unicl_cli.data.decoding import pixels
+from unicl_cli.data.decoding import decode_pixels
 from unicl_cli.data.loader import batches
-from unicl_cli.data.mix import Draws, Mix, Strand, Texts
-from unicl_cli.data.transforms import TrainTransform, augment, eval_transform
+from unicl_cli.data.mix import Draws, Mix, Strand, TextChoice
+from unicl_cli.data.transforms import TrainTransform, build_augment, eval_transform
 from unicl_cli.jobs.bench.captions import captions
 from unicl_cli.jobs.bench.kinds import PEER, Asked
 from unicl_cli.jobs.bench.pictures import pictures
@@ -54,10 +54,12 @@ def opened(data: bytes) -> Image.Image:
 
 def decoding(who: Collection[str], size: int) -> Ready:
     files = pictures(size)
-    forms: dict[str, Callable[[bytes], Any]] = {OURS: pixels, PEER: opened}
+    forms: dict[str, Callable[[bytes], Any]] = {OURS: decode_pixels, PEER: opened}
 
     def check() -> dict[str, float]:
-        gaps = (np.abs(pixels(f).permute(1, 2, 0).numpy().astype(int) - np.asarray(opened(f))).max() for f in files)
+        gaps = (
+            np.abs(decode_pixels(f).permute(1, 2, 0).numpy().astype(int) - np.asarray(opened(f))).max() for f in files
+        )
         return {"forward": float(max(gaps))}
 
     return Ready(size, {name: partial(each, forms[name], files) for name in who}, facts(files), check)
@@ -73,7 +75,7 @@ def facts(files: Collection[bytes]) -> dict[str, Any]:
 
 
 def our_transform(size: int = SIZE, *, decoder: str = "auto", resize: str = "tensor") -> TrainTransform:
-    ops = augment("none", {"crop": CROP})
+    ops = build_augment("none", {"crop": CROP})
     return TrainTransform(size, [ops], 0, decoder=decoder, resize=resize)
 
 
@@ -123,7 +125,7 @@ def endless(files: tuple[bytes, ...], texts: list[str], *, side: int = SIZE, wor
     strand = Strand(table, "captions", 1.0, None, sizes, np.empty(0, np.int64), (), (), our_transform(side), 0)
     order = Mixture([Stream(sizes, "bench")], [Fraction(1)], len(files), 0)
     found = batches(
-        Mix([strand], Texts("mixed", "first", 0)),
+        Mix([strand], TextChoice("mixed", "first", 0)),
         Draws(order, 0, 10**9, 0, 1),
         clip_tokens(),
         caption_targets="unique",

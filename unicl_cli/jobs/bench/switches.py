@@ -18,7 +18,7 @@ from unicl_cli.contracts import Batch
 from unicl_cli.core.loop import Step
 from unicl_cli.core.switches import compile_units
 from unicl_cli.data.device_augment import DeviceAugment
-from unicl_cli.data.transforms import Augment, TrainTransform, augment, halves
+from unicl_cli.data.transforms import Augment, TrainTransform, build_augment, split_augment
 from unicl_cli.jobs.bench.captions import Texts, captions, mixed, prompts
 from unicl_cli.jobs.bench.kinds import Asked
 from unicl_cli.jobs.bench.loader import FILES, SIZE, endless, facts, our_transform
@@ -190,8 +190,8 @@ LATER = "its crop"
 
 def augmenting(who: Collection[str], size: int) -> Ready:
     """SimCLR's, which has the most to do after the crop. The random numbers differ, so there is nothing to compare."""
-    ops = augment("simclr", {})
-    crop, late = halves(ops)
+    ops = build_augment("simclr", {})
+    crop, late = split_augment(ops)
     files, on_device = pictures(size), DeviceAugment([late], 0)
     draws = torch.arange(size)
 

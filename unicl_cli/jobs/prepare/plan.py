@@ -18,7 +18,7 @@ from unicl_cli import __version__
 from unicl_cli.contracts import NO_LABEL, ClassName, DatasetSource, Row
 from unicl_cli.core.prompts import NAMED, load_templates
 from unicl_cli.core.sampler import Perm
-from unicl_cli.data.pictures import PictureError, examine
+from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.resolve import Named, open_source
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.duplicates import NONE, Duplicates
@@ -281,7 +281,7 @@ def _mean_bytes(opened: Opened, size: int | None) -> float:
 def _stored_bytes(data: bytes | None, size: int | None) -> int:
     try:
         return len(examine(data or b"", size).data)
-    except PictureError:
+    except ImageError:
         return 0  # counted by its unit
 
 

@@ -16,7 +16,7 @@ from unicl_cli.contracts import NO_LABEL, DatasetSource, Row
 from unicl_cli.core.files import beside, put, write_atomic
 from unicl_cli.data import text
 from unicl_cli.data.corpus_format import SCHEMA
-from unicl_cli.data.pictures import PictureError, examine
+from unicl_cli.data.pictures import ImageError, examine
 
 THREADS = 4
 CHUNK = 64
@@ -105,7 +105,7 @@ def write_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[
     sha256, size = None, 0
     with beside(shard) as part:
         with part.open("wb") as file:
-            if not _write_groups(file, _results(work, source, tick, stopped), unit.group_rows, tally):
+            if not _write_groups(file, _prepare_rows(work, source, tick, stopped), unit.group_rows, tally):
                 return None
         if tally.rows:
             with part.open("rb") as file:
@@ -172,13 +172,13 @@ def json_bytes(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "replace")
 
 
-def chunks_of(work: Work) -> Iterator[list[Row]]:
+def row_chunks(work: Work) -> Iterator[list[Row]]:
     """The rows in portions after which progress is told."""
     step = max(THREADS, min(CHUNK, work.unit.group_rows))
     return (work.rows[start : start + step] for start in range(0, len(work.rows), step))
 
 
-def _results(
+def _prepare_rows(
     work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]
 ) -> Iterator[Prepared | Rejected | None]:
     """Every row's result in the order of the rows; ends with None when stopped, which waits for no image."""
@@ -188,7 +188,7 @@ def _results(
         return None if stopped() else prepare_row(row, source=source, work=work, decoders=decoders)
 
     with ThreadPoolExecutor(THREADS) as threads:
-        for chunk in chunks_of(work):
+        for chunk in row_chunks(work):
             done = list(threads.map(one, chunk))
             if None in done:
                 yield None
@@ -241,7 +241,7 @@ def prepare_row(row: Row, *, source: DatasetSource, work: Work, decoders: thread
         data = source.read(row)["image"]
         with decoders:
             picture = examine(data, work.size, work.min_side)
-    except PictureError as error:
+    except ImageError as error:
         return Rejected(row.key, row.ref, error.reason, error.detail)
     except FileNotFoundError as error:
         return Rejected(row.key, row.ref, "missing_file", str(error))
@@ -265,17 +265,17 @@ def prepare_row(row: Row, *, source: DatasetSource, work: Work, decoders: thread
 
 def usable_texts(row: Row, work: Work) -> tuple[list[str], str | None]:
     """The texts as they are stored, and the reason why the row is left out unread, if it is."""
-    texts = _texts(row.texts, raw_text=work.raw_text)
-    return texts, _unusable(row, texts, work.unit.kind)
+    texts = _stored_texts(row.texts, raw_text=work.raw_text)
+    return texts, _text_problem(row, texts, work.unit.kind)
 
 
-def _texts(texts: tuple[str, ...], *, raw_text: bool) -> list[str]:
+def _stored_texts(texts: tuple[str, ...], *, raw_text: bool) -> list[str]:
     if raw_text:
-        return [text.raw(t) for t in texts if t.strip()]
-    return [t for t in map(text.clean, texts) if not text.bad_text(t)]
+        return [text.replace_surrogates(t) for t in texts if t.strip()]
+    return [t for t in map(text.clean, texts) if not text.is_bad_text(t)]
 
 
-def _unusable(row: Row, texts: list[str], kind: str) -> str | None:
+def _text_problem(row: Row, texts: list[str], kind: str) -> str | None:
     if kind == "captions" and not texts:
         return "bad_text" if row.texts else "no_text"
     return "no_label" if kind == "labels" and row.label == NO_LABEL and row.ref else None
