@@ -95,7 +95,12 @@ class Row(NamedTuple):
 
 
 class DatasetSource(Protocol):
-    """Made by a ``unicl.datasets`` factory. ``templates`` is a tuple of templates or the name of a list (`clip80`)."""
+    """The object a ``unicl.datasets`` factory returns. ``templates``: templates, or the name of a list (`clip80`).
+
+    Optional attributes: ``media`` (``("audio", "depth")``), the keys that ``read`` may return beside "image";
+    ``stamp(row) -> int``, which tells an edited row from the planned one without reading it; and ``notes``, lines for
+    `prepare` to print.
+    """
 
     @property
     def splits(self) -> Sequence[str]: ...
@@ -108,12 +113,20 @@ class DatasetSource(Protocol):
         ...
 
     def read(self, row: Row) -> Mapping[str, bytes]:
-        """``{"image": bytes}``; called in worker processes."""
+        """Return ``{"image": bytes}`` and, for each kind of ``media`` that the row has, its bytes as they are.
+
+        Called in worker processes. `prepare` stores an item of at most 64 MB unchanged; a larger one, or one of a kind
+        that ``media`` does not name, leaves the row out with a reason. A row may lack any kind.
+        """
         ...
 
 
 class Sample(NamedTuple):
-    """One row of a prepared corpus. ``image`` is the encoded file, ``text_hash`` one 62-bit hash per text."""
+    """One row of a prepared corpus.
+
+    ``image`` is the encoded file, ``text_hash`` one 62-bit hash per text. ``media`` maps a kind ("audio") to the bytes
+    that the source returned; it is empty unless the reader asked for media (``Table.read(row, media=True)``).
+    """
 
     image: bytes
     texts: tuple[str, ...]
@@ -121,10 +134,15 @@ class Sample(NamedTuple):
     source: str
     key: str
     text_hash: tuple[int, ...]
+    media: Mapping[str, bytes] = {}
 
 
 class Drawn(NamedTuple):
-    """One sample in a loader worker. ``row`` is its number in the whole mix, the same on every rank."""
+    """One sample as the loader made it. ``row`` is its number in the whole mix, the same on every rank.
+
+    ``media`` maps a kind ("audio") to bytes, as the source returned them; a kind that the row lacks is absent. It is
+    filled when the model or the loss has an ``extra`` hook, which turns it into tensors of ``Batch.extra``.
+    """
 
     row: int
     draw: int

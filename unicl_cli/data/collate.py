@@ -21,6 +21,9 @@ class Extra:
     def __init__(self, hooks: Sequence[Hook]) -> None:
         self.hooks = tuple(hooks)
 
+    def __bool__(self) -> bool:
+        return bool(self.hooks)
+
     def __call__(self, drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor) -> dict[str, Tensor]:
         return {name: x for hook in self.hooks for name, x in hook(drawn, tokens, text_index).items()}
 
@@ -62,5 +65,5 @@ def collate(
         labels=torch.tensor([d.label for d in drawn]),
         keys=torch.tensor([key_of(d, caption_targets) for d in drawn]),
         draws=torch.tensor([d.draw for d in drawn]),
-        extra={} if extra is None else dict(extra(drawn, tokens, text_index)),
+        extra=dict(extra(drawn, tokens, text_index)) if extra else {},
     )

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import ClassName, Sample
+from unicl_cli.data.corpus_format import MEDIA
 from unicl_cli.errors import UniclError
 
 MANIFEST = "manifest.json"
@@ -26,7 +27,7 @@ _COLUMNS = ["image", "texts", "label", "source", "key", "text_hash"]
 
 
 class _Group(NamedTuple):
-    """A decoded row group: images stay in Arrow's memory until one is asked for."""
+    """A decoded row group: images and media stay in Arrow's memory until one is asked for."""
 
     images: pa.Array
     texts: list[list[str]]
@@ -34,6 +35,7 @@ class _Group(NamedTuple):
     sources: list[str]
     keys: list[str]
     hashes: list[list[int]]
+    media: pa.Array | None
     size: int
 
 
@@ -51,7 +53,7 @@ class Table:
         self._ends = np.cumsum(self.group_sizes)
         self._places = [(shard, group) for shard, of in enumerate(self._row_groups) for group in range(len(of))]
         self._files: dict[int, pq.ParquetFile] = {}
-        self._cache: OrderedDict[int, _Group] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, bool], _Group] = OrderedDict()
         self._cached = 0
 
     def __len__(self) -> int:
@@ -68,13 +70,13 @@ class Table:
         """The file that holds a row."""
         return self.shards[self._places[int(np.searchsorted(self._ends, row, side="right"))][0]]
 
-    def read(self, row: int) -> Sample:
-        """One row; IndexError outside [0, len)."""
+    def read(self, row: int, *, media: bool = False) -> Sample:
+        """Return one row; IndexError outside [0, len). Without ``media``, that column is not read from the disk."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} is outside a table of {len(self)}")
         number = int(np.searchsorted(self._ends, row, side="right"))
         at = row - int(self._ends[number] - self.group_sizes[number])
-        group = self._cached_group(number)
+        group = self._cached_group(number, media=media)
         return Sample(
             group.images[at].as_py(),
             tuple(group.texts[at]),
@@ -82,34 +84,51 @@ class Table:
             group.sources[at],
             group.keys[at],
             tuple(group.hashes[at]),
+            {} if group.media is None else {item["kind"]: item["bytes"] for item in group.media[at].as_py()},
         )
+
+    def media_bytes(self) -> float:
+        """Return the mean bytes of media in a row, from the footer of the first shard; 0 without media."""
+        metadata = self._file(0).metadata
+        groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+        columns = (group.column(number) for group in groups for number in range(group.num_columns))
+        size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == MEDIA)
+        return size / max(1, metadata.num_rows)
 
     def column(self, name: str) -> pa.ChunkedArray:  # pyright: ignore[reportUnknownParameterType] - no stubs
         """One whole column ("label", "key", "texts", …) in row order; nothing else is read."""
         return pa.concat_tables([_read_column(shard, name) for shard in self.shards]).column(name)
 
-    def _cached_group(self, number: int) -> _Group:
-        if number in self._cache:
-            self._cache.move_to_end(number)
-            return self._cache[number]
-        group = self._read_group(number)
-        self._cache[number] = group
+    def _cached_group(self, number: int, *, media: bool) -> _Group:
+        key = (number, media)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        group = self._read_group(number, media=media)
+        self._cache[key] = group
         self._cached += group.size
         while self._cached > CACHE_BYTES and len(self._cache) > 1:
             self._cached -= self._cache.popitem(last=False)[1].size
         return group
 
-    def _read_group(self, number: int) -> _Group:
+    def _read_group(self, number: int, *, media: bool) -> _Group:
         shard, group = self._places[number]
-        if shard not in self._files:
-            self._files[shard] = _open_shard(self.shards[shard])
+        file = self._file(shard)
+        with_media = media and MEDIA in file.schema_arrow.names
+        columns = [*_COLUMNS, MEDIA] if with_media else _COLUMNS
         try:
-            table = self._files[shard].read_row_group(group, columns=_COLUMNS, use_threads=False).combine_chunks()
+            table = file.read_row_group(group, columns=columns, use_threads=False).combine_chunks()
         except (pa.ArrowException, OSError) as error:
             raise _damage_error(self.shards[shard], error) from error
         lists = [table.column(name).to_pylist() for name in _COLUMNS[1:]]
         images = table.column("image").chunk(0).field("bytes")
-        return _Group(images, *lists, size=table.nbytes)
+        items = table.column(MEDIA).chunk(0) if with_media else None
+        return _Group(images, *lists, media=items, size=table.nbytes)
+
+    def _file(self, shard: int) -> pq.ParquetFile:
+        if shard not in self._files:
+            self._files[shard] = _open_shard(self.shards[shard])
+        return self._files[shard]
 
 
 def _open_shard(shard: Path) -> pq.ParquetFile:

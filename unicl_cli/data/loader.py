@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -35,10 +35,21 @@ SHARED = Path("/dev/shm")
 
 
 class Chunk(NamedTuple):
-    """Neighbouring rows of a batch: their images, and each row's Drawn without its image."""
+    """Neighbouring rows of a batch: their images as one array, and the other fields of each row's Drawn by name."""
 
     images: Tensor | NDArray[np.uint8]
-    rows: list[tuple[Any, ...]]
+    rows: list[dict[str, Any]]
+
+
+def split_image(row: Drawn) -> tuple[Tensor, dict[str, Any]]:
+    """Return a sample's image, and its other fields by name."""
+    fields = row._asdict()
+    return fields.pop("image"), fields
+
+
+def attach_image(fields: Mapping[str, Any], image: Tensor) -> Drawn:
+    """Return the sample that ``split_image`` took apart, with ``image`` as its image."""
+    return Drawn(image=image, **fields)
 
 
 class Chunks(Dataset["Chunk | UniclError"]):
@@ -52,12 +63,11 @@ class Chunks(Dataset["Chunk | UniclError"]):
 
     def __getitem__(self, places: Sequence[At]) -> Chunk | UniclError:
         try:
-            drawn = [self.mix[at] for at in places]
+            pairs = [split_image(self.mix[at]) for at in places]
         except UniclError as error:
             return error
-        images = torch.stack([row.image for row in drawn])
-        rows = [(*row[:3], *row[4:]) for row in drawn]
-        return Chunk(share_images(images) if self.shared else images.numpy(), rows)
+        images = torch.stack([image for image, _ in pairs])
+        return Chunk(share_images(images) if self.shared else images.numpy(), [fields for _, fields in pairs])
 
 
 def share_images(images: Tensor) -> Tensor | NDArray[np.uint8]:
@@ -157,7 +167,7 @@ def block_stop_signals() -> Generator[None]:
 def load_chunks(mix: Mix, draws: Draws, workers: int) -> tuple[Iterator[Chunk | UniclError], int]:
     """All chunks in order, and how many make a batch."""
     rows = chunk_rows(draws.rows, workers)
-    way = choose_supply(rows * mix.picture_bytes, workers, free_shared_memory()) if workers else Supply(0, shared=False)
+    way = choose_supply(rows * mix.row_bytes, workers, free_shared_memory()) if workers else Supply(0, shared=False)
     places = ChunkedDraws(draws, rows)
     loader = DataLoader(
         Chunks(mix, shared=way.shared),
@@ -181,7 +191,7 @@ def keep_chunk(chunk: Chunk | UniclError) -> Chunk | UniclError:
 def join_chunks(chunks: Iterator[Chunk | UniclError], rows: int, *, pin_memory: bool) -> tuple[list[Drawn], Tensor]:
     """The ``rows`` samples of some chunks and their images, each copied once at most; UniclError is raised."""
     images = torch.empty(0)
-    lines: list[tuple[Any, ...]] = []
+    fields: list[dict[str, Any]] = []
     for chunk in chunks:
         if isinstance(chunk, UniclError):
             raise chunk
@@ -189,11 +199,11 @@ def join_chunks(chunks: Iterator[Chunk | UniclError], rows: int, *, pin_memory: 
         if len(part) == rows and not pin_memory:
             images = part
         else:
-            if not lines:
+            if not fields:
                 images = torch.empty((rows, *part.shape[1:]), dtype=part.dtype, pin_memory=pin_memory)
-            images[len(lines) : len(lines) + len(part)] = part
-        lines += chunk.rows
-    return [Drawn._make((*line[:3], image, *line[3:])) for line, image in zip(lines, images, strict=True)], images
+            images[len(fields) : len(fields) + len(part)] = part
+        fields += chunk.rows
+    return [attach_image(of, image) for of, image in zip(fields, images, strict=True)], images
 
 
 def pin_batch(batch: Batch) -> Batch:
@@ -217,7 +227,7 @@ def batches(
 
     Workers decode; texts are told apart and tokenised, and hooks called, for the whole share in this process.
     """
-    chunks, in_a_batch = load_chunks(mix, draws, workers)
+    chunks, in_a_batch = load_chunks(mix.with_media() if extra else mix, draws, workers)
     together = partial(collate, tokenizer=tokenizer, caption_targets=caption_targets, extra=extra, distinct=distinct)
     for step in range(draws.start, draws.steps):
         with explain_worker_death():

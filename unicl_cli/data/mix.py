@@ -104,25 +104,35 @@ def strands_of(
 
 
 class Mix:
-    """All strands of a training, addressed by At; picklable for spawned workers."""
+    """All strands of a training, addressed by At; picklable for spawned workers.
 
-    def __init__(self, strands: Sequence[Strand], texts: TextChoice) -> None:
+    Without ``media``, samples have none: a corpus's media are not read from the disk.
+    """
+
+    def __init__(self, strands: Sequence[Strand], texts: TextChoice, *, media: bool = False) -> None:
         firsts = np.cumsum([0, *(s.size for s in strands)])
         self.strands = [s._replace(first=int(n)) for s, n in zip(strands, firsts[:-1], strict=True)]
-        self.texts = texts
+        self.texts, self.media = texts, media
+
+    def with_media(self) -> "Mix":
+        """Return the same mix, whose samples carry the media of their rows."""
+        return Mix(self.strands, self.texts, media=True)
 
     def __len__(self) -> int:
         return sum(s.size for s in self.strands)
 
     @property
-    def picture_bytes(self) -> int:
-        """Of the views of one row."""
-        return self.strands[0].transform.nbytes
+    def row_bytes(self) -> int:
+        """The bytes of one row in memory: its views, and the mean size of its media where they are read."""
+        views = self.strands[0].transform.nbytes
+        if not self.media:
+            return views
+        return views + math.ceil(max(strand.table.media_bytes() for strand in self.strands))
 
     def __getitem__(self, at: At) -> Drawn:
         number, row, step, draw = at
         strand = self.strands[number]
-        sample = strand.table.read(row if strand.rows is None else int(strand.rows[row]))
+        sample = strand.table.read(row if strand.rows is None else int(strand.rows[row]), media=self.media)
         text, text_hash = self.text(strand, sample, step, strand.first + row)
         return Drawn(
             row=strand.first + row,
@@ -132,7 +142,7 @@ class Mix:
             label=NO_LABEL if sample.label == NO_LABEL else int(strand.labels[sample.label]),
             text=text,
             text_hash=text_hash,
-            media={},
+            media=sample.media,
         )
 
     def text(self, strand: Strand, sample: Sample, step: int, row: int) -> tuple[str | None, int]:

@@ -114,7 +114,8 @@ class Files:
     def __len__(self) -> int:
         return len(self.files)
 
-    def read(self, row: int) -> Sample:
+    def read(self, row: int, *, media: bool = False) -> Sample:
+        del media
         return Sample(self.files[row], (self.texts[row],), -1, "bench", str(row), (row,))
 
 

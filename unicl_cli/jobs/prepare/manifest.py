@@ -64,7 +64,16 @@ def fold_manifest(
         "equal_pictures": {"in_a_kind": repeated["in_a_kind"], "in_two_kinds": repeated["in_two_kinds"]},
         "duplicates_of_eval": repeated["of_eval"],
         "permuted_seed": plan["seed"],
+        **_media(markers),
     }
+
+
+def _media(markers: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Return the rows that have each kind of media, under the key ``media``; nothing for a corpus without media."""
+    rows: Counter[str] = Counter()
+    for marker in markers:
+        rows.update(marker.get("media", {}))
+    return {"media": dict(sorted(rows.items()))} if rows else {}
 
 
 def _text_stats(markers: Sequence[dict[str, Any]]) -> dict[str, Any]:
