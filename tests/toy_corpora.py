@@ -1,4 +1,4 @@
-"""Small corpora with several row groups a shard, and the strands of one, for tests of loader and mix."""
+"""Small corpora with several row groups per shard, and their strands, for tests of loader and mix."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def row(number, kind):
 
 
 def corpus(folder: Path, kinds=("labels", "captions"), *, classes=CLASSES, sizes=SIZES):
-    """A finished corpus with several row groups a shard, as `prepare` writes large ones."""
+    """Write a finished corpus with several row groups per shard, as `prepare` does for large ones."""
     (folder / "data").mkdir(parents=True)
     shards = []
     for kind in kinds:

@@ -1,4 +1,4 @@
-"""The types that travel between the layers; no behaviour."""
+"""The types that travel between the layers, without behaviour."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:  # data sources use these types in workers that never load tor
 NO_LABEL = -1
 """The row has no class."""
 NO_KEY = -1
-"""The row neither asks nor answers: no column of a softmax, not counted in a mean."""
+"""The row is ignored: neither query nor candidate, left out of every mean."""
 NO_TEXT = -1
-"""In ``Batch.text_index``: the row has no text."""
+"""The row has no text (in ``Batch.text_index``)."""
 
 
 _STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
@@ -24,7 +24,7 @@ _STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters (LoRA, ICLR 2022) beside frozen weights; ``targets`` are names of modules, auto: see `lora`."""
+    """Low-rank adapters (LoRA, ICLR 2022) beside frozen weights; ``targets``: module names, or auto (see `lora`)."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
@@ -36,7 +36,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class Unlock:
-    """Frozen but for the last ``unlock`` blocks and what comes after them."""
+    """A frozen tower, except its last ``unlock`` blocks and the layers after them."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
@@ -45,10 +45,10 @@ class Unlock:
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a tower learns: the keys that every tower takes beside its own options.
+    """Training options of a tower: the keys that every tower takes beside its own options.
 
-    ``freeze``: true = the tower, all = and the projection that the model puts after it. ``lr_scale`` times the rate of
-    the run; ``layer_decay`` times that for each block below the top.
+    ``freeze``: true freezes the tower, all freezes the model's projection after it too. ``lr_scale`` multiplies the
+    learning rate of the run; ``layer_decay`` multiplies it once more for each block below the top.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -60,7 +60,7 @@ class Tuning:
 
 
 class Part(NamedTuple):
-    """A plugin and its options, checked against the factory's signature; nested encoders have a ``tuning`` too."""
+    """A plugin and its options, checked against the factory's signature; nested encoders also have a ``tuning``."""
 
     name: str
     options: Mapping[str, Any]
@@ -69,7 +69,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class LogitScale:
-    """``init`` is 1/temperature (not its log), ``max`` the cap that is applied after each step."""
+    """Options of the logit scale: ``init`` is 1/temperature (not its log), ``max`` the cap applied after each step."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
@@ -79,14 +79,14 @@ class LogitScale:
 
 
 class ClassName(NamedTuple):
-    """A class: ``key`` is its synset id or folder path; ``names[0]`` is the name that prompts use."""
+    """A class: ``key`` is its synset id or folder path, ``names[0]`` the name that prompts use."""
 
     key: str
     names: tuple[str, ...]
 
 
 class Row(NamedTuple):
-    """One sample of a source before any byte is read: light and picklable, so that a plan can permute and cut rows."""
+    """One sample of a source before its bytes are read: small and picklable, so that a plan can reorder rows."""
 
     key: str
     ref: str
@@ -109,7 +109,7 @@ class DatasetSource(Protocol):
     @property
     def templates(self) -> Sequence[str] | str: ...
     def rows(self, split: str) -> Sequence[Row]:
-        """Indexable, in the same order each time."""
+        """Return the rows of a split: indexable, in the same order each time."""
         ...
 
     def read(self, row: Row) -> Mapping[str, bytes]:
@@ -160,13 +160,13 @@ class Batch(NamedTuple):
     images: Tensor
     """uint8 (b, 3, H, W), or (b, V, 3, H, W) with V views."""
     tokens: Tensor
-    """int64 (U, L), cut to the longest; U >= 1 always."""
+    """int64 (U, L), L = the longest text of this share; U >= 1 always."""
     text_index: Tensor
-    """int64 (b,): row of ``tokens`` for each sample, or NO_TEXT."""
+    """int64 (b,): each sample's row of ``tokens``, or NO_TEXT."""
     labels: Tensor
     """int64 (b,): class, or NO_LABEL."""
     keys: Tensor
-    """int64 (b,): two samples are positives iff equal."""
+    """int64 (b,): two samples are positives if and only if their keys are equal."""
     draws: Tensor
     """int64 (b,): step * batch size + position in the global batch."""
     extra: dict[str, Tensor]
@@ -174,7 +174,7 @@ class Batch(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What a tower gives, at least float32: ``pooled`` (b, width) before the projection, ``embed`` (b, embed_dim)."""
+    """Features of a batch, at least float32: ``pooled`` (b, width) before the projection, ``embed`` (b, embed_dim)."""
 
     pooled: Tensor
     embed: Tensor
@@ -182,7 +182,7 @@ class Features(NamedTuple):
 
 @runtime_checkable
 class Model(Protocol):
-    """What losses and evaluation call. ``scale`` is a () tensor made from a parameter of shape [1]."""
+    """The model as losses and evaluation call it. ``scale`` is a () tensor made from a parameter of shape [1]."""
 
     embed_dim: int
     image_width: int
@@ -196,9 +196,10 @@ class Tower(Protocol):
     """An nn.Module of group ``unicl.encoders``: (b, 3, H, W) normalised pixels or (U, L) tokens -> (…, width).
 
     ``units`` are its blocks, each called through its own forward (FSDP2 shards them one by one).
-    An image tower may also own ``mean, std, image_size`` and ``frame`` (image -> one of ``frame.size``, instead of
-    short side and a centre crop); a text tower ``tokenizer, pad_id, trim_safe``. One that ``projects`` returns (pooled,
-    joint) by itself; ``store(folder)`` writes what builds it again without its first weights.
+    An image tower may also own ``mean``, ``std``, ``image_size`` and ``frame``, which replaces the resize and centre
+    crop: it turns an image into one of ``frame.size``. A text tower may own ``tokenizer``, ``pad_id``, ``trim_safe``.
+    A tower that ``projects`` returns (pooled, joint) itself. ``store(folder)`` writes all that is needed to build the
+    tower again without its first weights.
     """
 
     width: int
@@ -209,7 +210,7 @@ class Tower(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Texts -> int64 (n, longest) ids, at most ``context_length`` long, EOT kept when cut; pure and picklable."""
+    """Texts -> int64 (n, longest) ids, cut to ``context_length`` with the EOT kept; pure and picklable."""
 
     @property
     def context_length(self) -> int: ...
@@ -221,7 +222,7 @@ class Tokenizer(Protocol):
 class Loss(Protocol):
     """An nn.Module of group ``unicl.losses``; may own parameters.
 
-    ``score`` is ``text | head | pair | none`` and says how a trained model classifies, ``activation`` is
+    ``score`` (``text | head | pair | none``) says how a trained model classifies; ``activation`` is
     ``softmax | sigmoid``. The result maps ``loss`` to a () tensor with gradient; other scalars are logged.
     The mean over ranks of ``loss`` is the loss of the global batch.
     """
@@ -239,7 +240,7 @@ class Metric(Protocol):
 
 
 class Sink(Protocol):
-    """Where logged values go: rank 0 only, values already means over ranks."""
+    """A destination of logged values: called on rank 0 only, with means over ranks."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...

@@ -153,7 +153,7 @@ def test_missing_unfinished_and_damaged_corpora_are_named(tmp_path):
     open_corpus(out)
     manifest = (out / "manifest.json").read_text()
     (out / "manifest.json").write_text(manifest.replace('"schema_version": 1', '"schema_version": 9'))
-    with pytest.raises(UniclError, match="corpus format 9, this unicl reads 1"):
+    with pytest.raises(UniclError, match="corpus format 9, but this unicl reads 1"):
         open_corpus(out)
     (out / "manifest.json").write_text(manifest[:100])
     with pytest.raises(UniclError, match="damaged"):

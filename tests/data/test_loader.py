@@ -140,7 +140,7 @@ def test_a_worker_that_is_killed_is_one_line(parts, tokenizer):
     _, draws = draws_of(parts)
     mix = Deadly(parts, TextChoice("mixed", "uniform", 0))
     fixed = {"caption_targets": "unique", "extra": None, "distinct": True, "pin_memory": False}
-    with pytest.raises(UniclError, match=r"a loader worker has ended: DataLoader worker \(pid") as caught:
+    with pytest.raises(UniclError, match=r"a loader worker died: DataLoader worker \(pid") as caught:
         list(batches(mix, draws, tokenizer, workers=1, **fixed))
     assert "\n" not in caught.value.message
     assert "lower data.workers" in caught.value.hint

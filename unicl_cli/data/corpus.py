@@ -1,4 +1,4 @@
-"""A prepared corpus on disk: its manifest, and tables of its rows for training and evaluation."""
+"""Reader of a prepared corpus: its manifest, and tables of its rows for training and evaluation."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ MANIFEST = "manifest.json"
 PLAN = "plan.json"
 SCHEMA_VERSION = 1
 CACHE_BYTES = 512_000_000
-"""Decoded row groups kept by a process for each table: a window of 64 groups of 8 MB."""
+"""Size of the row groups that a process keeps for each table: a window of 64 groups of 8 MB."""
 _COLUMNS = ["image", "texts", "label", "source", "key", "text_hash"]
 
 
@@ -40,7 +40,7 @@ class _Group(NamedTuple):
 
 
 class Table:
-    """Rows of one split and kind, numbered through its shards; opens files when first read, in each process anew."""
+    """Rows of one split and kind, numbered through its shards; each process opens the files at its first read."""
 
     def __init__(self, shards: Sequence[Path], row_groups: Sequence[Sequence[int]]) -> None:
         self.shards = tuple(shards)
@@ -67,7 +67,7 @@ class Table:
         self._start()
 
     def shard_of(self, row: int) -> Path:
-        """The file that holds a row."""
+        """Return the file that holds a row."""
         return self.shards[self._places[int(np.searchsorted(self._ends, row, side="right"))][0]]
 
     def read(self, row: int, *, media: bool = False) -> Sample:
@@ -96,7 +96,7 @@ class Table:
         return size / max(1, metadata.num_rows)
 
     def column(self, name: str) -> pa.ChunkedArray:  # pyright: ignore[reportUnknownParameterType] - no stubs
-        """One whole column ("label", "key", "texts", …) in row order; nothing else is read."""
+        """Return one whole column ("label", "key", "texts", …) in row order, without reading the others."""
         return pa.concat_tables([_read_column(shard, name) for shard in self.shards]).column(name)
 
     def _cached_group(self, number: int, *, media: bool) -> _Group:
@@ -146,18 +146,18 @@ def _read_column(shard: Path, name: str) -> pa.Table:  # pyright: ignore[reportU
 
 
 def _damage_error(shard: Path, error: Exception) -> UniclError:
-    """For a shard ``CORPUS/data/SPLIT/NAME.parquet`` whose pages or footer cannot be read."""
+    """Return the error for a shard ``CORPUS/data/SPLIT/NAME.parquet`` whose pages or footer cannot be read."""
     line = " ".join(str(error).split())
     return UniclError(f"{shard}: damaged: {line}", repair_hint(shard.parent.parent.parent))
 
 
 def repair_hint(folder: Path) -> str:
-    """What to do about damaged shards."""
-    return f"unicl prepare --repair -o {shlex.quote(str(folder))} makes the damaged shards again"
+    """Return the hint for damaged shards."""
+    return f"make the damaged shards again: unicl prepare --repair -o {shlex.quote(str(folder))}"
 
 
 class Corpus:
-    """An opened manifest; see ``open_corpus``."""
+    """An open corpus: its manifest and what it describes; see ``open_corpus``."""
 
     def __init__(self, path: Path, manifest: dict[str, Any], checksum: str) -> None:
         self.path, self.manifest, self.checksum = path, manifest, checksum
@@ -168,32 +168,32 @@ class Corpus:
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        """Splits that hold rows: train, val, test, then others by name."""
+        """The splits that have rows: train, val, test, then the others by name."""
         met = {shard["split"] for shard in self.manifest["shards"]}
         usual = [split for split in ("train", "val", "test") if split in met]
         return (*usual, *sorted(met - set(usual)))
 
     def kinds(self, split: str) -> tuple[str, ...]:
-        """Kinds of the split's shards: of labels, captions, images."""
+        """Return the kinds of rows in a split, in the order labels, captions, images."""
         met = {shard["kind"] for shard in self.manifest["shards"] if shard["split"] == split}
         return tuple(kind for kind in ("labels", "captions", "images") if kind in met)
 
     def table(self, split: str, kind: str) -> Table:
-        """All rows of a split and kind, in the order of the manifest. UniclError if there are none."""
+        """Return all rows of a split and kind, in the order of the manifest. UniclError if there are none."""
         shards = [s for s in self.manifest["shards"] if s["split"] == split and s["kind"] == kind]
         if not shards:
             have = ", ".join(f"{s} ({' + '.join(self.kinds(s))})" for s in self.splits)
-            raise UniclError(f"{self.path}: no rows of kind '{kind}' in split '{split}'", f"it has {have}")
+            raise UniclError(f"{self.path}: no rows of kind '{kind}' in split '{split}'", f"choose one of {have}")
         return Table([self.path / s["file"] for s in shards], [s["row_groups"] for s in shards])
 
 
 def open_corpus(path: str | Path) -> Corpus:
-    """The corpus in a directory. UniclError if it is missing or unfinished, or if a shard has another size."""
+    """Open the corpus in a directory. UniclError if it is missing or unfinished, or if a shard has another size."""
     folder = Path(path)
     file = folder / MANIFEST
     if not file.is_file():
         if (folder / PLAN).is_file():
-            raise UniclError(f"{folder}: this corpus is unfinished", "run the same `unicl prepare` command again")
+            raise UniclError(f"{folder}: the corpus is unfinished", "run the same `unicl prepare` command again")
         raise UniclError(f"{folder}: no corpus here", f"make one: unicl prepare --labels SRC -o {folder}")
     data = file.read_bytes()
     try:
@@ -201,12 +201,12 @@ def open_corpus(path: str | Path) -> Corpus:
     except ValueError as error:
         raise UniclError(f"{file}: damaged: {error}", repair_hint(folder)) from error
     if not isinstance(manifest, dict):
-        raise UniclError(f"{file}: damaged: holds no object", repair_hint(folder))
+        raise UniclError(f"{file}: damaged: not a JSON object", repair_hint(folder))
     manifest = cast("dict[str, Any]", manifest)
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise UniclError(
-            f"{file}: corpus format {manifest.get('schema_version')}, this unicl reads {SCHEMA_VERSION}",
-            "prepare it again with this version",
+            f"{file}: corpus format {manifest.get('schema_version')}, but this unicl reads {SCHEMA_VERSION}",
+            "prepare the corpus again with this version",
         )
     for shard in manifest["shards"]:
         if problem := find_damage(folder, shard):
@@ -215,7 +215,7 @@ def open_corpus(path: str | Path) -> Corpus:
 
 
 def find_damage(folder: Path, shard: Mapping[str, Any]) -> str | None:
-    """What is wrong with a shard that a marker or manifest describes, by its size; None if nothing is."""
+    """Return what is wrong with a shard that a marker or manifest describes, judged by its size; None if sound."""
     file = folder / shard["file"]
     try:
         size = file.stat().st_size

@@ -1,4 +1,4 @@
-"""Encoded images to uint8 tensors: JPEGs by a faster libjpeg-turbo with Pillow's pixels, all others by Pillow."""
+"""Decoder of images to uint8 tensors: JPEGs by libjpeg-turbo with Pillow's exact pixels, all others by Pillow."""
 
 import numpy as np
 import simplejpeg
@@ -12,10 +12,10 @@ JPEG = b"\xff\xd8\xff"
 
 
 def decode_pixels(data: bytes, decoder: str = "auto") -> Tensor:
-    """uint8 (3, H, W) with the strides of (H, W, 3): bit for bit what `pictures.decode` gives, orientation applied.
+    """Decode an image to uint8 (3, H, W) with the strides of (H, W, 3), bit for bit as `pictures.decode` does.
 
-    ``decoder`` is auto or pillow. Pillow judges every header, and what is no plain JPEG (CMYK) or is damaged in the
-    least goes to it whole. ImageError as there.
+    ``decoder`` is auto or pillow. Pillow checks every header. It also decodes every file that is not a plain JPEG
+    (CMYK is not), or that is damaged at all. Raises ImageError as `pictures.decode` does.
     """
     if decoder == "auto" and data.startswith(JPEG):
         image = open_image(data)
@@ -26,13 +26,13 @@ def decode_pixels(data: bytes, decoder: str = "auto") -> Tensor:
     return tensor_of(decode(data))
 
 
-def tensor_of(picture: Image.Image) -> Tensor:
-    """RGB -> uint8 (3, H, W), at a third of the time of pil_to_tensor."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+def tensor_of(image: Image.Image) -> Tensor:
+    """Return an RGB image as uint8 (3, H, W), in a third of the time of pil_to_tensor."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _decode_plain_jpeg(data: bytes) -> Tensor | None:
-    """The pixels of a JPEG as stored; None for one of which libjpeg has anything to remark."""
+    """Return the pixels of a JPEG as stored; None if libjpeg reports an error or a warning."""
     try:
         return torch.from_numpy(simplejpeg.decode_jpeg(data, colorspace="RGB")).permute(2, 0, 1)
     except ValueError:
@@ -40,7 +40,7 @@ def _decode_plain_jpeg(data: bytes) -> Tensor | None:
 
 
 def _turn_upright(x: Tensor, turned: int) -> Tensor:
-    """(3, H, W) as stored with EXIF orientation ``turned`` -> upright."""
+    """Return an image (3, H, W), stored with the EXIF orientation ``turned``, upright."""
     if turned >= 5:
         x = x.permute(2, 1, 0).contiguous().permute(2, 0, 1)
     mirrored = [dim for dim, of in ((1, (3, 4, 7, 8)), (2, (2, 3, 6, 7))) if turned in of]

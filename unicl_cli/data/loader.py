@@ -1,4 +1,4 @@
-"""Draws to batches: chunks of rows that workers make, put together in the training process."""
+"""The loader: workers decode chunks of rows, and the training process joins them to batches."""
 
 import os
 import signal
@@ -25,12 +25,12 @@ from unicl_cli.errors import UniclError
 from unicl_cli.launch.stopping import heeded
 
 CHUNK = 128
-"""Rows that a worker makes at once, at most: 19 MB at 224 pixels."""
+"""The most rows of a chunk, which one worker makes: 19 MB at 224 pixels."""
 LEAST_CHUNK = 16
 AHEAD = 512_000_000
-"""Bytes of images that the workers of a process keep ready, or on their way."""
+"""Bytes that all workers of a process together keep ready or are sending."""
 MOST_AHEAD = 16
-"""Chunks of each worker, however small they are."""
+"""The most chunks that a worker keeps ready, however small they are."""
 SHARED = Path("/dev/shm")
 
 
@@ -55,7 +55,7 @@ def attach_image(fields: Mapping[str, Any], image: Tensor) -> Drawn:
 class Chunks(Dataset["Chunk | UniclError"]):
     """Chunks of a mix, addressed by the places of their rows.
 
-    Gives a UniclError back where the mix raises it: torch would bury its one line in a worker's traceback.
+    A UniclError that the mix raises is returned, not raised: torch would bury its one line in a worker's traceback.
     """
 
     def __init__(self, mix: Mix, *, shared: bool) -> None:
@@ -71,9 +71,9 @@ class Chunks(Dataset["Chunk | UniclError"]):
 
 
 def share_images(images: Tensor) -> Tensor | NDArray[np.uint8]:
-    """In shared memory; where others have filled it meanwhile, an array, which a pipe takes.
+    """Move images into shared memory; if it is full, return them as an array, which goes through a pipe.
 
-    Left to torch, the lack would be met in a thread of the worker, and the trainer would wait forever.
+    If torch moved them, it would fail in a thread of the worker, and the training process would wait forever.
     """
     try:
         return images.share_memory_()
@@ -82,7 +82,7 @@ def share_images(images: Tensor) -> Tensor | NDArray[np.uint8]:
 
 
 class ChunkedDraws:
-    """The lists of ``draws``, each cut into chunks."""
+    """A sampler of chunks: the lists of ``draws``, each cut into pieces of ``size`` rows."""
 
     def __init__(self, draws: Draws, size: int) -> None:
         self.draws, self.size = draws, size
@@ -101,21 +101,21 @@ class ChunkedDraws:
 
 
 class Supply(NamedTuple):
-    """How workers hand over: chunks that each has ready, and whether by shared memory or by a pipe."""
+    """The way workers hand over their chunks: how many each keeps ready, by shared memory or by a pipe."""
 
     chunks: int
     shared: bool
 
 
 def chunk_rows(rows: int, workers: int) -> int:
-    """Rows of a chunk: all workers together make a batch of ``rows``, unless it is small."""
+    """Return the rows of a chunk: all workers make a batch of ``rows`` together, unless it is small."""
     return rows if workers == 0 else min(rows, CHUNK, max(LEAST_CHUNK, -(-rows // workers)))
 
 
 def choose_supply(chunk: int, workers: int, free: int | None) -> Supply:
-    """For chunks of ``chunk`` bytes, with ``free`` bytes of shared memory for this process; None: no limit is known.
+    """Return the way for chunks of ``chunk`` bytes with ``free`` bytes of shared memory (None: no known limit).
 
-    Where it is too small (a container's 64 MB), images take a pipe, which copies them once more.
+    If that is too little (a container's 64 MB), images go through a pipe, which copies them once more.
     """
     ready = max(2, min(MOST_AHEAD, AHEAD // max(1, chunk * workers)))
     if free is None:
@@ -125,7 +125,7 @@ def choose_supply(chunk: int, workers: int, free: int | None) -> Supply:
 
 
 def free_shared_memory() -> int | None:
-    """Bytes of shared memory that this process may fill: its share of three quarters of what is free."""
+    """Return the bytes of shared memory that this process may fill: its share of three quarters of the free ones."""
     if not SHARED.is_dir():
         return None
     found = os.statvfs(SHARED)
@@ -133,7 +133,7 @@ def free_shared_memory() -> int | None:
 
 
 def start_worker(worker: int) -> None:
-    """Workers share the cores: each decodes on one. SIGTERM is blocked in them, and heeded if the trainer sent it."""
+    """Set up a worker: it decodes on one core and obeys a SIGTERM only from the training process."""
     del worker
     torch.set_num_threads(1)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
@@ -141,23 +141,26 @@ def start_worker(worker: int) -> None:
 
 
 def exit_on_sigterm() -> None:
-    """Without it a trainer that ends by an exception would wait forever for workers that it cannot terminate."""
+    """Leave this worker once the training process sends SIGTERM, which is blocked here.
+
+    Otherwise a training process that ends by an exception would wait forever for workers that it cannot terminate.
+    """
     trainer = parent_process()
     while trainer is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer.pid:
-        pass  # sent to the whole process group: the trainer answers it, and needs its workers until then
+        pass  # sent to the whole process group: the trainer handles it, and needs its workers until then
     os._exit(0)
 
 
 @contextmanager
 def block_stop_signals() -> Generator[None]:
-    """Processes started inside never hear of a stop, which may reach a whole process group.
+    """Block stop signals in the processes that start inside: a signal may reach the whole process group.
 
-    The training process answers it at the end of its step, and needs its workers until then.
+    The training process handles the signal at the end of its step, and needs its workers until then.
     """
     stops = {signal.SIGTERM, *heeded()}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
     try:
-        resource_tracker.ensure_running()  # its process hears nothing either; it unblocks two of them in this one
+        resource_tracker.ensure_running()  # its process ignores them too; it unblocks two of them in this one
         signal.pthread_sigmask(signal.SIG_BLOCK, stops)
         yield
     finally:
@@ -165,7 +168,7 @@ def block_stop_signals() -> Generator[None]:
 
 
 def load_chunks(mix: Mix, draws: Draws, workers: int) -> tuple[Iterator[Chunk | UniclError], int]:
-    """All chunks in order, and how many make a batch."""
+    """Start the workers; return all chunks in order, and how many make a batch."""
     rows = chunk_rows(draws.rows, workers)
     way = choose_supply(rows * mix.row_bytes, workers, free_shared_memory()) if workers else Supply(0, shared=False)
     places = ChunkedDraws(draws, rows)
@@ -184,12 +187,12 @@ def load_chunks(mix: Mix, draws: Draws, workers: int) -> tuple[Iterator[Chunk | 
 
 
 def keep_chunk(chunk: Chunk | UniclError) -> Chunk | UniclError:
-    """In place of torch's conversion of arrays."""
+    """Return a chunk as it is: torch's own collate would convert its arrays."""
     return chunk
 
 
 def join_chunks(chunks: Iterator[Chunk | UniclError], rows: int, *, pin_memory: bool) -> tuple[list[Drawn], Tensor]:
-    """The ``rows`` samples of some chunks and their images, each copied once at most; UniclError is raised."""
+    """Return the ``rows`` samples of the chunks and their images, each copied at most once; raise their UniclError."""
     images = torch.empty(0)
     fields: list[dict[str, Any]] = []
     for chunk in chunks:
@@ -207,7 +210,7 @@ def join_chunks(chunks: Iterator[Chunk | UniclError], rows: int, *, pin_memory: 
 
 
 def pin_batch(batch: Batch) -> Batch:
-    """What a copy to a GPU can be at work on while this process goes on; what is pinned already stays where it is."""
+    """Pin a batch, so that its copy to a GPU runs in the background; pinned tensors stay where they are."""
     extra = {name: x.pin_memory() for name, x in batch.extra.items()}
     return batch._replace(extra=extra, **{name: getattr(batch, name).pin_memory() for name in Batch._fields[:-1]})
 
@@ -223,9 +226,10 @@ def batches(
     workers: int,
     pin_memory: bool,
 ) -> Iterator[tuple[int, Batch]]:
-    """(step, Batch) for each step that ``draws`` covers; the same batches for any number of ``workers``.
+    """Yield (step, Batch) for each step that ``draws`` covers; the same batches for any number of ``workers``.
 
-    Workers decode; texts are told apart and tokenised, and hooks called, for the whole share in this process.
+    Workers decode images. This process tokenises the distinct texts and calls the hooks, once for the whole share.
+    Rows carry their media only if ``extra`` has a hook.
     """
     chunks, in_a_batch = load_chunks(mix.with_media() if extra else mix, draws, workers)
     together = partial(collate, tokenizer=tokenizer, caption_targets=caption_targets, extra=extra, distinct=distinct)
@@ -238,11 +242,12 @@ def batches(
 
 @contextmanager
 def explain_worker_death() -> Generator[None]:
-    """A worker that the system has killed is one line."""
+    """Turn torch's error for a worker that the system has killed into one line."""
     try:
         yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         line = " ".join(str(error).split())
-        raise UniclError(f"a loader worker has ended: {line}", "short of memory? lower data.workers") from error
+        hint = "lower data.workers if memory is short"
+        raise UniclError(f"data.workers: a loader worker died: {line}", hint) from error

@@ -1,4 +1,4 @@
-"""Encoded images in, RGB pixels out: the one place where an image file is opened, judged and shrunk."""
+"""Decoder of image files to RGB: the only place where they are opened, checked and shrunk."""
 
 import io
 import logging
@@ -11,30 +11,30 @@ from typing import NamedTuple
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
-"""Refused from the header alone above this: 192 MB as RGB."""
+"""An image with more pixels is refused from its header alone: 192 MB as RGB."""
 MAX_BYTES = 8 * MAX_PIXELS
-"""No image of so many pixels is larger as a file: 16 bits in four channels, not compressed."""
+"""The largest file with MAX_PIXELS: 16 bits in four channels, not compressed."""
 QUALITY = 90
 LONGEST_SIDE = 65_500
-"""Of a JPEG."""
+"""Pixels of the longest side that a JPEG can have."""
 SUFFIXES = frozenset(
     (
         *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "gif", "webp", "bmp", "dib", "tif", "tiff", "avif"),
         *("ppm", "pgm", "pbm", "pnm", "jp2", "tga", "ico", "heic", "heif", "svg"),
     )
 )
-"""Of files that are taken for images: those that cannot be read are rejected by name, not overlooked."""
+"""Suffixes of image files: a file that cannot be read is rejected by name, never silently skipped."""
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
-"""What Pillow may try: others run programs (EPS calls Ghostscript) or are no images."""
+"""The formats that Pillow may try: others run programs (EPS calls Ghostscript) or are not images."""
 _ANIMATED = frozenset(("GIF", "WEBP", "PNG", "AVIF"))
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 _UNSUPPORTED_STARTS = (b"%!PS", b"%PDF", b"8BPS", b"\x1f\x8b", b"\xc5\xd0\xd3\xc6")
-"""Starts of PostScript, PDF, Photoshop, gzip (SVGZ) and EPS files."""
+"""First bytes of PostScript, PDF, Photoshop, gzip (SVGZ) and EPS files."""
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"))
 
-# Pillow warns of large headers and odd metadata on stderr; what matters becomes a reason. A filter in the functions
-# would not do: filters are the process's, and images are decoded in threads.
+# Pillow warns of large headers and odd metadata on stderr; what matters becomes a reason. Filters inside the functions
+# would not work: they belong to the whole process, and images are decoded in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -55,7 +55,7 @@ class ImageError(ValueError):
 
 
 class Examined(NamedTuple):
-    """What a corpus stores of an image: ``width, height`` as stored and upright, ``phash`` signed 64 bits."""
+    """An image as a corpus stores it: ``width`` and ``height`` are upright, ``phash`` has 64 bits, signed."""
 
     data: bytes
     width: int
@@ -65,25 +65,25 @@ class Examined(NamedTuple):
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of an image's file. FileNotFoundError; ImageError for what is no file, or far too large for one."""
+    """Read an image file. FileNotFoundError; ImageError if it is not a regular file or far too large for an image."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise ImageError("read_error", f"{path} is no regular file")  # a pipe would never end
+        raise ImageError("read_error", f"{path} is not a regular file")  # a pipe would never end
     if found.st_size > MAX_BYTES:
         raise ImageError("bomb", f"{path} has {found.st_size} bytes")
     return path.read_bytes()
 
 
 def decode(data: bytes) -> Image.Image:
-    """RGB, EXIF orientation applied, alpha on white, 16 bits scaled to 8, first frame only; raises ImageError."""
+    """Decode the first frame to RGB: EXIF orientation applied, alpha on white, 16 bits scaled to 8. ImageError."""
     image = open_image(data)
     return _finish(image)
 
 
 def examine(data: bytes, size: int | None, min_side: int = 0) -> Examined:
-    """Decode once; keep ``data`` itself unless the short side is above ``size`` pixels.
+    """Decode an image once; keep its bytes unless its short side is above ``size`` pixels (then: a smaller JPEG).
 
-    ImageError also if the short side is below ``min_side``.
+    ImageError as ``decode``, and if the short side is below ``min_side``.
     """
     image = open_image(data)
     if min(image.size) < min_side:
@@ -101,7 +101,10 @@ def examine(data: bytes, size: int | None, min_side: int = 0) -> Examined:
 
 
 def difference_hash(image: Image.Image) -> int:
-    """64 bits, signed: is each of 8 x 8 cells darker than its right neighbour? Near images differ in few bits."""
+    """Return 64 bits, signed: 1 for each of 8 x 8 cells that is darker than its right neighbour.
+
+    Similar images differ in few bits.
+    """
     cells = image.convert("L").resize((9, 8), Image.Resampling.BOX).tobytes()
     bits = [cells[row * 9 + column] < cells[row * 9 + column + 1] for row in range(8) for column in range(8)]
     value = int("".join("1" if bit else "0" for bit in bits), 2)
@@ -109,7 +112,7 @@ def difference_hash(image: Image.Image) -> int:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """An image whose header has been read and judged, its pixels not yet. ImageError as ``decode``."""
+    """Open an image: its header is read and checked, its pixels are not. ImageError as ``decode``."""
     if not data:
         raise ImageError("empty")
     try:
@@ -152,7 +155,7 @@ def _is_cut(error: Exception) -> bool:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's 1 to 8; 1 where nothing, or nothing sound, says otherwise."""
+    """Return the EXIF orientation, 1 to 8; 1 if there is none or it is not valid."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # a corrupt EXIF block is never fatal: the pixels are there  # noqa: BLE001

@@ -1,4 +1,4 @@
-"""One unit of `prepare`: rows of a source in, one Parquet shard and its marker out, both or neither."""
+"""One unit of `prepare`: the rows of a source become one Parquet shard and its marker, both or neither."""
 
 import hashlib
 import json
@@ -20,20 +20,20 @@ from unicl_cli.data.pictures import ImageError, examine
 
 THREADS = 4
 CHUNK = 64
-"""Rows that are read and decoded before the next look at the stop flag, or a row group where that is less."""
+"""The most rows that are read and decoded before the stop flag is checked; a row group may be smaller."""
 DECODERS = 2
-"""Images that a process holds decoded at once: up to 192 MB each."""
+"""The most images that a process holds decoded at once: up to 192 MB each."""
 MAX_MEDIA_BYTES = 64_000_000
 """A row with a larger item of media is left out."""
 GROUP_MEDIA_BYTES = 512_000_000
 """A row group ends early above this: Arrow holds at most 2 GB of bytes in a column, and a loader all of them."""
 MOST_WORDS = 1000
-"""Longer captions are counted with this many words."""
+"""The most words that are counted of a caption."""
 _CODECS = {"image.bytes": "NONE", "key": "ZSTD", "texts.list.element": "ZSTD"}
 
 
 class Unit(NamedTuple):
-    """A shard to be: ``rows`` rows from ``first`` on of a permuted split; ``name`` is its file without the suffix."""
+    """A planned shard: ``rows`` rows of a permuted split, from ``first`` on; ``name`` is its file without suffix."""
 
     name: str
     split: str
@@ -61,12 +61,10 @@ class Unit(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A unit with what a worker needs to do it: ``src`` rebuilds the source.
+    """A unit with all that a worker needs: ``src`` rebuilds the source.
 
-    ``size`` bounds short sides from above, ``min_side`` from below.
-
-    ``gone``: keys of rows that are left out as duplicates -> the row that stays. ``media``: whether the corpus has a
-    column of media, the same for all its shards.
+    ``size`` is the largest short side of an image, ``min_side`` the smallest. ``gone`` maps keys of rows that are left
+    out as duplicates to the row that stays. ``media`` is true for every unit of a corpus with a column of media.
     """
 
     unit: Unit
@@ -81,7 +79,7 @@ class Work(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """A row that is left out, and why."""
+    """A row that is left out, and the reason."""
 
     key: str
     ref: str
@@ -90,7 +88,7 @@ class Rejected(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A row as it is stored, and what the closing table says of it."""
+    """A row as it is stored, and its counts for the closing table."""
 
     record: dict[str, Any]
     animated: bool
@@ -115,11 +113,11 @@ class MediaError(ValueError):
 
 
 Tick = Callable[[int, int, Mapping[str, int]], None]
-"""Is told of rows done, bytes kept of their images, and how many were left out by reason."""
+"""A callback of progress: rows done, bytes kept of their images, rows left out by reason."""
 
 
 def write_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]) -> dict[str, Any] | None:
-    """Write shard, rejects and last the marker, which is returned; None if stopped (then nothing is left behind).
+    """Write the shard, the rejects and last the marker; return the marker, or None if stopped (nothing is left behind).
 
     The same work gives the same bytes.
     """
@@ -194,12 +192,12 @@ class Tally:
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """One document with a final newline, keys as given."""
+    """Return a JSON document with a final newline, keys in the given order."""
     return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "replace")
 
 
 def row_chunks(work: Work) -> Iterator[list[Row]]:
-    """The rows in portions after which progress is told."""
+    """Return the rows in chunks; progress is reported after each."""
     step = max(THREADS, min(CHUNK, work.unit.group_rows))
     return (work.rows[start : start + step] for start in range(0, len(work.rows), step))
 
@@ -207,7 +205,7 @@ def row_chunks(work: Work) -> Iterator[list[Row]]:
 def _prepare_rows(
     work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]
 ) -> Iterator[Prepared | Rejected | None]:
-    """Every row's result in the order of the rows; ends with None when stopped, which waits for no image."""
+    """Yield every row's result in order; None is the last one after a stop, which waits for no image."""
     decoders = threading.Semaphore(DECODERS)
 
     def one(row: Row) -> Prepared | Rejected | None:
@@ -235,7 +233,7 @@ def _write_groups(file: BinaryIO, results: Iterator[Prepared | Rejected | None],
         compression=_CODECS,  # pyright: ignore[reportArgumentType] - the stub knows one codec only
         use_dictionary=["source"],  # pyright: ignore[reportArgumentType] - nor a list
         write_page_index=True,
-        write_page_checksum=True,  # a flipped bit is met as an error when the page is read
+        write_page_checksum=True,  # a flipped bit raises an error when the page is read
     ) as writer:
         for result in results:
             if result is None:
@@ -261,7 +259,7 @@ def _write_group(writer: pq.ParquetWriter, rows: list[dict[str, Any]], schema: A
 
 
 def prepare_row(row: Row, *, source: DatasetSource, work: Work, decoders: threading.Semaphore) -> Prepared | Rejected:
-    """Read, decode and describe one row; every failure becomes a reason."""
+    """Read, decode and describe one row; turn every failure into a reason."""
     texts, reason = usable_texts(row, work)
     if reason:
         return Rejected(row.key, row.ref, reason, " ".join(row.texts)[:200])
@@ -319,7 +317,7 @@ def stored_media(found: Mapping[str, bytes], kinds: Sequence[str]) -> list[dict[
 
 
 def usable_texts(row: Row, work: Work) -> tuple[list[str], str | None]:
-    """The texts as they are stored, and the reason why the row is left out unread, if it is."""
+    """Return the texts as they are stored, and the reason if the row is left out unread."""
     texts = _stored_texts(row.texts, raw_text=work.raw_text)
     return texts, _text_problem(row, texts, work.unit.kind)
 
