@@ -175,6 +175,30 @@ def test_a_modality_that_no_row_has_still_takes_part(missing: float, trained: Tr
     assert float(moved) > 0
 
 
+@pytest.fixture(scope="session")
+def striped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus whose rows have a second modality, two in three."""
+    out = tmp_path_factory.mktemp("striped") / "corpus"
+    sources = ["--labels", "odd-stripes?rows=24&profile=true", "--captions", "odd-stripes?profile=true"]
+    assert run(["prepare", *sources, "-o", str(out), "--workers", "1", "-q"]) == 0
+    return out
+
+
+def test_media_of_a_corpus_train_by_the_command(trained: Train, striped: Path):
+    stored = trained("many", f"data.train.0.corpus={striped}", "model.missing=null")
+    lines = metrics(stored)
+    assert all(line["loss_profile"] > 0 and math.isfinite(line["loss"]) for line in lines)
+    plain = trained("many", f"data.train.0.corpus={striped}", "model.missing=1.0")
+    moved = weights(stored)["model.scales.profile"] - weights(plain)["model.scales.profile"]
+    assert float(moved.abs()) > 0
+
+
+@pytest.mark.slow
+def test_media_are_the_same_with_loader_processes(trained: Train, striped: Path):
+    of = ("many", f"data.train.0.corpus={striped}", "model.missing=null")
+    assert furthest(trained(*of), trained(*of, "data.workers=2")) == 0
+
+
 def test_a_masked_word_is_hidden_and_wanted():
     tokens = torch.tensor([[1, 7, 8, 2, 0], [1, 5, 2, 0, 0]])
     index = torch.tensor([0, 1, 0, api.NO_TEXT])

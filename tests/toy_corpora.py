@@ -1,4 +1,4 @@
-"""Small corpora with several row groups a shard, and the strands of one, for tests of loader and mix."""
+"""Small corpora with several row groups per shard, and their strands, for tests of loader and mix."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.corpus_format import SCHEMA
 from unicl_cli.data.mix import strands_of
 from unicl_cli.data.text import text_hash
-from unicl_cli.data.transforms import TrainTransform, augment
+from unicl_cli.data.transforms import TrainTransform, build_augment
 
 CLASSES = (ClassName("n1", ("dog", "hound")), ClassName("n2", ("cat",)), ClassName("n3", ("cup & saucer",)))
 TEMPLATES = ("a photo of a {}.", "the {}")
@@ -41,7 +41,7 @@ def row(number, kind):
 
 
 def corpus(folder: Path, kinds=("labels", "captions"), *, classes=CLASSES, sizes=SIZES):
-    """A finished corpus with several row groups a shard, as `prepare` writes large ones."""
+    """Write a finished corpus with several row groups per shard, as `prepare` does for large ones."""
     (folder / "data").mkdir(parents=True)
     shards = []
     for kind in kinds:
@@ -63,7 +63,7 @@ def corpus(folder: Path, kinds=("labels", "captions"), *, classes=CLASSES, sizes
 def strands(opened, *, labels=None, weight=1.0, fraction=1.0, limit=None, views=1):
     return strands_of(
         opened, "train", labels=np.arange(3) if labels is None else np.array(labels), templates=TEMPLATES,
-        transform=TrainTransform(8, [augment("shift", {})] * views, 0, decoder="auto", resize="tensor"),
+        transform=TrainTransform(8, [build_augment("shift", {})] * views, 0, decoder="auto", resize="tensor"),
         weight=weight, fraction=fraction, limit=limit,
     )  # fmt: skip
 

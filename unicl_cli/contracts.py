@@ -1,4 +1,4 @@
-"""The types that travel between the layers; no behaviour."""
+"""The types that travel between the layers, without behaviour."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:  # data sources use these types in workers that never load tor
 NO_LABEL = -1
 """The row has no class."""
 NO_KEY = -1
-"""The row neither asks nor answers: no column of a softmax, not counted in a mean."""
+"""The row is ignored: neither query nor candidate, left out of every mean."""
 NO_TEXT = -1
-"""In ``Batch.text_index``: the row has no text."""
+"""The row has no text (in ``Batch.text_index``)."""
 
 
 _STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
@@ -66,7 +66,7 @@ class Tuning:
 
 
 class Part(NamedTuple):
-    """A plugin and its options, checked against the factory's signature; nested encoders have a ``tuning`` too."""
+    """A plugin and its options, checked against the factory's signature; nested encoders also have a ``tuning``."""
 
     name: str
     options: Mapping[str, Any]
@@ -85,14 +85,14 @@ class LogitScale:
 
 
 class ClassName(NamedTuple):
-    """A class: ``key`` is its synset id or folder path; ``names[0]`` is the name that prompts use."""
+    """A class: ``key`` is its synset id or folder path, ``names[0]`` the name that prompts use."""
 
     key: str
     names: tuple[str, ...]
 
 
 class Row(NamedTuple):
-    """One sample of a source before any byte is read: light and picklable, so that a plan can permute and cut rows."""
+    """One sample of a source before its bytes are read: small and picklable, so that a plan can reorder rows."""
 
     key: str
     ref: str
@@ -101,7 +101,12 @@ class Row(NamedTuple):
 
 
 class DatasetSource(Protocol):
-    """Made by a ``unicl.datasets`` factory. ``templates`` is a tuple of templates or the name of a list (`clip80`)."""
+    """The object a ``unicl.datasets`` factory returns. ``templates``: templates, or the name of a list (`clip80`).
+
+    Optional attributes: ``media`` (``("audio", "depth")``), the keys that ``read`` may return beside "image";
+    ``stamp(row) -> int``, which tells an edited row from the planned one without reading it; and ``notes``, lines for
+    `prepare` to print.
+    """
 
     @property
     def splits(self) -> Sequence[str]: ...
@@ -110,16 +115,24 @@ class DatasetSource(Protocol):
     @property
     def templates(self) -> Sequence[str] | str: ...
     def rows(self, split: str) -> Sequence[Row]:
-        """Indexable, in the same order each time."""
+        """Return the rows of a split: indexable, in the same order each time."""
         ...
 
     def read(self, row: Row) -> Mapping[str, bytes]:
-        """``{"image": bytes}``; called in worker processes."""
+        """Return ``{"image": bytes}`` and, for each kind of ``media`` that the row has, its bytes as they are.
+
+        Called in worker processes. `prepare` stores an item of at most 64 MB unchanged; a larger one, or one of a kind
+        that ``media`` does not name, leaves the row out with a reason. A row may lack any kind.
+        """
         ...
 
 
 class Sample(NamedTuple):
-    """One row of a prepared corpus. ``image`` is the encoded file, ``text_hash`` one 62-bit hash per text."""
+    """One row of a prepared corpus.
+
+    ``image`` is the encoded file, ``text_hash`` one 62-bit hash per text. ``media`` maps a kind ("audio") to the bytes
+    that the source returned; it is empty unless the reader asked for media (``Table.read(row, media=True)``).
+    """
 
     image: bytes
     texts: tuple[str, ...]
@@ -127,10 +140,15 @@ class Sample(NamedTuple):
     source: str
     key: str
     text_hash: tuple[int, ...]
+    media: Mapping[str, bytes] = {}
 
 
 class Drawn(NamedTuple):
-    """One sample in a loader worker. ``row`` is its number in the whole mix, the same on every rank."""
+    """One sample as the loader made it. ``row`` is its number in the whole mix, the same on every rank.
+
+    ``media`` maps a kind ("audio") to bytes, as the source returned them; a kind that the row lacks is absent. It is
+    filled when the model or the loss has an ``extra`` hook, which turns it into tensors of ``Batch.extra``.
+    """
 
     row: int
     draw: int
@@ -148,13 +166,13 @@ class Batch(NamedTuple):
     images: Tensor
     """uint8 (b, 3, H, W), or (b, V, 3, H, W) with V views."""
     tokens: Tensor
-    """int64 (U, L), cut to the longest; U >= 1 always."""
+    """int64 (U, L), L = the longest text of this share; U >= 1 always."""
     text_index: Tensor
-    """int64 (b,): row of ``tokens`` for each sample, or NO_TEXT."""
+    """int64 (b,): each sample's row of ``tokens``, or NO_TEXT."""
     labels: Tensor
     """int64 (b,): class, or NO_LABEL."""
     keys: Tensor
-    """int64 (b,): two samples are positives iff equal."""
+    """int64 (b,): two samples are positives if and only if their keys are equal."""
     draws: Tensor
     """int64 (b,): step * batch size + position in the global batch."""
     extra: dict[str, Tensor]
@@ -281,7 +299,7 @@ class Tokenizer(Protocol):
 class Loss(Protocol):
     """An nn.Module of group ``unicl.losses``; may own parameters.
 
-    ``score`` is ``text | head | pair | none`` and says how a trained model classifies, ``activation`` is
+    ``score`` (``text | head | pair | none``) says how a trained model classifies; ``activation`` is
     ``softmax | sigmoid``. The result maps ``loss`` to a () tensor with gradient; other scalars are logged.
     The mean over ranks of ``loss`` is the loss of the global batch.
 
@@ -302,7 +320,7 @@ class Metric(Protocol):
 
 
 class Sink(Protocol):
-    """Where logged values go: rank 0 only, values already means over ranks."""
+    """A destination of logged values: called on rank 0 only, with means over ranks."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...

@@ -162,8 +162,8 @@ def test_tokenizers_by_name(recipe, tokenizer, length):
         (["batch.size=2"], "batch.size: a batch of 2 is too small for 2 streams"),
         (["data.views=3", "data.train.0.augment=[basic, basic]"], "2 entries"),
         (["data.templates=clip8"], "no templates 'clip8'; did you mean 'clip80'"),
-        (["data.augment=[{name: basic, rand: m9}]"], "data.augment: rand: 'm9' is no RandAugment"),
-        (["data.augment=[{name: basic, rand: rand-x9}]"], "rand: 'rand-x9' is no RandAugment"),
+        (["data.augment=[{name: basic, rand: m9}]"], "data.augment: rand: 'm9' is not a RandAugment"),
+        (["data.augment=[{name: basic, rand: rand-x9}]"], "rand: 'rand-x9' is not a RandAugment"),
     ],
 )
 def test_what_cannot_be_built_is_one_line(recipe, overrides, message):

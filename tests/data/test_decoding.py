@@ -9,22 +9,22 @@ import torch
 from PIL import Image
 
 from unicl_cli.data import decoding
-from unicl_cli.data.decoding import pixels
-from unicl_cli.data.pictures import PictureError, decode
+from unicl_cli.data.decoding import decode_pixels
+from unicl_cli.data.pictures import ImageError, decode
 
 
 @pytest.fixture
 def fast(monkeypatch):
     """A list with an entry for each file that the fast decoder has answered for."""
     answered: list[int] = []
-    own = decoding._plain
+    own = decoding._decode_plain_jpeg
 
     def counting(data):
         found = own(data)
         answered.extend([1] if found is not None else [])
         return found
 
-    monkeypatch.setattr(decoding, "_plain", counting)
+    monkeypatch.setattr(decoding, "_decode_plain_jpeg", counting)
     return answered
 
 
@@ -46,7 +46,7 @@ def by_pillow(data):
 def outcome(read, data):
     try:
         return read(data)
-    except PictureError as error:
+    except ImageError as error:
         return error.reason
 
 
@@ -61,12 +61,12 @@ def test_pixels_are_pillows_bit_for_bit(fast, mode, size):
         for progressive in (False, True):
             for options in ({"quality": 30}, {"quality": 95, "optimize": True}, {"restart_marker_blocks": 2}):
                 data = encoded(image, subsampling=sampling, progressive=progressive, **options)
-                assert torch.equal(pixels(data), by_pillow(data)), (sampling, progressive, options)
+                assert torch.equal(decode_pixels(data), by_pillow(data)), (sampling, progressive, options)
                 count += 1
     data = encoded(image, keep_rgb=True)  # stored as RGB, not as YCbCr
-    assert torch.equal(pixels(data), by_pillow(data))
+    assert torch.equal(decode_pixels(data), by_pillow(data))
     assert len(fast) == count + 1
-    assert pixels(data).permute(1, 2, 0).is_contiguous()
+    assert decode_pixels(data).permute(1, 2, 0).is_contiguous()
 
 
 @pytest.mark.parametrize("turned", range(9))
@@ -76,7 +76,7 @@ def test_the_orientation_is_applied(fast, turned, where):
     exif[0x0112] = turned
     options = {"exif": exif} if where == "exif" else {"xmp": f'<x tiff:Orientation="{turned}"/>'.encode()}
     data = encoded(photo(), **options)
-    found = pixels(data)
+    found = decode_pixels(data)
     assert found.shape == ((3, 70, 90) if turned < 5 else (3, 90, 70))
     assert torch.equal(found, by_pillow(data))
     assert found.permute(1, 2, 0).is_contiguous()
@@ -86,7 +86,7 @@ def test_the_orientation_is_applied(fast, turned, where):
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's own remark
 def test_a_corrupt_exif_block_is_not_fatal(fast):
     data = encoded(photo(), exif=b"Exif\x00\x00" + b"MM\x00\x2a" + b"\xff" * 40)
-    assert torch.equal(pixels(data), by_pillow(data))
+    assert torch.equal(decode_pixels(data), by_pillow(data))
     assert len(fast) == 1
 
 
@@ -100,13 +100,13 @@ def test_what_is_no_plain_jpeg_is_left_to_pillow(fast):
         encoded(photo().convert("RGBA"), "PNG"),
     ]
     for data in files:
-        assert torch.equal(pixels(data), by_pillow(data))
+        assert torch.equal(decode_pixels(data), by_pillow(data))
     assert fast == []
 
 
 def test_pillow_decodes_everything_when_it_is_asked_to(fast):
     data = encoded(photo())
-    assert torch.equal(pixels(data, "pillow"), by_pillow(data))
+    assert torch.equal(decode_pixels(data, "pillow"), by_pillow(data))
     assert fast == []
 
 
@@ -120,7 +120,7 @@ def test_any_damage_has_the_pixels_or_the_reason_that_pillow_gives(fast, progres
             data[dice.randrange(3, len(data))] = dice.randrange(256)
         if dice.random() < 0.3:
             data = data[: dice.randrange(len(data))]
-        expected, found = outcome(by_pillow, bytes(data)), outcome(pixels, bytes(data))
+        expected, found = outcome(by_pillow, bytes(data)), outcome(decode_pixels, bytes(data))
         met.add(expected if isinstance(expected, str) else "pixels")
         assert found == expected if isinstance(expected, str) else torch.equal(found, expected)
     assert met >= {"pixels", "truncated", "broken"}
@@ -132,5 +132,5 @@ def test_a_bomb_is_refused_from_its_header(fast):
     data = bytearray(encoded(photo()))
     at = data.index(b"\xff\xc0")
     data[at + 5 : at + 9] = (60_000).to_bytes(2, "big") * 2
-    assert outcome(pixels, bytes(data)) == "bomb"
+    assert outcome(decode_pixels, bytes(data)) == "bomb"
     assert fast == []

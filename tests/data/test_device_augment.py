@@ -12,18 +12,18 @@ from unicl_cli.data.device_augment import (
     COLOURS,
     DeviceAugment,
     Dice,
-    blurred,
-    erased,
-    greyed,
-    noisy,
-    of_pixels,
+    add_noise,
+    blur,
+    erase,
+    pixel_bits,
     scramble,
-    shifted,
-    unit,
+    shift,
+    to_grey,
+    to_unit,
 )
-from unicl_cli.data.transforms import SIGMA, View, augment, blur_kernel
+from unicl_cli.data.transforms import SIGMA, View, blur_kernel, build_augment
 
-STRONG = augment("simclr", {"crop": None, "shift": 3, "noise": 0.05, "erase": 0.5})._replace(crop=None)
+STRONG = build_augment("simclr", {"crop": None, "shift": 3, "noise": 0.05, "erase": 0.5})._replace(crop=None)
 FACTORS = (0.21, 0.93, 1.37, 1.79)
 
 
@@ -56,8 +56,8 @@ def test_uniform_numbers_are_uniform_and_lanes_draws_views_and_seeds_independent
         assert ((counts - 400).square() / 400).sum() < 95, "chi square, 49 degrees: p > 1e-4"
     correlations = torch.corrcoef(torch.stack([*lanes, lanes[0].roll(1)])) - torch.eye(7)
     assert correlations.abs().max() < 0.03
-    bits = of_pixels(Dice(0, 0, torch.arange(3)).key("noise"), (3, 40, 40))
-    flat = torch.stack([unit(bits).flatten(1), unit(bits << 24).flatten(1)]).flatten(0, 1)
+    bits = pixel_bits(Dice(0, 0, torch.arange(3)).key("noise"), (3, 40, 40))
+    flat = torch.stack([to_unit(bits).flatten(1), to_unit(bits << 24).flatten(1)]).flatten(0, 1)
     assert (torch.corrcoef(flat) - torch.eye(6)).abs().max() < 0.06
 
 
@@ -79,21 +79,21 @@ def test_colours_change_as_torchvision_changes_them(name, factors, theirs):
 
 def test_grey_and_blur_are_torchvisions():
     x = pictures(4)
-    assert torch.equal(greyed(x), torch.stack([F.rgb_to_grayscale(one, 3) for one in x]))
+    assert torch.equal(to_grey(x), torch.stack([F.rgb_to_grayscale(one, 3) for one in x]))
     for size in (8, 32, 64):
         sigmas = (0.1, 0.7, 1.4, 2.0)
         x = pictures(4, size)
         expected = torch.stack(
             [F.gaussian_blur(o, [blur_kernel(size)] * 2, [s]) for o, s in zip(x, sigmas, strict=True)]
         )
-        difference = (blurred(x, column(*sigmas)).int() - expected.int()).abs()
+        difference = (blur(x, column(*sigmas)).int() - expected.int()).abs()
         assert difference.max() <= 1
         assert (difference > 0).float().mean() < 0.001
 
 
 def test_a_shift_repeats_the_edge():
     x = pictures(3, 8)
-    got = shifted(x, torch.tensor([0, 2, -3]), torch.tensor([0, -1, 2]))
+    got = shift(x, torch.tensor([0, 2, -3]), torch.tensor([0, -1, 2]))
     padded = torch.nn.functional.pad(x.float(), (3, 3, 3, 3), mode="replicate").to(torch.uint8)
     for n, (down, right) in enumerate(((0, 0), (2, -1), (-3, 2))):
         assert torch.equal(got[n], padded[n, :, 3 - down : 11 - down, 3 - right : 11 - right])
@@ -121,7 +121,7 @@ def test_a_sample_depends_on_seed_draw_and_view_alone(views):
 
 def test_nothing_asked_for_leaves_the_pictures_alone():
     x = pictures(5)
-    assert torch.equal(DeviceAugment([augment("none", {})], 0)(x, torch.arange(5)), x)
+    assert torch.equal(DeviceAugment([build_augment("none", {})], 0)(x, torch.arange(5)), x)
 
 
 def statistics(x):
@@ -140,7 +140,7 @@ def statistics(x):
     ids=lambda changes: "+".join(changes),
 )  # fmt: skip
 def test_what_happens_is_distributed_as_in_the_loader(changes):
-    ops, n = augment("none", changes), 800
+    ops, n = build_augment("none", changes), 800
     x = pictures(1)
     x = torch.cat([x[:, :, :, :16], x[:, :, :, 16:] // 2], 3)  # left and right differ
     view = View(32, ops, "tensor")
@@ -160,7 +160,7 @@ def test_what_happens_is_distributed_as_in_the_loader(changes):
 
 def test_noise_has_the_deviation_asked_for_and_no_two_pixels_share_it():
     x = torch.full((4, 3, 64, 64), 128, dtype=torch.uint8)
-    got = noisy(x, Dice(0, 0, torch.arange(4)).key("noise"), 0.1).float() / 255
+    got = add_noise(x, Dice(0, 0, torch.arange(4)).key("noise"), 0.1).float() / 255
     assert got.std((1, 2, 3)).tolist() == pytest.approx([0.1] * 4, rel=0.05)
     assert got.mean().item() == pytest.approx(128 / 255, abs=2e-3)
     assert (torch.corrcoef(got.flatten(1)) - torch.eye(4)).abs().max() < 0.04
@@ -170,7 +170,7 @@ def test_noise_has_the_deviation_asked_for_and_no_two_pixels_share_it():
 
 def test_erasing_turns_one_rectangle_into_noise():
     x = torch.full((60, 3, 64, 64), 128, dtype=torch.uint8)
-    changed = (erased(x, Dice(0, 0, torch.arange(60)), 1.0) != 128).any(1)
+    changed = (erase(x, Dice(0, 0, torch.arange(60)), 1.0) != 128).any(1)
     shares = changed.float().mean((1, 2))
     assert 0.01 < shares.min() < shares.max() < 0.36
     for one in changed:
@@ -179,8 +179,8 @@ def test_erasing_turns_one_rectangle_into_noise():
 
 
 def test_the_blur_of_both_has_the_same_size_and_spread():
-    blur = next(step for step in View(64, augment("simclr", {}), "tensor").steps if isinstance(step, v2.RandomApply)
-                and isinstance(step.transforms[0], v2.GaussianBlur))  # fmt: skip
+    steps = View(64, build_augment("simclr", {}), "tensor").steps
+    blur = next(s for s in steps if isinstance(s, v2.RandomApply) and isinstance(s.transforms[0], v2.GaussianBlur))
     assert tuple(blur.transforms[0].sigma) == SIGMA
     assert blur.transforms[0].kernel_size[0] == blur_kernel(64)
 

@@ -330,7 +330,7 @@ def test_https_is_for_the_name_that_was_asked_for(tmp_path, monkeypatch):
         url = f"https://{{}}:{http.server_port}/picture"
         assert refused(url.format("localhost")).reason == "tls"
         trusting = ssl.create_default_context(cafile=str(certificate))
-        monkeypatch.setattr(fetch, "tls", lambda: trusting)
+        monkeypatch.setattr(fetch, "tls_context", lambda: trusting)
         assert LOCAL(url.format("localhost")) == picture()
         assert refused(url.format("127.0.0.1")).reason == "tls"
         http.shutdown()

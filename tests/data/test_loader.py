@@ -12,8 +12,8 @@ from toy_corpora import TEMPLATES, assert_same, corpus, strands
 from unicl_cli.contracts import NO_TEXT
 from unicl_cli.data import loader as module
 from unicl_cli.data.collate import Extra, collate
-from unicl_cli.data.loader import AHEAD, ChunkedDraws, Chunks, Supply, batches, chunk_rows, joined, supply
-from unicl_cli.data.mix import Draws, Mix, Texts, order_of
+from unicl_cli.data.loader import AHEAD, ChunkedDraws, Chunks, Supply, batches, choose_supply, chunk_rows, join_chunks
+from unicl_cli.data.mix import Draws, Mix, TextChoice, order_of
 from unicl_cli.data.tokenizers import corpus_tokenizer
 from unicl_cli.errors import UniclError
 
@@ -38,7 +38,7 @@ def tokenizer():
 
 
 def draws_of(parts, steps=3, rank=0, world=1):
-    mix = Mix(parts, Texts("mixed", "uniform", 0))
+    mix = Mix(parts, TextChoice("mixed", "uniform", 0))
     return mix, Draws(order_of(mix.strands, labels="auto", by="sample", batch_size=SIZE, seed=0), 0, steps, rank, world)
 
 
@@ -56,7 +56,7 @@ def test_a_batch_is_the_same_from_chunks_of_any_size(parts, tokenizer, size, sha
     assert len(list(places)) == len(places) == 3 * places.in_a_batch
     made = map(Chunks(mix, shared=shared).__getitem__, places)
     for (_, whole), at in zip(run(parts, tokenizer, 0), draws, strict=True):
-        drawn, images = joined(islice(made, places.in_a_batch), SIZE, pin_memory=False)
+        drawn, images = join_chunks(islice(made, places.in_a_batch), SIZE, pin_memory=False)
         batch = collate(drawn, images, tokenizer=tokenizer, caption_targets="text_hash", extra=Extra([seen]))
         assert [(row.row, row.draw) for row in drawn] == [(mix[place].row, place[3]) for place in at]
         for name in ("images", "tokens", "text_index", "labels", "keys", "draws"):
@@ -93,14 +93,14 @@ def test_all_workers_make_a_batch_together_unless_it_is_small():
 def test_what_is_kept_ready_is_bounded_by_its_bytes_and_by_shared_memory():
     chunk = 128 * 3 * 224 * 224
     for workers in (1, 2, 8, 64):
-        way = supply(chunk, workers, None)
+        way = choose_supply(chunk, workers, None)
         assert way.shared
         assert way.chunks == 2 or way.chunks * workers * chunk <= AHEAD
-    assert supply(1000, 4, None).chunks == 16
-    assert supply(chunk, 8, 64_000_000 * 3 // 4) == Supply(3, shared=False), "a container's shared memory"
-    assert supply(chunk, 8, 3 * 8 * chunk) == Supply(2, shared=True)
-    assert not supply(chunk, 8, 3 * 8 * chunk - 1).shared
-    assert supply(chunk, 2, 10**11) == supply(chunk, 2, None)
+    assert choose_supply(1000, 4, None).chunks == 16
+    assert choose_supply(chunk, 8, 64_000_000 * 3 // 4) == Supply(3, shared=False), "a container's shared memory"
+    assert choose_supply(chunk, 8, 3 * 8 * chunk) == Supply(2, shared=True)
+    assert not choose_supply(chunk, 8, 3 * 8 * chunk - 1).shared
+    assert choose_supply(chunk, 2, 10**11) == choose_supply(chunk, 2, None)
 
 
 def test_a_chunk_for_which_shared_memory_is_lacking_takes_the_pipe(parts, monkeypatch):
@@ -119,11 +119,11 @@ def test_a_chunk_for_which_shared_memory_is_lacking_takes_the_pipe(parts, monkey
 
 
 def test_processes_of_one_machine_share_its_shared_memory(monkeypatch):
-    alone = module.shared_memory()
+    alone = module.free_shared_memory()
     if alone is None:
         pytest.skip("no /dev/shm here")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert module.shared_memory() == pytest.approx(alone / 4, rel=0.2)
+    assert module.free_shared_memory() == pytest.approx(alone / 4, rel=0.2)
 
 
 class Deadly(Mix):
@@ -138,9 +138,9 @@ class Deadly(Mix):
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_one_line(parts, tokenizer):
     _, draws = draws_of(parts)
-    mix = Deadly(parts, Texts("mixed", "uniform", 0))
+    mix = Deadly(parts, TextChoice("mixed", "uniform", 0))
     fixed = {"caption_targets": "unique", "extra": None, "distinct": True, "pin_memory": False}
-    with pytest.raises(UniclError, match=r"a loader worker has ended: DataLoader worker \(pid") as caught:
+    with pytest.raises(UniclError, match=r"a loader worker died: DataLoader worker \(pid") as caught:
         list(batches(mix, draws, tokenizer, workers=1, **fixed))
     assert "\n" not in caught.value.message
     assert "lower data.workers" in caught.value.hint
@@ -148,7 +148,7 @@ def test_a_worker_that_is_killed_is_one_line(parts, tokenizer):
 
 @pytest.mark.slow
 def test_pictures_by_pipe_are_those_of_shared_memory(parts, tokenizer, monkeypatch):
-    monkeypatch.setattr(module, "shared_memory", lambda: 0)
+    monkeypatch.setattr(module, "free_shared_memory", lambda: 0)
     alone, piped = run(parts, tokenizer, 0), run(parts, tokenizer, 2)
     for (_, one), (_, other) in zip(alone, piped, strict=True):
         assert torch.equal(one.images, other.images)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from unicl_cli.data.pictures import PictureError, decode, examine
+from unicl_cli.data.pictures import ImageError, decode, examine
 
 RED = (255, 0, 0)
 
@@ -38,7 +38,7 @@ def near(data, expected, tolerance=3):
 
 
 def reason_of(data, **options):
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         examine(data, None, **options)
     assert "0x" not in caught.value.detail  # no address in memory
     return caught.value.reason
@@ -237,7 +237,7 @@ def test_small_pictures_are_refused_only_on_request():
 def test_a_strip_that_stays_too_long_for_a_jpeg_is_refused():
     strip = encoded(Image.new("L", (78_000, 13)))
     assert examine(strip, None).width == 78_000
-    with pytest.raises(PictureError, match="unsupported_format: 72000 x 12 pixels: too long for a JPEG"):
+    with pytest.raises(ImageError, match="unsupported_format: 72000 x 12 pixels: too long for a JPEG"):
         examine(strip, 12)
 
 
@@ -245,12 +245,12 @@ def test_nothing_is_said_on_stderr_and_nothing_large_is_decoded():
     """Pillow's warnings are the process's: seen in a fresh one, with every warning on."""
     script = (
         "import sys, threading\n"
-        "from unicl_cli.data.pictures import PictureError, decode\n"
+        "from unicl_cli.data.pictures import ImageError, decode\n"
         "import pickle\n"
         "def each():\n"
         "    for data in items:\n"
         "        try: decode(data)\n"
-        "        except PictureError as error: reasons.append(error.reason)\n"
+        "        except ImageError as error: reasons.append(error.reason)\n"
         "items, reasons = pickle.load(sys.stdin.buffer), []\n"
         "threads = [threading.Thread(target=each) for _ in range(4)]\n"
         "[t.start() for t in threads]; [t.join() for t in threads]\n"

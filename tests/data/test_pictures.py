@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unicl_cli.data.pictures import PictureError, decode, difference_hash, examine
+from unicl_cli.data.pictures import ImageError, decode, difference_hash, examine
 
 
 def encoded(image, kind="PNG", **options):
@@ -27,7 +27,7 @@ def photo(width=40, height=30):
 
 
 def reason_of(data):
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         decode(data)
     return caught.value.reason
 
@@ -120,9 +120,9 @@ def test_a_picture_bomb_is_refused_from_its_header_without_the_memory_of_its_pix
     )
     assert reason_of(bomb) == "bomb"
     script = (
-        "import resource, sys; from unicl_cli.data.pictures import PictureError, decode\n"
+        "import resource, sys; from unicl_cli.data.pictures import ImageError, decode\n"
         "data = sys.stdin.buffer.read(); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try: decode(data)\nexcept PictureError: pass\n"
+        "try: decode(data)\nexcept ImageError: pass\n"
         "assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, 'kilobytes'"
     )
     subprocess.run([sys.executable, "-c", script], input=bomb, check=True)
@@ -131,7 +131,7 @@ def test_a_picture_bomb_is_refused_from_its_header_without_the_memory_of_its_pix
 def test_an_error_survives_a_process_boundary():
     import pickle
 
-    error = pickle.loads(pickle.dumps(PictureError("truncated", "half")))
+    error = pickle.loads(pickle.dumps(ImageError("truncated", "half")))
     assert (error.reason, str(error)) == ("truncated", "truncated: half")
 
 
@@ -165,6 +165,6 @@ def test_any_damage_gives_a_picture_or_a_reason(cut, flip, value):
     data[flip % len(data)] = value
     try:
         result = decode(bytes(data[: len(data) - cut % len(data)])).mode
-    except PictureError as error:
+    except ImageError as error:
         result = error.reason
     assert result in {"RGB", "empty", "not_image", "unsupported_format", "bomb", "truncated", "broken"}

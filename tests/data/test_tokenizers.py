@@ -161,9 +161,9 @@ def test_one_token_a_class():
 
 
 def test_a_class_that_is_not_there_is_named():
-    with pytest.raises(UniclError, match="the tokenizer knows no token of 'four'") as caught:
+    with pytest.raises(UniclError, match="the tokenizer has no token for 'four'") as caught:
         class_tokenizer(["zero", "one"])(["zero", "four"])
-    assert "own classes" in caught.value.hint
+    assert "own class names" in caught.value.hint
 
 
 def test_two_classes_of_one_name_are_refused():
@@ -176,7 +176,7 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path, content):
     file = tmp_path / "tokenizer.json"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(UniclError, match=r"tokenizer\.json: is missing or no tokenizer.json"):
+    with pytest.raises(UniclError, match=r"tokenizer\.json: missing, or not a tokenizer.json"):
         load_tokenizer(file, 77)
 
 

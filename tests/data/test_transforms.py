@@ -17,17 +17,17 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from unicl_cli.core.sampler import seed_of
-from unicl_cli.data.decoding import pixels
+from unicl_cli.data.decoding import decode_pixels
 from unicl_cli.data.pictures import decode
 from unicl_cli.data.transforms import (
     PRESETS,
     TrainTransform,
-    augment,
+    build_augment,
     eval_transform,
-    framed,
-    picture_of,
+    image_of,
     random_box,
-    shrunk,
+    resize_and_crop,
+    resize_by_torch,
     tensor_of,
 )
 
@@ -43,7 +43,7 @@ def encoded(width=60, height=40, *, mode="RGB", form="PNG", seed=0, **options):
 
 
 def train(name="basic", *, size=32, views=1, seed=0, **changes):
-    return TrainTransform(size, [augment(name, changes)] * views, seed, decoder="auto", resize="tensor")
+    return TrainTransform(size, [build_augment(name, changes)] * views, seed, decoder="auto", resize="tensor")
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
@@ -63,7 +63,7 @@ def test_evaluation_frames_a_picture_as_torchvision_does(side, other, size):
     noise = np.random.default_rng(0).integers(0, 256, (other, side, 3), np.uint8)
     picture = Image.fromarray(noise)
     resized = F.resize(picture, [size], interpolation=v2.InterpolationMode.BICUBIC)
-    assert torch.equal(framed(picture, size), F.pil_to_tensor(F.center_crop(resized, [size, size])))
+    assert torch.equal(resize_and_crop(picture, size), F.pil_to_tensor(F.center_crop(resized, [size, size])))
 
 
 def test_a_picture_that_has_the_size_is_left_alone():
@@ -122,7 +122,8 @@ def test_views_are_the_same_in_another_process():
     code = (
         "import sys, json, torch; from unicl_cli.data.transforms import *\n"
         "data, how = sys.stdin.buffer.read(), {'decoder': 'auto', 'resize': 'tensor'}\n"
-        "views = {n: TrainTransform(32, [augment(n, {})] * 2, 4, **how)(data, 11).flatten()[::97] for n in PRESETS}\n"
+        "makers = {n: TrainTransform(32, [build_augment(n, {})] * 2, 4, **how) for n in PRESETS}\n"
+        "views = {n: make(data, 11).flatten()[::97] for n, make in makers.items()}\n"
         "print(json.dumps({n: x.tolist() for n, x in views.items()}))"
     )
     data = encoded()
@@ -132,7 +133,7 @@ def test_views_are_the_same_in_another_process():
 
 
 def test_a_change_replaces_one_number_of_a_preset():
-    assert augment("basic", {"flip": 0.0, "noise": None}) == PRESETS["basic"]._replace(flip=0.0)
+    assert build_augment("basic", {"flip": 0.0, "noise": None}) == PRESETS["basic"]._replace(flip=0.0)
     data = encoded(32, 32)
     mirrored = train("none", flip=1.0)(data, 0)
     assert torch.equal(mirrored, eval_transform(data, 32).flip(2))
@@ -204,19 +205,19 @@ def test_a_random_crop_is_the_one_that_torchvision_draws(share):
 
 @pytest.mark.parametrize(("height", "width"), [(327, 251), (375, 500), (120, 110), (224, 224), (30, 400), (300, 229)])
 def test_a_crop_resized_as_a_tensor_has_pillows_levels(height, width):
-    whole = pixels(encoded(520, 400, form="JPEG", quality=90))
+    whole = decode_pixels(encoded(520, 400, form="JPEG", quality=90))
     crop = whole[:, 7 : 7 + height, 11 : 11 + width]
-    rows = picture_of(crop).resize((224, height), Image.Resampling.BICUBIC)  # Pillow 13 may take columns first
+    rows = image_of(crop).resize((224, height), Image.Resampling.BICUBIC)  # Pillow 13 may take columns first
     expected = tensor_of(rows.resize((224, 224), Image.Resampling.BICUBIC))
-    difference = (shrunk(crop, 224).int() - expected.int()).abs()
+    difference = (resize_by_torch(crop, 224).int() - expected.int()).abs()
     assert difference.max() <= 1
     assert (difference > 0).float().mean() < 0.01
-    assert torch.equal(shrunk(crop.contiguous(), 224), shrunk(crop, 224)), "whatever the strides"
+    assert torch.equal(resize_by_torch(crop.contiguous(), 224), resize_by_torch(crop, 224)), "whatever the strides"
 
 
 def test_pillow_does_all_of_it_on_request():
     data = encoded(90, 70, form="JPEG")
-    slow = TrainTransform(32, [augment("basic", {})], 0, decoder="pillow", resize="pillow")
+    slow = TrainTransform(32, [build_augment("basic", {})], 0, decoder="pillow", resize="pillow")
     crop = v2.RandomResizedCrop(32, scale=(0.5, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
     flip = v2.RandomHorizontalFlip(0.5)
     for draw in range(10):

@@ -15,9 +15,9 @@ from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.sampler import Alternation, Mixture
 from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.data.device_augment import DeviceAugment
-from unicl_cli.data.mix import LABELS, Mix, Strand, Texts, order_of, present, strands_of
+from unicl_cli.data.mix import LABELS, Mix, Strand, TextChoice, classes_with_rows, order_of, strands_of
 from unicl_cli.data.tokenizers import TextTokenizer, class_tokenizer, clip_tokenizer, corpus_tokenizer, load_tokenizer
-from unicl_cli.data.transforms import Augment, TrainTransform, augment, halves
+from unicl_cli.data.transforms import Augment, TrainTransform, build_augment, split_augment
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.schema import Recipe, TrainData
 
@@ -60,7 +60,7 @@ def augments_of(recipe: Recipe, item: TrainData) -> list[Augment]:
             f"data.augment has {len(entries)} entries for {recipe.data.views} views",
             "give one entry, or one per view (data.views)",
         )
-    ops = [augment(entry.name, entry.model_dump(exclude={"name"})) for entry in entries]
+    ops = [build_augment(entry.name, entry.model_dump(exclude={"name"})) for entry in entries]
     return ops * (recipe.data.views // len(ops))
 
 
@@ -68,7 +68,7 @@ def train_transform_of(recipe: Recipe, item: TrainData) -> TrainTransform:
     """Return the transform that the loader applies to a corpus's images."""
     data, ops = recipe.data, augments_of(recipe, item)
     if data.augment_on == "device":
-        ops = [halves(op)[0] for op in ops]
+        ops = [split_augment(op)[0] for op in ops]
     return TrainTransform(data.image_size, ops, recipe.seed, decoder=data.decoder, resize=data.resize)
 
 
@@ -76,7 +76,7 @@ def device_augment_of(recipe: Recipe) -> DeviceAugment | None:
     """Return the augmentation that the device applies to a batch's images; None if the loader does it all."""
     if recipe.data.augment_on == "loader":
         return None
-    each = [[halves(op)[1] for op in augments_of(recipe, item)] for item in recipe.data.train]
+    each = [[split_augment(op)[1] for op in augments_of(recipe, item)] for item in recipe.data.train]
     if any(ops != each[0] for ops in each):
         raise UniclError(
             "data.augment_on=device needs the same augmentation for every corpus (crop and rand may differ)",
@@ -104,7 +104,7 @@ def build_data(recipe: Recipe) -> Data:
             limit=item.limit,
         )
     strands = drop_unmixed(strands, recipe)
-    texts = Texts(recipe.data.text_for_labelled, recipe.data.class_names, recipe.seed)
+    texts = TextChoice(recipe.data.text_for_labelled, recipe.data.class_names, recipe.seed)
     try:
         order = order_of(
             strands,
@@ -138,7 +138,7 @@ def drop_unmixed(strands: list[Strand], recipe: Recipe) -> list[Strand]:
 
 def check_learnable(recipe: Recipe, data: Data) -> None:
     """Raise UniclError for data that cannot teach anything: only one class, or no texts for a text tower."""
-    if all(s.kind == LABELS for s in data.mix.strands) and len(present(data.mix.strands)) == 1:
+    if all(s.kind == LABELS for s in data.mix.strands) and len(classes_with_rows(data.mix.strands)) == 1:
         raise UniclError(
             "data.train: the corpora have one class and nothing else: there is nothing to tell apart",
             "add a second class, or captions: unicl prepare --labels … --captions …",

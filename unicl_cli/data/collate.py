@@ -1,4 +1,4 @@
-"""Drawn samples to one Batch: keys, distinct texts, tokens."""
+"""The step from drawn samples to one Batch: keys, distinct texts, tokens."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,8 +10,6 @@ from unicl_cli.data.tokenizers import TextTokenizer
 
 ROW_KEYS = 1 << 40
 HASH_KEYS = 1 << 62
-
-
 Hook = Callable[[Sequence[Drawn], Tensor, Tensor], Mapping[str, Tensor]]
 
 
@@ -21,12 +19,18 @@ class Extra:
     def __init__(self, hooks: Sequence[Hook]) -> None:
         self.hooks = tuple(hooks)
 
+    def __bool__(self) -> bool:
+        return bool(self.hooks)
+
     def __call__(self, drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor) -> dict[str, Tensor]:
         return {name: x for hook in self.hooks for name, x in hook(drawn, tokens, text_index).items()}
 
 
 def key_of(drawn: Drawn, caption_targets: str) -> int:
-    """Label, else row, or in text_hash mode the text: label < 2^31 <= row keys < 2^62 <= hashes < 2^63."""
+    """Return a sample's key: its label; without one its row, or its text where ``caption_targets`` is text_hash.
+
+    Labels are below 2^31, keys of rows between 2^40 and 2^62, keys of texts between 2^62 and 2^63.
+    """
     if drawn.label != NO_LABEL:
         return drawn.label
     if caption_targets == "text_hash" and drawn.text is not None:
@@ -43,15 +47,15 @@ def collate(
     extra: Hook | None,
     distinct: bool = True,
 ) -> Batch:
-    """One rank's samples of a step, and their images as one tensor -> Batch.
+    """Build the Batch of one rank's samples of a step and their images as one tensor.
 
-    Texts are encoded once each, in the order in which they are first seen. Not ``distinct``: once a row, for a text
-    tower whose dropout gives each row another vector.
+    Equal texts are encoded once, in the order of their first rows. Without ``distinct``, each row's text is encoded
+    by itself, for a text tower whose dropout gives each row another vector.
     """
-    rows: dict[tuple[str, int], int] = {}  # text and, where they are to stay apart, row -> row of tokens
+    rows: dict[tuple[str, int], int] = {}  # text (and its row, unless distinct) -> row of tokens
     places = [None if d.text is None else (d.text, 0 if distinct else n) for n, d in enumerate(drawn)]
     index = [NO_TEXT if place is None else rows.setdefault(place, len(rows)) for place in places]
-    # never empty: every rank runs the text tower in every step
+    # never empty, since every rank runs the text tower in every step
     texts = [text for text, _ in rows] or [""]
     tokens = torch.zeros(1, 1, dtype=torch.int64) if tokenizer is None else tokenizer(texts)
     text_index = torch.tensor(index)
@@ -62,5 +66,5 @@ def collate(
         labels=torch.tensor([d.label for d in drawn]),
         keys=torch.tensor([key_of(d, caption_targets) for d in drawn]),
         draws=torch.tensor([d.draw for d in drawn]),
-        extra={} if extra is None else dict(extra(drawn, tokens, text_index)),
+        extra=dict(extra(drawn, tokens, text_index)) if extra else {},
     )

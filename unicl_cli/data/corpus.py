@@ -1,4 +1,4 @@
-"""A prepared corpus on disk: its manifest, and tables of its rows for training and evaluation."""
+"""Reader of a prepared corpus: its manifest, and tables of its rows for training and evaluation."""
 
 import hashlib
 import json
@@ -15,18 +15,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import ClassName, Sample
+from unicl_cli.data.corpus_format import MEDIA
 from unicl_cli.errors import UniclError
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 SCHEMA_VERSION = 1
 CACHE_BYTES = 512_000_000
-"""Decoded row groups kept by a process for each table: a window of 64 groups of 8 MB."""
+"""Size of the row groups that a process keeps for each table: a window of 64 groups of 8 MB."""
 _COLUMNS = ["image", "texts", "label", "source", "key", "text_hash"]
 
 
 class _Group(NamedTuple):
-    """A decoded row group: images stay in Arrow's memory until one is asked for."""
+    """A decoded row group: images and media stay in Arrow's memory until one is asked for."""
 
     images: pa.Array
     texts: list[list[str]]
@@ -34,11 +35,12 @@ class _Group(NamedTuple):
     sources: list[str]
     keys: list[str]
     hashes: list[list[int]]
+    media: pa.Array | None
     size: int
 
 
 class Table:
-    """Rows of one split and kind, numbered through its shards; opens files when first read, in each process anew."""
+    """Rows of one split and kind, numbered through its shards; each process opens the files at its first read."""
 
     def __init__(self, shards: Sequence[Path], row_groups: Sequence[Sequence[int]]) -> None:
         self.shards = tuple(shards)
@@ -51,7 +53,7 @@ class Table:
         self._ends = np.cumsum(self.group_sizes)
         self._places = [(shard, group) for shard, of in enumerate(self._row_groups) for group in range(len(of))]
         self._files: dict[int, pq.ParquetFile] = {}
-        self._cache: OrderedDict[int, _Group] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, bool], _Group] = OrderedDict()
         self._cached = 0
 
     def __len__(self) -> int:
@@ -65,16 +67,16 @@ class Table:
         self._start()
 
     def shard_of(self, row: int) -> Path:
-        """The file that holds a row."""
+        """Return the file that holds a row."""
         return self.shards[self._places[int(np.searchsorted(self._ends, row, side="right"))][0]]
 
-    def read(self, row: int) -> Sample:
-        """One row; IndexError outside [0, len)."""
+    def read(self, row: int, *, media: bool = False) -> Sample:
+        """Return one row; IndexError outside [0, len). Without ``media``, that column is not read from the disk."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} is outside a table of {len(self)}")
         number = int(np.searchsorted(self._ends, row, side="right"))
         at = row - int(self._ends[number] - self.group_sizes[number])
-        group = self._group(number)
+        group = self._cached_group(number, media=media)
         return Sample(
             group.images[at].as_py(),
             tuple(group.texts[at]),
@@ -82,63 +84,80 @@ class Table:
             group.sources[at],
             group.keys[at],
             tuple(group.hashes[at]),
+            {} if group.media is None else {item["kind"]: item["bytes"] for item in group.media[at].as_py()},
         )
 
-    def column(self, name: str) -> pa.ChunkedArray:  # pyright: ignore[reportUnknownParameterType] - no stubs
-        """One whole column ("label", "key", "texts", …) in row order; nothing else is read."""
-        return pa.concat_tables([_column(shard, name) for shard in self.shards]).column(name)
+    def media_bytes(self) -> float:
+        """Return the mean bytes of media in a row, from the footer of the first shard; 0 without media."""
+        metadata = self._file(0).metadata
+        groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+        columns = (group.column(number) for group in groups for number in range(group.num_columns))
+        size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == MEDIA)
+        return size / max(1, metadata.num_rows)
 
-    def _group(self, number: int) -> _Group:
-        if number in self._cache:
-            self._cache.move_to_end(number)
-            return self._cache[number]
-        group = self._decoded(number)
-        self._cache[number] = group
+    def column(self, name: str) -> pa.ChunkedArray:  # pyright: ignore[reportUnknownParameterType] - no stubs
+        """Return one whole column ("label", "key", "texts", …) in row order, without reading the others."""
+        return pa.concat_tables([_read_column(shard, name) for shard in self.shards]).column(name)
+
+    def _cached_group(self, number: int, *, media: bool) -> _Group:
+        key = (number, media)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        group = self._read_group(number, media=media)
+        self._cache[key] = group
         self._cached += group.size
         while self._cached > CACHE_BYTES and len(self._cache) > 1:
             self._cached -= self._cache.popitem(last=False)[1].size
         return group
 
-    def _decoded(self, number: int) -> _Group:
+    def _read_group(self, number: int, *, media: bool) -> _Group:
         shard, group = self._places[number]
-        if shard not in self._files:
-            self._files[shard] = _opened(self.shards[shard])
+        file = self._file(shard)
+        with_media = media and MEDIA in file.schema_arrow.names
+        columns = [*_COLUMNS, MEDIA] if with_media else _COLUMNS
         try:
-            table = self._files[shard].read_row_group(group, columns=_COLUMNS, use_threads=False).combine_chunks()
+            table = file.read_row_group(group, columns=columns, use_threads=False).combine_chunks()
         except (pa.ArrowException, OSError) as error:
-            raise _damaged(self.shards[shard], error) from error
+            raise _damage_error(self.shards[shard], error) from error
         lists = [table.column(name).to_pylist() for name in _COLUMNS[1:]]
         images = table.column("image").chunk(0).field("bytes")
-        return _Group(images, *lists, size=table.nbytes)
+        items = table.column(MEDIA).chunk(0) if with_media else None
+        return _Group(images, *lists, media=items, size=table.nbytes)
+
+    def _file(self, shard: int) -> pq.ParquetFile:
+        if shard not in self._files:
+            self._files[shard] = _open_shard(self.shards[shard])
+        return self._files[shard]
 
 
-def _opened(shard: Path) -> pq.ParquetFile:
+def _open_shard(shard: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(shard, memory_map=True, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(shard, error) from error
+        raise _damage_error(shard, error) from error
 
 
-def _column(shard: Path, name: str) -> pa.Table:  # pyright: ignore[reportUnknownParameterType] - no stubs
+def _read_column(shard: Path, name: str) -> pa.Table:  # pyright: ignore[reportUnknownParameterType] - no stubs
     try:
         return pq.read_table(shard, columns=[name], memory_map=True, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(shard, error) from error
+        raise _damage_error(shard, error) from error
 
 
-def _damaged(shard: Path, error: Exception) -> UniclError:
-    """For a shard ``CORPUS/data/SPLIT/NAME.parquet`` whose pages or footer cannot be read."""
+def _damage_error(shard: Path, error: Exception) -> UniclError:
+    """Return the error for a shard ``CORPUS/data/SPLIT/NAME.parquet`` whose pages or footer cannot be read."""
     line = " ".join(str(error).split())
-    return UniclError(f"{shard}: damaged: {line}", mending(shard.parent.parent.parent))
+    return UniclError(f"{shard}: damaged: {line}", repair_hint(shard.parent.parent.parent))
 
 
-def mending(folder: Path) -> str:
-    """What to do about damaged shards."""
-    return f"unicl prepare --repair -o {shlex.quote(str(folder))} makes the damaged shards again"
+def repair_hint(folder: Path) -> str:
+    """Return the hint for damaged shards."""
+    return f"make the damaged shards again: unicl prepare --repair -o {shlex.quote(str(folder))}"
 
 
 class Corpus:
-    """An opened manifest; see ``open_corpus``."""
+    """An open corpus: its manifest and what it describes; see ``open_corpus``."""
 
     def __init__(self, path: Path, manifest: dict[str, Any], checksum: str) -> None:
         self.path, self.manifest, self.checksum = path, manifest, checksum
@@ -149,54 +168,54 @@ class Corpus:
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        """Splits that hold rows: train, val, test, then others by name."""
+        """The splits that have rows: train, val, test, then the others by name."""
         met = {shard["split"] for shard in self.manifest["shards"]}
         usual = [split for split in ("train", "val", "test") if split in met]
         return (*usual, *sorted(met - set(usual)))
 
     def kinds(self, split: str) -> tuple[str, ...]:
-        """Kinds of the split's shards: of labels, captions, images."""
+        """Return the kinds of rows in a split, in the order labels, captions, images."""
         met = {shard["kind"] for shard in self.manifest["shards"] if shard["split"] == split}
         return tuple(kind for kind in ("labels", "captions", "images") if kind in met)
 
     def table(self, split: str, kind: str) -> Table:
-        """All rows of a split and kind, in the order of the manifest. UniclError if there are none."""
+        """Return all rows of a split and kind, in the order of the manifest. UniclError if there are none."""
         shards = [s for s in self.manifest["shards"] if s["split"] == split and s["kind"] == kind]
         if not shards:
             have = ", ".join(f"{s} ({' + '.join(self.kinds(s))})" for s in self.splits)
-            raise UniclError(f"{self.path}: no rows of kind '{kind}' in split '{split}'", f"it has {have}")
+            raise UniclError(f"{self.path}: no rows of kind '{kind}' in split '{split}'", f"choose one of {have}")
         return Table([self.path / s["file"] for s in shards], [s["row_groups"] for s in shards])
 
 
 def open_corpus(path: str | Path) -> Corpus:
-    """The corpus in a directory. UniclError if it is missing or unfinished, or if a shard has another size."""
+    """Open the corpus in a directory. UniclError if it is missing or unfinished, or if a shard has another size."""
     folder = Path(path)
     file = folder / MANIFEST
     if not file.is_file():
         if (folder / PLAN).is_file():
-            raise UniclError(f"{folder}: this corpus is unfinished", "run the same `unicl prepare` command again")
+            raise UniclError(f"{folder}: the corpus is unfinished", "run the same `unicl prepare` command again")
         raise UniclError(f"{folder}: no corpus here", f"make one: unicl prepare --labels SRC -o {folder}")
     data = file.read_bytes()
     try:
         manifest = json.loads(data)
     except ValueError as error:
-        raise UniclError(f"{file}: damaged: {error}", mending(folder)) from error
+        raise UniclError(f"{file}: damaged: {error}", repair_hint(folder)) from error
     if not isinstance(manifest, dict):
-        raise UniclError(f"{file}: damaged: holds no object", mending(folder))
+        raise UniclError(f"{file}: damaged: not a JSON object", repair_hint(folder))
     manifest = cast("dict[str, Any]", manifest)
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise UniclError(
-            f"{file}: corpus format {manifest.get('schema_version')}, this unicl reads {SCHEMA_VERSION}",
-            "prepare it again with this version",
+            f"{file}: corpus format {manifest.get('schema_version')}, but this unicl reads {SCHEMA_VERSION}",
+            "prepare the corpus again with this version",
         )
     for shard in manifest["shards"]:
-        if problem := damage(folder, shard):
-            raise UniclError(problem, mending(folder))
+        if problem := find_damage(folder, shard):
+            raise UniclError(problem, repair_hint(folder))
     return Corpus(folder, manifest, hashlib.sha256(data).hexdigest())
 
 
-def damage(folder: Path, shard: Mapping[str, Any]) -> str | None:
-    """What is wrong with a shard that a marker or manifest describes, by its size; None if nothing is."""
+def find_damage(folder: Path, shard: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with a shard that a marker or manifest describes, judged by its size; None if sound."""
     file = folder / shard["file"]
     try:
         size = file.stat().st_size

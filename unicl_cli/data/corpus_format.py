@@ -1,10 +1,11 @@
-"""The Parquet schema of a corpus's shards."""
+"""The Parquet schemas of a corpus's shards: without and with media."""
 
 import json
+from typing import Any
 
 import pyarrow as pa
 
-HF_FEATURES = {
+HF_FEATURES: dict[str, Any] = {
     "key": {"dtype": "string", "_type": "Value"},
     "image": {"_type": "Image"},
     "texts": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"},
@@ -17,7 +18,18 @@ HF_FEATURES = {
     "phash": {"dtype": "int64", "_type": "Value"},
     "url": {"dtype": "string", "_type": "Value"},
 }
-"""What makes `datasets.load_dataset` show images instead of structs."""
+"""The features by which `datasets.load_dataset` shows images instead of structs."""
+HF_MEDIA: dict[str, Any] = {
+    "feature": {"kind": {"dtype": "string", "_type": "Value"}, "bytes": {"dtype": "binary", "_type": "Value"}},
+    "_type": "List",
+}
+
+
+def hf_metadata(features: dict[str, Any]) -> dict[str, str]:
+    """Return the schema metadata that describes the columns to the `datasets` library."""
+    return {"huggingface": json.dumps({"info": {"features": features}})}
+
+
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -32,5 +44,10 @@ SCHEMA = pa.schema(
         ("phash", pa.int64()),
         ("url", pa.string()),
     ],
-    metadata={"huggingface": json.dumps({"info": {"features": HF_FEATURES}})},
+    metadata=hf_metadata(HF_FEATURES),
 )
+MEDIA = "media"
+MEDIA_SCHEMA = SCHEMA.append(
+    pa.field(MEDIA, pa.list_(pa.struct([("kind", pa.string()), ("bytes", pa.binary())])))
+).with_metadata(hf_metadata({**HF_FEATURES, MEDIA: HF_MEDIA}))
+"""The schema of all shards of a corpus in which any source has media; the list is empty for a row without media."""

@@ -1,4 +1,4 @@
-"""Encoded images to uint8 tensors: JPEGs by a faster libjpeg-turbo with Pillow's pixels, all others by Pillow."""
+"""Decoder of images to uint8 tensors: JPEGs by libjpeg-turbo with Pillow's exact pixels, all others by Pillow."""
 
 import numpy as np
 import simplejpeg
@@ -6,41 +6,41 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unicl_cli.data.pictures import decode, opened, orientation
+from unicl_cli.data.pictures import decode, open_image, orientation
 
 JPEG = b"\xff\xd8\xff"
 
 
-def pixels(data: bytes, decoder: str = "auto") -> Tensor:
-    """uint8 (3, H, W) with the strides of (H, W, 3): bit for bit what `images.decode` gives, orientation applied.
+def decode_pixels(data: bytes, decoder: str = "auto") -> Tensor:
+    """Decode an image to uint8 (3, H, W) with the strides of (H, W, 3), bit for bit as `pictures.decode` does.
 
-    ``decoder`` is auto or pillow. Pillow judges every header, and what is no plain JPEG (CMYK) or is damaged in the
-    least goes to it whole. PictureError as there.
+    ``decoder`` is auto or pillow. Pillow checks every header. It also decodes every file that is not a plain JPEG
+    (CMYK is not), or that is damaged at all. Raises ImageError as `pictures.decode` does.
     """
     if decoder == "auto" and data.startswith(JPEG):
-        image = opened(data)
+        image = open_image(data)
         if image.format == "JPEG" and image.mode in ("RGB", "L"):
-            x = _plain(data)
+            x = _decode_plain_jpeg(data)
             if x is not None:
-                return _upright(x, orientation(image))
+                return _turn_upright(x, orientation(image))
     return tensor_of(decode(data))
 
 
-def tensor_of(picture: Image.Image) -> Tensor:
-    """RGB -> uint8 (3, H, W), at a third of the time of pil_to_tensor."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+def tensor_of(image: Image.Image) -> Tensor:
+    """Return an RGB image as uint8 (3, H, W), in a third of the time of pil_to_tensor."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _plain(data: bytes) -> Tensor | None:
-    """The pixels of a JPEG as stored; None for one of which libjpeg has anything to remark."""
+def _decode_plain_jpeg(data: bytes) -> Tensor | None:
+    """Return the pixels of a JPEG as stored; None if libjpeg reports an error or a warning."""
     try:
         return torch.from_numpy(simplejpeg.decode_jpeg(data, colorspace="RGB")).permute(2, 0, 1)
     except ValueError:
         return None
 
 
-def _upright(x: Tensor, turned: int) -> Tensor:
-    """(3, H, W) as stored with EXIF orientation ``turned`` -> upright."""
+def _turn_upright(x: Tensor, turned: int) -> Tensor:
+    """Return an image (3, H, W), stored with the EXIF orientation ``turned``, upright."""
     if turned >= 5:
         x = x.permute(2, 1, 0).contiguous().permute(2, 0, 1)
     mirrored = [dim for dim, of in ((1, (3, 4, 7, 8)), (2, (2, 3, 6, 7))) if turned in of]

@@ -1,4 +1,4 @@
-"""What augments an image after its crop, for whole batches on a device: each sample by its own random numbers."""
+"""Augmentation of whole batches on a device, after the crop: each sample by its own random numbers."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,10 +12,10 @@ from unicl_cli.core.sampler import seed_of
 from unicl_cli.data.transforms import ERASED_AREA, ERASED_RATIO, JITTERED, SIGMA, Augment, blur_kernel
 
 AT_ONCE = 64
-"""Images that are worked on together: 40 MB for each copy in float32 at 224 pixels."""
+"""Images augmented together: 40 MB for each copy in float32 at 224 pixels."""
 SALT = 21
 GOLDEN, FIRST, SECOND = (word - (1 << 64) for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-"""splitmix64's numbers, as int64 holds them."""
+"""The constants of splitmix64 as int64."""
 LANES = {
     name: number
     for number, name in enumerate(
@@ -26,7 +26,7 @@ LANES = {
         )
     )
 }
-"""Each use of a random number has a place of its own, so that none depends on which others are drawn."""
+"""The number of each use of randomness, so that no use depends on which others are drawn."""
 GREY = (0.2989, 0.587, 0.114)
 
 
@@ -35,53 +35,53 @@ def _shifted_right(x: Tensor, bits: int) -> Tensor:
 
 
 def scramble(x: Tensor) -> Tensor:
-    """The finaliser of splitmix64 on int64, which wraps around."""
+    """Apply the finaliser of splitmix64 to int64, which wraps around."""
     x = (x ^ _shifted_right(x, 30)) * FIRST
     x = (x ^ _shifted_right(x, 27)) * SECOND
     return x ^ _shifted_right(x, 31)
 
 
 class Dice:
-    """Random numbers of samples, a function of (seed, draw, view) and the lane alone; int64 ``draws`` (b,)."""
+    """Random numbers of samples: a function of seed, draw (int64 ``draws`` (b,)), view and lane alone."""
 
     def __init__(self, seed: int, view: int, draws: Tensor) -> None:
         self.keys = scramble(scramble(draws) + torch.tensor(seed_of(seed, view, SALT)) * GOLDEN)
 
     def key(self, lane: str) -> Tensor:
-        """int64 (b,), all 64 bits random."""
+        """Return int64 (b,), all 64 bits random."""
         return scramble(self.keys + torch.tensor(LANES[lane] + 1) * GOLDEN)
 
     def uniform(self, lane: str, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """float32 (b,) in [low, high)."""
-        return low + (high - low) * unit(self.key(lane))
+        """Return float32 (b,) in [low, high)."""
+        return low + (high - low) * to_unit(self.key(lane))
 
     def below(self, lane: str, chance: float) -> Tensor:
-        """int64 (n,): the samples that are hit."""
+        """Return int64 (n,): the samples whose number is below ``chance``."""
         return (self.uniform(lane) < chance).nonzero().flatten()
 
 
-def unit(bits: Tensor) -> Tensor:
-    """int64 -> float32 in [0, 1), from the upper 24 bits."""
+def to_unit(bits: Tensor) -> Tensor:
+    """Return float32 in [0, 1) from the upper 24 bits of int64."""
     return _shifted_right(bits, 40).float() * 2.0**-24
 
 
-def of_pixels(keys: Tensor, shape: Sequence[int]) -> Tensor:
-    """int64 (n,) keys -> (n, *shape), 64 random bits for each pixel."""
+def pixel_bits(keys: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return int64 (n, *shape) from keys (n,): 64 random bits for each pixel."""
     places = torch.arange(1, 1 + math.prod(shape), device=keys.device) * GOLDEN
     return scramble(keys[:, None] + places).view(-1, *shape)
 
 
 class DeviceAugment:
-    """uint8 (b, 3, S, S), or (b, V, 3, S, S), on any device -> the same, each sample augmented for itself.
+    """uint8 (b, 3, S, S), or (b, V, 3, S, S), on any device -> the same shape, each sample augmented by itself.
 
-    Does what `transforms.View` does after crop and RandAugment, with other random numbers of the same distributions.
+    It does the steps of `transforms.View` after crop and RandAugment, with the same distributions but other numbers.
     """
 
     def __init__(self, views: Sequence[Augment], seed: int) -> None:
         self.views, self.seed = tuple(views), seed
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """``draws`` int64 (b,) on the CPU, where what is to happen is decided: the device never waits for it."""
+        """Augment ``images``; ``draws`` int64 (b,) is on the CPU, which decides each change: the device never waits."""
         parts: list[Tensor] = []
         for some, their in zip(images.split(AT_ONCE), draws.split(AT_ONCE), strict=True):
             views = some.unsqueeze(1) if some.ndim == 4 else some
@@ -90,27 +90,27 @@ class DeviceAugment:
         return torch.cat(parts)
 
     def view(self, x: Tensor, draws: Tensor, number: int) -> Tensor:
-        """The view ``number`` of some samples, uint8 (n, 3, S, S)."""
+        """Return the view ``number`` of some samples, uint8 (n, 3, S, S)."""
         ops, dice = self.views[number], Dice(self.seed, number, draws)
         if ops.flip:
-            x = changed(x, dice.below("flip", ops.flip), mirrored)
+            x = change_some(x, dice.below("flip", ops.flip), mirror)
         if ops.shift:
-            x = shifted(x, *(dice.uniform(way, -ops.shift, ops.shift + 1).floor().long() for way in ("down", "right")))
+            x = shift(x, *(dice.uniform(way, -ops.shift, ops.shift + 1).floor().long() for way in ("down", "right")))
         if ops.jitter:
-            x = jittered(x, dice, ops.jitter)
+            x = jitter(x, dice, ops.jitter)
         if ops.grey:
-            x = changed(x, dice.below("grey", ops.grey), greyed)
+            x = change_some(x, dice.below("grey", ops.grey), to_grey)
         if ops.blur:
-            x = changed(x, dice.below("blur", ops.blur), blurred, dice.uniform("sigma", *SIGMA))
+            x = change_some(x, dice.below("blur", ops.blur), blur, dice.uniform("sigma", *SIGMA))
         if ops.noise:
-            x = noisy(x, dice.key("noise").to(x.device), ops.noise)
+            x = add_noise(x, dice.key("noise").to(x.device), ops.noise)
         if ops.erase:
-            x = erased(x, dice, ops.erase)
+            x = erase(x, dice, ops.erase)
         return x
 
 
-def changed(x: Tensor, which: Tensor, change: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
-    """``change`` of the samples ``which`` (n,); it gets each one's of ``numbers`` (b,) as (n, 1, 1, 1)."""
+def change_some(x: Tensor, which: Tensor, change: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
+    """Apply ``change`` to the samples ``which`` (n,), with their entries of ``numbers`` (b,) as (n, 1, 1, 1)."""
     if not len(which):
         return x
     own = [number[which].to(x.device, non_blocking=True)[:, None, None, None] for number in numbers]
@@ -118,16 +118,16 @@ def changed(x: Tensor, which: Tensor, change: Callable[..., Tensor], *numbers: T
     return x.index_copy(0, which, change(x[which], *own))
 
 
-def mirrored(x: Tensor) -> Tensor:
+def mirror(x: Tensor) -> Tensor:
     return x.flip(3)
 
 
-def greyed(x: Tensor) -> Tensor:
+def to_grey(x: Tensor) -> Tensor:
     return luma(x).to(torch.uint8).expand_as(x)
 
 
-def shifted(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Moved by pixels (b,), the edges repeated."""
+def shift(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """Move each sample ``down`` and ``right`` by pixels (b,); the edges are repeated."""
     side = x.shape[-1]
     places = torch.arange(side)
     rows, columns = ((places - by[:, None]).clamp(0, side - 1).to(x.device) for by in (down, right))  # (b, S)
@@ -136,44 +136,44 @@ def shifted(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
     )
 
 
-def jittered(x: Tensor, dice: Dice, strength: float) -> Tensor:
-    """Brightness, contrast, saturation and hue in an order of the sample's own, as torchvision's ColorJitter."""
+def jitter(x: Tensor, dice: Dice, strength: float) -> Tensor:
+    """Change brightness, contrast, saturation and hue in each sample's own order, as torchvision's ColorJitter."""
     hit = dice.uniform("jitter") < JITTERED
-    turn = torch.stack([dice.uniform(f"order {n}") for n in range(4)]).argsort(0)  # (4, b): what is done n-th
+    turn = torch.stack([dice.uniform(f"order {n}") for n in range(4)]).argsort(0)  # (4, b): the change done n-th
     low, hue = max(0.0, 1 - strength), min(strength / 4, 0.5)
     spans = {"brightness": (low, 1 + strength), "contrast": (low, 1 + strength), "saturation": (low, 1 + strength)}
     spans["hue"] = (-hue, hue)
     for now in turn:
         for number, (name, span) in enumerate(spans.items()):
             which = (hit & (now == number)).nonzero().flatten()
-            x = changed(x, which, COLOURS[name], dice.uniform(name, *span))
+            x = change_some(x, which, COLOURS[name], dice.uniform(name, *span))
     return x
 
 
 def luma(x: Tensor) -> Tensor:
-    """(n, 3, S, S) -> float32 (n, 1, S, S)."""
+    """Return the luma of (n, 3, S, S) as float32 (n, 1, S, S)."""
     red, green, blue = x.float().split(1, 1)
     return GREY[0] * red + GREY[1] * green + GREY[2] * blue
 
 
-def blended(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+def blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     return (x * factor + other * (1 - factor)).clamp(0, 255).to(torch.uint8)
 
 
-def brighter(x: Tensor, factor: Tensor) -> Tensor:
+def brighten(x: Tensor, factor: Tensor) -> Tensor:
     return (x * factor).clamp(0, 255).to(torch.uint8)
 
 
-def contrasted(x: Tensor, factor: Tensor) -> Tensor:
-    return blended(x, luma(x).floor().mean((1, 2, 3), keepdim=True), factor)
+def change_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    return blend(x, luma(x).floor().mean((1, 2, 3), keepdim=True), factor)
 
 
-def saturated(x: Tensor, factor: Tensor) -> Tensor:
-    return blended(x, luma(x).floor(), factor)
+def saturate(x: Tensor, factor: Tensor) -> Tensor:
+    return blend(x, luma(x).floor(), factor)
 
 
-def hued(x: Tensor, turn: Tensor) -> Tensor:
-    """The hue turned by a share of its circle, value and saturation kept."""
+def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn the hue by a share of its circle; value and saturation are kept."""
     x = x.float() / 255
     low, high = x.aminmax(dim=1, keepdim=True)
     span = high - low
@@ -189,11 +189,11 @@ def hued(x: Tensor, turn: Tensor) -> Tensor:
     return ((high - span * torch.minimum(k, 4 - k).clamp(0, 1)) * 255.999).to(torch.uint8)
 
 
-COLOURS = {"brightness": brighter, "contrast": contrasted, "saturation": saturated, "hue": hued}
+COLOURS = {"brightness": brighten, "contrast": change_contrast, "saturation": saturate, "hue": turn_hue}
 
 
-def blurred(x: Tensor, sigma: Tensor) -> Tensor:
-    """A Gaussian of each sample's ``sigma`` (n, 1, 1, 1), the edges mirrored; sums of shifts, the same in any batch."""
+def blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Blur by a Gaussian of ``sigma`` (n, 1, 1, 1), edges mirrored: as sums of shifts, which are equal in any batch."""
     size = x.shape[-1]
     kernel = blur_kernel(size)
     reach = (kernel - 1) / (2 * math.sqrt(2))
@@ -206,16 +206,16 @@ def blurred(x: Tensor, sigma: Tensor) -> Tensor:
     return wide.round().clamp(0, 255).to(torch.uint8)
 
 
-def noisy(x: Tensor, keys: Tensor, deviation: float) -> Tensor:
-    """Gaussian noise, of pixels in [0, 1]; the two halves of a pixel's bits by Box and Muller."""
-    bits = of_pixels(keys, x.shape[1:])
-    radius = (-2 * (1 - unit(bits)).log()).sqrt()
-    noise = radius * (2 * math.pi * unit(bits << 24)).cos()
+def add_noise(x: Tensor, keys: Tensor, deviation: float) -> Tensor:
+    """Add Gaussian noise (Box-Muller on the two halves of a pixel's bits); ``deviation`` is of pixels in [0, 1]."""
+    bits = pixel_bits(keys, x.shape[1:])
+    radius = (-2 * (1 - to_unit(bits)).log()).sqrt()
+    noise = radius * (2 * math.pi * to_unit(bits << 24)).cos()
     return (x + noise * (255 * deviation)).round().clamp(0, 255).to(torch.uint8)
 
 
-def erased(x: Tensor, dice: Dice, chance: float) -> Tensor:
-    """A rectangle of some samples becomes noise."""
+def erase(x: Tensor, dice: Dice, chance: float) -> Tensor:
+    """Fill a rectangle of some samples with noise."""
     size = x.shape[-1]
     area = size**2 * dice.uniform("area", *ERASED_AREA)
     ratio = dice.uniform("ratio", -ERASED_RATIO, ERASED_RATIO).exp()
@@ -226,7 +226,7 @@ def erased(x: Tensor, dice: Dice, chance: float) -> Tensor:
         rows = torch.arange(size, device=x.device)[:, None]
         columns = torch.arange(size, device=x.device)
         inside = (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)  # (n, 1, S, S)
-        noise = _shifted_right(of_pixels(keys.flatten(), some.shape[1:]), 56).to(torch.uint8)
+        noise = _shifted_right(pixel_bits(keys.flatten(), some.shape[1:]), 56).to(torch.uint8)
         return torch.where(inside, noise, some)
 
-    return changed(x, dice.below("erase", chance), fill, top, left, height, width, dice.key("fill"))
+    return change_some(x, dice.below("erase", chance), fill, top, left, height, width, dice.key("fill"))

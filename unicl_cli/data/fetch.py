@@ -1,7 +1,7 @@
-"""One URL in, its bytes or a named reason out: no private addresses, no endless answers, no proxies.
+"""A safe fetcher of URLs: it returns bytes or a named reason, and refuses private addresses and endless answers.
 
-Built on http.client, a connection a request, so that each look-up, address and redirect passes through this file.
-Threads share a Fetcher freely. What a server says of the content's type is ignored: decoding decides.
+It uses http.client with one connection per request and no proxies, so that this file checks each look-up, address
+and redirect. Threads may share a Fetcher. The server's content type is ignored: decoding decides.
 """
 
 from __future__ import annotations
@@ -28,19 +28,22 @@ RETRIED = frozenset(("timeout", "reset", "short_body", "dns", "http_408", "http_
     f"http_{status}" for status in range(500, 600)
 }
 LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
-"""Translated inside a network; Python's ``is_global`` and that of site-local addresses differ with its version."""
+"""Addresses that are translated inside a network; Python's ``is_global`` judges them differently by version."""
 NO_TRAINING = frozenset(("noai", "noimageai", "noindex", "noimageindex"))
 CARRIERS = tuple(ipaddress.ip_network(net) for net in ("64:ff9b::/96", "::ffff:0:0:0/96", "::/96"))
-"""IPv6 networks whose last 32 bits are an IPv4 address."""
+"""The IPv6 networks whose last 32 bits are an IPv4 address."""
 LITERAL = "/%:=&~+!$,;'@()*[]?"
 CHUNK = 1 << 16
 LONGEST_PAUSE = 60.0
-_look_ups = threading.BoundedSemaphore(16)  # resolvers answer with failures when they are flooded
+_look_ups = threading.BoundedSemaphore(16)  # resolvers fail when they are flooded
 
 
 class FetchError(Exception):
-    """``reason``: bad_url, private_address, dns, timeout, reset, refused, tls, http_404 …, too_many_redirects,
-    too_large, short_body, encoded or robots. ``pause``: the seconds that the server asked for before another try."""
+    """A URL that cannot be fetched.
+
+    ``reason``: bad_url, private_address, dns, timeout, reset, refused, tls, http_404 …, too_many_redirects, too_large,
+    short_body, encoded or robots. ``pause``: the seconds that the server asks for before another try.
+    """
 
     def __init__(self, reason: str, detail: str = "", pause: float | None = None) -> None:
         super().__init__(reason, detail)
@@ -51,29 +54,29 @@ class FetchError(Exception):
 
 
 class Fetcher(NamedTuple):
-    """``fetcher(url)`` gives the body of a 200 answer or raises FetchError; seconds and bytes are limits."""
+    """A function of a URL: it returns the body of a 200 answer or raises FetchError. Fields are limits."""
 
     allow_private: bool = False
-    """The only way past the address check."""
+    """Skip the check for private addresses."""
     robots: bool = True
     """Obey ``X-Robots-Tag: noai …``, as a corpus for training should."""
     max_bytes: int = 10_000_000
     connect: float = 5.0
     read: float = 10.0
-    """Longest silence."""
+    """Seconds of the longest silence."""
     total: float = 30.0
-    """Of one try, from look-up to last byte: a server that drips never falls silent."""
+    """Seconds of one try, from look-up to last byte: a server that drips is never silent."""
     redirects: int = 5
     retries: int = 2
     pause: float = 0.5
-    """Before the first retry; doubled each time, with jitter."""
+    """Seconds before the first retry; doubled each time, with jitter."""
     agent: str = f"unicl/{__version__}"
 
     def __call__(self, url: str) -> bytes:
         tries = 0
         while True:
             try:
-                return self.once(url)
+                return self.fetch_once(url)
             except FetchError as error:
                 if tries == self.retries or error.reason not in RETRIED:
                     raise
@@ -81,35 +84,35 @@ class Fetcher(NamedTuple):
                 time.sleep(min(max(wait, error.pause or 0), LONGEST_PAUSE))
             tries += 1
 
-    def once(self, url: str) -> bytes:
-        """One try, its redirects followed by hand and each of them checked like the first address."""
+    def fetch_once(self, url: str) -> bytes:
+        """Try once; each redirect is followed by hand and checked like the first address."""
         end = time.monotonic() + self.total
         for _ in range(self.redirects + 1):
-            parts = checked_url(url)
-            with failures(), self.answer(parts, end) as answer:
+            parts = parse_url(url)
+            with translate_errors(), self.open_answer(parts, end) as answer:
                 if answer.status not in REDIRECTS:
-                    return self.body(answer)
+                    return self.read_body(answer)
                 target = answer.getheader("Location")
             if not target:
-                raise FetchError(f"http_{answer.status}", "a redirect that leads nowhere")
+                raise FetchError(f"http_{answer.status}", "a redirect without a target")
             url = urljoin(url, target)
         raise FetchError("too_many_redirects", f"more than {self.redirects}")
 
     @contextmanager
-    def answer(self, parts: SplitResult, end: float) -> Generator[http.client.HTTPResponse]:
-        """The head of the answer, from an address that was checked: the name may resolve otherwise the next time."""
+    def open_answer(self, parts: SplitResult, end: float) -> Generator[http.client.HTTPResponse]:
+        """Open the answer from an address that was checked: the name may resolve differently the next time."""
         host, port = str(parts.hostname), parts.port or (443 if parts.scheme == "https" else 80)
         addresses = look_up(host, port)
         if not self.allow_private:
             for address in addresses:
                 check_public(address, host)
-        raw = self.socket(addresses, port, end)
+        raw = self.open_socket(addresses, port, end)
         try:
             if parts.scheme == "https":
                 raw.settimeout(max(min(self.connect, end - time.monotonic()), 0.001))
-                raw = tls().wrap_socket(raw, server_hostname=host)
+                raw = tls_context().wrap_socket(raw, server_hostname=host)
             connection = http.client.HTTPConnection(host, port)
-            connection.sock = Patient(raw, self.read, end)  # pyright: ignore[reportAttributeAccessIssue] - all it calls
+            connection.sock = DeadlineSocket(raw, self.read, end)  # pyright: ignore[reportAttributeAccessIssue] - it has all the methods http.client calls
             connection.putrequest("GET", target_of(parts), skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers(parts, host):
                 connection.putheader(name, value)
@@ -128,8 +131,8 @@ class Fetcher(NamedTuple):
             ("Connection", "close"),
         ]
 
-    def socket(self, addresses: list[str], port: int, end: float) -> socket.socket:
-        """A connection to the first address that takes one."""
+    def open_socket(self, addresses: list[str], port: int, end: float) -> socket.socket:
+        """Connect to the first address that accepts."""
         problem: OSError | None = None
         for address in addresses:
             left = end - time.monotonic()
@@ -141,11 +144,11 @@ class Fetcher(NamedTuple):
                 problem = error
         raise problem or TimeoutError("connecting")
 
-    def body(self, answer: http.client.HTTPResponse) -> bytes:
-        """Counted while it comes in: a chunked body has no length, and a length may lie."""
+    def read_body(self, answer: http.client.HTTPResponse) -> bytes:
+        """Read the body and count its bytes: a chunked body has no length, and a length may be wrong."""
         if answer.status != 200:
-            raise FetchError(f"http_{answer.status}", str(answer.reason), pause_of(answer))
-        if self.robots and NO_TRAINING & set(words(answer)):
+            raise FetchError(f"http_{answer.status}", str(answer.reason), retry_after(answer))
+        if self.robots and NO_TRAINING & set(robots_words(answer)):
             raise FetchError("robots", "the server asks not to use it (X-Robots-Tag)")
         if answer.getheader("Content-Encoding", "identity").lower() not in ("identity", ""):
             raise FetchError("encoded", str(answer.getheader("Content-Encoding")))
@@ -159,13 +162,13 @@ class Fetcher(NamedTuple):
             if size > self.max_bytes:
                 raise too_large
             parts.append(part)
-        if answer.length:  # http.client says nothing when the connection ends early
+        if answer.length:  # http.client raises nothing when the connection ends early
             raise FetchError("short_body", f"{answer.length} bytes are missing")
         return b"".join(parts)
 
 
-class Patient:
-    """What http.client needs of a socket, with a deadline for all of it: headers can drip too."""
+class DeadlineSocket:
+    """A socket for http.client with a deadline for the whole answer: headers can drip too."""
 
     def __init__(self, raw: socket.socket, read: float, end: float) -> None:
         self.raw, self.read, self.end = raw, read, end
@@ -176,10 +179,10 @@ class Patient:
 
     def makefile(self, mode: str) -> io.BufferedReader:
         del mode  # always "rb"
-        return io.BufferedReader(Reader(self))
+        return io.BufferedReader(DeadlineReader(self))
 
     def close(self) -> None:
-        """http.client does so before the body is read; the fetcher closes the socket itself."""
+        """Do nothing: http.client calls this before the body is read; the fetcher closes the socket itself."""
 
     def left(self) -> float:
         left = self.end - time.monotonic()
@@ -188,10 +191,10 @@ class Patient:
         return min(self.read, left)
 
 
-class Reader(io.RawIOBase):
-    """The bytes of a Patient."""
+class DeadlineReader(io.RawIOBase):
+    """A byte stream from a DeadlineSocket."""
 
-    def __init__(self, source: Patient) -> None:
+    def __init__(self, source: DeadlineSocket) -> None:
         super().__init__()
         self.source = source
 
@@ -204,8 +207,8 @@ class Reader(io.RawIOBase):
 
 
 @contextmanager
-def failures() -> Generator[None]:
-    """What sockets, TLS and http.client raise, as reasons."""
+def translate_errors() -> Generator[None]:
+    """Turn the errors of sockets, TLS and http.client into FetchError."""
     try:
         yield
     except TimeoutError as error:
@@ -223,12 +226,12 @@ def failures() -> Generator[None]:
 
 
 def target_of(parts: SplitResult) -> str:
-    """Path and query as they stand in the request; what is quoted already stays so."""
+    """Return path and query for the request; quoted characters stay quoted."""
     return quote(urlunsplit(("", "", parts.path or "/", parts.query, "")), safe=LITERAL)
 
 
-def checked_url(url: str) -> SplitResult:
-    """The parts of an http or https URL with a host and without a password."""
+def parse_url(url: str) -> SplitResult:
+    """Split an http or https URL. FetchError without a host, or with a password."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -243,7 +246,7 @@ def checked_url(url: str) -> SplitResult:
 
 @lru_cache(maxsize=4096)
 def look_up(host: str, port: int) -> list[str]:
-    """All addresses of a host, in the resolver's order; failures are not remembered."""
+    """Return all addresses of a host, in the resolver's order; failures are not cached."""
     try:
         with _look_ups:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -255,7 +258,7 @@ def look_up(host: str, port: int) -> list[str]:
 
 
 def check_public(address: str, host: str) -> None:
-    """One answer that is not public condemns the name, however an IPv4 address is dressed up as IPv6."""
+    """Raise FetchError for an address that is not public, also for an IPv4 address written as IPv6."""
     ip: Any = ipaddress.ip_address(address.split("%")[0])
     if ip.version == 6:
         inner = ip.ipv4_mapped or ip.sixtofour
@@ -268,18 +271,18 @@ def check_public(address: str, host: str) -> None:
 
 
 @cache
-def tls() -> ssl.SSLContext:
+def tls_context() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def words(answer: http.client.HTTPResponse) -> Iterator[str]:
-    """Of all X-Robots-Tag headers."""
+def robots_words(answer: http.client.HTTPResponse) -> Iterator[str]:
+    """Yield the words of all X-Robots-Tag headers."""
     for value in answer.headers.get_all("X-Robots-Tag", []):
         yield from (word.strip().lower() for word in value.split(","))
 
 
-def pause_of(answer: http.client.HTTPResponse) -> float | None:
-    """Retry-After, as seconds or as a date."""
+def retry_after(answer: http.client.HTTPResponse) -> float | None:
+    """Return the seconds of Retry-After, which may be a number or a date; None without one."""
     value = answer.getheader("Retry-After")
     if value is None:
         return None

@@ -1,8 +1,8 @@
-"""Draws to batches: chunks of rows that workers make, put together in the training process."""
+"""The loader: workers decode chunks of rows, and the training process joins them to batches."""
 
 import os
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -25,26 +25,37 @@ from unicl_cli.errors import UniclError
 from unicl_cli.launch.stopping import heeded
 
 CHUNK = 128
-"""Rows that a worker makes at once, at most: 19 MB at 224 pixels."""
+"""The most rows of a chunk, which one worker makes: 19 MB at 224 pixels."""
 LEAST_CHUNK = 16
 AHEAD = 512_000_000
-"""Bytes of images that the workers of a process keep ready, or on their way."""
+"""Bytes that all workers of a process together keep ready or are sending."""
 MOST_AHEAD = 16
-"""Chunks of each worker, however small they are."""
+"""The most chunks that a worker keeps ready, however small they are."""
 SHARED = Path("/dev/shm")
 
 
 class Chunk(NamedTuple):
-    """Neighbouring rows of a batch: their images, and each row's Drawn without its image."""
+    """Neighbouring rows of a batch: their images as one array, and the other fields of each row's Drawn by name."""
 
     images: Tensor | NDArray[np.uint8]
-    rows: list[tuple[Any, ...]]
+    rows: list[dict[str, Any]]
+
+
+def split_image(row: Drawn) -> tuple[Tensor, dict[str, Any]]:
+    """Return a sample's image, and its other fields by name."""
+    fields = row._asdict()
+    return fields.pop("image"), fields
+
+
+def attach_image(fields: Mapping[str, Any], image: Tensor) -> Drawn:
+    """Return the sample that ``split_image`` took apart, with ``image`` as its image."""
+    return Drawn(image=image, **fields)
 
 
 class Chunks(Dataset["Chunk | UniclError"]):
     """Chunks of a mix, addressed by the places of their rows.
 
-    Gives a UniclError back where the mix raises it: torch would bury its one line in a worker's traceback.
+    A UniclError that the mix raises is returned, not raised: torch would bury its one line in a worker's traceback.
     """
 
     def __init__(self, mix: Mix, *, shared: bool) -> None:
@@ -52,18 +63,17 @@ class Chunks(Dataset["Chunk | UniclError"]):
 
     def __getitem__(self, places: Sequence[At]) -> Chunk | UniclError:
         try:
-            drawn = [self.mix[at] for at in places]
+            pairs = [split_image(self.mix[at]) for at in places]
         except UniclError as error:
             return error
-        images = torch.stack([row.image for row in drawn])
-        rows = [(*row[:3], *row[4:]) for row in drawn]
-        return Chunk(shared_or_not(images) if self.shared else images.numpy(), rows)
+        images = torch.stack([image for image, _ in pairs])
+        return Chunk(share_images(images) if self.shared else images.numpy(), [fields for _, fields in pairs])
 
 
-def shared_or_not(images: Tensor) -> Tensor | NDArray[np.uint8]:
-    """In shared memory; where others have filled it meanwhile, an array, which a pipe takes.
+def share_images(images: Tensor) -> Tensor | NDArray[np.uint8]:
+    """Move images into shared memory; if it is full, return them as an array, which goes through a pipe.
 
-    Left to torch, the lack would be met in a thread of the worker, and the trainer would wait forever.
+    If torch moved them, it would fail in a thread of the worker, and the training process would wait forever.
     """
     try:
         return images.share_memory_()
@@ -72,7 +82,7 @@ def shared_or_not(images: Tensor) -> Tensor | NDArray[np.uint8]:
 
 
 class ChunkedDraws:
-    """The lists of ``draws``, each cut into chunks."""
+    """A sampler of chunks: the lists of ``draws``, each cut into pieces of ``size`` rows."""
 
     def __init__(self, draws: Draws, size: int) -> None:
         self.draws, self.size = draws, size
@@ -91,21 +101,21 @@ class ChunkedDraws:
 
 
 class Supply(NamedTuple):
-    """How workers hand over: chunks that each has ready, and whether by shared memory or by a pipe."""
+    """The way workers hand over their chunks: how many each keeps ready, by shared memory or by a pipe."""
 
     chunks: int
     shared: bool
 
 
 def chunk_rows(rows: int, workers: int) -> int:
-    """Rows of a chunk: all workers together make a batch of ``rows``, unless it is small."""
+    """Return the rows of a chunk: all workers make a batch of ``rows`` together, unless it is small."""
     return rows if workers == 0 else min(rows, CHUNK, max(LEAST_CHUNK, -(-rows // workers)))
 
 
-def supply(chunk: int, workers: int, free: int | None) -> Supply:
-    """For chunks of ``chunk`` bytes, with ``free`` bytes of shared memory for this process; None: no limit is known.
+def choose_supply(chunk: int, workers: int, free: int | None) -> Supply:
+    """Return the way for chunks of ``chunk`` bytes with ``free`` bytes of shared memory (None: no known limit).
 
-    Where it is too small (a container's 64 MB), images take a pipe, which copies them once more.
+    If that is too little (a container's 64 MB), images go through a pipe, which copies them once more.
     """
     ready = max(2, min(MOST_AHEAD, AHEAD // max(1, chunk * workers)))
     if free is None:
@@ -114,74 +124,77 @@ def supply(chunk: int, workers: int, free: int | None) -> Supply:
     return Supply(min(ready, fitting), shared=True) if fitting >= 2 else Supply(ready, shared=False)
 
 
-def shared_memory() -> int | None:
-    """Bytes of shared memory that this process may fill: its share of three quarters of what is free."""
+def free_shared_memory() -> int | None:
+    """Return the bytes of shared memory that this process may fill: its share of three quarters of the free ones."""
     if not SHARED.is_dir():
         return None
     found = os.statvfs(SHARED)
     return found.f_bavail * found.f_frsize * 3 // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def begin_worker(worker: int) -> None:
-    """Workers share the cores: each decodes on one. SIGTERM is blocked in them, and heeded if the trainer sent it."""
+def start_worker(worker: int) -> None:
+    """Set up a worker: it decodes on one core and obeys a SIGTERM only from the training process."""
     del worker
     torch.set_num_threads(1)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        Thread(target=end_when_told, daemon=True).start()
+        Thread(target=exit_on_sigterm, daemon=True).start()
 
 
-def end_when_told() -> None:
-    """Without it a trainer that ends by an exception would wait forever for workers that it cannot terminate."""
+def exit_on_sigterm() -> None:
+    """Leave this worker once the training process sends SIGTERM, which is blocked here.
+
+    Otherwise a training process that ends by an exception would wait forever for workers that it cannot terminate.
+    """
     trainer = parent_process()
     while trainer is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer.pid:
-        pass  # sent to the whole process group: the trainer answers it, and needs its workers until then
+        pass  # sent to the whole process group: the trainer handles it, and needs its workers until then
     os._exit(0)
 
 
 @contextmanager
-def stops_blocked() -> Generator[None]:
-    """Processes started inside never hear of a stop, which may reach a whole process group.
+def block_stop_signals() -> Generator[None]:
+    """Block stop signals in the processes that start inside: a signal may reach the whole process group.
 
-    The training process answers it at the end of its step, and needs its workers until then.
+    The training process handles the signal at the end of its step, and needs its workers until then.
     """
     stops = {signal.SIGTERM, *heeded()}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
     try:
-        resource_tracker.ensure_running()  # its process hears nothing either; it unblocks two of them in this one
+        resource_tracker.ensure_running()  # its process ignores them too; it unblocks two of them in this one
         signal.pthread_sigmask(signal.SIG_BLOCK, stops)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def chunks_of(mix: Mix, draws: Draws, workers: int) -> tuple[Iterator[Chunk | UniclError], int]:
-    """All chunks in order, and how many make a batch."""
+def load_chunks(mix: Mix, draws: Draws, workers: int) -> tuple[Iterator[Chunk | UniclError], int]:
+    """Start the workers; return all chunks in order, and how many make a batch."""
     rows = chunk_rows(draws.rows, workers)
-    way = supply(rows * mix.picture_bytes, workers, shared_memory()) if workers else Supply(0, shared=False)
+    way = choose_supply(rows * mix.row_bytes, workers, free_shared_memory()) if workers else Supply(0, shared=False)
     places = ChunkedDraws(draws, rows)
     loader = DataLoader(
         Chunks(mix, shared=way.shared),
         sampler=places,
         batch_size=None,
         num_workers=workers,
-        collate_fn=cast("Any", as_it_is),
+        collate_fn=cast("Any", keep_chunk),
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=way.chunks if workers else None,
-        worker_init_fn=begin_worker if workers else None,
+        worker_init_fn=start_worker if workers else None,
     )
-    with stops_blocked():
+    with block_stop_signals():
         return iter(loader), places.in_a_batch
 
 
-def as_it_is(chunk: Chunk | UniclError) -> Chunk | UniclError:
-    """In place of torch's conversion of arrays."""
+def keep_chunk(chunk: Chunk | UniclError) -> Chunk | UniclError:
+    """Return a chunk as it is: torch's own collate would convert its arrays."""
     return chunk
 
 
-def joined(chunks: Iterator[Chunk | UniclError], rows: int, *, pin_memory: bool) -> tuple[list[Drawn], Tensor]:
-    """The ``rows`` samples of some chunks and their images, each copied once at most; UniclError is raised."""
+def join_chunks(chunks: Iterator[Chunk | UniclError], rows: int, *, pin_memory: bool) -> tuple[list[Drawn], Tensor]:
+    """Return the ``rows`` samples of the chunks and their images, each copied at most once; raise their UniclError."""
     images = torch.empty(0)
-    lines: list[tuple[Any, ...]] = []
+    fields: list[dict[str, Any]] = []
     for chunk in chunks:
         if isinstance(chunk, UniclError):
             raise chunk
@@ -189,15 +202,15 @@ def joined(chunks: Iterator[Chunk | UniclError], rows: int, *, pin_memory: bool)
         if len(part) == rows and not pin_memory:
             images = part
         else:
-            if not lines:
+            if not fields:
                 images = torch.empty((rows, *part.shape[1:]), dtype=part.dtype, pin_memory=pin_memory)
-            images[len(lines) : len(lines) + len(part)] = part
-        lines += chunk.rows
-    return [Drawn._make((*line[:3], image, *line[3:])) for line, image in zip(lines, images, strict=True)], images
+            images[len(fields) : len(fields) + len(part)] = part
+        fields += chunk.rows
+    return [attach_image(of, image) for of, image in zip(fields, images, strict=True)], images
 
 
-def pinned(batch: Batch) -> Batch:
-    """What a copy to a GPU can be at work on while this process goes on; what is pinned already stays where it is."""
+def pin_batch(batch: Batch) -> Batch:
+    """Pin a batch, so that its copy to a GPU runs in the background; pinned tensors stay where they are."""
     extra = {name: x.pin_memory() for name, x in batch.extra.items()}
     return batch._replace(extra=extra, **{name: getattr(batch, name).pin_memory() for name in Batch._fields[:-1]})
 
@@ -213,26 +226,28 @@ def batches(
     workers: int,
     pin_memory: bool,
 ) -> Iterator[tuple[int, Batch]]:
-    """(step, Batch) for each step that ``draws`` covers; the same batches for any number of ``workers``.
+    """Yield (step, Batch) for each step that ``draws`` covers; the same batches for any number of ``workers``.
 
-    Workers decode; texts are told apart and tokenised, and hooks called, for the whole share in this process.
+    Workers decode images. This process tokenises the distinct texts and calls the hooks, once for the whole share.
+    Rows carry their media only if ``extra`` has a hook.
     """
-    chunks, in_a_batch = chunks_of(mix, draws, workers)
+    chunks, in_a_batch = load_chunks(mix.with_media() if extra else mix, draws, workers)
     together = partial(collate, tokenizer=tokenizer, caption_targets=caption_targets, extra=extra, distinct=distinct)
     for step in range(draws.start, draws.steps):
-        with worker_deaths():
-            drawn, images = joined(islice(chunks, in_a_batch), draws.rows, pin_memory=pin_memory)
+        with explain_worker_death():
+            drawn, images = join_chunks(islice(chunks, in_a_batch), draws.rows, pin_memory=pin_memory)
         batch = together(drawn, images)
-        yield step, pinned(batch) if pin_memory else batch
+        yield step, pin_batch(batch) if pin_memory else batch
 
 
 @contextmanager
-def worker_deaths() -> Generator[None]:
-    """A worker that the system has killed is one line."""
+def explain_worker_death() -> Generator[None]:
+    """Turn torch's error for a worker that the system has killed into one line."""
     try:
         yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         line = " ".join(str(error).split())
-        raise UniclError(f"a loader worker has ended: {line}", "short of memory? lower data.workers") from error
+        hint = "lower data.workers if memory is short"
+        raise UniclError(f"data.workers: a loader worker died: {line}", hint) from error

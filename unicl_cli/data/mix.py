@@ -1,4 +1,4 @@
-"""From a mix of corpora to samples: which rows, which text of a row, which view, all derived from the step."""
+"""A mix of corpora as samples: the rows of a step, and each row's text and views, all derived from the step."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,11 +17,11 @@ from unicl_cli.data.transforms import TrainTransform
 
 LABELS = "labels"
 At = tuple[int, int, int, int]
-"""Where a sample is: strand, row of the strand, step, draw."""
+"""Place of a sample: strand, row of the strand, step, draw."""
 
 
-class Texts(NamedTuple):
-    """How a row gets its text. ``labelled``: prompt | caption | mixed, for rows that have a label and captions."""
+class TextChoice(NamedTuple):
+    """Options for a row's text. ``labelled`` (prompt | caption | mixed) is for rows with both a label and captions."""
 
     labelled: str
     class_names: str  # first | uniform
@@ -29,7 +29,7 @@ class Texts(NamedTuple):
 
 
 class Strand(NamedTuple):
-    """The rows of one kind of one corpus: a part of the mix. ``first`` is the number of its row 0 in the whole mix."""
+    """A part of the mix: the rows of one kind of one corpus. ``first`` is the number of its row 0 in the whole mix."""
 
     table: Table
     kind: str
@@ -47,10 +47,10 @@ class Strand(NamedTuple):
         return int(self.group_sizes.sum())
 
 
-def selected(table: Table, fraction: float, limit: int | None) -> NDArray[np.int64] | None:
-    """Rows that take part, None for all: those whose key's hash lies under ``fraction``, the first ``limit`` of them.
+def select_rows(table: Table, fraction: float, limit: int | None) -> NDArray[np.int64] | None:
+    """Return the rows to use (None: all): those whose key's hash is below ``fraction``, at most ``limit`` of them.
 
-    By hash of the key, so that a larger fraction holds the smaller one and no order of files matters.
+    Because of the hash, a larger fraction contains every smaller one, and the order of the files does not matter.
     """
     if fraction >= 1 and (limit is None or limit >= len(table)):
         return None
@@ -62,8 +62,8 @@ def selected(table: Table, fraction: float, limit: int | None) -> NDArray[np.int
     return rows[:limit]
 
 
-def group_sizes(table: Table, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """How many of ``rows`` lie in each row group, empty groups left out."""
+def count_by_group(table: Table, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """Count ``rows`` in each row group; empty groups are left out."""
     if rows is None:
         return table.group_sizes
     ends = np.cumsum(table.group_sizes)
@@ -71,8 +71,8 @@ def group_sizes(table: Table, rows: NDArray[np.int64] | None) -> NDArray[np.int6
     return counts[counts > 0]
 
 
-def present(strands: Sequence[Strand]) -> set[int]:
-    """Classes of the mix that have a row; a corpus may name classes of which it holds none."""
+def classes_with_rows(strands: Sequence[Strand]) -> set[int]:
+    """Return the classes of the mix that have a row; a corpus may also name classes without rows."""
     met: set[int] = set()
     for strand in strands:
         labels = strand.table.column("label").to_numpy()
@@ -92,37 +92,47 @@ def strands_of(
     fraction: float,
     limit: int | None,
 ) -> list[Strand]:
-    """One strand for each kind that the split of the corpus has; ``fraction`` and ``limit`` count within a kind."""
+    """Return one strand for each kind in a corpus's split; ``fraction`` and ``limit`` count within a kind."""
     names = tuple(c.names for c in corpus.classes)
     strands: list[Strand] = []
     for kind in corpus.kinds(split):
         table = corpus.table(split, kind)
-        rows = selected(table, fraction, limit)
-        sizes = group_sizes(table, rows)
+        rows = select_rows(table, fraction, limit)
+        sizes = count_by_group(table, rows)
         strands.append(Strand(table, kind, weight, rows, sizes, labels, names, templates, transform, 0))
     return [s for s in strands if s.size]
 
 
 class Mix:
-    """All strands of a training, addressed by At; picklable for spawned workers."""
+    """All strands of a training, addressed by At; picklable for spawned workers.
 
-    def __init__(self, strands: Sequence[Strand], texts: Texts) -> None:
+    Unless ``media`` is set, samples have no media and the corpora's media are not read from the disk.
+    """
+
+    def __init__(self, strands: Sequence[Strand], texts: TextChoice, *, media: bool = False) -> None:
         firsts = np.cumsum([0, *(s.size for s in strands)])
         self.strands = [s._replace(first=int(n)) for s, n in zip(strands, firsts[:-1], strict=True)]
-        self.texts = texts
+        self.texts, self.media = texts, media
+
+    def with_media(self) -> "Mix":
+        """Return the same mix, whose samples carry the media of their rows."""
+        return Mix(self.strands, self.texts, media=True)
 
     def __len__(self) -> int:
         return sum(s.size for s in self.strands)
 
     @property
-    def picture_bytes(self) -> int:
-        """Of the views of one row."""
-        return self.strands[0].transform.nbytes
+    def row_bytes(self) -> int:
+        """The bytes of one row in memory: its views, and the mean size of its media where they are read."""
+        views = self.strands[0].transform.nbytes
+        if not self.media:
+            return views
+        return views + math.ceil(max(strand.table.media_bytes() for strand in self.strands))
 
     def __getitem__(self, at: At) -> Drawn:
         number, row, step, draw = at
         strand = self.strands[number]
-        sample = strand.table.read(row if strand.rows is None else int(strand.rows[row]))
+        sample = strand.table.read(row if strand.rows is None else int(strand.rows[row]), media=self.media)
         text, text_hash = self.text(strand, sample, step, strand.first + row)
         return Drawn(
             row=strand.first + row,
@@ -132,11 +142,11 @@ class Mix:
             label=NO_LABEL if sample.label == NO_LABEL else int(strand.labels[sample.label]),
             text=text,
             text_hash=text_hash,
-            media={},
+            media=sample.media,
         )
 
     def text(self, strand: Strand, sample: Sample, step: int, row: int) -> tuple[str | None, int]:
-        """The row's text in this step and its hash (0 for a prompt): a function of (seed, step, row)."""
+        """Return the row's text in this step and its hash (0 for a prompt), a function of (seed, step, row)."""
         words = np.random.SeedSequence((self.texts.seed, step, row)).generate_state(4)
         coin, pick, name = int(words[0] & 1), int(words[1]), int(words[2])
         captions = bool(sample.texts)
@@ -152,7 +162,7 @@ class Mix:
         return fill(strand.templates[pick % len(strand.templates)], chosen), 0
 
     def all_texts(self, limit: int = 1_000_000) -> Iterator[str]:
-        """The texts that training can draw, for a tokenizer: every prompt once, up to ``limit`` captions a strand."""
+        """Yield the texts that training can draw: each prompt once, and at most ``limit`` captions per strand."""
         for strand in self.strands:
             if strand.kind == LABELS:
                 yield from (fill(t, n) for names in strand.names for n in names for t in strand.templates)
@@ -163,20 +173,20 @@ class Mix:
                     yield from texts
 
 
-def label_share(strands: Sequence[Strand], wanted: float | str) -> Fraction:
-    """The share of label rows: ``auto`` is half where there are both kinds."""
+def label_share(strands: Sequence[Strand], share: float | str) -> Fraction:
+    """Return the share of label rows; ``auto`` is one half if there are also other rows."""
     labelled = [s.kind == LABELS for s in strands]
     if all(labelled) or not any(labelled):
         return Fraction(int(all(labelled)))
-    return Fraction(1, 2) if wanted == "auto" else Fraction(str(wanted))
+    return Fraction(1, 2) if share == "auto" else Fraction(str(share))
 
 
 def order_of(
     strands: Sequence[Strand], *, labels: float | str, by: str, batch_size: int, seed: int
 ) -> Mixture | Alternation:
-    """The order of a training. Within label rows, and within the others, a strand's share is weight × rows.
+    """Return the order of a training. Among label rows, and among the others, a strand's share is weight × rows.
 
-    ``by`` sample: each batch holds the share; step: that share of the steps is all labels.
+    ``labels`` is the share of label rows: with ``by`` sample in each batch, with step as whole steps of label rows.
     """
     share_of_labels = label_share(strands, labels)
     streams = [Stream(s.group_sizes, f"{seed}/{n}") for n, s in enumerate(strands)]
@@ -202,14 +212,14 @@ def order_of(
 
 
 class Draws:
-    """A batch sampler that begins at any step: one list a step, this rank's share."""
+    """A batch sampler that can start at any step: for each step, the list of this rank's places."""
 
     def __init__(self, order: Mixture | Alternation, start: int, steps: int, rank: int, world: int) -> None:
         self.order, self.start, self.steps, self.rank, self.world = order, start, steps, rank, world
 
     @property
     def rows(self) -> int:
-        """Of each list."""
+        """The length of each list."""
         return self.order.batch_size // self.world
 
     def __len__(self) -> int:

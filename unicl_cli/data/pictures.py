@@ -1,4 +1,4 @@
-"""Encoded images in, RGB pixels out: the one place where an image file is opened, judged and shrunk."""
+"""Decoder of image files to RGB: the only place where they are opened, checked and shrunk."""
 
 import io
 import logging
@@ -11,35 +11,35 @@ from typing import NamedTuple
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
-"""Refused from the header alone above this: 192 MB as RGB."""
+"""An image with more pixels is refused from its header alone: 192 MB as RGB."""
 MAX_BYTES = 8 * MAX_PIXELS
-"""No image of so many pixels is larger as a file: 16 bits in four channels, not compressed."""
+"""The largest file with MAX_PIXELS: 16 bits in four channels, not compressed."""
 QUALITY = 90
 LONGEST_SIDE = 65_500
-"""Of a JPEG."""
+"""Pixels of the longest side that a JPEG can have."""
 SUFFIXES = frozenset(
     (
         *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "gif", "webp", "bmp", "dib", "tif", "tiff", "avif"),
         *("ppm", "pgm", "pbm", "pnm", "jp2", "tga", "ico", "heic", "heif", "svg"),
     )
 )
-"""Of files that are taken for images: those that cannot be read are rejected by name, not overlooked."""
+"""Suffixes of image files: a file that cannot be read is rejected by name, never silently skipped."""
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
-"""What Pillow may try: others run programs (EPS calls Ghostscript) or are no images."""
+"""The formats that Pillow may try: others run programs (EPS calls Ghostscript) or are not images."""
 _ANIMATED = frozenset(("GIF", "WEBP", "PNG", "AVIF"))
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
-_UNREAD = (b"%!PS", b"%PDF", b"8BPS", b"\x1f\x8b", b"\xc5\xd0\xd3\xc6")
-"""Starts of PostScript, PDF, Photoshop, gzip (SVGZ) and EPS files."""
+_UNSUPPORTED_STARTS = (b"%!PS", b"%PDF", b"8BPS", b"\x1f\x8b", b"\xc5\xd0\xd3\xc6")
+"""First bytes of PostScript, PDF, Photoshop, gzip (SVGZ) and EPS files."""
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"))
 
-# Pillow warns of large headers and odd metadata on stderr; what matters becomes a reason. A filter in the functions
-# would not do: filters are the process's, and images are decoded in threads.
+# Pillow warns of large headers and odd metadata on stderr; what matters becomes a reason. Filters inside the functions
+# would not work: they belong to the whole process, and images are decoded in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-class PictureError(ValueError):
+class ImageError(ValueError):
     """An image that cannot be used.
 
     ``reason`` is empty, not_image, unsupported_format, bomb, too_small, truncated or broken.
@@ -55,7 +55,7 @@ class PictureError(ValueError):
 
 
 class Examined(NamedTuple):
-    """What a corpus stores of an image: ``width, height`` as stored and upright, ``phash`` signed 64 bits."""
+    """An image as a corpus stores it: ``width`` and ``height`` are upright, ``phash`` has 64 bits, signed."""
 
     data: bytes
     width: int
@@ -65,68 +65,71 @@ class Examined(NamedTuple):
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of an image's file. FileNotFoundError; PictureError for what is no file, or far too large for one."""
+    """Read an image file. FileNotFoundError; ImageError if it is not a regular file or far too large for an image."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise PictureError("read_error", f"{path} is no regular file")  # a pipe would never end
+        raise ImageError("read_error", f"{path} is not a regular file")  # a pipe would never end
     if found.st_size > MAX_BYTES:
-        raise PictureError("bomb", f"{path} has {found.st_size} bytes")
+        raise ImageError("bomb", f"{path} has {found.st_size} bytes")
     return path.read_bytes()
 
 
 def decode(data: bytes) -> Image.Image:
-    """RGB, EXIF orientation applied, alpha on white, 16 bits scaled to 8, first frame only; raises PictureError."""
-    image = opened(data)
+    """Decode the first frame to RGB: EXIF orientation applied, alpha on white, 16 bits scaled to 8. ImageError."""
+    image = open_image(data)
     return _finish(image)
 
 
 def examine(data: bytes, size: int | None, min_side: int = 0) -> Examined:
-    """Decode once; keep ``data`` itself unless the short side is above ``size`` pixels.
+    """Decode an image once; keep its bytes unless its short side is above ``size`` pixels (then: a smaller JPEG).
 
-    PictureError also if the short side is below ``min_side``.
+    ImageError as ``decode``, and if the short side is below ``min_side``.
     """
-    image = opened(data)
+    image = open_image(data)
     if min(image.size) < min_side:
-        raise PictureError("too_small", f"{image.width} x {image.height} pixels")
+        raise ImageError("too_small", f"{image.width} x {image.height} pixels")
     animated = image.format in _ANIMATED and bool(getattr(image, "is_animated", False))
     if size is None or min(image.size) <= size:
         pixels = _finish(image)
     else:
         image.draft("RGB", (size, size))  # libjpeg then decodes at 1/2, 1/4 or 1/8, never below the size
-        pixels = _shrunk(_finish(image), size)
+        pixels = _shrink(_finish(image), size)
         if max(pixels.size) > LONGEST_SIDE:
-            raise PictureError("unsupported_format", f"{pixels.width} x {pixels.height} pixels: too long for a JPEG")
-        data = _jpeg(pixels)
+            raise ImageError("unsupported_format", f"{pixels.width} x {pixels.height} pixels: too long for a JPEG")
+        data = _encode_jpeg(pixels)
     return Examined(data, pixels.width, pixels.height, difference_hash(pixels), animated)
 
 
 def difference_hash(image: Image.Image) -> int:
-    """64 bits, signed: is each of 8 x 8 cells darker than its right neighbour? Near images differ in few bits."""
+    """Return 64 bits, signed: 1 for each of 8 x 8 cells that is darker than its right neighbour.
+
+    Similar images differ in few bits.
+    """
     cells = image.convert("L").resize((9, 8), Image.Resampling.BOX).tobytes()
     bits = [cells[row * 9 + column] < cells[row * 9 + column + 1] for row in range(8) for column in range(8)]
     value = int("".join("1" if bit else "0" for bit in bits), 2)
     return value - (1 << 64) if value >> 63 else value
 
 
-def opened(data: bytes) -> Image.Image:
-    """An image whose header has been read and judged, its pixels not yet. PictureError as ``decode``."""
+def open_image(data: bytes) -> Image.Image:
+    """Open an image: its header is read and checked, its pixels are not. ImageError as ``decode``."""
     if not data:
-        raise PictureError("empty")
+        raise ImageError("empty")
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
-        raise PictureError("bomb", str(error)) from error
+        raise ImageError("bomb", str(error)) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, MemoryError, ...
         known = isinstance(error, UnidentifiedImageError)  # its text is an address in memory
-        raise PictureError(_unopened(data, error), "" if known else _line(error)) from error
+        raise ImageError(_refusal_reason(data, error), "" if known else _one_line(error)) from error
     if image.width * image.height > MAX_PIXELS:
-        raise PictureError("bomb", f"{image.width} x {image.height} pixels")
+        raise ImageError("bomb", f"{image.width} x {image.height} pixels")
     return image
 
 
-def _unopened(data: bytes, error: Exception) -> str:
+def _refusal_reason(data: bytes, error: Exception) -> str:
     brand = data[8:12] if data[4:8] == b"ftyp" else b""
-    if data.startswith(_UNREAD) or b"<svg" in data[:1024].lower() or brand in _HEIF_BRANDS:
+    if data.startswith(_UNSUPPORTED_STARTS) or b"<svg" in data[:1024].lower() or brand in _HEIF_BRANDS:
         return "unsupported_format"
     riff = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
     if riff and int.from_bytes(data[4:8], "little") + 8 > len(data):
@@ -140,11 +143,11 @@ def _finish(image: Image.Image) -> Image.Image:
     try:
         image.load()
     except Exception as error:
-        raise PictureError("truncated" if _is_cut(error) else "broken", _line(error)) from error
+        raise ImageError("truncated" if _is_cut(error) else "broken", _one_line(error)) from error
     try:
-        return _rgb(_upright(image))
+        return _to_rgb(_turn_upright(image))
     except Exception as error:
-        raise PictureError("broken", _line(error)) from error
+        raise ImageError("broken", _one_line(error)) from error
 
 
 def _is_cut(error: Exception) -> bool:
@@ -152,7 +155,7 @@ def _is_cut(error: Exception) -> bool:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's 1 to 8; 1 where nothing, or nothing sound, says otherwise."""
+    """Return the EXIF orientation, 1 to 8; 1 if there is none or it is not valid."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # a corrupt EXIF block is never fatal: the pixels are there  # noqa: BLE001
@@ -160,26 +163,26 @@ def orientation(image: Image.Image) -> int:
     return found if found in range(1, 9) else 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn_upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # a corrupt EXIF block is never fatal: the pixels are there  # noqa: BLE001
         return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return _eight_bits(image).convert("RGB")
+        return _to_eight_bits(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     if image.mode in ("CMYK", "LAB"):
-        return _from_profile(image)
+        return _convert_profile(image)
     return image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _to_eight_bits(image: Image.Image) -> Image.Image:
     import numpy as np
 
     values = np.asarray(image, np.float64)
@@ -190,7 +193,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
 
-def _from_profile(image: Image.Image) -> Image.Image:
+def _convert_profile(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     if profile:
         try:
@@ -203,17 +206,17 @@ def _from_profile(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _shrunk(image: Image.Image, size: int) -> Image.Image:
+def _shrink(image: Image.Image, size: int) -> Image.Image:
     short = min(image.size)
     width, height = (max(1, round(side * size / short)) for side in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
-def _jpeg(image: Image.Image) -> bytes:
+def _encode_jpeg(image: Image.Image) -> bytes:
     out = io.BytesIO()
     image.save(out, "JPEG", quality=QUALITY, subsampling="4:2:0")
     return out.getvalue()
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,4 +1,4 @@
-"""Captions: cleaned, judged and hashed."""
+"""Cleaning, checks and hashes of captions."""
 
 import hashlib
 import html
@@ -6,9 +6,9 @@ import re
 import unicodedata
 
 LONGEST = 2000
-"""Characters; longer texts are pages, not captions."""
+"""The most characters of a caption; longer texts are whole pages."""
 ROUNDS = 4
-"""Entities are often escaped twice or three times; more layers than this are no accident."""
+"""The most layers of escaped entities that are resolved; two or three are common."""
 _TAG = re.compile(r"<[^<]+?>")
 _FILE_NAME = re.compile(r"(img|dsc|dscn|image|p\d+)[\W_]*\d+(\.\w+)?", re.IGNORECASE)
 _INVISIBLE = frozenset(("Cf", "Cs", "Co", "Cn"))  # zero-width, BOM, lone surrogates, private use
@@ -16,44 +16,44 @@ _KEPT = frozenset("\u200c\u200d")  # joiners: they carry meaning in Persian, Ind
 
 
 def clean(text: str) -> str:
-    """NFC, entities resolved, tags and invisible characters dropped, white space collapsed; case is kept.
+    """Clean a text: NFC, entities resolved, tags and invisible characters dropped, white space collapsed; case kept.
 
-    Cleaning twice changes nothing: what is left after ``ROUNDS`` rounds loses its ``&`` and ``<``.
+    Cleaning twice changes nothing: a text that still changes after ``ROUNDS`` rounds loses its ``&`` and ``<``.
     """
     for _ in range(ROUNDS):
-        cleaned = _once(text)
+        cleaned = _clean_once(text)
         if cleaned == text:
             return text
         text = cleaned
-    return _once(text.replace("&", " ").replace("<", " "))
+    return _clean_once(text.replace("&", " ").replace("<", " "))
 
 
-def bad_text(text: str) -> bool:
-    """Whether a cleaned text says nothing: fewer than two letters, far too long, or a camera's file name."""
+def is_bad_text(text: str) -> bool:
+    """True if a cleaned text is not a caption: fewer than two letters, far too long, or a camera's file name."""
     letters = sum(c.isalpha() for c in text[:LONGEST])
     return letters < 2 or len(text) > LONGEST or _FILE_NAME.fullmatch(text) is not None
 
 
-def raw(text: str) -> str:
-    """The text as it came, less what UTF-8 cannot hold."""
+def replace_surrogates(text: str) -> str:
+    """Return the text with a question mark for each character that UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def text_hash(text: str) -> int:
-    """62 bits, equal for texts that differ in case, white space, Unicode form or a final period only."""
+    """Return 62 bits, equal for texts that differ only in case, white space, Unicode form or a final period."""
     plain = " ".join(unicodedata.normalize("NFC", text).lower().split()).removesuffix(".").rstrip()
     digest = hashlib.blake2b(plain.encode("utf-8", "replace"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 2
 
 
-def _once(text: str) -> str:
+def _clean_once(text: str) -> str:
     text = html.unescape(text).replace("<PERSON>", "person")
     text = _TAG.sub(" ", text)
-    text = unicodedata.normalize("NFC", "".join(_visible(c) for c in text))
+    text = unicodedata.normalize("NFC", "".join(_replace_invisible(c) for c in text))
     return " ".join(text.split())
 
 
-def _visible(c: str) -> str:
+def _replace_invisible(c: str) -> str:
     category = unicodedata.category(c)
     if category == "Cc":
         return " "

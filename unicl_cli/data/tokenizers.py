@@ -1,4 +1,4 @@
-"""Texts to token ids: CLIP's BPE, one fitted on the corpus, one token a class, or a file of `tokenizers`."""
+"""Tokenizers: CLIP's BPE, a BPE fitted on the corpus, one token per class, or a file of `tokenizers`."""
 
 import gzip
 import html
@@ -23,28 +23,28 @@ ENDS = (END, "<|endoftext|>", "</s>", "[SEP]", "<eos>")
 PADS = (PAD, "[PAD]", "<|pad|>")
 CORPUS_VOCABULARY = 8192
 REMEMBERED = 65_536
-"""Texts whose ids a tokenizer keeps: some 20 MB."""
+"""The most texts whose ids a tokenizer keeps: about 20 MB."""
 Ids = NDArray[np.int32]
 CLIP_WORDS = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def clip_clean(text: str) -> str:
-    """CLIP's cleaning before its BPE: mojibake, HTML entities, white space, lower case."""
+    """Clean a text as CLIP does before its BPE: mojibake, HTML entities, white space, lower case."""
     if not (text.isascii() and text.isprintable() and "&" not in text):  # nothing to fix in plain ASCII
-        import ftfy  # comes with open_clip; only texts beyond ASCII pay for it
+        import ftfy  # comes with open_clip; imported only for texts beyond ASCII
 
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
 
 
 class TextTokenizer:
-    """int64 (n, longest) ids, cut to ``context_length`` with the end-of-text token kept, padded with ``pad_id``."""
+    """Texts -> int64 (n, longest) ids, cut to ``context_length`` with the end-of-text token kept, ``pad_id`` behind."""
 
     def __init__(self, library: Library, context_length: int, *, clean: bool) -> None:
         frame = library.num_special_tokens_to_add(is_pair=False)
         if context_length <= frame:
             raise UniclError(
-                f"context_length {context_length} leaves no room beside the {frame} special tokens of each text",
+                f"model.context_length: {context_length} leaves no room beside the {frame} special tokens of each text",
                 f"set model.context_length to {frame + 1} or more",
             )
         self.library, self.context_length, self.clean = library, context_length, clean
@@ -52,7 +52,7 @@ class TextTokenizer:
         self.vocab_size = max(vocabulary.values()) + 1
         self.eot_id = next((vocabulary[name] for name in ENDS if name in vocabulary), self.vocab_size - 1)
         self.pad_id = next((vocabulary[name] for name in PADS if name in vocabulary), 0)
-        # a table of whole texts knows no others; the library would raise a plain Exception
+        # a table of whole texts has no token for others; the library would raise a plain Exception
         table = isinstance(library.model, models.WordLevel) and library.pre_tokenizer is None
         self.known = frozenset(vocabulary) if table else None
         self._seen: dict[str, Ids] = {}
@@ -63,23 +63,23 @@ class TextTokenizer:
         unknown = [] if self.known is None else [text for text in texts if text not in self.known]
         if unknown:
             raise UniclError(
-                f"the tokenizer knows no token of '{unknown[0]}'",
-                "a model with one vector a class (tokenizer: classes) can only be asked for its own classes",
+                f"the tokenizer has no token for '{unknown[0]}'",
+                "use the model's own class names: with `tokenizer: classes` it has one vector per class and no others",
             )
-        rows = self._remembered(texts)
+        rows = self._ids_of(texts)
         padded = np.full((len(rows), max(map(len, rows))), self.pad_id, np.int64)
         for place, row in zip(padded, rows, strict=True):
             place[: len(row)] = row
         return torch.from_numpy(padded)
 
-    def _remembered(self, texts: Sequence[str]) -> list[Ids]:
-        """The ids of each text, encoded if it has not been lately: prompts come back in every step."""
+    def _ids_of(self, texts: Sequence[str]) -> list[Ids]:
+        """Return the ids of each text, from memory where possible: prompts come back in every step."""
         found = {text: self._seen.get(text) for text in texts}
         new = [text for text, ids in found.items() if ids is None]
         if new:
             if len(self._seen) + len(new) > REMEMBERED:
                 self._seen.clear()
-            fresh = {text: np.array(e.ids, np.int32) for text, e in zip(new, self._encoded(new), strict=True)}
+            fresh = {text: np.array(e.ids, np.int32) for text, e in zip(new, self._encode(new), strict=True)}
             self._seen |= fresh
             found |= fresh
         return [cast("Ids", found[text]) for text in texts]
@@ -88,22 +88,22 @@ class TextTokenizer:
         return {**self.__dict__, "_seen": {}}
 
     def cuts(self, texts: Sequence[str]) -> int:
-        """How many of the texts are longer than ``context_length``."""
-        return sum(bool(e.overflowing) for e in self._encoded(texts))
+        """Count the texts that are longer than ``context_length``."""
+        return sum(bool(e.overflowing) for e in self._encode(texts))
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text with the special ones, at most ``context_length``."""
-        return [len(e.ids) for e in self._encoded(texts)]
+        """Count the tokens of each text, with the special ones: at most ``context_length``."""
+        return [len(e.ids) for e in self._encode(texts)]
 
-    def _encoded(self, texts: Sequence[str]) -> Sequence[Encoding]:
-        self.library.encode_special_tokens = True  # as plain text; neither a file nor a pickle keeps this setting
+    def _encode(self, texts: Sequence[str]) -> Sequence[Encoding]:
+        self.library.encode_special_tokens = True  # as plain text; neither files nor pickles keep this setting
         return self.library.encode_batch_fast([clip_clean(t) if self.clean else t for t in texts])
 
     def save(self, path: Path) -> None:
         self.library.save(str(path))
 
 
-def _framed(library: Library, start: int, end: int) -> Library:
+def _add_ends(library: Library, start: int, end: int) -> Library:
     library.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}", special_tokens=[(START, start), (END, end)]
     )
@@ -111,9 +111,9 @@ def _framed(library: Library, start: int, end: int) -> Library:
 
 
 def clip_tokenizer(context_length: int = 77) -> TextTokenizer:
-    """CLIP's BPE from the merges that open_clip ships, on the `tokenizers` library: the same ids, twice as fast.
+    """Build CLIP's BPE from open_clip's merges on the `tokenizers` library: the same ids, twice as fast.
 
-    Literal special tokens inside a caption stay text, so that no caption can end another's.
+    Special tokens that are spelled out in a caption stay plain text, so that a caption cannot end itself.
     """
     packed = files("open_clip").joinpath("bpe_simple_vocab_16e6.txt.gz").read_bytes()
     lines = gzip.decompress(packed).decode().split("\n")[1:48895]
@@ -129,11 +129,11 @@ def clip_tokenizer(context_length: int = 77) -> TextTokenizer:
         pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])  # fmt: skip
-    return TextTokenizer(_framed(library, vocabulary[START], vocabulary[END]), context_length, clean=True)
+    return TextTokenizer(_add_ends(library, vocabulary[START], vocabulary[END]), context_length, clean=True)
 
 
 def corpus_tokenizer(texts: Iterable[str], context_length: int) -> TextTokenizer:
-    """Byte-level BPE fitted on the texts of a mix, lower-cased: the same texts in the same order give the same ids."""
+    """Fit a lower-cased byte-level BPE on the texts of a mix; the same texts in the same order give the same ids."""
     library = Library(models.BPE())
     library.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -145,36 +145,36 @@ def corpus_tokenizer(texts: Iterable[str], context_length: int) -> TextTokenizer
         show_progress=False,
     )
     library.train_from_iterator(texts, trainer)
-    return TextTokenizer(_framed(library, 1, 2), context_length, clean=False)
+    return TextTokenizer(_add_ends(library, 1, 2), context_length, clean=False)
 
 
 def class_tokenizer(names: Sequence[str]) -> TextTokenizer:
-    """One token a class name, its number the class's: for text towers that are a table of classes."""
+    """Build a tokenizer with one token per class name, its number the class: for towers that are a table of classes."""
     vocabulary: dict[str, int] = {}
     for number, name in enumerate(names):
         if name in vocabulary:
             raise UniclError(
-                f"two classes are both called '{name}'",
-                "one vector a class needs distinct names: rename one, or use another text tower",
+                f"model.tokenizer: classes: two classes are both called '{name}'",
+                "rename one of them, or use another tokenizer and text tower: here each name has one vector",
             )
         vocabulary[name] = number
     return TextTokenizer(Library(models.WordLevel(vocabulary, unk_token="")), 1, clean=False)
 
 
 def load_tokenizer(path: Path, context_length: int, *, clean: bool = False) -> TextTokenizer:
-    """A `tokenizer.json` of the `tokenizers` library; ``clean`` where its texts want CLIP's cleaning first."""
+    """Load a `tokenizer.json` of the `tokenizers` library; ``clean`` applies CLIP's cleaning to its texts first."""
     try:
         library = Library.from_file(str(path))
     except Exception as error:  # the library raises plain Exception for a missing and for a malformed file
         raise UniclError(
-            f"{path}: is missing or no tokenizer.json: {error}",
-            "a run's comes back from a copy, or train it again; a recipe may name another file, `corpus` or `clip`",
+            f"{path}: missing, or not a tokenizer.json: {error}",
+            "restore the file of a run from a copy; in a recipe, set model.tokenizer to another file, corpus or clip",
         ) from error
     return TextTokenizer(library, context_length, clean=clean)
 
 
 class PaddedTokenizer:
-    """A tokenizer of open_clip as one of ours: int64 (n, context_length), padded to the whole context."""
+    """A tokenizer of open_clip behind our interface: int64 (n, context_length), padded to the whole context."""
 
     def __init__(self, inner: Any, context_length: int, vocab_size: int, pad_id: int) -> None:
         self.inner, self.context_length, self.vocab_size, self.pad_id = inner, context_length, vocab_size, pad_id
@@ -183,36 +183,36 @@ class PaddedTokenizer:
         return self.inner(list(texts), context_length=self.context_length)
 
     def cuts(self, texts: Sequence[str]) -> int:
-        """How many of the texts are longer than ``context_length``."""
+        """Count the texts that are longer than ``context_length``."""
         longer = self.inner(list(texts), context_length=self.context_length + 1)
         return int((longer[:, -1] != self.pad_id).sum())
 
 
 def open_clip_tokenizer(name: str, text: Mapping[str, Any], folder: Path | None) -> TextTokenizer | PaddedTokenizer:
-    """The tokenizer that open_clip gives a model: of its text_cfg ``text``, and of ``folder`` where it is a local one.
+    """Return open_clip's tokenizer of a model with text_cfg ``text``; of a local model, from its ``folder``.
 
-    CLIP's own is ours, with equal ids; one of transformers is open_clip's class around it.
+    For CLIP's own it is ours, with equal ids; for one of transformers it is open_clip's class around it.
     """
     length = text.get("context_length", 77)
     options = dict(text.get("tokenizer_kwargs") or {})
-    wanted = text.get("hf_tokenizer_name")
-    if not wanted and options in ({}, {"clean": "lower"}):
+    hub_name = text.get("hf_tokenizer_name")
+    if not hub_name and options in ({}, {"clean": "lower"}):
         return clip_tokenizer(length)
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
-    if not wanted:
+    if not hub_name:
         simple = SimpleTokenizer(context_length=length, **options)
         return PaddedTokenizer(simple, length, simple.vocab_size, 0)
     if importlib.util.find_spec("transformers") is None:
-        raise UniclError(f"model {name}: its tokenizer needs transformers", "pip install transformers")
-    place = hub.tokenizer_folder(wanted) if folder is None else folder
+        raise UniclError(f"model {name}: its tokenizer needs transformers", "install it: pip install transformers")
+    place = hub.tokenizer_folder(hub_name) if folder is None else folder
     try:
         inner = HFTokenizer(str(place), length, tokenizer_mode=text.get("tokenizer_mode"), **options)
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UniclError(
             f"model {name}: the tokenizer in {place} cannot be read: {line}",
-            "tokenizer.json and tokenizer_config.json belong into that folder",
+            "put tokenizer.json and tokenizer_config.json into that folder",
         ) from error
     pad = inner.tokenizer.pad_token_id
     return PaddedTokenizer(inner, length, len(inner.tokenizer), 0 if pad is None else pad)

@@ -1,4 +1,4 @@
-"""Encoded images to uint8 tensors: the evaluation geometry, and augmentations as named presets of a few numbers."""
+"""Transforms of images to uint8 tensors: the evaluation geometry, and augmentations as named presets."""
 
 import math
 import random
@@ -12,24 +12,24 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from unicl_cli.core.sampler import seed_of
-from unicl_cli.data.decoding import pixels, tensor_of
+from unicl_cli.data.decoding import decode_pixels, tensor_of
 from unicl_cli.data.pictures import decode
 from unicl_cli.errors import UniclError
 
 SIDES = (3 / 4, 4 / 3)
-"""Of a random crop: least and largest width as a share of its height."""
+"""Least and largest width of a random crop, as a share of its height."""
 JITTERED = 0.8
-"""Of how many images the colours are changed."""
+"""The share of images whose colours are changed."""
 SIGMA = (0.1, 2.0)
-"""Of the blur, in pixels."""
+"""Least and largest standard deviation of the blur, in pixels."""
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_RATIO = 1.2
-"""Of the logarithm of height by width: 0.3 to 3.3."""
+"""The most that the logarithm of height by width differs from 0: ratios 0.3 to 3.3."""
 _LOG_SIDES: list[float] = torch.tensor(SIDES).log().tolist()
 
 
 class Augment(NamedTuple):
-    """What may happen to an image; None or 0 leaves a step out."""
+    """The random changes of an image; None or 0 leaves one out."""
 
     crop: tuple[float, float] | None = None  # share of the area that a random crop keeps
     flip: float = 0.0  # probability of a mirror image
@@ -52,40 +52,40 @@ PRESETS = {
 }
 
 
-def augment(name: str, changes: Mapping[str, Any]) -> Augment:
-    """A preset with some of its numbers changed; a change to None keeps the preset's."""
+def build_augment(name: str, changes: Mapping[str, Any]) -> Augment:
+    """Return a preset with some of its numbers changed; None keeps the preset's number."""
     return PRESETS[name]._replace(**{key: value for key, value in changes.items() if value is not None})
 
 
-def halves(ops: Augment) -> tuple[Augment, Augment]:
-    """What only a loader can do, on images of any size, and what a device can do after it (`device_augment`)."""
+def split_augment(ops: Augment) -> tuple[Augment, Augment]:
+    """Return the part that only a loader can do, on images of any size, and the part a device can do after it."""
     first = Augment(crop=ops.crop, rand=ops.rand)
     return first, ops._replace(crop=None, rand=None)
 
 
-def framed(picture: Image.Image, size: int) -> Tensor:
-    """Short side to ``size`` (bicubic), centre crop -> uint8 (3, size, size)."""
-    short = min(picture.size)
-    width, height = (int(size * side / short) for side in picture.size)
+def resize_and_crop(image: Image.Image, size: int) -> Tensor:
+    """Resize the short side to ``size`` (bicubic) and crop the centre: uint8 (3, size, size)."""
+    short = min(image.size)
+    width, height = (int(size * side / short) for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
     return tensor_of(resized.crop((left, top, left + size, top + size)))
 
 
-def picture_of(x: Tensor) -> Image.Image:
-    """uint8 (3, H, W) -> RGB."""
+def image_of(x: Tensor) -> Image.Image:
+    """Return uint8 (3, H, W) as an RGB image."""
     return Image.fromarray(x.permute(1, 2, 0).numpy())
 
 
 def eval_transform(data: bytes, size: int) -> Tensor:
-    """An encoded image -> uint8 (3, size, size), the geometry of evaluation."""
-    return framed(decode(data), size)
+    """Decode an image to uint8 (3, size, size) with the geometry of evaluation."""
+    return resize_and_crop(decode(data), size)
 
 
 class EvalTransform(NamedTuple):
-    """An encoded image -> uint8 (3, height, width), as a model wants it: by its own ``frame``, else `eval_transform`.
+    """An encoded image -> uint8 (3, height, width) for a model: by the model's own ``frame``, else `eval_transform`.
 
-    ``size`` is (height, width); ``frame`` makes an image of that size of any other.
+    ``size`` is (height, width); ``frame`` turns any image into one of that size.
     """
 
     size: tuple[int, int]
@@ -98,18 +98,18 @@ class EvalTransform(NamedTuple):
 
 
 def blur_kernel(size: int) -> int:
-    """Its side in pixels, odd."""
+    """Return the side of the blur's kernel in pixels, odd."""
     return max(3, size // 10 | 1)
 
 
-def randaugment(config: str, size: int) -> Callable[[Image.Image], Image.Image]:
-    """timm's RandAugment; its import takes a second, which only a recipe that asks for it pays."""
+def build_randaugment(config: str, size: int) -> Callable[[Image.Image], Image.Image]:
+    """Build timm's RandAugment; it is imported here because the import takes a second."""
     from timm.data.auto_augment import rand_augment_transform
 
     try:
         return rand_augment_transform(config, {"translate_const": int(size * 0.45)})
     except (AssertionError, ValueError, KeyError) as error:
-        raise UniclError(f"data.augment: rand: '{config}' is no RandAugment", "for example rand-m9-mstd0.5") from error
+        raise UniclError(f"data.augment: rand: '{config}' is not a RandAugment", "try rand-m9-mstd0.5") from error
 
 
 class Box(NamedTuple):
@@ -122,7 +122,7 @@ class Box(NamedTuple):
 
 
 def random_box(height: int, width: int, share: tuple[float, float]) -> Box:
-    """The crop that torchvision's RandomResizedCrop takes, from the same random numbers, in a fifth of its time."""
+    """Draw the crop of torchvision's RandomResizedCrop from the same random numbers, in a fifth of its time."""
     for _ in range(10):
         area = height * width * torch.empty(1).uniform_(*share).item()
         ratio = torch.empty(1).uniform_(*_LOG_SIDES).exp_().item()
@@ -130,38 +130,38 @@ def random_box(height: int, width: int, share: tuple[float, float]) -> Box:
         if 0 < w <= width and 0 < h <= height:
             top = int(torch.randint(0, height - h + 1, (1,)))
             return Box(top, int(torch.randint(0, width - w + 1, (1,))), h, w)
-    w = min(width, round(height * SIDES[1]))  # no luck: the middle of an image that is too long
+    w = min(width, round(height * SIDES[1]))  # the image is too long for any try: take its middle
     h = min(height, round(width / SIDES[0]))
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-def shrunk(x: Tensor, size: int) -> Tensor:
-    """uint8 (3, H, W) -> (3, size, size), bicubic with antialiasing, by torch: Pillow's levels, a few of them ± 1."""
+def resize_by_torch(x: Tensor, size: int) -> Tensor:
+    """Resize uint8 (3, H, W) to (3, size, size) by torch, bicubic with antialiasing: Pillow's levels, a few ± 1."""
     return interpolate(x[None], (size, size), mode="bicubic", antialias=True)[0]
 
 
-def pillow_shrunk(x: Tensor, size: int) -> Tensor:
-    """As ``shrunk``, by Pillow: four times as slow."""
-    return tensor_of(picture_of(x).resize((size, size), Image.Resampling.BICUBIC))
+def resize_by_pillow(x: Tensor, size: int) -> Tensor:
+    """Resize as ``resize_by_torch``, but by Pillow: four times as slow."""
+    return tensor_of(image_of(x).resize((size, size), Image.Resampling.BICUBIC))
 
 
-RESIZE = {"tensor": shrunk, "pillow": pillow_shrunk}
+RESIZE = {"tensor": resize_by_torch, "pillow": resize_by_pillow}
 
 
 class View:
     """An image -> one augmented view, uint8 (3, size, size), a function of the image and the seed."""
 
     def __init__(self, size: int, ops: Augment, resize: str) -> None:
-        from torchvision.transforms import v2  # brings torch's compiler along, which an evaluation does without
+        from torchvision.transforms import v2  # imports torch's compiler, which evaluation does not need
 
         self.size, self.ops = size, ops
         self.resize = RESIZE[resize]
-        self.rand = randaugment(ops.rand, size) if ops.rand else None
+        self.rand = build_randaugment(ops.rand, size) if ops.rand else None
         steps: list[Callable[[Tensor], Tensor]] = []
         if ops.flip:
-            steps.append(self._flipped)
+            steps.append(self._flip)
         if ops.shift:
-            steps.append(self._shifted)
+            steps.append(self._shift)
         if ops.jitter:
             s = ops.jitter
             steps.append(v2.RandomApply([v2.ColorJitter(s, s, s, min(s / 4, 0.5))], JITTERED))
@@ -170,24 +170,24 @@ class View:
         if ops.blur:
             steps.append(v2.RandomApply([v2.GaussianBlur(blur_kernel(size), SIGMA)], ops.blur))
         if ops.noise:
-            steps.append(self._noisy)
+            steps.append(self._add_noise)
         if ops.erase:
-            steps.append(v2.RandomApply([self._erased], ops.erase))
+            steps.append(v2.RandomApply([self._erase], ops.erase))
         self.steps = steps
 
-    def _flipped(self, x: Tensor) -> Tensor:
+    def _flip(self, x: Tensor) -> Tensor:
         return x.flip(2) if torch.rand(1) < self.ops.flip else x
 
-    def _shifted(self, x: Tensor) -> Tensor:
+    def _shift(self, x: Tensor) -> Tensor:
         down, right = torch.randint(-self.ops.shift, self.ops.shift + 1, (2,)).tolist()
         places = torch.arange(self.size)
-        last = self.size - 1  # what comes in from outside repeats the edge
+        last = self.size - 1  # pixels from outside repeat the edge
         return x[:, (places - down).clamp_(0, last)[:, None], (places - right).clamp_(0, last)]
 
-    def _noisy(self, x: Tensor) -> Tensor:
+    def _add_noise(self, x: Tensor) -> Tensor:
         return (x + torch.randn(x.shape) * (255 * self.ops.noise)).round().clamp(0, 255).to(torch.uint8)
 
-    def _erased(self, x: Tensor) -> Tensor:
+    def _erase(self, x: Tensor) -> Tensor:
         area = self.size**2 * float(torch.empty(()).uniform_(*ERASED_AREA))
         ratio = math.exp(float(torch.empty(()).uniform_(-ERASED_RATIO, ERASED_RATIO)))
         height, width = (
@@ -206,9 +206,9 @@ class View:
         if self.rand is not None:
             random.seed(seed)  # timm's RandAugment draws from Python's and numpy's generators
             np.random.seed(seed)  # noqa: NPY002
-            x = tensor_of(self.rand(picture_of(x)))
+            x = tensor_of(self.rand(image_of(x)))
         if x.shape[1:] != (self.size, self.size):
-            x = framed(picture_of(x), self.size)
+            x = resize_and_crop(image_of(x), self.size)
         for step in self.steps:
             x = step(x)
         return x
@@ -217,8 +217,8 @@ class View:
 class TrainTransform:
     """An encoded image -> uint8 (3, size, size) for one view, (V, 3, size, size) for several.
 
-    The view v of draw d depends on (seed, d, v) alone, never on worker, process or what was drawn before.
-    ``decoder`` is that of `decoding.pixels`, ``resize`` a name in RESIZE.
+    View v of draw d depends on (seed, d, v) alone, never on worker, process or earlier draws.
+    ``decoder`` is that of `decoding.decode_pixels`, ``resize`` a name in RESIZE.
     """
 
     def __init__(self, size: int, views: list[Augment], seed: int, *, decoder: str, resize: str) -> None:
@@ -227,10 +227,10 @@ class TrainTransform:
 
     @property
     def nbytes(self) -> int:
-        """Of its result."""
+        """The bytes of its result."""
         return 3 * self.size**2 * len(self.views)
 
     def __call__(self, data: bytes, draw: int) -> Tensor:
-        picture = pixels(data, self.decoder)
-        views = [view(picture, seed_of(self.seed, draw, v)) for v, view in enumerate(self.views)]
+        pixels = decode_pixels(data, self.decoder)
+        views = [view(pixels, seed_of(self.seed, draw, v)) for v, view in enumerate(self.views)]
         return views[0] if len(views) == 1 else torch.stack(views)

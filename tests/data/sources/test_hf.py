@@ -20,7 +20,7 @@ from datasets import Image as Picture
 from PIL import Image
 
 from unicl_cli.contracts import NO_LABEL
-from unicl_cli.data.pictures import PictureError
+from unicl_cli.data.pictures import ImageError
 from unicl_cli.data.sources.resolve import open_source, resolve
 from unicl_cli.errors import UniclError
 
@@ -138,7 +138,7 @@ def test_columns_are_found_by_type_and_name_and_the_error_lists_them(tmp_path):
     assert open_source(path, "captions").rows("train")[0].texts == ("one",)
     assert open_source(f"{path}?caption=alt", "captions").rows("train")[2].texts == ("c",)
     masks = open_source(f"{path}?image=mask", "images")
-    with pytest.raises(PictureError, match="empty"):
+    with pytest.raises(ImageError, match="empty"):
         masks.read(masks.rows("train")[0])
     with pytest.raises(UniclError, match="odd: no column 'picture'") as caught:
         open_source(f"{path}?image=picture", "images").rows("train")
@@ -197,7 +197,7 @@ def test_pictures_may_lie_beside_a_data_set_but_nowhere_else(tmp_path):
     for row in source.rows("train"):
         try:
             read.append(source.read(row)["image"])
-        except PictureError as error:
+        except ImageError as error:
             read.append(error.reason)
     assert read == [JPEGS[0], "bad_path", "bad_path", JPEGS[0], "empty"]
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from unicl_cli.contracts import NO_LABEL
-from unicl_cli.data.pictures import PictureError, decode
+from unicl_cli.data.pictures import ImageError, decode
 from unicl_cli.data.sources import shapes as shapes_module
 from unicl_cli.data.sources.digits import WORDS, count_holes, describe
 from unicl_cli.data.sources.resolve import named_sources, open_source, resolve
@@ -166,7 +166,7 @@ def test_a_line_with_too_few_columns_is_kept_as_a_bad_one_and_many_are_an_error(
     source = open_source(listed(tmp_path, "few.tsv", f"file\tcaption\n{good}lonely\n", ["1.png", "0.png"]), "captions")
     bad = source.rows("train")[-1]
     assert bad.ref == ""
-    with pytest.raises(PictureError, match="bad_line"):
+    with pytest.raises(ImageError, match="bad_line"):
         source.read(bad)
     with pytest.raises(UniclError, match="3 of 3 lines cannot be read; line 2: 1 of 2 columns"):
         open_source(listed(tmp_path, "bad.tsv", "file\tcaption\na\nb\nc\n"), "captions").splits  # noqa: B018
@@ -223,7 +223,7 @@ def test_parquet_holds_pictures_as_bytes_structs_or_paths(tmp_path):
         rows = source.rows("train")
         assert [row.texts for row in rows] == [("one", "two"), ("three",)]
         assert source.read(rows[0]) == {"image": PNG}
-    with pytest.raises(PictureError, match="empty"):
+    with pytest.raises(ImageError, match="empty"):
         source.read(rows[1])
     pq.write_table(pa.table({"path": ["a.png"], "caption": ["x"]}), tmp_path / "paths.parquet")
     by_path = open_source(str(tmp_path / "paths.parquet"), "captions")

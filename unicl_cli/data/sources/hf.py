@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.data.pictures import SUFFIXES, PictureError, read_file
+from unicl_cli.data.pictures import SUFFIXES, ImageError, read_file
 from unicl_cli.data.sources.folder import SPLITS
 from unicl_cli.data.sources.hub import commit_of, datasets_cache, gated, hf_home, page
 from unicl_cli.data.sources.table import NAMES, class_names, spoken
@@ -133,14 +133,14 @@ class HubData:
             return {"image": data}
         if path := stored.get("path"):
             return {"image": read_file(self._file(path))}
-        raise PictureError("empty", "no image in this row")
+        raise ImageError("empty", "no image in this row")
 
     def _file(self, path: str) -> Path:
         """An image beside the data set: in its directory, or where the libraries keep what they fetched."""
         here = Path(self.path) if not self.path.startswith(HUB) else hf_home()
         file = (here / path).resolve()
         if not file.is_relative_to(here.resolve()):
-            raise PictureError("bad_path", f"{path} is outside {here}")
+            raise ImageError("bad_path", f"{path} is outside {here}")
         return file
 
     def _may_hold_pictures(self, feature: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unicl_cli.data.pictures import SUFFIXES, PictureError
+from unicl_cli.data.pictures import SUFFIXES, ImageError
 from unicl_cli.errors import UniclError
 
 END = "\x1a"
@@ -234,13 +234,13 @@ class ParquetPictures:
         self._lock = threading.Lock()  # a ParquetFile is not for several threads
 
     def read(self, row: int) -> bytes:
-        """Bytes of the image in a row; PictureError if the cell is empty."""
+        """Bytes of the image in a row; ImageError if the cell is empty."""
         group = bisect_right(self.ends, row)
         with self._lock:
             cell = self._group(group)[row - (self.ends[group - 1] if group else 0)].as_py()
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if not data:
-            raise PictureError("empty", f"row {row}")
+            raise ImageError("empty", f"row {row}")
         return data
 
     def _read_group(self, group: int) -> Any:

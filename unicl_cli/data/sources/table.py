@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.data.pictures import PictureError, read_file
+from unicl_cli.data.pictures import ImageError, read_file
 from unicl_cli.data.sources.folder import SPLITS
 from unicl_cli.data.sources.list_readers import Columns, Line, ParquetPictures, Reader, looks_like_picture, open_reader
 from unicl_cli.errors import UniclError
@@ -82,7 +82,7 @@ class Table:
 
     def read(self, row: Row) -> dict[str, bytes]:
         if not row.ref:
-            raise PictureError("bad_line", row.key)
+            raise ImageError("bad_line", row.key)
         if row.ref.startswith("row:"):
             return {"image": self._inside.read(int(row.ref[4:]))}
         return {"image": read_file(self._file(row.ref))}

@@ -20,10 +20,10 @@ from torch.utils.data import default_collate
 from unicl_cli.contracts import Batch, Sample
 from unicl_cli.core.sampler import Mixture, Stream
 from unicl_cli.data.corpus import Table
-from unicl_cli.data.decoding import pixels
+from unicl_cli.data.decoding import decode_pixels
 from unicl_cli.data.loader import batches
-from unicl_cli.data.mix import Draws, Mix, Strand, Texts
-from unicl_cli.data.transforms import TrainTransform, augment, eval_transform
+from unicl_cli.data.mix import Draws, Mix, Strand, TextChoice
+from unicl_cli.data.transforms import TrainTransform, build_augment, eval_transform
 from unicl_cli.jobs.bench.captions import make_captions
 from unicl_cli.jobs.bench.jpegs import make_jpegs
 from unicl_cli.jobs.bench.kinds import PEER, Request
@@ -54,10 +54,12 @@ def open_rgb(data: bytes) -> Image.Image:
 
 def prepare_decoding(variants: Collection[str], size: int) -> Prepared:
     files = make_jpegs(size)
-    forms: dict[str, Callable[[bytes], Any]] = {OURS: pixels, PEER: open_rgb}
+    forms: dict[str, Callable[[bytes], Any]] = {OURS: decode_pixels, PEER: open_rgb}
 
     def check() -> dict[str, float]:
-        gaps = (np.abs(pixels(f).permute(1, 2, 0).numpy().astype(int) - np.asarray(open_rgb(f))).max() for f in files)
+        gaps = (
+            np.abs(decode_pixels(f).permute(1, 2, 0).numpy().astype(int) - np.asarray(open_rgb(f))).max() for f in files
+        )
         return {"forward": float(max(gaps))}
 
     return Prepared(
@@ -75,7 +77,7 @@ def file_facts(files: Collection[bytes]) -> dict[str, Any]:
 
 
 def our_transform(size: int = SIZE, *, decoder: str = "auto", resize: str = "tensor") -> TrainTransform:
-    ops = augment("none", {"crop": CROP})
+    ops = build_augment("none", {"crop": CROP})
     return TrainTransform(size, [ops], 0, decoder=decoder, resize=resize)
 
 
@@ -116,7 +118,8 @@ class FileTable:
     def __len__(self) -> int:
         return len(self.files)
 
-    def read(self, row: int) -> Sample:
+    def read(self, row: int, *, media: bool = False) -> Sample:
+        del media
         return Sample(self.files[row], (self.texts[row],), -1, "bench", str(row), (row,))
 
 
@@ -129,7 +132,7 @@ def endless_batches(
     strand = Strand(table, "captions", 1.0, None, sizes, np.empty(0, np.int64), (), (), our_transform(side), 0)
     order = Mixture([Stream(sizes, "bench")], [Fraction(1)], len(files), 0)
     found = batches(
-        Mix([strand], Texts("mixed", "first", 0)),
+        Mix([strand], TextChoice("mixed", "first", 0)),
         Draws(order, 0, 10**9, 0, 1),
         clip_bpe(),
         caption_targets="unique",

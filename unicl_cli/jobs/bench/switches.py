@@ -18,7 +18,7 @@ from unicl_cli.contracts import Batch
 from unicl_cli.core.loop import Step
 from unicl_cli.core.switches import compile_units
 from unicl_cli.data.device_augment import DeviceAugment
-from unicl_cli.data.transforms import Augment, TrainTransform, augment, halves
+from unicl_cli.data.transforms import Augment, TrainTransform, build_augment, split_augment
 from unicl_cli.jobs.bench.captions import LabelledTexts, make_captions, make_prompts, mix_captions_and_prompts
 from unicl_cli.jobs.bench.jpegs import make_jpegs
 from unicl_cli.jobs.bench.kinds import Request
@@ -196,7 +196,7 @@ def prepare_resizers(variants: Collection[str], size: int) -> Prepared:
 def prepare_transforms(
     forms: Mapping[str, TrainTransform], variants: Collection[str], size: int, *, limit: str
 ) -> Prepared:
-    """Prepare cropping of image files; equal draws make pixels comparable. ``off``: the share that differs."""
+    """Prepare cropping of image files; equal draws make decode_pixels comparable. ``off``: the share that differs."""
     files = make_jpegs(size)
 
     def check() -> dict[str, float]:
@@ -219,8 +219,8 @@ CROP_ONLY = "its crop"
 
 def prepare_augment_on(variants: Collection[str], size: int) -> Prepared:
     """Prepare SimCLR's augmentation, the longest after the crop. Its random numbers differ, so nothing is compared."""
-    ops = augment("simclr", {})
-    crop, late = halves(ops)
+    ops = build_augment("simclr", {})
+    crop, late = split_augment(ops)
     files, on_device = make_jpegs(size), DeviceAugment([late], 0)
     draws = torch.arange(size)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from unicl_cli.contracts import NO_LABEL, Sample
 from unicl_cli.core.files import size_of
 from unicl_cli.data.corpus import Corpus
-from unicl_cli.data.pictures import PictureError, decode
+from unicl_cli.data.pictures import ImageError, decode
 from unicl_cli.evaluate.tables import percent
 from unicl_cli.jobs.inspect.batch import MISSED, POSITIVE, InspectedBatch
 from unicl_cli.jobs.inspect.tables import format_range, pair_rows
@@ -89,7 +89,7 @@ def sample_image(corpus: Corpus, sample: Sample) -> tuple[str, str, str]:
     """Return the image, its class or first caption, and its other captions."""
     try:
         uri = html.data_uri(decode(sample.image), SIDE)
-    except PictureError as error:
+    except ImageError as error:
         return html.NOTHING, f"cannot be decoded: {error}", sample.key
     if sample.label == NO_LABEL:
         return uri, next(iter(sample.texts), sample.key), " · ".join(sample.texts[1:])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from unicl_cli.contracts import DatasetSource, Row
 from unicl_cli.core.files import write_atomic
 from unicl_cli.data import text
-from unicl_cli.jobs.prepare.shards import THREADS, Tick, Unit, Work, chunks_of, json_bytes, usable_texts
+from unicl_cli.jobs.prepare.shards import THREADS, Tick, Unit, Work, json_bytes, row_chunks, usable_texts
 
 FILE = "duplicates.json"
 _NO_DIGEST = bytes(32)
@@ -42,7 +42,7 @@ def hash_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[
         return (_NO_DIGEST, 0) if stopped() else _digest(row, work, source)
 
     with ThreadPoolExecutor(THREADS) as threads:
-        for chunk in chunks_of(work):
+        for chunk in row_chunks(work):
             done = list(threads.map(one, chunk))
             if stopped():
                 return None

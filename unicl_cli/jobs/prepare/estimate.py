@@ -96,7 +96,7 @@ def _sampled(plan: Plan, opened: Opened, split: str, out: Path) -> Sampled:
     with ThreadPoolExecutor(THREADS) as threads:
         results = list(threads.map(partial(prepare_row, source=opened.source, work=work, decoders=decoders), chosen))
     seconds = time.monotonic() - begun
-    kept = [result.record for result in results if isinstance(result, Prepared)]
+    kept = [result for result in results if isinstance(result, Prepared)]
     return Sampled(
         name,
         kind,
@@ -105,8 +105,8 @@ def _sampled(plan: Plan, opened: Opened, split: str, out: Path) -> Sampled:
         n,
         len(kept),
         dict(sorted(Counter(result.reason for result in results if isinstance(result, Rejected)).items())),
-        sum(len(record["image"]["bytes"]) for record in kept),
-        max((record["width"] * record["height"] for record in kept), default=0),
+        sum(row.stored_bytes for row in kept),
+        max((row.record["width"] * row.record["height"] for row in kept), default=0),
         seconds,
     )
 

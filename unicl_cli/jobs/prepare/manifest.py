@@ -1,4 +1,4 @@
-"""The manifest of a corpus, folded from the markers of its units."""
+"""The manifest of a corpus, built from the markers of its units."""
 
 import hashlib
 import json
@@ -21,9 +21,9 @@ def fold_manifest(
     dedup: Mapping[str, Any] | None,
     repeated: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The manifest from the plan and the markers in unit order, so that it can be rebuilt at any time.
+    """Build the manifest from the plan and the markers in unit order, so that it can be rebuilt at any time.
 
-    ``dedup`` is what `--dedup exact` left out, ``repeated`` counts the equal images that are stored.
+    ``dedup`` describes the rows that `--dedup exact` left out; ``repeated`` counts the equal images that are stored.
     """
     rejected: Counter[str] = Counter()
     counts: dict[str, list[int]] = {}
@@ -64,11 +64,20 @@ def fold_manifest(
         "equal_pictures": {"in_a_kind": repeated["in_a_kind"], "in_two_kinds": repeated["in_two_kinds"]},
         "duplicates_of_eval": repeated["of_eval"],
         "permuted_seed": plan["seed"],
+        **_media(markers),
     }
 
 
+def _media(markers: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Return the rows that have each kind of media, under the key ``media``; nothing for a corpus without media."""
+    rows: Counter[str] = Counter()
+    for marker in markers:
+        rows.update(marker.get("media", {}))
+    return {"media": dict(sorted(rows.items()))} if rows else {}
+
+
 def _text_stats(markers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Words (what white space parts) of the captions that are stored: the nearest rank of 50 and 95 in 100."""
+    """Return statistics of words per stored caption, split at white space; percentiles by the nearest rank."""
     words: Counter[int] = Counter()
     for marker in markers:
         words.update({int(count): times for count, times in marker["words"].items()})

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,12 +18,12 @@ from unicl_cli import __version__
 from unicl_cli.contracts import NO_LABEL, ClassName, DatasetSource, Row
 from unicl_cli.core.prompts import NAMED, load_templates
 from unicl_cli.core.sampler import Permutation
-from unicl_cli.data.pictures import PictureError, examine
+from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.resolve import Named, open_source
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.duplicates import NONE, Duplicates
 from unicl_cli.jobs.prepare.rows import Adoption, Rows
-from unicl_cli.jobs.prepare.shards import Unit, Work
+from unicl_cli.jobs.prepare.shards import MediaError, Unit, Work, media_of, stored_media
 
 SCHEMA_VERSION = 1
 SEED = 0
@@ -112,7 +112,13 @@ class Plan(NamedTuple):
         rows = [row._replace(texts=(*row.texts, *duplicates.texts.get(row.key, ()))) for row in rows]
         gone = {row.key: duplicates.gone[row.key] for row in rows if row.key in duplicates.gone}
         is_raw = self.options.text == "raw"
-        return Work(unit, out, opened.named.src, rows, self.options.size, is_raw, gone, self.options.min_side)
+        size, min_side = self.options.size, self.options.min_side
+        return Work(unit, out, opened.named.src, rows, size, is_raw, gone, min_side, self.has_media)
+
+    @property
+    def has_media(self) -> bool:
+        """True if any source names media: then all shards have the column, since readers expect one schema."""
+        return any(media_of(opened.source) for opened in self.sources)
 
     def row_at(self, unit: Unit, number: int) -> Row:
         """One row of a unit, by its number there."""
@@ -238,21 +244,24 @@ def _ordered(order: NDArray[np.int64], named: Named, split: str, options: Option
 
 def _fingerprint(source: DatasetSource, raw: dict[str, Sequence[Row]]) -> str:
     """Every row, and of its image the size on disk, or the bytes of a sample where the source has no files."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(media_of(source)).encode() if media_of(source) else b"")
     stamp: Callable[[Row], int] | None = getattr(source, "stamp", None)
     for split, rows in raw.items():
         for row in rows:
             digest.update(repr((split, row, stamp(row) if stamp else None)).encode("utf-8", "backslashreplace"))
         for at in range(0, len(rows), max(1, len(rows) // _SAMPLE)) if stamp is None else ():
-            digest.update(_read(source, rows[at]) or b"unreadable")
+            found = _read(source, rows[at])
+            digest.update(found.get("image") or b"unreadable")
+            for kind in media_of(source):
+                digest.update(found.get(kind, b""))
     return digest.hexdigest()
 
 
-def _read(source: DatasetSource, row: Row) -> bytes | None:
+def _read(source: DatasetSource, row: Row) -> Mapping[str, bytes]:
     try:
-        return source.read(row)["image"]
+        return dict(source.read(row))
     except Exception:  # noqa: BLE001 - the same row is read again by its unit, which counts it with its reason
-        return None
+        return {}
 
 
 def _cut(opened: Opened, options: Options) -> list[Unit]:
@@ -272,16 +281,17 @@ def _cut(opened: Opened, options: Options) -> list[Unit]:
 
 
 def _mean_bytes(opened: Opened, size: int | None) -> float:
-    """Of the first images in the permuted order, as they will be stored."""
+    """Of the first images in the permuted order, with their media, as they will be stored."""
     rows = max(opened.rows.values(), key=len)[:_SAMPLE]
-    sizes = [stored for row in rows if (stored := _stored_bytes(_read(opened.source, row), size))]
+    sizes = [stored for row in rows if (stored := _stored_bytes(_read(opened.source, row), opened.source, size))]
     return sum(sizes) / len(sizes) if sizes else 100_000
 
 
-def _stored_bytes(data: bytes | None, size: int | None) -> int:
+def _stored_bytes(found: Mapping[str, bytes], source: DatasetSource, size: int | None) -> int:
     try:
-        return len(examine(data or b"", size).data)
-    except PictureError:
+        media = stored_media(found, media_of(source))
+        return len(examine(found.get("image") or b"", size).data) + sum(len(item["bytes"]) for item in media)
+    except (ImageError, MediaError):
         return 0  # counted by its unit
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from unicl_cli.core.files import write_atomic
 from unicl_cli.core.machine import cores
-from unicl_cli.data.corpus import MANIFEST, PLAN, damage
+from unicl_cli.data.corpus import MANIFEST, PLAN, find_damage
 from unicl_cli.data.sources.resolve import named_sources
 from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.prepare import duplicates
@@ -206,7 +206,7 @@ def _markers(out: Path, units: Sequence[Unit], redo: frozenset[str]) -> dict[str
     for unit in units:
         with suppress(FileNotFoundError, ValueError, KeyError):
             marker = json.loads((out / unit.marker).read_bytes())
-            problem = damage(out, marker) if marker["rows"] else None
+            problem = find_damage(out, marker) if marker["rows"] else None
             if problem:
                 note(f"{problem}: it is made again")
             elif unit.shard not in redo:

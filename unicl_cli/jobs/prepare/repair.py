@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unicl_cli.core.files import size_of
-from unicl_cli.data.corpus import MANIFEST, mending
+from unicl_cli.data.corpus import MANIFEST, repair_hint
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.lock import Stop
 from unicl_cli.jobs.prepare.plan import Options
@@ -25,7 +25,7 @@ def run_verify(out: Path, *, as_json: bool) -> None:
         first = found.problems[0]
         more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
         goes_on = "run the same `unicl prepare` command again: it goes on"
-        hint = goes_on if not found.finished and len(found.problems) == 1 else mending(out)
+        hint = goes_on if not found.finished and len(found.problems) == 1 else repair_hint(out)
         raise UniclError(f"{out / first.file}: {first.problem}{more}", hint, exit_code=1)
 
 

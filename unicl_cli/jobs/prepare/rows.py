@@ -1,4 +1,4 @@
-"""Rows of a split as they go into a corpus: picked from the source's own list in the planned order, never copied."""
+"""Rows of a split in the order of a plan: views of the source's own list, never copied."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, overload
@@ -10,14 +10,14 @@ from unicl_cli.contracts import NO_LABEL, Row
 
 
 class Adoption(NamedTuple):
-    """What becomes of a source's row in a corpus: its key is prefixed; ``classes`` maps labels to the corpus's."""
+    """The change of a source's row for a corpus: its key gets a prefix; ``classes`` maps its label to the corpus's."""
 
     source: str
     kind: str
     classes: tuple[int, ...]
 
     def label(self, row: Row) -> int:
-        """The corpus's number of the row's class; NO_LABEL for kinds that have none. The row's label is in range."""
+        """Return the corpus's number of the row's class (a label in range); NO_LABEL for kinds without labels."""
         return NO_LABEL if self.kind != "labels" or row.label == NO_LABEL else self.classes[row.label]
 
     def key(self, row: Row) -> str:
@@ -28,7 +28,7 @@ class Adoption(NamedTuple):
 
 
 class Rows(Sequence[Row]):
-    """``order`` numbers rows of ``raw``: 8 bytes a row beside the source's list; adopted when they are asked for."""
+    """The rows of ``raw`` in ``order``, each changed when it is read: 8 bytes per row beside the source's list."""
 
     def __init__(self, raw: Sequence[Row], order: NDArray[np.int64], adoption: Adoption) -> None:
         self.raw, self.order, self.adoption = raw, order, adoption

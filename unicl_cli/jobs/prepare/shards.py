@@ -1,10 +1,10 @@
-"""One unit of `prepare`: rows of a source in, one Parquet shard and its marker out, both or neither."""
+"""One unit of `prepare`: the rows of a source become one Parquet shard and its marker, both or neither."""
 
 import hashlib
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -15,21 +15,25 @@ import pyarrow.parquet as pq
 from unicl_cli.contracts import NO_LABEL, DatasetSource, Row
 from unicl_cli.core.files import beside, put, write_atomic
 from unicl_cli.data import text
-from unicl_cli.data.corpus_format import SCHEMA
-from unicl_cli.data.pictures import PictureError, examine
+from unicl_cli.data.corpus_format import MEDIA_SCHEMA, SCHEMA
+from unicl_cli.data.pictures import ImageError, examine
 
 THREADS = 4
 CHUNK = 64
-"""Rows that are read and decoded before the next look at the stop flag, or a row group where that is less."""
+"""The most rows that are read and decoded before the stop flag is checked; a row group may be smaller."""
 DECODERS = 2
-"""Images that a process holds decoded at once: up to 192 MB each."""
+"""The most images that a process holds decoded at once: up to 192 MB each."""
+MAX_MEDIA_BYTES = 64_000_000
+"""A row with a larger item of media is left out."""
+GROUP_MEDIA_BYTES = 512_000_000
+"""A row group ends early above this: Arrow holds at most 2 GB of bytes in a column, and a loader all of them."""
 MOST_WORDS = 1000
-"""Longer captions are counted with this many words."""
+"""The most words that are counted of a caption."""
 _CODECS = {"image.bytes": "NONE", "key": "ZSTD", "texts.list.element": "ZSTD"}
 
 
 class Unit(NamedTuple):
-    """A shard to be: ``rows`` rows from ``first`` on of a permuted split; ``name`` is its file without the suffix."""
+    """A planned shard: ``rows`` rows of a permuted split, from ``first`` on; ``name`` is its file without suffix."""
 
     name: str
     split: str
@@ -57,11 +61,10 @@ class Unit(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A unit with what a worker needs to do it: ``src`` rebuilds the source.
+    """A unit with all that a worker needs: ``src`` rebuilds the source.
 
-    ``size`` bounds short sides from above, ``min_side`` from below.
-
-    ``gone``: keys of rows that are left out as duplicates -> the row that stays.
+    ``size`` is the largest short side of an image, ``min_side`` the smallest. ``gone`` maps keys of rows that are left
+    out as duplicates to the row that stays. ``media`` is true for every unit of a corpus with a column of media.
     """
 
     unit: Unit
@@ -72,10 +75,11 @@ class Work(NamedTuple):
     raw_text: bool
     gone: Mapping[str, str]
     min_side: int = 0
+    media: bool = False
 
 
 class Rejected(NamedTuple):
-    """A row that is left out, and why."""
+    """A row that is left out, and the reason."""
 
     key: str
     ref: str
@@ -84,19 +88,36 @@ class Rejected(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A row as it is stored, and what the closing table says of it."""
+    """A row as it is stored, and its counts for the closing table."""
 
     record: dict[str, Any]
     animated: bool
     texts_dropped: int
 
+    @property
+    def media_bytes(self) -> int:
+        return sum(len(item["bytes"]) for item in self.record["media"])
+
+    @property
+    def stored_bytes(self) -> int:
+        """The bytes of the image and the media: nearly all that the row takes in its shard."""
+        return len(self.record["image"]["bytes"]) + self.media_bytes
+
+
+class MediaError(ValueError):
+    """Media of a row that cannot be stored. ``reason`` is bad_media or media_too_large."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
 
 Tick = Callable[[int, int, Mapping[str, int]], None]
-"""Is told of rows done, bytes kept of their images, and how many were left out by reason."""
+"""A callback of progress: rows done, bytes kept of their images, rows left out by reason."""
 
 
 def write_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]) -> dict[str, Any] | None:
-    """Write shard, rejects and last the marker, which is returned; None if stopped (then nothing is left behind).
+    """Write the shard, the rejects and last the marker; return the marker, or None if stopped (nothing is left behind).
 
     The same work gives the same bytes.
     """
@@ -105,7 +126,7 @@ def write_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[
     sha256, size = None, 0
     with beside(shard) as part:
         with part.open("wb") as file:
-            if not _write_groups(file, _results(work, source, tick, stopped), unit.group_rows, tally):
+            if not _write_groups(file, _prepare_rows(work, source, tick, stopped), work, tally):
                 return None
         if tally.rows:
             with part.open("rb") as file:
@@ -136,6 +157,7 @@ class Tally:
         self.words: Counter[int] = Counter()
         self.payload = 0
         self.payload_at_256 = 0
+        self.media: Counter[str] = Counter()
 
     def add(self, row: Prepared) -> None:
         record = row.record
@@ -151,6 +173,7 @@ class Tally:
         size = len(record["image"]["bytes"])
         self.payload += size
         self.payload_at_256 += int(size * min(1, 256 / short) ** 2)
+        self.media.update(item["kind"] for item in record["media"])
 
     def facts(self) -> dict[str, Any]:
         reasons = Counter(r.reason for r in self.rejects)
@@ -164,31 +187,32 @@ class Tally:
             "payload": self.payload,
             "payload_at_256": self.payload_at_256,
             "rejected": dict(sorted(reasons.items())),
+            **({"media": dict(sorted(self.media.items()))} if self.media else {}),
         }
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """One document with a final newline, keys as given."""
+    """Return a JSON document with a final newline, keys in the given order."""
     return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "replace")
 
 
-def chunks_of(work: Work) -> Iterator[list[Row]]:
-    """The rows in portions after which progress is told."""
+def row_chunks(work: Work) -> Iterator[list[Row]]:
+    """Return the rows in chunks; progress is reported after each."""
     step = max(THREADS, min(CHUNK, work.unit.group_rows))
     return (work.rows[start : start + step] for start in range(0, len(work.rows), step))
 
 
-def _results(
+def _prepare_rows(
     work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]
 ) -> Iterator[Prepared | Rejected | None]:
-    """Every row's result in the order of the rows; ends with None when stopped, which waits for no image."""
+    """Yield every row's result in order; None is the last one after a stop, which waits for no image."""
     decoders = threading.Semaphore(DECODERS)
 
     def one(row: Row) -> Prepared | Rejected | None:
         return None if stopped() else prepare_row(row, source=source, work=work, decoders=decoders)
 
     with ThreadPoolExecutor(THREADS) as threads:
-        for chunk in chunks_of(work):
+        for chunk in row_chunks(work):
             done = list(threads.map(one, chunk))
             if None in done:
                 yield None
@@ -198,16 +222,18 @@ def _results(
             tick(len(chunk), kept, Counter(row.reason for row in done if isinstance(row, Rejected)))
 
 
-def _write_groups(file: BinaryIO, results: Iterator[Prepared | Rejected | None], group_rows: int, tally: Tally) -> bool:
-    """Row groups of ``group_rows`` rows each, the last one shorter; False if the results broke off."""
+def _write_groups(file: BinaryIO, results: Iterator[Prepared | Rejected | None], work: Work, tally: Tally) -> bool:
+    """Write row groups of ``group_rows`` rows, the last one shorter; False if the results broke off."""
+    schema = MEDIA_SCHEMA if work.media else SCHEMA
     pending: list[dict[str, Any]] = []
+    pending_media = 0
     with pq.ParquetWriter(
         file,
-        SCHEMA,
+        schema,
         compression=_CODECS,  # pyright: ignore[reportArgumentType] - the stub knows one codec only
         use_dictionary=["source"],  # pyright: ignore[reportArgumentType] - nor a list
         write_page_index=True,
-        write_page_checksum=True,  # a flipped bit is met as an error when the page is read
+        write_page_checksum=True,  # a flipped bit raises an error when the page is read
     ) as writer:
         for result in results:
             if result is None:
@@ -217,31 +243,35 @@ def _write_groups(file: BinaryIO, results: Iterator[Prepared | Rejected | None],
                 continue
             tally.add(result)
             pending.append(result.record)
-            if len(pending) == group_rows:
-                _write_group(writer, pending, tally)
+            pending_media += result.media_bytes
+            if len(pending) == work.unit.group_rows or pending_media > GROUP_MEDIA_BYTES:
+                tally.row_groups.append(_write_group(writer, pending, schema))
+                pending, pending_media = [], 0
         if pending:
-            _write_group(writer, pending, tally)
+            tally.row_groups.append(_write_group(writer, pending, schema))
     return True
 
 
-def _write_group(writer: pq.ParquetWriter, pending: list[dict[str, Any]], tally: Tally) -> None:
-    writer.write_table(pa.Table.from_pylist(pending, SCHEMA), row_group_size=len(pending))
-    tally.row_groups.append(len(pending))
-    pending.clear()
+def _write_group(writer: pq.ParquetWriter, rows: list[dict[str, Any]], schema: Any) -> int:
+    """Write one row group and return the number of its rows."""
+    writer.write_table(pa.Table.from_pylist(rows, schema), row_group_size=len(rows))
+    return len(rows)
 
 
 def prepare_row(row: Row, *, source: DatasetSource, work: Work, decoders: threading.Semaphore) -> Prepared | Rejected:
-    """Read, decode and describe one row; every failure becomes a reason."""
+    """Read, decode and describe one row; turn every failure into a reason."""
     texts, reason = usable_texts(row, work)
     if reason:
         return Rejected(row.key, row.ref, reason, " ".join(row.texts)[:200])
     if row.key in work.gone:
         return Rejected(row.key, row.ref, "duplicate", f"the same image as {work.gone[row.key]}")
     try:
-        data = source.read(row)["image"]
+        found = source.read(row)
+        data = found["image"]
+        media = stored_media(found, media_of(source))
         with decoders:
-            picture = examine(data, work.size, work.min_side)
-    except PictureError as error:
+            image = examine(data, work.size, work.min_side)
+    except (ImageError, MediaError) as error:
         return Rejected(row.key, row.ref, error.reason, error.detail)
     except FileNotFoundError as error:
         return Rejected(row.key, row.ref, "missing_file", str(error))
@@ -249,33 +279,56 @@ def prepare_row(row: Row, *, source: DatasetSource, work: Work, decoders: thread
         return Rejected(row.key, row.ref, "read_error", f"{type(error).__name__}: {error}")
     record = {
         "key": row.key,
-        "image": {"bytes": picture.data, "path": None},
+        "image": {"bytes": image.data, "path": None},
         "texts": texts,
         "text_hash": [text.text_hash(t) for t in texts],
         "label": row.label,
         "source": work.unit.source,
-        "width": picture.width,
-        "height": picture.height,
+        "width": image.width,
+        "height": image.height,
         "sha256": hashlib.sha256(data).digest(),
-        "phash": picture.phash,
+        "phash": image.phash,
         "url": None,
+        "media": media,  # no column unless the corpus has media
     }
-    return Prepared(record, picture.animated, len(row.texts) - len(texts))
+    return Prepared(record, image.animated, len(row.texts) - len(texts))
+
+
+def media_of(source: DatasetSource) -> tuple[str, ...]:
+    """Return the kinds of media that a source names; the attribute is optional."""
+    return tuple(getattr(source, "media", ()))
+
+
+def stored_media(found: Mapping[str, bytes], kinds: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what a source read beside the image, as it is stored: in the order of the source's ``kinds``.
+
+    Raises MediaError for a kind that the source does not name, for an item that is not bytes or is too large.
+    """
+    for kind, data in found.items():
+        if kind == "image":
+            continue
+        if kind not in kinds:
+            raise MediaError("bad_media", f"'{kind}' is not in the source's media ({', '.join(kinds) or 'none'})")
+        if not isinstance(data, bytes):  # pyright: ignore[reportUnnecessaryIsInstance] - plugins may return anything
+            raise MediaError("bad_media", f"{kind}: {type(data).__name__} instead of bytes")
+        if len(data) > MAX_MEDIA_BYTES:
+            raise MediaError("media_too_large", f"{kind}: {len(data):,} bytes")
+    return [{"kind": kind, "bytes": found[kind]} for kind in kinds if kind in found]
 
 
 def usable_texts(row: Row, work: Work) -> tuple[list[str], str | None]:
-    """The texts as they are stored, and the reason why the row is left out unread, if it is."""
-    texts = _texts(row.texts, raw_text=work.raw_text)
-    return texts, _unusable(row, texts, work.unit.kind)
+    """Return the texts as they are stored, and the reason if the row is left out unread."""
+    texts = _stored_texts(row.texts, raw_text=work.raw_text)
+    return texts, _text_problem(row, texts, work.unit.kind)
 
 
-def _texts(texts: tuple[str, ...], *, raw_text: bool) -> list[str]:
+def _stored_texts(texts: tuple[str, ...], *, raw_text: bool) -> list[str]:
     if raw_text:
-        return [text.raw(t) for t in texts if t.strip()]
-    return [t for t in map(text.clean, texts) if not text.bad_text(t)]
+        return [text.replace_surrogates(t) for t in texts if t.strip()]
+    return [t for t in map(text.clean, texts) if not text.is_bad_text(t)]
 
 
-def _unusable(row: Row, texts: list[str], kind: str) -> str | None:
+def _text_problem(row: Row, texts: list[str], kind: str) -> str | None:
     if kind == "captions" and not texts:
         return "bad_text" if row.texts else "no_text"
     return "no_label" if kind == "labels" and row.label == NO_LABEL and row.ref else None

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unicl_cli.contracts import NO_LABEL
-from unicl_cli.data.corpus import MANIFEST, PLAN, damage
-from unicl_cli.data.pictures import PictureError, decode
+from unicl_cli.data.corpus import MANIFEST, PLAN, find_damage
+from unicl_cli.data.pictures import ImageError, decode
 from unicl_cli.errors import UniclError
 
 SAMPLE = 8
@@ -123,7 +123,7 @@ def _committed(folder: Path) -> list[dict[str, Any]]:
 
 def _check_shard(folder: Path, shard: Mapping[str, Any], classes: int | None) -> _Shard:
     file = folder / shard["file"]
-    if problem := damage(folder, shard):
+    if problem := find_damage(folder, shard):
         raise _DamagedError(problem.removeprefix(f"{file}: "))
     with file.open("rb") as opened:
         if hashlib.file_digest(opened, "sha256").hexdigest() != shard["sha256"]:
@@ -170,7 +170,7 @@ def _decoded(parquet: pq.ParquetFile, group: int) -> int:
     for at in rows:
         try:
             decode(images[at].as_py()["bytes"])
-        except PictureError as error:
+        except ImageError as error:
             raise _DamagedError(f"row {at} of row group {group}: image cannot be decoded: {error}") from error
     return len(rows)
 

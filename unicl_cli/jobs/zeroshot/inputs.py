@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from unicl_cli.data.fetch import FetchError
-from unicl_cli.data.pictures import SUFFIXES, PictureError
+from unicl_cli.data.pictures import SUFFIXES, ImageError
 
 LISTED = "-"
 MAX_BYTES = 256_000_000
@@ -24,7 +24,7 @@ REASONS = {
     "bomb": "too many pixels",
     "truncated": "an image that is cut off",
 }
-"""What `PictureError.reason` means to a user; of others its detail says more."""
+"""What `ImageError.reason` means to a user; of others its detail says more."""
 
 
 class Picture(NamedTuple):
@@ -111,7 +111,7 @@ def read(
         return picture.problem
     try:
         return transform(content(picture, fetch))
-    except PictureError as error:
+    except ImageError as error:
         return REASONS.get(error.reason, error.detail)
     except FetchError as error:
         return f"{error}; allow it with --allow-private" if error.reason == "private_address" else str(error)
@@ -122,7 +122,7 @@ def read(
 def content(picture: Picture, fetch: Callable[[str], bytes] | None) -> bytes:
     if is_url(picture.path):
         if fetch is None:
-            raise PictureError("url", "a URL: add --allow-url to download it")
+            raise ImageError("url", "a URL: add --allow-url to download it")
         return fetch(picture.path)
     if picture.data is None:
         with Path(picture.path).open("rb") as file:
@@ -130,7 +130,7 @@ def content(picture: Picture, fetch: Callable[[str], bytes] | None) -> bytes:
     else:
         data = picture.data
     if len(data) > MAX_BYTES:
-        raise PictureError("too_large", f"more than {MAX_BYTES:,} bytes")
+        raise ImageError("too_large", f"more than {MAX_BYTES:,} bytes")
     return data
 
 

@@ -33,10 +33,14 @@ def build_many(
     text: Part,
     others: dict[str, Part],
     embed_dim: int = 16,
-    missing: float = 0.3,
+    missing: float | None = 0.3,
     logit_scale: LogitScale = LogitScale(),  # noqa: B008 - frozen
 ) -> nn.Module:
-    """One tower and one scale per modality (ImageBind); ``missing``: the chance that a row lacks one of the others."""
+    """A tower and a scale a modality (ImageBind).
+
+    ``missing`` is the chance that a row lacks one of the others, which are drawn from its image; null takes them from
+    the corpus's media.
+    """
     from unicl_odd.many import Many
 
     towers = {"image": encoder(image), "text": encoder(text)} | {name: encoder(part) for name, part in others.items()}

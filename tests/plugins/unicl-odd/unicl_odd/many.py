@@ -22,6 +22,8 @@ from unicl_cli.api import (
 )
 
 SALT = 11
+LENGTH = 32
+"""Values of a profile that a corpus stores."""
 
 
 def draw_profiles(
@@ -37,6 +39,21 @@ def draw_profiles(
             row = one.image.float().mean((0, 1)) / 255
             rows.append((row + 0.05 * torch.randn(row.shape, generator=noise)) * has[-1])
         extra |= {name: torch.stack(rows), f"has_{name}": torch.tensor(has)}
+    return extra
+
+
+def stored_profiles(
+    drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor, *, names: Sequence[str], length: int
+) -> dict[str, Tensor]:
+    """For each name float32 (b, length) from the corpus's media, zeros where ``has_NAME`` is false."""
+    extra: dict[str, Tensor] = {}
+    for name in names:
+        has = torch.tensor([name in one.media for one in drawn])
+        rows = torch.zeros(len(drawn), length)
+        for row, one in zip(rows, drawn, strict=True):
+            if name in one.media:
+                row[:] = torch.frombuffer(bytearray(one.media[name]), dtype=torch.float32)
+        extra |= {name: rows, f"has_{name}": has}
     return extra
 
 
@@ -67,7 +84,7 @@ class ProfileTower(nn.Module):
 
 class Many(nn.Module):
     def __init__(
-        self, towers: dict[str, nn.Module], embed_dim: int, scale: LogitScale, missing: float, chunks: int
+        self, towers: dict[str, nn.Module], embed_dim: int, scale: LogitScale, missing: float | None, chunks: int
     ) -> None:
         super().__init__()
         self.towers = nn.ModuleDict(towers)
@@ -80,7 +97,10 @@ class Many(nn.Module):
         )
         self.max_log_scale = math.log(scale.max)
         self.embed_dim, self.image_width, self.chunks = embed_dim, towers["image"].width, chunks
-        self.extra = partial(draw_profiles, names=self.others, missing=missing)
+        if missing is None:
+            self.extra = partial(stored_profiles, names=self.others, length=LENGTH)
+        else:
+            self.extra = partial(draw_profiles, names=self.others, missing=missing)
 
     def _encode(self, name: str, x: Tensor) -> Features:
         def run(part: Tensor) -> tuple[Tensor, Tensor]:
