@@ -21,7 +21,7 @@ from PIL import Image
 
 from unicl_cli.contracts import NO_LABEL
 from unicl_cli.data.pictures import PictureError
-from unicl_cli.data.sources.resolve import open_source, resolve
+from unicl_cli.data.sources.resolve import open_source, resolve_source
 from unicl_cli.errors import UniclError
 
 COMMIT = "c0ffee" * 6 + "c0de"
@@ -112,11 +112,11 @@ def test_folders_of_pictures_stay_folders_and_corpora_are_refused(tmp_path):
     (tmp_path / "f" / "cat").mkdir(parents=True)
     (tmp_path / "f" / "cat" / "1.jpg").write_bytes(JPEGS[0])
     data().to_parquet(str(tmp_path / "f" / "list.parquet"))
-    assert resolve(str(tmp_path / "f"))[0] == "folder"
+    assert resolve_source(str(tmp_path / "f"))[0] == "folder"
     (tmp_path / "c" / "parts").mkdir(parents=True)
     (tmp_path / "c" / "plan.json").write_text("{}")
     with pytest.raises(UniclError, match="is a corpus already"):
-        resolve(str(tmp_path / "c"))
+        resolve_source(str(tmp_path / "c"))
 
 
 def test_a_row_is_read_in_another_process_without_the_library(tmp_path):

@@ -12,7 +12,7 @@ from unicl_cli.contracts import NO_LABEL
 from unicl_cli.data.pictures import PictureError, decode
 from unicl_cli.data.sources import shapes as shapes_module
 from unicl_cli.data.sources.digits import WORDS, count_holes, describe
-from unicl_cli.data.sources.resolve import named_sources, open_source, resolve
+from unicl_cli.data.sources.resolve import name_sources, open_source, resolve_source
 from unicl_cli.errors import UniclError
 
 
@@ -247,13 +247,13 @@ def test_parquet_of_the_datasets_library_brings_its_class_names(tmp_path):
 
 def test_a_source_is_a_registered_name_a_folder_or_a_list(tmp_path):
     path = listed(tmp_path, "cap.tsv", "file\tcaption\na.png\tx\n")
-    assert resolve("digits?classes=0-6&limit=600") == ("digits", {"classes": "0-6", "limit": "600"})
-    assert resolve(str(tmp_path)) == ("folder", {"path": str(tmp_path)})
-    assert resolve(f"{path}?caption=the%20words") == ("table", {"path": path, "caption": "the words"})
+    assert resolve_source("digits?classes=0-6&limit=600") == ("digits", {"classes": "0-6", "limit": "600"})
+    assert resolve_source(str(tmp_path)) == ("folder", {"path": str(tmp_path)})
+    assert resolve_source(f"{path}?caption=the%20words") == ("table", {"path": path, "caption": "the words"})
     with pytest.raises(UniclError, match="digitz: no such folder, list or source; did you mean 'digits'"):
-        resolve("digitz")
+        resolve_source("digitz")
     with pytest.raises(UniclError, match="option 'limit' has no value"):
-        resolve("digits?limit")
+        resolve_source("digits?limit")
     with pytest.raises(UniclError, match=r"digits\?limits=3: limits: unknown key; did you mean 'limit'"):
         open_source("digits?limits=3", "labels")
     with pytest.raises(UniclError, match=r"digits\?limit=many: limit: .*integer"):
@@ -261,7 +261,7 @@ def test_a_source_is_a_registered_name_a_folder_or_a_list(tmp_path):
 
 
 def test_names_of_sources_are_unique_and_fit_for_files():
-    named = named_sources(["digits", "a/my cap.tsv"], ["digits?limit=3"], ["digits"])
+    named = name_sources(["digits", "a/my cap.tsv"], ["digits?limit=3"], ["digits"])
     assert [(item.name, item.kind) for item in named] == [
         ("digits", "labels"),
         ("my-cap", "labels"),

@@ -16,7 +16,7 @@ from toys import prepared, put, rows_of
 
 from unicl_cli.contracts import Row
 from unicl_cli.data.corpus import open_corpus
-from unicl_cli.jobs.prepare.duplicates import find, read_found
+from unicl_cli.jobs.prepare.duplicates import find_duplicates, read_duplicates
 from unicl_cli.jobs.prepare.shards import Unit
 
 
@@ -136,7 +136,7 @@ def test_what_is_found_equals_a_dictionary_over_the_rows_in_plan_order(data, tmp
         rows[unit] = [Row(f"{number}.{n}", "", (f"text {p} {n % 2}",), p % 2 - 1) for n, p in enumerate(seen)]
         digests = [bytes(32) if p == 0 else hashlib.sha256(bytes([p])).digest() for p in seen]
         (out / unit.hashes).write_bytes(b"".join(digests))
-    found = find(units, frozenset(["cut"]), lambda unit, n: rows[unit][n], out)
+    found = find_duplicates(units, frozenset(["cut"]), lambda unit, n: rows[unit][n], out)
     first, gone, texts = {}, {}, defaultdict(list)
     for late in (False, True):
         for unit in units:
@@ -151,7 +151,7 @@ def test_what_is_found_equals_a_dictionary_over_the_rows_in_plan_order(data, tmp
                         texts[stays.key] += row.texts
     assert found.gone == gone
     assert {key: sorted(of) for key, of in found.texts.items()} == {k: sorted(of) for k, of in texts.items() if of}
-    assert read_found(out) == found
+    assert read_duplicates(out) == found
     assert found.facts["rows"] == len(gone)
 
 

@@ -84,17 +84,17 @@ class Cifar:
         """The official names, written with spaces: as CLIP's list of them."""
         if self.kind != "labels":
             return ()
-        self._check()
-        meta = self._unpickled({self.archive.meta})[self.archive.meta]
+        self._check_md5()
+        meta = self._read_members({self.archive.meta})[self.archive.meta]
         names = meta.get(self.names_at)
         if not isinstance(names, list):
-            raise self._odd(f"no {self.names_at} in {self.archive.meta}")
+            raise self._layout_error(f"no {self.names_at} in {self.archive.meta}")
         texts = [name.decode("ascii", "replace") if isinstance(name, bytes) else str(name) for name in names]
         return tuple(ClassName(text, (text.replace("_", " "),)) for text in texts)
 
     def rows(self, split: str) -> list[Row]:
         """In the order of the archive; ``ref`` is ``split/number``."""
-        self._check()
+        self._check_md5()
         labels = self._data[split].labels if self.kind == "labels" else [NO_LABEL] * len(self._data[split].labels)
         return [Row(at := f"{split}/{number:05d}", at, (), label) for number, label in enumerate(labels)]
 
@@ -108,21 +108,21 @@ class Cifar:
     @cached_property
     def _data(self) -> dict[str, Split]:
         members = {member for of in self.archive.members.values() for member in of}
-        batches = self._unpickled(members)
-        return {split: self._joined([batches[name] for name in of]) for split, of in self.archive.members.items()}
+        batches = self._read_members(members)
+        return {split: self._join_batches([batches[name] for name in of]) for split, of in self.archive.members.items()}
 
-    def _joined(self, batches: list[dict[str, Any]]) -> Split:
+    def _join_batches(self, batches: list[dict[str, Any]]) -> Split:
         labels: list[int] = []
         for batch in batches:
             pixels, of = batch.get("data"), batch.get(self.labels_at)
             if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (PLANES,):
-                raise self._odd(f"data is no array of uint8 (n, {PLANES})")
+                raise self._layout_error(f"data is no array of uint8 (n, {PLANES})")
             if not isinstance(of, list) or len(of) != len(pixels) or not all(type(label) is int for label in of):
-                raise self._odd(f"{self.labels_at} is no list of {len(pixels)} integers")
+                raise self._layout_error(f"{self.labels_at} is no list of {len(pixels)} integers")
             labels += of
         return Split(np.concatenate([batch["data"] for batch in batches]), labels)
 
-    def _check(self) -> None:
+    def _check_md5(self) -> None:
         """Compare the md5, once; workers need not."""
         if not self.verify:
             return
@@ -135,12 +135,12 @@ class Cifar:
             )
         self.verify = False
 
-    def _unpickled(self, names: set[str]) -> dict[str, dict[str, Any]]:
+    def _read_members(self, names: set[str]) -> dict[str, dict[str, Any]]:
         """These members of the archive; nothing is written to disk. UniclError for any other layout."""
         found: dict[str, dict[str, Any]] = {}
         try:
             with tarfile.open(self.file, "r:gz") as tar:
-                for name, content in _contents(tar, names):
+                for name, content in _iter_members(tar, names):
                     found[name] = load_plain(content)
                     if len(found) == len(names):
                         break
@@ -149,26 +149,26 @@ class Cifar:
         except pickle.UnpicklingError as error:
             raise UniclError(f"{self.file}: is not read: {error}", "fetch it from its makers") from error
         if missing := names - set(found):
-            raise self._odd(f"no {min(missing)} in it")
+            raise self._layout_error(f"no {min(missing)} in it")
         return found
 
-    def _odd(self, what: str) -> UniclError:
+    def _layout_error(self, what: str) -> UniclError:
         return UniclError(f"{self.file}: is not the official {self.archive.file}: {what}", "fetch it again")
 
 
 def cifar10(*, kind: str, path: str | None = None, verify: bool = True) -> Cifar:
     """CIFAR-10 from `cifar-10-python.tar.gz` in `--data-dir` or at ``path``; ``verify=false`` skips its md5."""
-    return _opened(CIFAR10, kind, path, "labels", verify)
+    return _open_archive(CIFAR10, kind, path, "labels", verify)
 
 
 def cifar100(
     *, kind: str, path: str | None = None, verify: bool = True, labels: Literal["fine", "coarse"] = "fine"
 ) -> Cifar:
     """CIFAR-100 from `cifar-100-python.tar.gz` in `--data-dir` or at ``path``: 100 fine or 20 coarse classes."""
-    return _opened(CIFAR100, kind, path, labels, verify)
+    return _open_archive(CIFAR100, kind, path, labels, verify)
 
 
-def _opened(archive: Archive, kind: str, path: str | None, labels: str, verify: bool) -> Cifar:  # noqa: FBT001
+def _open_archive(archive: Archive, kind: str, path: str | None, labels: str, verify: bool) -> Cifar:  # noqa: FBT001
     if kind == "captions":
         raise UniclError(f"{archive.name}: has no captions", f"use it with --labels {archive.name}")
     file, tried = find_file(archive.file, archive.name, path)
@@ -183,7 +183,7 @@ def _opened(archive: Archive, kind: str, path: str | None, labels: str, verify: 
     return Cifar(archive, file, kind, labels, verify)
 
 
-def _contents(tar: tarfile.TarFile, names: set[str]) -> Iterator[tuple[str, BinaryIO]]:
+def _iter_members(tar: tarfile.TarFile, names: set[str]) -> Iterator[tuple[str, BinaryIO]]:
     for member in tar:
         name = member.name.removeprefix("./")
         if name in names and member.isreg():

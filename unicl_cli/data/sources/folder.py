@@ -35,7 +35,7 @@ class Folder:
     def files(self) -> dict[str, list[PurePosixPath]]:
         """Split -> its files, sorted, relative to ``path``."""
         try:
-            found = [PurePosixPath(file) for file in _walk(self.path)]
+            found = [PurePosixPath(file) for file in _iter_files(self.path)]
         except OSError as error:
             raise UniclError(
                 f"{error.filename}: cannot be read: {error.strerror}", "give yourself the right"
@@ -48,11 +48,11 @@ class Folder:
                 splits["train"].append(file)
             elif len(file.parts) > 1:  # a README or a list beside the splits belongs to none of them
                 splits[SPLITS[file.parts[0]]].append(file)
-        if not any(_is_picture(file) for file in found):
-            raise UniclError(f"{self.path}: no images in this folder", self._instead())
+        if not any(_is_image(file) for file in found):
+            raise UniclError(f"{self.path}: no images in this folder", self._suggest_hint())
         return {split: sorted(files, key=str) for split, files in splits.items()}
 
-    def _instead(self) -> str:
+    def _suggest_hint(self) -> str:
         there = sorted(file.name for file in self.path.iterdir() if file.suffix.lower() in (*LISTS, *ARCHIVES))
         if not there:
             return "images end in .jpg, .png, .webp, ..."
@@ -71,7 +71,7 @@ class Folder:
         """Folders that hold at least one image, sorted by path."""
         if self.kind != "labels":
             return ()
-        keys = {self._class_of(file) for files in self.files.values() for file in files if _is_picture(file)}
+        keys = {self._class_of(file) for files in self.files.values() for file in files if _is_image(file)}
         if keys == {""}:
             raise UniclError(
                 f"{self.path}: its images are in no folder of a class",
@@ -83,7 +83,7 @@ class Folder:
     def notes(self) -> list[str]:
         """What ``prepare`` should say of folders that are no classes."""
         known = {c.key for c in self.classes}
-        empty = sorted(_folders(self.path, self.in_splits) - known) if self.kind == "labels" else []
+        empty = sorted(_find_empty_folders(self.path, self.in_splits) - known) if self.kind == "labels" else []
         if not empty:
             return []
         shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
@@ -93,12 +93,12 @@ class Folder:
         """A row for each file of a class, images or not: what cannot be decoded is rejected by name."""
         if self.kind == "captions":
             self._check_captions()
-            return [row for file in self.files[split] if _is_picture(file) for row in self._captioned(file)]
+            return [row for file in self.files[split] if _is_image(file) for row in self._captioned_row(file)]
         labels = {c.key: number for number, c in enumerate(self.classes)}
         files = self.files[split]
         if self.kind == "images":
-            return [self._row(file, NO_LABEL) for file in files if _is_picture(file)]
-        loose = [file for file in files if self._class_of(file) not in labels and _is_picture(file)]
+            return [self._row(file, NO_LABEL) for file in files if _is_image(file)]
+        loose = [file for file in files if self._class_of(file) not in labels and _is_image(file)]
         rows = [self._row(file, labels[self._class_of(file)]) for file in files if self._class_of(file) in labels]
         return rows + [self._row(file, NO_LABEL) for file in loose]
 
@@ -126,7 +126,7 @@ class Folder:
                 "write those of 1.jpg into 1.txt, or give a list: captions.csv with the columns image,caption",
             )
 
-    def _captioned(self, file: PurePosixPath) -> Iterator[Row]:
+    def _captioned_row(self, file: PurePosixPath) -> Iterator[Row]:
         try:
             text = (self.path / file.with_suffix(".txt")).read_text(encoding="utf-8-sig", errors="replace")
         except OSError:
@@ -141,7 +141,7 @@ def folder(*, path: str, kind: str) -> Folder:
     return Folder(path, kind)
 
 
-def _walk(root: Path) -> Iterator[str]:
+def _iter_files(root: Path) -> Iterator[str]:
     """Visible files under ``root``, relative, with ``/``; links are followed, but never into a loop."""
     pending: list[tuple[str, frozenset[str]]] = [("", frozenset((os.path.realpath(root),)))]
     while pending:
@@ -157,18 +157,18 @@ def _walk(root: Path) -> Iterator[str]:
                     pending.append((relative, above | {real}))
 
 
-def _folders(root: Path, in_splits: bool) -> set[str]:  # noqa: FBT001
+def _find_empty_folders(root: Path, in_splits: bool) -> set[str]:  # noqa: FBT001
     """Leaf folders without any visible file, as class keys."""
     empty: set[str] = set()
     for here, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".") and name.lower() not in _LITTER]
         parts = Path(here).relative_to(root).parts[1 if in_splits else 0 :]
-        if parts and not folders and not any(_is_picture(PurePosixPath(name)) for name in files):
+        if parts and not folders and not any(_is_image(PurePosixPath(name)) for name in files):
             empty.add(_printable("/".join(parts)))
     return empty
 
 
-def _is_picture(file: PurePosixPath) -> bool:
+def _is_image(file: PurePosixPath) -> bool:
     return file.suffix[1:].lower() in SUFFIXES
 
 

@@ -21,7 +21,7 @@ MD5 = {
     VAL: "29b22e2961454d5413ddabcf34fc5622",
     DEVKIT: "fa75699e90414af021442c21a62c3abf",
 }
-PICTURES = {"train": 1_281_167, "val": 50_000}
+IMAGE_COUNTS = {"train": 1_281_167, "val": 50_000}
 """Of the official files; other numbers are said."""
 _SYNSET = re.compile(r"n\d{8}")
 _NUMBER = re.compile(r"_(\d+)\.JPEG$")
@@ -64,7 +64,7 @@ class ImageNet:
 
     def rows(self, split: str) -> list[Row]:
         """In the order of the tar."""
-        self._check()
+        self._check_md5()
         members = self._train if split == "train" else self._val
         numbers = {c.key: number for number, c in enumerate(self.classes)}
         file = next(name for name in ((TRAIN, FALL11) if split == "train" else (VAL,)) if name in self.files)
@@ -73,7 +73,7 @@ class ImageNet:
                 f"{self.files[file]}: has the synset {min(unknown)}, which {self.name} has not",
                 f"put the file of {self.name} there",
             )
-        expected = PICTURES[split] if file != FALL11 else len(members)
+        expected = IMAGE_COUNTS[split] if file != FALL11 else len(members)
         if len(members) != expected:
             self.notes.append(f"{self.files[file]}: has {len(members):,} images, the official one {expected:,}")
         return [
@@ -93,24 +93,24 @@ class ImageNet:
         """(synset, image): each member of the tar is a tar of one synset's images."""
         file = self.files[TRAIN if TRAIN in self.files else FALL11]
         found: list[tuple[str, Member]] = []
-        with _opened(file) as outer:
-            for inner in members(outer, 0, file.stat().st_size, file):
+        with _open_tar(file) as outer:
+            for inner in list_members(outer, 0, file.stat().st_size, file):
                 synset = inner.name.removesuffix(".tar")
                 if not inner.name.endswith(".tar") or not _SYNSET.fullmatch(synset):
                     raise UniclError(
                         f"{file}: holds {inner.name}", "the official file holds n01440764.tar and the like"
                     )
                 if synset not in self.left_out:
-                    found += [(synset, member) for member in members(outer, inner.offset, inner.size, file)]
+                    found += [(synset, member) for member in list_members(outer, inner.offset, inner.size, file)]
         return found
 
     @cached_property
     def _val(self) -> list[tuple[str, Member]]:
         """(synset, image) by the key of the development kit, whose numbers are not those of the classes."""
         file = self.files[VAL]
-        answers = _answers(self.files[DEVKIT]) if self.kind == "labels" else []
-        with _opened(file) as flat:
-            found = sorted(members(flat, 0, file.stat().st_size, file))
+        answers = _read_answers(self.files[DEVKIT]) if self.kind == "labels" else []
+        with _open_tar(file) as flat:
+            found = sorted(list_members(flat, 0, file.stat().st_size, file))
         if self.kind != "labels":
             return [("", member) for member in found]
         numbered = [(int(match[1]), member) for member in found if (match := _NUMBER.search(member.name))]
@@ -120,7 +120,7 @@ class ImageNet:
             )
         return [(answers[number - 1], member) for number, member in numbered]
 
-    def _check(self) -> None:
+    def _check_md5(self) -> None:
         for name, file in self.files.items() if self.verify else ():
             with file.open("rb") as content:
                 found = hashlib.file_digest(content, "md5").hexdigest()
@@ -134,11 +134,11 @@ def imagenet(*, kind: str, path: str | None = None, verify: bool = False) -> Ima
 
     Either of the two is enough. ``verify=true`` compares their md5 first, which reads 145 GB.
     """
-    found, tried = _found("imagenet", path, (TRAIN, VAL, DEVKIT))
+    found, tried = _find_files("imagenet", path, (TRAIN, VAL, DEVKIT))
     if VAL in found and DEVKIT not in found and kind == "labels":
-        raise _missing("imagenet", DEVKIT, tried, f"it says which class each image of {VAL} has: get it ")
+        raise _missing_error("imagenet", DEVKIT, tried, f"it says which class each image of {VAL} has: get it ")
     if TRAIN not in found and VAL not in found:
-        raise _missing("imagenet", f"{TRAIN} (138 GB) or {VAL} (6.3 GB)", tried, "get them ")
+        raise _missing_error("imagenet", f"{TRAIN} (138 GB) or {VAL} (6.3 GB)", tried, "get them ")
     if kind == "captions":
         raise UniclError("imagenet: has no captions", "use it with --labels imagenet")
     return ImageNet("imagenet", kind, found, verify)
@@ -146,9 +146,9 @@ def imagenet(*, kind: str, path: str | None = None, verify: bool = False) -> Ima
 
 def imagenet22k(*, kind: str, path: str | None = None) -> ImageNet:
     """ImageNet's fall 2011 release, 21,841 synsets, from `fall11_whole.tar` in `--data-dir` or ``path``."""
-    found, tried = _found("imagenet22k", path, (FALL11,))
+    found, tried = _find_files("imagenet22k", path, (FALL11,))
     if not found:
-        raise _missing("imagenet22k", FALL11, tried, "get it ")
+        raise _missing_error("imagenet22k", FALL11, tried, "get it ")
     if kind == "captions":
         raise UniclError("imagenet22k: has no captions", "use it with --labels imagenet22k")
     return ImageNet("imagenet22k", kind, found, verify=False)
@@ -161,7 +161,7 @@ def imagenet21k(*, kind: str, path: str | None = None) -> ImageNet:
     return source
 
 
-def _found(name: str, path: str | None, files: Sequence[str]) -> tuple[dict[str, Path], list[Path]]:
+def _find_files(name: str, path: str | None, files: Sequence[str]) -> tuple[dict[str, Path], list[Path]]:
     found: dict[str, Path] = {}
     tried: list[Path] = []
     for wanted in files:
@@ -172,7 +172,7 @@ def _found(name: str, path: str | None, files: Sequence[str]) -> tuple[dict[str,
     return found, list(dict.fromkeys(tried))
 
 
-def _missing(name: str, what: str, tried: list[Path], then: str) -> UniclError:
+def _missing_error(name: str, what: str, tried: list[Path], then: str) -> UniclError:
     looked = f"not found in {', '.join(map(str, tried))}" if tried else "no --data-dir says where it lies"
     sums = ", ".join(f"md5 of {file}: {MD5[file]}" for file in MD5 if file in what)
     return UniclError(
@@ -182,7 +182,7 @@ def _missing(name: str, what: str, tried: list[Path], then: str) -> UniclError:
     )
 
 
-def members(file: IO[bytes], start: int, size: int, path: Path) -> Iterator[Member]:
+def list_members(file: IO[bytes], start: int, size: int, path: Path) -> Iterator[Member]:
     """The regular files of the tar that lies at ``start``; links, devices and folders are passed over."""
     window = _Window(file, start, size)
     try:
@@ -215,7 +215,7 @@ class _Window(io.RawIOBase):
         return content
 
 
-def _opened(file: Path) -> IO[bytes]:
+def _open_tar(file: Path) -> IO[bytes]:
     content = file.open("rb", buffering=0)  # headers lie far apart: a buffer would read what is skipped
     if content.read(2) == b"\x1f\x8b":
         content.close()
@@ -223,7 +223,7 @@ def _opened(file: Path) -> IO[bytes]:
     return content
 
 
-def _answers(devkit: Path) -> list[str]:
+def _read_answers(devkit: Path) -> list[str]:
     """Synset of each validation image. The kit's numbers run over its own table, not over sorted synsets."""
     from scipy.io import loadmat
 
@@ -245,17 +245,17 @@ def _answers(devkit: Path) -> list[str]:
 @cache
 def synsets() -> tuple[str, ...]:
     """The 1,000 of ILSVRC 2012, sorted: a class's number is its place here."""
-    return tuple(_packaged("imagenet_synsets.txt").split())
+    return tuple(_read_timm_table("imagenet_synsets.txt").split())
 
 
 @cache
 def lemmas() -> dict[str, tuple[str, ...]]:
     """Every synset of ImageNet with its names."""
-    lines = (line.split("\t", 1) for line in _packaged("imagenet_synset_to_lemma.txt").splitlines())
+    lines = (line.split("\t", 1) for line in _read_timm_table("imagenet_synset_to_lemma.txt").splitlines())
     return {key: tuple(name.strip() for name in names.split(",")) for key, names in lines}
 
 
-def _packaged(name: str) -> str:
+def _read_timm_table(name: str) -> str:
     """A table that timm brings; timm itself is not imported, since that takes torch."""
     spec = importlib.util.find_spec("timm")
     folder = spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else ""

@@ -75,7 +75,7 @@ class TextReader:
 
     def __init__(self, path: Path, header: bool | None, known: set[str]) -> None:  # noqa: FBT001
         self.path, self.tabs = path, path.suffix.lower() == ".tsv"
-        self.delimiter = "\t" if self.tabs else _delimiter(path)
+        self.delimiter = "\t" if self.tabs else _find_delimiter(path)
         first = next(self._records(), (0, []))[1]
         if not first:
             raise UniclError(f"{path}: is empty", "give a list with a line for each image")
@@ -88,7 +88,7 @@ class TextReader:
             names = [cell.strip() for cell in first]  # the first of two equal names has it
             return tuple(name if name not in names[:at] else f"{name} ({at})" for at, name in enumerate(names))
         names = [str(number) for number in range(len(first))]
-        pictures = [number for number, cell in enumerate(first) if looks_like_picture(cell)]
+        pictures = [number for number, cell in enumerate(first) if looks_like_image(cell)]
         if len(pictures) == 1:
             names[pictures[0]] = "image"
         return tuple(names)
@@ -99,14 +99,14 @@ class TextReader:
             next(records)
         for number, cells in records:
             place = f"line {number}"
-            cells = self._fitted(cells, at)
+            cells = self._fit_cells(cells, at)
             if len(cells) == len(self.columns):
-                yield _line(place, dict(zip(self.columns, cells, strict=True)), at)
+                yield _build_line(place, dict(zip(self.columns, cells, strict=True)), at)
                 continue
             word = "of" if len(cells) < len(self.columns) else "cells for"
             yield Line(place, place, "", (), "", "", f"{len(cells)} {word} {len(self.columns)} columns")
 
-    def _fitted(self, cells: list[str], at: Columns) -> list[str]:
+    def _fit_cells(self, cells: list[str], at: Columns) -> list[str]:
         """Without blank cells at the end that have no column; what a caption in the last column holds is one cell."""
         count = len(self.columns)
         while len(cells) > count and not cells[-1].strip():
@@ -163,7 +163,7 @@ class JsonReader:
         for number, record in self._records():
             place = f"line {number}"
             if isinstance(record, dict):
-                yield _line(place, record, at)
+                yield _build_line(place, record, at)
             else:
                 yield Line(place, place, "", (), "", "", record)
 
@@ -215,12 +215,12 @@ class ParquetReader:
             for record in batch.to_pylist():
                 if inside:
                     record[at.image] = f"row:{number}"
-                line = _line(f"row {number}", record, at)
+                line = _build_line(f"row {number}", record, at)
                 yield line._replace(key=f"{number:08d}") if inside and at.key is None else line
                 number += 1
 
 
-class ParquetPictures:
+class ParquetImages:
     """Images inside a Parquet file by row number, with the last row groups kept decoded."""
 
     def __init__(self, path: Path, column: str) -> None:
@@ -251,7 +251,7 @@ def _holds_bytes(kind: Any) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)
 
 
-def _line(place: str, record: dict[str, Any], at: Columns) -> Line:
+def _build_line(place: str, record: dict[str, Any], at: Columns) -> Line:
     ref = _cell(record, at.image).strip()
     fault = "" if ref else f"no {at.image}"
     if odd := next((c for c in at if c is not None and not _is_plain(record.get(c), listed=c == at.caption)), None):
@@ -288,7 +288,7 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(text for v in values if (text := _text(v)).strip())
 
 
-def _delimiter(path: Path) -> str:
+def _find_delimiter(path: Path) -> str:
     """What separates the cells of a CSV: commas, unless its first line has none, but semicolons, tabs or bars."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         first = file.readline(1 << 16)
@@ -296,6 +296,6 @@ def _delimiter(path: Path) -> str:
     return others if "," not in first and others in first else ","
 
 
-def looks_like_picture(cell: str) -> bool:
+def looks_like_image(cell: str) -> bool:
     """Is it a URL, or does it end as image files do?"""
     return cell.rpartition(".")[2].lower() in SUFFIXES or cell.startswith(("http://", "https://"))

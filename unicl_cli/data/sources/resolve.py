@@ -18,7 +18,7 @@ from unicl_cli.problems import PartError
 KINDS = ("labels", "captions", "images")
 
 
-class Named(NamedTuple):
+class SourceSpec(NamedTuple):
     """One SRC: its ``name`` is unique in the corpus and prefixes its keys."""
 
     name: str
@@ -28,7 +28,7 @@ class Named(NamedTuple):
 
 def open_source(src: str, kind: str) -> DatasetSource:
     """The source that ``src`` names, made anew: workers rebuild it from the same two strings. UniclError if unknown."""
-    name, written = resolve(src)
+    name, written = resolve_source(src)
     there = registry.arguments("datasets", name)
     options = registry.read_options("datasets", name, written)
     if "kind" in there:  # a parameter with a default is an option, not context
@@ -41,7 +41,7 @@ def open_source(src: str, kind: str) -> DatasetSource:
     return registry.make("datasets", part, {"kind": lambda: kind})
 
 
-def resolve(src: str) -> tuple[str, dict[str, str]]:
+def resolve_source(src: str) -> tuple[str, dict[str, str]]:
     """``src`` -> registered name and options; a path becomes ``folder``, ``table`` or ``hf`` with the option ``path``.
 
     A name is looked for among the sources, then as a path, then in the directories of `--data-dir` and UNICL_DATA.
@@ -54,26 +54,26 @@ def resolve(src: str) -> tuple[str, dict[str, str]]:
     if base.startswith(HUB):
         return "hf", {"path": base, **options}
     name = catalogue.ALIASES.get(base.lower(), base)
-    if registered := _registered(name):
+    if registered := _find_registered(name):
         return registered, options
     for place in (Path(base).expanduser(), *(of / spelled for of in data_dirs() for spelled in (base, name))):
-        if found := _at(place):
+        if found := _reader_of(place):
             return found, {"path": str(place), **options}
     if name in catalogue.KNOWN:
-        raise catalogue.missing(name)
+        raise catalogue.missing_error(name)
     known = registry.names("datasets")
     raise UniclError(
         f"{base}: no such folder, list or source{did_you_mean(base, known)}", f"sources with a name: {', '.join(known)}"
     )
 
 
-def _registered(name: str) -> str | None:
+def _find_registered(name: str) -> str | None:
     """The name itself if a source has it, bare or as ``dist/name``."""
     spelled = {of for entry in registry.table("datasets") for of in (entry.name, f"{entry.dist}/{entry.name}")}
     return name if name in spelled else None
 
 
-def _at(path: Path) -> str | None:
+def _reader_of(path: Path) -> str | None:
     """What reads the folder or list at a path; None if there is nothing."""
     if path.is_dir():
         if (path / "plan.json").is_file() and (path / "parts").is_dir():
@@ -98,15 +98,15 @@ def split_options(src: str) -> tuple[str, dict[str, str]]:
     return base, options
 
 
-def named_sources(labels: Sequence[str], captions: Sequence[str], images: Sequence[str]) -> list[Named]:
+def name_sources(labels: Sequence[str], captions: Sequence[str], images: Sequence[str]) -> list[SourceSpec]:
     """Every SRC with its kind and a name made of its stem; a name met twice gets ``-2``, ``-3``, ..."""
     taken: set[str] = set()
-    named: list[Named] = []
+    named: list[SourceSpec] = []
     for kind, sources in zip(KINDS, (labels, captions, images), strict=True):
         for src in sources:
             name = _unique(_stem(src), taken)
             taken.add(name)
-            named.append(Named(name, kind, src))
+            named.append(SourceSpec(name, kind, src))
     return named
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.pictures import PictureError, read_file
 from unicl_cli.data.sources.folder import SPLITS
-from unicl_cli.data.sources.list_readers import Columns, Line, ParquetPictures, Reader, looks_like_picture, open_reader
+from unicl_cli.data.sources.list_readers import Columns, Line, ParquetImages, Reader, looks_like_image, open_reader
 from unicl_cli.errors import UniclError
 
 MAX_BAD = 0.05
@@ -49,10 +49,10 @@ class Table:
             if roles[role] is None and len(left) == 1 and (role != "image" or not self.reader.has_header):
                 roles[role] = left.pop()
             if roles[role] is None:
-                raise self._without(role)
+                raise self._missing_column_error(role)
         return Columns(**roles)
 
-    def _without(self, role: str) -> UniclError:
+    def _missing_column_error(self, role: str) -> UniclError:
         columns = self.reader.columns
         message = f"{self.path}: no {role} column among {', '.join(columns)}"
         if len(columns) == 1 and role != "image":
@@ -65,11 +65,11 @@ class Table:
         if self.kind != "labels":
             return ()
         if self.names or self.reader.class_names:
-            return tuple(ClassName(name, (spoken(name),)) for name in self.names or self.reader.class_names)
+            return tuple(ClassName(name, (spoken_name(name),)) for name in self.names or self.reader.class_names)
         labels = {line.label for line in self._lines if line.label}
         ordered = sorted(labels, key=int) if self._numbered else sorted(labels)
         return tuple(
-            ClassName(label, (spoken(label),)) for label in ordered if label != str(NO_LABEL) or not self._numbered
+            ClassName(label, (spoken_name(label),)) for label in ordered if label != str(NO_LABEL) or not self._numbered
         )
 
     @cached_property
@@ -84,7 +84,7 @@ class Table:
         if not row.ref:
             raise PictureError("bad_line", row.key)
         if row.ref.startswith("row:"):
-            return {"image": self._inside.read(int(row.ref[4:]))}
+            return {"image": self._images.read(int(row.ref[4:]))}
         return {"image": read_file(self._file(row.ref))}
 
     def stamp(self, row: Row) -> int:
@@ -102,8 +102,8 @@ class Table:
         return file if "\\" not in ref or file.exists() else self.path.parent / ref.replace("\\", "/")
 
     @cached_property
-    def _inside(self) -> ParquetPictures:
-        return ParquetPictures(self.path, self.columns.image or "")
+    def _images(self) -> ParquetImages:
+        return ParquetImages(self.path, self.columns.image or "")
 
     @cached_property
     def _lines(self) -> list[Line]:
@@ -123,8 +123,8 @@ class Table:
 
     def _check_sides(self, lines: list[Line]) -> None:
         """Captions where the images should be, and images where the captions should be."""
-        paths = sum(looks_like_picture(line.ref) for line in lines)
-        texts = sum(any(map(looks_like_picture, line.texts)) for line in lines)
+        paths = sum(looks_like_image(line.ref) for line in lines)
+        texts = sum(any(map(looks_like_image, line.texts)) for line in lines)
         if 2 * texts > len(lines) > 2 * paths:
             image, caption = self.columns.image, self.columns.caption
             raise UniclError(
@@ -231,15 +231,15 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     if not list_path.is_file():
         raise UniclError(f"{path}: no such list", "give a .csv, .tsv, .jsonl or .parquet file")
     chosen = Columns(image, caption, label, split, key)
-    return Table(list_path, kind, chosen, header, class_names(classes))
+    return Table(list_path, kind, chosen, header, read_class_names(classes))
 
 
-def spoken(name: str) -> str:
+def spoken_name(name: str) -> str:
     """A class's name as a prompt says it: without underscores."""
     return " ".join(name.replace("_", " ").split()) or name
 
 
-def class_names(path: str | None) -> tuple[str, ...]:
+def read_class_names(path: str | None) -> tuple[str, ...]:
     """The names in a text file, one a line; none without a file. UniclError if one stands there twice."""
     if path is None:
         return ()

@@ -30,7 +30,7 @@ class Duplicates(NamedTuple):
     facts: Mapping[str, Any]
 
 
-NONE = Duplicates({}, {}, {})
+NO_DUPLICATES = Duplicates({}, {}, {})
 
 
 def hash_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]) -> dict[str, Any] | None:
@@ -39,7 +39,7 @@ def hash_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[
     total = 0
 
     def one(row: Row) -> tuple[bytes, int]:
-        return (_NO_DIGEST, 0) if stopped() else _digest(row, work, source)
+        return (_NO_DIGEST, 0) if stopped() else _hash_image(row, work, source)
 
     with ThreadPoolExecutor(THREADS) as threads:
         for chunk in chunks_of(work):
@@ -54,7 +54,7 @@ def hash_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[
     return {"rows": len(digests), "rejected": {}, "payload": total}
 
 
-def unhashed(units: Iterable[Unit], out: Path) -> list[Unit]:
+def units_without_digests(units: Iterable[Unit], out: Path) -> list[Unit]:
     """Units whose digests are not there, or not whole."""
 
     def size(unit: Unit) -> int:
@@ -64,12 +64,12 @@ def unhashed(units: Iterable[Unit], out: Path) -> list[Unit]:
     return [unit for unit in units if size(unit) != 32 * unit.rows]
 
 
-def forget_digests(units: Iterable[Unit], out: Path) -> None:
+def remove_digests(units: Iterable[Unit], out: Path) -> None:
     for unit in units:
         (out / unit.hashes).unlink(missing_ok=True)
 
 
-def read_found(out: Path) -> Duplicates | None:
+def read_duplicates(out: Path) -> Duplicates | None:
     """What an earlier run found; None if it did not come so far."""
     try:
         found = json.loads((out / FILE).read_bytes())
@@ -78,7 +78,9 @@ def read_found(out: Path) -> Duplicates | None:
         return None
 
 
-def find(units: Sequence[Unit], held_out: frozenset[str], row_at: Callable[[Unit, int], Row], out: Path) -> Duplicates:
+def find_duplicates(
+    units: Sequence[Unit], held_out: frozenset[str], row_at: Callable[[Unit, int], Row], out: Path
+) -> Duplicates:
     """Compare the digests of all units and keep the result in FILE: the first row of the plan stays.
 
     Rows are compared within one kind and split over all sources. ``held_out`` names sources whose `val` was cut from
@@ -87,10 +89,10 @@ def find(units: Sequence[Unit], held_out: frozenset[str], row_at: Callable[[Unit
     gone: dict[str, str] = {}
     texts: dict[str, list[str]] = {}
     groups, differ = 0, list[list[str]]()
-    for members in _scopes(units, held_out):
+    for members in _group_units(units, held_out):
         starts = np.cumsum([0, *(unit.rows for unit in members)])
         digests = np.frombuffer(b"".join((out / unit.hashes).read_bytes() for unit in members), np.uint8)
-        for places in _equal(digests.reshape(-1, 32)):
+        for places in _group_equal(digests.reshape(-1, 32)):
             at = [int(np.searchsorted(starts, place, side="right")) - 1 for place in places]
             first, *rest = [row_at(members[n], int(p - starts[n])) for n, p in zip(at, places, strict=True)]
             gone.update(dict.fromkeys((row.key for row in rest), first.key))
@@ -109,7 +111,7 @@ def find(units: Sequence[Unit], held_out: frozenset[str], row_at: Callable[[Unit
     return Duplicates(gone, texts, facts)
 
 
-def repeated(folder: Path, shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def count_equal_images(folder: Path, shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Equal images among those stored, counted over 64 bits of their sha256.
 
     ``in_a_kind``: rows beyond the first of one image in a kind and split; ``in_two_kinds``: images of the training
@@ -128,16 +130,16 @@ def repeated(folder: Path, shards: Sequence[Mapping[str, Any]]) -> dict[str, Any
         "in_a_kind": sum(len(of) - len(np.unique(of)) for of in pictures.values()),
         "in_two_kinds": sum(map(len, training)) - len(np.unique(np.concatenate(training))) if training else 0,
         "of_eval": {
-            other: sum(int(np.isin(of, _joined(pictures, other)).sum()) for of in rows) for other in others if rows
+            other: sum(int(np.isin(of, _join_kinds(pictures, other)).sum()) for of in rows) for other in others if rows
         },
     }
 
 
-def _joined(pictures: Mapping[tuple[str, str], NDArray[np.uint64]], split: str) -> NDArray[np.uint64]:
+def _join_kinds(pictures: Mapping[tuple[str, str], NDArray[np.uint64]], split: str) -> NDArray[np.uint64]:
     return np.concatenate([of for (s, _), of in pictures.items() if s == split])
 
 
-def _digest(row: Row, work: Work, source: DatasetSource) -> tuple[bytes, int]:
+def _hash_image(row: Row, work: Work, source: DatasetSource) -> tuple[bytes, int]:
     if usable_texts(row, work)[1]:
         return _NO_DIGEST, 0
     try:
@@ -147,7 +149,7 @@ def _digest(row: Row, work: Work, source: DatasetSource) -> tuple[bytes, int]:
     return hashlib.sha256(data).digest(), len(data)
 
 
-def _scopes(units: Sequence[Unit], held_out: frozenset[str]) -> Iterator[list[Unit]]:
+def _group_units(units: Sequence[Unit], held_out: frozenset[str]) -> Iterator[list[Unit]]:
     scopes: dict[tuple[str, str], list[Unit]] = {}
     cut = [unit.split == "val" and unit.source in held_out for unit in units]
     for late in (False, True):
@@ -157,7 +159,7 @@ def _scopes(units: Sequence[Unit], held_out: frozenset[str]) -> Iterator[list[Un
     yield from scopes.values()
 
 
-def _equal(digests: NDArray[np.uint8]) -> Iterator[NDArray[np.int64]]:
+def _group_equal(digests: NDArray[np.uint8]) -> Iterator[NDArray[np.int64]]:
     """(n, 32) -> ascending row numbers of each group of two or more equal digests."""
     words = np.ascontiguousarray(digests).view(np.uint64)  # (n, 4)
     order = np.lexsort(words.T)  # stable: equal rows stay in ascending order

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 from unicl_cli.core.files import size_of
 from unicl_cli.core.machine import cores
-from unicl_cli.data.sources.resolve import named_sources
+from unicl_cli.data.sources.resolve import name_sources
 from unicl_cli.errors import UniclError, plain
-from unicl_cli.jobs.prepare.plan import Opened, Plan, differences, make_plan
-from unicl_cli.jobs.prepare.prepare import PLAN, Wanted, check_place, read_plan
-from unicl_cli.jobs.prepare.progress import listed, note
-from unicl_cli.jobs.prepare.report import columns
+from unicl_cli.jobs.prepare.plan import PlannedSource, CorpusPlan, list_differences, make_plan
+from unicl_cli.jobs.prepare.prepare import PLAN, PrepareRequest, check_out_dir, read_plan
+from unicl_cli.jobs.prepare.progress import format_counts, note
+from unicl_cli.jobs.prepare.report import align_columns
 from unicl_cli.jobs.prepare.shards import DECODERS, THREADS, Prepared, Rejected, Unit, Work, prepare_row
 
 SAMPLE = 128
@@ -32,7 +32,7 @@ _WORKER = 130_000_000
 """Of memory, for a process that has loaded Arrow and Pillow (measured: 115 to 130 MB)."""
 
 
-class Sampled(NamedTuple):
+class SourceSample(NamedTuple):
     """``n`` of ``rows`` rows were tried in ``seconds``; ``size`` bytes are kept, ``pixels`` has the largest image."""
 
     source: str
@@ -59,20 +59,20 @@ class Sampled(NamedTuple):
         return rows * self.size / self.kept if self.kept else 0.0
 
 
-def run(wanted: Wanted, *, workers: int | None, as_json: bool) -> None:
+def run(wanted: PrepareRequest, *, workers: int | None, as_json: bool) -> None:
     """Write the estimate to stdout. UniclError if the plan could not be carried out, for lack of space too."""
-    named = named_sources(wanted.labels, wanted.captions, wanted.images)
+    named = name_sources(wanted.labels, wanted.captions, wanted.images)
     if not named:
         raise UniclError("nothing to prepare", "give at least one --labels, --captions or --images SRC")
-    check_place(wanted.out)
+    check_out_dir(wanted.out)
     plan = make_plan(named, wanted.options)
     for line in plan.notes:
         note(line)
-    if (wanted.out / PLAN).is_file() and (changed := differences(read_plan(wanted.out), plan.document())):
+    if (wanted.out / PLAN).is_file() and (changed := list_differences(read_plan(wanted.out), plan.document())):
         raise UniclError(f"{wanted.out} was begun with another plan; {'; '.join(changed)}", "choose another -o")
-    samples = [_sampled(plan, opened, split, wanted.out) for opened in plan.sources for split in opened.rows]
-    report = _report(wanted.out, plan, samples, workers or cores())
-    text = [json.dumps(report, ensure_ascii=False)] if as_json else list(map(plain, _lines(report)))
+    samples = [_sample_rows(plan, opened, split, wanted.out) for opened in plan.sources for split in opened.rows]
+    report = _build_report(wanted.out, plan, samples, workers or cores())
+    text = [json.dumps(report, ensure_ascii=False)] if as_json else list(map(plain, _format_report(report)))
     sys.stdout.write("\n".join(text) + "\n")
     if report["bytes_expected"][1] * ROOM > report["free"]:
         raise UniclError(
@@ -82,7 +82,7 @@ def run(wanted: Wanted, *, workers: int | None, as_json: bool) -> None:
         )
 
 
-def _sampled(plan: Plan, opened: Opened, split: str, out: Path) -> Sampled:
+def _sample_rows(plan: CorpusPlan, opened: PlannedSource, split: str, out: Path) -> SourceSample:
     rows = opened.rows[split]
     n = min(SAMPLE, len(rows))
     name, kind = opened.named.name, opened.named.kind
@@ -97,7 +97,7 @@ def _sampled(plan: Plan, opened: Opened, split: str, out: Path) -> Sampled:
         results = list(threads.map(partial(prepare_row, source=opened.source, work=work, decoders=decoders), chosen))
     seconds = time.monotonic() - begun
     kept = [result.record for result in results if isinstance(result, Prepared)]
-    return Sampled(
+    return SourceSample(
         name,
         kind,
         split,
@@ -111,7 +111,7 @@ def _sampled(plan: Plan, opened: Opened, split: str, out: Path) -> Sampled:
     )
 
 
-def _report(out: Path, plan: Plan, samples: list[Sampled], workers: int) -> dict[str, Any]:
+def _build_report(out: Path, plan: CorpusPlan, samples: list[SourceSample], workers: int) -> dict[str, Any]:
     sources: list[dict[str, Any]] = [
         {
             **{name: getattr(sample, name) for name in ("source", "kind", "split", "rows", "rejected")},
@@ -131,8 +131,8 @@ def _report(out: Path, plan: Plan, samples: list[Sampled], workers: int) -> dict
         "rows_expected": [round(sum(column)) for column in zip(*(s.expected() for s in samples), strict=True)],
         "bytes_expected": [sum(source["bytes_expected"] for source in sources), round(upper)],
         "seconds": round(sum(sample.rows * sample.seconds / sample.n for sample in samples) / min(workers, cores())),
-        "memory": _memory(workers, largest, samples),
-        "free": _free(out),
+        "memory": _estimate_memory(workers, largest, samples),
+        "free": _free_bytes(out),
         "workers": workers,
         "classes": len(plan.classes),
         "sources": sources,
@@ -140,7 +140,7 @@ def _report(out: Path, plan: Plan, samples: list[Sampled], workers: int) -> dict
     }
 
 
-def _memory(workers: int, pixels: int, samples: list[Sampled]) -> int:
+def _estimate_memory(workers: int, pixels: int, samples: list[SourceSample]) -> int:
     """This process as it is, and for each worker: libraries, a row group four times over, and decoded images.
 
     A group of 8 MB (or four images, if those are more) is there as records, as Arrow, as pages and in the writer.
@@ -152,22 +152,22 @@ def _memory(workers: int, pixels: int, samples: list[Sampled]) -> int:
     return round(peak + worker * workers)
 
 
-def _free(out: Path) -> int:
+def _free_bytes(out: Path) -> int:
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     return shutil.disk_usage(there).free
 
 
-def _lines(report: dict[str, Any]) -> list[str]:
+def _format_report(report: dict[str, Any]) -> list[str]:
     cells = [("source", "kind", "split", "rows", "kept, about", "left out of the sample", "size, about")]
     for line in report["sources"]:
         kept, low, high = line["rows_expected"]
         bounds = f"{kept:,} ({low:,} to {high:,})" if low != high else f"{kept:,}"
-        left_out = f"{listed(line['rejected']) or '0'} of {line['sampled']}"
+        left_out = f"{format_counts(line['rejected']) or '0'} of {line['sampled']}"
         size = size_of(line["bytes_expected"])
         cells.append((line["source"], line["kind"], line["split"], f"{line['rows']:,}", bounds, left_out, size))
     minutes = f"{report['seconds'] / 60:.0f} minutes" if report["seconds"] >= 120 else f"{report['seconds']} s"
     return [
-        *columns(cells),
+        *align_columns(cells),
         f"{report['corpus']}: about {report['rows_expected'][0]:,} of {report['rows']:,} rows, "
         f"{size_of(report['bytes_expected'][0])} ({size_of(report['free'])} are free), {report['classes']:,} classes; "
         f"{minutes} and {size_of(report['memory'])} of memory with {report['workers']} workers; nothing was written",

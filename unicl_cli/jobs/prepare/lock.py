@@ -32,7 +32,7 @@ class Stop:
         return self.asked
 
     @contextmanager
-    def watched(self) -> Generator[None, None, None]:
+    def deferred(self) -> Generator[None, None, None]:
         """In here the work looks at this object at each row."""
         self.polite = True
         try:
@@ -42,17 +42,17 @@ class Stop:
 
     def on_signal(self, _number: int, _frame: object) -> None:
         if self.asked:
-            self._leave_now()
+            self._exit_now()
         self.asked = True
         if self.polite:
             sys.stderr.write("stopping: shards that are not finished are dropped\n")
             return
         raise KeyboardInterrupt
 
-    def stopped(self) -> Stopped:
+    def error(self) -> Stopped:
         return Stopped("stopped before all shards were written", f"go on with: {self.again}")
 
-    def _leave_now(self) -> None:
+    def _exit_now(self) -> None:
         """The second signal: something hangs, so nothing is waited for."""
         for child in multiprocessing.active_children():
             child.kill()
@@ -60,14 +60,14 @@ class Stop:
         if self.owns:
             remove_unfinished(self.out)
             (self.out / LOCK).unlink(missing_ok=True)
-        error = self.stopped()
+        error = self.error()
         sys.stderr.write(f"error: {error.message}\n  hint: {error.hint}\n")
         sys.stderr.flush()
         os._exit(error.exit_code)
 
 
 @contextmanager
-def stoppable(out: Path, again: str) -> Generator[Stop, None, None]:
+def catch_stop_signals(out: Path, again: str) -> Generator[Stop, None, None]:
     """Ends in Stopped with the command that goes on, whenever SIGINT or SIGTERM comes: while libraries load, too."""
     stop = Stop(out, again)
     before = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -76,7 +76,7 @@ def stoppable(out: Path, again: str) -> Generator[Stop, None, None]:
     except (KeyboardInterrupt, Exception) as error:
         if not stop.asked or isinstance(error, Stopped):
             raise
-        raise stop.stopped() from error
+        raise stop.error() from error
     finally:
         for number, handler in before.items():  # once stopped, all is said and done: a late signal changes no status
             signal.signal(number, signal.SIG_IGN if stop.asked else handler)
@@ -96,7 +96,7 @@ def writing_into(stop: Stop) -> Generator[None, None, None]:
         stop.owns = True
         yield
     except OSError as error:
-        if mended := _mendable(out, error):
+        if mended := _explain_os_error(out, error):
             raise mended from error
         raise
     finally:
@@ -141,7 +141,7 @@ def _holder(out: Path) -> str:
     return "another prepare"
 
 
-def _mendable(out: Path, error: OSError) -> UniclError | None:
+def _explain_os_error(out: Path, error: OSError) -> UniclError | None:
     """A full disk, or a file that may not be read or written, as one line; None for anything else."""
     if error.errno in _FULL:
         return UniclError(f"{out}: {error.strerror}", "make room: the same command goes on from here")

@@ -19,9 +19,9 @@ from unicl_cli.contracts import NO_LABEL, ClassName, DatasetSource, Row
 from unicl_cli.core.prompts import NAMED, load_templates
 from unicl_cli.core.sampler import Perm
 from unicl_cli.data.pictures import PictureError, examine
-from unicl_cli.data.sources.resolve import Named, open_source
+from unicl_cli.data.sources.resolve import SourceSpec, open_source
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare.duplicates import NONE, Duplicates
+from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.rows import Adoption, Rows
 from unicl_cli.jobs.prepare.shards import Unit, Work
 
@@ -58,21 +58,21 @@ class Options:
                 raise UniclError(f"{option} {value}: unknown", f"use {' or '.join(words)}")
 
 
-class Opened(NamedTuple):
+class PlannedSource(NamedTuple):
     """A source with its rows by split, as they go into the corpus. ``held_out``: its `val` was cut from its `train`."""
 
-    named: Named
+    named: SourceSpec
     source: DatasetSource
     rows: dict[str, Rows]
     fingerprint: str
     held_out: bool
 
 
-class Plan(NamedTuple):
+class CorpusPlan(NamedTuple):
     """Everything but the units is recomputed at each start and compared with what `plan.json` says."""
 
     options: Options
-    sources: list[Opened]
+    sources: list[PlannedSource]
     classes: tuple[ClassName, ...]
     templates: tuple[str, ...] | str
     notes: list[str]
@@ -103,11 +103,11 @@ class Plan(NamedTuple):
 
     def units(self) -> list[Unit]:
         """Shards of about ``shard_mb``, in row groups of about 8 MB."""
-        return [unit for opened in self.sources for unit in _cut(opened, self.options)]
+        return [unit for opened in self.sources for unit in _cut_into_units(opened, self.options)]
 
-    def work(self, unit: Unit, out: Path, duplicates: Duplicates = NONE) -> Work:
+    def work(self, unit: Unit, out: Path, duplicates: Duplicates = NO_DUPLICATES) -> Work:
         """A unit with its rows: those that stay for others get the others' texts."""
-        opened = self.opened(unit.source)
+        opened = self.find_source(unit.source)
         rows = opened.rows[unit.split][unit.first : unit.first + unit.rows]
         rows = [row._replace(texts=(*row.texts, *duplicates.texts.get(row.key, ()))) for row in rows]
         gone = {row.key: duplicates.gone[row.key] for row in rows if row.key in duplicates.gone}
@@ -116,34 +116,36 @@ class Plan(NamedTuple):
 
     def row_at(self, unit: Unit, number: int) -> Row:
         """One row of a unit, by its number there."""
-        return self.opened(unit.source).rows[unit.split][unit.first + number]
+        return self.find_source(unit.source).rows[unit.split][unit.first + number]
 
     def source(self, name: str) -> DatasetSource:
-        return self.opened(name).source
+        return self.find_source(name).source
 
-    def opened(self, name: str) -> Opened:
+    def find_source(self, name: str) -> PlannedSource:
         return next(opened for opened in self.sources if opened.named.name == name)
 
 
-def make_plan(named: Sequence[Named], options: Options) -> Plan:
+def make_plan(named: Sequence[SourceSpec], options: Options) -> CorpusPlan:
     """Open every source, merge classes, hold rows out, permute. UniclError for anything wrong with rows or labels."""
     sources = [open_source(item.src, item.kind) for item in named]
     notes: list[str] = []
     labelled = [(item, source) for item, source in zip(named, sources, strict=True) if item.kind == "labels"]
-    classes = _merged([(item.name, source.classes) for item, source in labelled], notes)
+    classes = _merge_classes([(item.name, source.classes) for item, source in labelled], notes)
     ids = {c.key: number for number, c in enumerate(classes)}
-    opened = [_opened(item, source, ids, options, notes) for item, source in zip(named, sources, strict=True)]
+    opened = [_plan_source(item, source, ids, options, notes) for item, source in zip(named, sources, strict=True)]
     for source in sources:
         notes += getattr(source, "notes", [])  # what a source has to say once its rows are read
-    templates = _templates(options.templates, [source.templates for _, source in labelled])
-    return Plan(options, opened, classes, templates, notes)
+    templates = _choose_templates(options.templates, [source.templates for _, source in labelled])
+    return CorpusPlan(options, opened, classes, templates, notes)
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Fields in which two plans differ, as ``field: old -> new``; versions and spelling of sources aside."""
     skipped = ("versions", "units", "sources")
     said = [
-        f"{k}: {_show(old.get(k))} -> {_show(new.get(k))}" for k in new if k not in skipped and old.get(k) != new[k]
+        f"{k}: {_format_value(old.get(k))} -> {_format_value(new.get(k))}"
+        for k in new
+        if k not in skipped and old.get(k) != new[k]
     ]
     before = {(s["name"], s["kind"]): s for s in old.get("sources", [])}
     after = {(s["name"], s["kind"]): s for s in new["sources"]}
@@ -156,7 +158,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return said
 
 
-def _opened(named: Named, source: DatasetSource, ids: dict[str, int], options: Options, notes: list[str]) -> Opened:
+def _plan_source(
+    named: SourceSpec, source: DatasetSource, ids: dict[str, int], options: Options, notes: list[str]
+) -> PlannedSource:
     raw = {split: source.rows(split) for split in source.splits}
     for split in raw:
         if not _SPLIT.fullmatch(split):
@@ -171,18 +175,18 @@ def _opened(named: Named, source: DatasetSource, ids: dict[str, int], options: O
     if labelled:
         _check_labels(named, raw, len(adoption.classes))
     rows = {split: Rows(of, np.arange(len(of)), adoption) for split, of in raw.items() if of}
-    held_out = list(rows) == ["train"] and _share(options, len(rows["train"])) > 0
+    held_out = list(rows) == ["train"] and _holdout_share(options, len(rows["train"])) > 0
     if held_out:
-        rows = _held_out(rows["train"], _share(options, len(rows["train"])))
+        rows = _split_holdout(rows["train"], _holdout_share(options, len(rows["train"])))
         notes.append(
             f"{named.name}: has no validation split: {len(rows['val'])} of {sum(map(len, rows.values()))} rows "
             f"went to 'val', chosen by a hash of their keys (--holdout 0 for none)"
         )
-    rows = {split: Rows(of.raw, _ordered(of.order, named, split, options), adoption) for split, of in rows.items()}
-    return Opened(named, source, {s: of for s, of in rows.items() if of}, _fingerprint(source, raw), held_out)
+    rows = {split: Rows(of.raw, _permute(of.order, named, split, options), adoption) for split, of in rows.items()}
+    return PlannedSource(named, source, {s: of for s, of in rows.items() if of}, _fingerprint(source, raw), held_out)
 
 
-def _check_keys(named: Named, raw: dict[str, Sequence[Row]]) -> None:
+def _check_keys(named: SourceSpec, raw: dict[str, Sequence[Row]]) -> None:
     met: set[str] = set()
     for split, rows in raw.items():
         for row in rows:
@@ -195,7 +199,7 @@ def _check_keys(named: Named, raw: dict[str, Sequence[Row]]) -> None:
             met.add(row.key)
 
 
-def _check_labels(named: Named, raw: dict[str, Sequence[Row]], classes: int) -> None:
+def _check_labels(named: SourceSpec, raw: dict[str, Sequence[Row]], classes: int) -> None:
     for rows in raw.values():
         for row in rows:
             if not _is_integer(row.label) or not (row.label == NO_LABEL or 0 <= row.label < classes):
@@ -209,13 +213,13 @@ def _is_integer(label: object) -> bool:
     return isinstance(label, int) and not isinstance(label, bool)  # plugins may hand out anything
 
 
-def _share(options: Options, rows: int) -> float:
+def _holdout_share(options: Options, rows: int) -> float:
     if options.holdout is None:
         return HOLDOUT if rows >= HOLDOUT_ROWS else 0
     return options.holdout
 
 
-def _held_out(rows: Rows, share: float) -> dict[str, Rows]:
+def _split_holdout(rows: Rows, share: float) -> dict[str, Rows]:
     """Rows whose key's hash falls below ``share`` go to `val`; the last image of a class stays in training."""
     labels = [rows.adoption.label(row) for row in rows.raw]
     left = Counter(labels)
@@ -229,7 +233,7 @@ def _held_out(rows: Rows, share: float) -> dict[str, Rows]:
     return {split: Rows(rows.raw, np.flatnonzero(part), rows.adoption) for split, part in parts.items()}
 
 
-def _ordered(order: NDArray[np.int64], named: Named, split: str, options: Options) -> NDArray[np.int64]:
+def _permute(order: NDArray[np.int64], named: SourceSpec, split: str, options: Options) -> NDArray[np.int64]:
     """Permuted, so that a shard mixes the classes, and cut to the limit."""
     if not options.keep_order and len(order):
         order = order[Perm(len(order), f"{SEED}/{named.name}/{named.kind}/{split}")(np.arange(len(order)))]
@@ -244,18 +248,18 @@ def _fingerprint(source: DatasetSource, raw: dict[str, Sequence[Row]]) -> str:
         for row in rows:
             digest.update(repr((split, row, stamp(row) if stamp else None)).encode("utf-8", "backslashreplace"))
         for at in range(0, len(rows), max(1, len(rows) // _SAMPLE)) if stamp is None else ():
-            digest.update(_read(source, rows[at]) or b"unreadable")
+            digest.update(_try_to_read(source, rows[at]) or b"unreadable")
     return digest.hexdigest()
 
 
-def _read(source: DatasetSource, row: Row) -> bytes | None:
+def _try_to_read(source: DatasetSource, row: Row) -> bytes | None:
     try:
         return source.read(row)["image"]
     except Exception:  # noqa: BLE001 - the same row is read again by its unit, which counts it with its reason
         return None
 
 
-def _cut(opened: Opened, options: Options) -> list[Unit]:
+def _cut_into_units(opened: PlannedSource, options: Options) -> list[Unit]:
     mean = _mean_bytes(opened, options.size)
     unit_rows = min(8192, max(64, int(options.shard_mb * 1e6 / mean)))
     if unit_rows > 256:
@@ -271,10 +275,10 @@ def _cut(opened: Opened, options: Options) -> list[Unit]:
     return units
 
 
-def _mean_bytes(opened: Opened, size: int | None) -> float:
+def _mean_bytes(opened: PlannedSource, size: int | None) -> float:
     """Of the first images in the permuted order, as they will be stored."""
     rows = max(opened.rows.values(), key=len)[:_SAMPLE]
-    sizes = [stored for row in rows if (stored := _stored_bytes(_read(opened.source, row), size))]
+    sizes = [stored for row in rows if (stored := _stored_bytes(_try_to_read(opened.source, row), size))]
     return sum(sizes) / len(sizes) if sizes else 100_000
 
 
@@ -285,7 +289,7 @@ def _stored_bytes(data: bytes | None, size: int | None) -> int:
         return 0  # counted by its unit
 
 
-def _merged(classes: list[tuple[str, Sequence[ClassName]]], notes: list[str]) -> tuple[ClassName, ...]:
+def _merge_classes(classes: list[tuple[str, Sequence[ClassName]]], notes: list[str]) -> tuple[ClassName, ...]:
     """The ordered union by key; names of later sources are added behind those of the first."""
     merged: dict[str, ClassName] = {}
     for name, of in classes:
@@ -308,7 +312,9 @@ def _merged(classes: list[tuple[str, Sequence[ClassName]]], notes: list[str]) ->
     return tuple(merged.values())
 
 
-def _templates(wanted: str | tuple[str, ...] | None, offered: Sequence[Sequence[str] | str]) -> tuple[str, ...] | str:
+def _choose_templates(
+    wanted: str | tuple[str, ...] | None, offered: Sequence[Sequence[str] | str]
+) -> tuple[str, ...] | str:
     """The list's name or, from a file, the list: a corpus is moved without the file."""
     if isinstance(wanted, tuple):
         return wanted
@@ -322,6 +328,6 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _show(value: Any) -> str:
+def _format_value(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) < 40 else text[:37] + "..."

@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 from unicl_cli.core.files import write_atomic
 from unicl_cli.core.machine import cores
 from unicl_cli.data.corpus import MANIFEST, PLAN, damage
-from unicl_cli.data.sources.resolve import named_sources
+from unicl_cli.data.sources.resolve import name_sources
 from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.prepare import duplicates
 from unicl_cli.jobs.prepare.duplicates import Duplicates
 from unicl_cli.jobs.prepare.engines.local import Job, Marker, run_here, run_pool
 from unicl_cli.jobs.prepare.lock import LOCK, Stop, remove_unfinished, writing_into
 from unicl_cli.jobs.prepare.manifest import fold_manifest
-from unicl_cli.jobs.prepare.plan import Options, Plan, differences, make_plan
-from unicl_cli.jobs.prepare.progress import Progress, listed, note
-from unicl_cli.jobs.prepare.report import picture_notes, summary, write_report
+from unicl_cli.jobs.prepare.plan import Options, CorpusPlan, list_differences, make_plan
+from unicl_cli.jobs.prepare.progress import Progress, format_counts, note
+from unicl_cli.jobs.prepare.report import image_notes, summarize, write_report
 from unicl_cli.jobs.prepare.shards import Unit, json_bytes, write_unit
 
 _BEFORE_A_PLAN = frozenset((LOCK, "rejects"))
@@ -29,7 +29,7 @@ _SMALL_GROUP = 512
 """A group holds about 8 MB: with this many rows in it, images are small, and few of them are not worth a pool."""
 
 
-class Wanted(NamedTuple):
+class PrepareRequest(NamedTuple):
     """The options of the command."""
 
     labels: tuple[str, ...]
@@ -42,20 +42,20 @@ class Wanted(NamedTuple):
 class Begun(NamedTuple):
     """What is being carried out, and how: see ``prepare``."""
 
-    plan: Plan
+    plan: CorpusPlan
     units: list[Unit]
     out: Path
     workers: int
     stop: Stop
 
 
-def run(wanted: Wanted, *, workers: int | None, allow_version_mix: bool, as_json: bool, stop: Stop) -> None:
+def run(wanted: PrepareRequest, *, workers: int | None, allow_version_mix: bool, as_json: bool, stop: Stop) -> None:
     """Prepare, then write the closing table (or JSON document) to stdout."""
     write_report(prepare(wanted, workers=workers, allow_version_mix=allow_version_mix, stop=stop), as_json=as_json)
 
 
 def prepare(
-    wanted: Wanted,
+    wanted: PrepareRequest,
     *,
     workers: int | None = None,
     allow_version_mix: bool = False,
@@ -68,10 +68,10 @@ def prepare(
     """
     out = wanted.out
     stop = stop or Stop(out, "the same command")
-    named = named_sources(wanted.labels, wanted.captions, wanted.images)
+    named = name_sources(wanted.labels, wanted.captions, wanted.images)
     if not named:
         raise UniclError("nothing to prepare", "give at least one --labels, --captions or --images SRC")
-    check_place(out)
+    check_out_dir(out)
     with writing_into(stop):
         plan = make_plan(named, wanted.options)
         for line in plan.notes:
@@ -83,14 +83,14 @@ def prepare(
         if len(markers) == len(units) and (out / MANIFEST).is_file():
             with suppress(ValueError, KeyError, TypeError):  # damaged: it is made again from the markers
                 manifest = json.loads((out / MANIFEST).read_bytes())
-                told = summary(out, plan.classes, list(markers.values()), plan.notes, manifest)
+                told = summarize(out, plan.classes, list(markers.values()), plan.notes, manifest)
                 note(f"{out} is complete: nothing to do")
                 return told
         (out / MANIFEST).unlink(missing_ok=True)
-        with stop.watched():
+        with stop.deferred():
             found = _duplicates(begun) if wanted.options.dedup == "exact" else None
             if not stop():
-                _write(begun, found or duplicates.NONE, markers)
+                _write(begun, found or duplicates.NO_DUPLICATES, markers)
         if len(markers) < len(units):
             raise Stopped(
                 f"stopped: {len(markers)} of {len(units)} shards of {out} are written", f"go on with: {stop.again}"
@@ -103,7 +103,7 @@ def _finished(
 ) -> dict[str, Any]:
     """Fold the markers into the manifest, the last file to be written."""
     plan, out = begun.plan, begun.out
-    repeated = duplicates.repeated(out, [marker for marker in markers if marker["rows"]])
+    repeated = duplicates.count_equal_images(out, [marker for marker in markers if marker["rows"]])
     manifest = fold_manifest(
         document,
         plan.classes,
@@ -112,15 +112,15 @@ def _finished(
         dedup=found.facts if found else None,
         repeated=repeated,
     )
-    report = summary(out, plan.classes, markers, plan.notes, manifest)
-    _check_survivors(begun, report)
-    for line in picture_notes(manifest):
+    report = summarize(out, plan.classes, markers, plan.notes, manifest)
+    _check_no_source_is_empty(begun, report)
+    for line in image_notes(manifest):
         note(line)
     write_atomic(out / MANIFEST, json_bytes(manifest))
     return report
 
 
-def _check_survivors(begun: Begun, report: dict[str, Any]) -> None:
+def _check_no_source_is_empty(begun: Begun, report: dict[str, Any]) -> None:
     """No manifest for a corpus that lacks a whole source: that would train, without a word, on something else."""
     lost: dict[str, dict[str, int]] = {}
     for source in report["sources"]:
@@ -136,10 +136,10 @@ def _check_survivors(begun: Begun, report: dict[str, Any]) -> None:
         for file in (*(unit.marker for unit in begun.units), duplicates.FILE, PLAN):
             (out / file).unlink(missing_ok=True)  # nothing is kept, so the next attempt may bring another plan
         left_out = report["rejected"]
-        raise UniclError(f"no row was left of {sum(left_out.values())}: {listed(left_out)}", _see(out))
+        raise UniclError(f"no row was left of {sum(left_out.values())}: {format_counts(left_out)}", _see(out))
     name, reasons = next(iter(empty.items()))
     raise UniclError(
-        f"source '{name}': no row was left of {sum(reasons.values())}: {listed(reasons)}",
+        f"source '{name}': no row was left of {sum(reasons.values())}: {format_counts(reasons)}",
         f"{_see(out)}; then fix it or leave it out, with another -o (or after removing {out})",
     )
 
@@ -148,7 +148,7 @@ def _see(out: Path) -> str:
     return f"each row and its reason is in {out / 'rejects'}"
 
 
-def check_place(out: Path) -> None:
+def check_out_dir(out: Path) -> None:
     """Never write into a directory that holds something else."""
     if out.exists() and not out.is_dir():
         raise UniclError(f"{out}: is a file", "choose another directory with -o")
@@ -159,7 +159,7 @@ def check_place(out: Path) -> None:
         raise UniclError(f"{out}: holds something else ({foreign[0]})", "choose an empty or a new directory with -o")
 
 
-def _agreed(plan: Plan, out: Path, *, allow_version_mix: bool) -> tuple[dict[str, Any], list[Unit]]:
+def _agreed(plan: CorpusPlan, out: Path, *, allow_version_mix: bool) -> tuple[dict[str, Any], list[Unit]]:
     """The document and units of `plan.json`, which is written if there is none. UniclError if it is another plan."""
     new = plan.document()
     file = out / PLAN
@@ -169,7 +169,7 @@ def _agreed(plan: Plan, out: Path, *, allow_version_mix: bool) -> tuple[dict[str
         write_atomic(file, json_bytes(new))
         return new, units
     old = read_plan(out)
-    if changed := differences(old, new):
+    if changed := list_differences(old, new):
         raise UniclError(
             f"{out} was begun with another plan; {'; '.join(changed)}", f"choose another -o, or remove {out}"
         )
@@ -216,22 +216,22 @@ def _markers(out: Path, units: Sequence[Unit], redo: frozenset[str]) -> dict[str
 
 def _duplicates(begun: Begun) -> Duplicates | None:
     """Which rows are left out, from the digests of all images; None if stopped."""
-    if found := duplicates.read_found(begun.out):
-        duplicates.forget_digests(begun.units, begun.out)
+    if found := duplicates.read_duplicates(begun.out):
+        duplicates.remove_digests(begun.units, begun.out)
         return found
-    todo = duplicates.unhashed(begun.units, begun.out)
+    todo = duplicates.units_without_digests(begun.units, begun.out)
     there = len(begun.units) - len(todo)
     total = sum(unit.rows for unit in begun.units)
     done = total - sum(unit.rows for unit in todo)
     with Progress("compare", done=done, total=total, shards_done=there, shards=len(begun.units)) as progress:
-        for _ in _results(begun, todo, duplicates.hash_unit, duplicates.NONE, progress):
+        for _ in _results(begun, todo, duplicates.hash_unit, duplicates.NO_DUPLICATES, progress):
             there += 1
             progress.shard_done()
     if there < len(begun.units):
         return None
     held_out = frozenset(opened.named.name for opened in begun.plan.sources if opened.held_out)
-    found = duplicates.find(begun.units, held_out, begun.plan.row_at, begun.out)
-    duplicates.forget_digests(begun.units, begun.out)  # once what they say is on disk
+    found = duplicates.find_duplicates(begun.units, held_out, begun.plan.row_at, begun.out)
+    duplicates.remove_digests(begun.units, begun.out)  # once what they say is on disk
     return found
 
 

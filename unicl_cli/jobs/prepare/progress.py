@@ -26,7 +26,7 @@ class Progress:
         self.started = self.said = time.monotonic()
         self.reasons: Counter[str] = Counter()
         self.quiet = is_quiet()
-        self.bar = _bar() if is_live() and not self.quiet else None
+        self.bar = _build_bar() if is_live() and not self.quiet else None
 
     def __enter__(self) -> "Progress":
         if self.bar:
@@ -62,7 +62,7 @@ class Progress:
         seconds = max(time.monotonic() - self.started, 1e-3)
         rate = (self.done - self.first) / seconds
         facts = f"{self.shards_done}/{self.shards} shards, {rate:.0f} img/s, {self.bytes / seconds / 1e6:.1f} MB/s"
-        reasons = f"left out: {listed(self.reasons)}" if +self.reasons else ""
+        reasons = f"left out: {format_counts(self.reasons)}" if +self.reasons else ""
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=self.done, facts=facts, reasons=reasons)
         elif not self.quiet and time.monotonic() - self.said >= LINE_SECONDS:
@@ -73,7 +73,7 @@ class Progress:
             sys.stderr.flush()
 
 
-def _bar() -> Bar:
+def _build_bar() -> Bar:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
@@ -92,6 +92,6 @@ def note(line: str) -> None:
         sys.stderr.flush()
 
 
-def listed(reasons: Mapping[str, int]) -> str:
+def format_counts(reasons: Mapping[str, int]) -> str:
     """``"missing_file 3, truncated 1"``."""
     return ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()) if count > 0)

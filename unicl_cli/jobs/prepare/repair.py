@@ -11,16 +11,18 @@ from unicl_cli.data.corpus import MANIFEST, mending
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.lock import Stop
 from unicl_cli.jobs.prepare.plan import Options
-from unicl_cli.jobs.prepare.prepare import Wanted, prepare, read_plan, units_of
+from unicl_cli.jobs.prepare.prepare import PrepareRequest, prepare, read_plan, units_of
 from unicl_cli.jobs.prepare.progress import Progress, note
-from unicl_cli.jobs.prepare.verify import Found, Problem, check, survey
+from unicl_cli.jobs.prepare.verify import VerifyResult, Finding, check_shards, survey
 
 
 def run_verify(out: Path, *, as_json: bool) -> None:
     """Write what was found to stdout; UniclError with exit code 1 if anything is wrong."""
-    found = _checked(out)
-    document = _document(out, found)
-    sys.stdout.write("\n".join([json.dumps(document, ensure_ascii=False)] if as_json else _lines(out, found)) + "\n")
+    found = _verify(out)
+    document = _build_document(out, found)
+    sys.stdout.write(
+        "\n".join([json.dumps(document, ensure_ascii=False)] if as_json else _format_result(out, found)) + "\n"
+    )
     if found.problems:
         first = found.problems[0]
         more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
@@ -29,29 +31,31 @@ def run_verify(out: Path, *, as_json: bool) -> None:
         raise UniclError(f"{out / first.file}: {first.problem}{more}", hint, exit_code=1)
 
 
-def run_repair(wanted: Wanted, *, workers: int | None, allow_version_mix: bool, as_json: bool, stop: Stop) -> None:
+def run_repair(
+    wanted: PrepareRequest, *, workers: int | None, allow_version_mix: bool, as_json: bool, stop: Stop
+) -> None:
     """Make damaged shards again from the sources that `plan.json` names, or that were given; then say what was done."""
     out = wanted.out
-    found = _checked(out)
+    found = _verify(out)
     document = read_plan(out)
     units = units_of(document)
     _check_repairable(out, found, {unit.shard for unit in units})
     damaged = sorted({unit.shard for unit in units} & {problem.file for problem in found.problems})
-    before = _sums(out)
+    before = _read_checksums(out)
     if found.problems:
         note(f"{len(found.problems)} problems; {len(damaged)} shards are made again")
         if not (wanted.labels or wanted.captions or wanted.images):
-            wanted = _planned(document, out)
+            wanted = _request_of(document, out)
         prepare(wanted, workers=workers, allow_version_mix=allow_version_mix, redo=frozenset(damaged), stop=stop)
-        after = _sums(out)
+        after = _read_checksums(out)
         if other := [file for file in before if before[file] != after.get(file)]:
             raise UniclError(
                 f"{out / other[0]}: was made again with other bytes ({len(other)} of {len(damaged)} shards)",
                 "its images or the installed libraries have changed: the corpus is whole, but not the one it was",
                 exit_code=1,
             )
-    remaining = _checked(out) if found.problems else found
-    report = _document(out, remaining) | {"repaired": damaged}
+    remaining = _verify(out) if found.problems else found
+    report = _build_document(out, remaining) | {"repaired": damaged}
     done = f"{out}: {len(damaged)} of {remaining.shards} shards were made again, byte for byte as they were"
     sys.stdout.write(f"{json.dumps(report, ensure_ascii=False) if as_json else done}\n")
     if remaining.problems:
@@ -62,7 +66,7 @@ def run_repair(wanted: Wanted, *, workers: int | None, allow_version_mix: bool, 
         )
 
 
-def _checked(out: Path) -> Found:
+def _verify(out: Path) -> VerifyResult:
     of = survey(out)
     total = sum(shard["rows"] for shard in of.shards)
     with Progress("verify", done=0, total=total, shards_done=0, shards=len(of.shards)) as progress:
@@ -71,17 +75,17 @@ def _checked(out: Path) -> Found:
             progress.tick(shard["rows"], shard["bytes"], {})
             progress.shard_done()
 
-        return check(of, shard_done)
+        return check_shards(of, shard_done)
 
 
-def _check_repairable(out: Path, found: Found, planned: set[str]) -> None:
+def _check_repairable(out: Path, found: VerifyResult, planned: set[str]) -> None:
     """Repair makes shards; what lies there beside them is the user's to remove."""
     for problem in found.problems:
         if problem.file not in (MANIFEST, "data", *planned):
             raise UniclError(f"{out / problem.file}: {problem.problem}", "move it away, then repair")
 
 
-def _planned(document: dict[str, Any], out: Path) -> Wanted:
+def _request_of(document: dict[str, Any], out: Path) -> PrepareRequest:
     """The command that `plan.json` was made by."""
     templates = document["templates"]
     sources = {
@@ -93,10 +97,10 @@ def _planned(document: dict[str, Any], out: Path) -> Wanted:
         keep_order=document["seed"] is None,
         **{name: document[name] for name in ("size", "min_side", "holdout", "shard_mb", "limit", "text", "dedup")},
     )
-    return Wanted(**sources, out=out, options=options)
+    return PrepareRequest(**sources, out=out, options=options)
 
 
-def _sums(out: Path) -> dict[str, str]:
+def _read_checksums(out: Path) -> dict[str, str]:
     """Shard -> sha256, as the manifest has it; empty if there is none that can be read."""
     try:
         manifest = json.loads((out / MANIFEST).read_bytes())
@@ -105,7 +109,7 @@ def _sums(out: Path) -> dict[str, str]:
         return {}
 
 
-def _document(out: Path, found: Found) -> dict[str, Any]:
+def _build_document(out: Path, found: VerifyResult) -> dict[str, Any]:
     return {
         "schema": "unicl/prepare/1",
         "corpus": str(out),
@@ -115,12 +119,12 @@ def _document(out: Path, found: Found) -> dict[str, Any]:
     }
 
 
-def _lines(out: Path, found: Found) -> list[str]:
+def _format_result(out: Path, found: VerifyResult) -> list[str]:
     looked = f"{found.shards:,} shards, {found.rows:,} rows, {size_of(found.bytes)}"
     if not found.problems:
         return [f"{out}: whole: {looked}; every sha256 is right, {found.decoded:,} images decoded"]
     return [*(_said(problem) for problem in found.problems), f"{out}: looked at {looked}"]
 
 
-def _said(problem: Problem) -> str:
+def _said(problem: Finding) -> str:
     return f"{problem.file}: {problem.problem}"

@@ -11,7 +11,7 @@ from unicl_cli.contracts import ClassName
 from unicl_cli.core.files import size_of
 from unicl_cli.errors import plain
 from unicl_cli.jobs.prepare.engines.local import Marker
-from unicl_cli.jobs.prepare.progress import listed
+from unicl_cli.jobs.prepare.progress import format_counts
 
 _HEADER = ("source", "kind", "split", "rows", "left out", "size", "classes", "short side")
 _CUT = "the file is cut off or damaged: copy or download it again"
@@ -36,7 +36,7 @@ REMEDIES = {
 """What to do about rows that are left out, by reason."""
 
 
-def summary(
+def summarize(
     out: Path,
     classes: Sequence[ClassName],
     markers: Sequence[Marker],
@@ -47,7 +47,7 @@ def summary(
     groups: dict[tuple[str, str, str], list[Marker]] = {}
     for marker in markers:
         groups.setdefault((marker["source"], marker["kind"], marker["split"]), []).append(marker)
-    sources = [_line(key, of) for key, of in groups.items()]
+    sources = [_summarize_group(key, of) for key, of in groups.items()]
     rejected: Counter[str] = Counter()
     for line in sources:
         rejected.update(line["rejected"])
@@ -66,11 +66,11 @@ def summary(
         "dedup": manifest["dedup"],
         "equal_pictures": manifest["equal_pictures"],
         "duplicates_of_eval": manifest["duplicates_of_eval"],
-        "notes": [*notes, *picture_notes(manifest)],
+        "notes": [*notes, *image_notes(manifest)],
     }
 
 
-def picture_notes(manifest: Mapping[str, Any]) -> list[str]:
+def image_notes(manifest: Mapping[str, Any]) -> list[str]:
     """What there is to say of equal images, a line each."""
     exact, equal = manifest["dedup"]["exact"], manifest["equal_pictures"]
     notes: list[str] = []
@@ -101,11 +101,11 @@ def picture_notes(manifest: Mapping[str, Any]) -> list[str]:
 
 def write_report(report: dict[str, Any], *, as_json: bool) -> None:
     """The result, on stdout."""
-    lines = [json.dumps(report, ensure_ascii=False)] if as_json else list(map(plain, _table(report)))
+    lines = [json.dumps(report, ensure_ascii=False)] if as_json else list(map(plain, _format_table(report)))
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def _line(key: tuple[str, str, str], markers: list[Marker]) -> dict[str, Any]:
+def _summarize_group(key: tuple[str, str, str], markers: list[Marker]) -> dict[str, Any]:
     rejected: Counter[str] = Counter()
     for marker in markers:
         rejected.update(marker["rejected"])
@@ -124,7 +124,7 @@ def _line(key: tuple[str, str, str], markers: list[Marker]) -> dict[str, Any]:
     }
 
 
-def _table(report: dict[str, Any]) -> list[str]:
+def _format_table(report: dict[str, Any]) -> list[str]:
     cells: list[tuple[str, ...]] = [_HEADER]
     for line in report["sources"]:
         low, high = line["short_side"]
@@ -134,13 +134,13 @@ def _table(report: dict[str, Any]) -> list[str]:
                 line["kind"],
                 line["split"],
                 f"{line['rows']:,}",
-                listed(line["rejected"]) or "0",
+                format_counts(line["rejected"]) or "0",
                 size_of(line["bytes"]),
                 str(line["classes"] or "-"),
                 f"{low}-{high} px" if low != high else f"{low} px",
             )
         )
-    lines = columns(cells)
+    lines = align_columns(cells)
     left_out = sum(report["rejected"].values())
     if left_out:
         lines += ["", f"left out: {left_out:,} rows; each is in {report['corpus']}/rejects"]
@@ -156,7 +156,7 @@ def _table(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def columns(cells: Sequence[Sequence[str]]) -> list[str]:
+def align_columns(cells: Sequence[Sequence[str]]) -> list[str]:
     """Lines whose cells stand below one another."""
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]

@@ -21,14 +21,14 @@ SAMPLE = 8
 _LIGHT = ["key", "label", "texts", "text_hash", "source"]
 
 
-class Problem(NamedTuple):
+class Finding(NamedTuple):
     """What is wrong with a file of the corpus, named by its path inside."""
 
     file: str
     problem: str
 
 
-class Found(NamedTuple):
+class VerifyResult(NamedTuple):
     """``shards, rows, bytes`` count what was looked at, damaged or not."""
 
     finished: bool
@@ -36,10 +36,10 @@ class Found(NamedTuple):
     rows: int
     bytes: int
     decoded: int
-    problems: list[Problem]
+    problems: list[Finding]
 
 
-class _Shard(NamedTuple):
+class _ShardContent(NamedTuple):
     """What one whole shard says: 16 bytes for each key, and rows by label."""
 
     keys: bytes
@@ -53,16 +53,16 @@ class Survey(NamedTuple):
     folder: Path
     manifest: dict[str, Any] | None
     shards: Sequence[dict[str, Any]]
-    problems: list[Problem]
+    problems: list[Finding]
 
 
 def survey(folder: Path) -> Survey:
     """UniclError if no corpus is there."""
-    manifest, problems = _manifest(folder)
-    return Survey(folder, manifest, manifest["shards"] if manifest else _committed(folder), problems)
+    manifest, problems = _read_manifest(folder)
+    return Survey(folder, manifest, manifest["shards"] if manifest else _read_markers(folder), problems)
 
 
-def check(of: Survey, shard_done: Callable[[Mapping[str, Any]], None]) -> Found:
+def check_shards(of: Survey, shard_done: Callable[[Mapping[str, Any]], None]) -> VerifyResult:
     """Look at every shard."""
     folder, manifest, shards = of.folder, of.manifest, of.shards
     problems = list(of.problems)
@@ -73,30 +73,30 @@ def check(of: Survey, shard_done: Callable[[Mapping[str, Any]], None]) -> Found:
         try:
             said = _check_shard(folder, shard, len(manifest["classes"]) if manifest else None)
         except _DamagedError as error:
-            problems.append(Problem(shard["file"], str(error)))
+            problems.append(Finding(shard["file"], str(error)))
         else:
             digests.append(said.keys)
             labels.setdefault(shard["split"], Counter()).update(said.labels)
             decoded += said.decoded
         shard_done(shard)
-    if twice := _repeated(digests):
-        problems.append(Problem("data", f"{twice:,} keys stand there twice"))
+    if twice := _count_repeated(digests):
+        problems.append(Finding("data", f"{twice:,} keys stand there twice"))
     if manifest and not problems:
-        problems += _against(manifest, labels, folder)
+        problems += _compare_manifest(manifest, labels, folder)
     rows, size = (sum(shard[field] for shard in shards) for field in ("rows", "bytes"))
-    return Found(manifest is not None, len(shards), rows, size, decoded, problems)
+    return VerifyResult(manifest is not None, len(shards), rows, size, decoded, problems)
 
 
 class _DamagedError(Exception):
     """Says what is wrong with a shard."""
 
 
-def _manifest(folder: Path) -> tuple[dict[str, Any] | None, list[Problem]]:
+def _read_manifest(folder: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
     file = folder / MANIFEST
     if not file.is_file():
         if not (folder / PLAN).is_file():
             raise UniclError(f"{folder}: no corpus here", f"make one: unicl prepare --labels SRC -o {folder}")
-        return None, [Problem(MANIFEST, "is missing: the corpus is unfinished")]
+        return None, [Finding(MANIFEST, "is missing: the corpus is unfinished")]
     try:
         manifest = json.loads(file.read_bytes())
         for shard in manifest["shards"]:
@@ -104,11 +104,11 @@ def _manifest(folder: Path) -> tuple[dict[str, Any] | None, list[Problem]]:
                 shard[field]
         len(manifest["classes"])
     except (ValueError, KeyError, TypeError) as error:
-        return None, [Problem(MANIFEST, f"is damaged: {error}")]
+        return None, [Finding(MANIFEST, f"is damaged: {error}")]
     return manifest, []
 
 
-def _committed(folder: Path) -> list[dict[str, Any]]:
+def _read_markers(folder: Path) -> list[dict[str, Any]]:
     """Shards of an unfinished corpus that have a readable marker."""
     shards: list[dict[str, Any]] = []
     for file in sorted(folder.glob("parts/*.json")):
@@ -121,7 +121,7 @@ def _committed(folder: Path) -> list[dict[str, Any]]:
     return shards
 
 
-def _check_shard(folder: Path, shard: Mapping[str, Any], classes: int | None) -> _Shard:
+def _check_shard(folder: Path, shard: Mapping[str, Any], classes: int | None) -> _ShardContent:
     file = folder / shard["file"]
     if problem := damage(folder, shard):
         raise _DamagedError(problem.removeprefix(f"{file}: "))
@@ -133,15 +133,15 @@ def _check_shard(folder: Path, shard: Mapping[str, Any], classes: int | None) ->
             metadata = parquet.metadata
             groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
             table = parquet.read(columns=_LIGHT)
-            decoded = sum(_decoded(parquet, group) for group in _spread(len(groups)))
+            decoded = sum(_decode_some(parquet, group) for group in _sample_groups(len(groups)))
     except (pa.ArrowException, OSError) as error:
         raise _DamagedError(f"cannot be read: {' '.join(str(error).split())}") from error
     if (metadata.num_rows, groups) != (shard["rows"], shard["row_groups"]):
         raise _DamagedError(f"has {metadata.num_rows} rows instead of {shard['rows']}")
-    return _Shard(*_light(table, shard, classes), decoded)
+    return _ShardContent(*_check_columns(table, shard, classes), decoded)
 
 
-def _light(table: Any, shard: Mapping[str, Any], classes: int | None) -> tuple[bytes, Counter[int]]:
+def _check_columns(table: Any, shard: Mapping[str, Any], classes: int | None) -> tuple[bytes, Counter[int]]:
     labels = Counter[int](table.column("label").to_pylist())
     if shard["kind"] != "labels":
         wrong = [label for label in labels if label != NO_LABEL]
@@ -157,12 +157,12 @@ def _light(table: Any, shard: Mapping[str, Any], classes: int | None) -> tuple[b
     return b"".join(key.digest() for key in keys), labels
 
 
-def _spread(groups: int) -> list[int]:
+def _sample_groups(groups: int) -> list[int]:
     """At most SAMPLE row groups, the first and the last among them."""
     return sorted({round(at * (groups - 1) / max(1, SAMPLE - 1)) for at in range(SAMPLE)}) if groups else []
 
 
-def _decoded(parquet: pq.ParquetFile, group: int) -> int:
+def _decode_some(parquet: pq.ParquetFile, group: int) -> int:
     """Decode one image of a row group (or more, where there are few groups) as training does."""
     images = parquet.read_row_group(group, columns=["image"]).column("image")
     few = max(1, SAMPLE // parquet.metadata.num_row_groups)
@@ -175,20 +175,20 @@ def _decoded(parquet: pq.ParquetFile, group: int) -> int:
     return len(rows)
 
 
-def _repeated(digests: Sequence[bytes]) -> int:
+def _count_repeated(digests: Sequence[bytes]) -> int:
     keys = np.frombuffer(b"".join(digests), "S16")
     return len(keys) - len(np.unique(keys))
 
 
-def _against(manifest: Mapping[str, Any], labels: Mapping[str, Counter[int]], folder: Path) -> list[Problem]:
+def _compare_manifest(manifest: Mapping[str, Any], labels: Mapping[str, Counter[int]], folder: Path) -> list[Finding]:
     """Sums of the manifest against what the shards hold, and shards that it does not name."""
-    problems: list[Problem] = []
+    problems: list[Finding] = []
     if manifest["rows"] != sum(shard["rows"] for shard in manifest["shards"]):
-        problems.append(Problem(MANIFEST, f"says {manifest['rows']} rows, its shards have another sum"))
+        problems.append(Finding(MANIFEST, f"says {manifest['rows']} rows, its shards have another sum"))
     for split, counts in manifest["class_counts"].items():
         found = [labels.get(split, Counter())[number] for number in range(len(counts))]
         if found != counts:
-            problems.append(Problem(MANIFEST, f"counts of the classes in '{split}' are not those of the shards"))
+            problems.append(Finding(MANIFEST, f"counts of the classes in '{split}' are not those of the shards"))
     named = {shard["file"] for shard in manifest["shards"]}
     there = (file.relative_to(folder).as_posix() for file in (folder / "data").rglob("*.parquet"))
-    return problems + [Problem(file, "is no shard of this corpus") for file in sorted(set(there) - named)]
+    return problems + [Finding(file, "is no shard of this corpus") for file in sorted(set(there) - named)]
