@@ -18,8 +18,9 @@ from unicl_cli.data.corpus_format import SCHEMA
 from unicl_cli.data.sources.resolve import name_sources
 from unicl_cli.data.text import bad_text, clean, text_hash
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare.plan import Options, make_plan
-from unicl_cli.jobs.prepare.prepare import PrepareRequest, prepare
+from unicl_cli.jobs.prepare.plan import make_plan
+from unicl_cli.jobs.prepare.prepare import prepare
+from unicl_cli.jobs.prepare.request import Options, PrepareRequest
 from unicl_cli.jobs.prepare.shards import write_unit
 
 

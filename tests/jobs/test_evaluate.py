@@ -23,7 +23,8 @@ from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.tables import probe_tables
 from unicl_cli.jobs.evaluate import evaluate, validate
-from unicl_cli.jobs.prepare.prepare import PrepareRequest, prepare
+from unicl_cli.jobs.prepare.prepare import prepare
+from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.probe import Asked, probe
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}

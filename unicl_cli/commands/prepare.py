@@ -90,10 +90,11 @@ def prepare(
         from unicl_cli.jobs.prepare import estimate
         from unicl_cli.jobs.prepare import prepare as job
         from unicl_cli.jobs.prepare.repair import run_repair, run_verify
+        from unicl_cli.jobs.prepare.request import Options, PrepareRequest
 
         if data_dir:
             add_data_dir(data_dir)
-        options = job.Options(
+        options = Options(
             templates=templates,
             size=size,
             min_side=min_side,
@@ -104,7 +105,7 @@ def prepare(
             dedup=dedup,
             keep_order=keep_order,
         )
-        request = job.PrepareRequest(tuple(labels or ()), tuple(captions or ()), tuple(images or ()), out, options)
+        request = PrepareRequest(tuple(labels or ()), tuple(captions or ()), tuple(images or ()), out, options)
         if verify:
             run_verify(out, as_json=json)
         elif dry_run:

@@ -1,4 +1,4 @@
-"""Which rows show one image, byte for byte: found before shards are written, so that none needs to know another."""
+"""Rows with equal images, byte for byte: found before any shard is written, so that shards stay independent."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ from unicl_cli.jobs.prepare.shards import THREADS, Tick, Unit, Work, chunks_of, 
 
 FILE = "duplicates.json"
 _NO_DIGEST = bytes(32)
-"""Of a row that takes no part: it cannot be read, or its unit leaves it out unread."""
+"""Digest of a row that is not compared: it cannot be read, or its unit rejects it unread."""
 _EXAMPLES = 5
 
 
 class Duplicates(NamedTuple):
-    """``gone``: key of a row that is left out -> key of the row that stays; ``texts``: what that one gets of them."""
+    """Equal images: ``gone`` maps the key of each row left out to the row that stays, ``texts`` what it inherits."""
 
     gone: Mapping[str, str]
     texts: Mapping[str, Sequence[str]]
@@ -34,7 +34,7 @@ NO_DUPLICATES = Duplicates({}, {}, {})
 
 
 def hash_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]) -> dict[str, Any] | None:
-    """Write the sha256 of each row's image beside the markers; None if stopped. Images are dropped at once."""
+    """Write the sha256 of each row's image beside the markers; None if stopped. No image is kept in memory."""
     digests: list[bytes] = []
     total = 0
 
@@ -55,7 +55,7 @@ def hash_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[
 
 
 def units_without_digests(units: Iterable[Unit], out: Path) -> list[Unit]:
-    """Units whose digests are not there, or not whole."""
+    """Return the units whose digests are missing or incomplete."""
 
     def size(unit: Unit) -> int:
         file = out / unit.hashes
@@ -65,12 +65,13 @@ def units_without_digests(units: Iterable[Unit], out: Path) -> list[Unit]:
 
 
 def remove_digests(units: Iterable[Unit], out: Path) -> None:
+    """Delete the digests of the units."""
     for unit in units:
         (out / unit.hashes).unlink(missing_ok=True)
 
 
 def read_duplicates(out: Path) -> Duplicates | None:
-    """What an earlier run found; None if it did not come so far."""
+    """Read the duplicates that an earlier command found; None if it did not get that far."""
     try:
         found = json.loads((out / FILE).read_bytes())
         return Duplicates(found["gone"], found["texts"], found["facts"])
@@ -81,10 +82,10 @@ def read_duplicates(out: Path) -> Duplicates | None:
 def find_duplicates(
     units: Sequence[Unit], held_out: frozenset[str], row_at: Callable[[Unit, int], Row], out: Path
 ) -> Duplicates:
-    """Compare the digests of all units and keep the result in FILE: the first row of the plan stays.
+    """Compare the digests of all units and save the result in FILE; of equal rows, the plan's first one stays.
 
-    Rows are compared within one kind and split over all sources. ``held_out`` names sources whose `val` was cut from
-    their `train`: those rows are compared with `train` and come after it, or one image would lie on both sides.
+    Rows are compared within a kind and split, across all sources. ``held_out`` names sources whose `val` was cut from
+    their `train`: these rows are compared with `train` and come after it, so that no image is on both sides.
     """
     gone: dict[str, str] = {}
     texts: dict[str, list[str]] = {}
@@ -112,10 +113,10 @@ def find_duplicates(
 
 
 def count_equal_images(folder: Path, shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Equal images among those stored, counted over 64 bits of their sha256.
+    """Count equal images among the stored ones, by 64 bits of their sha256.
 
-    ``in_a_kind``: rows beyond the first of one image in a kind and split; ``in_two_kinds``: images of the training
-    split that have rows of several kinds; ``of_eval``: for each other split, training rows whose image is there too.
+    ``in_a_kind``: rows that repeat an image of their kind and split; ``in_two_kinds``: training images with rows of
+    several kinds; ``of_eval``: for every other split, training rows whose image is also in that split.
     """
     found: dict[tuple[str, str], list[NDArray[np.uint64]]] = {}
     for shard in shards:
@@ -160,7 +161,7 @@ def _group_units(units: Sequence[Unit], held_out: frozenset[str]) -> Iterator[li
 
 
 def _group_equal(digests: NDArray[np.uint8]) -> Iterator[NDArray[np.int64]]:
-    """(n, 32) -> ascending row numbers of each group of two or more equal digests."""
+    """Yield the ascending row numbers of each group of two or more equal digests; ``digests`` is (n, 32)."""
     words = np.ascontiguousarray(digests).view(np.uint64)  # (n, 4)
     order = np.lexsort(words.T)  # stable: equal rows stay in ascending order
     ordered = words[order]

@@ -1,4 +1,4 @@
-"""How far `prepare` is, on stderr: a live bar on a terminal, else one plain line in 30 s."""
+"""Progress of `prepare` on stderr: a live bar on a terminal, else a plain line every 30 s."""
 
 import sys
 import time
@@ -15,9 +15,9 @@ from unicl_cli.errors import is_live, is_quiet, plain
 
 
 class Progress:
-    """Rows and shards done, images and megabytes a second, time left, and what is left out by reason.
+    """Rows and shards done, images and megabytes per second, time left, and rejected rows by reason.
 
-    ``done`` rows and ``shards_done`` were there before; the rate counts what is new.
+    ``done`` rows and ``shards_done`` come from an earlier command; the rates count new rows only.
     """
 
     def __init__(self, label: str, *, done: int, total: int, shards_done: int, shards: int) -> None:
@@ -41,18 +41,19 @@ class Progress:
             self.bar.stop()
 
     def tick(self, rows: int, size: int, rejected: Mapping[str, int]) -> None:
-        """``rows`` more are done, of whose images ``size`` bytes are kept; less than none after a worker died."""
+        """Add rows, kept bytes and rejected rows by reason; the numbers are negative after a worker died."""
         self.done += rows
         self.bytes += size
         self.reasons.update(rejected)
         self._show()
 
     def shard_done(self) -> None:
+        """Count one more finished shard."""
         self.shards_done += 1
         self._show()
 
     def say(self, line: str) -> None:
-        """A line for people beside the progress, under --quiet too: something went wrong."""
+        """Show a line about something that went wrong, even under --quiet."""
         if self.bar:
             self.bar.console.print(line, markup=False, highlight=False)
         else:
@@ -62,13 +63,13 @@ class Progress:
         seconds = max(time.monotonic() - self.started, 1e-3)
         rate = (self.done - self.first) / seconds
         facts = f"{self.shards_done}/{self.shards} shards, {rate:.0f} img/s, {self.bytes / seconds / 1e6:.1f} MB/s"
-        reasons = f"left out: {format_counts(self.reasons)}" if +self.reasons else ""
+        reasons = f"rejected: {format_counts(self.reasons)}" if +self.reasons else ""
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=self.done, facts=facts, reasons=reasons)
         elif not self.quiet and time.monotonic() - self.said >= LINE_SECONDS:
             self.said = time.monotonic()
             left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
-            line = f"{self.label} {self.done:,} of {self.total:,} rows, {facts}{left}; {reasons}".rstrip("; ")
+            line = f"{self.label}: {self.done:,} of {self.total:,} rows, {facts}{left}; {reasons}".rstrip("; ")
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 
@@ -86,12 +87,12 @@ def _build_bar() -> Bar:
 
 
 def note(line: str) -> None:
-    """One line for people, on stderr, unless --quiet was given."""
+    """Write one line to stderr, unless --quiet was given."""
     if not is_quiet():
         sys.stderr.write(f"{plain(line)}\n")
         sys.stderr.flush()
 
 
 def format_counts(reasons: Mapping[str, int]) -> str:
-    """``"missing_file 3, truncated 1"``."""
+    """Return ``"missing_file 3, truncated 1"``."""
     return ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()) if count > 0)
