@@ -1,4 +1,4 @@
-"""Data sets of the `datasets` library as a source: saved to disk, Parquet in hub layout, or a name on the hub."""
+"""Data sets of the `datasets` library as sources: saved to disk, Parquet in the hub's layout, or on the hub."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
@@ -19,7 +19,7 @@ HUB = "hf:"
 
 
 class ChosenColumns(NamedTuple):
-    """The columns that were named, and the names of integer classes."""
+    """Columns named by options, and the names of integer classes."""
 
     image: str | None
     caption: str | None
@@ -28,7 +28,7 @@ class ChosenColumns(NamedTuple):
 
 
 class LoadedDataset(NamedTuple):
-    """What `datasets` says: the Arrow files of each split, and its features by column."""
+    """A data set as `datasets` describes it: the Arrow files of each split, and the features by column."""
 
     files: dict[str, list[Path]]
     features: Mapping[str, Any]
@@ -37,8 +37,8 @@ class LoadedDataset(NamedTuple):
 class HubData:
     """Rows of Arrow files that `datasets` wrote; a row's ``ref`` is ``file?image=column#row``.
 
-    So a worker opens that one file, and asks neither the library nor the hub. The file is relative to ``path`` or to
-    the cache of `datasets`, where its name holds the hub's commit.
+    A worker therefore opens that one file, and needs neither the library nor the hub. The file is relative to ``path``
+    or to the cache of `datasets`, where its name contains the hub's commit.
     """
 
     templates = "clip80"
@@ -55,16 +55,16 @@ class HubData:
     def loaded(self) -> LoadedDataset:
         found = _load_splits(self.path, self.config, self.revision)
         if not found:
-            raise UniclError(f"{self.path}: has no splits", "save it again, with rows")
+            raise UniclError(f"{self.path}: no splits", "save it again, with rows")
         if missing := set(self.only) - set(found):
-            raise UniclError(f"{self.path}: no split '{min(missing)}'", f"splits: {', '.join(found)}")
+            raise UniclError(f"{self.path}: no split '{min(missing)}'", f"choose from: {', '.join(found)}")
         kept = {name: split for name, split in found.items() if not self.only or name in self.only}
         files = {name: [Path(f["filename"]).absolute() for f in split.cache_files] for name, split in kept.items()}
         return LoadedDataset(files, next(iter(kept.values())).features)
 
     @cached_property
     def splits(self) -> Sequence[str]:
-        """`validation` is called `val`, unless that makes two of one name."""
+        """The splits, with `validation` renamed to `val` unless that name is taken."""
         named = list(self._names)
         return [s for s in ("train", "val", "test") if s in named] + [
             s for s in named if s not in ("train", "val", "test")
@@ -72,13 +72,13 @@ class HubData:
 
     @cached_property
     def _names(self) -> dict[str, str]:
-        """Split as the corpus calls it -> as the data set does."""
+        """Split name in the corpus -> in the data set."""
         ours = {SPLITS.get(name, name): name for name in self.loaded.files}
         return ours if len(ours) == len(self.loaded.files) else {name: name for name in self.loaded.files}
 
     @cached_property
     def columns(self) -> tuple[str, str | None, str | None]:
-        """Image, caption and label column. UniclError names the columns there are."""
+        """The image, caption and label columns. UniclError lists the columns if one is missing."""
         features = self.loaded.features
         likely = [c for c in _usual_columns("image", features) if c != "url" and self._may_hold_images(features[c])]
         image = self._chosen_column("image") or self._pick_column(
@@ -94,7 +94,7 @@ class HubData:
 
     @cached_property
     def classes(self) -> tuple[ClassName, ...]:
-        """The names of the ClassLabel column or of ``classes``, else the distinct texts, sorted."""
+        """The names in the ClassLabel column or in ``classes``, else the distinct texts, sorted."""
         label = self.columns[2]
         if label is None:
             return ()
@@ -104,13 +104,13 @@ class HubData:
             names = sorted({value for split in self.loaded.files for value in self._column(split, label) if value})
         if not names:
             raise UniclError(
-                f"{self.path}: column '{label}' holds {_type_name(feature)} without the classes' names",
-                "give them, one a line: ?classes=FILE",
+                f"{self.path}: column '{label}' ({_type_name(feature)}) has no class names",
+                "write the names into a file, one per line, and add ?classes=FILE",
             )
         return tuple(ClassName(name, (spoken_name(name),)) for name in names)
 
     def rows(self, split: str) -> list[Row]:
-        """In the order of the data set; a key is ``split/number``."""
+        """Return the rows in the order of the data set; a key is ``split/number``."""
         theirs = self._names[split]
         image, caption, label = self.columns
         texts = self._column(theirs, caption) if caption else None
@@ -126,7 +126,7 @@ class HubData:
         ]
 
     def read(self, row: Row) -> dict[str, bytes]:
-        """The bytes as they were stored, not decoded."""
+        """Return the image's bytes as they were stored."""
         place, _, number = row.ref.rpartition("#")
         file, _, column = place.rpartition("?image=")
         cell = _open_arrow(str(self.root / file)).column(column)[int(number)].as_py()
@@ -138,7 +138,7 @@ class HubData:
         raise PictureError("empty", "no image in this row")
 
     def _file(self, path: str) -> Path:
-        """An image beside the data set: in its directory, or where the libraries keep what they fetched."""
+        """Return the path of an image in the data set's directory, or in the libraries' cache."""
         here = Path(self.path) if not self.path.startswith(HUB) else hf_home()
         file = (here / path).resolve()
         if not file.is_relative_to(here.resolve()):
@@ -153,10 +153,10 @@ class HubData:
     def _chosen_column(self, role: str) -> str | None:
         column: str | None = getattr(self.chosen, role)
         if column is not None and column not in self.loaded.features:
-            raise UniclError(f"{self.path}: no column '{column}'", f"columns: {self._describe_columns()}")
+            raise UniclError(f"{self.path}: no column '{column}'", f"choose from: {self._describe_columns()}")
         if column is not None and not _can_be(role, self.loaded.features[column]):
-            what = f"column '{column}' holds {_type_name(self.loaded.features[column])}, no {role}s"
-            raise UniclError(f"{self.path}: {what}", f"columns: {self._describe_columns()}")
+            what = f"column '{column}' holds {_type_name(self.loaded.features[column])}, not {role}s"
+            raise UniclError(f"{self.path}: {what}", f"choose from: {self._describe_columns()}")
         return column
 
     def _label_column(self) -> str:
@@ -166,14 +166,14 @@ class HubData:
         return self._chosen_column("label") or self._pick_column("label", named if len(named) == 1 else usual or named)
 
     def _pick_column(self, role: str, candidates: Sequence[str]) -> str:
-        """The only candidate, or the one with a usual name."""
+        """Return the only candidate, or the one with a usual name."""
         if len(candidates) == 1:
             return candidates[0]
         if usual := _usual_columns(role, candidates):
             return usual[0]
         said = f"several {role} columns: {', '.join(candidates)}" if candidates else f"no {role} column"
         raise UniclError(
-            f"{self.path}: {said}; columns: {self._describe_columns()}", f"name it: '{self.path}?{role}=COLUMN'"
+            f"{self.path}: {said} (columns: {self._describe_columns()})", f"name it: '{self.path}?{role}=COLUMN'"
         )
 
     def _describe_columns(self) -> str:
@@ -202,8 +202,8 @@ class HubData:
             elif isinstance(value, str):
                 if value not in numbers:
                     raise UniclError(
-                        f"{self.path}: {split} row {at}: label '{value}' is not in the list of classes",
-                        "add it to the file of classes",
+                        f"{self.path}: {split} row {at}: label '{value}' is not one of the classes",
+                        "add it to the file given by ?classes=FILE",
                     )
                 yield numbers[value]
             else:
@@ -224,8 +224,8 @@ def hf(  # noqa: PLR0913 - a factory's signature is its options
 ) -> HubData:
     """A data set of the `datasets` library: a directory of `save_to_disk`, one of Parquet files, or `hf:org/name`.
 
-    Columns are found by type and usual names. ``splits=train,test`` takes these only; ``classes`` is a file with the
-    names of integer labels, one a line; ``config`` and ``revision`` are the hub's.
+    Columns are found by their type and usual names. ``splits=train,test`` selects splits; ``classes`` is a file with
+    the names of integer labels, one per line; ``config`` and ``revision`` are those of the hub.
     """
     source = HubData(path, kind, ChosenColumns(image, caption, label, read_class_names(classes)), config, revision)
     source.only = tuple(name.strip() for name in (splits or "").split(",") if name.strip())
@@ -233,7 +233,7 @@ def hf(  # noqa: PLR0913 - a factory's signature is its options
 
 
 def is_dataset(path: Path) -> bool:
-    """Does a directory hold what `save_to_disk` writes, or Parquet files in the hub's layout and no image files?"""
+    """Return whether a directory is from `save_to_disk`, or has Parquet files in the hub's layout and no images."""
     if _is_saved(path):
         return True
     parquet = any(path.glob("*.parquet")) or any(path.glob("*/*.parquet"))
@@ -245,7 +245,7 @@ def _is_saved(path: Path) -> bool:
 
 
 def _load_splits(path: str, config: str | None, revision: str | None) -> Mapping[str, Any]:
-    """Split -> its `datasets.Dataset`, memory-mapped; images are not decoded."""
+    """Return split -> its `datasets.Dataset`, memory-mapped; images are not decoded."""
     commit = commit_of(path.removeprefix(HUB), revision) if path.startswith(HUB) else None
     import datasets
     from datasets.exceptions import DatasetNotFoundError
@@ -273,10 +273,12 @@ def _load_splits(path: str, config: str | None, revision: str | None) -> Mapping
 
 def _choose_hint(path: str, said: str) -> str:
     if "Config name is missing" in said or "BuilderConfig" in said:
-        return "choose one: ?config=NAME"
+        return "choose a configuration: ?config=NAME"
     if "scripts are no longer supported" in said:
-        return "it needs its own Python script, which is not run: try '?revision=refs/convert/parquet'"
-    return f"see {page(path.removeprefix(HUB))}" if path.startswith(HUB) else "is it whole? Save or copy it again"
+        return "try '?revision=refs/convert/parquet': this data set's own Python script is never run"
+    if path.startswith(HUB):
+        return f"see {page(path.removeprefix(HUB))}"
+    return "check that it is complete, or save it again"
 
 
 @cache
@@ -298,7 +300,7 @@ def _type_name(feature: Any) -> str:
 
 
 def _usual_columns(role: str, columns: Iterable[str]) -> list[str]:
-    """Columns with a usual name for the role, the most usual first."""
+    """Return the columns with a usual name for the role, the most usual first."""
     words = [*NAMES[role].split(), *(["fine_label"] if role == "label" else [])]
     return sorted((c for c in columns if c.lower() in words), key=lambda c: words.index(c.lower()))
 
@@ -309,7 +311,7 @@ def _is_text(feature: Any) -> bool:
 
 
 def _can_be(role: str, feature: Any) -> bool:
-    """Whether a column that was asked for can be read as that at all; labels are looked at with their names."""
+    """Return whether a column's type fits a role; labels are checked with their names."""
     if role == "caption":
         return _is_text(feature)
     held = str(getattr(feature, "dtype", ""))
