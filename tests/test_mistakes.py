@@ -152,7 +152,7 @@ PREPARE = [
     Case("prepare --captions list.tsv?caption=words -o c", "no column 'words'"),
     Case("prepare --captions list.tsv?titel=title -o c", "titel"),
     Case("prepare --captions digits?foo=1 -o c", "foo"),
-    Case("prepare --captions list.xlsx -o c", "not a kind of list that can be read", write("list.xlsx", "PK")),
+    Case("prepare --captions list.xlsx -o c", "not a supported list", write("list.xlsx", "PK")),
     Case("prepare --captions empty.jsonl -o c", "empty.jsonl", write("empty.jsonl", "")),
     Case("prepare --captions q.csv -o c", "inside quotes", write("q.csv", 'file,title\na.png,"open\nb.png,x\n')),
     Case("prepare --captions w.tsv -o c", "w.tsv", write("w.tsv", "file\tcaption\na\nb\nc\n")),

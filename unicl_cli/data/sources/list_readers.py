@@ -78,7 +78,7 @@ class TextReader:
         self.delimiter = "\t" if self.tabs else _find_delimiter(path)
         first = next(self._records(), (0, []))[1]
         if not first:
-            raise UniclError(f"{path}: empty", "write a line for each image")
+            raise UniclError(f"{path}: the list is empty", "write a line for each image")
         self.has_header = any(cell.strip().lower() in known for cell in first) if header is None else header
         self.columns: tuple[str, ...] = self._names(first)
 
@@ -103,7 +103,7 @@ class TextReader:
             if len(cells) == len(self.columns):
                 yield _build_line(place, dict(zip(self.columns, cells, strict=True)), at)
                 continue
-            yield Line(place, place, "", (), "", "", f"{len(cells)} cells instead of {len(self.columns)}")
+            yield Line(place, place, "", (), "", "", f"{len(self.columns)} cells expected, {len(cells)} found")
 
     def _fit_cells(self, cells: list[str], at: Columns) -> list[str]:
         """Drop blank cells beyond the last column, and join those of a caption in the last column."""
@@ -155,7 +155,7 @@ class JsonReader:
         self.columns: tuple[str, ...] = tuple(met)
         if not met:
             number, first = next(self._records(), (0, ""))
-            fault = f"line {number}: {first or 'an object without keys'}" if number else "empty"
+            fault = f"line {number}: {first or 'an object without keys'}" if number else "the list is empty"
             raise UniclError(f"{path}: {fault}", "write one JSON object per line")
 
     def lines(self, at: Columns, /) -> Iterator[Line]:

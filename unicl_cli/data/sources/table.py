@@ -183,7 +183,7 @@ class Table:
             merged += 1
             rows[split][line.key] = (known._replace(texts=known.texts + row.texts), first)
         if merged:
-            self.notes.append(f"{self.path.name}: merged {merged} lines that add a caption to an earlier image")
+            self.notes.append(f"{self.path.name}: merged lines with further captions of the same image: {merged}")
         del self._lines
         return {split: [row for row, _ in of.values()] for split, of in rows.items()}
 

@@ -187,9 +187,9 @@ def _check_no_source_is_empty(out: Path, units: Sequence[Unit], report: dict[str
         for file in (*(unit.marker for unit in units), duplicates.FILE, PLAN):
             (out / file).unlink(missing_ok=True)  # nothing is kept, so the next attempt may bring another plan
         reasons = report["rejected"]
-        raise UniclError(f"all {sum(reasons.values()):,} rows were rejected: {format_counts(reasons)}", see)
+        raise UniclError(f"{out}: no usable rows (rejected: {format_counts(reasons)})", see)
     name, reasons = empty[0], rejected[empty[0]]
     raise UniclError(
-        f"source '{name}': all {sum(reasons.values()):,} rows were rejected: {format_counts(reasons)}",
+        f"source '{name}': no usable rows (rejected: {format_counts(reasons)})",
         f"{see}; fix the source or leave it out, then choose another -o (or remove {out})",
     )

@@ -131,5 +131,8 @@ def _build_document(out: Path, found: VerifyResult) -> dict[str, Any]:
 def _format_result(out: Path, found: VerifyResult) -> list[str]:
     checked = f"{count_of(found.shards, 'shard')}, {count_of(found.rows, 'row')}, {size_of(found.bytes)}"
     if not found.problems:
-        return [f"{out}: undamaged: {checked}", f"every sha256 matches; {count_of(found.decoded, 'image')} decoded"]
+        return [
+            f"{out}: no damage found: {checked}",
+            f"every sha256 matches; {count_of(found.decoded, 'image')} decoded",
+        ]
     return [*(f"{problem.file}: {problem.problem}" for problem in found.problems), f"{out}: checked {checked}"]

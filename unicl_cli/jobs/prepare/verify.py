@@ -80,7 +80,7 @@ def check_shards(of: Survey, shard_done: Callable[[Mapping[str, Any]], None]) ->
             decoded += said.decoded
         shard_done(shard)
     if twice := _count_repeated(digests):
-        problems.append(Finding("data", f"repeats {twice:,} keys"))
+        problems.append(Finding("data", f"duplicate keys: {twice:,}"))
     if manifest and not problems:
         problems += _compare_manifest(manifest, labels, folder)
     rows, size = (sum(shard[field] for shard in shards) for field in ("rows", "bytes"))
