@@ -295,8 +295,13 @@ def test_few_bad_lines_are_counted_and_more_than_five_in_a_hundred_abort(bad, tm
 @pytest.mark.parametrize(
     ("label", "names", "message", "hint"),
     [
-        ("2", "cat\ndog\n", "line 3: label 2 is not one of the 2 classes", "use a number from 0 to 1, -1 for no label"),
-        ("fox", "cat\ndog\n", "line 3: label fox is not one of the 2 classes", "from the list of classes"),
+        (
+            "2",
+            "cat\ndog\n",
+            "line 3: unknown label 2",
+            "use a number from 0 to 1, -1 for no label",
+        ),
+        ("fox", "cat\ndog\n", "line 3: unknown label fox", "from the list of classes"),
         ("-2", "cat\ndog\n", "line 3: label -2 is negative", "use -1 only, which means no label"),
         ("1.5", "cat\ndog\n", "line 3: label 1.5 is not an integer", None),
         ("1.0", None, "line 3: label 1.0 is not an integer", "write 1 instead of 1.0"),

@@ -147,14 +147,14 @@ def test_columns_are_found_by_type_and_name_and_the_error_lists_them(tmp_path):
     )
     for kind, asked, holds in (
         ("captions", "caption=img", "column 'img' holds Image, not captions"),
-        ("captions", "caption=label", "column 'label' holds ClassLabel, no captions"),
-        ("labels", "image=label", "column 'label' holds ClassLabel, no images"),
+        ("captions", "caption=label", "column 'label' holds ClassLabel, not captions"),
+        ("labels", "image=label", "column 'label' holds ClassLabel, not images"),
     ):
         with pytest.raises(UniclError, match=holds):
             open_source(f"{path}?{asked}", kind).rows("train")
     renamed = data().rename_columns({"caption": "a", "img": "one"}).add_column("b", ["x"] * 6)
     renamed.rename_column("label", "kind").save_to_disk(str(tmp_path / "renamed"))
-    with pytest.raises(UniclError, match=r"several caption columns: a, b; columns: one \(Image\), kind") as caught:
+    with pytest.raises(UniclError, match=r"several caption columns: a, b \(columns: one \(Image\), kind") as caught:
         open_source(str(tmp_path / "renamed"), "captions").rows("train")
     assert caught.value.hint == f"name it: '{tmp_path / 'renamed'}?caption=COLUMN'"
     assert [c.key for c in open_source(str(tmp_path / "renamed"), "labels").classes] == ["cat", "sea_lion"]

@@ -189,8 +189,8 @@ def test_labels_are_names_or_numbers_and_splits_come_from_their_column(tmp_path)
 
 @pytest.mark.parametrize(
     ("label", "message"),
-    [("7", "line 3: label 7 is not one of the 2 classes"), ("-3", "line 3: label -3 is negative"),
-     ("1.5", "line 3: label 1.5 is not an integer"), ("fox", "line 3: label fox is not one")],
+    [("7", "line 3: unknown label 7"), ("-3", "line 3: label -3 is negative"),
+     ("1.5", "line 3: label 1.5 is not an integer"), ("fox", "line 3: unknown label fox")],
 )  # fmt: skip
 def test_a_label_that_no_class_has_is_named_by_its_line(tmp_path, label, message):
     (tmp_path / "names.txt").write_text("cat\ndog\n")

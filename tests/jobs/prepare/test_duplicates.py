@@ -45,7 +45,7 @@ def test_captions_of_equal_pictures_join_the_row_that_stays(tmp_path, capsys):
     assert {"a red door", "A red door"} & set(door.texts)
     assert {"an old door", "a door in Rome"} < set(door.texts)
     assert report["rejected"] == {"bad_text": 1, "duplicate": 3}
-    assert "left out 3 rows with the image of another row of the same kind (1 image)" in err
+    assert "left out 3 duplicate rows of 1 image" in err
     assert report["dedup"]["exact"]["texts"] in (2, 3)
     manifest = open_corpus(tmp_path / "c").manifest
     assert manifest["dedup"] == report["dedup"]
@@ -76,7 +76,7 @@ def test_a_label_row_and_a_caption_row_of_one_picture_both_stay_and_are_told(tmp
     argv = ("--labels", tmp_path / "f", "--captions", tmp_path / "x.tsv", "-o", tmp_path / "c", "--dedup", "exact")
     report, err = prepared(capsys, *argv)
     assert report["rows"] == 3
-    assert "1 image with training rows of more than one kind (all kept)" in err
+    assert "1 image in training rows of more than one kind (all kept)" in err
 
 
 def test_pictures_on_both_sides_of_a_split_are_counted_and_never_dropped(tmp_path, capsys):
@@ -85,9 +85,7 @@ def test_pictures_on_both_sides_of_a_split_are_counted_and_never_dropped(tmp_pat
     report, err = prepared(capsys, "--labels", tmp_path / "f", "-o", tmp_path / "c")
     assert report["duplicates_of_eval"] == {"val": 0, "test": 2}
     assert "2 training rows with an image of the test split" in err
-    assert (
-        "1 row with the image of another row of the same kind and split; --dedup exact keeps one row per image" in err
-    )
+    assert "1 duplicate row (same image, kind and split): --dedup exact leaves them out" in err
     again, _ = prepared(capsys, "--labels", tmp_path / "f", "-o", tmp_path / "c")
     assert again == report
     report, _ = prepared(capsys, "--labels", tmp_path / "f", "-o", tmp_path / "d", "--dedup", "exact")

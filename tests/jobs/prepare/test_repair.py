@@ -242,5 +242,5 @@ def test_quiet_says_nothing_and_the_table_names_a_remedy_for_each_reason(tmp_pat
     assert main(["prepare", "--labels", str(tmp_path / "f"), "-o", str(tmp_path / "c"), "-q"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert "empty  the file is empty: copy or download it again" in out
+    assert "empty  1  the file is empty: copy or download it again" in out
     assert f"{tmp_path / 'c'}: 1 row, 1 class" in out

@@ -20,6 +20,9 @@ END = "\x1a"
 """A line added after the last one of a CSV: if it ends up inside a cell, a quote was never closed."""
 
 
+URL_FAULT = "the image is a URL, but only local files can be read"
+
+
 class Line(NamedTuple):
     """One record: ``ref`` is a path, or ``row:N`` inside the file; with a ``fault`` (a reason) there is no ref."""
 
@@ -254,7 +257,7 @@ def _build_line(place: str, record: dict[str, Any], at: Columns) -> Line:
     if odd := next((c for c in at if c is not None and not _is_plain(record.get(c), listed=c == at.caption)), None):
         fault = f"{odd} is not text"
     if ref.startswith(("http://", "https://")):
-        fault = "the image is a URL, but only local files can be read"
+        fault = URL_FAULT
     return Line(
         place,
         _cell(record, at.key) or ref or place,

@@ -36,8 +36,9 @@ def open_source(src: str, kind: str) -> DatasetSource:
     try:
         part = registry.bind("datasets", {"name": name, **options})
     except PartError as error:
-        shown = ", ".join(sorted(there.keys() - {"path"})) or "none"
-        raise UniclError(f"{src}: {error.message}", f"use the options of {name}: {shown}") from error
+        usable = ", ".join(sorted(there.keys() - {"path"}))
+        hint = f"use the options of {name}: {usable}" if usable else f"remove the options: {name} has none"
+        raise UniclError(f"{src}: {error.message}", hint) from error
     return registry.make("datasets", part, {"kind": lambda: kind})
 
 

@@ -9,7 +9,15 @@ from pathlib import Path
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.pictures import PictureError, read_file
 from unicl_cli.data.sources.folder import SPLITS
-from unicl_cli.data.sources.list_readers import Columns, Line, ParquetImages, Reader, looks_like_image, open_reader
+from unicl_cli.data.sources.list_readers import (
+    URL_FAULT,
+    Columns,
+    Line,
+    ParquetImages,
+    Reader,
+    looks_like_image,
+    open_reader,
+)
 from unicl_cli.errors import UniclError
 
 MAX_BAD = 0.05
@@ -114,9 +122,12 @@ class Table:
         self._check_sides(lines)
         if len(bad) > MAX_BAD * len(lines):
             first = bad[0]
+            hint = "check the separator, the header (?header=true or false) and the columns (?image=…&caption=…)"
+            if first.fault == URL_FAULT:
+                hint = "download the images first, and write their paths into the list"
             raise UniclError(
                 f"{self.path}: {len(bad)} of {len(lines)} lines cannot be read; {first.place}: {first.fault}",
-                "check the separator, the header (?header=true or false) and the columns (?image=…&caption=…)",
+                hint,
             )
         self._check_files([line.ref for line in lines if line.ref and not line.ref.startswith("row:")])
         return lines
@@ -195,7 +206,7 @@ class Table:
         if self._numbered and int(line.label) < len(numbers):
             return int(line.label)
         raise UniclError(
-            f"{self.path}: {line.place}: label {line.label} is not one of the {len(numbers)} classes",
+            f"{self.path}: {line.place}: unknown label {line.label} (number of classes: {len(numbers)})",
             f"use a number from 0 to {len(numbers) - 1}, -1 for no label, or a name from the list of classes",
         )
 

@@ -160,18 +160,22 @@ def _free_bytes(out: Path) -> int:
 
 def _format_report(report: dict[str, Any]) -> list[str]:
     cells = [("source", "kind", "split", "rows", "expected", "rejected in sample", "size")]
+    reasons: Counter[str] = Counter()
     for line in report["sources"]:
         kept, low, high = line["rows_expected"]
         bounds = f"{kept:,} ({low:,} to {high:,})" if low != high else f"{kept:,}"
-        rejected = f"{format_counts(line['rejected']) or '0'} of {line['sampled']:,}"
+        rejected = f"{sum(line['rejected'].values()):,} of {line['sampled']:,}"
+        reasons.update(line["rejected"])
         size = size_of(line["bytes_expected"])
         cells.append((line["source"], line["kind"], line["split"], f"{line['rows']:,}", bounds, rejected, size))
-    duration = f"{report['seconds'] / 60:.0f} minutes" if report["seconds"] >= 120 else f"{report['seconds']} s"
+    seconds = report["seconds"]
+    duration = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{max(1, seconds)} s"
     return [
         *align_columns(cells),
+        *([f"rejected in sample: {format_counts(reasons)}"] if reasons else []),
         f"{report['corpus']}: about {report['rows_expected'][0]:,} of {count_of(report['rows'], 'row')}, "
         f"{count_of(report['classes'], 'class')}, {size_of(report['bytes_expected'][0])} "
         f"({size_of(report['free'])} free)",
-        f"{duration} and {size_of(report['memory'])} of memory with {count_of(report['workers'], 'worker')}; "
+        f"about {duration} and {size_of(report['memory'])} of memory with {count_of(report['workers'], 'worker')}; "
         "nothing was written",
     ]

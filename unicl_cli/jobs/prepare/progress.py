@@ -15,7 +15,7 @@ from unicl_cli.errors import is_live, is_quiet, plain
 
 
 class Progress:
-    """Rows and shards done, images and megabytes per second, time left, and rejected rows by reason.
+    """Rows and shards done, images per second, time left and rejected rows.
 
     ``done`` rows and ``shards_done`` come from an earlier command; the rates count new rows only.
     """
@@ -31,7 +31,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self.bar:
             self.bar.start()
-            self.bar.add_task(self.label, total=self.total, completed=self.done, facts="", reasons="")
+            self.bar.add_task(self.label, total=self.total, completed=self.done, facts="", rejected="")
             self._show()
         return self
 
@@ -62,14 +62,16 @@ class Progress:
     def _show(self) -> None:
         seconds = max(time.monotonic() - self.started, 1e-3)
         rate = (self.done - self.first) / seconds
-        facts = f"{self.shards_done}/{self.shards} shards, {rate:.0f} img/s, {self.bytes / seconds / 1e6:.1f} MB/s"
-        reasons = f"rejected: {format_counts(self.reasons)}" if +self.reasons else ""
-        if self.bar:
-            self.bar.update(self.bar.task_ids[0], completed=self.done, facts=facts, reasons=reasons)
+        facts = f"{self.shards_done}/{self.shards} shards, {rate:.0f} img/s"
+        if self.bar:  # it must fit into 80 columns
+            rejected = f"{self.reasons.total():,} rejected" if +self.reasons else ""
+            self.bar.update(self.bar.task_ids[0], completed=self.done, facts=facts, rejected=rejected)
         elif not self.quiet and time.monotonic() - self.said >= LINE_SECONDS:
             self.said = time.monotonic()
             left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
-            line = f"{self.label}: {self.done:,} of {self.total:,} rows, {facts}{left}; {reasons}".rstrip("; ")
+            speed = f"{self.bytes / seconds / 1e6:.1f} MB/s"
+            rejected = f"; rejected: {format_counts(self.reasons)}" if +self.reasons else ""
+            line = f"{self.label}: {self.done:,} of {self.total:,} rows, {facts}, {speed}{left}{rejected}"
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 
@@ -77,11 +79,11 @@ class Progress:
 def _build_bar() -> Bar:
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TextColumn("{task.fields[facts]}", markup=False),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[reasons]}", markup=False),
+        TextColumn("{task.fields[rejected]}", markup=False),
     )
     return Bar(*columns, console=Console(stderr=True))
 

@@ -11,7 +11,6 @@ from unicl_cli.contracts import ClassName
 from unicl_cli.core.files import size_of
 from unicl_cli.errors import plain
 from unicl_cli.jobs.prepare.engines.engine import Marker
-from unicl_cli.jobs.prepare.progress import format_counts
 
 _HEADER = ("source", "kind", "split", "rows", "rejected", "size", "classes", "short side")
 _CUT = "the file is incomplete or damaged: copy or download it again"
@@ -78,26 +77,20 @@ def image_notes(manifest: Mapping[str, Any]) -> list[str]:
         notes.append("no duplicate images within a kind and split")
     elif exact:
         notes.append(
-            f"duplicates: left out {count_of(exact['rows'], 'row')} with the image of another row of the same kind "
-            f"({count_of(exact['groups'], 'image')}); moved {count_of(exact['texts'], 'caption')} to the rows kept"
+            f"left out {count_of(exact['rows'], 'duplicate row')} of {count_of(exact['groups'], 'image')}, "
+            f"and moved {count_of(exact['texts'], 'caption')} to the rows kept"
         )
     if exact and exact["labels_differ"]:
         kept, gone = exact["labels_differ_examples"][0]
-        notes.append(
-            f"duplicates: {exact['labels_differ']:,} of these had another label than the row kept, "
-            f"for example {gone} (kept: {kept})"
-        )
+        differ = exact["labels_differ"]
+        notes.append(f"{differ:,} of these had another label than the row kept, for example {gone} (kept: {kept})")
     if equal["in_a_kind"] and not exact:
-        notes.append(
-            f"duplicates: {count_of(equal['in_a_kind'], 'row')} with the image of another row of the same kind "
-            "and split; --dedup exact keeps one row per image"
-        )
+        rows = count_of(equal["in_a_kind"], "duplicate row")
+        notes.append(f"{rows} (same image, kind and split): --dedup exact leaves them out")
     if equal["in_two_kinds"]:
-        images = count_of(equal["in_two_kinds"], "image")
-        notes.append(f"duplicates: {images} with training rows of more than one kind (all kept)")
+        notes.append(f"{count_of(equal['in_two_kinds'], 'image')} in training rows of more than one kind (all kept)")
     notes += [
-        f"duplicates: {count_of(count, 'training row')} with an image of the {split} split: "
-        f"results on {split} will look too good"
+        f"{count_of(count, 'training row')} with an image of the {split} split: results on {split} will look too good"
         for split, count in manifest["duplicates_of_eval"].items()
         if count
     ]
@@ -139,7 +132,7 @@ def _format_table(report: dict[str, Any]) -> list[str]:
                 line["kind"],
                 line["split"],
                 f"{line['rows']:,}",
-                format_counts(line["rejected"]) or "0",
+                f"{sum(line['rejected'].values()):,}",
                 size_of(line["bytes"]),
                 str(line["classes"] or "-"),
                 f"{low}-{high} px" if low != high else f"{low} px",
@@ -149,8 +142,9 @@ def _format_table(report: dict[str, Any]) -> list[str]:
     rejected = sum(report["rejected"].values())
     if rejected:
         lines += ["", f"rejected: {count_of(rejected, 'row')}, listed in {report['corpus']}/rejects"]
-        width = max(map(len, report["rejected"]))
-        lines += [f"  {reason.ljust(width)}  {REMEDIES.get(reason, '')}".rstrip() for reason in report["rejected"]]
+        lines += align_columns(
+            [[f"  {reason}", f"{n:,}", REMEDIES[reason]] for reason, n in report["rejected"].items()]
+        )
         lines.append("")
     lines.append(
         f"{report['corpus']}: {count_of(report['rows'], 'row')}, {count_of(report['classes'], 'class')}, "
