@@ -159,7 +159,7 @@ def test_columns_are_found_by_type_and_name_and_the_error_lists_them(tmp_path):
     assert caught.value.hint == f"name it: '{tmp_path / 'renamed'}?caption=COLUMN'"
     assert [c.key for c in open_source(str(tmp_path / "renamed"), "labels").classes] == ["cat", "sea_lion"]
     Dataset.from_dict({"n": [1, 2]}).save_to_disk(str(tmp_path / "numbers"))
-    with pytest.raises(UniclError, match=r"no image column; columns: n \(int64\)"):
+    with pytest.raises(UniclError, match=r"no image column \(columns: n \(int64\)"):
         open_source(str(tmp_path / "numbers"), "images").rows("train")
 
 

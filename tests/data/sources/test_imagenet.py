@@ -79,7 +79,7 @@ def test_training_pictures_come_from_a_tar_of_tars_by_their_place(data_dir):
     assert rows[2].key == f"train/{TENCH}/{TENCH}_0.JPEG"
     expected = [content for pictures in TRAINED.values() for content in pictures.values()]
     assert [source.read(row)["image"] for row in rows] == expected
-    assert source.notes == [f"{data_dir / TRAIN}: has 9 images, the official one 1,281,167"]
+    assert source.notes == [f"{data_dir / TRAIN}: has 9 images; the official file has 1,281,167"]
     again = open_source("imagenet", "labels")  # as a worker: no scan, one stretch of the file
     assert again.read(rows[5])["image"] == expected[5]
     assert "_train" not in vars(again)

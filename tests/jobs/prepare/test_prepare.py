@@ -139,7 +139,7 @@ def test_a_source_with_train_only_gives_a_share_to_validation_and_says_so(tmp_pa
     held = {s["split"]: s["rows"] for s in report["sources"]}
     assert held["train"] + held["val"] == 241
     assert 3 <= held["val"] <= 25
-    assert f"{held['val']} of 241 rows went to 'val'" in err
+    assert f"{held['val']} of 241 rows to 'val'" in err
     assert "f:single/1.png" in rows_of(tmp_path / "c")
     report, err = prepared(capsys, "--labels", tmp_path / "f", "-o", tmp_path / "d", "--holdout", 0)
     assert ([s["split"] for s in report["sources"]], "val" in err) == (["train"], False)

@@ -110,7 +110,7 @@ def column(table, name, values):
         (lambda t: column(t, "label", [-1, *t["label"].to_pylist()[1:]]), "label -1 is out of range"),
         (lambda t: column(t, "key", [t["key"][1].as_py(), *t["key"].to_pylist()[1:]]), "duplicate keys: 1"),
         (lambda t: t.slice(1), "has 299 rows instead of 300"),
-        (lambda t: column(t, "label", [0] * len(t)), "counts of the classes in 'train'"),
+        (lambda t: column(t, "label", [0] * len(t)), "class counts of 'train' do not match the shards"),
         (
             lambda t: column(t, "image", [{"bytes": b"gone", "path": None}] * len(t)),
             "image cannot be decoded: not_image",

@@ -123,21 +123,21 @@ def count_equal_images(folder: Path, shards: Sequence[Mapping[str, Any]]) -> dic
         column = pq.read_table(folder / shard["file"], columns=["sha256"]).column("sha256")
         digests = np.frombuffer(b"".join(column.to_pylist()), np.uint64)[::4]
         found.setdefault((shard["split"], shard["kind"]), []).append(digests)
-    pictures = {at: np.concatenate(of) for at, of in found.items()}
-    training = [np.unique(of) for (split, _), of in pictures.items() if split == "train"]
-    rows = [of for (split, _), of in pictures.items() if split == "train"]
-    others = dict.fromkeys(split for split, _ in pictures if split != "train")
+    images = {at: np.concatenate(of) for at, of in found.items()}
+    training = [np.unique(of) for (split, _), of in images.items() if split == "train"]
+    rows = [of for (split, _), of in images.items() if split == "train"]
+    others = dict.fromkeys(split for split, _ in images if split != "train")
     return {
-        "in_a_kind": sum(len(of) - len(np.unique(of)) for of in pictures.values()),
+        "in_a_kind": sum(len(of) - len(np.unique(of)) for of in images.values()),
         "in_two_kinds": sum(map(len, training)) - len(np.unique(np.concatenate(training))) if training else 0,
         "of_eval": {
-            other: sum(int(np.isin(of, _join_kinds(pictures, other)).sum()) for of in rows) for other in others if rows
+            other: sum(int(np.isin(of, _join_kinds(images, other)).sum()) for of in rows) for other in others if rows
         },
     }
 
 
-def _join_kinds(pictures: Mapping[tuple[str, str], NDArray[np.uint64]], split: str) -> NDArray[np.uint64]:
-    return np.concatenate([of for (s, _), of in pictures.items() if s == split])
+def _join_kinds(images: Mapping[tuple[str, str], NDArray[np.uint64]], split: str) -> NDArray[np.uint64]:
+    return np.concatenate([of for (s, _), of in images.items() if s == split])
 
 
 def _hash_image(row: Row, work: Work, source: DatasetSource) -> tuple[bytes, int]:

@@ -93,10 +93,10 @@ def _sample_rows(plan: CorpusPlan, planned: PlannedSource, split: str, out: Path
     )
     chosen = [rows[at * len(rows) // n] for at in range(n)]
     decoders = threading.Semaphore(DECODERS)
-    begun = time.monotonic()
+    started = time.monotonic()
     with ThreadPoolExecutor(THREADS) as threads:
         results = list(threads.map(partial(prepare_row, source=planned.source, work=work, decoders=decoders), chosen))
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - started
     kept = [result.record for result in results if isinstance(result, Prepared)]
     return SourceSample(
         name,

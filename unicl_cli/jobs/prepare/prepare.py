@@ -173,7 +173,10 @@ def _finish(
 
 
 def _check_no_source_is_empty(out: Path, units: Sequence[Unit], report: dict[str, Any]) -> None:
-    """Raise UniclError if a whole source was left out: training would silently use other data than asked for."""
+    """Raise UniclError if a whole source was left out: training would silently use other data than asked for.
+
+    If no row at all is left, the plan and its markers are removed, so that the next attempt may have another plan.
+    """
     rows: Counter[str] = Counter()
     rejected: dict[str, Counter[str]] = {}
     for source in report["sources"]:
@@ -185,7 +188,7 @@ def _check_no_source_is_empty(out: Path, units: Sequence[Unit], report: dict[str
     see = f"see each row and its reason in {out / 'rejects'}"
     if len(empty) == len(rejected):
         for file in (*(unit.marker for unit in units), duplicates.FILE, PLAN):
-            (out / file).unlink(missing_ok=True)  # nothing is kept, so the next attempt may bring another plan
+            (out / file).unlink(missing_ok=True)
         reasons = report["rejected"]
         raise UniclError(f"{out}: no usable rows (rejected: {format_counts(reasons)})", see)
     name, reasons = empty[0], rejected[empty[0]]

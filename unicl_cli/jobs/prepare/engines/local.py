@@ -77,9 +77,9 @@ class _Pool:
 
     def __init__(self, todo: WorkList, workers: int, progress: ProgressReport, stopped: Callable[[], bool]) -> None:
         self.todo, self.workers, self.progress, self.stopped = todo, workers, progress, stopped
-        # progress of units that are not done, to be taken back if their worker dies
-        self.told: Counter[str] = Counter()
-        self.told_bytes = self.told_rows = 0
+        # progress in unfinished units, to be taken back if their worker dies
+        self.open_rejected: Counter[str] = Counter()
+        self.open_bytes = self.open_rows = 0
 
     def drain(self, waiting: deque[Unit]) -> Generator[Marker, None, list[Unit]]:
         """Work until no unit waits, the pool breaks or a stop comes; return the units that a broken pool lost."""
@@ -104,9 +104,8 @@ class _Pool:
                         yield marker
         except BrokenProcessPool:
             time.sleep(_POLL)  # a signal to the whole group reaches workers and this process in any order
-            self.progress.tick(
-                -self.told_rows, -self.told_bytes, {reason: -count for reason, count in self.told.items()}
-            )
+            lost = {reason: -count for reason, count in self.open_rejected.items()}
+            self.progress.tick(-self.open_rows, -self.open_bytes, lost)
             return list(pending.values())
         finally:
             if pending:  # stopped, broken or failed: their units are dropped, and a shard is whole or absent
@@ -120,15 +119,15 @@ class _Pool:
     def _listen(self, reader: Connection) -> None:
         while reader.poll():
             rows, size, rejected = reader.recv()
-            self.told_rows += rows
-            self.told_bytes += size
-            self.told.update(rejected)
+            self.open_rows += rows
+            self.open_bytes += size
+            self.open_rejected.update(rejected)
             self.progress.tick(rows, size, rejected)
 
     def _forget(self, marker: Marker) -> None:
-        self.told_rows -= marker["rows"] + sum(marker["rejected"].values())
-        self.told_bytes -= marker["payload"]
-        self.told.subtract(marker["rejected"])
+        self.open_rows -= marker["rows"] + sum(marker["rejected"].values())
+        self.open_bytes -= marker["payload"]
+        self.open_rejected.subtract(marker["rejected"])
 
 
 @contextmanager
