@@ -34,7 +34,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["prepare", "--images", "pics", "-o", "file/corpus"], "file/corpus: cannot be written"),
         (["prepare", "--images", "pics", "--templates", "binary", "-q"], "templates 'binary' cannot be read"),
-        (["prepare", "--labels", "", "-q"], "no source is named"),
+        (["prepare", "--labels", "", "-q"], "source '': the name is empty"),
         (["prepare", "--captions", "open.csv", "-q"], "the list ends inside quotes"),
         (["recipes", "show", "binary"], "binary cannot be read"),
         (["recipes", "cp", "binary", "copy"], "binary cannot be read"),

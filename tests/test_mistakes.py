@@ -143,47 +143,69 @@ class Case(NamedTuple):
 
 
 PREPARE = [
-    Case("prepare", "nothing to prepare"),
+    Case("prepare", "nothing to prepare: no source given"),
     Case("prepare --labels nowhere -o c", "nowhere: no such folder, list or source"),
     Case("prepare --labels digit -o c", "did you mean 'digits'"),
     Case("prepare --labels empty -o c", "no images in this folder", some_empty_folder),
-    Case("prepare --labels damaged -o c", "truncated", write("damaged/cat/1.jpg", b"\xff\xd8\xff\xe0 no more")),
+    Case(
+        "prepare --labels damaged -o c",
+        "c: no usable rows (rejected: truncated 1)",
+        write("damaged/cat/1.jpg", b"\xff\xd8\xff\xe0 no more"),
+    ),
     Case("prepare --labels texts -o c", "texts: no images in this folder", write("texts/cat/1.txt", "a cat")),
-    Case("prepare --captions list.tsv?caption=words -o c", "no column 'words'"),
-    Case("prepare --captions list.tsv?titel=title -o c", "titel"),
-    Case("prepare --captions digits?foo=1 -o c", "foo"),
-    Case("prepare --captions list.xlsx -o c", "not a kind of list that can be read", write("list.xlsx", "PK")),
-    Case("prepare --captions empty.jsonl -o c", "empty.jsonl", write("empty.jsonl", "")),
-    Case("prepare --captions q.csv -o c", "inside quotes", write("q.csv", 'file,title\na.png,"open\nb.png,x\n')),
-    Case("prepare --captions w.tsv -o c", "w.tsv", write("w.tsv", "file\tcaption\na\nb\nc\n")),
-    Case("prepare --captions u.tsv -o c", "u.tsv", write("u.tsv", "a cat\thttp://localhost/1.jpg\n")),
+    Case("prepare --captions list.tsv?caption=words -o c", "list.tsv: no column 'words'"),
+    Case("prepare --captions list.tsv?titel=title -o c", "list.tsv?titel=title: titel: unknown key"),
+    Case("prepare --captions digits?foo=1 -o c", "digits?foo=1: foo: unknown key"),
+    Case("prepare --captions list.xlsx -o c", "not a supported list", write("list.xlsx", "PK")),
+    Case("prepare --captions empty.jsonl -o c", "empty.jsonl: the list is empty", write("empty.jsonl", "")),
+    Case(
+        "prepare --captions q.csv -o c",
+        "q.csv: line 2: the list ends inside quotes",
+        write("q.csv", 'file,title\na.png,"open\nb.png,x\n'),
+    ),
+    Case("prepare --captions w.tsv -o c", "w.tsv: 3 of 3 lines cannot", write("w.tsv", "file\tcaption\na\nb\nc\n")),
+    Case(
+        "prepare --captions u.tsv -o c", "line 1: the image is a URL", write("u.tsv", "a cat\thttp://localhost/1.jpg\n")
+    ),
     Case(
         "prepare --labels few.csv?classes=names.txt -o c",
-        "few.csv",
-        lambda root: (write("few.csv", "file,label\na.png,0\nb.png,7\n")(root), write("names.txt", "cat\n")(root))[0],
+        "few.csv: line 3: unknown label 7 (number of classes: 1)",
+        lambda root: (
+            write("few.csv", "file,label\nphotos/train/cat/0.png,0\nphotos/train/cat/1.png,7\n")(root),
+            write("names.txt", "cat\n")(root),
+        )[0],
     ),
-    Case("prepare --labels neg.csv -o c", "neg.csv", write("neg.csv", "file,label\na.png,0\nb.png,-3\n")),
+    Case(
+        "prepare --labels neg.csv -o c",
+        "neg.csv: line 3: label -3 is negative",
+        write("neg.csv", "file,label\nphotos/train/cat/0.png,0\nphotos/train/cat/1.png,-3\n"),
+    ),
     Case(
         "prepare --labels twice.csv?classes=names.txt -o c",
-        "names.txt",
+        "names.txt: duplicate class 'cat'",
         lambda root: (
             write("twice.csv", "file,label\na.png,0\nb.png,1\n")(root),
             write("names.txt", "cat\ncat\n")(root),
         )[0],
     ),
     Case("prepare --labels hf:org/name -o c", "hf:org/name"),
-    Case("prepare --labels https://localhost/a.zip -o c", "https://localhost/a.zip"),
-    Case("prepare --labels photos -o file", "file", write("file", "here")),
+    Case("prepare --labels https://localhost/a.zip -o c", "https://localhost/a.zip: a URL cannot be a source"),
+    Case("prepare --labels photos -o file", "file: is a file, not a directory", write("file", "here")),
     Case("prepare --labels photos -o file/c", "file/c: cannot be written", write("file", "here")),
-    Case("prepare --labels photos -o corpus --size 16", "size"),
+    Case("prepare --labels photos -o corpus --size 16", "corpus: was started with another plan; size: null -> 16"),
     Case("prepare --labels photos -o c --holdout 2", "holdout"),
     Case("prepare --labels photos -o c --size 0", "size"),
     Case("prepare --labels photos -o c --shard-mb -1", "shard-mb"),
     Case("prepare --labels photos -o c --templates nowhere.txt", "nowhere.txt"),
-    Case("prepare --labels photos -o c --dedup maybe", "maybe"),
-    Case("prepare --labels cifar10 -o c", "cifar-10-python.tar.gz"),
+    Case("prepare --labels photos -o c --dedup maybe", "--dedup: unknown value 'maybe'"),
+    Case("prepare --labels cifar10 -o c", "cifar10: cifar-10-python.tar.gz: not found"),
     Case("prepare --label photos", "--label"),
 ]
+
+IMPERATIVES = frozenset(
+    ["add", "check", "choose", "close", "download", "move", "name", "remove", "see", "set", "use", "write"]
+) | {"usage:"}
+"""First words of the hints of ``prepare``; a wrong option is answered with the usage."""
 
 TRAIN = [
     Case("train", "RECIPE"),
@@ -334,6 +356,8 @@ def test_a_mistake_is_one_line_with_a_way_out(world: Path, capfd: pytest.Capture
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, err
     assert case.said in err.partition("error: ")[2]
+    if case in PREPARE and not case.line.startswith("prepare --labels hf:"):
+        assert err.partition("  hint: ")[2].split()[0] in IMPERATIVES, err
     assert "Traceback" not in err
     assert not (world / "owned").exists(), "nothing that a file says is run"
     after = snapshot(world)

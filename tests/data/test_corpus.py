@@ -15,18 +15,19 @@ from unicl_cli.contracts import ClassName
 from unicl_cli.data import corpus as corpus_module
 from unicl_cli.data.corpus import Table, open_corpus
 from unicl_cli.data.corpus_format import SCHEMA
-from unicl_cli.data.sources.resolve import named_sources
+from unicl_cli.data.sources.resolve import name_sources
 from unicl_cli.data.text import clean, is_bad_text, text_hash
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare.plan import Options, make_plan
-from unicl_cli.jobs.prepare.prepare import Wanted, prepare
+from unicl_cli.jobs.prepare.plan import make_plan
+from unicl_cli.jobs.prepare.prepare import prepare
+from unicl_cli.jobs.prepare.request import Options, PrepareRequest
 from unicl_cli.jobs.prepare.shards import write_unit
 
 
 def make(out, **options):
     """A corpus of 18 + 12 shapes and 20 captions."""
     wanted = {"labels": ("shapes?count=30&test=12",), "captions": ("shapes?count=20&test=5",), "images": ()}
-    prepare(Wanted(**wanted, out=out, options=Options(**options)))
+    prepare(PrepareRequest(**wanted, out=out, options=Options(**options)))
     return out
 
 
@@ -169,7 +170,7 @@ def nothing(rows, size, rejected):
 
 
 def test_units_partition_the_rows_of_each_split(tmp_path):
-    plan = make_plan(named_sources(["shapes?count=3000&test=70"], [], []), Options(shard_mb=1))
+    plan = make_plan(name_sources(["shapes?count=3000&test=70"], [], []), Options(shard_mb=1))
     units = plan.units()
     assert len(units) > 5
     for split, count in (("train", 3000), ("test", 70)):
@@ -179,7 +180,7 @@ def test_units_partition_the_rows_of_each_split(tmp_path):
 
 
 def test_a_unit_writes_the_same_bytes_twice_and_nothing_when_stopped(tmp_path):
-    plan = make_plan(named_sources([], ["shapes?count=200&test=9"], []), Options())
+    plan = make_plan(name_sources([], ["shapes?count=200&test=9"], []), Options())
     unit, source = plan.units()[0], plan.sources[0].source
     markers = [write_unit(plan.work(unit, tmp_path / name), source, nothing, lambda: False) for name in "ab"]
     assert markers[0] == markers[1]
@@ -194,7 +195,7 @@ def test_a_unit_writes_the_same_bytes_twice_and_nothing_when_stopped(tmp_path):
 
 
 def test_groups_are_cut_by_kept_rows_only(tmp_path):
-    plan = make_plan(named_sources([], ["shapes?count=200&test=9"], []), Options())
+    plan = make_plan(name_sources([], ["shapes?count=200&test=9"], []), Options())
     unit = plan.units()[0]._replace(group_rows=32)
     marker = write_unit(plan.work(unit, tmp_path), plan.sources[0].source, nothing, lambda: False)
     assert marker["row_groups"] == [32] * 6 + [8]

@@ -91,20 +91,20 @@ sys.exit(main(sys.argv[4:]))
 
 
 @pytest.mark.parametrize(
-    ("where", "again"), [("numpy", "once"), ("make_plan", "twice"), ("_scopes", "once"), ("write_unit", "twice")]
+    ("where", "again"), [("numpy", "once"), ("make_plan", "twice"), ("_group_units", "once"), ("write_unit", "twice")]
 )
 def test_stopped_in_any_phase_it_says_how_to_go_on_and_leaves_nothing_half_made(tmp_path, whole, hashes, where, again):
     """While libraries load, in planning, in comparing, in writing."""
     out = tmp_path / "deep" / "c"
-    number = signal.SIGTERM if where in ("numpy", "_scopes") else signal.SIGINT
+    number = signal.SIGTERM if where in ("numpy", "_group_units") else signal.SIGINT
     argv = [sys.executable, "-c", STOPPED, where, str(int(number)), again, *command(out)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 75, done.stderr
-    assert "hint: go on with: unicl" in done.stderr
+    assert "hint: continue with: unicl" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert [item for item in litter(tmp_path) if not item.endswith(".sha256")] == []
-    assert out.exists() == (where in ("_scopes", "write_unit"))
+    assert out.exists() == (where in ("_group_units", "write_unit"))
     if where == "write_unit":
         assert main(command(out, "--workers", "1")) == 0
         assert hashes(out) == whole
@@ -122,7 +122,7 @@ def test_a_full_disk_is_one_line_without_litter_and_the_same_command_ends_in_the
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert f"{out}: {os.strerror(errno.EFBIG)}" in done.stderr
-    assert "make room: the same command goes on" in done.stderr
+    assert "then run the same command again to continue" in done.stderr
     assert "Traceback" not in done.stderr
     assert [item for item in litter(out) if not item.endswith(".sha256")] == []
     assert main(command(out, "--workers", "1")) == 0
@@ -154,7 +154,7 @@ def test_a_disk_that_gets_full_is_one_line_and_with_room_the_same_command_goes_o
     assert not (out / "manifest.json").exists()
     estimated = unicl([*argv, "--dry-run"])
     assert estimated.returncode == 2
-    assert "are free, 1.2 times the expected size would be" in estimated.stderr
+    assert "not enough disk space" in estimated.stderr
     subprocess.run(["mount", "-o", "remount,size=60m", tiny_disk], check=True)
     assert unicl(argv).returncode == 0
     assert unicl(["prepare", "--verify", "-o", out]).returncode == 0
@@ -190,7 +190,7 @@ def test_two_prepares_on_one_directory_the_second_is_told_who_holds_it(tmp_path,
         third.send_signal(signal.SIGTERM)
         _, stderr = third.communicate(timeout=300)
         assert third.returncode == 75, stderr
-        assert "shards are there already" in stderr
+        assert "shards are already written" in stderr
         assert leaves(third.pid)
         assert litter(out) == []
     finally:

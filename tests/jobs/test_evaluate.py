@@ -23,7 +23,8 @@ from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.tables import probe_tables
 from unicl_cli.jobs.evaluate import evaluate, validate
-from unicl_cli.jobs.prepare.prepare import Wanted, prepare
+from unicl_cli.jobs.prepare.prepare import prepare
+from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.probe import Asked, probe
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -105,7 +106,7 @@ def corpus(tmp_path_factory) -> Corpus:
                 wrong = split == "test" and name == "green" and number == 0
                 picture(root / "pictures" / split / name / f"{number}.png", tinted("red" if wrong else name, number))
     out = root / "corpus"
-    prepare(Wanted((str(root / "pictures"),), (), (), out), workers=1)
+    prepare(PrepareRequest((str(root / "pictures"),), (), (), out), workers=1)
     return open_corpus(out)
 
 
@@ -121,7 +122,7 @@ def captioned(tmp_path_factory) -> Corpus:
         writer.writerow(["image", "caption", "split"])
         writer.writerows((f"{name}.png", caption, "test") for name, caption in rows)
     out = root / "corpus"
-    prepare(Wanted((), (str(root / "list.csv"),), (), out), workers=1)
+    prepare(PrepareRequest((), (str(root / "list.csv"),), (), out), workers=1)
     return open_corpus(out)
 
 

@@ -82,17 +82,19 @@ def prepare(
     """
     if dry_run + verify + repair > 1:
         raise UniclError("--dry-run, --verify, --repair: each is a task of its own", "give one of them")
-    from unicl_cli.jobs.prepare.lock import stoppable
+    from unicl_cli.jobs.prepare.lock import catch_stop_signals
 
-    with stoppable(out, shlex.join(["unicl", *sys.argv[1:]])) as stop:  # before the libraries, which take a second
+    command = shlex.join(["unicl", *sys.argv[1:]])
+    with catch_stop_signals(out, command) as stop:  # before the libraries, which take a second
         from unicl_cli.data.sources.data_dirs import add_data_dir
         from unicl_cli.jobs.prepare import estimate
         from unicl_cli.jobs.prepare import prepare as job
         from unicl_cli.jobs.prepare.repair import run_repair, run_verify
+        from unicl_cli.jobs.prepare.request import Options, PrepareRequest
 
         if data_dir:
             add_data_dir(data_dir)
-        options = job.Options(
+        options = Options(
             templates=templates,
             size=size,
             min_side=min_side,
@@ -103,11 +105,11 @@ def prepare(
             dedup=dedup,
             keep_order=keep_order,
         )
-        wanted = job.Wanted(tuple(labels or ()), tuple(captions or ()), tuple(images or ()), out, options)
+        request = PrepareRequest(tuple(labels or ()), tuple(captions or ()), tuple(images or ()), out, options)
         if verify:
             run_verify(out, as_json=json)
         elif dry_run:
-            estimate.run(wanted, workers=workers, as_json=json)
+            estimate.run(request, workers=workers, as_json=json)
         else:
             run = run_repair if repair else job.run
-            run(wanted, workers=workers, allow_version_mix=allow_version_mix, as_json=json, stop=stop)
+            run(request, workers=workers, allow_version_mix=allow_version_mix, as_json=json, stop=stop)

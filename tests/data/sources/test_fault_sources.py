@@ -78,7 +78,7 @@ def test_litter_in_class_folders_is_counted_or_not_seen_and_never_a_class(tmp_pa
     assert status == 0
     assert report["rejected"] == {"empty": 1, "missing_file": 1, "not_image": 1, "read_error": 1}
     assert (report["rows"], report["classes"]) == (6, 5)
-    assert "without an image are no classes: none" in err
+    assert "folders without images are not classes (1): none" in err
     keys = {c.key for c in open_corpus(tmp_path / "corpus").classes}
     assert {"cat", "Größe ü", "new\nline", "win\\dows"} < keys
     assert {row["reason"]: row["ref"] for row in rejects(tmp_path)}["read_error"] == "cat/pipe.png"
@@ -87,13 +87,18 @@ def test_litter_in_class_folders_is_counted_or_not_seen_and_never_a_class(tmp_pa
 @pytest.mark.parametrize(
     ("kind", "files", "message", "hint"),
     [
-        ("labels", (), "data: no images in this folder", "images end in .jpg, .png, .webp"),
-        ("labels", ("notes.md",), "data: no images in this folder", "images end in"),
+        ("labels", (), "data: no images in this folder", "image files end in .jpg, .png, .webp"),
+        ("labels", ("notes.md",), "data: no images in this folder", "image files end in"),
         ("labels", ("train.tar.gz",), "data: no images in this folder", "unpack train.tar.gz"),
-        ("captions", ("list.csv",), "data: no images in this folder", r"or is it the list .*data/list\.csv\?"),
-        ("labels", ("1.png", "2.png"), "its images are in no folder of a class", "make a folder for each class"),
-        ("labels", ("train/1.png", "val/2.png"), "its images are in no folder of a class", "a folder for each class"),
-        ("captions", ("a/1.png",), "no captions beside its images", r"write those of 1\.jpg into 1\.txt"),
+        (
+            "captions",
+            ("list.csv",),
+            "data: no images in this folder",
+            r"use the list in this folder as the source: .*data/list\.csv",
+        ),
+        ("labels", ("1.png", "2.png"), "its images are not in class folders", "make a folder for each class"),
+        ("labels", ("train/1.png", "val/2.png"), "its images are not in class folders", "a folder for each class"),
+        ("captions", ("a/1.png",), "no captions beside the images", r"write the captions of 1\.jpg into 1\.txt"),
     ],
 )
 def test_a_folder_that_is_no_source_says_why(kind, files, message, hint, tmp_path, refused):
@@ -111,7 +116,7 @@ def test_a_source_that_is_not_there_names_the_sources_that_are(tmp_path, refused
     assert "digits" in hint
     (tmp_path / "x.zip").write_bytes(b"PK")
     error, hint = refused("labels", tmp_path / "x.zip")
-    assert "not a kind of list that can be read" in error
+    assert "not a supported list" in error
     assert ".csv, .tsv, .jsonl" in hint
 
 
@@ -193,11 +198,11 @@ def test_paths_of_windows_with_blanks_and_letters_are_found(tmp_path, prepare):
 @pytest.mark.parametrize(
     ("name", "content", "options", "message", "hint"),
     [
-        ("e.csv", b"", "", "e.csv: is empty", None),
-        ("e.jsonl", b"", "", "e.jsonl: is empty", "one JSON object a line"),
-        ("h.tsv", b"file\tcaption\n", "", "h.tsv: no rows", "it has a header only"),
-        ("c.csv", b"image,one,two\n0.png,a,b\n", "", "no caption column among image, one, two", "?caption=COLUMN"),
-        ("c.csv", b"image,caption\n0.png,x y\n", "?caption=wrods", "no column 'wrods'", "columns: image, caption"),
+        ("e.csv", b"", "", "e.csv: the list is empty", None),
+        ("e.jsonl", b"", "", "e.jsonl: the list is empty", "one JSON object per line"),
+        ("h.tsv", b"file\tcaption\n", "", "h.tsv: no rows", "add ?header=false"),
+        ("c.csv", b"image,one,two\n0.png,a,b\n", "", "no caption column (columns: image, one, two)", "?caption=COLUMN"),
+        ("c.csv", b"image,caption\n0.png,x y\n", "?caption=wrods", "no column 'wrods'", "choose from: image, caption"),
         (
             "c.csv",
             b"image,caption\n0.png,x y\n",
@@ -205,10 +210,16 @@ def test_paths_of_windows_with_blanks_and_letters_are_found(tmp_path, prepare):
             "did you mean 'caption'?",
             "options of table: caption, ",
         ),
-        ("o.csv", b"one\ntwo\n", "", "no caption column among 0", "separated by commas in .csv and by tabs in .tsv"),
-        ("u.csv", "image,caption\n0.png,x y\n".encode("utf-16"), "", "is UTF-16", "save it as UTF-8"),
+        (
+            "o.csv",
+            b"one\ntwo\n",
+            "",
+            "no caption column (columns: 0)",
+            ".csv uses commas, .tsv uses tabs",
+        ),
+        ("u.csv", "image,caption\n0.png,x y\n".encode("utf-16"), "", "encoded as UTF-16", "save it as UTF-8"),
         ("m.tsv", b"file\tcaption\r0.png\tx y\r", "", "its lines end in CR alone", "LF"),
-        ("q.csv", b'image,caption\n0.png,"x\n1.png,y\n', "", "line 2: the list ends inside quotes", "never closed"),
+        ("q.csv", b'image,caption\n0.png,"x\n1.png,y\n', "", "line 2: the list ends inside quotes", "close the quote"),
         (
             "w.csv",
             b"image,caption\nx y,0.png\nz,1.png\n",
@@ -220,17 +231,17 @@ def test_paths_of_windows_with_blanks_and_letters_are_found(tmp_path, prepare):
             "n.csv",
             b"image,caption\nx/0.png,x y\n",
             "",
-            "none of its images is there, for example ",
+            "its images do not exist, for example ",
             "relative to the list",
         ),
         (
             "b.tsv",
             b"file\tcaption\n0.png\tx y\nz\n",
             "",
-            "1 of 2 lines cannot be read; line 3: 1 of 2 columns",
+            "1 of 2 lines cannot be read; line 3: 2 cells expected, 1 found",
             "check the",
         ),
-        ("l.csv", b"image,caption,by\n0.png,a,b,c\n", "", "line 2: 4 cells for 3 columns", "check the separator"),
+        ("l.csv", b"image,caption,by\n0.png,a,b,c\n", "", "line 2: 3 cells expected, 4 found", "check the separator"),
         (
             "d.tsv",
             b"file\tcaption\n0.png\tx y\n0.png\tx y\n",
@@ -238,15 +249,21 @@ def test_paths_of_windows_with_blanks_and_letters_are_found(tmp_path, prepare):
             "line 2 and line 3 have the same image",
             "remove one",
         ),
-        ("j.jsonl", b'{"image":"0.png","caption":"x y"}\n{oops\n', "", "line 2: no JSON", "check"),
-        ("j.jsonl", b"[1, 2]\n", "", "j.jsonl: line 1: no JSON object", "one JSON object a line"),
-        ("k.jsonl", b'{"image":{"a":1},"caption":"x y"}\n', "", "line 1: image is no text", "check"),
-        ("k.jsonl", b'{"image":"0.png","caption":{"a":1}}\n', "", "line 1: caption is no text", "check"),
-        ("r.jsonl", b'{"image":' + b"[" * 100_000 + b"\n", "", "line 1: no JSON: maximum recursion", "one JSON object"),
-        ("i.csv", b"image,caption\n.,x y\n", "", "no row was left of 1: read_error 1", "rejects"),
-        ("t.csv", b"image,caption\n0.png,12\n", "", "no row was left of 1: bad_text 1", "rejects"),
-        ("s.csv", b"image,caption,split\n0.png,x y,../up\n", "", "split name '../up' is no file name", None),
-        ("p.parquet", b"PAR1garbagePAR1", "", "p.parquet: is no Parquet file that can be read", None),
+        ("j.jsonl", b'{"image":"0.png","caption":"x y"}\n{oops\n', "", "line 2: not JSON", "check"),
+        ("j.jsonl", b"[1, 2]\n", "", "j.jsonl: line 1: not a JSON object", "one JSON object per line"),
+        ("k.jsonl", b'{"image":{"a":1},"caption":"x y"}\n', "", "line 1: image is not text", "check"),
+        ("k.jsonl", b'{"image":"0.png","caption":{"a":1}}\n', "", "line 1: caption is not text", "check"),
+        (
+            "r.jsonl",
+            b'{"image":' + b"[" * 100_000 + b"\n",
+            "",
+            "line 1: not JSON: maximum recursion",
+            "one JSON object",
+        ),
+        ("i.csv", b"image,caption\n.,x y\n", "", "no usable rows (rejected: read_error 1)", "rejects"),
+        ("t.csv", b"image,caption\n0.png,12\n", "", "no usable rows (rejected: bad_text 1)", "rejects"),
+        ("s.csv", b"image,caption,split\n0.png,x y,../up\n", "", "split name '../up' cannot be a folder name", None),
+        ("p.parquet", b"PAR1garbagePAR1", "", "p.parquet: not a readable Parquet file", None),
     ],
 )
 def test_a_broken_caption_list_is_one_line_with_its_place(name, content, options, message, hint, tmp_path, prepare):
@@ -269,7 +286,7 @@ def test_few_bad_lines_are_counted_and_more_than_five_in_a_hundred_abort(bad, tm
         assert (status, report["rows"], report["rejected"]) == (0, 30, {"no_text": 1})
     else:
         assert status == 2
-        assert "2 of 32 lines cannot be read; line 32: 1 of 2 columns" in err
+        assert "2 of 32 lines cannot be read; line 32: 2 cells expected, 1 found" in err
 
 
 # -- labels ---
@@ -278,13 +295,18 @@ def test_few_bad_lines_are_counted_and_more_than_five_in_a_hundred_abort(bad, tm
 @pytest.mark.parametrize(
     ("label", "names", "message", "hint"),
     [
-        ("2", "cat\ndog\n", "line 3: label 2 is not one of the 2 classes", "numbers run from 0 to 1, -1 means none"),
-        ("fox", "cat\ndog\n", "line 3: label fox is not one of the 2 classes", "as in the list of classes"),
-        ("-2", "cat\ndog\n", "line 3: label -2 is negative", "-1 means no label"),
+        (
+            "2",
+            "cat\ndog\n",
+            "line 3: unknown label 2",
+            "use a number from 0 to 1, -1 for no label",
+        ),
+        ("fox", "cat\ndog\n", "line 3: unknown label fox", "from the list of classes"),
+        ("-2", "cat\ndog\n", "line 3: label -2 is negative", "use -1 only, which means no label"),
         ("1.5", "cat\ndog\n", "line 3: label 1.5 is not an integer", None),
         ("1.0", None, "line 3: label 1.0 is not an integer", "write 1 instead of 1.0"),
-        ("1", "cat\ncat\n", "class 'cat' stands there twice", "a class has one number"),
-        ("1", "\n\n", "names.txt: holds no class names", "write one a line"),
+        ("1", "cat\ncat\n", "duplicate class 'cat'", "a class has one number"),
+        ("1", "\n\n", "names.txt: no class names", "write one name per line"),
         ("1", "\udcff", "names.txt: cannot be read", "UTF-8 text"),
         ("1", False, "names.txt: no such file of class names", None),
     ],
@@ -304,7 +326,7 @@ def test_one_class_under_two_ids_is_reported(tmp_path, prepare):
     data = put(tmp_path / "data", "sea_lion/1.png", "Sea Lion/2.png", "cat/3.png")
     status, report, err = prepare("labels", data)
     assert (status, report["classes"]) == (0, 3)
-    said = "2 classes share the prompt name 'Sea Lion' but for its case: Sea Lion, sea_lion: their prompts are equal"
+    said = "2 classes have the prompt name 'Sea Lion' (ignoring case), and so equal prompts: Sea Lion, sea_lion"
     assert said in err
 
 
@@ -322,11 +344,11 @@ def test_labels_that_pandas_left_empty_are_no_class(tmp_path, prepare):
         ("digits?foo=1", "digits?foo=1: foo: unknown key", "options of digits: classes, limit, named"),
         ("digits?limit=many", "limit: should be a valid integer", "options of digits"),
         ("digits?limit", "option 'limit' has no value", "?key=value&key=value"),
-        ("cifar10", "no --data-dir says where it lies", "unicl prepare --labels cifar10 --data-dir DIR"),
-        ("cc3m", "gcc3m: there is no source of this name", "Train_GCC-training.tsv"),
-        ("coco", "coco: there is no source of this name", "unicl prepare --captions list.jsonl"),
-        ("https://x.org/a.tar", "only local data and names on the hub", "download it first"),
-        ("digitz", "did you mean 'digits'?", "sources with a name"),
+        ("cifar10", "no --data-dir given", "unicl prepare --labels cifar10 --data-dir DIR"),
+        ("cc3m", "gcc3m: not found, and unicl does not download it", "Train_GCC-training.tsv"),
+        ("coco", "coco: not found, and unicl does not download it", "unicl prepare --captions list.jsonl"),
+        ("https://x.org/a.tar", "a URL cannot be a source", "download it first"),
+        ("digitz", "did you mean 'digits'?", "check the path, or name one of: cifar10"),
     ],
 )
 def test_a_named_source_that_is_misspelled_or_missing_says_what_there_is(src, message, hint, refused):

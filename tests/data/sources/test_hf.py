@@ -21,7 +21,7 @@ from PIL import Image
 
 from unicl_cli.contracts import NO_LABEL
 from unicl_cli.data.pictures import ImageError
-from unicl_cli.data.sources.resolve import open_source, resolve
+from unicl_cli.data.sources.resolve import open_source, resolve_source
 from unicl_cli.errors import UniclError
 
 COMMIT = "c0ffee" * 6 + "c0de"
@@ -87,7 +87,7 @@ def test_splits_of_a_saved_dictionary_are_splits_and_can_be_chosen(tmp_path):
     assert open_source(f"{tmp_path / 'd'}?splits=validation,test", "labels").splits == ["val", "test"]
     with pytest.raises(UniclError, match="no split 'tset'") as caught:
         open_source(f"{tmp_path / 'd'}?splits=tset", "labels").splits  # noqa: B018
-    assert caught.value.hint == "splits: train, validation, test, extra"
+    assert caught.value.hint == "choose from: train, validation, test, extra"
 
 
 def test_a_split_without_answers_has_no_labels(tmp_path):
@@ -96,7 +96,7 @@ def test_a_split_without_answers_has_no_labels(tmp_path):
     assert [row.label for row in source.rows("test")] == [NO_LABEL] * 6
     assert source.read(source.rows("test")[5])["image"] == JPEGS[5]
     DatasetDict({}).save_to_disk(str(tmp_path / "none"))
-    with pytest.raises(UniclError, match="none: has no splits"):
+    with pytest.raises(UniclError, match="none: no splits"):
         open_source(str(tmp_path / "none"), "labels").splits  # noqa: B018
 
 
@@ -112,11 +112,11 @@ def test_folders_of_pictures_stay_folders_and_corpora_are_refused(tmp_path):
     (tmp_path / "f" / "cat").mkdir(parents=True)
     (tmp_path / "f" / "cat" / "1.jpg").write_bytes(JPEGS[0])
     data().to_parquet(str(tmp_path / "f" / "list.parquet"))
-    assert resolve(str(tmp_path / "f"))[0] == "folder"
+    assert resolve_source(str(tmp_path / "f"))[0] == "folder"
     (tmp_path / "c" / "parts").mkdir(parents=True)
     (tmp_path / "c" / "plan.json").write_text("{}")
-    with pytest.raises(UniclError, match="is a corpus already"):
-        resolve(str(tmp_path / "c"))
+    with pytest.raises(UniclError, match="already a corpus"):
+        resolve_source(str(tmp_path / "c"))
 
 
 def test_a_row_is_read_in_another_process_without_the_library(tmp_path):
@@ -143,23 +143,23 @@ def test_columns_are_found_by_type_and_name_and_the_error_lists_them(tmp_path):
     with pytest.raises(UniclError, match="odd: no column 'picture'") as caught:
         open_source(f"{path}?image=picture", "images").rows("train")
     assert caught.value.hint == (
-        "columns: img (Image), label (ClassLabel), caption (string), mask (Image), alt (string), age (int64)"
+        "choose from: img (Image), label (ClassLabel), caption (string), mask (Image), alt (string), age (int64)"
     )
     for kind, asked, holds in (
-        ("captions", "caption=img", "column 'img' holds Image, no captions"),
-        ("captions", "caption=label", "column 'label' holds ClassLabel, no captions"),
-        ("labels", "image=label", "column 'label' holds ClassLabel, no images"),
+        ("captions", "caption=img", "column 'img' holds Image, not captions"),
+        ("captions", "caption=label", "column 'label' holds ClassLabel, not captions"),
+        ("labels", "image=label", "column 'label' holds ClassLabel, not images"),
     ):
         with pytest.raises(UniclError, match=holds):
             open_source(f"{path}?{asked}", kind).rows("train")
     renamed = data().rename_columns({"caption": "a", "img": "one"}).add_column("b", ["x"] * 6)
     renamed.rename_column("label", "kind").save_to_disk(str(tmp_path / "renamed"))
-    with pytest.raises(UniclError, match=r"several caption columns: a, b; columns: one \(Image\), kind") as caught:
+    with pytest.raises(UniclError, match=r"several caption columns: a, b \(columns: one \(Image\), kind") as caught:
         open_source(str(tmp_path / "renamed"), "captions").rows("train")
     assert caught.value.hint == f"name it: '{tmp_path / 'renamed'}?caption=COLUMN'"
     assert [c.key for c in open_source(str(tmp_path / "renamed"), "labels").classes] == ["cat", "sea_lion"]
     Dataset.from_dict({"n": [1, 2]}).save_to_disk(str(tmp_path / "numbers"))
-    with pytest.raises(UniclError, match=r"no image column; columns: n \(int64\)"):
+    with pytest.raises(UniclError, match=r"no image column \(columns: n \(int64\)"):
         open_source(str(tmp_path / "numbers"), "images").rows("train")
 
 
@@ -169,14 +169,14 @@ def test_integer_labels_need_names_and_texts_bring_them(tmp_path):
     named = open_source(f"{path}?label=species", "labels")
     assert [c.key for c in named.classes] == ["a", "b"]
     assert [row.label for row in named.rows("train")] == [1, 0, 1, 0, NO_LABEL, 1]
-    with pytest.raises(UniclError, match="column 'number' holds int64 without the classes' names") as caught:
+    with pytest.raises(UniclError, match="column 'number' \(int64\) has no class names") as caught:
         open_source(f"{path}?label=number", "labels").rows("train")
     assert "?classes=FILE" in caught.value.hint
     (tmp_path / "names.txt").write_text("zero\none\n")
     numbered = open_source(f"{path}?label=number&classes={tmp_path / 'names.txt'}", "labels")
     assert [c.key for c in numbered.classes] == ["zero", "one"]
     assert numbered.rows("train")[5].label == 7  # the plan refuses it, as of every source
-    with pytest.raises(UniclError, match="train row 0: label 'b' is not in the list of classes"):
+    with pytest.raises(UniclError, match="train row 0: label 'b' is not one of the classes"):
         open_source(f"{path}?label=species&classes={tmp_path / 'names.txt'}", "labels").rows("train")
 
 
@@ -326,7 +326,7 @@ def test_a_name_on_the_hub_is_fetched_once_and_then_taken_from_the_cache(tmp_pat
             "hf:org/pets?image=foto",
             None,
             "no column 'foto'",
-            "columns: img (Image), label (ClassLabel), caption (string)",
+            "choose from: img (Image), label (ClassLabel), caption (string)",
         ),
     ],
 )

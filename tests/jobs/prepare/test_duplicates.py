@@ -16,7 +16,7 @@ from toys import prepared, put, rows_of
 
 from unicl_cli.contracts import Row
 from unicl_cli.data.corpus import open_corpus
-from unicl_cli.jobs.prepare.duplicates import find, read_found
+from unicl_cli.jobs.prepare.duplicates import find_duplicates, read_duplicates
 from unicl_cli.jobs.prepare.shards import Unit
 
 
@@ -45,7 +45,7 @@ def test_captions_of_equal_pictures_join_the_row_that_stays(tmp_path, capsys):
     assert {"a red door", "A red door"} & set(door.texts)
     assert {"an old door", "a door in Rome"} < set(door.texts)
     assert report["rejected"] == {"bad_text": 1, "duplicate": 3}
-    assert "3 rows show the image of another row of their kind (1 images)" in err
+    assert "left out 3 duplicate rows of 1 image" in err
     assert report["dedup"]["exact"]["texts"] in (2, 3)
     manifest = open_corpus(tmp_path / "c").manifest
     assert manifest["dedup"] == report["dedup"]
@@ -67,7 +67,7 @@ def test_other_labels_of_one_picture_are_told_and_the_first_stays(tmp_path, caps
     put(tmp_path / "f", {"cat/1.png": picture(1), "dog/1.png": picture(1), "dog/2.png": picture(2)})
     report, err = prepared(capsys, "--labels", tmp_path / "f", "-o", tmp_path / "c", "--dedup", "exact")
     assert report["rows"] == 2
-    assert "1 of them had another label than the row that stays" in err
+    assert "1 of these had another label than the row kept" in err
 
 
 def test_a_label_row_and_a_caption_row_of_one_picture_both_stay_and_are_told(tmp_path, capsys):
@@ -76,7 +76,7 @@ def test_a_label_row_and_a_caption_row_of_one_picture_both_stay_and_are_told(tmp
     argv = ("--labels", tmp_path / "f", "--captions", tmp_path / "x.tsv", "-o", tmp_path / "c", "--dedup", "exact")
     report, err = prepared(capsys, *argv)
     assert report["rows"] == 3
-    assert "1 images have training rows of more than one kind: all are kept" in err
+    assert "1 image in training rows of more than one kind (all kept)" in err
 
 
 def test_pictures_on_both_sides_of_a_split_are_counted_and_never_dropped(tmp_path, capsys):
@@ -84,8 +84,8 @@ def test_pictures_on_both_sides_of_a_split_are_counted_and_never_dropped(tmp_pat
     put(tmp_path / "f", {"test/a/4.png": picture(1), "val/a/5.png": picture(9)})
     report, err = prepared(capsys, "--labels", tmp_path / "f", "-o", tmp_path / "c")
     assert report["duplicates_of_eval"] == {"val": 0, "test": 2}
-    assert "2 training rows show an image of the test split" in err
-    assert "1 rows show the image of another row of their kind and split: --dedup exact keeps one of each" in err
+    assert "2 training rows with an image of the test split" in err
+    assert "1 duplicate row (same image, kind and split): --dedup exact leaves them out" in err
     again, _ = prepared(capsys, "--labels", tmp_path / "f", "-o", tmp_path / "c")
     assert again == report
     report, _ = prepared(capsys, "--labels", tmp_path / "f", "-o", tmp_path / "d", "--dedup", "exact")
@@ -136,7 +136,7 @@ def test_what_is_found_equals_a_dictionary_over_the_rows_in_plan_order(data, tmp
         rows[unit] = [Row(f"{number}.{n}", "", (f"text {p} {n % 2}",), p % 2 - 1) for n, p in enumerate(seen)]
         digests = [bytes(32) if p == 0 else hashlib.sha256(bytes([p])).digest() for p in seen]
         (out / unit.hashes).write_bytes(b"".join(digests))
-    found = find(units, frozenset(["cut"]), lambda unit, n: rows[unit][n], out)
+    found = find_duplicates(units, frozenset(["cut"]), lambda unit, n: rows[unit][n], out)
     first, gone, texts = {}, {}, defaultdict(list)
     for late in (False, True):
         for unit in units:
@@ -151,7 +151,7 @@ def test_what_is_found_equals_a_dictionary_over_the_rows_in_plan_order(data, tmp
                         texts[stays.key] += row.texts
     assert found.gone == gone
     assert {key: sorted(of) for key, of in found.texts.items()} == {k: sorted(of) for k, of in texts.items() if of}
-    assert read_found(out) == found
+    assert read_duplicates(out) == found
     assert found.facts["rows"] == len(gone)
 
 

@@ -68,7 +68,7 @@ def test_odd_pictures_are_kept_and_broken_ones_left_out_with_their_reason(odd, t
     assert line["rows"] == 7
     assert line["rejected"] == {"empty": 1, "no_label": 1, "not_image": 2, "truncated": 1}
     assert (line["animated"], line["classes"], report["classes"]) == (1, 3, 3)
-    assert "1 folders without an image are no classes: empty" in err
+    assert "folders without images are not classes (1): empty" in err
     rejects = [json.loads(text) for f in (tmp_path / "c/rejects").iterdir() for text in f.read_text().splitlines()]
     assert {(Path(r["ref"]).name, r["reason"]) for r in rejects} == {
         ("none.png", "empty"),
@@ -139,7 +139,7 @@ def test_a_source_with_train_only_gives_a_share_to_validation_and_says_so(tmp_pa
     held = {s["split"]: s["rows"] for s in report["sources"]}
     assert held["train"] + held["val"] == 241
     assert 3 <= held["val"] <= 25
-    assert f"{held['val']} of 241 rows went to 'val'" in err
+    assert f"{held['val']} of 241 rows to 'val'" in err
     assert "f:single/1.png" in rows_of(tmp_path / "c")
     report, err = prepared(capsys, "--labels", tmp_path / "f", "-o", tmp_path / "d", "--holdout", 0)
     assert ([s["split"] for s in report["sources"]], "val" in err) == (["train"], False)
@@ -157,8 +157,8 @@ def test_classes_merge_by_key_and_equal_prompt_names_are_reported(tmp_path, caps
     put(tmp_path / "a", {"cat/1.png": picture(), "bird/crane/1.png": picture()})
     put(tmp_path / "b", {"dog/1.png": picture(), "cat/2.png": picture(), "tool/crane/1.png": picture()})
     _, err = prepared(capsys, "--labels", tmp_path / "a", "--labels", tmp_path / "b", "-o", tmp_path / "c")
-    assert "b: 1 of its 3 classes were there already (same key) and are shared" in err
-    assert "2 classes share the prompt name 'crane': bird/crane, tool/crane" in err
+    assert "b: 1 of its 3 classes are shared with earlier sources (same key)" in err
+    assert "2 classes have the prompt name 'crane', and so equal prompts: bird/crane, tool/crane" in err
     rows = rows_of(tmp_path / "c")
     assert rows["a:cat/1.png"].label == rows["b:cat/2.png"].label
     assert open_corpus(tmp_path / "c").manifest["class_counts"]["train"] == [1, 2, 1, 1]
@@ -197,14 +197,14 @@ def test_the_same_command_on_a_complete_corpus_says_so_and_writes_nothing(tmp_pa
 def test_another_plan_in_the_same_directory_names_what_differs(odd, tmp_path, capsys):
     prepared(capsys, "--labels", odd, "-o", tmp_path / "c")
     _, err = prepared(capsys, "--labels", odd, "-o", tmp_path / "c", "--size", 16, code=2)
-    assert "was begun with another plan; size: null -> 16" in err
+    assert "was started with another plan; size: null -> 16" in err
     put(odd, {"one picture/2.png": picture()})
     _, err = prepared(capsys, "--labels", odd, "-o", tmp_path / "c", code=2)
-    assert "'odd-ones' (labels) has other rows and fingerprint" in err
+    assert "'odd-ones' (labels) has changed (number of rows and contents)" in err
     (odd / "one picture/2.png").unlink()
     put(odd, {"one picture/1.png": picture(size=(50, 50))})
     _, err = prepared(capsys, "--labels", odd, "-o", tmp_path / "c", code=2)
-    assert "'odd-ones' (labels) has other fingerprint" in err
+    assert "'odd-ones' (labels) has changed (contents)" in err
 
 
 def test_other_library_versions_are_refused_only_while_work_is_open(odd, tmp_path, capsys):
@@ -215,7 +215,7 @@ def test_other_library_versions_are_refused_only_while_work_is_open(odd, tmp_pat
     prepared(capsys, "--labels", odd, "-o", tmp_path / "c")
     (tmp_path / "c/manifest.json").unlink()
     _, err = prepared(capsys, "--labels", odd, "-o", tmp_path / "c", code=2)
-    assert "begun with other versions" in err
+    assert "started with other versions" in err
     prepared(capsys, "--labels", odd, "-o", tmp_path / "c", "--allow-version-mix")
 
 
@@ -230,14 +230,14 @@ def test_a_second_prepare_is_told_that_the_directory_is_in_use(tmp_path, capsys)
 def test_a_directory_with_something_else_is_never_written_into(tmp_path, capsys):
     put(tmp_path / "mine", {"thesis.doc": b"x"})
     _, err = prepared(capsys, "--labels", "digits", "-o", tmp_path / "mine", code=2)
-    assert "holds something else (thesis.doc)" in err
+    assert "contains other files (thesis.doc)" in err
     assert [f.name for f in (tmp_path / "mine").iterdir()] == ["thesis.doc"]
 
 
 def test_no_row_left_is_an_error_without_a_manifest_and_the_mended_source_can_follow(tmp_path, capsys):
     put(tmp_path / "f", {"cat/1.png": b"junk", "cat/2.png": b""})
     _, err = prepared(capsys, "--labels", tmp_path / "f", "-o", tmp_path / "c", code=2)
-    assert "no row was left of 2: empty 1, not_image 1" in err
+    assert "no usable rows (rejected: empty 1, not_image 1)" in err
     assert not (tmp_path / "c/manifest.json").exists()
     put(tmp_path / "f", {"cat/1.png": picture()})
     report, _ = prepared(capsys, "--labels", tmp_path / "f", "-o", tmp_path / "c")
@@ -248,9 +248,9 @@ def test_missing_files_and_wrong_words_are_errors_of_one_line(tmp_path, capsys):
     for argv, message in (
         ((), "nothing to prepare"),
         (("--labels", "nowhere"), "nowhere: no such folder, list or source"),
-        (("--labels", "digits", "--text", "pretty"), "--text pretty"),
+        (("--labels", "digits", "--text", "pretty"), "--text: unknown value 'pretty'"),
         (("--labels", "digits", "--templates", "clip8"), "no templates 'clip8'; did you mean"),
-        (("--labels", "digits", "--dedup", "near"), "--dedup near: unknown"),
+        (("--labels", "digits", "--dedup", "near"), "--dedup: unknown value 'near'"),
         (("--labels", "digits", "--verify", "--repair"), "each is a task of its own"),
     ):
         _, err = prepared(capsys, *argv, "-o", tmp_path / "c", code=2)
@@ -282,7 +282,12 @@ def test_the_table_on_stdout_tells_the_same_as_the_json(odd, tmp_path, capsys):
     assert main(["prepare", "--labels", str(odd), "-o", str(tmp_path / "c")]) == 0
     out = capsys.readouterr().out
     assert "odd-ones  labels  train  7" in out
-    assert "empty 1, no_label 1, not_image 2, truncated 1" in out
+    assert [line.split()[:2] for line in out.splitlines() if line.startswith("  ")] == [
+        ["empty", "1"],
+        ["no_label", "1"],
+        ["not_image", "2"],
+        ["truncated", "1"],
+    ]
     assert "7 rows, 3 classes" in out
 
 

@@ -55,7 +55,7 @@ def test_a_whole_corpus_is_whole_and_verify_changes_nothing(corpus, capsys):
     assert (report["ok"], report["finished"], report["rows"], report["problems"]) == (True, True, 480, [])
     assert (report["schema"], report["decoded"] > 20, err) == ("unicl/prepare/1", True, "")
     assert main(["prepare", "--verify", "-o", str(corpus)]) == 0
-    assert "whole: 4 shards, 480 rows" in capsys.readouterr().out
+    assert "no damage found: 4 shards, 480 rows" in capsys.readouterr().out
     assert sums(corpus) == before
 
 
@@ -68,7 +68,7 @@ def test_verify_names_each_damaged_shard_and_repair_makes_only_those_again(corpu
     captions.unlink()
     report, err = called(capsys, "prepare", "--verify", "-o", corpus, code=1)
     assert {p["file"]: p["problem"] for p in report["problems"]} == {
-        "data/train/shapes-labels-00000-of-00001.parquet": "its bytes have changed: another sha256",
+        "data/train/shapes-labels-00000-of-00001.parquet": "its bytes have changed (different sha256)",
         "data/test/shapes-2-captions-00000-of-00001.parquet": "shard is missing",
     }
     assert f"unicl prepare --repair -o '{corpus}'" in err
@@ -108,9 +108,9 @@ def column(table, name, values):
     [
         (lambda t: column(t, "label", [48, *t["label"].to_pylist()[1:]]), "label 48 is out of range"),
         (lambda t: column(t, "label", [-1, *t["label"].to_pylist()[1:]]), "label -1 is out of range"),
-        (lambda t: column(t, "key", [t["key"][1].as_py(), *t["key"].to_pylist()[1:]]), "1 keys stand there twice"),
+        (lambda t: column(t, "key", [t["key"][1].as_py(), *t["key"].to_pylist()[1:]]), "duplicate keys: 1"),
         (lambda t: t.slice(1), "has 299 rows instead of 300"),
-        (lambda t: column(t, "label", [0] * len(t)), "counts of the classes in 'train'"),
+        (lambda t: column(t, "label", [0] * len(t)), "class counts of 'train' do not match the shards"),
         (
             lambda t: column(t, "image", [{"bytes": b"gone", "path": None}] * len(t)),
             "image cannot be decoded: not_image",
@@ -128,7 +128,7 @@ def test_a_shard_that_is_none_of_the_corpus_is_named_and_never_removed(corpus, c
     shutil.copy(corpus / "data/train/shapes-labels-00000-of-00001.parquet", stray)
     for task in ("--verify", "--repair"):
         _, err = called(capsys, "prepare", task, "-o", corpus, code=1 if task == "--verify" else 2)
-        assert f"{stray}: is no shard of this corpus" in err
+        assert f"{stray}: not a shard of this corpus" in err
     assert stray.exists()
 
 
@@ -137,7 +137,7 @@ def test_a_damaged_manifest_or_marker_is_made_again_too(corpus, capsys):
     (corpus / "manifest.json").write_text('{"shards": 3')
     next((corpus / "parts").iterdir()).write_text("")
     _, err = called(capsys, "prepare", "--verify", "-o", corpus, code=1)
-    assert "manifest.json: is damaged" in err
+    assert "manifest.json: damaged" in err
     called(capsys, "prepare", "--repair", "-o", corpus)
     assert sums(corpus) == before
 
@@ -149,7 +149,7 @@ def test_an_unfinished_corpus_is_told_from_a_damaged_one_and_no_corpus_from_both
     assert "unfinished" in err
     assert "run the same `unicl prepare` command again" in err
     _, err = called(capsys, "prepare", "--verify", "-o", tmp_path, code=2)
-    assert "no corpus here" in err
+    assert "not a corpus" in err
 
 
 def test_repair_with_changed_sources_or_options_is_refused_and_touches_nothing(tmp_path, capsys, monkeypatch):
@@ -163,7 +163,7 @@ def test_repair_with_changed_sources_or_options_is_refused_and_touches_nothing(t
     damaged = shard.read_bytes()
     Image.new("RGB", (99, 99)).save(tmp_path / "f/cat/3.png")
     _, err = called(capsys, "prepare", "--repair", "-o", "c", code=2)
-    assert "'f' (labels) has other fingerprint" in err
+    assert "'f' (labels) has changed (contents)" in err
     assert shard.read_bytes() == damaged
     (tmp_path / "f").rename(tmp_path / "g")
     _, err = called(capsys, "prepare", "--repair", "-o", "c", code=2)
@@ -187,7 +187,7 @@ def test_a_dry_run_estimates_and_writes_nothing(tmp_path, capsys):
     assert estimate["bytes_expected"][0] == report["payload"]
     assert estimate["memory"] > 100e6
     _, err = called(capsys, *argv, "--dry-run", "--size", 8, code=2)
-    assert "was begun with another plan; size: null -> 8" in err
+    assert "was started with another plan; size: null -> 8" in err
 
 
 def test_a_sample_bounds_the_rows_that_will_be_left(tmp_path, capsys):
@@ -203,7 +203,7 @@ def test_a_source_that_gives_nothing_is_an_error_although_others_gave_rows(tmp_p
         (tmp_path / f"{n}.png").write_bytes(b"<html>")
     argv = ("prepare", "--labels", "digits?limit=9", "--captions", tmp_path / "x.tsv", "-o", tmp_path / "c")
     _, err = called(capsys, *argv, code=2)
-    assert "source 'x': no row was left of 2: not_image 2" in err
+    assert "source 'x': no usable rows (rejected: not_image 2)" in err
     assert not (tmp_path / "c/manifest.json").exists()
 
 
@@ -242,5 +242,5 @@ def test_quiet_says_nothing_and_the_table_names_a_remedy_for_each_reason(tmp_pat
     assert main(["prepare", "--labels", str(tmp_path / "f"), "-o", str(tmp_path / "c"), "-q"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert "empty  the file has no bytes: copy or download it again" in out
-    assert f"{tmp_path / 'c'}: 1 rows, 1 classes" in out
+    assert "empty  1  the file is empty: copy or download it again" in out
+    assert f"{tmp_path / 'c'}: 1 row, 1 class" in out

@@ -1,4 +1,4 @@
-"""Data sets that people know by name and that unicl has no reader for: what to fetch, from whom, what reads it then."""
+"""Well-known data sets without a reader of their own: where to get them, and how to prepare them."""
 
 from typing import NamedTuple
 
@@ -6,16 +6,16 @@ from unicl_cli.data.sources.data_dirs import data_dirs
 from unicl_cli.errors import UniclError
 
 
-class Known(NamedTuple):
-    """``get``: what to fetch and from whom; ``use``: what then makes a source of it."""
+class KnownDataset(NamedTuple):
+    """``get``: the files and their address; ``use``: how to turn them into a source."""
 
     get: str
     use: str
 
 
 _LIST = (
-    "fetch the images with a downloader (img2dataset), write a list.tsv of 'image<TAB>caption' lines, "
-    "then: unicl prepare --captions list.tsv"
+    "download the images (for example with img2dataset), write list.tsv with lines 'image<TAB>caption', "
+    "then run: unicl prepare --captions list.tsv"
 )
 ALIASES = {
     "imagenet-1k": "imagenet",
@@ -31,71 +31,71 @@ ALIASES = {
     "cifar-10": "cifar10",
     "cifar-100": "cifar100",
 }
-"""Other spellings of names, those of sources and those below."""
+"""Other spellings of the names of sources and of data sets in KNOWN."""
 KNOWN = {
-    "gcc3m": Known(
+    "gcc3m": KnownDataset(
         "Train_GCC-training.tsv (3.3 M lines 'caption<TAB>url', no header) from "
         "https://ai.google.com/research/ConceptualCaptions",
         _LIST,
     ),
-    "gcc12m": Known(
+    "gcc12m": KnownDataset(
         "cc12m.tsv (12.4 M lines 'url<TAB>caption', no header) from "
         "https://github.com/google-research-datasets/conceptual-12m",
         _LIST,
     ),
-    "gcc15m": Known(
-        "gcc3m and gcc12m, which it is together (Train_GCC-training.tsv and cc12m.tsv, both Google's)",
+    "gcc15m": KnownDataset(
+        "both gcc3m and gcc12m, which it consists of (Train_GCC-training.tsv and cc12m.tsv, both by Google)",
         f"{_LIST} --captions second.tsv",
     ),
-    "yfcc14m": Known(
-        "the images of yfcc100m_subset_data.tsv (OpenAI's list of 14,829,396 photos of YFCC100M); "
-        "a copy is 'hf:dalle-mini/YFCC100M_OpenAI_subset'",
-        "write a list.tsv of 'image<TAB>caption' lines, then: unicl prepare --captions list.tsv",
+    "yfcc14m": KnownDataset(
+        "the images of yfcc100m_subset_data.tsv (OpenAI's list of 14,829,396 photos of YFCC100M; "
+        "a copy is hf:dalle-mini/YFCC100M_OpenAI_subset)",
+        "write list.tsv with lines 'image<TAB>caption', then run: unicl prepare --captions list.tsv",
     ),
-    "coco": Known(
+    "coco": KnownDataset(
         "train2017.zip, val2017.zip and annotations/captions_train2017.json from https://cocodataset.org",
-        'write a list.jsonl with a line {"image": file_name, "captions": [...]} for each image, '
-        "then: unicl prepare --captions list.jsonl",
+        'write list.jsonl with a line {"image": file_name, "captions": [...]} per image, '
+        "then run: unicl prepare --captions list.jsonl",
     ),
-    "sbu": Known(
+    "sbu": KnownDataset(
         "SBUCaptionedPhotoDataset.tar.gz (md5 9aec147b3488753cf758b4d493422285: two line-aligned files, urls and "
         "captions) from https://www.cs.rice.edu/~vo9/sbucaptions",
         _LIST,
     ),
-    "flickr30k": Known(
-        "its images and results_20130124.token from its makers (by a form)",
-        "write a list.tsv of 'image<TAB>caption' lines, then: unicl prepare --captions list.tsv",
+    "flickr30k": KnownDataset(
+        "the images and results_20130124.token from the authors (request form)",
+        "write list.tsv with lines 'image<TAB>caption', then run: unicl prepare --captions list.tsv",
     ),
-    "redcaps": Known("its annotations (JSON with url and caption) from its makers", _LIST),
-    "food101": Known(
+    "redcaps": KnownDataset("the annotations (JSON with url and caption) from the authors", _LIST),
+    "food101": KnownDataset(
         "food-101.tar.gz (md5 85eeb15f3717b99a5da872d97d918f87) from "
         "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101",
-        "unpack it, then: unicl prepare --labels food-101/images",
+        "unpack it, then run: unicl prepare --labels food-101/images",
     ),
-    "pets": Known(
+    "pets": KnownDataset(
         "images.tar.gz and annotations.tar.gz (md5 5c4f3ee8e5d25df40f4fd59a7f44e54c, 95a8c909bbe2e81eed6a22bccdf3f68f) "
         "from https://www.robots.ox.ac.uk/~vgg/data/pets",
-        "write a list.csv with the columns image,label,split, then: unicl prepare --labels list.csv",
+        "write list.csv with the columns image,label,split, then run: unicl prepare --labels list.csv",
     ),
-    "flowers102": Known(
+    "flowers102": KnownDataset(
         "102flowers.tgz, imagelabels.mat and setid.mat (md5 52808999861908f626f3c1f4e79d11fa, "
         "e0620be6f572b9609742df49c70aed4d, a5357ecc9cb78c4bef273ce3793fc85c) from "
         "https://www.robots.ox.ac.uk/~vgg/data/flowers/102",
-        "write a list.csv with the columns image,label,split, then: unicl prepare --labels list.csv",
+        "write list.csv with the columns image,label,split, then run: unicl prepare --labels list.csv",
     ),
-    "dtd": Known(
+    "dtd": KnownDataset(
         "dtd-r1.0.1.tar.gz (md5 fff73e5086ae6bdbea199a49dfb8a4c1) from https://www.robots.ox.ac.uk/~vgg/data/dtd",
-        "unpack it, then: unicl prepare --labels dtd/images",
+        "unpack it, then run: unicl prepare --labels dtd/images",
     ),
-    "eurosat": Known(
+    "eurosat": KnownDataset(
         "EuroSAT.zip (md5 c8fa014336c82ac7804f0398fcb19387) from https://github.com/phelber/eurosat",
-        "unpack it, then: unicl prepare --labels FOLDER",
+        "unpack it, then run: unicl prepare --labels FOLDER",
     ),
 }
 
 
-def missing(name: str) -> UniclError:
-    """What to say of a name of ``KNOWN`` under which nothing lies in ``data_dirs``."""
+def missing_error(name: str) -> UniclError:
+    """Return the error for a name in ``KNOWN`` that is not in any of ``data_dirs``."""
     looked = [str(place / name) for place in data_dirs()]
-    where = f"not found: {', '.join(looked)}" if looked else "there is no source of this name"
-    return UniclError(f"{name}: {where}, and unicl does not fetch it", f"get {KNOWN[name].get}; {KNOWN[name].use}")
+    where = f"not found (looked for {', '.join(looked)})" if looked else "not found"
+    return UniclError(f"{name}: {where}, and unicl does not download it", f"get {KNOWN[name].get}; {KNOWN[name].use}")

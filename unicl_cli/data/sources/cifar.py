@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from their official archives, read without unpacking and without running what they pickle."""
+"""CIFAR-10 and CIFAR-100 from their official archives, read without unpacking them or running pickled code."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ from unicl_cli.errors import UniclError
 SIDE = 32
 PLANES = 3 * SIDE * SIDE
 LARGEST = 200_000_000
-"""Bytes of a member of the archive; the largest official one has 155 MB."""
+"""Limit for a member of the archive, in bytes; the largest official one has 155 MB."""
 _LOOKS = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
 _FORMS = (*(f"a {look}photo of # {{}}." for look in _LOOKS), "a photo of # small {}.", "a photo of # big {}.")
 TEMPLATES = tuple(form.replace("#", article) for article in ("a", "the") for form in _FORMS)
@@ -27,7 +27,7 @@ TEMPLATES = tuple(form.replace("#", article) for article in ("a", "the") for for
 
 
 class Archive(NamedTuple):
-    """Where everything is in an official archive; ``labels`` and ``names`` by the option that chooses them."""
+    """The layout of an official archive; ``labels``: option -> key of the labels, key of their names in ``meta``."""
 
     name: str
     file: str
@@ -69,7 +69,7 @@ class Split(NamedTuple):
 
 
 class Cifar:
-    """32 x 32 images as lossless PNG: the artefacts of JPEG matter at this size."""
+    """CIFAR as a source of 32 x 32 lossless PNG images: JPEG artefacts matter at this size."""
 
     templates: Sequence[str] = TEMPLATES
     splits: Sequence[str] = ("train", "test")
@@ -77,28 +77,29 @@ class Cifar:
     def __init__(self, archive: Archive, file: Path, kind: str, labels: str, verify: bool) -> None:  # noqa: FBT001
         self.archive, self.file, self.kind, self.verify = archive, file, kind, verify
         self.labels_at, self.names_at = archive.labels[labels]
-        self.notes: list[str] = [] if verify else [f"{file}: taken without a look at its md5 (verify=false)"]
+        self.notes: list[str] = [] if verify else [f"{file}: md5 not checked (verify=false)"]
 
     @cached_property
     def classes(self) -> tuple[ClassName, ...]:
-        """The official names, written with spaces: as CLIP's list of them."""
+        """The official names, with spaces instead of underscores, as in CLIP's list."""
         if self.kind != "labels":
             return ()
-        self._check()
-        meta = self._unpickled({self.archive.meta})[self.archive.meta]
+        self._check_md5()
+        meta = self._read_members({self.archive.meta})[self.archive.meta]
         names = meta.get(self.names_at)
         if not isinstance(names, list):
-            raise self._odd(f"no {self.names_at} in {self.archive.meta}")
+            raise self._layout_error(f"{self.archive.meta} has no {self.names_at}")
         texts = [name.decode("ascii", "replace") if isinstance(name, bytes) else str(name) for name in names]
         return tuple(ClassName(text, (text.replace("_", " "),)) for text in texts)
 
     def rows(self, split: str) -> list[Row]:
-        """In the order of the archive; ``ref`` is ``split/number``."""
-        self._check()
+        """Return the rows in the order of the archive; ``ref`` is ``split/number``."""
+        self._check_md5()
         labels = self._data[split].labels if self.kind == "labels" else [NO_LABEL] * len(self._data[split].labels)
         return [Row(at := f"{split}/{number:05d}", at, (), label) for number, label in enumerate(labels)]
 
     def read(self, row: Row) -> dict[str, bytes]:
+        """Return the image as PNG."""
         split, _, number = row.ref.partition("/")
         planes = self._data[split].pixels[int(number)].reshape(3, SIDE, SIDE)
         out = io.BytesIO()
@@ -108,82 +109,82 @@ class Cifar:
     @cached_property
     def _data(self) -> dict[str, Split]:
         members = {member for of in self.archive.members.values() for member in of}
-        batches = self._unpickled(members)
-        return {split: self._joined([batches[name] for name in of]) for split, of in self.archive.members.items()}
+        batches = self._read_members(members)
+        return {split: self._join_batches([batches[name] for name in of]) for split, of in self.archive.members.items()}
 
-    def _joined(self, batches: list[dict[str, Any]]) -> Split:
+    def _join_batches(self, batches: list[dict[str, Any]]) -> Split:
         labels: list[int] = []
         for batch in batches:
             pixels, of = batch.get("data"), batch.get(self.labels_at)
             if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (PLANES,):
-                raise self._odd(f"data is no array of uint8 (n, {PLANES})")
+                raise self._layout_error(f"data is not a uint8 array of shape (n, {PLANES})")
             if not isinstance(of, list) or len(of) != len(pixels) or not all(type(label) is int for label in of):
-                raise self._odd(f"{self.labels_at} is no list of {len(pixels)} integers")
+                raise self._layout_error(f"{self.labels_at} is not a list of {len(pixels)} integers")
             labels += of
         return Split(np.concatenate([batch["data"] for batch in batches]), labels)
 
-    def _check(self) -> None:
-        """Compare the md5, once; workers need not."""
+    def _check_md5(self) -> None:
+        """Compare the md5 once; workers do not repeat it."""
         if not self.verify:
             return
         with self.file.open("rb") as file:
             found = hashlib.file_digest(file, "md5").hexdigest()
         if found != self.archive.md5:
             raise UniclError(
-                f"{self.file}: is damaged or another file: md5 {found}, the official one is {self.archive.md5}",
-                f"fetch it again; '{self.archive.name}?verify=false' takes it all the same",
+                f"{self.file}: md5 is {found}, expected {self.archive.md5} (damaged, or another file)",
+                f"download it again, or skip this check with '{self.archive.name}?verify=false'",
             )
         self.verify = False
 
-    def _unpickled(self, names: set[str]) -> dict[str, dict[str, Any]]:
-        """These members of the archive; nothing is written to disk. UniclError for any other layout."""
+    def _read_members(self, names: set[str]) -> dict[str, dict[str, Any]]:
+        """Read these members of the archive without unpacking it to disk. UniclError for any other layout."""
         found: dict[str, dict[str, Any]] = {}
         try:
             with tarfile.open(self.file, "r:gz") as tar:
-                for name, content in _contents(tar, names):
+                for name, content in _iter_members(tar, names):
                     found[name] = load_plain(content)
                     if len(found) == len(names):
                         break
         except (tarfile.TarError, OSError, EOFError) as error:
-            raise UniclError(f"{self.file}: is no whole .tar.gz: {error}", "fetch it again") from error
+            raise UniclError(f"{self.file}: incomplete or not a .tar.gz: {error}", "download it again") from error
         except pickle.UnpicklingError as error:
-            raise UniclError(f"{self.file}: is not read: {error}", "fetch it from its makers") from error
+            raise UniclError(f"{self.file}: refused: {error}", "download the official archive") from error
         if missing := names - set(found):
-            raise self._odd(f"no {min(missing)} in it")
+            raise self._layout_error(f"{min(missing)} is missing")
         return found
 
-    def _odd(self, what: str) -> UniclError:
-        return UniclError(f"{self.file}: is not the official {self.archive.file}: {what}", "fetch it again")
+    def _layout_error(self, what: str) -> UniclError:
+        return UniclError(f"{self.file}: not the official {self.archive.file}: {what}", "download it again")
 
 
 def cifar10(*, kind: str, path: str | None = None, verify: bool = True) -> Cifar:
     """CIFAR-10 from `cifar-10-python.tar.gz` in `--data-dir` or at ``path``; ``verify=false`` skips its md5."""
-    return _opened(CIFAR10, kind, path, "labels", verify)
+    return _open_archive(CIFAR10, kind, path, "labels", verify)
 
 
 def cifar100(
     *, kind: str, path: str | None = None, verify: bool = True, labels: Literal["fine", "coarse"] = "fine"
 ) -> Cifar:
     """CIFAR-100 from `cifar-100-python.tar.gz` in `--data-dir` or at ``path``: 100 fine or 20 coarse classes."""
-    return _opened(CIFAR100, kind, path, labels, verify)
+    return _open_archive(CIFAR100, kind, path, labels, verify)
 
 
-def _opened(archive: Archive, kind: str, path: str | None, labels: str, verify: bool) -> Cifar:  # noqa: FBT001
+def _open_archive(archive: Archive, kind: str, path: str | None, labels: str, verify: bool) -> Cifar:  # noqa: FBT001
     if kind == "captions":
-        raise UniclError(f"{archive.name}: has no captions", f"use it with --labels {archive.name}")
+        raise UniclError(f"{archive.name}: no captions", f"use it with --labels {archive.name}")
     file, tried = find_file(archive.file, archive.name, path)
     if file is None:
-        looked = f"not found: {', '.join(map(str, tried))}" if tried else "no --data-dir says where it lies"
+        looked = f"not found (looked for {', '.join(map(str, tried))})" if tried else "not found (no --data-dir given)"
         raise UniclError(
             f"{archive.name}: {archive.file}: {looked}",
-            f"get it ({archive.size}, md5 {archive.md5}) from https://www.cs.toronto.edu/~kriz/cifar.html "
-            f"(or give hf:uoft-cs/{archive.name} as the source), put it into a directory DIR, "
-            f"then: unicl prepare --labels {archive.name} --data-dir DIR",
+            f"use hf:uoft-cs/{archive.name}, or download the file ({archive.size}, md5 {archive.md5}) from "
+            "https://www.cs.toronto.edu/~kriz/cifar.html into a directory DIR, "
+            f"then run: unicl prepare --labels {archive.name} --data-dir DIR",
         )
     return Cifar(archive, file, kind, labels, verify)
 
 
-def _contents(tar: tarfile.TarFile, names: set[str]) -> Iterator[tuple[str, BinaryIO]]:
+def _iter_members(tar: tarfile.TarFile, names: set[str]) -> Iterator[tuple[str, BinaryIO]]:
     for member in tar:
         name = member.name.removeprefix("./")
         if name in names and member.isreg():
@@ -204,25 +205,25 @@ _ALLOWED = {
 
 
 class _Plain(pickle.Unpickler):
-    """Arrays, numbers, texts and containers; whatever else a pickle names would run as code, and is refused."""
+    """An unpickler for arrays, numbers, texts and containers only: anything else could run code, and is refused."""
 
     def find_class(self, module: str, name: str, /) -> Any:
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
-        raise pickle.UnpicklingError(f"it would load {module}.{name}, which could run any code")
+        raise pickle.UnpicklingError(f"its pickle would load {module}.{name}, which could run any code")
 
 
 def load_plain(file: BinaryIO) -> dict[str, Any]:
-    """A pickled dictionary of plain values, its keys as text (Python 2 wrote bytes).
+    """Return a pickled dictionary of plain values, with its keys as text (Python 2 wrote bytes).
 
-    UnpicklingError for anything that is not plain, or no pickle, or no dictionary.
+    UnpicklingError for other values, for a damaged pickle, and for anything but a dictionary.
     """
     try:
         value = _Plain(file, encoding="bytes").load()
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # a damaged pickle raises anything: EOFError, KeyError, IndexError, ValueError, ...
-        raise pickle.UnpicklingError(f"a damaged pickle: {type(error).__name__}: {error}") from error
+        raise pickle.UnpicklingError(f"damaged pickle: {type(error).__name__}: {error}") from error
     if not isinstance(value, dict):
-        raise pickle.UnpicklingError(f"a pickled {type(value).__name__}, not a dictionary")
+        raise pickle.UnpicklingError(f"pickled {type(value).__name__} instead of a dictionary")
     return {key.decode("ascii", "replace") if isinstance(key, bytes) else str(key): of for key, of in value.items()}

@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits: labels, or captions made of what is measured in each image."""
+"""scikit-learn's 1,797 handwritten digits, with labels, or with captions from measurements of each image."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ from unicl_cli.errors import UniclError
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TRAIN = 1200
-"""Images of the fixed order that are for training; the other 597 are the test."""
+"""Images at the start of the fixed order that are for training; the other 597 are for testing."""
 TEMPLATES = (
     "a photo of the digit {}.",
     "the digit {}.",
@@ -40,7 +40,7 @@ _UNNAMED = (
 
 
 class Digits:
-    """8 x 8 images of 17 grey levels, enlarged four times to 32 x 32 RGB PNG (nearest)."""
+    """A source of 8 x 8 images with 17 grey levels, enlarged (nearest) to 32 x 32 RGB PNG."""
 
     templates: Sequence[str] = TEMPLATES
     splits: Sequence[str] = ("train", "test")
@@ -50,11 +50,12 @@ class Digits:
         self.kind, self.chosen, self.limit, self.named = kind, chosen, limit, named
 
     def rows(self, split: str) -> list[Row]:
-        """The test split holds all ten digits whatever ``classes`` and ``limit`` say."""
+        """Return the rows of a split; the test split has all ten digits, whatever ``classes`` and ``limit`` say."""
         numbers = self._train() if split == "train" else self._order[TRAIN:]
         return [self._row(split, number) for number in numbers]
 
     def read(self, row: Row) -> dict[str, bytes]:
+        """Return the image as PNG."""
         grey = [int(value) * 255 // 16 for value in self._pixels[int(row.ref)].ravel()]
         image = Image.new("L", (8, 8))
         image.putdata(grey)
@@ -74,7 +75,7 @@ class Digits:
         return Row(f"{split}/{number:04d}", str(number), texts, label)
 
     def caption(self, number: int) -> str:
-        """One sentence of the image's measured properties; names its digit with the chance ``named``."""
+        """Return a sentence on the image's measured properties; it names the digit with probability ``named``."""
         facts = describe(self._pixels[number].tolist())
         forms = _NAMED if _chance(number, "named") < self.named else _UNNAMED
         form = forms[int(_chance(number, "form") * len(forms))]
@@ -96,7 +97,7 @@ class Digits:
 
     @cached_property
     def _order(self) -> list[int]:
-        """All image numbers, fixed and stratified: each stretch holds the ten digits in their shares."""
+        """All image numbers in a fixed, stratified order: every stretch has the ten digits in proportion."""
         places: list[tuple[float, int]] = []
         for digit in range(10):
             members = [n for n in range(len(self._digits)) if int(self._digits[n]) == digit]
@@ -109,18 +110,18 @@ def digits(*, kind: str, classes: str = "0-9", limit: int | None = None, named: 
     """Handwritten digits; ``classes`` (``"0-6"``, ``"1,3,7-9"``) and ``limit`` choose training images only.
 
     Label rows come from the start of one fixed training order and caption rows from its end, so that
-    ``--labels digits?classes=0-6&limit=600 --captions digits?limit=300`` share no image. ``named`` is the share of
-    captions that name their digit.
+    ``--labels digits?classes=0-6&limit=600 --captions digits?limit=300`` have no image in common. ``named`` is the
+    share of captions that name their digit.
     """
     if limit is not None and limit < 1:
-        raise UniclError(f"digits: limit={limit} leaves no image", "give a positive limit")
+        raise UniclError(f"digits: limit={limit} leaves no images", "set a positive limit")
     if not 0 <= named <= 1:
-        raise UniclError(f"digits: named={named} is not a share", "give a number from 0 to 1")
+        raise UniclError(f"digits: named={named} is out of range", "set a number from 0 to 1")
     return Digits(kind, _parse_classes(classes), limit, named)
 
 
 def describe(pixels: list[list[float]]) -> dict[str, str]:
-    """Words for ink, slant, width and holes of one 8 x 8 image with values 0 … 16."""
+    """Return words for ink, slant, width and holes of an 8 x 8 image with values 0 … 16."""
     inked = [(x, y, value) for y, line in enumerate(pixels) for x, value in enumerate(line)]
     ink = sum(value for _, _, value in inked)
     mean_x = sum(x * value for x, _, value in inked) / ink
@@ -139,7 +140,7 @@ def describe(pixels: list[list[float]]) -> dict[str, str]:
 
 
 def count_holes(pixels: list[list[float]]) -> int:
-    """Regions of paper (value <= 4) that do not reach the edge, joined along sides."""
+    """Count regions of paper (value <= 4), connected along sides, that do not reach the edge."""
     paper = {(x, y) for y in range(-1, 9) for x in range(-1, 9)}
     paper -= {(x, y) for y, line in enumerate(pixels) for x, value in enumerate(line) if value > 4}
     regions = 0
@@ -159,7 +160,7 @@ def _pick(value: float, bounds: tuple[float, float], words: tuple[str, str, str]
 
 
 def _chance(number: int, salt: str) -> float:
-    """A number in [0, 1) that depends on nothing but the image and the salt."""
+    """Return a number in [0, 1) that depends only on the image and the salt."""
     digest = hashlib.blake2b(f"digits/{salt}/{number}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big") / 2**56
 
@@ -172,5 +173,5 @@ def _parse_classes(text: str) -> frozenset[int]:
             raise UniclError(f"digits: classes={text} cannot be read", "write digits and ranges: 0-6 or 1,3,7-9")
         chosen.update(range(int(first), int(last or first) + 1))
     if not chosen or not chosen <= set(range(10)):
-        raise UniclError(f"digits: classes={text} are not digits", "write digits and ranges: 0-6 or 1,3,7-9")
+        raise UniclError(f"digits: classes={text} is not in 0-9", "write digits and ranges: 0-6 or 1,3,7-9")
     return frozenset(chosen)

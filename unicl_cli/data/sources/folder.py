@@ -1,4 +1,4 @@
-"""A folder of images as a source: its folders are the classes."""
+"""A folder of images as a source, with its subfolders as classes."""
 
 import os
 import re
@@ -13,15 +13,15 @@ from unicl_cli.data.pictures import SUFFIXES, read_file
 from unicl_cli.errors import UniclError
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Folder or cell -> name of the split in a corpus."""
+"""Folder name or list cell -> name of the split in a corpus."""
 LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-"""Suffixes of lists."""
+"""File name suffixes of lists."""
 ARCHIVES = (".tar", ".gz", ".tgz", ".zip")
 _LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "icon\r"))
 
 
 class Folder:
-    """Images under ``path``: class = the folders between the split and the file; hidden files are not seen.
+    """Images under ``path``; an image's class is its folder below the split. Hidden files are ignored.
 
     For captions, the texts of ``a/b.jpg`` are the lines of ``a/b.txt``.
     """
@@ -35,10 +35,10 @@ class Folder:
     def files(self) -> dict[str, list[PurePosixPath]]:
         """Split -> its files, sorted, relative to ``path``."""
         try:
-            found = [PurePosixPath(file) for file in _walk(self.path)]
+            found = [PurePosixPath(file) for file in _iter_files(self.path)]
         except OSError as error:
             raise UniclError(
-                f"{error.filename}: cannot be read: {error.strerror}", "give yourself the right"
+                f"{error.filename}: cannot be read: {error.strerror}", "check the permissions of this folder"
             ) from error
         tops = {file.parts[0] for file in found if len(file.parts) > 1}
         splits: dict[str, list[PurePosixPath]] = defaultdict(list)
@@ -48,15 +48,17 @@ class Folder:
                 splits["train"].append(file)
             elif len(file.parts) > 1:  # a README or a list beside the splits belongs to none of them
                 splits[SPLITS[file.parts[0]]].append(file)
-        if not any(_is_picture(file) for file in found):
-            raise UniclError(f"{self.path}: no images in this folder", self._instead())
+        if not any(_is_image(file) for file in found):
+            raise UniclError(f"{self.path}: no images in this folder", self._suggest_hint())
         return {split: sorted(files, key=str) for split, files in splits.items()}
 
-    def _instead(self) -> str:
+    def _suggest_hint(self) -> str:
         there = sorted(file.name for file in self.path.iterdir() if file.suffix.lower() in (*LISTS, *ARCHIVES))
         if not there:
-            return "images end in .jpg, .png, .webp, ..."
-        return f"unpack {there[0]}" if there[0].endswith(ARCHIVES) else f"or is it the list {self.path / there[0]}?"
+            return "check the folder: image files end in .jpg, .png, .webp, …"
+        if there[0].endswith(ARCHIVES):
+            return f"unpack {there[0]} first"
+        return f"use the list in this folder as the source: {self.path / there[0]}"
 
     @cached_property
     def in_splits(self) -> bool:
@@ -68,45 +70,48 @@ class Folder:
 
     @cached_property
     def classes(self) -> tuple[ClassName, ...]:
-        """Folders that hold at least one image, sorted by path."""
+        """The folders with at least one image, sorted by path."""
         if self.kind != "labels":
             return ()
-        keys = {self._class_of(file) for files in self.files.values() for file in files if _is_picture(file)}
+        keys = {self._class_of(file) for files in self.files.values() for file in files if _is_image(file)}
         if keys == {""}:
             raise UniclError(
-                f"{self.path}: its images are in no folder of a class",
-                "make a folder for each class; without classes: --captions, or --images",
+                f"{self.path}: its images are not in class folders",
+                "make a folder for each class, or use --captions or --images for images without classes",
             )
         return tuple(ClassName(key, (_prompt_name(key),)) for key in sorted(keys - {""}))
 
     @property
     def notes(self) -> list[str]:
-        """What ``prepare`` should say of folders that are no classes."""
+        """Notes for ``prepare`` on folders that are not classes."""
         known = {c.key for c in self.classes}
-        empty = sorted(_folders(self.path, self.in_splits) - known) if self.kind == "labels" else []
+        empty = sorted(_find_empty_folders(self.path, self.in_splits) - known) if self.kind == "labels" else []
         if not empty:
             return []
-        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-        return [f"{len(empty)} folders without an image are no classes: {shown}"]
+        shown = ", ".join(empty[:5])
+        if len(empty) > 5:
+            shown += ", …"
+        return [f"{self.path.name}: folders without images are not classes ({len(empty)}): {shown}"]
 
     def rows(self, split: str) -> list[Row]:
-        """A row for each file of a class, images or not: what cannot be decoded is rejected by name."""
+        """Return a row for each file of a class, image or not: files that cannot be decoded are rejected by name."""
         if self.kind == "captions":
             self._check_captions()
-            return [row for file in self.files[split] if _is_picture(file) for row in self._captioned(file)]
+            return [row for file in self.files[split] if _is_image(file) for row in self._captioned_row(file)]
         labels = {c.key: number for number, c in enumerate(self.classes)}
         files = self.files[split]
         if self.kind == "images":
-            return [self._row(file, NO_LABEL) for file in files if _is_picture(file)]
-        loose = [file for file in files if self._class_of(file) not in labels and _is_picture(file)]
+            return [self._row(file, NO_LABEL) for file in files if _is_image(file)]
+        loose = [file for file in files if self._class_of(file) not in labels and _is_image(file)]
         rows = [self._row(file, labels[self._class_of(file)]) for file in files if self._class_of(file) in labels]
         return rows + [self._row(file, NO_LABEL) for file in loose]
 
     def read(self, row: Row) -> dict[str, bytes]:
+        """Return the bytes of the file."""
         return {"image": read_file(self.path / row.ref)}
 
     def stamp(self, row: Row) -> int:
-        """Size of the file: what tells an edited source from the one that was planned; -1 if it is gone."""
+        """Return the size of the file, which reveals an edited source; -1 if the file is gone."""
         try:
             return (self.path / row.ref).stat().st_size
         except OSError:
@@ -122,11 +127,11 @@ class Folder:
     def _check_captions(self) -> None:
         if not any(file.suffix.lower() == ".txt" for files in self.files.values() for file in files):
             raise UniclError(
-                f"{self.path}: no captions beside its images",
-                "write those of 1.jpg into 1.txt, or give a list: captions.csv with the columns image,caption",
+                f"{self.path}: no captions beside the images",
+                "write the captions of 1.jpg into 1.txt, or use a list: captions.csv with the columns image,caption",
             )
 
-    def _captioned(self, file: PurePosixPath) -> Iterator[Row]:
+    def _captioned_row(self, file: PurePosixPath) -> Iterator[Row]:
         try:
             text = (self.path / file.with_suffix(".txt")).read_text(encoding="utf-8-sig", errors="replace")
         except OSError:
@@ -135,14 +140,14 @@ class Folder:
 
 
 def folder(*, path: str, kind: str) -> Folder:
-    """A folder of images: ``cat/1.jpg``, or ``train/cat/1.jpg`` where all first-level folders are splits."""
+    """A folder of images: ``cat/1.jpg``, or ``train/cat/1.jpg`` if all first-level folders are splits."""
     if not Path(path).is_dir():
-        raise UniclError(f"{path}: no such folder", "give the folder that holds the images")
+        raise UniclError(f"{path}: no such folder", "check the path: it must be the folder that holds the images")
     return Folder(path, kind)
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """Visible files under ``root``, relative, with ``/``; links are followed, but never into a loop."""
+def _iter_files(root: Path) -> Iterator[str]:
+    """Yield the visible files under ``root``, as relative paths with ``/``; links are followed, but never in a loop."""
     pending: list[tuple[str, frozenset[str]]] = [("", frozenset((os.path.realpath(root),)))]
     while pending:
         here, above = pending.pop()
@@ -157,18 +162,18 @@ def _walk(root: Path) -> Iterator[str]:
                     pending.append((relative, above | {real}))
 
 
-def _folders(root: Path, in_splits: bool) -> set[str]:  # noqa: FBT001
-    """Leaf folders without any visible file, as class keys."""
+def _find_empty_folders(root: Path, in_splits: bool) -> set[str]:  # noqa: FBT001
+    """Return leaf folders without images, as class keys."""
     empty: set[str] = set()
     for here, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".") and name.lower() not in _LITTER]
         parts = Path(here).relative_to(root).parts[1 if in_splits else 0 :]
-        if parts and not folders and not any(_is_picture(PurePosixPath(name)) for name in files):
+        if parts and not folders and not any(_is_image(PurePosixPath(name)) for name in files):
             empty.add(_printable("/".join(parts)))
     return empty
 
 
-def _is_picture(file: PurePosixPath) -> bool:
+def _is_image(file: PurePosixPath) -> bool:
     return file.suffix[1:].lower() in SUFFIXES
 
 
@@ -178,5 +183,5 @@ def _prompt_name(key: str) -> str:
 
 
 def _printable(path: str) -> str:
-    """NFC (macOS and Linux spell one name in two ways), without the bytes that are no UTF-8."""
+    """Return the path in NFC (macOS and Linux differ), with bytes replaced that are not UTF-8."""
     return unicodedata.normalize("NFC", os.fsencode(path).decode("utf-8", "replace"))

@@ -1,4 +1,4 @@
-"""Data sets of the `datasets` library as a source: saved to disk, Parquet in hub layout, or a name on the hub."""
+"""Data sets of the `datasets` library as sources: saved to disk, Parquet in the hub's layout, or on the hub."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
@@ -12,14 +12,14 @@ from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.pictures import SUFFIXES, ImageError, read_file
 from unicl_cli.data.sources.folder import SPLITS
 from unicl_cli.data.sources.hub import commit_of, datasets_cache, gated, hf_home, page
-from unicl_cli.data.sources.table import NAMES, class_names, spoken
+from unicl_cli.data.sources.table import NAMES, read_class_names, spoken_name
 from unicl_cli.errors import UniclError, is_live, is_quiet
 
 HUB = "hf:"
 
 
-class Chosen(NamedTuple):
-    """The columns that were named, and the names of integer classes."""
+class ChosenColumns(NamedTuple):
+    """Columns named by options, and the names of integer classes."""
 
     image: str | None
     caption: str | None
@@ -27,8 +27,8 @@ class Chosen(NamedTuple):
     classes: tuple[str, ...]
 
 
-class Loaded(NamedTuple):
-    """What `datasets` says: the Arrow files of each split, and its features by column."""
+class LoadedDataset(NamedTuple):
+    """A data set as `datasets` describes it: the Arrow files of each split, and the features by column."""
 
     files: dict[str, list[Path]]
     features: Mapping[str, Any]
@@ -37,13 +37,13 @@ class Loaded(NamedTuple):
 class HubData:
     """Rows of Arrow files that `datasets` wrote; a row's ``ref`` is ``file?image=column#row``.
 
-    So a worker opens that one file, and asks neither the library nor the hub. The file is relative to ``path`` or to
-    the cache of `datasets`, where its name holds the hub's commit.
+    A worker therefore opens that one file, and needs neither the library nor the hub. The file is relative to ``path``
+    or to the cache of `datasets`, where its name contains the hub's commit.
     """
 
     templates = "clip80"
 
-    def __init__(self, path: str, kind: str, chosen: Chosen, config: str | None, revision: str | None) -> None:
+    def __init__(self, path: str, kind: str, chosen: ChosenColumns, config: str | None, revision: str | None) -> None:
         self.path, self.kind, self.chosen, self.config, self.revision = path, kind, chosen, config, revision
         self.only: tuple[str, ...] = ()
 
@@ -52,19 +52,19 @@ class HubData:
         return datasets_cache() if self.path.startswith(HUB) or not _is_saved(Path(self.path)) else Path(self.path)
 
     @cached_property
-    def loaded(self) -> Loaded:
-        found = _load(self.path, self.config, self.revision)
+    def loaded(self) -> LoadedDataset:
+        found = _load_splits(self.path, self.config, self.revision)
         if not found:
-            raise UniclError(f"{self.path}: has no splits", "save it again, with rows")
+            raise UniclError(f"{self.path}: no splits", "save it again, with rows")
         if missing := set(self.only) - set(found):
-            raise UniclError(f"{self.path}: no split '{min(missing)}'", f"splits: {', '.join(found)}")
+            raise UniclError(f"{self.path}: no split '{min(missing)}'", f"choose from: {', '.join(found)}")
         kept = {name: split for name, split in found.items() if not self.only or name in self.only}
         files = {name: [Path(f["filename"]).absolute() for f in split.cache_files] for name, split in kept.items()}
-        return Loaded(files, next(iter(kept.values())).features)
+        return LoadedDataset(files, next(iter(kept.values())).features)
 
     @cached_property
     def splits(self) -> Sequence[str]:
-        """`validation` is called `val`, unless that makes two of one name."""
+        """The splits, with `validation` renamed to `val` unless that name is taken."""
         named = list(self._names)
         return [s for s in ("train", "val", "test") if s in named] + [
             s for s in named if s not in ("train", "val", "test")
@@ -72,27 +72,29 @@ class HubData:
 
     @cached_property
     def _names(self) -> dict[str, str]:
-        """Split as the corpus calls it -> as the data set does."""
+        """Split name in the corpus -> in the data set."""
         ours = {SPLITS.get(name, name): name for name in self.loaded.files}
         return ours if len(ours) == len(self.loaded.files) else {name: name for name in self.loaded.files}
 
     @cached_property
     def columns(self) -> tuple[str, str | None, str | None]:
-        """Image, caption and label column. UniclError names the columns there are."""
+        """The image, caption and label columns. UniclError lists the columns if one is missing."""
         features = self.loaded.features
-        likely = [c for c in _usual("image", features) if c != "url" and self._may_hold_pictures(features[c])]
-        image = self._named("image") or self._one("image", _of_type(features, "Image") or likely)
+        likely = [c for c in _usual_columns("image", features) if c != "url" and self._may_hold_images(features[c])]
+        image = self._chosen_column("image") or self._pick_column(
+            "image", _columns_of_type(features, "Image") or likely
+        )
         texts = [c for c in features if c != image and _is_text(features[c])]
-        caption = self._named("caption") or next(iter(_usual("caption", texts)), None)
+        caption = self._chosen_column("caption") or next(iter(_usual_columns("caption", texts)), None)
         if self.kind == "images":
             return image, None, None
         if self.kind == "captions":
-            return image, caption or self._one("caption", texts), None
+            return image, caption or self._pick_column("caption", texts), None
         return image, caption, self._label_column()
 
     @cached_property
     def classes(self) -> tuple[ClassName, ...]:
-        """The names of the ClassLabel column or of ``classes``, else the distinct texts, sorted."""
+        """The names in the ClassLabel column or in ``classes``, else the distinct texts, sorted."""
         label = self.columns[2]
         if label is None:
             return ()
@@ -102,13 +104,13 @@ class HubData:
             names = sorted({value for split in self.loaded.files for value in self._column(split, label) if value})
         if not names:
             raise UniclError(
-                f"{self.path}: column '{label}' holds {_type(feature)} without the classes' names",
-                "give them, one a line: ?classes=FILE",
+                f"{self.path}: column '{label}' ({_type_name(feature)}) has no class names",
+                "write the names into a file, one per line, and add ?classes=FILE",
             )
-        return tuple(ClassName(name, (spoken(name),)) for name in names)
+        return tuple(ClassName(name, (spoken_name(name),)) for name in names)
 
     def rows(self, split: str) -> list[Row]:
-        """In the order of the data set; a key is ``split/number``."""
+        """Return the rows in the order of the data set; a key is ``split/number``."""
         theirs = self._names[split]
         image, caption, label = self.columns
         texts = self._column(theirs, caption) if caption else None
@@ -124,11 +126,11 @@ class HubData:
         ]
 
     def read(self, row: Row) -> dict[str, bytes]:
-        """The bytes as they were stored, not decoded."""
+        """Return the image's bytes as they were stored."""
         place, _, number = row.ref.rpartition("#")
         file, _, column = place.rpartition("?image=")
-        cell = _open(str(self.root / file)).column(column)[int(number)].as_py()
-        stored: dict[str, Any] = cell if isinstance(cell, dict) else {_form(cell): cell}
+        cell = _open_arrow(str(self.root / file)).column(column)[int(number)].as_py()
+        stored: dict[str, Any] = cell if isinstance(cell, dict) else {_kind_of_cell(cell): cell}
         if data := stored.get("bytes"):
             return {"image": data}
         if path := stored.get("path"):
@@ -136,54 +138,56 @@ class HubData:
         raise ImageError("empty", "no image in this row")
 
     def _file(self, path: str) -> Path:
-        """An image beside the data set: in its directory, or where the libraries keep what they fetched."""
+        """Return the path of an image in the data set's directory, or in the libraries' cache."""
         here = Path(self.path) if not self.path.startswith(HUB) else hf_home()
         file = (here / path).resolve()
         if not file.is_relative_to(here.resolve()):
             raise ImageError("bad_path", f"{path} is outside {here}")
         return file
 
-    def _may_hold_pictures(self, feature: Any) -> bool:
+    def _may_hold_images(self, feature: Any) -> bool:
         dtype = getattr(feature, "dtype", "")
         paths = dtype == "string" and not self.path.startswith(HUB)
         return paths or isinstance(feature, dict) or dtype in ("binary", "large_binary")
 
-    def _named(self, role: str) -> str | None:
+    def _chosen_column(self, role: str) -> str | None:
         column: str | None = getattr(self.chosen, role)
         if column is not None and column not in self.loaded.features:
-            raise UniclError(f"{self.path}: no column '{column}'", f"columns: {self._listed()}")
+            raise UniclError(f"{self.path}: no column '{column}'", f"choose from: {self._describe_columns()}")
         if column is not None and not _can_be(role, self.loaded.features[column]):
-            what = f"column '{column}' holds {_type(self.loaded.features[column])}, no {role}s"
-            raise UniclError(f"{self.path}: {what}", f"columns: {self._listed()}")
+            what = f"column '{column}' holds {_type_name(self.loaded.features[column])}, not {role}s"
+            raise UniclError(f"{self.path}: {what}", f"choose from: {self._describe_columns()}")
         return column
 
     def _label_column(self) -> str:
         features = self.loaded.features
-        named = _of_type(features, "ClassLabel")
-        usual = [c for c in _usual("label", named or features) if _may_be_label(features[c])]
-        return self._named("label") or self._one("label", named if len(named) == 1 else usual or named)
+        named = _columns_of_type(features, "ClassLabel")
+        usual = [c for c in _usual_columns("label", named or features) if _may_be_label(features[c])]
+        return self._chosen_column("label") or self._pick_column("label", named if len(named) == 1 else usual or named)
 
-    def _one(self, role: str, candidates: Sequence[str]) -> str:
-        """The only candidate, or the one with a usual name."""
+    def _pick_column(self, role: str, candidates: Sequence[str]) -> str:
+        """Return the only candidate, or the one with a usual name."""
         if len(candidates) == 1:
             return candidates[0]
-        if usual := _usual(role, candidates):
+        if usual := _usual_columns(role, candidates):
             return usual[0]
         said = f"several {role} columns: {', '.join(candidates)}" if candidates else f"no {role} column"
-        raise UniclError(f"{self.path}: {said}; columns: {self._listed()}", f"name it: '{self.path}?{role}=COLUMN'")
+        raise UniclError(
+            f"{self.path}: {said} (columns: {self._describe_columns()})", f"name it: '{self.path}?{role}=COLUMN'"
+        )
 
-    def _listed(self) -> str:
-        return ", ".join(f"{name} ({_type(feature)})" for name, feature in self.loaded.features.items())
+    def _describe_columns(self) -> str:
+        return ", ".join(f"{name} ({_type_name(feature)})" for name, feature in self.loaded.features.items())
 
     def _refs(self, split: str, image: str) -> Iterator[str]:
         for file in self.loaded.files[split]:
             name = file.relative_to(self.root.absolute()).as_posix()
-            for number in range(_open(str(file)).num_rows):
+            for number in range(_open_arrow(str(file)).num_rows):
                 yield f"{name}?image={image}#{number}"
 
     def _column(self, split: str, column: str) -> Iterator[Any]:
         for file in self.loaded.files[split]:
-            table = _open(str(file))
+            table = _open_arrow(str(file))
             if column not in table.column_names:  # a test split without answers
                 yield from repeat(None, table.num_rows)
                 continue
@@ -198,8 +202,8 @@ class HubData:
             elif isinstance(value, str):
                 if value not in numbers:
                     raise UniclError(
-                        f"{self.path}: {split} row {at}: label '{value}' is not in the list of classes",
-                        "add it to the file of classes",
+                        f"{self.path}: {split} row {at}: label '{value}' is not one of the classes",
+                        "add it to the file given by ?classes=FILE",
                     )
                 yield numbers[value]
             else:
@@ -220,16 +224,16 @@ def hf(  # noqa: PLR0913 - a factory's signature is its options
 ) -> HubData:
     """A data set of the `datasets` library: a directory of `save_to_disk`, one of Parquet files, or `hf:org/name`.
 
-    Columns are found by type and usual names. ``splits=train,test`` takes these only; ``classes`` is a file with the
-    names of integer labels, one a line; ``config`` and ``revision`` are the hub's.
+    Columns are found by their type and usual names. ``splits=train,test`` selects splits; ``classes`` is a file with
+    the names of integer labels, one per line; ``config`` and ``revision`` are those of the hub.
     """
-    source = HubData(path, kind, Chosen(image, caption, label, class_names(classes)), config, revision)
+    source = HubData(path, kind, ChosenColumns(image, caption, label, read_class_names(classes)), config, revision)
     source.only = tuple(name.strip() for name in (splits or "").split(",") if name.strip())
     return source
 
 
 def is_dataset(path: Path) -> bool:
-    """Does a directory hold what `save_to_disk` writes, or Parquet files in the hub's layout and no image files?"""
+    """Return whether a directory is from `save_to_disk`, or has Parquet files in the hub's layout and no images."""
     if _is_saved(path):
         return True
     parquet = any(path.glob("*.parquet")) or any(path.glob("*/*.parquet"))
@@ -240,8 +244,8 @@ def _is_saved(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
-def _load(path: str, config: str | None, revision: str | None) -> Mapping[str, Any]:
-    """Split -> its `datasets.Dataset`, memory-mapped; images are not decoded."""
+def _load_splits(path: str, config: str | None, revision: str | None) -> Mapping[str, Any]:
+    """Return split -> its `datasets.Dataset`, memory-mapped; images are not decoded."""
     commit = commit_of(path.removeprefix(HUB), revision) if path.startswith(HUB) else None
     import datasets
     from datasets.exceptions import DatasetNotFoundError
@@ -257,42 +261,46 @@ def _load(path: str, config: str | None, revision: str | None) -> Mapping[str, A
     except DatasetNotFoundError as error:
         if "gated" in str(error):
             raise gated(path.removeprefix(HUB)) from error
-        raise UniclError(f"{path}: {_line(error)}", "check the name at https://huggingface.co/datasets") from error
+        raise UniclError(f"{path}: {_one_line(error)}", "check the name at https://huggingface.co/datasets") from error
     except Exception as error:  # the library raises ValueError, RuntimeError, OSError, ArrowInvalid, TypeError, ...
-        raise UniclError(f"{path}: `datasets` cannot read it: {_line(error)}", _advice(path, str(error))) from error
+        raise UniclError(
+            f"{path}: `datasets` cannot read it: {_one_line(error)}", _choose_hint(path, str(error))
+        ) from error
     if isinstance(found, dict):
         return {str(name): split for name, split in found.items()}
     return {str(found.split or "train").partition("[")[0]: found}
 
 
-def _advice(path: str, said: str) -> str:
+def _choose_hint(path: str, said: str) -> str:
     if "Config name is missing" in said or "BuilderConfig" in said:
-        return "choose one: ?config=NAME"
+        return "choose a configuration: ?config=NAME"
     if "scripts are no longer supported" in said:
-        return "it needs its own Python script, which is not run: try '?revision=refs/convert/parquet'"
-    return f"see {page(path.removeprefix(HUB))}" if path.startswith(HUB) else "is it whole? Save or copy it again"
+        return "try '?revision=refs/convert/parquet': this data set's own Python script is never run"
+    if path.startswith(HUB):
+        return f"see {page(path.removeprefix(HUB))}"
+    return "check that it is complete, or save it again"
 
 
 @cache
-def _open(file: str) -> pa.Table:  # pyright: ignore[reportUnknownParameterType] - no stubs
+def _open_arrow(file: str) -> pa.Table:  # pyright: ignore[reportUnknownParameterType] - no stubs
     return pa.ipc.open_stream(pa.memory_map(file)).read_all()  # maps the file, copies nothing
 
 
-def _of_type(features: Mapping[str, Any], name: str) -> list[str]:
+def _columns_of_type(features: Mapping[str, Any], name: str) -> list[str]:
     return [column for column, feature in features.items() if type(feature).__name__ == name]
 
 
-def _form(cell: object) -> str:
+def _kind_of_cell(cell: object) -> str:
     return "path" if isinstance(cell, str) else "bytes"
 
 
-def _type(feature: Any) -> str:
+def _type_name(feature: Any) -> str:
     name = type(feature).__name__
     return str(feature.dtype) if name == "Value" else name
 
 
-def _usual(role: str, columns: Iterable[str]) -> list[str]:
-    """Columns with a usual name for the role, the most usual first."""
+def _usual_columns(role: str, columns: Iterable[str]) -> list[str]:
+    """Return the columns with a usual name for the role, the most usual first."""
     words = [*NAMES[role].split(), *(["fine_label"] if role == "label" else [])]
     return sorted((c for c in columns if c.lower() in words), key=lambda c: words.index(c.lower()))
 
@@ -303,7 +311,7 @@ def _is_text(feature: Any) -> bool:
 
 
 def _can_be(role: str, feature: Any) -> bool:
-    """Whether a column that was asked for can be read as that at all; labels are looked at with their names."""
+    """Return whether a column's type fits a role; labels are checked with their names."""
     if role == "caption":
         return _is_text(feature)
     held = str(getattr(feature, "dtype", ""))
@@ -321,5 +329,5 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(text for text in values if text and text.strip())
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]

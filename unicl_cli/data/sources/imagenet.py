@@ -1,4 +1,4 @@
-"""ImageNet from its official tar files, read in place: a tar of one tar for each synset, and a flat tar with a key."""
+"""ImageNet from its official tar files, read in place: a tar of one tar per synset, and a flat tar with a key."""
 
 import hashlib
 import importlib.util
@@ -21,8 +21,8 @@ MD5 = {
     VAL: "29b22e2961454d5413ddabcf34fc5622",
     DEVKIT: "fa75699e90414af021442c21a62c3abf",
 }
-PICTURES = {"train": 1_281_167, "val": 50_000}
-"""Of the official files; other numbers are said."""
+IMAGE_COUNTS = {"train": 1_281_167, "val": 50_000}
+"""Images in the official files; `prepare` notes other numbers."""
 _SYNSET = re.compile(r"n\d{8}")
 _NUMBER = re.compile(r"_(\d+)\.JPEG$")
 
@@ -36,7 +36,7 @@ class Member(NamedTuple):
 
 
 class ImageNet:
-    """Rows by synset; ``ref`` is ``file@offset+size``, so a worker reads one stretch of the tar and nothing else."""
+    """ImageNet as a source; a row's ``ref`` is ``file@offset+size``, so a worker reads only that part of the tar."""
 
     templates = "clip80"
 
@@ -51,7 +51,7 @@ class ImageNet:
 
     @cached_property
     def classes(self) -> tuple[ClassName, ...]:
-        """ImageNet-1K's in the order of everybody's numbers; of the large release, those that are there."""
+        """ImageNet-1K's classes in the usual numbering; of the large release, the classes in the file."""
         if self.kind != "labels":
             return ()
         if FALL11 in self.files:
@@ -63,25 +63,26 @@ class ImageNet:
         return tuple(ClassName(key, tuple(dict.fromkeys((name, *lemmas()[key])))) for key, name in spoken)
 
     def rows(self, split: str) -> list[Row]:
-        """In the order of the tar."""
-        self._check()
+        """Return the rows in the order of the tar."""
+        self._check_md5()
         members = self._train if split == "train" else self._val
         numbers = {c.key: number for number, c in enumerate(self.classes)}
         file = next(name for name in ((TRAIN, FALL11) if split == "train" else (VAL,)) if name in self.files)
         if self.kind == "labels" and (unknown := {key for key, _ in members} - numbers.keys()):
             raise UniclError(
-                f"{self.files[file]}: has the synset {min(unknown)}, which {self.name} has not",
-                f"put the file of {self.name} there",
+                f"{self.files[file]}: synset {min(unknown)} is not in {self.name}",
+                f"replace it by the file of {self.name}",
             )
-        expected = PICTURES[split] if file != FALL11 else len(members)
+        expected = IMAGE_COUNTS[split] if file != FALL11 else len(members)
         if len(members) != expected:
-            self.notes.append(f"{self.files[file]}: has {len(members):,} images, the official one {expected:,}")
+            self.notes.append(f"{self.files[file]}: has {len(members):,} images; the official file has {expected:,}")
         return [
             Row(f"{split}/{key}/{member.name}", f"{file}@{member.offset}+{member.size}", (), numbers.get(key, NO_LABEL))
             for key, member in members
         ]
 
     def read(self, row: Row) -> dict[str, bytes]:
+        """Return the bytes of the image's file."""
         file, _, place = row.ref.rpartition("@")
         offset, _, size = place.partition("+")
         with self.files[file].open("rb", buffering=0) as tar:  # its own position: rows are read in threads
@@ -90,100 +91,103 @@ class ImageNet:
 
     @cached_property
     def _train(self) -> list[tuple[str, Member]]:
-        """(synset, image): each member of the tar is a tar of one synset's images."""
+        """(synset, image) pairs: each member of the tar is a tar of one synset's images."""
         file = self.files[TRAIN if TRAIN in self.files else FALL11]
         found: list[tuple[str, Member]] = []
-        with _opened(file) as outer:
-            for inner in members(outer, 0, file.stat().st_size, file):
+        with _open_tar(file) as outer:
+            for inner in list_members(outer, 0, file.stat().st_size, file):
                 synset = inner.name.removesuffix(".tar")
                 if not inner.name.endswith(".tar") or not _SYNSET.fullmatch(synset):
                     raise UniclError(
-                        f"{file}: holds {inner.name}", "the official file holds n01440764.tar and the like"
+                        f"{file}: contains {inner.name}",
+                        "use the official file, which contains n01440764.tar and so on",
                     )
                 if synset not in self.left_out:
-                    found += [(synset, member) for member in members(outer, inner.offset, inner.size, file)]
+                    found += [(synset, member) for member in list_members(outer, inner.offset, inner.size, file)]
         return found
 
     @cached_property
     def _val(self) -> list[tuple[str, Member]]:
-        """(synset, image) by the key of the development kit, whose numbers are not those of the classes."""
+        """(synset, image) pairs by the key of the development kit, whose numbers are not class numbers."""
         file = self.files[VAL]
-        answers = _answers(self.files[DEVKIT]) if self.kind == "labels" else []
-        with _opened(file) as flat:
-            found = sorted(members(flat, 0, file.stat().st_size, file))
+        answers = _read_answers(self.files[DEVKIT]) if self.kind == "labels" else []
+        with _open_tar(file) as flat:
+            found = sorted(list_members(flat, 0, file.stat().st_size, file))
         if self.kind != "labels":
             return [("", member) for member in found]
         numbered = [(int(match[1]), member) for member in found if (match := _NUMBER.search(member.name))]
         if len(numbered) < len(found) or any(not 1 <= number <= len(answers) for number, _ in numbered):
             raise UniclError(
-                f"{file}: does not fit the {len(answers)} answers of {DEVKIT}", "put both files of the same year there"
+                f"{file}: does not match the {len(answers)} answers in {DEVKIT}", "use both files of the same year"
             )
         return [(answers[number - 1], member) for number, member in numbered]
 
-    def _check(self) -> None:
+    def _check_md5(self) -> None:
         for name, file in self.files.items() if self.verify else ():
             with file.open("rb") as content:
                 found = hashlib.file_digest(content, "md5").hexdigest()
             if found != MD5.get(name, found):
-                raise UniclError(f"{file}: md5 {found}, the official one is {MD5[name]}", "fetch it again")
+                raise UniclError(f"{file}: md5 is {found}, expected {MD5[name]}", "download it again")
         self.verify = False
 
 
 def imagenet(*, kind: str, path: str | None = None, verify: bool = False) -> ImageNet:
     """ImageNet-1K from `ILSVRC2012_img_train.tar` and `_img_val.tar` (with the devkit) in `--data-dir` or ``path``.
 
-    Either of the two is enough. ``verify=true`` compares their md5 first, which reads 145 GB.
+    One of the two is enough. ``verify=true`` compares their md5 first, which reads 145 GB.
     """
-    found, tried = _found("imagenet", path, (TRAIN, VAL, DEVKIT))
+    found, tried = _find_files("imagenet", path, (TRAIN, VAL, DEVKIT))
     if VAL in found and DEVKIT not in found and kind == "labels":
-        raise _missing("imagenet", DEVKIT, tried, f"it says which class each image of {VAL} has: get it ")
+        raise _missing_error(
+            "imagenet", DEVKIT, tried, f"download the file, which names the class of each image of {VAL},"
+        )
     if TRAIN not in found and VAL not in found:
-        raise _missing("imagenet", f"{TRAIN} (138 GB) or {VAL} (6.3 GB)", tried, "get them ")
+        raise _missing_error("imagenet", f"{TRAIN} (138 GB) or {VAL} (6.3 GB)", tried, "download one or both")
     if kind == "captions":
-        raise UniclError("imagenet: has no captions", "use it with --labels imagenet")
+        raise UniclError("imagenet: no captions", "use it with --labels imagenet")
     return ImageNet("imagenet", kind, found, verify)
 
 
 def imagenet22k(*, kind: str, path: str | None = None) -> ImageNet:
     """ImageNet's fall 2011 release, 21,841 synsets, from `fall11_whole.tar` in `--data-dir` or ``path``."""
-    found, tried = _found("imagenet22k", path, (FALL11,))
+    found, tried = _find_files("imagenet22k", path, (FALL11,))
     if not found:
-        raise _missing("imagenet22k", FALL11, tried, "get it ")
+        raise _missing_error("imagenet22k", FALL11, tried, "download it")
     if kind == "captions":
-        raise UniclError("imagenet22k: has no captions", "use it with --labels imagenet22k")
+        raise UniclError("imagenet22k: no captions", "use it with --labels imagenet22k")
     return ImageNet("imagenet22k", kind, found, verify=False)
 
 
 def imagenet21k(*, kind: str, path: str | None = None) -> ImageNet:
-    """``imagenet22k`` without the synsets of ImageNet-1K, so that those are never seen."""
+    """``imagenet22k`` without the synsets of ImageNet-1K, so that no model sees them."""
     source = imagenet22k(kind=kind, path=path)
     source.name, source.left_out = "imagenet21k", frozenset(synsets())
     return source
 
 
-def _found(name: str, path: str | None, files: Sequence[str]) -> tuple[dict[str, Path], list[Path]]:
+def _find_files(name: str, path: str | None, files: Sequence[str]) -> tuple[dict[str, Path], list[Path]]:
     found: dict[str, Path] = {}
     tried: list[Path] = []
-    for wanted in files:
-        file, places = find_file(wanted, name, path)
+    for file_name in files:
+        file, places = find_file(file_name, name, path)
         tried += [place.parent for place in places]
-        if file is not None and file.name == wanted:
-            found[wanted] = file
+        if file is not None and file.name == file_name:
+            found[file_name] = file
     return found, list(dict.fromkeys(tried))
 
 
-def _missing(name: str, what: str, tried: list[Path], then: str) -> UniclError:
-    looked = f"not found in {', '.join(map(str, tried))}" if tried else "no --data-dir says where it lies"
-    sums = ", ".join(f"md5 of {file}: {MD5[file]}" for file in MD5 if file in what)
+def _missing_error(name: str, what: str, tried: list[Path], task: str) -> UniclError:
+    looked = f"not found in {', '.join(map(str, tried))}" if tried else "not found (no --data-dir given)"
+    remarks = ["log in first", *(f"md5 of {file}: {MD5[file]}" for file in MD5 if file in what)]
     return UniclError(
         f"{name}: {what}: {looked}",
-        f"{then}from https://image-net.org (log in{'; ' * bool(sums)}{sums}), put it into a directory DIR, "
-        f"then: unicl prepare --labels {name} --data-dir DIR",
+        f"{task} from https://image-net.org ({'; '.join(remarks)}) into a directory DIR, "
+        f"then run: unicl prepare --labels {name} --data-dir DIR",
     )
 
 
-def members(file: IO[bytes], start: int, size: int, path: Path) -> Iterator[Member]:
-    """The regular files of the tar that lies at ``start``; links, devices and folders are passed over."""
+def list_members(file: IO[bytes], start: int, size: int, path: Path) -> Iterator[Member]:
+    """Yield the regular files of the tar at ``start``, without links, devices and folders."""
     window = _Window(file, start, size)
     try:
         with tarfile.open(fileobj=window, mode="r:") as tar:
@@ -191,11 +195,11 @@ def members(file: IO[bytes], start: int, size: int, path: Path) -> Iterator[Memb
                 if member.isreg():
                     yield Member(member.name.rpartition("/")[2], start + member.offset_data, member.size)
     except tarfile.TarError as error:
-        raise UniclError(f"{path}: is no whole tar at byte {start}: {error}", "fetch it again") from error
+        raise UniclError(f"{path}: incomplete or not a tar at byte {start}: {error}", "download it again") from error
 
 
 class _Window(io.RawIOBase):
-    """A stretch of a file as a file: what `tarfile` needs of one."""
+    """A part of a file, with the methods of a file that `tarfile` needs."""
 
     def __init__(self, file: IO[bytes], start: int, size: int) -> None:
         self.file, self.start, self.size, self.at = file, start, size, 0
@@ -215,16 +219,16 @@ class _Window(io.RawIOBase):
         return content
 
 
-def _opened(file: Path) -> IO[bytes]:
+def _open_tar(file: Path) -> IO[bytes]:
     content = file.open("rb", buffering=0)  # headers lie far apart: a buffer would read what is skipped
     if content.read(2) == b"\x1f\x8b":
         content.close()
-        raise UniclError(f"{file}: is compressed, so that no image can be found in it", "unpack it once: gunzip")
+        raise UniclError(f"{file}: compressed, so that images cannot be read in place", "unpack it once with gunzip")
     return content
 
 
-def _answers(devkit: Path) -> list[str]:
-    """Synset of each validation image. The kit's numbers run over its own table, not over sorted synsets."""
+def _read_answers(devkit: Path) -> list[str]:
+    """Return the synset of each validation image; the kit numbers its own table, not the sorted synsets."""
     from scipy.io import loadmat
 
     contents: dict[str, bytes] = {}
@@ -239,24 +243,24 @@ def _answers(devkit: Path) -> list[str]:
         by_number = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
         return [by_number[int(line)] for line in contents["ILSVRC2012_validation_ground_truth.txt"].split()]
     except (tarfile.TarError, OSError, KeyError, ValueError, EOFError) as error:
-        raise UniclError(f"{devkit}: is not the official development kit: {error}", "fetch it again") from error
+        raise UniclError(f"{devkit}: not the official development kit: {error}", "download it again") from error
 
 
 @cache
 def synsets() -> tuple[str, ...]:
-    """The 1,000 of ILSVRC 2012, sorted: a class's number is its place here."""
-    return tuple(_packaged("imagenet_synsets.txt").split())
+    """Return the 1,000 synsets of ILSVRC 2012, sorted: a class's number is its position."""
+    return tuple(_read_timm_table("imagenet_synsets.txt").split())
 
 
 @cache
 def lemmas() -> dict[str, tuple[str, ...]]:
-    """Every synset of ImageNet with its names."""
-    lines = (line.split("\t", 1) for line in _packaged("imagenet_synset_to_lemma.txt").splitlines())
+    """Return every synset of ImageNet with its names."""
+    lines = (line.split("\t", 1) for line in _read_timm_table("imagenet_synset_to_lemma.txt").splitlines())
     return {key: tuple(name.strip() for name in names.split(",")) for key, names in lines}
 
 
-def _packaged(name: str) -> str:
-    """A table that timm brings; timm itself is not imported, since that takes torch."""
+def _read_timm_table(name: str) -> str:
+    """Read a table that timm ships; timm itself is not imported, because it imports torch."""
     spec = importlib.util.find_spec("timm")
     folder = spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else ""
     return (Path(folder) / "data" / "_info" / name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The lines of a list, whatever its format: cells by column, with the place of each for messages."""
+"""Readers of lists in CSV, TSV, JSONL and Parquet: cells by column, with the place of each line for messages."""
 
 import csv
 import json
@@ -17,11 +17,14 @@ from unicl_cli.data.pictures import SUFFIXES, ImageError
 from unicl_cli.errors import UniclError
 
 END = "\x1a"
-"""A line after the last one of a CSV: where it is part of a cell, a quote was never closed."""
+"""A line added after the last one of a CSV: if it ends up inside a cell, a quote was never closed."""
+
+
+URL_FAULT = "the image is a URL, but only local files can be read"
 
 
 class Line(NamedTuple):
-    """One record: ``ref`` is a path or ``row:N`` inside the file, ``fault`` why it cannot be used (then no ref)."""
+    """One record: ``ref`` is a path, or ``row:N`` inside the file; with a ``fault`` (a reason) there is no ref."""
 
     place: str
     key: str
@@ -33,7 +36,7 @@ class Line(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Name of the column for each role; None: the list has none."""
+    """Name of the column for each role; None if the list has none."""
 
     image: str | None
     caption: str | None
@@ -43,7 +46,7 @@ class Columns(NamedTuple):
 
 
 class Reader(Protocol):
-    """A list that is opened: its columns, and its lines with the given columns."""
+    """An open list: its columns, and its lines read from the given columns."""
 
     has_header: bool
 
@@ -55,42 +58,42 @@ class Reader(Protocol):
 
 
 def open_reader(path: Path, header: bool | None, known: set[str]) -> Reader:  # noqa: FBT001
-    """The reader for the path's suffix; ``known`` are the words that make a first line a header."""
+    """Return the reader for the path's suffix; ``known`` are the words that make a first line a header."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return ParquetReader(path)
     with path.open("rb") as file:
         head = file.read(1 << 16)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UniclError(f"{path}: is UTF-16", "save it as UTF-8")
+        raise UniclError(f"{path}: encoded as UTF-16", "save it as UTF-8")
     if b"\r" in head and b"\n" not in head:
-        raise UniclError(f"{path}: its lines end in CR alone", "save it with the line ends of today: LF, or CR and LF")
+        raise UniclError(f"{path}: its lines end in CR alone", "save it with line endings LF or CRLF")
     return JsonReader(path) if suffix in (".jsonl", ".ndjson") else TextReader(path, header, known)
 
 
 class TextReader:
-    """CSV, or TSV: unquoted, so that a stray ``"`` is a character and swallows no lines."""
+    """CSV, or TSV; TSV has no quotes, so that a stray ``"`` is a character and swallows no lines."""
 
     class_names: tuple[str, ...] = ()
 
     def __init__(self, path: Path, header: bool | None, known: set[str]) -> None:  # noqa: FBT001
         self.path, self.tabs = path, path.suffix.lower() == ".tsv"
-        self.delimiter = "\t" if self.tabs else _delimiter(path)
+        self.delimiter = "\t" if self.tabs else _find_delimiter(path)
         first = next(self._records(), (0, []))[1]
         if not first:
-            raise UniclError(f"{path}: is empty", "give a list with a line for each image")
+            raise UniclError(f"{path}: the list is empty", "write a line for each image")
         self.has_header = any(cell.strip().lower() in known for cell in first) if header is None else header
         self.columns: tuple[str, ...] = self._names(first)
 
     def _names(self, first: list[str]) -> tuple[str, ...]:
-        """The header, or the numbers of the columns; without a header the column of paths is called ``image``."""
+        """Return the header, or else column numbers, with ``image`` for the column of paths."""
         if self.has_header:
-            names = [cell.strip() for cell in first]  # the first of two equal names has it
+            names = [cell.strip() for cell in first]  # of two equal names, the first column keeps it
             return tuple(name if name not in names[:at] else f"{name} ({at})" for at, name in enumerate(names))
         names = [str(number) for number in range(len(first))]
-        pictures = [number for number, cell in enumerate(first) if looks_like_picture(cell)]
-        if len(pictures) == 1:
-            names[pictures[0]] = "image"
+        images = [number for number, cell in enumerate(first) if looks_like_image(cell)]
+        if len(images) == 1:
+            names[images[0]] = "image"
         return tuple(names)
 
     def lines(self, at: Columns, /) -> Iterator[Line]:
@@ -99,15 +102,14 @@ class TextReader:
             next(records)
         for number, cells in records:
             place = f"line {number}"
-            cells = self._fitted(cells, at)
+            cells = self._fit_cells(cells, at)
             if len(cells) == len(self.columns):
-                yield _line(place, dict(zip(self.columns, cells, strict=True)), at)
+                yield _build_line(place, dict(zip(self.columns, cells, strict=True)), at)
                 continue
-            word = "of" if len(cells) < len(self.columns) else "cells for"
-            yield Line(place, place, "", (), "", "", f"{len(cells)} {word} {len(self.columns)} columns")
+            yield Line(place, place, "", (), "", "", f"{len(self.columns)} cells expected, {len(cells)} found")
 
-    def _fitted(self, cells: list[str], at: Columns) -> list[str]:
-        """Without blank cells at the end that have no column; what a caption in the last column holds is one cell."""
+    def _fit_cells(self, cells: list[str], at: Columns) -> list[str]:
+        """Drop blank cells beyond the last column, and join those of a caption in the last column."""
         count = len(self.columns)
         while len(cells) > count and not cells[-1].strip():
             cells.pop()
@@ -137,12 +139,12 @@ class TextReader:
                 start = records.line_num + 1
         except csv.Error as error:
             raise UniclError(
-                f"{self.path}: line {start}: {error}", "a quote may be opened there and never closed"
+                f"{self.path}: line {start}: {error}", "close the quote that is opened in this line"
             ) from error
 
 
 class JsonReader:
-    """One JSON object a line."""
+    """JSONL: one JSON object per line."""
 
     has_header = True
     class_names: tuple[str, ...] = ()
@@ -156,14 +158,14 @@ class JsonReader:
         self.columns: tuple[str, ...] = tuple(met)
         if not met:
             number, first = next(self._records(), (0, ""))
-            fault = f"line {number}: {first or 'an object without keys'}" if number else "is empty"
-            raise UniclError(f"{path}: {fault}", "a list has one JSON object a line")
+            fault = f"line {number}: {first or 'an object without keys'}" if number else "the list is empty"
+            raise UniclError(f"{path}: {fault}", "write one JSON object per line")
 
     def lines(self, at: Columns, /) -> Iterator[Line]:
         for number, record in self._records():
             place = f"line {number}"
             if isinstance(record, dict):
-                yield _line(place, record, at)
+                yield _build_line(place, record, at)
             else:
                 yield Line(place, place, "", (), "", "", record)
 
@@ -175,13 +177,13 @@ class JsonReader:
                 try:
                     record = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    yield number, f"no JSON: {error}"
+                    yield number, f"not JSON: {error}"
                     continue
-                yield number, record if isinstance(record, dict) else "no JSON object"
+                yield number, record if isinstance(record, dict) else "not a JSON object"
 
 
 class ParquetReader:
-    """A Parquet file: images as bytes, as HF's struct of bytes and path, or as paths."""
+    """Parquet, with images as bytes, as Hugging Face's struct of bytes and path, or as paths."""
 
     has_header = True
 
@@ -189,14 +191,12 @@ class ParquetReader:
         try:
             self.file = pq.ParquetFile(path)
         except (pa.ArrowException, OSError) as error:
-            raise UniclError(
-                f"{path}: is no Parquet file that can be read: {error}", "copy it again, or write it anew"
-            ) from error
+            raise UniclError(f"{path}: not a readable Parquet file: {error}", "copy or write the file again") from error
         self.columns: tuple[str, ...] = tuple(self.file.schema_arrow.names)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the first ClassLabel column that HF's metadata declare."""
+        """Class names of the first ClassLabel column in Hugging Face's metadata."""
         metadata = (self.file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
         features = json.loads(metadata).get("info", {}).get("features", {})
         named = [f["names"] for f in features.values() if isinstance(f, dict) and f.get("_type") == "ClassLabel"]
@@ -204,24 +204,24 @@ class ParquetReader:
 
     def lines(self, at: Columns, /) -> Iterator[Line]:
         inside = at.image is not None and _holds_bytes(self.file.schema_arrow.field(at.image).type)
-        wanted = [name for name in at if name is not None and not (inside and name == at.image)]
-        if not wanted:
+        columns = [name for name in at if name is not None and not (inside and name == at.image)]
+        if not columns:
             yield from (
                 Line(f"row {n}", f"{n:08d}", f"row:{n}", (), "", "", "") for n in range(self.file.metadata.num_rows)
             )
             return
         number = 0
-        for batch in self.file.iter_batches(1024, columns=wanted):
+        for batch in self.file.iter_batches(1024, columns=columns):
             for record in batch.to_pylist():
                 if inside:
                     record[at.image] = f"row:{number}"
-                line = _line(f"row {number}", record, at)
+                line = _build_line(f"row {number}", record, at)
                 yield line._replace(key=f"{number:08d}") if inside and at.key is None else line
                 number += 1
 
 
-class ParquetPictures:
-    """Images inside a Parquet file by row number, with the last row groups kept decoded."""
+class ParquetImages:
+    """Images inside a Parquet file by row number, with a cache of the latest row groups."""
 
     def __init__(self, path: Path, column: str) -> None:
         self.file = pq.ParquetFile(path, memory_map=True)
@@ -231,10 +231,10 @@ class ParquetPictures:
         for group in range(metadata.num_row_groups):
             self.ends.append((self.ends[-1] if self.ends else 0) + metadata.row_group(group).num_rows)
         self._group = lru_cache(maxsize=16)(self._read_group)
-        self._lock = threading.Lock()  # a ParquetFile is not for several threads
+        self._lock = threading.Lock()  # a ParquetFile is not thread-safe
 
     def read(self, row: int) -> bytes:
-        """Bytes of the image in a row; ImageError if the cell is empty."""
+        """Return the bytes of the image in a row. ImageError if the cell is empty."""
         group = bisect_right(self.ends, row)
         with self._lock:
             cell = self._group(group)[row - (self.ends[group - 1] if group else 0)].as_py()
@@ -251,13 +251,13 @@ def _holds_bytes(kind: Any) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)
 
 
-def _line(place: str, record: dict[str, Any], at: Columns) -> Line:
+def _build_line(place: str, record: dict[str, Any], at: Columns) -> Line:
     ref = _cell(record, at.image).strip()
     fault = "" if ref else f"no {at.image}"
     if odd := next((c for c in at if c is not None and not _is_plain(record.get(c), listed=c == at.caption)), None):
-        fault = f"{odd} is no text"
+        fault = f"{odd} is not text"
     if ref.startswith(("http://", "https://")):
-        fault = "the image is a URL: lists of URLs cannot be read, only local files"
+        fault = URL_FAULT
     return Line(
         place,
         _cell(record, at.key) or ref or place,
@@ -288,14 +288,14 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(text for v in values if (text := _text(v)).strip())
 
 
-def _delimiter(path: Path) -> str:
-    """What separates the cells of a CSV: commas, unless its first line has none, but semicolons, tabs or bars."""
+def _find_delimiter(path: Path) -> str:
+    """Return the separator of a CSV: a comma, unless its first line has only semicolons, tabs or bars."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         first = file.readline(1 << 16)
     others = max(";\t|", key=first.count)
     return others if "," not in first and others in first else ","
 
 
-def looks_like_picture(cell: str) -> bool:
-    """Is it a URL, or does it end as image files do?"""
+def looks_like_image(cell: str) -> bool:
+    """Return whether a cell is a URL, or ends as image files do."""
     return cell.rpartition(".")[2].lower() in SUFFIXES or cell.startswith(("http://", "https://"))

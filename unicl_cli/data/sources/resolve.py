@@ -1,4 +1,4 @@
-"""What a SRC on the command line means: a registered source, a folder or a list, each with its options."""
+"""The meaning of a SRC on the command line: a registered source, a folder or a list, each with its options."""
 
 import re
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from unicl_cli.problems import PartError
 KINDS = ("labels", "captions", "images")
 
 
-class Named(NamedTuple):
-    """One SRC: its ``name`` is unique in the corpus and prefixes its keys."""
+class SourceSpec(NamedTuple):
+    """One SRC of a request; its ``name`` is unique in the corpus, and the prefix of its keys."""
 
     name: str
     kind: str
@@ -27,8 +27,8 @@ class Named(NamedTuple):
 
 
 def open_source(src: str, kind: str) -> DatasetSource:
-    """The source that ``src`` names, made anew: workers rebuild it from the same two strings. UniclError if unknown."""
-    name, written = resolve(src)
+    """Open the source that ``src`` names; workers repeat this from the same two strings. UniclError if unknown."""
+    name, written = resolve_source(src)
     there = registry.arguments("datasets", name)
     options = registry.read_options("datasets", name, written)
     if "kind" in there:  # a parameter with a default is an option, not context
@@ -36,56 +36,58 @@ def open_source(src: str, kind: str) -> DatasetSource:
     try:
         part = registry.bind("datasets", {"name": name, **options})
     except PartError as error:
-        shown = ", ".join(sorted(there.keys() - {"path"})) or "none"
-        raise UniclError(f"{src}: {error.message}", f"options of {name}: {shown}") from error
+        usable = ", ".join(sorted(there.keys() - {"path"}))
+        hint = f"use the options of {name}: {usable}" if usable else f"remove the options: {name} has none"
+        raise UniclError(f"{src}: {error.message}", hint) from error
     return registry.make("datasets", part, {"kind": lambda: kind})
 
 
-def resolve(src: str) -> tuple[str, dict[str, str]]:
-    """``src`` -> registered name and options; a path becomes ``folder``, ``table`` or ``hf`` with the option ``path``.
+def resolve_source(src: str) -> tuple[str, dict[str, str]]:
+    """Return the registered name and options for ``src``; a path becomes ``folder``, ``table`` or ``hf``.
 
-    A name is looked for among the sources, then as a path, then in the directories of `--data-dir` and UNICL_DATA.
+    A name is looked up among the sources, then as a path, then in the directories of `--data-dir` and UNICL_DATA.
     """
     base, options = split_options(src)
     if not base:
-        raise UniclError(f"'{src}': no source is named", "give a folder, a list or a named source")
+        raise UniclError(f"source '{src}': the name is empty", "name a folder, a list or a registered source")
     if base.startswith(("http://", "https://")):
-        raise UniclError(f"{base}: only local data and names on the hub (hf:org/name) can be read", "download it first")
+        raise UniclError(f"{base}: a URL cannot be a source", "download it first, or use the hub: hf:org/name")
     if base.startswith(HUB):
         return "hf", {"path": base, **options}
     name = catalogue.ALIASES.get(base.lower(), base)
-    if registered := _registered(name):
+    if registered := _find_registered(name):
         return registered, options
     for place in (Path(base).expanduser(), *(of / spelled for of in data_dirs() for spelled in (base, name))):
-        if found := _at(place):
+        if found := _reader_of(place):
             return found, {"path": str(place), **options}
     if name in catalogue.KNOWN:
-        raise catalogue.missing(name)
+        raise catalogue.missing_error(name)
     known = registry.names("datasets")
     raise UniclError(
-        f"{base}: no such folder, list or source{did_you_mean(base, known)}", f"sources with a name: {', '.join(known)}"
+        f"{base}: no such folder, list or source{did_you_mean(base, known)}",
+        f"check the path, or name one of: {', '.join(known)}",
     )
 
 
-def _registered(name: str) -> str | None:
-    """The name itself if a source has it, bare or as ``dist/name``."""
+def _find_registered(name: str) -> str | None:
+    """Return the name if a source is registered under it, bare or as ``dist/name``; else None."""
     spelled = {of for entry in registry.table("datasets") for of in (entry.name, f"{entry.dist}/{entry.name}")}
     return name if name in spelled else None
 
 
-def _at(path: Path) -> str | None:
-    """What reads the folder or list at a path; None if there is nothing."""
+def _reader_of(path: Path) -> str | None:
+    """Return the source that reads the folder or list at a path; None if nothing is there."""
     if path.is_dir():
         if (path / "plan.json").is_file() and (path / "parts").is_dir():
-            raise UniclError(f"{path}: is a corpus already", "name it in a recipe, or prepare its own sources again")
+            raise UniclError(f"{path}: already a corpus", "use it in a recipe, or name the sources it was made from")
         return "hf" if is_dataset(path) else "folder"
     if path.is_file() and path.suffix.lower() not in LISTS:
-        raise UniclError(f"{path}: not a kind of list that can be read", f"lists end in {', '.join(LISTS)}")
+        raise UniclError(f"{path}: not a supported list", f"use a list in one of these formats: {', '.join(LISTS)}")
     return "table" if path.is_file() else None
 
 
 def split_options(src: str) -> tuple[str, dict[str, str]]:
-    """``"cap.tsv?image=file&caption=title"`` -> base and options; a path that exists is never cut."""
+    """Split ``"cap.tsv?image=file&caption=title"`` into base and options; an existing path is never split."""
     if Path(src).expanduser().exists() or "?" not in src:
         return src, {}
     base, _, query = src.rpartition("?")
@@ -93,20 +95,20 @@ def split_options(src: str) -> tuple[str, dict[str, str]]:
     for pair in filter(None, query.split("&")):
         key, equals, value = pair.partition("=")
         if not equals:
-            raise UniclError(f"{src}: option '{pair}' has no value", "options are written ?key=value&key=value")
+            raise UniclError(f"{src}: option '{pair}' has no value", "write options as ?key=value&key=value")
         options[key] = unquote(value)
     return base, options
 
 
-def named_sources(labels: Sequence[str], captions: Sequence[str], images: Sequence[str]) -> list[Named]:
-    """Every SRC with its kind and a name made of its stem; a name met twice gets ``-2``, ``-3``, ..."""
+def name_sources(labels: Sequence[str], captions: Sequence[str], images: Sequence[str]) -> list[SourceSpec]:
+    """Give every SRC its kind and a name made from its stem; a repeated name gets ``-2``, ``-3``, …"""
     taken: set[str] = set()
-    named: list[Named] = []
+    named: list[SourceSpec] = []
     for kind, sources in zip(KINDS, (labels, captions, images), strict=True):
         for src in sources:
             name = _unique(_stem(src), taken)
             taken.add(name)
-            named.append(Named(name, kind, src))
+            named.append(SourceSpec(name, kind, src))
     return named
 
 

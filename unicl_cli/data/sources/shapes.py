@@ -1,4 +1,4 @@
-"""Coloured, textured shapes drawn on demand: 48 classes, of which captions know more than labels and tests most."""
+"""Coloured, textured shapes drawn on demand: 48 classes, with more in captions than in labels, and most in tests."""
 
 import hashlib
 import io
@@ -35,17 +35,17 @@ _NOISE = [value // 16 for value in range(256)] * 3
 _PAIRS = [(c, s) for c in range(len(COLOURS)) for s in range(len(SHAPES))]
 _RESIDUE = {pair: (pair[0] - pair[1]) % 4 for pair in _PAIRS}
 UNSEEN = [pair for pair in _PAIRS if _RESIDUE[pair] == 0]
-"""12 pairs that no training image shows; each colour and each shape still occurs elsewhere."""
+"""12 pairs that no training image shows; their colours and shapes do occur in other pairs."""
 LABELLED = [pair for pair in _PAIRS if _RESIDUE[pair] == 1 or (_RESIDUE[pair] == 2 and pair[0] < 4)]
-"""18 pairs of the label rows: half of those seen in training."""
+"""18 pairs of label rows: half of the pairs seen in training."""
 CAPTIONED = [pair for pair in _PAIRS if pair not in UNSEEN and pair not in LABELLED]
-"""18 pairs that only captions show."""
+"""18 pairs that only caption rows show."""
 ORDER = [*LABELLED, *CAPTIONED, *UNSEEN]
-"""Class number -> pair: 0-17 have labels in training, 18-35 captions only, 36-47 are in no training image."""
+"""Class number -> pair: 0-17 have training labels, 18-35 only captions, 36-47 are in no training image."""
 
 
 class Shapes:
-    """Squares of ``size`` pixels as PNG; each image is a function of (seed, kind, split, number)."""
+    """A source of square PNG images of ``size`` pixels, each a function of (seed, kind, split, number)."""
 
     splits: Sequence[str] = ("train", "test")
     templates: Sequence[str] = TEMPLATES
@@ -57,11 +57,12 @@ class Shapes:
         self.kind, self.size, self.counts, self.seed = kind, size, counts, seed
 
     def rows(self, split: str) -> list[Row]:
-        """Classes in turn; ``ref`` is ``split/number/class/texture``."""
+        """Return rows with the classes in turn; ``ref`` is ``split/number/class/texture``."""
         known = len(ORDER) if split == "test" else len(LABELLED if self.kind == "labels" else LABELLED + CAPTIONED)
         return [self._row(split, number, number % known) for number in range(self.counts[split])]
 
     def read(self, row: Row) -> dict[str, bytes]:
+        """Draw the image and return it as PNG."""
         split, number, label, texture = row.ref.split("/")
         rng = self._rng(split, int(number))
         rng.random()  # the first number chose the texture, the second the sentence
@@ -88,18 +89,18 @@ class Shapes:
 def shapes(*, kind: str, size: int = 32, count: int = 4000, test: int = 960, seed: int = 0) -> Shapes:
     """8 colours x 6 shapes x 4 textures on dark noise: ``count`` training and ``test`` test images, ``size`` pixels.
 
-    Class = (colour, shape); the texture is only in the captions. In training, label rows show classes 0-17, caption
-    rows and images without text classes 0-35; the test shows all 48, so 36-47 were never seen.
+    A class is a colour and a shape; only captions tell the texture. In training, label rows show classes 0-17, and
+    caption rows and images alone show classes 0-35. The test split shows all 48, so 36-47 are unseen.
     """
     if min(size, count, test) < 1:
         raise UniclError(
-            f"shapes: size={size}, count={count}, test={test} must be positive", "write e.g. 'shapes?count=2000'"
+            f"shapes: size={size}, count={count}, test={test} must be positive", "set e.g. 'shapes?count=2000'"
         )
     return Shapes(kind, size, {"train": count, "test": test}, seed)
 
 
 def draw(pair: tuple[int, int], texture: str, size: int, rng: random.Random) -> Image.Image:
-    """One shape of random place, scale and angle on a dark ground; drawn at twice the size, then box-reduced."""
+    """Draw a shape at a random place, scale and angle on a dark ground, at twice the size, then box-reduced."""
     side = 2 * size
     ground = tuple(rng.randrange(10, 60) for _ in range(3))
     base = list(COLOURS.values())[pair[0]]
@@ -132,7 +133,7 @@ def _mask(shape: str, side: int, centre: tuple[float, float], radius: float, ang
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
-    """Corners as (radius, angle from above) in units of the shape's radius."""
+    """Return the corners as (radius, angle from above), in units of the shape's radius."""
     if shape == "triangle":
         return [(1.0, 2 * math.pi * k / 3) for k in range(3)]
     if shape == "square":
@@ -145,7 +146,7 @@ def _outline(shape: str) -> list[tuple[float, float]]:
 
 
 def _pattern(texture: str, side: int, rng: random.Random) -> Image.Image:
-    """White where a texture darkens the shape."""
+    """Return the mask of a texture: white where it darkens the shape."""
     pattern = Image.new("L", (side, side))
     pen = ImageDraw.Draw(pattern)
     step = max(4, side // 8)

@@ -1,4 +1,4 @@
-"""A list as a source: CSV, TSV, JSONL or Parquet, one line an image, with its caption, label or split."""
+"""A list as a source: CSV, TSV, JSONL or Parquet, a line per image, with its caption, label or split."""
 
 import re
 from collections import Counter
@@ -9,13 +9,21 @@ from pathlib import Path
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.pictures import ImageError, read_file
 from unicl_cli.data.sources.folder import SPLITS
-from unicl_cli.data.sources.list_readers import Columns, Line, ParquetPictures, Reader, looks_like_picture, open_reader
+from unicl_cli.data.sources.list_readers import (
+    URL_FAULT,
+    Columns,
+    Line,
+    ParquetImages,
+    Reader,
+    looks_like_image,
+    open_reader,
+)
 from unicl_cli.errors import UniclError
 
 MAX_BAD = 0.05
-"""A list with a larger share of lines that cannot be read is taken for another format."""
+"""Share of unreadable lines above which a list is rejected as another format."""
 SAMPLE = 100
-"""Images that are looked for before a list is believed."""
+"""Images whose files are looked for before a list is accepted."""
 NAMES = {
     "image": "image file filename file_name filepath file_path path img image_path img_path image_file image url",
     "caption": "caption captions text texts title sentence sentences description alt alt_text",
@@ -23,7 +31,7 @@ NAMES = {
     "split": "split subset fold partition",
     "key": "key id",
 }
-"""Column names that are understood without an option, the first match wins; case does not matter."""
+"""Column names that need no option; the first match wins, and case does not matter."""
 
 
 class Table:
@@ -41,7 +49,7 @@ class Table:
 
     @cached_property
     def columns(self) -> Columns:
-        """The chosen columns, else those with a known name, else the only one that is left."""
+        """The chosen columns, else those with a known name, else the only one left."""
         roles = {role: self._column(role) for role in Columns._fields}
         needed = {"labels": ("image", "label"), "captions": ("image", "caption"), "images": ("image",)}[self.kind]
         left = [name for name in self.reader.columns if name not in roles.values()]
@@ -49,14 +57,14 @@ class Table:
             if roles[role] is None and len(left) == 1 and (role != "image" or not self.reader.has_header):
                 roles[role] = left.pop()
             if roles[role] is None:
-                raise self._without(role)
+                raise self._missing_column_error(role)
         return Columns(**roles)
 
-    def _without(self, role: str) -> UniclError:
+    def _missing_column_error(self, role: str) -> UniclError:
         columns = self.reader.columns
-        message = f"{self.path}: no {role} column among {', '.join(columns)}"
+        message = f"{self.path}: no {role} column (columns: {', '.join(columns)})"
         if len(columns) == 1 and role != "image":
-            return UniclError(message, "cells are separated by commas in .csv and by tabs in .tsv")
+            return UniclError(message, "check the separator: .csv uses commas, .tsv uses tabs")
         return UniclError(message, f"name it: '{self.path}?{role}=COLUMN'")
 
     @cached_property
@@ -65,11 +73,11 @@ class Table:
         if self.kind != "labels":
             return ()
         if self.names or self.reader.class_names:
-            return tuple(ClassName(name, (spoken(name),)) for name in self.names or self.reader.class_names)
+            return tuple(ClassName(name, (spoken_name(name),)) for name in self.names or self.reader.class_names)
         labels = {line.label for line in self._lines if line.label}
         ordered = sorted(labels, key=int) if self._numbered else sorted(labels)
         return tuple(
-            ClassName(label, (spoken(label),)) for label in ordered if label != str(NO_LABEL) or not self._numbered
+            ClassName(label, (spoken_name(label),)) for label in ordered if label != str(NO_LABEL) or not self._numbered
         )
 
     @cached_property
@@ -84,66 +92,69 @@ class Table:
         if not row.ref:
             raise ImageError("bad_line", row.key)
         if row.ref.startswith("row:"):
-            return {"image": self._inside.read(int(row.ref[4:]))}
+            return {"image": self._images.read(int(row.ref[4:]))}
         return {"image": read_file(self._file(row.ref))}
 
     def stamp(self, row: Row) -> int:
-        """Size of the image's file; -1 if there is none."""
+        """Return the size of the image's file; -1 if it is missing."""
         if row.ref.startswith("row:"):
-            return 0  # the list's own bytes are in the fingerprint through its rows and sampled images
+            return 0  # rows and sample images put the list's own bytes into the fingerprint
         try:
             return self._file(row.ref).stat().st_size if row.ref else -1
         except OSError:
             return -1
 
     def _file(self, ref: str) -> Path:
-        r"""The path beside the list; one written on Windows (``cat\1.jpg``) is found elsewhere too."""
+        r"""Return the path relative to the list; one written on Windows (``cat\1.jpg``) works everywhere."""
         file = self.path.parent / ref
         return file if "\\" not in ref or file.exists() else self.path.parent / ref.replace("\\", "/")
 
     @cached_property
-    def _inside(self) -> ParquetPictures:
-        return ParquetPictures(self.path, self.columns.image or "")
+    def _images(self) -> ParquetImages:
+        return ParquetImages(self.path, self.columns.image or "")
 
     @cached_property
     def _lines(self) -> list[Line]:
         lines = list(self.reader.lines(self.columns))
         bad = [line for line in lines if line.fault]
         if not lines:
-            raise UniclError(f"{self.path}: no rows", "it has a header only; ?header=false if its first line is a row")
+            raise UniclError(f"{self.path}: no rows, only a header", "add ?header=false if the first line is a row")
         self._check_sides(lines)
         if len(bad) > MAX_BAD * len(lines):
             first = bad[0]
+            hint = "check the separator, the header (?header=true or false) and the columns (?image=…&caption=…)"
+            if first.fault == URL_FAULT:
+                hint = "download the images first, and write their paths into the list"
             raise UniclError(
                 f"{self.path}: {len(bad)} of {len(lines)} lines cannot be read; {first.place}: {first.fault}",
-                "check the separator, the header (?header=true or false) and the columns (?image=…&caption=…)",
+                hint,
             )
         self._check_files([line.ref for line in lines if line.ref and not line.ref.startswith("row:")])
         return lines
 
     def _check_sides(self, lines: list[Line]) -> None:
-        """Captions where the images should be, and images where the captions should be."""
-        paths = sum(looks_like_picture(line.ref) for line in lines)
-        texts = sum(any(map(looks_like_picture, line.texts)) for line in lines)
+        """Raise UniclError if the image and caption columns are swapped."""
+        paths = sum(looks_like_image(line.ref) for line in lines)
+        texts = sum(any(map(looks_like_image, line.texts)) for line in lines)
         if 2 * texts > len(lines) > 2 * paths:
             image, caption = self.columns.image, self.columns.caption
             raise UniclError(
-                f"{self.path}: column '{image}' holds texts, and column '{caption}' holds images",
+                f"{self.path}: column '{image}' holds texts and column '{caption}' holds images",
                 f"swap them: '{self.path}?image={caption}&caption={image}'",
             )
 
     def _check_files(self, refs: list[str]) -> None:
-        """Not one of a sample is there: the paths mean another place."""
+        """Raise UniclError if none of a sample of images exists: the paths are relative to another place."""
         sample = refs[:: max(1, len(refs) // SAMPLE)]
         if sample and not any(self._file(ref).exists() for ref in sample):
             raise UniclError(
-                f"{self.path}: none of its images is there, for example {self.path.parent / sample[0]}",
-                "paths are relative to the list: move it beside the images, or correct the paths",
+                f"{self.path}: its images do not exist, for example {self.path.parent / sample[0]}",
+                "move the list beside the images, or correct the paths, which are relative to the list",
             )
 
     @cached_property
     def _numbered(self) -> bool:
-        """Whether labels are numbers: each an integer; a mixture with fractions is an error."""
+        """True if all labels are integers. UniclError for fractions among them."""
         labels = [line for line in self._lines if line.label]
         if not labels or not all(re.fullmatch(r"[+-]?\d+(\.\d*)?", line.label) for line in labels):
             return False
@@ -152,12 +163,15 @@ class Table:
                 f"{self.path}: {broken.place}: label {broken.label} is not an integer", "write 1 instead of 1.0"
             )
         if negative := next((line for line in labels if int(line.label) < NO_LABEL), None):
-            raise UniclError(f"{self.path}: {negative.place}: label {negative.label} is negative", "-1 means no label")
+            raise UniclError(
+                f"{self.path}: {negative.place}: label {negative.label} is negative",
+                "use -1 only, which means no label",
+            )
         return True
 
     @cached_property
     def _rows(self) -> dict[str, list[Row]]:
-        """Made once, after ``classes`` and ``splits``; then the lines, 400 bytes each, are let go."""
+        """Rows by split, made once after ``classes`` and ``splits``; then the lines, 400 bytes each, are freed."""
         _ = self.splits
         numbers = {c.key: number for number, c in enumerate(self.classes)}
         rows: dict[str, dict[str, tuple[Row, Line]]] = {}
@@ -175,12 +189,12 @@ class Table:
             if first_split != split or known.label != row.label or not set(row.texts) - set(known.texts):
                 raise UniclError(
                     f"{self.path}: {first.place} and {line.place} have the same image or key {line.key}",
-                    "remove one of them; an image may repeat with another caption only",
+                    "remove one of them: an image may repeat only with another caption",
                 )
             merged += 1
             rows[split][line.key] = (known._replace(texts=known.texts + row.texts), first)
         if merged:
-            self.notes.append(f"{merged} lines with another caption of the same image joined its row")
+            self.notes.append(f"{self.path.name}: merged lines with further captions of the same image: {merged}")
         del self._lines
         return {split: [row for row, _ in of.values()] for split, of in rows.items()}
 
@@ -192,8 +206,8 @@ class Table:
         if self._numbered and int(line.label) < len(numbers):
             return int(line.label)
         raise UniclError(
-            f"{self.path}: {line.place}: label {line.label} is not one of the {len(numbers)} classes",
-            f"numbers run from 0 to {len(numbers) - 1}, -1 means none; names are written as in the list of classes",
+            f"{self.path}: {line.place}: unknown label {line.label} (number of classes: {len(numbers)})",
+            f"use a number from 0 to {len(numbers) - 1}, -1 for no label, or a name from the list of classes",
         )
 
     def _split(self, line: Line) -> str:
@@ -207,7 +221,7 @@ class Table:
             return chosen
         if chosen.isdecimal() and int(chosen) < len(self.reader.columns):
             return self.reader.columns[int(chosen)]
-        raise UniclError(f"{self.path}: no column '{chosen}'", f"columns: {', '.join(self.reader.columns)}")
+        raise UniclError(f"{self.path}: no column '{chosen}'", f"choose from: {', '.join(self.reader.columns)}")
 
 
 def table(  # noqa: PLR0913 - a factory's signature is its options
@@ -222,36 +236,36 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     header: bool | None = None,
     classes: str | None = None,
 ) -> Table:
-    """A CSV, TSV, JSONL or Parquet list. Columns are named (or counted from 0); ``classes``: a file, a name a line.
+    """A CSV, TSV, JSONL or Parquet list, with columns given by name or by number from 0.
 
-    TSV is unquoted. Without ``header``, the first line is one if it holds a known column name. Several lines with one
-    image and different captions become one row.
+    ``classes`` is a file with a class name per line. TSV has no quotes. Without ``header``, the first line is a header
+    if it holds a known column name. Lines with the same image and different captions become one row.
     """
     list_path = Path(path)
     if not list_path.is_file():
-        raise UniclError(f"{path}: no such list", "give a .csv, .tsv, .jsonl or .parquet file")
+        raise UniclError(f"{path}: no such list", "check the path of the .csv, .tsv, .jsonl or .parquet file")
     chosen = Columns(image, caption, label, split, key)
-    return Table(list_path, kind, chosen, header, class_names(classes))
+    return Table(list_path, kind, chosen, header, read_class_names(classes))
 
 
-def spoken(name: str) -> str:
-    """A class's name as a prompt says it: without underscores."""
+def spoken_name(name: str) -> str:
+    """Return a class name as prompts say it: without underscores."""
     return " ".join(name.replace("_", " ").split()) or name
 
 
-def class_names(path: str | None) -> tuple[str, ...]:
-    """The names in a text file, one a line; none without a file. UniclError if one stands there twice."""
+def read_class_names(path: str | None) -> tuple[str, ...]:
+    """Return the names in a text file, one per line; none without a file. UniclError for duplicates."""
     if path is None:
         return ()
     file = Path(path)
     if not file.is_file():
-        raise UniclError(f"{path}: no such file of class names", "give a text file with a name on each line")
+        raise UniclError(f"{path}: no such file of class names", "write a text file with a name on each line")
     try:
         names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UniclError(f"{path}: cannot be read: {error}", "class names are UTF-8 text, one a line") from error
+        raise UniclError(f"{path}: cannot be read: {error}", "save class names as UTF-8 text, one per line") from error
     if not names:
-        raise UniclError(f"{path}: holds no class names", "write one a line")
+        raise UniclError(f"{path}: no class names", "write one name per line")
     if twice := [name for name, times in Counter(names).items() if times > 1]:
-        raise UniclError(f"{path}: class '{twice[0]}' stands there twice", "a class has one number")
+        raise UniclError(f"{path}: duplicate class '{twice[0]}'", "remove one of them: a class has one number")
     return tuple(names)

@@ -1,4 +1,4 @@
-"""Which rows show one image, byte for byte: found before shards are written, so that none needs to know another."""
+"""Rows with equal images, byte for byte: found before any shard is written, so that shards stay independent."""
 
 import hashlib
 import json
@@ -18,28 +18,28 @@ from unicl_cli.jobs.prepare.shards import THREADS, Tick, Unit, Work, json_bytes,
 
 FILE = "duplicates.json"
 _NO_DIGEST = bytes(32)
-"""Of a row that takes no part: it cannot be read, or its unit leaves it out unread."""
+"""Digest of a row that is not compared: it cannot be read, or its unit rejects it unread."""
 _EXAMPLES = 5
 
 
 class Duplicates(NamedTuple):
-    """``gone``: key of a row that is left out -> key of the row that stays; ``texts``: what that one gets of them."""
+    """Equal images: ``gone`` maps the key of each row left out to the row that stays, ``texts`` what it inherits."""
 
     gone: Mapping[str, str]
     texts: Mapping[str, Sequence[str]]
     facts: Mapping[str, Any]
 
 
-NONE = Duplicates({}, {}, {})
+NO_DUPLICATES = Duplicates({}, {}, {})
 
 
 def hash_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]) -> dict[str, Any] | None:
-    """Write the sha256 of each row's image beside the markers; None if stopped. Images are dropped at once."""
+    """Write the sha256 of each row's image beside the markers; None if stopped. No image is kept in memory."""
     digests: list[bytes] = []
     total = 0
 
     def one(row: Row) -> tuple[bytes, int]:
-        return (_NO_DIGEST, 0) if stopped() else _digest(row, work, source)
+        return (_NO_DIGEST, 0) if stopped() else _hash_image(row, work, source)
 
     with ThreadPoolExecutor(THREADS) as threads:
         for chunk in row_chunks(work):
@@ -54,8 +54,8 @@ def hash_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[
     return {"rows": len(digests), "rejected": {}, "payload": total}
 
 
-def unhashed(units: Iterable[Unit], out: Path) -> list[Unit]:
-    """Units whose digests are not there, or not whole."""
+def units_without_digests(units: Iterable[Unit], out: Path) -> list[Unit]:
+    """Return the units whose digests are missing or incomplete."""
 
     def size(unit: Unit) -> int:
         file = out / unit.hashes
@@ -64,13 +64,14 @@ def unhashed(units: Iterable[Unit], out: Path) -> list[Unit]:
     return [unit for unit in units if size(unit) != 32 * unit.rows]
 
 
-def forget_digests(units: Iterable[Unit], out: Path) -> None:
+def remove_digests(units: Iterable[Unit], out: Path) -> None:
+    """Delete the digests of the units."""
     for unit in units:
         (out / unit.hashes).unlink(missing_ok=True)
 
 
-def read_found(out: Path) -> Duplicates | None:
-    """What an earlier run found; None if it did not come so far."""
+def read_duplicates(out: Path) -> Duplicates | None:
+    """Read the duplicates that an earlier command found; None if it did not get that far."""
     try:
         found = json.loads((out / FILE).read_bytes())
         return Duplicates(found["gone"], found["texts"], found["facts"])
@@ -78,19 +79,21 @@ def read_found(out: Path) -> Duplicates | None:
         return None
 
 
-def find(units: Sequence[Unit], held_out: frozenset[str], row_at: Callable[[Unit, int], Row], out: Path) -> Duplicates:
-    """Compare the digests of all units and keep the result in FILE: the first row of the plan stays.
+def find_duplicates(
+    units: Sequence[Unit], held_out: frozenset[str], row_at: Callable[[Unit, int], Row], out: Path
+) -> Duplicates:
+    """Compare the digests of all units and save the result in FILE; of equal rows, the plan's first one stays.
 
-    Rows are compared within one kind and split over all sources. ``held_out`` names sources whose `val` was cut from
-    their `train`: those rows are compared with `train` and come after it, or one image would lie on both sides.
+    Rows are compared within a kind and split, across all sources. ``held_out`` names sources whose `val` was cut from
+    their `train`: these rows are compared with `train` and come after it, so that no image is on both sides.
     """
     gone: dict[str, str] = {}
     texts: dict[str, list[str]] = {}
     groups, differ = 0, list[list[str]]()
-    for members in _scopes(units, held_out):
+    for members in _group_units(units, held_out):
         starts = np.cumsum([0, *(unit.rows for unit in members)])
         digests = np.frombuffer(b"".join((out / unit.hashes).read_bytes() for unit in members), np.uint8)
-        for places in _equal(digests.reshape(-1, 32)):
+        for places in _group_equal(digests.reshape(-1, 32)):
             at = [int(np.searchsorted(starts, place, side="right")) - 1 for place in places]
             first, *rest = [row_at(members[n], int(p - starts[n])) for n, p in zip(at, places, strict=True)]
             gone.update(dict.fromkeys((row.key for row in rest), first.key))
@@ -109,35 +112,35 @@ def find(units: Sequence[Unit], held_out: frozenset[str], row_at: Callable[[Unit
     return Duplicates(gone, texts, facts)
 
 
-def repeated(folder: Path, shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Equal images among those stored, counted over 64 bits of their sha256.
+def count_equal_images(folder: Path, shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Count equal images among the stored ones, by 64 bits of their sha256.
 
-    ``in_a_kind``: rows beyond the first of one image in a kind and split; ``in_two_kinds``: images of the training
-    split that have rows of several kinds; ``of_eval``: for each other split, training rows whose image is there too.
+    ``in_a_kind``: rows that repeat an image of their kind and split; ``in_two_kinds``: training images with rows of
+    several kinds; ``of_eval``: for every other split, training rows whose image is also in that split.
     """
     found: dict[tuple[str, str], list[NDArray[np.uint64]]] = {}
     for shard in shards:
         column = pq.read_table(folder / shard["file"], columns=["sha256"]).column("sha256")
         digests = np.frombuffer(b"".join(column.to_pylist()), np.uint64)[::4]
         found.setdefault((shard["split"], shard["kind"]), []).append(digests)
-    pictures = {at: np.concatenate(of) for at, of in found.items()}
-    training = [np.unique(of) for (split, _), of in pictures.items() if split == "train"]
-    rows = [of for (split, _), of in pictures.items() if split == "train"]
-    others = dict.fromkeys(split for split, _ in pictures if split != "train")
+    images = {at: np.concatenate(of) for at, of in found.items()}
+    training = [np.unique(of) for (split, _), of in images.items() if split == "train"]
+    rows = [of for (split, _), of in images.items() if split == "train"]
+    others = dict.fromkeys(split for split, _ in images if split != "train")
     return {
-        "in_a_kind": sum(len(of) - len(np.unique(of)) for of in pictures.values()),
+        "in_a_kind": sum(len(of) - len(np.unique(of)) for of in images.values()),
         "in_two_kinds": sum(map(len, training)) - len(np.unique(np.concatenate(training))) if training else 0,
         "of_eval": {
-            other: sum(int(np.isin(of, _joined(pictures, other)).sum()) for of in rows) for other in others if rows
+            other: sum(int(np.isin(of, _join_kinds(images, other)).sum()) for of in rows) for other in others if rows
         },
     }
 
 
-def _joined(pictures: Mapping[tuple[str, str], NDArray[np.uint64]], split: str) -> NDArray[np.uint64]:
-    return np.concatenate([of for (s, _), of in pictures.items() if s == split])
+def _join_kinds(images: Mapping[tuple[str, str], NDArray[np.uint64]], split: str) -> NDArray[np.uint64]:
+    return np.concatenate([of for (s, _), of in images.items() if s == split])
 
 
-def _digest(row: Row, work: Work, source: DatasetSource) -> tuple[bytes, int]:
+def _hash_image(row: Row, work: Work, source: DatasetSource) -> tuple[bytes, int]:
     if usable_texts(row, work)[1]:
         return _NO_DIGEST, 0
     try:
@@ -147,7 +150,7 @@ def _digest(row: Row, work: Work, source: DatasetSource) -> tuple[bytes, int]:
     return hashlib.sha256(data).digest(), len(data)
 
 
-def _scopes(units: Sequence[Unit], held_out: frozenset[str]) -> Iterator[list[Unit]]:
+def _group_units(units: Sequence[Unit], held_out: frozenset[str]) -> Iterator[list[Unit]]:
     scopes: dict[tuple[str, str], list[Unit]] = {}
     cut = [unit.split == "val" and unit.source in held_out for unit in units]
     for late in (False, True):
@@ -157,8 +160,8 @@ def _scopes(units: Sequence[Unit], held_out: frozenset[str]) -> Iterator[list[Un
     yield from scopes.values()
 
 
-def _equal(digests: NDArray[np.uint8]) -> Iterator[NDArray[np.int64]]:
-    """(n, 32) -> ascending row numbers of each group of two or more equal digests."""
+def _group_equal(digests: NDArray[np.uint8]) -> Iterator[NDArray[np.int64]]:
+    """Yield the ascending row numbers of each group of two or more equal digests; ``digests`` is (n, 32)."""
     words = np.ascontiguousarray(digests).view(np.uint64)  # (n, 4)
     order = np.lexsort(words.T)  # stable: equal rows stay in ascending order
     ordered = words[order]

@@ -1,4 +1,4 @@
-"""`prepare --dry-run`: what a corpus would hold and cost, from a sample of its images; writes nothing."""
+"""The `prepare --dry-run` job: an estimate of a corpus from a sample of its images, without writing anything."""
 
 import json
 import resource
@@ -15,25 +15,27 @@ from typing import Any, NamedTuple
 
 from unicl_cli.core.files import size_of
 from unicl_cli.core.machine import cores
-from unicl_cli.data.sources.resolve import named_sources
+from unicl_cli.data.corpus import PLAN
 from unicl_cli.errors import UniclError, plain
-from unicl_cli.jobs.prepare.plan import Opened, Plan, differences, make_plan
-from unicl_cli.jobs.prepare.prepare import PLAN, Wanted, check_place, read_plan
-from unicl_cli.jobs.prepare.progress import listed, note
+from unicl_cli.jobs.prepare.plan import CorpusPlan, PlannedSource, make_plan
+from unicl_cli.jobs.prepare.plan_file import check_out_dir, check_same_plan, read_plan
+from unicl_cli.jobs.prepare.progress import format_counts, note
+from unicl_cli.jobs.prepare.report import count_of
+from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.prepare.shards import DECODERS, THREADS, Prepared, Rejected, Unit, Work, prepare_row
 from unicl_cli.pages.text import align_columns
 
 SAMPLE = 128
-"""Rows of each source and split that are read and decoded."""
+"""Rows of each source and split to read and decode."""
 ROOM = 1.2
-"""Less free space than this, times the expected size, is refused."""
+"""Free space that must be there, as a multiple of the expected size."""
 _Z95 = 1.96
 _WORKER = 130_000_000
-"""Of memory, for a process that has loaded Arrow and Pillow (measured: 115 to 130 MB)."""
+"""Memory of a process that has loaded Arrow and Pillow, in bytes (measured: 115 to 130 MB)."""
 
 
-class Sampled(NamedTuple):
-    """``n`` of ``rows`` rows were tried in ``seconds``; ``size`` bytes are kept, ``pixels`` has the largest image."""
+class SourceSample(NamedTuple):
+    """``n`` of ``rows`` rows, tried in ``seconds``: ``kept`` of them, in ``size`` bytes; ``pixels`` of the largest."""
 
     source: str
     kind: str
@@ -47,7 +49,7 @@ class Sampled(NamedTuple):
     seconds: float
 
     def expected(self) -> tuple[float, float, float]:
-        """Rows that will be kept, with the 95 % bounds of Wilson's interval."""
+        """Return the rows that will be kept, with the 95 % bounds of Wilson's interval."""
         share, z2 = self.kept / self.n, _Z95**2
         middle = (share + z2 / (2 * self.n)) / (1 + z2 / self.n)
         half = _Z95 * sqrt(share * (1 - share) / self.n + z2 / (4 * self.n**2)) / (1 + z2 / self.n)
@@ -56,48 +58,48 @@ class Sampled(NamedTuple):
         return self.rows * share, self.rows * max(0.0, middle - half), self.rows * min(1.0, middle + half)
 
     def bytes_of(self, rows: float) -> float:
+        """Return the size of so many kept rows."""
         return rows * self.size / self.kept if self.kept else 0.0
 
 
-def run(wanted: Wanted, *, workers: int | None, as_json: bool) -> None:
-    """Write the estimate to stdout. UniclError if the plan could not be carried out, for lack of space too."""
-    named = named_sources(wanted.labels, wanted.captions, wanted.images)
-    if not named:
-        raise UniclError("nothing to prepare", "give at least one --labels, --captions or --images SRC")
-    check_place(wanted.out)
-    plan = make_plan(named, wanted.options)
+def run(request: PrepareRequest, *, workers: int | None, as_json: bool) -> None:
+    """Write the estimate to stdout. UniclError if `prepare` would fail, or if the disk lacks space."""
+    out = request.out
+    sources = request.sources()
+    check_out_dir(out)
+    plan = make_plan(sources, request.options)
     for line in plan.notes:
         note(line)
-    if (wanted.out / PLAN).is_file() and (changed := differences(read_plan(wanted.out), plan.document())):
-        raise UniclError(f"{wanted.out} was begun with another plan; {'; '.join(changed)}", "choose another -o")
-    samples = [_sampled(plan, opened, split, wanted.out) for opened in plan.sources for split in opened.rows]
-    report = _report(wanted.out, plan, samples, workers or cores())
-    text = [json.dumps(report, ensure_ascii=False)] if as_json else list(map(plain, _lines(report)))
+    if (out / PLAN).is_file():
+        check_same_plan(out, read_plan(out), plan.document())
+    samples = [_sample_rows(plan, planned, split, out) for planned in plan.sources for split in planned.rows]
+    report = _build_report(out, plan, samples, workers or cores())
+    text = [json.dumps(report, ensure_ascii=False)] if as_json else list(map(plain, _format_report(report)))
     sys.stdout.write("\n".join(text) + "\n")
     if report["bytes_expected"][1] * ROOM > report["free"]:
         raise UniclError(
-            f"{wanted.out}: {size_of(report['free'])} are free, {ROOM} times the expected size would be "
-            f"{size_of(report['bytes_expected'][1] * ROOM)}",
-            "make room, give -o another disk, shrink images with --size, or take fewer with --limit",
+            f"{out}: not enough disk space: {size_of(report['free'])} free, "
+            f"{size_of(report['bytes_expected'][1] * ROOM)} needed ({ROOM} times the expected size)",
+            "free some space, choose another disk with -o, or reduce the corpus with --size or --limit",
         )
 
 
-def _sampled(plan: Plan, opened: Opened, split: str, out: Path) -> Sampled:
-    rows = opened.rows[split]
+def _sample_rows(plan: CorpusPlan, planned: PlannedSource, split: str, out: Path) -> SourceSample:
+    rows = planned.rows[split]
     n = min(SAMPLE, len(rows))
-    name, kind = opened.named.name, opened.named.kind
+    name, kind = planned.spec.name, planned.spec.kind
     unit = Unit(f"{name}-{kind}", split, name, kind, 0, n, n)
     work = Work(
-        unit, out, opened.named.src, [], plan.options.size, plan.options.text == "raw", {}, plan.options.min_side
+        unit, out, planned.spec.src, [], plan.options.size, plan.options.text == "raw", {}, plan.options.min_side
     )
     chosen = [rows[at * len(rows) // n] for at in range(n)]
     decoders = threading.Semaphore(DECODERS)
-    begun = time.monotonic()
+    started = time.monotonic()
     with ThreadPoolExecutor(THREADS) as threads:
-        results = list(threads.map(partial(prepare_row, source=opened.source, work=work, decoders=decoders), chosen))
-    seconds = time.monotonic() - begun
+        results = list(threads.map(partial(prepare_row, source=planned.source, work=work, decoders=decoders), chosen))
+    seconds = time.monotonic() - started
     kept = [result for result in results if isinstance(result, Prepared)]
-    return Sampled(
+    return SourceSample(
         name,
         kind,
         split,
@@ -111,7 +113,7 @@ def _sampled(plan: Plan, opened: Opened, split: str, out: Path) -> Sampled:
     )
 
 
-def _report(out: Path, plan: Plan, samples: list[Sampled], workers: int) -> dict[str, Any]:
+def _build_report(out: Path, plan: CorpusPlan, samples: list[SourceSample], workers: int) -> dict[str, Any]:
     sources: list[dict[str, Any]] = [
         {
             **{name: getattr(sample, name) for name in ("source", "kind", "split", "rows", "rejected")},
@@ -131,8 +133,8 @@ def _report(out: Path, plan: Plan, samples: list[Sampled], workers: int) -> dict
         "rows_expected": [round(sum(column)) for column in zip(*(s.expected() for s in samples), strict=True)],
         "bytes_expected": [sum(source["bytes_expected"] for source in sources), round(upper)],
         "seconds": round(sum(sample.rows * sample.seconds / sample.n for sample in samples) / min(workers, cores())),
-        "memory": _memory(workers, largest, samples),
-        "free": _free(out),
+        "memory": _estimate_memory(workers, largest, samples),
+        "free": _free_bytes(out),
         "workers": workers,
         "classes": len(plan.classes),
         "sources": sources,
@@ -140,11 +142,11 @@ def _report(out: Path, plan: Plan, samples: list[Sampled], workers: int) -> dict
     }
 
 
-def _memory(workers: int, pixels: int, samples: list[Sampled]) -> int:
-    """This process as it is, and for each worker: libraries, a row group four times over, and decoded images.
+def _estimate_memory(workers: int, pixels: int, samples: list[SourceSample]) -> int:
+    """Estimate the peak memory: this process now, and for each worker its libraries, a row group and decoded images.
 
-    A group of 8 MB (or four images, if those are more) is there as records, as Arrow, as pages and in the writer.
-    An image is there decoded and once converted: 7 bytes a pixel.
+    A row group of 8 MB (or of four larger images) is held four times: as records, as Arrow, as pages and by the
+    writer. A decoded image is held with its conversion: 7 bytes per pixel.
     """
     mean = max((sample.bytes_of(1) for sample in samples if sample.kept), default=0.0)
     worker = _WORKER + 4 * max(8e6, 4 * mean) + DECODERS * 7 * pixels
@@ -152,23 +154,29 @@ def _memory(workers: int, pixels: int, samples: list[Sampled]) -> int:
     return round(peak + worker * workers)
 
 
-def _free(out: Path) -> int:
+def _free_bytes(out: Path) -> int:
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     return shutil.disk_usage(there).free
 
 
-def _lines(report: dict[str, Any]) -> list[str]:
-    cells = [("source", "kind", "split", "rows", "kept, about", "left out of the sample", "size, about")]
+def _format_report(report: dict[str, Any]) -> list[str]:
+    cells = [("source", "kind", "split", "rows", "expected", "rejected in sample", "size")]
+    reasons: Counter[str] = Counter()
     for line in report["sources"]:
         kept, low, high = line["rows_expected"]
         bounds = f"{kept:,} ({low:,} to {high:,})" if low != high else f"{kept:,}"
-        left_out = f"{listed(line['rejected']) or '0'} of {line['sampled']}"
+        rejected = f"{sum(line['rejected'].values()):,} of {line['sampled']:,}"
+        reasons.update(line["rejected"])
         size = size_of(line["bytes_expected"])
-        cells.append((line["source"], line["kind"], line["split"], f"{line['rows']:,}", bounds, left_out, size))
-    minutes = f"{report['seconds'] / 60:.0f} minutes" if report["seconds"] >= 120 else f"{report['seconds']} s"
+        cells.append((line["source"], line["kind"], line["split"], f"{line['rows']:,}", bounds, rejected, size))
+    seconds = report["seconds"]
+    duration = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{max(1, seconds)} s"
     return [
         *align_columns(cells),
-        f"{report['corpus']}: about {report['rows_expected'][0]:,} of {report['rows']:,} rows, "
-        f"{size_of(report['bytes_expected'][0])} ({size_of(report['free'])} are free), {report['classes']:,} classes; "
-        f"{minutes} and {size_of(report['memory'])} of memory with {report['workers']} workers; nothing was written",
+        *([f"rejected in sample: {format_counts(reasons)}"] if reasons else []),
+        f"{report['corpus']}: about {report['rows_expected'][0]:,} of {count_of(report['rows'], 'row')}, "
+        f"{count_of(report['classes'], 'class')}, {size_of(report['bytes_expected'][0])} "
+        f"({size_of(report['free'])} free)",
+        f"about {duration} and {size_of(report['memory'])} of memory with {count_of(report['workers'], 'worker')}; "
+        "nothing was written",
     ]

@@ -1,4 +1,7 @@
-"""One writer in a directory that can be stopped at any moment and leaves nothing half made behind; loads no library."""
+"""The lock of an output directory and the stop signals of `prepare`, with all unfinished files removed at the end.
+
+It imports only light libraries: signals are caught before the heavy ones load.
+"""
 
 import errno
 import multiprocessing
@@ -19,67 +22,70 @@ _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 class Stop:
-    """SIGINT or SIGTERM came (``asked``). While ``polite``, who works looks at it; else it interrupts at once.
+    """The stop flag: calling it tells whether SIGINT or SIGTERM has arrived.
 
-    ``owns``: the lock of ``out`` is held, so what lies there may be removed.
+    A signal interrupts at once, except inside ``deferred()``. ``again`` is the command that continues; ``owns`` means
+    that the lock of ``out`` is held, so that unfinished files there may be removed.
     """
 
     def __init__(self, out: Path, again: str) -> None:
         self.out, self.again = out, again
-        self.asked = self.polite = self.owns = False
+        self.requested = self.is_deferred = self.owns = False
 
     def __call__(self) -> bool:
-        return self.asked
+        return self.requested
 
     @contextmanager
-    def watched(self) -> Generator[None, None, None]:
-        """In here the work looks at this object at each row."""
-        self.polite = True
+    def deferred(self) -> Generator[None, None, None]:
+        """Only set the flag inside this block, where the work checks it at every row."""
+        self.is_deferred = True
         try:
             yield
         finally:
-            self.polite = False
+            self.is_deferred = False
 
     def on_signal(self, _number: int, _frame: object) -> None:
-        if self.asked:
-            self._leave_now()
-        self.asked = True
-        if self.polite:
-            sys.stderr.write("stopping: shards that are not finished are dropped\n")
+        """Stop at the first signal, exit at the second."""
+        if self.requested:
+            self._exit_now()
+        self.requested = True
+        if self.is_deferred:
+            sys.stderr.write("stopping: dropping unfinished shards\n")
             return
         raise KeyboardInterrupt
 
-    def stopped(self) -> Stopped:
-        return Stopped("stopped before all shards were written", f"go on with: {self.again}")
+    def error(self) -> Stopped:
+        """Return the error that ends a stopped command."""
+        return Stopped("stopped before all shards were written", f"continue with: {self.again}")
 
-    def _leave_now(self) -> None:
-        """The second signal: something hangs, so nothing is waited for."""
+    def _exit_now(self) -> None:
+        """Exit without waiting: a second signal means that something hangs."""
         for child in multiprocessing.active_children():
             child.kill()
             child.join(1)
         if self.owns:
             remove_unfinished(self.out)
             (self.out / LOCK).unlink(missing_ok=True)
-        error = self.stopped()
+        error = self.error()
         sys.stderr.write(f"error: {error.message}\n  hint: {error.hint}\n")
         sys.stderr.flush()
         os._exit(error.exit_code)
 
 
 @contextmanager
-def stoppable(out: Path, again: str) -> Generator[Stop, None, None]:
-    """Ends in Stopped with the command that goes on, whenever SIGINT or SIGTERM comes: while libraries load, too."""
+def catch_stop_signals(out: Path, again: str) -> Generator[Stop, None, None]:
+    """Turn SIGINT and SIGTERM into Stopped, with the command that continues; also while libraries load."""
     stop = Stop(out, again)
     before = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     except (KeyboardInterrupt, Exception) as error:
-        if not stop.asked or isinstance(error, Stopped):
+        if not stop.requested or isinstance(error, Stopped):
             raise
-        raise stop.stopped() from error
+        raise stop.error() from error
     finally:
-        for number, handler in before.items():  # once stopped, all is said and done: a late signal changes no status
-            signal.signal(number, signal.SIG_IGN if stop.asked else handler)
+        for number, handler in before.items():  # a late signal must not change the exit status
+            signal.signal(number, signal.SIG_IGN if stop.requested else handler)
 
 
 @contextmanager
@@ -96,8 +102,8 @@ def writing_into(stop: Stop) -> Generator[None, None, None]:
         stop.owns = True
         yield
     except OSError as error:
-        if mended := _mendable(out, error):
-            raise mended from error
+        if explained := _explain_os_error(out, error):
+            raise explained from error
         raise
     finally:
         if lock.is_locked:
@@ -122,7 +128,7 @@ def _take(lock: FileLock, out: Path) -> None:
 
 
 def remove_unfinished(out: Path) -> None:
-    """Temporary files, and folders in which nothing is left."""
+    """Remove temporary files, and the folders that are then empty."""
     for left in out.rglob("*.tmp"):
         left.unlink(missing_ok=True)
     _remove_empty([*(out / "data").glob("*"), *(out / name for name in ("data", "parts", "rejects"))])
@@ -141,10 +147,12 @@ def _holder(out: Path) -> str:
     return "another prepare"
 
 
-def _mendable(out: Path, error: OSError) -> UniclError | None:
-    """A full disk, or a file that may not be read or written, as one line; None for anything else."""
+def _explain_os_error(out: Path, error: OSError) -> UniclError | None:
+    """Return an error with a hint for a full disk or an unreadable file; None for anything else."""
     if error.errno in _FULL:
-        return UniclError(f"{out}: {error.strerror}", "make room: the same command goes on from here")
+        return UniclError(f"{out}: {error.strerror}", "free some space, then run the same command again to continue")
     if error.filename and error.errno:
-        return UniclError(f"{os.fsdecode(error.filename)}: {error.strerror}", "fix it: the same command goes on")
+        return UniclError(
+            f"{os.fsdecode(error.filename)}: {error.strerror}", "fix it, then run the same command again to continue"
+        )
     return None

@@ -1,11 +1,11 @@
-"""What `prepare` is going to do, fixed before the first image is read: rows, splits, order, shards."""
+"""The plan of `prepare`, fixed before the first image is written: rows, splits, order and shards."""
 
 import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +19,10 @@ from unicl_cli.contracts import NO_LABEL, ClassName, DatasetSource, Row
 from unicl_cli.core.prompts import NAMED, load_templates
 from unicl_cli.core.sampler import Permutation
 from unicl_cli.data.pictures import ImageError, examine
-from unicl_cli.data.sources.resolve import Named, open_source
+from unicl_cli.data.sources.resolve import SourceSpec, open_source
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare.duplicates import NONE, Duplicates
+from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
+from unicl_cli.jobs.prepare.request import Options
 from unicl_cli.jobs.prepare.rows import Adoption, Rows
 from unicl_cli.jobs.prepare.shards import MediaError, Unit, Work, media_of, stored_media
 
@@ -29,65 +30,41 @@ SCHEMA_VERSION = 1
 SEED = 0
 HOLDOUT = 0.05
 HOLDOUT_ROWS = 200
-"""A source with only `train` and at least this many rows gives HOLDOUT of them to `val`, unless told otherwise."""
+"""Rows from which on a source with only `train` gives the share HOLDOUT to `val`, unless --holdout is set."""
 _SAMPLE = 32
 _SPLIT = re.compile(r"[\w.][\w.-]*")
 
 
-@dataclass(frozen=True)
-class Options:
-    """What changes the bytes of a corpus, beside its sources."""
+class PlannedSource(NamedTuple):
+    """An open source with its rows by split, in corpus order. ``held_out``: its `val` was cut from its `train`."""
 
-    templates: str | tuple[str, ...] | None = None
-    size: int | None = None
-    min_side: int = 0
-    holdout: float | None = None
-    shard_mb: int = 256
-    limit: int | None = None
-    text: str = "clean"
-    dedup: str = "off"
-    keep_order: bool = False
-
-    def __post_init__(self) -> None:
-        """UniclError for a word that is none of its options."""
-        for option, value, words in (
-            ("--text", self.text, ("clean", "raw")),
-            ("--dedup", self.dedup, ("off", "exact")),
-        ):
-            if value not in words:
-                raise UniclError(f"{option} {value}: unknown", f"use {' or '.join(words)}")
-
-
-class Opened(NamedTuple):
-    """A source with its rows by split, as they go into the corpus. ``held_out``: its `val` was cut from its `train`."""
-
-    named: Named
+    spec: SourceSpec
     source: DatasetSource
     rows: dict[str, Rows]
     fingerprint: str
     held_out: bool
 
 
-class Plan(NamedTuple):
-    """Everything but the units is recomputed at each start and compared with what `plan.json` says."""
+class CorpusPlan(NamedTuple):
+    """The open sources, merged classes and options; computed at every start and compared with `plan.json`."""
 
     options: Options
-    sources: list[Opened]
+    sources: list[PlannedSource]
     classes: tuple[ClassName, ...]
     templates: tuple[str, ...] | str
     notes: list[str]
 
     def document(self) -> dict[str, Any]:
-        """What `plan.json` holds, without the units."""
+        """Return the content of `plan.json`, without the units."""
         described = [
             {
-                "name": opened.named.name,
-                "kind": opened.named.kind,
-                "src": opened.named.src,
-                "rows": {split: len(rows) for split, rows in opened.rows.items()},
-                "fingerprint": opened.fingerprint,
+                "name": planned.spec.name,
+                "kind": planned.spec.kind,
+                "src": planned.spec.src,
+                "rows": {split: len(rows) for split, rows in planned.rows.items()},
+                "fingerprint": planned.fingerprint,
             }
-            for opened in self.sources
+            for planned in self.sources
         ]
         options = asdict(self.options)
         del options["templates"]
@@ -102,112 +79,119 @@ class Plan(NamedTuple):
         }
 
     def units(self) -> list[Unit]:
-        """Shards of about ``shard_mb``, in row groups of about 8 MB."""
-        return [unit for opened in self.sources for unit in _cut(opened, self.options)]
+        """Cut all rows into shards of about ``shard_mb``, with row groups of about 8 MB."""
+        return [unit for planned in self.sources for unit in _cut_into_units(planned, self.options)]
 
-    def work(self, unit: Unit, out: Path, duplicates: Duplicates = NONE) -> Work:
-        """A unit with its rows: those that stay for others get the others' texts."""
-        opened = self.opened(unit.source)
-        rows = opened.rows[unit.split][unit.first : unit.first + unit.rows]
+    def work(self, unit: Unit, out: Path, duplicates: Duplicates = NO_DUPLICATES) -> Work:
+        """Return the work of a unit; rows that stay for their duplicates inherit the duplicates' texts."""
+        planned = self.find_source(unit.source)
+        rows = planned.rows[unit.split][unit.first : unit.first + unit.rows]
         rows = [row._replace(texts=(*row.texts, *duplicates.texts.get(row.key, ()))) for row in rows]
         gone = {row.key: duplicates.gone[row.key] for row in rows if row.key in duplicates.gone}
         is_raw = self.options.text == "raw"
         size, min_side = self.options.size, self.options.min_side
-        return Work(unit, out, opened.named.src, rows, size, is_raw, gone, min_side, self.has_media)
+        return Work(unit, out, planned.spec.src, rows, size, is_raw, gone, min_side, self.has_media)
 
     @property
     def has_media(self) -> bool:
         """True if any source names media: then all shards have the column, since readers expect one schema."""
-        return any(media_of(opened.source) for opened in self.sources)
+        return any(media_of(planned.source) for planned in self.sources)
 
     def row_at(self, unit: Unit, number: int) -> Row:
-        """One row of a unit, by its number there."""
-        return self.opened(unit.source).rows[unit.split][unit.first + number]
+        """Return one row of a unit, by its number in the unit."""
+        return self.find_source(unit.source).rows[unit.split][unit.first + number]
 
     def source(self, name: str) -> DatasetSource:
-        return self.opened(name).source
+        """Return the open source with this name in the corpus."""
+        return self.find_source(name).source
 
-    def opened(self, name: str) -> Opened:
-        return next(opened for opened in self.sources if opened.named.name == name)
+    def find_source(self, name: str) -> PlannedSource:
+        """Return the source with this name in the corpus, and its rows."""
+        return next(planned for planned in self.sources if planned.spec.name == name)
 
 
-def make_plan(named: Sequence[Named], options: Options) -> Plan:
-    """Open every source, merge classes, hold rows out, permute. UniclError for anything wrong with rows or labels."""
-    sources = [open_source(item.src, item.kind) for item in named]
+def make_plan(specs: Sequence[SourceSpec], options: Options) -> CorpusPlan:
+    """Open every source, merge classes, hold out validation rows, permute. UniclError for bad rows or labels."""
+    sources = [open_source(item.src, item.kind) for item in specs]
     notes: list[str] = []
-    labelled = [(item, source) for item, source in zip(named, sources, strict=True) if item.kind == "labels"]
-    classes = _merged([(item.name, source.classes) for item, source in labelled], notes)
+    labelled = [(item, source) for item, source in zip(specs, sources, strict=True) if item.kind == "labels"]
+    classes = _merge_classes([(item.name, source.classes) for item, source in labelled], notes)
     ids = {c.key: number for number, c in enumerate(classes)}
-    opened = [_opened(item, source, ids, options, notes) for item, source in zip(named, sources, strict=True)]
+    planned = [_plan_source(item, source, ids, options, notes) for item, source in zip(specs, sources, strict=True)]
     for source in sources:
-        notes += getattr(source, "notes", [])  # what a source has to say once its rows are read
-    templates = _templates(options.templates, [source.templates for _, source in labelled])
-    return Plan(options, opened, classes, templates, notes)
+        notes += getattr(source, "notes", [])  # complete only after its rows were read
+    templates = _choose_templates(options.templates, [source.templates for _, source in labelled])
+    return CorpusPlan(options, planned, classes, templates, notes)
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Fields in which two plans differ, as ``field: old -> new``; versions and spelling of sources aside."""
+def list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return the differences of two plans, as ``field: old -> new``; versions and spellings of sources may differ."""
     skipped = ("versions", "units", "sources")
     said = [
-        f"{k}: {_show(old.get(k))} -> {_show(new.get(k))}" for k in new if k not in skipped and old.get(k) != new[k]
+        f"{k}: {_format_value(old.get(k))} -> {_format_value(new.get(k))}"
+        for k in new
+        if k not in skipped and old.get(k) != new[k]
     ]
     before = {(s["name"], s["kind"]): s for s in old.get("sources", [])}
     after = {(s["name"], s["kind"]): s for s in new["sources"]}
-    said += [f"sources: '{name}' ({kind}) is new" for name, kind in after.keys() - before.keys()]
-    said += [f"sources: '{name}' ({kind}) is gone" for name, kind in before.keys() - after.keys()]
+    said += [f"source '{name}' ({kind}) is new" for name, kind in after.keys() - before.keys()]
+    said += [f"source '{name}' ({kind}) is missing" for name, kind in before.keys() - after.keys()]
     for at in sorted(before.keys() & after.keys()):
-        changed = [field for field in ("rows", "fingerprint") if before[at][field] != after[at][field]]
+        fields = {"rows": "number of rows", "fingerprint": "contents"}
+        changed = [word for field, word in fields.items() if before[at][field] != after[at][field]]
         if changed:
-            said.append(f"sources: '{at[0]}' ({at[1]}) has other {' and '.join(changed)}")
+            said.append(f"source '{at[0]}' ({at[1]}) has changed ({' and '.join(changed)})")
     return said
 
 
-def _opened(named: Named, source: DatasetSource, ids: dict[str, int], options: Options, notes: list[str]) -> Opened:
+def _plan_source(
+    spec: SourceSpec, source: DatasetSource, ids: dict[str, int], options: Options, notes: list[str]
+) -> PlannedSource:
     raw = {split: source.rows(split) for split in source.splits}
     for split in raw:
         if not _SPLIT.fullmatch(split):
             raise UniclError(
-                f"{named.src}: split name '{split}' is no file name", "name splits with letters, digits, - and _"
+                f"{spec.src}: split name '{split}' cannot be a folder name", "use letters, digits, '.', '-' and '_'"
             )
     if not any(raw.values()):
-        raise UniclError(f"{named.src}: has no rows", "leave it out, or look at its options: unicl plugins ls datasets")
-    _check_keys(named, raw)
-    labelled = named.kind == "labels"
-    adoption = Adoption(named.name, named.kind, tuple(ids[c.key] for c in source.classes) if labelled else ())
+        raise UniclError(f"{spec.src}: no rows", "remove this source, or check its options: unicl plugins ls datasets")
+    _check_keys(spec, raw)
+    labelled = spec.kind == "labels"
+    adoption = Adoption(spec.name, spec.kind, tuple(ids[c.key] for c in source.classes) if labelled else ())
     if labelled:
-        _check_labels(named, raw, len(adoption.classes))
+        _check_labels(spec, raw, len(adoption.classes))
     rows = {split: Rows(of, np.arange(len(of)), adoption) for split, of in raw.items() if of}
-    held_out = list(rows) == ["train"] and _share(options, len(rows["train"])) > 0
+    held_out = list(rows) == ["train"] and _holdout_share(options, len(rows["train"])) > 0
     if held_out:
-        rows = _held_out(rows["train"], _share(options, len(rows["train"])))
+        rows = _split_holdout(rows["train"], _holdout_share(options, len(rows["train"])))
         notes.append(
-            f"{named.name}: has no validation split: {len(rows['val'])} of {sum(map(len, rows.values()))} rows "
-            f"went to 'val', chosen by a hash of their keys (--holdout 0 for none)"
+            f"{spec.name}: no validation split: moved {len(rows['val'])} of {sum(map(len, rows.values()))} rows "
+            "to 'val', chosen by a hash of their keys (--holdout 0 turns this off)"
         )
-    rows = {split: Rows(of.raw, _ordered(of.order, named, split, options), adoption) for split, of in rows.items()}
-    return Opened(named, source, {s: of for s, of in rows.items() if of}, _fingerprint(source, raw), held_out)
+    rows = {split: Rows(of.raw, _permute(of.order, spec, split, options), adoption) for split, of in rows.items()}
+    return PlannedSource(spec, source, {s: of for s, of in rows.items() if of}, _fingerprint(source, raw), held_out)
 
 
-def _check_keys(named: Named, raw: dict[str, Sequence[Row]]) -> None:
+def _check_keys(spec: SourceSpec, raw: dict[str, Sequence[Row]]) -> None:
     met: set[str] = set()
     for split, rows in raw.items():
         for row in rows:
             if row.key in met:
                 places = [f"{s} {r.ref}" for s, of in raw.items() for r in of if r.key == row.key]
                 raise UniclError(
-                    f"{named.src}: key '{row.key}' stands there twice: {places[0]} and {split} {row.ref}",
-                    "give each row a key of its own",
+                    f"{spec.src}: duplicate key '{row.key}': {places[0]} and {split} {row.ref}",
+                    "give every row its own key",
                 )
             met.add(row.key)
 
 
-def _check_labels(named: Named, raw: dict[str, Sequence[Row]], classes: int) -> None:
+def _check_labels(spec: SourceSpec, raw: dict[str, Sequence[Row]], classes: int) -> None:
     for rows in raw.values():
         for row in rows:
             if not _is_integer(row.label) or not (row.label == NO_LABEL or 0 <= row.label < classes):
                 raise UniclError(
-                    f"{named.src}: row '{row.key}' has label {row.label}, classes are 0 … {classes - 1}",
-                    f"{NO_LABEL} means no label",
+                    f"{spec.src}: row '{row.key}' has label {row.label}; the classes are 0 … {classes - 1}",
+                    f"use a label in this range, or {NO_LABEL} for no label",
                 )
 
 
@@ -215,14 +199,14 @@ def _is_integer(label: object) -> bool:
     return isinstance(label, int) and not isinstance(label, bool)  # plugins may hand out anything
 
 
-def _share(options: Options, rows: int) -> float:
+def _holdout_share(options: Options, rows: int) -> float:
     if options.holdout is None:
         return HOLDOUT if rows >= HOLDOUT_ROWS else 0
     return options.holdout
 
 
-def _held_out(rows: Rows, share: float) -> dict[str, Rows]:
-    """Rows whose key's hash falls below ``share`` go to `val`; the last image of a class stays in training."""
+def _split_holdout(rows: Rows, share: float) -> dict[str, Rows]:
+    """Move rows to `val` whose key's hash falls below ``share``; the last image of a class stays in training."""
     labels = [rows.adoption.label(row) for row in rows.raw]
     left = Counter(labels)
     chosen = np.zeros(len(rows), np.bool_)
@@ -235,44 +219,44 @@ def _held_out(rows: Rows, share: float) -> dict[str, Rows]:
     return {split: Rows(rows.raw, np.flatnonzero(part), rows.adoption) for split, part in parts.items()}
 
 
-def _ordered(order: NDArray[np.int64], named: Named, split: str, options: Options) -> NDArray[np.int64]:
-    """Permuted, so that a shard mixes the classes, and cut to the limit."""
+def _permute(order: NDArray[np.int64], spec: SourceSpec, split: str, options: Options) -> NDArray[np.int64]:
+    """Permute the rows, so that a shard mixes the classes, and cut them to the limit."""
     if not options.keep_order and len(order):
-        order = order[Permutation(len(order), f"{SEED}/{named.name}/{named.kind}/{split}")(np.arange(len(order)))]
+        order = order[Permutation(len(order), f"{SEED}/{spec.name}/{spec.kind}/{split}")(np.arange(len(order)))]
     return order[: options.limit]
 
 
 def _fingerprint(source: DatasetSource, raw: dict[str, Sequence[Row]]) -> str:
-    """Every row, and of its image the size on disk, or the bytes of a sample where the source has no files."""
+    """Hash every row with the size of its image file, or the bytes of sample images if the source has no files."""
     digest = hashlib.sha256(repr(media_of(source)).encode() if media_of(source) else b"")
     stamp: Callable[[Row], int] | None = getattr(source, "stamp", None)
     for split, rows in raw.items():
         for row in rows:
             digest.update(repr((split, row, stamp(row) if stamp else None)).encode("utf-8", "backslashreplace"))
         for at in range(0, len(rows), max(1, len(rows) // _SAMPLE)) if stamp is None else ():
-            found = _read(source, rows[at])
+            found = _try_to_read(source, rows[at])
             digest.update(found.get("image") or b"unreadable")
             for kind in media_of(source):
                 digest.update(found.get(kind, b""))
     return digest.hexdigest()
 
 
-def _read(source: DatasetSource, row: Row) -> Mapping[str, bytes]:
+def _try_to_read(source: DatasetSource, row: Row) -> Mapping[str, bytes]:
     try:
         return dict(source.read(row))
     except Exception:  # noqa: BLE001 - the same row is read again by its unit, which counts it with its reason
         return {}
 
 
-def _cut(opened: Opened, options: Options) -> list[Unit]:
-    mean = _mean_bytes(opened, options.size)
+def _cut_into_units(planned: PlannedSource, options: Options) -> list[Unit]:
+    mean = _mean_bytes(planned, options.size)
     unit_rows = min(8192, max(64, int(options.shard_mb * 1e6 / mean)))
     if unit_rows > 256:
         unit_rows -= unit_rows % 256
-    group_rows = min(2048, max(4, int(8e6 / mean)))  # 32 photos of 8 MB a group would be 16 GB a window
-    name, kind = opened.named.name, opened.named.kind
+    group_rows = min(2048, max(4, int(8e6 / mean)))  # groups of 32 photos, 8 MB each, would make a 16 GB window
+    name, kind = planned.spec.name, planned.spec.kind
     units: list[Unit] = []
-    for split, rows in opened.rows.items():
+    for split, rows in planned.rows.items():
         starts = range(0, len(rows), unit_rows)
         for number, first in enumerate(starts):
             file = f"{name}-{kind}-{number:05d}-of-{len(starts):05d}"
@@ -280,10 +264,10 @@ def _cut(opened: Opened, options: Options) -> list[Unit]:
     return units
 
 
-def _mean_bytes(opened: Opened, size: int | None) -> float:
-    """Of the first images in the permuted order, with their media, as they will be stored."""
-    rows = max(opened.rows.values(), key=len)[:_SAMPLE]
-    sizes = [stored for row in rows if (stored := _stored_bytes(_read(opened.source, row), opened.source, size))]
+def _mean_bytes(planned: PlannedSource, size: int | None) -> float:
+    """Return the mean size of the first images in permuted order, with their media, as they will be stored."""
+    rows, source = max(planned.rows.values(), key=len)[:_SAMPLE], planned.source
+    sizes = [stored for row in rows if (stored := _stored_bytes(_try_to_read(source, row), source, size))]
     return sum(sizes) / len(sizes) if sizes else 100_000
 
 
@@ -295,13 +279,13 @@ def _stored_bytes(found: Mapping[str, bytes], source: DatasetSource, size: int |
         return 0  # counted by its unit
 
 
-def _merged(classes: list[tuple[str, Sequence[ClassName]]], notes: list[str]) -> tuple[ClassName, ...]:
-    """The ordered union by key; names of later sources are added behind those of the first."""
+def _merge_classes(classes: list[tuple[str, Sequence[ClassName]]], notes: list[str]) -> tuple[ClassName, ...]:
+    """Return the ordered union by key; names from later sources are appended."""
     merged: dict[str, ClassName] = {}
     for name, of in classes:
         shared = [c.key for c in of if c.key in merged]
         if shared:
-            notes.append(f"{name}: {len(shared)} of its {len(of)} classes were there already (same key) and are shared")
+            notes.append(f"{name}: {len(shared)} of its {len(of)} classes are shared with earlier sources (same key)")
         for c in of:
             names = tuple(dict.fromkeys((*merged[c.key].names, *c.names) if c.key in merged else c.names))
             merged[c.key] = ClassName(c.key, names)
@@ -310,20 +294,22 @@ def _merged(classes: list[tuple[str, Sequence[ClassName]]], notes: list[str]) ->
         by_name.setdefault(c.names[0].casefold(), []).append(c)
     for alike in by_name.values():
         if len(alike) > 1:
-            exactly = "" if len({c.names[0] for c in alike}) == 1 else " but for its case"
+            case = "" if len({c.names[0] for c in alike}) == 1 else " (ignoring case)"
             notes.append(
-                f"{len(alike)} classes share the prompt name '{alike[0].names[0]}'{exactly}: "
-                f"{', '.join(c.key for c in alike)}: their prompts are equal: is it one class under two ids?"
+                f"{len(alike)} classes have the prompt name '{alike[0].names[0]}'{case}, and so equal prompts: "
+                f"{', '.join(c.key for c in alike)}; check that they are not one class under two ids"
             )
     return tuple(merged.values())
 
 
-def _templates(wanted: str | tuple[str, ...] | None, offered: Sequence[Sequence[str] | str]) -> tuple[str, ...] | str:
-    """The list's name or, from a file, the list: a corpus is moved without the file."""
-    if isinstance(wanted, tuple):
-        return wanted
-    if wanted is not None:
-        return wanted if wanted in NAMED else load_templates(wanted)
+def _choose_templates(
+    chosen: str | tuple[str, ...] | None, offered: Sequence[Sequence[str] | str]
+) -> tuple[str, ...] | str:
+    """Return the name of a known list, or the lines of a file: a corpus must not depend on the file."""
+    if isinstance(chosen, tuple):
+        return chosen
+    if chosen is not None:
+        return chosen if chosen in NAMED else load_templates(chosen)
     kinds = {t if isinstance(t, str) else tuple(t) for t in offered}
     return kinds.pop() if len(kinds) == 1 else "clip80"
 
@@ -332,6 +318,6 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _show(value: Any) -> str:
+def _format_value(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) < 40 else text[:37] + "..."

@@ -1,4 +1,4 @@
-"""How far `prepare` is, on stderr: a live bar on a terminal, else one plain line in 30 s."""
+"""Progress of `prepare` on stderr: a live bar on a terminal, else a plain line every 30 s."""
 
 import sys
 import time
@@ -15,9 +15,9 @@ from unicl_cli.errors import is_live, is_quiet, plain
 
 
 class Progress:
-    """Rows and shards done, images and megabytes a second, time left, and what is left out by reason.
+    """Rows and shards done, images per second, time left and rejected rows.
 
-    ``done`` rows and ``shards_done`` were there before; the rate counts what is new.
+    ``done`` rows and ``shards_done`` come from an earlier command; the rates count new rows only.
     """
 
     def __init__(self, label: str, *, done: int, total: int, shards_done: int, shards: int) -> None:
@@ -26,12 +26,12 @@ class Progress:
         self.started = self.said = time.monotonic()
         self.reasons: Counter[str] = Counter()
         self.quiet = is_quiet()
-        self.bar = _bar() if is_live() and not self.quiet else None
+        self.bar = _build_bar() if is_live() and not self.quiet else None
 
     def __enter__(self) -> "Progress":
         if self.bar:
             self.bar.start()
-            self.bar.add_task(self.label, total=self.total, completed=self.done, facts="", reasons="")
+            self.bar.add_task(self.label, total=self.total, completed=self.done, facts="", rejected="")
             self._show()
         return self
 
@@ -41,18 +41,19 @@ class Progress:
             self.bar.stop()
 
     def tick(self, rows: int, size: int, rejected: Mapping[str, int]) -> None:
-        """``rows`` more are done, of whose images ``size`` bytes are kept; less than none after a worker died."""
+        """Add rows, kept bytes and rejected rows by reason; the numbers are negative after a worker died."""
         self.done += rows
         self.bytes += size
         self.reasons.update(rejected)
         self._show()
 
     def shard_done(self) -> None:
+        """Count one more finished shard."""
         self.shards_done += 1
         self._show()
 
     def say(self, line: str) -> None:
-        """A line for people beside the progress, under --quiet too: something went wrong."""
+        """Show a line about something that went wrong, even under --quiet."""
         if self.bar:
             self.bar.console.print(line, markup=False, highlight=False)
         else:
@@ -61,37 +62,39 @@ class Progress:
     def _show(self) -> None:
         seconds = max(time.monotonic() - self.started, 1e-3)
         rate = (self.done - self.first) / seconds
-        facts = f"{self.shards_done}/{self.shards} shards, {rate:.0f} img/s, {self.bytes / seconds / 1e6:.1f} MB/s"
-        reasons = f"left out: {listed(self.reasons)}" if +self.reasons else ""
-        if self.bar:
-            self.bar.update(self.bar.task_ids[0], completed=self.done, facts=facts, reasons=reasons)
+        facts = f"{self.shards_done}/{self.shards} shards, {rate:.0f} img/s"
+        if self.bar:  # it must fit into 80 columns
+            rejected = f"{self.reasons.total():,} rejected" if +self.reasons else ""
+            self.bar.update(self.bar.task_ids[0], completed=self.done, facts=facts, rejected=rejected)
         elif not self.quiet and time.monotonic() - self.said >= LINE_SECONDS:
             self.said = time.monotonic()
             left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
-            line = f"{self.label} {self.done:,} of {self.total:,} rows, {facts}{left}; {reasons}".rstrip("; ")
+            speed = f"{self.bytes / seconds / 1e6:.1f} MB/s"
+            rejected = f"; rejected: {format_counts(self.reasons)}" if +self.reasons else ""
+            line = f"{self.label}: {self.done:,} of {self.total:,} rows, {facts}, {speed}{left}{rejected}"
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 
 
-def _bar() -> Bar:
+def _build_bar() -> Bar:
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TextColumn("{task.fields[facts]}", markup=False),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[reasons]}", markup=False),
+        TextColumn("{task.fields[rejected]}", markup=False),
     )
     return Bar(*columns, console=Console(stderr=True))
 
 
 def note(line: str) -> None:
-    """One line for people, on stderr, unless --quiet was given."""
+    """Write one line to stderr, unless --quiet was given."""
     if not is_quiet():
         sys.stderr.write(f"{plain(line)}\n")
         sys.stderr.flush()
 
 
-def listed(reasons: Mapping[str, int]) -> str:
-    """``"missing_file 3, truncated 1"``."""
+def format_counts(reasons: Mapping[str, int]) -> str:
+    """Return ``"missing_file 3, truncated 1"``."""
     return ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()) if count > 0)

@@ -1,4 +1,4 @@
-"""`prepare --verify` and `--repair`: what is damaged in a corpus, and making just that again."""
+"""The `prepare --verify` and `--repair` jobs: find the damaged shards of a corpus, and make only those again."""
 
 import json
 import sys
@@ -10,59 +10,70 @@ from unicl_cli.core.files import size_of
 from unicl_cli.data.corpus import MANIFEST, repair_hint
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.lock import Stop
-from unicl_cli.jobs.prepare.plan import Options
-from unicl_cli.jobs.prepare.prepare import Wanted, prepare, read_plan, units_of
+from unicl_cli.jobs.prepare.plan_file import read_plan, units_of
+from unicl_cli.jobs.prepare.prepare import prepare
 from unicl_cli.jobs.prepare.progress import Progress, note
-from unicl_cli.jobs.prepare.verify import Found, Problem, check, survey
+from unicl_cli.jobs.prepare.report import count_of
+from unicl_cli.jobs.prepare.request import Options, PrepareRequest
+from unicl_cli.jobs.prepare.verify import VerifyResult, check_shards, survey
 
 
 def run_verify(out: Path, *, as_json: bool) -> None:
-    """Write what was found to stdout; UniclError with exit code 1 if anything is wrong."""
-    found = _checked(out)
-    document = _document(out, found)
-    sys.stdout.write("\n".join([json.dumps(document, ensure_ascii=False)] if as_json else _lines(out, found)) + "\n")
+    """Check the corpus and write the result to stdout. UniclError with exit code 1 if anything is wrong."""
+    found = _verify(out)
+    document = _build_document(out, found)
+    sys.stdout.write(
+        "\n".join([json.dumps(document, ensure_ascii=False)] if as_json else _format_result(out, found)) + "\n"
+    )
     if found.problems:
         first = found.problems[0]
         more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
-        goes_on = "run the same `unicl prepare` command again: it goes on"
-        hint = goes_on if not found.finished and len(found.problems) == 1 else repair_hint(out)
+        only_unfinished = not found.finished and len(found.problems) == 1
+        hint = "run the same `unicl prepare` command again to continue" if only_unfinished else repair_hint(out)
         raise UniclError(f"{out / first.file}: {first.problem}{more}", hint, exit_code=1)
 
 
-def run_repair(wanted: Wanted, *, workers: int | None, allow_version_mix: bool, as_json: bool, stop: Stop) -> None:
-    """Make damaged shards again from the sources that `plan.json` names, or that were given; then say what was done."""
-    out = wanted.out
-    found = _checked(out)
+def run_repair(
+    request: PrepareRequest, *, workers: int | None, allow_version_mix: bool, as_json: bool, stop: Stop
+) -> None:
+    """Make damaged shards again from the given sources, or else those in `plan.json`, and report to stdout.
+
+    UniclError if anything stays damaged or comes out with other bytes.
+    """
+    out = request.out
+    found = _verify(out)
     document = read_plan(out)
     units = units_of(document)
     _check_repairable(out, found, {unit.shard for unit in units})
     damaged = sorted({unit.shard for unit in units} & {problem.file for problem in found.problems})
-    before = _sums(out)
+    before = _read_checksums(out)
     if found.problems:
-        note(f"{len(found.problems)} problems; {len(damaged)} shards are made again")
-        if not (wanted.labels or wanted.captions or wanted.images):
-            wanted = _planned(document, out)
-        prepare(wanted, workers=workers, allow_version_mix=allow_version_mix, redo=frozenset(damaged), stop=stop)
-        after = _sums(out)
+        note(f"problems found: {len(found.problems)}; shards to make again: {len(damaged)}")
+        if not (request.labels or request.captions or request.images):
+            request = _request_of(document, out)
+        prepare(request, workers=workers, allow_version_mix=allow_version_mix, redo=frozenset(damaged), stop=stop)
+        after = _read_checksums(out)
         if other := [file for file in before if before[file] != after.get(file)]:
             raise UniclError(
-                f"{out / other[0]}: was made again with other bytes ({len(other)} of {len(damaged)} shards)",
-                "its images or the installed libraries have changed: the corpus is whole, but not the one it was",
+                f"{out / other[0]}: repaired, but with other bytes ({len(other)} of {len(damaged)} shards)",
+                "use the changed corpus (it is complete), or repair it with the original images and library versions",
                 exit_code=1,
             )
-    remaining = _checked(out) if found.problems else found
-    report = _document(out, remaining) | {"repaired": damaged}
-    done = f"{out}: {len(damaged)} of {remaining.shards} shards were made again, byte for byte as they were"
+    remaining = _verify(out) if found.problems else found
+    report = _build_document(out, remaining) | {"repaired": damaged}
+    done = f"{out}: nothing to repair ({count_of(remaining.shards, 'shard')} checked)"
+    if found.problems:
+        done = f"{out}: repaired {len(damaged)} of {count_of(remaining.shards, 'shard')}, byte for byte as before"
     sys.stdout.write(f"{json.dumps(report, ensure_ascii=False) if as_json else done}\n")
     if remaining.problems:
         raise UniclError(
             f"{out / remaining.problems[0].file}: {remaining.problems[0].problem}",
-            "this cannot be repaired",
+            "prepare the corpus again into another -o: this cannot be repaired",
             exit_code=1,
         )
 
 
-def _checked(out: Path) -> Found:
+def _verify(out: Path) -> VerifyResult:
     of = survey(out)
     total = sum(shard["rows"] for shard in of.shards)
     with Progress("verify", done=0, total=total, shards_done=0, shards=len(of.shards)) as progress:
@@ -71,18 +82,20 @@ def _checked(out: Path) -> Found:
             progress.tick(shard["rows"], shard["bytes"], {})
             progress.shard_done()
 
-        return check(of, shard_done)
+        return check_shards(of, shard_done)
 
 
-def _check_repairable(out: Path, found: Found, planned: set[str]) -> None:
-    """Repair makes shards; what lies there beside them is the user's to remove."""
+def _check_repairable(out: Path, found: VerifyResult, planned: set[str]) -> None:
+    """Raise UniclError for problems with files that are not shards of the plan: only their owner may remove them."""
     for problem in found.problems:
         if problem.file not in (MANIFEST, "data", *planned):
-            raise UniclError(f"{out / problem.file}: {problem.problem}", "move it away, then repair")
+            raise UniclError(
+                f"{out / problem.file}: {problem.problem}", "move it out of the corpus, then run --repair again"
+            )
 
 
-def _planned(document: dict[str, Any], out: Path) -> Wanted:
-    """The command that `plan.json` was made by."""
+def _request_of(document: dict[str, Any], out: Path) -> PrepareRequest:
+    """Return the request that `plan.json` was made for."""
     templates = document["templates"]
     sources = {
         kind: tuple(source["src"] for source in document["sources"] if source["kind"] == kind)
@@ -93,11 +106,11 @@ def _planned(document: dict[str, Any], out: Path) -> Wanted:
         keep_order=document["seed"] is None,
         **{name: document[name] for name in ("size", "min_side", "holdout", "shard_mb", "limit", "text", "dedup")},
     )
-    return Wanted(**sources, out=out, options=options)
+    return PrepareRequest(**sources, out=out, options=options)
 
 
-def _sums(out: Path) -> dict[str, str]:
-    """Shard -> sha256, as the manifest has it; empty if there is none that can be read."""
+def _read_checksums(out: Path) -> dict[str, str]:
+    """Return shard -> sha256 as the manifest has it; empty if it cannot be read."""
     try:
         manifest = json.loads((out / MANIFEST).read_bytes())
         return {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
@@ -105,7 +118,7 @@ def _sums(out: Path) -> dict[str, str]:
         return {}
 
 
-def _document(out: Path, found: Found) -> dict[str, Any]:
+def _build_document(out: Path, found: VerifyResult) -> dict[str, Any]:
     return {
         "schema": "unicl/prepare/1",
         "corpus": str(out),
@@ -115,12 +128,11 @@ def _document(out: Path, found: Found) -> dict[str, Any]:
     }
 
 
-def _lines(out: Path, found: Found) -> list[str]:
-    looked = f"{found.shards:,} shards, {found.rows:,} rows, {size_of(found.bytes)}"
+def _format_result(out: Path, found: VerifyResult) -> list[str]:
+    checked = f"{count_of(found.shards, 'shard')}, {count_of(found.rows, 'row')}, {size_of(found.bytes)}"
     if not found.problems:
-        return [f"{out}: whole: {looked}; every sha256 is right, {found.decoded:,} images decoded"]
-    return [*(_said(problem) for problem in found.problems), f"{out}: looked at {looked}"]
-
-
-def _said(problem: Problem) -> str:
-    return f"{problem.file}: {problem.problem}"
+        return [
+            f"{out}: no damage found: {checked}",
+            f"every sha256 matches; {count_of(found.decoded, 'image')} decoded",
+        ]
+    return [*(f"{problem.file}: {problem.problem}" for problem in found.problems), f"{out}: checked {checked}"]

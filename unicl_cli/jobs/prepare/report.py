@@ -1,4 +1,4 @@
-"""What `prepare` has to say when it is done: the facts as `--json` prints them, and the table made of them."""
+"""The closing report of `prepare`: the document of `--json`, and the table made of it."""
 
 import json
 import sys
@@ -10,47 +10,46 @@ from typing import Any
 from unicl_cli.contracts import ClassName
 from unicl_cli.core.files import size_of
 from unicl_cli.errors import plain
-from unicl_cli.jobs.prepare.engines.local import Marker
-from unicl_cli.jobs.prepare.progress import listed
+from unicl_cli.jobs.prepare.engines.engine import Marker
 from unicl_cli.pages.text import align_columns
 
-_HEADER = ("source", "kind", "split", "rows", "left out", "size", "classes", "short side")
-_CUT = "the file is cut off or damaged: copy or download it again"
+_HEADER = ("source", "kind", "split", "rows", "rejected", "size", "classes", "short side")
+_CUT = "the file is incomplete or damaged: copy or download it again"
 REMEDIES = {
-    "bad_label": "the line's label cannot be read: see its detail",
-    "bad_line": "the line cannot be read: see its detail",
-    "bad_media": "the source returned what its `media` does not name, or no bytes: see its detail",
-    "bad_path": "the image's path leads out of the data set: see its detail",
-    "bad_text": "the caption says nothing (no letters, a file name, a page): --text raw keeps all that is not blank",
-    "bomb": "more than 64 million pixels: shrink the image beforehand",
+    "bad_label": "the label cannot be read: see its detail",
+    "bad_line": "the line of the list cannot be read: see its detail",
+    "bad_media": "the source returned media that it does not declare, or not bytes: see its detail",
+    "bad_path": "the path points outside the data set: see its detail",
+    "bad_text": "no usable caption (no letters, a file name, too long): --text raw keeps it",
+    "bomb": "more than 64 million pixels: shrink the image first",
     "broken": _CUT,
-    "duplicate": "the same image as an earlier row, asked for by --dedup exact",
-    "empty": "the file has no bytes: copy or download it again",
-    "media_too_large": "an item of media has more than 64 MB: shorten or compress it",
-    "missing_file": "no file at that place: paths are relative to the list",
-    "no_label": "no class: put the image into a folder, fill in its label, or use --captions or --images",
+    "duplicate": "the same image as an earlier row (--dedup exact)",
+    "empty": "the file is empty: copy or download it again",
+    "media_too_large": "a media item is larger than 64 MB: shorten or compress it",
+    "missing_file": "the file does not exist: paths are relative to the list",
+    "no_label": "no class: move it into a class folder, or fill in its label",
     "no_text": "no caption: fill it in, or use --labels or --images",
-    "not_image": "no image, whatever its name says: look at one of them",
-    "read_error": "could not be read: see its detail; once fixed, prepare into another -o",
+    "not_image": "not an image, whatever its name: open one to see what it is",
+    "read_error": "could not be read: see its detail, fix it, prepare into another -o",
     "too_small": "a side is shorter than --min-side",
     "truncated": _CUT,
-    "unsupported_format": "SVG, HEIC, PDF or the like: convert it to PNG or JPEG",
+    "unsupported_format": "SVG, HEIC, PDF or similar: convert it to PNG or JPEG",
 }
-"""What to do about rows that are left out, by reason."""
+"""Advice about rejected rows, by reason."""
 
 
-def summary(
+def summarize(
     out: Path,
     classes: Sequence[ClassName],
     markers: Sequence[Marker],
     notes: Sequence[str],
     manifest: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The facts of the closing table as `--json` prints them."""
+    """Return the facts of the closing table as `--json` prints them."""
     groups: dict[tuple[str, str, str], list[Marker]] = {}
     for marker in markers:
         groups.setdefault((marker["source"], marker["kind"], marker["split"]), []).append(marker)
-    sources = [_line(key, of) for key, of in groups.items()]
+    sources = [_summarize_group(key, of) for key, of in groups.items()]
     rejected: Counter[str] = Counter()
     for line in sources:
         rejected.update(line["rejected"])
@@ -69,33 +68,32 @@ def summary(
         "dedup": manifest["dedup"],
         "equal_pictures": manifest["equal_pictures"],
         "duplicates_of_eval": manifest["duplicates_of_eval"],
-        "notes": [*notes, *picture_notes(manifest)],
+        "notes": [*notes, *image_notes(manifest)],
     }
 
 
-def picture_notes(manifest: Mapping[str, Any]) -> list[str]:
-    """What there is to say of equal images, a line each."""
+def image_notes(manifest: Mapping[str, Any]) -> list[str]:
+    """Return notes on equal images, a line each."""
     exact, equal = manifest["dedup"]["exact"], manifest["equal_pictures"]
     notes: list[str] = []
     if exact and not exact["rows"]:
-        notes.append("no two rows of a kind and split show the same image")
+        notes.append("no duplicate images within a kind and split")
     elif exact:
         notes.append(
-            f"{exact['rows']:,} rows show the image of another row of their kind ({exact['groups']:,} images) "
-            f"and were left out; {exact['texts']:,} captions went to the rows that stay"
+            f"left out {count_of(exact['rows'], 'duplicate row')} of {count_of(exact['groups'], 'image')}, "
+            f"and moved {count_of(exact['texts'], 'caption')} to the rows kept"
         )
     if exact and exact["labels_differ"]:
         kept, gone = exact["labels_differ_examples"][0]
-        notes.append(f"{exact['labels_differ']:,} of them had another label than the row that stays: {gone} / {kept}")
+        differ = exact["labels_differ"]
+        notes.append(f"{differ:,} of these had another label than the row kept, for example {gone} (kept: {kept})")
     if equal["in_a_kind"] and not exact:
-        notes.append(
-            f"{equal['in_a_kind']:,} rows show the image of another row of their kind and split: "
-            f"--dedup exact keeps one of each"
-        )
+        rows = count_of(equal["in_a_kind"], "duplicate row")
+        notes.append(f"{rows} (same image, kind and split): --dedup exact leaves them out")
     if equal["in_two_kinds"]:
-        notes.append(f"{equal['in_two_kinds']:,} images have training rows of more than one kind: all are kept")
+        notes.append(f"{count_of(equal['in_two_kinds'], 'image')} in training rows of more than one kind (all kept)")
     notes += [
-        f"{count:,} training rows show an image of the {split} split: results on it will look better than they are"
+        f"{count_of(count, 'training row')} with an image of the {split} split: results on {split} will look too good"
         for split, count in manifest["duplicates_of_eval"].items()
         if count
     ]
@@ -103,12 +101,12 @@ def picture_notes(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def write_report(report: dict[str, Any], *, as_json: bool) -> None:
-    """The result, on stdout."""
-    lines = [json.dumps(report, ensure_ascii=False)] if as_json else list(map(plain, _table(report)))
+    """Write the report to stdout."""
+    lines = [json.dumps(report, ensure_ascii=False)] if as_json else list(map(plain, _format_table(report)))
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def _line(key: tuple[str, str, str], markers: list[Marker]) -> dict[str, Any]:
+def _summarize_group(key: tuple[str, str, str], markers: list[Marker]) -> dict[str, Any]:
     rejected: Counter[str] = Counter()
     for marker in markers:
         rejected.update(marker["rejected"])
@@ -127,7 +125,7 @@ def _line(key: tuple[str, str, str], markers: list[Marker]) -> dict[str, Any]:
     }
 
 
-def _table(report: dict[str, Any]) -> list[str]:
+def _format_table(report: dict[str, Any]) -> list[str]:
     cells: list[tuple[str, ...]] = [_HEADER]
     for line in report["sources"]:
         low, high = line["short_side"]
@@ -137,23 +135,31 @@ def _table(report: dict[str, Any]) -> list[str]:
                 line["kind"],
                 line["split"],
                 f"{line['rows']:,}",
-                listed(line["rejected"]) or "0",
+                f"{sum(line['rejected'].values()):,}",
                 size_of(line["bytes"]),
                 str(line["classes"] or "-"),
                 f"{low}-{high} px" if low != high else f"{low} px",
             )
         )
     lines = align_columns(cells)
-    left_out = sum(report["rejected"].values())
-    if left_out:
-        lines += ["", f"left out: {left_out:,} rows; each is in {report['corpus']}/rejects"]
-        remedies = [(f"  {reason}", REMEDIES.get(reason, "")) for reason in report["rejected"]]
-        lines += align_columns(remedies)
+    rejected = sum(report["rejected"].values())
+    if rejected:
+        lines += ["", f"rejected: {count_of(rejected, 'row')}, listed in {report['corpus']}/rejects"]
+        lines += align_columns(
+            [[f"  {reason}", f"{n:,}", REMEDIES.get(reason, "")] for reason, n in report["rejected"].items()]
+        )
         lines.append("")
     lines.append(
-        f"{report['corpus']}: {report['rows']:,} rows, {report['classes']:,} classes, {size_of(report['bytes'])} "
-        f"in {report['shards']:,} shards"
+        f"{report['corpus']}: {count_of(report['rows'], 'row')}, {count_of(report['classes'], 'class')}, "
+        f"{size_of(report['bytes'])} in {count_of(report['shards'], 'shard')}"
     )
     if report["payload_at_256"] < 0.8 * report["payload"]:
-        lines.append(f"--size 256 would store about {size_of(report['payload_at_256'])} instead")
+        lines.append(f"with --size 256 the images would take about {size_of(report['payload_at_256'])}")
     return lines
+
+
+def count_of(number: int, word: str) -> str:
+    """Return the number with its word: ``"1 row"``, ``"2 rows"``, ``"3 classes"``."""
+    if number == 1:
+        return f"1 {word}"
+    return f"{number:,} {word}es" if word.endswith("s") else f"{number:,} {word}s"

@@ -1,0 +1,49 @@
+"""A request to prepare a corpus: its sources, its directory and its options."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from unicl_cli.data.sources.resolve import SourceSpec, name_sources
+from unicl_cli.errors import UniclError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options that change the bytes of a corpus."""
+
+    templates: str | tuple[str, ...] | None = None
+    size: int | None = None
+    min_side: int = 0
+    holdout: float | None = None
+    shard_mb: int = 256
+    limit: int | None = None
+    text: str = "clean"
+    dedup: str = "off"
+    keep_order: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise UniclError for an unknown value of `--text` or `--dedup`."""
+        for option, value, words in (
+            ("--text", self.text, ("clean", "raw")),
+            ("--dedup", self.dedup, ("off", "exact")),
+        ):
+            if value not in words:
+                raise UniclError(f"{option}: unknown value '{value}'", f"use {' or '.join(words)}")
+
+
+class PrepareRequest(NamedTuple):
+    """Sources by kind as the command line has them, the directory of the corpus, and the options."""
+
+    labels: tuple[str, ...]
+    captions: tuple[str, ...]
+    images: tuple[str, ...]
+    out: Path
+    options: Options = Options()
+
+    def sources(self) -> list[SourceSpec]:
+        """Name every source. UniclError if there are none."""
+        specs = name_sources(self.labels, self.captions, self.images)
+        if not specs:
+            raise UniclError("nothing to prepare: no source given", "add at least one --labels, --captions or --images")
+        return specs
