@@ -13,8 +13,8 @@ from torch import Tensor
 
 from unicl_cli.core.dist import bare
 from unicl_cli.core.files import beside, put
-from unicl_cli.data.corpus import open_corpus
-from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.data.corpus import EVAL_SPLITS, open_corpus
+from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.metrics import best, calibration, target_ranks, tied
 from unicl_cli.evaluate.retrieval import recalls
 from unicl_cli.evaluate.tables import classification
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 Keep = Callable[[Mapping[str, Any]], None]
 """Takes what was answered to each row of a data set: equally long columns by name."""
-TESTED = ("test", "val")
 SHOWN = 5
 MANY_TIES = 0.001
 
@@ -58,10 +57,10 @@ def evaluate(
     warnings: list[str] = []
     entries: list[dict[str, Any]] = []
     for corpus in corpora:
-        if data is None and split is None and len(corpora) > 1 and not set(TESTED) & set(corpus.splits):
+        if data is None and split is None and len(corpora) > 1 and not set(EVAL_SPLITS) & set(corpus.splits):
             warnings.append(f"{corpus.name} has neither a test nor a val split: left out")
             continue
-        entries.append(measure(encoder, corpus, chosen_split(corpus, split), batch=batch, keep=keep))
+        entries.append(measure(encoder, corpus, corpus.eval_split(split), batch=batch, keep=keep))
     if not entries:
         raise UniclError(
             "no corpus of the model's recipe has a test or val split", "name data: --data CORPUS --split train"
@@ -79,24 +78,6 @@ def opened(loaded: Loaded, data: Sequence[str] | None) -> list[Corpus]:
             "give one with --data CORPUS (see `unicl prepare --help`)",
         )
     return [open_corpus(Path(path)) for path in paths]
-
-
-def chosen_split(corpus: Corpus, split: str | None) -> str:
-    """``split``, or test, or val; raises UniclError where the corpus has no such split."""
-    have = list(corpus.splits)
-    if split is not None:
-        if split not in have:
-            raise UniclError(
-                f"corpus {corpus.path} has no split '{split}'{did_you_mean(split, have)}", f"it has {', '.join(have)}"
-            )
-        return split
-    for name in TESTED:
-        if name in have:
-            return name
-    raise UniclError(
-        f"corpus {corpus.path} has neither a test nor a val split",
-        f"name one with --split (it has {', '.join(have)}), or prepare it with --holdout 0.05",
-    )
 
 
 def measure(encoder: Encoder, corpus: Corpus, split: str, *, batch: int, keep: Keep | None = None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from unicl_cli.core.dist import barrier, rank
 from unicl_cli.core.files import write_atomic
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.evaluate import chosen_split, validate
+from unicl_cli.jobs.evaluate import validate
 from unicl_cli.runs.folder import find_run
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def opened(both: Pair, data: Sequence[str] | None, split: str | None) -> list[tu
         raise UniclError(f"model {both.base.name} names no corpus to measure on", "give one with --data CORPUS")
     corpora = [open_corpus(Path(path)) for path in paths]
     usual = [next((name for name in CHOSEN_ON if name in each.splits), None) for each in corpora]
-    return [(each, chosen_split(each, split or own)) for each, own in zip(corpora, usual, strict=True)]
+    return [(each, each.eval_split(split or own)) for each, own in zip(corpora, usual, strict=True)]
 
 
 def curve(

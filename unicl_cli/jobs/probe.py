@@ -20,7 +20,7 @@ from unicl_cli.evaluate.logistic_regression import Point, fit, measured, sweep
 from unicl_cli.evaluate.tables import accuracy
 from unicl_cli.inference.encoder import Encoder, each_row, refuse_not_finite
 from unicl_cli.inference.scorer import shortened
-from unicl_cli.jobs.evaluate import chosen_split, labels_of
+from unicl_cli.jobs.evaluate import labels_of
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
@@ -80,7 +80,7 @@ def probe(
     none or it is the one tested, a fifth of train by hash of the keys.
     """
     corpus = probed_corpus(loaded, data)
-    tested = chosen_split(corpus, split)
+    tested = corpus.eval_split(split)
     if tested == "train":
         raise UniclError("--split train: the probe is trained on it", "test on another split, for example --split val")
     check_labels(corpus, ["train", tested])
