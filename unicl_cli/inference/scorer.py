@@ -12,7 +12,7 @@ from unicl_cli.contracts import ClassName
 from unicl_cli.core.dist import bare
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
-from unicl_cli.inference.encoder import Encoder
+from unicl_cli.inference.encoder import Encoder, diverged
 
 SHOWN = 5
 
@@ -79,15 +79,17 @@ def by_text(
     tokenizer = loaded.tokenizer
     if tokenizer is None:
         raise ValueError("the model has no tokenizer")
-    shot = zeroshot_classifier(prompts, encode_text=encoder.text, tokenizer=tokenizer, unit=encoder.unit, batch=batch)
+    shot = zeroshot_classifier(
+        prompts, encode_text=encoder.encode_text, tokenizer=tokenizer, unit=encoder.unit, batch=batch
+    )
     if not bool(shot.weights.isfinite().all()):
-        raise UniclError(f"non-finite text features from {loaded.name}", "the weights have diverged", exit_code=1)
+        raise diverged(f"non-finite text features from {loaded.name}")
     shot = shot._replace(weights=shot.weights.to(encoder.device), first=shot.first.to(encoder.device))
     scale: Tensor = encoder.call("scale").float()
     bias = torch.as_tensor(getattr(loss, "bias", 0.0)).detach().float().to(encoder.device)
 
     def scores(images: Tensor) -> Tensor:
-        embed = encoder.image(images).embed
+        embed = encoder.encode_image(images).embed
         with full_precision(embed):
             return shot.cosines(embed)
 
@@ -126,7 +128,7 @@ def by_head(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) -> Scorer
     hidden = torch.tensor([column is None for column in columns], device=encoder.device)
 
     def scores(images: Tensor) -> Tensor:
-        pooled = encoder.image(images).pooled
+        pooled = encoder.encode_image(images).pooled
         with torch.no_grad(), full_precision(pooled):
             return loss.head(pooled).float()[:, taken].masked_fill(hidden, -torch.inf)
 
