@@ -62,6 +62,9 @@ def eval_tables(document: Mapping[str, Any]) -> Iterator[Table]:
     searched = [entry for entry in document["data"] if "retrieval" in entry]
     if searched:
         yield retrieved(searched, document["model"])
+    for entry in document["data"]:
+        for name, figures in entry.get("evaluators", {}).items():
+            yield by_evaluator(entry, name, figures)
 
 
 def columns(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
@@ -124,6 +127,17 @@ def retrieved(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
             shares = [percent(found[direction][k]) for k in ("r1", "r5", "r10")]
             label = direction.replace("_", " ")
             table.add_row(entry["name"], entry["split"], str(found["images"]), str(found["texts"]), label, *shares)
+    return table
+
+
+def by_evaluator(entry: Mapping[str, Any], name: str, figures: Mapping[str, Any]) -> Table:
+    """Return the figures of another evaluator; longer values are in the JSON alone."""
+    table = columns(f"{name} · {entry['name']} {entry['split']}", ("figure",), ("value",))
+    for figure, value in figures.items():
+        if isinstance(value, float):
+            table.add_row(figure, f"{value:.4g}")
+        elif isinstance(value, int | str):
+            table.add_row(figure, str(value))
     return table
 
 
