@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from unicl_cli.evaluate.holdout import few, held_out
-from unicl_cli.evaluate.knn import neighbour_curve, votes
-from unicl_cli.evaluate.logistic_regression import Linear, Point, Problem, fit, measured, sweep
+from unicl_cli.evaluate.knn import neighbour_curve, vote_shares
+from unicl_cli.evaluate.logistic_regression import Linear, Point, RotatedData, fit, measure_classifiers, sweep
 
 
 def problem(n: int, d: int, num_classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,7 +125,7 @@ def test_a_class_without_training_rows_is_never_the_answer():
     assert set(model.logits(x)[0].argmax(1).tolist()) == {0, 2}
     without = fit(x, y // 2, [10.0], 2)
     torch.testing.assert_close(model.logits(x)[0][:, [0, 2]], without.logits(x)[0])
-    (point,) = measured(model, [10.0], x, torch.ones_like(y).index_fill(0, torch.arange(60), 0))
+    (point,) = measure_classifiers(model, [10.0], x, torch.ones_like(y).index_fill(0, torch.arange(60), 0))
     assert np.isfinite(point.nll)
 
 
@@ -142,13 +142,13 @@ def test_separable_features_are_fitted_in_few_evaluations_at_every_strength(n, d
     y = torch.arange(n) % 3
     x = 3 * torch.randn(3, d)[y] + 0.3 * torch.randn(n, d)
     asked: list[int] = []
-    evaluate = Problem.at
+    evaluate = RotatedData.at
 
     def counted(self, w, decay):
         asked.append(len(w))
         return evaluate(self, w, decay)
 
-    monkeypatch.setattr(Problem, "at", counted)
+    monkeypatch.setattr(RotatedData, "at", counted)
     model = fit(x, y, [10.0**power for power in range(-6, 7, 2)], 3)
     assert len(asked) < 100
     assert (model.logits(x).argmax(-1) == y).all(1)[2:].all()
@@ -180,7 +180,7 @@ def test_equal_accuracies_go_to_the_lower_nll_and_then_to_the_smaller_strength()
 def test_measured_counts_hits_and_cross_entropy_of_each_strength():
     model = Linear(torch.stack([torch.eye(2), -torch.eye(2)]), torch.zeros(2, 2))
     x, y = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1, 0, 0])
-    right, wrong = measured(model, [1.0, 2.0], x, y)
+    right, wrong = measure_classifiers(model, [1.0, 2.0], x, y)
     assert (right.c, right.accuracy, wrong.accuracy) == (1.0, 0.75, 0.25)
     assert right.nll == pytest.approx(torch.nn.functional.cross_entropy(x, y).item())
 
@@ -227,7 +227,7 @@ def test_neighbours_are_those_of_scikit_learn(k, monkeypatch):
     )
     expected = theirs.predict_proba(unit(queries, dim=1))
     monkeypatch.setattr("unicl_cli.evaluate.knn.KEPT_COSINES", 1000)
-    (shares,) = votes(x, y, queries, [k], 4)
+    (shares,) = vote_shares(x, y, queries, [k], 4)
     np.testing.assert_allclose(shares.numpy(), expected, atol=1e-4)
 
 

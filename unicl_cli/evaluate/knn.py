@@ -15,7 +15,9 @@ TEMPERATURE = 0.07
 KEPT_COSINES = 1 << 24
 
 
-def votes(features: Tensor, targets: Tensor, queries: Tensor, counts: Sequence[int], num_classes: int) -> list[Tensor]:
+def vote_shares(
+    features: Tensor, targets: Tensor, queries: Tensor, counts: Sequence[int], num_classes: int
+) -> list[Tensor]:
     """(n, d), int64 (n,), (q, d) -> for each k of ``counts`` the shares of the votes, (q, num_classes).
 
     A neighbour at cosine s has exp(s / 0.07) votes; a k above n is n.
@@ -36,7 +38,7 @@ def neighbour_curve(
 ) -> list[Point]:
     """What each k of COUNTS that the rows allow gives on validation data, by ascending k."""
     counts = [k for k in COUNTS if k <= len(features)]
-    found = votes(features, targets, queries, counts, num_classes)
+    found = vote_shares(features, targets, queries, counts, num_classes)
     return [
         Point(
             float(k),

@@ -54,7 +54,7 @@ class State(NamedTuple):
             field[places] = changed
 
 
-class Problem(NamedTuple):
+class RotatedData(NamedTuple):
     """Rotated data, shared by all C. ``axes`` (n, d + 1) ends in a column of ones, which carries the bias."""
 
     axes: Tensor
@@ -151,7 +151,7 @@ def column(a: Tensor) -> Tensor:
     return a.view(-1, 1, 1)
 
 
-def line_search(problem: Problem, state: State, direction: Tensor, slope: Tensor) -> State:
+def line_search(problem: RotatedData, state: State, direction: Tensor, slope: Tensor) -> State:
     """Halve each fit's own step until it decreases enough; one that never does stays where it is."""
     enough = state.value + 4 * torch.finfo(state.value.dtype).eps * state.value.abs()
     new, size = problem.at(state.w + direction, state.decay), 1.0
@@ -167,7 +167,7 @@ def line_search(problem: Problem, state: State, direction: Tensor, slope: Tensor
     return new
 
 
-def minimise(problem: Problem, decay: Tensor, num_classes: int, *, rtol: float, max_iter: int) -> Tensor:
+def minimise(problem: RotatedData, decay: Tensor, num_classes: int, *, rtol: float, max_iter: int) -> Tensor:
     """(M,) -> (M, d + 1, K). A fit is finished when a step neither promised nor brought ``rtol`` of its value: a bound
     on the gradient would stop large C after a few steps, far from the optimum, and so would the promise alone.
 
@@ -223,7 +223,7 @@ def fit(
     """
     present, targets = targets.unique(return_inverse=True)
     halved = 0.5 if len(present) == 2 else 1.0
-    problem, basis, mean = rotated(features, targets)
+    problem, basis, mean = rotate(features, targets)
     decay = 1 / (torch.tensor(strengths, dtype=mean.dtype, device=mean.device) * (halved * len(targets)))
     w = minimise(problem, decay, len(present), rtol=rtol, max_iter=max_iter)
     found = basis @ w[:, :-1]
@@ -233,7 +233,7 @@ def fit(
     return Linear(weights, bias)
 
 
-def rotated(features: Tensor, targets: Tensor) -> tuple[Problem, Tensor, Tensor]:
+def rotate(features: Tensor, targets: Tensor) -> tuple[RotatedData, Tensor, Tensor]:
     """The problem on the axes of the covariance, these axes (d, d) and the mean (d,); one float64 copy of the data."""
     n, d = features.shape
     mean = features.mean(0, dtype=torch.float64)
@@ -247,7 +247,7 @@ def rotated(features: Tensor, targets: Tensor) -> tuple[Problem, Tensor, Tensor]
     for part, rows in zip(parts, axes.split(KEPT_ROWS), strict=True):
         rows[:, :d] = (part.double() - mean) @ basis
     variances, one = variances.clamp_min(0), mean.new_ones(1)
-    problem = Problem(
+    problem = RotatedData(
         axes=axes,
         targets=targets,
         variances=torch.cat([variances, one])[:, None],
@@ -286,7 +286,7 @@ def sweep(measure: Callable[[Sequence[float]], Sequence[Point]]) -> list[Point]:
     return [seen[step] for step in sorted(seen)]
 
 
-def measured(model: Linear, strengths: Sequence[float], features: Tensor, targets: Tensor) -> list[Point]:
+def measure_classifiers(model: Linear, strengths: Sequence[float], features: Tensor, targets: Tensor) -> list[Point]:
     """The classifiers of ``fit(…, strengths, …)`` on (n, d) validation features."""
     points: list[Point] = []
     for index, c in enumerate(strengths):

@@ -31,10 +31,10 @@ def progress(label: str, total: int | None) -> Generator[Callable[[int], None]]:
             task = live.add_task(label, total=total)
             yield lambda more: live.advance(task, more)
     else:
-        yield Lines(label, total)
+        yield PlainProgress(label, total)
 
 
-class Lines:
+class PlainProgress:
     """``label 512/5000 ETA 1m05s``, at most once in 30 s."""
 
     def __init__(self, label: str, total: int | None) -> None:

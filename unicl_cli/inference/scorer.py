@@ -38,7 +38,7 @@ class Scorer(NamedTuple):
         return logits.sigmoid() if self.sigmoid else logits.softmax(1)
 
 
-def scorer_for(
+def make_scorer(
     encoder: Encoder,
     classes: Sequence[ClassName],
     *,
@@ -54,16 +54,16 @@ def scorer_for(
             "measure its features with `unicl probe`",
         )
     if loss.score == "head":
-        return by_head(encoder, loss, classes)
+        return make_head_scorer(encoder, loss, classes)
     if loaded.tokenizer is None:
         raise UniclError(f"model {loaded.name} has no text tower", "measure its features with `unicl probe`")
     wanted = prompts_of([each.names[:1] for each in classes], loaded.templates) if prompts is None else prompts
     if loss.score == "pair":
-        return by_pair(encoder, loss, wanted)
-    return by_text(encoder, loss, classes, wanted, batch=batch)
+        return make_pair_scorer(encoder, loss, wanted)
+    return make_text_scorer(encoder, loss, classes, wanted, batch=batch)
 
 
-def unchanged(scores: Tensor) -> Tensor:
+def identity(scores: Tensor) -> Tensor:
     return scores
 
 
@@ -71,7 +71,7 @@ def full_precision(tensor: Tensor) -> Any:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def by_text(
+def make_text_scorer(
     encoder: Encoder, loss: Any, classes: Sequence[ClassName], prompts: Sequence[Sequence[str]], *, batch: int
 ) -> Scorer:
     """Cosines with the mean prompt of each class; a loss with a ``bias`` adds it to the logits (SigLIP)."""
@@ -99,7 +99,7 @@ def by_text(
     warnings: list[str] = []
     if shot.duplicates:
         groups = [" = ".join(classes[label].names[0] for label in group) for group in shot.duplicates]
-        warnings.append(f"{len(groups)} groups of classes have the same prompts: {shortened(groups)}")
+        warnings.append(f"{len(groups)} groups of classes have the same prompts: {shorten_names(groups)}")
     if shot.cut:
         length = tokenizer.context_length
         warnings.append(f"{shot.cut} of {shot.prompts} prompts were cut at the context of {length} tokens")
@@ -113,7 +113,7 @@ def by_text(
     )
 
 
-def by_head(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) -> Scorer:
+def make_head_scorer(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) -> Scorer:
     """The columns of the trained classifier; a class that it does not know scores -inf."""
     loaded = encoder.loaded
     known = head_columns(loaded.classes)
@@ -121,7 +121,7 @@ def by_head(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) -> Scorer
     unknown = [each.names[0] for each, column in zip(classes, columns, strict=True) if column is None]
     if len(unknown) == len(classes):
         raise UniclError(
-            f"model {loaded.name} knows none of these classes: {shortened(unknown)}",
+            f"model {loaded.name} knows none of these classes: {shorten_names(unknown)}",
             "its loss trained a classifier of its own classes; others need a model with a text tower, or `unicl probe`",
         )
     taken = torch.tensor([column or 0 for column in columns], device=encoder.device)
@@ -132,10 +132,10 @@ def by_head(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) -> Scorer
         with torch.no_grad(), full_precision(pooled):
             return loss.head(pooled).float()[:, taken].masked_fill(hidden, -torch.inf)
 
-    told = f"{len(unknown)} of {len(classes)} classes are unknown to the model's classifier: {shortened(unknown)}"
+    told = f"{len(unknown)} of {len(classes)} classes are unknown to the model's classifier: {shorten_names(unknown)}"
     return Scorer(
         scores=scores,
-        logits=unchanged,
+        logits=identity,
         sigmoid=loss.activation == "sigmoid",
         cosines=False,
         first=torch.arange(len(classes)),
@@ -149,7 +149,7 @@ def head_columns(classes: Sequence[ClassName]) -> dict[str, int]:
     return by_name | {each.key: column for column, each in enumerate(classes)}
 
 
-def by_pair(encoder: Encoder, loss: Any, prompts: Sequence[Sequence[str]]) -> Scorer:
+def make_pair_scorer(encoder: Encoder, loss: Any, prompts: Sequence[Sequence[str]]) -> Scorer:
     """What the loss itself says of each image with the first prompt of each class."""
     loaded = encoder.loaded
     tokenizer = loaded.tokenizer
@@ -162,13 +162,13 @@ def by_pair(encoder: Encoder, loss: Any, prompts: Sequence[Sequence[str]]) -> Sc
 
     return Scorer(
         scores=scores,
-        logits=unchanged,
+        logits=identity,
         sigmoid=loss.activation == "sigmoid",
         cosines=False,
         first=torch.arange(len(prompts)),
     )
 
 
-def shortened(names: Sequence[str]) -> str:
+def shorten_names(names: Sequence[str]) -> str:
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.holdout import few, held_out
-from unicl_cli.evaluate.knn import neighbour_curve, votes
-from unicl_cli.evaluate.logistic_regression import Point, fit, measured, sweep
+from unicl_cli.evaluate.knn import neighbour_curve, vote_shares
+from unicl_cli.evaluate.logistic_regression import Point, fit, measure_classifiers, sweep
 from unicl_cli.evaluate.tables import accuracy
-from unicl_cli.inference.scorer import shortened
+from unicl_cli.inference.scorer import shorten_names
 from unicl_cli.jobs.evaluators.rows import labels_of, limit_rows
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def train_regression(train: Examples, validation: Examples, num_classes: int, *,
 
     def measure(strengths: Sequence[float]) -> list[Point]:
         models = fit(train.features, train.targets, strengths, num_classes)
-        return measured(models, strengths, validation.features, validation.targets)
+        return measure_classifiers(models, strengths, validation.features, validation.targets)
 
     curve = sweep(measure)
     best = max(curve, key=lambda point: point.merit)
@@ -179,7 +179,7 @@ def train_neighbours(train: Examples, validation: Examples, num_classes: int, *,
     whole = train.joined(validation) if joined else train
 
     def predict(features: Tensor) -> Tensor:
-        (shares,) = votes(whole.features, whole.targets, features, [int(best.c)], num_classes)
+        (shares,) = vote_shares(whole.features, whole.targets, features, [int(best.c)], num_classes)
         return shares.argmax(1)
 
     return Classifier(predict, best.c, curve)
@@ -251,7 +251,7 @@ def warn_about_shots(train: Examples, corpus: EvalCorpus, shots: int) -> list[st
     """Return a warning that names the classes with fewer rows than shots, if any; all their rows are used."""
     counts = torch.bincount(train.targets, minlength=len(corpus.classes)).tolist()
     names = [each.names[0] for each, count in zip(corpus.classes, counts, strict=True) if count < shots]
-    return [f"{shots} shots: {len(names)} classes have fewer rows: {shortened(names)}"] if names else []
+    return [f"{shots} shots: {len(names)} classes have fewer rows: {shorten_names(names)}"] if names else []
 
 
 def warnings_about(train: Examples, test: Examples, trained: Classifier) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from unicl_cli.evaluate.metrics import best, calibration, target_ranks, tied
 from unicl_cli.evaluate.tables import classification
 from unicl_cli.inference.encoder import Encoder, check_finite
-from unicl_cli.inference.scorer import Scorer, scorer_for
+from unicl_cli.inference.scorer import Scorer, make_scorer
 from unicl_cli.jobs.evaluators.rows import labels_of, limit_rows
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class ZeroShotEvaluator(NamedTuple):
         self, model: EvalModel, corpus: EvalCorpus, split: str, /, *, batch: int, limit: int | None = None
     ) -> Mapping[str, Any]:
         encoder = cast("Encoder", model)
-        scorer = scorer_for(encoder, corpus.classes, batch=batch)
+        scorer = make_scorer(encoder, corpus.classes, batch=batch)
         table, label = corpus.table(split, "labels"), f"{corpus.name} {split}"
         rows = limit_rows(range(len(table)), limit)
         answers = answer_rows(encoder, scorer, table, rows, batch=batch, label=label)

@@ -46,7 +46,7 @@ def parse_classes(spec: str) -> Classes:
     A file has a class a line, or ``name<TAB>prompt`` lines, or is JSON: a list of names, or names with their prompts.
     Blanks around names are dropped, of equal classes all but the first.
     """
-    entries = from_file(spec) if spec.startswith("@") else from_line(spec)
+    entries = read_file(spec) if spec.startswith("@") else read_line(spec)
     found: dict[str, Entry] = {}
     repeated: dict[str, None] = {}
     for entry in entries:
@@ -66,21 +66,21 @@ def parse_classes(spec: str) -> Classes:
     )
 
 
-def from_line(spec: str) -> Iterator[Entry]:
+def read_line(spec: str) -> Iterator[Entry]:
     if spec.count('"') % 2:  # the reader would take the rest for one name
         raise UniclError(f"--classes {spec}: a quote has no partner", 'write a,b,"c, d"')
     for row in csv.reader(spec.splitlines(), skipinitialspace=True):
         yield from named(row)
 
 
-def from_file(spec: str) -> Iterator[Entry]:
+def read_file(spec: str) -> Iterator[Entry]:
     try:
         text = Path(spec[1:]).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise UniclError(f"--classes {spec}: {why}", "give a text file with one class a line") from error
     if text.lstrip().startswith(("{", "[")):
-        yield from from_json(spec, text)
+        yield from read_json(spec, text)
         return
     for line in text.split("\n"):
         name, tab, prompt = line.partition("\t")
@@ -97,7 +97,7 @@ def named(cells: Iterable[str]) -> Iterator[Entry]:
             yield Entry(name, tuple(alias.strip() for alias in aliases.split("|") if alias.strip()))
 
 
-def from_json(spec: str, text: str) -> Iterator[Entry]:
+def read_json(spec: str, text: str) -> Iterator[Entry]:
     hint = 'write ["cat", "dog"], or {"cat": ["a photo of a cat.", …], "dog": […]}'
     try:
         document: Any = json.loads(text)

@@ -14,7 +14,7 @@ from unicl_cli.core.machine import cores
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.metrics import best
 from unicl_cli.inference.encoder import Encoder
-from unicl_cli.inference.scorer import Scorer, scorer_for
+from unicl_cli.inference.scorer import Scorer, make_scorer
 from unicl_cli.jobs.zeroshot.classes import Classes
 from unicl_cli.jobs.zeroshot.inputs import Picture, read
 from unicl_cli.jobs.zeroshot.stream import Arrivals
@@ -108,7 +108,7 @@ def judge_for(loaded: Loaded, classes: Classes | None, wanted: Wanted, accelerat
     if background:
         columns.append(ClassName("\0none", ("none of these",)))
         prompts.append(list(BACKGROUND))
-    scorer = scorer_for(encoder, columns, prompts=prompts)
+    scorer = make_scorer(encoder, columns, prompts=prompts)
     if wanted.by_cosine and not scorer.cosines:
         raise UniclError(f"model {loaded.name} has no cosines", "leave --scores cosine out")
     warnings = [*asked.warnings, *scorer.warnings]
