@@ -14,7 +14,7 @@ from unicl_cli.contracts import Tokenizer
 from unicl_cli.core.prompts import fill
 
 
-class ZeroShot(NamedTuple):
+class TextClassifier(NamedTuple):
     """``weights`` (C, D) float32. ``first`` int64 (C,): the lowest class with the very same prompts.
 
     ``duplicates`` are the groups of classes that share all their prompts, ``cut`` counts the prompts that are longer
@@ -47,7 +47,7 @@ def zeroshot_classifier(
     tokenizer: Tokenizer,
     unit: bool = True,
     batch: int = 256,
-) -> ZeroShot:
+) -> TextClassifier:
     """For each class its prompts (C x at least one); ``encode_text`` maps tokens (b, L) to (b, D).
 
     normalise -> mean over the prompts -> normalise, in float32, whatever the tower already does: without the
@@ -77,7 +77,7 @@ def zeroshot_classifier(
         classes = torch.tensor([label for text in part for label in owners[text]])
         sums.index_add_(0, classes, embed[rows])
     means = sums / torch.tensor([len(own) for own in prompts])[:, None]
-    return ZeroShot(
+    return TextClassifier(
         weights=F.normalize(means, dim=1) if unit else means,
         first=torch.tensor([same[tuple(own)][0] for own in prompts]),
         duplicates=tuple(tuple(group) for group in same.values() if len(group) > 1),

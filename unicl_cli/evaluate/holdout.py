@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 
-def by_class(keys: Sequence[str], labels: Sequence[int], salt: str = "") -> dict[int, list[int]]:
+def rows_by_class(keys: Sequence[str], labels: Sequence[int], salt: str = "") -> dict[int, list[int]]:
     """The rows of each class, by ascending class, in the order of the hashes of ``salt`` and key."""
     rows: dict[int, list[int]] = {}
     for row, label in enumerate(labels):
@@ -18,20 +18,20 @@ def by_class(keys: Sequence[str], labels: Sequence[int], salt: str = "") -> dict
     return {label: sorted(rows[label], key=place) for label in sorted(rows)}
 
 
-def held_out(keys: Sequence[str], labels: Sequence[int], *, share: float = 0.2) -> list[bool]:
+def held_out_mask(keys: Sequence[str], labels: Sequence[int], *, share: float = 0.2) -> list[bool]:
     """The rows that validate where a corpus has no validation split: ``share`` of each class. A class with one row
     keeps it for training."""
     out = [False] * len(keys)
-    for rows in by_class(keys, labels).values():
+    for rows in rows_by_class(keys, labels).values():
         for row in rows[: min(max(1, round(share * len(rows))), len(rows) - 1)]:
             out[row] = True
     return out
 
 
-def few(keys: Sequence[str], labels: Sequence[int], shots: int, seed: int) -> list[bool]:
+def few_shot_mask(keys: Sequence[str], labels: Sequence[int], shots: int, seed: int) -> list[bool]:
     """``shots`` rows of each class, all where it has fewer. The rows of k shots are among those of 2k."""
     out = [False] * len(keys)
-    for rows in by_class(keys, labels, f"{seed}/").values():
+    for rows in rows_by_class(keys, labels, f"{seed}/").values():
         for row in rows[:shots]:
             out[row] = True
     return out

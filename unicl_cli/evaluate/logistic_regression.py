@@ -205,7 +205,7 @@ def minimise(problem: RotatedData, decay: Tensor, num_classes: int, *, rtol: flo
     return out
 
 
-def fit(
+def fit_classifiers(
     features: Tensor,
     targets: Tensor,
     strengths: Sequence[float],

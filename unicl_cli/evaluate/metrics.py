@@ -25,13 +25,13 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
     return ranks.masked_fill((scores.isnan() | scores.isposinf()).any(1), NOT_FINITE)
 
 
-def tied(scores: Tensor, targets: Tensor) -> Tensor:
+def ties_for_first(scores: Tensor, targets: Tensor) -> Tensor:
     """(n, C), (n,) -> bool (n,): the true class is first together with another, so that the order alone decides."""
     true = scores.gather(1, targets[:, None])
     return ((scores == true).sum(1) > 1) & ~(scores > true).any(1)
 
 
-def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def best_classes(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(n, C) -> the min(k, C) best scores of each row and their classes, lowest class first among equals."""
     values, order = scores.sort(dim=1, descending=True, stable=True)
     return values[:, :k], order[:, :k]

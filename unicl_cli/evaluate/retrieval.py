@@ -25,7 +25,7 @@ class Gallery(NamedTuple):
     """int64 (G,)."""
 
 
-def ranks(queries: Tensor, query_ids: Tensor, gallery: Gallery) -> tuple[Tensor, float]:
+def rank_queries(queries: Tensor, query_ids: Tensor, gallery: Gallery) -> tuple[Tensor, float]:
     """(Q, D) unit norm, int64 (Q,) -> int64 (Q,) and the spread (largest - smallest) of all scores.
 
     The rank of a query is the number of items that are not its own and score at least as high as its best own item:
@@ -52,8 +52,10 @@ def recalls(image_features: Tensor, text_features: Tensor, text_rows: Tensor, im
     ``"collapsed": True``. An image is a hit at k if any of its captions is among the first k.
     """
     pictures = torch.arange(len(image_features), device=image_features.device)
-    to_image, spread = ranks(text_features[text_rows], image_of_text, Gallery(image_features, pictures, pictures))
-    to_text, _ = ranks(image_features, pictures, Gallery(text_features, text_rows, image_of_text))
+    to_image, spread = rank_queries(
+        text_features[text_rows], image_of_text, Gallery(image_features, pictures, pictures)
+    )
+    to_text, _ = rank_queries(image_features, pictures, Gallery(text_features, text_rows, image_of_text))
     collapsed = spread < COLLAPSED and len(pictures) > 1
     if collapsed:  # rounding alone would now rank: everything ties with everything
         to_image = torch.full_like(to_image, len(pictures) - 1)

@@ -38,14 +38,14 @@ def text(value: object) -> Html:
 def tag(name: str, *inside: object, **attributes: str) -> Html:
     """An element; ``class_`` gives the attribute class."""
     written = "".join(f' {key.rstrip("_").replace("_", "-")}="{text(value)}"' for key, value in attributes.items())
-    return Html(f"<{name}{written}>{joined(inside)}</{name}>")
+    return Html(f"<{name}{written}>{join_markup(inside)}</{name}>")
 
 
-def joined(parts: Iterable[object], between: str = "") -> Html:
+def join_markup(parts: Iterable[object], between: str = "") -> Html:
     return Html(between.join(text(part) for part in parts))
 
 
-def page(title: str, lead: str, *sections: Html) -> str:
+def build_page(title: str, lead: str, *sections: Html) -> str:
     """The whole document."""
     head = (
         Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
@@ -87,7 +87,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 
     return tag("div", tag("table", top, body), class_="scroll")
 
 
-def bars(rows: Sequence[tuple[str, float, str]]) -> Html:
+def bar_chart(rows: Sequence[tuple[str, float, str]]) -> Html:
     """(name, value, value as shown): lengths relative to the largest; no bar where nothing is shown."""
     most = max((value for _, value, _ in rows), default=0) or 1
 
@@ -147,6 +147,6 @@ def pictures(items: Iterable[tuple[str, str, str]]) -> Html:
     return tag("div", *(one(*item) for item in items), class_="pictures")
 
 
-def points(sentences: Iterable[object]) -> Html:
+def bullet_list(sentences: Iterable[object]) -> Html:
     """Sentences in a list."""
     return tag("ul", *(tag("li", sentence) for sentence in sentences), class_="points")

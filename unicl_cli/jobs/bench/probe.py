@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from unicl_cli.evaluate.logistic_regression import fit
+from unicl_cli.evaluate.logistic_regression import fit_classifiers
 from unicl_cli.jobs.bench.kinds import Asked
 from unicl_cli.jobs.bench.protocol import Case, Ready
 
@@ -79,7 +79,7 @@ def theirs(x: Array, y: Labels, c: float, tol: float, iterations: int) -> float:
 def ours(x: Array, y: Labels, **options: Any) -> list[float]:
     """The objective at each of STRENGTHS, which are fitted together."""
     features, targets = torch.from_numpy(x), torch.from_numpy(y)
-    model = fit(features, targets, STRENGTHS, int(y.max()) + 1, **options)
+    model = fit_classifiers(features, targets, STRENGTHS, int(y.max()) + 1, **options)
     parts = zip(model.weights.numpy(), model.bias.numpy(), STRENGTHS, strict=True)
     return [objective(weights, bias, (x, y), c) for weights, bias, c in parts]
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unicl_cli.errors import UniclError
-from unicl_cli.evaluate.holdout import few, held_out
+from unicl_cli.evaluate.holdout import few_shot_mask, held_out_mask
 from unicl_cli.evaluate.knn import neighbour_curve, vote_shares
-from unicl_cli.evaluate.logistic_regression import Point, fit, measure_classifiers, sweep
-from unicl_cli.evaluate.tables import accuracy
+from unicl_cli.evaluate.logistic_regression import Point, fit_classifiers, measure_classifiers, sweep
+from unicl_cli.evaluate.tables import accuracy_figures
 from unicl_cli.inference.scorer import shorten_names
 from unicl_cli.jobs.evaluators.rows import labels_of, limit_rows
 
@@ -129,7 +129,7 @@ def training_examples(read: Callable[..., Examples], corpus: EvalCorpus, tested:
     if tested != "val" and "labels" in corpus.kinds("val"):
         validation, source = read(split="val"), "val"
     else:
-        mask = held_out(train.keys, train.targets.tolist())
+        mask = held_out_mask(train.keys, train.targets.tolist())
         train, validation = train.only([not held for held in mask]), train.only(mask)
         source = "a fifth of train"
     if len(train.targets.unique()) < 2 or not len(validation.targets):
@@ -158,13 +158,13 @@ def train_regression(train: Examples, validation: Examples, num_classes: int, *,
     """Fit a logistic regression: C is chosen on the validation rows; the last fit is on both if ``joined``."""
 
     def measure(strengths: Sequence[float]) -> list[Point]:
-        models = fit(train.features, train.targets, strengths, num_classes)
+        models = fit_classifiers(train.features, train.targets, strengths, num_classes)
         return measure_classifiers(models, strengths, validation.features, validation.targets)
 
     curve = sweep(measure)
     best = max(curve, key=lambda point: point.merit)
     whole = train.joined(validation) if joined else train
-    model = fit(whole.features, whole.targets, [best.c], num_classes)
+    model = fit_classifiers(whole.features, whole.targets, [best.c], num_classes)
 
     def predict(features: Tensor) -> Tensor:
         return model.logits(features)[0].argmax(1)
@@ -211,8 +211,8 @@ def train_trial(
     train: Examples, validation: Examples, num_classes: int, method: Method, *, shots: int, seed: int
 ) -> Trial:
     """Train on ``shots`` rows of each class, validate on at most four others of each class."""
-    part = train.only(few(train.keys, train.targets.tolist(), shots, seed))
-    judged = validation.only(few(validation.keys, validation.targets.tolist(), min(shots, VALIDATED), seed))
+    part = train.only(few_shot_mask(train.keys, train.targets.tolist(), shots, seed))
+    judged = validation.only(few_shot_mask(validation.keys, validation.targets.tolist(), min(shots, VALIDATED), seed))
     return Trial(shots, seed, TRAIN[method](part, judged, num_classes, joined=False), len(part.targets))
 
 
@@ -221,7 +221,7 @@ def figures_of(trained: Classifier, test: Examples, method: Method) -> dict[str,
     name = SETTING[method]
     number = float if name == "c" else int
     return {
-        **accuracy(trained.predict(test.features) == test.targets),
+        **accuracy_figures(trained.predict(test.features) == test.targets),
         name: number(trained.chosen),
         "curve": [{name: number(point.c), "val": point.accuracy} for point in trained.curve],
     }

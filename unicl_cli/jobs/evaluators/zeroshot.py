@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from unicl_cli.evaluate.metrics import best, calibration, target_ranks, tied
-from unicl_cli.evaluate.tables import classification
+from unicl_cli.evaluate.metrics import best_classes, calibration, target_ranks, ties_for_first
+from unicl_cli.evaluate.tables import classification_figures
 from unicl_cli.inference.encoder import Encoder, check_finite
 from unicl_cli.inference.scorer import Scorer, make_scorer
 from unicl_cli.jobs.evaluators.rows import labels_of, limit_rows
@@ -60,7 +60,7 @@ class ZeroShotEvaluator(NamedTuple):
             self.keep_answers(columns_of(answers, table, rows, corpus.name, split))
         targets, sources = labels_of(table)[torch.tensor(rows)], table.column("source").to_pylist()
         names = [each.names[0] for each in corpus.classes]
-        figures = classification(answers.ranks, targets, names, [sources[row] for row in rows])
+        figures = classification_figures(answers.ranks, targets, names, [sources[row] for row in rows])
         figures |= calibration(answers.confidence, answers.ranks == 0)
         if len(scorer.first.unique()) < len(names):
             same = scorer.first[answers.top[:, 0]] == scorer.first[targets]
@@ -79,8 +79,8 @@ def answer_rows(
     def compute(images: Tensor, places: Tensor) -> Tensor:
         scores, true = scorer.scores(images), targets[places.to(encoder.device)]
         confidence = scorer.probabilities(scores).amax(1)
-        values, order = best(scores, KEPT_CLASSES)
-        whole = torch.stack([target_ranks(scores, true), tied(scores, true).long()], 1)
+        values, order = best_classes(scores, KEPT_CLASSES)
+        whole = torch.stack([target_ranks(scores, true), ties_for_first(scores, true).long()], 1)
         return torch.cat([whole.float(), confidence[:, None], order.float(), values], 1)  # exact below 2^24
 
     found = encoder.map_rows(table, rows, compute, batch=batch, label=label)
