@@ -1,4 +1,4 @@
-"""Class names and templates in, one unit vector per class out: the zero-shot classifier."""
+"""The zero-shot classifier: one unit vector per class, made from its names in templates."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TextClassifier(NamedTuple):
 
 
 def prompts_of(names: Sequence[Sequence[str]], templates: Sequence[str]) -> list[list[str]]:
-    """Each of a class's names in each template."""
+    """Return each name of each class in each template."""
     return [[fill(template, name) for name in own for template in templates] for own in names]
 
 
@@ -48,7 +48,9 @@ def zeroshot_classifier(
     unit: bool = True,
     batch: int = 256,
 ) -> TextClassifier:
-    """For each class its prompts (C x at least one); ``encode_text`` maps tokens (b, L) to (b, D).
+    """Build the classifier from the prompts of each class (C x at least one).
+
+    ``encode_text`` maps tokens (b, L) to (b, D).
 
     normalise -> mean over the prompts -> normalise, in float32, whatever the tower already does: without the
     inner step long vectors would outvote others, without the outer one classes with spread prompts are penalised.
@@ -87,6 +89,6 @@ def zeroshot_classifier(
 
 
 def count_cut(texts: Sequence[str], tokens: Tensor, tokenizer: Tokenizer) -> int:
-    """How many of ``texts`` are longer than the context, where the tokenizer can tell; it cuts them silently."""
+    """Count the texts that are longer than the context, if the tokenizer can tell: it cuts them silently."""
     cuts = getattr(tokenizer, "cuts", None)
     return cuts(texts) if cuts is not None and tokens.shape[1] >= tokenizer.context_length else 0

@@ -18,7 +18,7 @@ KEPT_COSINES = 1 << 24
 def vote_shares(
     features: Tensor, targets: Tensor, queries: Tensor, counts: Sequence[int], num_classes: int
 ) -> list[Tensor]:
-    """(n, d), int64 (n,), (q, d) -> for each k of ``counts`` the shares of the votes, (q, num_classes).
+    """Return the shares of the votes for each k of ``counts``: (n, d), int64 (n,), (q, d) -> (q, num_classes) each.
 
     A neighbour at cosine s has exp(s / 0.07) votes; a k above n is n.
     """
@@ -36,7 +36,7 @@ def vote_shares(
 def neighbour_curve(
     features: Tensor, targets: Tensor, queries: Tensor, answers: Tensor, num_classes: int
 ) -> list[Point]:
-    """What each k of COUNTS that the rows allow gives on validation data, by ascending k."""
+    """Return the result on validation data of each k of COUNTS that the rows allow, by ascending k."""
     counts = [k for k in COUNTS if k <= len(features)]
     found = vote_shares(features, targets, queries, counts, num_classes)
     return [

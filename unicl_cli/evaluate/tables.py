@@ -1,4 +1,4 @@
-"""Results as the JSON of `unicl eval` and `unicl probe`, and the same facts as tables for a terminal."""
+"""Figures for the JSON of `unicl eval` and `unicl probe`, and tables of them for a terminal."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ SHOWN_CLASSES = 20
 def classification_figures(
     ranks: Tensor, targets: Tensor, names: Sequence[str], sources: Sequence[str]
 ) -> dict[str, Any]:
-    """int64 (n,) ranks of the true classes, int64 (n,), C names, the source of each row -> the facts about classes.
+    """Return the figures of a classification from the ranks of the true classes, int64 (n,), and the targets.
 
-    ``per_class`` leaves out classes without rows; ``top5`` is there from six classes on, where it can be missed.
+    ``per_class`` leaves out classes without rows; ``top5`` needs six classes: with fewer it is always 1. ``names`` has
+    C entries, ``sources`` n.
     """
     hits = ranks == 0
     counts = per_class(hits, targets, len(names))
@@ -40,7 +41,7 @@ def classification_figures(
 
 
 def accuracy_figures(hits: Tensor) -> dict[str, Any]:
-    """bool (n,) -> the share of hits and its 95 % Wilson interval."""
+    """Return the share of hits, bool (n,), and its 95 % Wilson interval."""
     right, n = int(hits.sum()), len(hits)
     return {"top1": right / n, "top1_interval": list(wilson(right, n))}
 
@@ -54,7 +55,7 @@ def interval(bounds: Sequence[float]) -> str:
 
 
 def eval_tables(document: Mapping[str, Any]) -> Iterator[Table]:
-    """A line per data set; recall per class and per source; retrieval. Figures in percent."""
+    """Yield the tables of `unicl eval`: data sets, recall per class and source, retrieval; figures in percent."""
     labelled = [entry for entry in document["data"] if "top1" in entry]
     if labelled:
         yield classification_table(labelled, document["model"])
@@ -97,7 +98,7 @@ def classification_table(entries: Sequence[Mapping[str, Any]], model: str) -> Ta
 
 
 def class_table(entry: Mapping[str, Any]) -> Table:
-    """All classes, or the worst and the best where there are many."""
+    """List all classes, or the worst and the best of many."""
     rows: list[Mapping[str, Any]] = list(entry["per_class"])
     title = f"Recall per class, % · {entry['name']} {entry['split']}"
     table = make_table(title, ("class",), ("n", "recall"))
@@ -145,7 +146,7 @@ def evaluator_table(entry: Mapping[str, Any], name: str, figures: Mapping[str, A
 
 
 def probe_tables(document: Mapping[str, Any]) -> Iterator[Table]:
-    """The result on the tested split and the validation curve, or a line for each number of shots."""
+    """Yield the result on the tested split and the validation curve, or a table of the numbers of shots."""
     kind = "Linear probe" if document["method"] == "logreg" else "Nearest neighbours"
     title, names = f"{kind}, % · {document['model']}", ("data", "split", "features")
     known = [document[name] for name in names]

@@ -1,4 +1,4 @@
-"""How far a long command is, on stderr: a live bar on a terminal, else one plain line in 30 s."""
+"""Progress of a long command on stderr: a live bar on a terminal, else a plain line every 30 s."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unicl_cli.errors import is_live, is_quiet
 
 @contextmanager
 def progress(label: str, total: int | None) -> Generator[Callable[[int], None]]:
-    """Gives ``advance(done more)``; the first rank alone speaks, and not under --quiet. ``total`` may be unknown."""
+    """Yield ``advance(more)``. Only the first rank prints, and not under --quiet; ``total`` may be unknown."""
     if rank() > 0 or is_quiet():
         yield lambda more: None
     elif is_live():

@@ -1,4 +1,4 @@
-"""How a loaded model scores classes: by text, head or pair, as its loss declares."""
+"""Scores of classes by a loaded model: by text, head or pair, as its loss declares."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SHOWN = 5
 class Scorer(NamedTuple):
     """``scores``: uint8 (b, 3, H, W) -> float32 (b, C) on the model's device, in the order of the classes.
 
-    Larger is likelier; ``cosines`` says that they lie in [-1, 1]. ``logits`` are what the loss's activation makes
-    probabilities of: of each class by itself where ``sigmoid``, else over the classes. ``first`` int64 (C,): the lowest
-    class that nothing tells from this one. ``warnings`` are for the user.
+    A larger score is likelier; with ``cosines`` scores lie in [-1, 1]. ``logits`` turns scores into the input of the
+    loss's activation: a sigmoid for each class if ``sigmoid``, else a softmax over the classes. ``first``, int64 (C,),
+    is the lowest class with the same prompts. ``warnings`` are for the user.
     """
 
     scores: Callable[[Tensor], Tensor]
@@ -33,7 +33,7 @@ class Scorer(NamedTuple):
     warnings: tuple[str, ...] = ()
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """(b, C) -> (b, C)."""
+        """Turn scores (b, C) into probabilities (b, C)."""
         logits = self.logits(scores)
         return logits.sigmoid() if self.sigmoid else logits.softmax(1)
 
@@ -45,12 +45,12 @@ def make_scorer(
     prompts: Sequence[Sequence[str]] | None = None,
     batch: int = 256,
 ) -> Scorer:
-    """The scorer of a model for ``classes``; without ``prompts`` of each, its first name in the model's templates."""
+    """Return the scorer for ``classes``; ``prompts`` None means the first name of each in the model's templates."""
     loaded = encoder.loaded
     loss: Any = bare(loaded.step).loss
     if loss.score == "none":
         raise UniclError(
-            f"model {loaded.name} has nothing that scores classes: its loss trains features only",
+            f"model {loaded.name} cannot score classes: its loss trains features only",
             "measure its features with `unicl probe`",
         )
     if loss.score == "head":
@@ -74,7 +74,7 @@ def full_precision(tensor: Tensor) -> Any:
 def make_text_scorer(
     encoder: Encoder, loss: Any, classes: Sequence[ClassName], prompts: Sequence[Sequence[str]], *, batch: int
 ) -> Scorer:
-    """Cosines with the mean prompt of each class; a loss with a ``bias`` adds it to the logits (SigLIP)."""
+    """Score by cosines with the mean prompt of each class; a loss with a ``bias`` adds it to the logits (SigLIP)."""
     loaded = encoder.loaded
     tokenizer = loaded.tokenizer
     if tokenizer is None:
@@ -114,7 +114,7 @@ def make_text_scorer(
 
 
 def make_head_scorer(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) -> Scorer:
-    """The columns of the trained classifier; a class that it does not know scores -inf."""
+    """Score by the columns of the trained classifier; a class that it does not know scores -inf."""
     loaded = encoder.loaded
     known = head_columns(loaded.classes)
     columns = [known.get(each.key, known.get(each.names[0])) for each in classes]
@@ -122,7 +122,7 @@ def make_head_scorer(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) 
     if len(unknown) == len(classes):
         raise UniclError(
             f"model {loaded.name} knows none of these classes: {shorten_names(unknown)}",
-            "its loss trained a classifier of its own classes; others need a model with a text tower, or `unicl probe`",
+            "use a model with a text tower, or `unicl probe`: this one has a classifier of its own classes",
         )
     taken = torch.tensor([column or 0 for column in columns], device=encoder.device)
     hidden = torch.tensor([column is None for column in columns], device=encoder.device)
@@ -144,13 +144,13 @@ def make_head_scorer(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) 
 
 
 def head_columns(classes: Sequence[ClassName]) -> dict[str, int]:
-    """Column by key and, where no key says otherwise, by any name of a class."""
+    """Map keys and names of classes to columns; a key takes precedence over a name."""
     by_name = {name: column for column, each in reversed(list(enumerate(classes))) for name in each.names}
     return by_name | {each.key: column for column, each in enumerate(classes)}
 
 
 def make_pair_scorer(encoder: Encoder, loss: Any, prompts: Sequence[Sequence[str]]) -> Scorer:
-    """What the loss itself says of each image with the first prompt of each class."""
+    """Score by the loss itself: each image with the first prompt of each class."""
     loaded = encoder.loaded
     tokenizer = loaded.tokenizer
     if tokenizer is None:
