@@ -38,7 +38,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["prepare", "--captions", "open.csv", "-q"], "the list ends inside quotes"),
         (["recipes", "show", "binary"], "binary cannot be read"),
         (["recipes", "cp", "binary", "copy"], "binary cannot be read"),
-        (["zeroshot", "pics", "-q", "--classes", '"open,b'], "a quote has no partner"),
+        (["zeroshot", "pics", "-q", "--classes", '"open,b'], "a quote is not closed"),
         (["eval", "--quiet", "--model", "nowhere"], "nowhere: no such run"),
         (["probe", "--quiet", "--model", "nowhere"], "nowhere: no such run"),
         (["train", "nowhere", "--quiet"], "no recipe 'nowhere'"),

@@ -152,7 +152,10 @@ def test_a_local_file_brings_a_command_and_its_help(plugin_file: Path, capsys: C
         (None, "FileNotFoundError"),
         ("def f(:", "SyntaxError"),
         ("x = 1", "AttributeError: module 'unicl_local_mine' has no attribute 'PARTS'"),
-        ('PARTS = {"loss": {}}', "ValueError: PARTS has ['loss'], kinds are encoders, datasets, losses, commands"),
+        (
+            'PARTS = {"loss": {}}',
+            "ValueError: PARTS has ['loss'], kinds are encoders, datasets, losses, evaluators, commands",
+        ),
     ],
 )
 def test_a_plugin_file_that_cannot_be_read_is_one_line(plugin_file: Path, capsys: Capture, text, reason: str):

@@ -19,6 +19,7 @@ PACKAGES = {
     "unicl.encoders": "unicl_cli.factories",
     "unicl.losses": "unicl_cli.factories",
     "unicl.datasets": "unicl_cli.data.sources",
+    "unicl.evaluators": "unicl_cli.jobs.evaluators.factories",
     "unicl.commands": "unicl_cli.commands",
 }
 

@@ -305,7 +305,7 @@ def test_eval_takes_the_score_of_texts_from_a_plugin_model(trained: Train, capsy
 
 
 def test_eval_refuses_a_loss_that_scores_nothing(trained: Train):
-    with pytest.raises(api.UniclError, match="nothing that scores classes"):
+    with pytest.raises(api.UniclError, match="zeroshot needs a model whose loss scores classes"):
         run(["eval", str(trained("views"))])
 
 

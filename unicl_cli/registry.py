@@ -1,4 +1,4 @@
-"""Parts by name: entry points of the four groups and local files, found lazily, their options checked without torch."""
+"""Parts by name: entry points of the five groups and local files, found lazily, their options checked without torch."""
 
 import dataclasses
 import importlib.metadata
@@ -25,12 +25,18 @@ if TYPE_CHECKING:  # pydantic costs 80 ms, which `unicl --help` does not pay
 API = 1
 """Version of the plugin interface; raised only for breaking changes, the one before stays accepted."""
 
-KINDS = {"encoders": "encoder", "datasets": "data set", "losses": "loss", "commands": "command"}
+KINDS = {
+    "encoders": "encoder",
+    "datasets": "data set",
+    "losses": "loss",
+    "evaluators": "evaluator",
+    "commands": "command",
+}
 """Each kind of part (entry-point group `unicl.KIND`) and what one of it is called in messages."""
 
 CONTEXT = (
     *("encoder", "chunks", "num_classes", "classes", "embed_dim", "image_width", "image_size"),
-    *("vocab_size", "context_length", "eot_id", "pad_id", "kind", "stored"),
+    *("vocab_size", "context_length", "eot_id", "pad_id", "kind", "stored", "keep_answers"),
 )
 """A factory's parameter of one of these names without a default is no option: the builder fills it in."""
 

@@ -49,6 +49,21 @@ def test_a_corpus_knows_its_splits_kinds_classes_and_templates(corpus):
         opened.table("train", "images")
 
 
+def test_evaluation_takes_the_split_asked_for_else_test_else_val(corpus):
+    opened = open_corpus(corpus)
+    assert (opened.eval_split(), opened.eval_split("train")) == ("test", "train")
+    with pytest.raises(UniclError, match="has no split 'tset'; did you mean 'test'") as caught:
+        opened.eval_split("tset")
+    assert caught.value.hint == "name one of its splits: train, test"
+    for splits, found in ((("train", "val"), "val"), (("train", "val", "test"), "test")):
+        opened.splits = splits
+        assert opened.eval_split() == found
+    opened.splits = ("train",)
+    with pytest.raises(UniclError, match="has neither a test nor a val split") as caught:
+        opened.eval_split()
+    assert caught.value.hint == "name one with --split (it has train), or prepare the corpus with --holdout 0.05"
+
+
 def test_the_manifest_of_a_small_corpus_is_golden(corpus, golden):
     manifest = json.loads((corpus / "manifest.json").read_text())
     manifest["created_by"] = manifest["plan_sha256"] = None

@@ -10,16 +10,16 @@ from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from unicl_cli.evaluate.metrics import (
     NOT_FINITE,
-    best,
+    best_classes,
     calibration,
     mean_per_class,
     per_class,
     target_ranks,
-    tied,
+    ties_for_first,
     top_k,
     wilson,
 )
-from unicl_cli.evaluate.tables import classification
+from unicl_cli.evaluate.tables import classification_figures
 
 small_scores = st.integers(1, 6).flatmap(
     lambda c: st.lists(
@@ -34,7 +34,7 @@ def test_the_rank_is_the_place_of_the_true_class_when_ties_stand_by_index(rows):
     scores = torch.tensor([row for row, _ in rows], dtype=torch.float32)
     targets = torch.tensor([target for _, target in rows])
     ranks = target_ranks(scores, targets)
-    for (row, target), rank, tie in zip(rows, ranks.tolist(), tied(scores, targets).tolist(), strict=True):
+    for (row, target), rank, tie in zip(rows, ranks.tolist(), ties_for_first(scores, targets).tolist(), strict=True):
         order = sorted(range(len(row)), key=lambda label: (-row[label], label))
         assert order.index(target) == rank
         assert tie == (row[target] == max(row) and row.count(max(row)) > 1)
@@ -45,7 +45,7 @@ def test_the_rank_is_the_place_of_the_true_class_when_ties_stand_by_index(rows):
 @settings(max_examples=50, deadline=None)
 def test_the_best_classes_stand_by_score_and_then_by_index_and_are_at_most_all(rows, k):
     scores = torch.tensor([row for row, _ in rows], dtype=torch.float32)
-    values, labels = best(scores, k)
+    values, labels = best_classes(scores, k)
     for (row, _), got, value in zip(rows, labels.tolist(), values.tolist(), strict=True):
         order = sorted(range(len(row)), key=lambda label: (-row[label], label))[:k]
         assert got == order
@@ -64,7 +64,7 @@ def test_equal_scores_everywhere_give_the_share_of_the_first_class():
     targets = torch.tensor([0, 0, 1, 2])
     scores = torch.full((4, 3), 0.25)
     assert top_k(target_ranks(scores, targets), 1) == 0.5
-    assert tied(scores, targets).all()
+    assert ties_for_first(scores, targets).all()
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -118,7 +118,7 @@ def test_wilson_equals_scipy_and_stays_in_the_unit_interval(case):
 
 def test_the_classification_of_a_split_names_what_it_measured():
     ranks, targets = torch.tensor([0, 1, 0, 5, 0]), torch.tensor([0, 0, 1, 2, 2])
-    facts = classification(ranks, targets, ["a", "b", "c", "d", "e", "f"], ["x", "y", "x", "y", "x"])
+    facts = classification_figures(ranks, targets, ["a", "b", "c", "d", "e", "f"], ["x", "y", "x", "y", "x"])
     assert facts["n"] == 5
     assert facts["classes"] == 6
     assert facts["top1"] == pytest.approx(0.6)
@@ -135,7 +135,7 @@ def test_the_classification_of_a_split_names_what_it_measured():
 
 
 def test_top5_is_absent_where_it_cannot_be_missed():
-    assert "top5" not in classification(torch.tensor([0]), torch.tensor([0]), list("abcde"), ["x"])
+    assert "top5" not in classification_figures(torch.tensor([0]), torch.tensor([0]), list("abcde"), ["x"])
 
 
 def test_calibration_is_the_definition_in_loops_and_counts_each_row_once():

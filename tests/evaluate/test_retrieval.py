@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from unicl_cli.evaluate.retrieval import Gallery, ranks, recalls
+from unicl_cli.evaluate.retrieval import Gallery, rank_queries, recalls
 
 
 def loop_ranks(queries, gallery, query_ids, gallery_ids):
@@ -86,6 +86,6 @@ def test_one_picture_with_one_text_is_found():
 
 def test_ranks_are_pessimistic_about_ties():
     gallery = Gallery(torch.tensor([[1.0, 0], [1.0, 0], [0, 1.0]]), torch.arange(3), torch.arange(3))
-    found, spread = ranks(torch.tensor([[1.0, 0], [0, 1.0]]), torch.tensor([0, 2]), gallery)
+    found, spread = rank_queries(torch.tensor([[1.0, 0], [0, 1.0]]), torch.tensor([0, 2]), gallery)
     assert found.tolist() == [1, 0]
     assert spread == 1.0

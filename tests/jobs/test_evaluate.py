@@ -22,10 +22,14 @@ from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.tables import probe_tables
-from unicl_cli.jobs.evaluate import evaluate, validate
+from unicl_cli.inference.encoder import Encoder
+from unicl_cli.jobs.evaluate import evaluate, measure, validate
+from unicl_cli.jobs.evaluators import probe as probe_evaluator
+from unicl_cli.jobs.evaluators.build import make_evaluator
+from unicl_cli.jobs.evaluators.probe import ProbeOptions
 from unicl_cli.jobs.prepare.prepare import prepare
 from unicl_cli.jobs.prepare.request import PrepareRequest
-from unicl_cli.jobs.probe import Asked, probe
+from unicl_cli.jobs.probe import probe
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 PLAIN = SimpleNamespace(autocast=nullcontext)
@@ -168,6 +172,7 @@ def test_a_trained_head_answers_with_its_own_columns_in_the_order_of_the_corpus(
 def test_a_class_that_the_head_never_learned_is_wrong_and_named(corpus):
     loss = losses.CrossEntropy(image_width=3, num_classes=2)
     loss.head.weight.data = torch.tensor([COLOURS["blue"], COLOURS["green"]]) / 255.0
+    loss.head.bias.data.zero_()  # torch draws it at random: it could make blue images green
     loaded = model(loss, corpus, classes=corpus.classes[:2], tokenizer=None)
     (entry,) = evaluate(loaded, data=None, split="train", batch=50, accelerator=PLAIN)["data"]
     assert [row["recall"] for row in entry["per_class"]] == [1.0, 1.0, 0.0]
@@ -217,17 +222,16 @@ def test_a_diverged_model_fails_loudly_and_names_a_picture(corpus):
         evaluate(loaded, data=None, split=None, batch=5, accelerator=PLAIN)
     assert caught.value.exit_code == 1
     with pytest.raises(UniclError, match="non-finite features"):
-        probe(loaded, data=None, split=None, asked=Asked(), batch=5, accelerator=PLAIN)
+        probe(loaded, data=None, split=None, options=ProbeOptions(), batch=5, accelerator=PLAIN)
 
 
 def test_classes_without_rows_and_equal_names_are_told(corpus):
     twice = Corpus(corpus.path, corpus.manifest, corpus.checksum)
     red = twice.classes[2]
     twice.classes = (*twice.classes, red._replace(key="red again"))
-    from unicl_cli.inference.encoder import Encoder
-    from unicl_cli.jobs.evaluate import measure
-
-    entry = measure(Encoder(model(losses.UniCL(), corpus)), twice, "test", batch=50)
+    entry = measure(
+        Encoder(model(losses.UniCL(), corpus)), twice, "test", {"zeroshot": make_evaluator("zeroshot")}, batch=50
+    )
     assert entry["warnings"][0] == "1 groups of classes have the same prompts: red = red"
     assert any("tie for the first" in warning for warning in entry["warnings"])
     assert any("1 of 4 classes have no row" in warning for warning in entry["warnings"])
@@ -241,9 +245,9 @@ def test_what_is_missing_is_said_with_the_way_out(corpus, captioned):
     with pytest.raises(UniclError, match="no split 'tset'; did you mean 'test'"):
         evaluate(loaded, data=None, split="tset", batch=5, accelerator=PLAIN)
     with pytest.raises(UniclError, match="no rows with labels in split 'train'"):
-        probe(loaded, data=str(captioned.path), split=None, asked=Asked(), batch=5, accelerator=PLAIN)
+        probe(loaded, data=str(captioned.path), split=None, options=ProbeOptions(), batch=5, accelerator=PLAIN)
     with pytest.raises(UniclError, match="the probe is trained on it"):
-        probe(loaded, data=None, split="train", asked=Asked(), batch=5, accelerator=PLAIN)
+        probe(loaded, data=None, split="train", options=ProbeOptions(), batch=5, accelerator=PLAIN)
 
 
 def test_validation_gives_the_same_figures_and_leaves_the_training_mode(corpus, captioned):
@@ -258,7 +262,7 @@ def test_validation_gives_the_same_figures_and_leaves_the_training_mode(corpus, 
 
 def test_the_probe_learns_the_colours_and_reads_the_test_split_after_c_is_chosen(corpus, monkeypatch):
     order: list[str] = []
-    table, sweep = Corpus.table, probe.__globals__["sweep"]
+    table, sweep = Corpus.table, probe_evaluator.sweep
 
     def spied_table(self, split, kind):
         order.append(split)
@@ -269,8 +273,10 @@ def test_the_probe_learns_the_colours_and_reads_the_test_split_after_c_is_chosen
         return sweep(measure)
 
     monkeypatch.setattr(Corpus, "table", spied_table)
-    monkeypatch.setitem(probe.__globals__, "sweep", spied_sweep)
-    document = probe(model(losses.SupCon(3), corpus), data=None, split=None, asked=Asked(), batch=5, accelerator=PLAIN)
+    monkeypatch.setattr(probe_evaluator, "sweep", spied_sweep)
+    document = probe(
+        model(losses.SupCon(3), corpus), data=None, split=None, options=ProbeOptions(), batch=5, accelerator=PLAIN
+    )
     assert order == ["train", "sweep", "test"]
     assert document["schema"] == "unicl/probe/1"
     assert (document["split"], document["n"], document["features"]) == ("test", 12, "pre")
@@ -285,7 +291,7 @@ def test_the_probe_learns_the_colours_and_reads_the_test_split_after_c_is_chosen
 def test_the_probe_of_embeddings_after_the_projection_is_another_one(corpus):
     loaded = model(losses.UniCL(), corpus)
     pre, post = (
-        probe(loaded, data=None, split=None, asked=Asked(point), batch=5, accelerator=PLAIN)
+        probe(loaded, data=None, split=None, options=ProbeOptions(point), batch=5, accelerator=PLAIN)
         for point in ("pre", "post")
     )
     assert post["feature_norm"] == pytest.approx(1.0, abs=1e-5)
@@ -294,13 +300,15 @@ def test_the_probe_of_embeddings_after_the_projection_is_another_one(corpus):
 
 def test_few_shots_are_all_trained_before_the_test_split_is_opened(corpus, monkeypatch):
     order: list[str] = []
-    table, trained = Corpus.table, probe.__globals__["few_shot"]
+    table, trained = Corpus.table, probe_evaluator.train_trial
     monkeypatch.setattr(Corpus, "table", lambda self, *which: order.append(which[0]) or table(self, *which))
-    monkeypatch.setitem(
-        probe.__globals__, "few_shot", lambda *args, **options: order.append("few") or trained(*args, **options)
+    monkeypatch.setattr(
+        probe_evaluator, "train_trial", lambda *args, **options: order.append("few") or trained(*args, **options)
     )
-    asked = Asked(shots=(1, 2, 99), seeds=2)
-    document = probe(model(losses.SupCon(3), corpus), data=None, split=None, asked=asked, batch=5, accelerator=PLAIN)
+    options = ProbeOptions(shots=(1, 2, 99), seeds=2)
+    document = probe(
+        model(losses.SupCon(3), corpus), data=None, split=None, options=options, batch=5, accelerator=PLAIN
+    )
     assert order == ["train", *["few"] * 6, "test"]
     one, two, all_ = document["few_shot"]
     assert [entry["shots"] for entry in document["few_shot"]] == [1, 2, 99]
@@ -315,8 +323,10 @@ def test_few_shots_are_all_trained_before_the_test_split_is_opened(corpus, monke
 
 def test_neighbours_are_counted_on_validation_data_and_the_report_shows_what_was_asked(corpus):
     loaded = model(losses.SupCon(3), corpus)
-    ways = (Asked(method="knn"), Asked(method="knn", shots=(2,), seeds=1), Asked(normalize=True))
-    near, few, unit = (probe(loaded, data=None, split=None, asked=asked, batch=5, accelerator=PLAIN) for asked in ways)
+    ways = (ProbeOptions(method="knn"), ProbeOptions(method="knn", shots=(2,), seeds=1), ProbeOptions(normalize=True))
+    near, few, unit = (
+        probe(loaded, data=None, split=None, options=options, batch=5, accelerator=PLAIN) for options in ways
+    )
     assert near["top1"] == pytest.approx(11 / 12)
     assert near["k"] in [point["k"] for point in near["curve"]]
     assert "c" not in near

@@ -10,9 +10,16 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from unicl_cli.evaluate.holdout import few, held_out
-from unicl_cli.evaluate.knn import neighbour_curve, votes
-from unicl_cli.evaluate.logistic_regression import Linear, Point, Problem, fit, measured, sweep
+from unicl_cli.evaluate.holdout import few_shot_mask, held_out_mask
+from unicl_cli.evaluate.knn import neighbour_curve, vote_shares
+from unicl_cli.evaluate.logistic_regression import (
+    Linear,
+    Point,
+    RotatedData,
+    fit_classifiers,
+    measure_classifiers,
+    sweep,
+)
 
 
 def problem(n: int, d: int, num_classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,7 +48,7 @@ def sklearn_fit(x: torch.Tensor, y: torch.Tensor, c: float) -> LogisticRegressio
 def test_float64_reaches_the_optimum_of_scikit_learn_at_every_strength(n, d):
     x, y = problem(n, d, 4)
     strengths = [1e-2, 1.0, 1e2]
-    ours = fit(x, y, strengths, 4, rtol=1e-12)
+    ours = fit_classifiers(x, y, strengths, 4, rtol=1e-12)
     for index, c in enumerate(strengths):
         theirs = sklearn_fit(x, y, c)
         best = objective(theirs.coef_.T, theirs.intercept_, x, y, c)
@@ -61,7 +68,10 @@ def test_at_every_strength_the_objective_is_within_a_millionth_of_the_optimum(n,
     """scikit-learn's optimum where it reaches one in a second, else that of a fit a million times tighter."""
     x, y = problem(n, d, num_classes)
     strengths = [10.0**power for power in range(-6, 7, 2)]
-    ours, tight = fit(x.float(), y, strengths, num_classes), fit(x.float(), y, strengths, num_classes, rtol=1e-14)
+    ours, tight = (
+        fit_classifiers(x.float(), y, strengths, num_classes),
+        fit_classifiers(x.float(), y, strengths, num_classes, rtol=1e-14),
+    )
     for index, c in enumerate(strengths):
         best = objective(tight.weights[index].numpy(), tight.bias[index].numpy(), x.float().double(), y, c)
         got = objective(ours.weights[index].numpy(), ours.bias[index].numpy(), x.float().double(), y, c)
@@ -74,7 +84,7 @@ def test_at_every_strength_the_objective_is_within_a_millionth_of_the_optimum(n,
 def test_many_classes_that_separate_at_once_do_not_strand_the_fit():
     """A first step too far leaves rows that are sure and wrong, where nothing has a curvature."""
     x, y = problem(300, 200, 60)
-    ours, theirs = fit(x, y, [1e2], 60), sklearn_fit(x, y, 1e2)
+    ours, theirs = fit_classifiers(x, y, [1e2], 60), sklearn_fit(x, y, 1e2)
     best = objective(theirs.coef_.T, theirs.intercept_, x, y, 1e2)
     assert objective(ours.weights[0].numpy(), ours.bias[0].numpy(), x, y, 1e2) <= best * (1 + 1e-6)
 
@@ -83,7 +93,7 @@ def test_many_classes_that_separate_at_once_do_not_strand_the_fit():
 def test_constant_and_repeated_features_change_nothing(scale):
     x, y = problem(120, 6, 3)
     more = torch.cat([x, x.new_full((120, 2), 7e3), x[:, :1]], 1) * scale
-    ours = fit(more, y, [1e-2, 1e4], 3, rtol=1e-12)
+    ours = fit_classifiers(more, y, [1e-2, 1e4], 3, rtol=1e-12)
     for index, c in enumerate([1e-2, 1e4]):
         theirs = sklearn_fit(torch.cat([x, x[:, :1]], 1) * scale, y, c)
         expected = objective(theirs.coef_.T, theirs.intercept_, torch.cat([x, x[:, :1]], 1) * scale, y, c)
@@ -92,7 +102,7 @@ def test_constant_and_repeated_features_change_nothing(scale):
 
 def test_two_classes_equal_the_single_sigmoid_of_scikit_learn():
     x, y = problem(200, 8, 2)
-    ours = fit(x, y, [0.1, 3.0], 2, rtol=1e-12)
+    ours = fit_classifiers(x, y, [0.1, 3.0], 2, rtol=1e-12)
     for index, c in enumerate([0.1, 3.0]):
         theirs = sklearn_fit(x, y, c)
         logits = ours.logits(x)[index]
@@ -104,34 +114,34 @@ def test_two_classes_equal_the_single_sigmoid_of_scikit_learn():
 def test_many_strengths_at_once_equal_one_at_a_time():
     x, y = problem(150, 10, 3)
     strengths = [1e-4, 0.3, 1e3]
-    together = fit(x, y, strengths, 3, rtol=1e-10)
+    together = fit_classifiers(x, y, strengths, 3, rtol=1e-10)
     for index, c in enumerate(strengths):
-        alone = fit(x, y, [c], 3, rtol=1e-10)
+        alone = fit_classifiers(x, y, [c], 3, rtol=1e-10)
         torch.testing.assert_close(together.logits(x)[index], alone.logits(x)[0], rtol=1e-3, atol=1e-3)
 
 
 def test_rows_are_worked_in_chunks_without_changing_the_fit(monkeypatch):
     x, y = problem(200, 8, 3)
-    whole = fit(x, y, [1.0], 3, rtol=1e-10)
+    whole = fit_classifiers(x, y, [1.0], 3, rtol=1e-10)
     monkeypatch.setattr("unicl_cli.evaluate.logistic_regression.KEPT_LOGITS", 50)
-    cut = fit(x, y, [1.0], 3, rtol=1e-10)
+    cut = fit_classifiers(x, y, [1.0], 3, rtol=1e-10)
     torch.testing.assert_close(cut.weights, whole.weights, rtol=1e-4, atol=1e-5)
 
 
 def test_a_class_without_training_rows_is_never_the_answer():
     x, y = problem(120, 6, 3)
     y[y == 1] = 0
-    model = fit(x, y, [10.0], 3)
+    model = fit_classifiers(x, y, [10.0], 3)
     assert set(model.logits(x)[0].argmax(1).tolist()) == {0, 2}
-    without = fit(x, y // 2, [10.0], 2)
+    without = fit_classifiers(x, y // 2, [10.0], 2)
     torch.testing.assert_close(model.logits(x)[0][:, [0, 2]], without.logits(x)[0])
-    (point,) = measured(model, [10.0], x, torch.ones_like(y).index_fill(0, torch.arange(60), 0))
+    (point,) = measure_classifiers(model, [10.0], x, torch.ones_like(y).index_fill(0, torch.arange(60), 0))
     assert np.isfinite(point.nll)
 
 
 def test_scaling_the_features_is_another_strength():
     x, y = problem(150, 8, 3)
-    plain, scaled = fit(x, y, [4.0], 3, rtol=1e-12), fit(2 * x, y, [1.0], 3, rtol=1e-12)
+    plain, scaled = fit_classifiers(x, y, [4.0], 3, rtol=1e-12), fit_classifiers(2 * x, y, [1.0], 3, rtol=1e-12)
     torch.testing.assert_close(scaled.logits(2 * x), plain.logits(x), rtol=1e-4, atol=1e-4)
 
 
@@ -142,14 +152,14 @@ def test_separable_features_are_fitted_in_few_evaluations_at_every_strength(n, d
     y = torch.arange(n) % 3
     x = 3 * torch.randn(3, d)[y] + 0.3 * torch.randn(n, d)
     asked: list[int] = []
-    evaluate = Problem.at
+    evaluate = RotatedData.at
 
     def counted(self, w, decay):
         asked.append(len(w))
         return evaluate(self, w, decay)
 
-    monkeypatch.setattr(Problem, "at", counted)
-    model = fit(x, y, [10.0**power for power in range(-6, 7, 2)], 3)
+    monkeypatch.setattr(RotatedData, "at", counted)
+    model = fit_classifiers(x, y, [10.0**power for power in range(-6, 7, 2)], 3)
     assert len(asked) < 100
     assert (model.logits(x).argmax(-1) == y).all(1)[2:].all()
 
@@ -180,7 +190,7 @@ def test_equal_accuracies_go_to_the_lower_nll_and_then_to_the_smaller_strength()
 def test_measured_counts_hits_and_cross_entropy_of_each_strength():
     model = Linear(torch.stack([torch.eye(2), -torch.eye(2)]), torch.zeros(2, 2))
     x, y = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1, 0, 0])
-    right, wrong = measured(model, [1.0, 2.0], x, y)
+    right, wrong = measure_classifiers(model, [1.0, 2.0], x, y)
     assert (right.c, right.accuracy, wrong.accuracy) == (1.0, 0.75, 0.25)
     assert right.nll == pytest.approx(torch.nn.functional.cross_entropy(x, y).item())
 
@@ -189,10 +199,10 @@ def test_measured_counts_hits_and_cross_entropy_of_each_strength():
 @settings(max_examples=50, deadline=None)
 def test_the_held_out_fifth_is_of_each_class_and_does_not_depend_on_the_order(labels, random):
     keys = [f"digits/{row}" for row in range(len(labels))]
-    mask = held_out(keys, labels)
+    mask = held_out_mask(keys, labels)
     order = list(range(len(labels)))
     random.shuffle(order)
-    assert [mask[row] for row in order] == held_out([keys[row] for row in order], [labels[row] for row in order])
+    assert [mask[row] for row in order] == held_out_mask([keys[row] for row in order], [labels[row] for row in order])
     for label in set(labels):
         own = [mask[row] for row in range(len(labels)) if labels[row] == label]
         assert sum(own) == (0 if len(own) == 1 else max(1, round(len(own) / 5)))
@@ -202,19 +212,19 @@ def test_the_held_out_fifth_is_of_each_class_and_does_not_depend_on_the_order(la
 @settings(max_examples=50, deadline=None)
 def test_few_shots_are_nested_and_do_not_depend_on_the_order(labels, shots, seed, random):
     keys = [f"digits/{row}" for row in range(len(labels))]
-    some, more = few(keys, labels, shots, seed), few(keys, labels, 2 * shots, seed)
+    some, more = few_shot_mask(keys, labels, shots, seed), few_shot_mask(keys, labels, 2 * shots, seed)
     assert all(more[row] for row in range(len(keys)) if some[row])
     for label in set(labels):
         assert sum(some[row] for row in range(len(keys)) if labels[row] == label) == min(shots, labels.count(label))
     order = list(range(len(labels)))
     random.shuffle(order)
-    shuffled = few([keys[row] for row in order], [labels[row] for row in order], shots, seed)
+    shuffled = few_shot_mask([keys[row] for row in order], [labels[row] for row in order], shots, seed)
     assert [some[row] for row in order] == shuffled
 
 
 def test_seeds_draw_other_shots():
     keys, labels = [str(row) for row in range(100)], [row % 2 for row in range(100)]
-    assert len({tuple(few(keys, labels, 5, seed)) for seed in range(10)}) == 10
+    assert len({tuple(few_shot_mask(keys, labels, 5, seed)) for seed in range(10)}) == 10
 
 
 @pytest.mark.parametrize("k", [1, 5, 20, 200])
@@ -227,7 +237,7 @@ def test_neighbours_are_those_of_scikit_learn(k, monkeypatch):
     )
     expected = theirs.predict_proba(unit(queries, dim=1))
     monkeypatch.setattr("unicl_cli.evaluate.knn.KEPT_COSINES", 1000)
-    (shares,) = votes(x, y, queries, [k], 4)
+    (shares,) = vote_shares(x, y, queries, [k], 4)
     np.testing.assert_allclose(shares.numpy(), expected, atol=1e-4)
 
 

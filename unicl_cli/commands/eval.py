@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from unicl_cli import registry
 from unicl_cli.commands import Batch, Devices, Json, ModelArgument, Out, Quiet, RawWeights, SameModel, Template
 from unicl_cli.errors import UniclError
 
@@ -20,6 +21,10 @@ def evaluate(
         list[str] | None, typer.Option("--data", metavar="CORPUS", help="Default: the corpora of the model's recipe.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Default: test, else val.")] = None,
+    evaluator: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Evaluators to run, repeatable; default: zeroshot and retrieval."),
+    ] = None,
     batch: Batch = 128,
     devices: Devices = "auto",
     template: Template = None,
@@ -38,6 +43,8 @@ def evaluate(
     named = one_model(model_argument, model)
     if predictions is not None and predictions.suffix != ".parquet":
         raise UniclError(f"--predictions {predictions}: is written as Parquet", "give a name that ends in .parquet")
+    for name in evaluator or ():
+        registry.find("evaluators", name)
     check_first([named], data or (), ("--predictions", predictions), ("-o", out))
 
     def work(accelerator: Any) -> None:
@@ -49,7 +56,16 @@ def evaluate(
         loaded = load(named, accelerator.device, template, raw_weights=raw_weights)
         kept: list[Mapping[str, Any]] = []
         keep = None if predictions is None or is_peer() else kept.append
-        document = job(loaded, data=data or None, split=split, batch=batch, accelerator=accelerator, keep=keep)
+        chosen = list(dict.fromkeys(evaluator or ())) or None
+        document = job(
+            loaded,
+            data=data or None,
+            split=split,
+            batch=batch,
+            accelerator=accelerator,
+            evaluators=chosen,
+            keep=keep,
+        )
         if predictions is not None and kept:
             with writing("--predictions", predictions):
                 write_predictions(predictions, kept)

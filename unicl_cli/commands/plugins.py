@@ -27,6 +27,7 @@ USE = {
     "encoders": "in a recipe: name: {name}, under model.image, model.text or model itself",
     "losses": "in a recipe: loss: {name}, or loss: {{name: {name}, OPTION: VALUE}}",
     "datasets": "unicl prepare --labels '{name}?OPTION=VALUE&OPTION=VALUE' (or --captions, --images)",
+    "evaluators": "unicl eval MODEL --evaluator {name}",
     "commands": "unicl {name} --help",
 }
 

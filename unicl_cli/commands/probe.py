@@ -61,12 +61,12 @@ def probe(
 
     def work(accelerator: Any) -> None:
         from unicl_cli.evaluate.tables import probe_tables
-        from unicl_cli.jobs.probe import Asked
+        from unicl_cli.jobs.evaluators.probe import ProbeOptions
         from unicl_cli.jobs.probe import probe as job
 
-        asked = Asked(features.value, method.value, normalize, tuple(dict.fromkeys(shots or ())), seeds)
+        options = ProbeOptions(features.value, method.value, normalize, tuple(dict.fromkeys(shots or ())), seeds)
         loaded = load(named, accelerator.device, raw_weights=raw_weights)
-        document = job(loaded, data=data, split=split, asked=asked, batch=batch, accelerator=accelerator)
+        document = job(loaded, data=data, split=split, options=options, batch=batch, accelerator=accelerator)
         show(document, probe_tables, as_json=as_json, out=out)
 
     in_workers(devices, work)

@@ -69,24 +69,24 @@ def zeroshot(
 
     def work(accelerator: Any) -> None:
         from unicl_cli.data.fetch import Fetcher
-        from unicl_cli.jobs.zeroshot.classes import classes_of
-        from unicl_cli.jobs.zeroshot.inputs import inputs_of
-        from unicl_cli.jobs.zeroshot.output import json_lines, lines, table, tell
-        from unicl_cli.jobs.zeroshot.zeroshot import Wanted, judge_for, zeroshot
+        from unicl_cli.jobs.zeroshot.classes import choose_classes
+        from unicl_cli.jobs.zeroshot.inputs import open_inputs
+        from unicl_cli.jobs.zeroshot.output import csv_rows, json_lines, text_lines, write_answers
+        from unicl_cli.jobs.zeroshot.zeroshot import AnswerOptions, make_judge, zeroshot
         from unicl_cli.launch.process import is_peer
 
-        asked = classes_of(classes, classes_from)
-        pictures, total = inputs_of(inputs, stdin_image=stdin_image, separator=b"\0" if null else b"\n")
+        asked = choose_classes(classes, classes_from)
+        pictures, total = open_inputs(inputs, stdin_image=stdin_image, separator=b"\0" if null else b"\n")
         loaded = load(model, accelerator.device, template, raw_weights=raw_weights)
-        judge = judge_for(loaded, asked, Wanted(top_k, none, independent, threshold, by_cosine), accelerator)
+        judge = make_judge(loaded, asked, AnswerOptions(top_k, none, independent, threshold, by_cosine), accelerator)
         for warning in () if is_peer() else judge.warnings:
             warn(warning)
         fetch = Fetcher(allow_private=allow_private, robots=False) if allow_url else None
-        form = json_lines if as_json else lines(by_cosine=by_cosine)
+        form = json_lines if as_json else text_lines(by_cosine=by_cosine)
         if as_csv:
-            form = table(min(top_k, len(judge.names)))
+            form = csv_rows(min(top_k, len(judge.names)))
         rows = zeroshot(loaded, pictures, judge, batch=batch, fetch=fetch)
-        tell(rows, lambda data: None if is_peer() else typer.echo(data, nl=False), form, total)
+        write_answers(rows, lambda data: None if is_peer() else typer.echo(data, nl=False), form, total)
 
     in_workers(devices, work)
 

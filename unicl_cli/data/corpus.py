@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from unicl_cli.contracts import ClassName, Sample
 from unicl_cli.data.corpus_format import MEDIA
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import UniclError, did_you_mean
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 SCHEMA_VERSION = 1
+EVAL_SPLITS = ("test", "val")
+"""Splits that evaluation uses by default, the first that a corpus has."""
 CACHE_BYTES = 512_000_000
 """Size of the row groups that a process keeps for each table: a window of 64 groups of 8 MB."""
 _COLUMNS = ["image", "texts", "label", "source", "key", "text_hash"]
@@ -172,6 +174,20 @@ class Corpus:
         met = {shard["split"] for shard in self.manifest["shards"]}
         usual = [split for split in ("train", "val", "test") if split in met]
         return (*usual, *sorted(met - set(usual)))
+
+    def eval_split(self, asked: str | None = None) -> str:
+        """Return the split to evaluate on: the one asked for, else test, else val. UniclError if there is none."""
+        have = ", ".join(self.splits)
+        if asked is not None and asked not in self.splits:
+            message = f"corpus {self.path} has no split '{asked}'{did_you_mean(asked, self.splits)}"
+            raise UniclError(message, f"name one of its splits: {have}")
+        found = asked or next((split for split in EVAL_SPLITS if split in self.splits), None)
+        if found is None:
+            raise UniclError(
+                f"corpus {self.path} has neither a test nor a val split",
+                f"name one with --split (it has {have}), or prepare the corpus with --holdout 0.05",
+            )
+        return found
 
     def kinds(self, split: str) -> tuple[str, ...]:
         """Return the kinds of rows in a split, in the order labels, captions, images."""

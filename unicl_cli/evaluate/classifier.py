@@ -1,4 +1,4 @@
-"""Class names and templates in, one unit vector per class out: the zero-shot classifier."""
+"""The zero-shot classifier: one unit vector per class, made from its names in templates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unicl_cli.contracts import Tokenizer
 from unicl_cli.core.prompts import fill
 
 
-class ZeroShot(NamedTuple):
+class TextClassifier(NamedTuple):
     """``weights`` (C, D) float32. ``first`` int64 (C,): the lowest class with the very same prompts.
 
     ``duplicates`` are the groups of classes that share all their prompts, ``cut`` counts the prompts that are longer
@@ -36,7 +36,7 @@ class ZeroShot(NamedTuple):
 
 
 def prompts_of(names: Sequence[Sequence[str]], templates: Sequence[str]) -> list[list[str]]:
-    """Each of a class's names in each template."""
+    """Return each name of each class in each template."""
     return [[fill(template, name) for name in own for template in templates] for own in names]
 
 
@@ -47,8 +47,10 @@ def zeroshot_classifier(
     tokenizer: Tokenizer,
     unit: bool = True,
     batch: int = 256,
-) -> ZeroShot:
-    """For each class its prompts (C x at least one); ``encode_text`` maps tokens (b, L) to (b, D).
+) -> TextClassifier:
+    """Build the classifier from the prompts of each class (C x at least one).
+
+    ``encode_text`` maps tokens (b, L) to (b, D).
 
     normalise -> mean over the prompts -> normalise, in float32, whatever the tower already does: without the
     inner step long vectors would outvote others, without the outer one classes with spread prompts are penalised.
@@ -77,7 +79,7 @@ def zeroshot_classifier(
         classes = torch.tensor([label for text in part for label in owners[text]])
         sums.index_add_(0, classes, embed[rows])
     means = sums / torch.tensor([len(own) for own in prompts])[:, None]
-    return ZeroShot(
+    return TextClassifier(
         weights=F.normalize(means, dim=1) if unit else means,
         first=torch.tensor([same[tuple(own)][0] for own in prompts]),
         duplicates=tuple(tuple(group) for group in same.values() if len(group) > 1),
@@ -87,6 +89,6 @@ def zeroshot_classifier(
 
 
 def count_cut(texts: Sequence[str], tokens: Tensor, tokenizer: Tokenizer) -> int:
-    """How many of ``texts`` are longer than the context, where the tokenizer can tell; it cuts them silently."""
+    """Count the texts that are longer than the context, if the tokenizer can tell: it cuts them silently."""
     cuts = getattr(tokenizer, "cuts", None)
     return cuts(texts) if cuts is not None and tokens.shape[1] >= tokenizer.context_length else 0

@@ -15,8 +15,10 @@ TEMPERATURE = 0.07
 KEPT_COSINES = 1 << 24
 
 
-def votes(features: Tensor, targets: Tensor, queries: Tensor, counts: Sequence[int], num_classes: int) -> list[Tensor]:
-    """(n, d), int64 (n,), (q, d) -> for each k of ``counts`` the shares of the votes, (q, num_classes).
+def vote_shares(
+    features: Tensor, targets: Tensor, queries: Tensor, counts: Sequence[int], num_classes: int
+) -> list[Tensor]:
+    """Return the shares of the votes for each k of ``counts``: (n, d), int64 (n,), (q, d) -> (q, num_classes) each.
 
     A neighbour at cosine s has exp(s / 0.07) votes; a k above n is n.
     """
@@ -34,9 +36,9 @@ def votes(features: Tensor, targets: Tensor, queries: Tensor, counts: Sequence[i
 def neighbour_curve(
     features: Tensor, targets: Tensor, queries: Tensor, answers: Tensor, num_classes: int
 ) -> list[Point]:
-    """What each k of COUNTS that the rows allow gives on validation data, by ascending k."""
+    """Return the result on validation data of each k of COUNTS that the rows allow, by ascending k."""
     counts = [k for k in COUNTS if k <= len(features)]
-    found = votes(features, targets, queries, counts, num_classes)
+    found = vote_shares(features, targets, queries, counts, num_classes)
     return [
         Point(
             float(k),

@@ -54,7 +54,7 @@ class State(NamedTuple):
             field[places] = changed
 
 
-class Problem(NamedTuple):
+class RotatedData(NamedTuple):
     """Rotated data, shared by all C. ``axes`` (n, d + 1) ends in a column of ones, which carries the bias."""
 
     axes: Tensor
@@ -65,7 +65,7 @@ class Problem(NamedTuple):
     """(d + 1, 1): 1, but 0 for the bias."""
 
     def at(self, w: Tensor, decay: Tensor) -> State:
-        """(m, d + 1, K), (m,) -> mean cross-entropy + decay / 2 |W|^2, its gradient, and the spread."""
+        """Compute the mean cross-entropy + decay / 2 |W|^2, its gradient and the spread at (m, d + 1, K), (m,)."""
         n, (m, _, num_classes) = len(self.targets), w.shape
         value, spread = w.new_zeros(m), w.new_zeros(m, num_classes)
         gradient = w.new_zeros(w.shape[1], m * num_classes)
@@ -90,7 +90,7 @@ class Problem(NamedTuple):
         return State(w, value / n + 0.5 * decay * dot(shrunk, shrunk), slopes, spread, decay)
 
     def reach(self, w: Tensor) -> Tensor:
-        """(m, d + 1, K) -> (m,): the largest logit."""
+        """Return the largest logit of each fit: (m, d + 1, K) -> (m,)."""
         flat, rows = w.transpose(0, 1).reshape(w.shape[1], -1), max(1, KEPT_LOGITS // (len(w) * w.shape[2]))
         parts = [(axes @ flat).view(-1, len(w), w.shape[2]).abs().amax((0, 2)) for axes, _ in self.chunks(rows)]
         return torch.stack(parts).amax(0)
@@ -106,7 +106,7 @@ class History:
         self.steps = self.changes = like.flatten(1)[:, None][:, :0]
 
     def add(self, step: Tensor, change: Tensor) -> None:
-        """A pair without positive curvature is kept as zeros for its fit alone."""
+        """Add a pair; one without positive curvature is kept as zeros for its own fit."""
         usable = column(dot(step, change) > 1e-10 * dot(change, change))
         self.steps = torch.cat([self.steps[:, 1 - PAIRS :], (step * usable).flatten(1)[:, None]], 1)
         self.changes = torch.cat([self.changes[:, 1 - PAIRS :], (change * usable).flatten(1)[:, None]], 1)
@@ -115,14 +115,16 @@ class History:
         self.steps, self.changes = (kept.masked_fill(column(places), 0) for kept in (self.steps, self.changes))
 
     def empty(self) -> Tensor:
-        """bool (m,): the fits without pairs."""
+        """Mark the fits without pairs, bool (m,)."""
         return ~self.steps.any(2).any(1)
 
     def only(self, kept: Tensor) -> None:
         self.steps, self.changes = self.steps[kept], self.changes[kept]
 
     def direction(self, gradient: Tensor, inverse: Tensor) -> Tensor:
-        """Downhill, from the diagonal ``inverse`` of this step, scaled to the newest pair; both (m, d + 1, K).
+        """Return the descent direction from the diagonal ``inverse`` of this step, scaled to the newest pair.
+
+        Both inputs are (m, d + 1, K).
 
         The compact form (Byrd, Nocedal, Schnabel 1994, eq. 3.1): ten operations where the two loops take a hundred.
         """
@@ -151,8 +153,8 @@ def column(a: Tensor) -> Tensor:
     return a.view(-1, 1, 1)
 
 
-def line_search(problem: Problem, state: State, direction: Tensor, slope: Tensor) -> State:
-    """Halve each fit's own step until it decreases enough; one that never does stays where it is."""
+def line_search(problem: RotatedData, state: State, direction: Tensor, slope: Tensor) -> State:
+    """Halve each fit's own step until its value decreases enough; a fit that never does keeps its weights."""
     enough = state.value + 4 * torch.finfo(state.value.dtype).eps * state.value.abs()
     new, size = problem.at(state.w + direction, state.decay), 1.0
     todo = (~(new.value <= enough + SUFFICIENT * slope)).nonzero()[:, 0]
@@ -167,9 +169,11 @@ def line_search(problem: Problem, state: State, direction: Tensor, slope: Tensor
     return new
 
 
-def minimise(problem: Problem, decay: Tensor, num_classes: int, *, rtol: float, max_iter: int) -> Tensor:
-    """(M,) -> (M, d + 1, K). A fit is finished when a step neither promised nor brought ``rtol`` of its value: a bound
-    on the gradient would stop large C after a few steps, far from the optimum, and so would the promise alone.
+def minimise(problem: RotatedData, decay: Tensor, num_classes: int, *, rtol: float, max_iter: int) -> Tensor:
+    """Minimise all fits in lockstep: (M,) -> (M, d + 1, K).
+
+    A fit is finished when a step neither promised nor brought ``rtol`` of its value. A bound on the
+    gradient would stop large C after a few steps, far from the optimum, and so would the promise alone.
 
     The diagonal that each direction starts from is the Hessian's where the fit stands now: on separable features the
     data's part of it falls by orders of magnitude (60 rows, C = 1e6: 36 evaluations; from the first one's, 1,445).
@@ -205,7 +209,7 @@ def minimise(problem: Problem, decay: Tensor, num_classes: int, *, rtol: float, 
     return out
 
 
-def fit(
+def fit_classifiers(
     features: Tensor,
     targets: Tensor,
     strengths: Sequence[float],
@@ -214,7 +218,7 @@ def fit(
     rtol: float = 1e-8,
     max_iter: int = 1000,
 ) -> Linear:
-    """(n, d), int64 (n,) of two classes or more, M values of scikit-learn's C -> M classifiers over ``num_classes``.
+    """Fit a classifier for each of M values of scikit-learn's C on (n, d), int64 (n,) of two classes or more.
 
     Within 1e-6 of the optimum at the default ``rtol`` (seen: 7e-8), in float64: on separable features float32 cannot
     resolve what is left of the loss, and its line search stalls (36 rows, C = 1e6: 17,000 evaluations instead of 70).
@@ -223,7 +227,7 @@ def fit(
     """
     present, targets = targets.unique(return_inverse=True)
     halved = 0.5 if len(present) == 2 else 1.0
-    problem, basis, mean = rotated(features, targets)
+    problem, basis, mean = rotate(features, targets)
     decay = 1 / (torch.tensor(strengths, dtype=mean.dtype, device=mean.device) * (halved * len(targets)))
     w = minimise(problem, decay, len(present), rtol=rtol, max_iter=max_iter)
     found = basis @ w[:, :-1]
@@ -233,8 +237,8 @@ def fit(
     return Linear(weights, bias)
 
 
-def rotated(features: Tensor, targets: Tensor) -> tuple[Problem, Tensor, Tensor]:
-    """The problem on the axes of the covariance, these axes (d, d) and the mean (d,); one float64 copy of the data."""
+def rotate(features: Tensor, targets: Tensor) -> tuple[RotatedData, Tensor, Tensor]:
+    """Rotate the data onto the axes of its covariance: a float64 copy, these axes (d, d) and the mean (d,)."""
     n, d = features.shape
     mean = features.mean(0, dtype=torch.float64)
     parts = [features[start : start + KEPT_ROWS] for start in range(0, n, KEPT_ROWS)]
@@ -247,7 +251,7 @@ def rotated(features: Tensor, targets: Tensor) -> tuple[Problem, Tensor, Tensor]
     for part, rows in zip(parts, axes.split(KEPT_ROWS), strict=True):
         rows[:, :d] = (part.double() - mean) @ basis
     variances, one = variances.clamp_min(0), mean.new_ones(1)
-    problem = Problem(
+    problem = RotatedData(
         axes=axes,
         targets=targets,
         variances=torch.cat([variances, one])[:, None],
@@ -257,7 +261,7 @@ def rotated(features: Tensor, targets: Tensor) -> tuple[Problem, Tensor, Tensor]
 
 
 class Point(NamedTuple):
-    """One C (or one number of neighbours) and what it gave on validation data."""
+    """One C (or one number of neighbours) and its result on validation data."""
 
     c: float
     accuracy: float
@@ -265,13 +269,16 @@ class Point(NamedTuple):
 
     @property
     def merit(self) -> tuple[float, float, float]:
-        """Larger is better: accuracy, then lower negative log-likelihood, then the smaller C."""
+        """Key to compare points, larger is better: accuracy, then lower negative log-likelihood, then the smaller C."""
         return self.accuracy, -self.nll, -self.c
 
 
 def sweep(measure: Callable[[Sequence[float]], Sequence[Point]]) -> list[Point]:
-    """OpenAI's protocol: of C = 10^-6 … 10^6 in 8 steps a decade, seven coarse points, then the interval around the
-    best is halved down to one step. 15 fits in 5 calls instead of 97; the points come back by ascending C."""
+    """Search C by OpenAI's protocol and return the measured points by ascending C.
+
+    C runs from 10^-6 to 10^6 in 8 steps per decade: seven coarse points, then the interval around the best is halved
+    down to one step. This takes 15 fits in 5 calls instead of 97.
+    """
     seen: dict[int, Point] = {}
 
     def look(steps: Sequence[int]) -> int:
@@ -286,8 +293,8 @@ def sweep(measure: Callable[[Sequence[float]], Sequence[Point]]) -> list[Point]:
     return [seen[step] for step in sorted(seen)]
 
 
-def measured(model: Linear, strengths: Sequence[float], features: Tensor, targets: Tensor) -> list[Point]:
-    """The classifiers of ``fit(…, strengths, …)`` on (n, d) validation features."""
+def measure_classifiers(model: Linear, strengths: Sequence[float], features: Tensor, targets: Tensor) -> list[Point]:
+    """Measure the classifiers of ``fit_classifiers(…, strengths, …)`` on (n, d) validation features."""
     points: list[Point] = []
     for index, c in enumerate(strengths):
         logits = Linear(model.weights[index : index + 1], model.bias[index : index + 1]).logits(features)[0]

@@ -1,4 +1,4 @@
-"""What scores and targets say: ranks, top-k, recall per class, intervals. Pure functions, exact counts."""
+"""Metrics from scores and targets: ranks, top-k, recall per class, intervals; pure functions with exact counts."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 NOT_FINITE = -1
-"""The rank of a row whose scores hold NaN or infinity of the wrong sign: never a hit, to be refused by the caller."""
+"""Rank of a row whose scores hold NaN or +inf: never a hit, and an error for the caller."""
 Z95 = 1.959963984540054
 
 
 def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
-    """(n, C), (n,) -> int64 (n,): how many classes stand before the true one; 0 = first.
+    """Count the classes that rank before the true one: (n, C), (n,) -> int64 (n,); 0 = first.
 
-    Among equal scores the lowest index stands first, as in ``argmax`` (``torch.topk`` orders ties arbitrarily).
-    ``-inf`` means "this class cannot be answered"; NaN or ``+inf`` in a row gives NOT_FINITE.
+    Among equal scores the lowest index is first, as in ``argmax`` (``torch.topk`` orders ties arbitrarily).
+    ``-inf`` means that the class cannot be predicted; NaN or ``+inf`` in a row gives NOT_FINITE.
     """
     true = scores.gather(1, targets[:, None])
     earlier = torch.arange(scores.shape[1], device=scores.device)[None] < targets[:, None]
@@ -25,45 +25,45 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
     return ranks.masked_fill((scores.isnan() | scores.isposinf()).any(1), NOT_FINITE)
 
 
-def tied(scores: Tensor, targets: Tensor) -> Tensor:
-    """(n, C), (n,) -> bool (n,): the true class is first together with another, so that the order alone decides."""
+def ties_for_first(scores: Tensor, targets: Tensor) -> Tensor:
+    """Mark the rows whose true class shares the first place with another: (n, C), (n,) -> bool (n,)."""
     true = scores.gather(1, targets[:, None])
     return ((scores == true).sum(1) > 1) & ~(scores > true).any(1)
 
 
-def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(n, C) -> the min(k, C) best scores of each row and their classes, lowest class first among equals."""
+def best_classes(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the min(k, C) best scores of each row of (n, C) and their classes, lowest class first among equals."""
     values, order = scores.sort(dim=1, descending=True, stable=True)
     return values[:, :k], order[:, :k]
 
 
 def top_k(ranks: Tensor, k: int) -> float:
-    """int64 (n,) -> the share of rows whose true class is among the first k; n >= 1."""
+    """Return the share of rows, from ranks int64 (n,), whose true class is among the first k; n >= 1."""
     return int(((ranks >= 0) & (ranks < k)).sum()) / len(ranks)
 
 
 class ClassCounts(NamedTuple):
-    """Rows of each class and how many of them were answered rightly, both int64 (C,)."""
+    """Rows of each class and the correct ones among them, both int64 (C,)."""
 
     rows: Tensor
     hits: Tensor
 
 
 def per_class(hits: Tensor, targets: Tensor, num_classes: int) -> ClassCounts:
-    """bool (n,), int64 (n,) -> counts per class."""
+    """Count rows and hits per class from bool (n,), int64 (n,)."""
     return ClassCounts(
         torch.bincount(targets, minlength=num_classes), torch.bincount(targets[hits], minlength=num_classes)
     )
 
 
 def mean_per_class(counts: ClassCounts) -> float:
-    """The mean recall over the classes that have rows; a class without rows is left out, not counted as 0."""
+    """Return the mean recall over the classes that have rows; a class without rows does not count as 0."""
     present = counts.rows > 0
     return float((counts.hits[present].double() / counts.rows[present]).mean())
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share of ``n`` >= 1 trials, inside [0, 1]."""
+    """Return the 95 % Wilson score interval of a share of ``n`` >= 1 trials, inside [0, 1]."""
     share, z2 = hits / n, Z95 * Z95
     middle = share + z2 / (2 * n)
     half = Z95 * sqrt(share * (1 - share) / n + z2 / (4 * n * n))
@@ -72,9 +72,10 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 
 
 def calibration(confidence: Tensor, hits: Tensor, bins: int = 15) -> dict[str, Any]:
-    """(n,) in [0, 1], bool (n,) -> the expected calibration error over equal bins (low, high], and the bins with rows.
+    """Return the expected calibration error of (n,) in [0, 1], bool (n,) over equal bins (low, high], and the bins.
 
-    The error is the mean over rows of how far the confidence of their bin is from its share of hits.
+    The error is the mean over rows of the distance between the confidence of their bin and its share of hits. Bins
+    without rows are left out.
     """
     places = ((confidence.double() * bins).ceil().long() - 1).clamp(0, bins - 1)
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""How well images find their captions and captions their image: pessimistic ranks in bounded memory."""
+"""Retrieval between images and captions: pessimistic ranks in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KEPT_SCORES = 1 << 24  # scores alive at once: 64 MiB in float32
 
 
 class Gallery(NamedTuple):
-    """What is searched. Item i has the vector ``features[rows[i]]`` and belongs to image ``ids[i]``.
+    """The items that are searched: item i has the vector ``features[rows[i]]`` and belongs to image ``ids[i]``.
 
     Equal texts share one row, so that they tie exactly whatever a matrix product does to its last bits.
     """
@@ -25,11 +25,11 @@ class Gallery(NamedTuple):
     """int64 (G,)."""
 
 
-def ranks(queries: Tensor, query_ids: Tensor, gallery: Gallery) -> tuple[Tensor, float]:
-    """(Q, D) unit norm, int64 (Q,) -> int64 (Q,) and the spread (largest - smallest) of all scores.
+def rank_queries(queries: Tensor, query_ids: Tensor, gallery: Gallery) -> tuple[Tensor, float]:
+    """Rank queries, (Q, D) unit norm, int64 (Q,): int64 (Q,) and the spread (largest - smallest) of all scores.
 
     The rank of a query is the number of items that are not its own and score at least as high as its best own item:
-    0 = found first. Ties count against it, so a model that says the same of everything finds nothing.
+    0 = found first. Ties count against it, so a model that scores everything the same finds nothing.
     """
     chunk = max(1, KEPT_SCORES // max(len(gallery.ids), len(gallery.features)))
     found: list[Tensor] = []
@@ -45,15 +45,18 @@ def ranks(queries: Tensor, query_ids: Tensor, gallery: Gallery) -> tuple[Tensor,
 
 
 def recalls(image_features: Tensor, text_features: Tensor, text_rows: Tensor, image_of_text: Tensor) -> dict[str, Any]:
-    """Images (N, D), distinct texts (U, D); caption t is ``text_features[text_rows[t]]`` of image
-    ``image_of_text[t]``, both int64 (T,); each image has a caption.
+    """Return the recalls of images (N, D) and distinct texts (U, D); each image has a caption.
 
-    ``{"images", "texts", "text_to_image": {"r1", "r5", "r10"}, "image_to_text": {…}}`` and, where all scores are equal,
-    ``"collapsed": True``. An image is a hit at k if any of its captions is among the first k.
+    Caption t is ``text_features[text_rows[t]]`` of image ``image_of_text[t]``, both int64 (T,).
+
+    The result is ``{"images", "texts", "text_to_image": {"r1", "r5", "r10"}, "image_to_text": {…}}`` and, if
+    all scores are equal, ``"collapsed": True``. An image is a hit at k if any of its captions is among the first k.
     """
     pictures = torch.arange(len(image_features), device=image_features.device)
-    to_image, spread = ranks(text_features[text_rows], image_of_text, Gallery(image_features, pictures, pictures))
-    to_text, _ = ranks(image_features, pictures, Gallery(text_features, text_rows, image_of_text))
+    to_image, spread = rank_queries(
+        text_features[text_rows], image_of_text, Gallery(image_features, pictures, pictures)
+    )
+    to_text, _ = rank_queries(image_features, pictures, Gallery(text_features, text_rows, image_of_text))
     collapsed = spread < COLLAPSED and len(pictures) > 1
     if collapsed:  # rounding alone would now rank: everything ties with everything
         to_image = torch.full_like(to_image, len(pictures) - 1)
@@ -68,5 +71,5 @@ def recalls(image_features: Tensor, text_features: Tensor, text_rows: Tensor, im
 
 
 def recall_at(found: Tensor) -> dict[str, float]:
-    """int64 (Q,) ranks -> the share of queries found among the first 1, 5, 10."""
+    """Return the share of queries, from ranks int64 (Q,), found among the first 1, 5, 10."""
     return {f"r{k}": int((found < k).sum()) / len(found) for k in (1, 5, 10)}

@@ -1,4 +1,4 @@
-"""Results as the JSON of `unicl eval` and `unicl probe`, and the same facts as tables for a terminal."""
+"""Figures for the JSON of `unicl eval` and `unicl probe`, and tables of them for a terminal."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from unicl_cli.evaluate.metrics import mean_per_class, per_class, top_k, wilson
 SHOWN_CLASSES = 20
 
 
-def classification(ranks: Tensor, targets: Tensor, names: Sequence[str], sources: Sequence[str]) -> dict[str, Any]:
-    """int64 (n,) ranks of the true classes, int64 (n,), C names, the source of each row -> the facts about classes.
+def classification_figures(
+    ranks: Tensor, targets: Tensor, names: Sequence[str], sources: Sequence[str]
+) -> dict[str, Any]:
+    """Return the figures of a classification from the ranks of the true classes, int64 (n,), and the targets.
 
-    ``per_class`` leaves out classes without rows; ``top5`` is there from six classes on, where it can be missed.
+    ``per_class`` leaves out classes without rows; ``top5`` needs six classes: with fewer it is always 1. ``names`` has
+    C entries, ``sources`` n.
     """
     hits = ranks == 0
     counts = per_class(hits, targets, len(names))
-    facts: dict[str, Any] = {"n": len(ranks), "classes": len(names), **accuracy(hits)}
+    facts: dict[str, Any] = {"n": len(ranks), "classes": len(names), **accuracy_figures(hits)}
     if len(names) > 5:
         facts["top5"] = top_k(ranks, 5)
     recalls = zip(names, counts.rows.tolist(), counts.hits.tolist(), strict=True)
@@ -31,13 +34,14 @@ def classification(ranks: Tensor, targets: Tensor, names: Sequence[str], sources
     for row, source in enumerate(sources):
         rows_of.setdefault(source, []).append(row)
     facts["per_source"] = {
-        source: {"n": len(rows), **accuracy(hits[torch.tensor(rows)])} for source, rows in sorted(rows_of.items())
+        source: {"n": len(rows), **accuracy_figures(hits[torch.tensor(rows)])}
+        for source, rows in sorted(rows_of.items())
     }
     return facts
 
 
-def accuracy(hits: Tensor) -> dict[str, Any]:
-    """bool (n,) -> the share of hits and its 95 % Wilson interval."""
+def accuracy_figures(hits: Tensor) -> dict[str, Any]:
+    """Return the share of hits, bool (n,), and its 95 % Wilson interval."""
     right, n = int(hits.sum()), len(hits)
     return {"top1": right / n, "top1_interval": list(wilson(right, n))}
 
@@ -51,20 +55,23 @@ def interval(bounds: Sequence[float]) -> str:
 
 
 def eval_tables(document: Mapping[str, Any]) -> Iterator[Table]:
-    """A line per data set; recall per class and per source; retrieval. Figures in percent."""
+    """Yield the tables of `unicl eval`: data sets, recall per class and source, retrieval; figures in percent."""
     labelled = [entry for entry in document["data"] if "top1" in entry]
     if labelled:
-        yield classified(labelled, document["model"])
+        yield classification_table(labelled, document["model"])
     for entry in labelled:
-        yield by_class(entry)
+        yield class_table(entry)
         if len(entry["per_source"]) > 1:
-            yield by_source(entry)
+            yield source_table(entry)
     searched = [entry for entry in document["data"] if "retrieval" in entry]
     if searched:
-        yield retrieved(searched, document["model"])
+        yield retrieval_table(searched, document["model"])
+    for entry in document["data"]:
+        for name, figures in entry.get("evaluators", {}).items():
+            yield evaluator_table(entry, name, figures)
 
 
-def columns(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+def make_table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     table = Table(title=title, min_width=len(title) + 4)
     for name in left:
         table.add_column(name, overflow="fold")
@@ -73,9 +80,9 @@ def columns(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     return table
 
 
-def classified(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
+def classification_table(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
     title = f"Classification, % · {model}"
-    table = columns(title, ("data", "split"), ("n", "classes", "top-1", "95 %", "top-5", "per class"))
+    table = make_table(title, ("data", "split"), ("n", "classes", "top-1", "95 %", "top-5", "per class"))
     for entry in entries:
         table.add_row(
             entry["name"],
@@ -90,11 +97,11 @@ def classified(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
     return table
 
 
-def by_class(entry: Mapping[str, Any]) -> Table:
-    """All classes, or the worst and the best where there are many."""
+def class_table(entry: Mapping[str, Any]) -> Table:
+    """List all classes, or the worst and the best of many."""
     rows: list[Mapping[str, Any]] = list(entry["per_class"])
     title = f"Recall per class, % · {entry['name']} {entry['split']}"
-    table = columns(title, ("class",), ("n", "recall"))
+    table = make_table(title, ("class",), ("n", "recall"))
     gap: int | None = None
     if len(rows) > SHOWN_CLASSES:
         rows.sort(key=lambda row: row["recall"])
@@ -107,17 +114,17 @@ def by_class(entry: Mapping[str, Any]) -> Table:
     return table
 
 
-def by_source(entry: Mapping[str, Any]) -> Table:
+def source_table(entry: Mapping[str, Any]) -> Table:
     title = f"Per source, % · {entry['name']} {entry['split']}"
-    table = columns(title, ("source",), ("n", "top-1", "95 %"))
+    table = make_table(title, ("source",), ("n", "top-1", "95 %"))
     for source, row in entry["per_source"].items():
         table.add_row(source, str(row["n"]), percent(row["top1"]), interval(row["top1_interval"]))
     return table
 
 
-def retrieved(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
-    names = ("pictures", "texts", "direction", "R@1", "R@5", "R@10")
-    table = columns(f"Retrieval, % · {model}", ("data", "split"), names)
+def retrieval_table(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
+    names = ("images", "texts", "direction", "R@1", "R@5", "R@10")
+    table = make_table(f"Retrieval, % · {model}", ("data", "split"), names)
     for entry in entries:
         found = entry["retrieval"]
         for direction in ("text_to_image", "image_to_text"):
@@ -127,13 +134,24 @@ def retrieved(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
     return table
 
 
+def evaluator_table(entry: Mapping[str, Any], name: str, figures: Mapping[str, Any]) -> Table:
+    """Return the figures of another evaluator; longer values are in the JSON alone."""
+    table = make_table(f"{name} · {entry['name']} {entry['split']}", ("figure",), ("value",))
+    for figure, value in figures.items():
+        if isinstance(value, float):
+            table.add_row(figure, f"{value:.4g}")
+        elif isinstance(value, int | str):
+            table.add_row(figure, str(value))
+    return table
+
+
 def probe_tables(document: Mapping[str, Any]) -> Iterator[Table]:
-    """The result on the tested split and the validation curve, or a line for each number of shots."""
+    """Yield the result on the tested split and the validation curve, or a table of the numbers of shots."""
     kind = "Linear probe" if document["method"] == "logreg" else "Nearest neighbours"
     title, names = f"{kind}, % · {document['model']}", ("data", "split", "features")
     known = [document[name] for name in names]
     if "few_shot" in document:
-        table = columns(title, names, ("n", "shots", "top-1", "sd", "seeds"))
+        table = make_table(title, names, ("n", "shots", "top-1", "sd", "seeds"))
         for entry in document["few_shot"]:
             deviation = "" if entry["top1_sd"] is None else percent(entry["top1_sd"])
             each = " ".join(percent(run["top1"]) for run in entry["runs"])
@@ -141,11 +159,11 @@ def probe_tables(document: Mapping[str, Any]) -> Iterator[Table]:
         yield table
         return
     setting = "c" if "c" in document else "k"
-    table = columns(title, names, ("n", "top-1", "95 %", "C" if setting == "c" else "k"))
+    table = make_table(title, names, ("n", "top-1", "95 %", "C" if setting == "c" else "k"))
     shown = percent(document["top1"]), interval(document["top1_interval"]), f"{document[setting]:.3g}"
     table.add_row(*known, str(document["n"]), *shown)
     yield table
-    curve = columns(
+    curve = make_table(
         f"Validation accuracy over {'C' if setting == 'c' else 'k'}, %", (), ("C" if setting == "c" else "k", "top-1")
     )
     for point in document["curve"]:

@@ -1,1 +1,1 @@
-"""Running a finished model over many things."""
+"""A finished model run over many images, texts and classes."""

@@ -1,4 +1,4 @@
-"""Rows and texts in, what a loaded model makes of them out: decoded ahead, an equal share for each rank."""
+"""A finished model run over many images and texts: decoded ahead, an equal share for each rank."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unicl_cli.contracts import Features
+from unicl_cli.contracts import EvalRows, FeaturePoint, Features
 from unicl_cli.core.dist import bare, gather, rank, world_size
 from unicl_cli.core.machine import cores
 from unicl_cli.errors import UniclError
@@ -20,58 +20,130 @@ from unicl_cli.inference.progress import progress
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
-    from unicl_cli.data.corpus import Table
 
 P = TypeVar("P")
 R = TypeVar("R")
-NO_COST: Callable[[], AbstractContextManager[Any]] = nullcontext
+NO_CONTEXT: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 class Encoder(NamedTuple):
-    """A loaded model as evaluation calls it: without gradient, inputs moved to its device, in ``precision()``."""
+    """A loaded model as evaluation calls it: without gradient, on its own device, inside ``precision()``.
+
+    ``encode_image`` and ``encode_text`` take one batch; ``map_rows``, ``encode_rows`` and ``encode_texts`` take any
+    number of rows or texts. Every rank calls each method equally often, or FSDP2 hangs.
+    """
 
     loaded: Loaded
-    precision: Callable[[], AbstractContextManager[Any]] = NO_COST
+    precision: Callable[[], AbstractContextManager[Any]] = NO_CONTEXT
 
     @property
     def device(self) -> torch.device:
+        """Device of the model."""
         return next(self.loaded.step.parameters()).device
 
     @property
     def unit(self) -> bool:
-        """Are scores cosines? Not where text vectors are the rows of a linear classifier, with or without bias."""
+        """True if scores are cosines: not if text vectors are the rows of a linear classifier."""
         model = bare(self.loaded.step).model
         return bool(getattr(model, "normalize", True)) and not getattr(model, "biased", False)
 
+    # -- one batch ------------------------------------------------------------------------------------------------
+
     def call(self, name: str, *inputs: Tensor) -> Any:
-        """A method of the model; every rank calls equally often, or FSDP2 hangs. Not under inference_mode, which would
-        break the training that goes on after a validation."""
+        """Call a method of the model.
+
+        Not under inference_mode, which would break the training that continues after a validation.
+        """
         step: Any = bare(self.loaded.step)
         with torch.no_grad(), self.precision():
             return step.call(name, *(x.to(self.device, non_blocking=True) for x in inputs))
 
-    def image(self, images: Tensor) -> Features:
-        """uint8 (b, 3, H, W) -> features in float32, ``embed`` normalised where scores are cosines."""
-        return self.wide(self.call("encode_image", images))
+    def encode_image(self, images: Tensor, /) -> Features:
+        """Encode uint8 (b, 3, H, W) to float32 features; ``embed`` has unit length if scores are cosines."""
+        return self._at_float32(self.call("encode_image", images))
 
-    def text(self, tokens: Tensor) -> Tensor:
-        """int64 (n, L) -> float32 (n, D)."""
-        return self.wide(self.call("encode_text", tokens)).embed
+    def encode_text(self, tokens: Tensor, /) -> Tensor:
+        """Encode int64 (n, L) to float32 (n, D), of unit length if scores are cosines."""
+        return self._at_float32(self.call("encode_text", tokens)).embed
 
-    def wide(self, features: Features) -> Features:
+    def _at_float32(self, features: Features) -> Features:
         embed = features.embed.float()
         return Features(features.pooled.float(), F.normalize(embed, dim=1) if self.unit else embed)
 
+    # -- any number -----------------------------------------------------------------------------------------------
 
-def my_share(n: int) -> list[int]:
-    """Which of n rows this rank works on; every rank as many, the last ones repeated. Gathered and cut to n they are in
-    order again."""
+    def map_rows(
+        self,
+        table: EvalRows,
+        rows: Sequence[int],
+        compute: Callable[[Tensor, Tensor], Tensor],
+        *,
+        batch: int,
+        label: str,
+    ) -> Tensor:
+        """Compute a value for each row: the results in the order of ``rows``, on the CPU of every rank.
+
+        ``compute`` maps images, uint8 (b, 3, H, W), and their places in ``rows``, int64 (b,), to (b, …). ``rows`` must
+        not be empty. ``label`` names the work in the progress line.
+        """
+        mine = rows_of_rank(len(rows))
+        parts: list[Tensor] = []
+        images = decode_ahead((table.read(rows[place]).image for place in mine), self.loaded.transform, batch)
+        with progress(label, len(rows)) as advance:
+            for start, part in zip(range(0, len(mine), batch), images, strict=True):
+                parts.append(compute(torch.stack(part), torch.tensor(mine[start : start + batch])))
+                advance(min(len(part) * world_size(), len(rows)))
+        return gather(torch.cat(parts))[: len(rows)].cpu()
+
+    def encode_rows(
+        self, table: EvalRows, rows: Sequence[int], *, point: FeaturePoint = "post", batch: int, label: str
+    ) -> Tensor:
+        """Encode the images of ``rows``: float32 (n, d) from before or after the projection, on the CPU of every rank.
+
+        Raises UniclError if a feature is not finite.
+        """
+
+        def compute(images: Tensor, _: Tensor) -> Tensor:
+            features = self.encode_image(images)
+            return features.pooled if point == "pre" else features.embed
+
+        features = self.map_rows(table, rows, compute, batch=batch, label=label)
+        check_finite(features.isfinite().all(1), rows, table, f"{self.loaded.name} on {label}")
+        return features
+
+    def encode_texts(self, texts: Sequence[str], *, batch: int, label: str) -> Tensor:
+        """Encode distinct texts: float32 (n, D) in their order, on the CPU of every rank; batches of like length.
+
+        Raises UniclError if a feature is not finite.
+        """
+        tokenizer = self.loaded.tokenizer
+        if tokenizer is None:
+            raise ValueError("the model has no tokenizer")
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        mine = [texts[order[place]] for place in rows_of_rank(len(texts))]
+        parts: list[Tensor] = []
+        with progress(label, len(texts)) as advance:
+            for start in range(0, len(mine), batch):
+                part = mine[start : start + batch]
+                parts.append(self.encode_text(tokenizer(part)))
+                advance(min(len(part) * world_size(), len(texts)))
+        features = gather(torch.cat(parts))[: len(texts)].cpu()
+        if not bool(features.isfinite().all()):
+            raise diverged(f"non-finite text features from {self.loaded.name}")
+        return features[torch.tensor(order).argsort()]
+
+
+def rows_of_rank(n: int) -> list[int]:
+    """Return the rows of n that this rank works on: an equal number on every rank, the last row repeated.
+
+    Gathered over ranks and cut to n, they are in order again.
+    """
     each = -(-n // world_size())
     return [min(row, n - 1) for row in range(rank() * each, (rank() + 1) * each)]
 
 
-def ahead(payloads: Iterable[P], work: Callable[[P], R], batch: int) -> Iterator[list[R]]:
-    """``work`` on each payload, in order, a batch at a time; threads are at the next batch while one is in use."""
+def decode_ahead(payloads: Iterable[P], work: Callable[[P], R], batch: int) -> Iterator[list[R]]:
+    """Yield ``work`` of each payload in order, a batch at a time; threads prepare the next batch meanwhile."""
     threads = max(1, min(8, cores() // world_size()))
     waiting = iter(payloads)
     with ThreadPoolExecutor(threads) as pool:
@@ -86,50 +158,18 @@ def ahead(payloads: Iterable[P], work: Callable[[P], R], batch: int) -> Iterator
             current = following
 
 
-def each_row(
-    table: Table,
-    rows: Sequence[int],
-    compute: Callable[[Tensor, Tensor], Tensor],
-    *,
-    transform: Callable[[bytes], Tensor],
-    batch: int,
-    label: str,
-) -> Tensor:
-    """``compute``: uint8 (b, 3, H, W) that ``transform`` made, int64 (b,) places in ``rows`` -> (b, …). Its results for
-    all ``rows`` in their order, on the CPU of every rank. ``rows`` is not empty."""
-    mine = my_share(len(rows))
-    parts: list[Tensor] = []
-    pictures = ahead((table.read(rows[place]).image for place in mine), transform, batch)
-    with progress(label, len(rows)) as advance:
-        for start, part in zip(range(0, len(mine), batch), pictures, strict=True):
-            parts.append(compute(torch.stack(part), torch.tensor(mine[start : start + batch])))
-            advance(min(len(part) * world_size(), len(rows)))
-    return gather(torch.cat(parts))[: len(rows)].cpu()
+def check_finite(finite: Tensor, rows: Sequence[int], table: EvalRows, where: str) -> None:
+    """Raise UniclError unless ``finite``, bool (n,) of ``rows``, is true everywhere: a diverged model scores chance.
+
+    ``finite`` must be the same on all ranks, so that all of them stop.
+    """
+    if not bool(finite.all()):
+        key = table.read(rows[int((~finite).nonzero()[0])]).key
+        count = int((~finite).sum())
+        raise diverged(f"non-finite features from {where}, first at '{key}' ({count} of {len(finite)} rows)")
 
 
-def each_text(encoder: Encoder, texts: Sequence[str], *, batch: int, label: str) -> Tensor:
-    """(n, D) float32 features of distinct texts, in their order, on the CPU of every rank; batches of like length."""
-    tokenizer = encoder.loaded.tokenizer
-    if tokenizer is None:
-        raise ValueError("the model has no tokenizer")
-    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
-    mine = [texts[order[place]] for place in my_share(len(texts))]
-    parts: list[Tensor] = []
-    with progress(label, len(texts)) as advance:
-        for start in range(0, len(mine), batch):
-            part = mine[start : start + batch]
-            parts.append(encoder.text(tokenizer(part)))
-            advance(min(len(part) * world_size(), len(texts)))
-    features = gather(torch.cat(parts))[: len(texts)].cpu()
-    return features[torch.tensor(order).argsort()]
-
-
-def refuse_not_finite(good: Tensor, rows: Sequence[int], table: Table, where: str) -> None:
-    """bool (n,) of ``rows``: a diverged model would silently score chance. The same on all ranks, so that all stop."""
-    if not bool(good.all()):
-        key = table.read(rows[int((~good).nonzero()[0])]).key
-        raise UniclError(
-            f"non-finite features from {where}, first at '{key}' ({int((~good).sum())} of {len(good)} rows)",
-            "the weights have diverged, or need precision fp32: evaluate an earlier checkpoint",
-            exit_code=1,
-        )
+def diverged(message: str) -> UniclError:
+    """Return the error for a model whose outputs are not finite."""
+    hint = "evaluate an earlier checkpoint, or use precision fp32: the weights have probably diverged"
+    return UniclError(message, hint, exit_code=1)

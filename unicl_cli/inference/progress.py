@@ -1,4 +1,4 @@
-"""How far a long command is, on stderr: a live bar on a terminal, else one plain line in 30 s."""
+"""Progress of a long command on stderr: a live bar on a terminal, else a plain line every 30 s."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unicl_cli.errors import is_live, is_quiet
 
 @contextmanager
 def progress(label: str, total: int | None) -> Generator[Callable[[int], None]]:
-    """Gives ``advance(done more)``; the first rank alone speaks, and not under --quiet. ``total`` may be unknown."""
+    """Yield ``advance(more)``. Only the first rank prints, and not under --quiet; ``total`` may be unknown."""
     if rank() > 0 or is_quiet():
         yield lambda more: None
     elif is_live():
@@ -31,10 +31,10 @@ def progress(label: str, total: int | None) -> Generator[Callable[[int], None]]:
             task = live.add_task(label, total=total)
             yield lambda more: live.advance(task, more)
     else:
-        yield Lines(label, total)
+        yield PlainProgress(label, total)
 
 
-class Lines:
+class PlainProgress:
     """``label 512/5000 ETA 1m05s``, at most once in 30 s."""
 
     def __init__(self, label: str, total: int | None) -> None:

@@ -1,4 +1,4 @@
-"""How a loaded model scores classes: by text, head or pair, as its loss declares."""
+"""Scores of classes by a loaded model: by text, head or pair, as its loss declares."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unicl_cli.contracts import ClassName
 from unicl_cli.core.dist import bare
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
-from unicl_cli.inference.encoder import Encoder
+from unicl_cli.inference.encoder import Encoder, diverged
 
 SHOWN = 5
 
@@ -20,9 +20,9 @@ SHOWN = 5
 class Scorer(NamedTuple):
     """``scores``: uint8 (b, 3, H, W) -> float32 (b, C) on the model's device, in the order of the classes.
 
-    Larger is likelier; ``cosines`` says that they lie in [-1, 1]. ``logits`` are what the loss's activation makes
-    probabilities of: of each class by itself where ``sigmoid``, else over the classes. ``first`` int64 (C,): the lowest
-    class that nothing tells from this one. ``warnings`` are for the user.
+    A larger score is likelier; with ``cosines`` scores lie in [-1, 1]. ``logits`` turns scores into the input of the
+    loss's activation: a sigmoid for each class if ``sigmoid``, else a softmax over the classes. ``first``, int64 (C,),
+    is the lowest class with the same prompts. ``warnings`` are for the user.
     """
 
     scores: Callable[[Tensor], Tensor]
@@ -33,37 +33,37 @@ class Scorer(NamedTuple):
     warnings: tuple[str, ...] = ()
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """(b, C) -> (b, C)."""
+        """Turn scores (b, C) into probabilities (b, C)."""
         logits = self.logits(scores)
         return logits.sigmoid() if self.sigmoid else logits.softmax(1)
 
 
-def scorer_for(
+def make_scorer(
     encoder: Encoder,
     classes: Sequence[ClassName],
     *,
     prompts: Sequence[Sequence[str]] | None = None,
     batch: int = 256,
 ) -> Scorer:
-    """The scorer of a model for ``classes``; without ``prompts`` of each, its first name in the model's templates."""
+    """Return the scorer for ``classes``; ``prompts`` None means the first name of each in the model's templates."""
     loaded = encoder.loaded
     loss: Any = bare(loaded.step).loss
     if loss.score == "none":
         raise UniclError(
-            f"model {loaded.name} has nothing that scores classes: its loss trains features only",
+            f"model {loaded.name} cannot score classes: its loss trains features only",
             "measure its features with `unicl probe`",
         )
     if loss.score == "head":
-        return by_head(encoder, loss, classes)
+        return make_head_scorer(encoder, loss, classes)
     if loaded.tokenizer is None:
         raise UniclError(f"model {loaded.name} has no text tower", "measure its features with `unicl probe`")
     wanted = prompts_of([each.names[:1] for each in classes], loaded.templates) if prompts is None else prompts
     if loss.score == "pair":
-        return by_pair(encoder, loss, wanted)
-    return by_text(encoder, loss, classes, wanted, batch=batch)
+        return make_pair_scorer(encoder, loss, wanted)
+    return make_text_scorer(encoder, loss, classes, wanted, batch=batch)
 
 
-def unchanged(scores: Tensor) -> Tensor:
+def identity(scores: Tensor) -> Tensor:
     return scores
 
 
@@ -71,23 +71,25 @@ def full_precision(tensor: Tensor) -> Any:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def by_text(
+def make_text_scorer(
     encoder: Encoder, loss: Any, classes: Sequence[ClassName], prompts: Sequence[Sequence[str]], *, batch: int
 ) -> Scorer:
-    """Cosines with the mean prompt of each class; a loss with a ``bias`` adds it to the logits (SigLIP)."""
+    """Score by cosines with the mean prompt of each class; a loss with a ``bias`` adds it to the logits (SigLIP)."""
     loaded = encoder.loaded
     tokenizer = loaded.tokenizer
     if tokenizer is None:
         raise ValueError("the model has no tokenizer")
-    shot = zeroshot_classifier(prompts, encode_text=encoder.text, tokenizer=tokenizer, unit=encoder.unit, batch=batch)
+    shot = zeroshot_classifier(
+        prompts, encode_text=encoder.encode_text, tokenizer=tokenizer, unit=encoder.unit, batch=batch
+    )
     if not bool(shot.weights.isfinite().all()):
-        raise UniclError(f"non-finite text features from {loaded.name}", "the weights have diverged", exit_code=1)
+        raise diverged(f"non-finite text features from {loaded.name}")
     shot = shot._replace(weights=shot.weights.to(encoder.device), first=shot.first.to(encoder.device))
     scale: Tensor = encoder.call("scale").float()
     bias = torch.as_tensor(getattr(loss, "bias", 0.0)).detach().float().to(encoder.device)
 
     def scores(images: Tensor) -> Tensor:
-        embed = encoder.image(images).embed
+        embed = encoder.encode_image(images).embed
         with full_precision(embed):
             return shot.cosines(embed)
 
@@ -97,7 +99,7 @@ def by_text(
     warnings: list[str] = []
     if shot.duplicates:
         groups = [" = ".join(classes[label].names[0] for label in group) for group in shot.duplicates]
-        warnings.append(f"{len(groups)} groups of classes have the same prompts: {shortened(groups)}")
+        warnings.append(f"{len(groups)} groups of classes have the same prompts: {shorten_names(groups)}")
     if shot.cut:
         length = tokenizer.context_length
         warnings.append(f"{shot.cut} of {shot.prompts} prompts were cut at the context of {length} tokens")
@@ -111,29 +113,29 @@ def by_text(
     )
 
 
-def by_head(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) -> Scorer:
-    """The columns of the trained classifier; a class that it does not know scores -inf."""
+def make_head_scorer(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) -> Scorer:
+    """Score by the columns of the trained classifier; a class that it does not know scores -inf."""
     loaded = encoder.loaded
     known = head_columns(loaded.classes)
     columns = [known.get(each.key, known.get(each.names[0])) for each in classes]
     unknown = [each.names[0] for each, column in zip(classes, columns, strict=True) if column is None]
     if len(unknown) == len(classes):
         raise UniclError(
-            f"model {loaded.name} knows none of these classes: {shortened(unknown)}",
-            "its loss trained a classifier of its own classes; others need a model with a text tower, or `unicl probe`",
+            f"model {loaded.name} knows none of these classes: {shorten_names(unknown)}",
+            "use a model with a text tower, or `unicl probe`: this one has a classifier of its own classes",
         )
     taken = torch.tensor([column or 0 for column in columns], device=encoder.device)
     hidden = torch.tensor([column is None for column in columns], device=encoder.device)
 
     def scores(images: Tensor) -> Tensor:
-        pooled = encoder.image(images).pooled
+        pooled = encoder.encode_image(images).pooled
         with torch.no_grad(), full_precision(pooled):
             return loss.head(pooled).float()[:, taken].masked_fill(hidden, -torch.inf)
 
-    told = f"{len(unknown)} of {len(classes)} classes are unknown to the model's classifier: {shortened(unknown)}"
+    told = f"{len(unknown)} of {len(classes)} classes are unknown to the model's classifier: {shorten_names(unknown)}"
     return Scorer(
         scores=scores,
-        logits=unchanged,
+        logits=identity,
         sigmoid=loss.activation == "sigmoid",
         cosines=False,
         first=torch.arange(len(classes)),
@@ -142,13 +144,13 @@ def by_head(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) -> Scorer
 
 
 def head_columns(classes: Sequence[ClassName]) -> dict[str, int]:
-    """Column by key and, where no key says otherwise, by any name of a class."""
+    """Map keys and names of classes to columns; a key takes precedence over a name."""
     by_name = {name: column for column, each in reversed(list(enumerate(classes))) for name in each.names}
     return by_name | {each.key: column for column, each in enumerate(classes)}
 
 
-def by_pair(encoder: Encoder, loss: Any, prompts: Sequence[Sequence[str]]) -> Scorer:
-    """What the loss itself says of each image with the first prompt of each class."""
+def make_pair_scorer(encoder: Encoder, loss: Any, prompts: Sequence[Sequence[str]]) -> Scorer:
+    """Score by the loss itself: each image with the first prompt of each class."""
     loaded = encoder.loaded
     tokenizer = loaded.tokenizer
     if tokenizer is None:
@@ -160,13 +162,13 @@ def by_pair(encoder: Encoder, loss: Any, prompts: Sequence[Sequence[str]]) -> Sc
 
     return Scorer(
         scores=scores,
-        logits=unchanged,
+        logits=identity,
         sigmoid=loss.activation == "sigmoid",
         cosines=False,
         first=torch.arange(len(prompts)),
     )
 
 
-def shortened(names: Sequence[str]) -> str:
+def shorten_names(names: Sequence[str]) -> str:
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -19,8 +19,8 @@ from unicl_cli.core.dist import barrier, rank
 from unicl_cli.core.files import write_atomic
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
-from unicl_cli.evaluate.tables import columns, percent
-from unicl_cli.jobs.evaluate import chosen_split, validate
+from unicl_cli.evaluate.tables import make_table, percent
+from unicl_cli.jobs.evaluate import validate
 from unicl_cli.runs.folder import META, find_run
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def open_corpora(both: MixPair, data: Sequence[str] | None, split: str | None) -
         raise UniclError(f"model {both.base.name}: names no corpus to measure on", "give one with --data CORPUS")
     corpora = [open_corpus(Path(path)) for path in paths]
     usual = [next((name for name in SELECTION_SPLITS if name in each.splits), None) for each in corpora]
-    return [(each, chosen_split(each, split or own)) for each, own in zip(corpora, usual, strict=True)]
+    return [(each, each.eval_split(split or own)) for each, own in zip(corpora, usual, strict=True)]
 
 
 def measure_curve(
@@ -226,7 +226,7 @@ def mix_tables(document: Mapping[str, Any]) -> Iterator[Table]:
         return
     data = document["curve"][0]["data"]
     measured = [f"{entry['name']} {entry['split']}\n{name}" for entry in data for name in figure_names(entry)]
-    table = columns(f"{document['old']} → {document['new']}", (), ("alpha", *measured, "mean"))
+    table = make_table(f"{document['old']} → {document['new']}", (), ("alpha", *measured, "mean"))
     for point in document["curve"]:
         cells = [percent(entry[name]) for entry in point["data"] for name in figure_names(entry)]
         star = " *" if point["alpha"] == document["alpha"] else ""

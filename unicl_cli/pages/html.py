@@ -1,4 +1,4 @@
-"""A page of results as one HTML file: inline style, charts and images; no script, nothing from the net."""
+"""HTML pages in one file: inline style, charts and images; no scripts, nothing from the network."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from unicl_cli.errors import UniclError
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""For the browser: whatever slipped into the page, nothing is run and nothing is fetched."""
+"""Content security policy: the browser runs and fetches nothing, whatever the page contains."""
 NOTHING = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
-"""In place of an image that cannot be shown."""
+"""Placeholder of an image that cannot be shown."""
 LOSSLESS = 64
-"""Images up to this side are kept as PNG: small drawings suffer from JPEG, and cost little."""
+"""Images up to this side are kept as PNG: JPEG spoils small drawings, and PNG costs little."""
 
 
 class Html(str):
@@ -29,24 +29,24 @@ class Html(str):
 
 
 def text(value: object) -> Html:
-    """Markup as it is, anything else escaped; a lone surrogate, which UTF-8 cannot hold, becomes a question mark."""
+    """Escape a value unless it is markup; a lone surrogate, which UTF-8 cannot hold, becomes a question mark."""
     if isinstance(value, Html):
         return value
     return Html(escape(str(value).encode("utf-8", "replace").decode("utf-8")))
 
 
 def tag(name: str, *inside: object, **attributes: str) -> Html:
-    """An element; ``class_`` gives the attribute class."""
+    """Return an element; ``class_`` sets the attribute class."""
     written = "".join(f' {key.rstrip("_").replace("_", "-")}="{text(value)}"' for key, value in attributes.items())
-    return Html(f"<{name}{written}>{joined(inside)}</{name}>")
+    return Html(f"<{name}{written}>{join_markup(inside)}</{name}>")
 
 
-def joined(parts: Iterable[object], between: str = "") -> Html:
+def join_markup(parts: Iterable[object], between: str = "") -> Html:
     return Html(between.join(text(part) for part in parts))
 
 
-def page(title: str, lead: str, *sections: Html) -> str:
-    """The whole document."""
+def build_page(title: str, lead: str, *sections: Html) -> str:
+    """Return the whole document."""
     head = (
         Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
         Html(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
@@ -58,26 +58,26 @@ def page(title: str, lead: str, *sections: Html) -> str:
 
 
 def write_page(path: Path, document: str) -> None:
-    """The file, whole or not at all."""
+    """Write the file, whole or not at all."""
     try:
         write_atomic(path, document)
     except OSError as error:
-        raise UniclError(f"--html {path}: cannot be written: {error.strerror}", "give another file") from error
+        raise UniclError(f"--html {path}: cannot be written: {error.strerror}", "name another file") from error
 
 
 def section(title: str, *inside: Html, note: str = "") -> Html:
-    """A heading, what it is about, and its content."""
+    """Return a section: heading, note and content."""
     about = tag("p", note, class_="note") if note else Html("")
     return tag("section", tag("h2", title), about, *inside)
 
 
 def numbers(facts: Sequence[tuple[str, object]]) -> Html:
-    """A few large figures: (name, value)."""
+    """Return a few large figures: (name, value)."""
     return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in facts), class_="numbers")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1) -> Html:
-    """The first ``left`` columns are words, the others figures; wide ones scroll. A head of empty names is left out."""
+    """Return a table: ``left`` columns of words, then figures. Wide tables scroll; a head of empty names is omitted."""
 
     def line(name: str, cells: Sequence[object]) -> Html:
         return tag("tr", *(tag(name, cell, class_="word" if n < left else "figure") for n, cell in enumerate(cells)))
@@ -87,8 +87,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 
     return tag("div", tag("table", top, body), class_="scroll")
 
 
-def bars(rows: Sequence[tuple[str, float, str]]) -> Html:
-    """(name, value, value as shown): lengths relative to the largest; no bar where nothing is shown."""
+def bar_chart(rows: Sequence[tuple[str, float, str]]) -> Html:
+    """Return bars of (name, value, value as shown), relative to the largest; no bar if nothing is shown."""
     most = max((value for _, value, _ in rows), default=0) or 1
 
     def line(name: str, value: float, shown: str) -> Html:
@@ -99,7 +99,7 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> Html:
 
 
 def histogram(bins: Sequence[tuple[str, int]], *, unit: str, mark: int | None = None) -> Html:
-    """(label, count) a bin, drawn as columns; ``mark`` stands at the left edge of that bin."""
+    """Return (label, count) bins as columns; ``mark`` is drawn at the left edge of that bin."""
     most = max((count for _, count in bins), default=0) or 1
     columns = [
         tag(
@@ -115,7 +115,7 @@ def histogram(bins: Sequence[tuple[str, int]], *, unit: str, mark: int | None = 
 
 
 def line_chart(points: Sequence[tuple[float, float]], *, name: str) -> Html:
-    """(x, y) as a curve that fills the width; its ends and its range are written beside it."""
+    """Return (x, y) points as a curve that fills the width, labelled with its ends and its range."""
     xs, ys = zip(*points, strict=True)
     low, high, first, last = min(ys), max(ys), xs[0], xs[-1]
     across, up = (last - first) or 1, (high - low) or 1
@@ -128,7 +128,7 @@ def line_chart(points: Sequence[tuple[float, float]], *, name: str) -> Html:
 
 
 def data_uri(image: Image.Image, side: int) -> str:
-    """An image in the page itself, its long side at most ``side`` pixels."""
+    """Encode an image for the page itself, its long side at most ``side`` pixels."""
     small = image.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
@@ -138,7 +138,7 @@ def data_uri(image: Image.Image, side: int) -> str:
 
 
 def pictures(items: Iterable[tuple[str, str, str]]) -> Html:
-    """(data URI, caption, small print) as a wall of images."""
+    """Return a wall of images from (data URI, caption, small print)."""
 
     def one(uri: str, caption: str, small: str) -> Html:
         image = Html(f'<img src="{text(uri)}" alt="{text(caption)}" loading="lazy">')
@@ -147,6 +147,6 @@ def pictures(items: Iterable[tuple[str, str, str]]) -> Html:
     return tag("div", *(one(*item) for item in items), class_="pictures")
 
 
-def points(sentences: Iterable[object]) -> Html:
-    """Sentences in a list."""
+def bullet_list(sentences: Iterable[object]) -> Html:
+    """Return sentences as a list."""
     return tag("ul", *(tag("li", sentence) for sentence in sentences), class_="points")

@@ -17,10 +17,10 @@ from toys import PLAIN, Toy, toy
 from unicl_cli import losses
 from unicl_cli.core.prompts import fill
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.zeroshot.classes import Classes, classes_of, parse_classes
-from unicl_cli.jobs.zeroshot.inputs import Picture
-from unicl_cli.jobs.zeroshot.output import json_lines, line, lines, table, tell
-from unicl_cli.jobs.zeroshot.zeroshot import BACKGROUND, Wanted, judge_for, zeroshot
+from unicl_cli.jobs.zeroshot.classes import Classes, choose_classes, parse_classes
+from unicl_cli.jobs.zeroshot.inputs import ImageInput
+from unicl_cli.jobs.zeroshot.output import csv_rows, format_line, json_lines, text_lines, write_answers
+from unicl_cli.jobs.zeroshot.zeroshot import BACKGROUND, AnswerOptions, make_judge, zeroshot
 
 
 def noise(seed: int = 0) -> bytes:
@@ -32,8 +32,8 @@ def noise(seed: int = 0) -> bytes:
 
 def asked(loaded, classes: Classes | str | None, seed: int = 0, **wanted):
     named = parse_classes(classes) if isinstance(classes, str) else classes
-    judge = judge_for(loaded, named, Wanted(**wanted), PLAIN)
-    ((row,),) = zeroshot(loaded, [Picture("-", data=noise(seed))], judge, batch=4)
+    judge = make_judge(loaded, named, AnswerOptions(**wanted), PLAIN)
+    ((row,),) = zeroshot(loaded, [ImageInput("-", data=noise(seed))], judge, batch=4)
     return row
 
 
@@ -94,7 +94,8 @@ def test_below_the_threshold_there_is_no_label_and_the_best_class_is_still_told(
         assert (over["label"], under["label"]) == (None, free["label"])
         assert over["top"] == free["top"]
     assert any(
-        "uncalibrated" in told for told in judge_for(toy(), parse_classes("a"), Wanted(threshold=1), PLAIN).warnings
+        "uncalibrated" in told
+        for told in make_judge(toy(), parse_classes("a"), AnswerOptions(threshold=1), PLAIN).warnings
     )
 
 
@@ -139,7 +140,7 @@ def test_a_class_may_have_prompts_of_its_own(tmp_path, form):
     loaded = toy()
     expected = [["a photo of a snow leopard", "bird cat"], ["a dog"]]
     expected += filled(loaded, "bird") if form == "tab" else []
-    assert classes.filled(loaded.templates) == expected
+    assert classes.fill_prompts(loaded.templates) == expected
     row = asked(loaded, classes)
     values = dict(zip(["cat", "dog", "bird"], cosines(loaded, expected).tolist(), strict=False))
     assert {item["label"]: item["cosine"] for item in row["top"]} == {
@@ -167,12 +168,12 @@ def test_a_class_file_that_cannot_be_used_is_one_line(tmp_path, text):
 
 
 def test_the_classes_of_a_corpus_are_taken_by_their_prompt_names(digits):
-    classes = classes_of(None, str(digits))
+    classes = choose_classes(None, str(digits))
     assert len(classes.names) == 10
     assert all(len(each.names) == 1 for each in classes.names)
     with pytest.raises(UniclError, match="both --classes and --classes-from"):
-        classes_of("a", str(digits))
-    assert classes_of(None, None) is None
+        choose_classes("a", str(digits))
+    assert choose_classes(None, None) is None
 
 
 ROW = {
@@ -186,7 +187,7 @@ BAD = {"path": "b.png", "label": None, "prob": None, "top": [], "error": "no suc
 
 
 def test_csv_reads_back_with_one_header_and_any_class_name():
-    form = table(3)
+    form = csv_rows(3)
     text = form([ROW]) + form([BAD])
     first, second = csv.DictReader(io.StringIO(text))
     assert (first["path"], first["label"], first["label_2"], first["label_3"]) == ("a\n.png", "salt, pepper", 'x"y', "")
@@ -195,16 +196,16 @@ def test_csv_reads_back_with_one_header_and_any_class_name():
 
 
 def test_a_line_is_one_line_and_says_none_or_cosines():
-    assert line(ROW) == 'a\\n.png\tsalt, pepper 90.0 %\tx"y 10.0 %'
-    assert line(ROW | {"label": None}).split("\t")[1] == "none of these"
-    assert lines(by_cosine=True)([ROW | {"top": ROW["top"][:1]}]) == "a\\n.png\tsalt, pepper 0.250\n"
+    assert format_line(ROW) == 'a\\n.png\tsalt, pepper 90.0 %\tx"y 10.0 %'
+    assert format_line(ROW | {"label": None}).split("\t")[1] == "none of these"
+    assert text_lines(by_cosine=True)([ROW | {"top": ROW["top"][:1]}]) == "a\\n.png\tsalt, pepper 0.250\n"
 
 
 @given(st.binary(min_size=1, max_size=12).filter(lambda name: b"\0" not in name))
 @settings(max_examples=50, deadline=None)
 def test_a_name_that_is_no_text_comes_back_from_json(name):
     written: list[bytes] = []
-    tell([[ROW | {"path": os.fsdecode(name)}]], written.append, json_lines, 1)
+    write_answers([[ROW | {"path": os.fsdecode(name)}]], written.append, json_lines, 1)
     assert os.fsencode(json.loads(written[0])["path"]) == name
 
 
@@ -219,7 +220,7 @@ def test_a_name_that_is_no_text_comes_back_from_json(name):
 def test_the_end_says_what_was_not_answered(batches, message):
     written: list[bytes] = []
     with pytest.raises(UniclError) as caught:
-        tell(batches, written.append, json_lines, None)
+        write_answers(batches, written.append, json_lines, None)
     assert (caught.value.message, caught.value.exit_code) == (message, 2)
     assert len(written) == len(batches)
 
@@ -239,4 +240,4 @@ def test_labels_command_no_terminal():
         "error": None,
         "top": [{"label": "b\x9b\x1b\t", "prob": 1.0, "cosine": 0.5}],
     }
-    assert line(row) == "a\\x1b.png\tb\\x9b\\x1b\\t 100.0 %"
+    assert format_line(row) == "a\\x1b.png\tb\\x9b\\x1b\\t 100.0 %"

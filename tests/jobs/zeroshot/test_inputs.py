@@ -14,15 +14,15 @@ from PIL import Image
 from unicl_cli.data.fetch import FetchError
 from unicl_cli.data.pictures import decode
 from unicl_cli.jobs.zeroshot import inputs
-from unicl_cli.jobs.zeroshot.inputs import Picture, below, listed, pictures_of, read
-from unicl_cli.jobs.zeroshot.stream import Arrivals
+from unicl_cli.jobs.zeroshot.inputs import ImageInput, find_images, find_in_folder, read_image, read_list
+from unicl_cli.jobs.zeroshot.stream import BatchStream
 
 
 def entries(data: bytes, cuts: list[int], separator: bytes = b"\n") -> list[str]:
     ends = sorted({min(cut, len(data)) for cut in cuts} - {0})
     parts = [data[start:end] for start, end in zip([0, *ends], [*ends, len(data)], strict=True)]
     waiting = [part for part in parts if part]
-    return list(listed(lambda: waiting.pop(0) if waiting else b"", separator))
+    return list(read_list(lambda: waiting.pop(0) if waiting else b"", separator))
 
 
 def test_a_list_has_one_path_a_line_whatever_wrote_it():
@@ -57,7 +57,7 @@ def test_a_list_on_standard_input_holds_files_folders_and_urls_taken_literally(t
     os.close(ends[1])
     with os.fdopen(ends[0]) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
-        found = list(pictures_of([str(tmp_path / "a.png"), "-"]))
+        found = list(find_images([str(tmp_path / "a.png"), "-"]))
     assert [Path(picture.path).name for picture in found] == ["a.png", "b [1].png", "c.png", "*.png", "y.png"]
     assert [picture.problem for picture in found] == [None, None, None, "no such file", None]
 
@@ -73,9 +73,9 @@ def test_a_folder_names_what_it_could_not_look_into(tmp_path, monkeypatch):
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    assert list(below(str(tmp_path))) == [
-        Picture(str(tmp_path / "a.PNG")),
-        Picture(str(tmp_path / "sub"), "Permission denied"),
+    assert list(find_in_folder(str(tmp_path))) == [
+        ImageInput(str(tmp_path / "a.PNG")),
+        ImageInput(str(tmp_path / "sub"), "Permission denied"),
     ]
 
 
@@ -83,25 +83,25 @@ def test_a_loop_of_links_ends(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "up").symlink_to(tmp_path)
     Image.new("RGB", (4, 4)).save(tmp_path / "sub" / "a.png")
-    assert [picture.path for picture in below(str(tmp_path))] == [str(tmp_path / "sub" / "a.png")]
+    assert [picture.path for picture in find_in_folder(str(tmp_path))] == [str(tmp_path / "sub" / "a.png")]
 
 
 def test_urls_are_downloaded_with_leave_alone():
-    url = Picture("https://host.example/a.png")
-    assert read(url, lambda data: data) == "a URL: add --allow-url to download it"
-    assert read(url, lambda data: data, lambda where: where.encode()) == b"https://host.example/a.png"
+    url = ImageInput("https://host.example/a.png")
+    assert read_image(url, lambda data: data) == "a URL: add --allow-url to download it"
+    assert read_image(url, lambda data: data, lambda where: where.encode()) == b"https://host.example/a.png"
 
     def fail(where: str) -> bytes:
         raise FetchError("http_404", "Not Found")
 
-    assert read(url, lambda data: data, fail) == "http_404: Not Found"
+    assert read_image(url, lambda data: data, fail) == "http_404: Not Found"
 
 
 def test_a_file_without_end_is_read_no_further_than_the_bound(monkeypatch):
     monkeypatch.setattr(inputs, "MAX_BYTES", 1000)
-    assert read(Picture("/dev/zero"), decode) == "more than 1,000 bytes"
-    assert read(Picture("-", data=b"x" * 1001), decode) == "more than 1,000 bytes"
-    assert read(Picture("-", data=b"x"), decode) == "not an image"
+    assert read_image(ImageInput("/dev/zero"), decode) == "more than 1,000 bytes"
+    assert read_image(ImageInput("-", data=b"x" * 1001), decode) == "more than 1,000 bytes"
+    assert read_image(ImageInput("-", data=b"x"), decode) == "not an image"
 
 
 def test_batches_come_in_order_and_hold_few_items():
@@ -113,7 +113,7 @@ def test_batches_come_in_order_and_hold_few_items():
             yield item
 
     seen: list[int] = []
-    for part in Arrivals(source(), lambda x: x * x, 8, patience=None, threads=4):
+    for part in BatchStream(source(), lambda x: x * x, 8, patience=None, threads=4):
         assert len(part) == 8
         seen += [item for item, square in part if square == item * item]
         assert len(taken) <= len(seen) + 4 * 8
@@ -129,7 +129,7 @@ def test_what_is_there_is_answered_while_the_source_waits():
         assert go.wait(20)
         yield "second"
 
-    parts = iter(Arrivals(source(), len, 32, patience=0.01, threads=1))
+    parts = iter(BatchStream(source(), len, 32, patience=0.01, threads=1))
     assert next(parts) == [("first", 5)]
     go.set()
     assert list(parts) == [[("second", 6)]]
@@ -143,7 +143,7 @@ def test_what_goes_wrong_comes_out_behind_what_went_well(where):
             raise KeyError("broken")
         yield 0
 
-    parts = iter(Arrivals(source(), lambda x: 1 // x, 2, patience=None, threads=2))
+    parts = iter(BatchStream(source(), lambda x: 1 // x, 2, patience=None, threads=2))
     assert next(parts) == [(1, 1), (2, 0)]
     with pytest.raises((KeyError, ZeroDivisionError)):
         next(parts)
@@ -151,7 +151,7 @@ def test_what_goes_wrong_comes_out_behind_what_went_well(where):
 
 def test_leaving_early_ends_the_threads():
     before = threading.active_count()
-    parts = iter(Arrivals(iter(range(10**9)), lambda x: x, 4, patience=None, threads=2))
+    parts = iter(BatchStream(iter(range(10**9)), lambda x: x, 4, patience=None, threads=2))
     assert len(next(parts)) == 4
     parts.close()
     for _ in range(100):

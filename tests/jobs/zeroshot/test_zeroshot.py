@@ -16,15 +16,15 @@ from unicl_cli.build.load import Loaded
 from unicl_cli.contracts import ClassName
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.zeroshot.classes import parse_classes
-from unicl_cli.jobs.zeroshot.inputs import pictures_of
-from unicl_cli.jobs.zeroshot.output import line
-from unicl_cli.jobs.zeroshot.zeroshot import Wanted, judge_for, zeroshot
+from unicl_cli.jobs.zeroshot.inputs import find_images
+from unicl_cli.jobs.zeroshot.output import format_line
+from unicl_cli.jobs.zeroshot.zeroshot import AnswerOptions, make_judge, zeroshot
 
 
 def rows(loaded: Loaded, inputs: list[str], classes: str | None = "cat,dog,bird", *, batch: int = 32, **wanted):
     asked = None if classes is None else parse_classes(classes)
-    judge = judge_for(loaded, asked, Wanted(**wanted), PLAIN)
-    return [row for part in zeroshot(loaded, pictures_of(inputs), judge, batch=batch) for row in part]
+    judge = make_judge(loaded, asked, AnswerOptions(**wanted), PLAIN)
+    return [row for part in zeroshot(loaded, find_images(inputs), judge, batch=batch) for row in part]
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_folders_globs_and_files_are_found_in_the_order_given(folder):
-    found = list(pictures_of([str(folder / "pics/sub/5.png"), str(folder / "pics"), str(folder / "pics/*.png")]))
+    found = list(find_images([str(folder / "pics/sub/5.png"), str(folder / "pics"), str(folder / "pics/*.png")]))
     names = [Path(picture.path).relative_to(folder / "pics").as_posix() for picture in found]
     top = ["0.png", "2.png", "4.png", "6.png"]
     assert names == ["sub/5.png", *top, "sub/1.png", "sub/3.png", "sub/5.png", *top]
@@ -52,7 +52,7 @@ def test_folders_globs_and_files_are_found_in_the_order_given(folder):
 def test_inputs_that_hold_nothing_keep_their_place_and_say_why(folder):
     (folder / "empty").mkdir()
     inputs = [str(folder / name) for name in ("nope.png", "pics/0.png", "empty", "x*.png")]
-    assert [picture.problem for picture in pictures_of(inputs)] == [
+    assert [picture.problem for picture in find_images(inputs)] == [
         "no such file",
         None,
         "a folder without images",
@@ -63,7 +63,7 @@ def test_inputs_that_hold_nothing_keep_their_place_and_say_why(folder):
 def test_a_file_with_brackets_in_its_name_is_a_file(folder):
     path = folder / "photo [1].png"
     (folder / "pics/0.png").rename(path)
-    assert list(pictures_of([str(path)])) == [(str(path), None, None)]
+    assert list(find_images([str(path)])) == [(str(path), None, None)]
 
 
 def test_a_bad_picture_between_good_ones_is_a_row_and_the_others_are_answered(folder):
@@ -199,6 +199,6 @@ def test_any_names_survive_quoting(names):
 def test_the_plain_line_is_one_row_a_picture():
     top = [{"label": "cat", "prob": 0.931, "cosine": 0.2}, {"label": "dog", "prob": 0.05, "cosine": 0.1}]
     row = {"path": "a.png", "label": "cat", "prob": 0.931, "top": top, "error": None}
-    assert line(row) == "a.png\tcat 93.1 %\tdog 5.0 %"
-    assert line(row | {"error": "not an image"}) == "a.png\terror: not an image"
+    assert format_line(row) == "a.png\tcat 93.1 %\tdog 5.0 %"
+    assert format_line(row | {"error": "not an image"}) == "a.png\terror: not an image"
     assert json.loads(json.dumps(row)) == row

@@ -51,7 +51,7 @@ def prepare_classifier(request: Request, count: int, variants: Collection[str]) 
 
     def ours() -> Tensor:
         prompts = prompts_of([(name,) for name in names], templates)
-        return zeroshot_classifier(prompts, encode_text=encoder.text, tokenizer=pair.tokenizer).weights
+        return zeroshot_classifier(prompts, encode_text=encoder.encode_text, tokenizer=pair.tokenizer).weights
 
     def peer(names: list[str] = names) -> Tensor:
         return build_zero_shot_classifier(theirs, tokenize, names, templates, device=encoder.device).T.cpu()
@@ -76,7 +76,7 @@ def prepare_images(request: Request, variants: Collection[str]) -> Prepared:
         return theirs.encode_image(floats, normalize=True)
 
     def ours() -> Tensor:
-        return encoder.image(images).embed
+        return encoder.encode_image(images).embed
 
     check = (lambda: {"forward": largest_difference(ours(), peer())}) if PEER in variants else None
     runs: dict[str, Callable[[], Any]] = {OURS: ours, PEER: peer}

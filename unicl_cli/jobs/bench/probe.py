@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from unicl_cli.evaluate.logistic_regression import fit
+from unicl_cli.evaluate.logistic_regression import fit_classifiers
 from unicl_cli.jobs.bench.kinds import Request
 from unicl_cli.jobs.bench.protocol import Case, Prepared
 
@@ -79,7 +79,7 @@ def fit_sklearn(x: Array, y: Labels, c: float, tol: float, iterations: int) -> f
 def fit_unicl(x: Array, y: Labels, **options: Any) -> list[float]:
     """Return our objective at each of STRENGTHS, which are fitted together."""
     features, targets = torch.from_numpy(x), torch.from_numpy(y)
-    model = fit(features, targets, STRENGTHS, int(y.max()) + 1, **options)
+    model = fit_classifiers(features, targets, STRENGTHS, int(y.max()) + 1, **options)
     parts = zip(model.weights.numpy(), model.bias.numpy(), STRENGTHS, strict=True)
     return [objective(weights, bias, (x, y), c) for weights, bias, c in parts]
 

@@ -35,7 +35,7 @@ def corpus_page(facts: Mapping[str, Any], corpus: Corpus, samples: int, shown: I
     lead = f"{facts['rows']:,} rows in {', '.join(facts['splits'])} · {size_of(facts['bytes'])} · {facts['path']}"
     parts = [
         figures(facts),
-        section("Notes", html.points(facts["notes"])) if facts["notes"] else Html(""),
+        section("Notes", html.bullet_list(facts["notes"])) if facts["notes"] else Html(""),
         *(sample_section(corpus, line, samples) for line in sampled_groups(facts) if samples),
         sources_section(facts),
         *class_sections(facts),
@@ -43,7 +43,7 @@ def corpus_page(facts: Mapping[str, Any], corpus: Corpus, samples: int, shown: I
         *([] if shown is None else batch_sections(shown)),
         rejected_section(facts),
     ]
-    return html.page(facts["name"], lead, *(part for part in parts if part), footer(facts))
+    return html.build_page(facts["name"], lead, *(part for part in parts if part), footer(facts))
 
 
 def figures(facts: Mapping[str, Any]) -> Html:
@@ -129,7 +129,7 @@ def sources_section(facts: Mapping[str, Any]) -> Html:
         return sources
     repeated = section("Rows that share a concept", html.table(("", ""), pairs), note=about)
     counted = section("Concepts", html.table(concept_head, concepts), note=note)
-    return html.joined((sources, tag("div", counted, repeated, class_="split")))
+    return html.join_markup((sources, tag("div", counted, repeated, class_="split")))
 
 
 def class_sections(facts: Mapping[str, Any]) -> list[Html]:
@@ -145,7 +145,7 @@ def class_sections(facts: Mapping[str, Any]) -> list[Html]:
     rows += [(row["class"], float(row["n"]), f"{row['n']:,}") for row in smallest]
     quantiles = " · ".join(f"{name} {value:,}" for name, value in found["quantiles"].items())
     bins = [(label_of(b["low"], b["high"]), b["n"]) for b in found["histogram"]]
-    by_name = section("Images per class", html.bars(rows), note=quantiles)
+    by_name = section("Images per class", html.bar_chart(rows), note=quantiles)
     if len(bins) < 2:
         return [by_name]
     chart = html.histogram(bins, unit="images per class")
@@ -182,7 +182,9 @@ def caption_sections(facts: Mapping[str, Any]) -> list[Html]:
     about = (
         f"{named['named']:,} of {facts['classes']:,} classes, in {percent(named['share'])} % of the captioned images."
     )
-    mentions = section("Classes that captions name", html.bars(rows), note=f"{about} {never if named['never'] else ''}")
+    mentions = section(
+        "Classes that captions name", html.bar_chart(rows), note=f"{about} {never if named['never'] else ''}"
+    )
     return [tag("div", lengths, mentions, class_="split")]
 
 
@@ -206,7 +208,7 @@ def footer(facts: Mapping[str, Any]) -> Html:
 def batch_page(shown: InspectedBatch) -> str:
     facts = shown.document
     lead = f"{', '.join(facts['corpora'])} · batch at step {facts['step']} · {facts['batch_size']:,} rows"
-    return html.page(f"A batch of {Path(facts['path']).name}", lead, *batch_sections(shown), footer(facts))
+    return html.build_page(f"A batch of {Path(facts['path']).name}", lead, *batch_sections(shown), footer(facts))
 
 
 def batch_sections(shown: InspectedBatch) -> list[Html]:

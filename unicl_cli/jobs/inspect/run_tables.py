@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from unicl_cli.core.files import size_of
-from unicl_cli.evaluate.tables import columns
+from unicl_cli.evaluate.tables import make_table
 from unicl_cli.jobs.runs import ago, spark
 from unicl_cli.pages import html
 from unicl_cli.pages.html import Html, section, tag
@@ -69,12 +69,12 @@ FILE_HEAD, TOWER_HEAD = ("file", "state", "tensors", "size"), ("tower", "tensors
 
 def checkpoint_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
     yield key_value_table(f"Checkpoint {facts['path']}", checkpoint_rows(facts))
-    table = columns("Files", FILE_HEAD[:2], FILE_HEAD[2:])
+    table = make_table("Files", FILE_HEAD[:2], FILE_HEAD[2:])
     for line in file_lines(facts):
         table.add_row(*line)
     yield table
     if lines := tower_lines(facts):
-        table = columns("Weights", TOWER_HEAD[:1], TOWER_HEAD[1:])
+        table = make_table("Weights", TOWER_HEAD[:1], TOWER_HEAD[1:])
         for line in lines:
             table.add_row(*line)
         yield table
@@ -89,14 +89,14 @@ def checkpoint_page(facts: Mapping[str, Any]) -> str:
         notes_section(facts),
         section("Facts", html.table(("", ""), list(rows.items()), left=2)),
         section("Files", html.table(FILE_HEAD, file_lines(facts), left=2)),
-        section("Parameters", html.bars(bars), html.table(TOWER_HEAD, tower_lines(facts))),
+        section("Parameters", html.bar_chart(bars), html.table(TOWER_HEAD, tower_lines(facts))),
     ]
     lead = f"Checkpoint, {'complete' if facts['whole'] else 'damaged'}"
-    return html.page(Path(facts["path"]).name, lead, *(part for part in parts if part))
+    return html.build_page(Path(facts["path"]).name, lead, *(part for part in parts if part))
 
 
 def notes_section(facts: Mapping[str, Any]) -> Html:
-    return section("Notes", html.points(facts["notes"])) if facts["notes"] else Html("")
+    return section("Notes", html.bullet_list(facts["notes"])) if facts["notes"] else Html("")
 
 
 # -- a run ----------------------------------------------------------------------------------------------------------
@@ -164,12 +164,12 @@ def run_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
     yield key_value_table(f"Run {facts['path']}", rows)
     if facts["validations"]:
         head, lines = validation_lines(facts)
-        table = columns("Validations", head[:3], head[3:])
+        table = make_table("Validations", head[:3], head[3:])
         for line in lines:
             table.add_row(*line)
         yield table
     if facts["checkpoints"]:
-        table = columns("Checkpoints", ("checkpoint", "state"), ("size",))
+        table = make_table("Checkpoints", ("checkpoint", "state"), ("size",))
         for line in checkpoint_lines(facts):
             table.add_row(*line)
         yield table
@@ -188,4 +188,4 @@ def run_page(facts: Mapping[str, Any]) -> str:
         if facts["checkpoints"]
         else Html(""),
     ]
-    return html.page(Path(facts["path"]).name, rows[0][1], *(part for part in parts if part))
+    return html.build_page(Path(facts["path"]).name, rows[0][1], *(part for part in parts if part))

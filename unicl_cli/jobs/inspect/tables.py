@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from unicl_cli.core.files import size_of
-from unicl_cli.evaluate.tables import columns, percent
+from unicl_cli.evaluate.tables import make_table, percent
 from unicl_cli.jobs.inspect.run_tables import checkpoint_tables, key_value_table, run_tables
 from unicl_cli.jobs.inspect.target_matrix import batch_tables
 
@@ -52,7 +52,7 @@ def format_range(found: Mapping[str, int]) -> str:
 
 def _sources_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     title = f"{facts['path']}: {facts['rows']:,} rows, {facts['classes']:,} classes, {size_of(facts['bytes'])}"
-    table = columns(title, (), ())
+    table = make_table(title, (), ())
     table.add_column("source", overflow="fold", min_width=8)
     for name in ("kind", "split"):
         table.add_column(name, no_wrap=True)
@@ -74,7 +74,7 @@ def _sources_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def concepts_table(facts: Mapping[str, Any]) -> Table:
-    table = columns(f"Concepts · split {facts['split']}", ("of",), ("images", "concepts", "images per concept"))
+    table = make_table(f"Concepts · split {facts['split']}", ("of",), ("images", "concepts", "images per concept"))
     for kind, found in facts["concepts"].items():
         each = found["pictures_per_concept"]
         shown = "-" if each is None else f"{each:,.1f}"
@@ -91,7 +91,7 @@ def bar(share: float, width: int = BAR) -> str:
 def _class_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     found = facts["per_class"]
     quantiles = found["quantiles"]
-    table = columns(f"Images per class · {format_quantiles(quantiles)}", ("class", ""), ("images",))
+    table = make_table(f"Images per class · {format_quantiles(quantiles)}", ("class", ""), ("images",))
     most = max(1, quantiles["max"])
 
     def add(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -167,7 +167,7 @@ def pair_rows(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def _rejects_table(found: Mapping[str, Any]) -> Table:
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in found["reasons"].items())
-    table = columns(f"Left out by prepare: {reasons}", ("key", "reason", "detail"), ())
+    table = make_table(f"Left out by prepare: {reasons}", ("key", "reason", "detail"), ())
     for row in found["first"]:
         table.add_row(row["key"], row["reason"], row["detail"])
     return table

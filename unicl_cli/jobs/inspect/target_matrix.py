@@ -11,7 +11,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from unicl_cli.evaluate.tables import columns
+from unicl_cli.evaluate.tables import make_table
 from unicl_cli.jobs.inspect.batch import MISSED, NEGATIVE, POSITIVE
 
 COLOURS = {NEGATIVE: "grey19", POSITIVE: "blue", MISSED: "dark_orange3"}
@@ -49,7 +49,7 @@ def batch_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
         for name, title in titles.items()
     ]
     yield SideBySide(panels)
-    table = columns(f"Batch at step {facts['step']}: {facts['batch_size']:,} rows", ("pairs",), ("CLIP", "UniCL"))
+    table = make_table(f"Batch at step {facts['step']}: {facts['batch_size']:,} rows", ("pairs",), ("CLIP", "UniCL"))
     table.add_row("positives", f"{clip['positives']:,}", f"{unicl['positives']:,}")
     table.add_row("same class or row, treated as negatives", f"{clip['false_negatives']:,}", "0")
     same = f"{unicl['same_text_other_key']:,}"
@@ -63,7 +63,7 @@ def batch_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 def rows_table(facts: Mapping[str, Any]) -> Table:
     kinds = f"{facts['label_rows']:,} with a label, {facts['caption_rows']:,} without"
-    table = columns(f"Rows: {kinds}, {facts['distinct_texts']:,} distinct texts", ("class", "text"), ("positives",))
+    table = make_table(f"Rows: {kinds}, {facts['distinct_texts']:,} distinct texts", ("class", "text"), ("positives",))
     for row in facts["shown"][:MAX_LISTED]:
         table.add_row(row["class"] or "-", row["text"], str(row["positives"]))
     if len(facts["shown"]) > MAX_LISTED:

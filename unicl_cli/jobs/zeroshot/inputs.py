@@ -15,7 +15,7 @@ from torch import Tensor
 from unicl_cli.data.fetch import FetchError
 from unicl_cli.data.pictures import SUFFIXES, ImageError
 
-LISTED = "-"
+STDIN = "-"
 MAX_BYTES = 256_000_000
 REASONS = {
     "empty": "an empty file",
@@ -24,48 +24,48 @@ REASONS = {
     "bomb": "too many pixels",
     "truncated": "an image that is cut off",
 }
-"""What `ImageError.reason` means to a user; of others its detail says more."""
+"""Words for `ImageError.reason`; for other reasons the detail says more."""
 
 
-class Picture(NamedTuple):
-    """A path or URL as it is shown; ``problem`` says why there is nothing to read, ``data`` is what is read already."""
+class ImageInput(NamedTuple):
+    """A path or URL as shown to the user, with the bytes if they are read already, or the ``problem`` that stops it."""
 
     path: str
     problem: str | None = None
     data: bytes | None = None
 
 
-def pictures_of(inputs: Sequence[str], *, separator: bytes = b"\n") -> Iterator[Picture]:
-    """Files and URLs as they are, folders with all images below them, globs, and for ``-`` what standard input lists.
+def find_images(inputs: Sequence[str], *, separator: bytes = b"\n") -> Iterator[ImageInput]:
+    """Find the images of all inputs: files, URLs, folders, globs, and for ``-`` the list on standard input.
 
-    What holds nothing stays as a problem. Everything is found when it is asked for.
+    An input without images becomes a problem. The search is lazy: each input is opened when its images are asked for.
     """
     for name in inputs:
-        if name == LISTED:
-            for entry in listed(partial(os.read, sys.stdin.fileno(), 1 << 16), separator):
-                yield from one_input(entry)
+        if name == STDIN:
+            for entry in read_list(partial(os.read, sys.stdin.fileno(), 1 << 16), separator):
+                yield from find_input(entry)
         elif glob.has_magic(name) and not is_url(name) and not Path(name).exists():
             matches = sorted(match for match in glob.iglob(name, recursive=True) if Path(match).is_file())  # noqa: PTH207 - absolute patterns
-            yield from (Picture(file) for file in matches or ())
+            yield from (ImageInput(file) for file in matches or ())
             if not matches:
-                yield Picture(name, "the pattern matches no file")
+                yield ImageInput(name, "the pattern matches no file")
         else:
-            yield from one_input(name)
+            yield from find_input(name)
 
 
-def one_input(name: str) -> Iterator[Picture]:
+def find_input(name: str) -> Iterator[ImageInput]:
     if is_url(name):
-        yield Picture(name)
+        yield ImageInput(name)
     elif Path(name).is_dir():
-        yield from below(name)
+        yield from find_in_folder(name)
     elif "\0" in name or not Path(name).exists():
-        yield Picture(name, "no such file")
+        yield ImageInput(name, "no such file")
     else:
-        yield Picture(name)
+        yield ImageInput(name)
 
 
-def below(folder: str) -> Iterator[Picture]:
-    """All images in a folder and the folders in it, by their suffix; hidden ones are passed over."""
+def find_in_folder(folder: str) -> Iterator[ImageInput]:
+    """Find all images in a folder and its subfolders by their suffix; hidden ones are skipped."""
     unread: list[OSError] = []
     empty = True
     for path, folders, files in os.walk(folder, onerror=unread.append):
@@ -73,16 +73,16 @@ def below(folder: str) -> Iterator[Picture]:
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix[1:].lower() in SUFFIXES:
                 empty = False
-                yield Picture(str(Path(path, name)))
-    yield from (Picture(str(error.filename), error.strerror or "cannot be read") for error in unread)
+                yield ImageInput(str(Path(path, name)))
+    yield from (ImageInput(str(error.filename), error.strerror or "cannot be read") for error in unread)
     if empty and not unread:
-        yield Picture(folder, "a folder without images")
+        yield ImageInput(folder, "a folder without images")
 
 
-def listed(read: Callable[[], bytes], separator: bytes) -> Iterator[str]:
-    """The entries of a list as they come in; blank ones are passed over. ``read`` gives b"" at the end.
+def read_list(read: Callable[[], bytes], separator: bytes) -> Iterator[str]:
+    """Yield the entries of a list as they come in, without blank ones; ``read`` returns b"" at the end.
 
-    Not sys.stdin: a thread that waits in its lock when the interpreter ends brings it down.
+    Reading sys.stdin itself is not safe: a thread that waits for its lock crashes the interpreter at exit.
     """
     rest, first = b"", True
     while True:
@@ -103,14 +103,14 @@ def is_url(name: str) -> bool:
     return name.lower().startswith(("http://", "https://"))
 
 
-def read(
-    picture: Picture, transform: Callable[[bytes], Tensor], fetch: Callable[[str], bytes] | None = None
+def read_image(
+    picture: ImageInput, transform: Callable[[bytes], Tensor], fetch: Callable[[str], bytes] | None = None
 ) -> Tensor | str:
-    """uint8 (3, H, W), or why there is none; without ``fetch`` no URL is."""
+    """Read and transform an image: uint8 (3, H, W), or the problem in words; ``fetch`` None refuses URLs."""
     if picture.problem is not None:
         return picture.problem
     try:
-        return transform(content(picture, fetch))
+        return transform(read_bytes(picture, fetch))
     except ImageError as error:
         return REASONS.get(error.reason, error.detail)
     except FetchError as error:
@@ -119,7 +119,7 @@ def read(
         return error.strerror or type(error).__name__
 
 
-def content(picture: Picture, fetch: Callable[[str], bytes] | None) -> bytes:
+def read_bytes(picture: ImageInput, fetch: Callable[[str], bytes] | None) -> bytes:
     if is_url(picture.path):
         if fetch is None:
             raise ImageError("url", "a URL: add --allow-url to download it")
@@ -134,14 +134,14 @@ def content(picture: Picture, fetch: Callable[[str], bytes] | None) -> bytes:
     return data
 
 
-def inputs_of(
+def open_inputs(
     inputs: Sequence[str], *, stdin_image: bool = False, separator: bytes = b"\n"
-) -> tuple[Iterable[Picture], int | None]:
-    """The images, and how many they are where that is known before a list on standard input ends."""
+) -> tuple[Iterable[ImageInput], int | None]:
+    """Return the images, and their number if it is known before a list on standard input ends."""
     if stdin_image:
-        return [Picture(LISTED, data=sys.stdin.buffer.read(MAX_BYTES + 1))], 1
-    found = pictures_of(inputs, separator=separator)
-    if LISTED in inputs:
+        return [ImageInput(STDIN, data=sys.stdin.buffer.read(MAX_BYTES + 1))], 1
+    found = find_images(inputs, separator=separator)
+    if STDIN in inputs:
         return found, None
     whole = list(found)
     return whole, len(whole)

@@ -1,4 +1,4 @@
-"""Answers as they leave the command: a line, a CSV row or a JSON line each, as soon as there are some."""
+"""Answers on standard output: a line, a CSV row or a JSON line per image, written as soon as they are ready."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from unicl_cli.errors import UniclError, plain
 from unicl_cli.inference.progress import progress
 
 Row = Mapping[str, Any]
-Form = Callable[[Sequence[Row]], str]
+Format = Callable[[Sequence[Row]], str]
 CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), 127)}
 
 
-def visible(name: str) -> str:
+def escape_controls(name: str) -> str:
     return plain(name.translate(CONTROLS))
 
 
@@ -26,29 +26,29 @@ def json_lines(rows: Sequence[Row]) -> str:
     return "".join(f"{json.dumps(row, ensure_ascii=False, allow_nan=False)}\n" for row in rows)
 
 
-def lines(*, by_cosine: bool) -> Form:
-    """``path<TAB>cat 93.1 %<TAB>dog 5.0 %``, with cosines ``cat 0.287``, or the path and why there is no answer."""
+def text_lines(*, by_cosine: bool) -> Format:
+    """Return the format ``path<TAB>cat 93.1 %<TAB>dog 5.0 %``, or with cosines ``path<TAB>cat 0.287``."""
 
     def form(rows: Sequence[Row]) -> str:
-        return "".join(f"{line(row, by_cosine=by_cosine)}\n" for row in rows)
+        return "".join(f"{format_line(row, by_cosine=by_cosine)}\n" for row in rows)
 
     return form
 
 
-def line(row: Row, *, by_cosine: bool = False) -> str:
-    path = visible(row["path"])  # a line break in a name would make two rows
+def format_line(row: Row, *, by_cosine: bool = False) -> str:
+    path = escape_controls(row["path"])  # a line break in a name would make two rows
     if row["error"] is not None:
         return f"{path}\terror: {row['error']}"
     none = ["none of these"] if row["label"] is None else []
     shown = (
-        f"{visible(item['label'])} " + (f"{item['cosine']:.3f}" if by_cosine else f"{100 * item['prob']:.1f} %")
+        f"{escape_controls(item['label'])} " + (f"{item['cosine']:.3f}" if by_cosine else f"{100 * item['prob']:.1f} %")
         for item in row["top"]
     )
     return "\t".join([path, *none, *shown])
 
 
-def table(top_k: int) -> Form:
-    """CSV: ``path, label, prob, error``, then ``label_1, prob_1, cosine_1 …``; the header before the first row."""
+def csv_rows(top_k: int) -> Format:
+    """Return the CSV format: ``path, label, prob, error, label_1, prob_1, cosine_1 …``, with a header."""
     header = ["path", "label", "prob", "error"]
     header += [f"{name}_{place}" for place in range(1, top_k + 1) for name in ("label", "prob", "cosine")]
     begun = False
@@ -69,28 +69,32 @@ def table(top_k: int) -> Form:
     return form
 
 
-def silent(more: int) -> None:
+def ignore(more: int) -> None:
     del more
 
 
-def tell(batches: Iterable[Sequence[Row]], write: Callable[[bytes], None], form: Form, total: int | None) -> None:
-    """Writes each batch when it is there; at the end raises UniclError where an image has no answer.
+def write_answers(
+    batches: Iterable[Sequence[Row]], write: Callable[[bytes], None], form: Format, total: int | None
+) -> None:
+    """Write each batch when it is ready; at the end raise UniclError if an image has no answer.
 
-    Names that are no UTF-8 are written with backslashes, which JSON reads back.
+    Names that are not UTF-8 are written with backslashes, which JSON reads back.
     """
     seen, failed, first = 0, 0, ""
-    quiet = sys.stdout.isatty()  # where the rows themselves show how far it is
-    with nullcontext(silent) if quiet else progress("pictures", total) as advance:
+    quiet = sys.stdout.isatty()  # the rows themselves show the progress
+    with nullcontext(ignore) if quiet else progress("images", total) as advance:
         for rows in batches:
             write(form(rows).encode("utf-8", "backslashreplace"))
             seen += len(rows)
             for row in rows:
                 if row["error"] is not None:
-                    failed, first = failed + 1, first or line(row).replace("\terror", "")
+                    failed, first = failed + 1, first or format_line(row).replace("\terror", "")
             advance(len(rows))
     if not seen:
-        raise UniclError("no images: the list on standard input is empty", "write a path a line")
+        raise UniclError("no images: the list on standard input is empty", "write one path per line")
     if failed and seen == 1:
-        raise UniclError(first, "there was nothing else to classify")
+        raise UniclError(first, "check the path and the file: it was the only image")
     if failed:
-        raise UniclError(f"{failed} of {seen} images could not be read, first {first}", "their rows say why")
+        raise UniclError(
+            f"{failed} of {seen} images could not be read, first {first}", "see their rows for the reasons"
+        )

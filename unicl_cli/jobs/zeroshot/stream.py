@@ -1,4 +1,4 @@
-"""Batches of whatever arrives: threads work ahead on it, a slow source holds nothing back that is there already."""
+"""Batches of items as they arrive: threads work ahead, and a slow source never delays items that are ready."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class End(NamedTuple):
     error: Exception | None
 
 
-class Arrivals(Generic[P, R]):
+class BatchStream(Generic[P, R]):
     """Each item with ``work(item)``, in order, in batches of at most ``batch`` and at least one; iterate once.
 
     ``patience``: seconds for which a batch that has begun waits for more; None: until it is full or all is there. No

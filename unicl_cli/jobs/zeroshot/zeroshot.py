@@ -1,4 +1,4 @@
-"""Images of the user's own scored against classes of the user's own, one row each, in the order given."""
+"""Classification of the user's own images against the user's own classes: one row per image, in order."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from unicl_cli.contracts import ClassName
 from unicl_cli.core.dist import bare, gather, rank, world_size
 from unicl_cli.core.machine import cores
 from unicl_cli.errors import UniclError
-from unicl_cli.evaluate.metrics import best
-from unicl_cli.inference.encoder import Encoder
-from unicl_cli.inference.scorer import Scorer, scorer_for
+from unicl_cli.evaluate.metrics import best_classes
+from unicl_cli.inference.encoder import Encoder, diverged
+from unicl_cli.inference.scorer import Scorer, make_scorer
 from unicl_cli.jobs.zeroshot.classes import Classes
-from unicl_cli.jobs.zeroshot.inputs import Picture, read
-from unicl_cli.jobs.zeroshot.stream import Arrivals
+from unicl_cli.jobs.zeroshot.inputs import ImageInput, read_image
+from unicl_cli.jobs.zeroshot.stream import BatchStream
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
 
 BACKGROUND = ("a photo.", "something", "an object")
-"""Prompts of no class in particular: the column that "none of these" and independent classes are measured against."""
+"""Prompts without a class: the column that "none of these" and independent classes are compared with."""
 PATIENCE = 0.05
 REASON_BYTES = 240
 
 
-class Wanted(NamedTuple):
-    """How to answer: ``none`` may win, each class for itself, below ``threshold`` no label; by cosine, else by prob."""
+class AnswerOptions(NamedTuple):
+    """Options of an answer: ``none`` may win, classes may be ``independent``, no label below ``threshold``."""
 
     top_k: int = 5
     none: bool = False
@@ -39,27 +39,29 @@ class Wanted(NamedTuple):
 
 
 class Judge(NamedTuple):
-    """Scores into rows; a column of the scorer behind those of the names is the background."""
+    """Turns scores into rows; a column of the scorer after those of the names is the background."""
 
     scorer: Scorer
     names: Sequence[str]
-    wanted: Wanted
+    options: AnswerOptions
     warnings: tuple[str, ...] = ()
 
     def probabilities(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(n, C or C + 1) -> (n, C), and (n,) of "none of these" where that is asked for."""
-        if self.wanted.independent and not self.scorer.sigmoid:
+        """Turn scores (n, C or C + 1) into probabilities (n, C), and (n,) of "none of these" if asked for."""
+        if self.options.independent and not self.scorer.sigmoid:
             logits = self.scorer.logits(scores)
             p = (logits - logits[:, -1:]).sigmoid()
         else:
             p = self.scorer.probabilities(scores)
-        return p[:, : len(self.names)], p[:, -1] if self.wanted.none else None
+        return p[:, : len(self.names)], p[:, -1] if self.options.none else None
 
-    def rows(self, pictures: Sequence[Picture], scores: Tensor, problems: Sequence[str | None]) -> list[dict[str, Any]]:
-        """(n, C or C + 1), why an image has no answer -> ``{"path", "label", "prob", "top", "error"}`` each."""
+    def rows(
+        self, pictures: Sequence[ImageInput], scores: Tensor, problems: Sequence[str | None]
+    ) -> list[dict[str, Any]]:
+        """Turn scores (n, C or C + 1) and problems into rows ``{"path", "label", "prob", "top", "error"}``."""
         found, none = self.probabilities(scores)
         found, cosines = found.cpu(), scores[:, : len(self.names)].cpu()
-        values, order = best(cosines, self.wanted.top_k)
+        values, order = best_classes(cosines, self.options.top_k)
         rows: list[dict[str, Any]] = []
         for row, (picture, problem) in enumerate(zip(pictures, problems, strict=True)):
             if problem is not None:
@@ -74,109 +76,109 @@ class Judge(NamedTuple):
                 for label, value in zip(order[row].tolist(), values[row].tolist(), strict=True)
             ]
             answer = {"path": picture.path, "label": top[0]["label"], "prob": top[0]["prob"], "top": top, "error": None}
-            rows.append(self.doubted(answer, None if none is None else round(float(none[row]), 6)))
+            rows.append(self.withhold_label(answer, None if none is None else round(float(none[row]), 6)))
         return rows
 
-    def doubted(self, row: dict[str, Any], none: float | None) -> dict[str, Any]:
-        """Without its label where "none" is likelier or the best class is below the threshold."""
+    def withhold_label(self, row: dict[str, Any], none: float | None) -> dict[str, Any]:
+        """Remove the label if "none" is likelier or the best class is below the threshold."""
         first = row["top"][0]
         if none is not None:
             row |= {"label": None, "prob": none} if none > first["prob"] else {}
             row["none"] = none
-        if self.wanted.threshold is not None:
-            value = first["cosine"] if self.wanted.by_cosine else first["prob"]
-            row |= {"label": None} if value < self.wanted.threshold else {}
+        if self.options.threshold is not None:
+            value = first["cosine"] if self.options.by_cosine else first["prob"]
+            row |= {"label": None} if value < self.options.threshold else {}
         return row
 
 
-def judge_for(loaded: Loaded, classes: Classes | None, wanted: Wanted, accelerator: Any) -> Judge:
-    """What scores images against these classes, or against the model's own."""
+def make_judge(loaded: Loaded, classes: Classes | None, options: AnswerOptions, accelerator: Any) -> Judge:
+    """Return what scores images against these classes, or against the model's own."""
     if classes is None and not loaded.classes:
-        raise UniclError(f"model {loaded.name} has no classes of its own", "name some: --classes cat,dog")
+        raise UniclError(f"model {loaded.name} has no classes of its own", "name classes: --classes cat,dog")
     asked = (
         Classes(tuple(each._replace(names=each.names[:1]) for each in loaded.classes)) if classes is None else classes
     )
     encoder = Encoder(loaded, accelerator.autocast)
-    columns, prompts = list(asked.names), asked.filled(loaded.templates)
+    columns, prompts = list(asked.names), asked.fill_prompts(loaded.templates)
     loss: Any = bare(loaded.step).loss
-    background = wanted.none or (wanted.independent and loss.activation != "sigmoid")
+    background = options.none or (options.independent and loss.activation != "sigmoid")
     if background and loss.score == "head":
         raise UniclError(
-            f"model {loaded.name} scores by a classifier of its own classes: it cannot say what is none of them",
-            "leave --none and --independent out; --threshold works",
+            f"model {loaded.name} scores by a classifier of its own classes, which has no 'none of these'",
+            "remove --none and --independent; --threshold works",
         )
     if background:
         columns.append(ClassName("\0none", ("none of these",)))
         prompts.append(list(BACKGROUND))
-    scorer = scorer_for(encoder, columns, prompts=prompts)
-    if wanted.by_cosine and not scorer.cosines:
-        raise UniclError(f"model {loaded.name} has no cosines", "leave --scores cosine out")
+    scorer = make_scorer(encoder, columns, prompts=prompts)
+    if options.by_cosine and not scorer.cosines:
+        raise UniclError(f"model {loaded.name} does not score by cosines", "remove --scores cosine")
     warnings = [*asked.warnings, *scorer.warnings]
-    if wanted.threshold is not None:
-        warnings.append(f"--threshold {wanted.threshold:g} is uncalibrated: what it means differs from model to model")
-    return Judge(scorer, [each.names[0] for each in asked.names], wanted, tuple(warnings))
+    if options.threshold is not None:
+        warnings.append(f"--threshold {options.threshold:g} is uncalibrated: it means something else for another model")
+    return Judge(scorer, [each.names[0] for each in asked.names], options, tuple(warnings))
 
 
-def blocks(n: int, batch: int) -> list[range]:
-    """Places that all ranks work on together, at most ``batch`` each."""
+def split_blocks(n: int, batch: int) -> list[range]:
+    """Split n places into blocks that all ranks work on together, at most ``batch`` places per rank."""
     size = batch * world_size()
     return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-def my_part(block: range) -> list[int]:
-    """This rank's places of a block; every rank has as many, the last one repeated."""
+def places_of_rank(block: range) -> list[int]:
+    """Return this rank's places of a block: an equal number on every rank, the last place repeated."""
     each = -(-len(block) // world_size())
     return [min(block.start + rank() * each + place, block.stop - 1) for place in range(each)]
 
 
-def batches(
-    pictures: Iterable[Picture], work: Callable[[Picture], Tensor | str], batch: int, threads: int
-) -> Iterator[tuple[list[Picture], list[Tensor | str]]]:
-    """The images that all ranks answer together, and this rank's part of them, read.
+def read_batches(
+    pictures: Iterable[ImageInput], work: Callable[[ImageInput], Tensor | str], batch: int, threads: int
+) -> Iterator[tuple[list[ImageInput], list[Tensor | str]]]:
+    """Yield the images that all ranks answer together, and this rank's share of them, read.
 
-    A process alone takes them as they come in; several need the whole list first.
+    A single process takes them as they come in; several need the whole list first.
     """
     if world_size() == 1:
-        for part in Arrivals(pictures, work, batch, patience=PATIENCE, threads=threads):
+        for part in BatchStream(pictures, work, batch, patience=PATIENCE, threads=threads):
             yield [picture for picture, _ in part], [item for _, item in part]
         return
     listed = list(pictures)
-    plan = blocks(len(listed), batch)
-    mine = (listed[place] for block in plan for place in my_part(block))
-    for block, part in zip(plan, Arrivals(mine, work, batch, patience=None, threads=threads), strict=True):
+    plan = split_blocks(len(listed), batch)
+    mine = (listed[place] for block in plan for place in places_of_rank(block))
+    for block, part in zip(plan, BatchStream(mine, work, batch, patience=None, threads=threads), strict=True):
         yield [listed[place] for place in block], [item for _, item in part]
 
 
 def zeroshot(
     loaded: Loaded,
-    pictures: Iterable[Picture],
+    pictures: Iterable[ImageInput],
     judge: Judge,
     *,
     batch: int,
     fetch: Callable[[str], bytes] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Rows for each batch of images, on every rank the same, in bounded memory: see ``Judge.rows``.
+    """Yield the rows of each batch of images, the same on every rank, in bounded memory: see ``Judge.rows``.
 
     An image that cannot be read has ``error`` and no label. Probabilities are relative to these classes.
     """
     blank = torch.zeros(3, *loaded.transform.size, dtype=torch.uint8)
     threads = 16 if fetch is not None else max(1, min(8, cores() // world_size()))
 
-    def work(picture: Picture) -> Tensor | str:
-        return read(picture, loaded.transform, fetch)
+    def work(picture: ImageInput) -> Tensor | str:
+        return read_image(picture, loaded.transform, fetch)
 
-    for block, part in batches(pictures, work, batch, threads):
+    for block, part in read_batches(pictures, work, batch, threads):
         scores = judge.scorer.scores(torch.stack([item if isinstance(item, Tensor) else blank for item in part]))
         scores = gather(scores)[: len(block)]
-        problems = shared(part, scores.device)[: len(block)]
+        problems = share_problems(part, scores.device)[: len(block)]
         good = torch.tensor([problem is None for problem in problems], device=scores.device)
         if bool(judge.scorer.probabilities(scores)[good].isnan().any()):
-            raise UniclError(f"non-finite features from {loaded.name}", "the weights have diverged", exit_code=1)
+            raise diverged(f"non-finite features from {loaded.name}")
         yield judge.rows(block, scores, problems)
 
 
-def shared(part: Sequence[Tensor | str], device: torch.device) -> list[str | None]:
-    """Why images could not be read, of this rank's part -> of all ranks' parts; None for those that could."""
+def share_problems(part: Sequence[Tensor | str], device: torch.device) -> list[str | None]:
+    """Gather the problems of all ranks from the items of this rank's part; None for an image that was read."""
     told = torch.zeros(len(part), REASON_BYTES, dtype=torch.uint8)
     for row, item in enumerate(part):
         if isinstance(item, str):

@@ -1,0 +1,47 @@
+"""Evaluators by name, and the check that a model and a corpus have what an evaluator needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from unicl_cli import registry
+from unicl_cli.core.dist import bare
+
+if TYPE_CHECKING:
+    from unicl_cli.build.load import Loaded
+    from unicl_cli.contracts import EvalCorpus, Evaluator
+    from unicl_cli.jobs.evaluators.zeroshot import KeepAnswers
+
+DEFAULT_EVALUATORS = ("zeroshot", "retrieval")
+NEEDS = {
+    "labels": "rows with labels",
+    "scores": "a model whose loss scores classes",
+    "captions": "a model that reads captions",
+}
+
+
+def make_evaluator(part: str | Mapping[str, Any], keep_answers: KeepAnswers | None = None) -> Evaluator:
+    """Return the evaluator that ``part`` names: a name, or ``{"name": …, option: …}``.
+
+    ``keep_answers`` goes to evaluators that classify; see `unicl_cli.jobs.evaluators.zeroshot`.
+    """
+    bound = registry.bind("evaluators", part)
+    return cast("Evaluator", registry.make("evaluators", bound, {"keep_answers": lambda: keep_answers}))
+
+
+def missing_needs(evaluator: Evaluator, loaded: Loaded, corpus: EvalCorpus, split: str) -> list[str]:
+    """Return the needs of ``evaluator`` that the model or the split does not meet, in words."""
+    loss: Any = bare(loaded.step).loss
+    met = {
+        "labels": "labels" in corpus.kinds(split),
+        "scores": loss.score != "none",
+        "captions": reads_captions(loaded),
+    }
+    return [NEEDS[need] for need in evaluator.needs if not met[need]]
+
+
+def reads_captions(loaded: Loaded) -> bool:
+    """True if the model puts captions and images into one space; a vocabulary of class names reads no captions."""
+    loss: Any = bare(loaded.step).loss
+    return loss.score == "text" and loaded.tokenizer is not None and loaded.tokenizer.context_length > 1

@@ -1,0 +1,266 @@
+"""The evaluator `probe`: a simple classifier on image features, chosen on validation data and tested once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unicl_cli.errors import UniclError
+from unicl_cli.evaluate.holdout import few_shot_mask, held_out_mask
+from unicl_cli.evaluate.knn import neighbour_curve, vote_shares
+from unicl_cli.evaluate.logistic_regression import Point, fit_classifiers, measure_classifiers, sweep
+from unicl_cli.evaluate.tables import accuracy_figures
+from unicl_cli.inference.scorer import shorten_names
+from unicl_cli.jobs.evaluators.rows import labels_of, limit_rows
+
+if TYPE_CHECKING:
+    from unicl_cli.contracts import EvalCorpus, EvalModel, FeaturePoint, Need
+    from unicl_cli.jobs.evaluators.factories import Method
+
+VALIDATED = 4
+"""Validation rows per class of a few-shot probe: a whole validation split would have more labels than train."""
+
+
+class Examples(NamedTuple):
+    """Features (n, d) and classes int64 (n,) of the rows with labels of a split, with their keys."""
+
+    features: Tensor
+    targets: Tensor
+    keys: list[str]
+
+    def only(self, mask: Sequence[bool]) -> Examples:
+        """Return the examples for which ``mask`` is true."""
+        chosen = torch.tensor(mask, device=self.targets.device)
+        kept = [key for key, keep in zip(self.keys, mask, strict=True) if keep]
+        return Examples(self.features[chosen], self.targets[chosen], kept)
+
+    def joined(self, other: Examples) -> Examples:
+        """Return these examples followed by the others."""
+        return Examples(
+            torch.cat([self.features, other.features]),
+            torch.cat([self.targets, other.targets]),
+            self.keys + other.keys,
+        )
+
+
+class ProbeOptions(NamedTuple):
+    """Options of a probe.
+
+    ``features`` come from before or after the projection, with unit length if ``normalize``. ``shots`` are numbers of
+    training rows per class, each drawn ``seeds`` times; none means all rows of train.
+    """
+
+    features: FeaturePoint = "pre"
+    method: Method = "logreg"
+    normalize: bool = False
+    shots: tuple[int, ...] = ()
+    seeds: int = 3
+
+
+class Classifier(NamedTuple):
+    """A trained classifier: features (n, d) -> classes (n,); its setting (C or k) was ``chosen`` from the ``curve``."""
+
+    predict: Callable[[Tensor], Tensor]
+    chosen: float
+    curve: list[Point]
+
+
+class ProbeEvaluator(NamedTuple):
+    """Accuracy of the classifier on the split that is evaluated, which is read after everything else is chosen.
+
+    Validation rows are split val; if the corpus has none, or val is evaluated, a fifth of train by hash of the keys.
+    """
+
+    options: ProbeOptions = ProbeOptions()
+
+    @property
+    def needs(self) -> Sequence[Need]:
+        return ("labels",)
+
+    def __call__(
+        self, model: EvalModel, corpus: EvalCorpus, split: str, /, *, batch: int, limit: int | None = None
+    ) -> Mapping[str, Any]:
+        check_splits(corpus, split)
+        read = partial(encode_examples, model, corpus, options=self.options, batch=batch, limit=limit)
+        train, validation, source = training_examples(read, corpus, split)
+        facts: dict[str, Any] = {
+            "features": self.options.features,
+            "method": self.options.method,
+            "normalize": self.options.normalize,
+            "validation": source,
+            "feature_norm": float(train.features.norm(dim=1).mean()),  # C means nothing without it
+        }
+        classes, method = len(corpus.classes), self.options.method
+        if self.options.shots:
+            trials = train_few_shot(train, validation, classes, self.options)
+            test = read(split=split)
+            facts["few_shot"] = few_shot_figures(trials, test)
+            warnings = [text for shots in self.options.shots for text in warn_about_shots(train, corpus, shots)]
+        else:
+            trained = TRAIN[method](train, validation, classes, joined=True)
+            test = read(split=split)
+            facts |= figures_of(trained, test, method) | {"n_train": len(train.targets) + len(validation.targets)}
+            warnings = warnings_about(train.joined(validation), test, trained)
+        facts = {"n": len(test.targets), **facts}
+        return facts | {"warnings": warnings} if warnings else facts
+
+
+def check_splits(corpus: EvalCorpus, tested: str) -> None:
+    """Raise UniclError unless a probe can train on split train and test on ``tested``."""
+    if tested == "train":
+        raise UniclError("--split train: the probe is trained on it", "test on another split, for example --split val")
+    for split in ("train", tested):
+        if "labels" not in corpus.kinds(split):
+            raise UniclError(
+                f"corpus {corpus.path} has no rows with labels in split '{split}'",
+                "use a corpus with labels in train and in another split: a probe trains on one and tests on the other",
+            )
+
+
+def training_examples(read: Callable[..., Examples], corpus: EvalCorpus, tested: str) -> tuple[Examples, Examples, str]:
+    """Return the examples to train on, those to validate on, and the source of the latter in words."""
+    train = read(split="train")
+    if tested != "val" and "labels" in corpus.kinds("val"):
+        validation, source = read(split="val"), "val"
+    else:
+        mask = held_out_mask(train.keys, train.targets.tolist())
+        train, validation = train.only([not held for held in mask]), train.only(mask)
+        source = "a fifth of train"
+    if len(train.targets.unique()) < 2 or not len(validation.targets):
+        raise UniclError(
+            f"corpus {corpus.path}: split train has too few labels for a probe",
+            "use a corpus with two classes of two rows each, or more",
+        )
+    return train, validation, source
+
+
+def encode_examples(
+    model: EvalModel, corpus: EvalCorpus, *, split: str, options: ProbeOptions, batch: int, limit: int | None
+) -> Examples:
+    """Encode the rows with labels of a split, once; the features stay on the GPU if the model is on one."""
+    table = corpus.table(split, "labels")
+    rows = limit_rows(range(len(table)), limit)
+    found = model.encode_rows(table, rows, point=options.features, batch=batch, label=f"{corpus.name} {split}")
+    if options.normalize:
+        found = F.normalize(found, dim=1)
+    home = model.device if model.device.type == "cuda" else torch.device("cpu")  # the fit is in float64
+    keys = table.column("key").to_pylist()
+    return Examples(found.to(home), labels_of(table)[torch.tensor(rows)].to(home), [keys[row] for row in rows])
+
+
+def train_regression(train: Examples, validation: Examples, num_classes: int, *, joined: bool) -> Classifier:
+    """Fit a logistic regression: C is chosen on the validation rows; the last fit is on both if ``joined``."""
+
+    def measure(strengths: Sequence[float]) -> list[Point]:
+        models = fit_classifiers(train.features, train.targets, strengths, num_classes)
+        return measure_classifiers(models, strengths, validation.features, validation.targets)
+
+    curve = sweep(measure)
+    best = max(curve, key=lambda point: point.merit)
+    whole = train.joined(validation) if joined else train
+    model = fit_classifiers(whole.features, whole.targets, [best.c], num_classes)
+
+    def predict(features: Tensor) -> Tensor:
+        return model.logits(features)[0].argmax(1)
+
+    return Classifier(predict, best.c, curve)
+
+
+def train_neighbours(train: Examples, validation: Examples, num_classes: int, *, joined: bool) -> Classifier:
+    """Vote among neighbours: their number is chosen on the validation rows; both sets vote if ``joined``."""
+    curve = neighbour_curve(train.features, train.targets, validation.features, validation.targets, num_classes)
+    best = max(curve, key=lambda point: point.merit)
+    whole = train.joined(validation) if joined else train
+
+    def predict(features: Tensor) -> Tensor:
+        (shares,) = vote_shares(whole.features, whole.targets, features, [int(best.c)], num_classes)
+        return shares.argmax(1)
+
+    return Classifier(predict, best.c, curve)
+
+
+TRAIN = {"logreg": train_regression, "knn": train_neighbours}
+SETTING = {"logreg": "c", "knn": "k"}
+
+
+class Trial(NamedTuple):
+    """One few-shot classifier and the number of rows that trained it."""
+
+    shots: int
+    seed: int
+    classifier: Classifier
+    rows: int
+
+
+def train_few_shot(train: Examples, validation: Examples, num_classes: int, options: ProbeOptions) -> list[Trial]:
+    """Train a classifier for each number of shots and each seed."""
+    return [
+        train_trial(train, validation, num_classes, options.method, shots=shots, seed=seed)
+        for shots in options.shots
+        for seed in range(options.seeds)
+    ]
+
+
+def train_trial(
+    train: Examples, validation: Examples, num_classes: int, method: Method, *, shots: int, seed: int
+) -> Trial:
+    """Train on ``shots`` rows of each class, validate on at most four others of each class."""
+    part = train.only(few_shot_mask(train.keys, train.targets.tolist(), shots, seed))
+    judged = validation.only(few_shot_mask(validation.keys, validation.targets.tolist(), min(shots, VALIDATED), seed))
+    return Trial(shots, seed, TRAIN[method](part, judged, num_classes, joined=False), len(part.targets))
+
+
+def figures_of(trained: Classifier, test: Examples, method: Method) -> dict[str, Any]:
+    """Return the accuracy on ``test``, the chosen setting and the validation curve."""
+    name = SETTING[method]
+    number = float if name == "c" else int
+    return {
+        **accuracy_figures(trained.predict(test.features) == test.targets),
+        name: number(trained.chosen),
+        "curve": [{name: number(point.c), "val": point.accuracy} for point in trained.curve],
+    }
+
+
+def few_shot_figures(trials: Sequence[Trial], test: Examples) -> list[dict[str, Any]]:
+    """Return for each number of shots the mean and the standard deviation over the seeds, and each seed."""
+    runs: dict[int, list[dict[str, Any]]] = {}
+    sizes: dict[int, int] = {}
+    for shots, seed, trained, rows in trials:
+        right = int((trained.predict(test.features) == test.targets).sum())
+        runs.setdefault(shots, []).append({"seed": seed, "top1": right / len(test.targets), "setting": trained.chosen})
+        sizes[shots] = rows
+    return [
+        {
+            "shots": shots,
+            "n_train": sizes[shots],
+            "top1": mean(run["top1"] for run in own),
+            "top1_sd": stdev(run["top1"] for run in own) if len(own) > 1 else None,
+            "runs": own,
+        }
+        for shots, own in runs.items()
+    ]
+
+
+def warn_about_shots(train: Examples, corpus: EvalCorpus, shots: int) -> list[str]:
+    """Return a warning that names the classes with fewer rows than shots, if any; all their rows are used."""
+    counts = torch.bincount(train.targets, minlength=len(corpus.classes)).tolist()
+    names = [each.names[0] for each, count in zip(corpus.classes, counts, strict=True) if count < shots]
+    return [f"{shots} shots: {len(names)} classes have fewer rows: {shorten_names(names)}"] if names else []
+
+
+def warnings_about(train: Examples, test: Examples, trained: Classifier) -> list[str]:
+    """Return the warnings about classes without training rows and about a setting at the end of its range."""
+    found: list[str] = []
+    unseen = ~torch.isin(test.targets, train.targets)
+    if bool(unseen.any()):
+        classes, rows = len(test.targets[unseen].unique()), int(unseen.sum())
+        found.append(f"{classes} classes of the tested split have no training row: their {rows} rows count as wrong")
+    if trained.chosen in (1e-6, 1e6):
+        found.append(f"C = {trained.chosen:g} is at the end of the range that is searched")
+    return found

@@ -1,0 +1,72 @@
+"""The evaluator `retrieval`: images find their captions, and captions their image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unicl_cli.evaluate.retrieval import recalls
+from unicl_cli.jobs.evaluators.rows import limit_rows
+
+if TYPE_CHECKING:
+    from unicl_cli.contracts import EvalCorpus, EvalModel, Need
+
+
+class RetrievalEvaluator(NamedTuple):
+    """Recall at 1, 5 and 10 among all rows of the split that have texts, of whatever kind; empty if none has."""
+
+    @property
+    def needs(self) -> Sequence[Need]:
+        return ("captions",)
+
+    def __call__(
+        self, model: EvalModel, corpus: EvalCorpus, split: str, /, *, batch: int, limit: int | None = None
+    ) -> Mapping[str, Any]:
+        name = f"{corpus.name} {split}"
+        captions = Captions()
+        images: list[Tensor] = []
+        for kind in corpus.kinds(split):
+            table = corpus.table(split, kind)
+            texts: list[list[str]] = table.column("texts").to_pylist()
+            rows = limit_rows([row for row, own in enumerate(texts) if own], limit)
+            if not rows:
+                continue
+            for row in rows:
+                captions.add(texts[row])
+            images.append(model.encode_rows(table, rows, batch=batch, label=f"{name} images"))
+        if not images:
+            return {}
+        features = model.encode_texts(list(captions.texts), batch=batch, label=f"{name} texts")
+        return captions.figures(torch.cat(images), features)
+
+
+class Captions:
+    """The texts of images: each distinct text once, and the image of each caption."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, int] = {}
+        self.text_rows: list[int] = []
+        self.image_of_text: list[int] = []
+        self.images = 0
+
+    def add(self, own: Sequence[str]) -> None:
+        """Add the texts of the next image."""
+        self.text_rows += [self.texts.setdefault(text, len(self.texts)) for text in own]
+        self.image_of_text += [self.images] * len(own)
+        self.images += 1
+
+    def figures(self, images: Tensor, texts: Tensor) -> dict[str, Any]:
+        """Return the recalls for features of all images (N, D) and of the distinct texts (U, D), with warnings."""
+        figures = recalls(images, texts, torch.tensor(self.text_rows), torch.tensor(self.image_of_text))
+        warnings: list[str] = []
+        if figures.pop("collapsed", False):
+            warnings.append("collapsed: all images and texts score the same, so nothing is found")
+        repeated = len(self.text_rows) - len(self.texts)
+        if repeated:
+            warnings.append(
+                f"{repeated} of {len(self.text_rows)} captions repeat another; an equal caption is not a hit"
+            )
+        return figures | {"warnings": warnings} if warnings else figures

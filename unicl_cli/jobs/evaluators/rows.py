@@ -1,0 +1,22 @@
+"""The rows of a split that evaluators use: their labels, and an even choice of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from unicl_cli.contracts import EvalRows
+
+
+def labels_of(table: EvalRows) -> Tensor:
+    """Return the classes of all rows, int64 (n,)."""
+    return torch.from_numpy(table.column("label").to_numpy().astype("int64"))
+
+
+def limit_rows(rows: Sequence[int], limit: int | None) -> list[int]:
+    """Return at most ``limit`` of the rows, evenly over their order: the first ones may all be of one source."""
+    if limit is None or len(rows) <= limit:
+        return list(rows)
+    return [rows[place * len(rows) // limit] for place in range(limit)]
