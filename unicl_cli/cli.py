@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from unicl_cli import __version__, registry
 from unicl_cli.commands import LOG, Debug, Quiet, Verbose, everywhere
-from unicl_cli.errors import UniclError, did_you_mean, plain
+from unicl_cli.errors import UniclError, did_you_mean, escape_control
 
 BUILTIN = {
     "prepare": "Make a corpus of labels, captions and images.",
@@ -36,7 +36,7 @@ BUILTIN = {
 }
 """Name and help of each first-party command; its module is `unicl_cli.commands.NAME`."""
 REPORT = "This is a fault of unicl: please report it with the lines above and `unicl doctor --json`."
-MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+FIXABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 """A full disk, or a place that may not be written, wherever it was met."""
 
 
@@ -53,15 +53,15 @@ class Stub(TyperCommand):
             raise UniclError(f"command '{name}' is not a typer.Typer", "see docs/plugins.md")
         command = typer.main.get_command(app)
         command.name = name
-        _take_everywhere(command)
+        _add_global_options(command)
         return command
 
 
-def _take_everywhere(command: Any) -> None:
+def _add_global_options(command: Any) -> None:
     """Gives a command, or each one of a group, the options that count everywhere, where it has none of that name."""
     if isinstance(command, TyperGroup):
         for inner in command.commands.values():
-            _take_everywhere(inner)
+            _add_global_options(inner)
         return
     taken = {spelling for param in command.params for spelling in param.opts}
     command.params += [p for p in typer.main.get_command(everywhere).params if not taken & set(p.opts)]
@@ -154,11 +154,11 @@ def run(argv: Sequence[str]) -> int:
     except typer.Abort:
         return 130
     except typer.TyperException as error:
-        return _misused(error)
+        return _raise_usage_error(error)
     return status if isinstance(status, int) else 0
 
 
-def _misused(error: Any) -> int:
+def _raise_usage_error(error: Any) -> int:
     """What typer says of a wrong command line, in one line; raises it as UniclError."""
     if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, printed by now
         return 2
@@ -178,12 +178,12 @@ def _misused(error: Any) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script."""
-    _open_streams()
+    _reopen_closed_streams()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin halve the speed of a busy machine
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is one line, not two stacks in C++
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no crash
-    status = _status(sys.argv[1:] if argv is None else argv)
+    status = _run_reporting_errors(sys.argv[1:] if argv is None else argv)
     if argv is None and "RANK" in os.environ:
         from unicl_cli.launch.process import end_worker  # costs `unicl --help` a tenth of its time
 
@@ -191,27 +191,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _status(argv: Sequence[str]) -> int:
+def _run_reporting_errors(argv: Sequence[str]) -> int:
     """The exit status: what a user can fix is one line, anything else keeps its traceback (1)."""
     try:
         status = run(argv)
         sys.stdout.flush()
     except UniclError as error:
-        return _say(error)
+        return _print_error(error)
     except BrokenPipeError:  # `unicl … | head`: the reader has had enough
-        _close_stdout()
+        _discard_stdout()
         return 141
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in MENDABLE:
-            return _say(_unwritable(error))
+        if isinstance(error, OSError) and error.errno in FIXABLE:
+            return _print_error(_as_write_error(error))
         error.add_note(REPORT)
         raise
     return status
 
 
-def _open_streams() -> None:
+def _reopen_closed_streams() -> None:
     """What was closed (``>&-``) leads nowhere: else the next file that is opened would take its number."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -222,22 +222,22 @@ def _open_streams() -> None:
             setattr(sys, name, os.fdopen(handle, "r" if name == "stdin" else "w", encoding="utf-8"))
 
 
-def _unwritable(error: OSError) -> UniclError:
+def _as_write_error(error: OSError) -> UniclError:
     if error.filename is None:  # it may be stdout itself
-        _close_stdout()
+        _discard_stdout()
     return UniclError(f"{error.filename or 'output'}: {error.strerror}", "free some space, or write to another place")
 
 
-def _say(error: UniclError) -> int:
+def _print_error(error: UniclError) -> int:
     if os.environ.get("UNICL_DEBUG"):
         traceback.print_exc()
     if os.environ.get("RANK", "0") == "0":  # each process of a run comes here; the first one speaks
-        hint = f"\n  hint: {plain(error.hint)}" if error.hint else ""
-        sys.stderr.write(f"error: {plain(error.message)}{hint}\n")
+        hint = f"\n  hint: {escape_control(error.hint)}" if error.hint else ""
+        sys.stderr.write(f"error: {escape_control(error.message)}{hint}\n")
     return error.exit_code
 
 
-def _close_stdout() -> None:
+def _discard_stdout() -> None:
     """Nobody reads it: what is left goes nowhere, so that Python does not complain of it at its end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     with contextlib.suppress(OSError, ValueError):  # no real file, as in a test

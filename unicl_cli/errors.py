@@ -28,7 +28,7 @@ class Stopped(UniclError):  # noqa: N818 - no error: what was asked for
         super().__init__(message, hint, exit_code=75)
 
 
-def plain(text: str) -> str:
+def escape_control(text: str) -> str:
     """``text`` with what could command a terminal made visible (``\\x1b``); a break of its own line too.
 
     Names of files, classes and keys are other people's. Lines that are meant to follow begin with a blank.

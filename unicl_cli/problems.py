@@ -14,7 +14,7 @@ Loc = tuple[str | int, ...]
 """Where a value lies in nested data: `("data", "train", 0, "corpus")`."""
 
 
-class Problem(NamedTuple):
+class RecipeProblem(NamedTuple):
     """What is wrong at ``loc`` of a recipe."""
 
     loc: Loc
@@ -24,13 +24,13 @@ class Problem(NamedTuple):
 class PartError(UniclError):
     """Options that a part does not take; ``problems`` has each with its place."""
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[RecipeProblem]) -> None:
         lines = [f"{'.'.join(map(str, problem.loc))}: {problem.message}".lstrip(": ") for problem in problems]
         super().__init__("; ".join(lines))
         self.problems = problems
 
 
-def show(value: Any) -> str:
+def quote_value(value: Any) -> str:
     """A value as it is written in a message, cut where it is long."""
     text = repr(value) if not isinstance(value, bool | None) else json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -38,18 +38,20 @@ def show(value: Any) -> str:
 
 def problems_of(
     error: "ValidationError", raw: Any, schema: Mapping[str, Any], loc: Loc = (), siblings: Iterable[str] = ()
-) -> list[Problem]:
+) -> list[RecipeProblem]:
     """pydantic's errors, one a place, in a recipe's words; ``schema`` is the JSON schema of what ``raw`` should be."""
     faults: dict[Loc, list[Any]] = {}
     for fault in error.errors(include_url=False):
         if fault["type"] == "too_short" and len(fault["input"]) >= fault.get("ctx", {}).get("min_length", 0):
             continue  # its entries are wrong, and have their own lines
-        faults.setdefault(_within(raw, fault), []).append(fault)
+        faults.setdefault(_strip_union_branches(raw, fault), []).append(fault)
     outer = {at[:n] for at in faults for n in range(len(at))}  # of a union: what lies inside says more
-    return [Problem((*loc, *at), _message(at, of, schema, siblings)) for at, of in faults.items() if at not in outer]
+    return [
+        RecipeProblem((*loc, *at), _explain(at, of, schema, siblings)) for at, of in faults.items() if at not in outer
+    ]
 
 
-def _within(raw: Any, fault: Any) -> Loc:
+def _strip_union_branches(raw: Any, fault: Any) -> Loc:
     """The fault's place without the names of union branches, which pydantic puts into it."""
     at: list[str | int] = []
     for key in fault["loc"]:
@@ -61,7 +63,7 @@ def _within(raw: Any, fault: Any) -> Loc:
     return (*at, fault["loc"][-1]) if fault["type"] == "missing" else tuple(at)
 
 
-def _message(at: Loc, faults: list[Any], schema: Mapping[str, Any], siblings: Iterable[str]) -> str:
+def _explain(at: Loc, faults: list[Any], schema: Mapping[str, Any], siblings: Iterable[str]) -> str:
     kinds = {fault["type"]: fault for fault in faults}
     if kinds.keys() & {"extra_forbidden", "unexpected_keyword_argument"}:
         known = _keys_at(schema, at[:-1])
@@ -71,32 +73,32 @@ def _message(at: Loc, faults: list[Any], schema: Mapping[str, Any], siblings: It
     if set(kinds) == {"literal_error"}:
         choices = [part.strip("'") for part in faults[0]["ctx"]["expected"].replace(" or ", ", ").split(", ")]
         given = faults[0]["input"]
-        return f"{show(given)} is not one of {', '.join(choices)}{did_you_mean(str(given), choices)}"
-    said = dict.fromkeys(_in_yaml_words(fault["msg"]) for fault in faults)
+        return f"{quote_value(given)} is not one of {', '.join(choices)}{did_you_mean(str(given), choices)}"
+    said = dict.fromkeys(_reword(fault["msg"]) for fault in faults)
     wanted = " or ".join([next(iter(said)), *(text.removeprefix("should be ") for text in list(said)[1:])])
-    return f"{wanted}, got {show(faults[0]['input'])}"
+    return f"{wanted}, got {quote_value(faults[0]['input'])}"
 
 
-def _in_yaml_words(text: str) -> str:
+def _reword(text: str) -> str:
     text = re.sub(r"^(Input|String|List|Tuple|Dictionary) |^Value error, | after validation, not \d+", "", text)
     text = re.sub(r"a valid (dictionary|mapping)( or instance of \w+)?|an instance of \w+|an object", "a mapping", text)
     return re.sub(r"valid (tuple|list|array)", "list", text)
 
 
 def _keys_at(schema: Mapping[str, Any], loc: Loc) -> list[str]:
-    places = _unfolded(schema, schema)
+    places = _branches(schema, schema)
     for key in loc:
         below = [
             place["items"] if isinstance(key, int) else place["properties"][key]
             for place in places
             if (isinstance(key, int) and "items" in place) or key in place.get("properties", {})
         ]
-        places = [place for item in below for place in _unfolded(item, schema)]
+        places = [place for item in below for place in _branches(item, schema)]
     return [key for place in places for key in place.get("properties", {})]
 
 
-def _unfolded(place: Mapping[str, Any], schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _branches(place: Mapping[str, Any], schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if "$ref" in place:
-        return _unfolded(schema["$defs"][place["$ref"].rpartition("/")[2]], schema)
+        return _branches(schema["$defs"][place["$ref"].rpartition("/")[2]], schema)
     choices = [choice for word in ("anyOf", "oneOf", "allOf") for choice in place.get(word, ())]
-    return [place, *(found for choice in choices for found in _unfolded(choice, schema))]
+    return [place, *(found for choice in choices for found in _branches(choice, schema))]

@@ -9,11 +9,11 @@ import yaml
 from unicl_cli.errors import UniclError
 from unicl_cli.problems import Loc
 
-LARGEST = 200_000
+MAX_VALUES = 200_000
 """Values in one document: a few lines of aliases of aliases make billions."""
 
 
-class Lined(NamedTuple):
+class MarkedYaml(NamedTuple):
     """Plain data and, for each path in it, the place it was written at (`recipe.yaml:5`)."""
 
     data: Any
@@ -118,19 +118,19 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def parse(text: str, source: str) -> Lined:
+def parse_yaml(text: str, source: str) -> MarkedYaml:
     """One YAML document; ``source`` names it in marks and errors. Raises UniclError at the line of the fault."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
-            return Lined(None, {(): f"{source}:1"})
-        if _size(node, {}) > LARGEST:
+            return MarkedYaml(None, {(): f"{source}:1"})
+        if _size(node, {}) > MAX_VALUES:
             raise UniclError(
-                f"{source}: more than {LARGEST:,} values, its aliases written out", "no recipe is so large"
+                f"{source}: more than {MAX_VALUES:,} values, its aliases written out", "no recipe is so large"
             )
         marks = {(): f"{source}:1", **dict(_marks(node, source))}
-        return Lined(loader.construct_document(node), marks)
+        return MarkedYaml(loader.construct_document(node), marks)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
@@ -150,10 +150,10 @@ def parse(text: str, source: str) -> Lined:
 
 def read_value(text: str, source: str) -> Any:
     """The value that ``text`` would have after `key: ` in a file; empty text is null."""
-    return parse(text, source).data
+    return parse_yaml(text, source).data
 
 
-def write(data: Any) -> str:
+def write_yaml(data: Any) -> str:
     """YAML that ``parse`` reads back as equal data, keys in their order, short lists on one line."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
 
@@ -169,11 +169,11 @@ def _represent_mapping(dumper: _Block, data: dict[str, Any]) -> yaml.Node:
 _Block.add_representer(dict, _represent_mapping)
 
 
-def write_noted(data: Any, note: Callable[[Loc], str]) -> str:
+def write_commented_yaml(data: Any, note: Callable[[Loc], str]) -> str:
     """`write` with a key a line and, behind each value, what ``note`` says of its place as a comment."""
     text = yaml.dump(data, Dumper=_Block, sort_keys=False, allow_unicode=True, default_flow_style=None, width=10**6)
     keys: dict[int, Loc] = {}
-    for loc, place in parse(text, "").marks.items():
+    for loc, place in parse_yaml(text, "").marks.items():
         number = int(place.rpartition(":")[2])
         if number not in keys or isinstance(loc[-1], str):
             keys[number] = loc

@@ -15,9 +15,9 @@ from unicl_cli.errors import UniclError
 from unicl_cli.recipe.load import check_corpora, load, load_text
 from unicl_cli.recipe.schema import Augment, Recipe, Section
 from unicl_cli.recipe.stages import stage_of
-from unicl_cli.recipe.text import as_mapping, dump, recipe_hash, schema
+from unicl_cli.recipe.text import as_mapping, dump, recipe_hash, recipe_json_schema
 from unicl_cli.runs.place import run_path
-from unicl_cli.yaml_lines import write
+from unicl_cli.yaml_lines import write_yaml
 
 SMALL = """
 name: small
@@ -275,7 +275,7 @@ RECIPES = st.fixed_dictionaries(
 def test_a_dumped_recipe_loads_as_the_same_recipe(raw: dict[str, Any], length: dict[str, Any]):
     if (betas := raw.get("optim", {}).get("betas")) is not None:
         raw["optim"]["betas"] = [*betas, *betas]
-    recipe = load_text(write(json.loads(json.dumps({**raw, **length}))))
+    recipe = load_text(write_yaml(json.loads(json.dumps({**raw, **length}))))
     again = load_text(dump(recipe))
     assert again == recipe
     assert dump(again) == dump(recipe)
@@ -323,7 +323,7 @@ def test_a_recipe_cannot_be_changed():
 
 
 def test_the_schema_describes_every_key():
-    whole = schema()
+    whole = recipe_json_schema()
     for section in [whole, *whole["$defs"].values()]:
         for key, place in section["properties"].items():
             assert "description" in place or "$ref" in place, key

@@ -14,7 +14,7 @@ from unicl_cli.core import checkpoint, hub
 from unicl_cli.core.loop import Step
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
-from unicl_cli.problems import show
+from unicl_cli.problems import quote_value
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.folder import find_run
@@ -140,7 +140,7 @@ def check_same(step: Step, recipe: Recipe, source: Loaded, taken: set[str], toke
         keys = sorted(key for key in {**here, **there} if here and there and concerns(key, taken))
         changed = [key for key in keys if plainly(key, here.get(key)) != plainly(key, there.get(key))]
         if changed:
-            told = ", ".join(f"{key} {show(there.get(key))} -> {show(here.get(key))}" for key in changed)
+            told = ", ".join(f"{key} {quote_value(there.get(key))} -> {quote_value(here.get(key))}" for key in changed)
             raise UniclError(f"model.init: {source.name} has other settings: {told}", hint)
     if "image" in taken and not same_pixels(step.model, source.step.model):
         raise UniclError(f"model.init: {source.name} normalises pixels with other numbers than this model", hint)
@@ -166,7 +166,7 @@ def plainly(key: str, value: Any) -> Any:
 def settings(step: Step, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configuration of an open_clip model, and of a recipe the options of its encoders; without training's."""
     config = owned(step.model, "config")
-    return {} if config is None else flat(config["model_cfg"]), flat(registry.plain(recipe.model.part.options))
+    return {} if config is None else flat(config["model_cfg"]), flat(registry.as_plain_data(recipe.model.part.options))
 
 
 def settings_of(source: Loaded) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands.completion import runs
+from unicl_cli.commands.completion import complete_runs
 
 LOG = logging.getLogger("unicl_cli")
 
@@ -39,9 +39,13 @@ MODEL_FORMS = "A run, a checkpoint, open_clip:NAME/TAG, local-dir:PATH or hf-hub
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 ModelArgument = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help=f"{MODEL_FORMS}; default: the run that finished last.", autocompletion=runs),
+    typer.Argument(
+        metavar="MODEL", help=f"{MODEL_FORMS}; default: the run that finished last.", autocompletion=complete_runs
+    ),
 ]
-SameModel = Annotated[str | None, typer.Option("--model", help="The same as the first argument.", autocompletion=runs)]
+SameModel = Annotated[
+    str | None, typer.Option("--model", help="The same as the first argument.", autocompletion=complete_runs)
+]
 Template = Annotated[
     list[str] | None, typer.Option(help="A prompt like 'a photo of a {}.', a list's name (clip80, none) or a file.")
 ]

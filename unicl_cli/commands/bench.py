@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from unicl_cli.commands import Json, Out, Quiet
-from unicl_cli.commands.completion import begins, overrides, recipes
+from unicl_cli.commands.completion import complete_overrides, complete_recipes, starting_with
 
 app = typer.Typer(add_completion=False)
 
@@ -14,7 +14,7 @@ app = typer.Typer(add_completion=False)
 def complete_kind(incomplete: str) -> list[str]:
     from unicl_cli.jobs.bench.kinds import KINDS
 
-    return begins(KINDS, incomplete)
+    return starting_with(KINDS, incomplete)
 
 
 @app.command()
@@ -29,11 +29,13 @@ def bench(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Argument(metavar="RECIPE", help="loader, step: a recipe's own data and model.", autocompletion=recipes),
+        typer.Argument(
+            metavar="RECIPE", help="loader, step: a recipe's own data and model.", autocompletion=complete_recipes
+        ),
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to change.", autocompletion=overrides),
+        typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to change.", autocompletion=complete_overrides),
     ] = None,
     vs: Annotated[str | None, typer.Option(metavar="PEER", help="open_clip: on the same weights and data.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="How often each one runs; default: 3 to 7.")] = None,
@@ -82,14 +84,14 @@ def bench(
             peak=peak,
         )
     )
-    from unicl_cli.commands.output import check_first, show
+    from unicl_cli.commands.output import check_before_loading, print_document
 
-    check_first((), (), ("-o", out))
+    check_before_loading((), (), ("-o", out))
     from unicl_cli.jobs.bench.bench import bench as job
     from unicl_cli.jobs.bench.tables import tables
 
     document = job(asked, sys.argv[1:])
-    show(document, tables, as_json=as_json, out=out)
+    print_document(document, tables, as_json=as_json, out=out)
     if not document["complete"]:
         raise typer.Exit(130)
 

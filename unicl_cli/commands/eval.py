@@ -32,13 +32,19 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure zero-shot accuracy, per class and per source, and retrieval where there are captions."""
-    from unicl_cli.commands.output import check_first, load, one_model, show, writing
-    from unicl_cli.commands.workers import in_workers
+    from unicl_cli.commands.output import (
+        check_before_loading,
+        load_with_templates,
+        pick_model,
+        print_document,
+        report_write_error,
+    )
+    from unicl_cli.commands.workers import run_in_workers
 
-    named = one_model(model_argument, model)
+    named = pick_model(model_argument, model)
     if predictions is not None and predictions.suffix != ".parquet":
         raise UniclError(f"--predictions {predictions}: is written as Parquet", "give a name that ends in .parquet")
-    check_first([named], data or (), ("--predictions", predictions), ("-o", out))
+    check_before_loading([named], data or (), ("--predictions", predictions), ("-o", out))
 
     def work(accelerator: Any) -> None:
         from unicl_cli.evaluate.tables import eval_tables
@@ -46,13 +52,13 @@ def evaluate(
         from unicl_cli.jobs.evaluate import write_predictions
         from unicl_cli.launch.process import is_peer
 
-        loaded = load(named, accelerator.device, template, raw_weights=raw_weights)
+        loaded = load_with_templates(named, accelerator.device, template, raw_weights=raw_weights)
         kept: list[Mapping[str, Any]] = []
         keep = None if predictions is None or is_peer() else kept.append
         document = job(loaded, data=data or None, split=split, batch=batch, accelerator=accelerator, keep=keep)
         if predictions is not None and kept:
-            with writing("--predictions", predictions):
+            with report_write_error("--predictions", predictions):
                 write_predictions(predictions, kept)
-        show(document, eval_tables, as_json=as_json, out=out)
+        print_document(document, eval_tables, as_json=as_json, out=out)
 
-    in_workers(devices, work)
+    run_in_workers(devices, work)

@@ -42,21 +42,21 @@ def inspect(
 ) -> None:
     """Say what is in a corpus, a batch, a checkpoint or a run. A damaged checkpoint ends in exit status 1."""
     del quiet  # its callback has seen it
-    check_there(Path(path))
-    from unicl_cli.commands.output import check_first, show
+    check_exists(Path(path))
+    from unicl_cli.commands.output import check_before_loading, print_document
 
-    check_first((), (), ("-o", out), ("--html", html))
+    check_before_loading((), (), ("-o", out), ("--html", html))
     from unicl_cli.jobs.inspect.inspect import Wanted, look
     from unicl_cli.jobs.inspect.tables import tables
 
     wanted = Wanted(split, tokenizer, batch, batch_size, step, html, samples)
     document = look(path, wanted)
-    show(document, tables, as_json=as_json, out=out)
+    print_document(document, tables, as_json=as_json, out=out)
     if not document.get("whole", True):
         raise typer.Exit(1)
 
 
-def check_there(path: Path) -> None:
+def check_exists(path: Path) -> None:
     """A path that leads nowhere is told before torch is imported."""
     if path.exists() or str(path) in builtin_names():
         return

@@ -35,13 +35,13 @@ def mix(
 ) -> None:
     """Mix old and fine-tuned weights, so that what the old ones could is kept (WiSE-FT)."""
     del quiet
-    alphas = shares(alpha, curve=curve)
+    alphas = parse_alphas(alpha, curve=curve)
     if out is None and not data and len(alphas) == 1:
         raise UniclError("nothing to do", "write the mixture with -o DIR, or measure it with --data CORPUS")
-    from unicl_cli.commands.output import check_first, show
-    from unicl_cli.commands.workers import in_workers
+    from unicl_cli.commands.output import check_before_loading, print_document
+    from unicl_cli.commands.workers import run_in_workers
 
-    check_first([old, new], data or ())
+    check_before_loading([old, new], data or ())
 
     def work(accelerator: Any) -> None:
         from unicl_cli.jobs.mix import mix as job
@@ -50,14 +50,14 @@ def mix(
 
         wanted: dict[str, Any] = {"alphas": alphas, "out": out, "data": data, "split": split, "batch": batch}
         document = job((old, new), accelerator=accelerator, **wanted)
-        show(document, mix_tables, as_json=as_json)
+        print_document(document, mix_tables, as_json=as_json)
         if out is not None and not as_json and not is_peer():
             typer.echo(out)
 
-    in_workers(devices, work)
+    run_in_workers(devices, work)
 
 
-def shares(text: str | None, *, curve: bool) -> tuple[float, ...]:
+def parse_alphas(text: str | None, *, curve: bool) -> tuple[float, ...]:
     """The alphas that are asked for, in order, each once."""
     if curve and text is not None:
         raise UniclError("--curve and --alpha exclude each other", "--curve is --alpha 0,0.1,…,1")

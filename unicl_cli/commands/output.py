@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from unicl_cli.errors import UniclError, plain
+from unicl_cli.errors import UniclError, escape_control
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
 
 
-def check_first(models: Iterable[str | None], corpora: Iterable[str], *files: tuple[str, Path | None]) -> None:
+def check_before_loading(models: Iterable[str | None], corpora: Iterable[str], *files: tuple[str, Path | None]) -> None:
     """What would fail at its first use is told at once: models and corpora that are not there, files that cannot be
     written (each with its option). Torch takes seconds to import, an evaluation may take hours."""
     from unicl_cli.core.hub import check_named
@@ -37,14 +37,14 @@ def check_first(models: Iterable[str | None], corpora: Iterable[str], *files: tu
             raise UniclError(f"{option} {file}: cannot be written", "give another file")
 
 
-def one_model(argument: str | None, option: str | None) -> str | None:
+def pick_model(argument: str | None, option: str | None) -> str | None:
     """The model named as the first argument or as --model."""
     if argument is not None and option is not None and argument != option:
         raise UniclError(f"two models: {argument} and --model {option}", "name one of them")
     return argument if option is None else option
 
 
-def load(
+def load_with_templates(
     model: str | None, device: Any, templates: Sequence[str] | None = None, *, raw_weights: bool = False
 ) -> Loaded:
     """The model in evaluation on its device, with the templates of the command line where there are any."""
@@ -58,7 +58,7 @@ def load(
     return loaded._replace(templates=load_templates(chosen)) if chosen else loaded
 
 
-def show(
+def print_document(
     document: Mapping[str, Any],
     tables: Callable[[Mapping[str, Any]], Iterable[Any]],
     *,
@@ -71,8 +71,8 @@ def show(
 
     if is_peer():
         return
-    for warning in warnings_of(document):
-        warn(warning)
+    for warning in collect_warnings(document):
+        print_warning(warning)
     text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False)
     if as_json:
         typer.echo(text)
@@ -80,27 +80,27 @@ def show(
         from rich.console import Console
 
         console = Console(markup=False, emoji=False, highlight=False)  # class names are data
-        for table in tables(_plain(document)):
+        for table in tables(_escape_texts(document)):
             console.print(table)
     if out is not None:
-        with writing("-o", out):
+        with report_write_error("-o", out):
             write_atomic(out, text + "\n")
 
 
-def _plain(value: Any) -> Any:
+def _escape_texts(value: Any) -> Any:
     """A document with all texts in it made plain: tables go to a terminal, which class names could command."""
     if isinstance(value, str):
-        return plain(value)
+        return escape_control(value)
     if isinstance(value, Mapping):
         whole = cast("Mapping[str, Any]", value)
-        return {_plain(key): _plain(item) for key, item in whole.items()}
+        return {_escape_texts(key): _escape_texts(item) for key, item in whole.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in cast("Sequence[Any]", value)]
+        return [_escape_texts(item) for item in cast("Sequence[Any]", value)]
     return value
 
 
 @contextmanager
-def writing(option: str, file: Path) -> Generator[None]:
+def report_write_error(option: str, file: Path) -> Generator[None]:
     """A file that the user named and that cannot be written is one line."""
     try:
         yield
@@ -108,7 +108,7 @@ def writing(option: str, file: Path) -> Generator[None]:
         raise UniclError(f"{option} {file}: cannot be written: {error.strerror}", "give another file") from error
 
 
-def warnings_of(document: Mapping[str, Any]) -> list[str]:
+def collect_warnings(document: Mapping[str, Any]) -> list[str]:
     """Of the whole and of each data set."""
     named = [
         f"{entry['name']} {entry['split']}: {warning}"
@@ -119,5 +119,5 @@ def warnings_of(document: Mapping[str, Any]) -> list[str]:
     return [*document.get("warnings", []), *named]
 
 
-def warn(message: str) -> None:
-    sys.stderr.write(f"warning: {plain(message)}\n")
+def print_warning(message: str) -> None:
+    sys.stderr.write(f"warning: {escape_control(message)}\n")

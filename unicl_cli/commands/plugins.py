@@ -14,7 +14,7 @@ from typer.models import ArgumentInfo
 from unicl_cli import registry
 from unicl_cli.commands import Json, completion
 from unicl_cli.errors import UniclError, did_you_mean
-from unicl_cli.option_types import written
+from unicl_cli.option_types import type_text
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="List the parts that recipes can name, and what they take."
@@ -44,11 +44,11 @@ class Option(NamedTuple):
 
     def document(self) -> dict[str, Any]:
         facts = {"name": self.name, "type": self.type, "required": self.required}
-        default = {} if self.required else {"default": registry.plain(self.default)}
+        default = {} if self.required else {"default": registry.as_plain_data(self.default)}
         return facts | default | ({"about": self.about} if self.about else {})
 
     def line(self) -> str:
-        given = "" if self.required else f" = {json.dumps(registry.plain(self.default), ensure_ascii=False)}"
+        given = "" if self.required else f" = {json.dumps(registry.as_plain_data(self.default), ensure_ascii=False)}"
         return f"  {self.name}: {self.type}{given}" + (f"\n      {self.about}" if self.about else "")
 
 
@@ -69,7 +69,9 @@ def _place() -> dict[str, Any]:
 def ls(
     kind: Annotated[
         str | None,
-        typer.Argument(help="encoders, datasets, losses or commands; default: all.", autocompletion=completion.kinds),
+        typer.Argument(
+            help="encoders, datasets, losses or commands; default: all.", autocompletion=completion.complete_kinds
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -91,7 +93,7 @@ def ls(
 @app.command()
 def show(
     kind: Annotated[
-        str, typer.Argument(help="encoders, datasets, losses or commands.", autocompletion=completion.kinds)
+        str, typer.Argument(help="encoders, datasets, losses or commands.", autocompletion=completion.complete_kinds)
     ],
     name: Annotated[str, typer.Argument(help="As `unicl plugins ls` has it; dist/name after a clash.")],
     as_json: Json = False,
@@ -150,4 +152,4 @@ def _option(item: inspect.Parameter, hint: Any) -> Option:
     ):  # in Annotated, typer takes the first spelling for a default
         spelt = ", ".join((told.default, *told.param_decls))
     default = str(item.default) if isinstance(item.default, Path) else item.default
-    return Option(spelt, written(hint), default, getattr(told, "help", None))
+    return Option(spelt, type_text(hint), default, getattr(told, "help", None))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from unicl_cli.commands import Json, Quiet
-from unicl_cli.commands.completion import sources
+from unicl_cli.commands.completion import complete_sources
 from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False)
@@ -17,13 +17,15 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def prepare(
     labels: Annotated[
-        list[str] | None, typer.Option(metavar="SRC", help="Source of labelled images.", autocompletion=sources)
+        list[str] | None,
+        typer.Option(metavar="SRC", help="Source of labelled images.", autocompletion=complete_sources),
     ] = None,
     captions: Annotated[
-        list[str] | None, typer.Option(metavar="SRC", help="Source of captioned images.", autocompletion=sources)
+        list[str] | None,
+        typer.Option(metavar="SRC", help="Source of captioned images.", autocompletion=complete_sources),
     ] = None,
     images: Annotated[
-        list[str] | None, typer.Option(metavar="SRC", help="Source of images only.", autocompletion=sources)
+        list[str] | None, typer.Option(metavar="SRC", help="Source of images only.", autocompletion=complete_sources)
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Directory of the corpus.")] = Path("corpus"),
     data_dir: Annotated[

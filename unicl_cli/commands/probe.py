@@ -53,11 +53,11 @@ def probe(
     quiet: Quiet = False,
 ) -> None:
     """Fit a simple classifier on frozen features; its one setting is chosen on validation data alone."""
-    from unicl_cli.commands.output import check_first, load, one_model, show
-    from unicl_cli.commands.workers import in_workers
+    from unicl_cli.commands.output import check_before_loading, load_with_templates, pick_model, print_document
+    from unicl_cli.commands.workers import run_in_workers
 
-    named = one_model(model_argument, model)
-    check_first([named], [data] if data else (), ("-o", out))
+    named = pick_model(model_argument, model)
+    check_before_loading([named], [data] if data else (), ("-o", out))
 
     def work(accelerator: Any) -> None:
         from unicl_cli.evaluate.tables import probe_tables
@@ -65,8 +65,8 @@ def probe(
         from unicl_cli.jobs.probe import probe as job
 
         asked = Asked(features.value, method.value, normalize, tuple(dict.fromkeys(shots or ())), seeds)
-        loaded = load(named, accelerator.device, raw_weights=raw_weights)
+        loaded = load_with_templates(named, accelerator.device, raw_weights=raw_weights)
         document = job(loaded, data=data, split=split, asked=asked, batch=batch, accelerator=accelerator)
-        show(document, probe_tables, as_json=as_json, out=out)
+        print_document(document, probe_tables, as_json=as_json, out=out)
 
-    in_workers(devices, work)
+    run_in_workers(devices, work)

@@ -14,15 +14,17 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show, 
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="KEY=VALUE", help="Keys to change, e.g. optim.lr=1e-3.", autocompletion=completion.overrides
+        metavar="KEY=VALUE", help="Keys to change, e.g. optim.lr=1e-3.", autocompletion=completion.complete_overrides
     ),
 ]
 
 
-First = Annotated[str, typer.Argument(metavar="A", help="A file or a shipped name.", autocompletion=completion.recipes)]
-Second = Annotated[str, typer.Argument(metavar="B", help="Another one.", autocompletion=completion.recipes)]
+First = Annotated[
+    str, typer.Argument(metavar="A", help="A file or a shipped name.", autocompletion=completion.complete_recipes)
+]
+Second = Annotated[str, typer.Argument(metavar="B", help="Another one.", autocompletion=completion.complete_recipes)]
 Source = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A file or a shipped name.", autocompletion=completion.recipes)
+    str, typer.Argument(metavar="RECIPE", help="A file or a shipped name.", autocompletion=completion.complete_recipes)
 ]
 
 
@@ -57,8 +59,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Print a recipe as it is written; with --resolved, or with changes, every key of it."""
-    from unicl_cli.recipe.layers import find, read
-    from unicl_cli.recipe.load import explained, load
+    from unicl_cli.recipe.layers import find_recipe, read_recipe_file
+    from unicl_cli.recipe.load import explain_values, load
     from unicl_cli.recipe.text import as_mapping
 
     if as_json:
@@ -66,9 +68,9 @@ def show(
             json.dumps({"schema": "unicl/recipes/1", "recipe": as_mapping(load(name, overrides or ()))}, indent=1)
         )
     elif resolved or overrides:
-        typer.echo(explained(name, overrides or ()), nl=False)
+        typer.echo(explain_values(name, overrides or ()), nl=False)
     else:
-        typer.echo(read(find(name)), nl=False)
+        typer.echo(read_recipe_file(find_recipe(name)), nl=False)
 
 
 @app.command()
@@ -78,10 +80,12 @@ def cp(
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file.")] = False,
 ) -> None:
     """Copy a recipe to a file of your own."""
-    from unicl_cli.recipe.layers import find, read
+    from unicl_cli.recipe.layers import find_recipe, read_recipe_file
 
-    source = find(name)
-    text = "".join(line for line in read(source).splitlines(keepends=True) if "$schema=" not in line)  # lies elsewhere
+    source = find_recipe(name)
+    text = "".join(
+        line for line in read_recipe_file(source).splitlines(keepends=True) if "$schema=" not in line
+    )  # lies elsewhere
     target = file or Path(source.name)
     if target.is_dir():
         target /= source.name
@@ -132,9 +136,9 @@ def validate(
 def diff(a: First, b: Second, as_json: Json = False) -> None:
     """Show which resolved keys of two recipes differ."""
     from unicl_cli.recipe.load import load
-    from unicl_cli.recipe.text import as_mapping, changes
+    from unicl_cli.recipe.text import as_mapping, compare_recipes
 
-    found = changes(as_mapping(load(a)), as_mapping(load(b)))
+    found = compare_recipes(as_mapping(load(a)), as_mapping(load(b)))
     if as_json:
         listed = [{"key": key, "a": before, "b": after} for key, (before, after) in found.items()]
         typer.echo(json.dumps({"schema": "unicl/recipes/1", "changes": listed}, indent=1))
@@ -146,6 +150,6 @@ def diff(a: First, b: Second, as_json: Json = False) -> None:
 @app.command("schema")
 def print_schema() -> None:
     """Print the JSON schema of recipe files, for editors."""
-    from unicl_cli.recipe.text import schema
+    from unicl_cli.recipe.text import recipe_json_schema
 
-    typer.echo(json.dumps(schema(), indent=1))
+    typer.echo(json.dumps(recipe_json_schema(), indent=1))

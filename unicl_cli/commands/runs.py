@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from unicl_cli.commands import Json, completion
-from unicl_cli.errors import plain
+from unicl_cli.errors import escape_control
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List the trainings of a folder, or show one.")
 FOLDER = Path("runs")
@@ -26,12 +26,14 @@ def ls(
         typer.echo(json.dumps({"schema": "unicl/runs/1", "runs": found}, indent=1, allow_nan=False))
         return
     for line in table(found):
-        typer.echo(plain(line))
+        typer.echo(escape_control(line))
 
 
 @app.command()
 def show(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=completion.runs)],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=completion.complete_runs)
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="The run's status.json.")] = False,
 ) -> None:
     """Show one run: its state, the curve of its loss, its validations, and the command that goes on."""
@@ -43,4 +45,4 @@ def show(
         typer.echo(json.dumps(status, indent=1, allow_nan=False))
         return
     for line in story(run, status):
-        typer.echo(plain(line))
+        typer.echo(escape_control(line))

@@ -21,13 +21,15 @@ def train(
         typer.Argument(
             metavar="RECIPE",
             help="A recipe file, or the name of a shipped one (unicl recipes ls).",
-            autocompletion=completion.recipes,
+            autocompletion=completion.complete_recipes,
         ),
     ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="KEY=VALUE", help="Keys to change, e.g. optim.lr=1e-3.", autocompletion=completion.overrides
+            metavar="KEY=VALUE",
+            help="Keys to change, e.g. optim.lr=1e-3.",
+            autocompletion=completion.complete_overrides,
         ),
     ] = None,
     devices: Devices = "auto",
@@ -86,7 +88,7 @@ def train(
     run = run_path(checked)
     if not dry_run and is_finished(checked, run) and resume == "auto":
         beside = bool(node_rank) or is_peer() or (launch != "local" and is_other_task(os.environ))
-        show(run, beside=beside, as_json=json_, note="already finished")
+        print_run(run, beside=beside, as_json=json_, note="already finished")
         return
     way = here(devices, nodes_of(nodes, node_rank, rdzv), launch)
     if dry_run:
@@ -108,10 +110,10 @@ def train(
         train(checked, run, request, stop, source=recipe, overrides=changes)
 
     recorded(work)
-    show(run, beside=is_peer(), as_json=json_)
+    print_run(run, beside=is_peer(), as_json=json_)
 
 
-def show(run: Path, *, beside: bool, as_json: bool, note: str = "") -> None:
+def print_run(run: Path, *, beside: bool, as_json: bool, note: str = "") -> None:
     """The result: where the run lies; nothing from a process ``beside`` the first one."""
     if beside:
         return

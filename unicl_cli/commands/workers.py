@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     pass
 
 
-def in_workers(devices: str, work: Callable[[Any], None]) -> None:
+def run_in_workers(devices: str, work: Callable[[Any], None]) -> None:
     """``work(accelerator)`` in this process, or this whole command again in as many workers as ``devices`` asks for."""
     from unicl_cli.launch.process import here, launched, recorded
 
@@ -32,7 +32,7 @@ def in_workers(devices: str, work: Callable[[Any], None]) -> None:
     recorded(worker)
 
 
-def one_process(devices: str) -> str:
+def limit_to_one_process(devices: str) -> str:
     """``devices`` for a command that reads standard input, which several processes cannot share."""
     from unicl_cli.launch.process import here
 

@@ -56,16 +56,16 @@ def zeroshot(
     quiet: Quiet = False,
 ) -> None:
     """Classify images by class names; probabilities are relative to the classes named, one alone has 1."""
-    from unicl_cli.commands.output import check_first, load, warn
-    from unicl_cli.commands.workers import in_workers, one_process
+    from unicl_cli.commands.output import check_before_loading, load_with_templates, print_warning
+    from unicl_cli.commands.workers import limit_to_one_process, run_in_workers
 
     inputs, by_cosine = images or [], scores is Scores.cosine
     check_inputs(inputs, stdin_image=stdin_image)
     if as_json and as_csv:
         raise UniclError("both --json and --csv are given", "give one of them")
-    check_first([model], ())
+    check_before_loading([model], ())
     if stdin_image or "-" in inputs:
-        devices = one_process(devices)
+        devices = limit_to_one_process(devices)
 
     def work(accelerator: Any) -> None:
         from unicl_cli.data.fetch import Fetcher
@@ -77,10 +77,10 @@ def zeroshot(
 
         asked = classes_of(classes, classes_from)
         pictures, total = inputs_of(inputs, stdin_image=stdin_image, separator=b"\0" if null else b"\n")
-        loaded = load(model, accelerator.device, template, raw_weights=raw_weights)
+        loaded = load_with_templates(model, accelerator.device, template, raw_weights=raw_weights)
         judge = judge_for(loaded, asked, Wanted(top_k, none, independent, threshold, by_cosine), accelerator)
         for warning in () if is_peer() else judge.warnings:
-            warn(warning)
+            print_warning(warning)
         fetch = Fetcher(allow_private=allow_private, robots=False) if allow_url else None
         form = json_lines if as_json else lines(by_cosine=by_cosine)
         if as_csv:
@@ -88,7 +88,7 @@ def zeroshot(
         rows = zeroshot(loaded, pictures, judge, batch=batch, fetch=fetch)
         tell(rows, lambda data: None if is_peer() else typer.echo(data, nl=False), form, total)
 
-    in_workers(devices, work)
+    run_in_workers(devices, work)
 
 
 def check_inputs(inputs: list[str], *, stdin_image: bool) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from unicl_cli.errors import UniclError, did_you_mean
-from unicl_cli.problems import Loc, show
-from unicl_cli.yaml_lines import Lined, parse, read_value
+from unicl_cli.problems import Loc, quote_value
+from unicl_cli.yaml_lines import MarkedYaml, parse_yaml, read_value
 
 LENGTHS = ("steps", "epochs", "samples")
 """How long a run is: a recipe has exactly one, and a later layer's replaces an earlier one's."""
@@ -25,7 +25,7 @@ def builtin_names() -> list[str]:
     return sorted(path.stem for path in builtin_folder().glob("*.yaml"))
 
 
-def find(source: str, beside: Path = Path()) -> Path:
+def find_recipe(source: str, beside: Path = Path()) -> Path:
     """The file of a recipe: a path, relative to ``beside``, or the name of a shipped one."""
     if (beside / source).is_file():
         return beside / source
@@ -41,7 +41,7 @@ def find(source: str, beside: Path = Path()) -> Path:
     raise UniclError(f"no recipe '{source}'{did_you_mean(source, builtin_names())}", hint)
 
 
-def read(path: Path) -> str:
+def read_recipe_file(path: Path) -> str:
     """The text of a recipe file."""
     try:
         return path.read_text(encoding="utf-8")
@@ -49,42 +49,42 @@ def read(path: Path) -> str:
         raise UniclError(f"{path} cannot be read: {error}", "give a recipe: a text file in YAML") from error
 
 
-def only_mapping(lined: Lined, source: str) -> Lined:
+def require_mapping(lined: MarkedYaml, source: str) -> MarkedYaml:
     """The same, if it is a mapping."""
     if not isinstance(lined.data, dict):
         raise UniclError(f"{source}: a recipe is a mapping of keys", "see `unicl recipes show quickstart`")
     return lined
 
 
-def layered(path: Path, children: tuple[Path, ...] = ()) -> Lined:
+def read_layers(path: Path, children: tuple[Path, ...] = ()) -> MarkedYaml:
     """The recipe of a file on top of what it extends, at any depth."""
-    child = only_mapping(parse(read(path), str(path)), str(path))
+    child = require_mapping(parse_yaml(read_recipe_file(path), str(path)), str(path))
     data = {key: value for key, value in child.data.items() if key != "extends"}
     parent = child.data.get("extends")
     if parent is None:
-        return Lined(data, child.marks)
+        return MarkedYaml(data, child.marks)
     place = child.marks["extends",]
     if not isinstance(parent, str):
         raise UniclError(
-            f"{place}: extends: should be a file or the name of a recipe, got {show(parent)}",
+            f"{place}: extends: should be a file or the name of a recipe, got {quote_value(parent)}",
             "unicl recipes ls lists the names",
         )
     try:
-        found = find(parent, path.parent)
+        found = find_recipe(parent, path.parent)
     except UniclError as error:
         raise UniclError(f"{place}: extends: {error.message}", error.hint) from error
     if found.resolve() in (known := (*children, path.resolve())):
         raise UniclError(f"{place}: extends: '{parent}' extends itself in a circle", "take one extends out of it")
-    return _on_top(layered(found, known), Lined(data, child.marks))
+    return _merge_marked(read_layers(found, known), MarkedYaml(data, child.marks))
 
 
-def _on_top(base: Lined, child: Lined) -> Lined:
+def _merge_marked(base: MarkedYaml, child: MarkedYaml) -> MarkedYaml:
     replaced: list[Loc] = []
     data = merge(base.data, child.data, (), replaced)
-    return Lined(data, {**_outside(base.marks, replaced), **child.marks})
+    return MarkedYaml(data, {**_drop_replaced(base.marks, replaced), **child.marks})
 
 
-def _outside(marks: Mapping[Loc, str], replaced: Sequence[Loc]) -> dict[Loc, str]:
+def _drop_replaced(marks: Mapping[Loc, str], replaced: Sequence[Loc]) -> dict[Loc, str]:
     """The marks that still count: those below a replaced value point at lines that no longer do."""
     return {loc: place for loc, place in marks.items() if not any(loc[: len(gone)] == gone for gone in replaced)}
 
@@ -94,7 +94,7 @@ def _is_part(loc: Loc) -> bool:
     return inner[:1] == ("model",) or inner == ("loss",) or inner[-1:] == ("augment",)
 
 
-def named(value: Any) -> Any:
+def as_part_mapping(value: Any) -> Any:
     """A part that is written as its bare name, as a mapping."""
     return {"name": value} if isinstance(value, str) else value
 
@@ -105,20 +105,20 @@ def merge(old: Any, new: Any, loc: Loc, replaced: list[Loc]) -> Any:
     Appends to ``replaced`` each place below which nothing of ``old`` is left.
     """
     if _is_part(loc) and isinstance(old, str | dict) and isinstance(new, str | dict) and type(old) is not type(new):
-        old, new = named(old), named(new)
-    if not isinstance(old, dict) or not isinstance(new, dict) or (_is_part(loc) and _other_part(old, new, loc)):
+        old, new = as_part_mapping(old), as_part_mapping(new)
+    if not isinstance(old, dict) or not isinstance(new, dict) or (_is_part(loc) and _changes_part(old, new, loc)):
         replaced.append(loc)
         return new
-    kept = _without_length(old) if not loc and length_of(new) else old
+    kept = _without_length(old) if not loc and length_keys(new) else old
     added = {k: merge(kept[k], v, (*loc, k), replaced) if k in kept else v for k, v in new.items()}
     return {**kept, **added}
 
 
-def _other_part(old: Mapping[str, Any], new: Mapping[str, Any], loc: Loc) -> bool:
+def _changes_part(old: Mapping[str, Any], new: Mapping[str, Any], loc: Loc) -> bool:
     return "name" in new and new["name"] != old.get("name", DEFAULT_PARTS.get(str(loc[-1]), new["name"]))
 
 
-def length_of(data: Mapping[str, Any]) -> list[str]:
+def length_keys(data: Mapping[str, Any]) -> list[str]:
     """Which keys say how long the run is."""
     return [key for key in LENGTHS if data.get(key) is not None]
 
@@ -127,30 +127,30 @@ def _without_length(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key not in LENGTHS}
 
 
-def overridden(lined: Lined, overrides: Sequence[str]) -> Lined:
+def apply_overrides(lined: MarkedYaml, overrides: Sequence[str]) -> MarkedYaml:
     """With each ``KEY=VALUE`` on top, in their order."""
     for text in overrides:
         key, equals, written = text.partition("=")
         if not key or not equals:
             raise UniclError(f"override '{text}' is not KEY=VALUE", "for example optim.lr=1e-3")
-        loc = _loc(lined.data, key, text)
+        loc = _parse_key(lined.data, key, text)
         place = f"command line ({text})"
         value, replaced = read_value(written, place), list[Loc]()
-        data = _put(lined.data, loc, 0, value, replaced)
+        data = _merge_at(lined.data, loc, 0, value, replaced)
         if loc[0] in LENGTHS and value is not None:
             data = {**_without_length(data), loc[0]: value}
         above = dict.fromkeys([loc[:depth] for depth in range(1, len(loc))], place)  # where the file has nothing
-        here = dict.fromkeys(_locs(value, loc), place)
-        lined = Lined(data, {**above, **_outside(lined.marks, replaced), **here})
+        here = dict.fromkeys(_locs_below(value, loc), place)
+        lined = MarkedYaml(data, {**above, **_drop_replaced(lined.marks, replaced), **here})
     return lined
 
 
-def _locs(value: Any, loc: Loc) -> list[Loc]:
+def _locs_below(value: Any, loc: Loc) -> list[Loc]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [loc, *(found for key, item in items for found in _locs(item, (*loc, key)))]
+    return [loc, *(found for key, item in items for found in _locs_below(item, (*loc, key)))]
 
 
-def _loc(data: Any, key: str, text: str) -> Loc:
+def _parse_key(data: Any, key: str, text: str) -> Loc:
     loc: list[str | int] = []
     for name in key.split("."):
         if isinstance(data, list):
@@ -164,15 +164,17 @@ def _loc(data: Any, key: str, text: str) -> Loc:
     return tuple(loc)
 
 
-def _put(old: Any, loc: Loc, depth: int, value: Any, replaced: list[Loc]) -> Any:
+def _merge_at(old: Any, loc: Loc, depth: int, value: Any, replaced: list[Loc]) -> Any:
     """``old`` with ``value`` merged in at ``loc``; mappings on the way are made where there are none."""
     if depth == len(loc):
         return merge(old, value, loc, replaced)
     at, key = loc[:depth], loc[depth]
-    old = {} if old is None else named(old) if _is_part(at) else old
+    old = {} if old is None else as_part_mapping(old) if _is_part(at) else old
     if isinstance(old, list):
-        return [_put(item, loc, depth + 1, value, replaced) if i == key else item for i, item in enumerate(old)]
+        return [_merge_at(item, loc, depth + 1, value, replaced) if i == key else item for i, item in enumerate(old)]
     if not isinstance(old, dict):
         above = ".".join(map(str, at))
-        raise UniclError(f"command line: {above} is {show(old)} and has no '{key}'", f"give all of it: {above}={{…}}")
-    return {**old, key: _put(old.get(key), loc, depth + 1, value, replaced)}
+        raise UniclError(
+            f"command line: {above} is {quote_value(old)} and has no '{key}'", f"give all of it: {above}={{…}}"
+        )
+    return {**old, key: _merge_at(old.get(key), loc, depth + 1, value, replaced)}

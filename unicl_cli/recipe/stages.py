@@ -3,16 +3,16 @@
 from pathlib import Path
 
 from unicl_cli.recipe.layers import merge
-from unicl_cli.recipe.load import checked
+from unicl_cli.recipe.load import validate_recipe
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.text import as_mapping
-from unicl_cli.yaml_lines import Lined
+from unicl_cli.yaml_lines import MarkedYaml
 
 
 def stage_of(recipe: Recipe, number: int) -> Recipe:
     """The recipe of stage ``number``, counted from 0: this one with that patch, without stages."""
     whole = {**as_mapping(recipe), "stages": []}
-    return checked(Lined(merge(whole, recipe.stages[number], (), []) if recipe.stages else whole, {}))
+    return validate_recipe(MarkedYaml(merge(whole, recipe.stages[number], (), []) if recipe.stages else whole, {}))
 
 
 def stages_of(recipe: Recipe, run: Path) -> list[tuple[Recipe, Path, str | None]]:

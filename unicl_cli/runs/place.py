@@ -5,11 +5,11 @@ from glob import escape
 from pathlib import Path
 
 from unicl_cli.errors import UniclError
-from unicl_cli.problems import show
+from unicl_cli.problems import quote_value
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stage_of, stages_of
-from unicl_cli.recipe.text import changes, numbers, recipe_hash
+from unicl_cli.recipe.text import compare_recipes, hashed_keys, recipe_hash
 
 
 def run_path(recipe: Recipe) -> Path:
@@ -51,8 +51,8 @@ def check_same(recipe: Recipe, run: Path) -> None:
     written = run / "resolved.yaml"
     if not any(run.glob("checkpoints/step-*")) and not (run / "meta.json").is_file():
         return  # what failed before its first checkpoint has left nothing to mix with
-    other = changes(numbers(load(str(written))), numbers(recipe)) if written.is_file() else {}
+    other = compare_recipes(hashed_keys(load(str(written))), hashed_keys(recipe)) if written.is_file() else {}
     if not other:
         return
-    listed = ", ".join(f"{key}: {show(then)} -> {show(now)}" for key, (then, now) in other.items())
+    listed = ", ".join(f"{key}: {quote_value(then)} -> {quote_value(now)}" for key, (then, now) in other.items())
     raise UniclError(f"{run}: was trained with another recipe ({listed})", "give another --run-dir, or the old recipe")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from unicl_cli.core.files import size_of
 from unicl_cli.core.machine import cores
 from unicl_cli.data.sources.resolve import named_sources
-from unicl_cli.errors import UniclError, plain
+from unicl_cli.errors import UniclError, escape_control
 from unicl_cli.jobs.prepare.plan import Opened, Plan, differences, make_plan
 from unicl_cli.jobs.prepare.prepare import PLAN, Wanted, check_place, read_plan
 from unicl_cli.jobs.prepare.progress import listed, note
@@ -72,7 +72,7 @@ def run(wanted: Wanted, *, workers: int | None, as_json: bool) -> None:
         raise UniclError(f"{wanted.out} was begun with another plan; {'; '.join(changed)}", "choose another -o")
     samples = [_sampled(plan, opened, split, wanted.out) for opened in plan.sources for split in opened.rows]
     report = _report(wanted.out, plan, samples, workers or cores())
-    text = [json.dumps(report, ensure_ascii=False)] if as_json else list(map(plain, _lines(report)))
+    text = [json.dumps(report, ensure_ascii=False)] if as_json else list(map(escape_control, _lines(report)))
     sys.stdout.write("\n".join(text) + "\n")
     if report["bytes_expected"][1] * ROOM > report["free"]:
         raise UniclError(
