@@ -1,4 +1,4 @@
-"""What the shell offers for a half-typed word; nothing here imports torch."""
+"""Shell completion of arguments; nothing here imports torch."""
 
 import os
 import shlex
@@ -9,15 +9,16 @@ from typing import Any
 from unicl_cli import registry
 
 PARTS = {"loss": "losses", "model": "encoders", "model.image": "encoders", "model.text": "encoders"}
-"""Keys of a recipe whose value is the name of a part."""
+"""Recipe key -> kind of part that its value names."""
 
 
 def starting_with(words: Iterable[str], incomplete: str) -> list[str]:
+    """Return the words that begin with ``incomplete``, sorted, each once."""
     return sorted(word for word in set(words) if word.startswith(incomplete))
 
 
 def complete_recipes(incomplete: str) -> list[str]:
-    """The shipped recipes, and YAML files and folders where the word points to."""
+    """Return the shipped recipes, and the YAML files and folders that ``incomplete`` leads to."""
     from unicl_cli.recipe.layers import builtin_names
 
     return starting_with([*builtin_names(), *_files(incomplete, (".yaml", ".yml"))], incomplete)
@@ -34,20 +35,22 @@ def _files(incomplete: str, suffixes: tuple[str, ...]) -> Iterator[str]:
 
 
 def complete_sources(incomplete: str) -> list[str]:
-    """Data sources by name; with none that fits, the shell offers files."""
+    """Return the names of data sources; if none fits, the shell offers files."""
     return starting_with(registry.names("datasets"), incomplete)
 
 
 def complete_kinds(incomplete: str) -> list[str]:
+    """Return the kinds of parts."""
     return starting_with(registry.KINDS, incomplete)
 
 
 def complete_runs(incomplete: str) -> list[str]:
+    """Return the run directories in `runs`."""
     return starting_with((str(path.parent) for path in Path("runs").glob("*/status.json")), incomplete)
 
 
 def complete_overrides(incomplete: str) -> list[str]:
-    """`KEY=`, and behind it what the key can be."""
+    """Return `KEY=` for each recipe key, or the values of a key that is already typed."""
     known = key_choices()
     before, cut = _key_cut_by_bash()
     if cut:  # bash takes `loss=cl` for three words, and completes the last one
@@ -59,7 +62,7 @@ def complete_overrides(incomplete: str) -> list[str]:
 
 
 def _key_cut_by_bash() -> tuple[str, bool]:
-    """(the key, True) where bash has cut the word at its `=`."""
+    """Return (key, True) if bash has split `KEY=VALUE` at its `=`, else ("", False)."""
     try:
         words = shlex.split(os.environ["COMP_WORDS"])[: int(os.environ["COMP_CWORD"]) + 1]
     except (KeyError, ValueError):
@@ -69,7 +72,7 @@ def _key_cut_by_bash() -> tuple[str, bool]:
 
 
 def key_choices() -> dict[str, list[str]]:
-    """Each key of a recipe by its dotted name, with the words that it can be."""
+    """Return dotted recipe key -> the words that are valid as its value."""
     from unicl_cli.recipe.text import recipe_json_schema
 
     whole = recipe_json_schema()

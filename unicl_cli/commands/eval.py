@@ -6,26 +6,50 @@ from typing import Annotated, Any
 
 import typer
 
-from unicl_cli.commands import Batch, Devices, Json, ModelArgument, Out, Quiet, RawWeights, SameModel, Template
+from unicl_cli.commands import (
+    OUTPUT,
+    Batch,
+    Devices,
+    Json,
+    ModelArgument,
+    Out,
+    Quiet,
+    RawWeights,
+    SameModel,
+    Template,
+    examples,
+)
 from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "unicl eval", "unicl eval runs/first --data corpus --split test", "unicl eval runs/first -o first.json"
+    )
+)
 def evaluate(
     model_argument: ModelArgument = None,
     model: SameModel = None,
     data: Annotated[
-        list[str] | None, typer.Option("--data", metavar="CORPUS", help="Default: the corpora of the model's recipe.")
+        list[str] | None,
+        typer.Option(
+            "--data", metavar="CORPUS", help="Corpus to measure on; may be repeated. Default: those of the recipe."
+        ),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Default: test, else val.")] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Split to measure on. Default: test, or val without one.")
+    ] = None,
     batch: Batch = 128,
     devices: Devices = "auto",
     template: Template = None,
     raw_weights: RawWeights = False,
     predictions: Annotated[
-        Path | None, typer.Option(metavar="FILE.parquet", help="What was answered to each row with a label.")
+        Path | None,
+        typer.Option(
+            metavar="FILE.parquet", help="Also write the predicted class of each labelled row.", rich_help_panel=OUTPUT
+        ),
     ] = None,
     out: Out = None,
     as_json: Json = False,
@@ -43,7 +67,9 @@ def evaluate(
 
     named = pick_model(model_argument, model)
     if predictions is not None and predictions.suffix != ".parquet":
-        raise UniclError(f"--predictions {predictions}: is written as Parquet", "give a name that ends in .parquet")
+        raise UniclError(
+            f"--predictions {predictions}: not a name of a Parquet file", "use a name that ends in .parquet"
+        )
     check_before_loading([named], data or (), ("--predictions", predictions), ("-o", out))
 
     def work(accelerator: Any) -> None:
