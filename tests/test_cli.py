@@ -109,7 +109,7 @@ def test_what_a_user_can_mend_is_one_line_on_stderr_and_status_2():
     assert (done.returncode, done.stdout) == (2, "")
     first, second = done.stderr.splitlines()
     assert first == "error: no recipe 'quickstrat'; did you mean 'quickstart'?"
-    assert second == "  hint: give a file, or the name of a shipped one: unicl recipes ls"
+    assert second == "  hint: use a recipe file, or the name of a shipped recipe (unicl recipes ls lists them)"
 
 
 def test_debug_adds_the_traceback_and_keeps_the_status():
@@ -128,7 +128,7 @@ def test_only_the_first_worker_says_what_is_wrong():
 def test_a_bug_keeps_its_traceback_and_asks_for_a_report(plugin_file: Path):
     done = unicl("--plugin", str(plugin_file), "go", "bug")
     assert done.returncode == 1
-    assert "ZeroDivisionError: nobody thought of this\nThis is a fault of unicl: please report it" in done.stderr
+    assert "ZeroDivisionError: nobody thought of this\nThis is a bug in unicl: please report it" in done.stderr
 
 
 def test_ctrl_c_is_130(plugin_file: Path):
@@ -202,7 +202,7 @@ def test_plugins_show_prints_options_with_defaults(capsys: Capture):
     assert main(["plugins", "show", "losses", "unicl"]) == 0
     assert "  terms: Sequence['image' | 'text'] = [\"image\", \"text\"]\n" in capsys.readouterr().out
     assert main(["plugins", "ls", "encoder"]) == 2
-    assert "error: no kind of plugin 'encoder'; did you mean 'encoders'?" in capsys.readouterr().err
+    assert "error: unknown kind of plugin 'encoder'; did you mean 'encoders'?" in capsys.readouterr().err
 
 
 def test_recipes_cp_refuses_to_overwrite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture):
@@ -210,7 +210,7 @@ def test_recipes_cp_refuses_to_overwrite(tmp_path: Path, monkeypatch: pytest.Mon
     assert main(["recipes", "cp", "digits-clip-joint", "my"]) == 0
     assert capsys.readouterr().out == "my.yaml\n"
     assert main(["recipes", "cp", "digits-clip-joint", "my"]) == 2
-    assert capsys.readouterr().err == "error: my.yaml exists\n  hint: give another file, or --force\n"
+    assert capsys.readouterr().err == "error: my.yaml: already exists\n  hint: use another name, or add --force\n"
     assert main(["recipes", "cp", "digits-clip-joint", "my", "--force"]) == 0
     assert main(["recipes", "validate", "my.yaml", "loss=unicl"]) == 0
     assert main(["recipes", "cp", "quickstart", "nowhere/my"]) == 2

@@ -51,10 +51,10 @@ def test_text_that_looks_like_a_number_stays_text(text: str):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: 1\nb:\n  c: 1\n  c: 2\n", "f:4: the key 'c' is there twice, first at f:3"),
+        ("a: 1\nb:\n  c: 1\n  c: 2\n", "f:4: duplicate key 'c' (first set at f:3)"),
         ("a: [1\n", "f:2:1: expected ',' or ']'"),
-        ("1: x", "f:1: the key '1' is not text"),
-        ("[a]: x", "f:1: the key"),
+        ("1: x", "f:1: key '1' is not text"),
+        ("[a]: x", "f:1: a list or mapping as key is not text"),
         ("a: &x [*x]", "f: an anchor contains itself"),
         ("a: !!python/object:os.system {}", "f:1:4: could not determine a constructor"),
         ("a: \x00", "f: unacceptable character"),

@@ -1,4 +1,4 @@
-"""The types of a factory's options as people write them: `int | None`, `'mean' | 'cls'`, `float ≥ 0`."""
+"""Types of options as text for people: `int | None`, `'mean' | 'cls'`, `float ≥ 0`."""
 
 import types
 import typing
@@ -8,7 +8,7 @@ SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "multiple_of": "multipl
 
 
 def type_text(hint: Any) -> str:
-    """A type hint without modules; what pydantic's `Field` asks of a number stands behind its type."""
+    """Return a type hint without module names; the bounds of pydantic's `Field` follow the type."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is types.NoneType:
         return "None"

@@ -53,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = Path.cwd()
     os.chdir(root)
     try:
-        assert main(["prepare", "-q", "--labels", "photos", "--captions", "captions.tsv", "-o", "corpus"]) == 0
+        assert main(["prepare", "-q", "--labels", "photos", "--captions", "captions.tsv", "--holdout", "0.2"]) == 0
         train = ["train", "recipe.yaml", "-q", "--devices", "cpu:1", "--run-dir"]
         assert main([*train, "runs/first"]) == 0
         assert main([*train, "runs/tuned", "--init", "runs/first", "seed=1"]) == 0

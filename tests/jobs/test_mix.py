@@ -195,13 +195,13 @@ def test_different_models_are_refused(train, open_clip_folder, tuned):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--alpha", "2", "-o", "x"], "--alpha 2: lies outside of 0 to 1"),
-        (["--alpha", "half", "-o", "x"], "--alpha half: is no list of numbers"),
-        (["--alpha", "0.5", "--curve"], "--curve and --alpha exclude each other"),
+        (["--alpha", "2", "-o", "x"], "--alpha 2: outside of 0 to 1"),
+        (["--alpha", "half", "-o", "x"], "--alpha half: not a list of numbers"),
+        (["--alpha", "0.5", "--curve"], "--curve: cannot be combined with --alpha"),
         ([], "nothing to do"),
         (["-o", "full"], "-o full: is there already"),
-        (["--alpha", ",", "-o", "x"], "lies outside"),
-        (["--alpha", "nan", "-o", "x"], "lies outside"),
+        (["--alpha", ",", "-o", "x"], "outside of 0 to 1"),
+        (["--alpha", "nan", "-o", "x"], "outside of 0 to 1"),
     ],
 )
 def test_a_wrong_command_is_one_line(words, message, tmp_path, monkeypatch, capsys):

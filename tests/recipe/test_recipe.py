@@ -92,10 +92,10 @@ def test_every_problem_is_named_at_its_line(golden: Callable[[str, str], None]):
         ("data.augment=[none, none]", "data.augment: 2 entries, but data.views is 1"),
         ("data.train=[]", "data.train: should have at least 1 item, got []"),
         ("data.mix.labels=2", "data.mix.labels: should be less than or equal to 1 or 'auto', got 2"),
-        ("steps=", "small.yaml:1: exactly one of steps, epochs, samples is wanted, got 0"),
+        ("steps=", "small.yaml:1: set exactly one of steps, epochs, samples (found 0)"),
         ("extends=x", "extends: unknown key"),
         ("stages=[{optm: 1}]", "stages.0.optm: unknown key; did you mean 'optim'?"),
-        ("stages=[{stages: []}]", "stages.0.stages: a stage has no stages"),
+        ("stages=[{stages: []}]", "stages.0.stages: is not allowed inside a stage"),
         ("stages=[{loss: clp}]", "stages.0.loss.name: no loss 'clp'; did you mean 'clip'?"),
         ("name=a/b", "name: should match pattern"),
         ("guard=3", "guard: should be a mapping, got 3"),
@@ -110,8 +110,8 @@ def test_one_mistake_is_one_problem(override: str, said: str):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("optim.lr", "override 'optim.lr' is not KEY=VALUE"),
-        ("=3", "override '=3' is not KEY=VALUE"),
+        ("optim.lr", "override 'optim.lr': not KEY=VALUE"),
+        ("=3", "override '=3': not KEY=VALUE"),
         ("data.train.1.corpus=x", "override 'data.train.1.corpus=x': no '1' in a list of 1"),
         ("data.train.-1.corpus=x", "no '-1' in a list of 1"),
         ("steps.x=3", "command line: steps is 5 and has no 'x'"),
@@ -127,12 +127,12 @@ def test_an_override_that_cannot_be_read_is_one_line(override: str, said: str):
 
 @pytest.mark.parametrize("text", ["", "3", "[a]", "just text"])
 def test_a_file_that_is_no_mapping_says_so(text: str):
-    assert fault(lambda: load_text(text, "f")) == "f: a recipe is a mapping of keys"
+    assert fault(lambda: load_text(text, "f")) == "f: not a mapping of keys"
 
 
 def test_a_file_that_is_not_text_says_so(tmp_path: Path):
     (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00")
-    assert "r.yaml cannot be read: 'utf-8' codec" in fault(lambda: load(str(tmp_path / "r.yaml")))
+    assert "r.yaml: cannot be read: 'utf-8' codec" in fault(lambda: load(str(tmp_path / "r.yaml")))
 
 
 # -- layers -------------------------------------------------------------------------------------------------------
@@ -159,9 +159,7 @@ def test_another_name_replaces_a_part_and_the_same_name_keeps_its_options():
 def test_a_later_length_replaces_an_earlier_one():
     recipe = small("epochs=2.5")
     assert (recipe.steps, recipe.epochs) == (None, 2.5)
-    assert "exactly one of steps, epochs, samples is wanted, got 2" in fault(
-        lambda: load_text(SMALL + "epochs: 1", "f")
-    )
+    assert "set exactly one of steps, epochs, samples (found 2)" in fault(lambda: load_text(SMALL + "epochs: 1", "f"))
 
 
 def write_files(folder: Path, **texts: str) -> Path:
@@ -340,7 +338,7 @@ def test_corpora_are_checked_without_reading_them(tmp_path: Path):
     corpus.mkdir()
     manifest = corpus / "manifest.json"
     manifest.write_text("{")
-    assert f"{manifest} cannot be read" in fault(lambda: check_corpora(small(*overrides)))
+    assert f"{manifest}: cannot be read" in fault(lambda: check_corpora(small(*overrides)))
     manifest.write_text(json.dumps({"shards": [{"split": "train"}]}))
     assert "has no split 'test or val'" in fault(lambda: check_corpora(small(*overrides)))
     manifest.write_text(json.dumps({"shards": [{"split": "train"}, {"split": "val"}]}))

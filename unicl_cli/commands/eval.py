@@ -26,7 +26,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command(
     epilog=examples(
-        "unicl eval", "unicl eval runs/first --data corpus --split test", "unicl eval runs/first -o first.json"
+        "unicl eval", "unicl eval runs/first --data corpus --split val", "unicl eval runs/first -o first.json"
     )
 )
 def evaluate(

@@ -1,4 +1,4 @@
-"""A run as one file: the typed recipe, its layers (`extends`, overrides), its text and its hash."""
+"""Typed recipes from files and YAML text, with every problem reported at its line."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,28 +22,29 @@ from unicl_cli.recipe.layers import (
     read_layers,
     require_mapping,
 )
-from unicl_cli.recipe.schema import (
-    Recipe,
-)
+from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.text import as_mapping
 from unicl_cli.yaml_lines import MarkedYaml, parse_yaml, write_commented_yaml
 
 MODEL_KEYS = ("tokenizer", "context_length", "init", "init_parts")
-"""Keys of `model` that are no options of the encoder it names."""
+"""Keys of `model` that are not options of the encoder it names."""
 
-WAY_OUT = "unicl recipes show quickstart shows every key with its value, unicl plugins show KIND NAME a part's options"
+WAY_OUT = (
+    "run unicl recipes show quickstart --resolved to see every key, "
+    "unicl plugins show KIND NAME to see the options of a part"
+)
 
 
 # -- text to recipe -----------------------------------------------------------------------------------------------
 
 
 def load(source: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from a file or a built-in name, with ``KEY=VALUE`` overrides. Raises UniclError with every problem."""
+    """Load a recipe by file or shipped name, with ``KEY=VALUE`` overrides. Raises UniclError with every problem."""
     return validate_recipe(apply_overrides(read_layers(find_recipe(source)), overrides))
 
 
 def load_text(text: str, source: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from YAML text that extends nothing; ``source`` names it in errors."""
+    """Load a recipe from YAML text that extends nothing; ``source`` names it in errors."""
     return validate_recipe(apply_overrides(require_mapping(parse_yaml(text, source), source), overrides))
 
 
@@ -51,6 +52,7 @@ def load_text(text: str, source: str = "recipe", overrides: Sequence[str] = ()) 
 
 
 def validate_recipe(lined: MarkedYaml) -> Recipe:
+    """Return the typed recipe. Raises UniclError with every problem at its line."""
     problems: list[RecipeProblem] = []
     recipe = _validate_data(lined.data, problems)
     if recipe is not None:
@@ -61,18 +63,20 @@ def validate_recipe(lined: MarkedYaml) -> Recipe:
 
 
 def _check_stages(recipe: Recipe, problems: list[RecipeProblem]) -> None:
+    """Append the problems of each stage to ``problems``."""
     whole = {**as_mapping(recipe), "stages": []}
     for number, patch in enumerate(recipe.stages):
         at = ("stages", number)
         found: list[RecipeProblem] = []
         if "stages" in patch:
-            found.append(RecipeProblem(("stages",), "a stage has no stages"))
-        _validate_data(merge(whole, {key: value for key, value in patch.items() if key != "stages"}, (), []), found)
+            found.append(RecipeProblem(("stages",), "is not allowed inside a stage"))
+        patched, _ = merge(whole, {key: value for key, value in patch.items() if key != "stages"})
+        _validate_data(patched, found)
         problems += [RecipeProblem((*at, *problem.loc), problem.message) for problem in found]
 
 
 def _validate_data(data: Mapping[str, Any], problems: list[RecipeProblem]) -> Recipe | None:
-    """The recipe, or None with the problems appended: those of parts and of sections in one go."""
+    """Return the recipe, or None after appending all problems, of parts and of sections."""
     body = dict(data)
     if "model" in body:
         body["model"] = _bind_model(body["model"], problems)
@@ -82,7 +86,7 @@ def _validate_data(data: Mapping[str, Any], problems: list[RecipeProblem]) -> Re
     body["loss"] = _bind_part("losses", loss, ("loss",), problems)
     if len(lengths := length_keys(data)) != 1:
         loc = (lengths[-1],) if lengths else ()
-        problems.append(RecipeProblem(loc, f"exactly one of {', '.join(LENGTHS)} is wanted, got {len(lengths)}"))
+        problems.append(RecipeProblem(loc, f"set exactly one of {', '.join(LENGTHS)} (found {len(lengths)})"))
     try:
         recipe = Recipe.model_validate(body)
     except ValidationError as error:
@@ -95,9 +99,7 @@ def _validate_data(data: Mapping[str, Any], problems: list[RecipeProblem]) -> Re
             )
         )
     if recipe.checkpoint.best is not None and not recipe.eval:
-        problems.append(
-            RecipeProblem(("checkpoint", "best"), "is a figure of the first entry of eval, and there is none")
-        )
+        problems.append(RecipeProblem(("checkpoint", "best"), "needs an entry in eval, whose figures it compares"))
     return None if problems else recipe
 
 
@@ -116,10 +118,12 @@ def _bind_part(kind: str, given: Any, loc: Loc, problems: list[RecipeProblem]) -
         return registry.bind(kind, given, loc, MODEL_KEYS if loc == ("model",) else ())
     except PartError as error:
         problems += error.problems
-        return Part("", {})  # so that the other sections are checked too
+        return Part("", {})  # a placeholder, so that the other sections are checked too
 
 
 def _format_problems(problems: Sequence[RecipeProblem], marks: Mapping[Loc, str]) -> str:
+    """Return the count of problems and one line for each, sorted by file and line."""
+
     def line(problem: RecipeProblem) -> tuple[str, int, str]:
         loc = problem.loc
         place = next((marks[loc[:n]] for n in range(len(loc), -1, -1) if loc[:n] in marks), "recipe")
@@ -127,31 +131,33 @@ def _format_problems(problems: Sequence[RecipeProblem], marks: Mapping[Loc, str]
         text = f"  {place}: {'.'.join(map(str, loc))}: {problem.message}".replace(": : ", ": ")
         return file, int(number) if number.isdecimal() else 0, text
 
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the recipe"
+    count = "1 problem in the recipe" if len(problems) == 1 else f"{len(problems)} problems in the recipe"
     return "\n".join([count, *(text for *_, text in sorted(map(line, problems)))])
 
 
 def check_corpora(recipe: Recipe) -> None:
-    """Raises UniclError unless each corpus of the recipe is there, whole, and has the split that is asked for."""
-    wanted = [(item.corpus, item.split) for item in recipe.data.train] + [(x.corpus, x.split) for x in recipe.eval]
-    for corpus, split in dict.fromkeys(wanted):
+    """Raise UniclError unless each corpus of the recipe is complete and has the split that the recipe names."""
+    used = [(item.corpus, item.split) for item in recipe.data.train] + [(x.corpus, x.split) for x in recipe.eval]
+    for corpus, split in dict.fromkeys(used):
         manifest = Path(corpus) / "manifest.json"
         try:
             shards = json.loads(manifest.read_text(encoding="utf-8"))["shards"]
             splits = sorted({str(shard["split"]) for shard in shards})
         except FileNotFoundError as error:
-            raise UniclError(f"no finished corpus at {corpus}", f"unicl prepare … -o {corpus}") from error
+            raise UniclError(
+                f"no finished corpus at {corpus}", f"make it, or finish it: unicl prepare … -o {corpus}"
+            ) from error
         except (ValueError, KeyError, TypeError) as error:
-            raise UniclError(f"{manifest} cannot be read: {error}", "prepare the corpus again") from error
+            raise UniclError(f"{manifest}: cannot be read: {error}", "prepare the corpus again") from error
         if not set(splits) & ({split} if split else {"test", "val"}):
             raise UniclError(
                 f"corpus {corpus} has no split '{split or 'test or val'}'{did_you_mean(split or 'test', splits)}",
-                f"its splits are {', '.join(splits)}",
+                f"use one of its splits: {', '.join(splits)}",
             )
 
 
 def check_shares(recipe: Recipe, world: int) -> None:
-    """Raises UniclError unless ``world`` processes can share a batch equally."""
+    """Raise UniclError unless ``world`` processes can share a batch equally."""
     if recipe.batch.size % world:
         raise UniclError(
             f"batch.size {recipe.batch.size} cannot be shared by {world} processes", f"use a multiple of {world}"
@@ -162,22 +168,36 @@ def check_shares(recipe: Recipe, world: int) -> None:
 
 
 def explain_values(source: str, overrides: Sequence[str] = ()) -> str:
-    """The resolved recipe as YAML, with a comment at each value: its file and line, the command line, or default."""
+    """Return the resolved recipe as YAML with the origin of each value as a comment.
+
+    An origin is a file and line, the command line, or `default`.
+    """
     lined = apply_overrides(read_layers(find_recipe(source)), overrides)
     return write_commented_yaml(as_mapping(validate_recipe(lined)), lambda loc: _origin(loc, lined))
 
 
 def _origin(loc: Loc, lined: MarkedYaml) -> str:
-    alone = tuple(key for n, key in enumerate(loc) if not (key == 0 and loc[n - 1] == "augment"))  # one for all views
-    bare = [way[:-1] for way in (loc, alone) if way[-1] == "name"]
-    named_only = [way for way in bare if "name" in as_part_mapping(_at(lined.data, way) or {})]
-    return next((lined.marks[way] for way in (loc, alone, *named_only) if way in lined.marks), "default")
+    """Return the place where the value at ``loc`` of the resolved recipe was written, or `default`.
+
+    A file may be shorter than the resolved recipe. ``data.augment.0.name`` is written as ``augment: {name: basic}``
+    or as ``augment: basic``, and ``loss.name`` as ``loss: clip``.
+    """
+    without_index = tuple(key for n, key in enumerate(loc) if not (key == 0 and loc[n - 1] == "augment"))
+    spellings = [loc, without_index]
+    for spelling in (loc, without_index):
+        part = spelling[:-1]
+        if spelling[-1] == "name" and "name" in as_part_mapping(_value_at(lined.data, part) or {}):
+            spellings.append(part)
+    return next((lined.marks[spelling] for spelling in spellings if spelling in lined.marks), "default")
 
 
-def _at(data: Any, loc: Loc) -> Any:
+def _value_at(data: Any, loc: Loc) -> Any:
+    """Return the value at ``loc`` of nested data, or None."""
     for key in loc:
-        items: dict[Any, Any] = (
-            data if isinstance(data, dict) else dict(enumerate(data)) if isinstance(data, list) else {}
-        )
-        data = items.get(key)
+        if isinstance(data, dict):
+            data = data.get(key)
+        elif isinstance(data, list) and isinstance(key, int) and key < len(data):
+            data = data[key]
+        else:
+            return None
     return data

@@ -251,7 +251,7 @@ def test_missing_files_and_wrong_words_are_errors_of_one_line(tmp_path, capsys):
         (("--labels", "digits", "--text", "pretty"), "--text pretty"),
         (("--labels", "digits", "--templates", "clip8"), "no templates 'clip8'; did you mean"),
         (("--labels", "digits", "--dedup", "near"), "--dedup near: unknown"),
-        (("--labels", "digits", "--verify", "--repair"), "each is a task of its own"),
+        (("--labels", "digits", "--verify", "--repair"), "--dry-run, --verify and --repair: cannot be combined"),
     ):
         _, err = prepared(capsys, *argv, "-o", tmp_path / "c", code=2)
         assert message in err
