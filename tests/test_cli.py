@@ -152,7 +152,10 @@ def test_a_local_file_brings_a_command_and_its_help(plugin_file: Path, capsys: C
         (None, "FileNotFoundError"),
         ("def f(:", "SyntaxError"),
         ("x = 1", "AttributeError: module 'unicl_local_mine' has no attribute 'PARTS'"),
-        ('PARTS = {"loss": {}}', "ValueError: PARTS has ['loss'], kinds are encoders, datasets, losses, commands"),
+        (
+            'PARTS = {"loss": {}}',
+            "ValueError: PARTS has ['loss'], but the kinds are encoders, datasets, losses, commands",
+        ),
     ],
 )
 def test_a_plugin_file_that_cannot_be_read_is_one_line(plugin_file: Path, capsys: Capture, text, reason: str):
@@ -160,7 +163,7 @@ def test_a_plugin_file_that_cannot_be_read_is_one_line(plugin_file: Path, capsys
     if text is not None:
         plugin_file.write_text(text)
     assert main(["--plugin", str(plugin_file), "plugins", "ls"]) == 2
-    assert f"error: plugin file {plugin_file} cannot be loaded: {reason}" in capsys.readouterr().err
+    assert f"error: plugin file {plugin_file}: cannot be loaded: {reason}" in capsys.readouterr().err
 
 
 def test_a_broken_plugin_command_leaves_the_rest_alone(distribution: Install, capsys: Capture):
@@ -169,11 +172,11 @@ def test_a_broken_plugin_command_leaves_the_rest_alone(distribution: Install, ca
     assert main(["--help"]) == 0
     assert "Tests unicl-crash." in capsys.readouterr().out
     assert main(["crash"]) == 2
-    assert "error: plugin 'crash' (unicl-crash 1.0) cannot be loaded: ModuleNot" in capsys.readouterr().err
+    assert "error: plugin 'crash' (unicl-crash 1.0): cannot be loaded: ModuleNot" in capsys.readouterr().err
     assert main(["three"]) == 2
     assert "error: command 'three' is not a typer.Typer" in capsys.readouterr().err
     assert main(["plugins", "ls", "commands"]) == 0
-    assert "broken: plugin 'crash' (unicl-crash 1.0) cannot" in capsys.readouterr().out
+    assert "broken: plugin 'crash' (unicl-crash 1.0): cannot" in capsys.readouterr().out
 
 
 def test_a_plugin_cannot_replace_a_command_and_clashing_ones_are_reachable(distribution: Install, capsys: Capture):
@@ -181,7 +184,7 @@ def test_a_plugin_cannot_replace_a_command_and_clashing_ones_are_reachable(distr
         module = f"{LOCAL}\n@app.command()\ndef who() -> None:\n    typer.echo('{name}')\n"
         distribution(name, module, commands=f"go = {name.replace('-', '_')}:app\nrecipes = nowhere:app")
     assert main(["go", "who"]) == 2
-    assert "error: command 'go' is in 2 plugins\n  hint: write unicl-" in capsys.readouterr().err
+    assert "error: command 'go': in 2 plugins\n  hint: write unicl-" in capsys.readouterr().err
     assert main(["unicl-b/go", "who"]) == 0
     assert capsys.readouterr().out == "unicl-b\n"
     assert main(["recipes", "ls"]) == 0
