@@ -110,7 +110,7 @@ class Data(Section):
     augment: Augments = (Augment(),)
     """Image augmentation: one entry for all views, or one per view."""
     templates: Templates | None = None
-    """Prompt templates of classes: `clip80`, `clip7`, `unicl81`, `none`, a file or a list; null = those of the corpus."""
+    """Prompt templates of classes: `clip80`, `clip7`, `unicl81`, `none`, a file or a list; null = the corpus' own."""
     views: Count = 1
     """Number of augmented views of each image."""
     text_for_labelled: Literal["prompt", "caption", "mixed"] = "mixed"
