@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from unicl_cli import __version__, registry
+from unicl_cli import __version__, errors, registry
 from unicl_cli.cli import BUILTIN, main, run
 from unicl_cli.errors import UniclError
 
@@ -237,3 +238,11 @@ def test_recipes_diff_shows_what_an_arm_changes(capsys: Capture):
 def test_run_lets_errors_through_for_callers_in_python():
     with pytest.raises(UniclError, match="no recipe 'x'"):
         run(["recipes", "show", "x"])
+
+
+def test_the_tree_of_exceptions_at_the_top_of_errors_is_complete():
+    sources = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "unicl_cli").rglob("*.py"))
+    drawn = re.findall(r"── (\w+)", errors.__doc__)
+    assert sorted(drawn) == sorted(
+        ["UniclError", *re.findall(r"^class (\w+)\((?:UniclError|Stopped)\)", sources, re.M)]
+    )

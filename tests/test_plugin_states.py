@@ -79,10 +79,10 @@ BAD = [
 def test_a_bad_plugin_is_one_line_that_names_its_distribution_and_harms_no_other(site: Site, unicl, module, reason):
     site("unicl-bad", module, losses="one = unicl_bad:one")
     listed = states(unicl("plugins", "ls", "--json"))
-    assert listed["unicl-bad/one"] == f"broken: plugin 'one' (unicl-bad 1.2) {reason}"
+    assert listed["unicl-bad/one"] == f"broken: plugin 'one' (unicl-bad 1.2): {reason}"
     assert listed["unicl-odd/odd-views"] == "ok"
     said = refusal(unicl("recipes", "validate", "quickstart", "loss=one"))
-    assert f"loss.name: plugin 'one' (unicl-bad 1.2) {reason}" in said
+    assert f"loss.name: plugin 'one' (unicl-bad 1.2): {reason}" in said
 
 
 def test_a_command_that_cannot_be_loaded_is_one_line_and_leaves_the_help_alone(site: Site, unicl):

@@ -102,7 +102,7 @@ def test_one_value_seen_twice_is_no_clash(distribution: Install):
 def test_a_broken_plugin_is_listed_and_named_at_use(distribution: Install, module: str, reason: str):
     distribution("unicl-bad", module, losses="one = unicl_bad:one")
     assert registry.names("losses")
-    assert f"plugin 'one' (unicl-bad 1.0) {reason}" in message(lambda: registry.get("losses", "one"))
+    assert f"plugin 'one' (unicl-bad 1.0): {reason}" in message(lambda: registry.get("losses", "one"))
     assert next(row.state for row in registry.listing("losses") if row.name == "one").startswith("broken: ")
     assert registry.get("losses", "clip")
 
