@@ -156,15 +156,15 @@ def names(kind: str) -> list[str]:
 def find(kind: str, name: str) -> Entry:
     """Return the entry of this name (`name` or `dist/name`). Raises UniclError for an unknown name and for a clash."""
     entries = table(kind)
-    wanted = [entry for entry in entries if entry.name == name] or [
+    matches = [entry for entry in entries if entry.name == name] or [
         entry for entry in entries if f"{entry.dist}/{entry.name}" == name
     ]
-    if not wanted:
+    if not matches:
         raise UniclError(f"no {KINDS[kind]} '{name}'{did_you_mean(name, names(kind))}", _hint_for_unknown(kind, name))
-    if len(wanted) > 1 and not wanted[0].builtin:
-        choices = " or ".join(f"{entry.dist}/{entry.name}" for entry in wanted)
-        raise UniclError(f"{KINDS[kind]} '{name}': in {len(wanted)} plugins", f"write {choices}")
-    return wanted[0]
+    if len(matches) > 1 and not matches[0].builtin:
+        choices = " or ".join(f"{entry.dist}/{entry.name}" for entry in matches)
+        raise UniclError(f"{KINDS[kind]} '{name}': in {len(matches)} plugins", f"write {choices}")
+    return matches[0]
 
 
 def _hint_for_unknown(kind: str, name: str) -> str:
@@ -385,11 +385,11 @@ def _read_option(text: str, hint: Any, place: str) -> Any:
 def make(kind: str, part: Part, context: Mapping[str, Callable[[], Any]]) -> Any:
     """Call the factory of a part with its options, and with the values of ``context`` that its signature names."""
     factory = get(kind, part.name)
-    wanted = _context_names(factory)
-    if missing := [name for name in wanted if name not in context]:
+    needed = _context_names(factory)
+    if missing := [name for name in needed if name not in context]:
         known = f"give the parameter a default, or use only {', '.join(context)}"
         raise UniclError(f"{KINDS[kind]} '{part.name}': needs '{missing[0]}', which is not available here", known)
-    return factory(**part.options, **{name: context[name]() for name in wanted})
+    return factory(**part.options, **{name: context[name]() for name in needed})
 
 
 def arguments(kind: str, name: str) -> dict[str, tuple[str, Any]]:

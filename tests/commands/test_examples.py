@@ -23,6 +23,7 @@ schedule: {warmup: 0}
 CLASSES = ("cat", "dog", "red fox")
 SHORT = ["--rounds", "1", "--no-peak"]
 """Added to each `unicl bench KIND`: what is tested is that the line works."""
+SLOW = ("unicl bench loader", 'unicl prepare --labels "digits')
 
 
 def lines_of(command: Any) -> Iterator[str]:
@@ -33,6 +34,7 @@ def lines_of(command: Any) -> Iterator[str]:
 
 
 def examples() -> list[str]:
+    """Every example of every command, each once."""
     found = [line for name in BUILTIN for line in lines_of(Stub(name, callback=None).load())]
     return list(dict.fromkeys([*found, *(line.strip() for line in app.info.epilog.splitlines()[2:])]))
 
@@ -71,7 +73,11 @@ def test_the_words_of_the_examples_cover_every_command():
     assert {line.split()[1] for line in examples()} == set(BUILTIN)
 
 
-@pytest.mark.parametrize("line", examples())
+def cases() -> list[Any]:
+    return [pytest.param(line, marks=pytest.mark.slow) if line.startswith(SLOW) else line for line in examples()]
+
+
+@pytest.mark.parametrize("line", cases())
 def test_an_example_runs(line: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd):
     here = tmp_path / "here"
     shutil.copytree(world, here)

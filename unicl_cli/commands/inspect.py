@@ -75,8 +75,8 @@ def inspect(
     from unicl_cli.jobs.inspect.inspect import Wanted, look
     from unicl_cli.jobs.inspect.tables import tables
 
-    wanted = Wanted(split, tokenizer, batch, batch_size, step, html, samples)
-    document = look(path, wanted)
+    request = Wanted(split, tokenizer, batch, batch_size, step, html, samples)
+    document = look(path, request)
     print_document(document, tables, as_json=as_json, out=out)
     if not document.get("whole", True):
         raise typer.Exit(1)

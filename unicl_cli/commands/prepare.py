@@ -177,11 +177,11 @@ def prepare(
             dedup=dedup,
             keep_order=keep_order,
         )
-        wanted = job.Wanted(tuple(labels or ()), tuple(captions or ()), tuple(images or ()), out, options)
+        request = job.Wanted(tuple(labels or ()), tuple(captions or ()), tuple(images or ()), out, options)
         if verify:
             run_verify(out, as_json=json)
         elif dry_run:
-            estimate.run(wanted, workers=workers, as_json=json)
+            estimate.run(request, workers=workers, as_json=json)
         else:
             run = run_repair if repair else job.run
-            run(wanted, workers=workers, allow_version_mix=allow_version_mix, as_json=json, stop=stop)
+            run(request, workers=workers, allow_version_mix=allow_version_mix, as_json=json, stop=stop)

@@ -132,7 +132,7 @@ def zeroshot(
         from unicl_cli.launch.process import is_peer
 
         asked = classes_of(classes, classes_from)
-        pictures, total = inputs_of(inputs, stdin_image=stdin_image, separator=b"\0" if null else b"\n")
+        found, total = inputs_of(inputs, stdin_image=stdin_image, separator=b"\0" if null else b"\n")
         loaded = load_with_templates(model, accelerator.device, template, raw_weights=raw_weights)
         judge = judge_for(loaded, asked, Wanted(top_k, none, independent, threshold, by_cosine), accelerator)
         for warning in () if is_peer() else judge.warnings:
@@ -141,7 +141,7 @@ def zeroshot(
         form = json_lines if as_json else lines(by_cosine=by_cosine)
         if as_csv:
             form = table(min(top_k, len(judge.names)))
-        rows = zeroshot(loaded, pictures, judge, batch=batch, fetch=fetch)
+        rows = zeroshot(loaded, found, judge, batch=batch, fetch=fetch)
         tell(rows, lambda data: None if is_peer() else typer.echo(data, nl=False), form, total)
 
     run_in_workers(devices, work)
