@@ -105,7 +105,7 @@ def test_no_arguments_is_help_and_status_2(capsys: Capture):
     assert "zeroshot" in capsys.readouterr().out
 
 
-def test_what_a_user_can_mend_is_one_line_on_stderr_and_status_2():
+def test_what_a_user_can_fix_is_one_line_on_stderr_and_status_2():
     done = unicl("recipes", "show", "quickstrat")
     assert (done.returncode, done.stdout) == (2, "")
     first, second = done.stderr.splitlines()

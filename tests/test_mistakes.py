@@ -23,7 +23,7 @@ schedule: {warmup: 0}
 """
 
 
-def picture(file: Path, shade: int = 90) -> None:
+def draw(file: Path, shade: int = 90) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (20, 20), (shade % 256, 60, 200)).save(file)
 
@@ -35,7 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, count in (("train", 6), ("test", 3)):
         for kind in ("cat", "dog"):
             for number in range(count):
-                picture(root / "photos" / split / kind / f"{number}.png", 30 * number + 7 * len(kind))
+                draw(root / "photos" / split / kind / f"{number}.png", 30 * number + 7 * len(kind))
     lines = [f"photos/train/{kind}/{n}.png\ta {kind} asleep on a mat" for kind in ("cat", "dog") for n in range(6)]
     (root / "list.tsv").write_text("\n".join(["file\ttitle", *lines]) + "\n", encoding="utf-8")
     (root / "tiny.yaml").write_text(TINY)
@@ -89,7 +89,7 @@ def without(pattern: str) -> Callable[[Path], None]:
 
 
 def another_corpus(root: Path) -> None:
-    picture(root / "photos" / "train" / "cat" / "new.png")
+    draw(root / "photos" / "train" / "cat" / "new.png")
     shutil.rmtree(root / "corpus")
     assert main(["prepare", "-q", "--labels", "photos", "-o", "corpus"]) == 0
     (root / "run" / "meta.json").unlink()  # as if the run had been cut before its end
@@ -97,12 +97,12 @@ def another_corpus(root: Path) -> None:
 
 def one_class(root: Path) -> None:
     assert main(["prepare", "-q", "--labels", "photos/train/cat", "-o", "lonely"]) in (0, 2)
-    picture(root / "single" / "cat" / "1.png")
-    picture(root / "single" / "cat" / "2.png", 5)
+    draw(root / "single" / "cat" / "1.png")
+    draw(root / "single" / "cat" / "2.png", 5)
     assert main(["prepare", "-q", "--labels", "single", "-o", "one"]) == 0
 
 
-def pictures_only(root: Path) -> None:
+def images_only(root: Path) -> None:
     assert main(["prepare", "-q", "--images", "photos", "-o", "bare"]) == 0
 
 
@@ -231,7 +231,7 @@ TRAIN = [
     Case("train tiny.yaml --run-dir other", "corpus", cut("corpus/data/train/*labels*.parquet")),
     Case("train tiny.yaml --run-dir run", "the corpus has changed", another_corpus),
     Case("train tiny.yaml data.train.0.corpus=one --run-dir other", "one class and nothing else", one_class),
-    Case("train tiny.yaml data.train.0.corpus=bare --run-dir other", "images without label or text", pictures_only),
+    Case("train tiny.yaml data.train.0.corpus=bare --run-dir other", "images without label or text", images_only),
     Case("train tiny.yaml log.trackers=[nothing] --run-dir other", "nothing"),
     Case("train tiny.yaml optim.groups=[{match: nope}] --run-dir new/run", "optim.groups.0.match"),
     Case("train tiny.yaml model.image.lora.rank=2 --run-dir new/run", "model.image.lora: "),
@@ -249,7 +249,7 @@ MEASURE = [
     Case("eval run --predictions answers.csv", "answers.csv"),
     Case("eval run --batch 0", "--batch"),
     Case("eval run --template nowhere.txt", "nowhere.txt"),
-    Case("eval run --data bare --split train", "bare", pictures_only),
+    Case("eval run --data bare --split train", "bare", images_only),
     Case("eval run", "model.safetensors", cut("run/model.safetensors")),
     Case("eval run", "model.safetensors", pickled),
     Case("eval run", "classes.json", cut("run/classes.json")),
@@ -310,7 +310,7 @@ def words(line: str) -> list[str]:
         ("corpus/manifest.json", "not"),
     ],
 )
-def test_a_picture_that_cannot_be_read_is_a_row(
+def test_an_image_that_cannot_be_read_is_a_row(
     world: Path, capfd: pytest.CaptureFixture[str], image: str, said: str
 ) -> None:
     some_empty_folder(world)
@@ -351,24 +351,24 @@ def snapshot(root: Path) -> dict[str, bytes | None]:
 
 
 @pytest.fixture
-def odd_pictures(world: Path) -> list[str]:
+def odd_images(world: Path) -> list[str]:
     """A good one, then one of each kind of bad ones, then a good one."""
-    picture(world / "first.png")
+    draw(world / "first.png")
     (world / "cut.png").write_bytes((world / "first.png").read_bytes()[:60])
     (world / "text.jpg").write_text("no image")
     (world / "none.png").write_bytes(b"")
     Image.new("1", (9000, 9000)).save(world / "huge.png")
-    picture(world / "last.png", 250)
+    draw(world / "last.png", 250)
     return ["first.png", "cut.png", "gone.png", "text.jpg", "none.png", "huge.png", "last.png"]
 
 
-def test_bad_pictures_between_good_ones_are_rows_of_their_own(
-    odd_pictures: list[str], capfd: pytest.CaptureFixture[str]
+def test_bad_images_between_good_ones_are_rows_of_their_own(
+    odd_images: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["zeroshot", *odd_pictures, "--model", "run", "--classes", "cat,dog", "--json", "-q"]) == 2
+    assert main(["zeroshot", *odd_images, "--model", "run", "--classes", "cat,dog", "--json", "-q"]) == 2
     out, err = capfd.readouterr()
     rows = [json.loads(line) for line in out.splitlines()]
-    assert [row["path"] for row in rows] == odd_pictures
+    assert [row["path"] for row in rows] == odd_images
     assert [row["label"] is not None for row in rows] == [True, *[False] * 5, True]
     assert [row["error"] is not None for row in rows] == [False, *[True] * 5, False]
     assert err.count("error: ") == 1

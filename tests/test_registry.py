@@ -81,7 +81,7 @@ def test_a_built_in_wins_and_the_other_says_so(distribution: Install):
     ]
 
 
-def test_one_value_seen_twice_is_no_clash(distribution: Install):
+def test_one_value_seen_twice_is_not_a_clash(distribution: Install):
     distribution("unicl-a", PLAIN, losses="one = unicl_a:one")
     distribution("unicl-a-again", "", losses="one = unicl_a:one")
     assert registry.get("losses", "one").__module__ == "unicl_a"

@@ -126,7 +126,7 @@ def test_an_override_that_cannot_be_read_is_one_line(override: str, said: str):
 
 
 @pytest.mark.parametrize("text", ["", "3", "[a]", "just text"])
-def test_a_file_that_is_no_mapping_says_so(text: str):
+def test_a_file_that_is_not_a_mapping_says_so(text: str):
     assert fault(lambda: load_text(text, "f")) == "f: not a mapping of keys"
 
 

@@ -89,6 +89,7 @@ def _drop_replaced(marks: Mapping[Loc, str], replaced: Sequence[Loc]) -> dict[Lo
 
 
 def _is_part(loc: Loc) -> bool:
+    """Return True if a part stands at ``loc``: in `model`, at `loss`, or at an `augment`."""
     inner = loc[2:] if loc[:1] == ("stages",) else loc
     return inner[:1] == ("model",) or inner == ("loss",) or inner[-1:] == ("augment",)
 
@@ -119,6 +120,7 @@ def merge(old: Any, new: Any, loc: Loc = ()) -> tuple[Any, list[Loc]]:
 
 
 def _changes_part(old: Mapping[str, Any], new: Mapping[str, Any], loc: Loc) -> bool:
+    """Return True if ``new`` names another part than ``old``."""
     return "name" in new and new["name"] != old.get("name", DEFAULT_PARTS.get(str(loc[-1]), new["name"]))
 
 
