@@ -9,7 +9,8 @@ import pytest
 
 from unicl_cli.cli import BUILTIN, FEW_OPTIONS, Stub
 
-GOLDEN = Path(__file__).parent / "golden" / "help"
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "help"
 CODE = """
 import sys
 from unicl_cli.cli import main
@@ -81,3 +82,15 @@ def test_options_stand_in_panels_where_there_are_many(helps: dict[str, str], lin
     many = sum(options.values()) > FEW_OPTIONS
     assert (sum(count > 0 for count in options.values()) > 1) == many
     assert max(options.values()) <= FEW_OPTIONS
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_every_command_and_option_has_help_and_stands_in_the_docs(name: str):
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    command = Stub(name, callback=None).load()
+    inner = getattr(command, "commands", {})
+    for path, each in {name: command, **{f"{name} {key}": value for key, value in inner.items()}}.items():
+        assert each.help, path
+        assert f"# `unicl {path}" in page
+        for param in each.params:
+            assert getattr(param, "hidden", False) or param.help, f"{path}: {param.name}"
