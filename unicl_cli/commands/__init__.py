@@ -74,7 +74,7 @@ ModelArgument = Annotated[
 ]
 SameModel = Annotated[
     str | None,
-    typer.Option("--model", metavar="MODEL", help="The model, instead of MODEL above.", autocompletion=complete_runs),
+    typer.Option("--model", metavar="MODEL", help="Same as the argument MODEL.", autocompletion=complete_runs),
 ]
 Template = Annotated[
     list[str] | None,

@@ -50,7 +50,7 @@ def inspect(
     step: Annotated[
         int,
         typer.Option(
-            metavar="N", min=0, help="Training step that the batch comes after, from 0.", rich_help_panel=BATCH
+            metavar="N", min=0, help="Draw the batch that follows this many training steps.", rich_help_panel=BATCH
         ),
     ] = 0,
     html: Annotated[
