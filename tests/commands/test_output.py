@@ -144,7 +144,7 @@ def test_a_bad_image_is_a_row_and_status_two(model, place, capsys):
         (["eval", "{model}", "--predictions", "/proc/no/p.parquet"], "--predictions /proc/no/p.parquet: cannot be wri"),
         (["zeroshot", "--classes", "a"], "no images given"),
         (["zeroshot", "x.png", "--stdin-image"], "--stdin-image: cannot be combined with other inputs"),
-        (["zeroshot", "-", "-", "--classes", "a"], "can be read once"),
+        (["zeroshot", "-", "-", "--classes", "a"], "can be read only once"),
         (["zeroshot", "-", "--devices", "cpu:2", "--classes", "a"], "only one process can read standard input"),
         (["zeroshot", "x.png", "--json", "--csv"], "--json: cannot be combined with --csv"),
         (["zeroshot", "x.png", "--classes", "a", "--classes-from", "c", "--model", "{model}"], "both --classes and"),
