@@ -11,7 +11,7 @@ import typer
 from unicl_cli import registry
 from unicl_cli.cli import BUILTIN, app
 from unicl_cli.recipe.layers import DEFAULT_PARTS, builtin_folder, builtin_names
-from unicl_cli.recipe.text import schema
+from unicl_cli.recipe.text import recipe_json_schema
 
 DOCS = Path(__file__).parent
 INTRO = """# Recipes
@@ -122,7 +122,7 @@ def parts(kind: str) -> Iterator[str]:
 
 
 def shown(default: Any) -> str:
-    return json.dumps(registry.plain(default), ensure_ascii=False)
+    return json.dumps(registry.as_plain_data(default), ensure_ascii=False)
 
 
 def about(name: str) -> str:
@@ -133,7 +133,7 @@ def about(name: str) -> str:
 
 def recipes_page() -> str:
     """docs/recipes.md."""
-    whole = schema()
+    whole = recipe_json_schema()
     lines = [INTRO, "| key | value | default | meaning |", "|---|---|---|---|", *rows(whole, whole)]
     for kind, title in (
         ("encoders", "Encoders: `model` and its towers"),

@@ -66,7 +66,7 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
     def check(name: str, text: str) -> None:
         if request.config.getoption("--update-golden"):
-            GOLDEN.mkdir(exist_ok=True)
+            (GOLDEN / name).parent.mkdir(parents=True, exist_ok=True)
             (GOLDEN / name).write_text(text, encoding="utf-8")
         assert text == (GOLDEN / name).read_text(encoding="utf-8"), "review, then pytest --update-golden"
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from unicl_cli import __version__, registry
+from unicl_cli import __version__, errors, registry
 from unicl_cli.cli import BUILTIN, main, run
 from unicl_cli.errors import UniclError
 
@@ -104,12 +105,12 @@ def test_no_arguments_is_help_and_status_2(capsys: Capture):
     assert "zeroshot" in capsys.readouterr().out
 
 
-def test_what_a_user_can_mend_is_one_line_on_stderr_and_status_2():
+def test_what_a_user_can_fix_is_one_line_on_stderr_and_status_2():
     done = unicl("recipes", "show", "quickstrat")
     assert (done.returncode, done.stdout) == (2, "")
     first, second = done.stderr.splitlines()
     assert first == "error: no recipe 'quickstrat'; did you mean 'quickstart'?"
-    assert second == "  hint: give a file, or the name of a shipped one: unicl recipes ls"
+    assert second == "  hint: use a recipe file, or the name of a shipped recipe (unicl recipes ls lists them)"
 
 
 def test_debug_adds_the_traceback_and_keeps_the_status():
@@ -128,7 +129,7 @@ def test_only_the_first_worker_says_what_is_wrong():
 def test_a_bug_keeps_its_traceback_and_asks_for_a_report(plugin_file: Path):
     done = unicl("--plugin", str(plugin_file), "go", "bug")
     assert done.returncode == 1
-    assert "ZeroDivisionError: nobody thought of this\nThis is a fault of unicl: please report it" in done.stderr
+    assert "ZeroDivisionError: nobody thought of this\nThis is a bug in unicl: please report it" in done.stderr
 
 
 def test_ctrl_c_is_130(plugin_file: Path):
@@ -154,7 +155,7 @@ def test_a_local_file_brings_a_command_and_its_help(plugin_file: Path, capsys: C
         ("x = 1", "AttributeError: module 'unicl_local_mine' has no attribute 'PARTS'"),
         (
             'PARTS = {"loss": {}}',
-            "ValueError: PARTS has ['loss'], kinds are encoders, datasets, losses, evaluators, commands",
+            "ValueError: PARTS has ['loss'], but the kinds are encoders, datasets, losses, evaluators, commands",
         ),
     ],
 )
@@ -163,7 +164,7 @@ def test_a_plugin_file_that_cannot_be_read_is_one_line(plugin_file: Path, capsys
     if text is not None:
         plugin_file.write_text(text)
     assert main(["--plugin", str(plugin_file), "plugins", "ls"]) == 2
-    assert f"error: plugin file {plugin_file} cannot be loaded: {reason}" in capsys.readouterr().err
+    assert f"error: plugin file {plugin_file}: cannot be loaded: {reason}" in capsys.readouterr().err
 
 
 def test_a_broken_plugin_command_leaves_the_rest_alone(distribution: Install, capsys: Capture):
@@ -172,11 +173,11 @@ def test_a_broken_plugin_command_leaves_the_rest_alone(distribution: Install, ca
     assert main(["--help"]) == 0
     assert "Tests unicl-crash." in capsys.readouterr().out
     assert main(["crash"]) == 2
-    assert "error: plugin 'crash' (unicl-crash 1.0) cannot be loaded: ModuleNot" in capsys.readouterr().err
+    assert "error: plugin 'crash' (unicl-crash 1.0): cannot be loaded: ModuleNot" in capsys.readouterr().err
     assert main(["three"]) == 2
     assert "error: command 'three' is not a typer.Typer" in capsys.readouterr().err
     assert main(["plugins", "ls", "commands"]) == 0
-    assert "broken: plugin 'crash' (unicl-crash 1.0) cannot" in capsys.readouterr().out
+    assert "broken: plugin 'crash' (unicl-crash 1.0): cannot" in capsys.readouterr().out
 
 
 def test_a_plugin_cannot_replace_a_command_and_clashing_ones_are_reachable(distribution: Install, capsys: Capture):
@@ -184,7 +185,7 @@ def test_a_plugin_cannot_replace_a_command_and_clashing_ones_are_reachable(distr
         module = f"{LOCAL}\n@app.command()\ndef who() -> None:\n    typer.echo('{name}')\n"
         distribution(name, module, commands=f"go = {name.replace('-', '_')}:app\nrecipes = nowhere:app")
     assert main(["go", "who"]) == 2
-    assert "error: command 'go' is in 2 plugins\n  hint: write unicl-" in capsys.readouterr().err
+    assert "error: command 'go': in 2 plugins\n  hint: write unicl-" in capsys.readouterr().err
     assert main(["unicl-b/go", "who"]) == 0
     assert capsys.readouterr().out == "unicl-b\n"
     assert main(["recipes", "ls"]) == 0
@@ -205,7 +206,7 @@ def test_plugins_show_prints_options_with_defaults(capsys: Capture):
     assert main(["plugins", "show", "losses", "unicl"]) == 0
     assert "  terms: Sequence['image' | 'text'] = [\"image\", \"text\"]\n" in capsys.readouterr().out
     assert main(["plugins", "ls", "encoder"]) == 2
-    assert "error: no kind of plugin 'encoder'; did you mean 'encoders'?" in capsys.readouterr().err
+    assert "error: unknown kind of plugin 'encoder'; did you mean 'encoders'?" in capsys.readouterr().err
 
 
 def test_recipes_cp_refuses_to_overwrite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture):
@@ -213,7 +214,7 @@ def test_recipes_cp_refuses_to_overwrite(tmp_path: Path, monkeypatch: pytest.Mon
     assert main(["recipes", "cp", "digits-clip-joint", "my"]) == 0
     assert capsys.readouterr().out == "my.yaml\n"
     assert main(["recipes", "cp", "digits-clip-joint", "my"]) == 2
-    assert capsys.readouterr().err == "error: my.yaml exists\n  hint: give another file, or --force\n"
+    assert capsys.readouterr().err == "error: my.yaml: already exists\n  hint: use another name, or add --force\n"
     assert main(["recipes", "cp", "digits-clip-joint", "my", "--force"]) == 0
     assert main(["recipes", "validate", "my.yaml", "loss=unicl"]) == 0
     assert main(["recipes", "cp", "quickstart", "nowhere/my"]) == 2
@@ -237,3 +238,11 @@ def test_recipes_diff_shows_what_an_arm_changes(capsys: Capture):
 def test_run_lets_errors_through_for_callers_in_python():
     with pytest.raises(UniclError, match="no recipe 'x'"):
         run(["recipes", "show", "x"])
+
+
+def test_the_tree_of_exceptions_at_the_top_of_errors_is_complete():
+    sources = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "unicl_cli").rglob("*.py"))
+    drawn = re.findall(r"── (\w+)", errors.__doc__)
+    assert sorted(drawn) == sorted(
+        ["UniclError", *re.findall(r"^class (\w+)\((?:UniclError|Stopped)\)", sources, re.M)]
+    )

@@ -52,7 +52,7 @@ def shell(line: str, **env: str) -> subprocess.CompletedProcess[str]:
             "unicl train: no such option: --dry-rnu; did you mean '--dry-run'?",
             "usage: unicl train",
         ),
-        ("train x --devices", "option '--devices' requires an argument", "see unicl COMMAND --help"),
+        ("train x --devices", "option '--devices' requires an argument", "run unicl COMMAND --help to see its options"),
         ("recipes ls a", "unicl recipes ls: got unexpected extra arguments (a)", "usage: unicl recipes ls [OPTIONS]"),
         ("prepare --limit x", "unicl prepare: '--limit': should be a valid integer", "usage: unicl prepare"),
         ("--plugni x doctor", "unicl: no such option: --plugni; did you mean '--plugin'?", "usage: unicl"),
@@ -82,12 +82,12 @@ def test_debug_behind_the_command_shows_the_traceback(monkeypatch, capsys: Captu
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_command_keeps_its_own_option_of_that_name_and_what_it_returns_is_no_status(many, capsys: Capture):
+def test_a_command_keeps_its_own_option_of_that_name_and_what_it_returns_is_not_a_status(many, capsys: Capture):
     assert main(["many", "--count", "1", "--quiet"]) == 0
     assert capsys.readouterr().out == "line 0\n"
 
 
-def test_a_reader_that_has_had_enough_is_no_error(many):
+def test_a_reader_that_has_had_enough_is_not_an_error(many):
     done = shell("unicl many | head -n 2")
     assert (done.returncode, done.stdout, done.stderr) == (141, "line 0\nline 1\n", "")
     assert shell("unicl many --count 3 | true").stderr == ""
@@ -100,7 +100,7 @@ def test_an_output_that_is_full_is_one_line(many):
     assert done.stderr.splitlines()[0] == "error: output: No space left on device"
 
 
-def test_a_name_that_the_encoding_lacks_is_no_crash(many):
+def test_a_name_that_the_encoding_lacks_does_not_crash(many):
     for env in ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}, {"PYTHONIOENCODING": "latin-1", "TERM": "dumb"}):
         line = "unicl many --count 1 --word 猫"
         if env.get("PYTHONIOENCODING") == "ascii":
@@ -129,7 +129,7 @@ def test_json_is_one_document_on_stdout_whatever_stderr_says(tmp_path: Path, mon
     ("line", "status"),
     [("recipes ls >&-", 0), ("recipes ls 2>&-", 0), ("recipes show nope 2>&-", 2), ("recipes ls <&- >&- 2>&-", 0)],
 )
-def test_closed_streams_are_no_fault(line: str, status: int):
+def test_closed_streams_are_not_a_fault(line: str, status: int):
     done = shell(f"unicl {line}")
     assert done.returncode == status
     assert "Traceback" not in done.stderr

@@ -23,7 +23,7 @@ schedule: {warmup: 0}
 """
 
 
-def picture(file: Path, shade: int = 90) -> None:
+def draw(file: Path, shade: int = 90) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (20, 20), (shade % 256, 60, 200)).save(file)
 
@@ -35,7 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, count in (("train", 6), ("test", 3)):
         for kind in ("cat", "dog"):
             for number in range(count):
-                picture(root / "photos" / split / kind / f"{number}.png", 30 * number + 7 * len(kind))
+                draw(root / "photos" / split / kind / f"{number}.png", 30 * number + 7 * len(kind))
     lines = [f"photos/train/{kind}/{n}.png\ta {kind} asleep on a mat" for kind in ("cat", "dog") for n in range(6)]
     (root / "list.tsv").write_text("\n".join(["file\ttitle", *lines]) + "\n", encoding="utf-8")
     (root / "tiny.yaml").write_text(TINY)
@@ -89,7 +89,7 @@ def without(pattern: str) -> Callable[[Path], None]:
 
 
 def another_corpus(root: Path) -> None:
-    picture(root / "photos" / "train" / "cat" / "new.png")
+    draw(root / "photos" / "train" / "cat" / "new.png")
     shutil.rmtree(root / "corpus")
     assert main(["prepare", "-q", "--labels", "photos", "-o", "corpus"]) == 0
     (root / "run" / "meta.json").unlink()  # as if the run had been cut before its end
@@ -97,12 +97,12 @@ def another_corpus(root: Path) -> None:
 
 def one_class(root: Path) -> None:
     assert main(["prepare", "-q", "--labels", "photos/train/cat", "-o", "lonely"]) in (0, 2)
-    picture(root / "single" / "cat" / "1.png")
-    picture(root / "single" / "cat" / "2.png", 5)
+    draw(root / "single" / "cat" / "1.png")
+    draw(root / "single" / "cat" / "2.png", 5)
     assert main(["prepare", "-q", "--labels", "single", "-o", "one"]) == 0
 
 
-def pictures_only(root: Path) -> None:
+def images_only(root: Path) -> None:
     assert main(["prepare", "-q", "--images", "photos", "-o", "bare"]) == 0
 
 
@@ -210,13 +210,13 @@ IMPERATIVES = frozenset(
 TRAIN = [
     Case("train", "RECIPE"),
     Case("train nowhere.yaml", "no recipe 'nowhere.yaml'"),
-    Case("train corpus", "corpus is a corpus, no recipe"),
-    Case("train photos", "photos is a folder, no recipe"),
-    Case("train run", "its recipe is run/resolved.yaml"),
+    Case("train corpus", "corpus: a corpus, not a recipe"),
+    Case("train photos", "photos: a folder, not a recipe"),
+    Case("train run", "use its recipe, run/resolved.yaml"),
     Case("train quikstart", "did you mean 'quickstart'"),
     Case("train tiny.yaml optim.lrr=1", "unknown key; did you mean 'lr'"),
     Case("train tiny.yaml optim.lr=fast", "optim.lr: should be a valid number, got 'fast'"),
-    Case("train tiny.yaml optim.lr", "is not KEY=VALUE"),
+    Case("train tiny.yaml optim.lr", "not KEY=VALUE"),
     Case("train tiny.yaml steps=many", "steps"),
     Case("train tiny.yaml steps=true", "steps"),
     Case("train tiny.yaml deterministic=no", "deterministic"),
@@ -243,7 +243,7 @@ TRAIN = [
     Case("train twice.yaml", "twice.yaml", write("twice.yaml", TINY + "steps: 3\n")),
     Case("train code.yaml", "code.yaml", write("code.yaml", "name: !!python/object/apply:os.system ['touch owned']\n")),
     Case("train tab.yaml", "tab.yaml", write("tab.yaml", "name: x\ndata:\n\ttrain: []\n")),
-    Case("train nul.yaml", "a NUL character", write("nul.yaml", TINY + 'run_dir: "a\\0b"\n')),
+    Case("train nul.yaml", "NUL character", write("nul.yaml", TINY + 'run_dir: "a\\0b"\n')),
     Case("train list.yaml", "mapping", write("list.yaml", "- 1\n- 2\n")),
     Case("train none.yaml", "none.yaml", write("none.yaml", "")),
     Case("train binary.yaml", "binary.yaml", write("binary.yaml", b"\xff\xfe\x00\x01")),
@@ -253,7 +253,7 @@ TRAIN = [
     Case("train tiny.yaml --run-dir other", "corpus", cut("corpus/data/train/*labels*.parquet")),
     Case("train tiny.yaml --run-dir run", "the corpus has changed", another_corpus),
     Case("train tiny.yaml data.train.0.corpus=one --run-dir other", "one class and nothing else", one_class),
-    Case("train tiny.yaml data.train.0.corpus=bare --run-dir other", "images without label or text", pictures_only),
+    Case("train tiny.yaml data.train.0.corpus=bare --run-dir other", "images without label or text", images_only),
     Case("train tiny.yaml log.trackers=[nothing] --run-dir other", "nothing"),
     Case("train tiny.yaml optim.groups=[{match: nope}] --run-dir new/run", "optim.groups.0.match"),
     Case("train tiny.yaml model.image.lora.rank=2 --run-dir new/run", "model.image.lora: "),
@@ -271,7 +271,7 @@ MEASURE = [
     Case("eval run --predictions answers.csv", "answers.csv"),
     Case("eval run --batch 0", "--batch"),
     Case("eval run --template nowhere.txt", "nowhere.txt"),
-    Case("eval run --data bare --split train", "bare", pictures_only),
+    Case("eval run --data bare --split train", "bare", images_only),
     Case("eval run", "model.safetensors", cut("run/model.safetensors")),
     Case("eval run", "model.safetensors", pickled),
     Case("eval run", "classes.json", cut("run/classes.json")),
@@ -281,7 +281,7 @@ MEASURE = [
     Case("probe run --data told", "told", captions_only),
     Case("probe run --features middle", "middle"),
     Case("probe run --data one", "one", one_class),
-    Case("zeroshot", "no images named"),
+    Case("zeroshot", "no images given"),
     Case("zeroshot photos --model nowhere --classes a,b", "nowhere"),
     Case("zeroshot photos --model run --classes ,", "class"),
     Case("zeroshot photos --model run --classes @gone.txt", "gone.txt"),
@@ -299,11 +299,11 @@ OTHERS = [
     Case("--plugin gone.py recipes ls", "gone.py"),
     Case("--plugin broken.py recipes ls", "broken.py", write("broken.py", "import nothing_of_that_name\n")),
     Case("recipes show nothing", "no recipe 'nothing'"),
-    Case("recipes cp quickstart tiny", "tiny.yaml exists"),
+    Case("recipes cp quickstart tiny", "tiny.yaml: already exists"),
     Case("recipes validate tiny.yaml optim.lr=0", "optim.lr"),
     Case("recipes diff quickstart nothing", "nothing"),
     Case("recipes bogus", "bogus"),
-    Case("plugins ls towers", "no kind of plugin 'towers'"),
+    Case("plugins ls towers", "unknown kind of plugin 'towers'"),
     Case("plugins show losses bogus", "bogus"),
     Case("runs show nothing", "nothing"),
     Case("inspect nothing", "nothing"),
@@ -332,7 +332,7 @@ def words(line: str) -> list[str]:
         ("corpus/manifest.json", "not"),
     ],
 )
-def test_a_picture_that_cannot_be_read_is_a_row(
+def test_an_image_that_cannot_be_read_is_a_row(
     world: Path, capfd: pytest.CaptureFixture[str], image: str, said: str
 ) -> None:
     some_empty_folder(world)
@@ -375,24 +375,24 @@ def snapshot(root: Path) -> dict[str, bytes | None]:
 
 
 @pytest.fixture
-def odd_pictures(world: Path) -> list[str]:
+def odd_images(world: Path) -> list[str]:
     """A good one, then one of each kind of bad ones, then a good one."""
-    picture(world / "first.png")
+    draw(world / "first.png")
     (world / "cut.png").write_bytes((world / "first.png").read_bytes()[:60])
     (world / "text.jpg").write_text("no image")
     (world / "none.png").write_bytes(b"")
     Image.new("1", (9000, 9000)).save(world / "huge.png")
-    picture(world / "last.png", 250)
+    draw(world / "last.png", 250)
     return ["first.png", "cut.png", "gone.png", "text.jpg", "none.png", "huge.png", "last.png"]
 
 
-def test_bad_pictures_between_good_ones_are_rows_of_their_own(
-    odd_pictures: list[str], capfd: pytest.CaptureFixture[str]
+def test_bad_images_between_good_ones_are_rows_of_their_own(
+    odd_images: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["zeroshot", *odd_pictures, "--model", "run", "--classes", "cat,dog", "--json", "-q"]) == 2
+    assert main(["zeroshot", *odd_images, "--model", "run", "--classes", "cat,dog", "--json", "-q"]) == 2
     out, err = capfd.readouterr()
     rows = [json.loads(line) for line in out.splitlines()]
-    assert [row["path"] for row in rows] == odd_pictures
+    assert [row["path"] for row in rows] == odd_images
     assert [row["label"] is not None for row in rows] == [True, *[False] * 5, True]
     assert [row["error"] is not None for row in rows] == [False, *[True] * 5, False]
     assert err.count("error: ") == 1

@@ -60,7 +60,7 @@ def test_two_distributions_of_one_name_clash_where_it_is_used_and_nowhere_else(s
     assert listed["unicl-twin/odd-views"] == "clash: write unicl-twin/odd-views"
     assert listed["unicl-twin/timm"] == "hidden by a built-in: write unicl-twin/timm"
     said = refusal(unicl("recipes", "validate", "quickstart", "loss=odd-views"))
-    assert "(loss=odd-views): loss.name: loss 'odd-views' is in 2 plugins" in said
+    assert "(loss=odd-views): loss.name: loss 'odd-views': in 2 plugins" in said
     said = refusal(unicl("plugins", "show", "losses", "odd-views"))
     assert "hint: write unicl-odd/odd-views or unicl-twin/odd-views" in said.replace(
         "unicl-twin/odd-views or unicl-odd/odd-views", "unicl-odd/odd-views or unicl-twin/odd-views"
@@ -70,8 +70,8 @@ def test_two_distributions_of_one_name_clash_where_it_is_used_and_nowhere_else(s
 
 BAD = [
     ("import nowhere_to_be_found", "cannot be loaded: ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
-    (f"{SOUND}one.unicl_api = 99\n", "is for plugin interface 99, this unicl has 1"),
-    ("one = 3", "is not a function with keyword-only options"),
+    (f"{SOUND}one.unicl_api = 99\n", "for plugin interface 99, but this unicl has 1"),
+    ("one = 3", "not a function with keyword-only options"),
 ]
 
 
@@ -79,15 +79,15 @@ BAD = [
 def test_a_bad_plugin_is_one_line_that_names_its_distribution_and_harms_no_other(site: Site, unicl, module, reason):
     site("unicl-bad", module, losses="one = unicl_bad:one")
     listed = states(unicl("plugins", "ls", "--json"))
-    assert listed["unicl-bad/one"] == f"broken: plugin 'one' (unicl-bad 1.2) {reason}"
+    assert listed["unicl-bad/one"] == f"broken: plugin 'one' (unicl-bad 1.2): {reason}"
     assert listed["unicl-odd/odd-views"] == "ok"
     said = refusal(unicl("recipes", "validate", "quickstart", "loss=one"))
-    assert f"loss.name: plugin 'one' (unicl-bad 1.2) {reason}" in said
+    assert f"loss.name: plugin 'one' (unicl-bad 1.2): {reason}" in said
 
 
 def test_a_command_that_cannot_be_loaded_is_one_line_and_leaves_the_help_alone(site: Site, unicl):
     site("unicl-bad", "import nowhere_to_be_found", commands="bad = unicl_bad:app")
-    assert refusal(unicl("bad")).startswith("error: plugin 'bad' (unicl-bad 1.2) cannot be loaded: ModuleNotFound")
+    assert refusal(unicl("bad")).startswith("error: plugin 'bad' (unicl-bad 1.2): cannot be loaded: ModuleNotFound")
     helped = unicl("--help")
     assert helped.returncode == 0
     assert "Tests unicl-bad." in helped.stdout

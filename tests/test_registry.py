@@ -51,7 +51,7 @@ def test_entry_points_are_those_of_pyproject_and_lie_in_the_package():
 
 def test_an_unknown_name_gets_the_nearest_one():
     text = message(lambda: registry.get("encoders", "tranformer"))
-    assert text.startswith("no encoder 'tranformer'; did you mean 'transformer'? | there are cbow, cnn, linear")
+    assert text.startswith("no encoder 'tranformer'; did you mean 'transformer'? | use one of cbow, cnn, linear")
 
 
 def test_a_third_party_part_is_found_by_either_name(distribution: Install):
@@ -65,7 +65,7 @@ def test_two_third_parties_of_one_name_clash_at_use_and_stay_reachable(distribut
     distribution("unicl-a", PLAIN, losses="one = unicl_a:one")
     distribution("unicl-b", PLAIN, losses="one = unicl_b:one")
     assert registry.names("losses").count("one") == 1
-    assert "'one' is in 2 plugins | write unicl-" in message(lambda: registry.get("losses", "one"))
+    assert "'one': in 2 plugins | write unicl-" in message(lambda: registry.get("losses", "one"))
     assert registry.get("losses", "unicl-b/one").__module__ == "unicl_b"
     states = {row.dist: row.state for row in registry.listing("losses") if row.name == "one"}
     assert states == {"unicl-a": "clash: write unicl-a/one", "unicl-b": "clash: write unicl-b/one"}
@@ -81,7 +81,7 @@ def test_a_built_in_wins_and_the_other_says_so(distribution: Install):
     ]
 
 
-def test_one_value_seen_twice_is_no_clash(distribution: Install):
+def test_one_value_seen_twice_is_not_a_clash(distribution: Install):
     distribution("unicl-a", PLAIN, losses="one = unicl_a:one")
     distribution("unicl-a-again", "", losses="one = unicl_a:one")
     assert registry.get("losses", "one").__module__ == "unicl_a"
@@ -93,16 +93,16 @@ def test_one_value_seen_twice_is_no_clash(distribution: Install):
         ("import nowhere_to_be_found", "cannot be loaded: ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
         ("raise SystemExit(3)", "cannot be loaded: SystemExit: 3"),
         ("def two(): ...", "cannot be loaded: AttributeError: module 'unicl_bad' has no attribute 'one'"),
-        ("def one(*, a=1): ...\none.unicl_api = 99", "is for plugin interface 99, this unicl has 1"),
-        ("class one: ...", "is not a function with keyword-only options"),
-        ("def one(size): ...", "is not a function with keyword-only options"),
-        ("def one(**options): ...", "is not a function with keyword-only options"),
+        ("def one(*, a=1): ...\none.unicl_api = 99", "for plugin interface 99, but this unicl has 1"),
+        ("class one: ...", "not a function with keyword-only options"),
+        ("def one(size): ...", "not a function with keyword-only options"),
+        ("def one(**options): ...", "not a function with keyword-only options"),
     ],
 )
 def test_a_broken_plugin_is_listed_and_named_at_use(distribution: Install, module: str, reason: str):
     distribution("unicl-bad", module, losses="one = unicl_bad:one")
     assert registry.names("losses")
-    assert f"plugin 'one' (unicl-bad 1.0) {reason}" in message(lambda: registry.get("losses", "one"))
+    assert f"plugin 'one' (unicl-bad 1.0): {reason}" in message(lambda: registry.get("losses", "one"))
     assert next(row.state for row in registry.listing("losses") if row.name == "one").startswith("broken: ")
     assert registry.get("losses", "clip")
 
@@ -174,7 +174,7 @@ def test_bind_reports_all_problems_with_their_places():
 
 @pytest.mark.parametrize("given", [3, None, {"width": 3}, ["cnn"], {"name": 3}])
 def test_a_part_without_a_name_is_one_problem(given):
-    with pytest.raises(PartError, match="should be the name of one, or a mapping with a name"):
+    with pytest.raises(PartError, match="should be the name of a part, or a mapping with a name"):
         registry.bind("encoders", given)
 
 
@@ -202,7 +202,7 @@ def test_odd_signatures_bind_and_are_made(distribution: Install):
     assert part.options["pair"] == (1.0, 2.0)
     context = {"num_classes": lambda: 10, "encoder": lambda: "e", "chunks": lambda: 1 // 0}
     assert registry.make("encoders", part, context) == (10, "e", ["audio", "depth"], None, 7, (1.0, 2.0), "m", 1)
-    assert "asks for 'num_classes', which there is not here" in message(lambda: registry.make("encoders", part, {}))
+    assert "needs 'num_classes', which is not available here" in message(lambda: registry.make("encoders", part, {}))
     with pytest.raises(PartError, match=r"m\.towers\.audio\.widht: unknown key; did you mean 'width'\?"):
         registry.bind("encoders", {"name": "odd", "towers": {"audio": {"name": "cnn", "widht": 1}}}, ("m",))
     with pytest.raises(PartError, match="copy: should be greater than 0, got 0"):

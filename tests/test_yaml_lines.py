@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unicl_cli.errors import UniclError
-from unicl_cli.yaml_lines import parse, read_value, write
+from unicl_cli.yaml_lines import parse_yaml, read_value, write_yaml
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from unicl_cli.yaml_lines import parse, read_value, write
     ],
 )
 def test_scalars_are_what_a_reader_expects_in_files_and_overrides(text: str, value: Any):
-    assert parse(f"key: {text}\n", "f").data == {"key": value}
+    assert parse_yaml(f"key: {text}\n", "f").data == {"key": value}
     got = read_value(text, "command line")
     assert got == value
     assert type(got) is type(value)
@@ -39,22 +39,22 @@ DATA = st.recursive(
 @settings(deadline=None, max_examples=200)
 @given(DATA)
 def test_any_data_survives_writing_and_reading(data: Any):
-    assert parse(write(data), "f").data == data
+    assert parse_yaml(write_yaml(data), "f").data == data
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.from_regex(r"[-+]?[0-9._eEx:]{1,8}|no|on|yes|null|~|<<|true", fullmatch=True))
 def test_text_that_looks_like_a_number_stays_text(text: str):
-    assert parse(write({"key": text}), "f").data == {"key": text}
+    assert parse_yaml(write_yaml({"key": text}), "f").data == {"key": text}
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: 1\nb:\n  c: 1\n  c: 2\n", "f:4: the key 'c' is there twice, first at f:3"),
+        ("a: 1\nb:\n  c: 1\n  c: 2\n", "f:4: duplicate key 'c' (first set at f:3)"),
         ("a: [1\n", "f:2:1: expected ',' or ']'"),
-        ("1: x", "f:1: the key '1' is not text"),
-        ("[a]: x", "f:1: the key"),
+        ("1: x", "f:1: key '1' is not text"),
+        ("[a]: x", "f:1: a list or mapping as key is not text"),
         ("a: &x [*x]", "f: an anchor contains itself"),
         ("a: !!python/object:os.system {}", "f:1:4: could not determine a constructor"),
         ("a: \x00", "f: unacceptable character"),
@@ -62,7 +62,7 @@ def test_text_that_looks_like_a_number_stays_text(text: str):
 )
 def test_yaml_that_cannot_be_meant_is_one_line_with_its_place(text: str, said: str):
     with pytest.raises(UniclError) as caught:
-        parse(text, "f")
+        parse_yaml(text, "f")
     assert caught.value.message.startswith(said)
     assert "\n" not in caught.value.message
 
@@ -70,7 +70,7 @@ def test_yaml_that_cannot_be_meant_is_one_line_with_its_place(text: str, said: s
 @pytest.mark.parametrize("text", ["a: !!int x", "a: !!bool x", "a: !!timestamp z", "a: !!float y", f"a: {'9' * 5000}"])
 def test_a_value_that_its_tag_does_not_fit_is_one_line(text: str):
     with pytest.raises(UniclError, match=r"r\.yaml"):
-        parse(text, "r.yaml")
+        parse_yaml(text, "r.yaml")
 
 
 @pytest.mark.parametrize("form", ["[{}]", "{{k: [{}]}}", "{{<<: [{}]}}"])
@@ -78,4 +78,4 @@ def test_a_few_lines_of_aliases_that_make_billions_are_refused_at_once(form: str
     lines = ["a0: &a0 {x: 1, y: 2}"]
     lines += [f"a{n}: &a{n} " + form.format(", ".join([f"*a{n - 1}"] * 9)) for n in range(1, 12)]
     with pytest.raises(UniclError, match=r"r\.yaml: more than 200,000 values"):
-        parse("\n".join(lines), "r.yaml")
+        parse_yaml("\n".join(lines), "r.yaml")

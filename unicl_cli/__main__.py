@@ -1,4 +1,4 @@
-"""`python -m unicl_cli`: the same as `unicl`."""
+"""Entry point of `python -m unicl_cli`, which is the same as `unicl`."""
 
 import sys
 

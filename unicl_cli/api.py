@@ -1,4 +1,4 @@
-"""The names that plugins and scripts may import; semantic versioning covers exactly these. Importing loads no torch."""
+"""Names that plugins and scripts may import; semantic versioning covers exactly these. Importing it loads no torch."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""`unicl`: the command tree, loaded only where it is used, and what a failure looks like from outside."""
+"""The `unicl` command: a tree of commands, each imported only when called, and the exit status of a command line."""
 
 import contextlib
 import errno
@@ -17,8 +17,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from unicl_cli import __version__, registry
-from unicl_cli.commands import LOG, Debug, Quiet, Verbose, everywhere
-from unicl_cli.errors import UniclError, did_you_mean, plain
+from unicl_cli.commands import LOG, Debug, Quiet, Verbose, everywhere, examples
+from unicl_cli.errors import UniclError, did_you_mean, escape_control
 
 BUILTIN = {
     "prepare": "Make a corpus of labels, captions and images.",
@@ -34,41 +34,56 @@ BUILTIN = {
     "plugins": "List the parts that recipes can name, and what they take.",
     "doctor": "Check whether this machine can train, and say what is in the way.",
 }
-"""Name and help of each first-party command; its module is `unicl_cli.commands.NAME`."""
-REPORT = "This is a fault of unicl: please report it with the lines above and `unicl doctor --json`."
-MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-"""A full disk, or a place that may not be written, wherever it was met."""
+"""Name and summary of each first-party command; its module is `unicl_cli.commands.NAME`."""
+REPORT = "This is a bug in unicl: please report it with the lines above and the output of `unicl doctor --json`."
+FIXABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of writing that a user can fix, wherever they happen: a full disk, or a place without write permission."""
+HELP = ["-h", "--help"]
+FEW_OPTIONS = 10
+"""Up to so many options stand in one panel of `--help`."""
 
 
 class Stub(TyperCommand):
-    """A command's name and help; the command itself is imported when it is called."""
+    """Name and summary of a command, whose module is imported when it is called."""
 
     def load(self) -> Any:
+        """Import the command. Raises UniclError if it is broken."""
         name = str(self.name)
         if name in BUILTIN:
             app = importlib.import_module(f"unicl_cli.commands.{name}").app
         else:
             app = registry.get("commands", name)
         if not isinstance(app, typer.Typer):
-            raise UniclError(f"command '{name}' is not a typer.Typer", "see docs/plugins.md")
+            raise UniclError(f"command '{name}' is not a typer.Typer", "see docs/plugins.md for an example")
         command = typer.main.get_command(app)
         command.name = name
-        _take_everywhere(command)
+        _finish(command)
         return command
 
 
-def _take_everywhere(command: Any) -> None:
-    """Gives a command, or each one of a group, the options that count everywhere, where it has none of that name."""
+def _finish(command: Any) -> None:
+    """Add the options that every command takes, and tidy the help of a command or of each command in a group."""
     if isinstance(command, TyperGroup):
         for inner in command.commands.values():
-            _take_everywhere(inner)
-        return
-    taken = {spelling for param in command.params for spelling in param.opts}
-    command.params += [p for p in typer.main.get_command(everywhere).params if not taken & set(p.opts)]
+            _finish(inner)
+    else:
+        taken = {spelling for param in command.params for spelling in param.opts}
+        command.params += [p for p in typer.main.get_command(everywhere).params if not taken & set(p.opts)]
+    _tidy(command.get_params(typer.Context(command, help_option_names=HELP)))
+
+
+def _tidy(params: list[Any]) -> None:
+    """Drop the `<bool>` that typer writes behind a switch, and the panels where there are few options."""
+    options = [param for param in params if param.param_type_name == "option" and not param.hidden]
+    for option in options:
+        if option.is_flag:
+            option.metavar = ""
+        if len(options) <= FEW_OPTIONS:
+            option.rich_help_panel = None
 
 
 class LazyGroup(TyperGroup):
-    """All commands as stubs: `unicl --help` imports none of them."""
+    """A group of stubs: `unicl --help` imports none of its commands."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -77,9 +92,15 @@ class LazyGroup(TyperGroup):
         self.add_plugins()
 
     def add_plugins(self) -> None:
+        """Add the commands of plugins, as far as they are known by now."""
         for entry in registry.table("commands"):
             if entry.name not in self.commands and not entry.builtin:
                 self.add_command(Stub(entry.name, help=_summary(entry), callback=None, rich_help_panel="Plugins"))
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params = super().get_params(ctx)
+        _tidy(params)
+        return params
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and "/" in args[0] and args[0] not in self.commands:  # dist/name, after a clash
@@ -89,7 +110,7 @@ class LazyGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> None:
-        super().invoke(ctx)  # what a command returns is not its exit status
+        super().invoke(ctx)  # the value that a command returns is not its exit status
 
 
 def _summary(entry: registry.Entry) -> str:
@@ -98,8 +119,8 @@ def _summary(entry: registry.Entry) -> str:
     return importlib.metadata.metadata(entry.dist)["Summary"] if entry.dist else ""
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(given: bool) -> None:
+    if given:
         typer.echo(f"unicl {__version__}")
         raise typer.Exit
 
@@ -116,7 +137,12 @@ app = typer.Typer(
     cls=LazyGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": HELP},
+    epilog=examples(
+        "unicl prepare --labels photos --captions captions.tsv -o corpus",
+        "unicl train recipe.yaml",
+        'unicl zeroshot photo.jpg --classes "cat,dog,red fox"',
+    ),
 )
 
 
@@ -132,7 +158,7 @@ def options(
             metavar="FILE",
             callback=_add_plugins,
             is_eager=True,
-            help="A Python file with more parts (also UNICL_PLUGINS, a path list).",
+            help="Load more parts from a Python file (also UNICL_PLUGINS, a path list).",
         ),
     ] = None,
     debug: Debug = False,
@@ -144,102 +170,106 @@ def options(
 
 
 def run(argv: Sequence[str]) -> int:
-    """The exit status of a command line; UniclError and bugs come through as exceptions."""
+    """Run a command line and return its exit status. UniclError and bugs pass through as exceptions."""
     try:
         status: Any = app(args=list(argv), prog_name="unicl", standalone_mode=False)
     except SystemExit as stop:
-        if isinstance(stop.__context__, BrokenPipeError):  # typer has made it a 1
+        if isinstance(stop.__context__, BrokenPipeError):  # typer has turned it into status 1
             raise stop.__context__ from None
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except typer.Abort:
         return 130
     except typer.TyperException as error:
-        return _misused(error)
+        return _raise_usage_error(error)
     return status if isinstance(status, int) else 0
 
 
-def _misused(error: Any) -> int:
-    """What typer says of a wrong command line, in one line; raises it as UniclError."""
-    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, printed by now
+def _raise_usage_error(error: Any) -> int:
+    """Raise typer's complaint about a wrong command line as a UniclError of one line; return 2 after a help page."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, which is printed already
         return 2
     context = error.ctx
     message, nearest = error.format_message().rstrip("."), ""
-    if hasattr(error, "possibilities") and context:  # no such option: typer's own list is long
+    if hasattr(error, "possibilities") and context:  # an unknown option: typer's own list is long
         known = [option for param in context.command.params for option in param.opts]
         message, nearest = error.message, did_you_mean(error.option_name, known)
     message = re.sub(r"Invalid value for |Input (?=should)|, unable to parse.*", "", message)
     message = message.replace("argument(s)", "arguments")
     message = message[:1].lower() + message[1:].replace(". Did you mean", "; did you mean")
     if not context:
-        raise UniclError(f"{message}{nearest}", "see unicl COMMAND --help") from error
+        raise UniclError(f"{message}{nearest}", "run unicl COMMAND --help to see its options") from error
     usage = " ".join(context.get_usage().removeprefix("Usage: ").translate({ord("{"): None, ord("}"): None}).split())
     raise UniclError(f"{context.command_path}: {message}{nearest}", f"usage: {usage}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script."""
-    _open_streams()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin halve the speed of a busy machine
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is one line, not two stacks in C++
+    """Run the console script `unicl` and return its exit status."""
+    _reopen_closed_streams()
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # threads that spin while they wait halve the speed of a busy machine
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection should be one line, not two C++ stacks
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no crash
-    status = _status(sys.argv[1:] if argv is None else argv)
+        sys.stdout.reconfigure(errors="backslashreplace")  # a character outside the terminal's encoding must not crash
+    status = _run_reporting_errors(sys.argv[1:] if argv is None else argv)
     if argv is None and "RANK" in os.environ:
-        from unicl_cli.launch.process import end_worker  # costs `unicl --help` a tenth of its time
+        from unicl_cli.launch.process import end_worker  # importing it takes a tenth of the time of `unicl --help`
 
         end_worker(status)
     return status
 
 
-def _status(argv: Sequence[str]) -> int:
-    """The exit status: what a user can fix is one line, anything else keeps its traceback (1)."""
+def _run_reporting_errors(argv: Sequence[str]) -> int:
+    """Return the exit status. An error that a user can fix is printed as one line; any other keeps its traceback."""
     try:
         status = run(argv)
         sys.stdout.flush()
     except UniclError as error:
-        return _say(error)
-    except BrokenPipeError:  # `unicl … | head`: the reader has had enough
-        _close_stdout()
+        return _print_error(error)
+    except BrokenPipeError:  # `unicl … | head`: the reader has stopped reading
+        _discard_stdout()
         return 141
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in MENDABLE:
-            return _say(_unwritable(error))
+        if isinstance(error, OSError) and error.errno in FIXABLE:
+            return _print_error(_as_write_error(error))
         error.add_note(REPORT)
         raise
     return status
 
 
-def _open_streams() -> None:
-    """What was closed (``>&-``) leads nowhere: else the next file that is opened would take its number."""
+def _reopen_closed_streams() -> None:
+    """Open closed standard streams (``>&-``) on /dev/null: the next opened file would otherwise get their number."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             with contextlib.suppress(OSError):
                 os.fstat(number)
                 continue
-            handle = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: `number`
+            handle = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is `number`
             setattr(sys, name, os.fdopen(handle, "r" if name == "stdin" else "w", encoding="utf-8"))
 
 
-def _unwritable(error: OSError) -> UniclError:
+def _as_write_error(error: OSError) -> UniclError:
+    """Return the UniclError for an OSError of writing."""
     if error.filename is None:  # it may be stdout itself
-        _close_stdout()
-    return UniclError(f"{error.filename or 'output'}: {error.strerror}", "free some space, or write to another place")
+        _discard_stdout()
+    return UniclError(f"{error.filename or 'output'}: {error.strerror}", "free some space, or write to another folder")
 
 
-def _say(error: UniclError) -> int:
+def _print_error(error: UniclError) -> int:
+    """Print one line and its hint on stderr; return the exit status."""
     if os.environ.get("UNICL_DEBUG"):
         traceback.print_exc()
-    if os.environ.get("RANK", "0") == "0":  # each process of a run comes here; the first one speaks
-        hint = f"\n  hint: {plain(error.hint)}" if error.hint else ""
-        sys.stderr.write(f"error: {plain(error.message)}{hint}\n")
+    if os.environ.get("RANK", "0") == "0":  # every process of a run comes here; only the first prints
+        hint = f"\n  hint: {escape_control(error.hint)}" if error.hint else ""
+        sys.stderr.write(f"error: {escape_control(error.message)}{hint}\n")
     return error.exit_code
 
 
-def _close_stdout() -> None:
-    """Nobody reads it: what is left goes nowhere, so that Python does not complain of it at its end."""
+def _discard_stdout() -> None:
+    """Send the rest of stdout to /dev/null: without a reader, Python would complain about it at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    with contextlib.suppress(OSError, ValueError):  # no real file, as in a test
+    with contextlib.suppress(OSError, ValueError):  # stdout is not a real file, as in a test
         os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

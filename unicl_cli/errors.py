@@ -1,4 +1,15 @@
-"""What people are told: what they can fix, as one line and a hint; plainly; nothing more if they want quiet."""
+"""User-facing errors (one line and a hint), and helpers for safe terminal output.
+
+The tree of exceptions, with exit codes::
+
+    Exception
+    └── UniclError            a mistake that the user can fix (2, or the code of the case)
+        ├── Stopped           stopped on request, state saved (75)
+        ├── Diverged          training whose loss is not finite, in core/guard.py (3)
+        └── PartError         options that a part does not accept, in problems.py (2)
+
+Every other exception is a bug: it keeps its traceback (1).
+"""
 
 import difflib
 import logging
@@ -9,9 +20,10 @@ from collections.abc import Iterable
 
 
 class UniclError(Exception):
-    """A mistake of the user's: printed as one line without a traceback.
+    """A mistake that the user can fix, printed as one line without a traceback.
 
-    ``hint`` says what to do next; ``exit_code`` is 2 unless the case has its own code.
+    ``message`` is `thing: what is wrong`; ``hint`` tells the user what to do and starts with a verb.
+    ``exit_code`` is 2 unless the case has its own code.
     """
 
     def __init__(self, message: str, hint: str | None = None, *, exit_code: int = 2) -> None:
@@ -21,17 +33,18 @@ class UniclError(Exception):
         self.exit_code = exit_code
 
 
-class Stopped(UniclError):  # noqa: N818 - no error: what was asked for
-    """Stopped on request (Ctrl-C, SIGTERM) with the state written: the same command continues. Exit code 75."""
+class Stopped(UniclError):  # noqa: N818 - not a failure: the user asked for it
+    """A stop on request (Ctrl-C, SIGTERM) after the state was saved. Exit code 75; the same command continues."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message, hint, exit_code=75)
 
 
-def plain(text: str) -> str:
-    """``text`` with what could command a terminal made visible (``\\x1b``); a break of its own line too.
+def escape_control(text: str) -> str:
+    """Escape control characters in ``text`` (``\\x1b``), and line breaks unless a space follows.
 
-    Names of files, classes and keys are other people's. Lines that are meant to follow begin with a blank.
+    Names of files, classes and keys come from other people and could steer a terminal.
+    A line break of the program's own is followed by a space.
     """
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\n(?=\S)", _visible, text)
 
@@ -41,16 +54,16 @@ def _visible(match: re.Match[str]) -> str:
 
 
 def is_quiet() -> bool:
-    """Was --quiet given, before the command or after it?"""
+    """Return True if --quiet was given, before the command or after it."""
     return not logging.getLogger("unicl_cli").isEnabledFor(logging.INFO)
 
 
 def is_live() -> bool:
-    """Is stderr a terminal that can redraw a line?"""
+    """Return True if stderr is a terminal that can redraw a line."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the option nearest to ``word``, or an empty string."""
+    """Return ``"; did you mean 'x'?"`` with the option nearest to ``word``, or an empty string."""
     near = difflib.get_close_matches(word, list(options), 1, 0.6)
     return f"; did you mean '{near[0]}'?" if near else ""

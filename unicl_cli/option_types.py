@@ -1,4 +1,4 @@
-"""The types of a factory's options as people write them: `int | None`, `'mean' | 'cls'`, `float ≥ 0`."""
+"""Types of options as text for people: `int | None`, `'mean' | 'cls'`, `float ≥ 0`."""
 
 import types
 import typing
@@ -7,19 +7,19 @@ from typing import Any
 SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "multiple_of": "multiple of"}
 
 
-def written(hint: Any) -> str:
-    """A type hint without modules; what pydantic's `Field` asks of a number stands behind its type."""
+def type_text(hint: Any) -> str:
+    """Return a type hint without module names; the bounds of pydantic's `Field` follow the type."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is types.NoneType:
         return "None"
     if origin is typing.Annotated:
-        return " ".join(filter(None, (written(inner[0]), ", ".join(_bounds(inner[1:])))))
+        return " ".join(filter(None, (type_text(inner[0]), ", ".join(_bounds(inner[1:])))))
     if origin in (typing.Union, types.UnionType):
-        return " | ".join(map(written, inner))
+        return " | ".join(map(type_text, inner))
     if origin is typing.Literal:
         return " | ".join(map(repr, inner))
     name = getattr(origin or hint, "__name__", str(hint))
-    return f"{name}[{', '.join(map(written, inner))}]" if inner else name
+    return f"{name}[{', '.join(map(type_text, inner))}]" if inner else name
 
 
 def _bounds(marks: tuple[Any, ...]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in its own words: pydantic's errors as one line a place."""
+"""Problems of a recipe: pydantic's errors in the words of a recipe, one line per place."""
 
 import json
 import re
@@ -11,46 +11,57 @@ if TYPE_CHECKING:  # pydantic costs 80 ms, which `unicl --help` does not pay
     from pydantic import ValidationError
 
 Loc = tuple[str | int, ...]
-"""Where a value lies in nested data: `("data", "train", 0, "corpus")`."""
+"""Place of a value in nested data: `("data", "train", 0, "corpus")`."""
 
 
-class Problem(NamedTuple):
-    """What is wrong at ``loc`` of a recipe."""
+class RecipeProblem(NamedTuple):
+    """One problem, at ``loc`` of a recipe."""
 
     loc: Loc
     message: str
 
 
 class PartError(UniclError):
-    """Options that a part does not take; ``problems`` has each with its place."""
+    """Options that a part does not accept; ``problems`` has each one with its place."""
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[RecipeProblem]) -> None:
         lines = [f"{'.'.join(map(str, problem.loc))}: {problem.message}".lstrip(": ") for problem in problems]
         super().__init__("; ".join(lines))
         self.problems = problems
 
 
-def show(value: Any) -> str:
-    """A value as it is written in a message, cut where it is long."""
+def quote_value(value: Any) -> str:
+    """Return a value as text for a message, cut after 60 characters."""
     text = repr(value) if not isinstance(value, bool | None) else json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def problems_of(
     error: "ValidationError", raw: Any, schema: Mapping[str, Any], loc: Loc = (), siblings: Iterable[str] = ()
-) -> list[Problem]:
-    """pydantic's errors, one a place, in a recipe's words; ``schema`` is the JSON schema of what ``raw`` should be."""
+) -> list[RecipeProblem]:
+    """Return pydantic's errors in a recipe's words, one per place.
+
+    ``schema`` is the JSON schema of valid data, ``raw`` the data itself, ``loc`` its place in the recipe.
+    ``siblings`` are keys that are valid beside those of the schema, for the did-you-mean.
+    """
     faults: dict[Loc, list[Any]] = {}
     for fault in error.errors(include_url=False):
         if fault["type"] == "too_short" and len(fault["input"]) >= fault.get("ctx", {}).get("min_length", 0):
-            continue  # its entries are wrong, and have their own lines
-        faults.setdefault(_within(raw, fault), []).append(fault)
-    outer = {at[:n] for at in faults for n in range(len(at))}  # of a union: what lies inside says more
-    return [Problem((*loc, *at), _message(at, of, schema, siblings)) for at, of in faults.items() if at not in outer]
+            continue  # its entries are wrong and have lines of their own
+        faults.setdefault(_strip_union_branches(raw, fault), []).append(fault)
+    outer = {
+        at[:n] for at in faults for n in range(len(at))
+    }  # errors inside a union member say more than those of the union
+    return [
+        RecipeProblem((*loc, *at), _explain(at, of, schema, siblings)) for at, of in faults.items() if at not in outer
+    ]
 
 
-def _within(raw: Any, fault: Any) -> Loc:
-    """The fault's place without the names of union branches, which pydantic puts into it."""
+def _strip_union_branches(raw: Any, fault: Any) -> Loc:
+    """Return the place of a fault without the names of union branches, which pydantic puts into it.
+
+    ``("data", "workers", "constrained-int")`` -> ``("data", "workers")``: a key counts only where ``raw`` has it.
+    """
     at: list[str | int] = []
     for key in fault["loc"]:
         if (isinstance(raw, dict) and key in raw) or (
@@ -61,7 +72,8 @@ def _within(raw: Any, fault: Any) -> Loc:
     return (*at, fault["loc"][-1]) if fault["type"] == "missing" else tuple(at)
 
 
-def _message(at: Loc, faults: list[Any], schema: Mapping[str, Any], siblings: Iterable[str]) -> str:
+def _explain(at: Loc, faults: list[Any], schema: Mapping[str, Any], siblings: Iterable[str]) -> str:
+    """Return one message for all faults at one place."""
     kinds = {fault["type"]: fault for fault in faults}
     if kinds.keys() & {"extra_forbidden", "unexpected_keyword_argument"}:
         known = _keys_at(schema, at[:-1])
@@ -71,32 +83,35 @@ def _message(at: Loc, faults: list[Any], schema: Mapping[str, Any], siblings: It
     if set(kinds) == {"literal_error"}:
         choices = [part.strip("'") for part in faults[0]["ctx"]["expected"].replace(" or ", ", ").split(", ")]
         given = faults[0]["input"]
-        return f"{show(given)} is not one of {', '.join(choices)}{did_you_mean(str(given), choices)}"
-    said = dict.fromkeys(_in_yaml_words(fault["msg"]) for fault in faults)
-    wanted = " or ".join([next(iter(said)), *(text.removeprefix("should be ") for text in list(said)[1:])])
-    return f"{wanted}, got {show(faults[0]['input'])}"
+        return f"{quote_value(given)} is not one of {', '.join(choices)}{did_you_mean(str(given), choices)}"
+    said = dict.fromkeys(_reword(fault["msg"]) for fault in faults)
+    expected = " or ".join([next(iter(said)), *(text.removeprefix("should be ") for text in list(said)[1:])])
+    return f"{expected}, got {quote_value(faults[0]['input'])}"
 
 
-def _in_yaml_words(text: str) -> str:
+def _reword(text: str) -> str:
+    """Return a message of pydantic with the words of YAML: `should be a valid dictionary` -> `should be a mapping`."""
     text = re.sub(r"^(Input|String|List|Tuple|Dictionary) |^Value error, | after validation, not \d+", "", text)
     text = re.sub(r"a valid (dictionary|mapping)( or instance of \w+)?|an instance of \w+|an object", "a mapping", text)
     return re.sub(r"valid (tuple|list|array)", "list", text)
 
 
 def _keys_at(schema: Mapping[str, Any], loc: Loc) -> list[str]:
-    places = _unfolded(schema, schema)
+    """Return the keys that the schema allows at ``loc``."""
+    places = _branches(schema, schema)
     for key in loc:
         below = [
             place["items"] if isinstance(key, int) else place["properties"][key]
             for place in places
             if (isinstance(key, int) and "items" in place) or key in place.get("properties", {})
         ]
-        places = [place for item in below for place in _unfolded(item, schema)]
+        places = [place for item in below for place in _branches(item, schema)]
     return [key for place in places for key in place.get("properties", {})]
 
 
-def _unfolded(place: Mapping[str, Any], schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _branches(place: Mapping[str, Any], schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return a place of the schema and all members of its unions, references resolved."""
     if "$ref" in place:
-        return _unfolded(schema["$defs"][place["$ref"].rpartition("/")[2]], schema)
+        return _branches(schema["$defs"][place["$ref"].rpartition("/")[2]], schema)
     choices = [choice for word in ("anyOf", "oneOf", "allOf") for choice in place.get(word, ())]
-    return [place, *(found for choice in choices for found in _unfolded(choice, schema))]
+    return [place, *(found for choice in choices for found in _branches(choice, schema))]

@@ -1,4 +1,4 @@
-"""What tests of plugins stand on: a model and a batch by hand, commands in a fresh process, one process against two."""
+"""Tools for tests of plugins: a toy model and batch, commands in a fresh process, one process against two."""
 
 import math
 import subprocess
@@ -30,7 +30,7 @@ SMALL_TEXT = "{name: transformer, width: 16, layers: 1, heads: 2}"
 
 
 class FeatureTable(nn.Module):
-    """A model of two tables in float64: the first pixel of an image and the first token of a text name their rows."""
+    """Model of two tables in float64; the first pixel of an image and the first token of a text select their rows."""
 
     def __init__(self, rows: int, width: int, *, scale: float = 10.0) -> None:
         super().__init__()
@@ -54,8 +54,10 @@ class FeatureTable(nn.Module):
 
 
 def batch_of(labels: Sequence[int], texts: Sequence[int] | None = None, *, views: int = 1) -> Batch:
-    """A batch for a FeatureTable of as many rows times ``views``, at most 256: ``labels`` with NO_LABEL for captions,
-    ``texts`` with NO_TEXT for rows without one, else each row its own."""
+    """Build a batch for a FeatureTable of ``len(labels) * views`` rows, at most 256.
+
+    ``labels`` has NO_LABEL for captions, ``texts`` NO_TEXT for rows without text; by default each row has its own text.
+    """
     rows, given = torch.arange(len(labels)), torch.tensor(labels)
     first = torch.arange(len(labels) * views, dtype=torch.uint8).view(-1, views, 1, 1, 1).expand(-1, -1, 3, 2, 2)
     return Batch(
@@ -72,14 +74,14 @@ def batch_of(labels: Sequence[int], texts: Sequence[int] | None = None, *, views
 def recipe_of(
     corpus: Path, *, image: str = SMALL_IMAGE, text: str = SMALL_TEXT, loss: str = "unicl", steps: int = 6
 ) -> str:
-    """A small recipe whose weights do not depend on the number of processes: SGD, float32, no augmentation."""
+    """Return a small recipe whose weights do not depend on the number of processes: SGD, float32, no augmentation."""
     return RECIPE.format(corpus=corpus, image=image, text=text, loss=loss, steps=steps)
 
 
 def unicl(*arguments: object, errors: bool = False) -> str:
-    """What `unicl …` prints, or with ``errors`` what it says on standard error, in a fresh process.
+    """Run `unicl …` in a fresh process and return its stdout, or with ``errors`` its stderr.
 
-    An exit status other than 0 raises RuntimeError.
+    Raises RuntimeError for an exit status other than 0.
     """
     command = [sys.executable, "-m", "unicl_cli", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
@@ -89,22 +91,22 @@ def unicl(*arguments: object, errors: bool = False) -> str:
 
 
 def small_corpus(out: Path) -> Path:
-    """Labels of seven digits and captions of ten, prepared into ``out``."""
+    """Prepare a corpus with labels of seven digits and captions of ten in ``out``, and return ``out``."""
     sources = ("--labels", "digits?classes=0-6&limit=60", "--captions", "digits?limit=60")
     unicl("prepare", *sources, "-o", out, "--workers", 1)
     return out
 
 
 def furthest(one: Path, other: Path) -> float:
-    """The largest difference between the weights of two finished runs of the same recipe."""
+    """Return the largest difference between the weights of two finished runs of the same recipe."""
     a, b = (read_tensors(run / MODEL) for run in (one, other))
     if a.keys() != b.keys():
-        raise ValueError(f"{one} and {other} have other parameters: {sorted(a.keys() ^ b.keys())}")
+        raise ValueError(f"{one} and {other} have different parameters: {sorted(a.keys() ^ b.keys())}")
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
 def trained_on_one_and_two(recipe: str, folder: Path, *overrides: str) -> tuple[Path, Path]:
-    """The runs of a recipe's text on one process and on two: `furthest` of them has to be rounding, 1e-4 in float32."""
+    """Train a recipe's text on one process and on two; return both runs, whose `furthest` should be below 1e-4."""
     file, runs = folder / RECIPE, (folder / "one", folder / "two")
     file.write_text(recipe, encoding="utf-8")
     for count, run in enumerate(runs, start=1):

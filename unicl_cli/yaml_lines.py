@@ -1,4 +1,4 @@
-"""YAML text to plain data and back, with the line of each key and the scalars that a reader expects."""
+"""Conversion between YAML text and plain data, with the line of each key; scalars are what they look like."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -9,32 +9,32 @@ import yaml
 from unicl_cli.errors import UniclError
 from unicl_cli.problems import Loc
 
-LARGEST = 200_000
-"""Values in one document: a few lines of aliases of aliases make billions."""
+MAX_VALUES = 200_000
+"""Most values in one document: a few lines of nested aliases can stand for billions."""
 
 
-class Lined(NamedTuple):
-    """Plain data and, for each path in it, the place it was written at (`recipe.yaml:5`)."""
+class MarkedYaml(NamedTuple):
+    """Plain data, and for each path in it the place where it was written (`recipe.yaml:5`)."""
 
     data: Any
     marks: Mapping[Loc, str]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars: `3e-4` is a number, `no` and `1:30` and dates are text, `012` is twelve."""
+    """Loader of YAML 1.2 scalars: `3e-4` is a number; `no`, `1:30` and dates are text; `012` is twelve."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class-level table, emptied
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever `_Loader` would not read back as text."""
+    """Dumper that quotes text which `_Loader` would read as another type."""
 
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node).replace("_", "")
-    if len(text) > 300:  # a float's range; Python refuses to write what is much longer
+    if len(text) > 300:  # beyond the range of a float; Python refuses to print much longer numbers
         raise yaml.constructor.ConstructorError(None, None, "the number is too long", node.start_mark)
     sign, digits = (-1, text[1:]) if text[0] == "-" else (1, text.lstrip("+"))
     base = {"0o": 8, "0x": 16}.get(digits[:2], 10)
@@ -43,8 +43,8 @@ def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
 
 def _construct_text(loader: _Loader, node: yaml.ScalarNode) -> str:
     text = loader.construct_scalar(node)
-    if "\0" in text:  # no file, folder or name can have one
-        raise yaml.constructor.ConstructorError(None, None, "a NUL character", node.start_mark)
+    if "\0" in text:  # not allowed in the name of a file or folder
+        raise yaml.constructor.ConstructorError(None, None, "NUL character", node.start_mark)
     return text
 
 
@@ -52,7 +52,7 @@ def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
     return float(loader.construct_scalar(node).replace("_", "").replace(".inf", "inf").replace(".nan", "nan").lower())
 
 
-# int before float: both patterns match `12`, the first one added wins
+# int before float: both patterns match `12`, and the one added first wins
 for _kind, _pattern, _first in (
     ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -84,7 +84,7 @@ def _place(source: str, mark: Any) -> str:
 
 
 def _marks(node: yaml.Node, source: str, path: Loc = ()) -> Iterator[tuple[Loc, str]]:
-    """Each path below ``node`` with its place; refuses repeated keys and keys that are not text."""
+    """Yield each path below ``node`` with its place. Raises UniclError for a duplicate key or one that is not text."""
     if isinstance(node, yaml.SequenceNode):
         for position, item in enumerate(node.value):
             yield (*path, position), _place(source, item.start_mark)
@@ -97,10 +97,11 @@ def _marks(node: yaml.Node, source: str, path: Loc = ()) -> Iterator[tuple[Loc, 
         if key.tag == "tag:yaml.org,2002:merge":
             continue
         if key.tag != "tag:yaml.org,2002:str":
-            raise UniclError(f"{place}: the key {getattr(key, 'value', '')!r} is not text", "put it in quotes")
+            name = f"key '{key.value}'" if isinstance(key, yaml.ScalarNode) else "a list or mapping as key"
+            raise UniclError(f"{place}: {name} is not text", "put the key in quotes")
         if key.value in first:
             raise UniclError(
-                f"{place}: the key '{key.value}' is there twice, first at {first[key.value]}", "take one of them out"
+                f"{place}: duplicate key '{key.value}' (first set at {first[key.value]})", "remove one of the two"
             )
         first[key.value] = place
         yield (*path, key.value), place
@@ -108,7 +109,7 @@ def _marks(node: yaml.Node, source: str, path: Loc = ()) -> Iterator[tuple[Loc, 
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Nodes below ``node`` with all its aliases written out, each counted once; a circle counts nothing here."""
+    """Count the nodes below ``node`` with its aliases expanded; a node that contains itself adds nothing."""
     if id(node) not in known:
         known[id(node)] = 0
         pairs = isinstance(node, yaml.MappingNode)
@@ -118,48 +119,50 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def parse(text: str, source: str) -> Lined:
-    """One YAML document; ``source`` names it in marks and errors. Raises UniclError at the line of the fault."""
+def parse_yaml(text: str, source: str) -> MarkedYaml:
+    """Parse one YAML document; ``source`` names it in marks and errors. Raises UniclError with the line at fault."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
-            return Lined(None, {(): f"{source}:1"})
-        if _size(node, {}) > LARGEST:
+            return MarkedYaml(None, {(): f"{source}:1"})
+        if _size(node, {}) > MAX_VALUES:
             raise UniclError(
-                f"{source}: more than {LARGEST:,} values, its aliases written out", "no recipe is so large"
+                f"{source}: more than {MAX_VALUES:,} values with all aliases expanded", "use fewer aliases"
             )
         marks = {(): f"{source}:1", **dict(_marks(node, source))}
-        return Lined(loader.construct_document(node), marks)
+        return MarkedYaml(loader.construct_document(node), marks)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         raise UniclError(f"{place}: {error.problem}", "fix the YAML at this place") from error
-    except yaml.YAMLError as error:  # characters that YAML does not allow carry no mark
+    except yaml.YAMLError as error:  # for characters that YAML forbids there is no mark
         raise UniclError(f"{source}: {' '.join(str(error).split())}", "fix the YAML at this place") from error
     except (
         ValueError,
         LookupError,
         TypeError,
         AttributeError,
-    ) as error:  # of a tag that does not fit its value: !!int x, !!bool x
-        raise UniclError(f"{source}: a value cannot be read: {error}", "fix it, or take its !!tag away") from error
+    ) as error:  # a tag that does not fit its value: !!int x, !!bool x
+        raise UniclError(f"{source}: a value cannot be read: {error}", "fix the value, or remove its !!tag") from error
     except RecursionError as error:
-        raise UniclError(f"{source}: an anchor contains itself, or the nesting is too deep", "write it flat") from error
+        raise UniclError(
+            f"{source}: an anchor contains itself, or the nesting is too deep", "write the values without anchors"
+        ) from error
 
 
 def read_value(text: str, source: str) -> Any:
-    """The value that ``text`` would have after `key: ` in a file; empty text is null."""
-    return parse(text, source).data
+    """Return the value that ``text`` would have after `key: ` in a file; empty text is null."""
+    return parse_yaml(text, source).data
 
 
-def write(data: Any) -> str:
-    """YAML that ``parse`` reads back as equal data, keys in their order, short lists on one line."""
+def write_yaml(data: Any) -> str:
+    """Return YAML that `parse_yaml` reads back as equal data: keys in order, short lists on one line."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
 
 
 class _Block(_Dumper):
-    """A key a line; lists of scalars stay on one."""
+    """Dumper that writes one key per line, and lists of scalars on one line."""
 
 
 def _represent_mapping(dumper: _Block, data: dict[str, Any]) -> yaml.Node:
@@ -169,11 +172,11 @@ def _represent_mapping(dumper: _Block, data: dict[str, Any]) -> yaml.Node:
 _Block.add_representer(dict, _represent_mapping)
 
 
-def write_noted(data: Any, note: Callable[[Loc], str]) -> str:
-    """`write` with a key a line and, behind each value, what ``note`` says of its place as a comment."""
+def write_commented_yaml(data: Any, note: Callable[[Loc], str]) -> str:
+    """Return YAML with one key per line and, behind each value, ``note(place)`` as a comment."""
     text = yaml.dump(data, Dumper=_Block, sort_keys=False, allow_unicode=True, default_flow_style=None, width=10**6)
     keys: dict[int, Loc] = {}
-    for loc, place in parse(text, "").marks.items():
+    for loc, place in parse_yaml(text, "").marks.items():
         number = int(place.rpartition(":")[2])
         if number not in keys or isinstance(loc[-1], str):
             keys[number] = loc
@@ -187,7 +190,7 @@ def write_noted(data: Any, note: Callable[[Loc], str]) -> str:
 
 
 def leaves(value: Any, at: str = "") -> dict[str, Any]:
-    """Dotted path -> value of nested mappings and lists; an empty one is a value."""
+    """Return dotted path -> value of nested mappings and lists; an empty mapping or list is a value."""
     if not isinstance(value, dict | list | tuple) or not value:
         return {at: value}
     items = value.items() if isinstance(value, dict) else enumerate(value)

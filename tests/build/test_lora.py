@@ -14,7 +14,7 @@ from unicl_cli.data.tokenizers import class_tokenizer
 from unicl_cli.encoders.split_attention import SplitAttention, can_split
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.load import load_text
-from unicl_cli.yaml_lines import write
+from unicl_cli.yaml_lines import write_yaml
 
 TOKENIZER = class_tokenizer(["zero", "one", "two"])
 TEXT = {"name": "transformer", "width": 16, "layers": 2, "heads": 2, "lora": {"rank": 4}}
@@ -25,14 +25,14 @@ def recipe(micro="auto", **model):
     model = {"embed_dim": 16, "image": VIT, "text": TEXT} | model
     data = {"train": [{"corpus": "c"}], "image_size": 32}
     batch = {"size": 6, "micro": micro}
-    return load_text(write({"data": data, "model": model, "batch": batch, "steps": 1}))
+    return load_text(write_yaml({"data": data, "model": model, "batch": batch, "steps": 1}))
 
 
 def open_clip(folder, **more):
     data = {"train": [{"corpus": "c"}], "image_size": 64}
     both = {"image": {"lora": {"rank": 4}}, "text": {"lora": {"rank": 4}}} | more
     model = {"name": "open_clip", "arch": f"local-dir:{folder}", **both}
-    return load_text(write({"data": data, "model": model, "batch": {"size": 6}, "steps": 1}))
+    return load_text(write_yaml({"data": data, "model": model, "batch": {"size": 6}, "steps": 1}))
 
 
 def built(asked, chunks=1):

@@ -80,26 +80,26 @@ def test_recipes_are_names_files_and_folders(tmp_path: Path, monkeypatch: pytest
     Path("mine/a.yaml").write_text("")
     Path("mine/b.txt").write_text("")
     Path("mix.yml").write_text("")
-    assert completion.recipes("mi") == ["mine/", "mix.yml"]
-    assert completion.recipes("mine/") == ["mine/a.yaml"]
-    assert set(builtin_names()) <= set(completion.recipes(""))
-    assert completion.recipes("nowhere/x") == []
+    assert completion.complete_recipes("mi") == ["mine/", "mix.yml"]
+    assert completion.complete_recipes("mine/") == ["mine/a.yaml"]
+    assert set(builtin_names()) <= set(completion.complete_recipes(""))
+    assert completion.complete_recipes("nowhere/x") == []
 
 
 def test_every_key_of_a_recipe_is_offered_with_what_it_can_be():
-    known = completion.choices()
+    known = completion.key_choices()
     assert known["schedule.name"] == ["cosine", "constant"]
     assert known["deterministic"] == ["true", "false"]
     assert {"unicl", "clip"} <= set(known["loss"])
     assert "timm" in known["model.image"]
     assert {"optim.lr", "data.image_size", "log.trackers", "checkpoint.best.metric"} <= set(known)
-    assert completion.overrides("schedule.name=c") == ["schedule.name=constant", "schedule.name=cosine"]
+    assert completion.complete_overrides("schedule.name=c") == ["schedule.name=constant", "schedule.name=cosine"]
 
 
 def test_runs_sources_and_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     Path("runs/one").mkdir(parents=True)
     Path("runs/one/status.json").write_text("{}")
-    assert completion.runs("runs/o") == ["runs/one"]
-    assert "digits" in completion.sources("dig")
-    assert completion.kinds("l") == ["losses"]
+    assert completion.complete_runs("runs/o") == ["runs/one"]
+    assert "digits" in completion.complete_sources("dig")
+    assert completion.complete_kinds("l") == ["losses"]

@@ -64,7 +64,7 @@ def answer(capsys, *args: str) -> tuple[str, str]:
     return capsys.readouterr()
 
 
-@pytest.mark.parametrize("words", ["eval", "probe", "zeroshot {picture} --classes red,blue"])
+@pytest.mark.parametrize("words", ["eval", "probe", "zeroshot {image} --classes red,blue"])
 def test_measuring_does_not_pay_for_torchs_compiler(model, place, words):
     """Its import takes as long as torch's own; torchvision and FSDP2 bring it along."""
     code = (
@@ -72,7 +72,7 @@ def test_measuring_does_not_pay_for_torchs_compiler(model, place, words):
         "heavy = {'torchvision', 'torch._dynamo', 'timm'} & set(sys.modules); "
         "sys.stderr.write(f'LOADED {sorted(heavy)}'); sys.exit(status)"
     )
-    command = [*words.format(picture=place / "pictures/test/red/0.png").split(), "--model", model, "--quiet"]
+    command = [*words.format(image=place / "pictures/test/red/0.png").split(), "--model", model, "--quiet"]
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.endswith("LOADED []")
@@ -108,16 +108,16 @@ def test_probe_prints_tables_or_one_document(model, capsys):
 
 
 def test_zeroshot_answers_with_lines_and_takes_a_class_that_training_never_saw(model, place, capsys):
-    picture = str(place / "pictures" / "test" / "red" / "0.png")
-    out, _ = answer(capsys, "zeroshot", picture, "--classes", "blue,red", "--model", model, "--top-k", "1")
-    assert out.startswith(f"{picture}\tred ")
-    out, err = answer(capsys, "zeroshot", picture, "--classes", "red,a heffalump,red", "--model", model, "--json")
+    image = str(place / "pictures" / "test" / "red" / "0.png")
+    out, _ = answer(capsys, "zeroshot", image, "--classes", "blue,red", "--model", model, "--top-k", "1")
+    assert out.startswith(f"{image}\tred ")
+    out, err = answer(capsys, "zeroshot", image, "--classes", "red,a heffalump,red", "--model", model, "--json")
     row = json.loads(out)
     assert {item["label"] for item in row["top"]} == {"red", "a heffalump"}
     assert err == "warning: --classes names red more than once\n"
 
 
-def test_a_bad_picture_is_a_row_and_status_two(model, place, capsys):
+def test_a_bad_image_is_a_row_and_status_two(model, place, capsys):
     (place / "bad.png").write_bytes(b"no image")
     inputs = [str(place / "pictures/test/red/0.png"), str(place / "bad.png"), str(place / "pictures/test/blue/0.png")]
     capsys.readouterr()
@@ -135,18 +135,18 @@ def test_a_bad_picture_is_a_row_and_status_two(model, place, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["eval", "one", "--model", "two"], "two models: one and --model two"),
+        (["eval", "one", "--model", "two"], "two models given: one and --model two"),
         (["eval", "nowhere"], "no such run"),
         (["eval", "{model}", "--data", "nowhere"], "no corpus here"),
         (["probe", "{model}", "--split", "val"], "no split 'val'"),
         (["zeroshot", "x.png", "--classes", ",", "--model", "{model}"], "names no class"),
         (["eval", "{model}", "--devices", "cpu:no"], "--devices cpu:no"),
         (["eval", "{model}", "--predictions", "/proc/no/p.parquet"], "--predictions /proc/no/p.parquet: cannot be wri"),
-        (["zeroshot", "--classes", "a"], "no images named"),
-        (["zeroshot", "x.png", "--stdin-image"], "--stdin-image reads the one image itself"),
-        (["zeroshot", "-", "-", "--classes", "a"], "can be read once"),
-        (["zeroshot", "-", "--devices", "cpu:2", "--classes", "a"], "one process alone reads standard input"),
-        (["zeroshot", "x.png", "--json", "--csv"], "both --json and --csv"),
+        (["zeroshot", "--classes", "a"], "no images given"),
+        (["zeroshot", "x.png", "--stdin-image"], "--stdin-image: cannot be combined with other inputs"),
+        (["zeroshot", "-", "-", "--classes", "a"], "can be read only once"),
+        (["zeroshot", "-", "--devices", "cpu:2", "--classes", "a"], "only one process can read standard input"),
+        (["zeroshot", "x.png", "--json", "--csv"], "--json: cannot be combined with --csv"),
         (["zeroshot", "x.png", "--classes", "a", "--classes-from", "c", "--model", "{model}"], "both --classes and"),
         (["zeroshot", "x.png", "--classes-from", "nowhere", "--model", "{model}"], "no corpus here"),
     ],
@@ -172,8 +172,8 @@ def test_one_vector_a_class_with_a_bias_is_a_linear_classifier(place, capsys):
     changes = ("model.text={name: linear, bias: true}", "model.tokenizer=classes", 'data.templates=["{}"]')
     linear = trained(place, "linear", *changes, "model.context_length=null")
     assert json.loads(answer(capsys, "eval", linear, "--json")[0])["data"][0]["top1"] > 0.6
-    picture = str(place / "pictures" / "test" / "red" / "0.png")
-    out, _ = answer(capsys, "zeroshot", picture, "--classes", "green,red", "--model", linear, "--json")
+    image = str(place / "pictures" / "test" / "red" / "0.png")
+    out, _ = answer(capsys, "zeroshot", image, "--classes", "green,red", "--model", linear, "--json")
     assert {item["label"] for item in json.loads(out)["top"]} == {"green", "red"}
 
 
@@ -226,7 +226,7 @@ def test_a_pipe_is_answered_line_by_line_and_ctrl_c_ends_it(model, place):
 
 
 @pytest.mark.slow
-def test_a_reader_that_leaves_is_no_error(model, place):
+def test_a_reader_that_leaves_is_not_an_error(model, place):
     folder = str(place / "pictures" / "train")
     with process("zeroshot", *[folder] * 40, "--classes", "red,blue", "--model", model, "--batch", "1") as child:
         child.stdout.readline()
@@ -236,7 +236,7 @@ def test_a_reader_that_leaves_is_no_error(model, place):
 
 
 @pytest.mark.slow
-def test_three_thousand_pictures_take_no_more_memory_than_thirty(model, place):
+def test_three_thousand_images_take_no_more_memory_than_thirty(model, place):
     folder = place / "many"
     folder.mkdir()
     for number in range(30):
@@ -256,13 +256,13 @@ def test_three_thousand_pictures_take_no_more_memory_than_thirty(model, place):
 
 @pytest.mark.slow
 def test_two_processes_print_what_one_prints(model, place, capsys):
-    picture = [str(path) for path in sorted((place / "pictures" / "test").rglob("*.png"))]
+    images = [str(path) for path in sorted((place / "pictures" / "test").rglob("*.png"))]
     for args in (
         ("eval", model, "--json", "--batch", "4"),
         ("probe", model, "--json", "--batch", "4"),
         (
             "zeroshot",
-            *picture,
+            *images,
             str(place / "gone.png"),
             "--classes",
             "red,blue",

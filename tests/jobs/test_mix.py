@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from unicl_cli.build.load import load_model
 from unicl_cli.cli import main
-from unicl_cli.commands.mix import shares
+from unicl_cli.commands.mix import parse_alphas
 from unicl_cli.core import checkpoint
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.mix import check_pair, entry_score, interpolate, mix_models, mix_tables
@@ -197,9 +197,9 @@ def test_different_models_are_refused(train, open_clip_folder, tuned):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--alpha", "2", "-o", "x"], "--alpha 2: lies outside of 0 to 1"),
-        (["--alpha", "half", "-o", "x"], "--alpha half: is no list of numbers"),
-        (["--alpha", "0.5", "--curve"], "--curve and --alpha exclude each other"),
+        (["--alpha", "2", "-o", "x"], "--alpha 2: outside of 0 to 1"),
+        (["--alpha", "half", "-o", "x"], "--alpha half: not a list of numbers"),
+        (["--alpha", "0.5", "--curve"], "--curve: cannot be combined with --alpha"),
         ([], "nothing to do"),
         (["-o", "full"], "-o full: already exists"),
         (["--alpha", ",", "-o", "x"], "lies outside"),
@@ -216,6 +216,6 @@ def test_a_wrong_command_is_one_line(words, message, tmp_path, monkeypatch, caps
 
 
 def test_shares_are_sorted_and_each_once():
-    assert shares("1, 0,0.5,1", curve=False) == (0, 0.5, 1)
-    assert shares(None, curve=False) == (0.5,)
-    assert len(shares(None, curve=True)) == 11
+    assert parse_alphas("1, 0,0.5,1", curve=False) == (0, 0.5, 1)
+    assert parse_alphas(None, curve=False) == (0.5,)
+    assert len(parse_alphas(None, curve=True)) == 11

@@ -15,9 +15,9 @@ from unicl_cli.errors import UniclError
 from unicl_cli.recipe.load import check_corpora, load, load_text
 from unicl_cli.recipe.schema import Augment, Recipe, Section
 from unicl_cli.recipe.stages import stage_of
-from unicl_cli.recipe.text import as_mapping, dump, recipe_hash, schema
+from unicl_cli.recipe.text import as_mapping, dump, recipe_hash, recipe_json_schema
 from unicl_cli.runs.place import run_path
-from unicl_cli.yaml_lines import write
+from unicl_cli.yaml_lines import write_yaml
 
 SMALL = """
 name: small
@@ -82,20 +82,20 @@ def test_every_problem_is_named_at_its_line(golden: Callable[[str, str], None]):
         ("steps=true", "steps: should be a valid integer, got true"),
         ("steps='5'", "steps: should be a valid integer, got '5'"),
         ("steps=1.5", "steps: should be a valid integer, got 1.5"),
-        ("loss=", "loss: should be the name of one, or a mapping with a name, got null"),
+        ("loss=", "loss: should be the name of a part, or a mapping with a name, got null"),
         ("loss=clp", "loss.name: no loss 'clp'; did you mean 'clip'?"),
         ("model.tokeniser=x", "model.tokeniser: unknown key; did you mean 'tokenizer'?"),
         ("model.part=x", "model.part: unknown key"),
-        ("model.image=", "model.image: should be the name of one, or a mapping with a name, got null"),
+        ("model.image=", "model.image: should be the name of a part, or a mapping with a name, got null"),
         ("model=clp", "model.name: no encoder 'clp'"),
         ("data.augment=basicc", "data.augment: 'basicc' is not one of none, basic, shift, strong"),
         ("data.augment=[none, none]", "data.augment: 2 entries, but data.views is 1"),
         ("data.train=[]", "data.train: should have at least 1 item, got []"),
         ("data.mix.labels=2", "data.mix.labels: should be less than or equal to 1 or 'auto', got 2"),
-        ("steps=", "small.yaml:1: exactly one of steps, epochs, samples is wanted, got 0"),
+        ("steps=", "small.yaml:1: set exactly one of steps, epochs, samples (found 0)"),
         ("extends=x", "extends: unknown key"),
         ("stages=[{optm: 1}]", "stages.0.optm: unknown key; did you mean 'optim'?"),
-        ("stages=[{stages: []}]", "stages.0.stages: a stage has no stages"),
+        ("stages=[{stages: []}]", "stages.0.stages: is not allowed inside a stage"),
         ("stages=[{loss: clp}]", "stages.0.loss.name: no loss 'clp'; did you mean 'clip'?"),
         ("name=a/b", "name: should match pattern"),
         ("guard=3", "guard: should be a mapping, got 3"),
@@ -110,8 +110,8 @@ def test_one_mistake_is_one_problem(override: str, said: str):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("optim.lr", "override 'optim.lr' is not KEY=VALUE"),
-        ("=3", "override '=3' is not KEY=VALUE"),
+        ("optim.lr", "override 'optim.lr': not KEY=VALUE"),
+        ("=3", "override '=3': not KEY=VALUE"),
         ("data.train.1.corpus=x", "override 'data.train.1.corpus=x': no '1' in a list of 1"),
         ("data.train.-1.corpus=x", "no '-1' in a list of 1"),
         ("steps.x=3", "command line: steps is 5 and has no 'x'"),
@@ -126,13 +126,13 @@ def test_an_override_that_cannot_be_read_is_one_line(override: str, said: str):
 
 
 @pytest.mark.parametrize("text", ["", "3", "[a]", "just text"])
-def test_a_file_that_is_no_mapping_says_so(text: str):
-    assert fault(lambda: load_text(text, "f")) == "f: a recipe is a mapping of keys"
+def test_a_file_that_is_not_a_mapping_says_so(text: str):
+    assert fault(lambda: load_text(text, "f")) == "f: not a mapping of keys"
 
 
 def test_a_file_that_is_not_text_says_so(tmp_path: Path):
     (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00")
-    assert "r.yaml cannot be read: 'utf-8' codec" in fault(lambda: load(str(tmp_path / "r.yaml")))
+    assert "r.yaml: cannot be read: 'utf-8' codec" in fault(lambda: load(str(tmp_path / "r.yaml")))
 
 
 # -- layers -------------------------------------------------------------------------------------------------------
@@ -159,9 +159,7 @@ def test_another_name_replaces_a_part_and_the_same_name_keeps_its_options():
 def test_a_later_length_replaces_an_earlier_one():
     recipe = small("epochs=2.5")
     assert (recipe.steps, recipe.epochs) == (None, 2.5)
-    assert "exactly one of steps, epochs, samples is wanted, got 2" in fault(
-        lambda: load_text(SMALL + "epochs: 1", "f")
-    )
+    assert "set exactly one of steps, epochs, samples (found 2)" in fault(lambda: load_text(SMALL + "epochs: 1", "f"))
 
 
 def write_files(folder: Path, **texts: str) -> Path:
@@ -275,7 +273,7 @@ RECIPES = st.fixed_dictionaries(
 def test_a_dumped_recipe_loads_as_the_same_recipe(raw: dict[str, Any], length: dict[str, Any]):
     if (betas := raw.get("optim", {}).get("betas")) is not None:
         raw["optim"]["betas"] = [*betas, *betas]
-    recipe = load_text(write(json.loads(json.dumps({**raw, **length}))))
+    recipe = load_text(write_yaml(json.loads(json.dumps({**raw, **length}))))
     again = load_text(dump(recipe))
     assert again == recipe
     assert dump(again) == dump(recipe)
@@ -323,7 +321,7 @@ def test_a_recipe_cannot_be_changed():
 
 
 def test_the_schema_describes_every_key():
-    whole = schema()
+    whole = recipe_json_schema()
     for section in [whole, *whole["$defs"].values()]:
         for key, place in section["properties"].items():
             assert "description" in place or "$ref" in place, key
@@ -340,7 +338,7 @@ def test_corpora_are_checked_without_reading_them(tmp_path: Path):
     corpus.mkdir()
     manifest = corpus / "manifest.json"
     manifest.write_text("{")
-    assert f"{manifest} cannot be read" in fault(lambda: check_corpora(small(*overrides)))
+    assert f"{manifest}: cannot be read" in fault(lambda: check_corpora(small(*overrides)))
     manifest.write_text(json.dumps({"shards": [{"split": "train"}]}))
     assert "has no split 'test or val'" in fault(lambda: check_corpora(small(*overrides)))
     manifest.write_text(json.dumps({"shards": [{"split": "train"}, {"split": "val"}]}))

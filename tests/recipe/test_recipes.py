@@ -13,7 +13,7 @@ from unicl_cli.recipe.layers import builtin_folder, builtin_names
 from unicl_cli.recipe.load import load, load_text
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stage_of
-from unicl_cli.recipe.text import as_mapping, dump, schema
+from unicl_cli.recipe.text import as_mapping, dump, recipe_json_schema
 
 NAMES = builtin_names()
 ARMS = {
@@ -127,7 +127,7 @@ def test_an_arm_differs_from_unicl_in_nothing_else(data: str, arm: str, sections
 
 def test_editors_find_a_schema_that_is_fresh_beside_each_recipe():
     written = (builtin_folder() / "recipe.schema.json").read_text(encoding="utf-8")
-    assert json.loads(written) == schema(), "unicl recipes schema > recipes/recipe.schema.json"
+    assert json.loads(written) == recipe_json_schema(), "unicl recipes schema > recipes/recipe.schema.json"
     for name in NAMES:
         first = (builtin_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
         assert first == "# yaml-language-server: $schema=recipe.schema.json"

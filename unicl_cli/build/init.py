@@ -14,7 +14,7 @@ from unicl_cli.core.loop import Step
 from unicl_cli.core.towers import traits_in
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
-from unicl_cli.problems import show
+from unicl_cli.problems import quote_value
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.folder import RESOLVED, TOKENIZER, find_run
@@ -149,7 +149,9 @@ def check_compatible(step: Step, recipe: Recipe, source: Loaded, taken: set[str]
         keys = sorted(key for key in {**here, **there} if here and there and concerns_parts(key, taken))
         changed = [key for key in keys if comparable(key, here.get(key)) != comparable(key, there.get(key))]
         if changed:
-            changes = ", ".join(f"{key} {show(there.get(key))} -> {show(here.get(key))}" for key in changed)
+            changes = ", ".join(
+                f"{key} {quote_value(there.get(key))} -> {quote_value(here.get(key))}" for key in changed
+            )
             raise UniclError(f"model.init: {source.name} has other settings: {changes}", hint)
     if "image" in taken and not same_pixels(step.model, source.step.model):
         raise UniclError(f"model.init: {source.name} normalises pixels differently from this model", hint)
@@ -172,7 +174,7 @@ def comparable(key: str, value: Any) -> Any:
 
 def recipe_settings(step: Step, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the settings that towers declare, and the options of the recipe's encoders, both without training's."""
-    return declared_settings(step.model), flat_settings(registry.plain(recipe.model.part.options))
+    return declared_settings(step.model), flat_settings(registry.as_plain_data(recipe.model.part.options))
 
 
 def source_settings(source: Loaded) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The first-party commands, one module each, and the options that every command takes."""
+"""The first-party commands, one module each, and the options that several of them share."""
 
 import logging
 import os
@@ -7,48 +7,101 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands.completion import runs
+from unicl_cli.commands.completion import complete_runs
 
 LOG = logging.getLogger("unicl_cli")
+COMPUTE = "Compute"
+OUTPUT = "Output"
+"""Panels of `--help` that every command with many options has, beside its own."""
 
 
-def _quieten(wanted: bool) -> bool:
-    if wanted:
+def examples(*lines: str) -> str:
+    """Return the end of a command's help: ``lines`` to copy, each of which runs as it stands."""
+    shown = "\n".join(f"  {line}" for line in lines)
+    return f"\nExamples:\n{shown}"  # typer would strip the indentation if the text began with its second line
+
+
+def _set_quiet(given: bool) -> bool:
+    if given:
         LOG.setLevel(logging.WARNING)
-    return wanted
+    return given
 
 
-def _debug(wanted: bool) -> bool:
-    if wanted:
+def _set_debug(given: bool) -> bool:
+    if given:
         os.environ["UNICL_DEBUG"] = "1"  # for `main` and for worker processes
-    return wanted
+    return given
 
 
-def _listen(wanted: bool) -> bool:
-    if wanted:
+def _show_library_logs(given: bool) -> bool:
+    if given:
         logging.basicConfig(format="%(name)s: %(message)s", level=logging.INFO)  # to stderr
-    return wanted
+    return given
 
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_quieten, help="No progress.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_listen, help="Also what the libraries report.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=_set_quiet, help="Show no progress.", rich_help_panel=OUTPUT)
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        callback=_show_library_logs,
+        help="Also show log output from libraries.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Debug = Annotated[
-    bool, typer.Option("--debug", envvar="UNICL_DEBUG", callback=_debug, help="Show the traceback of an error.")
+    bool,
+    typer.Option(
+        "--debug",
+        envvar="UNICL_DEBUG",
+        callback=_set_debug,
+        help="Show the traceback of an error.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 MODEL_FORMS = "A run, a checkpoint, open_clip:NAME/TAG, local-dir:PATH or hf-hub:ORG/REPO"
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=OUTPUT)]
 ModelArgument = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help=f"{MODEL_FORMS}; default: the run that finished last.", autocompletion=runs),
+    typer.Argument(
+        metavar="MODEL",
+        help=f"{MODEL_FORMS}. Default: the run that finished last.",
+        autocompletion=complete_runs,
+    ),
 ]
-SameModel = Annotated[str | None, typer.Option("--model", help="The same as the first argument.", autocompletion=runs)]
+SameModel = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="Same as the argument MODEL.", autocompletion=complete_runs),
+]
 Template = Annotated[
-    list[str] | None, typer.Option(help="A prompt like 'a photo of a {}.', a list's name (clip80, none) or a file.")
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT|NAME|FILE",
+        help="Prompt template such as 'a photo of a {}.', name of a list (clip80, clip7, none) or text file; "
+        "may be repeated.",
+    ),
 ]
-Batch = Annotated[int, typer.Option(min=1, help="Images that each process encodes at once.")]
-Devices = Annotated[str, typer.Option(help="auto, a number of GPUs, or cpu:N for N processes.")]
-RawWeights = Annotated[bool, typer.Option("--raw-weights", help="Not their moving average.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="A file for the JSON.")]
+Batch = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Images that each process encodes at once.", rich_help_panel=COMPUTE)
+]
+Devices = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|N|cpu:N",
+        help="All GPUs (auto; without one, the CPU), N GPUs, or N processes on the CPU.",
+        rich_help_panel=COMPUTE,
+    ),
+]
+RawWeights = Annotated[
+    bool, typer.Option("--raw-weights", help="Use the trained weights, not their moving average (ema).")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="FILE", help="Also write the JSON to this file.", rich_help_panel=OUTPUT),
+]
 
 everywhere = typer.Typer(add_completion=False)
 """Its options are added to each command: they count before the command's name and after it."""
@@ -56,9 +109,9 @@ everywhere = typer.Typer(add_completion=False)
 
 @everywhere.command()
 def _everywhere(
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", callback=_quieten, hidden=True, expose_value=False)] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", callback=_set_quiet, hidden=True, expose_value=False)] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", callback=_listen, hidden=True, expose_value=False)
+        bool, typer.Option("--verbose", "-v", callback=_show_library_logs, hidden=True, expose_value=False)
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", callback=_debug, hidden=True, expose_value=False)] = False,
+    debug: Annotated[bool, typer.Option("--debug", callback=_set_debug, hidden=True, expose_value=False)] = False,
 ) -> None: ...

@@ -1,62 +1,108 @@
-"""`unicl bench KIND`: how fast, in how much memory, and how much faster than open_clip."""
+"""`unicl bench KIND`: speed and memory, alone or beside open_clip."""
 
 import sys
 from typing import Annotated
 
 import typer
 
-from unicl_cli.commands import Json, Out, Quiet
-from unicl_cli.commands.completion import begins, overrides, recipes
+from unicl_cli.commands import OUTPUT, Json, Out, Quiet, examples
+from unicl_cli.commands.completion import complete_overrides, complete_recipes, starting_with
 
 app = typer.Typer(add_completion=False)
+CASES = "Cases to measure"
 
 
 def complete_kind(incomplete: str) -> list[str]:
+    """Return the kinds of benchmark that begin with ``incomplete``."""
     from unicl_cli.jobs.bench.kinds import KINDS
 
-    return begins(KINDS, incomplete)
+    return starting_with(KINDS, incomplete)
 
 
-@app.command()
+@app.command(
+    epilog=examples("unicl bench", "unicl bench loader recipe.yaml", "unicl bench sampler --sizes 64k,1e6 --rounds 3")
+)
 def bench(
     kind: Annotated[
         str | None,
         typer.Argument(
             metavar="KIND",
-            help="loader, step, text, loss, switches, eval, sampler, probe or start; none: what each one measures.",
+            help="loader, step, text, loss, switches, eval, sampler, probe or start. Default: list what each measures.",
             autocompletion=complete_kind,
         ),
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Argument(metavar="RECIPE", help="loader, step: a recipe's own data and model.", autocompletion=recipes),
+        typer.Argument(
+            metavar="RECIPE",
+            help="Recipe whose data and model are measured (loader, step).",
+            autocompletion=complete_recipes,
+        ),
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to change.", autocompletion=overrides),
+        typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to change.", autocompletion=complete_overrides),
     ] = None,
-    vs: Annotated[str | None, typer.Option(metavar="PEER", help="open_clip: on the same weights and data.")] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="How often each one runs; default: 3 to 7.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of a process.")] = 1,
-    devices: Annotated[str, typer.Option(help="auto (the first GPU, if there is one) or cpu.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16; default: bf16 on a GPU.")] = None,
-    batch: Annotated[int | None, typer.Option(min=2, help="Rows of a batch; default: 64.")] = None,
+    vs: Annotated[
+        str | None, typer.Option(metavar="PEER", help="Compare with open_clip on the same weights and data.")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Runs of each row. Default: 3 to 7, by kind.")
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(min=1, metavar="N", help="CPU threads of a process.", rich_help_panel=CASES)
+    ] = 1,
+    devices: Annotated[
+        str,
+        typer.Option(metavar="auto|cpu", help="The first GPU if there is one, or the CPU.", rich_help_panel=CASES),
+    ] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fp32|bf16", help="Number format. Default: bf16 on a GPU, else fp32.", rich_help_panel=CASES
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Rows of a batch. Default: 64.", rich_help_panel=CASES)
+    ] = None,
     model: Annotated[
-        str | None, typer.Option(help="step, text, switches, eval: tiny, text, small, ViT-B-32, ViT-B-16 or Swin-T.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="tiny, text, small, ViT-B-32, ViT-B-16 or Swin-T (step, text, switches, eval).",
+            rich_help_panel=CASES,
+        ),
     ] = None,
     sizes: Annotated[
-        str | None, typer.Option(metavar="N,N", help="loss: rows of a batch (64k is 65536); sampler: rows of a corpus.")
+        str | None,
+        typer.Option(
+            metavar="N,N",
+            help="Rows of a batch (loss) or of a corpus (sampler); 64k is 65536.",
+            rich_help_panel=CASES,
+        ),
     ] = None,
-    classes: Annotated[str | None, typer.Option(metavar="N,N", help="text, eval: numbers of classes.")] = None,
-    processes: Annotated[str | None, typer.Option(metavar="N,N", help="loss: numbers of processes.")] = None,
-    only: Annotated[list[str] | None, typer.Option(metavar="ROW", help="This row; may be repeated.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every row of the kind, which may take minutes.")] = False,
-    peak: Annotated[bool, typer.Option(help="The peak memory of a fresh process too.")] = True,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="N,N", help="Numbers of classes (text, eval).", rich_help_panel=CASES),
+    ] = None,
+    processes: Annotated[
+        str | None,
+        typer.Option(metavar="N,N", help="Numbers of processes (loss).", rich_help_panel=CASES),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="ROW", help="Measure only this row; may be repeated.")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Measure every row of the kind, which may take minutes.")
+    ] = False,
+    peak: Annotated[
+        bool, typer.Option(help="Also measure the peak memory of a fresh process.", rich_help_panel=OUTPUT)
+    ] = True,
     out: Out = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure: what is compared takes turns in one process, after a check that it computes the same."""
+    """Measure speed and memory. What is compared takes turns in one process, after a check that the results agree."""
     from unicl_cli.jobs.bench.kinds import Request, check_request, parse_counts
 
     if kind is None:
@@ -82,14 +128,14 @@ def bench(
             peak=peak,
         )
     )
-    from unicl_cli.commands.output import check_first, show
+    from unicl_cli.commands.output import check_before_loading, print_document
 
-    check_first((), (), ("-o", out))
+    check_before_loading((), (), ("-o", out))
     from unicl_cli.jobs.bench.bench import run_benchmark
     from unicl_cli.jobs.bench.tables import tables
 
     document = run_benchmark(request, sys.argv[1:])
-    show(document, tables, as_json=as_json, out=out)
+    print_document(document, tables, as_json=as_json, out=out)
     if not document["complete"]:
         raise typer.Exit(130)
 

@@ -1,4 +1,4 @@
-"""What the shell offers for a half-typed word; nothing here imports torch."""
+"""Shell completion of arguments; nothing here imports torch."""
 
 import os
 import shlex
@@ -9,18 +9,19 @@ from typing import Any
 from unicl_cli import registry
 
 PARTS = {"loss": "losses", "model": "encoders", "model.image": "encoders", "model.text": "encoders"}
-"""Keys of a recipe whose value is the name of a part."""
+"""Recipe key -> kind of part that its value names."""
 
 
-def begins(words: Iterable[str], incomplete: str) -> list[str]:
+def starting_with(words: Iterable[str], incomplete: str) -> list[str]:
+    """Return the words that begin with ``incomplete``, sorted, each once."""
     return sorted(word for word in set(words) if word.startswith(incomplete))
 
 
-def recipes(incomplete: str) -> list[str]:
-    """The shipped recipes, and YAML files and folders where the word points to."""
+def complete_recipes(incomplete: str) -> list[str]:
+    """Return the shipped recipes, and the YAML files and folders that ``incomplete`` leads to."""
     from unicl_cli.recipe.layers import builtin_names
 
-    return begins([*builtin_names(), *_files(incomplete, (".yaml", ".yml"))], incomplete)
+    return starting_with([*builtin_names(), *_files(incomplete, (".yaml", ".yml"))], incomplete)
 
 
 def _files(incomplete: str, suffixes: tuple[str, ...]) -> Iterator[str]:
@@ -33,35 +34,37 @@ def _files(incomplete: str, suffixes: tuple[str, ...]) -> Iterator[str]:
                 yield str(path)
 
 
-def sources(incomplete: str) -> list[str]:
-    """Data sources by name; with none that fits, the shell offers files."""
-    return begins(registry.names("datasets"), incomplete)
+def complete_sources(incomplete: str) -> list[str]:
+    """Return the names of data sources; if none fits, the shell offers files."""
+    return starting_with(registry.names("datasets"), incomplete)
 
 
-def kinds(incomplete: str) -> list[str]:
-    return begins(registry.KINDS, incomplete)
+def complete_kinds(incomplete: str) -> list[str]:
+    """Return the kinds of parts."""
+    return starting_with(registry.KINDS, incomplete)
 
 
-def runs(incomplete: str) -> list[str]:
+def complete_runs(incomplete: str) -> list[str]:
+    """Return the run directories in `runs`."""
     from unicl_cli.runs.folder import RUNS, STATUS
 
-    return begins((str(path.parent) for path in RUNS.glob(f"*/{STATUS}")), incomplete)
+    return starting_with((str(path.parent) for path in RUNS.glob(f"*/{STATUS}")), incomplete)
 
 
-def overrides(incomplete: str) -> list[str]:
-    """`KEY=`, and behind it what the key can be."""
-    known = choices()
-    before, cut = _cut_by_bash()
+def complete_overrides(incomplete: str) -> list[str]:
+    """Return `KEY=` for each recipe key, or the values of a key that is already typed."""
+    known = key_choices()
+    before, cut = _key_cut_by_bash()
     if cut:  # bash takes `loss=cl` for three words, and completes the last one
-        return begins(known.get(before, ()), incomplete)
+        return starting_with(known.get(before, ()), incomplete)
     key, equals, value = incomplete.partition("=")
     if equals:
-        return [f"{key}={word}" for word in begins(known.get(key, ()), value)]
-    return begins((f"{name}=" for name in known), incomplete)
+        return [f"{key}={word}" for word in starting_with(known.get(key, ()), value)]
+    return starting_with((f"{name}=" for name in known), incomplete)
 
 
-def _cut_by_bash() -> tuple[str, bool]:
-    """(the key, True) where bash has cut the word at its `=`."""
+def _key_cut_by_bash() -> tuple[str, bool]:
+    """Return (key, True) if bash has split `KEY=VALUE` at its `=`, else ("", False)."""
     try:
         words = shlex.split(os.environ["COMP_WORDS"])[: int(os.environ["COMP_CWORD"]) + 1]
     except (KeyError, ValueError):
@@ -70,31 +73,31 @@ def _cut_by_bash() -> tuple[str, bool]:
     return (words[at - 1], True) if at > 0 and words[at] == "=" else ("", False)
 
 
-def choices() -> dict[str, list[str]]:
-    """Each key of a recipe by its dotted name, with the words that it can be."""
-    from unicl_cli.recipe.text import schema
+def key_choices() -> dict[str, list[str]]:
+    """Return dotted recipe key -> the words that are valid as its value."""
+    from unicl_cli.recipe.text import recipe_json_schema
 
-    whole = schema()
-    found = dict(_keys(whole, whole, ""))
+    whole = recipe_json_schema()
+    found = dict(_choices_below(whole, whole, ""))
     return found | {key: registry.names(kind) for key, kind in PARTS.items()}
 
 
-def _keys(place: Mapping[str, Any], whole: Mapping[str, Any], at: str) -> Iterator[tuple[str, list[str]]]:
+def _choices_below(place: Mapping[str, Any], whole: Mapping[str, Any], at: str) -> Iterator[tuple[str, list[str]]]:
     for name, entry in place.get("properties", {}).items():
         key = f"{at}.{name}".lstrip(".")
-        forms = list(_forms(entry, whole))
+        forms = list(_union_members(entry, whole))
         inner = [form for form in forms if "properties" in form]
         words = [str(word) for form in forms for word in form.get("enum", [form["const"]] if "const" in form else ())]
         words += ["true", "false"] if any(form.get("type") == "boolean" for form in forms) else []
         if words or not inner:
             yield key, words
         for form in inner:
-            yield from _keys(form, whole, key)
+            yield from _choices_below(form, whole, key)
 
 
-def _forms(entry: Mapping[str, Any], whole: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _union_members(entry: Mapping[str, Any], whole: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     if "$ref" in entry:
         entry = whole["$defs"][entry["$ref"].rpartition("/")[2]]
     yield entry
     for form in entry.get("anyOf", ()):
-        yield from _forms(form, whole)
+        yield from _union_members(form, whole)

@@ -1,4 +1,4 @@
-"""`unicl doctor`: can this machine train, and what is in the way?"""
+"""`unicl doctor`: checks of this machine, and a hint for each problem."""
 
 import json
 import shutil
@@ -7,14 +7,14 @@ import textwrap
 
 import typer
 
-from unicl_cli.commands import Json
+from unicl_cli.commands import Json, examples
 
 app = typer.Typer(add_completion=False)
 
 
-@app.command()
+@app.command(epilog=examples("unicl doctor", "unicl doctor --json"))
 def doctor(as_json: Json = False) -> None:
-    """Check whether this machine can train. Changes nothing and asks nothing of the network."""
+    """Check whether this machine can train. Changes nothing and does not use the network."""
     from unicl_cli.jobs.doctor import PROBLEM, run_checks
 
     checks = run_checks()
@@ -31,5 +31,6 @@ def doctor(as_json: Json = False) -> None:
             if check.hint:
                 typer.echo(textwrap.indent(textwrap.fill(check.hint, columns - indent), " " * indent))
     if problems:
-        sys.stderr.write(f"{problems} problem{'s' if problems > 1 else ''}: training cannot work here\n")
+        count = "1 problem" if problems == 1 else f"{problems} problems"
+        sys.stderr.write(f"{count}: training cannot work here\n")
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""`unicl inspect PATH`: what is in a corpus, a batch, a checkpoint or a run."""
+"""`unicl inspect PATH`: contents of a corpus, a batch, a checkpoint or a run."""
 
 from itertools import islice
 from pathlib import Path
@@ -6,60 +6,86 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands import Quiet
+from unicl_cli.commands import Json, Out, Quiet, examples
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.recipe.layers import builtin_names
 
 app = typer.Typer(add_completion=False)
-LOOKED_AT = 2000
-"""Neighbours of a path that is not there, among which one may be meant."""
+BATCH, PAGE = "Targets of a batch", "HTML page"
+MAX_NEIGHBOURS = 2000
+"""Files beside a missing path that are searched for a similar name."""
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "unicl inspect corpus", "unicl inspect corpus --html corpus.html", "unicl inspect recipe.yaml --batch"
+    )
+)
 def inspect(
     path: Annotated[
         str, typer.Argument(metavar="PATH", help="A corpus, a run or a checkpoint; with --batch also a recipe.")
     ],
-    split: Annotated[str | None, typer.Option(help="Of a corpus; default: train, else the first.")] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Split of a corpus. Default: train, or the first without one.")
+    ] = None,
     tokenizer: Annotated[
-        str, typer.Option(metavar="corpus|clip|PATH", help="What counts the tokens of captions and prompts.")
+        str,
+        typer.Option(metavar="corpus|clip|PATH", help="Tokenizer that counts the tokens of captions and prompts."),
     ] = "corpus",
     batch: Annotated[
-        bool, typer.Option("--batch", help="Draw the targets of one batch, as CLIP and as UniCL see it.")
+        bool,
+        typer.Option(
+            "--batch", help="Draw the target matrix of one batch, for CLIP and for UniCL.", rich_help_panel=BATCH
+        ),
     ] = False,
     batch_size: Annotated[
         int | None,
-        typer.Option(metavar="B", min=1, help="Rows of a batch; default: the recipe's; 256 of a corpus."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Rows of the batch. Default: the recipe's, or 256 for a corpus.",
+            rich_help_panel=BATCH,
+        ),
     ] = None,
-    step: Annotated[int, typer.Option(min=0, help="The batch after this many steps of training.")] = 0,
+    step: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Draw the batch that follows this many training steps.", rich_help_panel=BATCH
+        ),
+    ] = 0,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write a page with images: one file, for any browser.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write a page with images: one file, for any browser.", rich_help_panel=PAGE
+        ),
     ] = None,
-    samples: Annotated[int, typer.Option(metavar="N", min=0, help="Images of each source on the page.")] = 8,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A file for the JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    samples: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Images of each source on the page.", rich_help_panel=PAGE)
+    ] = 8,
+    out: Out = None,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what is in a corpus, a batch, a checkpoint or a run. A damaged checkpoint ends in exit status 1."""
-    del quiet  # its callback has seen it
-    check_there(Path(path))
-    from unicl_cli.commands.output import check_first, show
+    """Show what is in a corpus, a batch, a checkpoint or a run. A damaged checkpoint ends with exit status 1."""
+    del quiet  # its callback has acted
+    check_exists(Path(path))
+    from unicl_cli.commands.output import check_before_loading, print_document
 
-    check_first((), (), ("-o", out), ("--html", html))
+    check_before_loading((), (), ("-o", out), ("--html", html))
     from unicl_cli.jobs.inspect.inspect import Options, inspect_path
     from unicl_cli.jobs.inspect.tables import tables
 
     options = Options(split, tokenizer, batch, batch_size, step, html, samples)
     document = inspect_path(path, options)
-    show(document, tables, as_json=as_json, out=out)
+    print_document(document, tables, as_json=as_json, out=out)
     if not document.get("whole", True):
         raise typer.Exit(1)
 
 
-def check_there(path: Path) -> None:
-    """A path that leads nowhere is told before torch is imported."""
+def check_exists(path: Path) -> None:
+    """Raise UniclError for a missing path before torch is imported, which takes seconds."""
     if path.exists() or str(path) in builtin_names():
         return
-    beside = islice(path.parent.iterdir(), LOOKED_AT) if path.parent.is_dir() else ()
+    beside = islice(path.parent.iterdir(), MAX_NEIGHBOURS) if path.parent.is_dir() else ()
     near = did_you_mean(path.name, [item.name for item in beside])
     raise UniclError(f"{path}: no such file or directory{near}", "give a corpus, a run or a checkpoint directory")

@@ -1,4 +1,4 @@
-"""What `eval`, `probe` and `zeroshot` share: their workers, the model they load, the document they print."""
+"""Common steps of commands that measure: check the inputs, load the model, print the document."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from unicl_cli.errors import UniclError, plain
+from unicl_cli.errors import UniclError, escape_control
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
 
 
-def check_first(models: Iterable[str | None], corpora: Iterable[str], *files: tuple[str, Path | None]) -> None:
-    """What would fail at its first use is told at once: models and corpora that are not there, files that cannot be
-    written (each with its option). Torch takes seconds to import, an evaluation may take hours."""
+def check_before_loading(models: Iterable[str | None], corpora: Iterable[str], *files: tuple[str, Path | None]) -> None:
+    """Raise UniclError for a missing model or corpus, and for a file (with its option) that cannot be written.
+
+    Called first, because importing torch takes seconds and an evaluation may take hours.
+    """
     from unicl_cli.core.hub import check_named
     from unicl_cli.data.corpus import open_corpus
 
@@ -32,47 +34,47 @@ def check_first(models: Iterable[str | None], corpora: Iterable[str], *files: tu
     for option, file in files:
         if file is None:
             continue
-        near = next(folder for folder in file.absolute().parents if folder.exists())  # those below it will be made
+        near = next(folder for folder in file.absolute().parents if folder.exists())  # folders below it will be created
         if file.is_dir() or not near.is_dir() or not os.access(near, os.W_OK):
-            raise UniclError(f"{option} {file}: cannot be written", "give another file")
+            raise UniclError(f"{option} {file}: cannot be written", "use another file")
 
 
-def one_model(argument: str | None, option: str | None) -> str | None:
-    """The model named as the first argument or as --model."""
+def pick_model(argument: str | None, option: str | None) -> str | None:
+    """Return the model that is named as the first argument or as --model."""
     if argument is not None and option is not None and argument != option:
-        raise UniclError(f"two models: {argument} and --model {option}", "name one of them")
+        raise UniclError(f"two models given: {argument} and --model {option}", "leave one of them out")
     return argument if option is None else option
 
 
-def load(
+def load_with_templates(
     model: str | None, device: Any, templates: Sequence[str] | None = None, *, raw_weights: bool = False
 ) -> Loaded:
-    """The model in evaluation on its device, with the templates of the command line where there are any."""
+    """Load a model for evaluation on ``device``; ``templates`` of the command line replace its own."""
     from unicl_cli.build.load import load_model
     from unicl_cli.core.prompts import load_templates
 
-    # a name or a file holds several, anything with a place for the class is one
+    # an item with a place for the class is a template, any other is a list by name or file
     lists = [[item] if "{" in item else load_templates(item) for item in templates or ()]
     loaded = load_model(model, device=device, raw_weights=raw_weights)
     chosen = [template for items in lists for template in items]
     return loaded._replace(templates=load_templates(chosen)) if chosen else loaded
 
 
-def show(
+def print_document(
     document: Mapping[str, Any],
     tables: Callable[[Mapping[str, Any]], Iterable[Any]],
     *,
     as_json: bool,
     out: Path | None = None,
 ) -> None:
-    """Tables or JSON on stdout, warnings on stderr, the JSON in ``out``; the first process alone speaks."""
+    """Print tables or JSON on stdout and warnings on stderr; write the JSON to ``out``. Only the first process does."""
     from unicl_cli.core.files import write_atomic
     from unicl_cli.launch.process import is_peer
 
     if is_peer():
         return
-    for warning in warnings_of(document):
-        warn(warning)
+    for warning in collect_warnings(document):
+        print_warning(warning)
     text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False)
     if as_json:
         typer.echo(text)
@@ -80,36 +82,36 @@ def show(
         from rich.console import Console
 
         console = Console(markup=False, emoji=False, highlight=False)  # class names are data
-        for table in tables(_plain(document)):
+        for table in tables(_escape_texts(document)):
             console.print(table)
     if out is not None:
-        with writing("-o", out):
+        with report_write_error("-o", out):
             write_atomic(out, text + "\n")
 
 
-def _plain(value: Any) -> Any:
-    """A document with all texts in it made plain: tables go to a terminal, which class names could command."""
+def _escape_texts(value: Any) -> Any:
+    """Escape control characters in all texts of ``value``: class names could otherwise steer a terminal."""
     if isinstance(value, str):
-        return plain(value)
+        return escape_control(value)
     if isinstance(value, Mapping):
         whole = cast("Mapping[str, Any]", value)
-        return {_plain(key): _plain(item) for key, item in whole.items()}
+        return {_escape_texts(key): _escape_texts(item) for key, item in whole.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in cast("Sequence[Any]", value)]
+        return [_escape_texts(item) for item in cast("Sequence[Any]", value)]
     return value
 
 
 @contextmanager
-def writing(option: str, file: Path) -> Generator[None]:
-    """A file that the user named and that cannot be written is one line."""
+def report_write_error(option: str, file: Path) -> Generator[None]:
+    """Turn an OSError inside the block into a UniclError that names the option and its file."""
     try:
         yield
     except OSError as error:
-        raise UniclError(f"{option} {file}: cannot be written: {error.strerror}", "give another file") from error
+        raise UniclError(f"{option} {file}: cannot be written: {error.strerror}", "use another file") from error
 
 
-def warnings_of(document: Mapping[str, Any]) -> list[str]:
-    """Of the whole and of each data set."""
+def collect_warnings(document: Mapping[str, Any]) -> list[str]:
+    """Return the warnings of a document and of each data set in it."""
     named = [
         f"{entry['name']} {entry['split']}: {warning}"
         for entry in document.get("data", [])
@@ -119,5 +121,6 @@ def warnings_of(document: Mapping[str, Any]) -> list[str]:
     return [*document.get("warnings", []), *named]
 
 
-def warn(message: str) -> None:
-    sys.stderr.write(f"warning: {plain(message)}\n")
+def print_warning(message: str) -> None:
+    """Print one line on stderr."""
+    sys.stderr.write(f"warning: {escape_control(message)}\n")

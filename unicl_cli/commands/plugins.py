@@ -1,4 +1,4 @@
-"""`unicl plugins`: the parts that recipes and commands can name."""
+"""`unicl plugins`: a list of the parts that recipes and commands can name, with their options."""
 
 import inspect
 import json
@@ -12,13 +12,16 @@ import typer
 from typer.models import ArgumentInfo
 
 from unicl_cli import registry
-from unicl_cli.commands import Json, completion
+from unicl_cli.commands import Json, completion, examples
 from unicl_cli.errors import UniclError, did_you_mean
-from unicl_cli.option_types import written
+from unicl_cli.option_types import type_text
 from unicl_cli.pages.text import align_columns
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="List the parts that recipes can name, and what they take."
+    add_completion=False,
+    no_args_is_help=True,
+    help="List the parts that recipes can name, and what they take.",
+    epilog=examples("unicl plugins ls", "unicl plugins show losses unicl"),
 )
 TOWER = (
     "freeze: bool | all | {unlock: N} = false, lr_scale = 1.0, layer_decay = 1.0, lora: {rank, alpha, dropout, targets}"
@@ -33,7 +36,7 @@ USE = {
 
 
 class Option(NamedTuple):
-    """An option of a part; ``default`` is ``inspect.Parameter.empty`` where one has to be given."""
+    """An option of a part; ``default`` is ``inspect.Parameter.empty`` for a required one."""
 
     name: str
     type: str
@@ -46,39 +49,44 @@ class Option(NamedTuple):
 
     def document(self) -> dict[str, Any]:
         facts = {"name": self.name, "type": self.type, "required": self.required}
-        default = {} if self.required else {"default": registry.plain(self.default)}
+        default = {} if self.required else {"default": registry.as_plain_data(self.default)}
         return facts | default | ({"about": self.about} if self.about else {})
 
     def line(self) -> str:
-        given = "" if self.required else f" = {json.dumps(registry.plain(self.default), ensure_ascii=False)}"
+        given = "" if self.required else f" = {json.dumps(registry.as_plain_data(self.default), ensure_ascii=False)}"
         return f"  {self.name}: {self.type}{given}" + (f"\n      {self.about}" if self.about else "")
 
 
-def _kind(kind: str) -> str:
+def _check_kind(kind: str) -> str:
+    """Return ``kind``, or raise UniclError if there is not such a kind."""
     if kind not in registry.KINDS:
         kinds = ", ".join(registry.KINDS)
-        raise UniclError(f"no kind of plugin '{kind}'{did_you_mean(kind, registry.KINDS)}", f"kinds are {kinds}")
+        raise UniclError(f"unknown kind of plugin '{kind}'{did_you_mean(kind, registry.KINDS)}", f"use {kinds}")
     return kind
 
 
-def _place() -> dict[str, Any]:
-    """Where parts are looked for: a plugin that is installed elsewhere is not seen."""
+def _environment() -> dict[str, Any]:
+    """Return the environment that is searched for parts: plugins installed in another one are not seen."""
     off = os.environ.get("UNICL_NO_PLUGINS", "")
     return {"interpreter": sys.executable, "prefix": sys.prefix, "interface": registry.API, "off": off}
 
 
-@app.command()
+@app.command(epilog=examples("unicl plugins ls", "unicl plugins ls losses"))
 def ls(
     kind: Annotated[
         str | None,
-        typer.Argument(help="encoders, datasets, losses or commands; default: all.", autocompletion=completion.kinds),
+        typer.Argument(
+            metavar="KIND",
+            help="encoders, datasets, losses or commands. Default: all.",
+            autocompletion=completion.complete_kinds,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List parts with their origin and state; a broken one says why."""
-    kinds = registry.KINDS if kind is None else [_kind(kind)]
+    """List parts with their origin and state; a broken part is listed with its error."""
+    kinds = registry.KINDS if kind is None else [_check_kind(kind)]
     rows = [row for item in kinds for row in registry.listing(item)]
-    place = _place()
+    place = _environment()
     if as_json:
         document = {"schema": "unicl/plugins/1", **place, "plugins": [row._asdict() for row in rows]}
         typer.echo(json.dumps(document, indent=1))
@@ -89,18 +97,23 @@ def ls(
     typer.echo(f"\ninstalled in {place['prefix']} ({place['interpreter']}), plugin interface {place['interface']}")
 
 
-@app.command()
+@app.command(epilog=examples("unicl plugins show losses unicl", "unicl plugins show datasets folder"))
 def show(
     kind: Annotated[
-        str, typer.Argument(help="encoders, datasets, losses or commands.", autocompletion=completion.kinds)
+        str,
+        typer.Argument(
+            metavar="KIND", help="encoders, datasets, losses or commands.", autocompletion=completion.complete_kinds
+        ),
     ],
-    name: Annotated[str, typer.Argument(help="As `unicl plugins ls` has it; dist/name after a clash.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name in `unicl plugins ls`, or dist/name if two plugins have it.")
+    ],
     as_json: Json = False,
 ) -> None:
-    """Show where a part comes from, what it does, what it takes and how it is used."""
-    entry = registry.find(_kind(kind), name)
+    """Show the origin, the purpose, the options and the use of a part."""
+    entry = registry.find(_check_kind(kind), name)
     part = registry.get(kind, name)
-    about, place, options = _command(part) if kind == "commands" else _factory(part, kind, name)
+    about, place, options = _describe_command(part) if kind == "commands" else _describe_factory(part, kind, name)
     use = USE[kind].format(name=name)
     if as_json:
         facts = {"kind": kind, "name": entry.name, "dist": entry.dist, "version": entry.version, "value": entry.value}
@@ -119,28 +132,28 @@ def show(
     typer.echo(f"\n{use}")
 
 
-def _factory(part: Any, kind: str, name: str) -> tuple[str | None, str | None, list[Option]]:
-    """Docstring, file:line and options of a factory function."""
+def _describe_factory(part: Any, kind: str, name: str) -> tuple[str | None, str | None, list[Option]]:
+    """Return docstring, file:line and options of a factory function."""
     options = [Option(option, *facts) for option, facts in registry.arguments(kind, name).items()]
     return inspect.getdoc(part), f"{inspect.getsourcefile(part)}:{inspect.getsourcelines(part)[1]}", options
 
 
-def _command(part: Any) -> tuple[str | None, str | None, list[Option]]:
-    """Help and options of a command, or the commands of a group. UniclError if it is none."""
+def _describe_command(part: Any) -> tuple[str | None, str | None, list[Option]]:
+    """Return help, file:line and options of a command, or the commands of a group. UniclError for anything else."""
     if not isinstance(part, typer.Typer):
-        raise UniclError("the entry point is not a typer.Typer", "see docs/plugins.md")
+        raise UniclError("entry point: not a typer.Typer", "see docs/plugins.md")
     command: Any = typer.main.get_command(part)
     if hasattr(command, "commands"):
         inner = [Option(name, "command", inspect.Parameter.empty, each.help) for name, each in command.commands.items()]
         return command.help, None, inner
     callback: Any = part.registered_commands[0].callback
     hints = typing.get_type_hints(callback, include_extras=True)
-    options = [_option(item, hints[item.name]) for item in inspect.signature(callback).parameters.values()]
+    options = [_describe_option(item, hints[item.name]) for item in inspect.signature(callback).parameters.values()]
     return command.help, f"{inspect.getsourcefile(callback)}:{inspect.getsourcelines(callback)[1]}", options
 
 
-def _option(item: inspect.Parameter, hint: Any) -> Option:
-    """A parameter of a command, spelt as on the command line."""
+def _describe_option(item: inspect.Parameter, hint: Any) -> Option:
+    """Return a parameter of a command, spelt as on the command line."""
     told: Any = next(iter(getattr(hint, "__metadata__", ())), None)
     kebab = item.name.replace("_", "-")
     spelt = f"--{kebab}" if item.default is not item.empty else kebab.upper()
@@ -151,4 +164,4 @@ def _option(item: inspect.Parameter, hint: Any) -> Option:
     ):  # in Annotated, typer takes the first spelling for a default
         spelt = ", ".join((told.default, *told.param_decls))
     default = str(item.default) if isinstance(item.default, Path) else item.default
-    return Option(spelt, written(hint), default, getattr(told, "help", None))
+    return Option(spelt, type_text(hint), default, getattr(told, "help", None))

@@ -1,4 +1,4 @@
-"""`unicl prepare`: sources into a corpus."""
+"""`unicl prepare`: a corpus made from sources of images, labels and captions."""
 
 import shlex
 import sys
@@ -7,81 +7,155 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands import Json, Quiet
-from unicl_cli.commands.completion import sources
+from unicl_cli.commands import COMPUTE, Json, Quiet, examples
+from unicl_cli.commands.completion import complete_sources
 from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False)
+ROWS, TASKS = "Rows and images", "Other tasks"
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "unicl prepare --labels photos --captions captions.tsv -o corpus",
+        'unicl prepare --labels "digits?classes=0-6" --captions digits -o digits',
+        "unicl prepare --verify -o corpus",
+    )
+)
 def prepare(
     labels: Annotated[
-        list[str] | None, typer.Option(metavar="SRC", help="Source of labelled images.", autocompletion=sources)
+        list[str] | None,
+        typer.Option(
+            metavar="SRC", help="Source of labelled images; may be repeated.", autocompletion=complete_sources
+        ),
     ] = None,
     captions: Annotated[
-        list[str] | None, typer.Option(metavar="SRC", help="Source of captioned images.", autocompletion=sources)
+        list[str] | None,
+        typer.Option(
+            metavar="SRC", help="Source of captioned images; may be repeated.", autocompletion=complete_sources
+        ),
     ] = None,
     images: Annotated[
-        list[str] | None, typer.Option(metavar="SRC", help="Source of images only.", autocompletion=sources)
+        list[str] | None,
+        typer.Option(
+            metavar="SRC",
+            help="Source of images without labels or captions; may be repeated.",
+            autocompletion=complete_sources,
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Directory of the corpus.")] = Path("corpus"),
     data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", metavar="DIR", help="Where named data sets lie (also UNICL_DATA).")
+        Path | None,
+        typer.Option("--data-dir", metavar="DIR", help="Folder of downloaded data sets (also UNICL_DATA)."),
     ] = None,
     templates: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="Prompt templates: clip80, clip7, none, or a text file.")
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Prompt templates of the corpus: clip80, clip7, unicl81, none, or a text file.",
+            rich_help_panel=ROWS,
+        ),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(min=8, metavar="N", help="Shrink to this short side, in pixels (default: as found).")
+        int | None,
+        typer.Option(
+            min=8,
+            metavar="N",
+            help="Shrink images to this shorter side, in pixels. Default: keep the size.",
+            rich_help_panel=ROWS,
+        ),
     ] = None,
     min_side: Annotated[
-        int, typer.Option("--min-side", min=0, metavar="N", help="Leave out images with a shorter side than this.")
+        int,
+        typer.Option(
+            "--min-side",
+            min=0,
+            metavar="N",
+            help="Leave out images with a shorter side below N pixels.",
+            rich_help_panel=ROWS,
+        ),
     ] = 0,
     holdout: Annotated[
         float | None,
         typer.Option(
-            min=0, max=0.9, metavar="F", help="Share that a source with only 'train' gives to 'val' (default: 0.05)."
+            min=0,
+            max=0.9,
+            metavar="F",
+            help="Share of a source with only 'train' that becomes 'val'. Default: 0.05.",
+            rich_help_panel=ROWS,
         ),
     ] = None,
     dedup: Annotated[
-        str, typer.Option(metavar="off|exact", help="Keep one row of each image, compared byte for byte.")
+        str,
+        typer.Option(
+            metavar="off|exact", help="Keep only one row of images that are equal byte for byte.", rich_help_panel=ROWS
+        ),
     ] = "off",
     keep_order: Annotated[
-        bool, typer.Option("--keep-order", help="Do not mix the rows: for evaluation only, never to train on.")
+        bool,
+        typer.Option(
+            "--keep-order",
+            help="Do not shuffle the rows: for evaluation only, never for training.",
+            rich_help_panel=ROWS,
+        ),
     ] = False,
-    shard_mb: Annotated[int, typer.Option(min=1, metavar="N", help="Size of a shard, in MB.")] = 256,
+    shard_mb: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Size of a shard, in MB.", rich_help_panel=COMPUTE)
+    ] = 256,
     workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Processes (default: one for each core).")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Processes. Default: one per core.", rich_help_panel=COMPUTE),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="At most N rows of each source and split.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Take at most N rows per source and split.", rich_help_panel=ROWS),
     ] = None,
-    text: Annotated[str, typer.Option(metavar="clean|raw", help="Clean captions, or take them as they are.")] = "clean",
+    text: Annotated[
+        str,
+        typer.Option(metavar="clean|raw", help="Clean captions, or keep them as they are.", rich_help_panel=ROWS),
+    ] = "clean",
     allow_version_mix: Annotated[
-        bool, typer.Option("--allow-version-mix", help="Go on with other library versions than at the start.")
+        bool,
+        typer.Option(
+            "--allow-version-mix",
+            help="Continue although library versions have changed since the start.",
+            rich_help_panel=COMPUTE,
+        ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write nothing: estimate rows, bytes, time and memory from a sample.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Write nothing; estimate rows, bytes, time and memory from a sample.",
+            rich_help_panel=TASKS,
+        ),
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Write nothing: check every byte of the corpus in DIR (needs no SRC).")
+        bool,
+        typer.Option(
+            "--verify",
+            help="Write nothing; check every byte of the corpus in DIR (without SRC).",
+            rich_help_panel=TASKS,
+        ),
     ] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Make damaged shards of the corpus in DIR again (needs no SRC).")
+        bool,
+        typer.Option(
+            "--repair", help="Write the damaged shards of the corpus in DIR again (without SRC).", rich_help_panel=TASKS
+        ),
     ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Check, clean and pack images with labels and captions into a corpus.
 
-    SRC is a folder, a CSV, TSV, JSONL or Parquet list, a data set of the hub
-    (hf:org/name) or a name (digits, cifar10, imagenet), with options as in
-    'cap.tsv?image=file&caption=title'. Stopped or killed, the same command
-    goes on.
+    SRC is a folder; a CSV, TSV, JSONL or Parquet list; a data set of the hub
+    (hf:org/name); or a name (digits, cifar10, imagenet). Options follow a
+    question mark: 'captions.tsv?image=file&caption=title'. After an
+    interruption, run the same command again to continue.
     """
     if dry_run + verify + repair > 1:
-        raise UniclError("--dry-run, --verify, --repair: each is a task of its own", "give one of them")
+        raise UniclError("--dry-run, --verify and --repair: cannot be combined", "use one of them")
     from unicl_cli.jobs.prepare.lock import catch_stop_signals
 
     command = shlex.join(["unicl", *sys.argv[1:]])

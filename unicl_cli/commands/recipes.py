@@ -7,32 +7,49 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands import Json, completion
+from unicl_cli.commands import Json, completion, examples
 from unicl_cli.errors import UniclError
 from unicl_cli.pages.text import align_columns
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show, copy, check and compare recipes.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="List, show, copy, check and compare recipes.",
+    epilog=examples("unicl recipes ls", "unicl recipes cp my-labels mine.yaml", "unicl recipes validate mine.yaml"),
+)
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="KEY=VALUE", help="Keys to change, e.g. optim.lr=1e-3.", autocompletion=completion.overrides
+        metavar="KEY=VALUE", help="Keys to change, such as optim.lr=1e-3.", autocompletion=completion.complete_overrides
     ),
 ]
 
 
-First = Annotated[str, typer.Argument(metavar="A", help="A file or a shipped name.", autocompletion=completion.recipes)]
-Second = Annotated[str, typer.Argument(metavar="B", help="Another one.", autocompletion=completion.recipes)]
+First = Annotated[
+    str,
+    typer.Argument(
+        metavar="A", help="A recipe file, or the name of a shipped recipe.", autocompletion=completion.complete_recipes
+    ),
+]
+Second = Annotated[
+    str, typer.Argument(metavar="B", help="Recipe to compare with.", autocompletion=completion.complete_recipes)
+]
 Source = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A file or a shipped name.", autocompletion=completion.recipes)
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe file, or the name of a shipped recipe.",
+        autocompletion=completion.complete_recipes,
+    ),
 ]
 
 
-@app.command()
+@app.command(epilog=examples("unicl recipes ls"))
 def ls(as_json: Json = False) -> None:
     """List the shipped recipes."""
     from unicl_cli.recipe.layers import builtin_folder, builtin_names
 
-    own = ("quickstart", "my-", "finetune")  # what most people look for stands first
+    own = ("quickstart", "my-", "finetune")  # most people look for these: they come first
     names = sorted(builtin_names(), key=lambda name: (not name.startswith(own), name))
     about = {name: _about(builtin_folder() / f"{name}.yaml") for name in names}
     if as_json:
@@ -44,21 +61,23 @@ def ls(as_json: Json = False) -> None:
 
 
 def _about(path: Path) -> str:
-    """The first comment of a recipe that says something to people."""
+    """Return the first comment of a recipe that is for people, not for editors."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return next((line.lstrip("# ") for line in lines if line.startswith("# ") and "$schema" not in line), "")
 
 
-@app.command()
+@app.command(epilog=examples("unicl recipes show quickstart", "unicl recipes show quickstart optim.lr=1e-3 --resolved"))
 def show(
     name: Source,
     overrides: Overrides = None,
-    resolved: Annotated[bool, typer.Option("--resolved", help="Every key, each with where its value is from.")] = False,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Print every key, and the place where its value was set.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Print a recipe as it is written; with --resolved, or with changes, every key of it."""
-    from unicl_cli.recipe.layers import find, read
-    from unicl_cli.recipe.load import explained, load
+    """Print a recipe as written; with --resolved or with changes, print every key."""
+    from unicl_cli.recipe.layers import find_recipe, read_recipe_file
+    from unicl_cli.recipe.load import explain_values, load
     from unicl_cli.recipe.text import as_mapping
 
     if as_json:
@@ -66,46 +85,50 @@ def show(
             json.dumps({"schema": "unicl/recipes/1", "recipe": as_mapping(load(name, overrides or ()))}, indent=1)
         )
     elif resolved or overrides:
-        typer.echo(explained(name, overrides or ()), nl=False)
+        typer.echo(explain_values(name, overrides or ()), nl=False)
     else:
-        typer.echo(read(find(name)), nl=False)
+        typer.echo(read_recipe_file(find_recipe(name)), nl=False)
 
 
-@app.command()
+@app.command(epilog=examples("unicl recipes cp my-labels mine.yaml"))
 def cp(
     name: Source,
-    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="Default: NAME.yaml here.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a file.")] = False,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="Copy to write. Default: NAME.yaml in this folder.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Copy a recipe to a file of your own."""
-    from unicl_cli.recipe.layers import find, read
+    from unicl_cli.recipe.layers import find_recipe, read_recipe_file
 
-    source = find(name)
-    text = "".join(line for line in read(source).splitlines(keepends=True) if "$schema=" not in line)  # lies elsewhere
+    source = find_recipe(name)
+    text = "".join(
+        line for line in read_recipe_file(source).splitlines(keepends=True) if "$schema=" not in line
+    )  # lies elsewhere
     target = file or Path(source.name)
     if target.is_dir():
         target /= source.name
     if target.suffix not in (".yaml", ".yml"):
         target = target.with_name(f"{target.name}.yaml")
     if target.exists() and not force:
-        raise UniclError(f"{target} exists", "give another file, or --force")
+        raise UniclError(f"{target}: already exists", "use another name, or add --force")
     try:
         target.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UniclError(f"{target} cannot be written: {error.strerror}", "give another file") from error
+        raise UniclError(f"{target}: cannot be written: {error.strerror}", "use another file") from error
     typer.echo(str(target))
 
 
-@app.command()
+@app.command(epilog=examples("unicl recipes validate recipe.yaml", "unicl recipes validate quickstart loss=clip"))
 def validate(
     name: Source,
     overrides: Overrides = None,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Build the model too, without memory or weights; needs the corpora.")
+        bool, typer.Option("--deep", help="Also build the model, without weights or memory; needs the corpora.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check a recipe: keys, values, parts and their options; a missing corpus is a note on stderr."""
+    """Check the keys, values, parts and options of a recipe. A missing corpus is only a note on stderr."""
     from unicl_cli.recipe.load import check_corpora, load
     from unicl_cli.recipe.text import recipe_hash
 
@@ -128,13 +151,13 @@ def validate(
     typer.echo(f"{name}: ok ({recipe.name}, {recipe_hash(recipe)[:8]})")
 
 
-@app.command()
+@app.command(epilog=examples("unicl recipes diff quickstart digits-ce"))
 def diff(a: First, b: Second, as_json: Json = False) -> None:
-    """Show which resolved keys of two recipes differ."""
+    """Show the keys in which two resolved recipes differ."""
     from unicl_cli.recipe.load import load
-    from unicl_cli.recipe.text import as_mapping, changes
+    from unicl_cli.recipe.text import as_mapping, compare_recipes
 
-    found = changes(as_mapping(load(a)), as_mapping(load(b)))
+    found = compare_recipes(as_mapping(load(a)), as_mapping(load(b)))
     if as_json:
         listed = [{"key": key, "a": before, "b": after} for key, (before, after) in found.items()]
         typer.echo(json.dumps({"schema": "unicl/recipes/1", "changes": listed}, indent=1))
@@ -143,9 +166,9 @@ def diff(a: First, b: Second, as_json: Json = False) -> None:
         typer.echo(f"{key}: {' -> '.join('-' if value is None else json.dumps(value) for value in values)}")
 
 
-@app.command("schema")
+@app.command("schema", epilog=examples("unicl recipes schema > recipe.schema.json"))
 def print_schema() -> None:
     """Print the JSON schema of recipe files, for editors."""
-    from unicl_cli.recipe.text import schema
+    from unicl_cli.recipe.text import recipe_json_schema
 
-    typer.echo(json.dumps(schema(), indent=1))
+    typer.echo(json.dumps(recipe_json_schema(), indent=1))

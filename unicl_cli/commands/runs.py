@@ -1,4 +1,4 @@
-"""`unicl runs`: the trainings of a folder, or one of them."""
+"""`unicl runs`: a table of the runs in a folder, or the story of one."""
 
 import json
 from pathlib import Path
@@ -6,18 +6,23 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands import Json, completion
-from unicl_cli.errors import plain
+from unicl_cli.commands import Json, completion, examples
+from unicl_cli.errors import escape_control
 from unicl_cli.runs.folder import RUNS
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="List the trainings of a folder, or show one.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="List the trainings of a folder, or show one.",
+    epilog=examples("unicl runs ls", "unicl runs show runs/first"),
+)
 
 
-@app.command()
+@app.command(epilog=examples("unicl runs ls", "unicl runs ls runs --json"))
 def ls(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the runs lie.")] = RUNS, as_json: Json = False
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the runs.")] = RUNS, as_json: Json = False
 ) -> None:
-    """List runs: how far each one is, how fast, and how good; a lost one ended without a word."""
+    """List runs with their progress, speed and best result. State lost: the process ended without saying so."""
     from unicl_cli.jobs.runs import table
     from unicl_cli.runs.status import listed
 
@@ -26,15 +31,17 @@ def ls(
         typer.echo(json.dumps({"schema": "unicl/runs/1", "runs": found}, indent=1, allow_nan=False))
         return
     for line in table(found):
-        typer.echo(plain(line))
+        typer.echo(escape_control(line))
 
 
-@app.command()
+@app.command(epilog=examples("unicl runs show runs/first"))
 def show(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=completion.runs)],
-    as_json: Annotated[bool, typer.Option("--json", help="The run's status.json.")] = False,
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=completion.complete_runs)
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the status.json of the run on stdout.")] = False,
 ) -> None:
-    """Show one run: its state, the curve of its loss, its validations, and the command that goes on."""
+    """Show one run: state, loss curve, validations, and the command that continues it."""
     from unicl_cli.jobs.runs import story
     from unicl_cli.runs.status import status_of
 
@@ -43,4 +50,4 @@ def show(
         typer.echo(json.dumps(status, indent=1, allow_nan=False))
         return
     for line in story(run, status):
-        typer.echo(plain(line))
+        typer.echo(escape_control(line))

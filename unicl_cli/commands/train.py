@@ -1,4 +1,4 @@
-"""`unicl train RECIPE`: train, or continue."""
+"""`unicl train RECIPE`: a new training, or the rest of an interrupted one."""
 
 import json
 import os
@@ -8,72 +8,122 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands import Devices, Json, Quiet, completion
+from unicl_cli.commands import MODEL_FORMS, Devices, Json, Quiet, completion, examples
 from unicl_cli.errors import UniclError, is_quiet
 
 app = typer.Typer(add_completion=False)
+PLAN, MACHINES = "Plan only", "Several machines"
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "unicl train recipe.yaml",
+        "unicl train recipe.yaml optim.lr=1e-4 loss=clip --run-dir runs/clip",
+        "unicl train recipe.yaml --dry-run --memory 24GiB",
+    )
+)
 def train(
     recipe: Annotated[
         str,
         typer.Argument(
             metavar="RECIPE",
-            help="A recipe file, or the name of a shipped one (unicl recipes ls).",
-            autocompletion=completion.recipes,
+            help="A recipe file, or the name of a shipped recipe (unicl recipes ls).",
+            autocompletion=completion.complete_recipes,
         ),
     ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="KEY=VALUE", help="Keys to change, e.g. optim.lr=1e-3.", autocompletion=completion.overrides
+            metavar="KEY=VALUE",
+            help="Keys to change, such as optim.lr=1e-3.",
+            autocompletion=completion.complete_overrides,
         ),
     ] = None,
     devices: Devices = "auto",
-    run_dir: Annotated[str | None, typer.Option(help="Where to write; default runs/NAME-HASH.")] = None,
-    resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint directory.")] = "auto",
+    run_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Directory of the run. Default: runs/NAME-HASH.")
+    ] = None,
+    resume: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|never|DIR",
+            help="Continue from the newest checkpoint (auto) or from this one (DIR), or start at step 0 (never).",
+        ),
+    ] = "auto",
     init: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A model to start the weights from, in any form of --model.")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help=f"Start from the weights of a model. {MODEL_FORMS}.",
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run: steps, samples, parameters, memory.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Train nothing; show steps, samples, parameters and memory.", rich_help_panel=PLAN
+        ),
     ] = False,
     memory: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="With --dry-run: what fits into a card of that memory, e.g. 24GiB or 24GB; a bare number is GiB.",
+            help="With --dry-run: show what fits a card of this memory, such as 24GiB or 24GB (24 means GiB).",
+            rich_help_panel=PLAN,
         ),
     ] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Machines; the same command on each.")] = None,
-    node_rank: Annotated[int | None, typer.Option(min=0, help="Which of them this is, from 0.")] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Number of machines; run the same command on each.",
+            rich_help_panel=MACHINES,
+        ),
+    ] = None,
+    node_rank: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Number of this machine, from 0.", rich_help_panel=MACHINES),
+    ] = None,
     rdzv: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Where they meet: node 0 and a free port of it.")
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Rendezvous address: node 0 and a free port.", rich_help_panel=MACHINES),
     ] = None,
     launch: Annotated[
-        str, typer.Option(help="auto, or against its guess: local (start here), worker (be one of many), slurm.")
+        str,
+        typer.Option(
+            metavar="auto|local|worker|slurm",
+            help="How processes start: by what the environment shows (auto), here (local), by another launcher "
+            "(worker), or by srun (slurm).",
+            rich_help_panel=MACHINES,
+        ),
     ] = "auto",
     max_restarts: Annotated[
-        int, typer.Option(min=0, help="How often to start again from the last checkpoint if a process fails.")
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Restarts from the last checkpoint after a process fails.",
+            rich_help_panel=MACHINES,
+        ),
     ] = 0,
     requeue: Annotated[
-        bool, typer.Option("--requeue", help="Under SLURM: on SIGUSR1 put the job back into the queue.")
+        bool,
+        typer.Option("--requeue", help="Put the SLURM job back into the queue on SIGUSR1.", rich_help_panel=MACHINES),
     ] = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train from a recipe; the same command continues after any interruption."""
-    del quiet  # its callback has seen it
+    """Train from a recipe. After any interruption, run the same command again to continue."""
+    del quiet  # its callback has acted
     from unicl_cli.launch.plan import nodes_of
     from unicl_cli.launch.process import here, is_peer, is_worker, launched, recorded
     from unicl_cli.launch.slurm import is_other_task
     from unicl_cli.launch.stopping import StopFlag
 
     if memory is not None and not dry_run:
-        raise UniclError("--memory: says what would fit a card, and trains nothing", "give it with --dry-run")
+        raise UniclError("--memory works only with --dry-run", "add --dry-run, or remove --memory")
     stop = StopFlag()
-    if not is_worker() or os.getpid() == 1:  # a worker would not hear it while it waits for its peers
+    if not is_worker() or os.getpid() == 1:  # a worker that waits for its peers would not notice a signal
         stop.install()
     from unicl_cli.recipe.load import check_corpora, check_shares, load
     from unicl_cli.recipe.text import dump
@@ -87,7 +137,7 @@ def train(
     run = run_path(checked)
     if not dry_run and is_finished(checked, run) and resume == "auto":
         beside = bool(node_rank) or is_peer() or (launch != "local" and is_other_task(os.environ))
-        show(run, beside=beside, as_json=json_, note="already finished")
+        print_run(run, beside=beside, as_json=json_, note="already finished")
         return
     way = here(devices, nodes_of(nodes, node_rank, rdzv), launch)
     if dry_run:
@@ -97,7 +147,7 @@ def train(
         return
     check_shares(checked, way.world)
     stop.leave_early()
-    task = dump(checked.model_copy(update={"run_dir": ""}))  # nodes may see the same folder at different places
+    task = dump(checked.model_copy(update={"run_dir": ""}))  # nodes may mount the same folder at different paths
     code = launched(way, sys.argv[1:], run / LOGS, stop, max_restarts, task)
     if code is not None:
         raise typer.Exit(code)
@@ -109,11 +159,11 @@ def train(
         train(checked, run, request, stop, source=recipe, overrides=changes)
 
     recorded(work)
-    show(run, beside=is_peer(), as_json=json_)
+    print_run(run, beside=is_peer(), as_json=json_)
 
 
-def show(run: Path, *, beside: bool, as_json: bool, note: str = "") -> None:
-    """The result: where the run lies; nothing from a process ``beside`` the first one."""
+def print_run(run: Path, *, beside: bool, as_json: bool, note: str = "") -> None:
+    """Print the directory of the run; a process ``beside`` the first one prints nothing."""
     if beside:
         return
     if note:

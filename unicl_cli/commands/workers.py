@@ -1,21 +1,16 @@
-"""Commands that run in worker processes."""
-
-from __future__ import annotations
+"""Worker processes of commands that measure."""
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from unicl_cli.errors import UniclError
 
-if TYPE_CHECKING:
-    pass
 
-
-def in_workers(devices: str, work: Callable[[Any], None]) -> None:
-    """``work(accelerator)`` in this process, or this whole command again in as many workers as ``devices`` asks for."""
+def run_in_workers(devices: str, work: Callable[[Any], None]) -> None:
+    """Run ``work(accelerator)`` here, or start the whole command again in as many workers as ``devices`` asks for."""
     from unicl_cli.launch.process import here, launched, recorded
 
     code = launched(here(devices), sys.argv[1:])
@@ -32,12 +27,12 @@ def in_workers(devices: str, work: Callable[[Any], None]) -> None:
     recorded(worker)
 
 
-def one_process(devices: str) -> str:
-    """``devices`` for a command that reads standard input, which several processes cannot share."""
+def limit_to_one_process(devices: str) -> str:
+    """Return ``devices`` for a command that reads standard input, which several processes cannot share."""
     from unicl_cli.launch.process import here
 
     if here(devices).how != "start":
         return devices
     if devices != "auto":
-        raise UniclError(f"--devices {devices}: one process alone reads standard input", "leave --devices out")
+        raise UniclError(f"--devices {devices}: only one process can read standard input", "leave --devices out")
     return "1"

@@ -1,71 +1,127 @@
-"""`unicl zeroshot IMAGE...`: images of your own against classes of your own."""
+"""`unicl zeroshot IMAGE...`: classification of images by class names."""
 
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
-from unicl_cli.commands import MODEL_FORMS, Batch, Devices, Quiet, RawWeights, Template
+from unicl_cli.commands import MODEL_FORMS, OUTPUT, Batch, Devices, Quiet, RawWeights, Template, examples
 from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False)
+ANSWERS, INPUT = "Answers", "Input"
 
 
 class Scores(StrEnum):
-    """What is shown of a class."""
+    """Scale of the scores: probabilities or cosines."""
 
     prob = "prob"
     cosine = "cosine"
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        'unicl zeroshot photo.jpg --classes "cat,dog,red fox"',
+        'unicl zeroshot "photos/*/*.jpg" --classes-from corpus --csv > labels.csv',
+        "unicl zeroshot photo.jpg --classes @names.txt --model runs/first --none",
+    )
+)
 def zeroshot(
     images: Annotated[
         list[str] | None,
-        typer.Argument(metavar="IMAGE", help="Files, folders, quoted globs, URLs, or - for a list on stdin."),
+        typer.Argument(
+            metavar="IMAGE", help="Files, folders, quoted globs, URLs, or - to read a list from standard input."
+        ),
     ] = None,
     classes: Annotated[
         str | None,
         typer.Option(
-            help='a,b,"c, d", or @file: one a line, or JSON with prompts; name=alias|alias. Default: the model\'s own.'
+            metavar="NAMES|@FILE",
+            help='Classes: a,b,"c, d", or a file with one class per line or JSON with prompts; name=alias|alias adds '
+            "other names. Default: the model's own.",
         ),
     ] = None,
-    classes_from: Annotated[str | None, typer.Option(metavar="CORPUS", help="The classes of a corpus.")] = None,
+    classes_from: Annotated[str | None, typer.Option(metavar="CORPUS", help="Take the classes of a corpus.")] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help=f"{MODEL_FORMS}; default: the run that finished last.")
+        str | None,
+        typer.Option("--model", metavar="MODEL", help=f"{MODEL_FORMS}. Default: the run that finished last."),
     ] = None,
     template: Template = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Classes shown of each image.")] = 5,
-    none: Annotated[bool, typer.Option("--none", help="'None of these' may win: then there is no label.")] = False,
-    threshold: Annotated[float | None, typer.Option(help="No label below this score of the best class.")] = None,
-    independent: Annotated[
-        bool, typer.Option("--independent", help="A probability of each class by itself; they need not add up to 1.")
+    top_k: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Best classes shown per image.", rich_help_panel=ANSWERS)
+    ] = 5,
+    none: Annotated[
+        bool,
+        typer.Option(
+            "--none",
+            help="Allow the answer 'none of these' (the label is then null).",
+            rich_help_panel=ANSWERS,
+        ),
     ] = False,
-    scores: Annotated[Scores, typer.Option(help="What is shown and compared with the threshold.")] = Scores.prob,
-    null: Annotated[bool, typer.Option("-0", "--null", help="The list on stdin is separated by NUL.")] = False,
-    stdin_image: Annotated[bool, typer.Option("--stdin-image", help="Standard input is one image.")] = False,
-    allow_url: Annotated[bool, typer.Option("--allow-url", help="Download http and https URLs.")] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SCORE",
+            help="Give no label if the best class scores below this.",
+            rich_help_panel=ANSWERS,
+        ),
+    ] = None,
+    independent: Annotated[
+        bool,
+        typer.Option(
+            "--independent",
+            help="Score each class by itself; the probabilities need not add up to 1.",
+            rich_help_panel=ANSWERS,
+        ),
+    ] = False,
+    scores: Annotated[
+        Scores,
+        typer.Option(help="Show and threshold probabilities or cosines.", rich_help_panel=ANSWERS),
+    ] = Scores.prob,
+    null: Annotated[
+        bool,
+        typer.Option("-0", "--null", help="The list on standard input is separated by NUL.", rich_help_panel=INPUT),
+    ] = False,
+    stdin_image: Annotated[
+        bool,
+        typer.Option("--stdin-image", help="Read one image from standard input.", rich_help_panel=INPUT),
+    ] = False,
+    allow_url: Annotated[
+        bool,
+        typer.Option("--allow-url", help="Download http and https URLs.", rich_help_panel=INPUT),
+    ] = False,
     allow_private: Annotated[
-        bool, typer.Option("--allow-private", help="URLs may lead to this machine and this network.")
+        bool,
+        typer.Option(
+            "--allow-private",
+            help="Allow URLs of this machine and of private networks.",
+            rich_help_panel=INPUT,
+        ),
     ] = False,
     batch: Batch = 32,
     devices: Devices = "auto",
     raw_weights: RawWeights = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON line an image.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="One CSV row an image, with a header.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON line per image.", rich_help_panel=OUTPUT),
+    ] = False,
+    as_csv: Annotated[
+        bool,
+        typer.Option("--csv", help="Print one CSV row per image, after a header.", rich_help_panel=OUTPUT),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Classify images by class names; probabilities are relative to the classes named, one alone has 1."""
-    from unicl_cli.commands.output import check_first, load, warn
-    from unicl_cli.commands.workers import in_workers, one_process
+    """Classify images by class names. Probabilities are relative to the classes named; a single class gets 1."""
+    from unicl_cli.commands.output import check_before_loading, load_with_templates, print_warning
+    from unicl_cli.commands.workers import limit_to_one_process, run_in_workers
 
     inputs, by_cosine = images or [], scores is Scores.cosine
     check_inputs(inputs, stdin_image=stdin_image)
     if as_json and as_csv:
-        raise UniclError("both --json and --csv are given", "give one of them")
-    check_first([model], ())
+        raise UniclError("--json: cannot be combined with --csv", "use one of them")
+    check_before_loading([model], ())
     if stdin_image or "-" in inputs:
-        devices = one_process(devices)
+        devices = limit_to_one_process(devices)
 
     def work(accelerator: Any) -> None:
         from unicl_cli.data.fetch import Fetcher
@@ -76,28 +132,29 @@ def zeroshot(
         from unicl_cli.launch.process import is_peer
 
         asked = choose_classes(classes, classes_from)
-        pictures, total = open_inputs(inputs, stdin_image=stdin_image, separator=b"\0" if null else b"\n")
-        loaded = load(model, accelerator.device, template, raw_weights=raw_weights)
+        found, total = open_inputs(inputs, stdin_image=stdin_image, separator=b"\0" if null else b"\n")
+        loaded = load_with_templates(model, accelerator.device, template, raw_weights=raw_weights)
         judge = make_judge(loaded, asked, AnswerOptions(top_k, none, independent, threshold, by_cosine), accelerator)
         for warning in () if is_peer() else judge.warnings:
-            warn(warning)
+            print_warning(warning)
         fetch = Fetcher(allow_private=allow_private, robots=False) if allow_url else None
         form = json_lines if as_json else text_lines(by_cosine=by_cosine)
         if as_csv:
             form = csv_rows(min(top_k, len(judge.names)))
-        rows = zeroshot(loaded, pictures, judge, batch=batch, fetch=fetch)
+        rows = zeroshot(loaded, found, judge, batch=batch, fetch=fetch)
         write_answers(rows, lambda data: None if is_peer() else typer.echo(data, nl=False), form, total)
 
-    in_workers(devices, work)
+    run_in_workers(devices, work)
 
 
 def check_inputs(inputs: list[str], *, stdin_image: bool) -> None:
-    """Some way to name images, and standard input once."""
+    """Raise UniclError unless images are named and standard input is read at most once."""
     if stdin_image and inputs:
-        raise UniclError("--stdin-image reads the one image itself", "leave the other inputs out")
+        raise UniclError("--stdin-image: cannot be combined with other inputs", "leave the other inputs out")
     if not stdin_image and not inputs:
         raise UniclError(
-            "no images named", "give files, folders, quoted globs, - for a list on standard input, or --stdin-image"
+            "no images given",
+            "name files, folders or quoted globs, or use - for a list on standard input, or --stdin-image",
         )
     if inputs.count("-") > 1:
-        raise UniclError("- stands for standard input, which can be read once", "give - once")
+        raise UniclError("-: standard input can be read only once", "use - once")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unicl_cli.core.machine import cores
-from unicl_cli.errors import Stopped, UniclError, plain
+from unicl_cli.errors import Stopped, UniclError, escape_control
 from unicl_cli.launch import plan
 from unicl_cli.launch.plan import ATTEMPT, ECHOES, LAUNCHER, MPI, WORKER, Launch, Nodes, decide
 from unicl_cli.launch.stopping import StopFlag
@@ -93,7 +93,7 @@ def recorded(work: Callable[[], None]) -> None:
         record(work)()
     except UniclError as error:
         if LAUNCHER not in os.environ and is_peer() and not isinstance(error, Stopped):  # nobody else would say it
-            sys.stderr.write(f"rank {os.environ['RANK']}: {plain(error.message)}\n")
+            sys.stderr.write(f"rank {os.environ['RANK']}: {escape_control(error.message)}\n")
         if LAUNCHER in os.environ and is_peer() and not isinstance(error, Stopped):
             time.sleep(PEER_SECONDS)  # rank 0 says it for all; were a peer the first to end, it would be said twice
         raise

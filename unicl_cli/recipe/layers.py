@@ -1,127 +1,133 @@
-"""The layers of a recipe: files by path or name, what they extend, overrides, merged into one with its places."""
+"""Layers of a recipe: files by path or name, the recipes they extend, and overrides, merged into one mapping."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unicl_cli.errors import UniclError, did_you_mean
-from unicl_cli.problems import Loc, show
-from unicl_cli.yaml_lines import Lined, parse, read_value
+from unicl_cli.problems import Loc, quote_value
+from unicl_cli.yaml_lines import MarkedYaml, parse_yaml, read_value
 
 LENGTHS = ("steps", "epochs", "samples")
-"""How long a run is: a recipe has exactly one, and a later layer's replaces an earlier one's."""
+"""Keys for the length of a run: a recipe has exactly one, and that of a later layer replaces an earlier one."""
 RESOLVED = "resolved.yaml"
 """The file in a run directory with its complete recipe."""
 DEFAULT_PARTS = {"model": "two_tower", "loss": "unicl", "augment": "basic"}
-"""What these sections are when they name nothing."""
+"""Section -> part that it stands for without a `name`."""
 
 
 def builtin_folder() -> Path:
-    """Where the shipped recipes lie: inside the package in a wheel, beside it in a checkout."""
+    """Return the folder of the shipped recipes: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).parents[1]
     return package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
 
 
 def builtin_names() -> list[str]:
-    """The shipped recipes, sorted."""
+    """Return the names of the shipped recipes, sorted."""
     return sorted(path.stem for path in builtin_folder().glob("*.yaml"))
 
 
-def find(source: str, beside: Path = Path()) -> Path:
-    """The file of a recipe: a path, relative to ``beside``, or the name of a shipped one."""
+def find_recipe(source: str, beside: Path = Path()) -> Path:
+    """Return the file of a recipe: ``source`` is a path relative to ``beside``, or the name of a shipped recipe."""
     if (beside / source).is_file():
         return beside / source
     if source in builtin_names():
         return builtin_folder() / f"{source}.yaml"
-    hint = "give a file, or the name of a shipped one: unicl recipes ls"
+    hint = "use a recipe file, or the name of a shipped recipe (unicl recipes ls lists them)"
     folder = beside / source
     if (folder / RESOLVED).is_file():
-        raise UniclError(f"{source} is a run, no recipe", f"its recipe is {source}/{RESOLVED}")
+        raise UniclError(f"{source}: a run, not a recipe", f"use its recipe, {source}/{RESOLVED}")
     if folder.is_dir():
         what = "a corpus" if (folder / "manifest.json").is_file() else "a folder"
-        raise UniclError(f"{source} is {what}, no recipe", hint)
+        raise UniclError(f"{source}: {what}, not a recipe", hint)
     raise UniclError(f"no recipe '{source}'{did_you_mean(source, builtin_names())}", hint)
 
 
-def read(path: Path) -> str:
-    """The text of a recipe file."""
+def read_recipe_file(path: Path) -> str:
+    """Return the text of a recipe file. Raises UniclError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UniclError(f"{path} cannot be read: {error}", "give a recipe: a text file in YAML") from error
+        raise UniclError(f"{path}: cannot be read: {error}", "use a recipe: a text file in YAML") from error
 
 
-def only_mapping(lined: Lined, source: str) -> Lined:
-    """The same, if it is a mapping."""
+def require_mapping(lined: MarkedYaml, source: str) -> MarkedYaml:
+    """Return ``lined`` itself. Raises UniclError unless it is a mapping."""
     if not isinstance(lined.data, dict):
-        raise UniclError(f"{source}: a recipe is a mapping of keys", "see `unicl recipes show quickstart`")
+        raise UniclError(f"{source}: not a mapping of keys", "run `unicl recipes show quickstart` to see an example")
     return lined
 
 
-def layered(path: Path, children: tuple[Path, ...] = ()) -> Lined:
-    """The recipe of a file on top of what it extends, at any depth."""
-    child = only_mapping(parse(read(path), str(path)), str(path))
+def read_layers(path: Path, children: tuple[Path, ...] = ()) -> MarkedYaml:
+    """Return the recipe of a file merged on top of the recipes that it extends; ``children`` extend it."""
+    child = require_mapping(parse_yaml(read_recipe_file(path), str(path)), str(path))
     data = {key: value for key, value in child.data.items() if key != "extends"}
     parent = child.data.get("extends")
     if parent is None:
-        return Lined(data, child.marks)
+        return MarkedYaml(data, child.marks)
     place = child.marks["extends",]
     if not isinstance(parent, str):
         raise UniclError(
-            f"{place}: extends: should be a file or the name of a recipe, got {show(parent)}",
-            "unicl recipes ls lists the names",
+            f"{place}: extends: should be a file or the name of a recipe, got {quote_value(parent)}",
+            "run unicl recipes ls to see the names",
         )
     try:
-        found = find(parent, path.parent)
+        found = find_recipe(parent, path.parent)
     except UniclError as error:
         raise UniclError(f"{place}: extends: {error.message}", error.hint) from error
     if found.resolve() in (known := (*children, path.resolve())):
-        raise UniclError(f"{place}: extends: '{parent}' extends itself in a circle", "take one extends out of it")
-    return _on_top(layered(found, known), Lined(data, child.marks))
+        raise UniclError(f"{place}: extends: '{parent}' extends itself in a circle", "remove one extends of the circle")
+    return _merge_marked(read_layers(found, known), MarkedYaml(data, child.marks))
 
 
-def _on_top(base: Lined, child: Lined) -> Lined:
-    replaced: list[Loc] = []
-    data = merge(base.data, child.data, (), replaced)
-    return Lined(data, {**_outside(base.marks, replaced), **child.marks})
+def _merge_marked(base: MarkedYaml, child: MarkedYaml) -> MarkedYaml:
+    data, replaced = merge(base.data, child.data)
+    return MarkedYaml(data, {**_drop_replaced(base.marks, replaced), **child.marks})
 
 
-def _outside(marks: Mapping[Loc, str], replaced: Sequence[Loc]) -> dict[Loc, str]:
-    """The marks that still count: those below a replaced value point at lines that no longer do."""
+def _drop_replaced(marks: Mapping[Loc, str], replaced: Sequence[Loc]) -> dict[Loc, str]:
+    """Return the marks without those below a replaced value: their lines no longer count."""
     return {loc: place for loc, place in marks.items() if not any(loc[: len(gone)] == gone for gone in replaced)}
 
 
 def _is_part(loc: Loc) -> bool:
+    """Return True if a part stands at ``loc``: in `model`, at `loss`, or at an `augment`."""
     inner = loc[2:] if loc[:1] == ("stages",) else loc
     return inner[:1] == ("model",) or inner == ("loss",) or inner[-1:] == ("augment",)
 
 
-def named(value: Any) -> Any:
-    """A part that is written as its bare name, as a mapping."""
+def as_part_mapping(value: Any) -> Any:
+    """Return a part that is written as its bare name as a mapping: `clip` -> `{name: clip}`."""
     return {"name": value} if isinstance(value, str) else value
 
 
-def merge(old: Any, new: Any, loc: Loc, replaced: list[Loc]) -> Any:
-    """``new`` on top of ``old``: mappings key by key; scalars, lists and parts of another name replace.
+def merge(old: Any, new: Any, loc: Loc = ()) -> tuple[Any, list[Loc]]:
+    """Return ``new`` on top of ``old``, and the places below which nothing of ``old`` is left.
 
-    Appends to ``replaced`` each place below which nothing of ``old`` is left.
+    Mappings merge key by key; scalars, lists and parts of another name replace.
     """
     if _is_part(loc) and isinstance(old, str | dict) and isinstance(new, str | dict) and type(old) is not type(new):
-        old, new = named(old), named(new)
-    if not isinstance(old, dict) or not isinstance(new, dict) or (_is_part(loc) and _other_part(old, new, loc)):
-        replaced.append(loc)
-        return new
-    kept = _without_length(old) if not loc and length_of(new) else old
-    added = {k: merge(kept[k], v, (*loc, k), replaced) if k in kept else v for k, v in new.items()}
-    return {**kept, **added}
+        old, new = as_part_mapping(old), as_part_mapping(new)
+    if not isinstance(old, dict) or not isinstance(new, dict) or (_is_part(loc) and _changes_part(old, new, loc)):
+        return new, [loc]
+    merged = _without_length(old) if not loc and length_keys(new) else dict(old)
+    replaced: list[Loc] = []
+    for key, value in new.items():
+        if key in merged:
+            merged[key], below = merge(merged[key], value, (*loc, key))
+            replaced += below
+        else:
+            merged[key] = value
+    return merged, replaced
 
 
-def _other_part(old: Mapping[str, Any], new: Mapping[str, Any], loc: Loc) -> bool:
+def _changes_part(old: Mapping[str, Any], new: Mapping[str, Any], loc: Loc) -> bool:
+    """Return True if ``new`` names another part than ``old``."""
     return "name" in new and new["name"] != old.get("name", DEFAULT_PARTS.get(str(loc[-1]), new["name"]))
 
 
-def length_of(data: Mapping[str, Any]) -> list[str]:
-    """Which keys say how long the run is."""
+def length_keys(data: Mapping[str, Any]) -> list[str]:
+    """Return the keys that set the length of the run."""
     return [key for key in LENGTHS if data.get(key) is not None]
 
 
@@ -129,35 +135,43 @@ def _without_length(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key not in LENGTHS}
 
 
-def overridden(lined: Lined, overrides: Sequence[str]) -> Lined:
-    """With each ``KEY=VALUE`` on top, in their order."""
+def apply_overrides(lined: MarkedYaml, overrides: Sequence[str]) -> MarkedYaml:
+    """Return the recipe with each ``KEY=VALUE`` merged on top, in order."""
     for text in overrides:
         key, equals, written = text.partition("=")
         if not key or not equals:
-            raise UniclError(f"override '{text}' is not KEY=VALUE", "for example optim.lr=1e-3")
-        loc = _loc(lined.data, key, text)
+            raise UniclError(f"override '{text}': not KEY=VALUE", "use for example optim.lr=1e-3")
+        loc = _parse_key(lined.data, key, text)
         place = f"command line ({text})"
-        value, replaced = read_value(written, place), list[Loc]()
-        data = _put(lined.data, loc, 0, value, replaced)
+        value = read_value(written, place)
+        data, replaced = _merge_at(lined.data, loc, value)
         if loc[0] in LENGTHS and value is not None:
             data = {**_without_length(data), loc[0]: value}
-        above = dict.fromkeys([loc[:depth] for depth in range(1, len(loc))], place)  # where the file has nothing
-        here = dict.fromkeys(_locs(value, loc), place)
-        lined = Lined(data, {**above, **_outside(lined.marks, replaced), **here})
+        above = dict.fromkeys(
+            [loc[:depth] for depth in range(1, len(loc))], place
+        )  # for keys that the file does not have
+        here = dict.fromkeys(_locs_below(value, loc), place)
+        lined = MarkedYaml(data, {**above, **_drop_replaced(lined.marks, replaced), **here})
     return lined
 
 
-def _locs(value: Any, loc: Loc) -> list[Loc]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [loc, *(found for key, item in items for found in _locs(item, (*loc, key)))]
+def _locs_below(value: Any, loc: Loc) -> list[Loc]:
+    """Return ``loc`` and the places of all that ``value`` contains."""
+    items: Any = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    return [loc, *(found for key, item in items for found in _locs_below(item, (*loc, key)))]
 
 
-def _loc(data: Any, key: str, text: str) -> Loc:
+def _parse_key(data: Any, key: str, text: str) -> Loc:
+    """Return the place that a dotted ``key`` of the override ``text`` names: `data.train.0.split`."""
     loc: list[str | int] = []
     for name in key.split("."):
         if isinstance(data, list):
             if not name.isdecimal() or int(name) >= len(data):
-                raise UniclError(f"override '{text}': no '{name}' in a list of {len(data)}", "entries count from 0")
+                raise UniclError(f"override '{text}': no '{name}' in a list of {len(data)}", "count the entries from 0")
             loc.append(int(name))
             data = data[int(name)]
         else:
@@ -166,15 +180,25 @@ def _loc(data: Any, key: str, text: str) -> Loc:
     return tuple(loc)
 
 
-def _put(old: Any, loc: Loc, depth: int, value: Any, replaced: list[Loc]) -> Any:
-    """``old`` with ``value`` merged in at ``loc``; mappings on the way are made where there are none."""
+def _merge_at(old: Any, loc: Loc, value: Any, depth: int = 0) -> tuple[Any, list[Loc]]:
+    """Return ``old`` with ``value`` merged in at ``loc``, creating mappings on the way, and the places replaced.
+
+    ``old`` lies at ``loc[:depth]``.
+    """
     if depth == len(loc):
-        return merge(old, value, loc, replaced)
+        return merge(old, value, loc)
     at, key = loc[:depth], loc[depth]
-    old = {} if old is None else named(old) if _is_part(at) else old
+    if old is None:
+        old = {}
+    elif _is_part(at):
+        old = as_part_mapping(old)
     if isinstance(old, list):
-        return [_put(item, loc, depth + 1, value, replaced) if i == key else item for i, item in enumerate(old)]
+        entry, replaced = _merge_at(old[int(key)], loc, value, depth + 1)
+        return [entry if position == key else item for position, item in enumerate(old)], replaced
     if not isinstance(old, dict):
         above = ".".join(map(str, at))
-        raise UniclError(f"command line: {above} is {show(old)} and has no '{key}'", f"give all of it: {above}={{…}}")
-    return {**old, key: _put(old.get(key), loc, depth + 1, value, replaced)}
+        raise UniclError(
+            f"command line: {above} is {quote_value(old)} and has no '{key}'", f"set all of it: {above}={{…}}"
+        )
+    inner, replaced = _merge_at(old.get(key), loc, value, depth + 1)
+    return {**old, key: inner}, replaced

@@ -1,4 +1,4 @@
-"""The sections of a recipe: each key with its type, its range, its default and what it means."""
+"""Schema of a recipe: each key with its type, range, default and description."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,23 +7,23 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, 
 from unicl_cli.contracts import Part
 
 
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value  # YAML's 1e5 is a float
+def _to_int(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # 1e5 is a float in YAML
 
 
-def _one_or_many(value: Any) -> Any:
+def _to_named_list(value: Any) -> Any:
     values = value if isinstance(value, list | tuple) else [value]
     return [{"name": item} if isinstance(item, str) else item for item in values]
 
 
-def _flat(schema: dict[str, Any]) -> None:
+def _allow_encoder_options(schema: dict[str, Any]) -> None:
     schema["properties"].pop("part", None)
     schema["additionalProperties"] = True  # the options of the encoder named
 
 
 AS_LIST = Strict(strict=False)
-"""A tuple that YAML writes as a list."""
-Count = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
+"""Marks a tuple, which is a list in YAML."""
+Count = Annotated[int, BeforeValidator(_to_int), Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Below1 = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -31,11 +31,11 @@ Weight = Annotated[float, Field(ge=0)]
 Templates = Annotated[tuple[str, ...], AS_LIST, Field(min_length=1)] | str
 _PART = {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"name": {"type": "string"}}}]}
 BoundPart = Annotated[InstanceOf[Part], WithJsonSchema(_PART)]
-"""A part that `registry.bind` has checked."""
+"""Part whose options `registry.bind` has checked."""
 
 
 class Section(BaseModel):
-    """A mapping of a recipe: frozen, strict, unknown keys refused."""
+    """Mapping of a recipe: frozen, strict, without unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid", allow_inf_nan=False, strict=True, frozen=True, use_attribute_docstrings=True
@@ -43,298 +43,298 @@ class Section(BaseModel):
 
 
 class Augment(Section):
-    """A preset of `data/transforms.py`; every other key replaces the preset's value where it is not null."""
+    """Image augmentation: a preset, in which every other key that is not null replaces a value."""
 
     name: Literal["none", "basic", "shift", "strong", "simclr", "randaug"] = "basic"
-    """The preset."""
+    """Preset to start from."""
     crop: Annotated[tuple[Positive, Positive], AS_LIST] | None = None
-    """Least and largest area of a random crop, as a share of the image."""
+    """Smallest and largest area of a random crop, as shares of the image, for example `[0.3, 1.0]`."""
     flip: Share | None = None
-    """Probability of a mirror image."""
+    """Probability of a horizontal flip."""
     shift: Annotated[int, Field(ge=0)] | None = None
-    """Largest shift in pixels, each way."""
+    """Largest random shift in pixels, in each direction."""
     noise: Annotated[float, Field(ge=0)] | None = None
-    """Standard deviation of added noise; pixels are 0..1."""
+    """Standard deviation of added noise; pixel values are 0 to 1."""
     jitter: Annotated[float, Field(ge=0)] | None = None
     """Strength of colour jitter."""
     grey: Share | None = None
-    """Probability of a grey image."""
+    """Probability of converting the image to grey."""
     blur: Share | None = None
-    """Probability of a blur."""
+    """Probability of a Gaussian blur."""
     erase: Share | None = None
-    """Probability that a rectangle becomes noise."""
+    """Probability of replacing a random rectangle by noise."""
     rand: str | None = None
-    """timm's RandAugment string, for example `rand-m9-mstd0.5`."""
+    """RandAugment in timm's notation, for example `rand-m9-mstd0.5`."""
 
 
-Augments = Annotated[tuple[Augment, ...], AS_LIST, BeforeValidator(_one_or_many), Field(min_length=1)]
+Augments = Annotated[tuple[Augment, ...], AS_LIST, BeforeValidator(_to_named_list), Field(min_length=1)]
 
 
 class TrainData(Section):
-    """One corpus of the mix."""
+    """Corpus to train on."""
 
     corpus: str
-    """Directory that `unicl prepare` wrote, relative to the current directory."""
+    """Directory written by `unicl prepare`, relative to the current directory."""
     split: str = "train"
-    """The corpus' split."""
+    """Split of the corpus."""
     weight: Positive = 1.0
-    """How often its rows are drawn, relative to the other corpora of the same kind."""
+    """Relative frequency of its rows among the corpora of the same kind (labels or captions)."""
     limit: Count | None = None
-    """Use only this many rows."""
+    """Number of rows to use; null = all."""
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Use only this share of the rows."""
+    """Share of the rows to use, for example 0.1; null = all."""
     augment: Augments | None = None
-    """Instead of `data.augment`; one entry, or one a view."""
+    """Augmentation of this corpus; null = `data.augment`. One entry, or one per view."""
     templates: Templates | None = None
-    """Instead of `data.templates`."""
+    """Prompt templates of this corpus; null = `data.templates`."""
 
 
 class Mix(Section):
-    """How label rows and caption rows share a batch."""
+    """Mix of rows with labels and rows with captions."""
 
     labels: Share | Literal["auto"] = "auto"
-    """Share of each global batch that carries labels, exact; auto = half where both kinds exist."""
+    """Exact share of rows with labels in each global batch; auto = half if both kinds exist."""
     by: Literal["sample", "step"] = "sample"
-    """Mix inside a batch, or let whole steps take turns."""
+    """Mix both kinds in every batch (sample), or alternate between whole batches of one kind (step)."""
 
 
 class Data(Section):
-    """What is learned from."""
+    """Training data."""
 
     train: Annotated[tuple[TrainData, ...], AS_LIST, Field(min_length=1)]
-    """The corpora."""
+    """Corpora to train on."""
     mix: Mix = Mix()
-    """Labels against captions."""
+    """Mix of rows with labels and rows with captions."""
     image_size: Count = 224
-    """Side of the square image that the image tower sees, in pixels."""
+    """Side of the square input of the image tower, in pixels."""
     augment: Augments = (Augment(),)
-    """One entry for all views, or one a view."""
+    """Image augmentation: one entry for all views, or one per view."""
     templates: Templates | None = None
-    """Prompts for class names: the name of a list, a file or a list; null = what the corpus says."""
+    """Prompt templates of classes: `clip80`, `clip7`, `unicl81`, `none`, a file or a list; null = the corpus' own."""
     views: Count = 1
-    """Augmented views of each image."""
+    """Number of augmented views of each image."""
     text_for_labelled: Literal["prompt", "caption", "mixed"] = "mixed"
-    """The text of a row that has a label and captions."""
+    """Text of a row with a label and captions: a prompt with the class name, a caption, or either at random (mixed)."""
     class_names: Literal["first", "uniform"] = "first"
-    """Which of a class' names a prompt takes."""
+    """Class name in a prompt: always the first one, or one of all names at random (uniform)."""
     caption_targets: Literal["unique", "text_hash"] = "unique"
-    """Whether captions of equal text are positives of each other."""
+    """Positives of a caption: its own row (unique), or every row with the same text (text_hash)."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Loader processes; changes speed only, never samples."""
+    """Number of loader processes; changes only the speed, never the samples."""
     decoder: Literal["auto", "pillow"] = "auto"
-    """auto = JPEGs by the fastest decoder whose pixels are Pillow's; changes speed only."""
+    """Image decoder; auto = the fastest JPEG decoder that gives the same pixels as Pillow. Changes only the speed."""
     resize: Literal["tensor", "pillow"] = "tensor"
-    """Who resizes random crops; tensor is four times as fast, its levels the same but for a few that are off by one."""
+    """Library that resizes random crops; tensor is four times as fast, with a few pixel values off by one."""
     augment_on: Literal["loader", "device"] = "loader"
-    """Where all but crop and `rand` is done; device = for whole batches there, with other random numbers."""
+    """Place of augmentation except crop and `rand`; device = on whole batches there, with other random numbers."""
 
 
 class ModelSection(Section):
-    """The model: `name` is a part of group `unicl.encoders`, whose options stand beside these keys."""
+    """Model: `name` is a part of group `unicl.encoders`, whose options are keys beside these."""
 
-    model_config = ConfigDict(json_schema_extra=_flat)
+    model_config = ConfigDict(json_schema_extra=_allow_encoder_options)
 
     name: str = "two_tower"
-    """The model's name."""
+    """Name of the encoder."""
     tokenizer: str | None = None
-    """corpus | clip | classes | the path of a file; null = the text tower's own, else corpus."""
+    """Tokenizer: `corpus`, `clip`, `classes` or the path of a file; null = that of the text tower, or else `corpus`."""
     context_length: Count | None = None
-    """Longest text in tokens; null = 77 for clip, else 32."""
+    """Longest text in tokens; null = 77 for the tokenizer `clip`, else 32."""
     init: str | None = None
-    """A model to start from, in any form that `--model` takes."""
+    """Model to start from: a run, a checkpoint, `open_clip:NAME/TAG`, `local-dir:PATH` or `hf-hub:ORG/REPO`."""
     init_parts: Annotated[tuple[Literal["image", "text", "logit_scale"], ...], AS_LIST, Field(min_length=1)] | None = (
         None
     )
-    """Take only these from `init`; null = all of a run, of other weights each tower that is the same."""
+    """Parts to take from `init`; null = all of a run, or every matching tower of other weights."""
     part: BoundPart
-    """The encoder with its options."""
+    """Encoder with its options."""
 
 
 class Group(Section):
-    """Parameters by name that learn otherwise; of several groups the first that matches counts."""
+    """Override for parameters, by name; the first group that matches wins."""
 
     match: Annotated[str, Field(min_length=1)]
-    """Names as in model.safetensors, `*` for any characters: `model.text.*`, `*.bias`."""
+    """Pattern of parameter names in model.safetensors, with `*` for any characters: `model.text.*`, `*.bias`."""
     lr_scale: Weight = 1.0
-    """Times the learning rate, beside the factors of tower and layer."""
+    """Factor of the learning rate, beside those of the tower and the layer."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
-    """Instead of `optim.weight_decay`, for what decays at all."""
+    """Weight decay of those parameters that have one; null = `optim.weight_decay`."""
     freeze: bool = False
-    """Not trained."""
+    """Keep the parameters unchanged."""
 
 
 class Optim(Section):
-    """The optimizer; no weight decay for 1-d parameters and the logit scale."""
+    """Optimizer; 1-d parameters and the logit scale have no weight decay."""
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
-    """The optimizer's name."""
+    """Name of the optimizer."""
     lr: Positive = 5e-4
     """Peak learning rate."""
     betas: Annotated[tuple[Below1, Below1], AS_LIST] = (0.9, 0.98)
-    """adamw's averages."""
+    """Decay rates of the two moment averages (adamw)."""
     eps: Positive = 1e-6
-    """adamw's epsilon."""
+    """Epsilon in the denominator of the update (adamw)."""
     momentum: Below1 = 0.9
-    """Of sgd and lars."""
+    """Momentum (sgd, lars)."""
     nesterov: bool = False
-    """Of sgd."""
+    """Nesterov momentum (sgd)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
-    """Decoupled in adamw."""
+    """Weight decay; decoupled from the gradient in adamw."""
     clip_norm: Positive | None = 1.0
     """Largest norm of the whole gradient; null = no clipping."""
     groups: Annotated[tuple[Group, ...], AS_LIST] = ()
-    """Parameters that learn otherwise, by name."""
+    """Overrides for parameters, by name; the first match wins."""
 
 
 class Schedule(Section):
-    """The learning rate over the run."""
+    """Schedule of the learning rate."""
 
     name: Literal["cosine", "constant"] = "cosine"
-    """The shape after the warm-up."""
+    """Shape after the warmup."""
     warmup: Annotated[float, Field(ge=0)] = 500.0
-    """Below 1 a share of the steps, else steps."""
+    """Length of the warmup: a number of steps, or below 1 a share of all steps."""
     floor: Share = 0.0
-    """Where the cosine ends, as a share of the peak."""
+    """Learning rate at the end of the cosine, as a share of the peak."""
 
 
 class BatchSize(Section):
-    """How many samples a step has."""
+    """Batch size."""
 
     size: Count = 1024
-    """Of all processes together."""
+    """Rows of a step, over all processes."""
     micro: Count | Literal["auto"] = "auto"
-    """Rows of a process encoded at once; changes memory only. auto = as many as fit, tried before the first step."""
+    """Rows that a process encodes at once; changes memory only. auto = as many as fit, tried before the first step."""
 
 
 class Eval(Section):
-    """Zero-shot on a corpus during training and at its end."""
+    """Zero-shot evaluation on a corpus, during training and at its end."""
 
     corpus: str
-    """Directory that `unicl prepare` wrote."""
+    """Directory written by `unicl prepare`."""
     split: str | None = None
-    """null = test, else val."""
+    """Split of the corpus; null = test, or val without one."""
     every: Count = 1000
-    """In steps."""
+    """Steps between two evaluations."""
     batch: Count = 512
-    """Images encoded at once."""
+    """Images that a process encodes at once."""
     limit: Count | None = None
-    """Use only this many rows."""
+    """Number of rows to use; null = all."""
 
 
 class Log(Section):
-    """What is written down."""
+    """Logging."""
 
     every: Count = 10
-    """In steps."""
+    """Steps between two lines of metrics.jsonl."""
     trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], AS_LIST] = ()
-    """Who gets the figures beside metrics.jsonl; each needs its package."""
+    """Trackers that also get the metrics; each needs its package."""
     project: Annotated[str, Field(min_length=1)] = "unicl"
-    """The project that wandb files the run under."""
+    """Project of the run in wandb."""
 
 
 class Best(Section):
-    """Which checkpoint is the best one."""
+    """Choice of the best checkpoint."""
 
     metric: Literal["top1", "text_to_image_r1", "image_to_text_r1"] = "top1"
-    """A figure of the first entry of `eval`."""
+    """Metric to compare, from the first entry of `eval`."""
     mode: Literal["max", "min"] = "max"
-    """Whether more is better, or less."""
+    """Direction in which the metric is better."""
 
 
 class Checkpoint(Section):
-    """When the state is saved."""
+    """Checkpoints."""
 
     every: Count = 1000
-    """In steps."""
+    """Steps between two checkpoints."""
     minutes: Positive | None = None
-    """Also after this time."""
+    """Minutes after which a checkpoint is also written; null = steps only."""
     keep: Count = 3
-    """How many of the newest stay."""
+    """Number of newest checkpoints to keep."""
     keep_every: Count | None = None
-    """Those of every so many steps stay for good."""
+    """Keep the checkpoints of multiples of this step for good; null = none."""
     asynchronous: bool = True
-    """Write while the training goes on, from a copy in the host's memory; false = the training waits."""
+    """Write while training continues, from a copy in host memory; false = training waits."""
     best: Best | None = None
-    """The best one stays too, and `checkpoints/best` names it; null = none is singled out."""
+    """Also keep the best checkpoint, which `checkpoints/best` names; null = do not compare checkpoints."""
 
 
 class Parallel(Section):
-    """How the machine computes: processes, memory against time, what is faster; changes no number."""
+    """Processes, memory and speed; none of these keys changes a result."""
 
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
-    """auto = ddp."""
+    """Strategy of several processes; auto = ddp."""
     grad_checkpoint: bool = False
-    """Compute the towers' blocks again in backward instead of keeping them: less memory, more time, same numbers."""
+    """Recompute the blocks of the towers in the backward pass: less memory, more time, the same numbers."""
     pack_texts: bool = True
-    """Encode texts without their padding, and beginnings that they share once; for causal text towers."""
+    """Encode texts without padding, and a beginning that several share only once (causal text towers)."""
     text_cache: Literal["auto", "off"] = "auto"
-    """auto = a frozen text tower encodes each text once, where texts come often and have room in 1 GiB."""
+    """Cache of text features; auto = a frozen text tower encodes each text once, if texts repeat and fit in 1 GiB."""
     channels_last: bool = True
-    """Images with their channels last, for backbones with BatchNorm."""
+    """Memory format channels_last for images, in backbones with BatchNorm."""
     compile: bool = False
-    """Compile the towers' blocks: minutes at the first step, faster ones after it on a GPU."""
+    """Compile the blocks of the towers: the first step takes minutes, later ones are faster on a GPU."""
 
 
 class Ema(Section):
-    """A moving average of the weights."""
+    """Moving average of the weights."""
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.9999
-    """Share of the old average that each step keeps."""
+    """Share of the average that is kept in each step."""
     warmup: bool = False
-    """At first keep less: (1 + step) / (10 + step), until that is more than `decay`."""
+    """Start with the smaller decay (1 + step) / (10 + step), until it exceeds `decay`."""
 
 
 class Guard(Section):
-    """What a run does about trouble."""
+    """Guards against divergence."""
 
     on_bad: Literal["skip", "stop"] = "skip"
-    """An update whose loss or gradient is not finite is left out, or ends the run with exit code 3."""
+    """Reaction to a loss or gradient that is not finite: skip the update, or end the run with exit code 3 (stop)."""
     max_bad_steps: Count = 10
-    """More steps than this in a row whose loss or gradient is not finite end the run with exit code 3."""
+    """Steps in a row allowed without a finite loss or gradient; one more ends the run with exit code 3."""
     max_bad_share: Share = 0.001
-    """So does a larger share of the last 10,000 steps; overflows of fp16 do not count here."""
+    """Share of the last 10,000 steps allowed without a finite loss or gradient; overflows of fp16 do not count."""
     on_spike: Literal["warn", "rollback", "ignore"] = "warn"
-    """When loss or gradient norm lie far above the median of the last 200 lines for three lines; rollback = go back to
-    the checkpoint from before, and on with other samples."""
+    """Reaction to a loss or gradient norm far above the median of the last 200 log lines, three lines in a row;
+    rollback = return to the checkpoint before it and continue with other samples."""
     max_rollbacks: Count = 3
-    """The next spike that calls for one ends the run with exit code 3."""
+    """Rollbacks allowed; one more spike ends the run with exit code 3."""
 
 
 class Recipe(Section):
-    """Everything that a run's numbers depend on; the machine is not in it."""
+    """Everything that the results of a run depend on, except the machine."""
 
     version: Literal[1] = 1
-    """Of the recipe's schema."""
+    """Version of the recipe schema."""
     name: Annotated[str, Field(pattern=r"^[\w.\-]+$")] = "run"
-    """Letters, digits, `-`, `_` and `.`."""
+    """Name of the recipe: letters, digits, `-`, `_` and `.`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of everything random."""
+    """Seed of all randomness."""
     run_dir: Annotated[str, Field(min_length=1)] = "runs/{name}-{hash8}"
-    """Where the run is written; `{name}`, `{hash8}` (of the recipe) and `{date}` are filled in."""
+    """Directory of the run; `{name}`, `{hash8}` (of the recipe) and `{date}` are replaced."""
     data: Data
     model: ModelSection
     loss: BoundPart
-    """The loss with its options."""
+    """Loss with its options."""
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
     batch: BatchSize = BatchSize()
     steps: Count | None = None
-    """Length of the run: steps, or epochs, or samples."""
+    """Length of the run in steps; set exactly one of `steps`, `epochs`, `samples`."""
     epochs: Positive | None = None
-    """Full passes over the mix."""
+    """Length of the run in passes over the mix, for example 0.5."""
     samples: Count | None = None
-    """Images seen."""
+    """Length of the run in images."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """auto = bf16 where the device has it, else fp32."""
+    """Number format of training; auto = bf16 if the device supports it, else fp32."""
     eval: Annotated[tuple[Eval, ...], AS_LIST] = ()
-    """Measured during training and at its end."""
+    """Corpora to evaluate on, during training and at its end."""
     log: Log = Log()
     checkpoint: Checkpoint = Checkpoint()
     parallel: Parallel = Parallel()
     ema: Ema | None = None
-    """null = no average."""
+    """Moving average of the weights; null = none."""
     guard: Guard = Guard()
     deterministic: bool = False
-    """Refuse kernels whose result varies from run to run."""
+    """Refuse kernels whose results vary from run to run."""
     stages: Annotated[tuple[dict[str, Any], ...], AS_LIST] = ()
-    """Stages of the run, each a patch of this recipe; none = one stage, the recipe itself."""
+    """Stages of the run, each a patch of this recipe; empty = one stage, the recipe itself."""

@@ -1,22 +1,24 @@
-"""The stages of a recipe, each a patch of it."""
+"""Stages of a recipe, each a patch of it."""
 
 from pathlib import Path
 
 from unicl_cli.recipe.layers import merge
-from unicl_cli.recipe.load import checked
+from unicl_cli.recipe.load import validate_recipe
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.text import as_mapping
-from unicl_cli.yaml_lines import Lined
+from unicl_cli.yaml_lines import MarkedYaml
 
 
 def stage_of(recipe: Recipe, number: int) -> Recipe:
-    """The recipe of stage ``number``, counted from 0: this one with that patch, without stages."""
+    """Return the recipe of stage ``number``, counted from 0: the recipe with that patch, without stages."""
     whole = {**as_mapping(recipe), "stages": []}
-    return checked(Lined(merge(whole, recipe.stages[number], (), []) if recipe.stages else whole, {}))
+    if recipe.stages:
+        whole, _ = merge(whole, recipe.stages[number])
+    return validate_recipe(MarkedYaml(whole, {}))
 
 
 def stages_of(recipe: Recipe, run: Path) -> list[tuple[Recipe, Path, str | None]]:
-    """(recipe, directory, model to start from) of each stage: the last one is the run, those before lie inside it."""
+    """Return (recipe, directory, model to start from) of each stage: earlier stages lie in folders of the run."""
     count = len(recipe.stages)
     if count < 2:
         return [(stage_of(recipe, 0) if count else recipe, run, recipe.model.init)]

@@ -1,4 +1,4 @@
-"""A recipe as text: mapping, YAML, hash, JSON schema."""
+"""Forms of a recipe as text: mapping, YAML, hash, JSON schema."""
 
 import hashlib
 import json
@@ -6,46 +6,50 @@ from collections.abc import Mapping
 from typing import Any
 
 from unicl_cli import registry
-from unicl_cli.recipe.schema import (
-    Recipe,
-)
-from unicl_cli.yaml_lines import leaves, write
+from unicl_cli.recipe.schema import Recipe
+from unicl_cli.yaml_lines import leaves, write_yaml
 
 
-def changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (value in ``a``, value in ``b``) where they differ; None where one has no such key."""
+def compare_recipes(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return dotted key -> (value in ``a``, value in ``b``) where they differ; None for a key that is missing."""
     one, two = leaves(a), leaves(b)
     return {key: (one.get(key), two.get(key)) for key in {**one, **two} if one.get(key) != two.get(key)}
 
 
 def as_mapping(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as a recipe file says it, every default written out."""
-    whole: dict[str, Any] = registry.plain(recipe.model_dump(exclude={"model": {"part"}, "loss": True}))
-    whole["model"] |= registry.plain(recipe.model.part.options)
-    whole["loss"] = {"name": recipe.loss.name, **registry.plain(recipe.loss.options)}
+    """Return the recipe as a recipe file would contain it, with every default."""
+    whole: dict[str, Any] = registry.as_plain_data(recipe.model_dump(exclude={"model": {"part"}, "loss": True}))
+    whole["model"] |= registry.as_plain_data(recipe.model.part.options)
+    whole["loss"] = {"name": recipe.loss.name, **registry.as_plain_data(recipe.loss.options)}
     return {key: whole[key] for key in Recipe.model_fields}
 
 
 def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML; `load` of it gives an equal recipe."""
-    return write(as_mapping(recipe))
+    """Return the resolved recipe as YAML; `load` of it gives an equal recipe."""
+    return write_yaml(as_mapping(recipe))
 
 
-def numbers(recipe: Recipe) -> dict[str, Any]:
-    """What a run's numbers depend on: not run_dir, log, checkpoint, parallel, nor workers, decoder and batch.micro."""
+def hashed_keys(recipe: Recipe) -> dict[str, Any]:
+    """Return the keys that the results of a run depend on.
+
+    Left out: run_dir, log, checkpoint, parallel, data.workers, data.decoder and batch.micro.
+    """
     whole = as_mapping(recipe)
     del whole["data"]["workers"], whole["data"]["decoder"], whole["batch"]["micro"]
     return {key: value for key, value in whole.items() if key not in ("run_dir", "log", "checkpoint", "parallel")}
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """sha256 (hex) of ``numbers``."""
-    return hashlib.sha256(json.dumps(numbers(recipe), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    """Return the sha256 (hex) of `hashed_keys`."""
+    return hashlib.sha256(json.dumps(hashed_keys(recipe), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def schema() -> dict[str, Any]:
-    """The JSON schema of a recipe file, for editors."""
+def recipe_json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a recipe file, for editors."""
     whole = Recipe.model_json_schema()
-    whole["properties"]["extends"] = {"type": "string", "description": "A recipe (file or name) that this one changes."}
-    whole["required"] = []  # what a recipe extends may have them
+    whole["properties"]["extends"] = {
+        "type": "string",
+        "description": "Recipe, by file or name, that this one is merged on top of.",
+    }
+    whole["required"] = []  # the recipe that it extends may have them
     return whole

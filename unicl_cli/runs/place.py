@@ -6,11 +6,11 @@ from pathlib import Path
 
 from unicl_cli.core.checkpoint_files import list_folders
 from unicl_cli.errors import UniclError
-from unicl_cli.problems import show
+from unicl_cli.problems import quote_value
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stage_of, stages_of
-from unicl_cli.recipe.text import changes, numbers, recipe_hash
+from unicl_cli.recipe.text import compare_recipes, hashed_keys, recipe_hash
 from unicl_cli.runs.folder import CHECKPOINTS, META, RESOLVED
 
 
@@ -53,8 +53,8 @@ def check_same(recipe: Recipe, run: Path) -> None:
     written = run / RESOLVED
     if not list_folders(run / CHECKPOINTS) and not (run / META).is_file():
         return  # what failed before its first checkpoint has left nothing to mix with
-    other = changes(numbers(load(str(written))), numbers(recipe)) if written.is_file() else {}
+    other = compare_recipes(hashed_keys(load(str(written))), hashed_keys(recipe)) if written.is_file() else {}
     if not other:
         return
-    listed = ", ".join(f"{key}: {show(then)} -> {show(now)}" for key, (then, now) in other.items())
+    listed = ", ".join(f"{key}: {quote_value(then)} -> {quote_value(now)}" for key, (then, now) in other.items())
     raise UniclError(f"{run}: was trained with another recipe ({listed})", "give another --run-dir, or the old recipe")

@@ -139,7 +139,7 @@ def pair_counts(numbers: RowGroups) -> dict[str, Any]:
 
 
 def count_pairs(*columns: Ints) -> int:
-    """Count the ordered pairs of rows that agree in all make_table, including each row with itself."""
+    """Count the ordered pairs of rows that agree in all columns, including each row with itself."""
     counts = np.unique(np.stack(columns), axis=1, return_counts=True)[1]
     return int((counts.astype(np.int64) ** 2).sum())
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from unicl_cli.core.files import size_of
 from unicl_cli.core.machine import cores
 from unicl_cli.data.corpus import PLAN
-from unicl_cli.errors import UniclError, plain
+from unicl_cli.errors import UniclError, escape_control
 from unicl_cli.jobs.prepare.plan import CorpusPlan, PlannedSource, make_plan
 from unicl_cli.jobs.prepare.plan_file import check_out_dir, check_same_plan, read_plan
 from unicl_cli.jobs.prepare.progress import format_counts, note
@@ -74,7 +74,7 @@ def run(request: PrepareRequest, *, workers: int | None, as_json: bool) -> None:
         check_same_plan(out, read_plan(out), plan.document())
     samples = [_sample_rows(plan, planned, split, out) for planned in plan.sources for split in planned.rows]
     report = _build_report(out, plan, samples, workers or cores())
-    text = [json.dumps(report, ensure_ascii=False)] if as_json else list(map(plain, _format_report(report)))
+    text = [json.dumps(report, ensure_ascii=False)] if as_json else list(map(escape_control, _format_report(report)))
     sys.stdout.write("\n".join(text) + "\n")
     if report["bytes_expected"][1] * ROOM > report["free"]:
         raise UniclError(

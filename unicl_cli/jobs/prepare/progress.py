@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from unicl_cli.core.sinks import LINE_SECONDS
-from unicl_cli.errors import is_live, is_quiet, plain
+from unicl_cli.errors import escape_control, is_live, is_quiet
 
 
 class Progress:
@@ -91,7 +91,7 @@ def _build_bar() -> Bar:
 def note(line: str) -> None:
     """Write one line to stderr, unless --quiet was given."""
     if not is_quiet():
-        sys.stderr.write(f"{plain(line)}\n")
+        sys.stderr.write(f"{escape_control(line)}\n")
         sys.stderr.flush()
 
 

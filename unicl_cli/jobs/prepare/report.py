@@ -9,7 +9,7 @@ from typing import Any
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.core.files import size_of
-from unicl_cli.errors import plain
+from unicl_cli.errors import escape_control
 from unicl_cli.jobs.prepare.engines.engine import Marker
 from unicl_cli.pages.text import align_columns
 
@@ -102,7 +102,7 @@ def image_notes(manifest: Mapping[str, Any]) -> list[str]:
 
 def write_report(report: dict[str, Any], *, as_json: bool) -> None:
     """Write the report to stdout."""
-    lines = [json.dumps(report, ensure_ascii=False)] if as_json else list(map(plain, _format_table(report)))
+    lines = [json.dumps(report, ensure_ascii=False)] if as_json else list(map(escape_control, _format_table(report)))
     sys.stdout.write("\n".join(lines) + "\n")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from unicl_cli.errors import UniclError, plain
+from unicl_cli.errors import UniclError, escape_control
 from unicl_cli.inference.progress import progress
 
 Row = Mapping[str, Any]
@@ -19,7 +19,7 @@ CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), 127)}
 
 
 def escape_controls(name: str) -> str:
-    return plain(name.translate(CONTROLS))
+    return escape_control(name.translate(CONTROLS))
 
 
 def json_lines(rows: Sequence[Row]) -> str:
