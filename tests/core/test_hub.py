@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from unicl_cli.core import hub
-from unicl_cli.core.files import size_of
+from unicl_cli.core.byte_size import decimal_size
 
 COMMIT = "a" * 40
 NAME = "hf-hub:org/tiny"
@@ -98,7 +98,6 @@ def fresh(server, tmp_path) -> Callable[..., subprocess.CompletedProcess]:
 FIND = f"""
 import sys
 from unicl_cli.core import hub
-from unicl_cli.core.files import size_of
 from unicl_cli.errors import UniclError
 try:
     source = hub.find(sys.argv[1] if len(sys.argv) > 1 else "{NAME}")
@@ -110,7 +109,7 @@ except UniclError as error:
 
 def test_a_download_is_announced_once_with_size_and_licence(fresh, server):
     first = fresh("-c", FIND)
-    size = size_of(sum(f.stat().st_size for f in (server.root / "org/tiny").iterdir()))
+    size = decimal_size(sum(f.stat().st_size for f in (server.root / "org/tiny").iterdir()))
     assert first.stderr == f"downloading {NAME}: {size}, licence mit; kept in the cache\n"
     got = Path(first.stdout.strip())
     assert got.read_bytes() == (server.root / "org/tiny/open_clip_model.safetensors").read_bytes()

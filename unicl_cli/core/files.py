@@ -62,13 +62,3 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     with beside(path) as part:
         part.write_bytes(data.encode() if isinstance(data, str) else data)
         put(part, path)
-
-
-def size_of(count: int) -> str:
-    """Bytes for people, decimal units."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.core.checkpoint import WRITING_FAILS, arrive, complain, state_of, write
 from unicl_cli.core.checkpoint_files import (
     BEST,
@@ -21,7 +22,7 @@ from unicl_cli.core.checkpoint_files import (
     step_of,
 )
 from unicl_cli.core.dist import barrier, rank
-from unicl_cli.core.files import size_of, write_atomic
+from unicl_cli.core.files import write_atomic
 
 
 class Saver:
@@ -126,6 +127,6 @@ class Saver:
         free = shutil.disk_usage(next(p for p in (self.root, *self.root.parents) if p.exists())).free
         if free < needed:
             self.say(
-                f"warning: {self.root}: {size_of(free)} free, and its checkpoints ({size_of(size)} each) are going to "
-                f"need {size_of(needed)}; free some space or lower checkpoint.keep"
+                f"warning: {self.root}: {decimal_size(free)} free, and its checkpoints ({decimal_size(size)} each) "
+                f"are going to need {decimal_size(needed)}; free some space or lower checkpoint.keep"
             )

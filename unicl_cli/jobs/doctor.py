@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unicl_cli import __version__, registry
-from unicl_cli.core.machine import cores, free_memory, machine_memory, sized
+from unicl_cli.core.byte_size import binary_size
+from unicl_cli.core.machine import cores, free_memory, machine_memory
 from unicl_cli.errors import UniclError
 from unicl_cli.launch.plan import decide
 from unicl_cli.launch.process import backends, visible
@@ -109,7 +110,8 @@ def machine() -> Check:
 def memory() -> str:
     """Of the machine, and what is free of it where the system says so."""
     whole, free = machine_memory(), free_memory()
-    return ("unknown" if whole is None else sized(whole)) + ("" if free is None else f", {sized(free)} free")
+    total = "unknown" if whole is None else binary_size(whole)
+    return total if free is None else f"{total}, {binary_size(free)} free"
 
 
 def processors(environ: Mapping[str, str]) -> Check:
@@ -128,15 +130,15 @@ def shared_memory() -> Iterator[Check]:
     size = shutil.disk_usage(place)
     if size.total < GIB:
         hint = "too small for loader workers of large batches: docker run --shm-size=8g, or data.workers=0"
-        yield Check("/dev/shm", NOTE, sized(size.total), hint)
+        yield Check("/dev/shm", NOTE, binary_size(size.total), hint)
     else:
-        yield Check("/dev/shm", OK, f"{sized(size.free)} free of {sized(size.total)}")
+        yield Check("/dev/shm", OK, f"{binary_size(size.free)} free of {binary_size(size.total)}")
 
 
 def disks() -> Iterator[Check]:
     for name, folder in (("disk here", Path.cwd()), ("disk temp", Path(tempfile.gettempdir()))):
         size = shutil.disk_usage(folder)
-        text = f"{sized(size.free)} free of {sized(size.total)}, {folder}"
+        text = f"{binary_size(size.free)} free of {binary_size(size.total)}, {folder}"
         if not os.access(folder, os.W_OK):
             yield Check(name, NOTE, f"{folder} may not be written", "train with --run-dir elsewhere, or set TMPDIR")
         elif size.free < 2 * GIB:
@@ -151,7 +153,7 @@ def hub(environ: Mapping[str, str]) -> Check:
     cache = Path(environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
     models = len(list(cache.glob("models--*")))
     above = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    text = f"{cache}: {models} models, {sized(shutil.disk_usage(above).free)} free"
+    text = f"{cache}: {models} models, {binary_size(shutil.disk_usage(above).free)} free"
     off = [f"{name}={environ[name]}" for name in OFFLINE if environ.get(name, "").lower() in ("1", "true", "yes", "on")]
     if off:
         return Check("hub", NOTE, f"{text}; offline: {', '.join(off)}", "only cached models and data sets can be used")
@@ -216,7 +218,8 @@ def cuda(torch: Any, number: int) -> str:
     facts = torch.cuda.get_device_properties(number)
     free, total = torch.cuda.mem_get_info(number)
     halves = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: fp32 unless precision=fp16"
-    return f"{facts.name}, {sized(free)} free of {sized(total)}, compute {facts.major}.{facts.minor}, {halves}"
+    memory = f"{binary_size(free)} free of {binary_size(total)}"
+    return f"{facts.name}, {memory}, compute {facts.major}.{facts.minor}, {halves}"
 
 
 def tried(torch: Any, device: str, describe: Callable[[], str]) -> Check:

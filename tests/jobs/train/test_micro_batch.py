@@ -9,7 +9,6 @@ from torch import nn
 
 from unicl_cli.contracts import NO_TEXT, Batch
 from unicl_cli.core.loop import Step
-from unicl_cli.core.machine import sized
 from unicl_cli.core.memory import is_out_of_memory, room, taken
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.train.micro_batch import Shortage, advised, chunks_of, first_rows, largest, settled, shortage
@@ -165,7 +164,6 @@ def test_an_out_of_memory_in_the_middle_of_a_run_is_one_line_with_advice():
 def test_memory_is_asked_of_the_system():
     assert room(CPU) is None
     assert taken(CPU) > 2**24
-    assert [sized(n) for n in (5, 2048, 3 * 2**30, 2**50)] == ["5 B", "2.0 KiB", "3.0 GiB", "1024.0 TiB"]
     assert shortage(CPU, 0) is None
     assert str(shortage(CPU, 2**30)) == "1.0 GiB"
     assert str(Shortage(3, math.inf)) == "the memory of rank 3"

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from unicl_cli.core.files import size_of
+from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.core.hub import announce, licence
 from unicl_cli.errors import UniclError
 
@@ -33,7 +33,7 @@ def commit_of(name: str, revision: str | None) -> str | None:
         raise _refused(name, revision, error) from error
     if not any(_cache_of(name).glob(f"*/*/{info.sha}")):
         size = sum(file.size or 0 for file in info.siblings or ())
-        announce(f"hf:{name}", f"up to {size_of(size)}, licence {licence(info)}")
+        announce(f"hf:{name}", f"up to {decimal_size(size)}, licence {licence(info)}")
     return info.sha
 
 

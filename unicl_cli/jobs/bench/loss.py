@@ -12,8 +12,9 @@ from open_clip import ClipLoss
 from torch import Tensor
 from torch.nn import functional as F
 
+from unicl_cli.core.byte_size import binary_size
 from unicl_cli.core.dist import rank, world_size
-from unicl_cli.core.machine import free_memory, machine_memory, sized
+from unicl_cli.core.machine import free_memory, machine_memory
 from unicl_cli.jobs.bench.kinds import PEER, Asked
 from unicl_cli.jobs.bench.protocol import Case, Ready, device_of
 from unicl_cli.losses import both_ways
@@ -47,7 +48,7 @@ def too_large(size: int) -> dict[str, str]:
     room = torch.cuda.mem_get_info()[0] if cuda else free_memory() or machine_memory() or math.inf
     wanted = {name: 4 * count * size**2 for name, count in MATRICES.items()}
     return {
-        name: f"takes about {sized(need)}, more than half of the {sized(room)} that are free"
+        name: f"takes about {binary_size(need)}, more than half of the {binary_size(room)} that are free"
         for name, need in wanted.items()
         if need > room / 2
     }

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from unicl_cli.contracts import NO_LABEL, Sample
-from unicl_cli.core.files import size_of
+from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.pictures import PictureError, decode
 from unicl_cli.evaluate.tables import percent
@@ -30,7 +30,7 @@ LETTERS = 30
 
 def corpus_page(facts: Mapping[str, Any], corpus: Corpus, samples: int, shown: Shown | None) -> str:
     """Everything of the tables, sample images of each source, and one batch."""
-    lead = f"{facts['rows']:,} rows in {', '.join(facts['splits'])} · {size_of(facts['bytes'])} · {facts['path']}"
+    lead = f"{facts['rows']:,} rows in {', '.join(facts['splits'])} · {decimal_size(facts['bytes'])} · {facts['path']}"
     parts = [
         figures(facts),
         section("What to know", html.points(facts["notes"])) if facts["notes"] else Html(""),
@@ -50,7 +50,10 @@ def figures(facts: Mapping[str, Any]) -> Html:
     shown: list[tuple[str, object]] = [("pictures", f"{facts['rows']:,}"), ("classes", f"{facts['classes']:,}")]
     if "captions" in facts:
         shown += [("captions", f"{facts['captions']['texts']:,}"), ("distinct", f"{facts['captions']['distinct']:,}")]
-    shown += [("short side", f"{side['p50']} px"), ("bytes an image", size_of(round(facts["pictures"]["mean_bytes"])))]
+    shown += [
+        ("short side", f"{side['p50']} px"),
+        ("bytes an image", decimal_size(round(facts["pictures"]["mean_bytes"]))),
+    ]
     return html.numbers(shown)
 
 
@@ -97,7 +100,7 @@ def sources_section(facts: Mapping[str, Any]) -> Html:
         (
             *(line[key] for key in ("source", "kind", "split")),
             *(f"{line[key]:,}" if line[key] else "–" for key in ("rows", "texts", "classes")),
-            size_of(line["bytes"]),
+            decimal_size(line["bytes"]),
             range_of(line["short_side"]),
             range_of(line["long_side"]),
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from unicl_cli.core.files import size_of
+from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.evaluate.tables import columns
 from unicl_cli.jobs.runs import ago, spark
 from unicl_cli.pages import html
@@ -52,7 +52,7 @@ def checkpoint_rows(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def file_lines(facts: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     return [
-        (f["file"], f["state"], f"{f['tensors']:,}" if "tensors" in f else "–", size_of(f["bytes"]))
+        (f["file"], f["state"], f"{f['tensors']:,}" if "tensors" in f else "–", decimal_size(f["bytes"]))
         for f in facts["files"]
     ]
 
@@ -116,7 +116,7 @@ def run_rows(facts: Mapping[str, Any]) -> dict[str, str]:
         }
     if facts["model"]:
         averaged = ", with a moving average" if facts["model"]["ema"] else ""
-        rows["model"] = f"{facts['model']['values']:,} values, {size_of(facts['model']['bytes'])}{averaged}"
+        rows["model"] = f"{facts['model']['values']:,} values, {decimal_size(facts['model']['bytes'])}{averaged}"
     if "continue" in facts:
         rows["to go on"] = facts["continue"]
     return rows
@@ -147,7 +147,7 @@ def validation_lines(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str
 
 def checkpoint_lines(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [
-        (c["checkpoint"], "whole by its sizes" if c["whole"] else "damaged", size_of(c["bytes"]))
+        (c["checkpoint"], "whole by its sizes" if c["whole"] else "damaged", decimal_size(c["bytes"]))
         for c in facts["checkpoints"]
     ]
 

@@ -13,7 +13,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unicl_cli.core.files import size_of
+from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.core.machine import cores
 from unicl_cli.data.sources.resolve import named_sources
 from unicl_cli.errors import UniclError, plain
@@ -76,8 +76,8 @@ def run(wanted: Wanted, *, workers: int | None, as_json: bool) -> None:
     sys.stdout.write("\n".join(text) + "\n")
     if report["bytes_expected"][1] * ROOM > report["free"]:
         raise UniclError(
-            f"{wanted.out}: {size_of(report['free'])} are free, {ROOM} times the expected size would be "
-            f"{size_of(report['bytes_expected'][1] * ROOM)}",
+            f"{wanted.out}: {decimal_size(report['free'])} are free, {ROOM} times the expected size would be "
+            f"{decimal_size(report['bytes_expected'][1] * ROOM)}",
             "make room, give -o another disk, shrink images with --size, or take fewer with --limit",
         )
 
@@ -163,12 +163,13 @@ def _lines(report: dict[str, Any]) -> list[str]:
         kept, low, high = line["rows_expected"]
         bounds = f"{kept:,} ({low:,} to {high:,})" if low != high else f"{kept:,}"
         left_out = f"{listed(line['rejected']) or '0'} of {line['sampled']}"
-        size = size_of(line["bytes_expected"])
+        size = decimal_size(line["bytes_expected"])
         cells.append((line["source"], line["kind"], line["split"], f"{line['rows']:,}", bounds, left_out, size))
     minutes = f"{report['seconds'] / 60:.0f} minutes" if report["seconds"] >= 120 else f"{report['seconds']} s"
     return [
         *columns(cells),
         f"{report['corpus']}: about {report['rows_expected'][0]:,} of {report['rows']:,} rows, "
-        f"{size_of(report['bytes_expected'][0])} ({size_of(report['free'])} are free), {report['classes']:,} classes; "
-        f"{minutes} and {size_of(report['memory'])} of memory with {report['workers']} workers; nothing was written",
+        f"{decimal_size(report['bytes_expected'][0])} ({decimal_size(report['free'])} are free), "
+        f"{report['classes']:,} classes; {minutes} and {decimal_size(report['memory'])} of memory with "
+        f"{report['workers']} workers; nothing was written",
     ]

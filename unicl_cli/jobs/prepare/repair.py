@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.core.files import size_of
+from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.data.corpus import MANIFEST, mending
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.lock import Stop
@@ -116,7 +116,7 @@ def _document(out: Path, found: Found) -> dict[str, Any]:
 
 
 def _lines(out: Path, found: Found) -> list[str]:
-    looked = f"{found.shards:,} shards, {found.rows:,} rows, {size_of(found.bytes)}"
+    looked = f"{found.shards:,} shards, {found.rows:,} rows, {decimal_size(found.bytes)}"
     if not found.problems:
         return [f"{out}: whole: {looked}; every sha256 is right, {found.decoded:,} images decoded"]
     return [*(_said(problem) for problem in found.problems), f"{out}: looked at {looked}"]

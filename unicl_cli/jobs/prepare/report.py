@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unicl_cli.contracts import ClassName
-from unicl_cli.core.files import size_of
+from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.errors import plain
 from unicl_cli.jobs.prepare.engines.local import Marker
 from unicl_cli.jobs.prepare.progress import listed
@@ -135,7 +135,7 @@ def _table(report: dict[str, Any]) -> list[str]:
                 line["split"],
                 f"{line['rows']:,}",
                 listed(line["rejected"]) or "0",
-                size_of(line["bytes"]),
+                decimal_size(line["bytes"]),
                 str(line["classes"] or "-"),
                 f"{low}-{high} px" if low != high else f"{low} px",
             )
@@ -148,11 +148,11 @@ def _table(report: dict[str, Any]) -> list[str]:
         lines += [f"  {reason.ljust(width)}  {REMEDIES.get(reason, '')}".rstrip() for reason in report["rejected"]]
         lines.append("")
     lines.append(
-        f"{report['corpus']}: {report['rows']:,} rows, {report['classes']:,} classes, {size_of(report['bytes'])} "
+        f"{report['corpus']}: {report['rows']:,} rows, {report['classes']:,} classes, {decimal_size(report['bytes'])} "
         f"in {report['shards']:,} shards"
     )
     if report["payload_at_256"] < 0.8 * report["payload"]:
-        lines.append(f"--size 256 would store about {size_of(report['payload_at_256'])} instead")
+        lines.append(f"--size 256 would store about {decimal_size(report['payload_at_256'])} instead")
     return lines
 
 

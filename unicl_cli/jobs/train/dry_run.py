@@ -18,8 +18,9 @@ from unicl_cli.build.data import Data, build_data, build_tokenizer, check_learna
 from unicl_cli.build.model import adapt, build_step
 from unicl_cli.build.optimizer import doubts
 from unicl_cli.contracts import Tokenizer
+from unicl_cli.core.byte_size import binary_size
 from unicl_cli.core.loop import Step
-from unicl_cli.core.machine import machine_memory, sized
+from unicl_cli.core.machine import machine_memory
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.train.memory import METHOD, Shape, flops, states, step_bytes, step_bytes_in_parts, unreal
@@ -177,7 +178,7 @@ def shown(key: str, value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {shown(key, item)}" for name, item in value.items())
     if key in BYTES:
-        return sized(value)
+        return binary_size(value)
     return (
         f"{value / 1e9:.2f} GFLOP" if key == "flops_of_one" else f"{value:,}" if isinstance(value, int) else str(value)
     )
@@ -203,13 +204,14 @@ def dry_run(recipe: Recipe, run: Path, world: int, *, as_json: bool, card: str |
 
 def advice(found: Mapping[str, Any], room: float) -> str:
     """What to do about a memory of ``room`` bytes."""
-    needed, rows, all_ = sized(found["memory"]["total"]), found["micro_that_fits"], found["batch_per_process"]
+    needed, rows, all_ = binary_size(found["memory"]["total"]), found["micro_that_fits"], found["batch_per_process"]
     if rows is None:
-        return f"{needed} are more than {sized(room)}, even one row at a time or with BatchNorm: {LESS}"
+        return f"{needed} are more than {binary_size(room)}, even one row at a time or with BatchNorm: {LESS}"
     if rows == found["micro"]:
-        return f"{needed} fit into {sized(room)}: {rows} of {all_} rows at once"
+        return f"{needed} fit into {binary_size(room)}: {rows} of {all_} rows at once"
     return (
-        f"{needed} are more than {sized(room)}: batch.micro=auto would encode about {rows} of {all_} rows at once there"
+        f"{needed} are more than {binary_size(room)}: "
+        f"batch.micro=auto would encode about {rows} of {all_} rows at once there"
     )
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from unicl_cli.contracts import NO_TEXT, Batch, Tokenizer
 from unicl_cli.core import checkpoint_files
+from unicl_cli.core.byte_size import binary_size
 from unicl_cli.core.dist import gather, rank, rehearsal, shard, sum_over_ranks, world_size
 from unicl_cli.core.loop import Step, freeze, reached
-from unicl_cli.core.machine import sized
 from unicl_cli.core.memory import is_out_of_memory, room
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.train.memory import states
@@ -34,7 +34,7 @@ class Shortage(NamedTuple):
     room: float
 
     def __str__(self) -> str:
-        return f"the memory of rank {self.rank}" if math.isinf(self.room) else sized(self.room)
+        return f"the memory of rank {self.rank}" if math.isinf(self.room) else binary_size(self.room)
 
 
 def chunks_of(local: int, rows: int) -> int:
@@ -144,7 +144,7 @@ def has_batch_statistics(step: Step) -> bool:
 
 def too_large(recipe: Recipe, step: Step, rows: int, short: Shortage | None) -> UniclError:
     """A step does not fit, and nothing that would leave the numbers as they are is left to try."""
-    held = ", ".join(f"{name} {sized(bytes_)}" for name, bytes_ in states(recipe, step, 1).items())
+    held = ", ".join(f"{name} {binary_size(bytes_)}" for name, bytes_ in states(recipe, step, 1).items())
     local = recipe.batch.size // world_size()
     what = f"a step of {local} rows, {rows} at once, does not fit into {short} ({held}, and what a step computes)"
     if has_batch_statistics(step):
