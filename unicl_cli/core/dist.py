@@ -106,22 +106,20 @@ def share_of_mean(values: Tensor, valid: Tensor, count: Tensor | None = None) ->
 def mean_over_ranks(
     values: Mapping[str, Tensor | float], largest: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """Scalars by name -> their means over ranks, of ``largest`` the largest; one all-reduce, one copy to the host.
+    """Return the mean over ranks of each scalar in ``values`` and the largest of each in ``largest``, by name.
 
-    Every rank must bring the same names in the same order.
+    One all-gather and one copy to the host. Every rank must bring the same names in the same order.
     """
     if not values and not largest:
         return {}
     device = next((value.device for value in values.values() if isinstance(value, Tensor)), _home())
     wide = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
-    means = [torch.as_tensor(value, dtype=wide, device=device).detach().reshape(()) for value in values.values()]
-    tops = dict(largest or {})
-    slots = torch.zeros(world_size(), len(tops), dtype=wide)  # a place for each rank: a sum then brings all together
-    slots[rank()] = torch.tensor(list(tops.values()), dtype=wide)
-    parts = [torch.stack(means)] if means else []
-    sums = sum_over_ranks(torch.cat([*parts, slots.flatten().to(device)])).cpu()
-    found = dict(zip(values, (sums[: len(means)] / world_size()).tolist(), strict=True))
-    return found | dict(zip(tops, sums[len(means) :].view(slots.shape).amax(0).tolist(), strict=True))
+    names = [*values, *(largest or {})]
+    own = [*values.values(), *(largest or {}).values()]
+    row = torch.stack([torch.as_tensor(x, dtype=wide, device=device).detach().reshape(()) for x in own])
+    rows = gather(row[None]).cpu()  # (world, names)
+    means, tops = rows[:, : len(values)].mean(0), rows[:, len(values) :].amax(0)
+    return dict(zip(names, [*means.tolist(), *tops.tolist()], strict=True))
 
 
 @cache

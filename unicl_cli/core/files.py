@@ -22,8 +22,8 @@ def sync_folder(folder: Path) -> None:
 def folder_for(path: Path) -> Generator[None]:
     """Makes the folder ``path``; what was made of it and its parents goes again at the end if it is still empty."""
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
     try:
+        path.mkdir(parents=True, exist_ok=True)
         yield
     finally:
         with suppress(OSError):

@@ -9,7 +9,6 @@ from typing import Any
 
 from unicl_cli.core.files import write_atomic
 from unicl_cli.errors import UniclError
-from unicl_cli.yaml_lines import leaves
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -18,11 +17,6 @@ def check_installed(names: Sequence[str]) -> None:
     missing = [name for name, spec in found.items() if spec is None or spec.origin is None]  # a folder is no package
     if missing:
         raise UniclError(f"log.trackers: {', '.join(missing)} not installed", f"pip install {' '.join(missing)}")
-
-
-def flattened(config: Mapping[str, Any]) -> dict[str, int | float | str | bool]:
-    """``{"optim.lr": 1e-3}``: nested values by their path, what is no number or text as text."""
-    return {key: x if isinstance(x, int | float | str) else str(x) for key, x in leaves(dict(config)).items()}
 
 
 def open_tensorboard(run: Path, project: str, done: int) -> Any:
@@ -49,7 +43,10 @@ OPENERS: dict[str, Callable[[Path, str, int], Any]] = {"tensorboard": open_tenso
 
 
 class TrackerSink:
-    """Gives each tracker the figures under their step; one that throws is switched off with one warning."""
+    """Give each tracker the figures of each step; one that raises is switched off with one warning.
+
+    ``config`` is flat: ``{"optim.lr": 1e-3}``.
+    """
 
     def __init__(self, names: Sequence[str], run: Path, project: str, config: Mapping[str, Any], done: int) -> None:
         self.trackers: dict[str, Any] = {}
@@ -61,7 +58,8 @@ class TrackerSink:
         tracker.start()
         self.trackers[name] = tracker
         if not done:
-            tracker.store_init_configuration(flattened(config))
+            plain = {key: x if isinstance(x, int | float | str) else str(x) for key, x in config.items()}
+            tracker.store_init_configuration(plain)
 
     def tried(self, name: str, call: Callable[[], Any]) -> None:
         try:

@@ -223,7 +223,7 @@ def test_a_second_prepare_is_told_that_the_directory_is_in_use(tmp_path, capsys)
     (tmp_path / "c").mkdir()
     with FileLock(tmp_path / "c/.lock"):
         _, err = prepared(capsys, "--labels", "digits?limit=9", "-o", tmp_path / "c", code=2)
-    assert f"{tmp_path / 'c'}: locked by another prepare" in err
+    assert f"{tmp_path / 'c'}: locked by another process" in err
     prepared(capsys, "--labels", "digits?limit=9", "-o", tmp_path / "c")
 
 

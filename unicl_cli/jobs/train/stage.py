@@ -27,6 +27,7 @@ from unicl_cli.jobs.train.setup import Parts, stream
 from unicl_cli.launch.stopping import StopFlag
 from unicl_cli.recipe.text import as_mapping
 from unicl_cli.runs.folder import METRICS, STATUS, VALIDATIONS
+from unicl_cli.yaml_lines import leaves
 
 
 def guard_of(parts: Parts) -> Guard:
@@ -179,7 +180,7 @@ class Stage:
         recipe, console = self.parts.recipe, ConsoleSink(self.parts.steps, done, quiet=quiet)
         for note in notes(self.parts) if first else ():
             console.say(note)
-        trackers = TrackerSink(recipe.log.trackers, self.run_dir, recipe.log.project, as_mapping(recipe), done)
+        trackers = TrackerSink(recipe.log.trackers, self.run_dir, recipe.log.project, leaves(as_mapping(recipe)), done)
         self.keeper.say, self.keeper.track = console.say, trackers.log
         metrics = JsonlSink(self.run_dir / METRICS, done)
         return Sinks([metrics, self.status, console, WatchSink(self.keeper, console.say), trackers])

@@ -4,19 +4,19 @@ import json
 import os
 import sys
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from filelock import FileLock, Timeout
 
 from unicl_cli.build.optimizer import build_optimizer
 from unicl_cli.core.checkpoint_files import discard_parts
 from unicl_cli.core.dist import any_rank, bare, barrier, rank, shard, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average
-from unicl_cli.core.files import folder_for, write_atomic
+from unicl_cli.core.files import write_atomic
+from unicl_cli.core.lock import lock_folder
 from unicl_cli.core.loop import Step
 from unicl_cli.core.switches import compile_units
 from unicl_cli.core.trackers import check_installed
@@ -89,21 +89,14 @@ def claimed(run: Path) -> Generator[None]:
     """Makes the run directory this training's own; where nothing came to be written, none of it is left."""
     if (run / MANIFEST).exists():
         raise UniclError(f"{run}: is a corpus, no place for a run", "give another --run-dir")
-    lock, begun = FileLock(run / RUN_LOCK), run / ENVIRONMENT
-    with ExitStack() as at_end:
-        try:
-            at_end.enter_context(folder_for(run))
-            fresh = not Path(lock.lock_file).exists()
-            at_end.enter_context(lock.acquire(timeout=0))
-        except Timeout as error:
-            raise UniclError(f"{run}: another training is writing here", "wait for it, or give --run-dir") from error
-        except OSError as error:
-            raise UniclError(f"{run}: cannot be written: {error.strerror}", "give another --run-dir") from error
+    lock = run / RUN_LOCK
+    fresh = not lock.exists()
+    with lock_folder(run, RUN_LOCK, "give another --run-dir"):
         try:
             yield
         finally:
-            if fresh and not begun.exists():
-                Path(lock.lock_file).unlink(missing_ok=True)
+            if fresh and not (run / ENVIRONMENT).exists():
+                lock.unlink(missing_ok=True)
 
 
 def keep_source(run: Path, source: str, overrides: Sequence[str], request: Request) -> None:
