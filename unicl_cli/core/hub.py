@@ -28,6 +28,7 @@ TOKENIZER = (
     "added_tokens.json",
     "config.json",
 )
+LOG_IN = "then log in with `hf auth login` (or set HF_TOKEN)"
 T = TypeVar("T")
 
 
@@ -143,7 +144,7 @@ def cached(repo: str, names: Sequence[str]) -> Path | None:
     """The first of the files that the hub's cache has."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = (reached(repo, lambda file=file: try_to_load_from_cache(repo, file)) for file in names)
+    found = (ask_hub(repo, lambda file=file: try_to_load_from_cache(repo, file)) for file in names)
     return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
@@ -154,7 +155,7 @@ def fetch(repo: str, wanted: Sequence[Sequence[str]], name: str) -> list[Path]:
     have = [cached(repo, names) for names in wanted]
     if all(have):
         return [path for path in have if path is not None]
-    info = reached(repo, lambda: HfApi().model_info(repo, files_metadata=True))
+    info = ask_hub(repo, lambda: HfApi().model_info(repo, files_metadata=True))
     sizes = {item.rfilename: item.size or 0 for item in info.siblings or ()}
     files: list[str] = []
     for names in wanted:
@@ -167,7 +168,7 @@ def fetch(repo: str, wanted: Sequence[Sequence[str]], name: str) -> list[Path]:
     new = sum(sizes[file] for file, path in zip(files, have, strict=True) if path is None)
     place = "" if name.endswith(f":{repo}") else f" from {repo}"
     announce(name, f"{decimal_size(new)}{place}, licence {licence(info)}")
-    return [Path(reached(repo, lambda file=file: hf_hub_download(repo, file))) for file in files]
+    return [Path(ask_hub(repo, lambda file=file: hf_hub_download(repo, file))) for file in files]
 
 
 def tokenizer_folder(repo: str) -> Path:
@@ -180,7 +181,7 @@ def tokenizer_folder(repo: str) -> Path:
     from huggingface_hub import snapshot_download
 
     announce(repo, "tokenizer")
-    return Path(reached(repo, lambda: snapshot_download(repo, allow_patterns=list(TOKENIZER))))
+    return Path(ask_hub(repo, lambda: snapshot_download(repo, allow_patterns=list(TOKENIZER))))
 
 
 def announce(name: str, what: str) -> None:
@@ -200,47 +201,71 @@ def licence(info: Any) -> str:
     return str(card or next(tags, "not stated"))
 
 
-def reached(repo: str, ask: Callable[[], T]) -> T:
-    """``ask()``, with every way in which the hub can fail as one line that says what to do."""
+class Repo(NamedTuple):
+    """A repository on the hub as errors describe it; ``otherwise`` says how to do without the hub."""
+
+    name: str
+    page: str
+    otherwise: str
+
+
+def model_repo(repo: str) -> Repo:
+    """The repository of a model."""
+    return Repo(repo, f"https://huggingface.co/{repo}", "use local-dir:PATH or a run")
+
+
+def ask_hub(repo: str, ask: Callable[[], T]) -> T:
+    """Return ``ask()``; every failure of the hub becomes a UniclError that says what to do."""
     from huggingface_hub.errors import HfHubHTTPError
 
     client = cast("type[Exception]", HfHubHTTPError.__bases__[0])  # of its HTTP client, of which there were several
     try:
         return ask()
     except (client, OSError, ValueError) as error:
-        raise problem(repo, error) from error
+        raise explain(model_repo(repo), error) from error
 
 
-def problem(repo: str, error: Exception) -> UniclError:
-    """What the user can do about a failed download."""
+def explain(repo: Repo, error: Exception) -> UniclError:
+    """Return the error to show for a request to the hub that failed."""
     from huggingface_hub import errors
 
+    name, status = repo.name, getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return UniclError(
-            f"{repo} is not in the hub's cache, and HF_HUB_OFFLINE is set",
-            "go online once (unset HF_HUB_OFFLINE), or take local-dir:PATH or a run",
-        )
+        return not_cached(repo)
     if isinstance(error, errors.HFValidationError):
-        return UniclError(f"hf-hub:{repo} is no name of a model", "write hf-hub:ORG/REPO")
+        return bad_name(name)
     if isinstance(error, errors.GatedRepoError):
-        return UniclError(
-            f"{repo}: its licence has to be accepted first",
-            f"do so at https://huggingface.co/{repo}, then `hf auth login`",
-        )
-    status = getattr(getattr(error, "response", None), "status_code", None)
+        return gated(repo)
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
-        return UniclError(
-            f"the hub has no model {repo} that you may read", "check the name; for a private one `hf auth login`"
-        )
+        return UniclError(f"{name}: not on the hub, or private", f"check the name; if it is private, {LOG_IN}")
     if isinstance(error, errors.HfHubHTTPError):
-        return UniclError(f"{repo}: the hub answered with an error ({status})", "try again later")
+        return UniclError(f"{name}: the hub answered with status {status}", "try again later")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return UniclError(
-            f"{repo}: no space left for the download", "free some, or set HF_HOME to a folder on a larger disk"
+            f"{name}: no space left for the download", "free some space, or set HF_HOME to a folder on a larger disk"
         )
     if isinstance(error, PermissionError):
-        return UniclError(f"{repo}: the cache cannot be written: {error}", "set HF_HOME to a folder of your own")
+        return UniclError(f"{name}: the cache cannot be written: {error}", "set HF_HOME to a folder of your own")
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UniclError(
-        f"{repo} could not be downloaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-        "check the connection and give the same command again (it goes on where it broke off), or use local-dir:PATH",
+        f"{name}: cannot be fetched from the hub: {reason}",
+        f"check the connection and run the same command again to continue, or {repo.otherwise}",
     )
+
+
+def not_cached(repo: Repo) -> UniclError:
+    """The error for a repository that is needed offline and was never fetched."""
+    return UniclError(
+        f"{repo.name}: not in the hub's cache, and HF_HUB_OFFLINE is set",
+        f"unset HF_HUB_OFFLINE once to download it, or {repo.otherwise}",
+    )
+
+
+def bad_name(name: str) -> UniclError:
+    """The error for what cannot be the name of a repository."""
+    return UniclError(f"{name}: not a name on the hub", "write it as org/name")
+
+
+def gated(repo: Repo) -> UniclError:
+    """The error for a repository whose terms have to be accepted first."""
+    return UniclError(f"{repo.name}: gated: its terms have to be accepted", f"accept them at {repo.page}, {LOG_IN}")
