@@ -130,10 +130,12 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, spoil):
     saved(tmp_path, 1, 2)
     spoil(tmp_path / "step-00000002")
     assert checkpoint_files.newest(tmp_path) == tmp_path / "step-00000001"
-    assert checkpoint_files.damaged(tmp_path) == ([tmp_path / "step-00000002"] if spoil is not shutil.rmtree else [])
+    assert checkpoint_files.list_damaged(tmp_path) == (
+        [tmp_path / "step-00000002"] if spoil is not shutil.rmtree else []
+    )
     saved(tmp_path, 2)
     assert checkpoint_files.newest(tmp_path) == tmp_path / "step-00000002", "written anew"
-    assert checkpoint_files.damaged(tmp_path) == []
+    assert checkpoint_files.list_damaged(tmp_path) == []
 
 
 def test_what_latest_names_comes_first_and_without_it_the_highest(tmp_path):

@@ -100,7 +100,7 @@ import sys
 from unicl_cli.core import hub
 from unicl_cli.errors import UniclError
 try:
-    source = hub.find(sys.argv[1] if len(sys.argv) > 1 else "{NAME}")
+    source = hub.find_model(sys.argv[1] if len(sys.argv) > 1 else "{NAME}")
     print(source.weights)
 except UniclError as error:
     print("UniclError", error.message, "|", error.hint)

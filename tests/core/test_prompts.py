@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unicl_cli.core.prompts import fill, load_templates
+from unicl_cli.core.prompts import fill_template, load_templates
 from unicl_cli.errors import UniclError
 
 
@@ -21,19 +21,21 @@ from unicl_cli.errors import UniclError
     ],
 )
 def test_a_name_goes_where_the_braces_are(template, name, prompt):
-    assert fill(template, name) == prompt
+    assert fill_template(template, name) == prompt
 
 
 @given(name=st.text())
 def test_any_name_stands_in_a_prompt_as_it_is(name):
-    assert fill("<{}>", name.replace("{}", "")) == f"<{name.replace('{}', '')}>"
+    assert fill_template("<{}>", name.replace("{}", "")) == f"<{name.replace('{}', '')}>"
 
 
 def test_named_lists_are_open_clips():
     theirs = [template("x") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
-    assert [fill(t, "x") for t in load_templates("clip80")] == theirs
+    assert [fill_template(t, "x") for t in load_templates("clip80")] == theirs
     assert len(theirs) == 80
-    assert [fill(t, "x") for t in load_templates("clip7")] == [t("x") for t in open_clip.SIMPLE_IMAGENET_TEMPLATES]
+    assert [fill_template(t, "x") for t in load_templates("clip7")] == [
+        t("x") for t in open_clip.SIMPLE_IMAGENET_TEMPLATES
+    ]
     assert load_templates("unicl81") == (*load_templates("clip80"), "{}.")
     assert load_templates("none") == ("{}",)
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unicl_cli.cli import main
-from unicl_cli.jobs.runs import spark, table
-from unicl_cli.runs.status import best_of, is_lost, listed, read_lines
+from unicl_cli.jobs.runs import sparkline, table_lines
+from unicl_cli.runs.status import best_of, is_lost, list_runs, read_lines
 
 Capture = pytest.CaptureFixture[str]
 NOW = time.time()
@@ -45,14 +45,14 @@ def test_a_run_that_has_been_silent_for_two_minutes_is_lost(runs: Path):
     run_at(runs / "a", state="running", updated=time.time() - 100)
     run_at(runs / "b", state="running", updated=time.time() - 130)
     run_at(runs / "c", state="stopped", updated=time.time() - 9999)
-    assert {run["run"][-1]: run["state"] for run in listed(runs)} == {"a": "running", "b": "lost", "c": "stopped"}
+    assert {run["run"][-1]: run["state"] for run in list_runs(runs)} == {"a": "running", "b": "lost", "c": "stopped"}
 
 
 def test_a_lost_run_is_where_its_newest_checkpoint_is(runs: Path):
     run = run_at(runs / "a", state="running", step=0, updated=time.time() - 130)
     (run / "checkpoints" / "step-00000012").mkdir(parents=True)
     (run / "checkpoints" / ".tmp-15").mkdir()
-    assert listed(runs)[0]["step"] == 12
+    assert list_runs(runs)[0]["step"] == 12
 
 
 def test_a_run_whose_process_is_gone_from_this_machine_is_lost():
@@ -137,7 +137,7 @@ def test_what_is_no_run_is_refused_in_one_line(runs: Path, capsys: Capture):
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300))
 def test_a_curve_is_at_most_forty_marks_of_eight_heights(values: list[float]):
-    marks = spark(values)
+    marks = sparkline(values)
     assert len(marks) == min(40, len(values))
     assert set(marks) <= set("▁▂▃▄▅▆▇█_.-:=+*#")
 
@@ -145,4 +145,4 @@ def test_a_curve_is_at_most_forty_marks_of_eight_heights(values: list[float]):
 def test_the_best_figure_is_the_largest_of_the_first_kind():
     assert best_of([{"step": 1, "r1": 0.2, "top1": 0.9}, {"step": 2, "r1": 0.1}]) == ("r1", 0.2)
     assert best_of([]) is None
-    assert list(table([])) == ["no runs here"]
+    assert list(table_lines([])) == ["no runs here"]

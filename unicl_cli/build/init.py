@@ -45,12 +45,12 @@ def load_init(step: Step, recipe: Recipe, name: str, tokenizer: Tokenizer | None
     Of a run all is taken, of other weights each tower that is the same; with `model.init_parts` exactly those parts.
     UniclError for what has other shapes, settings, pixels or tokens than here: shapes alone do not show these.
     """
-    source = published(name) if hub.is_form(name) else trained(name, raw_weights=False)
+    source = published(name) if hub.has_form(name) else trained(name, raw_weights=False)
     mine, theirs = checkpoint.own_tensors(step.model), checkpoint.own_tensors(source.step.model)
     wanted = recipe.model.init_parts
     if shapes(mine) == shapes(theirs) and wanted is None:
-        taken, said = theirs, "all weights" if hub.is_form(name) else "all"
-    elif hub.is_form(name):
+        taken, said = theirs, "all weights" if hub.has_form(name) else "all"
+    elif hub.has_form(name):
         taken, said = of_towers(step, source, wanted, name)
     elif wanted is None:
         raise UniclError(
@@ -145,7 +145,7 @@ def check_same(step: Step, recipe: Recipe, source: Loaded, taken: set[str], toke
     if "image" in taken and not same_pixels(step.model, source.step.model):
         raise UniclError(f"model.init: {source.name} normalises pixels with other numbers than this model", hint)
     if "text" in taken and not same_tokens(tokenizer, source.tokenizer):
-        file = find_run(source.name)[0] / TOKENIZER if not hub.is_form(source.name) else "clip"
+        file = find_run(source.name)[0] / TOKENIZER if not hub.has_form(source.name) else "clip"
         raise UniclError(
             f"model.init: {source.name} has learned other tokens than this recipe's", f"set model.tokenizer={file}"
         )
@@ -171,7 +171,7 @@ def settings(step: Step, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]
 
 def settings_of(source: Loaded) -> tuple[dict[str, Any], dict[str, Any]]:
     """The same of a finished model; weights from elsewhere have no recipe."""
-    if hub.is_form(source.name):
+    if hub.has_form(source.name):
         return flat(owned(source.step.model, "config")["model_cfg"]), {}
     return settings(source.step, load(str(find_run(source.name)[0] / RESOLVED)))
 

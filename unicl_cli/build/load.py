@@ -65,7 +65,7 @@ def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_wei
     """
     name = named(model)
     try:
-        loaded = published(name) if hub.is_form(name) else trained(name, raw_weights=raw_weights)
+        loaded = published(name) if hub.has_form(name) else trained(name, raw_weights=raw_weights)
     except UniclError as error:
         if model is None and name == DEFAULT:  # nobody has asked for this one
             raise UniclError(

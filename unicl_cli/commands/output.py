@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 def check_first(models: Iterable[str | None], corpora: Iterable[str], *files: tuple[str, Path | None]) -> None:
     """What would fail at its first use is told at once: models and corpora that are not there, files that cannot be
     written (each with its option). Torch takes seconds to import, an evaluation may take hours."""
-    from unicl_cli.core.hub import check_named
+    from unicl_cli.core.hub import check_model_name
     from unicl_cli.data.corpus import open_corpus
 
     for model in models:
         if model is not None:
-            check_named(model)
+            check_model_name(model)
     for corpus in corpora:
         open_corpus(corpus)
     for option, file in files:

@@ -18,14 +18,14 @@ def ls(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the runs lie.")] = RUNS, as_json: Json = False
 ) -> None:
     """List runs: how far each one is, how fast, and how good; a lost one ended without a word."""
-    from unicl_cli.jobs.runs import table
-    from unicl_cli.runs.status import listed
+    from unicl_cli.jobs.runs import table_lines
+    from unicl_cli.runs.status import list_runs
 
-    found = listed(folder)
+    found = list_runs(folder)
     if as_json:
         typer.echo(json.dumps({"schema": "unicl/runs/1", "runs": found}, indent=1, allow_nan=False))
         return
-    for line in table(found):
+    for line in table_lines(found):
         typer.echo(plain(line))
 
 
@@ -35,12 +35,12 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="The run's status.json.")] = False,
 ) -> None:
     """Show one run: its state, the curve of its loss, its validations, and the command that goes on."""
-    from unicl_cli.jobs.runs import story
-    from unicl_cli.runs.status import status_of
+    from unicl_cli.jobs.runs import describe_run
+    from unicl_cli.runs.status import read_status
 
-    status = status_of(run)
+    status = read_status(run)
     if as_json:
         typer.echo(json.dumps(status, indent=1, allow_nan=False))
         return
-    for line in story(run, status):
+    for line in describe_run(run, status):
         typer.echo(plain(line))

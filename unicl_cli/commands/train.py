@@ -65,8 +65,8 @@ def train(
 ) -> None:
     """Train from a recipe; the same command continues after any interruption."""
     del quiet  # its callback has seen it
-    from unicl_cli.launch.plan import nodes_of
-    from unicl_cli.launch.process import here, is_peer, is_worker, launched, recorded
+    from unicl_cli.launch.plan import parse_nodes
+    from unicl_cli.launch.process import decide_launch, is_peer, is_worker, run_and_report, run_in_workers
     from unicl_cli.launch.slurm import is_other_task
     from unicl_cli.launch.stopping import StopFlag
 
@@ -89,16 +89,16 @@ def train(
         beside = bool(node_rank) or is_peer() or (launch != "local" and is_other_task(os.environ))
         show(run, beside=beside, as_json=json_, note="already finished")
         return
-    way = here(devices, nodes_of(nodes, node_rank, rdzv), launch)
+    way = decide_launch(devices, parse_nodes(nodes, node_rank, rdzv), launch)
     if dry_run:
         from unicl_cli.jobs.train.dry_run import dry_run as describe
 
         describe(checked, run, way.world, as_json=json_, card=memory)
         return
     check_shares(checked, way.world)
-    stop.leave_early()
+    stop.raise_if_set()
     task = dump(checked.model_copy(update={"run_dir": ""}))  # nodes may see the same folder at different places
-    code = launched(way, sys.argv[1:], run / LOGS, stop, max_restarts, task)
+    code = run_in_workers(way, sys.argv[1:], run / LOGS, stop, max_restarts, task)
     if code is not None:
         raise typer.Exit(code)
 
@@ -108,7 +108,7 @@ def train(
         request = Request(devices, resume, is_quiet(), requeue)
         train(checked, run, request, stop, source=recipe, overrides=changes)
 
-    recorded(work)
+    run_and_report(work)
     show(run, beside=is_peer(), as_json=json_)
 
 

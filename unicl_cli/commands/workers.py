@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 def in_workers(devices: str, work: Callable[[Any], None]) -> None:
     """``work(accelerator)`` in this process, or this whole command again in as many workers as ``devices`` asks for."""
-    from unicl_cli.launch.process import here, launched, recorded
+    from unicl_cli.launch.process import decide_launch, run_and_report, run_in_workers
 
-    code = launched(here(devices), sys.argv[1:])
+    code = run_in_workers(decide_launch(devices), sys.argv[1:])
     if code is not None:
         raise typer.Exit(code)
 
@@ -29,14 +29,14 @@ def in_workers(devices: str, work: Callable[[Any], None]) -> None:
         work(accelerator)
         accelerator.end_training()
 
-    recorded(worker)
+    run_and_report(worker)
 
 
 def one_process(devices: str) -> str:
     """``devices`` for a command that reads standard input, which several processes cannot share."""
-    from unicl_cli.launch.process import here
+    from unicl_cli.launch.process import decide_launch
 
-    if here(devices).how != "start":
+    if decide_launch(devices).how != "start":
         return devices
     if devices != "auto":
         raise UniclError(f"--devices {devices}: one process alone reads standard input", "leave --devices out")

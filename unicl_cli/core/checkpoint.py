@@ -26,7 +26,7 @@ from unicl_cli.core.checkpoint_files import (
     read_pointer,
 )
 from unicl_cli.core.dist import any_rank, bare, full_tensor, rank, shard_like
-from unicl_cli.core.files import beside, put, sync_folder, write_atomic
+from unicl_cli.core.files import replace_durably, sync_folder, temporary_beside, write_atomic
 from unicl_cli.errors import UniclError
 
 WRITING_FAILS = (OSError, SafetensorError)
@@ -95,23 +95,23 @@ def save(
     files = state_of(module, optimizer, average, copy=False)
     problem: OSError | SafetensorError | None = None
     if rank() == 0:
-        arrive(files)
+        wait_for_copies(files)
         try:
             write(root, files, facts)
             prune(root, keep, keep_every)
         except WRITING_FAILS as error:
             problem = error
-    complain(folder_of(root, int(facts["step"])), problem)
+    raise_on_all_ranks(folder_of(root, int(facts["step"])), problem)
     return folder_of(root, int(facts["step"]))
 
 
-def arrive(files: Mapping[str, Mapping[str, Tensor]]) -> None:
+def wait_for_copies(files: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Waits for copies from a GPU."""
     if torch.cuda.is_available() and any(x.is_pinned() for tensors in files.values() for x in tensors.values()):
         torch.cuda.synchronize()
 
 
-def complain(target: Path, problem: BaseException | None) -> None:
+def raise_on_all_ranks(target: Path, problem: BaseException | None) -> None:
     """Raises on all ranks what rank 0 met while it wrote; every rank must ask."""
     if any_rank(flag=problem is not None):
         raise UniclError(
@@ -131,10 +131,10 @@ def write(root: Path, files: Mapping[str, Mapping[str, Tensor]], facts: Mapping[
         part.mkdir(parents=True)
         for name, tensors in files.items():
             write_tensors(part / name, tensors)
-        crash_point("after_tmp", target)
+        crash_if_asked("after_tmp", target)
         prints = {name: fingerprint(part / name) for name in files}
         write_atomic(part / TRAINER, json.dumps({**facts, "files": prints}, indent=1))
-        crash_point("before_rename", target)
+        crash_if_asked("before_rename", target)
         if target.exists():  # damaged, or of a course that was left: `latest` does not name it, or reading skipped it
             shutil.rmtree(target)
         part.rename(target)
@@ -142,11 +142,11 @@ def write(root: Path, files: Mapping[str, Mapping[str, Tensor]], facts: Mapping[
         discard_parts(root)
         raise
     sync_folder(root)
-    crash_point("before_latest", target)
+    crash_if_asked("before_latest", target)
     write_atomic(root / LATEST, target.name)
 
 
-def crash_point(name: str, target: Path) -> None:
+def crash_if_asked(name: str, target: Path) -> None:
     """For tests: ``UNICL_TEST_CRASH=before_latest`` (or ``before_latest:step-00000006``) ends the process here."""
     if os.environ.get("UNICL_TEST_CRASH") in (name, f"{name}:{target.name}"):
         os._exit(9)
@@ -154,13 +154,13 @@ def crash_point(name: str, target: Path) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file that is whole or absent."""
-    with beside(path) as part:
+    with temporary_beside(path) as part:
         part.touch()
         mode = part.stat().st_mode  # as the umask wants it: safetensors writes for the owner alone
         save_file(dict(tensors), part)
         part.chmod(mode)
-        crash_point("half_written", path.parent)
-        put(part, path)
+        crash_if_asked("half_written", path.parent)
+        replace_durably(part, path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

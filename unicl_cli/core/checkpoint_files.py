@@ -69,7 +69,7 @@ def newest(root: Path) -> Path | None:
     return next((folder for folder in reversed(list_folders(root)) if is_whole(folder)), None)
 
 
-def damaged(root: Path) -> list[Path]:
+def list_damaged(root: Path) -> list[Path]:
     """What `newest` passes over: checkpoints under ``root`` that are newer than the one it takes, and not whole."""
     taken = newest(root)
     newer = [folder for folder in list_folders(root) if taken is None or folder.name > taken.name]

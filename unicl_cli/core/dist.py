@@ -164,7 +164,7 @@ def rehearsal() -> Generator[None]:
 
 
 @contextlib.contextmanager
-def pretended(world: int) -> Generator[None]:
+def pretend_world(world: int) -> Generator[None]:
     """Inside, this process is the first of ``world`` that are not there; for shapes and memory only."""
     if world == 1:
         yield

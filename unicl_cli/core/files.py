@@ -19,7 +19,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def folder_for(path: Path) -> Generator[None]:
+def make_folder(path: Path) -> Generator[None]:
     """Makes the folder ``path``; what was made of it and its parents goes again at the end if it is still empty."""
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
@@ -32,7 +32,7 @@ def folder_for(path: Path) -> Generator[None]:
 
 
 @contextmanager
-def beside(path: Path) -> Generator[Path]:
+def temporary_beside(path: Path) -> Generator[Path]:
     """A temporary name in the folder of ``path``, which is made if it is missing; gone at the end.
 
     An error of the operating system names ``path``.
@@ -49,7 +49,7 @@ def beside(path: Path) -> Generator[Path]:
         part.unlink(missing_ok=True)
 
 
-def put(part: Path, path: Path) -> None:
+def replace_durably(part: Path, path: Path) -> None:
     """Gives the finished file ``part`` its name, on disk when it returns."""
     with part.open("rb+") as file:
         os.fsync(file.fileno())
@@ -59,6 +59,6 @@ def put(part: Path, path: Path) -> None:
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Replaces ``path`` by ``data`` (text as UTF-8): a reader sees the old content or the new, never a part."""
-    with beside(path) as part:
+    with temporary_beside(path) as part:
         part.write_bytes(data.encode() if isinstance(data, str) else data)
-        put(part, path)
+        replace_durably(part, path)

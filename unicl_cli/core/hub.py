@@ -45,31 +45,33 @@ class Source(NamedTuple):
     weights: Path | None
 
 
-def is_form(name: str) -> bool:
+def has_form(name: str) -> bool:
     """Does the name say where it is from, as ``hf-hub:ORG/REPO`` does?"""
     return name.startswith(FORMS)
 
 
-def check_named(name: str) -> None:
+def check_model_name(name: str) -> None:
     """A model that is named by its form, or lies in a directory; told before torch is imported."""
-    if not is_form(name) and not Path(name).is_dir():
+    if not has_form(name) and not Path(name).is_dir():
         raise UniclError(f"model {name}: no such run or checkpoint directory", f"give {FORMS_HINT}")
 
 
-def find(name: str, *, weights: bool = True) -> Source:
+def find_model(name: str, *, weights: bool = True) -> Source:
     """The files of ``open_clip:NAME[/TAG]``, ``local-dir:PATH`` or ``hf-hub:ORG/REPO``; downloads are announced first.
 
     A model whose weights are missing is an error here: open_clip only warns and goes on with random ones.
     """
     form, _, rest = name.partition(":")
-    if not is_form(name) or not rest:
+    if not has_form(name) or not rest:
         raise UniclError(f"model {name}: unknown form", f"give {FORMS_HINT}")
     if form == "local-dir":
-        return local(Path(rest), weights=weights)
-    return built_in(name, rest, weights=weights) if form == "open_clip" else on_hub(name, rest, weights=weights)
+        return find_local(Path(rest), weights=weights)
+    return (
+        find_built_in(name, rest, weights=weights) if form == "open_clip" else find_on_hub(name, rest, weights=weights)
+    )
 
 
-def local(folder: Path, *, weights: bool = True) -> Source:
+def find_local(folder: Path, *, weights: bool = True) -> Source:
     """A folder with open_clip_config.json and weights."""
     name = f"local-dir:{folder}"
     if not folder.is_dir():
@@ -86,7 +88,7 @@ def local(folder: Path, *, weights: bool = True) -> Source:
     return Source(name, config, preprocess, folder, found if weights else None)
 
 
-def built_in(name: str, rest: str, *, weights: bool) -> Source:
+def find_built_in(name: str, rest: str, *, weights: bool) -> Source:
     """An architecture of open_clip's own list, with the weights of a tag, by default the first one it lists."""
     import open_clip
 
@@ -116,7 +118,7 @@ def built_in(name: str, rest: str, *, weights: bool) -> Source:
     return Source(name, config, settings, None, path)
 
 
-def on_hub(name: str, repo: str, *, weights: bool) -> Source:
+def find_on_hub(name: str, repo: str, *, weights: bool) -> Source:
     """A repository in open_clip's layout."""
     files = fetch(repo, [(CONFIG,), WEIGHTS] if weights else [(CONFIG,)], name)
     config, preprocess = read_config(files[0], name)
@@ -140,7 +142,7 @@ def read_config(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 # -- the hub --------------------------------------------------------------------------------------------------------
 
 
-def cached(repo: str, names: Sequence[str]) -> Path | None:
+def find_cached(repo: str, names: Sequence[str]) -> Path | None:
     """The first of the files that the hub's cache has."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -152,7 +154,7 @@ def fetch(repo: str, wanted: Sequence[Sequence[str]], name: str) -> list[Path]:
     """A file for each list of alternatives: from the cache without a word, else announced and downloaded."""
     from huggingface_hub import HfApi, hf_hub_download
 
-    have = [cached(repo, names) for names in wanted]
+    have = [find_cached(repo, names) for names in wanted]
     if all(have):
         return [path for path in have if path is not None]
     info = ask_hub(repo, lambda: HfApi().model_info(repo, files_metadata=True))
@@ -175,7 +177,7 @@ def tokenizer_folder(repo: str) -> Path:
     """The folder with the tokenizer's files of a repository; a path stays as it is."""
     if Path(repo).is_dir():
         return Path(repo)
-    path = cached(repo, ("tokenizer_config.json",))
+    path = find_cached(repo, ("tokenizer_config.json",))
     if path is not None:
         return path.parent
     from huggingface_hub import snapshot_download

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from unicl_cli.core.files import folder_for
+from unicl_cli.core.files import make_folder
 from unicl_cli.errors import UniclError
 
 
@@ -22,7 +22,7 @@ def lock_folder(folder: Path, name: str, hint: str) -> Generator[None]:
     path = folder / name
     with ExitStack() as at_end:
         try:
-            at_end.enter_context(folder_for(folder))
+            at_end.enter_context(make_folder(folder))
             at_end.enter_context(FileLock(path).acquire(timeout=0))
         except Timeout as error:
             raise UniclError(f"{folder}: locked by {_holder(path)}", f"wait for it, or {hint}") from error

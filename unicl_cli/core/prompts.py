@@ -8,7 +8,7 @@ from unicl_cli.errors import UniclError, did_you_mean
 NAMED = ("clip80", "clip7", "unicl81", "none")
 
 
-def fill(template: str, name: str) -> str:
+def fill_template(template: str, name: str) -> str:
     """``name`` in place of ``{}`` or ``{c}``; other braces are literal, since templates and names are data."""
     return template.replace("{c}", name).replace("{}", name)
 

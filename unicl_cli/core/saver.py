@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from unicl_cli.core.byte_size import decimal_size
-from unicl_cli.core.checkpoint import WRITING_FAILS, arrive, complain, state_of, write
+from unicl_cli.core.checkpoint import WRITING_FAILS, raise_on_all_ranks, state_of, wait_for_copies, write
 from unicl_cli.core.checkpoint_files import (
     BEST,
     LATEST,
@@ -70,7 +70,7 @@ class Saver:
 
     def write(self, files: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
         """In the thread."""
-        arrive(files)
+        wait_for_copies(files)
         write(self.root, files, facts)
         prune(self.root, self.keep, self.keep_every)
 
@@ -99,7 +99,7 @@ class Saver:
         problem = next((error for error in problems if error is not None), None)
         if problem is not None and not isinstance(problem, WRITING_FAILS):
             raise problem
-        complain(folder_of(self.root, self.step or 0), problem)
+        raise_on_all_ranks(folder_of(self.root, self.step or 0), problem)
 
     def close(self) -> None:
         """Waits, and asks nobody: for a training that ends by an error."""

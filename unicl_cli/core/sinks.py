@@ -23,7 +23,7 @@ LINE_SECONDS = 30
 BAR_COLUMNS, SHARE_COLUMNS = 10, 4
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """``1h12m``, ``3m05s`` or ``42s``."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -34,7 +34,7 @@ def clock(seconds: float) -> str:
 
 FIELDS: tuple[tuple[str, str, Callable[[float], str]], ...] = (  # key, label, form; what matters most comes first
     ("loss", "loss", "{:.3f}".format),
-    ("eta_s", "ETA", clock),
+    ("eta_s", "ETA", format_duration),
     ("img_s", "img/s", "{:.0f}".format),
     ("lr", "lr", "{:.2g}".format),
     ("grad_norm", "gnorm", "{:.2f}".format),
@@ -59,7 +59,7 @@ def line_of(place: str, values: Mapping[str, float], width: int) -> str:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Generator[None]:
+def explain_write_errors(path: Path) -> Generator[None]:
     """A full disk or a folder that may no longer be written, as a UniclError that names ``path``."""
     try:
         yield
@@ -78,12 +78,12 @@ class JsonlSink:
 
     def __init__(self, path: Path, start: int) -> None:
         if path.is_file():
-            write_atomic(path, "".join(kept_lines(path, start)))
+            write_atomic(path, "".join(read_whole_lines(path, start)))
         self.file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         clean = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        with writing(Path(self.file.name)):
+        with explain_write_errors(Path(self.file.name)):
             self.file.write(json.dumps({"step": step, "time": round(time.time(), 3), **clean}) + "\n")
             self.file.flush()
 
@@ -92,7 +92,7 @@ class JsonlSink:
             self.file.close()
 
 
-def kept_lines(path: Path, start: float = math.inf) -> list[str]:
+def read_whole_lines(path: Path, start: float = math.inf) -> list[str]:
     """Whole lines of steps up to ``start``; the last ones may have been cut or spoilt by a kill or a power cut."""
     kept: list[str] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
@@ -155,13 +155,13 @@ class StatusSink:
         named = {"last_loss": values.get("loss"), "img_s": values.get("img_s"), "eta_s": values.get("eta_s")}
         self.facts |= {"step": step, **{k: v for k, v in named.items() if v is not None and math.isfinite(v)}}
         if time.monotonic() - self.written > STATUS_SECONDS:
-            self.state("running")
+            self.set_state("running")
 
-    def state(self, state: str, **facts: Any) -> None:
+    def set_state(self, state: str, **facts: Any) -> None:
         """``running | stopped | failed | done``, written at once."""
         self.facts |= {"state": state, "updated": round(time.time(), 1), **facts}
         self.written = time.monotonic()
-        with writing(self.path):
+        with explain_write_errors(self.path):
             write_atomic(self.path, json.dumps(self.facts, indent=1))
 
     def close(self) -> None:

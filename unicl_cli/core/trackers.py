@@ -51,7 +51,7 @@ class TrackerSink:
     def __init__(self, names: Sequence[str], run: Path, project: str, config: Mapping[str, Any], done: int) -> None:
         self.trackers: dict[str, Any] = {}
         for name in names:
-            self.tried(name, lambda name=name: self.start(name, run, project, config, done))
+            self.attempt(name, lambda name=name: self.start(name, run, project, config, done))
 
     def start(self, name: str, run: Path, project: str, config: Mapping[str, Any], done: int) -> None:
         tracker = OPENERS[name](run, project, done)
@@ -61,7 +61,7 @@ class TrackerSink:
             plain = {key: x if isinstance(x, int | float | str) else str(x) for key, x in config.items()}
             tracker.store_init_configuration(plain)
 
-    def tried(self, name: str, call: Callable[[], Any]) -> None:
+    def attempt(self, name: str, call: Callable[[], Any]) -> None:
         try:
             call()
         except Exception as error:  # noqa: BLE001 - foreign code and its network; said once, and the run goes on
@@ -71,8 +71,8 @@ class TrackerSink:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, tracker in list(self.trackers.items()):
-            self.tried(name, lambda tracker=tracker: tracker.log(dict(values), step=step))
+            self.attempt(name, lambda tracker=tracker: tracker.log(dict(values), step=step))
 
     def close(self) -> None:
         for name, tracker in list(self.trackers.items()):
-            self.tried(name, tracker.finish)
+            self.attempt(name, tracker.finish)

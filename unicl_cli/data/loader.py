@@ -22,7 +22,7 @@ from unicl_cli.data.collate import Hook, collate
 from unicl_cli.data.mix import At, Draws, Mix
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
-from unicl_cli.launch.stopping import heeded
+from unicl_cli.launch.stopping import stop_signals
 
 CHUNK = 128
 """Rows that a worker makes at once, at most: 19 MB at 224 pixels."""
@@ -144,7 +144,7 @@ def stops_blocked() -> Generator[None]:
 
     The training process answers it at the end of its step, and needs its workers until then.
     """
-    stops = {signal.SIGTERM, *heeded()}
+    stops = {signal.SIGTERM, *stop_signals()}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
     try:
         resource_tracker.ensure_running()  # its process hears nothing either; it unblocks two of them in this one

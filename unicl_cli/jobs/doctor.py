@@ -17,7 +17,7 @@ from unicl_cli.core.byte_size import binary_size
 from unicl_cli.core.machine import cores, free_memory, machine_memory
 from unicl_cli.errors import UniclError
 from unicl_cli.launch.plan import decide
-from unicl_cli.launch.process import backends, visible
+from unicl_cli.launch.process import count_gpus, list_backends
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 GIB = 2**30
@@ -45,7 +45,7 @@ def examine() -> list[Check]:
     torch = imported("torch")
     if isinstance(torch, Check):
         return [*checks, torch]
-    return [*checks, build(torch), *driver(torch), *devices(torch), groups(torch), decision(os.environ, visible)]
+    return [*checks, build(torch), *driver(torch), *devices(torch), groups(torch), decision(os.environ, count_gpus)]
 
 
 # -- software -----------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def decision(environ: Mapping[str, str], gpus: Callable[[], int]) -> Check:
         launch = decide(environ, "auto", gpus=gpus)
     except UniclError as error:
         return Check("train", PROBLEM, f"unicl train fails: {error.message}", error.hint or "")
-    text = f"unicl train {launch.words()}"
+    text = f"unicl train {launch.describe()}"
     if launch.how == "worker":
         return Check("train", NOTE, text, "--launch local starts on its own instead")
     if "RANK" in environ:
@@ -247,7 +247,7 @@ def step(torch: Any, device: str) -> None:
 
 def groups(torch: Any) -> Check:
     """What several processes talk through."""
-    found = backends()
+    found = list_backends()
     if not found:
         return Check("processes", NOTE, "this torch has no torch.distributed", "only one process can train")
     if torch.cuda.device_count() > 1 and "nccl" not in found:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unicl_cli.core.dist import bare
-from unicl_cli.core.files import beside, put
+from unicl_cli.core.files import replace_durably, temporary_beside
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.evaluate.metrics import best, calibration, target_ranks, tied
@@ -192,9 +192,9 @@ def ranked(encoder: Encoder, scorer: Scorer, table: Table, rows: Sequence[int], 
 
 def write_predictions(path: Path, kept: Sequence[Mapping[str, Any]]) -> None:
     """One Parquet file with the rows of all data sets, in their order; ``top`` are numbers of classes."""
-    with beside(path) as part:
+    with temporary_beside(path) as part:
         pq.write_table(pa.concat_tables([pa.table(dict(columns)) for columns in kept]), part)
-        put(part, path)
+        replace_durably(part, path)
 
 
 def can_search(loaded: Loaded) -> bool:

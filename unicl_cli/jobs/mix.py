@@ -114,7 +114,7 @@ def pair(old: Loaded, new: Loaded) -> Pair:
 
 def is_published(loaded: Loaded) -> bool:
     """Weights from elsewhere, not from `unicl train`."""
-    return hub.is_form(loaded.name)
+    return hub.has_form(loaded.name)
 
 
 def check_same(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor], other: str, base: str) -> None:

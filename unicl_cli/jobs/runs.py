@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.core.sinks import clock
+from unicl_cli.core.sinks import format_duration
 from unicl_cli.runs.folder import ENVIRONMENT, METRICS
-from unicl_cli.runs.status import read_lines, validations
+from unicl_cli.runs.status import read_lines, read_validations
 
 BARS = "▁▂▃▄▅▆▇█"
 ASCII_BARS = "_.-:=+*#"
@@ -21,7 +21,7 @@ HEAD = ("name", "state", "step", "%", "ETA", "img/s", "loss", "best", "devices",
 # -- text ---------------------------------------------------------------------------------------------------------
 
 
-def table(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def table_lines(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Aligned columns, a line a run."""
     if not found:
         yield "no runs here"
@@ -36,7 +36,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def ago(seconds: float) -> str:
-    return clock(seconds) if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
+    return format_duration(seconds) if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
 
 
 def cells(run: Mapping[str, Any]) -> tuple[str, ...]:
@@ -46,7 +46,11 @@ def cells(run: Mapping[str, Any]) -> tuple[str, ...]:
 
     steps = run.get("steps")
     share = f"{run['step'] / steps:.0%}" if steps else "-"
-    eta = clock(run["eta_s"]) if run["state"] == "running" and isinstance(run.get("eta_s"), int | float) else "-"
+    eta = (
+        format_duration(run["eta_s"])
+        if run["state"] == "running" and isinstance(run.get("eta_s"), int | float)
+        else "-"
+    )
     return (
         *(Path(run["run"]).name, run["state"], f"{run['step']}/{steps}" if steps else "-", share, eta),
         *(shown("img_s", "{:.0f}"), shown("last_loss", "{:.3f}")),
@@ -54,15 +58,15 @@ def cells(run: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def story(run: Path, status: Mapping[str, Any]) -> Iterator[str]:
+def describe_run(run: Path, status: Mapping[str, Any]) -> Iterator[str]:
     """A run in some lines: state, curve, validations, what to do next."""
     step, steps = status["step"], status["steps"]
     old = ago(max(0.0, time.time() - status["updated"]))
     yield f"{run}: {status['state']} at step {step} of {steps}, {old} ago on {status.get('host', '?')}"
     losses = [row["loss"] for row in read_lines(run / METRICS) if isinstance(row.get("loss"), int | float)]
     if losses:
-        yield f"loss  {losses[0]:.3f} {spark(losses)} {losses[-1]:.3f}"
-    for row in validations(run):
+        yield f"loss  {losses[0]:.3f} {sparkline(losses)} {losses[-1]:.3f}"
+    for row in read_validations(run):
         figures = ", ".join(f"{key} {value:.3f}" for key, value in row.items() if isinstance(value, float))
         yield f"step {row['step']}  {row.get('corpus', '?')} {row.get('split', '?')}: {figures}"
     if status["state"] == "done":
@@ -83,7 +87,7 @@ def command_of(run: Path) -> str:
     return command if Path(folder) == Path.cwd() else f"cd {shlex.quote(folder)} && {command}"
 
 
-def spark(values: Sequence[float], width: int = 40) -> str:
+def sparkline(values: Sequence[float], width: int = 40) -> str:
     """The curve in one line: means of ``width`` equal parts, the largest full height."""
     encoding = (sys.stdout.encoding or "ascii").lower()
     bars = BARS if encoding.startswith("utf") else ASCII_BARS

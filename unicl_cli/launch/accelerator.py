@@ -29,9 +29,9 @@ def start_accelerator(precision: str = "auto", devices: str = "auto") -> Any:
     if precision == "fp16" and cpu:  # accelerate would go on in fp32 and say nothing
         raise UniclError("precision fp16 needs a GPU", "set precision=auto, bf16 or fp32")
     mixed = "no" if precision == "fp32" else precision
-    set_aside_accelerates(mixed, cpu="1" if cpu else "no")
+    ignore_accelerate_variables(mixed, cpu="1" if cpu else "no")
     if is_worker():
-        prepare_group(torch)
+        set_group_variables(torch)
     accelerator = Accelerator(
         mixed_precision=mixed,
         cpu=cpu,
@@ -46,7 +46,7 @@ def start_accelerator(precision: str = "auto", devices: str = "auto") -> Any:
     return accelerator
 
 
-def set_aside_accelerates(precision: str, *, cpu: str) -> None:
+def ignore_accelerate_variables(precision: str, *, cpu: str) -> None:
     """Takes accelerate's own settings out of the environment; those that contradict the recipe are named once."""
     own = {"MIXED_PRECISION": precision, "GRADIENT_ACCUMULATION_STEPS": "1", "USE_CPU": cpu}
     own |= dict.fromkeys(("DYNAMO_BACKEND", "USE_FSDP", "USE_DEEPSPEED", "USE_MEGATRON_LM", "DOWNCAST_BF16"), "no")
@@ -63,7 +63,7 @@ def set_aside_accelerates(precision: str, *, cpu: str) -> None:
         sys.stderr.write(f"warning: {', '.join(odd)}: ignored, the recipe and the options of unicl count\n")
 
 
-def prepare_group(torch: Any) -> None:
+def set_group_variables(torch: Any) -> None:
     """What a process group reads from the environment when it is opened."""
     for name in MPI:  # accelerate would look there too
         os.environ.pop(name, None)

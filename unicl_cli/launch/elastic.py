@@ -18,11 +18,11 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError, RendezvousTimeoutError
 
-from unicl_cli.core.files import folder_for
+from unicl_cli.core.files import make_folder
 from unicl_cli.errors import Stopped, UniclError
-from unicl_cli.launch.nodes import MEET_SECONDS, meeting
+from unicl_cli.launch.nodes import MEET_SECONDS, open_rendezvous
 from unicl_cli.launch.plan import ECHOES, Launch
-from unicl_cli.launch.stopping import AT_ONCE, HANGUP, StopFlag, heeded, leave, terminals
+from unicl_cli.launch.stopping import AT_ONCE, HANGUP, StopFlag, list_terminals, silence_lost_terminals, stop_signals
 
 Untyped: Any = LocalElasticAgent  # its methods are decorated with what has no types
 MISTAKEN = 2
@@ -35,7 +35,7 @@ GOES_ON = "the same command goes on from the last checkpoint"
 EVERYWHERE = "see what the other nodes say; the same command on every node goes on from the last checkpoint"
 
 
-def start(
+def start_workers(
     launch: Launch, argv: Sequence[str], logs: Path | None, stop: StopFlag | None, restarts: int, task: str
 ) -> int:
     """Runs ``unicl *argv`` in the workers of ``launch``; the exit code of the one that failed first, or 0.
@@ -46,12 +46,12 @@ def start(
         for name in logging.root.manager.loggerDict:  # the agent's box and its warnings about signals
             if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
-    ears = Ears()
+    ears = SignalListener()
     try:
         ears.listen()
         if stop is not None:
-            stop.leave_early()  # what came before
-        rendezvous = meeting(launch.nodes, task)
+            stop.raise_if_set()  # what came before
+        rendezvous = open_rendezvous(launch.nodes, task)
         speaks = int(launch.nodes.rank == 0)  # rank 0 alone has the terminal
         spec = WorkerSpec(
             role="unicl",
@@ -63,9 +63,9 @@ def start(
             monitor_interval=0.1,
             local_addr=rendezvous.address,
         )
-        with room_for(logs) as folder:
+        with log_folder(logs) as folder:
             files = DefaultLogsSpecs(folder, dict.fromkeys(range(speaks, launch.processes), Std.ALL))
-            return Agent(spec, files, launch, ears).outcome()
+            return Agent(spec, files, launch, ears).run_to_end()
     except SignalException as ended:  # there was no worker
         if stop is None:
             return 128 + int(ended.sigval)
@@ -73,23 +73,23 @@ def start(
 
 
 @contextlib.contextmanager
-def room_for(logs: Path | None) -> Generator[str]:
+def log_folder(logs: Path | None) -> Generator[str]:
     """The folder of what workers without the terminal say: ``logs``, or one that is gone at the end."""
     if logs is None:
         with tempfile.TemporaryDirectory(prefix="unicl_") as folder:
             yield folder
         return
-    with folder_for(logs):
+    with make_folder(logs):
         yield str(logs)
 
 
-class Ears:
+class SignalListener:
     """The signals of a launcher: the first ends its work, a second one that will not wait kills the workers."""
 
     def __init__(self) -> None:
         self.heard: int | None = None
-        self.terminals = terminals()
-        self.heeded = list(heeded("SIGQUIT"))
+        self.terminals = list_terminals()
+        self.heeded = list(stop_signals("SIGQUIT"))
         # torch takes these when it starts workers; by default it would hear what nohup has silenced
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(number.name for number in self.heeded)
         self.workers: list[int] = []
@@ -101,7 +101,7 @@ class Ears:
     def hear(self, number: int, frame: FrameType | None) -> None:
         del frame
         if number == HANGUP:
-            leave(self.terminals)
+            silence_lost_terminals(self.terminals)
         if self.heard is None:
             self.heard = number
             raise SignalException(f"signal {number}", signal.Signals(number))
@@ -114,11 +114,11 @@ class Ears:
 class Agent(Untyped):
     """Torch elastic's agent, which starts again only what a new start can fix, and says so."""
 
-    def __init__(self, spec: WorkerSpec, files: DefaultLogsSpecs, launch: Launch, ears: Ears) -> None:
+    def __init__(self, spec: WorkerSpec, files: DefaultLogsSpecs, launch: Launch, ears: SignalListener) -> None:
         super().__init__(spec, files, shutdown_timeout=LEAVE_SECONDS)
         self.files, self.launch, self.ears, self.starts, self.meets = files, launch, ears, 0, True
 
-    def outcome(self) -> int:
+    def run_to_end(self) -> int:
         """Runs to the end and returns the exit code. Raises UniclError where a rank or a node has failed."""
         lost: Exception | None = None
         try:
@@ -126,9 +126,9 @@ class Agent(Untyped):
         except SignalException:
             if self.meets:
                 raise
-            result = self.ended()
+            result = self.last_result()
         except (RendezvousError, DistError) as error:
-            lost, result = error, self.ended()
+            lost, result = error, self.last_result()
         if self.ears.heard is None:
             self.get_worker_group().spec.rdzv_handler.shutdown()  # the other nodes need not wait
         failures: Mapping[int, Any] = result.failures if result else {}
@@ -136,10 +136,12 @@ class Agent(Untyped):
         if not known and (lost is not None or result is None) and not (result and result.return_values):
             count, _, place = self.launch.nodes
             what = "did not meet" if not self.starts else "lost each other"
-            raise UniclError(f"the {count} nodes {what} at {place}: {reason(lost)}", EVERYWHERE, exit_code=1) from lost
-        return self.code(failures)
+            raise UniclError(
+                f"the {count} nodes {what} at {place}: {describe_loss(lost)}", EVERYWHERE, exit_code=1
+            ) from lost
+        return self.exit_code(failures)
 
-    def code(self, failures: Mapping[int, Any]) -> int:
+    def exit_code(self, failures: Mapping[int, Any]) -> int:
         """The exit code for workers that ended like this."""
         codes = {failure.exitcode for failure in failures.values()}
         if not codes:
@@ -150,9 +152,9 @@ class Agent(Untyped):
             return 128 + self.ears.heard
         if MISTAKEN in codes and self.starts == 1:  # all that there is to say is said now
             shutil.rmtree(cast("str", self.files._run_log_dir))  # pyright: ignore[reportPrivateUsage]
-        return blame(failures, self.launch)
+        return exit_code_of(failures, self.launch)
 
-    def ended(self) -> RunResult | None:
+    def last_result(self) -> RunResult | None:
         """How the workers of this machine ended; None if there never were any."""
         return super()._monitor_workers(self.get_worker_group()) if self.starts else None
 
@@ -178,12 +180,12 @@ class Agent(Untyped):
                 self._remaining_restarts = 0
             else:
                 left = self._remaining_restarts - 1
-                said = f"{told(result.failures, self.launch)}; all start again from the last checkpoint"
+                said = f"{describe_failure(result.failures, self.launch)}; all start again from the last checkpoint"
                 sys.stderr.write(f"warning: {said} ({left} more restart{'' if left == 1 else 's'})\n")
         return result
 
 
-def reason(lost: Exception | None) -> str:
+def describe_loss(lost: Exception | None) -> str:
     """Why nodes are apart, in the words of people."""
     if isinstance(lost, RendezvousTimeoutError):
         return f"not all came within {MEET_SECONDS} s"
@@ -198,7 +200,7 @@ def is_echo(failure: Any) -> bool:
     return failure.exitcode == -signal.SIGTERM or any(word in str(failure.message) for word in ECHOES)
 
 
-def first_of(failures: Mapping[int, Any]) -> tuple[int, Any]:
+def find_culprit(failures: Mapping[int, Any]) -> tuple[int, Any]:
     """(rank, failure) of the one to be blamed; peers that died of the lost connection are echoes."""
 
     def order(item: tuple[int, Any]) -> tuple[bool, bool, int, int]:
@@ -208,9 +210,9 @@ def first_of(failures: Mapping[int, Any]) -> tuple[int, Any]:
     return min(failures.items(), key=order)
 
 
-def told(failures: Mapping[int, Any], launch: Launch) -> str:
+def describe_failure(failures: Mapping[int, Any], launch: Launch) -> str:
     """Says which rank failed first and how, below its traceback if it has left one."""
-    rank, failure = first_of(failures)
+    rank, failure = find_culprit(failures)
     who = f"rank {rank} of {launch.world}"
     if launch.nodes.total > 1 and is_echo(failure):
         return f"{who} lost the connection to another node"
@@ -220,16 +222,18 @@ def told(failures: Mapping[int, Any], launch: Launch) -> str:
     return f"{who} failed ({f'exit code {code}' if code >= 0 else f'killed by {signal.Signals(-code).name}'})"
 
 
-def blame(failures: Mapping[int, Any], launch: Launch) -> int:
+def exit_code_of(failures: Mapping[int, Any], launch: Launch) -> int:
     """The exit code of a mistake that rank 0 has explained. Raises UniclError for all else."""
-    _, failure = first_of(failures)
+    _, failure = find_culprit(failures)
     if failure.exitcode not in EXPLAINED:
-        raise UniclError(told(failures, launch), EVERYWHERE if launch.nodes.total > 1 else GOES_ON, exit_code=1)
-    if 0 in failures and (failures[0].exitcode in EXPLAINED or words(failures[0]).startswith(MISTAKE)):
+        raise UniclError(
+            describe_failure(failures, launch), EVERYWHERE if launch.nodes.total > 1 else GOES_ON, exit_code=1
+        )
+    if 0 in failures and (failures[0].exitcode in EXPLAINED or message_of(failures[0]).startswith(MISTAKE)):
         return int(failure.exitcode)  # it was killed in its last moment, perhaps
-    raise UniclError(words(failure).removeprefix(MISTAKE), exit_code=failure.exitcode)
+    raise UniclError(message_of(failure).removeprefix(MISTAKE), exit_code=failure.exitcode)
 
 
-def words(failure: Any) -> str:
+def message_of(failure: Any) -> str:
     """What a rank has left of its exception."""
     return str(failure.message["message"] if isinstance(failure.message, dict) else failure.message)

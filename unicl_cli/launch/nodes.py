@@ -28,7 +28,7 @@ MEET_SECONDS = 600
 T = TypeVar("T")
 
 
-class Numbered(RendezvousHandler):
+class NumberedRendezvous(RendezvousHandler):
     """A rendezvous that gives each node the number of --node-rank, and each round a number and a store of its own."""
 
     def __init__(self, inner: RendezvousHandler, nodes: Nodes, address: str, task: str) -> None:
@@ -37,9 +37,9 @@ class Numbered(RendezvousHandler):
         self.rounds = 0
 
     def next_rendezvous(self) -> RendezvousInfo:
-        return heard(self.met)
+        return call_in_thread(self.meet)
 
-    def met(self) -> RendezvousInfo:
+    def meet(self) -> RendezvousInfo:
         """Waits for the other nodes."""
         met = self.inner.next_rendezvous()
         store = PrefixStore("numbered", met.store)
@@ -84,7 +84,7 @@ class Numbered(RendezvousHandler):
         return self.inner.shutdown()
 
 
-def heard(call: Callable[[], T]) -> T:
+def call_in_thread(call: Callable[[], T]) -> T:
     """``call()`` in a thread of its own: where torch waits in C++, this one would not hear a signal."""
     answer: Future[T] = Future()
 
@@ -98,7 +98,7 @@ def heard(call: Callable[[], T]) -> T:
     return answer.result()
 
 
-def meeting(nodes: Nodes, task: str) -> Numbered:
+def open_rendezvous(nodes: Nodes, task: str) -> NumberedRendezvous:
     """The place where the nodes meet, held by node 0; a single node meets itself at a free port.
 
     ``task`` is text that must be the same on each node.
@@ -106,8 +106,8 @@ def meeting(nodes: Nodes, task: str) -> Numbered:
     host, _, port = (nodes.rendezvous or "localhost:0").rpartition(":")
     first = nodes.rank == 0
     if first and nodes.rendezvous:
-        check_own(host.strip("[]"), int(port))
-    address = host.strip("[]") if first else own_address(host.strip("[]"), int(port))
+        check_own_address(host.strip("[]"), int(port))
+    address = host.strip("[]") if first else find_own_address(host.strip("[]"), int(port))
     parameters = RendezvousParameters(
         backend="c10d",
         endpoint=f"{host}:{port}",
@@ -121,15 +121,15 @@ def meeting(nodes: Nodes, task: str) -> Numbered:
     )
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # Numbered has its own
     try:
-        backend, store = heard(partial(create_backend, parameters))
+        backend, store = call_in_thread(partial(create_backend, parameters))
     except RendezvousError as error:
         raise UniclError(
             f"--rdzv {nodes.rendezvous}: {error.__cause__}", "take the address of node 0, and another port"
         ) from error
-    return Numbered(create_handler(store, backend, parameters), nodes, address, task)
+    return NumberedRendezvous(create_handler(store, backend, parameters), nodes, address, task)
 
 
-def check_own(host: str, port: int) -> None:
+def check_own_address(host: str, port: int) -> None:
     """Raises UniclError unless ``host`` leads to this machine and the port is free: torch would try for ten minutes."""
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
@@ -152,7 +152,7 @@ def check_own(host: str, port: int) -> None:
         ) from error
 
 
-def own_address(host: str, port: int) -> str:
+def find_own_address(host: str, port: int) -> str:
     """The address of this machine that ``host`` sees, as soon as node 0 listens there."""
     end = time.monotonic() + MEET_SECONDS
     reason: OSError | None = None

@@ -50,7 +50,7 @@ class Launch(NamedTuple):
         """Processes of the whole training, as far as this machine's share tells."""
         return int(self.environ["WORLD_SIZE"]) if self.how == "worker" else self.processes * self.nodes.total
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """For people."""
         if self.how == "worker":
             return f"joins as rank {self.environ['RANK']} of {self.environ['WORLD_SIZE']} ({self.why})"
@@ -75,24 +75,24 @@ def decide(
     Raises UniclError for devices that are not there and for variables that contradict themselves.
     """
     if LAUNCHER in environ and is_worker(environ):  # has the same options as its launcher
-        return joins(environ, "started by unicl")
+        return join_launcher(environ, "started by unicl")
     if how not in WAYS:
         raise UniclError(f"--launch {how}: unknown", f"use one of {', '.join(WAYS)}")
     if nodes is not None:
-        return Launch("start", f"--nodes {nodes.total}", processes(devices, gpus)[0], nodes)
+        return Launch("start", f"--nodes {nodes.total}", count_processes(devices, gpus)[0], nodes)
     if how == "worker" or (how == "auto" and is_worker(environ)):
-        return joins(environ, "the launcher's variables")
+        return join_launcher(environ, "the launcher's variables")
     if how == "slurm" or (how == "auto" and slurm.in_step(environ)):
-        return in_slurm(environ, devices, gpus)
+        return decide_in_slurm(environ, devices, gpus)
     if how == "auto" and "RANK" in environ and environ.get("WORLD_SIZE", "1") != "1":
         raise UniclError(
             "RANK and WORLD_SIZE are set, MASTER_ADDR is not", "set the address of rank 0, or use --launch local"
         )
-    return on_this_machine(environ, devices, gpus)
+    return decide_on_this_machine(environ, devices, gpus)
 
 
-def on_this_machine(environ: Mapping[str, str], devices: str, gpus: Callable[[], int]) -> Launch:
-    count, cpu = processes(devices, gpus)
+def decide_on_this_machine(environ: Mapping[str, str], devices: str, gpus: Callable[[], int]) -> Launch:
+    count, cpu = count_processes(devices, gpus)
     several = slurm.nodes_of_job(environ)
     note = f"this is one of {several} nodes; for all of them: srun unicl train …" if several > 1 else ""
     if count > 1:
@@ -100,7 +100,7 @@ def on_this_machine(environ: Mapping[str, str], devices: str, gpus: Callable[[],
     return Launch("alone", "on the CPU" if cpu or not gpus() else "on one GPU", note=note)
 
 
-def joins(environ: Mapping[str, str], why: str) -> Launch:
+def join_launcher(environ: Mapping[str, str], why: str) -> Launch:
     missing = [name for name in WORKER if name not in environ]
     if missing:
         raise UniclError(f"--launch worker: {' and '.join(missing)} missing", "a launcher sets them, e.g. torchrun")
@@ -113,10 +113,10 @@ def present(environ: Mapping[str, str], names: Mapping[str, str]) -> dict[str, s
     return {name: environ[name] for name in names if name in environ}
 
 
-def in_slurm(environ: Mapping[str, str], devices: str, gpus: Callable[[], int]) -> Launch:
+def decide_in_slurm(environ: Mapping[str, str], devices: str, gpus: Callable[[], int]) -> Launch:
     """One task per GPU: be a worker. One task per node that has several: start theirs."""
-    step = slurm.step(environ)
-    count = processes(devices, gpus)[0] if step.world == step.nodes else 1
+    step = slurm.read_step(environ)
+    count = count_processes(devices, gpus)[0] if step.world == step.nodes else 1
     if count > 1:
         return Launch(
             "start", "srun, one task per node", count, Nodes(step.nodes, step.rank, f"{step.address}:{step.port}")
@@ -134,7 +134,7 @@ def in_slurm(environ: Mapping[str, str], devices: str, gpus: Callable[[], int]) 
     return Launch("worker", "srun", environ={name: str(value) for name, value in variables.items()})
 
 
-def processes(devices: str, gpus: Callable[[], int]) -> tuple[int, bool]:
+def count_processes(devices: str, gpus: Callable[[], int]) -> tuple[int, bool]:
     """(number of processes on this machine, on the CPU) that ``auto``, ``N`` or ``cpu:N`` asks for."""
     kind, _, count = devices.partition(":")
     if devices == "auto":
@@ -149,7 +149,7 @@ def processes(devices: str, gpus: Callable[[], int]) -> tuple[int, bool]:
     return int(number), kind == "cpu"
 
 
-def nodes_of(count: int | None, rank: int | None, rendezvous: str | None) -> Nodes | None:
+def parse_nodes(count: int | None, rank: int | None, rendezvous: str | None) -> Nodes | None:
     """--nodes, --node-rank and --rdzv, which belong together; None where there is one node."""
     if (count or 1) == 1 and rank in (None, 0) and rendezvous is None:
         return None

@@ -22,16 +22,16 @@ ORPHAN_SECONDS = 30
 PEER_SECONDS = 5
 
 
-def visible() -> int:
+def count_gpus() -> int:
     """GPUs that this process may use; Apple's counts as one."""
     import torch
 
     return torch.cuda.device_count() or int(torch.backends.mps.is_available())
 
 
-def here(devices: str, nodes: Nodes | None = None, how: str = "auto") -> Launch:
+def decide_launch(devices: str, nodes: Nodes | None = None, how: str = "auto") -> Launch:
     """The decision for this process."""
-    return decide(os.environ, devices, gpus=visible, nodes=nodes, how=how)
+    return decide(os.environ, devices, gpus=count_gpus, nodes=nodes, how=how)
 
 
 def is_worker() -> bool:
@@ -44,12 +44,12 @@ def is_peer() -> bool:
     return is_worker() and os.environ["RANK"] != "0"
 
 
-def restarted() -> bool:
+def is_restarted() -> bool:
     """Has a launcher started this process again, after one of its peers had failed?"""
     return is_worker() and os.environ.get(ATTEMPT, "0") != "0"
 
 
-def launched(
+def run_in_workers(
     launch: Launch,
     argv: Sequence[str],
     logs: Path | None = None,
@@ -72,14 +72,14 @@ def launched(
         sys.stderr.write(f"{launch.note}\n")
     if launch.how == "alone" and not restarts:
         return None
-    from unicl_cli.launch.elastic import start
+    from unicl_cli.launch.elastic import start_workers
 
     os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // launch.processes)))
-    return start(launch, argv, logs, stop, restarts, task)
+    return start_workers(launch, argv, logs, stop, restarts, task)
 
 
-def recorded(work: Callable[[], None]) -> None:
+def run_and_report(work: Callable[[], None]) -> None:
     """``work()`` in a worker: a bug is written for the launcher, which prints it once.
 
     Where the launcher is not unicl, the process that failed first prints it and the others say one line.
@@ -142,7 +142,7 @@ def guard_against_orphans() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def backends() -> list[str]:
+def list_backends() -> list[str]:
     """What the processes of a run could talk through on this machine."""
     import torch.distributed as dist
 

@@ -15,7 +15,7 @@ from unicl_cli.launch.stopping import StopFlag
 ASK_SECONDS = 30
 
 
-class Step(NamedTuple):
+class SlurmStep(NamedTuple):
     """One process of an ``srun``."""
 
     rank: int
@@ -44,13 +44,13 @@ def nodes_of_job(environ: Mapping[str, str]) -> int:
     return int(count) if "SLURM_JOB_ID" in environ and count.isdecimal() else 0
 
 
-def step(environ: Mapping[str, str]) -> Step:
+def read_step(environ: Mapping[str, str]) -> SlurmStep:
     """What the variables of an ``srun`` say. Raises UniclError where one is missing or strange."""
     try:
-        shares = per_node(environ.get("SLURM_STEP_TASKS_PER_NODE") or environ["SLURM_TASKS_PER_NODE"])
-        first = hosts(environ.get("SLURM_STEP_NODELIST") or environ["SLURM_NODELIST"])[0]
+        shares = tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE") or environ["SLURM_TASKS_PER_NODE"])
+        first = list_hosts(environ.get("SLURM_STEP_NODELIST") or environ["SLURM_NODELIST"])[0]
         meeting = int(environ.get("SLURM_JOB_ID", "0")) + int(environ["SLURM_STEP_ID"])
-        return Step(
+        return SlurmStep(
             rank=int(environ["SLURM_PROCID"]),
             world=int(environ["SLURM_STEP_NUM_TASKS"]),
             local_rank=int(environ["SLURM_LOCALID"]),
@@ -69,7 +69,7 @@ def step(environ: Mapping[str, str]) -> Step:
         ) from error
 
 
-def per_node(text: str) -> list[int]:
+def tasks_per_node(text: str) -> list[int]:
     """``4(x2),3`` -> [4, 4, 3]."""
     found: list[int] = []
     for item in text.split(","):
@@ -78,17 +78,17 @@ def per_node(text: str) -> list[int]:
     return found
 
 
-def hosts(nodelist: str) -> list[str]:
+def list_hosts(nodelist: str) -> list[str]:
     """The names in ``gpu[01-03,7],login``, from scontrol where it is there."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ["scontrol", "show", "hostnames", nodelist]
         done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS, check=True)
         if done.stdout.split():
             return done.stdout.split()
-    return expanded(nodelist)
+    return expand_hosts(nodelist)
 
 
-def expanded(nodelist: str) -> list[str]:
+def expand_hosts(nodelist: str) -> list[str]:
     """The same without scontrol: lists of names, each with any number of bracketed ranges."""
     return [name for item in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", nodelist) for name in _names(item)]
 
@@ -111,7 +111,7 @@ def _numbers(ranges: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def requeued(stop: StopFlag, *, wanted: bool) -> Generator[None]:
+def requeue_on_usr1(stop: StopFlag, *, wanted: bool) -> Generator[None]:
     """A training that SIGUSR1 has stopped, its checkpoint written, goes back into the queue where it is ``wanted``."""
     job = os.environ.get("SLURM_JOB_ID")
     if wanted and job is None:

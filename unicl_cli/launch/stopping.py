@@ -13,7 +13,7 @@ AT_ONCE = (signal.SIGINT, getattr(signal, "SIGQUIT", None))
 """As a second signal these come from somebody who will not wait; others are a scheduler that repeats itself."""
 
 
-def heeded(*more: str) -> Iterator[signal.Signals]:
+def stop_signals(*more: str) -> Iterator[signal.Signals]:
     """The signals that ask for a stop, less what was ignored from the start (``nohup``, jobs in the background)."""
     for name in (*STOPS, *more):
         number = getattr(signal, name, None)  # Windows has two of them
@@ -21,12 +21,12 @@ def heeded(*more: str) -> Iterator[signal.Signals]:
             yield number
 
 
-def terminals() -> list[int]:
+def list_terminals() -> list[int]:
     """Which of standard output and error are a terminal."""
     return [stream for stream in (1, 2) if os.isatty(stream)]
 
 
-def leave(streams: Sequence[int]) -> None:
+def silence_lost_terminals(streams: Sequence[int]) -> None:
     """After a hang-up: what was a terminal and is none any more leads nowhere; to write there would be an error."""
     for stream in streams:
         if not os.isatty(stream):
@@ -47,11 +47,11 @@ class StopFlag:
 
     def install(self) -> None:
         """From the main thread, before anything slow: PID 1 of a container ignores SIGTERM otherwise."""
-        self.terminals = terminals()
-        for number in heeded():
+        self.terminals = list_terminals()
+        for number in stop_signals():
             signal.signal(number, self._handle)
 
-    def leave_early(self) -> None:
+    def raise_if_set(self) -> None:
         """Before the first step, where nothing is lost."""
         if self.signal is not None:
             raise Stopped("stopped before a step was made", "the same command goes on")
@@ -59,7 +59,7 @@ class StopFlag:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         if number == HANGUP:
-            leave(self.terminals)
+            silence_lost_terminals(self.terminals)
         if self.signal is not None and number in AT_ONCE:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

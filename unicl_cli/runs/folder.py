@@ -38,7 +38,7 @@ def last_run() -> str | None:
 
 def find_run(name: str) -> tuple[Path, Path]:
     """Return (run directory, folder with the weights) of a run or checkpoint directory."""
-    hub.check_named(name)
+    hub.check_model_name(name)
     folder = Path(name)
     if is_checkpoint(folder):
         return run_of(folder), folder

@@ -18,20 +18,20 @@ def run_path(recipe: Recipe) -> Path:
     """`run_dir` with its placeholders filled in; with `{date}` the newest unfinished run of this recipe, if any."""
     today = date.today().isoformat()
     if "{date}" in recipe.run_dir:
-        pattern = Path(_filled(escape(recipe.run_dir), recipe, "????-??-??"))
+        pattern = Path(_fill(escape(recipe.run_dir), recipe, "????-??-??"))
         for old in sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))), reverse=True):
-            if _continues(recipe, old):
+            if _is_unfinished(recipe, old):
                 return old
-    return Path(_filled(recipe.run_dir, recipe, today))
+    return Path(_fill(recipe.run_dir, recipe, today))
 
 
-def _filled(text: str, recipe: Recipe, day: str) -> str:
+def _fill(text: str, recipe: Recipe, day: str) -> str:
     for placeholder, value in (("name", recipe.name), ("hash8", recipe_hash(recipe)[:8]), ("date", day)):
         text = text.replace(f"{{{placeholder}}}", value)
     return text
 
 
-def _continues(recipe: Recipe, run: Path) -> bool:
+def _is_unfinished(recipe: Recipe, run: Path) -> bool:
     """Is ``run`` an unfinished training of this recipe?"""
     first = run / "stage-1" if len(recipe.stages) > 1 else run
     try:
@@ -44,11 +44,11 @@ def _continues(recipe: Recipe, run: Path) -> bool:
 def is_finished(recipe: Recipe, run: Path) -> bool:
     """Has the recipe been trained to its end there? UniclError where another one has begun in one of its folders."""
     for stage, folder, _ in stages_of(recipe, run):
-        check_same(stage, folder)
+        check_same_recipe(stage, folder)
     return (run / META).is_file()
 
 
-def check_same(recipe: Recipe, run: Path) -> None:
+def check_same_recipe(recipe: Recipe, run: Path) -> None:
     """A run directory holds one recipe: what changes its numbers needs another directory."""
     written = run / RESOLVED
     if not list_folders(run / CHECKPOINTS) and not (run / META).is_file():

@@ -22,42 +22,42 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in FILES)
 
 
-def listed(folder: Path) -> list[dict[str, Any]]:
+def list_runs(folder: Path) -> list[dict[str, Any]]:
     """The facts of each run in ``folder``, the one that was last active at the end."""
     if not folder.is_dir():
         raise UniclError(f"{folder}: no such directory", "runs lie where unicl train was called: unicl runs ls DIR")
-    found = [facts(path) for path in sorted(folder.iterdir()) if path.is_dir() and is_run(path)]
+    found = [summarize_run(path) for path in sorted(folder.iterdir()) if path.is_dir() and is_run(path)]
     if not found and is_run(folder):
-        found = [facts(folder)]
+        found = [summarize_run(folder)]
     return sorted(found, key=lambda run: -run["age_s"])
 
 
-def facts(run: Path) -> dict[str, Any]:
+def summarize_run(run: Path) -> dict[str, Any]:
     """One line of the list; a damaged run has its state and its reason."""
     try:
-        status = status_of(run)
+        status = read_status(run)
     except UniclError as error:
         told = {"damaged": STATUS, "model": META}
         state = next((word for word, file in told.items() if (run / file).exists()), "not begun")
-        return {"run": str(run), "state": state, "age_s": age(run), "reason": error.message}
-    metric, best = best_of(validations(run)) or (None, None)
+        return {"run": str(run), "state": state, "age_s": seconds_since_change(run), "reason": error.message}
+    metric, best = best_of(read_validations(run)) or (None, None)
     kept = {key: status.get(key) for key in ("step", "steps", "world", "eta_s", "img_s", "last_loss")}
     old = max(0.0, time.time() - status["updated"])
     return {"run": str(run), "state": status["state"], **kept, "best_metric": metric, "best": best, "age_s": old}
 
 
-def age(run: Path) -> float:
+def seconds_since_change(run: Path) -> float:
     """Seconds since something in the folder was changed."""
     return max(0.0, time.time() - max(path.stat().st_mtime for path in (run, *run.iterdir()) if path.exists()))
 
 
-def status_of(run: Path) -> dict[str, Any]:
+def read_status(run: Path) -> dict[str, Any]:
     """``status.json``; a run that is said to run, but cannot, has state ``lost``. UniclError without a sound one."""
     path = run / STATUS
     if not run.is_dir():
         raise UniclError(f"{run}: no such run directory", "see unicl runs ls")
     try:
-        status = _loaded(path.read_text(encoding="utf-8"))
+        status = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         if not is_run(run):
             raise UniclError(f"{run}: is no run directory", "see unicl runs ls") from error
@@ -67,7 +67,7 @@ def status_of(run: Path) -> dict[str, Any]:
         raise UniclError(f"{run}: has no status.json: its training never began", hint) from error
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
-    if not _sound(status):
+    if not _is_sound(status):
         raise _damaged(path, "it lacks state, step, steps or updated")
     if status["state"] == "running" and is_lost(status):
         status["state"] = "lost"
@@ -80,7 +80,7 @@ def newest_step(run: Path) -> int:
     return max(map(step_of, list_folders(run / CHECKPOINTS)), default=0)
 
 
-def _loaded(text: str) -> Any:
+def _parse(text: str) -> Any:
     return json.loads(text, parse_constant=lambda _: None)  # NaN is no figure
 
 
@@ -89,7 +89,7 @@ def _damaged(path: Path, reason: str) -> UniclError:
     return UniclError(f"{path} cannot be read: {reason}", hint)
 
 
-def _sound(status: Any) -> bool:
+def _is_sound(status: Any) -> bool:
     if not isinstance(status, dict):
         return False
     numbers: list[Any] = [cast("dict[str, Any]", status).get(key) for key in ("step", "steps", "updated")]
@@ -118,7 +118,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ()
     for line in lines:
         try:
-            row = _loaded(line)
+            row = _parse(line)
         except ValueError:
             continue
         if isinstance(row, dict):
@@ -126,7 +126,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return kept
 
 
-def validations(run: Path) -> list[dict[str, Any]]:
+def read_validations(run: Path) -> list[dict[str, Any]]:
     return [row for row in read_lines(run / VALIDATIONS) if "step" in row]
 
 

@@ -22,7 +22,7 @@ POINTS = 200
 def inspect_run(run: Path) -> dict[str, Any]:
     """The document; what is damaged is said in ``notes``."""
     notes: list[str] = []
-    state = status.facts(run)
+    state = status.summarize_run(run)
     if "reason" in state:
         notes.append(state["reason"])
     metrics = status.read_lines(run / METRICS)
@@ -34,7 +34,7 @@ def inspect_run(run: Path) -> dict[str, Any]:
         "recipe": recipe_facts(run, notes),
         "last": metrics[-1] if metrics else None,
         "curve": curve(metrics),
-        "validations": status.validations(run),
+        "validations": status.read_validations(run),
         "checkpoints": checkpoints(run, notes),
         "model": model_facts(run, notes),
     }

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.evaluate.tables import columns
-from unicl_cli.jobs.runs import ago, spark
+from unicl_cli.jobs.runs import ago, sparkline
 from unicl_cli.pages import html
 from unicl_cli.pages.html import Html, section, tag
 
@@ -157,7 +157,7 @@ def run_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
     curve = losses(facts)
     if len(curve) > 1:
         values = [loss for _, loss in curve]
-        rows["losses"] = f"{values[0]:.3f} {spark(values, 32)} {values[-1]:.3f}"
+        rows["losses"] = f"{values[0]:.3f} {sparkline(values, 32)} {values[-1]:.3f}"
     rows |= {f"last {name}": value for name, value in last_figures(facts)}
     yield named_values(f"Run {facts['path']}", rows)
     if facts["validations"]:

@@ -18,7 +18,7 @@ from unicl_cli.core.files import write_atomic
 from unicl_cli.core.guard import HINT, Diverged, Guard
 from unicl_cli.core.loop import Step
 from unicl_cli.core.saver import Saver
-from unicl_cli.core.sinks import kept_lines, writing
+from unicl_cli.core.sinks import explain_write_errors, read_whole_lines
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.evaluate import validate
@@ -221,7 +221,7 @@ class Keeper:
     def measured(self) -> list[dict[str, Any]]:
         """The sound lines of ``eval.jsonl``."""
         path = self.run_dir / VALIDATIONS
-        return [json.loads(line) for line in kept_lines(path)] if path.is_file() else []
+        return [json.loads(line) for line in read_whole_lines(path)] if path.is_file() else []
 
     def noted(self, step: int, item: Any) -> bool:
         """Does ``eval.jsonl`` have a line of this validation?"""
@@ -256,7 +256,7 @@ class Keeper:
     def rewrite(self, rows: list[dict[str, Any]]) -> None:
         """``eval.jsonl`` anew."""
         path = self.run_dir / VALIDATIONS
-        with writing(path):
+        with explain_write_errors(path):
             write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     # -- the end --------------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class Keeper:
         """``crash/step-N/evidence.json``: what the run that ends here leaves to look into."""
         path = self.run_dir / CRASH / f"step-{trouble.step}" / "evidence.json"
         facts = {"message": trouble.message, "step": trouble.step, **trouble.evidence}
-        with writing(path):
+        with explain_write_errors(path):
             write_atomic(path, json.dumps(facts, indent=1))
 
     def end(self, done: int) -> None:
@@ -281,7 +281,7 @@ class Keeper:
         self.saver.join()
         parts, average = self.parts, None if self.average is None else self.average.values
         files = checkpoint.state_of(parts.step, None, average, copy=False)
-        checkpoint.arrive(files)
+        checkpoint.wait_for_copies(files)
         if rank() == 0:
             for name, tensors in files.items():
                 plain = plain_weights(parts.recipe, self.run_dir, parts.data, parts.tokenizer, tensors)

@@ -34,7 +34,7 @@ from unicl_cli.data.mix import Draws
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.train.micro_batch import chunks_of, first_rows, has_batch_statistics, largest, settled
-from unicl_cli.launch.process import restarted
+from unicl_cli.launch.process import is_restarted
 from unicl_cli.recipe.load import check_shares
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.text import dump
@@ -209,11 +209,11 @@ def resume(
     """``trainer.json`` of the checkpoint that was loaded; None for a run that begins."""
     home = run / CHECKPOINTS
     own = checkpoint_files.newest(home)
-    wanted = "auto" if own is not None and restarted() else wanted
+    wanted = "auto" if own is not None and is_restarted() else wanted
     folder = own if wanted == "auto" else None if wanted == "never" else Path(wanted)
     if own is not None and (folder is None or folder.resolve().parent != home.resolve()):
         raise UniclError(f"{run}: holds checkpoints", "give another --run-dir, or --resume auto to continue them")
-    lost = checkpoint_files.damaged(home) if wanted == "auto" else []
+    lost = checkpoint_files.list_damaged(home) if wanted == "auto" else []
     if lost and folder is None:  # to begin again would overwrite what may be fixed
         names = ", ".join(each.name for each in lost)
         hint = "delete them to begin again, or give another --run-dir"

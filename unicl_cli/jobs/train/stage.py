@@ -128,7 +128,7 @@ class Stage:
     def tell(self, state: str, **facts: Any) -> None:
         """Rank 0's `status.json`."""
         if self.status is not None:
-            self.status.state(state, **facts)
+            self.status.set_state(state, **facts)
 
     def failed(self, error: Exception) -> None:
         """What can still be written when a run fails; a full disk may have been the reason."""

@@ -27,7 +27,7 @@ from unicl_cli.jobs.train.setup import keep_parts, platform_facts, prepared, res
 from unicl_cli.jobs.train.stage import Stage
 from unicl_cli.jobs.train.text_cache import remember_texts
 from unicl_cli.launch.accelerator import start_accelerator
-from unicl_cli.launch.slurm import requeued
+from unicl_cli.launch.slurm import requeue_on_usr1
 from unicl_cli.launch.stopping import StopFlag
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stages_of
@@ -70,7 +70,7 @@ def train(
     stop.install()  # a worker too hears signals now that it has peers to leave with
     begin = partial(keep_source, run, source, overrides, request)
     first = rank() == 0
-    with claimed(run) if first else nullcontext(), requeued(stop, wanted=request.requeue and first):
+    with claimed(run) if first else nullcontext(), requeue_on_usr1(stop, wanted=request.requeue and first):
         barrier()
         for stage, folder, start in stages:
             leave_together(stop)
