@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename inside ``folder`` last; Windows has no such call and needs none."""
+    """Make a rename inside ``folder`` survive a power cut; Windows has no such call and needs none."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -20,7 +20,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def make_folder(path: Path) -> Generator[None]:
-    """Makes the folder ``path``; what was made of it and its parents goes again at the end if it is still empty."""
+    """Make the folder ``path``; folders created here are removed at the end if they are still empty."""
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def make_folder(path: Path) -> Generator[None]:
 
 @contextmanager
 def temporary_beside(path: Path) -> Generator[Path]:
-    """A temporary name in the folder of ``path``, which is made if it is missing; gone at the end.
+    """Yield a temporary name in the folder of ``path``, which is made if missing; the file is removed at the end.
 
     An error of the operating system names ``path``.
     """
@@ -50,7 +50,7 @@ def temporary_beside(path: Path) -> Generator[Path]:
 
 
 def replace_durably(part: Path, path: Path) -> None:
-    """Gives the finished file ``part`` its name, on disk when it returns."""
+    """Rename the finished file ``part`` to ``path``; both file and name are on disk when this returns."""
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     part.replace(path)
@@ -58,7 +58,7 @@ def replace_durably(part: Path, path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replaces ``path`` by ``data`` (text as UTF-8): a reader sees the old content or the new, never a part."""
+    """Replace ``path`` by ``data`` (text as UTF-8): a reader sees the old content or the new one, never a part."""
     with temporary_beside(path) as part:
         part.write_bytes(data.encode() if isinstance(data, str) else data)
         replace_durably(part, path)

@@ -1,4 +1,4 @@
-"""Names of open_clip models to their files: local folders, open_clip's own list, the hub with its cache."""
+"""Files of open_clip models by name (local folder, open_clip's own list, hub), and errors of the hub."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ WEIGHTS = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
     *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
 )
-"""In the order in which open_clip takes them."""
+"""In the order in which open_clip looks for them."""
 TOKENIZER = (
     "tokenizer*",
     "vocab*",
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class Source(NamedTuple):
-    """An open_clip model as files: ``config`` is its model_cfg, ``preprocess`` what is known of its images.
+    """An open_clip model as files: ``config`` is its model_cfg, ``preprocess`` the settings of its images.
 
     ``folder`` holds the tokenizer of a local model; ``weights`` is None where none were asked for.
     """
@@ -46,20 +46,20 @@ class Source(NamedTuple):
 
 
 def has_form(name: str) -> bool:
-    """Does the name say where it is from, as ``hf-hub:ORG/REPO`` does?"""
+    """Return whether the name has one of ``FORMS``, as ``hf-hub:ORG/REPO`` does."""
     return name.startswith(FORMS)
 
 
 def check_model_name(name: str) -> None:
-    """A model that is named by its form, or lies in a directory; told before torch is imported."""
+    """Raise UniclError unless ``name`` has a form or is a directory; called before torch is imported."""
     if not has_form(name) and not Path(name).is_dir():
         raise UniclError(f"model {name}: no such run or checkpoint directory", f"give {FORMS_HINT}")
 
 
 def find_model(name: str, *, weights: bool = True) -> Source:
-    """The files of ``open_clip:NAME[/TAG]``, ``local-dir:PATH`` or ``hf-hub:ORG/REPO``; downloads are announced first.
+    """Find the files of ``open_clip:NAME[/TAG]``, ``local-dir:PATH`` or ``hf-hub:ORG/REPO``; announce downloads.
 
-    A model whose weights are missing is an error here: open_clip only warns and goes on with random ones.
+    Missing weights are an error here: open_clip only warns and continues with random ones.
     """
     form, _, rest = name.partition(":")
     if not has_form(name) or not rest:
@@ -72,24 +72,24 @@ def find_model(name: str, *, weights: bool = True) -> Source:
 
 
 def find_local(folder: Path, *, weights: bool = True) -> Source:
-    """A folder with open_clip_config.json and weights."""
+    """Find the files of a folder with open_clip_config.json and weights."""
     name = f"local-dir:{folder}"
     if not folder.is_dir():
         raise UniclError(f"model {name}: no such folder", f"give a folder with {CONFIG} and {WEIGHTS[0]}")
     if not (folder / CONFIG).is_file():
-        raise UniclError(f"model {name}: holds no {CONFIG}", "a model of the hub in open_clip's layout has one")
+        raise UniclError(f"model {name}: has no {CONFIG}", "give a folder in open_clip's layout")
     config, preprocess = read_config(folder / CONFIG, name)
     text = config["text_cfg"]
     if "hf_model_name" in text and (folder / text["hf_model_name"] / "config.json").is_file():
         text["hf_model_name"] = str(folder / text["hf_model_name"])
     found = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
     if weights and found is None:
-        raise UniclError(f"model {name}: holds no weights", f"put {WEIGHTS[0]} beside {CONFIG}")
+        raise UniclError(f"model {name}: has no weights", f"put {WEIGHTS[0]} beside {CONFIG}")
     return Source(name, config, preprocess, folder, found if weights else None)
 
 
 def find_built_in(name: str, rest: str, *, weights: bool) -> Source:
-    """An architecture of open_clip's own list, with the weights of a tag, by default the first one it lists."""
+    """Find an architecture of open_clip's own list, with the weights of a tag, by default the first one listed."""
     import open_clip
 
     arch, _, tag = rest.partition("/")
@@ -98,19 +98,21 @@ def find_built_in(name: str, rest: str, *, weights: bool) -> Source:
         known = open_clip.list_models()
         raise UniclError(
             f"model {name}: open_clip has no '{arch}'{did_you_mean(arch, known)}",
-            "see `python -c 'import open_clip; print(open_clip.list_models())'`",
+            "list them: python -c 'import open_clip; print(open_clip.list_models())'",
         )
     if not weights:
         return Source(name, config, {}, None, None)
     tags = open_clip.list_pretrained_tags_by_model(arch)
     if not tags:
-        raise UniclError(f"model {name}: open_clip knows no weights of {arch}", "take another architecture")
+        raise UniclError(f"model {name}: open_clip has no weights of {arch}", "choose another architecture")
     settings: dict[str, Any] = open_clip.get_pretrained_cfg(arch, tag or tags[0])
     if not settings:
-        raise UniclError(f"model {name}: no weights '{tag}'{did_you_mean(tag, tags)}", f"{arch} has {', '.join(tags)}")
+        raise UniclError(
+            f"model {name}: no weights '{tag}'{did_you_mean(tag, tags)}", f"choose one of {', '.join(tags)}"
+        )
     if not settings["hf_hub"]:
-        raise UniclError(f"model {name}: its weights are not on the hub", f"{arch} also has {', '.join(tags)}")
-    if settings.get("quick_gelu"):  # open_clip only warns and goes on with the wrong activation
+        raise UniclError(f"model {name}: its weights are not on the hub", f"choose one of {', '.join(tags)}")
+    if settings.get("quick_gelu"):  # open_clip only warns and uses the wrong activation
         config["quick_gelu"] = True
     repo, _, file = settings["hf_hub"].rpartition("/")
     wanted = (f"{file.rpartition('.')[0]}.safetensors", file) if file else WEIGHTS
@@ -119,14 +121,14 @@ def find_built_in(name: str, rest: str, *, weights: bool) -> Source:
 
 
 def find_on_hub(name: str, repo: str, *, weights: bool) -> Source:
-    """A repository in open_clip's layout."""
+    """Find the files of a repository in open_clip's layout."""
     files = fetch(repo, [(CONFIG,), WEIGHTS] if weights else [(CONFIG,)], name)
     config, preprocess = read_config(files[0], name)
     return Source(name, config, preprocess, None, files[1] if weights else None)
 
 
 def read_config(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(model_cfg, preprocess_cfg) of an open_clip_config.json."""
+    """Return (model_cfg, preprocess_cfg) of an open_clip_config.json."""
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
         config = deepcopy(whole["model_cfg"])
@@ -135,7 +137,8 @@ def read_config(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         return config, dict(whole.get("preprocess_cfg", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UniclError(
-            f"model {name}: {path} is no model configuration: {error}", "it has model_cfg with vision_cfg and text_cfg"
+            f"model {name}: {path} is not a model configuration: {error}",
+            "check that it has model_cfg with vision_cfg and text_cfg",
         ) from error
 
 
@@ -143,7 +146,7 @@ def read_config(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def find_cached(repo: str, names: Sequence[str]) -> Path | None:
-    """The first of the files that the hub's cache has."""
+    """Return the first of the files that is in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     found = (ask_hub(repo, lambda file=file: try_to_load_from_cache(repo, file)) for file in names)
@@ -151,7 +154,7 @@ def find_cached(repo: str, names: Sequence[str]) -> Path | None:
 
 
 def fetch(repo: str, wanted: Sequence[Sequence[str]], name: str) -> list[Path]:
-    """A file for each list of alternatives: from the cache without a word, else announced and downloaded."""
+    """Return a file for each list of alternatives: from the cache, else announced and downloaded."""
     from huggingface_hub import HfApi, hf_hub_download
 
     have = [find_cached(repo, names) for names in wanted]
@@ -164,7 +167,7 @@ def fetch(repo: str, wanted: Sequence[Sequence[str]], name: str) -> list[Path]:
         file = next((file for file in names if file in sizes), None)
         if file is None:
             raise UniclError(
-                f"model {name}: {repo} on the hub has no {names[0]}", "it is not in the layout of an open_clip model"
+                f"model {name}: {repo} on the hub has no {names[0]}", "give a repository in open_clip's layout"
             )
         files.append(file)
     new = sum(sizes[file] for file, path in zip(files, have, strict=True) if path is None)
@@ -174,7 +177,7 @@ def fetch(repo: str, wanted: Sequence[Sequence[str]], name: str) -> list[Path]:
 
 
 def tokenizer_folder(repo: str) -> Path:
-    """The folder with the tokenizer's files of a repository; a path stays as it is."""
+    """Return the folder with the tokenizer files of a repository; a local path is returned unchanged."""
     if Path(repo).is_dir():
         return Path(repo)
     path = find_cached(repo, ("tokenizer_config.json",))
@@ -187,7 +190,7 @@ def tokenizer_folder(repo: str) -> Path:
 
 
 def announce(name: str, what: str) -> None:
-    """One line before a download; the hub's own bars only where somebody sees them."""
+    """Print one line before a download; show the hub's progress bars only on a terminal."""
     from huggingface_hub.utils import disable_progress_bars
 
     if is_quiet() or not is_live():
@@ -197,7 +200,7 @@ def announce(name: str, what: str) -> None:
 
 
 def licence(info: Any) -> str:
-    """As the model's card names it."""
+    """Return the licence that the model card states."""
     card = None if info.card_data is None else info.card_data.get("license")
     tags = (tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:"))
     return str(card or next(tags, "not stated"))

@@ -1,4 +1,4 @@
-"""TensorBoard and W&B through accelerate's trackers: they get the figures, and never end a training."""
+"""TensorBoard and W&B through accelerate's trackers; their errors never end a training."""
 
 import importlib.util
 import sys
@@ -12,15 +12,15 @@ from unicl_cli.errors import UniclError
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Raises UniclError with the line that installs what is missing."""
+    """Raise UniclError with the pip command for missing packages."""
     found = {name: importlib.util.find_spec(name) for name in names}
-    missing = [name for name, spec in found.items() if spec is None or spec.origin is None]  # a folder is no package
+    missing = [name for name, spec in found.items() if spec is None or spec.origin is None]  # a folder has no origin
     if missing:
         raise UniclError(f"log.trackers: {', '.join(missing)} not installed", f"pip install {' '.join(missing)}")
 
 
 def open_tensorboard(run: Path, project: str, done: int) -> Any:
-    """Events in ``run/tb``; those of steps after ``done``, which a cut run repeats, are hidden."""
+    """Write events to ``run/tb``; hide those after step ``done``, which a continued run repeats."""
     del project  # TensorBoard knows folders only
     from accelerate.tracking import TensorBoardTracker
 
@@ -28,7 +28,7 @@ def open_tensorboard(run: Path, project: str, done: int) -> Any:
 
 
 def open_wandb(run: Path, project: str, done: int) -> Any:
-    """A run of ``project`` under the id in ``run/wandb-id``, so that a continued training stays one run there."""
+    """Open a run of ``project`` under the id in ``run/wandb-id``, so that a continued training stays one run."""
     del done
     from accelerate.tracking import WandBTracker
 

@@ -1,4 +1,4 @@
-"""What run directories say of themselves, also unfinished, lost and damaged ones."""
+"""Run directories as text for the terminal: a table of many, a summary of one."""
 
 import itertools
 import json
@@ -22,7 +22,7 @@ HEAD = ("name", "state", "step", "%", "ETA", "img/s", "loss", "best", "devices",
 
 
 def table_lines(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Aligned columns, a line a run."""
+    """Yield a table with one line per run, in aligned columns."""
     if not found:
         yield "no runs here"
         return
@@ -36,10 +36,13 @@ def table_lines(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def ago(seconds: float) -> str:
+    """Return a duration as text, in days from two days on."""
     return format_duration(seconds) if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
 
 
 def cells(run: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cells of one line of the table, in the order of ``HEAD``."""
+
     def shown(key: str, form: str) -> str:
         value = run.get(key)
         return form.format(value) if isinstance(value, int | float) else "-"
@@ -59,7 +62,7 @@ def cells(run: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def describe_run(run: Path, status: Mapping[str, Any]) -> Iterator[str]:
-    """A run in some lines: state, curve, validations, what to do next."""
+    """Yield a run in a few lines: state, loss curve, validations, what to do next."""
     step, steps = status["step"], status["steps"]
     old = ago(max(0.0, time.time() - status["updated"]))
     yield f"{run}: {status['state']} at step {step} of {steps}, {old} ago on {status.get('host', '?')}"
@@ -72,23 +75,23 @@ def describe_run(run: Path, status: Mapping[str, Any]) -> Iterator[str]:
     if status["state"] == "done":
         yield f"next: unicl eval {shlex.quote(str(run))}"
     elif status["state"] != "running":
-        yield f"to go on: {command_of(run)}"
+        yield f"to continue: {command_of(run)}"
 
 
 def command_of(run: Path) -> str:
-    """The command line that the run was started with, from where it was."""
+    """Return the command line that started the run, with `cd` if it was started in another folder."""
     try:
         env = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
         words = [str(word) for word in env["command"][1:]]
         folder = str(env.get("cwd") or Path.cwd())
     except (OSError, ValueError, KeyError, TypeError):
-        return f"the unicl train command that made {run} (its env.json cannot be read)"
+        return f"the unicl train command of {run} (its env.json cannot be read)"
     command = shlex.join(["unicl", *words])
     return command if Path(folder) == Path.cwd() else f"cd {shlex.quote(folder)} && {command}"
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """The curve in one line: means of ``width`` equal parts, the largest full height."""
+    """Return the curve in one line: the means of ``width`` equal parts, scaled so that the largest has full height."""
     encoding = (sys.stdout.encoding or "ascii").lower()
     bars = BARS if encoding.startswith("utf") else ASCII_BARS
     width = min(width, len(values))

@@ -1,4 +1,4 @@
-"""Starts the workers of this machine through torch elastic, hears signals for them, and says how they ended."""
+"""The workers of this machine, run by torch elastic: start, signals, restarts, and a report of how they ended."""
 
 import contextlib
 import logging
@@ -26,33 +26,35 @@ from unicl_cli.launch.stopping import AT_ONCE, HANGUP, StopFlag, list_terminals,
 
 Untyped: Any = LocalElasticAgent  # its methods are decorated with what has no types
 MISTAKEN = 2
-EXPLAINED = (MISTAKEN, 3)  # a worker with these failed of what a user can fix; rank 0 says it itself
+EXPLAINED = (MISTAKEN, 3)  # exit codes of errors that the user can fix, which rank 0 has already printed
 STOPPED = 75
 LEAVE_SECONDS = 300
-LOST_SECONDS = 30  # for workers that may wait for one that has ended
+LOST_SECONDS = 30  # for workers that may be waiting for one that has ended
 MISTAKE = "UniclError: "
-GOES_ON = "the same command goes on from the last checkpoint"
-EVERYWHERE = "see what the other nodes say; the same command on every node goes on from the last checkpoint"
+GOES_ON = "run the same command again to continue from the last checkpoint"
+EVERYWHERE = (
+    "read the output of the other nodes; run the same command on every node to continue from the last checkpoint"
+)
 
 
 def start_workers(
     launch: Launch, argv: Sequence[str], logs: Path | None, stop: StopFlag | None, restarts: int, task: str
 ) -> int:
-    """Runs ``unicl *argv`` in the workers of ``launch``; the exit code of the one that failed first, or 0.
+    """Run ``unicl *argv`` in the workers of ``launch``; return the exit code of the one that failed first, or 0.
 
-    When one fails of anything but a mistake of the user's, all are started again, ``restarts`` times.
+    After a failure that is not the user's mistake, all workers are started again, up to ``restarts`` times.
     """
     if not os.environ.get("UNICL_DEBUG"):
         for name in logging.root.manager.loggerDict:  # the agent's box and its warnings about signals
             if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
-    ears = SignalListener()
+    listener = SignalListener()
     try:
-        ears.listen()
+        listener.listen()
         if stop is not None:
-            stop.raise_if_set()  # what came before
+            stop.raise_if_set()  # a signal that came earlier
         rendezvous = open_rendezvous(launch.nodes, task)
-        speaks = int(launch.nodes.rank == 0)  # rank 0 alone has the terminal
+        speaks = int(launch.nodes.rank == 0)  # only rank 0 writes to the terminal
         spec = WorkerSpec(
             role="unicl",
             local_world_size=launch.processes,
@@ -65,16 +67,16 @@ def start_workers(
         )
         with log_folder(logs) as folder:
             files = DefaultLogsSpecs(folder, dict.fromkeys(range(speaks, launch.processes), Std.ALL))
-            return Agent(spec, files, launch, ears).run_to_end()
-    except SignalException as ended:  # there was no worker
+            return Agent(spec, files, launch, listener).run_to_end()
+    except SignalException as ended:  # no worker was running
         if stop is None:
             return 128 + int(ended.sigval)
-        raise Stopped("stopped while no process was at work", "the same command goes on") from ended
+        raise Stopped("stopped while no worker was running", "run the same command again to continue") from ended
 
 
 @contextlib.contextmanager
 def log_folder(logs: Path | None) -> Generator[str]:
-    """The folder of what workers without the terminal say: ``logs``, or one that is gone at the end."""
+    """Yield the folder for the output of workers without a terminal: ``logs``, or a temporary one."""
     if logs is None:
         with tempfile.TemporaryDirectory(prefix="unicl_") as folder:
             yield folder
@@ -84,26 +86,26 @@ def log_folder(logs: Path | None) -> Generator[str]:
 
 
 class SignalListener:
-    """The signals of a launcher: the first ends its work, a second one that will not wait kills the workers."""
+    """The signals of a launcher: the first ends its work; a second one in ``AT_ONCE`` kills the workers."""
 
     def __init__(self) -> None:
-        self.heard: int | None = None
+        self.first: int | None = None
         self.terminals = list_terminals()
-        self.heeded = list(stop_signals("SIGQUIT"))
-        # torch takes these when it starts workers; by default it would hear what nohup has silenced
-        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(number.name for number in self.heeded)
+        self.signals = list(stop_signals("SIGQUIT"))
+        # torch handles these once it starts workers; by default it would also handle what nohup silenced
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(number.name for number in self.signals)
         self.workers: list[int] = []
 
     def listen(self) -> None:
-        for number in self.heeded:
+        for number in self.signals:
             signal.signal(number, self.hear)
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         del frame
         if number == HANGUP:
             silence_lost_terminals(self.terminals)
-        if self.heard is None:
-            self.heard = number
+        if self.first is None:
+            self.first = number
             raise SignalException(f"signal {number}", signal.Signals(number))
         if number in AT_ONCE:
             for pid in self.workers:
@@ -112,24 +114,24 @@ class SignalListener:
 
 
 class Agent(Untyped):
-    """Torch elastic's agent, which starts again only what a new start can fix, and says so."""
+    """Torch elastic's agent; it restarts the workers only after failures that a restart can fix."""
 
-    def __init__(self, spec: WorkerSpec, files: DefaultLogsSpecs, launch: Launch, ears: SignalListener) -> None:
+    def __init__(self, spec: WorkerSpec, files: DefaultLogsSpecs, launch: Launch, listener: SignalListener) -> None:
         super().__init__(spec, files, shutdown_timeout=LEAVE_SECONDS)
-        self.files, self.launch, self.ears, self.starts, self.meets = files, launch, ears, 0, True
+        self.files, self.launch, self.listener, self.starts, self.is_meeting = files, launch, listener, 0, True
 
     def run_to_end(self) -> int:
-        """Runs to the end and returns the exit code. Raises UniclError where a rank or a node has failed."""
+        """Run to the end and return the exit code. Raises UniclError if a rank or a node has failed."""
         lost: Exception | None = None
         try:
             result = self.run()
         except SignalException:
-            if self.meets:
+            if self.is_meeting:
                 raise
             result = self.last_result()
         except (RendezvousError, DistError) as error:
             lost, result = error, self.last_result()
-        if self.ears.heard is None:
+        if self.listener.first is None:
             self.get_worker_group().spec.rdzv_handler.shutdown()  # the other nodes need not wait
         failures: Mapping[int, Any] = result.failures if result else {}
         known = {STOPPED, *EXPLAINED} & {failure.exitcode for failure in failures.values()}
@@ -142,31 +144,31 @@ class Agent(Untyped):
         return self.exit_code(failures)
 
     def exit_code(self, failures: Mapping[int, Any]) -> int:
-        """The exit code for workers that ended like this."""
+        """Return the exit code for the failures of the workers."""
         codes = {failure.exitcode for failure in failures.values()}
         if not codes:
             return 0
         if STOPPED in codes:
             return STOPPED
-        if self.ears.heard is not None and not codes & set(EXPLAINED):
-            return 128 + self.ears.heard
-        if MISTAKEN in codes and self.starts == 1:  # all that there is to say is said now
+        if self.listener.first is not None and not codes & set(EXPLAINED):
+            return 128 + self.listener.first
+        if MISTAKEN in codes and self.starts == 1:  # rank 0 has printed the error: the logs add nothing
             shutil.rmtree(cast("str", self.files._run_log_dir))  # pyright: ignore[reportPrivateUsage]
         return exit_code_of(failures, self.launch)
 
     def last_result(self) -> RunResult | None:
-        """How the workers of this machine ended; None if there never were any."""
+        """Return how the workers of this machine ended; None if none were started."""
         return super()._monitor_workers(self.get_worker_group()) if self.starts else None
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
-        self.meets = True
+        self.is_meeting = True
         super()._rendezvous(worker_group)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        self.starts, self.meets = self.starts + 1, False
+        self.starts, self.is_meeting = self.starts + 1, False
         pids = super()._start_workers(worker_group)
-        self.ears.workers = list(pids.values())
-        self.ears.listen()  # torch has put its own handlers into place
+        self.listener.workers = list(pids.values())
+        self.listener.listen()  # torch has put its own handlers into place
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -186,22 +188,22 @@ class Agent(Untyped):
 
 
 def describe_loss(lost: Exception | None) -> str:
-    """Why nodes are apart, in the words of people."""
+    """Return why the nodes lost each other, as text."""
     if isinstance(lost, RendezvousTimeoutError):
-        return f"not all came within {MEET_SECONDS} s"
+        return f"not all of them came within {MEET_SECONDS} s"
     return "another node has ended" if isinstance(lost, RendezvousClosedError | None) else "node 0 is gone"
 
 
-# -- whose fault it was -------------------------------------------------------------------------------------------
+# -- the first failure -------------------------------------------------------------------------------------------
 
 
 def is_echo(failure: Any) -> bool:
-    """Did it fail because another rank had?"""
+    """Return whether this rank failed only because another one did."""
     return failure.exitcode == -signal.SIGTERM or any(word in str(failure.message) for word in ECHOES)
 
 
 def find_culprit(failures: Mapping[int, Any]) -> tuple[int, Any]:
-    """(rank, failure) of the one to be blamed; peers that died of the lost connection are echoes."""
+    """Return (rank, failure) of the rank that failed first; peers that lost the connection to it do not count."""
 
     def order(item: tuple[int, Any]) -> tuple[bool, bool, int, int]:
         rank, failure = item
@@ -211,7 +213,7 @@ def find_culprit(failures: Mapping[int, Any]) -> tuple[int, Any]:
 
 
 def describe_failure(failures: Mapping[int, Any], launch: Launch) -> str:
-    """Says which rank failed first and how, below its traceback if it has left one."""
+    """Return which rank failed first and how; print its traceback if there is one."""
     rank, failure = find_culprit(failures)
     who = f"rank {rank} of {launch.world}"
     if launch.nodes.total > 1 and is_echo(failure):
@@ -223,17 +225,17 @@ def describe_failure(failures: Mapping[int, Any], launch: Launch) -> str:
 
 
 def exit_code_of(failures: Mapping[int, Any], launch: Launch) -> int:
-    """The exit code of a mistake that rank 0 has explained. Raises UniclError for all else."""
+    """Return the exit code of an error that rank 0 has printed. Raises UniclError for every other failure."""
     _, failure = find_culprit(failures)
     if failure.exitcode not in EXPLAINED:
         raise UniclError(
             describe_failure(failures, launch), EVERYWHERE if launch.nodes.total > 1 else GOES_ON, exit_code=1
         )
     if 0 in failures and (failures[0].exitcode in EXPLAINED or message_of(failures[0]).startswith(MISTAKE)):
-        return int(failure.exitcode)  # it was killed in its last moment, perhaps
+        return int(failure.exitcode)  # rank 0 may have been killed just after it printed the error
     raise UniclError(message_of(failure).removeprefix(MISTAKE), exit_code=failure.exitcode)
 
 
 def message_of(failure: Any) -> str:
-    """What a rank has left of its exception."""
+    """Return the message of the exception that ended a rank."""
     return str(failure.message["message"] if isinstance(failure.message, dict) else failure.message)
