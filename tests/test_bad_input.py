@@ -33,7 +33,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("line", "said"),
     [
         (["prepare", "--images", "pics", "-o", "file/corpus"], "file/corpus: cannot be written"),
-        (["prepare", "--images", "pics", "--templates", "binary", "-q"], "templates 'binary' cannot be read"),
+        (["prepare", "--images", "pics", "--templates", "binary", "-q"], "templates 'binary': cannot be read"),
         (["prepare", "--labels", "", "-q"], "no source is named"),
         (["prepare", "--captions", "open.csv", "-q"], "the list ends inside quotes"),
         (["recipes", "show", "binary"], "binary cannot be read"),

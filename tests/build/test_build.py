@@ -161,7 +161,7 @@ def test_tokenizers_by_name(recipe, tokenizer, length):
         (["data.train.0.split=tset"], "has no split 'tset'"),
         (["batch.size=2"], "batch.size: a batch of 2 is too small for 2 streams"),
         (["data.views=3", "data.train.0.augment=[basic, basic]"], "2 entries"),
-        (["data.templates=clip8"], "no templates 'clip8'; did you mean 'clip80'"),
+        (["data.templates=clip8"], "templates 'clip8': unknown; did you mean 'clip80'"),
         (["data.augment=[{name: basic, rand: m9}]"], "data.augment: rand: 'm9' is no RandAugment"),
         (["data.augment=[{name: basic, rand: rand-x9}]"], "rand: 'rand-x9' is no RandAugment"),
     ],
@@ -227,7 +227,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert named(None) == DEFAULT, "no run: a published model"
     Path("x").mkdir()
-    with pytest.raises(UniclError, match="x: is neither a run nor a checkpoint directory"):
+    with pytest.raises(UniclError, match="x: neither a run nor a checkpoint directory"):
         find_run("x")
     Path("x/resolved.yaml").write_text(json.dumps({}))
     with pytest.raises(UniclError, match="x: has no whole checkpoint yet"):

@@ -95,7 +95,7 @@ def test_eval_prints_tables_or_one_document_and_writes_the_same_to_a_file(model,
 def test_templates_of_the_command_line_replace_those_of_the_model(model, capsys):
     other, _ = answer(capsys, "eval", model, "--template", "nothing {}", "--template", "none", "--json")
     assert json.loads(other)["data"][0]["n"] == 15
-    with pytest.raises(UniclError, match="no templates 'clip8'; did you mean 'clip80'"):
+    with pytest.raises(UniclError, match="templates 'clip8': unknown; did you mean 'clip80'"):
         run(["eval", model, "--template", "clip8"])
 
 

@@ -71,7 +71,7 @@ def test_a_worker_without_a_local_rank_gets_one():
 
 
 def test_half_a_launcher_is_an_error_where_many_would_train_the_same():
-    with pytest.raises(UniclError, match="RANK and WORLD_SIZE are set, MASTER_ADDR is not"):
+    with pytest.raises(UniclError, match="MASTER_ADDR: not set, though RANK and WORLD_SIZE are"):
         decided({"RANK": "1", "WORLD_SIZE": "2"})
     assert decided({"RANK": "0", "WORLD_SIZE": "1"}).how == "alone"
     assert decided({"RANK": "1"}).how == "alone"
@@ -94,7 +94,7 @@ def test_one_task_of_srun_for_each_node():
     assert launch[:4] == ("start", "srun, one task per node", 8, Nodes(2, 1, "gpu07:21007"))
     assert launch.world == 16
     assert launch.describe() == (
-        "starts 8 processes here as node 1 of 2, which meet at gpu07:21007 (srun, one task per node)"
+        "starts 8 processes here as node 1 of 2, rendezvous at gpu07:21007 (srun, one task per node)"
     )
     assert decided(PER_NODE, gpus=1).how == "worker"
     assert decided(PER_NODE, "cpu:2", gpus=never).processes == 2
@@ -105,19 +105,19 @@ def test_what_a_job_has_asked_for_makes_no_worker(change):
     launch = decided(SRUN | change, gpus=2)
     assert launch.how == "start"
     assert launch.processes == 2
-    assert launch.note == "this is one of 2 nodes; for all of them: srun unicl train …"
+    assert launch.note == "using one of the 2 nodes of this job; to use all: srun unicl train …"
     assert not decided(SRUN | change | {"SLURM_NNODES": "1"}, gpus=2).note
 
 
 def test_slurms_variables_that_make_no_sense_are_one_line():
     for change in ({"SLURM_STEP_TASKS_PER_NODE": "x"}, {"SLURM_NODEID": "5"}, {"SLURM_LOCALID": "?"}):
-        with pytest.raises(UniclError, match="SLURM's variables cannot be understood"):
+        with pytest.raises(UniclError, match="the variables of SLURM cannot be read"):
             decided(SRUN | change)
 
 
 def test_nodes_by_hand():
     launch = decided({}, gpus=8, nodes=parse_nodes(2, 1, "host:29400"))
-    assert launch.describe() == "starts 8 processes here as node 1 of 2, which meet at host:29400 (--nodes 2)"
+    assert launch.describe() == "starts 8 processes here as node 1 of 2, rendezvous at host:29400 (--nodes 2)"
     assert launch.world == 16
     assert decided({}, gpus=0, nodes=parse_nodes(2, 0, "[::1]:29400")).processes == 1
 
@@ -125,14 +125,14 @@ def test_nodes_by_hand():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ((2, None, None), "belong together"),
-        ((None, 1, None), "belong together"),
-        ((None, None, "h:1"), "belong together"),
+        ((2, None, None), "must be given together"),
+        ((None, 1, None), "must be given together"),
+        ((None, None, "h:1"), "must be given together"),
         ((2, 2, "h:1"), "--node-rank 2: there are nodes 0 to 1"),
-        ((2, 0, "host"), "--rdzv host: is no HOST:PORT"),
-        ((2, 0, "ho st:1"), "is no HOST:PORT"),
-        ((2, 0, ":29400"), "is no HOST:PORT"),
-        ((2, 0, "h:99999"), "is no HOST:PORT"),
+        ((2, 0, "host"), "--rdzv host: not of the form HOST:PORT"),
+        ((2, 0, "ho st:1"), "not of the form HOST:PORT"),
+        ((2, 0, ":29400"), "not of the form HOST:PORT"),
+        ((2, 0, "h:99999"), "not of the form HOST:PORT"),
     ],
 )
 def test_half_of_the_options_for_nodes_is_an_error(given, said):
@@ -149,7 +149,7 @@ def test_the_guess_can_be_overruled():
     assert decided(SRUN, gpus=2, how="local").how == "start"
     assert decided(SRUN | TORCHRUN, gpus=2, how="slurm").why == "srun"
     assert decided(SRUN | TORCHRUN, gpus=never, how="worker").why == "the launcher's variables"
-    with pytest.raises(UniclError, match="--launch worker: RANK and WORLD_SIZE missing"):
+    with pytest.raises(UniclError, match="--launch worker: RANK and WORLD_SIZE not set"):
         decided({"MASTER_ADDR": "a"}, how="worker")
     with pytest.raises(UniclError, match="--launch mpi: unknown"):
         decided({}, how="mpi")

@@ -184,7 +184,7 @@ def test_a_requeue_that_cannot_be_is_said_at_once(monkeypatch, capsys):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with requeue_on_usr1(StopFlag(), wanted=True):
         said = capsys.readouterr().err
-    assert said == "warning: --requeue: not in a job of SLURM (no SLURM_JOB_ID), so nothing is put back\n"
+    assert said == "warning: --requeue: has no effect outside a SLURM job (SLURM_JOB_ID is not set)\n"
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     with requeue_on_usr1(StopFlag(), wanted=True):
         assert capsys.readouterr().err == ""
@@ -255,7 +255,7 @@ def test_the_recipe_counts_and_not_what_accelerate_finds_in_the_environment(monk
         assert accelerator.device.type == "cpu"
         assert "ACCELERATE_USE_FSDP" not in os.environ
         names = "ACCELERATE_MIXED_PRECISION=fp16, ACCELERATE_GRADIENT_ACCUMULATION_STEPS=7, ACCELERATE_USE_FSDP=true"
-        assert capfd.readouterr().err == f"warning: {names}: ignored, the recipe and the options of unicl count\n"
+        assert capfd.readouterr().err == f"warning: {names}: ignored: the recipe and the options of unicl decide\n"
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

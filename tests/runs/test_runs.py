@@ -84,7 +84,7 @@ def test_a_damaged_run_is_a_line_and_never_an_end(runs: Path, capsys: Capture, t
     assert "not begun" in out
     assert "no-run" not in out
     assert main(["runs", "show", "runs/bad"]) == 2
-    assert capsys.readouterr().err.startswith("error: runs/bad/status.json cannot be read: ")
+    assert capsys.readouterr().err.startswith("error: runs/bad/status.json: cannot be read: ")
 
 
 @given(st.binary(max_size=60))
@@ -109,10 +109,10 @@ def test_show_tells_the_curve_the_validations_and_the_command_that_goes_on(runs:
     assert first.startswith("runs/one: stopped at step 5 of 20, 1m05s ago on ")
     assert curve in ("loss  4.000 █▅▁ 2.000", "loss  4.000 #=_ 2.000")
     assert measured == "step 2  c test: top1 0.500"
-    assert command == "to go on: unicl train 'my recipe.yaml' optim.lr=1e-3"
+    assert command == "to continue: unicl train 'my recipe.yaml' optim.lr=1e-3"
     (run / "env.json").write_text(json.dumps({"command": ["unicl", "train", "x"], "cwd": "/else where"}))
     main(["runs", "show", "runs/one"])
-    assert capsys.readouterr().out.endswith("to go on: cd '/else where' && unicl train x\n")
+    assert capsys.readouterr().out.endswith("to continue: cd '/else where' && unicl train x\n")
 
 
 def test_show_json_is_the_status_file(runs: Path, capsys: Capture):
@@ -130,7 +130,7 @@ def test_what_is_no_run_is_refused_in_one_line(runs: Path, capsys: Capture):
     assert "nowhere: no such directory" in capsys.readouterr().err
     runs.mkdir()
     assert main(["runs", "show", "runs"]) == 2
-    assert "runs: is no run directory" in capsys.readouterr().err
+    assert "runs: not a run directory" in capsys.readouterr().err
     assert main(["runs", "ls"]) == 0
     assert capsys.readouterr().out == "no runs here\n"
 

@@ -249,7 +249,7 @@ def test_missing_files_and_wrong_words_are_errors_of_one_line(tmp_path, capsys):
         ((), "nothing to prepare"),
         (("--labels", "nowhere"), "nowhere: no such folder, list or source"),
         (("--labels", "digits", "--text", "pretty"), "--text pretty"),
-        (("--labels", "digits", "--templates", "clip8"), "no templates 'clip8'; did you mean"),
+        (("--labels", "digits", "--templates", "clip8"), "templates 'clip8': unknown; did you mean"),
         (("--labels", "digits", "--dedup", "near"), "--dedup near: unknown"),
         (("--labels", "digits", "--verify", "--repair"), "each is a task of its own"),
     ):
