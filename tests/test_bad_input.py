@@ -11,7 +11,7 @@ from torch import nn
 from unicl_cli.cli import main
 from unicl_cli.core.guard import BadSteps
 from unicl_cli.core.loop import Plan, fit
-from unicl_cli.core.sinks import Sinks, kept_lines
+from unicl_cli.core.sinks import Sinks, read_whole_lines
 from unicl_cli.data.tokenizers import corpus_tokenizer
 from unicl_cli.encoders.transformer import TextTransformer
 from unicl_cli.errors import UniclError
@@ -58,7 +58,7 @@ def test_a_mistake_is_one_line_and_exit_status_2(
 def test_spoilt_metrics_end_before_the_damage(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n\xff\x00\n{"step": 3}\n')
-    assert kept_lines(path, 9) == ['{"step": 1}\n', '{"step": 2}\n']
+    assert read_whole_lines(path, 9) == ['{"step": 1}\n', '{"step": 2}\n']
 
 
 def test_a_width_that_the_heads_cannot_share_is_refused() -> None:

@@ -89,7 +89,11 @@ def open_clip(
     from unicl_cli.encoders.open_clip import ImageTower, TextTower, is_dry, load_net
     from unicl_cli.model import TwoTower
 
-    source = hub.find(arch, weights=pretrained and not is_dry()) if stored is None else hub.local(stored, weights=False)
+    source = (
+        hub.find_model(arch, weights=pretrained and not is_dry())
+        if stored is None
+        else hub.find_local(stored, weights=False)
+    )
     net = load_net(source, image_size)
     tokenizer = open_clip_tokenizer(source.name, net.config["text_cfg"], source.folder)
     embed_dim = net.config["embed_dim"]

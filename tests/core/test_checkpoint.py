@@ -130,10 +130,12 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, spoil):
     saved(tmp_path, 1, 2)
     spoil(tmp_path / "step-00000002")
     assert checkpoint_files.newest(tmp_path) == tmp_path / "step-00000001"
-    assert checkpoint_files.damaged(tmp_path) == ([tmp_path / "step-00000002"] if spoil is not shutil.rmtree else [])
+    assert checkpoint_files.list_damaged(tmp_path) == (
+        [tmp_path / "step-00000002"] if spoil is not shutil.rmtree else []
+    )
     saved(tmp_path, 2)
     assert checkpoint_files.newest(tmp_path) == tmp_path / "step-00000002", "written anew"
-    assert checkpoint_files.damaged(tmp_path) == []
+    assert checkpoint_files.list_damaged(tmp_path) == []
 
 
 def test_what_latest_names_comes_first_and_without_it_the_highest(tmp_path):
@@ -156,11 +158,13 @@ def test_a_valid_checkpoint_of_the_same_step_stays(tmp_path):
 def test_weights_of_another_model_are_refused_with_names():
     module, _ = trained(steps=0)
     tensors = checkpoint.weights(module)
-    with pytest.raises(UniclError, match=r"here: is of another model: 1 tensors missing \(kept\), 1 unknown \(new\)"):
+    with pytest.raises(
+        UniclError, match=r"here: belongs to another model: 1 tensors missing \(kept\), 1 unknown \(new\)"
+    ):
         checkpoint.load_weights(
             module, {n: v for n, v in tensors.items() if n != "kept"} | {"new": torch.ones(1)}, "here"
         )
-    with pytest.raises(UniclError, match=r"first.bias has another shape: \(5,\) there, \(4,\) here"):
+    with pytest.raises(UniclError, match=r"first.bias has another shape: \(5,\) in the file, \(4,\) in the model"):
         checkpoint.load_weights(module, tensors | {"first.bias": torch.ones(5)}, "here")
 
 

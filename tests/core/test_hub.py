@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from unicl_cli.core import hub
-from unicl_cli.core.files import size_of
+from unicl_cli.core.byte_size import decimal_size
 
 COMMIT = "a" * 40
 NAME = "hf-hub:org/tiny"
@@ -98,10 +98,9 @@ def fresh(server, tmp_path) -> Callable[..., subprocess.CompletedProcess]:
 FIND = f"""
 import sys
 from unicl_cli.core import hub
-from unicl_cli.core.files import size_of
 from unicl_cli.errors import UniclError
 try:
-    source = hub.find(sys.argv[1] if len(sys.argv) > 1 else "{NAME}")
+    source = hub.find_model(sys.argv[1] if len(sys.argv) > 1 else "{NAME}")
     print(source.weights)
 except UniclError as error:
     print("UniclError", error.message, "|", error.hint)
@@ -110,7 +109,7 @@ except UniclError as error:
 
 def test_a_download_is_announced_once_with_size_and_licence(fresh, server):
     first = fresh("-c", FIND)
-    size = size_of(sum(f.stat().st_size for f in (server.root / "org/tiny").iterdir()))
+    size = decimal_size(sum(f.stat().st_size for f in (server.root / "org/tiny").iterdir()))
     assert first.stderr == f"downloading {NAME}: {size}, licence mit; kept in the cache\n"
     got = Path(first.stdout.strip())
     assert got.read_bytes() == (server.root / "org/tiny/open_clip_model.safetensors").read_bytes()
@@ -127,18 +126,18 @@ def test_each_failure_is_one_line_that_says_what_to_do(fresh, server):
         return done.stdout
 
     assert said(HF_HUB_OFFLINE="1") == (
-        "UniclError org/tiny is not in the hub's cache, and HF_HUB_OFFLINE is set | "
-        "go online once (unset HF_HUB_OFFLINE), or take local-dir:PATH or a run\n"
+        "UniclError org/tiny: not in the hub's cache, and HF_HUB_OFFLINE is set | "
+        "unset HF_HUB_OFFLINE once to download it, or use local-dir:PATH or a run\n"
     )
-    assert "the hub has no model org/none that you may read | check the name" in said("hf-hub:org/none")
-    assert "hf-hub:a b is no name of a model | write hf-hub:ORG/REPO" in said("hf-hub:a b")
-    assert "could not be downloaded: " in said(HF_ENDPOINT="http://127.0.0.1:9")
+    assert "org/none: not on the hub, or private | check the name" in said("hf-hub:org/none")
+    assert "a b: not a name on the hub | write it as org/name" in said("hf-hub:a b")
+    assert "org/tiny: cannot be fetched from the hub: " in said(HF_ENDPOINT="http://127.0.0.1:9")
     server.status = 401
-    assert "the hub has no model org/tiny that you may read" in said()
+    assert "org/tiny: not on the hub, or private" in said()
     server.status = 403
-    assert "its licence has to be accepted first | do so at https://huggingface.co/org/tiny" in said()
+    assert "its terms have to be accepted | accept them at https://huggingface.co/org/tiny" in said()
     server.status = 500
-    assert "the hub answered with an error (500) | try again later" in said()
+    assert "the hub answered with status 500 | try again later" in said()
     server.status = None
     (server.root / "org/tiny/open_clip_model.safetensors").rename(server.root / "org/tiny/model.safetensors")
     assert f"model {NAME}: org/tiny on the hub has no open_clip_model.safetensors" in said()
@@ -148,8 +147,8 @@ def test_each_failure_is_one_line_that_says_what_to_do(fresh, server):
 def test_a_broken_download_leaves_nothing_that_counts_and_goes_on_later(fresh, server, tmp_path):
     server.cut = True
     broken = fresh("-c", FIND)
-    assert broken.stdout.startswith("UniclError org/tiny could not be downloaded: ")
-    assert "give the same command again" in broken.stdout
+    assert broken.stdout.startswith("UniclError org/tiny: cannot be fetched from the hub: ")
+    assert "run the same command again" in broken.stdout
     assert not list((tmp_path / "home").rglob("snapshots/*/open_clip_model.safetensors"))
     server.cut = False
     whole = fresh("-c", FIND)
@@ -164,11 +163,11 @@ def test_a_broken_download_leaves_nothing_that_counts_and_goes_on_later(fresh, s
     [
         (OSError(errno.ENOSPC, "No space left on device"), "no space left for the download", "set HF_HOME"),
         (PermissionError(errno.EACCES, "Permission denied"), "the cache cannot be written", "set HF_HOME"),
-        (TimeoutError(), "could not be downloaded: TimeoutError", "check the connection"),
+        (TimeoutError(), "cannot be fetched from the hub: TimeoutError", "check the connection"),
     ],
 )
 def test_what_the_disk_or_the_line_does_is_said(error, message, hint):
-    told = hub.problem("org/tiny", error)
+    told = hub.explain(hub.model_repo("org/tiny"), error)
     assert message in told.message
     assert hint in told.hint
 
@@ -202,4 +201,4 @@ def test_zeroshot_downloads_once_and_then_works_offline(fresh, tmp_path):
         UNICL_MODEL="hf-hub:org/none",
     )
     assert nothing.returncode == 2
-    assert nothing.stderr.startswith("error: org/none is not in the hub's cache")
+    assert nothing.stderr.startswith("error: org/none: not in the hub's cache")

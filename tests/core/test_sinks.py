@@ -10,7 +10,7 @@ import pytest
 
 from unicl_cli.core import files
 from unicl_cli.core.files import write_atomic
-from unicl_cli.core.sinks import ConsoleSink, JsonlSink, Sinks, StatusSink, clock, line_of
+from unicl_cli.core.sinks import ConsoleSink, JsonlSink, Sinks, StatusSink, format_duration, line_of
 
 
 def rows(path):
@@ -80,7 +80,7 @@ def test_a_line_fits_eighty_columns(monkeypatch, terminal):
     ("seconds", "shown"), [(0, "0s"), (42.9, "42s"), (185, "3m05s"), (4320, "1h12m"), (90061, "25h01m")]
 )
 def test_times_are_short(seconds, shown):
-    assert clock(seconds) == shown
+    assert format_duration(seconds) == shown
 
 
 def test_without_a_terminal_the_first_and_the_last_line_are_printed(capfd):
@@ -118,7 +118,7 @@ def test_the_status_says_what_a_run_is_doing(tmp_path):
     assert "img_s" not in first
     sink.log(4, {"loss": 0.4})
     assert json.loads((tmp_path / "status.json").read_text()) == first, "not at every step"
-    sink.state("stopped", signal=15)
+    sink.set_state("stopped", signal=15)
     assert json.loads((tmp_path / "status.json").read_text())["signal"] == 15
 
 
@@ -132,6 +132,6 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_a_file_that_a_full_disk_does_not_take_is_named(tmp_path):
     """The operating system names none when a write fails."""
-    with pytest.raises(OSError, match="full") as caught, files.beside(tmp_path / "a"):
+    with pytest.raises(OSError, match="full") as caught, files.temporary_beside(tmp_path / "a"):
         raise OSError(errno.ENOSPC, "full")
     assert caught.value.filename == str(tmp_path / "a")

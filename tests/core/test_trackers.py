@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from unicl_cli.cli import main
 from unicl_cli.core import trackers
-from unicl_cli.core.trackers import TrackerSink, check_installed, flattened
+from unicl_cli.core.trackers import TrackerSink, check_installed
 from unicl_cli.errors import UniclError
 
 
@@ -28,7 +28,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_tensorboard_reads_back_what_was_logged_and_a_continued_run_repeats_nothing(tmp_path):
-    config = {"optim": {"lr": 1e-3, "betas": (0.9, 0.98)}, "ema": None}
+    config = {"optim.lr": 1e-3, "optim.betas.1": 0.98, "ema": None, "eval": []}
     first = TrackerSink(["tensorboard"], tmp_path, "p", config, 0)
     for step in (1, 2, 3, 4):
         first.log(step, {"loss": step / 2})
@@ -42,12 +42,8 @@ def test_tensorboard_reads_back_what_was_logged_and_a_continued_run_repeats_noth
     assert found["loss"] == [(1, 0.5), (2, 1.0), (3, 3.0), (4, 4.0)]
     assert found["eval/c/test/top1"] == [(4, 0.5)]
     (written,) = (tmp_path / "tb").glob("*/hparams.yml")
-    assert "optim.betas.1: 0.98" in written.read_text()
-
-
-def test_nested_values_are_flattened_and_odd_ones_are_text():
-    nested = {"a": {"b": [1, {"c": True}]}, "d": None, "e": "x", "f": []}
-    assert flattened(nested) == {"a.b.0": 1, "a.b.1.c": True, "d": "None", "e": "x", "f": "[]"}
+    lines = written.read_text().splitlines()
+    assert {"optim.betas.1: 0.98", "ema: None", "eval: '[]'"} <= set(lines), "odd values are text"
 
 
 def test_a_tracker_that_throws_is_switched_off_with_one_warning(tmp_path, capfd, monkeypatch):
@@ -87,7 +83,7 @@ def test_wandb_offline_keeps_its_id(tmp_path):
         "import sys; from pathlib import Path; from accelerate import PartialState; PartialState(cpu=True)\n"
         "from unicl_cli.core.trackers import TrackerSink\n"
         "run = Path(sys.argv[1]); done = int(sys.argv[2])\n"
-        "sink = TrackerSink(['wandb'], run, 'p', {'a': {'b': 1}}, done)\n"
+        "sink = TrackerSink(['wandb'], run, 'p', {'a.b': 1}, done)\n"
         "assert sink.trackers, 'started'\n"
         "sink.log(done + 1, {'loss': 0.5}); assert sink.trackers, 'logged'; sink.close()\n"
     )

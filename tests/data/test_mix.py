@@ -7,7 +7,7 @@ import torch
 from toy_corpora import CLASSES, SIZES, TEMPLATES, assert_same, corpus, picture, strands
 
 from unicl_cli.contracts import NO_LABEL, NO_TEXT
-from unicl_cli.core.prompts import fill
+from unicl_cli.core.prompts import fill_template
 from unicl_cli.data.collate import HASH_KEYS, ROW_KEYS
 from unicl_cli.data.loader import batches
 from unicl_cli.data.mix import Draws, Mix, TextChoice, order_of
@@ -101,7 +101,7 @@ def test_the_text_of_a_row_depends_on_seed_step_and_row_alone(both):
     assert {at: other[*at, 0].text for at in first} != first
     assert len({first[1, 3, s] for s in range(20)}) == 2, "both captions of a row are drawn"
     assert {first[0, 0, s] for s in range(20)} == {
-        *(fill(t, n) for t in TEMPLATES for n in ("dog", "hound")),
+        *(fill_template(t, n) for t in TEMPLATES for n in ("dog", "hound")),
         "labelled 0",
     }
 
@@ -234,7 +234,7 @@ def test_all_texts_that_can_be_drawn_reach_the_tokenizer(both):
     possible = set(mix.all_texts())
     drawn = {mix[n, r, s, 0].text for n in (0, 1) for r in range(22) for s in range(12)}
     assert drawn <= possible
-    assert {fill(t, n) for t in TEMPLATES for c in CLASSES for n in c.names} <= possible
+    assert {fill_template(t, n) for t in TEMPLATES for c in CLASSES for n in c.names} <= possible
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])

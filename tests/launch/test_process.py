@@ -14,12 +14,12 @@ from torch.distributed import TCPStore
 
 from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.launch.accelerator import start_accelerator
-from unicl_cli.launch.elastic import blame, told
-from unicl_cli.launch.nodes import heard
+from unicl_cli.launch.elastic import describe_failure, exit_code_of
+from unicl_cli.launch.nodes import call_in_thread
 from unicl_cli.launch.plan import LAUNCHER, Launch, Nodes, decide
-from unicl_cli.launch.process import is_peer, is_worker, launched, recorded, restarted
-from unicl_cli.launch.slurm import requeued
-from unicl_cli.launch.stopping import StopFlag, heeded
+from unicl_cli.launch.process import is_peer, is_restarted, is_worker, run_and_report, run_in_workers
+from unicl_cli.launch.slurm import requeue_on_usr1
+from unicl_cli.launch.stopping import StopFlag, stop_signals
 
 WORKER = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
 HERE = Launch("start", "", 2)
@@ -37,7 +37,7 @@ def killed(number, timestamp=10):
 
 
 def blamed(*failures, launch=HERE):
-    return blame(dict(enumerate(failures)), launch)
+    return exit_code_of(dict(enumerate(failures)), launch)
 
 
 ECHO = failure(1, "RuntimeError: [gloo] Connection closed by peer", timestamp=5, callstack="echo\n")
@@ -76,14 +76,14 @@ def test_a_worker_joins_and_one_process_goes_on(monkeypatch):
     monkeypatch.setenv("UNICL_ATTEMPT", "0")
     assert is_worker()
     assert is_peer()
-    assert not restarted()
+    assert not is_restarted()
     monkeypatch.setenv("UNICL_ATTEMPT", "1")
-    assert restarted()
-    assert launched(decide(os.environ, "cpu:8", gpus=int), ["train"]) is None
+    assert is_restarted()
+    assert run_in_workers(decide(os.environ, "cpu:8", gpus=int), ["train"]) is None
     assert os.environ["MASTER_PORT"] == "29500"
     monkeypatch.setenv("RANK", "0")
     assert not is_peer()
-    assert launched(decide(os.environ, "cpu:1", gpus=int, how="local"), ["train"]) is None
+    assert run_in_workers(decide(os.environ, "cpu:1", gpus=int, how="local"), ["train"]) is None
     left = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "PMI_SIZE"} & set(os.environ)
     assert not left, "accelerate would open a group"
     os.environ.pop("MASTER_PORT", None)
@@ -97,7 +97,9 @@ def test_who_dies_of_a_lost_connection_is_not_blamed(capsys):
 
 
 def test_who_was_told_to_leave_is_not_blamed():
-    assert told({0: killed(15, timestamp=1), 1: killed(9)}, HERE) == "rank 1 of 2 failed (killed by SIGKILL)"
+    assert (
+        describe_failure({0: killed(15, timestamp=1), 1: killed(9)}, HERE) == "rank 1 of 2 failed (killed by SIGKILL)"
+    )
 
 
 def test_a_killed_rank_is_named_with_its_signal():
@@ -107,7 +109,7 @@ def test_a_killed_rank_is_named_with_its_signal():
 
 def test_a_failure_on_another_node_is_named_without_a_traceback_of_this_one(capsys):
     with pytest.raises(UniclError, match="rank 1 of 2 lost the connection to another node") as caught:
-        blame({1: ECHO}, SPREAD)
+        exit_code_of({1: ECHO}, SPREAD)
     assert capsys.readouterr().err == ""
     assert "every node" in caught.value.hint
     assert caught.value.exit_code == 1
@@ -143,11 +145,11 @@ def test_a_signal_sets_the_flag_and_a_second_ctrl_c_ends_at_once(name):
 
 
 def test_what_nohup_has_silenced_stays_silent():
-    code = "from unicl_cli.launch.stopping import heeded; print(*[s.name for s in heeded()])"
+    code = "from unicl_cli.launch.stopping import stop_signals; print(*[s.name for s in stop_signals()])"
     shell = f"trap '' HUP INT; exec {sys.executable} -c '{code}'"
     done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["SIGTERM", "SIGUSR1"]
-    assert {number.name for number in heeded()} >= {"SIGTERM", "SIGHUP", "SIGUSR1"}
+    assert {number.name for number in stop_signals()} >= {"SIGTERM", "SIGHUP", "SIGUSR1"}
 
 
 def test_a_signal_is_heard_while_torch_waits_for_a_store():
@@ -165,7 +167,7 @@ def test_a_signal_is_heard_while_torch_waits_for_a_store():
             signal.setitimer(signal.ITIMER_REAL, 0.5)
             began = time.monotonic()
             with pytest.raises(TimeoutError, match="a signal"):
-                heard(meet)
+                call_in_thread(meet)
         assert time.monotonic() - began < 30
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -173,18 +175,18 @@ def test_a_signal_is_heard_while_torch_waits_for_a_store():
 
 
 def test_what_is_waited_for_comes_back_with_its_error():
-    assert heard(lambda: 3) == 3
+    assert call_in_thread(lambda: 3) == 3
     with pytest.raises(UniclError, match="two nodes"):
-        heard(lambda: (_ for _ in ()).throw(UniclError("two nodes")))
+        call_in_thread(lambda: (_ for _ in ()).throw(UniclError("two nodes")))
 
 
 def test_a_requeue_that_cannot_be_is_said_at_once(monkeypatch, capsys):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    with requeued(StopFlag(), wanted=True):
+    with requeue_on_usr1(StopFlag(), wanted=True):
         said = capsys.readouterr().err
-    assert said == "warning: --requeue: not in a job of SLURM (no SLURM_JOB_ID), so nothing is put back\n"
+    assert said == "warning: --requeue: has no effect outside a SLURM job (SLURM_JOB_ID is not set)\n"
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    with requeued(StopFlag(), wanted=True):
+    with requeue_on_usr1(StopFlag(), wanted=True):
         assert capsys.readouterr().err == ""
 
 
@@ -194,9 +196,9 @@ def test_a_flag_that_nobody_set_is_down():
 
 def test_work_outside_a_launcher_keeps_its_own_errors():
     with pytest.raises(ZeroDivisionError):
-        recorded(lambda: 1 / 0)
+        run_and_report(lambda: 1 / 0)
     seen = []
-    recorded(lambda: seen.append(1))
+    run_and_report(lambda: seen.append(1))
     assert seen == [1]
 
 
@@ -208,20 +210,20 @@ def test_under_another_launcher_a_peer_says_what_it_alone_has_found(monkeypatch,
         raise error
 
     with pytest.raises(UniclError):
-        recorded(lambda: failing(UniclError("no such shard")))
+        run_and_report(lambda: failing(UniclError("no such shard")))
     assert capfd.readouterr().err == "rank 1: no such shard\n"
     with pytest.raises(Stopped):
-        recorded(lambda: failing(Stopped("stopped after step 3")))
+        run_and_report(lambda: failing(Stopped("stopped after step 3")))
     with pytest.raises(ZeroDivisionError):
-        recorded(lambda: 1 / 0)
+        run_and_report(lambda: 1 / 0)
     assert capfd.readouterr().err == ""
 
 
 def test_under_another_launcher_an_echo_is_one_line():
     code = (
-        "from unicl_cli.launch.process import recorded\n"
+        "from unicl_cli.launch.process import run_and_report\n"
         "def work(): raise RuntimeError('Connection closed by peer')\n"
-        "recorded(work)"
+        "run_and_report(work)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | WORKER, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "rank 1: lost the connection to a process that ended\n")
@@ -230,8 +232,8 @@ def test_under_another_launcher_an_echo_is_one_line():
 def test_a_worker_whose_launcher_is_gone_ends():
     """The poll, which other systems than Linux rely on: this process is not the launcher that is named."""
     code = (
-        "import time; from unicl_cli.launch.process import here, launched\n"
-        "print(launched(here('cpu:2'), []), flush=True); time.sleep(300)"
+        "import time; from unicl_cli.launch.process import decide_launch, run_in_workers\n"
+        "print(run_in_workers(decide_launch('cpu:2'), []), flush=True); time.sleep(300)"
     )
     env = os.environ | WORKER | {LAUNCHER: "1"}
     done = subprocess.run(
@@ -253,7 +255,7 @@ def test_the_recipe_counts_and_not_what_accelerate_finds_in_the_environment(monk
         assert accelerator.device.type == "cpu"
         assert "ACCELERATE_USE_FSDP" not in os.environ
         names = "ACCELERATE_MIXED_PRECISION=fp16, ACCELERATE_GRADIENT_ACCUMULATION_STEPS=7, ACCELERATE_USE_FSDP=true"
-        assert capfd.readouterr().err == f"warning: {names}: ignored, the recipe and the options of unicl count\n"
+        assert capfd.readouterr().err == f"warning: {names}: ignored: the recipe and the options of unicl decide\n"
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

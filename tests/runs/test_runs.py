@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unicl_cli.cli import main
-from unicl_cli.jobs.runs import spark, table
-from unicl_cli.runs.status import best_of, is_lost, listed, read_lines
+from unicl_cli.jobs.runs import sparkline, table_lines
+from unicl_cli.runs.status import best_of, is_lost, list_runs, read_lines
 
 Capture = pytest.CaptureFixture[str]
 NOW = time.time()
@@ -45,14 +45,14 @@ def test_a_run_that_has_been_silent_for_two_minutes_is_lost(runs: Path):
     run_at(runs / "a", state="running", updated=time.time() - 100)
     run_at(runs / "b", state="running", updated=time.time() - 130)
     run_at(runs / "c", state="stopped", updated=time.time() - 9999)
-    assert {run["run"][-1]: run["state"] for run in listed(runs)} == {"a": "running", "b": "lost", "c": "stopped"}
+    assert {run["run"][-1]: run["state"] for run in list_runs(runs)} == {"a": "running", "b": "lost", "c": "stopped"}
 
 
 def test_a_lost_run_is_where_its_newest_checkpoint_is(runs: Path):
     run = run_at(runs / "a", state="running", step=0, updated=time.time() - 130)
     (run / "checkpoints" / "step-00000012").mkdir(parents=True)
     (run / "checkpoints" / ".tmp-15").mkdir()
-    assert listed(runs)[0]["step"] == 12
+    assert list_runs(runs)[0]["step"] == 12
 
 
 def test_a_run_whose_process_is_gone_from_this_machine_is_lost():
@@ -84,7 +84,7 @@ def test_a_damaged_run_is_a_line_and_never_an_end(runs: Path, capsys: Capture, t
     assert "not begun" in out
     assert "no-run" not in out
     assert main(["runs", "show", "runs/bad"]) == 2
-    assert capsys.readouterr().err.startswith("error: runs/bad/status.json cannot be read: ")
+    assert capsys.readouterr().err.startswith("error: runs/bad/status.json: cannot be read: ")
 
 
 @given(st.binary(max_size=60))
@@ -109,10 +109,10 @@ def test_show_tells_the_curve_the_validations_and_the_command_that_goes_on(runs:
     assert first.startswith("runs/one: stopped at step 5 of 20, 1m05s ago on ")
     assert curve in ("loss  4.000 █▅▁ 2.000", "loss  4.000 #=_ 2.000")
     assert measured == "step 2  c test: top1 0.500"
-    assert command == "to go on: unicl train 'my recipe.yaml' optim.lr=1e-3"
+    assert command == "to continue: unicl train 'my recipe.yaml' optim.lr=1e-3"
     (run / "env.json").write_text(json.dumps({"command": ["unicl", "train", "x"], "cwd": "/else where"}))
     main(["runs", "show", "runs/one"])
-    assert capsys.readouterr().out.endswith("to go on: cd '/else where' && unicl train x\n")
+    assert capsys.readouterr().out.endswith("to continue: cd '/else where' && unicl train x\n")
 
 
 def test_show_json_is_the_status_file(runs: Path, capsys: Capture):
@@ -130,14 +130,14 @@ def test_what_is_no_run_is_refused_in_one_line(runs: Path, capsys: Capture):
     assert "nowhere: no such directory" in capsys.readouterr().err
     runs.mkdir()
     assert main(["runs", "show", "runs"]) == 2
-    assert "runs: is no run directory" in capsys.readouterr().err
+    assert "runs: not a run directory" in capsys.readouterr().err
     assert main(["runs", "ls"]) == 0
     assert capsys.readouterr().out == "no runs here\n"
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300))
 def test_a_curve_is_at_most_forty_marks_of_eight_heights(values: list[float]):
-    marks = spark(values)
+    marks = sparkline(values)
     assert len(marks) == min(40, len(values))
     assert set(marks) <= set("▁▂▃▄▅▆▇█_.-:=+*#")
 
@@ -145,4 +145,4 @@ def test_a_curve_is_at_most_forty_marks_of_eight_heights(values: list[float]):
 def test_the_best_figure_is_the_largest_of_the_first_kind():
     assert best_of([{"step": 1, "r1": 0.2, "top1": 0.9}, {"step": 2, "r1": 0.1}]) == ("r1", 0.2)
     assert best_of([]) is None
-    assert list(table([])) == ["no runs here"]
+    assert list(table_lines([])) == ["no runs here"]

@@ -45,12 +45,12 @@ def load_init(step: Step, recipe: Recipe, name: str, tokenizer: Tokenizer | None
     A run gives all its weights, open_clip each tower that is the same as here; `model.init_parts` takes exactly those
     parts. Raise UniclError if shapes, settings, pixel normalisation or tokens differ: shapes alone do not show them.
     """
-    source = load_published(name) if hub.is_form(name) else load_trained(name, raw_weights=False)
+    source = load_published(name) if hub.has_form(name) else load_trained(name, raw_weights=False)
     mine, theirs = checkpoint.own_tensors(step.model), checkpoint.own_tensors(source.step.model)
     asked = recipe.model.init_parts
     if shapes_of(mine) == shapes_of(theirs) and asked is None:
-        taken, said = theirs, "all weights" if hub.is_form(name) else "all"
-    elif hub.is_form(name):
+        taken, said = theirs, "all weights" if hub.has_form(name) else "all"
+    elif hub.has_form(name):
         taken, said = take_towers(step, source, asked, name)
     elif asked is None:
         raise UniclError(
@@ -156,7 +156,7 @@ def check_compatible(step: Step, recipe: Recipe, source: Loaded, taken: set[str]
     if "image" in taken and not same_pixels(step.model, source.step.model):
         raise UniclError(f"model.init: {source.name} normalises pixels differently from this model", hint)
     if "text" in taken and not same_tokens(tokenizer, source.tokenizer):
-        file = find_run(source.name)[0] / TOKENIZER if not hub.is_form(source.name) else "clip"
+        file = find_run(source.name)[0] / TOKENIZER if not hub.has_form(source.name) else "clip"
         raise UniclError(f"model.init: {source.name} was trained with another tokenizer", f"set model.tokenizer={file}")
 
 
@@ -179,7 +179,7 @@ def recipe_settings(step: Step, recipe: Recipe) -> tuple[dict[str, Any], dict[st
 
 def source_settings(source: Loaded) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the same of a finished model; weights from elsewhere have no recipe."""
-    if hub.is_form(source.name):
+    if hub.has_form(source.name):
         return declared_settings(source.step.model), {}
     return recipe_settings(source.step, load(str(find_run(source.name)[0] / RESOLVED)))
 

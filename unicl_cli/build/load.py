@@ -66,7 +66,7 @@ def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_wei
     """
     name = choose_model(model)
     try:
-        loaded = load_published(name) if hub.is_form(name) else load_trained(name, raw_weights=raw_weights)
+        loaded = load_published(name) if hub.has_form(name) else load_trained(name, raw_weights=raw_weights)
     except UniclError as error:
         if model is None and name == DEFAULT:  # nobody asked for this one
             raise UniclError(

@@ -23,12 +23,12 @@ def check_before_loading(models: Iterable[str | None], corpora: Iterable[str], *
 
     Called first, because importing torch takes seconds and an evaluation may take hours.
     """
-    from unicl_cli.core.hub import check_named
+    from unicl_cli.core.hub import check_model_name
     from unicl_cli.data.corpus import open_corpus
 
     for model in models:
         if model is not None:
-            check_named(model)
+            check_model_name(model)
     for corpus in corpora:
         open_corpus(corpus)
     for option, file in files:

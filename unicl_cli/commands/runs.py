@@ -23,14 +23,14 @@ def ls(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the runs.")] = RUNS, as_json: Json = False
 ) -> None:
     """List runs with their progress, speed and best result. State lost: the process ended without saying so."""
-    from unicl_cli.jobs.runs import table
-    from unicl_cli.runs.status import listed
+    from unicl_cli.jobs.runs import table_lines
+    from unicl_cli.runs.status import list_runs
 
-    found = listed(folder)
+    found = list_runs(folder)
     if as_json:
         typer.echo(json.dumps({"schema": "unicl/runs/1", "runs": found}, indent=1, allow_nan=False))
         return
-    for line in table(found):
+    for line in table_lines(found):
         typer.echo(escape_control(line))
 
 
@@ -42,12 +42,12 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print the status.json of the run on stdout.")] = False,
 ) -> None:
     """Show one run: state, loss curve, validations, and the command that continues it."""
-    from unicl_cli.jobs.runs import story
-    from unicl_cli.runs.status import status_of
+    from unicl_cli.jobs.runs import describe_run
+    from unicl_cli.runs.status import read_status
 
-    status = status_of(run)
+    status = read_status(run)
     if as_json:
         typer.echo(json.dumps(status, indent=1, allow_nan=False))
         return
-    for line in story(run, status):
+    for line in describe_run(run, status):
         typer.echo(escape_control(line))

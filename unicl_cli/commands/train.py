@@ -115,8 +115,8 @@ def train(
 ) -> None:
     """Train from a recipe. After any interruption, run the same command again to continue."""
     del quiet  # its callback has acted
-    from unicl_cli.launch.plan import nodes_of
-    from unicl_cli.launch.process import here, is_peer, is_worker, launched, recorded
+    from unicl_cli.launch.plan import parse_nodes
+    from unicl_cli.launch.process import decide_launch, is_peer, is_worker, run_and_report, run_in_workers
     from unicl_cli.launch.slurm import is_other_task
     from unicl_cli.launch.stopping import StopFlag
 
@@ -139,16 +139,16 @@ def train(
         beside = bool(node_rank) or is_peer() or (launch != "local" and is_other_task(os.environ))
         print_run(run, beside=beside, as_json=json_, note="already finished")
         return
-    way = here(devices, nodes_of(nodes, node_rank, rdzv), launch)
+    way = decide_launch(devices, parse_nodes(nodes, node_rank, rdzv), launch)
     if dry_run:
         from unicl_cli.jobs.train.dry_run import dry_run as describe
 
         describe(checked, run, way.world, as_json=json_, card=memory)
         return
     check_shares(checked, way.world)
-    stop.leave_early()
+    stop.raise_if_set()
     task = dump(checked.model_copy(update={"run_dir": ""}))  # nodes may mount the same folder at different paths
-    code = launched(way, sys.argv[1:], run / LOGS, stop, max_restarts, task)
+    code = run_in_workers(way, sys.argv[1:], run / LOGS, stop, max_restarts, task)
     if code is not None:
         raise typer.Exit(code)
 
@@ -158,7 +158,7 @@ def train(
         request = Request(devices, resume, is_quiet(), requeue)
         train(checked, run, request, stop, source=recipe, overrides=changes)
 
-    recorded(work)
+    run_and_report(work)
     print_run(run, beside=is_peer(), as_json=json_)
 
 

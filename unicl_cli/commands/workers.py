@@ -11,9 +11,9 @@ from unicl_cli.errors import UniclError
 
 def run_in_workers(devices: str, work: Callable[[Any], None]) -> None:
     """Run ``work(accelerator)`` here, or start the whole command again in as many workers as ``devices`` asks for."""
-    from unicl_cli.launch.process import here, launched, recorded
+    from unicl_cli.launch import process
 
-    code = launched(here(devices), sys.argv[1:])
+    code = process.run_in_workers(process.decide_launch(devices), sys.argv[1:])
     if code is not None:
         raise typer.Exit(code)
 
@@ -24,14 +24,14 @@ def run_in_workers(devices: str, work: Callable[[Any], None]) -> None:
         work(accelerator)
         accelerator.end_training()
 
-    recorded(worker)
+    process.run_and_report(worker)
 
 
 def limit_to_one_process(devices: str) -> str:
     """Return ``devices`` for a command that reads standard input, which several processes cannot share."""
-    from unicl_cli.launch.process import here
+    from unicl_cli.launch.process import decide_launch
 
-    if here(devices).how != "start":
+    if decide_launch(devices).how != "start":
         return devices
     if devices != "auto":
         raise UniclError(f"--devices {devices}: only one process can read standard input", "leave --devices out")

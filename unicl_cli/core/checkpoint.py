@@ -1,4 +1,4 @@
-"""Checkpoints: weights, optimizer state and step in files that are whole or absent, the same for any world size."""
+"""Checkpoints: weights, optimizer state and step, in files that are whole or absent and equal for any world size."""
 
 import json
 import os
@@ -26,14 +26,14 @@ from unicl_cli.core.checkpoint_files import (
     read_pointer,
 )
 from unicl_cli.core.dist import any_rank, bare, full_tensor, rank, shard_like
-from unicl_cli.core.files import beside, put, sync_folder, write_atomic
+from unicl_cli.core.files import replace_durably, sync_folder, temporary_beside, write_atomic
 from unicl_cli.errors import UniclError
 
 WRITING_FAILS = (OSError, SafetensorError)
 
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and saved buffers by name; a tensor that two names share stands under the first."""
+    """Return parameters and saved buffers by name; a tensor with two names is listed under the first."""
     kept: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, value in bare(module).state_dict(keep_vars=True).items():
@@ -44,18 +44,17 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
-    """Full tensors on the CPU, under the names of the Step; every rank must call it."""
+    """Return full tensors on the CPU, under the names of the Step; every rank must call it."""
     return {name: full_tensor(value.detach()).cpu().contiguous() for name, value in own_tensors(module).items()}
 
 
 def state_of(
     module: nn.Module, optimizer: Any, average: Mapping[str, Tensor] | None, *, copy: bool
 ) -> dict[str, dict[str, Tensor]]:
-    """File -> name -> full tensor on rank 0's host; empty files on the others, which all must call it (FSDP2).
+    """Return file -> name -> full tensor on rank 0, and empty files on the other ranks; all must call it (FSDP2).
 
-    The optimizer's, if one is given, are ``parameter/field``; its groups and rates come from the recipe and are not
-    saved. With ``copy`` nothing shares memory with the module. From a GPU tensors may still be on their way: `arrive`
-    waits for them.
+    Optimizer state is named ``parameter/field``; its groups and rates come from the recipe and are not saved. With
+    ``copy`` nothing shares memory with the module. Copies from a GPU may be unfinished: call `wait_for_copies`.
     """
     files = {MODEL: {name: to_host(value, copy=copy) for name, value in own_tensors(module).items()}}
     if optimizer is not None:
@@ -68,7 +67,7 @@ def state_of(
 
 
 def to_host(value: Tensor, *, copy: bool) -> Tensor | None:
-    """The full tensor on rank 0's host, else None; a GPU's into pinned memory, without waiting for it."""
+    """Return the full tensor on rank 0's host, None elsewhere; a GPU copies into pinned memory without a wait."""
     whole = full_tensor(value.detach())
     if rank() != 0:
         return None
@@ -87,41 +86,41 @@ def save(
     average: Mapping[str, Tensor] | None = None,
     keep_every: int | None = None,
 ) -> Path:
-    """Writes ``root/step-00000100`` for ``facts["step"] == 100`` and points ``root/latest`` at it; all ranks call it.
+    """Write ``root/step-00000100`` for ``facts["step"] == 100`` and point ``root/latest`` at it; all ranks call it.
 
-    Every file is synced before the folder gets its name, so a cut at any moment leaves the checkpoint before usable.
+    Every file is synced before the folder gets its name, so a cut at any moment leaves the last checkpoint usable.
     ``average``: the moving average of the weights, by name.
     """
     files = state_of(module, optimizer, average, copy=False)
     problem: OSError | SafetensorError | None = None
     if rank() == 0:
-        arrive(files)
+        wait_for_copies(files)
         try:
             write(root, files, facts)
             prune(root, keep, keep_every)
         except WRITING_FAILS as error:
             problem = error
-    complain(folder_of(root, int(facts["step"])), problem)
+    raise_on_all_ranks(folder_of(root, int(facts["step"])), problem)
     return folder_of(root, int(facts["step"]))
 
 
-def arrive(files: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Waits for copies from a GPU."""
+def wait_for_copies(files: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Wait for copies from a GPU."""
     if torch.cuda.is_available() and any(x.is_pinned() for tensors in files.values() for x in tensors.values()):
         torch.cuda.synchronize()
 
 
-def complain(target: Path, problem: BaseException | None) -> None:
-    """Raises on all ranks what rank 0 met while it wrote; every rank must ask."""
+def raise_on_all_ranks(target: Path, problem: BaseException | None) -> None:
+    """Raise the write error of rank 0 on all ranks; every rank must call it."""
     if any_rank(flag=problem is not None):
         raise UniclError(
             f"{target}: the checkpoint could not be written: {problem or 'see rank 0'}",
-            "free some space (or lower checkpoint.keep) and give the same command again",
+            "free some space (or lower checkpoint.keep) and run the same command again",
         ) from problem
 
 
 def write(root: Path, files: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
-    """The files of one checkpoint, synced, then renamed into place; a whole one that `latest` names stays."""
+    """Write the files of one checkpoint, sync them and rename their folder; keep a whole one that `latest` names."""
     target = folder_of(root, int(facts["step"]))
     if read_pointer(root / LATEST) == target.name and is_whole(target):
         return
@@ -131,40 +130,40 @@ def write(root: Path, files: Mapping[str, Mapping[str, Tensor]], facts: Mapping[
         part.mkdir(parents=True)
         for name, tensors in files.items():
             write_tensors(part / name, tensors)
-        crash_point("after_tmp", target)
+        crash_if_asked("after_tmp", target)
         prints = {name: fingerprint(part / name) for name in files}
         write_atomic(part / TRAINER, json.dumps({**facts, "files": prints}, indent=1))
-        crash_point("before_rename", target)
-        if target.exists():  # damaged, or of a course that was left: `latest` does not name it, or reading skipped it
+        crash_if_asked("before_rename", target)
+        if target.exists():  # damaged, or from before a rollback: `latest` does not name it, or reading skipped it
             shutil.rmtree(target)
         part.rename(target)
     except WRITING_FAILS:
         discard_parts(root)
         raise
     sync_folder(root)
-    crash_point("before_latest", target)
+    crash_if_asked("before_latest", target)
     write_atomic(root / LATEST, target.name)
 
 
-def crash_point(name: str, target: Path) -> None:
-    """For tests: ``UNICL_TEST_CRASH=before_latest`` (or ``before_latest:step-00000006``) ends the process here."""
+def crash_if_asked(name: str, target: Path) -> None:
+    """End the process here if a test sets ``UNICL_TEST_CRASH=before_latest`` (or ``before_latest:step-00000006``)."""
     if os.environ.get("UNICL_TEST_CRASH") in (name, f"{name}:{target.name}"):
         os._exit(9)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file that is whole or absent."""
-    with beside(path) as part:
+    """Write a safetensors file that is whole or absent."""
+    with temporary_beside(path) as part:
         part.touch()
-        mode = part.stat().st_mode  # as the umask wants it: safetensors writes for the owner alone
+        mode = part.stat().st_mode  # as the umask says: safetensors makes the file private to its owner
         save_file(dict(tensors), part)
         part.chmod(mode)
-        crash_point("half_written", path.parent)
-        put(part, path)
+        crash_if_asked("half_written", path.parent)
+        replace_durably(part, path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; a damaged one is a UniclError."""
+    """Read all tensors of a safetensors file; UniclError if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -173,18 +172,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], place: str) -> None:
-    """Copies every tensor into the module; names and shapes must match exactly. ``place`` is named in the error."""
+    """Copy every tensor into the module; names and shapes must match exactly. ``place`` is named in the error."""
     mine = own_tensors(module)
     missing, unknown = sorted(mine.keys() - tensors.keys()), sorted(tensors.keys() - mine.keys())
     if missing or unknown:
         raise UniclError(
-            f"{place}: is of another model: {len(missing)} tensors missing ({', '.join(missing[:3])}), "
+            f"{place}: belongs to another model: {len(missing)} tensors missing ({', '.join(missing[:3])}), "
             f"{len(unknown)} unknown ({', '.join(unknown[:3])})",
             "use the recipe that the checkpoint was trained with",
         )
     for name, own in mine.items():
         if own.shape != tensors[name].shape:
-            shapes = f"{tuple(tensors[name].shape)} there, {tuple(own.shape)} here"
+            shapes = f"{tuple(tensors[name].shape)} in the file, {tuple(own.shape)} in the model"
             raise UniclError(f"{place}: {name} has another shape: {shapes}", "use the recipe it was trained with")
     with torch.no_grad():
         for name, own in mine.items():
@@ -192,7 +191,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], place: str) -
 
 
 def load_optimizer(module: nn.Module, optimizer: Any, path: Path) -> None:
-    """State of each parameter by name, sharded as the parameter is; scalars (step counts) stay whole."""
+    """Load the state of each parameter by name, sharded like the parameter; scalars (step counts) stay whole."""
     parameters = dict(bare(module).named_parameters())
     for key, value in read_tensors(path).items():
         name, field = key.rsplit("/", 1)

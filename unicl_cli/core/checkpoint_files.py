@@ -32,12 +32,12 @@ def step_of(folder: Path) -> int:
 
 
 def read_pointer(path: Path) -> str:
-    """The checkpoint that ``latest`` or ``best`` names; an empty word where there is no such file."""
+    """Return the name of the checkpoint in ``latest`` or ``best``; an empty string if there is no such file."""
     return Path(path.read_text(encoding="utf-8", errors="replace").strip()).name if path.is_file() else ""
 
 
 def fingerprint(path: Path) -> list[Any]:
-    """[bytes, sha256] of a file; read once a process as long as the file is not touched."""
+    """Return [bytes, sha256] of a file; cached until the file changes."""
     about = path.stat()
     return [about.st_size, _digest(path, about.st_size, about.st_mtime_ns)]
 
@@ -48,11 +48,11 @@ def _digest(path: Path, size: int, touched: int) -> str:
     if not size:
         return hashlib.sha256().hexdigest()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-        return hashlib.sha256(whole).hexdigest()  # in one call, in which other threads go on
+        return hashlib.sha256(whole).hexdigest()  # one call, during which other threads run
 
 
 def is_whole(folder: Path) -> bool:
-    """Has every file the size and the bytes it was written with? (``trainer.json`` is written last and names them.)"""
+    """Return whether every file has the size and checksum in ``trainer.json``, which is written last."""
     try:
         files = json.loads((folder / TRAINER).read_text(encoding="utf-8"))["files"]
         sized = all((folder / name).stat().st_size == size for name, (size, _) in files.items())
@@ -62,29 +62,29 @@ def is_whole(folder: Path) -> bool:
 
 
 def newest(root: Path) -> Path | None:
-    """The newest whole checkpoint under ``root``: the one that ``latest`` names, else the highest step."""
+    """Return the newest whole checkpoint under ``root``: the one that ``latest`` names, else the highest step."""
     named = read_pointer(root / LATEST)
     if named and is_whole(root / named):
         return root / named
     return next((folder for folder in reversed(list_folders(root)) if is_whole(folder)), None)
 
 
-def damaged(root: Path) -> list[Path]:
-    """What `newest` passes over: checkpoints under ``root`` that are newer than the one it takes, and not whole."""
+def list_damaged(root: Path) -> list[Path]:
+    """List the checkpoints under ``root`` that `newest` skips: newer than the one it returns, but not whole."""
     taken = newest(root)
     newer = [folder for folder in list_folders(root) if taken is None or folder.name > taken.name]
     return [folder for folder in newer if not is_whole(folder)]
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """``trainer.json`` of a checkpoint."""
+    """Read ``trainer.json`` of a checkpoint."""
     return cast("dict[str, Any]", json.loads((folder / TRAINER).read_text(encoding="utf-8")))
 
 
 def prune(root: Path, keep: int, keep_every: int | None = None) -> None:
-    """Deletes all but the newest ``keep`` checkpoints and what dead runs left half written.
+    """Delete all but the newest ``keep`` checkpoints, and files that dead runs left half written.
 
-    What ``latest`` or ``best`` names stays, and each whose step is a multiple of ``keep_every``.
+    Keep what ``latest`` or ``best`` names, and every step that is a multiple of ``keep_every``.
     """
     named = {read_pointer(root / name) for name in (LATEST, BEST)}
     for old in list_folders(root)[:-keep]:
@@ -96,7 +96,7 @@ def prune(root: Path, keep: int, keep_every: int | None = None) -> None:
 
 
 def discard_parts(root: Path) -> None:
-    """Deletes what was left half written."""
+    """Delete half-written files and folders."""
     for part in root.glob(".tmp-*"):
         shutil.rmtree(part, ignore_errors=True)
     for part in root.glob("*.tmp"):

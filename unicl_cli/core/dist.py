@@ -1,4 +1,4 @@
-"""The process group as everything else sees it: rank, gather, shares of a mean, sharding."""
+"""The process group: rank, collectives (gather, exchange, sums, means), and sharding."""
 
 import contextlib
 import importlib
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FAKE = "torch.testing._internal.distributed.fake_pg"
 """Registers the backend `fake`: a process group without the other processes."""
-# torch 2.14 warns of the older names, which are all that torch 2.9 has
+# torch 2.14 warns of the older names, which are all that torch 2.6 has
 _all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
 
@@ -38,7 +38,7 @@ def world_size() -> int:
 
 
 def _home() -> torch.device:
-    """Where a collective's tensors have to lie when no argument says so."""
+    """Return the device for tensors of a collective when no argument gives it."""
     found = torch.accelerator.current_accelerator() if _grouped() and dist.get_backend() != "gloo" else None
     return torch.device(found.type, torch.accelerator.current_device_index()) if found else torch.device("cpu")
 
@@ -60,9 +60,9 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(x: Tensor) -> Tensor:
-    """(b, …) -> (B, …): the rows of all ranks in rank order, any dtype; b must be the same on every rank.
+    """Gather (b, …) -> (B, …): the rows of all ranks in rank order, any dtype; b must be the same on every rank.
 
-    Gradients of all ranks' losses come back summed. In one process it is ``x`` itself.
+    The backward pass sums the gradients of all ranks' losses. In one process it returns ``x`` itself.
     """
     return _Gather.apply(x) if world_size() > 1 else x
 
@@ -81,12 +81,12 @@ class _Exchange(torch.autograd.Function):
 
 
 def exchange(x: Tensor) -> Tensor:
-    """(world, …) -> (world, …): row r holds what rank r has for this rank, from its row of this rank's number."""
+    """All-to-all, (world, …) -> (world, …): row r of the result is row `rank()` of rank r's input."""
     return _Exchange.apply(x) if world_size() > 1 else x
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
-    """The sum over ranks, same shape, without gradient."""
+    """Return the sum over ranks, same shape, without gradient."""
     total = x.detach().clone()
     if world_size() > 1:
         dist.all_reduce(total)
@@ -94,10 +94,10 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 
 def share_of_mean(values: Tensor, valid: Tensor, count: Tensor | None = None) -> Tensor:
-    """(b,), bool (b,) -> (): this rank's share of the mean of the valid rows of all ranks.
+    """Return this rank's share of the mean over the valid rows of all ranks: (b,), bool (b,) -> ().
 
-    The mean of the shares over ranks is that global mean, however many valid rows a rank has; 0 where no rank has any.
-    ``count`` () is the number of valid rows of all ranks, where it is known without asking them.
+    The mean of the shares over ranks is that global mean, however many valid rows a rank has; 0 if no rank has any.
+    ``count`` () is the number of valid rows of all ranks, if it is known without a collective.
     """
     count = sum_over_ranks(valid.sum()) if count is None else count
     return values.masked_fill(~valid, 0).sum() * world_size() / count.clamp(min=1)
@@ -106,32 +106,30 @@ def share_of_mean(values: Tensor, valid: Tensor, count: Tensor | None = None) ->
 def mean_over_ranks(
     values: Mapping[str, Tensor | float], largest: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """Scalars by name -> their means over ranks, of ``largest`` the largest; one all-reduce, one copy to the host.
+    """Return the mean over ranks of each scalar in ``values`` and the largest of each in ``largest``, by name.
 
-    Every rank must bring the same names in the same order.
+    One all-gather and one copy to the host. Every rank must bring the same names in the same order.
     """
     if not values and not largest:
         return {}
     device = next((value.device for value in values.values() if isinstance(value, Tensor)), _home())
     wide = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
-    means = [torch.as_tensor(value, dtype=wide, device=device).detach().reshape(()) for value in values.values()]
-    tops = dict(largest or {})
-    slots = torch.zeros(world_size(), len(tops), dtype=wide)  # a place for each rank: a sum then brings all together
-    slots[rank()] = torch.tensor(list(tops.values()), dtype=wide)
-    parts = [torch.stack(means)] if means else []
-    sums = sum_over_ranks(torch.cat([*parts, slots.flatten().to(device)])).cpu()
-    found = dict(zip(values, (sums[: len(means)] / world_size()).tolist(), strict=True))
-    return found | dict(zip(tops, sums[len(means) :].view(slots.shape).amax(0).tolist(), strict=True))
+    names = [*values, *(largest or {})]
+    own = [*values.values(), *(largest or {}).values()]
+    row = torch.stack([torch.as_tensor(x, dtype=wide, device=device).detach().reshape(()) for x in own])
+    rows = gather(row[None]).cpu()  # (world, names)
+    means, tops = rows[:, : len(values)].mean(0), rows[:, len(values) :].amax(0)
+    return dict(zip(names, [*means.tolist(), *tops.tolist()], strict=True))
 
 
 @cache
 def _host_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
-    """One whose collectives run on the host: an accelerator's would have to catch up with all its work first."""
+    """A group whose collectives run on the host; those of an accelerator would first wait for all its queued work."""
     return cast("dist.ProcessGroup", dist.new_group(backend="gloo", group_desc=f"host of {world.group_name}"))
 
 
 def largest_over_ranks(number: int) -> int:
-    """The largest of the numbers that the ranks bring; every rank must ask."""
+    """Return the largest ``number`` of all ranks; every rank must call it."""
     if world_size() == 1:
         return number
     largest, world = torch.tensor(number), cast("dist.ProcessGroup", dist.group.WORLD)
@@ -141,16 +139,16 @@ def largest_over_ranks(number: int) -> int:
 
 
 def any_rank(flag: bool) -> bool:  # noqa: FBT001
-    """Whether ``flag`` is true on at least one rank; every rank must ask."""
+    """Return whether ``flag`` is true on at least one rank; every rank must call it."""
     return largest_over_ranks(int(flag)) > 0
 
 
 @contextlib.contextmanager
 def rehearsal() -> Generator[None]:
-    """Inside, collectives reach nobody and give meaningless numbers of the right shape, in the memory of real ones.
+    """Replace the process group by a fake one: collectives return meaningless numbers of the right shape and memory.
 
-    So one rank may fail alone, and no other waits for it. Every rank must enter. Sharded modules made inside are of no
-    use outside.
+    One rank may fail alone inside, and no other waits for it. Every rank must enter. Modules sharded inside are
+    useless outside.
     """
     if world_size() == 1:
         yield
@@ -166,8 +164,8 @@ def rehearsal() -> Generator[None]:
 
 
 @contextlib.contextmanager
-def pretended(world: int) -> Generator[None]:
-    """Inside, this process is the first of ``world`` that are not there; for shapes and memory only."""
+def pretend_world(world: int) -> Generator[None]:
+    """Act as rank 0 of ``world`` processes that do not exist; for shapes and memory only."""
     if world == 1:
         yield
         return
@@ -185,20 +183,20 @@ def barrier() -> None:
 
 
 def bare(step: nn.Module) -> nn.Module:
-    """The module without DDP around it; FSDP2 wraps nothing."""
+    """Return the module without DDP around it; FSDP2 wraps nothing."""
     return step.module if isinstance(step, DistributedDataParallel) else step
 
 
 def shard(step: nn.Module, device: str | None = None) -> nn.Module:
-    """FSDP2 in place: each unit of the towers, then the whole as root.
+    """Apply FSDP2 in place: to each unit of the towers, then to the whole as root.
 
     Units are what any submodule lists as ``units``, each called through its own forward; never a tower or the model
-    itself, whose other methods would meet shards. ``step.call`` stays callable. ``device``: the type of one other than
-    the process group's own.
+    itself, whose other methods would meet shards. ``step.call`` stays callable. ``device``: a device type
+    other than that of the process group.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    # torch keeps the group of a mesh for each that is equal to it: a name keeps that of a rehearsal apart
+    # torch caches the group of equal meshes; the name keeps the mesh of a rehearsal apart
     name = cast("dist.ProcessGroup", dist.group.WORLD).group_name
     mesh = init_device_mesh(device or _home().type, (world_size(),), mesh_dim_names=(f"ranks of {name}",))
     for unit in units_of(step):
@@ -209,22 +207,22 @@ def shard(step: nn.Module, device: str | None = None) -> nn.Module:
 
 
 def _is_sharded(x: Tensor) -> "TypeGuard[DTensor]":
-    module = sys.modules.get("torch.distributed.tensor")  # a second to import, for what only sharding makes
+    module = sys.modules.get("torch.distributed.tensor")  # its import takes a second, and only sharding makes DTensors
     return module is not None and isinstance(x, module.DTensor)
 
 
 def full_tensor(x: Tensor) -> Tensor:
-    """The whole of a sharded tensor (a collective), any other as it is."""
+    """Return the whole of a sharded tensor (a collective); any other tensor unchanged."""
     return x.full_tensor() if _is_sharded(x) else x
 
 
 def local_part(x: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor, any other as it is."""
+    """Return this rank's part of a sharded tensor; any other tensor unchanged."""
     return x.to_local() if _is_sharded(x) else x
 
 
 def shard_like(value: Tensor, like: Tensor) -> Tensor:
-    """The whole ``value``, sharded as ``like`` is if it is."""
+    """Return the whole ``value``, sharded like ``like`` if that is sharded."""
     if not _is_sharded(like):
         return value
     from torch.distributed.tensor import distribute_tensor

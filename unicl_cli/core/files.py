@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename inside ``folder`` last; Windows has no such call and needs none."""
+    """Make a rename inside ``folder`` survive a power cut; Windows has no such call and needs none."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -19,11 +19,11 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def folder_for(path: Path) -> Generator[None]:
-    """Makes the folder ``path``; what was made of it and its parents goes again at the end if it is still empty."""
+def make_folder(path: Path) -> Generator[None]:
+    """Make the folder ``path``; folders created here are removed at the end if they are still empty."""
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
     try:
+        path.mkdir(parents=True, exist_ok=True)
         yield
     finally:
         with suppress(OSError):
@@ -32,8 +32,8 @@ def folder_for(path: Path) -> Generator[None]:
 
 
 @contextmanager
-def beside(path: Path) -> Generator[Path]:
-    """A temporary name in the folder of ``path``, which is made if it is missing; gone at the end.
+def temporary_beside(path: Path) -> Generator[Path]:
+    """Yield a temporary name in the folder of ``path``, which is made if missing; the file is removed at the end.
 
     An error of the operating system names ``path``.
     """
@@ -49,8 +49,8 @@ def beside(path: Path) -> Generator[Path]:
         part.unlink(missing_ok=True)
 
 
-def put(part: Path, path: Path) -> None:
-    """Gives the finished file ``part`` its name, on disk when it returns."""
+def replace_durably(part: Path, path: Path) -> None:
+    """Rename the finished file ``part`` to ``path``; both file and name are on disk when this returns."""
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     part.replace(path)
@@ -58,17 +58,7 @@ def put(part: Path, path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replaces ``path`` by ``data`` (text as UTF-8): a reader sees the old content or the new, never a part."""
-    with beside(path) as part:
+    """Replace ``path`` by ``data`` (text as UTF-8): a reader sees the old content or the new one, never a part."""
+    with temporary_beside(path) as part:
         part.write_bytes(data.encode() if isinstance(data, str) else data)
-        put(part, path)
-
-
-def size_of(count: int) -> str:
-    """Bytes for people, decimal units."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
+        replace_durably(part, path)

@@ -1,4 +1,4 @@
-"""Names of open_clip models to their files: local folders, open_clip's own list, the hub with its cache."""
+"""Files of open_clip models by name (local folder, open_clip's own list, hub), and errors of the hub."""
 
 import errno
 import json
@@ -8,7 +8,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-from unicl_cli.core.files import size_of
+from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.errors import UniclError, did_you_mean, is_live, is_quiet
 
 FORMS = ("open_clip:", "local-dir:", "hf-hub:")
@@ -18,7 +18,7 @@ WEIGHTS = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
     *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
 )
-"""In the order in which open_clip takes them."""
+"""In the order in which open_clip looks for them."""
 TOKENIZER = (
     "tokenizer*",
     "vocab*",
@@ -28,11 +28,12 @@ TOKENIZER = (
     "added_tokens.json",
     "config.json",
 )
+LOG_IN = "then log in with `hf auth login` (or set HF_TOKEN)"
 T = TypeVar("T")
 
 
 class Source(NamedTuple):
-    """An open_clip model as files: ``config`` is its model_cfg, ``preprocess`` what is known of its images.
+    """An open_clip model as files: ``config`` is its model_cfg, ``preprocess`` the settings of its images.
 
     ``folder`` holds the tokenizer of a local model; ``weights`` is None where none were asked for.
     """
@@ -44,49 +45,51 @@ class Source(NamedTuple):
     weights: Path | None
 
 
-def is_form(name: str) -> bool:
-    """Does the name say where it is from, as ``hf-hub:ORG/REPO`` does?"""
+def has_form(name: str) -> bool:
+    """Return whether the name has one of ``FORMS``, as ``hf-hub:ORG/REPO`` does."""
     return name.startswith(FORMS)
 
 
-def check_named(name: str) -> None:
-    """A model that is named by its form, or lies in a directory; told before torch is imported."""
-    if not is_form(name) and not Path(name).is_dir():
+def check_model_name(name: str) -> None:
+    """Raise UniclError unless ``name`` has a form or is a directory; called before torch is imported."""
+    if not has_form(name) and not Path(name).is_dir():
         raise UniclError(f"model {name}: no such run or checkpoint directory", f"give {FORMS_HINT}")
 
 
-def find(name: str, *, weights: bool = True) -> Source:
-    """The files of ``open_clip:NAME[/TAG]``, ``local-dir:PATH`` or ``hf-hub:ORG/REPO``; downloads are announced first.
+def find_model(name: str, *, weights: bool = True) -> Source:
+    """Find the files of ``open_clip:NAME[/TAG]``, ``local-dir:PATH`` or ``hf-hub:ORG/REPO``; announce downloads.
 
-    A model whose weights are missing is an error here: open_clip only warns and goes on with random ones.
+    Missing weights are an error here: open_clip only warns and continues with random ones.
     """
     form, _, rest = name.partition(":")
-    if not is_form(name) or not rest:
+    if not has_form(name) or not rest:
         raise UniclError(f"model {name}: unknown form", f"give {FORMS_HINT}")
     if form == "local-dir":
-        return local(Path(rest), weights=weights)
-    return built_in(name, rest, weights=weights) if form == "open_clip" else on_hub(name, rest, weights=weights)
+        return find_local(Path(rest), weights=weights)
+    return (
+        find_built_in(name, rest, weights=weights) if form == "open_clip" else find_on_hub(name, rest, weights=weights)
+    )
 
 
-def local(folder: Path, *, weights: bool = True) -> Source:
-    """A folder with open_clip_config.json and weights."""
+def find_local(folder: Path, *, weights: bool = True) -> Source:
+    """Find the files of a folder with open_clip_config.json and weights."""
     name = f"local-dir:{folder}"
     if not folder.is_dir():
         raise UniclError(f"model {name}: no such folder", f"give a folder with {CONFIG} and {WEIGHTS[0]}")
     if not (folder / CONFIG).is_file():
-        raise UniclError(f"model {name}: holds no {CONFIG}", "a model of the hub in open_clip's layout has one")
+        raise UniclError(f"model {name}: has no {CONFIG}", "give a folder in open_clip's layout")
     config, preprocess = read_config(folder / CONFIG, name)
     text = config["text_cfg"]
     if "hf_model_name" in text and (folder / text["hf_model_name"] / "config.json").is_file():
         text["hf_model_name"] = str(folder / text["hf_model_name"])
     found = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
     if weights and found is None:
-        raise UniclError(f"model {name}: holds no weights", f"put {WEIGHTS[0]} beside {CONFIG}")
+        raise UniclError(f"model {name}: has no weights", f"put {WEIGHTS[0]} beside {CONFIG}")
     return Source(name, config, preprocess, folder, found if weights else None)
 
 
-def built_in(name: str, rest: str, *, weights: bool) -> Source:
-    """An architecture of open_clip's own list, with the weights of a tag, by default the first one it lists."""
+def find_built_in(name: str, rest: str, *, weights: bool) -> Source:
+    """Find an architecture of open_clip's own list, with the weights of a tag, by default the first one listed."""
     import open_clip
 
     arch, _, tag = rest.partition("/")
@@ -95,19 +98,21 @@ def built_in(name: str, rest: str, *, weights: bool) -> Source:
         known = open_clip.list_models()
         raise UniclError(
             f"model {name}: open_clip has no '{arch}'{did_you_mean(arch, known)}",
-            "see `python -c 'import open_clip; print(open_clip.list_models())'`",
+            "list them: python -c 'import open_clip; print(open_clip.list_models())'",
         )
     if not weights:
         return Source(name, config, {}, None, None)
     tags = open_clip.list_pretrained_tags_by_model(arch)
     if not tags:
-        raise UniclError(f"model {name}: open_clip knows no weights of {arch}", "take another architecture")
+        raise UniclError(f"model {name}: open_clip has no weights of {arch}", "choose another architecture")
     settings: dict[str, Any] = open_clip.get_pretrained_cfg(arch, tag or tags[0])
     if not settings:
-        raise UniclError(f"model {name}: no weights '{tag}'{did_you_mean(tag, tags)}", f"{arch} has {', '.join(tags)}")
+        raise UniclError(
+            f"model {name}: no weights '{tag}'{did_you_mean(tag, tags)}", f"choose one of {', '.join(tags)}"
+        )
     if not settings["hf_hub"]:
-        raise UniclError(f"model {name}: its weights are not on the hub", f"{arch} also has {', '.join(tags)}")
-    if settings.get("quick_gelu"):  # open_clip only warns and goes on with the wrong activation
+        raise UniclError(f"model {name}: its weights are not on the hub", f"choose one of {', '.join(tags)}")
+    if settings.get("quick_gelu"):  # open_clip only warns and uses the wrong activation
         config["quick_gelu"] = True
     repo, _, file = settings["hf_hub"].rpartition("/")
     wanted = (f"{file.rpartition('.')[0]}.safetensors", file) if file else WEIGHTS
@@ -115,15 +120,15 @@ def built_in(name: str, rest: str, *, weights: bool) -> Source:
     return Source(name, config, settings, None, path)
 
 
-def on_hub(name: str, repo: str, *, weights: bool) -> Source:
-    """A repository in open_clip's layout."""
+def find_on_hub(name: str, repo: str, *, weights: bool) -> Source:
+    """Find the files of a repository in open_clip's layout."""
     files = fetch(repo, [(CONFIG,), WEIGHTS] if weights else [(CONFIG,)], name)
     config, preprocess = read_config(files[0], name)
     return Source(name, config, preprocess, None, files[1] if weights else None)
 
 
 def read_config(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(model_cfg, preprocess_cfg) of an open_clip_config.json."""
+    """Return (model_cfg, preprocess_cfg) of an open_clip_config.json."""
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
         config = deepcopy(whole["model_cfg"])
@@ -132,59 +137,60 @@ def read_config(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         return config, dict(whole.get("preprocess_cfg", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UniclError(
-            f"model {name}: {path} is no model configuration: {error}", "it has model_cfg with vision_cfg and text_cfg"
+            f"model {name}: {path} is not a model configuration: {error}",
+            "check that it has model_cfg with vision_cfg and text_cfg",
         ) from error
 
 
 # -- the hub --------------------------------------------------------------------------------------------------------
 
 
-def cached(repo: str, names: Sequence[str]) -> Path | None:
-    """The first of the files that the hub's cache has."""
+def find_cached(repo: str, names: Sequence[str]) -> Path | None:
+    """Return the first of the files that is in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = (reached(repo, lambda file=file: try_to_load_from_cache(repo, file)) for file in names)
+    found = (ask_hub(repo, lambda file=file: try_to_load_from_cache(repo, file)) for file in names)
     return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
 def fetch(repo: str, wanted: Sequence[Sequence[str]], name: str) -> list[Path]:
-    """A file for each list of alternatives: from the cache without a word, else announced and downloaded."""
+    """Return a file for each list of alternatives: from the cache, else announced and downloaded."""
     from huggingface_hub import HfApi, hf_hub_download
 
-    have = [cached(repo, names) for names in wanted]
+    have = [find_cached(repo, names) for names in wanted]
     if all(have):
         return [path for path in have if path is not None]
-    info = reached(repo, lambda: HfApi().model_info(repo, files_metadata=True))
+    info = ask_hub(repo, lambda: HfApi().model_info(repo, files_metadata=True))
     sizes = {item.rfilename: item.size or 0 for item in info.siblings or ()}
     files: list[str] = []
     for names in wanted:
         file = next((file for file in names if file in sizes), None)
         if file is None:
             raise UniclError(
-                f"model {name}: {repo} on the hub has no {names[0]}", "it is not in the layout of an open_clip model"
+                f"model {name}: {repo} on the hub has no {names[0]}", "give a repository in open_clip's layout"
             )
         files.append(file)
     new = sum(sizes[file] for file, path in zip(files, have, strict=True) if path is None)
     place = "" if name.endswith(f":{repo}") else f" from {repo}"
-    announce(name, f"{size_of(new)}{place}, licence {licence(info)}")
-    return [Path(reached(repo, lambda file=file: hf_hub_download(repo, file))) for file in files]
+    announce(name, f"{decimal_size(new)}{place}, licence {licence(info)}")
+    return [Path(ask_hub(repo, lambda file=file: hf_hub_download(repo, file))) for file in files]
 
 
 def tokenizer_folder(repo: str) -> Path:
-    """The folder with the tokenizer's files of a repository; a path stays as it is."""
+    """Return the folder with the tokenizer files of a repository; a local path is returned unchanged."""
     if Path(repo).is_dir():
         return Path(repo)
-    path = cached(repo, ("tokenizer_config.json",))
+    path = find_cached(repo, ("tokenizer_config.json",))
     if path is not None:
         return path.parent
     from huggingface_hub import snapshot_download
 
     announce(repo, "tokenizer")
-    return Path(reached(repo, lambda: snapshot_download(repo, allow_patterns=list(TOKENIZER))))
+    return Path(ask_hub(repo, lambda: snapshot_download(repo, allow_patterns=list(TOKENIZER))))
 
 
 def announce(name: str, what: str) -> None:
-    """One line before a download; the hub's own bars only where somebody sees them."""
+    """Print one line before a download; show the hub's progress bars only on a terminal."""
     from huggingface_hub.utils import disable_progress_bars
 
     if is_quiet() or not is_live():
@@ -194,53 +200,77 @@ def announce(name: str, what: str) -> None:
 
 
 def licence(info: Any) -> str:
-    """As the model's card names it."""
+    """Return the licence that the model card states."""
     card = None if info.card_data is None else info.card_data.get("license")
     tags = (tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:"))
     return str(card or next(tags, "not stated"))
 
 
-def reached(repo: str, ask: Callable[[], T]) -> T:
-    """``ask()``, with every way in which the hub can fail as one line that says what to do."""
+class Repo(NamedTuple):
+    """A repository on the hub as errors describe it; ``otherwise`` says how to do without the hub."""
+
+    name: str
+    page: str
+    otherwise: str
+
+
+def model_repo(repo: str) -> Repo:
+    """The repository of a model."""
+    return Repo(repo, f"https://huggingface.co/{repo}", "use local-dir:PATH or a run")
+
+
+def ask_hub(repo: str, ask: Callable[[], T]) -> T:
+    """Return ``ask()``; every failure of the hub becomes a UniclError that says what to do."""
     from huggingface_hub.errors import HfHubHTTPError
 
     client = cast("type[Exception]", HfHubHTTPError.__bases__[0])  # of its HTTP client, of which there were several
     try:
         return ask()
     except (client, OSError, ValueError) as error:
-        raise problem(repo, error) from error
+        raise explain(model_repo(repo), error) from error
 
 
-def problem(repo: str, error: Exception) -> UniclError:
-    """What the user can do about a failed download."""
+def explain(repo: Repo, error: Exception) -> UniclError:
+    """Return the error to show for a request to the hub that failed."""
     from huggingface_hub import errors
 
+    name, status = repo.name, getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return UniclError(
-            f"{repo} is not in the hub's cache, and HF_HUB_OFFLINE is set",
-            "go online once (unset HF_HUB_OFFLINE), or take local-dir:PATH or a run",
-        )
+        return not_cached(repo)
     if isinstance(error, errors.HFValidationError):
-        return UniclError(f"hf-hub:{repo} is no name of a model", "write hf-hub:ORG/REPO")
+        return bad_name(name)
     if isinstance(error, errors.GatedRepoError):
-        return UniclError(
-            f"{repo}: its licence has to be accepted first",
-            f"do so at https://huggingface.co/{repo}, then `hf auth login`",
-        )
-    status = getattr(getattr(error, "response", None), "status_code", None)
+        return gated(repo)
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
-        return UniclError(
-            f"the hub has no model {repo} that you may read", "check the name; for a private one `hf auth login`"
-        )
+        return UniclError(f"{name}: not on the hub, or private", f"check the name; if it is private, {LOG_IN}")
     if isinstance(error, errors.HfHubHTTPError):
-        return UniclError(f"{repo}: the hub answered with an error ({status})", "try again later")
+        return UniclError(f"{name}: the hub answered with status {status}", "try again later")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return UniclError(
-            f"{repo}: no space left for the download", "free some, or set HF_HOME to a folder on a larger disk"
+            f"{name}: no space left for the download", "free some space, or set HF_HOME to a folder on a larger disk"
         )
     if isinstance(error, PermissionError):
-        return UniclError(f"{repo}: the cache cannot be written: {error}", "set HF_HOME to a folder of your own")
+        return UniclError(f"{name}: the cache cannot be written: {error}", "set HF_HOME to a folder of your own")
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UniclError(
-        f"{repo} could not be downloaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-        "check the connection and give the same command again (it goes on where it broke off), or use local-dir:PATH",
+        f"{name}: cannot be fetched from the hub: {reason}",
+        f"check the connection and run the same command again to continue, or {repo.otherwise}",
     )
+
+
+def not_cached(repo: Repo) -> UniclError:
+    """The error for a repository that is needed offline and was never fetched."""
+    return UniclError(
+        f"{repo.name}: not in the hub's cache, and HF_HUB_OFFLINE is set",
+        f"unset HF_HUB_OFFLINE once to download it, or {repo.otherwise}",
+    )
+
+
+def bad_name(name: str) -> UniclError:
+    """The error for what cannot be the name of a repository."""
+    return UniclError(f"{name}: not a name on the hub", "write it as org/name")
+
+
+def gated(repo: Repo) -> UniclError:
+    """The error for a repository whose terms have to be accepted first."""
+    return UniclError(f"{repo.name}: gated: its terms have to be accepted", f"accept them at {repo.page}, {LOG_IN}")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine_memory() -> int | None:
-    """Bytes of main memory, where the system says."""
+    """Return the bytes of main memory; None if the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -19,17 +19,8 @@ def machine_memory() -> int | None:
 
 
 def free_memory() -> int | None:
-    """Bytes of it that a program may still take, what the system can drop included, where Linux says."""
+    """Return the bytes that programs may still use, including caches that Linux can drop; None on other systems."""
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
     return None
-
-
-def sized(count: float) -> str:
-    """Bytes as people say them."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

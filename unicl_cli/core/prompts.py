@@ -1,4 +1,4 @@
-"""Class names into prompts: templates by name, from a file or as given."""
+"""Prompt templates: by name, from a file or as given, and class names filled into them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +8,17 @@ from unicl_cli.errors import UniclError, did_you_mean
 NAMED = ("clip80", "clip7", "unicl81", "none")
 
 
-def fill(template: str, name: str) -> str:
-    """``name`` in place of ``{}`` or ``{c}``; other braces are literal, since templates and names are data."""
+def fill_template(template: str, name: str) -> str:
+    """Put ``name`` in place of ``{}`` or ``{c}``; other braces are literal, since templates and names are data."""
     return template.replace("{c}", name).replace("{}", name)
 
 
 def named_templates(name: str) -> tuple[str, ...]:
-    """`clip80`: CLIP's 80 for ImageNet (the paper's) · `clip7`: CLIP's best seven · `unicl81`: those of UniCL's
-    release, the 80 and the bare name with a full stop · `none`: the bare name."""
+    """Return a list of templates by its name.
+
+    `clip80`: CLIP's 80 for ImageNet (the paper's) · `clip7`: CLIP's best seven · `unicl81`: those of UniCL's release,
+    the 80 and the bare name with a full stop · `none`: the bare name.
+    """
     if name == "none":
         return ("{}",)
     # 3 s of imports that only training and evaluation pay
@@ -27,7 +30,7 @@ def named_templates(name: str) -> tuple[str, ...]:
 
 
 def load_templates(spec: str | Sequence[str]) -> tuple[str, ...]:
-    """Templates from a list, a list's name (``NAMED``) or a text file with one a line; each has a ``{}`` or ``{c}``."""
+    """Load templates from a list, the name of a list (``NAMED``) or a text file; each has a ``{}`` or ``{c}``."""
     if not isinstance(spec, str):
         templates = tuple(spec)
     elif spec in NAMED:
@@ -36,16 +39,18 @@ def load_templates(spec: str | Sequence[str]) -> tuple[str, ...]:
         try:
             text = Path(spec).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UniclError(f"templates '{spec}' cannot be read: {error}", "one template a line, as UTF-8") from error
+            raise UniclError(
+                f"templates '{spec}': cannot be read: {error}", "write one template per line, as UTF-8"
+            ) from error
         templates = tuple(line.strip() for line in text.splitlines() if line.strip())
     else:
         raise UniclError(
-            f"no templates '{spec}'{did_you_mean(spec, NAMED)}",
-            f"use one of {', '.join(NAMED)}, a text file with one template a line, or a list",
+            f"templates '{spec}': unknown{did_you_mean(spec, NAMED)}",
+            f"use one of {', '.join(NAMED)}, a text file with one template per line, or a list",
         )
     if not templates:
-        raise UniclError(f"templates '{spec}' are empty", "give at least one, for example 'a photo of a {}.'")
+        raise UniclError(f"templates '{spec}': empty", "give at least one, for example 'a photo of a {}.'")
     for template in templates:
         if "{}" not in template and "{c}" not in template:
-            raise UniclError(f"template '{template}' has no place for the class name", "write {} where the name goes")
+            raise UniclError(f"template '{template}': has no place for the class name", "write {} where the name goes")
     return templates

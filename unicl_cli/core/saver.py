@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unicl_cli.core.checkpoint import WRITING_FAILS, arrive, complain, state_of, write
+from unicl_cli.core.byte_size import decimal_size
+from unicl_cli.core.checkpoint import WRITING_FAILS, raise_on_all_ranks, state_of, wait_for_copies, write
 from unicl_cli.core.checkpoint_files import (
     BEST,
     LATEST,
@@ -21,7 +22,7 @@ from unicl_cli.core.checkpoint_files import (
     step_of,
 )
 from unicl_cli.core.dist import barrier, rank
-from unicl_cli.core.files import size_of, write_atomic
+from unicl_cli.core.files import write_atomic
 
 
 class Saver:
@@ -69,7 +70,7 @@ class Saver:
 
     def write(self, files: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
         """Write the files of a checkpoint and delete old ones; runs in the thread."""
-        arrive(files)
+        wait_for_copies(files)
         write(self.root, files, facts)
         prune(self.root, self.keep, self.keep_every)
 
@@ -98,7 +99,7 @@ class Saver:
         problem = next((error for error in problems if error is not None), None)
         if problem is not None and not isinstance(problem, WRITING_FAILS):
             raise problem
-        complain(folder_of(self.root, self.step or 0), problem)
+        raise_on_all_ranks(folder_of(self.root, self.step or 0), problem)
 
     def close(self) -> None:
         """Wait for all writes without asking the other ranks: a training that ends by an error may have lost them."""
@@ -126,6 +127,6 @@ class Saver:
         free = shutil.disk_usage(next(p for p in (self.root, *self.root.parents) if p.exists())).free
         if free < needed:
             self.say(
-                f"warning: {self.root}: {size_of(free)} free, but its checkpoints ({size_of(size)} each) will "
-                f"need {size_of(needed)}: free some space or lower checkpoint.keep"
+                f"warning: {self.root}: {decimal_size(free)} free, but its checkpoints ({decimal_size(size)} each) "
+                f"will need {decimal_size(needed)}: free some space or lower checkpoint.keep"
             )

@@ -1,4 +1,4 @@
-"""Where a training's figures go: metrics.jsonl, the terminal, status.json."""
+"""Sinks for the figures of a training: metrics.jsonl, the terminal, status.json."""
 
 import contextlib
 import json
@@ -23,8 +23,8 @@ LINE_SECONDS = 30
 BAR_COLUMNS, SHARE_COLUMNS = 10, 4
 
 
-def clock(seconds: float) -> str:
-    """``1h12m``, ``3m05s`` or ``42s``."""
+def format_duration(seconds: float) -> str:
+    """Return a duration as ``1h12m``, ``3m05s`` or ``42s``."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -34,7 +34,7 @@ def clock(seconds: float) -> str:
 
 FIELDS: tuple[tuple[str, str, Callable[[float], str]], ...] = (  # key, label, form; what matters most comes first
     ("loss", "loss", "{:.3f}".format),
-    ("eta_s", "ETA", clock),
+    ("eta_s", "ETA", format_duration),
     ("img_s", "img/s", "{:.0f}".format),
     ("lr", "lr", "{:.2g}".format),
     ("grad_norm", "gnorm", "{:.2f}".format),
@@ -49,7 +49,7 @@ FIELDS: tuple[tuple[str, str, Callable[[float], str]], ...] = (  # key, label, f
 
 
 def line_of(place: str, values: Mapping[str, float], width: int) -> str:
-    """``place`` and of what was measured as much as fits into one line of ``width`` columns; metrics.jsonl has all."""
+    """Return ``place`` and as many values as fit into one line of ``width`` columns; metrics.jsonl has all of them."""
     line = place
     for part in (f" | {label} {form(values[key])}" for key, label, form in FIELDS if key in values):
         if len(line) + len(part) > width:
@@ -59,41 +59,41 @@ def line_of(place: str, values: Mapping[str, float], width: int) -> str:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Generator[None]:
-    """A full disk or a folder that may no longer be written, as a UniclError that names ``path``."""
+def explain_write_errors(path: Path) -> Generator[None]:
+    """Turn a failed write (full disk, lost permission) into a UniclError that names ``path``."""
     try:
         yield
     except OSError as error:
         raise UniclError(
             f"{path}: cannot be written: {error.strerror}",
-            "fix that (free some space) and give the same command again: it goes on from the last checkpoint",
+            "free some space, then run the same command again to continue from the last checkpoint",
         ) from error
 
 
 class JsonlSink:
-    """One flat JSON object a line; a value that is not finite is null. Lines after ``start`` are dropped first.
+    """One flat JSON object per line; values that are not finite are null. Lines after step ``start`` are dropped first.
 
-    A run that was cut after its last checkpoint repeats steps: no step may stand there twice.
+    A run that was cut after its last checkpoint repeats steps, and no step may be listed twice.
     """
 
     def __init__(self, path: Path, start: int) -> None:
         if path.is_file():
-            write_atomic(path, "".join(kept_lines(path, start)))
+            write_atomic(path, "".join(read_whole_lines(path, start)))
         self.file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         clean = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        with writing(Path(self.file.name)):
+        with explain_write_errors(Path(self.file.name)):
             self.file.write(json.dumps({"step": step, "time": round(time.time(), 3), **clean}) + "\n")
             self.file.flush()
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # a line that could not be flushed has been complained of
+        with contextlib.suppress(OSError):  # the failed flush was already reported
             self.file.close()
 
 
-def kept_lines(path: Path, start: float = math.inf) -> list[str]:
-    """Whole lines of steps up to ``start``; the last ones may have been cut or spoilt by a kill or a power cut."""
+def read_whole_lines(path: Path, start: float = math.inf) -> list[str]:
+    """Return the whole lines of steps up to ``start``; a kill or a power cut may have damaged the last ones."""
     kept: list[str] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
@@ -106,7 +106,7 @@ def kept_lines(path: Path, start: float = math.inf) -> list[str]:
 
 
 class ConsoleSink:
-    """A live bar on a terminal, else one plain line at a time, at most one in 30 s beside the first and the last."""
+    """A live bar on a terminal; elsewhere plain lines: the first, the last, and at most one in 30 s between them."""
 
     def __init__(self, steps: int, start: int, *, quiet: bool = False) -> None:
         self.steps, self.quiet, self.printed = steps, quiet, 0.0
@@ -127,7 +127,7 @@ class ConsoleSink:
             self.say(line_of(f"{place} {step / self.steps:.1%}", values, width))
 
     def say(self, message: str) -> None:
-        """A line of its own, above the bar if there is one."""
+        """Print a line, above the bar if there is one."""
         if not self.quiet:
             self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
@@ -137,7 +137,7 @@ class ConsoleSink:
 
 
 class StatusSink:
-    """``status.json``: what a run is doing, replaced at most every 15 s and at each change of state."""
+    """``status.json``: the progress of a run, replaced at most every 15 s and at each change of state."""
 
     def __init__(self, path: Path, steps: int, world: int) -> None:
         self.path, self.written = path, 0.0
@@ -155,17 +155,17 @@ class StatusSink:
         named = {"last_loss": values.get("loss"), "img_s": values.get("img_s"), "eta_s": values.get("eta_s")}
         self.facts |= {"step": step, **{k: v for k, v in named.items() if v is not None and math.isfinite(v)}}
         if time.monotonic() - self.written > STATUS_SECONDS:
-            self.state("running")
+            self.set_state("running")
 
-    def state(self, state: str, **facts: Any) -> None:
-        """``running | stopped | failed | done``, written at once."""
+    def set_state(self, state: str, **facts: Any) -> None:
+        """Write the state ``running | stopped | failed | done`` at once."""
         self.facts |= {"state": state, "updated": round(time.time(), 1), **facts}
         self.written = time.monotonic()
-        with writing(self.path):
+        with explain_write_errors(self.path):
             write_atomic(self.path, json.dumps(self.facts, indent=1))
 
     def close(self) -> None:
-        """The job sets the last state itself."""
+        """Do nothing: the job sets the last state itself."""
 
 
 class Sinks:

@@ -1,4 +1,4 @@
-"""TensorBoard and W&B through accelerate's trackers: they get the figures, and never end a training."""
+"""TensorBoard and W&B through accelerate's trackers; their errors never end a training."""
 
 import importlib.util
 import sys
@@ -9,24 +9,18 @@ from typing import Any
 
 from unicl_cli.core.files import write_atomic
 from unicl_cli.errors import UniclError
-from unicl_cli.yaml_lines import leaves
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Raises UniclError with the line that installs what is missing."""
+    """Raise UniclError with the pip command for missing packages."""
     found = {name: importlib.util.find_spec(name) for name in names}
-    missing = [name for name, spec in found.items() if spec is None or spec.origin is None]  # a folder is no package
+    missing = [name for name, spec in found.items() if spec is None or spec.origin is None]  # a folder has no origin
     if missing:
         raise UniclError(f"log.trackers: {', '.join(missing)} not installed", f"pip install {' '.join(missing)}")
 
 
-def flattened(config: Mapping[str, Any]) -> dict[str, int | float | str | bool]:
-    """``{"optim.lr": 1e-3}``: nested values by their path, what is no number or text as text."""
-    return {key: x if isinstance(x, int | float | str) else str(x) for key, x in leaves(dict(config)).items()}
-
-
 def open_tensorboard(run: Path, project: str, done: int) -> Any:
-    """Events in ``run/tb``; those of steps after ``done``, which a cut run repeats, are hidden."""
+    """Write events to ``run/tb``; hide those after step ``done``, which a continued run repeats."""
     del project  # TensorBoard knows folders only
     from accelerate.tracking import TensorBoardTracker
 
@@ -34,7 +28,7 @@ def open_tensorboard(run: Path, project: str, done: int) -> Any:
 
 
 def open_wandb(run: Path, project: str, done: int) -> Any:
-    """A run of ``project`` under the id in ``run/wandb-id``, so that a continued training stays one run there."""
+    """Open a run of ``project`` under the id in ``run/wandb-id``, so that a continued training stays one run."""
     del done
     from accelerate.tracking import WandBTracker
 
@@ -49,21 +43,25 @@ OPENERS: dict[str, Callable[[Path, str, int], Any]] = {"tensorboard": open_tenso
 
 
 class TrackerSink:
-    """Gives each tracker the figures under their step; one that throws is switched off with one warning."""
+    """Give each tracker the figures of each step; one that raises is switched off with one warning.
+
+    ``config`` is flat: ``{"optim.lr": 1e-3}``.
+    """
 
     def __init__(self, names: Sequence[str], run: Path, project: str, config: Mapping[str, Any], done: int) -> None:
         self.trackers: dict[str, Any] = {}
         for name in names:
-            self.tried(name, lambda name=name: self.start(name, run, project, config, done))
+            self.attempt(name, lambda name=name: self.start(name, run, project, config, done))
 
     def start(self, name: str, run: Path, project: str, config: Mapping[str, Any], done: int) -> None:
         tracker = OPENERS[name](run, project, done)
         tracker.start()
         self.trackers[name] = tracker
         if not done:
-            tracker.store_init_configuration(flattened(config))
+            plain = {key: x if isinstance(x, int | float | str) else str(x) for key, x in config.items()}
+            tracker.store_init_configuration(plain)
 
-    def tried(self, name: str, call: Callable[[], Any]) -> None:
+    def attempt(self, name: str, call: Callable[[], Any]) -> None:
         try:
             call()
         except Exception as error:  # noqa: BLE001 - foreign code and its network; said once, and the run goes on
@@ -73,8 +71,8 @@ class TrackerSink:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, tracker in list(self.trackers.items()):
-            self.tried(name, lambda tracker=tracker: tracker.log(dict(values), step=step))
+            self.attempt(name, lambda tracker=tracker: tracker.log(dict(values), step=step))
 
     def close(self) -> None:
         for name, tracker in list(self.trackers.items()):
-            self.tried(name, tracker.finish)
+            self.attempt(name, tracker.finish)

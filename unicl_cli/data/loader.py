@@ -22,7 +22,7 @@ from unicl_cli.data.collate import Hook, collate
 from unicl_cli.data.mix import At, Draws, Mix
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
-from unicl_cli.launch.stopping import heeded
+from unicl_cli.launch.stopping import stop_signals
 
 CHUNK = 128
 """The most rows of a chunk, which one worker makes: 19 MB at 224 pixels."""
@@ -157,7 +157,7 @@ def block_stop_signals() -> Generator[None]:
 
     The training process handles the signal at the end of its step, and needs its workers until then.
     """
-    stops = {signal.SIGTERM, *heeded()}
+    stops = {signal.SIGTERM, *stop_signals()}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
     try:
         resource_tracker.ensure_running()  # its process ignores them too; it unblocks two of them in this one

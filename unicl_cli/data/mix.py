@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import NO_LABEL, Drawn, Sample
-from unicl_cli.core.prompts import fill
+from unicl_cli.core.prompts import fill_template
 from unicl_cli.core.sampler import Alternation, Mixture, Stream, share
 from unicl_cli.data.corpus import Corpus, Table
 from unicl_cli.data.transforms import TrainTransform
@@ -159,13 +159,13 @@ class Mix:
             return None, 0
         names = strand.names[sample.label]
         chosen = names[name % len(names)] if self.texts.class_names == "uniform" else names[0]
-        return fill(strand.templates[pick % len(strand.templates)], chosen), 0
+        return fill_template(strand.templates[pick % len(strand.templates)], chosen), 0
 
     def all_texts(self, limit: int = 1_000_000) -> Iterator[str]:
         """Yield the texts that training can draw: each prompt once, and at most ``limit`` captions per strand."""
         for strand in self.strands:
             if strand.kind == LABELS:
-                yield from (fill(t, n) for names in strand.names for n in names for t in strand.templates)
+                yield from (fill_template(t, n) for names in strand.names for n in names for t in strand.templates)
             captions = strand.table.column("texts")
             step = max(1, math.ceil(len(captions) / limit))
             for start in range(0, len(captions), 65_536):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unicl_cli.contracts import Tokenizer
-from unicl_cli.core.prompts import fill
+from unicl_cli.core.prompts import fill_template
 
 
 class TextClassifier(NamedTuple):
@@ -37,7 +37,7 @@ class TextClassifier(NamedTuple):
 
 def prompts_of(names: Sequence[Sequence[str]], templates: Sequence[str]) -> list[list[str]]:
     """Return each name of each class in each template."""
-    return [[fill(template, name) for name in own for template in templates] for own in names]
+    return [[fill_template(template, name) for name in own for template in templates] for own in names]
 
 
 def zeroshot_classifier(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from unicl_cli.core.dist import rank
-from unicl_cli.core.sinks import LINE_SECONDS, clock
+from unicl_cli.core.sinks import LINE_SECONDS, format_duration
 from unicl_cli.errors import is_live, is_quiet
 
 
@@ -52,5 +52,5 @@ class PlainProgress:
             sys.stderr.flush()
             return
         left = (now - self.began) / self.done * (self.total - self.done)
-        sys.stderr.write(f"{self.label} {self.done}/{self.total} ETA {clock(left)}\n")
+        sys.stderr.write(f"{self.label} {self.done}/{self.total} ETA {format_duration(left)}\n")
         sys.stderr.flush()

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unicl_cli import __version__, registry
-from unicl_cli.core.machine import cores, free_memory, machine_memory, sized
+from unicl_cli.core.byte_size import binary_size
+from unicl_cli.core.machine import cores, free_memory, machine_memory
 from unicl_cli.errors import UniclError
 from unicl_cli.launch.plan import decide
-from unicl_cli.launch.process import backends, visible
+from unicl_cli.launch.process import count_gpus, list_backends
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 GIB = 2**30
@@ -56,7 +57,7 @@ def run_checks() -> list[Check]:
         *check_driver(torch),
         *check_devices(torch),
         check_backends(torch),
-        check_launch(os.environ, visible),
+        check_launch(os.environ, count_gpus),
     ]
 
 
@@ -124,7 +125,9 @@ def check_machine() -> Check:
 def describe_memory() -> str:
     """Return the machine's memory, and the free part if the system reports it."""
     whole, free = machine_memory(), free_memory()
-    return ("unknown" if whole is None else sized(whole)) + ("" if free is None else f", {sized(free)} free")
+    return ("unknown" if whole is None else binary_size(whole)) + (
+        "" if free is None else f", {binary_size(free)} free"
+    )
 
 
 def check_cores(environ: Mapping[str, str]) -> Check:
@@ -144,15 +147,17 @@ def check_shared_memory() -> Iterator[Check]:
     size = shutil.disk_usage(place)
     if size.total < GIB:
         hint = "run docker with --shm-size=8g, or set data.workers=0"
-        yield Check("/dev/shm", NOTE, f"{sized(size.total)}, too small for loader workers with large batches", hint)
+        yield Check(
+            "/dev/shm", NOTE, f"{binary_size(size.total)}, too small for loader workers with large batches", hint
+        )
     else:
-        yield Check("/dev/shm", OK, f"{sized(size.free)} free of {sized(size.total)}")
+        yield Check("/dev/shm", OK, f"{binary_size(size.free)} free of {binary_size(size.total)}")
 
 
 def check_disks() -> Iterator[Check]:
     for name, folder in (("disk here", Path.cwd()), ("disk temp", Path(tempfile.gettempdir()))):
         size = shutil.disk_usage(folder)
-        text = f"{folder}: {sized(size.free)} free of {sized(size.total)}"
+        text = f"{folder}: {binary_size(size.free)} free of {binary_size(size.total)}"
         if not os.access(folder, os.W_OK):
             yield Check(
                 name, NOTE, f"{folder}: not writable", "choose another folder with --run-dir (temporary files: TMPDIR)"
@@ -169,7 +174,7 @@ def check_hub_cache(environ: Mapping[str, str]) -> Check:
     cache = Path(environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
     models = len(list(cache.glob("models--*")))
     above = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    text = f"{cache}: {models} models, {sized(shutil.disk_usage(above).free)} free"
+    text = f"{cache}: {models} models, {binary_size(shutil.disk_usage(above).free)} free"
     off = [
         f"{name}={environ[name]}"
         for name in OFFLINE_VARIABLES
@@ -199,7 +204,7 @@ def check_launch(environ: Mapping[str, str], gpus: Callable[[], int]) -> Check:
         launch = decide(environ, "auto", gpus=gpus)
     except UniclError as error:
         return Check("train", PROBLEM, f"unicl train would fail: {error.message}", error.hint or "")
-    text = f"unicl train {launch.words()}"
+    text = f"unicl train {launch.describe()}"
     if launch.how == "worker":
         return Check("train", NOTE, text, "to ignore the launcher, use --launch local")
     if "RANK" in environ:
@@ -245,7 +250,9 @@ def describe_cuda(torch: Any, number: int) -> str:
     facts = torch.cuda.get_device_properties(number)
     free, total = torch.cuda.mem_get_info(number)
     half = "bf16" if torch.cuda.is_bf16_supported() else "no bf16 (fp32 unless precision=fp16)"
-    return f"{facts.name}, {sized(free)} free of {sized(total)}, compute {facts.major}.{facts.minor}, {half}"
+    return (
+        f"{facts.name}, {binary_size(free)} free of {binary_size(total)}, compute {facts.major}.{facts.minor}, {half}"
+    )
 
 
 def try_device(torch: Any, device: str, describe: Callable[[], str]) -> Check:
@@ -273,7 +280,7 @@ def train_one_step(torch: Any, device: str) -> None:
 
 def check_backends(torch: Any) -> Check:
     """Report the backends by which several processes communicate."""
-    found = backends()
+    found = list_backends()
     if not found:
         return Check(
             "processes",

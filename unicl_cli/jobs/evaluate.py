@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unicl_cli.core.dist import bare
-from unicl_cli.core.files import beside, put
+from unicl_cli.core.files import replace_durably, temporary_beside
 from unicl_cli.data.corpus import EVAL_SPLITS, open_corpus
 from unicl_cli.errors import UniclError
 from unicl_cli.inference.encoder import Encoder
@@ -108,7 +108,7 @@ def measure(
 
 
 def add_figures(entry: dict[str, Any], name: str, figures: dict[str, Any]) -> None:
-    """Put an evaluator's figures into the entry: those of zeroshot beside its name, others under a key of their own."""
+    """Put an evaluator's figures into the entry: those of zeroshot beside its name, others under their own key."""
     if name == "zeroshot":
         entry |= figures
     elif name == "retrieval":
@@ -126,9 +126,9 @@ def add_figures(entry: dict[str, Any], name: str, figures: dict[str, Any]) -> No
 
 def write_predictions(path: Path, kept: Sequence[Mapping[str, Any]]) -> None:
     """Write the answers to the rows of all data sets, in their order, to one Parquet file."""
-    with beside(path) as part:
+    with temporary_beside(path) as part:
         pq.write_table(pa.concat_tables([pa.table(dict(columns)) for columns in kept]), part)
-        put(part, path)
+        replace_durably(part, path)
 
 
 def validate(loaded: Loaded, corpus: Corpus, split: str, *, batch: int, limit: int | None = None) -> dict[str, float]:

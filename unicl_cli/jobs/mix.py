@@ -114,7 +114,7 @@ def check_pair(old: Loaded, new: Loaded) -> MixPair:
 
 def is_published(loaded: Loaded) -> bool:
     """Return True for weights that do not come from `unicl train`."""
-    return hub.is_form(loaded.name)
+    return hub.has_form(loaded.name)
 
 
 def check_same_tensors(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor], other: str, base: str) -> None:

@@ -1,4 +1,4 @@
-"""What run directories say of themselves, also unfinished, lost and damaged ones."""
+"""Run directories as text for the terminal: a table of many, a summary of one."""
 
 import itertools
 import json
@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.core.sinks import clock
-from unicl_cli.pages.text import align_columns
+from unicl_cli.core.sinks import format_duration
 from unicl_cli.runs.folder import ENVIRONMENT, METRICS
-from unicl_cli.runs.status import read_lines, validations
+from unicl_cli.runs.status import read_lines, read_validations
 
 BARS = "▁▂▃▄▅▆▇█"
 ASCII_BARS = "_.-:=+*#"
@@ -22,29 +21,39 @@ HEAD = ("name", "state", "step", "%", "ETA", "img/s", "loss", "best", "devices",
 # -- text ---------------------------------------------------------------------------------------------------------
 
 
-def table(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Aligned columns, a line a run."""
+def table_lines(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a table with one line per run, in aligned columns."""
     if not found:
         yield "no runs here"
         return
-    yield from align_columns([HEAD, *(cells(run) for run in found)])
+    rows = [HEAD, *(cells(run) for run in found)]
+    widths = [max(len(row[n]) for row in rows) for n in range(len(HEAD))]
+    for row in rows:
+        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
     for run in found:
         if "reason" in run:
             yield f"{run['reason']}"
 
 
 def ago(seconds: float) -> str:
-    return clock(seconds) if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
+    """Return a duration as text, in days from two days on."""
+    return format_duration(seconds) if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
 
 
 def cells(run: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cells of one line of the table, in the order of ``HEAD``."""
+
     def shown(key: str, form: str) -> str:
         value = run.get(key)
         return form.format(value) if isinstance(value, int | float) else "-"
 
     steps = run.get("steps")
     share = f"{run['step'] / steps:.0%}" if steps else "-"
-    eta = clock(run["eta_s"]) if run["state"] == "running" and isinstance(run.get("eta_s"), int | float) else "-"
+    eta = (
+        format_duration(run["eta_s"])
+        if run["state"] == "running" and isinstance(run.get("eta_s"), int | float)
+        else "-"
+    )
     return (
         *(Path(run["run"]).name, run["state"], f"{run['step']}/{steps}" if steps else "-", share, eta),
         *(shown("img_s", "{:.0f}"), shown("last_loss", "{:.3f}")),
@@ -52,37 +61,37 @@ def cells(run: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def story(run: Path, status: Mapping[str, Any]) -> Iterator[str]:
-    """A run in some lines: state, curve, validations, what to do next."""
+def describe_run(run: Path, status: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a run in a few lines: state, loss curve, validations, what to do next."""
     step, steps = status["step"], status["steps"]
     old = ago(max(0.0, time.time() - status["updated"]))
     yield f"{run}: {status['state']} at step {step} of {steps}, {old} ago on {status.get('host', '?')}"
     losses = [row["loss"] for row in read_lines(run / METRICS) if isinstance(row.get("loss"), int | float)]
     if losses:
-        yield f"loss  {losses[0]:.3f} {spark(losses)} {losses[-1]:.3f}"
-    for row in validations(run):
+        yield f"loss  {losses[0]:.3f} {sparkline(losses)} {losses[-1]:.3f}"
+    for row in read_validations(run):
         figures = ", ".join(f"{key} {value:.3f}" for key, value in row.items() if isinstance(value, float))
         yield f"step {row['step']}  {row.get('corpus', '?')} {row.get('split', '?')}: {figures}"
     if status["state"] == "done":
         yield f"next: unicl eval {shlex.quote(str(run))}"
     elif status["state"] != "running":
-        yield f"to go on: {command_of(run)}"
+        yield f"to continue: {command_of(run)}"
 
 
 def command_of(run: Path) -> str:
-    """The command line that the run was started with, from where it was."""
+    """Return the command line that started the run, with `cd` if it was started in another folder."""
     try:
         env = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
         words = [str(word) for word in env["command"][1:]]
         folder = str(env.get("cwd") or Path.cwd())
     except (OSError, ValueError, KeyError, TypeError):
-        return f"the unicl train command that made {run} (its env.json cannot be read)"
+        return f"the unicl train command of {run} (its env.json cannot be read)"
     command = shlex.join(["unicl", *words])
     return command if Path(folder) == Path.cwd() else f"cd {shlex.quote(folder)} && {command}"
 
 
-def spark(values: Sequence[float], width: int = 40) -> str:
-    """The curve in one line: means of ``width`` equal parts, the largest full height."""
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """Return the curve in one line: the means of ``width`` equal parts, scaled so that the largest has full height."""
     encoding = (sys.stdout.encoding or "ascii").lower()
     bars = BARS if encoding.startswith("utf") else ASCII_BARS
     width = min(width, len(values))

@@ -1,1 +1,1 @@
-"""Joining and starting the processes of a command."""
+"""The processes of a command: joined if a launcher started them, started here otherwise."""

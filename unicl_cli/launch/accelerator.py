@@ -13,8 +13,9 @@ from unicl_cli.launch.process import is_peer, is_worker
 
 
 def start_accelerator(precision: str = "auto", devices: str = "auto") -> Any:
-    """The Accelerator of this process: device, precision (auto: bf16 on a GPU that has it, else fp32), process group.
+    """Return the Accelerator of this process: device, precision, process group.
 
+    ``precision`` auto is bf16 on a GPU that has it, else fp32.
     Everything that accelerate would read from its environment variables or its per-user file is passed here.
     """
     import torch
@@ -27,11 +28,11 @@ def start_accelerator(precision: str = "auto", devices: str = "auto") -> Any:
     if precision == "auto":
         precision = "bf16" if not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
     if precision == "fp16" and cpu:  # accelerate would go on in fp32 and say nothing
-        raise UniclError("precision fp16 needs a GPU", "set precision=auto, bf16 or fp32")
+        raise UniclError("precision: fp16 needs a GPU", "set precision=auto, bf16 or fp32")
     mixed = "no" if precision == "fp32" else precision
-    set_aside_accelerates(mixed, cpu="1" if cpu else "no")
+    ignore_accelerate_variables(mixed, cpu="1" if cpu else "no")
     if is_worker():
-        prepare_group(torch)
+        set_group_variables(torch)
     accelerator = Accelerator(
         mixed_precision=mixed,
         cpu=cpu,
@@ -41,13 +42,15 @@ def start_accelerator(precision: str = "auto", devices: str = "auto") -> Any:
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ],
     )
-    if is_worker() and str(accelerator.num_processes) != os.environ["WORLD_SIZE"]:  # each would train for itself
-        raise UniclError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but accelerate opened no group", "see unicl doctor")
+    if is_worker() and str(accelerator.num_processes) != os.environ["WORLD_SIZE"]:  # each process would train alone
+        raise UniclError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: accelerate opened no process group", "run unicl doctor"
+        )
     return accelerator
 
 
-def set_aside_accelerates(precision: str, *, cpu: str) -> None:
-    """Takes accelerate's own settings out of the environment; those that contradict the recipe are named once."""
+def ignore_accelerate_variables(precision: str, *, cpu: str) -> None:
+    """Remove accelerate's own settings from the environment; warn once about those that contradict the recipe."""
     own = {"MIXED_PRECISION": precision, "GRADIENT_ACCUMULATION_STEPS": "1", "USE_CPU": cpu}
     own |= dict.fromkeys(("DYNAMO_BACKEND", "USE_FSDP", "USE_DEEPSPEED", "USE_MEGATRON_LM", "DOWNCAST_BF16"), "no")
     plainly = {"false": "no", "0": "no", "off": "no", "": "no", "true": "1", "yes": "1"}
@@ -60,11 +63,11 @@ def set_aside_accelerates(precision: str, *, cpu: str) -> None:
         ):
             odd.append(f"ACCELERATE_{name}={given}")
     if odd and not is_peer():
-        sys.stderr.write(f"warning: {', '.join(odd)}: ignored, the recipe and the options of unicl count\n")
+        sys.stderr.write(f"warning: {', '.join(odd)}: ignored: the recipe and the options of unicl decide\n")
 
 
-def prepare_group(torch: Any) -> None:
-    """What a process group reads from the environment when it is opened."""
+def set_group_variables(torch: Any) -> None:
+    """Set the variables that a process group reads when it is opened."""
     for name in MPI:  # accelerate would look there too
         os.environ.pop(name, None)
     if "OMP_NUM_THREADS" not in os.environ:
@@ -76,7 +79,7 @@ def prepare_group(torch: Any) -> None:
         return
     from accelerate.utils import check_cuda_p2p_ib_support
 
-    # the last collectives are written down when one hangs
+    # record the last collectives, in case one hangs
     wanted = {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_FR_DUMP_ON_TIMEOUT": "1"}
     if not check_cuda_p2p_ib_support():  # accelerate raises otherwise
         wanted |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}

@@ -1,4 +1,4 @@
-"""Starts the workers of this machine through torch elastic, hears signals for them, and says how they ended."""
+"""The workers of this machine, run by torch elastic: start, signals, restarts, and a report of how they ended."""
 
 import contextlib
 import logging
@@ -18,41 +18,43 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError, RendezvousTimeoutError
 
-from unicl_cli.core.files import folder_for
+from unicl_cli.core.files import make_folder
 from unicl_cli.errors import Stopped, UniclError
-from unicl_cli.launch.nodes import MEET_SECONDS, meeting
+from unicl_cli.launch.nodes import MEET_SECONDS, open_rendezvous
 from unicl_cli.launch.plan import ECHOES, Launch
-from unicl_cli.launch.stopping import AT_ONCE, HANGUP, StopFlag, heeded, leave, terminals
+from unicl_cli.launch.stopping import AT_ONCE, HANGUP, StopFlag, list_terminals, silence_lost_terminals, stop_signals
 
 Untyped: Any = LocalElasticAgent  # its methods are decorated with what has no types
 MISTAKEN = 2
-EXPLAINED = (MISTAKEN, 3)  # a worker with these failed of what a user can fix; rank 0 says it itself
+EXPLAINED = (MISTAKEN, 3)  # exit codes of errors that the user can fix, which rank 0 has already printed
 STOPPED = 75
 LEAVE_SECONDS = 300
-LOST_SECONDS = 30  # for workers that may wait for one that has ended
+LOST_SECONDS = 30  # for workers that may be waiting for one that has ended
 MISTAKE = "UniclError: "
-GOES_ON = "the same command goes on from the last checkpoint"
-EVERYWHERE = "see what the other nodes say; the same command on every node goes on from the last checkpoint"
+GOES_ON = "run the same command again to continue from the last checkpoint"
+EVERYWHERE = (
+    "read the output of the other nodes; run the same command on every node to continue from the last checkpoint"
+)
 
 
-def start(
+def start_workers(
     launch: Launch, argv: Sequence[str], logs: Path | None, stop: StopFlag | None, restarts: int, task: str
 ) -> int:
-    """Runs ``unicl *argv`` in the workers of ``launch``; the exit code of the one that failed first, or 0.
+    """Run ``unicl *argv`` in the workers of ``launch``; return the exit code of the one that failed first, or 0.
 
-    When one fails of anything but a mistake of the user's, all are started again, ``restarts`` times.
+    After a failure that is not the user's mistake, all workers are started again, up to ``restarts`` times.
     """
     if not os.environ.get("UNICL_DEBUG"):
         for name in logging.root.manager.loggerDict:  # the agent's box and its warnings about signals
             if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
-    ears = Ears()
+    listener = SignalListener()
     try:
-        ears.listen()
+        listener.listen()
         if stop is not None:
-            stop.leave_early()  # what came before
-        rendezvous = meeting(launch.nodes, task)
-        speaks = int(launch.nodes.rank == 0)  # rank 0 alone has the terminal
+            stop.raise_if_set()  # a signal that came earlier
+        rendezvous = open_rendezvous(launch.nodes, task)
+        speaks = int(launch.nodes.rank == 0)  # only rank 0 writes to the terminal
         spec = WorkerSpec(
             role="unicl",
             local_world_size=launch.processes,
@@ -63,47 +65,47 @@ def start(
             monitor_interval=0.1,
             local_addr=rendezvous.address,
         )
-        with room_for(logs) as folder:
+        with log_folder(logs) as folder:
             files = DefaultLogsSpecs(folder, dict.fromkeys(range(speaks, launch.processes), Std.ALL))
-            return Agent(spec, files, launch, ears).outcome()
-    except SignalException as ended:  # there was no worker
+            return Agent(spec, files, launch, listener).run_to_end()
+    except SignalException as ended:  # no worker was running
         if stop is None:
             return 128 + int(ended.sigval)
-        raise Stopped("stopped while no process was at work", "the same command goes on") from ended
+        raise Stopped("stopped while no worker was running", "run the same command again to continue") from ended
 
 
 @contextlib.contextmanager
-def room_for(logs: Path | None) -> Generator[str]:
-    """The folder of what workers without the terminal say: ``logs``, or one that is gone at the end."""
+def log_folder(logs: Path | None) -> Generator[str]:
+    """Yield the folder for the output of workers without a terminal: ``logs``, or a temporary one."""
     if logs is None:
         with tempfile.TemporaryDirectory(prefix="unicl_") as folder:
             yield folder
         return
-    with folder_for(logs):
+    with make_folder(logs):
         yield str(logs)
 
 
-class Ears:
-    """The signals of a launcher: the first ends its work, a second one that will not wait kills the workers."""
+class SignalListener:
+    """The signals of a launcher: the first ends its work; a second one in ``AT_ONCE`` kills the workers."""
 
     def __init__(self) -> None:
-        self.heard: int | None = None
-        self.terminals = terminals()
-        self.heeded = list(heeded("SIGQUIT"))
-        # torch takes these when it starts workers; by default it would hear what nohup has silenced
-        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(number.name for number in self.heeded)
+        self.first: int | None = None
+        self.terminals = list_terminals()
+        self.signals = list(stop_signals("SIGQUIT"))
+        # torch handles these once it starts workers; by default it would also handle what nohup silenced
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(number.name for number in self.signals)
         self.workers: list[int] = []
 
     def listen(self) -> None:
-        for number in self.heeded:
+        for number in self.signals:
             signal.signal(number, self.hear)
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         del frame
         if number == HANGUP:
-            leave(self.terminals)
-        if self.heard is None:
-            self.heard = number
+            silence_lost_terminals(self.terminals)
+        if self.first is None:
+            self.first = number
             raise SignalException(f"signal {number}", signal.Signals(number))
         if number in AT_ONCE:
             for pid in self.workers:
@@ -112,59 +114,61 @@ class Ears:
 
 
 class Agent(Untyped):
-    """Torch elastic's agent, which starts again only what a new start can fix, and says so."""
+    """Torch elastic's agent; it restarts the workers only after failures that a restart can fix."""
 
-    def __init__(self, spec: WorkerSpec, files: DefaultLogsSpecs, launch: Launch, ears: Ears) -> None:
+    def __init__(self, spec: WorkerSpec, files: DefaultLogsSpecs, launch: Launch, listener: SignalListener) -> None:
         super().__init__(spec, files, shutdown_timeout=LEAVE_SECONDS)
-        self.files, self.launch, self.ears, self.starts, self.meets = files, launch, ears, 0, True
+        self.files, self.launch, self.listener, self.starts, self.is_meeting = files, launch, listener, 0, True
 
-    def outcome(self) -> int:
-        """Runs to the end and returns the exit code. Raises UniclError where a rank or a node has failed."""
+    def run_to_end(self) -> int:
+        """Run to the end and return the exit code. Raises UniclError if a rank or a node has failed."""
         lost: Exception | None = None
         try:
             result = self.run()
         except SignalException:
-            if self.meets:
+            if self.is_meeting:
                 raise
-            result = self.ended()
+            result = self.last_result()
         except (RendezvousError, DistError) as error:
-            lost, result = error, self.ended()
-        if self.ears.heard is None:
+            lost, result = error, self.last_result()
+        if self.listener.first is None:
             self.get_worker_group().spec.rdzv_handler.shutdown()  # the other nodes need not wait
         failures: Mapping[int, Any] = result.failures if result else {}
         known = {STOPPED, *EXPLAINED} & {failure.exitcode for failure in failures.values()}
         if not known and (lost is not None or result is None) and not (result and result.return_values):
             count, _, place = self.launch.nodes
             what = "did not meet" if not self.starts else "lost each other"
-            raise UniclError(f"the {count} nodes {what} at {place}: {reason(lost)}", EVERYWHERE, exit_code=1) from lost
-        return self.code(failures)
+            raise UniclError(
+                f"the {count} nodes {what} at {place}: {describe_loss(lost)}", EVERYWHERE, exit_code=1
+            ) from lost
+        return self.exit_code(failures)
 
-    def code(self, failures: Mapping[int, Any]) -> int:
-        """The exit code for workers that ended like this."""
+    def exit_code(self, failures: Mapping[int, Any]) -> int:
+        """Return the exit code for the failures of the workers."""
         codes = {failure.exitcode for failure in failures.values()}
         if not codes:
             return 0
         if STOPPED in codes:
             return STOPPED
-        if self.ears.heard is not None and not codes & set(EXPLAINED):
-            return 128 + self.ears.heard
-        if MISTAKEN in codes and self.starts == 1:  # all that there is to say is said now
+        if self.listener.first is not None and not codes & set(EXPLAINED):
+            return 128 + self.listener.first
+        if MISTAKEN in codes and self.starts == 1:  # rank 0 has printed the error: the logs add nothing
             shutil.rmtree(cast("str", self.files._run_log_dir))  # pyright: ignore[reportPrivateUsage]
-        return blame(failures, self.launch)
+        return exit_code_of(failures, self.launch)
 
-    def ended(self) -> RunResult | None:
-        """How the workers of this machine ended; None if there never were any."""
+    def last_result(self) -> RunResult | None:
+        """Return how the workers of this machine ended; None if none were started."""
         return super()._monitor_workers(self.get_worker_group()) if self.starts else None
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
-        self.meets = True
+        self.is_meeting = True
         super()._rendezvous(worker_group)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        self.starts, self.meets = self.starts + 1, False
+        self.starts, self.is_meeting = self.starts + 1, False
         pids = super()._start_workers(worker_group)
-        self.ears.workers = list(pids.values())
-        self.ears.listen()  # torch has put its own handlers into place
+        self.listener.workers = list(pids.values())
+        self.listener.listen()  # torch has put its own handlers into place
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -178,28 +182,28 @@ class Agent(Untyped):
                 self._remaining_restarts = 0
             else:
                 left = self._remaining_restarts - 1
-                said = f"{told(result.failures, self.launch)}; all start again from the last checkpoint"
+                said = f"{describe_failure(result.failures, self.launch)}; all start again from the last checkpoint"
                 sys.stderr.write(f"warning: {said} ({left} more restart{'' if left == 1 else 's'})\n")
         return result
 
 
-def reason(lost: Exception | None) -> str:
-    """Why nodes are apart, in the words of people."""
+def describe_loss(lost: Exception | None) -> str:
+    """Return why the nodes lost each other, as text."""
     if isinstance(lost, RendezvousTimeoutError):
-        return f"not all came within {MEET_SECONDS} s"
+        return f"not all of them came within {MEET_SECONDS} s"
     return "another node has ended" if isinstance(lost, RendezvousClosedError | None) else "node 0 is gone"
 
 
-# -- whose fault it was -------------------------------------------------------------------------------------------
+# -- the first failure -------------------------------------------------------------------------------------------
 
 
 def is_echo(failure: Any) -> bool:
-    """Did it fail because another rank had?"""
+    """Return whether this rank failed only because another one did."""
     return failure.exitcode == -signal.SIGTERM or any(word in str(failure.message) for word in ECHOES)
 
 
-def first_of(failures: Mapping[int, Any]) -> tuple[int, Any]:
-    """(rank, failure) of the one to be blamed; peers that died of the lost connection are echoes."""
+def find_culprit(failures: Mapping[int, Any]) -> tuple[int, Any]:
+    """Return (rank, failure) of the rank that failed first; peers that lost the connection to it do not count."""
 
     def order(item: tuple[int, Any]) -> tuple[bool, bool, int, int]:
         rank, failure = item
@@ -208,9 +212,9 @@ def first_of(failures: Mapping[int, Any]) -> tuple[int, Any]:
     return min(failures.items(), key=order)
 
 
-def told(failures: Mapping[int, Any], launch: Launch) -> str:
-    """Says which rank failed first and how, below its traceback if it has left one."""
-    rank, failure = first_of(failures)
+def describe_failure(failures: Mapping[int, Any], launch: Launch) -> str:
+    """Return which rank failed first and how; print its traceback if there is one."""
+    rank, failure = find_culprit(failures)
     who = f"rank {rank} of {launch.world}"
     if launch.nodes.total > 1 and is_echo(failure):
         return f"{who} lost the connection to another node"
@@ -220,16 +224,18 @@ def told(failures: Mapping[int, Any], launch: Launch) -> str:
     return f"{who} failed ({f'exit code {code}' if code >= 0 else f'killed by {signal.Signals(-code).name}'})"
 
 
-def blame(failures: Mapping[int, Any], launch: Launch) -> int:
-    """The exit code of a mistake that rank 0 has explained. Raises UniclError for all else."""
-    _, failure = first_of(failures)
+def exit_code_of(failures: Mapping[int, Any], launch: Launch) -> int:
+    """Return the exit code of an error that rank 0 has printed. Raises UniclError for every other failure."""
+    _, failure = find_culprit(failures)
     if failure.exitcode not in EXPLAINED:
-        raise UniclError(told(failures, launch), EVERYWHERE if launch.nodes.total > 1 else GOES_ON, exit_code=1)
-    if 0 in failures and (failures[0].exitcode in EXPLAINED or words(failures[0]).startswith(MISTAKE)):
-        return int(failure.exitcode)  # it was killed in its last moment, perhaps
-    raise UniclError(words(failure).removeprefix(MISTAKE), exit_code=failure.exitcode)
+        raise UniclError(
+            describe_failure(failures, launch), EVERYWHERE if launch.nodes.total > 1 else GOES_ON, exit_code=1
+        )
+    if 0 in failures and (failures[0].exitcode in EXPLAINED or message_of(failures[0]).startswith(MISTAKE)):
+        return int(failure.exitcode)  # rank 0 may have been killed just after it printed the error
+    raise UniclError(message_of(failure).removeprefix(MISTAKE), exit_code=failure.exitcode)
 
 
-def words(failure: Any) -> str:
-    """What a rank has left of its exception."""
+def message_of(failure: Any) -> str:
+    """Return the message of the exception that ended a rank."""
     return str(failure.message["message"] if isinstance(failure.message, dict) else failure.message)

@@ -1,4 +1,4 @@
-"""Where the nodes of a training meet: torch elastic's rendezvous, in which each node keeps the number it was given."""
+"""The rendezvous of a training on several nodes: torch elastic's, with the number that each node was given."""
 
 import os
 import socket
@@ -28,8 +28,8 @@ MEET_SECONDS = 600
 T = TypeVar("T")
 
 
-class Numbered(RendezvousHandler):
-    """A rendezvous that gives each node the number of --node-rank, and each round a number and a store of its own."""
+class NumberedRendezvous(RendezvousHandler):
+    """A rendezvous in which each node keeps its --node-rank and each round has its own number and store."""
 
     def __init__(self, inner: RendezvousHandler, nodes: Nodes, address: str, task: str) -> None:
         self.inner, self.nodes, self.address, self.task = inner, nodes, address, task
@@ -37,28 +37,28 @@ class Numbered(RendezvousHandler):
         self.rounds = 0
 
     def next_rendezvous(self) -> RendezvousInfo:
-        return heard(self.met)
+        return call_in_thread(self.meet)
 
-    def met(self) -> RendezvousInfo:
-        """Waits for the other nodes."""
+    def meet(self) -> RendezvousInfo:
+        """Wait for the other nodes and compare their numbers and recipes."""
         met = self.inner.next_rendezvous()
         store = PrefixStore("numbered", met.store)
         rank, numbers = self.nodes.rank, range(self.nodes.total)
         if store.add(str(rank), 1) > 1:
-            raise UniclError(f"two nodes came with --node-rank {rank}", f"give them 0 to {self.nodes.total - 1}")
+            raise UniclError(f"--node-rank {rank}: given to two nodes", f"number the nodes 0 to {self.nodes.total - 1}")
         store.set(f"task {rank}", self.task)
         if len({store.get(f"task {number}") for number in numbers}) > 1:
             raise UniclError(
                 f"the {len(numbers)} nodes were given different recipes",
-                "give each the same command, with another --node-rank alone",
+                "run the same command on each node; only --node-rank may differ",
             )
-        if rank == 0:  # what a round that failed left in its store would mislead the next
+        if rank == 0:  # a new store: the entries of a failed round would mislead the next
             self.server = TCPStore(self.address, 0, is_master=True, wait_for_workers=False)
             store.set("round", str(self.rounds))
             self.rounds += 1
         port = self.server.port if rank == 0 else 0
         place = RendezvousStoreInfo.build(rank, store, self.address, server_port=port)
-        os.environ[ATTEMPT] = store.get("round").decode()  # for the workers; a node that comes back counts on
+        os.environ[ATTEMPT] = store.get("round").decode()  # a node that returns takes the current one
         return RendezvousInfo(store, rank, met.world_size, place)
 
     @property
@@ -84,8 +84,8 @@ class Numbered(RendezvousHandler):
         return self.inner.shutdown()
 
 
-def heard(call: Callable[[], T]) -> T:
-    """``call()`` in a thread of its own: where torch waits in C++, this one would not hear a signal."""
+def call_in_thread(call: Callable[[], T]) -> T:
+    """Return ``call()``, run in another thread: while torch waits in C++, this one could not handle a signal."""
     answer: Future[T] = Future()
 
     def work() -> None:
@@ -98,16 +98,16 @@ def heard(call: Callable[[], T]) -> T:
     return answer.result()
 
 
-def meeting(nodes: Nodes, task: str) -> Numbered:
-    """The place where the nodes meet, held by node 0; a single node meets itself at a free port.
+def open_rendezvous(nodes: Nodes, task: str) -> NumberedRendezvous:
+    """Open the rendezvous, which node 0 hosts; a single node uses a free port of its own.
 
     ``task`` is text that must be the same on each node.
     """
     host, _, port = (nodes.rendezvous or "localhost:0").rpartition(":")
     first = nodes.rank == 0
     if first and nodes.rendezvous:
-        check_own(host.strip("[]"), int(port))
-    address = host.strip("[]") if first else own_address(host.strip("[]"), int(port))
+        check_own_address(host.strip("[]"), int(port))
+    address = host.strip("[]") if first else find_own_address(host.strip("[]"), int(port))
     parameters = RendezvousParameters(
         backend="c10d",
         endpoint=f"{host}:{port}",
@@ -121,16 +121,16 @@ def meeting(nodes: Nodes, task: str) -> Numbered:
     )
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # Numbered has its own
     try:
-        backend, store = heard(partial(create_backend, parameters))
+        backend, store = call_in_thread(partial(create_backend, parameters))
     except RendezvousError as error:
         raise UniclError(
-            f"--rdzv {nodes.rendezvous}: {error.__cause__}", "take the address of node 0, and another port"
+            f"--rdzv {nodes.rendezvous}: {error.__cause__}", "give the address of node 0 and another port"
         ) from error
-    return Numbered(create_handler(store, backend, parameters), nodes, address, task)
+    return NumberedRendezvous(create_handler(store, backend, parameters), nodes, address, task)
 
 
-def check_own(host: str, port: int) -> None:
-    """Raises UniclError unless ``host`` leads to this machine and the port is free: torch would try for ten minutes."""
+def check_own_address(host: str, port: int) -> None:
+    """Raise UniclError unless ``host`` is this machine and the port is free; torch would retry for ten minutes."""
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     try:
@@ -140,20 +140,20 @@ def check_own(host: str, port: int) -> None:
         ):
             server.settimeout(5)
             while server.accept()[1][1] != line.getsockname()[1]:
-                pass  # another node that looks whether this one is there
+                pass  # another node that checks whether this one is there
     except TimeoutError as error:
         raise UniclError(
-            f"--rdzv {host}:{port}: does not lead to this machine", "take an address of node 0, where this is"
+            f"--rdzv {host}:{port}: not an address of this machine", "give an address of node 0, which is this machine"
         ) from error
     except OSError as error:
         raise UniclError(
             f"--rdzv {host}:{port}: {error.strerror or error}",
-            "take an address of node 0, where this is, and a free port",
+            "give an address of node 0, which is this machine, and a free port",
         ) from error
 
 
-def own_address(host: str, port: int) -> str:
-    """The address of this machine that ``host`` sees, as soon as node 0 listens there."""
+def find_own_address(host: str, port: int) -> str:
+    """Wait until node 0 listens at ``host``; return the address of this machine that it sees."""
     end = time.monotonic() + MEET_SECONDS
     reason: OSError | None = None
     sys.stderr.write(f"waiting for node 0 at {host}:{port}\n")
@@ -164,4 +164,6 @@ def own_address(host: str, port: int) -> str:
         except OSError as error:
             reason = error
             time.sleep(0.5)
-    raise UniclError(f"--rdzv {host}:{port}: node 0 did not answer within {MEET_SECONDS} s: {reason}", "start it")
+    raise UniclError(
+        f"--rdzv {host}:{port}: node 0 did not answer within {MEET_SECONDS} s: {reason}", "start the command on node 0"
+    )

@@ -1,4 +1,4 @@
-"""Which processes a command runs in, decided from variables and options alone."""
+"""The processes that a command runs in, decided from environment variables and options alone."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from unicl_cli.launch import slurm
 
 LAUNCHER = "UNICL_LAUNCHER_PID"
 ATTEMPT = "UNICL_ATTEMPT"
-"""In a worker: how often a launcher of unicl has started all of them before."""
+"""In a worker: the number of times that the launcher of unicl has already started the workers."""
 WORKER = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
 PORT = "29500"
 WAYS = ("auto", "local", "worker", "slurm")
@@ -22,13 +22,13 @@ MPI = (
     "MV2_COMM_WORLD_SIZE",
     "MV2_COMM_WORLD_RANK",
 )
-"""What accelerate takes for a group of processes, too."""
+"""Variables that accelerate also takes as signs of a process group."""
 ECHOES = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "DistNetworkError")
-"""In the message of a process that failed because another one did."""
+"""Words in the error of a process that failed because another one did."""
 
 
 class Nodes(NamedTuple):
-    """What --nodes, --node-rank and --rdzv say."""
+    """The values of --nodes, --node-rank and --rdzv."""
 
     total: int
     rank: int
@@ -36,7 +36,7 @@ class Nodes(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """What a command does here: ``how`` is alone, worker (one of many already), or start (so many, on each node)."""
+    """The decision for this process. ``how``: alone, worker (a launcher started it), or start (start ``processes``)."""
 
     how: str
     why: str
@@ -47,64 +47,67 @@ class Launch(NamedTuple):
 
     @property
     def world(self) -> int:
-        """Processes of the whole training, as far as this machine's share tells."""
+        """The number of processes of the whole training, if every node starts as many as this one."""
         return int(self.environ["WORLD_SIZE"]) if self.how == "worker" else self.processes * self.nodes.total
 
-    def words(self) -> str:
-        """For people."""
+    def describe(self) -> str:
+        """Return the decision as text."""
         if self.how == "worker":
             return f"joins as rank {self.environ['RANK']} of {self.environ['WORLD_SIZE']} ({self.why})"
         if self.how == "alone":
             return f"works in this process ({self.why})"
         several = "process" if self.processes == 1 else "processes"
         count, rank, rendezvous = self.nodes
-        where = f" as node {rank} of {count}, which meet at {rendezvous}" if count > 1 else ""
+        where = f" as node {rank} of {count}, rendezvous at {rendezvous}" if count > 1 else ""
         return f"starts {self.processes} {several} here{where} ({self.why})"
 
 
 def is_worker(environ: Mapping[str, str]) -> bool:
-    """Has torchrun, accelerate, a cluster or unicl itself started a process with these variables as one of several?"""
+    """Return whether a launcher (torchrun, accelerate, a cluster, unicl) has started this process as one of several."""
     return all(name in environ for name in WORKER)
 
 
 def decide(
     environ: Mapping[str, str], devices: str, *, gpus: Callable[[], int], nodes: Nodes | None = None, how: str = "auto"
 ) -> Launch:
-    """What to do in this environment; ``gpus`` counts the visible ones and is asked only where it matters.
+    """Decide what to do in this environment; ``gpus`` counts the visible GPUs and is called only if it matters.
 
-    Raises UniclError for devices that are not there and for variables that contradict themselves.
+    Raises UniclError for devices that do not exist and for variables that contradict each other.
     """
     if LAUNCHER in environ and is_worker(environ):  # has the same options as its launcher
-        return joins(environ, "started by unicl")
+        return join_launcher(environ, "started by unicl")
     if how not in WAYS:
         raise UniclError(f"--launch {how}: unknown", f"use one of {', '.join(WAYS)}")
     if nodes is not None:
-        return Launch("start", f"--nodes {nodes.total}", processes(devices, gpus)[0], nodes)
+        return Launch("start", f"--nodes {nodes.total}", count_processes(devices, gpus)[0], nodes)
     if how == "worker" or (how == "auto" and is_worker(environ)):
-        return joins(environ, "the launcher's variables")
+        return join_launcher(environ, "the launcher's variables")
     if how == "slurm" or (how == "auto" and slurm.in_step(environ)):
-        return in_slurm(environ, devices, gpus)
+        return decide_in_slurm(environ, devices, gpus)
     if how == "auto" and "RANK" in environ and environ.get("WORLD_SIZE", "1") != "1":
         raise UniclError(
-            "RANK and WORLD_SIZE are set, MASTER_ADDR is not", "set the address of rank 0, or use --launch local"
+            "MASTER_ADDR: not set, though RANK and WORLD_SIZE are",
+            "set it to the address of rank 0, or use --launch local",
         )
-    return on_this_machine(environ, devices, gpus)
+    return decide_on_this_machine(environ, devices, gpus)
 
 
-def on_this_machine(environ: Mapping[str, str], devices: str, gpus: Callable[[], int]) -> Launch:
-    count, cpu = processes(devices, gpus)
+def decide_on_this_machine(environ: Mapping[str, str], devices: str, gpus: Callable[[], int]) -> Launch:
+    count, cpu = count_processes(devices, gpus)
     several = slurm.nodes_of_job(environ)
-    note = f"this is one of {several} nodes; for all of them: srun unicl train …" if several > 1 else ""
+    note = f"using one of the {several} nodes of this job; to use all: srun unicl train …" if several > 1 else ""
     if count > 1:
         return Launch("start", f"--devices {devices}" if cpu else f"{count} GPUs", count, note=note)
     return Launch("alone", "on the CPU" if cpu or not gpus() else "on one GPU", note=note)
 
 
-def joins(environ: Mapping[str, str], why: str) -> Launch:
+def join_launcher(environ: Mapping[str, str], why: str) -> Launch:
     missing = [name for name in WORKER if name not in environ]
     if missing:
-        raise UniclError(f"--launch worker: {' and '.join(missing)} missing", "a launcher sets them, e.g. torchrun")
-    # without LOCAL_RANK accelerate would let each GPU train for itself
+        raise UniclError(
+            f"--launch worker: {' and '.join(missing)} not set", "start the command with a launcher, e.g. torchrun"
+        )
+    # without LOCAL_RANK, accelerate would train on each GPU separately
     usual = {"MASTER_PORT": PORT, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     return Launch("worker", why, environ={name: environ[name] for name in WORKER} | usual | present(environ, usual))
 
@@ -113,10 +116,10 @@ def present(environ: Mapping[str, str], names: Mapping[str, str]) -> dict[str, s
     return {name: environ[name] for name in names if name in environ}
 
 
-def in_slurm(environ: Mapping[str, str], devices: str, gpus: Callable[[], int]) -> Launch:
-    """One task per GPU: be a worker. One task per node that has several: start theirs."""
-    step = slurm.step(environ)
-    count = processes(devices, gpus)[0] if step.world == step.nodes else 1
+def decide_in_slurm(environ: Mapping[str, str], devices: str, gpus: Callable[[], int]) -> Launch:
+    """Be a worker if srun started one task per GPU; start the workers of this node if it started one task per node."""
+    step = slurm.read_step(environ)
+    count = count_processes(devices, gpus)[0] if step.world == step.nodes else 1
     if count > 1:
         return Launch(
             "start", "srun, one task per node", count, Nodes(step.nodes, step.rank, f"{step.address}:{step.port}")
@@ -134,8 +137,8 @@ def in_slurm(environ: Mapping[str, str], devices: str, gpus: Callable[[], int]) 
     return Launch("worker", "srun", environ={name: str(value) for name, value in variables.items()})
 
 
-def processes(devices: str, gpus: Callable[[], int]) -> tuple[int, bool]:
-    """(number of processes on this machine, on the CPU) that ``auto``, ``N`` or ``cpu:N`` asks for."""
+def count_processes(devices: str, gpus: Callable[[], int]) -> tuple[int, bool]:
+    """Return (number of processes on this machine, whether they use the CPU) for ``auto``, ``N`` or ``cpu:N``."""
     kind, _, count = devices.partition(":")
     if devices == "auto":
         return max(1, gpus()), False
@@ -149,17 +152,20 @@ def processes(devices: str, gpus: Callable[[], int]) -> tuple[int, bool]:
     return int(number), kind == "cpu"
 
 
-def nodes_of(count: int | None, rank: int | None, rendezvous: str | None) -> Nodes | None:
-    """--nodes, --node-rank and --rdzv, which belong together; None where there is one node."""
+def parse_nodes(count: int | None, rank: int | None, rendezvous: str | None) -> Nodes | None:
+    """Check --nodes, --node-rank and --rdzv, which must be given together; return None for a single node."""
     if (count or 1) == 1 and rank in (None, 0) and rendezvous is None:
         return None
     if count is None or rank is None or rendezvous is None:
         raise UniclError(
-            "--nodes, --node-rank and --rdzv belong together", "give all three, the same --rdzv on each node"
+            "--nodes, --node-rank and --rdzv: must be given together",
+            "give all three, with the same --rdzv on each node",
         )
     if not 0 <= rank < count:
-        raise UniclError(f"--node-rank {rank}: there are nodes 0 to {count - 1}", "give each node another number")
+        raise UniclError(f"--node-rank {rank}: there are nodes 0 to {count - 1}", "give each node a different number")
     place = re.fullmatch(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):([0-9]+)", rendezvous)
     if place is None or not 0 < int(place[1]) < 2**16:
-        raise UniclError(f"--rdzv {rendezvous}: is no HOST:PORT", "give the address of node 0 and a free port of it")
+        raise UniclError(
+            f"--rdzv {rendezvous}: not of the form HOST:PORT", "give the address of node 0 and a free port"
+        )
     return Nodes(count, rank, rendezvous)

@@ -1,4 +1,4 @@
-"""This process as one of a command's: joins what a launcher started, or starts it; opens the group; reports its end."""
+"""This process as one of a command's: join the workers of a launcher, or start workers, and report their end."""
 
 import atexit
 import contextlib
@@ -22,34 +22,34 @@ ORPHAN_SECONDS = 30
 PEER_SECONDS = 5
 
 
-def visible() -> int:
-    """GPUs that this process may use; Apple's counts as one."""
+def count_gpus() -> int:
+    """Return the number of GPUs that this process may use; Apple's counts as one."""
     import torch
 
     return torch.cuda.device_count() or int(torch.backends.mps.is_available())
 
 
-def here(devices: str, nodes: Nodes | None = None, how: str = "auto") -> Launch:
-    """The decision for this process."""
-    return decide(os.environ, devices, gpus=visible, nodes=nodes, how=how)
+def decide_launch(devices: str, nodes: Nodes | None = None, how: str = "auto") -> Launch:
+    """Decide how this process runs the command."""
+    return decide(os.environ, devices, gpus=count_gpus, nodes=nodes, how=how)
 
 
 def is_worker() -> bool:
-    """Has torchrun, accelerate, a cluster or unicl itself started this process as one of several?"""
+    """Return whether a launcher (torchrun, accelerate, a cluster, unicl) has started this process as one of several."""
     return plan.is_worker(os.environ)
 
 
 def is_peer() -> bool:
-    """Is this a worker other than the first, whose standard output nobody should see?"""
+    """Return whether this is a worker other than the first, whose standard output must stay empty."""
     return is_worker() and os.environ["RANK"] != "0"
 
 
-def restarted() -> bool:
-    """Has a launcher started this process again, after one of its peers had failed?"""
+def is_restarted() -> bool:
+    """Return whether the launcher has restarted this process because a peer failed."""
     return is_worker() and os.environ.get(ATTEMPT, "0") != "0"
 
 
-def launched(
+def run_in_workers(
     launch: Launch,
     argv: Sequence[str],
     logs: Path | None = None,
@@ -57,32 +57,32 @@ def launched(
     restarts: int = 0,
     task: str = "",
 ) -> int | None:
-    """Runs ``unicl *argv`` in the workers that ``launch`` asks for, and returns their exit code.
+    """Run ``unicl *argv`` in the workers that ``launch`` asks for, and return their exit code.
 
-    None: this process is a worker, or the only process; go on. ``logs`` keeps what workers without the terminal say;
-    ``stop`` has seen the signals so far; ``task`` must be the same on each node.
+    None: this process is a worker or the only process, and does the work itself. ``logs`` is the folder for the output
+    of workers without a terminal; ``stop`` holds a signal that has already come; ``task`` must be equal on all nodes.
     """
     if launch.how == "worker":
         os.environ.update(launch.environ)
         guard_against_orphans()
         return None
-    for name in (*WORKER, "LOCAL_RANK", "LOCAL_WORLD_SIZE", *MPI):  # of a group that this process is no part of
+    for name in (*WORKER, "LOCAL_RANK", "LOCAL_WORLD_SIZE", *MPI):  # of a group that this process does not belong to
         os.environ.pop(name, None)
     if launch.note:
         sys.stderr.write(f"{launch.note}\n")
     if launch.how == "alone" and not restarts:
         return None
-    from unicl_cli.launch.elastic import start
+    from unicl_cli.launch.elastic import start_workers
 
     os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // launch.processes)))
-    return start(launch, argv, logs, stop, restarts, task)
+    return start_workers(launch, argv, logs, stop, restarts, task)
 
 
-def recorded(work: Callable[[], None]) -> None:
-    """``work()`` in a worker: a bug is written for the launcher, which prints it once.
+def run_and_report(work: Callable[[], None]) -> None:
+    """Run ``work()``; in a worker, record an exception for the launcher, which prints it once.
 
-    Where the launcher is not unicl, the process that failed first prints it and the others say one line.
+    Under another launcher than unicl, the process that failed first prints it and the others write one line.
     """
     if not is_worker():
         work()
@@ -92,10 +92,10 @@ def recorded(work: Callable[[], None]) -> None:
     try:
         record(work)()
     except UniclError as error:
-        if LAUNCHER not in os.environ and is_peer() and not isinstance(error, Stopped):  # nobody else would say it
+        if LAUNCHER not in os.environ and is_peer() and not isinstance(error, Stopped):  # nobody else prints it
             sys.stderr.write(f"rank {os.environ['RANK']}: {escape_control(error.message)}\n")
         if LAUNCHER in os.environ and is_peer() and not isinstance(error, Stopped):
-            time.sleep(PEER_SECONDS)  # rank 0 says it for all; were a peer the first to end, it would be said twice
+            time.sleep(PEER_SECONDS)  # rank 0 prints it for all; if a peer ended first, it would be printed twice
         raise
     except Exception as error:
         echo = any(word in str(error) for word in ECHOES)
@@ -108,24 +108,24 @@ def recorded(work: Callable[[], None]) -> None:
 
 
 def end_worker(status: int) -> None:
-    """Ends this process if it is a worker, without Python's teardown; any other goes on.
+    """End this process, if it is a worker, without Python's teardown.
 
-    A thread of gloo that lets go of a tensor during the teardown aborts the process, whatever the work has come to.
+    A thread of gloo that frees a tensor during the teardown aborts the process, even after successful work.
     """
     if not is_worker():
         return
     threads: Any = threading
     at_exit: Any = atexit
-    threads._shutdown()  # as Python does before: waits for threads, then runs what was registered
+    threads._shutdown()  # as Python does first: wait for threads, then run the registered functions
     at_exit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+        with contextlib.suppress(OSError, ValueError):  # the reader is gone
             stream.flush()
     os._exit(status)
 
 
 def guard_against_orphans() -> None:
-    """A worker ends with its launcher, even one that was killed: a death signal on Linux, a poll elsewhere."""
+    """Make a worker end with its launcher, even if that is killed: by a death signal on Linux, by polling elsewhere."""
     if LAUNCHER not in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     parent = int(os.environ.get(LAUNCHER, os.getppid()))
@@ -136,14 +136,14 @@ def guard_against_orphans() -> None:
         while os.getppid() == parent:
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(ORPHAN_SECONDS)  # for a checkpoint, with the peers, which are told at the same time
+        time.sleep(ORPHAN_SECONDS)  # time for a checkpoint, which the peers write too: they get the same signal
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def backends() -> list[str]:
-    """What the processes of a run could talk through on this machine."""
+def list_backends() -> list[str]:
+    """Return the communication backends of torch on this machine."""
     import torch.distributed as dist
 
     if not dist.is_available():

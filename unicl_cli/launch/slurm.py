@@ -1,4 +1,4 @@
-"""What SLURM's variables say of a job and a step: hosts, ranks, a port; and how a job goes back into the queue."""
+"""SLURM: hosts, ranks and port from the variables of a job step, and putting a job back into the queue."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from unicl_cli.launch.stopping import StopFlag
 ASK_SECONDS = 30
 
 
-class Step(NamedTuple):
+class SlurmStep(NamedTuple):
     """One process of an ``srun``."""
 
     rank: int
@@ -28,49 +28,52 @@ class Step(NamedTuple):
 
 
 def in_step(environ: Mapping[str, str]) -> bool:
-    """Is this one of several processes of an ``srun``? ``SLURM_NTASKS`` says only what a job has asked for."""
+    """Return whether this is one of several processes of an ``srun``.
+
+    ``SLURM_NTASKS`` does not tell: it is only what the job has asked for.
+    """
     numbers = (environ.get(name, "") for name in ("SLURM_PROCID", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS"))
     return all(number.isdecimal() for number in numbers) and int(environ["SLURM_STEP_NUM_TASKS"]) > 1
 
 
 def is_other_task(environ: Mapping[str, str]) -> bool:
-    """Is this a process of an ``srun`` other than the first, which speaks for all?"""
+    """Return whether this is a process of an ``srun`` other than the first, which writes the output for all."""
     return in_step(environ) and environ["SLURM_PROCID"] != "0"
 
 
 def nodes_of_job(environ: Mapping[str, str]) -> int:
-    """0 outside a job."""
+    """Return the number of nodes of the job; 0 outside a job."""
     count = environ.get("SLURM_JOB_NUM_NODES") or environ.get("SLURM_NNODES", "")
     return int(count) if "SLURM_JOB_ID" in environ and count.isdecimal() else 0
 
 
-def step(environ: Mapping[str, str]) -> Step:
-    """What the variables of an ``srun`` say. Raises UniclError where one is missing or strange."""
+def read_step(environ: Mapping[str, str]) -> SlurmStep:
+    """Read the variables of an ``srun``. Raises UniclError if one is missing or malformed."""
     try:
-        shares = per_node(environ.get("SLURM_STEP_TASKS_PER_NODE") or environ["SLURM_TASKS_PER_NODE"])
-        first = hosts(environ.get("SLURM_STEP_NODELIST") or environ["SLURM_NODELIST"])[0]
-        meeting = int(environ.get("SLURM_JOB_ID", "0")) + int(environ["SLURM_STEP_ID"])
-        return Step(
+        shares = tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE") or environ["SLURM_TASKS_PER_NODE"])
+        first = list_hosts(environ.get("SLURM_STEP_NODELIST") or environ["SLURM_NODELIST"])[0]
+        number = int(environ.get("SLURM_JOB_ID", "0")) + int(environ["SLURM_STEP_ID"])
+        return SlurmStep(
             rank=int(environ["SLURM_PROCID"]),
             world=int(environ["SLURM_STEP_NUM_TASKS"]),
             local_rank=int(environ["SLURM_LOCALID"]),
             local_world=shares[int(environ.get("SLURM_NODEID", "0"))],
             nodes=len(shares),
             address=environ.get("MASTER_ADDR") or first,
-            port=int(environ.get("MASTER_PORT") or 20000 + meeting % 20000),
+            port=int(environ.get("MASTER_PORT") or 20000 + number % 20000),
         )
     except KeyError as error:
         raise UniclError(
-            f"no task of srun: {error.args[0]} is not set", "start it with srun, or leave --launch out"
+            f"--launch slurm: {error.args[0]} is not set", "start the command with srun, or remove --launch"
         ) from error
     except (ValueError, IndexError) as error:
         raise UniclError(
-            f"SLURM's variables cannot be understood: {error}", "use --launch local, or start with torchrun"
+            f"the variables of SLURM cannot be read: {error}", "use --launch local, or start with torchrun"
         ) from error
 
 
-def per_node(text: str) -> list[int]:
-    """``4(x2),3`` -> [4, 4, 3]."""
+def tasks_per_node(text: str) -> list[int]:
+    """Return the number of tasks on each node: ``4(x2),3`` -> [4, 4, 3]."""
     found: list[int] = []
     for item in text.split(","):
         count, _, times = item.partition("(x")
@@ -78,18 +81,18 @@ def per_node(text: str) -> list[int]:
     return found
 
 
-def hosts(nodelist: str) -> list[str]:
-    """The names in ``gpu[01-03,7],login``, from scontrol where it is there."""
+def list_hosts(nodelist: str) -> list[str]:
+    """Return the host names in ``gpu[01-03,7],login``; scontrol expands them if it is installed."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ["scontrol", "show", "hostnames", nodelist]
         done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS, check=True)
         if done.stdout.split():
             return done.stdout.split()
-    return expanded(nodelist)
+    return expand_hosts(nodelist)
 
 
-def expanded(nodelist: str) -> list[str]:
-    """The same without scontrol: lists of names, each with any number of bracketed ranges."""
+def expand_hosts(nodelist: str) -> list[str]:
+    """Expand a list of host names without scontrol; each name may have several ranges in brackets."""
     return [name for item in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", nodelist) for name in _names(item)]
 
 
@@ -111,11 +114,11 @@ def _numbers(ranges: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def requeued(stop: StopFlag, *, wanted: bool) -> Generator[None]:
-    """A training that SIGUSR1 has stopped, its checkpoint written, goes back into the queue where it is ``wanted``."""
+def requeue_on_usr1(stop: StopFlag, *, wanted: bool) -> Generator[None]:
+    """Put the job back into the queue if SIGUSR1 stops the training inside; do nothing unless ``wanted``."""
     job = os.environ.get("SLURM_JOB_ID")
     if wanted and job is None:
-        sys.stderr.write("warning: --requeue: not in a job of SLURM (no SLURM_JOB_ID), so nothing is put back\n")
+        sys.stderr.write("warning: --requeue: has no effect outside a SLURM job (SLURM_JOB_ID is not set)\n")
     try:
         yield
     except Stopped:
@@ -125,7 +128,7 @@ def requeued(stop: StopFlag, *, wanted: bool) -> Generator[None]:
 
 
 def requeue(job: str) -> None:
-    """Asks SLURM to start a job again; what goes wrong is a line, since the state is written by now."""
+    """Ask SLURM to start the job again. A failure is only reported: the checkpoint is already written."""
     command = ["scontrol", "requeue", job]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS, check=False)

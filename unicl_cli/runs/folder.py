@@ -1,4 +1,4 @@
-"""The files of a run directory: each name once, and the run or checkpoint that a name on the command line means."""
+"""A run directory: the name of each file in it, and the lookup of runs and checkpoints by name."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ CLASSES, TOKENIZER = "classes.json", "tokenizer.json"
 CHECKPOINTS, LOGS, CRASH = "checkpoints", "logs", "crash"
 """Folders."""
 META = "meta.json"
-"""Written last: a run that has it is finished, and its weights stand at its top."""
+"""Written last: a run that has it is finished, and the weights lie beside it."""
 RUN_LOCK = "run.lock"
 
 
@@ -38,19 +38,17 @@ def last_run() -> str | None:
 
 def find_run(name: str) -> tuple[Path, Path]:
     """Return (run directory, folder with the weights) of a run or checkpoint directory."""
-    hub.check_named(name)
+    hub.check_model_name(name)
     folder = Path(name)
     if is_checkpoint(folder):
         return run_of(folder), folder
     if not (folder / RESOLVED).is_file():
         if (folder / hub.CONFIG).is_file():
-            raise UniclError(f"model {name}: is a folder in open_clip's layout", f"write local-dir:{name}")
-        raise UniclError(
-            f"{name}: is neither a run nor a checkpoint directory", "give a directory that unicl train wrote"
-        )
+            raise UniclError(f"model {name}: a folder in open_clip's layout", f"write local-dir:{name}")
+        raise UniclError(f"{name}: neither a run nor a checkpoint directory", "give a directory that unicl train wrote")
     if (folder / META).is_file():
         return folder, folder
     newest = checkpoint_files.newest(folder / CHECKPOINTS)
     if newest is None:
-        raise UniclError(f"{name}: has no whole checkpoint yet", "wait for the first, or train again")
+        raise UniclError(f"{name}: has no whole checkpoint yet", "wait for the first one, or train again")
     return folder, newest

@@ -1,4 +1,4 @@
-"""Where the run of a recipe is written, and whether what is there is its own."""
+"""The run directory of a recipe: its path, and the check that what it holds belongs to the recipe."""
 
 from datetime import date
 from glob import escape
@@ -9,52 +9,54 @@ from unicl_cli.errors import UniclError
 from unicl_cli.problems import quote_value
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
-from unicl_cli.recipe.stages import stage_of, stages_of
+from unicl_cli.recipe.stages import stages_of
 from unicl_cli.recipe.text import compare_recipes, hashed_keys, recipe_hash
 from unicl_cli.runs.folder import CHECKPOINTS, META, RESOLVED
 
 
 def run_path(recipe: Recipe) -> Path:
-    """`run_dir` with its placeholders filled in; with `{date}` the newest unfinished run of this recipe, if any."""
+    """Return `run_dir`, its placeholders filled in; with `{date}`, the newest unfinished run of the recipe if any."""
     today = date.today().isoformat()
     if "{date}" in recipe.run_dir:
-        pattern = Path(_filled(escape(recipe.run_dir), recipe, "????-??-??"))
+        pattern = Path(_fill(escape(recipe.run_dir), recipe, "????-??-??"))
         for old in sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))), reverse=True):
-            if _continues(recipe, old):
+            if _is_unfinished(recipe, old):
                 return old
-    return Path(_filled(recipe.run_dir, recipe, today))
+    return Path(_fill(recipe.run_dir, recipe, today))
 
 
-def _filled(text: str, recipe: Recipe, day: str) -> str:
+def _fill(text: str, recipe: Recipe, day: str) -> str:
     for placeholder, value in (("name", recipe.name), ("hash8", recipe_hash(recipe)[:8]), ("date", day)):
         text = text.replace(f"{{{placeholder}}}", value)
     return text
 
 
-def _continues(recipe: Recipe, run: Path) -> bool:
-    """Is ``run`` an unfinished training of this recipe?"""
-    first = run / "stage-1" if len(recipe.stages) > 1 else run
+def _is_unfinished(recipe: Recipe, run: Path) -> bool:
+    """Return whether ``run`` is an unfinished training of this recipe."""
+    first, folder, _ = stages_of(recipe, run)[0]
     try:
-        same = recipe_hash(load(str(first / RESOLVED))) == recipe_hash(stage_of(recipe, 0))
+        same = recipe_hash(load(str(folder / RESOLVED))) == recipe_hash(first)
     except UniclError:
         return False
     return same and not (run / META).is_file()
 
 
 def is_finished(recipe: Recipe, run: Path) -> bool:
-    """Has the recipe been trained to its end there? UniclError where another one has begun in one of its folders."""
+    """Return whether ``run`` holds the finished training of this recipe. UniclError if it holds another recipe's."""
     for stage, folder, _ in stages_of(recipe, run):
-        check_same(stage, folder)
+        check_same_recipe(stage, folder)
     return (run / META).is_file()
 
 
-def check_same(recipe: Recipe, run: Path) -> None:
-    """A run directory holds one recipe: what changes its numbers needs another directory."""
+def check_same_recipe(recipe: Recipe, run: Path) -> None:
+    """Raise UniclError if ``run`` was trained with a recipe that gives other numbers."""
     written = run / RESOLVED
     if not list_folders(run / CHECKPOINTS) and not (run / META).is_file():
-        return  # what failed before its first checkpoint has left nothing to mix with
+        return  # a run without checkpoints has nothing to mix with
     other = compare_recipes(hashed_keys(load(str(written))), hashed_keys(recipe)) if written.is_file() else {}
     if not other:
         return
     listed = ", ".join(f"{key}: {quote_value(then)} -> {quote_value(now)}" for key, (then, now) in other.items())
-    raise UniclError(f"{run}: was trained with another recipe ({listed})", "give another --run-dir, or the old recipe")
+    raise UniclError(
+        f"{run}: was trained with another recipe ({listed})", "give another --run-dir, or use the old recipe"
+    )

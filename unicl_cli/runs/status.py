@@ -1,4 +1,4 @@
-"""The state of run directories, unfinished, lost and damaged ones included."""
+"""The state of run directories, including unfinished, lost and damaged ones."""
 
 import json
 import math
@@ -15,81 +15,82 @@ from unicl_cli.runs.folder import CHECKPOINTS, META, RECIPE, RESOLVED, STATUS, V
 
 LOST_SECONDS = 120
 FILES = (STATUS, RESOLVED, RECIPE, META)
-"""A folder with one of these is a run."""
+"""A folder with one of these files is a run."""
 
 
 def is_run(folder: Path) -> bool:
+    """Return whether ``folder`` is a run directory."""
     return any((folder / name).is_file() for name in FILES)
 
 
-def listed(folder: Path) -> list[dict[str, Any]]:
-    """The facts of each run in ``folder``, the one that was last active at the end."""
+def list_runs(folder: Path) -> list[dict[str, Any]]:
+    """Return the summary of each run in ``folder``; the most recently active one comes last."""
     if not folder.is_dir():
-        raise UniclError(f"{folder}: no such directory", "runs lie where unicl train was called: unicl runs ls DIR")
-    found = [facts(path) for path in sorted(folder.iterdir()) if path.is_dir() and is_run(path)]
+        raise UniclError(f"{folder}: no such directory", "give the directory that holds your runs: unicl runs ls DIR")
+    found = [summarize_run(path) for path in sorted(folder.iterdir()) if path.is_dir() and is_run(path)]
     if not found and is_run(folder):
-        found = [facts(folder)]
+        found = [summarize_run(folder)]
     return sorted(found, key=lambda run: -run["age_s"])
 
 
-def facts(run: Path) -> dict[str, Any]:
-    """One line of the list; a damaged run has its state and its reason."""
+def summarize_run(run: Path) -> dict[str, Any]:
+    """Return one line of the list; for a damaged run, its state and the reason."""
     try:
-        status = status_of(run)
+        status = read_status(run)
     except UniclError as error:
         told = {"damaged": STATUS, "model": META}
         state = next((word for word, file in told.items() if (run / file).exists()), "not begun")
-        return {"run": str(run), "state": state, "age_s": age(run), "reason": error.message}
-    metric, best = best_of(validations(run)) or (None, None)
+        return {"run": str(run), "state": state, "age_s": seconds_since_change(run), "reason": error.message}
+    metric, best = best_of(read_validations(run)) or (None, None)
     kept = {key: status.get(key) for key in ("step", "steps", "world", "eta_s", "img_s", "last_loss")}
     old = max(0.0, time.time() - status["updated"])
     return {"run": str(run), "state": status["state"], **kept, "best_metric": metric, "best": best, "age_s": old}
 
 
-def age(run: Path) -> float:
-    """Seconds since something in the folder was changed."""
+def seconds_since_change(run: Path) -> float:
+    """Return the seconds since something in the folder was changed."""
     return max(0.0, time.time() - max(path.stat().st_mtime for path in (run, *run.iterdir()) if path.exists()))
 
 
-def status_of(run: Path) -> dict[str, Any]:
-    """``status.json``; a run that is said to run, but cannot, has state ``lost``. UniclError without a sound one."""
+def read_status(run: Path) -> dict[str, Any]:
+    """Read ``status.json``; a running state whose process is gone becomes ``lost``. UniclError if it is damaged."""
     path = run / STATUS
     if not run.is_dir():
-        raise UniclError(f"{run}: no such run directory", "see unicl runs ls")
+        raise UniclError(f"{run}: no such run directory", "list the runs with unicl runs ls")
     try:
-        status = _loaded(path.read_text(encoding="utf-8"))
+        status = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         if not is_run(run):
-            raise UniclError(f"{run}: is no run directory", "see unicl runs ls") from error
+            raise UniclError(f"{run}: not a run directory", "list the runs with unicl runs ls") from error
         if (run / META).is_file():
-            raise UniclError(f"{run}: is a model that no training wrote here", "see unicl inspect") from error
-        hint = "give its unicl train command again"
-        raise UniclError(f"{run}: has no status.json: its training never began", hint) from error
+            raise UniclError(f"{run}: holds a model but no training", "run unicl inspect on it") from error
+        hint = "run its unicl train command again"
+        raise UniclError(f"{run}: has no status.json: the training never started", hint) from error
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
-    if not _sound(status):
-        raise _damaged(path, "it lacks state, step, steps or updated")
+    if not _is_sound(status):
+        raise _damaged(path, "state, step, steps or updated is missing")
     if status["state"] == "running" and is_lost(status):
         status["state"] = "lost"
-        status["step"] = max(status["step"], newest_step(run))  # status.json is written now and then only
+        status["step"] = max(status["step"], newest_step(run))  # status.json is written every few seconds only
     return status
 
 
 def newest_step(run: Path) -> int:
-    """Of the newest checkpoint by name, whole or not; 0 without any."""
+    """Return the step of the newest checkpoint by name, whole or not; 0 if there is none."""
     return max(map(step_of, list_folders(run / CHECKPOINTS)), default=0)
 
 
-def _loaded(text: str) -> Any:
-    return json.loads(text, parse_constant=lambda _: None)  # NaN is no figure
+def _parse(text: str) -> Any:
+    return json.loads(text, parse_constant=lambda _: None)  # NaN is not valid JSON
 
 
 def _damaged(path: Path, reason: str) -> UniclError:
-    hint = "the unicl train command of this run writes it anew and goes on from its last checkpoint"
-    return UniclError(f"{path} cannot be read: {reason}", hint)
+    hint = "run the unicl train command of this run again: it rewrites the file and continues"
+    return UniclError(f"{path}: cannot be read: {reason}", hint)
 
 
-def _sound(status: Any) -> bool:
+def _is_sound(status: Any) -> bool:
     if not isinstance(status, dict):
         return False
     numbers: list[Any] = [cast("dict[str, Any]", status).get(key) for key in ("step", "steps", "updated")]
@@ -98,7 +99,7 @@ def _sound(status: Any) -> bool:
 
 
 def is_lost(status: Mapping[str, Any]) -> bool:
-    """Silent for two minutes, or its process is gone from this very machine."""
+    """Return whether a run has been silent for two minutes, or its process on this machine is gone."""
     if time.time() - status["updated"] > LOST_SECONDS:
         return True
     if status.get("host") != socket.gethostname() or os.name == "nt":
@@ -113,12 +114,12 @@ def is_lost(status: Mapping[str, Any]) -> bool:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The sound lines of a JSON-lines file; a line that a cut or damage spoilt is left out."""
+    """Read the valid lines of a JSON-lines file; leave out lines that are cut or damaged."""
     kept: list[dict[str, Any]] = []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ()
     for line in lines:
         try:
-            row = _loaded(line)
+            row = _parse(line)
         except ValueError:
             continue
         if isinstance(row, dict):
@@ -126,12 +127,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return kept
 
 
-def validations(run: Path) -> list[dict[str, Any]]:
+def read_validations(run: Path) -> list[dict[str, Any]]:
+    """Read the validations of a run, one mapping for each."""
     return [row for row in read_lines(run / VALIDATIONS) if "step" in row]
 
 
 def best_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, float] | None:
-    """The first figure of the validations, and its largest value."""
+    """Return the name of the first figure of the validations, and its largest value."""
     figures = [(key, value) for row in rows for key, value in row.items() if isinstance(value, float)]
     if not figures:
         return None

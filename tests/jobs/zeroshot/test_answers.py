@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from toys import PLAIN, Toy, toy
 
 from unicl_cli import losses
-from unicl_cli.core.prompts import fill
+from unicl_cli.core.prompts import fill_template
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.zeroshot.classes import Classes, choose_classes, parse_classes
 from unicl_cli.jobs.zeroshot.inputs import ImageInput
@@ -45,7 +45,7 @@ def cosines(loaded, prompts: list[list[str]], seed: int = 0) -> torch.Tensor:
 
 
 def filled(loaded, *names: str) -> list[list[str]]:
-    return [[fill(template, name) for template in loaded.templates] for name in names]
+    return [[fill_template(template, name) for template in loaded.templates] for name in names]
 
 
 def test_none_of_these_is_one_more_column_of_the_softmax():

@@ -4,61 +4,49 @@ import os
 import re
 from pathlib import Path
 
-from unicl_cli.core.files import size_of
-from unicl_cli.core.hub import announce, licence
+from unicl_cli.core import hub
+from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.errors import UniclError
 
 TIMEOUT = 10.0
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_LOG_IN = "then log in with `hf auth login` (or set HF_TOKEN) and repeat the command"
 
 
 def commit_of(name: str, revision: str | None) -> str | None:
-    """The commit that ``revision`` (a branch, tag or commit) is now; None where only the cache may be asked.
+    """Return the commit that ``revision`` (a branch, tag or commit) names now; None if only the cache may be asked.
 
     UniclError for no network, a name that is not there, and HF_HUB_OFFLINE without a cached copy: at once, since
     `datasets` itself tries for 23 s [measured].
     """
     if not _NAME.fullmatch(name):
-        raise UniclError(f"hf:{name}: is no name on the hub", "names look like hf:org/name")
+        raise hub.bad_name(f"hf:{name}")
     if is_offline():
         if not _is_cached(name):
-            raise UniclError(f"hf:{name}: HF_HUB_OFFLINE is set, and the cache ({hf_home()}) lacks it", _by_hand(name))
+            raise hub.not_cached(_repo(name))
         return revision
     from huggingface_hub import HfApi, errors
 
     try:
         info = HfApi().dataset_info(name, revision=revision, timeout=TIMEOUT, files_metadata=True)
+    except errors.RevisionNotFoundError as error:
+        raise UniclError(f"hf:{name}: has no revision '{revision}'", f"see {page(name)}/tree/main") from error
     except (OSError, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage] - the client's own base
-        raise _refused(name, revision, error) from error
+        raise hub.explain(_repo(name), error) from error
     if not any(_cache_of(name).glob(f"*/*/{info.sha}")):
         size = sum(file.size or 0 for file in info.siblings or ())
-        announce(f"hf:{name}", f"up to {size_of(size)}, licence {licence(info)}")
+        hub.announce(f"hf:{name}", f"up to {decimal_size(size)}, licence {hub.licence(info)}")
     return info.sha
 
 
-def _refused(name: str, revision: str | None, error: Exception) -> UniclError:
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.RevisionNotFoundError):
-        return UniclError(f"hf:{name}: has no revision '{revision}'", f"see {page(name)}/tree/main")
-    if isinstance(error, errors.GatedRepoError):
-        return gated(name)
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return UniclError(
-            f"hf:{name}: is not on the hub, or is private", f"check the name; if it is private, {_LOG_IN}"
-        )
-    if isinstance(error, errors.HfHubHTTPError):
-        return UniclError(f"hf:{name}: the hub answers with status {error.response.status_code}", "try again later")
-    cached = "HF_HUB_OFFLINE=1 before the command takes it from the cache" if _is_cached(name) else _by_hand(name)
-    return UniclError(f"hf:{name}: the hub cannot be reached: {error}", cached)
-
-
 def gated(name: str) -> UniclError:
-    """The error for a data set whose terms are to be accepted first."""
-    return UniclError(
-        f"hf:{name}: is gated: its owner wants its terms accepted", f"accept them at {page(name)}, {_LOG_IN}"
-    )
+    """The error for a data set whose terms have to be accepted first."""
+    return hub.gated(_repo(name))
+
+
+def _repo(name: str) -> hub.Repo:
+    by_hand = f"run `hf download {name} --repo-type dataset --local-dir DIR` on a machine with network and give DIR"
+    cached = "set HF_HUB_OFFLINE=1 to read it from the cache"
+    return hub.Repo(f"hf:{name}", page(name), cached if _is_cached(name) else by_hand)
 
 
 def page(name: str) -> str:
@@ -89,7 +77,3 @@ def _is_cached(name: str) -> bool:
 
 def _cache_of(name: str) -> Path:
     return datasets_cache() / name.replace("/", "___")
-
-
-def _by_hand(name: str) -> str:
-    return f"on a machine with network: hf download {name} --repo-type dataset --local-dir DIR; give DIR as the source"

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from open_clip import IMAGENET_CLASSNAMES
 
-from unicl_cli.core.prompts import fill, load_templates
+from unicl_cli.core.prompts import fill_template, load_templates
 
 WORDS = """
 a the two some young old small large red blue green white black wooden bright busy empty quiet open painted
@@ -38,7 +38,7 @@ def make_prompts(rows: int, classes: int, templates: int, seed: int = 0) -> Labe
     forms = ONE if templates == 1 else load_templates("clip80")[:templates]
     labels = rng.integers(0, classes, rows)
     names = class_names(classes)
-    texts = [fill(forms[rng.integers(len(forms))], names[label]) for label in labels]
+    texts = [fill_template(forms[rng.integers(len(forms))], names[label]) for label in labels]
     return LabelledTexts(texts, labels.tolist())
 
 

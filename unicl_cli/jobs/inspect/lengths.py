@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unicl_cli.core.prompts import fill, load_templates
+from unicl_cli.core.prompts import fill_template, load_templates
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.tokenizers import TextTokenizer, clip_tokenizer, corpus_tokenizer, load_tokenizer
 from unicl_cli.inference.progress import progress
@@ -68,7 +68,9 @@ def make_tokenizer(name: str, corpus: Corpus, tally: CaptionTally) -> TextTokeni
     names = [one for item in corpus.classes for one in item.names]
     every = len(names) * len(templates) <= MAX_FITTED_PROMPTS
     pairs = ((t, n) for n in names for t in templates) if every else zip(cycle(templates), names, strict=False)
-    return corpus_tokenizer([*(fill(t, n) for t, n in islice(pairs, MAX_FITTED_PROMPTS)), *tally.sample], UNCUT)
+    return corpus_tokenizer(
+        [*(fill_template(t, n) for t, n in islice(pairs, MAX_FITTED_PROMPTS)), *tally.sample], UNCUT
+    )
 
 
 def count_tokens(tokenizer: TextTokenizer, texts: list[str], advance: Callable[[int], None]) -> Ints:
@@ -86,10 +88,10 @@ def longest_prompts(tokenizer: TextTokenizer, corpus: Corpus) -> Ints:
     if not corpus.classes:
         return np.empty(0, np.int64)
     templates = load_templates(corpus.templates)
-    bare = tokenizer.lengths([fill(template, "x") for template in templates])
+    bare = tokenizer.lengths([fill_template(template, "x") for template in templates])
     longest = templates[int(np.argmax(bare))]
     names = [max(item.names, key=len) for item in corpus.classes]
-    return np.array(tokenizer.lengths([fill(longest, name) for name in names]), np.int64)
+    return np.array(tokenizer.lengths([fill_template(longest, name) for name in names]), np.int64)
 
 
 def length_quantiles(values: Ints) -> dict[str, int]:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from unicl_cli.contracts import NO_LABEL, Sample
-from unicl_cli.core.files import size_of
+from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.pictures import ImageError, decode
 from unicl_cli.evaluate.tables import percent
@@ -32,7 +32,7 @@ LETTERS = 30
 
 def corpus_page(facts: Mapping[str, Any], corpus: Corpus, samples: int, shown: InspectedBatch | None) -> str:
     """Return the page of a corpus: all tables, sample images of each source, and one batch."""
-    lead = f"{facts['rows']:,} rows in {', '.join(facts['splits'])} · {size_of(facts['bytes'])} · {facts['path']}"
+    lead = f"{facts['rows']:,} rows in {', '.join(facts['splits'])} · {decimal_size(facts['bytes'])} · {facts['path']}"
     parts = [
         figures(facts),
         section("Notes", html.bullet_list(facts["notes"])) if facts["notes"] else Html(""),
@@ -55,7 +55,10 @@ def figures(facts: Mapping[str, Any]) -> Html:
             ("captions", f"{facts['captions']['texts']:,}"),
             ("distinct captions", f"{facts['captions']['distinct']:,}"),
         ]
-    shown += [("short side", f"{side['p50']} px"), ("mean file size", size_of(round(facts["pictures"]["mean_bytes"])))]
+    shown += [
+        ("short side", f"{side['p50']} px"),
+        ("mean file size", decimal_size(round(facts["pictures"]["mean_bytes"]))),
+    ]
     return html.numbers(shown)
 
 
@@ -102,7 +105,7 @@ def sources_section(facts: Mapping[str, Any]) -> Html:
         (
             *(line[key] for key in ("source", "kind", "split")),
             *(f"{line[key]:,}" if line[key] else "–" for key in ("rows", "texts", "classes")),
-            size_of(line["bytes"]),
+            decimal_size(line["bytes"]),
             format_range(line["short_side"]),
             format_range(line["long_side"]),
         )

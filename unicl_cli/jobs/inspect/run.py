@@ -22,7 +22,7 @@ MAX_POINTS = 200
 def inspect_run(run: Path) -> dict[str, Any]:
     """Return the document; damage is listed in ``notes``."""
     notes: list[str] = []
-    state = status.facts(run)
+    state = status.summarize_run(run)
     if "reason" in state:
         notes.append(state["reason"])
     metrics = status.read_lines(run / METRICS)
@@ -34,7 +34,7 @@ def inspect_run(run: Path) -> dict[str, Any]:
         "recipe": recipe_facts(run, notes),
         "last": metrics[-1] if metrics else None,
         "curve": thin_curve(metrics),
-        "validations": status.validations(run),
+        "validations": status.read_validations(run),
         "checkpoints": list_checkpoints(run, notes),
         "model": model_facts(run, notes),
     }

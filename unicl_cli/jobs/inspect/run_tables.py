@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from unicl_cli.core.files import size_of
+from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.evaluate.tables import make_table
-from unicl_cli.jobs.runs import ago, spark
+from unicl_cli.jobs.runs import ago, sparkline
 from unicl_cli.pages import html
 from unicl_cli.pages.html import Html, section, tag
 
@@ -54,7 +54,7 @@ def checkpoint_rows(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def file_lines(facts: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     return [
-        (f["file"], f["state"], f"{f['tensors']:,}" if "tensors" in f else "–", size_of(f["bytes"]))
+        (f["file"], f["state"], f"{f['tensors']:,}" if "tensors" in f else "–", decimal_size(f["bytes"]))
         for f in facts["files"]
     ]
 
@@ -118,7 +118,7 @@ def run_rows(facts: Mapping[str, Any]) -> dict[str, str]:
         }
     if facts["model"]:
         averaged = ", with a moving average" if facts["model"]["ema"] else ""
-        rows["model"] = f"{facts['model']['values']:,} values, {size_of(facts['model']['bytes'])}{averaged}"
+        rows["model"] = f"{facts['model']['values']:,} values, {decimal_size(facts['model']['bytes'])}{averaged}"
     if "continue" in facts:
         rows["continue with"] = facts["continue"]
     return rows
@@ -149,7 +149,7 @@ def validation_lines(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str
 
 def checkpoint_lines(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [
-        (c["checkpoint"], "complete (by size)" if c["whole"] else "damaged", size_of(c["bytes"]))
+        (c["checkpoint"], "complete (by size)" if c["whole"] else "damaged", decimal_size(c["bytes"]))
         for c in facts["checkpoints"]
     ]
 
@@ -159,7 +159,7 @@ def run_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
     curve = losses(facts)
     if len(curve) > 1:
         values = [loss for _, loss in curve]
-        rows["loss curve"] = f"{values[0]:.3f} {spark(values, 32)} {values[-1]:.3f}"
+        rows["loss curve"] = f"{values[0]:.3f} {sparkline(values, 32)} {values[-1]:.3f}"
     rows |= {f"last {name}": value for name, value in last_figures(facts)}
     yield key_value_table(f"Run {facts['path']}", rows)
     if facts["validations"]:

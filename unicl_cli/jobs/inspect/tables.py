@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from unicl_cli.core.files import size_of
+from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.evaluate.tables import make_table, percent
 from unicl_cli.jobs.inspect.run_tables import checkpoint_tables, key_value_table, run_tables
 from unicl_cli.jobs.inspect.target_matrix import batch_tables
@@ -51,7 +51,7 @@ def format_range(found: Mapping[str, int]) -> str:
 
 
 def _sources_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
-    title = f"{facts['path']}: {facts['rows']:,} rows, {facts['classes']:,} classes, {size_of(facts['bytes'])}"
+    title = f"{facts['path']}: {facts['rows']:,} rows, {facts['classes']:,} classes, {decimal_size(facts['bytes'])}"
     table = make_table(title, (), ())
     table.add_column("source", overflow="fold", min_width=8)
     for name in ("kind", "split"):
@@ -67,7 +67,7 @@ def _sources_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
             f"{line['rows']:,}",
             f"{line['texts']:,}" if line["texts"] else "-",
             f"{line['classes']:,}" if line["classes"] else "-",
-            size_of(line["bytes"]),
+            decimal_size(line["bytes"]),
             format_range(line["short_side"]),
         )
     yield table

@@ -13,7 +13,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unicl_cli.core.files import size_of
+from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.core.machine import cores
 from unicl_cli.data.corpus import PLAN
 from unicl_cli.errors import UniclError, escape_control
@@ -78,8 +78,8 @@ def run(request: PrepareRequest, *, workers: int | None, as_json: bool) -> None:
     sys.stdout.write("\n".join(text) + "\n")
     if report["bytes_expected"][1] * ROOM > report["free"]:
         raise UniclError(
-            f"{out}: not enough disk space: {size_of(report['free'])} free, "
-            f"{size_of(report['bytes_expected'][1] * ROOM)} needed ({ROOM} times the expected size)",
+            f"{out}: not enough disk space: {decimal_size(report['free'])} free, "
+            f"{decimal_size(report['bytes_expected'][1] * ROOM)} needed ({ROOM} times the expected size)",
             "free some space, choose another disk with -o, or reduce the corpus with --size or --limit",
         )
 
@@ -167,7 +167,7 @@ def _format_report(report: dict[str, Any]) -> list[str]:
         bounds = f"{kept:,} ({low:,} to {high:,})" if low != high else f"{kept:,}"
         rejected = f"{sum(line['rejected'].values()):,} of {line['sampled']:,}"
         reasons.update(line["rejected"])
-        size = size_of(line["bytes_expected"])
+        size = decimal_size(line["bytes_expected"])
         cells.append((line["source"], line["kind"], line["split"], f"{line['rows']:,}", bounds, rejected, size))
     seconds = report["seconds"]
     duration = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{max(1, seconds)} s"
@@ -175,8 +175,8 @@ def _format_report(report: dict[str, Any]) -> list[str]:
         *align_columns(cells),
         *([f"rejected in sample: {format_counts(reasons)}"] if reasons else []),
         f"{report['corpus']}: about {report['rows_expected'][0]:,} of {count_of(report['rows'], 'row')}, "
-        f"{count_of(report['classes'], 'class')}, {size_of(report['bytes_expected'][0])} "
-        f"({size_of(report['free'])} free)",
-        f"about {duration} and {size_of(report['memory'])} of memory with {count_of(report['workers'], 'worker')}; "
-        "nothing was written",
+        f"{count_of(report['classes'], 'class')}, {decimal_size(report['bytes_expected'][0])} "
+        f"({decimal_size(report['free'])} free)",
+        f"about {duration} and {decimal_size(report['memory'])} of memory with "
+        f"{count_of(report['workers'], 'worker')}; nothing was written",
     ]

@@ -6,15 +6,13 @@ It imports only light libraries: signals are caught before the heavy ones load.
 import errno
 import multiprocessing
 import os
-import platform
 import signal
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from unicl_cli.core.lock import lock_folder
 from unicl_cli.errors import Stopped, UniclError
 
 LOCK = ".lock"
@@ -95,36 +93,20 @@ def writing_into(stop: Stop) -> Generator[None, None, None]:
     Afterwards there is no lock, no temporary file and no empty directory that was not there before.
     """
     out = stop.out
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    lock = FileLock(out / LOCK)
     try:
-        _take(lock, out)
-        stop.owns = True
-        yield
+        with lock_folder(out, LOCK, "choose another directory with -o"):
+            stop.owns = True
+            try:
+                yield
+            finally:
+                remove_unfinished(out)
+                with suppress(OSError):
+                    (out / LOCK).unlink()  # while it is held: who opened it meanwhile sees that it has no name
+                stop.owns = False
     except OSError as error:
         if explained := _explain_os_error(out, error):
             raise explained from error
         raise
-    finally:
-        if lock.is_locked:
-            remove_unfinished(out)
-            with suppress(OSError):
-                (out / LOCK).unlink()  # while it is held: who opened it meanwhile sees that it has no name
-            stop.owns = False
-            lock.release()
-        _remove_empty(made)
-
-
-def _take(lock: FileLock, out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UniclError(f"{out}: locked by {_holder(out)}", "wait for it, or choose another -o") from error
-    except OSError as error:
-        raise UniclError(f"{out}: cannot be written: {error.strerror}", "choose another directory with -o") from error
-    with suppress(OSError):  # who holds it is a courtesy; the lock is the operating system's
-        (out / LOCK).write_text(f"pid {os.getpid()} on {platform.node()}\n", encoding="utf-8")
 
 
 def remove_unfinished(out: Path) -> None:
@@ -138,13 +120,6 @@ def _remove_empty(folders: list[Path]) -> None:
     for folder in folders:
         with suppress(OSError):  # not there, or not empty
             folder.rmdir()
-
-
-def _holder(out: Path) -> str:
-    with suppress(OSError, UnicodeDecodeError):
-        if line := (out / LOCK).read_text(encoding="utf-8").strip():
-            return line
-    return "another prepare"
 
 
 def _explain_os_error(out: Path, error: OSError) -> UniclError | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.core.files import size_of
+from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.data.corpus import MANIFEST, repair_hint
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.lock import Stop
@@ -129,7 +129,7 @@ def _build_document(out: Path, found: VerifyResult) -> dict[str, Any]:
 
 
 def _format_result(out: Path, found: VerifyResult) -> list[str]:
-    checked = f"{count_of(found.shards, 'shard')}, {count_of(found.rows, 'row')}, {size_of(found.bytes)}"
+    checked = f"{count_of(found.shards, 'shard')}, {count_of(found.rows, 'row')}, {decimal_size(found.bytes)}"
     if not found.problems:
         return [
             f"{out}: no damage found: {checked}",

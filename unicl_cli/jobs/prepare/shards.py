@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unicl_cli.contracts import NO_LABEL, DatasetSource, Row
-from unicl_cli.core.files import beside, put, write_atomic
+from unicl_cli.core.files import replace_durably, temporary_beside, write_atomic
 from unicl_cli.data import text
 from unicl_cli.data.corpus_format import MEDIA_SCHEMA, SCHEMA
 from unicl_cli.data.pictures import ImageError, examine
@@ -124,7 +124,7 @@ def write_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[
     unit, tally = work.unit, Tally()
     shard = work.out / unit.shard
     sha256, size = None, 0
-    with beside(shard) as part:
+    with temporary_beside(shard) as part:
         with part.open("wb") as file:
             if not _write_groups(file, _prepare_rows(work, source, tick, stopped), work, tally):
                 return None
@@ -132,7 +132,7 @@ def write_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[
             with part.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             size = part.stat().st_size
-            put(part, shard)
+            replace_durably(part, shard)
     lines = "".join(json.dumps(r._asdict(), ensure_ascii=False) + "\n" for r in tally.rejects)
     if lines:
         write_atomic(work.out / unit.rejects, lines.encode("utf-8", "replace"))

@@ -17,7 +17,7 @@ from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
 from unicl_cli.core.guard import HINT, Diverged, Guard
 from unicl_cli.core.saver import Saver
-from unicl_cli.core.sinks import writing
+from unicl_cli.core.sinks import explain_write_errors
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.train.setup import Parts, load_state, versions
 from unicl_cli.recipe.text import recipe_hash
@@ -181,7 +181,7 @@ class Checkpoints:
         """Write ``crash/step-N/evidence.json``: the facts that explain why the run ends."""
         path = self.run_dir / CRASH / f"step-{trouble.step}" / "evidence.json"
         facts = {"message": trouble.message, "step": trouble.step, **trouble.evidence}
-        with writing(path):
+        with explain_write_errors(path):
             write_atomic(path, json.dumps(facts, indent=1))
 
     def finish(self, done: int) -> None:
@@ -197,7 +197,7 @@ class Checkpoints:
         """Write the finished model at the top of the run; ``meta.json`` comes last and says that it is whole."""
         parts, average = self.parts, None if self.average is None else self.average.values
         files = checkpoint.state_of(parts.step, None, average, copy=False)
-        checkpoint.arrive(files)
+        checkpoint.wait_for_copies(files)
         if rank() == 0:
             for name, tensors in files.items():
                 plain = plain_weights(parts.recipe, self.run_dir, parts.data, parts.tokenizer, tensors)

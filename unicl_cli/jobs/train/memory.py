@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from unicl_cli.contracts import Batch, Model
-from unicl_cli.core.dist import local_part, pretended, shard
+from unicl_cli.core.dist import local_part, pretend_world, shard
 from unicl_cli.core.loop import Step
 from unicl_cli.recipe.schema import Recipe
 
@@ -125,7 +125,7 @@ def step_bytes(step: Step, mode: FakeTensorMode, shape: Shape, *, world: int, st
     """
     apart = world > 1 and strategy == "ddp"  # DDP has a place for every gradient all the time
     hooks = [p.register_post_accumulate_grad_hook(_forget) for p in step.parameters() if p.requires_grad and apart]
-    with pretended(world):
+    with pretend_world(world):
         module = shard(step, "cpu") if world > 1 and strategy == "fsdp2" else step
         ledger = Ledger(local_part(x) for x in (*module.parameters(), *module.buffers()))
         with mode, ledger, ledger.follow_resizes(), torch.autocast("cpu", torch.bfloat16, enabled=half):

@@ -28,7 +28,7 @@ from unicl_cli.errors import UniclError
 from unicl_cli.jobs.train.blueprint import Blueprint, has_batch_statistics
 from unicl_cli.jobs.train.micro_batch import first_rows, fit_micro_batch
 from unicl_cli.jobs.train.sizes import Sizes, sizes_of
-from unicl_cli.launch.process import restarted
+from unicl_cli.launch.process import is_restarted
 from unicl_cli.recipe.load import check_shares
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.text import dump
@@ -172,7 +172,7 @@ def checkpoint_to_load(resume_from: str, run: Path) -> Path | None:
     """Return the checkpoint that ``resume_from`` means, None for none; refuse one that would lose the run's own."""
     home = run / CHECKPOINTS
     own = checkpoint_files.newest(home)
-    if own is not None and restarted():
+    if own is not None and is_restarted():
         resume_from = "auto"
     given = None if resume_from == "never" else Path(resume_from)
     folder = own if resume_from == "auto" else given
@@ -180,7 +180,7 @@ def checkpoint_to_load(resume_from: str, run: Path) -> Path | None:
         raise UniclError(
             f"{run}: the directory already holds checkpoints", "give another --run-dir, or continue with --resume auto"
         )
-    lost = checkpoint_files.damaged(home) if resume_from == "auto" else []
+    lost = checkpoint_files.list_damaged(home) if resume_from == "auto" else []
     if lost and folder is None:  # to begin again would overwrite what may still be repaired
         names = ", ".join(each.name for each in lost)
         hint = "delete them to start again, or give another --run-dir"

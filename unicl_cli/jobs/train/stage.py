@@ -28,6 +28,7 @@ from unicl_cli.jobs.train.watch import WatchSink, build_guard
 from unicl_cli.launch.stopping import StopFlag
 from unicl_cli.recipe.text import as_mapping
 from unicl_cli.runs.folder import METRICS, STATUS, VALIDATIONS
+from unicl_cli.yaml_lines import leaves
 
 
 class Stage:
@@ -136,7 +137,7 @@ class Stage:
         recipe, console = self.parts.recipe, ConsoleSink(self.parts.sizes.steps, done, quiet=quiet)
         for note in notes:
             console.say(note)
-        trackers = TrackerSink(recipe.log.trackers, self.run_dir, recipe.log.project, as_mapping(recipe), done)
+        trackers = TrackerSink(recipe.log.trackers, self.run_dir, recipe.log.project, leaves(as_mapping(recipe)), done)
         self.checkpoints.say = self.validations.say = console.say
         self.validations.track = trackers.log
         metrics = JsonlSink(self.run_dir / METRICS, done)
@@ -145,7 +146,7 @@ class Stage:
     def set_status(self, state: str, **facts: Any) -> None:
         """Write rank 0's `status.json`."""
         if self.status is not None:
-            self.status.state(state, **facts)
+            self.status.set_state(state, **facts)
 
     def write_failure(self, error: Exception) -> None:
         """Write what can still be written when a run fails; a full disk may have been the reason."""

@@ -4,19 +4,19 @@ import json
 import os
 import sys
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from filelock import FileLock, Timeout
 
 from unicl_cli.build.optimizer import build_optimizer
 from unicl_cli.core.checkpoint_files import discard_parts
 from unicl_cli.core.dist import any_rank, bare, barrier, rank, shard, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average
-from unicl_cli.core.files import folder_for, write_atomic
+from unicl_cli.core.files import write_atomic
+from unicl_cli.core.lock import lock_folder
 from unicl_cli.core.loop import Step
 from unicl_cli.core.switches import compile_units
 from unicl_cli.core.trackers import check_installed
@@ -28,7 +28,7 @@ from unicl_cli.jobs.train.sizes import is_sharded
 from unicl_cli.jobs.train.stage import Stage
 from unicl_cli.jobs.train.text_cache import cache_texts
 from unicl_cli.launch.accelerator import start_accelerator
-from unicl_cli.launch.slurm import requeued
+from unicl_cli.launch.slurm import requeue_on_usr1
 from unicl_cli.launch.stopping import StopFlag
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stages_of
@@ -71,7 +71,7 @@ def train(
     stop.install()  # also in a worker, now that it has peers to stop with
     begin = partial(write_source, run, source, overrides, request)
     writes = rank() == 0
-    with lock_run(run) if writes else nullcontext(), requeued(stop, wanted=request.requeue and writes):
+    with lock_run(run) if writes else nullcontext(), requeue_on_usr1(stop, wanted=request.requeue and writes):
         barrier()
         for stage, folder, start in stages:
             stop_together(stop)
@@ -90,23 +90,14 @@ def lock_run(run: Path) -> Generator[None]:
     """Lock the run directory for this training; remove it again if nothing was written into it."""
     if (run / MANIFEST).exists():
         raise UniclError(f"{run}: is a corpus, not a run directory", "give another --run-dir")
-    lock, first_written = FileLock(run / RUN_LOCK), run / ENVIRONMENT
-    with ExitStack() as at_end:
-        try:
-            at_end.enter_context(folder_for(run))
-            is_new = not Path(lock.lock_file).exists()
-            at_end.enter_context(lock.acquire(timeout=0))
-        except Timeout as error:
-            raise UniclError(
-                f"{run}: another training is writing to this directory", "wait for it, or give another --run-dir"
-            ) from error
-        except OSError as error:
-            raise UniclError(f"{run}: cannot be written: {error.strerror}", "give another --run-dir") from error
+    lock = run / RUN_LOCK
+    is_new = not lock.exists()
+    with lock_folder(run, RUN_LOCK, "give another --run-dir"):
         try:
             yield
         finally:
-            if is_new and not first_written.exists():
-                Path(lock.lock_file).unlink(missing_ok=True)
+            if is_new and not (run / ENVIRONMENT).exists():
+                lock.unlink(missing_ok=True)
 
 
 def write_source(run: Path, source: str, overrides: Sequence[str], request: Request) -> None:

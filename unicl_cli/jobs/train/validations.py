@@ -9,7 +9,7 @@ from unicl_cli.build.load import Loaded, transform_of
 from unicl_cli.core.dist import any_rank, bare, rank
 from unicl_cli.core.files import write_atomic
 from unicl_cli.core.loop import Step
-from unicl_cli.core.sinks import kept_lines, writing
+from unicl_cli.core.sinks import explain_write_errors, read_whole_lines
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.evaluate import validate
@@ -78,7 +78,7 @@ class Validations:
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the whole lines of ``eval.jsonl``."""
-        return [json.loads(line) for line in kept_lines(self.path)] if self.path.is_file() else []
+        return [json.loads(line) for line in read_whole_lines(self.path)] if self.path.is_file() else []
 
     def has_line(self, step: int, entry: Eval) -> bool:
         return any(row["step"] == step and is_of(row, entry) for row in self.lines())
@@ -100,7 +100,7 @@ class Validations:
 
     def rewrite(self, rows: list[dict[str, Any]]) -> None:
         """Write ``eval.jsonl`` anew."""
-        with writing(self.path):
+        with explain_write_errors(self.path):
             write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unicl_cli.contracts import ClassName
-from unicl_cli.core.prompts import fill
+from unicl_cli.core.prompts import fill_template
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
 
@@ -25,9 +25,9 @@ class Classes(NamedTuple):
         """Return the prompts of each class: its own, else all its names in all ``templates``."""
         listed = list(templates)
         return [
-            [fill(prompt, each.names[0]) for prompt in self.prompts[each.key]]
+            [fill_template(prompt, each.names[0]) for prompt in self.prompts[each.key]]
             if each.key in self.prompts
-            else [fill(template, name) for name in each.names for template in listed]
+            else [fill_template(template, name) for name in each.names for template in listed]
             for each in self.names
         ]
 
