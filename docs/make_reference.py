@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from unicl_cli import registry
+from unicl_cli import binding, registry
 from unicl_cli.cli import BUILTIN, app
 from unicl_cli.recipe.layers import DEFAULT_PARTS, builtin_folder, builtin_names
 from unicl_cli.recipe.text import recipe_json_schema
@@ -116,13 +116,13 @@ def parts(kind: str) -> Iterator[str]:
         about = (inspect.getdoc(registry.get(kind, entry.name)) or "").splitlines()
         options = [
             f"`{option}: {written}`" + ("" if default is inspect.Parameter.empty else f" = `{shown(default)}`")
-            for option, (written, default) in registry.arguments(kind, entry.name).items()
+            for option, (written, default) in binding.arguments(kind, entry.name).items()
         ]
         yield f"| `{entry.name}` | {about[0] if about else ''} | {'<br>'.join(options).replace('|', chr(92) + '|')} |"
 
 
 def shown(default: Any) -> str:
-    return json.dumps(registry.as_plain_data(default), ensure_ascii=False)
+    return json.dumps(binding.as_plain_data(default), ensure_ascii=False)
 
 
 def about(name: str) -> str:

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from unicl_cli import api, registry
+from unicl_cli import api, binding, registry
 from unicl_cli.cli import run
 from unicl_cli.testing import recipe_of
 
@@ -84,7 +84,7 @@ def test_the_page_has_an_example_of_each_group():
 
 
 def test_the_page_names_every_context_parameter():
-    for name in registry.CONTEXT:
+    for name in binding.CONTEXT:
         assert f"`{name}`" in PAGE
 
 

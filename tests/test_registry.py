@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unicl_cli import registry
+from unicl_cli import binding, registry
 from unicl_cli.contracts import LogitScale, Part, Tuning
 from unicl_cli.errors import UniclError
 from unicl_cli.problems import PartError
@@ -58,7 +58,7 @@ def test_a_third_party_part_is_found_by_either_name(distribution: Install):
     distribution("unicl-a", PLAIN, losses="one = unicl_a:one")
     assert "one" in registry.names("losses")
     for name in ("one", "unicl-a/one"):
-        assert registry.make("losses", registry.bind("losses", {"name": name, "size": 4}), {}) == ("one", 4)
+        assert binding.make("losses", binding.bind("losses", {"name": name, "size": 4}), {}) == ("one", 4)
 
 
 def test_two_third_parties_of_one_name_clash_at_use_and_stay_reachable(distribution: Install):
@@ -118,7 +118,7 @@ def test_plugins_can_be_switched_off_but_never_the_core(distribution: Install, m
 
 def test_a_local_file_adds_parts(local: Callable[[str], Path]):
     path = local('def f(*, a: int = 1): return a\nPARTS = {"losses": {"mine": f}}\n')
-    assert registry.make("losses", registry.bind("losses", "mine"), {}) == 1
+    assert binding.make("losses", binding.bind("losses", "mine"), {}) == 1
     assert [row.dist for row in registry.listing("losses") if row.name == "mine"] == [str(path)]
 
 
@@ -136,22 +136,22 @@ def test_an_added_file_reaches_worker_processes(tmp_path: Path, local: Callable[
     (tmp_path / "more.py").write_text('def g(*, a: int = 1): ...\nPARTS = {"encoders": {"more": g}}\n')
     registry.add_local(str(tmp_path / "more.py"))
     assert os.environ["UNICL_PLUGINS"].split(os.pathsep)[1:] == [str(tmp_path / "more.py")]
-    code = "from unicl_cli import registry; print(registry.names('encoders'))"
+    code = "from unicl_cli import binding, registry; print(registry.names('encoders'))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "'more'" in out
 
 
 def test_bind_writes_every_default_out():
-    part = registry.bind("encoders", {"name": "two_tower", "image": "cnn", "text": {"name": "linear", "lr_scale": 0}})
+    part = binding.bind("encoders", {"name": "two_tower", "image": "cnn", "text": {"name": "linear", "lr_scale": 0}})
     assert part.options["text"] == Part("linear", {"bias": False}, Tuning(lr_scale=0.0))
     assert part.options["image"].options["width"] == 32
     assert part.options["logit_scale"] == LogitScale()
-    assert registry.bind("encoders", part) == part
+    assert binding.bind("encoders", part) == part
 
 
 def test_bind_reports_all_problems_with_their_places():
     with pytest.raises(PartError) as caught:
-        registry.bind(
+        binding.bind(
             "encoders",
             {
                 "name": "two_tower",
@@ -175,7 +175,7 @@ def test_bind_reports_all_problems_with_their_places():
 @pytest.mark.parametrize("given", [3, None, {"width": 3}, ["cnn"], {"name": 3}])
 def test_a_part_without_a_name_is_one_problem(given):
     with pytest.raises(PartError, match="should be the name of a part, or a mapping with a name"):
-        registry.bind("encoders", given)
+        binding.bind("encoders", given)
 
 
 ODD = """
@@ -197,27 +197,37 @@ def test_odd_signatures_bind_and_are_made(distribution: Install):
     """Context of types that only type checkers import, names that pydantic's models reserve, towers by modality."""
     distribution("unicl-odd", ODD, encoders="odd = unicl_odd:one")
     written = {"name": "odd", "towers": {"audio": "cnn", "depth": {"name": "cnn", "freeze": True}}, "pair": [1, 2]}
-    part = registry.bind("encoders", written)
+    part = binding.bind("encoders", written)
     assert part.options["towers"]["depth"].tuning.freeze
     assert part.options["pair"] == (1.0, 2.0)
     context = {"num_classes": lambda: 10, "encoder": lambda: "e", "chunks": lambda: 1 // 0}
-    assert registry.make("encoders", part, context) == (10, "e", ["audio", "depth"], None, 7, (1.0, 2.0), "m", 1)
-    assert "needs 'num_classes', which is not available here" in message(lambda: registry.make("encoders", part, {}))
+    assert binding.make("encoders", part, context) == (10, "e", ["audio", "depth"], None, 7, (1.0, 2.0), "m", 1)
+    assert "needs 'num_classes', which is not available here" in message(lambda: binding.make("encoders", part, {}))
     with pytest.raises(PartError, match=r"m\.towers\.audio\.widht: unknown key; did you mean 'width'\?"):
-        registry.bind("encoders", {"name": "odd", "towers": {"audio": {"name": "cnn", "widht": 1}}}, ("m",))
+        binding.bind("encoders", {"name": "odd", "towers": {"audio": {"name": "cnn", "widht": 1}}}, ("m",))
     with pytest.raises(PartError, match="copy: should be greater than 0, got 0"):
-        registry.bind("encoders", {"name": "odd", "towers": {}, "copy": 0})
+        binding.bind("encoders", {"name": "odd", "towers": {}, "copy": 0})
 
 
 def test_options_of_a_query_are_read_as_a_recipe_reads_them(distribution: Install):
     module = "def src(*, path: str, code: str | None = None, n: int = 1, on: bool = True, at: float = 0.1): ...\n"
     distribution("unicl-q", module, datasets="q = unicl_q:src")
     texts = {"path": "07", "code": "null", "n": "012", "on": "false", "at": "1e-2", "more": "[x"}
-    read = registry.read_options("datasets", "q", texts)
+    read = binding.read_options("datasets", "q", texts)
     assert read == {"path": "07", "code": None, "n": 12, "on": False, "at": 0.01, "more": "[x"}
     with pytest.raises(PartError, match="more: unknown key"):
-        registry.bind("datasets", {"name": "q", **read})
-    assert registry.read_options("datasets", "digits", {"classes": "0-6", "limit": "600"}) == {
+        binding.bind("datasets", {"name": "q", **read})
+    assert binding.read_options("datasets", "digits", {"classes": "0-6", "limit": "600"}) == {
         "classes": "0-6",
         "limit": 600,
     }
+
+
+@pytest.mark.parametrize(("group", "found"), [("losses", False), ("commands", True)])
+def test_help_asks_for_metadata_only_where_a_distribution_may_add_a_command(tmp_path, monkeypatch, group, found):
+    for name, of in (("unicl-0.1.0", "commands"), ("other-1.0", group)):
+        info = tmp_path / f"{name}.dist-info"
+        info.mkdir()
+        (info / "entry_points.txt").write_text(f"[unicl.{of}]\none = one:app\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), str(tmp_path / "not there")])
+    assert registry.may_have_commands() is found

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import importlib
-import importlib.metadata
 import io
 import logging
 import os
@@ -89,7 +88,8 @@ class LazyGroup(TyperGroup):
         super().__init__(**settings)
         for name, line in BUILTIN.items():
             self.add_command(Stub(name, help=line, callback=None))
-        self.add_plugins()
+        if registry.may_have_commands():
+            self.add_plugins()
 
     def add_plugins(self) -> None:
         """Add the commands of plugins, as far as they are known by now."""
@@ -103,6 +103,8 @@ class LazyGroup(TyperGroup):
         return params
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands:
+            self.add_plugins()  # also of those whose files `may_have_commands` cannot see
         if args and "/" in args[0] and args[0] not in self.commands:  # dist/name, after a clash
             self.add_command(Stub(args[0], callback=None))
         if args and isinstance(stub := self.commands.get(args[0]), Stub):
@@ -114,9 +116,11 @@ class LazyGroup(TyperGroup):
 
 
 def _summary(entry: registry.Entry) -> str:
+    from importlib import metadata
+
     if entry.value.startswith(str(entry.dist)):
         return f"From {entry.dist}."
-    return importlib.metadata.metadata(entry.dist)["Summary"] if entry.dist else ""
+    return metadata.metadata(entry.dist)["Summary"] if entry.dist else ""
 
 
 def _show_version(given: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unicl_cli import registry
+from unicl_cli import binding
 from unicl_cli.build.load import Loaded, load_published, load_trained
 from unicl_cli.contracts import Tokenizer
 from unicl_cli.core import checkpoint, hub
@@ -174,7 +174,7 @@ def comparable(key: str, value: Any) -> Any:
 
 def recipe_settings(step: Step, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the settings that towers declare, and the options of the recipe's encoders, both without training's."""
-    return declared_settings(step.model), flat_settings(registry.as_plain_data(recipe.model.part.options))
+    return declared_settings(step.model), flat_settings(binding.as_plain_data(recipe.model.part.options))
 
 
 def source_settings(source: Loaded) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from unicl_cli import registry
+from unicl_cli import binding
 from unicl_cli.build import lora
 from unicl_cli.build.data import Data
 from unicl_cli.build.model import add_adapters, build_step, find_tokenizer
@@ -136,8 +136,8 @@ def load_published(name: str) -> Loaded:
 def build_open_clip(name: str) -> nn.Module:
     """Build the encoder `open_clip` with the weights of ``name``, at their own image size."""
     context: dict[str, Callable[[], Any]] = {"chunks": lambda: 1, "image_size": lambda: None, "stored": lambda: None}
-    part = registry.bind("encoders", {"name": "open_clip", "arch": name})
-    return cast("nn.Module", registry.make("encoders", part, context))
+    part = binding.bind("encoders", {"name": "open_clip", "arch": name})
+    return cast("nn.Module", binding.make("encoders", part, context))
 
 
 def transform_of(model: nn.Module, image_size: int | None) -> EvalTransform:

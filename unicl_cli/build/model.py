@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from unicl_cli import registry
+from unicl_cli import binding
 from unicl_cli.build import param_groups
 from unicl_cli.contracts import ClassName, Model, Part, StoresFiles, Tokenizer
 from unicl_cli.core.loop import Step
@@ -43,7 +43,7 @@ def build_step(
     builder = TowerBuilder(values, trained)
     files = None if trained is None else trained / TOWERS / WHOLE
     context = values | {"encoder": lambda: builder.build, "stored": lambda: files}
-    model = cast("nn.Module", registry.make("encoders", recipe.model.part, context))
+    model = cast("nn.Module", binding.make("encoders", recipe.model.part, context))
     param_groups.name_towers(model, recipe.model.part.options)
     if recipe.parallel.grad_checkpoint and not recompute_blocks(model):
         raise UniclError(
@@ -52,7 +52,7 @@ def build_step(
     apply_switches(model, pack_texts=recipe.parallel.pack_texts, channels_last=recipe.parallel.channels_last)
     param_groups.freeze_towers(model)
     context |= {"image_width": lambda: cast("Model", model).image_width}
-    loss = cast("nn.Module", registry.make("losses", recipe.loss, context))
+    loss = cast("nn.Module", binding.make("losses", recipe.loss, context))
     if getattr(model, "text", model) is None:
         return Step(model, loss), None
     own = find_tokenizer(model)
@@ -89,7 +89,7 @@ class TowerBuilder:
         self.built += 1
         stored = None if self.trained is None else self.trained / TOWERS / folder
         context = self.values | {"encoder": lambda: self.build, "stored": lambda: stored}
-        tower = cast("nn.Module", registry.make("encoders", part, context))
+        tower = cast("nn.Module", binding.make("encoders", part, context))
         param_groups.set_tuning(tower, part.tuning)
         setattr(tower, FOLDER, folder)
         return tower
@@ -122,6 +122,6 @@ def add_adapters(recipe: Recipe, step: nn.Module) -> bool:
 
 def build_image_tower(part: Part | str, image_size: int) -> nn.Module:
     """Build an image tower alone, by its name and options, for models that bring everything else."""
-    bound = registry.bind("encoders", part)
+    bound = binding.bind("encoders", part)
     context: dict[str, Callable[[], Any]] = {"image_size": lambda: image_size, "stored": lambda: None}
-    return cast("nn.Module", registry.make("encoders", bound, context))
+    return cast("nn.Module", binding.make("encoders", bound, context))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.models import ArgumentInfo
 
-from unicl_cli import registry
+from unicl_cli import binding, registry
 from unicl_cli.commands import Json, completion, examples
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.option_types import type_text
@@ -49,11 +49,11 @@ class Option(NamedTuple):
 
     def document(self) -> dict[str, Any]:
         facts = {"name": self.name, "type": self.type, "required": self.required}
-        default = {} if self.required else {"default": registry.as_plain_data(self.default)}
+        default = {} if self.required else {"default": binding.as_plain_data(self.default)}
         return facts | default | ({"about": self.about} if self.about else {})
 
     def line(self) -> str:
-        given = "" if self.required else f" = {json.dumps(registry.as_plain_data(self.default), ensure_ascii=False)}"
+        given = "" if self.required else f" = {json.dumps(binding.as_plain_data(self.default), ensure_ascii=False)}"
         return f"  {self.name}: {self.type}{given}" + (f"\n      {self.about}" if self.about else "")
 
 
@@ -134,7 +134,7 @@ def show(
 
 def _describe_factory(part: Any, kind: str, name: str) -> tuple[str | None, str | None, list[Option]]:
     """Return docstring, file:line and options of a factory function."""
-    options = [Option(option, *facts) for option, facts in registry.arguments(kind, name).items()]
+    options = [Option(option, *facts) for option, facts in binding.arguments(kind, name).items()]
     return inspect.getdoc(part), f"{inspect.getsourcefile(part)}:{inspect.getsourcelines(part)[1]}", options
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from unicl_cli import registry
+from unicl_cli import binding
 from unicl_cli.contracts import Part
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.problems import Loc, PartError, RecipeProblem, problems_of
@@ -115,7 +115,7 @@ def _bind_model(given: Any, problems: list[RecipeProblem]) -> Any:
 
 def _bind_part(kind: str, given: Any, loc: Loc, problems: list[RecipeProblem]) -> Part:
     try:
-        return registry.bind(kind, given, loc, MODEL_KEYS if loc == ("model",) else ())
+        return binding.bind(kind, given, loc, MODEL_KEYS if loc == ("model",) else ())
     except PartError as error:
         problems += error.problems
         return Part("", {})  # a placeholder, so that the other sections are checked too

@@ -31,7 +31,7 @@ Weight = Annotated[float, Field(ge=0)]
 Templates = Annotated[tuple[str, ...], AS_LIST, Field(min_length=1)] | str
 _PART = {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"name": {"type": "string"}}}]}
 BoundPart = Annotated[InstanceOf[Part], WithJsonSchema(_PART)]
-"""Part whose options `registry.bind` has checked."""
+"""Part whose options `binding.bind` has checked."""
 
 
 class Section(BaseModel):

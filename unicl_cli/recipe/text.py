@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from unicl_cli import registry
+from unicl_cli import binding
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.yaml_lines import leaves, write_yaml
 
@@ -18,9 +18,9 @@ def compare_recipes(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tup
 
 def as_mapping(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as a recipe file would contain it, with every default."""
-    whole: dict[str, Any] = registry.as_plain_data(recipe.model_dump(exclude={"model": {"part"}, "loss": True}))
-    whole["model"] |= registry.as_plain_data(recipe.model.part.options)
-    whole["loss"] = {"name": recipe.loss.name, **registry.as_plain_data(recipe.loss.options)}
+    whole: dict[str, Any] = binding.as_plain_data(recipe.model_dump(exclude={"model": {"part"}, "loss": True}))
+    whole["model"] |= binding.as_plain_data(recipe.model.part.options)
+    whole["loss"] = {"name": recipe.loss.name, **binding.as_plain_data(recipe.loss.options)}
     return {key: whole[key] for key in Recipe.model_fields}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from unicl_cli import registry
+from unicl_cli import binding, registry
 from unicl_cli.contracts import DatasetSource
 from unicl_cli.data.sources import catalogue
 from unicl_cli.data.sources.data_dirs import data_dirs
@@ -29,17 +29,17 @@ class SourceSpec(NamedTuple):
 def open_source(src: str, kind: str) -> DatasetSource:
     """Open the source that ``src`` names; workers repeat this from the same two strings. UniclError if unknown."""
     name, written = resolve_source(src)
-    there = registry.arguments("datasets", name)
-    options = registry.read_options("datasets", name, written)
+    there = binding.arguments("datasets", name)
+    options = binding.read_options("datasets", name, written)
     if "kind" in there:  # a parameter with a default is an option, not context
         options.setdefault("kind", kind)
     try:
-        part = registry.bind("datasets", {"name": name, **options})
+        part = binding.bind("datasets", {"name": name, **options})
     except PartError as error:
         usable = ", ".join(sorted(there.keys() - {"path"}))
         hint = f"use the options of {name}: {usable}" if usable else f"remove the options: {name} has none"
         raise UniclError(f"{src}: {error.message}", hint) from error
-    return registry.make("datasets", part, {"kind": lambda: kind})
+    return binding.make("datasets", part, {"kind": lambda: kind})
 
 
 def resolve_source(src: str) -> tuple[str, dict[str, str]]:

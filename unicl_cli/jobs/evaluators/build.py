@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from unicl_cli import registry
+from unicl_cli import binding
 from unicl_cli.core.dist import bare
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ def make_evaluator(part: str | Mapping[str, Any], keep_answers: KeepAnswers | No
 
     ``keep_answers`` goes to evaluators that classify; see `unicl_cli.jobs.evaluators.zeroshot`.
     """
-    bound = registry.bind("evaluators", part)
-    return cast("Evaluator", registry.make("evaluators", bound, {"keep_answers": lambda: keep_answers}))
+    bound = binding.bind("evaluators", part)
+    return cast("Evaluator", binding.make("evaluators", bound, {"keep_answers": lambda: keep_answers}))
 
 
 def missing_needs(evaluator: Evaluator, loaded: Loaded, corpus: EvalCorpus, split: str) -> list[str]:

@@ -11,7 +11,6 @@ from unicl_cli.core.files import write_atomic
 from unicl_cli.core.loop import Step
 from unicl_cli.core.sinks import explain_write_errors, read_whole_lines
 from unicl_cli.data.corpus import open_corpus
-from unicl_cli.errors import UniclError
 from unicl_cli.jobs.evaluate import validate
 from unicl_cli.jobs.train.setup import Parts
 from unicl_cli.recipe.schema import Eval
@@ -42,9 +41,7 @@ class Validations:
         """Measure the model on one of ``eval``, on every rank; write a line of ``eval.jsonl``."""
         parts = self.parts
         corpus = open_corpus(entry.corpus)
-        split = entry.split or next((s for s in ("test", "val") if s in corpus.splits), None)
-        if split is None:
-            raise UniclError(f"eval: {entry.corpus} has neither a test nor a val split", "set eval.0.split")
+        split = corpus.eval_split(entry.split)
         transform = transform_of(bare(parts.step), parts.recipe.data.image_size)
         templates, module = parts.data.templates, cast("Step", parts.step)
         loaded = Loaded(str(self.run_dir), module, parts.tokenizer, transform, parts.data.classes, templates, ())
