@@ -1,4 +1,4 @@
-"""Writes docs/recipes.md and docs/commands.md from the code: keys, parts, shipped recipes; commands and options."""
+"""Generator of docs/recipes.md (keys, parts, shipped recipes) and docs/commands.md (commands, options)."""
 
 import inspect
 import json
@@ -16,23 +16,23 @@ from unicl_cli.recipe.text import recipe_json_schema
 DOCS = Path(__file__).parent
 INTRO = """# Recipes
 
-A recipe is a YAML file with everything that a run's numbers depend on. This page is made from the schema by
-`python docs/make_reference.py`; `unicl recipes schema` prints the schema itself, for editors.
+A recipe is a YAML file with everything that the results of a run depend on. `python docs/make_reference.py` writes this
+page from the schema; `unicl recipes schema` prints the schema itself, for editors.
 
-- **Layers.** `extends: NAME or FILE` takes another recipe and changes what stands below it: mappings merge key by key,
-  lists and values replace, and a part of another name replaces the whole part.
+- **Layers.** `extends: NAME or FILE` starts from another recipe, and the keys below it change that recipe. Mappings
+  merge key by key, lists and values replace, and a part with another name replaces the whole part.
 - **On the command line** `KEY=VALUE` does the same, with dots: `unicl train quickstart optim.lr=1e-3 loss=clip`.
-- **Parts** (`model`, its towers, `loss`, `augment`) are a name with its options: `{name: timm, model: resnet50}`; a
-  name alone is short for one without options.
-- **Values** are what they look like: `3e-4` and `1e5` are numbers, `no` and `on` are words, `012` is 12, and a key that
-  stands there twice is an error. Every mistake is named at its line, all at once, before anything is built.
+- **Parts** (`model`, its towers, `loss`, `augment`) are a name with its options: `{name: timm, model: resnet50}`. A
+  name alone is a part without options.
+- **Values** are what they look like: `3e-4` and `1e5` are numbers, `no` and `on` are words, `012` is 12. A duplicate
+  key is an error. All mistakes are reported at once, each with its line, before anything is built.
 
 ```sh
-unicl recipes ls                          # what comes with unicl
-unicl recipes cp quickstart mine.yaml     # one to change
-unicl recipes validate mine.yaml          # every mistake at its line
-unicl recipes show mine.yaml --resolved   # with every default written out
-unicl recipes diff quickstart digits-ce   # which keys differ
+unicl recipes ls                          # list the shipped recipes
+unicl recipes cp quickstart mine.yaml     # copy one, to change it
+unicl recipes validate mine.yaml          # show every mistake with its line
+unicl recipes show mine.yaml --resolved   # print it with every default
+unicl recipes diff quickstart digits-ce   # show the keys that differ
 ```
 
 ## Keys
@@ -42,17 +42,17 @@ unicl recipes diff quickstart digits-ce   # which keys differ
 TOWER = (
     "| key | value | default | meaning |",
     "|---|---|---|---|",
-    "| `freeze` | true \\| false \\| `all` \\| `{unlock: N}` | `false` | true: the tower, all: and its projection, "
-    "unlock: all but its last N blocks |",
-    "| `lr_scale` | number ≥ 0 | `1.0` | times the learning rate |",
-    "| `layer_decay` | number > 0, ≤ 1 | `1.0` | times that for each block below the top |",
-    "| `lora` | `{rank: 8, alpha: 16.0, dropout: 0.0, targets: auto}` | `null` | adapters learn, the tower is frozen; "
-    "targets: names of layers, or every Linear layer of the blocks |",
+    "| `freeze` | true \\| false \\| `all` \\| `{unlock: N}` | `false` | What does not learn. true: the tower; all: "
+    "the projection too; unlock: all but the last N blocks. |",
+    "| `lr_scale` | number ≥ 0 | `1.0` | Factor of the learning rate. |",
+    "| `layer_decay` | number > 0, ≤ 1 | `1.0` | Factor of the learning rate per block below the top. |",
+    "| `lora` | `{rank: 8, alpha: 16.0, dropout: 0.0, targets: auto}` | `null` | Adapters that learn while the tower "
+    "is frozen. targets: names of layers; auto: every Linear layer of the blocks. |",
 )
 
 
 def kind_of(item: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
-    """A JSON schema node as people write it: `int > 0`, `a | b`, `list of int`."""
+    """Write a JSON schema node as people do: `int > 0`, `a | b`, `list of int`."""
     if "$ref" in item:
         return kind_of(resolved(item, whole), whole)
     if "anyOf" in item:
@@ -72,12 +72,12 @@ def kind_of(item: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
 
 
 def resolved(item: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The node behind a reference."""
+    """Return the node behind a reference."""
     return whole["$defs"][item["$ref"].rsplit("/", 1)[-1]] if "$ref" in item else item
 
 
 def section_of(item: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
-    """`("", node)` of a nested mapping, `("[]", node)` of a list of mappings, None of a value."""
+    """Return `("", node)` for a nested mapping, `("[]", node)` for a list of mappings, None for a value."""
     for each in (item, *item.get("anyOf", ())):
         inner = resolved(each, whole)
         if inner.get("properties"):
@@ -89,7 +89,7 @@ def section_of(item: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[str, 
 
 
 def rows(node: Mapping[str, Any], whole: Mapping[str, Any], at: str = "") -> Iterator[str]:
-    """A table row for each key below ``at``."""
+    """Yield a table row for each key below ``at``."""
     required = node.get("required", ())
     for key, item in node["properties"].items():
         path, about = f"{at}{key}", str(item.get("description", "")).replace("\n", " ").replace("|", "\\|")
@@ -109,7 +109,7 @@ def rows(node: Mapping[str, Any], whole: Mapping[str, Any], at: str = "") -> Ite
 
 
 def parts(kind: str) -> Iterator[str]:
-    """Each built-in part of a kind with its options."""
+    """Yield a table row for each built-in part of a kind, with its options."""
     for entry in sorted(registry.table(kind), key=lambda entry: entry.name):
         if not entry.builtin:
             continue
@@ -126,13 +126,13 @@ def shown(default: Any) -> str:
 
 
 def about(name: str) -> str:
-    """The comment that a shipped recipe begins with."""
+    """Return the comment that a shipped recipe begins with."""
     lines = (builtin_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     return next((line.lstrip("# ") for line in lines if line.startswith("# ") and "$schema" not in line), "")
 
 
 def recipes_page() -> str:
-    """docs/recipes.md."""
+    """Return the text of docs/recipes.md."""
     whole = recipe_json_schema()
     lines = [INTRO, "| key | value | default | meaning |", "|---|---|---|---|", *rows(whole, whole)]
     for kind, title in (
@@ -143,8 +143,8 @@ def recipes_page() -> str:
         lines += ["", f"## {title}", "", "| name | what it is | options |", "|---|---|---|", *parts(kind)]
     lines += [
         "",
-        "A tower, whoever made it, also takes these keys ([fine-tuning](finetuning.md)); more parts come from "
-        "[plugins](plugins.md).",
+        "Every tower, built in or from a plugin, also takes these keys ([fine-tuning](finetuning.md)). More parts come "
+        "from [plugins](plugins.md).",
         "",
         *TOWER,
     ]
@@ -155,13 +155,13 @@ def recipes_page() -> str:
 
 COMMANDS = """# Commands
 
-This page is made from the commands themselves by `python docs/make_reference.py`; `unicl COMMAND --help` says the same.
-stdout holds results alone, stderr progress and errors; [exit statuses](errors.md) are the same everywhere.
+`python docs/make_reference.py` writes this page from the commands themselves; `unicl COMMAND --help` shows the same.
+Results go to stdout, progress and errors to stderr. [Exit statuses](errors.md) are the same for every command.
 """
 
 
 def commands_page() -> str:
-    """docs/commands.md."""
+    """Return the text of docs/commands.md."""
     group = typer.main.get_command(app)
     lines = [COMMANDS, "```", "unicl [OPTIONS] COMMAND …", "```", "", *options_of(group)]
     for name in BUILTIN:
@@ -171,7 +171,7 @@ def commands_page() -> str:
 
 
 def command_of(command: Any, path: str, level: str) -> Iterator[str]:
-    """A command with its arguments and options, then its own commands."""
+    """Yield a command with its arguments and options, then its subcommands."""
     inner = getattr(command, "commands", {})
     names = [argument(each) for each in command.params if each.param_type_name == "argument"]
     yield from ("", f"{level} `{' '.join([path, *names, *(['COMMAND'] if inner else [])])}`", "")
@@ -186,7 +186,7 @@ def argument(parameter: Any) -> str:
 
 
 def options_of(command: Any) -> list[str]:
-    """A table of what a command takes; nothing where it takes nothing."""
+    """Return a table of arguments and options; empty for a command without any."""
     rows = [
         f"| `{name}` | {(parameter.help or '').replace('|', chr(92) + '|')} | {default_of(parameter)} |"
         for parameter in command.params
@@ -203,7 +203,7 @@ def default_of(parameter: Any) -> str:
 
 
 def pages() -> dict[str, str]:
-    """File name -> text."""
+    """Return the text of each page by its file name."""
     return {"recipes.md": recipes_page(), "commands.md": commands_page()}
 
 

@@ -33,12 +33,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("line", "said"),
     [
         (["prepare", "--images", "pics", "-o", "file/corpus"], "file/corpus: cannot be written"),
-        (["prepare", "--images", "pics", "--templates", "binary", "-q"], "templates 'binary' cannot be read"),
+        (["prepare", "--images", "pics", "--templates", "binary", "-q"], "templates 'binary': cannot be read"),
         (["prepare", "--labels", "", "-q"], "source '': the name is empty"),
         (["prepare", "--captions", "open.csv", "-q"], "the list ends inside quotes"),
         (["recipes", "show", "binary"], "binary: cannot be read"),
         (["recipes", "cp", "binary", "copy"], "binary: cannot be read"),
-        (["zeroshot", "pics", "-q", "--classes", '"open,b'], "a quote has no partner"),
+        (["zeroshot", "pics", "-q", "--classes", '"open,b'], "a quote is not closed"),
         (["eval", "--quiet", "--model", "nowhere"], "nowhere: no such run"),
         (["probe", "--quiet", "--model", "nowhere"], "nowhere: no such run"),
         (["train", "nowhere", "--quiet"], "no recipe 'nowhere'"),
@@ -62,7 +62,7 @@ def test_spoilt_metrics_end_before_the_damage(tmp_path: Path) -> None:
 
 
 def test_a_width_that_the_heads_cannot_share_is_refused() -> None:
-    with pytest.raises(UniclError, match="no multiple of heads"):
+    with pytest.raises(UniclError, match="not a multiple of heads"):
         TextTransformer(9, 8, 2, width=33, layers=1, heads=2, quick_gelu=False, eps=1e-5)
 
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
-PARTS = {"one_way.py", "brightness.py", "patches.py", "rings.py", "size.py"}
+PARTS = {"one_way.py", "brightness.py", "patches.py", "rings.py", "spread.py", "size.py"}
 PACKAGE = {"__init__.py", "test_one_way.py"}
 
 
@@ -261,3 +261,17 @@ def test_the_commands_for_the_shipped_plugins_run(corpus: Path, tmp_path: Path, 
     assert (tmp_path / "exported" / "classify.onnx").is_file()
     for project in (ROOT / "plugins").glob("*/pyproject.toml"):
         assert f"`{project.parent.name}`" in section
+
+
+def test_the_evaluator_of_the_page_measures(
+    files: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    trained(files, corpus, tmp_path, "one_way.py", "loss=one-way")
+    capsys.readouterr()
+    words = ["--plugin", str(files / "spread.py"), "eval", str(tmp_path / "run"), "--evaluator", "spread", "--json"]
+    assert run(words) == 0
+    told = capsys.readouterr()
+    (entry,) = json.loads(told.out)["data"]
+    figures = entry["evaluators"]["spread"]
+    assert figures["n"] == 60
+    assert -1 <= figures["overall"] < figures["within_class"] <= 1 + 1e-6

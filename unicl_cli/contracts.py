@@ -22,7 +22,6 @@ NO_KEY = -1
 NO_TEXT = -1
 """The row has no text (in ``Batch.text_index``)."""
 
-
 _STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 
 

@@ -107,7 +107,7 @@ def furthest(one: Path, other: Path) -> float:
 
 def trained_on_one_and_two(recipe: str, folder: Path, *overrides: str) -> tuple[Path, Path]:
     """Train a recipe's text on one process and on two; return both runs, whose `furthest` should be below 1e-4."""
-    file, runs = folder / RECIPE, (folder / "one", folder / "two")
+    file, runs = folder / "recipe.yaml", (folder / "one", folder / "two")
     file.write_text(recipe, encoding="utf-8")
     for count, run in enumerate(runs, start=1):
         unicl("train", file, *overrides, "--run-dir", run, "--devices", f"cpu:{count}", "-q")

@@ -9,8 +9,8 @@ from torch import nn
 
 from unicl_cli.contracts import LogitScale, StoresFiles, Tower, TowerTraits
 from unicl_cli.core.loop import Step
-from unicl_cli.core.switches import switched
-from unicl_cli.core.text_cache import bank_of
+from unicl_cli.core.switches import apply_switches
+from unicl_cli.core.text_cache import build_text_cache
 from unicl_cli.core.towers import ATTRIBUTES, change_traits, own_units, traits_in, traits_of
 from unicl_cli.model import Projected, TwoTower
 
@@ -66,7 +66,7 @@ def test_attributes_of_the_same_names_still_count():
     assert traits_of(tower) == TowerTraits(**values)
     assert not isinstance(model_of(Bare(), tower).text, Projected)
     tower.eval().requires_grad_(requires_grad=False)
-    bank = bank_of(tower, tower)
+    bank = build_text_cache(tower, tower)
     assert bank is not None
     assert (bank.pad_id, bank.context_length) == (7, 9)
 
@@ -90,7 +90,7 @@ def test_a_tower_that_drops_says_so():
 def test_switches_change_only_the_traits_that_are_on():
     model = model_of(Bare(), Words())
     change_traits(model.text.trunk, packs=True)
-    switched(model, pack_texts=False, channels_last=False)
+    apply_switches(model, pack_texts=False, channels_last=False)
     assert traits_of(model.text.trunk).packs is False
     assert not hasattr(model.image.trunk, "traits"), "nothing to switch off"
     assert sum(traits.packs is not None for traits in traits_in(model)) == 1

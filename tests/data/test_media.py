@@ -23,8 +23,8 @@ from unicl_cli.data.corpus import MEDIA, Table, open_corpus
 from unicl_cli.data.loader import batches
 from unicl_cli.data.mix import Draws, Mix, TextChoice, order_of
 from unicl_cli.jobs.prepare import shards
-from unicl_cli.jobs.prepare.plan import Options
-from unicl_cli.jobs.prepare.prepare import Wanted, prepare
+from unicl_cli.jobs.prepare.prepare import prepare
+from unicl_cli.jobs.prepare.request import Options, PrepareRequest
 from unicl_cli.jobs.prepare.shards import MediaError, stored_media
 
 STRIPES = "odd-stripes?rows=30&profile=true"
@@ -35,7 +35,7 @@ SIZE = 8
 def corpus(tmp_path_factory):
     """Stripes with profiles as label rows, shapes without media as caption rows."""
     out = tmp_path_factory.mktemp("media") / "c"
-    prepare(Wanted((STRIPES,), ("shapes?count=20&test=5",), (), out, Options()))
+    prepare(PrepareRequest((STRIPES,), ("shapes?count=20&test=5",), (), out, Options()))
     return out
 
 
@@ -77,7 +77,7 @@ def test_all_shards_of_a_corpus_with_media_have_one_schema(corpus):
 
 
 def test_a_corpus_without_media_has_neither_column_nor_entry(tmp_path):
-    prepare(Wanted(("odd-stripes?rows=30",), (), (), tmp_path / "c", Options()))
+    prepare(PrepareRequest(("odd-stripes?rows=30",), (), (), tmp_path / "c", Options()))
     table = open_corpus(tmp_path / "c").table("train", "labels")
     schema = pq.read_schema(table.shards[0])
     assert schema.equals(corpus_format.SCHEMA)
@@ -141,17 +141,17 @@ def test_workers_keep_less_ready_where_rows_have_media(corpus):
 
 def test_verify_finds_a_flipped_bit_in_media(corpus, tmp_path, capfd):
     out = tmp_path / "c"
-    prepare(Wanted((STRIPES,), (), (), out, Options()))
+    prepare(PrepareRequest((STRIPES,), (), (), out, Options()))
     shard = open_corpus(out).table("train", "labels").shards[0]
     data = bytearray(shard.read_bytes())
     data[data.index(profile_of(4)) + 5] ^= 1
     shard.write_bytes(data)
     assert main(["prepare", "--verify", "-o", str(out)]) == 1
-    assert "another sha256" in capfd.readouterr().out
+    assert "different sha256" in capfd.readouterr().out
 
 
 def test_a_unit_with_media_writes_the_same_bytes_again(corpus, tmp_path):
-    prepare(Wanted((STRIPES,), ("shapes?count=20&test=5",), (), tmp_path / "again", Options()))
+    prepare(PrepareRequest((STRIPES,), ("shapes?count=20&test=5",), (), tmp_path / "again", Options()))
     for shard in corpus.rglob("*.parquet"):
         other = tmp_path / "again" / shard.relative_to(corpus)
         assert hashlib.sha256(other.read_bytes()).digest() == hashlib.sha256(shard.read_bytes()).digest()
@@ -182,7 +182,7 @@ def test_media_is_stored_in_the_order_that_the_source_names():
 
 def test_a_row_whose_media_is_too_large_is_left_out_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "MAX_MEDIA_BYTES", 4 * LENGTH - 1)
-    report = prepare(Wanted((STRIPES,), (), (), tmp_path / "c", Options()))
+    report = prepare(PrepareRequest((STRIPES,), (), (), tmp_path / "c", Options()))
     assert report["rejected"] == {"media_too_large": 40}
     line = json.loads(next((tmp_path / "c/rejects").iterdir()).read_text().splitlines()[0])
     assert line["detail"] == "profile: 128 bytes"
@@ -190,7 +190,7 @@ def test_a_row_whose_media_is_too_large_is_left_out_with_its_reason(tmp_path, mo
 
 def test_a_row_group_ends_before_its_media_is_too_much_to_hold(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "GROUP_MEDIA_BYTES", 5 * 4 * LENGTH)
-    prepare(Wanted((STRIPES,), (), (), tmp_path / "c", Options()))
+    prepare(PrepareRequest((STRIPES,), (), (), tmp_path / "c", Options()))
     table = open_corpus(tmp_path / "c").table("train", "labels")
     assert len(table.group_sizes) == 4
     assert sorted(number(table.read(row, media=True).key) for row in range(30)) == list(range(30))
@@ -200,7 +200,7 @@ def test_other_media_in_a_source_are_another_plan(tmp_path, capfd):
     argv = ["prepare", "--labels", "odd-stripes?rows=30", "-o", str(tmp_path / "c")]
     assert main(argv) == 0
     assert main([*argv[:2], STRIPES, *argv[3:]]) == 2
-    assert "has other fingerprint" in capfd.readouterr().err
+    assert "has changed (contents)" in capfd.readouterr().err
 
 
 def test_a_dry_run_counts_media(tmp_path, capfd):

@@ -131,7 +131,7 @@ def copy(open_clip_folder, tmp_path):
 def test_a_model_without_weights_is_refused_and_never_random(copy):
     folder = copy()
     (folder / "open_clip_model.safetensors").unlink()
-    with pytest.raises(UniclError, match=r"local-dir:.*: holds no weights"):
+    with pytest.raises(UniclError, match=r"local-dir:.*: has no weights"):
         load_model(f"local-dir:{folder}")
 
 
@@ -177,9 +177,9 @@ def test_a_pickle_is_read_as_tensors_or_not_at_all(copy, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("{", "is no model configuration"),
-        ("[]", "is no model configuration"),
-        ({"model_cfg": {"embed_dim": 8}}, "is no model configuration"),
+        ("{", "is not a"),
+        ("[]", "is not a"),
+        ({"model_cfg": {"embed_dim": 8}}, "is not a"),
         (
             {"model_cfg": {"embed_dim": 8, "vision_cfg": {"layrs": 2}, "text_cfg": {}}},
             "open_clip cannot build it: .*layrs",
@@ -201,7 +201,7 @@ def test_a_bad_configuration_is_one_line(copy, config, message):
     ("name", "message"),
     [
         ("local-dir:nowhere", "local-dir:nowhere: no such folder"),
-        ("local-dir:.", "holds no open_clip_config.json"),
+        ("local-dir:.", "open_clip_config.json"),
         ("local-dir:", "model local-dir:: unknown form"),
         ("open_clip:ViT-B-3", "open_clip has no 'ViT-B-3'; did you mean 'ViT-B-32'"),
         ("open_clip:ViT-B-32/openi", "no weights 'openi'; did you mean 'openai'"),

@@ -82,8 +82,8 @@ def test_variables_of_launchers_are_named():
         ({}, OK, "unicl train works in this process (on the CPU)"),
         ({"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "a"}, NOTE, "unicl train joins as rank 1 of 4"),
         ({"RANK": "1"}, NOTE, "RANK is ignored without WORLD_SIZE and MASTER_ADDR"),
-        ({"RANK": "1", "WORLD_SIZE": "4"}, PROBLEM, "MASTER_ADDR is not"),
-        ({"SLURM_JOB_ID": "1", "SLURM_NNODES": "4"}, NOTE, "this is one of 4 nodes"),
+        ({"RANK": "1", "WORLD_SIZE": "4"}, PROBLEM, "MASTER_ADDR: not set"),
+        ({"SLURM_JOB_ID": "1", "SLURM_NNODES": "4"}, NOTE, "using one of the 4 nodes"),
     ],
 )
 def test_what_train_would_do_is_said(environ: dict[str, str], state: str, said: str):

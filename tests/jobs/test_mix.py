@@ -202,8 +202,8 @@ def test_different_models_are_refused(train, open_clip_folder, tuned):
         (["--alpha", "0.5", "--curve"], "--curve: cannot be combined with --alpha"),
         ([], "nothing to do"),
         (["-o", "full"], "-o full: already exists"),
-        (["--alpha", ",", "-o", "x"], "lies outside"),
-        (["--alpha", "nan", "-o", "x"], "lies outside"),
+        (["--alpha", ",", "-o", "x"], "outside of 0 to 1"),
+        (["--alpha", "nan", "-o", "x"], "outside of 0 to 1"),
     ],
 )
 def test_a_wrong_command_is_one_line(words, message, tmp_path, monkeypatch, capsys):

@@ -77,7 +77,7 @@ def ls(
         str | None,
         typer.Argument(
             metavar="KIND",
-            help="encoders, datasets, losses or commands. Default: all.",
+            help="encoders, datasets, losses, evaluators or commands. Default: all.",
             autocompletion=completion.complete_kinds,
         ),
     ] = None,
@@ -102,7 +102,9 @@ def show(
     kind: Annotated[
         str,
         typer.Argument(
-            metavar="KIND", help="encoders, datasets, losses or commands.", autocompletion=completion.complete_kinds
+            metavar="KIND",
+            help="encoders, datasets, losses, evaluators or commands.",
+            autocompletion=completion.complete_kinds,
         ),
     ],
     name: Annotated[

@@ -346,14 +346,15 @@ def test_without_the_network_a_name_is_one_line_with_the_way_round(tmp_path):
         ended = command("--labels", "hf:org/pets", tmp_path=tmp_path, port=9, **more)
         assert ended.returncode == 2
         error, hint = ended.stderr.splitlines()
-        assert error.startswith(f"error: hf:org/pets: {said}")
+        assert error.startswith("error: hf:org/pets: ")
+        assert said in error
         assert "hf download org/pets --repo-type dataset --local-dir DIR" in hint
     assert not (tmp_path / "hf-home").exists()
 
 
 def test_a_bad_name_is_refused_before_anything_is_asked():
     for src in ("hf:", "hf:a/b/c", "hf:../etc", "hf:a b"):
-        with pytest.raises(UniclError, match="is no name on the hub"):
+        with pytest.raises(UniclError, match="not a name on the hub"):
             open_source(src, "labels").splits  # noqa: B018
 
 

@@ -223,7 +223,7 @@ def test_a_second_prepare_is_told_that_the_directory_is_in_use(tmp_path, capsys)
     (tmp_path / "c").mkdir()
     with FileLock(tmp_path / "c/.lock"):
         _, err = prepared(capsys, "--labels", "digits?limit=9", "-o", tmp_path / "c", code=2)
-    assert f"{tmp_path / 'c'}: locked by another prepare" in err
+    assert f"{tmp_path / 'c'}: locked by another process" in err
     prepared(capsys, "--labels", "digits?limit=9", "-o", tmp_path / "c")
 
 
@@ -249,9 +249,9 @@ def test_missing_files_and_wrong_words_are_errors_of_one_line(tmp_path, capsys):
         ((), "nothing to prepare"),
         (("--labels", "nowhere"), "nowhere: no such folder, list or source"),
         (("--labels", "digits", "--text", "pretty"), "--text: unknown value 'pretty'"),
-        (("--labels", "digits", "--templates", "clip8"), "no templates 'clip8'; did you mean"),
+        (("--labels", "digits", "--templates", "clip8"), "templates 'clip8': unknown; did you mean"),
         (("--labels", "digits", "--dedup", "near"), "--dedup: unknown value 'near'"),
-        (("--labels", "digits", "--verify", "--repair"), "each is a task of its own"),
+        (("--labels", "digits", "--verify", "--repair"), "--dry-run, --verify and --repair: cannot be combined"),
     ):
         _, err = prepared(capsys, *argv, "-o", tmp_path / "c", code=2)
         assert message in err

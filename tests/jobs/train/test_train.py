@@ -186,7 +186,7 @@ def test_a_second_training_in_the_same_directory_is_refused(recipe, unicl):
     with FileLock("run/run.lock"):
         code, _, err = unicl("train", recipe(), "--run-dir", "run")
     assert code == 2
-    assert "error: run: another training is writing to this directory" in err
+    assert "error: run: locked by another process" in err
     assert not Path("run/recipe.yaml").exists()
 
 
