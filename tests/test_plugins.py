@@ -21,7 +21,7 @@ from unicl_cli.core import checkpoint
 from unicl_cli.data.collate import Extra
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.transforms import eval_transform
-from unicl_cli.jobs.train.train import Request, train_stage
+from unicl_cli.jobs.train.train import TrainRequest, train_stage
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.launch.stopping import StopFlag
 from unicl_cli.recipe.load import load_text
@@ -370,11 +370,11 @@ def everything(corpus: Path, out: Path) -> None:
     validated = f"eval: [{{corpus: {corpus}, every: 3, limit: 20}}]"
     for system in SYSTEMS:
         recipe = load_text(recipe_of(system, corpus))
-        train_stage(recipe, out / system, None, Request(quiet=True), accelerator, stop, lambda: None)
+        train_stage(recipe, out / system, None, TrainRequest(quiet=True), accelerator, stop, lambda: None)
     for system in SHARDED:
         more = f"parallel: {{strategy: fsdp2}}\n{validated}"
         recipe = load_text(recipe_of(system, corpus, more))
-        train_stage(recipe, out / f"{system}-sharded", None, Request(quiet=True), accelerator, stop, lambda: None)
+        train_stage(recipe, out / f"{system}-sharded", None, TrainRequest(quiet=True), accelerator, stop, lambda: None)
     accelerator.end_training()
 
 

@@ -70,7 +70,7 @@ def evaluate(
         print_document,
         report_write_error,
     )
-    from unicl_cli.commands.workers import run_in_workers
+    from unicl_cli.commands.workers import run_on_devices
 
     named = pick_model(model_argument, model)
     if predictions is not None and predictions.suffix != ".parquet":
@@ -105,4 +105,4 @@ def evaluate(
                 write_predictions(predictions, kept)
         print_document(document, eval_tables, as_json=as_json, out=out)
 
-    run_in_workers(devices, work)
+    run_on_devices(devices, work)

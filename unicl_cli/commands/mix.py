@@ -53,7 +53,7 @@ def mix(
     if out is None and not data and len(alphas) == 1:
         raise UniclError("mix: nothing to do", "write the mixture with -o DIR, or measure it with --data CORPUS")
     from unicl_cli.commands.output import check_before_loading, print_document
-    from unicl_cli.commands.workers import run_in_workers
+    from unicl_cli.commands.workers import run_on_devices
 
     check_before_loading([old, new], data or ())
 
@@ -68,7 +68,7 @@ def mix(
         if out is not None and not as_json and not is_peer():
             typer.echo(out)
 
-    run_in_workers(devices, work)
+    run_on_devices(devices, work)
 
 
 def parse_alphas(text: str | None, *, curve: bool) -> tuple[float, ...]:

@@ -71,7 +71,7 @@ def probe(
 ) -> None:
     """Fit a simple classifier on frozen features. Its one setting is chosen on validation data alone."""
     from unicl_cli.commands.output import check_before_loading, load_with_templates, pick_model, print_document
-    from unicl_cli.commands.workers import run_in_workers
+    from unicl_cli.commands.workers import run_on_devices
 
     named = pick_model(model_argument, model)
     check_before_loading([named], [data] if data else (), ("-o", out))
@@ -86,4 +86,4 @@ def probe(
         document = job(loaded, data=data, split=split, options=options, batch=batch, accelerator=accelerator)
         print_document(document, probe_tables, as_json=as_json, out=out)
 
-    run_in_workers(devices, work)
+    run_on_devices(devices, work)

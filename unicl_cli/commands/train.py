@@ -153,9 +153,9 @@ def train(
         raise typer.Exit(code)
 
     def work() -> None:
-        from unicl_cli.jobs.train.train import Request, train
+        from unicl_cli.jobs.train.train import TrainRequest, train
 
-        request = Request(devices, resume, is_quiet(), requeue)
+        request = TrainRequest(devices, resume, is_quiet(), requeue)
         train(checked, run, request, stop, source=recipe, overrides=changes)
 
     run_and_report(work)

@@ -9,7 +9,7 @@ import typer
 from unicl_cli.errors import UniclError
 
 
-def run_in_workers(devices: str, work: Callable[[Any], None]) -> None:
+def run_on_devices(devices: str, work: Callable[[Any], None]) -> None:
     """Run ``work(accelerator)`` here, or start the whole command again in as many workers as ``devices`` asks for."""
     from unicl_cli.launch import process
 

@@ -113,7 +113,7 @@ def zeroshot(
 ) -> None:
     """Classify images by class names. Probabilities are relative to the classes named; a single class gets 1."""
     from unicl_cli.commands.output import check_before_loading, load_with_templates, print_warning
-    from unicl_cli.commands.workers import limit_to_one_process, run_in_workers
+    from unicl_cli.commands.workers import limit_to_one_process, run_on_devices
 
     inputs, by_cosine = images or [], scores is Scores.cosine
     check_inputs(inputs, stdin_image=stdin_image)
@@ -144,7 +144,7 @@ def zeroshot(
         rows = zeroshot(loaded, found, judge, batch=batch, fetch=fetch)
         write_answers(rows, lambda data: None if is_peer() else typer.echo(data, nl=False), form, total)
 
-    run_in_workers(devices, work)
+    run_on_devices(devices, work)
 
 
 def check_inputs(inputs: list[str], *, stdin_image: bool) -> None:

@@ -1,4 +1,4 @@
-"""What this machine has: cores and memory, as far as the system says; without torch."""
+"""Cores and memory of this machine, as far as the system reports them, without torch."""
 
 import os
 from contextlib import suppress

@@ -52,15 +52,13 @@ def recalls(image_features: Tensor, text_features: Tensor, text_rows: Tensor, im
     The result is ``{"images", "texts", "text_to_image": {"r1", "r5", "r10"}, "image_to_text": {…}}`` and, if
     all scores are equal, ``"collapsed": True``. An image is a hit at k if any of its captions is among the first k.
     """
-    pictures = torch.arange(len(image_features), device=image_features.device)
-    to_image, spread = rank_queries(
-        text_features[text_rows], image_of_text, Gallery(image_features, pictures, pictures)
-    )
-    to_text, _ = rank_queries(image_features, pictures, Gallery(text_features, text_rows, image_of_text))
-    collapsed = spread < COLLAPSED and len(pictures) > 1
+    images = torch.arange(len(image_features), device=image_features.device)
+    to_image, spread = rank_queries(text_features[text_rows], image_of_text, Gallery(image_features, images, images))
+    to_text, _ = rank_queries(image_features, images, Gallery(text_features, text_rows, image_of_text))
+    collapsed = spread < COLLAPSED and len(images) > 1
     if collapsed:  # rounding alone would now rank: everything ties with everything
-        to_image = torch.full_like(to_image, len(pictures) - 1)
-        to_text = len(text_rows) - torch.bincount(image_of_text, minlength=len(pictures))
+        to_image = torch.full_like(to_image, len(images) - 1)
+        to_text = len(text_rows) - torch.bincount(image_of_text, minlength=len(images))
     out: dict[str, Any] = {
         "images": len(image_features),
         "texts": len(text_rows),

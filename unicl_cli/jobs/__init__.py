@@ -1,1 +1,1 @@
-"""What a command does: recipe or arguments in, a directory or a table out."""
+"""The work of the commands: recipe or arguments in, a directory or a table out."""

@@ -137,7 +137,7 @@ def data_uri(image: Image.Image, side: int) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def pictures(items: Iterable[tuple[str, str, str]]) -> Html:
+def image_wall(items: Iterable[tuple[str, str, str]]) -> Html:
     """Return a wall of images from (data URI, caption, small print)."""
 
     def one(uri: str, caption: str, small: str) -> Html:

@@ -1,4 +1,4 @@
-"""What the Hugging Face hub says of a data set, before anything is fetched: its commit, or one line that helps."""
+"""Facts about a data set on the Hugging Face hub before anything is fetched: its commit, or an error that helps."""
 
 import os
 import re
@@ -55,13 +55,13 @@ def page(name: str) -> str:
 
 
 def hf_home() -> Path:
-    """Where the libraries of Hugging Face keep what they fetched; HF_DATASETS_CACHE and HF_HUB_CACHE may move parts."""
+    """Return the folder of Hugging Face downloads; HF_DATASETS_CACHE and HF_HUB_CACHE may move parts of it."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("HF_HOME", f"{cache}/huggingface")).expanduser()
 
 
 def datasets_cache() -> Path:
-    """Where `datasets` keeps its Arrow files."""
+    """Return the folder in which `datasets` keeps its Arrow files."""
     return Path(os.environ.get("HF_DATASETS_CACHE", hf_home() / "datasets")).expanduser()
 
 

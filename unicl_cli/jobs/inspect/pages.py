@@ -83,7 +83,7 @@ def sample_section(corpus: Corpus, line: Mapping[str, Any], samples: int) -> Htm
         s for s in corpus.manifest["shards"] if all(s[key] == line[key] for key in ("source", "kind", "split"))
     )
     chosen = np.unique(np.linspace(0, group["row_groups"][0] - 1, samples).astype(int)).tolist()
-    shown = html.pictures(sample_image(corpus, table.read(first + row)) for row in chosen)
+    shown = html.image_wall(sample_image(corpus, table.read(first + row)) for row in chosen)
     title = f"{line['source']} · {line['kind']} · {line['split']}"
     return section(title, shown, note=f"{len(chosen)} of {line['rows']:,} rows")
 

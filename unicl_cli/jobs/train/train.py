@@ -35,7 +35,7 @@ from unicl_cli.recipe.stages import stages_of
 from unicl_cli.runs.folder import CHECKPOINTS, ENVIRONMENT, META, OVERRIDES, RECIPE, RUN_LOCK
 
 
-class Request(NamedTuple):
+class TrainRequest(NamedTuple):
     """The options of the command line that are not in the recipe."""
 
     devices: str = "auto"
@@ -57,7 +57,7 @@ def environment(devices: str) -> dict[str, Any]:
 
 
 def train(
-    recipe: Recipe, run: Path, request: Request, stop: StopFlag, *, source: str, overrides: Sequence[str]
+    recipe: Recipe, run: Path, request: TrainRequest, stop: StopFlag, *, source: str, overrides: Sequence[str]
 ) -> None:
     """Train all stages of a recipe into ``run``; every rank calls it. ``stop`` has been installed."""
     stages = stages_of(recipe, run)
@@ -100,7 +100,7 @@ def lock_run(run: Path) -> Generator[None]:
                 lock.unlink(missing_ok=True)
 
 
-def write_source(run: Path, source: str, overrides: Sequence[str], request: Request) -> None:
+def write_source(run: Path, source: str, overrides: Sequence[str], request: TrainRequest) -> None:
     """Write the recipe as given, for people to read; unicl itself reads ``resolved.yaml``."""
     text = Path(source).read_text(encoding="utf-8") if Path(source).is_file() else f"extends: {source}\n"
     write_atomic(run / RECIPE, text)
@@ -112,7 +112,7 @@ def train_stage(
     recipe: Recipe,
     run: Path,
     start_from: str | None,
-    request: Request,
+    request: TrainRequest,
     accelerator: Any,
     stop: StopFlag,
     begin: Callable[[], None],

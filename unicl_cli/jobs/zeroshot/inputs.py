@@ -104,13 +104,13 @@ def is_url(name: str) -> bool:
 
 
 def read_image(
-    picture: ImageInput, transform: Callable[[bytes], Tensor], fetch: Callable[[str], bytes] | None = None
+    image: ImageInput, transform: Callable[[bytes], Tensor], fetch: Callable[[str], bytes] | None = None
 ) -> Tensor | str:
     """Read and transform an image: uint8 (3, H, W), or the problem in words; ``fetch`` None refuses URLs."""
-    if picture.problem is not None:
-        return picture.problem
+    if image.problem is not None:
+        return image.problem
     try:
-        return transform(read_bytes(picture, fetch))
+        return transform(read_bytes(image, fetch))
     except ImageError as error:
         return REASONS.get(error.reason, error.detail)
     except FetchError as error:
@@ -119,16 +119,16 @@ def read_image(
         return error.strerror or type(error).__name__
 
 
-def read_bytes(picture: ImageInput, fetch: Callable[[str], bytes] | None) -> bytes:
-    if is_url(picture.path):
+def read_bytes(image: ImageInput, fetch: Callable[[str], bytes] | None) -> bytes:
+    if is_url(image.path):
         if fetch is None:
             raise ImageError("url", "a URL: add --allow-url to download it")
-        return fetch(picture.path)
-    if picture.data is None:
-        with Path(picture.path).open("rb") as file:
+        return fetch(image.path)
+    if image.data is None:
+        with Path(image.path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     else:
-        data = picture.data
+        data = image.data
     if len(data) > MAX_BYTES:
         raise ImageError("too_large", f"more than {MAX_BYTES:,} bytes")
     return data

@@ -56,16 +56,16 @@ class Judge(NamedTuple):
         return p[:, : len(self.names)], p[:, -1] if self.options.none else None
 
     def rows(
-        self, pictures: Sequence[ImageInput], scores: Tensor, problems: Sequence[str | None]
+        self, images: Sequence[ImageInput], scores: Tensor, problems: Sequence[str | None]
     ) -> list[dict[str, Any]]:
         """Turn scores (n, C or C + 1) and problems into rows ``{"path", "label", "prob", "top", "error"}``."""
         found, none = self.probabilities(scores)
         found, cosines = found.cpu(), scores[:, : len(self.names)].cpu()
         values, order = best_classes(cosines, self.options.top_k)
         rows: list[dict[str, Any]] = []
-        for row, (picture, problem) in enumerate(zip(pictures, problems, strict=True)):
+        for row, (image, problem) in enumerate(zip(images, problems, strict=True)):
             if problem is not None:
-                rows.append({"path": picture.path, "label": None, "prob": None, "top": [], "error": problem})
+                rows.append({"path": image.path, "label": None, "prob": None, "top": [], "error": problem})
                 continue
             top = [
                 {
@@ -75,7 +75,7 @@ class Judge(NamedTuple):
                 }
                 for label, value in zip(order[row].tolist(), values[row].tolist(), strict=True)
             ]
-            answer = {"path": picture.path, "label": top[0]["label"], "prob": top[0]["prob"], "top": top, "error": None}
+            answer = {"path": image.path, "label": top[0]["label"], "prob": top[0]["prob"], "top": top, "error": None}
             rows.append(self.withhold_label(answer, None if none is None else round(float(none[row]), 6)))
         return rows
 
@@ -132,17 +132,17 @@ def places_of_rank(block: range) -> list[int]:
 
 
 def read_batches(
-    pictures: Iterable[ImageInput], work: Callable[[ImageInput], Tensor | str], batch: int, threads: int
+    images: Iterable[ImageInput], work: Callable[[ImageInput], Tensor | str], batch: int, threads: int
 ) -> Iterator[tuple[list[ImageInput], list[Tensor | str]]]:
     """Yield the images that all ranks answer together, and this rank's share of them, read.
 
     A single process takes them as they come in; several need the whole list first.
     """
     if world_size() == 1:
-        for part in BatchStream(pictures, work, batch, patience=PATIENCE, threads=threads):
-            yield [picture for picture, _ in part], [item for _, item in part]
+        for part in BatchStream(images, work, batch, patience=PATIENCE, threads=threads):
+            yield [image for image, _ in part], [item for _, item in part]
         return
-    listed = list(pictures)
+    listed = list(images)
     plan = split_blocks(len(listed), batch)
     mine = (listed[place] for block in plan for place in places_of_rank(block))
     for block, part in zip(plan, BatchStream(mine, work, batch, patience=None, threads=threads), strict=True):
@@ -151,7 +151,7 @@ def read_batches(
 
 def zeroshot(
     loaded: Loaded,
-    pictures: Iterable[ImageInput],
+    images: Iterable[ImageInput],
     judge: Judge,
     *,
     batch: int,
@@ -164,10 +164,10 @@ def zeroshot(
     blank = torch.zeros(3, *loaded.transform.size, dtype=torch.uint8)
     threads = 16 if fetch is not None else max(1, min(8, cores() // world_size()))
 
-    def work(picture: ImageInput) -> Tensor | str:
-        return read_image(picture, loaded.transform, fetch)
+    def work(image: ImageInput) -> Tensor | str:
+        return read_image(image, loaded.transform, fetch)
 
-    for block, part in read_batches(pictures, work, batch, threads):
+    for block, part in read_batches(images, work, batch, threads):
         scores = judge.scorer.scores(torch.stack([item if isinstance(item, Tensor) else blank for item in part]))
         scores = gather(scores)[: len(block)]
         problems = share_problems(part, scores.device)[: len(block)]
