@@ -26,7 +26,7 @@ from unicl_cli.inference.encoder import Encoder
 from unicl_cli.jobs.evaluate import evaluate, measure, validate
 from unicl_cli.jobs.evaluators import probe as probe_evaluator
 from unicl_cli.jobs.evaluators.build import make_evaluator
-from unicl_cli.jobs.evaluators.probe import ProbeOptions
+from unicl_cli.jobs.evaluators.options import ProbeOptions
 from unicl_cli.jobs.prepare.prepare import prepare
 from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.probe import probe

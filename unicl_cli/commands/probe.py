@@ -78,7 +78,7 @@ def probe(
 
     def work(accelerator: Any) -> None:
         from unicl_cli.evaluate.tables import probe_tables
-        from unicl_cli.jobs.evaluators.probe import ProbeOptions
+        from unicl_cli.jobs.evaluators.options import ProbeOptions
         from unicl_cli.jobs.probe import probe as job
 
         options = ProbeOptions(features.value, method.value, normalize, tuple(dict.fromkeys(shots or ())), seeds)

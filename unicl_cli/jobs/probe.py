@@ -12,7 +12,7 @@ from unicl_cli.jobs.evaluators.build import make_evaluator
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
-    from unicl_cli.jobs.evaluators.probe import ProbeOptions
+    from unicl_cli.jobs.evaluators.options import ProbeOptions
 
 
 def probe(

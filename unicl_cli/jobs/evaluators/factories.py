@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from annotated_types import Gt
+from typing import TYPE_CHECKING
 
 from unicl_cli.contracts import FeaturePoint
+from unicl_cli.jobs.evaluators.options import Count, Method, ProbeOptions
 
 if TYPE_CHECKING:
     from unicl_cli.contracts import Evaluator
     from unicl_cli.jobs.evaluators.zeroshot import KeepAnswers
-
-Method = Literal["logreg", "knn"]
-Count = Annotated[int, Gt(0)]
 
 
 def zeroshot(*, keep_answers: KeepAnswers | None) -> Evaluator:
@@ -39,6 +35,6 @@ def probe(
     seeds: Count = 3,
 ) -> Evaluator:
     """A simple classifier on the image features: trained on split train, tested on the split that is evaluated."""
-    from unicl_cli.jobs.evaluators.probe import ProbeEvaluator, ProbeOptions
+    from unicl_cli.jobs.evaluators.probe import ProbeEvaluator
 
     return ProbeEvaluator(ProbeOptions(features, method, normalize, shots, seeds))

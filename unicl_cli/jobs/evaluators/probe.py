@@ -17,11 +17,11 @@ from unicl_cli.evaluate.knn import neighbour_curve, vote_shares
 from unicl_cli.evaluate.logistic_regression import Point, fit_classifiers, measure_classifiers, sweep
 from unicl_cli.evaluate.tables import accuracy_figures
 from unicl_cli.inference.scorer import shorten_names
+from unicl_cli.jobs.evaluators.options import Method, ProbeOptions
 from unicl_cli.jobs.evaluators.rows import labels_of, limit_rows
 
 if TYPE_CHECKING:
-    from unicl_cli.contracts import EvalCorpus, EvalModel, FeaturePoint, Need
-    from unicl_cli.jobs.evaluators.factories import Method
+    from unicl_cli.contracts import EvalCorpus, EvalModel, Need
 
 VALIDATED = 4
 """Validation rows per class of a few-shot probe: a whole validation split would have more labels than train."""
@@ -47,20 +47,6 @@ class Examples(NamedTuple):
             torch.cat([self.targets, other.targets]),
             self.keys + other.keys,
         )
-
-
-class ProbeOptions(NamedTuple):
-    """Options of a probe.
-
-    ``features`` come from before or after the projection, with unit length if ``normalize``. ``shots`` are numbers of
-    training rows per class, each drawn ``seeds`` times; none means all rows of train.
-    """
-
-    features: FeaturePoint = "pre"
-    method: Method = "logreg"
-    normalize: bool = False
-    shots: tuple[int, ...] = ()
-    seeds: int = 3
 
 
 class Classifier(NamedTuple):
