@@ -43,7 +43,7 @@ def at_work(folder, digits, *more, before=(), command=UNICL):
 
 @pytest.mark.parametrize(
     ("number", "more"),
-    [(signal.SIGTERM, []), (signal.SIGINT, []), (signal.SIGUSR1, ["data.workers=1"])],
+    [(signal.SIGTERM, []), (signal.SIGUSR1, ["data.workers=1"])],  # SIGINT: the second Ctrl-C below
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_a_signal_stops_all_with_a_checkpoint(tmp_path, digits, number, more):
@@ -102,7 +102,7 @@ def test_a_rank_that_fails_is_named_once(tmp_path, digits, how, said):
         time.sleep(0.2)
     code, _, err = ended(process)
     assert code == 1
-    assert err.endswith(f"error: {said}\n  hint: the same command goes on from the last checkpoint\n")
+    assert err.endswith(f"error: {said}\n  hint: run the same command again to continue from the last checkpoint\n")
     assert err.count("Traceback") == err.count("RuntimeError: the cat ate rank one") == (how == "raise"), err
     assert len(below) >= 2
     assert gone(below)

@@ -305,7 +305,7 @@ def test_a_name_on_the_hub_is_fetched_once_and_then_taken_from_the_cache(tmp_pat
     once_more = command("--labels", "hf:org/pets", "-o", "b", tmp_path=tmp_path, port=port)
     assert (once_more.returncode, "downloading" in once_more.stderr) == (0, False)
     away = command("--labels", "hf:org/pets", "-o", "c", tmp_path=tmp_path, port=9)
-    assert "hint: HF_HUB_OFFLINE=1 before the command takes it from the cache" in away.stderr
+    assert "set HF_HUB_OFFLINE=1 to read it from the cache" in away.stderr
     plans = [json.loads((tmp_path / out / "plan.json").read_bytes()) for out in ("a", "b")]
     assert plans[0] == plans[1]
 
@@ -314,12 +314,17 @@ def test_a_name_on_the_hub_is_fetched_once_and_then_taken_from_the_cache(tmp_pat
 @pytest.mark.parametrize(
     ("src", "refusal", "said", "hint"),
     [
-        ("hf:org/pets", (401, "RepoNotFound", ""), "is not on the hub, or is private", "hf auth login"),
-        ("hf:org/none", None, "is not on the hub, or is private", "check the name"),
-        ("hf:org/pets", (403, "GatedRepo", ""), "is gated", "accept them at https://huggingface.co/datasets/org/pets"),
-        ("hf:org/pets", (401, "GatedRepo", "/resolve/"), "is gated", "hf auth login"),
+        ("hf:org/pets", (401, "RepoNotFound", ""), "not on the hub, or private", "hf auth login"),
+        ("hf:org/none", None, "not on the hub, or private", "check the name"),
+        (
+            "hf:org/pets",
+            (403, "GatedRepo", ""),
+            "gated: its terms have to be accepted",
+            "accept them at https://huggingface.co/datasets/org/pets",
+        ),
+        ("hf:org/pets", (401, "GatedRepo", "/resolve/"), "gated: its terms have to be accepted", "hf auth login"),
         ("hf:org/pets", (200, "", "/pets.py"), "scripts are no longer supported", "?revision=refs/convert/parquet"),
-        ("hf:org/pets", (500, "", ""), "the hub answers with status 500", "try again later"),
+        ("hf:org/pets", (500, "", ""), "the hub answered with status 500", "try again later"),
         ("hf:org/pets?revision=v9", None, "has no revision 'v9'", "/tree/main"),
         ("hf:org/pets?config=big", None, "`datasets` cannot read it: BuilderConfig 'big' not found", "?config=NAME"),
         (
