@@ -47,7 +47,7 @@ def test_two_processes_go_back_together_and_end_where_one_does(unicl):
     for name, processes in (("one", 1), ("two", 2)):
         code, err = unicl(name, processes, *changes)
         assert code == 0, err
-        assert err.count("back to step 25, without the samples of 5 steps") == 1
+        assert err.count("back to step 25; skipping the samples of 5 steps") == 1
     assert far("one", "two") < 1e-4
     assert [row["step"] for row in lines("two")] == list(range(1, 37))
     assert [row["positives"] for row in lines("two")] == [row["positives"] for row in lines("one")]

@@ -157,7 +157,7 @@ def test_graphs_at_any_size_give_what_the_commands_give(trained: Path, tmp_path:
 def test_a_graph_that_differs_is_not_written(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     loaded = load_model(str(trained))
     image = build_graphs(loaded, ())["image.onnx"]._replace(tolerance=-1.0)
-    monkeypatch.setattr("unicl_onnx.export.graphs", lambda loaded, classes: {"image.onnx": image})
+    monkeypatch.setattr("unicl_onnx.export.build_graphs", lambda loaded, classes: {"image.onnx": image})
     with pytest.raises(UniclError, match=r"image\.onnx differs from the model by .*, more than -1\.0e\+00") as caught:
         export(loaded, tmp_path / "out", (), opset=18)
     assert caught.value.exit_code == 1

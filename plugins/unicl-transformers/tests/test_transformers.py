@@ -290,7 +290,7 @@ def test_a_run_is_loaded_and_goes_on_without_the_original(published, corpus, tmp
     if name == "clip":
         changes = ["model.text.dropout=0.1", f"model.text.model={published[name]}"]
         assert main([*(word for word in train if word != "-q"), str(tmp_path / "dropped"), *changes]) == 0
-        assert "equal texts are encoded once a row: the text tower has dropout" in capfd.readouterr().err
+        assert "equal texts are encoded once per row: the text tower has dropout" in capfd.readouterr().err
     if name == "bert":
         capfd.readouterr()
         assert main(["eval", str(tmp_path / "run"), "--json"]) == 0
