@@ -89,7 +89,7 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pages speak of: images, lists, a corpus, runs, all small."""
+    """Everything that the pages name: images, lists, a corpus, runs, all small."""
     root = tmp_path_factory.mktemp("docs")
     for shade, kind in enumerate(("red fox", "salt & pepper", "tench", "cat", "dog")):
         for number in range(44):

@@ -94,7 +94,7 @@ def test_a_corpus_is_counted_row_by_row(place, capsys):
     assert facts["captions"]["distinct"] == 4  # case and a final period make no other text
     assert facts["captions"]["tokens"]["max"] == max(int(clip_tokenizer(77)([text]).shape[1]) for text in texts)
     assert [entry["keys"] for entry in facts["colliding_names"]] == [["a/sea lion", "b/sea-lion"]]
-    # one is a dog and also the image of a caption, which is no second label
+    # one is a dog and also the image of a caption, which is not a second label
     assert (facts["duplicates"]["rows"], facts["duplicates"]["pictures_with_several_labels"]) == (2, 1)
     assert facts["concepts"]["labels"] == {"pictures": 21, "concepts": 4, "pictures_per_concept": 21 / 4}
 

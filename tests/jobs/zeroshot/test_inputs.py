@@ -1,4 +1,4 @@
-"""What `zeroshot` reads: lists as they come in, folders, URLs, single images; and the batches it makes of them."""
+"""The inputs of `zeroshot`: lists as they come in, folders, URLs, single images; and the batches it makes of them."""
 
 import os
 import sys

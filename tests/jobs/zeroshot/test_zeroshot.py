@@ -29,7 +29,7 @@ def rows(loaded: Loaded, inputs: list[str], classes: str | None = "cat,dog,bird"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Seven noisy images in two folders, one that is no image, a file of another kind, a hidden one."""
+    """Seven noisy images in two folders, one that is not an image, a file of another kind, a hidden one."""
     for number in range(7):
         path = tmp_path / "pics" / ("sub" if number % 2 else ".") / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

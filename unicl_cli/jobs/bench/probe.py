@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,15 +29,6 @@ ENOUGH = 1e-6
 TOLERANCES = [10.0**-power for power in range(4, 11)]
 STRENGTHS = [10.0**power for power in range(-6, 7, 2)]
 SHAPES = {"gaussian": (2000, 128, 20), "few-rows": (160, 256, 10)}
-
-
-class Problem(NamedTuple):
-    """Rows (n, d), their classes, the optimum at each of STRENGTHS, and the ``tol`` that scikit-learn needs there."""
-
-    x: Array
-    y: Labels
-    best: list[float]
-    tol: list[float]
 
 
 def cases(request: Request) -> list[Case]:
