@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         EvalModel,
         EvalRows,
         Evaluator,
+        Extent,
         Features,
         LogitScale,
         Loss,
@@ -50,6 +51,7 @@ _HOME = {
         *(
             "EvalRows",
             "Evaluator",
+            "Extent",
             "Features",
             "LogitScale",
             "Loss",
@@ -89,6 +91,7 @@ __all__ = [
     "EvalModel",
     "EvalRows",
     "Evaluator",
+    "Extent",
     "Features",
     "Loaded",
     "LogitScale",

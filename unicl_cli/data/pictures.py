@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from unicl_cli.contracts import Extent
+
 MAX_PIXELS = 64_000_000
 """An image with more pixels is refused from its header alone: 192 MB as RGB."""
 MAX_BYTES = 8 * MAX_PIXELS
@@ -72,6 +74,15 @@ def read_file(path: Path) -> bytes:
     if found.st_size > MAX_BYTES:
         raise ImageError("bomb", f"{path} has {found.st_size} bytes")
     return path.read_bytes()
+
+
+def file_extent(path: Path) -> Extent | None:
+    """Return the extent of an image that is a file of its own; None if `read_file` would refuse it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return Extent(str(path), 0, found.st_size) if stat.S_ISREG(found.st_mode) and found.st_size <= MAX_BYTES else None
 
 
 def decode(data: bytes) -> Image.Image:

@@ -47,7 +47,7 @@ def join_lines(lines: Iterable[Line], read: LineReading, *, path: str, id_column
     """
     images: dict[str, _Image] = {}
     owners: dict[str, str] = {}
-    counts = dict.fromkeys(("equal", "merged"), 0)
+    counts = {"equal": 0, "merged": 0}
     moved: set[str] = set()
     conflicts: dict[str, str] = {}
     ids_repeat = several_ids = False

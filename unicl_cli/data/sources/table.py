@@ -4,11 +4,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
-from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.data.pictures import ImageError, read_file
+from unicl_cli.contracts import NO_LABEL, ClassName, Extent, Row
+from unicl_cli.data.pictures import ImageError, file_extent, read_file
 from unicl_cli.data.sources.folder import SPLITS
 from unicl_cli.data.sources.join_lines import LineReading, join_lines
 from unicl_cli.data.sources.list_readers import (
@@ -108,6 +108,10 @@ class Table:
         except OSError:
             return -1
 
+    def extent(self, row: Row) -> Extent | None:
+        inside = not row.ref or row.ref.startswith("row:")
+        return None if inside else file_extent(self._file(row.ref))
+
     def _file(self, ref: str) -> Path:
         r"""Return the path relative to the list; one written on Windows (``cat\1.jpg``) works everywhere."""
         file = self.path.parent / ref
@@ -178,7 +182,7 @@ class Table:
         """Rows by split, made once after ``classes`` and ``splits``; then the lines, 400 bytes each, are freed."""
         _ = self.splits
         numbers = {c.key: number for number, c in enumerate(self.classes)}
-        read = LineReading(self._image, self._split, lambda line: self._label(line, numbers))
+        read = LineReading(self._image, self._split, partial(self._label, numbers=numbers))
         joined = join_lines(self._lines, read, path=self.path.name, id_column=self.columns.key)
         self.notes += joined.notes
         del self._lines
@@ -208,11 +212,21 @@ class Table:
             f"use a number from 0 to {len(numbers) - 1}, -1 for no label, or a name from the list of classes",
         )
 
+    @cached_property
+    def _whole_split(self) -> str | None:
+        """The split of all lines, if ``split`` names one instead of a column."""
+        named = self.chosen.split
+        return SPLITS.get(named.lower()) if named is not None and named not in self.reader.columns else None
+
     def _split(self, line: Line) -> str:
+        if self._whole_split:
+            return self._whole_split
         return SPLITS.get(line.split.lower(), line.split) if line.split else "train"
 
     def _column(self, role: str) -> str | None:
         chosen = getattr(self.chosen, role)
+        if role == "split" and self._whole_split:
+            return None
         if chosen is None:
             return next((c for word in NAMES[role].split() for c in self.reader.columns if c.lower() == word), None)
         if chosen in self.reader.columns:
