@@ -100,21 +100,12 @@ class Row(NamedTuple):
     label: int
 
 
-class Extent(NamedTuple):
-    """The bytes of an image inside a file: ``size`` bytes from ``offset`` on."""
-
-    path: str
-    offset: int
-    size: int
-
-
 class DatasetSource(Protocol):
     """The object a ``unicl.datasets`` factory returns. ``templates``: templates, or the name of a list (`clip80`).
 
-    Optional attributes: ``media`` (``("audio", "depth")``), the keys that ``read`` may return beside "image";
-    ``stamp(row) -> int``, which tells an edited row from the planned one without reading it; ``extent(row) -> Extent |
-    None``, the place of the row's image, with which equal images are found without reading all (None: no such place,
-    `read` is called); and ``notes``, lines for `prepare` to print.
+    Optional: ``media`` (``("audio", "depth")``), what ``read`` returns beside "image"; ``stamp(row) -> int``, to tell an
+    edited row from the planned one; ``extent(row)``, the place of an image (`Extent`), to compare images by few reads
+    (None: by `read`); and ``notes``, lines for `prepare` to print.
     """
 
     @property

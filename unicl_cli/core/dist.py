@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from unicl_cli.core.recompute import units_of
+from unicl_cli.core.recompute import recomputable_units
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 FAKE = "torch.testing._internal.distributed.fake_pg"
 """Registers the backend `fake`: a process group without the other processes."""
+FAKE_SHAPES = "torch.distributed._tools.fake_collectives"
+"""Registers the shapes of the collectives for tensors without numbers."""
 # torch 2.14 warns of the older names, which are all that torch 2.6 has
 _all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
@@ -169,6 +171,7 @@ def pretend_world(world: int) -> Generator[None]:
     if world == 1:
         yield
         return
+    importlib.import_module(FAKE_SHAPES)  # torch 2.10 does not load it by itself
     dist.init_process_group("fake", rank=0, world_size=world, store=importlib.import_module(FAKE).FakeStore())
     try:
         yield
@@ -199,7 +202,7 @@ def shard(step: nn.Module, device: str | None = None) -> nn.Module:
     # torch caches the group of equal meshes; the name keeps the mesh of a rehearsal apart
     name = cast("dist.ProcessGroup", dist.group.WORLD).group_name
     mesh = init_device_mesh(device or _home().type, (world_size(),), mesh_dim_names=(f"ranks of {name}",))
-    for unit in units_of(step):
+    for unit in recomputable_units(step):
         fully_shard(unit, mesh=mesh)
     fully_shard(step, mesh=mesh)
     register_fsdp_forward_method(step, "call")

@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from unicl_cli.contracts import Extent
-
 MAX_PIXELS = 64_000_000
 """An image with more pixels is refused from its header alone: 192 MB as RGB."""
 MAX_BYTES = 8 * MAX_PIXELS
@@ -56,6 +54,14 @@ class ImageError(ValueError):
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
+class Extent(NamedTuple):
+    """The bytes of an image inside a file: ``size`` bytes from ``offset`` on."""
+
+    path: str
+    offset: int
+    size: int
+
+
 class Examined(NamedTuple):
     """An image as a corpus stores it: ``width`` and ``height`` are upright, ``phash`` has 64 bits, signed."""
 
@@ -88,7 +94,7 @@ def file_extent(path: Path) -> Extent | None:
 def decode(data: bytes) -> Image.Image:
     """Decode the first frame to RGB: EXIF orientation applied, alpha on white, 16 bits scaled to 8. ImageError."""
     image = open_image(data)
-    return _finish(image)
+    return _load_pixels(image)
 
 
 def examine(data: bytes, size: int | None, min_side: int = 0) -> Examined:
@@ -101,10 +107,10 @@ def examine(data: bytes, size: int | None, min_side: int = 0) -> Examined:
         raise ImageError("too_small", f"{image.width} x {image.height} pixels")
     animated = image.format in _ANIMATED and bool(getattr(image, "is_animated", False))
     if size is None or min(image.size) <= size:
-        pixels = _finish(image)
+        pixels = _load_pixels(image)
     else:
         image.draft("RGB", (size, size))  # libjpeg then decodes at 1/2, 1/4 or 1/8, never below the size
-        pixels = _shrink(_finish(image), size)
+        pixels = _shrink(_load_pixels(image), size)
         if max(pixels.size) > LONGEST_SIDE:
             raise ImageError("unsupported_format", f"{pixels.width} x {pixels.height} pixels: too long for a JPEG")
         data = _encode_jpeg(pixels)
@@ -150,7 +156,7 @@ def _refusal_reason(data: bytes, error: Exception) -> str:
     return "not_image"
 
 
-def _finish(image: Image.Image) -> Image.Image:
+def _load_pixels(image: Image.Image) -> Image.Image:
     try:
         image.load()
     except Exception as error:

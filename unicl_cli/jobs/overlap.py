@@ -21,7 +21,7 @@ from unicl_cli.runs.folder import META, RESOLVED, find_run
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from unicl_cli.data.corpus import Corpus, Table
+    from unicl_cli.data.corpus import Corpus, RowTable
 
 
 LOCAL = "local-dir:"
@@ -65,7 +65,7 @@ def trained_images(item: TrainData, labels: float | str) -> Iterator[NDArray[np.
             yield from _chosen(table, select_rows(table, 1.0 if item.fraction is None else item.fraction, item.limit))
 
 
-def _chosen(table: Table, rows: NDArray[np.int64] | None) -> Iterator[NDArray[np.uint64]]:
+def _chosen(table: RowTable, rows: NDArray[np.int64] | None) -> Iterator[NDArray[np.uint64]]:
     first = 0
     for hashes in table.image_hashes():
         if rows is None:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from toys import prepared, put
 
-from unicl_cli.contracts import Extent, Row
+from unicl_cli.contracts import Row
 from unicl_cli.data.corpus import open_corpus
+from unicl_cli.data.pictures import Extent
 from unicl_cli.jobs.prepare.holdout import FILE, apportion, choose_evenly
 from unicl_cli.jobs.prepare.image_groups import UNREADABLE, RowList, number_images
 

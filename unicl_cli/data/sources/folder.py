@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from unicl_cli.contracts import NO_LABEL, ClassName, Extent, Row
-from unicl_cli.data.pictures import SUFFIXES, file_extent, read_file
+from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.data.pictures import SUFFIXES, Extent, file_extent, read_file
 from unicl_cli.errors import UniclError
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

@@ -10,7 +10,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from unicl_cli.contracts import NO_LABEL, ClassName, Extent, Row
+from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.data.pictures import Extent
 from unicl_cli.data.sources.data_dirs import find_file
 from unicl_cli.errors import UniclError
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
-from unicl_cli.contracts import NO_LABEL, ClassName, Extent, Row
-from unicl_cli.data.pictures import ImageError, file_extent, read_file
+from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.data.pictures import Extent, ImageError, file_extent, read_file
 from unicl_cli.data.sources.folder import SPLITS
 from unicl_cli.data.sources.join_lines import LineReading, join_lines
 from unicl_cli.data.sources.list_readers import (
@@ -191,10 +191,15 @@ class Table:
     def _image(self, line: Line) -> str:
         """Return the identity of a line's image: its path, or its bytes in a Parquet list of captions."""
         if not line.ref.startswith("row:"):
-            return os.path.normpath(self._file(line.ref))
+            windows = "\\" in line.ref
+            return os.path.normpath(self._file(line.ref) if windows else os.path.join(self._folder, line.ref))  # noqa: PTH118
         if self.kind != "captions":
             return line.ref  # data sets of labels repeat an image now and then, also with another label
         return self._digests[int(line.ref[4:])]
+
+    @cached_property
+    def _folder(self) -> str:
+        return str(self.path.parent)
 
     @cached_property
     def _digests(self) -> list[str]:

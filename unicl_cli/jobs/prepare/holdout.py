@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from unicl_cli.contracts import NO_LABEL, DatasetSource, Row
 from unicl_cli.core.files import write_atomic
 from unicl_cli.jobs.prepare.image_groups import RowList, number_images
-from unicl_cli.jobs.prepare.request import Options
+from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.rows import Adoption
 from unicl_cli.jobs.prepare.shards import json_bytes
 
@@ -99,7 +99,9 @@ class Holdout(NamedTuple):
         return {name: {split: order.tolist() for split, order in of.items()} for name, of in self.moved.items()}
 
 
-def hold_out(sources: Sequence[ReadSource], options: Options, out: Path, *, compare: bool = True) -> Holdout:
+def hold_out(
+    sources: Sequence[ReadSource], options: PrepareOptions, out: Path | None, *, compare: bool = True
+) -> Holdout:
     """Choose the split of every row of the open sources, or read the choice that an earlier command saved in ``out``.
 
     Without ``compare`` no image is read: equal images at different places may then be on different sides.
@@ -111,7 +113,7 @@ def hold_out(sources: Sequence[ReadSource], options: Options, out: Path, *, comp
     }
     if not _is_needed(sources, options):
         return Holdout({}, {}, basis)
-    if saved := _read(out, basis):
+    if out is not None and (saved := _read(out, basis)):
         return saved
     lists = [RowList(source.source, rows) for source in sources for rows in source.rows.values()]
     numbers = iter(number_images(lists, compare=compare))
@@ -127,13 +129,13 @@ def hold_out(sources: Sequence[ReadSource], options: Options, out: Path, *, comp
     return Holdout({n: of for n, of in moved.items() if of}, {n: of for n, of in followed.items() if of}, basis)
 
 
-def _is_needed(sources: Sequence[ReadSource], options: Options) -> bool:
+def _is_needed(sources: Sequence[ReadSource], options: PrepareOptions) -> bool:
     is_open = [source for source in sources if source.is_open]
     others = {split for source in sources if not source.is_open for split in source.rows}
     return bool(is_open) and (bool(others - {TRAIN}) or any(_gives(source, options) for source in is_open))
 
 
-def _gives(source: ReadSource, options: Options) -> bool:
+def _gives(source: ReadSource, options: PrepareOptions) -> bool:
     """Return whether the images of a source may be chosen for `val`."""
     if options.holdout is None:
         return source.is_open and len(source.rows[TRAIN]) >= MIN_ROWS
@@ -156,7 +158,7 @@ class _Choice:
     """The split of every image: ``given`` by a source's own splits, or ``chosen`` for `val`."""
 
     def __init__(
-        self, sources: Sequence[ReadSource], images: Mapping[str, Mapping[str, Numbers]], options: Options
+        self, sources: Sequence[ReadSource], images: Mapping[str, Mapping[str, Numbers]], options: PrepareOptions
     ) -> None:
         count = 1 + max(int(of.max(initial=-1)) for own in images.values() for of in own.values())
         self.names, self.given = _given_splits(sources, images, count)

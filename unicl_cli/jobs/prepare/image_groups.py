@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from unicl_cli.contracts import DatasetSource, Extent, Row
+from unicl_cli.contracts import DatasetSource, Row
+from unicl_cli.data.pictures import Extent
 from unicl_cli.jobs.prepare.progress import Progress
 
 UNREADABLE = -1

@@ -22,7 +22,7 @@ from unicl_cli.data.sources.resolve import SourceSpec, open_source
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.holdout import TRAIN, Holdout, ReadSource, hold_out
-from unicl_cli.jobs.prepare.request import Options
+from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.rows import Adoption, Rows
 from unicl_cli.jobs.prepare.shards import MediaError, Unit, Work, media_of, stored_media
 
@@ -44,7 +44,7 @@ class PlannedSource(NamedTuple):
 class CorpusPlan(NamedTuple):
     """The open sources, merged classes and options; computed at every start and compared with `plan.json`."""
 
-    options: Options
+    options: PrepareOptions
     sources: list[PlannedSource]
     classes: tuple[ClassName, ...]
     templates: tuple[str, ...] | str
@@ -71,7 +71,7 @@ class CorpusPlan(NamedTuple):
             **options,
             "seed": None if self.options.keep_order else SEED,
             "templates": self.templates if isinstance(self.templates, str) else list(self.templates),
-            "classes": _digest([list(c) for c in self.classes]),
+            "classes": _hash_json([list(c) for c in self.classes]),
             **({"validation": facts} if (facts := self.holdout.facts()) else {}),
             "sources": described,
         }
@@ -108,7 +108,9 @@ class CorpusPlan(NamedTuple):
         return next(planned for planned in self.sources if planned.spec.name == name)
 
 
-def make_plan(specs: Sequence[SourceSpec], options: Options, out: Path, *, compare: bool = True) -> CorpusPlan:
+def make_plan(
+    specs: Sequence[SourceSpec], options: PrepareOptions, out: Path | None = None, *, compare: bool = True
+) -> CorpusPlan:
     """Open every source, merge classes, hold out validation rows, permute. UniclError for bad rows or labels.
 
     Equal images are told apart by their bytes, or as an earlier command saved it in ``out``; without ``compare`` only
@@ -172,7 +174,7 @@ def _read_source(spec: SourceSpec, source: DatasetSource, ids: dict[str, int]) -
     return ReadSource(spec.name, source, adoption, rows, _fingerprint(source, raw))
 
 
-def _plan_source(spec: SourceSpec, read: ReadSource, holdout: Holdout, options: Options) -> PlannedSource:
+def _plan_source(spec: SourceSpec, read: ReadSource, holdout: Holdout, options: PrepareOptions) -> PlannedSource:
     rows = {
         split: Rows(
             read.rows.get(split, read.rows.get(TRAIN, ())), _permute(order, spec, split, options), read.adoption
@@ -209,7 +211,7 @@ def _is_integer(label: object) -> bool:
     return isinstance(label, int) and not isinstance(label, bool)  # plugins may hand out anything
 
 
-def _permute(order: NDArray[np.int64], spec: SourceSpec, split: str, options: Options) -> NDArray[np.int64]:
+def _permute(order: NDArray[np.int64], spec: SourceSpec, split: str, options: PrepareOptions) -> NDArray[np.int64]:
     """Permute the rows, so that a shard mixes the classes, and cut them to the limit."""
     if not options.keep_order and len(order):
         order = order[Permutation(len(order), f"{SEED}/{spec.name}/{spec.kind}/{split}")(np.arange(len(order)))]
@@ -238,7 +240,7 @@ def _try_to_read(source: DatasetSource, row: Row) -> Mapping[str, bytes]:
         return {}
 
 
-def _cut_into_units(planned: PlannedSource, options: Options) -> list[Unit]:
+def _cut_into_units(planned: PlannedSource, options: PrepareOptions) -> list[Unit]:
     mean = _mean_bytes(planned, options.size)
     unit_rows = min(8192, max(64, int(options.shard_mb * 1e6 / mean)))
     if unit_rows > 256:
@@ -304,7 +306,7 @@ def _choose_templates(
     return kinds.pop() if len(kinds) == 1 else "clip80"
 
 
-def _digest(value: Any) -> str:
+def _hash_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
