@@ -103,9 +103,9 @@ class Row(NamedTuple):
 class DatasetSource(Protocol):
     """The object a ``unicl.datasets`` factory returns. ``templates``: templates, or the name of a list (`clip80`).
 
-    Optional: ``media`` (``("audio", "depth")``), what ``read`` returns beside "image"; ``stamp(row) -> int``, to tell an
-    edited row from the planned one; ``extent(row)``, the place of an image (`Extent`), to compare images by few reads
-    (None: by `read`); and ``notes``, lines for `prepare` to print.
+    Optional: ``media`` (``("audio", "depth")``), what ``read`` returns beside "image"; ``stamp(row) -> int``, to tell
+    an edited row from the planned one; ``extent(row)``, an image's place (`Extent`), to compare images by few reads;
+    and ``notes``, lines for `prepare` to print.
     """
 
     @property
