@@ -84,5 +84,13 @@ def test_eval_and_train_say_how_many(corpora, capsys):
         assert json.loads(capsys.readouterr().out)["data"][0]["trained_on"] == 5
 
 
+def test_a_mixture_in_open_clips_layout_names_its_runs(corpora):
+    whole = recipe(corpora / "r.yaml", "train: [{corpus: labels}]")
+    put(corpora / "runs/a", {"resolved.yaml": whole.read_bytes(), "meta.json": b"{}"})
+    mixed = {"mixed": {"old": "hf-hub:a/b", "new": "runs/a", "alpha": 0.5}}
+    put(corpora / "mixed", {"meta.json": json.dumps(mixed).encode()})
+    assert [found.data.train[0].corpus for found in recipes_of("local-dir:mixed")] == ["labels"]
+
+
 def test_a_model_without_a_run_says_nothing():
     assert recipes_of("hf-hub:a/b") == recipes_of("nowhere") == []

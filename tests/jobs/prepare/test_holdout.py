@@ -72,6 +72,14 @@ def test_an_image_is_on_one_side_in_every_source_and_each_class_gives_its_share(
     assert "photos: no validation split: moved 11 of 111 rows to 'val', by image and evenly over the classes" in err
 
 
+def test_a_class_that_only_one_source_knows_keeps_an_image_in_train(photos, tmp_path, capsys):
+    lines = [f"photos/a/{k}.png,{'rare' if k < 3 else 'common'}\n" for k in range(60)]
+    (tmp_path / "more.csv").write_text("image,label\n" + "".join(lines))
+    argv = ("--labels", photos / "photos", "--labels", tmp_path / "more.csv", "-o", tmp_path / "c", "--holdout", 0.9)
+    prepared(capsys, *argv)
+    assert min(open_corpus(tmp_path / "c").manifest["class_counts"]["train"]) >= 1
+
+
 def test_small_sources_give_nothing_but_follow_the_others(photos, tmp_path, capsys):
     put(tmp_path / "big", {f"z/{k}.png": picture(k) for k in range(240)})
     report, _ = prepared(
@@ -135,10 +143,16 @@ def test_the_same_command_continues_without_reading_the_images_again(photos, tmp
     assert {f: f.read_bytes() for f in (tmp_path / "c").rglob("*") if f.is_file()} == whole
     (tmp_path / "c" / FILE).write_text("{")  # it can be found again
     assert prepared(capsys, *argv)[0] == first
-    # images that changed at the same size: what was found for the plan holds
-    one, other = (photos / "photos/a" / f"{n}.png" for n in (0, 1))
-    assert one.stat().st_size == other.stat().st_size
+    # images that changed at their size unseen: what the plan was made with holds, and can no longer be found again
+    held = {row for shard in (tmp_path / "c/data/val").iterdir() for row in pq.read_table(shard)["key"].to_pylist()}
+    inside, outside = ([n for n in range(60) if (f"photos:a/{n}.png" in held) == side] for side in (True, False))
+    files = [(photos / f"photos/a/{one}.png", photos / f"photos/a/{other}.png") for one in inside for other in outside]
+    val, train = next(pair for pair in files if pair[0].stat().st_size == pair[1].stat().st_size)
+    train.write_bytes(val.read_bytes())
     assert prepared(capsys, *argv)[0] == first
+    (tmp_path / "c" / FILE).unlink()
+    _, err = prepared(capsys, *argv, code=2)
+    assert "was started with another plan" in err
     _, err = prepared(capsys, *argv[:-1], 0.2, code=2)
     assert "holdout: 0.1 -> 0.2" in err
 

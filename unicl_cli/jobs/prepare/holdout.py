@@ -91,7 +91,9 @@ class Holdout(NamedTuple):
                     )
 
     def save(self, out: Path) -> None:
-        """Write FILE, so that a later command need not read the images again."""
+        """Write FILE unless it is there, so that a later command need not read the images again."""
+        if not self.moved or _read(out, self.basis):
+            return
         document = {"basis": self.basis, "moved": self._lists(), "followed": self.followed}
         write_atomic(out / FILE, json_bytes(document))
 

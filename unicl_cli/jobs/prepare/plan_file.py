@@ -34,14 +34,14 @@ def agree_on_plan(plan: CorpusPlan, out: Path, *, allow_version_mix: bool) -> tu
     """
     new = plan.document()
     if not (out / PLAN).is_file():
-        if plan.holdout.moved:
-            plan.holdout.save(out)
+        plan.holdout.save(out)
         units = plan.units()
         new["units"] = [unit._asdict() for unit in units]
         write_atomic(out / PLAN, json_bytes(new))
         return new, units
     old = read_plan(out)
     check_same_plan(out, old, new)
+    plan.holdout.save(out)
     if old["versions"] != new["versions"] and not allow_version_mix and not (out / MANIFEST).is_file():
         raise UniclError(
             f"{out}: was started with other versions ({_format(old['versions'])}; now {_format(new['versions'])})",
