@@ -10,10 +10,9 @@ from pathlib import Path, PurePosixPath
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.pictures import SUFFIXES, read_file
+from unicl_cli.data.sources.splits import split_of
 from unicl_cli.errors import UniclError
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Folder name or list cell -> name of the split in a corpus."""
 LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 """File name suffixes of lists."""
 ARCHIVES = (".tar", ".gz", ".tgz", ".zip")
@@ -42,12 +41,12 @@ class Folder:
             ) from error
         tops = {file.parts[0] for file in found if len(file.parts) > 1}
         splits: dict[str, list[PurePosixPath]] = defaultdict(list)
-        in_splits = bool(tops) and tops <= set(SPLITS)
+        in_splits = bool(tops) and all(split_of(top) for top in tops)
         for file in found:
             if not in_splits:
                 splits["train"].append(file)
             elif len(file.parts) > 1:  # a README or a list beside the splits belongs to none of them
-                splits[SPLITS[file.parts[0]]].append(file)
+                splits[split_of(file.parts[0]) or "train"].append(file)
         if not any(_is_image(file) for file in found):
             raise UniclError(f"{self.path}: no images in this folder", self._suggest_hint())
         return {split: sorted(files, key=str) for split, files in splits.items()}
@@ -62,7 +61,7 @@ class Folder:
 
     @cached_property
     def in_splits(self) -> bool:
-        return all(file.parts[0] in SPLITS for files in self.files.values() for file in files)
+        return all(split_of(file.parts[0]) for files in self.files.values() for file in files)
 
     @property
     def splits(self) -> Sequence[str]:

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.pictures import SUFFIXES, ImageError, read_file
-from unicl_cli.data.sources.folder import SPLITS
 from unicl_cli.data.sources.hub import commit_of, datasets_cache, gated, hf_home, page
+from unicl_cli.data.sources.splits import split_of
 from unicl_cli.data.sources.table import NAMES, read_class_names, spoken_name
 from unicl_cli.errors import UniclError, is_live, is_quiet
 
@@ -73,7 +73,7 @@ class HubData:
     @cached_property
     def _names(self) -> dict[str, str]:
         """Split name in the corpus -> in the data set."""
-        ours = {SPLITS.get(name, name): name for name in self.loaded.files}
+        ours = {split_of(name) or name: name for name in self.loaded.files}
         return ours if len(ours) == len(self.loaded.files) else {name: name for name in self.loaded.files}
 
     @cached_property

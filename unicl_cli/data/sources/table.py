@@ -8,7 +8,6 @@ from pathlib import Path
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.pictures import ImageError, read_file
-from unicl_cli.data.sources.folder import SPLITS
 from unicl_cli.data.sources.list_readers import (
     URL_FAULT,
     Columns,
@@ -18,6 +17,7 @@ from unicl_cli.data.sources.list_readers import (
     looks_like_image,
     open_reader,
 )
+from unicl_cli.data.sources.splits import split_of
 from unicl_cli.errors import UniclError
 
 MAX_BAD = 0.05
@@ -211,7 +211,7 @@ class Table:
         )
 
     def _split(self, line: Line) -> str:
-        return SPLITS.get(line.split.lower(), line.split) if line.split else "train"
+        return (split_of(line.split) or line.split) if line.split else "train"
 
     def _column(self, role: str) -> str | None:
         chosen = getattr(self.chosen, role)
