@@ -59,17 +59,20 @@ class _Cells(NamedTuple):
     cells: list[str]
 
 
-def read_class_file(path: str, *, prompts: bool = False) -> NameList:
-    """Read a file of class names in any form. UniclError if it cannot be read, or is doubtful."""
-    file = Path(path).expanduser()
+def read_class_file(path: str, origin: str | None = None, *, prompts: bool = False) -> NameList:
+    """Read a file of class names in any form; messages call it ``origin``. UniclError if it is doubtful or unreadable.
+
+    For ``prompts``, see ``parse_class_text``.
+    """
+    file, origin = Path(path).expanduser(), origin or path
     if not file.is_file():
-        raise UniclError(f"{path}: no such file of class names", FORMS)
+        raise UniclError(f"{origin}: no such file of class names", FORMS)
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UniclError(f"{path}: cannot be read: {reason}", "save class names as UTF-8 text") from error
-    return parse_class_text(text, path, file.suffix.lower(), prompts=prompts)
+        raise UniclError(f"{origin}: cannot be read: {reason}", "save class names as UTF-8 text") from error
+    return parse_class_text(text, origin, file.suffix.lower(), prompts=prompts)
 
 
 def parse_class_text(text: str, origin: str, suffix: str = ".txt", *, prompts: bool = False) -> NameList:
@@ -99,6 +102,8 @@ def parse_class_option(spec: str, origin: str) -> NameList:
         raise UniclError(f"{origin}: a quote is not closed", 'write a,b,"c, d"')
     rows = csv.reader(spec.splitlines(), skipinitialspace=True)
     cells = [cell.strip() for row in rows for cell in row if cell.strip()]
+    if not cells:
+        raise UniclError(f"{origin}: names no class", "write --classes 'cat,dog', or --classes @names.txt")
     if '"' not in spec:  # quotes take a name literally
         _check_cells(cells, origin)
         if found := _split_numbers(cells, origin, spaces=False):

@@ -17,6 +17,15 @@ _COUNTED = re.compile(r"(\d+)[._ -]+(.*[^\W\d_].*)")
 _NAME = re.compile(r"(?!https?://|[\[{])(?=.*[^\W\d_]).{1,200}")
 """A text with a letter, which is not an address, a list or an object."""
 
+_DOUBTFUL = (
+    (re.compile(r"[+-]?\d+([.,]\d+)?"), "numbers"),
+    (re.compile(r"n\d{8}"), "WordNet ids"),
+    (re.compile(r"(?!n\d{8})(\d+[._ -].*|n\d{8}[._ -].*)"), "names that begin with a number or an id"),
+    (re.compile(r"(?i)true|false|yes|no|none|null|nan|n/?a|unknown|unlabel+ed"), "words that mean no class"),
+    (re.compile(r"[\[{(<].*|.*[\]}>]|['\"].*|.*[|;:]"), "texts that look like syntax"),
+)
+"""Class names that hardly say what an image shows."""
+
 
 class LabelledClasses(NamedTuple):
     """The classes of a source, and label as written in the data -> class number."""
@@ -148,6 +157,19 @@ def _drop_numbers(keys: Sequence[str]) -> Sequence[str]:
     padded = any(match[1].startswith("0") for match in matches)
     counts = len(numbers) == len(names) == len(keys) and (padded or min(numbers) <= 1)
     return [match[2] for match in matches] if counts else keys
+
+
+def describe_doubtful_names(classes: Sequence[ClassName], *, only: Collection[str] = ()) -> list[str]:
+    """Return notes on class names that say little in a prompt, as numbers and ids do; ``only`` names some kinds."""
+    notes: list[str] = []
+    for pattern, said in _DOUBTFUL:
+        if only and said not in only:
+            continue
+        found = [c.names[0] for c in classes if pattern.fullmatch(c.names[0])]
+        if found:
+            shown = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
+            notes.append(f"{said} as class names ({len(found):,} of {len(classes):,}): {shown}")
+    return notes
 
 
 def describe_changed_names(classes: Sequence[ClassName], remedy: str) -> list[str]:
