@@ -129,7 +129,7 @@ def _entries_of_text(text: str, origin: str, suffix: str, notes: list[str], *, p
     lines = [line for line in lines if line.cells[0] and not re.match(r"#(\s|$)", line.cells[0])]
     rows = _split_columns(lines, suffix, origin)
     wide = any(len(row.cells) > 1 for row in rows)
-    if wide and prompts and not _is_map(rows):
+    if wide and prompts and suffix != ".csv" and not _is_map(rows):
         return [_entry_with_prompt(row, origin) for row in rows]
     if _has_header(rows):
         notes.append(f"{rows[0].place} is the header: {', '.join(rows[0].cells)}")
@@ -142,7 +142,7 @@ def _entries_of_text(text: str, origin: str, suffix: str, notes: list[str], *, p
     if numbered := _split_numbers(cells, origin, spaces=True):
         notes.append(f"its lines begin with ids, from {numbered[0][0]} to {numbered[-1][0]}")
         return [_entry_of_id(number, name, cell) for (number, name), cell in zip(numbered, cells, strict=True)]
-    if blank and not prompts:
+    if blank and rows and not prompts:
         raise UniclError(f"{origin}: {blank} is blank, but the names are counted by line", "remove the line")
     return [_entry_of_cell(row.cells[0], row.place, origin) for row in rows]
 
@@ -216,9 +216,7 @@ def _choose_columns(header: list[str] | None, rows: list[_Cells], width: int, or
     if width == 2 and (id_at is None) != (name_at is None):
         id_at, name_at = (id_at, 1 - id_at) if id_at is not None else (1 - cast(int, name_at), name_at)
     if id_at is None or name_at is None:
-        raise UniclError(
-            f"{origin}: {width} columns: which has the ids, and which the names?", "head them 'id' and 'name'"
-        )
+        raise UniclError(f"{origin}: no columns of ids and names", "write a first line with 'id' and 'name'")
     return id_at, name_at
 
 

@@ -177,7 +177,7 @@ def test_integer_labels_need_names_and_texts_bring_them(tmp_path):
     assert [c.key for c in numbered.classes] == ["zero", "one"]
     with pytest.raises(UniclError, match="train row 5: label '7' is not one of the 2 classes"):
         numbered.rows("train")
-    with pytest.raises(UniclError, match="train row 0: label 'b' is not one of the classes"):
+    with pytest.raises(UniclError, match="train row 0: label 'b' is not one of the 2 classes"):
         open_source(f"{path}?label=species&classes={tmp_path / 'names.txt'}", "labels").rows("train")
 
 
