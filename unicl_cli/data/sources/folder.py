@@ -125,7 +125,8 @@ class Folder:
         if self.kind == "captions":
             del others[".txt"]
         if others:
-            said = ", ".join(f"{suffix or 'without a suffix'} {count:,}" for suffix, count in others.most_common(5))
+            most = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+            said = list_some([f"{suffix or 'without a suffix'} {count:,}" for suffix, count in most])
             notes.append(f"files that are not images are ignored ({others.total():,}): {said}")
         return notes
 

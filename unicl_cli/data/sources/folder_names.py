@@ -76,9 +76,8 @@ def _check_found(given: NameList, folders: Sequence[str], found: Collection[str]
             "write folder<TAB>name lines",
         )
     if missing:
-        notes.append(
-            f"{given.origin} has no name for {len(missing):,} folders, which keep theirs: {list_some(missing)}"
-        )
+        shown = list_some(missing)
+        notes.append(f"folders without a name in {given.origin} keep theirs ({len(missing):,}): {shown}")
     if (unused := len(given.entries) - len(found)) > 0:
         notes.append(f"names without a folder in {given.origin} are not classes ({unused:,})")
 
