@@ -71,6 +71,7 @@ def test_one_name_for_two_ids_is_refused():
         (("5_euro", "10_euro"), [("5 euro",), ("10 euro",)]),
         (("2012_Audi", "2013_Ford"), [("2012 Audi",), ("2013 Ford",)]),
         (("1_cat", "dog"), [("1 cat",), ("dog",)]),
+        (("001.Tern", "010.Gull", "T_shirt"), [("Tern",), ("Gull",), ("T shirt",)]),
         (("n01440764", "n02085620-Chihuahua"), [("tench", "Tinca tinca"), ("Chihuahua",)]),
         (("n99999999",), [("n99999999",)]),
         (("0", "1"), [("0",), ("1",)]),

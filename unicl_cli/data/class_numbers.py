@@ -107,7 +107,7 @@ def pair_names(pairs: Iterable[tuple[str, str]]) -> dict[str, str] | None:
     names: dict[str, str] = {}
     times: Counter[str] = Counter()
     for label, name in pairs:
-        if not label:
+        if label in ("", str(NO_LABEL)):
             continue
         if not _NAME.fullmatch(name) or names.setdefault(label, name) != name:
             return None
@@ -149,14 +149,15 @@ def _names_of_key(key: str, text: str) -> tuple[str, ...]:
 
 
 def _drop_numbers(keys: Sequence[str]) -> Sequence[str]:
-    """Return the keys without their leading numbers, if these only count them; else the keys."""
-    matches = [match for key in keys if (match := _COUNTED.fullmatch(key))]
-    if len(keys) < 2 or len(matches) < len(keys):
-        return keys
-    numbers, names = {int(match[1]) for match in matches}, {match[2] for match in matches}
-    padded = any(match[1].startswith("0") for match in matches)
-    counts = len(numbers) == len(names) == len(keys) and (padded or min(numbers) <= 1)
-    return [match[2] for match in matches] if counts else keys
+    """Return the keys without the leading numbers that only count them: all from 0 or 1 on, or those with zeros."""
+    matches = {key: match for key in keys if (match := _COUNTED.fullmatch(key))}
+    width = {len(match[1]) for match in matches.values() if match[1].startswith("0") and len(match[1]) > 1}
+    if len(matches) < len(keys):
+        matches = {key: match for key, match in matches.items() if len(match[1]) in width}
+    plain = [matches[key][2] if key in matches else key for key in keys]
+    numbers = {int(match[1]) for match in matches.values()}
+    counts = len(numbers) > 1 and len(numbers) == len(matches) and (width or min(numbers) <= 1)
+    return plain if counts and len(set(plain)) == len(plain) else keys
 
 
 def describe_doubtful_names(classes: Sequence[ClassName], *, only: Collection[str] = ()) -> list[str]:

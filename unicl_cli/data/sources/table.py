@@ -117,7 +117,7 @@ class Table:
                 self.notes.append(f"{self.path.name}: columns {', '.join(fit)} name the labels: add ?label={fit[0]}")
             return None
         column = fit[0]
-        names = {number: name for number, name in found[column].items() if int(number) != NO_LABEL}
+        names = found[column]
         number, name = next(iter(names.items()))
         note = f"{self.path.name}: column '{column}' names the labels, for example {number}: {name}"
         return NameList(str(self.path), tuple(ClassEntry((name,), number) for number, name in names.items()), (note,))
