@@ -319,11 +319,10 @@ def _entries_of_json(document: Any, origin: str, *, prompts: bool) -> Iterator[C
     for key, value in pairs.items():
         texts = _texts_of(key, value, origin)
         if own:
-            yield ClassEntry((key.strip(),), prompts=texts)
-        elif len(texts) > 1 and re.fullmatch(r"n\d{8}", texts[0]):  # {"0": ["n01440764", "tench"]}
-            yield ClassEntry(texts[1:], str(int(key)) if key.isdecimal() else key, written=texts[0])
-        else:
-            yield ClassEntry(texts, str(int(key)) if key.isdecimal() else key, written=texts[0])
+            yield ClassEntry((key.strip(),), prompts=tuple(texts))
+            continue
+        names = tuple(texts[1:] if re.fullmatch(r"n\d{8}", texts[0]) else texts)  # {"0": ["n01440764", "tench"]}
+        yield ClassEntry(names or tuple(texts), str(int(key)) if key.isdecimal() else key, written=texts[0])
 
 
 def _unwrap(document: Any) -> Any:
@@ -359,11 +358,11 @@ def _entry_of_item(item: Any, origin: str) -> ClassEntry:
     raise UniclError(f"{origin}: {json.dumps(item)[:40]} is not a class name", FORMS)
 
 
-def _texts_of(key: str, value: Any, origin: str) -> tuple[str, ...]:
+def _texts_of(key: str, value: Any, origin: str) -> list[str]:
     texts: list[Any] = cast(list[Any], value) if isinstance(value, list) else [value]
     if not key.strip() or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise UniclError(f"{origin}: class {key!r} needs a name, and names or prompts that are text", FORMS)
-    return tuple(dict.fromkeys(text.strip() for text in texts))
+    return list(dict.fromkeys(text.strip() for text in texts))
 
 
 def _check_ids(entries: Sequence[ClassEntry], origin: str) -> None:

@@ -86,11 +86,17 @@ class Table:
         labels = {line.label for line in self._lines if line.label}
         if names := self._find_names():
             self.notes += names.notes
-            return match_labels(names, labels, self.first)
+            labelled = match_labels(names, labels, self.first)
+        else:
+            labelled = self._number_labels(labels)
+        self.notes += describe_changed_names(labelled.classes, "classes=FILE gives others")
+        return labelled
+
+    def _number_labels(self, labels: set[str]) -> LabelledClasses:
+        """Return a class for each label, which is its name."""
         ordered = sorted(labels, key=int) if self._numbered else sorted(labels)
         keys = [label for label in ordered if label != str(NO_LABEL) or not self._numbered]
         classes = name_classes([(key,) for key in keys])
-        self.notes += describe_changed_names(classes, "classes=FILE gives them others")
         return LabelledClasses(classes, {key: number for number, key in enumerate(keys)})
 
     def _find_names(self) -> NameList | None:
