@@ -300,7 +300,7 @@ def test_few_bad_lines_are_counted_and_more_than_five_in_a_hundred_abort(bad, tm
             "2",
             "cat\ndog\n",
             "line 3: unknown label 2",
-            "use a number or name from the list of classes, or -1 for no label",
+            "use a number or name from the list of classes (cat, dog), or -1 for no label",
         ),
         ("fox", "cat\ndog\n", "line 3: unknown label fox", "from the list of classes"),
         ("-2", "cat\ndog\n", "line 3: label -2 is negative", "use -1 only, which means no label"),

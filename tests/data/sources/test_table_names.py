@@ -45,9 +45,9 @@ def test_numbers_have_their_names_from_any_form_of_file(tmp_path, file, text):
 @pytest.mark.parametrize(
     ("names", "more", "message"),
     [
-        ("owl\nfox\n", "", "line 3: unknown label 2 (2 classes: owl, fox)"),
-        ("1 owl\n2 fox\n", "", "line 5: unknown label 0 (2 classes: owl, fox)"),
-        ("owl\nfox\nhen\n", "&first=1", "line 5: unknown label 0 (3 classes: owl, fox, hen)"),
+        ("owl\nfox\n", "", "line 3: unknown label 2 (number of classes: 2)"),
+        ("1 owl\n2 fox\n", "", "line 5: unknown label 0 (number of classes: 2)"),
+        ("owl\nfox\nhen\n", "&first=1", "line 5: unknown label 0 (number of classes: 3)"),
         ('{"a": "owl", "b": "fox"}', "", "line 2: unknown label 1"),
     ],
 )

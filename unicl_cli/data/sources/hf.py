@@ -214,7 +214,7 @@ class HubData:
             label = self._label.label_of(split, value)
             if label and label not in numbers:
                 raise UniclError(
-                    f"{self.path}: {split} row {at}: label '{label}' is not one of the {len(self.classes):,} classes",
+                    f"{self.path}: {split} row {at}: label '{label}' is not a class (number of classes: {len(self.classes):,})",
                     "add it to the file given by ?classes=FILE, or choose splits: ?splits=NAME,NAME",
                 )
             yield numbers[label] if label else NO_LABEL

@@ -254,8 +254,8 @@ class Table:
             return number
         shown = ", ".join([c.key for c in self.classes[:3]] + ["…"] * (len(self.classes) > 3))
         raise UniclError(
-            f"{self.path}: {line.place}: unknown label {line.label} ({len(self.classes):,} classes: {shown})",
-            "use a number or name from the list of classes, or -1 for no label",
+            f"{self.path}: {line.place}: unknown label {line.label} (number of classes: {len(self.classes):,})",
+            f"use a number or name from the list of classes ({shown}), or -1 for no label",
         )
 
     def _split(self, line: Line) -> str:
