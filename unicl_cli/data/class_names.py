@@ -94,6 +94,12 @@ def parse_class_text(text: str, origin: str, suffix: str = ".txt", *, prompts: b
     return NameList(origin, tuple(entries), tuple(f"{origin}: {note}" for note in notes))
 
 
+def read_classes(spec: str, option: str = "--classes") -> NameList:
+    """Return the classes of an option: ``@file``, or as ``parse_class_option``; messages name the ``option``."""
+    origin = f"{option} {spec if len(spec) < 60 else spec[:57] + '…'}"
+    return read_class_file(spec[1:], origin, prompts=True) if spec.startswith("@") else parse_class_option(spec, origin)
+
+
 def parse_class_option(spec: str, origin: str) -> NameList:
     """Return the classes of an option: JSON, or cells of CSV lines, `a,b,"c, d"`; `name=alias|alias` has aliases."""
     if spec.lstrip().startswith(("{", "[")):

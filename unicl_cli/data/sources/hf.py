@@ -213,8 +213,9 @@ class HubData:
         for at, value in enumerate(self._column(split, column)):
             label = self._label.label_of(split, value)
             if label and label not in numbers:
+                classes = f"number of classes: {len(self.classes):,}"
                 raise UniclError(
-                    f"{self.path}: {split} row {at}: label '{label}' is not a class (number of classes: {len(self.classes):,})",
+                    f"{self.path}: {split} row {at}: label '{label}' is not a class ({classes})",
                     "add it to the file given by ?classes=FILE, or choose splits: ?splits=NAME,NAME",
                 )
             yield numbers[label] if label else NO_LABEL

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.core.prompts import fill_template
-from unicl_cli.data.class_names import ClassEntry, parse_class_option, read_class_file
+from unicl_cli.data.class_names import ClassEntry, read_classes
 from unicl_cli.data.class_numbers import describe_doubtful_names
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
@@ -37,10 +37,7 @@ def parse_classes(spec: str) -> Classes:
 
     A file has any form of class names, or ``name<TAB>prompt`` lines. Of equal classes, the first is kept.
     """
-    origin = f"--classes {spec if len(spec) < 60 else spec[:57] + '…'}"
-    listed = (
-        read_class_file(spec[1:], origin, prompts=True) if spec.startswith("@") else parse_class_option(spec, origin)
-    )
+    listed = read_classes(spec)
     found: dict[str, ClassEntry] = {}
     repeated: dict[str, None] = {}
     for entry in listed.entries:
