@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from unicl_cli.core.sampler import seed_of
     from unicl_cli.core.schedule import lr_at
     from unicl_cli.data.class_names import read_classes
+    from unicl_cli.data.class_numbers import match_labels, read_names
     from unicl_cli.errors import UniclError
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
     from unicl_cli.launch.accelerator import start_accelerator
@@ -71,6 +72,7 @@ _HOME = {
     "unicl_cli.core.sampler": ("seed_of",),
     "unicl_cli.core.schedule": ("lr_at",),
     "unicl_cli.data.class_names": ("read_classes",),
+    "unicl_cli.data.class_numbers": ("match_labels", "read_names"),
     "unicl_cli.errors": ("UniclError",),
     "unicl_cli.evaluate.classifier": ("prompts_of", "zeroshot_classifier"),
     "unicl_cli.build.load": ("Loaded", "load_model"),
@@ -121,11 +123,13 @@ __all__ = [
     "load_optimizer",
     "load_weights",
     "lr_at",
+    "match_labels",
     "newest",
     "prompts_of",
     "rank",
     "read_classes",
     "read_facts",
+    "read_names",
     "read_tensors",
     "save",
     "seed_of",
