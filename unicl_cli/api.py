@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from unicl_cli.core.loop import Plan, Step, fit, freeze_idle
     from unicl_cli.core.sampler import seed_of
     from unicl_cli.core.schedule import lr_at
-    from unicl_cli.data.class_names import read_classes
-    from unicl_cli.data.class_numbers import match_labels, read_names
+    from unicl_cli.data.class_names import read_class_file, read_classes
+    from unicl_cli.data.class_numbers import match_labels
     from unicl_cli.errors import UniclError
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
     from unicl_cli.launch.accelerator import start_accelerator
@@ -71,8 +71,8 @@ _HOME = {
     "unicl_cli.core.loop": ("Plan", "Step", "fit", "freeze_idle"),
     "unicl_cli.core.sampler": ("seed_of",),
     "unicl_cli.core.schedule": ("lr_at",),
-    "unicl_cli.data.class_names": ("read_classes",),
-    "unicl_cli.data.class_numbers": ("match_labels", "read_names"),
+    "unicl_cli.data.class_names": ("read_class_file", "read_classes"),
+    "unicl_cli.data.class_numbers": ("match_labels",),
     "unicl_cli.errors": ("UniclError",),
     "unicl_cli.evaluate.classifier": ("prompts_of", "zeroshot_classifier"),
     "unicl_cli.build.load": ("Loaded", "load_model"),
@@ -127,9 +127,9 @@ __all__ = [
     "newest",
     "prompts_of",
     "rank",
+    "read_class_file",
     "read_classes",
     "read_facts",
-    "read_names",
     "read_tensors",
     "save",
     "seed_of",

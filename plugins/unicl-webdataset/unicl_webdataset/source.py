@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from unicl_cli.api import NO_LABEL, ClassName, Row, UniclError, match_labels, read_names
+from unicl_cli.api import NO_LABEL, ClassName, Row, UniclError, match_labels, read_class_file
 from unicl_webdataset.shards import Member, Sample, check_size, read, samples_of, shards_of
 
 NAMES = "classnames.txt"
@@ -80,7 +80,7 @@ class WebDataset:
         numeric = all(label.isdecimal() for label in labels)
         file = Path(self.names_file) if self.names_file else self._beside(NAMES)
         if file is not None:
-            names = read_names(str(file), None)
+            names = read_class_file(str(file))
             counted = numeric and not names.has_ids and not self.names_file  # CLIP_benchmark's file counts from 0
             classes, numbers = match_labels(names, labels, 0 if counted else self.first)
             if wrong := sorted(labels - numbers.keys()):
