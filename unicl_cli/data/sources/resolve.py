@@ -10,7 +10,7 @@ from unicl_cli import binding, registry
 from unicl_cli.contracts import DatasetSource
 from unicl_cli.data.sources import catalogue
 from unicl_cli.data.sources.data_dirs import data_dirs
-from unicl_cli.data.sources.folder import LISTS
+from unicl_cli.data.sources.folder_files import LISTS
 from unicl_cli.data.sources.hf import HUB, is_dataset
 from unicl_cli.data.sources.whole_split import name_split
 from unicl_cli.errors import UniclError, did_you_mean

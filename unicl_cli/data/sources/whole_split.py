@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unicl_cli.contracts import ClassName, DatasetSource, Row
-from unicl_cli.data.sources.folder import SPLITS
+from unicl_cli.data.sources.splits import SPLITS, split_of
 from unicl_cli.errors import UniclError, did_you_mean
 
 
@@ -45,7 +45,7 @@ class WholeSplit:
 
 def name_split(source: DatasetSource, named: str, src: str) -> WholeSplit:
     """Put all rows of ``source`` into the split that ``named`` means. UniclError for a word that means none."""
-    split = SPLITS.get(named.lower())
+    split = split_of(named)
     if split is None:
         raise UniclError(
             f"{src}: unknown split '{named}'{did_you_mean(named, SPLITS)}", "use split=train, split=val or split=test"
