@@ -9,7 +9,8 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from unicl_cli.evaluate.metrics import mean_per_class, per_class, top_k, wilson
+from unicl_cli.evaluate.metrics import mean_per_class, per_class, top_k
+from unicl_cli.evaluate.statistics import mean_interval, wilson
 
 SHOWN_CLASSES = 20
 
@@ -27,9 +28,12 @@ def classification_figures(
     facts: dict[str, Any] = {"n": len(ranks), "classes": len(names), **accuracy_figures(hits)}
     if len(names) > 5:
         facts["top5"] = top_k(ranks, 5)
-    recalls = zip(names, counts.rows.tolist(), counts.hits.tolist(), strict=True)
+        facts["top5_interval"] = list(wilson(int((ranks < 5).sum()), len(ranks)))
+    counted = zip(names, counts.rows.tolist(), counts.hits.tolist(), strict=True)
+    present = [(name, n, right) for name, n, right in counted if n]
     facts["mean_per_class"] = mean_per_class(counts)
-    facts["per_class"] = [{"class": name, "n": n, "recall": right / n} for name, n, right in recalls if n]
+    facts["mean_per_class_interval"] = list(mean_interval([right for *_, right in present], [n for _, n, _ in present]))
+    facts["per_class"] = [{"class": name, "n": n, "recall": right / n} for name, n, right in present]
     rows_of: dict[str, list[int]] = {}
     for row, source in enumerate(sources):
         rows_of.setdefault(source, []).append(row)
@@ -52,6 +56,11 @@ def percent(share: float) -> str:
 
 def interval(bounds: Sequence[float]) -> str:
     return f"{percent(bounds[0])}–{percent(bounds[1])}"
+
+
+def share_and_interval(figures: Mapping[str, Any], name: str) -> str:
+    """Return a share in percent with its interval below; nothing if it is absent."""
+    return f"{percent(figures[name])}\n{interval(figures[f'{name}_interval'])}" if name in figures else ""
 
 
 def eval_tables(document: Mapping[str, Any]) -> Iterator[Table]:
@@ -82,17 +91,14 @@ def make_table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
 
 def classification_table(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
     title = f"Classification, % · {model}"
-    table = make_table(title, ("data", "split"), ("n", "classes", "top-1", "95 %", "top-5", "per class"))
+    table = make_table(title, ("data", "split"), ("n", "classes", "top-1\n95 %", "top-5\n95 %", "per class\n95 %"))
     for entry in entries:
         table.add_row(
             entry["name"],
             entry["split"],
             str(entry["n"]),
             str(entry["classes"]),
-            percent(entry["top1"]),
-            interval(entry["top1_interval"]),
-            percent(entry["top5"]) if "top5" in entry else "",
-            percent(entry["mean_per_class"]),
+            *(share_and_interval(entry, figure) for figure in ("top1", "top5", "mean_per_class")),
         )
     return table
 
@@ -123,14 +129,13 @@ def source_table(entry: Mapping[str, Any]) -> Table:
 
 
 def retrieval_table(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
-    names = ("images", "texts", "direction", "R@1", "R@5", "R@10")
-    table = make_table(f"Retrieval, % · {model}", ("data", "split"), names)
+    names = ("queries", "R@1\n95 %", "R@5\n95 %", "R@10\n95 %")
+    table = make_table(f"Retrieval, % · {model}", ("data", "split", "direction"), names)
     for entry in entries:
         found = entry["retrieval"]
-        for direction in ("text_to_image", "image_to_text"):
-            shares = [percent(found[direction][k]) for k in ("r1", "r5", "r10")]
-            label = direction.replace("_", " ")
-            table.add_row(entry["name"], entry["split"], str(found["images"]), str(found["texts"]), label, *shares)
+        for direction, queries in (("text_to_image", "texts"), ("image_to_text", "images")):
+            shares = [share_and_interval(found[direction], k) for k in ("r1", "r5", "r10")]
+            table.add_row(entry["name"], entry["split"], direction.replace("_", " "), str(found[queries]), *shares)
     return table
 
 

@@ -7,11 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from unicl_cli.core.dist import bare
-from unicl_cli.core.files import replace_durably, temporary_beside
 from unicl_cli.data.corpus import EVAL_SPLITS, open_corpus
 from unicl_cli.errors import UniclError
 from unicl_cli.inference.encoder import Encoder
@@ -21,7 +17,7 @@ if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
     from unicl_cli.contracts import Evaluator
     from unicl_cli.data.corpus import Corpus
-    from unicl_cli.jobs.evaluators.zeroshot import KeepAnswers
+    from unicl_cli.jobs.evaluators.kept import Keep
 
 
 def evaluate(
@@ -32,7 +28,7 @@ def evaluate(
     batch: int,
     accelerator: Any,
     evaluators: Sequence[str] | None = None,
-    keep: KeepAnswers | None = None,
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """Return the document of `unicl eval`, the same on every rank.
 
@@ -122,13 +118,6 @@ def add_figures(entry: dict[str, Any], name: str, figures: dict[str, Any]) -> No
                 f"evaluator '{name}' returned figures that JSON cannot hold: {error}", "fix or update the plugin"
             ) from error
         entry.setdefault("evaluators", {})[name] = figures
-
-
-def write_predictions(path: Path, kept: Sequence[Mapping[str, Any]]) -> None:
-    """Write the answers to the rows of all data sets, in their order, to one Parquet file."""
-    with temporary_beside(path) as part:
-        pq.write_table(pa.concat_tables([pa.table(dict(columns)) for columns in kept]), part)
-        replace_durably(part, path)
 
 
 def measure_validation(

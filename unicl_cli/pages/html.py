@@ -87,9 +87,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 
     return tag("div", tag("table", top, body), class_="scroll")
 
 
-def bar_chart(rows: Sequence[tuple[str, float, str]]) -> Html:
-    """Return bars of (name, value, value as shown), relative to the largest; no bar if nothing is shown."""
-    most = max((value for _, value, _ in rows), default=0) or 1
+def bar_chart(rows: Sequence[tuple[str, float, str]], *, full: float | None = None) -> Html:
+    """Return bars of (name, value, value as shown); no bar if nothing is shown.
+
+    A bar of the value ``full``, by default the largest, has the whole width.
+    """
+    most = full or max((value for _, value, _ in rows), default=0) or 1
 
     def line(name: str, value: float, shown: str) -> Html:
         filled = tag("span", tag("i", style=f"width:{100 * value / most:.1f}%"), class_="track" if shown else "")

@@ -10,10 +10,12 @@ from unicl_cli.recipe.schema import Recipe
 from unicl_cli.yaml_lines import leaves, write_yaml
 
 
-def compare_recipes(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return dotted key -> (value in ``a``, value in ``b``) where they differ; None for a key that is missing."""
-    one, two = leaves(a), leaves(b)
-    return {key: (one.get(key), two.get(key)) for key in {**one, **two} if one.get(key) != two.get(key)}
+def compare_recipes(*recipes: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """Return dotted key -> its value in each recipe where they differ; None for a key that is missing."""
+    found = [leaves(recipe) for recipe in recipes]
+    keys = dict.fromkeys(key for each in found for key in each)
+    values = {key: tuple(each.get(key) for each in found) for key in keys}
+    return {key: own for key, own in values.items() if any(value != own[0] for value in own)}
 
 
 def as_mapping(recipe: Recipe) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from unicl_cli.jobs.evaluators.options import Count, Method, ProbeOptions
 
 if TYPE_CHECKING:
     from unicl_cli.contracts import Evaluator
-    from unicl_cli.jobs.evaluators.zeroshot import KeepAnswers
+    from unicl_cli.jobs.evaluators.kept import KeepAnswers, KeepRanks
 
 
 def zeroshot(*, keep_answers: KeepAnswers | None) -> Evaluator:
@@ -19,11 +19,11 @@ def zeroshot(*, keep_answers: KeepAnswers | None) -> Evaluator:
     return ZeroShotEvaluator(keep_answers)
 
 
-def retrieval() -> Evaluator:
+def retrieval(*, keep_ranks: KeepRanks | None) -> Evaluator:
     """Image-to-text and text-to-image retrieval among the rows with texts."""
     from unicl_cli.jobs.evaluators.retrieval import RetrievalEvaluator
 
-    return RetrievalEvaluator()
+    return RetrievalEvaluator(keep_ranks)
 
 
 def probe(

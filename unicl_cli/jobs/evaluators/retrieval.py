@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unicl_cli.evaluate.retrieval import recalls
+from unicl_cli.evaluate.retrieval import Found, recalls, search
 from unicl_cli.jobs.evaluators.rows import limit_rows
 
 if TYPE_CHECKING:
     from unicl_cli.contracts import EvalCorpus, EvalModel, Need
+    from unicl_cli.jobs.evaluators.kept import KeepRanks
 
 
 class RetrievalEvaluator(NamedTuple):
-    """Recall at 1, 5 and 10 among all rows of the split that have texts, of whatever kind; empty if none has."""
+    """Recall at 1, 5 and 10 among all rows of the split that have texts, of whatever kind; empty if none has.
+
+    ``keep_ranks`` takes the ranks of all queries.
+    """
+
+    keep_ranks: KeepRanks | None = None
 
     @property
     def needs(self) -> Sequence[Need]:
@@ -40,7 +46,10 @@ class RetrievalEvaluator(NamedTuple):
         if not images:
             return {}
         features = model.encode_texts(list(captions.texts), batch=batch, label=f"{name} texts")
-        return captions.figures(torch.cat(images), features)
+        found = captions.search(torch.cat(images), features)
+        if self.keep_ranks is not None:
+            self.keep_ranks(found)
+        return captions.figures(found)
 
 
 class Captions:
@@ -58,11 +67,15 @@ class Captions:
         self.image_of_text += [self.images] * len(own)
         self.images += 1
 
-    def figures(self, images: Tensor, texts: Tensor) -> dict[str, Any]:
-        """Return the recalls for features of all images (N, D) and of the distinct texts (U, D), with warnings."""
-        figures = recalls(images, texts, torch.tensor(self.text_rows), torch.tensor(self.image_of_text))
+    def search(self, images: Tensor, texts: Tensor) -> Found:
+        """Search in both directions, given the features of all images (N, D) and of the distinct texts (U, D)."""
+        return search(images, texts, torch.tensor(self.text_rows), torch.tensor(self.image_of_text))
+
+    def figures(self, found: Found) -> dict[str, Any]:
+        """Return the recalls, with warnings."""
+        figures = recalls(found)
         warnings: list[str] = []
-        if figures.pop("collapsed", False):
+        if found.collapsed:
             warnings.append("collapsed: all images and texts score the same, so nothing is found")
         repeated = len(self.text_rows) - len(self.texts)
         if repeated:

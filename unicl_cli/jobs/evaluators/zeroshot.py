@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -16,9 +16,8 @@ from unicl_cli.jobs.evaluators.rows import labels_of, limit_rows
 
 if TYPE_CHECKING:
     from unicl_cli.contracts import EvalCorpus, EvalModel, EvalRows, Need
+    from unicl_cli.jobs.evaluators.kept import AnswerColumns, KeepAnswers
 
-KeepAnswers = Callable[[Mapping[str, Any]], None]
-"""A function that takes the answers to all rows of a split: equally long columns by name."""
 KEPT_CLASSES = 5
 MANY_TIES = 0.001
 
@@ -57,7 +56,7 @@ class ZeroShotEvaluator(NamedTuple):
         answers = answer_rows(encoder, scorer, table, rows, batch=batch, label=label)
         check_finite(answers.ranks >= 0, rows, table, f"{encoder.loaded.name} on {label}")
         if self.keep_answers is not None:
-            self.keep_answers(columns_of(answers, table, rows, corpus.name, split))
+            self.keep_answers(columns_of(answers, table, rows, corpus, split))
         targets, sources = labels_of(table)[torch.tensor(rows)], table.column("source").to_pylist()
         names = [each.names[0] for each in corpus.classes]
         figures = classification_figures(answers.ranks, targets, names, [sources[row] for row in rows])
@@ -89,17 +88,21 @@ def answer_rows(
     return Answers(whole[:, 0], whole[:, 1], confidence, rest[:, :kept].long(), rest[:, kept:])
 
 
-def columns_of(
-    answers: Answers, table: EvalRows, rows: Sequence[int], corpus: str, split: str
-) -> Mapping[str, Sequence[Any]]:
-    """Return the columns of `--predictions`; ``y`` and ``top`` are class numbers."""
+def columns_of(answers: Answers, table: EvalRows, rows: Sequence[int], corpus: EvalCorpus, split: str) -> AnswerColumns:
+    """Return the columns of `--predictions`; ``y`` and ``top`` are class numbers, ``rank`` 0 is a hit."""
     keys, targets = table.column("key").to_pylist(), labels_of(table).tolist()
+    names = [each.names[0] for each in corpus.classes]
+    top = answers.top.tolist()
     return {
-        "data": [corpus] * len(rows),
+        "data": [corpus.name] * len(rows),
         "split": [split] * len(rows),
         "key": [keys[row] for row in rows],
+        "class": [names[targets[row]] for row in rows],
+        "predicted": [names[best[0]] for best in top],
+        "rank": answers.ranks.tolist(),
         "y": [targets[row] for row in rows],
-        "top": answers.top.tolist(),
+        "top": top,
+        "top_classes": [[names[label] for label in best] for best in top],
         "scores": answers.scores.tolist(),
         "p_max": answers.confidence.tolist(),
         "correct": (answers.ranks == 0).tolist(),
