@@ -25,8 +25,8 @@ app = typer.Typer(add_completion=False)
 
 @app.command(
     epilog=examples(
-        "unicl compare runs/labels runs/captions runs/both",
-        "unicl compare runs/first runs/second --data corpus --html compared.html",
+        "unicl compare runs/first runs/tuned",
+        "unicl compare runs/first runs/tuned --data corpus --html compared.html",
     )
 )
 def compare(

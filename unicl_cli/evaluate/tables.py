@@ -96,8 +96,8 @@ def classification_table(entries: Sequence[Mapping[str, Any]], model: str) -> Ta
         table.add_row(
             entry["name"],
             entry["split"],
-            str(entry["n"]),
-            str(entry["classes"]),
+            f"{entry['n']:,}",
+            f"{entry['classes']:,}",
             *(share_and_interval(entry, figure) for figure in ("top1", "top5", "mean_per_class")),
         )
     return table
@@ -135,7 +135,7 @@ def retrieval_table(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
         found = entry["retrieval"]
         for direction, queries in (("text_to_image", "texts"), ("image_to_text", "images")):
             shares = [share_and_interval(found[direction], k) for k in ("r1", "r5", "r10")]
-            table.add_row(entry["name"], entry["split"], direction.replace("_", " "), str(found[queries]), *shares)
+            table.add_row(entry["name"], entry["split"], direction.replace("_", " "), f"{found[queries]:,}", *shares)
     return table
 
 

@@ -55,6 +55,8 @@ def evaluation_page(document: Mapping[str, Any], kept: Sequence[AnswerColumns], 
     if document.get("warnings"):
         parts.append(section("Warnings", html.bullet_list(document["warnings"])))
     for entry in document["data"]:
+        if len(document["data"]) > 1:
+            parts.append(tag("h2", f"{entry['name']} {entry['split']}"))
         parts += entry_figures(entry)
         if "top1" in entry:
             parts += answer_sections(entry, next(answers), RowImages(opened[entry["checksum"]], entry["split"]))
@@ -66,13 +68,13 @@ def evaluation_page(document: Mapping[str, Any], kept: Sequence[AnswerColumns], 
 
 def entry_figures(entry: Mapping[str, Any]) -> Iterator[Html]:
     """Yield the main figures of one data set, its warnings, and its recalls in retrieval."""
-    named = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
+    named = {"top1": "top-1, %", "top5": "top-5, %", "mean_per_class": "mean per class, %"}
     tiles: list[tuple[str, object]] = [
         (words, with_interval(entry, name)) for name, words in named.items() if name in entry
     ]
     found = entry.get("retrieval", {})
     tiles += [
-        (f"{way.replace('_', ' ')} R@1", with_interval(found[way], "r1"))
+        (f"{way.replace('_', ' ')} R@1, %", with_interval(found[way], "r1"))
         for way in ("text_to_image", "image_to_text")
         if way in found
     ]
@@ -80,7 +82,6 @@ def entry_figures(entry: Mapping[str, Any]) -> Iterator[Html]:
         tiles.append(("classes", f"{entry['classes']:,}"))
     if "n" in entry:
         tiles.append(("images", f"{entry['n']:,}"))
-    yield tag("h2", f"{entry['name']} {entry['split']}")
     yield html.numbers(tiles)
     if entry.get("warnings"):
         yield section("Warnings", html.bullet_list(entry["warnings"]))

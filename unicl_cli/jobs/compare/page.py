@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -115,7 +116,7 @@ def image_sections(models: Sequence[str], answers: Sequence[AnswerColumns | None
 
 
 def find_splits(right: AnswerColumns, wrong: AnswerColumns) -> list[Split]:
-    """Return the rows that only the first classifies correctly, the ones first of which it is surest."""
+    """Return the rows that only the first classifies correctly: of each class in turn, the one it is surest of."""
     names = ("predicted", "p_max", "correct")
     columns = (right["key"], right["class"], *(own[name] for own in (right, wrong) for name in names))
     found = [
@@ -123,7 +124,13 @@ def find_splits(right: AnswerColumns, wrong: AnswerColumns) -> list[Split]:
         for key, label, first, sure, hit, second, unsure, missed in zip(*columns, strict=True)
         if hit and not missed
     ]
-    return sorted(found, key=lambda split: (-split.right[1], split.key))
+    found.sort(key=lambda split: (-split.right[1], split.key))
+    turns: Counter[str] = Counter()
+    ordered: list[tuple[int, Split]] = []
+    for split in found:
+        ordered.append((turns[split.label], split))
+        turns[split.label] += 1
+    return [split for _, split in sorted(ordered, key=lambda pair: pair[0])]
 
 
 def split_section(right: str, wrong: str, found: Sequence[Split], images: RowImages) -> Html:
@@ -135,7 +142,7 @@ def split_section(right: str, wrong: str, found: Sequence[Split], images: RowIma
         )
         for split in found[:IMAGES]
     )
-    note = f"{len(found):,} images; those first of which {right} is surest."
+    note = f"{len(found):,} images. Of each class in turn, the one that {right} is surest of."
     return section(f"Right by {right}, wrong by {wrong}", wall, note=note)
 
 
