@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 import torch
@@ -189,6 +190,12 @@ def test_the_page_shows_images_that_only_one_model_classifies(found):
     assert "Right by B, wrong by A" in page
     assert "Right by A, wrong by C" in page
     assert page.count('src="data:image/png;base64,') >= 24
+    notes = re.findall(r'Right by (\w), wrong by (\w)</h2><p class="note">(\d+) images', page)
+    pairs = {(right, wrong): int(count) for right, wrong, count in notes}
+    for row in found.document["data"][0]["differences"]:
+        if row["figure"] == "top1":
+            letter = "ABC"[NAMES.index(row["model"])]
+            assert (pairs[letter, "A"], pairs["A", letter]) == (row["better"], row["worse"])
     assert 'src="http' not in page
     assert "<script" not in page
 
