@@ -59,7 +59,9 @@ def evaluation_page(document: Mapping[str, Any], kept: Sequence[AnswerColumns], 
             parts.append(tag("h2", f"{entry['name']} {entry['split']}"))
         parts += entry_figures(entry)
         if "top1" in entry:
-            parts += answer_sections(entry, next(answers), RowImages(opened[entry["checksum"]], entry["split"]))
+            own = next(answers)
+            if entry["top1"] is not None:  # there is no accuracy where a single class can be answered
+                parts += answer_sections(entry, own, RowImages(opened[entry["checksum"]], entry["split"]))
         parts += [evaluator_section(name, figures) for name, figures in entry.get("evaluators", {}).items()]
     lead = " · ".join(f"{entry['name']} {entry['split']}" for entry in document["data"])
     footer = tag("footer", f"unicl eval {document['model']}")
@@ -70,7 +72,7 @@ def entry_figures(entry: Mapping[str, Any]) -> Iterator[Html]:
     """Yield the main figures of one data set, its warnings, and its recalls in retrieval."""
     named = {"top1": "top-1, %", "top5": "top-5, %", "mean_per_class": "mean per class, %"}
     tiles: list[tuple[str, object]] = [
-        (words, with_interval(entry, name)) for name, words in named.items() if name in entry
+        (words, with_interval(entry, name)) for name, words in named.items() if entry.get(name) is not None
     ]
     found = entry.get("retrieval", {})
     tiles += [

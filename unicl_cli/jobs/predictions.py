@@ -31,7 +31,9 @@ def write_predictions(path: Path, kept: Sequence[AnswerColumns]) -> None:
                 if path.suffix == ".csv":
                     csv.writer(file).writerows(csv_rows(table.to_pydict()))
                 else:
-                    file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in table.to_pylist())
+                    file.writelines(
+                        f"{json.dumps(row, ensure_ascii=False, allow_nan=False)}\n" for row in table.to_pylist()
+                    )
         replace_durably(part, path)
 
 

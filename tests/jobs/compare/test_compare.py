@@ -238,3 +238,17 @@ def test_short_names_leave_out_the_folders_in_common(names, short):
 
 def test_small_p_values_are_a_bound():
     assert [p_value(p) for p in (0.0, 0.000999, 0.001, 0.0499, 1.0)] == ["<0.001", "<0.001", "0.001", "0.050", "1.000"]
+
+
+def test_a_class_that_a_head_cannot_answer_is_not_among_its_best(corpus):
+    head = losses.CrossEntropy(image_width=16, num_classes=3)
+    loaded = seeded(2, loss=head, tokenizer=None)
+    loaded = loaded._replace(classes=loaded.classes[:3])
+    kept = []
+    evaluate(loaded, data=[corpus], split=None, batch=50, accelerator=PLAIN, keep=Keep(answers=kept.append))
+    (answers,) = kept
+    assert {len(top) for top in answers["top"]} == {len(scores) for scores in answers["scores"]} == {3}
+    assert {name for names in answers["top_classes"] for name in names} == set(CLASSES[:3])
+    document = compared(corpus, {NAMES[0]: loaded, NAMES[1]: seeded(1)}).document
+    told = [text for text in document["data"][0]["warnings"] if "unknown to the model's classifier" in text]
+    assert told == ["local-dir:first: 3 of 6 classes are unknown to the model's classifier: leopard, photo, snow"]

@@ -180,7 +180,7 @@ def hits_of(measured: Measured) -> dict[str, Hits]:
         figures |= {
             name: ((ranks < k).astype(np.int64), np.ones_like(ranks))
             for name, k in (("top1", 1), ("top5", 5))
-            if name in measured.entry
+            if measured.entry.get(name) is not None
         }
     if measured.found is not None:
         figures["text_to_image_r1"] = text_hits(measured.found, 1)

@@ -71,7 +71,7 @@ def figures_of(row: Mapping[str, Any]) -> dict[str, tuple[float, Sequence[float]
     for way in ("text_to_image", "image_to_text"):
         for key, value in row.get("retrieval", {}).get(way, {}).items():
             flat[f"{way}_{key}"] = value
-    return {name: (flat[name], flat[f"{name}_interval"]) for name in NAMES if name in flat}
+    return {name: (flat[name], flat[f"{name}_interval"]) for name in NAMES if flat.get(name) is not None}
 
 
 def differences_table(models: Sequence[str], entry: Mapping[str, Any]) -> Table:
@@ -111,7 +111,7 @@ def by_difference(classes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 
     def clearness(row: Mapping[str, Any]) -> float:
         known = [recall for recall in row["recall"] if recall is not None]
-        return (max(known) - min(known)) * sqrt(row["n"])
+        return (max(known, default=0) - min(known, default=0)) * sqrt(row["n"])
 
     return sorted((row for row in classes if clearness(row) > 0), key=lambda row: (-clearness(row), row["class"]))
 

@@ -55,10 +55,10 @@ class ZeroShotEvaluator(NamedTuple):
         rows = limit_rows(range(len(table)), limit)
         answers = answer_rows(encoder, scorer, table, rows, batch=batch, label=label)
         check_finite(answers.ranks >= 0, rows, table, f"{encoder.loaded.name} on {label}")
-        if self.keep_answers is not None:
-            self.keep_answers(columns_of(answers, table, rows, corpus, split))
-        targets, sources = labels_of(table)[torch.tensor(rows)], table.column("source").to_pylist()
         names = [each.names[0] for each in corpus.classes]
+        if self.keep_answers is not None:
+            self.keep_answers(columns_of(answers, table, rows, names, (corpus.name, split)))
+        targets, sources = labels_of(table)[torch.tensor(rows)], table.column("source").to_pylist()
         figures = classification_figures(answers.ranks, targets, names, [sources[row] for row in rows])
         figures |= calibration(answers.confidence, answers.ranks == 0)
         if len(scorer.first.unique()) < len(names):
@@ -88,14 +88,19 @@ def answer_rows(
     return Answers(whole[:, 0], whole[:, 1], confidence, rest[:, :kept].long(), rest[:, kept:])
 
 
-def columns_of(answers: Answers, table: EvalRows, rows: Sequence[int], corpus: EvalCorpus, split: str) -> AnswerColumns:
-    """Return the columns of `--predictions`; ``y`` and ``top`` are class numbers, ``rank`` 0 is a hit."""
+def columns_of(
+    answers: Answers, table: EvalRows, rows: Sequence[int], names: Sequence[str], place: tuple[str, str]
+) -> AnswerColumns:
+    """Return the columns of `--predictions`; ``y`` and ``top`` are numbers of ``names``, ``rank`` 0 is a hit.
+
+    ``place`` is the corpus and its split. A class that cannot be answered (its score is -inf) is not in ``top``.
+    """
     keys, targets = table.column("key").to_pylist(), labels_of(table).tolist()
-    names = [each.names[0] for each in corpus.classes]
-    top = answers.top.tolist()
+    counts = (answers.scores > -torch.inf).sum(1).tolist()
+    top = [best[:n] for best, n in zip(answers.top.tolist(), counts, strict=True)]
     return {
-        "data": [corpus.name] * len(rows),
-        "split": [split] * len(rows),
+        "data": [place[0]] * len(rows),
+        "split": [place[1]] * len(rows),
         "key": [keys[row] for row in rows],
         "class": [names[targets[row]] for row in rows],
         "predicted": [names[best[0]] for best in top],
@@ -103,7 +108,7 @@ def columns_of(answers: Answers, table: EvalRows, rows: Sequence[int], corpus: E
         "y": [targets[row] for row in rows],
         "top": top,
         "top_classes": [[names[label] for label in best] for best in top],
-        "scores": answers.scores.tolist(),
+        "scores": [scores[:n] for scores, n in zip(answers.scores.tolist(), counts, strict=True)],
         "p_max": answers.confidence.tolist(),
         "correct": (answers.ranks == 0).tolist(),
     }
