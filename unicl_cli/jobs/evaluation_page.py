@@ -70,13 +70,13 @@ def evaluation_page(document: Mapping[str, Any], kept: Sequence[AnswerColumns], 
 
 def entry_figures(entry: Mapping[str, Any]) -> Iterator[Html]:
     """Yield the main figures of one data set, its warnings, and its recalls in retrieval."""
-    named = {"top1": "top-1, %", "top5": "top-5, %", "mean_per_class": "mean per class, %"}
+    named = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
     tiles: list[tuple[str, object]] = [
-        (words, with_interval(entry, name)) for name, words in named.items() if entry.get(name) is not None
+        (words, with_interval(entry, name, " %")) for name, words in named.items() if entry.get(name) is not None
     ]
     found = entry.get("retrieval", {})
     tiles += [
-        (f"{way.replace('_', ' ')} R@1, %", with_interval(found[way], "r1"))
+        (f"{way.replace('_', ' ')} R@1", with_interval(found[way], "r1", " %"))
         for way in ("text_to_image", "image_to_text")
         if way in found
     ]
@@ -95,10 +95,9 @@ def entry_figures(entry: Mapping[str, Any]) -> Iterator[Html]:
         yield section("Retrieval, %", html.table(("direction", "queries", "R@1", "R@5", "R@10"), rows))
 
 
-def with_interval(figures: Mapping[str, Any], name: str) -> Html:
+def with_interval(figures: Mapping[str, Any], name: str, unit: str = "") -> Html:
     """Return a share in percent with its 95 % interval in small print."""
-    bounds = figures.get(f"{name}_interval")
-    return html.join_markup((percent(figures[name]), tag("small", interval(bounds)) if bounds else ""))
+    return html.join_markup((percent(figures[name]), unit, tag("small", interval(figures[f"{name}_interval"]))))
 
 
 def answer_sections(entry: Mapping[str, Any], answers: AnswerColumns, images: RowImages) -> Iterator[Html]:

@@ -101,6 +101,24 @@ def bar_chart(rows: Sequence[tuple[str, float, str]], *, full: float | None = No
     return tag("ul", *(line(*row) for row in rows), class_="bars")
 
 
+def interval_chart(rows: Sequence[tuple[str, float, tuple[float, float], str]]) -> Html:
+    """Return (name, value, interval, value as shown) as dots with whiskers on one axis, with a line at zero."""
+    least = min(0.0, *(low for _, _, (low, _), _ in rows))
+    across = max(0.0, *(high for _, _, (_, high), _ in rows)) - least or 1.0
+
+    def place(value: float) -> str:
+        return f"{100 * (value - least) / across:.1f}%"
+
+    def line(name: str, value: float, bounds: tuple[float, float], shown: str) -> Html:
+        low, high = bounds
+        whisker = tag("i", style=f"left:{place(low)};width:{100 * (high - low) / across:.1f}%")
+        zero, dot = tag("s", style=f"left:{place(0)}"), tag("b", style=f"left:{place(value)}")
+        drawn = tag("span", zero, whisker, dot, class_="whisker")
+        return tag("li", tag("span", name, class_="name"), drawn, tag("span", shown, class_="value"))
+
+    return tag("ul", *(line(*row) for row in rows), class_="bars")
+
+
 def histogram(bins: Sequence[tuple[str, int]], *, unit: str, mark: int | None = None) -> Html:
     """Return (label, count) bins as columns; ``mark`` is drawn at the left edge of that bin."""
     most = max((count for _, count in bins), default=0) or 1

@@ -99,7 +99,16 @@ def differences_section(models: Sequence[str], entry: Mapping[str, Any]) -> Html
         "Percentage points with 95 % intervals. Better and worse count the images with more and with fewer hits than "
         "those of A; p is the exact paired test (McNemar)."
     )
-    return section("Difference from A", html.table(head, rows, left=2), note=note)
+    dots = [
+        (
+            f"{letter_of[row['model']]} − A, {NAMES[row['figure']]}",
+            row["difference"],
+            (row["interval"][0], row["interval"][1]),
+            points(row["difference"]),
+        )
+        for row in entry["differences"]
+    ]
+    return section("Difference from A", html.interval_chart(dots), html.table(head, rows, left=2), note=note)
 
 
 def image_sections(models: Sequence[str], answers: Sequence[AnswerColumns | None], images: RowImages) -> Iterator[Html]:
