@@ -48,6 +48,13 @@ def evaluate(
             "--evaluator", metavar="NAME", help="Evaluator to run; may be repeated. Default: zeroshot and retrieval."
         ),
     ] = None,
+    candidates: Annotated[
+        str,
+        typer.Option(
+            metavar="CLASSES",
+            help="Classes that may be answered: all (of the corpus and the model), corpus, a,b,c or @FILE.",
+        ),
+    ] = "all",
     batch: Batch = 128,
     devices: Devices = "auto",
     template: Template = None,
@@ -79,6 +86,9 @@ def evaluate(
         )
     for name in evaluator or ():
         registry.find("evaluators", name)
+    from unicl_cli.jobs.evaluators.options import parse_candidates
+
+    answerable = parse_candidates(candidates)
     check_before_loading([named], data or (), ("--predictions", predictions), ("-o", out))
 
     def work(accelerator: Any) -> None:
@@ -99,6 +109,7 @@ def evaluate(
             accelerator=accelerator,
             evaluators=chosen,
             keep=keep,
+            candidates=answerable,
         )
         if predictions is not None and kept:
             with report_write_error("--predictions", predictions):

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
@@ -258,7 +258,8 @@ def _decode_error(error: Exception, reason: str) -> ImageError:
 def _halve(image: Image.Image) -> Image.Image:
     """Return a decoded image upright as RGB at half its width and height: piece by piece, without a second copy."""
     half = Image.new("RGB", (-(-image.width // 2), -(-image.height // 2)))
-    brightest = float(image.getextrema()[1]) if image.mode in ("I", "F") else None  # of the whole, not of a piece
+    extrema = cast("tuple[float, float]", image.getextrema())
+    brightest = extrema[1] if image.mode in ("I", "F") else None  # of the whole, not of a piece
     for top in range(0, image.height, TILE):
         for left in range(0, image.width, TILE):
             piece = image.crop((left, top, min(left + TILE, image.width), min(top + TILE, image.height)))
