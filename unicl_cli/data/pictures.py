@@ -36,6 +36,15 @@ _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "
 """The formats that Pillow may try: others run programs (EPS calls Ghostscript) or are not images."""
 _HALVED = frozenset(("JPEG", "MPO", "PNG", "TIFF", "BMP", "DIB", "PPM", "TGA"))
 """The formats of photos, which need one copy of the pixels to be read; others need several, and end at MAX_PIXELS."""
+DECODING_WORDS = (
+    "decode the first frame",
+    f"halve both sides of an image of more than {MAX_PIXELS:,} pixels: each pixel is the mean of 2 x 2",
+    "apply the EXIF orientation",
+    "divide values of 16 bits by 256, multiply floating-point values of 0 to 1 by 255, both rounded down",
+    "put transparency on white: alpha * colour + (1 - alpha) * 255, rounded; no pixel keeps an alpha",
+    "convert to RGB: grey is repeated in all three channels, CMYK goes through its colour profile to sRGB",
+)
+"""The steps of `decode` for programs that have no unicl."""
 _ANIMATED = frozenset(("GIF", "WEBP", "PNG", "AVIF"))
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from unicl_cli.core.framing import resize_middle, short_side_size
+from unicl_cli.core.framing import resize_middle, short_side_size, square_words
 from unicl_cli.core.sampler import seed_of
 from unicl_cli.data.decoding import decode_pixels, tensor_of
-from unicl_cli.data.pictures import blame_image, decode
+from unicl_cli.data.pictures import DECODING_WORDS, blame_image, decode
 from unicl_cli.errors import UniclError
 
 SIDES = (3 / 4, 4 / 3)
@@ -94,6 +94,16 @@ class EvalTransform(NamedTuple):
             if self.frame is None:
                 return eval_transform(data, self.size[0])
             return tensor_of(self.frame(decode(data)))
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The steps from an encoded image to its pixels, in words that other programs can follow."""
+        framed = (
+            square_words(self.size[0], "bicubic, antialiased")
+            if self.frame is None
+            else getattr(self.frame, "words", (str(self.frame),))
+        )
+        return (*DECODING_WORDS, *framed, "keep 8 bits per value, 0 to 255, and put the channels first")
 
 
 def blur_kernel(size: int) -> int:
