@@ -140,6 +140,8 @@ def test_a_bad_image_is_a_row_and_status_two(model, place, capsys):
         (["eval", "{model}", "--data", "nowhere"], "no corpus here"),
         (["probe", "{model}", "--split", "val"], "no split 'val'"),
         (["zeroshot", "x.png", "--classes", ",", "--model", "{model}"], "names no class"),
+        (["eval", "{model}", "--candidates", ","], "--candidates ,: names no class"),
+        (["eval", "{model}", "--candidates", "umbrella"], "none of them is a class of the corpus"),
         (["eval", "{model}", "--devices", "cpu:no"], "--devices cpu:no"),
         (["compare", "{model}"], "compare: needs two models or more"),
         (["compare", "{model}", "{model}/"], "are the same model"),
@@ -197,8 +199,29 @@ def test_a_list_on_standard_input_is_answered_as_csv(model, place, capsys, monke
 def test_an_empty_folder_is_named_as_such(model, place, capsys):
     (place / "empty").mkdir()
     with pytest.raises(UniclError, match="empty: a folder without images"):
-        run(["zeroshot", str(place / "empty"), "--classes", "red", "--model", model])
+        run(["zeroshot", str(place / "empty"), "--classes", "red,blue", "--model", model])
     assert capsys.readouterr().err == ""
+
+
+def test_one_class_is_no_question_and_is_told(model, place, capsys):
+    """The model knows red, green and blue; a test folder may hold one of them."""
+    image = str(place / "pictures" / "test" / "red" / "0.png")
+    assert (
+        "one class: its probability is always 100 %"
+        in answer(capsys, "zeroshot", image, "--classes", "red", "--model", model)[1]
+    )
+    alone = place / "alone" / "test" / "red"
+    alone.mkdir(parents=True, exist_ok=True)
+    (alone / "0.png").write_bytes(Path(image).read_bytes())
+    assert main(["prepare", "--labels", str(place / "alone"), "-o", str(place / "alone-corpus"), "-q"]) == 0
+    out, err = answer(capsys, "eval", model, "--data", str(place / "alone-corpus"))
+    assert "1 + 2" in out
+    assert "2 of 3 candidates are not classes of the corpus: blue, green" in err
+    out, err = answer(capsys, "eval", model, "--data", str(place / "alone-corpus"), "--candidates", "corpus")
+    assert "100.0" not in out
+    assert "one candidate: every answer is right, so there is no accuracy" in err
+    command = ("eval", model, "--data", str(place / "alone-corpus"), "--candidates", "red,blue", "--json")
+    assert json.loads(answer(capsys, *command)[0])["data"][0]["candidates"] == {"total": 2, "not_in_corpus": 1}
 
 
 def test_shots_are_asked_for_on_the_command_line(model, capsys):

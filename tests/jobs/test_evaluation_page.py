@@ -111,3 +111,14 @@ def test_a_model_without_mistakes_has_a_page_too(evaluated):
     page = evaluation_page(document, [right], corpora)
     assert "Confusion pairs" not in page
     assert "Recall per class" in page
+
+
+def test_a_single_candidate_has_no_accuracy_to_show(evaluated):
+    _, _, corpora = evaluated
+    kept: list = []
+    settings = {"data": [str(corpora[0].path)], "split": None, "batch": 16, "accelerator": PLAIN}
+    document = evaluate(toy(), keep=Keep(answers=kept.append), candidates=("cat",), **settings)
+    page = evaluation_page(document, kept, corpora)
+    assert "one candidate" in page
+    assert "Most confident mistakes" not in page
+    assert "top-1" not in page

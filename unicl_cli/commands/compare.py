@@ -47,6 +47,13 @@ def compare(
     split: Annotated[
         str | None, typer.Option(metavar="NAME", help="Split to measure on. Default: test, or val without one.")
     ] = None,
+    candidates: Annotated[
+        str,
+        typer.Option(
+            metavar="CLASSES",
+            help="Classes that may be answered: all (of the corpus and the model), corpus, a,b,c or @FILE.",
+        ),
+    ] = "all",
     batch: Batch = 128,
     devices: Devices = "auto",
     template: Template = None,
@@ -67,8 +74,10 @@ def compare(
     del quiet  # its callback has acted
     from unicl_cli.commands.output import check_before_loading, load_with_templates, print_document
     from unicl_cli.commands.workers import run_on_devices
+    from unicl_cli.jobs.evaluators.options import parse_candidates
 
     check_models(models)
+    answerable = parse_candidates(candidates)
     check_before_loading(models, data or (), ("--html", html), ("-o", out))
 
     def work(accelerator: Any) -> None:
@@ -83,6 +92,7 @@ def compare(
             split=split,
             batch=batch,
             accelerator=accelerator,
+            candidates=answerable,
         )
         if html is not None and not is_peer():
             from unicl_cli.jobs.compare.page import comparison_page

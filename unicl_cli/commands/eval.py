@@ -47,6 +47,13 @@ def evaluate(
             "--evaluator", metavar="NAME", help="Evaluator to run; may be repeated. Default: zeroshot and retrieval."
         ),
     ] = None,
+    candidates: Annotated[
+        str,
+        typer.Option(
+            metavar="CLASSES",
+            help="Classes that may be answered: all (of the corpus and the model), corpus, a,b,c or @FILE.",
+        ),
+    ] = "all",
     batch: Batch = 128,
     devices: Devices = "auto",
     template: Template = None,
@@ -81,6 +88,7 @@ def evaluate(
         report_write_error,
     )
     from unicl_cli.commands.workers import run_on_devices
+    from unicl_cli.jobs.evaluators.options import parse_candidates
     from unicl_cli.jobs.predictions import SUFFIXES, write_predictions
 
     named = pick_model(model_argument, model)
@@ -90,6 +98,7 @@ def evaluate(
         )
     for name in evaluator or ():
         registry.find("evaluators", name)
+    answerable = parse_candidates(candidates)
     check_before_loading([named], data or (), ("--predictions", predictions), ("--html", html), ("-o", out))
 
     def work(accelerator: Any) -> None:
@@ -110,6 +119,7 @@ def evaluate(
             accelerator=accelerator,
             evaluators=chosen,
             keep=Keep(answers=kept.append if predictions or html else None),
+            candidates=answerable,
         )
         if predictions is not None and not is_peer():
             if kept:

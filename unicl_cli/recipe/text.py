@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unicl_cli import binding
-from unicl_cli.recipe.schema import Recipe
+from unicl_cli.recipe.schema import Eval, Recipe
 from unicl_cli.yaml_lines import leaves, write_yaml
 
 
@@ -34,9 +34,13 @@ def dump(recipe: Recipe) -> str:
 def hashed_keys(recipe: Recipe) -> dict[str, Any]:
     """Return the keys that the results of a run depend on.
 
-    Left out: run_dir, log, checkpoint, parallel, data.workers, data.decoder and batch.micro.
+    Left out: run_dir, log, checkpoint, parallel, data.workers, data.decoder and batch.micro; and keys that are younger
+    than version 0.1, at their defaults, so that a recipe keeps its hash.
     """
     whole = as_mapping(recipe)
+    for entry in whole["eval"]:
+        if entry["candidates"] == Eval.model_fields["candidates"].default:
+            del entry["candidates"]
     del whole["data"]["workers"], whole["data"]["decoder"], whole["batch"]["micro"]
     return {key: value for key, value in whole.items() if key not in ("run_dir", "log", "checkpoint", "parallel")}
 

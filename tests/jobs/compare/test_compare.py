@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 from toys import PLAIN, put, toy
 
 from unicl_cli import losses
+from unicl_cli.contracts import ClassName
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.statistics import adjust_holm
 from unicl_cli.jobs.compare.compare import compare
@@ -150,6 +151,29 @@ def test_other_prompts_and_parts_that_only_some_models_score_are_told(corpus):
     (entry,) = document["data"]
     assert "local-dir:second: not compared on captions, which the model does not score" in entry["warnings"]
     assert {row["figure"] for row in entry["differences"]} == {"top1", "top5"}
+
+
+def test_models_that_choose_from_different_classes_are_not_compared(corpus):
+    wider = seeded(2)._replace(classes=(*seeded(2).classes, ClassName("fish", ("fish",))))
+    models = {NAMES[0]: seeded(1), NAMES[1]: wider}
+    with pytest.raises(UniclError, match="choose from different classes: fish are candidates of one") as caught:
+        compared(corpus, models)
+    assert "--candidates corpus" in str(caught.value.hint)
+    (entry,) = compared(corpus, models, candidates="corpus").document["data"]
+    assert [row["candidates"]["total"] for row in entry["models"]] == [6, 6]
+    (entry,) = compared(corpus, {NAMES[0]: wider, NAMES[1]: wider}).document["data"]
+    assert [row["candidates"] for row in entry["models"]] == [{"total": 7, "not_in_corpus": 1}] * 2
+
+
+def test_one_candidate_gives_no_accuracy_and_no_difference(corpus):
+    document = compared(corpus, candidates=("cat",)).document
+    (entry,) = document["data"]
+    assert [row["top1"] for row in entry["models"]] == [None] * 3
+    assert {row["figure"] for row in entry["differences"]} == {"text_to_image_r1", "image_to_text_r1"}
+    console = Console(width=80, file=io.StringIO())
+    for table in compare_tables(document):
+        console.print(table)
+    assert "Classification" not in console.file.getvalue()
 
 
 def test_a_warning_of_one_model_names_it_and_one_of_all_stands_once(corpus):

@@ -10,15 +10,21 @@ import numpy as np
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.retrieval import Found, image_hits, text_hits
 from unicl_cli.evaluate.statistics import Counts, adjust_holm, compare_shares
+from unicl_cli.inference.scorer import shorten_names
 from unicl_cli.jobs.compare.recipes import changed_keys, common_corpora, read_recipe
-from unicl_cli.jobs.evaluate import evaluate
+from unicl_cli.jobs.evaluate import evaluate, open_corpora
+from unicl_cli.jobs.evaluators.candidates import choose_candidates
 from unicl_cli.jobs.evaluators.kept import AnswerColumns, Keep
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
+    from unicl_cli.jobs.evaluators.options import Asked
 
-SHOWN = ("n", "classes", "top1", "top1_interval", "top5", "top5_interval", "mean_per_class", "mean_per_class_interval")
-"""Figures of an evaluation that stand beside those of the other models, with the recalls."""
+SHOWN = (
+    *("n", "classes", "candidates", "top1", "top1_interval", "top5", "top5_interval"),
+    *("mean_per_class", "mean_per_class_interval", "reason", "retrieval"),
+)
+"""Figures of an evaluation that stand beside those of the other models."""
 Hits = tuple[Counts, Counts]
 """Hits and trials of each item, both int64 (n,)."""
 
@@ -47,6 +53,7 @@ def compare(
     split: str | None,
     batch: int,
     accelerator: Any,
+    candidates: Asked = "all",
 ) -> Comparison:
     """Evaluate the models one after the other, as `unicl eval` does, and compare each with the first.
 
@@ -58,12 +65,16 @@ def compare(
     documents: list[dict[str, Any]] = []
     measured: list[list[Measured]] = []
     templates: list[tuple[str, ...]] = []
+    further: list[list[list[str]]] = []
     for model in models:
         loaded = load(model)._replace(corpora=corpora)
+        further.append(further_candidates(loaded, candidates))
+        check_candidates(models, further)
         answers: list[AnswerColumns] = []
         found: list[Found] = []
+        settings: dict[str, Any] = {"split": split, "batch": batch, "accelerator": accelerator}
         keep = Keep(answers.append, found.append)
-        documents.append(evaluate(loaded, data=data, split=split, batch=batch, accelerator=accelerator, keep=keep))
+        documents.append(evaluate(loaded, data=data, keep=keep, candidates=candidates, **settings))
         measured.append(join_kept(documents[-1]["data"], answers, found))
         templates.append(loaded.templates)
     by_data = [list(each) for each in zip(*measured, strict=True)]
@@ -94,11 +105,12 @@ def join_kept(
 
 
 def compare_entries(models: Sequence[str], measured: Sequence[Measured]) -> dict[str, Any]:
-    """Return one entry of the document: all models on one split of one corpus."""
-    check_same_question(models, measured)
+    """Return one entry of the document: all models on one split of one corpus. UniclError if its rows changed."""
     entry: dict[str, Any] = {key: measured[0].entry[key] for key in ("name", "split", "checksum")}
+    if any(each.entry["checksum"] != entry["checksum"] for each in measured):
+        raise UniclError(f"{entry['name']}: the corpus changed during the comparison", "run the same command again")
     entry["models"] = [
-        {"model": model, **{key: each.entry[key] for key in (*SHOWN, "retrieval") if key in each.entry}}
+        {"model": model, **{key: each.entry[key] for key in SHOWN if key in each.entry}}
         for model, each in zip(models, measured, strict=True)
     ]
     entry["differences"] = compare_figures(models, measured)
@@ -121,20 +133,20 @@ def compare_entries(models: Sequence[str], measured: Sequence[Measured]) -> dict
     return entry | {"warnings": warnings} if warnings else entry
 
 
-def check_same_question(models: Sequence[str], measured: Sequence[Measured]) -> None:
-    """Raise UniclError unless all models answered the same rows and chose from the same classes."""
-    first = measured[0].entry
-    where = f"{first['name']} {first['split']}"
-    if any(each.entry["checksum"] != first["checksum"] for each in measured):
-        raise UniclError(f"{where}: the corpus changed during the comparison", "run the same command again")
-    labelled = [(model, each) for model, each in zip(models, measured, strict=True) if each.answers is not None]
-    for model, each in labelled[1:]:
-        if choices_of(each) != choices_of(labelled[0][1]):
-            raise UniclError(f"{where}: {labelled[0][0]} and {model} choose from different classes", "TODO")
+def further_candidates(loaded: Loaded, asked: Asked) -> list[list[str]]:
+    """Return for each corpus the classes that the model may answer beside those of the corpus."""
+    return [choose_candidates(corpus.classes, loaded.classes, asked).further for corpus in open_corpora(loaded, None)]
 
 
-def choices_of(measured: Measured) -> Any:
-    return measured.entry["classes"]
+def check_candidates(models: Sequence[str], further: Sequence[list[list[str]]]) -> None:
+    """Raise UniclError unless the newest model chooses from the same classes as the first."""
+    for first, newest in zip(further[0], further[-1], strict=True):
+        if differing := sorted(set(first) ^ set(newest)):
+            raise UniclError(
+                f"{models[0]} and {models[len(further) - 1]} choose from different classes: "
+                f"{shorten_names(differing)} are candidates of one of them only",
+                "add --candidates corpus: all of them then choose from the classes of the corpus",
+            )
 
 
 def join_warnings(models: Sequence[str], found: Sequence[Sequence[str]]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from unicl_cli.evaluate.tables import interval, make_table, percent
+from unicl_cli.evaluate.tables import count_classes, interval, make_table, percent
 from unicl_cli.jobs.compare.names import letters, short_names
 
 NAMES = {
@@ -57,8 +57,10 @@ def figure_groups(entry: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     where = f"{entry['name']} {entry['split']}"
     first = next((row for row in entry["models"] if "classes" in row), None)
     if first is not None:
-        title = f"Classification, % · {where} · {first['n']:,} images, {first['classes']:,} classes"
-        yield title, [name for name in CLASSIFIED if name in known]
+        title = f"Classification, % · {where} · {first['n']:,} images, {count_classes(first)} classes"
+        present = [name for name in CLASSIFIED if name in known]
+        if present:  # none with a single candidate
+            yield title, present
     found = next((row["retrieval"] for row in entry["models"] if "retrieval" in row), None)
     if found is not None:
         title = f"Retrieval, % · {where} · {found['images']:,} images, {found['texts']:,} texts"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from unicl_cli.contracts import FeaturePoint
 from unicl_cli.jobs.evaluators.options import Count, Method, ProbeOptions
@@ -12,11 +12,16 @@ if TYPE_CHECKING:
     from unicl_cli.jobs.evaluators.kept import KeepAnswers, KeepRanks
 
 
-def zeroshot(*, keep_answers: KeepAnswers | None) -> Evaluator:
-    """Classification of the rows with labels by class names (or by the loss's own head or pair score)."""
+def zeroshot(
+    *, candidates: Literal["all", "corpus"] | tuple[str, ...] = "all", keep_answers: KeepAnswers | None
+) -> Evaluator:
+    """Classification of the rows with labels by class names (or by the loss's own head or pair score).
+
+    ``candidates``: the classes of the corpus and of the model, of the corpus alone, or those named.
+    """
     from unicl_cli.jobs.evaluators.zeroshot import ZeroShotEvaluator
 
-    return ZeroShotEvaluator(keep_answers)
+    return ZeroShotEvaluator(keep_answers, candidates)
 
 
 def retrieval(*, keep_ranks: KeepRanks | None) -> Evaluator:
