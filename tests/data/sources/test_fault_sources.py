@@ -242,13 +242,6 @@ def test_paths_of_windows_with_blanks_and_letters_are_found(tmp_path, prepare):
             "check the",
         ),
         ("l.csv", b"image,caption,by\n0.png,a,b,c\n", "", "line 2: 3 cells expected, 4 found", "check the separator"),
-        (
-            "d.tsv",
-            b"file\tcaption\n0.png\tx y\n0.png\tx y\n",
-            "",
-            "line 2 and line 3 have the same image",
-            "remove one",
-        ),
         ("j.jsonl", b'{"image":"0.png","caption":"x y"}\n{oops\n', "", "line 2: not JSON", "check"),
         ("j.jsonl", b"[1, 2]\n", "", "j.jsonl: line 1: not a JSON object", "one JSON object per line"),
         ("k.jsonl", b'{"image":{"a":1},"caption":"x y"}\n', "", "line 1: image is not text", "check"),

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.data.pictures import SUFFIXES, read_file
+from unicl_cli.data.pictures import SUFFIXES, Extent, file_extent, read_file
 from unicl_cli.errors import UniclError
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -116,6 +116,9 @@ class Folder:
             return (self.path / row.ref).stat().st_size
         except OSError:
             return -1
+
+    def extent(self, row: Row) -> Extent | None:
+        return file_extent(self.path / row.ref)
 
     def _class_of(self, file: PurePosixPath) -> str:
         parts = file.parts[1:-1] if self.in_splits else file.parts[:-1]

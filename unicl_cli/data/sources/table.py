@@ -1,14 +1,16 @@
 """A list as a source: CSV, TSV, JSONL or Parquet, a line per image, with its caption, label or split."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.data.pictures import ImageError, read_file
+from unicl_cli.data.pictures import Extent, ImageError, file_extent, read_file
 from unicl_cli.data.sources.folder import SPLITS
+from unicl_cli.data.sources.join_lines import LineReading, join_lines
 from unicl_cli.data.sources.list_readers import (
     URL_FAULT,
     Columns,
@@ -58,6 +60,8 @@ class Table:
                 roles[role] = left.pop()
             if roles[role] is None:
                 raise self._missing_column_error(role)
+        if self.chosen.key is None and list(roles.values()).count(roles["key"]) > 1:
+            roles["key"] = None  # `id` is the label, for example
         return Columns(**roles)
 
     def _missing_column_error(self, role: str) -> UniclError:
@@ -103,6 +107,10 @@ class Table:
             return self._file(row.ref).stat().st_size if row.ref else -1
         except OSError:
             return -1
+
+    def extent(self, row: Row) -> Extent | None:
+        inside = not row.ref or row.ref.startswith("row:")
+        return None if inside else file_extent(self._file(row.ref))
 
     def _file(self, ref: str) -> Path:
         r"""Return the path relative to the list; one written on Windows (``cat\1.jpg``) works everywhere."""
@@ -174,29 +182,28 @@ class Table:
         """Rows by split, made once after ``classes`` and ``splits``; then the lines, 400 bytes each, are freed."""
         _ = self.splits
         numbers = {c.key: number for number, c in enumerate(self.classes)}
-        rows: dict[str, dict[str, tuple[Row, Line]]] = {}
-        places: dict[str, tuple[str, Line]] = {}
-        merged = 0
-        for line in self._lines:
-            row = Row(line.key, line.ref, line.texts, self._label(line, numbers))
-            split = self._split(line)
-            if line.key not in places:
-                places[line.key] = (split, line)
-                rows.setdefault(split, {})[line.key] = (row, line)
-                continue
-            first_split, first = places[line.key]
-            known = rows[first_split][line.key][0]
-            if first_split != split or known.label != row.label or not set(row.texts) - set(known.texts):
-                raise UniclError(
-                    f"{self.path}: {first.place} and {line.place} have the same image or key {line.key}",
-                    "remove one of them: an image may repeat only with another caption",
-                )
-            merged += 1
-            rows[split][line.key] = (known._replace(texts=known.texts + row.texts), first)
-        if merged:
-            self.notes.append(f"{self.path.name}: merged lines with further captions of the same image: {merged}")
+        read = LineReading(self._image, self._split, partial(self._label, numbers=numbers))
+        joined = join_lines(self._lines, read, path=self.path.name, id_column=self.columns.key)
+        self.notes += joined.notes
         del self._lines
-        return {split: [row for row, _ in of.values()] for split, of in rows.items()}
+        return joined.rows
+
+    def _image(self, line: Line) -> str:
+        """Return the identity of a line's image: its path, or its bytes in a Parquet list of captions."""
+        if not line.ref.startswith("row:"):
+            windows = "\\" in line.ref
+            return os.path.normpath(self._file(line.ref) if windows else os.path.join(self._folder, line.ref))  # noqa: PTH118
+        if self.kind != "captions":
+            return line.ref  # data sets of labels repeat an image now and then, also with another label
+        return self._digests[int(line.ref[4:])]
+
+    @cached_property
+    def _folder(self) -> str:
+        return str(self.path.parent)
+
+    @cached_property
+    def _digests(self) -> list[str]:
+        return self._images.digests()
 
     def _label(self, line: Line, numbers: dict[str, int]) -> int:
         if self.kind != "labels" or not line.label or (self._numbered and int(line.label) == NO_LABEL):
@@ -210,11 +217,21 @@ class Table:
             f"use a number from 0 to {len(numbers) - 1}, -1 for no label, or a name from the list of classes",
         )
 
+    @cached_property
+    def _whole_split(self) -> str | None:
+        """The split of all lines, if ``split`` names one instead of a column."""
+        named = self.chosen.split
+        return SPLITS.get(named.lower()) if named is not None and named not in self.reader.columns else None
+
     def _split(self, line: Line) -> str:
+        if self._whole_split:
+            return self._whole_split
         return SPLITS.get(line.split.lower(), line.split) if line.split else "train"
 
     def _column(self, role: str) -> str | None:
         chosen = getattr(self.chosen, role)
+        if role == "split" and self._whole_split:
+            return None
         if chosen is None:
             return next((c for word in NAMES[role].split() for c in self.reader.columns if c.lower() == word), None)
         if chosen in self.reader.columns:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SHOWN = (
     *("n", "classes", "candidates", "top1", "top1_interval", "top5", "top5_interval"),
-    *("mean_per_class", "mean_per_class_interval", "reason", "retrieval"),
+    *("mean_per_class", "mean_per_class_interval", "reason", "retrieval", "trained_on"),
 )
 """Figures of an evaluation that stand beside those of the other models."""
 Hits = tuple[Counts, Counts]
