@@ -124,6 +124,8 @@ def make_plan(
     read = [_read_source(item, source, ids) for item, source in zip(specs, sources, strict=True)]
     holdout = hold_out(read, options, out, compare=compare)
     notes += holdout.notes(read)
+    if holdout.moved and not compare:
+        notes.append("preview: without reading the images, copies of one image may count as several")
     planned = [_plan_source(item, of, holdout, options) for item, of in zip(specs, read, strict=True)]
     for source in sources:
         notes += getattr(source, "notes", [])  # complete only after its rows were read
