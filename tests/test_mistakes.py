@@ -268,7 +268,7 @@ MEASURE = [
     Case("eval corpus", "corpus"),
     Case("eval run --data gone", "gone"),
     Case("eval run --split dev", "dev"),
-    Case("eval run --predictions answers.csv", "answers.csv"),
+    Case("eval run --predictions answers.txt", "answers.txt"),
     Case("eval run --batch 0", "--batch"),
     Case("eval run --template nowhere.txt", "nowhere.txt"),
     Case("eval run --data bare --split train", "bare", images_only),

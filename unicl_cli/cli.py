@@ -24,6 +24,7 @@ BUILTIN = {
     "inspect": "Say what is in a corpus, a batch, a checkpoint or a run.",
     "train": "Train a recipe; the same command continues a cut run.",
     "eval": "Measure zero-shot accuracy and retrieval of a model.",
+    "compare": "Compare models on the same rows, with intervals and tests.",
     "probe": "Fit a linear classifier on a model's image features.",
     "mix": "Mix a model and its fine-tuned self, and find the best share.",
     "zeroshot": "Classify images by class names.",

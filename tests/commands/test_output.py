@@ -140,7 +140,13 @@ def test_a_bad_image_is_a_row_and_status_two(model, place, capsys):
         (["eval", "{model}", "--data", "nowhere"], "no corpus here"),
         (["probe", "{model}", "--split", "val"], "no split 'val'"),
         (["zeroshot", "x.png", "--classes", ",", "--model", "{model}"], "names no class"),
+        (["eval", "{model}", "--candidates", ","], "--candidates ,: names no class"),
+        (["eval", "{model}", "--candidates", "umbrella"], "none of them is a class of the corpus"),
         (["eval", "{model}", "--devices", "cpu:no"], "--devices cpu:no"),
+        (["compare", "{model}"], "compare: needs two models or more"),
+        (["compare", "{model}", "{model}/"], "are the same model"),
+        (["compare", *"abcdefghijklmnopqrstuvwxyzä"], "compare: takes at most 26 models, got 27"),
+        (["eval", "{model}", "--html", "/proc/no/e.html"], "--html /proc/no/e.html: cannot be written"),
         (["eval", "{model}", "--predictions", "/proc/no/p.parquet"], "--predictions /proc/no/p.parquet: cannot be wri"),
         (["zeroshot", "--classes", "a"], "no images given"),
         (["zeroshot", "x.png", "--stdin-image"], "--stdin-image: cannot be combined with other inputs"),
@@ -193,8 +199,29 @@ def test_a_list_on_standard_input_is_answered_as_csv(model, place, capsys, monke
 def test_an_empty_folder_is_named_as_such(model, place, capsys):
     (place / "empty").mkdir()
     with pytest.raises(UniclError, match="empty: a folder without images"):
-        run(["zeroshot", str(place / "empty"), "--classes", "red", "--model", model])
+        run(["zeroshot", str(place / "empty"), "--classes", "red,blue", "--model", model])
     assert capsys.readouterr().err == ""
+
+
+def test_one_class_is_no_question_and_is_told(model, place, capsys):
+    """The model knows red, green and blue; a test folder may hold one of them."""
+    image = str(place / "pictures" / "test" / "red" / "0.png")
+    assert (
+        "one class: its probability is always 100 %"
+        in answer(capsys, "zeroshot", image, "--classes", "red", "--model", model)[1]
+    )
+    alone = place / "alone" / "test" / "red"
+    alone.mkdir(parents=True, exist_ok=True)
+    (alone / "0.png").write_bytes(Path(image).read_bytes())
+    assert main(["prepare", "--labels", str(place / "alone"), "-o", str(place / "alone-corpus"), "-q"]) == 0
+    out, err = answer(capsys, "eval", model, "--data", str(place / "alone-corpus"))
+    assert "1 + 2" in out
+    assert "2 of 3 candidates are not classes of the corpus: blue, green" in err
+    out, err = answer(capsys, "eval", model, "--data", str(place / "alone-corpus"), "--candidates", "corpus")
+    assert "100.0" not in out
+    assert "one candidate: every answer is right, so there is no accuracy" in err
+    command = ("eval", model, "--data", str(place / "alone-corpus"), "--candidates", "red,blue", "--json")
+    assert json.loads(answer(capsys, *command)[0])["data"][0]["candidates"] == {"total": 2, "not_in_corpus": 1}
 
 
 def test_shots_are_asked_for_on_the_command_line(model, capsys):
@@ -260,6 +287,7 @@ def test_two_processes_print_what_one_prints(model, place, capsys):
     for args in (
         ("eval", model, "--json", "--batch", "4"),
         ("probe", model, "--json", "--batch", "4"),
+        ("compare", model, trained(place, "short", "steps=2"), "--json", "--batch", "4"),
         (
             "zeroshot",
             *images,
@@ -296,6 +324,34 @@ def test_predictions_hold_every_row_and_agree_with_the_figures(model, place, cap
         assert sorted(COLOURS)[row["y"]] in row["key"]
 
 
+def test_eval_writes_a_page_and_predictions_beside_its_tables(model, place, capsys):
+    page, file = place / "new" / "e.html", place / "new" / "answers.csv"
+    out, _ = answer(capsys, "eval", model, "--html", str(page), "--predictions", str(file))
+    assert "Classification, %" in out
+    assert "Recall per class, %" in page.read_text()
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    assert len(rows) == 15
+    assert all(row["class"] in row["key"] and row["predicted"] in COLOURS for row in rows)
+    assert all(row["predicted"] == sorted(COLOURS)[int(row["top_1"])] == row["top_classes_1"] for row in rows)
+
+
+def test_compare_gives_each_model_the_figures_of_eval(model, place, capsys):
+    other = trained(place, "short", "steps=2")
+    page = place / "new" / "c.html"
+    document = json.loads(answer(capsys, "compare", model, other, "--json", "--html", str(page))[0])
+    assert (document["schema"], document["models"]) == ("unicl/compare/1", [model, other])
+    assert {row["key"]: row["values"] for row in document["recipes"]} == {"steps": [30, 2]}
+    (entry,) = document["data"]
+    for row in entry["models"]:
+        (alone,) = json.loads(answer(capsys, "eval", row["model"], "--json")[0])["data"]
+        assert (row["n"], row["top1"], row["top1_interval"]) == (15, alone["top1"], alone["top1_interval"])
+    assert "Comparison of 2 models" in page.read_text()
+    out, _ = answer(capsys, "compare", model, other)
+    assert "Difference from A, points" in out
+    assert "A unicl" in out
+    assert "B short" in out
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -303,6 +359,7 @@ def test_predictions_hold_every_row_and_agree_with_the_figures(model, place, cap
         (["probe", "--data", "nowhere"], "nowhere: no corpus here"),
         (["zeroshot", "a.png", "--classes", "a", "--model", "nowhere"], "model nowhere: no such run"),
         (["mix", "nowhere", "there"], "model nowhere: no such run"),
+        (["compare", "nowhere", "there"], "model nowhere: no such run"),
         (["inspect", "nowhere"], "nowhere: no such file or directory"),
         (["eval", "-o", "file/e.json"], "-o file/e.json: cannot be written"),
     ],

@@ -208,13 +208,12 @@ def test_an_animation_gives_its_first_frame_even_if_a_later_one_is_cut(kind):
         (b"", "empty"),
         (b"<html><body>404</body></html>", "not_image"),
         (b"GIF89a", "broken"),
-        (huge_png(4, chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 8_000_000))), "broken"),
-        (huge_png(8100), "bomb"),
-        (huge_png(10_000), "bomb"),
+        (huge_png(15_900), "bomb"),
+        (huge_png(20_000), "bomb"),
         (huge_png(60_000), "bomb"),
     ],
-    ids=[*("eps", "eps file", "pdf", "psd", "svgz", "svg", "heic", "heif", "empty", "html", "gif", "text bomb"),
-         *("65 Mpx", "100 Mpx", "3600 Mpx")],
+    ids=[*("eps", "eps file", "pdf", "psd", "svgz", "svg", "heic", "heif", "empty", "html", "gif"),
+         *("253 Mpx", "400 Mpx", "3600 Mpx")],
 )  # fmt: skip
 def test_what_is_refused_has_its_reason(data, reason):
     assert reason_of(data) == reason
@@ -257,7 +256,7 @@ def test_nothing_is_said_on_stderr_and_nothing_large_is_decoded():
         "print(sorted(reasons))"
     )
     odd = plain("RGB", RED, "JPEG", exif=b"Exif\0\0MM\0*" + b"\xff" * 40)
-    items = pickle.dumps([huge_png(10_000), odd, encoded(noise(), "TIFF")[:60], samples(encoded(noise(), "TIFF"))])
+    items = pickle.dumps([huge_png(20_000), odd, encoded(noise(), "TIFF")[:60], samples(encoded(noise(), "TIFF"))])
     ended = subprocess.run([sys.executable, "-W", "always", "-c", script], input=items, capture_output=True, check=True)
     assert ended.stderr == b""
     assert ended.stdout.decode().count("bomb") == 4

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from unicl_cli.evaluate.metrics import (
@@ -17,8 +16,8 @@ from unicl_cli.evaluate.metrics import (
     target_ranks,
     ties_for_first,
     top_k,
-    wilson,
 )
+from unicl_cli.evaluate.statistics import mean_interval, wilson
 from unicl_cli.evaluate.tables import classification_figures
 
 small_scores = st.integers(1, 6).flatmap(
@@ -98,24 +97,6 @@ def test_counts_per_class_equal_a_loop(rows):
     assert counts.hits.tolist() == [sum(label == c and hit for label, hit in rows) for c in range(5)]
 
 
-@pytest.mark.parametrize(
-    ("hits", "n", "low", "high"),
-    [(713, 1000, 0.68419, 0.74018), (0, 100, 0.0, 0.03699), (38000, 50000, 0.75624, 0.76372)],
-)
-def test_wilson_golden_values(hits, n, low, high):
-    assert wilson(hits, n) == (pytest.approx(low, abs=1e-5), pytest.approx(high, abs=1e-5))
-
-
-@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-@settings(max_examples=50, deadline=None)
-def test_wilson_equals_scipy_and_stays_in_the_unit_interval(case):
-    hits, n = case
-    low, high = wilson(hits, n)
-    theirs = binomtest(hits, n).proportion_ci(method="wilson")
-    assert (low, high) == (pytest.approx(theirs.low, abs=1e-9), pytest.approx(theirs.high, abs=1e-9))
-    assert 0 <= low <= hits / n <= high <= 1
-
-
 def test_the_classification_of_a_split_names_what_it_measured():
     ranks, targets = torch.tensor([0, 1, 0, 5, 0]), torch.tensor([0, 0, 1, 2, 2])
     facts = classification_figures(ranks, targets, ["a", "b", "c", "d", "e", "f"], ["x", "y", "x", "y", "x"])
@@ -132,6 +113,8 @@ def test_the_classification_of_a_split_names_what_it_measured():
     assert {source: row["top1"] for source, row in facts["per_source"].items()} == {"x": 1.0, "y": 0.0}
     assert facts["per_source"]["x"]["n"] == 3
     assert facts["top1_interval"] == list(wilson(3, 5))
+    assert facts["top5_interval"] == list(wilson(4, 5))
+    assert facts["mean_per_class_interval"] == list(mean_interval([1, 1, 1], [2, 1, 2]))
 
 
 def test_top5_is_absent_where_it_cannot_be_missed():

@@ -1,12 +1,14 @@
 """Retrieval against a loop over dense scores; ties, collapse and chunks."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from unicl_cli.evaluate.retrieval import Gallery, answers_of, rank_queries, recalls
+from unicl_cli.evaluate.retrieval import Gallery, answers_of, rank_queries, recalls, search
+from unicl_cli.evaluate.statistics import share_interval, wilson
 
 
 def loop_ranks(queries, gallery, query_ids, gallery_ids):
@@ -30,7 +32,7 @@ def case(seed: int, images: int, captions: list[int]):
 @settings(max_examples=40, deadline=None)
 def test_recalls_equal_a_loop_with_uneven_captions(seed, captions):
     pictures, texts, owners = case(seed, len(captions), captions)
-    found = recalls(pictures, texts, torch.arange(len(texts)), owners)
+    found = recalls(search(pictures, texts, torch.arange(len(texts)), owners))
     places = torch.arange(len(pictures))
     for way, expected in (
         ("text_to_image", loop_ranks(texts, pictures, owners, places)),
@@ -43,36 +45,39 @@ def test_recalls_equal_a_loop_with_uneven_captions(seed, captions):
 
 def test_chunks_change_nothing(monkeypatch):
     pictures, texts, owners = case(0, 40, [3] * 40)
-    whole = recalls(pictures, texts, torch.arange(len(texts)), owners)
+    whole = recalls(search(pictures, texts, torch.arange(len(texts)), owners))
     monkeypatch.setattr("unicl_cli.evaluate.retrieval.KEPT_SCORES", 130)
-    assert recalls(pictures, texts, torch.arange(len(texts)), owners) == whole
+    assert recalls(search(pictures, texts, torch.arange(len(texts)), owners)) == whole
 
 
 def test_a_collapsed_model_finds_nothing_and_says_so():
     same = F.normalize(torch.ones(1, 7), dim=1)
     # short vectors, so that float32 can tell differences of 1e-7: rounding would rank
     pictures = 0.1 * same + 1e-7 * torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
-    found = recalls(pictures, same.expand(100, 7), torch.arange(100), torch.arange(50).repeat_interleave(2))
-    assert found["collapsed"]
-    assert all(found[way][k] == 0 for way in ("text_to_image", "image_to_text") for k in ("r1", "r5", "r10"))
+    found = search(pictures, same.expand(100, 7), torch.arange(100), torch.arange(50).repeat_interleave(2))
+    assert found.collapsed
+    assert all(recalls(found)[way][k] == 0 for way in ("text_to_image", "image_to_text") for k in ("r1", "r5", "r10"))
 
 
 def test_a_model_that_sees_something_is_not_called_collapsed():
     pictures, texts, owners = case(0, 5, [1] * 5)
-    assert "collapsed" not in recalls(pictures, texts, torch.arange(5), owners)
+    assert not search(pictures, texts, torch.arange(5), owners).collapsed
 
 
 def test_perfect_embeddings_find_everything():
     eye = torch.eye(12)
-    found = recalls(eye, eye, torch.arange(12), torch.arange(12))
-    assert found["text_to_image"] == found["image_to_text"] == {"r1": 1.0, "r5": 1.0, "r10": 1.0}
+    found = recalls(search(eye, eye, torch.arange(12), torch.arange(12)))
+    shares = {
+        f"r{k}{end}": value for k in (1, 5, 10) for end, value in (("", 1.0), ("_interval", [wilson(12, 12)[0], 1]))
+    }
+    assert found["text_to_image"] == found["image_to_text"] == shares
 
 
 def test_an_equal_caption_of_another_image_is_a_hit():
     images = torch.eye(3)
     texts = torch.eye(3)[:2]
     # images 0 and 1 share the first caption
-    found = recalls(images, texts, torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2]))
+    found = recalls(search(images, texts, torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2])))
     assert found["image_to_text"]["r1"] == pytest.approx(1 / 3)  # 1 and 2 find another text first
     assert found["text_to_image"]["r1"] == pytest.approx(2 / 3)
 
@@ -84,10 +89,14 @@ def test_an_equal_image_under_another_name_is_a_hit():
         F.normalize(torch.eye(6).repeat_interleave(5, 0) + 0.01, dim=1),
     )
     rows = torch.arange(30)
-    alone = recalls(images, texts, rows, rows)
+    alone = recalls(search(images, texts, rows, rows))
     assert (alone["text_to_image"]["r1"], alone["image_to_text"]["r1"]) == (0, 0)
-    found = recalls(images, texts, rows, rows, torch.arange(6).repeat_interleave(5))
+    found = recalls(search(images, texts, rows, rows, torch.arange(6).repeat_interleave(5)))
     assert (found["text_to_image"]["r1"], found["image_to_text"]["r1"]) == (1, 1)
+    of_six = list(share_interval(np.full(6, 5), np.full(6, 5)))
+    assert found["text_to_image"]["r1_interval"] == found["image_to_text"]["r1_interval"] == of_six, (
+        "six images, not 30"
+    )
 
 
 @given(st.data())
@@ -100,7 +109,7 @@ def test_ranks_of_repeated_images_and_texts_equal_a_loop(data):
     ids = torch.tensor([sorted(set(same)).index(number) for number in same])
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     seen, read = torch.randn(images, 4, generator=generator), torch.randn(texts, 4, generator=generator)
-    found = recalls(seen, read, torch.tensor(rows), torch.tensor(owners), ids)
+    found = recalls(search(seen, read, torch.tensor(rows), torch.tensor(owners), ids))
     right = {(int(ids[image]), row) for image, row in zip(owners, rows, strict=True)}
     scores = (seen @ read.T).tolist()
     to_image, to_text = [], []
@@ -116,9 +125,21 @@ def test_ranks_of_repeated_images_and_texts_equal_a_loop(data):
 
 
 def test_one_picture_with_one_text_is_found():
-    found = recalls(torch.ones(1, 1), torch.ones(1, 1), torch.tensor([0]), torch.tensor([0]))
-    assert found["text_to_image"]["r1"] == 1.0
-    assert "collapsed" not in found
+    found = search(torch.ones(1, 1), torch.ones(1, 1), torch.tensor([0]), torch.tensor([0]))
+    assert recalls(found)["text_to_image"]["r1"] == 1.0
+    assert not found.collapsed
+
+
+def test_the_captions_of_an_image_are_one_item_of_the_interval_and_an_image_is_one():
+    pictures, texts, owners = case(3, 9, [1, 2, 3] * 3)
+    found = recalls(search(pictures, texts, torch.arange(len(texts)), owners))
+    places = torch.arange(len(pictures))
+    hits = [rank < 1 for rank in loop_ranks(texts, pictures, owners, places)]
+    per_image = [sum(hit for hit, owner in zip(hits, owners.tolist(), strict=True) if owner == n) for n in range(9)]
+    expected = share_interval(np.array(per_image), np.array([1, 2, 3] * 3))
+    assert found["text_to_image"]["r1_interval"] == list(expected)
+    right = sum(rank < 5 for rank in loop_ranks(pictures, texts, places, owners))
+    assert found["image_to_text"]["r5_interval"] == list(wilson(right, 9))
 
 
 def test_ranks_are_pessimistic_about_ties():

@@ -3,9 +3,7 @@
 import csv
 import io
 import json
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
+from toys import PLAIN
 
 from unicl_cli import losses
 from unicl_cli.build.load import Loaded
@@ -21,18 +20,18 @@ from unicl_cli.core.loop import Step
 from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
-from unicl_cli.evaluate.tables import probe_tables
+from unicl_cli.evaluate.tables import eval_tables, probe_tables
 from unicl_cli.inference.encoder import Encoder
 from unicl_cli.jobs.evaluate import evaluate, measure, measure_validation
 from unicl_cli.jobs.evaluators import probe as probe_evaluator
 from unicl_cli.jobs.evaluators.build import make_evaluator
+from unicl_cli.jobs.evaluators.kept import Keep
 from unicl_cli.jobs.evaluators.options import ProbeOptions
 from unicl_cli.jobs.prepare.prepare import prepare
 from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.probe import probe
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
-PLAIN = SimpleNamespace(autocast=nullcontext)
 
 
 class Words:
@@ -166,7 +165,9 @@ def test_a_trained_head_answers_with_its_own_columns_in_the_order_of_the_corpus(
     loaded = model(loss, corpus, classes=classes, tokenizer=None)
     (entry,) = evaluate(loaded, data=None, split=None, batch=5, accelerator=PLAIN)["data"]
     assert entry["top1"] == pytest.approx(11 / 12)
-    assert "warnings" not in entry
+    assert entry["candidates"] == {"total": 4, "not_in_corpus": 1}
+    told = "1 of 4 candidates is not a class of the corpus: void; --candidates corpus leaves them out"
+    assert entry["warnings"] == [told]
 
 
 def test_a_class_that_the_head_never_learned_is_wrong_and_named(corpus):
@@ -182,6 +183,70 @@ def test_a_class_that_the_head_never_learned_is_wrong_and_named(corpus):
     )
     with pytest.raises(UniclError, match="knows none of these classes: blue, green, red"):
         evaluate(strangers, data=None, split=None, batch=5, accelerator=PLAIN)
+
+
+def one_class_of(corpus: Corpus, tmp_path: Path, name: str) -> Corpus:
+    """A corpus of four test images of one class."""
+    for number in range(4):
+        picture(tmp_path / "pictures" / "test" / name / f"{number}.png", tinted("blue" if number else name, number))
+    prepare(PrepareRequest((str(tmp_path / "pictures"),), (), (), tmp_path / "one"), workers=1)
+    return open_corpus(tmp_path / "one")
+
+
+@pytest.mark.parametrize("loss", ["text", "head", "pair"])
+def test_the_models_other_classes_are_answers_to_a_corpus_of_one_class(corpus, tmp_path, loss):
+    """Three of four red test images are blue: without the class blue, every answer would be right."""
+    red = one_class_of(corpus, tmp_path, "red")
+    made = {"text": losses.UniCL(), "head": losses.CrossEntropy(image_width=3, num_classes=3), "pair": Joint()}[loss]
+    if loss == "head":
+        made.head.weight.data = torch.tensor([COLOURS[each.names[0]] for each in corpus.classes]) / 255.0
+        made.head.bias.data.zero_()
+    loaded = model(made, corpus)
+    given = {"data": [str(red.path)], "split": None, "batch": 5, "accelerator": PLAIN}
+    (entry,) = evaluate(loaded, **given)["data"]
+    assert (entry["n"], entry["classes"], entry["top1"], entry["mean_per_class"]) == (4, 1, 0.25, 0.25)
+    assert entry["candidates"] == {"total": 3, "not_in_corpus": 2}
+    assert entry["warnings"][0].startswith("2 of 3 candidates are not classes of the corpus: blue, green;")
+    (alone,) = evaluate(loaded, **given, candidates="corpus")["data"]
+    assert alone["candidates"] == {"total": 1, "not_in_corpus": 0}
+    assert [alone[key] for key in ("top1", "top1_interval", "mean_per_class")] == [None] * 3
+    assert [row["recall"] for row in alone["per_class"]] == [None]
+    assert [row["top1"] for row in alone["per_source"].values()] == [None]
+    assert "one candidate" in alone["reason"]
+    assert any("no accuracy" in warning for warning in alone["warnings"])
+    assert "ece" not in alone
+    for document in ({"model": "toy", "data": [alone]}, {"model": "toy", "data": [entry]}):
+        console = Console(file=io.StringIO(), width=100)
+        for table in eval_tables(document):
+            console.print(table)
+        assert ("1 + 2" in console.file.getvalue()) == (document["data"] == [entry])
+    figures = measure_validation(loaded, red, "test", batch=5)
+    assert figures == {"top1": 0.25, "candidates": 3}
+    figures = measure_validation(loaded, red, "test", batch=5, candidates="corpus")
+    assert figures == {"top1": None, "candidates": 1, "reason": "one candidate: every answer is right"}
+
+
+def test_a_list_of_candidates_adds_classes_and_leaves_out_the_rows_of_others(corpus):
+    loaded = model(losses.UniCL(), corpus)
+    given = {"data": None, "split": None, "batch": 5, "accelerator": PLAIN}
+    kept = []
+    (entry,) = evaluate(loaded, **given, candidates=("Green", "blue", "umbrella"), keep=Keep(answers=kept.append))[
+        "data"
+    ]
+    assert (entry["n"], entry["classes"], entry["candidates"]) == (8, 3, {"total": 3, "not_in_corpus": 1})
+    assert entry["top1"] == pytest.approx(7 / 8)
+    assert "4 of 12 rows are left out: their classes are not among the candidates" in entry["warnings"]
+    assert {top for row in kept[0]["top"] for top in row[:3]} == {0, 1, 3}, "red, class 2, is never answered"
+    with pytest.raises(UniclError, match="none of them is a class of the corpus"):
+        evaluate(loaded, **given, candidates=("umbrella",))
+
+
+def test_equal_prompts_alone_are_one_candidate(corpus, tmp_path):
+    red = one_class_of(corpus, tmp_path, "red")
+    red.classes = (*red.classes, red.classes[0]._replace(key="red again"))
+    stranger = model(losses.UniCL(), corpus)._replace(classes=())
+    entry = measure(Encoder(stranger), red, "test", {"zeroshot": make_evaluator("zeroshot")}, batch=50)
+    assert (entry["top1"], entry["candidates"]["total"]) == (None, 1)
 
 
 def test_a_loss_that_scores_pairs_is_asked_itself(corpus):
@@ -200,12 +265,10 @@ def test_a_loss_without_scores_points_at_the_probe(corpus):
 def test_captions_are_searched_both_ways_and_never_taken_for_a_class(captioned):
     (entry,) = evaluate(model(losses.UniCL(), captioned), data=None, split=None, batch=2, accelerator=PLAIN)["data"]
     assert entry["n"] == 3
-    assert entry["retrieval"] == {
-        "images": 3,
-        "texts": 3,
-        "text_to_image": {"r1": 1.0, "r5": 1.0, "r10": 1.0},
-        "image_to_text": {"r1": 1.0, "r5": 1.0, "r10": 1.0},
-    }
+    found = entry["retrieval"]
+    assert (found["images"], found["texts"]) == (3, 3)
+    for way in ("text_to_image", "image_to_text"):
+        assert [found[way][k] for k in ("r1", "r5", "r10")] == [1.0, 1.0, 1.0]
     assert "top1" not in entry
 
 
@@ -253,27 +316,18 @@ def test_what_is_missing_is_said_with_the_way_out(corpus, captioned):
 def test_validation_gives_the_same_figures_and_leaves_the_training_mode(corpus, captioned):
     loaded = model(losses.UniCL(), corpus)
     loaded.step.train()
-    assert measure_validation(loaded, corpus, "test", batch=5) == {"top1": pytest.approx(11 / 12)}
+    assert measure_validation(loaded, corpus, "test", batch=5) == {"top1": pytest.approx(11 / 12), "candidates": 3}
     assert measure_validation(loaded, captioned, "test", batch=5) == {"text_to_image_r1": 1.0, "image_to_text_r1": 1.0}
     assert loaded.step.training
     assert loaded.step.model.training
-    assert set(measure_validation(loaded, corpus, "test", batch=5, limit=3)) == {"top1"}
+    assert set(measure_validation(loaded, corpus, "test", batch=5, limit=3)) == {"top1", "candidates"}
 
 
 def test_the_probe_learns_the_colours_and_reads_the_test_split_after_c_is_chosen(corpus, monkeypatch):
     order: list[str] = []
     table, sweep = Corpus.table, probe_evaluator.sweep
-
-    def spied_table(self, split, kind):
-        order.append(split)
-        return table(self, split, kind)
-
-    def spied_sweep(measure):
-        order.append("sweep")
-        return sweep(measure)
-
-    monkeypatch.setattr(Corpus, "table", spied_table)
-    monkeypatch.setattr(probe_evaluator, "sweep", spied_sweep)
+    monkeypatch.setattr(Corpus, "table", lambda self, *which: order.append(which[0]) or table(self, *which))
+    monkeypatch.setattr(probe_evaluator, "sweep", lambda measure: order.append("sweep") or sweep(measure))
     document = probe(
         model(losses.SupCon(3), corpus), data=None, split=None, options=ProbeOptions(), batch=5, accelerator=PLAIN
     )

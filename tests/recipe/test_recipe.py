@@ -15,7 +15,7 @@ from unicl_cli.errors import UniclError
 from unicl_cli.recipe.load import check_corpora, load, load_text
 from unicl_cli.recipe.schema import Augment, Recipe, Section
 from unicl_cli.recipe.stages import stage_of
-from unicl_cli.recipe.text import as_mapping, dump, recipe_hash, recipe_json_schema
+from unicl_cli.recipe.text import as_mapping, dump, hashed_keys, recipe_hash, recipe_json_schema
 from unicl_cli.runs.place import run_path
 from unicl_cli.yaml_lines import write_yaml
 
@@ -307,6 +307,12 @@ def test_the_resolved_recipe_has_every_default():
 )
 def test_the_hash_sees_exactly_what_changes_numbers(override: str, same: bool):
     assert (recipe_hash(small(override)) == recipe_hash(small())) is same
+
+
+def test_a_recipe_keeps_its_hash_when_eval_gets_a_key():
+    entry = {"corpus": "c", "split": None, "every": 1000, "batch": 512, "limit": None}
+    assert hashed_keys(small("eval=[{corpus: c}]"))["eval"] == [entry]
+    assert hashed_keys(small("eval=[{corpus: c, candidates: corpus}]"))["eval"] == [entry | {"candidates": "corpus"}]
 
 
 def test_the_run_directory_is_named_after_the_recipe():

@@ -1,6 +1,5 @@
 """`unicl eval [MODEL]`: zero-shot classification and retrieval on prepared corpora."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +47,13 @@ def evaluate(
             "--evaluator", metavar="NAME", help="Evaluator to run; may be repeated. Default: zeroshot and retrieval."
         ),
     ] = None,
+    candidates: Annotated[
+        str,
+        typer.Option(
+            metavar="CLASSES",
+            help="Classes that may be answered: all (of the corpus and the model), corpus, a,b,c or @FILE.",
+        ),
+    ] = "all",
     batch: Batch = 128,
     devices: Devices = "auto",
     template: Template = None,
@@ -55,7 +61,17 @@ def evaluate(
     predictions: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.parquet", help="Also write the predicted class of each labelled row.", rich_help_panel=OUTPUT
+            metavar="FILE",
+            help="Also write the predicted class of each labelled row: .parquet, .csv or .jsonl.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write a page with the confused classes and mistakes as images: one file.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     out: Out = None,
@@ -68,28 +84,32 @@ def evaluate(
         load_with_templates,
         pick_model,
         print_document,
+        print_warning,
         report_write_error,
     )
     from unicl_cli.commands.workers import run_on_devices
+    from unicl_cli.jobs.evaluators.options import parse_candidates
+    from unicl_cli.jobs.predictions import SUFFIXES, write_predictions
 
     named = pick_model(model_argument, model)
-    if predictions is not None and predictions.suffix != ".parquet":
+    if predictions is not None and predictions.suffix not in SUFFIXES:
         raise UniclError(
-            f"--predictions {predictions}: not a name of a Parquet file", "use a name that ends in .parquet"
+            f"--predictions {predictions}: unknown kind of file", f"use a name that ends in {' or '.join(SUFFIXES)}"
         )
     for name in evaluator or ():
         registry.find("evaluators", name)
-    check_before_loading([named], data or (), ("--predictions", predictions), ("-o", out))
+    answerable = parse_candidates(candidates)
+    check_before_loading([named], data or (), ("--predictions", predictions), ("--html", html), ("-o", out))
 
     def work(accelerator: Any) -> None:
         from unicl_cli.evaluate.tables import eval_tables
         from unicl_cli.jobs.evaluate import evaluate as job
-        from unicl_cli.jobs.evaluate import write_predictions
+        from unicl_cli.jobs.evaluate import open_corpora
+        from unicl_cli.jobs.evaluators.kept import AnswerColumns, Keep
         from unicl_cli.launch.process import is_peer
 
         loaded = load_with_templates(named, accelerator.device, template, raw_weights=raw_weights)
-        kept: list[Mapping[str, Any]] = []
-        keep = None if predictions is None or is_peer() else kept.append
+        kept: list[AnswerColumns] = []
         chosen = list(dict.fromkeys(evaluator or ())) or None
         document = job(
             loaded,
@@ -98,11 +118,20 @@ def evaluate(
             batch=batch,
             accelerator=accelerator,
             evaluators=chosen,
-            keep=keep,
+            keep=Keep(answers=kept.append if predictions or html else None),
+            candidates=answerable,
         )
-        if predictions is not None and kept:
-            with report_write_error("--predictions", predictions):
-                write_predictions(predictions, kept)
+        if predictions is not None and not is_peer():
+            if kept:
+                with report_write_error("--predictions", predictions):
+                    write_predictions(predictions, kept)
+            else:
+                print_warning(f"--predictions {predictions}: not written: no rows with labels were classified")
+        if html is not None and not is_peer():
+            from unicl_cli.jobs.evaluation_page import evaluation_page
+            from unicl_cli.pages.html import write_page
+
+            write_page(html, evaluation_page(document, kept, open_corpora(loaded, data)))
         print_document(document, eval_tables, as_json=as_json, out=out)
 
     run_on_devices(devices, work)

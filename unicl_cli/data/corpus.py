@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from unicl_cli.contracts import ClassName, Sample
 from unicl_cli.data.corpus_format import MEDIA
+from unicl_cli.data.pictures import ImageError
 from unicl_cli.errors import UniclError, did_you_mean
 
 MANIFEST = "manifest.json"
@@ -235,6 +236,15 @@ def open_corpus(path: str | Path) -> Corpus:
         if problem := find_damage(folder, shard):
             raise UniclError(problem, repair_hint(folder))
     return Corpus(folder, manifest, hashlib.sha256(data).hexdigest())
+
+
+def undecodable(where: Path | str, key: str, error: ImageError) -> UniclError:
+    """Return the error for an image of a corpus that cannot be decoded, although `prepare` has decoded it once."""
+    if error.reason == "out_of_memory":
+        hint = "free some memory, or prepare the corpus again with --size 512: it stores large images smaller"
+    else:
+        hint = "check the corpus: unicl prepare --verify -o CORPUS"
+    return UniclError(f"{where}: the image of row '{key}' cannot be used: {error}", hint)
 
 
 def find_damage(folder: Path, shard: Mapping[str, Any]) -> str | None:

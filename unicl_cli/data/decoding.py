@@ -6,20 +6,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unicl_cli.data.pictures import decode, open_image, orientation
-
-JPEG = b"\xff\xd8\xff"
+from unicl_cli.data.pictures import JPEG, MAX_PIXELS, decode, open_image, orientation
 
 
 def decode_pixels(data: bytes, decoder: str = "auto") -> Tensor:
     """Decode an image to uint8 (3, H, W) with the strides of (H, W, 3), bit for bit as `pictures.decode` does.
 
     ``decoder`` is auto or pillow. Pillow checks every header. It also decodes every file that is not a plain JPEG
-    (CMYK is not), or that is damaged at all. Raises ImageError as `pictures.decode` does.
+    (CMYK is not), that is damaged at all, or that is halved for its size. Raises ImageError as `pictures.decode` does.
     """
     if decoder == "auto" and data.startswith(JPEG):
         image = open_image(data)
-        if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        plain = image.format == "JPEG" and image.mode in ("RGB", "L")
+        if plain and image.width * image.height <= MAX_PIXELS:
             x = _decode_plain_jpeg(data)
             if x is not None:
                 return _turn_tensor_upright(x, orientation(image))

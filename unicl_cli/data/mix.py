@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from unicl_cli.contracts import NO_LABEL, Drawn, Sample
 from unicl_cli.core.prompts import fill_template
 from unicl_cli.core.sampler import Alternation, Mixture, Stream, share
-from unicl_cli.data.corpus import Corpus, RowTable
+from unicl_cli.data.corpus import Corpus, RowTable, undecodable
+from unicl_cli.data.pictures import ImageError
 from unicl_cli.data.transforms import TrainTransform
 
 LABELS = "labels"
@@ -134,11 +135,15 @@ class MixedCorpora:
         strand = self.strands[number]
         sample = strand.table.read(row if strand.rows is None else int(strand.rows[row]), media=self.media)
         text, text_hash = self.text(strand, sample, step, strand.first + row)
+        try:
+            image = strand.transform(sample.image, draw)
+        except ImageError as error:
+            raise undecodable(strand.table.shards[0].parent.parent.parent, sample.key, error) from error
         return Drawn(
             row=strand.first + row,
             draw=draw,
             seed=self.texts.seed,
-            image=strand.transform(sample.image, draw),
+            image=image,
             label=NO_LABEL if sample.label == NO_LABEL else int(strand.labels[sample.label]),
             text=text,
             text_hash=text_hash,

@@ -4,16 +4,24 @@ import io
 import logging
 import stat
 import struct
+import threading
 import warnings
+import zlib
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
-"""An image with more pixels is refused from its header alone: 192 MB as RGB."""
+"""An image with more pixels is halved while it is read: 192 MB as RGB."""
+LARGEST_PIXELS = 250_000_000
+"""An image with more pixels is refused from its header alone. One of this size takes 1.5 GB while it is halved."""
 MAX_BYTES = 8 * MAX_PIXELS
-"""The largest file with MAX_PIXELS: 16 bits in four channels, not compressed."""
+"""A larger file is refused unread."""
+TILE = 2048
+"""Side of the pieces, in pixels, in which an image is halved."""
 QUALITY = 90
 LONGEST_SIDE = 65_500
 """Pixels of the longest side that a JPEG can have."""
@@ -26,13 +34,35 @@ SUFFIXES = frozenset(
 """Suffixes of image files: a file that cannot be read is rejected by name, never silently skipped."""
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
 """The formats that Pillow may try: others run programs (EPS calls Ghostscript) or are not images."""
+_HALVED = frozenset(("JPEG", "MPO", "PNG", "TIFF", "BMP", "DIB", "PPM", "TGA"))
+"""The formats of photos, which need one copy of the pixels to be read; others need several, and end at MAX_PIXELS."""
+DECODING_WORDS = (
+    "decode the first frame",
+    f"halve both sides of an image of more than {MAX_PIXELS:,} pixels: each pixel is the mean of 2 x 2",
+    "apply the EXIF orientation",
+    "divide values of 16 bits by 256, multiply floating-point values of 0 to 1 by 255, both rounded down",
+    "put transparency on white: alpha * colour + (1 - alpha) * 255, rounded; no pixel keeps an alpha",
+    "convert to RGB: grey is repeated in all three channels, CMYK goes through its colour profile to sRGB",
+)
+"""The steps of `decode` for programs that have no unicl."""
 _ANIMATED = frozenset(("GIF", "WEBP", "PNG", "AVIF"))
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
+PNG = b"\x89PNG\r\n\x1a\n"
+JPEG = b"\xff\xd8\xff"
+_SIGNATURES = (JPEG, PNG, b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 _UNSUPPORTED_STARTS = (b"%!PS", b"%PDF", b"8BPS", b"\x1f\x8b", b"\xc5\xd0\xd3\xc6")
 """First bytes of PostScript, PDF, Photoshop, gzip (SVGZ) and EPS files."""
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"))
 
+_ONE_LARGE = threading.Lock()
+"""Held while an image with more than MAX_PIXELS is read: threads together would need several GB."""
+_PIXEL_CHUNKS = frozenset((b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf"))
+"""Ancillary chunks of a PNG that an image may need: transparency, frames, orientation."""
+_TEXT_BYTES = 1 << 20
+_NOTES = ((b"JFIF\0", 18), (b"Exif\0", 12), (b"Adobe", 16), (b"ICC_PROFILE\0", 18))
+"""Application segments of a JPEG that its colours or orientation may depend on, and the least bytes of each."""
+
+Image.MAX_IMAGE_PIXELS = LARGEST_PIXELS  # Pillow's own limit lies below; `open_image` checks ours
 # Pillow warns of large headers and odd metadata on stderr; what matters becomes a reason. Filters inside the functions
 # would not work: they belong to the whole process, and images are decoded in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -42,7 +72,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 class ImageError(ValueError):
     """An image that cannot be used.
 
-    ``reason`` is empty, not_image, unsupported_format, bomb, too_small, truncated or broken.
+    ``reason`` is empty, not_image, unsupported_format, bomb, too_small, truncated, broken or out_of_memory.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -82,6 +112,15 @@ def read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
+@contextmanager
+def blame_image() -> Generator[None]:
+    """Turn a MemoryError into the ImageError of the image that needs so much; others are not affected."""
+    try:
+        yield
+    except MemoryError as error:
+        raise ImageError("out_of_memory", "it needs more memory than there is") from error
+
+
 def file_extent(path: Path) -> Extent | None:
     """Return the extent of an image that is a file of its own; None if `read_file` would refuse it."""
     try:
@@ -92,9 +131,11 @@ def file_extent(path: Path) -> Extent | None:
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode the first frame to RGB: EXIF orientation applied, alpha on white, 16 bits scaled to 8. ImageError."""
-    image = open_image(data)
-    return _load_pixels(image)
+    """Decode the first frame to RGB: EXIF orientation applied, alpha on white, 16 bits scaled to 8. ImageError.
+
+    An image with more than MAX_PIXELS comes at half its width and height.
+    """
+    return _finish(open_image(data), data)
 
 
 def examine(data: bytes, size: int | None, min_side: int = 0) -> Examined:
@@ -106,15 +147,20 @@ def examine(data: bytes, size: int | None, min_side: int = 0) -> Examined:
     if min(image.size) < min_side:
         raise ImageError("too_small", f"{image.width} x {image.height} pixels")
     animated = image.format in _ANIMATED and bool(getattr(image, "is_animated", False))
-    if size is None or min(image.size) <= size:
-        pixels = _load_pixels(image)
-    else:
-        image.draft("RGB", (size, size))  # libjpeg then decodes at 1/2, 1/4 or 1/8, never below the size
-        pixels = _shrink(_load_pixels(image), size)
-        if max(pixels.size) > LONGEST_SIDE:
-            raise ImageError("unsupported_format", f"{pixels.width} x {pixels.height} pixels: too long for a JPEG")
-        data = _encode_jpeg(pixels)
-    return Examined(data, pixels.width, pixels.height, difference_hash(pixels), animated)
+    with blame_image():
+        if size is None or min(image.size) <= size:
+            width, height = image.size
+            pixels = _finish(image, data)
+            if orientation(image) >= 5:
+                width, height = height, width
+        else:
+            image.draft("RGB", (size, size))  # libjpeg then decodes at 1/2, 1/4 or 1/8, never below the size
+            pixels = _shrink(_finish(image, data), size)
+            if max(pixels.size) > LONGEST_SIDE:
+                raise ImageError("unsupported_format", f"{pixels.width} x {pixels.height} pixels: too long for a JPEG")
+            data = _encode_jpeg(pixels)
+            width, height = pixels.size
+        return Examined(data, width, height, difference_hash(pixels), animated)
 
 
 def difference_hash(image: Image.Image) -> int:
@@ -137,9 +183,12 @@ def open_image(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError("bomb", str(error)) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, MemoryError, ...
+        plain = without_metadata(data)
+        if plain is not None:
+            return open_image(plain)
         known = isinstance(error, UnidentifiedImageError)  # its text is an address in memory
         raise ImageError(_refusal_reason(data, error), "" if known else _one_line(error)) from error
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > (LARGEST_PIXELS if image.format in _HALVED else MAX_PIXELS):
         raise ImageError("bomb", f"{image.width} x {image.height} pixels")
     return image
 
@@ -155,6 +204,55 @@ def _brand(data: bytes) -> bytes:
     return data[8:12] if data[4:8] == b"ftyp" else b""
 
 
+def without_metadata(data: bytes) -> bytes | None:
+    """Return a PNG or JPEG without the parts that its pixels do not need; None if it has none, or for other files.
+
+    Pillow refuses a whole image for a long text, a long profile or a damaged note. Short plain texts stay in a PNG:
+    they may hold the orientation (XMP).
+    """
+    parts = _png_parts(data) if data.startswith(PNG) else _jpeg_parts(data) if data.startswith(JPEG) else ()
+    kept, dropped = [data[:0]], False
+    for part, is_needed in parts:
+        if is_needed:
+            kept.append(part)
+        else:
+            dropped = True
+    return b"".join(kept) if dropped else None
+
+
+def _png_parts(data: bytes) -> Iterator[tuple[bytes, bool]]:
+    """Yield the signature and the chunks of a PNG, each with whether it is needed; what is cut comes last."""
+    yield PNG, True
+    place = len(PNG)
+    while place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        chunk = data[place:end]
+        yield chunk, chunk[4:5].isupper() or _is_sound_note(chunk[4:8], chunk)
+        place = end
+
+
+def _is_sound_note(kind: bytes, chunk: bytes) -> bool:
+    """Return True for an ancillary chunk that is sound, and that pixels or orientation may depend on."""
+    if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+        return kind == b"tRNS"  # damage to pixels is not forgiven
+    body = chunk[8:-4]
+    is_plain = kind == b"tEXt" or (kind == b"iTXt" and body.partition(b"\0")[2][:1] == b"\0")
+    return kind in _PIXEL_CHUNKS or (is_plain and len(body) <= _TEXT_BYTES)
+
+
+def _jpeg_parts(data: bytes) -> Iterator[tuple[bytes, bool]]:
+    """Yield the segments of a JPEG, each with whether it is needed, and in the end its scans as one."""
+    yield data[:2], True
+    place = 2
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in (b"\xda", b""):
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        marker, segment = data[place + 1], data[place:end]
+        is_note = marker in range(0xE0, 0xF0) or marker == 0xFE
+        yield segment, not is_note or any(segment[4:].startswith(n) and len(segment) >= m for n, m in _NOTES)
+        place = end
+    yield data[place:], True
+
+
 def _refusal_reason(data: bytes, error: Exception) -> str:
     brand = _brand(data)
     if data.startswith(_UNSUPPORTED_STARTS) or b"<svg" in data[:1024].lower() or brand in _HEIF_BRANDS:
@@ -167,15 +265,44 @@ def _refusal_reason(data: bytes, error: Exception) -> str:
     return "not_image"
 
 
-def _load_pixels(image: Image.Image) -> Image.Image:
+def _finish(image: Image.Image, data: bytes) -> Image.Image:
+    """Return the pixels of an opened image, upright, as RGB."""
+    if image.width * image.height <= MAX_PIXELS:
+        return _finish_part(image, data)
+    with _ONE_LARGE:
+        image.draft("RGB", (image.width // 2, image.height // 2))  # libjpeg decodes at half the size
+        return _finish_part(image, data)
+
+
+def _finish_part(image: Image.Image, data: bytes) -> Image.Image:
     try:
         image.load()
     except Exception as error:
-        raise ImageError("truncated" if _is_cut(error) else "broken", _one_line(error)) from error
+        plain = without_metadata(data)
+        if plain is not None:
+            return _finish_part(open_image(plain), plain)
+        raise _decode_error(error, "truncated" if _is_cut(error) else "broken") from error
     try:
-        return _to_rgb(_turn_upright(image))
+        return _halve(image) if image.width * image.height > MAX_PIXELS else _to_rgb(_turn_upright(image))
     except Exception as error:
-        raise ImageError("broken", _one_line(error)) from error
+        raise _decode_error(error, "broken") from error
+
+
+def _decode_error(error: Exception, reason: str) -> ImageError:
+    return ImageError("out_of_memory" if isinstance(error, MemoryError) else reason, _one_line(error))
+
+
+def _halve(image: Image.Image) -> Image.Image:
+    """Return a decoded image upright as RGB at half its width and height: piece by piece, without a second copy."""
+    half = Image.new("RGB", (-(-image.width // 2), -(-image.height // 2)))
+    extrema = cast("tuple[float, float]", image.getextrema())
+    brightest = extrema[1] if image.mode in ("I", "F") else None  # of the whole, not of a piece
+    for top in range(0, image.height, TILE):
+        for left in range(0, image.width, TILE):
+            piece = image.crop((left, top, min(left + TILE, image.width), min(top + TILE, image.height)))
+            half.paste(_to_rgb(piece, brightest).reduce(2), (left // 2, top // 2))
+    half.getexif()[ExifTags.Base.Orientation] = orientation(image)
+    return _turn_upright(half)
 
 
 def _is_cut(error: Exception) -> bool:
@@ -198,9 +325,10 @@ def _turn_upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, brightest: float | None = None) -> Image.Image:
+    """Return an image as RGB; ``brightest`` is the largest value of the whole image if this is a piece of one."""
     if image.mode.startswith("I") or image.mode == "F":
-        return _to_eight_bits(image).convert("RGB")
+        return _to_eight_bits(image, brightest).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -210,13 +338,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
+def _to_eight_bits(image: Image.Image, brightest: float | None) -> Image.Image:
     import numpy as np
 
     values = np.asarray(image, np.float64)
-    if image.mode.startswith("I;16") or values.max(initial=0) > 255:
+    most = values.max(initial=0) if brightest is None else max(0.0, brightest)
+    if image.mode.startswith("I;16") or most > 255:
         values = values / 256  # plain convert("L") clips instead
-    elif image.mode == "F" and values.max(initial=0) <= 1:
+    elif image.mode == "F" and most <= 1:
         values = values * 255
     return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 

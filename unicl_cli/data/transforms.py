@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from unicl_cli.core.framing import resize_middle, short_side_size, square_words
 from unicl_cli.core.sampler import seed_of
 from unicl_cli.data.decoding import decode_pixels, tensor_of
-from unicl_cli.data.pictures import decode
+from unicl_cli.data.pictures import DECODING_WORDS, blame_image, decode
 from unicl_cli.errors import UniclError
 
 SIDES = (3 / 4, 4 / 3)
@@ -65,11 +66,8 @@ def split_augment(ops: Augmentation) -> tuple[Augmentation, Augmentation]:
 
 def resize_and_crop(image: Image.Image, size: int) -> Tensor:
     """Resize the short side to ``size`` (bicubic) and crop the centre: uint8 (3, size, size)."""
-    short = min(image.size)
-    width, height = (int(size * side / short) for side in image.size)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    return tensor_of(resized.crop((left, top, left + size, top + size)))
+    scaled = short_side_size(image.size, size)
+    return tensor_of(resize_middle(image, scaled, (size, size), Image.Resampling.BICUBIC))
 
 
 def image_of(x: Tensor) -> Image.Image:
@@ -92,9 +90,20 @@ class EvalTransform(NamedTuple):
     frame: Callable[[Image.Image], Image.Image] | None = None
 
     def __call__(self, data: bytes) -> Tensor:
-        if self.frame is None:
-            return eval_transform(data, self.size[0])
-        return tensor_of(self.frame(decode(data)))
+        with blame_image():
+            if self.frame is None:
+                return eval_transform(data, self.size[0])
+            return tensor_of(self.frame(decode(data)))
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The steps from an encoded image to its pixels, in words that other programs can follow."""
+        framed = (
+            square_words(self.size[0], "bicubic, antialiased")
+            if self.frame is None
+            else getattr(self.frame, "words", (str(self.frame),))
+        )
+        return (*DECODING_WORDS, *framed, "keep 8 bits per value, 0 to 255, and put the channels first")
 
 
 def blur_kernel(size: int) -> int:
@@ -231,6 +240,7 @@ class TrainTransform:
         return 3 * self.size**2 * len(self.views)
 
     def __call__(self, data: bytes, draw: int) -> Tensor:
-        pixels = decode_pixels(data, self.decoder)
-        views = [view(pixels, seed_of(self.seed, draw, v)) for v, view in enumerate(self.views)]
-        return views[0] if len(views) == 1 else torch.stack(views)
+        with blame_image():
+            pixels = decode_pixels(data, self.decoder)
+            views = [view(pixels, seed_of(self.seed, draw, v)) for v, view in enumerate(self.views)]
+            return views[0] if len(views) == 1 else torch.stack(views)

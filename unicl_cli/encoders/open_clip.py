@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -11,31 +11,19 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from open_clip import CoCa, CustomTextCLIP, load_checkpoint
-from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer, text_global_pool
-from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from unicl_cli.contracts import TowerTraits, Tuning
 from unicl_cli.core.hub import CONFIG, Source
+from unicl_cli.encoders.open_clip_frame import frame_of
 from unicl_cli.encoders.packing import Layout, attend, embed_tokens, end_states, layout_of, padded_layout
 from unicl_cli.encoders.split_attention import SplitAttention
 from unicl_cli.errors import UniclError
 
 BLOCKS = ("Block", "Bottleneck", "Layer")
-
-
-class ImageFrame(NamedTuple):
-    """open_clip's own resizing and cropping for one model: an image -> an image of ``size`` (height, width)."""
-
-    size: tuple[int, int]
-    steps: tuple[Callable[[Image.Image], Image.Image], ...]
-
-    def __call__(self, image: Image.Image, /) -> Image.Image:
-        for step in self.steps:
-            image = step(image)
-        return image
 
 
 class Net(NamedTuple):
@@ -187,8 +175,6 @@ class ImageTower(nn.Module):
         super().__init__()
         self.net = net.visual
         cfg = PreprocessCfg(**net.preprocess)
-        size = (cfg.size, cfg.size) if isinstance(cfg.size, int) else (cfg.size[0], cfg.size[1])
-        steps = cast("Any", image_transform_v2(cfg, is_train=False)).transforms
         self.width = self._width(embed_dim)
         visual: Any = net.visual
         pooled = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
@@ -196,7 +182,7 @@ class ImageTower(nn.Module):
             projects=True,
             mean=three_numbers(cfg.mean),
             std=three_numbers(cfg.std),
-            frame=ImageFrame(size, tuple(steps[:-3])),  # without: to RGB, to a tensor, normalise
+            frame=frame_of(cfg),
             channels_last=any(isinstance(m, nn.BatchNorm2d) for m in visual.modules()),
         )
         self.reads_class_token = (

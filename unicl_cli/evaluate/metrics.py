@@ -1,8 +1,7 @@
-"""Metrics from scores and targets: ranks, top-k, recall per class, intervals; pure functions with exact counts."""
+"""Metrics from scores and targets: ranks, top-k, recall per class, calibration; pure functions with exact counts."""
 
 from __future__ import annotations
 
-from math import sqrt
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 
 NOT_FINITE = -1
 """Rank of a row whose scores hold NaN or +inf: never a hit, and an error for the caller."""
-Z95 = 1.959963984540054
 
 
 def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
@@ -60,15 +58,6 @@ def mean_per_class(counts: ClassCounts) -> float:
     """Return the mean recall over the classes that have rows; a class without rows does not count as 0."""
     present = counts.rows > 0
     return float((counts.hits[present].double() / counts.rows[present]).mean())
-
-
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a share of ``n`` >= 1 trials, inside [0, 1]."""
-    share, z2 = hits / n, Z95 * Z95
-    middle = share + z2 / (2 * n)
-    half = Z95 * sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    low, high = (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
-    return (0.0 if hits == 0 else max(low, 0.0)), (1.0 if hits == n else min(high, 1.0))
 
 
 def calibration(confidence: Tensor, hits: Tensor, bins: int = 15) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from unicl_cli.evaluate.statistics import Counts, share_interval
 
 COLLAPSED = 1e-6
 KEPT_SCORES = 1 << 24  # scores alive at once: 64 MiB in float32
@@ -70,21 +73,33 @@ def rank_queries(queries: Tensor, query_ids: Tensor, gallery: Gallery, answers: 
     return torch.cat(found), highest - lowest
 
 
-def recalls(
+class Found(NamedTuple):
+    """Ranks of a search in both directions, 0 = found first."""
+
+    to_image: Tensor
+    """int64 (T,): rank of the image of each caption."""
+    to_text: Tensor
+    """int64 (N,): rank of the best caption of each image."""
+    image_of_text: Tensor
+    """int64 (T,)."""
+    image_ids: Tensor
+    """int64 (N,), from 0 on: equal images have the same one."""
+    collapsed: bool
+    """True if all scores are equal."""
+
+
+def search(
     image_features: Tensor,
     text_features: Tensor,
     text_rows: Tensor,
     image_of_text: Tensor,
     image_ids: Tensor | None = None,
-) -> dict[str, Any]:
-    """Return the recalls of images (N, D) and distinct texts (U, D); each image has a caption.
+) -> Found:
+    """Search images (N, D) with distinct texts (U, D), and texts with images; each image has a caption.
 
     Caption t is ``text_features[text_rows[t]]`` of image ``image_of_text[t]``, both int64 (T,). Images with one of
     ``image_ids``, int64 (N,) from 0 on, are equal; None: all differ. An equal image and an equal text are hits, too: an
     image and a text belong together if any image equal to it has a caption equal to the text.
-
-    The result is ``{"images", "texts", "text_to_image": {"r1", "r5", "r10"}, "image_to_text": {…}}`` and, if
-    all scores are equal, ``"collapsed": True``. An image is a hit at k if any of its captions is among the first k.
     """
     images = torch.arange(len(image_features), device=image_features.device)
     ids = images if image_ids is None else image_ids
@@ -98,21 +113,51 @@ def recalls(
     if collapsed:  # rounding alone would now rank: everything ties with everything
         to_image = _count_others(text_rows, image_gallery, images_of_text)
         to_text = _count_others(ids, text_gallery, texts_of_image)
-    out: dict[str, Any] = {
-        "images": len(image_features),
-        "texts": len(text_rows),
-        "text_to_image": recall_at(to_image),
-        "image_to_text": recall_at(to_text),
+    return Found(to_image, to_text, image_of_text, ids, collapsed)
+
+
+def recalls(found: Found) -> dict[str, Any]:
+    """Return ``{"images", "texts", "text_to_image": {"r1", "r1_interval", "r5", …}, "image_to_text": {…}}``.
+
+    An image is a hit at k if any of its captions is among the first k. Intervals are at 95 %.
+    """
+    return {
+        "images": len(found.to_text),
+        "texts": len(found.to_image),
+        "text_to_image": recall_at(found, text_hits),
+        "image_to_text": recall_at(found, image_hits),
     }
-    return out | {"collapsed": True} if collapsed else out
+
+
+def recall_at(found: Found, hits: Callable[[Found, int], tuple[Counts, Counts]]) -> dict[str, Any]:
+    """Return the share of queries found among the first 1, 5, 10, each with its interval."""
+    shares: dict[str, Any] = {}
+    for k in (1, 5, 10):
+        right, queries = hits(found, k)
+        shares[f"r{k}"] = int(right.sum()) / int(queries.sum())
+        shares[f"r{k}_interval"] = list(share_interval(right, queries))
+    return shares
+
+
+def text_hits(found: Found, k: int) -> tuple[Counts, Counts]:
+    """Count for each distinct image, (G,), the captions that find it among the first ``k``, and all its captions."""
+    owners = found.image_ids[found.image_of_text]
+    return count_hits(owners, found.to_image < k)
+
+
+def image_hits(found: Found, k: int) -> tuple[Counts, Counts]:
+    """Count for each distinct image, (G,), the rows that find a caption of its own among the first ``k``, and all."""
+    return count_hits(found.image_ids, found.to_text < k)
+
+
+def count_hits(owners: Tensor, hits: Tensor) -> tuple[Counts, Counts]:
+    """Count the hits, bool (Q,), and the queries of each owner, int64 (Q,) from 0 on."""
+    groups = int(owners.max()) + 1
+    right, queries = torch.bincount(owners[hits], minlength=groups), torch.bincount(owners, minlength=groups)
+    return right.cpu().numpy(), queries.cpu().numpy()
 
 
 def _count_others(query_ids: Tensor, gallery: Gallery, answers: Answers) -> Tensor:
     """Count for each query the items that are no answer: its rank if everything ties."""
     zero = Gallery(gallery.features.new_zeros(1, 1), torch.zeros_like(gallery.rows), gallery.ids)
     return rank_queries(gallery.features.new_zeros(len(query_ids), 1), query_ids, zero, answers)[0]
-
-
-def recall_at(found: Tensor) -> dict[str, float]:
-    """Return the share of queries, from ranks int64 (Q,), found among the first 1, 5, 10."""
-    return {f"r{k}": int((found < k).sum()) / len(found) for k in (1, 5, 10)}

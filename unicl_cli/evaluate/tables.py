@@ -3,55 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
-from unicl_cli.evaluate.metrics import mean_per_class, per_class, top_k, wilson
+from unicl_cli.evaluate.metrics import mean_per_class, per_class, top_k
+from unicl_cli.evaluate.statistics import mean_interval, wilson
 
 SHOWN_CLASSES = 20
+NOTHING = "–"
+ONE_CANDIDATE = "one candidate: every answer is right"
+
+
+class AnswerableClasses(NamedTuple):
+    """Classes that may be answered: ``total`` of them, ``not_in_corpus`` of which no row can have."""
+
+    total: int
+    not_in_corpus: int = 0
 
 
 def classification_figures(
-    ranks: Tensor, targets: Tensor, names: Sequence[str], sources: Sequence[str]
+    ranks: Tensor,
+    targets: Tensor,
+    names: Sequence[str],
+    sources: Sequence[str],
+    candidates: AnswerableClasses | None = None,
 ) -> dict[str, Any]:
     """Return the figures of a classification from the ranks of the true classes, int64 (n,), and the targets.
 
-    ``per_class`` leaves out classes without rows; ``top5`` needs six classes: with fewer it is always 1. ``names`` has
-    C entries, ``sources`` n.
+    ``per_class`` leaves out classes without rows; ``top5`` needs six candidates: with fewer it is always 1. ``names``
+    has C entries, ``sources`` n; ``candidates`` None means these C. With a single candidate every answer is right:
+    there is no accuracy then, and ``reason`` says so.
     """
+    found = AnswerableClasses(len(names)) if candidates is None else candidates
+    is_open = found.total > 1
     hits = ranks == 0
     counts = per_class(hits, targets, len(names))
-    facts: dict[str, Any] = {"n": len(ranks), "classes": len(names), **accuracy_figures(hits)}
-    if len(names) > 5:
+    facts: dict[str, Any] = {"n": len(ranks), "classes": len(names), "candidates": found._asdict()}
+    facts |= accuracy_figures(hits, is_open=is_open)
+    if found.total > 5:
         facts["top5"] = top_k(ranks, 5)
-    recalls = zip(names, counts.rows.tolist(), counts.hits.tolist(), strict=True)
-    facts["mean_per_class"] = mean_per_class(counts)
-    facts["per_class"] = [{"class": name, "n": n, "recall": right / n} for name, n, right in recalls if n]
+        facts["top5_interval"] = list(wilson(int((ranks < 5).sum()), len(ranks)))
+    counted = zip(names, counts.rows.tolist(), counts.hits.tolist(), strict=True)
+    present = [(name, n, right) for name, n, right in counted if n]
+    bounds = mean_interval([right for *_, right in present], [n for _, n, _ in present])
+    facts["mean_per_class"] = mean_per_class(counts) if is_open else None
+    facts["mean_per_class_interval"] = list(bounds) if is_open else None
+    facts["per_class"] = [
+        {"class": name, "n": n, "recall": right / n if is_open else None} for name, n, right in present
+    ]
     rows_of: dict[str, list[int]] = {}
     for row, source in enumerate(sources):
         rows_of.setdefault(source, []).append(row)
     facts["per_source"] = {
-        source: {"n": len(rows), **accuracy_figures(hits[torch.tensor(rows)])}
+        source: {"n": len(rows), **accuracy_figures(hits[torch.tensor(rows)], is_open=is_open)}
         for source, rows in sorted(rows_of.items())
     }
-    return facts
+    return facts if is_open else facts | {"reason": ONE_CANDIDATE}
 
 
-def accuracy_figures(hits: Tensor) -> dict[str, Any]:
-    """Return the share of hits, bool (n,), and its 95 % Wilson interval."""
+def accuracy_figures(hits: Tensor, *, is_open: bool = True) -> dict[str, Any]:
+    """Return the share of hits, bool (n,), and its 95 % Wilson interval; None for an answer that is not open."""
+    if not is_open:
+        return {"top1": None, "top1_interval": None}
     right, n = int(hits.sum()), len(hits)
     return {"top1": right / n, "top1_interval": list(wilson(right, n))}
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+def percent(share: float | None) -> str:
+    return NOTHING if share is None else f"{100 * share:.1f}"
 
 
-def interval(bounds: Sequence[float]) -> str:
-    return f"{percent(bounds[0])}–{percent(bounds[1])}"
+def interval(bounds: Sequence[float] | None) -> str:
+    return NOTHING if bounds is None else f"{percent(bounds[0])}–{percent(bounds[1])}"
+
+
+def share_and_interval(figures: Mapping[str, Any], name: str) -> str:
+    """Return a share in percent with its interval below; nothing if it is absent, a dash if there is none."""
+    if figures.get(name) is None:
+        return NOTHING if name in figures else ""
+    return f"{percent(figures[name])}\n{interval(figures[f'{name}_interval'])}"
 
 
 def eval_tables(document: Mapping[str, Any]) -> Iterator[Table]:
@@ -82,19 +115,25 @@ def make_table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
 
 def classification_table(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
     title = f"Classification, % · {model}"
-    table = make_table(title, ("data", "split"), ("n", "classes", "top-1", "95 %", "top-5", "per class"))
+    table = make_table(title, ("data", "split"), ("n", "classes", "top-1\n95 %", "top-5\n95 %", "per class\n95 %"))
     for entry in entries:
         table.add_row(
             entry["name"],
             entry["split"],
-            str(entry["n"]),
-            str(entry["classes"]),
-            percent(entry["top1"]),
-            interval(entry["top1_interval"]),
-            percent(entry["top5"]) if "top5" in entry else "",
-            percent(entry["mean_per_class"]),
+            f"{entry['n']:,}",
+            count_classes(entry),
+            *(share_and_interval(entry, figure) for figure in ("top1", "top5", "mean_per_class")),
         )
+    if any(entry["candidates"]["not_in_corpus"] for entry in entries):
+        table.caption = "classes a + b: candidates of the corpus + others"
     return table
+
+
+def count_classes(entry: Mapping[str, Any]) -> str:
+    """Return the number of candidates: ``3``, or ``3 + 1`` if one of them is not a class of the corpus."""
+    found = entry["candidates"]
+    further = found["not_in_corpus"]
+    return f"{found['total'] - further} + {further}" if further else str(found["total"])
 
 
 def class_table(entry: Mapping[str, Any]) -> Table:
@@ -104,7 +143,7 @@ def class_table(entry: Mapping[str, Any]) -> Table:
     table = make_table(title, ("class",), ("n", "recall"))
     gap: int | None = None
     if len(rows) > SHOWN_CLASSES:
-        rows.sort(key=lambda row: row["recall"])
+        rows.sort(key=lambda row: row["recall"] or 0)
         gap = SHOWN_CLASSES // 2
         rows = [*rows[:gap], *rows[-gap:]]
     for number, row in enumerate(rows):
@@ -123,14 +162,13 @@ def source_table(entry: Mapping[str, Any]) -> Table:
 
 
 def retrieval_table(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
-    names = ("images", "texts", "direction", "R@1", "R@5", "R@10")
-    table = make_table(f"Retrieval, % · {model}", ("data", "split"), names)
+    names = ("queries", "R@1\n95 %", "R@5\n95 %", "R@10\n95 %")
+    table = make_table(f"Retrieval, % · {model}", ("data", "split", "direction"), names)
     for entry in entries:
         found = entry["retrieval"]
-        for direction in ("text_to_image", "image_to_text"):
-            shares = [percent(found[direction][k]) for k in ("r1", "r5", "r10")]
-            label = direction.replace("_", " ")
-            table.add_row(entry["name"], entry["split"], str(found["images"]), str(found["texts"]), label, *shares)
+        for direction, queries in (("text_to_image", "texts"), ("image_to_text", "images")):
+            shares = [share_and_interval(found[direction], k) for k in ("r1", "r5", "r10")]
+            table.add_row(entry["name"], entry["split"], direction.replace("_", " "), f"{found[queries]:,}", *shares)
     return table
 
 

@@ -22,7 +22,8 @@ class Scorer(NamedTuple):
 
     A larger score is likelier; with ``cosines`` scores lie in [-1, 1]. ``logits`` turns scores into the input of the
     loss's activation: a sigmoid for each class if ``sigmoid``, else a softmax over the classes. ``first``, int64 (C,),
-    is the lowest class with the same prompts. ``warnings`` are for the user.
+    is the lowest class with the same prompts. ``known``, bool (C,), marks the classes that can be answered.
+    ``warnings`` are for the user.
     """
 
     scores: Callable[[Tensor], Tensor]
@@ -30,6 +31,7 @@ class Scorer(NamedTuple):
     sigmoid: bool
     cosines: bool
     first: Tensor
+    known: Tensor
     warnings: tuple[str, ...] = ()
 
     def probabilities(self, scores: Tensor) -> Tensor:
@@ -109,6 +111,7 @@ def make_text_scorer(
         sigmoid=loss.activation == "sigmoid",
         cosines=encoder.unit,
         first=shot.first.cpu(),
+        known=torch.ones(len(classes), dtype=torch.bool),
         warnings=tuple(warnings),
     )
 
@@ -120,10 +123,7 @@ def make_head_scorer(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) 
     columns = [known.get(each.key, known.get(each.names[0])) for each in classes]
     unknown = [each.names[0] for each, column in zip(classes, columns, strict=True) if column is None]
     if len(unknown) == len(classes):
-        raise UniclError(
-            f"model {loaded.name} knows none of these classes: {shorten_names(unknown)}",
-            "use a model with a text tower, or `unicl probe`: this one has a classifier of its own classes",
-        )
+        raise no_class_known(loaded.name, unknown)
     taken = torch.tensor([column or 0 for column in columns], device=encoder.device)
     hidden = torch.tensor([column is None for column in columns], device=encoder.device)
 
@@ -139,7 +139,16 @@ def make_head_scorer(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) 
         sigmoid=loss.activation == "sigmoid",
         cosines=False,
         first=torch.arange(len(classes)),
+        known=~hidden.cpu(),
         warnings=(told,) if unknown else (),
+    )
+
+
+def no_class_known(model: str, names: Sequence[str]) -> UniclError:
+    """Return the error for a classifier none of whose own classes is asked for."""
+    return UniclError(
+        f"model {model} knows none of these classes: {shorten_names(names)}",
+        "use a model with a text tower, or `unicl probe`: this one has a classifier of its own classes",
     )
 
 
@@ -166,6 +175,7 @@ def make_pair_scorer(encoder: Encoder, loss: Any, prompts: Sequence[Sequence[str
         sigmoid=loss.activation == "sigmoid",
         cosines=False,
         first=torch.arange(len(prompts)),
+        known=torch.ones(len(prompts), dtype=torch.bool),
     )
 
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, Literal
 
 from unicl_cli.core.dist import bare
-from unicl_cli.core.files import replace_durably, temporary_beside
 from unicl_cli.data.corpus import EVAL_SPLITS, open_corpus
 from unicl_cli.errors import UniclError
 from unicl_cli.inference.encoder import Encoder
@@ -22,7 +18,8 @@ if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
     from unicl_cli.contracts import Evaluator
     from unicl_cli.data.corpus import Corpus
-    from unicl_cli.jobs.evaluators.zeroshot import KeepAnswers
+    from unicl_cli.jobs.evaluators.kept import Keep
+    from unicl_cli.jobs.evaluators.options import Asked
 
 
 def evaluate(
@@ -33,14 +30,19 @@ def evaluate(
     batch: int,
     accelerator: Any,
     evaluators: Sequence[str] | None = None,
-    keep: KeepAnswers | None = None,
+    keep: Keep | None = None,
+    candidates: Asked = "all",
 ) -> dict[str, Any]:
     """Return the document of `unicl eval`, the same on every rank.
 
     ``data`` None means the corpora of the model's recipe, ``evaluators`` None means zeroshot and retrieval. An
-    evaluator that was asked for by name and does not fit a corpus is told as a warning.
+    evaluator that was asked for by name and does not fit a corpus is told as a warning. ``candidates`` are the classes
+    that zeroshot may answer.
     """
-    made = {name: make_evaluator(name, keep) for name in evaluators or DEFAULT_EVALUATORS}
+    options = {"zeroshot": {"candidates": candidates}}
+    made = {
+        name: make_evaluator({"name": name, **options.get(name, {})}, keep) for name in evaluators or DEFAULT_EVALUATORS
+    }
     corpora = open_corpora(loaded, data)
     encoder = Encoder(loaded, accelerator.autocast)
     recipes = recipes_of(loaded.name)
@@ -134,41 +136,44 @@ def add_figures(entry: dict[str, Any], name: str, figures: dict[str, Any]) -> No
         entry.setdefault("evaluators", {})[name] = figures
 
 
-def write_predictions(path: Path, kept: Sequence[Mapping[str, Any]]) -> None:
-    """Write the answers to the rows of all data sets, in their order, to one Parquet file."""
-    with temporary_beside(path) as part:
-        pq.write_table(pa.concat_tables([pa.table(dict(columns)) for columns in kept]), part)
-        replace_durably(part, path)
-
-
 def measure_validation(
-    loaded: Loaded, corpus: Corpus, split: str, *, batch: int, limit: int | None = None
-) -> dict[str, float]:
+    loaded: Loaded,
+    corpus: Corpus,
+    split: str,
+    *,
+    batch: int,
+    limit: int | None = None,
+    candidates: Literal["all", "corpus"] = "all",
+) -> dict[str, Any]:
     """Return the few figures of a validation during training, the same on every rank; ``limit`` rows of each kind.
 
-    ``top1`` of the rows with labels, ``text_to_image_r1`` and ``image_to_text_r1`` of those with captions; nothing for
-    a loss that scores no classes. ``loaded.step`` may be plain, DDP or FSDP2: all ranks call this together. It is left
+    ``top1`` of the rows with labels (None with a ``reason`` if there is a single candidate) and the number of
+    ``candidates``; ``text_to_image_r1`` and ``image_to_text_r1`` of those with captions; nothing for a loss that scores
+    no classes. ``loaded.step`` may be plain, DDP or FSDP2: all ranks call this together. It is left
     in the mode in which it was. Precision is the caller's autocast.
     """
     step: Any = bare(loaded.step)
     training = step.training
     step.eval()
     try:
-        return main_figures(Encoder(loaded), corpus, split, batch=batch, limit=limit)
+        return main_figures(Encoder(loaded), corpus, split, batch=batch, limit=limit, candidates=candidates)
     finally:
         step.train(training)
 
 
-def main_figures(encoder: Encoder, corpus: Corpus, split: str, *, batch: int, limit: int | None) -> dict[str, float]:
+def main_figures(
+    encoder: Encoder, corpus: Corpus, split: str, *, batch: int, limit: int | None, candidates: Asked
+) -> dict[str, Any]:
     """Return the main figure of each default evaluator that fits."""
-    values: dict[str, float] = {}
+    values: dict[str, Any] = {}
     for name in DEFAULT_EVALUATORS:
-        evaluator = make_evaluator(name)
+        evaluator = make_evaluator({"name": name, "candidates": candidates} if name == "zeroshot" else name)
         if missing_needs(evaluator, encoder.loaded, corpus, split):
             continue
         figures = evaluator(encoder, corpus, split, batch=batch, limit=limit)
         if name == "zeroshot":
-            values["top1"] = figures["top1"]
+            values |= {"top1": figures["top1"], "candidates": figures["candidates"]["total"]}
+            values |= {"reason": figures["reason"]} if "reason" in figures else {}
         else:
             values |= {f"{way}_r1": figures[way]["r1"] for way in ("text_to_image", "image_to_text") if figures}
     return values

@@ -172,10 +172,12 @@ def measure_curve(
         for corpus, split in corpora:
             with accelerator.autocast():
                 figures = measure_validation(both.base, corpus, split, batch=batch)
+            reason = f" ({figures['reason']})" if "reason" in figures else ""
+            figures = {name: value for name, value in figures.items() if isinstance(value, float)}
             if not figures:
                 raise UniclError(
-                    f"corpus {corpus.path}, split {split}: nothing to measure {both.base.name} on",
-                    "choose a split with labels, or with texts and a model that was trained on texts",
+                    f"corpus {corpus.path}, split {split}: nothing to measure {both.base.name} on{reason}",
+                    "choose a split with labels of several classes, or with texts and a model that was trained on them",
                 )
             entries.append({"name": corpus.name, "split": split, **figures})
         points.append({"alpha": alpha, "data": entries, "mean": sum(map(entry_score, entries)) / len(entries)})

@@ -87,13 +87,34 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 
     return tag("div", tag("table", top, body), class_="scroll")
 
 
-def bar_chart(rows: Sequence[tuple[str, float, str]]) -> Html:
-    """Return bars of (name, value, value as shown), relative to the largest; no bar if nothing is shown."""
-    most = max((value for _, value, _ in rows), default=0) or 1
+def bar_chart(rows: Sequence[tuple[str, float, str]], *, full: float | None = None) -> Html:
+    """Return bars of (name, value, value as shown); no bar if nothing is shown.
+
+    A bar of the value ``full``, by default the largest, has the whole width.
+    """
+    most = full or max((value for _, value, _ in rows), default=0) or 1
 
     def line(name: str, value: float, shown: str) -> Html:
         filled = tag("span", tag("i", style=f"width:{100 * value / most:.1f}%"), class_="track" if shown else "")
         return tag("li", tag("span", name, class_="name"), filled, tag("span", shown, class_="value"))
+
+    return tag("ul", *(line(*row) for row in rows), class_="bars")
+
+
+def interval_chart(rows: Sequence[tuple[str, float, tuple[float, float], str]]) -> Html:
+    """Return (name, value, interval, value as shown) as dots with whiskers on one axis, with a line at zero."""
+    least = min(0.0, *(low for _, _, (low, _), _ in rows))
+    across = max(0.0, *(high for _, _, (_, high), _ in rows)) - least or 1.0
+
+    def place(value: float) -> str:
+        return f"{100 * (value - least) / across:.1f}%"
+
+    def line(name: str, value: float, bounds: tuple[float, float], shown: str) -> Html:
+        low, high = bounds
+        whisker = tag("i", style=f"left:{place(low)};width:{100 * (high - low) / across:.1f}%")
+        zero, dot = tag("s", style=f"left:{place(0)}"), tag("b", style=f"left:{place(value)}")
+        drawn = tag("span", zero, whisker, dot, class_="whisker")
+        return tag("li", tag("span", name, class_="name"), drawn, tag("span", shown, class_="value"))
 
     return tag("ul", *(line(*row) for row in rows), class_="bars")
 

@@ -219,6 +219,8 @@ class Eval(Section):
     """Images that a process encodes at once."""
     limit: Count | None = None
     """Number of rows to use; null = all."""
+    candidates: Literal["all", "corpus"] = "all"
+    """Classes that may be answered: those of the corpus and of the training data, or of the corpus alone."""
 
 
 class Log(Section):

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from unicl_cli import binding
-from unicl_cli.recipe.schema import Recipe
+from unicl_cli.recipe.schema import Eval, Recipe
 from unicl_cli.yaml_lines import leaves, write_yaml
 
 
-def compare_recipes(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return dotted key -> (value in ``a``, value in ``b``) where they differ; None for a key that is missing."""
-    one, two = leaves(a), leaves(b)
-    return {key: (one.get(key), two.get(key)) for key in {**one, **two} if one.get(key) != two.get(key)}
+def compare_recipes(*recipes: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """Return dotted key -> its value in each recipe where they differ; None for a key that is missing."""
+    found = [leaves(recipe) for recipe in recipes]
+    keys = dict.fromkeys(key for each in found for key in each)
+    values = {key: tuple(each.get(key) for each in found) for key in keys}
+    return {key: own for key, own in values.items() if any(value != own[0] for value in own)}
 
 
 def as_mapping(recipe: Recipe) -> dict[str, Any]:
@@ -32,9 +34,13 @@ def dump(recipe: Recipe) -> str:
 def hashed_keys(recipe: Recipe) -> dict[str, Any]:
     """Return the keys that the results of a run depend on.
 
-    Left out: run_dir, log, checkpoint, parallel, data.workers, data.decoder and batch.micro.
+    Left out: run_dir, log, checkpoint, parallel, data.workers, data.decoder and batch.micro; and keys that are younger
+    than version 0.1, at their defaults, so that a recipe keeps its hash.
     """
     whole = as_mapping(recipe)
+    for entry in whole["eval"]:
+        if entry["candidates"] == Eval.model_fields["candidates"].default:
+            del entry["candidates"]
     del whole["data"]["workers"], whole["data"]["decoder"], whole["batch"]["micro"]
     return {key: value for key, value in whole.items() if key not in ("run_dir", "log", "checkpoint", "parallel")}
 

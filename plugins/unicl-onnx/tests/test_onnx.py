@@ -2,8 +2,10 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from tokenizers import Tokenizer
 from torch import nn
 from unicl_onnx import read_class_names
-from unicl_onnx.export import build_graphs, check_exportable, export, move_into_place
+from unicl_onnx.export import build_graphs, check_exportable, export, move_into_place, preprocessing, text_reading
 
 from unicl_cli.api import Loaded, Step, UniclError, load_model
+from unicl_cli.data.tokenizers import corpus_tokenizer
+from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.testing import FeatureTable, recipe_of, small_corpus, unicl
 
 CLASSES = ("zero", "one", "two, thin", "seven")
@@ -42,13 +46,93 @@ def drawn(folder: Path) -> list[Path]:
     return paths
 
 
-def framed(path: Path, size: int) -> np.ndarray:
-    """By `preprocessing.json`: short side bicubic, centre crop."""
-    image = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
-    short = min(image.size)
-    image = image.resize([int(size * side / short) for side in image.size], Image.Resampling.BICUBIC)
-    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
-    return np.asarray(image.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
+def to_eight_bits(image: Image.Image) -> Image.Image:
+    return Image.fromarray((np.asarray(image) // 256).astype(np.uint8)) if image.mode == "I;16" else image
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return image
+    values = np.asarray(image.convert("RGBA")).astype(float)
+    alpha = values[:, :, 3:] / 255
+    return Image.fromarray((alpha * values[:, :, :3] + (1 - alpha) * 255).round().astype(np.uint8))
+
+
+def resized(image: Image.Image, size: str) -> Image.Image:
+    sides = [int(size) * side // min(image.size) for side in image.size]
+    return image.resize(sides, Image.Resampling.BICUBIC)
+
+
+def cropped(image: Image.Image, height: str, width: str) -> Image.Image:
+    left, top = round((image.width - int(width)) / 2), round((image.height - int(height)) / 2)
+    return image.crop((left, top, left + int(width), top + int(height)))
+
+
+RULES: list[tuple[str, Callable[..., Image.Image]]] = [
+    (r"decode the first frame|halve both sides of .* more than|keep 8 bits", lambda image: image),
+    (r"apply the EXIF orientation", ImageOps.exif_transpose),
+    (r"divide values of 16 bits by 256", to_eight_bits),
+    (r"put transparency on white", on_white),
+    (r"convert to RGB", lambda image: image.convert("RGB")),
+    (r"resize the short side to (\d+) and the long .* rounded down, bicubic", resized),
+    (r"crop the centre to height (\d+) and width (\d+):", cropped),
+]
+
+
+def by_the_words(data: bytes, steps: list[str]) -> np.ndarray:
+    """Follow the steps of `preprocessing.json` in their order, knowing nothing of unicl."""
+    image = Image.open(io.BytesIO(data))
+    for step in steps:
+        (found,) = [(match, act) for rule, act in RULES if (match := re.match(rule, step))]
+        image = found[1](image, *found[0].groups())
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def encoded(image: Image.Image, kind: str, orientation: int = 1) -> bytes:
+    out, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    image.save(out, kind, exif=exif)
+    return out.getvalue()
+
+
+def odd_images() -> dict[str, bytes]:
+    """Kinds of images that are easily read in another way."""
+    x, y = np.meshgrid(np.linspace(0, 255, 50), np.linspace(0, 255, 37))
+    rgb = np.stack([x, y, 255 - x], 2).astype(np.uint8)
+    clear = Image.fromarray(np.dstack([rgb, (x + y) // 2 % 256]).astype(np.uint8), "RGBA")
+    grey = Image.fromarray(rgb).convert("L")
+    faint = grey.copy().convert("LA")
+    faint.putalpha(grey)
+    palette = Image.fromarray(rgb).quantize(16)
+    palette.info["transparency"] = 3
+    return {
+        "alpha": encoded(clear, "PNG"),
+        "grey with alpha": encoded(faint, "PNG"),
+        "palette with a clear colour": encoded(palette, "PNG"),
+        "16 bits": encoded(Image.fromarray((x * 257).astype(np.uint16)), "PNG"),
+        "turned": encoded(Image.fromarray(rgb), "JPEG", 6),
+        "grey": encoded(grey, "PNG"),
+        "tall": encoded(Image.fromarray(rgb).resize((21, 60)), "PNG"),
+    }
+
+
+@pytest.mark.parametrize("name", odd_images())
+def test_a_reader_of_preprocessing_gets_the_models_pixels(name: str):
+    transform = EvalTransform((16, 16))
+    loaded = Loaded("m", Step(FeatureTable(2, 3), nn.Identity()), None, transform, (), (), ())
+    facts = json.loads(json.dumps(preprocessing(loaded)))
+    assert (facts["height"], facts["width"], facts["transparency"]) == (16, 16, "white")
+    data = odd_images()[name]
+    read, own = by_the_words(data, facts["steps"]).astype(int), transform(data).numpy().astype(int)
+    assert abs(read - own).max() <= 1
+
+
+def test_the_steps_of_a_text_name_its_special_tokens():
+    told = text_reading(corpus_tokenizer(["a cat", "a dog"] * 3, 16), is_saved=True)
+    assert told is not None
+    assert told["special_tokens"] == {"<pad>": 0, "<start_of_text>": 1, "<end_of_text>": 2}
+    assert (told["eot_id"], told["pad_id"], told["encode_special_tokens"]) == (2, 0, True)
+    assert any("encode_special_tokens = True" in step for step in told["steps"])
 
 
 @pytest.mark.parametrize(
@@ -130,9 +214,10 @@ def test_graphs_at_any_size_give_what_the_commands_give(trained: Path, tmp_path:
     for name in facts["graphs"]:
         onnx.checker.check_model(str(out / name))
         assert facts["graphs"][name]["max_difference"] < 1e-4
-    size = json.loads((out / "preprocessing.json").read_text())["height"]
+    steps = json.loads((out / "preprocessing.json").read_text())
+    size = steps["height"]
     images = drawn(tmp_path)
-    pixels = np.stack([framed(path, size) for path in images])
+    pixels = np.stack([by_the_words(path.read_bytes(), steps["steps"]) for path in images])
     lines = unicl("zeroshot", *images, "--model", trained, "--classes", f"@{names}", "--top-k", 4, "--json")
     (logits,) = session(out / "classify.onnx").run(["logits"], {"pixels": pixels})
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -142,7 +227,8 @@ def test_graphs_at_any_size_give_what_the_commands_give(trained: Path, tmp_path:
         assert CLASSES[int(row.argmax())] == line["label"]
     loaded = load_model(str(trained))
     library = Tokenizer.from_file(str(out / "tokenizer.json"))
-    for text in ("one", "the digit two, thin and slanted to the left", "zero " * 60):
+    library.encode_special_tokens = facts["tokenizer"]["encode_special_tokens"]
+    for text in ("one", "the digit two, thin and slanted to the left", "zero " * 60, "an <end_of_text> in words"):
         library.enable_truncation(facts["tokenizer"]["context_length"])
         ids = np.array([library.encode(text).ids])
         (ours,) = session(out / "text.onnx").run(["text_embeds"], {"tokens": ids})

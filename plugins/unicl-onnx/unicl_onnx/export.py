@@ -7,17 +7,19 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from unicl_cli.api import Loaded, UniclError
+from unicl_cli.api import Loaded, Tokenizer, UniclError
 from unicl_onnx.graphs import ImageGraph, TextGraph, classify_graph, scale_and_bias
 
 SCHEMA = "unicl/onnx/1"
+START, END = "<start_of_text>", "<end_of_text>"
+"""The tokens around a text in the tokenizers that unicl makes."""
 TOLERANCE = 1e-4
 """Largest difference allowed for unit vectors; for logits, times the scale."""
 ONE_FILE = 1_800_000_000
@@ -159,22 +161,41 @@ def largest_differences(graph: Graph, path: Path) -> list[float]:
 def preprocessing(loaded: Loaded) -> dict[str, Any]:
     """Describe the steps from an image to ``pixels``; mean and standard deviation are inside the graphs."""
     height, width = loaded.transform.size
-    own = loaded.transform.frame
-    steps = (
-        ["apply the EXIF orientation", "to RGB", str(own)]
-        if own is not None
-        else [
-            "apply the EXIF orientation",
-            "to RGB",
-            f"resize the short side to {height}, the long one in proportion and rounded down, bicubic, antialiased",
-            f"crop the centre to {height} x {width}",
-        ]
-    )
     return {
         "schema": SCHEMA,
         "height": height,
         "width": width,
         "layout": "uint8 (batch, 3, height, width)",
+        "channels": "RGB",
+        "transparency": "white",
+        "steps": list(loaded.transform.words),
+    }
+
+
+def text_reading(tokenizer: Tokenizer | None, *, is_saved: bool) -> dict[str, Any] | None:
+    """Describe the steps from a text to ``tokens``, with the special tokens of a tokenizer that is a file."""
+    if tokenizer is None:
+        return None
+    cleaned = "ftfy, HTML entities, white space, lower case" if getattr(tokenizer, "clean", False) else None
+    length, pad = tokenizer.context_length, getattr(tokenizer, "pad_id", None)
+    facts = {"file": None, "context_length": length, "pad_id": pad, "clean": cleaned}
+    if not is_saved:
+        return facts
+    library = cast("Any", tokenizer).library
+    vocabulary: dict[str, int] = library.get_vocab()
+    special = {token.content: number for number, token in library.get_added_tokens_decoder().items()}
+    ends = {name: vocabulary[name] for name in (START, END) if name in vocabulary}
+    steps = [
+        *([f"clean the text: {cleaned}"] if cleaned else []),
+        "set encode_special_tokens = True: a special token that is spelled out in a text is plain text",
+        f"encode with the special tokens, truncated to {length} tokens, the end token included",
+        f"pad on the right with {pad} to the longest text",
+    ]
+    return facts | {
+        "file": "tokenizer.json",
+        "eot_id": getattr(tokenizer, "eot_id", None),
+        "special_tokens": special | ends,
+        "encode_special_tokens": True,
         "steps": steps,
     }
 
@@ -184,23 +205,12 @@ def describe(
 ) -> dict[str, Any]:
     """Return the content of ``meta.json``."""
     scale, bias = scale_and_bias(loaded)
-    text = loaded.tokenizer
-    reading = (
-        None
-        if text is None
-        else {
-            "file": "tokenizer.json" if tokenizer else None,
-            "context_length": text.context_length,
-            "pad_id": getattr(text, "pad_id", None),
-            "clean": "ftfy, HTML entities, white space, lower case" if getattr(text, "clean", False) else None,
-        }
-    )
     return {
         "schema": SCHEMA,
         "model": loaded.name,
         "opset": opset,
         "graphs": found,
-        "tokenizer": reading,
+        "tokenizer": text_reading(loaded.tokenizer, is_saved=tokenizer),
         "logit_scale": scale,
         "logit_bias": bias,
         "activation": getattr(loaded.step.loss, "activation", "softmax"),

@@ -51,6 +51,18 @@ def test_a_repeated_validation_replaces_its_line_and_later_ones(tmp_path):
     assert tracked[-1] == (4, {"eval/c/test/top1": 0.4})
 
 
+def test_a_validation_of_one_candidate_has_no_accuracy_and_is_never_the_best(tmp_path):
+    said, tracked = [], []
+    ours = Noted(tmp_path)
+    ours.say, ours.track = said.append, lambda step, values: tracked.append((step, values))
+    ours.write_line(2, figures(None) | {"reason": "one candidate: every answer is right", "text_to_image_r1": 0.5})
+    assert said == ["step 2 c test: no top1 (one candidate: every answer is right), text_to_image_r1 0.500"]
+    assert tracked == [(2, {"eval/c/test/text_to_image_r1": 0.5})]
+    assert ours.best_at(2, None) is None
+    ours.write_line(4, figures(0.25))
+    assert ours.best_at(4, None)["value"] == 0.25
+
+
 def test_a_run_that_goes_back_loses_the_later_lines(tmp_path):
     ours = Noted(tmp_path)
     ours.drop_after(2)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from unicl_cli import binding
 from unicl_cli.core.dist import bare
+from unicl_cli.jobs.evaluators.kept import Keep
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
     from unicl_cli.contracts import EvalCorpus, Evaluator
-    from unicl_cli.jobs.evaluators.zeroshot import KeepAnswers
 
 DEFAULT_EVALUATORS = ("zeroshot", "retrieval")
 NEEDS = {
@@ -21,13 +21,15 @@ NEEDS = {
 }
 
 
-def make_evaluator(part: str | Mapping[str, Any], keep_answers: KeepAnswers | None = None) -> Evaluator:
+def make_evaluator(part: str | Mapping[str, Any], keep: Keep | None = None) -> Evaluator:
     """Return the evaluator that ``part`` names: a name, or ``{"name": …, option: …}``.
 
-    ``keep_answers`` goes to evaluators that classify; see `unicl_cli.jobs.evaluators.zeroshot`.
+    ``keep`` takes the answers of evaluators that classify, and the ranks of those that search.
     """
     bound = binding.bind("evaluators", part)
-    return cast("Evaluator", binding.make("evaluators", bound, {"keep_answers": lambda: keep_answers}))
+    wanted = keep or Keep()
+    context = {"keep_answers": lambda: wanted.answers, "keep_ranks": lambda: wanted.ranks}
+    return cast("Evaluator", binding.make("evaluators", bound, context))
 
 
 def missing_needs(evaluator: Evaluator, loaded: Loaded, corpus: EvalCorpus, split: str) -> list[str]:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from unicl_cli.contracts import FeaturePoint
 from unicl_cli.jobs.evaluators.options import Count, Method, ProbeOptions
 
 if TYPE_CHECKING:
     from unicl_cli.contracts import Evaluator
-    from unicl_cli.jobs.evaluators.zeroshot import KeepAnswers
+    from unicl_cli.jobs.evaluators.kept import KeepAnswers, KeepRanks
 
 
-def zeroshot(*, keep_answers: KeepAnswers | None) -> Evaluator:
-    """Classification of the rows with labels by class names (or by the loss's own head or pair score)."""
+def zeroshot(
+    *, candidates: Literal["all", "corpus"] | tuple[str, ...] = "all", keep_answers: KeepAnswers | None
+) -> Evaluator:
+    """Classification of the rows with labels by class names (or by the loss's own head or pair score).
+
+    ``candidates``: the classes of the corpus and of the model, of the corpus alone, or those named.
+    """
     from unicl_cli.jobs.evaluators.zeroshot import ZeroShotEvaluator
 
-    return ZeroShotEvaluator(keep_answers)
+    return ZeroShotEvaluator(keep_answers, candidates)
 
 
-def retrieval() -> Evaluator:
+def retrieval(*, keep_ranks: KeepRanks | None) -> Evaluator:
     """Image-to-text and text-to-image retrieval among the rows with texts."""
     from unicl_cli.jobs.evaluators.retrieval import RetrievalEvaluator
 
-    return RetrievalEvaluator()
+    return RetrievalEvaluator(keep_ranks)
 
 
 def probe(

@@ -5,7 +5,11 @@ from typing import Annotated, Literal, NamedTuple
 from annotated_types import Gt
 
 from unicl_cli.contracts import FeaturePoint
+from unicl_cli.errors import UniclError
+from unicl_cli.jobs.zeroshot.classes import parse_classes
 
+Asked = Literal["all", "corpus"] | tuple[str, ...]
+"""Candidates: ``all`` (the classes of the corpus and of the model), ``corpus`` (its classes), or the classes named."""
 Method = Literal["logreg", "knn"]
 Count = Annotated[int, Gt(0)]
 
@@ -22,3 +26,14 @@ class ProbeOptions(NamedTuple):
     normalize: bool = False
     shots: tuple[int, ...] = ()
     seeds: int = 3
+
+
+def parse_candidates(spec: str) -> Asked:
+    """Return the value of ``--candidates``: all, corpus, or the names in ``a,b,"c, d"`` or ``@file``."""
+    if spec in ("all", "corpus"):
+        return "corpus" if spec == "corpus" else "all"
+    try:
+        return tuple(each.names[0] for each in parse_classes(spec).names)
+    except UniclError as error:
+        message, hint = (text.replace("--classes", "--candidates") for text in (error.message, error.hint or ""))
+        raise UniclError(message, hint) from error

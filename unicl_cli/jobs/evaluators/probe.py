@@ -80,6 +80,7 @@ class ProbeEvaluator(NamedTuple):
             "method": self.options.method,
             "normalize": self.options.normalize,
             "validation": source,
+            "candidates": {"total": len(train.targets.unique()), "not_in_corpus": 0},
             "feature_norm": float(train.features.norm(dim=1).mean()),  # C means nothing without it
         }
         classes, method = len(corpus.classes), self.options.method

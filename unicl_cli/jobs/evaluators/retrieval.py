@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unicl_cli.evaluate.retrieval import recalls
+from unicl_cli.evaluate.retrieval import Found, recalls, search
 from unicl_cli.jobs.evaluators.rows import limit_rows
 
 if TYPE_CHECKING:
     from unicl_cli.contracts import EvalCorpus, EvalModel, Need
+    from unicl_cli.jobs.evaluators.kept import KeepRanks
 
 
 class RetrievalEvaluator(NamedTuple):
-    """Recall at 1, 5 and 10 among all rows of the split that have texts, of whatever kind; empty if none has."""
+    """Recall at 1, 5 and 10 among all rows of the split that have texts, of whatever kind; empty if none has.
+
+    ``keep_ranks`` takes the ranks of all queries.
+    """
+
+    keep_ranks: KeepRanks | None = None
 
     @property
     def needs(self) -> Sequence[Need]:
@@ -41,7 +47,10 @@ class RetrievalEvaluator(NamedTuple):
         if not images:
             return {}
         features = model.encode_texts(list(captions.texts), batch=batch, label=f"{name} texts")
-        return captions.figures(torch.cat(images), features)
+        found = captions.search(torch.cat(images), features)
+        if self.keep_ranks is not None:
+            self.keep_ranks(found)
+        return captions.figures(found)
 
 
 class Captions:
@@ -60,15 +69,19 @@ class Captions:
         self.image_of_text += [len(self.image_ids)] * len(own)
         self.image_ids.append(self.contents.setdefault(digest, len(self.contents)))
 
-    def figures(self, images: Tensor, texts: Tensor) -> dict[str, Any]:
-        """Return the recalls for features of all images (N, D) and of the distinct texts (U, D), with warnings.
+    def search(self, images: Tensor, texts: Tensor) -> Found:
+        """Search in both directions, given the features of all images (N, D) and of the distinct texts (U, D)."""
+        rows, owners, ids = (torch.tensor(of) for of in (self.text_rows, self.image_of_text, self.image_ids))
+        return search(images, texts, rows, owners, ids)
+
+    def figures(self, found: Found) -> dict[str, Any]:
+        """Return the recalls, with warnings.
 
         ``repeated`` counts the images and the texts that are equal to an earlier one; these are hits for each other.
         """
-        ids = torch.tensor(self.image_ids)
-        figures = recalls(images, texts, torch.tensor(self.text_rows), torch.tensor(self.image_of_text), ids)
+        figures = recalls(found)
         warnings: list[str] = []
-        if figures.pop("collapsed", False):
+        if found.collapsed:
             warnings.append("collapsed: all images and texts score the same, so nothing is found")
         repeated = {
             "images": len(self.image_ids) - len(self.contents),

@@ -1,24 +1,26 @@
-"""The evaluator `zeroshot`: each row with a label against the names of all classes of the corpus."""
+"""The evaluator `zeroshot`: each row with a label against the names of all candidates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.metrics import best_classes, calibration, target_ranks, ties_for_first
-from unicl_cli.evaluate.tables import classification_figures
+from unicl_cli.evaluate.tables import ONE_CANDIDATE, AnswerableClasses, classification_figures
 from unicl_cli.inference.encoder import Encoder, check_finite
-from unicl_cli.inference.scorer import Scorer, make_scorer
+from unicl_cli.inference.scorer import Scorer, make_scorer, no_class_known, shorten_names
+from unicl_cli.jobs.evaluators.candidates import Candidates, choose_candidates
+from unicl_cli.jobs.evaluators.options import Asked
 from unicl_cli.jobs.evaluators.rows import labels_of, limit_rows
 
 if TYPE_CHECKING:
     from unicl_cli.contracts import EvalCorpus, EvalModel, EvalRows, Need
+    from unicl_cli.jobs.evaluators.kept import AnswerColumns, KeepAnswers
 
-KeepAnswers = Callable[[Mapping[str, Any]], None]
-"""A function that takes the answers to all rows of a split: equally long columns by name."""
 KEPT_CLASSES = 5
 MANY_TIES = 0.001
 
@@ -39,9 +41,14 @@ class Answers(NamedTuple):
 
 
 class ZeroShotEvaluator(NamedTuple):
-    """Accuracy, per class and per source, and calibration; ``keep_answers`` takes the answer to each row."""
+    """Accuracy, per class and per source, and calibration.
+
+    ``keep_answers`` takes the answer to each row. ``candidates`` are the classes that may be answered: see
+    `choose_candidates`; rows of a class that is not a candidate are left out.
+    """
 
     keep_answers: KeepAnswers | None = None
+    candidates: Asked = "all"
 
     @property
     def needs(self) -> Sequence[Need]:
@@ -51,23 +58,80 @@ class ZeroShotEvaluator(NamedTuple):
         self, model: EvalModel, corpus: EvalCorpus, split: str, /, *, batch: int, limit: int | None = None
     ) -> Mapping[str, Any]:
         encoder = cast("Encoder", model)
-        scorer = make_scorer(encoder, corpus.classes, batch=batch)
+        chosen = choose_candidates(corpus.classes, encoder.loaded.classes, self.candidates)
+        scorer = restrict(make_scorer(encoder, chosen.classes, batch=batch), chosen.allowed)
+        check_known(scorer, chosen, encoder.loaded.name)
         table, label = corpus.table(split, "labels"), f"{corpus.name} {split}"
-        rows = limit_rows(range(len(table)), limit)
+        labels = labels_of(table)
+        rows, left_out = rows_to_answer(labels, chosen, label, limit)
         answers = answer_rows(encoder, scorer, table, rows, batch=batch, label=label)
         check_finite(answers.ranks >= 0, rows, table, f"{encoder.loaded.name} on {label}")
         if self.keep_answers is not None:
-            self.keep_answers(columns_of(answers, table, rows, corpus.name, split))
-        targets, sources = labels_of(table)[torch.tensor(rows)], table.column("source").to_pylist()
+            known = [each.names[0] for each in chosen.classes]
+            self.keep_answers(columns_of(answers, table, rows, known, (corpus.name, split)))
+        targets, sources = labels[torch.tensor(rows)], table.column("source").to_pylist()
         names = [each.names[0] for each in corpus.classes]
-        figures = classification_figures(answers.ranks, targets, names, [sources[row] for row in rows])
-        figures |= calibration(answers.confidence, answers.ranks == 0)
-        if len(scorer.first.unique()) < len(names):
+        answerable = count_candidates(scorer, chosen)
+        figures = classification_figures(answers.ranks, targets, names, [sources[row] for row in rows], answerable)
+        is_open = figures["top1"] is not None
+        figures |= calibration(answers.confidence, answers.ranks == 0) if is_open else {}
+        if is_open and len(scorer.first.unique()) < len(scorer.first):
             same = scorer.first[answers.top[:, 0]] == scorer.first[targets]
             figures["top1_any_of_identical"] = int(same.sum()) / len(same)
-        absent = len(names) - len(figures["per_class"])
-        warnings = [*scorer.warnings, *answer_warnings(answers, absent, len(names), split)]
+        absent = sum(chosen.allowed[: len(names)]) - len(figures["per_class"])
+        told = [*chosen.warnings, *left_out, *warn_about_candidates(chosen, answerable, self.candidates)]
+        warnings = [*told, *scorer.warnings, *answer_warnings(answers, absent, len(names), split, is_open=is_open)]
         return figures | {"warnings": warnings} if warnings else figures
+
+
+def restrict(scorer: Scorer, allowed: Sequence[bool]) -> Scorer:
+    """Return the scorer with -inf for classes that may not be answered."""
+    if all(allowed):
+        return scorer
+    hidden = ~torch.tensor(allowed)
+
+    def scores(images: Tensor) -> Tensor:
+        found = scorer.scores(images)
+        return found.masked_fill(hidden.to(found.device), -torch.inf)
+
+    return scorer._replace(scores=scores, known=scorer.known & ~hidden)
+
+
+def check_known(scorer: Scorer, chosen: Candidates, model: str) -> None:
+    """Raise UniclError if the model can answer no class of the corpus: every row would be wrong."""
+    own = scorer.known[: chosen.in_corpus]
+    if not bool(own.any()):
+        raise no_class_known(model, [each.names[0] for each in chosen.classes[: chosen.in_corpus]])
+
+
+def rows_to_answer(labels: Tensor, chosen: Candidates, label: str, limit: int | None) -> tuple[list[int], list[str]]:
+    """Return the rows whose class is a candidate, at most ``limit``, and a warning about the others."""
+    is_asked = torch.tensor(chosen.allowed[: chosen.in_corpus])[labels]
+    rows = is_asked.nonzero().flatten().tolist()
+    if not rows:
+        raise UniclError(f"--candidates: no row of {label} has one of these classes", "add classes of its rows")
+    left = int((~is_asked).sum())
+    told = [f"{left} of {len(labels)} rows are left out: their classes are not among the candidates"] if left else []
+    return limit_rows(rows, limit), told
+
+
+def count_candidates(scorer: Scorer, chosen: Candidates) -> AnswerableClasses:
+    """Count the classes that can be answered; if all of them have the same prompts, they are one."""
+    known = scorer.known
+    total = int(known.sum()) if len(scorer.first[known].unique()) > 1 else 1
+    return AnswerableClasses(total, int(known[chosen.in_corpus :].sum()))
+
+
+def warn_about_candidates(chosen: Candidates, found: AnswerableClasses, asked: Asked) -> list[str]:
+    """Return the warnings about a single candidate, and about candidates that are not classes of the corpus."""
+    if found.total == 1:
+        more = "name others with --candidates a,b, or evaluate on a corpus with more classes"
+        return [f"{ONE_CANDIDATE}, so there is no accuracy; {more}"]
+    if not chosen.further:
+        return []
+    which = "is not a class" if found.not_in_corpus == 1 else "are not classes"
+    told = f"{found.not_in_corpus} of {found.total} candidates {which} of the corpus: {shorten_names(chosen.further)}"
+    return [f"{told}; --candidates corpus leaves them out" if asked == "all" else told]
 
 
 def answer_rows(
@@ -90,27 +154,37 @@ def answer_rows(
 
 
 def columns_of(
-    answers: Answers, table: EvalRows, rows: Sequence[int], corpus: str, split: str
-) -> Mapping[str, Sequence[Any]]:
-    """Return the columns of `--predictions`; ``y`` and ``top`` are class numbers."""
+    answers: Answers, table: EvalRows, rows: Sequence[int], names: Sequence[str], place: tuple[str, str]
+) -> AnswerColumns:
+    """Return the columns of `--predictions`; ``y`` and ``top`` are numbers of ``names``, the corpus's before others.
+
+    ``rank`` 0 is a hit; ``place`` is the corpus and its split. A class that cannot be answered (its score is -inf) is
+    not in ``top``.
+    """
     keys, targets = table.column("key").to_pylist(), labels_of(table).tolist()
+    counts = (answers.scores > -torch.inf).sum(1).tolist()
+    top = [best[:n] for best, n in zip(answers.top.tolist(), counts, strict=True)]
     return {
-        "data": [corpus] * len(rows),
-        "split": [split] * len(rows),
+        "data": [place[0]] * len(rows),
+        "split": [place[1]] * len(rows),
         "key": [keys[row] for row in rows],
+        "class": [names[targets[row]] for row in rows],
+        "predicted": [names[best[0]] for best in top],
+        "rank": answers.ranks.tolist(),
         "y": [targets[row] for row in rows],
-        "top": answers.top.tolist(),
-        "scores": answers.scores.tolist(),
+        "top": top,
+        "top_classes": [[names[label] for label in best] for best in top],
+        "scores": [scores[:n] for scores, n in zip(answers.scores.tolist(), counts, strict=True)],
         "p_max": answers.confidence.tolist(),
         "correct": (answers.ranks == 0).tolist(),
     }
 
 
-def answer_warnings(answers: Answers, absent: int, classes: int, split: str) -> list[str]:
+def answer_warnings(answers: Answers, absent: int, classes: int, split: str, *, is_open: bool) -> list[str]:
     """Return the warnings about ties and about ``absent`` classes, which have no row in the split."""
     warnings: list[str] = []
     share = float(answers.ties.double().mean())
-    if share > MANY_TIES:
+    if is_open and share > MANY_TIES:
         warnings.append(f"{100 * share:.1f} % of the rows tie for the first place; the lowest class wins")
     if absent:
         warnings.append(f"{absent} of {classes} classes have no row in split {split}: left out of the mean per class")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.core.machine import cores
 from unicl_cli.data.corpus import PLAN
+from unicl_cli.data.pictures import MAX_PIXELS
 from unicl_cli.errors import UniclError, escape_control
 from unicl_cli.jobs.prepare.classes import describe_examples, format_examples
 from unicl_cli.jobs.prepare.plan import CorpusPlan, PlannedSource, make_plan
@@ -148,10 +149,11 @@ def _estimate_memory(workers: int, pixels: int, samples: list[SourceSample]) -> 
     """Estimate the peak memory: this process now, and for each worker its libraries, a row group and decoded images.
 
     A row group of 8 MB (or of four larger images) is held four times: as records, as Arrow, as pages and by the
-    writer. A decoded image is held with its conversion: 7 bytes per pixel.
+    writer. A decoded image is held with its conversion: 7 bytes per pixel. A larger one than MAX_PIXELS is held alone.
     """
     mean = max((sample.bytes_of(1) for sample in samples if sample.kept), default=0.0)
-    worker = _WORKER + 4 * max(8e6, 4 * mean) + DECODERS * 7 * pixels
+    decoded = DECODERS * 7 * min(pixels, MAX_PIXELS) + (4 * pixels if pixels > MAX_PIXELS else 0)
+    worker = _WORKER + 4 * max(8e6, 4 * mean) + decoded
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return round(peak + worker * workers)
 

@@ -22,7 +22,7 @@ REMEDIES = {
     "bad_media": "the source returned media that it does not declare, or not bytes: see its detail",
     "bad_path": "the path points outside the data set: see its detail",
     "bad_text": "no usable caption (no letters, a file name, too long): --text raw keeps it",
-    "bomb": "more than 64 million pixels: shrink the image first",
+    "bomb": "more than 250 million pixels (64 in WebP, AVIF, GIF): shrink the image first",
     "broken": _CUT,
     "duplicate": "the same image as an earlier row (--dedup exact)",
     "empty": "the file is empty: copy or download it again",

@@ -46,7 +46,9 @@ class Validations:
         templates, module = parts.data.templates, cast("Step", parts.step)
         loaded = Loaded(str(self.run_dir), module, parts.tokenizer, transform, parts.data.classes, templates, ())
         with self.accelerator.autocast():
-            figures = measure_validation(loaded, corpus, split, batch=entry.batch, limit=entry.limit)
+            figures = measure_validation(
+                loaded, corpus, split, batch=entry.batch, limit=entry.limit, candidates=entry.candidates
+            )
         if rank() == 0:
             self.write_line(step, {"corpus": entry.corpus, "split": split, **figures})
 
@@ -69,7 +71,8 @@ class Validations:
     def history(self, metric: str) -> dict[int, float]:
         """Return step -> ``metric`` of the first of ``eval``."""
         first = self.parts.recipe.eval[0]
-        return {row["step"]: row[metric] for row in self.lines() if is_of(row, first) and metric in row}
+        rows = [row for row in self.lines() if is_of(row, first)]
+        return {row["step"]: row[metric] for row in rows if row.get(metric) is not None}
 
     # -- eval.jsonl -----------------------------------------------------------------------------------------------
 
@@ -87,8 +90,10 @@ class Validations:
         self.rewrite([row for row in kept if row["step"] <= step] + [{"step": step, **figures}])
         name = f"eval/{figures['corpus']}/{figures['split']}"
         self.track(step, {f"{name}/{k}": v for k, v in figures.items() if isinstance(v, float)})
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
-        self.say(f"step {step} {figures['corpus']} {figures['split']}: {shown}")
+        shown = [f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float)]
+        if figures.get("top1", 0) is None:
+            shown.insert(0, f"no top1 ({figures['reason']})")
+        self.say(f"step {step} {figures['corpus']} {figures['split']}: {', '.join(shown)}")
 
     def drop_after(self, step: int) -> None:
         """Drop the lines of later steps, on rank 0: the run goes back to ``step``."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from unicl_cli.data.fetch import FetchError
-from unicl_cli.data.pictures import SUFFIXES, ImageError
+from unicl_cli.data.pictures import SUFFIXES, ImageError, blame_image
 
 STDIN = "-"
 MAX_BYTES = 256_000_000
@@ -23,6 +23,7 @@ REASONS = {
     "unsupported_format": "an image format that cannot be read (SVG, HEIC)",
     "bomb": "too many pixels",
     "truncated": "an image that is cut off",
+    "out_of_memory": "an image that needs more memory than there is",
 }
 """Words for `ImageError.reason`; for other reasons the detail says more."""
 
@@ -110,7 +111,8 @@ def read_image(
     if image.problem is not None:
         return image.problem
     try:
-        return transform(read_bytes(image, fetch))
+        with blame_image():
+            return transform(read_bytes(image, fetch))
     except ImageError as error:
         return REASONS.get(error.reason, error.detail)
     except FetchError as error:

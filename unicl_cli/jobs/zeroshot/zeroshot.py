@@ -114,6 +114,9 @@ def make_judge(loaded: Loaded, classes: Classes | None, options: AnswerOptions, 
     if options.by_cosine and not scorer.cosines:
         raise UniclError(f"model {loaded.name} does not score by cosines", "remove --scores cosine")
     warnings = [*asked.warnings, *scorer.warnings]
+    is_relative = not (options.by_cosine or options.independent or scorer.sigmoid)
+    if is_relative and len(scorer.first[scorer.known].unique()) == 1:
+        warnings.append("one class: its probability is always 100 %; name others, or add --none or --scores cosine")
     if options.threshold is not None:
         warnings.append(f"--threshold {options.threshold:g} is uncalibrated: it means something else for another model")
     return Judge(scorer, [each.names[0] for each in asked.names], options, tuple(warnings))

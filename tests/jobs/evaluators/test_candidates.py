@@ -1,0 +1,53 @@
+import pytest
+
+from unicl_cli.contracts import ClassName
+from unicl_cli.errors import UniclError
+from unicl_cli.jobs.evaluators.candidates import choose_candidates
+from unicl_cli.jobs.evaluators.options import parse_candidates
+
+CORPUS = (ClassName("n01", ("tench",)), ClassName("b", ("Sea lion", "otary")))
+
+
+def named(chosen):
+    return [each.names[0] for each in chosen.classes]
+
+
+def test_a_class_of_both_is_one_candidate_by_key_or_by_name():
+    model = (
+        ClassName("n01", ("fish",)),
+        ClassName("x", ("OTARY",)),
+        ClassName("b2", ("cat",)),
+        ClassName("c", ("dog",)),
+    )
+    chosen = choose_candidates(CORPUS, model, "all")
+    assert (named(chosen), chosen.in_corpus, chosen.further) == (["tench", "Sea lion", "cat", "dog"], 2, ["cat", "dog"])
+    assert chosen.allowed == (True,) * 4
+    (told,) = chosen.warnings
+    assert "n01 is 'tench' here and 'fish' there" in told
+
+
+def test_the_corpus_alone_and_a_model_without_classes_give_the_classes_of_the_corpus():
+    model = (ClassName("c", ("dog",)),)
+    for chosen in (choose_candidates(CORPUS, model, "corpus"), choose_candidates(CORPUS, (), "all")):
+        assert (named(chosen), chosen.further, chosen.warnings) == (["tench", "Sea lion"], [], ())
+
+
+def test_a_list_takes_classes_of_the_corpus_of_the_model_and_new_ones():
+    model = (ClassName("c", ("dog", "hound")), ClassName("d", ("cat",)))
+    chosen = choose_candidates(CORPUS, model, ("sea lion", "Hound", "umbrella"))
+    assert named(chosen) == ["tench", "Sea lion", "dog", "umbrella"]
+    assert chosen.allowed == (False, True, True, True)
+
+
+def test_a_list_without_a_class_of_the_corpus_is_refused():
+    with pytest.raises(UniclError, match="--candidates umbrella: none of them is a class of the corpus") as caught:
+        choose_candidates(CORPUS, (), ("umbrella",))
+    assert "tench" in str(caught.value.hint)
+
+
+def test_the_option_is_a_word_or_a_list(tmp_path):
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    assert [parse_candidates(spec) for spec in ("all", "corpus", 'a,"b, c"')] == ["all", "corpus", ("a", "b, c")]
+    assert parse_candidates(f"@{tmp_path / 'names.txt'}") == ("cat", "dog")
+    with pytest.raises(UniclError, match="--candidates ,: "):
+        parse_candidates(",")

@@ -1,0 +1,21 @@
+"""Answers and ranks of single rows, which evaluators hand over beside their figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from unicl_cli.evaluate.retrieval import Found
+
+AnswerColumns = Mapping[str, Sequence[Any]]
+"""The answers to all rows with labels of a split: equally long columns by name."""
+KeepAnswers = Callable[[AnswerColumns], None]
+KeepRanks = Callable[["Found"], None]
+
+
+class Keep(NamedTuple):
+    """Functions that take the ``answers`` of a classification and the ``ranks`` of a retrieval; None: not wanted."""
+
+    answers: KeepAnswers | None = None
+    ranks: KeepRanks | None = None
