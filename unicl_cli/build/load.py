@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -82,27 +82,47 @@ def load_trained(name: str, *, raw_weights: bool) -> Loaded:
     """Load a run or checkpoint that `unicl train` wrote."""
     run, folder = find_run(name)
     recipe = load(str(run / RESOLVED))
-    try:
-        names = json.loads((run / CLASSES).read_text(encoding="utf-8"))
-        classes = tuple(ClassName(item["key"], tuple(item["names"])) for item in names["classes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UniclError(
-            f"{run / CLASSES}: is missing or damaged: {error}",
-            "run the unicl train command of this run again to write it",
-        ) from error
-
-    @cache
-    def tokenizer() -> TextTokenizer:
-        clean = recipe.model.tokenizer == "clip"
-        return load_tokenizer(run / TOKENIZER, names["context_length"], clean=clean)
-
-    step, own = build_step(recipe, tokenizer, classes, chunks=1, trained=run)
+    classes, templates = read_classes(run)
+    step, own = build_step(recipe, cache(partial(load_run_tokenizer, run)), classes, chunks=1, trained=run)
     averaged = (folder / checkpoint_files.EMA).is_file() and not raw_weights
     weights = folder / (checkpoint_files.EMA if averaged else checkpoint_files.MODEL)
     load_run_weights(step, recipe, checkpoint.read_tensors(weights), str(weights))
     corpora = tuple(dict.fromkeys(item.corpus for item in recipe.data.train))
     transform = transform_of(step.model, recipe.data.image_size)
-    return Loaded(str(run), step, own, transform, classes, tuple(names["templates"]), corpora)
+    return Loaded(str(run), step, own, transform, classes, templates, corpora)
+
+
+def read_words(folder: Path) -> dict[str, Any]:
+    """Read ``classes.json``: classes, templates, and how the tokenizer is used."""
+    try:
+        return json.loads((folder / CLASSES).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged_words(folder, error) from error
+
+
+def read_classes(folder: Path) -> tuple[tuple[ClassName, ...], tuple[str, ...]]:
+    """Return the classes and the templates of a run."""
+    facts = read_words(folder)
+    try:
+        classes = tuple(ClassName(item["key"], tuple(item["names"])) for item in facts["classes"])
+        return classes, tuple(facts["templates"])
+    except (KeyError, TypeError) as error:
+        raise damaged_words(folder, error) from error
+
+
+def damaged_words(folder: Path, error: Exception) -> UniclError:
+    return UniclError(
+        f"{folder / CLASSES}: is missing or damaged: {error}",
+        "run the unicl train command of this run again to write it",
+    )
+
+
+def load_run_tokenizer(run: Path, context_length: int | None = None) -> TextTokenizer:
+    """Load the tokenizer of a run, at its own ``context_length`` unless another is given."""
+    facts = read_words(run)
+    known = facts.get("clean")
+    clean = load(str(run / RESOLVED)).model.tokenizer == "clip" if known is None else bool(known)  # an older run
+    return load_tokenizer(run / TOKENIZER, context_length or facts["context_length"], clean=clean)
 
 
 def load_run_weights(step: Step, recipe: Recipe, tensors: Mapping[str, Tensor], place: str) -> None:
