@@ -24,7 +24,7 @@ from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
-from unicl_cli.runs.folder import CLASSES, RESOLVED, TOKENIZER, find_run, last_run
+from unicl_cli.runs.folder import CLASSES, META, RESOLVED, TOKENIZER, find_run, last_run
 
 DEFAULT = "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 """The model if there is no run: MIT license, 151 million parameters."""
@@ -146,16 +146,27 @@ def plain_weights(
     return checkpoint.weights(step)
 
 
-def load_published(name: str) -> Loaded:
-    """Load an open_clip model with its own preprocessing and tokenizer, CLIP's 80 prompts and no classes."""
-    model = build_open_clip(name)
+def load_published(name: str, image_size: int | None = None) -> Loaded:
+    """Load an open_clip model with its own preprocessing and tokenizer, and CLIP's 80 prompts.
+
+    ``image_size`` None is its own; at another, positions are interpolated. It has classes only in a folder that
+    `unicl mix` wrote.
+    """
+    model = build_open_clip(name, image_size)
     step = Step(model, PublishedScore(cast("Any", model).text.logit_bias))
-    return Loaded(name, step, find_tokenizer(model), transform_of(model, None), (), load_templates("clip80"), ())
+    folder = Path(name.partition(":")[2])
+    kept = name.startswith("local-dir:") and (folder / META).is_file() and (folder / CLASSES).is_file()
+    classes = read_classes(folder)[0] if kept else ()
+    return Loaded(name, step, find_tokenizer(model), transform_of(model, None), classes, load_templates("clip80"), ())
 
 
-def build_open_clip(name: str) -> nn.Module:
-    """Build the encoder `open_clip` with the weights of ``name``, at their own image size."""
-    context: dict[str, Callable[[], Any]] = {"chunks": lambda: 1, "image_size": lambda: None, "stored": lambda: None}
+def build_open_clip(name: str, image_size: int | None = None) -> nn.Module:
+    """Build the encoder `open_clip` with the weights of ``name``, by default at their own image size."""
+    context: dict[str, Callable[[], Any]] = {
+        "chunks": lambda: 1,
+        "image_size": lambda: image_size,
+        "stored": lambda: None,
+    }
     part = binding.bind("encoders", {"name": "open_clip", "arch": name})
     return cast("nn.Module", binding.make("encoders", part, context))
 
