@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -381,7 +382,9 @@ def odd_images(world: Path) -> list[str]:
     (world / "cut.png").write_bytes((world / "first.png").read_bytes()[:60])
     (world / "text.jpg").write_text("no image")
     (world / "none.png").write_bytes(b"")
-    Image.new("1", (9000, 9000)).save(world / "huge.png")
+    header = b"IHDR" + (20_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+    data = (world / "first.png").read_bytes()
+    (world / "huge.png").write_bytes(data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:])
     draw(world / "last.png", 250)
     return ["first.png", "cut.png", "gone.png", "text.jpg", "none.png", "huge.png", "last.png"]
 
