@@ -1,17 +1,20 @@
 """Start weights: all of a run or some of its parts; weights that mean something else are refused."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from unicl_cli.build.data import build_data, build_tokenizer
-from unicl_cli.build.init import flat_settings, load_init
+from unicl_cli.build.init import adopted_tokenizer, flat_settings, load_init
 from unicl_cli.build.model import build_step
 from unicl_cli.cli import main
 from unicl_cli.core import checkpoint
+from unicl_cli.data.tokenizers import clip_tokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.load import load_text
 from unicl_cli.recipe.text import dump
@@ -173,3 +176,59 @@ def test_the_command_says_what_it_takes(make, run, monkeypatch, capfd):
     assert all(torch.equal(old[n], x) for n, x in new.items() if n.startswith("model.image.trunk."))
     assert not torch.equal(old["model.image.proj.weight"], new["model.image.proj.weight"])
     assert not torch.equal(old["model.text.proj.weight"], new["model.text.proj.weight"])
+
+
+def test_a_run_gives_its_tokenizer_to_a_training_that_starts_from_it(make, run, tmp_path, monkeypatch, capfd):
+    """Other captions give another vocabulary; the text tower keeps the meaning of its tokens."""
+    monkeypatch.setattr("sys.argv", ["unicl"])
+    for name, colour in (("a", "red"), ("b", "blue"), ("c", "green")):
+        Image.new("RGB", (16, 16), colour).save(tmp_path / f"{name}.png")
+    lines = ["image,caption", *(f"{name}.png,quite another vocabulary {name * 3}" for name in "abc")]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    assert main(["prepare", "--captions", str(tmp_path / "list.csv"), "-o", str(tmp_path / "other"), "-q"]) == 0
+    asked = make()
+    recipe = tmp_path / "other.yaml"
+    recipe.write_text(dump(asked))
+    new = tmp_path / "new"
+    command = [
+        "train",
+        str(recipe),
+        "batch.size=3",
+        f"data.train=[{{corpus: {tmp_path / 'other'}}}]",
+        "--run-dir",
+        str(new),
+    ]
+    assert main([*command, "--init", str(run), "steps=2", "-q"]) == 0
+    assert f"starts from all of {run}, with its tokenizer" in capfd.readouterr().err
+    assert (new / "tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
+    assert adopted_tokenizer(asked, str(run)) is not None
+    for own in ({"tokenizer": "clip"}, {"tokenizer": "classes"}, {"init_parts": ["image"]}):
+        assert adopted_tokenizer(make(model=own), str(run)) is None
+    assert adopted_tokenizer(asked, None) is None
+
+
+def test_a_training_with_an_adopted_tokenizer_continues_without_the_run_it_came_from(make, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["unicl"])
+    source = Path(shutil.copytree(run, tmp_path / "source"))
+    new = tmp_path / "new"
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(dump(make()))
+    command = ["train", str(recipe), "--run-dir", str(new), "-q", "--init", str(source)]
+    assert main([*command, "steps=2", "checkpoint.every=1"]) == 0
+    shutil.rmtree(source)
+    (new / "meta.json").unlink()
+    shutil.rmtree(new / "checkpoints" / "step-00000002")
+    assert main([*command, "steps=2", "checkpoint.every=1"]) == 0
+    assert (new / "meta.json").is_file()
+
+
+def test_the_cleaning_of_clips_words_goes_with_the_tokenizer(make, tmp_path):
+    clip = clip_tokenizer(12)
+    clip.save(tmp_path / "tokenizer.json")
+    facts = {"classes": [], "templates": [], "context_length": 12, "clean": True}
+    (tmp_path / "classes.json").write_text(json.dumps(facts))
+    (tmp_path / "resolved.yaml").write_text(dump(make()))
+    (tmp_path / "meta.json").write_text("{}")
+    taken = adopted_tokenizer(make(), str(tmp_path))
+    assert taken is not None
+    assert torch.equal(taken(["A   CAT &amp; dog"]), clip(["a cat & dog"]))

@@ -80,3 +80,9 @@ def test_long_notes_of_other_formats_do_not_matter(kind):
     plain = decode(saved(kind, **options))
     noted = saved(kind, **options, icc_profile=b"q" * LONG, exif=b"Exif\0\0MM\0*" + b"\xff" * 1000)
     assert np.array_equal(np.asarray(decode(noted)), np.asarray(plain))
+
+
+def test_the_reason_is_that_of_the_whole_file():
+    for data in (b"\xff\xd8\xff\xe0" + b"cut" * 9, saved("JPEG")[:300], saved("PNG")[:40]):
+        with pytest.raises(ImageError, match=r"truncated|broken"):
+            decode(data)

@@ -3,114 +3,29 @@
 import csv
 import io
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from colour_toys import COLOURS, PLAIN, Joint, Words, colour_corpus, model, picture
 from rich.console import Console
-from torch import nn
-from torch.nn import functional as F
-from toys import PLAIN
 
 from unicl_cli import losses
-from unicl_cli.build.load import Loaded
-from unicl_cli.contracts import Features
-from unicl_cli.core.loop import Step
 from unicl_cli.data.corpus import Corpus, open_corpus
-from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
-from unicl_cli.evaluate.tables import eval_tables, probe_tables
+from unicl_cli.evaluate.tables import probe_tables
 from unicl_cli.inference.encoder import Encoder
 from unicl_cli.jobs.evaluate import evaluate, measure, measure_validation
 from unicl_cli.jobs.evaluators import probe as probe_evaluator
 from unicl_cli.jobs.evaluators.build import make_evaluator
-from unicl_cli.jobs.evaluators.kept import Keep
 from unicl_cli.jobs.evaluators.options import ProbeOptions
 from unicl_cli.jobs.prepare.prepare import prepare
 from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.probe import probe
 
-COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
-
-
-class Words:
-    """Word by word, 0 = padding; words beyond the context are cut."""
-
-    def __init__(self, context_length: int = 12) -> None:
-        self.context_length, self.vocab_size = context_length, 4
-
-    def __call__(self, texts):
-        ids = {colour: number for number, colour in enumerate(COLOURS, 1)}
-        rows = [[ids.get(word.strip(".,"), 4) for word in text.split()][: self.context_length] for text in texts]
-        longest = max(len(row) for row in rows)
-        return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-
-
-class Colours(nn.Module):
-    """Sees the mean colour of an image and reads colour words: a perfect classifier of pure colours."""
-
-    embed_dim = image_width = 3
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.see = nn.Linear(3, 3, bias=False)
-        self.see.weight.data = torch.eye(3)
-        table = torch.cat([torch.zeros(1, 3), torch.tensor(list(COLOURS.values())) / 255.0, torch.full((1, 3), 0.01)])
-        self.read = nn.Embedding.from_pretrained(table)
-
-    def encode_image(self, images):
-        pooled = self.see(images.float().mean((2, 3)) / 255)
-        return Features(pooled, F.normalize(pooled, dim=1))
-
-    def encode_text(self, tokens):
-        pooled = self.read(tokens).sum(1)
-        return Features(pooled, F.normalize(pooled, dim=1))
-
-    def scale(self, name="text"):
-        del name
-        return torch.tensor(10.0)
-
-
-class Joint(nn.Module):
-    """A loss that scores pairs itself."""
-
-    score, activation = "pair", "sigmoid"
-
-    def pair_scores(self, model, images, tokens):
-        return model.encode_image(images).embed @ model.encode_text(tokens).embed.T
-
-
-def model(loss: nn.Module, corpus: Corpus, **changes) -> Loaded:
-    step = Step(changes.pop("towers", None) or Colours(), loss).eval()
-    plain = Loaded(
-        "toy", step, Words(), EvalTransform((8, 8)), corpus.classes, ("a photo of a {}.", "{}"), (str(corpus.path),)
-    )
-    return plain._replace(**changes)
-
-
-def picture(path: Path, colour: tuple[int, int, int]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (10, 8), colour).save(path)
-
-
-def tinted(name: str, number: int) -> tuple[int, int, int]:
-    """A shade of the colour: images differ, classes do not."""
-    return tuple(max(0, part - 3 * number) if part else 2 * number for part in COLOURS[name])  # pyright: ignore
-
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Corpus:
-    """Three colours, 10 images each for training, 4 for test; one red test image stands among the green ones."""
-    root = tmp_path_factory.mktemp("colours")
-    for split, count in (("train", 10), ("test", 4)):
-        for name in COLOURS:
-            for number in range(count):
-                wrong = split == "test" and name == "green" and number == 0
-                picture(root / "pictures" / split / name / f"{number}.png", tinted("red" if wrong else name, number))
-    out = root / "corpus"
-    prepare(PrepareRequest((str(root / "pictures"),), (), (), out), workers=1)
-    return open_corpus(out)
+    return colour_corpus(tmp_path_factory.mktemp("colours"))
 
 
 @pytest.fixture(scope="module")
@@ -183,70 +98,6 @@ def test_a_class_that_the_head_never_learned_is_wrong_and_named(corpus):
     )
     with pytest.raises(UniclError, match="knows none of these classes: blue, green, red"):
         evaluate(strangers, data=None, split=None, batch=5, accelerator=PLAIN)
-
-
-def one_class_of(corpus: Corpus, tmp_path: Path, name: str) -> Corpus:
-    """A corpus of four test images of one class."""
-    for number in range(4):
-        picture(tmp_path / "pictures" / "test" / name / f"{number}.png", tinted("blue" if number else name, number))
-    prepare(PrepareRequest((str(tmp_path / "pictures"),), (), (), tmp_path / "one"), workers=1)
-    return open_corpus(tmp_path / "one")
-
-
-@pytest.mark.parametrize("loss", ["text", "head", "pair"])
-def test_the_models_other_classes_are_answers_to_a_corpus_of_one_class(corpus, tmp_path, loss):
-    """Three of four red test images are blue: without the class blue, every answer would be right."""
-    red = one_class_of(corpus, tmp_path, "red")
-    made = {"text": losses.UniCL(), "head": losses.CrossEntropy(image_width=3, num_classes=3), "pair": Joint()}[loss]
-    if loss == "head":
-        made.head.weight.data = torch.tensor([COLOURS[each.names[0]] for each in corpus.classes]) / 255.0
-        made.head.bias.data.zero_()
-    loaded = model(made, corpus)
-    given = {"data": [str(red.path)], "split": None, "batch": 5, "accelerator": PLAIN}
-    (entry,) = evaluate(loaded, **given)["data"]
-    assert (entry["n"], entry["classes"], entry["top1"], entry["mean_per_class"]) == (4, 1, 0.25, 0.25)
-    assert entry["candidates"] == {"total": 3, "not_in_corpus": 2}
-    assert entry["warnings"][0].startswith("2 of 3 candidates are not classes of the corpus: blue, green;")
-    (alone,) = evaluate(loaded, **given, candidates="corpus")["data"]
-    assert alone["candidates"] == {"total": 1, "not_in_corpus": 0}
-    assert [alone[key] for key in ("top1", "top1_interval", "mean_per_class")] == [None] * 3
-    assert [row["recall"] for row in alone["per_class"]] == [None]
-    assert [row["top1"] for row in alone["per_source"].values()] == [None]
-    assert "one candidate" in alone["reason"]
-    assert any("no accuracy" in warning for warning in alone["warnings"])
-    assert "ece" not in alone
-    for document in ({"model": "toy", "data": [alone]}, {"model": "toy", "data": [entry]}):
-        console = Console(file=io.StringIO(), width=100)
-        for table in eval_tables(document):
-            console.print(table)
-        assert ("1 + 2" in console.file.getvalue()) == (document["data"] == [entry])
-    figures = measure_validation(loaded, red, "test", batch=5)
-    assert figures == {"top1": 0.25, "candidates": 3}
-    figures = measure_validation(loaded, red, "test", batch=5, candidates="corpus")
-    assert figures == {"top1": None, "candidates": 1, "reason": "one candidate: every answer is right"}
-
-
-def test_a_list_of_candidates_adds_classes_and_leaves_out_the_rows_of_others(corpus):
-    loaded = model(losses.UniCL(), corpus)
-    given = {"data": None, "split": None, "batch": 5, "accelerator": PLAIN}
-    kept = []
-    (entry,) = evaluate(loaded, **given, candidates=("Green", "blue", "umbrella"), keep=Keep(answers=kept.append))[
-        "data"
-    ]
-    assert (entry["n"], entry["classes"], entry["candidates"]) == (8, 3, {"total": 3, "not_in_corpus": 1})
-    assert entry["top1"] == pytest.approx(7 / 8)
-    assert "4 of 12 rows are left out: their classes are not among the candidates" in entry["warnings"]
-    assert {top for row in kept[0]["top"] for top in row[:3]} == {0, 1, 3}, "red, class 2, is never answered"
-    with pytest.raises(UniclError, match="none of them is a class of the corpus"):
-        evaluate(loaded, **given, candidates=("umbrella",))
-
-
-def test_equal_prompts_alone_are_one_candidate(corpus, tmp_path):
-    red = one_class_of(corpus, tmp_path, "red")
-    red.classes = (*red.classes, red.classes[0]._replace(key="red again"))
-    stranger = model(losses.UniCL(), corpus)._replace(classes=())
-    entry = measure(Encoder(stranger), red, "test", {"zeroshot": make_evaluator("zeroshot")}, batch=50)
-    assert (entry["top1"], entry["candidates"]["total"]) == (None, 1)
 
 
 def test_a_loss_that_scores_pairs_is_asked_itself(corpus):

@@ -1,5 +1,6 @@
 """`unicl mix`: the ends are the models themselves, the middle lies between, everything it writes loads again."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from unicl_cli.build.load import load_model
@@ -126,6 +128,74 @@ def test_two_published_models_mix_into_open_clips_layout(open_clip_folder, accel
     pixels = torch.rand(2, 3, 160, 160)
     with torch.no_grad():
         assert torch.allclose(loaded.step.model.image(pixels)[1], model.encode_image(pixels), atol=1e-6)
+
+
+@pytest.fixture
+def at_size(digits):
+    """``at_size(96)``: the data of `train` at another image size."""
+    return lambda size: {"data": {"train": [{"corpus": str(digits)}], "image_size": size, "augment": "none"}}
+
+
+def test_a_backbone_that_open_clip_cannot_build_stays_a_run_and_is_told(train, open_clip_folder, accelerator, tmp_path):
+    old = f"local-dir:{open_clip_folder('siglip')}"
+    run = train("small-siglip", {"name": "open_clip", "arch": old})
+    document = mix_models((old, run), **{**HALF, "alphas": (1.0,)}, out=tmp_path / "out", accelerator=accelerator)
+    assert "not in open_clip's layout" in document["warnings"][-1]
+    assert not (tmp_path / "out" / "open_clip_config.json").exists()
+    assert load_model(str(tmp_path / "out")).transform.size == (64, 64)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "timm", "hf"])
+def test_a_run_of_open_clip_goes_back_to_open_clip(train, open_clip_folder, at_size, accelerator, tmp_path, kind):
+    import open_clip
+
+    old = f"local-dir:{open_clip_folder(kind)}"
+    run = train(f"back-{kind}", {"name": "open_clip", "arch": old}, **(at_size(160) if kind == "siglip" else {}))
+    out = tmp_path / "out"
+    mix_models((old, run), **{**HALF, "alphas": (1.0,)}, out=out, accelerator=accelerator)
+    ours = load_model(run)
+    for name in (str(out), f"local-dir:{out}"):
+        again = load_model(name)
+        assert again.classes == ours.classes, "published, it still knows its classes"
+        assert all(
+            torch.equal(x, again.step.model.state_dict()[key]) for key, x in ours.step.model.state_dict().items()
+        )
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{out}")
+    model.eval()
+    image = Image.effect_noise((90, 70), 80).convert("RGB")
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    texts = ["a photo of a cat", "dog"]
+    with torch.no_grad():
+        theirs = model.encode_image(transform(image)[None], normalize=True)
+        mine = ours.step.model.encode_image(ours.transform(file.getvalue())[None]).embed
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+        theirs = model.encode_text(open_clip.get_tokenizer(f"local-dir:{out}")(texts), normalize=True)
+        torch.testing.assert_close(
+            ours.step.model.encode_text(ours.tokenizer(texts)).embed, theirs, atol=1e-5, rtol=1e-5
+        )
+        assert model.logit_scale.exp() == pytest.approx(float(ours.step.model.scale()), abs=1e-4)
+
+
+def test_positions_of_the_old_model_are_interpolated_as_the_training_did(
+    train, open_clip_folder, at_size, accelerator, tmp_path, capsys
+):
+    old = f"local-dir:{open_clip_folder('clip')}"
+    untrained = {"data": {"train": [{"corpus": "c"}], "image_size": 96, "augment": "none"}, "optim": {"lr": 1e-12}}
+    untrained["data"]["train"][0]["corpus"] = next(
+        iter(load_model(train("tuned", {"name": "open_clip", "arch": old})).corpora)
+    )
+    run = train("larger", {"name": "open_clip", "arch": old}, **untrained)
+    assert load_model(run).transform.size != load_model(old).transform.size
+    for alpha in (0.0, 0.5):
+        out = tmp_path / f"at-{alpha}"
+        document = mix_models((old, run), **{**HALF, "alphas": (alpha,)}, out=out, accelerator=accelerator)
+        assert "its positions are interpolated from" in document["warnings"][0]
+        mixed, larger = (checkpoint.weights(load_model(str(each)).step) for each in (out, run))
+        for name, x in mixed.items():
+            torch.testing.assert_close(x, larger[name], atol=1e-6, rtol=1e-6, msg=name)
+    assert main(["mix", old, run, "-o", str(tmp_path / "again"), "-q"]) == 0
+    assert "interpolated" in capsys.readouterr().err
 
 
 def test_the_curve_has_a_point_for_each_alpha_and_marks_the_best(tuned, digits, capsys):

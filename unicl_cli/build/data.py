@@ -137,12 +137,18 @@ def drop_unmixed(strands: list[Strand], recipe: Recipe) -> list[Strand]:
 
 
 def check_learnable(recipe: Recipe, data: TrainingData) -> None:
-    """Raise UniclError for data that cannot teach anything: only one class, or no texts for a text tower."""
-    if all(s.kind == LABELS for s in data.mix.strands) and len(classes_with_rows(data.mix.strands)) == 1:
+    """Raise UniclError for data that cannot teach anything: steps without a negative, or no texts for a text tower."""
+    strands = data.mix.strands
+    labels = [s for s in strands if s.kind == LABELS]
+    is_alone = len(labels) == len(strands) or recipe.data.mix.by == "step"
+    if labels and is_alone and len(classes_with_rows(labels)) == 1:
+        which = "corpora have" if len(labels) == len(strands) else "steps of labels (data.mix.by=step) have"
         raise UniclError(
-            "data.train: the corpora have one class and nothing else: there is nothing to tell apart",
+            f"data.train: the {which} one class and nothing else: there is nothing to tell apart",
             "add a second class, or captions: unicl prepare --labels … --captions …",
         )
+    if sum(s.size for s in strands) == 1:
+        raise UniclError("data.train: one row in all: there is nothing to tell apart", "add more rows")
     reads = recipe.model.name == "open_clip" or recipe.model.part.options.get("text") is not None
     if reads and any(s.kind == "images" for s in data.mix.strands):
         raise UniclError(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unicl_cli import binding
-from unicl_cli.build.load import Loaded, load_published, load_trained
+from unicl_cli.build.load import Loaded, load_published, load_run_tokenizer, load_trained
 from unicl_cli.contracts import Tokenizer
 from unicl_cli.core import checkpoint, hub
 from unicl_cli.core.loop import Step
@@ -53,9 +53,12 @@ def load_init(step: Step, recipe: Recipe, name: str, tokenizer: Tokenizer | None
     elif hub.has_form(name):
         taken, said = take_towers(step, source, asked, name)
     elif asked is None:
+        hint = "use the model it was trained with, or take parts of it: model.init_parts=[image]"
         raise UniclError(
             f"model.init: {name} is a different model: {first_difference(mine, theirs)}",
-            "use the model it was trained with, or take parts of it: model.init_parts=[image]",
+            hint
+            if same_tokens(tokenizer, source.tokenizer)
+            else f"set model.tokenizer={tokenizer_of(source)}; or {hint}",
         )
     else:
         taken, said = take_parts(mine, theirs, asked, name)
@@ -64,6 +67,19 @@ def load_init(step: Step, recipe: Recipe, name: str, tokenizer: Tokenizer | None
     )
     checkpoint.load_weights(step.model, {**mine, **taken}, name)
     return f"{said} of {name}"
+
+
+def adopted_tokenizer(recipe: Recipe, start: str | None) -> TextTokenizer | None:
+    """Return the tokenizer of the run that a training starts from, or None where it keeps its own.
+
+    A tokenizer that is fitted on other texts numbers them differently, so that the text tower would start from nothing.
+    A recipe keeps its own tokenizer if it names a file, clip or classes, or takes no text tower.
+    """
+    takes_text = recipe.model.init_parts is None or "text" in recipe.model.init_parts
+    if start is None or hub.has_form(start) or recipe.model.tokenizer not in (None, "corpus") or not takes_text:
+        return None
+    run = find_run(start)[0]
+    return load_run_tokenizer(run, recipe.model.context_length) if (run / TOKENIZER).is_file() else None
 
 
 def shapes_of(tensors: Tensors) -> dict[str, torch.Size]:
@@ -156,8 +172,16 @@ def check_compatible(step: Step, recipe: Recipe, source: Loaded, taken: set[str]
     if "image" in taken and not same_pixels(step.model, source.step.model):
         raise UniclError(f"model.init: {source.name} normalises pixels differently from this model", hint)
     if "text" in taken and not same_tokens(tokenizer, source.tokenizer):
-        file = find_run(source.name)[0] / TOKENIZER if not hub.has_form(source.name) else "clip"
-        raise UniclError(f"model.init: {source.name} was trained with another tokenizer", f"set model.tokenizer={file}")
+        raise UniclError(
+            f"model.init: {source.name} was trained with another tokenizer",
+            f"set model.tokenizer={tokenizer_of(source)}",
+        )
+
+
+def tokenizer_of(source: Loaded) -> str:
+    """Return the value of `model.tokenizer` that gives the tokens of a finished model."""
+    is_clip = hub.has_form(source.name) or getattr(source.tokenizer, "clean", False)
+    return "clip" if is_clip else str(find_run(source.name)[0] / TOKENIZER)
 
 
 def concerns_parts(key: str, taken: set[str]) -> bool:

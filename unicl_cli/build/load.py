@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -24,7 +24,7 @@ from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
-from unicl_cli.runs.folder import CLASSES, RESOLVED, TOKENIZER, find_run, last_run
+from unicl_cli.runs.folder import CLASSES, META, RESOLVED, TOKENIZER, find_run, last_run
 
 DEFAULT = "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 """The model if there is no run: MIT license, 151 million parameters."""
@@ -82,27 +82,47 @@ def load_trained(name: str, *, raw_weights: bool) -> Loaded:
     """Load a run or checkpoint that `unicl train` wrote."""
     run, folder = find_run(name)
     recipe = load(str(run / RESOLVED))
-    try:
-        names = json.loads((run / CLASSES).read_text(encoding="utf-8"))
-        classes = tuple(ClassName(item["key"], tuple(item["names"])) for item in names["classes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UniclError(
-            f"{run / CLASSES}: is missing or damaged: {error}",
-            "run the unicl train command of this run again to write it",
-        ) from error
-
-    @cache
-    def tokenizer() -> TextTokenizer:
-        clean = recipe.model.tokenizer == "clip"
-        return load_tokenizer(run / TOKENIZER, names["context_length"], clean=clean)
-
-    step, own = build_step(recipe, tokenizer, classes, chunks=1, trained=run)
+    classes, templates = read_classes(run)
+    step, own = build_step(recipe, cache(partial(load_run_tokenizer, run)), classes, chunks=1, trained=run)
     averaged = (folder / checkpoint_files.EMA).is_file() and not raw_weights
     weights = folder / (checkpoint_files.EMA if averaged else checkpoint_files.MODEL)
     load_run_weights(step, recipe, checkpoint.read_tensors(weights), str(weights))
     corpora = tuple(dict.fromkeys(item.corpus for item in recipe.data.train))
     transform = transform_of(step.model, recipe.data.image_size)
-    return Loaded(str(run), step, own, transform, classes, tuple(names["templates"]), corpora)
+    return Loaded(str(run), step, own, transform, classes, templates, corpora)
+
+
+def read_words(folder: Path) -> dict[str, Any]:
+    """Read ``classes.json``: classes, templates, and how the tokenizer is used."""
+    try:
+        return json.loads((folder / CLASSES).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged_words(folder, error) from error
+
+
+def read_classes(folder: Path) -> tuple[tuple[ClassName, ...], tuple[str, ...]]:
+    """Return the classes and the templates of a run."""
+    facts = read_words(folder)
+    try:
+        classes = tuple(ClassName(item["key"], tuple(item["names"])) for item in facts["classes"])
+        return classes, tuple(facts["templates"])
+    except (KeyError, TypeError) as error:
+        raise damaged_words(folder, error) from error
+
+
+def damaged_words(folder: Path, error: Exception) -> UniclError:
+    return UniclError(
+        f"{folder / CLASSES}: is missing or damaged: {error}",
+        "run the unicl train command of this run again to write it",
+    )
+
+
+def load_run_tokenizer(run: Path, context_length: int | None = None) -> TextTokenizer:
+    """Load the tokenizer of a run, at its own ``context_length`` unless another is given."""
+    facts = read_words(run)
+    known = facts.get("clean")
+    clean = load(str(run / RESOLVED)).model.tokenizer == "clip" if known is None else bool(known)  # an older run
+    return load_tokenizer(run / TOKENIZER, context_length or facts["context_length"], clean=clean)
 
 
 def load_run_weights(step: Step, recipe: Recipe, tensors: Mapping[str, Tensor], place: str) -> None:
@@ -126,16 +146,27 @@ def plain_weights(
     return checkpoint.weights(step)
 
 
-def load_published(name: str) -> Loaded:
-    """Load an open_clip model with its own preprocessing and tokenizer, CLIP's 80 prompts and no classes."""
-    model = build_open_clip(name)
+def load_published(name: str, image_size: int | None = None) -> Loaded:
+    """Load an open_clip model with its own preprocessing and tokenizer, and CLIP's 80 prompts.
+
+    ``image_size`` None is its own; at another, positions are interpolated. It has classes only in a folder that
+    `unicl mix` wrote.
+    """
+    model = build_open_clip(name, image_size)
     step = Step(model, PublishedScore(cast("Any", model).text.logit_bias))
-    return Loaded(name, step, find_tokenizer(model), transform_of(model, None), (), load_templates("clip80"), ())
+    folder = Path(name.partition(":")[2])
+    kept = name.startswith("local-dir:") and (folder / META).is_file() and (folder / CLASSES).is_file()
+    classes = read_classes(folder)[0] if kept else ()
+    return Loaded(name, step, find_tokenizer(model), transform_of(model, None), classes, load_templates("clip80"), ())
 
 
-def build_open_clip(name: str) -> nn.Module:
-    """Build the encoder `open_clip` with the weights of ``name``, at their own image size."""
-    context: dict[str, Callable[[], Any]] = {"chunks": lambda: 1, "image_size": lambda: None, "stored": lambda: None}
+def build_open_clip(name: str, image_size: int | None = None) -> nn.Module:
+    """Build the encoder `open_clip` with the weights of ``name``, by default at their own image size."""
+    context: dict[str, Callable[[], Any]] = {
+        "chunks": lambda: 1,
+        "image_size": lambda: image_size,
+        "stored": lambda: None,
+    }
     part = binding.bind("encoders", {"name": "open_clip", "arch": name})
     return cast("nn.Module", binding.make("encoders", part, context))
 

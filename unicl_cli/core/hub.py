@@ -80,8 +80,9 @@ def find_local(folder: Path, *, weights: bool = True) -> Source:
         raise UniclError(f"model {name}: has no {CONFIG}", "give a folder in open_clip's layout")
     config, preprocess = read_config(folder / CONFIG, name)
     text = config["text_cfg"]
-    if "hf_model_name" in text and (folder / text["hf_model_name"] / "config.json").is_file():
-        text["hf_model_name"] = str(folder / text["hf_model_name"])
+    if "hf_model_name" in text:
+        places = (folder / text["hf_model_name"], folder)  # the second: `unicl mix` wrote it, and it was moved
+        text["hf_model_name"] = next((str(p) for p in places if (p / "config.json").is_file()), text["hf_model_name"])
     found = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
     if weights and found is None:
         raise UniclError(f"model {name}: has no weights", f"put {WEIGHTS[0]} beside {CONFIG}")

@@ -8,7 +8,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -185,7 +185,8 @@ def open_image(data: bytes) -> Image.Image:
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, MemoryError, ...
         plain = without_metadata(data)
         if plain is not None:
-            return open_image(plain)
+            with suppress(ImageError):  # the reason is that of the whole file
+                return open_image(plain)
         known = isinstance(error, UnidentifiedImageError)  # its text is an address in memory
         raise ImageError(_refusal_reason(data, error), "" if known else _one_line(error)) from error
     if image.width * image.height > (LARGEST_PIXELS if image.format in _HALVED else MAX_PIXELS):
@@ -280,7 +281,8 @@ def _finish_part(image: Image.Image, data: bytes) -> Image.Image:
     except Exception as error:
         plain = without_metadata(data)
         if plain is not None:
-            return _finish_part(open_image(plain), plain)
+            with suppress(ImageError):
+                return _finish_part(open_image(plain), plain)
         raise _decode_error(error, "truncated" if _is_cut(error) else "broken") from error
     try:
         return _halve(image) if image.width * image.height > MAX_PIXELS else _to_rgb(_turn_upright(image))

@@ -60,7 +60,7 @@ def load_net(source: Source, image_size: int | None) -> Net:
         )
     if image_size is not None and not backbone:
         vision["image_size"] = image_size
-    net = build_net(source, config)
+    net = build_net(source.name, config)
     if source.weights is not None:
         read_weights(net, source)
     if backbone:
@@ -75,7 +75,7 @@ def load_net(source: Source, image_size: int | None) -> Net:
     return Net(net.visual, net.text, net.logit_scale.detach(), net.logit_bias, whole["model_cfg"], preprocess)
 
 
-def build_net(source: Source, config: dict[str, Any]) -> Any:
+def build_net(name: str, config: dict[str, Any]) -> Any:
     """Build the model without weights; open_clip's own classes check the keys of the configuration."""
     kind: Any = CoCa if "multimodal_cfg" in config else CustomTextCLIP
     try:
@@ -83,7 +83,7 @@ def build_net(source: Source, config: dict[str, Any]) -> Any:
     except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UniclError(
-            f"model {source.name}: open_clip cannot build it: {line}",
+            f"model {name}: open_clip cannot build it: {line}",
             "update open_clip and timm, or use another model",
         ) from error
 
@@ -315,6 +315,19 @@ class TextTower(nn.Module):
         if hasattr(self.tokenizer, "inner"):
             self.tokenizer.inner.save_pretrained(folder)
         (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+
+def is_built_by_open_clip(model: nn.Module) -> bool:
+    """Return True if open_clip builds tensors of these shapes from the configuration of the encoder `open_clip`.
+
+    It builds a timm backbone at its published image size alone; some of them have other shapes at another size.
+    """
+    config = deepcopy(cast("Any", model).text.config["model_cfg"])
+    config.pop("custom_text", None)
+    with torch.device("meta"):
+        net = build_net("open_clip", config)
+    own = {name: x.shape for name, x in published_tensors(model).items()}
+    return own == {name: x.shape for name, x in net.state_dict().items()}
 
 
 def published_tensors(model: nn.Module) -> dict[str, Tensor]:

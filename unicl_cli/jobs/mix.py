@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor
 
 from unicl_cli.build.init import same_tokens, source_settings
-from unicl_cli.build.load import Loaded, load_model
+from unicl_cli.build.load import Loaded, load_model, load_published
 from unicl_cli.build.model import TOWERS
 from unicl_cli.core import checkpoint, checkpoint_files, hub
 from unicl_cli.core.dist import barrier, rank
@@ -21,13 +21,15 @@ from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.tables import make_table, percent
 from unicl_cli.jobs.evaluate import measure_validation
-from unicl_cli.runs.folder import META, find_run
+from unicl_cli.recipe.load import load
+from unicl_cli.runs.folder import META, RESOLVED, find_run
 
 if TYPE_CHECKING:
     from unicl_cli.data.corpus import Corpus
 
 SELECTION_SPLITS = ("val", "test")
 """Splits to choose the best mixture on, in order of preference."""
+FINE_TUNED = "choose a NEW that was fine-tuned from OLD at the same image size: unicl train RECIPE --init OLD"
 COPIED_FILES = ("resolved.yaml", "recipe.yaml", "classes.json", "tokenizer.json")
 """Files of a run that are copied into a mixture."""
 
@@ -72,7 +74,8 @@ def mix_models(
     """
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UniclError(f"-o {out}: already exists", "choose another folder")
-    both = check_pair(load_model(names[0]), load_model(names[1]))
+    loaded, notes = load_pair(*names)
+    both = check_pair(*loaded)
     document: dict[str, Any] = {"schema": "unicl/mix/1", "old": both.old.name, "new": both.new.name}
     best = alphas[0]
     if data or len(alphas) > 1:
@@ -84,14 +87,42 @@ def mix_models(
             for corpus, chosen in corpora
             if chosen == "test" and len(alphas) > 1
         ]
-        document |= {"warnings": warned} if warned else {}
+        notes += warned
     document["alpha"] = best
     if out is not None:
         if rank() == 0:
-            write_mixture(both, best, out)
+            notes += write_mixture(both, best, out)
         barrier()
         document["out"] = str(out)
-    return document
+    return document | {"warnings": notes} if notes else document
+
+
+def load_pair(old: str, new: str) -> tuple[tuple[Loaded, Loaded], list[str]]:
+    """Load OLD and NEW; weights of open_clip come at the image size of the other model, which a note says.
+
+    A training at another image size began with interpolated positions. Interpolated in the same way, the weights
+    before the training have the same shapes.
+    """
+    first, second = load_model(old), load_model(new)
+    sizes = first.transform.size, second.transform.size
+    resized = next((each for each in (first, second) if is_published(each)), None)
+    if resized is None or sizes[0] == sizes[1] or not is_square(*sizes):
+        return (first, second), []
+    target = sizes[1] if resized is first else sizes[0]
+    own = resized.transform.size
+    again = load_published(resized.name, image_size=target[0])
+    again.step.eval()
+    note = f"{resized.name}: its positions are interpolated from {own[0]} to {target[0]} pixels, as in a training"
+    return ((again, second) if resized is first else (first, again)), [note]
+
+
+def is_of_open_clip(loaded: Loaded) -> bool:
+    """Return True for a model of open_clip, published or trained on here."""
+    return is_published(loaded) or load(str(find_run(loaded.name)[0] / RESOLVED)).model.name == "open_clip"
+
+
+def is_square(*sizes: tuple[int, int]) -> bool:
+    return all(height == width for height, width in sizes)
 
 
 def check_pair(old: Loaded, new: Loaded) -> MixPair:
@@ -124,13 +155,11 @@ def check_same_tensors(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor],
         extra = [
             f"{len(n)} tensors are only in {o} ({n[0]}, …)" for n, o in zip(alone, (other, base), strict=True) if n
         ]
-        raise UniclError(
-            f"{other} and {base} are different models: {', '.join(extra)}", "choose a NEW that was fine-tuned from OLD"
-        )
+        raise UniclError(f"{other} and {base} are different models: {', '.join(extra)}", FINE_TUNED)
     for name, x in theirs.items():
         if x.shape != mine[name].shape:
             shapes = f"{tuple(x.shape)} in {other}, {tuple(mine[name].shape)} in {base}"
-            raise UniclError(f"{name}: is {shapes}, so the models differ", "choose a NEW that was fine-tuned from OLD")
+            raise UniclError(f"{name}: is {shapes}, so the models differ", FINE_TUNED)
 
 
 def check_settings(old: Loaded, new: Loaded) -> None:
@@ -141,12 +170,10 @@ def check_settings(old: Loaded, new: Loaded) -> None:
         if changed:
             raise UniclError(
                 f"{old.name} and {new.name} are different models: {', '.join(changed)} differ",
-                "choose a NEW that was fine-tuned from OLD",
+                FINE_TUNED,
             )
     if not same_tokens(old.tokenizer, new.tokenizer):
-        raise UniclError(
-            f"{old.name} and {new.name} have different tokens", "choose a NEW that was fine-tuned from OLD"
-        )
+        raise UniclError(f"{old.name} and {new.name} have different tokens", FINE_TUNED)
 
 
 def open_splits(both: MixPair, data: Sequence[str] | None, split: str | None) -> list[tuple[Corpus, str]]:
@@ -190,27 +217,52 @@ def entry_score(entry: Mapping[str, Any]) -> float:
     return float(entry["top1"]) if "top1" in entry else sum(found) / len(found)
 
 
-def write_mixture(both: MixPair, alpha: float, out: Path) -> None:
-    """Write a run directory like the base's, or open_clip's layout if both are published; meta.json comes last."""
+def write_mixture(both: MixPair, alpha: float, out: Path) -> list[str]:
+    """Write a run directory like the base's, and open_clip's layout if the model is one of open_clip's; meta.json last.
+
+    Both lie in one folder: unicl reads it as a run, open_clip as ``local-dir:OUT``. Return notes for the user.
+    """
     out.mkdir(parents=True, exist_ok=True)
     tensors = both.interpolated(alpha)
     facts = {"schema": "unicl/model/1", "mixed": {"old": both.old.name, "new": both.new.name, "alpha": alpha}}
+    notes: list[str] = []
     try:
-        if is_published(both.base):
-            from unicl_cli.encoders.open_clip import published_tensors  # loaded already, unlike for a run
-
-            checkpoint.load_weights(both.base.step, tensors, both.base.name)
-            cast("Any", both.base.step.model).text.store(out)
-            model = published_tensors(both.base.step.model)
-            checkpoint.write_tensors(out / hub.WEIGHTS[0], {name: x.cpu().contiguous() for name, x in model.items()})
-        else:
+        if not is_published(both.base):
             copy_run_files(find_run(both.base.name)[0], out)
-            checkpoint.write_tensors(
-                out / checkpoint_files.MODEL, {name: x.cpu().contiguous() for name, x in tensors.items()}
-            )
+            write_weights(out / checkpoint_files.MODEL, tensors)
+        if is_of_open_clip(both.base):
+            checkpoint.load_weights(both.base.step, tensors, both.base.name)
+            notes = write_open_clip(both.base, out)
         write_atomic(out / META, json.dumps(facts, indent=1))
     except OSError as error:
         raise UniclError(f"-o {out}: cannot be written: {error.strerror}", "choose another folder") from error
+    return notes
+
+
+def write_open_clip(loaded: Loaded, out: Path) -> list[str]:
+    """Write a model of open_clip in its layout: configuration, weights, and the tokenizer unless it is CLIP's.
+
+    Nothing is written, and a note returned, if open_clip could not build the model.
+    """
+    from unicl_cli.encoders.open_clip import is_built_by_open_clip, published_tensors  # loaded already
+
+    if not is_built_by_open_clip(loaded.step.model):
+        height, width = loaded.transform.size
+        return [
+            f"{out}: is a run of unicl, and not in open_clip's layout: open_clip builds this timm backbone at its "
+            f"published image size alone, not at {height} x {width}"
+        ]
+    cast("Any", loaded.step.model).text.store(out)
+    config = json.loads((out / hub.CONFIG).read_text(encoding="utf-8"))
+    if "hf_model_name" in config["model_cfg"]["text_cfg"]:
+        config["model_cfg"]["text_cfg"]["hf_model_name"] = str(out.resolve())  # open_clip knows no relative path
+        write_atomic(out / hub.CONFIG, json.dumps(config, indent=1))
+    write_weights(out / hub.WEIGHTS[0], published_tensors(loaded.step.model))
+    return []
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    checkpoint.write_tensors(path, {name: x.cpu().contiguous() for name, x in tensors.items()})
 
 
 def copy_run_files(run: Path, out: Path) -> None:

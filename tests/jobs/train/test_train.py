@@ -348,3 +348,17 @@ def test_stopped_on_request_a_run_says_so_and_goes_on(recipe, unicl, number):
         assert unicl(*command, name)[0] == 0
     assert same_weights("cut/model.safetensors", "whole/model.safetensors")
     assert [row["step"] for row in lines("cut/metrics.jsonl")] == list(range(1, 81))
+
+
+def test_steps_without_a_negative_are_refused(recipe, unicl, tmp_path):
+    """One class in all steps of labels, or one row in all: the loss would be 0 for ever."""
+    for name, command in (
+        ("mixed", ("--labels", "digits?classes=3&limit=30", "--captions", "digits?limit=30")),
+        ("row", ("--captions", "digits?limit=1")),
+    ):
+        assert unicl("prepare", *command, "-o", tmp_path / name, "--holdout", "0")[0] == 0
+    by_step = ("data.mix.by=step", "steps=2")
+    code, _, err = unicl("train", recipe(corpus=tmp_path / "mixed"), *by_step, "--run-dir", "run")
+    assert (code, "steps of labels (data.mix.by=step) have one class" in err) == (2, True)
+    code, _, err = unicl("train", recipe(corpus=tmp_path / "row"), "--run-dir", "run")
+    assert (code, "one row in all" in err) == (2, True)

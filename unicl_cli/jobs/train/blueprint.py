@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from unicl_cli.build.data import TrainingData, build_tokenizer
-from unicl_cli.build.init import load_init
+from unicl_cli.build.init import adopted_tokenizer, load_init
 from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.contracts import Batch, Tokenizer
 from unicl_cli.core.loop import Step
+from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.train.batches import stream_batches
 from unicl_cli.jobs.train.sizes import Sizes, chunk_count
@@ -36,13 +37,20 @@ class Blueprint:
         self, recipe: Recipe, data: TrainingData, sizes: Sizes, *, trained: Path | None = None, start: str | None = None
     ) -> None:
         self.recipe, self.data, self.sizes, self.trained, self.start = recipe, data, sizes, trained, start
-        self.fit_tokenizer = cache(partial(build_tokenizer, recipe, data))  # once for all builds, and only if needed
+        self.adopted = cache(partial(adopted_tokenizer, recipe, start or (trained and str(trained))))
+        self.fit_tokenizer = cache(self.choose_tokenizer)  # once for all builds, and only if needed
+
+    def choose_tokenizer(self) -> TextTokenizer:
+        """Return the tokenizer of the run that it starts from or continues, else the recipe's own."""
+        return self.adopted() or build_tokenizer(self.recipe, self.data)
 
     def build(self, rows: int) -> Built:
         """Build the model for ``rows`` encoded at once, load the start weights and add the adapters."""
         chunks = chunk_count(self.sizes.local, rows)
         step, tokenizer = build_step(self.recipe, self.fit_tokenizer, self.data.classes, chunks, trained=self.trained)
         origin = None if self.start is None else load_init(step, self.recipe, self.start, tokenizer)
+        if origin is not None and tokenizer is not None and tokenizer is self.adopted():
+            origin += ", with its tokenizer"
         add_adapters(self.recipe, step)
         check_batchnorm(step.train(), chunks)
         return Built(step, tokenizer, origin)

@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import nn
 
 from unicl_cli.build.data import TrainingData, build_data, build_tokenizer, check_learnable
+from unicl_cli.build.init import adopted_tokenizer
 from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.build.optimizer import recipe_warnings
 from unicl_cli.contracts import Tokenizer
@@ -57,7 +58,7 @@ def dry_run_facts(recipe: Recipe, run: Path, world: int, card: float | None = No
     check_learnable(recipe, data)
     for warning in recipe_warnings(recipe, data):
         sys.stderr.write(f"warning: {warning}\n")
-    fit_tokenizer = cache(partial(build_tokenizer, recipe, data))  # only if the model asks for it
+    fit_tokenizer = cache(lambda: adopted_tokenizer(recipe, recipe.model.init) or build_tokenizer(recipe, data))
     sizes = sizes_of(recipe, data, world)
     chunks = 1 if recipe.batch.micro == "auto" else chunk_count(sizes.local, recipe.batch.micro)
     at_once = -(-sizes.local // chunks)

@@ -156,7 +156,9 @@ def write_words(run: Path, data: TrainingData, tokenizer: Tokenizer | None) -> N
     """Write the classes, the templates and the tokenizer."""
     names = [{"key": c.key, "names": list(c.names)} for c in data.classes]
     length = tokenizer.context_length if tokenizer is not None else 0
-    facts = {"classes": names, "templates": list(data.templates), "context_length": length}
+    facts: dict[str, Any] = {"classes": names, "templates": list(data.templates), "context_length": length}
+    if isinstance(tokenizer, TextTokenizer):
+        facts["clean"] = tokenizer.clean
     write_atomic(run / CLASSES, json.dumps(facts, indent=1, ensure_ascii=False))
     if isinstance(tokenizer, TextTokenizer):
         tokenizer.save(run / TOKENIZER)
