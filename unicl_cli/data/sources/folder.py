@@ -10,12 +10,12 @@ from pathlib import Path, PurePosixPath
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.pictures import SUFFIXES, read_file
+from unicl_cli.data.sources.lists.files import find_lists
+from unicl_cli.data.sources.text_file import UTF8, read_text
 from unicl_cli.errors import UniclError
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Folder name or list cell -> name of the split in a corpus."""
-LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-"""File name suffixes of lists."""
 ARCHIVES = (".tar", ".gz", ".tgz", ".zip")
 _LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "icon\r"))
 
@@ -28,8 +28,8 @@ class Folder:
 
     templates = "clip80"
 
-    def __init__(self, path: str, kind: str) -> None:
-        self.path, self.kind = Path(path), kind
+    def __init__(self, path: str, kind: str, encoding: str = UTF8) -> None:
+        self.path, self.kind, self.encoding = Path(path), kind, encoding
 
     @cached_property
     def files(self) -> dict[str, list[PurePosixPath]]:
@@ -53,12 +53,11 @@ class Folder:
         return {split: sorted(files, key=str) for split, files in splits.items()}
 
     def _suggest_hint(self) -> str:
-        there = sorted(file.name for file in self.path.iterdir() if file.suffix.lower() in (*LISTS, *ARCHIVES))
-        if not there:
-            return "check the folder: image files end in .jpg, .png, .webp, …"
-        if there[0].endswith(ARCHIVES):
-            return f"unpack {there[0]} first"
-        return f"use the list in this folder as the source: {self.path / there[0]}"
+        if lists := find_lists(self.path):
+            return f"use the list in this folder as the source: {lists[0]}"
+        if packed := sorted(file.name for file in self.path.iterdir() if file.suffix.lower() in ARCHIVES):
+            return f"unpack {packed[0]} first"
+        return "check the folder: image files end in .jpg, .png, .webp, …"
 
     @cached_property
     def in_splits(self) -> bool:
@@ -126,24 +125,27 @@ class Folder:
 
     def _check_captions(self) -> None:
         if not any(file.suffix.lower() == ".txt" for files in self.files.values() for file in files):
-            raise UniclError(
-                f"{self.path}: no captions beside the images",
-                "write the captions of 1.jpg into 1.txt, or use a list: captions.csv with the columns image,caption",
-            )
+            hint = "write the captions of 1.jpg into 1.txt, or use a list: captions.csv with the columns image,caption"
+            if lists := find_lists(self.path):
+                hint = f"use the list in this folder as the source: {' --captions '.join(map(_list_src, lists[:3]))}"
+            raise UniclError(f"{self.path}: no captions beside the images", hint)
 
     def _captioned_row(self, file: PurePosixPath) -> Iterator[Row]:
         try:
-            text = (self.path / file.with_suffix(".txt")).read_text(encoding="utf-8-sig", errors="replace")
+            text = read_text(self.path / file.with_suffix(".txt"), self.encoding, str(self.path))
         except OSError:
             text = ""  # the row stays and is counted as one without a text
         yield self._row(file, NO_LABEL)._replace(texts=tuple(line for line in text.splitlines() if line.strip()))
 
 
-def folder(*, path: str, kind: str) -> Folder:
-    """A folder of images: ``cat/1.jpg``, or ``train/cat/1.jpg`` if all first-level folders are splits."""
+def folder(*, path: str, kind: str, encoding: str = UTF8) -> Folder:
+    """A folder of images: ``cat/1.jpg``, or ``train/cat/1.jpg`` if all first-level folders are splits.
+
+    ``encoding`` is that of the captions beside the images.
+    """
     if not Path(path).is_dir():
         raise UniclError(f"{path}: no such folder", "check the path: it must be the folder that holds the images")
-    return Folder(path, kind)
+    return Folder(path, kind, encoding)
 
 
 def _iter_files(root: Path) -> Iterator[str]:
@@ -180,6 +182,12 @@ def _is_image(file: PurePosixPath) -> bool:
 def _prompt_name(key: str) -> str:
     leaf = key.rpartition("/")[2]
     return " ".join(re.sub(r"[-_]", " ", leaf).split()) or leaf
+
+
+def _list_src(path: Path) -> str:
+    """Return a list as a source; one in a folder ``test`` is the test split."""
+    split = SPLITS.get(path.parent.name.lower(), "train")
+    return str(path) if split == "train" else f"'{path}?split={split}'"
 
 
 def _printable(path: str) -> str:

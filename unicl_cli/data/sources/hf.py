@@ -12,7 +12,8 @@ from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.pictures import SUFFIXES, ImageError, read_file
 from unicl_cli.data.sources.folder import SPLITS
 from unicl_cli.data.sources.hub import commit_of, datasets_cache, gated_dataset_error, hf_home, page
-from unicl_cli.data.sources.table import NAMES, read_class_names, spoken_name
+from unicl_cli.data.sources.lists.column_names import usual_columns
+from unicl_cli.data.sources.table import read_class_names, spoken_name
 from unicl_cli.errors import UniclError, is_live, is_quiet
 
 HUB = "hf:"
@@ -301,8 +302,8 @@ def _type_name(feature: Any) -> str:
 
 def _usual_columns(role: str, columns: Iterable[str]) -> list[str]:
     """Return the columns with a usual name for the role, the most usual first."""
-    words = [*NAMES[role].split(), *(["fine_label"] if role == "label" else [])]
-    return sorted((c for c in columns if c.lower() in words), key=lambda c: words.index(c.lower()))
+    there = list(columns)
+    return [*usual_columns(role, there), *(c for c in there if role == "label" and c.lower() == "fine_label")]
 
 
 def _is_text(feature: Any) -> bool:

@@ -10,8 +10,8 @@ from unicl_cli import binding, registry
 from unicl_cli.contracts import DatasetSource
 from unicl_cli.data.sources import catalogue
 from unicl_cli.data.sources.data_dirs import data_dirs
-from unicl_cli.data.sources.folder import LISTS
 from unicl_cli.data.sources.hf import HUB, is_dataset
+from unicl_cli.data.sources.lists.files import is_list, not_a_list_error
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.problems import PartError
 
@@ -81,8 +81,8 @@ def _reader_of(path: Path) -> str | None:
         if (path / "plan.json").is_file() and (path / "parts").is_dir():
             raise UniclError(f"{path}: already a corpus", "use it in a recipe, or name the sources it was made from")
         return "hf" if is_dataset(path) else "folder"
-    if path.is_file() and path.suffix.lower() not in LISTS:
-        raise UniclError(f"{path}: not a supported list", f"use a list in one of these formats: {', '.join(LISTS)}")
+    if path.is_file() and not is_list(path):
+        raise not_a_list_error(path)
     return "table" if path.is_file() else None
 
 
