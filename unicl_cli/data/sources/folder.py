@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.pictures import SUFFIXES, read_file
-from unicl_cli.data.sources.lists.files import find_lists
+from unicl_cli.data.sources.lists.files import find_lists, webdataset
 from unicl_cli.data.sources.text_file import UTF8, read_text
 from unicl_cli.errors import UniclError
 
@@ -56,7 +56,8 @@ class Folder:
         if lists := find_lists(self.path):
             return f"use the list in this folder as the source: {lists[0]}"
         if packed := sorted(file.name for file in self.path.iterdir() if file.suffix.lower() in ARCHIVES):
-            return f"unpack {packed[0]} first"
+            tars = f", or use {webdataset(self.path)} if it is a WebDataset" if packed[0].endswith(".tar") else ""
+            return f"unpack {packed[0]} first{tars}"
         return "check the folder: image files end in .jpg, .png, .webp, …"
 
     @cached_property

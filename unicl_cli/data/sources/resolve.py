@@ -62,8 +62,14 @@ def resolve_source(src: str) -> tuple[str, dict[str, str]]:
             return found, {"path": str(place), **options}
     if name in catalogue.KNOWN:
         raise catalogue.missing_error(name)
+    raise _unknown_error(base)
+
+
+def _unknown_error(base: str) -> UniclError:
+    if base.endswith(".tar"):
+        return not_a_list_error(Path(base))
     known = registry.names("datasets")
-    raise UniclError(
+    return UniclError(
         f"{base}: no such folder, list or source{did_you_mean(base, known)}",
         f"check the path, or name one of: {', '.join(known)}",
     )

@@ -16,7 +16,7 @@ from unicl_cli.data.sources.lists.files import LISTS
 from unicl_cli.data.sources.lists.formats import open_reader
 from unicl_cli.data.sources.lists.image_paths import ImagePaths
 from unicl_cli.data.sources.lists.labels import check_single_labels
-from unicl_cli.data.sources.lists.lines import URL_FAULT, LineBuilder
+from unicl_cli.data.sources.lists.lines import URL_FAULT, URL_HINT, LineBuilder
 from unicl_cli.data.sources.lists.parquet_reader import ParquetImages
 from unicl_cli.data.sources.lists.record import Columns, Line, ListOptions, Reader, Record
 from unicl_cli.errors import UniclError
@@ -128,7 +128,7 @@ class Table:
         bad = [line for line in lines if line.fault]
         urls = sum(line.fault == URL_FAULT for line in bad)
         if urls == len(lines):
-            raise UniclError(f"{self.path}: its images are URLs, but only local files can be read", bad[0].hint)
+            raise UniclError(f"{self.path}: its images are URLs, but only local files can be read", URL_HINT)
         counted = [line for line in bad if not self.options.skip_urls or line.fault != URL_FAULT]
         if len(counted) > MAX_BAD * len(lines):
             first = counted[0]

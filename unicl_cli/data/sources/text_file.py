@@ -16,7 +16,8 @@ def read_lines(path: Path, encoding: str, src: str, newline: str = "\n") -> Iter
     """
     check_encoding(encoding, src)
     try:
-        with path.open(encoding=_without_mark(encoding), errors="strict", newline=newline) as file:
+        with path.open(encoding=encoding, errors="strict", newline=newline) as file:
+            yield file.readline().removeprefix("\ufeff")  # a byte order mark
             yield from file
     except UnicodeError as error:
         raise _locate_fault(path, encoding, src) from error
@@ -34,11 +35,6 @@ def check_encoding(encoding: str, src: str) -> None:
         b"".decode(encoding)  # LookupError for codecs that are not of text, such as base64
     except (LookupError, ValueError) as error:
         raise UniclError(f"{src}: unknown encoding '{encoding}'", "use one such as utf-8, cp1252 or gb18030") from error
-
-
-def _without_mark(encoding: str) -> str:
-    """Return the codec that also drops a byte order mark."""
-    return "utf-8-sig" if codecs.lookup(encoding).name == UTF8 else encoding
 
 
 def _locate_fault(path: Path, encoding: str, src: str) -> UniclError:

@@ -32,7 +32,7 @@ class CellError(ValueError):
 
 def is_url(cell: str) -> bool:
     """Return whether a cell is an address such as ``https://…``."""
-    return _URL.match(cell) is not None
+    return "://" in cell and _URL.match(cell) is not None
 
 
 def looks_like_image(cell: object) -> bool:
@@ -45,7 +45,7 @@ def looks_like_image(cell: object) -> bool:
 
 def strip_number(cell: str) -> str:
     """Return an image's path without the number of its caption: ``1.jpg`` for ``1.jpg#0``."""
-    path = _NUMBERED.sub("", cell)
+    path = _NUMBERED.sub("", cell) if "#" in cell else cell
     return path if path.rpartition(".")[2].lower() in SUFFIXES else cell
 
 
@@ -90,7 +90,9 @@ def is_plain(value: Any) -> bool:
 def texts_of(value: Any, name: str) -> list[str]:
     """Return the texts of a cell, of a list or of the answers in a conversation. CellError if it holds others."""
     if isinstance(value, str):
-        value = parse_list(value) or value
+        if value.lstrip()[:1] not in _OPEN:
+            return [value] if value.strip() else []
+        value = _opened_objects(parse_list(value) or value)
     values = value if isinstance(value, list) else [value]
     if answers := answers_of(values):
         values = [item for answer in answers for item in _contents(answer)]
@@ -109,7 +111,7 @@ def answers_of(values: list[Any]) -> list[dict[str, Any]]:
 def parse_list(cell: str) -> list[str] | None:
     """Return the texts of a list that is written into a cell as JSON, Python or NumPy write it; None for other text."""
     text = cell.strip()
-    if text[:1] not in "[(" or not text.endswith(_OPEN.get(text[:1], "\n")):
+    if text[:1] not in ("[", "(") or not text.endswith(_OPEN.get(text[:1], "\n")):
         return None
     found = _parse_json(text)
     if found is None:
@@ -157,6 +159,11 @@ def _opened(value: Any) -> Any:
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return value
     return found if isinstance(found, dict | list) else value
+
+
+def _opened_objects(value: Any) -> Any:
+    """Return the objects that a text cell spells; other values as they are."""
+    return _opened(value) if keys_of(value) else value
 
 
 def _parse_json(text: str) -> Any:

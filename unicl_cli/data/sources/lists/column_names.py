@@ -42,22 +42,25 @@ def numbered_columns(role: str, columns: Iterable[str]) -> list[str]:
 
 
 def is_usual(cell: str) -> bool:
-    """Return whether a cell is a usual name of a column, also with a number behind it."""
-    word = squeeze(cell)
-    return any(word in of.split() or word.rstrip("0123456789") in of.split() for of in NAMES.values())
+    """Return whether a cell is a usual name of a column."""
+    return any(squeeze(cell) in words.split() for words in NAMES.values())
 
 
 def is_header(first: Sequence[str], others: Sequence[Sequence[str]], named: Sequence[str]) -> bool:
     """Return whether a list's first line names its columns.
 
-    It does if it has a name that the user gave, or a usual one and no image, or if images begin right below it.
+    It does if it has a name that the user gave, or no image but a usual name that its column never repeats, or if
+    images begin right below it.
     """
     cells = [cell.strip() for cell in first]
     if any(fnmatchcase(cell, name) or name.startswith(f"{cell}.") for cell in cells if cell for name in named):
         return True
     if any(map(looks_like_image, cells)):
         return False
-    return any(map(is_usual, cells)) or bool(image_columns([row for row in others if len(row) == len(first)]))
+    rows = [row for row in others if len(row) == len(first)]
+    below = [{row[at].strip() for row in rows} for at in range(len(cells))]
+    usual = any(is_usual(cell) and cell not in under for cell, under in zip(cells, below, strict=True))
+    return usual or len(numbered_columns("caption", cells)) > 1 or bool(image_columns(rows))
 
 
 def image_columns(rows: Sequence[Sequence[object]]) -> list[int]:

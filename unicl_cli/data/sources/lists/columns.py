@@ -197,7 +197,10 @@ class _Resolver:
         free = [name for name in self.names if name not in self.taken and name]
         if marks := mark_columns(self.sample, free):
             return mark_columns_error(self.path, marks)
-        return self._missing_error("label", f", or take the folder of each image: {self._src(label=FOLDER)}")
+        error, folder = self._missing_error("label"), f"take the folder of each image: {self._src(label=FOLDER)}"
+        if len(self.names) == 1:
+            return UniclError(str(error), f"{folder}, or {error.hint}")
+        return UniclError(str(error), f"{error.hint}, or {folder}")
 
 
 def _is_empty(value: Any) -> bool:

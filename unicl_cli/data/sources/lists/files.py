@@ -27,14 +27,17 @@ def find_lists(folder: Path) -> list[Path]:
     return []
 
 
+def webdataset(path: Path) -> str:
+    """Return the source that reads tars of WebDataset, or a folder of them."""
+    return f"'webdataset?path={path}'"
+
+
 def not_a_list_error(path: Path) -> UniclError:
     """Return the error for a file that no reader opens, with the way to read what is in it."""
     suffix = path.suffix.lower()
     if suffix == ".tar":
         install = "" if "webdataset" in registry.names("datasets") else "pip install unicl-webdataset, then "
-        return UniclError(
-            f"{path}: a tar, which the plugin unicl-webdataset reads", f"{install}use 'webdataset?path={path}'"
-        )
+        return UniclError(f"{path}: a tar, which the plugin unicl-webdataset reads", f"{install}use {webdataset(path)}")
     if suffix in _PACKED:
         return UniclError(f"{path}: not a supported list", "unpack it first")
     if suffix in _TABLES:

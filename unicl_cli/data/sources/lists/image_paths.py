@@ -26,7 +26,7 @@ class ImagePaths:
 
     def __init__(self, path: Path, options: ListOptions) -> None:
         self.path, self.options, self.root, self.suffix = path, options, options.root, options.suffix
-        if self.suffix and not self.suffix.startswith("."):
+        if self.suffix and "." not in self.suffix:
             self.suffix = f".{self.suffix}"
         self.cut = 0
 
@@ -44,7 +44,7 @@ class ImagePaths:
     def ref(self, cell: str) -> str:
         """Return the path of a cell as a row keeps it."""
         path = strip_number(cell)
-        if self.suffix and not path.lower().endswith(self.suffix.lower()):
+        if self.suffix and not looks_like_image(path):
             path += self.suffix
         if self.cut and is_absolute(path):
             path = "/".join(_parts(path)[self.cut :])

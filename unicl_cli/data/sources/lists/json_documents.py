@@ -8,6 +8,8 @@ from unicl_cli.data.sources.lists.cells import looks_like_image
 from unicl_cli.data.sources.lists.record import Record
 from unicl_cli.errors import UniclError
 
+_SIDE_LISTS = frozenset(("licenses", "categories"))
+
 
 def records_of(path: Path, document: Any) -> list[Record]:
     """Return the records of a document. UniclError if it has no form that is known."""
@@ -30,7 +32,7 @@ def _record(place: str, item: Any) -> Record:
 
 def _list_inside(path: Path, document: Mapping[str, Any]) -> list[Any]:
     """Return the only list of objects in a document, or the entries of a map."""
-    lists = [key for key, value in document.items() if _are_objects(value)]
+    lists = [key for key, value in document.items() if _are_objects(value) and key not in _SIDE_LISTS]
     if len(lists) == 1:
         return document[lists[0]]
     if lists:

@@ -11,6 +11,7 @@ from unicl_cli.data.sources.lists.cells import (
     NOTHING,
     CellError,
     answers_of,
+    column_of,
     is_plain,
     is_url,
     look_up,
@@ -26,10 +27,7 @@ from unicl_cli.data.sources.lists.record import Line, Record, StoredImage
 from unicl_cli.errors import UniclError
 
 URL_FAULT = "the image is a URL, but only local files can be read"
-_URL_HINT = (
-    "download the images first (for example with img2dataset) and write their paths into the list, or leave such "
-    "lines out: ?skip_urls=true"
-)
+URL_HINT = "download the images first (for example with img2dataset) and write their paths into the list"
 
 
 class LineBuilder:
@@ -78,7 +76,7 @@ class LineBuilder:
         if not cell:
             raise CellError(f"no {name}")
         if is_url(cell):
-            raise CellError(URL_FAULT, _URL_HINT)
+            raise CellError(URL_FAULT, f"{URL_HINT}, or leave such lines out: ?skip_urls=true")
         if "\0" in cell:
             raise CellError(f"{name} has a NUL character")
         ref = self.paths.ref(cell)
@@ -89,11 +87,13 @@ class LineBuilder:
         for name in self.columns.caption:
             value = look_up(cells, name)
             texts = texts_of(value, name)
-            self.counts["lists in cells"] += isinstance(value, str) and parse_list(value) is not None
-            if isinstance(value, list) and (answers := answers_of(value)):
-                self.counts["questions"] += len(value) - len(answers)
+            if isinstance(value, str) and parse_list(value) is not None:
+                self.counts["lists in cells"] += 1
+            turns = cells[column_of(name, cells) or name]
+            if isinstance(turns, list) and (answers := answers_of(turns)):
+                self.counts["questions"] += len(turns) - len(answers)
             found += texts
-        self.nothing["captions"].update(text.strip() for text in found if text.strip().lower() in NOTHING)
+        self.nothing["captions"].update(word for text in found if (word := text.strip()).lower() in NOTHING)
         return tuple(found)
 
     def _label(self, cells: Mapping[str, Any], ref: str) -> str:
@@ -140,10 +140,12 @@ def _only_path(value: Any, name: str) -> Any:
     """Return the path in an image's cell: plain, in Hugging Face's object or a list of one. CellError for others."""
     if isinstance(value, dict) and isinstance(value.get("path"), str) and not value.get("bytes"):
         return value["path"]
-    if isinstance(value, list) and value and all(map(is_plain, value)):
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         if len(value) > 1:
             raise CellError(f"{name} holds {len(value)} images", "write a line for each image")
         return value[0]
+    if isinstance(value, list) and value and all(map(is_plain, value)):
+        raise CellError(f"{name} holds numbers, not an image file", "save the pixels as image files")
     if not is_plain(value):
         raise odd_cell_error(value, name, "image")
     return value
