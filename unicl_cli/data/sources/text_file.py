@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from unicl_cli.errors import UniclError
@@ -31,9 +32,9 @@ def read_text(path: Path, encoding: str, src: str) -> str:
 def check_encoding(encoding: str, src: str) -> None:
     """Raise UniclError unless Python has a text encoding of this name."""
     try:
-        codecs.lookup(encoding)
-        b"".decode(encoding)  # LookupError for codecs that are not of text, such as base64
-    except (LookupError, ValueError) as error:
+        with suppress(UnicodeError):
+            b" ".decode(encoding)
+    except (LookupError, ValueError) as error:  # unknown, not of text (base64), or with a NUL in its name
         raise UniclError(f"{src}: unknown encoding '{encoding}'", "use one such as utf-8, cp1252 or gb18030") from error
 
 

@@ -53,7 +53,6 @@ class _Resolver:
         # roles that are given come first, so that none of their columns is taken for another role
         given = {role: self._given(role) for role in ("image", "caption", "label", "key")}
         split, rule = self._split()
-        key = self._take(given["key"])
         image = self._take(given["image"] or self._image())
         captions = given["caption"] or self._captions()
         label = self._take(given["label"] or self._label() if self.kind == "labels" else None)
@@ -65,8 +64,8 @@ class _Resolver:
             )
         if self.kind == "labels" and not label:
             raise self._missing_label_error()
-        free_keys = [name for name in usual_columns("key", self.names) if name not in self.taken]
-        key = key or next(iter(free_keys), None)
+        keys = given["key"] or [name for name in usual_columns("key", self.names) if name not in self.taken]
+        key = next(iter(keys), None)
         return Roles(Columns(image, tuple(captions), label, split, key), rule)
 
     def _take(self, names: Sequence[str] | str | None) -> str | None:
@@ -81,21 +80,20 @@ class _Resolver:
         written: str | None = getattr(self.options, role)
         if written is None:
             return []
-        names = self._matching(written)
-        if names is None and "," in written:
-            parts = [(part, self._matching(part.strip())) for part in written.split(",")]
-            if missing := next((part for part, of in parts if of is None), None):
-                raise self._unknown_error(missing.strip())
-            names = [name for _, of in parts for name in of or ()]
-        if names is None and role == "label" and written == FOLDER:
+        if role == "label" and written == FOLDER and written not in self.names:
             return [FOLDER]
-        if names is None:
-            raise self._unknown_error(written)
+        names: list[str] = []
+        for part in [written] if written in self.names else written.split(","):
+            found = self._matching(part.strip())
+            if found is None:
+                raise self._unknown_error(part.strip())
+            names += found
         if len(names) > 1 and role == "label":
             raise mark_columns_error(self.path, names)
         if len(names) > 1 and role != "caption":
             raise UniclError(f"{self.path}: {role}={written} names {len(names)} columns", "name one of them")
-        self.taken.update(column_of(name, self.names) or name for name in names)
+        if role != "key":  # a key may be the column of another role
+            self.taken.update(column_of(name, self.names) or name for name in names)
         return names
 
     def _matching(self, name: str) -> list[str] | None:
@@ -143,8 +141,9 @@ class _Resolver:
         return usual_columns("label", free)[:1] or self._only(free)
 
     def _only(self, free: Sequence[str], fits: Callable[[Any], bool] | None = None) -> list[str]:
-        """Return the only column left, or the only one with cells that fit; pandas' index is not one."""
-        left = [name for name in free if name and not name.lower().startswith("unnamed:")]
+        """Return the only column left, or the only one with cells that fit; keys and pandas' index are not."""
+        keys = usual_columns("key", free)
+        left = [name for name in free if name and name not in keys and not name.lower().startswith("unnamed:")]
         if len(left) > 1 and fits is not None:
             left = [name for name in left if any(fits(cells.get(name)) for cells in self.sample)]
         return left if len(left) == 1 else []
