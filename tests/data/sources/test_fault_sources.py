@@ -294,9 +294,25 @@ def test_few_bad_lines_are_counted_and_more_than_five_in_a_hundred_abort(bad, tm
     status, report, err = prepare("captions", "b.tsv", "--workers", "1")
     if bad == 1:
         assert (status, report["rows"], report["rejected"]) == (0, 30, {"bad_line": 1})
+        assert [(row["key"], row["detail"]) for row in rejects(tmp_path)] == [("b:line 32", "line 32: 1 of 2 columns")]
     else:
         assert status == 2
         assert "2 of 32 lines cannot be read; line 32: 1 of 2 columns" in err
+
+
+@pytest.mark.parametrize("kind", ["labels", "captions", "images"])
+def test_a_bad_line_is_rejected_with_what_is_wrong_before_its_text_or_label(kind, tmp_path, prepare):
+    put(tmp_path, *(f"{number}.png" for number in range(60)))
+    good = "".join(f"{number}.png,cat one,{number % 2}\n" for number in range(60))
+    bad = "https://x.org/1.png,x,0\nlonely\n,no image,1\n"
+    (tmp_path / "b.csv").write_text("image,caption,label\n" + good + bad)
+    status, report, _ = prepare(kind, "b.csv", "--workers", "1")
+    assert (status, report["rows"], report["rejected"]) == (0, 60, {"bad_line": 3})
+    assert sorted(row["detail"] for row in rejects(tmp_path)) == [
+        "line 62: the image is a URL, but only local files can be read",
+        "line 63: 1 of 3 columns",
+        "line 64: no image",
+    ]
 
 
 # -- labels ---

@@ -18,7 +18,7 @@ from unicl_cli.data.sources.lists.column_names import (
 from unicl_cli.data.sources.lists.image_paths import ImagePaths
 from unicl_cli.data.sources.lists.labels import mark_columns, mark_columns_error
 from unicl_cli.data.sources.lists.record import Columns, ListOptions, Reader
-from unicl_cli.data.sources.lists.splits import SplitRule, read_rule
+from unicl_cli.data.sources.lists.split_rule import SplitRule, read_rule
 from unicl_cli.errors import UniclError, did_you_mean
 
 SAMPLE = 64
