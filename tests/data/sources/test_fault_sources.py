@@ -372,7 +372,11 @@ def test_labels_that_pandas_left_empty_are_no_class(tmp_path, prepare):
         ("digits?limit", "option 'limit' has no value", "?key=value&key=value"),
         ("cifar10", "no --data-dir given", "unicl prepare --labels cifar10 --data-dir DIR"),
         ("cc3m", "gcc3m: not found, and unicl does not download it", "Train_GCC-training.tsv"),
-        ("coco", "coco: not found, and unicl does not download it", "unicl prepare --captions list.jsonl"),
+        (
+            "coco",
+            "coco: not found, and unicl does not download it",
+            "unicl prepare --captions 'annotations/captions_train2017.json?root=../train2017'",
+        ),
         ("https://x.org/a.tar", "a URL cannot be a source", "download it first"),
         ("digitz", "did you mean 'digits'?", "check the path, or name one of: cifar10"),
     ],

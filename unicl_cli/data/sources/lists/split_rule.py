@@ -55,7 +55,8 @@ def _find_file(path: Path, name: str) -> Path | None:
 
 def _split_of_name(file: Path) -> str:
     words = [word.lower() for word in _WORDS.findall(file.stem)]
-    named = [SPLITS[word] for word in words if word in SPLITS]
+    known = {"dev": "val", **SPLITS}
+    named = [known[word] for word in words if word in known]
     begun = [split for word in words for name, split in SPLITS.items() if word.startswith(name)]
     if found := (*named, *begun):
         return found[0]
@@ -66,7 +67,7 @@ def _split_of_name(file: Path) -> str:
 
 def _first_cell(line: str) -> str:
     """Return a line that is an image, else its first cell: some lists have a class or a number behind the image."""
-    cell = line.strip()
+    cell = "" if line.startswith("#") else line.strip()
     return cell if looks_like_image(cell) or not cell else cell.split()[0]
 
 
