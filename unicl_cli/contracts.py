@@ -21,8 +21,6 @@ NO_KEY = -1
 """The row is ignored: neither query nor candidate, left out of every mean."""
 NO_TEXT = -1
 """The row has no text (in ``Batch.text_index``)."""
-BAD_LINE = "bad line: "
-"""Start of the ``ref`` of a row that stands for a line of a list which could not be read; place and fault follow."""
 
 _STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 

@@ -208,13 +208,7 @@ def test_paths_of_windows_with_blanks_and_letters_are_found(tmp_path, prepare):
             "did you mean 'caption'?",
             "options of table: caption, ",
         ),
-        (
-            "o.csv",
-            b"one\ntwo\n",
-            "",
-            "no caption column (columns: 0)",
-            "o.csv?sep=tab",
-        ),
+        ("o.csv", b"one\ntwo\n", "", "no caption column (columns: 0)", "o.csv?sep=tab"),
         ("u.csv", "image,caption\n0.png,x y\n".encode("utf-16"), "", "encoded as UTF-16", "save it as UTF-8"),
         ("m.tsv", b"file\tcaption\r0.png\tx y\r", "", "its lines end in CR alone", "LF"),
         ("q.csv", b'image,caption\n0.png,"x\n1.png,y\n', "", "line 2: the list ends inside quotes", "close the quote"),
@@ -298,21 +292,6 @@ def test_few_bad_lines_are_counted_and_more_than_five_in_a_hundred_abort(bad, tm
     else:
         assert status == 2
         assert "2 of 32 lines cannot be read; line 32: 1 of 2 columns" in err
-
-
-@pytest.mark.parametrize("kind", ["labels", "captions", "images"])
-def test_a_bad_line_is_rejected_with_what_is_wrong_before_its_text_or_label(kind, tmp_path, prepare):
-    put(tmp_path, *(f"{number}.png" for number in range(60)))
-    good = "".join(f"{number}.png,cat one,{number % 2}\n" for number in range(60))
-    bad = "https://x.org/1.png,x,0\nlonely\n,no image,1\n"
-    (tmp_path / "b.csv").write_text("image,caption,label\n" + good + bad)
-    status, report, _ = prepare(kind, "b.csv", "--workers", "1")
-    assert (status, report["rows"], report["rejected"]) == (0, 60, {"bad_line": 3})
-    assert sorted(row["detail"] for row in rejects(tmp_path)) == [
-        "line 62: the image is a URL, but only local files can be read",
-        "line 63: 1 of 3 columns",
-        "line 64: no image",
-    ]
 
 
 # -- labels ---

@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from unicl_cli.contracts import BAD_LINE, NO_LABEL, ClassName, Row
+from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.pictures import ImageError, read_file
 from unicl_cli.data.sources.folder import SPLITS
 from unicl_cli.data.sources.lists.cells import column_of, look_up, looks_like_image
@@ -18,7 +18,7 @@ from unicl_cli.data.sources.lists.image_paths import ImagePaths
 from unicl_cli.data.sources.lists.labels import check_single_labels
 from unicl_cli.data.sources.lists.lines import URL_FAULT, URL_HINT, LineBuilder
 from unicl_cli.data.sources.lists.parquet_reader import ParquetImages
-from unicl_cli.data.sources.lists.record import Columns, Line, ListOptions, Reader, Record
+from unicl_cli.data.sources.lists.record import BAD_LINE, Columns, Line, ListOptions, Reader, Record
 from unicl_cli.errors import UniclError
 
 MAX_BAD = 0.05

@@ -12,11 +12,12 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unicl_cli.contracts import BAD_LINE, NO_LABEL, DatasetSource, Row
+from unicl_cli.contracts import NO_LABEL, DatasetSource, Row
 from unicl_cli.core.files import replace_durably, temporary_beside, write_atomic
 from unicl_cli.data import text
 from unicl_cli.data.corpus_format import MEDIA_SCHEMA, SCHEMA
 from unicl_cli.data.pictures import ImageError, examine
+from unicl_cli.data.sources.lists.record import BAD_LINE
 
 THREADS = 4
 CHUNK = 64

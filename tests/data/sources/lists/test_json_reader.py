@@ -22,6 +22,9 @@ DOCUMENTS = {
     "map.json": {"a.png": ["one", "two"], "b.png": "three"},
     "wrapped.json": {"version": 1, "licenses": [{"id": 1}], "data": ROWS},
     "named.json": {"a.png": {"captions": ["one", "two"]}, "b.png": {"captions": ["three"]}},
+    "columns.json": {"image": ["a.png", "b.png"], "caption": [["one", "two"], "three"]},
+    "pandas.json": {"image": {"0": "a.png", "1": "b.png"}, "caption": {"0": ["one", "two"], "1": "three"}},
+    "split.json": {"columns": ["file", "text"], "data": [["a.png", ["one", "two"]], ["b.png", "three"]]},
     "array.txt": ROWS,
 }
 

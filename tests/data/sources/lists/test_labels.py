@@ -23,6 +23,8 @@ def test_a_list_with_one_label_is_that_label(listing):
         ("semicolons.csv", "image,label\na.png,cat;mouse\nb.png,cat\n"),
         ("commas.csv", 'image,label\na.png,"cat, dog"\nb.png,cat\nc.png,dog\n'),
         ("blanks.csv", "image,label\na.png,cat dog\nb.png,cat\nc.png,dog\n"),
+        ("slashes.csv", "image,label\na.png,cat/dog\nb.png,cat\nc.png,dog\n"),
+        ("ampersands.csv", "image,label\na.png,cat & dog\nb.png,cat\nc.png,dog\n"),
         ("marked.csv", "image,label\na.png,cat big_dog\nb.png,cat\n"),
     ],
 )
@@ -48,14 +50,30 @@ def test_a_doubtful_name_is_kept_and_told(listing):
     ]
 
 
-@pytest.mark.parametrize("options", ["", "?label=cat,dog", "?label=*g,cat"])
-def test_one_column_per_class_is_named(options, listing):
-    path = listing.write("hot.csv", "image,cat,dog\na.png,1,0\nb.png,0,1\n", *IMAGES)
-    with pytest.raises(
-        UniclError, match=r"one column for each class \((cat, dog|image, dog, cat|dog, cat)\)"
-    ) as caught:
+@pytest.mark.parametrize(("yes", "no"), [("1", "0"), ("True", "False"), ("1.0", "0.0"), ("1", "-1")])
+@pytest.mark.parametrize("options", ["", "?label=cat,dog", "?label=[cd]*"])
+def test_one_column_per_class_is_named(options, yes, no, listing):
+    path = listing.write("hot.csv", f"image,cat,dog\na.png,{yes},{no}\nb.png,{no},{yes}\n", *IMAGES)
+    with pytest.raises(UniclError, match=r"one column for each class \(cat, dog\)") as caught:
         listing.labels(path + options)
-    assert "write a column 'label'" in caught.value.hint
+    assert "into a column 'label'" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["marks.jsonl", "marks.csv"])
+def test_a_cell_with_a_mark_per_class_is_not_a_class(name, listing):
+    lines = '{"image": "a.png", "label": [0, 1, 0]}\n' if name.endswith("l") else "image;label\na.png;[0, 1, 0]\n"
+    path = listing.write(name, lines, *IMAGES)
+    with pytest.raises(UniclError, match="label holds a mark for each of 3 classes"):
+        listing.labels(path)
+
+
+@pytest.mark.parametrize("options", ["", "?label=label_1,label_2"])
+def test_several_columns_of_labels_are_named_with_the_choice(options, listing):
+    path = listing.write("two.csv", "image,label_1,label_2\na.png,cat,dog\nb.png,dog,\n", *IMAGES)
+    with pytest.raises(UniclError, match=r"several columns of labels \(label_1, label_2\)") as caught:
+        listing.labels(path + options)
+    assert f"'{path}?label=label_1'" in caught.value.hint
+    assert f"--captions '{path}?caption=label_1,label_2'" in caught.value.hint
 
 
 def test_other_columns_that_are_not_labels_are_listed(listing):

@@ -23,6 +23,12 @@ FORMS = {
     "wide.csv": 'image,caption_0,caption_1\na.png,"one, two",three\nb.png,a dog,\n',
     "cells.csv": "image;captions\na.png;['one, two', 'three']\nb.png;[\"a dog\"]\n",
     "numpy.csv": "image;captions\na.png;['one, two' 'three']\nb.png;['a dog']\n",
+    "nested.csv": "image;captions\na.png;[['one, two'], ['three']]\nb.png;('a dog', None)\n",
+    "spaced.csv": 'image, caption\na.png, "one, two"\na.png, three\nb.png, a dog\n',
+    "comment.csv": '# made by me\nimage,caption\na.png,"one, two"\na.png,three\nb.png,a dog\n',
+    "commas.tsv": 'image,caption\na.png,"one, two"\na.png,three\nb.png,a dog\n',
+    "dotted.csv": 'image,caption.0,caption.1\na.png,"one, two",three\nb.png,a dog,\n',
+    "languages.txt": "a.png#enc#0\tone, two\na.png#enc#1\tthree\nb.png#enc#0\ta dog\n",
     "json_cells.tsv": 'image\tcaptions\na.png\t["one, two", "three"]\nb.png\t["a dog"]\n',
 }
 
@@ -104,6 +110,19 @@ def test_an_encoding_is_obeyed_and_an_unknown_one_is_refused(listing):
     for odd in ("klingon", "base64"):
         with pytest.raises(UniclError, match=f"unknown encoding '{odd}'"):
             listing.texts(f"{path}?encoding={odd}")
+
+
+def test_utf16_without_its_mark_is_named_with_the_option_that_reads_it(listing):
+    path = listing.write("wide.csv", "image,caption\na.png,one\n".encode("utf-16-le"), "a.png")
+    with pytest.raises(UniclError, match="a quarter of its bytes are NUL") as caught:
+        listing.texts(path)
+    assert f"'{path}?encoding=utf-16-le'" in caught.value.hint
+    assert listing.texts(f"{path}?encoding=utf-16-le") == {"a.png": ("one",)}
+
+
+def test_names_between_blanks_may_have_several_words(listing):
+    path = listing.write("names.txt", "a.png red fox\nb.png owl\nc.png owl\n", "a.png", "b.png", "c.png")
+    assert listing.labels(path) == {"a.png": "red fox", "b.png": "owl", "c.png": "owl"}
 
 
 def test_captions_beside_the_images_are_strict_too(listing):

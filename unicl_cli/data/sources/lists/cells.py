@@ -32,7 +32,7 @@ class CellError(ValueError):
 
 def is_url(cell: str) -> bool:
     """Return whether a cell is an address such as ``https://…``."""
-    return "://" in cell and _URL.match(cell) is not None
+    return cell.startswith("data:") or ("://" in cell and _URL.match(cell) is not None)
 
 
 def looks_like_image(cell: object) -> bool:
@@ -92,8 +92,9 @@ def texts_of(value: Any, name: str) -> list[str]:
     if isinstance(value, str):
         if value.lstrip()[:1] not in _OPEN:
             return [value] if value.strip() else []
-        value = _opened_objects(parse_list(value) or value)
-    values = value if isinstance(value, list) else [value]
+        found = parse_list(value)
+        value = found if found is not None and all(isinstance(item, str) for item in found) else _opened_objects(value)
+    values = _flatten(value) if isinstance(value, list) else [value]
     if answers := answers_of(values):
         values = [item for answer in answers for item in _contents(answer)]
     if not all(map(is_plain, values)):
@@ -108,17 +109,21 @@ def answers_of(values: list[Any]) -> list[dict[str, Any]]:
     return [turn for turn in values if str(turn.get("from", turn.get("role"))).lower() in _ANSWERING]
 
 
-def parse_list(cell: str) -> list[str] | None:
-    """Return the texts of a list that is written into a cell as JSON, Python or NumPy write it; None for other text."""
+def parse_list(cell: str) -> list[Any] | None:
+    """Return the plain items of a list in a cell, as JSON, Python or NumPy write it; None for any other text."""
     text = cell.strip()
     if text[:1] not in ("[", "(") or not text.endswith(_OPEN.get(text[:1], "\n")):
         return None
-    found = _parse_json(text)
+    found = _parse_strings(text)
     if found is None:
-        found = _parse_strings(text)
-    if isinstance(found, list) and all(item is None or isinstance(item, str) for item in found):
-        return [item for item in found if item is not None]
+        found = _opened(text) if text[0] == "[" else None
+    if isinstance(found, list) and all(map(is_plain, items := _flatten(found))):
+        return [item for item in items if item is not None]
     return None
+
+
+def _flatten(values: list[Any]) -> list[Any]:
+    return [item for value in values for item in (_flatten(value) if isinstance(value, list) else [value])]
 
 
 def odd_cell_error(value: Any, name: str, role: str) -> CellError:
@@ -173,9 +178,12 @@ def _parse_json(text: str) -> Any:
         return None
 
 
-def _parse_strings(text: str) -> list[str] | None:
-    """Return the strings of a flat Python list; NumPy writes no commas, which Python would read as one text."""
-    found: list[str] = []
+def _parse_strings(text: str) -> list[Any] | None:
+    """Return the strings of a flat list; JSON first. NumPy writes no commas, which Python would read as one text."""
+    found: list[Any] | None = _parse_json(text)
+    if isinstance(found, list):
+        return found
+    found = []
     try:
         tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))[1:]
         for token in tokens:

@@ -24,7 +24,7 @@ _SHARE = 0.9
 
 def squeeze(name: str) -> str:
     """Return a column's name as NAMES has it: ``Image Name`` and ``image_name`` are ``imagename``."""
-    return re.sub(r"[\s_-]+", "", name).lower()
+    return re.sub(r"[\s_.-]+", "", name).lower()
 
 
 def usual_columns(role: str, columns: Iterable[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """The role of each column: chosen by an option, known by its name, or found by what its cells hold."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
@@ -89,7 +90,7 @@ class _Resolver:
                 raise self._unknown_error(part.strip())
             names += found
         if len(names) > 1 and role == "label":
-            raise mark_columns_error(self.path, names)
+            raise self._several_labels_error(names)
         if len(names) > 1 and role != "caption":
             raise UniclError(f"{self.path}: {role}={written} names {len(names)} columns", "name one of them")
         if role != "key":  # a key may be the column of another role
@@ -174,8 +175,9 @@ class _Resolver:
     def _missing_error(self, role: str, more: str = "") -> UniclError:
         message = f"{self.path}: no {role} column (columns: {', '.join(self.names)})"
         if len(self.names) == 1 and self.reader.delimiter is not None:
-            return UniclError(message, f"name the separator: {self._src(sep='tab')} (or ; | space)")
-        return UniclError(message, f"name it: {self._src(**{role: 'COLUMN'})}{more}")
+            return UniclError(message, f"name the separator: {self._src(sep='tab')} (or , ; | space)")
+        header = "" if self.reader.has_header else ", with header=true if the first line has the names"
+        return UniclError(message, f"name it: {self._src(**{role: 'COLUMN'})}{more}{header}")
 
     def _src(self, **more: str) -> str:
         return self.options.src(self.path, **more)
@@ -192,10 +194,19 @@ class _Resolver:
                 return UniclError(str(error), f"name it: {self._src(image=name, **found)}")
         return error
 
+    def _several_labels_error(self, names: Sequence[str]) -> UniclError:
+        if mark_columns(self.sample, names):
+            return mark_columns_error(self.path, names)
+        captions = replace(self.options, label=None, classes=None).src(self.path, caption=",".join(names))
+        return UniclError(
+            f"{self.path}: several columns of labels ({', '.join(names)}), and an image takes one label",
+            f"name one of them: {self._src(label=names[0])}, or use the names as captions: --captions {captions}",
+        )
+
     def _missing_label_error(self) -> UniclError:
         free = [name for name in self.names if name not in self.taken and name]
-        if marks := mark_columns(self.sample, free):
-            return mark_columns_error(self.path, marks)
+        if marks := mark_columns(self.sample, free) or numbered_columns("label", free):
+            return self._several_labels_error(marks)
         error, folder = self._missing_error("label"), f"take the folder of each image: {self._src(label=FOLDER)}"
         if len(self.names) == 1:
             return UniclError(str(error), f"{folder}, or {error.hint}")

@@ -33,6 +33,11 @@ def open_reader(path: Path, options: ListOptions) -> Reader:
 def _check_text(path: Path, head: bytes, options: ListOptions) -> None:
     if options.encoding is None and head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UniclError(f"{path}: encoded as UTF-16", f"save it as UTF-8, or read it by '{path}?encoding=utf-16'")
+    if options.encoding is None and head.count(0) > len(head) // 4:
+        raise UniclError(
+            f"{path}: a quarter of its bytes are NUL",
+            f"if it is text in UTF-16, read it by '{path}?encoding=utf-16-le'",
+        )
     if b"\r" in head and b"\n" not in head:
         raise UniclError(f"{path}: its lines end in CR alone", "save it with line endings LF or CRLF")
 

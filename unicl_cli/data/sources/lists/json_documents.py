@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from unicl_cli.data.sources.lists.cells import looks_like_image
+from unicl_cli.data.sources.lists.column_names import is_usual
 from unicl_cli.data.sources.lists.record import Record
 from unicl_cli.errors import UniclError
 
@@ -31,7 +32,12 @@ def _record(place: str, item: Any) -> Record:
 
 
 def _list_inside(path: Path, document: Mapping[str, Any]) -> list[Any]:
-    """Return the only list of objects in a document, or the entries of a map."""
+    """Return the only list of objects in a document, its columns as rows, or the entries of a map."""
+    if any(map(looks_like_image, document)):
+        entries = all(isinstance(value, dict) for value in document.values())
+        return [{"image": key, **(value if entries else {"value": value})} for key, value in document.items()]
+    if rows := _rows_of_columns(document):
+        return rows
     lists = [key for key, value in document.items() if _are_objects(value) and key not in _SIDE_LISTS]
     if len(lists) == 1:
         return document[lists[0]]
@@ -42,13 +48,24 @@ def _list_inside(path: Path, document: Mapping[str, Any]) -> list[Any]:
     values = list(document.values())
     if values and all(isinstance(value, dict) for value in values):
         return [{"key": key, **value} for key, value in document.items()]
-    if values and all(isinstance(value, list) for value in values) and not any(map(looks_like_image, document)):
+    if values and all(isinstance(value, list) for value in values):
         files = [{"image": file, "label": key} for key, of in document.items() for file in of]
         if files and all(looks_like_image(entry["image"]) for entry in files):
             return files
-    if any(map(looks_like_image, document)):
-        return [{"image": key, "value": value} for key, value in document.items()]
     return [dict(document)]
+
+
+def _rows_of_columns(document: Mapping[str, Any]) -> list[Any]:
+    """Return the rows of a table that is written by columns, as pandas does in three ways; nothing for other forms."""
+    names, data = document.get("columns"), document.get("data")
+    if isinstance(names, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
+        return [dict(zip(map(str, names), row, strict=False)) for row in data]
+    columns = {key: list(v.values()) if isinstance(v, dict) else v for key, v in document.items()}
+    if not any(map(is_usual, document)) or not all(isinstance(column, list) for column in columns.values()):
+        return []
+    if len({len(column) for column in columns.values()}) != 1:
+        return []
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _are_objects(value: Any) -> bool:

@@ -9,9 +9,13 @@ from unicl_cli.data.sources.lists.cells import CellError, is_plain, odd_cell_err
 from unicl_cli.data.sources.lists.record import Line
 from unicl_cli.errors import UniclError
 
+MARKS = (
+    "write the name of the image's class into a column 'label'; for several classes of one image, write their names "
+    "into a column 'caption' and use --captions"
+)
 ONE_LABEL = "keep one label per image, or use the names as captions: --captions {src}"
-_MARKS = frozenset(("0", "1", "0.0", "1.0", "true", "false"))
-_SEPARATORS = ("|", ";", ",", " ")
+_MARKS = frozenset(("0", "1", "-1", "0.0", "1.0", "-1.0", "true", "false"))
+_SEPARATORS = ("|", ";", ",", "/", "+", "&", " ")
 
 
 class SeveralLabelsError(CellError):
@@ -21,10 +25,15 @@ class SeveralLabelsError(CellError):
 def label_of(value: Any, name: str) -> str:
     """Return the label of a cell: a text, a number or a list of one. CellError for others."""
     if isinstance(value, str):
-        value = parse_list(value) or value
+        found = parse_list(value)
+        value = value if found is None else found
     values = value if isinstance(value, list) else [value]
     if any(not is_plain(item) for item in values):
         raise odd_cell_error(value, name, "label")
+    if len(values) > 1 and all(text_of(item).lower() in _MARKS for item in values):
+        raise SeveralLabelsError(
+            f"{name} holds a mark for each of {len(values)} classes, and an image takes one label", MARKS
+        )
     labels = list(dict.fromkeys(text.strip() for item in values if (text := text_of(item)).strip()))
     if len(labels) > 1:
         raise SeveralLabelsError(f"{name} holds several labels ({', '.join(labels[:3])}), and an image takes one")
@@ -32,7 +41,7 @@ def label_of(value: Any, name: str) -> str:
 
 
 def mark_columns(sample: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
-    """Return the columns whose cells are all 0 or 1: one for each class, if there are several."""
+    """Return the columns whose cells are all 0, 1 or -1: one for each class, if there are several."""
     found = [
         column
         for column in columns
@@ -44,11 +53,7 @@ def mark_columns(sample: Sequence[Mapping[str, Any]], columns: Sequence[str]) ->
 def mark_columns_error(path: Path, columns: Sequence[str]) -> UniclError:
     """Return the error for one column per class."""
     shown = ", ".join(columns[:5]) + (", …" if len(columns) > 5 else "")
-    return UniclError(
-        f"{path}: one column for each class ({shown}), and an image takes one label",
-        "write a column 'label' with the name of the image's class; for several classes of one image, write their "
-        "names into a column 'caption' and use --captions",
-    )
+    return UniclError(f"{path}: one column for each class ({shown}), and an image takes one label", MARKS)
 
 
 def check_single_labels(path: Path, lines: Sequence[Line], as_captions: str) -> list[str]:
@@ -82,4 +87,5 @@ def _joining(label: str, counts: Mapping[str, int]) -> str:
 
 def _is_sure(label: str, separator: str, counts: Mapping[str, int]) -> bool:
     parts = [part.strip() for part in label.split(separator)]
-    return separator in "|;" or all(part in counts for part in parts) or any("_" in part for part in parts)
+    has_blanks_inside = separator in ", " and any("_" in part for part in parts)
+    return separator in "|;" or all(part in counts for part in parts) or has_blanks_inside

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from unicl_cli.contracts import BAD_LINE
 from unicl_cli.data.sources.lists.cells import (
     NOTHING,
     CellError,
@@ -23,7 +22,7 @@ from unicl_cli.data.sources.lists.cells import (
 from unicl_cli.data.sources.lists.columns import FOLDER, Roles
 from unicl_cli.data.sources.lists.image_paths import ImagePaths
 from unicl_cli.data.sources.lists.labels import ONE_LABEL, SeveralLabelsError, label_of
-from unicl_cli.data.sources.lists.record import Line, Record, StoredImage
+from unicl_cli.data.sources.lists.record import BAD_LINE, Line, Record, StoredImage
 from unicl_cli.errors import UniclError
 
 URL_FAULT = "the image is a URL, but only local files can be read"
@@ -47,7 +46,7 @@ class LineBuilder:
                     raise CellError(record.fault)
                 line = self._line(record)
             except SeveralLabelsError as error:
-                hint = ONE_LABEL.format(src=self.as_captions)
+                hint = error.hint or ONE_LABEL.format(src=self.as_captions)
                 raise UniclError(f"{self.path}: {record.place}: {error.fault}", hint) from error
             except CellError as error:
                 ref = f"{BAD_LINE}{record.place}: {error.fault}"
@@ -87,7 +86,7 @@ class LineBuilder:
         for name in self.columns.caption:
             value = look_up(cells, name)
             texts = texts_of(value, name)
-            if isinstance(value, str) and parse_list(value) is not None:
+            if isinstance(value, str) and texts != [value] and parse_list(value) is not None:
                 self.counts["lists in cells"] += 1
             turns = cells[column_of(name, cells) or name]
             if isinstance(turns, list) and (answers := answers_of(turns)):

@@ -5,6 +5,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+BAD_LINE = "bad line: "
+"""Start of the ``ref`` of a row that stands for a line which could not be read; its place and fault follow."""
+
 
 @dataclass(frozen=True)
 class ListOptions:

@@ -21,29 +21,33 @@ class Dialect(NamedTuple):
     """The form of a text list.
 
     ``limit`` is the most cells of a line whose last one holds blanks (0: any number); ``skipped`` lines come first.
+    With ``is_spaced``, a blank follows each separator, also before a quote.
     """
 
     delimiter: str
     is_quoted: bool
     skipped: int = 0
     limit: int = 0
+    is_spaced: bool = False
 
 
 def choose_dialect(lines: Sequence[str], suffix: str, sep: str | None, src: str) -> Dialect:
     """Return the form that the option ``sep``, Excel's line ``sep=;``, the suffix or the lines' cells say."""
-    excel = _EXCEL.match(lines[0]) if lines else None
-    skipped = int(excel is not None)
+    comments = next((at for at, line in enumerate(lines) if not line.startswith("#")), 0)
+    excel = _EXCEL.match(lines[comments]) if lines else None
+    skipped = comments + int(excel is not None)
     rows = [line.rstrip("\r\n") for line in lines[skipped:] if line.strip()][:_EVIDENCE]
     if sep is not None:
         delimiter = _named(sep, src)
     elif excel:
         delimiter = excel[1]
-    elif suffix == ".tsv":
+    elif suffix == ".tsv" and any("\t" in row for row in rows):
         delimiter = "\t"
     else:
-        delimiter = _find_delimiter(rows, may_be_blanks=suffix != ".csv")
+        delimiter = _find_delimiter(rows, may_be_blanks=suffix not in (".csv", ".tsv"))
     is_quoted = delimiter not in _UNQUOTED or (delimiter == "\t" and suffix == ".csv")
-    return Dialect(delimiter, is_quoted, skipped, _count_leading(rows) if delimiter == " " else 0)
+    is_spaced = delimiter in ",;" and bool(rows) and rows[0].count(delimiter) == rows[0].count(f"{delimiter} ")
+    return Dialect(delimiter, is_quoted, skipped, _count_leading(rows) if delimiter == " " else 0, is_spaced)
 
 
 def split_rows(rows: Sequence[str], dialect: Dialect) -> list[list[str]]:
@@ -53,7 +57,7 @@ def split_rows(rows: Sequence[str], dialect: Dialect) -> list[list[str]]:
     if not dialect.is_quoted:
         return [row.split(dialect.delimiter) for row in rows]
     try:
-        return list(csv.reader(rows, delimiter=dialect.delimiter))
+        return list(csv.reader(rows, delimiter=dialect.delimiter, skipinitialspace=dialect.is_spaced))
     except csv.Error:
         return [row.split(dialect.delimiter) for row in rows]
 
@@ -100,7 +104,8 @@ def _count_leading(rows: Sequence[str]) -> int:
 
     Zero if all lines have equally many cells that are no text; one if blanks do not separate anything.
     """
-    body = [row.split() for row in rows[1:] or rows]
+    cells = [row.split() for row in rows]
+    body = cells[1:] if len(cells) > 1 and not (looks_like_image(cells[0][0]) or cells[0][0].isdecimal()) else cells
     shortest = min(map(len, body), default=0)
     leading = 0
     while leading < shortest and all(looks_like_image(row[leading]) or row[leading].isdecimal() for row in body):

@@ -74,7 +74,9 @@ class TextReader:
                 yield number, cells
 
     def _quoted(self, lines: Iterator[str], start: int) -> Iterator[tuple[int, list[str]]]:
-        records = csv.reader(chain(lines, [END]), delimiter=self.dialect.delimiter)
+        records = csv.reader(
+            chain(lines, [END]), delimiter=self.dialect.delimiter, skipinitialspace=self.dialect.is_spaced
+        )
         before = start - 1
         try:
             for cells in records:
