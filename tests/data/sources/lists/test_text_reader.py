@@ -63,6 +63,16 @@ def test_several_columns_of_captions_are_chosen_by_a_list_or_a_pattern(option, l
     assert listing.texts(listing.write("w.csv", lines, "a.png") + f"?caption={option}") == {"a.png": ("one", "two")}
 
 
+def test_a_comma_in_each_caption_does_not_separate(listing):
+    path = listing.write("each.txt", "a.png\tone, two\nb.png\tthree, four\n", "a.png", "b.png")
+    assert listing.texts(path) == {"a.png": ("one, two",), "b.png": ("three, four",)}
+
+
+def test_escapes_of_json_are_those_of_json(listing):
+    path = listing.write("emoji.tsv", 'image\tcaption\na.png\t["a dog \\ud83d\\ude00"]\n', "a.png")
+    assert listing.texts(path) == {"a.png": ("a dog \U0001f600",)}
+
+
 def test_a_first_row_that_only_looks_like_a_header_is_kept(listing):
     path = listing.write("domains.csv", "0001,photo\n0002,sketch\n0003,photo\n", "0001.png", "0002.png", "0003.png")
     assert listing.labels(f"{path}?image=0&label=1&suffix=.png") == {
