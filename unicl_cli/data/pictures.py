@@ -127,8 +127,19 @@ def open_image(data: bytes) -> Image.Image:
     return image
 
 
+def has_image_signature(head: bytes) -> bool:
+    """Return whether a file that begins with ``head`` (32 bytes are enough) is an image, decodable or not."""
+    return (
+        _refusal_reason(head, ValueError()) not in ("not_image", "unsupported_format") or _brand(head) in _HEIF_BRANDS
+    )
+
+
+def _brand(data: bytes) -> bytes:
+    return data[8:12] if data[4:8] == b"ftyp" else b""
+
+
 def _refusal_reason(data: bytes, error: Exception) -> str:
-    brand = data[8:12] if data[4:8] == b"ftyp" else b""
+    brand = _brand(data)
     if data.startswith(_UNSUPPORTED_STARTS) or b"<svg" in data[:1024].lower() or brand in _HEIF_BRANDS:
         return "unsupported_format"
     riff = data[:4] == b"RIFF" and data[8:12] == b"WEBP"

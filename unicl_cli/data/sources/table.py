@@ -1,16 +1,24 @@
 """A list as a source: text, JSON or Parquet, a line per image, with its caption, label or split."""
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.data.class_names import ClassEntry, NameList
+from unicl_cli.data.class_numbers import (
+    LabelledClasses,
+    describe_changed_names,
+    match_labels,
+    name_classes,
+    pair_names,
+    read_names,
+)
 from unicl_cli.data.pictures import ImageError, read_file
-from unicl_cli.data.sources.folder import SPLITS
-from unicl_cli.data.sources.lists.cells import column_of, look_up, looks_like_image
+from unicl_cli.data.sources.lists.cells import column_of, is_plain, look_up, looks_like_image, text_of
+from unicl_cli.data.sources.lists.column_names import usual_columns
 from unicl_cli.data.sources.lists.columns import Roles, resolve_roles
 from unicl_cli.data.sources.lists.files import LISTS
 from unicl_cli.data.sources.lists.formats import open_reader
@@ -19,6 +27,7 @@ from unicl_cli.data.sources.lists.labels import check_single_labels
 from unicl_cli.data.sources.lists.lines import URL_FAULT, URL_HINT, LineBuilder
 from unicl_cli.data.sources.lists.parquet_reader import ParquetImages
 from unicl_cli.data.sources.lists.record import BAD_LINE, Columns, Line, ListOptions, Reader, Record
+from unicl_cli.data.sources.splits import split_of
 from unicl_cli.errors import UniclError
 
 MAX_BAD = 0.05
@@ -32,7 +41,7 @@ class Table:
 
     templates = "clip80"
 
-    def __init__(self, path: Path, kind: str, options: ListOptions, names: tuple[str, ...]) -> None:
+    def __init__(self, path: Path, kind: str, options: ListOptions, names: NameList | None) -> None:
         self.path, self.kind, self.options, self.names = path, kind, options, names
         self.paths = ImagePaths(path, options)
         self.notes: list[str] = []
@@ -49,18 +58,59 @@ class Table:
     def columns(self) -> Columns:
         return self.roles.columns
 
-    @cached_property
+    @property
     def classes(self) -> tuple[ClassName, ...]:
-        """The names given by ``classes``, else the distinct labels, sorted (numbers by value)."""
-        if self.kind != "labels":
-            return ()
-        if self.names or self.reader.class_names:
-            return tuple(ClassName(name, (spoken_name(name),)) for name in self.names or self.reader.class_names)
+        """The names given by ``classes``, of the column or beside it, else the distinct labels (numbers by value)."""
+        return self._labelled.classes if self.kind == "labels" else ()
+
+    @cached_property
+    def _labelled(self) -> LabelledClasses:
         labels = {line.label for line in self._lines if line.label}
+        if names := self._find_names():
+            self.notes += names.notes
+            labelled = match_labels(names, labels, self.options.first)
+        else:
+            labelled = self._number_labels(labels)
+        self.notes += describe_changed_names(labelled.classes, "classes=FILE gives others")
+        return labelled
+
+    def _number_labels(self, labels: set[str]) -> LabelledClasses:
+        """Return a class for each label, which is its name."""
         ordered = sorted(labels, key=int) if self._numbered else sorted(labels)
-        return tuple(
-            ClassName(label, (spoken_name(label),)) for label in ordered if label != str(NO_LABEL) or not self._numbered
-        )
+        keys = [label for label in ordered if label != str(NO_LABEL) or not self._numbered]
+        classes = name_classes([(key,) for key in keys])
+        return LabelledClasses(classes, {key: number for number, key in enumerate(keys)})
+
+    def _find_names(self) -> NameList | None:
+        """Return the names given for the labels, by a file, the label column or one beside it."""
+        if self.names:
+            return self.names
+        if names := self.reader.class_names.get(self.columns.label or ""):
+            return NameList(str(self.path), tuple(ClassEntry((name,), str(at)) for at, name in enumerate(names)))
+        return self._names_beside() if self._numbered else None
+
+    def _names_beside(self) -> NameList | None:
+        """Return the names of numbered classes from the one column that has a text of its own for each number."""
+        label = self.columns.label or ""
+        used = self._used_columns()
+        found: dict[str, dict[str, str]] = {}
+        for column in self.reader.columns:
+            if column not in used and label in used:
+                records = (record.cells for record in self.reader.records([label, column]) if not record.fault)
+                pairs = ((text_of(cells.get(label)).strip(), cells.get(column)) for cells in records)
+                if names := pair_names((number, text_of(name).strip()) for number, name in pairs if is_plain(name)):
+                    found[column] = names
+        usual = usual_columns("label", found)
+        fit = usual or list(found)
+        if len(fit) != 1:
+            if fit:
+                self.notes.append(f"{self.path.name}: columns {', '.join(fit)} name the labels: add ?label={fit[0]}")
+            return None
+        column = fit[0]
+        names = found[column]
+        number, name = next(iter(names.items()))
+        note = f"{self.path.name}: column '{column}' names the labels, for example {number}: {name}"
+        return NameList(str(self.path), tuple(ClassEntry((name,), number) for number, name in names.items()), (note,))
 
     @cached_property
     def splits(self) -> Sequence[str]:
@@ -110,11 +160,13 @@ class Table:
         return lines
 
     def _records(self) -> Iterator[Record]:
-        at = self.columns
-        used = [name for name in (at.image, *at.caption, at.label, at.split, at.key) if name]
-        columns = [column for name in used if (column := column_of(name, self.reader.columns))]
         last = self.reader.columns[-1]
-        return self.reader.records(dict.fromkeys(columns), last if at.caption == (last,) else None)
+        return self.reader.records(self._used_columns(), last if self.columns.caption == (last,) else None)
+
+    def _used_columns(self) -> list[str]:
+        at = self.columns
+        names = [name for name in (at.image, *at.caption, at.label, at.split, at.key) if name]
+        return list(dict.fromkeys(column for name in names if (column := column_of(name, self.reader.columns))))
 
     def _fit_paths(self) -> None:
         """Let absolute paths of another machine find their files below ``root``."""
@@ -169,12 +221,12 @@ class Table:
     def _rows(self) -> dict[str, list[Row]]:
         """Rows by split, made once after ``classes`` and ``splits``; then the lines, 400 bytes each, are freed."""
         _ = self.splits
-        numbers = {c.key: number for number, c in enumerate(self.classes)}
+        _ = self.classes
         rows: dict[str, dict[str, tuple[Row, Line]]] = {}
         places: dict[str, tuple[str, Line]] = {}
         merged = 0
         for line in self._lines:
-            row = Row(line.key, line.ref, line.texts, self._label(line, numbers))
+            row = Row(line.key, line.ref, line.texts, self._label(line))
             split = self._split(line)
             if line.key not in places:
                 places[line.key] = (split, line)
@@ -194,20 +246,20 @@ class Table:
         del self._lines
         return {split: [row for row, _ in of.values()] for split, of in rows.items()}
 
-    def _label(self, line: Line, numbers: dict[str, int]) -> int:
+    def _label(self, line: Line) -> int:
         if self.kind != "labels" or not line.label or (self._numbered and int(line.label) == NO_LABEL):
             return NO_LABEL
-        if line.label in numbers:
-            return numbers[line.label]
-        if self._numbered and int(line.label) < len(numbers):
-            return int(line.label)
+        number = self._labelled.numbers.get(line.label)
+        if number is not None:
+            return number
+        shown = ", ".join([c.key for c in self.classes[:3]] + ["…"] * (len(self.classes) > 3))
         raise UniclError(
-            f"{self.path}: {line.place}: unknown label {line.label} (number of classes: {len(numbers)})",
-            f"use a number from 0 to {len(numbers) - 1}, -1 for no label, or a name from the list of classes",
+            f"{self.path}: {line.place}: unknown label {line.label} (number of classes: {len(self.classes):,})",
+            f"use a number or name from the list of classes ({shown}), or -1 for no label",
         )
 
     def _split(self, line: Line) -> str:
-        return SPLITS.get(line.split.lower(), line.split) if line.split else "train"
+        return (split_of(line.split) or line.split) if line.split else "train"
 
 
 def table(  # noqa: PLR0913 - a factory's signature is its options
@@ -221,6 +273,7 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     key: str | None = None,
     header: bool | None = None,
     classes: str | None = None,
+    first: int | None = None,
     sep: str | None = None,
     encoding: str | None = None,
     root: str | None = None,
@@ -232,33 +285,13 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     ``caption`` takes several columns (``caption_0,caption_1``, ``caption_*``) and a path into objects
     (``captions.raw``); ``label=folder`` is the image's folder. ``split`` is a column, a split for all lines, or files
     that list the images of each split. ``root`` is the folder of the images, ``suffix`` is added to their names.
-    ``classes`` is a file with a class name per line.
+    ``classes`` is a file of class names: lines, or ids with names. If labels are positions in it, ``first`` is the
+    number of the first name (0 or 1).
     """
     list_path = Path(path)
     if not list_path.is_file():
         raise UniclError(f"{path}: no such list", f"check the path of the list ({', '.join(LISTS)})")
-    options = ListOptions(image, caption, label, split, key, header, sep, encoding, root, suffix, skip_urls, classes)
-    return Table(list_path, kind, options, read_class_names(classes))
-
-
-def spoken_name(name: str) -> str:
-    """Return a class name as prompts say it: without underscores."""
-    return " ".join(name.replace("_", " ").split()) or name
-
-
-def read_class_names(path: str | None) -> tuple[str, ...]:
-    """Return the names in a text file, one per line; none without a file. UniclError for duplicates."""
-    if path is None:
-        return ()
-    file = Path(path)
-    if not file.is_file():
-        raise UniclError(f"{path}: no such file of class names", "write a text file with a name on each line")
-    try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UniclError(f"{path}: cannot be read: {error}", "save class names as UTF-8 text, one per line") from error
-    if not names:
-        raise UniclError(f"{path}: no class names", "write one name per line")
-    if twice := [name for name, times in Counter(names).items() if times > 1]:
-        raise UniclError(f"{path}: duplicate class '{twice[0]}'", "remove one of them: a class has one number")
-    return tuple(names)
+    options = ListOptions(
+        image, caption, label, split, key, header, sep, encoding, root, suffix, skip_urls, classes, first
+    )
+    return Table(list_path, kind, options, read_names(classes, first))

@@ -21,6 +21,7 @@ from unicl_cli.core.sampler import Permutation
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.resolve import SourceSpec, open_source
 from unicl_cli.errors import UniclError
+from unicl_cli.jobs.prepare.classes import ClassExample, find_examples, merge_classes
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.rows import Adoption, Rows
@@ -53,6 +54,7 @@ class CorpusPlan(NamedTuple):
     classes: tuple[ClassName, ...]
     templates: tuple[str, ...] | str
     notes: list[str]
+    examples: tuple[ClassExample, ...]
 
     def document(self) -> dict[str, Any]:
         """Return the content of `plan.json`, without the units."""
@@ -115,13 +117,15 @@ def make_plan(specs: Sequence[SourceSpec], options: PrepareOptions) -> CorpusPla
     sources = [open_source(item.src, item.kind) for item in specs]
     notes: list[str] = []
     labelled = [(item, source) for item, source in zip(specs, sources, strict=True) if item.kind == "labels"]
-    classes = _merge_classes([(item.name, source.classes) for item, source in labelled], notes)
+    classes = merge_classes([(item.name, source.classes) for item, source in labelled], notes)
     ids = {c.key: number for number, c in enumerate(classes)}
     planned = [_plan_source(item, source, ids, options, notes) for item, source in zip(specs, sources, strict=True)]
     for source in sources:
         notes += getattr(source, "notes", [])  # complete only after its rows were read
     templates = _choose_templates(options.templates, [source.templates for _, source in labelled])
-    return CorpusPlan(options, planned, classes, templates, notes)
+    labelled_rows = [rows for of in planned if of.spec.kind == "labels" for rows in of.rows.values()]
+    examples = find_examples(classes, labelled_rows, notes)
+    return CorpusPlan(options, planned, classes, templates, notes, examples)
 
 
 def list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -277,29 +281,6 @@ def _stored_bytes(found: Mapping[str, bytes], source: DatasetSource, size: int |
         return len(examine(found.get("image") or b"", size).data) + sum(len(item["bytes"]) for item in media)
     except (ImageError, MediaError):
         return 0  # counted by its unit
-
-
-def _merge_classes(classes: list[tuple[str, Sequence[ClassName]]], notes: list[str]) -> tuple[ClassName, ...]:
-    """Return the ordered union by key; names from later sources are appended."""
-    merged: dict[str, ClassName] = {}
-    for name, of in classes:
-        shared = [c.key for c in of if c.key in merged]
-        if shared:
-            notes.append(f"{name}: {len(shared)} of its {len(of)} classes are shared with earlier sources (same key)")
-        for c in of:
-            names = tuple(dict.fromkeys((*merged[c.key].names, *c.names) if c.key in merged else c.names))
-            merged[c.key] = ClassName(c.key, names)
-    by_name: dict[str, list[ClassName]] = {}
-    for c in merged.values():
-        by_name.setdefault(c.names[0].casefold(), []).append(c)
-    for alike in by_name.values():
-        if len(alike) > 1:
-            case = "" if len({c.names[0] for c in alike}) == 1 else " (ignoring case)"
-            notes.append(
-                f"{len(alike)} classes have the prompt name '{alike[0].names[0]}'{case}, and so equal prompts: "
-                f"{', '.join(c.key for c in alike)}; check that they are not one class under two ids"
-            )
-    return tuple(merged.values())
 
 
 def _choose_templates(

@@ -98,7 +98,7 @@ def _read_finished(plan: CorpusPlan, out: Path, markers: Sequence[Marker]) -> di
     """Return the report of a corpus that has a readable manifest; None if it has none."""
     with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # a damaged one is made again from the markers
         manifest = json.loads((out / MANIFEST).read_bytes())
-        return write_summary(out, plan.classes, markers, plan.notes, manifest)
+        return write_summary(out, plan, markers, manifest)
     return None
 
 
@@ -164,7 +164,7 @@ def _finish_corpus(
         dedup=found.facts if found else None,
         repeated=duplicates.count_equal_images(out, [marker for marker in markers if marker["rows"]]),
     )
-    report = write_summary(out, plan.classes, markers, plan.notes, manifest)
+    report = write_summary(out, plan, markers, manifest)
     _check_no_source_is_empty(out, units, report)
     for line in image_notes(manifest):
         note(line)

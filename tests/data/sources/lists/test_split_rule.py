@@ -65,6 +65,6 @@ def test_a_folder_of_images_names_the_lists_in_it(listing):
     with pytest.raises(UniclError, match="no captions beside the images") as caught:
         listing.texts("data")
     assert caught.value.hint == (
-        "use the list in this folder as the source: 'data/test/metadata.csv?split=test' "
+        "use the list in this folder as the source: --captions 'data/test/metadata.csv?split=test' "
         "--captions data/train/metadata.csv"
     )

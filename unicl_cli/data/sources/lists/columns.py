@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unicl_cli.data.sources.folder import SPLITS
 from unicl_cli.data.sources.lists.cells import column_of, is_plain, keys_of, look_up, looks_like_image, text_of
 from unicl_cli.data.sources.lists.column_names import (
     WEAK_SPLITS,
@@ -20,6 +19,7 @@ from unicl_cli.data.sources.lists.image_paths import ImagePaths
 from unicl_cli.data.sources.lists.labels import mark_columns, mark_columns_error
 from unicl_cli.data.sources.lists.record import Columns, ListOptions, Reader
 from unicl_cli.data.sources.lists.split_rule import SplitRule, read_rule
+from unicl_cli.data.sources.splits import split_of
 from unicl_cli.errors import UniclError, did_you_mean
 
 SAMPLE = 64
@@ -162,8 +162,8 @@ class _Resolver:
         return self._take(usual[:1]), SplitRule()
 
     def _holds_splits(self, name: str) -> bool:
-        cells = [text_of(cells.get(name)).strip().lower() for cells in self.sample]
-        return bool(cells) and all(cell in SPLITS for cell in cells)
+        cells = [text_of(cells.get(name)).strip() for cells in self.sample]
+        return bool(cells) and all(map(split_of, cells))
 
     def _unknown_error(self, name: str, more: str = "") -> UniclError:
         header = ", and add ?header=true if its first line has the names" if not self.reader.has_header else ""

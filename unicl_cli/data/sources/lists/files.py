@@ -6,9 +6,10 @@ from unicl_cli import registry
 from unicl_cli.data.pictures import SUFFIXES
 from unicl_cli.errors import UniclError
 
-LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".json", ".txt", ".token", ".lst")
-"""File name suffixes of lists, those that are nothing else first."""
-_SURE = 5
+SURE_LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+"""File name suffixes of lists that are nothing else."""
+LISTS = (*SURE_LISTS, ".json", ".txt", ".token", ".lst")
+"""File name suffixes of lists."""
 _TABLES = (".xlsx", ".xls", ".ods")
 _PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
@@ -21,7 +22,7 @@ def is_list(path: Path) -> bool:
 def find_lists(folder: Path) -> list[Path]:
     """Return the lists in a folder, else those in its subfolders, ``metadata.csv`` and the like first."""
     for pattern in ("*", "*/*"):
-        found = [file for file in folder.glob(pattern) if file.suffix.lower() in LISTS[:_SURE] and file.is_file()]
+        found = [file for file in folder.glob(pattern) if file.suffix.lower() in SURE_LISTS and file.is_file()]
         if found:
             return sorted(found, key=lambda file: (not file.stem.startswith("metadata"), str(file)))
     return []

@@ -1,7 +1,7 @@
 """The reader of lists in JSON: an object per line, or one document such as an array or COCO's annotations."""
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ class JsonReader:
 
     has_header = True
     delimiter: str | None = None
-    class_names: tuple[str, ...] = ()
+    class_names: Mapping[str, Sequence[str]] = {}
 
     def __init__(self, path: Path, options: ListOptions) -> None:
         self.path, self.encoding = path, options.encoding or UTF8

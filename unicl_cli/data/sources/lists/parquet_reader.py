@@ -4,7 +4,7 @@ import json
 import threading
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,12 @@ class ParquetReader:
         self.stored = frozenset(name for name in self.columns if _holds_bytes(self.file.schema_arrow.field(name).type))
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """Class names of the first ClassLabel column in Hugging Face's metadata."""
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        """The names of ClassLabel columns in Hugging Face's metadata."""
         metadata = (self.file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
         features = json.loads(metadata).get("info", {}).get("features", {})
-        named = [f["names"] for f in features.values() if isinstance(f, dict) and f.get("_type") == "ClassLabel"]
-        return tuple(named[0]) if named else ()
+        labels = {name: f for name, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
+        return {name: feature["names"] for name, feature in labels.items()}
 
     def records(self, columns: Collection[str], spill: str | None = None, /) -> Iterator[Record]:
         stored = [name for name in columns if name in self.stored]

@@ -25,6 +25,7 @@ class ListOptions:
     suffix: str = ""
     skip_urls: bool = False
     classes: str | None = None
+    first: int | None = None
 
     def src(self, path: Path, **more: str) -> str:
         """Return the source with its options and ``more``, as it is written on the command line."""
@@ -92,7 +93,10 @@ class Reader(Protocol):
     hint: str
 
     @property
-    def class_names(self) -> tuple[str, ...]: ...
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        """The names that the file itself gives the numbers of a column, by column."""
+        ...
+
     @property
     def columns(self) -> Sequence[str]: ...
     def records(self, columns: Collection[str], spill: str | None = None, /) -> Iterator[Record]:

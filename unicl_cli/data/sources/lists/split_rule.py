@@ -6,8 +6,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from unicl_cli.data.pictures import SUFFIXES
-from unicl_cli.data.sources.folder import SPLITS
 from unicl_cli.data.sources.lists.cells import looks_like_image, strip_number
+from unicl_cli.data.sources.splits import split_of
 from unicl_cli.data.sources.text_file import UTF8, read_lines
 from unicl_cli.errors import UniclError
 
@@ -29,7 +29,7 @@ class SplitRule(NamedTuple):
 
 def read_rule(path: Path, given: str) -> SplitRule | None:
     """Return the rule that ``split=`` spells: a split, or files with a path per line; None if it is neither."""
-    if fixed := SPLITS.get(given.lower()):
+    if fixed := split_of(given):
         return SplitRule(fixed)
     files = [_find_file(path, name.strip()) for name in given.split(",")]
     if None in files:
@@ -54,11 +54,7 @@ def _find_file(path: Path, name: str) -> Path | None:
 
 
 def _split_of_name(file: Path) -> str:
-    words = [word.lower() for word in _WORDS.findall(file.stem)]
-    known = {"dev": "val", **SPLITS}
-    named = [known[word] for word in words if word in known]
-    begun = [split for word in words for name, split in SPLITS.items() if word.startswith(name)]
-    if found := (*named, *begun):
+    if found := [split for word in _WORDS.findall(file.stem) if (split := split_of(word))]:
         return found[0]
     raise UniclError(
         f"{file}: its name does not say which split it lists", f"rename it, for example to test{file.suffix}"

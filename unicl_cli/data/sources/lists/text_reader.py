@@ -1,7 +1,7 @@
 """The reader of lists that are lines of text: CSV, TSV, and cells between bars or blanks."""
 
 import csv
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -20,7 +20,7 @@ _HEAD = 200
 class TextReader:
     """A text list; without quotes where tabs or blanks separate, so that a stray ``"`` swallows no lines."""
 
-    class_names: tuple[str, ...] = ()
+    class_names: Mapping[str, Sequence[str]] = {}
     hint = "check the separator (?sep=…), the header (?header=true or false) and the columns (?image=…&caption=…)"
 
     def __init__(self, path: Path, options: ListOptions) -> None:
