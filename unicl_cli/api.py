@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from unicl_cli.core.loop import Plan, Step, fit, freeze_idle
     from unicl_cli.core.sampler import seed_of
     from unicl_cli.core.schedule import lr_at
+    from unicl_cli.data.pictures import Extent
     from unicl_cli.errors import UniclError
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
     from unicl_cli.launch.accelerator import start_accelerator
@@ -69,6 +70,7 @@ _HOME = {
     "unicl_cli.core.loop": ("Plan", "Step", "fit", "freeze_idle"),
     "unicl_cli.core.sampler": ("seed_of",),
     "unicl_cli.core.schedule": ("lr_at",),
+    "unicl_cli.data.pictures": ("Extent",),
     "unicl_cli.errors": ("UniclError",),
     "unicl_cli.evaluate.classifier": ("prompts_of", "zeroshot_classifier"),
     "unicl_cli.build.load": ("Loaded", "load_model"),
@@ -89,6 +91,7 @@ __all__ = [
     "EvalModel",
     "EvalRows",
     "Evaluator",
+    "Extent",
     "Features",
     "Loaded",
     "LogitScale",

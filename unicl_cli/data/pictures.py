@@ -54,6 +54,14 @@ class ImageError(ValueError):
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
+class Extent(NamedTuple):
+    """The bytes of an image inside a file: ``size`` bytes from ``offset`` on."""
+
+    path: str
+    offset: int
+    size: int
+
+
 class Examined(NamedTuple):
     """An image as a corpus stores it: ``width`` and ``height`` are upright, ``phash`` has 64 bits, signed."""
 
@@ -72,6 +80,15 @@ def read_file(path: Path) -> bytes:
     if found.st_size > MAX_BYTES:
         raise ImageError("bomb", f"{path} has {found.st_size} bytes")
     return path.read_bytes()
+
+
+def file_extent(path: Path) -> Extent | None:
+    """Return the extent of an image that is a file of its own; None if `read_file` would refuse it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return Extent(str(path), 0, found.st_size) if stat.S_ISREG(found.st_mode) and found.st_size <= MAX_BYTES else None
 
 
 def decode(data: bytes) -> Image.Image:

@@ -124,6 +124,8 @@ def test_rows_and_a_source_made_anew_are_all_that_a_worker_needs(written: Path):
     row = pickle.loads(pickle.dumps(first.rows("train")[9]))
     assert webdataset(path="/gone", kind="captions").read(row) == {"image": encoded_image(9)}
     assert first.stamp(row) == (written / "shard-000001.tar").stat().st_size
+    path, offset, size = first.extent(row)
+    assert Path(path).read_bytes()[offset : offset + size] == encoded_image(9)
     (written / "shard-000001.tar").unlink()
     assert first.stamp(row) == -1
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from unicl_cli.api import NO_LABEL, ClassName, Row, UniclError
+from unicl_cli.api import NO_LABEL, ClassName, Extent, Row, UniclError
 from unicl_webdataset.shards import Member, Sample, check_size, read, samples_of, shards_of
 
 NAMES = "classnames.txt"
@@ -96,8 +96,13 @@ class WebDataset:
         return [self._row(item, numbers) for item in self.found[split]]
 
     def read(self, row: Row) -> dict[str, bytes]:
+        shard, offset, size = self.extent(row)
+        return {"image": read(Path(shard), Member(offset, size))}
+
+    def extent(self, row: Row) -> Extent:
+        """Return the place of the image in its tar."""
         shard, offset, size = row.ref.rsplit(":", 2)
-        return {"image": read(Path(shard), Member(int(offset), int(size)))}
+        return Extent(shard, int(offset), int(size))
 
     def stamp(self, row: Row) -> int:
         """Return the size of the shard, which shows an edit since the plan was made; -1 if it is gone."""

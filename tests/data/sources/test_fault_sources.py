@@ -235,13 +235,6 @@ def test_paths_of_windows_with_blanks_and_letters_are_found(tmp_path, prepare):
             "check the separator",
         ),
         ("l.csv", b"image,caption,by\n0.png,a,b,c\n", "", "line 2: 4 cells for 3 columns", "check the separator"),
-        (
-            "d.tsv",
-            b"file\tcaption\n0.png\tx y\n0.png\tx y\n",
-            "",
-            "line 2 and line 3 have the same image",
-            "remove one",
-        ),
         ("j.jsonl", b'{"image":"0.png","caption":"x y"}\n{oops\n', "", "line 2: not JSON", "check"),
         ("j.jsonl", b"[1, 2]\n", "", "j.jsonl: item 1: not a JSON object", "one JSON object per line"),
         (

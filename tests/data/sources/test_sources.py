@@ -194,19 +194,11 @@ def test_a_label_that_no_class_has_is_named_by_its_line(tmp_path, label, message
         open_source(f"{path}?classes={tmp_path / 'names.txt'}", "labels").rows("train")
 
 
-def test_other_captions_of_one_picture_join_its_row_and_plain_repeats_are_an_error(tmp_path):
-    source = open_source(listed(tmp_path, "five.csv", "file,caption\na.png,one\nb.png,two\na.png,three\n"), "captions")
-    assert texts_of(source) == {"a.png": ("one", "three"), "b.png": ("two",)}
-    assert source.notes == ["five.csv: merged lines with further captions of the same image: 1"]
-    with pytest.raises(UniclError, match=r"line 2 and line 4 have the same image or key a\.png"):
-        open_source(listed(tmp_path, "two.csv", "file,caption\na.png,x\nb.png,y\na.png,x\n"), "captions").rows("train")
-
-
 def test_parquet_holds_pictures_as_bytes_structs_or_paths(tmp_path):
     put(tmp_path, "a.png")
     captions = [["one", "two"], ["three"]]
     forms = {
-        "bytes": pa.array([PNG, PNG]),
+        "bytes": pa.array([PNG, b""]),
         "struct": pa.array([{"bytes": PNG, "path": None}, {"bytes": None, "path": None}]),
     }
     for form, column in forms.items():

@@ -145,7 +145,7 @@ def test_a_source_with_train_only_gives_a_share_to_validation_and_says_so(tmp_pa
 
 
 def test_the_last_picture_of_a_class_is_never_held_out(tmp_path, capsys):
-    put(tmp_path / "f", {f"{n}/{k}.png": picture(seed=n) for n in range(20) for k in range(1 + n % 2)})
+    put(tmp_path / "f", {f"{n}/{k}.png": picture(seed=2 * n + k) for n in range(20) for k in range(1 + n % 2)})
     prepared(capsys, "--labels", tmp_path / "f", "-o", tmp_path / "c", "--holdout", 0.9)
     counts = open_corpus(tmp_path / "c").manifest["class_counts"]
     assert min(counts["train"]) == 1

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.class_names import NameList
 from unicl_cli.data.class_numbers import LabelledClasses, read_names
-from unicl_cli.data.pictures import read_file
+from unicl_cli.data.pictures import Extent, file_extent, read_file
 from unicl_cli.data.sources.folder_files import ARCHIVES, FoundFiles, scan_folder
 from unicl_cli.data.sources.folder_layout import Layout, find_layout
 from unicl_cli.data.sources.folder_names import list_some, match_folders, name_folders
@@ -162,6 +162,9 @@ class Folder:
             return (self.path / row.ref).stat().st_size
         except OSError:
             return -1
+
+    def extent(self, row: Row) -> Extent | None:
+        return file_extent(self.path / row.ref)
 
     def _class_of(self, file: PurePosixPath) -> str:
         parts = self._layout.class_parts(file.parts[:-1])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.data.pictures import Extent
 from unicl_cli.data.sources.data_dirs import find_file
 from unicl_cli.data.wordnet import lemmas, names_of_synset, synsets
 from unicl_cli.errors import UniclError
@@ -79,11 +80,16 @@ class ImageNet:
 
     def read(self, row: Row) -> dict[str, bytes]:
         """Return the bytes of the image's file."""
+        path, offset, size = self.extent(row)
+        with Path(path).open("rb", buffering=0) as tar:  # its own position: rows are read in threads
+            tar.seek(offset)
+            return {"image": tar.read(size)}
+
+    def extent(self, row: Row) -> Extent:
+        """Return the place of the image in its tar."""
         file, _, place = row.ref.rpartition("@")
         offset, _, size = place.partition("+")
-        with self.files[file].open("rb", buffering=0) as tar:  # its own position: rows are read in threads
-            tar.seek(int(offset))
-            return {"image": tar.read(int(size))}
+        return Extent(str(self.files[file]), int(offset), int(size))
 
     @cached_property
     def _train(self) -> list[tuple[str, Member]]:

@@ -1,5 +1,6 @@
 """A list as a source: text, JSON or Parquet, a line per image, with its caption, label or split."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -16,7 +17,8 @@ from unicl_cli.data.class_numbers import (
     pair_names,
     read_names,
 )
-from unicl_cli.data.pictures import ImageError, read_file
+from unicl_cli.data.pictures import Extent, ImageError, file_extent, read_file
+from unicl_cli.data.sources.join_lines import LineReading, join_lines
 from unicl_cli.data.sources.lists.cells import column_of, is_plain, look_up, looks_like_image, text_of
 from unicl_cli.data.sources.lists.column_names import usual_columns
 from unicl_cli.data.sources.lists.columns import Roles, resolve_roles
@@ -128,6 +130,9 @@ class Table:
         stored = self._images.read(int(row.ref[4:]))
         return {"image": read_file(self.paths.file(stored)) if isinstance(stored, str) else stored}
 
+    def extent(self, row: Row) -> Extent | None:
+        return None if row.ref.startswith((BAD_LINE, "row:")) else file_extent(self.paths.file(row.ref))
+
     def stamp(self, row: Row) -> int:
         """Return the size of the image's file; -1 if it is missing."""
         if row.ref.startswith("row:"):
@@ -222,29 +227,28 @@ class Table:
         """Rows by split, made once after ``classes`` and ``splits``; then the lines, 400 bytes each, are freed."""
         _ = self.splits
         _ = self.classes
-        rows: dict[str, dict[str, tuple[Row, Line]]] = {}
-        places: dict[str, tuple[str, Line]] = {}
-        merged = 0
-        for line in self._lines:
-            row = Row(line.key, line.ref, line.texts, self._label(line))
-            split = self._split(line)
-            if line.key not in places:
-                places[line.key] = (split, line)
-                rows.setdefault(split, {})[line.key] = (row, line)
-                continue
-            first_split, first = places[line.key]
-            known = rows[first_split][line.key][0]
-            if first_split != split or known.label != row.label or not set(row.texts) - set(known.texts):
-                raise UniclError(
-                    f"{self.path}: {first.place} and {line.place} have the same image or key {line.key}",
-                    "remove one of them: an image may repeat only with another caption",
-                )
-            merged += 1
-            rows[split][line.key] = (known._replace(texts=known.texts + row.texts), first)
-        if merged:
-            self.notes.append(f"{self.path.name}: merged lines with further captions of the same image: {merged}")
+        read = LineReading(self._image, self._split, self._label)
+        joined = join_lines(self._lines, read, path=self.path.name, id_column=self.columns.key)
+        self.notes += joined.notes
         del self._lines
-        return {split: [row for row, _ in of.values()] for split, of in rows.items()}
+        return joined.rows
+
+    def _image(self, line: Line) -> str:
+        """Return the identity of a line's image: its path, or its bytes in a Parquet list of captions."""
+        if not line.ref.startswith("row:"):
+            windows = "\\" in line.ref
+            return os.path.normpath(self.paths.file(line.ref) if windows else os.path.join(self._folder, line.ref))  # noqa: PTH118
+        if self.kind != "captions":
+            return line.ref  # data sets of labels repeat an image now and then, also with another label
+        return self._digests[int(line.ref[4:])]
+
+    @cached_property
+    def _folder(self) -> str:
+        return str(self.paths.folder)
+
+    @cached_property
+    def _digests(self) -> list[str]:
+        return self._images.digests()
 
     def _label(self, line: Line) -> int:
         if self.kind != "labels" or not line.label or (self._numbered and int(line.label) == NO_LABEL):

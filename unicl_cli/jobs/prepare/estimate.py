@@ -68,7 +68,7 @@ def run(request: PrepareRequest, *, workers: int | None, as_json: bool) -> None:
     out = request.out
     sources = request.sources()
     check_out_dir(out)
-    plan = make_plan(sources, request.options)
+    plan = make_plan(sources, request.options, out, compare=(out / PLAN).is_file())
     for line in plan.notes:
         note(line)
     if (out / PLAN).is_file():

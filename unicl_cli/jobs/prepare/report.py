@@ -91,7 +91,8 @@ def image_notes(manifest: Mapping[str, Any]) -> list[str]:
     if equal["in_two_kinds"]:
         notes.append(f"{count_of(equal['in_two_kinds'], 'image')} in training rows of more than one kind (all kept)")
     notes += [
-        f"{count_of(count, 'training row')} with an image of the {split} split: results on {split} will look too good"
+        f"{count_of(count, 'training row')} with an image of the {split} split: results on {split} will look too good; "
+        "give each image the same split in every source"
         for split, count in manifest["duplicates_of_eval"].items()
         if count
     ]
