@@ -18,6 +18,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PLUGINS = ROOT / "docs" / "plugins.md"
 """Its lines are run by tests/test_plugin_docs.py, with the plugins that it writes."""
+DATASETS = ROOT / "docs" / "datasets.md"
+"""Its lines are run by tests/test_dataset_docs.py, on small copies of the data sets."""
 SHORT = ["steps=2", "batch.size=8", "eval=[]"]
 """Added to each `unicl train`: what is tested is that the line works, not how well it learns."""
 WORLD = """\
@@ -129,7 +131,9 @@ def argv(line: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if page != PLUGINS], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page not in (PLUGINS, DATASETS)], ids=lambda page: page.name
+)
 def test_every_line_of_a_page_runs(
     page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ LONGEST = 2000
 """The most characters of a caption; longer texts are whole pages."""
 ROUNDS = 4
 """The most layers of escaped entities that are resolved; two or three are common."""
-_TAG = re.compile(r"<[^<]+?>")
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>|<!--[^<>]*-->")
 _FILE_NAME = re.compile(r"(img|dsc|dscn|image|p\d+)[\W_]*\d+(\.\w+)?", re.IGNORECASE)
 _INVISIBLE = frozenset(("Cf", "Cs", "Co", "Cn"))  # zero-width, BOM, lone surrogates, private use
 _KEPT = frozenset("\u200c\u200d")  # joiners: they carry meaning in Persian, Indic scripts and emoji
@@ -29,9 +29,13 @@ def clean(text: str) -> str:
 
 
 def is_bad_text(text: str) -> bool:
-    """True if a cleaned text is not a caption: fewer than two letters, far too long, or a camera's file name."""
-    letters = sum(c.isalpha() for c in text[:LONGEST])
-    return letters < 2 or len(text) > LONGEST or _FILE_NAME.fullmatch(text) is not None
+    """True if a cleaned text is not a caption: far too long, a camera's file name, or not a word.
+
+    A word has two letters, or is one character of a script that writes syllables or words (``猫``, ``집``).
+    """
+    letters = [c for c in text[:LONGEST] if c.isalpha()]
+    is_word = len(letters) > 1 or any(map(_is_ideograph, letters))
+    return not is_word or len(text) > LONGEST or _FILE_NAME.fullmatch(text) is not None
 
 
 def replace_surrogates(text: str) -> str:
@@ -51,6 +55,10 @@ def _clean_once(text: str) -> str:
     text = _TAG.sub(" ", text)
     text = unicodedata.normalize("NFC", "".join(_replace_invisible(c) for c in text))
     return " ".join(text.split())
+
+
+def _is_ideograph(c: str) -> bool:
+    return unicodedata.category(c) == "Lo" and unicodedata.east_asian_width(c) == "W"
 
 
 def _replace_invisible(c: str) -> str:

@@ -118,7 +118,7 @@ def test_a_source_that_is_not_there_names_the_sources_that_are(tmp_path, refused
     (tmp_path / "x.zip").write_bytes(b"PK")
     error, hint = refused("labels", tmp_path / "x.zip")
     assert "not a supported list" in error
-    assert ".csv, .tsv, .jsonl" in hint
+    assert hint == "unpack it first"
 
 
 def test_a_picture_of_every_kind_of_damage_is_counted_by_reason(tmp_path, prepare):
@@ -140,8 +140,6 @@ ODD = [
     (b'a "quoted disc', 'a "quoted disc'),
     (b"nul \x00 inside", "nul inside"),
     (b"\xef\xbb\xbfbom inside", "bom inside"),
-    (b"bad \xff byte", "bad \ufffd byte"),
-    ("lone \ud800 half".encode("utf-8", "surrogatepass"), "lone \ufffd\ufffd\ufffd half"),
     ("🐈 a cat".encode(), "🐈 a cat"),
     ("قطة صغيرة".encode(), "قطة صغيرة"),
     (b"R&amp;D &lt;b&gt;bold&lt;/b&gt;", "R&D bold"),
@@ -211,13 +209,7 @@ def test_paths_of_windows_with_blanks_and_letters_are_found(tmp_path, prepare):
             "did you mean 'caption'?",
             "options of table: caption, ",
         ),
-        (
-            "o.csv",
-            b"one\ntwo\n",
-            "",
-            "no caption column (columns: 0)",
-            ".csv uses commas, .tsv uses tabs",
-        ),
+        ("o.csv", b"one\ntwo\n", "", "no caption column (columns: 0)", "o.csv?sep=tab"),
         ("u.csv", "image,caption\n0.png,x y\n".encode("utf-16"), "", "encoded as UTF-16", "save it as UTF-8"),
         ("m.tsv", b"file\tcaption\r0.png\tx y\r", "", "its lines end in CR alone", "LF"),
         ("q.csv", b'image,caption\n0.png,"x\n1.png,y\n', "", "line 2: the list ends inside quotes", "close the quote"),
@@ -239,14 +231,26 @@ def test_paths_of_windows_with_blanks_and_letters_are_found(tmp_path, prepare):
             "b.tsv",
             b"file\tcaption\n0.png\tx y\nz\n",
             "",
-            "1 of 2 lines cannot be read; line 3: 2 cells expected, 1 found",
-            "check the",
+            "1 of 2 lines cannot be read; line 3: 1 of 2 columns",
+            "check the separator",
         ),
-        ("l.csv", b"image,caption,by\n0.png,a,b,c\n", "", "line 2: 3 cells expected, 4 found", "check the separator"),
+        ("l.csv", b"image,caption,by\n0.png,a,b,c\n", "", "line 2: 4 cells for 3 columns", "check the separator"),
         ("j.jsonl", b'{"image":"0.png","caption":"x y"}\n{oops\n', "", "line 2: not JSON", "check"),
-        ("j.jsonl", b"[1, 2]\n", "", "j.jsonl: line 1: not a JSON object", "one JSON object per line"),
-        ("k.jsonl", b'{"image":{"a":1},"caption":"x y"}\n', "", "line 1: image is not text", "check"),
-        ("k.jsonl", b'{"image":"0.png","caption":{"a":1}}\n', "", "line 1: caption is not text", "check"),
+        ("j.jsonl", b"[1, 2]\n", "", "j.jsonl: item 1: not a JSON object", "one JSON object per line"),
+        (
+            "k.jsonl",
+            b'{"image":{"a":1},"caption":"x y"}\n',
+            "",
+            "line 1: image holds an object (keys: a)",
+            "?image=image.a",
+        ),
+        (
+            "k.jsonl",
+            b'{"image":"0.png","caption":{"a":1}}\n',
+            "",
+            "line 1: caption holds an object (keys: a)",
+            "?caption=caption.a",
+        ),
         (
             "r.jsonl",
             b'{"image":' + b"[" * 100_000 + b"\n",
@@ -277,10 +281,11 @@ def test_few_bad_lines_are_counted_and_more_than_five_in_a_hundred_abort(bad, tm
     (tmp_path / "b.tsv").write_text("file\tcaption\n" + good + "lonely\n" * bad)
     status, report, err = prepare("captions", "b.tsv", "--workers", "1")
     if bad == 1:
-        assert (status, report["rows"], report["rejected"]) == (0, 30, {"no_text": 1})
+        assert (status, report["rows"], report["rejected"]) == (0, 30, {"bad_line": 1})
+        assert [(row["key"], row["detail"]) for row in rejects(tmp_path)] == [("b:line 32", "line 32: 1 of 2 columns")]
     else:
         assert status == 2
-        assert "2 of 32 lines cannot be read; line 32: 2 cells expected, 1 found" in err
+        assert "2 of 32 lines cannot be read; line 32: 1 of 2 columns" in err
 
 
 # -- labels ---
@@ -340,7 +345,11 @@ def test_labels_that_pandas_left_empty_are_no_class(tmp_path, prepare):
         ("digits?limit", "option 'limit' has no value", "?key=value&key=value"),
         ("cifar10", "no --data-dir given", "unicl prepare --labels cifar10 --data-dir DIR"),
         ("cc3m", "gcc3m: not found, and unicl does not download it", "Train_GCC-training.tsv"),
-        ("coco", "coco: not found, and unicl does not download it", "unicl prepare --captions list.jsonl"),
+        (
+            "coco",
+            "coco: not found, and unicl does not download it",
+            "unicl prepare --captions 'annotations/captions_train2017.json?root=../train2017'",
+        ),
         ("https://x.org/a.tar", "a URL cannot be a source", "download it first"),
         ("digitz", "did you mean 'digits'?", "check the path, or name one of: cifar10"),
     ],

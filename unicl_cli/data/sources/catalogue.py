@@ -54,8 +54,7 @@ KNOWN = {
     ),
     "coco": KnownDataset(
         "train2017.zip, val2017.zip and annotations/captions_train2017.json from https://cocodataset.org",
-        'write list.jsonl with a line {"image": file_name, "captions": [...]} per image, '
-        "then run: unicl prepare --captions list.jsonl",
+        "unpack them, then run: unicl prepare --captions 'annotations/captions_train2017.json?root=../train2017'",
     ),
     "sbu": KnownDataset(
         "SBUCaptionedPhotoDataset.tar.gz (md5 9aec147b3488753cf758b4d493422285: two line-aligned files, urls and "
@@ -64,13 +63,14 @@ KNOWN = {
     ),
     "flickr30k": KnownDataset(
         "the images and results_20130124.token from the authors (request form)",
-        "write list.tsv with lines 'image<TAB>caption', then run: unicl prepare --captions list.tsv",
+        "then run: unicl prepare --captions 'results_20130124.token?root=flickr30k-images'",
     ),
     "redcaps": KnownDataset("the annotations (JSON with url and caption) from the authors", _LIST),
     "food101": KnownDataset(
         "food-101.tar.gz (md5 85eeb15f3717b99a5da872d97d918f87) from "
         "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101",
-        "unpack it, then run: unicl prepare --labels food-101/images",
+        "unpack it, then run: unicl prepare --labels 'food-101/meta/train.txt?root=../images&suffix=.jpg&label=folder' "
+        "--labels 'food-101/meta/test.txt?root=../images&suffix=.jpg&label=folder&split=test'",
     ),
     "pets": KnownDataset(
         "images.tar.gz and annotations.tar.gz (md5 5c4f3ee8e5d25df40f4fd59a7f44e54c, 95a8c909bbe2e81eed6a22bccdf3f68f) "

@@ -12,10 +12,12 @@ from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.class_names import NameList
 from unicl_cli.data.class_numbers import LabelledClasses, read_names
 from unicl_cli.data.pictures import Extent, file_extent, read_file
-from unicl_cli.data.sources.folder_files import ARCHIVES, LISTS, FoundFiles, scan_folder
+from unicl_cli.data.sources.folder_files import ARCHIVES, FoundFiles, scan_folder
 from unicl_cli.data.sources.folder_layout import Layout, find_layout
 from unicl_cli.data.sources.folder_names import list_some, match_folders, name_folders
-from unicl_cli.data.sources.splits import ORDER
+from unicl_cli.data.sources.lists.files import find_lists, webdataset
+from unicl_cli.data.sources.splits import ORDER, split_of
+from unicl_cli.data.sources.text_file import UTF8, read_text
 from unicl_cli.errors import UniclError
 
 
@@ -28,6 +30,7 @@ class FolderOptions(NamedTuple):
     depth: int | None = None
     exclude: tuple[str, ...] = ()
     splits: bool = True
+    encoding: str = UTF8
 
 
 class Folder:
@@ -70,12 +73,12 @@ class Folder:
         return {split: sorted(files, key=str) for split, files in splits.items()}
 
     def _suggest_hint(self) -> str:
-        there = sorted(file.name for file in self.path.iterdir() if file.suffix.lower() in (*LISTS, *ARCHIVES))
-        if not there:
-            return "check the folder: image files end in .jpg, .png, .webp, …"
-        if there[0].endswith(ARCHIVES):
-            return f"unpack {there[0]} first"
-        return f"use the list in this folder as the source: {self.path / there[0]}"
+        if lists := find_lists(self.path):
+            return f"use the list in this folder as the source: {lists[0]}"
+        if packed := sorted(file.name for file in self.path.iterdir() if file.suffix.lower() in ARCHIVES):
+            tars = f", or use {webdataset(self.path)} if it is a WebDataset" if packed[0].endswith(".tar") else ""
+            return f"unpack {packed[0]} first{tars}"
+        return "check the folder: image files end in .jpg, .png, .webp, …"
 
     @property
     def splits(self) -> Sequence[str]:
@@ -173,21 +176,20 @@ class Folder:
     def _check_captions(self) -> None:
         if ".txt" in self._found.others:
             return
-        lists = sorted(file for file in self._found.lists)
         hint = "write the captions of 1.jpg into 1.txt, or use a list: captions.csv with the columns image,caption"
-        if lists:
-            hint = f"use the list in this folder as the source: --captions {self.path / lists[0]}"
+        if lists := [_list_src(self.path / file) for file in sorted(self._found.lists)[:3]]:
+            hint = f"use the list in this folder as the source: --captions {' --captions '.join(lists)}"
         raise UniclError(f"{self.path}: no captions beside the images", hint)
 
     def _captioned_row(self, file: PurePosixPath) -> Iterator[Row]:
         try:
-            text = (self.path / file.with_suffix(".txt")).read_text(encoding="utf-8-sig", errors="replace")
+            text = read_text(self.path / file.with_suffix(".txt"), self.options.encoding, str(self.path))
         except OSError:
             text = ""  # the row stays and is counted as one without a text
         yield self._row(file, NO_LABEL)._replace(texts=tuple(line for line in text.splitlines() if line.strip()))
 
 
-def folder(
+def folder(  # noqa: PLR0913 - a factory's signature is its options
     *,
     path: str,
     kind: str,
@@ -197,20 +199,30 @@ def folder(
     depth: int | None = None,
     exclude: str | None = None,
     splits: bool = True,
+    encoding: str = UTF8,
 ) -> Folder:
     """A folder of images: ``cat/1.jpg``, or ``train/cat/1.jpg`` if the first-level folders are splits.
 
     Without ``names``, a class has the name of its folder, a WordNet id its name, and a count (`001.`) goes; `leaf`
     keeps the folder's name as it is, `path` takes all folders. ``classes`` is a file of folders with names;
     ``depth=1`` makes classes of the first level alone. ``exclude`` are folders or files to leave out, with commas
-    between them; `*` is any text. With ``splits=false``, all folders are classes.
+    between them; `*` is any text. With ``splits=false``, all folders are classes. ``encoding`` is
+    that of the captions beside the images.
     """
     if not Path(path).is_dir():
         raise UniclError(f"{path}: no such folder", "check the path: it must be the folder that holds the images")
     if depth is not None and depth < 1:
         raise UniclError(f"depth={depth}: below 1", "use depth=1 for the first level of folders")
     patterns = tuple(pattern.strip().strip("/") for pattern in (exclude or "").split(",") if pattern.strip())
-    return Folder(path, kind, FolderOptions(names, read_names(classes, first), first, depth, patterns, splits))
+    return Folder(
+        path, kind, FolderOptions(names, read_names(classes, first), first, depth, patterns, splits, encoding)
+    )
+
+
+def _list_src(path: Path) -> str:
+    """Return a list as a source; one in a folder ``test`` is the test split."""
+    split = split_of(path.parent.name)
+    return str(path) if split in (None, "train") else f"'{path}?split={split}'"
 
 
 def _printable(path: str) -> str:

@@ -8,12 +8,11 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from unicl_cli.data.pictures import SUFFIXES, has_image_signature
+from unicl_cli.data.sources.lists.files import SURE_LISTS
 from unicl_cli.errors import UniclError, did_you_mean
 
-LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-"""File name suffixes of lists."""
 ARCHIVES = (".tar", ".gz", ".tgz", ".zip")
-_TEXTS = frozenset((".txt", ".json", ".xml", ".md", ".yaml", ".yml", ".html", ".log", *LISTS, *ARCHIVES))
+_TEXTS = frozenset((".txt", ".json", ".xml", ".md", ".yaml", ".yml", ".html", ".log", *SURE_LISTS, *ARCHIVES))
 """Suffixes of files that are not images: they are not opened to find out."""
 _LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "icon\r"))
 
@@ -53,7 +52,7 @@ def scan_folder(root: Path, exclude: Sequence[str]) -> FoundFiles:
             images.append(path)
         else:
             others[path.suffix.lower()] += 1
-            lists += [path] if path.suffix.lower() in LISTS else []
+            lists += [path] if path.suffix.lower() in SURE_LISTS else []
     if unused := [pattern for pattern in exclude if pattern not in used]:
         raise UniclError(
             f"{root}: exclude: no folder or file '{unused[0]}'{did_you_mean(unused[0], names)}",

@@ -14,8 +14,8 @@ from unicl_cli.data.class_numbers import LabelledClasses, describe_changed_names
 from unicl_cli.data.pictures import SUFFIXES, ImageError, read_file
 from unicl_cli.data.sources.hf_labels import LabelColumn, find_classes
 from unicl_cli.data.sources.hub import commit_of, datasets_cache, gated_dataset_error, hf_home, page
+from unicl_cli.data.sources.lists.column_names import usual_columns
 from unicl_cli.data.sources.splits import split_of
-from unicl_cli.data.sources.table import NAMES
 from unicl_cli.errors import UniclError, is_live, is_quiet
 
 HUB = "hf:"
@@ -213,9 +213,9 @@ class HubData:
         for at, value in enumerate(self._column(split, column)):
             label = self._label.label_of(split, value)
             if label and label not in numbers:
-                classes = f"number of classes: {len(self.classes):,}"
                 raise UniclError(
-                    f"{self.path}: {split} row {at}: label '{label}' is not a class ({classes})",
+                    f"{self.path}: {split} row {at}: label '{label}' is not a class "
+                    f"(number of classes: {len(self.classes):,})",
                     "add it to the file given by ?classes=FILE, or choose splits: ?splits=NAME,NAME",
                 )
             yield numbers[label] if label else NO_LABEL
@@ -314,8 +314,8 @@ def _type_name(feature: Any) -> str:
 
 def _usual_columns(role: str, columns: Iterable[str]) -> list[str]:
     """Return the columns with a usual name for the role, the most usual first."""
-    words = [*NAMES[role].split(), *(["fine_label"] if role == "label" else [])]
-    return sorted((c for c in columns if c.lower() in words), key=lambda c: words.index(c.lower()))
+    there = list(columns)
+    return [*usual_columns(role, there), *(c for c in there if role == "label" and c.lower() == "fine_label")]
 
 
 def _is_text(feature: Any) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from unicl_cli.contracts import NO_LABEL, Row
-from unicl_cli.data.sources.list_readers import Line
+from unicl_cli.data.sources.lists.record import Line
 from unicl_cli.errors import UniclError
 
 NAMED = 10
@@ -52,8 +52,8 @@ def join_lines(lines: Iterable[Line], read: LineReading, *, path: str, id_column
     conflicts: dict[str, str] = {}
     ids_repeat = several_ids = False
     for line in lines:
-        name = read.image(line) if line.ref else line.place  # a line that cannot be read is a row of its own
-        if line.ref:
+        name = line.place if line.fault else read.image(line)  # a line that cannot be read is a row of its own
+        if not line.fault:
             ids_repeat |= owners.setdefault(line.key, name) != name
         known = images.get(name)
         if known is None:
@@ -73,7 +73,7 @@ def join_lines(lines: Iterable[Line], read: LineReading, *, path: str, id_column
     by_id = not (ids_repeat or several_ids)
     rows: dict[str, list[Row]] = {}
     for image in images.values():
-        key = image.first.key if by_id and image.first.ref else _path_key(image.first)
+        key = image.first.key if by_id and not image.first.fault else _path_key(image.first)
         rows.setdefault(image.split, []).append(Row(key, image.first.ref, image.texts, image.label))
     return JoinedRows(rows, _notes(path, counts, len(moved), id_column if ids_repeat else None))
 
@@ -106,7 +106,7 @@ def _precedence(split: str) -> tuple[int, bool]:
 
 def _path_key(line: Line) -> str:
     """Return the path of the line's image as a key; the row number for an image inside the list."""
-    if not line.ref:
+    if line.fault:
         return line.place
     return f"{int(line.ref[4:]):08d}" if line.ref.startswith("row:") else line.ref
 

@@ -10,8 +10,8 @@ from unicl_cli import binding, registry
 from unicl_cli.contracts import DatasetSource
 from unicl_cli.data.sources import catalogue
 from unicl_cli.data.sources.data_dirs import data_dirs
-from unicl_cli.data.sources.folder_files import LISTS
 from unicl_cli.data.sources.hf import HUB, is_dataset
+from unicl_cli.data.sources.lists.files import is_list, not_a_list_error
 from unicl_cli.data.sources.whole_split import name_split
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.problems import PartError
@@ -65,8 +65,14 @@ def resolve_source(src: str) -> tuple[str, dict[str, str]]:
             return found, {"path": str(place), **options}
     if name in catalogue.KNOWN:
         raise catalogue.missing_error(name)
+    raise _unknown_error(base)
+
+
+def _unknown_error(base: str) -> UniclError:
+    if base.endswith(".tar"):
+        return not_a_list_error(Path(base))
     known = registry.names("datasets")
-    raise UniclError(
+    return UniclError(
         f"{base}: no such folder, list or source{did_you_mean(base, known)}",
         f"check the path, or name one of: {', '.join(known)}",
     )
@@ -84,8 +90,8 @@ def _reader_of(path: Path) -> str | None:
         if (path / "plan.json").is_file() and (path / "parts").is_dir():
             raise UniclError(f"{path}: already a corpus", "use it in a recipe, or name the sources it was made from")
         return "hf" if is_dataset(path) else "folder"
-    if path.is_file() and path.suffix.lower() not in LISTS:
-        raise UniclError(f"{path}: not a supported list", f"use a list in one of these formats: {', '.join(LISTS)}")
+    if path.is_file() and not is_list(path):
+        raise not_a_list_error(path)
     return "table" if path.is_file() else None
 
 

@@ -1,9 +1,10 @@
-"""A list as a source: CSV, TSV, JSONL or Parquet, a line per image, with its caption, label or split."""
+"""A list as a source: text, JSON or Parquet, a line per image, with its caption, label or split."""
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
@@ -18,15 +19,16 @@ from unicl_cli.data.class_numbers import (
 )
 from unicl_cli.data.pictures import Extent, ImageError, file_extent, read_file
 from unicl_cli.data.sources.join_lines import LineReading, join_lines
-from unicl_cli.data.sources.list_readers import (
-    URL_FAULT,
-    Columns,
-    Line,
-    ParquetImages,
-    Reader,
-    looks_like_image,
-    open_reader,
-)
+from unicl_cli.data.sources.lists.cells import column_of, is_plain, look_up, looks_like_image, text_of
+from unicl_cli.data.sources.lists.column_names import usual_columns
+from unicl_cli.data.sources.lists.columns import Roles, resolve_roles
+from unicl_cli.data.sources.lists.files import LISTS
+from unicl_cli.data.sources.lists.formats import open_reader
+from unicl_cli.data.sources.lists.image_paths import ImagePaths
+from unicl_cli.data.sources.lists.labels import check_single_labels
+from unicl_cli.data.sources.lists.lines import URL_FAULT, URL_HINT, LineBuilder
+from unicl_cli.data.sources.lists.parquet_reader import ParquetImages
+from unicl_cli.data.sources.lists.record import BAD_LINE, Columns, Line, ListOptions, Reader, Record
 from unicl_cli.data.sources.splits import split_of
 from unicl_cli.errors import UniclError
 
@@ -34,14 +36,6 @@ MAX_BAD = 0.05
 """Share of unreadable lines above which a list is rejected as another format."""
 SAMPLE = 100
 """Images whose files are looked for before a list is accepted."""
-NAMES = {
-    "image": "image file filename file_name filepath file_path path img image_path img_path image_file image url",
-    "caption": "caption captions text texts title sentence sentences description alt alt_text",
-    "label": "label labels class category class_name classname label_name target species",
-    "split": "split subset fold partition",
-    "key": "key id",
-}
-"""Column names that need no option; the first match wins, and case does not matter."""
 
 
 class Table:
@@ -49,36 +43,22 @@ class Table:
 
     templates = "clip80"
 
-    def __init__(self, path: Path, kind: str, chosen: Columns, header: bool | None, names: NameList | None) -> None:  # noqa: FBT001
-        self.path, self.kind, self.chosen, self.header, self.names = path, kind, chosen, header, names
-        self.first: int | None = None
+    def __init__(self, path: Path, kind: str, options: ListOptions, names: NameList | None) -> None:
+        self.path, self.kind, self.options, self.names = path, kind, options, names
+        self.paths = ImagePaths(path, options)
         self.notes: list[str] = []
 
     @cached_property
     def reader(self) -> Reader:
-        return open_reader(self.path, self.header, known={word for words in NAMES.values() for word in words.split()})
+        return open_reader(self.path, self.options)
 
     @cached_property
-    def columns(self) -> Columns:
-        """The chosen columns, else those with a known name, else the only one left."""
-        roles = {role: self._column(role) for role in Columns._fields}
-        needed = {"labels": ("image", "label"), "captions": ("image", "caption"), "images": ("image",)}[self.kind]
-        left = [name for name in self.reader.columns if name not in roles.values()]
-        for role in needed:
-            if roles[role] is None and len(left) == 1 and (role != "image" or not self.reader.has_header):
-                roles[role] = left.pop()
-            if roles[role] is None:
-                raise self._missing_column_error(role)
-        if self.chosen.key is None and list(roles.values()).count(roles["key"]) > 1:
-            roles["key"] = None  # `id` is the label, for example
-        return Columns(**roles)
+    def roles(self) -> Roles:
+        return resolve_roles(self.path, self.reader, self.options, self.kind)
 
-    def _missing_column_error(self, role: str) -> UniclError:
-        columns = self.reader.columns
-        message = f"{self.path}: no {role} column (columns: {', '.join(columns)})"
-        if len(columns) == 1 and role != "image":
-            return UniclError(message, "check the separator: .csv uses commas, .tsv uses tabs")
-        return UniclError(message, f"name it: '{self.path}?{role}=COLUMN'")
+    @property
+    def columns(self) -> Columns:
+        return self.roles.columns
 
     @property
     def classes(self) -> tuple[ClassName, ...]:
@@ -90,7 +70,7 @@ class Table:
         labels = {line.label for line in self._lines if line.label}
         if names := self._find_names():
             self.notes += names.notes
-            labelled = match_labels(names, labels, self.first)
+            labelled = match_labels(names, labels, self.options.first)
         else:
             labelled = self._number_labels(labels)
         self.notes += describe_changed_names(labelled.classes, "classes=FILE gives others")
@@ -113,14 +93,16 @@ class Table:
 
     def _names_beside(self) -> NameList | None:
         """Return the names of numbered classes from the one column that has a text of its own for each number."""
-        numbers = [line.label for line in self._lines]
+        label = self.columns.label or ""
+        used = self._used_columns()
         found: dict[str, dict[str, str]] = {}
         for column in self.reader.columns:
-            if column not in self.columns:
-                texts = (line.label for line in self.reader.lines(self.columns._replace(label=column)))
-                if names := pair_names(zip(numbers, texts, strict=True)):
+            if column not in used and label in used:
+                records = (record.cells for record in self.reader.records([label, column]) if not record.fault)
+                pairs = ((text_of(cells.get(label)).strip(), cells.get(column)) for cells in records)
+                if names := pair_names((number, text_of(name).strip()) for number, name in pairs if is_plain(name)):
                     found[column] = names
-        usual = [column for column in found if column.lower() in NAMES["label"].split()]
+        usual = usual_columns("label", found)
         fit = usual or list(found)
         if len(fit) != 1:
             if fit:
@@ -141,29 +123,26 @@ class Table:
         return self._rows.get(split, [])
 
     def read(self, row: Row) -> dict[str, bytes]:
-        if not row.ref:
-            raise ImageError("bad_line", row.key)
-        if row.ref.startswith("row:"):
-            return {"image": self._images.read(int(row.ref[4:]))}
-        return {"image": read_file(self._file(row.ref))}
+        if row.ref.startswith(BAD_LINE):
+            raise ImageError("bad_line", row.ref.removeprefix(BAD_LINE))
+        if not row.ref.startswith("row:"):
+            return {"image": read_file(self.paths.file(row.ref))}
+        stored = self._images.read(int(row.ref[4:]))
+        return {"image": read_file(self.paths.file(stored)) if isinstance(stored, str) else stored}
+
+    def extent(self, row: Row) -> Extent | None:
+        return None if row.ref.startswith((BAD_LINE, "row:")) else file_extent(self.paths.file(row.ref))
 
     def stamp(self, row: Row) -> int:
         """Return the size of the image's file; -1 if it is missing."""
         if row.ref.startswith("row:"):
             return 0  # rows and sample images put the list's own bytes into the fingerprint
+        if row.ref.startswith(BAD_LINE):
+            return -1
         try:
-            return self._file(row.ref).stat().st_size if row.ref else -1
+            return self.paths.file(row.ref).stat().st_size
         except OSError:
             return -1
-
-    def extent(self, row: Row) -> Extent | None:
-        inside = not row.ref or row.ref.startswith("row:")
-        return None if inside else file_extent(self._file(row.ref))
-
-    def _file(self, ref: str) -> Path:
-        r"""Return the path relative to the list; one written on Windows (``cat\1.jpg``) works everywhere."""
-        file = self.path.parent / ref
-        return file if "\\" not in ref or file.exists() else self.path.parent / ref.replace("\\", "/")
 
     @cached_property
     def _images(self) -> ParquetImages:
@@ -171,41 +150,59 @@ class Table:
 
     @cached_property
     def _lines(self) -> list[Line]:
-        lines = list(self.reader.lines(self.columns))
-        bad = [line for line in lines if line.fault]
+        self._fit_paths()
+        builder = LineBuilder(self.path, self.roles, self.paths)
+        lines = list(builder.lines(self._records()))
         if not lines:
             raise UniclError(f"{self.path}: no rows, only a header", "add ?header=false if the first line is a row")
         self._check_sides(lines)
-        if len(bad) > MAX_BAD * len(lines):
-            first = bad[0]
-            hint = "check the separator, the header (?header=true or false) and the columns (?image=…&caption=…)"
-            if first.fault == URL_FAULT:
-                hint = "download the images first, and write their paths into the list"
-            raise UniclError(
-                f"{self.path}: {len(bad)} of {len(lines)} lines cannot be read; {first.place}: {first.fault}",
-                hint,
-            )
-        self._check_files([line.ref for line in lines if line.ref and not line.ref.startswith("row:")])
+        self._check_faults(lines)
+        refs = [line.ref for line in lines if not line.fault and not line.ref.startswith("row:")]
+        self.paths.check(refs[:: max(1, len(refs) // SAMPLE)])
+        if self.kind == "labels" and not self.names:
+            self.notes += check_single_labels(self.path, lines, builder.as_captions)
+        self.notes += builder.notes()
         return lines
+
+    def _records(self) -> Iterator[Record]:
+        last = self.reader.columns[-1]
+        return self.reader.records(self._used_columns(), last if self.columns.caption == (last,) else None)
+
+    def _used_columns(self) -> list[str]:
+        at = self.columns
+        names = [name for name in (at.image, *at.caption, at.label, at.split, at.key) if name]
+        return list(dict.fromkeys(column for name in names if (column := column_of(name, self.reader.columns))))
+
+    def _fit_paths(self) -> None:
+        """Let absolute paths of another machine find their files below ``root``."""
+        image = self.columns.image or ""
+        if self.options.root is not None:
+            sample = [look_up(record.cells, image) for record in islice(self._records(), SAMPLE)]
+            self.paths.fit([cell for cell in sample if isinstance(cell, str)])
+
+    def _check_faults(self, lines: list[Line]) -> None:
+        """Raise UniclError if too many lines cannot be read; URLs do not count with ``skip_urls``."""
+        bad = [line for line in lines if line.fault]
+        urls = sum(line.fault == URL_FAULT for line in bad)
+        if urls == len(lines):
+            raise UniclError(f"{self.path}: its images are URLs, but only local files can be read", URL_HINT)
+        counted = [line for line in bad if not self.options.skip_urls or line.fault != URL_FAULT]
+        if len(counted) > MAX_BAD * len(lines):
+            first = counted[0]
+            raise UniclError(
+                f"{self.path}: {len(counted)} of {len(lines)} lines cannot be read; {first.place}: {first.fault}",
+                first.hint or self.reader.hint,
+            )
 
     def _check_sides(self, lines: list[Line]) -> None:
         """Raise UniclError if the image and caption columns are swapped."""
         paths = sum(looks_like_image(line.ref) for line in lines)
         texts = sum(any(map(looks_like_image, line.texts)) for line in lines)
         if 2 * texts > len(lines) > 2 * paths:
-            image, caption = self.columns.image, self.columns.caption
+            image, caption = self.columns.image, ",".join(self.columns.caption)
             raise UniclError(
                 f"{self.path}: column '{image}' holds texts and column '{caption}' holds images",
-                f"swap them: '{self.path}?image={caption}&caption={image}'",
-            )
-
-    def _check_files(self, refs: list[str]) -> None:
-        """Raise UniclError if none of a sample of images exists: the paths are relative to another place."""
-        sample = refs[:: max(1, len(refs) // SAMPLE)]
-        if sample and not any(self._file(ref).exists() for ref in sample):
-            raise UniclError(
-                f"{self.path}: its images do not exist, for example {self.path.parent / sample[0]}",
-                "move the list beside the images, or correct the paths, which are relative to the list",
+                f"swap them: {self.options.src(self.path, image=caption, caption=image or '')}",
             )
 
     @cached_property
@@ -240,14 +237,14 @@ class Table:
         """Return the identity of a line's image: its path, or its bytes in a Parquet list of captions."""
         if not line.ref.startswith("row:"):
             windows = "\\" in line.ref
-            return os.path.normpath(self._file(line.ref) if windows else os.path.join(self._folder, line.ref))  # noqa: PTH118
+            return os.path.normpath(self.paths.file(line.ref) if windows else os.path.join(self._folder, line.ref))  # noqa: PTH118
         if self.kind != "captions":
             return line.ref  # data sets of labels repeat an image now and then, also with another label
         return self._digests[int(line.ref[4:])]
 
     @cached_property
     def _folder(self) -> str:
-        return str(self.path.parent)
+        return str(self.paths.folder)
 
     @cached_property
     def _digests(self) -> list[str]:
@@ -265,28 +262,8 @@ class Table:
             f"use a number or name from the list of classes ({shown}), or -1 for no label",
         )
 
-    @cached_property
-    def _whole_split(self) -> str | None:
-        """The split of all lines, if ``split`` names one instead of a column."""
-        named = self.chosen.split
-        return split_of(named) if named is not None and named not in self.reader.columns else None
-
     def _split(self, line: Line) -> str:
-        if self._whole_split:
-            return self._whole_split
         return (split_of(line.split) or line.split) if line.split else "train"
-
-    def _column(self, role: str) -> str | None:
-        chosen = getattr(self.chosen, role)
-        if role == "split" and self._whole_split:
-            return None
-        if chosen is None:
-            return next((c for word in NAMES[role].split() for c in self.reader.columns if c.lower() == word), None)
-        if chosen in self.reader.columns:
-            return chosen
-        if chosen.isdecimal() and int(chosen) < len(self.reader.columns):
-            return self.reader.columns[int(chosen)]
-        raise UniclError(f"{self.path}: no column '{chosen}'", f"choose from: {', '.join(self.reader.columns)}")
 
 
 def table(  # noqa: PLR0913 - a factory's signature is its options
@@ -301,17 +278,24 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     header: bool | None = None,
     classes: str | None = None,
     first: int | None = None,
+    sep: str | None = None,
+    encoding: str | None = None,
+    root: str | None = None,
+    suffix: str = "",
+    skip_urls: bool = False,
 ) -> Table:
-    """A CSV, TSV, JSONL or Parquet list, with columns given by name or by number from 0.
+    """A list of images: CSV, TSV, text, JSON, JSONL or Parquet, with columns given by name or by number from 0.
 
+    ``caption`` takes several columns (``caption_0,caption_1``, ``caption_*``) and a path into objects
+    (``captions.raw``); ``label=folder`` is the image's folder. ``split`` is a column, a split for all lines, or files
+    that list the images of each split. ``root`` is the folder of the images, ``suffix`` is added to their names.
     ``classes`` is a file of class names: lines, or ids with names. If labels are positions in it, ``first`` is the
-    number of the first name (0 or 1). TSV has no quotes. Without ``header``, the first line is a header
-    if it holds a known column name. Lines with the same image and different captions become one row.
+    number of the first name (0 or 1).
     """
     list_path = Path(path)
     if not list_path.is_file():
-        raise UniclError(f"{path}: no such list", "check the path of the .csv, .tsv, .jsonl or .parquet file")
-    chosen = Columns(image, caption, label, split, key)
-    source = Table(list_path, kind, chosen, header, read_names(classes, first))
-    source.first = first
-    return source
+        raise UniclError(f"{path}: no such list", f"check the path of the list ({', '.join(LISTS)})")
+    options = ListOptions(
+        image, caption, label, split, key, header, sep, encoding, root, suffix, skip_urls, classes, first
+    )
+    return Table(list_path, kind, options, read_names(classes, first))

@@ -27,7 +27,7 @@ REMEDIES = {
     "duplicate": "the same image as an earlier row (--dedup exact)",
     "empty": "the file is empty: copy or download it again",
     "media_too_large": "a media item is larger than 64 MB: shorten or compress it",
-    "missing_file": "the file does not exist: paths are relative to the list",
+    "missing_file": "the file does not exist: paths are relative to the list, or to its root=",
     "no_label": "no class: move it into a class folder, or fill in its label",
     "no_text": "no caption: fill it in, or use --labels or --images",
     "not_image": "not an image, whatever its name: open one to see what it is",

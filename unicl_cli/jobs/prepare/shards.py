@@ -17,6 +17,7 @@ from unicl_cli.core.files import replace_durably, temporary_beside, write_atomic
 from unicl_cli.data import text
 from unicl_cli.data.corpus_format import MEDIA_SCHEMA, SCHEMA
 from unicl_cli.data.pictures import ImageError, examine
+from unicl_cli.data.sources.lists.record import BAD_LINE
 
 THREADS = 4
 CHUNK = 64
@@ -264,7 +265,8 @@ def prepare_row(
     """Read, decode and describe one row; turn every failure into a reason."""
     texts, reason = usable_texts(row, work)
     if reason:
-        return Rejected(row.key, row.ref, reason, " ".join(row.texts)[:200])
+        detail = row.ref.removeprefix(BAD_LINE) if reason == "bad_line" else " ".join(row.texts)[:200]
+        return Rejected(row.key, row.ref, reason, detail)
     if row.key in work.gone:
         return Rejected(row.key, row.ref, "duplicate", f"the same image as {work.gone[row.key]}")
     try:
@@ -331,6 +333,8 @@ def _stored_texts(texts: tuple[str, ...], *, raw_text: bool) -> list[str]:
 
 
 def _text_problem(row: Row, texts: list[str], kind: str) -> str | None:
+    if row.ref.startswith(BAD_LINE):
+        return "bad_line"
     if kind == "captions" and not texts:
         return "bad_text" if row.texts else "no_text"
-    return "no_label" if kind == "labels" and row.label == NO_LABEL and row.ref else None
+    return "no_label" if kind == "labels" and row.label == NO_LABEL else None

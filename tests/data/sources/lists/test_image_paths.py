@@ -1,0 +1,94 @@
+"""Images that lie elsewhere: root, suffix, absolute paths of another machine, URLs, and hints that find them."""
+
+import pytest
+
+from unicl_cli.errors import UniclError
+
+
+def test_the_hint_finds_the_folder_and_the_suffix(listing):
+    path = listing.write("labels.csv", "id,breed\nx01,boxer\nx02,pug\n", "train/x01.jpg", "train/x02.jpg")
+    with pytest.raises(UniclError, match=r"no image column \(columns: id, breed\)") as caught:
+        listing.labels(path)
+    src = f"{path}?image=id&root=train&suffix=.jpg"
+    assert caught.value.hint == f"name it: '{src}'"
+    assert listing.labels(src) == {"x01.jpg": "boxer", "x02.jpg": "pug"}
+    with pytest.raises(UniclError, match="its images do not exist") as caught:
+        listing.labels(f"{path}?image=id")
+    assert caught.value.hint == f"read them from the folder where they are: '{src}'"
+
+
+def test_images_beside_the_folder_of_the_list_are_found(listing):
+    path = listing.write("meta/train.txt", "pie/1\nsoup/2\n", "images/pie/1.jpg", "images/soup/2.jpg")
+    with pytest.raises(UniclError, match="no label column") as caught:
+        listing.labels(path)
+    assert f"'{path}?label=folder'" in caught.value.hint
+    with pytest.raises(UniclError, match="its images do not exist") as caught:
+        listing.labels(f"{path}?label=folder")
+    src = f"{path}?label=folder&root=../images&suffix=.jpg"
+    assert f"'{src}'" in caught.value.hint
+    assert listing.labels(src) == {"pie/1.jpg": "pie", "soup/2.jpg": "soup"}
+
+
+def test_a_suffix_is_added_only_where_there_is_none(listing):
+    path = listing.write("mixed.csv", "image,caption\na,one\nb.png,two\nc.v2,three\n", "a.jpg", "b.png", "c.v2.jpg")
+    assert list(listing.texts(f"{path}?suffix=jpg")) == ["a.jpg", "b.png", "c.v2.jpg"]
+
+
+@pytest.mark.parametrize("start", ["C:\\Users\\me\\pics", "D:/data/pics", "\\\\server\\share\\pics", "/kaggle/pics"])
+def test_absolute_paths_of_another_machine_are_named_and_read_below_root(start, listing):
+    separator = "\\" if "\\" in start else "/"
+    lines = [f"{start}{separator}{name}{separator}1.png,{name}" for name in ("cat", "dog")]
+    path = listing.write("abs.csv", "filepath,title\n" + "\n".join(lines) + "\n", "here/cat/1.png", "here/dog/1.png")
+    with pytest.raises(UniclError) as caught:
+        listing.texts(path)
+    what = "its images do not exist" if start.startswith("/") else "its images have absolute Windows paths"
+    assert what in str(caught.value)
+    assert f"{path}?root=" in caught.value.hint
+    source = listing.open(f"{path}?root=here")
+    rows = source.rows("train")
+    assert [row.key for row in rows] == ["cat/1.png", "dog/1.png"]
+    assert source.read(rows[1]) == {"image": (listing.root / "here/dog/1.png").read_bytes()}
+
+
+def test_a_root_that_does_not_exist_is_named(listing):
+    path = listing.write("a.csv", "image,caption\na.png,one\n", "a.png")
+    with pytest.raises(UniclError, match="no folder 'nowhere'"):
+        listing.texts(f"{path}?root=nowhere")
+
+
+def test_lines_with_urls_are_refused_or_skipped_with_their_count(listing):
+    lines = "image,caption\na.png,one\nhttps://x.org/b.png,two\ns3://bucket/c,three\n"
+    path = listing.write("mixed.csv", lines, "a.png")
+    with pytest.raises(UniclError, match="2 of 3 lines cannot be read; line 3: the image is a URL") as caught:
+        listing.texts(path)
+    assert "?skip_urls=true" in caught.value.hint
+    assert "img2dataset" in caught.value.hint
+    rows = listing.open(f"{path}?skip_urls=true").rows("train")
+    assert [row.ref.partition(":")[0] for row in rows] == ["a.png", "bad line", "bad line"]
+    only = listing.write("cc3m.tsv", "one\thttps://x.org/1.png\ntwo\thttps://x.org/2\n")
+    with pytest.raises(UniclError, match="its images are URLs"):
+        listing.texts(f"{only}?skip_urls=true")
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "hint"),
+    [
+        ("shards.tar", "a tar, which the plugin unicl-webdataset reads", "'webdataset?path={path}'"),
+        ("list.csv.gz", "not a supported list", "unpack it first"),
+        ("list.xlsx", "not a supported list", "save it as CSV in UTF-8"),
+        ("one.png", "an image, not a list", "use its folder as the source"),
+        ("list.mat", "not a supported list", ".csv, .tsv"),
+    ],
+)
+def test_a_file_that_is_not_a_list_says_how_to_read_it(name, message, hint, listing):
+    path = listing.write(name, b"x")
+    with pytest.raises(UniclError) as caught:
+        listing.texts(path)
+    assert message in str(caught.value)
+    assert hint.format(path=path) in caught.value.hint
+
+
+def test_tars_that_a_pattern_names_point_to_the_plugin(listing):
+    with pytest.raises(UniclError, match="a tar") as caught:
+        listing.texts("shards/{000..003}.tar")
+    assert "'webdataset?path=shards/{000..003}.tar'" in caught.value.hint

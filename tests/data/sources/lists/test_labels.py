@@ -1,0 +1,93 @@
+"""An image takes one label: lists of one are read, several are refused with the way to keep them."""
+
+import pytest
+
+from unicl_cli.errors import UniclError
+
+IMAGES = ("a.png", "b.png", "c.png")
+
+
+def test_a_list_with_one_label_is_that_label(listing):
+    lines = '{"image": "a.png", "label": ["cat"]}\n{"image": "b.png", "label": "dog"}\n'
+    assert listing.labels(listing.write("one.jsonl", lines, *IMAGES)) == {"a.png": "cat", "b.png": "dog"}
+    cells = "image;label\na.png;['cat']\nb.png;dog\n"
+    assert listing.labels(listing.write("one.csv", cells)) == {"a.png": "cat", "b.png": "dog"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.jsonl", '{"image": "a.png", "label": ["cat", "dog"]}\n'),
+        ("python.csv", "image;label\na.png;['cat', 'dog']\n"),
+        ("bars.csv", "image,label\na.png,cat|dog_house\nb.png,cat\n"),
+        ("semicolons.csv", "image,label\na.png,cat;mouse\nb.png,cat\n"),
+        ("commas.csv", 'image,label\na.png,"cat, dog"\nb.png,cat\nc.png,dog\n'),
+        ("blanks.csv", "image,label\na.png,cat dog\nb.png,cat\nc.png,dog\n"),
+        ("slashes.csv", "image,label\na.png,cat/dog\nb.png,cat\nc.png,dog\n"),
+        ("ampersands.csv", "image,label\na.png,cat & dog\nb.png,cat\nc.png,dog\n"),
+        ("marked.csv", "image,label\na.png,cat big_dog\nb.png,cat\n"),
+    ],
+)
+def test_several_labels_are_refused_with_the_way_to_use_them(name, content, listing):
+    path = listing.write(name, content, *IMAGES)
+    with pytest.raises(UniclError, match=r"several (labels|classes)") as caught:
+        listing.labels(path)
+    assert "an image takes one" in str(caught.value)
+    assert f"--captions '{path}?caption=label'" in caught.value.hint
+
+
+@pytest.mark.parametrize("label", ["red fox", "tench, Tinca tinca", "AC/DC", "either|or"])
+def test_a_name_that_may_be_one_class_is_kept(label, listing):
+    path = listing.write("names.csv", f'image,label\na.png,"{label}"\nb.png,owl\n', *IMAGES)
+    assert listing.labels(path) == {"a.png": label, "b.png": "owl"}
+
+
+def test_a_doubtful_name_is_kept_and_told(listing):
+    source = listing.open(listing.write("fox.csv", "image,label\na.png,red fox\nb.png,fox\n", *IMAGES), "labels")
+    assert len(source.rows("train")) == 2
+    assert source.notes == [
+        "fox.csv: 1 of 2 labels seem to name several classes (line 2: red fox); each is taken as one class"
+    ]
+
+
+@pytest.mark.parametrize(("yes", "no"), [("1", "0"), ("True", "False"), ("1.0", "0.0"), ("1", "-1")])
+@pytest.mark.parametrize("options", ["", "?label=cat,dog", "?label=[cd]*"])
+def test_one_column_per_class_is_named(options, yes, no, listing):
+    path = listing.write("hot.csv", f"image,cat,dog\na.png,{yes},{no}\nb.png,{no},{yes}\n", *IMAGES)
+    with pytest.raises(UniclError, match=r"one column for each class \(cat, dog\)") as caught:
+        listing.labels(path + options)
+    assert "into a column 'label'" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["marks.jsonl", "marks.csv"])
+def test_a_cell_with_a_mark_per_class_is_not_a_class(name, listing):
+    lines = '{"image": "a.png", "label": [0, 1, 0]}\n' if name.endswith("l") else "image;label\na.png;[0, 1, 0]\n"
+    path = listing.write(name, lines, *IMAGES)
+    with pytest.raises(UniclError, match="label holds a mark for each of 3 classes"):
+        listing.labels(path)
+
+
+@pytest.mark.parametrize("options", ["", "?label=label_1,label_2"])
+def test_several_columns_of_labels_are_named_with_the_choice(options, listing):
+    path = listing.write("two.csv", "image,label_1,label_2\na.png,cat,dog\nb.png,dog,\n", *IMAGES)
+    with pytest.raises(UniclError, match=r"several columns of labels \(label_1, label_2\)") as caught:
+        listing.labels(path + options)
+    assert f"'{path}?label=label_1'" in caught.value.hint
+    assert f"--captions '{path}?caption=label_1,label_2'" in caught.value.hint
+
+
+def test_other_columns_that_are_not_labels_are_listed(listing):
+    path = listing.write("two.csv", "image,one,two\na.png,x,y\nb.png,z,w\n", *IMAGES)
+    with pytest.raises(UniclError, match=r"no label column \(columns: image, one, two\)") as caught:
+        listing.labels(path)
+    assert caught.value.hint == (
+        f"name it: '{path}?label=COLUMN', or take the folder of each image: '{path}?label=folder'"
+    )
+
+
+@pytest.mark.parametrize("kind", ["captions", "labels"])
+def test_words_for_an_empty_cell_are_kept_and_counted(kind, listing):
+    lines = f"image,{kind}\na.png,nan\nb.png,NULL\nc.png,a real one\n"
+    source = listing.open(listing.write("nan.csv", lines, *IMAGES), kind)
+    assert len(source.rows("train")) == 3
+    assert source.notes == [f"nan.csv: {kind} that stand for an empty cell ('NULL', 'nan'), kept: 2; empty them"]

@@ -1,0 +1,158 @@
+"""Text lists as people have them: one golden table of forms that all give the same captions."""
+
+import re
+
+import pytest
+
+from unicl_cli.errors import UniclError
+
+SAME = {"a.png": ("one, two", "three"), "b.png": ("a dog",)}
+FORMS = {
+    "flickr8k.token.txt": "a.png#0\tone, two\na.png#1\tthree\nb.png#0\ta dog\n",
+    "flickr8k.tsv": "a.png#0\tone, two\na.png#1\tthree\nb.png#0\ta dog\n",
+    "results.token": "a.png#0\tone, two\na.png#1\tthree\nb.png#0\ta dog\n",
+    "numbered.txt": "a.png#0 1 one, two\na.png#1 2 three\nb.png#0 1 a dog\n",
+    "blanks.txt": "a.png one, two\na.png three\nb.png a dog\n",
+    "kaggle.txt": 'image,caption\na.png,"one, two"\na.png,three\nb.png,a dog\n',
+    "bars.csv": "image_name| comment_number| comment\na.png| 0|one, two\na.png| 1|three\nb.png| 0|a dog\n",
+    "excel.csv": "sep=;\r\nBild;Text\r\na.png;one, two\r\na.png;three\r\nb.png;a dog\r\n",
+    "comma_in_header.csv": "image;caption (short, English)\na.png;one, two\na.png;three\nb.png;a dog\n",
+    "foreign.csv": 'Datei,Beschreibung\na.png,"one, two"\na.png,three\nb.png,a dog\n',
+    "blank_header.csv": 'Image Name,Alt-Text\na.png,"one, two"\na.png,three\nb.png,a dog\n',
+    "index.csv": ',file_name,caption\n0,a.png,"one, two"\n1,a.png,three\n2,b.png,a dog\n',
+    "wide.csv": 'image,caption_0,caption_1\na.png,"one, two",three\nb.png,a dog,\n',
+    "cells.csv": "image;captions\na.png;['one, two', 'three']\nb.png;[\"a dog\"]\n",
+    "numpy.csv": "image;captions\na.png;['one, two' 'three']\nb.png;['a dog']\n",
+    "nested.csv": "image;captions\na.png;[['one, two'], ['three']]\nb.png;('a dog', None)\n",
+    "spaced.csv": 'image, caption\na.png, "one, two"\na.png, three\nb.png, a dog\n',
+    "comment.csv": '# made by me\nimage,caption\na.png,"one, two"\na.png,three\nb.png,a dog\n',
+    "commas.tsv": 'image,caption\na.png,"one, two"\na.png,three\nb.png,a dog\n',
+    "dotted.csv": 'image,caption.0,caption.1\na.png,"one, two",three\nb.png,a dog,\n',
+    "languages.txt": "a.png#enc#0\tone, two\na.png#enc#1\tthree\nb.png#enc#0\ta dog\n",
+    "json_cells.tsv": 'image\tcaptions\na.png\t["one, two", "three"]\nb.png\t["a dog"]\n',
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_each_form_of_a_text_list_gives_the_same_captions(name, listing):
+    assert listing.texts(listing.write(name, FORMS[name], "a.png", "b.png")) == SAME
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options"),
+    [
+        ("named.csv", "which|words\na.png|one\n", "?image=which&caption=words"),
+        ("colon.csv", "a.png:one\n", "?sep=:"),
+        ("bar.txt", "a.png|one\n", "?sep=bar"),
+        ("tab.csv", "pic\tx\tpic2\na.png\tone\t7\n", "?sep=tab&image=pic&caption=x"),
+        ("blank.csv", "image caption\na.png one\n", "?sep=space"),
+        ("latin.csv", "image;caption\na.png;one\n", "?encoding=cp1252"),
+        ("wide.csv", "image;caption\na.png;one\n".encode("utf-16"), "?encoding=utf-16"),
+        ("unknown.csv", "x,y\na.png,one\n", "?image=x&caption=y"),
+        ("json.txt", '{"image": "a.png", "caption": "one"}\n', ""),
+        ("comma.csv", 'image;"caption, short";by\na.png;one;me\n', "?caption=caption, short"),
+    ],
+)
+def test_options_and_names_given_by_the_user_decide(name, content, options, listing):
+    assert listing.texts(listing.write(name, content, "a.png") + options) == {"a.png": ("one",)}
+
+
+@pytest.mark.parametrize("option", ["caption_0,caption_2", "caption_*", "1,3"])
+def test_several_columns_of_captions_are_chosen_by_a_list_or_a_pattern(option, listing):
+    lines = "image,caption_0,note,caption_2\na.png,one,no,two\n"
+    assert listing.texts(listing.write("w.csv", lines, "a.png") + f"?caption={option}") == {"a.png": ("one", "two")}
+
+
+def test_a_comma_in_each_caption_does_not_separate(listing):
+    path = listing.write("each.txt", "a.png\tone, two\nb.png\tthree, four\n", "a.png", "b.png")
+    assert listing.texts(path) == {"a.png": ("one, two",), "b.png": ("three, four",)}
+
+
+def test_escapes_of_json_are_those_of_json(listing):
+    path = listing.write("emoji.tsv", 'image\tcaption\na.png\t["a dog \\ud83d\\ude00"]\n', "a.png")
+    assert listing.texts(path) == {"a.png": ("a dog \U0001f600",)}
+
+
+def test_a_first_row_that_only_looks_like_a_header_is_kept(listing):
+    path = listing.write("domains.csv", "0001,photo\n0002,sketch\n0003,photo\n", "0001.png", "0002.png", "0003.png")
+    assert listing.labels(f"{path}?image=0&label=1&suffix=.png") == {
+        "0001.png": "photo",
+        "0002.png": "sketch",
+        "0003.png": "photo",
+    }
+
+
+def test_a_caption_that_only_looks_like_a_list_stays_as_it_is(listing):
+    lines = "image\tcaption\na.png\t[laughs] a man [sings]\nb.png\t(a dog)\nc.png\t[1, 2]\nd.png\t[sic]\n"
+    path = listing.write("sic.tsv", lines, "a.png")
+    assert [texts for (texts,) in listing.texts(path).values()] == [
+        "[laughs] a man [sings]",
+        "(a dog)",
+        "[1, 2]",
+        "[sic]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("latin.csv", b"image;caption\na.png;ok\na.png;caf\xe9\n", "line 3, byte 10 (0xe9)"),
+        ("latin.tsv", b"image\tcaption\na.png\tgr\xfcn\n", "line 2, byte 9 (0xfc)"),
+        ("bom.csv", b"\xef\xbb\xbfimage,caption\na.png,\xff\n", "line 2, byte 7 (0xff)"),
+        ("cut.txt", b"a.png\tcaf\xc3", "line 1, byte 10 (0xc3)"),
+        ("latin.jsonl", b'{"image": "a.png", "caption": "ok"}\n{"image": "\xe9"}\n', "line 2, byte 12 (0xe9)"),
+        ("latin.json", b'[{"image": "a.png", "caption": "\xe9"}]', "line 1, byte 33 (0xe9)"),
+    ],
+)
+def test_a_byte_that_is_not_utf8_is_named_and_never_replaced(name, content, place, listing):
+    path = listing.write(name, content, "a.png")
+    with pytest.raises(UniclError) as caught:
+        listing.texts(path)
+    assert str(caught.value) == f"{path}: {place}: not UTF-8"
+    assert f"'{path}?encoding=NAME'" in caught.value.hint
+
+
+def test_an_encoding_is_obeyed_and_an_unknown_one_is_refused(listing):
+    path = listing.write("gb.csv", "image,caption\na.png,红色的风筝\n".encode("gb18030"), "a.png")
+    assert listing.texts(f"{path}?encoding=gb18030") == {"a.png": ("红色的风筝",)}
+    with pytest.raises(UniclError, match="not ascii"):
+        listing.texts(f"{path}?encoding=ascii")
+    for odd in ("klingon", "base64"):
+        with pytest.raises(UniclError, match=f"unknown encoding '{odd}'"):
+            listing.texts(f"{path}?encoding={odd}")
+
+
+def test_utf16_without_its_mark_is_named_with_the_option_that_reads_it(listing):
+    path = listing.write("wide.csv", "image,caption\na.png,one\n".encode("utf-16-le"), "a.png")
+    with pytest.raises(UniclError, match="a quarter of its bytes are NUL") as caught:
+        listing.texts(path)
+    assert f"'{path}?encoding=utf-16-le'" in caught.value.hint
+    assert listing.texts(f"{path}?encoding=utf-16-le") == {"a.png": ("one",)}
+
+
+def test_names_between_blanks_may_have_several_words(listing):
+    path = listing.write("names.txt", "a.png red fox\nb.png owl\nc.png owl\n", "a.png", "b.png", "c.png")
+    assert listing.labels(path) == {"a.png": "red fox", "b.png": "owl", "c.png": "owl"}
+
+
+def test_captions_beside_the_images_are_strict_too(listing):
+    listing.write("photos/a.txt", b"ein L\xf6we\n", "photos/a.png")
+    with pytest.raises(UniclError, match=r"photos/a\.txt: line 1, byte 6 \(0xf6\): not UTF-8"):
+        listing.texts("photos")
+    assert listing.texts("photos?encoding=cp1252") == {"a.png": ("ein Löwe",)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "hint"),
+    [
+        ("?sep=||", "sep=|| is not a separator", "tab"),
+        ("?image=pic", "no column 'pic'", "add ?header=true"),
+        ("?caption=wrods*", "no column 'wrods*'", "choose from"),
+        ("?image=*", "image=* names 2 columns", "name one"),
+    ],
+)
+def test_a_wrong_option_says_what_there_is(options, message, hint, listing):
+    path = listing.write("headless.csv", "a.png,one\nb.png,two\n", "a.png")
+    with pytest.raises(UniclError, match=re.escape(message)) as caught:
+        listing.texts(path + options)
+    assert hint in caught.value.hint

@@ -1,0 +1,228 @@
+"""The role of each column: chosen by an option, known by its name, or found by what its cells hold."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unicl_cli.data.sources.lists.cells import column_of, is_plain, keys_of, look_up, looks_like_image, text_of
+from unicl_cli.data.sources.lists.column_names import (
+    WEAK_SPLITS,
+    image_columns,
+    numbered_columns,
+    squeeze,
+    usual_columns,
+)
+from unicl_cli.data.sources.lists.image_paths import ImagePaths
+from unicl_cli.data.sources.lists.labels import mark_columns, mark_columns_error
+from unicl_cli.data.sources.lists.record import Columns, ListOptions, Reader
+from unicl_cli.data.sources.lists.split_rule import SplitRule, read_rule
+from unicl_cli.data.sources.splits import split_of
+from unicl_cli.errors import UniclError, did_you_mean
+
+SAMPLE = 64
+"""Records whose cells tell what a column holds."""
+FOLDER = "folder"
+"""The label ``folder``: the name of the folder that an image lies in."""
+
+
+class Roles(NamedTuple):
+    """The columns of a list by role, and the rule of its splits."""
+
+    columns: Columns
+    splits: SplitRule
+
+
+def resolve_roles(path: Path, reader: Reader, options: ListOptions, kind: str) -> Roles:
+    """Return the columns that a source of this kind needs. UniclError, with the way out, if one is missing."""
+    return _Resolver(path, reader, options, kind).resolve()
+
+
+class _Resolver:
+    """The list and the cells of its first records, while roles are given to its columns."""
+
+    def __init__(self, path: Path, reader: Reader, options: ListOptions, kind: str) -> None:
+        self.path, self.reader, self.options, self.kind = path, reader, options, kind
+        self.names = list(reader.columns)
+        records = islice(reader.records(self.names), SAMPLE)
+        self.sample: list[Mapping[str, Any]] = [record.cells for record in records if not record.fault]
+        self.taken: set[str] = set()
+
+    def resolve(self) -> Roles:
+        # roles that are given come first, so that none of their columns is taken for another role
+        given = {role: self._given(role) for role in ("image", "caption", "label", "key")}
+        split, rule = self._split()
+        image = self._take(given["image"] or self._image())
+        captions = given["caption"] or self._captions()
+        label = self._take(given["label"] or self._label() if self.kind == "labels" else None)
+        if not image:
+            raise self._missing_image_error()
+        if self.kind == "captions" and not captions:
+            raise self._missing_error(
+                "caption", "; several columns: ?caption=caption_0,caption_1 or ?caption=caption_*"
+            )
+        if self.kind == "labels" and not label:
+            raise self._missing_label_error()
+        keys = given["key"] or [name for name in usual_columns("key", self.names) if name not in self.taken]
+        key = next(iter(keys), None)
+        return Roles(Columns(image, tuple(captions), label, split, key), rule)
+
+    def _take(self, names: Sequence[str] | str | None) -> str | None:
+        """Mark a column as taken and return it."""
+        name = names if isinstance(names, str) or names is None else next(iter(names), None)
+        if name is not None:
+            self.taken.add(column_of(name, self.names) or name)
+        return name
+
+    def _given(self, role: str) -> list[str]:
+        """Return the columns that the option of a role names; several only for captions."""
+        written: str | None = getattr(self.options, role)
+        if written is None:
+            return []
+        if role == "label" and written == FOLDER and written not in self.names:
+            return [FOLDER]
+        names: list[str] = []
+        for part in [written] if written in self.names else written.split(","):
+            found = self._matching(part.strip())
+            if found is None:
+                raise self._unknown_error(part.strip())
+            names += found
+        if len(names) > 1 and role == "label":
+            raise self._several_labels_error(names)
+        if len(names) > 1 and role != "caption":
+            raise UniclError(f"{self.path}: {role}={written} names {len(names)} columns", "name one of them")
+        if role != "key":  # a key may be the column of another role
+            self.taken.update(column_of(name, self.names) or name for name in names)
+        return names
+
+    def _matching(self, name: str) -> list[str] | None:
+        """Return the columns that a name, number, path or pattern means; None if there are none."""
+        if name in self.names:
+            return [name]
+        if name.isdecimal() and int(name) < len(self.names):
+            return [self.names[int(name)]]
+        if "*" in name:
+            return [column for column in self.names if fnmatchcase(column, name)] or None
+        column = column_of(name, self.names)
+        if column is None:
+            return None
+        if self.sample and all(_is_empty(look_up(cells, name)) for cells in self.sample):
+            inside = next((keys for cells in self.sample if (keys := keys_of(cells[column]))), [])
+            raise UniclError(
+                f"{self.path}: nothing at '{name}'{did_you_mean(name, [f'{column}.{key}' for key in inside])}",
+                f"choose from the keys of {column}: {', '.join(inside) or 'none'}",
+            )
+        return [name]
+
+    def _image(self) -> str | None:
+        usual = [name for name in usual_columns("image", self.names) if name not in self.taken]
+        if usual and self.reader.has_header:
+            return usual[0]
+        free = [name for name in self.names if name not in self.taken]
+        found = image_columns([[cells.get(name) for name in free] for cells in self.sample])
+        if len(found) == 1:
+            return free[found[0]]
+        return free[0] if len(free) == 1 and not self.reader.has_header else None
+
+    def _captions(self) -> list[str]:
+        """Return the columns of captions; those that a kind does not need are taken only if they hold text."""
+        free = [name for name in self.names if name not in self.taken]
+        usual = usual_columns("caption", free)[:1] or numbered_columns("caption", free)
+        if self.kind == "captions" and not usual:
+            usual = self._only(free, _may_be_caption)
+        elif self.kind != "captions":
+            usual = [name for name in usual if all(_is_text(cells.get(name)) for cells in self.sample)]
+        self.taken.update(usual)
+        return usual
+
+    def _label(self) -> list[str]:
+        free = [name for name in self.names if name not in self.taken]
+        return usual_columns("label", free)[:1] or self._only(free)
+
+    def _only(self, free: Sequence[str], fits: Callable[[Any], bool] | None = None) -> list[str]:
+        """Return the only column left, or the only one with cells that fit; keys and pandas' index are not."""
+        keys = usual_columns("key", free)
+        left = [name for name in free if name and name not in keys and not name.lower().startswith("unnamed:")]
+        if len(left) > 1 and fits is not None:
+            left = [name for name in left if any(fits(cells.get(name)) for cells in self.sample)]
+        return left if len(left) == 1 else []
+
+    def _split(self) -> tuple[str | None, SplitRule]:
+        given = self.options.split
+        if given is not None:
+            if names := self._matching(given):
+                return self._take(names), SplitRule()
+            if rule := read_rule(self.path, given):
+                return None, rule
+            raise self._unknown_error(given, "; or name a split such as test, or a file that lists its images")
+        weak = [name for name in self.names if squeeze(name) in WEAK_SPLITS and self._holds_splits(name)]
+        usual = [name for name in (*usual_columns("split", self.names), *weak) if name not in self.taken]
+        return self._take(usual[:1]), SplitRule()
+
+    def _holds_splits(self, name: str) -> bool:
+        cells = [text_of(cells.get(name)).strip() for cells in self.sample]
+        return bool(cells) and all(map(split_of, cells))
+
+    def _unknown_error(self, name: str, more: str = "") -> UniclError:
+        header = ", and add ?header=true if its first line has the names" if not self.reader.has_header else ""
+        return UniclError(
+            f"{self.path}: no column '{name}'{did_you_mean(name, self.names)}",
+            f"choose from: {', '.join(self.names)}{header}{more}",
+        )
+
+    def _missing_error(self, role: str, more: str = "") -> UniclError:
+        message = f"{self.path}: no {role} column (columns: {', '.join(self.names)})"
+        if len(self.names) == 1 and self.reader.delimiter is not None:
+            return UniclError(message, f"name the separator: {self._src(sep='tab')} (or , ; | space)")
+        header = "" if self.reader.has_header else ", with header=true if the first line has the names"
+        return UniclError(message, f"name it: {self._src(**{role: 'COLUMN'})}{more}{header}")
+
+    def _src(self, **more: str) -> str:
+        return self.options.src(self.path, **more)
+
+    def _missing_image_error(self) -> UniclError:
+        """Return the error; if a column holds the names of files, it says which and where they are."""
+        error = self._missing_error("image")
+        paths = ImagePaths(self.path, self.options)
+        for name in self.names:
+            cells = [
+                text for row in self.sample if is_plain(row.get(name)) and (text := text_of(row.get(name)).strip())
+            ]
+            if name and (found := paths.locate(cells)):
+                return UniclError(str(error), f"name it: {self._src(image=name, **found)}")
+        return error
+
+    def _several_labels_error(self, names: Sequence[str]) -> UniclError:
+        if mark_columns(self.sample, names):
+            return mark_columns_error(self.path, names)
+        captions = replace(self.options, label=None, classes=None).src(self.path, caption=",".join(names))
+        return UniclError(
+            f"{self.path}: several columns of labels ({', '.join(names)}), and an image takes one label",
+            f"name one of them: {self._src(label=names[0])}, or use the names as captions: --captions {captions}",
+        )
+
+    def _missing_label_error(self) -> UniclError:
+        free = [name for name in self.names if name not in self.taken and name]
+        if marks := mark_columns(self.sample, free) or numbered_columns("label", free):
+            return self._several_labels_error(marks)
+        error, folder = self._missing_error("label"), f"take the folder of each image: {self._src(label=FOLDER)}"
+        if len(self.names) == 1:
+            return UniclError(str(error), f"{folder}, or {error.hint}")
+        return UniclError(str(error), f"{error.hint}, or {folder}")
+
+
+def _is_empty(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return all(item is None for item in values)
+
+
+def _may_be_caption(cell: Any) -> bool:
+    """Return whether a cell holds letters that are not a path, or texts further inside."""
+    text = text_of(cell).strip() if is_plain(cell) else ""
+    return isinstance(cell, list | dict) or (any(map(str.isalpha, text)) and not looks_like_image(text))
+
+
+def _is_text(value: Any) -> bool:
+    return is_plain(value) or (isinstance(value, list) and all(map(is_plain, value)))

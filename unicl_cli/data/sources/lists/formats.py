@@ -1,0 +1,51 @@
+"""The formats of lists: which reader opens a file, by its suffix and its first bytes."""
+
+from pathlib import Path
+
+from unicl_cli.data.sources.lists.json_reader import JsonReader
+from unicl_cli.data.sources.lists.parquet_reader import ParquetReader
+from unicl_cli.data.sources.lists.record import ListOptions, Reader
+from unicl_cli.data.sources.lists.text_reader import TextReader
+from unicl_cli.errors import UniclError
+
+_JSON = (".json", ".jsonl", ".ndjson")
+_HEAD_BYTES = 1 << 16
+
+
+def open_reader(path: Path, options: ListOptions) -> Reader:
+    """Return the reader of a list. UniclError if it is damaged, or if an option does not belong to its format."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        _refuse_options(path, {"sep": options.sep, "encoding": options.encoding}, "Parquet")
+        return ParquetReader(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError as error:
+        raise UniclError(f"{path}: cannot be read: {error.strerror}", "check the permissions of the file") from error
+    _check_text(path, head, options)
+    if suffix in _JSON or (suffix not in (".csv", ".tsv") and _opens_json(head)):
+        _refuse_options(path, {"sep": options.sep}, "JSON")
+        return JsonReader(path, options)
+    return TextReader(path, options)
+
+
+def _check_text(path: Path, head: bytes, options: ListOptions) -> None:
+    if options.encoding is None and head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UniclError(f"{path}: encoded as UTF-16", f"save it as UTF-8, or read it by '{path}?encoding=utf-16'")
+    if options.encoding is None and head.count(0) > len(head) // 4:
+        raise UniclError(
+            f"{path}: a quarter of its bytes are NUL",
+            f"if it is text in UTF-16, read it by '{path}?encoding=utf-16-le'",
+        )
+    if b"\r" in head and b"\n" not in head:
+        raise UniclError(f"{path}: its lines end in CR alone", "save it with line endings LF or CRLF")
+
+
+def _opens_json(head: bytes) -> bool:
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+
+
+def _refuse_options(path: Path, given: dict[str, object], form: str) -> None:
+    if odd := [name for name, value in given.items() if value is not None]:
+        raise UniclError(f"{path}: {odd[0]}= does not apply to {form}", f"remove {odd[0]}=")

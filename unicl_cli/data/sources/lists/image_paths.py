@@ -1,0 +1,142 @@
+"""Paths of a list's images: relative to the list or to ``root``, with a suffix added, and where else they may lie."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+from unicl_cli.data.sources.lists.cells import looks_like_image, strip_number
+from unicl_cli.data.sources.lists.record import ListOptions
+from unicl_cli.errors import UniclError
+
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+_SUFFIXES = ("", ".jpg", ".png", ".jpeg", ".webp", ".JPG")
+"""Endings that are tried where a list has names without one."""
+_SEARCHED = 200
+"""The most folders that are searched for the images of a list."""
+
+
+class ImagePaths:
+    """The way from a cell to a file.
+
+    ``cut`` leading parts of absolute paths are dropped: of another machine's paths, what is below ``root`` is left.
+    """
+
+    def __init__(self, path: Path, options: ListOptions) -> None:
+        self.path, self.options, self.root, self.suffix = path, options, options.root, options.suffix
+        if self.suffix and "." not in self.suffix:
+            self.suffix = f".{self.suffix}"
+        self.cut = 0
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder that paths are relative to: ``root`` beside the list, else in the current directory."""
+        if self.root is None:
+            return self.path.parent
+        given = Path(self.root).expanduser()
+        for folder in (self.path.parent / given, given):
+            if folder.is_dir():
+                return folder
+        raise UniclError(f"{self.path}: no folder '{self.root}'", "check root=, which is relative to the list")
+
+    def ref(self, cell: str) -> str:
+        """Return the path of a cell as a row keeps it."""
+        path = strip_number(cell)
+        if self.suffix and not looks_like_image(path):
+            path += self.suffix
+        if self.cut and is_absolute(path):
+            path = "/".join(_parts(path)[self.cut :])
+        return path
+
+    def file(self, ref: str) -> Path:
+        r"""Return the file of a row; a path written on Windows (``cat\1.jpg``) works everywhere."""
+        file = self.folder / ref
+        return file if "\\" not in ref or _exists(file) else self.folder / ref.replace("\\", "/")
+
+    def fit(self, cells: Sequence[str]) -> None:
+        """Choose the ``cut`` that leads from absolute paths of another machine to files below ``root``."""
+        paths = [self.ref(cell) for cell in cells if is_absolute(cell.strip())]
+        if self.root is None or not paths:
+            return
+        for path in paths:
+            parts = _parts(path)
+            for cut in range(1, len(parts)):
+                if _exists(self.folder.joinpath(*parts[cut:])):
+                    self.cut = cut
+                    return
+
+    def check(self, refs: Sequence[str]) -> None:
+        """Raise UniclError if none of these images exists, with the place where they are."""
+        if not refs or any(_exists(self.file(ref)) for ref in refs):
+            return
+        if self.root is None and any(_WINDOWS.match(ref) for ref in refs) and os.name != "nt":
+            first = next(ref for ref in refs if _WINDOWS.match(ref))
+            raise UniclError(
+                f"{self.path}: its images have absolute Windows paths, for example {first}",
+                f"name the folder that they are in: {self.options.src(self.path, root='FOLDER')}",
+            )
+        raise UniclError(
+            f"{self.path}: its images do not exist, for example {self.folder / refs[0]}", self._advise(refs)
+        )
+
+    def _advise(self, refs: Sequence[str]) -> str:
+        if found := self.locate(refs):
+            return f"read them from the folder where they are: {self.options.src(self.path, **found)}"
+        named = f"name the folder that they are in: {self.options.src(self.path, root='FOLDER')}"
+        if any(map(is_absolute, refs)):
+            return named
+        return f"correct the paths, which are relative to the list, or {named}"
+
+    def locate(self, refs: Sequence[str]) -> dict[str, str]:
+        """Return the options ``root`` and ``suffix`` with which one of the images exists; none if they do not help."""
+        for ref in refs[:3]:
+            path = ref.replace("\\", "/")
+            tried = [path, *(["/".join(_parts(path)[-1:])] if is_absolute(path) else [])]
+            for folder in islice(self._folders(), _SEARCHED):
+                for name in tried:
+                    for suffix in _SUFFIXES if not looks_like_image(name) else _SUFFIXES[:1]:
+                        if name and (folder / f"{name}{suffix}").is_file():
+                            return self._options(folder, suffix)
+        return {}
+
+    def _options(self, folder: Path, suffix: str) -> dict[str, str]:
+        root = Path(os.path.relpath(folder, self.path.parent)).as_posix()
+        return {**({"root": root} if root != "." else {}), **({"suffix": suffix} if suffix else {})}
+
+    def _folders(self) -> Iterator[Path]:
+        """Yield the list's folder and two levels below it, then the folder above and those beside."""
+        here = self.path.parent.resolve()
+        yield here
+        for folder in _subfolders(here):
+            yield folder
+            yield from _subfolders(folder)
+        yield here.parent
+        for folder in _subfolders(here.parent):
+            yield folder
+            yield from _subfolders(folder)
+
+
+def is_absolute(path: str) -> bool:
+    """Return whether a path is absolute here or on Windows."""
+    return path.startswith("/") or _WINDOWS.match(path) is not None
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.replace("\\", "/").split("/") if part]
+
+
+def _exists(file: Path) -> bool:
+    try:
+        return file.exists()
+    except (OSError, ValueError):  # a name that is too long, or has a NUL
+        return False
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(e.path) for e in entries if e.is_dir() and not e.name.startswith("."))
+    except OSError:
+        return []

@@ -1,0 +1,104 @@
+"""The types that lists pass on: records with cells by column, lines with roles, and the options of both."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+BAD_LINE = "bad line: "
+"""Start of the ``ref`` of a row that stands for a line which could not be read; its place and fault follow."""
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """The options of a list as the user wrote them: a column for each role, then how the file is read."""
+
+    image: str | None = None
+    caption: str | None = None
+    label: str | None = None
+    split: str | None = None
+    key: str | None = None
+    header: bool | None = None
+    sep: str | None = None
+    encoding: str | None = None
+    root: str | None = None
+    suffix: str = ""
+    skip_urls: bool = False
+    classes: str | None = None
+    first: int | None = None
+
+    def src(self, path: Path, **more: str) -> str:
+        """Return the source with its options and ``more``, as it is written on the command line."""
+        given = {**{item.name: getattr(self, item.name) for item in fields(self)}, **more}
+        defaults = {item.name: item.default for item in fields(self)}
+        spelled = [f"{name}={_spell(value)}" for name, value in given.items() if value != defaults[name]]
+        return f"'{path}?{'&'.join(spelled)}'" if spelled else str(path)
+
+    @property
+    def named(self) -> list[str]:
+        """The columns that are given by name, not by number."""
+        given = (self.image, *(self.caption or "").split(","), self.label, self.split, self.key, self.caption)
+        return [name for name in given if name and not name.isdecimal()]
+
+
+def _spell(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value).replace("%", "%25").replace("&", "%26")
+
+
+class StoredImage(NamedTuple):
+    """A cell whose image lies in the list itself, at this row."""
+
+    row: int
+
+
+class Record(NamedTuple):
+    """One record of a list: cells by column, or a ``fault`` that says why there are none."""
+
+    place: str
+    cells: Mapping[str, Any]
+    fault: str = ""
+
+
+class Columns(NamedTuple):
+    """Column of each role, or a path into its objects (``captions.raw``); None or nothing if the list has none."""
+
+    image: str | None
+    caption: tuple[str, ...]
+    label: str | None
+    split: str | None
+    key: str | None
+
+
+class Line(NamedTuple):
+    """One record by role: ``ref`` is a path, or ``row:N`` inside the file.
+
+    With a ``fault`` the ref is BAD_LINE with the place and the fault; ``hint`` says how to fix it, if that is special.
+    """
+
+    place: str
+    key: str
+    ref: str
+    texts: tuple[str, ...]
+    label: str
+    split: str
+    fault: str
+    hint: str = ""
+
+
+class Reader(Protocol):
+    """An open list: its columns and its records. ``delimiter`` is None unless cells are separated by one."""
+
+    has_header: bool
+    delimiter: str | None
+    hint: str
+
+    @property
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        """The names that the file itself gives the numbers of a column, by column."""
+        ...
+
+    @property
+    def columns(self) -> Sequence[str]: ...
+    def records(self, columns: Collection[str], spill: str | None = None, /) -> Iterator[Record]:
+        """Yield the records with the given columns; ``spill`` is a last column that keeps unquoted separators."""
+        ...
