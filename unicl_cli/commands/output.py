@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from unicl_cli.errors import UniclError, escape_control
+from unicl_cli.errors import UniclError, escape_control, is_quiet
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
@@ -119,6 +119,14 @@ def collect_warnings(document: Mapping[str, Any]) -> list[str]:
         for warning in entry.get("warnings", [])
     ]
     return [*document.get("warnings", []), *named]
+
+
+def print_note(message: str) -> None:
+    """Print one line on stderr, from the first process only and not under --quiet."""
+    from unicl_cli.launch.process import is_peer
+
+    if not is_peer() and not is_quiet():
+        sys.stderr.write(f"{escape_control(message)}\n")
 
 
 def print_warning(message: str) -> None:

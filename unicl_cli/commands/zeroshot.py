@@ -1,6 +1,7 @@
 """`unicl zeroshot IMAGE...`: classification of images by class names."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -47,6 +48,14 @@ def zeroshot(
         typer.Option("--model", metavar="MODEL", help=f"{MODEL_FORMS}. Default: the run that finished last."),
     ] = None,
     template: Template = None,
+    probe: Annotated[
+        Path | None,
+        typer.Option(
+            "--probe",
+            metavar="FILE",
+            help="Classify with a probe instead of class names: FILE is from unicl probe --save.",
+        ),
+    ] = None,
     top_k: Annotated[
         int, typer.Option(min=1, metavar="N", help="Best classes shown per image.", rich_help_panel=ANSWERS)
     ] = 5,
@@ -117,6 +126,10 @@ def zeroshot(
 
     inputs, by_cosine = images or [], scores is Scores.cosine
     check_inputs(inputs, stdin_image=stdin_image)
+    if probe is not None:
+        by_name = {"--classes": classes, "--classes-from": classes_from, "--template": template}
+        by_name |= {"--none": none, "--independent": independent, "--scores cosine": by_cosine}
+        check_probe(probe, [option for option, given in by_name.items() if given])
     if as_json and as_csv:
         raise UniclError("--json: cannot be combined with --csv", "use one of them")
     check_before_loading([model], ())
@@ -125,16 +138,23 @@ def zeroshot(
 
     def work(accelerator: Any) -> None:
         from unicl_cli.data.fetch import Fetcher
+        from unicl_cli.inference.linear_probe import load_probe
         from unicl_cli.jobs.zeroshot.classes import choose_classes
         from unicl_cli.jobs.zeroshot.inputs import open_inputs
         from unicl_cli.jobs.zeroshot.output import csv_rows, json_lines, text_lines, write_answers
-        from unicl_cli.jobs.zeroshot.zeroshot import AnswerOptions, make_judge, zeroshot
+        from unicl_cli.jobs.zeroshot.zeroshot import AnswerOptions, make_judge, make_probe_judge, zeroshot
         from unicl_cli.launch.process import is_peer
 
+        fitted = None if probe is None else load_probe(probe)
         asked = choose_classes(classes, classes_from)
         found, total = open_inputs(inputs, stdin_image=stdin_image, separator=b"\0" if null else b"\n")
-        loaded = load_with_templates(model, accelerator.device, template, raw_weights=raw_weights)
-        judge = make_judge(loaded, asked, AnswerOptions(top_k, none, independent, threshold, by_cosine), accelerator)
+        named = fitted.model if fitted is not None and model is None else model
+        loaded = load_with_templates(named, accelerator.device, template, raw_weights=raw_weights)
+        options = AnswerOptions(top_k, none, independent, threshold, by_cosine)
+        if fitted is None:
+            judge = make_judge(loaded, asked, options, accelerator)
+        else:
+            judge = make_probe_judge(loaded, fitted, options, accelerator)
         for warning in () if is_peer() else judge.warnings:
             print_warning(warning)
         fetch = Fetcher(allow_private=allow_private, robots=False) if allow_url else None
@@ -145,6 +165,17 @@ def zeroshot(
         write_answers(rows, lambda data: None if is_peer() else typer.echo(data, nl=False), form, total)
 
     run_on_devices(devices, work)
+
+
+def check_probe(file: Path, refused: list[str]) -> None:
+    """Raise UniclError if the file of --probe is missing, or is given beside ``refused`` options that need class names."""
+    if refused:
+        raise UniclError(
+            f"--probe: cannot be combined with {', '.join(refused)}",
+            "leave them out: a probe has classes of its own and reads no text",
+        )
+    if not file.is_file():
+        raise UniclError(f"--probe {file}: no such file", "write it first: unicl probe --save FILE")
 
 
 def check_inputs(inputs: list[str], *, stdin_image: bool) -> None:

@@ -177,14 +177,12 @@ def line_search(problem: RotatedData, state: State, direction: Tensor, slope: Te
     return new
 
 
-def minimise(
-    problem: RotatedData, decay: Tensor, start: Tensor, *, rtol: float, least: float, max_iter: int
-) -> Tensor:
+def minimise(problem: RotatedData, decay: Tensor, start: Tensor, *, rtol: float, least: float, max_iter: int) -> Tensor:
     """Minimise all fits in lockstep from ``start``, (M, d + 1, K), with decay (M,); return the weights.
 
-    A fit is finished when a step neither promised nor brought ``rtol`` of its value (at least of ``least``), or PATIENCE
-    steps in a row brought less. A bound on the gradient would stop large C after a few steps, far from the optimum, and so would the promise
-    alone.
+    A fit is finished when a step neither promised nor brought ``rtol`` of its value (at least of ``least``), or
+    PATIENCE steps in a row brought less. A bound on the gradient would stop large C after a few steps, far from the
+    optimum, and so would the promise alone.
 
     The diagonal that each direction starts from is the Hessian's where the fit stands now: on separable features the
     data's part of it falls by orders of magnitude (60 rows, C = 1e6: 36 evaluations; from the first one's, 1,445).
@@ -228,9 +226,7 @@ class Regression:
     columns at C / 2 give the same decisions, at C they would not.
     """
 
-    def __init__(
-        self, features: Tensor, targets: Tensor, num_classes: int, dtype: torch.dtype = torch.float64
-    ) -> None:
+    def __init__(self, features: Tensor, targets: Tensor, num_classes: int, dtype: torch.dtype = torch.float64) -> None:
         self.num_classes = num_classes
         self.present, targets = targets.unique(return_inverse=True)
         self.problem, self.basis, self.mean = rotate(features, targets, dtype)

@@ -5,16 +5,19 @@ from typing import Annotated, Literal, NamedTuple
 from annotated_types import Gt
 
 from unicl_cli.contracts import FeaturePoint
+from unicl_cli.errors import UniclError
 
 Method = Literal["logreg", "knn"]
 Count = Annotated[int, Gt(0)]
+Strength = Annotated[float, Gt(0)]
 
 
 class ProbeOptions(NamedTuple):
     """Options of a probe.
 
     ``features`` come from before or after the projection, with unit length if ``normalize``. ``shots`` are numbers of
-    training rows per class, each drawn ``seeds`` times; none means all rows of train.
+    training rows per class, each drawn ``seeds`` times; none means all rows of train. ``c`` is scikit-learn's C of a
+    single fit; None means the best one by validation.
     """
 
     features: FeaturePoint = "pre"
@@ -22,3 +25,11 @@ class ProbeOptions(NamedTuple):
     normalize: bool = False
     shots: tuple[int, ...] = ()
     seeds: int = 3
+    c: float | None = None
+
+
+def check_options(options: ProbeOptions) -> ProbeOptions:
+    """Return ``options``. Raises UniclError for a C that the method does not have."""
+    if options.c is not None and options.method != "logreg":
+        raise UniclError(f"c: method {options.method} has no C", "use method logreg, or leave c out")
+    return options
