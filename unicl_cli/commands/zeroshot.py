@@ -168,7 +168,7 @@ def zeroshot(
 
 
 def check_probe(file: Path, refused: list[str]) -> None:
-    """Raise UniclError if the file of --probe is missing, or is given beside ``refused`` options that need class names."""
+    """Raise UniclError if the file of --probe is missing, or ``refused`` options, of class names, are given too."""
     if refused:
         raise UniclError(
             f"--probe: cannot be combined with {', '.join(refused)}",

@@ -32,9 +32,12 @@ def dump(recipe: Recipe) -> str:
 def hashed_keys(recipe: Recipe) -> dict[str, Any]:
     """Return the keys that the results of a run depend on.
 
-    Left out: run_dir, log, checkpoint, parallel, data.workers, data.decoder and batch.micro.
+    Left out: run_dir, log, checkpoint, parallel, data.workers, data.decoder, batch.micro, and data.balance if it is off
+    (recipes older than the key keep their hash).
     """
     whole = as_mapping(recipe)
+    if not whole["data"]["balance"]:
+        del whole["data"]["balance"]
     del whole["data"]["workers"], whole["data"]["decoder"], whole["batch"]["micro"]
     return {key: value for key, value in whole.items() if key not in ("run_dir", "log", "checkpoint", "parallel")}
 
