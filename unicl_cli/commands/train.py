@@ -12,12 +12,13 @@ from unicl_cli.commands import MODEL_FORMS, Devices, Json, Quiet, completion, ex
 from unicl_cli.errors import UniclError, is_quiet
 
 app = typer.Typer(add_completion=False)
-PLAN, MACHINES = "Plan only", "Several machines"
+SHORT, PLAN, MACHINES = "Short forms of keys", "Plan only", "Several machines"
 
 
 @app.command(
     epilog=examples(
         "unicl train recipe.yaml",
+        "unicl train my-labels --data corpus --size 64 --batch 64 --epochs 10",
         "unicl train recipe.yaml optim.lr=1e-4 loss=clip --run-dir runs/clip",
         "unicl train recipe.yaml --dry-run --memory 24GiB",
     )
@@ -37,6 +38,28 @@ def train(
             metavar="KEY=VALUE",
             help="Keys to change, such as optim.lr=1e-3.",
             autocompletion=completion.complete_overrides,
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CORPUS",
+            help="Corpus to train on, and to evaluate on (data.train, eval); may be repeated.",
+            rich_help_panel=SHORT,
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Side of the images in pixels (data.image_size).", rich_help_panel=SHORT),
+    ] = None,
+    epochs: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Length in passes over the data (epochs).", rich_help_panel=SHORT),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Rows of a step, over all processes (batch.size).", rich_help_panel=SHORT
         ),
     ] = None,
     devices: Devices = "auto",
@@ -126,11 +149,12 @@ def train(
     if not is_worker() or os.getpid() == 1:  # a worker that waits for its peers would not notice a signal
         stop.install()
     from unicl_cli.recipe.load import check_corpora, check_shares, load
+    from unicl_cli.recipe.short_forms import expand_short_options
     from unicl_cli.recipe.text import dump
     from unicl_cli.runs.folder import LOGS
     from unicl_cli.runs.place import is_finished, run_path
 
-    changes = list(overrides or [])
+    changes = expand_short_options(recipe, data or (), size=size, epochs=epochs, batch=batch) + list(overrides or [])
     changes += [f"{key}={value}" for key, value in (("model.init", init), ("run_dir", run_dir)) if value is not None]
     checked = load(recipe, changes)
     check_corpora(checked)

@@ -118,7 +118,7 @@ class Data(Section):
     class_names: Literal["first", "uniform"] = "first"
     """Class name in a prompt: always the first one, or one of all names at random (uniform)."""
     balance: Share = 0.0
-    """Balance of classes, n rows of which are drawn in proportion to n^(1 - balance): 0 = by rows, 1 = equally."""
+    """Balance of classes: drawn as often as they have rows (0), by the square root of that (0.5), or equally (1)."""
     caption_targets: Literal["unique", "text_hash"] = "unique"
     """Positives of a caption: its own row (unique), or every row with the same text (text_hash)."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
