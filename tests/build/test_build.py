@@ -10,7 +10,7 @@ import yaml
 
 from unicl_cli.build.data import build_data, build_tokenizer, check_learnable, merged_classes, total_steps, worker_count
 from unicl_cli.build.init import load_init
-from unicl_cli.build.load import DEFAULT, choose_model, load_model
+from unicl_cli.build.load import load_model
 from unicl_cli.build.model import build_image_tower, build_step
 from unicl_cli.build.optimizer import build_optimizer, learning_rate, recipe_warnings, warmup_steps
 from unicl_cli.cli import main
@@ -21,7 +21,7 @@ from unicl_cli.data.transforms import Augmentation
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.load import load_text
 from unicl_cli.recipe.text import hashed_keys, recipe_hash
-from unicl_cli.runs.folder import find_run
+from unicl_cli.runs.folder import DEFAULT_MODEL, choose_model, find_run
 
 MODEL = {
     "image": {"name": "cnn", "width": 8, "stages": 2},
@@ -272,7 +272,7 @@ def test_a_run_and_its_checkpoints_are_loaded(run, recipe, monkeypatch):
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert choose_model(None) == DEFAULT, "no run: a published model"
+    assert choose_model(None) == DEFAULT_MODEL, "no run: a published model"
     Path("x").mkdir()
     with pytest.raises(UniclError, match="x: neither a run nor a checkpoint directory"):
         find_run("x")

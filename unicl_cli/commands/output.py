@@ -21,16 +21,34 @@ if TYPE_CHECKING:
 def check_before_loading(models: Iterable[str | None], corpora: Iterable[str], *files: tuple[str, Path | None]) -> None:
     """Raise UniclError for a missing model or corpus, and for a file (with its option) that cannot be written.
 
-    Called first, because importing torch takes seconds and an evaluation may take hours.
+    Called first, because importing torch takes seconds and an evaluation may take hours. A ``models`` of None is the
+    default, which is checked as the named ones are.
     """
-    from unicl_cli.core.hub import check_model_name
     from unicl_cli.data.corpus import open_corpus
+    from unicl_cli.runs.folder import locate_model
 
-    for model in models:
-        if model is not None:
-            check_model_name(model)
+    check_outputs(*files)
     for corpus in corpora:
         open_corpus(corpus)
+    for model in models:
+        locate_model(model)
+
+
+def check_splits(model: str | None, data: Sequence[str], split: str | None) -> None:
+    """Raise UniclError unless a corpus of ``data``, or else of the model's recipe, has the split to evaluate on."""
+    from unicl_cli.data.corpus import open_corpus
+    from unicl_cli.runs.folder import choose_model, corpora_of, no_corpus_error
+
+    name = choose_model(model)
+    opened = [open_corpus(path) for path in data or corpora_of(name)]
+    if not opened:
+        raise no_corpus_error(name)
+    for corpus in opened if data or split is not None or len(opened) == 1 else ():
+        corpus.eval_split(split)  # of several corpora in a recipe, those without one are left out
+
+
+def check_outputs(*files: tuple[str, Path | None]) -> None:
+    """Raise UniclError for a file (with its option) that cannot be written."""
     for option, file in files:
         if file is None:
             continue

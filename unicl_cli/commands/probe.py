@@ -106,6 +106,7 @@ def probe(
     """Fit a simple classifier on frozen features. Its one setting is chosen on validation data alone."""
     from unicl_cli.commands.output import (
         check_before_loading,
+        check_splits,
         load_with_templates,
         pick_model,
         print_document,
@@ -123,6 +124,7 @@ def probe(
         raise UniclError(f"--save: {reason}", "leave it out: one logistic regression can be saved")
     named = pick_model(model_argument, model)
     check_before_loading([named], [data] if data else (), ("--save", save), ("-o", out))
+    check_splits(named, [data] if data else (), split)
 
     def work(accelerator: Any) -> None:
         from unicl_cli.evaluate.tables import probe_tables

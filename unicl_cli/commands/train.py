@@ -152,7 +152,7 @@ def train(
     stop = StopFlag()
     if not is_worker() or os.getpid() == 1:  # a worker that waits for its peers would not notice a signal
         stop.install()
-    from unicl_cli.recipe.load import check_corpora, check_shares, load
+    from unicl_cli.recipe.load import check_shares, load
     from unicl_cli.recipe.text import dump
     from unicl_cli.runs.folder import LOGS
     from unicl_cli.runs.place import is_finished, run_path
@@ -160,8 +160,8 @@ def train(
     short = {"size": size, "epochs": epochs, "batch": batch}
     changes = collect_changes(recipe, data or (), short, overrides or (), {"model.init": init, "run_dir": run_dir})
     checked = load(recipe, changes)
-    check_corpora(checked)
     run = run_path(checked)
+    check_sources(checked, run)
     if not dry_run and is_finished(checked, run) and resume == "auto":
         print_run(run, beside=is_beside(node_rank, launch), as_json=json_, note="already finished")
         return
@@ -202,6 +202,17 @@ def collect_changes(
 
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
     return [*expand_short_options(recipe, data, **short), *overrides, *given]
+
+
+def check_sources(recipe: "Recipe", run: Path) -> None:
+    """Raise UniclError for a missing corpus, and for a missing model that a new run is to start from."""
+    from unicl_cli.core.checkpoint_files import list_folders
+    from unicl_cli.recipe.load import check_corpora
+    from unicl_cli.runs.folder import CHECKPOINTS, locate_model
+
+    check_corpora(recipe)
+    if recipe.model.init is not None and not list_folders(run / CHECKPOINTS):
+        locate_model(recipe.model.init)
 
 
 def is_beside(node_rank: int | None, launch: str) -> bool:

@@ -40,7 +40,9 @@ def test_run_and_data_are_shown_before_torch_is_imported(digits, tmp_path):
 def test_rows_of_the_split_are_counted_by_kind(tmp_path):
     one = corpus(tmp_path / "c", ("train", "labels", 1000), ("train", "labels", 234), ("val", "labels", 9))
     recipe = load("quickstart", [f"data.train=[{{corpus: {one}, limit: 50}}]"])
-    assert opening_lines(recipe, Path("r"))[1] == f"data: {one} train: rows 1,234 (labels 1,234), classes 1,200, limit 50"
+    assert (
+        opening_lines(recipe, Path("r"))[1] == f"data: {one} train: rows 1,234 (labels 1,234), classes 1,200, limit 50"
+    )
 
 
 def test_the_end_has_last_and_best_figures_and_the_next_command(tmp_path):

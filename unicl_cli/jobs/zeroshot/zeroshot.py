@@ -92,8 +92,12 @@ class Judge(NamedTuple):
         return row
 
 
-def make_judge(loaded: Loaded, classes: Classes | None, options: AnswerOptions, accelerator: Any) -> Judge:
-    """Return what scores images against these classes, or against the model's own."""
+def make_judge(
+    loaded: Loaded, classes: Classes | LinearProbe | None, options: AnswerOptions, accelerator: Any
+) -> Judge:
+    """Return what scores images against these classes, by this probe, or against the model's own classes."""
+    if isinstance(classes, LinearProbe):
+        return make_probe_judge(loaded, classes, options, accelerator)
     if classes is None and not loaded.classes:
         raise UniclError(f"model {loaded.name} has no classes of its own", "name classes: --classes cat,dog")
     asked = (
