@@ -128,7 +128,7 @@ class BalancedStream(Stream):
         order = np.argsort(self.kind, kind="stable")
         self.place = np.empty_like(order)  # of each row among those of its class
         self.place[order] = np.arange(self.rows) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
-        self.slots = allot(self.counts ** (1 - power), self.rows)
+        self.slots = allot(self.counts.astype(np.float64) ** (1 - power), self.rows)
 
     def _repeats(self, number: int) -> Ints:
         """Return how often pass ``number`` draws each row, int64 (rows,)."""

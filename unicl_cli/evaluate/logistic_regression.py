@@ -342,8 +342,10 @@ class Search:
 
     def fit(self, strengths: Sequence[float]) -> Linear:
         """Fit a classifier for each C."""
-        begin = [self.nearest(c) for c in strengths] if self.known else None
-        start = begin and Linear(torch.cat([each.weights for each in begin]), torch.cat([each.bias for each in begin]))
+        start = None
+        if self.known:
+            begin = [self.nearest(c) for c in strengths]
+            start = Linear(torch.cat([each.weights for each in begin]), torch.cat([each.bias for each in begin]))
         model = self.regression.fit(strengths, rtol=ROUGH, least=LEAST, start=start)
         self.known |= {c: model.only(index) for index, c in enumerate(strengths)}
         return model
