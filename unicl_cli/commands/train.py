@@ -23,7 +23,7 @@ SHORT, PLAN, MACHINES = "Short forms of keys", "Plan only", "Several machines"
 @app.command(
     epilog=examples(
         "unicl train recipe.yaml",
-        "unicl train recipe.yaml --data corpus --size 64 --epochs 2 loss=clip --run-dir runs/clip",
+        "unicl train recipe.yaml --data corpus --size 64 --epochs 2 loss=clip",
         "unicl train recipe.yaml --dry-run --memory 24GiB",
     )
 )

@@ -1,6 +1,7 @@
 """`unicl zeroshot IMAGE...`: classification of images by class names."""
 
 import glob
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from unicl_cli.commands import MODEL_FORMS, OUTPUT, Batch, Devices, Quiet, RawWeights, Template, examples
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import UniclError, escape_control
 
 app = typer.Typer(add_completion=False)
 ANSWERS, INPUT = "Answers", "Input"
@@ -128,16 +129,17 @@ def zeroshot(
 
     inputs, by_cosine = images or [], scores is Scores.cosine
     check_inputs(inputs, stdin_image=stdin_image)
-    check_any_exists(inputs, has_rows=as_json or as_csv)
     by_name = {"--classes": classes, "--classes-from": classes_from, "--template": template}
     by_name |= {"--none": none, "--independent": independent, "--scores cosine": by_cosine}
     check_probe(probe, [option for option, given in by_name.items() if given])
     if as_json and as_csv:
         raise UniclError("--json: cannot be combined with --csv", "use one of them")
     asked = choose_classes(classes, classes_from)
-    check_before_loading([model] if probe is None or model is not None else (), ())
-    if stdin_image or "-" in inputs:
+    reads = stdin_image or "-" in inputs
+    if reads and devices != "auto":
         devices = limit_to_one_process(devices)
+    check_before_loading([model] if probe is None or model is not None else (), ())
+    check_any_exists(inputs, has_rows=as_json or as_csv)
 
     def work(accelerator: Any) -> None:
         from unicl_cli.data.fetch import Fetcher
@@ -163,7 +165,7 @@ def zeroshot(
         rows = zeroshot(loaded, found, judge, batch=batch, fetch=fetch)
         write_answers(rows, lambda data: None if is_peer() else typer.echo(data, nl=False), form, total)
 
-    run_on_devices(devices, work)
+    run_on_devices(limit_to_one_process(devices) if reads else devices, work)
 
 
 def check_probe(file: Path | None, refused: list[str]) -> None:
@@ -191,7 +193,7 @@ def check_inputs(inputs: list[str], *, stdin_image: bool) -> None:
 
 
 def check_any_exists(inputs: list[str], *, has_rows: bool) -> None:
-    """Raise UniclError if each input names a file that is missing, unless each has a row to tell it (``has_rows``)."""
+    """Raise UniclError if each input names a file that is missing, unless JSON or CSV rows tell it (``has_rows``)."""
 
     def is_missing(name: str) -> bool:
         is_url = name.lower().startswith(("http://", "https://"))
@@ -199,6 +201,9 @@ def check_any_exists(inputs: list[str], *, has_rows: bool) -> None:
 
     if has_rows or not inputs or not all(map(is_missing, inputs)):
         return
+    if not sys.stdout.isatty():  # a program that reads the rows gets one for each image
+        for name in inputs:
+            typer.echo(f"{escape_control(name)}\terror: no such file")
     if len(inputs) == 1:
         raise UniclError(f"{inputs[0]}: no such file", "check the path: it is the only image")
     raise UniclError(f"{len(inputs)} images: no such files, first {inputs[0]}", "check the paths")
