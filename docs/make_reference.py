@@ -22,6 +22,7 @@ page from the schema; `unicl recipes schema` prints the schema itself, for edito
 - **Layers.** `extends: NAME or FILE` starts from another recipe, and the keys below it change that recipe. Mappings
   merge key by key, lists and values replace, and a part with another name replaces the whole part.
 - **On the command line** `KEY=VALUE` does the same, with dots: `unicl train quickstart optim.lr=1e-3 loss=clip`.
+  `train` has short forms of four keys: `--data CORPUS`, `--size N`, `--epochs N`, `--batch N`.
 - **Parts** (`model`, its towers, `loss`, `augment`) are a name with its options: `{name: timm, model: resnet50}`. A
   name alone is a part without options.
 - **Values** are what they look like: `3e-4` and `1e5` are numbers, `no` and `on` are words, `012` is 12. A duplicate
@@ -29,7 +30,7 @@ page from the schema; `unicl recipes schema` prints the schema itself, for edito
 
 ```sh
 unicl recipes ls                          # list the shipped recipes
-unicl recipes cp quickstart mine.yaml     # copy one, to change it
+unicl recipes cp quickstart mine.yaml     # copy one with every common key, to change it
 unicl recipes validate mine.yaml          # show every mistake with its line
 unicl recipes show mine.yaml --resolved   # print it with every default
 unicl recipes diff quickstart digits-ce   # show the keys that differ

@@ -209,6 +209,25 @@ def test_plugins_show_prints_options_with_defaults(capsys: Capture):
     assert "error: unknown kind of plugin 'encoder'; did you mean 'encoders'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("predict photo.jpg", "unicl: no command 'predict'; did you mean 'zeroshot'?"),
+        ("evaluate runs/x", "did you mean 'eval'?"),
+        ("validate r.yaml", "did you mean 'recipes validate'?"),
+        ("export runs/x", "no command 'export'; did you mean 'onnx'?"),
+        (
+            "train quickstart --lr 3",
+            "no such option: --lr; did you mean 'optim.lr'? Keys of the recipe are written KEY",
+        ),
+        ("train quickstart --devcies 1", "no such option: --devcies; did you mean '--devices'?"),
+    ],
+)
+def test_the_words_of_other_tools_lead_to_the_command_or_key(line: str, message: str, capsys: Capture):
+    assert main(line.split()) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_recipes_cp_refuses_to_overwrite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture):
     monkeypatch.chdir(tmp_path)
     assert main(["recipes", "cp", "digits-clip-joint", "my"]) == 0

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -35,6 +35,22 @@ BUILTIN = {
     "doctor": "Check whether this machine can train, and say what is in the way.",
 }
 """Name and summary of each first-party command; its module is `unicl_cli.commands.NAME`."""
+OTHER_NAMES = {
+    **dict.fromkeys(("predict", "classify", "infer", "inference", "zero-shot"), "zeroshot"),
+    **dict.fromkeys(("fit", "finetune", "fine-tune", "resume", "pretrain"), "train"),
+    **dict.fromkeys(("evaluate", "test", "val", "score", "retrieval"), "eval"),
+    **dict.fromkeys(("data", "dataset", "download", "convert", "import", "build", "index"), "prepare"),
+    **dict.fromkeys(("linear-probe", "linprobe", "knn", "fewshot", "few-shot"), "probe"),
+    **dict.fromkeys(("merge", "wise-ft", "ensemble", "average", "interpolate"), "mix"),
+    **dict.fromkeys(("info", "describe", "stats", "look", "visualize", "report"), "inspect"),
+    **dict.fromkeys(("list", "ls", "status", "history", "logs", "show"), "runs ls"),
+    **dict.fromkeys(("recipe", "config", "configs", "cp", "copy", "init", "new"), "recipes"),
+    **dict.fromkeys(("validate", "check"), "recipes validate"),
+    **dict.fromkeys(("env", "system", "version", "diagnose"), "doctor"),
+    **dict.fromkeys(("benchmark", "speed", "profile"), "bench"),
+    **dict.fromkeys(("export", "to-onnx", "deploy"), "onnx"),
+}
+"""Names that other tools have for a command -> the command; a command or plugin of that name comes first."""
 REPORT = "This is a bug in unicl: please report it with the lines above and the output of `unicl doctor --json`."
 FIXABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of writing that a user can fix, wherever they happen: a full disk, or a place without write permission."""
@@ -108,12 +124,22 @@ class LazyGroup(TyperGroup):
             self.add_plugins()  # also of those whose files `may_have_commands` cannot see
         if args and "/" in args[0] and args[0] not in self.commands:  # dist/name, after a clash
             self.add_command(Stub(args[0], callback=None))
+        if args and args[0] not in self.commands and args[0] in OTHER_NAMES:
+            raise UniclError(*_name_command(args[0], OTHER_NAMES[args[0]], self.commands))
         if args and isinstance(stub := self.commands.get(args[0]), Stub):
             self.commands[args[0]] = stub.load()
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> None:
         super().invoke(ctx)  # the value that a command returns is not its exit status
+
+
+def _name_command(word: str, name: str, commands: Container[str]) -> tuple[str, str]:
+    """Return the message and the hint for the ``word`` of another tool, whose command here is ``name``."""
+    message = f"unicl: no command '{word}'; did you mean '{name}'?"
+    if name.split()[0] in commands:
+        return message, f"run unicl {name} --help to see what it takes"
+    return message, f"install it first: it is the command of the plugin unicl-{name}"
 
 
 def _summary(entry: registry.Entry) -> str:
@@ -197,7 +223,7 @@ def _raise_usage_error(error: Any) -> int:
     message, nearest = error.format_message().rstrip("."), ""
     if hasattr(error, "possibilities") and context:  # an unknown option: typer's own list is long
         known = [option for param in context.command.params for option in param.opts]
-        message, nearest = error.message, did_you_mean(error.option_name, known)
+        message, nearest = error.message, _nearest_option(error.option_name, known, context.command)
     message = re.sub(r"Invalid value for |Input (?=should)|, unable to parse.*", "", message)
     message = message.replace("argument(s)", "arguments")
     message = message[:1].lower() + message[1:].replace(". Did you mean", "; did you mean")
@@ -205,6 +231,18 @@ def _raise_usage_error(error: Any) -> int:
         raise UniclError(f"{message}{nearest}", "run unicl COMMAND --help to see its options") from error
     usage = " ".join(context.get_usage().removeprefix("Usage: ").translate({ord("{"): None, ord("}"): None}).split())
     raise UniclError(f"{context.command_path}: {message}{nearest}", f"usage: {usage}") from error
+
+
+def _nearest_option(option: str, known: Sequence[str], command: Any) -> str:
+    """Return the did-you-mean for an unknown option: an option, or the recipe key where a command takes KEY=VALUE."""
+    nearest = did_you_mean(option, known)
+    if "overrides" not in {param.name for param in command.params}:
+        return nearest
+    from unicl_cli.problems import name_keys_below
+    from unicl_cli.recipe.text import recipe_json_schema
+
+    key = name_keys_below(option.lstrip("-"), recipe_json_schema(), 0.9)
+    return f"{key} Keys of the recipe are written KEY=VALUE" if key else nearest
 
 
 def main(argv: Sequence[str] | None = None) -> int:

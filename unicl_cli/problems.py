@@ -1,8 +1,9 @@
 """Problems of a recipe: pydantic's errors in the words of a recipe, one line per place."""
 
+import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unicl_cli.errors import UniclError, did_you_mean
@@ -10,6 +11,8 @@ from unicl_cli.errors import UniclError, did_you_mean
 if TYPE_CHECKING:  # pydantic costs 80 ms, which `unicl --help` does not pay
     from pydantic import ValidationError
 
+OTHER_WORDS = {"learning_rate": "lr", "dataset": "corpus", "resolution": "image_size", "wd": "weight_decay"}
+"""Words of other tools -> the last name of a key here."""
 Loc = tuple[str | int, ...]
 """Place of a value in nested data: `("data", "train", 0, "corpus")`."""
 
@@ -77,7 +80,12 @@ def _explain(at: Loc, faults: list[Any], schema: Mapping[str, Any], siblings: It
     kinds = {fault["type"]: fault for fault in faults}
     if kinds.keys() & {"extra_forbidden", "unexpected_keyword_argument"}:
         known = _keys_at(schema, at[:-1])
-        return f"unknown key{did_you_mean(str(at[-1]), [*known, *siblings] if len(at) == 1 else known)}"
+        word = str(at[-1])
+        return "unknown key" + (
+            name_keys_below(word, schema, 1.0)
+            or did_you_mean(word, [*known, *siblings] if len(at) == 1 else known)
+            or name_keys_below(word, schema)
+        )
     if "missing" in kinds:
         return "is missing"
     if set(kinds) == {"literal_error"}:
@@ -107,6 +115,35 @@ def _keys_at(schema: Mapping[str, Any], loc: Loc) -> list[str]:
         ]
         places = [place for item in below for place in _branches(item, schema)]
     return [key for place in places for key in place.get("properties", {})]
+
+
+def name_keys_below(word: str, schema: Mapping[str, Any], cutoff: float = 0.75) -> str:
+    """Return the did-you-mean with the whole keys of ``schema`` whose last name, or last two, are nearest to ``word``.
+
+    ``image_size`` -> `data.image_size`, ``batch_size`` -> `batch.size`; an entry of a list is numbered 0.
+    """
+    ends: dict[str, list[str]] = {}
+    for path in _paths_below(schema, schema):
+        names = [name for name in path if not name.isdecimal()]
+        for count in (1, 2):
+            ends.setdefault("_".join(names[-count:]), []).append(".".join(path))
+    word = word.replace("-", "_")
+    near = difflib.get_close_matches(OTHER_WORDS.get(word, word), list(ends), 1, cutoff)
+    if not near:
+        return ""
+    *others, last = [f"'{key}'" for key in dict.fromkeys(ends[near[0]])]
+    return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
+
+
+def _paths_below(place: Mapping[str, Any], schema: Mapping[str, Any], at: tuple[str, ...] = ()) -> Iterator[list[str]]:
+    """Yield the path of each value and of each nested mapping below a place of the schema."""
+    for branch in _branches(place, schema):
+        if "items" in branch:  # `augment` may be written without its list
+            yield from _paths_below(branch["items"], schema, at if at[-1:] == ("augment",) else (*at, "0"))
+        for key, item in branch.get("properties", {}).items():
+            below = list(_paths_below(item, schema, (*at, key)))
+            yield from ([[*at, key]] if at or not below else [])
+            yield from below
 
 
 def _branches(place: Mapping[str, Any], schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:

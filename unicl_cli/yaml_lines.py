@@ -161,6 +161,12 @@ def write_yaml(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
 
 
+def write_flow(data: Any) -> str:
+    """Return YAML on one line that `parse_yaml` reads back as equal data."""
+    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=10**9)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 class _Block(_Dumper):
     """Dumper that writes one key per line, and lists of scalars on one line."""
 

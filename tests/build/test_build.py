@@ -3,15 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from unicl_cli.build.data import build_data, build_tokenizer, check_learnable, merged_classes, total_steps, worker_count
 from unicl_cli.build.init import load_init
-from unicl_cli.build.load import DEFAULT, choose_model, load_model
+from unicl_cli.build.load import load_model
 from unicl_cli.build.model import build_image_tower, build_step
-from unicl_cli.build.optimizer import build_optimizer, learning_rate, recipe_warnings
+from unicl_cli.build.optimizer import build_optimizer, learning_rate, recipe_warnings, warmup_steps
 from unicl_cli.cli import main
 from unicl_cli.contracts import ClassName
 from unicl_cli.core import checkpoint
@@ -19,7 +20,8 @@ from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.transforms import Augmentation
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.load import load_text
-from unicl_cli.runs.folder import find_run
+from unicl_cli.recipe.text import hashed_keys, recipe_hash
+from unicl_cli.runs.folder import DEFAULT_MODEL, choose_model, find_run
 
 MODEL = {
     "image": {"name": "cnn", "width": 8, "stages": 2},
@@ -110,6 +112,12 @@ def test_an_epoch_of_whole_steps_in_turn_is_as_long(recipe):
     assert total_steps(asked, build_data(asked)) == 10
 
 
+def test_without_a_warm_up_of_its_own_a_recipe_takes_a_tenth_of_the_run_and_at_most_2000_steps(recipe):
+    for steps, expected in ((8, 1), (200, 20), (19_999, 2000), (400_000, 2000)):
+        assert warmup_steps(recipe(schedule={}), steps) == expected
+    assert warmup_steps(recipe(schedule={"warmup": 500}), 200) == 500, "a number of steps stays one"
+
+
 def test_a_warm_up_below_one_is_a_share_of_the_run(recipe):
     for warmup, first in ((0.5, 0.1 / 50), (10, 0.1 / 10), (0, 0.1)):
         assert learning_rate(recipe(schedule={"warmup": warmup}, optim={"lr": 0.1}), 100)(0) == pytest.approx(first)
@@ -147,6 +155,45 @@ def test_a_warm_up_that_outlasts_the_run_is_doubted(recipe):
         assert len(found) == said
 
 
+def test_a_batch_of_one_row_is_told_before_the_first_step(recipe):
+    for loss in ("unicl", "clip"):
+        asked = recipe("batch.size=1", "data.mix.labels=1", f"loss={loss}")
+        with pytest.raises(UniclError, match=r"batch\.size 1: a batch of one row has nothing to tell apart"):
+            recipe_warnings(asked, build_data(asked))
+    asked = recipe("batch.size=1", "data.mix.labels=1", "loss=ce", "model.text=null")
+    assert recipe_warnings(asked, build_data(asked)) == [], "a classifier compares classes, not rows"
+    asked = recipe("batch.size=1", "data.mix.labels=1", "loss=multitask")
+    assert "nothing to tell apart" in recipe_warnings(asked, build_data(asked))[0]
+
+
+def test_batches_of_one_class_are_counted(recipe, digits):
+    some = recipe("batch.size=2", "data.mix.labels=1")
+    (line,) = [each for each in recipe_warnings(some, build_data(some)) if "hold one class only" in each]
+    lone = int(line.split(": ")[1].split()[0])
+    labels = build_data(some).mix.strands[0].row_labels()
+    drawn = [labels[build_data(some).order.batch(step)[1]] for step in range(20)]
+    assert lone == sum(len(set(each.tolist())) == 1 for each in drawn) > 0
+    none = recipe("batch.size=12")
+    assert not [each for each in recipe_warnings(none, build_data(none)) if "one class" in each]
+
+
+def test_balance_draws_the_classes_of_a_mix_equally(recipe):
+    asked = recipe("data.balance=1", "data.mix.labels=1", "data.train.0.limit=23")
+    data = build_data(asked)
+    strand = data.mix.strands[0]
+    rows = np.concatenate(
+        [data.order.batch(step)[1] for step in range(strand.size)]
+    )  # as many passes as rows of a batch
+    counts = np.bincount(strand.row_labels()[rows])
+    assert counts[counts > 0].max() - counts[counts > 0].min() <= asked.batch.size
+    assert set(rows.tolist()) == set(range(strand.size)), "no row is lost"
+
+
+def test_a_recipe_without_balance_keeps_the_hash_from_before_the_key(recipe):
+    assert "balance" not in hashed_keys(recipe())["data"]
+    assert recipe_hash(recipe("data.balance=0.5")) != recipe_hash(recipe("data.balance=0")) == recipe_hash(recipe())
+
+
 @pytest.mark.parametrize(("tokenizer", "length"), [("corpus", 32), ("clip", 77), ("classes", 1)])
 def test_tokenizers_by_name(recipe, tokenizer, length):
     asked = recipe(f"model.tokenizer={tokenizer}")
@@ -161,7 +208,7 @@ def test_tokenizers_by_name(recipe, tokenizer, length):
         (["data.train.0.split=tset"], "has no split 'tset'"),
         (["batch.size=2"], "batch.size: a batch of 2 is too small for 2 streams"),
         (["data.views=3", "data.train.0.augment=[basic, basic]"], "2 entries"),
-        (["data.templates=clip8"], "no templates 'clip8'; did you mean 'clip80'"),
+        (["data.templates=clip8"], "templates 'clip8': unknown; did you mean 'clip80'"),
         (["data.augment=[{name: basic, rand: m9}]"], "data.augment: rand: 'm9' is not a RandAugment"),
         (["data.augment=[{name: basic, rand: rand-x9}]"], "rand: 'rand-x9' is not a RandAugment"),
     ],
@@ -225,9 +272,9 @@ def test_a_run_and_its_checkpoints_are_loaded(run, recipe, monkeypatch):
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert choose_model(None) == DEFAULT, "no run: a published model"
+    assert choose_model(None) == DEFAULT_MODEL, "no run: a published model"
     Path("x").mkdir()
-    with pytest.raises(UniclError, match="x: is neither a run nor a checkpoint directory"):
+    with pytest.raises(UniclError, match="x: neither a run nor a checkpoint directory"):
         find_run("x")
     Path("x/resolved.yaml").write_text(json.dumps({}))
     with pytest.raises(UniclError, match="x: has no whole checkpoint yet"):

@@ -16,6 +16,7 @@ from unicl_cli.evaluate.logistic_regression import (
     Linear,
     Point,
     RotatedData,
+    Search,
     fit_classifiers,
     measure_classifiers,
     sweep,
@@ -246,3 +247,67 @@ def test_the_curve_over_neighbours_ends_at_the_number_of_rows():
     curve = neighbour_curve(x, y, x, y, 3)
     assert [point.c for point in curve] == [1, 3, 5, 10, 20]
     assert curve[0].accuracy == 1.0
+
+
+def overlapping(n: int, d: int, num_classes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return training and validation rows of classes that overlap: their best C lies inside the range."""
+    x, y = problem(2 * n, d, num_classes)
+    rng = np.random.default_rng(1)
+    x = 0.3 * x + torch.from_numpy(rng.normal(size=(2 * n, d)))
+    return x[:n].float(), y[:n], x[n:].float(), y[n:]
+
+
+def test_the_search_answers_as_exact_fits_do_with_fewer_evaluations(monkeypatch):
+    x, y, held_x, held_y = overlapping(400, 40, 6)
+    asked: list[int] = []
+    evaluate = RotatedData.at
+
+    def counted(self, w, decay):
+        asked.append(len(w))
+        return evaluate(self, w, decay)
+
+    monkeypatch.setattr(RotatedData, "at", counted)
+    search = Search(x, y, 6)
+    found = sweep(lambda cs: measure_classifiers(search.fit(cs), cs, held_x, held_y))
+    quick = sum(asked)
+    exact = measure_classifiers(
+        fit_classifiers(x, y, [point.c for point in found], 6), [point.c for point in found], held_x, held_y
+    )
+    assert quick < (sum(asked) - quick) * 2 / 3
+    for rough, fine in zip(found, exact, strict=True):
+        assert abs(rough.accuracy - fine.accuracy) <= 2 / len(held_y)
+        assert rough.nll == pytest.approx(fine.nll, rel=2e-2)
+    best, optimum = (max(curve, key=lambda point: point.merit) for curve in (found, exact))
+    assert abs(np.log10(best.c / optimum.c)) <= 0.5
+
+
+def test_the_last_fit_is_the_optimum_wherever_it_starts():
+    x, y, held_x, held_y = overlapping(300, 20, 5)
+    y[y == 4] = 3  # the start knows one class less
+    start = Search(x, y, 5).fit([0.1])
+    whole_x, whole_y = torch.cat([x, held_x]), torch.cat([y, held_y])
+    cold, warm = (fit_classifiers(whole_x, whole_y, [0.2], 5, start=begin) for begin in (None, start))
+    torch.testing.assert_close(warm.logits(held_x).softmax(-1), cold.logits(held_x).softmax(-1), rtol=0, atol=1e-4)
+
+
+def test_large_strengths_are_left_out_only_where_two_smaller_ones_are_worse_than_the_best():
+    def curve_with_its_peak_at(c):
+        return sweep(lambda strengths: [Point(each, -abs(np.log10(each / c)), 0.0) for each in strengths])
+
+    assert max(point.c for point in curve_with_its_peak_at(1e-2)) == 1e2
+    assert max(point.c for point in curve_with_its_peak_at(1e2)) == pytest.approx(1e6)
+
+
+@pytest.mark.parametrize("rows", [30, 90])
+def test_the_search_ends_on_separable_features(rows, monkeypatch):
+    """In float32 nothing is left of the loss at large C: each fit has to notice it."""
+    torch.manual_seed(0)
+    y = torch.arange(rows) % 3
+    x = 3 * torch.randn(3, 64)[y] + 0.3 * torch.randn(rows, 64)
+    asked: list[int] = []
+    evaluate = RotatedData.at
+    monkeypatch.setattr(RotatedData, "at", lambda self, w, decay: asked.append(len(w)) or evaluate(self, w, decay))
+    search = Search(x, y, 3)
+    curve = sweep(lambda cs: measure_classifiers(search.fit(cs), cs, x, y))
+    assert max(point.accuracy for point in curve) == 1.0
+    assert sum(asked) < 1500

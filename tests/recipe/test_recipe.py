@@ -352,3 +352,26 @@ def test_corpora_are_checked_without_reading_them(tmp_path: Path):
     assert "has no split 'tran'; did you mean 'train'?" in fault(
         lambda: check_corpora(small(*overrides, "data.train.0.split=tran"))
     )
+
+
+@pytest.mark.parametrize(
+    ("override", "keys"),
+    [
+        ("image_size=64", "'data.image_size'"),
+        ("corpus=x", "'data.train.0.corpus' or 'eval.0.corpus'"),
+        ("batch_size=8", "'batch.size'"),
+        ("learning_rate=1e-3", "'optim.lr'"),
+        ("data.train.0.image_size=8", "'data.image_size'"),
+        ("optim.lrr=1", "'lr'"),
+        ("flip=0", "'data.train.0.augment.flip' or 'data.augment.flip'"),
+    ],
+)
+def test_a_key_without_its_section_is_named_in_full(override, keys):
+    with pytest.raises(UniclError) as caught:
+        load("quickstart", [override])
+    assert f"unknown key; did you mean {keys}?" in caught.value.message
+
+
+def test_a_key_like_none_is_only_unknown():
+    with pytest.raises(UniclError, match=r"xyzzy: unknown key$"):
+        load("quickstart", ["xyzzy=1"])

@@ -144,6 +144,12 @@ def test_the_second_stage_of_supcon_is_a_head_on_a_frozen_tower():
     assert second.model.part.options["image"].tuning.freeze
 
 
+def test_recipes_for_own_images_train_what_their_names_say():
+    labels, captions, both = (load(name).data for name in ("my-labels", "my-captions", "my-labels-and-captions"))
+    assert (labels.mix.labels, captions.mix.labels, both.mix.labels) == (1, 0, "auto")
+    assert (labels.text_for_labelled, both.text_for_labelled) == ("prompt", "mixed")
+
+
 def test_a_copy_elsewhere_still_finds_what_it_extends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     assert main(["recipes", "cp", "shapes-multitask", "mine"]) == 0

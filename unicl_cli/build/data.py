@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unicl_cli.contracts import ClassName
+from unicl_cli.contracts import NO_LABEL, ClassName
 from unicl_cli.core.machine import cores
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.sampler import Alternation, Mixture
@@ -20,6 +20,9 @@ from unicl_cli.data.tokenizers import TextTokenizer, class_tokenizer, clip_token
 from unicl_cli.data.transforms import Augmentation, TrainTransform, build_augment, split_augment
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.schema import Recipe, TrainData
+
+TRIED_BATCHES = 20
+"""Batches that are looked at before a training for rows to tell apart."""
 
 
 class TrainingData(NamedTuple):
@@ -112,6 +115,7 @@ def build_data(recipe: Recipe) -> TrainingData:
             by=recipe.data.mix.by,
             batch_size=recipe.batch.size,
             seed=recipe.seed,
+            balance=recipe.data.balance,
         )
     except ValueError as error:
         raise UniclError(f"batch.size: {error}", "use a larger batch.size or fewer corpora") from error
@@ -129,10 +133,10 @@ def drop_unmixed(strands: list[Strand], recipe: Recipe) -> list[Strand]:
     kept = [s for s in kept if not (share == 1 and s.kind != LABELS)]
     if not kept:
         kinds = sorted({s.kind for s in strands}) or ["nothing"]
-        raise UniclError(
-            f"data.mix.labels is {share}, but the corpora hold only {' and '.join(kinds)}",
-            "set data.mix.labels=auto, or add a corpus of the other kind",
-        )
+        hint = "set data.mix.labels=auto, or add a corpus of the other kind"
+        if share == 0:
+            hint += "; for the captions of rows that have a label too: loss=clip data.text_for_labelled=caption"
+        raise UniclError(f"data.mix.labels is {share:g}, but the corpora hold only {' and '.join(kinds)}", hint)
     return kept
 
 
@@ -155,6 +159,42 @@ def check_learnable(recipe: Recipe, data: TrainingData) -> None:
             "data.train: a corpus holds images without label or text, but the model has a text tower",
             "set model.text=null and a loss without texts, or prepare the images with labels or captions",
         )
+
+
+def check_negatives(recipe: Recipe, data: TrainingData) -> list[str]:
+    """Return a warning if some batches, or of another loss all of them, have rows that are all alike to the loss.
+
+    Raises UniclError if a contrastive loss has no negative in any of the first batches: its value is 0 for ever.
+    """
+    loss, size = recipe.loss.name, recipe.batch.size
+    if loss == "ce":
+        return []
+    by_key = loss in ("unicl", "supcon")
+    lone = count_lone_batches(data, TRIED_BATCHES) if by_key and size > 1 else 0
+    if size == 1:
+        message = "batch.size 1: a batch of one row has nothing to tell apart"
+        hint = "use a batch.size of 2 or more: a contrastive loss compares the rows of a batch"
+    else:
+        message = (
+            f"batch.size {size}: {lone} of the first {TRIED_BATCHES} batches hold one class only, nothing to tell apart"
+        )
+        hint = "use a larger batch.size, data.balance, or data.mix.by=sample"
+    if (size == 1 and (by_key or loss == "clip")) or lone == TRIED_BATCHES:
+        raise UniclError(message, hint)
+    return [message] if size == 1 or lone else []
+
+
+def count_lone_batches(data: TrainingData, count: int) -> int:
+    """Return how many of the first ``count`` batches have only positives: rows of one class, or one row."""
+    labels = [strand.row_labels() for strand in data.mix.strands]
+
+    def is_lone(step: int) -> bool:
+        strands, rows = data.order.batch(step)
+        places = list(zip(strands.tolist(), rows.tolist(), strict=True))
+        found = {int(labels[strand][row]) for strand, row in places}
+        return len(found) == 1 and (NO_LABEL not in found or len(set(places)) == 1)
+
+    return sum(map(is_lone, range(count)))
 
 
 def total_steps(recipe: Recipe, data: TrainingData) -> int:

@@ -1,7 +1,6 @@
 """Trained models by name: a run, one of its checkpoints, or an open_clip model with its published weights."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -24,10 +23,7 @@ from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
-from unicl_cli.runs.folder import CLASSES, META, RESOLVED, TOKENIZER, find_run, last_run
-
-DEFAULT = "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
-"""The model if there is no run: MIT license, 151 million parameters."""
+from unicl_cli.runs.folder import CLASSES, META, RESOLVED, TOKENIZER, find_run, locate_model
 
 
 class Loaded(NamedTuple):
@@ -54,26 +50,13 @@ class PublishedScore(nn.Module):
             self.register_buffer("bias", bias.clone(), persistent=False)  # the model saves it already
 
 
-def choose_model(model: str | None) -> str:
-    """Return the name of the model: ``model``, else UNICL_MODEL, the last finished run, a published one."""
-    return model or os.environ.get("UNICL_MODEL") or last_run() or DEFAULT
-
-
 def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_weights: bool = False) -> Loaded:
     """Load a run, finished or not, one of its checkpoints, or an open_clip model; refuse weights that do not fit.
 
     The moving average of the weights is used if there is one, unless ``raw_weights``.
     """
-    name = choose_model(model)
-    try:
-        loaded = load_published(name) if hub.has_form(name) else load_trained(name, raw_weights=raw_weights)
-    except UniclError as error:
-        if model is None and name == DEFAULT:  # nobody asked for this one
-            raise UniclError(
-                f"no --model is given, runs/ has no finished run, and {error.message}",
-                "train one (unicl train RECIPE), or set --model to a run, local-dir:PATH or hf-hub:ORG/REPO",
-            ) from error
-        raise
+    name = locate_model(model)
+    loaded = load_published(name) if hub.has_form(name) else load_trained(name, raw_weights=raw_weights)
     loaded.step.eval().to(device)
     return loaded
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from unicl_cli.build import param_groups
-from unicl_cli.build.data import TrainingData, total_steps
+from unicl_cli.build.data import TrainingData, check_negatives, total_steps
 from unicl_cli.contracts import Part, Tuning
 from unicl_cli.core.dist import bare
 from unicl_cli.core.schedule import lr_at
@@ -16,13 +16,15 @@ from unicl_cli.errors import UniclError
 from unicl_cli.recipe.schema import Group, Recipe
 
 UNDECAYED = ("pos", "pos_embed", "positional_embedding", "cls_token", "relative_position_bias_table", "logit_scale")
+WARMUP, LONGEST_WARMUP = 0.1, 2000
+"""The warm-up of a recipe that sets none: a share of the run, and the most steps (CLIP's)."""
 HIGH = 1e-4
 """AdamW's learning rate above which trained weights are usually lost."""
 
 
 def recipe_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
-    """Return warnings about settings that are allowed and probably not meant."""
-    found: list[str] = []
+    """Return warnings about settings that are allowed and probably not meant; raise UniclError for useless ones."""
+    found = check_negatives(recipe, data)
     rows = sum(strand.size for strand in data.mix.strands)
     if recipe.batch.size > rows:
         found.append(f"batch.size {recipe.batch.size} exceeds the {rows} rows of the mix: each step repeats images")
@@ -110,4 +112,6 @@ def learning_rate(recipe: Recipe, steps: int) -> Callable[[int], float]:
 def warmup_steps(recipe: Recipe, steps: int) -> int:
     """Return the steps until the learning rate peaks; a recipe's value below 1 is a share of all steps."""
     warmup = recipe.schedule.warmup
+    if warmup == "auto":
+        return min(round(WARMUP * steps), LONGEST_WARMUP)
     return round(warmup * steps) if warmup < 1 else int(warmup)

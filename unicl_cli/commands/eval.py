@@ -81,6 +81,7 @@ def evaluate(
     """Measure zero-shot accuracy, per class and per source, and retrieval where there are captions."""
     from unicl_cli.commands.output import (
         check_before_loading,
+        check_splits,
         load_with_templates,
         pick_model,
         print_document,
@@ -100,6 +101,7 @@ def evaluate(
         registry.find("evaluators", name)
     answerable = parse_candidates(candidates)
     check_before_loading([named], data or (), ("--predictions", predictions), ("--html", html), ("-o", out))
+    check_splits(named, data or (), split)
 
     def work(accelerator: Any) -> None:
         from unicl_cli.evaluate.tables import eval_tables

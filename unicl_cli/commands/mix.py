@@ -55,6 +55,8 @@ def mix(
     from unicl_cli.commands.output import check_before_loading, print_document
     from unicl_cli.commands.workers import run_on_devices
 
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UniclError(f"-o {out}: already exists", "choose another folder")
     check_before_loading([old, new], data or ())
 
     def work(accelerator: Any) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from unicl_cli.errors import UniclError, escape_control
+from unicl_cli.errors import UniclError, escape_control, is_quiet
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
@@ -21,16 +21,34 @@ if TYPE_CHECKING:
 def check_before_loading(models: Iterable[str | None], corpora: Iterable[str], *files: tuple[str, Path | None]) -> None:
     """Raise UniclError for a missing model or corpus, and for a file (with its option) that cannot be written.
 
-    Called first, because importing torch takes seconds and an evaluation may take hours.
+    Called first, because importing torch takes seconds and an evaluation may take hours. A ``models`` of None is the
+    default, which is checked as the named ones are.
     """
-    from unicl_cli.core.hub import check_model_name
     from unicl_cli.data.corpus import open_corpus
+    from unicl_cli.runs.folder import locate_model
 
-    for model in models:
-        if model is not None:
-            check_model_name(model)
+    check_outputs(*files)
     for corpus in corpora:
         open_corpus(corpus)
+    for model in models:
+        locate_model(model)
+
+
+def check_splits(model: str | None, data: Sequence[str], split: str | None) -> None:
+    """Raise UniclError unless a corpus of ``data``, or else of the model's recipe, has the split to evaluate on."""
+    from unicl_cli.data.corpus import open_corpus
+    from unicl_cli.runs.folder import choose_model, corpora_of, no_corpus_error
+
+    name = choose_model(model)
+    opened = [open_corpus(path) for path in data or corpora_of(name)]
+    if not opened:
+        raise no_corpus_error(name)
+    for corpus in opened if data or split is not None or len(opened) == 1 else ():
+        corpus.eval_split(split)  # of several corpora in a recipe, those without one are left out
+
+
+def check_outputs(*files: tuple[str, Path | None]) -> None:
+    """Raise UniclError for a file (with its option) that cannot be written."""
     for option, file in files:
         if file is None:
             continue
@@ -119,6 +137,14 @@ def collect_warnings(document: Mapping[str, Any]) -> list[str]:
         for warning in entry.get("warnings", [])
     ]
     return [*document.get("warnings", []), *named]
+
+
+def print_note(message: str) -> None:
+    """Print one line on stderr, from the first process only and not under --quiet."""
+    from unicl_cli.launch.process import is_peer
+
+    if not is_peer() and not is_quiet():
+        sys.stderr.write(f"{escape_control(message)}\n")
 
 
 def print_warning(message: str) -> None:

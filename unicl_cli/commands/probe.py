@@ -1,11 +1,24 @@
 """`unicl probe [MODEL]`: accuracy of a simple classifier on a model's frozen image features."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from unicl_cli.commands import Batch, Devices, Json, ModelArgument, Out, Quiet, RawWeights, SameModel, examples
+from unicl_cli.commands import (
+    OUTPUT,
+    Batch,
+    Devices,
+    Json,
+    ModelArgument,
+    Out,
+    Quiet,
+    RawWeights,
+    SameModel,
+    examples,
+)
+from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False)
 CLASSIFIER = "Classifier"
@@ -25,7 +38,13 @@ class Method(StrEnum):
     knn = "knn"
 
 
-@app.command(epilog=examples("unicl probe", "unicl probe runs/first --shots 1 --shots 5 --method knn"))
+@app.command(
+    epilog=examples(
+        "unicl probe",
+        "unicl probe runs/first --shots 1 --shots 5 --method knn",
+        "unicl probe runs/first --c 0.1 --save probe.safetensors",
+    )
+)
 def probe(
     model_argument: ModelArgument = None,
     model: SameModel = None,
@@ -53,6 +72,15 @@ def probe(
             "--normalize", help="Scale features to unit length; post always does.", rich_help_panel=CLASSIFIER
         ),
     ] = False,
+    c: Annotated[
+        float | None,
+        typer.Option(
+            "--c",
+            metavar="C",
+            help="Quick mode: one fit at this C (scikit-learn's: larger fits closer). Default: search for the best C.",
+            rich_help_panel=CLASSIFIER,
+        ),
+    ] = None,
     shots: Annotated[
         list[int] | None,
         typer.Option(
@@ -65,25 +93,47 @@ def probe(
     batch: Batch = 128,
     devices: Devices = "auto",
     raw_weights: RawWeights = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the classifier, for unicl zeroshot --probe FILE.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
     out: Out = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Fit a simple classifier on frozen features. Its one setting is chosen on validation data alone."""
-    from unicl_cli.commands.output import check_before_loading, load_with_templates, pick_model, print_document
+    from unicl_cli.commands.output import (
+        check_before_loading,
+        check_splits,
+        load_with_templates,
+        pick_model,
+        print_document,
+        print_note,
+    )
     from unicl_cli.commands.workers import run_on_devices
+    from unicl_cli.jobs.evaluators.options import ProbeOptions, check_options
 
+    if c is not None and not 0 < c < float("inf"):
+        raise UniclError(f"--c {c:g}: not a positive number", "use for example --c 0.1")
+    numbers = tuple(dict.fromkeys(shots or ()))
+    options = check_options(ProbeOptions(features.value, method.value, normalize, numbers, seeds, c))
+    if save is not None and (numbers or method is not Method.logreg):
+        reason = "--shots makes several classifiers" if numbers else f"--method {method} has no weights"
+        raise UniclError(f"--save: {reason}", "leave it out: one logistic regression can be saved")
     named = pick_model(model_argument, model)
-    check_before_loading([named], [data] if data else (), ("-o", out))
+    check_before_loading([named], [data] if data else (), ("--save", save), ("-o", out))
+    check_splits(named, [data] if data else (), split)
 
     def work(accelerator: Any) -> None:
         from unicl_cli.evaluate.tables import probe_tables
-        from unicl_cli.jobs.evaluators.options import ProbeOptions
         from unicl_cli.jobs.probe import probe as job
 
-        options = ProbeOptions(features.value, method.value, normalize, tuple(dict.fromkeys(shots or ())), seeds)
         loaded = load_with_templates(named, accelerator.device, raw_weights=raw_weights)
-        document = job(loaded, data=data, split=split, options=options, batch=batch, accelerator=accelerator)
+        document = job(loaded, data=data, split=split, options=options, batch=batch, accelerator=accelerator, save=save)
         print_document(document, probe_tables, as_json=as_json, out=out)
+        if save is not None:
+            print_note(f"wrote {save}: unicl zeroshot IMAGE --probe {save} classifies with it")
 
     run_on_devices(devices, work)

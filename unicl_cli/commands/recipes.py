@@ -98,13 +98,11 @@ def cp(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Copy a recipe to a file of your own."""
-    from unicl_cli.recipe.layers import find_recipe, read_recipe_file
+    """Copy a recipe to a file to edit: all that it sets and the common keys, each with a comment."""
+    from unicl_cli.recipe.annotate import annotate
+    from unicl_cli.recipe.layers import find_recipe
 
-    source = find_recipe(name)
-    text = "".join(
-        line for line in read_recipe_file(source).splitlines(keepends=True) if "$schema=" not in line
-    )  # lies elsewhere
+    source, text = find_recipe(name), annotate(name)
     target = file or Path(source.name)
     if target.is_dir():
         target /= source.name

@@ -3,22 +3,27 @@
 import json
 import os
 import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unicl_cli.commands import MODEL_FORMS, Devices, Json, Quiet, completion, examples
-from unicl_cli.errors import UniclError, is_quiet
+from unicl_cli.errors import UniclError, escape_control, is_quiet
+
+if TYPE_CHECKING:
+    from unicl_cli.recipe.schema import Recipe
 
 app = typer.Typer(add_completion=False)
-PLAN, MACHINES = "Plan only", "Several machines"
+SHORT, PLAN, MACHINES = "Short forms of keys", "Plan only", "Several machines"
 
 
 @app.command(
     epilog=examples(
         "unicl train recipe.yaml",
-        "unicl train recipe.yaml optim.lr=1e-4 loss=clip --run-dir runs/clip",
+        "unicl train recipe.yaml --data corpus --size 64 --epochs 2 loss=clip",
         "unicl train recipe.yaml --dry-run --memory 24GiB",
     )
 )
@@ -37,6 +42,28 @@ def train(
             metavar="KEY=VALUE",
             help="Keys to change, such as optim.lr=1e-3.",
             autocompletion=completion.complete_overrides,
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CORPUS",
+            help="Corpus to train on, and to evaluate on (data.train, eval); may be repeated.",
+            rich_help_panel=SHORT,
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Side of the images in pixels (data.image_size).", rich_help_panel=SHORT),
+    ] = None,
+    epochs: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Length in passes over the data (epochs).", rich_help_panel=SHORT),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Rows of a step, over all processes (batch.size).", rich_help_panel=SHORT
         ),
     ] = None,
     devices: Devices = "auto",
@@ -116,8 +143,7 @@ def train(
     """Train from a recipe. After any interruption, run the same command again to continue."""
     del quiet  # its callback has acted
     from unicl_cli.launch.plan import parse_nodes
-    from unicl_cli.launch.process import decide_launch, is_peer, is_worker, run_and_report, run_in_workers
-    from unicl_cli.launch.slurm import is_other_task
+    from unicl_cli.launch.process import decide_launch, is_peer, is_worker, run_in_workers
     from unicl_cli.launch.stopping import StopFlag
 
     if memory is not None and not dry_run:
@@ -125,20 +151,21 @@ def train(
     stop = StopFlag()
     if not is_worker() or os.getpid() == 1:  # a worker that waits for its peers would not notice a signal
         stop.install()
-    from unicl_cli.recipe.load import check_corpora, check_shares, load
+    from unicl_cli.recipe.load import check_shares, load
     from unicl_cli.recipe.text import dump
     from unicl_cli.runs.folder import LOGS
     from unicl_cli.runs.place import is_finished, run_path
 
-    changes = list(overrides or [])
-    changes += [f"{key}={value}" for key, value in (("model.init", init), ("run_dir", run_dir)) if value is not None]
+    short = {"size": size, "epochs": epochs, "batch": batch}
+    changes = collect_changes(recipe, data or (), short, overrides or (), {"model.init": init, "run_dir": run_dir})
     checked = load(recipe, changes)
-    check_corpora(checked)
     run = run_path(checked)
+    check_sources(checked, run)
     if not dry_run and is_finished(checked, run) and resume == "auto":
-        beside = bool(node_rank) or is_peer() or (launch != "local" and is_other_task(os.environ))
-        print_run(run, beside=beside, as_json=json_, note="already finished")
+        print_run(run, beside=is_beside(node_rank, launch), as_json=json_, note="already finished")
         return
+    if not dry_run and not is_worker():
+        show_opening(checked, run)
     way = decide_launch(devices, parse_nodes(nodes, node_rank, rdzv), launch)
     if dry_run:
         from unicl_cli.jobs.train.dry_run import dry_run as describe
@@ -158,8 +185,73 @@ def train(
         request = TrainRequest(devices, resume, is_quiet(), requeue)
         train(checked, run, request, stop, source=recipe, overrides=changes)
 
-    run_and_report(work)
+    show_end(checked, run, time_work(work))
     print_run(run, beside=is_peer(), as_json=json_)
+
+
+def collect_changes(
+    recipe: str,
+    data: Sequence[str],
+    short: Mapping[str, Any],
+    overrides: Sequence[str],
+    options: Mapping[str, str | None],
+) -> list[str]:
+    """Return all changes to a recipe as KEY=VALUE: short forms, then KEY=VALUE, then ``options`` by their key."""
+    from unicl_cli.recipe.short_forms import expand_short_options
+
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    return [*expand_short_options(recipe, data, **short), *overrides, *given]
+
+
+def check_sources(recipe: "Recipe", run: Path) -> None:
+    """Raise UniclError for a missing corpus, and for a missing model that a new run is to start from."""
+    from unicl_cli.core.checkpoint_files import list_folders
+    from unicl_cli.recipe.load import check_corpora
+    from unicl_cli.runs.folder import CHECKPOINTS, locate_model
+
+    check_corpora(recipe)
+    if recipe.model.init is not None and not list_folders(run / CHECKPOINTS):
+        locate_model(recipe.model.init)
+
+
+def is_beside(node_rank: int | None, launch: str) -> bool:
+    """Return True in a process beside the first one of a training, before it has joined the others."""
+    from unicl_cli.launch.process import is_peer
+    from unicl_cli.launch.slurm import is_other_task
+
+    return bool(node_rank) or is_peer() or (launch != "local" and is_other_task(os.environ))
+
+
+def show_opening(recipe: "Recipe", run: Path) -> None:
+    """Show the run directory and the data before torch is imported, which takes seconds."""
+    from unicl_cli.jobs.train.announce import opening_lines
+
+    tell(opening_lines(recipe, run))
+
+
+def time_work(work: Callable[[], None]) -> float:
+    """Do the work of this process; return its seconds."""
+    from unicl_cli.launch.process import run_and_report
+
+    began = time.monotonic()
+    run_and_report(work)
+    return time.monotonic() - began
+
+
+def show_end(recipe: "Recipe", run: Path, seconds: float) -> None:
+    """Show the figures of a finished run and the next command, from the first process."""
+    from unicl_cli.jobs.train.announce import closing_lines
+    from unicl_cli.launch.process import is_peer
+
+    if not is_peer():
+        tell(closing_lines(recipe, run, seconds))
+
+
+def tell(lines: list[str]) -> None:
+    """Write lines on stderr, unless --quiet was given."""
+    if not is_quiet():
+        sys.stderr.write("".join(f"{escape_control(line)}\n" for line in lines))
+        sys.stderr.flush()
 
 
 def print_run(run: Path, *, beside: bool, as_json: bool, note: str = "") -> None:

@@ -1,12 +1,15 @@
 """`unicl zeroshot IMAGE...`: classification of images by class names."""
 
+import glob
+import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from unicl_cli.commands import MODEL_FORMS, OUTPUT, Batch, Devices, Quiet, RawWeights, Template, examples
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import UniclError, escape_control
 
 app = typer.Typer(add_completion=False)
 ANSWERS, INPUT = "Answers", "Input"
@@ -47,6 +50,14 @@ def zeroshot(
         typer.Option("--model", metavar="MODEL", help=f"{MODEL_FORMS}. Default: the run that finished last."),
     ] = None,
     template: Template = None,
+    probe: Annotated[
+        Path | None,
+        typer.Option(
+            "--probe",
+            metavar="FILE",
+            help="Classify with a probe instead of class names: FILE is from unicl probe --save.",
+        ),
+    ] = None,
     top_k: Annotated[
         int, typer.Option(min=1, metavar="N", help="Best classes shown per image.", rich_help_panel=ANSWERS)
     ] = 5,
@@ -114,27 +125,37 @@ def zeroshot(
     """Classify images by class names. Probabilities are relative to the classes named; a single class gets 1."""
     from unicl_cli.commands.output import check_before_loading, load_with_templates, print_warning
     from unicl_cli.commands.workers import limit_to_one_process, run_on_devices
+    from unicl_cli.jobs.zeroshot.classes import choose_classes
 
     inputs, by_cosine = images or [], scores is Scores.cosine
     check_inputs(inputs, stdin_image=stdin_image)
+    by_name = {"--classes": classes, "--classes-from": classes_from, "--template": template}
+    by_name |= {"--none": none, "--independent": independent, "--scores cosine": by_cosine}
+    check_probe(probe, [option for option, given in by_name.items() if given])
     if as_json and as_csv:
         raise UniclError("--json: cannot be combined with --csv", "use one of them")
-    check_before_loading([model], ())
-    if stdin_image or "-" in inputs:
+    asked = choose_classes(classes, classes_from)
+    reads = stdin_image or "-" in inputs
+    if reads and devices != "auto":
         devices = limit_to_one_process(devices)
+    check_before_loading([model] if probe is None or model is not None else (), ())
+    check_any_exists(inputs, has_rows=as_json or as_csv)
 
     def work(accelerator: Any) -> None:
         from unicl_cli.data.fetch import Fetcher
-        from unicl_cli.jobs.zeroshot.classes import choose_classes
+        from unicl_cli.inference.linear_probe import load_probe
         from unicl_cli.jobs.zeroshot.inputs import open_inputs
         from unicl_cli.jobs.zeroshot.output import csv_rows, json_lines, text_lines, write_answers
         from unicl_cli.jobs.zeroshot.zeroshot import AnswerOptions, make_judge, zeroshot
         from unicl_cli.launch.process import is_peer
 
-        asked = choose_classes(classes, classes_from)
+        fitted = None if probe is None else load_probe(probe)
         found, total = open_inputs(inputs, stdin_image=stdin_image, separator=b"\0" if null else b"\n")
-        loaded = load_with_templates(model, accelerator.device, template, raw_weights=raw_weights)
-        judge = make_judge(loaded, asked, AnswerOptions(top_k, none, independent, threshold, by_cosine), accelerator)
+        named = fitted.model if fitted is not None and model is None else model
+        loaded = load_with_templates(named, accelerator.device, template, raw_weights=raw_weights)
+        judge = make_judge(
+            loaded, fitted or asked, AnswerOptions(top_k, none, independent, threshold, by_cosine), accelerator
+        )
         for warning in () if is_peer() else judge.warnings:
             print_warning(warning)
         fetch = Fetcher(allow_private=allow_private, robots=False) if allow_url else None
@@ -144,7 +165,18 @@ def zeroshot(
         rows = zeroshot(loaded, found, judge, batch=batch, fetch=fetch)
         write_answers(rows, lambda data: None if is_peer() else typer.echo(data, nl=False), form, total)
 
-    run_on_devices(devices, work)
+    run_on_devices(limit_to_one_process(devices) if reads else devices, work)
+
+
+def check_probe(file: Path | None, refused: list[str]) -> None:
+    """Raise UniclError if the file of --probe is missing, or ``refused`` options, of class names, are given too."""
+    if file is not None and refused:
+        raise UniclError(
+            f"--probe: cannot be combined with {', '.join(refused)}",
+            "leave them out: a probe has classes of its own and reads no text",
+        )
+    if file is not None and not file.is_file():
+        raise UniclError(f"--probe {file}: no such file", "write it first: unicl probe --save FILE")
 
 
 def check_inputs(inputs: list[str], *, stdin_image: bool) -> None:
@@ -158,3 +190,20 @@ def check_inputs(inputs: list[str], *, stdin_image: bool) -> None:
         )
     if inputs.count("-") > 1:
         raise UniclError("-: standard input can be read only once", "use - once")
+
+
+def check_any_exists(inputs: list[str], *, has_rows: bool) -> None:
+    """Raise UniclError if each input names a file that is missing, unless JSON or CSV rows tell it (``has_rows``)."""
+
+    def is_missing(name: str) -> bool:
+        is_url = name.lower().startswith(("http://", "https://"))
+        return name != "-" and not is_url and not glob.has_magic(name) and not Path(name).exists()
+
+    if has_rows or not inputs or not all(map(is_missing, inputs)):
+        return
+    if not sys.stdout.isatty():  # a program that reads the rows gets one for each image
+        for name in inputs:
+            typer.echo(f"{escape_control(name)}\terror: no such file")
+    if len(inputs) == 1:
+        raise UniclError(f"{inputs[0]}: no such file", "check the path: it is the only image")
+    raise UniclError(f"{len(inputs)} images: no such files, first {inputs[0]}", "check the paths")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from unicl_cli.core.clip_templates import CLIP7, CLIP80
 from unicl_cli.errors import UniclError, did_you_mean
 
 NAMED = ("clip80", "clip7", "unicl81", "none")
@@ -19,14 +20,7 @@ def named_templates(name: str) -> tuple[str, ...]:
     `clip80`: CLIP's 80 for ImageNet (the paper's) · `clip7`: CLIP's best seven · `unicl81`: those of UniCL's release,
     the 80 and the bare name with a full stop · `none`: the bare name.
     """
-    if name == "none":
-        return ("{}",)
-    # 3 s of imports that only training and evaluation pay
-    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
-
-    source = SIMPLE_IMAGENET_TEMPLATES if name == "clip7" else OPENAI_IMAGENET_TEMPLATES
-    templates = tuple(template("{}") for template in source)
-    return (*templates, "{}.") if name == "unicl81" else templates
+    return {"clip80": CLIP80, "clip7": CLIP7, "unicl81": (*CLIP80, "{}."), "none": ("{}",)}[name]
 
 
 def load_templates(spec: str | Sequence[str]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,6 +111,58 @@ class Stream:
 
     def __reduce__(self) -> tuple[type["Stream"], tuple[Ints, str]]:
         return Stream, (self.group_sizes, self.seed)
+
+
+class BalancedStream(Stream):
+    """A stream that draws a class of n rows in proportion to n^(1 - power), with the rows of a class in turn.
+
+    A pass has as many positions as the table has rows, and each class the same number of them in every pass, one at
+    least: the shares are exact, and rows of a class differ by one draw at most. Power 0.5 is the square-root sampling
+    of Mahajan et al. (ECCV 2018), power 1 class-balanced sampling. ``labels``, int64 (rows,), are the rows' classes.
+    """
+
+    def __init__(self, group_sizes: Ints, seed: str, labels: Ints, power: float) -> None:
+        super().__init__(group_sizes, seed)
+        self.labels, self.power = labels, power
+        _, self.kind, self.counts = np.unique(labels, return_inverse=True, return_counts=True)
+        order = np.argsort(self.kind, kind="stable")
+        self.place = np.empty_like(order)  # of each row among those of its class
+        self.place[order] = np.arange(self.rows) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
+        self.slots = allot(self.counts.astype(np.float64) ** (1 - power), self.rows)
+
+    def _repeats(self, number: int) -> Ints:
+        """Return how often pass ``number`` draws each row, int64 (rows,)."""
+        each, rest = np.divmod(self.slots, self.counts)
+        turned = (self.place - number * rest[self.kind]) % self.counts[self.kind]
+        return each[self.kind] + (turned < rest[self.kind])
+
+    def _pass(self, number: int) -> "RepeatedOrder":
+        return RepeatedOrder(self.group_sizes, self._repeats(number), f"{self.seed}/{number}")
+
+    def __reduce__(self) -> tuple[type["BalancedStream"], tuple[Any, ...]]:
+        return BalancedStream, (self.group_sizes, self.seed, self.labels, self.power)
+
+
+class RepeatedOrder(BlockOrder):
+    """The block order of a table in which row i stands ``repeats[i]`` times."""
+
+    def __init__(self, group_sizes: Ints, repeats: Ints, seed: str) -> None:
+        sizes = np.add.reduceat(repeats, np.cumsum(group_sizes) - group_sizes)
+        super().__init__(sizes[sizes > 0], seed)
+        self.row_ends = np.cumsum(repeats)
+
+    def __call__(self, position: Ints) -> Ints:
+        """Return the rows at the positions, each below the sum of the repeats."""
+        return np.searchsorted(self.row_ends, super().__call__(position), side="right")
+
+
+def allot(weights: NDArray[np.float64], total: int) -> Ints:
+    """Split ``total`` in proportion to ``weights``, at least 1 to each; equal on every machine."""
+    shares = np.round((total - len(weights)) * weights / weights.sum(), 6)
+    whole = shares.astype(np.int64)
+    largest = np.argsort(whole - shares, kind="stable")[: total - len(weights) - int(whole.sum())]
+    whole[largest] += 1
+    return whole + 1
 
 
 class Mixture:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from unicl_cli.contracts import NO_LABEL, Drawn, Sample
 from unicl_cli.core.prompts import fill_template
-from unicl_cli.core.sampler import Alternation, Mixture, Stream, share
+from unicl_cli.core.sampler import Alternation, BalancedStream, Mixture, Stream, share
 from unicl_cli.data.corpus import Corpus, RowTable, undecodable
 from unicl_cli.data.pictures import ImageError
 from unicl_cli.data.transforms import TrainTransform
@@ -47,6 +47,12 @@ class Strand(NamedTuple):
     def size(self) -> int:
         return int(self.group_sizes.sum())
 
+    def row_labels(self) -> NDArray[np.int64]:
+        """Return the class of the mix of each row, int64 (size,); NO_LABEL for a row without one."""
+        found = self.table.column("label").to_numpy().astype(np.int64)
+        chosen = found if self.rows is None else found[self.rows]
+        return np.where(chosen == NO_LABEL, NO_LABEL, self.labels[chosen]) if len(self.labels) else chosen
+
 
 def select_rows(table: RowTable, fraction: float, limit: int | None) -> NDArray[np.int64] | None:
     """Return the rows to use (None: all): those whose key's hash is below ``fraction``, at most ``limit`` of them.
@@ -76,10 +82,8 @@ def classes_with_rows(strands: Sequence[Strand]) -> set[int]:
     """Return the classes of the mix that have a row; a corpus may also name classes without rows."""
     met: set[int] = set()
     for strand in strands:
-        labels = strand.table.column("label").to_numpy()
-        chosen = np.unique(labels if strand.rows is None else labels[strand.rows])
-        met.update(strand.labels[chosen[chosen != NO_LABEL]].tolist())
-    return met
+        met.update(np.unique(strand.row_labels()).tolist())
+    return met - {NO_LABEL}
 
 
 def strands_of(
@@ -186,15 +190,23 @@ def label_share(strands: Sequence[Strand], share: float | str) -> Fraction:
     return Fraction(1, 2) if share == "auto" else Fraction(str(share))
 
 
+def stream_of(strand: Strand, seed: str, balance: float) -> Stream:
+    """Return the order of a strand's rows, balanced if they have labels."""
+    if not balance or strand.kind != LABELS:
+        return Stream(strand.group_sizes, seed)
+    return BalancedStream(strand.group_sizes, seed, strand.row_labels(), balance)
+
+
 def order_of(
-    strands: Sequence[Strand], *, labels: float | str, by: str, batch_size: int, seed: int
+    strands: Sequence[Strand], *, labels: float | str, by: str, batch_size: int, seed: int, balance: float = 0.0
 ) -> Mixture | Alternation:
     """Return the order of a training. Among label rows, and among the others, a strand's share is weight × rows.
 
     ``labels`` is the share of label rows: with ``by`` sample in each batch, with step as whole steps of label rows.
+    ``balance`` is the power of `BalancedStream`, within each strand of label rows.
     """
     share_of_labels = label_share(strands, labels)
-    streams = [Stream(s.group_sizes, f"{seed}/{n}") for n, s in enumerate(strands)]
+    streams = [stream_of(s, f"{seed}/{n}", balance) for n, s in enumerate(strands)]
     sizes = [Fraction(str(s.weight)) * s.size for s in strands]
     totals = {
         kind: sum(z for z, s in zip(sizes, strands, strict=True) if (s.kind == LABELS) == kind)

@@ -201,6 +201,8 @@ def probe_tables(document: Mapping[str, Any]) -> Iterator[Table]:
     shown = percent(document["top1"]), interval(document["top1_interval"]), f"{document[setting]:.3g}"
     table.add_row(*known, str(document["n"]), *shown)
     yield table
+    if not document["curve"]:  # C was given
+        return
     curve = make_table(
         f"Validation accuracy over {'C' if setting == 'c' else 'k'}, %", (), ("C" if setting == "c" else "k", "top-1")
     )

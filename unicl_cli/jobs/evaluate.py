@@ -13,6 +13,7 @@ from unicl_cli.errors import UniclError
 from unicl_cli.inference.encoder import Encoder
 from unicl_cli.jobs.evaluators.build import DEFAULT_EVALUATORS, make_evaluator, missing_needs
 from unicl_cli.jobs.overlap import Overlap, find_overlap, recipes_of
+from unicl_cli.runs.folder import no_corpus_error
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
@@ -67,10 +68,7 @@ def open_corpora(loaded: Loaded, data: Sequence[str] | None) -> list[Corpus]:
     """Open the named corpora, or those of the model's recipe, each once."""
     paths = list(dict.fromkeys(data or loaded.corpora))
     if not paths:
-        raise UniclError(
-            f"model {loaded.name} names no corpus to evaluate on",
-            "name one with --data CORPUS (see `unicl prepare --help`)",
-        )
+        raise no_corpus_error(loaded.name)
     return [open_corpus(Path(path)) for path in paths]
 
 

@@ -72,8 +72,6 @@ def mix_models(
 
     The best has the highest mean score over the data sets: top 1, or recall at 1 if there are no labels.
     """
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UniclError(f"-o {out}: already exists", "choose another folder")
     loaded, notes = load_pair(*names)
     both = check_pair(*loaded)
     document: dict[str, Any] = {"schema": "unicl/mix/1", "old": both.old.name, "new": both.new.name}

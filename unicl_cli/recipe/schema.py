@@ -117,6 +117,8 @@ class Data(Section):
     """Text of a row with a label and captions: a prompt with the class name, a caption, or either at random (mixed)."""
     class_names: Literal["first", "uniform"] = "first"
     """Class name in a prompt: always the first one, or one of all names at random (uniform)."""
+    balance: Share = 0.0
+    """Balance of classes: drawn as often as they have rows (0), by the square root of that (0.5), or equally (1)."""
     caption_targets: Literal["unique", "text_hash"] = "unique"
     """Positives of a caption: its own row (unique), or every row with the same text (text_hash)."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
@@ -191,8 +193,8 @@ class Schedule(Section):
 
     name: Literal["cosine", "constant"] = "cosine"
     """Shape after the warmup."""
-    warmup: Annotated[float, Field(ge=0)] = 500.0
-    """Length of the warmup: a number of steps, or below 1 a share of all steps."""
+    warmup: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """Length of the warmup: steps, or below 1 a share of all steps; auto = 0.1, at most 2,000 steps."""
     floor: Share = 0.0
     """Learning rate at the end of the cosine, as a share of the peak."""
 

@@ -41,6 +41,8 @@ def hashed_keys(recipe: Recipe) -> dict[str, Any]:
     for entry in whole["eval"]:
         if entry["candidates"] == Eval.model_fields["candidates"].default:
             del entry["candidates"]
+    if not whole["data"]["balance"]:
+        del whole["data"]["balance"]
     del whole["data"]["workers"], whole["data"]["decoder"], whole["batch"]["micro"]
     return {key: value for key, value in whole.items() if key not in ("run_dir", "log", "checkpoint", "parallel")}
 

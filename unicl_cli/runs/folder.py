@@ -1,10 +1,12 @@
 """A run directory: the name of each file in it, and the lookup of runs and checkpoints by name."""
 
+import os
 from pathlib import Path
 
 from unicl_cli.core import checkpoint_files, hub
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.layers import RESOLVED
+from unicl_cli.recipe.load import load
 
 RUNS = Path("runs")
 """The folder in which `unicl train` makes run directories."""
@@ -18,6 +20,8 @@ CHECKPOINTS, LOGS, CRASH = "checkpoints", "logs", "crash"
 META = "meta.json"
 """Written last: a run that has it is finished, and the weights lie beside it."""
 RUN_LOCK = "run.lock"
+DEFAULT_MODEL = "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+"""The model if there is no run: MIT license, 151 million parameters."""
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -34,6 +38,48 @@ def last_run() -> str | None:
     """The run in ``runs/`` that finished last."""
     finished = [path.parent for path in RUNS.glob(f"*/{META}")]
     return str(max(finished, key=lambda run: (run / META).stat().st_mtime)) if finished else None
+
+
+def choose_model(model: str | None) -> str:
+    """Return the name of the model: ``model``, else UNICL_MODEL, the last finished run, a published one."""
+    return model or os.environ.get("UNICL_MODEL") or last_run() or DEFAULT_MODEL
+
+
+def locate_model(model: str | None) -> str:
+    """Return the name of the model whose files are found, or downloaded, without torch.
+
+    Those of open_clip's own list are only looked up when they are built: its import takes as long as torch's. Raises
+    UniclError for a model that is missing.
+    """
+    name = choose_model(model)
+    try:
+        if not hub.has_form(name):
+            find_run(name)
+        elif not name.startswith("open_clip:"):
+            hub.find_model(name)
+    except UniclError as error:
+        if model is None and name == DEFAULT_MODEL:  # nobody asked for this one
+            raise UniclError(
+                f"no --model is given, runs/ has no finished run, and {error.message}",
+                "train one (unicl train RECIPE), or set --model to a run, local-dir:PATH or hf-hub:ORG/REPO",
+            ) from error
+        raise
+    return name
+
+
+def corpora_of(name: str) -> tuple[str, ...]:
+    """Return the corpora in the recipe of a model, each once; a published model has none."""
+    if hub.has_form(name):
+        return ()
+    recipe = load(str(find_run(name)[0] / RESOLVED))
+    return tuple(dict.fromkeys(item.corpus for item in recipe.data.train))
+
+
+def no_corpus_error(name: str) -> UniclError:
+    """Return the error for a model without corpora of its own where none is named."""
+    return UniclError(
+        f"model {name} names no corpus to evaluate on", "name one with --data CORPUS (see `unicl prepare --help`)"
+    )
 
 
 def find_run(name: str) -> tuple[Path, Path]:

@@ -2,6 +2,7 @@
 
 Both start cold on one thread. scikit-learn runs with its defaults (tol 1e-4, 1,000 iterations), and with the largest
 tol of 1e-4, 1e-5 … 1e-10 that reaches the optimum within 1e-6. The optimum is the lowest value of any fit.
+The row `search` is a whole probe, with its search for C, beside one fit of scikit-learn at the C that it chooses.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from unicl_cli.evaluate.logistic_regression import fit_classifiers
 from unicl_cli.jobs.bench.kinds import Request
 from unicl_cli.jobs.bench.protocol import Case, PreparedCase
+from unicl_cli.jobs.evaluators.probe import Examples, train_regression
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -28,13 +30,16 @@ OURS, NEAR, DEFAULT = "unicl", "sklearn, as near", "sklearn, default"
 ENOUGH = 1e-6
 TOLERANCES = [10.0**-power for power in range(4, 11)]
 STRENGTHS = [10.0**power for power in range(-6, 7, 2)]
+SEARCHED = (6565, 1600, 256, 22)
+"""Rows of training and of validation, features and classes of the row `search`."""
 SHAPES = {"gaussian": (2000, 128, 20), "few-rows": (160, 256, 10)}
 
 
 def cases(request: Request) -> list[Case]:
     del request
     variants = (OURS, NEAR, DEFAULT)
-    return [Case(name, "fits", variants, NEAR, partial(prepare_fits, name)) for name in ("digits", *SHAPES)]
+    fits = [Case(name, "fits", variants, NEAR, partial(prepare_fits, name)) for name in ("digits", *SHAPES)]
+    return [*fits, Case("search", "probes", (OURS, DEFAULT), DEFAULT, prepare_search)]
 
 
 def load_problem(name: str) -> tuple[Array, Labels]:
@@ -97,3 +102,33 @@ def prepare_fits(name: str, variants: Collection[str]) -> PreparedCase:
     facts = {"shape": [*x.shape, int(y.max()) + 1], "c": STRENGTHS, "tol": tol, "gaps": gaps}
     runs = {key: forms[key] for key in variants}
     return PreparedCase(len(STRENGTHS), runs, facts, lambda: {"above_optimum": max(gaps[OURS])})
+
+
+def load_overlapping() -> Examples:
+    """Return float32 rows of Gaussian classes that overlap, with variances over three decades as a tower's have."""
+    rows, held, d, num_classes = SEARCHED
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, num_classes, rows + held)
+    x = 0.2 * rng.normal(size=(num_classes, d))[y] + 1.5 * rng.normal(size=(rows + held, d))
+    features = torch.from_numpy((x * np.logspace(0.5, -1, d)).astype(np.float32))
+    return Examples(features, torch.from_numpy(y.astype(np.int64)), [""] * len(y))
+
+
+def prepare_search(variants: Collection[str]) -> PreparedCase:
+    """Prepare a whole probe and one fit of scikit-learn at its C, both on one thread."""
+    whole, rows, num_classes = load_overlapping(), SEARCHED[0], SEARCHED[-1]
+    inside = [row < rows for row in range(len(whole.targets))]
+    train, held = whole.only(inside), whole.only([not part for part in inside])
+
+    def search() -> float:
+        return train_regression(train, held, num_classes, joined=True, c=None, advance=lambda fits: None).chosen
+
+    chosen = search()
+
+    def fit() -> None:
+        with warnings.catch_warnings(), threadpool_limits(1):
+            warnings.simplefilter("ignore")
+            LogisticRegression(C=chosen, max_iter=1000).fit(train.features.numpy(), train.targets.numpy())
+
+    forms: dict[str, Callable[[], Any]] = {OURS: search, DEFAULT: fit}
+    return PreparedCase(1, {key: forms[key] for key in variants}, {"shape": SEARCHED, "c": chosen})

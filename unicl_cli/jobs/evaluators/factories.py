@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from unicl_cli.contracts import FeaturePoint
-from unicl_cli.jobs.evaluators.options import Count, Method, ProbeOptions
+from unicl_cli.jobs.evaluators.options import Count, Method, ProbeOptions, Strength, check_options
 
 if TYPE_CHECKING:
     from unicl_cli.contracts import Evaluator
@@ -38,8 +38,9 @@ def probe(
     normalize: bool = False,
     shots: tuple[Count, ...] = (),
     seeds: Count = 3,
+    c: Strength | None = None,
 ) -> Evaluator:
     """A simple classifier on the image features: trained on split train, tested on the split that is evaluated."""
     from unicl_cli.jobs.evaluators.probe import ProbeEvaluator
 
-    return ProbeEvaluator(ProbeOptions(features, method, normalize, shots, seeds))
+    return ProbeEvaluator(check_options(ProbeOptions(features, method, normalize, shots, seeds, c)))

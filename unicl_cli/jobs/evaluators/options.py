@@ -12,13 +12,15 @@ Asked = Literal["all", "corpus"] | tuple[str, ...]
 """Candidates: ``all`` (the classes of the corpus and of the model), ``corpus`` (its classes), or the classes named."""
 Method = Literal["logreg", "knn"]
 Count = Annotated[int, Gt(0)]
+Strength = Annotated[float, Gt(0)]
 
 
 class ProbeOptions(NamedTuple):
     """Options of a probe.
 
     ``features`` come from before or after the projection, with unit length if ``normalize``. ``shots`` are numbers of
-    training rows per class, each drawn ``seeds`` times; none means all rows of train.
+    training rows per class, each drawn ``seeds`` times; none means all rows of train. ``c`` is scikit-learn's C of a
+    single fit; None means the best one by validation.
     """
 
     features: FeaturePoint = "pre"
@@ -26,6 +28,7 @@ class ProbeOptions(NamedTuple):
     normalize: bool = False
     shots: tuple[int, ...] = ()
     seeds: int = 3
+    c: float | None = None
 
 
 def parse_candidates(spec: str) -> Asked:
@@ -37,3 +40,10 @@ def parse_candidates(spec: str) -> Asked:
     except UniclError as error:
         message, hint = (text.replace("--classes", "--candidates") for text in (error.message, error.hint or ""))
         raise UniclError(message, hint) from error
+
+
+def check_options(options: ProbeOptions) -> ProbeOptions:
+    """Return ``options``. Raises UniclError for a C that the method does not have."""
+    if options.c is not None and options.method != "logreg":
+        raise UniclError(f"c: method {options.method} has no C", "use method logreg, or leave c out")
+    return options

@@ -14,8 +14,16 @@ from torch.nn import functional as F
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.holdout import few_shot_mask, held_out_mask
 from unicl_cli.evaluate.knn import neighbour_curve, vote_shares
-from unicl_cli.evaluate.logistic_regression import Point, fit_classifiers, measure_classifiers, sweep
+from unicl_cli.evaluate.logistic_regression import (
+    Linear,
+    Point,
+    Search,
+    fit_classifiers,
+    measure_classifiers,
+    sweep,
+)
 from unicl_cli.evaluate.tables import accuracy_figures
+from unicl_cli.inference.progress import progress
 from unicl_cli.inference.scorer import shorten_names
 from unicl_cli.jobs.evaluators.options import Method, ProbeOptions
 from unicl_cli.jobs.evaluators.rows import labels_of, limit_rows
@@ -25,6 +33,8 @@ if TYPE_CHECKING:
 
 VALIDATED = 4
 """Validation rows per class of a few-shot probe: a whole validation split would have more labels than train."""
+FITS = 16
+"""Fits of a search for C: fifteen to compare, and the last one."""
 
 
 class Examples(NamedTuple):
@@ -50,20 +60,26 @@ class Examples(NamedTuple):
 
 
 class Classifier(NamedTuple):
-    """A trained classifier: features (n, d) -> classes (n,); its setting (C or k) was ``chosen`` from the ``curve``."""
+    """A trained classifier: features (n, d) -> classes (n,); its setting (C or k) was ``chosen`` from the ``curve``.
+
+    ``linear`` has its weights if it is linear.
+    """
 
     predict: Callable[[Tensor], Tensor]
     chosen: float
     curve: list[Point]
+    linear: Linear | None = None
 
 
 class ProbeEvaluator(NamedTuple):
     """Accuracy of the classifier on the split that is evaluated, which is read after everything else is chosen.
 
     Validation rows are split val; if the corpus has none, or val is evaluated, a fifth of train by hash of the keys.
+    ``keep`` gets the classifier, unless there are several (``shots``).
     """
 
     options: ProbeOptions = ProbeOptions()
+    keep: Callable[[Classifier], None] | None = None
 
     @property
     def needs(self) -> Sequence[Need]:
@@ -79,8 +95,8 @@ class ProbeEvaluator(NamedTuple):
             "features": self.options.features,
             "method": self.options.method,
             "normalize": self.options.normalize,
-            "validation": source,
             "candidates": {"total": len(train.targets.unique()), "not_in_corpus": 0},
+            "validation": source if self.options.c is None else "none: C is given",
             "feature_norm": float(train.features.norm(dim=1).mean()),  # C means nothing without it
         }
         classes, method = len(corpus.classes), self.options.method
@@ -90,7 +106,10 @@ class ProbeEvaluator(NamedTuple):
             facts["few_shot"] = few_shot_figures(trials, test)
             warnings = [text for shots in self.options.shots for text in warn_about_shots(train, corpus, shots)]
         else:
-            trained = TRAIN[method](train, validation, classes, joined=True)
+            with progress("fits", FITS) as advance:
+                trained = TRAIN[method](train, validation, classes, joined=True, c=self.options.c, advance=advance)
+            if self.keep is not None:
+                self.keep(trained)
             test = read(split=split)
             facts |= figures_of(trained, test, method) | {"n_train": len(train.targets) + len(validation.targets)}
             warnings = probe_warnings(train.joined(validation), test, trained)
@@ -141,26 +160,53 @@ def encode_examples(
     return Examples(found.to(home), labels_of(table)[torch.tensor(rows)].to(home), [keys[row] for row in rows])
 
 
-def train_regression(train: Examples, validation: Examples, num_classes: int, *, joined: bool) -> Classifier:
-    """Fit a logistic regression: C is chosen on the validation rows; the last fit is on both if ``joined``."""
+def train_regression(
+    train: Examples,
+    validation: Examples,
+    num_classes: int,
+    *,
+    joined: bool,
+    c: float | None,
+    advance: Callable[[int], None],
+) -> Classifier:
+    """Fit a logistic regression at ``c``, or at the best C on the validation rows.
 
-    def measure(strengths: Sequence[float]) -> list[Point]:
-        models = fit_classifiers(train.features, train.targets, strengths, num_classes)
-        return measure_classifiers(models, strengths, validation.features, validation.targets)
+    The last fit is on both sets if ``joined``; ``advance`` counts fits.
+    """
+    curve: list[Point] = []
+    start: Linear | None = None
+    if c is None:
+        search = Search(train.features, train.targets, num_classes)
 
-    curve = sweep(measure)
-    best = max(curve, key=lambda point: point.merit)
+        def measure(strengths: Sequence[float]) -> list[Point]:
+            models = search.fit(strengths)
+            advance(len(strengths))
+            return measure_classifiers(models, strengths, validation.features, validation.targets)
+
+        curve = sweep(measure)
+        c = max(curve, key=lambda point: point.merit).c
+        start = search.known[c]
     whole = train.joined(validation) if joined else train
-    model = fit_classifiers(whole.features, whole.targets, [best.c], num_classes)
+    model = fit_classifiers(whole.features, whole.targets, [c], num_classes, start=start)
+    advance(1)
 
     def predict(features: Tensor) -> Tensor:
         return model.logits(features)[0].argmax(1)
 
-    return Classifier(predict, best.c, curve)
+    return Classifier(predict, c, curve, model)
 
 
-def train_neighbours(train: Examples, validation: Examples, num_classes: int, *, joined: bool) -> Classifier:
+def train_neighbours(
+    train: Examples,
+    validation: Examples,
+    num_classes: int,
+    *,
+    joined: bool,
+    c: float | None,
+    advance: Callable[[int], None],
+) -> Classifier:
     """Vote among neighbours: their number is chosen on the validation rows; both sets vote if ``joined``."""
+    del c, advance  # of a regression
     curve = neighbour_curve(train.features, train.targets, validation.features, validation.targets, num_classes)
     best = max(curve, key=lambda point: point.merit)
     whole = train.joined(validation) if joined else train
@@ -187,20 +233,29 @@ class Trial(NamedTuple):
 
 def train_few_shot(train: Examples, validation: Examples, num_classes: int, options: ProbeOptions) -> list[Trial]:
     """Train a classifier for each number of shots and each seed."""
-    return [
-        train_trial(train, validation, num_classes, options.method, shots=shots, seed=seed)
-        for shots in options.shots
-        for seed in range(options.seeds)
-    ]
+    draws = [(shots, seed) for shots in options.shots for seed in range(options.seeds)]
+    with progress("fits", len(draws) * FITS) as advance:
+        return [
+            train_trial(train, validation, num_classes, options, shots=shots, seed=seed, advance=advance)
+            for shots, seed in draws
+        ]
 
 
 def train_trial(
-    train: Examples, validation: Examples, num_classes: int, method: Method, *, shots: int, seed: int
+    train: Examples,
+    validation: Examples,
+    num_classes: int,
+    options: ProbeOptions,
+    *,
+    shots: int,
+    seed: int,
+    advance: Callable[[int], None],
 ) -> Trial:
     """Train on ``shots`` rows of each class, validate on at most four others of each class."""
     part = train.only(few_shot_mask(train.keys, train.targets.tolist(), shots, seed))
     judged = validation.only(few_shot_mask(validation.keys, validation.targets.tolist(), min(shots, VALIDATED), seed))
-    return Trial(shots, seed, TRAIN[method](part, judged, num_classes, joined=False), len(part.targets))
+    trained = TRAIN[options.method](part, judged, num_classes, joined=False, c=options.c, advance=advance)
+    return Trial(shots, seed, trained, len(part.targets))
 
 
 def figures_of(trained: Classifier, test: Examples, method: Method) -> dict[str, Any]:
@@ -248,6 +303,6 @@ def probe_warnings(train: Examples, test: Examples, trained: Classifier) -> list
     if bool(unseen.any()):
         classes, rows = len(test.targets[unseen].unique()), int(unseen.sum())
         found.append(f"{classes} classes of the tested split have no training row: their {rows} rows count as wrong")
-    if trained.chosen in (1e-6, 1e6):
+    if trained.curve and trained.chosen in (1e-6, 1e6):
         found.append(f"C = {trained.chosen:g} is at the end of the range that is searched")
     return found

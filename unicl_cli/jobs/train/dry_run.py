@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from unicl_cli.build.data import TrainingData, build_data, build_tokenizer, check_learnable
+from unicl_cli.build.data import TrainingData, build_data, build_tokenizer, check_learnable, check_negatives
 from unicl_cli.build.init import adopted_tokenizer
 from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.build.optimizer import recipe_warnings
@@ -110,6 +110,7 @@ def check_models(recipe: Recipe) -> None:
         stage = stage_of(recipe, number)
         data = build_data(stage)
         check_learnable(stage, data)
+        check_negatives(stage, data)
         build_on_meta(stage, data, partial(build_tokenizer, stage, data), 1)
 
 

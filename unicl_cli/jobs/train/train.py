@@ -23,7 +23,7 @@ from unicl_cli.core.trackers import check_installed
 from unicl_cli.data.corpus import MANIFEST
 from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.train.micro_batch import explain_out_of_memory
-from unicl_cli.jobs.train.setup import platform_facts, resume, set_up, write_parts
+from unicl_cli.jobs.train.setup import Parts, platform_facts, resume, set_up, write_parts
 from unicl_cli.jobs.train.sizes import is_sharded
 from unicl_cli.jobs.train.stage import Stage
 from unicl_cli.jobs.train.text_cache import cache_texts
@@ -68,6 +68,7 @@ def train(
         torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(recipe.deterministic)
     accelerator = start_accelerator(recipe.precision, request.devices)
+    say(request, f"device: {describe_device(accelerator)}")
     stop.install()  # also in a worker, now that it has peers to stop with
     begin = partial(write_source, run, source, overrides, request)
     writes = rank() == 0
@@ -77,6 +78,38 @@ def train(
             stop_together(stop)
             train_stage(stage, folder, start, request, accelerator, stop, begin)
     accelerator.end_training()
+
+
+def say(request: TrainRequest, line: str) -> None:
+    """Write a line on rank 0's stderr, unless --quiet was given."""
+    if rank() == 0 and not request.quiet:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+
+def describe_device(accelerator: Any) -> str:
+    """Return the device, the number of processes and the precision in words."""
+    device = accelerator.device
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{device.type}, threads {torch.get_num_threads()}" if device.type == "cpu" else device.type
+    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    return ", ".join([name, *([f"processes {world_size()}"] if world_size() > 1 else []), precision])
+
+
+def describe_model(parts: Parts) -> str:
+    """Return the parameters of the model and of each of its towers, and the length of the training in words."""
+    step = cast("Step", parts.step)
+    sizes = {name: sum(p.numel() for p in child.parameters()) for name, child in step.model.named_children()}
+    towers = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size)
+    total = sum(p.numel() for p in step.parameters())
+    learning = sum(p.numel() for p in step.parameters() if p.requires_grad)
+    frozen = f", learning {learning:,}" if learning < total else ""
+    return (
+        f"model: {parts.recipe.model.name}: parameters {total:,} ({towers}){frozen}; "
+        f"steps {parts.sizes.steps:,}, batch {parts.recipe.batch.size:,}"
+    )
 
 
 def stop_together(stop: StopFlag) -> None:
@@ -128,6 +161,7 @@ def train_stage(
         return
     parts = set_up(recipe, accelerator, run, request.resume, start_from)
     step = parts.step
+    say(request, describe_model(parts))
     if recipe.parallel.compile:
         compile_units(step)
     step = shard(step) if is_sharded(recipe, parts.sizes.world) else accelerator.prepare(step)

@@ -14,6 +14,7 @@ from unicl_cli.core.machine import cores
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.metrics import best_classes
 from unicl_cli.inference.encoder import Encoder, divergence_error
+from unicl_cli.inference.linear_probe import LinearProbe, make_probe_scorer
 from unicl_cli.inference.scorer import Scorer, make_scorer
 from unicl_cli.jobs.zeroshot.classes import Classes
 from unicl_cli.jobs.zeroshot.inputs import ImageInput, read_image
@@ -91,8 +92,12 @@ class Judge(NamedTuple):
         return row
 
 
-def make_judge(loaded: Loaded, classes: Classes | None, options: AnswerOptions, accelerator: Any) -> Judge:
-    """Return what scores images against these classes, or against the model's own."""
+def make_judge(
+    loaded: Loaded, classes: Classes | LinearProbe | None, options: AnswerOptions, accelerator: Any
+) -> Judge:
+    """Return what scores images against these classes, by this probe, or against the model's own classes."""
+    if isinstance(classes, LinearProbe):
+        return make_probe_judge(loaded, classes, options, accelerator)
     if classes is None and not loaded.classes:
         raise UniclError(f"model {loaded.name} has no classes of its own", "name classes: --classes cat,dog")
     asked = (
@@ -120,6 +125,12 @@ def make_judge(loaded: Loaded, classes: Classes | None, options: AnswerOptions, 
     if options.threshold is not None:
         warnings.append(f"--threshold {options.threshold:g} is uncalibrated: it means something else for another model")
     return Judge(scorer, [each.names[0] for each in asked.names], options, tuple(warnings))
+
+
+def make_probe_judge(loaded: Loaded, probe: LinearProbe, options: AnswerOptions, accelerator: Any) -> Judge:
+    """Return what scores images by a saved probe. Raises UniclError if the probe was fitted on another model."""
+    scorer = make_probe_scorer(Encoder(loaded, accelerator.autocast), probe)
+    return Judge(scorer, [each.names[0] for each in probe.classes], options)
 
 
 def split_blocks(n: int, batch: int) -> list[range]:

@@ -1,0 +1,114 @@
+"""A fitted probe as a file: a linear classifier on a model's image features, and the check that they are its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn import functional as F
+
+from unicl_cli.contracts import ClassName, FeaturePoint
+from unicl_cli.core.files import write_atomic
+from unicl_cli.errors import UniclError
+from unicl_cli.inference.encoder import Encoder
+from unicl_cli.inference.scorer import Scorer, full_precision, identity
+
+SCHEMA = "unicl/probe-weights/1"
+CLOSE = 0.1
+"""Relative distance of the reference features up to which a model is the same; bfloat16 moves them by 0.01."""
+
+
+class LinearProbe(NamedTuple):
+    """A linear classifier: ``weights`` (d, K), ``bias`` (K,); ``reference`` (d,) are features of `reference_image`.
+
+    Features are taken at ``point``, with unit length if ``normalize``; ``model`` names the model that they are of.
+    """
+
+    weights: Tensor
+    bias: Tensor
+    reference: Tensor
+    classes: tuple[ClassName, ...]
+    point: FeaturePoint
+    normalize: bool
+    model: str
+
+
+def reference_image(size: Sequence[int]) -> Tensor:
+    """Return a fixed pattern, uint8 (3, H, W), by whose features a model is recognised."""
+    count = 3 * size[0] * size[1]
+    return (torch.arange(count) * 2654435761 // 65536 % 256).to(torch.uint8).view(3, *size)
+
+
+def probe_features(encoder: Encoder, images: Tensor, point: FeaturePoint, *, normalize: bool) -> Tensor:
+    """Encode uint8 (b, 3, H, W) to the float32 (b, d) that a probe reads."""
+    found = encoder.encode_image(images)
+    features = found.pooled if point == "pre" else found.embed
+    return F.normalize(features, dim=1) if normalize else features
+
+
+def reference_features(encoder: Encoder, point: FeaturePoint, *, normalize: bool) -> Tensor:
+    """Encode the reference image: float32 (d,) on the CPU."""
+    image = reference_image(encoder.loaded.transform.size)
+    return probe_features(encoder, image[None], point, normalize=normalize)[0].cpu()
+
+
+def save_probe(probe: LinearProbe, path: Path, facts: Mapping[str, Any]) -> None:
+    """Write a probe as safetensors, with ``facts`` beside what is needed to use it."""
+    about = {
+        **facts,
+        "schema": SCHEMA,
+        "model": probe.model,
+        "features": probe.point,
+        "normalize": probe.normalize,
+        "classes": [{"key": each.key, "names": list(each.names)} for each in probe.classes],
+    }
+    tensors = {"weights": probe.weights, "bias": probe.bias, "reference": probe.reference}
+    data = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    write_atomic(path, save(data, {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}))
+
+
+def load_probe(path: Path) -> LinearProbe:
+    """Read a probe that `save_probe` wrote. Raises UniclError for any other file."""
+    hint = "give a file that unicl probe --save wrote"
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            if about["schema"] != SCHEMA:
+                raise UniclError(f"--probe {path}: not a saved probe", hint)
+            weights, bias, reference = (file.get_tensor(name) for name in ("weights", "bias", "reference"))
+        classes = tuple(ClassName(each["key"], tuple(each["names"])) for each in about["classes"])
+        probe = LinearProbe(
+            weights, bias, reference, classes, about["features"], bool(about["normalize"]), about["model"]
+        )
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UniclError(f"--probe {path}: not a saved probe", hint) from error
+    if weights.shape != (len(reference), len(classes)) or bias.shape != (len(classes),):
+        raise UniclError(f"--probe {path}: its tensors do not fit each other", hint)
+    return probe
+
+
+def make_probe_scorer(encoder: Encoder, probe: LinearProbe) -> Scorer:
+    """Score by a saved probe. Raises UniclError if the model is not the one whose features it was fitted on."""
+    found = reference_features(encoder, probe.point, normalize=probe.normalize)
+    expected = probe.reference
+    if found.shape != expected.shape or (found - expected).norm() > CLOSE * expected.norm():
+        raise UniclError(
+            f"--probe: was fitted on other features than those of {encoder.loaded.name}",
+            f"use its own model, --model {probe.model}, or fit a probe on this one: unicl probe --save FILE",
+        )
+    weights, bias = probe.weights.to(encoder.device), probe.bias.to(encoder.device)
+
+    def scores(images: Tensor) -> Tensor:
+        features = probe_features(encoder, images, probe.point, normalize=probe.normalize)
+        with full_precision(features):
+            return features @ weights + bias
+
+    count = len(probe.classes)
+    known = torch.ones(count, dtype=torch.bool)
+    return Scorer(scores, identity, sigmoid=False, cosines=False, first=torch.arange(count), known=known)

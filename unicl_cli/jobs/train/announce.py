@@ -1,0 +1,59 @@
+"""The first and the last lines of a training: data and run directory before torch is imported, figures at the end."""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from unicl_cli.core.sinks import format_duration
+from unicl_cli.recipe.schema import Recipe
+from unicl_cli.runs.status import read_validations
+
+FIGURES = {"top1": "top-1", "text_to_image_r1": "text→image R@1", "image_to_text_r1": "image→text R@1"}
+"""Figures of a validation -> their names on a terminal."""
+
+
+def opening_lines(recipe: Recipe, run: Path) -> list[str]:
+    """Return the run directory, and rows and classes of each corpus as its manifest has them."""
+    lines = [f"run: {run}"]
+    for item in recipe.data.train:
+        manifest = json.loads((Path(item.corpus) / "manifest.json").read_text(encoding="utf-8"))
+        rows: dict[str, int] = {}
+        for shard in manifest["shards"]:
+            if shard["split"] == item.split:
+                rows[shard["kind"]] = rows.get(shard["kind"], 0) + shard["rows"]
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in rows.items())
+        used = [f"{name} {value:g}" for name in ("fraction", "limit") if (value := getattr(item, name)) is not None]
+        line = f"data: {item.corpus} {item.split}: rows {sum(rows.values()):,} ({kinds}), classes"
+        lines.append(", ".join([f"{line} {len(manifest['classes']):,}", *used]))
+    return lines
+
+
+def closing_lines(recipe: Recipe, run: Path, seconds: float) -> list[str]:
+    """Return the duration, the last and the best of each figure of the validations, and the command to run next."""
+    lines = [f"done in {format_duration(seconds)}: {run}"]
+    found: dict[tuple[str, str, str], list[tuple[float, int]]] = {}
+    for row in read_validations(run):
+        for key, value in row.items():
+            if key in FIGURES and isinstance(value, float):
+                found.setdefault((str(row["corpus"]), str(row["split"]), key), []).append((value, int(row["step"])))
+    for (corpus, split, key), values in found.items():
+        best, step = max(values, key=lambda entry: entry[0])
+        more = f", best {best:.1%} at step {step:,}" if len(values) > 1 else ""
+        lines.append(f"{corpus} {split}: {FIGURES[key]} {values[-1][0]:.1%}{more}".replace("%", " %"))
+    return [*lines, f"next: {next_command(recipe, run)}"]
+
+
+def next_command(recipe: Recipe, run: Path) -> str:
+    """Return the command that measures the finished run, or that uses it if no corpus has rows to measure on."""
+    name = shlex.quote(str(run))
+    if recipe.loss.name == "supcon":
+        return f"unicl probe {name}"
+    manifests = (json.loads((Path(item.corpus) / "manifest.json").read_text("utf-8")) for item in recipe.data.train)
+    return f"unicl eval {name}" if any(map(_can_be_measured, manifests)) else f"unicl zeroshot IMAGE --model {name}"
+
+
+def _can_be_measured(manifest: Mapping[str, Any]) -> bool:
+    shards: Iterable[Mapping[str, Any]] = manifest["shards"]
+    return any(shard["split"] in ("test", "val") and shard["rows"] for shard in shards)
