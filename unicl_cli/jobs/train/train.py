@@ -18,7 +18,7 @@ from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
 from unicl_cli.core.lock import lock_folder
 from unicl_cli.core.loop import Step
-from unicl_cli.core.switches import compile_units
+from unicl_cli.core.switches import align_conv_weights, compile_units
 from unicl_cli.core.trackers import check_installed
 from unicl_cli.data.corpus import MANIFEST
 from unicl_cli.errors import Stopped, UniclError
@@ -130,7 +130,11 @@ def train_stage(
     step = parts.step
     if recipe.parallel.compile:
         compile_units(step)
-    step = shard(step) if is_sharded(recipe, parts.sizes.world) else accelerator.prepare(step)
+    if is_sharded(recipe, parts.sizes.world):
+        step = shard(step)
+    else:
+        align_conv_weights(step)
+        step = accelerator.prepare(step)
     optimizer = accelerator.prepare(build_optimizer(recipe, step))
     average = None if recipe.ema is None else Average(step, recipe.ema.decay, warmup=recipe.ema.warmup)
     facts = resume(request.resume, run, parts, step, optimizer, average)
