@@ -16,7 +16,7 @@ from unicl_cli.core.byte_size import binary_size
 from unicl_cli.core.dist import rank, world_size
 from unicl_cli.core.machine import free_memory, machine_memory
 from unicl_cli.jobs.bench.kinds import PEER, Request
-from unicl_cli.jobs.bench.protocol import Case, Prepared, choose_device
+from unicl_cli.jobs.bench.protocol import Case, PreparedCase, choose_device
 from unicl_cli.losses import both_ways
 
 DIM, CLASSES = 512, 1000
@@ -54,7 +54,7 @@ def skipped_for_memory(size: int) -> dict[str, str]:
     }
 
 
-def prepare_loss(request: Request, size: int, variants: Collection[str]) -> Prepared:
+def prepare_loss(request: Request, size: int, variants: Collection[str]) -> PreparedCase:
     """Prepare this rank's share of ``size`` rows: half captions, half rows of 1,000 classes with one text each."""
     device = choose_device(request)
     draw = torch.Generator().manual_seed(rank())
@@ -69,7 +69,7 @@ def prepare_loss(request: Request, size: int, variants: Collection[str]) -> Prep
     runs = {name: partial(parts.run, name) for name in (FOLDED, TILED, DENSE, PEER) if name in variants}
     alone = world_size() == 1 and size <= CHECKED
     facts = {"texts": len(distinct), "d": DIM, "ranks": world_size()}
-    return Prepared(
+    return PreparedCase(
         size, runs, facts, parts.check if alone else None, skipped=skipped_for_memory(size) if rank() == 0 else {}
     )
 

@@ -29,7 +29,7 @@ Run = Callable[[], Any]
 Timer = Callable[[Run], float]
 
 
-class Prepared(NamedTuple):
+class PreparedCase(NamedTuple):
     """A case that is ready to run: each call of one of ``runs`` processes ``items`` items of the case's unit.
 
     ``check`` returns the largest differences (``forward``, ``gradients``) and any other figure worth reporting.
@@ -55,7 +55,7 @@ class Case(NamedTuple):
     unit: str
     variants: tuple[str, ...]
     reference: str
-    prepare: Callable[[Collection[str]], Prepared]
+    prepare: Callable[[Collection[str]], PreparedCase]
     memory: int = 0
     processes: int = 1
     extra: bool = False
@@ -105,7 +105,7 @@ def wall_seconds(run: Run) -> float:
     return time.perf_counter() - began
 
 
-def run_check(name: str, prepared: Prepared, limits: Limits = Limits()) -> dict[str, float]:  # noqa: B008 - frozen
+def run_check(name: str, prepared: PreparedCase, limits: Limits = Limits()) -> dict[str, float]:  # noqa: B008 - frozen
     """Return the figures of the row's check. Raise UniclError (exit code 1) if the variants' results differ."""
     figures = dict(prepared.check()) if prepared.check is not None else {}
     for what, most in limits._asdict().items():
@@ -120,7 +120,7 @@ def run_check(name: str, prepared: Prepared, limits: Limits = Limits()) -> dict[
 
 
 def measure_case(
-    case: Case, prepared: Prepared, *, rounds: int, device: torch.device, advance: Callable[[int], None]
+    case: Case, prepared: PreparedCase, *, rounds: int, device: torch.device, advance: Callable[[int], None]
 ) -> dict[str, Any]:
     """Return the row of the document: after warm-ups, each round runs every variant once, rotating which goes first."""
     checks = run_check(case.name, prepared)
@@ -141,7 +141,7 @@ def measure_case(
             if len(runs[name]) == number:
                 runs[name].append(time_runs(timer, prepared.runs[name], device, repeats[name]))
             advance(1)
-    variants = {name: summarize(prepared.items, runs[name]) for name in names}
+    variants = {name: timing_figures(prepared.items, runs[name]) for name in names}
     return {
         "name": case.name,
         "unit": case.unit,
@@ -184,7 +184,7 @@ def run_repeatedly(run: Run, times: int) -> Any:
     return run()
 
 
-def summarize(count: float, runs: Sequence[Timing]) -> dict[str, Any]:
+def timing_figures(count: float, runs: Sequence[Timing]) -> dict[str, Any]:
     """Return the figures of one variant: seconds of each round, their median, items per second, peak memory."""
     median = statistics.median(run.seconds for run in runs)
     mib = max((run.mib for run in runs if run.mib is not None), default=None)

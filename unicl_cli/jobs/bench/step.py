@@ -28,7 +28,7 @@ from unicl_cli.jobs.bench.model_pair import (
     shape_of,
     zero_grads,
 )
-from unicl_cli.jobs.bench.protocol import Case, Prepared, choose_device
+from unicl_cli.jobs.bench.protocol import Case, PreparedCase, choose_device
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.losses import contrast
 from unicl_cli.recipe.schema import Recipe
@@ -39,7 +39,7 @@ CLIP_NORM, RATE = 1.0, 1e-4
 FOREVER = 10**9
 
 
-class Row(NamedTuple):
+class TextKind(NamedTuple):
     """``texts(rows)`` makes the texts. ``frozen``: no text tower learns. ``usual``: it runs without being named."""
 
     texts: Callable[[int], LabelledTexts]
@@ -47,15 +47,15 @@ class Row(NamedTuple):
     usual: bool = False
 
 
-ROWS: Mapping[str, Row] = MappingProxyType(
+ROWS: Mapping[str, TextKind] = MappingProxyType(
     {
-        "captions": Row(make_captions, usual=True),
-        "labels-100": Row(partial(make_prompts, classes=100, templates=1), usual=True),
-        "labels-100-t80": Row(partial(make_prompts, classes=100, templates=80)),
-        "labels-1000-t80": Row(partial(make_prompts, classes=1000, templates=80)),
-        "mixed": Row(partial(mix_captions_and_prompts, classes=1000, templates=80)),
-        "frozen-captions": Row(make_captions, frozen=True),
-        "frozen-labels": Row(partial(make_prompts, classes=100, templates=80), frozen=True),
+        "captions": TextKind(make_captions, usual=True),
+        "labels-100": TextKind(partial(make_prompts, classes=100, templates=1), usual=True),
+        "labels-100-t80": TextKind(partial(make_prompts, classes=100, templates=80)),
+        "labels-1000-t80": TextKind(partial(make_prompts, classes=1000, templates=80)),
+        "mixed": TextKind(partial(mix_captions_and_prompts, classes=1000, templates=80)),
+        "frozen-captions": TextKind(make_captions, frozen=True),
+        "frozen-labels": TextKind(partial(make_prompts, classes=100, templates=80), frozen=True),
     }
 )
 """Rows of labels: number of classes; prompts in one template, or (t80) in one of CLIP's 80 per row."""
@@ -72,7 +72,7 @@ def cases(request: Request) -> list[Case]:
     return found
 
 
-def prepare_step(request: Request, row: Row, variants: Collection[str]) -> Prepared:
+def prepare_step(request: Request, row: TextKind, variants: Collection[str]) -> PreparedCase:
     device = choose_device(request)
     size = request.batch or 64
     precision = request.precision or ("bf16" if device.type == "cuda" else "fp32")
@@ -86,7 +86,7 @@ def prepare_step(request: Request, row: Row, variants: Collection[str]) -> Prepa
         if name in peers:
             runs[name] = make_their_step(pair, peers[name], batch, precision)
     facts = {**batch.facts(), "precision": precision, "model": request.model or "small"}
-    return Prepared(size, runs, facts, partial(compare_step, pair, batch) if len(runs) > 1 else None)
+    return PreparedCase(size, runs, facts, partial(compare_step, pair, batch) if len(runs) > 1 else None)
 
 
 class PairBatch(NamedTuple):
