@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -84,7 +84,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 
 
     body = tag("tbody", *(line("td", row) for row in rows))
     top = tag("thead", line("th", head)) if any(head) else Html("")
-    return tag("div", tag("table", top, body), class_="scroll")
+    return scrolling(tag("table", top, body))
+
+
+def scrolling(wide: Html) -> Html:
+    """Return wide content in a box that scrolls sideways, with a shadow at each edge that hides something."""
+    return tag("div", wide, class_="scroll", tabindex="0")  # the arrow keys scroll it, too
 
 
 def bar_chart(rows: Sequence[tuple[str, float, str]]) -> Html:
@@ -114,15 +119,17 @@ def histogram(bins: Sequence[tuple[str, int]], *, unit: str, mark: int | None = 
     return tag("div", tag("div", *columns, class_="columns"), ends, class_="histogram")
 
 
-def line_chart(points: Sequence[tuple[float, float]], *, name: str) -> Html:
-    """Return (x, y) points as a curve that fills the width, labelled with its ends and its range."""
+def line_chart(
+    points: Sequence[tuple[float, float]], *, name: str, form: Callable[[float], str] = "{:.3g}".format
+) -> Html:
+    """Return (x, y) points as a curve that fills the width, labelled with its ends and its range in ``form``."""
     xs, ys = zip(*points, strict=True)
     low, high, first, last = min(ys), max(ys), xs[0], xs[-1]
     across, up = (last - first) or 1, (high - low) or 1
     path = " ".join(f"{1000 * (x - first) / across:.1f},{220 - 200 * (y - low) / up:.1f}" for x, y in points)
     curve = tag("polyline", points=path, fill="none", vector_effect="non-scaling-stroke")
     drawn = tag("svg", curve, viewBox="0 0 1000 240", preserveAspectRatio="none", role="img", aria_label=name)
-    scale = tag("div", tag("span", f"{high:.3g}"), tag("span", f"{low:.3g}"), class_="scale")
+    scale = tag("div", tag("span", form(high)), tag("span", form(low)), class_="scale")
     axis = tag("div", tag("span", f"{first:,.0f}"), tag("span", name), tag("span", f"{last:,.0f}"), class_="axis")
     return tag("div", tag("div", scale, drawn, class_="plot"), axis, class_="line")
 

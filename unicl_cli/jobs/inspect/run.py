@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def inspect_run(run: Path) -> dict[str, Any]:
         "kind": "run",
         "path": str(run),
         **{key: value for key, value in state.items() if key not in ("run", "reason")},
+        "updated": round(time.time() - state["age_s"], 1),
         "recipe": recipe_facts(run, notes),
         "last": metrics[-1] if metrics else None,
         "curve": thin_curve(metrics),

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from unicl_cli.contracts import ClassName
-from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.errors import escape_control
+from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.prepare.engines.engine import Marker
 from unicl_cli.pages.text import align_columns
 
@@ -136,7 +136,7 @@ def _format_table(report: dict[str, Any]) -> list[str]:
                 line["split"],
                 f"{line['rows']:,}",
                 f"{sum(line['rejected'].values()):,}",
-                decimal_size(line["bytes"]),
+                byte_size(line["bytes"]),
                 str(line["classes"] or "-"),
                 f"{low}-{high} px" if low != high else f"{low} px",
             )
@@ -151,15 +151,8 @@ def _format_table(report: dict[str, Any]) -> list[str]:
         lines.append("")
     lines.append(
         f"{report['corpus']}: {count_of(report['rows'], 'row')}, {count_of(report['classes'], 'class')}, "
-        f"{decimal_size(report['bytes'])} in {count_of(report['shards'], 'shard')}"
+        f"{byte_size(report['bytes'])} in {count_of(report['shards'], 'shard')}"
     )
     if report["payload_at_256"] < 0.8 * report["payload"]:
-        lines.append(f"with --size 256 the images would take about {decimal_size(report['payload_at_256'])}")
+        lines.append(f"with --size 256 the images would take about {byte_size(report['payload_at_256'])}")
     return lines
-
-
-def count_of(number: int, word: str) -> str:
-    """Return the number with its word: ``"1 row"``, ``"2 rows"``, ``"3 classes"``."""
-    if number == 1:
-        return f"1 {word}"
-    return f"{number:,} {word}es" if word.endswith("s") else f"{number:,} {word}s"

@@ -18,11 +18,11 @@ from unicl_cli.build.data import TrainingData, build_data, build_tokenizer, chec
 from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.build.optimizer import recipe_warnings
 from unicl_cli.contracts import Tokenizer
-from unicl_cli.core.byte_size import binary_size
 from unicl_cli.core.loop import Step
 from unicl_cli.core.machine import machine_memory
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
+from unicl_cli.formats import byte_size
 from unicl_cli.jobs.train.blueprint import has_batch_statistics
 from unicl_cli.jobs.train.memory import (
     METHOD,
@@ -191,7 +191,7 @@ def format_value(key: str, value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {format_value(key, item)}" for name, item in value.items())
     if key in BYTES:
-        return binary_size(value)
+        return byte_size(value)
     if key == "flops_of_one":
         return f"{value / 1e9:.2f} GFLOP"
     return f"{value:,}" if isinstance(value, int) else str(value)
@@ -217,13 +217,13 @@ def dry_run(recipe: Recipe, run: Path, world: int, *, as_json: bool, card: str |
 
 def memory_advice(found: Mapping[str, Any], room: float) -> str:
     """Return a sentence on whether a step fits into ``room`` bytes, and what to do if not."""
-    needed, rows, local = binary_size(found["memory"]["total"]), found["micro_that_fits"], found["batch_per_process"]
+    needed, rows, local = byte_size(found["memory"]["total"]), found["micro_that_fits"], found["batch_per_process"]
     if rows is None:
-        return f"{needed} do not fit into {binary_size(room)}, and fewer rows at once would not help: {LESS}"
+        return f"{needed} do not fit into {byte_size(room)}, and fewer rows at once would not help: {LESS}"
     if rows == found["micro"]:
-        return f"{needed} fit into {binary_size(room)}: {rows} of {local} rows at once"
+        return f"{needed} fit into {byte_size(room)}: {rows} of {local} rows at once"
     encoded = f"batch.micro=auto would encode about {rows} of {local} rows at once"
-    return f"{needed} do not fit into {binary_size(room)}: {encoded}"
+    return f"{needed} do not fit into {byte_size(room)}: {encoded}"
 
 
 def parse_bytes(text: str) -> float:

@@ -108,6 +108,14 @@ def write_source(run: Path, source: str, overrides: Sequence[str], request: Trai
     write_atomic(run / ENVIRONMENT, json.dumps(environment(request.devices), indent=1))
 
 
+def wrap_step(step: Step, accelerator: Any, *, sharded: bool) -> Any:
+    """Return the step on its device: sharded by FSDP2, or wrapped by DDP if there are several processes."""
+    if sharded:
+        return shard(step)
+    align_conv_weights(step)
+    return accelerator.prepare(step)
+
+
 def train_stage(
     recipe: Recipe,
     run: Path,
@@ -130,11 +138,7 @@ def train_stage(
     step = parts.step
     if recipe.parallel.compile:
         compile_units(step)
-    if is_sharded(recipe, parts.sizes.world):
-        step = shard(step)
-    else:
-        align_conv_weights(step)
-        step = accelerator.prepare(step)
+    step = wrap_step(step, accelerator, sharded=is_sharded(recipe, parts.sizes.world))
     optimizer = accelerator.prepare(build_optimizer(recipe, step))
     average = None if recipe.ema is None else Average(step, recipe.ema.decay, warmup=recipe.ema.warmup)
     facts = resume(request.resume, run, parts, step, optimizer, average)
