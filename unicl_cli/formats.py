@@ -92,6 +92,16 @@ def split_ends(items: Sequence[T], ends: int) -> tuple[Sequence[T], int, Sequenc
     return items[:ends], hidden, items[-ends:]
 
 
+def fit_parts(parts: Sequence[str], width: int, between: str) -> str:
+    """Join as many of the first parts as fit into ``width`` characters; the first one is always there."""
+    line = parts[0]
+    for part in parts[1:]:
+        if len(line) + len(between) + len(part) > width:
+            break
+        line += between + part
+    return line
+
+
 def list_first(words: Sequence[str], most: int = 10) -> str:
     """Return the words with commas; of many, the first ``most`` and the number of the others."""
     if len(words) <= most + 1:

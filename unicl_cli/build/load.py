@@ -30,6 +30,9 @@ DEFAULT = "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 """The model if there is no run: MIT license, 151 million parameters."""
 
 
+MODEL_VARIABLE = "UNICL_MODEL"
+
+
 class Loaded(NamedTuple):
     """A trained model in evaluation on its device. ``transform`` turns an encoded image into input of its tower."""
 
@@ -56,7 +59,7 @@ class PublishedScore(nn.Module):
 
 def choose_model(model: str | None) -> str:
     """Return the name of the model: ``model``, else UNICL_MODEL, the last finished run, a published one."""
-    return model or os.environ.get("UNICL_MODEL") or last_run() or DEFAULT
+    return model or os.environ.get(MODEL_VARIABLE) or last_run() or DEFAULT
 
 
 def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_weights: bool = False) -> Loaded:

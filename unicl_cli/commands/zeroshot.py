@@ -1,12 +1,14 @@
 """`unicl zeroshot IMAGE...`: classification of images by class names."""
 
+import sys
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 from unicl_cli.commands import MODEL_FORMS, OUTPUT, Batch, Devices, Quiet, RawWeights, Template, examples
-from unicl_cli.errors import UniclError
+from unicl_cli.commands.completion import complete_runs
+from unicl_cli.errors import UniclError, is_quiet
 
 app = typer.Typer(add_completion=False)
 ANSWERS, INPUT = "Answers", "Input"
@@ -44,7 +46,12 @@ def zeroshot(
     classes_from: Annotated[str | None, typer.Option(metavar="CORPUS", help="Take the classes of a corpus.")] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="MODEL", help=f"{MODEL_FORMS}. Default: the run that finished last."),
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help=f"{MODEL_FORMS}. Default: the run that finished last.",
+            autocompletion=complete_runs,
+        ),
     ] = None,
     template: Template = None,
     top_k: Annotated[
@@ -128,8 +135,10 @@ def zeroshot(
         from unicl_cli.jobs.zeroshot.classes import choose_classes
         from unicl_cli.jobs.zeroshot.inputs import open_inputs
         from unicl_cli.jobs.zeroshot.output import csv_rows, json_lines, text_lines, write_answers
+        from unicl_cli.jobs.zeroshot.table import TerminalTable
         from unicl_cli.jobs.zeroshot.zeroshot import AnswerOptions, make_judge, zeroshot
         from unicl_cli.launch.process import is_peer
+        from unicl_cli.pages.text import terminal_width
 
         asked = choose_classes(classes, classes_from)
         found, total = open_inputs(inputs, stdin_image=stdin_image, separator=b"\0" if null else b"\n")
@@ -138,11 +147,15 @@ def zeroshot(
         for warning in () if is_peer() else judge.warnings:
             print_warning(warning)
         fetch = Fetcher(allow_private=allow_private, robots=False) if allow_url else None
-        form = json_lines if as_json else text_lines(by_cosine=by_cosine)
+        width = None if as_json or as_csv else terminal_width()
+        table = None if width is None else TerminalTable(judge.names, top_k, by_cosine=by_cosine, width=width)
+        form = json_lines if as_json else table or text_lines(by_cosine=by_cosine)
         if as_csv:
             form = csv_rows(min(top_k, len(judge.names)))
         rows = zeroshot(loaded, found, judge, batch=batch, fetch=fetch)
         write_answers(rows, lambda data: None if is_peer() else typer.echo(data, nl=False), form, total)
+        if table is not None and not is_peer() and not is_quiet() and (note := table.note()):
+            sys.stderr.write(f"note: {note}\n")
 
     run_on_devices(devices, work)
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from unicl_cli.contracts import Sink
 from unicl_cli.core.files import write_atomic
 from unicl_cli.errors import UniclError, is_live
-from unicl_cli.formats import byte_size, format_duration, format_share
+from unicl_cli.formats import byte_size, fit_parts, format_duration, format_share
 
 STATUS_SECONDS = 15
 LINE_SECONDS = 30
@@ -51,12 +51,8 @@ FIELDS: tuple[tuple[str, str, Callable[[float], str]], ...] = (  # key, label, f
 
 def line_of(place: str, values: Mapping[str, float], width: int) -> str:
     """Return ``place`` and as many values as fit into one line of ``width`` columns; metrics.jsonl has all of them."""
-    line = place
-    for part in (f" | {label} {form(values[key])}" for key, label, form in FIELDS if key in values):
-        if len(line) + len(part) > width:
-            break
-        line += part
-    return line
+    shown = [f"{label} {form(values[key])}" for key, label, form in FIELDS if key in values]
+    return fit_parts([place, *shown], width, " | ")
 
 
 @contextlib.contextmanager
@@ -116,10 +112,10 @@ class ConsoleSink:
         self.progress = Progress(*columns, console=self.console) if is_live() and not quiet else None
         if self.progress is not None:
             self.progress.start()
-            self.task = self.progress.add_task(f"step {start}/{steps}", total=steps, completed=start)
+            self.task = self.progress.add_task(f"step {start:,}/{steps:,}", total=steps, completed=start)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        place, width = f"step {step}/{self.steps}", self.console.width
+        place, width = f"step {step:,}/{self.steps:,}", self.console.width
         if self.progress is not None:
             line = line_of(place, values, width - BAR_COLUMNS - SHARE_COLUMNS - 2)  # with a blank after each
             self.progress.update(self.task, completed=step, description=line)

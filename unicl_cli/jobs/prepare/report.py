@@ -11,9 +11,11 @@ from unicl_cli.contracts import ClassName
 from unicl_cli.errors import escape_control
 from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.prepare.engines.engine import Marker
-from unicl_cli.pages.text import align_columns
+from unicl_cli.pages.text import align_columns, shorten, terminal_width
 
-_HEADER = ("source", "kind", "split", "rows", "rejected", "size", "classes", "short side")
+_HEADER = ("source", "kind", "split", "rows", "left out", "size", "classes", "short side")
+SOURCE_COLUMNS = 16
+"""Largest width of a source's name on a terminal; longer ones lose their middle."""
 _CUT = "the file is incomplete or damaged: copy or download it again"
 REMEDIES = {
     "bad_label": "the label cannot be read: see its detail",
@@ -126,27 +128,28 @@ def _summarize_group(key: tuple[str, str, str], markers: list[Marker]) -> dict[s
 
 
 def _format_table(report: dict[str, Any]) -> list[str]:
+    width = terminal_width()
     cells: list[tuple[str, ...]] = [_HEADER]
     for line in report["sources"]:
         low, high = line["short_side"]
         cells.append(
             (
-                line["source"],
+                line["source"] if width is None else shorten(line["source"], SOURCE_COLUMNS),
                 line["kind"],
                 line["split"],
                 f"{line['rows']:,}",
                 f"{sum(line['rejected'].values()):,}",
                 byte_size(line["bytes"]),
-                str(line["classes"] or "-"),
-                f"{low}-{high} px" if low != high else f"{low} px",
+                f"{line['classes']:,}" if line["classes"] else "-",
+                f"{low:,}-{high:,} px" if low != high else f"{low:,} px",
             )
         )
     lines = align_columns(cells)
     rejected = sum(report["rejected"].values())
     if rejected:
-        lines += ["", f"rejected: {count_of(rejected, 'row')}, listed in {report['corpus']}/rejects"]
+        lines += ["", f"left out: {count_of(rejected, 'row')}, listed in {report['corpus']}/rejects"]
         lines += align_columns(
-            [[f"  {reason}", f"{n:,}", REMEDIES.get(reason, "")] for reason, n in report["rejected"].items()]
+            [[f"  {reason}", f"{n:,}", REMEDIES.get(reason, "")] for reason, n in report["rejected"].items()], width
         )
         lines.append("")
     lines.append(
