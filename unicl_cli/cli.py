@@ -17,7 +17,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from unicl_cli import __version__, registry
 from unicl_cli.commands import LOG, Debug, Quiet, Verbose, everywhere, examples
-from unicl_cli.errors import UniclError, did_you_mean, escape_control
+from unicl_cli.commands.completion import use_scripts_without_space
+from unicl_cli.errors import READER_GONE, Stopped, UniclError, did_you_mean, escape_control
 
 BUILTIN = {
     "prepare": "Make a corpus of labels, captions and images.",
@@ -149,6 +150,8 @@ app = typer.Typer(
     ),
 )
 
+use_scripts_without_space()
+
 
 @app.callback()
 def options(
@@ -232,7 +235,7 @@ def _run_reporting_errors(argv: Sequence[str]) -> int:
         return _print_error(error)
     except BrokenPipeError:  # `unicl … | head`: the reader has stopped reading
         _discard_stdout()
-        return 141
+        return READER_GONE
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -262,12 +265,13 @@ def _as_write_error(error: OSError) -> UniclError:
 
 
 def _print_error(error: UniclError) -> int:
-    """Print one line and its hint on stderr; return the exit status."""
+    """Print one line and its hint on stderr; return the exit status. A stop that was asked for is not an error."""
     if os.environ.get("UNICL_DEBUG"):
         traceback.print_exc()
     if os.environ.get("RANK", "0") == "0":  # every process of a run comes here; only the first prints
-        hint = f"\n  hint: {escape_control(error.hint)}" if error.hint else ""
-        sys.stderr.write(f"error: {escape_control(error.message)}{hint}\n")
+        kind, label = ("", "  ") if isinstance(error, Stopped) else ("error: ", "  hint: ")
+        hint = f"\n{label}{escape_control(error.hint)}" if error.hint else ""
+        sys.stderr.write(f"{kind}{escape_control(error.message)}{hint}\n")
     return error.exit_code
 
 

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -55,6 +55,13 @@ def label_figure(name: str) -> str:
 def format_figure(name: str, value: float) -> str:
     """Return a figure's value: a share in percent, any other with four significant digits."""
     return format_share(value) if SHARES.fullmatch(name) else f"{value:.4g}"
+
+
+def format_figures(figures: Mapping[str, object]) -> str:
+    """Return the figures of a mapping in a line: ``"top-1 44.7 %, text to image R@1 33.3 %"``."""
+    return ", ".join(
+        f"{label_figure(name)} {format_figure(name, value)}" for name, value in figures.items() if type(value) is float
+    )
 
 
 def byte_size(count: float) -> str:

@@ -37,7 +37,7 @@ def killed(number, timestamp=10):
 
 
 def blamed(*failures, launch=HERE):
-    return exit_code_of(dict(enumerate(failures)), launch)
+    return exit_code_of(dict(enumerate(failures)), launch, "try again")
 
 
 ECHO = failure(1, "RuntimeError: [gloo] Connection closed by peer", timestamp=5, callstack="echo\n")
@@ -109,7 +109,7 @@ def test_a_killed_rank_is_named_with_its_signal():
 
 def test_a_failure_on_another_node_is_named_without_a_traceback_of_this_one(capsys):
     with pytest.raises(UniclError, match="rank 1 of 2 lost the connection to another node") as caught:
-        exit_code_of({1: ECHO}, SPREAD)
+        exit_code_of({1: ECHO}, SPREAD, "try again")
     assert capsys.readouterr().err == ""
     assert "every node" in caught.value.hint
     assert caught.value.exit_code == 1

@@ -22,9 +22,9 @@ from unicl_cli.core.towers import traits_in
 from unicl_cli.data.tokenizers import TextTokenizer, load_tokenizer
 from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
-from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
-from unicl_cli.runs.folder import CLASSES, RESOLVED, TOKENIZER, find_run, last_run
+from unicl_cli.runs.folder import CLASSES, TOKENIZER, find_run, last_run
+from unicl_cli.runs.plugins import load_run_recipe
 
 DEFAULT = "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 """The model if there is no run: MIT license, 151 million parameters."""
@@ -84,7 +84,7 @@ def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_wei
 def load_trained(name: str, *, raw_weights: bool) -> Loaded:
     """Load a run or checkpoint that `unicl train` wrote."""
     run, folder = find_run(name)
-    recipe = load(str(run / RESOLVED))
+    recipe = load_run_recipe(run)
     try:
         names = json.loads((run / CLASSES).read_text(encoding="utf-8"))
         classes = tuple(ClassName(item["key"], tuple(item["names"])) for item in names["classes"])

@@ -108,7 +108,12 @@ def show(
         ),
     ],
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Name in `unicl plugins ls`, or dist/name if two plugins have it.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Name in `unicl plugins ls`, or dist/name if two plugins have it.",
+            autocompletion=completion.complete_parts,
+        ),
     ],
     as_json: Json = False,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from unicl_cli.core.files import write_atomic
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import UniclError, escape_control, is_quiet
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -58,11 +59,13 @@ def build_page(title: str, lead: str, *sections: Html) -> str:
 
 
 def write_page(path: Path, document: str) -> None:
-    """Write the file, whole or not at all."""
+    """Write the file, whole or not at all, and say where it is on stderr."""
     try:
         write_atomic(path, document)
     except OSError as error:
         raise UniclError(f"--html {path}: cannot be written: {error.strerror}", "name another file") from error
+    if not is_quiet():
+        sys.stderr.write(f"page: {escape_control(str(path))}\n")
 
 
 def section(title: str, *inside: Html, note: str = "") -> Html:

@@ -11,10 +11,10 @@ from unicl_cli.core.checkpoint_files import EMA, MODEL, TRAINER, list_folders
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs import runs
 from unicl_cli.jobs.inspect.checkpoint import read_header
-from unicl_cli.recipe.load import load
 from unicl_cli.recipe.text import as_mapping
 from unicl_cli.runs import status
 from unicl_cli.runs.folder import CHECKPOINTS, METRICS, RESOLVED
+from unicl_cli.runs.plugins import load_run_recipe
 
 MAX_POINTS = 200
 """Largest number of curve points in the document."""
@@ -52,9 +52,9 @@ def recipe_facts(run: Path, notes: list[str]) -> dict[str, Any] | None:
         notes.append("resolved.yaml is missing: the run never started, or is damaged")
         return None
     try:
-        recipe = load(str(path))
+        recipe = load_run_recipe(run)
     except UniclError as error:
-        notes.append(error.message)
+        notes.append(error.message if error.hint is None else f"{error.message}; {error.hint}")
         return None
     whole = as_mapping(recipe)
     parts = {key: _part_name(whole["model"].get(key)) for key in ("image", "text")}

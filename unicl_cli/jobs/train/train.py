@@ -33,6 +33,7 @@ from unicl_cli.launch.stopping import StopFlag
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stages_of
 from unicl_cli.runs.folder import CHECKPOINTS, ENVIRONMENT, META, OVERRIDES, RECIPE, RUN_LOCK
+from unicl_cli.runs.plugins import list_plugins
 
 
 class TrainRequest(NamedTuple):
@@ -44,13 +45,14 @@ class TrainRequest(NamedTuple):
     requeue: bool = False  # put SLURM's job back into its queue on SIGUSR1
 
 
-def environment(devices: str) -> dict[str, Any]:
+def environment(recipe: Recipe, devices: str) -> dict[str, Any]:
     """Return ``env.json``: enough to see why another machine gives other numbers."""
     return {
         **platform_facts(),
         "devices": devices,
         "world": world_size(),
         "cuda": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
+        "plugins": list_plugins(recipe),
         "command": sys.argv,
         "cwd": str(Path.cwd()),
     }
@@ -69,7 +71,7 @@ def train(
     torch.use_deterministic_algorithms(recipe.deterministic)
     accelerator = start_accelerator(recipe.precision, request.devices)
     stop.install()  # also in a worker, now that it has peers to stop with
-    begin = partial(write_source, run, source, overrides, request)
+    begin = partial(write_source, recipe, run, source, overrides, request)
     writes = rank() == 0
     with lock_run(run) if writes else nullcontext(), requeue_on_usr1(stop, wanted=request.requeue and writes):
         barrier()
@@ -100,12 +102,12 @@ def lock_run(run: Path) -> Generator[None]:
                 lock.unlink(missing_ok=True)
 
 
-def write_source(run: Path, source: str, overrides: Sequence[str], request: TrainRequest) -> None:
+def write_source(recipe: Recipe, run: Path, source: str, overrides: Sequence[str], request: TrainRequest) -> None:
     """Write the recipe as given, for people to read; unicl itself reads ``resolved.yaml``."""
     text = Path(source).read_text(encoding="utf-8") if Path(source).is_file() else f"extends: {source}\n"
     write_atomic(run / RECIPE, text)
     write_atomic(run / OVERRIDES, "".join(f"{item}\n" for item in overrides))
-    write_atomic(run / ENVIRONMENT, json.dumps(environment(request.devices), indent=1))
+    write_atomic(run / ENVIRONMENT, json.dumps(environment(recipe, request.devices), indent=1))
 
 
 def wrap_step(step: Step, accelerator: Any, *, sharded: bool) -> Any:
