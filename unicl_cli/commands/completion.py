@@ -22,7 +22,8 @@ ZSH = """
 %(complete_func)s() {
   local reply="$(env _TYPER_COMPLETE_ARGS="${words[1,$CURRENT]}" %(autocomplete_var)s=complete_zsh %(prog_name)s)"
   if [[ $reply == *'="'* ]]; then
-    local -a keys=( ${(Q)${(z)${${reply#*\\(}%%)*}}} )
+    local -a keys=( ${${(f)reply}#*\\"} )
+    keys=( ${keys%%%%\\"*} )
     compadd -S '' -- $keys
   else
     eval $reply
