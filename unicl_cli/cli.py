@@ -23,7 +23,7 @@ from unicl_cli.errors import READER_GONE, Stopped, UniclError, did_you_mean, esc
 BUILTIN = {
     "prepare": "Make a corpus of labels, captions and images.",
     "inspect": "Say what is in a corpus, a batch, a checkpoint or a run.",
-    "train": "Train a recipe; the same command continues a cut run.",
+    "train": "Train a recipe; the same command continues it after an interruption.",
     "eval": "Measure zero-shot accuracy and retrieval of a model.",
     "probe": "Fit a linear classifier on a model's image features.",
     "mix": "Mix a model and its fine-tuned self, and find the best share.",
@@ -73,13 +73,21 @@ def _tidy_command(command: Any) -> None:
 
 
 def _tidy(params: list[Any]) -> None:
-    """Drop the `<bool>` that typer writes behind a switch, and the panels where there are few options."""
+    """Drop the types that typer writes behind switches and arguments, and the panels where there are few options."""
+    for argument in params:
+        if argument.param_type_name == "argument":
+            argument.display_type_rich = _hide_type
     options = [param for param in params if param.param_type_name == "option" and not param.hidden]
     for option in options:
         if option.is_flag:
             option.metavar = ""
         if len(options) <= FEW_OPTIONS:
             option.rich_help_panel = None
+
+
+def _hide_type(ctx: Any) -> None:
+    """Show no type: the name of an argument says what it is, and `<list[str]>` is Python's."""
+    del ctx
 
 
 class LazyGroup(TyperGroup):
