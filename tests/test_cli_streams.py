@@ -53,7 +53,7 @@ def shell(line: str, **env: str) -> subprocess.CompletedProcess[str]:
             "usage: unicl train",
         ),
         ("train x --devices", "option '--devices' requires an argument", "run unicl COMMAND --help to see its options"),
-        ("recipes ls a", "unicl recipes ls: got unexpected extra arguments (a)", "usage: unicl recipes ls [OPTIONS]"),
+        ("recipes schema a", "unicl recipes schema: got unexpected extra arguments (a)", "usage: unicl recipes schema"),
         ("prepare --limit x", "unicl prepare: '--limit': should be a valid integer", "usage: unicl prepare"),
         ("--plugni x doctor", "unicl: no such option: --plugni; did you mean '--plugin'?", "usage: unicl"),
     ],

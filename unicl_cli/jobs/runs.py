@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unicl_cli.formats import format_age, format_duration, format_figure, format_figures, label_figure, percent
-from unicl_cli.pages.text import align_columns
+from unicl_cli.pages.text import align_columns, terminal_width
 from unicl_cli.runs.folder import ENVIRONMENT, METRICS
 from unicl_cli.runs.status import read_lines, read_validations
 
@@ -64,7 +64,7 @@ def describe_run(run: Path, status: Mapping[str, Any]) -> Iterator[str]:
     losses = [row["loss"] for row in read_lines(run / METRICS) if isinstance(row.get("loss"), int | float)]
     if losses:
         yield f"loss  {losses[0]:.3f} {sparkline(losses)} {losses[-1]:.3f}"
-    yield from align_columns([validation_cells(row) for row in read_validations(run)])
+    yield from align_columns([validation_cells(row) for row in read_validations(run)], terminal_width())
     if status["state"] == "done":
         yield f"next: unicl eval {shlex.quote(str(run))}"
     elif status["state"] != "running":

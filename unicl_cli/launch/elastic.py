@@ -122,7 +122,7 @@ class Agent(Untyped):
         self, spec: WorkerSpec, files: DefaultLogsSpecs, launch: Launch, listener: SignalListener, hint: str
     ) -> None:
         super().__init__(spec, files, shutdown_timeout=LEAVE_SECONDS)
-        self.hint = EVERYWHERE if launch.nodes.total > 1 else hint
+        self.hint = hint
         self.files, self.launch, self.listener, self.starts, self.is_meeting = files, launch, listener, 0, True
 
     def run_to_end(self) -> int:
@@ -234,7 +234,8 @@ def exit_code_of(failures: Mapping[int, Any], launch: Launch, hint: str) -> int:
     """Return the exit code of an error that rank 0 has printed. Raises UniclError for every other failure."""
     _, failure = find_culprit(failures)
     if failure.exitcode not in EXPLAINED:
-        raise UniclError(describe_failure(failures, launch), hint, exit_code=1)
+        what = describe_failure(failures, launch)
+        raise UniclError(what, EVERYWHERE if launch.nodes.total > 1 else hint, exit_code=1)
     if 0 in failures and (failures[0].exitcode in EXPLAINED or message_of(failures[0]).startswith(MISTAKE)):
         return int(failure.exitcode)  # rank 0 may have been killed just after it printed the error
     raise UniclError(message_of(failure).removeprefix(MISTAKE), exit_code=failure.exitcode)
