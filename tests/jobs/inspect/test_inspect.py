@@ -23,9 +23,11 @@ from unicl_cli.data.loader import batches
 from unicl_cli.data.mix import Draws
 from unicl_cli.data.tokenizers import clip_tokenizer
 from unicl_cli.errors import UniclError
+from unicl_cli.formats import format_time
 from unicl_cli.jobs.inspect.batch import default_recipe, inspect_batch
 from unicl_cli.jobs.inspect.class_mentions import ClassNameFinder, distinct_pairs, split_words
 from unicl_cli.jobs.inspect.concepts import expected_others, same_concept_share
+from unicl_cli.jobs.inspect.corpus import count_bins
 from unicl_cli.jobs.runs import command_of
 from unicl_cli.recipe.load import load
 
@@ -131,6 +133,52 @@ def test_notes_say_what_to_do(place, capsys):
         "text_hash",
     ):
         assert words in said
+
+
+def test_a_few_texts_of_each_source_and_tiny_images_are_shown(place, capsys):
+    facts = answer(capsys, str(place / "corpus"))
+    samples = {line["kind"]: line["samples"] for line in facts["sources"]}
+    assert 1 <= len(samples["captions"]) <= 3
+    assert len(set(samples["captions"])) == len(samples["captions"])
+    written = (place / "list.tsv").read_text()
+    assert all(text in written for text in samples["captions"])
+    assert samples["labels"] == []
+    assert facts["pictures"]["tiny"] == {"below": 16, "n": 0}
+    assert facts["per_class"]["few"] == {"at_most": 20, "n": len(facts["per_class"]["largest"])}
+    assert any("20 images or fewer" in note for note in facts["notes"])
+
+
+@pytest.mark.parametrize("terminal", [80, 100])
+def test_no_cell_of_the_tables_is_broken(place, capsys, monkeypatch, terminal):
+    monkeypatch.setenv("COLUMNS", str(terminal))
+    assert run(["inspect", str(place / "corpus"), "-q"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= terminal
+    sources = [line for line in lines if "│" in line and re.search(r"captions|labels", line) and "train" in line]
+    assert all(re.search(r"\d+( \(\d+–\d+\))? │$", line) for line in sources)
+
+
+@pytest.mark.parametrize(
+    ("counts", "bins"),
+    [
+        ([3, 3, 4, 5], [(3, 3, 2), (4, 4, 1), (5, 5, 1)]),
+        ([1] * 50 + [2, 3, 8, 846], [(1, 1, 50), (2, 3, 2), (4, 7, 0), (8, 15, 1)]),
+        ([0, 0, 0, 1, 100], [(0, 0, 3), (1, 1, 1), (2, 3, 0)]),
+    ],
+)
+def test_bins_double_where_half_of_the_classes_would_share_one(counts, bins):
+    found = [(each["low"], each["high"], each["n"]) for each in count_bins(np.array(counts))]
+    assert found[: len(bins)] == bins
+    assert sum(n for *_, n in found) == len(counts)
+    assert found[-1][0] <= max(counts) <= found[-1][1]
+
+
+@given(st.lists(st.integers(0, 100_000), min_size=1, max_size=60))
+def test_every_class_is_in_one_bin(counts):
+    found = count_bins(np.array(counts))
+    assert sum(each["n"] for each in found) == len(counts)
+    for each in found:
+        assert each["n"] == sum(each["low"] <= n <= each["high"] for n in counts)
 
 
 WORD = st.sampled_from(["sea", "lion", "fly", "box", "é", "日本", "a1"])
@@ -306,6 +354,20 @@ def test_a_run_tells_its_state_and_its_last_figures(place, copy, capsys):
     assert answer(capsys, str(copy))["continue"] == command_of(copy)
     (copy / "status.json").write_text("{")
     assert answer(capsys, str(copy))["state"] == "damaged"
+
+
+def test_the_page_of_a_run_leads_with_its_validations_and_tells_the_time(place, copy, capsys):
+    row = json.loads((copy / "eval.jsonl").read_text().splitlines()[0])
+    (copy / "eval.jsonl").write_text("".join(json.dumps({**row, "step": n, "top1": n / 4}) + "\n" for n in (1, 2, 3)))
+    facts = answer(capsys, str(copy), "--html", str(copy / "page.html"))
+    page = (copy / "page.html").read_text(encoding="utf-8")
+    tiles = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page)
+    assert tiles[0] == (f"top-1 · {row['corpus']} {row['split']}", "75.0 %")
+    assert ("loss", f"{facts['last']['loss']:.4g}") in tiles
+    assert page.count("<svg") >= 2  # a curve of top-1, and that of the loss
+    assert page.index("top-1 ·") < page.index("<h2>Loss</h2>")
+    assert format_time(facts["updated"]) in page
+    assert " ago" not in page
 
 
 # -- what else a path can be ----------------------------------------------------------------------------------------
