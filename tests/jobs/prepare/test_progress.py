@@ -18,7 +18,7 @@ def bar_at(width: int, total: int, rejected: dict[str, int]) -> str:
     shown = Progress("prepare", done=0, total=total, shards_done=3, shards=400)
     shown.bar = Bar(*progress._build_bar().columns, console=Console(width=width, file=io.StringIO()))
     shown.started = time.monotonic() - 100
-    shown.bar.add_task("prepare", total=total)
+    shown.bar.add_task("prepare", total=total, left="")
     shown.tick(total // 2, 10**9, rejected)
     page = Console(width=width, file=io.StringIO())
     page.print(shown.bar.get_renderable())
@@ -35,7 +35,7 @@ def test_count_and_time_are_never_cut(width: int, rejected: dict[str, int], tota
     assert len(line.splitlines()) == 1
     assert len(line.rstrip()) <= width
     assert f"{total // 2:,}/{total:,}" in line
-    assert re.search(r"(\d:\d\d|-:--):(\d\d|--)", line)
+    assert re.search(r"\d:\d\d:\d\d$", line)
 
 
 def test_eighty_columns_have_room_for_what_was_left_out_and_the_speed():

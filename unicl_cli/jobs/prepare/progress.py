@@ -4,18 +4,19 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from unicl_cli.core.sinks import LINE_SECONDS
 from unicl_cli.errors import escape_control, is_live, is_quiet
 from unicl_cli.formats import byte_size, fit_parts, format_duration, plural
 
-BAR, TIME = 10, 7
-"""Columns of the bar and of the time left; the text takes the rest of the line."""
+BAR, TIME = 10, 16
+"""Columns of the bar and of the time left (`1 day, 10:00:00`); the text takes the rest of the line."""
 
 
 class Progress:
@@ -35,7 +36,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self.bar:
             self.bar.start()
-            self.bar.add_task(self.label, total=self.total, completed=self.done)
+            self.bar.add_task(self.label, total=self.total, completed=self.done, left="")
             self._show()
         return self
 
@@ -72,7 +73,9 @@ class Progress:
             rejected = [f"{self.reasons.total():,} left out"] if +self.reasons else []
             parts = [f"{self.label} {self.done:,}/{self.total:,}", *rejected, speed, shards]
             room = self.bar.console.width - BAR - TIME - 2  # with a blank after each column
-            self.bar.update(self.bar.task_ids[0], completed=self.done, description=fit_parts(parts, room, ", "))
+            left = timedelta(seconds=int((self.total - self.done) / rate)) if rate > 0 else "-:--:--"
+            text = fit_parts(parts, room, ", ")
+            self.bar.update(self.bar.task_ids[0], completed=self.done, description=text, left=str(left))
         elif not self.quiet and time.monotonic() - self.said >= LINE_SECONDS:
             self.said = time.monotonic()
             left = f", {format_duration((self.total - self.done) / rate)} left" if rate > 0 else ""
@@ -84,7 +87,11 @@ class Progress:
 
 
 def _build_bar() -> Bar:
-    columns = (BarColumn(bar_width=BAR), TextColumn("{task.description}", markup=False), TimeRemainingColumn())
+    columns = (
+        BarColumn(bar_width=BAR),
+        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.fields[left]}"),
+    )
     return Bar(*columns, console=Console(stderr=True))
 
 

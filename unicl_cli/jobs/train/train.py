@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from torch import nn
 
 from unicl_cli.build.optimizer import build_optimizer
 from unicl_cli.core.checkpoint_files import discard_parts
@@ -110,7 +111,7 @@ def write_source(recipe: Recipe, run: Path, source: str, overrides: Sequence[str
     write_atomic(run / ENVIRONMENT, json.dumps(environment(recipe, request.devices), indent=1))
 
 
-def wrap_step(step: Step, accelerator: Any, *, sharded: bool) -> Any:
+def wrap_step(step: nn.Module, accelerator: Any, *, sharded: bool) -> Any:
     """Return the step on its device: sharded by FSDP2, or wrapped by DDP if there are several processes."""
     if sharded:
         return shard(step)
