@@ -22,7 +22,8 @@ BAR, TIME = 10, 16
 class Progress:
     """Rows and shards done, images per second, time left and rejected rows.
 
-    ``done`` rows and ``shards_done`` come from an earlier command; the rates count new rows only.
+    ``done`` rows and ``shards_done`` come from an earlier command; the rates count new rows only. Without ``shards``
+    only rows are shown.
     """
 
     def __init__(self, label: str, *, done: int, total: int, shards_done: int, shards: int) -> None:
@@ -67,11 +68,13 @@ class Progress:
     def _show(self) -> None:
         seconds = max(time.monotonic() - self.started, 1e-3)
         rate = (self.done - self.first) / seconds
-        shards = f"{self.shards_done:,}/{self.shards:,} {plural(self.shards, 'shard', 'shards')}"
+        shards = (
+            [f"{self.shards_done:,}/{self.shards:,} {plural(self.shards, 'shard', 'shards')}"] if self.shards else []
+        )
         speed = f"{rate:,.0f} img/s"
         if self.bar:
             rejected = [f"{self.reasons.total():,} left out"] if +self.reasons else []
-            parts = [f"{self.label} {self.done:,}/{self.total:,}", *rejected, speed, shards]
+            parts = [f"{self.label} {self.done:,}/{self.total:,}", *rejected, speed, *shards]
             room = self.bar.console.width - BAR - TIME - 2  # with a blank after each column
             left = timedelta(seconds=int((self.total - self.done) / rate)) if rate > 0 else "-:--:--"
             text = fit_parts(parts, room, ", ")
@@ -79,7 +82,7 @@ class Progress:
         elif not self.quiet and time.monotonic() - self.said >= LINE_SECONDS:
             self.said = time.monotonic()
             left = f", {format_duration((self.total - self.done) / rate)} left" if rate > 0 else ""
-            facts = f"{shards}, {speed}, {byte_size(self.bytes / seconds)}/s"
+            facts = ", ".join([*shards, speed, f"{byte_size(self.bytes / seconds)}/s"])
             rejected = f"; left out: {format_counts(self.reasons)}" if +self.reasons else ""
             line = f"{self.label}: {self.done:,} of {self.total:,} rows, {facts}{left}{rejected}"
             sys.stderr.write(f"{line}\n")
