@@ -13,6 +13,15 @@ from unicl_cli import registry
 from unicl_cli.cli import BUILTIN, main
 
 Capture = pytest.CaptureFixture[str]
+STOPPED = """
+import typer
+from unicl_cli.errors import Stopped
+app = typer.Typer(add_completion=False)
+@app.command()
+def halt() -> None:
+    raise Stopped("stopped after step 3 of 9", "run the same command again to continue")
+PARTS = {"commands": {"halt": app}}
+"""
 MANY = """
 import typer
 app = typer.Typer(add_completion=False)
@@ -53,7 +62,7 @@ def shell(line: str, **env: str) -> subprocess.CompletedProcess[str]:
             "usage: unicl train",
         ),
         ("train x --devices", "option '--devices' requires an argument", "run unicl COMMAND --help to see its options"),
-        ("recipes ls a", "unicl recipes ls: got unexpected extra arguments (a)", "usage: unicl recipes ls [OPTIONS]"),
+        ("recipes schema a", "unicl recipes schema: got unexpected extra arguments (a)", "usage: unicl recipes schema"),
         ("prepare --limit x", "unicl prepare: '--limit': should be a valid integer", "usage: unicl prepare"),
         ("--plugni x doctor", "unicl: no such option: --plugni; did you mean '--plugin'?", "usage: unicl"),
     ],
@@ -162,3 +171,15 @@ def test_class_names_command_no_terminal_in_tables(tmp_path: Path, capsys: Captu
     said = capsys.readouterr().out
     assert r"ca\x1b]0;pwn" in said
     assert not set("\x1b\x07\x9b\u202e") & set(said)
+
+
+def test_a_stop_that_was_asked_for_is_not_an_error(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "halt.py").write_text(STOPPED)
+    monkeypatch.setenv("UNICL_PLUGINS", str(tmp_path / "halt.py"))
+    registry.forget()
+    try:
+        assert main(["halt"]) == 75
+    finally:
+        monkeypatch.undo()
+        registry.forget()
+    assert capsys.readouterr() == ("", "stopped after step 3 of 9\n  run the same command again to continue\n")

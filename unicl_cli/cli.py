@@ -17,12 +17,13 @@ from typer.core import TyperCommand, TyperGroup
 
 from unicl_cli import __version__, registry
 from unicl_cli.commands import LOG, Debug, Quiet, Verbose, everywhere, examples
-from unicl_cli.errors import UniclError, did_you_mean, escape_control
+from unicl_cli.commands.completion import use_scripts_without_space
+from unicl_cli.errors import READER_GONE, Stopped, UniclError, did_you_mean, escape_control
 
 BUILTIN = {
     "prepare": "Make a corpus of labels, captions and images.",
     "inspect": "Say what is in a corpus, a batch, a checkpoint or a run.",
-    "train": "Train a recipe; the same command continues a cut run.",
+    "train": "Train a recipe; the same command continues it after an interruption.",
     "eval": "Measure zero-shot accuracy and retrieval of a model.",
     "compare": "Compare models on the same rows, with intervals and tests.",
     "probe": "Fit a linear classifier on a model's image features.",
@@ -89,13 +90,21 @@ def _tidy_command(command: Any) -> None:
 
 
 def _tidy(params: list[Any]) -> None:
-    """Drop the `<bool>` that typer writes behind a switch, and the panels where there are few options."""
+    """Drop the types that typer writes behind switches and arguments, and the panels where there are few options."""
+    for argument in params:
+        if argument.param_type_name == "argument":
+            argument.display_type_rich = _hide_type
     options = [param for param in params if param.param_type_name == "option" and not param.hidden]
     for option in options:
         if option.is_flag:
             option.metavar = ""
         if len(options) <= FEW_OPTIONS:
             option.rich_help_panel = None
+
+
+def _hide_type(ctx: Any) -> None:
+    """Show no type: the name of an argument says what it is, and `<list[str]>` is Python's."""
+    del ctx
 
 
 class LazyGroup(TyperGroup):
@@ -175,6 +184,8 @@ app = typer.Typer(
         'unicl zeroshot photo.jpg --classes "cat,dog,red fox"',
     ),
 )
+
+use_scripts_without_space()
 
 
 @app.callback()
@@ -271,7 +282,7 @@ def _run_reporting_errors(argv: Sequence[str]) -> int:
         return _print_error(error)
     except BrokenPipeError:  # `unicl … | head`: the reader has stopped reading
         _discard_stdout()
-        return 141
+        return READER_GONE
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -301,12 +312,13 @@ def _as_write_error(error: OSError) -> UniclError:
 
 
 def _print_error(error: UniclError) -> int:
-    """Print one line and its hint on stderr; return the exit status."""
+    """Print one line and its hint on stderr; return the exit status. A stop that was asked for is not an error."""
     if os.environ.get("UNICL_DEBUG"):
         traceback.print_exc()
     if os.environ.get("RANK", "0") == "0":  # every process of a run comes here; only the first prints
-        hint = f"\n  hint: {escape_control(error.hint)}" if error.hint else ""
-        sys.stderr.write(f"error: {escape_control(error.message)}{hint}\n")
+        kind, label = ("", "  ") if isinstance(error, Stopped) else ("error: ", "  hint: ")
+        hint = f"\n{label}{escape_control(error.hint)}" if error.hint else ""
+        sys.stderr.write(f"{kind}{escape_control(error.message)}{hint}\n")
     return error.exit_code
 
 

@@ -18,6 +18,9 @@ import re
 import sys
 from collections.abc import Iterable
 
+READER_GONE = 141
+"""Exit status after the reader of standard output has left (`| head`): 128 + SIGPIPE, as other programs have it."""
+
 
 class UniclError(Exception):
     """A mistake that the user can fix, printed as one line without a traceback.

@@ -103,3 +103,40 @@ def test_runs_sources_and_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert completion.complete_runs("runs/o") == ["runs/one"]
     assert "digits" in completion.complete_sources("dig")
     assert completion.complete_kinds("l") == ["losses"]
+
+
+def test_bash_leaves_the_cursor_behind_the_equals_sign(tmp_path: Path):
+    script = tmp_path / "unicl.sh"
+    env = os.environ | {"_UNICL_COMPLETE": "source_bash"}
+    made = subprocess.run([sys.executable, "-m", "unicl_cli"], env=env, capture_output=True, text=True, check=True)
+    script.write_text(made.stdout)
+    unicl = tmp_path / "unicl"
+    unicl.write_text(f"#!/bin/sh\nexec {sys.executable} -m unicl_cli\n")
+    unicl.chmod(0o755)
+    lines = """
+        source $1; compopt() { printf '%s ' "$@"; }
+        for word in data.image_si data.image_size=; do
+            COMP_WORDS=(unicl train quickstart $word); COMP_CWORD=3
+            _unicl_completion $2; echo "${COMPREPLY[@]}"
+        done
+        COMP_WORDS=(unicl tra); COMP_CWORD=1; _unicl_completion $2; echo "${COMPREPLY[@]}"
+    """
+    done = subprocess.run(["bash", "-c", lines, "bash", script, unicl], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == "-o nospace data.image_size="
+    assert done.stdout.splitlines()[-1] == "train"
+
+
+def test_zsh_adds_keys_without_a_suffix():
+    env = os.environ | {"_UNICL_COMPLETE": "source_zsh"}
+    made = subprocess.run([sys.executable, "-m", "unicl_cli"], env=env, capture_output=True, text=True, check=True)
+    assert "compadd -S ''" in made.stdout
+    assert 'keys=( ${keys%%\\"*} )' in made.stdout  # one percent sign was for Python's own formatting
+
+
+def test_names_of_parts_models_and_choices_are_offered(tmp_path: Path):
+    (tmp_path / "runs/one").mkdir(parents=True)
+    (tmp_path / "runs/one/status.json").write_text("{}")
+    assert shell("bash", "unicl plugins show losses mult").split() == ["multitask"]
+    assert shell("bash", "unicl zeroshot a.png --model runs/", tmp_path).split() == ["runs/one"]
+    assert shell("bash", "unicl prepare --text ").split() == ["clean", "raw"]
+    assert shell("bash", "unicl bench step --vs o").split() == ["open_clip"]

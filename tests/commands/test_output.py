@@ -263,6 +263,37 @@ def test_a_reader_that_leaves_is_not_an_error(model, place):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("words", ["eval", "zeroshot {folder} --batch 1 --classes red,blue --json"])
+def test_a_reader_that_leaves_two_processes_is_not_an_error(model, place, words):
+    line = words.format(folder=place / "pictures" / "train")
+    command = f"{sys.executable} -m unicl_cli {line} --model {model} --devices cpu:2 -q | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_without_model_the_run_that_answers_is_named(model, place, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "last").symlink_to(model)
+    image = str(place / "pictures/test/red/0.png")
+    _, err = answer(capsys, "zeroshot", image, "--classes", "red,blue")
+    assert err == "model: runs/last (the run that finished last; --model takes another)\n"
+    monkeypatch.setenv("UNICL_MODEL", model)
+    _, err = answer(capsys, "zeroshot", image, "--classes", "red,blue")
+    assert err == f"model: {model} (UNICL_MODEL; --model takes another)\n"
+    assert answer(capsys, "zeroshot", image, "--classes", "red,blue", "-q")[1] == ""
+
+
+def test_the_error_of_the_only_image_is_printed_once_on_a_terminal(model, capsys, monkeypatch):
+    capsys.readouterr()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with pytest.raises(UniclError, match="no such file"):
+        run(["zeroshot", "gone.png", "--classes", "red", "--model", model])
+    assert "gone.png" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_three_thousand_images_take_no_more_memory_than_thirty(model, place):
     folder = place / "many"
     folder.mkdir()

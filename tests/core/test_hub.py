@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from unicl_cli.core import hub
-from unicl_cli.core.byte_size import decimal_size
+from unicl_cli.formats import byte_size
 
 COMMIT = "a" * 40
 NAME = "hf-hub:org/tiny"
@@ -109,7 +109,7 @@ except UniclError as error:
 
 def test_a_download_is_announced_once_with_size_and_licence(fresh, server):
     first = fresh("-c", FIND)
-    size = decimal_size(sum(f.stat().st_size for f in (server.root / "org/tiny").iterdir()))
+    size = byte_size(sum(f.stat().st_size for f in (server.root / "org/tiny").iterdir()))
     assert first.stderr == f"downloading {NAME}: {size}, licence mit; kept in the cache\n"
     got = Path(first.stdout.strip())
     assert got.read_bytes() == (server.root / "org/tiny/open_clip_model.safetensors").read_bytes()

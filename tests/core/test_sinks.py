@@ -50,11 +50,11 @@ def test_a_line_that_was_cut_by_a_kill_is_dropped(tmp_path, torn):
 
 def test_a_console_line_names_what_was_measured():
     values = {"loss": 3.4116, "excess_loss": 0.41, "lr": 4.8e-4, "img_s": 5200.4, "data_frac": 0.031, "eta_s": 4320.0}
-    expected = "step 1200/20000 | loss 3.412 | ETA 1h12m | img/s 5200 | lr 0.00048 | excess 0.410 | data 3%"
+    expected = "step 1200/20000 | loss 3.412 | ETA 1h12m | img/s 5,200 | lr 0.00048 | excess 0.410 | data 3 %"
     assert line_of("step 1200/20000", values, 200) == expected
     assert line_of("step 1200/20000", values, len(expected)) == expected
-    assert line_of("step 1200/20000", values, 80) == expected.removesuffix(" | excess 0.410 | data 3%")
-    assert line_of("step 1200/20000", values, 64) == "step 1200/20000 | loss 3.412 | ETA 1h12m | img/s 5200"
+    assert line_of("step 1200/20000", values, 80) == expected.removesuffix(" | excess 0.410 | data 3 %")
+    assert line_of("step 1200/20000", values, 65) == "step 1200/20000 | loss 3.412 | ETA 1h12m | img/s 5,200"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -91,8 +91,8 @@ def test_without_a_terminal_the_first_and_the_last_line_are_printed(capfd):
     sink.close()
     shown = capfd.readouterr().err.splitlines()
     assert [line.split(" |")[0] for line in shown] == [
-        "step 1/100 1.0%",
-        "step 100/100 100.0%",
+        "step 1/100 1.0 %",
+        "step 100/100 100.0 %",
         "[1] a note with [brackets]",
     ]
 

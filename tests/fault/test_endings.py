@@ -56,7 +56,7 @@ def test_a_signal_stops_all_with_a_checkpoint(tmp_path, digits, number, more):
     code, out, err = ended(process)
     assert (code, out) == (75, ""), err
     last = steps_of(run)[-1]
-    assert err == f"error: stopped after step {last} of 100000\n  hint: run the same command again to continue\n"
+    assert err == f"stopped after step {last:,} of 100,000\n  run the same command again to continue\n"
     assert gone(below)
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["step"], status["signal"]) == ("stopped", last, number)

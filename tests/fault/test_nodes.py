@@ -130,7 +130,7 @@ def test_nodes_that_cannot_meet_say_why_and_can_be_stopped(tmp_path, digits):
     assert "Traceback" not in err
     first.send_signal(signal.SIGINT)  # it waits for node 1
     code, _, err = ended(first, timeout=30)
-    assert (code, err.splitlines()[0]) == (75, "error: stopped while no worker was running")
+    assert (code, err.splitlines()[0]) == (75, "stopped while no worker was running")
 
 
 def test_a_node_that_waits_for_another_to_come_back_can_be_stopped(tmp_path, digits):
@@ -144,7 +144,7 @@ def test_a_node_that_waits_for_another_to_come_back_can_be_stopped(tmp_path, dig
     time.sleep(5)
     nodes[0].send_signal(signal.SIGTERM)
     code, _, err = ended(nodes[0], timeout=30)
-    assert (code, err.splitlines()[-2]) == (75, "error: stopped while no worker was running")
+    assert (code, err.splitlines()[-2]) == (75, "stopped while no worker was running")
     nothing_half_written(run)
 
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from unicl_cli.build.load import load_model
@@ -215,9 +216,25 @@ def test_the_curve_has_a_point_for_each_alpha_and_marks_the_best(tuned, digits, 
     (measured,) = json.loads(capsys.readouterr().out)["data"]
     assert points[-1]["data"][0]["top1"] == measured["top1"]
     (table,) = mix_tables(document)
-    assert [cell.endswith(" *") for cell in table.columns[-1].cells] == [
-        p["alpha"] == document["alpha"] for p in points
+    assert [column.header for column in table.columns] == [
+        *("alpha", "top-1", "text to image R@1", "image to text R@1", "mean", "best")
     ]
+    assert [cell == "*" for cell in table.columns[-1].cells] == [p["alpha"] == document["alpha"] for p in points]
+
+
+def test_heads_are_whole_at_eighty_columns_however_many_data_sets_there_are():
+    figures = {"top1": 0.5, "text_to_image_r1": 0.25, "image_to_text_r1": 1.0}
+    data = [{"name": f"a long name of a corpus {n}", "split": "val", **figures} for n in range(3)]
+    curve = [{"alpha": alpha, "data": data, "mean": 0.5} for alpha in (0.0, 1.0)]
+    tables = list(mix_tables({"old": "runs/first", "new": "runs/tuned", "alpha": 1.0, "curve": curve}))
+    assert len(tables) == 4
+    console = Console(width=80, file=io.StringIO())
+    for table in tables:
+        console.print(table)
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    assert shown.count("text to image R@1") == 3
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_recall_counts_where_there_are_no_labels():

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 from torch.distributed import TCPStore
 
-from unicl_cli.errors import Stopped, UniclError
+from unicl_cli.errors import READER_GONE, Stopped, UniclError
 from unicl_cli.launch.accelerator import start_accelerator
-from unicl_cli.launch.elastic import describe_failure, exit_code_of
+from unicl_cli.launch.elastic import Agent, describe_failure, exit_code_of
 from unicl_cli.launch.nodes import call_in_thread
 from unicl_cli.launch.plan import LAUNCHER, Launch, Nodes, decide
 from unicl_cli.launch.process import is_peer, is_restarted, is_worker, run_and_report, run_in_workers
@@ -37,7 +37,7 @@ def killed(number, timestamp=10):
 
 
 def blamed(*failures, launch=HERE):
-    return exit_code_of(dict(enumerate(failures)), launch)
+    return exit_code_of(dict(enumerate(failures)), launch, "try again")
 
 
 ECHO = failure(1, "RuntimeError: [gloo] Connection closed by peer", timestamp=5, callstack="echo\n")
@@ -109,10 +109,24 @@ def test_a_killed_rank_is_named_with_its_signal():
 
 def test_a_failure_on_another_node_is_named_without_a_traceback_of_this_one(capsys):
     with pytest.raises(UniclError, match="rank 1 of 2 lost the connection to another node") as caught:
-        exit_code_of({1: ECHO}, SPREAD)
+        exit_code_of({1: ECHO}, SPREAD, "try again")
     assert capsys.readouterr().err == ""
     assert "every node" in caught.value.hint
     assert caught.value.exit_code == 1
+
+
+def test_a_reader_that_leaves_is_reported_by_nobody(monkeypatch):
+    """`unicl eval --devices 2 | head`: the error of rank 0 passes as it is, for `main` to turn into a status."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", LAUNCHER: "1"}.items():
+        monkeypatch.setenv(name, value)
+
+    def write():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        run_and_report(write)
+    agent = SimpleNamespace(listener=SimpleNamespace(first=None), starts=1)
+    assert Agent.exit_code(agent, {0: failure(READER_GONE), 1: killed(15, timestamp=1)}) == READER_GONE
 
 
 @pytest.mark.parametrize("code", [2, 3])

@@ -38,7 +38,7 @@ def test_a_line_says_how_far_how_fast_and_how_good(runs: Path, capsys: Capture):
     assert main(["runs", "ls"]) == 0
     head, line = capsys.readouterr().out.splitlines()
     assert head.split() == ["name", "state", "step", "%", "ETA", "img/s", "loss", "best", "devices", "age"]
-    assert line.split()[:-1] == ["one", "running", "5/20", "25%", "1m35s", "5123", "1.500", "top1", "0.750", "2"]
+    assert line.split()[:-1] == ["one", "running", "5/20", "25", "1m35s", "5,123", "1.500", "top-1", "75.0", "%", "2"]
 
 
 def test_a_run_that_has_been_silent_for_two_minutes_is_lost(runs: Path):
@@ -108,7 +108,7 @@ def test_show_tells_the_curve_the_validations_and_the_command_that_goes_on(runs:
     first, curve, measured, command = capsys.readouterr().out.splitlines()
     assert first.startswith("runs/one: stopped at step 5 of 20, 1m05s ago on ")
     assert curve in ("loss  4.000 █▅▁ 2.000", "loss  4.000 #=_ 2.000")
-    assert measured == "step 2  c test: top1 0.500"
+    assert measured == "step 2  c test: top-1 50.0 %"
     assert command == "to continue: unicl train 'my recipe.yaml' optim.lr=1e-3"
     (run / "env.json").write_text(json.dumps({"command": ["unicl", "train", "x"], "cwd": "/else where"}))
     main(["runs", "show", "runs/one"])
@@ -132,7 +132,26 @@ def test_what_is_no_run_is_refused_in_one_line(runs: Path, capsys: Capture):
     assert main(["runs", "show", "runs"]) == 2
     assert "runs: not a run directory" in capsys.readouterr().err
     assert main(["runs", "ls"]) == 0
-    assert capsys.readouterr().out == "no runs here\n"
+    assert capsys.readouterr().out == "no runs here: train one with unicl train RECIPE\n"
+
+
+def test_without_the_folder_runs_there_are_no_runs(runs: Path, capsys: Capture):
+    assert not runs.exists()
+    assert main(["runs", "ls"]) == 0
+    assert capsys.readouterr() == ("no runs here: train one with unicl train RECIPE\n", "")
+    assert main(["runs", "ls", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"] == []
+
+
+def test_a_model_without_a_training_is_a_line_without_a_remark(runs: Path, capsys: Capture):
+    (runs / "mixed").mkdir(parents=True)
+    (runs / "mixed/meta.json").write_text("{}")
+    run_at(runs / "cut").joinpath("status.json").write_text("{")
+    assert main(["runs", "ls"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[:2] for line in out.splitlines()[1:3]] == [["mixed", "model"], ["cut", "damaged"]]
+    assert "no training" not in out
+    assert "status.json: cannot be read" in out  # a fault is told
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300))
@@ -145,4 +164,4 @@ def test_a_curve_is_at_most_forty_marks_of_eight_heights(values: list[float]):
 def test_the_best_figure_is_the_largest_of_the_first_kind():
     assert best_of([{"step": 1, "r1": 0.2, "top1": 0.9}, {"step": 2, "r1": 0.1}]) == ("r1", 0.2)
     assert best_of([]) is None
-    assert list(table_lines([])) == ["no runs here"]
+    assert list(table_lines([])) == ["no runs here: train one with unicl train RECIPE"]

@@ -21,9 +21,9 @@ from unicl_cli.core.towers import traits_in
 from unicl_cli.data.tokenizers import TextTokenizer, load_tokenizer
 from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
-from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
-from unicl_cli.runs.folder import CLASSES, META, RESOLVED, TOKENIZER, find_run, locate_model
+from unicl_cli.runs.folder import CLASSES, META, TOKENIZER, find_run, locate_model
+from unicl_cli.runs.plugins import load_run_recipe
 
 
 class Loaded(NamedTuple):
@@ -64,7 +64,7 @@ def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_wei
 def load_trained(name: str, *, raw_weights: bool) -> Loaded:
     """Load a run or checkpoint that `unicl train` wrote."""
     run, folder = find_run(name)
-    recipe = load(str(run / RESOLVED))
+    recipe = load_run_recipe(run)
     classes, templates = read_classes(run)
     step, own = build_step(recipe, cache(partial(load_run_tokenizer, run)), classes, chunks=1, trained=run)
     averaged = (folder / checkpoint_files.EMA).is_file() and not raw_weights
@@ -104,7 +104,7 @@ def load_run_tokenizer(run: Path, context_length: int | None = None) -> TextToke
     """Load the tokenizer of a run, at its own ``context_length`` unless another is given."""
     facts = read_words(run)
     known = facts.get("clean")
-    clean = load(str(run / RESOLVED)).model.tokenizer == "clip" if known is None else bool(known)  # an older run
+    clean = load_run_recipe(run).model.tokenizer == "clip" if known is None else bool(known)  # an older run
     return load_tokenizer(run / TOKENIZER, context_length or facts["context_length"], clean=clean)
 
 

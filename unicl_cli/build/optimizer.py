@@ -13,6 +13,7 @@ from unicl_cli.contracts import Part, Tuning
 from unicl_cli.core.dist import bare
 from unicl_cli.core.schedule import lr_at
 from unicl_cli.errors import UniclError
+from unicl_cli.formats import count_of
 from unicl_cli.recipe.schema import Group, Recipe
 
 UNDECAYED = ("pos", "pos_embed", "positional_embedding", "cls_token", "relative_position_bias_table", "logit_scale")
@@ -27,7 +28,8 @@ def recipe_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
     found = check_negatives(recipe, data)
     rows = sum(strand.size for strand in data.mix.strands)
     if recipe.batch.size > rows:
-        found.append(f"batch.size {recipe.batch.size} exceeds the {rows} rows of the mix: each step repeats images")
+        held = f"exceeds the {count_of(rows, 'row')} of the mix"
+        found.append(f"batch.size {recipe.batch.size:,} {held}: each step repeats images")
     steps = total_steps(recipe, data)
     warmup = warmup_steps(recipe, steps)
     if warmup > steps:

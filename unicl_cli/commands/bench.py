@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from unicl_cli.commands import OUTPUT, Json, Out, Quiet, examples
-from unicl_cli.commands.completion import complete_overrides, complete_recipes, starting_with
+from unicl_cli.commands.completion import complete_overrides, complete_recipes, one_of, starting_with
 
 app = typer.Typer(add_completion=False)
 CASES = "Cases to measure"
@@ -44,7 +44,12 @@ def bench(
         typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to change.", autocompletion=complete_overrides),
     ] = None,
     vs: Annotated[
-        str | None, typer.Option(metavar="PEER", help="Compare with open_clip on the same weights and data.")
+        str | None,
+        typer.Option(
+            metavar="PEER",
+            help="Compare with open_clip on the same weights and data.",
+            autocompletion=one_of("open_clip"),
+        ),
     ] = None,
     rounds: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Runs of each row. Default: 3 to 7, by kind.")
@@ -59,7 +64,10 @@ def bench(
     precision: Annotated[
         str | None,
         typer.Option(
-            metavar="fp32|bf16", help="Number format. Default: bf16 on a GPU, else fp32.", rich_help_panel=CASES
+            metavar="fp32|bf16",
+            help="Number format. Default: bf16 on a GPU, else fp32.",
+            rich_help_panel=CASES,
+            autocompletion=one_of("fp32", "bf16"),
         ),
     ] = None,
     batch: Annotated[

@@ -2,14 +2,46 @@
 
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import typer
+import typer._completion_classes as typer_classes
+import typer._completion_shared as typer_shared
+
 from unicl_cli import registry
 
+BASH = typer_shared.COMPLETION_SCRIPT_BASH.replace(
+    "    return 0\n",
+    "    [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=/] ]] && compopt -o nospace\n    return 0\n",
+)
+ZSH = """
+#compdef %(prog_name)s
+
+%(complete_func)s() {
+  local reply="$(env _TYPER_COMPLETE_ARGS="${words[1,$CURRENT]}" %(autocomplete_var)s=complete_zsh %(prog_name)s)"
+  if [[ $reply == *'="'* ]]; then
+    local -a keys=( ${${(f)reply}#*\\"} )
+    keys=( ${keys%%%%\\"*} )
+    compadd -S '' -- $keys
+  else
+    eval $reply
+  fi
+}
+
+compdef %(complete_func)s %(prog_name)s
+"""
+"""The scripts of typer, but with the cursor right behind `KEY=` and `folder/`; fish does so by itself."""
 PARTS = {"loss": "losses", "model": "encoders", "model.image": "encoders", "model.text": "encoders"}
 """Recipe key -> kind of part that its value names."""
+
+
+def use_scripts_without_space() -> None:
+    """Let `--show-completion` and `--install-completion` write ``BASH`` and ``ZSH``; typer has no setting for it."""
+    scripts: dict[str, str] = vars(typer_shared)["_completion_scripts"]
+    for shell, script, known in (("bash", BASH, typer_classes.BashComplete), ("zsh", ZSH, typer_classes.ZshComplete)):
+        scripts[shell] = known.source_template = script
 
 
 def starting_with(words: Iterable[str], incomplete: str) -> list[str]:
@@ -42,6 +74,21 @@ def complete_sources(incomplete: str) -> list[str]:
 def complete_kinds(incomplete: str) -> list[str]:
     """Return the kinds of parts."""
     return starting_with(registry.KINDS, incomplete)
+
+
+def complete_parts(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of the parts of the kind that stands before."""
+    kind = str(ctx.params.get("kind"))
+    return starting_with(registry.names(kind) if kind in registry.KINDS else (), incomplete)
+
+
+def one_of(*words: str) -> Callable[[str], list[str]]:
+    """Return a completion that offers these words."""
+
+    def complete(incomplete: str) -> list[str]:
+        return starting_with(words, incomplete)
+
+    return complete
 
 
 def complete_runs(incomplete: str) -> list[str]:

@@ -8,6 +8,7 @@ import textwrap
 import typer
 
 from unicl_cli.commands import Json, examples
+from unicl_cli.formats import count_of
 
 app = typer.Typer(add_completion=False)
 
@@ -31,6 +32,5 @@ def doctor(as_json: Json = False) -> None:
             if check.hint:
                 typer.echo(textwrap.indent(textwrap.fill(check.hint, columns - indent), " " * indent))
     if problems:
-        count = "1 problem" if problems == 1 else f"{problems} problems"
-        sys.stderr.write(f"{count}: training cannot work here\n")
+        sys.stderr.write(f"{count_of(problems, 'problem')}: training cannot work here\n")
         raise typer.Exit(1)

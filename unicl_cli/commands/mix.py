@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from unicl_cli.commands import MODEL_FORMS, Batch, Devices, Json, Quiet, examples
+from unicl_cli.commands.completion import complete_runs
 from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False)
@@ -20,8 +21,16 @@ CURVE = tuple(step / 10 for step in range(11))
     )
 )
 def mix(
-    old: Annotated[str, typer.Argument(metavar="OLD", help=f"Model before fine-tuning. {MODEL_FORMS}.")],
-    new: Annotated[str, typer.Argument(metavar="NEW", help="Model after fine-tuning: a run or a checkpoint.")],
+    old: Annotated[
+        str,
+        typer.Argument(metavar="OLD", help=f"Model before fine-tuning. {MODEL_FORMS}.", autocompletion=complete_runs),
+    ],
+    new: Annotated[
+        str,
+        typer.Argument(
+            metavar="NEW", help="Model after fine-tuning: a run or a checkpoint.", autocompletion=complete_runs
+        ),
+    ],
     alpha: Annotated[
         str | None,
         typer.Option(

@@ -73,9 +73,27 @@ def load_with_templates(
 
     # an item with a place for the class is a template, any other is a list by name or file
     lists = [[item] if "{" in item else load_templates(item) for item in templates or ()]
+    if model is None:
+        _name_default_model()
     loaded = load_model(model, device=device, raw_weights=raw_weights)
     chosen = [template for items in lists for template in items]
     return loaded._replace(templates=load_templates(chosen)) if chosen else loaded
+
+
+def _name_default_model() -> None:
+    """Say on stderr which model is used: without --model it changes with every training that ends."""
+    from unicl_cli.launch.process import is_peer
+    from unicl_cli.runs.folder import MODEL_VARIABLE, RUNS, choose_model
+
+    if is_quiet() or is_peer():
+        return
+    name = choose_model(None)
+    reason = f"there is no finished run in {RUNS}"
+    if os.environ.get(MODEL_VARIABLE):
+        reason = MODEL_VARIABLE
+    elif Path(name).parent == RUNS:
+        reason = "the run that finished last"
+    sys.stderr.write(f"model: {escape_control(name)} ({reason}; --model takes another)\n")
 
 
 def print_document(

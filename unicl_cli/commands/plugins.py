@@ -15,7 +15,7 @@ from unicl_cli import binding, registry
 from unicl_cli.commands import Json, completion, examples
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.option_types import type_text
-from unicl_cli.pages.text import align_columns
+from unicl_cli.pages.text import align_columns, terminal_width
 
 app = typer.Typer(
     add_completion=False,
@@ -92,7 +92,7 @@ def ls(
         typer.echo(json.dumps(document, indent=1))
         return
     lines = [(row.kind, row.name, " ".join(filter(None, (row.dist, row.version))), row.state) for row in rows]
-    for line in align_columns(lines):
+    for line in align_columns(lines, terminal_width()):
         typer.echo(line)
     typer.echo(f"\ninstalled in {place['prefix']} ({place['interpreter']}), plugin interface {place['interface']}")
 
@@ -108,7 +108,12 @@ def show(
         ),
     ],
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Name in `unicl plugins ls`, or dist/name if two plugins have it.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Name in `unicl plugins ls`, or dist/name if two plugins have it.",
+            autocompletion=completion.complete_parts,
+        ),
     ],
     as_json: Json = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from unicl_cli.commands import COMPUTE, Json, Quiet, examples
-from unicl_cli.commands.completion import complete_sources
+from unicl_cli.commands.completion import complete_sources, one_of
 from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False)
@@ -53,6 +53,7 @@ def prepare(
         typer.Option(
             metavar="NAME|FILE",
             help="Prompt templates of the corpus: clip80, clip7, unicl81, none, or a text file.",
+            autocompletion=one_of("clip80", "clip7", "unicl81", "none"),
             rich_help_panel=ROWS,
         ),
     ] = None,
@@ -88,7 +89,10 @@ def prepare(
     dedup: Annotated[
         str,
         typer.Option(
-            metavar="off|exact", help="Keep only one row of images that are equal byte for byte.", rich_help_panel=ROWS
+            metavar="off|exact",
+            help="Keep only one row of images that are equal byte for byte.",
+            rich_help_panel=ROWS,
+            autocompletion=one_of("off", "exact"),
         ),
     ] = "off",
     keep_order: Annotated[
@@ -112,7 +116,12 @@ def prepare(
     ] = None,
     text: Annotated[
         str,
-        typer.Option(metavar="clean|raw", help="Clean captions, or keep them as they are.", rich_help_panel=ROWS),
+        typer.Option(
+            metavar="clean|raw",
+            help="Clean captions, or keep them as they are.",
+            rich_help_panel=ROWS,
+            autocompletion=one_of("clean", "raw"),
+        ),
     ] = "clean",
     allow_version_mix: Annotated[
         bool,

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from unicl_cli.commands import Json, completion, examples
-from unicl_cli.errors import UniclError
-from unicl_cli.pages.text import align_columns
+from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.pages.text import align_columns, terminal_width
 
 app = typer.Typer(
     add_completion=False,
@@ -44,19 +44,33 @@ Source = Annotated[
 ]
 
 
-@app.command(epilog=examples("unicl recipes ls"))
-def ls(as_json: Json = False) -> None:
-    """List the shipped recipes."""
+@app.command(epilog=examples("unicl recipes ls", "unicl recipes ls finetune"))
+def ls(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="FILTER", help="Words that the name or the description must have.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the shipped recipes, or those with all the words of FILTER."""
     from unicl_cli.recipe.layers import builtin_folder, builtin_names
 
     own = ("quickstart", "my-", "finetune")  # most people look for these: they come first
     names = sorted(builtin_names(), key=lambda name: (not name.startswith(own), name))
-    about = {name: _about(builtin_folder() / f"{name}.yaml") for name in names}
+    whole = {name: _about(builtin_folder() / f"{name}.yaml") for name in names}
+    about = {
+        name: line
+        for name, line in whole.items()
+        if all(word.casefold() in f"{name} {line}".casefold() for word in words or ())
+    }
+    if not about:
+        asked = " ".join(words or ())
+        near = did_you_mean(asked, names)
+        raise UniclError(f"recipes '{asked}': none of {len(names)} has these words{near}", "use fewer words, or none")
     if as_json:
         recipes = [{"name": name, "about": line} for name, line in about.items()]
         typer.echo(json.dumps({"schema": "unicl/recipes/1", "recipes": recipes}, indent=1))
         return
-    for line in align_columns(list(about.items())):
+    for line in align_columns(list(about.items()), terminal_width()):
         typer.echo(line)
 
 

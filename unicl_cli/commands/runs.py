@@ -26,7 +26,8 @@ def ls(
     from unicl_cli.jobs.runs import table_lines
     from unicl_cli.runs.status import list_runs
 
-    found = list_runs(folder)
+    untouched = folder == RUNS and not folder.exists()  # nothing was trained here yet
+    found = [] if untouched else list_runs(folder)
     if as_json:
         typer.echo(json.dumps({"schema": "unicl/runs/1", "runs": found}, indent=1, allow_nan=False))
         return

@@ -82,6 +82,7 @@ def train(
         typer.Option(
             metavar="MODEL",
             help=f"Start from the weights of a model. {MODEL_FORMS}.",
+            autocompletion=completion.complete_runs,
         ),
     ] = None,
     dry_run: Annotated[
@@ -89,6 +90,10 @@ def train(
         typer.Option(
             "--dry-run", help="Train nothing; show steps, samples, parameters and memory.", rich_help_panel=PLAN
         ),
+    ] = False,
+    resolved: Annotated[
+        bool,
+        typer.Option("--resolved", help="With --dry-run: print every key of the recipe, too.", rich_help_panel=PLAN),
     ] = False,
     memory: Annotated[
         str | None,
@@ -122,6 +127,7 @@ def train(
             help="How processes start: by what the environment shows (auto), here (local), by another launcher "
             "(worker), or by srun (slurm).",
             rich_help_panel=MACHINES,
+            autocompletion=completion.one_of("auto", "local", "worker", "slurm"),
         ),
     ] = "auto",
     max_restarts: Annotated[
@@ -146,8 +152,8 @@ def train(
     from unicl_cli.launch.process import decide_launch, is_peer, is_worker, run_in_workers
     from unicl_cli.launch.stopping import StopFlag
 
-    if memory is not None and not dry_run:
-        raise UniclError("--memory works only with --dry-run", "add --dry-run, or remove --memory")
+    if not dry_run:
+        check_no_plan_options(memory=memory is not None, resolved=resolved)
     stop = StopFlag()
     if not is_worker() or os.getpid() == 1:  # a worker that waits for its peers would not notice a signal
         stop.install()
@@ -170,7 +176,7 @@ def train(
     if dry_run:
         from unicl_cli.jobs.train.dry_run import dry_run as describe
 
-        describe(checked, run, way.world, as_json=json_, card=memory)
+        describe(checked, run, way.world, as_json=json_, card=memory, resolved=resolved)
         return
     check_shares(checked, way.world)
     stop.raise_if_set()
@@ -252,6 +258,13 @@ def tell(lines: list[str]) -> None:
     if not is_quiet():
         sys.stderr.write("".join(f"{escape_control(line)}\n" for line in lines))
         sys.stderr.flush()
+
+
+def check_no_plan_options(**given: bool) -> None:
+    """Raise UniclError if an option is given that only a dry run takes."""
+    for name, is_given in given.items():
+        if is_given:
+            raise UniclError(f"--{name} works only with --dry-run", f"add --dry-run, or remove --{name}")
 
 
 def print_run(run: Path, *, beside: bool, as_json: bool, note: str = "") -> None:

@@ -2,14 +2,19 @@
 
 import glob
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unicl_cli.commands import MODEL_FORMS, OUTPUT, Batch, Devices, Quiet, RawWeights, Template, examples
-from unicl_cli.errors import UniclError, escape_control
+from unicl_cli.commands.completion import complete_runs
+from unicl_cli.errors import UniclError, escape_control, is_quiet
+
+if TYPE_CHECKING:
+    from unicl_cli.jobs.zeroshot.output import Format
 
 app = typer.Typer(add_completion=False)
 ANSWERS, INPUT = "Answers", "Input"
@@ -47,7 +52,12 @@ def zeroshot(
     classes_from: Annotated[str | None, typer.Option(metavar="CORPUS", help="Take the classes of a corpus.")] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="MODEL", help=f"{MODEL_FORMS}. Default: the run that finished last."),
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help=f"{MODEL_FORMS}. Default: the run that finished last.",
+            autocompletion=complete_runs,
+        ),
     ] = None,
     template: Template = None,
     probe: Annotated[
@@ -145,7 +155,8 @@ def zeroshot(
         from unicl_cli.data.fetch import Fetcher
         from unicl_cli.inference.linear_probe import load_probe
         from unicl_cli.jobs.zeroshot.inputs import open_inputs
-        from unicl_cli.jobs.zeroshot.output import csv_rows, json_lines, text_lines, write_answers
+        from unicl_cli.jobs.zeroshot.output import write_answers
+        from unicl_cli.jobs.zeroshot.table import TerminalTable
         from unicl_cli.jobs.zeroshot.zeroshot import AnswerOptions, make_judge, zeroshot
         from unicl_cli.launch.process import is_peer
 
@@ -159,13 +170,29 @@ def zeroshot(
         for warning in () if is_peer() else judge.warnings:
             print_warning(warning)
         fetch = Fetcher(allow_private=allow_private, robots=False) if allow_url else None
-        form = json_lines if as_json else text_lines(by_cosine=by_cosine)
-        if as_csv:
-            form = csv_rows(min(top_k, len(judge.names)))
+        form = choose_form(judge.names, top_k, by_cosine=by_cosine, as_json=as_json, as_csv=as_csv)
         rows = zeroshot(loaded, found, judge, batch=batch, fetch=fetch)
         write_answers(rows, lambda data: None if is_peer() else typer.echo(data, nl=False), form, total)
+        if isinstance(form, TerminalTable) and not is_peer() and not is_quiet() and (note := form.note()):
+            sys.stderr.write(f"note: {note}\n")
 
     run_on_devices(limit_to_one_process(devices) if reads else devices, work)
+
+
+def choose_form(names: Sequence[str], top_k: int, *, by_cosine: bool, as_json: bool, as_csv: bool) -> "Format":
+    """Return the form of the answers: JSON lines, CSV, a table on a terminal, else lines with tabs."""
+    from unicl_cli.jobs.zeroshot.output import csv_rows, json_lines, text_lines
+    from unicl_cli.jobs.zeroshot.table import TerminalTable
+    from unicl_cli.pages.text import terminal_width
+
+    if as_json:
+        return json_lines
+    if as_csv:
+        return csv_rows(min(top_k, len(names)))
+    width = terminal_width()
+    if width is None:
+        return text_lines(by_cosine=by_cosine)
+    return TerminalTable(names, top_k, by_cosine=by_cosine, width=width)
 
 
 def check_probe(file: Path | None, refused: list[str]) -> None:

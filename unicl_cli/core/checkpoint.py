@@ -196,5 +196,8 @@ def load_optimizer(module: nn.Module, optimizer: Any, path: Path) -> None:
     for key, value in read_tensors(path).items():
         name, field = key.rsplit("/", 1)
         parameter = parameters[name]
-        whole = value.ndim == 0
-        optimizer.state[parameter][field] = value if whole else shard_like(value.to(parameter.device), parameter)
+        if value.ndim:
+            value = shard_like(value.to(parameter.device), parameter)
+        if value.shape == parameter.shape and value.stride() != parameter.stride():  # else updates run one by one
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        optimizer.state[parameter][field] = value

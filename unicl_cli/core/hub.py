@@ -8,8 +8,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.errors import UniclError, did_you_mean, is_live, is_quiet
+from unicl_cli.formats import byte_size
 
 FORMS = ("open_clip:", "local-dir:", "hf-hub:")
 FORMS_HINT = "a run or checkpoint directory, open_clip:NAME[/TAG], local-dir:PATH or hf-hub:ORG/REPO"
@@ -173,7 +173,7 @@ def fetch(repo: str, wanted: Sequence[Sequence[str]], name: str) -> list[Path]:
         files.append(file)
     new = sum(sizes[file] for file, path in zip(files, have, strict=True) if path is None)
     place = "" if name.endswith(f":{repo}") else f" from {repo}"
-    announce(name, f"{decimal_size(new)}{place}, licence {licence(info)}")
+    announce(name, f"{byte_size(new)}{place}, licence {licence(info)}")
     return [Path(ask_hub(repo, lambda file=file: hf_hub_download(repo, file))) for file in files]
 
 

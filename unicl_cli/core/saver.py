@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.core.checkpoint import WRITING_FAILS, raise_on_all_ranks, state_of, wait_for_copies, write
 from unicl_cli.core.checkpoint_files import (
     BEST,
@@ -23,6 +22,7 @@ from unicl_cli.core.checkpoint_files import (
 )
 from unicl_cli.core.dist import barrier, rank
 from unicl_cli.core.files import write_atomic
+from unicl_cli.formats import byte_size
 
 
 class Saver:
@@ -127,6 +127,6 @@ class Saver:
         free = shutil.disk_usage(next(p for p in (self.root, *self.root.parents) if p.exists())).free
         if free < needed:
             self.say(
-                f"warning: {self.root}: {decimal_size(free)} free, but its checkpoints ({decimal_size(size)} each) "
-                f"will need {decimal_size(needed)}: free some space or lower checkpoint.keep"
+                f"warning: {self.root}: {byte_size(free)} free, but its checkpoints ({byte_size(size)} each) "
+                f"will need {byte_size(needed)}: free some space or lower checkpoint.keep"
             )

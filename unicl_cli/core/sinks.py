@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from unicl_cli.contracts import Sink
 from unicl_cli.core.files import write_atomic
 from unicl_cli.errors import UniclError, is_live
+from unicl_cli.formats import byte_size, fit_parts, format_duration, format_share
 
 STATUS_SECONDS = 15
 LINE_SECONDS = 30
@@ -23,39 +24,35 @@ LINE_SECONDS = 30
 BAR_COLUMNS, SHARE_COLUMNS = 10, 4
 
 
-def format_duration(seconds: float) -> str:
-    """Return a duration as ``1h12m``, ``3m05s`` or ``42s``."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+def short_share(share: float) -> str:
+    """Return a share in whole percent."""
+    return format_share(share, 0)
+
+
+def format_gigabytes(number: float) -> str:
+    return byte_size(number * 1e9)
 
 
 FIELDS: tuple[tuple[str, str, Callable[[float], str]], ...] = (  # key, label, form; what matters most comes first
     ("loss", "loss", "{:.3f}".format),
     ("eta_s", "ETA", format_duration),
-    ("img_s", "img/s", "{:.0f}".format),
+    ("img_s", "img/s", "{:,.0f}".format),
     ("lr", "lr", "{:.2g}".format),
     ("grad_norm", "gnorm", "{:.2f}".format),
     ("logit_scale", "scale", "{:.1f}".format),
     ("excess_loss", "excess", "{:.3f}".format),
-    ("data_frac", "data", "{:.0%}".format),
-    ("mem_gb", "mem", "{:.1f}G".format),
-    ("unique_text", "uniq-text", "{:.0%}".format),
-    ("label_share", "label", "{:.0%}".format),
-    ("padding", "pad", "{:.0%}".format),
+    ("data_frac", "data", short_share),
+    ("mem_gb", "mem", format_gigabytes),
+    ("unique_text", "uniq-text", short_share),
+    ("label_share", "label", short_share),
+    ("padding", "pad", short_share),
 )
 
 
 def line_of(place: str, values: Mapping[str, float], width: int) -> str:
     """Return ``place`` and as many values as fit into one line of ``width`` columns; metrics.jsonl has all of them."""
-    line = place
-    for part in (f" | {label} {form(values[key])}" for key, label, form in FIELDS if key in values):
-        if len(line) + len(part) > width:
-            break
-        line += part
-    return line
+    shown = [f"{label} {form(values[key])}" for key, label, form in FIELDS if key in values]
+    return fit_parts([place, *shown], width, " | ")
 
 
 @contextlib.contextmanager
@@ -115,16 +112,16 @@ class ConsoleSink:
         self.progress = Progress(*columns, console=self.console) if is_live() and not quiet else None
         if self.progress is not None:
             self.progress.start()
-            self.task = self.progress.add_task(f"step {start}/{steps}", total=steps, completed=start)
+            self.task = self.progress.add_task(f"step {start:,}/{steps:,}", total=steps, completed=start)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        place, width = f"step {step}/{self.steps}", self.console.width
+        place, width = f"step {step:,}/{self.steps:,}", self.console.width
         if self.progress is not None:
             line = line_of(place, values, width - BAR_COLUMNS - SHARE_COLUMNS - 2)  # with a blank after each
             self.progress.update(self.task, completed=step, description=line)
         elif not self.quiet and (time.monotonic() - self.printed > LINE_SECONDS or step == self.steps):
             self.printed = time.monotonic()
-            self.say(line_of(f"{place} {step / self.steps:.1%}", values, width))
+            self.say(line_of(f"{place} {format_share(step / self.steps)}", values, width))
 
     def say(self, message: str) -> None:
         """Print a line, above the bar if there is one."""

@@ -1,5 +1,6 @@
 """Speed switches that change no result: packed texts, channels last, compiled blocks."""
 
+import torch
 from torch import nn
 
 from unicl_cli.core.recompute import recomputable_units
@@ -13,6 +14,19 @@ def apply_switches(model: nn.Module, *, pack_texts: bool, channels_last: bool) -
             change_traits(module, packs=False)
         if traits_of(module).channels_last and not channels_last:
             change_traits(module, channels_last=False)
+
+
+def align_conv_weights(step: nn.Module) -> None:
+    """Lay out the 4-d weights of towers with channels-last images as these, in place: (O, I, H, W), O outermost.
+
+    Their gradients come in this layout: otherwise autograd copies each one, and DDP warns about those it cannot tell
+    apart from it (1 x 1 kernels). Values do not change. Not for FSDP2, which takes contiguous weights only.
+    """
+    towers = [module for module in step.modules() if traits_of(module).channels_last]
+    for weight in {id(w): w for tower in towers for w in tower.parameters() if w.ndim == 4}.values():
+        _, inside, height, width = weight.shape
+        strides = (inside * height * width, 1, width * inside, inside)  # `.to(channels_last)` skips 1 x 1 kernels
+        weight.data = torch.empty_strided(weight.shape, strides, dtype=weight.dtype, device=weight.device).copy_(weight)
 
 
 def compile_units(step: nn.Module) -> int:

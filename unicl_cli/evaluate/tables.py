@@ -11,9 +11,10 @@ from torch import Tensor
 
 from unicl_cli.evaluate.metrics import mean_per_class, per_class, top_k
 from unicl_cli.evaluate.statistics import mean_interval, wilson
+from unicl_cli.formats import NOTHING, format_figure, interval, label_figure, percent, split_ends
 
-SHOWN_CLASSES = 20
-NOTHING = "–"
+SHOWN_ENDS = 10
+"""Worst and best classes of a long table."""
 ONE_CANDIDATE = "one candidate: every answer is right"
 
 
@@ -70,14 +71,6 @@ def accuracy_figures(hits: Tensor, *, is_open: bool = True) -> dict[str, Any]:
         return {"top1": None, "top1_interval": None}
     right, n = int(hits.sum()), len(hits)
     return {"top1": right / n, "top1_interval": list(wilson(right, n))}
-
-
-def percent(share: float | None) -> str:
-    return NOTHING if share is None else f"{100 * share:.1f}"
-
-
-def interval(bounds: Sequence[float] | None) -> str:
-    return NOTHING if bounds is None else f"{percent(bounds[0])}–{percent(bounds[1])}"
 
 
 def share_and_interval(figures: Mapping[str, Any], name: str) -> str:
@@ -140,16 +133,16 @@ def class_table(entry: Mapping[str, Any]) -> Table:
     """List all classes, or the worst and the best of many."""
     rows: list[Mapping[str, Any]] = list(entry["per_class"])
     title = f"Recall per class, % · {entry['name']} {entry['split']}"
+    worst, hidden, best = split_ends(sorted(rows, key=lambda row: row["recall"] or 0), SHOWN_ENDS)
+    if hidden:
+        title = f"{title} · the {len(worst)} worst and {len(best)} best of {len(rows):,}"
     table = make_table(title, ("class",), ("n", "recall"))
-    gap: int | None = None
-    if len(rows) > SHOWN_CLASSES:
-        rows.sort(key=lambda row: row["recall"] or 0)
-        gap = SHOWN_CLASSES // 2
-        rows = [*rows[:gap], *rows[-gap:]]
-    for number, row in enumerate(rows):
-        if number == gap:
-            table.add_row(f"… {len(entry['per_class']) - SHOWN_CLASSES} more classes", "", "")
-        table.add_row(row["class"], str(row["n"]), percent(row["recall"]))
+    for row in worst if hidden else rows:
+        table.add_row(row["class"], f"{row['n']:,}", percent(row["recall"]))
+    if hidden:
+        table.add_row(f"… {hidden:,} more between", "", "")
+    for row in best:
+        table.add_row(row["class"], f"{row['n']:,}", percent(row["recall"]))
     return table
 
 
@@ -157,7 +150,7 @@ def source_table(entry: Mapping[str, Any]) -> Table:
     title = f"Per source, % · {entry['name']} {entry['split']}"
     table = make_table(title, ("source",), ("n", "top-1", "95 %"))
     for source, row in entry["per_source"].items():
-        table.add_row(source, str(row["n"]), percent(row["top1"]), interval(row["top1_interval"]))
+        table.add_row(source, f"{row['n']:,}", percent(row["top1"]), interval(row["top1_interval"]))
     return table
 
 
@@ -177,7 +170,7 @@ def evaluator_table(entry: Mapping[str, Any], name: str, figures: Mapping[str, A
     table = make_table(f"{name} · {entry['name']} {entry['split']}", ("figure",), ("value",))
     for figure, value in figures.items():
         if isinstance(value, float):
-            table.add_row(figure, f"{value:.4g}")
+            table.add_row(label_figure(figure), format_figure(figure, value))
         elif isinstance(value, int | str):
             table.add_row(figure, str(value))
     return table
@@ -193,13 +186,13 @@ def probe_tables(document: Mapping[str, Any]) -> Iterator[Table]:
         for entry in document["few_shot"]:
             deviation = "" if entry["top1_sd"] is None else percent(entry["top1_sd"])
             each = " ".join(percent(run["top1"]) for run in entry["runs"])
-            table.add_row(*known, str(document["n"]), str(entry["shots"]), percent(entry["top1"]), deviation, each)
+            table.add_row(*known, f"{document['n']:,}", str(entry["shots"]), percent(entry["top1"]), deviation, each)
         yield table
         return
     setting = "c" if "c" in document else "k"
     table = make_table(title, names, ("n", "top-1", "95 %", "C" if setting == "c" else "k"))
     shown = percent(document["top1"]), interval(document["top1_interval"]), f"{document[setting]:.3g}"
-    table.add_row(*known, str(document["n"]), *shown)
+    table.add_row(*known, f"{document['n']:,}", *shown)
     yield table
     if not document["curve"]:  # C was given
         return

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from unicl_cli.core.dist import rank
-from unicl_cli.core.sinks import LINE_SECONDS, format_duration
+from unicl_cli.core.sinks import LINE_SECONDS
 from unicl_cli.errors import is_live, is_quiet
+from unicl_cli.formats import format_duration
 
 
 @contextmanager
@@ -48,9 +49,9 @@ class PlainProgress:
             return
         self.printed = now
         if self.total is None:
-            sys.stderr.write(f"{self.label} {self.done}\n")
+            sys.stderr.write(f"{self.label} {self.done:,}\n")
             sys.stderr.flush()
             return
         left = (now - self.began) / self.done * (self.total - self.done)
-        sys.stderr.write(f"{self.label} {self.done}/{self.total} ETA {format_duration(left)}\n")
+        sys.stderr.write(f"{self.label} {self.done:,}/{self.total:,} ETA {format_duration(left)}\n")
         sys.stderr.flush()

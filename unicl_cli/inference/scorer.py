@@ -12,6 +12,7 @@ from unicl_cli.contracts import ClassName
 from unicl_cli.core.dist import bare
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
+from unicl_cli.formats import list_first
 from unicl_cli.inference.encoder import Encoder, divergence_error
 
 SHOWN = 5
@@ -180,5 +181,4 @@ def make_pair_scorer(encoder: Encoder, loss: Any, prompts: Sequence[Sequence[str
 
 
 def shorten_names(names: Sequence[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return list_first(names, SHOWN)

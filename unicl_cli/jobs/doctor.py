@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unicl_cli import __version__, registry
-from unicl_cli.core.byte_size import binary_size
 from unicl_cli.core.machine import cores, free_memory, machine_memory
 from unicl_cli.errors import UniclError
+from unicl_cli.formats import byte_size
 from unicl_cli.launch.plan import decide
 from unicl_cli.launch.process import count_gpus, list_backends
 
@@ -125,9 +125,7 @@ def check_machine() -> Check:
 def describe_memory() -> str:
     """Return the machine's memory, and the free part if the system reports it."""
     whole, free = machine_memory(), free_memory()
-    return ("unknown" if whole is None else binary_size(whole)) + (
-        "" if free is None else f", {binary_size(free)} free"
-    )
+    return ("unknown" if whole is None else byte_size(whole)) + ("" if free is None else f", {byte_size(free)} free")
 
 
 def check_cores(environ: Mapping[str, str]) -> Check:
@@ -147,17 +145,15 @@ def check_shared_memory() -> Iterator[Check]:
     size = shutil.disk_usage(place)
     if size.total < GIB:
         hint = "run docker with --shm-size=8g, or set data.workers=0"
-        yield Check(
-            "/dev/shm", NOTE, f"{binary_size(size.total)}, too small for loader workers with large batches", hint
-        )
+        yield Check("/dev/shm", NOTE, f"{byte_size(size.total)}, too small for loader workers with large batches", hint)
     else:
-        yield Check("/dev/shm", OK, f"{binary_size(size.free)} free of {binary_size(size.total)}")
+        yield Check("/dev/shm", OK, f"{byte_size(size.free)} free of {byte_size(size.total)}")
 
 
 def check_disks() -> Iterator[Check]:
     for name, folder in (("disk here", Path.cwd()), ("disk temp", Path(tempfile.gettempdir()))):
         size = shutil.disk_usage(folder)
-        text = f"{folder}: {binary_size(size.free)} free of {binary_size(size.total)}"
+        text = f"{folder}: {byte_size(size.free)} free of {byte_size(size.total)}"
         if not os.access(folder, os.W_OK):
             yield Check(
                 name, NOTE, f"{folder}: not writable", "choose another folder with --run-dir (temporary files: TMPDIR)"
@@ -174,7 +170,7 @@ def check_hub_cache(environ: Mapping[str, str]) -> Check:
     cache = Path(environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
     models = len(list(cache.glob("models--*")))
     above = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    text = f"{cache}: {models} models, {binary_size(shutil.disk_usage(above).free)} free"
+    text = f"{cache}: {models} models, {byte_size(shutil.disk_usage(above).free)} free"
     off = [
         f"{name}={environ[name]}"
         for name in OFFLINE_VARIABLES
@@ -250,9 +246,7 @@ def describe_cuda(torch: Any, number: int) -> str:
     facts = torch.cuda.get_device_properties(number)
     free, total = torch.cuda.mem_get_info(number)
     half = "bf16" if torch.cuda.is_bf16_supported() else "no bf16 (fp32 unless precision=fp16)"
-    return (
-        f"{facts.name}, {binary_size(free)} free of {binary_size(total)}, compute {facts.major}.{facts.minor}, {half}"
-    )
+    return f"{facts.name}, {byte_size(free)} free of {byte_size(total)}, compute {facts.major}.{facts.minor}, {half}"
 
 
 def try_device(torch: Any, device: str, describe: Callable[[], str]) -> Check:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.pictures import ImageError, decode
 from unicl_cli.evaluate.statistics import wilson
-from unicl_cli.evaluate.tables import interval, percent
+from unicl_cli.formats import interval, percent
 from unicl_cli.pages import html
 from unicl_cli.pages.html import Html, section, tag
 

@@ -19,7 +19,8 @@ from unicl_cli.core.dist import barrier, rank
 from unicl_cli.core.files import write_atomic
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
-from unicl_cli.evaluate.tables import make_table, percent
+from unicl_cli.evaluate.tables import make_table
+from unicl_cli.formats import label_figure, percent
 from unicl_cli.jobs.evaluate import measure_validation
 from unicl_cli.recipe.load import load
 from unicl_cli.runs.folder import META, RESOLVED, find_run
@@ -273,17 +274,26 @@ def copy_run_files(run: Path, out: Path) -> None:
 
 
 def mix_tables(document: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield the curve in percent; the star marks the mixture with the highest mean."""
+    """Yield the curve in percent: a table for each data set, and of several the mean; the star marks the best."""
     if "curve" not in document:
         return
-    data = document["curve"][0]["data"]
-    measured = [f"{entry['name']} {entry['split']}\n{name}" for entry in data for name in figure_names(entry)]
-    table = make_table(f"{document['old']} → {document['new']}", (), ("alpha", *measured, "mean"))
+    title, data = f"{document['old']} → {document['new']}", document["curve"][0]["data"]
+    for number, entry in enumerate(data):
+        names = figure_names(entry)
+        of = f"{entry['name']} {entry['split']}"
+        yield curve_table(document, f"{title} · {of}, %", number, names, mean=len(data) == 1)
+    if len(data) > 1:
+        yield curve_table(document, f"{title} · mean, %", 0, (), mean=True)
+
+
+def curve_table(document: Mapping[str, Any], title: str, number: int, names: Sequence[str], *, mean: bool) -> Table:
+    """Return a line per alpha: the figures ``names`` of data set ``number``, and the mean over all data sets."""
+    table = make_table(title, (), ("alpha", *map(label_figure, names), *(("mean", "best") if mean else ())))
     for point in document["curve"]:
-        cells = [percent(entry[name]) for entry in point["data"] for name in figure_names(entry)]
-        star = " *" if point["alpha"] == document["alpha"] else ""
-        table.add_row(f"{point['alpha']:g}", *cells, f"{percent(point['mean'])}{star}")
-    yield table
+        cells = [percent(point["data"][number][name]) for name in names]
+        star = "*" if point["alpha"] == document["alpha"] else ""
+        table.add_row(f"{point['alpha']:g}", *cells, *((percent(point["mean"]), star) if mean else ()))
+    return table
 
 
 def figure_names(entry: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.core.sinks import format_duration
+from unicl_cli.formats import format_age, format_duration, format_figure, format_figures, label_figure, percent
+from unicl_cli.pages.text import align_columns, terminal_width
 from unicl_cli.runs.folder import ENVIRONMENT, METRICS
 from unicl_cli.runs.status import read_lines, read_validations
 
@@ -24,20 +25,12 @@ HEAD = ("name", "state", "step", "%", "ETA", "img/s", "loss", "best", "devices",
 def table_lines(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield a table with one line per run, in aligned columns."""
     if not found:
-        yield "no runs here"
+        yield "no runs here: train one with unicl train RECIPE"
         return
-    rows = [HEAD, *(cells(run) for run in found)]
-    widths = [max(len(row[n]) for row in rows) for n in range(len(HEAD))]
-    for row in rows:
-        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield from align_columns([HEAD, *(cells(run) for run in found)])
     for run in found:
-        if "reason" in run:
-            yield f"{run['reason']}"
-
-
-def ago(seconds: float) -> str:
-    """Return a duration as text, in days from two days on."""
-    return format_duration(seconds) if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
+        if "reason" in run and run["state"] != "model":  # a model without a training is no fault
+            yield run["reason"]
 
 
 def cells(run: Mapping[str, Any]) -> tuple[str, ...]:
@@ -48,34 +41,39 @@ def cells(run: Mapping[str, Any]) -> tuple[str, ...]:
         return form.format(value) if isinstance(value, int | float) else "-"
 
     steps = run.get("steps")
-    share = f"{run['step'] / steps:.0%}" if steps else "-"
+    share = percent(run["step"] / steps, 0) if steps else "-"
+    metric, best = run.get("best_metric"), run.get("best")
+    figure = f"{label_figure(metric)} {format_figure(metric, best)}" if metric and best is not None else "-"
     eta = (
         format_duration(run["eta_s"])
         if run["state"] == "running" and isinstance(run.get("eta_s"), int | float)
         else "-"
     )
     return (
-        *(Path(run["run"]).name, run["state"], f"{run['step']}/{steps}" if steps else "-", share, eta),
-        *(shown("img_s", "{:.0f}"), shown("last_loss", "{:.3f}")),
-        *(shown("best", f"{run.get('best_metric')} {{:.3f}}"), shown("world", "{}"), ago(run["age_s"])),
+        *(Path(run["run"]).name, run["state"], f"{run['step']:,}/{steps:,}" if steps else "-", share, eta),
+        *(shown("img_s", "{:,.0f}"), shown("last_loss", "{:.3f}")),
+        *(figure, shown("world", "{}"), format_age(run["age_s"])),
     )
 
 
 def describe_run(run: Path, status: Mapping[str, Any]) -> Iterator[str]:
     """Yield a run in a few lines: state, loss curve, validations, what to do next."""
     step, steps = status["step"], status["steps"]
-    old = ago(max(0.0, time.time() - status["updated"]))
-    yield f"{run}: {status['state']} at step {step} of {steps}, {old} ago on {status.get('host', '?')}"
+    old = format_age(max(0.0, time.time() - status["updated"]))
+    yield f"{run}: {status['state']} at step {step:,} of {steps:,}, {old} ago on {status.get('host', '?')}"
     losses = [row["loss"] for row in read_lines(run / METRICS) if isinstance(row.get("loss"), int | float)]
     if losses:
         yield f"loss  {losses[0]:.3f} {sparkline(losses)} {losses[-1]:.3f}"
-    for row in read_validations(run):
-        figures = ", ".join(f"{key} {value:.3f}" for key, value in row.items() if isinstance(value, float))
-        yield f"step {row['step']}  {row.get('corpus', '?')} {row.get('split', '?')}: {figures}"
+    yield from align_columns([validation_cells(row) for row in read_validations(run)], terminal_width())
     if status["state"] == "done":
         yield f"next: unicl eval {shlex.quote(str(run))}"
     elif status["state"] != "running":
         yield f"to continue: {command_of(run)}"
+
+
+def validation_cells(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the step of a validation, and its data and figures in a line."""
+    return f"step {row['step']:,}", f"{row.get('corpus', '?')} {row.get('split', '?')}: {format_figures(row)}"
 
 
 def command_of(run: Path) -> str:

@@ -19,7 +19,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError, RendezvousTimeoutError
 
 from unicl_cli.core.files import make_folder
-from unicl_cli.errors import Stopped, UniclError
+from unicl_cli.errors import READER_GONE, Stopped, UniclError
+from unicl_cli.formats import count_of
 from unicl_cli.launch.nodes import MEET_SECONDS, open_rendezvous
 from unicl_cli.launch.plan import ECHOES, Launch
 from unicl_cli.launch.stopping import AT_ONCE, HANGUP, StopFlag, list_terminals, silence_lost_terminals, stop_signals
@@ -32,6 +33,7 @@ LEAVE_SECONDS = 300
 LOST_SECONDS = 30  # for workers that may be waiting for one that has ended
 MISTAKE = "UniclError: "
 GOES_ON = "run the same command again to continue from the last checkpoint"
+AGAIN = "run the same command again, with --devices 1 or cpu:1 to see the error of one process"
 EVERYWHERE = (
     "read the output of the other nodes; run the same command on every node to continue from the last checkpoint"
 )
@@ -67,7 +69,7 @@ def start_workers(
         )
         with log_folder(logs) as folder:
             files = DefaultLogsSpecs(folder, dict.fromkeys(range(speaks, launch.processes), Std.ALL))
-            return Agent(spec, files, launch, listener).run_to_end()
+            return Agent(spec, files, launch, listener, AGAIN if stop is None else GOES_ON).run_to_end()
     except SignalException as ended:  # no worker was running
         if stop is None:
             return 128 + int(ended.sigval)
@@ -116,8 +118,11 @@ class SignalListener:
 class Agent(Untyped):
     """Torch elastic's agent; it restarts the workers only after failures that a restart can fix."""
 
-    def __init__(self, spec: WorkerSpec, files: DefaultLogsSpecs, launch: Launch, listener: SignalListener) -> None:
+    def __init__(
+        self, spec: WorkerSpec, files: DefaultLogsSpecs, launch: Launch, listener: SignalListener, hint: str
+    ) -> None:
         super().__init__(spec, files, shutdown_timeout=LEAVE_SECONDS)
+        self.hint = hint
         self.files, self.launch, self.listener, self.starts, self.is_meeting = files, launch, listener, 0, True
 
     def run_to_end(self) -> int:
@@ -134,7 +139,7 @@ class Agent(Untyped):
         if self.listener.first is None:
             self.get_worker_group().spec.rdzv_handler.shutdown()  # the other nodes need not wait
         failures: Mapping[int, Any] = result.failures if result else {}
-        known = {STOPPED, *EXPLAINED} & {failure.exitcode for failure in failures.values()}
+        known = {STOPPED, READER_GONE, *EXPLAINED} & {failure.exitcode for failure in failures.values()}
         if not known and (lost is not None or result is None) and not (result and result.return_values):
             count, _, place = self.launch.nodes
             what = "did not meet" if not self.starts else "lost each other"
@@ -148,13 +153,14 @@ class Agent(Untyped):
         codes = {failure.exitcode for failure in failures.values()}
         if not codes:
             return 0
-        if STOPPED in codes:
-            return STOPPED
+        for quiet in (STOPPED, READER_GONE):
+            if quiet in codes:
+                return quiet
         if self.listener.first is not None and not codes & set(EXPLAINED):
             return 128 + self.listener.first
         if MISTAKEN in codes and self.starts == 1:  # rank 0 has printed the error: the logs add nothing
             shutil.rmtree(cast("str", self.files._run_log_dir))  # pyright: ignore[reportPrivateUsage]
-        return exit_code_of(failures, self.launch)
+        return exit_code_of(failures, self.launch, self.hint)
 
     def last_result(self) -> RunResult | None:
         """Return how the workers of this machine ended; None if none were started."""
@@ -178,12 +184,12 @@ class Agent(Untyped):
             self._shutdown_timeout = LOST_SECONDS
             raise RendezvousClosedError
         if result.failures and self._remaining_restarts:
-            if {failure.exitcode for failure in result.failures.values()} & {STOPPED, *EXPLAINED}:
+            if {failure.exitcode for failure in result.failures.values()} & {STOPPED, READER_GONE, *EXPLAINED}:
                 self._remaining_restarts = 0
             else:
                 left = self._remaining_restarts - 1
                 said = f"{describe_failure(result.failures, self.launch)}; all start again from the last checkpoint"
-                sys.stderr.write(f"warning: {said} ({left} more restart{'' if left == 1 else 's'})\n")
+                sys.stderr.write(f"warning: {said} ({count_of(left, 'more restart')})\n")
         return result
 
 
@@ -224,13 +230,12 @@ def describe_failure(failures: Mapping[int, Any], launch: Launch) -> str:
     return f"{who} failed ({f'exit code {code}' if code >= 0 else f'killed by {signal.Signals(-code).name}'})"
 
 
-def exit_code_of(failures: Mapping[int, Any], launch: Launch) -> int:
+def exit_code_of(failures: Mapping[int, Any], launch: Launch, hint: str) -> int:
     """Return the exit code of an error that rank 0 has printed. Raises UniclError for every other failure."""
     _, failure = find_culprit(failures)
     if failure.exitcode not in EXPLAINED:
-        raise UniclError(
-            describe_failure(failures, launch), EVERYWHERE if launch.nodes.total > 1 else GOES_ON, exit_code=1
-        )
+        what = describe_failure(failures, launch)
+        raise UniclError(what, EVERYWHERE if launch.nodes.total > 1 else hint, exit_code=1)
     if 0 in failures and (failures[0].exitcode in EXPLAINED or message_of(failures[0]).startswith(MISTAKE)):
         return int(failure.exitcode)  # rank 0 may have been killed just after it printed the error
     raise UniclError(message_of(failure).removeprefix(MISTAKE), exit_code=failure.exitcode)

@@ -92,10 +92,10 @@ def run_and_report(work: Callable[[], None]) -> None:
     try:
         record(work)()
     except UniclError as error:
-        if LAUNCHER not in os.environ and is_peer() and not isinstance(error, Stopped):  # nobody else prints it
-            sys.stderr.write(f"rank {os.environ['RANK']}: {escape_control(error.message)}\n")
-        if LAUNCHER in os.environ and is_peer() and not isinstance(error, Stopped):
-            time.sleep(PEER_SECONDS)  # rank 0 prints it for all; if a peer ended first, it would be printed twice
+        if is_peer() and not isinstance(error, Stopped):
+            _print_as_peer(error)
+        raise
+    except BrokenPipeError:  # the reader of standard output has left, which `main` reports
         raise
     except Exception as error:
         echo = any(word in str(error) for word in ECHOES)
@@ -105,6 +105,14 @@ def run_and_report(work: Callable[[], None]) -> None:
             sys.stderr.write(f"rank {os.environ['RANK']}: lost the connection to a process that ended\n")
         sys.stderr.flush()  # printing it here too would interleave with the peers'
         os._exit(1)
+
+
+def _print_as_peer(error: UniclError) -> None:
+    """Print an error that rank 0 may not know; under our own launcher leave it to rank 0, which prints it for all."""
+    if LAUNCHER in os.environ:
+        time.sleep(PEER_SECONDS)  # if a peer ended first, it would be printed twice
+    else:
+        sys.stderr.write(f"rank {os.environ['RANK']}: {escape_control(error.message)}\n")
 
 
 def end_worker(status: int) -> None:

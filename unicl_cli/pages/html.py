@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
 from unicl_cli.core.files import write_atomic
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import UniclError, escape_control, is_quiet
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -58,11 +59,13 @@ def build_page(title: str, lead: str, *sections: Html) -> str:
 
 
 def write_page(path: Path, document: str) -> None:
-    """Write the file, whole or not at all."""
+    """Write the file, whole or not at all, and say where it is on stderr."""
     try:
         write_atomic(path, document)
     except OSError as error:
         raise UniclError(f"--html {path}: cannot be written: {error.strerror}", "name another file") from error
+    if not is_quiet():
+        sys.stderr.write(f"page: {escape_control(str(path))}\n")
 
 
 def section(title: str, *inside: Html, note: str = "") -> Html:
@@ -84,7 +87,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 
 
     body = tag("tbody", *(line("td", row) for row in rows))
     top = tag("thead", line("th", head)) if any(head) else Html("")
-    return tag("div", tag("table", top, body), class_="scroll")
+    return scrolling(tag("table", top, body))
+
+
+def scrolling(wide: Html) -> Html:
+    """Return wide content in a box that scrolls sideways, with a shadow at each edge that hides something."""
+    return tag("div", wide, class_="scroll", tabindex="0")  # the arrow keys scroll it, too
 
 
 def bar_chart(rows: Sequence[tuple[str, float, str]], *, full: float | None = None) -> Html:
@@ -135,15 +143,17 @@ def histogram(bins: Sequence[tuple[str, int]], *, unit: str, mark: int | None = 
     return tag("div", tag("div", *columns, class_="columns"), ends, class_="histogram")
 
 
-def line_chart(points: Sequence[tuple[float, float]], *, name: str) -> Html:
-    """Return (x, y) points as a curve that fills the width, labelled with its ends and its range."""
+def line_chart(
+    points: Sequence[tuple[float, float]], *, name: str, form: Callable[[float], str] = "{:.3g}".format
+) -> Html:
+    """Return (x, y) points as a curve that fills the width, labelled with its ends and its range in ``form``."""
     xs, ys = zip(*points, strict=True)
     low, high, first, last = min(ys), max(ys), xs[0], xs[-1]
     across, up = (last - first) or 1, (high - low) or 1
     path = " ".join(f"{1000 * (x - first) / across:.1f},{220 - 200 * (y - low) / up:.1f}" for x, y in points)
     curve = tag("polyline", points=path, fill="none", vector_effect="non-scaling-stroke")
     drawn = tag("svg", curve, viewBox="0 0 1000 240", preserveAspectRatio="none", role="img", aria_label=name)
-    scale = tag("div", tag("span", f"{high:.3g}"), tag("span", f"{low:.3g}"), class_="scale")
+    scale = tag("div", tag("span", form(high)), tag("span", form(low)), class_="scale")
     axis = tag("div", tag("span", f"{first:,.0f}"), tag("span", name), tag("span", f"{last:,.0f}"), class_="axis")
     return tag("div", tag("div", scale, drawn, class_="plot"), axis, class_="line")
 

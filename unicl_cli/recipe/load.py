@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from unicl_cli import binding
 from unicl_cli.contracts import Part
 from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.formats import count_of
 from unicl_cli.problems import Loc, PartError, RecipeProblem, problems_of
 from unicl_cli.recipe.layers import (
     DEFAULT_PARTS,
@@ -131,7 +132,7 @@ def _format_problems(problems: Sequence[RecipeProblem], marks: Mapping[Loc, str]
         text = f"  {place}: {'.'.join(map(str, loc))}: {problem.message}".replace(": : ", ": ")
         return file, int(number) if number.isdecimal() else 0, text
 
-    count = "1 problem in the recipe" if len(problems) == 1 else f"{len(problems)} problems in the recipe"
+    count = f"{count_of(len(problems), 'problem')} in the recipe"
     return "\n".join([count, *(text for *_, text in sorted(map(line, problems)))])
 
 
@@ -160,7 +161,8 @@ def check_shares(recipe: Recipe, world: int) -> None:
     """Raise UniclError unless ``world`` processes can share a batch equally."""
     if recipe.batch.size % world:
         raise UniclError(
-            f"batch.size {recipe.batch.size} cannot be shared by {world} processes", f"use a multiple of {world}"
+            f"batch.size {recipe.batch.size} cannot be shared by {count_of(world, 'process')}",
+            f"use a multiple of {world}",
         )
 
 

@@ -20,6 +20,8 @@ CHECKPOINTS, LOGS, CRASH = "checkpoints", "logs", "crash"
 META = "meta.json"
 """Written last: a run that has it is finished, and the weights lie beside it."""
 RUN_LOCK = "run.lock"
+MODEL_VARIABLE = "UNICL_MODEL"
+"""Environment variable that names the model if no option does."""
 DEFAULT_MODEL = "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 """The model if there is no run: MIT license, 151 million parameters."""
 
@@ -42,7 +44,7 @@ def last_run() -> str | None:
 
 def choose_model(model: str | None) -> str:
     """Return the name of the model: ``model``, else UNICL_MODEL, the last finished run, a published one."""
-    return model or os.environ.get("UNICL_MODEL") or last_run() or DEFAULT_MODEL
+    return model or os.environ.get(MODEL_VARIABLE) or last_run() or DEFAULT_MODEL
 
 
 def locate_model(model: str | None) -> str:

@@ -264,7 +264,7 @@ def test_the_table_of_switches_says_who_waited_for_data():
         "checks": {"first_s": 75.2},
     }
     said = list(iter_notes({"rows": [row], "rounds": 3, "clock": "CPU", "command": "unicl", "complete": True}))
-    assert "data.workers 0: 25.0% of the time was spent waiting for data" in said
+    assert "data.workers 0: 25.0 % of the time was spent waiting for data" in said
     assert "data.workers: the first forward and backward took 75 s" in said
 
 

@@ -7,24 +7,20 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from unicl_cli.build.data import build_data, build_tokenizer
 from unicl_cli.cli import run
-from unicl_cli.contracts import ClassName
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.loader import batches
 from unicl_cli.data.mix import Draws
 from unicl_cli.data.tokenizers import clip_tokenizer
 from unicl_cli.errors import UniclError
+from unicl_cli.formats import format_time
 from unicl_cli.jobs.inspect.batch import default_recipe, inspect_batch
-from unicl_cli.jobs.inspect.class_mentions import ClassNameFinder, distinct_pairs, split_words
 from unicl_cli.jobs.inspect.concepts import expected_others, same_concept_share
 from unicl_cli.jobs.runs import command_of
 from unicl_cli.recipe.load import load
@@ -133,26 +129,27 @@ def test_notes_say_what_to_do(place, capsys):
         assert words in said
 
 
-WORD = st.sampled_from(["sea", "lion", "fly", "box", "é", "日本", "a1"])
+def test_a_few_texts_of_each_source_and_tiny_images_are_shown(place, capsys):
+    facts = answer(capsys, str(place / "corpus"))
+    samples = {line["kind"]: line["samples"] for line in facts["sources"]}
+    assert 1 <= len(samples["captions"]) <= 3
+    assert len(set(samples["captions"])) == len(samples["captions"])
+    written = (place / "list.tsv").read_text()
+    assert all(text in written for text in samples["captions"])
+    assert samples["labels"] == []
+    assert facts["pictures"]["tiny"] == {"below": 16, "n": 0}
+    assert facts["per_class"]["few"] == {"at_most": 20, "n": len(facts["per_class"]["largest"])}
+    assert any("20 images or fewer" in note for note in facts["notes"])
 
 
-@settings(deadline=None, max_examples=50)
-@given(
-    names=st.lists(st.lists(WORD, min_size=1, max_size=3).map(" ".join), min_size=1, max_size=5, unique=True),
-    texts=st.lists(st.lists(WORD | st.sampled_from(["lions", "flies", "boxes", "-", ".", "SEA"])).map(" ".join)),
-)
-def test_names_are_found_where_a_regular_expression_finds_them(names, texts):
-    found = ClassNameFinder([ClassName(name, (name,)) for name in names]).find(
-        split_words(pa.array(texts, pa.string()))
-    )
-    pairs = set(zip(*(column.tolist() for column in distinct_pairs(*found, len(names))), strict=True))
-
-    def named(name: str, text: str) -> bool:
-        stem = r"[\W_]+".join(map(re.escape, name.split()))
-        forms = f"{stem}|{stem}e?s" + (f"|{stem[:-1]}ies" if name.endswith("y") else "")
-        return re.search(rf"(?<!\w)({forms})(?!\w)", text, re.IGNORECASE) is not None
-
-    assert pairs == {(t, n) for t, text in enumerate(texts) for n, name in enumerate(names) if named(name, text)}
+@pytest.mark.parametrize("terminal", [80, 100])
+def test_no_cell_of_the_tables_is_broken(place, capsys, monkeypatch, terminal):
+    monkeypatch.setenv("COLUMNS", str(terminal))
+    assert run(["inspect", str(place / "corpus"), "-q"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= terminal
+    sources = [line for line in lines if "│" in line and re.search(r"captions|labels", line) and "train" in line]
+    assert all(re.search(r"\d+( \(\d+–\d+\))? │$", line) for line in sources)
 
 
 def test_pictures_of_train_in_test_are_said(tmp_path, capsys):
@@ -306,6 +303,20 @@ def test_a_run_tells_its_state_and_its_last_figures(place, copy, capsys):
     assert answer(capsys, str(copy))["continue"] == command_of(copy)
     (copy / "status.json").write_text("{")
     assert answer(capsys, str(copy))["state"] == "damaged"
+
+
+def test_the_page_of_a_run_leads_with_its_validations_and_tells_the_time(place, copy, capsys):
+    row = json.loads((copy / "eval.jsonl").read_text().splitlines()[0])
+    (copy / "eval.jsonl").write_text("".join(json.dumps({**row, "step": n, "top1": n / 4}) + "\n" for n in (1, 2, 3)))
+    facts = answer(capsys, str(copy), "--html", str(copy / "page.html"))
+    page = (copy / "page.html").read_text(encoding="utf-8")
+    tiles = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page)
+    assert tiles[0] == (f"top-1 · {row['corpus']} {row['split']}", "75.0 %")
+    assert ("loss", f"{facts['last']['loss']:.4g}") in tiles
+    assert page.count("<svg") >= 2  # a curve of top-1, and that of the loss
+    assert page.index("top-1 ·") < page.index("<h2>Loss</h2>")
+    assert format_time(facts["updated"]) in page
+    assert " ago" not in page
 
 
 # -- what else a path can be ----------------------------------------------------------------------------------------

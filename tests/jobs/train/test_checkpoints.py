@@ -117,7 +117,7 @@ def test_a_signal_before_the_first_step_is_a_stop_too(recipe):
     _, err = process.communicate(timeout=300)
     assert process.returncode == 75, err
     assert err.endswith("\n  hint: run the same command again to continue\n")
-    assert err.startswith("error: stopped before the ")
+    assert err.startswith("stopped before the ")
 
 
 @pytest.mark.slow

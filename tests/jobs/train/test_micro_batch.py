@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from unicl_cli.contracts import NO_TEXT, Batch
-from unicl_cli.core.byte_size import binary_size
 from unicl_cli.core.loop import Step
 from unicl_cli.core.memory import is_out_of_memory, memory_limit, memory_used
 from unicl_cli.errors import UniclError
+from unicl_cli.formats import byte_size
 from unicl_cli.jobs.train.blueprint import Built
 from unicl_cli.jobs.train.micro_batch import (
     Shortage,
@@ -181,7 +181,7 @@ def test_an_out_of_memory_in_the_middle_of_a_run_is_one_line_with_advice():
 def test_memory_is_asked_of_the_system():
     assert memory_limit(CPU) is None
     assert memory_used(CPU) > 2**24
-    assert [binary_size(n) for n in (5, 2048, 3 * 2**30, 2**50)] == ["5 B", "2.0 KiB", "3.0 GiB", "1024.0 TiB"]
+    assert [byte_size(n) for n in (5, 2048, 3 * 2**30, 2**50)] == ["5 B", "2.0 KiB", "3.0 GiB", "1024.0 TiB"]
     assert find_shortage(CPU, 0) is None
     assert str(find_shortage(CPU, 2**30)) == "1.0 GiB"
     assert str(Shortage(3, math.inf)) == "the memory of rank 3"

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from unicl_cli.core import hub
-from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.errors import UniclError
+from unicl_cli.formats import byte_size
 
 TIMEOUT = 10.0
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -34,7 +34,7 @@ def commit_of(name: str, revision: str | None) -> str | None:
         raise hub.explain(_repo(name), error) from error
     if not any(_cache_of(name).glob(f"*/*/{info.sha}")):
         size = sum(file.size or 0 for file in info.siblings or ())
-        hub.announce(f"hf:{name}", f"up to {decimal_size(size)}, licence {hub.licence(info)}")
+        hub.announce(f"hf:{name}", f"up to {byte_size(size)}, licence {hub.licence(info)}")
     return info.sha
 
 

@@ -12,9 +12,9 @@ from open_clip import ClipLoss
 from torch import Tensor
 from torch.nn import functional as F
 
-from unicl_cli.core.byte_size import binary_size
 from unicl_cli.core.dist import rank, world_size
 from unicl_cli.core.machine import free_memory, machine_memory
+from unicl_cli.formats import byte_size
 from unicl_cli.jobs.bench.kinds import PEER, Request
 from unicl_cli.jobs.bench.protocol import Case, PreparedCase, choose_device
 from unicl_cli.losses import both_ways
@@ -48,7 +48,7 @@ def skipped_for_memory(size: int) -> dict[str, str]:
     room = torch.cuda.mem_get_info()[0] if cuda else free_memory() or machine_memory() or math.inf
     needed = {name: 4 * count * size**2 for name, count in MATRICES.items()}
     return {
-        name: f"needs about {binary_size(need)}, more than half of the free {binary_size(room)}"
+        name: f"needs about {byte_size(need)}, more than half of the free {byte_size(room)}"
         for name, need in needed.items()
         if need > room / 2
     }

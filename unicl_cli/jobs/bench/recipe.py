@@ -17,6 +17,7 @@ from unicl_cli.contracts import Batch
 from unicl_cli.core.loop import Plan, fit
 from unicl_cli.core.machine import cores
 from unicl_cli.errors import UniclError
+from unicl_cli.formats import count_of
 from unicl_cli.jobs.bench.kinds import Request
 from unicl_cli.jobs.bench.protocol import Case, PreparedCase, choose_device, wall_seconds
 from unicl_cli.jobs.bench.step import FOREVER, OURS, SilentSink, constant_lr, do_nothing
@@ -37,7 +38,7 @@ def cases(request: Request) -> list[Case]:
     if request.kind == "step":
         return [Case("step", "images", variants, OURS, partial(prepare_recipe_step, request), memory=2)]
     counts = dict.fromkeys((0, 1, cores()))
-    rows = [Case(f"{n} workers", "images", variants, OURS, partial(prepare_loading, request, n)) for n in counts]
+    rows = [Case(count_of(n, "worker"), "images", variants, OURS, partial(prepare_loading, request, n)) for n in counts]
     return [*rows, Case("training", "images", variants, OURS, partial(prepare_training, request))]
 
 

@@ -7,8 +7,14 @@ from typing import Any
 
 from rich.table import Table
 
+from unicl_cli.formats import count_of, format_share
 from unicl_cli.jobs.bench.kinds import KINDS
 
+HEAD = ("row", "variant", "ms", "per s", "MiB", "speed (range)")
+WORDS = 2
+"""Columns of text, before those of figures."""
+OPTIONAL = ("MiB", "speed (range)")
+"""Columns that are left out if they have no figure."""
 SLOW_FIRST_STEP = 60.0
 """Seconds from which a first step gets a line."""
 
@@ -16,13 +22,15 @@ SLOW_FIRST_STEP = 60.0
 def tables(document: Mapping[str, Any]) -> Iterator[Any]:
     """Yield the machine, the table of rows, and below it the notes."""
     yield heading(document)
-    table = Table(pad_edge=False)
-    for name, numeric in (("row", False), ("variant", False), ("ms", True), ("per s", True), ("MiB", True)):
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=name != "variant")
-    table.add_column("speed (range)", justify="right", no_wrap=True)
-    for row in document["rows"]:
-        for cells in row_cells(row):
-            table.add_row(*cells)
+    lines = [list(row_cells(row)) for row in document["rows"]]
+    shown = [n for n, name in enumerate(HEAD) if name not in OPTIONAL or any(cells[n] for of in lines for cells in of)]
+    table = Table()
+    for n in shown:
+        justify, no_wrap = ("left", n == 0) if n < WORDS else ("right", True)
+        table.add_column(HEAD[n], justify=justify, no_wrap=no_wrap)
+    for of in lines:
+        for cells in of:
+            table.add_row(*(cells[n] for n in shown))
         table.add_section()
     yield table
     yield from iter_notes(document)
@@ -46,9 +54,8 @@ def row_cells(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 def heading(document: Mapping[str, Any]) -> str:
     """Return the machine, the versions and the date in two lines."""
     where, versions = document["machine"], document["versions"]
-    threads = "1 thread" if document["threads"] == 1 else f"{document['threads']} threads"
-    device = where["gpu"] or threads
-    first = f"{where['processor']}, {where['cores']} cores, {device}, load {where['load_before']:g}"
+    device = where["gpu"] or count_of(document["threads"], "thread")
+    first = f"{where['processor']}, {count_of(where['cores'], 'core')}, {device}, load {where['load_before']:g}"
     second = f"torch {versions['torch'].partition('+')[0]}, open_clip {versions['open_clip_torch']}, {document['date']}"
     return f"{first}\n{second}"
 
@@ -78,8 +85,8 @@ def text_counts(row: Mapping[str, Any]) -> str:
     """Return the number of texts and of their tokens, where the row has them."""
     facts = row["facts"]
     if "tokens" in facts:
-        return f" {facts['texts']} texts of {facts['tokens']}"
-    return f" {facts['texts']} texts" if "texts" in facts else ""
+        return f" {count_of(facts['texts'], 'text')} of {facts['tokens']:,}"
+    return f" {count_of(facts['texts'], 'text')}" if "texts" in facts else ""
 
 
 def iter_notes(document: Mapping[str, Any]) -> Iterator[str]:
@@ -87,7 +94,7 @@ def iter_notes(document: Mapping[str, Any]) -> Iterator[str]:
     if references:
         reference = references.pop() if len(references) == 1 else "the row's reference (1)"
         rounds = document["rounds"]
-        yield f"speed: ratio to {reference} in the same round; median of {rounds} rounds (range)"
+        yield f"speed: ratio to {reference} in the same round; median of {count_of(rounds, 'round')} (range)"
     clock = document["clock"]
     yield f"ms: {clock}"
     yield f"command: {document['command']}"
@@ -95,7 +102,7 @@ def iter_notes(document: Mapping[str, Any]) -> Iterator[str]:
         if "first_s" in row["checks"] and row["checks"]["first_s"] >= SLOW_FIRST_STEP:
             yield f"{row['name']}: the first forward and backward took {row['checks']['first_s']:.0f} s"
         for variant, share in row["facts"].get("waited", {}).items():
-            yield f"{row['name']} {variant}: {share:.1%} of the time was spent waiting for data"
+            yield f"{row['name']} {variant}: {format_share(share)} of the time was spent waiting for data"
         for variant, reason in row["skipped"].items():
             yield f"{row['name']}: {variant} was skipped: {reason}"
     if not document["complete"]:
@@ -104,7 +111,7 @@ def iter_notes(document: Mapping[str, Any]) -> Iterator[str]:
 
 def kinds_table() -> Table:
     """Return the table of kinds that `unicl bench` shows without a kind."""
-    table = Table(pad_edge=False)
+    table = Table()
     for name in ("kind", "measures", "--vs open_clip", "RECIPE"):
         table.add_column(name)
     for name, kind in KINDS.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unicl_cli.data.corpus import open_corpus
-from unicl_cli.evaluate.tables import interval, percent
+from unicl_cli.formats import interval, percent
 from unicl_cli.jobs.compare.compare import Comparison
 from unicl_cli.jobs.compare.names import letters, short_names
 from unicl_cli.jobs.compare.tables import NAMES, by_difference, figure_groups, figures_of, p_value, points, recall_cells

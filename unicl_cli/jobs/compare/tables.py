@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
-from unicl_cli.evaluate.tables import count_classes, interval, make_table, percent
+from unicl_cli.evaluate.tables import count_classes, make_table
+from unicl_cli.formats import interval, percent
 from unicl_cli.jobs.compare.names import letters, short_names
 
 NAMES = {

@@ -23,6 +23,7 @@ from unicl_cli.evaluate.logistic_regression import (
     sweep,
 )
 from unicl_cli.evaluate.tables import accuracy_figures
+from unicl_cli.formats import count_of, plural
 from unicl_cli.inference.progress import progress
 from unicl_cli.inference.scorer import shorten_names
 from unicl_cli.jobs.evaluators.options import Method, ProbeOptions
@@ -293,7 +294,8 @@ def warn_about_shots(train: Examples, corpus: EvalCorpus, shots: int) -> list[st
     """Return a warning that names the classes with fewer rows than shots, if any; all their rows are used."""
     counts = torch.bincount(train.targets, minlength=len(corpus.classes)).tolist()
     names = [each.names[0] for each, count in zip(corpus.classes, counts, strict=True) if count < shots]
-    return [f"{shots} shots: {len(names)} classes have fewer rows: {shorten_names(names)}"] if names else []
+    fewer = f"{count_of(len(names), 'class')} {plural(len(names), 'has', 'have')} fewer rows"
+    return [f"{count_of(shots, 'shot')}: {fewer}: {shorten_names(names)}"] if names else []
 
 
 def probe_warnings(train: Examples, test: Examples, trained: Classifier) -> list[str]:
@@ -302,7 +304,8 @@ def probe_warnings(train: Examples, test: Examples, trained: Classifier) -> list
     unseen = ~torch.isin(test.targets, train.targets)
     if bool(unseen.any()):
         classes, rows = len(test.targets[unseen].unique()), int(unseen.sum())
-        found.append(f"{classes} classes of the tested split have no training row: their {rows} rows count as wrong")
-    if trained.curve and trained.chosen in (1e-6, 1e6):
+        untrained = f"{count_of(classes, 'class')} of the tested split {plural(classes, 'has', 'have')} no training row"
+        found.append(f"{untrained}: {count_of(rows, 'row')} {plural(rows, 'counts', 'count')} as wrong")
+    if trained.chosen in (1e-6, 1e6):
         found.append(f"C = {trained.chosen:g} is at the end of the range that is searched")
     return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from unicl_cli.formats import count_of, format_share, plural
+
 SMALL_CLASS = 5
 """A class with fewer images is small."""
 IMBALANCE = 20
@@ -26,7 +28,7 @@ def _note_names(facts: Mapping[str, Any]) -> Iterator[str]:
     if same:
         first = f"'{same[0]['name']}' is {' and '.join(same[0]['keys'][:3])}"
         yield (
-            f"{_count(len(same), 'prompt name belongs', 'prompt names belong')} to several classes ({first}): "
+            f"{count_of(len(same), 'prompt name belongs', 'prompt names belong')} to several classes ({first}): "
             "their prompts are equal but their labels differ; prepare them with ?names=path, ?depth=1 or ?classes=FILE"
         )
 
@@ -34,12 +36,20 @@ def _note_names(facts: Mapping[str, Any]) -> Iterator[str]:
 def _note_images(facts: Mapping[str, Any]) -> Iterator[str]:
     found = facts["duplicates"]
     if n := found["pictures_with_several_labels"]:
-        yield f"{_count(n, 'image has', 'images have')} several labels: one row for each"
+        yield f"{count_of(n, 'image has', 'images have')} several labels: one row for each"
     for split, n in found["also_in_train"].items():
         if n:
-            yield f"{_count(n, 'row', 'rows')} of split {split} repeat an image of train: so its results look too good"
+            rows = f"{count_of(n, 'row')} of split {split} {plural(n, 'repeats', 'repeat')} an image of train"
+            yield f"{rows}: results on {split} look too good"
     if n := facts["rejected"]["n"]:
-        yield f"{_count(n, 'row was', 'rows were')} left out by prepare: see {facts['path']}/rejects"
+        yield f"{count_of(n, 'row was', 'rows were')} left out by prepare: see {facts['path']}/rejects"
+    tiny = facts["pictures"]["tiny"]
+    if n := tiny["n"]:
+        smallest = facts["pictures"]["short_side"]["min"]
+        yield (
+            f"{count_of(n, 'row has', 'rows have')} an image with a side below {tiny['below']} px (the smallest: "
+            f"{smallest} px): leave them out with prepare --min-side {tiny['below']}"
+        )
 
 
 def _note_classes(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -47,29 +57,33 @@ def _note_classes(facts: Mapping[str, Any]) -> Iterator[str]:
     if classes is None or not classes["n"]:
         return
     if classes["empty"]:
-        yield f"{classes['empty']} of {facts['classes']} classes have no image in split {facts['split']}"
+        empty, all_classes = classes["empty"], count_of(facts["classes"], "class")
+        yield f"{empty:,} of {all_classes} {plural(empty, 'has', 'have')} no image in split {facts['split']}"
     smallest, largest = classes["quantiles"]["min"], classes["quantiles"]["max"]
+    if few := classes["few"]["n"]:
+        most = f"{classes['few']['at_most']} images or fewer in split {facts['split']}"
+        yield f"{few:,} of {count_of(facts['classes'], 'class')} {plural(few, 'has', 'have')} {most}"
     if 0 < smallest < SMALL_CLASS:
-        yield f"the smallest class has {_count(smallest, 'image', 'images')}"
+        yield f"the smallest class has {count_of(smallest, 'image')}"
     if smallest and largest > IMBALANCE * smallest:
-        yield f"the largest class has {largest / smallest:.0f} times as many images as the smallest"
+        yield f"the largest class has {largest / smallest:,.0f} times as many images as the smallest"
 
 
 def _note_captions(facts: Mapping[str, Any]) -> Iterator[str]:
     captions = facts.get("captions")
     if captions is None:
         return
-    cut = f"{100 * captions['cut_at_advised']:.1f} %" if captions["cut_at_advised"] else "none"
+    cut = format_share(captions["cut_at_advised"]) if captions["cut_at_advised"] else "none"
     prompts = " and no prompt" if "prompt_tokens" in captions and _holds_prompts(captions) else ""
     yield (
         f"model.context_length: {captions['context_length']} with tokenizer {captions['tokenizer']} cuts {cut} of "
         f"the captions{prompts}"
     )
     if captions["unique_text_share"] < FEW_DISTINCT:
-        repeated = 100 * (1 - captions["unique_text_share"])
+        repeated = format_share(1 - captions["unique_text_share"])
         yield (
-            f"{repeated:.0f} % of the captions repeat another: set data.caption_targets: text_hash to make equal "
-            "texts positives"
+            f"{repeated} of the captions repeat another: set data.caption_targets: text_hash to make equal texts "
+            "positives"
         )
 
 
@@ -85,7 +99,3 @@ def _note_batch(facts: Mapping[str, Any]) -> Iterator[str]:
             f"in a batch of {found['batch_size']}, a label row shares its class with {per_anchor:.1f} other rows on "
             "average: positives for UniCL, false negatives for CLIP"
         )
-
-
-def _count(count: int, one: str, several: str) -> str:
-    return f"{count:,} {one if count == 1 else several}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from unicl_cli.contracts import NO_LABEL, ClassName
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.formats import split_ends
 from unicl_cli.inference.progress import progress
 from unicl_cli.jobs.inspect.advice import write_notes
 from unicl_cli.jobs.inspect.concepts import count_concepts, count_named_classes, pair_statistics
@@ -22,6 +23,10 @@ from unicl_cli.jobs.inspect.scan import CorpusScan, GroupTally, scan_corpus
 
 Ints = NDArray[np.int64]
 SHARES = {"min": 0.0, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
+FEW, TINY = 20, 16
+"""A class with at most so many images has few; an image with a shorter side below so many pixels is tiny."""
+MAX_SAMPLES, SAMPLED_ROWS = 3, 30
+"""Texts shown of each source, and rows read to find as many that differ."""
 MAX_LISTED = 10
 """Classes, rejects and the like listed by name, at most."""
 
@@ -47,7 +52,7 @@ def inspect_corpus(corpus: Corpus, *, split: str | None, tokenizer: str, batch_s
         "templates": corpus.templates if isinstance(corpus.templates, str) else list(corpus.templates),
         "splits": list(corpus.splits),
         "split": chosen,
-        "sources": [source_facts(key, group) for key, group in sorted(scanned.groups.items())],
+        "sources": [source_facts(corpus, key, group) for key, group in sorted(scanned.groups.items())],
         "pictures": image_facts(scanned),
         "rejected": read_rejects(corpus),
     }
@@ -76,7 +81,7 @@ def choose_split(corpus: Corpus, split: str | None) -> str:
     return split or corpus.splits[0]
 
 
-def source_facts(key: tuple[str, str, str], group: GroupTally) -> dict[str, Any]:
+def source_facts(corpus: Corpus, key: tuple[str, str, str], group: GroupTally) -> dict[str, Any]:
     """Return one line of the table of sources."""
     return {
         "source": key[0],
@@ -89,15 +94,38 @@ def source_facts(key: tuple[str, str, str], group: GroupTally) -> dict[str, Any]
         "picture_bytes": group.image_bytes,
         "short_side": quantiles_of_counts(group.short),
         "long_side": quantiles_of_counts(group.long),
+        "samples": sample_texts(corpus, key) if group.texts else [],
     }
+
+
+def sample_texts(corpus: Corpus, key: tuple[str, str, str]) -> list[str]:
+    """Return the first texts of a few rows of a source, kind and split, each text once."""
+    source, kind, split = key
+    rows = first_group(corpus, {"source": source, "kind": kind, "split": split})
+    table = corpus.table(split, kind)
+    texts = (text for row in rows[:SAMPLED_ROWS] for text in table.read(row).texts[:1])
+    return list(dict.fromkeys(texts))[:MAX_SAMPLES]
+
+
+def first_group(corpus: Corpus, line: Mapping[str, Any]) -> range:
+    """Return the rows of the first row group of a source in the table of its split and kind; they are shuffled."""
+    first = 0
+    for shard in corpus.manifest["shards"]:
+        if (shard["split"], shard["kind"]) == (line["split"], line["kind"]):
+            if shard["source"] == line["source"]:
+                return range(first, first + shard["row_groups"][0])
+            first += shard["rows"]
+    return range(0)
 
 
 def image_facts(scanned: CorpusScan) -> dict[str, Any]:
     """Return the image sizes over all sources and splits."""
     groups = list(scanned.groups.values())
     rows = sum(group.rows for group in groups)
+    short = sum((g.short for g in groups), np.zeros(1, np.int64))
     return {
-        "short_side": quantiles_of_counts(sum((g.short for g in groups), np.zeros(1, np.int64))),
+        "short_side": quantiles_of_counts(short),
+        "tiny": {"below": TINY, "n": int(short[:TINY].sum())},
         "long_side": quantiles_of_counts(sum((g.long for g in groups), np.zeros(1, np.int64))),
         "mean_bytes": sum(g.image_bytes for g in groups) / max(1, rows),
     }
@@ -116,26 +144,33 @@ def class_facts(classes: Sequence[ClassName], counts: Ints) -> dict[str, Any]:
     """Return images per class of the split: quantiles, the largest and smallest classes, a histogram."""
     order = np.argsort(-counts, kind="stable")
     listed = [{"class": classes[n].names[0], "key": classes[n].key, "n": int(counts[n])} for n in order]
+    largest, hidden, smallest = split_ends(listed, MAX_LISTED)
     quantiles = dict(zip(SHARES, np.quantile(counts, list(SHARES.values()), method="inverted_cdf"), strict=True))
     return {
         "n": int(counts.sum()),
         "empty": int((counts == 0).sum()),
+        "few": {"at_most": FEW, "n": int(((counts > 0) & (counts <= FEW)).sum())},
         "mean": float(counts.mean()),
         "quantiles": {name: int(value) for name, value in quantiles.items()},
-        "largest": listed[:MAX_LISTED],
-        "smallest": listed[-MAX_LISTED:] if len(listed) > MAX_LISTED else [],
+        "largest": list(largest),
+        "smallest": list(smallest) if hidden else [],
         "histogram": count_bins(counts),
     }
 
 
 def count_bins(values: Ints, most: int = 16) -> list[dict[str, int]]:
-    """Return at most ``most`` bins of equal width; ``high`` belongs to its bin."""
+    """Return at most ``most`` bins of equal width; of doubling width if half of the values would share the first.
+
+    ``high`` belongs to its bin.
+    """
     low, high = int(values.min()), int(values.max())
     width = max(1, -(-(high - low + 1) // most))
-    bins = np.bincount((values - low) // width)
-    return [
-        {"low": low + n * width, "high": low + (n + 1) * width - 1, "n": int(count)} for n, count in enumerate(bins)
-    ]
+    edges = [low + n * width for n in range((high - low) // width + 2)]
+    if width > 1 and np.median(values) < low + width:
+        edges = [0, *(2**n for n in range(high.bit_length() + 1))]
+        edges = edges[next(n for n, edge in enumerate(edges[1:]) if edge > low) :]
+    counts = np.histogram(values, edges)[0].tolist()
+    return [{"low": a, "high": b - 1, "n": count} for (a, b), count in zip(pairwise(edges), counts, strict=True)]
 
 
 def colliding_names(classes: Sequence[ClassName]) -> list[dict[str, Any]]:

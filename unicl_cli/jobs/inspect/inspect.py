@@ -22,6 +22,7 @@ from unicl_cli.recipe.layers import builtin_names
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.folder import RESOLVED
+from unicl_cli.runs.plugins import load_run_recipe
 from unicl_cli.runs.status import is_run
 
 DEFAULT_BATCH = 256
@@ -98,7 +99,7 @@ def recipe_of(path: str, kind: str, options: InspectOptions) -> Recipe:
     run = Path(path) if kind == "run" else Path(path).resolve().parent.parent
     if not (run / RESOLVED).is_file():
         raise UniclError(f"{run}: has no resolved.yaml, so its batches are unknown", "give the recipe instead")
-    return load(str(run / RESOLVED), changes)
+    return load_run_recipe(run, changes)
 
 
 def kind_of(path: str) -> str:

@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from unicl_cli.contracts import NO_LABEL, Sample
-from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.pictures import ImageError, decode
-from unicl_cli.evaluate.tables import percent
+from unicl_cli.formats import byte_size, count_of, format_share, plural
 from unicl_cli.jobs.inspect.batch import MISSED, POSITIVE, InspectedBatch
+from unicl_cli.jobs.inspect.corpus import first_group
 from unicl_cli.jobs.inspect.tables import format_range, pair_rows
 from unicl_cli.pages import html
 from unicl_cli.pages.html import Html, section, tag
@@ -32,7 +32,9 @@ LETTERS = 30
 
 def corpus_page(facts: Mapping[str, Any], corpus: Corpus, samples: int, shown: InspectedBatch | None) -> str:
     """Return the page of a corpus: all tables, sample images of each source, and one batch."""
-    lead = f"{facts['rows']:,} rows in {', '.join(facts['splits'])} · {decimal_size(facts['bytes'])} · {facts['path']}"
+    splits = f"{plural(len(facts['splits']), 'Split', 'Splits')} {', '.join(facts['splits'])}"
+    place = [facts["path"]] if facts["path"] != facts["name"] else []
+    lead = " · ".join([splits, byte_size(facts["bytes"]), *place])
     parts = [
         figures(facts),
         section("Notes", html.bullet_list(facts["notes"])) if facts["notes"] else Html(""),
@@ -49,15 +51,15 @@ def corpus_page(facts: Mapping[str, Any], corpus: Corpus, samples: int, shown: I
 def figures(facts: Mapping[str, Any]) -> Html:
     """Return the main figures of the corpus."""
     side = facts["pictures"]["short_side"]
-    shown: list[tuple[str, object]] = [("images", f"{facts['rows']:,}"), ("classes", f"{facts['classes']:,}")]
+    shown: list[tuple[str, object]] = [("rows", f"{facts['rows']:,}"), ("classes", f"{facts['classes']:,}")]
     if "captions" in facts:
         shown += [
-            ("captions", f"{facts['captions']['texts']:,}"),
-            ("distinct captions", f"{facts['captions']['distinct']:,}"),
+            (f"captions · {facts['split']}", f"{facts['captions']['texts']:,}"),
+            (f"distinct captions · {facts['split']}", f"{facts['captions']['distinct']:,}"),
         ]
     shown += [
-        ("short side", f"{side['p50']} px"),
-        ("mean file size", decimal_size(round(facts["pictures"]["mean_bytes"]))),
+        ("median shorter side", f"{side['p50']:,} px"),
+        ("mean image file", byte_size(round(facts["pictures"]["mean_bytes"]))),
     ]
     return html.numbers(shown)
 
@@ -73,19 +75,11 @@ def sample_groups(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def sample_section(corpus: Corpus, line: Mapping[str, Any], samples: int) -> Html:
     """Return images of the first row group of a source, kind and split; `prepare` shuffled the rows."""
     table = corpus.table(line["split"], line["kind"])
-    first = 0
-    for shard in corpus.manifest["shards"]:
-        if (shard["split"], shard["kind"]) == (line["split"], line["kind"]):
-            if shard["source"] == line["source"]:
-                break
-            first += shard["rows"]
-    group = next(
-        s for s in corpus.manifest["shards"] if all(s[key] == line[key] for key in ("source", "kind", "split"))
-    )
-    chosen = np.unique(np.linspace(0, group["row_groups"][0] - 1, samples).astype(int)).tolist()
-    shown = html.image_wall(sample_image(corpus, table.read(first + row)) for row in chosen)
+    group = first_group(corpus, line)
+    chosen = np.unique(np.linspace(group.start, group.stop - 1, samples).astype(int)).tolist()
+    shown = html.image_wall(sample_image(corpus, table.read(row)) for row in chosen)
     title = f"{line['source']} · {line['kind']} · {line['split']}"
-    return section(title, shown, note=f"{len(chosen)} of {line['rows']:,} rows")
+    return section(title, shown, note=f"{len(chosen)} of {count_of(line['rows'], 'row')}")
 
 
 def sample_image(corpus: Corpus, sample: Sample) -> tuple[str, str, str]:
@@ -105,7 +99,7 @@ def sources_section(facts: Mapping[str, Any]) -> Html:
         (
             *(line[key] for key in ("source", "kind", "split")),
             *(f"{line[key]:,}" if line[key] else "–" for key in ("rows", "texts", "classes")),
-            decimal_size(line["bytes"]),
+            byte_size(line["bytes"]),
             format_range(line["short_side"]),
             format_range(line["long_side"]),
         )
@@ -125,7 +119,7 @@ def sources_section(facts: Mapping[str, Any]) -> Html:
         "A concept of labels is a class with an image. A concept of captions is a word in the captions of more than "
         f"five images, without function words. Split {facts['split']}."
     )
-    about = f"Expected in a batch of {facts['pairs']['batch_size']} rows."
+    about = f"Expected in a batch of {count_of(facts['pairs']['batch_size'], 'row')}."
     sources = section("Sources", html.table(head, rows, left=3))
     pairs = list(pair_rows(facts).items())
     if not pairs:
@@ -140,21 +134,19 @@ def class_sections(facts: Mapping[str, Any]) -> list[Html]:
     found = facts.get("per_class")
     if not found:
         return []
-    listed = list(found["largest"])
-    hidden = facts["classes"] - len(listed) - len(found["smallest"])
-    smallest = found["smallest"][max(0, -hidden) :]
-    rows = [(row["class"], float(row["n"]), f"{row['n']:,}") for row in listed]
-    rows += [(f"… {hidden:,} more", 0.0, "")] if hidden > 0 else []
-    rows += [(row["class"], float(row["n"]), f"{row['n']:,}") for row in smallest]
+    hidden = facts["classes"] - len(found["largest"]) - len(found["smallest"])
+    rows = [(row["class"], float(row["n"]), f"{row['n']:,}") for row in found["largest"]]
+    rows += [(f"… {hidden:,} more", 0.0, "")] if hidden else []
+    rows += [(row["class"], float(row["n"]), f"{row['n']:,}") for row in found["smallest"]]
     quantiles = " · ".join(f"{name} {value:,}" for name, value in found["quantiles"].items())
     bins = [(label_of(b["low"], b["high"]), b["n"]) for b in found["histogram"]]
     by_name = section("Images per class", html.bar_chart(rows), note=quantiles)
     if len(bins) < 2:
         return [by_name]
-    chart = html.histogram(bins, unit="images per class")
-    return [
-        tag("div", by_name, section("Classes by size", chart, note=f"{facts['classes']:,} classes"), class_="split")
-    ]
+    widths = [b["high"] - b["low"] for b in found["histogram"]]
+    unit = "images per class" if len(set(widths)) == 1 else "images per class, each column twice as wide"
+    by_size = section("Classes by size", html.histogram(bins, unit=unit), note=count_of(facts["classes"], "class"))
+    return [tag("div", by_name, by_size, class_="split")]
 
 
 def label_of(low: int, high: int) -> str:
@@ -169,12 +161,13 @@ def caption_sections(facts: Mapping[str, Any]) -> list[Html]:
     longest = max(n for n, count in enumerate(found["histogram"]) if count)
     bins = [(str(n), count) for n, count in enumerate(found["histogram"][: longest + 1])]
     advised = found["context_length"]
-    cuts = [(f"{length}", f"{percent(share)} %") for length, share in found["cut"].items()]
+    cuts = [(f"{length}", format_share(share)) for length, share in found["cut"].items()]
+    counted = count_of(found["sampled"], "caption")
     lengths = section(
         "Tokens per caption",
         html.histogram(bins, unit="tokens", mark=advised if advised < len(bins) else None),
         html.table(("context length", "captions cut"), cuts),
-        note=f"Tokenizer {found['tokenizer']}, {found['sampled']:,} captions. Advice: context_length {advised}.",
+        note=f"Tokenizer {found['tokenizer']}, {counted}. Advice: context_length {advised}.",
     )
     named = facts.get("named_classes")
     if not named:
@@ -182,9 +175,8 @@ def caption_sections(facts: Mapping[str, Any]) -> list[Html]:
     rows = [(row["class"], float(row["n"]), f"{row['n']:,}") for row in named["most"]]
     more = named["never"] - len(named["never_named"])
     never = f"Never named: {', '.join(named['never_named'])}{f' and {more:,} more' if more > 0 else ''}."
-    about = (
-        f"{named['named']:,} of {facts['classes']:,} classes, in {percent(named['share'])} % of the captioned images."
-    )
+    share = format_share(named["share"])
+    about = f"{named['named']:,} of {count_of(facts['classes'], 'class')}, in {share} of the captioned images."
     mentions = section(
         "Classes that captions name", html.bar_chart(rows), note=f"{about} {never if named['never'] else ''}"
     )
@@ -210,7 +202,8 @@ def footer(facts: Mapping[str, Any]) -> Html:
 
 def batch_page(shown: InspectedBatch) -> str:
     facts = shown.document
-    lead = f"{', '.join(facts['corpora'])} · batch at step {facts['step']} · {facts['batch_size']:,} rows"
+    drawn = "The first batch" if facts["step"] == 0 else f"The batch after {count_of(facts['step'], 'step')}"
+    lead = f"{drawn}: {count_of(facts['batch_size'], 'row')} of {count_of(len(facts['corpora']), 'corpus', 'corpora')}"
     return html.build_page(f"A batch of {Path(facts['path']).name}", lead, *batch_sections(shown), footer(facts))
 
 
@@ -238,8 +231,9 @@ def batch_sections(shown: InspectedBatch) -> list[Html]:
         class_="pair",
     )
     note = (
-        f"{facts['label_rows']} rows with a label and {facts['caption_rows']} with a caption. The matrices show "
-        f"{len(facts['shown'])} of them by class: images are rows, texts are columns. The counts are of all rows."
+        f"{count_of(facts['label_rows'], 'row')} with a label and {facts['caption_rows']:,} with a caption. The "
+        f"matrices show {len(facts['shown'])} of them by class: images are rows, texts are columns. The counts are of "
+        "all rows."
     )
     return [section("One batch, two targets", legend, both, note=note), rows_section(facts, uris)]
 
@@ -262,12 +256,13 @@ def matrix(facts: Mapping[str, Any], which: str, uris: Sequence[str]) -> Html:
         ]
     for place, uri in enumerate(uris):
         parts.append(Html(f'<image href="{uri}" x="-1.25" y="{place}" width="1" height="1"/>'))
+        parts.append(Html(f'<rect class="edge" x="-1.25" y="{place + 0.02}" width="1" height=".96"/>'))
     for place, row in enumerate(facts["shown"]):
         turn = f"rotate(-60 {place + 0.5} -.3)"
         parts.append(tag("text", shorten(row["text"]), x=f"{place + 0.28}", y="-.3", font_size=".62", transform=turn))
     view = f"-1.4 {-LABEL} {n + 1.4 + LABEL * 0.55:.2f} {n + LABEL}"
     svg = tag("svg", *parts, viewBox=view, role="img", aria_label=f"target matrix, {which}")
-    return tag("div", svg, class_="scroll")
+    return html.scrolling(svg)
 
 
 def shorten(words: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from unicl_cli.core.checkpoint_files import EMA, MODEL, TRAINER, list_folders
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs import runs
 from unicl_cli.jobs.inspect.checkpoint import read_header
-from unicl_cli.recipe.load import load
 from unicl_cli.recipe.text import as_mapping
 from unicl_cli.runs import status
 from unicl_cli.runs.folder import CHECKPOINTS, METRICS, RESOLVED
+from unicl_cli.runs.plugins import load_run_recipe
 
 MAX_POINTS = 200
 """Largest number of curve points in the document."""
@@ -31,6 +32,7 @@ def inspect_run(run: Path) -> dict[str, Any]:
         "kind": "run",
         "path": str(run),
         **{key: value for key, value in state.items() if key not in ("run", "reason")},
+        "updated": round(time.time() - state["age_s"], 1),
         "recipe": recipe_facts(run, notes),
         "last": metrics[-1] if metrics else None,
         "curve": thin_curve(metrics),
@@ -50,9 +52,9 @@ def recipe_facts(run: Path, notes: list[str]) -> dict[str, Any] | None:
         notes.append("resolved.yaml is missing: the run never started, or is damaged")
         return None
     try:
-        recipe = load(str(path))
+        recipe = load_run_recipe(run)
     except UniclError as error:
-        notes.append(error.message)
+        notes.append(error.message if error.hint is None else f"{error.message}; {error.hint}")
         return None
     whole = as_mapping(recipe)
     parts = {key: _part_name(whole["model"].get(key)) for key in ("image", "text")}

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.evaluate.tables import make_table
-from unicl_cli.jobs.runs import ago, sparkline
+from unicl_cli.formats import byte_size, count_of, format_age, format_figure, format_time, label_figure
+from unicl_cli.jobs.runs import sparkline
 from unicl_cli.pages import html
 from unicl_cli.pages.html import Html, section, tag
 
+LEADING = 6
+"""Figures of validations in the large tiles of a page."""
 FIGURES = ("loss", "excess_loss", "lr", "logit_scale", "grad_norm", "img_s", "label_share", "unique_text", "padding")
 """Figures shown from the last line of metrics.jsonl."""
 
@@ -54,7 +57,7 @@ def checkpoint_rows(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def file_lines(facts: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     return [
-        (f["file"], f["state"], f"{f['tensors']:,}" if "tensors" in f else "–", decimal_size(f["bytes"]))
+        (f["file"], f["state"], f"{f['tensors']:,}" if "tensors" in f else "–", byte_size(f["bytes"]))
         for f in facts["files"]
     ]
 
@@ -91,8 +94,8 @@ def checkpoint_page(facts: Mapping[str, Any]) -> str:
         section("Files", html.table(FILE_HEAD, file_lines(facts), left=2)),
         section("Parameters", html.bar_chart(bars), html.table(TOWER_HEAD, tower_lines(facts))),
     ]
-    lead = f"Checkpoint, {'complete' if facts['whole'] else 'damaged'}"
-    return html.build_page(Path(facts["path"]).name, lead, *(part for part in parts if part))
+    lead = f"{facts['path']} · {'complete' if facts['whole'] else 'damaged'}"
+    return html.build_page(f"Checkpoint {Path(facts['path']).name}", lead, *(part for part in parts if part))
 
 
 def notes_section(facts: Mapping[str, Any]) -> Html:
@@ -105,7 +108,7 @@ def notes_section(facts: Mapping[str, Any]) -> Html:
 def run_rows(facts: Mapping[str, Any]) -> dict[str, str]:
     """Return the state and the main settings of a run, in words."""
     at = f" at step {facts['step']:,} of {facts['steps']:,}" if facts.get("steps") else ""
-    rows = {"state": f"{facts['state']}{at}, {ago(facts['age_s'])} ago"}
+    rows = {"state": f"{facts['state']}{at}, {format_age(facts['age_s'])} ago"}
     recipe = facts["recipe"]
     if recipe:
         rows |= {
@@ -114,11 +117,12 @@ def run_rows(facts: Mapping[str, Any]) -> dict[str, str]:
             "loss": recipe["loss"],
             "optimizer": f"{recipe['optimizer']}, lr {recipe['lr']:g}",
             "batch": f"{recipe['batch_size']:,}",
-            "length": ", ".join(f"{value:g} {key}" for key, value in recipe["length"].items()),
+            "length": ", ".join(f"{value:,} {key}" for key, value in recipe["length"].items()),
         }
     if facts["model"]:
         averaged = ", with a moving average" if facts["model"]["ema"] else ""
-        rows["model"] = f"{facts['model']['values']:,} values, {decimal_size(facts['model']['bytes'])}{averaged}"
+        values = count_of(facts["model"]["values"], "value")
+        rows["model"] = f"{values}, {byte_size(facts['model']['bytes'])}{averaged}"
     if "continue" in facts:
         rows["continue with"] = facts["continue"]
     return rows
@@ -126,7 +130,11 @@ def run_rows(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def last_figures(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     last = facts["last"] or {}
-    return [(name, f"{last[name]:.4g}") for name in FIGURES if isinstance(last.get(name), int | float)]
+    return [
+        (label_figure(name), format_figure(name, last[name]))
+        for name in FIGURES
+        if isinstance(last.get(name), int | float)
+    ]
 
 
 def losses(facts: Mapping[str, Any]) -> list[tuple[float, float]]:
@@ -139,17 +147,29 @@ def validation_lines(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str
     names = list(dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, float)))
     lines = [
         [
-            *(str(row.get(key, "?")) for key in ("step", "corpus", "split")),
-            *(f"{row[name]:.3f}" if isinstance(row.get(name), float) else "–" for name in names),
+            f"{row['step']:,}",
+            *(str(row.get(key, "?")) for key in ("corpus", "split")),
+            *(format_figure(name, row[name]) if isinstance(row.get(name), float) else "–" for name in names),
         ]
         for row in rows
     ]
-    return ["step", "corpus", "split", *names], lines
+    return ["step", "corpus", "split", *map(label_figure, names)], lines
+
+
+def validation_curves(facts: Mapping[str, Any]) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """Return the (step, value) points of each figure of the validations, by (figure, corpus and split)."""
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in facts["validations"]:
+        of = f"{row.get('corpus', '?')} {row.get('split', '?')}"
+        for name, value in row.items():
+            if isinstance(value, float):
+                found.setdefault((name, of), []).append((row["step"], value))
+    return found
 
 
 def checkpoint_lines(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [
-        (c["checkpoint"], "complete (by size)" if c["whole"] else "damaged", decimal_size(c["bytes"]))
+        (c["checkpoint"], "complete (by size)" if c["whole"] else "damaged", byte_size(c["bytes"]))
         for c in facts["checkpoints"]
     ]
 
@@ -175,17 +195,50 @@ def run_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
         yield table
 
 
+def main_figures(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the figures that a page leads with: those of the last validations, then loss and speed."""
+    validated = [
+        (f"{label_figure(name)} · {of}", format_figure(name, points[-1][1]))
+        for (name, of), points in validation_curves(facts).items()
+    ]
+    last = dict(last_figures(facts))
+    return validated[:LEADING] + [(name, last[name]) for name in ("loss", "img/s") if name in last]
+
+
+def curve_sections(facts: Mapping[str, Any]) -> list[Html]:
+    """Return a chart for each figure of the validations, then the loss; a figure measured once has none."""
+    charts = [
+        section(
+            f"{label_figure(name)} · {of}", html.line_chart(points, name="steps", form=partial(format_figure, name))
+        )
+        for (name, of), points in validation_curves(facts).items()
+        if len(points) > 1
+    ]
+    curve = losses(facts)
+    if len(curve) > 1:
+        charts.append(section("Loss", html.line_chart(curve, name="steps")))
+    return [tag("div", *charts, class_="split")] if charts else []
+
+
 def run_page(facts: Mapping[str, Any]) -> str:
-    curve, validations = losses(facts), validation_lines(facts)
-    rows = [(name, tag("code", value) if name == "continue with" else value) for name, value in run_rows(facts).items()]
+    validations = validation_lines(facts)
+    told = run_rows(facts) | {"state": page_state(facts)}
+    rows = [(name, tag("code", value) if name == "continue with" else value) for name, value in told.items()]
     parts = [
-        html.numbers(last_figures(facts)[:6]) if facts["last"] else Html(""),
+        html.numbers(main_figures(facts)) if facts["last"] or facts["validations"] else Html(""),
         notes_section(facts),
-        section("Loss", html.line_chart(curve, name="steps")) if len(curve) > 1 else Html(""),
+        *curve_sections(facts),
         section("Run", html.table(("", ""), rows, left=2)),
         section("Validations", html.table(validations[0], validations[1], left=3)) if validations[1] else Html(""),
         section("Checkpoints", html.table(("checkpoint", "state", "size"), checkpoint_lines(facts), left=2))
         if facts["checkpoints"]
         else Html(""),
+        section("Last step", html.table(("", ""), last_figures(facts))) if facts["last"] else Html(""),
     ]
-    return html.build_page(Path(facts["path"]).name, rows[0][1], *(part for part in parts if part))
+    return html.build_page(f"Run {Path(facts['path']).name}", told["state"], *(part for part in parts if part))
+
+
+def page_state(facts: Mapping[str, Any]) -> str:
+    """Return the state with the time of the clock, for a page that is read later."""
+    at = f" at step {facts['step']:,} of {facts['steps']:,}" if facts.get("steps") else ""
+    return f"{facts['state']}{at}, {format_time(facts['updated'])}"

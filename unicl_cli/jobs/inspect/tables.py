@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from unicl_cli.core.byte_size import decimal_size
-from unicl_cli.evaluate.tables import make_table, percent
+from unicl_cli.evaluate.tables import make_table
+from unicl_cli.formats import byte_size, count_of, format_share
 from unicl_cli.jobs.inspect.run_tables import checkpoint_tables, key_value_table, run_tables
 from unicl_cli.jobs.inspect.target_matrix import batch_tables
 
@@ -51,14 +51,13 @@ def format_range(found: Mapping[str, int]) -> str:
 
 
 def _sources_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
-    title = f"{facts['path']}: {facts['rows']:,} rows, {facts['classes']:,} classes, {decimal_size(facts['bytes'])}"
-    table = make_table(title, (), ())
+    counts = f"{count_of(facts['rows'], 'row')}, {count_of(facts['classes'], 'class')}"
+    table = make_table(f"{facts['path']}: {counts}, {byte_size(facts['bytes'])}", (), ())
     table.add_column("source", overflow="fold", min_width=8)
     for name in ("kind", "split"):
         table.add_column(name, no_wrap=True)
-    for name in ("rows", "texts", "classes", "bytes"):
+    for name in ("rows", "texts", "classes", "side, px"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("side, px", justify="right", overflow="fold")  # 80 columns are not always enough
     for line in facts["sources"]:
         table.add_row(
             line["source"],
@@ -67,10 +66,26 @@ def _sources_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
             f"{line['rows']:,}",
             f"{line['texts']:,}" if line["texts"] else "-",
             f"{line['classes']:,}" if line["classes"] else "-",
-            decimal_size(line["bytes"]),
             format_range(line["short_side"]),
         )
     yield table
+    if any(line["samples"] for line in facts["sources"]):
+        yield _samples_table(facts)
+
+
+def _samples_table(facts: Mapping[str, Any]) -> Table:
+    """Return a few texts of each source as they are, each cut to one line."""
+    table = make_table("Texts, a few of each source", (), ())
+    table.add_column("source", overflow="fold", min_width=8)
+    table.add_column("split", no_wrap=True)
+    table.add_column("text", no_wrap=True, overflow="ellipsis")
+    for line in facts["sources"]:
+        for number, text in enumerate(line["samples"]):
+            of = ("", "") if number else (line["source"], line["split"])
+            table.add_row(*of, " ".join(text.split()))
+        if line["samples"]:
+            table.add_section()
+    return table
 
 
 def concepts_table(facts: Mapping[str, Any]) -> Table:
@@ -91,7 +106,8 @@ def bar(share: float, width: int = BAR) -> str:
 def _class_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     found = facts["per_class"]
     quantiles = found["quantiles"]
-    table = make_table(f"Images per class · {format_quantiles(quantiles)}", ("class", ""), ("images",))
+    spread = f"{quantiles['min']:,} to {quantiles['max']:,}, median {quantiles['p50']:,}"
+    table = make_table(f"Images per class · {spread}", ("class", ""), ("images",))
     most = max(1, quantiles["max"])
 
     def add(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -99,10 +115,10 @@ def _class_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
             table.add_row(row["class"], bar(row["n"] / most), f"{row['n']:,}")
 
     add(found["largest"])
-    hidden = facts["classes"] - len(found["largest"]) - len(found["smallest"])
-    if hidden > 0:
+    if found["smallest"]:
+        hidden = facts["classes"] - len(found["largest"]) - len(found["smallest"])
         table.add_row(f"… {hidden:,} more", "", "")
-    add(found["smallest"][max(0, -hidden) :])
+    add(found["smallest"])
     yield table
 
 
@@ -112,11 +128,11 @@ def _caption_table(facts: Mapping[str, Any]) -> Table:
     rows = {
         "images with captions": f"{found['pictures']:,}",
         "captions": f"{found['texts']:,}",
-        "distinct": f"{found['distinct']:,} ({percent(found['unique_text_share'])} %)",
+        "distinct": f"{found['distinct']:,} ({format_share(found['unique_text_share'])})",
         "words": f"{found['words']:,}",
         f"tokens per caption{sample}": format_quantiles(found["tokens"]),
         **({"tokens per prompt": format_quantiles(found["prompt_tokens"])} if "prompt_tokens" in found else {}),
-        **{f"cut at context_length {length}": f"{percent(share)} %" for length, share in found["cut"].items()},
+        **{f"cut at context_length {length}": format_share(share) for length, share in found["cut"].items()},
         "advice": f"context_length: {found['context_length']}",
     }
     return key_value_table(f"Captions · split {facts['split']} · tokenizer {found['tokenizer']}", rows)
@@ -130,20 +146,21 @@ def _named_classes_table(facts: Mapping[str, Any]) -> Table:
     found = facts["named_classes"]
     more = found["never"] - len(found["never_named"])
     rest = f" and {more:,} more" if more else ""
+    only = count_of(found["only_in_captions"], "class")
     rows = {
-        "named": f"{found['named']:,} of {facts['classes']:,} classes",
-        "captioned images": f"{found['pictures']:,} name a class ({percent(found['share'])} %)",
+        "named": f"{found['named']:,} of {count_of(facts['classes'], 'class')}",
+        "captioned images": f"{found['pictures']:,} name a class ({format_share(found['share'])})",
         "most often": ", ".join(f"{row['class']} {row['n']:,}" for row in found["most"]) or "-",
         "never": ", ".join(found["never_named"]) + rest if found["never"] else "-",
-        "named, without a labelled image": f"{found['only_in_captions']:,} classes",
+        "named, without a labelled image": only,
     }
     return key_value_table("Classes that captions name", rows)
 
 
 def _pairs_table(facts: Mapping[str, Any]) -> Table:
     found = facts["pairs"]
-    rows = f"{found['label_rows']} label rows, {found['caption_rows']} caption rows"
-    return key_value_table(f"Pairs in a batch of {found['batch_size']}: {rows}", pair_rows(facts))
+    rows = f"{count_of(found['label_rows'], 'label row')}, {count_of(found['caption_rows'], 'caption row')}"
+    return key_value_table(f"Pairs in a batch of {found['batch_size']:,}: {rows}", pair_rows(facts))
 
 
 def pair_rows(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -151,14 +168,14 @@ def pair_rows(facts: Mapping[str, Any]) -> dict[str, str]:
     found, rows = facts["pairs"], dict[str, str]()
     if "labels" in found:
         each = found["labels"]
-        rows["pairs of label rows of the same class"] = f"{percent(each['same_concept_share'])} %"
+        rows["pairs of label rows of the same class"] = format_share(each["same_concept_share"])
         rows["other rows of its class, per label row"] = f"{each['others_per_anchor']:.2f}"
     if "captions" in found:
         each = found["captions"]
-        rows["pairs of captions with the same text"] = f"{100 * each['same_text_share']:.2g} %"
+        rows["pairs of captions with the same text"] = format_share(each["same_text_share"], 2)
         rows["other captions with its text, per caption"] = f"{each['same_text_per_anchor']:.2f}"
         if facts["classes"]:
-            rows["pairs of captions naming the same class, at most"] = f"{percent(each['same_named_class_share'])} %"
+            rows["pairs of captions naming the same class, at most"] = format_share(each["same_named_class_share"])
     if "captions_naming_a_label" in found:
         each = found["captions_naming_a_label"]
         rows["captions naming its class, per label row"] = f"{each['per_anchor']:.2f}"
@@ -167,7 +184,10 @@ def pair_rows(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def _rejects_table(found: Mapping[str, Any]) -> Table:
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in found["reasons"].items())
-    table = make_table(f"Left out by prepare: {reasons}", ("key", "reason", "detail"), ())
+    shown = f", the first {len(found['first'])} of {found['n']:,}" if found["n"] > len(found["first"]) else ""
+    table = make_table(f"Left out by prepare: {reasons}{shown}", ("key",), ())
+    table.add_column("reason", no_wrap=True)
+    table.add_column("detail")
     for row in found["first"]:
         table.add_row(row["key"], row["reason"], row["detail"])
     return table

@@ -13,16 +13,15 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.core.machine import cores
 from unicl_cli.data.corpus import PLAN
 from unicl_cli.data.pictures import MAX_PIXELS
 from unicl_cli.errors import UniclError, escape_control
+from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.prepare.classes import describe_examples, format_examples
 from unicl_cli.jobs.prepare.plan import CorpusPlan, PlannedSource, make_plan
 from unicl_cli.jobs.prepare.plan_file import check_out_dir, check_same_plan, read_plan
 from unicl_cli.jobs.prepare.progress import format_counts, note
-from unicl_cli.jobs.prepare.report import count_of
 from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.prepare.shards import DECODERS, THREADS, PreparedRow, Rejected, Unit, Work, prepare_row
 from unicl_cli.pages.text import align_columns
@@ -80,8 +79,8 @@ def run(request: PrepareRequest, *, workers: int | None, as_json: bool) -> None:
     sys.stdout.write("\n".join(text) + "\n")
     if report["bytes_expected"][1] * ROOM > report["free"]:
         raise UniclError(
-            f"{out}: not enough disk space: {decimal_size(report['free'])} free, "
-            f"{decimal_size(report['bytes_expected'][1] * ROOM)} needed ({ROOM} times the expected size)",
+            f"{out}: not enough disk space: {byte_size(report['free'])} free, "
+            f"{byte_size(report['bytes_expected'][1] * ROOM)} needed ({ROOM} times the expected size)",
             "free some space, choose another disk with -o, or reduce the corpus with --size or --limit",
         )
 
@@ -171,7 +170,7 @@ def _format_report(report: dict[str, Any]) -> list[str]:
         bounds = f"{kept:,} ({low:,} to {high:,})" if low != high else f"{kept:,}"
         rejected = f"{sum(line['rejected'].values()):,} of {line['sampled']:,}"
         reasons.update(line["rejected"])
-        size = decimal_size(line["bytes_expected"])
+        size = byte_size(line["bytes_expected"])
         cells.append((line["source"], line["kind"], line["split"], f"{line['rows']:,}", bounds, rejected, size))
     seconds = report["seconds"]
     duration = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{max(1, seconds)} s"
@@ -180,8 +179,8 @@ def _format_report(report: dict[str, Any]) -> list[str]:
         *format_examples(report),
         *([f"rejected in sample: {format_counts(reasons)}"] if reasons else []),
         f"{report['corpus']}: about {report['rows_expected'][0]:,} of {count_of(report['rows'], 'row')}, "
-        f"{count_of(report['classes'], 'class')}, {decimal_size(report['bytes_expected'][0])} "
-        f"({decimal_size(report['free'])} free)",
-        f"about {duration} and {decimal_size(report['memory'])} of memory with "
+        f"{count_of(report['classes'], 'class')}, {byte_size(report['bytes_expected'][0])} "
+        f"({byte_size(report['free'])} free)",
+        f"about {duration} and {byte_size(report['memory'])} of memory with "
         f"{count_of(report['workers'], 'worker')}; nothing was written",
     ]

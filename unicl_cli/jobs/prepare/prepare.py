@@ -76,7 +76,9 @@ def prepare(
             found = _find_duplicates(preparation)
             _write_shards(preparation, found or NO_DUPLICATES, markers)
         if len(markers) < len(units):
-            raise Stopped(f"{out}: stopped after {len(markers)} of {len(units)} shards", f"continue with: {stop.again}")
+            raise Stopped(
+                f"{out}: stopped after {len(markers):,} of {len(units):,} shards", f"continue with: {stop.again}"
+            )
         return _finish_corpus(preparation, document, [markers[unit.marker] for unit in units], found)
 
 

@@ -4,14 +4,19 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from unicl_cli.core.sinks import LINE_SECONDS
 from unicl_cli.errors import escape_control, is_live, is_quiet
+from unicl_cli.formats import byte_size, fit_parts, format_duration, plural
+
+BAR, TIME = 10, 16
+"""Columns of the bar and of the time left (`1 day, 10:00:00`); the text takes the rest of the line."""
 
 
 class Progress:
@@ -32,7 +37,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self.bar:
             self.bar.start()
-            self.bar.add_task(self.label, total=self.total, completed=self.done, facts="", rejected="")
+            self.bar.add_task(self.label, total=self.total, completed=self.done, left="")
             self._show()
         return self
 
@@ -63,29 +68,32 @@ class Progress:
     def _show(self) -> None:
         seconds = max(time.monotonic() - self.started, 1e-3)
         rate = (self.done - self.first) / seconds
-        shards = f"{self.shards_done}/{self.shards} shards, " if self.shards else ""
-        facts = f"{shards}{rate:.0f} img/s"
-        if self.bar:  # it must fit into 80 columns
-            rejected = f"{self.reasons.total():,} rejected" if +self.reasons else ""
-            self.bar.update(self.bar.task_ids[0], completed=self.done, facts=facts, rejected=rejected)
+        shards = (
+            [f"{self.shards_done:,}/{self.shards:,} {plural(self.shards, 'shard', 'shards')}"] if self.shards else []
+        )
+        speed = f"{rate:,.0f} img/s"
+        if self.bar:
+            rejected = [f"{self.reasons.total():,} left out"] if +self.reasons else []
+            parts = [f"{self.label} {self.done:,}/{self.total:,}", *rejected, speed, *shards]
+            room = self.bar.console.width - BAR - TIME - 2  # with a blank after each column
+            left = timedelta(seconds=int((self.total - self.done) / rate)) if rate > 0 else "-:--:--"
+            text = fit_parts(parts, room, ", ")
+            self.bar.update(self.bar.task_ids[0], completed=self.done, description=text, left=str(left))
         elif not self.quiet and time.monotonic() - self.said >= LINE_SECONDS:
             self.said = time.monotonic()
-            left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
-            speed = f"{self.bytes / seconds / 1e6:.1f} MB/s"
-            rejected = f"; rejected: {format_counts(self.reasons)}" if +self.reasons else ""
-            line = f"{self.label}: {self.done:,} of {self.total:,} rows, {facts}, {speed}{left}{rejected}"
+            left = f", {format_duration((self.total - self.done) / rate)} left" if rate > 0 else ""
+            facts = ", ".join([*shards, speed, f"{byte_size(self.bytes / seconds)}/s"])
+            rejected = f"; left out: {format_counts(self.reasons)}" if +self.reasons else ""
+            line = f"{self.label}: {self.done:,} of {self.total:,} rows, {facts}{left}{rejected}"
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 
 
 def _build_bar() -> Bar:
     columns = (
+        BarColumn(bar_width=BAR),
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=10),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}", markup=False),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[rejected]}", markup=False),
+        TextColumn("{task.fields[left]}"),
     )
     return Bar(*columns, console=Console(stderr=True))
 

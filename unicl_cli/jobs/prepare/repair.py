@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.data.corpus import MANIFEST, repair_hint
 from unicl_cli.errors import UniclError
+from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.prepare.lock import Stop
 from unicl_cli.jobs.prepare.plan_file import read_plan, units_of
 from unicl_cli.jobs.prepare.prepare import prepare
 from unicl_cli.jobs.prepare.progress import Progress, note
-from unicl_cli.jobs.prepare.report import count_of
 from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
 from unicl_cli.jobs.prepare.verify import VerifyResult, check_shards, survey
 
@@ -129,7 +128,7 @@ def _build_document(out: Path, found: VerifyResult) -> dict[str, Any]:
 
 
 def _format_result(out: Path, found: VerifyResult) -> list[str]:
-    checked = f"{count_of(found.shards, 'shard')}, {count_of(found.rows, 'row')}, {decimal_size(found.bytes)}"
+    checked = f"{count_of(found.shards, 'shard')}, {count_of(found.rows, 'row')}, {byte_size(found.bytes)}"
     if not found.problems:
         return [
             f"{out}: no damage found: {checked}",

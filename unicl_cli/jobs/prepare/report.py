@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.errors import escape_control
+from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.prepare.classes import describe_examples, format_examples
 from unicl_cli.jobs.prepare.engines.engine import Marker
 from unicl_cli.jobs.prepare.plan import CorpusPlan
-from unicl_cli.pages.text import align_columns
+from unicl_cli.pages.text import align_columns, shorten, terminal_width
 
-_HEADER = ("source", "kind", "split", "rows", "rejected", "size", "classes", "short side")
+_HEADER = ("source", "kind", "split", "rows", "left out", "size", "classes", "short side")
+SOURCE_COLUMNS = 16
+"""Largest width of a source's name on a terminal; longer ones lose their middle."""
 _CUT = "the file is incomplete or damaged: copy or download it again"
 REMEDIES = {
     "bad_label": "the label cannot be read: see its detail",
@@ -125,40 +127,34 @@ def _summarize_group(key: tuple[str, str, str], markers: list[Marker]) -> dict[s
 
 
 def _format_table(report: dict[str, Any]) -> list[str]:
+    width = terminal_width()
     cells: list[tuple[str, ...]] = [_HEADER]
     for line in report["sources"]:
         low, high = line["short_side"]
         cells.append(
             (
-                line["source"],
+                line["source"] if width is None else shorten(line["source"], SOURCE_COLUMNS),
                 line["kind"],
                 line["split"],
                 f"{line['rows']:,}",
                 f"{sum(line['rejected'].values()):,}",
-                decimal_size(line["bytes"]),
-                str(line["classes"] or "-"),
-                f"{low}-{high} px" if low != high else f"{low} px",
+                byte_size(line["bytes"]),
+                f"{line['classes']:,}" if line["classes"] else "-",
+                f"{low:,}-{high:,} px" if low != high else f"{low:,} px",
             )
         )
     lines = [*align_columns(cells), *format_examples(report)]
     rejected = sum(report["rejected"].values())
     if rejected:
-        lines += ["", f"rejected: {count_of(rejected, 'row')}, listed in {report['corpus']}/rejects"]
+        lines += ["", f"left out: {count_of(rejected, 'row')}, listed in {report['corpus']}/rejects"]
         lines += align_columns(
-            [[f"  {reason}", f"{n:,}", REMEDIES.get(reason, "")] for reason, n in report["rejected"].items()]
+            [[f"  {reason}", f"{n:,}", REMEDIES.get(reason, "")] for reason, n in report["rejected"].items()], width
         )
         lines.append("")
     lines.append(
         f"{report['corpus']}: {count_of(report['rows'], 'row')}, {count_of(report['classes'], 'class')}, "
-        f"{decimal_size(report['bytes'])} in {count_of(report['shards'], 'shard')}"
+        f"{byte_size(report['bytes'])} in {count_of(report['shards'], 'shard')}"
     )
     if report["payload_at_256"] < 0.8 * report["payload"]:
-        lines.append(f"with --size 256 the images would take about {decimal_size(report['payload_at_256'])}")
+        lines.append(f"with --size 256 the images would take about {byte_size(report['payload_at_256'])}")
     return lines
-
-
-def count_of(number: int, word: str) -> str:
-    """Return the number with its word: ``"1 row"``, ``"2 rows"``, ``"3 classes"``."""
-    if number == 1:
-        return f"1 {word}"
-    return f"{number:,} {word}es" if word.endswith("s") else f"{number:,} {word}s"

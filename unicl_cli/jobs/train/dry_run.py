@@ -19,11 +19,11 @@ from unicl_cli.build.init import adopted_tokenizer
 from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.build.optimizer import recipe_warnings
 from unicl_cli.contracts import Tokenizer
-from unicl_cli.core.byte_size import binary_size
 from unicl_cli.core.loop import Step
 from unicl_cli.core.machine import machine_memory
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
+from unicl_cli.formats import byte_size, format_duration
 from unicl_cli.jobs.train.blueprint import has_batch_statistics
 from unicl_cli.jobs.train.memory import (
     METHOD,
@@ -36,12 +36,27 @@ from unicl_cli.jobs.train.memory import (
 )
 from unicl_cli.jobs.train.micro_batch import LESS, MARGIN
 from unicl_cli.jobs.train.sizes import chunk_count, sizes_of
+from unicl_cli.jobs.train.speed import estimate_time
 from unicl_cli.recipe.load import check_shares
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stage_of
 from unicl_cli.recipe.text import dump
 
 BYTES = ("checkpoint_bytes", "memory")
+LABELS = {
+    "checkpoint_bytes": "bytes of a checkpoint",
+    "flops_of_one": "work per image and text",
+    "memory": "memory of a process",
+    "memory_method": "memory counts",
+    "micro": "rows at once",
+    "micro_that_fits": "rows at once that fit",
+    "parameters_of": "parameters by tower",
+    "picture": "image",
+    "time_s": "time of the steps",
+    "time_from": "time taken from",
+    "tokens_at_most": "tokens, at most",
+}
+"""Names of facts for people, where the key says too little."""
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -85,6 +100,7 @@ def dry_run_facts(recipe: Recipe, run: Path, world: int, card: float | None = No
         "parameters_trained": sum(p.numel() for p in step.parameters() if p.requires_grad),
         "parameters_of": {**towers, "loss": count_parameters(step.loss)},
         "checkpoint_bytes": checkpoint_bytes(recipe, step),
+        **estimate_time(recipe, run.parent, world, samples),
     }
 
     def build(chunks: int) -> Step:
@@ -191,27 +207,34 @@ def estimate_costs(estimate: Estimate, at_once: int) -> dict[str, Any]:
 
 def format_value(key: str, value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {format_value(key, item)}" for name, item in value.items())
+        return ", ".join(f"{LABELS.get(name, name)} {format_value(key, item)}" for name, item in value.items())
     if key in BYTES:
-        return binary_size(value)
+        return byte_size(value)
     if key == "flops_of_one":
-        return f"{value / 1e9:.2f} GFLOP"
+        return f"{value / 1e9:,.3g} GFLOP"
+    if key == "time_s":
+        return f"about {format_duration(value)}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def dry_run(recipe: Recipe, run: Path, world: int, *, as_json: bool, card: str | None = None) -> None:
-    """Print the facts as JSON, or as a table with the resolved recipe below it."""
+def dry_run(
+    recipe: Recipe, run: Path, world: int, *, as_json: bool, card: str | None = None, resolved: bool = False
+) -> None:
+    """Print the facts as JSON, or as a table, with ``resolved`` below every key of the recipe."""
     found = dry_run_facts(recipe, run, world, None if card is None else parse_bytes(card))
     if as_json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return
+    if resolved:
+        sys.stdout.write(dump(recipe) + "\n")
     table = Table(title=f"{recipe.name}: would train", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for key, value in found.items():
         if key != "schema" and value is not None:
-            table.add_row(key.replace("_", " "), format_value(key, value))
-    console = Console()
+            table.add_row(LABELS.get(key, key.replace("_", " ")), format_value(key, value))
+    console = Console(markup=False, highlight=False)
     console.print(table)
-    console.print(dump(recipe), markup=False, highlight=False, soft_wrap=True)
     if "micro_that_fits" in found:
         room = parse_bytes(card) if card is not None else memory_per_process(found["processes"])
         console.print(f"note: {memory_advice(found, room)}", soft_wrap=True)
@@ -219,13 +242,13 @@ def dry_run(recipe: Recipe, run: Path, world: int, *, as_json: bool, card: str |
 
 def memory_advice(found: Mapping[str, Any], room: float) -> str:
     """Return a sentence on whether a step fits into ``room`` bytes, and what to do if not."""
-    needed, rows, local = binary_size(found["memory"]["total"]), found["micro_that_fits"], found["batch_per_process"]
+    needed, rows, local = byte_size(found["memory"]["total"]), found["micro_that_fits"], found["batch_per_process"]
     if rows is None:
-        return f"{needed} do not fit into {binary_size(room)}, and fewer rows at once would not help: {LESS}"
+        return f"{needed} do not fit into {byte_size(room)}, and fewer rows at once would not help: {LESS}"
     if rows == found["micro"]:
-        return f"{needed} fit into {binary_size(room)}: {rows} of {local} rows at once"
+        return f"{needed} fit into {byte_size(room)}: {rows} of {local} rows at once"
     encoded = f"batch.micro=auto would encode about {rows} of {local} rows at once"
-    return f"{needed} do not fit into {binary_size(room)}: {encoded}"
+    return f"{needed} do not fit into {byte_size(room)}: {encoded}"
 
 
 def parse_bytes(text: str) -> float:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from unicl_cli.contracts import NO_TEXT, Batch, Tokenizer
 from unicl_cli.core import checkpoint_files
-from unicl_cli.core.byte_size import binary_size
 from unicl_cli.core.dist import gather, rank, rehearsal, shard, world_size
 from unicl_cli.core.loop import Step, probe_gradients
 from unicl_cli.core.memory import is_out_of_memory, memory_limit
 from unicl_cli.errors import UniclError
+from unicl_cli.formats import byte_size
 from unicl_cli.jobs.train.blueprint import Blueprint, Built, has_batch_statistics
 from unicl_cli.jobs.train.memory import state_bytes
 from unicl_cli.jobs.train.sizes import is_sharded
@@ -35,7 +35,7 @@ class Shortage(NamedTuple):
     memory: float
 
     def __str__(self) -> str:
-        return f"the memory of rank {self.rank}" if math.isinf(self.memory) else binary_size(self.memory)
+        return f"the memory of rank {self.rank}" if math.isinf(self.memory) else byte_size(self.memory)
 
 
 class Fitted(NamedTuple):
@@ -141,7 +141,7 @@ def find_shortage(device: torch.device, lacking: float) -> Shortage | None:
 
 def too_large_error(recipe: Recipe, local: int, step: Step, rows: int, shortage: Shortage | None) -> UniclError:
     """Return the error of a step that does not fit where nothing is left to try that keeps the numbers."""
-    held = ", ".join(f"{name} {binary_size(bytes_)}" for name, bytes_ in state_bytes(recipe, step, 1).items())
+    held = ", ".join(f"{name} {byte_size(bytes_)}" for name, bytes_ in state_bytes(recipe, step, 1).items())
     what = f"a step of {local} rows, {rows} at once, does not fit into {shortage} ({held}, and the step's own tensors)"
     if has_batch_statistics(step):
         return UniclError(f"{what}; its BatchNorm needs all rows at once", LESS)

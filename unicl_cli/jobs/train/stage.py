@@ -57,7 +57,7 @@ class Stage:
             self.checkpoints.close()
         if done < steps:
             self.set_status("stopped", step=done, signal=stop.signal)
-            raise Stopped(f"stopped after step {done} of {steps}", "run the same command again to continue")
+            raise Stopped(f"stopped after step {done:,} of {steps:,}", "run the same command again to continue")
         self.set_status("done", step=done)
 
     def train_from(self, done: int, stop: StopFlag, *, quiet: bool) -> int:

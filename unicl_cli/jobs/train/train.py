@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from torch import nn
 
 from unicl_cli.build.optimizer import build_optimizer
 from unicl_cli.core.checkpoint_files import discard_parts
@@ -18,7 +19,7 @@ from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
 from unicl_cli.core.lock import lock_folder
 from unicl_cli.core.loop import Step
-from unicl_cli.core.switches import compile_units
+from unicl_cli.core.switches import align_conv_weights, compile_units
 from unicl_cli.core.trackers import check_installed
 from unicl_cli.data.corpus import MANIFEST
 from unicl_cli.errors import Stopped, UniclError
@@ -33,6 +34,7 @@ from unicl_cli.launch.stopping import StopFlag
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stages_of
 from unicl_cli.runs.folder import CHECKPOINTS, ENVIRONMENT, META, OVERRIDES, RECIPE, RUN_LOCK
+from unicl_cli.runs.plugins import list_plugins
 
 
 class TrainRequest(NamedTuple):
@@ -44,13 +46,14 @@ class TrainRequest(NamedTuple):
     requeue: bool = False  # put SLURM's job back into its queue on SIGUSR1
 
 
-def environment(devices: str) -> dict[str, Any]:
+def environment(recipe: Recipe, devices: str) -> dict[str, Any]:
     """Return ``env.json``: enough to see why another machine gives other numbers."""
     return {
         **platform_facts(),
         "devices": devices,
         "world": world_size(),
         "cuda": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
+        "plugins": list_plugins(recipe),
         "command": sys.argv,
         "cwd": str(Path.cwd()),
     }
@@ -70,7 +73,7 @@ def train(
     accelerator = start_accelerator(recipe.precision, request.devices)
     say(request, f"device: {describe_device(accelerator)}")
     stop.install()  # also in a worker, now that it has peers to stop with
-    begin = partial(write_source, run, source, overrides, request)
+    begin = partial(write_source, recipe, run, source, overrides, request)
     writes = rank() == 0
     with lock_run(run) if writes else nullcontext(), requeue_on_usr1(stop, wanted=request.requeue and writes):
         barrier()
@@ -133,12 +136,20 @@ def lock_run(run: Path) -> Generator[None]:
                 lock.unlink(missing_ok=True)
 
 
-def write_source(run: Path, source: str, overrides: Sequence[str], request: TrainRequest) -> None:
+def write_source(recipe: Recipe, run: Path, source: str, overrides: Sequence[str], request: TrainRequest) -> None:
     """Write the recipe as given, for people to read; unicl itself reads ``resolved.yaml``."""
     text = Path(source).read_text(encoding="utf-8") if Path(source).is_file() else f"extends: {source}\n"
     write_atomic(run / RECIPE, text)
     write_atomic(run / OVERRIDES, "".join(f"{item}\n" for item in overrides))
-    write_atomic(run / ENVIRONMENT, json.dumps(environment(request.devices), indent=1))
+    write_atomic(run / ENVIRONMENT, json.dumps(environment(recipe, request.devices), indent=1))
+
+
+def wrap_step(step: nn.Module, accelerator: Any, *, sharded: bool) -> Any:
+    """Return the step on its device: sharded by FSDP2, or wrapped by DDP if there are several processes."""
+    if sharded:
+        return shard(step)
+    align_conv_weights(step)
+    return accelerator.prepare(step)
 
 
 def train_stage(
@@ -164,7 +175,7 @@ def train_stage(
     say(request, describe_model(parts))
     if recipe.parallel.compile:
         compile_units(step)
-    step = shard(step) if is_sharded(recipe, parts.sizes.world) else accelerator.prepare(step)
+    step = wrap_step(step, accelerator, sharded=is_sharded(recipe, parts.sizes.world))
     optimizer = accelerator.prepare(build_optimizer(recipe, step))
     average = None if recipe.ema is None else Average(step, recipe.ema.decay, warmup=recipe.ema.warmup)
     facts = resume(request.resume, run, parts, step, optimizer, average)

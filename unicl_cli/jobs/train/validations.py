@@ -11,6 +11,7 @@ from unicl_cli.core.files import write_atomic
 from unicl_cli.core.loop import Step
 from unicl_cli.core.sinks import explain_write_errors, read_whole_lines
 from unicl_cli.data.corpus import open_corpus
+from unicl_cli.formats import format_figures
 from unicl_cli.jobs.evaluate import measure_validation
 from unicl_cli.jobs.train.setup import Parts
 from unicl_cli.recipe.schema import Eval
@@ -90,10 +91,10 @@ class Validations:
         self.rewrite([row for row in kept if row["step"] <= step] + [{"step": step, **figures}])
         name = f"eval/{figures['corpus']}/{figures['split']}"
         self.track(step, {f"{name}/{k}": v for k, v in figures.items() if isinstance(v, float)})
-        shown = [f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float)]
+        shown = format_figures(figures)
         if figures.get("top1", 0) is None:
-            shown.insert(0, f"no top1 ({figures['reason']})")
-        self.say(f"step {step} {figures['corpus']} {figures['split']}: {', '.join(shown)}")
+            shown = f"no top-1 ({figures['reason']}) {shown}".rstrip()
+        self.say(f"step {step:,} {figures['corpus']} {figures['split']}: {shown}")
 
     def drop_after(self, step: int) -> None:
         """Drop the lines of later steps, on rank 0: the run goes back to ``step``."""

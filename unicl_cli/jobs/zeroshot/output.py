@@ -11,10 +11,13 @@ from contextlib import nullcontext
 from typing import Any
 
 from unicl_cli.errors import UniclError, escape_control
+from unicl_cli.formats import format_share
 from unicl_cli.inference.progress import progress
 
 Row = Mapping[str, Any]
 Format = Callable[[Sequence[Row]], str]
+NONE = "none of these"
+"""Shown for an image without a label."""
 CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), 127)}
 
 
@@ -39,12 +42,16 @@ def format_line(row: Row, *, by_cosine: bool = False) -> str:
     path = escape_controls(row["path"])  # a line break in a name would make two rows
     if row["error"] is not None:
         return f"{path}\terror: {row['error']}"
-    none = ["none of these"] if row["label"] is None else []
+    none = [NONE] if row["label"] is None else []
     shown = (
-        f"{escape_controls(item['label'])} " + (f"{item['cosine']:.3f}" if by_cosine else f"{100 * item['prob']:.1f} %")
+        f"{escape_controls(item['label'])} {format_cosine(item['cosine']) if by_cosine else format_share(item['prob'])}"
         for item in row["top"]
     )
     return "\t".join([path, *none, *shown])
+
+
+def format_cosine(value: float) -> str:
+    return f"{value:.3f}"
 
 
 def csv_rows(top_k: int) -> Format:
@@ -78,13 +85,15 @@ def write_answers(
 ) -> None:
     """Write each batch when it is ready; at the end raise UniclError if an image has no answer.
 
-    Names that are not UTF-8 are written with backslashes, which JSON reads back.
+    Names that are not UTF-8 are written with backslashes, which JSON reads back. On a terminal, an error that the rows
+    show is not printed again, and the only image's error is no row.
     """
     seen, failed, first = 0, 0, ""
-    quiet = sys.stdout.isatty()  # the rows themselves show the progress
-    with nullcontext(ignore) if quiet else progress("images", total) as advance:
+    terminal = sys.stdout.isatty()
+    with nullcontext(ignore) if terminal else progress("images", total) as advance:  # rows show the progress, too
         for rows in batches:
-            write(form(rows).encode("utf-8", "backslashreplace"))
+            if not (terminal and total == 1 and rows[0]["error"] is not None):
+                write(form(rows).encode("utf-8", "backslashreplace"))
             seen += len(rows)
             for row in rows:
                 if row["error"] is not None:
@@ -95,6 +104,5 @@ def write_answers(
     if failed and seen == 1:
         raise UniclError(first, "check the path and the file: it was the only image")
     if failed:
-        raise UniclError(
-            f"{failed} of {seen} images could not be read, first {first}", "see their rows for the reasons"
-        )
+        place = "" if terminal else f", first {first}"
+        raise UniclError(f"{failed:,} of {seen:,} images could not be read{place}", "see their rows for the reasons")

@@ -1,0 +1,58 @@
+"""Parts of the facts of a corpus: bins of the classes' sizes, names of classes in captions; against plain loops."""
+
+import re
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unicl_cli.contracts import ClassName
+from unicl_cli.jobs.inspect.class_mentions import ClassNameFinder, distinct_pairs, split_words
+from unicl_cli.jobs.inspect.corpus import count_bins
+
+
+@pytest.mark.parametrize(
+    ("counts", "bins"),
+    [
+        ([3, 3, 4, 5], [(3, 3, 2), (4, 4, 1), (5, 5, 1)]),
+        ([1] * 50 + [2, 3, 8, 846], [(1, 1, 50), (2, 3, 2), (4, 7, 0), (8, 15, 1)]),
+        ([0, 0, 0, 1, 100], [(0, 0, 3), (1, 1, 1), (2, 3, 0)]),
+    ],
+)
+def test_bins_double_where_half_of_the_classes_would_share_one(counts, bins):
+    found = [(each["low"], each["high"], each["n"]) for each in count_bins(np.array(counts))]
+    assert found[: len(bins)] == bins
+    assert sum(n for *_, n in found) == len(counts)
+    assert found[-1][0] <= max(counts) <= found[-1][1]
+
+
+@given(st.lists(st.integers(0, 100_000), min_size=1, max_size=60))
+def test_every_class_is_in_one_bin(counts):
+    found = count_bins(np.array(counts))
+    assert sum(each["n"] for each in found) == len(counts)
+    for each in found:
+        assert each["n"] == sum(each["low"] <= n <= each["high"] for n in counts)
+
+
+WORD = st.sampled_from(["sea", "lion", "fly", "box", "é", "日本", "a1"])
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    names=st.lists(st.lists(WORD, min_size=1, max_size=3).map(" ".join), min_size=1, max_size=5, unique=True),
+    texts=st.lists(st.lists(WORD | st.sampled_from(["lions", "flies", "boxes", "-", ".", "SEA"])).map(" ".join)),
+)
+def test_names_are_found_where_a_regular_expression_finds_them(names, texts):
+    found = ClassNameFinder([ClassName(name, (name,)) for name in names]).find(
+        split_words(pa.array(texts, pa.string()))
+    )
+    pairs = set(zip(*(column.tolist() for column in distinct_pairs(*found, len(names))), strict=True))
+
+    def named(name: str, text: str) -> bool:
+        stem = r"[\W_]+".join(map(re.escape, name.split()))
+        forms = f"{stem}|{stem}e?s" + (f"|{stem[:-1]}ies" if name.endswith("y") else "")
+        return re.search(rf"(?<!\w)({forms})(?!\w)", text, re.IGNORECASE) is not None
+
+    assert pairs == {(t, n) for t, text in enumerate(texts) for n, name in enumerate(names) if named(name, text)}

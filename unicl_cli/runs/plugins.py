@@ -1,0 +1,71 @@
+"""The plugins that a run was trained with, kept in its ``env.json``, so that an error can say what is missing."""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from unicl_cli import registry
+from unicl_cli.contracts import Part
+from unicl_cli.errors import UniclError
+from unicl_cli.recipe.load import load
+from unicl_cli.recipe.schema import Recipe
+from unicl_cli.runs.folder import ENVIRONMENT, RESOLVED
+
+
+def list_plugins(recipe: Recipe) -> list[dict[str, str]]:
+    """Return each part of the recipe that is not unicl's own: kind, name, and its file or its distribution."""
+    parts = [("losses", recipe.loss), *(("encoders", part) for part in nested_parts(recipe.model.part))]
+    found: list[dict[str, str]] = []
+    for kind, part in parts:
+        entry = registry.find(kind, part.name)
+        if not entry.builtin:
+            origin = (
+                {"dist": entry.dist or "", "version": entry.version} if entry.version else {"file": entry.dist or ""}
+            )
+            found.append({"kind": kind, "name": part.name, **origin})
+    return found
+
+
+def nested_parts(part: Part) -> Iterator[Part]:
+    """Yield a part and the parts in its options."""
+    yield part
+    for value in part.options.values():
+        values = cast("Mapping[str, Any]", value).values() if isinstance(value, Mapping) else [value]
+        for inner in values:
+            if isinstance(inner, Part):
+                yield from nested_parts(inner)
+
+
+def load_run_recipe(run: Path, changes: Sequence[str] = ()) -> Recipe:
+    """Load the resolved recipe of a run. The error of a missing plugin tells where the plugin was."""
+    try:
+        return load(str(run / RESOLVED), changes)
+    except UniclError as error:
+        ways = [way for plugin in read_plugins(run) if (way := tell_way(plugin))]
+        if not ways:
+            raise
+        raise UniclError(error.message, "; ".join(dict.fromkeys(ways))) from error
+
+
+def read_plugins(run: Path) -> list[Any]:
+    """Return the plugins in ``env.json``; none if it is damaged or older."""
+    try:
+        found = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["plugins"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return found if isinstance(found, list) else []
+
+
+def tell_way(plugin: Any) -> str | None:
+    """Return what makes a plugin available; None if it is, or is not described."""
+    try:
+        if plugin["name"] in registry.names(plugin["kind"]):
+            return None
+        if "file" not in plugin:
+            return f"install {plugin['dist']} ({plugin['version']}), which has '{plugin['name']}'"
+        gone = "" if Path(plugin["file"]).is_file() else " (this file is gone)"
+        return f"add the plugin file of this run: unicl --plugin {shlex.quote(plugin['file'])} …{gone}"
+    except (KeyError, TypeError):
+        return None
