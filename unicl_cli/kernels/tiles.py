@@ -148,6 +148,11 @@ def in_kernel(x: Tensor, tile: int | None) -> bool:
     return tile is None and x.dtype != torch.float64 and _has_kernel(x.device)
 
 
+def default_tile(columns: int) -> int:
+    """Return the rows of a tile where neither the caller nor a kernel decides."""
+    return min(max(CELLS // columns, 128), 4096)
+
+
 def tiled_sums(
     q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,5 +167,5 @@ def tiled_sums(
     precision too; else ``q`` and ``k`` are float32 or float64. Call it with autocast off.
     """
     if not in_kernel(q, tile):
-        tile = min(tile or min(max(CELLS // len(k), 128), 4096), len(q))
+        tile = min(tile or default_tile(len(k)), len(q))
     return _Tiles.apply(q, k, scale, pairs, tile)

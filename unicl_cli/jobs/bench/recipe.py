@@ -19,7 +19,7 @@ from unicl_cli.core.machine import cores
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench.kinds import Request
 from unicl_cli.jobs.bench.protocol import Case, Prepared, choose_device, wall_seconds
-from unicl_cli.jobs.bench.step import FOREVER, OURS, SilentSink, constant_lr, do_nothing
+from unicl_cli.jobs.bench.step import FOREVER, OURS, SilentSink, constant_lr, do_nothing, never
 from unicl_cli.jobs.train.batches import stream_batches
 from unicl_cli.jobs.train.setup import Parts, set_up
 from unicl_cli.launch.accelerator import start_accelerator
@@ -93,7 +93,7 @@ def build_loop(request: Request) -> tuple[Any, ...]:
     parts, accelerator = build_parts(request)
     step = accelerator.prepare(parts.step)
     optimizer = accelerator.prepare(build_optimizer(parts.recipe, step))
-    plan = Plan(FOREVER, parts.recipe.seed, constant_lr, grad_clip=parts.recipe.optim.clip_norm)
+    plan = Plan(FOREVER, parts.recipe.seed, constant_lr, grad_clip=parts.recipe.optim.clip_norm, due=never)
     return step, optimizer, plan, accelerator
 
 
