@@ -67,7 +67,7 @@ def test_two_third_parties_of_one_name_clash_at_use_and_stay_reachable(distribut
     assert registry.names("losses").count("one") == 1
     assert "'one': in 2 plugins | write unicl-" in message(lambda: registry.get("losses", "one"))
     assert registry.get("losses", "unicl-b/one").__module__ == "unicl_b"
-    states = {row.dist: row.state for row in registry.listing("losses") if row.name == "one"}
+    states = {row.dist: row.state for row in registry.list_parts("losses") if row.name == "one"}
     assert states == {"unicl-a": "clash: write unicl-a/one", "unicl-b": "clash: write unicl-b/one"}
 
 
@@ -75,7 +75,7 @@ def test_a_built_in_wins_and_the_other_says_so(distribution: Install):
     distribution("unicl-a", PLAIN, losses="clip = unicl_a:one")
     assert registry.get("losses", "clip").__module__ == "unicl_cli.factories"
     assert registry.get("losses", "unicl-a/clip").__module__ == "unicl_a"
-    assert [row.state for row in registry.listing("losses") if row.name == "clip"] == [
+    assert [row.state for row in registry.list_parts("losses") if row.name == "clip"] == [
         "ok",
         "hidden by a built-in: write unicl-a/clip",
     ]
@@ -103,7 +103,7 @@ def test_a_broken_plugin_is_listed_and_named_at_use(distribution: Install, modul
     distribution("unicl-bad", module, losses="one = unicl_bad:one")
     assert registry.names("losses")
     assert f"plugin 'one' (unicl-bad 1.0): {reason}" in message(lambda: registry.get("losses", "one"))
-    assert next(row.state for row in registry.listing("losses") if row.name == "one").startswith("broken: ")
+    assert next(row.state for row in registry.list_parts("losses") if row.name == "one").startswith("broken: ")
     assert registry.get("losses", "clip")
 
 
@@ -119,14 +119,14 @@ def test_plugins_can_be_switched_off_but_never_the_core(distribution: Install, m
 def test_a_local_file_adds_parts(local: Callable[[str], Path]):
     path = local('def f(*, a: int = 1): return a\nPARTS = {"losses": {"mine": f}}\n')
     assert binding.make("losses", binding.bind("losses", "mine"), {}) == 1
-    assert [row.dist for row in registry.listing("losses") if row.name == "mine"] == [str(path)]
+    assert [row.dist for row in registry.list_parts("losses") if row.name == "mine"] == [str(path)]
 
 
 def test_a_broken_local_file_is_listed_and_named_by_a_failing_look_up(local: Callable[[str], Path]):
     path = local("import nowhere_to_be_found")
     assert registry.get("losses", "clip")
     assert f"{path} cannot be loaded: ModuleNotFoundError" in message(lambda: registry.get("losses", "mine"))
-    assert [row.state for row in registry.listing("losses") if row.dist == str(path)] == [
+    assert [row.state for row in registry.list_parts("losses") if row.dist == str(path)] == [
         "broken: ModuleNotFoundError: No module named 'nowhere_to_be_found'"
     ]
 

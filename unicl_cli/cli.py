@@ -56,15 +56,15 @@ class Stub(TyperCommand):
             raise UniclError(f"command '{name}' is not a typer.Typer", "see docs/plugins.md for an example")
         command = typer.main.get_command(app)
         command.name = name
-        _finish(command)
+        _tidy_command(command)
         return command
 
 
-def _finish(command: Any) -> None:
+def _tidy_command(command: Any) -> None:
     """Add the options that every command takes, and tidy the help of a command or of each command in a group."""
     if isinstance(command, TyperGroup):
         for inner in command.commands.values():
-            _finish(inner)
+            _tidy_command(inner)
     else:
         taken = {spelling for param in command.params for spelling in param.opts}
         command.params += [p for p in typer.main.get_command(everywhere).params if not taken & set(p.opts)]

@@ -138,7 +138,7 @@ def supcon_loss(
     return {"loss": loss, "excess_loss": (loss - floor).detach()}
 
 
-def _texts(model: Model, batch: Batch, *, fold: bool) -> tuple[Tensor, Tensor | None]:
+def _encode_texts(model: Model, batch: Batch, *, fold: bool) -> tuple[Tensor, Tensor | None]:
     """Encode the distinct texts: return (U, D) and the index of each row's text, or (b, D), one per row, and None."""
     v = model.encode_text(batch.tokens).embed
     if fold:
@@ -178,7 +178,7 @@ class UniCL(nn.Module):
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         u, scale = model.encode_image(batch.images).embed, model.scale()
-        v, index = _texts(model, batch, fold=self.fold)
+        v, index = _encode_texts(model, batch, fold=self.fold)
         out = both_ways(u, v, _text_keys(batch.keys, batch), scale, terms=self.terms, tile=self.tile, index=index)
         return {**out, "logit_scale": scale.detach()}
 
@@ -194,7 +194,7 @@ class Clip(nn.Module):
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         u, scale = model.encode_image(batch.images).embed, model.scale()
-        v, index = _texts(model, batch, fold=self.fold)
+        v, index = _encode_texts(model, batch, fold=self.fold)
         out = both_ways(u, v, _text_keys(batch.draws, batch), scale, tile=self.tile, index=index)
         return {**out, "logit_scale": scale.detach()}
 
@@ -248,7 +248,7 @@ class MultiTask(nn.Module):
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         image, scale = model.encode_image(batch.images), model.scale()
-        v, index = _texts(model, batch, fold=self.fold)
+        v, index = _encode_texts(model, batch, fold=self.fold)
         keys = _text_keys(batch.draws, batch).masked_fill(batch.labels != NO_LABEL, NO_KEY)
         clip = both_ways(image.embed, v, keys, scale, tile=self.tile, index=index)
         ce = _class_loss(self.head, image.pooled, batch.labels)

@@ -205,7 +205,7 @@ def get(kind: str, name: str) -> Callable[..., Any]:
     return _load_part(find(kind, name))
 
 
-def listing(kind: str) -> list[ListedPart]:
+def list_parts(kind: str) -> list[ListedPart]:
     """Return every part of a kind with its state. Imports each, so that a broken one shows before it is used."""
     rows = [ListedPart(*entry[:5], _state_of(entry)) for entry in table(kind)]
     rows += [ListedPart(*entry[:5], "off: UNICL_NO_PLUGINS") for entry in _installed_entries(kind, off=True)]

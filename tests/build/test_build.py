@@ -16,7 +16,7 @@ from unicl_cli.cli import main
 from unicl_cli.contracts import ClassName
 from unicl_cli.core import checkpoint
 from unicl_cli.data.corpus import Corpus
-from unicl_cli.data.transforms import Augment
+from unicl_cli.data.transforms import Augmentation
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.load import load_text
 from unicl_cli.runs.folder import find_run
@@ -128,7 +128,7 @@ def test_the_device_does_what_the_loader_then_leaves_out(recipe):
     assert shared.device_augment is not None
     for number, view in enumerate(whole.mix.strands[0].transform.views):
         first = shared.mix.strands[0].transform.views[number].ops
-        assert first == Augment(crop=view.ops.crop)
+        assert first == Augmentation(crop=view.ops.crop)
         assert shared.device_augment.views[number]._replace(crop=first.crop) == view.ops
 
 

@@ -4,7 +4,7 @@ import json
 import math
 import random
 
-from unicl_cli.core.guard import BadSteps, Figures, Guard
+from unicl_cli.core.guard import BadSteps, DivergenceGuard, Figures
 
 
 def counted(outcomes, guard=None, overflow=False):
@@ -115,14 +115,14 @@ def test_a_guard_that_was_saved_decides_like_one_that_was_not():
     ]
 
     def run(cut):
-        guard, told = Guard(BadSteps(), Figures(100.0, 5)), []
+        guard, told = DivergenceGuard(BadSteps(), Figures(100.0, 5)), []
         for step, values in enumerate(course, 1):
             told.append(guard.figures.watch(10 * step, values))
             guard.bad.count(step, bad=step % 30 == 0)
             told.append((guard.bad.bad_steps_left(), guard.bad.reason()))
             if step == cut:
                 state = json.loads(json.dumps(guard.state()))
-                guard = Guard(BadSteps(), Figures(100.0, 5))
+                guard = DivergenceGuard(BadSteps(), Figures(100.0, 5))
                 guard.load(state)
         return told, guard.state()
 

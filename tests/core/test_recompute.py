@@ -8,7 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from unicl_cli.contracts import Batch, LogitScale
 from unicl_cli.core.loop import Step
-from unicl_cli.core.recompute import recompute_blocks, units_of
+from unicl_cli.core.recompute import recomputable_units, recompute_blocks
 from unicl_cli.encoders.cnn import Cnn
 from unicl_cli.encoders.timm import TimmTower
 from unicl_cli.encoders.transformer import TextTransformer
@@ -89,7 +89,7 @@ def test_blocks_inside_blocks_are_recomputed_once_and_take_what_they_took():
     module = nn.Module()
     module.block = Nested()
     module.units = [module.block, module.block.inner, module.block]
-    assert units_of(module) == [module.block, module.block.inner]
+    assert recomputable_units(module) == [module.block, module.block.inner]
     assert recompute_blocks(module) == 1
     x = torch.ones(2, 3, requires_grad=True)
     out, word = module.block(x, twice=True)

@@ -13,21 +13,21 @@ from hypothesis import strategies as st
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.data import corpus as corpus_module
-from unicl_cli.data.corpus import Table, open_corpus
+from unicl_cli.data.corpus import RowTable, open_corpus
 from unicl_cli.data.corpus_format import SCHEMA
 from unicl_cli.data.sources.resolve import name_sources
 from unicl_cli.data.text import clean, is_bad_text, text_hash
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.plan import make_plan
 from unicl_cli.jobs.prepare.prepare import prepare
-from unicl_cli.jobs.prepare.request import Options, PrepareRequest
+from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
 from unicl_cli.jobs.prepare.shards import write_unit
 
 
 def make(out, **options):
     """A corpus of 18 + 12 shapes and 20 captions."""
     wanted = {"labels": ("shapes?count=30&test=12",), "captions": ("shapes?count=20&test=5",), "images": ()}
-    prepare(PrepareRequest(**wanted, out=out, options=Options(**options)))
+    prepare(PrepareRequest(**wanted, out=out, options=PrepareOptions(**options)))
     return out
 
 
@@ -120,7 +120,7 @@ def shard_of(path, sizes, seed=0):
 def test_a_table_gives_the_rows_of_its_files_in_order_from_any_position(tmp_path_factory, shards, seed):
     folder = tmp_path_factory.mktemp("t")
     files = [shard_of(folder / f"{number}.parquet", sizes, seed + number) for number, sizes in enumerate(shards)]
-    table = pickle.loads(pickle.dumps(Table(files, shards)))
+    table = pickle.loads(pickle.dumps(RowTable(files, shards)))
     truth = [row for file in files for row in pq.read_table(file).to_pylist()]
     assert len(table) == len(truth)
     assert table.group_sizes.tolist() == [size for sizes in shards for size in sizes]
@@ -137,7 +137,7 @@ def test_a_table_gives_the_rows_of_its_files_in_order_from_any_position(tmp_path
 
 
 def test_the_cache_forgets_the_group_used_longest_ago(tmp_path, monkeypatch):
-    table = Table([shard_of(tmp_path / "a.parquet", [5] * 20)], [[5] * 20])
+    table = RowTable([shard_of(tmp_path / "a.parquet", [5] * 20)], [[5] * 20])
     monkeypatch.setattr(corpus_module, "CACHE_BYTES", 3 * table._read_group(0, media=False).size)
     for row in range(100):
         table.read(row)
@@ -185,7 +185,7 @@ def nothing(rows, size, rejected):
 
 
 def test_units_partition_the_rows_of_each_split(tmp_path):
-    plan = make_plan(name_sources(["shapes?count=3000&test=70"], [], []), Options(shard_mb=1))
+    plan = make_plan(name_sources(["shapes?count=3000&test=70"], [], []), PrepareOptions(shard_mb=1))
     units = plan.units()
     assert len(units) > 5
     for split, count in (("train", 3000), ("test", 70)):
@@ -195,7 +195,7 @@ def test_units_partition_the_rows_of_each_split(tmp_path):
 
 
 def test_a_unit_writes_the_same_bytes_twice_and_nothing_when_stopped(tmp_path):
-    plan = make_plan(name_sources([], ["shapes?count=200&test=9"], []), Options())
+    plan = make_plan(name_sources([], ["shapes?count=200&test=9"], []), PrepareOptions())
     unit, source = plan.units()[0], plan.sources[0].source
     markers = [write_unit(plan.work(unit, tmp_path / name), source, nothing, lambda: False) for name in "ab"]
     assert markers[0] == markers[1]
@@ -210,11 +210,11 @@ def test_a_unit_writes_the_same_bytes_twice_and_nothing_when_stopped(tmp_path):
 
 
 def test_groups_are_cut_by_kept_rows_only(tmp_path):
-    plan = make_plan(name_sources([], ["shapes?count=200&test=9"], []), Options())
+    plan = make_plan(name_sources([], ["shapes?count=200&test=9"], []), PrepareOptions())
     unit = plan.units()[0]._replace(group_rows=32)
     marker = write_unit(plan.work(unit, tmp_path), plan.sources[0].source, nothing, lambda: False)
     assert marker["row_groups"] == [32] * 6 + [8]
-    table = Table([tmp_path / unit.shard], [marker["row_groups"]])
+    table = RowTable([tmp_path / unit.shard], [marker["row_groups"]])
     written = pq.ParquetFile(table.shards[0]).metadata
     np.testing.assert_array_equal(table.group_sizes, [written.row_group(n).num_rows for n in range(7)])
 

@@ -16,7 +16,7 @@ from unicl_cli.data.device_augment import (
     blur,
     erase,
     pixel_bits,
-    scramble,
+    scramble_tensor,
     shift,
     to_grey,
     to_unit,
@@ -41,7 +41,7 @@ def test_the_hash_is_that_of_the_sampler():
     x = np.random.default_rng(0).integers(0, 2**64, 1000, np.uint64)
     with np.errstate(over="ignore"):
         expected: U64 = scramble_numpy(x)
-    assert torch.equal(scramble(torch.from_numpy(x.view(np.int64))), torch.from_numpy(expected.view(np.int64)))
+    assert torch.equal(scramble_tensor(torch.from_numpy(x.view(np.int64))), torch.from_numpy(expected.view(np.int64)))
 
 
 def test_uniform_numbers_are_uniform_and_lanes_draws_views_and_seeds_independent():

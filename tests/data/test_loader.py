@@ -13,7 +13,7 @@ from unicl_cli.contracts import NO_TEXT
 from unicl_cli.data import loader as module
 from unicl_cli.data.collate import Extra, collate
 from unicl_cli.data.loader import AHEAD, ChunkedDraws, Chunks, Supply, batches, choose_supply, chunk_rows, join_chunks
-from unicl_cli.data.mix import Draws, Mix, TextChoice, order_of
+from unicl_cli.data.mix import Draws, MixedCorpora, TextChoice, order_of
 from unicl_cli.data.tokenizers import corpus_tokenizer
 from unicl_cli.errors import UniclError
 
@@ -38,7 +38,7 @@ def tokenizer():
 
 
 def draws_of(parts, steps=3, rank=0, world=1):
-    mix = Mix(parts, TextChoice("mixed", "uniform", 0))
+    mix = MixedCorpora(parts, TextChoice("mixed", "uniform", 0))
     return mix, Draws(order_of(mix.strands, labels="auto", by="sample", batch_size=SIZE, seed=0), 0, steps, rank, world)
 
 
@@ -126,7 +126,7 @@ def test_processes_of_one_machine_share_its_shared_memory(monkeypatch):
     assert module.free_shared_memory() == pytest.approx(alone / 4, rel=0.2)
 
 
-class Deadly(Mix):
+class Deadly(MixedCorpora):
     """A mix whose row 3 ends the worker that reads it, as the system does when memory is short."""
 
     def __getitem__(self, at):

@@ -19,12 +19,12 @@ from unicl_cli.cli import main
 from unicl_cli.contracts import Row
 from unicl_cli.data import corpus_format, loader
 from unicl_cli.data.collate import Extra
-from unicl_cli.data.corpus import MEDIA, Table, open_corpus
+from unicl_cli.data.corpus import MEDIA, RowTable, open_corpus
 from unicl_cli.data.loader import batches
-from unicl_cli.data.mix import Draws, Mix, TextChoice, order_of
+from unicl_cli.data.mix import Draws, MixedCorpora, TextChoice, order_of
 from unicl_cli.jobs.prepare import shards
 from unicl_cli.jobs.prepare.prepare import prepare
-from unicl_cli.jobs.prepare.request import Options, PrepareRequest
+from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
 from unicl_cli.jobs.prepare.shards import MediaError, stored_media
 
 STRIPES = "odd-stripes?rows=30&profile=true"
@@ -35,7 +35,7 @@ SIZE = 8
 def corpus(tmp_path_factory):
     """Stripes with profiles as label rows, shapes without media as caption rows."""
     out = tmp_path_factory.mktemp("media") / "c"
-    prepare(PrepareRequest((STRIPES,), ("shapes?count=20&test=5",), (), out, Options()))
+    prepare(PrepareRequest((STRIPES,), ("shapes?count=20&test=5",), (), out, PrepareOptions()))
     return out
 
 
@@ -47,7 +47,7 @@ def load(corpus, workers, hooks, *, steps=3):
     parts = strands(open_corpus(corpus), labels=[0, 1])
     order = order_of(parts, labels="auto", by="sample", batch_size=SIZE, seed=0)
     options = {"caption_targets": "unique", "distinct": True, "pin_memory": False, "extra": Extra(hooks)}
-    mix = Mix(parts, TextChoice("prompt", "first", 0))
+    mix = MixedCorpora(parts, TextChoice("prompt", "first", 0))
     return [b for _, b in batches(mix, Draws(order, 0, steps, 0, 1), None, workers=workers, **options)]
 
 
@@ -77,7 +77,7 @@ def test_all_shards_of_a_corpus_with_media_have_one_schema(corpus):
 
 
 def test_a_corpus_without_media_has_neither_column_nor_entry(tmp_path):
-    prepare(PrepareRequest(("odd-stripes?rows=30",), (), (), tmp_path / "c", Options()))
+    prepare(PrepareRequest(("odd-stripes?rows=30",), (), (), tmp_path / "c", PrepareOptions()))
     table = open_corpus(tmp_path / "c").table("train", "labels")
     schema = pq.read_schema(table.shards[0])
     assert schema.equals(corpus_format.SCHEMA)
@@ -120,13 +120,13 @@ def test_a_hook_turns_media_into_the_same_tensors_for_any_number_of_workers(corp
 
 def test_a_run_without_hooks_reads_no_media(corpus, monkeypatch):
     asked = []
-    read = Table.read
+    read = RowTable.read
 
     def spy(self, row, *, media=False):
         asked.append(media)
         return read(self, row, media=media)
 
-    monkeypatch.setattr(Table, "read", spy)
+    monkeypatch.setattr(RowTable, "read", spy)
     assert load(corpus, 0, [])[0].extra == {}
     assert Counter(asked) == {False: 3 * SIZE}
     load(corpus, 0, [profiles], steps=1)
@@ -134,14 +134,14 @@ def test_a_run_without_hooks_reads_no_media(corpus, monkeypatch):
 
 
 def test_workers_keep_less_ready_where_rows_have_media(corpus):
-    mix = Mix(strands(open_corpus(corpus), labels=[0, 1]), TextChoice("prompt", "first", 0))
+    mix = MixedCorpora(strands(open_corpus(corpus), labels=[0, 1]), TextChoice("prompt", "first", 0))
     assert mix.row_bytes == 3 * 8 * 8
     assert mix.with_media().row_bytes >= 3 * 8 * 8 + 80
 
 
 def test_verify_finds_a_flipped_bit_in_media(corpus, tmp_path, capfd):
     out = tmp_path / "c"
-    prepare(PrepareRequest((STRIPES,), (), (), out, Options()))
+    prepare(PrepareRequest((STRIPES,), (), (), out, PrepareOptions()))
     shard = open_corpus(out).table("train", "labels").shards[0]
     data = bytearray(shard.read_bytes())
     data[data.index(profile_of(4)) + 5] ^= 1
@@ -151,7 +151,7 @@ def test_verify_finds_a_flipped_bit_in_media(corpus, tmp_path, capfd):
 
 
 def test_a_unit_with_media_writes_the_same_bytes_again(corpus, tmp_path):
-    prepare(PrepareRequest((STRIPES,), ("shapes?count=20&test=5",), (), tmp_path / "again", Options()))
+    prepare(PrepareRequest((STRIPES,), ("shapes?count=20&test=5",), (), tmp_path / "again", PrepareOptions()))
     for shard in corpus.rglob("*.parquet"):
         other = tmp_path / "again" / shard.relative_to(corpus)
         assert hashlib.sha256(other.read_bytes()).digest() == hashlib.sha256(shard.read_bytes()).digest()
@@ -182,7 +182,7 @@ def test_media_is_stored_in_the_order_that_the_source_names():
 
 def test_a_row_whose_media_is_too_large_is_left_out_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "MAX_MEDIA_BYTES", 4 * LENGTH - 1)
-    report = prepare(PrepareRequest((STRIPES,), (), (), tmp_path / "c", Options()))
+    report = prepare(PrepareRequest((STRIPES,), (), (), tmp_path / "c", PrepareOptions()))
     assert report["rejected"] == {"media_too_large": 40}
     line = json.loads(next((tmp_path / "c/rejects").iterdir()).read_text().splitlines()[0])
     assert line["detail"] == "profile: 128 bytes"
@@ -190,7 +190,7 @@ def test_a_row_whose_media_is_too_large_is_left_out_with_its_reason(tmp_path, mo
 
 def test_a_row_group_ends_before_its_media_is_too_much_to_hold(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "GROUP_MEDIA_BYTES", 5 * 4 * LENGTH)
-    prepare(PrepareRequest((STRIPES,), (), (), tmp_path / "c", Options()))
+    prepare(PrepareRequest((STRIPES,), (), (), tmp_path / "c", PrepareOptions()))
     table = open_corpus(tmp_path / "c").table("train", "labels")
     assert len(table.group_sizes) == 4
     assert sorted(number(table.read(row, media=True).key) for row in range(30)) == list(range(30))
@@ -215,7 +215,7 @@ def test_an_old_shard_without_the_column_has_no_media(tmp_path):
     row = dict.fromkeys(corpus_format.SCHEMA.names)
     row |= {"image": {"bytes": b"x", "path": None}, "texts": [], "text_hash": [], "label": 0, "source": "s", "key": "k"}
     pq.write_table(pa.Table.from_pylist([row], corpus_format.SCHEMA), tmp_path / "old.parquet")
-    assert Table([tmp_path / "old.parquet"], [[1]]).read(0, media=True).media == {}
+    assert RowTable([tmp_path / "old.parquet"], [[1]]).read(0, media=True).media == {}
 
 
 @pytest.mark.slow

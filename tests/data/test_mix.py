@@ -10,7 +10,7 @@ from unicl_cli.contracts import NO_LABEL, NO_TEXT
 from unicl_cli.core.prompts import fill_template
 from unicl_cli.data.collate import HASH_KEYS, ROW_KEYS
 from unicl_cli.data.loader import batches
-from unicl_cli.data.mix import Draws, Mix, TextChoice, order_of
+from unicl_cli.data.mix import Draws, MixedCorpora, TextChoice, order_of
 from unicl_cli.data.text import text_hash
 from unicl_cli.data.tokenizers import corpus_tokenizer
 from unicl_cli.errors import UniclError
@@ -36,7 +36,7 @@ def run(parts, tokenizer, *, steps=4, start=0, rank=0, world=1, workers=0, targe
     shared = {"caption_targets": targets, "extra": None, "workers": workers, "pin_memory": False}
     shared["distinct"] = options.pop("distinct", True)
     labelled = {"labels": "auto", "by": "sample"} | {k: options.pop(k) for k in ("labels", "by") if k in options}
-    mix = Mix(parts, TextChoice(*({"labelled": "mixed", "names": "first", "seed": 0} | options).values()))
+    mix = MixedCorpora(parts, TextChoice(*({"labelled": "mixed", "names": "first", "seed": 0} | options).values()))
     draws = Draws(order_of(mix.strands, **labelled, batch_size=size, seed=0), start, steps, rank, world)
     assert len(draws) == steps - start
     return list(batches(mix, draws, tokenizer, **shared))
@@ -93,11 +93,11 @@ def test_starting_at_a_step_gives_what_follows_it(both, tokenizer):
 
 def test_the_text_of_a_row_depends_on_seed_step_and_row_alone(both):
     for texts in (TextChoice("mixed", "uniform", 3), TextChoice("mixed", "uniform", 3)):
-        mix = Mix(both, texts)
+        mix = MixedCorpora(both, texts)
         first = {(n, r, s): mix[n, r, s, 0].text for n in (0, 1) for r in range(9) for s in range(20)}
         again = {(n, r, s): mix[n, r, s, 77].text for n, r, s in reversed(first)}
         assert again == first
-    other = Mix(both, TextChoice("mixed", "uniform", 4))
+    other = MixedCorpora(both, TextChoice("mixed", "uniform", 4))
     assert {at: other[*at, 0].text for at in first} != first
     assert len({first[1, 3, s] for s in range(20)}) == 2, "both captions of a row are drawn"
     assert {first[0, 0, s] for s in range(20)} == {
@@ -112,7 +112,7 @@ def test_the_text_of_a_row_depends_on_seed_step_and_row_alone(both):
      ("mixed", {"a photo of a dog.", "the dog", "labelled 0"})],
 )  # fmt: skip
 def test_a_row_with_label_and_captions_gets_the_text_asked_for(both, labelled, expected):
-    mix = Mix(both, TextChoice(labelled, "first", 0))
+    mix = MixedCorpora(both, TextChoice(labelled, "first", 0))
     assert {mix[0, 0, step, 0].text for step in range(40)} == expected
     assert {mix[0, 1, step, 0].text for step in range(20)} == {"a photo of a cat.", "the cat"}, "no caption: a prompt"
     assert mix[0, 0, 0, 0].label == 0
@@ -121,7 +121,7 @@ def test_a_row_with_label_and_captions_gets_the_text_asked_for(both, labelled, e
 def test_keys_are_label_else_row_else_the_hash_of_the_text(both, tokenizer):
     for targets in ("unique", "text_hash"):
         for step, batch in run(both, tokenizer, steps=6, targets=targets):
-            mix = Mix(both, TextChoice("mixed", "first", 0))
+            mix = MixedCorpora(both, TextChoice("mixed", "first", 0))
             strand, rows = order_of(mix.strands, labels="auto", by="sample", batch_size=12, seed=0).batch(step)
             for n, (s, r) in enumerate(zip(strand.tolist(), rows.tolist(), strict=True)):
                 drawn = mix[s, r, step, step * 12 + n]
@@ -137,7 +137,7 @@ def test_rows_of_equal_captions_are_positives_in_text_hash_mode(tmp_path, tokeni
     parts = strands(corpus(tmp_path / "c", ("captions",)))
     for targets, fewer in (("unique", False), ("text_hash", True)):
         keys = torch.cat([b.keys for _, b in run(parts, tokenizer, steps=2, size=22, targets=targets)])
-        texts = [Mix(parts, TextChoice("mixed", "first", 0))[0, r, 0, 0].text for r in range(22)]
+        texts = [MixedCorpora(parts, TextChoice("mixed", "first", 0))[0, r, 0, 0].text for r in range(22)]
         assert (len(set(keys[:22].tolist())) < 22) is fewer
         assert len(set(texts)) < 22
         assert keys.min() >= (HASH_KEYS if fewer else ROW_KEYS)
@@ -162,7 +162,7 @@ def test_a_fraction_holds_every_smaller_one_and_a_limit_the_first_rows(tmp_path)
     keys = table.column("key").to_pylist()
     (half, _) = strands(opened, fraction=0.5, limit=3)
     assert half.rows.tolist() == sorted(kept[1])[:3]
-    mix = Mix([half], TextChoice("prompt", "first", 0))
+    mix = MixedCorpora([half], TextChoice("prompt", "first", 0))
     images = [torch.equal(mix[0, n, 0, 5].image, half.transform(picture(int(r)), 5)) for n, r in enumerate(half.rows)]
     assert images == [True] * 3
     assert len(keys) == 22
@@ -187,7 +187,7 @@ def test_classes_of_two_corpora_meet_by_key(tmp_path, tokenizer):
     parts = [
         p._replace(names=tuple(c.names for c in opened.classes)) for p, opened in zip(parts, (one, two), strict=True)
     ]
-    mix = Mix(parts, TextChoice("prompt", "first", 0))
+    mix = MixedCorpora(parts, TextChoice("prompt", "first", 0))
     for row_ in range(6):
         first, second = mix[0, row_, 0, 0], mix[1, row_, 0, 0]
         assert first.label == row_ % 3
@@ -230,7 +230,7 @@ def test_weights_and_sizes_share_the_rows_of_a_kind(tmp_path):
 
 
 def test_all_texts_that_can_be_drawn_reach_the_tokenizer(both):
-    mix = Mix(both, TextChoice("mixed", "uniform", 0))
+    mix = MixedCorpora(both, TextChoice("mixed", "uniform", 0))
     possible = set(mix.all_texts())
     drawn = {mix[n, r, s, 0].text for n in (0, 1) for r in range(22) for s in range(12)}
     assert drawn <= possible

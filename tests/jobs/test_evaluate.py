@@ -23,7 +23,7 @@ from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.tables import probe_tables
 from unicl_cli.inference.encoder import Encoder
-from unicl_cli.jobs.evaluate import evaluate, measure, validate
+from unicl_cli.jobs.evaluate import evaluate, measure, measure_validation
 from unicl_cli.jobs.evaluators import probe as probe_evaluator
 from unicl_cli.jobs.evaluators.build import make_evaluator
 from unicl_cli.jobs.evaluators.options import ProbeOptions
@@ -194,7 +194,7 @@ def test_a_loss_without_scores_points_at_the_probe(corpus):
     with pytest.raises(UniclError) as caught:
         evaluate(model(losses.SupCon(3), corpus), data=None, split=None, batch=5, accelerator=PLAIN)
     assert "unicl probe" in str(caught.value.hint)
-    assert validate(model(losses.SupCon(3), corpus), corpus, "test", batch=5) == {}
+    assert measure_validation(model(losses.SupCon(3), corpus), corpus, "test", batch=5) == {}
 
 
 def test_captions_are_searched_both_ways_and_never_taken_for_a_class(captioned):
@@ -253,11 +253,11 @@ def test_what_is_missing_is_said_with_the_way_out(corpus, captioned):
 def test_validation_gives_the_same_figures_and_leaves_the_training_mode(corpus, captioned):
     loaded = model(losses.UniCL(), corpus)
     loaded.step.train()
-    assert validate(loaded, corpus, "test", batch=5) == {"top1": pytest.approx(11 / 12)}
-    assert validate(loaded, captioned, "test", batch=5) == {"text_to_image_r1": 1.0, "image_to_text_r1": 1.0}
+    assert measure_validation(loaded, corpus, "test", batch=5) == {"top1": pytest.approx(11 / 12)}
+    assert measure_validation(loaded, captioned, "test", batch=5) == {"text_to_image_r1": 1.0, "image_to_text_r1": 1.0}
     assert loaded.step.training
     assert loaded.step.model.training
-    assert set(validate(loaded, corpus, "test", batch=5, limit=3)) == {"top1"}
+    assert set(measure_validation(loaded, corpus, "test", batch=5, limit=3)) == {"top1"}
 
 
 def test_the_probe_learns_the_colours_and_reads_the_test_split_after_c_is_chosen(corpus, monkeypatch):

@@ -15,17 +15,17 @@ from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.sampler import Alternation, Mixture
 from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.data.device_augment import DeviceAugment
-from unicl_cli.data.mix import LABELS, Mix, Strand, TextChoice, classes_with_rows, order_of, strands_of
+from unicl_cli.data.mix import LABELS, MixedCorpora, Strand, TextChoice, classes_with_rows, order_of, strands_of
 from unicl_cli.data.tokenizers import TextTokenizer, class_tokenizer, clip_tokenizer, corpus_tokenizer, load_tokenizer
-from unicl_cli.data.transforms import Augment, TrainTransform, build_augment, split_augment
+from unicl_cli.data.transforms import Augmentation, TrainTransform, build_augment, split_augment
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.schema import Recipe, TrainData
 
 
-class Data(NamedTuple):
+class TrainingData(NamedTuple):
     """The corpora of a recipe as one mix. ``templates`` are those of the first corpus with classes, for evaluation."""
 
-    mix: Mix
+    mix: MixedCorpora
     order: Mixture | Alternation
     classes: tuple[ClassName, ...]
     templates: tuple[str, ...]
@@ -52,7 +52,7 @@ def templates_of(corpus: Corpus, *specs: str | Sequence[str] | None) -> tuple[st
     return load_templates(next((spec for spec in specs if spec is not None), corpus.templates))
 
 
-def augments_of(recipe: Recipe, item: TrainData) -> list[Augment]:
+def augments_of(recipe: Recipe, item: TrainData) -> list[Augmentation]:
     """Return the augmentation of a corpus's images, view by view: one entry for all views, or one per view."""
     entries = recipe.data.augment if item.augment is None else item.augment
     if len(entries) not in (1, recipe.data.views):
@@ -85,7 +85,7 @@ def device_augment_of(recipe: Recipe) -> DeviceAugment | None:
     return DeviceAugment(each[0], recipe.seed)
 
 
-def build_data(recipe: Recipe) -> Data:
+def build_data(recipe: Recipe) -> TrainingData:
     """Open every corpus of the recipe; reads only manifests and, for shares of a corpus, keys."""
     corpora = [open_corpus(item.corpus) for item in recipe.data.train]
     classes, maps = merged_classes(corpora)
@@ -119,7 +119,7 @@ def build_data(recipe: Recipe) -> Data:
     first = named[0] if named else (recipe.data.train[0], corpora[0])
     templates = templates_of(first[1], first[0].templates, recipe.data.templates)
     checksums = {item.corpus: corpus.checksum for item, corpus in zip(recipe.data.train, corpora, strict=True)}
-    return Data(Mix(strands, texts), order, classes, templates, checksums, device_augment_of(recipe))
+    return TrainingData(MixedCorpora(strands, texts), order, classes, templates, checksums, device_augment_of(recipe))
 
 
 def drop_unmixed(strands: list[Strand], recipe: Recipe) -> list[Strand]:
@@ -136,7 +136,7 @@ def drop_unmixed(strands: list[Strand], recipe: Recipe) -> list[Strand]:
     return kept
 
 
-def check_learnable(recipe: Recipe, data: Data) -> None:
+def check_learnable(recipe: Recipe, data: TrainingData) -> None:
     """Raise UniclError for data that cannot teach anything: only one class, or no texts for a text tower."""
     if all(s.kind == LABELS for s in data.mix.strands) and len(classes_with_rows(data.mix.strands)) == 1:
         raise UniclError(
@@ -151,7 +151,7 @@ def check_learnable(recipe: Recipe, data: Data) -> None:
         )
 
 
-def total_steps(recipe: Recipe, data: Data) -> int:
+def total_steps(recipe: Recipe, data: TrainingData) -> int:
     """Return the updates of the whole run; an epoch is one pass over the strand that takes longest."""
     if recipe.steps is not None:
         return recipe.steps
@@ -169,7 +169,7 @@ def total_steps(recipe: Recipe, data: Data) -> int:
     return math.ceil((recipe.epochs or 1) * max(passes))
 
 
-def build_tokenizer(recipe: Recipe, data: Data) -> TextTokenizer:
+def build_tokenizer(recipe: Recipe, data: TrainingData) -> TextTokenizer:
     """Build the recipe's tokenizer: ``corpus`` (fitted on the mix), ``clip``, ``classes`` or a file."""
     name = recipe.model.tokenizer or "corpus"
     length = recipe.model.context_length or (77 if name == "clip" else 32)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unicl_cli import binding
 from unicl_cli.build import lora
-from unicl_cli.build.data import Data
+from unicl_cli.build.data import TrainingData
 from unicl_cli.build.model import add_adapters, build_step, find_tokenizer
 from unicl_cli.contracts import ClassName, Tokenizer
 from unicl_cli.core import checkpoint, checkpoint_files, hub
@@ -116,7 +116,7 @@ def load_run_weights(step: Step, recipe: Recipe, tensors: Mapping[str, Tensor], 
 
 
 def plain_weights(
-    recipe: Recipe, run: Path, data: Data, tokenizer: Tokenizer | None, tensors: Mapping[str, Tensor]
+    recipe: Recipe, run: Path, data: TrainingData, tokenizer: Tokenizer | None, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Return the tensors of a finished run with adapters merged; the same tensors if there are none."""
     if not lora.has_adapters(tensors):

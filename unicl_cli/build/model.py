@@ -112,7 +112,7 @@ def store_towers(step: nn.Module, run: Path) -> None:
 def add_adapters(recipe: Recipe, step: nn.Module) -> bool:
     """Add adapters beside the weights the model has by now, freeze ``optim.groups``; True if adapters were added."""
     torch.manual_seed(recipe.seed)  # independent of how many random numbers the weights took
-    adapted = param_groups.add_adapters(step)
+    adapted = param_groups.adapt_towers(step)
     param_groups.freeze_groups(recipe.optim.groups, step)
     if not any(parameter.requires_grad for parameter in step.parameters()):
         hint = "let a tower learn: model.image.freeze, model.text.freeze, model.logit_scale.learn, optim.groups"

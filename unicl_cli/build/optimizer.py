@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from unicl_cli.build import param_groups
-from unicl_cli.build.data import Data, total_steps
+from unicl_cli.build.data import TrainingData, total_steps
 from unicl_cli.contracts import Part, Tuning
 from unicl_cli.core.dist import bare
 from unicl_cli.core.schedule import lr_at
@@ -20,7 +20,7 @@ HIGH = 1e-4
 """AdamW's learning rate above which trained weights are usually lost."""
 
 
-def recipe_warnings(recipe: Recipe, data: Data) -> list[str]:
+def recipe_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
     """Return warnings about settings that are allowed and probably not meant."""
     found: list[str] = []
     rows = sum(strand.size for strand in data.mix.strands)

@@ -60,7 +60,7 @@ def keys_of(options: Mapping[str, Any], at: str) -> Iterator[tuple[int, str]]:
             yield from keys_of(cast("Mapping[str, Any]", value), key)
 
 
-def key_of(tower: nn.Module) -> str:
+def recipe_key(tower: nn.Module) -> str:
     """Return the key of a tower in the recipe, or its class name."""
     return str(getattr(tower, KEY, type(tower).__name__))
 
@@ -79,7 +79,7 @@ def freeze_towers(model: nn.Module) -> None:
 
 def freeze_lower_blocks(tower: nn.Module, tuning: Tuning) -> None:
     """Freeze everything below the last ``freeze.unlock`` blocks of a tower."""
-    count, key = cast("Unlock", tuning.freeze).unlock, key_of(tower)
+    count, key = cast("Unlock", tuning.freeze).unlock, recipe_key(tower)
     if tuning.lora is not None:
         raise UniclError(
             f"{key}.lora freezes the tower, but {key}.freeze.unlock trains blocks of it", "remove one of the two"
@@ -95,11 +95,11 @@ def freeze_lower_blocks(tower: nn.Module, tuning: Tuning) -> None:
             parameter.requires_grad = False
 
 
-def add_adapters(model: nn.Module) -> bool:
+def adapt_towers(model: nn.Module) -> bool:
     """Freeze each tower with ``lora`` and add its adapters; return True if there are any."""
     adapted = [(tower, tuning.lora) for tower, tuning in list(towers(model)) if tuning.lora is not None]
     for tower, options in adapted:
-        lora.inject_adapters(tower, options, key_of(tower))
+        lora.inject_adapters(tower, options, recipe_key(tower))
     return bool(adapted)
 
 
@@ -131,7 +131,7 @@ def layers_by_unit(tower: nn.Module) -> tuple[dict[str, int], int]:
     units = own_units(tower)
     inside = {id(p): number for number, unit in enumerate(units, 1) for p in unit.parameters()}
     if not inside:
-        key, unlock = key_of(tower), isinstance(tuning_of(tower).freeze, Unlock)
+        key, unlock = recipe_key(tower), isinstance(tuning_of(tower).freeze, Unlock)
         raise UniclError(
             f"{key}.{'freeze.unlock' if unlock else 'layer_decay'}: {type(tower).__name__} has no blocks to count",
             f"use {key}.lr_scale, or {key}.freeze=true",

@@ -72,10 +72,10 @@ def inspect(
     from unicl_cli.commands.output import check_before_loading, print_document
 
     check_before_loading((), (), ("-o", out), ("--html", html))
-    from unicl_cli.jobs.inspect.inspect import Options, inspect_path
+    from unicl_cli.jobs.inspect.inspect import InspectOptions, inspect_path
     from unicl_cli.jobs.inspect.tables import tables
 
-    options = Options(split, tokenizer, batch, batch_size, step, html, samples)
+    options = InspectOptions(split, tokenizer, batch, batch_size, step, html, samples)
     document = inspect_path(path, options)
     print_document(document, tables, as_json=as_json, out=out)
     if not document.get("whole", True):

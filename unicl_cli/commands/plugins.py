@@ -85,7 +85,7 @@ def ls(
 ) -> None:
     """List parts with their origin and state; a broken part is listed with its error."""
     kinds = registry.KINDS if kind is None else [_check_kind(kind)]
-    rows = [row for item in kinds for row in registry.listing(item)]
+    rows = [row for item in kinds for row in registry.list_parts(item)]
     place = _environment()
     if as_json:
         document = {"schema": "unicl/plugins/1", **place, "plugins": [row._asdict() for row in rows]}

@@ -164,11 +164,11 @@ def prepare(
         from unicl_cli.jobs.prepare import estimate
         from unicl_cli.jobs.prepare import prepare as job
         from unicl_cli.jobs.prepare.repair import run_repair, run_verify
-        from unicl_cli.jobs.prepare.request import Options, PrepareRequest
+        from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
 
         if data_dir:
             add_data_dir(data_dir)
-        options = Options(
+        options = PrepareOptions(
             templates=templates,
             size=size,
             min_side=min_side,

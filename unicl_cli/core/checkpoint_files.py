@@ -39,11 +39,11 @@ def read_pointer(path: Path) -> str:
 def fingerprint(path: Path) -> list[Any]:
     """Return [bytes, sha256] of a file; cached until the file changes."""
     about = path.stat()
-    return [about.st_size, _digest(path, about.st_size, about.st_mtime_ns)]
+    return [about.st_size, _hash_file(path, about.st_size, about.st_mtime_ns)]
 
 
 @lru_cache(maxsize=256)
-def _digest(path: Path, size: int, touched: int) -> str:
+def _hash_file(path: Path, size: int, touched: int) -> str:
     del touched
     if not size:
         return hashlib.sha256().hexdigest()

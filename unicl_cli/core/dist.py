@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from unicl_cli.core.recompute import units_of
+from unicl_cli.core.recompute import recomputable_units
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -199,7 +199,7 @@ def shard(step: nn.Module, device: str | None = None) -> nn.Module:
     # torch caches the group of equal meshes; the name keeps the mesh of a rehearsal apart
     name = cast("dist.ProcessGroup", dist.group.WORLD).group_name
     mesh = init_device_mesh(device or _home().type, (world_size(),), mesh_dim_names=(f"ranks of {name}",))
-    for unit in units_of(step):
+    for unit in recomputable_units(step):
         fully_shard(unit, mesh=mesh)
     fully_shard(step, mesh=mesh)
     register_fsdp_forward_method(step, "call")

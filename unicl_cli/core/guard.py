@@ -180,7 +180,7 @@ class Figures:
         self.scale.load(state["scale"])
 
 
-class Guard:
+class DivergenceGuard:
     """All that a run knows of its troubles: bad steps, the history of its figures, the number of rollbacks."""
 
     def __init__(self, bad: BadSteps, figures: Figures) -> None:

@@ -240,7 +240,7 @@ def explain(repo: Repo, error: Exception) -> UniclError:
     if isinstance(error, errors.HFValidationError):
         return bad_name(name)
     if isinstance(error, errors.GatedRepoError):
-        return gated(repo)
+        return gated_repository_error(repo)
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
         return UniclError(f"{name}: not on the hub, or private", f"check the name; if it is private, {LOG_IN}")
     if isinstance(error, errors.HfHubHTTPError):
@@ -271,6 +271,6 @@ def bad_name(name: str) -> UniclError:
     return UniclError(f"{name}: not a name on the hub", "write it as org/name")
 
 
-def gated(repo: Repo) -> UniclError:
+def gated_repository_error(repo: Repo) -> UniclError:
     """The error for a repository whose terms have to be accepted first."""
     return UniclError(f"{repo.name}: gated: its terms have to be accepted", f"accept them at {repo.page}, {LOG_IN}")

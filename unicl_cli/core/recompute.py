@@ -14,7 +14,7 @@ from unicl_cli.core.towers import own_units
 NORM: Any = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 
-def units_of(module: nn.Module) -> list[nn.Module]:
+def recomputable_units(module: nn.Module) -> list[nn.Module]:
     """Return the blocks that any part of ``module`` lists as its ``units``, each once."""
     return list({id(unit): unit for part in module.modules() for unit in own_units(part)}.values())
 
@@ -24,7 +24,7 @@ def recompute_blocks(module: nn.Module) -> int:
 
     Dropout draws the same numbers again, and BatchNorm adds to its averages once.
     """
-    units = units_of(module)
+    units = recomputable_units(module)
     inner = {id(part) for unit in units for part in unit.modules() if part is not unit}
     outer = [unit for unit in units if id(unit) not in inner]
     for unit in outer:
@@ -45,11 +45,11 @@ def _recomputed(unit: nn.Module) -> Callable[..., Any]:
 
 
 def _contexts(unit: nn.Module) -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
-    return contextlib.nullcontext(), _fixed_averages(unit)
+    return contextlib.nullcontext(), _freeze_averages(unit)
 
 
 @contextlib.contextmanager
-def _fixed_averages(unit: nn.Module) -> Generator[None]:
+def _freeze_averages(unit: nn.Module) -> Generator[None]:
     """Keep BatchNorm's running averages and its count during the second forward, which is not a second batch."""
     norms: list[Any] = [m for m in unit.modules() if isinstance(m, NORM) and m.training and m.track_running_stats]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]

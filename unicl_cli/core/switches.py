@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from unicl_cli.core.recompute import units_of
+from unicl_cli.core.recompute import recomputable_units
 from unicl_cli.core.towers import change_traits, own_units, traits_of
 
 
@@ -21,7 +21,7 @@ def compile_units(step: nn.Module) -> int:
     No name changes. Blocks of one kind share one compilation, which whole towers would not; losses and collectives stay
     outside. Sizes that change with every batch of texts are left open, so that no step compiles again.
     """
-    units = units_of(step)
+    units = recomputable_units(step)
     towers = [module for module in step.modules() if traits_of(module).packs is not None]
     of_texts = {id(unit) for tower in towers for unit in own_units(tower)}
     for unit in units:

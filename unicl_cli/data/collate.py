@@ -26,7 +26,7 @@ class Extra:
         return {name: x for hook in self.hooks for name, x in hook(drawn, tokens, text_index).items()}
 
 
-def key_of(drawn: Drawn, caption_targets: str) -> int:
+def sample_key(drawn: Drawn, caption_targets: str) -> int:
     """Return a sample's key: its label; without one its row, or its text where ``caption_targets`` is text_hash.
 
     Labels are below 2^31, keys of rows between 2^40 and 2^62, keys of texts between 2^62 and 2^63.
@@ -64,7 +64,7 @@ def collate(
         tokens=tokens,
         text_index=text_index,
         labels=torch.tensor([d.label for d in drawn]),
-        keys=torch.tensor([key_of(d, caption_targets) for d in drawn]),
+        keys=torch.tensor([sample_key(d, caption_targets) for d in drawn]),
         draws=torch.tensor([d.draw for d in drawn]),
         extra=dict(extra(drawn, tokens, text_index)) if extra else {},
     )

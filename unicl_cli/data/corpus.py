@@ -41,7 +41,7 @@ class _Group(NamedTuple):
     size: int
 
 
-class Table:
+class RowTable:
     """Rows of one split and kind, numbered through its shards; each process opens the files at its first read."""
 
     def __init__(self, shards: Sequence[Path], row_groups: Sequence[Sequence[int]]) -> None:
@@ -194,13 +194,13 @@ class Corpus:
         met = {shard["kind"] for shard in self.manifest["shards"] if shard["split"] == split}
         return tuple(kind for kind in ("labels", "captions", "images") if kind in met)
 
-    def table(self, split: str, kind: str) -> Table:
+    def table(self, split: str, kind: str) -> RowTable:
         """Return all rows of a split and kind, in the order of the manifest. UniclError if there are none."""
         shards = [s for s in self.manifest["shards"] if s["split"] == split and s["kind"] == kind]
         if not shards:
             have = ", ".join(f"{s} ({' + '.join(self.kinds(s))})" for s in self.splits)
             raise UniclError(f"{self.path}: no rows of kind '{kind}' in split '{split}'", f"choose one of {have}")
-        return Table([self.path / s["file"] for s in shards], [s["row_groups"] for s in shards])
+        return RowTable([self.path / s["file"] for s in shards], [s["row_groups"] for s in shards])
 
 
 def open_corpus(path: str | Path) -> Corpus:

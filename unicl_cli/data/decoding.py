@@ -22,7 +22,7 @@ def decode_pixels(data: bytes, decoder: str = "auto") -> Tensor:
         if image.format == "JPEG" and image.mode in ("RGB", "L"):
             x = _decode_plain_jpeg(data)
             if x is not None:
-                return _turn_upright(x, orientation(image))
+                return _turn_tensor_upright(x, orientation(image))
     return tensor_of(decode(data))
 
 
@@ -39,7 +39,7 @@ def _decode_plain_jpeg(data: bytes) -> Tensor | None:
         return None
 
 
-def _turn_upright(x: Tensor, turned: int) -> Tensor:
+def _turn_tensor_upright(x: Tensor, turned: int) -> Tensor:
     """Return an image (3, H, W), stored with the EXIF orientation ``turned``, upright."""
     if turned >= 5:
         x = x.permute(2, 1, 0).contiguous().permute(2, 0, 1)

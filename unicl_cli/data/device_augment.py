@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unicl_cli.core.sampler import seed_of
-from unicl_cli.data.transforms import ERASED_AREA, ERASED_RATIO, JITTERED, SIGMA, Augment, blur_kernel
+from unicl_cli.data.transforms import ERASED_AREA, ERASED_RATIO, JITTERED, SIGMA, Augmentation, blur_kernel
 
 AT_ONCE = 64
 """Images augmented together: 40 MB for each copy in float32 at 224 pixels."""
@@ -34,7 +34,7 @@ def _shifted_right(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)  # int64's own shift would repeat the sign
 
 
-def scramble(x: Tensor) -> Tensor:
+def scramble_tensor(x: Tensor) -> Tensor:
     """Apply the finaliser of splitmix64 to int64, which wraps around."""
     x = (x ^ _shifted_right(x, 30)) * FIRST
     x = (x ^ _shifted_right(x, 27)) * SECOND
@@ -45,11 +45,11 @@ class Dice:
     """Random numbers of samples: a function of seed, draw (int64 ``draws`` (b,)), view and lane alone."""
 
     def __init__(self, seed: int, view: int, draws: Tensor) -> None:
-        self.keys = scramble(scramble(draws) + torch.tensor(seed_of(seed, view, SALT)) * GOLDEN)
+        self.keys = scramble_tensor(scramble_tensor(draws) + torch.tensor(seed_of(seed, view, SALT)) * GOLDEN)
 
     def key(self, lane: str) -> Tensor:
         """Return int64 (b,), all 64 bits random."""
-        return scramble(self.keys + torch.tensor(LANES[lane] + 1) * GOLDEN)
+        return scramble_tensor(self.keys + torch.tensor(LANES[lane] + 1) * GOLDEN)
 
     def uniform(self, lane: str, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Return float32 (b,) in [low, high)."""
@@ -68,7 +68,7 @@ def to_unit(bits: Tensor) -> Tensor:
 def pixel_bits(keys: Tensor, shape: Sequence[int]) -> Tensor:
     """Return int64 (n, *shape) from keys (n,): 64 random bits for each pixel."""
     places = torch.arange(1, 1 + math.prod(shape), device=keys.device) * GOLDEN
-    return scramble(keys[:, None] + places).view(-1, *shape)
+    return scramble_tensor(keys[:, None] + places).view(-1, *shape)
 
 
 class DeviceAugment:
@@ -77,7 +77,7 @@ class DeviceAugment:
     It does the steps of `transforms.View` after crop and RandAugment, with the same distributions but other numbers.
     """
 
-    def __init__(self, views: Sequence[Augment], seed: int) -> None:
+    def __init__(self, views: Sequence[Augmentation], seed: int) -> None:
         self.views, self.seed = tuple(views), seed
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from unicl_cli.contracts import Batch, Drawn
 from unicl_cli.data.collate import Hook, collate
-from unicl_cli.data.mix import At, Draws, Mix
+from unicl_cli.data.mix import At, Draws, MixedCorpora
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.launch.stopping import stop_signals
@@ -58,7 +58,7 @@ class Chunks(Dataset["Chunk | UniclError"]):
     A UniclError that the mix raises is returned, not raised: torch would bury its one line in a worker's traceback.
     """
 
-    def __init__(self, mix: Mix, *, shared: bool) -> None:
+    def __init__(self, mix: MixedCorpora, *, shared: bool) -> None:
         self.mix, self.shared = mix, shared
 
     def __getitem__(self, places: Sequence[At]) -> Chunk | UniclError:
@@ -167,7 +167,7 @@ def block_stop_signals() -> Generator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def load_chunks(mix: Mix, draws: Draws, workers: int) -> tuple[Iterator[Chunk | UniclError], int]:
+def load_chunks(mix: MixedCorpora, draws: Draws, workers: int) -> tuple[Iterator[Chunk | UniclError], int]:
     """Start the workers; return all chunks in order, and how many make a batch."""
     rows = chunk_rows(draws.rows, workers)
     way = choose_supply(rows * mix.row_bytes, workers, free_shared_memory()) if workers else Supply(0, shared=False)
@@ -216,7 +216,7 @@ def pin_batch(batch: Batch) -> Batch:
 
 
 def batches(
-    mix: Mix,
+    mix: MixedCorpora,
     draws: Draws,
     tokenizer: TextTokenizer | None,
     *,

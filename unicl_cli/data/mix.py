@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from unicl_cli.contracts import NO_LABEL, Drawn, Sample
 from unicl_cli.core.prompts import fill_template
 from unicl_cli.core.sampler import Alternation, Mixture, Stream, share
-from unicl_cli.data.corpus import Corpus, Table
+from unicl_cli.data.corpus import Corpus, RowTable
 from unicl_cli.data.transforms import TrainTransform
 
 LABELS = "labels"
@@ -31,7 +31,7 @@ class TextChoice(NamedTuple):
 class Strand(NamedTuple):
     """A part of the mix: the rows of one kind of one corpus. ``first`` is the number of its row 0 in the whole mix."""
 
-    table: Table
+    table: RowTable
     kind: str
     weight: float
     rows: NDArray[np.int64] | None  # None: all of the table
@@ -47,7 +47,7 @@ class Strand(NamedTuple):
         return int(self.group_sizes.sum())
 
 
-def select_rows(table: Table, fraction: float, limit: int | None) -> NDArray[np.int64] | None:
+def select_rows(table: RowTable, fraction: float, limit: int | None) -> NDArray[np.int64] | None:
     """Return the rows to use (None: all): those whose key's hash is below ``fraction``, at most ``limit`` of them.
 
     Because of the hash, a larger fraction contains every smaller one, and the order of the files does not matter.
@@ -62,7 +62,7 @@ def select_rows(table: Table, fraction: float, limit: int | None) -> NDArray[np.
     return rows[:limit]
 
 
-def count_by_group(table: Table, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+def count_by_group(table: RowTable, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
     """Count ``rows`` in each row group; empty groups are left out."""
     if rows is None:
         return table.group_sizes
@@ -103,7 +103,7 @@ def strands_of(
     return [s for s in strands if s.size]
 
 
-class Mix:
+class MixedCorpora:
     """All strands of a training, addressed by At; picklable for spawned workers.
 
     Unless ``media`` is set, samples have no media and the corpora's media are not read from the disk.
@@ -114,9 +114,9 @@ class Mix:
         self.strands = [s._replace(first=int(n)) for s, n in zip(strands, firsts[:-1], strict=True)]
         self.texts, self.media = texts, media
 
-    def with_media(self) -> "Mix":
+    def with_media(self) -> "MixedCorpora":
         """Return the same mix, whose samples carry the media of their rows."""
-        return Mix(self.strands, self.texts, media=True)
+        return MixedCorpora(self.strands, self.texts, media=True)
 
     def __len__(self) -> int:
         return sum(s.size for s in self.strands)

@@ -77,7 +77,7 @@ def read_file(path: Path) -> bytes:
 def decode(data: bytes) -> Image.Image:
     """Decode the first frame to RGB: EXIF orientation applied, alpha on white, 16 bits scaled to 8. ImageError."""
     image = open_image(data)
-    return _finish(image)
+    return _load_pixels(image)
 
 
 def examine(data: bytes, size: int | None, min_side: int = 0) -> Examined:
@@ -90,10 +90,10 @@ def examine(data: bytes, size: int | None, min_side: int = 0) -> Examined:
         raise ImageError("too_small", f"{image.width} x {image.height} pixels")
     animated = image.format in _ANIMATED and bool(getattr(image, "is_animated", False))
     if size is None or min(image.size) <= size:
-        pixels = _finish(image)
+        pixels = _load_pixels(image)
     else:
         image.draft("RGB", (size, size))  # libjpeg then decodes at 1/2, 1/4 or 1/8, never below the size
-        pixels = _shrink(_finish(image), size)
+        pixels = _shrink(_load_pixels(image), size)
         if max(pixels.size) > LONGEST_SIDE:
             raise ImageError("unsupported_format", f"{pixels.width} x {pixels.height} pixels: too long for a JPEG")
         data = _encode_jpeg(pixels)
@@ -139,7 +139,7 @@ def _refusal_reason(data: bytes, error: Exception) -> str:
     return "not_image"
 
 
-def _finish(image: Image.Image) -> Image.Image:
+def _load_pixels(image: Image.Image) -> Image.Image:
     try:
         image.load()
     except Exception as error:

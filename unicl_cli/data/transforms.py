@@ -28,7 +28,7 @@ ERASED_RATIO = 1.2
 _LOG_SIDES: list[float] = torch.tensor(SIDES).log().tolist()
 
 
-class Augment(NamedTuple):
+class Augmentation(NamedTuple):
     """The random changes of an image; None or 0 leaves one out."""
 
     crop: tuple[float, float] | None = None  # share of the area that a random crop keeps
@@ -43,23 +43,23 @@ class Augment(NamedTuple):
 
 
 PRESETS = {
-    "none": Augment(),
-    "basic": Augment(crop=(0.5, 1.0), flip=0.5),
-    "shift": Augment(shift=2),
-    "strong": Augment(crop=(0.2, 1.0), flip=0.5, jitter=0.4, grey=0.2),  # SupCon's for CIFAR
-    "simclr": Augment(crop=(0.08, 1.0), flip=0.5, jitter=0.8, grey=0.2, blur=0.5),
-    "randaug": Augment(crop=(0.08, 1.0), flip=0.5, rand="rand-m9-mstd0.5-inc1"),
+    "none": Augmentation(),
+    "basic": Augmentation(crop=(0.5, 1.0), flip=0.5),
+    "shift": Augmentation(shift=2),
+    "strong": Augmentation(crop=(0.2, 1.0), flip=0.5, jitter=0.4, grey=0.2),  # SupCon's for CIFAR
+    "simclr": Augmentation(crop=(0.08, 1.0), flip=0.5, jitter=0.8, grey=0.2, blur=0.5),
+    "randaug": Augmentation(crop=(0.08, 1.0), flip=0.5, rand="rand-m9-mstd0.5-inc1"),
 }
 
 
-def build_augment(name: str, changes: Mapping[str, Any]) -> Augment:
+def build_augment(name: str, changes: Mapping[str, Any]) -> Augmentation:
     """Return a preset with some of its numbers changed; None keeps the preset's number."""
     return PRESETS[name]._replace(**{key: value for key, value in changes.items() if value is not None})
 
 
-def split_augment(ops: Augment) -> tuple[Augment, Augment]:
+def split_augment(ops: Augmentation) -> tuple[Augmentation, Augmentation]:
     """Return the part that only a loader can do, on images of any size, and the part a device can do after it."""
-    first = Augment(crop=ops.crop, rand=ops.rand)
+    first = Augmentation(crop=ops.crop, rand=ops.rand)
     return first, ops._replace(crop=None, rand=None)
 
 
@@ -151,7 +151,7 @@ RESIZE = {"tensor": resize_by_torch, "pillow": resize_by_pillow}
 class View:
     """An image -> one augmented view, uint8 (3, size, size), a function of the image and the seed."""
 
-    def __init__(self, size: int, ops: Augment, resize: str) -> None:
+    def __init__(self, size: int, ops: Augmentation, resize: str) -> None:
         from torchvision.transforms import v2  # imports torch's compiler, which evaluation does not need
 
         self.size, self.ops = size, ops
@@ -221,7 +221,7 @@ class TrainTransform:
     ``decoder`` is that of `decoding.decode_pixels`, ``resize`` a name in RESIZE.
     """
 
-    def __init__(self, size: int, views: list[Augment], seed: int, *, decoder: str, resize: str) -> None:
+    def __init__(self, size: int, views: list[Augmentation], seed: int, *, decoder: str, resize: str) -> None:
         self.size, self.seed, self.decoder = size, seed, decoder
         self.views = [View(size, ops, resize) for ops in views]
 

@@ -26,7 +26,7 @@ from unicl_cli.errors import UniclError
 BLOCKS = ("Block", "Bottleneck", "Layer")
 
 
-class Frame(NamedTuple):
+class ImageFrame(NamedTuple):
     """open_clip's own resizing and cropping for one model: an image -> an image of ``size`` (height, width)."""
 
     size: tuple[int, int]
@@ -196,7 +196,7 @@ class ImageTower(nn.Module):
             projects=True,
             mean=three_numbers(cfg.mean),
             std=three_numbers(cfg.std),
-            frame=Frame(size, tuple(steps[:-3])),  # without: to RGB, to a tensor, normalise
+            frame=ImageFrame(size, tuple(steps[:-3])),  # without: to RGB, to a tensor, normalise
             channels_last=any(isinstance(m, nn.BatchNorm2d) for m in visual.modules()),
         )
         self.reads_class_token = (
@@ -208,9 +208,9 @@ class ImageTower(nn.Module):
         if isinstance(net, VisionTransformer):
             return embed_dim if net.proj is None else len(net.proj)
         linear = next((m for m in getattr(net, "head", net).modules() if isinstance(m, nn.Linear)), None)
-        return embed_dim if linear is None or not self._headed() else linear.in_features
+        return embed_dim if linear is None or not self._pools_before_head() else linear.in_features
 
-    def _headed(self) -> bool:
+    def _pools_before_head(self) -> bool:
         """Return True for a timm backbone whose own pooling comes before the head."""
         head = getattr(self.net, "head", None)
         return isinstance(head, nn.Sequential) and len(head) > 0 and not hasattr(head, "pool")
@@ -226,7 +226,7 @@ class ImageTower(nn.Module):
         if isinstance(net, VisionTransformer):
             pooled, _ = cast("Any", net)._pool(self._states(cast("Any", net)._embeds(x)))
             return pooled, pooled if net.proj is None else pooled @ net.proj
-        if self._headed():
+        if self._pools_before_head():
             pooled = net.trunk(x)
             return pooled, net.head(pooled)
         joint = net(x)
@@ -292,7 +292,7 @@ class TextTower(nn.Module):
     def _cut(self, tokens: Tensor) -> Tensor:
         """Compute open_clip's own forward on the given tokens alone, without padding to the context."""
         net: Any = self.net
-        pooled = self._ends(tokens) if self.reads_ends else self._masked(tokens)
+        pooled = self._ends(tokens) if self.reads_ends else self._run_masked(tokens)
         projection = net.text_projection
         if projection is None:
             return pooled
@@ -311,7 +311,7 @@ class TextTower(nn.Module):
         x = net.ln_final(last(x, layout=layout, last=True))
         return x if layout.order is None else x[layout.order]
 
-    def _masked(self, tokens: Tensor) -> Tensor:
+    def _run_masked(self, tokens: Tensor) -> Tensor:
         """Compute all states with blocks of another kind; their mask for the whole context is cut to the tokens."""
         net: Any = self.net
         length = tokens.shape[1]

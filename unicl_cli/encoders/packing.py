@@ -14,7 +14,7 @@ PAYS, LEAST = 0.9, 256
 """Pack only if at most this share of the cells remains, and at least this many fewer: packing costs some time."""
 
 
-class Nodes(NamedTuple):
+class PrefixNodes(NamedTuple):
     """T distinct beginnings of texts: under a causal mask, a state depends only on the tokens up to its own."""
 
     tokens: Tensor  # int64 (T,): last token of each node
@@ -31,7 +31,7 @@ class Layout(NamedTuple):
     length: int
     ends: Tensor  # int64 (U,): column of the end-of-text token
     order: Tensor | None  # int64 (U,): row of each text; None: in the given order
-    nodes: Nodes | None
+    nodes: PrefixNodes | None
 
 
 def padded_layout(tokens: Tensor, eot_id: int | None) -> Layout:
@@ -66,7 +66,7 @@ def layout_of(tokens: Tensor, eot_id: int | None) -> Layout:
     def there(array: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(tokens.device, non_blocking=True)
 
-    nodes = Nodes(
+    nodes = PrefixNodes(
         tokens=there(words.ravel()[picks].astype(np.int64)),
         places=there(picks % ids.shape[1]),
         cells=there(cells.ravel()),

@@ -129,7 +129,7 @@ class Encoder(NamedTuple):
                 advance(min(len(part) * world_size(), len(texts)))
         features = gather(torch.cat(parts))[: len(texts)].cpu()
         if not bool(features.isfinite().all()):
-            raise diverged(f"non-finite text features from {self.loaded.name}")
+            raise divergence_error(f"non-finite text features from {self.loaded.name}")
         return features[torch.tensor(order).argsort()]
 
 
@@ -166,10 +166,10 @@ def check_finite(finite: Tensor, rows: Sequence[int], table: EvalRows, where: st
     if not bool(finite.all()):
         key = table.read(rows[int((~finite).nonzero()[0])]).key
         count = int((~finite).sum())
-        raise diverged(f"non-finite features from {where}, first at '{key}' ({count} of {len(finite)} rows)")
+        raise divergence_error(f"non-finite features from {where}, first at '{key}' ({count} of {len(finite)} rows)")
 
 
-def diverged(message: str) -> UniclError:
+def divergence_error(message: str) -> UniclError:
     """Return the error for a model whose outputs are not finite."""
     hint = "evaluate an earlier checkpoint, or use precision fp32: the weights have probably diverged"
     return UniclError(message, hint, exit_code=1)

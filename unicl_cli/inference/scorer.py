@@ -12,7 +12,7 @@ from unicl_cli.contracts import ClassName
 from unicl_cli.core.dist import bare
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
-from unicl_cli.inference.encoder import Encoder, diverged
+from unicl_cli.inference.encoder import Encoder, divergence_error
 
 SHOWN = 5
 
@@ -83,7 +83,7 @@ def make_text_scorer(
         prompts, encode_text=encoder.encode_text, tokenizer=tokenizer, unit=encoder.unit, batch=batch
     )
     if not bool(shot.weights.isfinite().all()):
-        raise diverged(f"non-finite text features from {loaded.name}")
+        raise divergence_error(f"non-finite text features from {loaded.name}")
     shot = shot._replace(weights=shot.weights.to(encoder.device), first=shot.first.to(encoder.device))
     scale: Tensor = encoder.call("scale").float()
     bias = torch.as_tensor(getattr(loss, "bias", 0.0)).detach().float().to(encoder.device)

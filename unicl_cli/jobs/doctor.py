@@ -107,7 +107,7 @@ def check_trackers() -> Check:
 
 
 def check_plugins() -> Iterator[Check]:
-    rows = [row for kind in registry.KINDS for row in registry.listing(kind)]
+    rows = [row for kind in registry.KINDS for row in registry.list_parts(kind)]
     foreign = sorted({row.dist for row in rows if row.dist not in (None, "unicl")})
     yield Check("plugins", OK, f"{len(rows)} parts, from {', '.join(['unicl', *foreign])}")
     odd = {f"{row.kind}/{row.name}: {row.state}" for row in rows if row.state != "ok"}

@@ -131,7 +131,9 @@ def write_predictions(path: Path, kept: Sequence[Mapping[str, Any]]) -> None:
         replace_durably(part, path)
 
 
-def validate(loaded: Loaded, corpus: Corpus, split: str, *, batch: int, limit: int | None = None) -> dict[str, float]:
+def measure_validation(
+    loaded: Loaded, corpus: Corpus, split: str, *, batch: int, limit: int | None = None
+) -> dict[str, float]:
     """Return the few figures of a validation during training, the same on every rank; ``limit`` rows of each kind.
 
     ``top1`` of the rows with labels, ``text_to_image_r1`` and ``image_to_text_r1`` of those with captions; nothing for

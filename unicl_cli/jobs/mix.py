@@ -20,7 +20,7 @@ from unicl_cli.core.files import write_atomic
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.tables import make_table, percent
-from unicl_cli.jobs.evaluate import validate
+from unicl_cli.jobs.evaluate import measure_validation
 from unicl_cli.runs.folder import META, find_run
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def mix_models(
     document: dict[str, Any] = {"schema": "unicl/mix/1", "old": both.old.name, "new": both.new.name}
     best = alphas[0]
     if data or len(alphas) > 1:
-        corpora = open_corpora(both, data, split)
+        corpora = open_splits(both, data, split)
         document["curve"] = measure_curve(both, alphas, corpora, batch=batch, accelerator=accelerator)
         best = max(document["curve"], key=lambda point: point["mean"])["alpha"]
         warned = [
@@ -149,7 +149,7 @@ def check_settings(old: Loaded, new: Loaded) -> None:
         )
 
 
-def open_corpora(both: MixPair, data: Sequence[str] | None, split: str | None) -> list[tuple[Corpus, str]]:
+def open_splits(both: MixPair, data: Sequence[str] | None, split: str | None) -> list[tuple[Corpus, str]]:
     """Open the corpora to measure on, by default those of the recipe, each with its split."""
     paths = list(dict.fromkeys(data or both.base.corpora))
     if not paths:
@@ -171,7 +171,7 @@ def measure_curve(
         entries: list[dict[str, Any]] = []
         for corpus, split in corpora:
             with accelerator.autocast():
-                figures = validate(both.base, corpus, split, batch=batch)
+                figures = measure_validation(both.base, corpus, split, batch=batch)
             if not figures:
                 raise UniclError(
                     f"corpus {corpus.path}, split {split}: nothing to measure {both.base.name} on",

@@ -169,7 +169,7 @@ def test_integer_labels_need_names_and_texts_bring_them(tmp_path):
     named = open_source(f"{path}?label=species", "labels")
     assert [c.key for c in named.classes] == ["a", "b"]
     assert [row.label for row in named.rows("train")] == [1, 0, 1, 0, NO_LABEL, 1]
-    with pytest.raises(UniclError, match="column 'number' \(int64\) has no class names") as caught:
+    with pytest.raises(UniclError, match=r"column 'number' \(int64\) has no class names") as caught:
         open_source(f"{path}?label=number", "labels").rows("train")
     assert "?classes=FILE" in caught.value.hint
     (tmp_path / "names.txt").write_text("zero\none\n")

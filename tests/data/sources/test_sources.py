@@ -12,7 +12,7 @@ from PIL import Image
 from unicl_cli.contracts import NO_LABEL
 from unicl_cli.data.pictures import ImageError, decode
 from unicl_cli.data.sources import shapes as shapes_module
-from unicl_cli.data.sources.digits import WORDS, count_holes, describe
+from unicl_cli.data.sources.digits import WORDS, count_holes, describe_digit
 from unicl_cli.data.sources.resolve import name_sources, open_source, resolve_source
 from unicl_cli.errors import UniclError
 
@@ -156,7 +156,7 @@ def test_columns_are_chosen_by_option_and_a_missing_one_is_named(tmp_path):
     assert texts_of(open_source(f"{path}?image=pic&caption=words", "captions")) == {"a.png": ("hello there",)}
     with pytest.raises(UniclError, match="no column 'wordz'"):
         open_source(f"{path}?image=pic&caption=wordz", "captions").splits  # noqa: B018
-    with pytest.raises(UniclError, match="no image column \(columns: pic, alt, words\)") as caught:
+    with pytest.raises(UniclError, match=r"no image column \(columns: pic, alt, words\)") as caught:
         open_source(path, "captions").splits  # noqa: B018
     assert "?image=COLUMN" in caught.value.hint
 
@@ -305,12 +305,12 @@ def test_captions_name_their_digit_in_about_forty_of_a_hundred_and_only_that_dig
 
 def test_captions_of_digits_are_measured():
     bar = [[16.0 if x == 3 else 0.0 for x in range(8)] for _ in range(8)]
-    assert describe(bar) == {"weight": "thin", "tilt": "upright", "width": "narrow", "holes": "without a loop"}
+    assert describe_digit(bar) == {"weight": "thin", "tilt": "upright", "width": "narrow", "holes": "without a loop"}
     slash = [[16.0 if x in (6 - y, 7 - y) else 0.0 for x in range(8)] for y in range(8)]
-    assert describe(slash)["tilt"] == "leaning right"
-    assert describe(slash[::-1])["tilt"] == "leaning left"
+    assert describe_digit(slash)["tilt"] == "leaning right"
+    assert describe_digit(slash[::-1])["tilt"] == "leaning left"
     ring = [[16.0 if max(abs(x - 3.5), abs(y - 3.5)) in (2.5, 3.5) else 0.0 for x in range(8)] for y in range(8)]
-    assert (describe(ring)["weight"], describe(ring)["width"], count_holes(ring)) == ("thick", "wide", 1)
+    assert (describe_digit(ring)["weight"], describe_digit(ring)["width"], count_holes(ring)) == ("thick", "wide", 1)
     two = [[0.0 if (x, y) in ((2, 2), (2, 5)) else 16.0 for x in range(8)] for y in range(8)]
     assert count_holes(two) == 2
 

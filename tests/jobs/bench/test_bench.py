@@ -16,8 +16,8 @@ from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench import bench
 from unicl_cli.jobs.bench.fresh_process import peak_of_work
 from unicl_cli.jobs.bench.kinds import KINDS, parse_counts
-from unicl_cli.jobs.bench.protocol import Case, Prepared, add_ratios, measure_case, run_check
-from unicl_cli.jobs.bench.tables import write_notes
+from unicl_cli.jobs.bench.protocol import Case, PreparedCase, add_ratios, measure_case, run_check
+from unicl_cli.jobs.bench.tables import iter_notes
 
 CPU = torch.device("cpu")
 QUICK = {
@@ -138,7 +138,7 @@ def test_sizes_are_read_as_people_write_them():
 
 def toy(name, runs, check=None, **settings):
     return Case(
-        name, "things", tuple(runs), next(reversed(runs)), lambda who: Prepared(4, runs, check=check), **settings
+        name, "things", tuple(runs), next(reversed(runs)), lambda who: PreparedCase(4, runs, check=check), **settings
     )
 
 
@@ -184,7 +184,7 @@ def test_nothing_is_compared_when_weights_differ(pair, batch, where):
     from unicl_cli.jobs.bench.step import compare_step
 
     def row():
-        return run_check("captions", Prepared(6, {}, check=lambda: compare_step(pair, batch)))
+        return run_check("captions", PreparedCase(6, {}, check=lambda: compare_step(pair, batch)))
 
     assert row()["forward"] <= 1e-5
     with torch.no_grad():
@@ -199,7 +199,7 @@ def test_nothing_is_compared_when_a_gradient_alone_differs(pair, batch):
 
     pair.ours.text.trunk.pos.register_hook(lambda grad: grad * 1.001)
     with pytest.raises(UniclError, match="not compared: gradients"):
-        run_check("captions", Prepared(6, {}, check=lambda: compare_step(pair, batch)))
+        run_check("captions", PreparedCase(6, {}, check=lambda: compare_step(pair, batch)))
 
 
 def test_a_switch_that_changes_a_number_is_not_measured(pair, batch):
@@ -212,7 +212,7 @@ def test_a_switch_that_changes_a_number_is_not_measured(pair, batch):
 
     def row():
         pair.step.zero_grad()
-        return run_check("key", Prepared(6, {}, check=lambda: compare_values(makers, batch.batch)))
+        return run_check("key", PreparedCase(6, {}, check=lambda: compare_values(makers, batch.batch)))
 
     assert row()["gradients"] == 0
     with torch.no_grad():
@@ -246,7 +246,9 @@ def test_a_run_of_a_minute_is_its_own_warm_up(monkeypatch):
     def timer(run):
         return (run(), took[met[-1]])[1]
 
-    row = measure_case(toy("toy", runs), Prepared(1, runs, timer=timer), rounds=2, device=CPU, advance=lambda _: None)
+    row = measure_case(
+        toy("toy", runs), PreparedCase(1, runs, timer=timer), rounds=2, device=CPU, advance=lambda _: None
+    )
     assert Counter(met) == {"short": 2 + 2, "long": 1 + 2, "longest": 2}
     assert [own["seconds"] for own in row["variants"].values()] == [[x, x] for x in took.values()]
 
@@ -261,14 +263,14 @@ def test_the_table_of_switches_says_who_waited_for_data():
         "facts": {"waited": {"1": 0.001, "0": 0.25}},
         "checks": {"first_s": 75.2},
     }
-    said = list(write_notes({"rows": [row], "rounds": 3, "clock": "CPU", "command": "unicl", "complete": True}))
+    said = list(iter_notes({"rows": [row], "rounds": 3, "clock": "CPU", "command": "unicl", "complete": True}))
     assert "data.workers 0: 25.0% of the time was spent waiting for data" in said
     assert "data.workers: the first forward and backward took 75 s" in said
 
 
 def test_a_check_that_is_not_a_number_does_not_pass():
     with pytest.raises(UniclError, match="forward differs by nan"):
-        run_check("toy", Prepared(1, {}, check=lambda: {"forward": float("nan")}))
+        run_check("toy", PreparedCase(1, {}, check=lambda: {"forward": float("nan")}))
 
 
 def test_ctrl_c_prints_what_has_been_measured(capsys, monkeypatch):

@@ -17,7 +17,7 @@ from unicl_cli.cli import main
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.train.dry_run import build_on_meta, dry_run_facts, parse_bytes
 from unicl_cli.jobs.train.memory import (
-    Shape,
+    BatchShape,
     count_flops,
     fake_batch,
     make_fake,
@@ -32,7 +32,7 @@ from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.text import dump
 
 CNN = "{name: cnn, width: 16, stages: 2}"
-SHAPE, LARGE = Shape(24, 1, 32, 16), Shape(96, 1, 64, 16)
+SHAPE, LARGE = BatchShape(24, 1, 32, 16), BatchShape(96, 1, 64, 16)
 RECOMPUTED = "parallel: {grad_checkpoint: true}"
 VIT = "{name: timm, model: vit_tiny_patch16_224, args: {depth: 3}}"
 
@@ -60,13 +60,13 @@ def made(digits: Path):
     return make
 
 
-def real_batch(shape: Shape, tokenizer):
+def real_batch(shape: BatchShape, tokenizer):
     rows = torch.arange(shape.rows)
     batch = fake_batch(shape)._replace(text_index=rows, labels=rows % 3, keys=rows % 3, draws=rows)
     return longest_texts(batch._replace(images=torch.zeros_like(batch.images)), tokenizer)
 
 
-def alive(recipe: Recipe, made, chunks: int = 1, shape: Shape = SHAPE, **how) -> int:
+def alive(recipe: Recipe, made, chunks: int = 1, shape: BatchShape = SHAPE, **how) -> int:
     step, *_ = made(recipe, chunks)
     return step_bytes(step, make_fake(step), shape, **{"world": 1, "strategy": "ddp", "half": False, **how})
 
@@ -102,7 +102,7 @@ def test_many_parts_are_estimated_from_few(made, digits: Path):
     recipe = recipe_of(digits)
 
     def make(rows: int) -> int:
-        return alive(recipe, made, -(-rows // 4), Shape(rows, 1, 32, 16))
+        return alive(recipe, made, -(-rows // 4), BatchShape(rows, 1, 32, 16))
 
     seen: list[int] = []
     guess = step_bytes_in_parts(lambda rows: (seen.append(rows), make(rows))[1], 24, 4)
@@ -166,7 +166,7 @@ def test_states_are_sixteen_bytes_a_parameter_and_fsdp2_shares_them(made, digits
 def test_flops_are_twice_the_published_multiply_adds(made, digits: Path, model: str, gmacs: float):
     step, *_ = made(recipe_of(digits, f"{{name: timm, model: {model}}}", size=224))
     with make_fake(step):
-        assert count_flops(step, Shape(2, 1, 224, 16))["picture"] / 2e9 == pytest.approx(gmacs, rel=0.02)
+        assert count_flops(step, BatchShape(2, 1, 224, 16))["picture"] / 2e9 == pytest.approx(gmacs, rel=0.02)
 
 
 def test_the_checkpoint_is_as_large_as_was_said(digits: Path, tmp_path: Path, monkeypatch, capfd):

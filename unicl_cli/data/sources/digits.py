@@ -76,7 +76,7 @@ class Digits:
 
     def caption(self, number: int) -> str:
         """Return a sentence on the image's measured properties; it names the digit with probability ``named``."""
-        facts = describe(self._pixels[number].tolist())
+        facts = describe_digit(self._pixels[number].tolist())
         forms = _NAMED if _chance(number, "named") < self.named else _UNNAMED
         form = forms[int(_chance(number, "form") * len(forms))]
         return form.format(word=WORDS[int(self._digits[number])], **facts)
@@ -120,7 +120,7 @@ def digits(*, kind: str, classes: str = "0-9", limit: int | None = None, named: 
     return Digits(kind, _parse_classes(classes), limit, named)
 
 
-def describe(pixels: list[list[float]]) -> dict[str, str]:
+def describe_digit(pixels: list[list[float]]) -> dict[str, str]:
     """Return words for ink, slant, width and holes of an 8 x 8 image with values 0 … 16."""
     inked = [(x, y, value) for y, line in enumerate(pixels) for x, value in enumerate(line)]
     ink = sum(value for _, _, value in inked)

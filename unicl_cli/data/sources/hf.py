@@ -11,7 +11,7 @@ import pyarrow as pa
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.pictures import SUFFIXES, ImageError, read_file
 from unicl_cli.data.sources.folder import SPLITS
-from unicl_cli.data.sources.hub import commit_of, datasets_cache, gated, hf_home, page
+from unicl_cli.data.sources.hub import commit_of, datasets_cache, gated_dataset_error, hf_home, page
 from unicl_cli.data.sources.table import NAMES, read_class_names, spoken_name
 from unicl_cli.errors import UniclError, is_live, is_quiet
 
@@ -260,7 +260,7 @@ def _load_splits(path: str, config: str | None, revision: str | None) -> Mapping
             found = datasets.load_dataset(path.removeprefix(HUB), config, revision=commit, keep_in_memory=False)
     except DatasetNotFoundError as error:
         if "gated" in str(error):
-            raise gated(path.removeprefix(HUB)) from error
+            raise gated_dataset_error(path.removeprefix(HUB)) from error
         raise UniclError(f"{path}: {_one_line(error)}", "check the name at https://huggingface.co/datasets") from error
     except Exception as error:  # the library raises ValueError, RuntimeError, OSError, ArrowInvalid, TypeError, ...
         raise UniclError(

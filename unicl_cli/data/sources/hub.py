@@ -38,9 +38,9 @@ def commit_of(name: str, revision: str | None) -> str | None:
     return info.sha
 
 
-def gated(name: str) -> UniclError:
+def gated_dataset_error(name: str) -> UniclError:
     """The error for a data set whose terms have to be accepted first."""
-    return hub.gated(_repo(name))
+    return hub.gated_repository_error(_repo(name))
 
 
 def _repo(name: str) -> hub.Repo:

@@ -18,7 +18,7 @@ from unicl_cli.inference.encoder import Encoder
 from unicl_cli.jobs.bench.captions import class_names
 from unicl_cli.jobs.bench.kinds import PEER, Request
 from unicl_cli.jobs.bench.model_pair import largest_difference, make_model_pair, shape_of
-from unicl_cli.jobs.bench.protocol import Case, Prepared, choose_device
+from unicl_cli.jobs.bench.protocol import Case, PreparedCase, choose_device
 
 OURS = "unicl"
 CLASSES, BATCH = 5, 32
@@ -44,7 +44,7 @@ def make_encoders(request: Request) -> tuple[Encoder, Any, Any]:
     return Encoder(loaded), pair.theirs, pair
 
 
-def prepare_classifier(request: Request, count: int, variants: Collection[str]) -> Prepared:
+def prepare_classifier(request: Request, count: int, variants: Collection[str]) -> PreparedCase:
     encoder, theirs, pair = make_encoders(request)
     names, templates = class_names(count), load_templates("clip80")
     tokenize = get_tokenizer("ViT-B-32")
@@ -60,10 +60,10 @@ def prepare_classifier(request: Request, count: int, variants: Collection[str]) 
     check = (lambda: {"forward": largest_difference(ours()[some], peer(names[some]))}) if PEER in variants else None
     runs: dict[str, Callable[[], Any]] = {OURS: ours, PEER: peer}
     facts = {"classes": count, "templates": len(templates), "model": request.model or "small"}
-    return Prepared(count * len(templates), {name: runs[name] for name in variants}, facts, check)
+    return PreparedCase(count * len(templates), {name: runs[name] for name in variants}, facts, check)
 
 
-def prepare_images(request: Request, variants: Collection[str]) -> Prepared:
+def prepare_images(request: Request, variants: Collection[str]) -> PreparedCase:
     """Prepare images on the device to features; open_clip gets normalised floats, we get uint8."""
     encoder, theirs, pair = make_encoders(request)
     size, side = request.batch or BATCH, pair.recipe.data.image_size
@@ -80,4 +80,4 @@ def prepare_images(request: Request, variants: Collection[str]) -> Prepared:
 
     check = (lambda: {"forward": largest_difference(ours(), peer())}) if PEER in variants else None
     runs: dict[str, Callable[[], Any]] = {OURS: ours, PEER: peer}
-    return Prepared(size, {name: runs[name] for name in variants}, {"model": request.model or "small"}, check)
+    return PreparedCase(size, {name: runs[name] for name in variants}, {"model": request.model or "small"}, check)

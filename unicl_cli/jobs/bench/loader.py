@@ -19,16 +19,16 @@ from torch.utils.data import default_collate
 
 from unicl_cli.contracts import Batch, Sample
 from unicl_cli.core.sampler import Mixture, Stream
-from unicl_cli.data.corpus import Table
+from unicl_cli.data.corpus import RowTable
 from unicl_cli.data.decoding import decode_pixels
 from unicl_cli.data.loader import batches
-from unicl_cli.data.mix import Draws, Mix, Strand, TextChoice
+from unicl_cli.data.mix import Draws, MixedCorpora, Strand, TextChoice
 from unicl_cli.data.transforms import TrainTransform, build_augment, eval_transform
 from unicl_cli.jobs.bench.captions import make_captions
 from unicl_cli.jobs.bench.jpegs import make_jpegs
 from unicl_cli.jobs.bench.kinds import PEER, Request
 from unicl_cli.jobs.bench.model_pair import clip_bpe
-from unicl_cli.jobs.bench.protocol import Case, Prepared
+from unicl_cli.jobs.bench.protocol import Case, PreparedCase
 
 OURS = "unicl"
 SIZE, FILES = 224, 64
@@ -38,7 +38,7 @@ CROP = (0.9, 1.0)
 
 def cases(request: Request) -> list[Case]:
     variants = (OURS, PEER) if request.vs else (OURS,)
-    rows: dict[str, Callable[..., Prepared]] = {
+    rows: dict[str, Callable[..., PreparedCase]] = {
         "decode": prepare_decoding,
         "decode+augment": prepare_augmenting,
         "batches": prepare_batches,
@@ -52,7 +52,7 @@ def open_rgb(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def prepare_decoding(variants: Collection[str], size: int) -> Prepared:
+def prepare_decoding(variants: Collection[str], size: int) -> PreparedCase:
     files = make_jpegs(size)
     forms: dict[str, Callable[[bytes], Any]] = {OURS: decode_pixels, PEER: open_rgb}
 
@@ -62,7 +62,7 @@ def prepare_decoding(variants: Collection[str], size: int) -> Prepared:
         )
         return {"forward": float(max(gaps))}
 
-    return Prepared(
+    return PreparedCase(
         size, {name: partial(run_on_files, forms[name], files) for name in variants}, file_facts(files), check
     )
 
@@ -81,7 +81,7 @@ def our_transform(size: int = SIZE, *, decoder: str = "auto", resize: str = "ten
     return TrainTransform(size, [ops], 0, decoder=decoder, resize=resize)
 
 
-def prepare_augmenting(variants: Collection[str], size: int) -> Prepared:
+def prepare_augmenting(variants: Collection[str], size: int) -> PreparedCase:
     """Prepare a random crop, resized; the check compares the centre crop, which has nothing random."""
     files, draws = make_jpegs(size), count()
     ours = our_transform()
@@ -91,7 +91,7 @@ def prepare_augmenting(variants: Collection[str], size: int) -> Prepared:
         PEER: lambda file: theirs(open_rgb(file)),
     }
     check = (lambda: {"levels": largest_pixel_gap(files)}) if PEER in variants else None
-    return Prepared(
+    return PreparedCase(
         size, {name: partial(run_on_files, forms[name], files) for name in variants}, file_facts(files), check
     )
 
@@ -123,16 +123,16 @@ class FileTable:
         return Sample(self.files[row], (self.texts[row],), -1, "bench", str(row), (row,))
 
 
-def endless_batches(
+def repeat_batches(
     files: tuple[bytes, ...], texts: list[str], *, side: int = SIZE, workers: int = 0
 ) -> Iterator[Batch]:
     """Yield batches of all files without end, through the loader of training."""
     sizes = np.array([len(files)])
-    table = cast("Table", FileTable(files, texts))
+    table = cast("RowTable", FileTable(files, texts))
     strand = Strand(table, "captions", 1.0, None, sizes, np.empty(0, np.int64), (), (), our_transform(side), 0)
     order = Mixture([Stream(sizes, "bench")], [Fraction(1)], len(files), 0)
     found = batches(
-        Mix([strand], TextChoice("mixed", "first", 0)),
+        MixedCorpora([strand], TextChoice("mixed", "first", 0)),
         Draws(order, 0, 10**9, 0, 1),
         clip_bpe(),
         caption_targets="unique",
@@ -144,10 +144,10 @@ def endless_batches(
     return (batch for _, batch in found)
 
 
-def prepare_batches(variants: Collection[str], size: int) -> Prepared:
+def prepare_batches(variants: Collection[str], size: int) -> PreparedCase:
     """Prepare whole batches: decode, augment, tokenize, collate; open_clip does it as in its CSV dataset."""
     files, texts = make_jpegs(size), make_captions(size).texts
-    ours = endless_batches(files, texts)
+    ours = repeat_batches(files, texts)
     transform = cast("Any", image_transform_v2(PreprocessCfg(size=SIZE), is_train=True))
     tokenize = get_tokenizer("ViT-B-32")
 
@@ -162,4 +162,4 @@ def prepare_batches(variants: Collection[str], size: int) -> Prepared:
 
     runs: dict[str, Callable[[], Any]] = {OURS: lambda: next(ours), PEER: theirs}
     chosen = {name: runs[name] for name in variants}
-    return Prepared(size, chosen, file_facts(files), check if PEER in variants else None)
+    return PreparedCase(size, chosen, file_facts(files), check if PEER in variants else None)

@@ -22,7 +22,7 @@ from unicl_cli.core.dist import rank, world_size
 from unicl_cli.core.machine import free_memory, machine_memory
 from unicl_cli.jobs.bench.kinds import PEER, Request
 from unicl_cli.jobs.bench.product import prepare_product, product_variants
-from unicl_cli.jobs.bench.protocol import Case, Prepared, choose_device
+from unicl_cli.jobs.bench.protocol import Case, PreparedCase, choose_device
 from unicl_cli.kernels.tiles import default_tile, in_kernel
 from unicl_cli.losses import both_ways
 
@@ -83,7 +83,7 @@ def skipped_for_memory(size: int) -> dict[str, str]:
     }
 
 
-def prepare_loss(request: Request, size: int, variants: Collection[str]) -> Prepared:
+def prepare_loss(request: Request, size: int, variants: Collection[str]) -> PreparedCase:
     """Prepare this rank's share of ``size`` rows: half captions, half rows of 1,000 classes with one text each."""
     draw = torch.Generator().manual_seed(rank())
     rows = size // world_size()
@@ -94,10 +94,10 @@ def prepare_loss(request: Request, size: int, variants: Collection[str]) -> Prep
     runs = {name: partial(forms.run, name) for name in (FOLDED, TILED, TORCH, DENSE, PEER) if name in variants}
     alone = world_size() == 1 and size <= CHECKED
     skipped = skipped_for_memory(size) if rank() == 0 else {}
-    return Prepared(size, runs, forms.facts(), forms.check if alone else None, skipped=skipped)
+    return PreparedCase(size, runs, forms.facts(), forms.check if alone else None, skipped=skipped)
 
 
-def prepare_pairs(request: Request, size: int, variants: Collection[str]) -> Prepared:
+def prepare_pairs(request: Request, size: int, variants: Collection[str]) -> PreparedCase:
     """Prepare ``size`` rows with one positive each, which every loss can do; ``flop`` is that of three products."""
     forms = make_forms(request, torch.arange(size), torch.Generator().manual_seed(0))
     runs = {name: partial(forms.run, name) for name in (TILED, TORCH, DENSE, PEER) if name in variants}
@@ -110,7 +110,7 @@ def prepare_pairs(request: Request, size: int, variants: Collection[str]) -> Pre
             facts["memeff_apart"] = relative_gaps(forms.run_memeff(), forms.run(TILED)[:3])
         else:
             skipped[MEMEFF] = reason
-    return Prepared(size, runs, facts, forms.check if size <= CHECKED else None, skipped=skipped)
+    return PreparedCase(size, runs, facts, forms.check if size <= CHECKED else None, skipped=skipped)
 
 
 def make_forms(request: Request, keys: Tensor, draw: torch.Generator) -> LossForms:

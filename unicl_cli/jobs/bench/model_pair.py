@@ -35,31 +35,31 @@ def clip_bpe() -> TextTokenizer:
     return clip_tokenizer(CONTEXT)
 
 
-class Shape(NamedTuple):
+class ModelShape(NamedTuple):
     """``theirs``: open_clip's configuration. ``image``: our image tower; our text tower follows from ``theirs``."""
 
     theirs: Mapping[str, Any]
     image: Mapping[str, Any]
 
 
-def vit_shape(width: int, layers: int, *, patch: int, size: int, text: tuple[int, int], embed_dim: int) -> Shape:
+def vit_shape(width: int, layers: int, *, patch: int, size: int, text: tuple[int, int], embed_dim: int) -> ModelShape:
     """Return the shape of a ViT with heads of 64; ``text`` is (width, layers)."""
     vision = {"image_size": size, "layers": layers, "width": width, "patch_size": patch, "head_width": 64}
     words = {"context_length": CONTEXT, "vocab_size": 49408, "width": text[0], "heads": text[0] // 64}
     config = {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": {**words, "layers": text[1]}}
     args = {"embed_dim": width, "depth": layers, "num_heads": width // 64, "patch_size": patch}
-    return Shape(config, {"name": "timm", "model": "vit_base_patch32_clip_224", "args": args})
+    return ModelShape(config, {"name": "timm", "model": "vit_base_patch32_clip_224", "args": args})
 
 
-def swin_shape() -> Shape:
+def swin_shape() -> ModelShape:
     """Return the shape of UniCL's image tower with CLIP's text tower."""
     name = "swin_tiny_patch4_window7_224"
     vision = {"image_size": 224, "timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "timm_drop_path": 0.0}
     text = {"context_length": CONTEXT, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
-    return Shape({"embed_dim": 512, "vision_cfg": vision, "text_cfg": text}, {"name": "timm", "model": name})
+    return ModelShape({"embed_dim": 512, "vision_cfg": vision, "text_cfg": text}, {"name": "timm", "model": name})
 
 
-SHAPES: Mapping[str, Callable[[], Shape]] = MappingProxyType(
+SHAPES: Mapping[str, Callable[[], ModelShape]] = MappingProxyType(
     {
         "tiny": lambda: vit_shape(64, 1, patch=32, size=64, text=(64, 1), embed_dim=32),
         "text": lambda: vit_shape(64, 1, patch=32, size=64, text=(512, 4), embed_dim=512),
@@ -88,13 +88,15 @@ class ModelPair(NamedTuple):
         return self.step.model
 
 
-def shape_of(name: str) -> Shape:
+def shape_of(name: str) -> ModelShape:
     if name not in SHAPES:
         raise UniclError(f"--model {name}: unknown{did_you_mean(name, SHAPES)}", f"use {', '.join(SHAPES)}")
     return SHAPES[name]()
 
 
-def make_recipe(shape: Shape, batch: int, *, precision: str, frozen_text: bool, changes: Sequence[str] = ()) -> Recipe:
+def make_recipe(
+    shape: ModelShape, batch: int, *, precision: str, frozen_text: bool, changes: Sequence[str] = ()
+) -> Recipe:
     """Return the recipe that trains our model: keys not set here have their defaults; ``changes`` are KEY=VALUE."""
     text = {key: shape.theirs["text_cfg"][key] for key in ("width", "layers", "heads")}
     whole = {
@@ -144,7 +146,7 @@ def _freeze_text(pair: ModelPair) -> None:
         part.requires_grad_(False)  # noqa: FBT003 - torch's own signature
 
 
-def _translator(shape: Shape, ours: Any) -> nn.Module:
+def _translator(shape: ModelShape, ours: Any) -> nn.Module:
     config: Any = deepcopy(dict(shape.theirs))
     whole: Any = CustomTextCLIP(**config)
     traits = ours.image.trunk.traits

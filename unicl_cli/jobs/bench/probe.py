@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from unicl_cli.evaluate.logistic_regression import fit_classifiers
 from unicl_cli.jobs.bench.kinds import Request
-from unicl_cli.jobs.bench.protocol import Case, Prepared
+from unicl_cli.jobs.bench.protocol import Case, PreparedCase
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -81,7 +81,7 @@ def find_tolerance(x: Array, y: Labels, c: float, optimum: float) -> float:
     return next(near, TOLERANCES[-1])
 
 
-def prepare_fits(name: str, variants: Collection[str]) -> Prepared:
+def prepare_fits(name: str, variants: Collection[str]) -> PreparedCase:
     """Prepare both solvers on one problem; each has run once already, to find the optimum and the tolerances."""
     x, y = load_problem(name)
     best = fit_unicl(x, y, rtol=1e-13, max_iter=20_000)
@@ -96,4 +96,4 @@ def prepare_fits(name: str, variants: Collection[str]) -> Prepared:
     gaps = {key: [a / b - 1 for a, b in zip(found, best, strict=True)] for key, found in reached.items()}
     facts = {"shape": [*x.shape, int(y.max()) + 1], "c": STRENGTHS, "tol": tol, "gaps": gaps}
     runs = {key: forms[key] for key in variants}
-    return Prepared(len(STRENGTHS), runs, facts, lambda: {"above_optimum": max(gaps[OURS])})
+    return PreparedCase(len(STRENGTHS), runs, facts, lambda: {"above_optimum": max(gaps[OURS])})

@@ -33,7 +33,7 @@ Run = Callable[[], Any]
 Timer = Callable[[Run], float]
 
 
-class Prepared(NamedTuple):
+class PreparedCase(NamedTuple):
     """A case that is ready to run: each call of one of ``runs`` processes ``items`` items of the case's unit.
 
     ``check`` returns the largest differences (``forward``, ``gradients``) and any other figure worth reporting.
@@ -59,7 +59,7 @@ class Case(NamedTuple):
     unit: str
     variants: tuple[str, ...]
     reference: str
-    prepare: Callable[[Collection[str]], Prepared]
+    prepare: Callable[[Collection[str]], PreparedCase]
     memory: int = 0
     processes: int = 1
     extra: bool = False
@@ -109,7 +109,7 @@ def wall_seconds(run: Run) -> float:
     return time.perf_counter() - began
 
 
-def run_check(name: str, prepared: Prepared, limits: Limits = Limits()) -> dict[str, float]:  # noqa: B008 - frozen
+def run_check(name: str, prepared: PreparedCase, limits: Limits = Limits()) -> dict[str, float]:  # noqa: B008 - frozen
     """Return the figures of the row's check. Raise UniclError (exit code 1) if the variants' results differ."""
     figures = dict(prepared.check()) if prepared.check is not None else {}
     for what, most in limits._asdict().items():
@@ -126,7 +126,7 @@ def run_check(name: str, prepared: Prepared, limits: Limits = Limits()) -> dict[
 class Turns:
     """The runs of a case's variants in turns. One that runs out of memory is skipped from there on, with the reason."""
 
-    def __init__(self, prepared: Prepared, device: torch.device, advance: Callable[[int], None]) -> None:
+    def __init__(self, prepared: PreparedCase, device: torch.device, advance: Callable[[int], None]) -> None:
         self.prepared, self.device, self.advance = prepared, device, advance
         self.timer = prepared.timer or choose_timer(device)
         self.runs: dict[str, list[Timing]] = {name: [] for name in prepared.runs}
@@ -171,7 +171,7 @@ class Turns:
 
 
 def measure_case(
-    case: Case, prepared: Prepared, *, rounds: int, device: torch.device, advance: Callable[[int], None]
+    case: Case, prepared: PreparedCase, *, rounds: int, device: torch.device, advance: Callable[[int], None]
 ) -> dict[str, Any]:
     """Return the row of the document: after warm-ups, each round runs every variant once, rotating which goes first."""
     checks = run_check(case.name, prepared)
@@ -187,7 +187,7 @@ def measure_case(
         "facts": dict(prepared.facts),
         "checks": checks,
         "reference": case.reference,
-        "variants": {name: summarize(prepared.items, runs) for name, runs in turns.runs.items()},
+        "variants": {name: timing_figures(prepared.items, runs) for name, runs in turns.runs.items()},
         "skipped": turns.skipped,
     }
 
@@ -222,7 +222,7 @@ def run_repeatedly(run: Run, times: int) -> Any:
     return run()
 
 
-def summarize(count: float, runs: Sequence[Timing]) -> dict[str, Any]:
+def timing_figures(count: float, runs: Sequence[Timing]) -> dict[str, Any]:
     """Return the figures of one variant: seconds of each round, their median, items per second, peak memory."""
     median = statistics.median(run.seconds for run in runs)
     mib = max((run.mib for run in runs if run.mib is not None), default=None)

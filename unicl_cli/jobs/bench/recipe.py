@@ -18,7 +18,7 @@ from unicl_cli.core.loop import Plan, fit
 from unicl_cli.core.machine import cores
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench.kinds import Request
-from unicl_cli.jobs.bench.protocol import Case, Prepared, choose_device, wall_seconds
+from unicl_cli.jobs.bench.protocol import Case, PreparedCase, choose_device, wall_seconds
 from unicl_cli.jobs.bench.step import FOREVER, OURS, SilentSink, constant_lr, do_nothing, never
 from unicl_cli.jobs.train.batches import stream_batches
 from unicl_cli.jobs.train.setup import Parts, set_up
@@ -35,7 +35,7 @@ def cases(request: Request) -> list[Case]:
         raise UniclError(f"bench {request.kind} {request.recipe}: has several stages", "give a recipe with one stage")
     variants = (OURS,)
     if request.kind == "step":
-        return [Case("step", "images", variants, OURS, partial(prepare_step, request), memory=2)]
+        return [Case("step", "images", variants, OURS, partial(prepare_recipe_step, request), memory=2)]
     counts = dict.fromkeys((0, 1, cores()))
     rows = [Case(f"{n} workers", "images", variants, OURS, partial(prepare_loading, request, n)) for n in counts]
     return [*rows, Case("training", "images", variants, OURS, partial(prepare_training, request))]
@@ -60,7 +60,7 @@ def batch_facts(parts: Parts, batch: Batch) -> dict[str, Any]:
     return {"texts": texts, "tokens": tokens, "batch": parts.recipe.batch.size, "recipe": parts.recipe.name}
 
 
-def prepare_loading(request: Request, workers: int, variants: Collection[str]) -> Prepared:
+def prepare_loading(request: Request, workers: int, variants: Collection[str]) -> PreparedCase:
     """Prepare the loader alone: batches are taken as they arrive, at once, so that no prefetched ones are counted."""
     del variants
     parts, _ = build_parts(request)
@@ -72,7 +72,7 @@ def prepare_loading(request: Request, workers: int, variants: Collection[str]) -
         for _ in islice(batches, several):
             pass
 
-    return Prepared(several * size, {OURS: take}, {"workers": workers}, timer=wall_seconds)
+    return PreparedCase(several * size, {OURS: take}, {"workers": workers}, timer=wall_seconds)
 
 
 class WaitSink:
@@ -97,7 +97,7 @@ def build_loop(request: Request) -> tuple[Any, ...]:
     return step, optimizer, plan, accelerator
 
 
-def prepare_training(request: Request, variants: Collection[str]) -> Prepared:
+def prepare_training(request: Request, variants: Collection[str]) -> PreparedCase:
     """Prepare steps with their data, in wall time; the row's facts hold the share spent waiting for data."""
     del variants
     parts, _ = build_parts(request)
@@ -113,10 +113,10 @@ def prepare_training(request: Request, variants: Collection[str]) -> Prepared:
         fit(step, islice(batches, several), optimizer, of_all, accelerator, WaitSink(waited, OURS), after=do_nothing)
 
     facts = {"workers": workers, "batch": size, "waited": waited}
-    return Prepared(several * size, {OURS: steps}, facts, timer=wall_seconds)
+    return PreparedCase(several * size, {OURS: steps}, facts, timer=wall_seconds)
 
 
-def prepare_step(request: Request, variants: Collection[str]) -> Prepared:
+def prepare_recipe_step(request: Request, variants: Collection[str]) -> PreparedCase:
     del variants
     parts, _ = build_parts(request)
     step, optimizer, plan, accelerator = build_loop(request)
@@ -126,4 +126,4 @@ def prepare_step(request: Request, variants: Collection[str]) -> Prepared:
     def one() -> None:
         fit(step, iter([(0, batch)]), optimizer, quiet, accelerator, SilentSink(), after=do_nothing)
 
-    return Prepared(parts.recipe.batch.size, {OURS: one}, batch_facts(parts, batch))
+    return PreparedCase(parts.recipe.batch.size, {OURS: one}, batch_facts(parts, batch))

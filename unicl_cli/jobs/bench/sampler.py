@@ -14,7 +14,7 @@ import torch
 from unicl_cli.core.sampler import Mixture, Stream
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench.kinds import Request
-from unicl_cli.jobs.bench.protocol import Case, Prepared
+from unicl_cli.jobs.bench.protocol import Case, PreparedCase
 
 OURS, TABLE = "unicl", "randperm"
 """randperm: a table of all rows in random order, as torch's RandomSampler makes at the start of each epoch."""
@@ -51,26 +51,26 @@ def make_mixture(rows: int, batch: int) -> Mixture:
     return Mixture([Stream(sizes, "0/0")], [Fraction(1)], batch, 0)
 
 
-def prepare_first(rows: int, batch: int, variants: Collection[str]) -> Prepared:
+def prepare_first(rows: int, batch: int, variants: Collection[str]) -> PreparedCase:
     """Prepare the first batch, from nothing."""
     draw = torch.Generator().manual_seed(0)
     runs: dict[str, Callable[[], Any]] = {
         OURS: lambda: make_mixture(rows, batch).batch(0),
         TABLE: lambda: torch.randperm(rows, generator=draw)[:batch],
     }
-    return Prepared(1, {name: runs[name] for name in variants}, {"rows": rows, "batch": batch})
+    return PreparedCase(1, {name: runs[name] for name in variants}, {"rows": rows, "batch": batch})
 
 
-def prepare_next(rows: int, batch: int, variants: Collection[str]) -> Prepared:
+def prepare_next(rows: int, batch: int, variants: Collection[str]) -> PreparedCase:
     """Prepare the next batch of a run in progress."""
     del variants
     order, steps = make_mixture(rows, batch), count()
-    return Prepared(1, {OURS: lambda: order.batch(next(steps))}, {"rows": rows, "batch": batch})
+    return PreparedCase(1, {OURS: lambda: order.batch(next(steps))}, {"rows": rows, "batch": batch})
 
 
-def prepare_resumed(rows: int, batch: int, variants: Collection[str]) -> Prepared:
+def prepare_resumed(rows: int, batch: int, variants: Collection[str]) -> PreparedCase:
     """Prepare the first batch after resuming at step 1,000,000."""
     del variants
-    return Prepared(
+    return PreparedCase(
         1, {OURS: lambda: make_mixture(rows, batch).batch(FAR)}, {"rows": rows, "batch": batch, "step": FAR}
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench.kinds import PEER, Request
-from unicl_cli.jobs.bench.protocol import Case, Prepared, Run
+from unicl_cli.jobs.bench.protocol import Case, PreparedCase, Run
 
 OURS, BARE = "unicl", "python"
 COMMANDS = MappingProxyType(
@@ -36,13 +36,13 @@ def cases(request: Request) -> list[Case]:
     return found
 
 
-def prepare_start(words: tuple[str, ...], variants: Collection[str]) -> Prepared:
+def prepare_start(words: tuple[str, ...], variants: Collection[str]) -> PreparedCase:
     runs: dict[str, Run] = {
         OURS: partial(cpu_seconds, "-m", "unicl_cli", *words),
         BARE: partial(cpu_seconds, "-c", "pass"),
         PEER: partial(cpu_seconds, "-m", "open_clip_train.main", "--help"),
     }
-    return Prepared(1, {name: runs[name] for name in variants}, {"words": " ".join(words)}, timer=measured_by_run)
+    return PreparedCase(1, {name: runs[name] for name in variants}, {"words": " ".join(words)}, timer=measured_by_run)
 
 
 def measured_by_run(run: Run) -> float:

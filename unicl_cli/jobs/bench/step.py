@@ -33,7 +33,7 @@ from unicl_cli.jobs.bench.model_pair import (
     zero_grads,
 )
 from unicl_cli.jobs.bench.profiling import count_waits, profile_run
-from unicl_cli.jobs.bench.protocol import Case, Prepared, choose_device
+from unicl_cli.jobs.bench.protocol import Case, PreparedCase, choose_device
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.losses import contrast
 from unicl_cli.recipe.schema import Recipe
@@ -100,7 +100,7 @@ def choose_precision(request: Request) -> str:
     return request.precision or ("bf16" if choose_device(request).type == "cuda" else "fp32")
 
 
-def prepare_step(request: Request, row: Row, variants: Collection[str]) -> Prepared:
+def prepare_step(request: Request, row: Row, variants: Collection[str]) -> PreparedCase:
     device, precision = choose_device(request), choose_precision(request)
     size = request.batch or 64
     pair = make_model_pair(request.model or "small", device, size, precision=precision, frozen_text=row.frozen)
@@ -125,7 +125,7 @@ def prepare_step(request: Request, row: Row, variants: Collection[str]) -> Prepa
         batch = make_batch(largest_batch(size, DOUBLINGS, lambda rows: runs_fit(make_runs, make_batch, rows)))
     facts = {**batch.facts(), "precision": precision, "model": request.model or "small", "batch": len(batch.tokens)}
     runs = make_runs(batch)
-    return Prepared(
+    return PreparedCase(
         len(batch.tokens), runs, facts, partial(compare_step, pair, small) if PEER in runs or LOCKED in runs else None
     )
 
@@ -155,7 +155,7 @@ def runs_fit(
     return True
 
 
-def prepare_profile(request: Request, variants: Collection[str]) -> Prepared:
+def prepare_profile(request: Request, variants: Collection[str]) -> PreparedCase:
     """Prepare our step on captions and labels; the facts say where its time goes and how often the host waits."""
     del variants
     device, size, precision = choose_device(request), request.batch or 64, choose_precision(request)
@@ -165,7 +165,7 @@ def prepare_profile(request: Request, variants: Collection[str]) -> Prepared:
     run = make_our_step(pair.recipe, pair.step, batch.batch, device)
     run()  # allocates the optimizer's state
     facts = {**batch.facts(), "precision": precision, "model": request.model or "small", "profile": profile_run(run)}
-    return Prepared(size, {OURS: run}, facts | count_host_waits(pair, batch.batch, device))
+    return PreparedCase(size, {OURS: run}, facts | count_host_waits(pair, batch.batch, device))
 
 
 def count_host_waits(pair: ModelPair, batch: Batch, device: torch.device) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from unicl_cli.contracts import Batch
 from unicl_cli.core.loop import Step
 from unicl_cli.core.switches import compile_units
 from unicl_cli.data.device_augment import DeviceAugment
-from unicl_cli.data.transforms import Augment, TrainTransform, build_augment, split_augment
+from unicl_cli.data.transforms import Augmentation, TrainTransform, build_augment, split_augment
 from unicl_cli.jobs.bench.captions import LabelledTexts, make_captions, make_prompts, mix_captions_and_prompts
 from unicl_cli.jobs.bench.jpegs import make_jpegs
 from unicl_cli.jobs.bench.kinds import Request
-from unicl_cli.jobs.bench.loader import FILES, SIZE, endless_batches, file_facts, our_transform
+from unicl_cli.jobs.bench.loader import FILES, SIZE, file_facts, our_transform, repeat_batches
 from unicl_cli.jobs.bench.model_pair import (
     clip_bpe,
     gradients_apart,
@@ -31,7 +31,7 @@ from unicl_cli.jobs.bench.model_pair import (
     make_recipe,
     shape_of,
 )
-from unicl_cli.jobs.bench.protocol import Case, Prepared, choose_device, wall_seconds
+from unicl_cli.jobs.bench.protocol import Case, PreparedCase, choose_device, wall_seconds
 from unicl_cli.jobs.bench.recipe import WaitSink
 from unicl_cli.jobs.bench.step import RATE, make_our_loop, make_our_step, make_pair_batch
 from unicl_cli.jobs.train.sizes import chunk_count
@@ -84,7 +84,7 @@ def cases(request: Request) -> list[Case]:
         )
         for key, s in STEP_SWITCHES.items()
     ]
-    files: dict[str, tuple[tuple[str, ...], Callable[..., Prepared]]] = {
+    files: dict[str, tuple[tuple[str, ...], Callable[..., PreparedCase]]] = {
         "data.decoder": (("auto", "pillow"), prepare_decoders),
         "data.resize": (("tensor", "pillow"), prepare_resizers),
         "data.augment_on": ((CROP_ONLY, "device", "loader"), prepare_augment_on),
@@ -102,7 +102,7 @@ def cases(request: Request) -> list[Case]:
     ]
 
 
-def prepare_switch(request: Request, key: str, switch: Switch, variants: Collection[str]) -> Prepared:
+def prepare_switch(request: Request, key: str, switch: Switch, variants: Collection[str]) -> PreparedCase:
     """Prepare updates on one batch by models with the same weights, one for each value of the switch."""
     device, size = choose_device(request), request.batch or FILES
     shape = shape_of(request.model or "small")
@@ -118,7 +118,7 @@ def prepare_switch(request: Request, key: str, switch: Switch, variants: Collect
     makers = {value: partial(build_trained_step, recipe, device) for value, recipe in recipes.items()}
     runs = {value: make_our_step(recipes[value], make(), batch.batch, device) for value, make in makers.items()}
     about = {**batch.facts(), "precision": precision, "model": request.model or "small"}
-    return Prepared(size, runs, about, partial(compare_values, makers, batch.batch) if len(runs) > 1 else None)
+    return PreparedCase(size, runs, about, partial(compare_values, makers, batch.batch) if len(runs) > 1 else None)
 
 
 def build_trained_step(recipe: Recipe, device: torch.device) -> Step:
@@ -160,7 +160,7 @@ ADAMW: Mapping[str, Any] = {"fused": {"fused": True}, "foreach": {"foreach": Tru
 """Training has no switch for this: it always uses the first."""
 
 
-def prepare_adamw(request: Request, variants: Collection[str]) -> Prepared:
+def prepare_adamw(request: Request, variants: Collection[str]) -> PreparedCase:
     """Prepare AdamW alone, on all parameters of the model."""
     device = choose_device(request)
     recipe = make_recipe(shape_of(request.model or "small"), FILES, precision="fp32", frozen_text=False)
@@ -179,15 +179,15 @@ def prepare_adamw(request: Request, variants: Collection[str]) -> Prepared:
         return {"forward": max(largest_difference(x, flat[-1]) for x in flat)}
 
     about = {"parameters": sum(p.numel() for p in step.parameters())}
-    return Prepared(1, {name: way.step for name, way in ways.items()}, about, check)
+    return PreparedCase(1, {name: way.step for name, way in ways.items()}, about, check)
 
 
-def prepare_decoders(variants: Collection[str], size: int) -> Prepared:
+def prepare_decoders(variants: Collection[str], size: int) -> PreparedCase:
     forms = {name: our_transform(decoder=name) for name in ("auto", "pillow")}
     return prepare_transforms(forms, variants, size, limit="forward")  # bit for bit
 
 
-def prepare_resizers(variants: Collection[str], size: int) -> Prepared:
+def prepare_resizers(variants: Collection[str], size: int) -> PreparedCase:
     return prepare_transforms(
         {name: our_transform(resize=name) for name in ("tensor", "pillow")}, variants, size, limit="levels"
     )
@@ -195,7 +195,7 @@ def prepare_resizers(variants: Collection[str], size: int) -> Prepared:
 
 def prepare_transforms(
     forms: Mapping[str, TrainTransform], variants: Collection[str], size: int, *, limit: str
-) -> Prepared:
+) -> PreparedCase:
     """Prepare cropping of image files; equal draws make decode_pixels comparable. ``off``: the share that differs."""
     files = make_jpegs(size)
 
@@ -208,7 +208,7 @@ def prepare_transforms(
         for n, file in enumerate(files):
             form(file, n)
 
-    return Prepared(
+    return PreparedCase(
         size, {name: partial(run, form) for name, form in forms.items() if name in variants}, file_facts(files), check
     )
 
@@ -217,14 +217,14 @@ CROP_ONLY = "its crop"
 """The part of the augmentation that `device` leaves to a worker."""
 
 
-def prepare_augment_on(variants: Collection[str], size: int) -> Prepared:
+def prepare_augment_on(variants: Collection[str], size: int) -> PreparedCase:
     """Prepare SimCLR's augmentation, the longest after the crop. Its random numbers differ, so nothing is compared."""
     ops = build_augment("simclr", {})
     crop, late = split_augment(ops)
     files, on_device = make_jpegs(size), DeviceAugment([late], 0)
     draws = torch.arange(size)
 
-    def cut(ops: Augment) -> Tensor:
+    def cut(ops: Augmentation) -> Tensor:
         made = TrainTransform(SIZE, [ops], 0, decoder="auto", resize="tensor")
         return torch.stack([made(file, n) for n, file in enumerate(files)])
 
@@ -233,10 +233,10 @@ def prepare_augment_on(variants: Collection[str], size: int) -> Prepared:
         "device": lambda: on_device(cut(crop), draws),
         "loader": lambda: cut(ops),
     }
-    return Prepared(size, {name: forms[name] for name in variants}, file_facts(files))
+    return PreparedCase(size, {name: forms[name] for name in variants}, file_facts(files))
 
 
-def prepare_workers(request: Request, variants: Collection[str]) -> Prepared:
+def prepare_workers(request: Request, variants: Collection[str]) -> PreparedCase:
     """Prepare steps with their data in wall time, by number of decoding processes, with the share spent waiting."""
     device, size = choose_device(request), request.batch or FILES
     shape = shape_of(request.model or "small")
@@ -245,9 +245,9 @@ def prepare_workers(request: Request, variants: Collection[str]) -> Prepared:
     waited: dict[str, float] = {}
     about: dict[str, Any] = {"waited": waited, "model": request.model or "small"}
     side, texts = recipe.data.image_size, make_captions(size).texts
-    loaders = {name: endless_batches(make_jpegs(size), texts, side=side, workers=int(name)) for name in variants}
+    loaders = {name: repeat_batches(make_jpegs(size), texts, side=side, workers=int(name)) for name in variants}
 
     def run(name: str) -> None:
         loop(enumerate(islice(loaders[name], STEPS)), WaitSink(waited, name))
 
-    return Prepared(STEPS * size, {name: partial(run, name) for name in variants}, about, timer=wall_seconds)
+    return PreparedCase(STEPS * size, {name: partial(run, name) for name in variants}, about, timer=wall_seconds)

@@ -25,7 +25,7 @@ def tables(document: Mapping[str, Any]) -> Iterator[Any]:
             table.add_row(*cells)
         table.add_section()
     yield table
-    yield from write_notes(document)
+    yield from iter_notes(document)
 
 
 def row_cells(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -82,7 +82,7 @@ def text_counts(row: Mapping[str, Any]) -> str:
     return f" {facts['texts']} texts" if "texts" in facts else ""
 
 
-def write_notes(document: Mapping[str, Any]) -> Iterator[str]:
+def iter_notes(document: Mapping[str, Any]) -> Iterator[str]:
     references = {row["reference"] for row in document["rows"] if len(row["variants"]) > 1}
     if references:
         reference = references.pop() if len(references) == 1 else "the row's reference (1)"

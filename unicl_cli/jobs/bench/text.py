@@ -18,7 +18,7 @@ from unicl_cli.jobs.bench.model_pair import (
     shape_of,
     zero_grads,
 )
-from unicl_cli.jobs.bench.protocol import Case, Prepared, choose_device
+from unicl_cli.jobs.bench.protocol import Case, PreparedCase, choose_device
 from unicl_cli.jobs.bench.step import OURS, PairBatch, make_pair_batch
 
 FULL, TRIMMED, DISTINCT = "full", "trimmed", "distinct"
@@ -43,7 +43,9 @@ def cases(request: Request) -> list[Case]:
     return found
 
 
-def prepare_text_tower(request: Request, texts: Callable[[int], LabelledTexts], variants: Collection[str]) -> Prepared:
+def prepare_text_tower(
+    request: Request, texts: Callable[[int], LabelledTexts], variants: Collection[str]
+) -> PreparedCase:
     device, size = choose_device(request), request.batch or 64
     pair = make_model_pair(request.model or "text", device, size)
     batch = make_pair_batch(texts(size), pair.tokenizer, image_size=1).to(device)
@@ -68,7 +70,7 @@ def prepare_text_tower(request: Request, texts: Callable[[int], LabelledTexts], 
 
     runs = {name: partial(run, name) for name in forward if name in variants}
     check = partial(compare_text_towers, pair, batch, weights) if PEER in runs else None
-    return Prepared(size, runs, {**batch.facts(), "model": request.model or "text"}, check)
+    return PreparedCase(size, runs, {**batch.facts(), "model": request.model or "text"}, check)
 
 
 def compare_text_towers(pair: ModelPair, batch: PairBatch, weights: Tensor) -> dict[str, float]:

@@ -92,7 +92,7 @@ class ProbeEvaluator(NamedTuple):
             trained = TRAIN[method](train, validation, classes, joined=True)
             test = read(split=split)
             facts |= figures_of(trained, test, method) | {"n_train": len(train.targets) + len(validation.targets)}
-            warnings = warnings_about(train.joined(validation), test, trained)
+            warnings = probe_warnings(train.joined(validation), test, trained)
         facts = {"n": len(test.targets), **facts}
         return facts | {"warnings": warnings} if warnings else facts
 
@@ -240,7 +240,7 @@ def warn_about_shots(train: Examples, corpus: EvalCorpus, shots: int) -> list[st
     return [f"{shots} shots: {len(names)} classes have fewer rows: {shorten_names(names)}"] if names else []
 
 
-def warnings_about(train: Examples, test: Examples, trained: Classifier) -> list[str]:
+def probe_warnings(train: Examples, test: Examples, trained: Classifier) -> list[str]:
     """Return the warnings about classes without training rows and about a setting at the end of its range."""
     found: list[str] = []
     unseen = ~torch.isin(test.targets, train.targets)

@@ -66,7 +66,7 @@ class ZeroShotEvaluator(NamedTuple):
             same = scorer.first[answers.top[:, 0]] == scorer.first[targets]
             figures["top1_any_of_identical"] = int(same.sum()) / len(same)
         absent = len(names) - len(figures["per_class"])
-        warnings = [*scorer.warnings, *warnings_about(answers, absent, len(names), split)]
+        warnings = [*scorer.warnings, *answer_warnings(answers, absent, len(names), split)]
         return figures | {"warnings": warnings} if warnings else figures
 
 
@@ -106,7 +106,7 @@ def columns_of(
     }
 
 
-def warnings_about(answers: Answers, absent: int, classes: int, split: str) -> list[str]:
+def answer_warnings(answers: Answers, absent: int, classes: int, split: str) -> list[str]:
     """Return the warnings about ties and about ``absent`` classes, which have no row in the split."""
     warnings: list[str] = []
     share = float(answers.ties.double().mean())

@@ -10,11 +10,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor, zeros
 
-from unicl_cli.build.data import Data, build_data
+from unicl_cli.build.data import TrainingData, build_data
 from unicl_cli.contracts import NO_LABEL, NO_TEXT, Drawn
 from unicl_cli.data.collate import collate
 from unicl_cli.data.corpus import Corpus
-from unicl_cli.data.mix import Draws, Mix
+from unicl_cli.data.mix import Draws, MixedCorpora
 from unicl_cli.data.text import text_hash
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.inspect.class_mentions import ClassNameFinder, distinct_pairs, split_words
@@ -67,7 +67,7 @@ def inspect_batch(recipe: Recipe, path: str, step: int, *, with_images: bool) ->
     data = build_data(recipe)
     at = next(iter(Draws(data.order, step, step + 1, 0, 1)))
     blank = cast("Any", skip_image)
-    mix = Mix([strand._replace(transform=blank) for strand in data.mix.strands], data.mix.texts)
+    mix = MixedCorpora([strand._replace(transform=blank) for strand in data.mix.strands], data.mix.texts)
     drawn = [mix[place] for place in at]
     batch = collate(drawn, zeros(len(drawn)), tokenizer=None, caption_targets=recipe.data.caption_targets, extra=None)
     with_text = np.flatnonzero(batch.text_index.numpy() != NO_TEXT)
@@ -106,7 +106,7 @@ def skip_image(data: bytes, draw: int) -> Tensor:
     return zeros(0)
 
 
-def row_groups(rows: list[Drawn], keys: Ints, data: Data) -> RowGroups:
+def row_groups(rows: list[Drawn], keys: Ints, data: TrainingData) -> RowGroups:
     """Return the keys, labels and texts of the rows, and the classes that captions name."""
     labels = np.array([row.label for row in rows], np.int64)
     texts = np.array([text_hash(row.text or "") for row in rows], np.int64)
@@ -159,7 +159,7 @@ def target_matrices(numbers: RowGroups, shown: Ints) -> dict[str, list[str]]:
     return {name: ["".join(row) for row in matrix.tolist()] for name, matrix in cells.items()}
 
 
-def row_facts(row: Drawn, positives: int, data: Data) -> dict[str, Any]:
+def row_facts(row: Drawn, positives: int, data: TrainingData) -> dict[str, Any]:
     """Return a listed row; ``positives`` is the number of texts in the batch that are positives of its image."""
     named = None if row.label == NO_LABEL else data.classes[row.label].names[0]
     return {"row": row.row, "draw": row.draw, "class": named, "text": row.text, "positives": positives}

@@ -60,7 +60,7 @@ def inspect_corpus(corpus: Corpus, *, split: str | None, tokenizer: str, batch_s
         facts["named_classes"] = count_named_classes(corpus.classes, counts, scanned.texts, MAX_LISTED)
     facts["concepts"] = count_concepts(corpus.classes, counts, scanned)
     facts["pairs"] = pair_statistics(counts, scanned.texts, batch_size)
-    facts["duplicates"] = find_duplicates(corpus, scanned)
+    facts["duplicates"] = count_duplicates(corpus, scanned)
     return facts | {"notes": write_notes(facts)}
 
 
@@ -124,11 +124,11 @@ def class_facts(classes: Sequence[ClassName], counts: Ints) -> dict[str, Any]:
         "quantiles": {name: int(value) for name, value in quantiles.items()},
         "largest": listed[:MAX_LISTED],
         "smallest": listed[-MAX_LISTED:] if len(listed) > MAX_LISTED else [],
-        "histogram": histogram(counts),
+        "histogram": count_bins(counts),
     }
 
 
-def histogram(values: Ints, most: int = 16) -> list[dict[str, int]]:
+def count_bins(values: Ints, most: int = 16) -> list[dict[str, int]]:
     """Return at most ``most`` bins of equal width; ``high`` belongs to its bin."""
     low, high = int(values.min()), int(values.max())
     width = max(1, -(-(high - low + 1) // most))
@@ -165,7 +165,7 @@ def parse_reject(line: str) -> dict[str, str]:
         return {"key": "?", "reason": "?", "detail": "this line of rejects is damaged"}
 
 
-def find_duplicates(corpus: Corpus, scanned: CorpusScan) -> dict[str, Any]:
+def count_duplicates(corpus: Corpus, scanned: CorpusScan) -> dict[str, Any]:
     """Count rows that repeat an image byte for byte: in all, with several labels, and also in train."""
     split, label, digest = scanned.images
     order = np.lexsort((label, split, digest))

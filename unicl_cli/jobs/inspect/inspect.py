@@ -32,7 +32,7 @@ IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".
 LIST_SUFFIXES = frozenset((".csv", ".tsv", ".jsonl", ".parquet"))
 
 
-class Options(NamedTuple):
+class InspectOptions(NamedTuple):
     """The options of the command line."""
 
     split: str | None
@@ -44,7 +44,7 @@ class Options(NamedTuple):
     samples: int
 
 
-def inspect_path(path: str, options: Options) -> dict[str, Any]:
+def inspect_path(path: str, options: InspectOptions) -> dict[str, Any]:
     """Return the document of `unicl inspect`, and write the page if one is asked for."""
     kind = kind_of(path)
     if options.batch:
@@ -61,7 +61,7 @@ def inspect_path(path: str, options: Options) -> dict[str, Any]:
     return document
 
 
-def inspect_corpus_path(path: str, options: Options) -> dict[str, Any]:
+def inspect_corpus_path(path: str, options: InspectOptions) -> dict[str, Any]:
     corpus = open_corpus(path)
     size = options.batch_size or DEFAULT_BATCH
     document = inspect_corpus(corpus, split=options.split, tokenizer=options.tokenizer, batch_size=size)
@@ -72,7 +72,7 @@ def inspect_corpus_path(path: str, options: Options) -> dict[str, Any]:
     return document
 
 
-def draw_page_batch(corpus: Corpus, document: Mapping[str, Any], options: Options) -> InspectedBatch | None:
+def draw_page_batch(corpus: Corpus, document: Mapping[str, Any], options: InspectOptions) -> InspectedBatch | None:
     """Draw the batch for the page of a corpus; None if no row has a text."""
     if "captions" not in document and not document.get("per_class", {}).get("n"):
         return None
@@ -80,14 +80,14 @@ def draw_page_batch(corpus: Corpus, document: Mapping[str, Any], options: Option
     return inspect_batch(recipe, str(corpus.path), options.step, with_images=True)
 
 
-def inspect_batch_path(path: str, kind: str, options: Options) -> dict[str, Any]:
-    shown = inspect_batch(find_recipe(path, kind, options), path, options.step, with_images=options.html is not None)
+def inspect_batch_path(path: str, kind: str, options: InspectOptions) -> dict[str, Any]:
+    shown = inspect_batch(recipe_of(path, kind, options), path, options.step, with_images=options.html is not None)
     if options.html is not None:
         write_page(options.html, batch_page(shown))
     return shown.document
 
 
-def find_recipe(path: str, kind: str, options: Options) -> Recipe:
+def recipe_of(path: str, kind: str, options: InspectOptions) -> Recipe:
     """Return the recipe whose batch is drawn: the path's own, or the default for a corpus."""
     if kind == "corpus":
         corpus = open_corpus(path)

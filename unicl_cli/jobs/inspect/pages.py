@@ -36,7 +36,7 @@ def corpus_page(facts: Mapping[str, Any], corpus: Corpus, samples: int, shown: I
     parts = [
         figures(facts),
         section("Notes", html.bullet_list(facts["notes"])) if facts["notes"] else Html(""),
-        *(sample_section(corpus, line, samples) for line in sampled_groups(facts) if samples),
+        *(sample_section(corpus, line, samples) for line in sample_groups(facts) if samples),
         sources_section(facts),
         *class_sections(facts),
         *caption_sections(facts),
@@ -62,7 +62,7 @@ def figures(facts: Mapping[str, Any]) -> Html:
     return html.numbers(shown)
 
 
-def sampled_groups(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def sample_groups(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return each source and kind once, from the inspected split if it has that."""
     found: dict[tuple[str, str], Mapping[str, Any]] = {}
     for line in sorted(facts["sources"], key=lambda line: line["split"] != facts["split"]):

@@ -22,7 +22,7 @@ from unicl_cli.jobs.prepare.plan_file import check_out_dir, check_same_plan, rea
 from unicl_cli.jobs.prepare.progress import format_counts, note
 from unicl_cli.jobs.prepare.report import count_of
 from unicl_cli.jobs.prepare.request import PrepareRequest
-from unicl_cli.jobs.prepare.shards import DECODERS, THREADS, Prepared, Rejected, Unit, Work, prepare_row
+from unicl_cli.jobs.prepare.shards import DECODERS, THREADS, PreparedRow, Rejected, Unit, Work, prepare_row
 from unicl_cli.pages.text import align_columns
 
 SAMPLE = 128
@@ -98,7 +98,7 @@ def _sample_rows(plan: CorpusPlan, planned: PlannedSource, split: str, out: Path
     with ThreadPoolExecutor(THREADS) as threads:
         results = list(threads.map(partial(prepare_row, source=planned.source, work=work, decoders=decoders), chosen))
     seconds = time.monotonic() - started
-    kept = [result for result in results if isinstance(result, Prepared)]
+    kept = [result for result in results if isinstance(result, PreparedRow)]
     return SourceSample(
         name,
         kind,

@@ -34,7 +34,7 @@ class Stop:
         return self.requested
 
     @contextmanager
-    def deferred(self) -> Generator[None, None, None]:
+    def defer_interrupts(self) -> Generator[None, None, None]:
         """Only set the flag inside this block, where the work checks it at every row."""
         self.is_deferred = True
         try:
@@ -87,7 +87,7 @@ def catch_stop_signals(out: Path, again: str) -> Generator[Stop, None, None]:
 
 
 @contextmanager
-def writing_into(stop: Stop) -> Generator[None, None, None]:
+def lock_output(stop: Stop) -> Generator[None, None, None]:
     """The directory of ``stop``, locked against a second writer. UniclError if it cannot be, or the disk gets full.
 
     Afterwards there is no lock, no temporary file and no empty directory that was not there before.

@@ -22,7 +22,7 @@ from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.resolve import SourceSpec, open_source
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
-from unicl_cli.jobs.prepare.request import Options
+from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.rows import Adoption, Rows
 from unicl_cli.jobs.prepare.shards import MediaError, Unit, Work, media_of, stored_media
 
@@ -48,7 +48,7 @@ class PlannedSource(NamedTuple):
 class CorpusPlan(NamedTuple):
     """The open sources, merged classes and options; computed at every start and compared with `plan.json`."""
 
-    options: Options
+    options: PrepareOptions
     sources: list[PlannedSource]
     classes: tuple[ClassName, ...]
     templates: tuple[str, ...] | str
@@ -74,7 +74,7 @@ class CorpusPlan(NamedTuple):
             **options,
             "seed": None if self.options.keep_order else SEED,
             "templates": self.templates if isinstance(self.templates, str) else list(self.templates),
-            "classes": _digest([list(c) for c in self.classes]),
+            "classes": _hash_json([list(c) for c in self.classes]),
             "sources": described,
         }
 
@@ -110,7 +110,7 @@ class CorpusPlan(NamedTuple):
         return next(planned for planned in self.sources if planned.spec.name == name)
 
 
-def make_plan(specs: Sequence[SourceSpec], options: Options) -> CorpusPlan:
+def make_plan(specs: Sequence[SourceSpec], options: PrepareOptions) -> CorpusPlan:
     """Open every source, merge classes, hold out validation rows, permute. UniclError for bad rows or labels."""
     sources = [open_source(item.src, item.kind) for item in specs]
     notes: list[str] = []
@@ -145,7 +145,7 @@ def list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _plan_source(
-    spec: SourceSpec, source: DatasetSource, ids: dict[str, int], options: Options, notes: list[str]
+    spec: SourceSpec, source: DatasetSource, ids: dict[str, int], options: PrepareOptions, notes: list[str]
 ) -> PlannedSource:
     raw = {split: source.rows(split) for split in source.splits}
     for split in raw:
@@ -199,7 +199,7 @@ def _is_integer(label: object) -> bool:
     return isinstance(label, int) and not isinstance(label, bool)  # plugins may hand out anything
 
 
-def _holdout_share(options: Options, rows: int) -> float:
+def _holdout_share(options: PrepareOptions, rows: int) -> float:
     if options.holdout is None:
         return HOLDOUT if rows >= HOLDOUT_ROWS else 0
     return options.holdout
@@ -219,7 +219,7 @@ def _split_holdout(rows: Rows, share: float) -> dict[str, Rows]:
     return {split: Rows(rows.raw, np.flatnonzero(part), rows.adoption) for split, part in parts.items()}
 
 
-def _permute(order: NDArray[np.int64], spec: SourceSpec, split: str, options: Options) -> NDArray[np.int64]:
+def _permute(order: NDArray[np.int64], spec: SourceSpec, split: str, options: PrepareOptions) -> NDArray[np.int64]:
     """Permute the rows, so that a shard mixes the classes, and cut them to the limit."""
     if not options.keep_order and len(order):
         order = order[Permutation(len(order), f"{SEED}/{spec.name}/{spec.kind}/{split}")(np.arange(len(order)))]
@@ -248,7 +248,7 @@ def _try_to_read(source: DatasetSource, row: Row) -> Mapping[str, bytes]:
         return {}
 
 
-def _cut_into_units(planned: PlannedSource, options: Options) -> list[Unit]:
+def _cut_into_units(planned: PlannedSource, options: PrepareOptions) -> list[Unit]:
     mean = _mean_bytes(planned, options.size)
     unit_rows = min(8192, max(64, int(options.shard_mb * 1e6 / mean)))
     if unit_rows > 256:
@@ -314,7 +314,7 @@ def _choose_templates(
     return kinds.pop() if len(kinds) == 1 else "clip80"
 
 
-def _digest(value: Any) -> str:
+def _hash_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 

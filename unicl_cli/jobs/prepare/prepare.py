@@ -16,12 +16,12 @@ from unicl_cli.jobs.prepare import duplicates
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.engines.engine import Engine, Job, Marker, WorkList
 from unicl_cli.jobs.prepare.engines.local import run_local
-from unicl_cli.jobs.prepare.lock import Stop, remove_unfinished, writing_into
+from unicl_cli.jobs.prepare.lock import Stop, lock_output, remove_unfinished
 from unicl_cli.jobs.prepare.manifest import fold_manifest
 from unicl_cli.jobs.prepare.plan import CorpusPlan, make_plan
 from unicl_cli.jobs.prepare.plan_file import agree_on_plan, check_out_dir
 from unicl_cli.jobs.prepare.progress import Progress, format_counts, note
-from unicl_cli.jobs.prepare.report import image_notes, summarize, write_report
+from unicl_cli.jobs.prepare.report import image_notes, write_report, write_summary
 from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.prepare.shards import Unit, json_bytes, write_unit
 
@@ -60,7 +60,7 @@ def prepare(
     stop = stop or Stop(out, "the same command")
     sources = request.sources()
     check_out_dir(out)
-    with writing_into(stop):
+    with lock_output(stop):
         plan = make_plan(sources, request.options)
         for line in plan.notes:
             note(line)
@@ -72,12 +72,12 @@ def prepare(
             return report
         (out / MANIFEST).unlink(missing_ok=True)
         preparation = Preparation(plan, units, out, engine, workers or cores(), stop)
-        with stop.deferred():
+        with stop.defer_interrupts():
             found = _find_duplicates(preparation)
             _write_shards(preparation, found or NO_DUPLICATES, markers)
         if len(markers) < len(units):
             raise Stopped(f"{out}: stopped after {len(markers)} of {len(units)} shards", f"continue with: {stop.again}")
-        return _finish(preparation, document, [markers[unit.marker] for unit in units], found)
+        return _finish_corpus(preparation, document, [markers[unit.marker] for unit in units], found)
 
 
 def _read_markers(out: Path, units: Sequence[Unit], redo: frozenset[str]) -> dict[str, Marker]:
@@ -98,7 +98,7 @@ def _read_finished(plan: CorpusPlan, out: Path, markers: Sequence[Marker]) -> di
     """Return the report of a corpus that has a readable manifest; None if it has none."""
     with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # a damaged one is made again from the markers
         manifest = json.loads((out / MANIFEST).read_bytes())
-        return summarize(out, plan.classes, markers, plan.notes, manifest)
+        return write_summary(out, plan.classes, markers, plan.notes, manifest)
     return None
 
 
@@ -151,7 +151,7 @@ def _run_engine(
     return preparation.engine(todo, workers=preparation.workers, progress=progress, stopped=stop)
 
 
-def _finish(
+def _finish_corpus(
     preparation: Preparation, document: dict[str, Any], markers: list[Marker], found: Duplicates | None
 ) -> dict[str, Any]:
     """Fold the markers into the manifest, which is the last file to be written, and return the report."""
@@ -164,7 +164,7 @@ def _finish(
         dedup=found.facts if found else None,
         repeated=duplicates.count_equal_images(out, [marker for marker in markers if marker["rows"]]),
     )
-    report = summarize(out, plan.classes, markers, plan.notes, manifest)
+    report = write_summary(out, plan.classes, markers, plan.notes, manifest)
     _check_no_source_is_empty(out, units, report)
     for line in image_notes(manifest):
         note(line)

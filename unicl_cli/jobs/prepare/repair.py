@@ -14,7 +14,7 @@ from unicl_cli.jobs.prepare.plan_file import read_plan, units_of
 from unicl_cli.jobs.prepare.prepare import prepare
 from unicl_cli.jobs.prepare.progress import Progress, note
 from unicl_cli.jobs.prepare.report import count_of
-from unicl_cli.jobs.prepare.request import Options, PrepareRequest
+from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
 from unicl_cli.jobs.prepare.verify import VerifyResult, check_shards, survey
 
 
@@ -101,7 +101,7 @@ def _request_of(document: dict[str, Any], out: Path) -> PrepareRequest:
         kind: tuple(source["src"] for source in document["sources"] if source["kind"] == kind)
         for kind in ("labels", "captions", "images")
     }
-    options = Options(
+    options = PrepareOptions(
         templates=templates if isinstance(templates, str) else tuple(templates),
         keep_order=document["seed"] is None,
         **{name: document[name] for name in ("size", "min_side", "holdout", "shard_mb", "limit", "text", "dedup")},

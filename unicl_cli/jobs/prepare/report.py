@@ -38,7 +38,7 @@ REMEDIES = {
 """Advice about rejected rows, by reason."""
 
 
-def summarize(
+def write_summary(
     out: Path,
     classes: Sequence[ClassName],
     markers: Sequence[Marker],

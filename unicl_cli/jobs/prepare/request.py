@@ -9,7 +9,7 @@ from unicl_cli.errors import UniclError
 
 
 @dataclass(frozen=True)
-class Options:
+class PrepareOptions:
     """Options that change the bytes of a corpus."""
 
     templates: str | tuple[str, ...] | None = None
@@ -39,7 +39,7 @@ class PrepareRequest(NamedTuple):
     captions: tuple[str, ...]
     images: tuple[str, ...]
     out: Path
-    options: Options = Options()
+    options: PrepareOptions = PrepareOptions()
 
     def sources(self) -> list[SourceSpec]:
         """Name every source. UniclError if there are none."""

@@ -87,7 +87,7 @@ class Rejected(NamedTuple):
     detail: str
 
 
-class Prepared(NamedTuple):
+class PreparedRow(NamedTuple):
     """A row as it is stored, and its counts for the closing table."""
 
     record: dict[str, Any]
@@ -159,7 +159,7 @@ class Tally:
         self.payload_at_256 = 0
         self.media: Counter[str] = Counter()
 
-    def add(self, row: Prepared) -> None:
+    def add(self, row: PreparedRow) -> None:
         record = row.record
         self.rows += 1
         self.labels[record["label"]] += 1
@@ -204,11 +204,11 @@ def row_chunks(work: Work) -> Iterator[list[Row]]:
 
 def _prepare_rows(
     work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]
-) -> Iterator[Prepared | Rejected | None]:
+) -> Iterator[PreparedRow | Rejected | None]:
     """Yield every row's result in order; None is the last one after a stop, which waits for no image."""
     decoders = threading.Semaphore(DECODERS)
 
-    def one(row: Row) -> Prepared | Rejected | None:
+    def one(row: Row) -> PreparedRow | Rejected | None:
         return None if stopped() else prepare_row(row, source=source, work=work, decoders=decoders)
 
     with ThreadPoolExecutor(THREADS) as threads:
@@ -218,11 +218,11 @@ def _prepare_rows(
                 yield None
                 return
             yield from done
-            kept = sum(len(row.record["image"]["bytes"]) for row in done if isinstance(row, Prepared))
+            kept = sum(len(row.record["image"]["bytes"]) for row in done if isinstance(row, PreparedRow))
             tick(len(chunk), kept, Counter(row.reason for row in done if isinstance(row, Rejected)))
 
 
-def _write_groups(file: BinaryIO, results: Iterator[Prepared | Rejected | None], work: Work, tally: Tally) -> bool:
+def _write_groups(file: BinaryIO, results: Iterator[PreparedRow | Rejected | None], work: Work, tally: Tally) -> bool:
     """Write row groups of ``group_rows`` rows, the last one shorter; False if the results broke off."""
     schema = MEDIA_SCHEMA if work.media else SCHEMA
     pending: list[dict[str, Any]] = []
@@ -258,7 +258,9 @@ def _write_group(writer: pq.ParquetWriter, rows: list[dict[str, Any]], schema: A
     return len(rows)
 
 
-def prepare_row(row: Row, *, source: DatasetSource, work: Work, decoders: threading.Semaphore) -> Prepared | Rejected:
+def prepare_row(
+    row: Row, *, source: DatasetSource, work: Work, decoders: threading.Semaphore
+) -> PreparedRow | Rejected:
     """Read, decode and describe one row; turn every failure into a reason."""
     texts, reason = usable_texts(row, work)
     if reason:
@@ -291,7 +293,7 @@ def prepare_row(row: Row, *, source: DatasetSource, work: Work, decoders: thread
         "url": None,
         "media": media,  # no column unless the corpus has media
     }
-    return Prepared(record, image.animated, len(row.texts) - len(texts))
+    return PreparedRow(record, image.animated, len(row.texts) - len(texts))
 
 
 def media_of(source: DatasetSource) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ class Survey(NamedTuple):
 def survey(folder: Path) -> Survey:
     """List the shards to check. UniclError if ``folder`` is not a corpus."""
     manifest, problems = _read_manifest(folder)
-    return Survey(folder, manifest, manifest["shards"] if manifest else _read_markers(folder), problems)
+    return Survey(folder, manifest, manifest["shards"] if manifest else _read_unfinished(folder), problems)
 
 
 def check_shards(of: Survey, shard_done: Callable[[Mapping[str, Any]], None]) -> VerifyResult:
@@ -108,7 +108,7 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
     return manifest, []
 
 
-def _read_markers(folder: Path) -> list[dict[str, Any]]:
+def _read_unfinished(folder: Path) -> list[dict[str, Any]]:
     """Return the markers of an unfinished corpus that can be read and have rows."""
     shards: list[dict[str, Any]] = []
     for file in sorted(folder.glob("parts/*.json")):

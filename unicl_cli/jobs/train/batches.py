@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from unicl_cli.build.data import Data
+from unicl_cli.build.data import TrainingData
 from unicl_cli.contracts import Batch, Tokenizer
 from unicl_cli.core.dist import bare, rank, world_size
 from unicl_cli.core.loop import Step
@@ -21,7 +21,7 @@ from unicl_cli.recipe.schema import Recipe
 
 def stream_batches(
     recipe: Recipe,
-    data: Data,
+    data: TrainingData,
     tokenizer: Tokenizer | None,
     step: nn.Module,
     start: int,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from unicl_cli.build.data import Data, build_tokenizer
+from unicl_cli.build.data import TrainingData, build_tokenizer
 from unicl_cli.build.init import load_init
 from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.contracts import Batch, Tokenizer
@@ -33,7 +33,7 @@ class Blueprint:
     """
 
     def __init__(
-        self, recipe: Recipe, data: Data, sizes: Sizes, *, trained: Path | None = None, start: str | None = None
+        self, recipe: Recipe, data: TrainingData, sizes: Sizes, *, trained: Path | None = None, start: str | None = None
     ) -> None:
         self.recipe, self.data, self.sizes, self.trained, self.start = recipe, data, sizes, trained, start
         self.fit_tokenizer = cache(partial(build_tokenizer, recipe, data))  # once for all builds, and only if needed

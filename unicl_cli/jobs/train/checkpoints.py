@@ -15,7 +15,7 @@ from unicl_cli.core import checkpoint, checkpoint_files
 from unicl_cli.core.dist import barrier, largest_over_ranks, rank, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
-from unicl_cli.core.guard import HINT, Diverged, Guard
+from unicl_cli.core.guard import HINT, Diverged, DivergenceGuard
 from unicl_cli.core.saver import Saver
 from unicl_cli.core.sinks import explain_write_errors
 from unicl_cli.errors import UniclError
@@ -36,7 +36,7 @@ class Checkpoints:
     """All of a run's state that a checkpoint holds. Every rank has one; rank 0's writes."""
 
     def __init__(
-        self, parts: Parts, run: Path, accelerator: Any, optimizer: Any, average: Average | None, guard: Guard
+        self, parts: Parts, run: Path, accelerator: Any, optimizer: Any, average: Average | None, guard: DivergenceGuard
     ) -> None:
         self.parts, self.run_dir, self.accelerator, self.guard = parts, run, accelerator, guard
         self.optimizer, self.average = optimizer, average

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from unicl_cli.build.data import Data, build_data, build_tokenizer, check_learnable
+from unicl_cli.build.data import TrainingData, build_data, build_tokenizer, check_learnable
 from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.build.optimizer import recipe_warnings
 from unicl_cli.contracts import Tokenizer
@@ -26,7 +26,7 @@ from unicl_cli.errors import UniclError
 from unicl_cli.jobs.train.blueprint import has_batch_statistics
 from unicl_cli.jobs.train.memory import (
     METHOD,
-    Shape,
+    BatchShape,
     count_flops,
     make_fake,
     state_bytes,
@@ -89,12 +89,12 @@ def dry_run_facts(recipe: Recipe, run: Path, world: int, card: float | None = No
     def build(chunks: int) -> Step:
         return build_on_meta(recipe, data, fit_tokenizer, chunks)[0]
 
-    shape = Shape(sizes.local, recipe.data.views, recipe.data.image_size, length)
+    shape = BatchShape(sizes.local, recipe.data.views, recipe.data.image_size, length)
     return found | estimate_costs(Estimate(recipe, build, shape, world, card), at_once)
 
 
 def build_on_meta(
-    recipe: Recipe, data: Data, fit_tokenizer: Callable[[], TextTokenizer], chunks: int
+    recipe: Recipe, data: TrainingData, fit_tokenizer: Callable[[], TextTokenizer], chunks: int
 ) -> tuple[Step, Tokenizer | None]:
     """Build model and loss with shapes but without memory or weights; return them and the tokenizer of their texts."""
     with torch.device("meta"):
@@ -123,7 +123,7 @@ class Estimate(NamedTuple):
 
     recipe: Recipe
     build: Callable[[int], Step]
-    shape: Shape
+    shape: BatchShape
     world: int
     card: float | None
 

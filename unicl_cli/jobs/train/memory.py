@@ -29,7 +29,7 @@ FIELDS = {"adamw": 2, "sgd": 1, "lars": 1}
 """Numbers in the optimizer's state for each trained parameter."""
 
 
-class Shape(NamedTuple):
+class BatchShape(NamedTuple):
     """A rank's share of a batch: rows, views of each image, its side, and the longest text (None: no texts)."""
 
     rows: int
@@ -38,7 +38,7 @@ class Shape(NamedTuple):
     length: int | None
 
 
-def fake_batch(shape: Shape) -> Batch:
+def fake_batch(shape: BatchShape) -> Batch:
     """Return a batch of distinct texts of full length; inside the mode of `make_fake` it has no numbers."""
     rows, views, side, length = shape
     size = (rows, views, 3, side, side) if views > 1 else (rows, 3, side, side)
@@ -117,7 +117,7 @@ class Ledger(TorchDispatchMode):
             torch.UntypedStorage.resize_ = plain
 
 
-def step_bytes(step: Step, mode: FakeTensorMode, shape: Shape, *, world: int, strategy: str, half: bool) -> int:
+def step_bytes(step: Step, mode: FakeTensorMode, shape: BatchShape, *, world: int, strategy: str, half: bool) -> int:
     """Return the most bytes that a step of a rank's share has alive at once, beside those of `state_bytes`.
 
     ``step`` comes from `make_fake`; it may be sharded here over ``world`` processes, so use it only once. ``half``:
@@ -162,7 +162,7 @@ def state_bytes(recipe: Recipe, step: Step, sharded_over: int) -> dict[str, int]
     return {name: -(-size // sharded_over) for name, size in found.items()}
 
 
-def count_flops(step: Step, shape: Shape) -> dict[str, int]:
+def count_flops(step: Step, shape: BatchShape) -> dict[str, int]:
     """Count the floating-point operations of one forward of an image, and of a text of full length.
 
     Attention is counted as the matrix products that define it, so that the count does not depend on the fused kernel

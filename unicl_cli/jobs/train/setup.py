@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from unicl_cli import __version__
-from unicl_cli.build.data import Data, build_data, check_learnable
+from unicl_cli.build.data import TrainingData, build_data, check_learnable
 from unicl_cli.build.lora import MARK, has_adapters
 from unicl_cli.build.model import store_towers
 from unicl_cli.build.optimizer import recipe_warnings
-from unicl_cli.build.param_groups import KEY, key_of
+from unicl_cli.build.param_groups import KEY, recipe_key
 from unicl_cli.contracts import Tokenizer
 from unicl_cli.core import checkpoint, checkpoint_files
 from unicl_cli.core.dist import bare, rank, sum_over_ranks, world_size
@@ -41,7 +41,7 @@ class Parts(NamedTuple):
     """All that a training consists of, on this rank."""
 
     recipe: Recipe
-    data: Data
+    data: TrainingData
     step: nn.Module
     tokenizer: Tokenizer | None
     sizes: Sizes
@@ -85,7 +85,7 @@ def warn(warnings: Sequence[str]) -> None:
         sys.stderr.writelines(f"warning: {warning}\n" for warning in warnings)
 
 
-def check_unchanged(data: Data, folder: Path) -> None:
+def check_unchanged(data: TrainingData, folder: Path) -> None:
     """Raise UniclError if a corpus has changed: tokenizer, classes and order of samples came from it."""
     known = checkpoint_files.read_facts(folder)["corpora"].items()
     changed = [name for name, old in known if data.checksums.get(name, old) != old]
@@ -102,7 +102,9 @@ def check_adapters(step: Step, frozen: Sequence[str]) -> None:
     if lost:
         layer = lost[0].partition(MARK)[0]
         key = next(
-            key_of(each) for name, each in step.named_modules() if hasattr(each, KEY) and layer.startswith(f"{name}.")
+            recipe_key(each)
+            for name, each in step.named_modules()
+            if hasattr(each, KEY) and layer.startswith(f"{name}.")
         )
         raise UniclError(f"{key}.lora: no loss reaches the adapter of {layer}", f"name others in {key}.lora.targets")
 
@@ -135,7 +137,7 @@ def write_parts(parts: Parts, run: Path) -> None:
         store_towers(parts.step, run)
 
 
-def write_words(run: Path, data: Data, tokenizer: Tokenizer | None) -> None:
+def write_words(run: Path, data: TrainingData, tokenizer: Tokenizer | None) -> None:
     """Write the classes, the templates and the tokenizer."""
     names = [{"key": c.key, "names": list(c.names)} for c in data.classes]
     length = tokenizer.context_length if tokenizer is not None else 0

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from unicl_cli.build.data import Data, total_steps
+from unicl_cli.build.data import TrainingData, total_steps
 from unicl_cli.recipe.schema import Recipe
 
 
@@ -17,7 +17,7 @@ class Sizes(NamedTuple):
     """Updates of the whole training."""
 
 
-def sizes_of(recipe: Recipe, data: Data, world: int) -> Sizes:
+def sizes_of(recipe: Recipe, data: TrainingData, world: int) -> Sizes:
     """Return the sizes of a recipe's training on ``world`` processes."""
     return Sizes(world, recipe.batch.size // world, total_steps(recipe, data))
 

@@ -89,7 +89,7 @@ class Stage:
             lr=learning_rate(recipe, steps),
             grad_clip=recipe.optim.clip_norm,
             log_every=recipe.log.every,
-            describe=partial(describe, pad_id=getattr(self.parts.tokenizer, "pad_id", None)),
+            describe=partial(batch_figures, pad_id=getattr(self.parts.tokenizer, "pad_id", None)),
             each=self.checkpoints.follow,
             due=self.is_due,
             save=self.checkpoints.is_urgent,
@@ -156,7 +156,7 @@ class Stage:
             self.set_status("failed")
 
 
-def describe(batch: Batch, pad_id: int | None) -> dict[str, Tensor]:
+def batch_figures(batch: Batch, pad_id: int | None) -> dict[str, Tensor]:
     """Return a batch's figures: rows with a label, positives per row, distinct texts per row, padding among the tokens.
 
     The positives are those of the global batch, the row itself included.

@@ -5,7 +5,7 @@ from typing import Any, cast
 from torch import nn
 
 from unicl_cli.core.dist import bare
-from unicl_cli.data.mix import LABELS, Mix
+from unicl_cli.data.mix import LABELS, MixedCorpora
 from unicl_cli.jobs.train.setup import Parts
 
 PAYS = 6
@@ -14,7 +14,7 @@ MAX_BYTES = 1 << 30
 """Memory that the cache may take."""
 
 
-def texts_in(mix: Mix) -> int:
+def texts_in(mix: MixedCorpora) -> int:
     """Count the texts that a mix can draw: each prompt of each class, and the captions."""
     prompts = sum(sum(map(len, s.names)) * len(s.templates) for s in mix.strands if s.kind == LABELS)
     return prompts + sum(len(part.flatten()) for s in mix.strands for part in s.table.column("texts").chunks)

@@ -11,7 +11,7 @@ from unicl_cli.core.files import write_atomic
 from unicl_cli.core.loop import Step
 from unicl_cli.core.sinks import explain_write_errors, read_whole_lines
 from unicl_cli.data.corpus import open_corpus
-from unicl_cli.jobs.evaluate import validate
+from unicl_cli.jobs.evaluate import measure_validation
 from unicl_cli.jobs.train.setup import Parts
 from unicl_cli.recipe.schema import Eval
 from unicl_cli.runs.folder import VALIDATIONS
@@ -46,7 +46,7 @@ class Validations:
         templates, module = parts.data.templates, cast("Step", parts.step)
         loaded = Loaded(str(self.run_dir), module, parts.tokenizer, transform, parts.data.classes, templates, ())
         with self.accelerator.autocast():
-            figures = validate(loaded, corpus, split, batch=entry.batch, limit=entry.limit)
+            figures = measure_validation(loaded, corpus, split, batch=entry.batch, limit=entry.limit)
         if rank() == 0:
             self.write_line(step, {"corpus": entry.corpus, "split": split, **figures})
 

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 
 from unicl_cli.build.optimizer import warmup_steps
-from unicl_cli.core.guard import BadSteps, Figures, Guard
+from unicl_cli.core.guard import BadSteps, DivergenceGuard, Figures
 from unicl_cli.jobs.train.checkpoints import Checkpoints
 from unicl_cli.jobs.train.setup import Parts
 
 
-def build_guard(parts: Parts) -> Guard:
+def build_guard(parts: Parts) -> DivergenceGuard:
     """Build the guard with the limits of the recipe."""
     limits = parts.recipe.guard
     bad = BadSteps(0, 0.0) if limits.on_bad == "stop" else BadSteps(limits.max_bad_steps, limits.max_bad_share)
     scale: Any = parts.recipe.model.part.options.get("logit_scale")
-    return Guard(bad, Figures(getattr(scale, "max", None), warmup_steps(parts.recipe, parts.sizes.steps)))
+    return DivergenceGuard(bad, Figures(getattr(scale, "max", None), warmup_steps(parts.recipe, parts.sizes.steps)))
 
 
 def batch_sources(parts: Parts, step: int) -> str:

@@ -13,7 +13,7 @@ from unicl_cli.core.dist import bare, gather, rank, world_size
 from unicl_cli.core.machine import cores
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.metrics import best_classes
-from unicl_cli.inference.encoder import Encoder, diverged
+from unicl_cli.inference.encoder import Encoder, divergence_error
 from unicl_cli.inference.scorer import Scorer, make_scorer
 from unicl_cli.jobs.zeroshot.classes import Classes
 from unicl_cli.jobs.zeroshot.inputs import ImageInput, read_image
@@ -173,7 +173,7 @@ def zeroshot(
         problems = share_problems(part, scores.device)[: len(block)]
         good = torch.tensor([problem is None for problem in problems], device=scores.device)
         if bool(judge.scorer.probabilities(scores)[good].isnan().any()):
-            raise diverged(f"non-finite features from {loaded.name}")
+            raise divergence_error(f"non-finite features from {loaded.name}")
         yield judge.rows(block, scores, problems)
 
 

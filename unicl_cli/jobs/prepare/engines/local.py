@@ -91,7 +91,7 @@ class _Pool:
         try:
             while (waiting or pending) and not self.stopped():
                 while waiting and len(pending) < 2 * self.workers:
-                    with _blocked_interrupts():
+                    with _block_interrupts():
                         pending[pool.submit(_run_in_worker, self.todo.job, self.todo.work_of(waiting[0]))] = waiting[0]
                     waiting.popleft()
                 done, _ = wait(pending, _POLL, FIRST_COMPLETED)
@@ -131,7 +131,7 @@ class _Pool:
 
 
 @contextmanager
-def _blocked_interrupts() -> Generator[None, None, None]:
+def _block_interrupts() -> Generator[None, None, None]:
     """Block SIGINT, so that a process started in here is safe from Ctrl-C until it ignores it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
