@@ -24,7 +24,9 @@ class Kind(NamedTuple):
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
-        "loader": Kind("From JPEG bytes to augmented images and batches.", 7, ("batch",), recipe=True),
+        "loader": Kind(
+            "From JPEG bytes to augmented images and batches.", 7, ("batch", "model", "precision"), recipe=True
+        ),
         "step": Kind(
             "One update: forward, loss, backward, clip, AdamW.", 5, ("batch", "model", "precision"), recipe=True
         ),

@@ -102,6 +102,10 @@ def _cuda_seconds(run: Run) -> float:
     return begin.elapsed_time(end) / 1000
 
 
+WALL = "wall time"
+"""The clock of a row whose work is done by several processes."""
+
+
 def wall_seconds(run: Run) -> float:
     """Return the elapsed seconds of a run that waits for other processes."""
     began = time.perf_counter()

@@ -219,8 +219,14 @@ class SilentSink:
 
 def make_our_step(recipe: Recipe, step: Step, batch: Batch, device: torch.device) -> Callable[[], Any]:
     """Return one pass of the training loop, with everything that the loop does around an update."""
-    loop = make_our_loop(recipe, step, device, log_every=FOREVER)
-    return lambda: loop(iter([(0, batch)]), SilentSink())
+    loops: list[Any] = []
+
+    def run() -> None:
+        if not loops:  # the loop changes the module to autocast, and the check before the first run is in float32
+            loops.append(make_our_loop(recipe, step, device, log_every=FOREVER))
+        loops[0](iter([(0, batch)]), SilentSink())
+
+    return run
 
 
 def make_our_loop(
