@@ -1,7 +1,8 @@
 """`bench probe`: the probe's solver against scikit-learn's, by distance from the optimum at each C and by time.
 
-Both start cold; ours runs on the GPU where there is one. scikit-learn runs with its defaults (tol 1e-4, 1,000 iterations), and with the largest
-tol of 1e-4, 1e-5 … 1e-10 that reaches the optimum within 1e-6. The optimum is the lowest value of any fit.
+Both start cold; ours runs on the GPU where there is one. scikit-learn runs with its defaults (tol 1e-4, 1,000
+iterations), and with the largest tol of 1e-4, 1e-5 … 1e-10 that reaches the optimum within 1e-6. The optimum is the
+lowest value of any fit.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ TOLERANCES = [10.0**-power for power in range(4, 11)]
 STRENGTHS = [10.0**power for power in range(-6, 7, 2)]
 SHAPES = {"gaussian": (2000, 128, 20), "few-rows": (160, 256, 10)}
 SWEEP = "sweep"
-LARGE = {SWEEP: (2000, 512, 20)}
+LARGE = {SWEEP: (10_000, 512, 50)}
 """As wide as a model's features: scikit-learn runs with its defaults only, since the tolerances would take minutes."""
 
 

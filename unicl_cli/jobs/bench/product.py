@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from unicl_cli.jobs.bench.kinds import Request
-from unicl_cli.jobs.bench.protocol import Prepared, choose_device
+from unicl_cli.jobs.bench.protocol import PreparedCase, choose_device
 
 SIDE = {"cuda": 8192, "cpu": 512}
 TF32 = "tf32"
@@ -30,7 +30,7 @@ def allow_tf32() -> Generator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def prepare_product(request: Request, variants: Collection[str]) -> Prepared:
+def prepare_product(request: Request, variants: Collection[str]) -> PreparedCase:
     """Prepare products of two square matrices of random numbers; an item is a floating-point operation."""
     device = choose_device(request)
     side = SIDE[device.type]
@@ -40,7 +40,7 @@ def prepare_product(request: Request, variants: Collection[str]) -> Prepared:
     for name in variants:
         a, b = (x.bfloat16() if name == "bf16" else x for x in factors)
         runs[name] = make_product(a, b, torch.empty_like(a), rounded=name == TF32)
-    return Prepared(2 * side**3, runs, {"side": side})
+    return PreparedCase(2 * side**3, runs, {"side": side})
 
 
 def make_product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, *, rounded: bool) -> Callable[[], Any]:
