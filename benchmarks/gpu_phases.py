@@ -97,6 +97,8 @@ BENCHES: Mapping[str, tuple[Bench, ...]] = {
         Bench("probe", f"probe --only sweep --rounds 1 --threads {CORES}", None, 2),
     ),
 }
+MIRRORED = ("tests/core/test_prefetch.py", "tests/data/test_device_augment.py")
+"""Files with single tests of a card beside those of the CPU."""
 TESTS: Mapping[str, tuple[tuple[str, float], ...]] = {
     "right": (("kernel", 1.0), ("step", 1.0), ("training", 2.0), ("memory", 1.0)),
     "many": (("many", 1.0),),
@@ -130,18 +132,8 @@ def test_commands(phase: str, out: Path, *, toy: bool) -> list[Command]:
     paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     found: list[Command] = []
     for name, weight in TESTS.get(phase, ()):
-        words = (
-            "-m",
-            "pytest",
-            "-q",
-            "-m",
-            "gpu",
-            "-p",
-            OUTCOMES,
-            "-p",
-            "no:cacheprovider",
-            f"tests/gpu/test_{name}.py",
-        )
+        files = (f"tests/gpu/test_{name}.py", *(MIRRORED if name == "step" else ()))
+        words = ("-m", "pytest", "-q", "-m", "gpu", "-p", OUTCOMES, "-p", "no:cacheprovider", *files)
         env = {"PYTHONPATH": paths, "UNICL_OUTCOMES": str(out / phase / f"{name}.json")}
         if toy and name == "kernel":
             env |= interpreter()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from on_device import needs_card, train
+from on_device import DEVICE, at, needs_card, train
 
 from unicl_cli.jobs.bench.profiling import count_waits
 
@@ -15,19 +15,19 @@ RECIPES = {
 }
 
 
-@needs_card
 @pytest.mark.parametrize("kind", RECIPES)
 def test_a_step_waits_for_the_gpu_only_where_a_line_is_logged(tmp_path, digits, kind, record_property):
     def waits(steps: int, every: int) -> int:
         words = (*RECIPES[kind], f"log.every={every}", "optim.name=adamw", "checkpoint.every=1000")
-        with count_waits(torch.device("cuda")) as places:
-            train(tmp_path / f"{steps}-{every}", digits, *words, steps=steps, precision="bf16")
+        with count_waits(DEVICE) as places:
+            train(tmp_path / f"{steps}-{every}", digits, *words, steps=steps, precision="auto")
         record_property(f"{steps} steps, a line every {every}", sorted(set(places)))
         return len(places)
 
-    short, long = waits(20, 1000), waits(40, 1000)
-    assert long == short, "twenty more steps, no more waits"
-    assert waits(40, 1) - waits(20, 1) <= 20, "one wait per logged line"
+    steps = at(20, 2)
+    short, long = waits(steps, 1000), waits(2 * steps, 1000)
+    assert long == short, "more steps, no more waits"
+    assert waits(2 * steps, 1) - waits(steps, 1) <= steps, "one wait per logged line"
 
 
 @needs_card
