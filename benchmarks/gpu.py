@@ -171,9 +171,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     save(out / "gpu.json", {"schema": "unicl/gpu/1", **about, "command": words, "machine": machine})
     if toy:
         console.print("no GPU: every phase runs at toy size on the CPU, and no target is judged")
-        if machine["versions"]["triton"] is None:
-            console.print("triton is not installed: its kernels are not run, and torch's tiles stand in for them")
-    phases = [each for each in build_phases(out, toy=toy) if not given.only or each.name in given.only]
+        if machine["no_interpreter"] is not None:
+            console.print(f"{machine['no_interpreter']}: the kernels are not run, and torch's tiles stand in for them")
+    interpreter = toy and machine["no_interpreter"] is None
+    phases = [
+        each
+        for each in build_phases(out, toy=toy, interpreter=interpreter)
+        if not given.only or each.name in given.only
+    ]
     whole = run_phases(phases, out, until, about, console.print)
     console.print(result_table(out))
     states = {json.loads((out / f"{phase.name}.json").read_text())["state"] for phase in phases} if whole else set()

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -45,10 +47,26 @@ def list_versions() -> dict[str, str | None]:
     return found
 
 
+def try_interpreter() -> str | None:
+    """Run the loss kernels in Triton's interpreter; return the reason that it cannot, or None."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
+    try:
+        from unicl_cli.losses import both_ways
+
+        both_ways(torch.eye(4), torch.eye(4), torch.arange(4), 1.0)
+    except Exception as error:  # noqa: BLE001 - Triton and NumPy may not fit together; the caller says so
+        return f"Triton's interpreter fails: {type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
 def main() -> None:
     cards = list_cards() if torch.cuda.is_available() else []
     device = torch.device("cuda" if cards else "cpu")
     cuda = {"cuda": torch.version.cuda, "driver": read_driver(), "cards": cards}
+    if not cards:
+        cuda["no_interpreter"] = try_interpreter()
     sys.stdout.write(json.dumps({**machine_facts(device), **cuda, "versions": list_versions()}) + "\n")
 
 

@@ -4,7 +4,6 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,34 +113,30 @@ PHASES: Mapping[str, tuple[str, float]] = {
 }
 
 
-def interpreter() -> dict[str, str]:
-    """Return the environment in which Triton's kernels run without a card; empty if Triton is not installed."""
-    return {"TRITON_INTERPRET": "1"} if find_spec("triton") is not None else {}
-
-
-def build_phases(out: Path, *, toy: bool) -> list[Phase]:
-    """Return all phases with their commands, which write below ``out``."""
+def build_phases(out: Path, *, toy: bool, interpreter: bool = False) -> list[Phase]:
+    """Return all phases with their commands, which write below ``out``; ``interpreter``: kernels run in Triton's."""
+    extra = {"TRITON_INTERPRET": "1"} if interpreter else {}
     return [
-        Phase(name, title, weight, (*test_commands(name, out, toy=toy), *bench_commands(name, out, toy=toy)))
+        Phase(name, title, weight, (*make_tests(name, out, extra), *make_benches(name, out, extra, toy=toy)))
         for name, (title, weight) in PHASES.items()
     ]
 
 
-def test_commands(phase: str, out: Path, *, toy: bool) -> list[Command]:
+def make_tests(phase: str, out: Path, interpreter: Mapping[str, str]) -> list[Command]:
     """Return the phase's runs of pytest."""
     paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     found: list[Command] = []
     for name, weight in TESTS.get(phase, ()):
         files = (f"tests/gpu/test_{name}.py", *(MIRRORED if name == "step" else ()))
         words = ("-m", "pytest", "-q", "-m", "gpu", "-p", OUTCOMES, "-p", "no:cacheprovider", *files)
-        env = {"PYTHONPATH": paths, "UNICL_OUTCOMES": str(out / phase / f"{name}.json")}
-        if toy and name == "kernel":
-            env |= interpreter()
+        env = {"PYTHONPATH": paths, "OUTCOMES_FILE": str(out / phase / f"{name}.json")}
+        if name == "kernel":
+            env |= interpreter
         found.append(Command(name, (sys.executable, *words), weight, env))
     return found
 
 
-def bench_commands(phase: str, out: Path, *, toy: bool) -> list[Command]:
+def make_benches(phase: str, out: Path, interpreter: Mapping[str, str], *, toy: bool) -> list[Command]:
     """Return the phase's benchmarks; at toy size only those that have one."""
     found: list[Command] = []
     for bench in BENCHES.get(phase, ()):
@@ -150,6 +145,5 @@ def bench_commands(phase: str, out: Path, *, toy: bool) -> list[Command]:
             continue
         file = out / phase / f"{bench.name}.json"
         argv = (sys.executable, "-m", "unicl_cli", "bench", *shlex.split(words), "-q", "-o", str(file))
-        env = interpreter() if toy and phase == "loss" else {}
-        found.append(Command(bench.name, argv, bench.weight, env))
+        found.append(Command(bench.name, argv, bench.weight, interpreter if phase == "loss" else {}))
     return found

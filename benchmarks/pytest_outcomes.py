@@ -1,4 +1,4 @@
-"""A pytest plugin that writes the outcome of each test to the file of UNICL_OUTCOMES as soon as it is known."""
+"""A pytest plugin that writes the outcome of each test to the file of OUTCOMES_FILE as soon as it is known."""
 
 import json
 import os
@@ -9,11 +9,12 @@ import pytest
 
 from unicl_cli.core.files import write_atomic
 
+FILE = Path(os.environ["OUTCOMES_FILE"])
 DOCUMENT: dict[str, Any] = {"schema": "unicl/outcomes/1", "tests": [], "complete": False}
 
 
 def save() -> None:
-    write_atomic(Path(os.environ["UNICL_OUTCOMES"]), json.dumps(DOCUMENT, ensure_ascii=False, indent=1) + "\n")
+    write_atomic(FILE, json.dumps(DOCUMENT, ensure_ascii=False, indent=1) + "\n")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
