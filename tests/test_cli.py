@@ -86,8 +86,8 @@ def test_the_builtin_commands_are_those_of_pyproject():
 
 def test_help_names_every_command_with_its_line(capsys: Capture):
     assert run(["--help"]) == 0
-    text = capsys.readouterr().out
-    assert all(f"{name:<8}  {line}" in text for name, line in BUILTIN.items())
+    text = " ".join(re.sub("[│─╭╮╰╯]", " ", capsys.readouterr().out).split())
+    assert all(f" {name} {line} " in text for name, line in BUILTIN.items())
 
 
 def test_version(capsys: Capture):
@@ -142,7 +142,7 @@ def test_a_local_file_brings_a_command_and_its_help(plugin_file: Path, capsys: C
     assert main(["--plugin", str(plugin_file), "--help"]) == 0
     text = capsys.readouterr().out
     assert "Plugins" in text
-    assert f"From {plugin_file}."[:20] in text
+    assert re.search(r"go +From", text)
     assert main(["--plugin", str(plugin_file), "go", "well"]) == 0
     assert capsys.readouterr().out == "went\n"
 

@@ -51,7 +51,7 @@ def file_of(line: str) -> str:
 
 @pytest.mark.parametrize("line", LINES)
 def test_the_help_of_a_command_is_as_it_was_read(golden, helps: dict[str, str], line: str):
-    golden(f"help/{file_of(line)}", helps[line])
+    golden(f"help/{file_of(line)}", helps[line], words=True)
 
 
 def test_no_golden_help_is_left_of_a_command_that_is_gone(request: pytest.FixtureRequest):

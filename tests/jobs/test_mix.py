@@ -114,7 +114,7 @@ def test_two_published_models_mix_into_open_clips_layout(open_clip_folder, accel
 
     old = open_clip_folder("siglip")
     new = Path(shutil.copytree(old, tmp_path / "new"))
-    tensors = load_file(new / "open_clip_model.safetensors")
+    tensors = load_file(Path(old) / "open_clip_model.safetensors")  # mapped: the file of `new` is about to change
     save_file({name: x + 0.01 for name, x in tensors.items()}, new / "open_clip_model.safetensors")
     out = tmp_path / "mixed"
     mix_models((f"local-dir:{old}", f"local-dir:{new}"), **HALF, out=out, accelerator=accelerator)
