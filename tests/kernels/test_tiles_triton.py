@@ -18,6 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the worker runs this file as a script
 from dense_losses import TERMS, both_gap, rows_gap
 
+from unicl_cli.errors import UniclError
 from unicl_cli.kernels import tiles
 
 HERE = Path(__file__)
@@ -74,6 +75,39 @@ def test_without_a_gpu_and_without_the_interpreter_the_torch_tiles_are_taken():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     assert not tiles.in_kernel(torch.zeros(1), None)
+
+
+@pytest.fixture
+def ampere(monkeypatch):
+    """A device that says it is a GPU with tensor cores, on a machine without a compiler."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    for name in ("CC", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+    tiles._has_kernel.cache_clear()
+    yield torch.device("cuda")
+    tiles._has_kernel.cache_clear()
+
+
+def test_a_gpu_without_a_c_compiler_is_one_line_with_a_way_out(ampere, monkeypatch):
+    with pytest.raises(UniclError, match="the loss kernels need a C compiler") as caught:
+        tiles._has_kernel(ampere)
+    assert "loss.tile=1024" in caught.value.hint
+    monkeypatch.setenv("CC", "cc")
+    assert tiles._has_kernel(ampere)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    tiles._has_kernel.cache_clear()
+    monkeypatch.delenv("CC")
+    assert not tiles._has_kernel(ampere), "an older GPU takes torch's tiles and needs no compiler"
+
+
+def test_the_interpreter_does_not_get_bfloat16(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    tiles._has_kernel.cache_clear()
+    assert tiles.in_kernel(torch.zeros(1), None)
+    assert not tiles.in_kernel(torch.zeros(1).bfloat16(), None)
+    tiles._has_kernel.cache_clear()
 
 
 COMPILE = """

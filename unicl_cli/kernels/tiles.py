@@ -1,6 +1,7 @@
 """Sums over all pairs of two sets of vectors, a tile of rows at a time, with exact gradients."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
@@ -10,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from unicl_cli.errors import UniclError
 from unicl_cli.kernels.pairs import FAR, Grads, Kernel, Pairs, Sums, lse_
 
 CELLS = 1 << 21
@@ -144,7 +146,19 @@ def _has_kernel(device: torch.device) -> bool:
     if _interpreted():
         return True
     nvidia = device.type == "cuda" and torch.version.cuda is not None
-    return nvidia and torch.cuda.get_device_capability(device) >= (8, 0)  # its shared memory, its TF32
+    if not nvidia or torch.cuda.get_device_capability(device) < (8, 0):  # its shared memory, its TF32
+        return False
+    _check_compiler()
+    return True
+
+
+def _check_compiler() -> None:
+    """Raise UniclError without a C compiler: Triton builds the launcher of each kernel where it runs."""
+    if os.name != "nt" and not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise UniclError(
+            "tile: auto: the loss kernels need a C compiler, which Triton did not find",
+            "install gcc (or name a compiler in CC), or set loss.tile=1024 to use torch's own operations",
+        )
 
 
 def in_kernel(x: Tensor, tile: int | None) -> bool:
