@@ -110,6 +110,16 @@ def test_the_interpreter_does_not_get_bfloat16(monkeypatch):
     tiles._has_kernel.cache_clear()
 
 
+def test_a_batch_with_another_number_of_texts_compiles_nothing_again():
+    """Triton compiles a kernel again for a number that 16 divides, and for 1, unless it is told not to."""
+    from unicl_cli.kernels import triton_kernels
+
+    for kernel in (triton_kernels.sums, triton_kernels.gradients):
+        numbers = {p.name for p in kernel.params if p.do_not_specialize}
+        assert numbers == {"first", "n_own", "n_other", "per_split"} & set(kernel.arg_names)
+        assert len(numbers) >= 3
+
+
 COMPILE = """
 import sys, json, triton
 from triton.backends.compiler import GPUTarget

@@ -70,7 +70,7 @@ def bench(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="tiny, text, small, ViT-B-32, ViT-B-16 or Swin-T (step, text, switches, eval).",
+            help="tiny, text, small, ViT-B-32, ViT-B-16 or Swin-T (step, text, switches, eval, loader's training).",
             rich_help_panel=CASES,
         ),
     ] = None,
