@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 FAKE = "torch.testing._internal.distributed.fake_pg"
 """Registers the backend `fake`: a process group without the other processes."""
-FAKE_SHAPES = "torch.distributed._tools.fake_collectives"
-"""Registers the shapes of the collectives for tensors without numbers."""
-# torch 2.14 warns of the older names, which are all that torch 2.6 has
+# torch 2.14 warns of the older names, which are all that torch 2.11 has
 _all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
 
@@ -183,7 +181,6 @@ def pretend_world(world: int) -> Generator[None]:
     if world == 1:
         yield
         return
-    importlib.import_module(FAKE_SHAPES)  # torch 2.10 does not load it by itself
     dist.init_process_group("fake", rank=0, world_size=world, store=importlib.import_module(FAKE).FakeStore())
     try:
         yield
