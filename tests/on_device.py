@@ -1,6 +1,7 @@
 """What the tests of tests/gpu share: the card, or the CPU in its place at toy size, and trainings on either."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from launching import recipe
 
 from unicl_cli.cli import main
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
 CARD = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CARD else "cpu")
 needs_card = pytest.mark.skipif(not CARD, reason="needs a GPU")

@@ -98,11 +98,16 @@ def test_a_run_that_is_killed_at_any_moment_leaves_json_that_can_be_read_and_no_
 
 
 def test_every_phase_has_commands_and_limits_that_make_one(phases, tmp_path):
-    for toy in (False, True):
-        made = phases.build_phases(tmp_path, toy=toy)
+    for cards in (0, 1, 2):
+        made = phases.build_phases(tmp_path, cards)
         assert [phase.name for phase in made] == ["right", "loss", "step", "feeding", "rest", "many"]
-        assert all(phase.commands for phase in made)
-        assert sum(phase.weight for phase in made) == pytest.approx(1)
+        assert [phase.name for phase in made if not phase.commands] == (["many"] if cards == 1 else [])
+        assert sum(phase.weight for phase in made) == pytest.approx(1, abs=0.03)
+
+
+def test_a_phase_without_commands_is_told_apart_from_one_that_had_no_time(gpu, phases, tmp_path):
+    (many,) = [each for each in phases.build_phases(tmp_path, 1) if each.name == "many"]
+    assert gpu.run_phase(many, tmp_path, time.monotonic() + 9, {}) == "needs several cards"
 
 
 def test_the_words_of_every_benchmark_are_ones_that_the_command_takes(phases, monkeypatch):

@@ -101,9 +101,9 @@ def test_more_numbers_than_an_int32_counts_are_addressed_right():
     keys = torch.arange(columns, device="cuda")
     each = contrast_tiled(q, k, keys[-rows:], keys, 10.0)
     each.sum().backward()
-    logits = 10 * q.detach() @ k.detach().T
-    exact = logits.float().logsumexp(1) - 10 * (q.detach().float() * k.detach()[-rows:].float()).sum(1)
-    assert torch.allclose(each, exact, atol=2e-2)
+    logits = 10 * (q.detach().float() @ k.detach().float().T)
+    exact = logits.logsumexp(1) - 10 * (q.detach().float() * k.detach()[-rows:].float()).sum(1)
+    assert torch.allclose(each, exact, atol=2e-3)
     assert float(k.grad[-rows:].float().norm(dim=1).min()) > 10 * float(k.grad[:rows].float().norm(dim=1).max())
 
 

@@ -32,7 +32,7 @@ from unicl_cli.jobs.bench.step import choose_precision, make_our_loop, make_thei
 SIMCLR_LOADER, SIMCLR_DEVICE = "simclr in workers", "simclr on device"
 STEPS = 4
 """Steps of one run."""
-MOST_WORKERS = 16
+MOST_WORKERS = 8
 
 
 def feeding_case(request: Request) -> Case:
