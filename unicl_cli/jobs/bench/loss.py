@@ -100,7 +100,9 @@ def prepare_loss(request: Request, size: int, variants: Collection[str]) -> Prep
 def prepare_pairs(request: Request, size: int, variants: Collection[str]) -> PreparedCase:
     """Prepare ``size`` rows with one positive each, which every loss can do; ``flop`` is that of three products."""
     forms = make_forms(request, torch.arange(size), torch.Generator().manual_seed(0))
-    runs = {name: partial(forms.run, name) for name in (TILED, TORCH, DENSE, PEER) if name in variants}
+    runs: dict[str, Callable[[], Any]] = {
+        name: partial(forms.run, name) for name in (TILED, TORCH, DENSE, PEER) if name in variants
+    }
     skipped = skipped_for_memory(size)
     facts: dict[str, Any] = {**forms.facts(), "flop": 3 * 2 * size**2 * DIM}
     if MEMEFF in variants:

@@ -99,9 +99,10 @@ def prepare_fits(request: Request, name: str, variants: Collection[str]) -> Prep
         DEFAULT: lambda: fit_sklearn_sweep(x, y),
     }
     reached = {key: form() for key, form in forms.items()}
-    facts = {"shape": [*x.shape, int(y.max()) + 1], "c": STRENGTHS, "tol": tol, "gaps": gaps_of(best, reached)}
+    gaps = gaps_of(best, reached)
+    facts = {"shape": [*x.shape, int(y.max()) + 1], "c": STRENGTHS, "tol": tol, "gaps": gaps}
     runs = {key: forms[key] for key in variants}
-    return PreparedCase(len(STRENGTHS), runs, facts, lambda: {"above_optimum": max(facts["gaps"][OURS])})
+    return PreparedCase(len(STRENGTHS), runs, facts, lambda: {"above_optimum": max(gaps[OURS])})
 
 
 def prepare_sweep(request: Request, variants: Collection[str]) -> PreparedCase:
@@ -113,9 +114,10 @@ def prepare_sweep(request: Request, variants: Collection[str]) -> PreparedCase:
         OURS: lambda: fit_unicl(x, y, device),
         DEFAULT: lambda: fit_sklearn_sweep(x, y),
     }
-    facts = {"shape": [*x.shape, int(y.max()) + 1], "c": STRENGTHS, "gaps": gaps_of(best, {OURS: forms[OURS]()})}
+    gaps = gaps_of(best, {OURS: forms[OURS]()})
+    facts = {"shape": [*x.shape, int(y.max()) + 1], "c": STRENGTHS, "gaps": gaps}
     runs = {key: forms[key] for key in variants}
-    return PreparedCase(len(STRENGTHS), runs, facts, lambda: {"above_optimum": max(facts["gaps"][OURS])})
+    return PreparedCase(len(STRENGTHS), runs, facts, lambda: {"above_optimum": max(gaps[OURS])})
 
 
 def fit_sklearn_sweep(x: Array, y: Labels) -> list[float]:
