@@ -1,5 +1,6 @@
 """Small corpora with several row groups per shard, and their strands, for tests of loader and mix."""
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -36,7 +37,8 @@ def row(number, kind):
     return {
         "key": f"{kind}:{number}", "image": {"bytes": picture(number), "path": None}, "texts": texts,
         "text_hash": [text_hash(text) for text in texts], "label": number % 3 if kind == "labels" else NO_LABEL,
-        "source": "s", "width": 8, "height": 8, "sha256": bytes(32), "phash": 0, "url": None,
+        "source": "s", "width": 8, "height": 8, "sha256": hashlib.sha256(picture(number)).digest(), "phash": 0,
+        "url": None,
     }  # fmt: skip
 
 

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from unicl_cli.core.loop import Plan, Step, fit, freeze_idle
     from unicl_cli.core.sampler import seed_of
     from unicl_cli.core.schedule import lr_at
+    from unicl_cli.data.class_names import read_class_file, read_classes
+    from unicl_cli.data.class_numbers import match_labels
+    from unicl_cli.data.pictures import Extent
     from unicl_cli.errors import UniclError
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
     from unicl_cli.launch.accelerator import start_accelerator
@@ -69,6 +72,9 @@ _HOME = {
     "unicl_cli.core.loop": ("Plan", "Step", "fit", "freeze_idle"),
     "unicl_cli.core.sampler": ("seed_of",),
     "unicl_cli.core.schedule": ("lr_at",),
+    "unicl_cli.data.class_names": ("read_class_file", "read_classes"),
+    "unicl_cli.data.class_numbers": ("match_labels",),
+    "unicl_cli.data.pictures": ("Extent",),
     "unicl_cli.errors": ("UniclError",),
     "unicl_cli.evaluate.classifier": ("prompts_of", "zeroshot_classifier"),
     "unicl_cli.build.load": ("Loaded", "load_model"),
@@ -89,6 +95,7 @@ __all__ = [
     "EvalModel",
     "EvalRows",
     "Evaluator",
+    "Extent",
     "Features",
     "Loaded",
     "LogitScale",
@@ -119,9 +126,12 @@ __all__ = [
     "load_optimizer",
     "load_weights",
     "lr_at",
+    "match_labels",
     "newest",
     "prompts_of",
     "rank",
+    "read_class_file",
+    "read_classes",
     "read_facts",
     "read_tensors",
     "save",

@@ -103,9 +103,9 @@ class Row(NamedTuple):
 class DatasetSource(Protocol):
     """The object a ``unicl.datasets`` factory returns. ``templates``: templates, or the name of a list (`clip80`).
 
-    Optional attributes: ``media`` (``("audio", "depth")``), the keys that ``read`` may return beside "image";
-    ``stamp(row) -> int``, which tells an edited row from the planned one without reading it; and ``notes``, lines for
-    `prepare` to print.
+    Optional: ``media`` (``("audio", "depth")``), what ``read`` returns beside "image"; ``stamp(row) -> int``, to tell
+    an edited row from the planned one; ``extent(row)``, an image's place (`Extent`), to compare images by few reads;
+    and ``notes``, lines for `prepare` to print.
     """
 
     @property

@@ -35,12 +35,12 @@ steps: 30
 def place(tmp_path_factory) -> Path:
     """A corpus of three colours with a train and a test split, and a recipe of a tiny model."""
     root = tmp_path_factory.mktemp("measure")
-    for split, count in (("train", 12), ("test", 5)):
+    for split, count, height in (("train", 12, 16), ("test", 5, 17)):  # no image is in both
         for name, colour in COLOURS.items():
             for number in range(count):
                 path = root / "pictures" / split / name / f"{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (16, 16), tuple(max(0, part - 5 * number) for part in colour)).save(path)
+                Image.new("RGB", (16, height), tuple(max(0, part - 5 * number) for part in colour)).save(path)
     assert run(["prepare", "--labels", str(root / "pictures"), "-o", str(root / "corpus"), "--workers", "1"]) == 0
     (root / "tiny.yaml").write_text(BASE.format(corpus=root / "corpus"))
     return root

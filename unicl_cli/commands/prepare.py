@@ -81,7 +81,7 @@ def prepare(
             min=0,
             max=0.9,
             metavar="F",
-            help="Share of a source with only 'train' that becomes 'val'. Default: 0.05.",
+            help="Share of the images of sources with only 'train' that becomes 'val'. Default: 0.05.",
             rich_help_panel=ROWS,
         ),
     ] = None,

@@ -37,8 +37,8 @@ def zeroshot(
         str | None,
         typer.Option(
             metavar="NAMES|@FILE",
-            help='Classes: a,b,"c, d", or a file with one class per line or JSON with prompts; name=alias|alias adds '
-            "other names. Default: the model's own.",
+            help='Classes: a,b,"c, d", JSON, or a file of lines, ids with names, or JSON with prompts; '
+            "name=alias|alias adds other names. Default: the model's own.",
         ),
     ] = None,
     classes_from: Annotated[str | None, typer.Option(metavar="CORPUS", help="Take the classes of a corpus.")] = None,

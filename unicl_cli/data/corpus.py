@@ -4,7 +4,7 @@ import hashlib
 import json
 import shlex
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -100,6 +100,13 @@ class RowTable:
     def column(self, name: str) -> pa.ChunkedArray:  # pyright: ignore[reportUnknownParameterType] - no stubs
         """Return one whole column ("label", "key", "texts", …) in row order, without reading the others."""
         return pa.concat_tables([_read_column(shard, name) for shard in self.shards]).column(name)
+
+    def image_hashes(self) -> Iterator[NDArray[np.uint64]]:
+        """Yield the first 64 bits of the sha256 of each row's image, shard by shard, in row order."""
+        for shard in self.shards:
+            for digests in _read_column(shard, "sha256").column("sha256").chunks:
+                whole = np.frombuffer(digests.buffers()[1], np.uint64)
+                yield whole.reshape(-1, 4)[digests.offset : digests.offset + len(digests), 0].copy()
 
     def _cached_group(self, number: int, *, media: bool) -> _Group:
         key = (number, media)

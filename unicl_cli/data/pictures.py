@@ -54,6 +54,14 @@ class ImageError(ValueError):
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
+class Extent(NamedTuple):
+    """The bytes of an image inside a file: ``size`` bytes from ``offset`` on."""
+
+    path: str
+    offset: int
+    size: int
+
+
 class Examined(NamedTuple):
     """An image as a corpus stores it: ``width`` and ``height`` are upright, ``phash`` has 64 bits, signed."""
 
@@ -72,6 +80,15 @@ def read_file(path: Path) -> bytes:
     if found.st_size > MAX_BYTES:
         raise ImageError("bomb", f"{path} has {found.st_size} bytes")
     return path.read_bytes()
+
+
+def file_extent(path: Path) -> Extent | None:
+    """Return the extent of an image that is a file of its own; None if `read_file` would refuse it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return Extent(str(path), 0, found.st_size) if stat.S_ISREG(found.st_mode) and found.st_size <= MAX_BYTES else None
 
 
 def decode(data: bytes) -> Image.Image:
@@ -127,8 +144,19 @@ def open_image(data: bytes) -> Image.Image:
     return image
 
 
+def has_image_signature(head: bytes) -> bool:
+    """Return whether a file that begins with ``head`` (32 bytes are enough) is an image, decodable or not."""
+    return (
+        _refusal_reason(head, ValueError()) not in ("not_image", "unsupported_format") or _brand(head) in _HEIF_BRANDS
+    )
+
+
+def _brand(data: bytes) -> bytes:
+    return data[8:12] if data[4:8] == b"ftyp" else b""
+
+
 def _refusal_reason(data: bytes, error: Exception) -> str:
-    brand = data[8:12] if data[4:8] == b"ftyp" else b""
+    brand = _brand(data)
     if data.startswith(_UNSUPPORTED_STARTS) or b"<svg" in data[:1024].lower() or brand in _HEIF_BRANDS:
         return "unsupported_format"
     riff = data[:4] == b"RIFF" and data[8:12] == b"WEBP"

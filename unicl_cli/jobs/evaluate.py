@@ -16,6 +16,7 @@ from unicl_cli.data.corpus import EVAL_SPLITS, open_corpus
 from unicl_cli.errors import UniclError
 from unicl_cli.inference.encoder import Encoder
 from unicl_cli.jobs.evaluators.build import DEFAULT_EVALUATORS, make_evaluator, missing_needs
+from unicl_cli.jobs.overlap import Overlap, find_overlap, recipes_of
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
@@ -42,6 +43,7 @@ def evaluate(
     made = {name: make_evaluator(name, keep) for name in evaluators or DEFAULT_EVALUATORS}
     corpora = open_corpora(loaded, data)
     encoder = Encoder(loaded, accelerator.autocast)
+    recipes = recipes_of(loaded.name)
     warnings: list[str] = []
     entries: list[dict[str, Any]] = []
     for corpus in corpora:
@@ -49,7 +51,8 @@ def evaluate(
             warnings.append(f"{corpus.name} has neither a test nor a val split: left out")
             continue
         tested = corpus.eval_split(split)
-        entries.append(measure(encoder, corpus, tested, made, batch=batch, tell_unfit=evaluators is not None))
+        entry = measure(encoder, corpus, tested, made, batch=batch, tell_unfit=evaluators is not None)
+        entries.append(add_overlap(entry, find_overlap(recipes, corpus, tested)))
     if not entries:
         raise UniclError(
             "no corpus of the model's recipe has a test or val split", "name the data: --data CORPUS --split train"
@@ -105,6 +108,13 @@ def measure(
         warnings += [f"{reason}: left out" for reason in unfit]
     entry["checksum"] = corpus.checksum
     return entry | {"warnings": warnings} if warnings else entry
+
+
+def add_overlap(entry: dict[str, Any], overlap: Overlap) -> dict[str, Any]:
+    """Return the entry with the number of its images that the model was trained on, if there are any."""
+    if not overlap.trained:
+        return entry
+    return entry | {"trained_on": overlap.trained, "warnings": [*entry.get("warnings", ()), overlap.warning()]}
 
 
 def add_figures(entry: dict[str, Any], name: str, figures: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ def framed(path: Path, size: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("text", "names"),
-    [(None, ()), ("cat,dog", ("cat", "dog")), (" cat , two words ,", ("cat", "two words"))],
+    [(None, ()), ("cat,dog", ("cat", "dog")), (" cat , two words ,", ("cat", "two words")), ('["a", "b"]', ("a", "b"))],
 )
 def test_classes_are_read_from_the_command_line(text, names):
     assert read_class_names(text) == names
@@ -66,7 +66,8 @@ def test_classes_are_read_from_a_file_and_bad_ones_are_one_line(tmp_path):
     for text, reason in (
         ("a,b,a", "duplicate class 'a'"),
         (",", "names no class"),
-        ("@none.txt", "cannot be read"),
+        ("@none.txt", "no such file"),
+        ('{"cat": ["a cat"]}', "has other names or prompts"),
     ):
         with pytest.raises(UniclError, match=reason):
             read_class_names(text)

@@ -17,7 +17,7 @@ def onnx(
     model_option: Annotated[str | None, typer.Option("--model", help="The same as the argument MODEL.")] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Output folder; replaces an earlier export.")] = Path("onnx"),
     classes: Annotated[
-        str | None, typer.Option(help="Also export a graph to these classes: a,b,c or @FILE with one per line.")
+        str | None, typer.Option(help="Also export a graph to these classes: a,b,c, JSON or @FILE.")
     ] = None,
     template: Annotated[
         list[str] | None, typer.Option(help="Prompt such as 'a photo of a {}.'; default: the model's own prompts.")
@@ -45,21 +45,15 @@ def onnx(
 
 
 def read_class_names(classes: str | None) -> tuple[str, ...]:
-    """Read ``a,b`` or ``@file`` into names, None into (); raise UniclError for an empty list or a repeated name."""
-    from unicl_cli.api import UniclError
+    """Read ``--classes`` into names, None into (). UniclError for aliases, prompts and repeated names."""
+    from unicl_cli.api import UniclError, read_classes
 
     if classes is None:
         return ()
-    try:
-        text = Path(classes[1:]).read_text(encoding="utf-8-sig") if classes.startswith("@") else classes
-    except (OSError, UnicodeDecodeError) as error:
-        raise UniclError(
-            f"--classes {classes}: cannot be read: {error}", "give a text file with one class per line"
-        ) from error
-    parts = text.splitlines() if classes.startswith("@") else text.split(",")
-    names = tuple(part.strip() for part in parts if part.strip())
-    if not names:
-        raise UniclError(f"--classes {classes}: names no class", "write --classes cat,dog or --classes @names.txt")
+    entries = read_classes(classes).entries
+    if odd := next((each for each in entries if each.prompts or len(each.names) > 1), None):
+        raise UniclError(f"--classes: '{odd.names[0]}' has other names or prompts", "give each class one name")
+    names = tuple(each.names[0] for each in entries)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UniclError(f"--classes: duplicate class '{twice[0]}'", "name each class once")
     return names

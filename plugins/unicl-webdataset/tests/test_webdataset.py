@@ -124,6 +124,8 @@ def test_rows_and_a_source_made_anew_are_all_that_a_worker_needs(written: Path):
     row = pickle.loads(pickle.dumps(first.rows("train")[9]))
     assert webdataset(path="/gone", kind="captions").read(row) == {"image": encoded_image(9)}
     assert first.stamp(row) == (written / "shard-000001.tar").stat().st_size
+    path, offset, size = first.extent(row)
+    assert Path(path).read_bytes()[offset : offset + size] == encoded_image(9)
     (written / "shard-000001.tar").unlink()
     assert first.stamp(row) == -1
 
@@ -186,14 +188,25 @@ def test_bad_tars_are_one_line_each(written: Path, tmp_path: Path):
     assert "duplicate member one.png" in refused(path=str(twice))
 
 
+def test_numbers_take_the_names_of_their_ids(written: Path, tmp_path: Path):
+    names = tmp_path / "names.json"
+    names.write_text('{"2": "cat", "0": "ant", "1": "bee"}')
+    source = webdataset(path=str(written), kind="labels", classes=str(names))
+    lines = webdataset(path=str(written), kind="labels", classes=str(written / "names.txt"))
+    (written / "names.txt").write_text("ant\nbee\ncat\n")
+    assert source.classes == lines.classes
+    assert source.rows("train") == lines.rows("train")
+    assert "labels are not positions" in refused(path=str(written), classes=str(names), first=1)
+
+
 def test_bad_labels_and_captions_are_one_line_each(written: Path, tmp_path: Path):
     names = tmp_path / "names.txt"
     names.write_text("ant\nbee\n")
     assert "labels are numbers (0 … 2), but no file names the classes" in refused(path=str(written))
     assert f"label 2 is not in {names} (2 names)" in refused(path=str(written), classes=str(names))
-    assert "cannot be read" in refused(path=str(written), classes=str(tmp_path / "none.txt"))
+    assert "no such file of class names" in refused(path=str(written), classes=str(tmp_path / "none.txt"))
     names.write_text("ant\nant\n")
-    assert "has empty or duplicate names" in refused(path=str(written), classes=str(names))
+    assert "duplicate class 'ant'" in refused(path=str(written), classes=str(names))
     assert "no sample has a label at 'json:knd' | set label=ENDING or label=json:FIELD; the first sample of" in refused(
         path=str(written), label="json:knd"
     )

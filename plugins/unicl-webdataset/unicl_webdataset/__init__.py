@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from unicl_webdataset.source import WebDataset
 
 
-def webdataset(
+def webdataset(  # noqa: PLR0913 - a factory's signature is its options
     *,
     path: str,
     kind: str,
@@ -18,14 +18,17 @@ def webdataset(
     caption: str = "txt",
     label: str = "cls",
     classes: str | None = None,
+    first: int | None = None,
 ) -> WebDataset:
     """Tars of samples `KEY.jpg KEY.txt KEY.cls KEY.json`, read at random positions, never unpacked.
 
     `path`, `val` and `test` are shards: a folder, a file, `shard-{000000..000123}.tar` or `*.tar`. `image` lists the
-    endings of images; `caption` and `label` are an ending each, or `json:FIELD`. Labels are names, or line numbers
-    from 0 in `classes`, a file with one name per line (default: `classnames.txt` beside the shards).
+    endings of images; `caption` and `label` are an ending each, or `json:FIELD`. Labels are names, or ids or
+    line numbers in `classes`, a file of class names (default: `classnames.txt` beside the shards, counted from 0);
+    `first` is the number of its first line.
     """
     from unicl_webdataset.source import Fields, WebDataset
 
     shards = {"train": path, "val": val, "test": test}
-    return WebDataset({split: at for split, at in shards.items() if at}, kind, Fields(image, caption, label), classes)
+    fields = Fields(image, caption, label)
+    return WebDataset({split: at for split, at in shards.items() if at}, kind, fields, classes, first)

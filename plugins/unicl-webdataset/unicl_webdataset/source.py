@@ -3,12 +3,12 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from unicl_cli.api import NO_LABEL, ClassName, Row, UniclError
+from unicl_cli.api import NO_LABEL, ClassName, Extent, Row, UniclError, match_labels, read_class_file
 from unicl_webdataset.shards import Member, Sample, check_size, read, samples_of, shards_of
 
 NAMES = "classnames.txt"
@@ -38,8 +38,10 @@ class WebDataset:
     The first call of ``rows`` or ``classes`` lists everything; ``read`` needs only the row, so workers list nothing.
     """
 
-    def __init__(self, shards: dict[str, str], kind: str, fields: Fields, classes: str | None) -> None:
-        self.patterns, self.kind, self.fields, self.names_file = shards, kind, fields, classes
+    def __init__(
+        self, shards: dict[str, str], kind: str, fields: Fields, classes: str | None, first: int | None
+    ) -> None:
+        self.patterns, self.kind, self.fields, self.names_file, self.first = shards, kind, fields, classes, first
         self.ignored: Counter[str] = Counter()
 
     @property
@@ -65,24 +67,36 @@ class WebDataset:
         beside = self._beside("zeroshot_classification_templates.txt")
         return tuple(line for line in _read_text(beside).splitlines() if line.strip()) if beside else "clip80"
 
-    @cached_property
+    @property
     def classes(self) -> tuple[ClassName, ...]:
-        if self.kind != "labels":
-            return ()
-        labels = {item.label for items in self.found.values() for item in items if item.label is not None}
+        return self._labelled[0] if self.kind == "labels" else ()
+
+    @cached_property
+    def _labelled(self) -> tuple[tuple[ClassName, ...], Mapping[str, int]]:
+        """The classes, and label -> class number."""
+        labels = {str(item.label) for items in self.found.values() for item in items if item.label is not None}
         if not labels:
             self._refuse("label", self.fields.label)
+        numeric = all(label.isdecimal() for label in labels)
         file = Path(self.names_file) if self.names_file else self._beside(NAMES)
         if file is not None:
-            names = _read_names(file)
-            self._check(labels, names, file)
-            return tuple(ClassName(name, (name,)) for name in names)
-        if numbers := [label for label in labels if isinstance(label, int)]:
+            names = read_class_file(str(file))
+            counted = numeric and not names.has_ids and not self.names_file  # CLIP_benchmark's file counts from 0
+            classes, numbers = match_labels(names, labels, 0 if counted else self.first)
+            if wrong := sorted(labels - numbers.keys()):
+                raise UniclError(
+                    f"webdataset: label {wrong[0]} is not in {file} ({len(classes)} names)",
+                    "use labels that are ids or names in the file, or line numbers",
+                )
+            return classes, numbers
+        if numbered := sorted(int(label) for label in labels if label.isdecimal()):
             raise UniclError(
-                f"webdataset: labels are numbers ({min(numbers)} … {max(numbers)}), but no file names the classes",
+                f"webdataset: labels are numbers ({numbered[0]} … {numbered[-1]}), but no file names the classes",
                 f"set classes=FILE with one name per line, or put {NAMES} beside the shards",
             )
-        return tuple(ClassName(name, (name.replace("_", " "),)) for name in sorted(map(str, labels)))
+        ordered = sorted(labels)
+        classes = tuple(ClassName(name, (name.replace("_", " "),)) for name in ordered)
+        return classes, {name: number for number, name in enumerate(ordered)}
 
     @property
     def notes(self) -> list[str]:
@@ -90,14 +104,19 @@ class WebDataset:
         return [f"webdataset: {count} {what} in the tars are skipped" for what, count in self.ignored.items()]
 
     def rows(self, split: str) -> list[Row]:
-        numbers = {item.key: number for number, item in enumerate(self.classes)}
+        numbers = self._labelled[1] if self.kind == "labels" else {}
         if self.kind == "captions" and not any(item.texts for items in self.found.values() for item in items):
             self._refuse("caption", self.fields.caption)
         return [self._row(item, numbers) for item in self.found[split]]
 
     def read(self, row: Row) -> dict[str, bytes]:
+        shard, offset, size = self.extent(row)
+        return {"image": read(Path(shard), Member(offset, size))}
+
+    def extent(self, row: Row) -> Extent:
+        """Return the place of the image in its tar."""
         shard, offset, size = row.ref.rsplit(":", 2)
-        return {"image": read(Path(shard), Member(int(offset), int(size)))}
+        return Extent(shard, int(offset), int(size))
 
     def stamp(self, row: Row) -> int:
         """Return the size of the shard, which shows an edit since the plan was made; -1 if it is gone."""
@@ -120,25 +139,11 @@ class WebDataset:
             f"the first sample of {shard} has {', '.join(first.members) if first else 'nothing'}",
         )
 
-    def _check(self, labels: set[str | int], names: list[str], file: Path) -> None:
-        strange = [label for label in labels if label not in names] if self._by_name(labels) else []
-        high = [label for label in labels if isinstance(label, int) and not 0 <= label < len(names)]
-        if wrong := sorted(map(str, strange + high)):
-            raise UniclError(
-                f"webdataset: label {wrong[0]} is not in {file} ({len(names)} names)",
-                "use labels that are line numbers from 0, or the names themselves",
-            )
-
-    @staticmethod
-    def _by_name(labels: set[str | int]) -> bool:
-        return any(isinstance(label, str) for label in labels)
-
-    def _row(self, item: Found, numbers: dict[str, int]) -> Row:
+    def _row(self, item: Found, numbers: Mapping[str, int]) -> Row:
         texts = () if self.kind == "images" else item.texts
         if self.kind != "labels" or item.label is None:
             return Row(item.key, item.ref, texts, NO_LABEL)
-        number = item.label if isinstance(item.label, int) else numbers[item.label]
-        return Row(item.key, item.ref, texts, number)
+        return Row(item.key, item.ref, texts, numbers[str(item.label)])
 
     def _samples(self, shard: Path, name: Path) -> Iterator[Found]:
         samples = samples_of(shard, self.ignored)
@@ -197,12 +202,3 @@ def _read_text(file: Path) -> str:
         raise UniclError(
             f"webdataset: {file} cannot be read: {error}", "use a UTF-8 text file with one entry per line"
         ) from error
-
-
-def _read_names(file: Path) -> list[str]:
-    names = [line.strip() for line in _read_text(file).splitlines()]
-    while names and not names[-1]:
-        names.pop()
-    if len(set(names)) < len(names) or not all(names):
-        raise UniclError(f"webdataset: {file}: has empty or duplicate names", "write one distinct class name per line")
-    return names

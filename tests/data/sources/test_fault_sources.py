@@ -76,9 +76,10 @@ def test_litter_in_class_folders_is_counted_or_not_seen_and_never_a_class(tmp_pa
     os.mkfifo(data / "cat" / "pipe.png")
     status, report, err = prepare("labels", data)
     assert status == 0
-    assert report["rejected"] == {"empty": 1, "missing_file": 1, "not_image": 1, "read_error": 1}
+    assert report["rejected"] == {"empty": 1, "missing_file": 1, "read_error": 1}
     assert (report["rows"], report["classes"]) == (6, 5)
     assert "folders without images are not classes (1): none" in err
+    assert "files that are not images are ignored (1): .txt 1" in err
     keys = {c.key for c in open_corpus(tmp_path / "corpus").classes}
     assert {"cat", "Größe ü", "new\nline", "win\\dows"} < keys
     assert {row["reason"]: row["ref"] for row in rejects(tmp_path)}["read_error"] == "cat/pipe.png"
@@ -242,13 +243,6 @@ def test_paths_of_windows_with_blanks_and_letters_are_found(tmp_path, prepare):
             "check the",
         ),
         ("l.csv", b"image,caption,by\n0.png,a,b,c\n", "", "line 2: 3 cells expected, 4 found", "check the separator"),
-        (
-            "d.tsv",
-            b"file\tcaption\n0.png\tx y\n0.png\tx y\n",
-            "",
-            "line 2 and line 3 have the same image",
-            "remove one",
-        ),
         ("j.jsonl", b'{"image":"0.png","caption":"x y"}\n{oops\n', "", "line 2: not JSON", "check"),
         ("j.jsonl", b"[1, 2]\n", "", "j.jsonl: line 1: not a JSON object", "one JSON object per line"),
         ("k.jsonl", b'{"image":{"a":1},"caption":"x y"}\n', "", "line 1: image is not text", "check"),
@@ -299,14 +293,14 @@ def test_few_bad_lines_are_counted_and_more_than_five_in_a_hundred_abort(bad, tm
             "2",
             "cat\ndog\n",
             "line 3: unknown label 2",
-            "use a number from 0 to 1, -1 for no label",
+            "use a number or name from the list of classes (cat, dog), or -1 for no label",
         ),
         ("fox", "cat\ndog\n", "line 3: unknown label fox", "from the list of classes"),
         ("-2", "cat\ndog\n", "line 3: label -2 is negative", "use -1 only, which means no label"),
         ("1.5", "cat\ndog\n", "line 3: label 1.5 is not an integer", None),
         ("1.0", None, "line 3: label 1.0 is not an integer", "write 1 instead of 1.0"),
         ("1", "cat\ncat\n", "duplicate class 'cat'", "a class has one number"),
-        ("1", "\n\n", "names.txt: no class names", "write one name per line"),
+        ("1", "\n\n", "names.txt: no class names", "write a name on each line"),
         ("1", "\udcff", "names.txt: cannot be read", "UTF-8 text"),
         ("1", False, "names.txt: no such file of class names", None),
     ],
@@ -326,7 +320,7 @@ def test_one_class_under_two_ids_is_reported(tmp_path, prepare):
     data = put(tmp_path / "data", "sea_lion/1.png", "Sea Lion/2.png", "cat/3.png")
     status, report, err = prepare("labels", data)
     assert (status, report["classes"]) == (0, 3)
-    said = "2 classes have the prompt name 'Sea Lion' (ignoring case), and so equal prompts: Sea Lion, sea_lion"
+    said = "prompt names of several classes, and so equal prompts (1): 'Sea Lion': Sea Lion, sea_lion"
     assert said in err
 
 

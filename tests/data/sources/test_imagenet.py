@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from unicl_cli.data.sources.imagenet import DEVKIT, FALL11, TRAIN, VAL, lemmas, synsets
+from unicl_cli.data.sources.imagenet import DEVKIT, FALL11, TRAIN, VAL
 from unicl_cli.data.sources.resolve import open_source
+from unicl_cli.data.wordnet import lemmas, synsets
 from unicl_cli.errors import UniclError
 
 TENCH, GOLDFISH, CRANE, MACHINE = "n01440764", "n01443537", "n02012849", "n03126707"

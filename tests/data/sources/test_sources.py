@@ -66,7 +66,10 @@ def test_a_folder_of_folders_is_classes_in_one_split(tmp_path):
         ("sea_lion/a/x.png", 2),
     ]
     assert source.read(source.rows("train")[0]) == {"image": PNG}
-    assert source.notes == [f"{tmp_path.name}: folders without images are not classes (2): docs, empty"]
+    assert source.notes == [
+        f"{tmp_path.name}: files that are not images are ignored (1): .md 1",
+        f"{tmp_path.name}: folders without images are not classes (2): docs, empty",
+    ]
 
 
 def test_first_level_folders_that_are_all_splits_are_splits(tmp_path):
@@ -83,11 +86,6 @@ def test_a_file_beside_the_splits_changes_nothing(tmp_path):
     source = open_source(str(tmp_path), "labels")
     assert list(source.splits) == ["train", "val"]
     assert [c.key for c in source.classes] == ["cat"]
-
-
-def test_one_foreign_folder_beside_splits_makes_them_classes(tmp_path):
-    put(tmp_path, "train/1.png", "test/2.png", "bus/3.png")
-    assert [c.key for c in open_source(str(tmp_path), "labels").classes] == ["bus", "test", "train"]
 
 
 def test_links_are_followed_but_not_into_a_loop(tmp_path):
@@ -200,19 +198,11 @@ def test_a_label_that_no_class_has_is_named_by_its_line(tmp_path, label, message
         open_source(f"{path}?classes={tmp_path / 'names.txt'}", "labels").rows("train")
 
 
-def test_other_captions_of_one_picture_join_its_row_and_plain_repeats_are_an_error(tmp_path):
-    source = open_source(listed(tmp_path, "five.csv", "file,caption\na.png,one\nb.png,two\na.png,three\n"), "captions")
-    assert texts_of(source) == {"a.png": ("one", "three"), "b.png": ("two",)}
-    assert source.notes == ["five.csv: merged lines with further captions of the same image: 1"]
-    with pytest.raises(UniclError, match=r"line 2 and line 4 have the same image or key a\.png"):
-        open_source(listed(tmp_path, "two.csv", "file,caption\na.png,x\nb.png,y\na.png,x\n"), "captions").rows("train")
-
-
 def test_parquet_holds_pictures_as_bytes_structs_or_paths(tmp_path):
     put(tmp_path, "a.png")
     captions = [["one", "two"], ["three"]]
     forms = {
-        "bytes": pa.array([PNG, PNG]),
+        "bytes": pa.array([PNG, b""]),
         "struct": pa.array([{"bytes": PNG, "path": None}, {"bytes": None, "path": "x"}]),
     }
     for form, column in forms.items():

@@ -154,6 +154,19 @@ def test_a_list_in_json_takes_any_name_literally(tmp_path):
     classes = parse_classes(f"@{path}")
     assert [each.names for each in classes.names] == [("a=b",), ("salt, pepper",), ('"x"',)]
     assert classes.warnings == ("--classes names a=b more than once",)
+    assert parse_classes('["a=b", "salt, pepper"]').names == classes.names[:2]
+
+
+def test_maps_of_numbers_name_classes_and_prompts_stay_prompts(tmp_path):
+    (tmp_path / "map.json").write_text('{"0": "cat", "1": "dog"}')
+    (tmp_path / "lines.txt").write_text("0 cat\n1 dog\n")
+    for spec in (f"@{tmp_path / 'map.json'}", f"@{tmp_path / 'lines.txt'}", "0: cat, 1: dog"):
+        assert [each.names for each in parse_classes(spec).names] == [("cat",), ("dog",)]
+    assert "its lines begin with ids, from 0 to 1" in parse_classes(f"@{tmp_path / 'lines.txt'}").warnings[0]
+    inline = parse_classes('{"cat": ["a cat, asleep", "cats"], "dog": ["a dog"]}')
+    assert [each.names for each in inline.names] == [("cat",), ("dog",)]
+    assert inline.fill_prompts(()) == [["a cat, asleep", "cats"], ["a dog"]]
+    assert parse_classes("n01440764,cat").warnings == ("WordNet ids as class names (1 of 2): n01440764",)
 
 
 @pytest.mark.parametrize(

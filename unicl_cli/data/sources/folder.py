@@ -1,23 +1,33 @@
 """A folder of images as a source, with its subfolders as classes."""
 
 import os
-import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.data.pictures import SUFFIXES, read_file
+from unicl_cli.data.class_names import NameList
+from unicl_cli.data.class_numbers import LabelledClasses, read_names
+from unicl_cli.data.pictures import Extent, file_extent, read_file
+from unicl_cli.data.sources.folder_files import ARCHIVES, LISTS, FoundFiles, scan_folder
+from unicl_cli.data.sources.folder_layout import Layout, find_layout
+from unicl_cli.data.sources.folder_names import list_some, match_folders, name_folders
+from unicl_cli.data.sources.splits import ORDER
 from unicl_cli.errors import UniclError
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Folder name or list cell -> name of the split in a corpus."""
-LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-"""File name suffixes of lists."""
-ARCHIVES = (".tar", ".gz", ".tgz", ".zip")
-_LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "icon\r"))
+
+class FolderOptions(NamedTuple):
+    """Options of a folder as a source; see ``folder``."""
+
+    names: Literal["leaf", "path"] | None = None
+    given: NameList | None = None
+    first: int | None = None
+    depth: int | None = None
+    exclude: tuple[str, ...] = ()
+    splits: bool = True
 
 
 class Folder:
@@ -28,28 +38,35 @@ class Folder:
 
     templates = "clip80"
 
-    def __init__(self, path: str, kind: str) -> None:
-        self.path, self.kind = Path(path), kind
+    def __init__(self, path: str, kind: str, options: FolderOptions) -> None:
+        self.path, self.kind, self.options = Path(path), kind, options
+        self._names_notes: list[str] = []
 
     @cached_property
-    def files(self) -> dict[str, list[PurePosixPath]]:
-        """Split -> its files, sorted, relative to ``path``."""
+    def _found(self) -> FoundFiles:
+        """All files and folders of the source. UniclError if a folder cannot be read, or has no images."""
         try:
-            found = [PurePosixPath(file) for file in _iter_files(self.path)]
+            found = scan_folder(self.path, self.options.exclude)
         except OSError as error:
             raise UniclError(
                 f"{error.filename}: cannot be read: {error.strerror}", "check the permissions of this folder"
             ) from error
-        tops = {file.parts[0] for file in found if len(file.parts) > 1}
-        splits: dict[str, list[PurePosixPath]] = defaultdict(list)
-        in_splits = bool(tops) and tops <= set(SPLITS)
-        for file in found:
-            if not in_splits:
-                splits["train"].append(file)
-            elif len(file.parts) > 1:  # a README or a list beside the splits belongs to none of them
-                splits[SPLITS[file.parts[0]]].append(file)
-        if not any(_is_image(file) for file in found):
+        if not found.images:
             raise UniclError(f"{self.path}: no images in this folder", self._suggest_hint())
+        return found
+
+    @cached_property
+    def _layout(self) -> Layout:
+        folders = {file.parts[:-1] for file in self._found.images}
+        return find_layout(str(self.path), folders) if self.options.splits else Layout()
+
+    @cached_property
+    def files(self) -> dict[str, list[PurePosixPath]]:
+        """Split -> its images, sorted, relative to ``path``."""
+        splits: dict[str, list[PurePosixPath]] = defaultdict(list)
+        for file in self._found.images:
+            if split := self._layout.split_of(file):
+                splits[split].append(file)
         return {split: sorted(files, key=str) for split, files in splits.items()}
 
     def _suggest_hint(self) -> str:
@@ -60,51 +77,77 @@ class Folder:
             return f"unpack {there[0]} first"
         return f"use the list in this folder as the source: {self.path / there[0]}"
 
-    @cached_property
-    def in_splits(self) -> bool:
-        return all(file.parts[0] in SPLITS for files in self.files.values() for file in files)
-
     @property
     def splits(self) -> Sequence[str]:
-        return [split for split in ("train", "val", "test") if split in self.files]
+        return [split for split in ORDER if split in self.files]
 
-    @cached_property
+    @property
     def classes(self) -> tuple[ClassName, ...]:
         """The folders with at least one image, sorted by path."""
-        if self.kind != "labels":
-            return ()
-        keys = {self._class_of(file) for files in self.files.values() for file in files if _is_image(file)}
+        return self._labelled.classes if self.kind == "labels" else ()
+
+    @cached_property
+    def _labelled(self) -> LabelledClasses:
+        """The classes, and the number of each class folder."""
+        keys = {self._class_of(file) for files in self.files.values() for file in files}
         if keys == {""}:
             raise UniclError(
                 f"{self.path}: its images are not in class folders",
                 "make a folder for each class, or use --captions or --images for images without classes",
             )
-        return tuple(ClassName(key, (_prompt_name(key),)) for key in sorted(keys - {""}))
+        folders = sorted(keys - {""})
+        if self.options.given:
+            return match_folders(self.options.given, folders, self.options.first, self._names_notes)
+        return name_folders(folders, self.options.names, self._names_notes)
 
     @property
     def notes(self) -> list[str]:
-        """Notes for ``prepare`` on folders that are not classes."""
-        known = {c.key for c in self.classes}
-        empty = sorted(_find_empty_folders(self.path, self.in_splits) - known) if self.kind == "labels" else []
-        if not empty:
-            return []
-        shown = ", ".join(empty[:5])
-        if len(empty) > 5:
-            shown += ", …"
-        return [f"{self.path.name}: folders without images are not classes ({len(empty)}): {shown}"]
+        """Notes for ``prepare`` on splits, on names, and on what is neither an image nor a class."""
+        _ = self.classes
+        notes = [*self._note_splits(), *self._names_notes, *self._note_other_files()]
+        if empty := self._find_empty_folders() if self.kind == "labels" else []:
+            notes.append(f"folders without images are not classes ({len(empty):,}): {list_some(empty)}")
+        return [f"{self.path.name}: {note}" for note in notes]
+
+    def _note_splits(self) -> list[str]:
+        renamed = {name: split for name, split in sorted(self._layout.splits.items()) if name != split}
+        notes = [f"folders as splits: {', '.join(f'{name} is {split}' for name, split in renamed.items())}"]
+        loose = sum(self._layout.split_of(file) is None for file in self._found.images)
+        if loose:
+            notes.append(f"images beside the split folders are left out ({loose:,})")
+        return notes if renamed else notes[1:]
+
+    def _note_other_files(self) -> list[str]:
+        notes: list[str] = []
+        if excluded := self._found.excluded:
+            notes.append(f"images left out by exclude: {excluded:,}")
+        others = Counter(self._found.others)
+        if self.kind == "captions":
+            del others[".txt"]
+        if others:
+            most = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+            said = list_some([f"{suffix or 'without a suffix'} {count:,}" for suffix, count in most])
+            notes.append(f"files that are not images are ignored ({others.total():,}): {said}")
+        return notes
+
+    def _find_empty_folders(self) -> list[str]:
+        """Return the class keys of leaf folders without images."""
+        holding = {parts[:count] for parts in (f.parts for f in self._found.images) for count in range(len(parts))}
+        leaves = self._found.folders - {parts[:-1] for parts in self._found.folders}
+        empty = {_printable("/".join(self._layout.class_parts(parts))) for parts in leaves - holding}
+        return sorted(empty - {""} - self._labelled.numbers.keys())
 
     def rows(self, split: str) -> list[Row]:
-        """Return a row for each file of a class, image or not: files that cannot be decoded are rejected by name."""
+        """Return a row for each image of a class; one that cannot be decoded is rejected by name."""
+        files = self.files[split]
         if self.kind == "captions":
             self._check_captions()
-            return [row for file in self.files[split] if _is_image(file) for row in self._captioned_row(file)]
-        labels = {c.key: number for number, c in enumerate(self.classes)}
-        files = self.files[split]
+            return [row for file in files for row in self._captioned_row(file)]
         if self.kind == "images":
-            return [self._row(file, NO_LABEL) for file in files if _is_image(file)]
-        loose = [file for file in files if self._class_of(file) not in labels and _is_image(file)]
-        rows = [self._row(file, labels[self._class_of(file)]) for file in files if self._class_of(file) in labels]
-        return rows + [self._row(file, NO_LABEL) for file in loose]
+            return [self._row(file, NO_LABEL) for file in files]
+        labels = self._labelled.numbers
+        rows = [self._row(file, labels.get(self._class_of(file), NO_LABEL)) for file in files]
+        return sorted(rows, key=lambda row: row.label == NO_LABEL)  # loose images last
 
     def read(self, row: Row) -> dict[str, bytes]:
         """Return the bytes of the file."""
@@ -117,19 +160,24 @@ class Folder:
         except OSError:
             return -1
 
+    def extent(self, row: Row) -> Extent | None:
+        return file_extent(self.path / row.ref)
+
     def _class_of(self, file: PurePosixPath) -> str:
-        parts = file.parts[1:-1] if self.in_splits else file.parts[:-1]
-        return _printable("/".join(parts))
+        parts = self._layout.class_parts(file.parts[:-1])
+        return _printable("/".join(parts[: self.options.depth]))
 
     def _row(self, file: PurePosixPath, label: int) -> Row:
         return Row(_printable(str(file)), str(file), (), label)
 
     def _check_captions(self) -> None:
-        if not any(file.suffix.lower() == ".txt" for files in self.files.values() for file in files):
-            raise UniclError(
-                f"{self.path}: no captions beside the images",
-                "write the captions of 1.jpg into 1.txt, or use a list: captions.csv with the columns image,caption",
-            )
+        if ".txt" in self._found.others:
+            return
+        lists = sorted(file for file in self._found.lists)
+        hint = "write the captions of 1.jpg into 1.txt, or use a list: captions.csv with the columns image,caption"
+        if lists:
+            hint = f"use the list in this folder as the source: --captions {self.path / lists[0]}"
+        raise UniclError(f"{self.path}: no captions beside the images", hint)
 
     def _captioned_row(self, file: PurePosixPath) -> Iterator[Row]:
         try:
@@ -139,47 +187,30 @@ class Folder:
         yield self._row(file, NO_LABEL)._replace(texts=tuple(line for line in text.splitlines() if line.strip()))
 
 
-def folder(*, path: str, kind: str) -> Folder:
-    """A folder of images: ``cat/1.jpg``, or ``train/cat/1.jpg`` if all first-level folders are splits."""
+def folder(
+    *,
+    path: str,
+    kind: str,
+    names: Literal["leaf", "path"] | None = None,
+    classes: str | None = None,
+    first: int | None = None,
+    depth: int | None = None,
+    exclude: str | None = None,
+    splits: bool = True,
+) -> Folder:
+    """A folder of images: ``cat/1.jpg``, or ``train/cat/1.jpg`` if the first-level folders are splits.
+
+    Without ``names``, a class has the name of its folder, a WordNet id its name, and a count (`001.`) goes; `leaf`
+    keeps the folder's name as it is, `path` takes all folders. ``classes`` is a file of folders with names;
+    ``depth=1`` makes classes of the first level alone. ``exclude`` are folders or files to leave out, with commas
+    between them; `*` is any text. With ``splits=false``, all folders are classes.
+    """
     if not Path(path).is_dir():
         raise UniclError(f"{path}: no such folder", "check the path: it must be the folder that holds the images")
-    return Folder(path, kind)
-
-
-def _iter_files(root: Path) -> Iterator[str]:
-    """Yield the visible files under ``root``, as relative paths with ``/``; links are followed, but never in a loop."""
-    pending: list[tuple[str, frozenset[str]]] = [("", frozenset((os.path.realpath(root),)))]
-    while pending:
-        here, above = pending.pop()
-        with os.scandir(root / here) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or entry.name.lower() in _LITTER:
-                    continue
-                relative = f"{here}/{entry.name}" if here else entry.name
-                if not entry.is_dir():
-                    yield relative
-                elif (real := os.path.realpath(entry.path)) not in above:
-                    pending.append((relative, above | {real}))
-
-
-def _find_empty_folders(root: Path, in_splits: bool) -> set[str]:  # noqa: FBT001
-    """Return leaf folders without images, as class keys."""
-    empty: set[str] = set()
-    for here, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".") and name.lower() not in _LITTER]
-        parts = Path(here).relative_to(root).parts[1 if in_splits else 0 :]
-        if parts and not folders and not any(_is_image(PurePosixPath(name)) for name in files):
-            empty.add(_printable("/".join(parts)))
-    return empty
-
-
-def _is_image(file: PurePosixPath) -> bool:
-    return file.suffix[1:].lower() in SUFFIXES
-
-
-def _prompt_name(key: str) -> str:
-    leaf = key.rpartition("/")[2]
-    return " ".join(re.sub(r"[-_]", " ", leaf).split()) or leaf
+    if depth is not None and depth < 1:
+        raise UniclError(f"depth={depth}: below 1", "use depth=1 for the first level of folders")
+    patterns = tuple(pattern.strip().strip("/") for pattern in (exclude or "").split(",") if pattern.strip())
+    return Folder(path, kind, FolderOptions(names, read_names(classes, first), first, depth, patterns, splits))
 
 
 def _printable(path: str) -> str:

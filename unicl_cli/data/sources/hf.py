@@ -9,10 +9,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.data.class_names import NameList
+from unicl_cli.data.class_numbers import LabelledClasses, describe_changed_names, read_names
 from unicl_cli.data.pictures import SUFFIXES, ImageError, read_file
-from unicl_cli.data.sources.folder import SPLITS
+from unicl_cli.data.sources.hf_labels import LabelColumn, find_classes
 from unicl_cli.data.sources.hub import commit_of, datasets_cache, gated_dataset_error, hf_home, page
-from unicl_cli.data.sources.table import NAMES, read_class_names, spoken_name
+from unicl_cli.data.sources.splits import split_of
+from unicl_cli.data.sources.table import NAMES
 from unicl_cli.errors import UniclError, is_live, is_quiet
 
 HUB = "hf:"
@@ -24,14 +27,19 @@ class ChosenColumns(NamedTuple):
     image: str | None
     caption: str | None
     label: str | None
-    classes: tuple[str, ...]
+    classes: NameList | None
+    first: int | None
 
 
 class LoadedDataset(NamedTuple):
-    """A data set as `datasets` describes it: the Arrow files of each split, and the features by column."""
+    """A data set as `datasets` describes it: the Arrow files of each split, and its features by column.
+
+    ``features`` are those of the first split; the numbers of another may stand for other names.
+    """
 
     files: dict[str, list[Path]]
     features: Mapping[str, Any]
+    of_split: Mapping[str, Mapping[str, Any]]
 
 
 class HubData:
@@ -46,6 +54,7 @@ class HubData:
     def __init__(self, path: str, kind: str, chosen: ChosenColumns, config: str | None, revision: str | None) -> None:
         self.path, self.kind, self.chosen, self.config, self.revision = path, kind, chosen, config, revision
         self.only: tuple[str, ...] = ()
+        self.notes: list[str] = []
 
     @cached_property
     def root(self) -> Path:
@@ -60,7 +69,8 @@ class HubData:
             raise UniclError(f"{self.path}: no split '{min(missing)}'", f"choose from: {', '.join(found)}")
         kept = {name: split for name, split in found.items() if not self.only or name in self.only}
         files = {name: [Path(f["filename"]).absolute() for f in split.cache_files] for name, split in kept.items()}
-        return LoadedDataset(files, next(iter(kept.values())).features)
+        features = {name: split.features for name, split in kept.items()}
+        return LoadedDataset(files, next(iter(features.values())), features)
 
     @cached_property
     def splits(self) -> Sequence[str]:
@@ -73,7 +83,7 @@ class HubData:
     @cached_property
     def _names(self) -> dict[str, str]:
         """Split name in the corpus -> in the data set."""
-        ours = {SPLITS.get(name, name): name for name in self.loaded.files}
+        ours = {split_of(name) or name: name for name in self.loaded.files}
         return ours if len(ours) == len(self.loaded.files) else {name: name for name in self.loaded.files}
 
     @cached_property
@@ -92,22 +102,26 @@ class HubData:
             return image, caption or self._pick_column("caption", texts), None
         return image, caption, self._label_column()
 
-    @cached_property
+    @property
     def classes(self) -> tuple[ClassName, ...]:
-        """The names in the ClassLabel column or in ``classes``, else the distinct texts, sorted."""
-        label = self.columns[2]
-        if label is None:
-            return ()
-        feature = self.loaded.features[label]
-        names: Iterable[str] = self.chosen.classes or getattr(feature, "names", None) or ()
-        if not names and _is_text(feature):
-            names = sorted({value for split in self.loaded.files for value in self._column(split, label) if value})
-        if not names:
-            raise UniclError(
-                f"{self.path}: column '{label}' ({_type_name(feature)}) has no class names",
-                "write the names into a file, one per line, and add ?classes=FILE",
-            )
-        return tuple(ClassName(name, (spoken_name(name),)) for name in names)
+        """The names given by ``classes`` or by the label column of any split, else the distinct texts, sorted."""
+        return self._labelled.classes
+
+    @cached_property
+    def _labelled(self) -> LabelledClasses:
+        if self.columns[2] is None:
+            return LabelledClasses((), {})
+        if self.chosen.classes:
+            self.notes += self.chosen.classes.notes
+        labelled = find_classes(self._label, self.chosen.classes, self.chosen.first, self.notes)
+        self.notes += describe_changed_names(labelled.classes, "classes=FILE gives them others")
+        return labelled
+
+    @cached_property
+    def _label(self) -> LabelColumn:
+        texts = [c for c, f in self.loaded.features.items() if _is_text(f) and not hasattr(f, "feature")]
+        beside = [c for c in texts if c not in self.columns]
+        return LabelColumn(self.path, self.columns[2] or "", self.loaded.of_split, self._column, beside)
 
     def rows(self, split: str) -> list[Row]:
         """Return the rows in the order of the data set; a key is ``split/number``."""
@@ -195,19 +209,16 @@ class HubData:
                 yield from chunk.to_pylist()
 
     def _labels(self, split: str, column: str) -> Iterator[int]:
-        numbers = {c.key: number for number, c in enumerate(self.classes)}
+        numbers = self._labelled.numbers
         for at, value in enumerate(self._column(split, column)):
-            if value is None or value == "":
-                yield NO_LABEL
-            elif isinstance(value, str):
-                if value not in numbers:
-                    raise UniclError(
-                        f"{self.path}: {split} row {at}: label '{value}' is not one of the classes",
-                        "add it to the file given by ?classes=FILE",
-                    )
-                yield numbers[value]
-            else:
-                yield value  # the plan checks the range of all sources
+            label = self._label.label_of(split, value)
+            if label and label not in numbers:
+                classes = f"number of classes: {len(self.classes):,}"
+                raise UniclError(
+                    f"{self.path}: {split} row {at}: label '{label}' is not a class ({classes})",
+                    "add it to the file given by ?classes=FILE, or choose splits: ?splits=NAME,NAME",
+                )
+            yield numbers[label] if label else NO_LABEL
 
 
 def hf(  # noqa: PLR0913 - a factory's signature is its options
@@ -218,6 +229,7 @@ def hf(  # noqa: PLR0913 - a factory's signature is its options
     caption: str | None = None,
     label: str | None = None,
     classes: str | None = None,
+    first: int | None = None,
     splits: str | None = None,
     config: str | None = None,
     revision: str | None = None,
@@ -225,9 +237,10 @@ def hf(  # noqa: PLR0913 - a factory's signature is its options
     """A data set of the `datasets` library: a directory of `save_to_disk`, one of Parquet files, or `hf:org/name`.
 
     Columns are found by their type and usual names. ``splits=train,test`` selects splits; ``classes`` is a file with
-    the names of integer labels, one per line; ``config`` and ``revision`` are those of the hub.
+    the names of integer labels, and ``first`` the number of its first name; ``config`` and ``revision`` are the hub's.
     """
-    source = HubData(path, kind, ChosenColumns(image, caption, label, read_class_names(classes)), config, revision)
+    names = read_names(classes, first)
+    source = HubData(path, kind, ChosenColumns(image, caption, label, names, first), config, revision)
     source.only = tuple(name.strip() for name in (splits or "").split(",") if name.strip())
     return source
 

@@ -1,17 +1,18 @@
 """ImageNet from its official tar files, read in place: a tar of one tar per synset, and a flat tar with a key."""
 
 import hashlib
-import importlib.util
 import io
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.data.pictures import Extent
 from unicl_cli.data.sources.data_dirs import find_file
+from unicl_cli.data.wordnet import lemmas, names_of_synset, synsets
 from unicl_cli.errors import UniclError
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
@@ -56,11 +57,7 @@ class ImageNet:
             return ()
         if FALL11 in self.files:
             return tuple(ClassName(key, lemmas().get(key, (key,))) for key in sorted({key for key, _ in self._train}))
-        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES  # 3 s, and only where a plan is made
-
-        keys = synsets()
-        spoken = zip(keys, IMAGENET_CLASSNAMES, strict=True)
-        return tuple(ClassName(key, tuple(dict.fromkeys((name, *lemmas()[key])))) for key, name in spoken)
+        return tuple(ClassName(key, names_of_synset(key)) for key in synsets())
 
     def rows(self, split: str) -> list[Row]:
         """Return the rows in the order of the tar."""
@@ -83,11 +80,16 @@ class ImageNet:
 
     def read(self, row: Row) -> dict[str, bytes]:
         """Return the bytes of the image's file."""
+        path, offset, size = self.extent(row)
+        with Path(path).open("rb", buffering=0) as tar:  # its own position: rows are read in threads
+            tar.seek(offset)
+            return {"image": tar.read(size)}
+
+    def extent(self, row: Row) -> Extent:
+        """Return the place of the image in its tar."""
         file, _, place = row.ref.rpartition("@")
         offset, _, size = place.partition("+")
-        with self.files[file].open("rb", buffering=0) as tar:  # its own position: rows are read in threads
-            tar.seek(int(offset))
-            return {"image": tar.read(int(size))}
+        return Extent(str(self.files[file]), int(offset), int(size))
 
     @cached_property
     def _train(self) -> list[tuple[str, Member]]:
@@ -244,23 +246,3 @@ def _read_answers(devkit: Path) -> list[str]:
         return [by_number[int(line)] for line in contents["ILSVRC2012_validation_ground_truth.txt"].split()]
     except (tarfile.TarError, OSError, KeyError, ValueError, EOFError) as error:
         raise UniclError(f"{devkit}: not the official development kit: {error}", "download it again") from error
-
-
-@cache
-def synsets() -> tuple[str, ...]:
-    """Return the 1,000 synsets of ILSVRC 2012, sorted: a class's number is its position."""
-    return tuple(_read_timm_table("imagenet_synsets.txt").split())
-
-
-@cache
-def lemmas() -> dict[str, tuple[str, ...]]:
-    """Return every synset of ImageNet with its names."""
-    lines = (line.split("\t", 1) for line in _read_timm_table("imagenet_synset_to_lemma.txt").splitlines())
-    return {key: tuple(name.strip() for name in names.split(",")) for key, names in lines}
-
-
-def _read_timm_table(name: str) -> str:
-    """Read a table that timm ships; timm itself is not imported, because it imports torch."""
-    spec = importlib.util.find_spec("timm")
-    folder = spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else ""
-    return (Path(folder) / "data" / "_info" / name).read_text(encoding="utf-8")

@@ -1,10 +1,11 @@
 """Readers of lists in CSV, TSV, JSONL and Parquet: cells by column, with the place of each line for messages."""
 
 import csv
+import hashlib
 import json
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -51,9 +52,12 @@ class Reader(Protocol):
     has_header: bool
 
     @property
-    def class_names(self) -> tuple[str, ...]: ...
-    @property
     def columns(self) -> Sequence[str]: ...
+    @property
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        """The names that the file itself gives the numbers of a column, by column."""
+        ...
+
     def lines(self, at: Columns, /) -> Iterator[Line]: ...
 
 
@@ -74,7 +78,7 @@ def open_reader(path: Path, header: bool | None, known: set[str]) -> Reader:  # 
 class TextReader:
     """CSV, or TSV; TSV has no quotes, so that a stray ``"`` is a character and swallows no lines."""
 
-    class_names: tuple[str, ...] = ()
+    class_names: Mapping[str, Sequence[str]] = {}
 
     def __init__(self, path: Path, header: bool | None, known: set[str]) -> None:  # noqa: FBT001
         self.path, self.tabs = path, path.suffix.lower() == ".tsv"
@@ -147,7 +151,7 @@ class JsonReader:
     """JSONL: one JSON object per line."""
 
     has_header = True
-    class_names: tuple[str, ...] = ()
+    class_names: Mapping[str, Sequence[str]] = {}
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -195,12 +199,12 @@ class ParquetReader:
         self.columns: tuple[str, ...] = tuple(self.file.schema_arrow.names)
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """Class names of the first ClassLabel column in Hugging Face's metadata."""
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        """The names of ClassLabel columns in Hugging Face's metadata."""
         metadata = (self.file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
         features = json.loads(metadata).get("info", {}).get("features", {})
-        named = [f["names"] for f in features.values() if isinstance(f, dict) and f.get("_type") == "ClassLabel"]
-        return tuple(named[0]) if named else ()
+        labels = {name: f for name, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
+        return {name: feature["names"] for name, feature in labels.items()}
 
     def lines(self, at: Columns, /) -> Iterator[Line]:
         inside = at.image is not None and _holds_bytes(self.file.schema_arrow.field(at.image).type)
@@ -242,6 +246,16 @@ class ParquetImages:
         if not data:
             raise ImageError("empty", f"row {row}")
         return data
+
+    def digests(self) -> list[str]:
+        """Return a digest of each row's image, by one pass over the column; an empty cell has its row number."""
+        found: list[str] = []
+        for batch in self.file.iter_batches(64, columns=[self.column]):
+            for cell in batch.column(0):
+                value = cell.as_py()
+                data = value.get("bytes") if isinstance(value, dict) else value
+                found.append(hashlib.sha256(data).hexdigest() if data else f"row:{len(found)}")
+        return found
 
     def _read_group(self, group: int) -> Any:
         return self.file.read_row_group(group, columns=[self.column]).column(self.column)

@@ -10,8 +10,9 @@ from unicl_cli import binding, registry
 from unicl_cli.contracts import DatasetSource
 from unicl_cli.data.sources import catalogue
 from unicl_cli.data.sources.data_dirs import data_dirs
-from unicl_cli.data.sources.folder import LISTS
+from unicl_cli.data.sources.folder_files import LISTS
 from unicl_cli.data.sources.hf import HUB, is_dataset
+from unicl_cli.data.sources.whole_split import name_split
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.problems import PartError
 
@@ -33,13 +34,15 @@ def open_source(src: str, kind: str) -> DatasetSource:
     options = binding.read_options("datasets", name, written)
     if "kind" in there:  # a parameter with a default is an option, not context
         options.setdefault("kind", kind)
+    whole = None if "split" in there else options.pop("split", None)
     try:
         part = binding.bind("datasets", {"name": name, **options})
     except PartError as error:
         usable = ", ".join(sorted(there.keys() - {"path"}))
         hint = f"use the options of {name}: {usable}" if usable else f"remove the options: {name} has none"
         raise UniclError(f"{src}: {error.message}", hint) from error
-    return binding.make("datasets", part, {"kind": lambda: kind})
+    source: DatasetSource = binding.make("datasets", part, {"kind": lambda: kind})
+    return source if whole is None else name_split(source, whole, src)
 
 
 def resolve_source(src: str) -> tuple[str, dict[str, str]]:

@@ -1,14 +1,23 @@
 """A list as a source: CSV, TSV, JSONL or Parquet, a line per image, with its caption, label or split."""
 
+import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.data.pictures import ImageError, read_file
-from unicl_cli.data.sources.folder import SPLITS
+from unicl_cli.data.class_names import ClassEntry, NameList
+from unicl_cli.data.class_numbers import (
+    LabelledClasses,
+    describe_changed_names,
+    match_labels,
+    name_classes,
+    pair_names,
+    read_names,
+)
+from unicl_cli.data.pictures import Extent, ImageError, file_extent, read_file
+from unicl_cli.data.sources.join_lines import LineReading, join_lines
 from unicl_cli.data.sources.list_readers import (
     URL_FAULT,
     Columns,
@@ -18,6 +27,7 @@ from unicl_cli.data.sources.list_readers import (
     looks_like_image,
     open_reader,
 )
+from unicl_cli.data.sources.splits import split_of
 from unicl_cli.errors import UniclError
 
 MAX_BAD = 0.05
@@ -39,8 +49,9 @@ class Table:
 
     templates = "clip80"
 
-    def __init__(self, path: Path, kind: str, chosen: Columns, header: bool | None, names: tuple[str, ...]) -> None:  # noqa: FBT001
+    def __init__(self, path: Path, kind: str, chosen: Columns, header: bool | None, names: NameList | None) -> None:  # noqa: FBT001
         self.path, self.kind, self.chosen, self.header, self.names = path, kind, chosen, header, names
+        self.first: int | None = None
         self.notes: list[str] = []
 
     @cached_property
@@ -58,6 +69,8 @@ class Table:
                 roles[role] = left.pop()
             if roles[role] is None:
                 raise self._missing_column_error(role)
+        if self.chosen.key is None and list(roles.values()).count(roles["key"]) > 1:
+            roles["key"] = None  # `id` is the label, for example
         return Columns(**roles)
 
     def _missing_column_error(self, role: str) -> UniclError:
@@ -67,18 +80,57 @@ class Table:
             return UniclError(message, "check the separator: .csv uses commas, .tsv uses tabs")
         return UniclError(message, f"name it: '{self.path}?{role}=COLUMN'")
 
-    @cached_property
+    @property
     def classes(self) -> tuple[ClassName, ...]:
-        """The names given by ``classes``, else the distinct labels, sorted (numbers by value)."""
-        if self.kind != "labels":
-            return ()
-        if self.names or self.reader.class_names:
-            return tuple(ClassName(name, (spoken_name(name),)) for name in self.names or self.reader.class_names)
+        """The names given by ``classes``, of the column or beside it, else the distinct labels (numbers by value)."""
+        return self._labelled.classes if self.kind == "labels" else ()
+
+    @cached_property
+    def _labelled(self) -> LabelledClasses:
         labels = {line.label for line in self._lines if line.label}
+        if names := self._find_names():
+            self.notes += names.notes
+            labelled = match_labels(names, labels, self.first)
+        else:
+            labelled = self._number_labels(labels)
+        self.notes += describe_changed_names(labelled.classes, "classes=FILE gives others")
+        return labelled
+
+    def _number_labels(self, labels: set[str]) -> LabelledClasses:
+        """Return a class for each label, which is its name."""
         ordered = sorted(labels, key=int) if self._numbered else sorted(labels)
-        return tuple(
-            ClassName(label, (spoken_name(label),)) for label in ordered if label != str(NO_LABEL) or not self._numbered
-        )
+        keys = [label for label in ordered if label != str(NO_LABEL) or not self._numbered]
+        classes = name_classes([(key,) for key in keys])
+        return LabelledClasses(classes, {key: number for number, key in enumerate(keys)})
+
+    def _find_names(self) -> NameList | None:
+        """Return the names given for the labels, by a file, the label column or one beside it."""
+        if self.names:
+            return self.names
+        if names := self.reader.class_names.get(self.columns.label or ""):
+            return NameList(str(self.path), tuple(ClassEntry((name,), str(at)) for at, name in enumerate(names)))
+        return self._names_beside() if self._numbered else None
+
+    def _names_beside(self) -> NameList | None:
+        """Return the names of numbered classes from the one column that has a text of its own for each number."""
+        numbers = [line.label for line in self._lines]
+        found: dict[str, dict[str, str]] = {}
+        for column in self.reader.columns:
+            if column not in self.columns:
+                texts = (line.label for line in self.reader.lines(self.columns._replace(label=column)))
+                if names := pair_names(zip(numbers, texts, strict=True)):
+                    found[column] = names
+        usual = [column for column in found if column.lower() in NAMES["label"].split()]
+        fit = usual or list(found)
+        if len(fit) != 1:
+            if fit:
+                self.notes.append(f"{self.path.name}: columns {', '.join(fit)} name the labels: add ?label={fit[0]}")
+            return None
+        column = fit[0]
+        names = found[column]
+        number, name = next(iter(names.items()))
+        note = f"{self.path.name}: column '{column}' names the labels, for example {number}: {name}"
+        return NameList(str(self.path), tuple(ClassEntry((name,), number) for number, name in names.items()), (note,))
 
     @cached_property
     def splits(self) -> Sequence[str]:
@@ -103,6 +155,10 @@ class Table:
             return self._file(row.ref).stat().st_size if row.ref else -1
         except OSError:
             return -1
+
+    def extent(self, row: Row) -> Extent | None:
+        inside = not row.ref or row.ref.startswith("row:")
+        return None if inside else file_extent(self._file(row.ref))
 
     def _file(self, ref: str) -> Path:
         r"""Return the path relative to the list; one written on Windows (``cat\1.jpg``) works everywhere."""
@@ -173,48 +229,57 @@ class Table:
     def _rows(self) -> dict[str, list[Row]]:
         """Rows by split, made once after ``classes`` and ``splits``; then the lines, 400 bytes each, are freed."""
         _ = self.splits
-        numbers = {c.key: number for number, c in enumerate(self.classes)}
-        rows: dict[str, dict[str, tuple[Row, Line]]] = {}
-        places: dict[str, tuple[str, Line]] = {}
-        merged = 0
-        for line in self._lines:
-            row = Row(line.key, line.ref, line.texts, self._label(line, numbers))
-            split = self._split(line)
-            if line.key not in places:
-                places[line.key] = (split, line)
-                rows.setdefault(split, {})[line.key] = (row, line)
-                continue
-            first_split, first = places[line.key]
-            known = rows[first_split][line.key][0]
-            if first_split != split or known.label != row.label or not set(row.texts) - set(known.texts):
-                raise UniclError(
-                    f"{self.path}: {first.place} and {line.place} have the same image or key {line.key}",
-                    "remove one of them: an image may repeat only with another caption",
-                )
-            merged += 1
-            rows[split][line.key] = (known._replace(texts=known.texts + row.texts), first)
-        if merged:
-            self.notes.append(f"{self.path.name}: merged lines with further captions of the same image: {merged}")
+        _ = self.classes
+        read = LineReading(self._image, self._split, self._label)
+        joined = join_lines(self._lines, read, path=self.path.name, id_column=self.columns.key)
+        self.notes += joined.notes
         del self._lines
-        return {split: [row for row, _ in of.values()] for split, of in rows.items()}
+        return joined.rows
 
-    def _label(self, line: Line, numbers: dict[str, int]) -> int:
+    def _image(self, line: Line) -> str:
+        """Return the identity of a line's image: its path, or its bytes in a Parquet list of captions."""
+        if not line.ref.startswith("row:"):
+            windows = "\\" in line.ref
+            return os.path.normpath(self._file(line.ref) if windows else os.path.join(self._folder, line.ref))  # noqa: PTH118
+        if self.kind != "captions":
+            return line.ref  # data sets of labels repeat an image now and then, also with another label
+        return self._digests[int(line.ref[4:])]
+
+    @cached_property
+    def _folder(self) -> str:
+        return str(self.path.parent)
+
+    @cached_property
+    def _digests(self) -> list[str]:
+        return self._images.digests()
+
+    def _label(self, line: Line) -> int:
         if self.kind != "labels" or not line.label or (self._numbered and int(line.label) == NO_LABEL):
             return NO_LABEL
-        if line.label in numbers:
-            return numbers[line.label]
-        if self._numbered and int(line.label) < len(numbers):
-            return int(line.label)
+        number = self._labelled.numbers.get(line.label)
+        if number is not None:
+            return number
+        shown = ", ".join([c.key for c in self.classes[:3]] + ["…"] * (len(self.classes) > 3))
         raise UniclError(
-            f"{self.path}: {line.place}: unknown label {line.label} (number of classes: {len(numbers)})",
-            f"use a number from 0 to {len(numbers) - 1}, -1 for no label, or a name from the list of classes",
+            f"{self.path}: {line.place}: unknown label {line.label} (number of classes: {len(self.classes):,})",
+            f"use a number or name from the list of classes ({shown}), or -1 for no label",
         )
 
+    @cached_property
+    def _whole_split(self) -> str | None:
+        """The split of all lines, if ``split`` names one instead of a column."""
+        named = self.chosen.split
+        return split_of(named) if named is not None and named not in self.reader.columns else None
+
     def _split(self, line: Line) -> str:
-        return SPLITS.get(line.split.lower(), line.split) if line.split else "train"
+        if self._whole_split:
+            return self._whole_split
+        return (split_of(line.split) or line.split) if line.split else "train"
 
     def _column(self, role: str) -> str | None:
         chosen = getattr(self.chosen, role)
+        if role == "split" and self._whole_split:
+            return None
         if chosen is None:
             return next((c for word in NAMES[role].split() for c in self.reader.columns if c.lower() == word), None)
         if chosen in self.reader.columns:
@@ -235,37 +300,18 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     key: str | None = None,
     header: bool | None = None,
     classes: str | None = None,
+    first: int | None = None,
 ) -> Table:
     """A CSV, TSV, JSONL or Parquet list, with columns given by name or by number from 0.
 
-    ``classes`` is a file with a class name per line. TSV has no quotes. Without ``header``, the first line is a header
+    ``classes`` is a file of class names: lines, or ids with names. If labels are positions in it, ``first`` is the
+    number of the first name (0 or 1). TSV has no quotes. Without ``header``, the first line is a header
     if it holds a known column name. Lines with the same image and different captions become one row.
     """
     list_path = Path(path)
     if not list_path.is_file():
         raise UniclError(f"{path}: no such list", "check the path of the .csv, .tsv, .jsonl or .parquet file")
     chosen = Columns(image, caption, label, split, key)
-    return Table(list_path, kind, chosen, header, read_class_names(classes))
-
-
-def spoken_name(name: str) -> str:
-    """Return a class name as prompts say it: without underscores."""
-    return " ".join(name.replace("_", " ").split()) or name
-
-
-def read_class_names(path: str | None) -> tuple[str, ...]:
-    """Return the names in a text file, one per line; none without a file. UniclError for duplicates."""
-    if path is None:
-        return ()
-    file = Path(path)
-    if not file.is_file():
-        raise UniclError(f"{path}: no such file of class names", "write a text file with a name on each line")
-    try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UniclError(f"{path}: cannot be read: {error}", "save class names as UTF-8 text, one per line") from error
-    if not names:
-        raise UniclError(f"{path}: no class names", "write one name per line")
-    if twice := [name for name, times in Counter(names).items() if times > 1]:
-        raise UniclError(f"{path}: duplicate class '{twice[0]}'", "remove one of them: a class has one number")
-    return tuple(names)
+    source = Table(list_path, kind, chosen, header, read_names(classes, first))
+    source.first = first
+    return source

@@ -27,7 +27,7 @@ def _note_names(facts: Mapping[str, Any]) -> Iterator[str]:
         first = f"'{same[0]['name']}' is {' and '.join(same[0]['keys'][:3])}"
         yield (
             f"{_count(len(same), 'prompt name belongs', 'prompt names belong')} to several classes ({first}): "
-            "their prompts are equal but their labels differ; give them distinct names"
+            "their prompts are equal but their labels differ; prepare them with ?names=path, ?depth=1 or ?classes=FILE"
         )
 
 

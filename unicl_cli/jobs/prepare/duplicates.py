@@ -79,18 +79,15 @@ def read_duplicates(out: Path) -> Duplicates | None:
         return None
 
 
-def find_duplicates(
-    units: Sequence[Unit], held_out: frozenset[str], row_at: Callable[[Unit, int], Row], out: Path
-) -> Duplicates:
+def find_duplicates(units: Sequence[Unit], row_at: Callable[[Unit, int], Row], out: Path) -> Duplicates:
     """Compare the digests of all units and save the result in FILE; of equal rows, the plan's first one stays.
 
-    Rows are compared within a kind and split, across all sources. ``held_out`` names sources whose `val` was cut from
-    their `train`: these rows are compared with `train` and come after it, so that no image is on both sides.
+    Rows are compared within a kind and split, across all sources.
     """
     gone: dict[str, str] = {}
     texts: dict[str, list[str]] = {}
     groups, differ = 0, list[list[str]]()
-    for members in _group_units(units, held_out):
+    for members in _group_units(units):
         starts = np.cumsum([0, *(unit.rows for unit in members)])
         digests = np.frombuffer(b"".join((out / unit.hashes).read_bytes() for unit in members), np.uint8)
         for places in _group_equal(digests.reshape(-1, 32)):
@@ -150,14 +147,11 @@ def _hash_image(row: Row, work: Work, source: DatasetSource) -> tuple[bytes, int
     return hashlib.sha256(data).digest(), len(data)
 
 
-def _group_units(units: Sequence[Unit], held_out: frozenset[str]) -> Iterator[list[Unit]]:
+def _group_units(units: Sequence[Unit]) -> Iterable[list[Unit]]:
     scopes: dict[tuple[str, str], list[Unit]] = {}
-    cut = [unit.split == "val" and unit.source in held_out for unit in units]
-    for late in (False, True):
-        for unit, is_cut in zip(units, cut, strict=True):
-            if is_cut == late:
-                scopes.setdefault((unit.kind, "train" if is_cut else unit.split), []).append(unit)
-    yield from scopes.values()
+    for unit in units:
+        scopes.setdefault((unit.kind, unit.split), []).append(unit)
+    return scopes.values()
 
 
 def _group_equal(digests: NDArray[np.uint8]) -> Iterator[NDArray[np.int64]]:

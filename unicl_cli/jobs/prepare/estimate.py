@@ -17,6 +17,7 @@ from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.core.machine import cores
 from unicl_cli.data.corpus import PLAN
 from unicl_cli.errors import UniclError, escape_control
+from unicl_cli.jobs.prepare.classes import describe_examples, format_examples
 from unicl_cli.jobs.prepare.plan import CorpusPlan, PlannedSource, make_plan
 from unicl_cli.jobs.prepare.plan_file import check_out_dir, check_same_plan, read_plan
 from unicl_cli.jobs.prepare.progress import format_counts, note
@@ -67,7 +68,7 @@ def run(request: PrepareRequest, *, workers: int | None, as_json: bool) -> None:
     out = request.out
     sources = request.sources()
     check_out_dir(out)
-    plan = make_plan(sources, request.options)
+    plan = make_plan(sources, request.options, out, compare=(out / PLAN).is_file())
     for line in plan.notes:
         note(line)
     if (out / PLAN).is_file():
@@ -137,6 +138,7 @@ def _build_report(out: Path, plan: CorpusPlan, samples: list[SourceSample], work
         "free": _free_bytes(out),
         "workers": workers,
         "classes": len(plan.classes),
+        "class_examples": describe_examples(plan.examples),
         "sources": sources,
         "notes": plan.notes,
     }
@@ -173,6 +175,7 @@ def _format_report(report: dict[str, Any]) -> list[str]:
     duration = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{max(1, seconds)} s"
     return [
         *align_columns(cells),
+        *format_examples(report),
         *([f"rejected in sample: {format_counts(reasons)}"] if reasons else []),
         f"{report['corpus']}: about {report['rows_expected'][0]:,} of {count_of(report['rows'], 'row')}, "
         f"{count_of(report['classes'], 'class')}, {decimal_size(report['bytes_expected'][0])} "

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,28 +20,26 @@ from unicl_cli.core.sampler import Permutation
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.resolve import SourceSpec, open_source
 from unicl_cli.errors import UniclError
+from unicl_cli.jobs.prepare.classes import ClassExample, find_examples, merge_classes
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
+from unicl_cli.jobs.prepare.holdout import TRAIN, Holdout, ReadSource, hold_out
 from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.rows import Adoption, Rows
 from unicl_cli.jobs.prepare.shards import MediaError, Unit, Work, media_of, stored_media
 
 SCHEMA_VERSION = 1
 SEED = 0
-HOLDOUT = 0.05
-HOLDOUT_ROWS = 200
-"""Rows from which on a source with only `train` gives the share HOLDOUT to `val`, unless --holdout is set."""
 _SAMPLE = 32
 _SPLIT = re.compile(r"[\w.][\w.-]*")
 
 
 class PlannedSource(NamedTuple):
-    """An open source with its rows by split, in corpus order. ``held_out``: its `val` was cut from its `train`."""
+    """An open source with its rows by split, in corpus order."""
 
     spec: SourceSpec
     source: DatasetSource
     rows: dict[str, Rows]
     fingerprint: str
-    held_out: bool
 
 
 class CorpusPlan(NamedTuple):
@@ -52,7 +49,9 @@ class CorpusPlan(NamedTuple):
     sources: list[PlannedSource]
     classes: tuple[ClassName, ...]
     templates: tuple[str, ...] | str
+    holdout: Holdout
     notes: list[str]
+    examples: tuple[ClassExample, ...]
 
     def document(self) -> dict[str, Any]:
         """Return the content of `plan.json`, without the units."""
@@ -75,6 +74,7 @@ class CorpusPlan(NamedTuple):
             "seed": None if self.options.keep_order else SEED,
             "templates": self.templates if isinstance(self.templates, str) else list(self.templates),
             "classes": _hash_json([list(c) for c in self.classes]),
+            **({"validation": facts} if (facts := self.holdout.facts()) else {}),
             "sources": described,
         }
 
@@ -110,23 +110,39 @@ class CorpusPlan(NamedTuple):
         return next(planned for planned in self.sources if planned.spec.name == name)
 
 
-def make_plan(specs: Sequence[SourceSpec], options: PrepareOptions) -> CorpusPlan:
-    """Open every source, merge classes, hold out validation rows, permute. UniclError for bad rows or labels."""
+def make_plan(
+    specs: Sequence[SourceSpec], options: PrepareOptions, out: Path | None = None, *, compare: bool = True
+) -> CorpusPlan:
+    """Open every source, merge classes, hold out validation rows, permute. UniclError for bad rows or labels.
+
+    Equal images are told apart by their bytes, or as an earlier command saved it in ``out``; without ``compare`` only
+    by their places.
+    """
     sources = [open_source(item.src, item.kind) for item in specs]
     notes: list[str] = []
     labelled = [(item, source) for item, source in zip(specs, sources, strict=True) if item.kind == "labels"]
-    classes = _merge_classes([(item.name, source.classes) for item, source in labelled], notes)
+    classes = merge_classes([(item.name, source.classes) for item, source in labelled], notes)
     ids = {c.key: number for number, c in enumerate(classes)}
-    planned = [_plan_source(item, source, ids, options, notes) for item, source in zip(specs, sources, strict=True)]
+    read = [_read_source(item, source, ids) for item, source in zip(specs, sources, strict=True)]
+    holdout = hold_out(read, options, out, compare=compare)
+    notes += holdout.notes(read)
+    if holdout.moved and not compare:
+        notes.append("preview: without reading the images, copies of one image may count as several")
+    planned = [_plan_source(item, of, holdout, options) for item, of in zip(specs, read, strict=True)]
     for source in sources:
         notes += getattr(source, "notes", [])  # complete only after its rows were read
     templates = _choose_templates(options.templates, [source.templates for _, source in labelled])
-    return CorpusPlan(options, planned, classes, templates, notes)
+    labelled_rows = [rows for of in planned if of.spec.kind == "labels" for rows in of.rows.values()]
+    examples = find_examples(classes, labelled_rows, notes)
+    return CorpusPlan(options, planned, classes, templates, holdout, notes, examples)
 
 
 def list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return the differences of two plans, as ``field: old -> new``; versions and spellings of sources may differ."""
-    skipped = ("versions", "units", "sources")
+    same_share = old.get("holdout") == new["holdout"]
+    if same_share and "validation" in new and "validation" not in old:
+        return ["an older unicl chose its validation rows by their keys; now they are chosen by image"]
+    skipped = ("versions", "units", "sources", "validation")
     said = [
         f"{k}: {_format_value(old.get(k))} -> {_format_value(new.get(k))}"
         for k in new
@@ -141,12 +157,12 @@ def list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         changed = [word for field, word in fields.items() if before[at][field] != after[at][field]]
         if changed:
             said.append(f"source '{at[0]}' ({at[1]}) has changed ({' and '.join(changed)})")
+    if not said and old.get("validation") != new.get("validation"):
+        said.append("other rows are held out for validation: some images have changed")
     return said
 
 
-def _plan_source(
-    spec: SourceSpec, source: DatasetSource, ids: dict[str, int], options: PrepareOptions, notes: list[str]
-) -> PlannedSource:
+def _read_source(spec: SourceSpec, source: DatasetSource, ids: dict[str, int]) -> ReadSource:
     raw = {split: source.rows(split) for split in source.splits}
     for split in raw:
         if not _SPLIT.fullmatch(split):
@@ -160,16 +176,18 @@ def _plan_source(
     adoption = Adoption(spec.name, spec.kind, tuple(ids[c.key] for c in source.classes) if labelled else ())
     if labelled:
         _check_labels(spec, raw, len(adoption.classes))
-    rows = {split: Rows(of, np.arange(len(of)), adoption) for split, of in raw.items() if of}
-    held_out = list(rows) == ["train"] and _holdout_share(options, len(rows["train"])) > 0
-    if held_out:
-        rows = _split_holdout(rows["train"], _holdout_share(options, len(rows["train"])))
-        notes.append(
-            f"{spec.name}: no validation split: moved {len(rows['val'])} of {sum(map(len, rows.values()))} rows "
-            "to 'val', chosen by a hash of their keys (--holdout 0 turns this off)"
+    rows = {split: of for split, of in raw.items() if of}
+    return ReadSource(spec.name, source, adoption, rows, _fingerprint(source, raw))
+
+
+def _plan_source(spec: SourceSpec, read: ReadSource, holdout: Holdout, options: PrepareOptions) -> PlannedSource:
+    rows = {
+        split: Rows(
+            read.rows.get(split, read.rows.get(TRAIN, ())), _permute(order, spec, split, options), read.adoption
         )
-    rows = {split: Rows(of.raw, _permute(of.order, spec, split, options), adoption) for split, of in rows.items()}
-    return PlannedSource(spec, source, {s: of for s, of in rows.items() if of}, _fingerprint(source, raw), held_out)
+        for split, order in holdout.splits_of(read).items()
+    }
+    return PlannedSource(spec, read.source, {split: of for split, of in rows.items() if of}, read.fingerprint)
 
 
 def _check_keys(spec: SourceSpec, raw: dict[str, Sequence[Row]]) -> None:
@@ -197,26 +215,6 @@ def _check_labels(spec: SourceSpec, raw: dict[str, Sequence[Row]], classes: int)
 
 def _is_integer(label: object) -> bool:
     return isinstance(label, int) and not isinstance(label, bool)  # plugins may hand out anything
-
-
-def _holdout_share(options: PrepareOptions, rows: int) -> float:
-    if options.holdout is None:
-        return HOLDOUT if rows >= HOLDOUT_ROWS else 0
-    return options.holdout
-
-
-def _split_holdout(rows: Rows, share: float) -> dict[str, Rows]:
-    """Move rows to `val` whose key's hash falls below ``share``; the last image of a class stays in training."""
-    labels = [rows.adoption.label(row) for row in rows.raw]
-    left = Counter(labels)
-    chosen = np.zeros(len(rows), np.bool_)
-    for at, (row, label) in enumerate(zip(rows.raw, labels, strict=True)):
-        digest = hashlib.blake2b(rows.adoption.key(row).encode("utf-8", "replace"), digest_size=7).digest()
-        if int.from_bytes(digest, "big") < share * 2**56 and (label == NO_LABEL or left[label] > 1):
-            chosen[at] = True
-            left[label] -= 1
-    parts = {"train": ~chosen, "val": chosen}
-    return {split: Rows(rows.raw, np.flatnonzero(part), rows.adoption) for split, part in parts.items()}
 
 
 def _permute(order: NDArray[np.int64], spec: SourceSpec, split: str, options: PrepareOptions) -> NDArray[np.int64]:
@@ -277,29 +275,6 @@ def _stored_bytes(found: Mapping[str, bytes], source: DatasetSource, size: int |
         return len(examine(found.get("image") or b"", size).data) + sum(len(item["bytes"]) for item in media)
     except (ImageError, MediaError):
         return 0  # counted by its unit
-
-
-def _merge_classes(classes: list[tuple[str, Sequence[ClassName]]], notes: list[str]) -> tuple[ClassName, ...]:
-    """Return the ordered union by key; names from later sources are appended."""
-    merged: dict[str, ClassName] = {}
-    for name, of in classes:
-        shared = [c.key for c in of if c.key in merged]
-        if shared:
-            notes.append(f"{name}: {len(shared)} of its {len(of)} classes are shared with earlier sources (same key)")
-        for c in of:
-            names = tuple(dict.fromkeys((*merged[c.key].names, *c.names) if c.key in merged else c.names))
-            merged[c.key] = ClassName(c.key, names)
-    by_name: dict[str, list[ClassName]] = {}
-    for c in merged.values():
-        by_name.setdefault(c.names[0].casefold(), []).append(c)
-    for alike in by_name.values():
-        if len(alike) > 1:
-            case = "" if len({c.names[0] for c in alike}) == 1 else " (ignoring case)"
-            notes.append(
-                f"{len(alike)} classes have the prompt name '{alike[0].names[0]}'{case}, and so equal prompts: "
-                f"{', '.join(c.key for c in alike)}; check that they are not one class under two ids"
-            )
-    return tuple(merged.values())
 
 
 def _choose_templates(

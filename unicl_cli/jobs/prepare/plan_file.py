@@ -7,11 +7,12 @@ from typing import Any
 from unicl_cli.core.files import write_atomic
 from unicl_cli.data.corpus import MANIFEST, PLAN
 from unicl_cli.errors import UniclError
+from unicl_cli.jobs.prepare import holdout
 from unicl_cli.jobs.prepare.lock import LOCK
 from unicl_cli.jobs.prepare.plan import CorpusPlan, list_differences
 from unicl_cli.jobs.prepare.shards import Unit, json_bytes
 
-_BEFORE_A_PLAN = frozenset((LOCK, "rejects"))
+_BEFORE_A_PLAN = frozenset((LOCK, "rejects", holdout.FILE))
 """Files that a prepare without a single valid row may have left."""
 
 
@@ -33,6 +34,8 @@ def agree_on_plan(plan: CorpusPlan, out: Path, *, allow_version_mix: bool) -> tu
     """
     new = plan.document()
     if not (out / PLAN).is_file():
+        if plan.holdout.moved:
+            plan.holdout.save(out)
         units = plan.units()
         new["units"] = [unit._asdict() for unit in units]
         write_atomic(out / PLAN, json_bytes(new))

@@ -12,7 +12,7 @@ from unicl_cli.core.files import write_atomic
 from unicl_cli.core.machine import cores
 from unicl_cli.data.corpus import MANIFEST, PLAN, find_damage
 from unicl_cli.errors import Stopped, UniclError
-from unicl_cli.jobs.prepare import duplicates
+from unicl_cli.jobs.prepare import duplicates, holdout
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.engines.engine import Engine, Job, Marker, WorkList
 from unicl_cli.jobs.prepare.engines.local import run_local
@@ -61,7 +61,7 @@ def prepare(
     sources = request.sources()
     check_out_dir(out)
     with lock_output(stop):
-        plan = make_plan(sources, request.options)
+        plan = make_plan(sources, request.options, out)
         for line in plan.notes:
             note(line)
         document, units = agree_on_plan(plan, out, allow_version_mix=allow_version_mix)
@@ -98,7 +98,7 @@ def _read_finished(plan: CorpusPlan, out: Path, markers: Sequence[Marker]) -> di
     """Return the report of a corpus that has a readable manifest; None if it has none."""
     with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # a damaged one is made again from the markers
         manifest = json.loads((out / MANIFEST).read_bytes())
-        return write_summary(out, plan.classes, markers, plan.notes, manifest)
+        return write_summary(out, plan, markers, manifest)
     return None
 
 
@@ -116,8 +116,7 @@ def _find_duplicates(preparation: Preparation) -> Duplicates | None:
             progress.shard_done()
     if progress.shards_done < len(units):
         return None
-    held_out = frozenset(source.spec.name for source in plan.sources if source.held_out)
-    found = duplicates.find_duplicates(units, held_out, plan.row_at, out)
+    found = duplicates.find_duplicates(units, plan.row_at, out)
     duplicates.remove_digests(units, out)  # only now: what they say is on disk
     return found
 
@@ -164,7 +163,7 @@ def _finish_corpus(
         dedup=found.facts if found else None,
         repeated=duplicates.count_equal_images(out, [marker for marker in markers if marker["rows"]]),
     )
-    report = write_summary(out, plan.classes, markers, plan.notes, manifest)
+    report = write_summary(out, plan, markers, manifest)
     _check_no_source_is_empty(out, units, report)
     for line in image_notes(manifest):
         note(line)
@@ -187,7 +186,7 @@ def _check_no_source_is_empty(out: Path, units: Sequence[Unit], report: dict[str
         return
     see = f"see each row and its reason in {out / 'rejects'}"
     if len(empty) == len(rejected):
-        for file in (*(unit.marker for unit in units), duplicates.FILE, PLAN):
+        for file in (*(unit.marker for unit in units), duplicates.FILE, holdout.FILE, PLAN):
             (out / file).unlink(missing_ok=True)
         reasons = report["rejected"]
         raise UniclError(f"{out}: no usable rows (rejected: {format_counts(reasons)})", see)

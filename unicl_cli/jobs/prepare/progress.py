@@ -17,7 +17,8 @@ from unicl_cli.errors import escape_control, is_live, is_quiet
 class Progress:
     """Rows and shards done, images per second, time left and rejected rows.
 
-    ``done`` rows and ``shards_done`` come from an earlier command; the rates count new rows only.
+    ``done`` rows and ``shards_done`` come from an earlier command; the rates count new rows only. Without ``shards``
+    only rows are shown.
     """
 
     def __init__(self, label: str, *, done: int, total: int, shards_done: int, shards: int) -> None:
@@ -62,7 +63,8 @@ class Progress:
     def _show(self) -> None:
         seconds = max(time.monotonic() - self.started, 1e-3)
         rate = (self.done - self.first) / seconds
-        facts = f"{self.shards_done}/{self.shards} shards, {rate:.0f} img/s"
+        shards = f"{self.shards_done}/{self.shards} shards, " if self.shards else ""
+        facts = f"{shards}{rate:.0f} img/s"
         if self.bar:  # it must fit into 80 columns
             rejected = f"{self.reasons.total():,} rejected" if +self.reasons else ""
             self.bar.update(self.bar.task_ids[0], completed=self.done, facts=facts, rejected=rejected)

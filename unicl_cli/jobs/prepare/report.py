@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.contracts import ClassName
 from unicl_cli.core.byte_size import decimal_size
 from unicl_cli.errors import escape_control
+from unicl_cli.jobs.prepare.classes import describe_examples, format_examples
 from unicl_cli.jobs.prepare.engines.engine import Marker
+from unicl_cli.jobs.prepare.plan import CorpusPlan
 from unicl_cli.pages.text import align_columns
 
 _HEADER = ("source", "kind", "split", "rows", "rejected", "size", "classes", "short side")
@@ -39,11 +40,7 @@ REMEDIES = {
 
 
 def write_summary(
-    out: Path,
-    classes: Sequence[ClassName],
-    markers: Sequence[Marker],
-    notes: Sequence[str],
-    manifest: Mapping[str, Any],
+    out: Path, plan: CorpusPlan, markers: Sequence[Marker], manifest: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the facts of the closing table as `--json` prints them."""
     groups: dict[tuple[str, str, str], list[Marker]] = {}
@@ -62,13 +59,14 @@ def write_summary(
         "payload": sum(marker["payload"] for marker in markers),
         "payload_at_256": sum(marker["payload_at_256"] for marker in markers),
         "shards": sum(1 for marker in markers if marker["rows"]),
-        "classes": len(classes),
+        "classes": len(plan.classes),
+        "class_examples": describe_examples(plan.examples),
         "sources": sources,
         "text_stats": manifest["text_stats"],
         "dedup": manifest["dedup"],
         "equal_pictures": manifest["equal_pictures"],
         "duplicates_of_eval": manifest["duplicates_of_eval"],
-        "notes": [*notes, *image_notes(manifest)],
+        "notes": [*plan.notes, *image_notes(manifest)],
     }
 
 
@@ -93,7 +91,8 @@ def image_notes(manifest: Mapping[str, Any]) -> list[str]:
     if equal["in_two_kinds"]:
         notes.append(f"{count_of(equal['in_two_kinds'], 'image')} in training rows of more than one kind (all kept)")
     notes += [
-        f"{count_of(count, 'training row')} with an image of the {split} split: results on {split} will look too good"
+        f"{count_of(count, 'training row')} with an image of the {split} split: results on {split} will look too good; "
+        "give each image the same split in every source"
         for split, count in manifest["duplicates_of_eval"].items()
         if count
     ]
@@ -141,7 +140,7 @@ def _format_table(report: dict[str, Any]) -> list[str]:
                 f"{low}-{high} px" if low != high else f"{low} px",
             )
         )
-    lines = align_columns(cells)
+    lines = [*align_columns(cells), *format_examples(report)]
     rejected = sum(report["rejected"].values())
     if rejected:
         lines += ["", f"rejected: {count_of(rejected, 'row')}, listed in {report['corpus']}/rejects"]

@@ -23,8 +23,10 @@ from unicl_cli.core.dist import bare, rank, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
 from unicl_cli.core.loop import Step, freeze_unreached
+from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
+from unicl_cli.jobs.overlap import find_overlap, recipes_of
 from unicl_cli.jobs.train.blueprint import Blueprint, has_batch_statistics
 from unicl_cli.jobs.train.micro_batch import first_rows, fit_micro_batch
 from unicl_cli.jobs.train.sizes import Sizes, sizes_of
@@ -59,6 +61,7 @@ def set_up(recipe: Recipe, accelerator: Any, run: Path, resume_from: str, start:
     data = build_data(recipe)
     check_learnable(recipe, data)
     warn(recipe_warnings(recipe, data))
+    warn(overlap_warnings(recipe, start))
     own = checkpoint_files.newest(run / CHECKPOINTS)
     if own is not None:
         check_unchanged(data, own)  # before anything of the run is written again
@@ -83,6 +86,18 @@ def warn(warnings: Sequence[str]) -> None:
     """Write warnings, on rank 0."""
     if rank() == 0:
         sys.stderr.writelines(f"warning: {warning}\n" for warning in warnings)
+
+
+def overlap_warnings(recipe: Recipe, start: str | None) -> list[str]:
+    """Return a warning for each of ``eval`` with images that this training, or that of its start weights, learns."""
+    trained = [recipe, *(recipes_of(start) if start else ())]
+    warnings: list[str] = []
+    for entry in recipe.eval:
+        corpus = open_corpus(entry.corpus)
+        split = corpus.eval_split(entry.split)
+        if (found := find_overlap(trained, corpus, split)).trained:
+            warnings.append(f"eval: {entry.corpus} {split}: {found.warning()}")
+    return warnings
 
 
 def check_unchanged(data: TrainingData, folder: Path) -> None:

@@ -1,0 +1,393 @@
+"""Class names from a file or an option: lines, numbered lines, JSON, or a table of ids and names."""
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from unicl_cli.errors import UniclError
+
+FORMS = 'write a name on each line, "id<TAB>name" lines, or JSON: ["cat", "dog"] or {"0": "cat", "1": "dog"}'
+"""The hint of every error in a list of class names."""
+_ID_WORDS = (
+    *("id", "index", "idx", "number", "num", "class_id", "classid", "label_id", "labelid", "category_id"),
+    *("class_index", "class_idx", "label_index", "label_idx", "target", "code", "wnid", "synset", "synset_id"),
+    *("folder", "directory", "dir", "key", ""),
+)
+_NAME_WORDS = (
+    *("name", "class_name", "classname", "label_name", "labelname", "category_name", "display_name", "names", "title"),
+    *("description", "words", "species", "label", "class", "category", "classes", "labels"),
+)
+_LONE_HEADERS = frozenset(("name", "names", "class", "classes", "class_name", "classname", "label", "labels"))
+"""Headers of a file with one column; `key` and `folder` may be classes."""
+_WRAPPERS = ("id2label", "label2id", "class_to_idx", "categories", "names", "classes", "labels")
+"""Keys of JSON objects (transformers, COCO, YOLO) whose value is the list of names."""
+_ID = re.compile(r"\d+|n\d{8}")
+_NUMBERED = re.compile(r"(\d+|n\d{8})(\s*[\t:.,;)|=\]-]\s*|\s+)(\S.*)")
+_SYNTAX = re.compile(r"""[\[\]{}<#]|['"]|-\s|---$|\.\.\.$|.*[\[{,:;]$""")
+"""Beginnings and ends of lines in JSON, YAML, XML, Python and comments."""
+
+
+class ClassEntry(NamedTuple):
+    """One class of a list: prompts say ``names[0]``; ``id`` stands for it in data; ``written`` is its whole cell."""
+
+    names: tuple[str, ...]
+    id: str | None = None
+    prompts: tuple[str, ...] = ()
+    written: str = ""
+
+
+class NameList(NamedTuple):
+    """The classes of a file or an option, in its order; all of them have an id, or none has."""
+
+    origin: str
+    entries: tuple[ClassEntry, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def has_ids(self) -> bool:
+        return bool(self.entries) and self.entries[0].id is not None
+
+
+class _Cells(NamedTuple):
+    """One record of a text; ``place`` names it in messages."""
+
+    place: str
+    cells: list[str]
+
+
+def read_class_file(path: str, origin: str | None = None, *, prompts: bool = False) -> NameList:
+    """Read a file of class names in any form; messages call it ``origin``. UniclError if it is doubtful or unreadable.
+
+    For ``prompts``, see ``parse_class_text``.
+    """
+    file, origin = Path(path).expanduser(), origin or path
+    if not file.is_file():
+        raise UniclError(f"{origin}: no such file of class names", FORMS)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UniclError(f"{origin}: cannot be read: {reason}", "save class names as UTF-8 text") from error
+    return parse_class_text(text, origin, file.suffix.lower(), prompts=prompts)
+
+
+def parse_class_text(text: str, origin: str, suffix: str = ".txt", *, prompts: bool = False) -> NameList:
+    """Return the classes in a file's text, found by its content.
+
+    A map gives ids their names (`name|alias`), in either order. With ``prompts``, what follows a key that is neither a
+    number nor a WordNet id is that class's prompts, and blank lines and repetitions are allowed.
+    """
+    notes: list[str] = []
+    if text.lstrip().startswith(("{", "[")):
+        entries = list(_entries_of_json(_load_json(text, origin), origin, prompts=prompts))
+    else:
+        entries = _entries_of_text(text, origin, suffix, notes, prompts=prompts)
+    if not entries:
+        raise UniclError(f"{origin}: no class names", FORMS)
+    _check_ids(entries, origin)
+    if not prompts:
+        _check_repeated_names(entries, origin)
+    return NameList(origin, tuple(entries), tuple(f"{origin}: {note}" for note in notes))
+
+
+def read_classes(spec: str, option: str = "--classes") -> NameList:
+    """Return the classes of an option: ``@file``, or as ``parse_class_option``; messages name the ``option``."""
+    origin = f"{option} {spec if len(spec) < 60 else spec[:57] + '…'}"
+    return read_class_file(spec[1:], origin, prompts=True) if spec.startswith("@") else parse_class_option(spec, origin)
+
+
+def parse_class_option(spec: str, origin: str) -> NameList:
+    """Return the classes of an option: JSON, or cells of CSV lines, `a,b,"c, d"`; `name=alias|alias` has aliases."""
+    if spec.lstrip().startswith(("{", "[")):
+        return parse_class_text(spec, origin, prompts=True)
+    if spec.count('"') % 2:  # the reader would take the rest for one name
+        raise UniclError(f"{origin}: a quote is not closed", 'write a,b,"c, d"')
+    rows = csv.reader(spec.splitlines(), skipinitialspace=True)
+    cells = [cell.strip() for row in rows for cell in row if cell.strip()]
+    if not cells:
+        raise UniclError(f"{origin}: names no class", "write --classes 'cat,dog', or --classes @names.txt")
+    if '"' not in spec:  # quotes take a name literally
+        _check_cells(cells, origin)
+        if found := _split_numbers(cells, origin, spaces=False):
+            return NameList(
+                origin, tuple(ClassEntry((name,), number, (), cells[at]) for at, (number, name) in enumerate(found))
+            )
+    return NameList(origin, tuple(_entry_of_cell(cell, "", origin, quoted=True) for cell in cells))
+
+
+def _check_cells(cells: list[str], origin: str) -> None:
+    if len(cells) == 1 and (Path(cells[0]).is_file() or re.fullmatch(r"\S+\.(txt|json|csv|tsv)", cells[0])):
+        raise UniclError(f"{origin}: a file, not a class name", f"write @{cells[0]} to read class names from a file")
+    if odd := next((cell for cell in cells if re.search(r"[;|]", cell.partition("=")[0])), None):
+        raise UniclError(f"{origin}: '{odd}' has separators in its name", "separate classes by commas: cat,dog")
+
+
+def _entries_of_text(text: str, origin: str, suffix: str, notes: list[str], *, prompts: bool) -> list[ClassEntry]:
+    lines = [_Cells(f"line {at}", [line.strip()]) for at, line in enumerate(text.strip().split("\n"), 1)]
+    comments = [line.place for line in lines if re.match(r"#(\s|$)", line.cells[0])]
+    if comments:
+        notes.append(f"lines that begin with # are comments ({len(comments)}, first {comments[0]})")
+    blank = next((line.place for line in lines if not line.cells[0]), None)
+    lines = [line for line in lines if line.cells[0] and not re.match(r"#(\s|$)", line.cells[0])]
+    rows = _split_columns(lines, suffix, origin)
+    wide = any(len(row.cells) > 1 for row in rows)
+    if wide and prompts and suffix != ".csv" and not _is_map(rows):
+        return [_entry_with_prompt(row, origin) for row in rows]
+    if _has_header(rows):
+        notes.append(f"{rows[0].place} is the header: {', '.join(rows[0].cells)}")
+        header, rows = rows[0].cells, rows[1:]
+    else:
+        header = None
+    if wide:
+        return _entries_of_table(header, rows, origin)
+    cells = [row.cells[0] for row in rows]
+    if numbered := _split_numbers(cells, origin, spaces=True):
+        notes.append(f"its lines begin with ids, from {numbered[0][0]} to {numbered[-1][0]}")
+        return [_entry_of_id(number, name, cell) for (number, name), cell in zip(numbered, cells, strict=True)]
+    if blank and rows and not prompts:
+        raise UniclError(f"{origin}: {blank} is blank, but the names are counted by line", "remove the line")
+    return [_entry_of_cell(row.cells[0], row.place, origin) for row in rows]
+
+
+def _split_columns(lines: list[_Cells], suffix: str, origin: str) -> list[_Cells]:
+    """Split lines at tabs, or as CSV if the file is named so."""
+    if suffix != ".csv":
+        return [_Cells(place, [cell.strip() for cell in cells[0].split("\t")]) for place, cells in lines]
+    first = lines[0].cells[0] if lines else ""
+    delimiter = max(",;\t|", key=first.count)
+    try:
+        parsed = list(csv.reader([line.cells[0] for line in lines], delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise UniclError(f"{origin}: {error}", "close every quote in its line") from error
+    if len(parsed) != len(lines):
+        raise UniclError(f"{origin}: a quoted cell goes over several lines", "write each class on one line")
+    return [_Cells(line.place, [c.strip() for c in cells]) for line, cells in zip(lines, parsed, strict=True)]
+
+
+def _has_header(rows: list[_Cells]) -> bool:
+    """Return whether the first row names the columns: by its words, or as the only one without an id."""
+    if len(rows) < 2:
+        return False
+    words = [_as_word(cell) for cell in rows[0].cells]
+    if len(words) == 1:
+        return words[0] in _LONE_HEADERS
+    ids = [all(_is_id(row, at) for row in rows[1:]) for at in range(len(words))]
+    known = all(word in (*_ID_WORDS, *_NAME_WORDS) for word in words)
+    return (known or any(ids)) and not any(_ID.fullmatch(word) for word in words)
+
+
+def _as_word(cell: str) -> str:
+    return cell.casefold().replace(" ", "_")
+
+
+def _is_id(row: _Cells, at: int) -> bool:
+    return at < len(row.cells) and _ID.fullmatch(row.cells[at]) is not None
+
+
+def _is_map(rows: list[_Cells]) -> bool:
+    """Return whether every row is an id and a name."""
+    body = rows[1:] if _has_header(rows) else rows
+    return all(len(row.cells) == 2 for row in rows) and any(all(_is_id(row, at) for row in body) for at in (0, 1))
+
+
+def _entries_of_table(header: list[str] | None, rows: list[_Cells], origin: str) -> list[ClassEntry]:
+    width = len(header or rows[0].cells)
+    if odd := next((row for row in rows if len(row.cells) != width), None):
+        raise UniclError(
+            f"{origin}: {odd.place}: {width} cells expected, {len(odd.cells)} found", "quote names that hold a comma"
+        )
+    id_at, name_at = _choose_columns(header, rows, width, origin)
+    entries: list[ClassEntry] = []
+    for place, cells in rows:
+        if not cells[id_at] or not cells[name_at]:
+            raise UniclError(f"{origin}: {place}: an empty cell", "give each class an id and a name")
+        _check_name(cells[name_at], place, origin)
+        entries.append(_entry_of_id(cells[id_at], cells[name_at]))
+    return entries
+
+
+def _choose_columns(header: list[str] | None, rows: list[_Cells], width: int, origin: str) -> tuple[int, int]:
+    """Return the columns of ids and of names, by the header, else by the cells."""
+    if header is None and width == 2:
+        turned = all(_is_id(row, 1) for row in rows) and not all(_is_id(row, 0) for row in rows)
+        return (1, 0) if turned else (0, 1)
+    words = [_as_word(cell) for cell in header or []]
+    name_at = next((words.index(word) for word in _NAME_WORDS if word in words), None)
+    rest = (*_ID_WORDS, "label", "class", "category")
+    id_at = next((words.index(word) for word in rest if word in words and words.index(word) != name_at), None)
+    if width == 2 and (id_at is None) != (name_at is None):
+        id_at, name_at = (id_at, 1 - id_at) if id_at is not None else (1 - cast(int, name_at), name_at)
+    if id_at is None or name_at is None:
+        raise UniclError(f"{origin}: no columns of ids and names", "write a first line with 'id' and 'name'")
+    return id_at, name_at
+
+
+def _split_numbers(cells: Sequence[str], origin: str, *, spaces: bool) -> list[tuple[str, str]] | None:
+    """Return (id, name) pairs if all cells begin with ids that count the classes; None if they are plain names.
+
+    UniclError if only some cells are numbered. ``spaces``: a space may follow the id, not only a sign.
+    """
+    matches = [_NUMBERED.fullmatch(cell) for cell in cells]
+    found = [match for match in matches if match and (spaces or match[2].strip())]
+    if len(cells) < 2 or not found:
+        return None
+    if len(found) < len(cells):
+        counting = [at for at, match in enumerate(matches) if match and match[1] in (str(at), str(at + 1))]
+        if spaces and len(counting) > 1 and 2 * len(counting) > len(cells):
+            plain = next(cell for cell, match in zip(cells, matches, strict=True) if not match)
+            raise UniclError(f"{origin}: '{plain}' has no number, but other names have one", FORMS)
+        return None
+    if all(match[1].startswith("n") for match in found):
+        return [(match[1], match[3].replace(", ", "|")) for match in found]  # synonyms, as in words.txt
+    if any(match[1].startswith("n") for match in found):
+        return None
+    numbers = [int(match[1]) for match in found]
+    names = {match[3] for match in found}
+    rising = all(low < high for low, high in pairwise(numbers))
+    counted = rising or sorted(numbers) == list(range(min(numbers), min(numbers) + len(numbers)))
+    if min(numbers) > 1 or len(names) < len(cells) or not counted:
+        return None  # '2 of hearts', '5 euro'
+    return [(str(int(match[1])), match[3]) for match in found]
+
+
+def _entry_of_id(key: str, cell: str, written: str = "") -> ClassEntry:
+    """Return the class ``key`` whose name is ``cell``; aliases follow a bar."""
+    names = tuple(dict.fromkeys(name.strip() for name in re.split(r"[|]", cell) if name.strip()))
+    return ClassEntry(names, str(int(key)) if key.isdecimal() else key, (), written or cell)
+
+
+def _entry_of_cell(cell: str, place: str, origin: str, *, quoted: bool = False) -> ClassEntry:
+    """Return the class of a plain cell: `name=alias|alias`, or a name in double quotes; ``quoted``: they are gone."""
+    if not quoted and re.fullmatch(r'"(?:[^"]|"")+"', cell):
+        name = cell[1:-1].replace('""', '"')
+        return ClassEntry((name,), written=name)
+    if not quoted:
+        _check_name(cell, place, origin)
+    name, _, rest = (part.strip() for part in cell.partition("="))
+    aliases = [alias.strip() for alias in rest.split("|") if alias.strip()]
+    if not name:
+        raise UniclError(f"{origin}: '{cell}' has no name", "write name=alias|alias")
+    for alias in aliases:
+        _check_name(alias, place, origin)
+    return ClassEntry((name, *aliases), written=cell)
+
+
+def _entry_with_prompt(row: _Cells, origin: str) -> ClassEntry:
+    name, prompt = row.cells[0], " ".join(row.cells[1:]).strip()
+    return (
+        ClassEntry((name,), prompts=(prompt,)) if name and prompt else _entry_of_cell(name or prompt, row.place, origin)
+    )
+
+
+def _check_name(name: str, place: str, origin: str) -> None:
+    if _SYNTAX.match(name):
+        where = f"{origin}: {place}" if place else origin
+        raise UniclError(f"{where}: '{name}' looks like syntax, not like a class name", FORMS)
+
+
+def _load_json(text: str, origin: str) -> Any:
+    def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        met: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in met:
+                raise UniclError(f"{origin}: duplicate key '{key}'", "give each class one line")
+            met[key] = value
+        return met
+
+    def load(line: str) -> Any:
+        return json.loads(line, object_pairs_hook=refuse_repeated_keys)
+
+    try:
+        return load(text)
+    except (ValueError, RecursionError) as error:
+        try:
+            return [load(line) for line in text.splitlines() if line.strip()]  # JSONL
+        except (ValueError, RecursionError):
+            raise UniclError(f"{origin}: not valid JSON: {error}", FORMS) from error
+
+
+def _entries_of_json(document: Any, origin: str, *, prompts: bool) -> Iterator[ClassEntry]:
+    document = _unwrap(document)
+    if isinstance(document, list):
+        for item in cast(list[Any], document):
+            yield _entry_of_item(item, origin)
+        return
+    if not isinstance(document, dict):
+        raise UniclError(f"{origin}: neither a list nor a map of class names", FORMS)
+    pairs = cast(dict[str, Any], document)
+    if pairs and all(type(value) is int for value in pairs.values()) and min(pairs.values()) in (0, 1):
+        pairs = _turn(pairs, origin)
+    own = prompts and not all(_ID.fullmatch(key) for key in pairs)
+    for key, value in pairs.items():
+        texts = _texts_of(key, value, origin)
+        if own:
+            yield ClassEntry((key.strip(),), prompts=tuple(texts))
+            continue
+        names = tuple(texts[1:] if re.fullmatch(r"n\d{8}", texts[0]) else texts)  # {"0": ["n01440764", "tench"]}
+        yield ClassEntry(names or tuple(texts), str(int(key)) if key.isdecimal() else key, written=texts[0])
+
+
+def _unwrap(document: Any) -> Any:
+    """Return the value of `id2label`, `categories`, … in an object that has other keys beside it, or that key alone."""
+    if isinstance(document, dict):
+        held = cast(dict[str, Any], document)
+        return next((held[word] for word in _WRAPPERS if isinstance(held.get(word), dict) or _lists(held, word)), held)
+    return document
+
+
+def _lists(held: Mapping[str, Any], word: str) -> bool:
+    """Return whether the key holds a list that cannot be the prompts of a class with this name."""
+    value = held.get(word)
+    return isinstance(value, list) and bool(value) and (len(held) == 1 or isinstance(value[0], dict))
+
+
+def _turn(pairs: Mapping[str, int], origin: str) -> dict[str, str]:
+    """Turn name -> number into number -> name."""
+    if len(set(pairs.values())) < len(pairs):
+        raise UniclError(f"{origin}: two names have one number", "give each class its own number")
+    return {str(number): name for name, number in pairs.items()}
+
+
+def _entry_of_item(item: Any, origin: str) -> ClassEntry:
+    if isinstance(item, str) and item.strip():
+        return ClassEntry((item.strip(),), written=item.strip())
+    if isinstance(item, dict):
+        held = {str(key).casefold(): value for key, value in cast(dict[Any, Any], item).items()}
+        name = next((held[word] for word in _NAME_WORDS if isinstance(held.get(word), str)), None)
+        key = next((held[word] for word in _ID_WORDS if isinstance(held.get(word), int | str)), None)
+        if name and name.strip():
+            return ClassEntry((name.strip(),), None if key is None else str(key), written=name)
+    raise UniclError(f"{origin}: {json.dumps(item)[:40]} is not a class name", FORMS)
+
+
+def _texts_of(key: str, value: Any, origin: str) -> list[str]:
+    texts: list[Any] = cast(list[Any], value) if isinstance(value, list) else [value]
+    if not key.strip() or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise UniclError(f"{origin}: class {key!r} needs a name, and names or prompts that are text", FORMS)
+    return list(dict.fromkeys(text.strip() for text in texts))
+
+
+def _check_ids(entries: Sequence[ClassEntry], origin: str) -> None:
+    ids = [entry.id for entry in entries]
+    if any(key is None for key in ids) and any(key is not None for key in ids):
+        raise UniclError(f"{origin}: some classes have an id, others have none", "give every class an id, or none")
+    if repeated := _find_repeated(key for key in ids if key is not None):
+        raise UniclError(f"{origin}: two classes have the id {repeated}", "remove one of them")
+
+
+def _check_repeated_names(entries: Sequence[ClassEntry], origin: str) -> None:
+    if entries[0].id is None and (repeated := _find_repeated(entry.names[0] for entry in entries)):
+        raise UniclError(f"{origin}: duplicate class '{repeated}'", "remove one of them: a class has one number")
+
+
+def _find_repeated(values: Iterable[str]) -> str | None:
+    met: set[str] = set()
+    for value in values:
+        if value in met:
+            return value
+        met.add(value)
+    return None

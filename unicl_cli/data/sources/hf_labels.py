@@ -1,0 +1,109 @@
+"""Classes of a data set of the `datasets` library: the names of each split's own label column, joined by name."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from unicl_cli.contracts import NO_LABEL
+from unicl_cli.data.class_names import ClassEntry, NameList
+from unicl_cli.data.class_numbers import LabelledClasses, match_labels, name_classes, pair_names
+from unicl_cli.errors import UniclError
+
+
+class LabelColumn(NamedTuple):
+    """The label column of a data set. ``features`` are by split and column; ``read`` gives the cells of a column.
+
+    ``beside`` are the text columns that may hold the names of numbers.
+    """
+
+    path: str
+    name: str
+    features: Mapping[str, Mapping[str, Any]]
+    read: Callable[[str, str], Iterator[Any]]
+    beside: Sequence[str]
+
+    def names_of(self, split: str) -> tuple[str, ...]:
+        """Return the names that a split's own ClassLabel gives its numbers; () if it has none."""
+        return tuple(getattr(self.features[split].get(self.name), "names", None) or ())
+
+    def label_of(self, split: str, value: object) -> str:
+        """Return the label of a cell as a text, a number by its name in this split; "" for none."""
+        text = "" if value is None or value != value else str(value)
+        names = self.names_of(split)
+        if names and text.isdecimal() and int(text) < len(names):
+            return names[int(text)]
+        return "" if text == str(NO_LABEL) else text
+
+
+def find_classes(column: LabelColumn, given: NameList | None, first: int | None, notes: list[str]) -> LabelledClasses:
+    """Return the classes, and the number of each label as ``LabelColumn.label_of`` writes it.
+
+    ``given`` are the names of a file, for bare numbers or instead of those in the data set.
+    """
+    own = {split: names for split in column.features if (names := column.names_of(split))}
+    differ = len(set(own.values())) > 1
+    if given:
+        return _match_given(column, given, first, own)
+    if own:
+        if differ:
+            notes.append(f"{column.path}: splits {', '.join(own)} number their classes differently: joined by name")
+        return _number(dict.fromkeys(name for names in own.values() for name in names))
+    labels = {label: None for split in column.features for label in _labels(column, split) if label}
+    feature = next(iter(column.features.values()))[column.name]
+    if str(getattr(feature, "dtype", "")).endswith("string"):
+        return _number(dict.fromkeys(sorted(labels)))
+    if names := _names_beside(column, notes):
+        return match_labels(names, labels, first)
+    kind = getattr(feature, "dtype", type(feature).__name__)
+    raise UniclError(
+        f"{column.path}: column '{column.name}' ({kind}) has no class names",
+        "write the names into a file, one per line, and add ?classes=FILE",
+    )
+
+
+def _match_given(
+    column: LabelColumn, given: NameList, first: int | None, own: Mapping[str, tuple[str, ...]]
+) -> LabelledClasses:
+    """Match the labels with a file; where the data set names them too, both count them from 0."""
+    if not own:
+        labels = {label for split in column.features for label in _labels(column, split) if label}
+        return match_labels(given, labels, first)
+    names = next(iter(own.values()))
+    if len(set(own.values())) > 1 or len(own) < len(column.features):
+        raise UniclError(
+            f"{column.path}: the splits name their classes differently, so {given.origin} cannot name them all",
+            "remove classes=FILE, or choose splits: ?splits=NAME,NAME",
+        )
+    if len(given.entries) != len(names):
+        raise UniclError(
+            f"{given.origin}: has {len(given.entries):,} names; column '{column.name}' has {len(names):,} classes",
+            "name every class, or remove classes=FILE",
+        )
+    matched = match_labels(given, [str(at) for at in range(len(names))], first)
+    return LabelledClasses(matched.classes, {name: matched.numbers[str(at)] for at, name in enumerate(names)})
+
+
+def _number(names: Mapping[str, None]) -> LabelledClasses:
+    return LabelledClasses(name_classes([(name,) for name in names]), {name: at for at, name in enumerate(names)})
+
+
+def _labels(column: LabelColumn, split: str) -> Iterator[str]:
+    return (column.label_of(split, value) for value in column.read(split, column.name))
+
+
+def _names_beside(column: LabelColumn, notes: list[str]) -> NameList | None:
+    """Return the names of bare numbers from the one text column that has a text of its own for each."""
+    found: dict[str, dict[str, str]] = {}
+    for text in column.beside:
+        pairs = (
+            (label, name or "")
+            for split in column.features
+            for label, name in zip(_labels(column, split), column.read(split, text), strict=True)
+        )
+        if names := pair_names(pairs):
+            found[text] = names
+    if len(found) != 1:
+        return None
+    text, names = next(iter(found.items()))
+    number, name = next(iter(names.items()))
+    notes.append(f"{column.path}: column '{text}' names the labels, for example {number}: {name}")
+    return NameList(column.path, tuple(ClassEntry((name,), number) for number, name in names.items()))

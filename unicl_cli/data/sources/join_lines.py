@@ -1,0 +1,124 @@
+"""The lines of a list joined into rows: one row per image, whatever the ids of its lines."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from unicl_cli.contracts import NO_LABEL, Row
+from unicl_cli.data.sources.list_readers import Line
+from unicl_cli.errors import UniclError
+
+NAMED = 10
+"""Images with several labels that an error names."""
+_PRECEDENCE = ("test", "val")
+"""The split of an image whose lines are in several: the first of these, else any but train."""
+
+
+class LineReading(NamedTuple):
+    """The meaning of a line: the identity of its image, its split and its class."""
+
+    image: Callable[[Line], str]
+    split: Callable[[Line], str]
+    label: Callable[[Line], int]
+
+
+class JoinedRows(NamedTuple):
+    """Rows by split, in the order of the list, and notes for `prepare` on what was joined."""
+
+    rows: dict[str, list[Row]]
+    notes: list[str]
+
+
+@dataclass(slots=True)
+class _Image:
+    first: Line
+    split: str
+    texts: tuple[str, ...]
+    label: int
+    labelled: Line
+    """The line that gave the label."""
+
+
+def join_lines(lines: Iterable[Line], read: LineReading, *, path: str, id_column: str | None) -> JoinedRows:
+    """Join the lines of each image: its captions in order, its label, its split.
+
+    An equal line changes nothing and is counted. ``id_column`` gives the keys of the rows if each of its ids stands for
+    one image and each image has one; otherwise the keys are the images' paths. UniclError for an image with two labels.
+    """
+    images: dict[str, _Image] = {}
+    owners: dict[str, str] = {}
+    counts = {"equal": 0, "merged": 0}
+    moved: set[str] = set()
+    conflicts: dict[str, str] = {}
+    ids_repeat = several_ids = False
+    for line in lines:
+        name = read.image(line) if line.ref else line.place  # a line that cannot be read is a row of its own
+        if line.ref:
+            ids_repeat |= owners.setdefault(line.key, name) != name
+        known = images.get(name)
+        if known is None:
+            images[name] = _Image(line, read.split(line), line.texts, read.label(line), line)
+            continue
+        several_ids |= known.first.key != line.key
+        if problem := _add_label(known, line, read.label(line)):
+            conflicts.setdefault(name, problem)
+        new = tuple(text for text in line.texts if text not in known.texts)
+        counts["merged" if new else "equal"] += 1
+        known.texts += new
+        if (split := read.split(line)) != known.split:
+            moved.add(name)
+            known.split = min(known.split, split, key=_precedence)
+    if conflicts:
+        raise _label_error(path, list(conflicts.values()))
+    by_id = not (ids_repeat or several_ids)
+    rows: dict[str, list[Row]] = {}
+    for image in images.values():
+        key = image.first.key if by_id and image.first.ref else _path_key(image.first)
+        rows.setdefault(image.split, []).append(Row(key, image.first.ref, image.texts, image.label))
+    return JoinedRows(rows, _notes(path, counts, len(moved), id_column if ids_repeat else None))
+
+
+def _add_label(known: _Image, line: Line, label: int) -> str | None:
+    """Give the image the label of another of its lines; return the conflict in words if it has another one."""
+    if label == NO_LABEL or label == known.label:
+        return None
+    if known.label == NO_LABEL:
+        known.label, known.labelled = label, line
+        return None
+    first = known.labelled
+    return f"{first.place} and {line.place} ({line.ref}: {first.label}, {line.label})"
+
+
+def _label_error(path: str, conflicts: list[str]) -> UniclError:
+    shown = "; ".join(conflicts[:NAMED])
+    if len(conflicts) > NAMED:
+        shown += "; …"
+    count = f"{len(conflicts):,} images have" if len(conflicts) > 1 else "1 image has"
+    return UniclError(
+        f"{path}: {count} more than one label: {shown}",
+        "keep one label per image; for images that show several things, use --captions with a text for each line",
+    )
+
+
+def _precedence(split: str) -> tuple[int, bool]:
+    return (_PRECEDENCE.index(split) if split in _PRECEDENCE else len(_PRECEDENCE), split == "train")
+
+
+def _path_key(line: Line) -> str:
+    """Return the path of the line's image as a key; the row number for an image inside the list."""
+    if not line.ref:
+        return line.place
+    return f"{int(line.ref[4:]):08d}" if line.ref.startswith("row:") else line.ref
+
+
+def _notes(path: str, counts: dict[str, int], moved: int, id_column: str | None) -> list[str]:
+    notes: list[str] = []
+    if counts["merged"]:
+        notes.append(f"{path}: merged lines with further captions of the same image: {counts['merged']:,}")
+    if counts["equal"]:
+        notes.append(f"{path}: dropped lines that repeat an earlier one (same image, nothing new): {counts['equal']:,}")
+    if moved:
+        notes.append(f"{path}: images with lines in several splits, kept in one (test, else val): {moved:,}")
+    if id_column is not None:
+        notes.append(f"{path}: column '{id_column}' repeats for different images, so rows are named by their images")
+    return notes

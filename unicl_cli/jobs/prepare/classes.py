@@ -1,0 +1,109 @@
+"""Classes of a corpus: those of its sources merged by key, with notes on doubtful names and an example of the first."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from unicl_cli.contracts import NO_LABEL, ClassName
+from unicl_cli.data.class_numbers import describe_doubtful_names
+from unicl_cli.errors import UniclError
+from unicl_cli.jobs.prepare.rows import Rows
+
+SHOWN = 3
+"""Classes that the closing table shows with an image each."""
+
+
+class ClassExample(NamedTuple):
+    """One of the first classes with the key of an image; "" if none has its label."""
+
+    number: int
+    name: str
+    image: str
+
+
+def merge_classes(classes: Sequence[tuple[str, Sequence[ClassName]]], notes: list[str]) -> tuple[ClassName, ...]:
+    """Return the ordered union by key; names from later sources are appended.
+
+    UniclError if a number stands for different names in two sources.
+    """
+    merged: dict[str, ClassName] = {}
+    homes: dict[str, str] = {}
+    for name, of in classes:
+        shared = [c for c in of if c.key in merged]
+        if shared:
+            notes.append(f"{name}: {len(shared)} of its {len(of)} classes are shared with earlier sources (same key)")
+        _check_shared(shared, merged, homes, name, notes)
+        for c in of:
+            names = tuple(dict.fromkeys((*merged[c.key].names, *c.names) if c.key in merged else c.names))
+            merged[c.key] = ClassName(c.key, names)
+            homes.setdefault(c.key, name)
+    notes += _describe_equal_names(merged.values())
+    notes += describe_doubtful_names(tuple(merged.values()))
+    return tuple(merged.values())
+
+
+def _check_shared(
+    shared: Sequence[ClassName], merged: Mapping[str, ClassName], homes: Mapping[str, str], name: str, notes: list[str]
+) -> None:
+    """Compare the names of classes with one key in two sources; numbers are keys only where no names are known."""
+    differ = [c for c in shared if not {n.casefold() for n in c.names} & {n.casefold() for n in merged[c.key].names}]
+    if differ and differ[0].key.isdecimal():
+        key = differ[0].key
+        raise UniclError(
+            f"class {key} is '{merged[key].names[0]}' in {homes[key]}, and '{differ[0].names[0]}' in {name}",
+            "name the classes of both sources with ?classes=FILE",
+        )
+    if differ:
+        first, before = differ[0], merged[differ[0].key]
+        notes.append(
+            f"{name}: shared classes with other names ({len(differ)}): {first.key} is '{before.names[0]}' in "
+            f"{homes[first.key]}, and '{first.names[0]}' here"
+        )
+    numbers = [c.key for c in shared if c.key.isdecimal()]
+    if numbers:
+        notes.append(
+            f"{name}: shared classes are numbers, for example {numbers[0]}: check that they mean the same in "
+            f"{homes[numbers[0]]}, or name them with ?classes=FILE"
+        )
+
+
+def _describe_equal_names(classes: Iterable[ClassName]) -> list[str]:
+    """Return one note on classes with the same prompt name, which have equal prompts; none if all differ."""
+    by_name: dict[str, list[ClassName]] = {}
+    for c in classes:
+        by_name.setdefault(c.names[0].casefold(), []).append(c)
+    alike = [of for of in by_name.values() if len(of) > 1]
+    if not alike:
+        return []
+    shown = "; ".join(f"'{of[0].names[0]}': {', '.join(c.key for c in of[:4])}" for of in alike[:3])
+    more = "; …" if len(alike) > 3 else ""
+    return [
+        f"prompt names of several classes, and so equal prompts ({len(alike)}): {shown}{more}: check that they are not "
+        "one class under two ids; ?names=path tells folders apart, ?depth=1 joins them, ?classes=FILE names them"
+    ]
+
+
+def find_examples(classes: Sequence[ClassName], rows: Iterable[Rows], notes: list[str]) -> tuple[ClassExample, ...]:
+    """Return the first classes with the key of an image each, and note the classes that no row has."""
+    met: dict[int, str] = {}
+    for of in rows:
+        for row in (of.raw[number] for number in np.sort(of.order).tolist()):
+            label = of.adoption.label(row)
+            if label != NO_LABEL and label not in met:
+                met[label] = of.adoption.key(row)
+    missing = [c.names[0] for number, c in enumerate(classes) if number not in met]
+    if missing:
+        shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+        notes.append(f"classes without an image ({len(missing):,} of {len(classes):,}): {shown}")
+    return tuple(ClassExample(number, c.names[0], met.get(number, "")) for number, c in enumerate(classes[:SHOWN]))
+
+
+def describe_examples(examples: Sequence[ClassExample]) -> list[dict[str, Any]]:
+    """Return the examples as `--json` prints them."""
+    return [{"id": each.number, "class": each.name, "image": each.image or None} for each in examples]
+
+
+def format_examples(report: Mapping[str, Any]) -> list[str]:
+    """Return a line of the closing table for each example of ``report``."""
+    return [f"class {each['id']}: {each['class']} ({each['image'] or 'no image'})" for each in report["class_examples"]]
