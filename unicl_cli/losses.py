@@ -27,7 +27,10 @@ def _kernel_input(x: Tensor, tile: int | None) -> Tensor:
 
 def _scale_of(scale: Tensor | float, like: Tensor) -> Tensor:
     """Return the scale as a () tensor, at least float32, on the device of ``like``."""
-    return torch.as_tensor(scale, dtype=_at_least_float32(like[:0]).dtype, device=like.device).reshape(())
+    dtype = _at_least_float32(like[:0]).dtype
+    if not isinstance(scale, Tensor):
+        return torch.full((), scale, dtype=dtype, device=like.device)  # filled there: a copy would wait for a GPU
+    return scale.to(like.device, dtype).reshape(())
 
 
 def contrast(

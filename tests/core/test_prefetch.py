@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from on_device import needs_card
 
 from unicl_cli.core.prefetch import move_batches, prefetch, tensors_of
 from unicl_cli.errors import UniclError
@@ -92,6 +93,7 @@ def test_all_tensors_of_a_batch_are_found():
 
 
 @pytest.mark.gpu
+@needs_card
 def test_a_gpu_gets_the_same_batches_as_the_cpu():
     device = torch.device("cuda")
     pinned = ((step, Pair(x.pin_memory(), {"y": extra["y"].pin_memory()})) for step, (x, extra) in pairs(20))

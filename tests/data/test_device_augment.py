@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from on_device import needs_card
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -186,6 +187,7 @@ def test_the_blur_of_both_has_the_same_size_and_spread():
 
 
 @pytest.mark.gpu
+@needs_card
 def test_a_gpu_augments_as_the_cpu_does():
     many, x, draws = DeviceAugment([STRONG], 0), pictures(100), torch.arange(100)
     difference = (many(x.cuda(), draws).cpu().int() - many(x, draws).int()).abs()

@@ -1,6 +1,7 @@
 """`unicl bench KIND`: speed and memory, alone or beside open_clip."""
 
 import sys
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -77,7 +78,7 @@ def bench(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="tiny, text, small, ViT-B-32, ViT-B-16 or Swin-T (step, text, switches, eval).",
+            help="tiny, text, small, ViT-B-32, ViT-B-16 or Swin-T (step, text, switches, eval, loader's training).",
             rich_help_panel=CASES,
         ),
     ] = None,
@@ -136,13 +137,16 @@ def bench(
             peak=peak,
         )
     )
-    from unicl_cli.commands.output import check_before_loading, print_document
+    from unicl_cli.commands.output import check_before_loading, print_document, write_document
 
     check_before_loading((), (), ("-o", out))
     from unicl_cli.jobs.bench.bench import run_benchmark
     from unicl_cli.jobs.bench.tables import tables
 
-    document = run_benchmark(request, sys.argv[1:])
+    if out is None:
+        document = run_benchmark(request, sys.argv[1:])
+    else:
+        document = run_benchmark(request, sys.argv[1:], partial(write_document, out))
     print_document(document, tables, as_json=as_json, out=out)
     if not document["complete"]:
         raise typer.Exit(130)

@@ -104,16 +104,14 @@ def print_document(
     out: Path | None = None,
 ) -> None:
     """Print tables or JSON on stdout and warnings on stderr; write the JSON to ``out``. Only the first process does."""
-    from unicl_cli.core.files import write_atomic
     from unicl_cli.launch.process import is_peer
 
     if is_peer():
         return
     for warning in collect_warnings(document):
         print_warning(warning)
-    text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False)
     if as_json:
-        typer.echo(text)
+        typer.echo(document_text(document))
     else:
         from rich.console import Console
 
@@ -121,8 +119,19 @@ def print_document(
         for table in tables(_escape_texts(document)):
             console.print(table)
     if out is not None:
-        with report_write_error("-o", out):
-            write_atomic(out, text + "\n")
+        write_document(out, document)
+
+
+def document_text(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False)
+
+
+def write_document(out: Path, document: Mapping[str, Any]) -> None:
+    """Write a document to the file of ``-o``: the whole one, or none."""
+    from unicl_cli.core.files import write_atomic
+
+    with report_write_error("-o", out):
+        write_atomic(out, document_text(document) + "\n")
 
 
 def _escape_texts(value: Any) -> Any:

@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
+from unicl_cli.core.host_copy import send
 from unicl_cli.core.recompute import recomputable_units
 
 if TYPE_CHECKING:
@@ -103,6 +104,21 @@ def share_of_mean(values: Tensor, valid: Tensor, count: Tensor | None = None) ->
     return values.masked_fill(~valid, 0).sum() * world_size() / count.clamp(min=1)
 
 
+def _one_row(values: Sequence[Tensor | float]) -> Tensor:
+    """Stack scalars, (n,), on the device of the first tensor that is not on the CPU, else where collectives run.
+
+    What is on the host goes there in one copy that does not wait.
+    """
+    own = [x.detach() if isinstance(x, Tensor) else x for x in values]
+    there = {place: x for place, x in enumerate(own) if isinstance(x, Tensor) and not x.is_cpu}
+    device = next((x.device for x in there.values()), _home())
+    wide = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+    row = send(torch.tensor([0.0 if place in there else float(x) for place, x in enumerate(own)], dtype=wide), device)
+    for place, x in there.items():
+        row[place] = x.reshape(())
+    return row
+
+
 def mean_over_ranks(
     values: Mapping[str, Tensor | float], largest: Mapping[str, float] | None = None
 ) -> dict[str, float]:
@@ -112,12 +128,8 @@ def mean_over_ranks(
     """
     if not values and not largest:
         return {}
-    device = next((value.device for value in values.values() if isinstance(value, Tensor)), _home())
-    wide = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
     names = [*values, *(largest or {})]
-    own = [*values.values(), *(largest or {}).values()]
-    row = torch.stack([torch.as_tensor(x, dtype=wide, device=device).detach().reshape(()) for x in own])
-    rows = gather(row[None]).cpu()  # (world, names)
+    rows = gather(_one_row([*values.values(), *(largest or {}).values()])[None]).cpu()  # (world, names)
     means, tops = rows[:, : len(values)].mean(0), rows[:, len(values) :].amax(0)
     return dict(zip(names, [*means.tolist(), *tops.tolist()], strict=True))
 

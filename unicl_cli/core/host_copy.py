@@ -24,6 +24,14 @@ def to_device(batch: T, device: Any) -> T:
     return moved
 
 
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """Copy a host tensor to a device without waiting.
+
+    To a GPU it goes from pinned memory: a copy from any other may wait until the GPU has worked off its queue.
+    """
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+
 def host_copy(x: Tensor) -> Tensor | None:
     """Return the numbers of ``x`` that the host can read at once; None if it has none, and while a graph is traced."""
     known = x if x.device.type == "cpu" else getattr(x, HOST, None)

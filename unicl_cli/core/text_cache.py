@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unicl_cli.core.dist import any_rank
-from unicl_cli.core.host_copy import host_copy
+from unicl_cli.core.host_copy import host_copy, send
 from unicl_cli.core.towers import traits_of
 
 ROWS, STEP = 64, 8
@@ -45,7 +45,7 @@ class TextCache:
         waiting = self.unseen(ids, lengths, names, 1 if tokens.device.type == "cpu" else ROWS)
         while any_rank(bool(waiting)):
             self.add(waiting.pop() if waiting else New(ids[:1], []), tokens.device)
-        return self.vectors[torch.tensor([self.places[name] for name in names], device=tokens.device)]
+        return self.vectors[send(torch.tensor([self.places[name] for name in names]), tokens.device)]
 
     def unseen(
         self, ids: NDArray[np.int64], lengths: NDArray[np.int64], names: Sequence[bytes], rows: int
@@ -73,7 +73,7 @@ class TextCache:
     @torch.no_grad()
     def add(self, new: New, device: torch.device) -> None:
         """Encode a batch and store the vectors of the texts that have a name."""
-        vectors = self.encode(torch.from_numpy(new.tokens).to(device))[: len(new.names)]
+        vectors = self.encode(send(torch.from_numpy(new.tokens), device))[: len(new.names)]
         used = len(self.places)
         if used + len(vectors) > len(self.vectors):
             larger = vectors.new_empty(max(256, 2 * len(self.vectors)), vectors.shape[1])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unicl_cli.core.host_copy import send
 from unicl_cli.core.sampler import seed_of
 from unicl_cli.data.transforms import ERASED_AREA, ERASED_RATIO, JITTERED, SIGMA, Augmentation, blur_kernel
 
@@ -103,7 +104,7 @@ class DeviceAugment:
         if ops.blur:
             x = change_some(x, dice.below("blur", ops.blur), blur, dice.uniform("sigma", *SIGMA))
         if ops.noise:
-            x = add_noise(x, dice.key("noise").to(x.device), ops.noise)
+            x = add_noise(x, send(dice.key("noise"), x.device), ops.noise)
         if ops.erase:
             x = erase(x, dice, ops.erase)
         return x
@@ -113,8 +114,8 @@ def change_some(x: Tensor, which: Tensor, change: Callable[..., Tensor], *number
     """Apply ``change`` to the samples ``which`` (n,), with their entries of ``numbers`` (b,) as (n, 1, 1, 1)."""
     if not len(which):
         return x
-    own = [number[which].to(x.device, non_blocking=True)[:, None, None, None] for number in numbers]
-    which = which.to(x.device, non_blocking=True)
+    own = [send(number[which], x.device)[:, None, None, None] for number in numbers]
+    which = send(which, x.device)
     return x.index_copy(0, which, change(x[which], *own))
 
 
@@ -130,7 +131,7 @@ def shift(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
     """Move each sample ``down`` and ``right`` by pixels (b,); the edges are repeated."""
     side = x.shape[-1]
     places = torch.arange(side)
-    rows, columns = ((places - by[:, None]).clamp(0, side - 1).to(x.device) for by in (down, right))  # (b, S)
+    rows, columns = (send((places - by[:, None]).clamp(0, side - 1), x.device) for by in (down, right))  # (b, S)
     return x[torch.arange(len(x), device=x.device)[:, None, None], :, rows[:, :, None], columns[:, None]].permute(
         0, 3, 1, 2
     )
@@ -184,7 +185,7 @@ def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
         (green - blue) / safe,
         torch.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
-    places = torch.tensor([5.0, 3.0, 1.0], device=x.device)[None, :, None, None]
+    places = torch.arange(5, 0, -2, dtype=x.dtype, device=x.device)[None, :, None, None]  # 5, 3, 1
     k = (places + sixths + 6 * turn).remainder(6)
     return ((high - span * torch.minimum(k, 4 - k).clamp(0, 1)) * 255.999).to(torch.uint8)
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unicl_cli.core.host_copy import host_copy
+from unicl_cli.core.host_copy import host_copy, send
 
 PAYS, LEAST = 0.9, 256
 """Pack only if at most this share of the cells remains, and at least this many fewer: packing costs some time."""
@@ -64,7 +64,7 @@ def layout_of(tokens: Tensor, eot_id: int | None) -> Layout:
     last = cells[np.arange(len(ids)), ends]
 
     def there(array: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(array).to(tokens.device, non_blocking=True)
+        return send(torch.from_numpy(array), tokens.device)
 
     nodes = PrefixNodes(
         tokens=there(words.ravel()[picks].astype(np.int64)),

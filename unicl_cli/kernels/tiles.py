@@ -1,6 +1,7 @@
 """Sums over all pairs of two sets of vectors, a tile of rows at a time, with exact gradients."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
@@ -10,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from unicl_cli.errors import UniclError
 from unicl_cli.kernels.pairs import FAR, Grads, Kernel, Pairs, Sums, lse_
 
 CELLS = 1 << 21
@@ -133,19 +135,42 @@ def _kernel() -> Kernel:
     return cast("Kernel", kernel)
 
 
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 @cache
 def _has_kernel(device: torch.device) -> bool:
     if find_spec("triton") is None:
         return False
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if _interpreted():
         return True
     nvidia = device.type == "cuda" and torch.version.cuda is not None
-    return nvidia and torch.cuda.get_device_capability(device) >= (8, 0)  # its shared memory, its TF32
+    if not nvidia or torch.cuda.get_device_capability(device) < (8, 0):  # its shared memory, its TF32
+        return False
+    _check_compiler()
+    return True
+
+
+def _check_compiler() -> None:
+    """Raise UniclError without a C compiler: Triton builds the launcher of each kernel where it runs."""
+    if os.name != "nt" and not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise UniclError(
+            "tile: auto: the loss kernels need a C compiler, which Triton did not find",
+            "install gcc (or name a compiler in CC), or set loss.tile=1024 to use torch's own operations",
+        )
 
 
 def in_kernel(x: Tensor, tile: int | None) -> bool:
     """Return True if ``tiled_sums`` uses the Triton kernel for ``x``: no tile is set, and the device has the kernel."""
-    return tile is None and x.dtype != torch.float64 and _has_kernel(x.device)
+    if x.dtype == torch.float64 or (x.dtype == torch.bfloat16 and _interpreted()):
+        return False  # Triton's interpreter (3.8) multiplies the bits of bfloat16 as whole numbers
+    return tile is None and _has_kernel(x.device)
+
+
+def default_tile(columns: int) -> int:
+    """Return the rows of a tile where neither the caller nor a kernel decides."""
+    return min(max(CELLS // columns, 128), 4096)
 
 
 def tiled_sums(
@@ -162,5 +187,5 @@ def tiled_sums(
     precision too; else ``q`` and ``k`` are float32 or float64. Call it with autocast off.
     """
     if not in_kernel(q, tile):
-        tile = min(tile or min(max(CELLS // len(k), 128), 4096), len(q))
+        tile = min(tile or default_tile(len(k)), len(q))
     return _Tiles.apply(q, k, scale, pairs, tile)

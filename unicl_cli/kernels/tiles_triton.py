@@ -1,5 +1,6 @@
 """The sums of ``tiles`` and their gradients on a GPU: Triton kernels that keep each tile of logits on the chip."""
 
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -79,8 +80,18 @@ def _sides(q: Tensor, k: Tensor, pairs: Pairs) -> tuple[Side, Side]:
     return Side(q.contiguous(), pairs.row_bias, ids[0]), Side(k.contiguous(), pairs.column_bias, ids[1])
 
 
+def _current(x: Tensor) -> AbstractContextManager[Any]:
+    """Make the device of ``x`` the current one: Triton launches there, wherever the tensors are."""
+    return torch.cuda.device_of(x)
+
+
 def sums(q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs) -> Sums:
     """Compute ``tiles._sums`` of bfloat16, float16 or float32 features; the sums are float32."""
+    with _current(q):
+        return _compute_sums(q, k, scale, pairs)
+
+
+def _compute_sums(q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs) -> Sums:
     (rows, columns), sizes = _sides(q, k, pairs), SUMS[q.element_size()]
     n, m = len(q), len(k)
     most = max(1, PARTIAL // m)  # blocks of rows whose column sums wait at once
@@ -129,6 +140,7 @@ def gradients(q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, sums: Sums, gra
     peak = torch.stack([x.abs().max() for x in grads if x is not None]).max().clamp(min=torch.finfo(torch.float32).tiny)
     by_row, by_column = (None if x is None else (x / peak).contiguous() for x in grads)
     rows, columns = _sides(q, k, pairs)
-    dq = _one_side((rows, columns), scale, pairs, sums, (by_row, by_column))
-    dk = _one_side((columns, rows), scale, pairs, (sums[1], sums[0]), (by_column, by_row))
+    with _current(q):
+        dq = _one_side((rows, columns), scale, pairs, sums, (by_row, by_column))
+        dk = _one_side((columns, rows), scale, pairs, (sums[1], sums[0]), (by_column, by_row))
     return dq.mul_(peak), dk.mul_(peak)

@@ -9,6 +9,8 @@ import triton.language as tl
 
 from unicl_cli.kernels.pairs import FAR
 
+COUNTS = ("first", "n_own", "n_other", "per_split")
+"""Numbers that differ from batch to batch: Triton would compile again for those that 16 divides, and for 1."""
 HIDDEN = tl.constexpr(FAR)
 BEYOND = tl.constexpr(4 * FAR)
 """The logit beyond the last row or column: its exp is 0 even relative to hidden pairs, which reach 2 * FAR."""
@@ -35,7 +37,7 @@ def tile(
     return tl.where(in_own[:, None] & in_other, x, BEYOND)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def sums(
     own, other, own_bias, other_bias, own_ids, other_ids, scale, own_out, other_out,
     first, n_own, n_other, width, per_split,
@@ -68,7 +70,7 @@ def sums(
     tl.store(own_out + split.to(tl.int64) * n_own + row, top + tl.log(total), mask=row < n_own)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def gradients(
     own, other, own_bias, other_bias, own_ids, other_ids, scale, own_sum, other_sum, own_grad, other_grad, out,
     n_own, n_other, width, per_split,

@@ -33,6 +33,7 @@ def start_accelerator(precision: str = "auto", devices: str = "auto") -> Any:
     ignore_accelerate_variables(mixed, cpu="1" if cpu else "no")
     if is_worker():
         set_group_variables(torch)
+    torch.backends.cudnn.allow_tf32 = False  # torch's default rounds the convolutions of float32 to TF32
     accelerator = Accelerator(
         mixed_precision=mixed,
         cpu=cpu,

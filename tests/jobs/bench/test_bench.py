@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from unicl_cli.cli import main
 from unicl_cli.commands.bench import complete_kind
@@ -297,6 +298,93 @@ def test_the_table_fits_into_80_columns(capsys, monkeypatch):
 def test_the_peak_of_a_piece_of_work_is_what_it_took():
     assert peak_of_work(lambda: np.ones(25_000_000)) == pytest.approx(191, abs=12)
     assert peak_of_work(lambda: None) < 5, "what was held before does not count"
+
+
+def test_the_file_holds_every_row_as_soon_as_it_is_measured(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "found.json"
+    seen = []
+
+    def look(name):
+        found = json.loads(out.read_text())
+        seen.append(([row["name"] for row in found["rows"]], found["complete"]))
+        return sum(range(10**4))
+
+    cases = [toy(name, {"a": partial(look, name)}) for name in ("one", "two")]
+    monkeypatch.setattr(bench, "select_cases", lambda request: cases)
+    assert main(["bench", "start", "--rounds", "1", "-q", "-o", str(out)]) == 0
+    assert seen[0] == ([], False), "before the first row"
+    assert seen[-1] == (["one"], False), "while the second is measured"
+    assert json.loads(out.read_text())["complete"]
+
+
+def test_a_variant_that_runs_out_of_memory_is_left_out_with_the_reason():
+    met = Counter()
+
+    def full():
+        met["full"] += 1
+        if met["full"] > 3:  # two warm-ups and a round
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    case = toy("toy", {"full": full, "fits": lambda: sum(range(10**4))})
+    prepared = case.prepare(())._replace(timer=lambda run: (run(), 1.0)[1])
+    row = add_ratios(measure_case(case, prepared, rounds=3, device=CPU, advance=lambda _: None))
+    assert list(row["variants"]) == ["fits"]
+    assert row["skipped"] == {"full": "out of memory"}
+    assert len(row["variants"]["fits"]["seconds"]) == 3
+    assert met["full"] == 4, "it is not tried again"
+
+
+def test_another_error_of_a_variant_is_not_taken_for_lack_of_memory():
+    def broken():
+        raise RuntimeError("shapes differ")
+
+    case = toy("toy", {"broken": broken})
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        measure_case(case, case.prepare(()), rounds=1, device=CPU, advance=lambda _: None)
+
+
+def test_the_largest_batch_is_found_by_doubling():
+    from unicl_cli.jobs.bench.step import largest_batch
+
+    tried = []
+    assert largest_batch(256, 6, lambda rows: (tried.append(rows), rows <= 1024)[1]) == 1024
+    assert tried == [512, 1024, 2048]
+    assert largest_batch(256, 2, lambda rows: True) == 1024
+
+
+@pytest.fixture
+def own_precision():
+    """Let a benchmark have another precision than those before it, which a process has only once."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_results_are_compared_in_float32_whatever_precision_is_measured(own_precision, capsys):
+    words = ("step", "--model", "tiny", "--batch", "4", "--no-peak", "--vs", "open_clip", "--precision", "bf16")
+    (row,) = document(capsys, *words, "--only", "captions")["rows"]
+    assert row["facts"]["precision"] == "bf16"
+    assert row["checks"]["gradients"] <= 1e-4
+
+
+def test_losses_of_one_positive_per_row_stand_beside_a_yardstick(capsys):
+    found = document(capsys, "loss", "--sizes", "48", "--all", "--no-peak", "--vs", "open_clip", "--precision", "bf16")
+    product, _, pairs = found["rows"]
+    assert product["count"] == 2 * product["facts"]["side"] ** 3
+    assert product["variants"].keys() == {"bf16", "fp32"}
+    assert pairs["facts"] == {"texts": 48, "d": 512, "ranks": 1, "precision": "bf16", "flop": 6 * 48**2 * 512}
+    assert pairs["skipped"]["memeff"] in ("not installed", "needs a GPU")
+    assert pairs["checks"]["forward"] <= 1e-5
+
+
+def test_a_profile_says_where_a_step_takes_its_time(capsys):
+    words = ("step", "--model", "tiny", "--batch", "4", "--no-peak", "--only", "profile")
+    (row,) = document(capsys, *words)["rows"]
+    profile = row["facts"]["profile"]
+    assert sum(each["share"] for each in profile) <= 1
+    assert [each["ms"] for each in profile] == sorted((each["ms"] for each in profile), reverse=True)
+    assert any("aten::" in each["name"] for each in profile)
+    assert row["facts"]["host_waits"] is None, "only a GPU can be waited for"
 
 
 def test_the_document_goes_to_a_file_too(tmp_path: Path, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -31,8 +31,13 @@ from unicl_cli.jobs.bench.protocol import (
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "scikit-learn", "pillow")
 
 
-def run_benchmark(request: Request, argv: Sequence[str]) -> dict[str, Any]:
-    """Run the benchmark and return its document; after Ctrl-C it holds the finished rows and ``complete`` is false."""
+def run_benchmark(
+    request: Request, argv: Sequence[str], save: Callable[[Mapping[str, Any]], None] = lambda document: None
+) -> dict[str, Any]:
+    """Run the benchmark and return its document; after Ctrl-C it holds the finished rows and ``complete`` is false.
+
+    ``save`` gets the document before the first row and after each, so that a killed benchmark leaves what it measured.
+    """
     device = choose_device(request)
     rounds = request.rounds or KINDS[request.kind].rounds
     document: dict[str, Any] = {
@@ -51,8 +56,10 @@ def run_benchmark(request: Request, argv: Sequence[str]) -> dict[str, Any]:
     }
     with use_threads(request.threads):
         try:
+            save(document)
             for row in measure_cases(request, select_cases(request), rounds, device):
                 document["rows"].append(add_ratios(row))
+                save(document)
             document["complete"] = True
         except KeyboardInterrupt:
             pass  # the finished rows are printed

@@ -24,12 +24,14 @@ class Kind(NamedTuple):
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
-        "loader": Kind("From JPEG bytes to augmented images and batches.", 7, ("batch",), recipe=True),
+        "loader": Kind(
+            "From JPEG bytes to augmented images and batches.", 7, ("batch", "model", "precision"), recipe=True
+        ),
         "step": Kind(
             "One update: forward, loss, backward, clip, AdamW.", 5, ("batch", "model", "precision"), recipe=True
         ),
         "text": Kind("The text tower, forward and backward.", 5, ("batch", "classes", "model", "precision")),
-        "loss": Kind("The loss alone as the batch grows: time and memory.", 5, ("sizes", "processes")),
+        "loss": Kind("The loss alone as the batch grows: time and memory.", 5, ("sizes", "processes", "precision")),
         "switches": Kind("The gain of each speed switch.", 3, ("batch", "model", "precision"), peer=False),
         "eval": Kind("The zero-shot classifier, and image features.", 5, ("batch", "classes", "model")),
         "sampler": Kind("Drawing a batch's rows as the corpus grows.", 5, ("batch", "sizes"), peer=False),

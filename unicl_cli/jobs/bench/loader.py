@@ -21,6 +21,7 @@ from unicl_cli.contracts import Batch, Sample
 from unicl_cli.core.sampler import Mixture, Stream
 from unicl_cli.data.corpus import RowTable
 from unicl_cli.data.decoding import decode_pixels
+from unicl_cli.data.device_augment import DeviceAugment
 from unicl_cli.data.loader import batches
 from unicl_cli.data.mix import Draws, MixedCorpora, Strand, TextChoice
 from unicl_cli.data.transforms import TrainTransform, build_augment, eval_transform
@@ -29,14 +30,18 @@ from unicl_cli.jobs.bench.jpegs import make_jpegs
 from unicl_cli.jobs.bench.kinds import PEER, Request
 from unicl_cli.jobs.bench.model_pair import clip_bpe
 from unicl_cli.jobs.bench.protocol import Case, PreparedCase
+from unicl_cli.jobs.train.batches import move_ahead
 
 OURS = "unicl"
+CPU = torch.device("cpu")
 SIZE, FILES = 224, 64
 CROP = (0.9, 1.0)
 """open_clip's default crop. Its output is normalised floats; ours is uint8, normalised on the device."""
 
 
 def cases(request: Request) -> list[Case]:
+    from unicl_cli.jobs.bench.feeding import feeding_case  # it takes this module's parts
+
     variants = (OURS, PEER) if request.vs else (OURS,)
     rows: dict[str, Callable[..., PreparedCase]] = {
         "decode": prepare_decoding,
@@ -44,7 +49,8 @@ def cases(request: Request) -> list[Case]:
         "batches": prepare_batches,
     }
     size = request.batch or FILES
-    return [Case(name, "images", variants, variants[-1], partial(make, size=size)) for name, make in rows.items()]
+    made = [Case(name, "images", variants, variants[-1], partial(make, size=size)) for name, make in rows.items()]
+    return [*made, feeding_case(request)]
 
 
 def open_rgb(data: bytes) -> Image.Image:
@@ -124,12 +130,19 @@ class FileTable:
 
 
 def repeat_batches(
-    files: tuple[bytes, ...], texts: list[str], *, side: int = SIZE, workers: int = 0
+    files: tuple[bytes, ...],
+    texts: list[str],
+    *,
+    transform: TrainTransform | None = None,
+    workers: int = 0,
+    device: torch.device = CPU,
+    augment: DeviceAugment | None = None,
 ) -> Iterator[Batch]:
-    """Yield batches of all files without end, through the loader of training."""
+    """Yield batches of all files on ``device`` without end, through the loader of training."""
     sizes = np.array([len(files)])
     table = cast("RowTable", FileTable(files, texts))
-    strand = Strand(table, "captions", 1.0, None, sizes, np.empty(0, np.int64), (), (), our_transform(side), 0)
+    cropped = transform or our_transform()
+    strand = Strand(table, "captions", 1.0, None, sizes, np.empty(0, np.int64), (), (), cropped, 0)
     order = Mixture([Stream(sizes, "bench")], [Fraction(1)], len(files), 0)
     found = batches(
         MixedCorpora([strand], TextChoice("mixed", "first", 0)),
@@ -139,9 +152,9 @@ def repeat_batches(
         extra=None,
         distinct=True,
         workers=workers,
-        pin_memory=False,
+        pin_memory=device.type == "cuda",
     )
-    return (batch for _, batch in found)
+    return (batch for _, batch in move_ahead(found, device, workers, augment))
 
 
 def prepare_batches(variants: Collection[str], size: int) -> PreparedCase:

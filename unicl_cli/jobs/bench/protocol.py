@@ -13,8 +13,10 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
-from unicl_cli.core.dist import largest_over_ranks
+from unicl_cli.core.dist import largest_over_ranks, world_size
+from unicl_cli.core.memory import is_out_of_memory
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench.kinds import Request
 
@@ -23,6 +25,8 @@ LONG, LONGEST = 10.0, 60.0
 """Runs longer than LONG seconds need only one warm-up; the first run of LONGEST or more is the first round's."""
 SHORT, MOST_REPEATS = 0.02, 100
 """Runs shorter than SHORT seconds are repeated within a round, at most MOST_REPEATS times."""
+OUT_OF_MEMORY = "out of memory"
+"""The reason of a variant that was skipped because its run did not fit."""
 FORWARD, GRADIENTS, LEVELS = 1e-5, 1e-4, 1.0
 """Largest allowed differences: outputs (absolute), gradients (relative), pixels (levels of 255)."""
 Run = Callable[[], Any]
@@ -98,6 +102,10 @@ def _cuda_seconds(run: Run) -> float:
     return begin.elapsed_time(end) / 1000
 
 
+WALL = "wall time"
+"""The clock of a row whose work is done by several processes."""
+
+
 def wall_seconds(run: Run) -> float:
     """Return the elapsed seconds of a run that waits for other processes."""
     began = time.perf_counter()
@@ -119,29 +127,63 @@ def run_check(name: str, prepared: PreparedCase, limits: Limits = Limits()) -> d
     return figures
 
 
+class Turns:
+    """The runs of a case's variants in turns. One that runs out of memory is skipped from there on, with the reason."""
+
+    def __init__(self, prepared: PreparedCase, device: torch.device, advance: Callable[[int], None]) -> None:
+        self.prepared, self.device, self.advance = prepared, device, advance
+        self.timer = prepared.timer or choose_timer(device)
+        self.runs: dict[str, list[Timing]] = {name: [] for name in prepared.runs}
+        self.skipped = dict(prepared.skipped)
+        self.took = dict.fromkeys(prepared.runs, 0.0)
+
+    def time(self, name: str, times: int = 1) -> Timing | None:
+        """Measure one turn of a variant; None if it has run out of memory, now or before."""
+        self.advance(1)
+        if name not in self.runs:
+            return None
+        try:
+            return time_runs(self.timer, self.prepared.runs[name], self.device, times)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or world_size() > 1:
+                raise
+        self.skipped[name] = OUT_OF_MEMORY
+        del self.runs[name]
+        clear_device_cache(garbage_collection=True)
+        return None
+
+    def warm_up(self) -> None:
+        """Run every variant twice, or once if a run is long; a run of a minute is the first round's."""
+        for _ in range(WARM_UPS):
+            for name in self.prepared.runs:
+                if self.took[name] >= LONG:
+                    self.advance(1)
+                    continue
+                measured = self.time(name)
+                if measured is not None:  # every rank repeats equally often
+                    self.took[name] = largest_over_ranks(round(measured.seconds * 1e6)) / 1e6
+                    self.runs[name] = [measured] if self.took[name] >= LONGEST else []
+
+    def measure(self, number: int, name: str) -> None:
+        """Measure a variant's turn in round ``number``, unless a warm-up was it."""
+        if len(self.runs.get(name, ())) > number:
+            self.advance(1)
+            return
+        measured = self.time(name, 1 if self.prepared.timer else repeats_per_round(self.took[name]))
+        if measured is not None:
+            self.runs[name].append(measured)
+
+
 def measure_case(
     case: Case, prepared: PreparedCase, *, rounds: int, device: torch.device, advance: Callable[[int], None]
 ) -> dict[str, Any]:
     """Return the row of the document: after warm-ups, each round runs every variant once, rotating which goes first."""
     checks = run_check(case.name, prepared)
-    timer = prepared.timer or choose_timer(device)
-    names = list(prepared.runs)
-    took = dict.fromkeys(names, 0.0)
-    runs: dict[str, list[Timing]] = {name: [] for name in names}
-    for _ in range(WARM_UPS):
-        for name in names:
-            if took[name] < LONG:
-                measured = time_runs(timer, prepared.runs[name], device)
-                took[name] = largest_over_ranks(round(measured.seconds * 1e6)) / 1e6  # every rank repeats equally often
-                runs[name] = [measured] if took[name] >= LONGEST else []
-            advance(1)
-    repeats = {name: 1 if prepared.timer else repeats_per_round(took[name]) for name in names}
+    turns, names = Turns(prepared, device, advance), list(prepared.runs)
+    turns.warm_up()
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            if len(runs[name]) == number:
-                runs[name].append(time_runs(timer, prepared.runs[name], device, repeats[name]))
-            advance(1)
-    variants = {name: timing_figures(prepared.items, runs[name]) for name in names}
+            turns.measure(number, name)
     return {
         "name": case.name,
         "unit": case.unit,
@@ -149,8 +191,8 @@ def measure_case(
         "facts": dict(prepared.facts),
         "checks": checks,
         "reference": case.reference,
-        "variants": variants,
-        "skipped": dict(prepared.skipped),
+        "variants": {name: timing_figures(prepared.items, runs) for name, runs in turns.runs.items()},
+        "skipped": turns.skipped,
     }
 
 

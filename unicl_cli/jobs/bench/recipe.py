@@ -19,8 +19,8 @@ from unicl_cli.core.machine import cores
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of
 from unicl_cli.jobs.bench.kinds import Request
-from unicl_cli.jobs.bench.protocol import Case, PreparedCase, choose_device, wall_seconds
-from unicl_cli.jobs.bench.step import FOREVER, OURS, SilentSink, constant_lr, do_nothing
+from unicl_cli.jobs.bench.protocol import WALL, Case, PreparedCase, choose_device, wall_seconds
+from unicl_cli.jobs.bench.step import FOREVER, OURS, SilentSink, constant_lr, do_nothing, never
 from unicl_cli.jobs.train.batches import stream_batches
 from unicl_cli.jobs.train.setup import Parts, set_up
 from unicl_cli.launch.accelerator import start_accelerator
@@ -73,7 +73,7 @@ def prepare_loading(request: Request, workers: int, variants: Collection[str]) -
         for _ in islice(batches, several):
             pass
 
-    return PreparedCase(several * size, {OURS: take}, {"workers": workers}, timer=wall_seconds)
+    return PreparedCase(several * size, {OURS: take}, {"workers": workers, "clock": WALL}, timer=wall_seconds)
 
 
 class WaitSink:
@@ -94,7 +94,7 @@ def build_loop(request: Request) -> tuple[Any, ...]:
     parts, accelerator = build_parts(request)
     step = accelerator.prepare(parts.step)
     optimizer = accelerator.prepare(build_optimizer(parts.recipe, step))
-    plan = Plan(FOREVER, parts.recipe.seed, constant_lr, grad_clip=parts.recipe.optim.clip_norm)
+    plan = Plan(FOREVER, parts.recipe.seed, constant_lr, grad_clip=parts.recipe.optim.clip_norm, due=never)
     return step, optimizer, plan, accelerator
 
 
@@ -113,7 +113,7 @@ def prepare_training(request: Request, variants: Collection[str]) -> PreparedCas
     def steps() -> None:
         fit(step, islice(batches, several), optimizer, of_all, accelerator, WaitSink(waited, OURS), after=do_nothing)
 
-    facts = {"workers": workers, "batch": size, "waited": waited}
+    facts = {"workers": workers, "batch": size, "waited": waited, "clock": WALL}
     return PreparedCase(several * size, {OURS: steps}, facts, timer=wall_seconds)
 
 

@@ -31,7 +31,7 @@ from unicl_cli.jobs.bench.model_pair import (
     make_recipe,
     shape_of,
 )
-from unicl_cli.jobs.bench.protocol import Case, PreparedCase, choose_device, wall_seconds
+from unicl_cli.jobs.bench.protocol import WALL, Case, PreparedCase, choose_device, wall_seconds
 from unicl_cli.jobs.bench.recipe import WaitSink
 from unicl_cli.jobs.bench.step import RATE, make_our_loop, make_our_step, make_pair_batch
 from unicl_cli.jobs.train.sizes import chunk_count
@@ -243,9 +243,10 @@ def prepare_workers(request: Request, variants: Collection[str]) -> PreparedCase
     recipe = make_recipe(shape, size, precision=request.precision or "fp32", frozen_text=False)
     loop = make_our_loop(recipe, build_trained_step(recipe, device), device, log_every=STEPS)
     waited: dict[str, float] = {}
-    about: dict[str, Any] = {"waited": waited, "model": request.model or "small"}
-    side, texts = recipe.data.image_size, make_captions(size).texts
-    loaders = {name: repeat_batches(make_jpegs(size), texts, side=side, workers=int(name)) for name in variants}
+    about: dict[str, Any] = {"clock": WALL, "waited": waited, "model": request.model or "small"}
+    transform, texts = our_transform(recipe.data.image_size), make_captions(size).texts
+    load = partial(repeat_batches, make_jpegs(size), texts, transform=transform, device=device)
+    loaders = {name: load(workers=int(name)) for name in variants}
 
     def run(name: str) -> None:
         loop(enumerate(islice(loaders[name], STEPS)), WaitSink(waited, name))

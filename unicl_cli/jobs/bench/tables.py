@@ -97,6 +97,7 @@ def iter_notes(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"speed: ratio to {reference} in the same round; median of {count_of(rounds, 'round')} (range)"
     clock = document["clock"]
     yield f"ms: {clock}"
+    yield from (f"{row['name']}: ms is {row['facts']['clock']}" for row in document["rows"] if "clock" in row["facts"])
     yield f"command: {document['command']}"
     for row in document["rows"]:
         if "first_s" in row["checks"] and row["checks"]["first_s"] >= SLOW_FIRST_STEP:

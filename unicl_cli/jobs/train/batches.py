@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from unicl_cli.build.data import TrainingData
@@ -45,10 +46,17 @@ def stream_batches(
         workers=workers,
         pin_memory=device.type == "cuda",
     )
+    moved = move_ahead(made, device, workers, data.device_augment)
+    return moved if not offset else ((at - offset, batch) for at, batch in moved)
+
+
+def move_ahead(
+    made: Iterator[tuple[int, Batch]], device: torch.device, workers: int, augment: DeviceAugment | None
+) -> Iterator[tuple[int, Batch]]:
+    """Move batches to the device and augment them there; to a GPU while the step before runs."""
     if device.type == "cuda" and workers:  # on a CPU a thread would only take the step's cores
         made = prefetch(made)
-    moved = move_batches(made, device, partial(augment_on_device, augment=data.device_augment))
-    return moved if not offset else ((at - offset, batch) for at, batch in moved)
+    return move_batches(made, device, partial(augment_on_device, augment=augment))
 
 
 def augment_on_device(batch: Batch, moved: Batch, *, augment: DeviceAugment | None) -> Batch:

@@ -161,13 +161,15 @@ def batch_figures(batch: Batch, pad_id: int | None) -> dict[str, Tensor]:
 
     The positives are those of the global batch, the row itself included.
     """
-    keys = gather(batch.keys)
-    _, counts = torch.unique(keys[keys != NO_KEY], return_counts=True)
-    rows = counts.sum().clamp(min=1)
+    ordered = gather(batch.keys).sort().values
+    # how often each row's key is there; torch.unique would make the host wait
+    counts = torch.searchsorted(ordered, ordered, right=True) - torch.searchsorted(ordered, ordered)
+    valid = ordered != NO_KEY
+    rows = valid.sum().clamp(min=1)
     facts = {
         "label_share": (batch.labels != NO_LABEL).float().mean(),
-        "positives": counts.square().sum() / rows,
-        "single_positive": (counts == 1).sum() / rows,
+        "positives": (counts * valid).sum() / rows,
+        "single_positive": ((counts == 1) & valid).sum() / rows,
     }
     if pad_id is None:
         return facts
