@@ -165,7 +165,7 @@ PREPARE = [
     ),
     Case("prepare --captions w.tsv -o c", "w.tsv: 3 of 3 lines cannot", write("w.tsv", "file\tcaption\na\nb\nc\n")),
     Case(
-        "prepare --captions u.tsv -o c", "line 1: the image is a URL", write("u.tsv", "a cat\thttp://localhost/1.jpg\n")
+        "prepare --captions u.tsv -o c", "u.tsv: its images are URLs", write("u.tsv", "a cat\thttp://localhost/1.jpg\n")
     ),
     Case(
         "prepare --labels few.csv?classes=names.txt -o c",
@@ -203,7 +203,7 @@ PREPARE = [
 ]
 
 IMPERATIVES = frozenset(
-    ["add", "check", "choose", "close", "download", "move", "name", "remove", "see", "set", "use", "write"]
+    ["add", "check", "choose", "close", "download", "move", "name", "remove", "save", "see", "set", "use", "write"]
 ) | {"usage:"}
 """First words of the hints of ``prepare``; a wrong option is answered with the usage."""
 

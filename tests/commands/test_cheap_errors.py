@@ -25,6 +25,9 @@ print(json.dumps(told))
 LINES = {
     "eval": "no --model is given, runs/ has no finished run",
     "probe": "no --model is given, runs/ has no finished run",
+    "compare nothere there": "model nothere: no such run",
+    "inspect nothere": "nothere: no such file or directory",
+    "eval -o file/e.json": "-o file/e.json: cannot be written",
     "eval nothere": "model nothere: no such run or checkpoint directory",
     "eval folder": "folder: neither a run nor a checkpoint directory",
     "eval --model local-dir:nothere": "model local-dir:nothere: no such folder",
@@ -52,6 +55,7 @@ LINES = {
 def told(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[object]]:
     home = tmp_path_factory.mktemp("cheap")
     (home / "folder").mkdir()
+    (home / "file").touch()
     (home / "picture.png").write_bytes(b"")
     (home / "corpus").symlink_to(digits)
     cut = home / "cut"

@@ -381,27 +381,3 @@ def test_compare_gives_each_model_the_figures_of_eval(model, place, capsys):
     assert "Difference from A, points" in out
     assert "A unicl" in out
     assert "B short" in out
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (["eval", "nowhere"], "model nowhere: no such run or checkpoint directory"),
-        (["probe", "--data", "nowhere"], "nowhere: no corpus here"),
-        (["zeroshot", "a.png", "--classes", "a", "--model", "nowhere"], "model nowhere: no such run"),
-        (["mix", "nowhere", "there"], "model nowhere: no such run"),
-        (["compare", "nowhere", "there"], "model nowhere: no such run"),
-        (["inspect", "nowhere"], "nowhere: no such file or directory"),
-        (["eval", "-o", "file/e.json"], "-o file/e.json: cannot be written"),
-    ],
-)
-def test_what_is_not_there_is_told_before_torch_is_imported(tmp_path, words, line):
-    (tmp_path / "file").touch()
-    script = "import sys; from unicl_cli.cli import main\n"
-    script += "sys.exit(main(sys.argv[1:]) + ('torch' in sys.modules))"
-    more = ["-o", "x"] if words[0] == "mix" else []
-    done = subprocess.run(
-        [sys.executable, "-c", script, *words, *more], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {line}")

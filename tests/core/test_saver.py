@@ -187,7 +187,7 @@ def test_a_disk_that_is_going_to_be_too_small_is_told_once(tmp_path, monkeypatch
     run.save(2)
     run.saver.join()
     (said,) = run.said
-    assert said.startswith(f"warning: {tmp_path}: 50.0 kB free, but its checkpoints (14.8 kB each) will need 7")
+    assert said.startswith(f"warning: {tmp_path}: 48.8 KiB free, but its checkpoints (14.4 KiB each) will need 7")
     assert said.endswith("free some space or lower checkpoint.keep")
     plenty = Training(tmp_path, keep=1)
     plenty.save(3)

@@ -100,7 +100,7 @@ def test_stopped_in_any_phase_it_says_how_to_go_on_and_leaves_nothing_half_made(
     argv = [sys.executable, "-c", STOPPED, where, str(int(number)), again, *command(out)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 75, done.stderr
-    assert "hint: continue with: unicl" in done.stderr
+    assert "  continue with: unicl" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert [item for item in litter(tmp_path) if not item.endswith(".sha256")] == []

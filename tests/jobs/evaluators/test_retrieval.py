@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from toys import PLAIN, prepared, put, toy
 
-from unicl_cli.evaluate.retrieval import recalls
+from unicl_cli.evaluate.retrieval import recalls, search
 from unicl_cli.jobs.evaluate import evaluate
 
 
@@ -37,8 +37,8 @@ def test_equal_images_and_captions_are_hits_and_counted(tmp_path, capsys):
         images = model.step.model.encode_image(torch.stack([model.transform(picture(n)) for n in range(3)])).embed
         read = model.step.model.encode_text(model.tokenizer(texts)).embed
     rows, ids = torch.tensor([texts.index(f"a {words}") for words in WORDS]), torch.arange(3).repeat_interleave(2)
-    expected = recalls(images[ids], read, rows, torch.arange(6), ids)
-    blind = recalls(images[ids], read, rows, torch.arange(6))
+    expected = recalls(search(images[ids], read, rows, torch.arange(6), ids))
+    blind = recalls(search(images[ids], read, rows, torch.arange(6)))
     assert expected != blind
     for way in ("text_to_image", "image_to_text"):
         assert entry["retrieval"][way] == expected[way]

@@ -56,7 +56,7 @@ def test_the_end_has_last_and_best_figures_and_the_next_command(tmp_path):
     assert closing_lines(recipe, run, 185.3) == [
         f"done in 3m05s: {run}",
         "c val: top-1 62.5 %, best 75.0 % at step 1,200",
-        "c val: text→image R@1 30.0 %, best 30.0 % at step 1,300",
+        "c val: text to image R@1 30.0 %, best 30.0 % at step 1,300",
         f"next: unicl eval '{run}'",
     ]
 

@@ -78,7 +78,7 @@ def test_a_run_directory_holds_everything(recipe, unicl, digits):
     assert json.loads((run / "meta.json").read_text())["step"] == 8
     assert same_weights(run / "model.safetensors", run / "checkpoints/step-00000008/model.safetensors")
     assert [row["step"] for row in lines(run / "eval.jsonl")] == [4, 8]
-    assert "step 8/8 100.0% | loss" in err
+    assert "step 8/8 100.0 % | loss" in err
 
 
 def test_every_logged_line_has_the_names_of_the_contract(recipe, unicl):
@@ -212,7 +212,10 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(recipe, unicl):
     code, out, _ = unicl("train", "tiny.yaml", "--dry-run")
     assert code == 0
     assert "parameters" in out
-    assert "logit_scale" in out, "the resolved recipe follows"
+    assert "logit_scale" not in out
+    code, out, _ = unicl("train", "tiny.yaml", "--dry-run", "--resolved")
+    assert code == 0
+    assert "logit_scale" in out, "the recipe, then the table"
 
 
 def test_json_prints_one_document(recipe, unicl):

@@ -47,7 +47,7 @@ def test_a_repeated_validation_replaces_its_line_and_later_ones(tmp_path):
     for step, top1 in ((2, 0.1), (4, 0.2), (6, 0.3), (4, 0.4)):
         ours.write_line(step, figures(top1))
     assert [(row["step"], row["top1"]) for row in ours.lines()] == [(2, 0.1), (4, 0.4)]
-    assert said[-1] == "step 4 c test: top1 0.400"
+    assert said[-1] == "step 4 c test: top-1 40.0 %"
     assert tracked[-1] == (4, {"eval/c/test/top1": 0.4})
 
 
@@ -56,7 +56,7 @@ def test_a_validation_of_one_candidate_has_no_accuracy_and_is_never_the_best(tmp
     ours = Noted(tmp_path)
     ours.say, ours.track = said.append, lambda step, values: tracked.append((step, values))
     ours.write_line(2, figures(None) | {"reason": "one candidate: every answer is right", "text_to_image_r1": 0.5})
-    assert said == ["step 2 c test: no top1 (one candidate: every answer is right), text_to_image_r1 0.500"]
+    assert said == ["step 2 c test: no top-1 (one candidate: every answer is right) text to image R@1 50.0 %"]
     assert tracked == [(2, {"eval/c/test/text_to_image_r1": 0.5})]
     assert ours.best_at(2, None) is None
     ours.write_line(4, figures(0.25))

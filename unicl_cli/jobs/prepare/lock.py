@@ -65,7 +65,7 @@ class Stop:
             remove_unfinished(self.out)
             (self.out / LOCK).unlink(missing_ok=True)
         error = self.error()
-        sys.stderr.write(f"error: {error.message}\n  hint: {error.hint}\n")
+        sys.stderr.write(f"{error.message}\n  {error.hint}\n")
         sys.stderr.flush()
         os._exit(error.exit_code)
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.core.sinks import format_duration
+from unicl_cli.formats import format_duration, format_share, label_figure
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.status import read_validations
 
-FIGURES = {"top1": "top-1", "text_to_image_r1": "text→image R@1", "image_to_text_r1": "image→text R@1"}
-"""Figures of a validation -> their names on a terminal."""
+FIGURES = ("top1", "text_to_image_r1", "image_to_text_r1")
+"""Figures of a validation that the end of a training shows."""
 
 
 def opening_lines(recipe: Recipe, run: Path) -> list[str]:
@@ -40,8 +40,8 @@ def closing_lines(recipe: Recipe, run: Path, seconds: float) -> list[str]:
                 found.setdefault((str(row["corpus"]), str(row["split"]), key), []).append((value, int(row["step"])))
     for (corpus, split, key), values in found.items():
         best, step = max(values, key=lambda entry: entry[0])
-        more = f", best {best:.1%} at step {step:,}" if len(values) > 1 else ""
-        lines.append(f"{corpus} {split}: {FIGURES[key]} {values[-1][0]:.1%}{more}".replace("%", " %"))
+        more = f", best {format_share(best)} at step {step:,}" if len(values) > 1 else ""
+        lines.append(f"{corpus} {split}: {label_figure(key)} {format_share(values[-1][0])}{more}")
     return [*lines, f"next: {next_command(recipe, run)}"]
 
 
