@@ -89,12 +89,12 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small corpora under the names that the recipes use: a plan needs manifests, not millions of images."""
     root = tmp_path_factory.mktemp("stand-ins")
     labels, captions = root / "labels", root / "captions"
-    for split in ("train", "val", "test"):
-        for kind in ("cat", "dog"):
+    for shade, split in enumerate(("train", "val", "test")):
+        for tone, kind in enumerate(("cat", "dog")):
             folder = root / "pictures" / split / kind
             folder.mkdir(parents=True)
             for number in range(3):
-                Image.new("RGB", (40, 40), (80 * number, 9, 9)).save(folder / f"{number}.png")
+                Image.new("RGB", (40, 40), (80 * number, 80 * shade, 80 * tone)).save(folder / f"{number}.png")
     lines = [f"train/{kind}/{n}.png\ta {kind} at play" for kind in ("cat", "dog") for n in range(3)]
     (root / "pictures" / "list.tsv").write_text("\n".join(["image\tcaption", *lines]) + "\n", encoding="utf-8")
     assert main(["prepare", "-q", "--labels", str(root / "pictures"), "-o", str(labels)]) == 0
@@ -103,7 +103,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(labels, root / "corpora" / name)
     for name in ("gcc3m", "gcc12m", "yfcc14m"):
         shutil.copytree(captions, root / "corpora" / name)
-    shutil.copytree(labels, root / "corpus")
+    both = ("--labels", str(root / "pictures"), "--captions", str(root / "pictures" / "list.tsv"))
+    assert main(["prepare", "-q", *both, "-o", str(root / "corpus")]) == 0
     return root
 
 

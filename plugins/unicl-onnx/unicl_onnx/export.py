@@ -182,12 +182,19 @@ def text_reading(tokenizer: Tokenizer | None, *, is_saved: bool) -> dict[str, An
     if not is_saved:
         return facts
     library = cast("Any", tokenizer).library
+    library = getattr(library, "backend_tokenizer", library)  # one of transformers holds what the file does
     vocabulary: dict[str, int] = library.get_vocab()
     special = {token.content: number for number, token in library.get_added_tokens_decoder().items()}
+    tokenizer([""])  # unicl's own sets it as it encodes
+    plain = bool(library.encode_special_tokens)
     ends = {name: vocabulary[name] for name in (START, END) if name in vocabulary}
     steps = [
         *([f"clean the text: {cleaned}"] if cleaned else []),
-        "set encode_special_tokens = True: a special token that is spelled out in a text is plain text",
+        *(
+            ["set encode_special_tokens = True: a special token that is spelled out in a text is plain text"]
+            if plain
+            else []
+        ),
         f"encode with the special tokens, truncated to {length} tokens, the end token included",
         f"pad on the right with {pad} to the longest text",
     ]
@@ -195,7 +202,7 @@ def text_reading(tokenizer: Tokenizer | None, *, is_saved: bool) -> dict[str, An
         "file": "tokenizer.json",
         "eot_id": getattr(tokenizer, "eot_id", None),
         "special_tokens": special | ends,
-        "encode_special_tokens": True,
+        "encode_special_tokens": plain,
         "steps": steps,
     }
 

@@ -295,7 +295,9 @@ def test_a_name_on_the_hub_is_fetched_once_and_then_taken_from_the_cache(tmp_pat
     served, port = hub
     first = command("--labels", "hf:org/pets", "-o", "a", tmp_path=tmp_path, port=port)
     assert first.returncode == 0, first.stderr
-    assert re.search(r"^downloading hf:org/pets: up to \d+\.\d kB, licence mit; kept in the cache$", first.stderr, re.M)
+    assert re.search(
+        r"^downloading hf:org/pets: up to \d+\.\d KiB, licence mit; kept in the cache$", first.stderr, re.M
+    )
     assert "pets" in first.stdout
     fetched = [line for line in served.asked if line.startswith("GET") and line.endswith(".parquet")]
     assert len(fetched) == 2

@@ -116,8 +116,8 @@ def test_a_signal_before_the_first_step_is_a_stop_too(recipe):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 75, err
-    assert err.endswith("\n  hint: run the same command again to continue\n")
-    assert err.startswith("stopped before the ")
+    assert err.endswith("\n  run the same command again to continue\n")
+    assert "\nstopped before the " in f"\n{err}"
 
 
 @pytest.mark.slow

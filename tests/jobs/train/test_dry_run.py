@@ -203,7 +203,7 @@ MEASURE = """
 import ctypes, gc, sys
 from pathlib import Path
 import torch
-from test_dry_run import Shape, build_data, build_step, build_tokenizer, real_batch
+from test_dry_run import BatchShape, build_data, build_step, build_tokenizer, real_batch
 from unicl_cli.recipe.load import load
 
 def status(name):
@@ -218,7 +218,7 @@ def train(rows):
     micro = recipe.batch.micro
     step, _ = build_step(recipe, lambda: tokenizer, data.classes, 1 if micro == "auto" else -(-rows // micro))
     optimizer = torch.optim.AdamW(step.train().parameters(), fused=True)
-    batch = real_batch(Shape(rows, 1, recipe.data.image_size, 16), tokenizer)
+    batch = real_batch(BatchShape(rows, 1, recipe.data.image_size, 16), tokenizer)
     for _ in range(2):  # the optimizer's state is there in the second
         step(batch)["loss"].backward()
         optimizer.step()
