@@ -12,7 +12,10 @@ def test_every_kind_of_bytes_in_parquet_is_an_image(kind, listing):
     listing.write("x", b"", "a.png")
     image = (listing.root / "a.png").read_bytes()
     text = pa.string_view() if kind == pa.binary_view() else pa.string()
-    pq.write_table(pa.table({"image": pa.array([image], kind), "caption": pa.array(["one"], text)}), "v.parquet")
+    try:
+        pq.write_table(pa.table({"image": pa.array([image], kind), "caption": pa.array(["one"], text)}), "v.parquet")
+    except pa.ArrowNotImplementedError as error:
+        pytest.skip(f"this pyarrow cannot write the type: {error}")
     source = listing.open("v.parquet")
     assert [row.texts for row in source.rows("train")] == [("one",)]
     assert source.read(source.rows("train")[0]) == {"image": image}
@@ -30,7 +33,8 @@ def test_parquet_with_paths_in_hugging_faces_struct_reads_the_files(listing):
 
 
 def test_texts_inside_structs_are_read_by_their_path(listing):
-    sentences = [[{"raw": "one", "id": 0}, {"raw": "two", "id": 1}]]
+    kind = pa.list_(pa.struct([("raw", pa.string()), ("id", pa.int64())]))
+    sentences = pa.array([[{"raw": "one", "id": 0}, {"raw": "two", "id": 1}]], kind)
     listing.write("x", b"", "a.png")
     pq.write_table(pa.table({"image": ["a.png"], "sentences": sentences}), "s.parquet")
     assert listing.texts("s.parquet?caption=sentences.raw") == {"a.png": ("one", "two")}
