@@ -1,4 +1,4 @@
-"""What the tests of tests/gpu share: the card, or the CPU in its place at toy size, and trainings on either."""
+"""Helpers of the tests in tests/gpu: the card, or the CPU in its place at toy size, and trainings on either."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a step must not do on a GPU, where it can be seen without one: read a value that the device has not computed."""
+"""Reads of values that the device has not computed yet, which a step must not do; seen without a GPU."""
 
 import pytest
 import torch

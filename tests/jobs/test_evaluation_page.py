@@ -71,7 +71,7 @@ def test_the_pairs_are_the_counts_of_the_answers(evaluated):
     assert len(rows) == min(PAIRS, len({pair for pair in pairs if pair[0] != pair[1]}))
     for _, label, predicted, count, share in rows:
         assert int(count) == pairs.count((label, predicted)) > 0
-        assert float(share) == pytest.approx(100 * int(count) / answers["class"].count(label), abs=0.0501)
+        assert share == f"{100 * int(count) / answers['class'].count(label):.1f}"
     counts = [int(row[3]) for row in rows]
     assert counts == sorted(counts, reverse=True)
     assert document["data"][0]["top1"] < 1

@@ -88,7 +88,7 @@ def _name_default_model() -> None:
     if is_quiet() or is_peer():
         return
     name = choose_model(None)
-    reason = f"there is no finished run in {RUNS}"
+    reason = f"{RUNS} has no finished run"
     if os.environ.get(MODEL_VARIABLE):
         reason = MODEL_VARIABLE
     elif Path(name).parent == RUNS:

@@ -1,4 +1,4 @@
-"""Folders: splits in any form, side files that are no rows, and the names and depth of classes."""
+"""Folders: splits in any form, side files that are not rows, and the names and depth of classes."""
 
 import io
 from pathlib import PurePosixPath

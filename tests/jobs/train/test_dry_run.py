@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 from unicl_cli.build.data import build_data, build_tokenizer
@@ -113,8 +114,9 @@ def test_many_parts_are_estimated_from_few(made, digits: Path):
 
 def test_16_bits_and_other_processes_count(made, digits: Path):
     recipe = recipe_of(digits, VIT, size=64, batch=96)
-    whole, half = (alive(recipe, made, 1, LARGE, half=half) for half in (False, True))
-    assert 0.45 * whole < half < 0.95 * whole, "attention in float32 keeps its part where it is not fused"
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # whatever the environment chose: another one takes other memory
+        whole, half = (alive(recipe, made, 1, LARGE, half=half) for half in (False, True))
+    assert 0.45 * whole < half < 0.8 * whole
     four, many = (alive(recipe, made, 6, LARGE, world=world) for world in (4, 256))
     assert many - four > 252 * 96 * 32 * 4, "the features of the other processes"
     assert alive(recipe, made, 6, LARGE, world=4, strategy="fsdp2") > four, "whole blocks that come and go"

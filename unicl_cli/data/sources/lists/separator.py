@@ -102,7 +102,7 @@ def _score(rows: Sequence[str], delimiter: str) -> tuple[float, ...]:
 def _count_leading(rows: Sequence[str]) -> int:
     """Return the number of cells between blanks if one text comes last: the columns of images and numbers, and one.
 
-    Zero if all lines have equally many cells that are no text; one if blanks do not separate anything.
+    Zero if all lines have equally many cells that are not text; one if blanks do not separate anything.
     """
     cells = [row.split() for row in rows]
     body = cells[1:] if len(cells) > 1 and not (looks_like_image(cells[0][0]) or cells[0][0].isdecimal()) else cells
