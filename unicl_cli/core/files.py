@@ -1,10 +1,14 @@
 """Files that are whole or absent, whatever kills the process."""
 
+import errno
 import os
+import stat
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from unicl_cli.formats import byte_size
 
 
 def sync_folder(folder: Path) -> None:
@@ -16,6 +20,23 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Return the content of a regular file of at most ``most`` bytes.
+
+    OSError for a pipe or device (which may never end), a folder, and a larger file. It is decided on the open file, so
+    that another process cannot exchange it in between.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(handle, "rb") as file:  # noqa: PTH123 - a handle
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        data = file.read(most + 1) if found.st_size <= most else b""
+        if found.st_size > most or len(data) > most:
+            raise OSError(errno.EFBIG, f"larger than {byte_size(most)}", str(path))
+    return data
 
 
 @contextmanager

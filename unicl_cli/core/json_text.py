@@ -1,0 +1,40 @@
+"""Parser of JSON from outside: bounded in depth, and strict about NaN and Unicode."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+MAX_DEPTH = 64
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def parse_json(data: bytes | str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """Return the value of a JSON text; ``pairs`` makes the value of an object, as ``json.loads``'s object_pairs_hook.
+
+    ValueError if it is not JSON in UTF-8, has NaN or half a surrogate pair, or is nested more than 64 levels deep.
+    """
+    text = data if isinstance(data, str) else data.decode("utf-8-sig")
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=pairs)
+    except RecursionError:
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep") from None
+    if _is_deeper(value, MAX_DEPTH):
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+    if _SURROGATE.search(text):
+        json.dumps(value, ensure_ascii=False).encode()  # half a pair cannot be written anywhere: UnicodeEncodeError
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not valid JSON")
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        parts = [part for part in level if isinstance(part, dict | list)]
+        if not parts:
+            return False
+        level = [child for part in parts for child in (part.values() if isinstance(part, dict) else part)]
+    return any(isinstance(part, dict | list) for part in level)
