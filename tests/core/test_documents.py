@@ -11,7 +11,6 @@ from unicl_cli.core.files import read_regular
 from unicl_cli.core.json_text import MAX_DEPTH, parse_json
 from unicl_cli.errors import UniclError
 
-
 TOO_DEEP = "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1)
 
 
