@@ -6,6 +6,8 @@ import re
 import sys
 import tomllib
 import traceback
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,23 @@ def test_every_module_says_in_one_sentence_what_it_is():
         first = (ast.get_docstring(ast.parse(file.read_text())) or "").splitlines()[:1]
         assert first, file
         assert re.search(r"[.?!]$", first[0]), f"{file}: {first[0]}"
+
+
+def imports_of(file: Path) -> Iterator[str]:
+    """The modules that a file imports at any depth of its code, and the names from them, which may be modules too."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (str(node.module), *(f"{node.module}.{each.name}" for each in node.names))
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """In a function, for a type, or inside a room, too; the order of the rooms is import-linter's."""
+    names = {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in MODULES}
+    below = {name: {each for each in imports_of(file) if each in names} for name, file in names.items()}
+    assert len(below["unicl_cli.jobs.bench.loader"]) > 8, "the imports are found"
+    TopologicalSorter(below).prepare()  # a CycleError names the modules of a circle
 
 
 def test_no_file_has_a_name_for_anything():

@@ -21,9 +21,9 @@ from unicl_cli.core.machine import cores
 from unicl_cli.data.device_augment import DeviceAugment
 from unicl_cli.data.transforms import TrainTransform, build_augment, split_augment
 from unicl_cli.jobs.bench.captions import make_captions
+from unicl_cli.jobs.bench.file_batches import FILES, OURS, file_facts, open_rgb, our_transform, repeat_batches
 from unicl_cli.jobs.bench.jpegs import make_jpegs
 from unicl_cli.jobs.bench.kinds import PEER, Request
-from unicl_cli.jobs.bench.loader import FILES, OURS, file_facts, open_rgb, our_transform, repeat_batches
 from unicl_cli.jobs.bench.model_pair import ModelPair, make_model_pair
 from unicl_cli.jobs.bench.protocol import WALL, Case, PreparedCase, choose_device, wall_seconds
 from unicl_cli.jobs.bench.recipe import WaitSink

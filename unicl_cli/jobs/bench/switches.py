@@ -20,9 +20,9 @@ from unicl_cli.core.switches import compile_units
 from unicl_cli.data.device_augment import DeviceAugment
 from unicl_cli.data.transforms import Augmentation, TrainTransform, build_augment, split_augment
 from unicl_cli.jobs.bench.captions import LabelledTexts, make_captions, make_prompts, mix_captions_and_prompts
+from unicl_cli.jobs.bench.file_batches import FILES, SIZE, file_facts, our_transform, repeat_batches
 from unicl_cli.jobs.bench.jpegs import make_jpegs
 from unicl_cli.jobs.bench.kinds import Request
-from unicl_cli.jobs.bench.loader import FILES, SIZE, file_facts, our_transform, repeat_batches
 from unicl_cli.jobs.bench.model_pair import (
     clip_bpe,
     gradients_apart,
