@@ -149,10 +149,16 @@ def _open_shard(shard: Path) -> pq.ParquetFile:
 
 
 def _read_column(shard: Path, name: str) -> pa.Table:  # pyright: ignore[reportUnknownParameterType] - no stubs
+    file = _open_shard(shard)  # `pq.read_table` would import pandas
     try:
-        return pq.read_table(shard, columns=[name], memory_map=True, page_checksum_verification=True)
+        return file.read(columns=[name])
     except (pa.ArrowException, OSError) as error:
         raise _damage_error(shard, error) from error
+
+
+def integers_of(column: pa.ChunkedArray) -> NDArray[np.int64]:  # pyright: ignore[reportUnknownParameterType] - no stubs
+    """Return a column of integers without nulls, int64 (rows,), without importing pandas as pyarrow's own way does."""
+    return np.concatenate([np.empty(0, np.int64), *map(np.from_dlpack, column.chunks)])
 
 
 def _damage_error(shard: Path, error: Exception) -> UniclError:

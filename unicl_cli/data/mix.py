@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from unicl_cli.contracts import NO_LABEL, Drawn, Sample
 from unicl_cli.core.prompts import fill_template
 from unicl_cli.core.sampler import Alternation, BalancedStream, Mixture, Stream, share
-from unicl_cli.data.corpus import Corpus, RowTable, undecodable
+from unicl_cli.data.corpus import Corpus, RowTable, integers_of, undecodable
 from unicl_cli.data.pictures import ImageError
 from unicl_cli.data.transforms import TrainTransform
 
@@ -49,7 +49,7 @@ class Strand(NamedTuple):
 
     def row_labels(self) -> NDArray[np.int64]:
         """Return the class of the mix of each row, int64 (size,); NO_LABEL for a row without one."""
-        found = self.table.column("label").to_numpy().astype(np.int64)
+        found = integers_of(self.table.column("label"))
         chosen = found if self.rows is None else found[self.rows]
         return np.where(chosen == NO_LABEL, NO_LABEL, self.labels[chosen]) if len(self.labels) else chosen
 

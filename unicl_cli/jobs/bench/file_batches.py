@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unicl_cli.contracts import Batch, Sample
+from unicl_cli.contracts import Batch
 from unicl_cli.core.sampler import Mixture, Stream
 from unicl_cli.data.corpus import RowTable
 from unicl_cli.data.device_augment import DeviceAugment
 from unicl_cli.data.loader import batches
 from unicl_cli.data.mix import Draws, MixedCorpora, Strand, TextChoice
 from unicl_cli.data.transforms import TrainTransform, build_augment
+from unicl_cli.jobs.bench.jpegs import FileTable
 from unicl_cli.jobs.bench.model_pair import clip_bpe
 from unicl_cli.jobs.train.batches import move_ahead
 
@@ -40,20 +41,6 @@ def file_facts(files: Collection[bytes]) -> dict[str, Any]:
 def our_transform(size: int = SIZE, *, decoder: str = "auto", resize: str = "tensor") -> TrainTransform:
     ops = build_augment("none", {"crop": CROP})
     return TrainTransform(size, [ops], 0, decoder=decoder, resize=resize)
-
-
-class FileTable:
-    """Generated image files and their captions, in place of a corpus's table."""
-
-    def __init__(self, files: tuple[bytes, ...], texts: list[str]) -> None:
-        self.files, self.texts = files, texts
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def read(self, row: int, *, media: bool = False) -> Sample:
-        del media
-        return Sample(self.files[row], (self.texts[row],), -1, "bench", str(row), (row,))
 
 
 def repeat_batches(

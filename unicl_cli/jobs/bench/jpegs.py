@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from unicl_cli.contracts import Sample
+
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
 CONTRAST, SLOPE = 22.0, 1.6
 """Standard deviation in levels, and the decay of amplitudes with frequency: chosen for the file size."""
@@ -35,3 +37,20 @@ def make_jpeg(seed: int) -> bytes:
 @cache
 def make_jpegs(count: int) -> tuple[bytes, ...]:
     return tuple(make_jpeg(seed) for seed in range(count))
+
+
+class FileTable:
+    """Generated image files and their captions, in place of a corpus's table.
+
+    Every loader worker imports the module of its table, so that this one must stay light.
+    """
+
+    def __init__(self, files: tuple[bytes, ...], texts: list[str]) -> None:
+        self.files, self.texts = files, texts
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, row: int, *, media: bool = False) -> Sample:
+        del media
+        return Sample(self.files[row], (self.texts[row],), -1, "bench", str(row), (row,))

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from open_clip import ClipLoss
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -204,6 +203,8 @@ def dense_unicl_loss(u: Tensor, v: Tensor, keys: Tensor, scale: Tensor) -> Tenso
 
 def make_clip_loss() -> Any:
     """Return open_clip's loss, over several ranks in its exact and cheaper form."""
+    from open_clip import ClipLoss  # its import takes seconds, which each fresh process would spend
+
     several = world_size() > 1
     return ClipLoss(local_loss=several, gather_with_grad=several, rank=rank(), world_size=world_size())
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from unicl_cli.contracts import EvalRows
+from unicl_cli.data.corpus import integers_of
 
 
 def labels_of(table: EvalRows) -> Tensor:
     """Return the classes of all rows, int64 (n,)."""
-    return torch.from_numpy(table.column("label").to_numpy().astype("int64"))
+    return torch.from_numpy(integers_of(table.column("label")))
 
 
 def limit_rows(rows: Sequence[int], limit: int | None) -> list[int]:
