@@ -58,6 +58,8 @@ def failing(*, step: int, how: str):
 PARTS = {"losses": {"failing": failing}}
 """
 UNICL = (sys.executable, "-m", "unicl_cli")
+AGAIN = "  hint: run the same command again to continue from the last checkpoint\n"
+"""The end of what is said after a rank has failed."""
 
 
 def recipe(folder, corpus, *, steps=10, every=5, optimizer="sgd", **changes):

@@ -15,8 +15,11 @@ import difflib
 import logging
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable
+from functools import partial
 
 READER_GONE = 141
 """Exit status after the reader of standard output has left (`| head`): 128 + SIGPIPE, as other programs have it."""
@@ -64,6 +67,18 @@ def is_quiet() -> bool:
 def is_live() -> bool:
     """Return True if stderr is a terminal that can redraw a line."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def wrap_note(text: str) -> str:
+    """Return a note or warning for stderr: on a terminal broken between words, elsewhere one line as it is.
+
+    Errors and hints are not broken: people copy commands from them.
+    """
+    if not sys.stderr.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    wrap = partial(textwrap.fill, width=width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(map(wrap, text.split("\n")))
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

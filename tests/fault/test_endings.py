@@ -9,6 +9,7 @@ import time
 
 import pytest
 from launching import (
+    AGAIN,
     PLUGIN,
     UNICL,
     begun,
@@ -16,6 +17,7 @@ from launching import (
     done,
     ended,
     gone,
+    here,
     nothing_half_written,
     ranks,
     recipe,
@@ -41,27 +43,24 @@ def at_work(folder, digits, *more, before=(), command=UNICL):
     return process, run, below
 
 
-@pytest.mark.parametrize(
-    ("number", "more"),
-    [(signal.SIGTERM, []), (signal.SIGUSR1, ["data.workers=1"])],  # SIGINT: the second Ctrl-C below
-    ids=lambda value: getattr(value, "name", ""),
-)
-def test_a_signal_stops_all_with_a_checkpoint(tmp_path, digits, number, more):
-    """SIGTERM after a hangup that nohup has silenced."""
-    process, run, below = at_work(tmp_path, digits, *more, command=NOHUP if number == signal.SIGTERM else UNICL)
-    if number == signal.SIGTERM:
-        process.send_signal(signal.SIGHUP)
-        until_step(process, run, steps_of(run)[-1] + 20)
+def stopped(process, run, below, number, steps):
+    """Stops a training by a signal: all of it ends, with a checkpoint."""
     process.send_signal(number)
     code, out, err = ended(process)
     assert (code, out) == (75, ""), err
     last = steps_of(run)[-1]
-    assert err == f"stopped after step {last:,} of 100,000\n  run the same command again to continue\n"
+    assert err == f"stopped after step {last:,} of {steps:,}\n  run the same command again to continue\n"
     assert gone(below)
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["step"], status["signal"]) == ("stopped", last, number)
     assert (run / "checkpoints/latest").read_text() == f"step-{last:08d}"
     nothing_half_written(run)
+
+
+def test_a_signal_stops_loader_workers_too_with_a_checkpoint(tmp_path, digits):
+    """SIGUSR1; SIGTERM is below, and SIGINT is the second Ctrl-C."""
+    process, run, below = at_work(tmp_path, digits, "data.workers=1")
+    stopped(process, run, below, signal.SIGUSR1, 100000)
 
 
 def test_a_terminal_that_closes_stops_all_with_a_checkpoint(tmp_path, digits):
@@ -88,12 +87,10 @@ def test_a_terminal_that_closes_stops_all_with_a_checkpoint(tmp_path, digits):
     assert (run / "checkpoints/latest").is_file()
 
 
-@pytest.mark.parametrize(
-    ("how", "said"), [("raise", "rank 1 of 2 failed (exit code 1)"), ("kill", "rank 1 of 2 failed (killed by SIGKILL)")]
-)
-def test_a_rank_that_fails_is_named_once(tmp_path, digits, how, said):
+def test_a_rank_that_fails_is_named_once(tmp_path, digits):
+    """One that is killed: `test_kills.py`."""
     (tmp_path / "plugin.py").write_text(PLUGIN)
-    loss = f"loss={{name: failing, step: 3, how: {how}}}"
+    loss = "loss={name: failing, step: 3, how: raise}"
     file = recipe(tmp_path, digits)
     process = begun("--plugin", tmp_path / "plugin.py", "train", file, "--run-dir", tmp_path / "run", *TWO, loss)
     below = set()
@@ -102,8 +99,8 @@ def test_a_rank_that_fails_is_named_once(tmp_path, digits, how, said):
         time.sleep(0.2)
     code, _, err = ended(process)
     assert code == 1
-    assert err.endswith(f"error: {said}\n  hint: run the same command again to continue from the last checkpoint\n")
-    assert err.count("Traceback") == err.count("RuntimeError: the cat ate rank one") == (how == "raise"), err
+    assert err.endswith(f"error: rank 1 of 2 failed (exit code 1)\n{AGAIN}"), err
+    assert err.count("Traceback") == err.count("RuntimeError: the cat ate rank one") == 1, err
     assert len(below) >= 2
     assert gone(below)
 
@@ -151,7 +148,7 @@ def test_what_a_user_can_mend_is_said_once(tmp_path, digits):
 
 
 def test_nothing_is_left_in_the_temp_directory(tmp_path, digits):
-    done("train", recipe(tmp_path, digits), "--run-dir", tmp_path / "run", *TWO)
+    here("train", recipe(tmp_path, digits), "--run-dir", tmp_path / "run", "--devices", "cpu:1", "-q")
     (tmp_path / "temp").mkdir()
     env = {"TMPDIR": str(tmp_path / "temp")}
     done("eval", tmp_path / "run", *TWO, "--data", digits, env=env)
@@ -175,12 +172,15 @@ def test_a_rank_that_is_killed_costs_a_restart_and_no_number(tmp_path, two):
 
 
 def test_two_processes_that_are_stopped_go_on_to_the_same_weights(tmp_path, two):
+    """By SIGTERM, after a hangup that nohup has silenced."""
     (file, whole), run = two, tmp_path / "run"
     words = ["train", file, "--run-dir", run, *TWO, "checkpoint.every=1000"]
-    process = begun(*words)
+    process = begun(*words, command=NOHUP)
     until_step(process, run, 3)
-    process.send_signal(signal.SIGTERM)
-    assert ended(process)[0] == 75
+    below = descendants(process.pid)
+    process.send_signal(signal.SIGHUP)
+    until_step(process, run, steps_of(run)[-1] + 5)
+    stopped(process, run, below, signal.SIGTERM, 60)
     done(*words)
     assert same(run, whole)
     assert steps_of(run) == list(range(1, 61))

@@ -6,11 +6,13 @@
 import contextlib
 import os
 import random
+import re
 import signal
 import time
 
 import pytest
 from launching import (
+    AGAIN,
     begun,
     descendants,
     done,
@@ -44,17 +46,20 @@ def killed(words, run, kind, rng):
     """Starts the command, kills -9 once, and sees to it that nothing is left; whether the run was at work."""
     process = begun(*words)
     at_work = wait_for_a_moment(process, run, rng)
-    below = descendants(process.pid)
+    below, one = descendants(process.pid), None
     assert process.poll() is None, ended(process)[2]
     with contextlib.suppress(ProcessLookupError):
         if kind == "rank" and (workers := ranks(process.pid)):
-            os.kill(rng.choice(list(workers.values())), signal.SIGKILL)
+            one = rng.choice(list(workers))
+            os.kill(workers[one], signal.SIGKILL)
         elif kind == "launcher":
             process.kill()
         else:
             kill_all(process)
     code, _, err = ended(process)
     assert code in (1, -signal.SIGKILL), err
+    if one:
+        assert re.search(rf"error: rank {one} of 2 failed \(killed by SIGKILL\)\n{re.escape(AGAIN)}$", err), err
     assert "Traceback" not in err, err
     assert gone(below, seconds=30), kind
     logged = steps_of(run)
@@ -65,7 +70,7 @@ def killed(words, run, kind, rng):
 @pytest.mark.slow
 def test_killed_at_random_two_processes_end_in_the_same_weights(tmp_path, two, record_property):
     (file, whole), devices = two, ("--devices", "cpu:2", "-q")
-    steps, rng = max(60, 25 * KILLS), random.Random(5)
+    steps, rng = max(60, 20 * KILLS), random.Random(5)
     if steps > 60:
         whole = tmp_path / "whole"
         done("train", file, f"steps={steps}", "checkpoint.every=1000", "--run-dir", whole, *devices)

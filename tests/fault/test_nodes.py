@@ -192,7 +192,7 @@ def test_tasks_of_srun_join_each_other(tmp_path, alone):
 
 
 def test_a_job_that_is_told_so_goes_back_into_the_queue(tmp_path, digits):
-    """One task per node with two processes each; SLURM sends SIGUSR1 to every process of a step."""
+    """One task per node; SLURM sends SIGUSR1 to every process of a step."""
     tools = tmp_path / "bin"
     tools.mkdir()
     script = f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n[ "$1" = show ] && echo localhost\nexit 0\n'
@@ -201,10 +201,9 @@ def test_a_job_that_is_told_so_goes_back_into_the_queue(tmp_path, digits):
     file, run, port = recipe(tmp_path, digits, steps=100000), tmp_path / "run", 20000 + free_port() % 20000
     task = {"SLURM_NNODES": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0"}
     path = {"PATH": f"{tools}:{os.environ['PATH']}"}
-    words = ["train", file, "--run-dir", run, "--devices", "cpu:2", "-q", "--requeue"]
+    words = ["train", file, "--run-dir", run, "--devices", "cpu:1", "-q", "--requeue"]
     nodes = [begun(*words, env=slurm(rank, port, **task, SLURM_NODEID=str(rank)) | path) for rank in (0, 1)]
     until_step(nodes[0], run, 2)
-    assert {rank for node in nodes for rank in ranks(node.pid)} == {0, 1, 2, 3}
     for node in nodes:
         node.send_signal(signal.SIGUSR1)
     results = [ended(node) for node in nodes]

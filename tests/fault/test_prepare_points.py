@@ -13,7 +13,7 @@ import pytest
 
 from unicl_cli.cli import main
 
-SMALL = ("--labels", "shapes?count=300&test=70", "--captions", "shapes?count=260&test=60", "--dedup", "exact")
+SMALL = ("--labels", "shapes?count=90&test=20", "--captions", "shapes?count=80&test=20", "--dedup", "exact")
 REPLACE = """
 import os, pathlib, signal, sys
 suffix, when = sys.argv[1:3]
@@ -145,7 +145,7 @@ def tiny_disk(tmp_path):
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_disk_that_gets_full_is_one_line_and_with_room_the_same_command_goes_on(tiny_disk, workers):
     out = tiny_disk / "c"
-    argv = ["prepare", "--labels", "shapes?count=6000&test=70", "--shard-mb", "1", "-o", out, "--workers", workers]
+    argv = ["prepare", "--labels", "shapes?count=1500&test=70", "--shard-mb", "1", "-o", out, "--workers", workers]
     done = unicl(argv)
     assert done.returncode == 2, done.stderr
     assert f"{out}: {os.strerror(errno.ENOSPC)}" in done.stderr
@@ -163,7 +163,7 @@ def test_a_disk_that_gets_full_is_one_line_and_with_room_the_same_command_goes_o
 @pytest.mark.slow
 def test_two_prepares_on_one_directory_the_second_is_told_who_holds_it(tmp_path, leaves):
     out = tmp_path / "c"
-    argv = ["prepare", "--labels", "shapes?count=60000", "--shard-mb", "1", "-o", out]
+    argv = ["prepare", "--labels", "shapes?count=20000", "--shard-mb", "1", "-o", out]
     first = subprocess.Popen(
         [sys.executable, "-m", "unicl_cli", *map(str, argv)], stderr=subprocess.DEVNULL, start_new_session=True
     )

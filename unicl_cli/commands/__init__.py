@@ -76,6 +76,22 @@ SameModel = Annotated[
     str | None,
     typer.Option("--model", metavar="MODEL", help="Same as the argument MODEL.", autocompletion=complete_runs),
 ]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data", metavar="CORPUS", help="Corpus to measure on; may be repeated. Default: those of the recipe."
+    ),
+]
+Split = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Split to measure on. Default: test, or val without one.")
+]
+Candidates = Annotated[
+    str,
+    typer.Option(
+        metavar="CLASSES",
+        help="Classes that may be answered: all (of the corpus and the model), corpus, a,b,c or @FILE.",
+    ),
+]
 Template = Annotated[
     list[str] | None,
     typer.Option(

@@ -9,11 +9,14 @@ from unicl_cli.commands import (
     MODEL_FORMS,
     OUTPUT,
     Batch,
+    Candidates,
+    Data,
     Devices,
     Json,
     Out,
     Quiet,
     RawWeights,
+    Split,
     Template,
     examples,
 )
@@ -38,22 +41,9 @@ def compare(
             autocompletion=complete_runs,
         ),
     ],
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data", metavar="CORPUS", help="Corpus to measure on; may be repeated. Default: those of the recipes."
-        ),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Split to measure on. Default: test, or val without one.")
-    ] = None,
-    candidates: Annotated[
-        str,
-        typer.Option(
-            metavar="CLASSES",
-            help="Classes that may be answered: all (of the corpus and the model), corpus, a,b,c or @FILE.",
-        ),
-    ] = "all",
+    data: Data = None,
+    split: Split = None,
+    candidates: Candidates = "all",
     batch: Batch = 128,
     devices: Devices = "auto",
     template: Template = None,

@@ -9,6 +9,8 @@ from unicl_cli import registry
 from unicl_cli.commands import (
     OUTPUT,
     Batch,
+    Candidates,
+    Data,
     Devices,
     Json,
     ModelArgument,
@@ -16,6 +18,7 @@ from unicl_cli.commands import (
     Quiet,
     RawWeights,
     SameModel,
+    Split,
     Template,
     examples,
 )
@@ -32,28 +35,15 @@ app = typer.Typer(add_completion=False)
 def evaluate(
     model_argument: ModelArgument = None,
     model: SameModel = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data", metavar="CORPUS", help="Corpus to measure on; may be repeated. Default: those of the recipe."
-        ),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Split to measure on. Default: test, or val without one.")
-    ] = None,
+    data: Data = None,
+    split: Split = None,
     evaluator: Annotated[
         list[str] | None,
         typer.Option(
             "--evaluator", metavar="NAME", help="Evaluator to run; may be repeated. Default: zeroshot and retrieval."
         ),
     ] = None,
-    candidates: Annotated[
-        str,
-        typer.Option(
-            metavar="CLASSES",
-            help="Classes that may be answered: all (of the corpus and the model), corpus, a,b,c or @FILE.",
-        ),
-    ] = "all",
+    candidates: Candidates = "all",
     batch: Batch = 128,
     devices: Devices = "auto",
     template: Template = None,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unicl_cli.commands import MODEL_FORMS, Batch, Devices, Json, Quiet, examples
+from unicl_cli.commands import MODEL_FORMS, Batch, Data, Devices, Json, Quiet, examples
 from unicl_cli.commands.completion import complete_runs
 from unicl_cli.errors import UniclError
 
@@ -42,12 +42,7 @@ def mix(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write the mixture here; of several, the best.")
     ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data", metavar="CORPUS", help="Corpus to measure on; may be repeated. Default: those of the recipe."
-        ),
-    ] = None,
+    data: Data = None,
     split: Annotated[
         str | None, typer.Option(metavar="NAME", help="Split to measure on. Default: val, or test without one.")
     ] = None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from unicl_cli.errors import UniclError, escape_control, is_quiet
+from unicl_cli.errors import UniclError, escape_control, is_quiet, wrap_note
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
@@ -167,13 +167,13 @@ def collect_warnings(document: Mapping[str, Any]) -> list[str]:
 
 
 def print_note(message: str) -> None:
-    """Print one line on stderr, from the first process only and not under --quiet."""
+    """Print one line on stderr, broken to fit a terminal, from the first process only and not under --quiet."""
     from unicl_cli.launch.process import is_peer
 
     if not is_peer() and not is_quiet():
-        sys.stderr.write(f"{escape_control(message)}\n")
+        sys.stderr.write(f"{wrap_note(escape_control(message))}\n")
 
 
 def print_warning(message: str) -> None:
-    """Print one line on stderr."""
-    sys.stderr.write(f"warning: {escape_control(message)}\n")
+    """Print one line on stderr; it is broken to fit a terminal."""
+    sys.stderr.write(f"{wrap_note(f'warning: {escape_control(message)}')}\n")

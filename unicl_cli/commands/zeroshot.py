@@ -11,7 +11,7 @@ import typer
 
 from unicl_cli.commands import MODEL_FORMS, OUTPUT, Batch, Devices, Quiet, RawWeights, Template, examples
 from unicl_cli.commands.completion import complete_runs
-from unicl_cli.errors import UniclError, escape_control, is_quiet
+from unicl_cli.errors import UniclError, escape_control
 
 if TYPE_CHECKING:
     from unicl_cli.jobs.zeroshot.output import Format
@@ -133,7 +133,7 @@ def zeroshot(
     quiet: Quiet = False,
 ) -> None:
     """Classify images by class names. Probabilities are relative to the classes named; a single class gets 1."""
-    from unicl_cli.commands.output import check_before_loading, load_with_templates, print_warning
+    from unicl_cli.commands.output import check_before_loading, load_with_templates, print_note, print_warning
     from unicl_cli.commands.workers import limit_to_one_process, run_on_devices
     from unicl_cli.jobs.zeroshot.classes import choose_classes
 
@@ -173,8 +173,8 @@ def zeroshot(
         form = choose_form(judge.names, top_k, by_cosine=by_cosine, as_json=as_json, as_csv=as_csv)
         rows = zeroshot(loaded, found, judge, batch=batch, fetch=fetch)
         write_answers(rows, lambda data: None if is_peer() else typer.echo(data, nl=False), form, total)
-        if isinstance(form, TerminalTable) and not is_peer() and not is_quiet() and (note := form.note()):
-            sys.stderr.write(f"note: {note}\n")
+        if isinstance(form, TerminalTable) and (note := form.note()):
+            print_note(f"note: {note}")
 
     run_on_devices(limit_to_one_process(devices) if reads else devices, work)
 

@@ -16,8 +16,15 @@ from unicl_cli.commands.bench import complete_kind
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench import bench
 from unicl_cli.jobs.bench.fresh_process import peak_of_work
-from unicl_cli.jobs.bench.kinds import KINDS, parse_counts
-from unicl_cli.jobs.bench.protocol import Case, PreparedCase, add_ratios, measure_case, run_check
+from unicl_cli.jobs.bench.kinds import KINDS, Request, parse_counts
+from unicl_cli.jobs.bench.protocol import (
+    Case,
+    PreparedCase,
+    add_ratios,
+    measure_case,
+    measure_in_fresh_process,
+    run_check,
+)
 from unicl_cli.jobs.bench.tables import iter_notes
 
 CPU = torch.device("cpu")
@@ -73,14 +80,19 @@ def test_the_probes_solver_is_near_the_optimum_beside_scikit_learns(capsys):
 
 
 @pytest.mark.slow
-def test_several_processes_and_fresh_ones_measure_a_row_too(capsys):
-    found = document(capsys, "loss", "--sizes", "256", "--processes", "1,2", "--vs", "open_clip")
-    alone, together = found["rows"]
+def test_several_processes_measure_a_row_too(capsys):
+    words = ("loss", "--sizes", "256", "--processes", "1,2", "--vs", "open_clip", "--no-peak")
+    alone, together = document(capsys, *words)["rows"]
     assert (alone["name"], together["name"]) == ("B=256", "B=256 on 2")
     assert together["facts"]["ranks"] == 2
     assert set(together["variants"]) == {"folded", "tiled", "open_clip"}
-    peaks = [own["mib"] for row in found["rows"] for own in row["variants"].values()]
-    assert all(0 < mib < 500 for mib in peaks), peaks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("row", "processes"), [("B=256", 1), ("B=256 on 2", 2)])
+def test_a_peak_is_measured_in_fresh_processes(row, processes):
+    request = Request("loss", sizes=(256,), processes=(1, 2))
+    assert 0 < measure_in_fresh_process(request, row, "tiled", processes) < 500
 
 
 @pytest.mark.slow
@@ -95,6 +107,7 @@ def test_a_recipe_brings_its_own_data_and_model(kind, digits, capsys):
         assert rows["0 workers"]["workers"] == 0
     else:
         assert rows["step"]["batch"] == 24
+        assert all(0 < own["mib"] < 500 for row in found["rows"] for own in row["variants"].values())
 
 
 def test_a_row_without_its_kind_is_the_list_of_kinds(capsys):

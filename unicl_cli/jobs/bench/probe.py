@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from unicl_cli.evaluate.logistic_regression import fit_classifiers
 from unicl_cli.jobs.bench.kinds import Request
 from unicl_cli.jobs.bench.protocol import Case, PreparedCase, choose_device
-from unicl_cli.jobs.evaluators.probe import Examples, train_regression
+from unicl_cli.jobs.evaluators.probe import Examples, Task, train_regression
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -127,7 +127,7 @@ def prepare_search(variants: Collection[str]) -> PreparedCase:
     train, held = whole.only(inside), whole.only([not part for part in inside])
 
     def search() -> float:
-        return train_regression(train, held, num_classes, joined=True, c=None, advance=lambda fits: None).chosen
+        return train_regression(Task(train, held, num_classes, joined=True), None, lambda fits: None).chosen
 
     chosen = search()
 

@@ -100,20 +100,20 @@ class ProbeEvaluator(NamedTuple):
             "validation": source if self.options.c is None else "none: C is given",
             "feature_norm": float(train.features.norm(dim=1).mean()),  # C means nothing without it
         }
-        classes, method = len(corpus.classes), self.options.method
         if self.options.shots:
-            trials = train_few_shot(train, validation, classes, self.options)
+            trials = train_few_shot(train, validation, len(corpus.classes), self.options)
             test = read(split=split)
             facts["few_shot"] = few_shot_figures(trials, test)
             warnings = [text for shots in self.options.shots for text in warn_about_shots(train, corpus, shots)]
         else:
             with progress("fits", FITS) as advance:
-                trained = TRAIN[method](train, validation, classes, joined=True, c=self.options.c, advance=advance)
+                task = Task(train, validation, len(corpus.classes), joined=True)
+                trained = train_classifier(task, self.options, advance)
             if self.keep is not None:
                 self.keep(trained)
             test = read(split=split)
-            facts |= figures_of(trained, test, method) | {"n_train": len(train.targets) + len(validation.targets)}
-            warnings = probe_warnings(train.joined(validation), test, trained)
+            facts |= figures_of(trained, test, self.options.method) | {"n_train": len(task.whole.targets)}
+            warnings = probe_warnings(task.whole, test, trained)
         facts = {"n": len(test.targets), **facts}
         return facts | {"warnings": warnings} if warnings else facts
 
@@ -161,23 +161,34 @@ def encode_examples(
     return Examples(found.to(home), labels_of(table)[torch.tensor(rows)].to(home), [keys[row] for row in rows])
 
 
-def train_regression(
-    train: Examples,
-    validation: Examples,
-    num_classes: int,
-    *,
-    joined: bool,
-    c: float | None,
-    advance: Callable[[int], None],
-) -> Classifier:
-    """Fit a logistic regression at ``c``, or at the best C on the validation rows.
+class Task(NamedTuple):
+    """The rows to train a classifier on, and those that choose its setting; ``joined``: the last fit is on both."""
 
-    The last fit is on both sets if ``joined``; ``advance`` counts fits.
-    """
+    train: Examples
+    validation: Examples
+    num_classes: int
+    joined: bool
+
+    @property
+    def whole(self) -> Examples:
+        """The rows of the last fit."""
+        return self.train.joined(self.validation) if self.joined else self.train
+
+
+def train_classifier(task: Task, options: ProbeOptions, advance: Callable[[int], None]) -> Classifier:
+    """Train a classifier by the method of ``options``; ``advance`` counts the fits of a regression."""
+    if options.method == "knn":
+        return train_neighbours(task)
+    return train_regression(task, options.c, advance)
+
+
+def train_regression(task: Task, c: float | None, advance: Callable[[int], None]) -> Classifier:
+    """Fit a logistic regression at ``c``, or at the best C on the validation rows."""
+    train, validation, whole = task.train, task.validation, task.whole
     curve: list[Point] = []
     start: Linear | None = None
     if c is None:
-        search = Search(train.features, train.targets, num_classes)
+        search = Search(train.features, train.targets, task.num_classes)
 
         def measure(strengths: Sequence[float]) -> list[Point]:
             models = search.fit(strengths)
@@ -187,8 +198,7 @@ def train_regression(
         curve = sweep(measure)
         c = max(curve, key=lambda point: point.merit).c
         start = search.known[c]
-    whole = train.joined(validation) if joined else train
-    model = fit_classifiers(whole.features, whole.targets, [c], num_classes, start=start)
+    model = fit_classifiers(whole.features, whole.targets, [c], task.num_classes, start=start)
     advance(1)
 
     def predict(features: Tensor) -> Tensor:
@@ -197,29 +207,19 @@ def train_regression(
     return Classifier(predict, c, curve, model)
 
 
-def train_neighbours(
-    train: Examples,
-    validation: Examples,
-    num_classes: int,
-    *,
-    joined: bool,
-    c: float | None,
-    advance: Callable[[int], None],
-) -> Classifier:
-    """Vote among neighbours: their number is chosen on the validation rows; both sets vote if ``joined``."""
-    del c, advance  # of a regression
-    curve = neighbour_curve(train.features, train.targets, validation.features, validation.targets, num_classes)
+def train_neighbours(task: Task) -> Classifier:
+    """Let the nearest neighbours vote; their number is chosen on the validation rows."""
+    train, validation, whole = task.train, task.validation, task.whole
+    curve = neighbour_curve(train.features, train.targets, validation.features, validation.targets, task.num_classes)
     best = max(curve, key=lambda point: point.merit)
-    whole = train.joined(validation) if joined else train
 
     def predict(features: Tensor) -> Tensor:
-        (shares,) = vote_shares(whole.features, whole.targets, features, [int(best.c)], num_classes)
+        (shares,) = vote_shares(whole.features, whole.targets, features, [int(best.c)], task.num_classes)
         return shares.argmax(1)
 
     return Classifier(predict, best.c, curve)
 
 
-TRAIN = {"logreg": train_regression, "knn": train_neighbours}
 SETTING = {"logreg": "c", "knn": "k"}
 
 
@@ -255,7 +255,7 @@ def train_trial(
     """Train on ``shots`` rows of each class, validate on at most four others of each class."""
     part = train.only(few_shot_mask(train.keys, train.targets.tolist(), shots, seed))
     judged = validation.only(few_shot_mask(validation.keys, validation.targets.tolist(), min(shots, VALIDATED), seed))
-    trained = TRAIN[options.method](part, judged, num_classes, joined=False, c=options.c, advance=advance)
+    trained = train_classifier(Task(part, judged, num_classes, joined=False), options, advance)
     return Trial(shots, seed, trained, len(part.targets))
 
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from unicl_cli.core.sinks import LINE_SECONDS
-from unicl_cli.errors import escape_control, is_live, is_quiet
+from unicl_cli.errors import escape_control, is_live, is_quiet, wrap_note
 from unicl_cli.formats import byte_size, fit_parts, format_duration, plural
 
 BAR, TIME = 10, 16
@@ -99,9 +99,9 @@ def _build_bar() -> Bar:
 
 
 def note(line: str) -> None:
-    """Write one line to stderr, unless --quiet was given."""
+    """Write one line to stderr, broken to fit a terminal, unless --quiet was given."""
     if not is_quiet():
-        sys.stderr.write(f"{escape_control(line)}\n")
+        sys.stderr.write(f"{wrap_note(escape_control(line))}\n")
         sys.stderr.flush()
 
 
