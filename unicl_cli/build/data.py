@@ -127,7 +127,7 @@ def build_data(recipe: Recipe) -> TrainingData:
 
 
 def drop_unmixed(strands: list[Strand], recipe: Recipe) -> list[Strand]:
-    """Return the strands without the kinds of which the mix takes nothing; raise UniclError if none is left."""
+    """Return the strands of the kinds that the mix draws from; raise UniclError if none is left."""
     share = recipe.data.mix.labels
     kept = [s for s in strands if not (share == 0 and s.kind == LABELS)]
     kept = [s for s in kept if not (share == 1 and s.kind != LABELS)]
@@ -162,9 +162,9 @@ def check_learnable(recipe: Recipe, data: TrainingData) -> None:
 
 
 def check_negatives(recipe: Recipe, data: TrainingData) -> list[str]:
-    """Return a warning if some batches, or of another loss all of them, have rows that are all alike to the loss.
+    """Return a warning about batches without a negative, whose rows the loss cannot tell apart.
 
-    Raises UniclError if a contrastive loss has no negative in any of the first batches: its value is 0 for ever.
+    Raises UniclError if none of the first batches has a negative: the value of a contrastive loss is then always 0.
     """
     loss, size = recipe.loss.name, recipe.batch.size
     if loss == "ce":

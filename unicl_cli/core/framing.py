@@ -1,4 +1,4 @@
-"""The middle of an image at the size of a model, without the memory of a whole that is cut away."""
+"""Resizing of an image to the size of a model and cropping to its middle, without memory for the parts cut off."""
 
 import math
 

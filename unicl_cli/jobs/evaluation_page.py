@@ -40,7 +40,7 @@ class RowImages:
         self._rows = {key: row for row, key in enumerate(self._table.column("key").to_pylist())}
 
     def uri(self, key: str, side: int) -> str:
-        """Return an image for the page itself."""
+        """Return the image of a row as a data URI: the page is one file."""
         try:
             return html.data_uri(decode(self._table.read(self._rows[key]).image), side)
         except ImageError:

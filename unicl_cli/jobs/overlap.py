@@ -34,7 +34,7 @@ class Overlap(NamedTuple):
     images: int
 
     def warning(self) -> str:
-        """Return the line for the user."""
+        """Return the warning that names both numbers."""
         what = f"{self.trained:,} of {self.images:,} evaluated images were trained on"
         return f"{what}: the figures will look too good"
 

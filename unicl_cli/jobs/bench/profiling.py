@@ -1,4 +1,4 @@
-"""Two looks into a run: the operations that take its time, and the moments at which the host waits for the GPU."""
+"""Profile of a run: the operations that take its time, and the places at which the host waits for the GPU."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def compare(
 def join_kept(
     entries: Sequence[Mapping[str, Any]], answers: Sequence[AnswerColumns], found: Sequence[Found]
 ) -> list[Measured]:
-    """Put what was kept to its entries: each classification and each retrieval kept one thing, in this order."""
+    """Join each entry with the answers of its classification and the ranks of its retrieval, kept in this order."""
     next_answers, next_found = iter(answers), iter(found)
     return [
         Measured(

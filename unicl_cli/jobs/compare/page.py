@@ -24,7 +24,7 @@ IMAGES, CLASSES = 12, 100
 """Images that only one of two models classifies correctly, and classes, on the page."""
 
 
-class Split(NamedTuple):
+class Disagreement(NamedTuple):
     """A row that model ``right`` classifies correctly and model ``wrong`` does not."""
 
     key: str
@@ -119,30 +119,30 @@ def image_sections(models: Sequence[str], answers: Sequence[AnswerColumns | None
         if first is None or other is None:
             continue
         for right, wrong, pair in ((letter, "A", (other, first)), ("A", letter, (first, other))):
-            found = find_splits(*pair)
+            found = find_disagreements(*pair)
             if found:
-                yield split_section(right, wrong, found, images)
+                yield disagreement_section(right, wrong, found, images)
 
 
-def find_splits(right: AnswerColumns, wrong: AnswerColumns) -> list[Split]:
+def find_disagreements(right: AnswerColumns, wrong: AnswerColumns) -> list[Disagreement]:
     """Return the rows that only the first classifies correctly: of each class in turn, the one it is surest of."""
     names = ("predicted", "p_max", "correct")
     columns = (right["key"], right["class"], *(own[name] for own in (right, wrong) for name in names))
     found = [
-        Split(key, label, (first, sure), (second, unsure))
+        Disagreement(key, label, (first, sure), (second, unsure))
         for key, label, first, sure, hit, second, unsure, missed in zip(*columns, strict=True)
         if hit and not missed
     ]
     found.sort(key=lambda split: (-split.right[1], split.key))
     turns: Counter[str] = Counter()
-    ordered: list[tuple[int, Split]] = []
+    ordered: list[tuple[int, Disagreement]] = []
     for split in found:
         ordered.append((turns[split.label], split))
         turns[split.label] += 1
     return [split for _, split in sorted(ordered, key=lambda pair: pair[0])]
 
 
-def split_section(right: str, wrong: str, found: Sequence[Split], images: RowImages) -> Html:
+def disagreement_section(right: str, wrong: str, found: Sequence[Disagreement], images: RowImages) -> Html:
     wall = html.image_wall(
         (
             images.uri(split.key, SIDE),

@@ -44,6 +44,6 @@ def missing_needs(evaluator: Evaluator, loaded: Loaded, corpus: EvalCorpus, spli
 
 
 def reads_captions(loaded: Loaded) -> bool:
-    """True if the model puts captions and images into one space; a vocabulary of class names reads no captions."""
+    """Return True if the model puts captions and images into one space, which a vocabulary of class names does not."""
     loss: Any = bare(loaded.step).loss
     return loss.score == "text" and loaded.tokenizer is not None and loaded.tokenizer.context_length > 1

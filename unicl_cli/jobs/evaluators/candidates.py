@@ -31,7 +31,7 @@ def choose_candidates(corpus: Sequence[ClassName], model: Sequence[ClassName], a
     A class of the model is one of the corpus if their keys are equal, or if they share a name, whatever its case.
     Raise UniclError if a list names no class of the corpus: no row could be right.
     """
-    further = others(corpus, model)
+    further = other_classes(corpus, model)
     if asked == "corpus":
         return Candidates(tuple(corpus), (True,) * len(corpus), len(corpus))
     if asked == "all":
@@ -51,7 +51,7 @@ def choose_candidates(corpus: Sequence[ClassName], model: Sequence[ClassName], a
     return Candidates((*corpus, *more), (*chosen, *(True for _ in more)), len(corpus))
 
 
-def others(corpus: Sequence[ClassName], model: Sequence[ClassName]) -> list[ClassName]:
+def other_classes(corpus: Sequence[ClassName], model: Sequence[ClassName]) -> list[ClassName]:
     """Return the classes of the model that are not classes of the corpus."""
     keys = {each.key for each in corpus}
     names = {name.casefold() for each in corpus for name in each.names}
