@@ -313,9 +313,9 @@ def test_a_thousand_images_take_no_more_memory_than_thirty(model, place):
 
 @pytest.mark.slow
 def test_two_processes_print_what_one_prints(model, place, capsys):
+    """`compare` evaluates each model as `eval` does."""
     images = [str(path) for path in sorted((place / "pictures" / "test").rglob("*.png"))]
     for args in (
-        ("eval", model, "--json", "--batch", "4"),
         ("probe", model, "--json", "--batch", "4"),
         ("compare", model, trained(place, "short", "steps=2"), "--json", "--batch", "4"),
         (

@@ -13,7 +13,7 @@ from launching import begun, here, kill_all, nothing_half_written, recipe, same,
 
 from unicl_cli.core.checkpoint_files import newest
 
-KILLS = int(os.environ.get("RANDOM_KILLS", "4"))
+KILLS = int(os.environ.get("RANDOM_KILLS", "3"))
 
 
 def killed(words, run, rng):

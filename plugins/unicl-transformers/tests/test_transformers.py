@@ -32,7 +32,7 @@ from unicl_transformers import build_transformers
 
 from unicl_cli.api import UniclError, load_model
 from unicl_cli.cli import main
-from unicl_cli.testing import furthest, recipe_of, small_corpus, trained_on_one_and_two, unicl
+from unicl_cli.testing import furthest, recipe_of, small_corpus, unicl
 
 WORDS = ["a", "photo", "of", "cat", "dog", "zero", "one", "two", "the", "digit", "thin", "wide", ",", "."]
 TEXTS = ["a photo of a cat", "dog", "the digit two , thin , wide"]
@@ -263,12 +263,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_two_processes_train_the_weights_of_one_split_or_not(published, corpus, tmp_path):
-    recipe = recipe_of(corpus, text=f"{{name: transformers, model: {published['bert']}, length: 16}}", steps=3)
-    one, two = trained_on_one_and_two(recipe, tmp_path)
-    assert furthest(one, two) < 1e-4
-    sharded = ("parallel.strategy=fsdp2", "--run-dir", tmp_path / "sharded", "--devices", "cpu:2")
-    unicl("train", tmp_path / "recipe.yaml", *sharded, "-q")
-    assert furthest(one, tmp_path / "sharded") < 1e-4
+    text = f"{{name: transformers, model: {published['bert']}, length: 16}}"
+    (tmp_path / "recipe.yaml").write_text(recipe_of(corpus, text=text, steps=3))
+    train = ("train", str(tmp_path / "recipe.yaml"), "-q", "--run-dir")
+    assert main([*train, str(tmp_path / "one"), "--devices", "cpu:1"]) == 0
+    for strategy in ("ddp", "fsdp2"):
+        unicl(*train, tmp_path / strategy, "--devices", "cpu:2", f"parallel.strategy={strategy}")
+        assert furthest(tmp_path / "one", tmp_path / strategy) < 1e-4
 
 
 @pytest.mark.slow
