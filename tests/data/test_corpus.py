@@ -3,6 +3,8 @@
 import json
 import pickle
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.data import corpus as corpus_module
-from unicl_cli.data.corpus import RowTable, open_corpus
+from unicl_cli.data.corpus import RowTable, integers_of, open_corpus
 from unicl_cli.data.corpus_format import SCHEMA
 from unicl_cli.data.sources.resolve import name_sources
 from unicl_cli.data.text import clean, is_bad_text, text_hash
@@ -240,3 +242,23 @@ def test_cleaning_twice_is_cleaning_once_and_hashes_have_62_bits(text):
 def test_hashes_forgive_case_space_and_a_final_period_only():
     assert len({text_hash(t) for t in ("A red door", "a  red door.", "a red\tdoor", "A RED DOOR .")}) == 1
     assert text_hash("a red door") != text_hash("a red doors")
+
+
+LABELS = """
+import sys
+from unicl_cli.data.corpus import integers_of, open_corpus
+column = open_corpus(sys.argv[1]).table("train", "labels").column("label")
+found = integers_of(column)
+assert (found.dtype.name, found.tolist()) == ("int64", column.to_pylist())
+assert not {"pandas", "pyarrow.dataset", "torch"} & set(sys.modules), "they take a second of every start"
+"""
+
+
+def test_labels_are_read_without_pandas(digits):
+    subprocess.run([sys.executable, "-c", LABELS, str(digits)], check=True)
+
+
+def test_integers_of_several_shards_or_none_are_one_array():
+    column = pa.chunked_array([[3, 1], [], [-1]], pa.int32())
+    assert integers_of(column).tolist() == [3, 1, -1]
+    assert integers_of(pa.chunked_array([], pa.int32())).shape == (0,)
