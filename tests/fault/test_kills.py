@@ -58,7 +58,7 @@ def killed(words, run, kind, rng):
             kill_all(process)
     code, _, err = ended(process)
     assert code in (1, -signal.SIGKILL), err
-    if one:
+    if one is not None:
         assert re.search(rf"error: rank {one} of 2 failed \(killed by SIGKILL\)\n{re.escape(AGAIN)}$", err), err
     assert "Traceback" not in err, err
     assert gone(below, seconds=30), kind
