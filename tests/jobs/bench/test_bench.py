@@ -15,16 +15,8 @@ from unicl_cli.cli import main
 from unicl_cli.commands.bench import complete_kind
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench import bench
-from unicl_cli.jobs.bench.fresh_process import peak_of_work
-from unicl_cli.jobs.bench.kinds import KINDS, Request, parse_counts
-from unicl_cli.jobs.bench.protocol import (
-    Case,
-    PreparedCase,
-    add_ratios,
-    measure_case,
-    measure_in_fresh_process,
-    run_check,
-)
+from unicl_cli.jobs.bench.kinds import KINDS, parse_counts
+from unicl_cli.jobs.bench.protocol import Case, PreparedCase, add_ratios, measure_case, run_check
 from unicl_cli.jobs.bench.tables import iter_notes
 
 CPU = torch.device("cpu")
@@ -86,13 +78,6 @@ def test_several_processes_measure_a_row_too(capsys):
     assert (alone["name"], together["name"]) == ("B=256", "B=256 on 2")
     assert together["facts"]["ranks"] == 2
     assert set(together["variants"]) == {"folded", "tiled", "open_clip"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("row", "processes"), [("B=256", 1), ("B=256 on 2", 2)])
-def test_a_peak_is_measured_in_fresh_processes(row, processes):
-    request = Request("loss", sizes=(256,), processes=(1, 2))
-    assert 0 < measure_in_fresh_process(request, row, "tiled", processes) < 500
 
 
 @pytest.mark.slow
@@ -306,11 +291,6 @@ def test_the_table_fits_into_80_columns(capsys, monkeypatch):
     assert max(map(len, lines)) <= 80
     assert "open_clip 3.3.0" in "".join(lines)
     assert any("prompts-1000-t80" in line for line in lines)
-
-
-def test_the_peak_of_a_piece_of_work_is_what_it_took():
-    assert peak_of_work(lambda: np.ones(25_000_000)) == pytest.approx(191, abs=12)
-    assert peak_of_work(lambda: None) < 5, "what was held before does not count"
 
 
 def test_the_file_holds_every_row_as_soon_as_it_is_measured(tmp_path, capsys, monkeypatch):
