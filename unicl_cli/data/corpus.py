@@ -158,7 +158,7 @@ def _read_column(shard: Path, name: str) -> pa.Table:  # pyright: ignore[reportU
 
 def integers_of(column: pa.ChunkedArray) -> NDArray[np.int64]:  # pyright: ignore[reportUnknownParameterType] - no stubs
     """Return a column of integers without nulls, int64 (rows,), without importing pandas as pyarrow's own way does."""
-    return np.concatenate([np.empty(0, np.int64), *map(np.from_dlpack, column.chunks)])
+    return np.concatenate([np.empty(0, np.int64), *map(np.from_dlpack, column.chunks)], dtype=np.int64)
 
 
 def _damage_error(shard: Path, error: Exception) -> UniclError:
