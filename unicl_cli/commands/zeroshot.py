@@ -11,7 +11,7 @@ import typer
 
 from unicl_cli.commands import MODEL_FORMS, OUTPUT, Batch, Devices, Quiet, RawWeights, Template, examples
 from unicl_cli.commands.completion import complete_runs
-from unicl_cli.errors import UniclError, escape_control, is_quiet
+from unicl_cli.errors import UniclError, escape_control, is_quiet, write_line
 
 if TYPE_CHECKING:
     from unicl_cli.jobs.zeroshot.output import Format
@@ -174,7 +174,7 @@ def zeroshot(
         rows = zeroshot(loaded, found, judge, batch=batch, fetch=fetch)
         write_answers(rows, lambda data: None if is_peer() else typer.echo(data, nl=False), form, total)
         if isinstance(form, TerminalTable) and not is_peer() and not is_quiet() and (note := form.note()):
-            sys.stderr.write(f"note: {note}\n")
+            write_line(f"note: {note}")
 
     run_on_devices(limit_to_one_process(devices) if reads else devices, work)
 
@@ -230,7 +230,7 @@ def check_any_exists(inputs: list[str], *, has_rows: bool) -> None:
         return
     if not sys.stdout.isatty():  # a program that reads the rows gets one for each image
         for name in inputs:
-            typer.echo(f"{escape_control(name)}\terror: no such file")
+            sys.stdout.write(f"{escape_control(name)}\terror: no such file\n")
     if len(inputs) == 1:
         raise UniclError(f"{inputs[0]}: no such file", "check the path: it is the only image")
     raise UniclError(f"{len(inputs)} images: no such files, first {inputs[0]}", "check the paths")

@@ -203,7 +203,12 @@ def test_csv_reads_back_with_one_header_and_any_class_name():
     form = csv_rows(3)
     text = form([ROW]) + form([BAD])
     first, second = csv.DictReader(io.StringIO(text))
-    assert (first["path"], first["label"], first["label_2"], first["label_3"]) == ("a\n.png", "salt, pepper", 'x"y', "")
+    assert (first["path"], first["label"], first["label_2"], first["label_3"]) == (
+        r"a\n.png",
+        "salt, pepper",
+        'x"y',
+        "",
+    )
     assert (first["prob"], first["cosine_1"], first["cosine_2"]) == ("0.9", "0.25", "")
     assert (second["error"], second["label"]) == ("no such file", "")
 
