@@ -18,7 +18,7 @@ from unicl_cli.yaml_lines import parse_yaml, write_flow, write_yaml
 
 STEERING = [chr(code) for code in (*range(32), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F))]
 STEERING += [chr(code) for code in (*range(0x2066, 0x206A), 0xDC80, 0xDCFF, 0xDFFF)]
-"""Controls, separators of lines and paragraphs, marks of direction, and second halves of characters (after a first half, JSON reads one character)."""
+"""Controls, separators, marks of direction, and second halves of characters (JSON would join them to a first half)."""
 TEXTS = st.text(st.sampled_from(STEERING) | st.characters(codec="utf-8"), max_size=20)
 
 
