@@ -191,7 +191,9 @@ class Channel:
             try:
                 event = self.http.next_event()
             except h11.RemoteProtocolError as error:
-                raise FetchError(when_over if self.is_over else "bad_answer", str(error)) from error
+                if self.is_over:
+                    raise FetchError(when_over, "the server closed the connection too early") from error
+                raise FetchError("bad_answer", str(error)) from error
             if event is not h11.NEED_DATA:
                 return event
             self.http.receive_data(self.receive())
