@@ -61,6 +61,22 @@ def test_no_file_has_a_name_for_anything():
     assert not [f for f in MODULES if f.name in forbidden]
 
 
+def test_the_standard_streams_are_written_in_a_few_places():
+    """Everything else goes through `write_line`, `print_line`, `print_json` or rich tables of escaped documents."""
+    allowed = {
+        *("errors.py", "cli.py", "core/json_output.py", "commands/output.py"),  # escape what they write
+        *("commands/recipes.py", "jobs/train/dry_run.py"),  # YAML, which is escaped as such
+        *("commands/zeroshot.py", "jobs/bench/fresh_process.py"),  # rows, and JSON for the parent process
+    }
+    writers = re.compile(r"^(sys\.(stdout|stderr)(\.buffer)?\.(write|writelines)|typer\.s?echo|print)$")
+    found: set[str] = set()
+    for file in MODULES:
+        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        if any(writers.match(ast.unparse(call.func)) for call in calls):
+            found.add(file.relative_to(ROOT / "unicl_cli").as_posix())
+    assert found <= allowed
+
+
 def test_entry_points_lie_in_their_packages():
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     assert groups.keys() == PACKAGES.keys()

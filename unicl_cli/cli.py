@@ -318,7 +318,7 @@ def _print_error(error: UniclError) -> int:
     if os.environ.get("RANK", "0") == "0":  # every process of a run comes here; only the first prints
         kind, label = ("", "  ") if isinstance(error, Stopped) else ("error: ", "  hint: ")
         hint = f"\n{label}{escape_control(error.hint)}" if error.hint else ""
-        sys.stderr.write(f"{kind}{escape_control(error.message)}{hint}\n")
+        sys.stderr.write(f"{kind}{error.visible()}{hint}\n")
     return error.exit_code
 
 

@@ -18,8 +18,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Iterable, Sequence
 
 READER_GONE = 141
 """Exit status after the reader of standard output has left (`| head`): 128 + SIGPIPE, as other programs have it."""
@@ -28,15 +27,22 @@ READER_GONE = 141
 class UniclError(Exception):
     """A mistake that the user can fix, printed as one line without a traceback.
 
-    ``message`` is `thing: what is wrong`; ``hint`` tells the user what to do and starts with a verb.
-    ``exit_code`` is 2 unless the case has its own code.
+    ``message`` is `thing: what is wrong`; ``hint`` tells the user what to do and starts with a verb. ``details`` are
+    further lines of the message. ``exit_code`` is 2 unless the case has its own code.
     """
 
-    def __init__(self, message: str, hint: str | None = None, *, exit_code: int = 2) -> None:
-        super().__init__(message)
-        self.message = message
+    def __init__(
+        self, message: str, hint: str | None = None, *, details: Sequence[str] = (), exit_code: int = 2
+    ) -> None:
+        self.lines = (message, *details)
+        self.message = "\n  ".join(self.lines)
+        super().__init__(self.message)
         self.hint = hint
         self.exit_code = exit_code
+
+    def visible(self) -> str:
+        """Return the message for a terminal: no line break but those between its lines."""
+        return "\n  ".join(map(escape_control, self.lines))
 
 
 class Stopped(UniclError):  # noqa: N818 - not a failure: the user asked for it
@@ -46,17 +52,59 @@ class Stopped(UniclError):  # noqa: N818 - not a failure: the user asked for it
         super().__init__(message, hint, exit_code=75)
 
 
-def escape_control(text: str) -> str:
-    """Escape control characters in ``text`` (``\\x1b``), and line breaks unless a space follows.
+UNSAFE = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+"""The characters, as a regex class, that steer a terminal or the direction of text, or that UTF-8 cannot hold.
 
-    Names of files, classes and keys come from other people and could steer a terminal.
-    A line break of the program's own is followed by a space.
+JSON and YAML themselves escape those below the blank.
+"""
+
+
+def escape_control(text: str) -> str:
+    """Escape what steers a terminal, or ends the line or cell of ``text``: ``\\x1b``, ``\\n``, ``\\u202e``.
+
+    Names of files, classes and keys, and answers of servers, come from other people. They could look like a row or a
+    line of the program's own.
     """
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\n(?=\S)", _visible, text)
+    return re.sub(rf"[\x00-\x1f{UNSAFE}]", _visible, text)
 
 
 def _visible(match: re.Match[str]) -> str:
     return repr(match[0])[1:-1]
+
+
+def write_line(text: str) -> None:
+    """Write one line on standard error, its control characters escaped."""
+    sys.stderr.write(f"{escape_control(text)}\n")
+    sys.stderr.flush()
+
+
+def write_note(text: str) -> None:
+    """Write a note or warning on standard error: on a terminal broken between words, elsewhere one line.
+
+    Errors, hints and commands are not broken, since people copy from them: `write_line`.
+    """
+    text = escape_control(text)
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        text = textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def print_line(text: str) -> None:
+    """Write one line on standard output, its control characters escaped."""
+    sys.stdout.write(f"{escape_control(text)}\n")
+
+
+def csv_cell(value: object) -> object:
+    """Return a value for a cell of a CSV file: a number as it is, text in one visible line that is not a formula.
+
+    Spreadsheets run a cell that begins with ``= + - @``: an apostrophe before it makes it text.
+    """
+    if not isinstance(value, str):
+        return value
+    text = escape_control(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def is_quiet() -> bool:
@@ -67,18 +115,6 @@ def is_quiet() -> bool:
 def is_live() -> bool:
     """Return True if stderr is a terminal that can redraw a line."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def wrap_note(text: str) -> str:
-    """Return a note or warning for stderr: on a terminal broken between words, elsewhere one line as it is.
-
-    Errors and hints are not broken: people copy commands from them.
-    """
-    if not sys.stderr.isatty():
-        return text
-    width = shutil.get_terminal_size().columns
-    wrap = partial(textwrap.fill, width=width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    return "\n".join(map(wrap, text.split("\n")))
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import UNSAFE, UniclError
 from unicl_cli.problems import Loc
 
 MAX_VALUES = 200_000
@@ -71,8 +71,8 @@ _Loader.add_constructor("tag:yaml.org,2002:str", _construct_text)
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
-    # these break lines in YAML, and only double quotes escape them
-    style = '"' if {"\n", "\x85", "\u2028", "\u2029", "\ufeff"} & set(text) else None
+    # these break lines in YAML or steer a terminal, and only double quotes escape them
+    style = '"' if re.search(f"[\n\ufeff{UNSAFE}]", text) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
@@ -156,14 +156,19 @@ def read_value(text: str, source: str) -> Any:
     return parse_yaml(text, source).data
 
 
+def _dump(data: Any, dumper: type[_Dumper], width: int, *, flow: bool | None = None) -> str:
+    text = yaml.dump(data, Dumper=dumper, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=width)
+    return re.sub(f"[{UNSAFE}]", lambda match: f"\\u{ord(match[0]):04x}", text)  # they stand inside double quotes
+
+
 def write_yaml(data: Any) -> str:
     """Return YAML that `parse_yaml` reads back as equal data: keys in order, short lists on one line."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+    return _dump(data, _Dumper, 110)
 
 
 def write_flow(data: Any) -> str:
     """Return YAML on one line that `parse_yaml` reads back as equal data."""
-    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=10**9)
+    text = _dump(data, _Dumper, 10**9, flow=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
@@ -180,7 +185,7 @@ _Block.add_representer(dict, _represent_mapping)
 
 def write_commented_yaml(data: Any, note: Callable[[Loc], str]) -> str:
     """Return YAML with one key per line and, behind each value, ``note(place)`` as a comment."""
-    text = yaml.dump(data, Dumper=_Block, sort_keys=False, allow_unicode=True, default_flow_style=None, width=10**6)
+    text = _dump(data, _Block, 10**6)
     keys: dict[int, Loc] = {}
     for loc, place in parse_yaml(text, "").marks.items():
         number = int(place.rpartition(":")[2])

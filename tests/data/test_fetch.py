@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from unicl_cli.data import fetch
-from unicl_cli.data.fetch import Fetcher, FetchError, check_public, look_up
+from unicl_cli.data.fetch import Fetcher, FetchError, check_public, resolve
 
-LOCAL = Fetcher(allow_private=True, read=1.0, total=2.0, pause=0.01)
+LOCAL = Fetcher(allow_private=True, read=1.0, total=20.0, pause=0.01)
 
 
 def picture() -> bytes:
@@ -143,7 +143,7 @@ def server() -> Iterator[str]:
 def fresh() -> None:
     Handler.asked.clear()
     Handler.heads.clear()
-    look_up.cache_clear()
+    resolve.cache_clear()
 
 
 def refused(url: str, fetcher: Fetcher = LOCAL) -> FetchError:
@@ -166,36 +166,6 @@ def test_nothing_on_this_machine_is_asked_without_leave(server):
     for host in ("127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "2130706433", "0x7f.1", "0.0.0.0"):
         assert refused(f"http://{host}:{port}/picture", Fetcher()).reason == "private_address"
     assert not Handler.asked
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        *(
-            "127.0.0.2",
-            "10.1.2.3",
-            "172.16.0.1",
-            "192.168.1.1",
-            "169.254.169.254",
-            "100.64.0.1",
-            "0.0.0.0",
-            "224.0.0.1",
-        ),
-        *("::1", "::", "fe80::1%eth0", "fc00::1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "::7f00:1"),
-        *("fec0::1", "::ffff:0:7f00:1", "64:ff9b:1::7f00:1"),
-        *("ff02::1", "255.255.255.255", "2001:db8::1"),
-    ],
-)
-def test_an_address_that_is_not_public_is_refused_in_every_dress(address):
-    with pytest.raises(FetchError, match="private_address"):
-        check_public(address, "name")
-
-
-@pytest.mark.parametrize(
-    "address", ["93.184.216.34", "2606:2800:220:1::1", "64:ff9b::5db8:d822", "::ffff:93.184.216.34"]
-)
-def test_public_addresses_pass(address):
-    check_public(address, "name")
 
 
 def test_a_redirect_to_a_private_address_is_not_followed(server, monkeypatch):
@@ -266,7 +236,12 @@ def test_what_may_pass_is_tried_again_and_a_pause_that_is_asked_for_is_kept(serv
 @pytest.mark.parametrize(
     ("path", "reason", "tries"),
     [
-        *(("short", "short_body", 3), ("cutchunk", "short_body", 3), ("reset", "reset", 3), ("garbage", "reset", 3)),
+        *(
+            ("short", "short_body", 3),
+            ("cutchunk", "short_body", 3),
+            ("reset", "reset", 3),
+            ("garbage", "bad_answer", 1),
+        ),
         *(("lying", "too_large", 1), ("chunked", "too_large", 1), ("gzip", "encoded", 1), ("robots", "robots", 1)),
     ],
 )
@@ -282,7 +257,7 @@ def test_robots_are_for_corpora(server):
 @pytest.mark.parametrize("path", ["silent", "drip", "headdrip"])
 def test_a_server_that_falls_silent_or_drips_is_left_in_time(server, path):
     began = time.monotonic()
-    assert refused(f"{server}/{path}", LOCAL._replace(retries=0)).reason == "timeout"
+    assert refused(f"{server}/{path}", LOCAL._replace(retries=0, total=2.0)).reason == "timeout"
     assert time.monotonic() - began < 3
 
 

@@ -51,5 +51,10 @@ def read(path) -> list[dict]:
 def test_every_kind_of_file_holds_the_same_rows(file):
     columns = [answers("two", 3, 2), answers("three", 2, 3)]
     expected = [dict(zip(part, row, strict=True)) for part in columns for row in zip(*part.values(), strict=True)]
+    if file.suffix == ".csv":  # a row is one line there
+        for row in expected:
+            row["class"], *row["top_classes"] = (
+                name.replace("\n", r"\n") for name in (row["class"], *row["top_classes"])
+            )
     assert read(file) == expected
     assert [path.name for path in file.parent.iterdir()] == [file.name]  # no temporary file is left

@@ -8,6 +8,7 @@ import typer
 
 from unicl_cli.commands import OUTPUT, Json, Out, Quiet, examples
 from unicl_cli.commands.completion import complete_overrides, complete_recipes, one_of, starting_with
+from unicl_cli.core.json_output import print_json
 
 app = typer.Typer(add_completion=False)
 CASES = "Cases to measure"
@@ -153,13 +154,12 @@ def bench(
 
 
 def _show_kinds(*, as_json: bool) -> None:
-    import json
 
     from unicl_cli.jobs.bench.kinds import KINDS
 
     if as_json:
         kinds = [{"kind": name, "measures": kind.line, "vs": kind.peer} for name, kind in KINDS.items()]
-        typer.echo(json.dumps({"schema": "unicl/bench-kinds/1", "kinds": kinds}, indent=2))
+        print_json({"schema": "unicl/bench-kinds/1", "kinds": kinds}, 2)
         return
     from rich.console import Console
 

@@ -1,13 +1,14 @@
 """`unicl doctor`: checks of this machine, and a hint for each problem."""
 
-import json
 import shutil
-import sys
 import textwrap
+from itertools import zip_longest
 
 import typer
 
 from unicl_cli.commands import Json, examples
+from unicl_cli.core.json_output import print_json
+from unicl_cli.errors import escape_control, print_line, write_line
 from unicl_cli.formats import count_of
 
 app = typer.Typer(add_completion=False)
@@ -22,15 +23,15 @@ def doctor(as_json: Json = False) -> None:
     problems = sum(check.state == PROBLEM for check in checks)
     if as_json:
         document = {"schema": "unicl/doctor/1", "ok": not problems, "checks": [check._asdict() for check in checks]}
-        typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+        print_json(document, 1)
     else:
         indent = max(len(check.name) for check in checks) + 10
         columns = max(indent + 30, shutil.get_terminal_size().columns)
         for check in checks:
-            lead = f"{check.state:<8}{check.name:<{indent - 8}}"
-            typer.echo(textwrap.fill(check.text, columns, initial_indent=lead, subsequent_indent=" " * indent))
-            if check.hint:
-                typer.echo(textwrap.indent(textwrap.fill(check.hint, columns - indent), " " * indent))
+            lines = textwrap.wrap(escape_control(check.text), columns - indent)
+            lines += textwrap.wrap(escape_control(check.hint), columns - indent)
+            for lead, line in zip_longest([f"{check.state:<8}{check.name}"], lines, fillvalue=""):
+                print_line(f"{lead:<{indent}}{line}")
     if problems:
-        sys.stderr.write(f"{count_of(problems, 'problem')}: training cannot work here\n")
+        write_line(f"{count_of(problems, 'problem')}: training cannot work here")
         raise typer.Exit(1)

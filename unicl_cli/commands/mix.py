@@ -7,6 +7,7 @@ import typer
 
 from unicl_cli.commands import MODEL_FORMS, Batch, Data, Devices, Json, Quiet, examples
 from unicl_cli.commands.completion import complete_runs
+from unicl_cli.commands.output import print_path
 from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False)
@@ -72,7 +73,7 @@ def mix(
         document = job((old, new), accelerator=accelerator, **settings)
         print_document(document, mix_tables, as_json=as_json)
         if out is not None and not as_json and not is_peer():
-            typer.echo(out)
+            print_path(out)
 
     run_on_devices(devices, work)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from unicl_cli.errors import UniclError, escape_control, is_quiet, wrap_note
+from unicl_cli.core.json_output import format_json, print_json
+from unicl_cli.errors import UniclError, escape_control, is_quiet, print_line, write_line, write_note
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
@@ -93,7 +93,7 @@ def _name_default_model() -> None:
         reason = MODEL_VARIABLE
     elif Path(name).parent == RUNS:
         reason = "the run that finished last"
-    sys.stderr.write(f"model: {escape_control(name)} ({reason}; --model takes another)\n")
+    write_line(f"model: {name} ({reason}; --model takes another)")
 
 
 def print_document(
@@ -111,7 +111,7 @@ def print_document(
     for warning in collect_warnings(document):
         print_warning(warning)
     if as_json:
-        typer.echo(document_text(document))
+        print_json(document, 2)
     else:
         from rich.console import Console
 
@@ -122,16 +122,12 @@ def print_document(
         write_document(out, document)
 
 
-def document_text(document: Mapping[str, Any]) -> str:
-    return json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False)
-
-
 def write_document(out: Path, document: Mapping[str, Any]) -> None:
     """Write a document to the file of ``-o``: the whole one, or none."""
     from unicl_cli.core.files import write_atomic
 
     with report_write_error("-o", out):
-        write_atomic(out, document_text(document) + "\n")
+        write_atomic(out, format_json(document, 2) + "\n")
 
 
 def _escape_texts(value: Any) -> Any:
@@ -166,14 +162,22 @@ def collect_warnings(document: Mapping[str, Any]) -> list[str]:
     return [*document.get("warnings", []), *named]
 
 
+def print_path(path: Path) -> None:
+    """Write a path on standard output: byte for byte for programs, its control characters escaped on a terminal."""
+    if sys.stdout.isatty():
+        print_line(str(path))
+    else:
+        typer.echo(os.fsencode(path))
+
+
 def print_note(message: str) -> None:
-    """Print one line on stderr, broken to fit a terminal, from the first process only and not under --quiet."""
+    """Print a note on stderr, from the first process only and not under --quiet."""
     from unicl_cli.launch.process import is_peer
 
     if not is_peer() and not is_quiet():
-        sys.stderr.write(f"{wrap_note(escape_control(message))}\n")
+        write_note(message)
 
 
 def print_warning(message: str) -> None:
-    """Print one line on stderr; it is broken to fit a terminal."""
-    sys.stderr.write(f"{wrap_note(f'warning: {escape_control(message)}')}\n")
+    """Print one line on stderr."""
+    write_note(f"warning: {message}")

@@ -1,7 +1,6 @@
 """`unicl plugins`: a list of the parts that recipes and commands can name, with their options."""
 
 import inspect
-import json
 import os
 import sys
 import typing
@@ -13,7 +12,8 @@ from typer.models import ArgumentInfo
 
 from unicl_cli import binding, registry
 from unicl_cli.commands import Json, completion, examples
-from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.core.json_output import format_json, print_json
+from unicl_cli.errors import UniclError, did_you_mean, print_line
 from unicl_cli.option_types import type_text
 from unicl_cli.pages.text import align_columns, terminal_width
 
@@ -52,9 +52,9 @@ class Option(NamedTuple):
         default = {} if self.required else {"default": binding.as_plain_data(self.default)}
         return facts | default | ({"about": self.about} if self.about else {})
 
-    def line(self) -> str:
-        given = "" if self.required else f" = {json.dumps(binding.as_plain_data(self.default), ensure_ascii=False)}"
-        return f"  {self.name}: {self.type}{given}" + (f"\n      {self.about}" if self.about else "")
+    def lines(self) -> list[str]:
+        given = "" if self.required else f" = {format_json(binding.as_plain_data(self.default))}"
+        return [f"  {self.name}: {self.type}{given}", *([f"      {self.about}"] if self.about else [])]
 
 
 def _check_kind(kind: str) -> str:
@@ -89,12 +89,13 @@ def ls(
     place = _environment()
     if as_json:
         document = {"schema": "unicl/plugins/1", **place, "plugins": [row._asdict() for row in rows]}
-        typer.echo(json.dumps(document, indent=1))
+        print_json(document, 1)
         return
     lines = [(row.kind, row.name, " ".join(filter(None, (row.dist, row.version))), row.state) for row in rows]
     for line in align_columns(lines, terminal_width()):
-        typer.echo(line)
-    typer.echo(f"\ninstalled in {place['prefix']} ({place['interpreter']}), plugin interface {place['interface']}")
+        print_line(line)
+    print_line("")
+    print_line(f"installed in {place['prefix']} ({place['interpreter']}), plugin interface {place['interface']}")
 
 
 @app.command(epilog=examples("unicl plugins show losses unicl", "unicl plugins show datasets folder"))
@@ -126,17 +127,20 @@ def show(
         facts = {"kind": kind, "name": entry.name, "dist": entry.dist, "version": entry.version, "value": entry.value}
         arguments = [option.document() for option in options]
         document = {"schema": "unicl/plugins/1", **facts, "about": about, "file": place, "use": use}
-        typer.echo(json.dumps({**document, "arguments": arguments}, indent=1, ensure_ascii=False))
+        print_json({**document, "arguments": arguments}, 1)
         return
-    typer.echo(f"{entry.name}: {registry.KINDS[kind]} of {entry.origin}, {entry.value}")
+    print_line(f"{entry.name}: {registry.KINDS[kind]} of {entry.origin}, {entry.value}")
     if place:
-        typer.echo(place)
-    typer.echo(f"\n{about}\n" if about else "")
+        print_line(place)
+    for line in ["", *about.split("\n"), ""] if about else [""]:
+        print_line(line)
     for option in options:
-        typer.echo(option.line())
+        for line in option.lines():
+            print_line(line)
     if kind == "encoders":
-        typer.echo(f"  inside a model also: {TOWER}")
-    typer.echo(f"\n{use}")
+        print_line(f"  inside a model also: {TOWER}")
+    print_line("")
+    print_line(use)
 
 
 def _describe_factory(part: Any, kind: str, name: str) -> tuple[str | None, str | None, list[Option]]:

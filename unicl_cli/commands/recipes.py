@@ -1,6 +1,5 @@
 """`unicl recipes`: list, show, copy, check and compare recipes."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,9 @@ from typing import Annotated
 import typer
 
 from unicl_cli.commands import Json, completion, examples
-from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.commands.output import print_path
+from unicl_cli.core.json_output import format_json, print_json
+from unicl_cli.errors import UniclError, did_you_mean, escape_control, print_line, write_note
 from unicl_cli.pages.text import align_columns, terminal_width
 
 app = typer.Typer(
@@ -68,10 +69,10 @@ def ls(
         raise UniclError(f"recipes '{asked}': none of {len(names)} has these words{near}", "use fewer words, or none")
     if as_json:
         recipes = [{"name": name, "about": line} for name, line in about.items()]
-        typer.echo(json.dumps({"schema": "unicl/recipes/1", "recipes": recipes}, indent=1))
+        print_json({"schema": "unicl/recipes/1", "recipes": recipes}, 1)
         return
     for line in align_columns(list(about.items()), terminal_width()):
-        typer.echo(line)
+        print_line(line)
 
 
 def _about(path: Path) -> str:
@@ -95,13 +96,18 @@ def show(
     from unicl_cli.recipe.text import as_mapping
 
     if as_json:
-        typer.echo(
-            json.dumps({"schema": "unicl/recipes/1", "recipe": as_mapping(load(name, overrides or ()))}, indent=1)
-        )
+        print_json({"schema": "unicl/recipes/1", "recipe": as_mapping(load(name, overrides or ()))}, 1)
     elif resolved or overrides:
-        typer.echo(explain_values(name, overrides or ()), nl=False)
+        _print_text(explain_values(name, overrides or ()))
     else:
-        typer.echo(read_recipe_file(find_recipe(name)), nl=False)
+        _print_text(read_recipe_file(find_recipe(name)))
+
+
+def _print_text(text: str) -> None:
+    """Write a recipe: as it is for a file, each line visible on a terminal."""
+    if sys.stdout.isatty():
+        text = "".join(f"{escape_control(line)}\n" for line in text.expandtabs().splitlines())
+    sys.stdout.write(text)
 
 
 @app.command(epilog=examples("unicl recipes cp my-labels mine.yaml"))
@@ -128,7 +134,7 @@ def cp(
         target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UniclError(f"{target}: cannot be written: {error.strerror}", "use another file") from error
-    typer.echo(str(target))
+    print_path(target)
 
 
 @app.command(epilog=examples("unicl recipes validate recipe.yaml", "unicl recipes validate quickstart loss=clip"))
@@ -155,12 +161,12 @@ def validate(
         missing = None
     except UniclError as error:
         missing = error.message
-        sys.stderr.write(f"note: {error.message}\n")
+        write_note(f"note: {error.message}")
     if as_json:
         facts = {"recipe": recipe.name, "hash": recipe_hash(recipe), "stages": max(1, len(recipe.stages))}
-        typer.echo(json.dumps({"schema": "unicl/recipes/1", **facts, "data": missing or "ok"}, indent=1))
+        print_json({"schema": "unicl/recipes/1", **facts, "data": missing or "ok"}, 1)
         return
-    typer.echo(f"{name}: ok ({recipe.name}, {recipe_hash(recipe)[:8]})")
+    print_line(f"{name}: ok ({recipe.name}, {recipe_hash(recipe)[:8]})")
 
 
 @app.command(epilog=examples("unicl recipes diff quickstart digits-ce"))
@@ -172,10 +178,10 @@ def diff(a: First, b: Second, as_json: Json = False) -> None:
     found = compare_recipes(as_mapping(load(a)), as_mapping(load(b)))
     if as_json:
         listed = [{"key": key, "a": before, "b": after} for key, (before, after) in found.items()]
-        typer.echo(json.dumps({"schema": "unicl/recipes/1", "changes": listed}, indent=1))
+        print_json({"schema": "unicl/recipes/1", "changes": listed}, 1)
         return
     for key, values in found.items():
-        typer.echo(f"{key}: {' -> '.join('-' if value is None else json.dumps(value) for value in values)}")
+        print_line(f"{key}: {' -> '.join('-' if value is None else format_json(value) for value in values)}")
 
 
 @app.command("schema", epilog=examples("unicl recipes schema > recipe.schema.json"))
@@ -183,4 +189,4 @@ def print_schema() -> None:
     """Print the JSON schema of recipe files, for editors."""
     from unicl_cli.recipe.text import recipe_json_schema
 
-    typer.echo(json.dumps(recipe_json_schema(), indent=1))
+    print_json(recipe_json_schema(), 1)

@@ -1,13 +1,13 @@
 """`unicl runs`: a table of the runs in a folder, or the story of one."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from unicl_cli.commands import Json, completion, examples
-from unicl_cli.errors import escape_control
+from unicl_cli.core.json_output import print_json
+from unicl_cli.errors import print_line
 from unicl_cli.runs.folder import RUNS
 
 app = typer.Typer(
@@ -29,10 +29,10 @@ def ls(
     untouched = folder == RUNS and not folder.exists()  # nothing was trained here yet
     found = [] if untouched else list_runs(folder)
     if as_json:
-        typer.echo(json.dumps({"schema": "unicl/runs/1", "runs": found}, indent=1, allow_nan=False))
+        print_json({"schema": "unicl/runs/1", "runs": found}, 1)
         return
     for line in table_lines(found):
-        typer.echo(escape_control(line))
+        print_line(line)
 
 
 @app.command(epilog=examples("unicl runs show runs/first"))
@@ -48,7 +48,7 @@ def show(
 
     status = read_status(run)
     if as_json:
-        typer.echo(json.dumps(status, indent=1, allow_nan=False))
+        print_json(status, 1)
         return
     for line in describe_run(run, status):
-        typer.echo(escape_control(line))
+        print_line(line)

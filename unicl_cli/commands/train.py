@@ -1,6 +1,5 @@
 """`unicl train RECIPE`: a new training, or the rest of an interrupted one."""
 
-import json
 import os
 import sys
 import time
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unicl_cli.commands import MODEL_FORMS, Devices, Json, Quiet, completion, examples
-from unicl_cli.errors import UniclError, escape_control, is_quiet
+from unicl_cli.commands.output import print_path
+from unicl_cli.core.json_output import print_json
+from unicl_cli.errors import UniclError, is_quiet, write_line
 
 if TYPE_CHECKING:
     from unicl_cli.recipe.schema import Recipe
@@ -256,8 +257,8 @@ def show_end(recipe: "Recipe", run: Path, seconds: float) -> None:
 def tell(lines: list[str]) -> None:
     """Write lines on stderr, unless --quiet was given."""
     if not is_quiet():
-        sys.stderr.write("".join(f"{escape_control(line)}\n" for line in lines))
-        sys.stderr.flush()
+        for line in lines:
+            write_line(line)
 
 
 def check_no_plan_options(**given: bool) -> None:
@@ -272,5 +273,8 @@ def print_run(run: Path, *, beside: bool, as_json: bool, note: str = "") -> None
     if beside:
         return
     if note:
-        sys.stderr.write(f"{run}: {note}\n")
-    typer.echo(json.dumps({"schema": "unicl/train/1", "run": str(run)}) if as_json else run)
+        write_line(f"{run}: {note}")
+    if as_json:
+        print_json({"schema": "unicl/train/1", "run": str(run)})
+    else:
+        print_path(run)

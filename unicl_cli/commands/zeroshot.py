@@ -230,7 +230,7 @@ def check_any_exists(inputs: list[str], *, has_rows: bool) -> None:
         return
     if not sys.stdout.isatty():  # a program that reads the rows gets one for each image
         for name in inputs:
-            typer.echo(f"{escape_control(name)}\terror: no such file")
+            sys.stdout.write(f"{escape_control(name)}\terror: no such file\n")
     if len(inputs) == 1:
         raise UniclError(f"{inputs[0]}: no such file", "check the path: it is the only image")
     raise UniclError(f"{len(inputs)} images: no such files, first {inputs[0]}", "check the paths")

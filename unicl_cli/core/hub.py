@@ -2,13 +2,12 @@
 
 import errno
 import json
-import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-from unicl_cli.errors import UniclError, did_you_mean, is_live, is_quiet
+from unicl_cli.errors import UniclError, did_you_mean, is_live, is_quiet, write_line
 from unicl_cli.formats import byte_size
 
 FORMS = ("open_clip:", "local-dir:", "hf-hub:")
@@ -196,8 +195,7 @@ def announce(name: str, what: str) -> None:
 
     if is_quiet() or not is_live():
         disable_progress_bars()
-    sys.stderr.write(f"downloading {name}: {what}; kept in the cache\n")
-    sys.stderr.flush()
+    write_line(f"downloading {name}: {what}; kept in the cache")
 
 
 def licence(info: Any) -> str:

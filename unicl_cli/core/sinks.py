@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from unicl_cli.contracts import Sink
 from unicl_cli.core.files import write_atomic
-from unicl_cli.errors import UniclError, is_live
+from unicl_cli.errors import UniclError, escape_control, is_live
 from unicl_cli.formats import byte_size, fit_parts, format_duration, format_share
 
 STATUS_SECONDS = 15
@@ -126,7 +126,7 @@ class ConsoleSink:
     def say(self, message: str) -> None:
         """Print a line, above the bar if there is one."""
         if not self.quiet:
-            self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(escape_control(message), highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         if self.progress is not None:

@@ -1,14 +1,13 @@
 """TensorBoard and W&B through accelerate's trackers; their errors never end a training."""
 
 import importlib.util
-import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unicl_cli.core.files import write_atomic
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import UniclError, write_note
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -67,7 +66,7 @@ class TrackerSink:
         except Exception as error:  # noqa: BLE001 - foreign code and its network; said once, and the run goes on
             self.trackers.pop(name, None)
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            sys.stderr.write(f"warning: tracker {name} is switched off: {reason}\n")
+            write_note(f"warning: tracker {name} is switched off: {reason}")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, tracker in list(self.trackers.items()):

@@ -1,40 +1,42 @@
 """A safe fetcher of URLs: it returns bytes or a named reason, and refuses private addresses and endless answers.
 
-It uses http.client with one connection per request and no proxies, so that this file checks each look-up, address
-and redirect. Threads may share a Fetcher. The server's content type is ignored: decoding decides.
+h11 parses the answers. Look-ups, addresses, sockets, redirects and limits are this file's own: each byte that comes in
+is counted, and each wait ends at one deadline. There are no proxies. Threads may share a Fetcher. The server's content
+type is ignored: decoding decides.
 """
 
 from __future__ import annotations
 
-import http.client
-import io
 import ipaddress
+import math
 import random
+import re
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Generator, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
-from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
+from urllib.parse import quote, urljoin, urlsplit
+
+import h11
 
 from unicl_cli import __version__
+from unicl_cli.data.addresses import is_public
 
 REDIRECTS = (301, 302, 303, 307, 308)
 RETRIED = frozenset(("timeout", "reset", "short_body", "dns", "http_408", "http_425", "http_429")) | {
     f"http_{status}" for status in range(500, 600)
 }
-LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
-"""Addresses that are translated inside a network; Python's ``is_global`` judges them differently by version."""
 NO_TRAINING = frozenset(("noai", "noimageai", "noindex", "noimageindex"))
-CARRIERS = tuple(ipaddress.ip_network(net) for net in ("64:ff9b::/96", "::ffff:0:0:0/96", "::/96"))
-"""The IPv6 networks whose last 32 bits are an IPv4 address."""
 LITERAL = "/%:=&~+!$,;'@()*[]?"
 CHUNK = 1 << 16
-LONGEST_PAUSE = 60.0
+LONGEST_HEAD = 1 << 16
+LONGEST_URL, LONGEST_HOST = 1 << 14, 253
 _look_ups = threading.BoundedSemaphore(16)  # resolvers fail when they are flooded
 
 
@@ -42,7 +44,7 @@ class FetchError(Exception):
     """A URL that cannot be fetched.
 
     ``reason``: bad_url, private_address, dns, timeout, reset, refused, tls, http_404 …, too_many_redirects, too_large,
-    short_body, encoded or robots. ``pause``: the seconds that the server asks for before another try.
+    short_body, bad_answer, encoded or robots. ``pause``: the seconds that the server asks for before another try.
     """
 
     def __init__(self, reason: str, detail: str = "", pause: float | None = None) -> None:
@@ -61,11 +63,12 @@ class Fetcher(NamedTuple):
     robots: bool = True
     """Obey ``X-Robots-Tag: noai …``, as a corpus for training should."""
     max_bytes: int = 10_000_000
+    """Bytes of one answer: its head, its body and what frames the body."""
     connect: float = 5.0
     read: float = 10.0
     """Seconds of the longest silence."""
     total: float = 30.0
-    """Seconds of one try, from look-up to last byte: a server that drips is never silent."""
+    """Seconds of one URL: look-ups, connections, redirects, answers, tries and the pauses between them."""
     redirects: int = 5
     retries: int = 2
     pause: float = 0.5
@@ -73,142 +76,159 @@ class Fetcher(NamedTuple):
     agent: str = f"unicl/{__version__}"
 
     def __call__(self, url: str) -> bytes:
+        end = time.monotonic() + self.total
         tries = 0
         while True:
             try:
-                return self.fetch_once(url)
+                with blame_url():
+                    return self.fetch_once(url, end)
             except FetchError as error:
-                if tries == self.retries or error.reason not in RETRIED:
+                wait = max(self.pause * 2**tries * random.uniform(1, 1.5), error.pause or 0)
+                if tries == self.retries or error.reason not in RETRIED or time.monotonic() + wait >= end:
                     raise
-                wait = self.pause * 2**tries * random.uniform(1, 1.5)
-                time.sleep(min(max(wait, error.pause or 0), LONGEST_PAUSE))
+                time.sleep(wait)
             tries += 1
 
-    def fetch_once(self, url: str) -> bytes:
+    def fetch_once(self, url: str, end: float) -> bytes:
         """Try once; each redirect is followed by hand and checked like the first address."""
-        end = time.monotonic() + self.total
         for _ in range(self.redirects + 1):
-            parts = parse_url(url)
-            with translate_errors(), self.open_answer(parts, end) as answer:
-                if answer.status not in REDIRECTS:
-                    return self.read_body(answer)
-                target = answer.getheader("Location")
+            place = parse_url(url)
+            with self.open_socket(place, end) as raw:
+                channel = Channel(raw, self.read, end, self.max_bytes)
+                answer = channel.ask(place.target, self.headers(place))
+                if answer.status_code not in REDIRECTS:
+                    return self.read_body(channel, answer)
+            target = next(iter(values_of(answer, b"location")), None)
             if not target:
-                raise FetchError(f"http_{answer.status}", "a redirect without a target")
+                raise FetchError(f"http_{answer.status_code}", "a redirect without a target")
             url = urljoin(url, target)
         raise FetchError("too_many_redirects", f"more than {self.redirects}")
 
     @contextmanager
-    def open_answer(self, parts: SplitResult, end: float) -> Generator[http.client.HTTPResponse]:
-        """Open the answer from an address that was checked: the name may resolve differently the next time."""
-        host, port = str(parts.hostname), parts.port or (443 if parts.scheme == "https" else 80)
-        addresses = look_up(host, port)
+    def open_socket(self, place: Place, end: float) -> Generator[socket.socket]:
+        """Connect to an address that was checked: the name may resolve differently the next time."""
+        addresses = look_up(place.host, place.port, end)
         if not self.allow_private:
             for address in addresses:
-                check_public(address, host)
-        raw = self.open_socket(addresses, port, end)
+                check_public(address, place.host)
+        raw = self.connect_first(addresses, place.port, end)
         try:
-            if parts.scheme == "https":
-                raw.settimeout(max(min(self.connect, end - time.monotonic()), 0.001))
-                raw = tls_context().wrap_socket(raw, server_hostname=host)
-            connection = http.client.HTTPConnection(host, port)
-            connection.sock = DeadlineSocket(raw, self.read, end)  # pyright: ignore[reportAttributeAccessIssue] - it has all the methods http.client calls
-            connection.putrequest("GET", target_of(parts), skip_host=True, skip_accept_encoding=True)
-            for name, value in self.headers(parts, host):
-                connection.putheader(name, value)
-            connection.endheaders()
-            yield connection.getresponse()
+            if place.is_secure:
+                raw.settimeout(time_left(end, self.connect))  # of the whole handshake
+                raw = tls_context().wrap_socket(raw, server_hostname=place.host)
+            yield raw
         finally:
             raw.close()
 
-    def headers(self, parts: SplitResult, host: str) -> list[tuple[str, str]]:
-        name = f"[{host}]" if ":" in host else host
+    def connect_first(self, addresses: list[str], port: int, end: float) -> socket.socket:
+        """Connect to the first address that accepts."""
+        problem = OSError("no address")
+        for address in addresses:
+            try:
+                return socket.create_connection((address, port), timeout=time_left(end, self.connect))
+            except OSError as error:
+                problem = error
+        raise problem
+
+    def headers(self, place: Place) -> list[tuple[str, str]]:
         return [
-            ("Host", name if parts.port is None else f"{name}:{parts.port}"),
+            ("Host", place.authority),
             ("User-Agent", self.agent),
             ("Accept", "image/*,*/*;q=0.5"),
             ("Accept-Encoding", "identity"),
             ("Connection", "close"),
         ]
 
-    def open_socket(self, addresses: list[str], port: int, end: float) -> socket.socket:
-        """Connect to the first address that accepts."""
-        problem: OSError | None = None
-        for address in addresses:
-            left = end - time.monotonic()
-            if left <= 0:
-                break
-            try:
-                return socket.create_connection((address, port), timeout=min(self.connect, left))
-            except OSError as error:
-                problem = error
-        raise problem or TimeoutError("connecting")
-
-    def read_body(self, answer: http.client.HTTPResponse) -> bytes:
-        """Read the body and count its bytes: a chunked body has no length, and a length may be wrong."""
-        if answer.status != 200:
-            raise FetchError(f"http_{answer.status}", str(answer.reason), retry_after(answer))
-        if self.robots and NO_TRAINING & set(robots_words(answer)):
+    def read_body(self, channel: Channel, answer: h11.Response) -> bytes:
+        """Read the body of a 200 answer. Raises FetchError for another status and for what is not wanted."""
+        if answer.status_code != 200:
+            reason = answer.reason.decode("utf-8", "replace")
+            raise FetchError(f"http_{answer.status_code}", reason, retry_after(answer))
+        words = {word.strip().lower() for value in values_of(answer, b"x-robots-tag") for word in value.split(",")}
+        if self.robots and NO_TRAINING & words:
             raise FetchError("robots", "the server asks not to use it (X-Robots-Tag)")
-        if answer.getheader("Content-Encoding", "identity").lower() not in ("identity", ""):
-            raise FetchError("encoded", str(answer.getheader("Content-Encoding")))
-        too_large = FetchError("too_large", f"more than {self.max_bytes:,} bytes")
-        if (answer.length or 0) > self.max_bytes:
-            raise too_large
-        parts: list[bytes] = []
-        size = 0
-        while part := answer.read(CHUNK):
-            size += len(part)
-            if size > self.max_bytes:
-                raise too_large
-            parts.append(part)
-        if answer.length:  # http.client raises nothing when the connection ends early
-            raise FetchError("short_body", f"{answer.length} bytes are missing")
-        return b"".join(parts)
+        for encoding in values_of(answer, b"content-encoding"):
+            if encoding.lower() not in ("identity", ""):
+                raise FetchError("encoded", encoding)
+        for length in values_of(answer, b"content-length"):  # h11 has checked that it is a number
+            if int(length) > self.max_bytes:
+                raise channel.too_large()
+        return b"".join(channel.body())
 
 
-class DeadlineSocket:
-    """A socket for http.client with a deadline for the whole answer: headers can drip too."""
+class Channel:
+    """One request and its answer on a socket: each byte received counts against ``most``, each wait against ``end``.
 
-    def __init__(self, raw: socket.socket, read: float, end: float) -> None:
-        self.raw, self.read, self.end = raw, read, end
+    The limits stand below the parser of HTTP, so that nothing that a server writes can make it read more.
+    """
 
-    def sendall(self, data: Any) -> None:
-        self.raw.settimeout(self.left())
-        self.raw.sendall(data)
+    def __init__(self, raw: socket.socket, silence: float, end: float, most: int) -> None:
+        self.raw, self.silence, self.end, self.most = raw, silence, end, most
+        self.received = 0
+        self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=LONGEST_HEAD)
+        self.is_over = False
+        """The server has closed its side."""
 
-    def makefile(self, mode: str) -> io.BufferedReader:
-        del mode  # always "rb"
-        return io.BufferedReader(DeadlineReader(self))
+    def ask(self, target: str, headers: list[tuple[str, str]]) -> h11.Response:
+        """Send a GET request and return the head of its answer."""
+        request = self.http.send(h11.Request(method="GET", target=target, headers=headers)) or b""
+        while request:
+            self.raw.settimeout(time_left(self.end, self.silence))
+            request = request[self.raw.send(request) :]
+        self.http.send(h11.EndOfMessage())
+        while True:
+            event = self.next_event("reset")
+            if isinstance(event, h11.Response):  # what comes before is 100 Continue and its like
+                return event
 
-    def close(self) -> None:
-        """Do nothing: http.client calls this before the body is read; the fetcher closes the socket itself."""
+    def body(self) -> Iterator[bytes]:
+        while isinstance(event := self.next_event("short_body"), h11.Data):
+            yield bytes(event.data)
 
-    def left(self) -> float:
-        left = self.end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the whole answer took too long")
-        return min(self.read, left)
+    def next_event(self, when_over: str) -> Any:
+        """Return h11's next event; FetchError with the reason ``when_over`` if the connection ends before it."""
+        while True:
+            try:
+                event = self.http.next_event()
+            except h11.RemoteProtocolError as error:
+                if self.is_over:
+                    raise FetchError(when_over, "the server closed the connection too early") from error
+                raise FetchError("bad_answer", str(error)) from error
+            if event is not h11.NEED_DATA:
+                return event
+            self.http.receive_data(self.receive())
+
+    def too_large(self) -> FetchError:
+        return FetchError("too_large", f"more than {self.most:,} bytes")
+
+    def receive(self) -> bytes:
+        self.raw.settimeout(time_left(self.end, self.silence))
+        data = self.raw.recv(min(CHUNK, self.most - self.received + 1))
+        self.received += len(data)
+        if self.received > self.most:
+            raise self.too_large()
+        self.is_over = not data
+        return data
 
 
-class DeadlineReader(io.RawIOBase):
-    """A byte stream from a DeadlineSocket."""
+class Place(NamedTuple):
+    """Where a URL leads: what is looked up, and what is asked for there."""
 
-    def __init__(self, source: DeadlineSocket) -> None:
-        super().__init__()
-        self.source = source
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        self.source.raw.settimeout(self.source.left())
-        return self.source.raw.recv_into(buffer)
+    is_secure: bool
+    host: str
+    port: int
+    authority: str
+    """The header Host."""
+    target: str
+    """Path and query as a request writes them."""
 
 
 @contextmanager
-def translate_errors() -> Generator[None]:
-    """Turn the errors of sockets, TLS and http.client into FetchError."""
+def blame_url() -> Generator[None]:
+    """Turn every error that a server can cause into a FetchError: the one place where a URL is said to have failed.
+
+    The last clause is for the parsers of numbers, dates and URLs, which read what a server wrote.
+    """
     try:
         yield
     except TimeoutError as error:
@@ -217,39 +237,79 @@ def translate_errors() -> Generator[None]:
         raise FetchError("refused", "nothing answers there") from error
     except ssl.SSLError as error:
         raise FetchError("tls", error.reason or str(error)) from error
-    except http.client.InvalidURL as error:
-        raise FetchError("bad_url", str(error)) from error
-    except http.client.IncompleteRead as error:
-        raise FetchError("short_body", str(error)) from error
-    except (OSError, http.client.HTTPException) as error:
+    except OSError as error:
         raise FetchError("reset", str(error) or type(error).__name__) from error
+    except (ValueError, LookupError, ArithmeticError) as error:
+        raise FetchError("bad_answer", f"{type(error).__name__}: {error}") from error
 
 
-def target_of(parts: SplitResult) -> str:
-    """Return path and query for the request; quoted characters stay quoted."""
-    return quote(urlunsplit(("", "", parts.path or "/", parts.query, "")), safe=LITERAL)
+def time_left(end: float, most: float = math.inf) -> float:
+    """Return the seconds to the deadline, at most ``most``. TimeoutError if there are none."""
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the whole answer took too long")
+    return min(most, left)
 
 
-def parse_url(url: str) -> SplitResult:
-    """Split an http or https URL. FetchError without a host, or with a password."""
+def parse_url(url: str) -> Place:
+    """Read an http or https URL. FetchError if it is not one, without a host, or with a password."""
+    if len(url) > LONGEST_URL:
+        raise FetchError("bad_url", f"more than {LONGEST_URL:,} characters")
     try:
         parts = urlsplit(url)
-        port = parts.port
+        given, host = parts.port, parse_host(parts.hostname or "")
+        query = f"?{parts.query}" if parts.query else ""
+        target = quote(f"{parts.path or '/'}{query}", safe=LITERAL, errors="surrogateescape")  # %41 stays %41
     except ValueError as error:
         raise FetchError("bad_url", str(error)) from error
     if parts.scheme not in ("http", "https"):
         raise FetchError("bad_url", f"{parts.scheme or 'no scheme'}: only http and https")
-    if not parts.hostname or port == 0 or parts.username is not None:
-        raise FetchError("bad_url", "no host" if not parts.hostname else "a name, a password or port 0")
-    return parts
+    if not host or given == 0 or parts.username is not None:
+        raise FetchError("bad_url", "no host" if not host else "a name, a password or port 0")
+    is_secure = parts.scheme == "https"
+    name = f"[{host}]" if ":" in host else host
+    authority = name if given is None else f"{name}:{given}"
+    return Place(is_secure, host, given or (443 if is_secure else 80), authority, target)
+
+
+def parse_host(host: str) -> str:
+    """Return a host in ASCII. ValueError if it is neither a name nor an address."""
+    if ":" in host:
+        return str(ipaddress.IPv6Address(host))
+    if len(host) > LONGEST_HOST:
+        raise ValueError(f"a host of more than {LONGEST_HOST} characters")
+    name = host.encode("idna").decode("ascii")
+    if not re.fullmatch(r"[a-zA-Z0-9._-]*", name):
+        raise ValueError("not a host name")
+    return name
+
+
+def look_up(host: str, port: int, end: float) -> list[str]:
+    """Return all addresses of a host. A resolver knows no deadline, so it works in a thread that is left behind."""
+    if not _look_ups.acquire(timeout=time_left(end)):
+        raise TimeoutError("the name servers are busy")
+    found: Future[list[str]] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(resolve(host, port))
+        except Exception as error:  # noqa: BLE001 - raised again where the answer is awaited
+            found.set_exception(error)
+        finally:
+            _look_ups.release()
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return found.result(time_left(end))
+    except TimeoutError:
+        raise TimeoutError("the name servers do not answer") from None
 
 
 @lru_cache(maxsize=4096)
-def look_up(host: str, port: int) -> list[str]:
+def resolve(host: str, port: int) -> list[str]:
     """Return all addresses of a host, in the resolver's order; failures are not cached."""
     try:
-        with _look_ups:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except UnicodeError as error:
         raise FetchError("bad_url", "no host name") from error
     except OSError as error:
@@ -258,15 +318,8 @@ def look_up(host: str, port: int) -> list[str]:
 
 
 def check_public(address: str, host: str) -> None:
-    """Raise FetchError for an address that is not public, also for an IPv4 address written as IPv6."""
-    ip: Any = ipaddress.ip_address(address.split("%")[0])
-    if ip.version == 6:
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if any(ip in net for net in CARRIERS):
-            inner = ipaddress.ip_address(int(ip) & 0xFFFFFFFF)
-        ip = inner or ip
-    inside = ip.version == 6 and (ip.is_site_local or ip in LOCAL_NAT64)
-    if not ip.is_global or ip.is_multicast or inside:
+    """Raise FetchError for an address that is not public."""
+    if not is_public(address):
         raise FetchError("private_address", host if host == address else f"{host} is {address}")
 
 
@@ -275,20 +328,19 @@ def tls_context() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def robots_words(answer: http.client.HTTPResponse) -> Iterator[str]:
-    """Yield the words of all X-Robots-Tag headers."""
-    for value in answer.headers.get_all("X-Robots-Tag", []):
-        yield from (word.strip().lower() for word in value.split(","))
+def values_of(answer: h11.Response, name: bytes) -> Iterator[str]:
+    """Yield the values of all headers of a name, which is in lower case; bytes that are not UTF-8 become surrogates."""
+    for key, value in answer.headers:
+        if key == name:
+            yield value.decode("utf-8", "surrogateescape")
 
 
-def retry_after(answer: http.client.HTTPResponse) -> float | None:
-    """Return the seconds of Retry-After, which may be a number or a date; None without one."""
-    value = answer.getheader("Retry-After")
-    if value is None:
-        return None
-    if value.strip().isdigit():
+def retry_after(answer: h11.Response) -> float | None:
+    """Return the seconds of Retry-After, which may be a number or a date; None without one that can be read."""
+    value = next(iter(values_of(answer, b"retry-after")), "")
+    if re.fullmatch(r"[0-9]{1,9}", value):
         return float(value)
     try:
-        return parsedate_to_datetime(value).timestamp() - time.time()
-    except ValueError:
+        return parsedate_to_datetime(value[:64]).timestamp() - time.time()
+    except (ValueError, TypeError, LookupError, ArithmeticError):
         return None

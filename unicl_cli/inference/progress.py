@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from unicl_cli.core.dist import rank
 from unicl_cli.core.sinks import LINE_SECONDS
-from unicl_cli.errors import is_live, is_quiet
+from unicl_cli.errors import escape_control, is_live, is_quiet, write_line
 from unicl_cli.formats import format_duration
 
 
@@ -29,7 +28,7 @@ def progress(label: str, total: int | None) -> Generator[Callable[[int], None]]:
             TimeRemainingColumn(),
         )
         with Progress(*parts, console=Console(stderr=True), transient=True) as live:
-            task = live.add_task(label, total=total)
+            task = live.add_task(escape_control(label), total=total)
             yield lambda more: live.advance(task, more)
     else:
         yield PlainProgress(label, total)
@@ -49,9 +48,7 @@ class PlainProgress:
             return
         self.printed = now
         if self.total is None:
-            sys.stderr.write(f"{self.label} {self.done:,}\n")
-            sys.stderr.flush()
+            write_line(f"{self.label} {self.done:,}")
             return
         left = (now - self.began) / self.done * (self.total - self.done)
-        sys.stderr.write(f"{self.label} {self.done:,}/{self.total:,} ETA {format_duration(left)}\n")
-        sys.stderr.flush()
+        write_line(f"{self.label} {self.done:,}/{self.total:,} ETA {format_duration(left)}")

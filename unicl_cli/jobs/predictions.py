@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unicl_cli.core.files import replace_durably, temporary_beside
+from unicl_cli.core.json_output import format_json
+from unicl_cli.errors import csv_cell
 
 if TYPE_CHECKING:
     from unicl_cli.jobs.evaluators.kept import AnswerColumns
@@ -29,11 +30,9 @@ def write_predictions(path: Path, kept: Sequence[AnswerColumns]) -> None:
         else:
             with part.open("w", encoding="utf-8", newline="") as file:
                 if path.suffix == ".csv":
-                    csv.writer(file).writerows(csv_rows(table.to_pydict()))
+                    csv.writer(file).writerows(map(csv_cell, row) for row in csv_rows(table.to_pydict()))
                 else:
-                    file.writelines(
-                        f"{json.dumps(row, ensure_ascii=False, allow_nan=False)}\n" for row in table.to_pylist()
-                    )
+                    file.writelines(f"{format_json(row)}\n" for row in table.to_pylist())
         replace_durably(part, path)
 
 

@@ -1,13 +1,12 @@
 """The Accelerator of this process: device, precision, process group."""
 
 import os
-import sys
 import warnings
 from datetime import timedelta
 from typing import Any
 
 from unicl_cli.core.machine import cores
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import UniclError, write_note
 from unicl_cli.launch.plan import MPI
 from unicl_cli.launch.process import is_peer, is_worker
 
@@ -64,7 +63,7 @@ def ignore_accelerate_variables(precision: str, *, cpu: str) -> None:
         ):
             odd.append(f"ACCELERATE_{name}={given}")
     if odd and not is_peer():
-        sys.stderr.write(f"warning: {', '.join(odd)}: ignored: the recipe and the options of unicl decide\n")
+        write_note(f"warning: {', '.join(odd)}: ignored: the recipe and the options of unicl decide")
 
 
 def set_group_variables(torch: Any) -> None:

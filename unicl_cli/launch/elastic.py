@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError, RendezvousTimeoutError
 
 from unicl_cli.core.files import make_folder
-from unicl_cli.errors import READER_GONE, Stopped, UniclError
+from unicl_cli.errors import READER_GONE, Stopped, UniclError, write_line, write_note
 from unicl_cli.formats import count_of
 from unicl_cli.launch.nodes import MEET_SECONDS, open_rendezvous
 from unicl_cli.launch.plan import ECHOES, Launch
@@ -189,7 +189,7 @@ class Agent(Untyped):
             else:
                 left = self._remaining_restarts - 1
                 said = f"{describe_failure(result.failures, self.launch)}; all start again from the last checkpoint"
-                sys.stderr.write(f"warning: {said} ({count_of(left, 'more restart')})\n")
+                write_note(f"warning: {said} ({count_of(left, 'more restart')})")
         return result
 
 
@@ -225,7 +225,8 @@ def describe_failure(failures: Mapping[int, Any], launch: Launch) -> str:
     if launch.nodes.total > 1 and is_echo(failure):
         return f"{who} lost the connection to another node"
     if isinstance(failure.message, dict):
-        sys.stderr.write(failure.message.get("extraInfo", {}).get("py_callstack", ""))
+        for line in failure.message.get("extraInfo", {}).get("py_callstack", "").splitlines():
+            write_line(line)
     code = failure.exitcode
     return f"{who} failed ({f'exit code {code}' if code >= 0 else f'killed by {signal.Signals(-code).name}'})"
 

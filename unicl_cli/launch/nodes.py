@@ -2,7 +2,6 @@
 
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import UniclError, write_line
 from unicl_cli.launch.plan import ATTEMPT, Nodes
 
 MEET_SECONDS = 600
@@ -156,7 +155,7 @@ def find_own_address(host: str, port: int) -> str:
     """Wait until node 0 listens at ``host``; return the address of this machine that it sees."""
     end = time.monotonic() + MEET_SECONDS
     reason: OSError | None = None
-    sys.stderr.write(f"waiting for node 0 at {host}:{port}\n")
+    write_line(f"waiting for node 0 at {host}:{port}")
     while time.monotonic() < end:
         try:
             with socket.create_connection((host, port), timeout=5) as line:

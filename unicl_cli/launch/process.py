@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unicl_cli.core.machine import cores
-from unicl_cli.errors import Stopped, UniclError, escape_control
+from unicl_cli.errors import Stopped, UniclError, write_line
 from unicl_cli.launch import plan
 from unicl_cli.launch.plan import ATTEMPT, ECHOES, LAUNCHER, MPI, WORKER, Launch, Nodes, decide
 from unicl_cli.launch.stopping import StopFlag
@@ -69,7 +69,7 @@ def run_in_workers(
     for name in (*WORKER, "LOCAL_RANK", "LOCAL_WORLD_SIZE", *MPI):  # of a group that this process does not belong to
         os.environ.pop(name, None)
     if launch.note:
-        sys.stderr.write(f"{launch.note}\n")
+        write_line(launch.note)
     if launch.how == "alone" and not restarts:
         return None
     from unicl_cli.launch.elastic import start_workers
@@ -102,7 +102,7 @@ def run_and_report(work: Callable[[], None]) -> None:
         if LAUNCHER not in os.environ and not echo:
             raise
         if LAUNCHER not in os.environ:
-            sys.stderr.write(f"rank {os.environ['RANK']}: lost the connection to a process that ended\n")
+            write_line(f"rank {os.environ['RANK']}: lost the connection to a process that ended")
         sys.stderr.flush()  # printing it here too would interleave with the peers'
         os._exit(1)
 
@@ -112,7 +112,7 @@ def _print_as_peer(error: UniclError) -> None:
     if LAUNCHER in os.environ:
         time.sleep(PEER_SECONDS)  # if a peer ended first, it would be printed twice
     else:
-        sys.stderr.write(f"rank {os.environ['RANK']}: {escape_control(error.message)}\n")
+        write_line(f"rank {os.environ['RANK']}: {error.message}")
 
 
 def end_worker(status: int) -> None:

@@ -5,11 +5,10 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Generator, Mapping
 from typing import NamedTuple
 
-from unicl_cli.errors import Stopped, UniclError
+from unicl_cli.errors import Stopped, UniclError, write_line
 from unicl_cli.launch.stopping import StopFlag
 
 ASK_SECONDS = 30
@@ -118,7 +117,7 @@ def requeue_on_usr1(stop: StopFlag, *, wanted: bool) -> Generator[None]:
     """Put the job back into the queue if SIGUSR1 stops the training inside; do nothing unless ``wanted``."""
     job = os.environ.get("SLURM_JOB_ID")
     if wanted and job is None:
-        sys.stderr.write("warning: --requeue: has no effect outside a SLURM job (SLURM_JOB_ID is not set)\n")
+        write_line("warning: --requeue: has no effect outside a SLURM job (SLURM_JOB_ID is not set)")
     try:
         yield
     except Stopped:
@@ -136,4 +135,4 @@ def requeue(job: str) -> None:
     except (OSError, subprocess.SubprocessError) as error:
         reason = str(error)
     said = f"warning: {' '.join(command)}: {reason}" if reason else f"job {job} goes back into the queue"
-    sys.stderr.write(f"{said}\n")
+    write_line(said)

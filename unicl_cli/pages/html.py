@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from unicl_cli.core.files import write_atomic
-from unicl_cli.errors import UniclError, escape_control, is_quiet
+from unicl_cli.errors import UniclError, escape_control, is_quiet, write_line
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -30,10 +29,10 @@ class Html(str):
 
 
 def text(value: object) -> Html:
-    """Escape a value unless it is markup; a lone surrogate, which UTF-8 cannot hold, becomes a question mark."""
+    """Escape a value unless it is markup: its markup, and its control characters as on a terminal."""
     if isinstance(value, Html):
         return value
-    return Html(escape(str(value).encode("utf-8", "replace").decode("utf-8")))
+    return Html(escape(escape_control(str(value))))
 
 
 def tag(name: str, *inside: object, **attributes: str) -> Html:
@@ -65,7 +64,7 @@ def write_page(path: Path, document: str) -> None:
     except OSError as error:
         raise UniclError(f"--html {path}: cannot be written: {error.strerror}", "name another file") from error
     if not is_quiet():
-        sys.stderr.write(f"page: {escape_control(str(path))}\n")
+        write_line(f"page: {path}")
 
 
 def section(title: str, *inside: Html, note: str = "") -> Html:

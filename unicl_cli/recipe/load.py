@@ -59,7 +59,11 @@ def validate_recipe(lined: MarkedYaml) -> Recipe:
     if recipe is not None:
         _check_stages(recipe, problems)
     if recipe is None or problems:
-        raise UniclError(_format_problems(problems, lined.marks), WAY_OUT)
+        raise UniclError(
+            f"{count_of(len(problems), 'problem')} in the recipe",
+            WAY_OUT,
+            details=_format_problems(problems, lined.marks),
+        )
     return recipe
 
 
@@ -122,18 +126,17 @@ def _bind_part(kind: str, given: Any, loc: Loc, problems: list[RecipeProblem]) -
         return Part("", {})  # a placeholder, so that the other sections are checked too
 
 
-def _format_problems(problems: Sequence[RecipeProblem], marks: Mapping[Loc, str]) -> str:
-    """Return the count of problems and one line for each, sorted by file and line."""
+def _format_problems(problems: Sequence[RecipeProblem], marks: Mapping[Loc, str]) -> list[str]:
+    """Return one line for each problem, sorted by file and line."""
 
     def line(problem: RecipeProblem) -> tuple[str, int, str]:
         loc = problem.loc
         place = next((marks[loc[:n]] for n in range(len(loc), -1, -1) if loc[:n] in marks), "recipe")
         file, _, number = place.rpartition(":")
-        text = f"  {place}: {'.'.join(map(str, loc))}: {problem.message}".replace(": : ", ": ")
+        text = f"{place}: {'.'.join(map(str, loc))}: {problem.message}".replace(": : ", ": ")
         return file, int(number) if number.isdecimal() else 0, text
 
-    count = f"{count_of(len(problems), 'problem')} in the recipe"
-    return "\n".join([count, *(text for *_, text in sorted(map(line, problems)))])
+    return [text for *_, text in sorted(map(line, problems))]
 
 
 def check_corpora(recipe: Recipe) -> None:

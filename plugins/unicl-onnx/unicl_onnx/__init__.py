@@ -37,7 +37,7 @@ def onnx(
         loaded = loaded._replace(templates=tuple(template))
     facts = export(loaded, out, read_class_names(classes), opset=opset)
     if as_json:
-        typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(facts, indent=1))
         return
     for name, graph in facts["graphs"].items():
         typer.echo(f"{out / name}: {graph['bytes'] / 1e6:.1f} MB, at most {graph['max_difference']:.1e} from the model")

@@ -20,6 +20,7 @@ from unicl_cli.errors import UniclError
 from unicl_cli.jobs.zeroshot.classes import Classes, choose_classes, parse_classes
 from unicl_cli.jobs.zeroshot.inputs import ImageInput
 from unicl_cli.jobs.zeroshot.output import csv_rows, format_line, json_lines, text_lines, write_answers
+from unicl_cli.jobs.zeroshot.table import TerminalTable
 from unicl_cli.jobs.zeroshot.zeroshot import BACKGROUND, AnswerOptions, make_judge, zeroshot
 
 
@@ -203,9 +204,28 @@ def test_csv_reads_back_with_one_header_and_any_class_name():
     form = csv_rows(3)
     text = form([ROW]) + form([BAD])
     first, second = csv.DictReader(io.StringIO(text))
-    assert (first["path"], first["label"], first["label_2"], first["label_3"]) == ("a\n.png", "salt, pepper", 'x"y', "")
+    assert (first["path"], first["label"], first["label_2"], first["label_3"]) == (
+        r"a\n.png",
+        "salt, pepper",
+        'x"y',
+        "",
+    )
     assert (first["prob"], first["cosine_1"], first["cosine_2"]) == ("0.9", "0.25", "")
     assert (second["error"], second["label"]) == ("no such file", "")
+
+
+@pytest.mark.parametrize("path", ["b.png", "https://a.example/\x9b\u202e"])
+def test_what_a_server_says_makes_no_row_and_steers_no_terminal(path: str):
+    """The reason phrase of an answer is free text: here a carriage return, a tab, escapes and a line break."""
+    reason = "http_404: \x1b]0;owned\x07\x1b[31mred\rgood.png\tcat 99.9 %\ngood.png\tcat 99.9 %\u202e\x9b31m"
+    row = BAD | {"path": path, "error": reason}
+    table = TerminalTable(["cat"], 1, by_cosine=False, width=100)
+    for form in (text_lines(by_cosine=False), table, json_lines, csv_rows(1)):
+        text = form([row])
+        assert not set("\x1b\x07\r\u202e\x9b") & set(text)
+        assert text.count("\n") == (2 if text.startswith("path,") else 1)
+        assert text.count("\t") <= 1
+    assert json.loads(json_lines([row]))["error"] == reason
 
 
 def test_a_line_is_one_line_and_says_none_or_cosines():

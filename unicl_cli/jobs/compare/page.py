@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from unicl_cli.core.json_output import format_json
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.formats import interval, percent
 from unicl_cli.jobs.compare.compare import Comparison
@@ -156,9 +156,6 @@ def disagreement_section(right: str, wrong: str, found: Sequence[Disagreement], 
 
 
 def recipes_section(models: Sequence[str], changes: Sequence[Mapping[str, Any]]) -> Html:
-    rows = [
-        (row["key"], *("–" if v is None else json.dumps(v, ensure_ascii=False) for v in row["values"]))
-        for row in changes
-    ]
+    rows = [(row["key"], *("–" if v is None else format_json(v) for v in row["values"])) for row in changes]
     head = ("key", *letters(models))
     return section("Recipe keys that differ", html.table(head, rows, left=len(head)))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
 from typing import Any
 
 from rich.table import Table
 
+from unicl_cli.core.json_output import format_json
 from unicl_cli.evaluate.tables import count_classes, make_table
 from unicl_cli.formats import interval, percent
 from unicl_cli.jobs.compare.names import letters, short_names
@@ -147,5 +147,5 @@ def recipes_table(models: Sequence[str], changes: Sequence[Mapping[str, Any]]) -
 
 def shorten_value(value: Any) -> str:
     """Return a recipe's value in one line; a dash for a key that is missing."""
-    text = "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = "–" if value is None else value if isinstance(value, str) else format_json(value)
     return text if len(text) <= WIDEST else f"{text[: WIDEST - 1]}…"

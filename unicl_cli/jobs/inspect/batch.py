@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor, zeros
 
 from unicl_cli.build.data import TrainingData, build_data
 from unicl_cli.contracts import NO_LABEL, NO_TEXT, Drawn
+from unicl_cli.core.json_output import format_json
 from unicl_cli.data.collate import collate
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.mix import Draws, MixedCorpora
@@ -51,7 +51,7 @@ def default_recipe(corpus: Corpus, split: str, batch_size: int) -> Recipe:
     return load_text(
         f"""
 data:
-  train: [{{corpus: {json.dumps(str(corpus.path))}, split: {json.dumps(split)}}}]
+  train: [{{corpus: {format_json(str(corpus.path))}, split: {format_json(split)}}}]
   image_size: {PLACEHOLDER_SIZE}
   augment: none
 model: {{image: cnn, text: cbow, embed_dim: 8}}

@@ -1,6 +1,5 @@
 """The `prepare --dry-run` job: an estimate of a corpus from a sample of its images, without writing anything."""
 
-import json
 import resource
 import shutil
 import sys
@@ -13,10 +12,11 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unicl_cli.core.json_output import print_json
 from unicl_cli.core.machine import cores
 from unicl_cli.data.corpus import PLAN
 from unicl_cli.data.pictures import MAX_PIXELS
-from unicl_cli.errors import UniclError, escape_control
+from unicl_cli.errors import UniclError, print_line
 from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.prepare.classes import describe_examples, format_examples
 from unicl_cli.jobs.prepare.plan import CorpusPlan, PlannedSource, make_plan
@@ -75,8 +75,11 @@ def run(request: PrepareRequest, *, workers: int | None, as_json: bool) -> None:
         check_same_plan(out, read_plan(out), plan.document())
     samples = [_sample_rows(plan, planned, split, out) for planned in plan.sources for split in planned.rows]
     report = _build_report(out, plan, samples, workers or cores())
-    text = [json.dumps(report, ensure_ascii=False)] if as_json else list(map(escape_control, _format_report(report)))
-    sys.stdout.write("\n".join(text) + "\n")
+    if as_json:
+        print_json(report)
+    else:
+        for line in _format_report(report):
+            print_line(line)
     if report["bytes_expected"][1] * ROOM > report["free"]:
         raise UniclError(
             f"{out}: not enough disk space: {byte_size(report['free'])} free, "

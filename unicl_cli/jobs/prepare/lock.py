@@ -7,13 +7,12 @@ import errno
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from unicl_cli.core.lock import lock_folder
-from unicl_cli.errors import Stopped, UniclError
+from unicl_cli.errors import Stopped, UniclError, write_line
 
 LOCK = ".lock"
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
@@ -48,7 +47,7 @@ class Stop:
             self._exit_now()
         self.requested = True
         if self.is_deferred:
-            sys.stderr.write("stopping: dropping unfinished shards\n")
+            write_line("stopping: dropping unfinished shards")
             return
         raise KeyboardInterrupt
 
@@ -65,8 +64,8 @@ class Stop:
             remove_unfinished(self.out)
             (self.out / LOCK).unlink(missing_ok=True)
         error = self.error()
-        sys.stderr.write(f"{error.message}\n  {error.hint}\n")
-        sys.stderr.flush()
+        write_line(error.message)
+        write_line(f"  {error.hint}")
         os._exit(error.exit_code)
 
 

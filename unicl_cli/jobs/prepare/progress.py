@@ -1,6 +1,5 @@
 """Progress of `prepare` on stderr: a live bar on a terminal, else a plain line every 30 s."""
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from unicl_cli.core.sinks import LINE_SECONDS
-from unicl_cli.errors import escape_control, is_live, is_quiet, wrap_note
+from unicl_cli.errors import escape_control, is_live, is_quiet, write_line, write_note
 from unicl_cli.formats import byte_size, fit_parts, format_duration, plural
 
 BAR, TIME = 10, 16
@@ -61,9 +60,9 @@ class Progress:
     def say(self, line: str) -> None:
         """Show a line about something that went wrong, even under --quiet."""
         if self.bar:
-            self.bar.console.print(line, markup=False, highlight=False)
+            self.bar.console.print(escape_control(line), markup=False, highlight=False)
         else:
-            sys.stderr.write(f"{line}\n")
+            write_note(line)
 
     def _show(self) -> None:
         seconds = max(time.monotonic() - self.started, 1e-3)
@@ -84,9 +83,7 @@ class Progress:
             left = f", {format_duration((self.total - self.done) / rate)} left" if rate > 0 else ""
             facts = ", ".join([*shards, speed, f"{byte_size(self.bytes / seconds)}/s"])
             rejected = f"; left out: {format_counts(self.reasons)}" if +self.reasons else ""
-            line = f"{self.label}: {self.done:,} of {self.total:,} rows, {facts}{left}{rejected}"
-            sys.stderr.write(f"{line}\n")
-            sys.stderr.flush()
+            write_line(f"{self.label}: {self.done:,} of {self.total:,} rows, {facts}{left}{rejected}")
 
 
 def _build_bar() -> Bar:
@@ -99,10 +96,9 @@ def _build_bar() -> Bar:
 
 
 def note(line: str) -> None:
-    """Write one line to stderr, broken to fit a terminal, unless --quiet was given."""
+    """Write a note to stderr, unless --quiet was given."""
     if not is_quiet():
-        sys.stderr.write(f"{wrap_note(escape_control(line))}\n")
-        sys.stderr.flush()
+        write_note(line)
 
 
 def format_counts(reasons: Mapping[str, int]) -> str:

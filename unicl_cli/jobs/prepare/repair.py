@@ -1,13 +1,13 @@
 """The `prepare --verify` and `--repair` jobs: find the damaged shards of a corpus, and make only those again."""
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from unicl_cli.core.json_output import print_json
 from unicl_cli.data.corpus import MANIFEST, repair_hint
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import UniclError, print_line
 from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.prepare.lock import Stop
 from unicl_cli.jobs.prepare.plan_file import read_plan, units_of
@@ -21,9 +21,11 @@ def run_verify(out: Path, *, as_json: bool) -> None:
     """Check the corpus and write the result to stdout. UniclError with exit code 1 if anything is wrong."""
     found = _verify(out)
     document = _build_document(out, found)
-    sys.stdout.write(
-        "\n".join([json.dumps(document, ensure_ascii=False)] if as_json else _format_result(out, found)) + "\n"
-    )
+    if as_json:
+        print_json(document)
+    else:
+        for line in _format_result(out, found):
+            print_line(line)
     if found.problems:
         first = found.problems[0]
         more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
@@ -63,7 +65,10 @@ def run_repair(
     done = f"{out}: nothing to repair ({count_of(remaining.shards, 'shard')} checked)"
     if found.problems:
         done = f"{out}: repaired {len(damaged)} of {count_of(remaining.shards, 'shard')}, byte for byte as before"
-    sys.stdout.write(f"{json.dumps(report, ensure_ascii=False) if as_json else done}\n")
+    if as_json:
+        print_json(report)
+    else:
+        print_line(done)
     if remaining.problems:
         raise UniclError(
             f"{out / remaining.problems[0].file}: {remaining.problems[0].problem}",

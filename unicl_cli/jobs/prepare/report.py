@@ -1,13 +1,12 @@
 """The closing report of `prepare`: the document of `--json`, and the table made of it."""
 
-import json
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.errors import escape_control
+from unicl_cli.core.json_output import print_json
+from unicl_cli.errors import print_line
 from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.prepare.classes import describe_examples, format_examples
 from unicl_cli.jobs.prepare.engines.engine import Marker
@@ -103,8 +102,11 @@ def image_notes(manifest: Mapping[str, Any]) -> list[str]:
 
 def write_report(report: dict[str, Any], *, as_json: bool) -> None:
     """Write the report to stdout."""
-    lines = [json.dumps(report, ensure_ascii=False)] if as_json else list(map(escape_control, _format_table(report)))
-    sys.stdout.write("\n".join(lines) + "\n")
+    if as_json:
+        print_json(report)
+    else:
+        for line in _format_table(report):
+            print_line(line)
 
 
 def _summarize_group(key: tuple[str, str, str], markers: list[Marker]) -> dict[str, Any]:

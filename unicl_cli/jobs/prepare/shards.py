@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from unicl_cli.contracts import NO_LABEL, DatasetSource, Row
 from unicl_cli.core.files import replace_durably, temporary_beside, write_atomic
+from unicl_cli.core.json_output import format_json
 from unicl_cli.data import text
 from unicl_cli.data.corpus_format import MEDIA_SCHEMA, SCHEMA
 from unicl_cli.data.pictures import ImageError, examine
@@ -134,9 +135,9 @@ def write_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             size = part.stat().st_size
             replace_durably(part, shard)
-    lines = "".join(json.dumps(r._asdict(), ensure_ascii=False) + "\n" for r in tally.rejects)
+    lines = "".join(f"{format_json(r._asdict())}\n" for r in tally.rejects)
     if lines:
-        write_atomic(work.out / unit.rejects, lines.encode("utf-8", "replace"))
+        write_atomic(work.out / unit.rejects, lines)
     else:
         (work.out / unit.rejects).unlink(missing_ok=True)  # of an earlier plan
     named = {"file": unit.shard, "split": unit.split, "source": unit.source, "kind": unit.kind}

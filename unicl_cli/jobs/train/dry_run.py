@@ -1,6 +1,5 @@
 """`unicl train --dry-run`: the sizes, the memory and the FLOPs of a recipe's training, without a step of it."""
 
-import json
 import math
 import re
 import sys
@@ -19,10 +18,11 @@ from unicl_cli.build.init import adopted_tokenizer
 from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.build.optimizer import recipe_warnings
 from unicl_cli.contracts import Tokenizer
+from unicl_cli.core.json_output import print_json
 from unicl_cli.core.loop import Step
 from unicl_cli.core.machine import machine_memory
 from unicl_cli.data.tokenizers import TextTokenizer
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import UniclError, escape_control, write_note
 from unicl_cli.formats import byte_size, format_duration
 from unicl_cli.jobs.train.blueprint import has_batch_statistics
 from unicl_cli.jobs.train.memory import (
@@ -72,7 +72,7 @@ def dry_run_facts(recipe: Recipe, run: Path, world: int, card: float | None = No
     data = build_data(recipe)
     check_learnable(recipe, data)
     for warning in recipe_warnings(recipe, data):
-        sys.stderr.write(f"warning: {warning}\n")
+        write_note(f"warning: {warning}")
     fit_tokenizer = cache(lambda: adopted_tokenizer(recipe, recipe.model.init) or build_tokenizer(recipe, data))
     sizes = sizes_of(recipe, data, world)
     chunks = 1 if recipe.batch.micro == "auto" else chunk_count(sizes.local, recipe.batch.micro)
@@ -223,16 +223,16 @@ def dry_run(
     """Print the facts as JSON, or as a table, with ``resolved`` below every key of the recipe."""
     found = dry_run_facts(recipe, run, world, None if card is None else parse_bytes(card))
     if as_json:
-        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        print_json(found, 1)
         return
     if resolved:
         sys.stdout.write(dump(recipe) + "\n")
-    table = Table(title=f"{recipe.name}: would train", show_header=False)
+    table = Table(title=f"{escape_control(recipe.name)}: would train", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in found.items():
         if key != "schema" and value is not None:
-            table.add_row(LABELS.get(key, key.replace("_", " ")), format_value(key, value))
+            table.add_row(LABELS.get(key, key.replace("_", " ")), escape_control(format_value(key, value)))
     console = Console(markup=False, highlight=False)
     console.print(table)
     if "micro_that_fits" in found:

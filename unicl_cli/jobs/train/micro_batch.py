@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from unicl_cli.core import checkpoint_files
 from unicl_cli.core.dist import gather, rank, rehearsal, shard, world_size
 from unicl_cli.core.loop import Step, probe_gradients
 from unicl_cli.core.memory import is_out_of_memory, memory_limit
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import UniclError, write_line
 from unicl_cli.formats import byte_size
 from unicl_cli.jobs.train.blueprint import Blueprint, Built, has_batch_statistics
 from unicl_cli.jobs.train.memory import state_bytes
@@ -84,7 +83,7 @@ def fit_micro_batch(blueprint: Blueprint, accelerator: Any, rows: int) -> Fitted
     if is_sharded(recipe, sizes.world):
         built = blueprint.build(rows)  # the rehearsed one is sharded over a pretended process group
     if last is not None and rank() == 0:
-        sys.stderr.write(f"batch.micro: {rows} rows at once (of {sizes.local}): more did not fit into {last}\n")
+        write_line(f"batch.micro: {rows} rows at once (of {sizes.local}): more did not fit into {last}")
     return Fitted(built, rows, reached)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +24,7 @@ from unicl_cli.core.files import write_atomic
 from unicl_cli.core.loop import Step, freeze_unreached
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.tokenizers import TextTokenizer
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import UniclError, write_line, write_note
 from unicl_cli.jobs.overlap import find_overlap, recipes_of
 from unicl_cli.jobs.train.blueprint import Blueprint, has_batch_statistics
 from unicl_cli.jobs.train.micro_batch import first_rows, fit_micro_batch
@@ -77,7 +76,7 @@ def set_up(recipe: Recipe, accelerator: Any, run: Path, resume_from: str, start:
     frozen = freeze_unreached(step, sum_over_ranks(reached))
     check_adapters(step, frozen)
     if origin is not None and rank() == 0:
-        sys.stderr.write(f"{run}: starts from {origin}\n")
+        write_line(f"{run}: starts from {origin}")
     warn(batchnorm_warnings(step, sizes.world))
     return Parts(recipe, data, step, tokenizer, sizes, frozen, None if rows == sizes.local else rows)
 
@@ -85,7 +84,8 @@ def set_up(recipe: Recipe, accelerator: Any, run: Path, resume_from: str, start:
 def warn(warnings: Sequence[str]) -> None:
     """Write warnings, on rank 0."""
     if rank() == 0:
-        sys.stderr.writelines(f"warning: {warning}\n" for warning in warnings)
+        for warning in warnings:
+            write_note(f"warning: {warning}")
 
 
 def overlap_warnings(recipe: Recipe, start: str | None) -> list[str]:
@@ -183,7 +183,7 @@ def resume(
     load_state(folder, step, optimizer, average)
     torch.set_num_threads(facts["threads"])  # another number sums in another order
     if rank() == 0:
-        sys.stderr.write(f"{run}: continues after step {facts['step']} of {parts.sizes.steps}\n")
+        write_line(f"{run}: continues after step {facts['step']} of {parts.sizes.steps}")
     return facts
 
 

@@ -22,7 +22,7 @@ from unicl_cli.core.loop import Step
 from unicl_cli.core.switches import align_conv_weights, compile_units
 from unicl_cli.core.trackers import check_installed
 from unicl_cli.data.corpus import MANIFEST
-from unicl_cli.errors import Stopped, UniclError
+from unicl_cli.errors import Stopped, UniclError, write_line
 from unicl_cli.jobs.train.micro_batch import explain_out_of_memory
 from unicl_cli.jobs.train.setup import Parts, platform_facts, resume, set_up, write_parts
 from unicl_cli.jobs.train.sizes import is_sharded
@@ -86,8 +86,7 @@ def train(
 def say(request: TrainRequest, line: str) -> None:
     """Write a line on rank 0's stderr, unless --quiet was given."""
     if rank() == 0 and not request.quiet:
-        sys.stderr.write(f"{line}\n")
-        sys.stderr.flush()
+        write_line(line)
 
 
 def describe_device(accelerator: Any) -> str:
@@ -168,7 +167,7 @@ def train_stage(
     """
     if (run / META).is_file() and request.resume == "auto":
         if rank() == 0:
-            sys.stderr.write(f"{run}: already finished\n")
+            write_line(f"{run}: already finished")
         return
     parts = set_up(recipe, accelerator, run, request.resume, start_from)
     step = parts.step
@@ -192,7 +191,7 @@ def train_stage(
         write_parts(parts, run)
     note = cache_texts(parts, step)
     if note is not None and rank() == 0:
-        sys.stderr.write(f"{run}: {note}\n")
+        write_line(f"{run}: {note}")
     local = parts.sizes.local
     with explain_out_of_memory(local, parts.micro or local, cast("Step", bare(step))):
         Stage(parts._replace(step=step), run, accelerator, optimizer, average).run(facts, stop, quiet=request.quiet)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from unicl_cli.errors import UniclError, escape_control
+from unicl_cli.core.json_output import format_json
+from unicl_cli.errors import UniclError, csv_cell, escape_control
 from unicl_cli.formats import format_share
 from unicl_cli.inference.progress import progress
 
@@ -18,15 +18,10 @@ Row = Mapping[str, Any]
 Format = Callable[[Sequence[Row]], str]
 NONE = "none of these"
 """Shown for an image without a label."""
-CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), 127)}
-
-
-def escape_controls(name: str) -> str:
-    return escape_control(name.translate(CONTROLS))
 
 
 def json_lines(rows: Sequence[Row]) -> str:
-    return "".join(f"{json.dumps(row, ensure_ascii=False, allow_nan=False)}\n" for row in rows)
+    return "".join(f"{format_json(row)}\n" for row in rows)
 
 
 def text_lines(*, by_cosine: bool) -> Format:
@@ -39,12 +34,12 @@ def text_lines(*, by_cosine: bool) -> Format:
 
 
 def format_line(row: Row, *, by_cosine: bool = False) -> str:
-    path = escape_controls(row["path"])  # a line break in a name would make two rows
+    path = escape_control(row["path"])
     if row["error"] is not None:
-        return f"{path}\terror: {row['error']}"
+        return f"{path}\terror: {escape_control(row['error'])}"
     none = [NONE] if row["label"] is None else []
     shown = (
-        f"{escape_controls(item['label'])} {format_cosine(item['cosine']) if by_cosine else format_share(item['prob'])}"
+        f"{escape_control(item['label'])} {format_cosine(item['cosine']) if by_cosine else format_share(item['prob'])}"
         for item in row["top"]
     )
     return "\t".join([path, *none, *shown])
@@ -70,7 +65,7 @@ def csv_rows(top_k: int) -> Format:
         for row in rows:
             best = [item[name] for item in row["top"] for name in ("label", "prob", "cosine")]
             cells = [row["path"], row["label"], row["prob"], row["error"], *best]
-            writer.writerow([*cells, *[None] * (len(header) - len(cells))])
+            writer.writerow([*map(csv_cell, cells), *[None] * (len(header) - len(cells))])
         return out.getvalue()
 
     return form
