@@ -48,13 +48,28 @@ def check_splits(model: str | None, data: Sequence[str], split: str | None) -> N
 
 
 def check_outputs(*files: tuple[str, Path | None]) -> None:
-    """Raise UniclError for a file (with its option) that cannot be written."""
+    """Raise UniclError for a file (with its option) that cannot be written, or must not be.
+
+    No output replaces a file of a corpus, a run or a checkpoint, and no two options write the same file.
+    """
+    from unicl_cli.core.files import is_written_through
+    from unicl_cli.runs.owned import find_owner
+
+    seen: dict[Path, str] = {}
     for option, file in files:
         if file is None:
             continue
-        near = next(folder for folder in file.absolute().parents if folder.exists())  # folders below it will be created
-        if file.is_dir() or not near.is_dir() or not os.access(near, os.W_OK):
+        with report_write_error(option, file):
+            through = is_written_through(file)
+        target = Path(os.path.realpath(file))
+        near = next(folder for folder in target.parents if folder.exists())  # folders below it will be created
+        if not through and (not near.is_dir() or not os.access(near, os.W_OK)):
             raise UniclError(f"{option} {file}: cannot be written", "use another file")
+        if owner := find_owner(file):
+            raise UniclError(f"{option} {file}: is part of {owner}", "use another file")
+        if not through and target in seen:
+            raise UniclError(f"{option} {file}: is the file of {seen[target]} too", "use another file")
+        seen[target] = option
 
 
 def pick_model(argument: str | None, option: str | None) -> str | None:
@@ -128,10 +143,10 @@ def document_text(document: Mapping[str, Any]) -> str:
 
 def write_document(out: Path, document: Mapping[str, Any]) -> None:
     """Write a document to the file of ``-o``: the whole one, or none."""
-    from unicl_cli.core.files import write_atomic
+    from unicl_cli.core.files import write_output_data
 
     with report_write_error("-o", out):
-        write_atomic(out, document_text(document) + "\n")
+        write_output_data(out, document_text(document) + "\n")
 
 
 def _escape_texts(value: Any) -> Any:
