@@ -12,6 +12,7 @@ from torch import nn
 
 from unicl_cli.core import checkpoint, checkpoint_files
 from unicl_cli.core.ema import Average
+from unicl_cli.core.files import temporary_name
 from unicl_cli.errors import UniclError
 
 FULL_DISK = """
@@ -95,7 +96,7 @@ def test_a_shared_tensor_is_saved_once_and_a_passing_buffer_never(tmp_path):
 
 
 def test_only_the_newest_stay_and_half_written_ones_go(tmp_path):
-    (tmp_path / ".tmp-step-00000001-99").mkdir(parents=True)
+    (temporary_name(tmp_path) / "inside").mkdir(parents=True)
     saved(tmp_path, 1, 2, 3, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
     saved(tmp_path, 1, keep=2)  # continued from before

@@ -85,14 +85,35 @@ def load_with_templates(
     """Load a model for evaluation on ``device``; ``templates`` of the command line replace its own."""
     from unicl_cli.build.load import load_model
     from unicl_cli.core.prompts import load_templates
+    from unicl_cli.runs.folder import choose_model
 
     # an item with a place for the class is a template, any other is a list by name or file
     lists = [[item] if "{" in item else load_templates(item) for item in templates or ()]
     if model is None:
         _name_default_model()
-    loaded = load_model(model, device=device, raw_weights=raw_weights)
+    name = choose_model(model)
+    agreed = _agree_on_checkpoint(name)
+    loaded = load_model(model if agreed == name else agreed, device=device, raw_weights=raw_weights)
+    if agreed != name:
+        loaded = loaded._replace(name=str(Path(name)))
     chosen = [template for items in lists for template in items]
     return loaded._replace(templates=load_templates(chosen)) if chosen else loaded
+
+
+def _agree_on_checkpoint(name: str) -> str:
+    """Return the model ``name``; of a run that is still trained, the newest checkpoint that any process has seen.
+
+    Each process would otherwise measure its share of the rows with the weights that are newest when it looks.
+    """
+    from unicl_cli.core.checkpoint_files import folder_of, step_of
+    from unicl_cli.core.dist import largest_over_ranks, world_size
+    from unicl_cli.core.hub import has_form
+    from unicl_cli.runs.folder import CHECKPOINTS, find_run, is_checkpoint
+
+    if world_size() == 1 or has_form(name) or is_checkpoint(Path(name)):
+        return name
+    step = largest_over_ranks(step_of(find_run(name)[1]))  # 0: the run is finished
+    return str(folder_of(Path(name) / CHECKPOINTS, step)) if step else name
 
 
 def _name_default_model() -> None:
