@@ -87,7 +87,7 @@ def finished_at(run: Path) -> float:
     """
     status = read_object(run / STATUS)
     told = [read_object(run / META).get("finished"), status.get("updated") if status.get("state") == "done" else None]
-    known = [float(at) for at in told if isinstance(at, int | float) and 0 < at < FAR_FUTURE]
+    known = [float(at) for at in told if type(at) in (int, float) and 0 < at < FAR_FUTURE]
     return known[0] if known else (run / META).stat().st_mtime
 
 
