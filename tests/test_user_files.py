@@ -25,7 +25,7 @@ FILES = (
     *("step-00000009", "step-8/model.safetensors", "checkpoints/latest", "checkpoints/step-00000002.tar.gz"),
     *("plan.json", "recipe.yaml", "env.json", "status.json", "meta.json", "manifest.json", "resolved.yaml"),
     *("classes.json", "tokenizer.json", "model.safetensors", "eval.jsonl", "metrics.jsonl", "run.lock", ".lock"),
-    *("holdout.json", "duplicates.json", "data/kept/a.parquet", "parts/a.json", "rejects/b.jsonl", "latest", "best"),
+    *("holdout.json", "duplicates.json", "data/kept/a.parquet", "parts/a.tsv", "rejects/b.jsonl", "latest", "best"),
     *("stage-1/status.json", "logs/today.log", "towers/a", ".unicl-0123.tmp", f"x.unicl-{'0' * 32}.tmp", "image.onnx"),
 )
 CONTENT = '{"mine": "every byte of it"}\n'
@@ -43,7 +43,7 @@ def fill(folder: Path) -> Path:
     (folder / "outside.txt").write_text(CONTENT)
     (folder / "step-00000006").symlink_to(folder / "step-00000004")
     (folder / f".unicl-{'1' * 32}.tmp").symlink_to(folder / "outside.txt")
-    (folder / "nowhere").symlink_to(folder / "missing")
+    (folder / "nowhere.yaml").symlink_to(folder / "missing")
     (folder / "empty").mkdir()
     return folder
 

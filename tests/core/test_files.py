@@ -209,7 +209,7 @@ def test_a_file_or_a_dangling_link_is_not_a_folder(tmp_path):
     (tmp_path / "a").touch()
     (tmp_path / "link").symlink_to("missing")
     for name in ("a", "link"):
-        with pytest.raises(UniclError, match="is not a directory"):
+        with pytest.raises(UniclError, match="not a directory"):
             check_unused(tmp_path / name, "choose another")
 
 

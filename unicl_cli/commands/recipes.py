@@ -129,6 +129,8 @@ def cp(
         target = target.with_name(f"{target.name}.yaml")
     if os.path.lexists(target) and not force and not through:
         raise UniclError(f"{target}: already exists", "use another name, or add --force")
+    if not target.parent.is_dir():
+        raise UniclError(f"{target}: cannot be written: {target.parent} is not a folder", "use another file")
     check_outputs(("recipes cp", target))
     with report_write_error("recipes cp", target):
         write_output_data(target, text)

@@ -25,7 +25,8 @@ def check_unused(folder: Path, hint: str, is_own: Callable[[Path], bool] = is_le
     """
     if not folder.is_dir():
         if os.path.lexists(folder):
-            raise UniclError(f"{folder}: is not a directory", hint)
+            what = "is a file, not a directory" if folder.is_file() else "is not a directory"
+            raise UniclError(f"{folder}: {what}", hint)
         return
     try:
         foreign = sorted(path.name for path in folder.iterdir() if not (is_leftover(path) or is_own(path)))

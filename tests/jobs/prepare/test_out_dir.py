@@ -60,7 +60,7 @@ def test_one_foreign_file_alone_is_enough(tmp_path, name):
 def test_a_file_as_directory_is_refused(tmp_path, capsys):
     (tmp_path / "c").write_text("mine")
     assert main([*SOURCE, str(tmp_path / "c")]) == 2
-    assert capsys.readouterr().err.splitlines()[0] == f"error: {tmp_path / 'c'}: is not a directory"
+    assert capsys.readouterr().err.splitlines()[0] == f"error: {tmp_path / 'c'}: is a file, not a directory"
     assert (tmp_path / "c").read_text() == "mine"
 
 

@@ -104,7 +104,7 @@ def lock_output(stop: Stop) -> Generator[None, None, None]:
             finally:
                 if stop.may_remove:
                     remove_unfinished(out)
-                for made in set(_list_folders(out)) - before:
+                for made in [folder for folder in _list_folders(out) if folder not in before]:
                     with suppress(OSError):  # not empty
                         made.rmdir()
                 with suppress(OSError):

@@ -203,8 +203,8 @@ class Checkpoints:
                 plain = plain_weights(parts.recipe, self.run_dir, parts.data, parts.tokenizer, tensors)
                 checkpoint.write_tensors(self.run_dir / name, plain)
             parameters = sum(p.numel() for name, p in parts.step.named_parameters() if not has_adapters([name]))
-            facts = {"schema": MODEL_SCHEMA, "step": parts.sizes.steps, "parameters": parameters, **versions()}
-            facts["finished"] = round(time.time(), 1)
+            facts = {"schema": MODEL_SCHEMA, "finished": round(time.time(), 1), "step": parts.sizes.steps}
+            facts |= {"parameters": parameters, **versions()}
             write_atomic(self.run_dir / META, json.dumps(facts, indent=1))
         barrier()
 
