@@ -45,7 +45,7 @@ def test_a_checkpoint_that_is_pruned_meanwhile_is_followed_by_the_newest(monkeyp
 
 def test_a_checkpoint_that_was_named_itself_is_one_line_once_it_is_gone(monkeypatch, run):
     go_on(monkeypatch, run, saves=1)
-    with pytest.raises(UniclError, match="neither a run nor a checkpoint directory"):
+    with pytest.raises(UniclError, match="no such run or checkpoint directory"):
         load.read_run_weights(str(run / "checkpoints" / "step-00000025"), raw_weights=False)
 
 
