@@ -260,10 +260,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the console script `unicl` and return its exit status."""
     reopen_closed_streams()
     protect_streams()
+    if argv is None:  # for all processes that this one starts: the current directory holds data, not code
+        os.environ["PYTHONSAFEPATH"] = "1"
     os.environ.setdefault(
         "OMP_WAIT_POLICY", "PASSIVE"
     )  # threads that spin while they wait halve the speed of a busy machine
-    os.environ["PYTHONSAFEPATH"] = "1"  # no process that this one starts takes the current directory for code
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection should be one line, not two C++ stacks
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a character outside the terminal's encoding must not crash

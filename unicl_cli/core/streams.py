@@ -16,9 +16,10 @@ class _Log(io.FileIO):
     """
 
     def write(self, data: Any, /) -> int:
+        written: int | None = None  # None also comes from a pipe that is full and must not be waited for
         with contextlib.suppress(OSError):
-            super().write(data)
-        return memoryview(data).nbytes
+            written = super().write(data)
+        return memoryview(data).nbytes if written is None else written
 
 
 class _Answer(io.FileIO):
