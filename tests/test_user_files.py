@@ -60,13 +60,13 @@ def state(folder: Path) -> dict[str, tuple[int, object]]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, digits) -> dict[str, str]:
-    """A corpus, a recipe, two finished runs and an image, in directories of their own."""
+    """A corpus, a recipe, a finished run and its first checkpoint, and an image, in directories of their own."""
     root = tmp_path_factory.mktemp("made")
     file = recipe(root, digits, steps=2, every=1)
     here("train", file, "--run-dir", root / "a", "--devices", "cpu:1", "-q")
-    here("train", file, "seed=1", "--run-dir", root / "b", "--devices", "cpu:1", "-q")
     Image.new("RGB", (16, 16)).save(root / "x.png")
-    return {"corpus": str(digits), "recipe": str(file), "a": str(root / "a"), "b": str(root / "b"), "image": str(root)}
+    first = root / "a" / "checkpoints" / "step-00000001"
+    return {"corpus": str(digits), "recipe": str(file), "a": str(root / "a"), "b": str(first), "image": str(root)}
 
 
 COMMANDS = (
@@ -108,7 +108,7 @@ COMMANDS = (
     "recipes diff quickstart recipe.yaml",
     "recipes schema",
     "plugins ls",
-    "plugins show losses/unicl",
+    "plugins show losses unicl",
     "doctor",
 )
 """Each command as it should be used, and as it must refuse to write."""
@@ -194,6 +194,6 @@ def test_the_module_runs_no_module_of_the_current_directory_that_python_itself_s
 def test_a_plugin_file_of_the_current_directory_still_works(tmp_path):
     (tmp_path / "mine.py").write_text("def mine():\n    '''Mine.'''\n\nPARTS = {'losses': {'mine': mine}}\n")
     script = Path(sysconfig.get_path("scripts")) / "unicl"
-    command = [sys.executable, script, "--plugin", "mine.py", "plugins", "show", "mine"]
+    command = [sys.executable, script, "--plugin", "mine.py", "plugins", "show", "losses", "mine"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
