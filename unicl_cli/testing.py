@@ -83,7 +83,7 @@ def unicl(*arguments: object, errors: bool = False) -> str:
 
     Raises RuntimeError for an exit status other than 0.
     """
-    command = [sys.executable, "-m", "unicl_cli", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", "unicl_cli", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     if done.returncode:
         raise RuntimeError(f"unicl {' '.join(map(str, arguments))}: exit {done.returncode}\n{done.stderr}")

@@ -12,6 +12,7 @@ from torch import nn
 
 from unicl_cli.core import checkpoint, checkpoint_files
 from unicl_cli.core.ema import Average
+from unicl_cli.core.files import temporary_name
 from unicl_cli.errors import UniclError
 
 FULL_DISK = """
@@ -95,7 +96,7 @@ def test_a_shared_tensor_is_saved_once_and_a_passing_buffer_never(tmp_path):
 
 
 def test_only_the_newest_stay_and_half_written_ones_go(tmp_path):
-    (tmp_path / ".tmp-step-00000001-99").mkdir(parents=True)
+    (temporary_name(tmp_path) / "inside").mkdir(parents=True)
     saved(tmp_path, 1, 2, 3, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
     saved(tmp_path, 1, keep=2)  # continued from before
@@ -214,3 +215,94 @@ def test_weights_may_be_read_by_whom_the_umask_lets(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+# -- what lies beside checkpoints -------------------------------------------------------------------------------------
+
+
+def beside(root):
+    """A user's copies, links, archives and folders beside checkpoints."""
+    (root / "step-00000002-good").mkdir()
+    (root / "step-00000002-good" / checkpoint_files.TRAINER).write_text("{}")
+    for name in ("step-00000002.tar.gz", "step-00000099", "step-0000000٣", "step-000000001", "best.txt"):
+        (root / name).write_text("mine")
+    (root / "step-00000097").symlink_to("missing")
+    (root / "step-00000098").mkdir()
+    (root / "step-00000098" / "notes.txt").write_text("mine")
+    return {path.name for path in root.iterdir()}
+
+
+def names(root):
+    return sorted(path.name for path in root.iterdir() if path.name != "latest")
+
+
+def test_strangers_beside_checkpoints_neither_count_nor_go_nor_end_a_save(tmp_path, capfd):
+    theirs = beside(tmp_path)
+    saved(tmp_path, 1, 2, 3, 4, keep=2)
+    assert set(names(tmp_path)) == {*theirs, "step-00000003", "step-00000004"}
+    assert [folder.name for folder in checkpoint_files.list_folders(tmp_path)] == ["step-00000003", "step-00000004"]
+    assert checkpoint_files.newest(tmp_path) == tmp_path / "step-00000004"
+    assert checkpoint_files.list_damaged(tmp_path) == []
+    assert capfd.readouterr().err == ""
+
+
+def test_a_checkpoint_that_was_moved_and_linked_back_is_used_and_never_deleted(tmp_path):
+    root, disk = tmp_path / "checkpoints", tmp_path / "disk"
+    saved(root, 1, 2, keep=2)
+    disk.mkdir()
+    for name in ("step-00000001", "step-00000002"):
+        (root / name).rename(disk / name)
+        (root / name).symlink_to(disk / name)
+    assert checkpoint_files.newest(root) == root / "step-00000002"
+    saved(root, 3, 4, 5, keep=2)
+    assert names(root) == ["step-00000001", "step-00000002", "step-00000004", "step-00000005"]
+    assert all(checkpoint_files.is_whole(disk / name) for name in ("step-00000001", "step-00000002"))
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "folder"])
+def test_what_lies_where_a_checkpoint_must_go_is_moved_aside(tmp_path, kind):
+    place, elsewhere = tmp_path / "step-00000001", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "notes.txt").write_text("mine")
+    if kind == "link":
+        place.symlink_to(elsewhere)
+    elif kind == "file":
+        place.write_text("mine")
+    else:
+        elsewhere.rename(place)
+    saved(tmp_path, 1)
+    assert checkpoint_files.is_whole(place)
+    (aside,) = tmp_path.glob("step-00000001.aside-*")
+    assert (aside if kind == "file" else aside / "notes.txt").read_text() == "mine"
+
+
+def test_a_checkpoint_with_a_users_file_inside_is_kept_and_named(tmp_path, capfd):
+    saved(tmp_path, 1, keep=1)
+    (tmp_path / "step-00000001" / "notes.txt").write_text("mine")
+    saved(tmp_path, 2, 3, keep=1)
+    assert names(tmp_path) == ["step-00000001", "step-00000003"]
+    told = f"warning: {tmp_path / 'step-00000001'}: not deleted: it holds files that unicl did not write"
+    assert set(capfd.readouterr().err.splitlines()) == {told}
+
+
+def test_a_deletion_that_fails_is_a_warning(tmp_path, capfd, monkeypatch):
+    saved(tmp_path, 1)
+
+    def refuse(path):
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(checkpoint_files, "discard", refuse)
+    saved(tmp_path, 2, keep=1)
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+    assert (
+        capfd.readouterr().err == f"warning: {tmp_path / 'step-00000001'}: cannot be deleted: Operation not permitted\n"
+    )
+
+
+def test_steps_beyond_eight_digits_come_last(tmp_path):
+    for step in (99_999_999, 100_000_000, 7):
+        folder = checkpoint_files.folder_of(tmp_path, step)
+        folder.mkdir()
+        (folder / checkpoint_files.TRAINER).touch()
+        assert checkpoint_files.step_of(folder) == step
+    assert [checkpoint_files.step_of(each) for each in checkpoint_files.list_folders(tmp_path)] == [7, 10**8 - 1, 10**8]

@@ -7,6 +7,7 @@ import torch
 from launching import begun, ended, here, nothing_half_written, recipe, same, same_rows
 
 from unicl_cli.core import checkpoint, checkpoint_files
+from unicl_cli.core.files import is_leftover
 
 POINTS = ("after_tmp", "before_rename", "before_latest")
 ONE = ("--devices", "cpu:1")
@@ -89,7 +90,7 @@ def test_a_run_that_dies_inside_a_save_ends_in_the_same_weights(tmp_path, whole,
 def test_a_run_that_dies_while_it_writes_the_finished_model_is_finished_by_the_next(tmp_path, whole, capfd):
     (file, undisturbed), run = whole, tmp_path / "run"
     crashed(file, run, "half_written:run")
-    assert list(run.glob("model.safetensors.*.tmp"))
+    assert [file for file in run.iterdir() if is_leftover(file)]
     assert not (run / "meta.json").exists()
     assert "continues after step 8 of 8" in gone_on(file, run, undisturbed, capfd)
     assert (run / "meta.json").exists()

@@ -25,7 +25,7 @@ def killed(words, run, rng):
     kill_all(process)
     _, err = process.communicate()
     assert process.returncode == (-signal.SIGKILL if alive else 0), err
-    return alive, bool(list((run / "checkpoints").glob(".tmp-*")))
+    return alive, bool(list((run / "checkpoints").glob(".unicl-*.tmp")))
 
 
 def killed_until_done(folder, digits, *, times, steps, seed):

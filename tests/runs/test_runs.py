@@ -51,7 +51,8 @@ def test_a_run_that_has_been_silent_for_two_minutes_is_lost(runs: Path):
 def test_a_lost_run_is_where_its_newest_checkpoint_is(runs: Path):
     run = run_at(runs / "a", state="running", step=0, updated=time.time() - 130)
     (run / "checkpoints" / "step-00000012").mkdir(parents=True)
-    (run / "checkpoints" / ".tmp-15").mkdir()
+    (run / "checkpoints" / "step-00000012" / "model.safetensors").touch()
+    (run / "checkpoints" / "step-00000015").mkdir()
     assert list_runs(runs)[0]["step"] == 12
 
 

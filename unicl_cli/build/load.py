@@ -63,16 +63,33 @@ def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_wei
 
 def load_trained(name: str, *, raw_weights: bool) -> Loaded:
     """Load a run or checkpoint that `unicl train` wrote."""
-    run, folder = find_run(name)
+    run, _ = find_run(name)
     recipe = load_run_recipe(run)
     classes, templates = read_classes(run)
     step, own = build_step(recipe, cache(partial(load_run_tokenizer, run)), classes, chunks=1, trained=run)
-    averaged = (folder / checkpoint_files.EMA).is_file() and not raw_weights
-    weights = folder / (checkpoint_files.EMA if averaged else checkpoint_files.MODEL)
-    load_run_weights(step, recipe, checkpoint.read_tensors(weights), str(weights))
+    path, weights = read_run_weights(name, raw_weights=raw_weights)
+    load_run_weights(step, recipe, weights, str(path))
     corpora = tuple(dict.fromkeys(item.corpus for item in recipe.data.train))
     transform = transform_of(step.model, recipe.data.image_size)
     return Loaded(str(run), step, own, transform, classes, templates, corpora)
+
+
+def read_run_weights(name: str, *, raw_weights: bool) -> tuple[Path, dict[str, Tensor]]:
+    """Read the weights of a run or checkpoint; return their file, too.
+
+    A training that still runs may delete the checkpoint that was chosen: the newest one is then read.
+    """
+    folder = find_run(name)[1]
+    while True:
+        averaged = (folder / checkpoint_files.EMA).is_file() and not raw_weights
+        path = folder / (checkpoint_files.EMA if averaged else checkpoint_files.MODEL)
+        try:
+            return path, checkpoint.read_tensors(path)
+        except UniclError:
+            newest = find_run(name)[1]
+            if newest == folder:
+                raise
+            folder = newest
 
 
 def read_words(folder: Path) -> dict[str, Any]:

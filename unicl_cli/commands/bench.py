@@ -141,10 +141,11 @@ def bench(
     from unicl_cli.commands.output import check_before_loading, print_document, write_document
 
     check_before_loading((), (), ("-o", out))
+    from unicl_cli.core.files import is_written_through
     from unicl_cli.jobs.bench.bench import run_benchmark
     from unicl_cli.jobs.bench.tables import tables
 
-    if out is None:
+    if out is None or is_written_through(out):  # one document goes there, at the end
         document = run_benchmark(request, sys.argv[1:])
     else:
         document = run_benchmark(request, sys.argv[1:], partial(write_document, out))

@@ -59,9 +59,10 @@ def mix(
         raise UniclError("mix: nothing to do", "write the mixture with -o DIR, or measure it with --data CORPUS")
     from unicl_cli.commands.output import check_before_loading, print_document
     from unicl_cli.commands.workers import run_on_devices
+    from unicl_cli.core.lock import check_unused
 
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UniclError(f"-o {out}: already exists", "choose another folder")
+    if out is not None:
+        check_unused(out, "choose another directory with -o")
     check_before_loading([old, new], data or ())
 
     def work(accelerator: Any) -> None:

@@ -48,13 +48,28 @@ def check_splits(model: str | None, data: Sequence[str], split: str | None) -> N
 
 
 def check_outputs(*files: tuple[str, Path | None]) -> None:
-    """Raise UniclError for a file (with its option) that cannot be written."""
+    """Raise UniclError for a file (with its option) that cannot be written, or must not be.
+
+    No output replaces a file of a corpus, a run or a checkpoint, and no two options write the same file.
+    """
+    from unicl_cli.core.files import is_written_through
+    from unicl_cli.runs.owned import find_owner
+
+    seen: dict[Path, str] = {}
     for option, file in files:
         if file is None:
             continue
-        near = next(folder for folder in file.absolute().parents if folder.exists())  # folders below it will be created
-        if file.is_dir() or not near.is_dir() or not os.access(near, os.W_OK):
+        with report_write_error(option, file):
+            through = is_written_through(file)
+        target = Path(os.path.realpath(file))
+        near = next(folder for folder in target.parents if folder.exists())  # folders below it will be created
+        if not through and (not near.is_dir() or not os.access(near, os.W_OK)):
             raise UniclError(f"{option} {file}: cannot be written", "use another file")
+        if owner := find_owner(file):
+            raise UniclError(f"{option} {file}: is part of {owner}", "use another file")
+        if not through and target in seen:
+            raise UniclError(f"{option} {file}: is the file of {seen[target]} too", "use another file")
+        seen[target] = option
 
 
 def pick_model(argument: str | None, option: str | None) -> str | None:
@@ -70,14 +85,35 @@ def load_with_templates(
     """Load a model for evaluation on ``device``; ``templates`` of the command line replace its own."""
     from unicl_cli.build.load import load_model
     from unicl_cli.core.prompts import load_templates
+    from unicl_cli.runs.folder import choose_model
 
     # an item with a place for the class is a template, any other is a list by name or file
     lists = [[item] if "{" in item else load_templates(item) for item in templates or ()]
     if model is None:
         _name_default_model()
-    loaded = load_model(model, device=device, raw_weights=raw_weights)
+    name = choose_model(model)
+    agreed = _agree_on_checkpoint(name)
+    loaded = load_model(model if agreed == name else agreed, device=device, raw_weights=raw_weights)
+    if agreed != name:
+        loaded = loaded._replace(name=str(Path(name)))
     chosen = [template for items in lists for template in items]
     return loaded._replace(templates=load_templates(chosen)) if chosen else loaded
+
+
+def _agree_on_checkpoint(name: str) -> str:
+    """Return the model ``name``; of a run that is still trained, the newest checkpoint that any process has seen.
+
+    Each process would otherwise measure its share of the rows with the weights that are newest when it looks.
+    """
+    from unicl_cli.core.checkpoint_files import folder_of, step_of
+    from unicl_cli.core.dist import largest_over_ranks, world_size
+    from unicl_cli.core.hub import has_form
+    from unicl_cli.runs.folder import CHECKPOINTS, find_run, is_checkpoint
+
+    if world_size() == 1 or has_form(name) or is_checkpoint(Path(name)):
+        return name
+    step = largest_over_ranks(step_of(find_run(name)[1]))  # 0: the run is finished
+    return str(folder_of(Path(name) / CHECKPOINTS, step)) if step else name
 
 
 def _name_default_model() -> None:
@@ -124,10 +160,10 @@ def print_document(
 
 def write_document(out: Path, document: Mapping[str, Any]) -> None:
     """Write a document to the file of ``-o``: the whole one, or none."""
-    from unicl_cli.core.files import write_atomic
+    from unicl_cli.core.files import write_output_data
 
     with report_write_error("-o", out):
-        write_atomic(out, format_json(document, 2) + "\n")
+        write_output_data(out, format_json(document, 2) + "\n")
 
 
 def _escape_texts(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """`unicl recipes`: list, show, copy, check and compare recipes."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -119,6 +120,8 @@ def cp(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Copy a recipe to a file to edit: all that it sets and the common keys, each with a comment."""
+    from unicl_cli.commands.output import check_outputs, report_write_error
+    from unicl_cli.core.files import is_written_through, write_output_data
     from unicl_cli.recipe.annotate import annotate
     from unicl_cli.recipe.layers import find_recipe
 
@@ -126,14 +129,17 @@ def cp(
     target = file or Path(source.name)
     if target.is_dir():
         target /= source.name
-    if target.suffix not in (".yaml", ".yml"):
+    with report_write_error("recipes cp", target):
+        through = is_written_through(target)
+    if target.suffix not in (".yaml", ".yml") and not through:
         target = target.with_name(f"{target.name}.yaml")
-    if target.exists() and not force:
+    if os.path.lexists(target) and not force and not through:
         raise UniclError(f"{target}: already exists", "use another name, or add --force")
-    try:
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UniclError(f"{target}: cannot be written: {error.strerror}", "use another file") from error
+    if not target.parent.is_dir():
+        raise UniclError(f"{target}: cannot be written: {target.parent} is not a folder", "use another file")
+    check_outputs(("recipes cp", target))
+    with report_write_error("recipes cp", target):
+        write_output_data(target, text)
     print_path(target)
 
 

@@ -161,12 +161,13 @@ def train(
     from unicl_cli.recipe.load import check_shares, load
     from unicl_cli.recipe.text import dump
     from unicl_cli.runs.folder import LOGS
-    from unicl_cli.runs.place import is_finished, run_path
+    from unicl_cli.runs.place import check_run_dir, is_finished, run_path
 
     short = {"size": size, "epochs": epochs, "batch": batch}
     changes = collect_changes(recipe, data or (), short, overrides or (), {"model.init": init, "run_dir": run_dir})
     checked = load(recipe, changes)
     run = run_path(checked)
+    check_run_dir(run)
     check_sources(checked, run)
     if not dry_run and is_finished(checked, run) and resume == "auto":
         print_run(run, beside=is_beside(node_rank, launch), as_json=json_, note="already finished")

@@ -18,7 +18,7 @@ from unicl_cli.core.checkpoint_files import (
     MODEL,
     OPTIM,
     TRAINER,
-    discard_parts,
+    clear_place,
     fingerprint,
     folder_of,
     is_whole,
@@ -26,8 +26,8 @@ from unicl_cli.core.checkpoint_files import (
     read_pointer,
 )
 from unicl_cli.core.dist import any_rank, bare, full_tensor, rank, shard_like
-from unicl_cli.core.files import replace_durably, sync_folder, temporary_beside, write_atomic
-from unicl_cli.errors import UniclError
+from unicl_cli.core.files import replace_durably, sync_folder, temporary_beside, temporary_name, write_atomic
+from unicl_cli.errors import UniclError, write_note
 
 WRITING_FAILS = (OSError, SafetensorError)
 
@@ -97,7 +97,8 @@ def save(
         wait_for_copies(files)
         try:
             write(root, files, facts)
-            prune(root, keep, keep_every)
+            for line in prune(root, keep, keep_every):
+                write_note(f"warning: {line}")
         except WRITING_FAILS as error:
             problem = error
     raise_on_all_ranks(folder_of(root, int(facts["step"])), problem)
@@ -124,9 +125,8 @@ def write(root: Path, files: Mapping[str, Mapping[str, Tensor]], facts: Mapping[
     target = folder_of(root, int(facts["step"]))
     if read_pointer(root / LATEST) == target.name and is_whole(target):
         return
-    part = root / f".tmp-{target.name}-{os.getpid()}"
+    part = temporary_name(root)
     try:
-        shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         for name, tensors in files.items():
             write_tensors(part / name, tensors)
@@ -134,11 +134,10 @@ def write(root: Path, files: Mapping[str, Mapping[str, Tensor]], facts: Mapping[
         prints = {name: fingerprint(part / name) for name in files}
         write_atomic(part / TRAINER, json.dumps({**facts, "files": prints}, indent=1))
         crash_if_asked("before_rename", target)
-        if target.exists():  # damaged, or from before a rollback: `latest` does not name it, or reading skipped it
-            shutil.rmtree(target)
+        clear_place(target)  # damaged, or from before a rollback: `latest` does not name it, or reading skipped it
         part.rename(target)
     except WRITING_FAILS:
-        discard_parts(root)
+        shutil.rmtree(part, ignore_errors=True)
         raise
     sync_folder(root)
     crash_if_asked("before_latest", target)

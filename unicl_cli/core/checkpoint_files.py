@@ -3,32 +3,51 @@
 import hashlib
 import json
 import mmap
-import shutil
+import os
+import re
+import uuid
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
+from unicl_cli.core.files import discard, is_leftover, remove_leftovers
+
 MODEL, EMA, OPTIM, TRAINER = "model.safetensors", "ema.safetensors", "optim.safetensors", "trainer.json"
 """The files of a checkpoint; ``trainer.json`` is written last and names the others."""
+FILES = frozenset((MODEL, EMA, OPTIM, TRAINER))
 LATEST, BEST = "latest", "best"
 """Files beside the checkpoints that name one of them."""
-_PREFIX = "step-"
+_NAME = re.compile(r"step-(\d{8}|[1-9]\d{8,})", re.ASCII)
 
 
 def folder_of(root: Path, step: int) -> Path:
     """The folder of the checkpoint of a step."""
-    return root / f"{_PREFIX}{step:08d}"
+    return root / f"step-{step:08d}"
 
 
 def list_folders(root: Path) -> list[Path]:
-    """List the checkpoint folders under ``root``, whole or not, from the lowest step to the highest."""
-    return sorted(root.glob(f"{_PREFIX}*"))
+    """List the checkpoint folders under ``root``, whole or not, from the lowest step to the highest.
+
+    A link to a checkpoint that was moved counts; copies under other names, archives and other files do not.
+    """
+    found = [path for path in root.iterdir() if _NAME.fullmatch(path.name)] if root.is_dir() else []
+    return sorted((path for path in found if any((path / name).is_file() for name in FILES)), key=step_of)
 
 
 def step_of(folder: Path) -> int:
     """The step in the name of a checkpoint folder; 0 if it names none."""
-    number = folder.name.removeprefix(_PREFIX)
-    return int(number) if number.isdecimal() else 0
+    found = _NAME.fullmatch(folder.name)
+    return int(found[1]) if found else 0
+
+
+def is_own(folder: Path) -> bool:
+    """Return whether a checkpoint folder is no link and holds nothing but what unicl wrote."""
+    try:
+        return not folder.is_symlink() and all(
+            not path.is_symlink() and (path.name in FILES or is_leftover(path)) for path in folder.iterdir()
+        )
+    except OSError:
+        return False
 
 
 def read_pointer(path: Path) -> str:
@@ -72,7 +91,7 @@ def newest(root: Path) -> Path | None:
 def list_damaged(root: Path) -> list[Path]:
     """List the checkpoints under ``root`` that `newest` skips: newer than the one it returns, but not whole."""
     taken = newest(root)
-    newer = [folder for folder in list_folders(root) if taken is None or folder.name > taken.name]
+    newer = [folder for folder in list_folders(root) if taken is None or step_of(folder) > step_of(taken)]
     return [folder for folder in newer if not is_whole(folder)]
 
 
@@ -81,23 +100,40 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads((folder / TRAINER).read_text(encoding="utf-8")))
 
 
-def prune(root: Path, keep: int, keep_every: int | None = None) -> None:
-    """Delete all but the newest ``keep`` checkpoints, and files that dead runs left half written.
+def prune(root: Path, keep: int, keep_every: int | None = None) -> list[str]:
+    """Delete all but the newest ``keep`` checkpoints, and what dead runs left half written; return warnings.
 
-    Keep what ``latest`` or ``best`` names, and every step that is a multiple of ``keep_every``.
+    Keep what ``latest`` or ``best`` names, and every step that is a multiple of ``keep_every``. A link, and a
+    checkpoint beside which somebody has put a file, is neither deleted nor counted.
     """
+    remove_leftovers(root)
     named = {read_pointer(root / name) for name in (LATEST, BEST)}
-    for old in list_folders(root)[:-keep]:
-        step = step_of(old)
-        lasting = keep_every is not None and step > 0 and step % keep_every == 0
-        if old.name not in named and not lasting:
-            shutil.rmtree(old)
-    discard_parts(root)
+    real = [folder for folder in list_folders(root) if not folder.is_symlink()]
+    own = [folder for folder in real if is_own(folder)]
+    first_kept = step_of(own[-keep:][0]) if own else 0
+    foreign = [folder for folder in real if folder not in own and step_of(folder) < first_kept]
+    old = [folder for folder in own[:-keep] if folder.name not in named and not _is_lasting(folder, keep_every)]
+    return delete(old) + [f"{folder}: not deleted: it holds files that unicl did not write" for folder in foreign]
 
 
-def discard_parts(root: Path) -> None:
-    """Delete half-written files and folders."""
-    for part in root.glob(".tmp-*"):
-        shutil.rmtree(part, ignore_errors=True)
-    for part in root.glob("*.tmp"):
-        part.unlink(missing_ok=True)
+def _is_lasting(folder: Path, keep_every: int | None) -> bool:
+    return keep_every is not None and step_of(folder) > 0 and step_of(folder) % keep_every == 0
+
+
+def delete(folders: list[Path]) -> list[str]:
+    """Delete checkpoints that are unicl's own; return a warning for each that resists: no training ends by it."""
+    failed: list[str] = []
+    for folder in folders:
+        try:
+            discard(folder)
+        except OSError as error:
+            failed.append(f"{folder}: cannot be deleted: {error.strerror or error}")
+    return failed
+
+
+def clear_place(target: Path) -> None:
+    """Make the name ``target`` free for a checkpoint: delete one of unicl's own, move anything else aside."""
+    if is_own(target):
+        discard(target)
+    elif os.path.lexists(target):
+        target.rename(target.with_name(f"{target.name}.aside-{uuid.uuid4().hex[:8]}"))

@@ -1,14 +1,22 @@
-"""Files that are whole or absent, whatever kills the process."""
+"""Files that are whole or absent, whatever kills the process; temporary names that only unicl writes."""
 
 import errno
 import os
+import re
+import shutil
 import stat
+import sys
+import tempfile
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from unicl_cli.formats import byte_size
+
+_TEMPORARY = re.compile(r"\.unicl-[0-9a-f]{32}\.tmp")
+"""The one form of a temporary name: no program but unicl gives it to a file or folder."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -52,6 +60,43 @@ def make_folder(path: Path) -> Generator[None]:
                 folder.rmdir()
 
 
+def temporary_name(folder: Path) -> Path:
+    """Return a new temporary name in ``folder``, for a file or a folder that `remove_leftovers` may remove."""
+    return folder / f".unicl-{uuid.uuid4().hex}.tmp"
+
+
+def is_leftover(path: Path) -> bool:
+    """Return whether ``path`` is a temporary file or folder of unicl: its whole name says so, and it is not a link."""
+    if not _TEMPORARY.fullmatch(path.name):
+        return False
+    mode = path.lstat().st_mode
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders that killed processes left directly in ``folder``.
+
+    Call it only for a folder of unicl's own that is locked: other processes may still be writing elsewhere.
+    """
+    with suppress(OSError):  # a folder that is missing or cannot be read holds nothing to remove
+        for path in folder.iterdir():
+            with suppress(OSError):  # what cannot be removed does no harm
+                if is_leftover(path):
+                    discard(path)
+
+
+def discard(path: Path) -> None:
+    """Remove a file, or a folder with all its content; a folder disappears at once, never in part.
+
+    OSError if it cannot be removed.
+    """
+    if not path.is_dir() or path.is_symlink():
+        path.unlink()
+        return
+    gone = path if _TEMPORARY.fullmatch(path.name) else path.rename(temporary_name(path.parent))
+    shutil.rmtree(gone)
+
+
 @contextmanager
 def temporary_beside(path: Path) -> Generator[Path]:
     """Yield a temporary name in the folder of ``path``, which is made if missing; the file is removed at the end.
@@ -59,12 +104,12 @@ def temporary_beside(path: Path) -> Generator[Path]:
     An error of the operating system names ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    part = temporary_name(path.parent)
     try:
         yield part
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # a write that fails, as on a full disk, names no file
-            error.filename = str(path)
+        if error.errno is not None and error.filename in (None, str(part)):
+            error.filename = str(path)  # a write that fails, as on a full disk, names no file
         raise
     finally:
         part.unlink(missing_ok=True)
@@ -83,3 +128,80 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     with temporary_beside(path) as part:
         part.write_bytes(data.encode() if isinstance(data, str) else data)
         replace_durably(part, path)
+
+
+# -- outputs whose place the user has chosen --------------------------------------------------------------------------
+
+
+def find_output(path: Path) -> os.stat_result | None:
+    """Return the state of the file, device or pipe that an output to ``path`` goes to; None for a new file.
+
+    OSError if it can take no output: a folder, a disk, a socket, a link that leads to itself, a protected file.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    if not (stat.S_ISREG(found.st_mode) or _is_stream(found)):
+        raise OSError(errno.EINVAL, "neither a file nor a stream", str(path))
+    if not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return found
+
+
+@contextmanager
+def write_output(path: Path) -> Generator[Path]:
+    """Yield a temporary file to fill for ``path``, which the user has named; its content arrives whole at the end.
+
+    A regular file is replaced but keeps its mode, and a link to it stays. A device or a pipe is written through, as is
+    the file that is this process's standard output or error. OSError as `find_output`, and if a write fails.
+    """
+    found = find_output(path)
+    if is_written_through(path):
+        with tempfile.TemporaryDirectory(prefix="unicl-") as folder:
+            part = Path(folder) / "output"
+            yield part
+            with part.open("rb") as source, _open_stream(path) as stream:
+                shutil.copyfileobj(source, stream)
+        return
+    target = Path(os.path.realpath(path))
+    with temporary_beside(target) as part:
+        yield part
+        if found is not None:
+            part.chmod(stat.S_IMODE(found.st_mode))
+        replace_durably(part, target)
+
+
+def is_written_through(path: Path) -> bool:
+    """Return whether an output to ``path`` is written as it comes: to a device, a pipe, standard output or error."""
+    found = find_output(path)
+    return found is not None and (_is_stream(found) or _own_stream(found) is not None)
+
+
+def write_output_data(path: Path, data: bytes | str) -> None:
+    """Write ``data`` (text as UTF-8) to an output, as `write_output`."""
+    with write_output(path) as part:
+        part.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def _is_stream(found: os.stat_result) -> bool:
+    """Return whether a file takes bytes as they come: a terminal, /dev/null, a pipe."""
+    return stat.S_ISCHR(found.st_mode) or stat.S_ISFIFO(found.st_mode)
+
+
+def _own_stream(found: os.stat_result) -> int | None:
+    """Return 1 or 2 if a file is this process's standard output or error, else None."""
+    for number in (1, 2):
+        with suppress(OSError):  # closed
+            if os.path.samestat(os.fstat(number), found):
+                return number
+    return None
+
+
+def _open_stream(path: Path) -> BinaryIO:
+    """Open a stream for writing; standard output and error as they are open already, at their place."""
+    number = _own_stream(path.stat())
+    if number is None:
+        return path.open("wb")
+    (sys.stdout if number == 1 else sys.stderr).flush()  # what was printed before comes first
+    return os.fdopen(os.dup(number), "wb")

@@ -1,15 +1,57 @@
-"""A folder that one process at a time writes into."""
+"""A folder that one process at a time writes into, and that holds nothing of the user's."""
 
 import os
 import platform
-from collections.abc import Generator
+import re
+import stat
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from unicl_cli.core.files import make_folder
+from unicl_cli.core.files import is_leftover, make_folder, read_regular
 from unicl_cli.errors import UniclError
+
+_HOLDER = re.compile(r"pid \d+ on .*\n?")
+_MOST = 1000
+"""Bytes of the longest lock file."""
+
+
+def check_unused(folder: Path, hint: str, is_own: Callable[[Path], bool] = is_leftover) -> None:
+    """Raise UniclError unless ``folder`` is new, empty, or holds only what an interrupted command of unicl left.
+
+    ``is_own`` tells that of each file and folder in it. Nothing is written or removed.
+    """
+    if not folder.is_dir():
+        if os.path.lexists(folder):
+            what = "is a file, not a directory" if folder.is_file() else "is not a directory"
+            raise UniclError(f"{folder}: {what}", hint)
+        return
+    try:
+        foreign = sorted(path.name for path in folder.iterdir() if not (is_leftover(path) or is_own(path)))
+    except OSError as error:
+        raise UniclError(f"{folder}: cannot be read: {error.strerror}", hint) from error
+    if foreign:
+        more = f" and {len(foreign) - 1:,} more" if len(foreign) > 1 else ""
+        raise UniclError(f"{folder}: contains other files ({foreign[0]}{more})", hint)
+
+
+def is_lock(path: Path) -> bool:
+    """Return whether a file is a lock that `lock_folder` made, held or not: other programs' files say other things."""
+    return stat.S_ISREG(path.lstat().st_mode) and (not path.stat().st_size or names_holder(path))
+
+
+def names_holder(path: Path) -> bool:
+    """Return whether a lock file names the process that locked it last."""
+    return _HOLDER.fullmatch(_read_lock(path)) is not None
+
+
+def _read_lock(path: Path) -> str:
+    try:
+        return read_regular(path, _MOST).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 @contextmanager
@@ -34,7 +76,4 @@ def lock_folder(folder: Path, name: str, hint: str) -> Generator[None]:
 
 
 def _holder(path: Path) -> str:
-    with suppress(OSError, UnicodeDecodeError):
-        if line := path.read_text(encoding="utf-8").strip():
-            return line
-    return "another process"
+    return _read_lock(path).strip() or "another process"

@@ -1,7 +1,7 @@
 """The checkpoints of a run, written by a thread of rank 0 while the training continues."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,15 +13,16 @@ from unicl_cli.core.checkpoint import WRITING_FAILS, raise_on_all_ranks, state_o
 from unicl_cli.core.checkpoint_files import (
     BEST,
     LATEST,
-    discard_parts,
+    delete,
     folder_of,
+    is_own,
     list_folders,
     prune,
     read_pointer,
     step_of,
 )
 from unicl_cli.core.dist import barrier, rank
-from unicl_cli.core.files import write_atomic
+from unicl_cli.core.files import remove_leftovers, write_atomic
 from unicl_cli.formats import byte_size
 
 
@@ -45,6 +46,7 @@ class Saver:
         self.step = step  # of the newest checkpoint here that was loaded or written
         self.say = say
         self.measured = False
+        self.warned: set[str] = set()
         self.pool = ThreadPoolExecutor(1, "checkpoint")
         self.work: list[Future[None]] = []
 
@@ -72,7 +74,14 @@ class Saver:
         """Write the files of a checkpoint and delete old ones; runs in the thread."""
         wait_for_copies(files)
         write(self.root, files, facts)
-        prune(self.root, self.keep, self.keep_every)
+        self.warn(prune(self.root, self.keep, self.keep_every))
+
+    def warn(self, warnings: Iterable[str]) -> None:
+        """Say each warning once: a checkpoint that cannot be deleted stays so at every save."""
+        for warning in warnings:
+            if warning not in self.warned:
+                self.warned.add(warning)
+                self.say(f"warning: {warning}")
 
     def name_newest(self, name: str) -> None:
         """Let the file ``name`` (best) point to the newest checkpoint once that is whole; rank 0 calls it."""
@@ -110,19 +119,19 @@ class Saver:
         self.join()
         if rank() == 0:
             write_atomic(self.root / LATEST, folder.name)
-            for later in list_folders(self.root):
-                if later.name > folder.name:
-                    shutil.rmtree(later)
+            later = [other for other in list_folders(self.root) if step_of(other) > step_of(folder)]
+            self.warn(delete([other for other in later if is_own(other)]))
             if not (self.root / (read_pointer(self.root / BEST) or folder.name)).is_dir():
                 (self.root / BEST).unlink()
-            discard_parts(self.root)
+            remove_leftovers(self.root)
         barrier()
         self.step = step_of(folder)
 
     def check_space(self, size: int) -> None:
         """Warn if the disk cannot hold the checkpoints to keep, the one being written and one to spare."""
         self.measured = True
-        held = sum(file.stat().st_size for folder in list_folders(self.root) for file in folder.iterdir())
+        own = filter(is_own, list_folders(self.root))
+        held = sum(file.stat().st_size for folder in own for file in folder.iterdir())
         needed = (self.keep + 2) * size - held
         free = shutil.disk_usage(next(p for p in (self.root, *self.root.parents) if p.exists())).free
         if free < needed:

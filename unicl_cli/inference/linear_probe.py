@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unicl_cli.contracts import ClassName, FeaturePoint
-from unicl_cli.core.files import write_atomic
+from unicl_cli.core.files import write_output_data
 from unicl_cli.errors import UniclError
 from unicl_cli.inference.encoder import Encoder
 from unicl_cli.inference.scorer import Scorer, full_precision, identity
@@ -70,7 +70,7 @@ def save_probe(probe: LinearProbe, path: Path, facts: Mapping[str, Any]) -> None
     }
     tensors = {"weights": probe.weights, "bias": probe.bias, "reference": probe.reference}
     data = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
-    write_atomic(path, save(data, {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}))
+    write_output_data(path, save(data, {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}))
 
 
 def load_probe(path: Path) -> LinearProbe:

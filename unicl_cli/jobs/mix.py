@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -23,7 +24,7 @@ from unicl_cli.evaluate.tables import make_table
 from unicl_cli.formats import label_figure, percent
 from unicl_cli.jobs.evaluate import measure_validation
 from unicl_cli.recipe.load import load
-from unicl_cli.runs.folder import META, RESOLVED, find_run
+from unicl_cli.runs.folder import META, MODEL_SCHEMA, RESOLVED, find_run
 
 if TYPE_CHECKING:
     from unicl_cli.data.corpus import Corpus
@@ -223,7 +224,8 @@ def write_mixture(both: MixPair, alpha: float, out: Path) -> list[str]:
     """
     out.mkdir(parents=True, exist_ok=True)
     tensors = both.interpolated(alpha)
-    facts = {"schema": "unicl/model/1", "mixed": {"old": both.old.name, "new": both.new.name, "alpha": alpha}}
+    facts: dict[str, Any] = {"schema": MODEL_SCHEMA, "finished": round(time.time(), 1)}
+    facts["mixed"] = {"old": both.old.name, "new": both.new.name, "alpha": alpha}
     notes: list[str] = []
     try:
         if not is_published(both.base):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unicl_cli.core.files import replace_durably, temporary_beside
+from unicl_cli.core.files import write_output
 from unicl_cli.core.json_output import format_json
 from unicl_cli.errors import csv_cell
 
@@ -24,7 +24,7 @@ SUFFIXES = (".parquet", ".csv", ".jsonl")
 def write_predictions(path: Path, kept: Sequence[AnswerColumns]) -> None:
     """Write the answers to the rows of all data sets, in their order, to one file with one of the ``SUFFIXES``."""
     table = pa.concat_tables([pa.table(dict(columns)) for columns in kept])
-    with temporary_beside(path) as part:
+    with write_output(path) as part:
         if path.suffix == ".parquet":
             pq.write_table(table, part)
         else:
@@ -33,7 +33,6 @@ def write_predictions(path: Path, kept: Sequence[AnswerColumns]) -> None:
                     csv.writer(file).writerows(map(csv_cell, row) for row in csv_rows(table.to_pydict()))
                 else:
                     file.writelines(f"{format_json(row)}\n" for row in table.to_pylist())
-        replace_durably(part, path)
 
 
 def csv_rows(columns: dict[str, list[Any]]) -> Iterator[list[Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from unicl_cli.core.files import write_atomic
+from unicl_cli.core.files import write_output_data
 from unicl_cli.errors import UniclError, escape_control, is_quiet, write_line
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
@@ -60,7 +60,7 @@ def build_page(title: str, lead: str, *sections: Html) -> str:
 def write_page(path: Path, document: str) -> None:
     """Write the file, whole or not at all, and say where it is on stderr."""
     try:
-        write_atomic(path, document)
+        write_output_data(path, document)
     except OSError as error:
         raise UniclError(f"--html {path}: cannot be written: {error.strerror}", "name another file") from error
     if not is_quiet():

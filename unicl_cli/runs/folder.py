@@ -1,9 +1,15 @@
 """A run directory: the name of each file in it, and the lookup of runs and checkpoints by name."""
 
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, cast
 
 from unicl_cli.core import checkpoint_files, hub
+from unicl_cli.core.files import read_regular
+from unicl_cli.core.json_text import parse_json
+from unicl_cli.core.lock import names_holder
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.layers import RESOLVED
 from unicl_cli.recipe.load import load
@@ -20,6 +26,12 @@ CHECKPOINTS, LOGS, CRASH = "checkpoints", "logs", "crash"
 META = "meta.json"
 """Written last: a run that has it is finished, and the weights lie beside it."""
 RUN_LOCK = "run.lock"
+MODEL_SCHEMA, STATUS_SCHEMA = "unicl/model/1", "unicl/runs/1"
+"""The schemas in ``META`` and ``STATUS``."""
+MOST_BYTES = 256_000_000
+"""The largest of the files that mark a run or a corpus."""
+FAR_FUTURE = 1e11
+"""Seconds since 1970 that no clock shows."""
 MODEL_VARIABLE = "UNICL_MODEL"
 """Environment variable that names the model if no option does."""
 DEFAULT_MODEL = "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
@@ -36,10 +48,50 @@ def run_of(checkpoint: Path) -> Path:
     return checkpoint.resolve().parent.parent
 
 
+def is_marked(run: Path) -> bool:
+    """Return whether unicl has begun a training or written a model here.
+
+    The lock is the first mark, since it is written before all else. A run that was copied without its lock is known by
+    any other file with what only unicl writes into it; names alone say nothing.
+    """
+    return (
+        names_holder(run / RUN_LOCK)
+        or (read_object(run / STATUS).get("schema") == STATUS_SCHEMA and "state" in read_object(run / STATUS))
+        or read_object(run / META).get("schema") == MODEL_SCHEMA
+        or {"versions", "platform", "threads", "command"} <= read_object(run / ENVIRONMENT).keys()
+        or any(
+            {"step", "recipe", "files"} <= read_object(folder / checkpoint_files.TRAINER).keys()
+            for folder in checkpoint_files.list_folders(run / CHECKPOINTS)
+        )
+    )
+
+
+def read_object(path: Path) -> Mapping[str, Any]:
+    """Return the JSON object in a file; an empty one for anything else, which is then another program's."""
+    with suppress(OSError, ValueError):
+        value = parse_json(read_regular(path, MOST_BYTES))
+        return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
+    return {}
+
+
 def last_run() -> str | None:
     """The run in ``runs/`` that finished last."""
-    finished = [path.parent for path in RUNS.glob(f"*/{META}")]
-    return str(max(finished, key=lambda run: (run / META).stat().st_mtime)) if finished else None
+    finished = [path.parent for path in RUNS.glob(f"*/{META}") if (path.parent / RESOLVED).is_file()]
+    return str(max(finished, key=finished_at)) if finished else None
+
+
+def finished_at(run: Path) -> float:
+    """Return when a run finished, in seconds since 1970, as its own files say it.
+
+    The clock of a file is the last resort: a copy, a download or an edit would make an old run the newest.
+    """
+    status = read_object(run / STATUS)
+    told: list[Any] = [
+        read_object(run / META).get("finished"),
+        status.get("updated") if status.get("state") == "done" else None,
+    ]
+    known = [float(at) for at in told if type(at) in (int, float) and 0 < at < FAR_FUTURE]
+    return known[0] if known else (run / META).stat().st_mtime
 
 
 def choose_model(model: str | None) -> str:

@@ -1,17 +1,23 @@
 """The run directory of a recipe: its path, and the check that what it holds belongs to the recipe."""
 
+import re
 from datetime import date
 from glob import escape
 from pathlib import Path
 
 from unicl_cli.core.checkpoint_files import list_folders
+from unicl_cli.core.lock import check_unused, is_lock
+from unicl_cli.data.corpus import MANIFEST, PLAN
 from unicl_cli.errors import UniclError
 from unicl_cli.problems import quote_value
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stages_of
 from unicl_cli.recipe.text import compare_recipes, hashed_keys, recipe_hash
-from unicl_cli.runs.folder import CHECKPOINTS, META, RESOLVED
+from unicl_cli.runs.folder import CHECKPOINTS, LOGS, META, RESOLVED, RUN_LOCK, is_marked
+
+_WORKER_LOGS = re.compile(r"unicl_\w{8}")
+"""The names of the folders in ``LOGS``, as torch elastic makes them."""
 
 
 def run_path(recipe: Recipe) -> Path:
@@ -39,6 +45,24 @@ def _is_unfinished(recipe: Recipe, run: Path) -> bool:
     except UniclError:
         return False
     return same and not (run / META).is_file()
+
+
+def check_run_dir(run: Path) -> None:
+    """Raise UniclError unless ``run`` is new, empty or a run: a training replaces and deletes files in it."""
+    hint = "choose a new or empty directory with --run-dir"
+    if (run / MANIFEST).exists() or (run / PLAN).exists():
+        raise UniclError(f"{run}: is a corpus, not a run directory", hint)
+    if not is_marked(run):
+        check_unused(run, hint, _is_beginning)
+
+
+def _is_beginning(path: Path) -> bool:
+    """Return whether ``path`` is what a training makes before it marks its run: the lock, the logs of workers."""
+    if path.name == RUN_LOCK:
+        return is_lock(path)
+    if path.name != LOGS or path.is_symlink() or not path.is_dir():
+        return False
+    return all(_WORKER_LOGS.fullmatch(log.name) and log.is_dir() for log in path.iterdir())
 
 
 def is_finished(recipe: Recipe, run: Path) -> bool:

@@ -17,7 +17,15 @@ from PIL import Image, ImageDraw, ImageOps
 from tokenizers import Tokenizer
 from torch import nn
 from unicl_onnx import read_class_names
-from unicl_onnx.export import build_graphs, check_exportable, export, move_into_place, preprocessing, text_reading
+from unicl_onnx.export import (
+    build_graphs,
+    check_exportable,
+    check_folder,
+    export,
+    move_into_place,
+    preprocessing,
+    text_reading,
+)
 
 from unicl_cli.api import Loaded, Step, UniclError, load_model
 from unicl_cli.data.tokenizers import corpus_tokenizer
@@ -169,9 +177,20 @@ def test_what_cannot_be_exported_and_a_folder_of_others_are_refused(tmp_path):
         check_exportable(alone, tmp_path, ())
 
 
+@pytest.mark.parametrize("meta", ['{"schema": "unicl/model/1"}', "[]", "no JSON", "[" * 100_000])
+def test_a_run_or_another_programs_folder_is_not_an_export(tmp_path, meta):
+    (tmp_path / "meta.json").write_text(meta)
+    with pytest.raises(UniclError, match="contains files that are not an export"):
+        check_folder(tmp_path)
+    check_folder(tmp_path / "new")
+    (tmp_path / "link").symlink_to("missing")
+    with pytest.raises(UniclError, match="contains files that are not an export"):
+        check_folder(tmp_path / "link")
+
+
 def test_an_earlier_export_is_replaced_and_other_files_stay(tmp_path):
     part, out = tmp_path / "part", tmp_path / "out"
-    for folder, names in ((part, ("image.onnx", "meta.json")), (out, ("classify.onnx", "meta.json", "mine.txt"))):
+    for folder, names in ((part, ("image.onnx", "meta.json")), (out, ("classify.onnx", "meta.json", "mine.onnx"))):
         folder.mkdir()
         for name in names:
             (folder / name).write_text(folder.name)
@@ -179,7 +198,7 @@ def test_an_earlier_export_is_replaced_and_other_files_stay(tmp_path):
     assert {path.name: path.read_text() for path in out.iterdir()} == {
         "image.onnx": "part",
         "meta.json": "part",
-        "mine.txt": "out",
+        "mine.onnx": "out",
     }
 
 

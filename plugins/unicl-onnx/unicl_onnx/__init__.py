@@ -28,8 +28,9 @@ def onnx(
 ) -> None:
     """Export a model's towers to ONNX and compare them with the model in onnxruntime."""
     from unicl_cli.api import UniclError, load_model
-    from unicl_onnx.export import export
+    from unicl_onnx.export import check_folder, export
 
+    check_folder(out)
     if model is not None and model_option is not None and model != model_option:
         raise UniclError(f"--model: {model_option} differs from the argument {model}", "give the model once")
     loaded = load_model(model or model_option, raw_weights=raw_weights)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 import tempfile
 import warnings
@@ -18,6 +19,8 @@ from unicl_cli.api import Loaded, Tokenizer, UniclError
 from unicl_onnx.graphs import ImageGraph, TextGraph, classify_graph, scale_and_bias
 
 SCHEMA = "unicl/onnx/1"
+GRAPHS = ("image.onnx", "text.onnx", "classify.onnx")
+"""The files of graphs; the weights of a large one lie beside it, in a file with ``.data`` behind the name."""
 START, END = "<start_of_text>", "<end_of_text>"
 """The tokens around a text in the tokenizers that unicl makes."""
 TOLERANCE = 1e-4
@@ -60,8 +63,9 @@ def export(loaded: Loaded, out: Path, classes: tuple[str, ...], *, opset: int) -
 def move_into_place(part: Path, out: Path) -> None:
     """Move every file into ``out``, `meta.json` last; delete the graphs of an earlier export, keep other files."""
     out.mkdir(exist_ok=True)
-    for old in out.glob("*.onnx*"):
-        old.unlink()
+    for graph in GRAPHS:
+        for old in (out / graph, out / f"{graph}.data"):
+            old.unlink(missing_ok=True)
     for file in sorted(part.iterdir(), key=lambda file: file.name == "meta.json"):
         file.replace(out / file.name)
 
@@ -77,8 +81,23 @@ def check_exportable(loaded: Loaded, out: Path, classes: tuple[str, ...]) -> Non
             raise UniclError(
                 f"--template '{template}': has no place for the class name", "write {} where the name goes"
             )
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "meta.json").is_file()):
+    check_folder(out)
+
+
+def check_folder(out: Path) -> None:
+    """Raise UniclError unless ``out`` is new, empty or an earlier export: its files would be replaced."""
+    if os.path.lexists(out) and not (out.is_dir() and (is_export(out) or not any(out.iterdir()))):
         raise UniclError(f"{out}: contains files that are not an export", "use an empty or a new folder: -o DIR")
+
+
+def is_export(folder: Path) -> bool:
+    """Return whether a folder has the `meta.json` of an export: a run has a file of that name, too."""
+    file = folder / "meta.json"
+    try:
+        facts: Any = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None  # a pipe would hang
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(facts, dict) and cast("dict[str, Any]", facts).get("schema") == SCHEMA
 
 
 def build_graphs(loaded: Loaded, classes: tuple[str, ...]) -> dict[str, Graph]:

@@ -78,6 +78,7 @@ def test_a_batch_larger_than_the_data_is_a_warning(recipe, capfd):
 def test_what_is_kept_for_good_outlives_the_newest(tmp_path):
     for step in (2, 4, 6, 8, 10, 12):
         (tmp_path / f"step-{step:08d}").mkdir()
+        (tmp_path / f"step-{step:08d}" / checkpoint_files.TRAINER).touch()
     (tmp_path / "step-odd").mkdir()
     (tmp_path / "latest").write_text("step-00000010")
     (tmp_path / "best").write_text("step-00000006")

@@ -15,13 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import NO_LABEL, DatasetSource, Row
-from unicl_cli.core.files import write_atomic
+from unicl_cli.core.files import read_regular, write_atomic
+from unicl_cli.core.json_text import parse_json
 from unicl_cli.jobs.prepare.image_groups import RowList, number_images
 from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.rows import Adoption
 from unicl_cli.jobs.prepare.shards import json_bytes
 
 FILE = "holdout.json"
+MOST_BYTES = 2_000_000_000
+"""The largest ``FILE``: it has a number for each row."""
 SHARE = 0.05
 MIN_ROWS = 200
 """Rows from which on a source with only `train` gives images to `val`, unless --holdout is set."""
@@ -154,6 +157,14 @@ def _read(out: Path, basis: Mapping[str, Any]) -> Holdout | None:
             }
             return Holdout(moved, saved["followed"], saved["basis"])
     return None
+
+
+def is_saved(path: Path) -> bool:
+    """Return whether a file is a choice that `Holdout.save` wrote."""
+    with suppress(OSError, ValueError):
+        saved = parse_json(read_regular(path, MOST_BYTES))
+        return isinstance(saved, dict) and {"basis", "moved", "followed"} <= saved.keys()
+    return False
 
 
 class _Choice:

@@ -11,6 +11,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from unicl_cli.core.files import remove_leftovers
 from unicl_cli.core.lock import lock_folder
 from unicl_cli.errors import Stopped, UniclError, write_line
 
@@ -21,13 +22,14 @@ _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 class Stop:
     """The stop flag: calling it tells whether SIGINT or SIGTERM has arrived.
 
-    A signal interrupts at once, except inside ``deferred()``. ``again`` is the command that continues; ``owns`` means
-    that the lock of ``out`` is held, so that unfinished files there may be removed.
+    A signal interrupts at once, except inside ``defer_interrupts()``. ``again`` is the command that continues;
+    ``is_locked`` means that the lock of ``out`` is held, ``may_remove`` that all checks of ``out`` have passed, so that
+    unfinished files there may be removed.
     """
 
     def __init__(self, out: Path, again: str) -> None:
         self.out, self.again = out, again
-        self.requested = self.is_deferred = self.owns = False
+        self.requested = self.is_deferred = self.is_locked = self.may_remove = False
 
     def __call__(self) -> bool:
         return self.requested
@@ -60,8 +62,9 @@ class Stop:
         for child in multiprocessing.active_children():
             child.kill()
             child.join(1)
-        if self.owns:
+        if self.may_remove:
             remove_unfinished(self.out)
+        if self.is_locked:
             (self.out / LOCK).unlink(missing_ok=True)
         error = self.error()
         write_line(error.message)
@@ -94,14 +97,18 @@ def lock_output(stop: Stop) -> Generator[None, None, None]:
     out = stop.out
     try:
         with lock_folder(out, LOCK, "choose another directory with -o"):
-            stop.owns = True
+            stop.is_locked, before = True, set(_list_folders(out))
             try:
                 yield
             finally:
-                remove_unfinished(out)
+                if stop.may_remove:
+                    remove_unfinished(out)
+                for made in [folder for folder in _list_folders(out) if folder not in before]:
+                    with suppress(OSError):  # not empty
+                        made.rmdir()
                 with suppress(OSError):
                     (out / LOCK).unlink()  # while it is held: who opened it meanwhile sees that it has no name
-                stop.owns = False
+                stop.is_locked = stop.may_remove = False
     except OSError as error:
         if explained := _explain_os_error(out, error):
             raise explained from error
@@ -109,16 +116,15 @@ def lock_output(stop: Stop) -> Generator[None, None, None]:
 
 
 def remove_unfinished(out: Path) -> None:
-    """Remove temporary files, and the folders that are then empty."""
-    for left in out.rglob("*.tmp"):
-        left.unlink(missing_ok=True)
-    _remove_empty([*(out / "data").glob("*"), *(out / name for name in ("data", "parts", "rejects"))])
+    """Remove the temporary files that a killed `prepare` left in the folders it writes into, and nothing else."""
+    for folder in (out, *_list_folders(out)):
+        remove_leftovers(folder)
 
 
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
-        with suppress(OSError):  # not there, or not empty
-            folder.rmdir()
+def _list_folders(out: Path) -> list[Path]:
+    """List the folders that `prepare` makes in ``out``, the inner ones first; links lead to the user's own places."""
+    found = [*(out / "data").glob("*"), *(out / name for name in ("data", "parts", "rejects"))]
+    return [folder for folder in found if folder.is_dir() and not folder.is_symlink()]
 
 
 def _explain_os_error(out: Path, error: OSError) -> UniclError | None:

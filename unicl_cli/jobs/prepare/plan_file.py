@@ -1,10 +1,12 @@
 """The output directory's `plan.json`: written once, then compared with the plan of every later command."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.core.files import write_atomic
+from unicl_cli.core.files import is_leftover, write_atomic
+from unicl_cli.core.lock import check_unused, is_lock
 from unicl_cli.data.corpus import MANIFEST, PLAN
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare import holdout
@@ -12,19 +14,27 @@ from unicl_cli.jobs.prepare.lock import LOCK
 from unicl_cli.jobs.prepare.plan import CorpusPlan, list_differences
 from unicl_cli.jobs.prepare.shards import Unit, json_bytes
 
-_BEFORE_A_PLAN = frozenset((LOCK, "rejects", holdout.FILE))
-"""Files that a prepare without a single valid row may have left."""
+_REJECTS = re.compile(r".+\..+-(labels|captions|images)-.+\.jsonl")
+"""The names of files in ``rejects``."""
 
 
 def check_out_dir(out: Path) -> None:
-    """Raise UniclError if ``out`` is a file, or a directory with other files than a corpus."""
-    if out.exists() and not out.is_dir():
-        raise UniclError(f"{out}: is a file, not a directory", "choose another directory with -o")
-    if not out.is_dir() or (out / PLAN).is_file():
-        return
-    foreign = sorted(item.name for item in out.iterdir() if item.name not in _BEFORE_A_PLAN and item.suffix != ".tmp")
-    if foreign:
-        raise UniclError(f"{out}: contains other files ({foreign[0]})", "choose an empty or new directory with -o")
+    """Raise UniclError unless ``out`` is new, empty or a corpus. Nothing is written or removed."""
+    if (out / PLAN).is_file():
+        read_plan(out)
+    else:
+        check_unused(out, "choose an empty or new directory with -o", _is_beginning)
+
+
+def _is_beginning(path: Path) -> bool:
+    """Return whether ``path`` is what a `prepare` without a plan may have left: all its rows were left out."""
+    if path.name == LOCK:
+        return is_lock(path)
+    if path.name == holdout.FILE:
+        return holdout.is_saved(path)
+    if path.name != "rejects" or path.is_symlink() or not path.is_dir():
+        return False
+    return all(_REJECTS.fullmatch(file.name) or is_leftover(file) for file in path.iterdir())
 
 
 def agree_on_plan(plan: CorpusPlan, out: Path, *, allow_version_mix: bool) -> tuple[dict[str, Any], list[Unit]]:

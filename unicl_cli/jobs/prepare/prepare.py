@@ -65,6 +65,7 @@ def prepare(
         for line in plan.notes:
             note(line)
         document, units = agree_on_plan(plan, out, allow_version_mix=allow_version_mix)
+        stop.may_remove = True
         remove_unfinished(out)
         markers = _read_markers(out, units, redo)
         if len(markers) == len(units) and (report := _read_finished(plan, out, list(markers.values()))):

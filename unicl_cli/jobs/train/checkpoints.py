@@ -21,7 +21,7 @@ from unicl_cli.core.sinks import explain_write_errors
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.train.setup import Parts, load_state, versions
 from unicl_cli.recipe.text import recipe_hash
-from unicl_cli.runs.folder import CHECKPOINTS, CRASH, META
+from unicl_cli.runs.folder import CHECKPOINTS, CRASH, META, MODEL_SCHEMA
 
 
 class Rollback(Exception):  # noqa: N818 - not an error: the loop is left, and begins again from an earlier step
@@ -146,8 +146,8 @@ class Checkpoints:
         if calm < 0:
             return
         self.saver.join()
-        folders = (self.run_dir / CHECKPOINTS).glob("step-*") if rank() == 0 else ()
-        steps = [int(folder.name.removeprefix("step-")) for folder in folders if checkpoint_files.is_whole(folder)]
+        folders = checkpoint_files.list_folders(self.run_dir / CHECKPOINTS) if rank() == 0 else ()
+        steps = [checkpoint_files.step_of(folder) for folder in folders if checkpoint_files.is_whole(folder)]
         target = largest_over_ranks(max((n for n in steps if n <= calm), default=0))
         if not target:
             self.say(f"warning: no checkpoint is from before step {calm}: the run continues without a rollback")
@@ -203,7 +203,8 @@ class Checkpoints:
                 plain = plain_weights(parts.recipe, self.run_dir, parts.data, parts.tokenizer, tensors)
                 checkpoint.write_tensors(self.run_dir / name, plain)
             parameters = sum(p.numel() for name, p in parts.step.named_parameters() if not has_adapters([name]))
-            facts = {"schema": "unicl/model/1", "step": parts.sizes.steps, "parameters": parameters, **versions()}
+            facts = {"schema": MODEL_SCHEMA, "finished": round(time.time(), 1), "step": parts.sizes.steps}
+            facts |= {"parameters": parameters, **versions()}
             write_atomic(self.run_dir / META, json.dumps(facts, indent=1))
         barrier()
 

@@ -13,15 +13,13 @@ import torch
 from torch import nn
 
 from unicl_cli.build.optimizer import build_optimizer
-from unicl_cli.core.checkpoint_files import discard_parts
 from unicl_cli.core.dist import any_rank, bare, barrier, rank, shard, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average
-from unicl_cli.core.files import write_atomic
+from unicl_cli.core.files import remove_leftovers, write_atomic
 from unicl_cli.core.lock import lock_folder
 from unicl_cli.core.loop import Step
 from unicl_cli.core.switches import align_conv_weights, compile_units
 from unicl_cli.core.trackers import check_installed
-from unicl_cli.data.corpus import MANIFEST
 from unicl_cli.errors import Stopped, UniclError, write_line
 from unicl_cli.jobs.train.micro_batch import explain_out_of_memory
 from unicl_cli.jobs.train.setup import Parts, platform_facts, resume, set_up, write_parts
@@ -34,6 +32,7 @@ from unicl_cli.launch.stopping import StopFlag
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stages_of
 from unicl_cli.runs.folder import CHECKPOINTS, ENVIRONMENT, META, OVERRIDES, RECIPE, RUN_LOCK
+from unicl_cli.runs.place import check_run_dir
 from unicl_cli.runs.plugins import list_plugins
 
 
@@ -123,8 +122,7 @@ def stop_together(stop: StopFlag) -> None:
 @contextmanager
 def lock_run(run: Path) -> Generator[None]:
     """Lock the run directory for this training; remove it again if nothing was written into it."""
-    if (run / MANIFEST).exists():
-        raise UniclError(f"{run}: is a corpus, not a run directory", "give another --run-dir")
+    check_run_dir(run)
     lock = run / RUN_LOCK
     is_new = not lock.exists()
     with lock_folder(run, RUN_LOCK, "give another --run-dir"):
@@ -187,7 +185,7 @@ def train_stage(
     if rank() == 0:
         begin()
         for folder in (run, run / CHECKPOINTS):
-            discard_parts(folder)  # left by a run that was killed
+            remove_leftovers(folder)  # left by a run that was killed
         write_parts(parts, run)
     note = cache_texts(parts, step)
     if note is not None and rank() == 0:

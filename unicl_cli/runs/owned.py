@@ -1,0 +1,52 @@
+"""The files that make up a corpus, a run or a checkpoint, which no output of a command may replace."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from unicl_cli.core import checkpoint_files, hub
+from unicl_cli.data.corpus import MANIFEST, PLAN
+from unicl_cli.runs import folder as run_folder
+from unicl_cli.runs.folder import is_checkpoint, is_marked, read_object
+
+_CORPUS_FILES = frozenset((MANIFEST, PLAN, "holdout.json", "duplicates.json"))
+_CORPUS_FOLDERS = frozenset(("data", "parts", "rejects"))
+_RUN_FILES = frozenset(
+    (
+        *(run_folder.RECIPE, run_folder.OVERRIDES, run_folder.RESOLVED, run_folder.ENVIRONMENT, run_folder.STATUS),
+        *(run_folder.METRICS, run_folder.VALIDATIONS, run_folder.CLASSES, run_folder.TOKENIZER, run_folder.META),
+        *(run_folder.RUN_LOCK, checkpoint_files.MODEL, checkpoint_files.EMA, hub.CONFIG, *hub.WEIGHTS),
+    )
+)
+_POINTERS = frozenset((checkpoint_files.LATEST, checkpoint_files.BEST))
+
+
+def find_owner(file: Path) -> str | None:
+    """Return what a file is part of, such as "the corpus photos"; None for a file that is the user's own.
+
+    A link counts as the file that it leads to. Other files inside of a corpus or a run are the user's.
+    """
+    target = Path(os.path.realpath(file))
+    for folder in target.parents:
+        inside = target.relative_to(folder).parts
+        if _is_corpus_part(inside) and _is_corpus(folder):
+            return f"the corpus {folder}"
+        if len(inside) == 1 and target.name in checkpoint_files.FILES and is_checkpoint(folder):
+            return f"the checkpoint {folder}"
+        if _is_run_part(inside) and is_marked(folder):
+            return f"the run {folder}"
+    return None
+
+
+def _is_corpus_part(inside: Sequence[str]) -> bool:
+    return inside[0] in (_CORPUS_FILES if len(inside) == 1 else _CORPUS_FOLDERS)
+
+
+def _is_corpus(folder: Path) -> bool:
+    return "shards" in read_object(folder / MANIFEST) or "units" in read_object(folder / PLAN)
+
+
+def _is_run_part(inside: Sequence[str]) -> bool:
+    return (
+        inside[0] in _RUN_FILES if len(inside) == 1 else inside[0] == run_folder.CHECKPOINTS and inside[-1] in _POINTERS
+    )
