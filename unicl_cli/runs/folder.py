@@ -20,6 +20,13 @@ CHECKPOINTS, LOGS, CRASH = "checkpoints", "logs", "crash"
 META = "meta.json"
 """Written last: a run that has it is finished, and the weights lie beside it."""
 RUN_LOCK = "run.lock"
+FILES = (
+    *(RECIPE, RESOLVED, OVERRIDES, ENVIRONMENT, STATUS, METRICS, VALIDATIONS, CLASSES, TOKENIZER, META, RUN_LOCK),
+    *(checkpoint_files.MODEL, checkpoint_files.EMA),
+    *(f"{CHECKPOINTS}/{name}" for name in (checkpoint_files.LATEST, checkpoint_files.BEST)),
+)
+FOLDERS = (CHECKPOINTS, LOGS, CRASH)
+"""All that a training writes into its run directory."""
 MODEL_VARIABLE = "UNICL_MODEL"
 """Environment variable that names the model if no option does."""
 DEFAULT_MODEL = "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"

@@ -1,5 +1,6 @@
 """The run directory of a recipe: its path, and the check that what it holds belongs to the recipe."""
 
+import os
 from datetime import date
 from glob import escape
 from pathlib import Path
@@ -11,7 +12,7 @@ from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stages_of
 from unicl_cli.recipe.text import compare_recipes, hashed_keys, recipe_hash
-from unicl_cli.runs.folder import CHECKPOINTS, META, RESOLVED
+from unicl_cli.runs.folder import CHECKPOINTS, FILES, FOLDERS, META, RESOLVED
 
 
 def run_path(recipe: Recipe) -> Path:
@@ -44,8 +45,21 @@ def _is_unfinished(recipe: Recipe, run: Path) -> bool:
 def is_finished(recipe: Recipe, run: Path) -> bool:
     """Return whether ``run`` holds the finished training of this recipe. UniclError if it holds another recipe's."""
     for stage, folder, _ in stages_of(recipe, run):
+        check_places(folder)
         check_same_recipe(stage, folder)
     return (run / META).is_file()
+
+
+def check_places(run: Path) -> None:
+    """Raise UniclError if something else stands where a training will write a file or a folder of the run."""
+    for name in FILES:
+        path = run / name
+        if os.path.lexists(path) and not path.is_file():
+            raise UniclError(f"{path}: not a regular file", "move it away, or give another --run-dir")
+    for name in FOLDERS:
+        path = run / name
+        if os.path.lexists(path) and not path.is_dir():
+            raise UniclError(f"{path}: not a folder", "move it away, or give another --run-dir")
 
 
 def check_same_recipe(recipe: Recipe, run: Path) -> None:

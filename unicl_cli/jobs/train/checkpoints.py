@@ -18,7 +18,7 @@ from unicl_cli.core.files import write_atomic
 from unicl_cli.core.guard import HINT, Diverged, DivergenceGuard
 from unicl_cli.core.saver import Saver
 from unicl_cli.core.sinks import explain_write_errors
-from unicl_cli.errors import UniclError
+from unicl_cli.jobs.train.facts import read_training_facts
 from unicl_cli.jobs.train.setup import Parts, load_state, versions
 from unicl_cli.recipe.text import recipe_hash
 from unicl_cli.runs.folder import CHECKPOINTS, CRASH, META
@@ -124,10 +124,6 @@ class Checkpoints:
 
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Restore the state that `facts` described."""
-        missing = {"offset", "best", "tokens", "guard", "scaler"} - facts.keys()
-        if missing:
-            message = f"the checkpoint of step {facts['step']} was written by an earlier unicl: no {sorted(missing)[0]}"
-            raise UniclError(message, "start a new run with --run-dir")
         self.offset, self.best = int(facts["offset"]), facts["best"]
         self.tokens_before = int(facts["tokens"])
         self.tokens.zero_()
@@ -170,7 +166,7 @@ class Checkpoints:
         offset = self.offset + skipped
         self.saver.go_back_to(folder)
         load_state(folder, self.parts.step, self.optimizer, self.average)
-        self.restore(checkpoint_files.read_facts(folder))
+        self.restore(read_training_facts(folder))
         self.offset, self.guard.rollbacks = offset, count
         limit = self.parts.recipe.guard.max_rollbacks
         self.say(f"back to step {spike.target}; skipping the samples of {skipped} steps (rollback {count} of {limit})")

@@ -28,6 +28,7 @@ from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.overlap import find_overlap, recipes_of
 from unicl_cli.jobs.train.blueprint import Blueprint, has_batch_statistics
+from unicl_cli.jobs.train.facts import read_training_facts
 from unicl_cli.jobs.train.micro_batch import first_rows, fit_micro_batch
 from unicl_cli.jobs.train.sizes import Sizes, sizes_of
 from unicl_cli.launch.process import is_restarted
@@ -102,7 +103,7 @@ def overlap_warnings(recipe: Recipe, start: str | None) -> list[str]:
 
 def check_unchanged(data: TrainingData, folder: Path) -> None:
     """Raise UniclError if a corpus has changed: tokenizer, classes and order of samples came from it."""
-    known = checkpoint_files.read_facts(folder)["corpora"].items()
+    known = read_training_facts(folder)["corpora"].items()
     changed = [name for name, old in known if data.checksums.get(name, old) != old]
     if changed:
         raise UniclError(
@@ -178,7 +179,7 @@ def resume(
         raise UniclError(
             f"--resume {resume_from}: not a whole checkpoint", "give a directory like RUN/checkpoints/step-00000100"
         )
-    facts = checkpoint_files.read_facts(folder)
+    facts = read_training_facts(folder)
     check_unchanged(parts.data, folder)
     load_state(folder, step, optimizer, average)
     torch.set_num_threads(facts["threads"])  # another number sums in another order
