@@ -15,12 +15,14 @@ from unicl_cli.build.model import add_adapters, build_step, find_tokenizer
 from unicl_cli.contracts import ClassName, Tokenizer
 from unicl_cli.core import checkpoint, checkpoint_files, hub
 from unicl_cli.core.documents import read_document
+from unicl_cli.core.guard import divergence_error
 from unicl_cli.core.loop import Step
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.towers import traits_in
 from unicl_cli.data.tokenizers import TextTokenizer, load_tokenizer
 from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
+from unicl_cli.formats import list_first
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.documents import Words
 from unicl_cli.runs.folder import CLASSES, META, TOKENIZER, find_run, locate_model
@@ -58,6 +60,9 @@ def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_wei
     """
     name = locate_model(model)
     loaded = load_published(name) if hub.has_form(name) else load_trained(name, raw_weights=raw_weights)
+    broken = checkpoint.find_non_finite(checkpoint.own_tensors(loaded.step))
+    if broken:
+        raise divergence_error(f"{name}: the weights have diverged: {list_first(broken, 3)} not finite")
     loaded.step.eval().to(device)
     return loaded
 

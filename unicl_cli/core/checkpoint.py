@@ -173,6 +173,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UniclError(f"{path}: cannot be read: {error}", "use another checkpoint, or train again") from error
 
 
+def find_non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors with values that are not finite, and of logit scales whose exponential is not."""
+    return [
+        name
+        for name, value in tensors.items()
+        if not bool(torch.isfinite(value.float().exp() if name.endswith("logit_scale") else value).all())
+    ]
+
+
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], place: str) -> None:
     """Copy every tensor into the module; names and shapes must match exactly. ``place`` is named in the error."""
     mine = own_tensors(module)

@@ -71,6 +71,12 @@ class Diverged(UniclError):  # noqa: N818 - the run's state, not a mistake
         self.step, self.evidence = step, evidence
 
 
+def divergence_error(message: str) -> UniclError:
+    """Return the error for a model whose weights or outputs are not finite."""
+    hint = "evaluate an earlier checkpoint, or use precision fp32: the weights have probably diverged"
+    return UniclError(message, hint, exit_code=1)
+
+
 class BadSteps:
     """A counter of bad steps: updates that were skipped because the loss or its gradient was not finite.
 

@@ -15,10 +15,13 @@ STEPS = {
     ),
     "pre_tokenizer": (
         *("ByteLevel", "Whitespace", "WhitespaceSplit", "BertPreTokenizer", "Metaspace", "Split", "Punctuation"),
-        *("Digits", "UnicodeScripts", "CharDelimiterSplit", "FixedLength", "Sequence"),
+        *("Digits", "UnicodeScripts", "CharDelimiterSplit", "Sequence"),
     ),
 }
-UNBOUNDED = re.compile(r"[*+]|\{\d*,\}")
+TOKEN = re.compile(r"\(|\)(?:[*+]|\{\d)?|\||[*+][?+]?|\{\d*,\}")
+"""An opened group, a closed one with its quantifier, a new branch, a quantifier without an upper limit."""
+REFERENCE = re.compile(r"\\[1-9gk]|\(\?(?:[P&(]|<[^=!])")
+CHARACTERS = re.compile(r"\[\^?\]?[^\]]*\]")
 ESCAPE = re.compile(r"\\[pP]\{[^}]*\}|\\.", re.DOTALL)
 
 
@@ -75,30 +78,30 @@ def is_risky(pattern: str) -> bool:
 
     Also for references to groups, which no known tokenizer uses.
     """
-    if re.search(r"\\[1-9gk]|\(\?[P<&(]", pattern.replace("(?<!", "(?!").replace("(?<=", "(?=")):
+    if REFERENCE.search(pattern):
         return True
-    plain = re.sub(r"\[(?:\^?\]?[^\]]*)\]", "x", ESCAPE.sub("x", pattern))
-    repeats = [0]  # of each open group, in its current branch
-    place = 0
-    while place < len(plain):
-        here = plain[place]
-        found = UNBOUNDED.match(plain, place)
-        if here == "(":
-            repeats.append(0)
-        elif here == ")" and len(repeats) > 1:
-            inner = repeats.pop()
-            after = UNBOUNDED.match(plain, place + 1) or re.compile(r"\{\d").match(plain, place + 1)
-            if inner and after:
+    groups = [Repeats()]
+    for token in TOKEN.findall(CHARACTERS.sub("x", ESCAPE.sub("x", pattern))):
+        if token == "(":
+            groups.append(Repeats())
+        elif token[0] == ")" and len(groups) > 1:
+            inner = groups.pop().most
+            if inner and token != ")":
                 return True
-            repeats[-1] += inner
-        elif here == "|":
-            repeats[-1] = 0
-        elif found and place and plain[place - 1] != "(":
-            repeats[-1] += 1
-            place = found.end() - 1
-            if plain[place + 1 : place + 2] in ("+", "?"):  # possessive or lazy
-                place += 1
-        if repeats[-1] > MAX_REPEATS:
-            return True
-        place += 1
-    return False
+            groups[-1].add(inner)
+        elif token == "|":
+            groups[-1].branch = 0
+        else:
+            groups[-1].add(1)
+    return max(group.most for group in groups) > MAX_REPEATS
+
+
+class Repeats:
+    """The quantifiers without an upper limit in a group: in its current branch, and in the branch with most of them."""
+
+    def __init__(self) -> None:
+        self.branch = self.most = 0
+
+    def add(self, count: int) -> None:
+        self.branch += count
+        self.most = max(self.most, self.branch)

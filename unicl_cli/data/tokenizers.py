@@ -1,9 +1,10 @@
 """Tokenizers: CLIP's BPE, a BPE fitted on the corpus, one token per class, or a file of `tokenizers`."""
 
+import contextlib
 import gzip
 import html
 import importlib.util
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -104,8 +105,9 @@ class TextTokenizer:
         self.library.encode_special_tokens = True  # as plain text; neither files nor pickles keep this setting
         cleaned = [clip_clean(t) if self.clean else t for t in texts]
         try:
-            return self.library.encode_batch_fast(cleaned)
-        except Exception as error:  # the library raises plain Exception where its model has no unknown token
+            with as_value_error():
+                return self.library.encode_batch_fast(cleaned)
+        except ValueError as error:
             raise UniclError(f"the tokenizer cannot encode a text: {error}", "use another tokenizer") from error
 
     def save(self, path: Path) -> None:
@@ -178,15 +180,30 @@ def load_tokenizer(path: Path, context_length: int, *, clean: bool = False) -> T
     try:
         data = read_regular(path, MAX_TOKENIZER_BYTES)
         check_tokenizer(parse_json(data))
-        library = Library.from_buffer(data)
-        check_ids(library)
-    except Exception as error:  # the library raises plain Exception for a malformed file
+        with as_value_error():
+            library = Library.from_buffer(data)
+            check_ids(library)
+    except (OSError, ValueError) as error:
         reason = (error.strerror or error) if isinstance(error, OSError) else error
         raise UniclError(
             f"{path}: missing, or not a tokenizer.json: {' '.join(str(reason).split())}",
             "restore the file of a run from a copy; in a recipe, set model.tokenizer to another file, corpus or clip",
         ) from error
     return TextTokenizer(library, context_length, clean=clean)
+
+
+@contextlib.contextmanager
+def as_value_error() -> Generator[None]:
+    """Turn what the library raises into a ValueError: plain Exceptions, and a BaseException where it panics.
+
+    It has no other word for a malformed file, a text without an unknown token, a pattern that takes too long.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(str(error)) from error
 
 
 def check_ids(library: Library) -> None:
