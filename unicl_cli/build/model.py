@@ -11,6 +11,8 @@ from unicl_cli import binding
 from unicl_cli.build import param_groups
 from unicl_cli.contracts import ClassName, Model, Part, StoresFiles, Tokenizer
 from unicl_cli.core.loop import Step
+from unicl_cli.core.machine import machine_memory
+from unicl_cli.core.memory import limit_modules
 from unicl_cli.core.recompute import recompute_blocks
 from unicl_cli.core.switches import apply_switches
 from unicl_cli.core.towers import traits_in
@@ -43,7 +45,8 @@ def build_step(
     builder = TowerBuilder(values, trained)
     files = None if trained is None else trained / TOWERS / WHOLE
     context = values | {"encoder": lambda: builder.build, "stored": lambda: files}
-    model = cast("nn.Module", binding.make("encoders", recipe.model.part, context))
+    with limit_modules(machine_memory()):
+        model = cast("nn.Module", binding.make("encoders", recipe.model.part, context))
     param_groups.name_towers(model, recipe.model.part.options)
     if recipe.parallel.grad_checkpoint and not recompute_blocks(model):
         raise UniclError(
@@ -52,7 +55,8 @@ def build_step(
     apply_switches(model, pack_texts=recipe.parallel.pack_texts, channels_last=recipe.parallel.channels_last)
     param_groups.freeze_towers(model)
     context |= {"image_width": lambda: cast("Model", model).image_width}
-    loss = cast("nn.Module", binding.make("losses", recipe.loss, context))
+    with limit_modules(machine_memory()):
+        loss = cast("nn.Module", binding.make("losses", recipe.loss, context))
     if getattr(model, "text", model) is None:
         return Step(model, loss), None
     own = find_tokenizer(model)

@@ -1,10 +1,23 @@
 """The memory of a process: its limit, its use, and the errors that say it is full."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from unicl_cli.errors import UniclError
+from unicl_cli.formats import byte_size
+
+MAX_TENSORS = 100_000
+"""Tensors of a model; the largest published ones have some thousands."""
 
 FULL = (
     *("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "could not create a primitive"),
@@ -18,6 +31,44 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
+
+
+@contextlib.contextmanager
+def limit_modules(most: int | None) -> Generator[None]:
+    """Raise UniclError once the modules that are built inside hold more than ``most`` bytes, or 100,000 tensors.
+
+    A tensor is counted before its first numbers are written, so that none of its memory has been used yet. ``most``
+    None: only what cannot be allocated is an error.
+    """
+    held: dict[str, int] = {"bytes": 0, "tensors": 0}
+
+    def count(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
+        del module, name
+        if tensor is None or tensor.device.type != "cpu":
+            return
+        held["bytes"] += tensor.nbytes
+        held["tensors"] += 1
+        if (most is not None and held["bytes"] > most) or held["tensors"] > MAX_TENSORS:
+            raise too_large_error(f"more than {byte_size(held['bytes'])} in {held['tensors']:,} tensors")
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error) and "overflow" not in str(error):
+            raise
+        raise too_large_error(str(error).splitlines()[0]) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def too_large_error(reason: str) -> UniclError:
+    """Return the error for a model that does not fit into the memory of this machine."""
+    return UniclError(
+        f"model: its weights do not fit into the memory of this machine: {reason}",
+        "lower the sizes of the towers: width, layers, embed_dim, model.context_length",
+    )
 
 
 def memory_limit(device: torch.device) -> int | None:

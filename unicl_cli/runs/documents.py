@@ -8,9 +8,8 @@ from pydantic import AfterValidator, Field
 from unicl_cli.core.documents import Document, Natural, StepCount, read_document
 from unicl_cli.core.json_lines import Line
 from unicl_cli.errors import UniclError
+from unicl_cli.recipe.schema import MAX_CONTEXT
 
-MAX_CONTEXT = 2**17
-"""The longest context in tokens that a run may name."""
 Shown = Annotated[float, Field(ge=0, le=1e12)] | None
 Name = Annotated[str, Field(min_length=1)]
 

@@ -33,7 +33,7 @@ class BestFigure(Document):
 class TrainingFacts(CheckpointFacts):
     """``trainer.json`` of a training; a checkpoint of an earlier version lacks some keys."""
 
-    micro: Annotated[int, Field(gt=0, le=2**31)] | None = None
+    micro: Annotated[int, Field(gt=0, le=2**24)] | None = None
     tokens: Natural = 0
     offset: StepCount = 0
     best: BestFigure | None = None

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from unicl_cli import __version__
-from unicl_cli.build.data import TrainingData, build_data, check_learnable
+from unicl_cli.build.data import TrainingData, build_data, check_learnable, worker_warnings
 from unicl_cli.build.lora import MARK, has_adapters
 from unicl_cli.build.model import store_towers
 from unicl_cli.build.optimizer import recipe_warnings
@@ -61,7 +61,7 @@ def set_up(recipe: Recipe, accelerator: Any, run: Path, resume_from: str, start:
     check_shares(recipe, world_size())
     data = build_data(recipe)
     check_learnable(recipe, data)
-    warn(recipe_warnings(recipe, data))
+    warn([*recipe_warnings(recipe, data), *worker_warnings(recipe)])
     warn(overlap_warnings(recipe, start))
     own = checkpoint_files.newest(run / CHECKPOINTS)
     if own is not None:
