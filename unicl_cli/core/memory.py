@@ -1,9 +1,8 @@
 """The memory of a process: its limit, its use, and the errors that say it is full."""
 
-import contextlib
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -33,31 +32,29 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
 
 
-@contextlib.contextmanager
-def limit_modules(most: int | None) -> Generator[None]:
-    """Raise UniclError once the modules that are built inside hold more than ``most`` bytes, or 100,000 tensors.
+def check_module_size(build: Callable[[], object], most: int | None) -> None:
+    """Raise UniclError if the modules that ``build()`` makes hold more than ``most`` bytes, or 100,000 tensors.
 
-    A tensor is counted before its first numbers are written, so that none of its memory has been used yet. ``most``
-    None: only what cannot be allocated is an error.
+    They are built without memory, on the meta device. What cannot be built there is left to the real build.
     """
     held: dict[str, int] = {"bytes": 0, "tensors": 0}
 
     def count(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
         del module, name
-        if tensor is None or tensor.device.type != "cpu":
-            return
-        held["bytes"] += tensor.nbytes
-        held["tensors"] += 1
+        held["bytes"] += 0 if tensor is None else tensor.nbytes
+        held["tensors"] += tensor is not None
         if (most is not None and held["bytes"] > most) or held["tensors"] > MAX_TENSORS:
             raise too_large_error(f"more than {byte_size(held['bytes'])} in {held['tensors']:,} tensors")
 
     hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
     try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error) and "overflow" not in str(error):
-            raise
-        raise too_large_error(str(error).splitlines()[0]) from error
+        with torch.device("meta"):
+            build()
+    except UniclError:
+        raise
+    except Exception as error:
+        if "overflow" in str(error):
+            raise too_large_error(str(error).splitlines()[0]) from error
     finally:
         for hook in hooks:
             hook.remove()
