@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from unicl_cli.core.documents import Document, Natural, StepCount, load_facts, read_document
+from unicl_cli.core.files import read_regular
 from unicl_cli.errors import UniclError
 
 MODEL, EMA, OPTIM, TRAINER = "model.safetensors", "ema.safetensors", "optim.safetensors", "trainer.json"
@@ -55,8 +56,12 @@ def step_of(folder: Path) -> int:
 
 
 def read_pointer(path: Path) -> str:
-    """Return the name of the checkpoint in ``latest`` or ``best``; an empty string if there is no such file."""
-    return Path(path.read_text(encoding="utf-8", errors="replace").strip()).name if path.is_file() else ""
+    """Return the name of the checkpoint in ``latest`` or ``best``; an empty string if the file names none."""
+    try:
+        name = read_regular(path, 1000).decode("ascii", "replace").strip()
+    except OSError:
+        return ""
+    return name if re.fullmatch(rf"{_PREFIX}\d+", name) else ""
 
 
 def fingerprint(path: Path) -> list[Any]:
