@@ -64,13 +64,18 @@ def check_places(run: Path) -> None:
 
 def check_same_recipe(recipe: Recipe, run: Path) -> None:
     """Raise UniclError if ``run`` was trained with a recipe that gives other numbers."""
-    written = run / RESOLVED
     if not list_folders(run / CHECKPOINTS) and not (run / META).is_file():
         return  # a run without checkpoints has nothing to mix with
-    other = compare_recipes(hashed_keys(load(str(written))), hashed_keys(recipe)) if written.is_file() else {}
-    if not other:
+    listed = list_differences(run, recipe)
+    if not listed:
         return
-    listed = ", ".join(f"{key}: {quote_value(then)} -> {quote_value(now)}" for key, (then, now) in other.items())
     raise UniclError(
         f"{run}: was trained with another recipe ({listed})", "give another --run-dir, or use the old recipe"
     )
+
+
+def list_differences(run: Path, recipe: Recipe) -> str:
+    """Return the keys in which the recipe of a run differs, in words; an empty text for none, and without a recipe."""
+    written = run / RESOLVED
+    other = compare_recipes(hashed_keys(load(str(written))), hashed_keys(recipe)) if written.is_file() else {}
+    return ", ".join(f"{key}: {quote_value(then)} -> {quote_value(now)}" for key, (then, now) in other.items())

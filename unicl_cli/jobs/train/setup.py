@@ -23,6 +23,7 @@ from unicl_cli.core.dist import bare, rank, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
 from unicl_cli.core.loop import Step, freeze_unreached
+from unicl_cli.core.machine import cores
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
@@ -34,9 +35,12 @@ from unicl_cli.jobs.train.sizes import Sizes, sizes_of
 from unicl_cli.launch.process import is_restarted
 from unicl_cli.recipe.load import check_shares
 from unicl_cli.recipe.schema import Recipe
-from unicl_cli.recipe.text import dump
-from unicl_cli.runs.folder import CHECKPOINTS, CLASSES, RESOLVED, TOKENIZER
+from unicl_cli.recipe.text import dump, recipe_hash
+from unicl_cli.runs.folder import CHECKPOINTS, CLASSES, RESOLVED, TOKENIZER, run_of
+from unicl_cli.runs.place import list_differences
 
+THREADS_PER_CORE = 16
+"""A checkpoint of a machine with more threads continues with as many; beyond this, it would not end."""
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "tokenizers", "numpy", "pyarrow", "pillow")
 
 
@@ -180,9 +184,13 @@ def resume(
             f"--resume {resume_from}: not a whole checkpoint", "give a directory like RUN/checkpoints/step-00000100"
         )
     facts = read_training_facts(folder)
+    if facts["step"] > parts.sizes.steps:
+        message = f"{folder}: is of step {facts['step']:,}, but this training has {parts.sizes.steps:,}"
+        raise UniclError(message, "train longer, or give a checkpoint of an earlier step")
     check_unchanged(parts.data, folder)
+    warn(recipe_differences(folder, facts.get("recipe"), parts.recipe))
     load_state(folder, step, optimizer, average)
-    torch.set_num_threads(facts["threads"])  # another number sums in another order
+    torch.set_num_threads(min(facts["threads"], THREADS_PER_CORE * cores()))  # another number sums in another order
     if rank() == 0:
         sys.stderr.write(f"{run}: continues after step {facts['step']} of {parts.sizes.steps}\n")
     return facts
@@ -207,6 +215,18 @@ def checkpoint_to_load(resume_from: str, run: Path) -> Path | None:
         raise UniclError(f"{home}: no checkpoint is whole ({names})", hint)
     warn([f"skipping damaged checkpoint {each}" for each in lost])
     return folder
+
+
+def recipe_differences(folder: Path, then: str | None, recipe: Recipe) -> list[str]:
+    """Return a warning if a checkpoint was trained with a recipe that gives other numbers (``then``: its hash)."""
+    if then in (None, recipe_hash(recipe)):
+        return []
+    try:
+        listed = list_differences(run_of(folder), recipe)
+    except UniclError:
+        listed = ""
+    what = f" ({listed})" if listed else ""
+    return [f"{folder}: was trained with another recipe{what}: the run continues with other numbers than either"]
 
 
 def load_state(folder: Path, step: nn.Module, optimizer: Any, average: Average | None) -> None:
