@@ -220,7 +220,7 @@ def count_epochs(recipe: Recipe, data: TrainingData) -> float:
         for stream, share in zip(mixture.streams, mixture.shares, strict=True)
         if share
     ]
-    return (recipe.epochs or 1) * max(passes)
+    return float((recipe.epochs or 1) * max(passes))
 
 
 def build_tokenizer(recipe: Recipe, data: TrainingData) -> TextTokenizer:

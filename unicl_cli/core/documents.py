@@ -41,7 +41,7 @@ class Document(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, extra="allow")
 
-    __pydantic_extra__: dict[str, Plain] = Field(init=False)
+    __pydantic_extra__: dict[str, Plain] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 D = TypeVar("D", bound=Document)
