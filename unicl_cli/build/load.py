@@ -15,7 +15,6 @@ from unicl_cli.build.model import add_adapters, build_step, find_tokenizer
 from unicl_cli.contracts import ClassName, Tokenizer
 from unicl_cli.core import checkpoint, checkpoint_files, hub
 from unicl_cli.core.documents import read_document
-from unicl_cli.core.guard import divergence_error
 from unicl_cli.core.loop import Step
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.towers import traits_in
@@ -62,7 +61,8 @@ def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_wei
     loaded = load_published(name) if hub.has_form(name) else load_trained(name, raw_weights=raw_weights)
     broken = checkpoint.find_non_finite(checkpoint.own_tensors(loaded.step))
     if broken:
-        raise divergence_error(f"{name}: the weights have diverged: {list_first(broken, 3)} not finite")
+        message = f"{name}: the weights have diverged (not finite: {list_first(broken, 3)})"
+        raise UniclError(message, "use an earlier checkpoint, or train with a lower optim.lr", exit_code=1)
     loaded.step.eval().to(device)
     return loaded
 

@@ -72,7 +72,7 @@ class Diverged(UniclError):  # noqa: N818 - the run's state, not a mistake
 
 
 def divergence_error(message: str) -> UniclError:
-    """Return the error for a model whose weights or outputs are not finite."""
+    """Return the error for a model whose outputs are not finite."""
     hint = "evaluate an earlier checkpoint, or use precision fp32: the weights have probably diverged"
     return UniclError(message, hint, exit_code=1)
 

@@ -61,7 +61,7 @@ def test_diverged_weights_are_one_line(
         out = ["-o", str(tmp_path / "mixed")] if line[0] == "mix" else []
         assert main([*line, *out]) != 0
         said = capfd.readouterr().err
-        assert f"{run}: the weights have diverged: {name} not finite" in said
+        assert f"{run}: the weights have diverged (not finite: {name})" in said
         assert "Traceback" not in said
 
 
