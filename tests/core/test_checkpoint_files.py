@@ -23,25 +23,25 @@ def make(root: Path, step: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda facts: facts.update(step="4"),
-        lambda facts: facts.update(step=3),
-        lambda facts: facts.update(step=10**400),
-        lambda facts: facts.pop("step"),
-        lambda facts: facts.update(files={}),
-        lambda facts: facts.update(files=[]),
-        lambda facts: facts["files"].update({"../secret": [0, "x"]}),
-        lambda facts: facts["files"].update({"/etc/hostname": [0, "x"]}),
-        lambda facts: facts["files"].update({"..": [4096, "x"]}),
-        lambda facts: facts["files"].update({"model.safetensors": 7}),
-        lambda facts: facts["files"].update({"model.safetensors": ["7", None]}),
-        lambda facts: facts.update(other=float("inf")),
-        lambda facts: facts.update(other=RAW),
-    ],
-)
-def test_a_forged_listing_is_not_whole(tmp_path: Path, spoil: Callable[[dict[str, Any]], None]) -> None:
+SPOILS: list[Callable[[dict[str, Any]], object]] = [
+    lambda facts: facts.update(step="4"),
+    lambda facts: facts.update(step=3),
+    lambda facts: facts.update(step=10**400),
+    lambda facts: facts.pop("step"),
+    lambda facts: facts.update(files={}),
+    lambda facts: facts.update(files=[]),
+    lambda facts: facts["files"].update({"../secret": [0, "x"]}),
+    lambda facts: facts["files"].update({"/etc/hostname": [0, "x"]}),
+    lambda facts: facts["files"].update({"..": [4096, "x"]}),
+    lambda facts: facts["files"].update({"model.safetensors": 7}),
+    lambda facts: facts["files"].update({"model.safetensors": ["7", None]}),
+    lambda facts: facts.update(other=float("inf")),
+    lambda facts: facts.update(other=RAW),
+]
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_a_forged_listing_is_not_whole(tmp_path: Path, spoil: Callable[[dict[str, Any]], object]) -> None:
     before, folder = make(tmp_path, 2), make(tmp_path, 4)
     (tmp_path / "latest").write_text(folder.name)
     assert newest(tmp_path) == folder

@@ -62,8 +62,9 @@ VALUES = (
 def written(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     """A folder with the recipe of a finished tiny training, and its run."""
     folder = tmp_path_factory.mktemp("written")
-    recipe = TINY | {
-        "data": TINY["data"] | {"train": [{"corpus": str(digits)}]},
+    tiny: dict[str, Any] = TINY
+    recipe = tiny | {
+        "data": tiny["data"] | {"train": [{"corpus": str(digits)}]},
         "steps": 6,
         "ema": {"decay": 0.5},
         "eval": [{"corpus": str(digits), "every": 3}],

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from unicl_cli.cli import main
 def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     """A folder with the file of a tiny recipe and a finished run of it."""
     where = tmp_path_factory.mktemp("diverged")
-    recipe = TINY | {"data": TINY["data"] | {"train": [{"corpus": str(digits)}]}, "steps": 4, "schedule": {"warmup": 1}}
+    tiny: dict[str, Any] = TINY
+    recipe = tiny | {"data": tiny["data"] | {"train": [{"corpus": str(digits)}]}, "steps": 4, "schedule": {"warmup": 1}}
     (where / "r.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe))))
     assert main(["train", str(where / "r.yaml"), "--run-dir", str(where / "run"), "--devices", "cpu:1", "-q"]) == 0
     return where
