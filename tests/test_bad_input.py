@@ -11,7 +11,7 @@ from torch import nn
 from unicl_cli.cli import main
 from unicl_cli.core.guard import BadSteps
 from unicl_cli.core.loop import Plan, fit
-from unicl_cli.core.sinks import Sinks, read_whole_lines
+from unicl_cli.core.sinks import Sinks, lines_until
 from unicl_cli.data.tokenizers import corpus_tokenizer
 from unicl_cli.encoders.transformer import TextTransformer
 from unicl_cli.errors import UniclError
@@ -55,10 +55,14 @@ def test_a_mistake_is_one_line_and_exit_status_2(
     assert not (here / "copy.yaml").exists()
 
 
-def test_spoilt_metrics_end_before_the_damage(tmp_path: Path) -> None:
+SPOILT = (b"\xff\x00", b"[" * 100_000, b'{"loss": 1}', b'{"step": "2"}', b'{"step": 2, "loss": []}', b"5", b"", b" ")
+
+
+@pytest.mark.parametrize("damage", SPOILT)
+def test_a_spoilt_line_of_the_metrics_drops_only_itself(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\n{"step": 2}\n\xff\x00\n{"step": 3}\n')
-    assert read_whole_lines(path, 9) == ['{"step": 1}\n', '{"step": 2}\n']
+    path.write_bytes(b'{"step": 1}\n' + damage + b'\n{"step": 3}\n{"step": 3, "loss": 2}\n{"step": 9}\n{"step": 4}')
+    assert lines_until(path, 8) == ['{"step": 1}\n', '{"step": 3}\n']
 
 
 def test_a_width_that_the_heads_cannot_share_is_refused() -> None:

@@ -60,6 +60,9 @@ FEW_OPTIONS = 10
 """Up to so many options stand in one panel of `--help`."""
 
 
+MAX_INTEGER = 2**31 - 1
+
+
 class Stub(TyperCommand):
     """Name and summary of a command, whose module is imported when it is called."""
 
@@ -89,9 +92,18 @@ def _tidy_command(command: Any) -> None:
     _tidy(command.get_params(typer.Context(command, help_option_names=HELP)))
 
 
+def _refuse_huge(ctx: Any, param: Any, value: Any) -> Any:
+    """Refuse integers that do not fit 32 bits, as the callback of an option: torch, numpy and Arrow take no others."""
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(each, int) and abs(each) > MAX_INTEGER:
+            raise typer.BadParameter(f"{each} is too large: the limit is {MAX_INTEGER:,}.", ctx=ctx, param=param)
+    return value
+
+
 def _tidy(params: list[Any]) -> None:
     """Drop the types that typer writes behind switches and arguments, and the panels where there are few options."""
     for argument in params:
+        argument.callback = argument.callback or _refuse_huge
         if argument.param_type_name == "argument":
             argument.display_type_rich = _hide_type
     options = [param for param in params if param.param_type_name == "option" and not param.hidden]
@@ -303,11 +315,18 @@ def _as_write_error(error: OSError) -> UniclError:
     return UniclError(f"{error.filename or 'output'}: {error.strerror}", "free some space, or write to another folder")
 
 
+def _is_peer() -> bool:
+    """Return whether this is a process of a group other than the first; variables that make no sense are of none."""
+    rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    sound = all(text.isdecimal() and len(text) < 10 for text in (rank, world))
+    return sound and 0 < int(rank) < int(world)
+
+
 def _print_error(error: UniclError) -> int:
     """Print one line and its hint on stderr; return the exit status. A stop that was asked for is not an error."""
     if os.environ.get("UNICL_DEBUG"):
         traceback.print_exc()
-    if os.environ.get("RANK", "0") == "0":  # every process of a run comes here; only the first prints
+    if not _is_peer():  # every process of a run comes here; only the first prints
         kind, label = ("", "  ") if isinstance(error, Stopped) else ("error: ", "  hint: ")
         hint = f"\n{label}{escape_control(error.hint)}" if error.hint else ""
         sys.stderr.write(f"{kind}{error.visible()}{hint}\n")

@@ -34,7 +34,7 @@ class Lora:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
-    rank: Annotated[int, Gt(0)] = 8
+    rank: Annotated[int, Gt(0), Le(65536)] = 8
     alpha: Annotated[float, Gt(0)] = 16.0
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     targets: Annotated[tuple[str, ...], MinLen(1)] | Literal["auto"] = "auto"
@@ -46,7 +46,7 @@ class Unlock:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
-    unlock: Annotated[int, Gt(0)]
+    unlock: Annotated[int, Gt(0), Le(1024)]
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from unicl_cli.contracts import LogitScale, Part, Tuning
-from unicl_cli.recipe.schema import Below1, Count, Positive, Weight
+from unicl_cli.recipe.schema import Below1, Count, Depth, Positive, Weight, Width
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 Tile = Count | Literal["auto"]
+Stages = Annotated[int, Field(gt=0, le=8)]
+"""Each doubles the width."""
 NO_ARGS: Mapping[str, int | float | bool | str] = MappingProxyType({})
 Terms = Sequence[Literal["image", "text"]]
 
@@ -29,7 +33,7 @@ def two_tower(
     chunks: int,
     image: Part,
     text: Part | None,
-    embed_dim: Count = 512,
+    embed_dim: Width = 512,
     normalize: bool = True,
     logit_scale: LogitScale = LogitScale(),  # noqa: B008 - frozen
 ) -> nn.Module:
@@ -105,7 +109,7 @@ def open_clip(
     return model
 
 
-def cnn(*, width: Count = 32, stages: Count = 3) -> nn.Module:
+def cnn(*, width: Width = 32, stages: Stages = 3) -> nn.Module:
     """A small convolutional image tower for images of about 32 px; trains in seconds on a CPU."""
     from unicl_cli.encoders.cnn import Cnn
 
@@ -117,9 +121,9 @@ def transformer(
     vocab_size: int,
     context_length: int,
     eot_id: int,
-    width: Count = 512,
-    layers: Count = 12,
-    heads: Count = 8,
+    width: Width = 512,
+    layers: Depth = 12,
+    heads: Width = 8,
     quick_gelu: bool = False,
     norm_eps: Positive = 1e-5,
 ) -> nn.Module:
@@ -131,7 +135,7 @@ def transformer(
     )
 
 
-def cbow(*, vocab_size: int, pad_id: int, width: Count = 512) -> nn.Module:
+def cbow(*, vocab_size: int, pad_id: int, width: Width = 512) -> nn.Module:
     """A bag of words as text tower: the mean of its token embeddings (CLIP, section 2.3)."""
     from unicl_cli.encoders.cbow import Cbow
 
@@ -159,7 +163,7 @@ def clip(*, tile: Tile = "auto", fold: bool = True) -> nn.Module:
     return Clip(_tile_rows(tile), fold=fold)
 
 
-def supcon(*, image_width: int, temperature: Positive = 0.1, dim: Count = 128, tile: Tile = "auto") -> nn.Module:
+def supcon(*, image_width: int, temperature: Positive = 0.1, dim: Width = 128, tile: Tile = "auto") -> nn.Module:
     """SupCon on two views of each image (NeurIPS 2020, eq. 2); needs a second stage for a classifier."""
     from unicl_cli.losses import SupCon
 

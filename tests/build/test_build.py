@@ -17,9 +17,10 @@ from unicl_cli.cli import main
 from unicl_cli.contracts import ClassName
 from unicl_cli.core import checkpoint
 from unicl_cli.data.corpus import Corpus
+from unicl_cli.data.tokenizers import clip_tokenizer
 from unicl_cli.data.transforms import Augmentation
 from unicl_cli.errors import UniclError
-from unicl_cli.recipe.load import load_text
+from unicl_cli.recipe.load import load, load_text
 from unicl_cli.recipe.text import hashed_keys, recipe_hash
 from unicl_cli.runs.folder import DEFAULT_MODEL, choose_model, find_run
 
@@ -279,3 +280,17 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, monkeypatch):
     Path("x/resolved.yaml").write_text(json.dumps({}))
     with pytest.raises(UniclError, match="x: has no whole checkpoint yet"):
         find_run("x")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["model.text={name: transformer, width: 65536, layers: 1024}"],
+        ["model.image={name: cnn, width: 65536, stages: 8}"],
+        ["model.image={name: timm, model: test_vit, args: {embed_dim: 999999999}}", "data.image_size=160"],
+    ],
+)
+def test_a_model_beyond_this_machine_is_refused_before_it_takes_memory(changes: list[str]) -> None:
+    recipe = load("quickstart", changes)
+    with pytest.raises(UniclError, match="model: its weights do not fit into the memory of this machine"):
+        build_step(recipe, lambda: clip_tokenizer(77), (ClassName("a", ("a",)),), 1)

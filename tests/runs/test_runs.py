@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unicl_cli.cli import main
+from unicl_cli.core.json_lines import Line, read_lines
 from unicl_cli.jobs.runs import sparkline, table_lines
-from unicl_cli.runs.status import best_of, is_lost, list_runs, read_lines
+from unicl_cli.runs.status import best_of, is_lost, list_runs
 
 Capture = pytest.CaptureFixture[str]
 NOW = time.time()
@@ -85,7 +86,7 @@ def test_a_damaged_run_is_a_line_and_never_an_end(runs: Path, capsys: Capture, t
     assert "not begun" in out
     assert "no-run" not in out
     assert main(["runs", "show", "runs/bad"]) == 2
-    assert capsys.readouterr().err.startswith("error: runs/bad/status.json: cannot be read: ")
+    assert capsys.readouterr().err.startswith("error: runs/bad/status.json: damaged: ")
 
 
 @given(st.binary(max_size=60))
@@ -93,7 +94,7 @@ def test_whatever_the_lines_hold_they_are_rows_or_left_out(data: bytes):
     path = Path(os.environ["HF_HOME"]) / f"lines-{os.getpid()}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b'{"step": 1}\n' + data + b'\n{"step": 2}\n')
-    rows = read_lines(path)
+    rows = [line.values for line in read_lines(path, Line)]
     assert rows[0] == {"step": 1}
     assert rows[-1] == {"step": 2}
 
@@ -152,7 +153,7 @@ def test_a_model_without_a_training_is_a_line_without_a_remark(runs: Path, capsy
     out = capsys.readouterr().out
     assert [line.split()[:2] for line in out.splitlines()[1:3]] == [["mixed", "model"], ["cut", "damaged"]]
     assert "no training" not in out
-    assert "status.json: cannot be read" in out  # a fault is told
+    assert "status.json: damaged" in out  # a fault is told
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300))

@@ -19,8 +19,10 @@ from unicl_cli.data.mix import LABELS, MixedCorpora, Strand, TextChoice, classes
 from unicl_cli.data.tokenizers import TextTokenizer, class_tokenizer, clip_tokenizer, corpus_tokenizer, load_tokenizer
 from unicl_cli.data.transforms import Augmentation, TrainTransform, build_augment, split_augment
 from unicl_cli.errors import UniclError
-from unicl_cli.recipe.schema import Recipe, TrainData
+from unicl_cli.recipe.schema import MAX_STEPS, Recipe, TrainData
 
+WORKERS_PER_CORE = 4
+"""Loader processes that a core can still serve."""
 TRIED_BATCHES = 20
 """Batches that are looked at before a training for rows to tell apart."""
 
@@ -201,8 +203,14 @@ def total_steps(recipe: Recipe, data: TrainingData) -> int:
     """Return the updates of the whole run; an epoch is one pass over the strand that takes longest."""
     if recipe.steps is not None:
         return recipe.steps
-    if recipe.samples is not None:
-        return math.ceil(recipe.samples / recipe.batch.size)
+    steps = recipe.samples / recipe.batch.size if recipe.samples is not None else count_epochs(recipe, data)
+    if steps > MAX_STEPS:
+        raise UniclError(f"the recipe has {steps:.3g} steps; the limit is {MAX_STEPS:,}", "lower epochs or samples")
+    return math.ceil(steps)
+
+
+def count_epochs(recipe: Recipe, data: TrainingData) -> float:
+    """Return the updates of `epochs` passes over the strand that takes longest."""
     order = data.order
     parts = (order.first, order.second) if isinstance(order, Alternation) else (order,)
     turns = (order.part, 1 - order.part) if isinstance(order, Alternation) else (1,)
@@ -212,7 +220,7 @@ def total_steps(recipe: Recipe, data: TrainingData) -> int:
         for stream, share in zip(mixture.streams, mixture.shares, strict=True)
         if share
     ]
-    return math.ceil((recipe.epochs or 1) * max(passes))
+    return float((recipe.epochs or 1) * max(passes))
 
 
 def build_tokenizer(recipe: Recipe, data: TrainingData) -> TextTokenizer:
@@ -228,8 +236,16 @@ def build_tokenizer(recipe: Recipe, data: TrainingData) -> TextTokenizer:
     return load_tokenizer(Path(name), length)
 
 
+def worker_warnings(recipe: Recipe) -> list[str]:
+    """Return a warning if the recipe names more loader processes than this machine can use."""
+    asked, most = recipe.data.workers, WORKERS_PER_CORE * cores()
+    if asked == "auto" or asked <= most:
+        return []
+    return [f"data.workers: {asked} are too many for {cores()} cores: {most} are started"]
+
+
 def worker_count(recipe: Recipe, device: torch.device, local_world: int) -> int:
     """Return the loader's workers; ``auto``: one per core, up to 8, but none on a CPU, which trains on its cores."""
     if recipe.data.workers != "auto":
-        return recipe.data.workers
+        return min(recipe.data.workers, WORKERS_PER_CORE * cores())
     return 0 if device.type == "cpu" else min(8, cores() // local_world)

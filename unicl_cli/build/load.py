@@ -1,6 +1,5 @@
 """Trained models by name: a run, one of its checkpoints, or an open_clip model with its published weights."""
 
-import json
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -15,13 +14,16 @@ from unicl_cli.build.data import TrainingData
 from unicl_cli.build.model import add_adapters, build_step, find_tokenizer
 from unicl_cli.contracts import ClassName, Tokenizer
 from unicl_cli.core import checkpoint, checkpoint_files, hub
+from unicl_cli.core.documents import read_document
 from unicl_cli.core.loop import Step
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.towers import traits_in
 from unicl_cli.data.tokenizers import TextTokenizer, load_tokenizer
 from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
+from unicl_cli.formats import list_first
 from unicl_cli.recipe.schema import Recipe
+from unicl_cli.runs.documents import Words
 from unicl_cli.runs.folder import CLASSES, META, TOKENIZER, find_run, locate_model
 from unicl_cli.runs.plugins import load_run_recipe
 
@@ -57,6 +59,10 @@ def load_model(model: str | None, *, device: torch.device | str = "cpu", raw_wei
     """
     name = locate_model(model)
     loaded = load_published(name) if hub.has_form(name) else load_trained(name, raw_weights=raw_weights)
+    broken = checkpoint.find_non_finite(checkpoint.own_tensors(loaded.step))
+    if broken:
+        message = f"{name}: the weights have diverged (not finite: {list_first(broken, 3)})"
+        raise UniclError(message, "use an earlier checkpoint, or train with a lower optim.lr", exit_code=1)
     loaded.step.eval().to(device)
     return loaded
 
@@ -92,37 +98,28 @@ def read_run_weights(name: str, *, raw_weights: bool) -> tuple[Path, dict[str, T
             folder = newest
 
 
-def read_words(folder: Path) -> dict[str, Any]:
+def read_words(folder: Path) -> Words:
     """Read ``classes.json``: classes, templates, and how the tokenizer is used."""
+    hint = "run the unicl train command of this run again to write it"
     try:
-        return json.loads((folder / CLASSES).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise damaged_words(folder, error) from error
+        return read_document(folder / CLASSES, Words, hint)
+    except FileNotFoundError as error:
+        raise UniclError(f"{folder / CLASSES}: is missing", hint) from error
 
 
 def read_classes(folder: Path) -> tuple[tuple[ClassName, ...], tuple[str, ...]]:
     """Return the classes and the templates of a run."""
-    facts = read_words(folder)
-    try:
-        classes = tuple(ClassName(item["key"], tuple(item["names"])) for item in facts["classes"])
-        return classes, tuple(facts["templates"])
-    except (KeyError, TypeError) as error:
-        raise damaged_words(folder, error) from error
-
-
-def damaged_words(folder: Path, error: Exception) -> UniclError:
-    return UniclError(
-        f"{folder / CLASSES}: is missing or damaged: {error}",
-        "run the unicl train command of this run again to write it",
-    )
+    words = read_words(folder)
+    return tuple(ClassName(item.key, tuple(item.names)) for item in words.classes), tuple(words.templates)
 
 
 def load_run_tokenizer(run: Path, context_length: int | None = None) -> TextTokenizer:
     """Load the tokenizer of a run, at its own ``context_length`` unless another is given."""
-    facts = read_words(run)
-    known = facts.get("clean")
-    clean = load_run_recipe(run).model.tokenizer == "clip" if known is None else bool(known)  # an older run
-    return load_tokenizer(run / TOKENIZER, context_length or facts["context_length"], clean=clean)
+    words = read_words(run)
+    clean = words.clean
+    if clean is None:  # an older run
+        clean = load_run_recipe(run).model.tokenizer == "clip"
+    return load_tokenizer(run / TOKENIZER, context_length or words.context_length, clean=clean)
 
 
 def load_run_weights(step: Step, recipe: Recipe, tensors: Mapping[str, Tensor], place: str) -> None:

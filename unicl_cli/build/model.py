@@ -11,6 +11,8 @@ from unicl_cli import binding
 from unicl_cli.build import param_groups
 from unicl_cli.contracts import ClassName, Model, Part, StoresFiles, Tokenizer
 from unicl_cli.core.loop import Step
+from unicl_cli.core.machine import machine_memory
+from unicl_cli.core.memory import check_module_size
 from unicl_cli.core.recompute import recompute_blocks
 from unicl_cli.core.switches import apply_switches
 from unicl_cli.core.towers import traits_in
@@ -38,12 +40,11 @@ def build_step(
     The tokenizer is the tower's own unless it has none or the recipe names one; it is None without a text tower.
     ``trained`` is the run whose weights will replace these: towers take their files from it and load no weights.
     """
-    torch.manual_seed(recipe.seed)
     values = context_of(recipe, tokenizer, classes, chunks)
-    builder = TowerBuilder(values, trained)
-    files = None if trained is None else trained / TOWERS / WHOLE
-    context = values | {"encoder": lambda: builder.build, "stored": lambda: files}
-    model = cast("nn.Module", binding.make("encoders", recipe.model.part, context))
+    if torch.get_default_device().type != "meta":  # a dry run may describe a model of another machine
+        check_module_size(lambda: build_towers(recipe, values, trained), machine_memory())
+    torch.manual_seed(recipe.seed)
+    model, context = build_towers(recipe, values, trained)
     param_groups.name_towers(model, recipe.model.part.options)
     if recipe.parallel.grad_checkpoint and not recompute_blocks(model):
         raise UniclError(
@@ -57,6 +58,16 @@ def build_step(
         return Step(model, loss), None
     own = find_tokenizer(model)
     return Step(model, loss), own if own is not None and recipe.model.tokenizer is None else tokenizer()
+
+
+def build_towers(
+    recipe: Recipe, values: dict[str, Callable[[], Any]], trained: Path | None
+) -> tuple[nn.Module, dict[str, Callable[[], Any]]]:
+    """Build the model without its loss; return it with what factories may ask for."""
+    builder = TowerBuilder(values, trained)
+    files = None if trained is None else trained / TOWERS / WHOLE
+    context = values | {"encoder": lambda: builder.build, "stored": lambda: files}
+    return cast("nn.Module", binding.make("encoders", recipe.model.part, context)), context
 
 
 def context_of(

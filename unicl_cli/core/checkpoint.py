@@ -163,11 +163,22 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read all tensors of a safetensors file; UniclError if it is damaged."""
+    if path.exists() and not path.is_file():
+        raise UniclError(f"{path}: not a regular file", "restore it from a copy")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as error:
         raise UniclError(f"{path}: cannot be read: {error}", "use another checkpoint, or train again") from error
+
+
+def find_non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors with values that are not finite, and of logit scales whose exponential is not."""
+    return [
+        name
+        for name, value in tensors.items()
+        if not bool(torch.isfinite(value.float().exp() if name.endswith("logit_scale") else value).all())
+    ]
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], place: str) -> None:
@@ -193,8 +204,10 @@ def load_optimizer(module: nn.Module, optimizer: Any, path: Path) -> None:
     """Load the state of each parameter by name, sharded like the parameter; scalars (step counts) stay whole."""
     parameters = dict(bare(module).named_parameters())
     for key, value in read_tensors(path).items():
-        name, field = key.rsplit("/", 1)
-        parameter = parameters[name]
+        name, _, field = key.rpartition("/")
+        parameter = parameters.get(name)
+        if parameter is None or (value.ndim == parameter.ndim and value.ndim and value.shape != parameter.shape):
+            raise UniclError(f"{path}: {key} is of no parameter here", "use the recipe that it was trained with")
         if value.ndim:
             value = shard_like(value.to(parameter.device), parameter)
         if value.shape == parameter.shape and value.stride() != parameter.stride():  # else updates run one by one

@@ -1,16 +1,20 @@
 """A checkpoint folder on disk: its file names, the pointers to it, and the check that it is whole; without torch."""
 
 import hashlib
-import json
 import mmap
 import os
 import re
+import stat
 import uuid
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any
 
-from unicl_cli.core.files import discard, is_leftover, remove_leftovers
+from pydantic import AfterValidator, Field
+
+from unicl_cli.core.documents import Document, Natural, StepCount, load_facts, read_document
+from unicl_cli.core.files import discard, is_leftover, read_regular, remove_leftovers
+from unicl_cli.errors import UniclError
 
 MODEL, EMA, OPTIM, TRAINER = "model.safetensors", "ema.safetensors", "optim.safetensors", "trainer.json"
 """The files of a checkpoint; ``trainer.json`` is written last and names the others."""
@@ -18,6 +22,23 @@ FILES = frozenset((MODEL, EMA, OPTIM, TRAINER))
 LATEST, BEST = "latest", "best"
 """Files beside the checkpoints that name one of them."""
 _NAME = re.compile(r"step-(\d{8}|[1-9]\d{8,})", re.ASCII)
+_HINT = "restore the checkpoint from a copy, or delete it to continue from the one before"
+
+
+def _check_listing(files: dict[str, Any]) -> dict[str, Any]:
+    if MODEL not in files:
+        raise ValueError(f"has no {MODEL}")
+    for name in files:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"{name!r} is not the name of a file in this folder")
+    return files
+
+
+class CheckpointFacts(Document):
+    """``trainer.json`` as every reader needs it: the step, and bytes and sha256 of each file beside it."""
+
+    step: StepCount
+    files: Annotated[dict[str, Annotated[tuple[Natural, str], Field(strict=False)]], AfterValidator(_check_listing)]
 
 
 def folder_of(root: Path, step: int) -> Path:
@@ -51,13 +72,19 @@ def is_own(folder: Path) -> bool:
 
 
 def read_pointer(path: Path) -> str:
-    """Return the name of the checkpoint in ``latest`` or ``best``; an empty string if there is no such file."""
-    return Path(path.read_text(encoding="utf-8", errors="replace").strip()).name if path.is_file() else ""
+    """Return the name of the checkpoint in ``latest`` or ``best``; an empty string if the file names none."""
+    try:
+        name = read_regular(path, 1000).decode("ascii", "replace").strip()
+    except OSError:
+        return ""
+    return name if _NAME.fullmatch(name) else ""
 
 
 def fingerprint(path: Path) -> list[Any]:
     """Return [bytes, sha256] of a file; cached until the file changes."""
     about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError(f"{path}: not a regular file")
     return [about.st_size, _hash_file(path, about.st_size, about.st_mtime_ns)]
 
 
@@ -73,11 +100,25 @@ def _hash_file(path: Path, size: int, touched: int) -> str:
 def is_whole(folder: Path) -> bool:
     """Return whether every file has the size and checksum in ``trainer.json``, which is written last."""
     try:
-        files = json.loads((folder / TRAINER).read_text(encoding="utf-8"))["files"]
-        sized = all((folder / name).stat().st_size == size for name, (size, _) in files.items())
-        return sized and all(fingerprint(folder / name) == known for name, known in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        files = _read_listing(folder) if has_sizes(folder) else None
+        return files is not None and all(fingerprint(folder / name) == list(known) for name, known in files.items())
+    except (OSError, UniclError):
         return False
+
+
+def has_sizes(folder: Path) -> bool:
+    """Return whether ``trainer.json`` is sound and every file has the size in it; checksums are not read."""
+    try:
+        return all((folder / name).stat().st_size == size for name, (size, _) in _read_listing(folder).items())
+    except (OSError, UniclError):
+        return False
+
+
+def _read_listing(folder: Path) -> dict[str, tuple[int, str]]:
+    facts = read_document(folder / TRAINER, CheckpointFacts, _HINT)
+    if _NAME.fullmatch(folder.name) and step_of(folder) != facts.step:
+        raise UniclError(f"{folder / TRAINER}: damaged: is of step {facts.step}", _HINT)
+    return facts.files
 
 
 def newest(root: Path) -> Path | None:
@@ -95,9 +136,9 @@ def list_damaged(root: Path) -> list[Path]:
     return [folder for folder in newer if not is_whole(folder)]
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
-    """Read ``trainer.json`` of a checkpoint."""
-    return cast("dict[str, Any]", json.loads((folder / TRAINER).read_text(encoding="utf-8")))
+def read_facts(folder: Path, model: type[CheckpointFacts] = CheckpointFacts) -> dict[str, Any]:
+    """Read ``trainer.json`` of a checkpoint. UniclError if it is damaged."""
+    return load_facts(folder / TRAINER, model, _HINT)
 
 
 def prune(root: Path, keep: int, keep_every: int | None = None) -> list[str]:

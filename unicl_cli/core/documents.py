@@ -1,9 +1,11 @@
 """Reader of the JSON files that unicl itself wrote: bounded, and checked against a model before anything uses them."""
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from unicl_cli.core.files import read_regular
 from unicl_cli.core.json_text import parse_json
@@ -12,11 +14,34 @@ from unicl_cli.errors import UniclError
 MAX_BYTES = 256_000_000
 """The largest document: the manifest of a corpus of a million shards has less."""
 
+Natural = Annotated[int, Field(ge=0, lt=2**63)]
+StepCount = Annotated[int, Field(ge=0, le=10**10)]
+"""Number of completed steps: times a batch's size it still fits 64 bits."""
+Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | float
+
+
+def _check_numbers(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("should be a finite number")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("should be a number of at most 64 bits")
+    if isinstance(value, dict | list):
+        children: Iterable[Any] = value.values() if isinstance(value, dict) else value
+        for child in children:
+            _check_numbers(child)
+    return value
+
+
+Plain = Annotated[Any, AfterValidator(_check_numbers)]
+"""Any value of JSON whose numbers are finite and, if whole, fit 64 bits."""
+
 
 class Document(BaseModel):
     """Base of the models: no conversion between types, no infinite numbers; keys of later versions are kept."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, extra="allow")
+
+    __pydantic_extra__: dict[str, Plain] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 D = TypeVar("D", bound=Document)
@@ -34,6 +59,11 @@ def read_document(path: Path, model: type[D], hint: str, most: int = MAX_BYTES) 
         raise
     except OSError as error:
         raise UniclError(f"{path}: cannot be read: {error.strerror or error}", hint) from error
+
+
+def load_facts(path: Path, model: type[D], hint: str, most: int = MAX_BYTES) -> dict[str, Any]:
+    """Return a document as a mapping with the keys that its file has; errors as `read_document`."""
+    return read_document(path, model, hint, most).model_dump(mode="json", exclude_unset=True)
 
 
 def parse_document(data: bytes | str, model: type[D], path: Path, hint: str) -> D:

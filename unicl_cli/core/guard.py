@@ -4,8 +4,11 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from pydantic import Field
+
+from unicl_cli.core.documents import Document, StepCount
 from unicl_cli.errors import UniclError
 
 WINDOW = 10_000
@@ -21,12 +24,57 @@ LOW_SCALE = 5.0
 HINT = "lower optim.lr or lengthen schedule.warmup; the last checkpoint is from before"
 
 
+class BadStepsState(Document):
+    """The state of `BadSteps`."""
+
+    row: StepCount
+    recent: Annotated[list[StepCount], Field(max_length=WINDOW)]
+
+
+class SpikesState(Document):
+    """The state of `Spikes`."""
+
+    recent: Annotated[list[float], Field(max_length=RECENT)]
+    high: StepCount
+    calm_step: StepCount
+
+
+class ScaleState(Document):
+    """The state of `ScaleWatch`."""
+
+    capped_since: StepCount | None
+    was_high: bool
+    told: list[str]
+
+
+class FiguresState(Document):
+    """The state of `Figures`."""
+
+    loss: SpikesState
+    grad_norm: SpikesState
+    scale: ScaleState
+
+
+class GuardState(Document):
+    """The state of `DivergenceGuard`, as ``trainer.json`` holds it."""
+
+    bad: BadStepsState
+    figures: FiguresState
+    rollbacks: StepCount
+
+
 class Diverged(UniclError):  # noqa: N818 - the run's state, not a mistake
     """A run that cannot continue: exit code 3. ``evidence`` of step ``step`` goes to its crash folder."""
 
     def __init__(self, message: str, hint: str, step: int, evidence: Mapping[str, Any]) -> None:
         super().__init__(message, hint, exit_code=3)
         self.step, self.evidence = step, evidence
+
+
+def divergence_error(message: str) -> UniclError:
+    """Return the error for a model whose outputs are not finite."""
+    hint = "evaluate an earlier checkpoint, or use precision fp32: the weights have probably diverged"
+    return UniclError(message, hint, exit_code=1)
 
 
 class BadSteps:

@@ -1,12 +1,13 @@
 """Files of open_clip models by name (local folder, open_clip's own list, hub), and errors of the hub."""
 
 import errno
-import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
+from unicl_cli.core.files import read_regular
+from unicl_cli.core.json_text import parse_json
 from unicl_cli.errors import UniclError, did_you_mean, is_live, is_quiet, write_line
 from unicl_cli.formats import byte_size
 
@@ -27,6 +28,7 @@ TOKENIZER = (
     "added_tokens.json",
     "config.json",
 )
+MAX_CONFIG_BYTES = 16_000_000
 LOG_IN = "then log in with `hf auth login` (or set HF_TOKEN)"
 T = TypeVar("T")
 
@@ -130,7 +132,7 @@ def find_on_hub(name: str, repo: str, *, weights: bool) -> Source:
 def read_config(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (model_cfg, preprocess_cfg) of an open_clip_config.json."""
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
+        whole = parse_json(read_regular(path, MAX_CONFIG_BYTES))
         config = deepcopy(whole["model_cfg"])
         if not all(isinstance(config[key], dict) for key in ("vision_cfg", "text_cfg")):
             raise TypeError("vision_cfg and text_cfg are mappings")

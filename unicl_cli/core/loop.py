@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unicl_cli.contracts import Loss, Model, Sink
-from unicl_cli.core.dist import bare, mean_over_ranks, rank, sum_over_ranks, world_size
+from unicl_cli.core.dist import any_rank, bare, mean_over_ranks, rank, sum_over_ranks, world_size
 from unicl_cli.core.guard import BadSteps
 from unicl_cli.core.host_copy import to_device
 from unicl_cli.core.memory import memory_used
@@ -116,6 +116,18 @@ def freeze_unreached(step_module: nn.Module, ranks: Tensor) -> list[str]:
         parameter.requires_grad = False
     step_module.train()  # puts a tower that is frozen as a whole into evaluation
     return [name for name, _ in idle]
+
+
+def has_finite_loss(step_module: nn.Module, batch: Any, accelerator: "Accelerator") -> bool:
+    """Return whether the loss on a batch is finite on every rank, without training on it; every rank calls it."""
+    training = step_module.training
+    step_module.eval()  # neither dropout nor new statistics of BatchNorm
+    try:
+        with torch.no_grad(), accelerator.autocast():
+            loss = step_module(batch)["loss"]
+    finally:
+        step_module.train(training)
+    return not any_rank(flag=not bool(torch.isfinite(loss)))
 
 
 def call_after_step(step_module: nn.Module) -> None:

@@ -2,9 +2,21 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from unicl_cli.errors import UniclError
+from unicl_cli.formats import byte_size
+
+MAX_TENSORS = 100_000
+"""Tensors of a model; the largest published ones have some thousands."""
 
 FULL = (
     *("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "could not create a primitive"),
@@ -18,6 +30,42 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
+
+
+def check_module_size(build: Callable[[], object], most: int | None) -> None:
+    """Raise UniclError if the modules that ``build()`` makes hold more than ``most`` bytes, or 100,000 tensors.
+
+    They are built without memory, on the meta device. What cannot be built there is left to the real build.
+    """
+    held: dict[str, int] = {"bytes": 0, "tensors": 0}
+
+    def count(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
+        del module, name
+        held["bytes"] += 0 if tensor is None else tensor.nbytes
+        held["tensors"] += tensor is not None
+        if (most is not None and held["bytes"] > most) or held["tensors"] > MAX_TENSORS:
+            raise too_large_error(f"more than {byte_size(held['bytes'])} in {held['tensors']:,} tensors")
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        with torch.device("meta"):
+            build()
+    except UniclError:
+        raise
+    except Exception as error:
+        if "overflow" in str(error):
+            raise too_large_error(str(error).splitlines()[0]) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def too_large_error(reason: str) -> UniclError:
+    """Return the error for a model that does not fit into the memory of this machine."""
+    return UniclError(
+        f"model: its weights do not fit into the memory of this machine: {reason}",
+        "lower the sizes of the towers: width, layers, embed_dim, model.context_length",
+    )
 
 
 def memory_limit(device: torch.device) -> int | None:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from unicl_cli.contracts import Sink
 from unicl_cli.core.files import write_atomic
+from unicl_cli.core.json_lines import MetricLine, read_lines
 from unicl_cli.errors import UniclError, escape_control, is_live
 from unicl_cli.formats import byte_size, fit_parts, format_duration, format_share
 
@@ -74,8 +75,8 @@ class JsonlSink:
     """
 
     def __init__(self, path: Path, start: int) -> None:
-        if path.is_file():
-            write_atomic(path, "".join(read_whole_lines(path, start)))
+        if path.exists():
+            write_atomic(path, "".join(lines_until(path, start)))
         self.file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -89,17 +90,13 @@ class JsonlSink:
             self.file.close()
 
 
-def read_whole_lines(path: Path, start: float = math.inf) -> list[str]:
-    """Return the whole lines of steps up to ``start``; a kill or a power cut may have damaged the last ones."""
-    kept: list[str] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            if not line.endswith("\n") or json.loads(line)["step"] > start:
-                break
-        except (ValueError, KeyError, TypeError):
-            break
-        kept.append(line)
-    return kept
+def lines_until(path: Path, start: int) -> list[str]:
+    """Return the sound lines of steps up to ``start``, the first of each step, with their line breaks."""
+    kept: dict[int, str] = {}
+    for line in read_lines(path, MetricLine):
+        if line.is_complete and line.values["step"] <= start:
+            kept.setdefault(line.values["step"], f"{line.text}\n")
+    return list(kept.values())
 
 
 class ConsoleSink:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from unicl_cli.core.json_text import parse_json
 from unicl_cli.errors import UniclError
 
 FORMS = 'write a name on each line, "id<TAB>name" lines, or JSON: ["cat", "dog"] or {"0": "cat", "1": "dog"}'
@@ -298,15 +299,12 @@ def _load_json(text: str, origin: str) -> Any:
             met[key] = value
         return met
 
-    def load(line: str) -> Any:
-        return json.loads(line, object_pairs_hook=refuse_repeated_keys)
-
     try:
-        return load(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text, refuse_repeated_keys)
+    except ValueError as error:
         try:
-            return [load(line) for line in text.splitlines() if line.strip()]  # JSONL
-        except (ValueError, RecursionError):
+            return [parse_json(line, refuse_repeated_keys) for line in text.splitlines() if line.strip()]  # JSONL
+        except ValueError:
             raise UniclError(f"{origin}: not valid JSON: {error}", FORMS) from error
 
 

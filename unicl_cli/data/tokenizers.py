@@ -1,9 +1,10 @@
 """Tokenizers: CLIP's BPE, a BPE fitted on the corpus, one token per class, or a file of `tokenizers`."""
 
+import contextlib
 import gzip
 import html
 import importlib.util
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -16,12 +17,17 @@ from tokenizers import Tokenizer as Library
 from torch import Tensor
 
 from unicl_cli.core import hub
+from unicl_cli.core.files import read_regular
+from unicl_cli.core.json_text import parse_json
+from unicl_cli.data.tokenizer_files import check_tokenizer
 from unicl_cli.errors import UniclError
 
 START, END, PAD = "<start_of_text>", "<end_of_text>", "<pad>"
 ENDS = (END, "<|endoftext|>", "</s>", "[SEP]", "<eos>")
 PADS = (PAD, "[PAD]", "<|pad|>")
 CORPUS_VOCABULARY = 8192
+MAX_TOKENIZER_BYTES, MAX_GAP = 128_000_000, 65_536
+"""The largest `tokenizer.json` (Gemma's has 34 MB), and the most ids of its range that no token needs to have."""
 REMEMBERED = 65_536
 """The most texts whose ids a tokenizer keeps: about 20 MB."""
 Ids = NDArray[np.int32]
@@ -67,7 +73,7 @@ class TextTokenizer:
                 "use the model's own class names: with `tokenizer: classes` it has one vector per class and no others",
             )
         rows = self._ids_of(texts)
-        padded = np.full((len(rows), max(map(len, rows))), self.pad_id, np.int64)
+        padded = np.full((len(rows), max(1, *map(len, rows))), self.pad_id, np.int64)
         for place, row in zip(padded, rows, strict=True):
             place[: len(row)] = row
         return torch.from_numpy(padded)
@@ -97,7 +103,12 @@ class TextTokenizer:
 
     def _encode(self, texts: Sequence[str]) -> Sequence[Encoding]:
         self.library.encode_special_tokens = True  # as plain text; neither files nor pickles keep this setting
-        return self.library.encode_batch_fast([clip_clean(t) if self.clean else t for t in texts])
+        cleaned = [clip_clean(t) if self.clean else t for t in texts]
+        try:
+            with as_value_error():
+                return self.library.encode_batch_fast(cleaned)
+        except ValueError as error:
+            raise UniclError(f"the tokenizer cannot encode a text: {error}", "use another tokenizer") from error
 
     def save(self, path: Path) -> None:
         self.library.save(str(path))
@@ -162,15 +173,49 @@ def class_tokenizer(names: Sequence[str]) -> TextTokenizer:
 
 
 def load_tokenizer(path: Path, context_length: int, *, clean: bool = False) -> TextTokenizer:
-    """Load a `tokenizer.json` of the `tokenizers` library; ``clean`` applies CLIP's cleaning to its texts first."""
+    """Load a `tokenizer.json` of the `tokenizers` library; ``clean`` applies CLIP's cleaning to its texts first.
+
+    UniclError if it is missing or damaged, or could answer a text with endless work or with ids beyond its vocabulary.
+    """
     try:
-        library = Library.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception for a missing and for a malformed file
+        data = read_regular(path, MAX_TOKENIZER_BYTES)
+        check_tokenizer(parse_json(data))
+        with as_value_error():
+            library = Library.from_buffer(data)
+            check_ids(library)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror or error) if isinstance(error, OSError) else error
         raise UniclError(
-            f"{path}: missing, or not a tokenizer.json: {error}",
+            f"{path}: missing, or not a tokenizer.json: {' '.join(str(reason).split())}",
             "restore the file of a run from a copy; in a recipe, set model.tokenizer to another file, corpus or clip",
         ) from error
     return TextTokenizer(library, context_length, clean=clean)
+
+
+@contextlib.contextmanager
+def as_value_error() -> Generator[None]:
+    """Turn what the library raises into a ValueError: plain Exceptions, and a BaseException where it panics.
+
+    It has no other word for a malformed file, a text without an unknown token, a pattern that takes too long.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(str(error)) from error
+
+
+def check_ids(library: Library) -> None:
+    """Raise ValueError if a tokenizer has no tokens, leaves gaps between its ids, or puts in ids that are not its own.
+
+    A table of vectors has a row for each id up to the largest, so that one wild id would take all memory.
+    """
+    ids = set(library.get_vocab().values())
+    if not ids or max(ids) >= 2 * len(ids) + MAX_GAP:
+        raise ValueError(f"its {len(ids)} tokens have ids up to {max(ids, default=0)}")
+    if not ids.issuperset(library.encode_batch_fast([""])[0].ids):
+        raise ValueError("its post_processor adds ids that are not in the vocabulary")
 
 
 class PaddedTokenizer:

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from unicl_cli.contracts import EvalRows, FeaturePoint, Features, Sample
 from unicl_cli.core.dist import bare, gather, rank, world_size
+from unicl_cli.core.guard import divergence_error
 from unicl_cli.core.machine import cores
 from unicl_cli.data.corpus import undecodable
 from unicl_cli.data.pictures import ImageError
-from unicl_cli.errors import UniclError
 from unicl_cli.inference.progress import progress
 
 if TYPE_CHECKING:
@@ -176,9 +176,3 @@ def check_finite(finite: Tensor, rows: Sequence[int], table: EvalRows, where: st
         key = table.read(rows[int((~finite).nonzero()[0])]).key
         count = int((~finite).sum())
         raise divergence_error(f"non-finite features from {where}, first at '{key}' ({count} of {len(finite)} rows)")
-
-
-def divergence_error(message: str) -> UniclError:
-    """Return the error for a model whose outputs are not finite."""
-    hint = "evaluate an earlier checkpoint, or use precision fp32: the weights have probably diverged"
-    return UniclError(message, hint, exit_code=1)

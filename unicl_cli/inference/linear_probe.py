@@ -5,23 +5,38 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
 from unicl_cli.contracts import ClassName, FeaturePoint
+from unicl_cli.core.checkpoint import find_non_finite
+from unicl_cli.core.documents import Document
 from unicl_cli.core.files import write_output_data
+from unicl_cli.core.json_text import parse_json
 from unicl_cli.errors import UniclError
 from unicl_cli.inference.encoder import Encoder
 from unicl_cli.inference.scorer import Scorer, full_precision, identity
+from unicl_cli.runs.documents import NamedClass
 
 SCHEMA = "unicl/probe-weights/1"
 CLOSE = 0.1
 """Relative distance of the reference features up to which a model is the same; bfloat16 moves them by 0.01."""
+
+
+class ProbeFacts(Document):
+    """What is needed to use a saved probe, beside its tensors: the metadata of its file."""
+
+    schema_: Literal["unicl/probe-weights/1"] = Field(alias="schema")
+    model: str
+    features: FeaturePoint
+    normalize: bool
+    classes: Annotated[list[NamedClass], Field(min_length=1)]
 
 
 class LinearProbe(NamedTuple):
@@ -77,17 +92,18 @@ def load_probe(path: Path) -> LinearProbe:
     """Read a probe that `save_probe` wrote. Raises UniclError for any other file."""
     hint = "give a file that unicl probe --save wrote"
     try:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise OSError("not a regular file")
         with safe_open(path, framework="pt") as file:
-            about = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-            if about["schema"] != SCHEMA:
-                raise UniclError(f"--probe {path}: not a saved probe", hint)
+            found = {key: parse_json(value) for key, value in (file.metadata() or {}).items()}
+            about = ProbeFacts.model_validate(found)
             weights, bias, reference = (file.get_tensor(name) for name in ("weights", "bias", "reference"))
-        classes = tuple(ClassName(each["key"], tuple(each["names"])) for each in about["classes"])
-        probe = LinearProbe(
-            weights, bias, reference, classes, about["features"], bool(about["normalize"]), about["model"]
-        )
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise UniclError(f"--probe {path}: not a saved probe", hint) from error
+    classes = tuple(ClassName(each.key, tuple(each.names)) for each in about.classes)
+    probe = LinearProbe(weights, bias, reference, classes, about.features, about.normalize, about.model)
+    if find_non_finite({"weights": weights, "bias": bias, "reference": reference}):
+        raise UniclError(f"--probe {path}: its numbers are not finite", "fit it again: unicl probe --save FILE")
     if weights.shape != (len(reference), len(classes)) or bias.shape != (len(classes),):
         raise UniclError(f"--probe {path}: its tensors do not fit each other", hint)
     return probe

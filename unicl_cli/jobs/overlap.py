@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from unicl_cli.data.mix import LABELS, select_rows
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe, TrainData
+from unicl_cli.runs.documents import Meta, read_if_sound
 from unicl_cli.runs.folder import META, RESOLVED, find_run
 
 if TYPE_CHECKING:
@@ -101,7 +101,5 @@ def recipes_of(model: str) -> list[Recipe]:
 
 def _parts_of_mixture(folder: Path) -> list[str]:
     """Return the two models that `unicl mix` made a folder from; none for another folder."""
-    if not (folder / META).is_file():
-        return []
-    mixed = json.loads((folder / META).read_text(encoding="utf-8")).get("mixed", {})
-    return [str(mixed[side]) for side in ("old", "new") if side in mixed]
+    meta = read_if_sound(folder / META, Meta)
+    return [] if meta is None or meta.mixed is None else [meta.mixed.old, meta.mixed.new]

@@ -1,7 +1,6 @@
 """Run directories as text for the terminal: a table of many, a summary of one."""
 
 import itertools
-import json
 import shlex
 import sys
 import time
@@ -11,8 +10,9 @@ from typing import Any
 
 from unicl_cli.formats import format_age, format_duration, format_figure, format_figures, label_figure, percent
 from unicl_cli.pages.text import align_columns, terminal_width
-from unicl_cli.runs.folder import ENVIRONMENT, METRICS
-from unicl_cli.runs.status import read_lines, read_validations
+from unicl_cli.runs.documents import Environment, read_if_sound
+from unicl_cli.runs.folder import ENVIRONMENT
+from unicl_cli.runs.status import read_metrics, read_validations
 
 BARS = "▁▂▃▄▅▆▇█"
 ASCII_BARS = "_.-:=+*#"
@@ -61,7 +61,7 @@ def describe_run(run: Path, status: Mapping[str, Any]) -> Iterator[str]:
     step, steps = status["step"], status["steps"]
     old = format_age(max(0.0, time.time() - status["updated"]))
     yield f"{run}: {status['state']} at step {step:,} of {steps:,}, {old} ago on {status.get('host', '?')}"
-    losses = [row["loss"] for row in read_lines(run / METRICS) if isinstance(row.get("loss"), int | float)]
+    losses = [row["loss"] for row in read_metrics(run) if row.get("loss") is not None]
     if losses:
         yield f"loss  {losses[0]:.3f} {sparkline(losses)} {losses[-1]:.3f}"
     yield from align_columns([validation_cells(row) for row in read_validations(run)], terminal_width())
@@ -78,13 +78,10 @@ def validation_cells(row: Mapping[str, Any]) -> tuple[str, str]:
 
 def command_of(run: Path) -> str:
     """Return the command line that started the run, with `cd` if it was started in another folder."""
-    try:
-        env = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
-        words = [str(word) for word in env["command"][1:]]
-        folder = str(env.get("cwd") or Path.cwd())
-    except (OSError, ValueError, KeyError, TypeError):
+    env = read_if_sound(run / ENVIRONMENT, Environment)
+    if env is None or env.command is None:
         return f"the unicl train command of {run} (its env.json cannot be read)"
-    command = shlex.join(["unicl", *words])
+    command, folder = shlex.join(["unicl", *env.command[1:]]), env.cwd or str(Path.cwd())
     return command if Path(folder) == Path.cwd() else f"cd {shlex.quote(folder)} && {command}"
 
 

@@ -13,6 +13,10 @@ ATTEMPT = "UNICL_ATTEMPT"
 """In a worker: the number of times that the launcher of unicl has already started the workers."""
 WORKER = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
 PORT = "29500"
+MAX_WORLD = 2**20
+"""Processes of a training."""
+MAX_LOCAL = 1024
+"""Processes that one machine may start."""
 WAYS = ("auto", "local", "worker", "slurm")
 MPI = (
     "PMI_SIZE",
@@ -109,7 +113,28 @@ def join_launcher(environ: Mapping[str, str], why: str) -> Launch:
         )
     # without LOCAL_RANK, accelerate would train on each GPU separately
     usual = {"MASTER_PORT": PORT, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    return Launch("worker", why, environ={name: environ[name] for name in WORKER} | usual | present(environ, usual))
+    found = {name: environ[name] for name in WORKER} | usual | present(environ, usual)
+    check_group(found)
+    return Launch("worker", why, environ=found)
+
+
+def check_group(variables: Mapping[str, str]) -> None:
+    """Raise UniclError for variables of a process group that are not numbers, or contradict each other."""
+    hint = "let a launcher set it, or unset RANK and WORLD_SIZE to work in one process"
+    limits = {
+        **dict.fromkeys(("RANK", "LOCAL_RANK"), (0, MAX_WORLD)),
+        **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), (1, MAX_WORLD)),
+        "MASTER_PORT": (1, 2**16 - 1),
+    }
+    for name, (least, most) in limits.items():
+        text = variables[name]
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+            raise UniclError(f"{name}={text}: should be a number from {least} to {most}", hint)
+    for name in ("RANK", "LOCAL_RANK"):
+        if int(variables[name]) >= int(variables["WORLD_SIZE"]):
+            raise UniclError(f"{name}={variables[name]}: WORLD_SIZE is {variables['WORLD_SIZE']}", hint)
+    if not variables["MASTER_ADDR"].strip():
+        raise UniclError("MASTER_ADDR: empty", hint)
 
 
 def present(environ: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
@@ -143,8 +168,10 @@ def count_processes(devices: str, gpus: Callable[[], int]) -> tuple[int, bool]:
     if devices == "auto":
         return max(1, gpus()), False
     number = (count or "1") if kind == "cpu" else devices
-    if not number.isdecimal() or int(number) < 1:
+    if not re.fullmatch(r"[0-9]{1,9}", number) or int(number) < 1:
         raise UniclError(f"--devices {devices}: unknown", "use auto, a number of GPUs, or cpu:N")
+    if kind == "cpu" and int(number) > MAX_LOCAL:
+        raise UniclError(f"--devices {devices}: more than {MAX_LOCAL:,} processes", "use at most one per core")
     if kind != "cpu" and int(number) > gpus():
         raise UniclError(
             f"--devices {devices}: this machine shows {gpus()} GPUs", "use a smaller number, auto, or cpu:N"

@@ -23,7 +23,19 @@ def _allow_encoder_options(schema: dict[str, Any]) -> None:
 
 AS_LIST = Strict(strict=False)
 """Marks a tuple, which is a list in YAML."""
-Count = Annotated[int, BeforeValidator(_to_int), Field(gt=0)]
+Count = Annotated[int, BeforeValidator(_to_int), Field(gt=0, le=10**15)]
+MAX_STEPS, MAX_CONTEXT = 10**10, 2**17
+"""The longest training, and the longest context of a text tower in tokens."""
+Steps = Annotated[int, BeforeValidator(_to_int), Field(gt=0, le=MAX_STEPS)]
+"""Number of steps: times a batch's rows it fits 64 bits."""
+Rows = Annotated[int, BeforeValidator(_to_int), Field(gt=0, le=2**24)]
+"""Rows that are held at once."""
+Width = Annotated[int, BeforeValidator(_to_int), Field(gt=0, le=2**16)]
+"""Numbers in a state or a head of a tower."""
+Depth = Annotated[int, BeforeValidator(_to_int), Field(gt=0, le=1024)]
+"""Blocks of a tower."""
+Side = Annotated[int, BeforeValidator(_to_int), Field(gt=0, le=8192)]
+"""Pixels."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Below1 = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -51,7 +63,7 @@ class Augment(Section):
     """Smallest and largest area of a random crop, as shares of the image, for example `[0.3, 1.0]`."""
     flip: Share | None = None
     """Probability of a horizontal flip."""
-    shift: Annotated[int, Field(ge=0)] | None = None
+    shift: Annotated[int, Field(ge=0, le=8192)] | None = None
     """Largest random shift in pixels, in each direction."""
     noise: Annotated[float, Field(ge=0)] | None = None
     """Standard deviation of added noise; pixel values are 0 to 1."""
@@ -105,13 +117,13 @@ class Data(Section):
     """Corpora to train on."""
     mix: Mix = Mix()
     """Mix of rows with labels and rows with captions."""
-    image_size: Count = 224
+    image_size: Side = 224
     """Side of the square input of the image tower, in pixels."""
     augment: Augments = (Augment(),)
     """Image augmentation: one entry for all views, or one per view."""
     templates: Templates | None = None
     """Prompt templates of classes: `clip80`, `clip7`, `unicl81`, `none`, a file or a list; null = the corpus' own."""
-    views: Count = 1
+    views: Annotated[int, BeforeValidator(_to_int), Field(gt=0, le=64)] = 1
     """Number of augmented views of each image."""
     text_for_labelled: Literal["prompt", "caption", "mixed"] = "mixed"
     """Text of a row with a label and captions: a prompt with the class name, a caption, or either at random (mixed)."""
@@ -121,7 +133,7 @@ class Data(Section):
     """Balance of classes: drawn as often as they have rows (0), by the square root of that (0.5), or equally (1)."""
     caption_targets: Literal["unique", "text_hash"] = "unique"
     """Positives of a caption: its own row (unique), or every row with the same text (text_hash)."""
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=0, le=4096)] | Literal["auto"] = "auto"
     """Number of loader processes; changes only the speed, never the samples."""
     decoder: Literal["auto", "pillow"] = "auto"
     """Image decoder; auto = the fastest JPEG decoder that gives the same pixels as Pillow. Changes only the speed."""
@@ -140,7 +152,7 @@ class ModelSection(Section):
     """Name of the encoder."""
     tokenizer: str | None = None
     """Tokenizer: `corpus`, `clip`, `classes` or the path of a file; null = that of the text tower, or else `corpus`."""
-    context_length: Count | None = None
+    context_length: Annotated[int, BeforeValidator(_to_int), Field(gt=0, le=MAX_CONTEXT)] | None = None
     """Longest text in tokens; null = 77 for the tokenizer `clip`, else 32."""
     init: str | None = None
     """Model to start from: a run, a checkpoint, `open_clip:NAME/TAG`, `local-dir:PATH` or `hf-hub:ORG/REPO`."""
@@ -202,9 +214,9 @@ class Schedule(Section):
 class BatchSize(Section):
     """Batch size."""
 
-    size: Count = 1024
+    size: Rows = 1024
     """Rows of a step, over all processes."""
-    micro: Count | Literal["auto"] = "auto"
+    micro: Rows | Literal["auto"] = "auto"
     """Rows that a process encodes at once; changes memory only. auto = as many as fit, tried before the first step."""
 
 
@@ -217,7 +229,7 @@ class Eval(Section):
     """Split of the corpus; null = test, or val without one."""
     every: Count = 1000
     """Steps between two evaluations."""
-    batch: Count = 512
+    batch: Rows = 512
     """Images that a process encodes at once."""
     limit: Count | None = None
     """Number of rows to use; null = all."""
@@ -322,7 +334,7 @@ class Recipe(Section):
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
     batch: BatchSize = BatchSize()
-    steps: Count | None = None
+    steps: Steps | None = None
     """Length of the run in steps; set exactly one of `steps`, `epochs`, `samples`."""
     epochs: Positive | None = None
     """Length of the run in passes over the mix, for example 0.5."""

@@ -32,6 +32,13 @@ MOST_BYTES = 256_000_000
 """The largest of the files that mark a run or a corpus."""
 FAR_FUTURE = 1e11
 """Seconds since 1970 that no clock shows."""
+FILES = (
+    *(RECIPE, RESOLVED, OVERRIDES, ENVIRONMENT, STATUS, METRICS, VALIDATIONS, CLASSES, TOKENIZER, META, RUN_LOCK),
+    *(checkpoint_files.MODEL, checkpoint_files.EMA),
+    *(f"{CHECKPOINTS}/{name}" for name in (checkpoint_files.LATEST, checkpoint_files.BEST)),
+)
+FOLDERS = (CHECKPOINTS, LOGS, CRASH)
+"""All that a training writes into its run directory."""
 MODEL_VARIABLE = "UNICL_MODEL"
 """Environment variable that names the model if no option does."""
 DEFAULT_MODEL = "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"

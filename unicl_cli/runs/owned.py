@@ -6,19 +6,11 @@ from pathlib import Path
 
 from unicl_cli.core import checkpoint_files, hub
 from unicl_cli.data.corpus import MANIFEST, PLAN
-from unicl_cli.runs import folder as run_folder
-from unicl_cli.runs.folder import is_checkpoint, is_marked, read_object
+from unicl_cli.runs.folder import FILES, is_checkpoint, is_marked, read_object
 
 _CORPUS_FILES = frozenset((MANIFEST, PLAN, "holdout.json", "duplicates.json"))
 _CORPUS_FOLDERS = frozenset(("data", "parts", "rejects"))
-_RUN_FILES = frozenset(
-    (
-        *(run_folder.RECIPE, run_folder.OVERRIDES, run_folder.RESOLVED, run_folder.ENVIRONMENT, run_folder.STATUS),
-        *(run_folder.METRICS, run_folder.VALIDATIONS, run_folder.CLASSES, run_folder.TOKENIZER, run_folder.META),
-        *(run_folder.RUN_LOCK, checkpoint_files.MODEL, checkpoint_files.EMA, hub.CONFIG, *hub.WEIGHTS),
-    )
-)
-_POINTERS = frozenset((checkpoint_files.LATEST, checkpoint_files.BEST))
+_RUN_FILES = frozenset((*FILES, hub.CONFIG, *hub.WEIGHTS))
 
 
 def find_owner(file: Path) -> str | None:
@@ -33,7 +25,7 @@ def find_owner(file: Path) -> str | None:
             return f"the corpus {folder}"
         if len(inside) == 1 and target.name in checkpoint_files.FILES and is_checkpoint(folder):
             return f"the checkpoint {folder}"
-        if _is_run_part(inside) and is_marked(folder):
+        if "/".join(inside) in _RUN_FILES and is_marked(folder):
             return f"the run {folder}"
     return None
 
@@ -44,9 +36,3 @@ def _is_corpus_part(inside: Sequence[str]) -> bool:
 
 def _is_corpus(folder: Path) -> bool:
     return "shards" in read_object(folder / MANIFEST) or "units" in read_object(folder / PLAN)
-
-
-def _is_run_part(inside: Sequence[str]) -> bool:
-    return (
-        inside[0] in _RUN_FILES if len(inside) == 1 else inside[0] == run_folder.CHECKPOINTS and inside[-1] in _POINTERS
-    )

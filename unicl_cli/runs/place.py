@@ -1,5 +1,6 @@
 """The run directory of a recipe: its path, and the check that what it holds belongs to the recipe."""
 
+import os
 import re
 from datetime import date
 from glob import escape
@@ -14,7 +15,7 @@ from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stages_of
 from unicl_cli.recipe.text import compare_recipes, hashed_keys, recipe_hash
-from unicl_cli.runs.folder import CHECKPOINTS, LOGS, META, RESOLVED, RUN_LOCK, is_marked
+from unicl_cli.runs.folder import CHECKPOINTS, FILES, FOLDERS, LOGS, META, RESOLVED, RUN_LOCK, is_marked
 
 _WORKER_LOGS = re.compile(r"unicl_\w{8}")
 """The names of the folders in ``LOGS``, as torch elastic makes them."""
@@ -68,19 +69,37 @@ def _is_beginning(path: Path) -> bool:
 def is_finished(recipe: Recipe, run: Path) -> bool:
     """Return whether ``run`` holds the finished training of this recipe. UniclError if it holds another recipe's."""
     for stage, folder, _ in stages_of(recipe, run):
+        check_places(folder)
         check_same_recipe(stage, folder)
     return (run / META).is_file()
 
 
+def check_places(run: Path) -> None:
+    """Raise UniclError if something else stands where a training will write a file or a folder of the run."""
+    for name in FILES:
+        path = run / name
+        if os.path.lexists(path) and not path.is_file():
+            raise UniclError(f"{path}: not a regular file", "move it away, or give another --run-dir")
+    for name in FOLDERS:
+        path = run / name
+        if os.path.lexists(path) and not path.is_dir():
+            raise UniclError(f"{path}: not a folder", "move it away, or give another --run-dir")
+
+
 def check_same_recipe(recipe: Recipe, run: Path) -> None:
     """Raise UniclError if ``run`` was trained with a recipe that gives other numbers."""
-    written = run / RESOLVED
     if not list_folders(run / CHECKPOINTS) and not (run / META).is_file():
         return  # a run without checkpoints has nothing to mix with
-    other = compare_recipes(hashed_keys(load(str(written))), hashed_keys(recipe)) if written.is_file() else {}
-    if not other:
+    listed = list_differences(run, recipe)
+    if not listed:
         return
-    listed = ", ".join(f"{key}: {quote_value(then)} -> {quote_value(now)}" for key, (then, now) in other.items())
     raise UniclError(
         f"{run}: was trained with another recipe ({listed})", "give another --run-dir, or use the old recipe"
     )
+
+
+def list_differences(run: Path, recipe: Recipe) -> str:
+    """Return the keys in which the recipe of a run differs, in words; an empty text for none, and without a recipe."""
+    written = run / RESOLVED
+    other = compare_recipes(hashed_keys(load(str(written))), hashed_keys(recipe)) if written.is_file() else {}
+    return ", ".join(f"{key}: {quote_value(then)} -> {quote_value(now)}" for key, (then, now) in other.items())

@@ -1,6 +1,6 @@
 """The plugins that a run was trained with, kept in its ``env.json``, so that an error can say what is missing."""
 
-import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from unicl_cli.contracts import Part
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
+from unicl_cli.runs.documents import Environment, Plugin, read_if_sound
 from unicl_cli.runs.folder import ENVIRONMENT, RESOLVED
 
 
@@ -49,23 +50,17 @@ def load_run_recipe(run: Path, changes: Sequence[str] = ()) -> Recipe:
         raise UniclError(error.message, "; ".join(dict.fromkeys(ways))) from error
 
 
-def read_plugins(run: Path) -> list[Any]:
+def read_plugins(run: Path) -> list[Plugin]:
     """Return the plugins in ``env.json``; none if it is damaged or older."""
-    try:
-        found = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["plugins"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return found if isinstance(found, list) else []
+    env = read_if_sound(run / ENVIRONMENT, Environment)
+    return [] if env is None else env.plugins
 
 
-def tell_way(plugin: Any) -> str | None:
+def tell_way(plugin: Plugin) -> str | None:
     """Return what makes a plugin available; None if it is, or is not described."""
-    try:
-        if plugin["name"] in registry.names(plugin["kind"]):
-            return None
-        if "file" not in plugin:
-            return f"install {plugin['dist']} ({plugin['version']}), which has '{plugin['name']}'"
-        gone = "" if Path(plugin["file"]).is_file() else " (this file is gone)"
-        return f"add the plugin file of this run: unicl --plugin {shlex.quote(plugin['file'])} …{gone}"
-    except (KeyError, TypeError):
+    if plugin.kind not in registry.KINDS or plugin.name in registry.names(plugin.kind):
         return None
+    if plugin.file is None:
+        return f"install {plugin.dist} ({plugin.version}), which has '{plugin.name}'" if plugin.dist else None
+    gone = "" if os.path.isfile(plugin.file) else " (this file is gone)"  # noqa: PTH113 - False for any text
+    return f"add the plugin file of this run: unicl --plugin {shlex.quote(plugin.file)} …{gone}"

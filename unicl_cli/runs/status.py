@@ -1,19 +1,21 @@
 """The state of run directories, including unfinished, lost and damaged ones."""
 
-import json
-import math
 import os
 import socket
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from unicl_cli.core.checkpoint_files import list_folders, step_of
+from unicl_cli.core.documents import read_document
+from unicl_cli.core.json_lines import Line, MetricLine, read_lines
 from unicl_cli.errors import UniclError
-from unicl_cli.runs.folder import CHECKPOINTS, META, RECIPE, RESOLVED, STATUS, VALIDATIONS
+from unicl_cli.runs.documents import Status, ValidationLine, drop_unset
+from unicl_cli.runs.folder import CHECKPOINTS, META, METRICS, RECIPE, RESOLVED, STATUS, VALIDATIONS
 
 LOST_SECONDS = 120
+REWRITTEN = "run the unicl train command of this run again: it rewrites the file and continues"
 FILES = (STATUS, RESOLVED, RECIPE, META)
 """A folder with one of these files is a run."""
 
@@ -58,7 +60,7 @@ def read_status(run: Path) -> dict[str, Any]:
     if not run.is_dir():
         raise UniclError(f"{run}: no such run directory", "list the runs with unicl runs ls")
     try:
-        status = _parse(path.read_text(encoding="utf-8"))
+        status = drop_unset(read_document(path, Status, REWRITTEN))
     except FileNotFoundError as error:
         if not is_run(run):
             raise UniclError(f"{run}: not a run directory", "list the runs with unicl runs ls") from error
@@ -66,10 +68,6 @@ def read_status(run: Path) -> dict[str, Any]:
             raise UniclError(f"{run}: holds a model but no training", "run unicl inspect on it") from error
         hint = "run its unicl train command again"
         raise UniclError(f"{run}: has no status.json: the training never started", hint) from error
-    except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
-    if not _is_sound(status):
-        raise _damaged(path, "state, step, steps or updated is missing")
     if status["state"] == "running" and is_lost(status):
         status["state"] = "lost"
         status["step"] = max(status["step"], newest_step(run))  # status.json is written every few seconds only
@@ -81,23 +79,6 @@ def newest_step(run: Path) -> int:
     return max(map(step_of, list_folders(run / CHECKPOINTS)), default=0)
 
 
-def _parse(text: str) -> Any:
-    return json.loads(text, parse_constant=lambda _: None)  # NaN is not valid JSON
-
-
-def _damaged(path: Path, reason: str) -> UniclError:
-    hint = "run the unicl train command of this run again: it rewrites the file and continues"
-    return UniclError(f"{path}: cannot be read: {reason}", hint)
-
-
-def _is_sound(status: Any) -> bool:
-    if not isinstance(status, dict):
-        return False
-    numbers: list[Any] = [cast("dict[str, Any]", status).get(key) for key in ("step", "steps", "updated")]
-    sound = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
-    return sound and isinstance(status.get("state"), str)
-
-
 def is_lost(status: Mapping[str, Any]) -> bool:
     """Return whether a run has been silent for two minutes, or its process on this machine is gone."""
     if time.time() - status["updated"] > LOST_SECONDS:
@@ -105,31 +86,26 @@ def is_lost(status: Mapping[str, Any]) -> bool:
     if status.get("host") != socket.gethostname() or os.name == "nt":
         return False
     try:
-        os.kill(int(status["pid"]), 0)
-    except (ProcessLookupError, KeyError, TypeError, ValueError, OverflowError):
+        os.kill(status["pid"], 0)
+    except (ProcessLookupError, KeyError):
         return True
     except PermissionError:
         return False
     return False
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the valid lines of a JSON-lines file; leave out lines that are cut or damaged."""
-    kept: list[dict[str, Any]] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ()
-    for line in lines:
-        try:
-            row = _parse(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            kept.append(row)
-    return kept
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Read the sound lines of ``metrics.jsonl``, one mapping for each."""
+    return _read_log(run / METRICS, MetricLine)
 
 
 def read_validations(run: Path) -> list[dict[str, Any]]:
     """Read the validations of a run, one mapping for each."""
-    return [row for row in read_lines(run / VALIDATIONS) if "step" in row]
+    return _read_log(run / VALIDATIONS, ValidationLine)
+
+
+def _read_log(path: Path, model: type[Line]) -> list[dict[str, Any]]:
+    return [line.values for line in read_lines(path, model)] if path.is_file() else []
 
 
 def best_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, float] | None:

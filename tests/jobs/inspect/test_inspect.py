@@ -263,8 +263,8 @@ DAMAGES = {
     "has 999 bytes instead of": cut,
     "model.safetensors: missing": lambda f: (f / "model.safetensors").unlink(),
     "trainer.json is missing": lambda f: (f / "trainer.json").unlink(),
-    "trainer.json cannot be read": lambda f: (f / "trainer.json").write_text("{"),
-    "trainer.json lists no files": lambda f: (f / "trainer.json").write_text('{"step": "x", "versions": 3}'),
+    "trainer.json: damaged: ": lambda f: (f / "trainer.json").write_text("{"),
+    "trainer.json: damaged: files: Field required": lambda f: (f / "trainer.json").write_text('{"step": 4}'),
 }
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from unicl_cli.core.checkpoint_files import EMA, MODEL, OPTIM, TRAINER, fingerprint
+from unicl_cli.core.checkpoint_files import EMA, MODEL, OPTIM, TRAINER, fingerprint, read_facts
+from unicl_cli.errors import UniclError
 
 SCALE = "logit_scale"
 SCALE_MAX = 100.0
@@ -31,7 +31,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     """Return the document. Missing or damaged files are listed in ``notes``, and ``whole`` is then false."""
     notes: list[str] = []
     facts = read_trainer_json(folder, notes)
-    listed: Mapping[str, Any] = facts.get("files", {}) if isinstance(facts.get("files", {}), dict) else {}
+    listed: Mapping[str, Any] = facts.get("files", {})
     names = dict.fromkeys([MODEL, *listed, *(path.name for path in sorted(folder.glob("*.safetensors")))])
     files = [check_file(folder / name, listed.get(name)) for name in names]
     notes += [f"{name}: {file['state']}" for name, file in zip(names, files, strict=True) if file["state"] != "whole"]
@@ -52,18 +52,13 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
 
 def read_trainer_json(folder: Path, notes: list[str]) -> dict[str, Any]:
     """Return ``trainer.json``, or add a note and return an empty mapping."""
-    path = folder / TRAINER
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        return read_facts(folder)
     except FileNotFoundError:
         notes.append(f"{TRAINER} is missing: it is written last, so this checkpoint is unfinished")
-        return {}
-    except (OSError, ValueError) as error:
-        notes.append(f"{TRAINER} cannot be read: {error}")
-        return {}
-    if not isinstance(facts, dict) or "files" not in facts:
-        notes.append(f"{TRAINER} lists no files")
-    return facts if isinstance(facts, dict) else {}
+    except UniclError as error:
+        notes.append(error.message)
+    return {}
 
 
 def check_file(path: Path, known: Any) -> dict[str, Any]:
@@ -72,8 +67,8 @@ def check_file(path: Path, known: Any) -> dict[str, Any]:
         return {"file": path.name, "bytes": 0, "state": "missing"}
     size = path.stat().st_size
     state = "whole"
-    if not (isinstance(known, list) and len(cast("list[Any]", known)) == 2 and isinstance(known[0], int)):
-        known, state = None, f"is not listed in {TRAINER}"
+    if known is None:
+        state = f"is not listed in {TRAINER}"
     elif size != known[0]:
         state = f"has {size:,} bytes instead of {known[0]:,}"
     elif fingerprint(path) != known:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.core.checkpoint_files import EMA, MODEL, TRAINER, list_folders
+from unicl_cli.core.checkpoint_files import EMA, MODEL, has_sizes, list_folders
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs import runs
 from unicl_cli.jobs.inspect.checkpoint import read_header
 from unicl_cli.recipe.text import as_mapping
 from unicl_cli.runs import status
-from unicl_cli.runs.folder import CHECKPOINTS, METRICS, RESOLVED
+from unicl_cli.runs.folder import CHECKPOINTS, RESOLVED
 from unicl_cli.runs.plugins import load_run_recipe
 
 MAX_POINTS = 200
@@ -26,7 +25,7 @@ def inspect_run(run: Path) -> dict[str, Any]:
     state = status.summarize_run(run)
     if "reason" in state:
         notes.append(state["reason"])
-    metrics = status.read_lines(run / METRICS)
+    metrics = status.read_metrics(run)
     document: dict[str, Any] = {
         "schema": "unicl/inspect/1",
         "kind": "run",
@@ -81,7 +80,7 @@ def _part_name(part: Any) -> str | None:
 
 def thin_curve(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return at most MAX_POINTS of the logged losses, the last one always."""
-    rows = [row for row in metrics if isinstance(row.get("loss"), int | float) and "step" in row]
+    rows = [row for row in metrics if row.get("loss") is not None]
     chosen = sorted({round(n * (len(rows) - 1) / (MAX_POINTS - 1)) for n in range(MAX_POINTS)}) if rows else []
     kept = ("step", "loss", "excess_loss", "lr", "logit_scale", "grad_norm")
     return [{key: rows[n][key] for key in kept if key in rows[n]} for n in chosen]
@@ -92,20 +91,11 @@ def list_checkpoints(run: Path, notes: list[str]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for folder in list_folders(run / CHECKPOINTS):
         size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-        whole = has_expected_sizes(folder)
+        whole = has_sizes(folder)
         if not whole:
             notes.append(f"{folder}: is damaged or unfinished; run unicl inspect {folder} for details")
         found.append({"checkpoint": str(folder), "bytes": size, "whole": whole})
     return found
-
-
-def has_expected_sizes(folder: Path) -> bool:
-    """Compare the file sizes of a checkpoint with those in its ``trainer.json``."""
-    try:
-        files = json.loads((folder / TRAINER).read_text(encoding="utf-8"))["files"]
-        return all((folder / name).stat().st_size == size for name, (size, _) in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
 
 
 def model_facts(run: Path, notes: list[str]) -> dict[str, Any] | None:

@@ -37,7 +37,8 @@ def closing_lines(recipe: Recipe, run: Path, seconds: float) -> list[str]:
     for row in read_validations(run):
         for key, value in row.items():
             if key in FIGURES and isinstance(value, float):
-                found.setdefault((str(row["corpus"]), str(row["split"]), key), []).append((value, int(row["step"])))
+                of = str(row.get("corpus", "?")), str(row.get("split", "?")), key
+                found.setdefault(of, []).append((value, row["step"]))
     for (corpus, split, key), values in found.items():
         best, step = max(values, key=lambda entry: entry[0])
         more = f", best {format_share(best)} at step {step:,}" if len(values) > 1 else ""

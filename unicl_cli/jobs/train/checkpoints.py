@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -12,13 +12,15 @@ from unicl_cli.build.load import plain_weights
 from unicl_cli.build.lora import has_adapters
 from unicl_cli.contracts import Batch
 from unicl_cli.core import checkpoint, checkpoint_files
-from unicl_cli.core.dist import barrier, largest_over_ranks, rank, sum_over_ranks, world_size
+from unicl_cli.core.dist import any_rank, barrier, largest_over_ranks, rank, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
 from unicl_cli.core.guard import HINT, Diverged, DivergenceGuard
+from unicl_cli.core.loop import has_finite_loss
 from unicl_cli.core.saver import Saver
 from unicl_cli.core.sinks import explain_write_errors
-from unicl_cli.errors import UniclError
+from unicl_cli.formats import list_first
+from unicl_cli.jobs.train.facts import read_training_facts
 from unicl_cli.jobs.train.setup import Parts, load_state, versions
 from unicl_cli.recipe.text import recipe_hash
 from unicl_cli.runs.folder import CHECKPOINTS, CRASH, META, MODEL_SCHEMA
@@ -48,6 +50,8 @@ class Checkpoints:
         """The best validation so far, as `Validations` found it."""
         self.tokens = torch.zeros((), dtype=torch.int64, device=accelerator.device)
         self.tokens_before = 0
+        self.last_batch: Batch | None = None
+        """That of the last step, until `check_end` has used it."""
         self.calm_step: int | None = None
         """Set on rank 0 after a spike that calls for a rollback: the last logged step before it."""
         keep = parts.recipe.checkpoint
@@ -72,6 +76,8 @@ class Checkpoints:
         pad_id = getattr(self.parts.tokenizer, "pad_id", None)
         if pad_id is not None:
             self.tokens += (batch.tokens != pad_id).sum()
+        if step == self.parts.sizes.steps:
+            self.last_batch = batch
 
     def is_due(self, step: int) -> bool:
         """Return True if a checkpoint must be saved once ``step`` steps are completed."""
@@ -124,10 +130,6 @@ class Checkpoints:
 
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Restore the state that `facts` described."""
-        missing = {"offset", "best", "tokens", "guard", "scaler"} - facts.keys()
-        if missing:
-            message = f"the checkpoint of step {facts['step']} was written by an earlier unicl: no {sorted(missing)[0]}"
-            raise UniclError(message, "start a new run with --run-dir")
         self.offset, self.best = int(facts["offset"]), facts["best"]
         self.tokens_before = int(facts["tokens"])
         self.tokens.zero_()
@@ -170,7 +172,7 @@ class Checkpoints:
         offset = self.offset + skipped
         self.saver.go_back_to(folder)
         load_state(folder, self.parts.step, self.optimizer, self.average)
-        self.restore(checkpoint_files.read_facts(folder))
+        self.restore(read_training_facts(folder))
         self.offset, self.guard.rollbacks = offset, count
         limit = self.parts.recipe.guard.max_rollbacks
         self.say(f"back to step {spike.target}; skipping the samples of {skipped} steps (rollback {count} of {limit})")
@@ -184,6 +186,20 @@ class Checkpoints:
         with explain_write_errors(path):
             write_atomic(path, json.dumps(facts, indent=1))
 
+    def check_end(self) -> None:
+        """Raise Diverged if the loss of the finished model is not finite; every rank calls it after the last step.
+
+        The guard allows some bad steps in a row, and a last update shows only in the step after it.
+        """
+        batch, self.last_batch = self.last_batch, None
+        if batch is not None and not has_finite_loss(self.parts.step, batch, self.accelerator):
+            self.raise_diverged("the loss of the trained model is not finite on its last batch")
+
+    def raise_diverged(self, message: str) -> NoReturn:
+        """End a run whose finished model is of no use."""
+        evidence = {"guard": self.guard.state(), "offset": self.offset}
+        raise Diverged(message, HINT, self.parts.sizes.steps, evidence)
+
     def finish(self, done: int) -> None:
         """Write the finished model, or a checkpoint to continue from if steps are left; wait for all writes."""
         if done < self.parts.sizes.steps:
@@ -191,6 +207,7 @@ class Checkpoints:
             self.saver.join()
         else:
             self.saver.join()
+            self.check_end()
             self.write_model()
 
     def write_model(self) -> None:
@@ -198,6 +215,9 @@ class Checkpoints:
         parts, average = self.parts, None if self.average is None else self.average.values
         files = checkpoint.state_of(parts.step, None, average, copy=False)
         checkpoint.wait_for_copies(files)
+        broken = [name for tensors in files.values() for name in checkpoint.find_non_finite(tensors)]
+        if any_rank(flag=bool(broken)):
+            self.raise_diverged(f"the trained weights are not finite: {list_first(broken, 3) or 'see rank 0'}")
         if rank() == 0:
             for name, tensors in files.items():
                 plain = plain_weights(parts.recipe, self.run_dir, parts.data, parts.tokenizer, tensors)

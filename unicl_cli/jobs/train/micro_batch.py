@@ -18,6 +18,7 @@ from unicl_cli.core.memory import is_out_of_memory, memory_limit
 from unicl_cli.errors import UniclError, write_line
 from unicl_cli.formats import byte_size
 from unicl_cli.jobs.train.blueprint import Blueprint, Built, has_batch_statistics
+from unicl_cli.jobs.train.facts import read_training_facts
 from unicl_cli.jobs.train.memory import state_bytes
 from unicl_cli.jobs.train.sizes import is_sharded
 from unicl_cli.recipe.schema import Recipe
@@ -51,7 +52,7 @@ def first_rows(micro: Any, local: int, folder: Path | None) -> int:
     A run keeps the number of its checkpoint ``folder``, since rounding depends on it.
     """
     if micro == "auto" and folder is not None and checkpoint_files.is_whole(folder):
-        micro = checkpoint_files.read_facts(folder).get("micro")
+        micro = read_training_facts(folder).get("micro")
     return min(micro, local) if isinstance(micro, int) else local
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from unicl_cli import __version__
-from unicl_cli.build.data import TrainingData, build_data, check_learnable
+from unicl_cli.build.data import TrainingData, build_data, check_learnable, worker_warnings
 from unicl_cli.build.lora import MARK, has_adapters
 from unicl_cli.build.model import store_towers
 from unicl_cli.build.optimizer import recipe_warnings
@@ -22,19 +22,24 @@ from unicl_cli.core.dist import bare, rank, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
 from unicl_cli.core.loop import Step, freeze_unreached
+from unicl_cli.core.machine import cores
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError, write_line, write_note
 from unicl_cli.jobs.overlap import find_overlap, recipes_of
 from unicl_cli.jobs.train.blueprint import Blueprint, has_batch_statistics
+from unicl_cli.jobs.train.facts import read_training_facts
 from unicl_cli.jobs.train.micro_batch import first_rows, fit_micro_batch
 from unicl_cli.jobs.train.sizes import Sizes, sizes_of
 from unicl_cli.launch.process import is_restarted
 from unicl_cli.recipe.load import check_shares
 from unicl_cli.recipe.schema import Recipe
-from unicl_cli.recipe.text import dump
-from unicl_cli.runs.folder import CHECKPOINTS, CLASSES, RESOLVED, TOKENIZER
+from unicl_cli.recipe.text import dump, recipe_hash
+from unicl_cli.runs.folder import CHECKPOINTS, CLASSES, RESOLVED, TOKENIZER, run_of
+from unicl_cli.runs.place import list_differences
 
+THREADS_PER_CORE = 16
+"""A checkpoint of a machine with more threads continues with as many; beyond this, it would not end."""
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "tokenizers", "numpy", "pyarrow", "pillow")
 
 
@@ -59,7 +64,7 @@ def set_up(recipe: Recipe, accelerator: Any, run: Path, resume_from: str, start:
     check_shares(recipe, world_size())
     data = build_data(recipe)
     check_learnable(recipe, data)
-    warn(recipe_warnings(recipe, data))
+    warn([*recipe_warnings(recipe, data), *worker_warnings(recipe)])
     warn(overlap_warnings(recipe, start))
     own = checkpoint_files.newest(run / CHECKPOINTS)
     if own is not None:
@@ -102,7 +107,7 @@ def overlap_warnings(recipe: Recipe, start: str | None) -> list[str]:
 
 def check_unchanged(data: TrainingData, folder: Path) -> None:
     """Raise UniclError if a corpus has changed: tokenizer, classes and order of samples came from it."""
-    known = checkpoint_files.read_facts(folder)["corpora"].items()
+    known = read_training_facts(folder)["corpora"].items()
     changed = [name for name, old in known if data.checksums.get(name, old) != old]
     if changed:
         raise UniclError(
@@ -178,10 +183,14 @@ def resume(
         raise UniclError(
             f"--resume {resume_from}: not a whole checkpoint", "give a directory like RUN/checkpoints/step-00000100"
         )
-    facts = checkpoint_files.read_facts(folder)
+    facts = read_training_facts(folder)
+    if facts["step"] > parts.sizes.steps:
+        message = f"{folder}: is of step {facts['step']:,}, but this training has {parts.sizes.steps:,}"
+        raise UniclError(message, "train longer, or give a checkpoint of an earlier step")
     check_unchanged(parts.data, folder)
+    warn(recipe_differences(folder, facts.get("recipe"), parts.recipe))
     load_state(folder, step, optimizer, average)
-    torch.set_num_threads(facts["threads"])  # another number sums in another order
+    torch.set_num_threads(min(facts["threads"], THREADS_PER_CORE * cores()))  # another number sums in another order
     if rank() == 0:
         write_line(f"{run}: continues after step {facts['step']} of {parts.sizes.steps}")
     return facts
@@ -206,6 +215,18 @@ def checkpoint_to_load(resume_from: str, run: Path) -> Path | None:
         raise UniclError(f"{home}: no checkpoint is whole ({names})", hint)
     warn([f"skipping damaged checkpoint {each}" for each in lost])
     return folder
+
+
+def recipe_differences(folder: Path, then: str | None, recipe: Recipe) -> list[str]:
+    """Return a warning if a checkpoint was trained with a recipe that gives other numbers (``then``: its hash)."""
+    if then in (None, recipe_hash(recipe)):
+        return []
+    try:
+        listed = list_differences(run_of(folder), recipe)
+    except UniclError:
+        listed = ""
+    what = f" ({listed})" if listed else ""
+    return [f"{folder}: was trained with another recipe{what}: the run continues with other numbers than either"]
 
 
 def load_state(folder: Path, step: nn.Module, optimizer: Any, average: Average | None) -> None:

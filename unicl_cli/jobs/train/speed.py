@@ -1,6 +1,5 @@
 """Time that a training will take, from the speed of an earlier run of the same work on this machine."""
 
-import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from unicl_cli.errors import UniclError
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.text import as_mapping
+from unicl_cli.runs.documents import Status, read_if_sound
 from unicl_cli.runs.folder import RESOLVED, STATUS
 from unicl_cli.runs.status import list_runs
 
@@ -29,12 +29,14 @@ def estimate_time(recipe: Recipe, folder: Path, world: int, samples: int) -> dic
 
 def is_alike(recipe: Recipe, run: Path) -> bool:
     """Return whether a step of ``run`` did the same work on this machine."""
-    try:
-        host = json.loads((run / STATUS).read_text(encoding="utf-8")).get("host")
-        other = load(str(run / RESOLVED))
-    except (UniclError, OSError, ValueError):
+    status = read_if_sound(run / STATUS, Status)
+    if status is None or status.host != socket.gethostname():
         return False
-    return host == socket.gethostname() and work_of(recipe) == work_of(other)
+    try:
+        other = load(str(run / RESOLVED))
+    except UniclError:
+        return False
+    return work_of(recipe) == work_of(other)
 
 
 def work_of(recipe: Recipe) -> dict[str, Any]:

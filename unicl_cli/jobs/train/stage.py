@@ -112,6 +112,8 @@ class Stage:
         """Save and validate once ``step`` steps are completed, where it is due or a rank asks; on every rank."""
         if self.parts.recipe.guard.on_spike == "rollback":
             self.checkpoints.answer_spike(step)
+        if step == self.parts.sizes.steps:
+            self.checkpoints.check_end()
         due = self.validations.due(step)
         if self.checkpoints.is_due(step) or not due:
             self.checkpoints.save(step)

@@ -8,13 +8,15 @@ from typing import Any, cast
 from unicl_cli.build.load import Loaded, transform_of
 from unicl_cli.core.dist import any_rank, bare, rank
 from unicl_cli.core.files import write_atomic
+from unicl_cli.core.json_lines import read_lines
 from unicl_cli.core.loop import Step
-from unicl_cli.core.sinks import explain_write_errors, read_whole_lines
+from unicl_cli.core.sinks import explain_write_errors
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.formats import format_figures
 from unicl_cli.jobs.evaluate import measure_validation
 from unicl_cli.jobs.train.setup import Parts
 from unicl_cli.recipe.schema import Eval
+from unicl_cli.runs.documents import ValidationLine
 from unicl_cli.runs.folder import VALIDATIONS
 
 
@@ -78,8 +80,9 @@ class Validations:
     # -- eval.jsonl -----------------------------------------------------------------------------------------------
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return the whole lines of ``eval.jsonl``."""
-        return [json.loads(line) for line in read_whole_lines(self.path)] if self.path.is_file() else []
+        """Return the sound lines of ``eval.jsonl``."""
+        found = [line.values for line in read_lines(self.path, ValidationLine) if line.is_complete]
+        return [row for row in found if row.get("corpus") is not None and row.get("split") is not None]
 
     def has_line(self, step: int, entry: Eval) -> bool:
         return any(row["step"] == step and is_of(row, entry) for row in self.lines())

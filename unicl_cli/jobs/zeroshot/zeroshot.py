@@ -10,10 +10,11 @@ from torch import Tensor
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.core.dist import bare, gather, rank, world_size
+from unicl_cli.core.guard import divergence_error
 from unicl_cli.core.machine import cores
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.metrics import best_classes
-from unicl_cli.inference.encoder import Encoder, divergence_error
+from unicl_cli.inference.encoder import Encoder
 from unicl_cli.inference.linear_probe import LinearProbe, make_probe_scorer
 from unicl_cli.inference.scorer import Scorer, make_scorer
 from unicl_cli.jobs.zeroshot.classes import Classes

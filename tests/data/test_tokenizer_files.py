@@ -1,0 +1,120 @@
+"""A `tokenizer.json` that would take endless work, or has ids beyond any table, is one line; known ones are read."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unicl_cli.data.tokenizer_files import is_risky
+from unicl_cli.data.tokenizers import CLIP_WORDS, clip_tokenizer, corpus_tokenizer, load_tokenizer
+from unicl_cli.errors import UniclError
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def wild_id(tree: dict[str, Any]) -> None:
+    tree["model"]["vocab"]["zz"] = 2**32 - 1
+
+
+def doubled(tree: dict[str, Any]) -> None:
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    tree["normalizer"] = {"type": "Sequence", "normalizers": [step] * 30}
+
+
+def special(tree: dict[str, Any]) -> None:
+    tree["post_processor"]["special_tokens"]["<start_of_text>"]["ids"] = [2**32 - 1]
+
+
+def replaced(**values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda tree: tree.update(values)
+
+
+def split_at(pattern: Any) -> Callable[[dict[str, Any]], None]:
+    return replaced(pre_tokenizer={"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False})
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    corpus_tokenizer(["a photo of a dog", "cats and dogs"] * 5, 16).save(tmp_path / "tokenizer.json")
+    return tmp_path / "tokenizer.json"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        wild_id,
+        special,
+        doubled,
+        split_at({"Regex": "(a+)+$"}),
+        split_at({"Regex": "(("}),
+        split_at({"String": ""}),
+        split_at([1]),
+        split_at({"Regex": "a" * 3000}),
+        replaced(normalizer={"type": "Magic"}),
+        replaced(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}] * 100}),
+        replaced(normalizer={"type": "Prepend", "prepend": "a" * 100}),
+        replaced(normalizer={"type": "Precompiled", "precompiled_charsmap": 5}),
+        replaced(model=None),
+    ],
+)
+def test_a_file_that_would_do_harm_is_one_line(written: Path, spoil: Callable[[dict[str, Any]], None]) -> None:
+    assert load_tokenizer(written, 16)(["a dog"]).shape[0] == 1
+    tree = json.loads(written.read_text())
+    spoil(tree)
+    written.write_text(json.dumps(tree))
+    with pytest.raises(UniclError, match=r"^[^\n]*tokenizer\.json: missing, or not a tokenizer\.json: [^\n]*$"):
+        load_tokenizer(written, 16)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "text", "deep"])
+def test_what_is_not_such_a_file_is_one_line(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text("[" * 100_000 if kind == "deep" else "[]")
+    with pytest.raises(UniclError, match="not a tokenizer"):
+        load_tokenizer(path, 16)
+
+
+def test_a_text_that_a_tokenizer_has_no_token_for_is_one_line(written: Path) -> None:
+    tree = json.loads(written.read_text()) | {"model": {"type": "WordLevel", "vocab": {"q": 0}, "unk_token": "no"}}
+    tree["post_processor"], tree["added_tokens"] = None, []
+    written.write_text(json.dumps(tree))
+    with pytest.raises(UniclError, match="the tokenizer cannot encode a text"):
+        load_tokenizer(written, 16)(["a dog"])
+
+
+@pytest.mark.parametrize(
+    "pattern", [CLIP_WORDS, GPT2, LLAMA, O200K, r"\s+", " {2,}", r"(?<=\s)\w+", r"\d+(?=(\d{3})$)"]
+)
+def test_patterns_of_known_tokenizers_are_taken(pattern: str) -> None:
+    assert not is_risky(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["(a+)+$", "(a*)*b", "(?:a|b+)*c", "((a+))+", "(a{2,})+", "a*a*a*a*a*b", r"(a)\1+", "(a+){30}", "([a-z]+|x)*"],
+)
+def test_patterns_that_may_not_end_are_refused(pattern: str) -> None:
+    assert is_risky(pattern)
+
+
+def test_clips_own_tokenizer_is_read_as_it_was_written(tmp_path: Path) -> None:
+    own = clip_tokenizer()
+    own.save(tmp_path / "clip.json")
+    texts = ["A photo of a dog's <3 &amp; 12 cats.", ""]
+    assert load_tokenizer(tmp_path / "clip.json", 77, clean=True)(texts).equal(own(texts))
