@@ -48,8 +48,8 @@ def test_captions_of_equal_pictures_join_the_row_that_stays(tmp_path, capsys):
     assert "left out 3 duplicate rows of 1 image" in err
     assert report["dedup"]["exact"]["texts"] in (2, 3)
     manifest = open_corpus(tmp_path / "c").manifest
-    assert manifest["dedup"] == report["dedup"]
-    assert manifest["text_stats"]["texts"] == len(door.texts) + 1
+    assert manifest.dedup.model_dump() == report["dedup"]
+    assert manifest.text_stats["texts"] == len(door.texts) + 1
     assert {r["detail"] for r in rejects(tmp_path / "c") if r["reason"] == "duplicate"} == {
         f"the same image as {door.key}"
     }

@@ -228,7 +228,7 @@ def test_rows_keep_their_order_when_asked_to(tmp_path, capsys):
     called(capsys, *argv)
     table = open_corpus(tmp_path / "c").table("train", "labels")
     assert [table.read(n).key for n in range(20)] == [f"f:cat/{n:02d}.png" for n in range(20)]
-    assert open_corpus(tmp_path / "c").manifest["permuted_seed"] is None
+    assert open_corpus(tmp_path / "c").manifest.permuted_seed is None
     flip(shard_of(tmp_path / "c", "f-labels"))
     assert called(capsys, "prepare", "--repair", "-o", tmp_path / "c")[0]["ok"]
     _, err = called(capsys, *argv[:-1], code=2)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unicl_cli.core.machine import cores
-from unicl_cli.data.corpus import PLAN
+from unicl_cli.data.manifest import PLAN
 from unicl_cli.data.pictures import MAX_PIXELS
 from unicl_cli.errors import UniclError, escape_control
 from unicl_cli.formats import byte_size, count_of

@@ -21,7 +21,7 @@ from unicl_cli.core.lock import lock_folder
 from unicl_cli.core.loop import Step
 from unicl_cli.core.switches import align_conv_weights, compile_units
 from unicl_cli.core.trackers import check_installed
-from unicl_cli.data.corpus import MANIFEST
+from unicl_cli.data.manifest import MANIFEST
 from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.train.micro_batch import explain_out_of_memory
 from unicl_cli.jobs.train.setup import Parts, platform_facts, resume, set_up, write_parts
