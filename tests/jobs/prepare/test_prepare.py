@@ -385,3 +385,14 @@ def test_the_same_command_makes_a_damaged_manifest_again(tmp_path, damage: str):
         open_corpus(out)
     assert main(command) == 0
     assert json.loads((out / "manifest.json").read_bytes()) == whole
+
+
+@pytest.mark.parametrize("split", [".", "..", "...", "a/b", "a\\b", "nul", "CON.x", "x" * 250, "é" * 120])
+def test_a_split_that_cannot_be_a_folder_is_refused_and_nothing_is_written(tmp_path, capsys, split):
+    Image.new("RGB", (9, 9)).save(tmp_path / "1.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "2.png")
+    (tmp_path / "l.csv").write_text(f"image,split,label\n1.png,{split},cat\n2.png,train,dog\n")
+    before = sorted(tmp_path.rglob("*"))
+    _, err = prepared(capsys, "--labels", tmp_path / "l.csv", "-o", tmp_path / "c" / "d", code=2)
+    assert "cannot be a folder name" in err or "cannot be a file name" in err
+    assert sorted(tmp_path.rglob("*")) == before

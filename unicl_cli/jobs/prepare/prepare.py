@@ -53,7 +53,7 @@ def prepare(
 ) -> dict[str, Any]:
     """Make or finish the corpus in ``request.out`` and return the document of `--json`.
 
-    ``redo`` names shards to make again although they have the right size. UniclError for sources, options or a
+    ``redo`` names shards, or the manifest, to make again although they look sound. UniclError for sources, options or a
     directory that do not fit; Stopped if ``stop`` was requested.
     """
     out = request.out
@@ -69,7 +69,8 @@ def prepare(
         _check_folders(out, units)
         remove_unfinished(out)
         markers = _read_markers(out, units, len(plan.classes), redo)
-        if len(markers) == len(units) and (report := _read_finished(plan, saved, out, list(markers.values()))):
+        is_finished = len(markers) == len(units) and MANIFEST not in redo
+        if is_finished and (report := _read_finished(plan, saved, out, list(markers.values()))):
             note(f"{out} is complete: nothing to do")
             return report
         (out / MANIFEST).unlink(missing_ok=True)

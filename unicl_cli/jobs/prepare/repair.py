@@ -46,12 +46,13 @@ def run_repair(
     problems = {problem.file for problem in found.problems}
     _check_repairable(out, found, {file for unit in units for file in (unit.shard, unit.marker)})
     damaged = sorted(unit.shard for unit in units if problems & {unit.shard, unit.marker})
+    redo = frozenset((*damaged, *problems & {MANIFEST}))
     before = _read_checksums(out)
     if found.problems:
         note(f"problems found: {len(found.problems)}; shards to make again: {len(damaged)}")
         if not (request.labels or request.captions or request.images):
             request = _request_of(plan, out)
-        prepare(request, workers=workers, allow_version_mix=allow_version_mix, redo=frozenset(damaged), stop=stop)
+        prepare(request, workers=workers, allow_version_mix=allow_version_mix, redo=redo, stop=stop)
         after = _read_checksums(out)
         if other := [file for file in before if before[file] != after.get(file)]:
             raise UniclError(
@@ -64,6 +65,7 @@ def run_repair(
     done = f"{out}: nothing to repair ({count_of(remaining.shards, 'shard')} checked)"
     if found.problems:
         done = f"{out}: repaired {len(damaged)} of {count_of(remaining.shards, 'shard')}, byte for byte as before"
+        done = done if damaged else f"{out}: made {MANIFEST} again; no shard was damaged"
     sys.stdout.write(f"{json.dumps(report, ensure_ascii=False) if as_json else done}\n")
     if remaining.problems:
         raise UniclError(
