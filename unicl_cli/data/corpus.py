@@ -17,7 +17,7 @@ from unicl_cli.contracts import ClassName, Sample
 from unicl_cli.data.corpus_format import MEDIA
 from unicl_cli.data.manifest import Manifest, read_manifest, repair_hint, splits_of
 from unicl_cli.data.pictures import ImageError
-from unicl_cli.data.shard_checks import ShardRules, open_shard, read_columns, read_group
+from unicl_cli.data.shard_checks import ShardRules, explain_damage, open_shard, read_columns, read_group
 from unicl_cli.errors import UniclError, did_you_mean
 
 EVAL_SPLITS = ("test", "val")
@@ -126,7 +126,10 @@ class RowTable:
         with_media = media and MEDIA in file.schema_arrow.names
         columns = [*_COLUMNS, MEDIA] if with_media else _COLUMNS
         table = read_group(file, self.shards[shard], group, columns, self.rules)
-        lists = [table.column(name).to_pylist() for name in _COLUMNS[1:]]
+        try:
+            lists = [table.column(name).to_pylist() for name in _COLUMNS[1:]]
+        except ValueError as error:  # not UTF-8
+            raise explain_damage(self.shards[shard], f"row group {group}: {error}") from error
         images = table.column("image").chunk(0).field("bytes")
         items = table.column(MEDIA).chunk(0) if with_media else None
         return _Group(images, *lists, media=items, size=table.nbytes)

@@ -5,8 +5,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unicl_cli.contracts import NO_LABEL
@@ -14,7 +14,6 @@ from unicl_cli.data.corpus_format import MEDIA, MEDIA_SCHEMA, SCHEMA
 from unicl_cli.data.manifest import repair_hint
 from unicl_cli.errors import UniclError
 
-compute: Any = pc  # no stubs
 _NULLABLE = frozenset(("url", "phash"))
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError)
 
@@ -47,7 +46,7 @@ def open_shard(shard: Path, row_groups: Sequence[int]) -> pq.ParquetFile:
     return file
 
 
-def read_group(file: pq.ParquetFile, shard: Path, group: int, columns: Sequence[str], rules: ShardRules) -> pa.Table:
+def read_group(file: pq.ParquetFile, shard: Path, group: int, columns: Sequence[str], rules: ShardRules) -> Any:
     """Read columns of a row group of an open shard; UniclError if they cannot be read or break a rule."""
     try:
         table = file.read_row_group(group, columns=list(columns), use_threads=False).combine_chunks()
@@ -59,49 +58,54 @@ def read_group(file: pq.ParquetFile, shard: Path, group: int, columns: Sequence[
     return table
 
 
-def read_columns(shard: Path, row_groups: Sequence[int], columns: Sequence[str], rules: ShardRules) -> pa.Table:
+def read_columns(shard: Path, row_groups: Sequence[int], columns: Sequence[str], rules: ShardRules) -> Any:
     """Read whole columns of a shard; UniclError as `read_group`."""
     file = open_shard(shard, row_groups)
     try:
         with file:
-            table = file.read(columns=list(columns), use_threads=False)
+            table = file.read(columns=list(columns), use_threads=False).combine_chunks()
+        table.validate(full=True)  # text that is not UTF-8, which a row group shows when it becomes Python's
         problem = find_fault(table, rules)
     except _UNREADABLE as error:
         raise explain_damage(shard, error) from error
     if problem:
         starts = accumulate(row_groups, initial=0)
-        parts = (find_fault(table.slice(start, rows), rules) for start, rows in zip(starts, row_groups, strict=False))
+        parts = (
+            find_fault(table.slice(start, rows).combine_chunks(), rules)
+            for start, rows in zip(starts, row_groups, strict=False)
+        )
         group, problem = next((group, part) for group, part in enumerate(parts) if part)
         raise explain_damage(shard, f"row group {group}: {problem}")
     return table
 
 
-def find_fault(table: pa.Table, rules: ShardRules) -> str | None:
+def find_fault(table: Any, rules: ShardRules) -> str | None:
     """Return the first rule that rows break, in the columns that ``table`` has; None if they are sound.
 
-    No cell is null or invalid UTF-8, and each side has a pixel. A label row has a class, and the others have none.
-    A caption row has texts, an image row has none, and each text has its hash. ArrowInvalid for offsets or text that
-    cannot be.
+    No cell is null, and each side has a pixel. A label row has a class, and the others have none. A caption row has
+    texts, an image row has none, and each text has its hash. Every column of ``table`` is one chunk.
     """
-    table.validate(full=True)
-    there = set(table.column_names)
-    for name in there - _NULLABLE:
-        if _has_null(table.column(name), name):
+    there = {name: column.chunk(0) for name, column in zip(table.column_names, table.columns, strict=True)}
+    for name, column in there.items():
+        if name not in _NULLABLE and _has_null(column):
             return f"{name} is missing in a row"
-    for name in there & {"width", "height"}:
-        if compute.min(table.column(name)).as_py() < 1:
+        if name in ("width", "height") and column.to_numpy().min() < 1:
             return f"{name} is less than 1 in a row"
-    problem = _find_wrong_label(table.column("label"), rules) if "label" in there else None
-    return problem or (_find_wrong_texts(table, rules.kind) if "texts" in there else None)
+    problem = _find_wrong_label(there["label"], rules) if "label" in there else None
+    if problem or "texts" not in there:
+        return problem
+    return _find_wrong_texts(there["texts"], there.get("text_hash"), rules.kind)
 
 
-def _find_wrong_texts(table: pa.Table, kind: str) -> str | None:
-    counts = compute.list_value_length(table.column("texts"))
-    if "text_hash" in table.column_names and not counts.equals(compute.list_value_length(table.column("text_hash"))):
+def _find_wrong_texts(texts: Any, hashes: Any | None, kind: str) -> str | None:
+    if hashes is not None and not texts.offsets.equals(hashes.offsets):
         return "the numbers of texts and of their hashes differ"
-    if kind == "captions" and compute.min(counts).as_py() == 0:
-        return "a row of captions has no text"
-    return "a row of images has a text" if kind == "images" and compute.max(counts).as_py() else None
+    if kind == "labels":
+        return None
+    counts = np.diff(texts.offsets.to_numpy())
+    if kind == "captions":
+        return None if counts.min() else "a row of captions has no text"
+    return "a row of images has a text" if counts.any() else None
 
 
 def explain_damage(shard: Path, problem: object) -> UniclError:
@@ -110,10 +114,11 @@ def explain_damage(shard: Path, problem: object) -> UniclError:
     return UniclError(f"{shard}: damaged: {line}", repair_hint(shard.parent.parent.parent))
 
 
-def _find_wrong_column(schema: pa.Schema) -> str | None:
+def _find_wrong_column(schema: Any) -> str | None:
     """Return the first column that is missing or has another type; columns of later versions may follow."""
-    wanted = MEDIA_SCHEMA if MEDIA in schema.names else SCHEMA
-    for field in wanted:
+    if schema.equals(SCHEMA) or schema.equals(MEDIA_SCHEMA):
+        return None
+    for field in MEDIA_SCHEMA if MEDIA in schema.names else SCHEMA:
         if schema.get_field_index(field.name) < 0:
             return f"has no column {field.name}, or has it twice"
         if (found := schema.field(field.name).type) != field.type:
@@ -121,21 +126,21 @@ def _find_wrong_column(schema: pa.Schema) -> str | None:
     return None
 
 
-def _has_null(column: pa.ChunkedArray, name: str) -> bool:
+def _has_null(column: Any) -> bool:
+    """Return True if a cell of an array is null, or a part of a cell: an item, or the bytes of an image."""
     if column.null_count:
         return True
-    if name == "image":
-        return bool(compute.struct_field(column, "bytes").null_count)
-    if name == MEDIA:
-        items = compute.list_flatten(column)
-        return bool(items.null_count) or any(compute.struct_field(items, f).null_count for f in ("kind", "bytes"))
-    return pa.types.is_list(column.type) and bool(compute.list_flatten(column).null_count)
+    if isinstance(column, pa.ListArray):
+        return _has_null(column.flatten())
+    if isinstance(column, pa.StructArray):  # an image, whose path is always null, or an item of media
+        return any(_has_null(part) for part in column.flatten()[: 1 if "path" in column.type.names else None])
+    return False
 
 
-def _find_wrong_label(labels: pa.ChunkedArray, rules: ShardRules) -> str | None:
-    found = compute.min_max(labels).as_py()
+def _find_wrong_label(labels: Any, rules: ShardRules) -> str | None:
+    values = labels.to_numpy()
     low, high = (0, rules.classes - 1) if rules.kind == "labels" else (NO_LABEL, NO_LABEL)
-    wrong = next((label for label in found.values() if label is not None and not low <= label <= high), None)
+    wrong = next((int(label) for label in (values.min(), values.max()) if not low <= label <= high), None)
     if wrong is None:
         return None
     return f"label {wrong} is out of range: rows of {rules.kind} have " + (f"0 … {high}" if high >= 0 else str(low))

@@ -150,7 +150,7 @@ def test_what_is_found_equals_a_dictionary_over_the_rows_in_plan_order(data, tmp
     assert found.gone == gone
     assert {key: sorted(of) for key, of in found.texts.items()} == {k: sorted(of) for k, of in texts.items() if of}
     assert read_duplicates(out) == found
-    assert found.facts["rows"] == len(gone)
+    assert found.facts.rows == len(gone)
 
 
 def test_damaged_findings_are_found_anew(tmp_path, capsys):

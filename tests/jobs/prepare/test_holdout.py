@@ -162,7 +162,9 @@ def test_a_corpus_with_the_older_hold_out_is_refused_in_one_line(photos, tmp_pat
     prepared(capsys, *argv)
     plan = json.loads((tmp_path / "c/plan.json").read_text())
     del plan["validation"]
-    plan["sources"][0]["rows"] = {"train": 98, "val": 13}
+    plan["sources"][0]["rows"] = rows = {"train": 98, "val": 13}
+    for unit in plan["units"]:
+        unit["rows"] = rows[unit["split"]]
     (tmp_path / "c/plan.json").write_text(json.dumps(plan))
     _, err = prepared(capsys, *argv, code=2)
     assert "an older unicl chose its validation rows by their keys; now they are chosen by image" in err
