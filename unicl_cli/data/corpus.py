@@ -127,7 +127,7 @@ class RowTable:
         columns = [*_COLUMNS, MEDIA] if with_media else _COLUMNS
         table = read_group(file, self.shards[shard], group, columns, self.rules)
         try:
-            lists = [table.column(name).to_pylist() for name in _COLUMNS[1:]]
+            lists = [_to_list(table.column(name).chunk(0)) for name in _COLUMNS[1:]]
         except ValueError as error:  # not UTF-8
             raise explain_damage(self.shards[shard], f"row group {group}: {error}") from error
         images = table.column("image").chunk(0).field("bytes")
@@ -141,6 +141,13 @@ class RowTable:
 
     def _read_column(self, shard: int, name: str) -> pa.Table:  # pyright: ignore[reportUnknownParameterType] - no stubs
         return read_columns(self.shards[shard], self._row_groups[shard], [name], self.rules)
+
+
+def _to_list(column: Any) -> list[Any]:
+    """Return the values of an array; rows of labels mostly have no texts, and one empty list serves them all."""
+    if isinstance(column, pa.ListArray) and not len(column.values):
+        return [[]] * len(column)
+    return column.to_pylist()
 
 
 class Corpus:

@@ -1,6 +1,6 @@
 """The checks of a shard: its columns and row groups when it is opened, and the values of each row group once read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,9 +83,16 @@ def find_fault(table: Any, rules: ShardRules) -> str | None:
     """Return the first rule that rows break, in the columns that ``table`` has; None if they are sound.
 
     No cell is null, and each side has a pixel. A label row has a class, and the others have none. A caption row has
-    texts, an image row has none, and each text has its hash. Every column of ``table`` is one chunk.
+    texts, an image row has none, and each text has its hash.
     """
-    there = {name: column.chunk(0) for name, column in zip(table.column_names, table.columns, strict=True)}
+    faults = (
+        _find_fault_of_batch(dict(zip(b.schema.names, b.columns, strict=True)), rules) for b in table.to_batches()
+    )
+    return next((fault for fault in faults if fault), None)
+
+
+def _find_fault_of_batch(there: Mapping[str, Any], rules: ShardRules) -> str | None:
+    """Return the first rule that rows break, whose columns are arrays by their name."""
     for name, column in there.items():
         if name not in _NULLABLE and _has_null(column):
             return f"{name} is missing in a row"

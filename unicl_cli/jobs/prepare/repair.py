@@ -14,7 +14,7 @@ from unicl_cli.jobs.prepare.plan_file import PlanFile, read_plan
 from unicl_cli.jobs.prepare.prepare import prepare
 from unicl_cli.jobs.prepare.progress import Progress, note
 from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
-from unicl_cli.jobs.prepare.verify import VerifyResult, Written, check_shards, survey
+from unicl_cli.jobs.prepare.verify import UNFINISHED, VerifyResult, Written, check_shards, survey
 
 
 def run_verify(out: Path, *, as_json: bool) -> None:
@@ -27,7 +27,7 @@ def run_verify(out: Path, *, as_json: bool) -> None:
     if found.problems:
         first = found.problems[0]
         more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
-        only_unfinished = not found.finished and len(found.problems) == 1
+        only_unfinished = [problem.problem for problem in found.problems] == [UNFINISHED]
         hint = "run the same `unicl prepare` command again to continue" if only_unfinished else repair_hint(out)
         raise UniclError(f"{out / first.file}: {first.problem}{more}", hint, exit_code=1)
 

@@ -25,6 +25,7 @@ SAMPLE = 8
 """Images to decode in each shard; all were decoded when they were written."""
 _ANY_CLASSES = 2**31
 """The bound of labels where no manifest says how many classes there are: an unfinished corpus."""
+UNFINISHED = "missing: the corpus is unfinished"
 Written = Shard | PartMarker
 
 
@@ -80,7 +81,7 @@ def survey(folder: Path) -> Survey:
         except UniclError as error:
             problems.append(_finding(folder, MANIFEST, error))
     else:
-        problems.append(Finding(MANIFEST, "missing: the corpus is unfinished"))
+        problems.append(Finding(MANIFEST, UNFINISHED))
     try:
         plan = read_plan(folder)
     except UniclError as error:
