@@ -17,6 +17,7 @@ from unicl_cli.cli import main
 from unicl_cli.contracts import ClassName
 from unicl_cli.core import checkpoint
 from unicl_cli.data.corpus import Corpus
+from unicl_cli.data.manifest import Manifest, ManifestClass
 from unicl_cli.data.tokenizers import clip_tokenizer
 from unicl_cli.data.transforms import Augmentation
 from unicl_cli.errors import UniclError
@@ -47,8 +48,9 @@ def built(recipe):
 
 
 def corpus(*keys, name="c"):
-    classes = [{"key": key, "names": [f"{name} {key}"]} for key in keys]
-    return Corpus(Path(name), {"name": name, "classes": classes, "templates": ["{}"], "shards": []}, "0")
+    classes = [ManifestClass(id=number, key=key, names=[f"{name} {key}"]) for number, key in enumerate(keys)]
+    empty = {"schema_version": 1, "rows": 0, "bytes": 0, "rejected": {}, "shards": [], "class_counts": {}}
+    return Corpus(Path(name), Manifest(name=name, classes=classes, templates=["{}"], **empty), "0")
 
 
 def test_classes_of_several_corpora_meet_by_key():

@@ -17,6 +17,7 @@ from unicl_cli.errors import UniclError
         ("{}", "cup & saucer", "cup & saucer"),
         ("a {} in {place}", "{0} %s", "a {0} %s in {place}"),
         ("{} and {}", "dog", "dog and dog"),
+        ("a {c} or {}", "{} of {c}", "a {} of {c} or {} of {c}"),
         ("nothing", "dog", "nothing"),
     ],
 )
@@ -26,7 +27,7 @@ def test_a_name_goes_where_the_braces_are(template, name, prompt):
 
 @given(name=st.text())
 def test_any_name_stands_in_a_prompt_as_it_is(name):
-    assert fill_template("<{}>", name.replace("{}", "")) == f"<{name.replace('{}', '')}>"
+    assert fill_template("<{}>", name) == fill_template("<{c}>", name) == f"<{name}>"
 
 
 def test_named_lists_are_open_clips():

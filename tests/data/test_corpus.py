@@ -17,6 +17,7 @@ from unicl_cli.contracts import ClassName
 from unicl_cli.data import corpus as corpus_module
 from unicl_cli.data.corpus import RowTable, integers_of, open_corpus
 from unicl_cli.data.corpus_format import SCHEMA
+from unicl_cli.data.shard_checks import ShardRules
 from unicl_cli.data.sources.resolve import name_sources
 from unicl_cli.data.text import clean, is_bad_text, text_hash
 from unicl_cli.errors import UniclError
@@ -95,6 +96,9 @@ def test_no_picture_column_is_compressed_or_dictionary_encoded(corpus):
     assert "RLE_DICTIONARY" in columns["source"].encodings
 
 
+RULES = ShardRules("labels", 7)
+
+
 def shard_of(path, sizes, seed=0):
     """A shard with row groups of the given sizes; row number r holds the bytes of r."""
     rng = random.Random(seed)
@@ -104,7 +108,7 @@ def shard_of(path, sizes, seed=0):
             rows = [
                 {
                     "key": f"k{number + n}", "image": {"bytes": rng.randbytes(rng.randrange(1, 50)), "path": None},
-                    "texts": [f"t{k}" for k in range(n % 3)], "text_hash": list(range(n % 3)), "label": n - 1,
+                    "texts": [f"t{k}" for k in range(n % 3)], "text_hash": list(range(n % 3)), "label": n,
                     "source": "s", "width": 1, "height": 1, "sha256": bytes(32), "phash": 0, "url": None,
                 }
                 for n in range(size)
@@ -122,7 +126,7 @@ def shard_of(path, sizes, seed=0):
 def test_a_table_gives_the_rows_of_its_files_in_order_from_any_position(tmp_path_factory, shards, seed):
     folder = tmp_path_factory.mktemp("t")
     files = [shard_of(folder / f"{number}.parquet", sizes, seed + number) for number, sizes in enumerate(shards)]
-    table = pickle.loads(pickle.dumps(RowTable(files, shards)))
+    table = pickle.loads(pickle.dumps(RowTable(files, shards, RULES)))
     truth = [row for file in files for row in pq.read_table(file).to_pylist()]
     assert len(table) == len(truth)
     assert table.group_sizes.tolist() == [size for sizes in shards for size in sizes]
@@ -139,7 +143,7 @@ def test_a_table_gives_the_rows_of_its_files_in_order_from_any_position(tmp_path
 
 
 def test_the_cache_forgets_the_group_used_longest_ago(tmp_path, monkeypatch):
-    table = RowTable([shard_of(tmp_path / "a.parquet", [5] * 20)], [[5] * 20])
+    table = RowTable([shard_of(tmp_path / "a.parquet", [5] * 20)], [[5] * 20], RULES)
     monkeypatch.setattr(corpus_module, "CACHE_BYTES", 3 * table._read_group(0, media=False).size)
     for row in range(100):
         table.read(row)
@@ -216,7 +220,7 @@ def test_groups_are_cut_by_kept_rows_only(tmp_path):
     unit = plan.units()[0]._replace(group_rows=32)
     marker = write_unit(plan.work(unit, tmp_path), plan.sources[0].source, nothing, lambda: False)
     assert marker["row_groups"] == [32] * 6 + [8]
-    table = RowTable([tmp_path / unit.shard], [marker["row_groups"]])
+    table = RowTable([tmp_path / unit.shard], [marker["row_groups"]], ShardRules("captions", 0))
     written = pq.ParquetFile(table.shards[0]).metadata
     np.testing.assert_array_equal(table.group_sizes, [written.row_group(n).num_rows for n in range(7)])
 

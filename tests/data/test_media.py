@@ -22,6 +22,7 @@ from unicl_cli.data.collate import Extra
 from unicl_cli.data.corpus import MEDIA, RowTable, open_corpus
 from unicl_cli.data.loader import batches
 from unicl_cli.data.mix import Draws, MixedCorpora, TextChoice, order_of
+from unicl_cli.data.shard_checks import ShardRules
 from unicl_cli.jobs.prepare import shards
 from unicl_cli.jobs.prepare.prepare import prepare
 from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
@@ -214,8 +215,9 @@ def test_a_dry_run_counts_media(tmp_path, capfd):
 def test_an_old_shard_without_the_column_has_no_media(tmp_path):
     row = dict.fromkeys(corpus_format.SCHEMA.names)
     row |= {"image": {"bytes": b"x", "path": None}, "texts": [], "text_hash": [], "label": 0, "source": "s", "key": "k"}
+    row |= {"width": 1, "height": 1}
     pq.write_table(pa.Table.from_pylist([row], corpus_format.SCHEMA), tmp_path / "old.parquet")
-    assert RowTable([tmp_path / "old.parquet"], [[1]]).read(0, media=True).media == {}
+    assert RowTable([tmp_path / "old.parquet"], [[1]], ShardRules("labels", 1)).read(0, media=True).media == {}
 
 
 @pytest.mark.slow

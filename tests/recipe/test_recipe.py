@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unicl_cli.errors import UniclError
-from unicl_cli.recipe.load import check_corpora, load, load_text
+from unicl_cli.recipe.load import load, load_text
 from unicl_cli.recipe.schema import Augment, Recipe, Section
 from unicl_cli.recipe.stages import stage_of
 from unicl_cli.recipe.text import as_mapping, dump, hashed_keys, recipe_hash, recipe_json_schema
@@ -332,26 +332,6 @@ def test_the_schema_describes_every_key():
         for key, place in section["properties"].items():
             assert "description" in place or "$ref" in place, key
     assert "part" not in whole["$defs"]["ModelSection"]["properties"]
-
-
-# -- corpora ------------------------------------------------------------------------------------------------------
-
-
-def test_corpora_are_checked_without_reading_them(tmp_path: Path):
-    corpus = tmp_path / "c"
-    overrides = [f"data.train.0.corpus={corpus}", f"eval=[{{corpus: '{corpus}'}}]"]
-    assert fault(lambda: check_corpora(small(*overrides))) == f"no finished corpus at {corpus}"
-    corpus.mkdir()
-    manifest = corpus / "manifest.json"
-    manifest.write_text("{")
-    assert f"{manifest}: cannot be read" in fault(lambda: check_corpora(small(*overrides)))
-    manifest.write_text(json.dumps({"shards": [{"split": "train"}]}))
-    assert "has no split 'test or val'" in fault(lambda: check_corpora(small(*overrides)))
-    manifest.write_text(json.dumps({"shards": [{"split": "train"}, {"split": "val"}]}))
-    check_corpora(small(*overrides))
-    assert "has no split 'tran'; did you mean 'train'?" in fault(
-        lambda: check_corpora(small(*overrides, "data.train.0.split=tran"))
-    )
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,8 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Check the keys, values, parts and options of a recipe. A missing corpus is only a note on stderr."""
-    from unicl_cli.recipe.load import check_corpora, load
+    from unicl_cli.build.corpora import check_corpora
+    from unicl_cli.recipe.load import load
     from unicl_cli.recipe.text import recipe_hash
 
     recipe = load(name, overrides or ())

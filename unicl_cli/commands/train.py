@@ -213,8 +213,8 @@ def collect_changes(
 
 def check_sources(recipe: "Recipe", run: Path) -> None:
     """Raise UniclError for a missing corpus, and for a missing model that a new run is to start from."""
+    from unicl_cli.build.corpora import check_corpora
     from unicl_cli.core.checkpoint_files import list_folders
-    from unicl_cli.recipe.load import check_corpora
     from unicl_cli.runs.folder import CHECKPOINTS, locate_model
 
     check_corpora(recipe)

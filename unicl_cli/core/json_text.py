@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, NoReturn
 
 MAX_DEPTH = 64
@@ -31,10 +32,10 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _is_deeper(value: Any, depth: int) -> bool:
-    level = [value]
+    level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(depth):
-        parts = [part for part in level if isinstance(part, dict | list)]
-        if not parts:
+        children = chain.from_iterable(part.values() if isinstance(part, dict) else part for part in level)
+        level = [child for child in children if isinstance(child, (dict, list))]
+        if not level:
             return False
-        level = [child for part in parts for child in (part.values() if isinstance(part, dict) else part)]
-    return any(isinstance(part, dict | list) for part in level)
+    return True

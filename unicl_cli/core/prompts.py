@@ -1,5 +1,6 @@
 """Prompt templates: by name, from a file or as given, and class names filled into them."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,11 +8,12 @@ from unicl_cli.core.clip_templates import CLIP7, CLIP80
 from unicl_cli.errors import UniclError, did_you_mean
 
 NAMED = ("clip80", "clip7", "unicl81", "none")
+_PLACE = re.compile(r"\{c?\}")
 
 
 def fill_template(template: str, name: str) -> str:
-    """Put ``name`` in place of ``{}`` or ``{c}``; other braces are literal, since templates and names are data."""
-    return template.replace("{c}", name).replace("{}", name)
+    """Put ``name`` in each place ``{}`` or ``{c}`` of ``template``; all other braces, also those of the name, stay."""
+    return name.join(_PLACE.split(template))
 
 
 def named_templates(name: str) -> tuple[str, ...]:

@@ -1,13 +1,12 @@
 """Reader of a prepared corpus: its manifest, and tables of its rows for training and evaluation."""
 
-import hashlib
-import json
-import shlex
+import os
+import stat
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +15,11 @@ from numpy.typing import NDArray
 
 from unicl_cli.contracts import ClassName, Sample
 from unicl_cli.data.corpus_format import MEDIA
+from unicl_cli.data.manifest import Manifest, read_manifest, repair_hint, splits_of
 from unicl_cli.data.pictures import ImageError
+from unicl_cli.data.shard_checks import ShardRules, explain_damage, open_shard, read_columns, read_group
 from unicl_cli.errors import UniclError, did_you_mean
 
-MANIFEST = "manifest.json"
-PLAN = "plan.json"
-SCHEMA_VERSION = 1
 EVAL_SPLITS = ("test", "val")
 """Splits that evaluation uses by default, the first that a corpus has."""
 CACHE_BYTES = 512_000_000
@@ -45,8 +43,9 @@ class _Group(NamedTuple):
 class RowTable:
     """Rows of one split and kind, numbered through its shards; each process opens the files at its first read."""
 
-    def __init__(self, shards: Sequence[Path], row_groups: Sequence[Sequence[int]]) -> None:
+    def __init__(self, shards: Sequence[Path], row_groups: Sequence[Sequence[int]], rules: ShardRules) -> None:
         self.shards = tuple(shards)
+        self.rules = rules
         self._row_groups = tuple(tuple(groups) for groups in row_groups)
         self._start()
 
@@ -63,7 +62,7 @@ class RowTable:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"shards": self.shards, "_row_groups": self._row_groups}
+        return {"shards": self.shards, "rules": self.rules, "_row_groups": self._row_groups}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -100,12 +99,12 @@ class RowTable:
 
     def column(self, name: str) -> pa.ChunkedArray:  # pyright: ignore[reportUnknownParameterType] - no stubs
         """Return one whole column ("label", "key", "texts", …) in row order, without reading the others."""
-        return pa.concat_tables([_read_column(shard, name) for shard in self.shards]).column(name)
+        return pa.concat_tables([self._read_column(number, name) for number in range(len(self.shards))]).column(name)
 
     def image_hashes(self) -> Iterator[NDArray[np.uint64]]:
         """Yield the first 64 bits of the sha256 of each row's image, shard by shard, in row order."""
-        for shard in self.shards:
-            for digests in _read_column(shard, "sha256").column("sha256").chunks:
+        for number in range(len(self.shards)):
+            for digests in self._read_column(number, "sha256").column("sha256").chunks:
                 whole = np.frombuffer(digests.buffers()[1], np.uint64)
                 yield whole.reshape(-1, 4)[digests.offset : digests.offset + len(digests), 0].copy()
 
@@ -126,34 +125,22 @@ class RowTable:
         file = self._file(shard)
         with_media = media and MEDIA in file.schema_arrow.names
         columns = [*_COLUMNS, MEDIA] if with_media else _COLUMNS
+        table = read_group(file, self.shards[shard], group, columns, self.rules)
         try:
-            table = file.read_row_group(group, columns=columns, use_threads=False).combine_chunks()
-        except (pa.ArrowException, OSError) as error:
-            raise _damage_error(self.shards[shard], error) from error
-        lists = [table.column(name).to_pylist() for name in _COLUMNS[1:]]
+            lists = [_to_list(table.column(name).chunk(0)) for name in _COLUMNS[1:]]
+        except ValueError as error:  # not UTF-8
+            raise explain_damage(self.shards[shard], f"row group {group}: {error}") from error
         images = table.column("image").chunk(0).field("bytes")
         items = table.column(MEDIA).chunk(0) if with_media else None
         return _Group(images, *lists, media=items, size=table.nbytes)
 
     def _file(self, shard: int) -> pq.ParquetFile:
         if shard not in self._files:
-            self._files[shard] = _open_shard(self.shards[shard])
+            self._files[shard] = open_shard(self.shards[shard], self._row_groups[shard])
         return self._files[shard]
 
-
-def _open_shard(shard: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(shard, memory_map=True, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise _damage_error(shard, error) from error
-
-
-def _read_column(shard: Path, name: str) -> pa.Table:  # pyright: ignore[reportUnknownParameterType] - no stubs
-    file = _open_shard(shard)  # `pq.read_table` would import pandas
-    try:
-        return file.read(columns=[name])
-    except (pa.ArrowException, OSError) as error:
-        raise _damage_error(shard, error) from error
+    def _read_column(self, shard: int, name: str) -> pa.Table:  # pyright: ignore[reportUnknownParameterType] - no stubs
+        return read_columns(self.shards[shard], self._row_groups[shard], [name], self.rules)
 
 
 def integers_of(column: pa.ChunkedArray) -> NDArray[np.int64]:  # pyright: ignore[reportUnknownParameterType] - no stubs
@@ -161,33 +148,27 @@ def integers_of(column: pa.ChunkedArray) -> NDArray[np.int64]:  # pyright: ignor
     return np.concatenate([np.empty(0, np.int64), *map(np.from_dlpack, column.chunks)], dtype=np.int64)
 
 
-def _damage_error(shard: Path, error: Exception) -> UniclError:
-    """Return the error for a shard ``CORPUS/data/SPLIT/NAME.parquet`` whose pages or footer cannot be read."""
-    line = " ".join(str(error).split())
-    return UniclError(f"{shard}: damaged: {line}", repair_hint(shard.parent.parent.parent))
-
-
-def repair_hint(folder: Path) -> str:
-    """Return the hint for damaged shards."""
-    return f"make the damaged shards again: unicl prepare --repair -o {shlex.quote(str(folder))}"
+def _to_list(column: Any) -> list[Any]:
+    """Return the values of an array; rows of labels mostly have no texts, and one empty list serves them all."""
+    if isinstance(column, pa.ListArray) and not len(column.values):
+        return [[]] * len(column)
+    return column.to_pylist()
 
 
 class Corpus:
     """An open corpus: its manifest and what it describes; see ``open_corpus``."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any], checksum: str) -> None:
+    def __init__(self, path: Path, manifest: Manifest, checksum: str) -> None:
         self.path, self.manifest, self.checksum = path, manifest, checksum
-        self.name: str = manifest["name"]
-        self.classes = tuple(ClassName(c["key"], tuple(c["names"])) for c in manifest["classes"])
-        templates = manifest["templates"]
+        self.name = manifest.name
+        self.classes = tuple(ClassName(item.key, tuple(item.names)) for item in manifest.classes)
+        templates = manifest.templates
         self.templates: tuple[str, ...] | str = templates if isinstance(templates, str) else tuple(templates)
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
         """The splits that have rows: train, val, test, then the others by name."""
-        met = {shard["split"] for shard in self.manifest["shards"]}
-        usual = [split for split in ("train", "val", "test") if split in met]
-        return (*usual, *sorted(met - set(usual)))
+        return splits_of(self.manifest.shards)
 
     def eval_split(self, asked: str | None = None) -> str:
         """Return the split to evaluate on: the one asked for, else test, else val. UniclError if there is none."""
@@ -205,43 +186,27 @@ class Corpus:
 
     def kinds(self, split: str) -> tuple[str, ...]:
         """Return the kinds of rows in a split, in the order labels, captions, images."""
-        met = {shard["kind"] for shard in self.manifest["shards"] if shard["split"] == split}
+        met = {shard.kind for shard in self.manifest.shards if shard.split == split}
         return tuple(kind for kind in ("labels", "captions", "images") if kind in met)
 
     def table(self, split: str, kind: str) -> RowTable:
         """Return all rows of a split and kind, in the order of the manifest. UniclError if there are none."""
-        shards = [s for s in self.manifest["shards"] if s["split"] == split and s["kind"] == kind]
+        shards = [shard for shard in self.manifest.shards if shard.split == split and shard.kind == kind]
         if not shards:
             have = ", ".join(f"{s} ({' + '.join(self.kinds(s))})" for s in self.splits)
             raise UniclError(f"{self.path}: no rows of kind '{kind}' in split '{split}'", f"choose one of {have}")
-        return RowTable([self.path / s["file"] for s in shards], [s["row_groups"] for s in shards])
+        rules = ShardRules(kind, len(self.classes))
+        return RowTable([self.path / shard.file for shard in shards], [shard.row_groups for shard in shards], rules)
 
 
 def open_corpus(path: str | Path) -> Corpus:
     """Open the corpus in a directory. UniclError if it is missing or unfinished, or if a shard has another size."""
     folder = Path(path)
-    file = folder / MANIFEST
-    if not file.is_file():
-        if (folder / PLAN).is_file():
-            raise UniclError(f"{folder}: the corpus is unfinished", "run the same `unicl prepare` command again")
-        raise UniclError(f"{folder}: no corpus here", f"make one: unicl prepare --labels SRC -o {folder}")
-    data = file.read_bytes()
-    try:
-        manifest = json.loads(data)
-    except ValueError as error:
-        raise UniclError(f"{file}: damaged: {error}", repair_hint(folder)) from error
-    if not isinstance(manifest, dict):
-        raise UniclError(f"{file}: damaged: not a JSON object", repair_hint(folder))
-    manifest = cast("dict[str, Any]", manifest)
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise UniclError(
-            f"{file}: corpus format {manifest.get('schema_version')}, but this unicl reads {SCHEMA_VERSION}",
-            "prepare the corpus again with this version",
-        )
-    for shard in manifest["shards"]:
-        if problem := find_damage(folder, shard):
+    manifest, checksum = read_manifest(folder)
+    for shard in manifest.shards:
+        if problem := find_damage(folder, shard.file, shard.bytes):
             raise UniclError(problem, repair_hint(folder))
-    return Corpus(folder, manifest, hashlib.sha256(data).hexdigest())
+    return Corpus(folder, manifest, checksum)
 
 
 def undecodable(where: Path | str, key: str, error: ImageError) -> UniclError:
@@ -253,11 +218,15 @@ def undecodable(where: Path | str, key: str, error: ImageError) -> UniclError:
     return UniclError(f"{where}: the image of row '{key}' cannot be used: {error}", hint)
 
 
-def find_damage(folder: Path, shard: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with a shard that a marker or manifest describes, judged by its size; None if sound."""
-    file = folder / shard["file"]
+def find_damage(folder: Path, name: str, size: int) -> str | None:
+    """Return what is wrong with the shard ``name`` that should have ``size`` bytes, judged by both; None if sound."""
+    file = f"{folder}/{name}"
     try:
-        size = file.stat().st_size
+        found = os.stat(file)  # noqa: PTH116 - a Path for each of 100,000 shards takes as long as all the rest
     except FileNotFoundError:
         return f"{file}: shard is missing"
-    return None if size == shard["bytes"] else f"{file}: shard has {size} bytes instead of {shard['bytes']}"
+    except OSError as error:
+        return f"{file}: shard cannot be read: {error.strerror or error}"
+    if not stat.S_ISREG(found.st_mode):
+        return f"{file}: shard is not a regular file"
+    return None if found.st_size == size else f"{file}: shard has {found.st_size} bytes instead of {size}"

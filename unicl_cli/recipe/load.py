@@ -1,15 +1,13 @@
 """Typed recipes from files and YAML text, with every problem reported at its line."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from unicl_cli import binding
 from unicl_cli.contracts import Part
-from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of
 from unicl_cli.problems import Loc, PartError, RecipeProblem, problems_of
 from unicl_cli.recipe.layers import (
@@ -137,27 +135,6 @@ def _format_problems(problems: Sequence[RecipeProblem], marks: Mapping[Loc, str]
         return file, int(number) if number.isdecimal() else 0, text
 
     return [text for *_, text in sorted(map(line, problems))]
-
-
-def check_corpora(recipe: Recipe) -> None:
-    """Raise UniclError unless each corpus of the recipe is complete and has the split that the recipe names."""
-    used = [(item.corpus, item.split) for item in recipe.data.train] + [(x.corpus, x.split) for x in recipe.eval]
-    for corpus, split in dict.fromkeys(used):
-        manifest = Path(corpus) / "manifest.json"
-        try:
-            shards = json.loads(manifest.read_text(encoding="utf-8"))["shards"]
-            splits = sorted({str(shard["split"]) for shard in shards})
-        except FileNotFoundError as error:
-            raise UniclError(
-                f"no finished corpus at {corpus}", f"make it, or finish it: unicl prepare … -o {corpus}"
-            ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UniclError(f"{manifest}: cannot be read: {error}", "prepare the corpus again") from error
-        if not set(splits) & ({split} if split else {"test", "val"}):
-            raise UniclError(
-                f"corpus {corpus} has no split '{split or 'test or val'}'{did_you_mean(split or 'test', splits)}",
-                f"use one of its splits: {', '.join(splits)}",
-            )
 
 
 def check_shares(recipe: Recipe, world: int) -> None:

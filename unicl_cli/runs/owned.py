@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unicl_cli.core import checkpoint_files, hub
-from unicl_cli.data.corpus import MANIFEST, PLAN
+from unicl_cli.data.manifest import MANIFEST, PLAN
 from unicl_cli.runs.folder import FILES, is_checkpoint, is_marked, read_object
 
 _CORPUS_FILES = frozenset((MANIFEST, PLAN, "holdout.json", "duplicates.json"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unicl_cli.core.checkpoint_files import list_folders
 from unicl_cli.core.lock import check_unused, is_lock
-from unicl_cli.data.corpus import MANIFEST, PLAN
+from unicl_cli.data.manifest import MANIFEST, PLAN
 from unicl_cli.errors import UniclError
 from unicl_cli.problems import quote_value
 from unicl_cli.recipe.load import load

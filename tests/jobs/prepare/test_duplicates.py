@@ -48,8 +48,8 @@ def test_captions_of_equal_pictures_join_the_row_that_stays(tmp_path, capsys):
     assert "left out 3 duplicate rows of 1 image" in err
     assert report["dedup"]["exact"]["texts"] in (2, 3)
     manifest = open_corpus(tmp_path / "c").manifest
-    assert manifest["dedup"] == report["dedup"]
-    assert manifest["text_stats"]["texts"] == len(door.texts) + 1
+    assert manifest.dedup.model_dump() == report["dedup"]
+    assert manifest.text_stats["texts"] == len(door.texts) + 1
     assert {r["detail"] for r in rejects(tmp_path / "c") if r["reason"] == "duplicate"} == {
         f"the same image as {door.key}"
     }
@@ -150,7 +150,7 @@ def test_what_is_found_equals_a_dictionary_over_the_rows_in_plan_order(data, tmp
     assert found.gone == gone
     assert {key: sorted(of) for key, of in found.texts.items()} == {k: sorted(of) for k, of in texts.items() if of}
     assert read_duplicates(out) == found
-    assert found.facts["rows"] == len(gone)
+    assert found.facts.rows == len(gone)
 
 
 def test_damaged_findings_are_found_anew(tmp_path, capsys):

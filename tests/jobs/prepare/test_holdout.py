@@ -30,9 +30,9 @@ def picture(seed, size=(8, 8)):
 def sides(corpus):
     """Split -> sha256 of its images, over all sources."""
     found = {}
-    for shard in open_corpus(corpus).manifest["shards"]:
-        column = pq.read_table(corpus / shard["file"], columns=["sha256"]).column("sha256").to_pylist()
-        found.setdefault(shard["split"], []).extend(column)
+    for shard in open_corpus(corpus).manifest.shards:
+        column = pq.read_table(corpus / shard.file, columns=["sha256"]).column("sha256").to_pylist()
+        found.setdefault(shard.split, []).extend(column)
     return found
 
 
@@ -77,7 +77,7 @@ def test_a_class_that_only_one_source_knows_keeps_an_image_in_train(photos, tmp_
     (tmp_path / "more.csv").write_text("image,label\n" + "".join(lines))
     argv = ("--labels", photos / "photos", "--labels", tmp_path / "more.csv", "-o", tmp_path / "c", "--holdout", 0.9)
     prepared(capsys, *argv)
-    assert min(open_corpus(tmp_path / "c").manifest["class_counts"]["train"]) >= 1
+    assert min(open_corpus(tmp_path / "c").manifest.class_counts["train"]) >= 1
 
 
 def test_small_sources_give_nothing_but_follow_the_others(photos, tmp_path, capsys):
@@ -162,7 +162,9 @@ def test_a_corpus_with_the_older_hold_out_is_refused_in_one_line(photos, tmp_pat
     prepared(capsys, *argv)
     plan = json.loads((tmp_path / "c/plan.json").read_text())
     del plan["validation"]
-    plan["sources"][0]["rows"] = {"train": 98, "val": 13}
+    plan["sources"][0]["rows"] = rows = {"train": 98, "val": 13}
+    for unit in plan["units"]:
+        unit["rows"] = rows[unit["split"]]
     (tmp_path / "c/plan.json").write_text(json.dumps(plan))
     _, err = prepared(capsys, *argv, code=2)
     assert "an older unicl chose its validation rows by their keys; now they are chosen by image" in err

@@ -126,7 +126,7 @@ def test_sixty_classes_of_odd_names_survive(tmp_path, capsys):
     assert (report["classes"], report["rows"]) == (62, 123)
     corpus = open_corpus(tmp_path / "c")
     assert {c.key for c in corpus.classes} == set(names)
-    assert sum(corpus.manifest["class_counts"]["train"]) == 123
+    assert sum(corpus.manifest.class_counts["train"]) == 123
 
 
 def test_a_source_with_train_only_gives_a_share_to_validation_and_says_so(tmp_path, capsys):
@@ -147,7 +147,7 @@ def test_a_source_with_train_only_gives_a_share_to_validation_and_says_so(tmp_pa
 def test_the_last_picture_of_a_class_is_never_held_out(tmp_path, capsys):
     put(tmp_path / "f", {f"{n}/{k}.png": picture(seed=2 * n + k) for n in range(20) for k in range(1 + n % 2)})
     prepared(capsys, "--labels", tmp_path / "f", "-o", tmp_path / "c", "--holdout", 0.9)
-    counts = open_corpus(tmp_path / "c").manifest["class_counts"]
+    counts = open_corpus(tmp_path / "c").manifest.class_counts
     assert min(counts["train"]) == 1
     assert sum(counts["val"]) > 3
 
@@ -160,7 +160,7 @@ def test_classes_merge_by_key_and_equal_prompt_names_are_reported(tmp_path, caps
     assert "equal prompts (1): 'crane': bird/crane, tool/crane" in err
     rows = rows_of(tmp_path / "c")
     assert rows["a:cat/1.png"].label == rows["b:cat/2.png"].label
-    assert open_corpus(tmp_path / "c").manifest["class_counts"]["train"] == [1, 2, 1, 1]
+    assert open_corpus(tmp_path / "c").manifest.class_counts["train"] == [1, 2, 1, 1]
 
 
 def test_size_shrinks_and_limit_cuts_and_templates_come_from_a_file(tmp_path, capsys):
@@ -385,3 +385,14 @@ def test_the_same_command_makes_a_damaged_manifest_again(tmp_path, damage: str):
         open_corpus(out)
     assert main(command) == 0
     assert json.loads((out / "manifest.json").read_bytes()) == whole
+
+
+@pytest.mark.parametrize("split", [".", "..", "...", "a/b", "a\\b", "nul", "CON.x", "x" * 250, "é" * 120])
+def test_a_split_that_cannot_be_a_folder_is_refused_and_nothing_is_written(tmp_path, capsys, split):
+    Image.new("RGB", (9, 9)).save(tmp_path / "1.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "2.png")
+    (tmp_path / "l.csv").write_text(f"image,split,label\n1.png,{split},cat\n2.png,train,dog\n")
+    before = sorted(tmp_path.rglob("*"))
+    _, err = prepared(capsys, "--labels", tmp_path / "l.csv", "-o", tmp_path / "c" / "d", code=2)
+    assert "cannot be a folder name" in err or "cannot be a file name" in err
+    assert sorted(tmp_path.rglob("*")) == before

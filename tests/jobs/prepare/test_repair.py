@@ -88,14 +88,17 @@ def test_a_bit_flipped_anywhere_is_found(corpus, capsys, at):
 
 
 def rewritten(corpus, file, change):
-    """A shard with other rows whose manifest agrees: what no checksum can tell."""
+    """A shard with other rows whose manifest and marker agree: what no checksum can tell."""
     table = change(pq.read_table(file))
     pq.write_table(table, file, row_group_size=len(table))
+    sums = {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     manifest = json.loads((corpus / "manifest.json").read_text())
     (shard,) = (s for s in manifest["shards"] if corpus / s["file"] == file)
-    shard |= {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    shard |= {"row_groups": [len(table)]}
+    manifest["bytes"] += sums["bytes"] - shard["bytes"]
+    shard |= sums
     (corpus / "manifest.json").write_text(json.dumps(manifest))
+    marker = corpus / f"parts/{shard['split']}.{file.stem}.json"
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | sums))
 
 
 def column(table, name, values):
@@ -110,7 +113,17 @@ def column(table, name, values):
         (lambda t: column(t, "label", [-1, *t["label"].to_pylist()[1:]]), "label -1 is out of range"),
         (lambda t: column(t, "key", [t["key"][1].as_py(), *t["key"].to_pylist()[1:]]), "duplicate keys: 1"),
         (lambda t: t.slice(1), "has 299 rows instead of 300"),
-        (lambda t: column(t, "label", [0] * len(t)), "class counts of 'train' do not match the shards"),
+        (lambda t: column(t, "label", [0] * len(t)), "its labels are not those that its marker in parts counts"),
+        (lambda t: column(t, "source", ["other"] * len(t)), "its source is not shapes"),
+        (
+            lambda t: column(t, "key", ["other:k", *t["key"].to_pylist()[1:]]),
+            "key 'other:k' is not one of source shapes",
+        ),
+        (
+            lambda t: column(t, "texts", [["new"], *t["texts"].to_pylist()[1:]]),
+            "the numbers of texts and of their hashes",
+        ),
+        (lambda t: t.drop_columns(["phash"]), "has no column phash"),
         (
             lambda t: column(t, "image", [{"bytes": b"gone", "path": None}] * len(t)),
             "image cannot be decoded: not_image",
@@ -121,6 +134,133 @@ def test_verify_looks_into_the_rows(corpus, capsys, change, problem):
     rewritten(corpus, corpus / "data/train/shapes-labels-00000-of-00001.parquet", change)
     report, _ = called(capsys, "prepare", "--verify", "-o", corpus, code=1)
     assert problem in report["problems"][0]["problem"]
+
+
+def edit(file, change):
+    document = json.loads(file.read_text())
+    change(document)
+    file.write_text(json.dumps(document))
+
+
+def exchange_names(manifest):
+    first, second = manifest["classes"][:2]
+    for name in ("key", "names", "prompt_name"):
+        first[name], second[name] = second[name], first[name]
+
+
+def exchange_counts(manifest):
+    counts = manifest["class_counts"]["train"]
+    counts[0], counts[1] = counts[0] + 1, counts[1] - 1
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (exchange_names, "classes: are not those of plan.json"),
+        (lambda m: m["classes"][3]["names"].append("alias"), "classes: are not those of plan.json"),
+        (lambda m: m["classes"][3].update(key="other"), "classes: are not those of plan.json"),
+        (exchange_counts, "its class counts of 'train' do not match the shards"),
+        (lambda m: m.pop("name"), "damaged: name: Field required"),
+        (lambda m: m.update(templates="clip7"), "templates: does not follow from plan.json and parts"),
+        (lambda m: m["shards"].reverse(), "shards: does not follow"),
+        (lambda m: m["text_stats"].update(p95=1), "text_stats: does not follow"),
+        (lambda m: m["rejected"].update(empty=3), "rejected: does not follow"),
+        (lambda m: m["equal_pictures"].update(in_a_kind=9), "equal_pictures: does not follow"),
+    ],
+)
+def test_verify_finds_what_a_manifest_says_otherwise_and_prepare_makes_it_again(corpus, capsys, change, problem):
+    before = sums(corpus)
+    edit(corpus / "manifest.json", change)
+    report, _ = called(capsys, "prepare", "--verify", "-o", corpus, code=1)
+    assert report["problems"][0]["file"] == "manifest.json"
+    assert problem in report["problems"][0]["problem"]
+    shutil.copytree(corpus, corpus.parent / "again" / "c")
+    assert main(["prepare", *SOURCE, "-o", str(corpus.parent / "again" / "c")]) == 0
+    is_seen = "equal_pictures" not in problem  # only --verify counts images again
+    assert ("nothing to do" not in capsys.readouterr().err) == is_seen
+    assert (sums(corpus.parent / "again" / "c") == before) == is_seen
+    called(capsys, "prepare", "--repair", "-o", corpus)
+    assert sums(corpus) == before
+
+
+def test_verify_finds_markers_and_plans_that_say_otherwise(corpus, capsys):
+    marker = sorted((corpus / "parts").iterdir())[0]
+    before = sums(corpus)
+    for change in (
+        lambda m: m.update(rows=m["rows"] + 1, row_groups=[m["rows"] + 1]),
+        lambda m: m.update(captioned=m["captioned"] - 1),
+        lambda m: m.update(file="../../etc/hostname"),
+        lambda m: m.update(file=m["file"].replace("captions", "labels")),
+        lambda m: m.update(texts_dropped=-1),
+    ):
+        edit(marker, change)
+        report, _ = called(capsys, "prepare", "--verify", "-o", corpus, code=1)
+        assert [p["file"] for p in report["problems"]] == [marker.relative_to(corpus).as_posix()]
+        called(capsys, "prepare", "--repair", "-o", corpus)
+        assert sums(corpus) == before
+    marker.unlink()
+    report, _ = called(capsys, "prepare", "--verify", "-o", corpus, code=1)
+    assert report["problems"][0]["problem"] == "marker is missing"
+    (corpus / "plan.json").unlink()
+    report, _ = called(capsys, "prepare", "--verify", "-o", corpus, code=1)
+    assert report["problems"][0]["file"] == "plan.json"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: p["units"][0].update(name="../../../victim/table"),
+        lambda p: p["units"][0].update(first=3),
+        lambda p: p["units"][0].update(rows=-4),
+        lambda p: p["units"][0].update(rows=7),
+        lambda p: p["units"][0].update(group_rows=10**9),
+        lambda p: p["units"][0].update(split="test"),
+        lambda p: p["units"].pop(),
+        lambda p: p["units"].reverse(),
+        lambda p: p["units"].append(p["units"][0]),
+        lambda p: p["sources"][0]["rows"].update(train=10**15),
+        lambda p: p["sources"][0].update(name="../shapes"),
+        lambda p: p["sources"][0]["rows"].update({"..": 1}),
+    ],
+)
+def test_units_that_are_not_those_of_the_plan_are_damage_and_nothing_is_written(corpus, capsys, change):
+    """They are a function of the plan: every row once, in order, in a shard of the name that follows."""
+    victim = corpus.parent / "victim"
+    victim.mkdir()
+    (victim / "table.parquet").write_text("mine")
+    (corpus / "manifest.json").unlink()
+    edit(corpus / "plan.json", change)
+    before = sums(corpus.parent)
+    for command in (("prepare", *SOURCE, "-o", corpus), ("prepare", "--repair", "-o", corpus)):
+        _, err = called(capsys, *command, code=2)
+        assert f"{corpus / 'plan.json'}: damaged: " in err
+    assert sums(corpus.parent) == before
+
+
+@pytest.mark.parametrize("folder", ["data", "data/train", "parts"])
+def test_nothing_is_written_through_a_link_that_leads_out_of_the_corpus(corpus, capsys, folder):
+    outside = corpus.parent / "outside"
+    shutil.move(corpus / folder, outside)
+    (corpus / folder).symlink_to(outside)
+    flip(next(outside.rglob("*.*")))
+    before = sums(outside)
+    for command in (("prepare", *SOURCE, "-o", corpus), ("prepare", "--repair", "-o", corpus)):
+        _, err = called(capsys, *command, code=2)
+        assert "is a symbolic link that leads out of the corpus" in err
+    assert sums(outside) == before
+
+
+def test_a_linked_shard_is_replaced_and_never_written_through(corpus, capsys):
+    shard = corpus / "data/train/shapes-labels-00000-of-00001.parquet"
+    outside = corpus.parent / "outside.parquet"
+    shutil.move(shard, outside)
+    shard.symlink_to(outside)
+    assert called(capsys, "prepare", "--verify", "-o", corpus)[0]["ok"]
+    flip(outside)
+    damaged = outside.read_bytes()
+    assert called(capsys, "prepare", "--repair", "-o", corpus)[0]["ok"]
+    assert not shard.is_symlink()
+    assert outside.read_bytes() == damaged
 
 
 def test_a_shard_that_is_none_of_the_corpus_is_named_and_never_removed(corpus, capsys):
@@ -228,7 +368,7 @@ def test_rows_keep_their_order_when_asked_to(tmp_path, capsys):
     called(capsys, *argv)
     table = open_corpus(tmp_path / "c").table("train", "labels")
     assert [table.read(n).key for n in range(20)] == [f"f:cat/{n:02d}.png" for n in range(20)]
-    assert open_corpus(tmp_path / "c").manifest["permuted_seed"] is None
+    assert open_corpus(tmp_path / "c").manifest.permuted_seed is None
     flip(shard_of(tmp_path / "c", "f-labels"))
     assert called(capsys, "prepare", "--repair", "-o", tmp_path / "c")[0]["ok"]
     _, err = called(capsys, *argv[:-1], code=2)

@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor, zeros
 
+from unicl_cli.build.corpora import check_corpora
 from unicl_cli.build.data import TrainingData, build_data
 from unicl_cli.contracts import NO_LABEL, NO_TEXT, Drawn
 from unicl_cli.core.json_output import format_json
@@ -18,7 +19,7 @@ from unicl_cli.data.mix import Draws, MixedCorpora
 from unicl_cli.data.text import text_hash
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.inspect.class_mentions import ClassNameFinder, distinct_pairs, split_words
-from unicl_cli.recipe.load import check_corpora, load_text
+from unicl_cli.recipe.load import load_text
 from unicl_cli.recipe.schema import Recipe
 
 Ints = NDArray[np.int64]

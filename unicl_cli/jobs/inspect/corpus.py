@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import NO_LABEL, ClassName
+from unicl_cli.core.documents import Document
+from unicl_cli.core.files import open_regular
+from unicl_cli.core.json_text import parse_json
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.formats import split_ends
@@ -27,14 +31,25 @@ FEW, TINY = 20, 16
 """A class with at most so many images has few; an image with a shorter side below so many pixels is tiny."""
 MAX_SAMPLES, SAMPLED_ROWS = 3, 30
 """Texts shown of each source, and rows read to find as many that differ."""
+MAX_REJECT = 1_000_000
+"""The longest line of rejects in bytes; the rest of a longer one is a damaged line."""
+DAMAGED_REJECT = {"key": "?", "reason": "?", "detail": "this line of rejects is damaged"}
 MAX_LISTED = 10
 """Classes, rejects and the like listed by name, at most."""
+
+
+class Reject(Document):
+    """A line of rejects: a row that `prepare` left out."""
+
+    key: str
+    reason: str
+    detail: str
 
 
 def inspect_corpus(corpus: Corpus, *, split: str | None, tokenizer: str, batch_size: int) -> dict[str, Any]:
     """Return the document. Classes and captions are counted in ``split``; None: train, else the first split."""
     chosen = choose_split(corpus, split)
-    with progress(f"reading {corpus.path}", corpus.manifest["rows"]) as advance:
+    with progress(f"reading {corpus.path}", corpus.manifest.rows) as advance:
         scanned = scan_corpus(corpus, chosen, advance)
     counts = sum(
         (group.labels for (_, kind, of), group in scanned.groups.items() if (kind, of) == ("labels", chosen)),
@@ -46,8 +61,8 @@ def inspect_corpus(corpus: Corpus, *, split: str | None, tokenizer: str, batch_s
         "path": str(corpus.path),
         "name": corpus.name,
         "checksum": corpus.checksum,
-        "rows": corpus.manifest["rows"],
-        "bytes": corpus.manifest["bytes"],
+        "rows": corpus.manifest.rows,
+        "bytes": corpus.manifest.bytes,
         "classes": len(corpus.classes),
         "templates": corpus.templates if isinstance(corpus.templates, str) else list(corpus.templates),
         "splits": list(corpus.splits),
@@ -110,11 +125,11 @@ def sample_texts(corpus: Corpus, key: tuple[str, str, str]) -> list[str]:
 def first_group(corpus: Corpus, line: Mapping[str, Any]) -> range:
     """Return the rows of the first row group of a source in the table of its split and kind; they are shuffled."""
     first = 0
-    for shard in corpus.manifest["shards"]:
-        if (shard["split"], shard["kind"]) == (line["split"], line["kind"]):
-            if shard["source"] == line["source"]:
-                return range(first, first + shard["row_groups"][0])
-            first += shard["rows"]
+    for shard in corpus.manifest.shards:
+        if (shard.split, shard.kind) == (line["split"], line["kind"]):
+            if shard.source == line["source"]:
+                return range(first, first + shard.row_groups[0])
+            first += shard.rows
     return range(0)
 
 
@@ -185,19 +200,26 @@ def read_rejects(corpus: Corpus) -> dict[str, Any]:
     """Return the rows that `prepare` left out: counts by reason, and the first few."""
     first: list[dict[str, str]] = []
     for file in sorted((corpus.path / "rejects").glob("*.jsonl")):
-        with file.open(encoding="utf-8", errors="replace") as lines:
-            first += [parse_reject(line) for line in islice(lines, MAX_LISTED - len(first))]
-    reasons: dict[str, int] = corpus.manifest["rejected"]
+        first += read_first_rejects(file, MAX_LISTED - len(first))
+    reasons = corpus.manifest.rejected
     return {"n": sum(reasons.values()), "reasons": reasons, "first": first}
 
 
-def parse_reject(line: str) -> dict[str, str]:
+def read_first_rejects(file: Path, count: int) -> list[dict[str, str]]:
+    """Return at most ``count`` rows of a file of rejects; a damaged line, or a file that cannot be read, is said so."""
+    try:
+        with open_regular(file) as lines:
+            return [parse_reject(line) for line in islice(iter(partial(lines.readline, MAX_REJECT), b""), count)]
+    except OSError as error:
+        return [DAMAGED_REJECT | {"detail": f"{file.name} cannot be read: {error.strerror}"}][:count]
+
+
+def parse_reject(line: bytes) -> dict[str, str]:
     """Parse a line of rejects; a damaged line is reported as such."""
     try:
-        row: Any = json.loads(line)
-        return {name: str(row[name]) for name in ("key", "reason", "detail")}
-    except (ValueError, KeyError, TypeError):
-        return {"key": "?", "reason": "?", "detail": "this line of rejects is damaged"}
+        return Reject.model_validate(parse_json(line)).model_dump(include={"key", "reason", "detail"})
+    except ValueError:
+        return dict(DAMAGED_REJECT)
 
 
 def count_duplicates(corpus: Corpus, scanned: CorpusScan) -> dict[str, Any]:
@@ -215,8 +237,8 @@ def count_duplicates(corpus: Corpus, scanned: CorpusScan) -> dict[str, Any]:
         "pictures_with_several_labels": int((labels_per_image > 1).sum()),
         "also_in_train": count_leaks(list(corpus.splits), split, image),
     }
-    of_manifest = {name: corpus.manifest[name] for name in ("dedup", "duplicates_of_eval") if corpus.manifest.get(name)}
-    return facts | of_manifest
+    of_manifest = corpus.manifest.model_dump(include={"dedup", "duplicates_of_eval"}, exclude_unset=True)
+    return facts | {name: fact for name, fact in of_manifest.items() if fact}
 
 
 def count_leaks(splits: Sequence[str], split: NDArray[np.int16], image: Ints) -> dict[str, int]:

@@ -9,7 +9,8 @@ from shlex import quote
 from typing import Any, NamedTuple
 
 from unicl_cli.core.checkpoint_files import MODEL, TRAINER, newest
-from unicl_cli.data.corpus import MANIFEST, PLAN, Corpus, open_corpus
+from unicl_cli.data.corpus import Corpus, open_corpus
+from unicl_cli.data.manifest import MANIFEST, PLAN
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.inspect.batch import InspectedBatch, default_recipe, inspect_batch
 from unicl_cli.jobs.inspect.checkpoint import inspect_checkpoint

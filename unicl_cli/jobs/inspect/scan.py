@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import NO_LABEL
 from unicl_cli.data.corpus import Corpus
-from unicl_cli.errors import UniclError
+from unicl_cli.data.manifest import Shard
+from unicl_cli.data.shard_checks import ShardRules, open_shard, read_columns
 from unicl_cli.jobs.inspect.class_mentions import ClassNameFinder, Words, compute, distinct_pairs, split_words
 
 Ints = NDArray[np.int64]
@@ -63,42 +63,35 @@ class CorpusScan(NamedTuple):
 
 def scan_corpus(corpus: Corpus, split: str, advance: Callable[[int], None]) -> CorpusScan:
     """Read every shard of the corpus, texts of ``split`` only. ``advance`` receives the number of rows read."""
-    shards = corpus.manifest["shards"]
-    of_split = sum(shard["rows"] for shard in shards if shard["split"] == split)
+    shards = corpus.manifest.shards
+    of_split = sum(shard.rows for shard in shards if shard.split == split)
     names, classes = ClassNameFinder(corpus.classes), len(corpus.classes)
     groups: dict[tuple[str, str, str], GroupTally] = {}
     texts = CaptionTally(classes, max(1, of_split // SAMPLED_TEXTS))
     images: list[ImageColumns] = []
     splits = list(corpus.splits)
     for shard in shards:
-        group = groups.setdefault((shard["source"], shard["kind"], shard["split"]), GroupTally(classes))
-        path = corpus.path / shard["file"]
-        table, payload, count = _read(path, texts=shard["split"] == split)
-        label = append_images(table, splits.index(shard["split"]), images)
-        if label.max(initial=NO_LABEL) >= classes or label.min(initial=NO_LABEL) < NO_LABEL:
-            raise UniclError(
-                f"{path}: has a label outside the {classes} classes of the manifest", "prepare the corpus again"
-            )
-        group.rows, group.bytes = group.rows + len(table), group.bytes + shard["bytes"]
+        group = groups.setdefault((shard.source, shard.kind, shard.split), GroupTally(classes))
+        table, payload, count = _read(corpus.path / shard.file, shard, classes, texts=shard.split == split)
+        label = append_images(table, splits.index(shard.split), images)
+        group.rows, group.bytes = group.rows + len(table), group.bytes + shard.bytes
         group.image_bytes, group.texts = group.image_bytes + payload, group.texts + count
         group.labels += np.bincount(label[label != NO_LABEL], minlength=classes)
         _add_sides(group, table)
-        if shard["split"] == split:
+        if shard.split == split:
             _add_texts(texts, table, label, names)
         advance(len(table))
     every = [np.concatenate(column) for column in zip(*images, strict=True)]
     return CorpusScan(groups, texts, merge_word_counts(texts.words), (every[0], every[1], every[2]))
 
 
-def _read(path: Path, *, texts: bool) -> tuple[Any, int, int]:
+def _read(path: Path, shard: Shard, classes: int, *, texts: bool) -> tuple[Any, int, int]:
     """Return a shard's columns, and from the file's footer the bytes of its images and the number of its texts."""
     columns = [*COLUMNS, *(("texts", "text_hash") if texts else ())]
-    try:
-        with pq.ParquetFile(path, memory_map=True) as file:
-            sizes = dict(_chunks(file.metadata))
-            return file.read(columns=columns, use_threads=False), *_image_bytes_and_texts(sizes)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UniclError(f"{path}: is damaged: {error}", "run the same `unicl prepare` command again") from error
+    with open_shard(path, shard.row_groups) as file:
+        sizes = dict(_chunks(file.metadata))
+    table = read_columns(path, shard.row_groups, columns, ShardRules(shard.kind, classes))
+    return table, *_image_bytes_and_texts(sizes)
 
 
 def _chunks(footer: Any) -> Iterator[tuple[tuple[int, str], Any]]:

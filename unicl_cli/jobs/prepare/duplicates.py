@@ -1,19 +1,22 @@
 """Rows with equal images, byte for byte: found before any shard is written, so that shards stay independent."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import model_validator
 
 from unicl_cli.contracts import DatasetSource, Row
+from unicl_cli.core.documents import Document, read_document
 from unicl_cli.core.files import write_atomic
 from unicl_cli.data import text
+from unicl_cli.data.manifest import DuplicateFacts
+from unicl_cli.data.shard_checks import ShardRules, read_columns
+from unicl_cli.jobs.prepare.parts import PartMarker
 from unicl_cli.jobs.prepare.shards import THREADS, Tick, Unit, Work, json_bytes, row_chunks, usable_texts
 
 FILE = "duplicates.json"
@@ -27,10 +30,30 @@ class Duplicates(NamedTuple):
 
     gone: Mapping[str, str]
     texts: Mapping[str, Sequence[str]]
-    facts: Mapping[str, Any]
+    facts: DuplicateFacts
 
 
-NO_DUPLICATES = Duplicates({}, {}, {})
+NO_DUPLICATES = Duplicates(
+    {}, {}, DuplicateFacts(groups=0, rows=0, texts=0, labels_differ=0, labels_differ_examples=[])
+)
+
+
+class DuplicatesFile(Document):
+    """The content of FILE; see `Duplicates`."""
+
+    facts: DuplicateFacts
+    gone: dict[str, str]
+    texts: dict[str, list[str]]
+
+    @model_validator(mode="after")
+    def _check_counts(self) -> Self:
+        kept = set(self.gone.values())
+        counted = (len(kept), len(self.gone), sum(map(len, self.texts.values())))
+        if counted != (self.facts.groups, self.facts.rows, self.facts.texts):
+            raise ValueError("facts: contradict the rows that are listed")
+        if kept & self.gone.keys() or self.texts.keys() - kept:
+            raise ValueError("gone: a row is both kept and left out, or has texts of others and is not kept")
+        return self
 
 
 def hash_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]) -> dict[str, Any] | None:
@@ -71,12 +94,12 @@ def remove_digests(units: Iterable[Unit], out: Path) -> None:
 
 
 def read_duplicates(out: Path) -> Duplicates | None:
-    """Read the duplicates that an earlier command found; None if it did not get that far."""
+    """Read the duplicates that an earlier command found; None if it did not get that far. UniclError if damaged."""
     try:
-        found = json.loads((out / FILE).read_bytes())
-        return Duplicates(found["gone"], found["texts"], found["facts"])
-    except (FileNotFoundError, ValueError, KeyError):
+        found = read_document(out / FILE, DuplicatesFile, f"remove {out / FILE}: `unicl prepare` makes it again")
+    except FileNotFoundError:
         return None
+    return Duplicates(found.gone, found.texts, found.facts)
 
 
 def find_duplicates(units: Sequence[Unit], row_at: Callable[[Unit, int], Row], out: Path) -> Duplicates:
@@ -98,18 +121,18 @@ def find_duplicates(units: Sequence[Unit], row_at: Callable[[Unit, int], Row], o
                 texts[first.key] = more
             differ += [[first.key, row.key] for row in rest if row.label != first.label]
             groups += 1
-    facts = {
-        "groups": groups,
-        "rows": len(gone),
-        "texts": sum(map(len, texts.values())),
-        "labels_differ": len(differ),
-        "labels_differ_examples": differ[:_EXAMPLES],
-    }
-    write_atomic(out / FILE, json_bytes({"facts": facts, "gone": gone, "texts": texts}))
+    facts = DuplicateFacts(
+        groups=groups,
+        rows=len(gone),
+        texts=sum(map(len, texts.values())),
+        labels_differ=len(differ),
+        labels_differ_examples=differ[:_EXAMPLES],
+    )
+    write_atomic(out / FILE, json_bytes({"facts": facts.model_dump(), "gone": gone, "texts": texts}))
     return Duplicates(gone, texts, facts)
 
 
-def count_equal_images(folder: Path, shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def count_equal_images(folder: Path, shards: Sequence[PartMarker]) -> dict[str, Any]:
     """Count equal images among the stored ones, by 64 bits of their sha256.
 
     ``in_a_kind``: rows that repeat an image of their kind and split; ``in_two_kinds``: training images with rows of
@@ -117,9 +140,10 @@ def count_equal_images(folder: Path, shards: Sequence[Mapping[str, Any]]) -> dic
     """
     found: dict[tuple[str, str], list[NDArray[np.uint64]]] = {}
     for shard in shards:
-        column = pq.read_table(folder / shard["file"], columns=["sha256"]).column("sha256")
+        rules = ShardRules(shard.kind, 0)
+        column = read_columns(folder / shard.file, shard.row_groups, ["sha256"], rules).column("sha256")
         digests = np.frombuffer(b"".join(column.to_pylist()), np.uint64)[::4]
-        found.setdefault((shard["split"], shard["kind"]), []).append(digests)
+        found.setdefault((shard.split, shard.kind), []).append(digests)
     images = {at: np.concatenate(of) for at, of in found.items()}
     training = [np.unique(of) for (split, _), of in images.items() if split == "train"]
     rows = [of for (split, _), of in images.items() if split == "train"]

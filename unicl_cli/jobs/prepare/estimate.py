@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from unicl_cli.core.json_output import print_json
 from unicl_cli.core.machine import cores
-from unicl_cli.data.corpus import PLAN
+from unicl_cli.data.manifest import PLAN
 from unicl_cli.data.pictures import MAX_PIXELS
 from unicl_cli.errors import UniclError, print_line
 from unicl_cli.formats import byte_size, count_of

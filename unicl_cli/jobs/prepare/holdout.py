@@ -7,7 +7,7 @@ of each class, as exact as counts allow.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import NO_LABEL, DatasetSource, Row
-from unicl_cli.core.files import read_regular, write_atomic
-from unicl_cli.core.json_text import parse_json
+from unicl_cli.core.documents import Document, read_document
+from unicl_cli.core.files import write_atomic
+from unicl_cli.data.manifest import Count, Name
+from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.image_groups import RowList, number_images
 from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.rows import Adoption
@@ -50,15 +52,24 @@ class ReadSource(NamedTuple):
         return list(self.rows) == [TRAIN]
 
 
+class HoldoutFile(Document):
+    """The content of FILE; see `Holdout`."""
+
+    basis: dict[str, Any]
+    moved: dict[str, dict[Name, list[Count]]]
+    followed: dict[str, dict[str, Count]]
+
+
 class Holdout(NamedTuple):
     """The rows that leave `train`: source -> split -> their numbers; ``followed`` of them for another source's split.
 
-    ``basis`` says what the choice depends on.
+    ``basis`` says what the choice depends on; ``sizes`` are the numbers of rows of the open sources.
     """
 
     moved: dict[str, dict[str, Numbers]]
     followed: dict[str, dict[str, int]]
     basis: dict[str, Any]
+    sizes: dict[str, int]
 
     def splits_of(self, source: ReadSource) -> dict[str, Numbers]:
         """Return the numbers of the rows of each split of ``source``, in its order."""
@@ -95,7 +106,7 @@ class Holdout(NamedTuple):
 
     def save(self, out: Path) -> None:
         """Write FILE unless it is there, so that a later command need not read the images again."""
-        if not self.moved or _read(out, self.basis):
+        if not self.moved or _read(out, self.basis, self.sizes):
             return
         document = {"basis": self.basis, "moved": self._lists(), "followed": self.followed}
         write_atomic(out / FILE, json_bytes(document))
@@ -116,9 +127,10 @@ def hold_out(
         "holdout": options.holdout,
         "sources": [[source.name, source.adoption.kind, source.fingerprint] for source in sources],
     }
+    sizes = {source.name: len(source.rows[TRAIN]) for source in sources if source.is_open}
     if not _is_needed(sources, options):
-        return Holdout({}, {}, basis)
-    if out is not None and (saved := _read(out, basis)):
+        return Holdout({}, {}, basis, sizes)
+    if out is not None and (saved := _read(out, basis, sizes)):
         return saved
     lists = [RowList(source.source, rows) for source in sources for rows in source.rows.values()]
     numbers = iter(number_images(lists, compare=compare))
@@ -131,7 +143,8 @@ def hold_out(
             own = choice.split_rows(images[source.name][TRAIN])
             moved[source.name] = {split: rows for split, (rows, _) in own.items()}
             followed[source.name] = {split: count for split, (_, count) in own.items() if count}
-    return Holdout({n: of for n, of in moved.items() if of}, {n: of for n, of in followed.items() if of}, basis)
+    moved = {name: of for name, of in moved.items() if of}
+    return Holdout(moved, {name: of for name, of in followed.items() if of}, basis, sizes)
 
 
 def _is_needed(sources: Sequence[ReadSource], options: PrepareOptions) -> bool:
@@ -147,24 +160,35 @@ def _gives(source: ReadSource, options: PrepareOptions) -> bool:
     return source.is_open and options.holdout > 0
 
 
-def _read(out: Path, basis: Mapping[str, Any]) -> Holdout | None:
-    with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-        saved = json.loads((out / FILE).read_bytes())
-        if saved["basis"] == basis:
-            moved = {
-                name: {split: np.array(rows, np.int64) for split, rows in of.items()}
-                for name, of in saved["moved"].items()
-            }
-            return Holdout(moved, saved["followed"], saved["basis"])
-    return None
+def _read(out: Path, basis: Mapping[str, Any], sizes: Mapping[str, int]) -> Holdout | None:
+    """Return the saved choice; None if there is none for this ``basis``, or if it is damaged: it is then made again.
+
+    ``sizes`` are the numbers of rows of the open sources.
+    """
+    try:
+        saved = read_document(out / FILE, HoldoutFile, "")
+    except (FileNotFoundError, UniclError):
+        return None
+    if saved.basis != basis or not all(_fits(of, sizes.get(name, 0)) for name, of in saved.moved.items()):
+        return None
+    moved = {name: {s: np.array(rows, np.int64) for s, rows in of.items()} for name, of in saved.moved.items()}
+    return Holdout(moved, saved.followed, saved.basis, dict(sizes))
+
+
+def _fits(moved: Mapping[str, Sequence[int]], size: int) -> bool:
+    """Return True if the lists are ascending numbers below ``size``, none in two lists."""
+    whole = [number for rows in moved.values() for number in rows]
+    is_ascending = all(a < b for rows in moved.values() for a, b in pairwise(rows))
+    return is_ascending and len(set(whole)) == len(whole) and max(whole, default=-1) < size
 
 
 def is_saved(path: Path) -> bool:
     """Return whether a file is a choice that `Holdout.save` wrote."""
-    with suppress(OSError, ValueError):
-        saved = parse_json(read_regular(path, MOST_BYTES))
-        return isinstance(saved, dict) and {"basis", "moved", "followed"} <= saved.keys()
-    return False
+    try:
+        read_document(path, HoldoutFile, "")
+    except (FileNotFoundError, UniclError):
+        return False
+    return True
 
 
 class _Choice:

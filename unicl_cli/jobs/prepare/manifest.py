@@ -1,4 +1,4 @@
-"""The manifest of a corpus, built from the markers of its units."""
+"""The manifest of a corpus, built from the plan and the markers of its units, and compared with them later."""
 
 import hashlib
 import json
@@ -9,16 +9,19 @@ from itertools import accumulate
 from typing import Any
 
 from unicl_cli.contracts import ClassName
-from unicl_cli.data.corpus import SCHEMA_VERSION
+from unicl_cli.data.manifest import SCHEMA_VERSION, DuplicateFacts, Manifest
+from unicl_cli.jobs.prepare.parts import PartMarker
+from unicl_cli.jobs.prepare.plan import hash_classes
+from unicl_cli.jobs.prepare.plan_file import PlanFile
 
 
 def fold_manifest(
-    plan: dict[str, Any],
+    plan: PlanFile,
     classes: Sequence[ClassName],
-    markers: Sequence[dict[str, Any]],
+    markers: Sequence[PartMarker],
     *,
     name: str,
-    dedup: Mapping[str, Any] | None,
+    dedup: DuplicateFacts | None,
     repeated: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Build the manifest from the plan and the markers in unit order, so that it can be rebuilt at any time.
@@ -28,59 +31,80 @@ def fold_manifest(
     rejected: Counter[str] = Counter()
     counts: dict[str, list[int]] = {}
     for marker in markers:
-        rejected.update(marker["rejected"])
-        if marker["labels"]:
-            of_split = counts.setdefault(marker["split"], [0] * len(classes))
-            for label, count in marker["labels"].items():
+        rejected.update(marker.rejected)
+        if marker.labels:
+            of_split = counts.setdefault(marker.split, [0] * len(classes))
+            for label, count in marker.labels.items():
                 of_split[int(label)] += count
-    shards = [marker for marker in markers if marker["rows"]]
+    shards = [marker for marker in markers if marker.rows]
     described = ("file", "split", "source", "kind", "rows", "bytes", "sha256", "row_groups")
-    identity = {field: value for field, value in plan.items() if field not in ("units", "versions")}
+    identity = {field: value for field, value in plan.document().items() if field != "versions"}
     return {
         "schema_version": SCHEMA_VERSION,
         "name": name,
         "license": None,
         "sources": [
-            {"name": s["name"], "kinds": [s["kind"]], "path": s["src"], "sha256": s["fingerprint"]}
-            for s in plan["sources"]
+            {"name": source.name, "kinds": [source.kind], "path": source.src, "sha256": source.fingerprint}
+            for source in plan.sources
         ],
-        "created_by": plan["versions"],
+        "created_by": plan.versions,
         "plan_sha256": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
-        "rows": sum(m["rows"] for m in shards),
-        "rows_labelled": sum(sum(m["labels"].values()) for m in shards),
-        "rows_captioned": sum(m["captioned"] for m in shards),
+        "rows": sum(m.rows for m in shards),
+        "rows_labelled": sum(sum(m.labels.values()) for m in shards),
+        "rows_captioned": sum(m.captioned for m in shards),
         "rejected": dict(sorted(rejected.items())),
-        "bytes": sum(m["bytes"] for m in shards),
-        "shards": [{field: marker[field] for field in described} for marker in shards],
+        "bytes": sum(m.bytes for m in shards),
+        "shards": [{field: getattr(marker, field) for field in described} for marker in shards],
         "classes": [
             {"id": number, "key": c.key, "names": list(c.names), "prompt_name": c.names[0]}
             for number, c in enumerate(classes)
         ],
         "class_counts": counts,
-        "templates": plan["templates"],
+        "templates": plan.templates,
         "text_stats": _text_stats(markers),
-        "image": {"policy": "original" if plan["size"] is None else "short side", "size": plan["size"], "quality": 90},
-        "dedup": {"exact": dedup, "near": None},
+        "image": {"policy": "original" if plan.size is None else "short side", "size": plan.size, "quality": 90},
+        "dedup": {"exact": dedup.model_dump() if dedup else None, "near": None},
         "equal_pictures": {"in_a_kind": repeated["in_a_kind"], "in_two_kinds": repeated["in_two_kinds"]},
         "duplicates_of_eval": repeated["of_eval"],
-        "permuted_seed": plan["seed"],
+        "permuted_seed": plan.seed,
         **_media(markers),
     }
 
 
-def _media(markers: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
+def find_contradictions(
+    manifest: Manifest,
+    plan: PlanFile,
+    markers: Sequence[PartMarker],
+    *,
+    dedup: DuplicateFacts | None,
+    repeated: Mapping[str, Any],
+) -> list[str]:
+    """Return each fact of a manifest that is not the one which plan and markers give, as `FACT: what is wrong`.
+
+    The name is free, since a corpus may be moved. Facts that a manifest of an older version lacks are not compared.
+    """
+    classes = [ClassName(item.key, tuple(item.names)) for item in manifest.classes]
+    if hash_classes(classes) != plan.classes:
+        return ["classes: are not those of plan.json"]
+    expected = fold_manifest(plan, classes, markers, name=manifest.name, dedup=dedup, repeated=repeated)
+    stored = manifest.model_dump(exclude_unset=True)
+    different = [fact for fact in expected if fact in stored and stored[fact] != expected[fact]]
+    return [f"{fact}: does not follow from plan.json and parts" for fact in different]
+
+
+def _media(markers: Sequence[PartMarker]) -> dict[str, dict[str, int]]:
     """Return the rows that have each kind of media, under the key ``media``; nothing for a corpus without media."""
     rows: Counter[str] = Counter()
     for marker in markers:
-        rows.update(marker.get("media", {}))
+        rows.update(marker.media)
     return {"media": dict(sorted(rows.items()))} if rows else {}
 
 
-def _text_stats(markers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _text_stats(markers: Sequence[PartMarker]) -> dict[str, Any]:
     """Return statistics of words per stored caption, split at white space; percentiles by the nearest rank."""
     words: Counter[int] = Counter()
     for marker in markers:
-        words.update({int(count): times for count, times in marker["words"].items()})
+        words.update({int(count): times for count, times in marker.words.items()})
     total, lengths = words.total(), sorted(words)
     ends = list(accumulate(words[length] for length in lengths))
 

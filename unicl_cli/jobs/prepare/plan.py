@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from unicl_cli import __version__
 from unicl_cli.contracts import NO_LABEL, ClassName, DatasetSource, Row
 from unicl_cli.core.prompts import NAMED, load_templates
 from unicl_cli.core.sampler import Permutation
+from unicl_cli.data.manifest import SCHEMA_VERSION, is_plain_name
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.resolve import SourceSpec, open_source
 from unicl_cli.errors import UniclError
@@ -25,12 +25,19 @@ from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.holdout import TRAIN, Holdout, ReadSource, hold_out
 from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.rows import Adoption, Rows
-from unicl_cli.jobs.prepare.shards import MediaError, Unit, Work, media_of, stored_media
+from unicl_cli.jobs.prepare.shards import (
+    MAX_GROUP_ROWS,
+    MAX_UNIT_ROWS,
+    MediaError,
+    Unit,
+    Work,
+    cut_into_units,
+    media_of,
+    stored_media,
+)
 
-SCHEMA_VERSION = 1
 SEED = 0
 _SAMPLE = 32
-_SPLIT = re.compile(r"[\w.][\w.-]*")
 
 
 class PlannedSource(NamedTuple):
@@ -73,7 +80,7 @@ class CorpusPlan(NamedTuple):
             **options,
             "seed": None if self.options.keep_order else SEED,
             "templates": self.templates if isinstance(self.templates, str) else list(self.templates),
-            "classes": _hash_json([list(c) for c in self.classes]),
+            "classes": hash_classes(self.classes),
             **({"validation": facts} if (facts := self.holdout.facts()) else {}),
             "sources": described,
         }
@@ -158,17 +165,13 @@ def list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         if changed:
             said.append(f"source '{at[0]}' ({at[1]}) has changed ({' and '.join(changed)})")
     if not said and old.get("validation") != new.get("validation"):
-        said.append("other rows are held out for validation: some images have changed")
+        said.append("other rows are held out for validation: some images, or holdout.json, have changed")
     return said
 
 
 def _read_source(spec: SourceSpec, source: DatasetSource, ids: dict[str, int]) -> ReadSource:
     raw = {split: source.rows(split) for split in source.splits}
-    for split in raw:
-        if not _SPLIT.fullmatch(split):
-            raise UniclError(
-                f"{spec.src}: split name '{split}' cannot be a folder name", "use letters, digits, '.', '-' and '_'"
-            )
+    _check_file_names(spec, raw)
     if not any(raw.values()):
         raise UniclError(f"{spec.src}: no rows", "remove this source, or check its options: unicl plugins ls datasets")
     _check_keys(spec, raw)
@@ -178,6 +181,19 @@ def _read_source(spec: SourceSpec, source: DatasetSource, ids: dict[str, int]) -
         _check_labels(spec, raw, len(adoption.classes))
     rows = {split: of for split, of in raw.items() if of}
     return ReadSource(spec.name, source, adoption, rows, _fingerprint(source, raw))
+
+
+def _check_file_names(spec: SourceSpec, splits: Iterable[str]) -> None:
+    """Raise UniclError unless every split can be a folder, and the shards and markers of the source files in it."""
+    for split in splits:
+        if not is_plain_name(split):
+            raise UniclError(
+                f"{spec.src}: split name '{split}' cannot be a folder name",
+                "use letters, digits, '.', '-' and '_', at least one that is not a dot",
+            )
+        marker = f"{split}.{spec.name}-{spec.kind}-00000-of-00000"
+        if not is_plain_name(marker) or not is_plain_name(marker.removeprefix(f"{split}.")):
+            raise UniclError(f"{spec.src}: '{spec.name}' cannot be a file name", "give the source a short, plain name")
 
 
 def _plan_source(spec: SourceSpec, read: ReadSource, holdout: Holdout, options: PrepareOptions) -> PlannedSource:
@@ -248,18 +264,13 @@ def _try_to_read(source: DatasetSource, row: Row) -> Mapping[str, bytes]:
 
 def _cut_into_units(planned: PlannedSource, options: PrepareOptions) -> list[Unit]:
     mean = _mean_bytes(planned, options.size)
-    unit_rows = min(8192, max(64, int(options.shard_mb * 1e6 / mean)))
+    unit_rows = min(MAX_UNIT_ROWS, max(64, int(options.shard_mb * 1e6 / mean)))
     if unit_rows > 256:
         unit_rows -= unit_rows % 256
-    group_rows = min(2048, max(4, int(8e6 / mean)))  # groups of 32 photos, 8 MB each, would make a 16 GB window
-    name, kind = planned.spec.name, planned.spec.kind
-    units: list[Unit] = []
-    for split, rows in planned.rows.items():
-        starts = range(0, len(rows), unit_rows)
-        for number, first in enumerate(starts):
-            file = f"{name}-{kind}-{number:05d}-of-{len(starts):05d}"
-            units.append(Unit(file, split, name, kind, first, min(unit_rows, len(rows) - first), group_rows))
-    return units
+    group_rows = min(MAX_GROUP_ROWS, max(4, int(8e6 / mean)))  # 32 photos, 8 MB each, would make a 16 GB window
+    rows = {split: len(of) for split, of in planned.rows.items()}
+    cut = cut_into_units(planned.spec.name, planned.spec.kind, rows, unit_rows=unit_rows, group_rows=group_rows)
+    return list(cut)
 
 
 def _mean_bytes(planned: PlannedSource, size: int | None) -> float:
@@ -286,11 +297,23 @@ def _choose_templates(
     if chosen is not None:
         return chosen if chosen in NAMED else load_templates(chosen)
     kinds = {t if isinstance(t, str) else tuple(t) for t in offered}
-    return kinds.pop() if len(kinds) == 1 else "clip80"
+    if len(kinds) != 1:
+        return "clip80"
+    found = kinds.pop()
+    if isinstance(found, str) and found not in NAMED:
+        raise UniclError(f"templates '{found}': unknown", f"return a list, or one of {', '.join(NAMED)}")
+    return found if isinstance(found, str) else load_templates(found)
 
 
-def _hash_json(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+def hash_classes(classes: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """Return the digest of classes, (key, names) each, that `plan.json` holds."""
+    told = [[_as_written(key), [_as_written(name) for name in names]] for key, names in classes]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def _as_written(text: str) -> str:
+    """Return a text as `json_bytes` writes it, so that the digest can be made from the manifest, too."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _format_value(value: Any) -> str:

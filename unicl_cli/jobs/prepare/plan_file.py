@@ -1,21 +1,95 @@
 """The output directory's `plan.json`: written once, then compared with the plan of every later command."""
 
-import json
 import re
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
+from pydantic import Field, model_validator
+
+from unicl_cli.core.documents import Document, check_document, read_document
 from unicl_cli.core.files import is_leftover, write_atomic
 from unicl_cli.core.lock import check_unused, is_lock
-from unicl_cli.data.corpus import MANIFEST, PLAN
+from unicl_cli.data.manifest import MANIFEST, PLAN, Count, Kind, Name, Positive, Sha256, Templates
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare import holdout
 from unicl_cli.jobs.prepare.lock import LOCK
 from unicl_cli.jobs.prepare.plan import CorpusPlan, list_differences
-from unicl_cli.jobs.prepare.shards import Unit, json_bytes
+from unicl_cli.jobs.prepare.shards import MAX_GROUP_ROWS, MAX_UNIT_ROWS, Unit, cut_into_units, json_bytes
 
 _REJECTS = re.compile(r".+\..+-(labels|captions|images)-.+\.jsonl")
 """The names of files in ``rejects``."""
+
+
+class SourceRecord(Document):
+    """A source: its name in the corpus, what was asked for, its rows by split, and a hash of its content."""
+
+    name: Name
+    kind: Kind
+    src: str
+    rows: dict[Name, Positive]
+    fingerprint: str
+
+
+class UnitRecord(Document):
+    """A unit; see `shards.Unit`."""
+
+    name: Name
+    split: Name
+    source: str
+    kind: Kind
+    first: Count
+    rows: Annotated[Positive, Field(le=MAX_UNIT_ROWS)]
+    group_rows: Annotated[Positive, Field(le=MAX_GROUP_ROWS)]
+
+
+class PlanFile(Document):
+    """The content of `plan.json`. What has a default came later than the first corpora."""
+
+    schema_version: int
+    versions: dict[str, str]
+    size: Positive | None
+    min_side: Count = 0
+    holdout: Annotated[int | float, Field(ge=0, le=1)] | None
+    shard_mb: Positive
+    limit: Count | None
+    text: Literal["clean", "raw"]
+    dedup: Literal["off", "exact"]
+    keep_order: bool = False
+    seed: int | None
+    templates: Templates
+    classes: Sha256
+    sources: Annotated[list[SourceRecord], Field(min_length=1)]
+    units: list[UnitRecord]
+
+    @model_validator(mode="after")
+    def _check_units(self) -> Self:
+        """Compare the units with the cut of the sources that they must be: every row once, in order, under its name."""
+        planned = [(source, split) for source in self.sources for split in source.rows]
+        groups = [list(of) for _, of in groupby(self.units, lambda unit: (unit.source, unit.split))]
+        if len({source.name for source in self.sources}) < len(self.sources) or len(groups) != len(planned):
+            raise ValueError("units: are not those of the sources and their splits")
+        for (source, split), units in zip(planned, groups, strict=True):
+            rows = source.rows[split]
+            if sum(unit.rows for unit in units) != rows:
+                raise ValueError(f"units: do not have the {rows} rows of {source.name} in {split}")
+            first = units[0]
+            whole = {"unit_rows": first.rows, "group_rows": first.group_rows}
+            if list(cut_into_units(source.name, source.kind, {split: rows}, **whole)) != list(map(_as_unit, units)):
+                raise ValueError(f"units: do not cover the rows of {source.name} in {split} once, in order")
+        return self
+
+    def all_units(self) -> list[Unit]:
+        """Return the units, in order."""
+        return list(map(_as_unit, self.units))
+
+    def document(self) -> dict[str, Any]:
+        """Return the content as it stands in the file, without the units."""
+        return self.model_dump(exclude={"units"}, exclude_unset=True)
+
+
+def _as_unit(unit: UnitRecord) -> Unit:
+    return Unit(unit.name, unit.split, unit.source, unit.kind, unit.first, unit.rows, unit.group_rows)
 
 
 def check_out_dir(out: Path) -> None:
@@ -37,56 +111,45 @@ def _is_beginning(path: Path) -> bool:
     return all(_REJECTS.fullmatch(file.name) or is_leftover(file) for file in path.iterdir())
 
 
-def agree_on_plan(plan: CorpusPlan, out: Path, *, allow_version_mix: bool) -> tuple[dict[str, Any], list[Unit]]:
-    """Return the document and units of `plan.json`, after writing it if it is missing.
+def agree_on_plan(plan: CorpusPlan, out: Path, *, allow_version_mix: bool) -> PlanFile:
+    """Return the content of `plan.json`, after writing it if it is missing.
 
     UniclError if the corpus was started with another plan or other versions.
     """
     new = plan.document()
     if not (out / PLAN).is_file():
         plan.holdout.save(out)
-        units = plan.units()
-        new["units"] = [unit._asdict() for unit in units]
+        new["units"] = [unit._asdict() for unit in plan.units()]
+        saved = check_document(new, PlanFile, out / PLAN, "check the options of this command")
         write_atomic(out / PLAN, json_bytes(new))
-        return new, units
-    old = read_plan(out)
-    check_same_plan(out, old, new)
+        return saved
+    saved = read_plan(out)
+    check_same_plan(out, saved, new)
     plan.holdout.save(out)
-    if old["versions"] != new["versions"] and not allow_version_mix and not (out / MANIFEST).is_file():
+    if saved.versions != new["versions"] and not allow_version_mix and not (out / MANIFEST).is_file():
         raise UniclError(
-            f"{out}: was started with other versions ({_format(old['versions'])}; now {_format(new['versions'])})",
+            f"{out}: was started with other versions ({_format(saved.versions)}; now {_format(new['versions'])})",
             "install those versions, choose another -o, or add --allow-version-mix (shards are then not reproducible)",
         )
-    return old, units_of(old)
+    return saved
 
 
-def check_same_plan(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Raise UniclError with every difference if two documents are not the same plan."""
-    if changed := list_differences(old, new):
+def check_same_plan(out: Path, saved: PlanFile, new: dict[str, Any]) -> None:
+    """Raise UniclError with every difference if two plans are not the same."""
+    if changed := list_differences(saved.document(), new):
         raise UniclError(
             f"{out}: was started with another plan; {'; '.join(changed)}",
             f"choose another directory with -o, or remove {out}",
         )
 
 
-def read_plan(out: Path) -> dict[str, Any]:
-    """Return the document of `plan.json`. UniclError if it cannot be read."""
+def read_plan(out: Path) -> PlanFile:
+    """Return the content of `plan.json`. UniclError if it cannot be read, or if its units are not those of its rows."""
     file = out / PLAN
     try:
-        document = json.loads(file.read_bytes())
-        units_of(document)
+        return read_document(file, PlanFile, f"prepare into another -o; the finished shards in {out} stay readable")
     except FileNotFoundError as error:
         raise UniclError(f"{file}: no such file", f"check that {out} is a corpus which `unicl prepare` made") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UniclError(
-            f"{file}: is damaged", f"prepare into another -o; the finished shards in {out} stay readable"
-        ) from error
-    return document
-
-
-def units_of(document: dict[str, Any]) -> list[Unit]:
-    """Return the units that a document lists."""
-    return [Unit(**unit) for unit in document["units"]]
 
 
 def _format(versions: dict[str, str]) -> str:

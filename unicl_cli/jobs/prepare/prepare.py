@@ -1,25 +1,25 @@
 """The `prepare` job: sources in, a corpus out, with what an interrupted command finished kept."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unicl_cli.core.documents import check_document
 from unicl_cli.core.files import write_atomic
 from unicl_cli.core.machine import cores
-from unicl_cli.data.corpus import MANIFEST, PLAN, find_damage
+from unicl_cli.data.manifest import MANIFEST, PLAN, EqualImages, Manifest, read_manifest, repair_hint
 from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.prepare import duplicates, holdout
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.engines.engine import Engine, Job, Marker, WorkList
 from unicl_cli.jobs.prepare.engines.local import run_local
 from unicl_cli.jobs.prepare.lock import Stop, lock_output, remove_unfinished
-from unicl_cli.jobs.prepare.manifest import fold_manifest
+from unicl_cli.jobs.prepare.manifest import find_contradictions, fold_manifest
+from unicl_cli.jobs.prepare.parts import PartMarker, find_part_damage, read_marker
 from unicl_cli.jobs.prepare.plan import CorpusPlan, make_plan
-from unicl_cli.jobs.prepare.plan_file import agree_on_plan, check_out_dir
+from unicl_cli.jobs.prepare.plan_file import PlanFile, agree_on_plan, check_out_dir
 from unicl_cli.jobs.prepare.progress import Progress, format_counts, note
 from unicl_cli.jobs.prepare.report import image_notes, write_report, write_summary
 from unicl_cli.jobs.prepare.request import PrepareRequest
@@ -53,7 +53,7 @@ def prepare(
 ) -> dict[str, Any]:
     """Make or finish the corpus in ``request.out`` and return the document of `--json`.
 
-    ``redo`` names shards to make again although they have the right size. UniclError for sources, options or a
+    ``redo`` names shards, or the manifest, to make again although they look sound. UniclError for sources, options or a
     directory that do not fit; Stopped if ``stop`` was requested.
     """
     out = request.out
@@ -64,11 +64,14 @@ def prepare(
         plan = make_plan(sources, request.options, out)
         for line in plan.notes:
             note(line)
-        document, units = agree_on_plan(plan, out, allow_version_mix=allow_version_mix)
+        saved = agree_on_plan(plan, out, allow_version_mix=allow_version_mix)
+        units = saved.all_units()
+        _check_folders(out, units)
         stop.may_remove = True
         remove_unfinished(out)
-        markers = _read_markers(out, units, redo)
-        if len(markers) == len(units) and (report := _read_finished(plan, out, list(markers.values()))):
+        markers = _read_markers(out, units, len(plan.classes), redo)
+        is_finished = len(markers) == len(units) and MANIFEST not in redo
+        if is_finished and (report := _read_finished(plan, saved, out, list(markers.values()))):
             note(f"{out} is complete: nothing to do")
             return report
         (out / MANIFEST).unlink(missing_ok=True)
@@ -80,29 +83,59 @@ def prepare(
             raise Stopped(
                 f"{out}: stopped after {len(markers):,} of {len(units):,} shards", f"continue with: {stop.again}"
             )
-        return _finish_corpus(preparation, document, [markers[unit.marker] for unit in units], found)
+        return _finish_corpus(preparation, saved, [markers[unit.marker] for unit in units], found)
 
 
-def _read_markers(out: Path, units: Sequence[Unit], redo: frozenset[str]) -> dict[str, Marker]:
-    """Return the markers of finished units: readable, and with a shard of the right size."""
-    markers: dict[str, Marker] = {}
+def _check_folders(out: Path, units: Sequence[Unit]) -> None:
+    """Raise UniclError if a folder that is written to lies outside of the corpus, through a symbolic link."""
+    root = out.resolve()
+    folders = {Path(file).parent for unit in units for file in (unit.shard, unit.marker, unit.rejects)}
+    for folder in sorted(folders):
+        if not (out / folder).resolve().is_relative_to(root):
+            raise UniclError(
+                f"{out / folder}: is a symbolic link that leads out of the corpus",
+                "replace it by a folder, or prepare into an -o on the other disk",
+            )
+
+
+def _read_markers(out: Path, units: Sequence[Unit], classes: int, redo: frozenset[str]) -> dict[str, PartMarker]:
+    """Return the markers of finished units: sound, and with a shard of the right size."""
+    markers: dict[str, PartMarker] = {}
     for unit in units:
-        with suppress(FileNotFoundError, ValueError, KeyError):
-            marker = json.loads((out / unit.marker).read_bytes())
-            problem = find_damage(out, marker) if marker["rows"] else None
-            if problem:
-                note(f"{problem}: making it again")
-            elif unit.shard not in redo:
-                markers[unit.marker] = marker
+        try:
+            marker = read_marker(out, unit, classes)
+        except UniclError as error:
+            note(f"{error.message}: making its shard again")
+            continue
+        if marker is None:
+            continue
+        if problem := find_part_damage(out, marker):
+            note(f"{problem}: making it again")
+        elif unit.shard not in redo:
+            markers[unit.marker] = marker
     return markers
 
 
-def _read_finished(plan: CorpusPlan, out: Path, markers: Sequence[Marker]) -> dict[str, Any] | None:
-    """Return the report of a corpus that has a readable manifest; None if it has none."""
-    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # a damaged one is made again from the markers
-        manifest = json.loads((out / MANIFEST).read_bytes())
-        return write_summary(out, plan, markers, manifest)
-    return None
+def _read_finished(
+    plan: CorpusPlan, saved: PlanFile, out: Path, markers: Sequence[PartMarker]
+) -> dict[str, Any] | None:
+    """Return the report of a corpus whose manifest follows from plan and markers; None if it is to be made again."""
+    if not (out / MANIFEST).exists():
+        return None
+    try:
+        manifest, _ = read_manifest(out)
+        found = duplicates.read_duplicates(out) if plan.options.dedup == "exact" else None
+        dedup = found.facts if found else None
+        equal = manifest.equal_pictures or EqualImages(in_a_kind=0, in_two_kinds=0)
+        repeated = {**equal.model_dump(), "of_eval": manifest.duplicates_of_eval}
+        problems = find_contradictions(manifest, saved, markers, dedup=dedup, repeated=repeated)
+    except UniclError as error:
+        note(f"{error.message}: making it again")
+        return None
+    if problems:
+        note(f"{out / MANIFEST}: damaged: {problems[0]}: making it again")
+    is_old = Manifest.model_fields.keys() - manifest.model_fields_set  # lacks facts that the report has
+    return None if problems or is_old else write_summary(out, plan, markers, manifest)
 
 
 def _find_duplicates(preparation: Preparation) -> Duplicates | None:
@@ -110,7 +143,7 @@ def _find_duplicates(preparation: Preparation) -> Duplicates | None:
     plan, units, out, *_ = preparation
     if plan.options.dedup != "exact":
         return None
-    if found := duplicates.read_duplicates(out):
+    if found := _read_duplicates(out):
         duplicates.remove_digests(units, out)
         return found
     todo = duplicates.units_without_digests(units, out)
@@ -124,7 +157,16 @@ def _find_duplicates(preparation: Preparation) -> Duplicates | None:
     return found
 
 
-def _write_shards(preparation: Preparation, found: Duplicates, markers: dict[str, Marker]) -> None:
+def _read_duplicates(out: Path) -> Duplicates | None:
+    """Return the saved duplicates; None if they are to be found, also because the file is damaged."""
+    try:
+        return duplicates.read_duplicates(out)
+    except UniclError as error:
+        note(f"{error.message}: comparing the images again")
+        return None
+
+
+def _write_shards(preparation: Preparation, found: Duplicates, markers: dict[str, PartMarker]) -> None:
     """Write the missing shards, and add their markers to ``markers``."""
     units = preparation.units
     todo = [unit for unit in units if unit.marker not in markers]
@@ -135,7 +177,8 @@ def _write_shards(preparation: Preparation, found: Duplicates, markers: dict[str
     by_shard = {unit.shard: unit.marker for unit in todo}
     with _show_progress("prepare", units, todo) as progress:
         for marker in _run_engine(preparation, todo, write_unit, found, progress):
-            markers[by_shard[marker["file"]]] = marker
+            name = by_shard[marker["file"]]
+            markers[name] = check_document(marker, PartMarker, preparation.out / name, repair_hint(preparation.out))
             progress.shard_done()
 
 
@@ -154,23 +197,24 @@ def _run_engine(
 
 
 def _finish_corpus(
-    preparation: Preparation, document: dict[str, Any], markers: list[Marker], found: Duplicates | None
+    preparation: Preparation, saved: PlanFile, markers: list[PartMarker], found: Duplicates | None
 ) -> dict[str, Any]:
     """Fold the markers into the manifest, which is the last file to be written, and return the report."""
     plan, units, out, *_ = preparation
-    manifest = fold_manifest(
-        document,
+    document = fold_manifest(
+        saved,
         plan.classes,
         markers,
         name=out.resolve().name,
         dedup=found.facts if found else None,
-        repeated=duplicates.count_equal_images(out, [marker for marker in markers if marker["rows"]]),
+        repeated=duplicates.count_equal_images(out, [marker for marker in markers if marker.rows]),
     )
+    manifest = check_document(document, Manifest, out / MANIFEST, repair_hint(out))
     report = write_summary(out, plan, markers, manifest)
     _check_no_source_is_empty(out, units, report)
     for line in image_notes(manifest):
         note(line)
-    write_atomic(out / MANIFEST, json_bytes(manifest))
+    write_atomic(out / MANIFEST, json_bytes(document))
     return report
 
 

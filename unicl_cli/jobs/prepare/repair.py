@@ -1,20 +1,19 @@
 """The `prepare --verify` and `--repair` jobs: find the damaged shards of a corpus, and make only those again."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unicl_cli.core.json_output import print_json
-from unicl_cli.data.corpus import MANIFEST, repair_hint
+from unicl_cli.data.manifest import MANIFEST, read_manifest, repair_hint
 from unicl_cli.errors import UniclError, print_line
 from unicl_cli.formats import byte_size, count_of
+from unicl_cli.jobs.prepare import duplicates
 from unicl_cli.jobs.prepare.lock import Stop
-from unicl_cli.jobs.prepare.plan_file import read_plan, units_of
+from unicl_cli.jobs.prepare.plan_file import PlanFile, read_plan
 from unicl_cli.jobs.prepare.prepare import prepare
 from unicl_cli.jobs.prepare.progress import Progress, note
 from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
-from unicl_cli.jobs.prepare.verify import VerifyResult, check_shards, survey
+from unicl_cli.jobs.prepare.verify import UNFINISHED, VerifyResult, Written, check_shards, survey
 
 
 def run_verify(out: Path, *, as_json: bool) -> None:
@@ -29,7 +28,7 @@ def run_verify(out: Path, *, as_json: bool) -> None:
     if found.problems:
         first = found.problems[0]
         more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
-        only_unfinished = not found.finished and len(found.problems) == 1
+        only_unfinished = [problem.problem for problem in found.problems] == [UNFINISHED]
         hint = "run the same `unicl prepare` command again to continue" if only_unfinished else repair_hint(out)
         raise UniclError(f"{out / first.file}: {first.problem}{more}", hint, exit_code=1)
 
@@ -43,16 +42,18 @@ def run_repair(
     """
     out = request.out
     found = _verify(out)
-    document = read_plan(out)
-    units = units_of(document)
-    _check_repairable(out, found, {unit.shard for unit in units})
-    damaged = sorted({unit.shard for unit in units} & {problem.file for problem in found.problems})
+    plan = read_plan(out)
+    units = plan.all_units()
+    problems = {problem.file for problem in found.problems}
+    _check_repairable(out, found, {file for unit in units for file in (unit.shard, unit.marker)})
+    damaged = sorted(unit.shard for unit in units if problems & {unit.shard, unit.marker})
+    redo = frozenset((*damaged, *problems & {MANIFEST}))
     before = _read_checksums(out)
     if found.problems:
         note(f"problems found: {len(found.problems)}; shards to make again: {len(damaged)}")
         if not (request.labels or request.captions or request.images):
-            request = _request_of(document, out)
-        prepare(request, workers=workers, allow_version_mix=allow_version_mix, redo=frozenset(damaged), stop=stop)
+            request = _request_of(plan, out)
+        prepare(request, workers=workers, allow_version_mix=allow_version_mix, redo=redo, stop=stop)
         after = _read_checksums(out)
         if other := [file for file in before if before[file] != after.get(file)]:
             raise UniclError(
@@ -65,6 +66,7 @@ def run_repair(
     done = f"{out}: nothing to repair ({count_of(remaining.shards, 'shard')} checked)"
     if found.problems:
         done = f"{out}: repaired {len(damaged)} of {count_of(remaining.shards, 'shard')}, byte for byte as before"
+        done = done if damaged else f"{out}: made {MANIFEST} again; no shard was damaged"
     if as_json:
         print_json(report)
     else:
@@ -79,11 +81,11 @@ def run_repair(
 
 def _verify(out: Path) -> VerifyResult:
     of = survey(out)
-    total = sum(shard["rows"] for shard in of.shards)
+    total = sum(shard.rows for shard in of.shards)
     with Progress("verify", done=0, total=total, shards_done=0, shards=len(of.shards)) as progress:
 
-        def shard_done(shard: Mapping[str, Any]) -> None:
-            progress.tick(shard["rows"], shard["bytes"], {})
+        def shard_done(shard: Written) -> None:
+            progress.tick(shard.rows, shard.bytes, {})
             progress.shard_done()
 
         return check_shards(of, shard_done)
@@ -92,23 +94,28 @@ def _verify(out: Path) -> VerifyResult:
 def _check_repairable(out: Path, found: VerifyResult, planned: set[str]) -> None:
     """Raise UniclError for problems with files that are not shards of the plan: only their owner may remove them."""
     for problem in found.problems:
-        if problem.file not in (MANIFEST, "data", *planned):
+        if problem.file not in (MANIFEST, "data", duplicates.FILE, *planned):
             raise UniclError(
                 f"{out / problem.file}: {problem.problem}", "move it out of the corpus, then run --repair again"
             )
 
 
-def _request_of(document: dict[str, Any], out: Path) -> PrepareRequest:
+def _request_of(plan: PlanFile, out: Path) -> PrepareRequest:
     """Return the request that `plan.json` was made for."""
-    templates = document["templates"]
     sources = {
-        kind: tuple(source["src"] for source in document["sources"] if source["kind"] == kind)
+        kind: tuple(source.src for source in plan.sources if source.kind == kind)
         for kind in ("labels", "captions", "images")
     }
     options = PrepareOptions(
-        templates=templates if isinstance(templates, str) else tuple(templates),
-        keep_order=document["seed"] is None,
-        **{name: document[name] for name in ("size", "min_side", "holdout", "shard_mb", "limit", "text", "dedup")},
+        templates=plan.templates if isinstance(plan.templates, str) else tuple(plan.templates),
+        size=plan.size,
+        min_side=plan.min_side,
+        holdout=plan.holdout,
+        shard_mb=plan.shard_mb,
+        limit=plan.limit,
+        text=plan.text,
+        dedup=plan.dedup,
+        keep_order=plan.seed is None,
     )
     return PrepareRequest(**sources, out=out, options=options)
 
@@ -116,9 +123,8 @@ def _request_of(document: dict[str, Any], out: Path) -> PrepareRequest:
 def _read_checksums(out: Path) -> dict[str, str]:
     """Return shard -> sha256 as the manifest has it; empty if it cannot be read."""
     try:
-        manifest = json.loads((out / MANIFEST).read_bytes())
-        return {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {shard.file: shard.sha256 for shard in read_manifest(out)[0].shards}
+    except UniclError:
         return {}
 
 

@@ -1,15 +1,16 @@
 """The closing report of `prepare`: the document of `--json`, and the table made of it."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from unicl_cli.core.json_output import print_json
+from unicl_cli.data.manifest import Manifest
 from unicl_cli.errors import print_line
 from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.prepare.classes import describe_examples, format_examples
-from unicl_cli.jobs.prepare.engines.engine import Marker
+from unicl_cli.jobs.prepare.parts import PartMarker
 from unicl_cli.jobs.prepare.plan import CorpusPlan
 from unicl_cli.pages.text import align_columns, shorten, terminal_width
 
@@ -40,13 +41,11 @@ REMEDIES = {
 """Advice about rejected rows, by reason."""
 
 
-def write_summary(
-    out: Path, plan: CorpusPlan, markers: Sequence[Marker], manifest: Mapping[str, Any]
-) -> dict[str, Any]:
+def write_summary(out: Path, plan: CorpusPlan, markers: Sequence[PartMarker], manifest: Manifest) -> dict[str, Any]:
     """Return the facts of the closing table as `--json` prints them."""
-    groups: dict[tuple[str, str, str], list[Marker]] = {}
+    groups: dict[tuple[str, str, str], list[PartMarker]] = {}
     for marker in markers:
-        groups.setdefault((marker["source"], marker["kind"], marker["split"]), []).append(marker)
+        groups.setdefault((marker.source, marker.kind, marker.split), []).append(marker)
     sources = [_summarize_group(key, of) for key, of in groups.items()]
     rejected: Counter[str] = Counter()
     for line in sources:
@@ -57,44 +56,41 @@ def write_summary(
         "rows": sum(line["rows"] for line in sources),
         "rejected": dict(sorted(rejected.items())),
         "bytes": sum(line["bytes"] for line in sources),
-        "payload": sum(marker["payload"] for marker in markers),
-        "payload_at_256": sum(marker["payload_at_256"] for marker in markers),
-        "shards": sum(1 for marker in markers if marker["rows"]),
+        "payload": sum(marker.payload for marker in markers),
+        "payload_at_256": sum(marker.payload_at_256 for marker in markers),
+        "shards": sum(1 for marker in markers if marker.rows),
         "classes": len(plan.classes),
         "class_examples": describe_examples(plan.examples),
         "sources": sources,
-        "text_stats": manifest["text_stats"],
-        "dedup": manifest["dedup"],
-        "equal_pictures": manifest["equal_pictures"],
-        "duplicates_of_eval": manifest["duplicates_of_eval"],
+        **manifest.model_dump(include={"text_stats", "dedup", "equal_pictures", "duplicates_of_eval"}),
         "notes": [*plan.notes, *image_notes(manifest)],
     }
 
 
-def image_notes(manifest: Mapping[str, Any]) -> list[str]:
+def image_notes(manifest: Manifest) -> list[str]:
     """Return notes on equal images, a line each."""
-    exact, equal = manifest["dedup"]["exact"], manifest["equal_pictures"]
+    exact, equal = manifest.dedup.exact, manifest.equal_pictures
     notes: list[str] = []
-    if exact and not exact["rows"]:
+    if exact and not exact.rows:
         notes.append("no duplicate images within a kind and split")
     elif exact:
         notes.append(
-            f"left out {count_of(exact['rows'], 'duplicate row')} of {count_of(exact['groups'], 'image')}, "
-            f"and moved {count_of(exact['texts'], 'caption')} to the rows kept"
+            f"left out {count_of(exact.rows, 'duplicate row')} of {count_of(exact.groups, 'image')}, "
+            f"and moved {count_of(exact.texts, 'caption')} to the rows kept"
         )
-    if exact and exact["labels_differ"]:
-        kept, gone = exact["labels_differ_examples"][0]
-        differ = exact["labels_differ"]
+    if exact and exact.labels_differ_examples:
+        kept, gone = exact.labels_differ_examples[0]
+        differ = exact.labels_differ
         notes.append(f"{differ:,} of these had another label than the row kept, for example {gone} (kept: {kept})")
-    if equal["in_a_kind"] and not exact:
-        rows = count_of(equal["in_a_kind"], "duplicate row")
+    if equal and equal.in_a_kind and not exact:
+        rows = count_of(equal.in_a_kind, "duplicate row")
         notes.append(f"{rows} (same image, kind and split): --dedup exact leaves them out")
-    if equal["in_two_kinds"]:
-        notes.append(f"{count_of(equal['in_two_kinds'], 'image')} in training rows of more than one kind (all kept)")
+    if equal and equal.in_two_kinds:
+        notes.append(f"{count_of(equal.in_two_kinds, 'image')} in training rows of more than one kind (all kept)")
     notes += [
         f"{count_of(count, 'training row')} with an image of the {split} split: results on {split} will look too good; "
         "give each image the same split in every source"
-        for split, count in manifest["duplicates_of_eval"].items()
+        for split, count in manifest.duplicates_of_eval.items()
         if count
     ]
     return notes
@@ -109,21 +105,21 @@ def write_report(report: dict[str, Any], *, as_json: bool) -> None:
             print_line(line)
 
 
-def _summarize_group(key: tuple[str, str, str], markers: list[Marker]) -> dict[str, Any]:
+def _summarize_group(key: tuple[str, str, str], markers: list[PartMarker]) -> dict[str, Any]:
     rejected: Counter[str] = Counter()
     for marker in markers:
-        rejected.update(marker["rejected"])
-    sides = [marker["short_side"] for marker in markers if marker["rows"]]
+        rejected.update(marker.rejected)
+    sides = [marker.short_side for marker in markers if marker.rows]
     return {
         "source": key[0],
         "kind": key[1],
         "split": key[2],
-        "rows": sum(m["rows"] for m in markers),
+        "rows": sum(m.rows for m in markers),
         "rejected": dict(sorted(rejected.items())),
-        "bytes": sum(m["bytes"] for m in markers),
-        "classes": len({label for m in markers for label in m["labels"]}),
-        "texts": sum(m["texts"] for m in markers),
-        "animated": sum(m["animated"] for m in markers),
+        "bytes": sum(m.bytes for m in markers),
+        "classes": len({label for m in markers for label in m.labels}),
+        "texts": sum(m.texts for m in markers),
+        "animated": sum(m.animated for m in markers),
         "short_side": [min((s[0] for s in sides), default=0), max((s[1] for s in sides), default=0)],
     }
 

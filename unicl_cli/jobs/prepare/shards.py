@@ -20,6 +20,9 @@ from unicl_cli.data.corpus_format import MEDIA_SCHEMA, SCHEMA
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.lists.record import BAD_LINE
 
+MAX_UNIT_ROWS = 8192
+MAX_GROUP_ROWS = 2048
+"""The most rows of a shard and of a row group."""
 THREADS = 4
 CHUNK = 64
 """The most rows that are read and decoded before the stop flag is checked; a row group may be smaller."""
@@ -60,6 +63,17 @@ class Unit(NamedTuple):
     @property
     def hashes(self) -> str:
         return f"parts/{self.split}.{self.name}.sha256"
+
+
+def cut_into_units(
+    source: str, kind: str, rows: Mapping[str, int], *, unit_rows: int, group_rows: int
+) -> Iterator[Unit]:
+    """Yield the units of a source: the ``rows`` of each split, cut in order, the last unit being shorter."""
+    for split, count in rows.items():
+        starts = range(0, count, unit_rows)
+        for number, first in enumerate(starts):
+            file = f"{source}-{kind}-{number:05d}-of-{len(starts):05d}"
+            yield Unit(file, split, source, kind, first, min(unit_rows, count - first), group_rows)
 
 
 class Work(NamedTuple):

@@ -1,9 +1,8 @@
-"""The check of a corpus against what `prepare` wrote: the sha256 of every shard, its columns and sample images."""
+"""The check of a corpus against what `prepare` wrote: plan, markers, manifest, sha256 and rows of every shard."""
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,14 +10,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unicl_cli.contracts import NO_LABEL
-from unicl_cli.data.corpus import MANIFEST, PLAN, find_damage
+from unicl_cli.data.corpus import find_damage
+from unicl_cli.data.corpus_format import MEDIA, SCHEMA
+from unicl_cli.data.manifest import MANIFEST, PLAN, Manifest, Shard, read_manifest
 from unicl_cli.data.pictures import ImageError, decode
+from unicl_cli.data.shard_checks import ShardRules, open_shard, read_group
 from unicl_cli.errors import UniclError
+from unicl_cli.jobs.prepare import duplicates
+from unicl_cli.jobs.prepare.manifest import find_contradictions
+from unicl_cli.jobs.prepare.parts import PartMarker, read_marker
+from unicl_cli.jobs.prepare.plan_file import PlanFile, read_plan
 
 SAMPLE = 8
 """Images to decode in each shard; all were decoded when they were written."""
-_LIGHT = ["key", "label", "texts", "text_hash", "source"]
+_ANY_CLASSES = 2**31
+"""The bound of labels where no manifest says how many classes there are: an unfinished corpus."""
+UNFINISHED = "missing: the corpus is unfinished"
+Written = Shard | PartMarker
 
 
 class Finding(NamedTuple):
@@ -40,50 +48,75 @@ class VerifyResult(NamedTuple):
 
 
 class _ShardContent(NamedTuple):
-    """An undamaged shard: 16 bytes for each key, rows by label, and how many images were decoded."""
+    """An undamaged shard: 16 bytes for each key, counts of its rows, and how many images were decoded."""
 
     keys: bytes
     labels: Counter[int]
+    captioned: int
+    texts: int
     decoded: int
 
 
 class Survey(NamedTuple):
-    """The shards to check: all of a corpus, or the finished ones of an unfinished corpus."""
+    """What there is to check: all shards of a corpus, or the finished ones of an unfinished corpus."""
 
     folder: Path
-    manifest: dict[str, Any] | None
-    shards: Sequence[dict[str, Any]]
+    manifest: Manifest | None
+    plan: PlanFile | None
+    markers: dict[str, PartMarker]
+    """The sound markers by the shard that they name."""
+    shards: Sequence[Written]
     problems: list[Finding]
 
 
 def survey(folder: Path) -> Survey:
-    """List the shards to check. UniclError if ``folder`` is not a corpus."""
-    manifest, problems = _read_manifest(folder)
-    return Survey(folder, manifest, manifest["shards"] if manifest else _read_unfinished(folder), problems)
+    """Read manifest, plan and markers, and list the shards to check. UniclError if ``folder`` is not a corpus."""
+    problems: list[Finding] = []
+    manifest = plan = None
+    if not (folder / MANIFEST).exists() and not (folder / PLAN).exists():
+        raise UniclError(f"{folder}: not a corpus", f"prepare one with: unicl prepare --labels SRC -o {folder}")
+    if (folder / MANIFEST).exists():
+        try:
+            manifest, _ = read_manifest(folder)
+        except UniclError as error:
+            problems.append(_finding(folder, MANIFEST, error))
+    else:
+        problems.append(Finding(MANIFEST, UNFINISHED))
+    try:
+        plan = read_plan(folder)
+    except UniclError as error:
+        problems.append(_finding(folder, PLAN, error))
+    markers = _read_markers(folder, manifest, plan, problems)
+    shards = manifest.shards if manifest else [marker for marker in markers.values() if marker.rows]
+    return Survey(folder, manifest, plan, markers, shards, problems)
 
 
-def check_shards(of: Survey, shard_done: Callable[[Mapping[str, Any]], None]) -> VerifyResult:
+def check_shards(of: Survey, shard_done: Callable[[Written], None]) -> VerifyResult:
     """Check every shard, then the manifest against them; ``shard_done`` is called after each."""
     folder, manifest, shards = of.folder, of.manifest, of.shards
     problems = list(of.problems)
     digests: list[bytes] = []
-    labels: dict[str, Counter[int]] = {}
     decoded = 0
+    classes = len(manifest.classes) if manifest else _ANY_CLASSES
+    labels: dict[str, Counter[int]] = {}
     for shard in shards:
         try:
-            said = _check_shard(folder, shard, len(manifest["classes"]) if manifest else None)
+            found = _check_shard(folder, shard, classes)
+            _compare_marker(found, of.markers.get(shard.file))
         except _DamagedError as error:
-            problems.append(Finding(shard["file"], str(error)))
+            problems.append(Finding(shard.file, str(error)))
         else:
-            digests.append(said.keys)
-            labels.setdefault(shard["split"], Counter()).update(said.labels)
-            decoded += said.decoded
+            digests.append(found.keys)
+            labels.setdefault(shard.split, Counter()).update(found.labels)
+            decoded += found.decoded
         shard_done(shard)
     if twice := _count_repeated(digests):
         problems.append(Finding("data", f"duplicate keys: {twice:,}"))
     if manifest and not problems:
-        problems += _compare_manifest(manifest, labels, folder)
-    rows, size = (sum(shard[field] for shard in shards) for field in ("rows", "bytes"))
+        problems += _compare_counts(manifest, labels) + _compare_files(manifest, folder)
+    if manifest and of.plan and not problems:
+        problems += _compare_manifest(manifest, of.plan, of)
+    rows, size = sum(shard.rows for shard in shards), sum(shard.bytes for shard in shards)
     return VerifyResult(manifest is not None, len(shards), rows, size, decoded, problems)
 
 
@@ -91,70 +124,80 @@ class _DamagedError(Exception):
     """A damaged shard; the message says what is wrong."""
 
 
-def _read_manifest(folder: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
-    file = folder / MANIFEST
-    if not file.is_file():
-        if not (folder / PLAN).is_file():
-            raise UniclError(f"{folder}: not a corpus", f"prepare one with: unicl prepare --labels SRC -o {folder}")
-        return None, [Finding(MANIFEST, "missing: the corpus is unfinished")]
-    try:
-        manifest = json.loads(file.read_bytes())
-        for shard in manifest["shards"]:
-            for field in ("file", "split", "kind", "rows", "bytes", "sha256", "row_groups"):
-                shard[field]
-        len(manifest["classes"])
-    except (ValueError, KeyError, TypeError) as error:
-        return None, [Finding(MANIFEST, f"damaged: {error}")]
-    return manifest, []
+def _finding(folder: Path, file: str, error: UniclError) -> Finding:
+    return Finding(file, error.message.removeprefix(f"{folder / file}: "))
 
 
-def _read_unfinished(folder: Path) -> list[dict[str, Any]]:
-    """Return the markers of an unfinished corpus that can be read and have rows."""
-    shards: list[dict[str, Any]] = []
-    for file in sorted(folder.glob("parts/*.json")):
+def _read_markers(
+    folder: Path, manifest: Manifest | None, plan: PlanFile | None, problems: list[Finding]
+) -> dict[str, PartMarker]:
+    """Read the markers of the plan's units; add to ``problems`` those that are damaged, or missing when finished."""
+    markers: dict[str, PartMarker] = {}
+    classes = len(manifest.classes) if manifest else _ANY_CLASSES
+    for unit in plan.all_units() if plan else ():
         try:
-            marker = json.loads(file.read_bytes())
-        except ValueError:
-            continue  # its shard is made again when the command continues
-        if marker["rows"]:
-            shards.append(marker)
-    return shards
+            marker = read_marker(folder, unit, classes)
+        except UniclError as error:
+            problems.append(_finding(folder, unit.marker, error))
+            continue
+        if marker:
+            markers[unit.shard] = marker
+        elif manifest:
+            problems.append(Finding(unit.marker, "marker is missing"))
+    return markers
 
 
-def _check_shard(folder: Path, shard: Mapping[str, Any], classes: int | None) -> _ShardContent:
-    file = folder / shard["file"]
-    if problem := find_damage(folder, shard):
+def _check_shard(folder: Path, shard: Written, classes: int) -> _ShardContent:
+    file = folder / shard.file
+    if problem := find_damage(folder, shard.file, shard.bytes):
         raise _DamagedError(problem.removeprefix(f"{file}: "))
-    with file.open("rb") as content:
-        if hashlib.file_digest(content, "sha256").hexdigest() != shard["sha256"]:
-            raise _DamagedError("its bytes have changed (different sha256)")
     try:
-        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            metadata = parquet.metadata
-            groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-            table = parquet.read(columns=_LIGHT)
-            decoded = sum(_decode_some(parquet, group) for group in _sample_groups(len(groups)))
+        with file.open("rb") as content:
+            if hashlib.file_digest(content, "sha256").hexdigest() != shard.sha256:
+                raise _DamagedError("its bytes have changed (different sha256)")
+        with open_shard(file, shard.row_groups) as parquet:
+            return _check_groups(parquet, file, shard, ShardRules(shard.kind, classes))
+    except UniclError as error:
+        raise _DamagedError(error.message.removeprefix(f"{file}: damaged: ")) from error
     except (pa.ArrowException, OSError) as error:
         raise _DamagedError(f"cannot be read: {' '.join(str(error).split())}") from error
-    if (metadata.num_rows, groups) != (shard["rows"], shard["row_groups"]):
-        raise _DamagedError(f"has {metadata.num_rows} rows instead of {shard['rows']}")
-    return _ShardContent(*_check_columns(table, shard, classes), decoded)
 
 
-def _check_columns(table: Any, shard: Mapping[str, Any], classes: int | None) -> tuple[bytes, Counter[int]]:
-    labels = Counter[int](table.column("label").to_pylist())
-    if shard["kind"] != "labels":
-        wrong = [label for label in labels if label != NO_LABEL]
-    else:
-        wrong = [label for label in labels if label < 0 or (classes is not None and label >= classes)]
-    if wrong:
-        raise _DamagedError(f"label {wrong[0]} is out of range")
-    if any(
-        len(a) != len(b) for a, b in zip(*(table.column(c).to_pylist() for c in ("texts", "text_hash")), strict=True)
-    ):
-        raise _DamagedError("the numbers of texts and of their hashes differ")
-    keys = (hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=16) for key in table.column("key").to_pylist())
-    return b"".join(key.digest() for key in keys), labels
+def _check_groups(parquet: pq.ParquetFile, file: Path, shard: Written, rules: ShardRules) -> _ShardContent:
+    """Read every column of every row group, check its rows, and decode some of its images."""
+    columns = [name for name in parquet.schema_arrow.names if name in (*SCHEMA.names, MEDIA)]
+    few = max(1, SAMPLE // len(shard.row_groups))
+    sampled = _sample_groups(len(shard.row_groups))
+    labels: Counter[int] = Counter()
+    keys: list[bytes] = []
+    captioned = texts = decoded = 0
+    for group in range(len(shard.row_groups)):
+        table = read_group(parquet, file, group, columns, rules)
+        keys += [_digest_key(key, shard.source, group) for key in table.column("key").to_pylist()]
+        if table.column("source").unique().to_pylist() != [shard.source]:
+            raise _DamagedError(f"row group {group}: its source is not {shard.source}")
+        labels.update(table.column("label").to_pylist())
+        counts = [len(of) for of in table.column("text_hash").to_pylist()]
+        captioned, texts = captioned + sum(map(bool, counts)), texts + sum(counts)
+        if group in sampled:
+            decoded += _decode_some(table.column("image"), group, few)
+    return _ShardContent(b"".join(keys), labels, captioned, texts, decoded)
+
+
+def _digest_key(key: str, source: str, group: int) -> bytes:
+    if not key.startswith(f"{source}:"):
+        raise _DamagedError(f"row group {group}: key '{key}' is not one of source {source}")
+    return hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=16).digest()
+
+
+def _compare_marker(found: _ShardContent, marker: PartMarker | None) -> None:
+    """Raise _DamagedError if the rows of a shard are not those that its marker counts."""
+    if marker is None:
+        return
+    labels = {str(label): count for label, count in found.labels.items() if label >= 0}
+    for name, of_shard in (("labels", labels), ("captioned", found.captioned), ("texts", found.texts)):
+        if of_shard != getattr(marker, name):
+            raise _DamagedError(f"its {name} are not those that its marker in parts counts")
 
 
 def _sample_groups(groups: int) -> list[int]:
@@ -162,10 +205,8 @@ def _sample_groups(groups: int) -> list[int]:
     return sorted({round(at * (groups - 1) / max(1, SAMPLE - 1)) for at in range(SAMPLE)}) if groups else []
 
 
-def _decode_some(parquet: pq.ParquetFile, group: int) -> int:
-    """Decode one image of a row group (more if there are few groups) as training does; return how many."""
-    images = parquet.read_row_group(group, columns=["image"]).column("image")
-    few = max(1, SAMPLE // parquet.metadata.num_row_groups)
+def _decode_some(images: Any, group: int, few: int) -> int:
+    """Decode ``few`` images of a row group as training does; return how many."""
     rows = sorted({at * len(images) // few for at in range(few)})
     for at in rows:
         try:
@@ -180,15 +221,30 @@ def _count_repeated(digests: Sequence[bytes]) -> int:
     return len(keys) - len(np.unique(keys))
 
 
-def _compare_manifest(manifest: Mapping[str, Any], labels: Mapping[str, Counter[int]], folder: Path) -> list[Finding]:
-    """Compare the manifest's counts with the shards, and find shard files that it does not name."""
+def _compare_counts(manifest: Manifest, labels: dict[str, Counter[int]]) -> list[Finding]:
+    """Compare the manifest's counts of classes with the labels in the shards."""
     problems: list[Finding] = []
-    if manifest["rows"] != sum(shard["rows"] for shard in manifest["shards"]):
-        problems.append(Finding(MANIFEST, f"says {manifest['rows']} rows, but the shards have another total"))
-    for split, counts in manifest["class_counts"].items():
-        found = [labels.get(split, Counter())[number] for number in range(len(counts))]
-        if found != counts:
+    for split, found in labels.items():
+        counts = [found[number] for number in range(len(manifest.classes))]
+        if any(counts) and manifest.class_counts.get(split) != counts:
             problems.append(Finding(MANIFEST, f"its class counts of '{split}' do not match the shards"))
-    named = {shard["file"] for shard in manifest["shards"]}
+    return problems
+
+
+def _compare_files(manifest: Manifest, folder: Path) -> list[Finding]:
+    """Find shard files that the manifest does not name."""
+    named = {shard.file for shard in manifest.shards}
     there = (file.relative_to(folder).as_posix() for file in (folder / "data").rglob("*.parquet"))
-    return problems + [Finding(file, "not a shard of this corpus") for file in sorted(set(there) - named)]
+    return [Finding(file, "not a shard of this corpus") for file in sorted(set(there) - named)]
+
+
+def _compare_manifest(manifest: Manifest, plan: PlanFile, of: Survey) -> list[Finding]:
+    """Find the facts of the manifest that do not follow from plan, markers and shards, all of which are sound."""
+    markers = [of.markers[unit.shard] for unit in plan.all_units()]
+    try:
+        found = duplicates.read_duplicates(of.folder) if plan.dedup == "exact" else None
+    except UniclError as error:
+        return [_finding(of.folder, duplicates.FILE, error)]
+    repeated = duplicates.count_equal_images(of.folder, [marker for marker in markers if marker.rows])
+    problems = find_contradictions(manifest, plan, markers, dedup=found.facts if found else None, repeated=repeated)
+    return [Finding(MANIFEST, problem) for problem in problems]

@@ -1,11 +1,9 @@
 """The first and the last lines of a training: data and run directory before torch is imported, figures at the end."""
 
-import json
 import shlex
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
+from unicl_cli.data.manifest import Manifest, read_manifest
 from unicl_cli.formats import format_duration, format_share, label_figure
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.status import read_validations
@@ -18,15 +16,15 @@ def opening_lines(recipe: Recipe, run: Path) -> list[str]:
     """Return the run directory, and rows and classes of each corpus as its manifest has them."""
     lines = [f"run: {run}"]
     for item in recipe.data.train:
-        manifest = json.loads((Path(item.corpus) / "manifest.json").read_text(encoding="utf-8"))
+        manifest, _ = read_manifest(Path(item.corpus))
         rows: dict[str, int] = {}
-        for shard in manifest["shards"]:
-            if shard["split"] == item.split:
-                rows[shard["kind"]] = rows.get(shard["kind"], 0) + shard["rows"]
+        for shard in manifest.shards:
+            if shard.split == item.split:
+                rows[shard.kind] = rows.get(shard.kind, 0) + shard.rows
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in rows.items())
         used = [f"{name} {value:g}" for name in ("fraction", "limit") if (value := getattr(item, name)) is not None]
         line = f"data: {item.corpus} {item.split}: rows {sum(rows.values()):,} ({kinds}), classes"
-        lines.append(", ".join([f"{line} {len(manifest['classes']):,}", *used]))
+        lines.append(", ".join([f"{line} {len(manifest.classes):,}", *used]))
     return lines
 
 
@@ -51,10 +49,9 @@ def next_command(recipe: Recipe, run: Path) -> str:
     name = shlex.quote(str(run))
     if recipe.loss.name == "supcon":
         return f"unicl probe {name}"
-    manifests = (json.loads((Path(item.corpus) / "manifest.json").read_text("utf-8")) for item in recipe.data.train)
+    manifests = (read_manifest(Path(item.corpus))[0] for item in recipe.data.train)
     return f"unicl eval {name}" if any(map(_can_be_measured, manifests)) else f"unicl zeroshot IMAGE --model {name}"
 
 
-def _can_be_measured(manifest: Mapping[str, Any]) -> bool:
-    shards: Iterable[Mapping[str, Any]] = manifest["shards"]
-    return any(shard["split"] in ("test", "val") and shard["rows"] for shard in shards)
+def _can_be_measured(manifest: Manifest) -> bool:
+    return any(shard.split in ("test", "val") for shard in manifest.shards)

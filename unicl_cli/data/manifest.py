@@ -1,0 +1,199 @@
+"""The manifest of a corpus: its model, its only reader, and the rule that names in a corpus's files follow."""
+
+import hashlib
+import re
+import shlex
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
+
+from pydantic import AfterValidator, Field, model_validator
+
+from unicl_cli.core.documents import MAX_BYTES, Document, check_document, explain_invalid, pause_gc
+from unicl_cli.core.files import read_regular
+from unicl_cli.core.json_text import parse_json
+from unicl_cli.core.prompts import NAMED
+from unicl_cli.errors import UniclError
+
+MANIFEST = "manifest.json"
+PLAN = "plan.json"
+SCHEMA_VERSION = 1
+MAX_NAME = 210
+"""The longest name in bytes: suffixes and that of a temporary file add 45, and file systems end at 255."""
+_PLAIN = rf"(?!\.+(?:/|\Z))(?!(?:con|prn|aux|nul|com\d|lpt\d)(?:[./]|\Z))[\w.][\w.-]{{0,{MAX_NAME - 1}}}"
+_NAME = re.compile(_PLAIN, re.IGNORECASE)
+_SHARD = re.compile(rf"data/{_PLAIN}/{_PLAIN}\.parquet", re.IGNORECASE)
+
+
+def is_plain_name(name: str) -> bool:
+    """Return True if ``name`` can be one file or folder on every system: no separator, no dots alone, no device."""
+    return _NAME.fullmatch(name) is not None and len(name.encode()) <= MAX_NAME
+
+
+def _check_name(name: str) -> str:
+    if not is_plain_name(name):
+        raise ValueError(f"{name!r} cannot be the name of a file or folder")
+    return name
+
+
+def _check_shard_path(path: str) -> str:
+    if _SHARD.fullmatch(path) is None:
+        raise ValueError(f"{path!r} is not data/SPLIT/NAME.parquet")
+    return path
+
+
+def _check_templates(templates: str | list[str]) -> str | list[str]:
+    if isinstance(templates, str):
+        if templates not in NAMED:  # any other text would be read as a file
+            raise ValueError(f"{templates!r} is not one of {', '.join(NAMED)}")
+    elif not templates or not all("{}" in template or "{c}" in template for template in templates):
+        raise ValueError("needs at least one template, each with a place {} for the name")
+    return templates
+
+
+Kind = Literal["labels", "captions", "images"]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
+Name = Annotated[str, AfterValidator(_check_name)]
+ShardPath = Annotated[str, AfterValidator(_check_shard_path)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Templates = Annotated[str | list[str], AfterValidator(_check_templates)]
+
+
+class Shard(Document):
+    """One Parquet file: its path in the corpus, the kind of its rows, and their number in each row group."""
+
+    file: ShardPath
+    split: str
+    source: str
+    kind: Kind
+    rows: Positive
+    bytes: Positive
+    sha256: Sha256
+    row_groups: list[Positive]
+
+
+class ManifestClass(Document):
+    """A class: its number, its key and its names, of which the first is the prompt name."""
+
+    id: int
+    key: str
+    names: list[str] = Field(min_length=1)
+
+
+class DuplicateFacts(Document):
+    """Counts of `--dedup exact`: images with several rows, rows left out, texts that moved, and differing labels."""
+
+    groups: Count
+    rows: Count
+    texts: Count
+    labels_differ: Count
+    labels_differ_examples: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
+
+
+class Dedup(Document):
+    """The outcome of `--dedup`; ``exact`` is None without it."""
+
+    exact: DuplicateFacts | None
+
+
+class EqualImages(Document):
+    """Counts of equal images among the stored ones; see `count_equal_images`."""
+
+    in_a_kind: Count
+    in_two_kinds: Count
+
+
+class Manifest(Document):
+    """The content of `manifest.json`. A fact with a default came later than the first corpora."""
+
+    schema_version: int
+    name: str
+    rows: Count
+    rejected: dict[str, Count]
+    bytes: Count
+    shards: list[Shard]
+    classes: list[ManifestClass]
+    class_counts: dict[Name, list[Count]]
+    templates: Templates
+    text_stats: dict[str, Count | str] = Field(default_factory=dict)
+    dedup: Dedup = Dedup(exact=None)
+    equal_pictures: EqualImages | None = None
+    duplicates_of_eval: dict[str, Count] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_shards(self) -> Self:
+        """Check what the shards say of themselves and of the totals. The loop is plain, for 100,000 of them."""
+        rows = size = 0
+        for shard in self.shards:
+            if not shard.file.startswith(f"data/{shard.split}/") or sum(shard.row_groups) != shard.rows:
+                raise ValueError(f"{shard.file}: its split or its number of rows contradicts its path or row groups")
+            rows, size = rows + shard.rows, size + shard.bytes
+        if len({shard.file for shard in self.shards}) < len(self.shards):
+            raise ValueError("two shards have the same file")
+        if (rows, size) != (self.rows, self.bytes):
+            raise ValueError(f"says {self.rows} rows in {self.bytes} bytes, but its shards have {rows} in {size}")
+        if not self.classes and any(shard.kind == "labels" for shard in self.shards):
+            raise ValueError("has rows with labels, but no classes")
+        return self
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> Self:
+        for number, item in enumerate(self.classes):
+            if item.id != number:
+                raise ValueError(f"classes.{number}.id: is {item.id}: the classes are not in their order")
+            if (item.model_extra or {}).get("prompt_name", item.names[0]) != item.names[0]:
+                raise ValueError(f"classes.{number}.prompt_name: is not the first of its names")
+        if len({item.key for item in self.classes}) < len(self.classes):
+            raise ValueError("two classes have the same key")
+        for split, counts in self.class_counts.items():
+            if len(counts) != len(self.classes):
+                raise ValueError(f"class_counts.{split}: has {len(counts)} classes instead of {len(self.classes)}")
+        return self
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """Return the manifest of the corpus in ``folder``, and its sha256.
+
+    UniclError if there is none, if it is damaged, or if it has the format of another version. No shard is looked at.
+    """
+    file = folder / MANIFEST
+    try:
+        data = read_regular(file, MAX_BYTES)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if (folder / PLAN).is_file():
+            hint = "run the same `unicl prepare` command again"
+            raise UniclError(f"{folder}: the corpus is unfinished", hint) from error
+        hint = f"make one: unicl prepare --labels SRC -o {folder}"
+        raise UniclError(f"{folder}: no corpus here", hint) from error
+    except OSError as error:
+        raise UniclError(f"{file}: cannot be read: {error.strerror or error}", repair_hint(folder)) from error
+    with pause_gc():
+        try:
+            value = parse_json(data)
+        except ValueError as error:
+            raise UniclError(f"{file}: damaged: {explain_invalid(error)}", repair_hint(folder)) from error
+        _check_version(file, value)
+        return check_document(value, Manifest, file, repair_hint(folder)), hashlib.sha256(data).hexdigest()
+
+
+def _check_version(file: Path, value: object) -> None:
+    """Raise UniclError for the format of another version, before its content is judged by this one's."""
+    version = cast("dict[str, Any]", value).get("schema_version") if isinstance(value, dict) else SCHEMA_VERSION
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        raise UniclError(
+            f"{file}: corpus format {version}, but this unicl reads {SCHEMA_VERSION}",
+            "prepare the corpus again with this version",
+        )
+
+
+def splits_of(shards: Collection[Shard]) -> tuple[str, ...]:
+    """Return the splits that have rows: train, val, test, then the others by name."""
+    met = {shard.split for shard in shards}
+    usual = [split for split in ("train", "val", "test") if split in met]
+    return (*usual, *sorted(met - set(usual)))
+
+
+def repair_hint(folder: Path) -> str:
+    """Return the hint for damaged shards."""
+    return f"make the damaged shards again: unicl prepare --repair -o {shlex.quote(str(folder))}"

@@ -1,0 +1,153 @@
+"""The checks of a shard: its columns and row groups when it is opened, and the values of each row group once read."""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unicl_cli.contracts import NO_LABEL
+from unicl_cli.data.corpus_format import MEDIA, MEDIA_SCHEMA, SCHEMA
+from unicl_cli.data.manifest import repair_hint
+from unicl_cli.errors import UniclError
+
+_NULLABLE = frozenset(("url", "phash"))
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError)
+
+
+class ShardRules(NamedTuple):
+    """The kind of a shard's rows and the number of its corpus's classes, which its values must agree with."""
+
+    kind: str
+    classes: int
+
+
+def open_shard(shard: Path, row_groups: Sequence[int]) -> pq.ParquetFile:
+    """Open a shard ``CORPUS/data/SPLIT/NAME.parquet``; UniclError unless its columns and row groups are those written.
+
+    ``row_groups`` are the numbers of rows that the manifest has.
+    """
+    try:
+        file = pq.ParquetFile(shard, memory_map=True, page_checksum_verification=True)
+        schema, metadata = file.schema_arrow, file.metadata
+        found = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    except _UNREADABLE as error:
+        raise explain_damage(shard, error) from error
+    problem = _find_wrong_column(schema)
+    if found != list(row_groups):
+        is_cut_otherwise = sum(found) == sum(row_groups)
+        problem = f"has {sum(found)} rows instead of {sum(row_groups)}"
+        problem = "its row groups are not those of the manifest" if is_cut_otherwise else problem
+    if problem:
+        raise explain_damage(shard, problem)
+    return file
+
+
+def read_group(file: pq.ParquetFile, shard: Path, group: int, columns: Sequence[str], rules: ShardRules) -> Any:
+    """Read columns of a row group of an open shard; UniclError if they cannot be read or break a rule."""
+    try:
+        table = file.read_row_group(group, columns=list(columns), use_threads=False).combine_chunks()
+        problem = find_fault(table, rules)
+    except _UNREADABLE as error:
+        raise explain_damage(shard, f"row group {group}: {error}") from error
+    if problem:
+        raise explain_damage(shard, f"row group {group}: {problem}")
+    return table
+
+
+def read_columns(shard: Path, row_groups: Sequence[int], columns: Sequence[str], rules: ShardRules) -> Any:
+    """Read whole columns of a shard; UniclError as `read_group`."""
+    file = open_shard(shard, row_groups)
+    try:
+        with file:
+            table = file.read(columns=list(columns), use_threads=False).combine_chunks()
+        table.validate(full=True)  # text that is not UTF-8, which a row group shows when it becomes Python's
+        problem = find_fault(table, rules)
+    except _UNREADABLE as error:
+        raise explain_damage(shard, error) from error
+    if problem:
+        starts = accumulate(row_groups, initial=0)
+        parts = (
+            find_fault(table.slice(start, rows).combine_chunks(), rules)
+            for start, rows in zip(starts, row_groups, strict=False)
+        )
+        group, problem = next((group, part) for group, part in enumerate(parts) if part)
+        raise explain_damage(shard, f"row group {group}: {problem}")
+    return table
+
+
+def find_fault(table: Any, rules: ShardRules) -> str | None:
+    """Return the first rule that rows break, in the columns that ``table`` has; None if they are sound.
+
+    No cell is null, and each side has a pixel. A label row has a class, and the others have none. A caption row has
+    texts, an image row has none, and each text has its hash.
+    """
+    faults = (
+        _find_fault_of_batch(dict(zip(b.schema.names, b.columns, strict=True)), rules) for b in table.to_batches()
+    )
+    return next((fault for fault in faults if fault), None)
+
+
+def _find_fault_of_batch(there: Mapping[str, Any], rules: ShardRules) -> str | None:
+    """Return the first rule that rows break, whose columns are arrays by their name."""
+    for name, column in there.items():
+        if name not in _NULLABLE and _has_null(column):
+            return f"{name} is missing in a row"
+        if name in ("width", "height") and column.to_numpy().min() < 1:
+            return f"{name} is less than 1 in a row"
+    problem = _find_wrong_label(there["label"], rules) if "label" in there else None
+    if problem or "texts" not in there:
+        return problem
+    return _find_wrong_texts(there["texts"], there.get("text_hash"), rules.kind)
+
+
+def _find_wrong_texts(texts: Any, hashes: Any | None, kind: str) -> str | None:
+    if hashes is not None and not texts.offsets.equals(hashes.offsets):
+        return "the numbers of texts and of their hashes differ"
+    if kind == "labels":
+        return None
+    counts = np.diff(texts.offsets.to_numpy())
+    if kind == "captions":
+        return None if counts.min() else "a row of captions has no text"
+    return "a row of images has a text" if counts.any() else None
+
+
+def explain_damage(shard: Path, problem: object) -> UniclError:
+    """Return the error for a shard ``CORPUS/data/SPLIT/NAME.parquet`` that cannot be used."""
+    line = " ".join(str(problem).split())
+    return UniclError(f"{shard}: damaged: {line}", repair_hint(shard.parent.parent.parent))
+
+
+def _find_wrong_column(schema: Any) -> str | None:
+    """Return the first column that is missing or has another type; columns of later versions may follow."""
+    if schema.equals(SCHEMA) or schema.equals(MEDIA_SCHEMA):
+        return None
+    for field in MEDIA_SCHEMA if MEDIA in schema.names else SCHEMA:
+        if schema.get_field_index(field.name) < 0:
+            return f"has no column {field.name}, or has it twice"
+        if (found := schema.field(field.name).type) != field.type:
+            return f"its column {field.name} has the type {found} instead of {field.type}"
+    return None
+
+
+def _has_null(column: Any) -> bool:
+    """Return True if a cell of an array is null, or a part of a cell: an item, or the bytes of an image."""
+    if column.null_count:
+        return True
+    if isinstance(column, pa.ListArray):
+        return _has_null(column.flatten())
+    if isinstance(column, pa.StructArray):  # an image, whose path is always null, or an item of media
+        return any(_has_null(part) for part in column.flatten()[: 1 if "path" in column.type.names else None])
+    return False
+
+
+def _find_wrong_label(labels: Any, rules: ShardRules) -> str | None:
+    values = labels.to_numpy()
+    low, high = (0, rules.classes - 1) if rules.kind == "labels" else (NO_LABEL, NO_LABEL)
+    wrong = next((int(label) for label in (values.min(), values.max()) if not low <= label <= high), None)
+    if wrong is None:
+        return None
+    return f"label {wrong} is out of range: rows of {rules.kind} have " + (f"0 … {high}" if high >= 0 else str(low))

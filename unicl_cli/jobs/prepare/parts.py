@@ -1,0 +1,95 @@
+"""The marker of a finished unit, ``parts/*.json``: its model, its only reader, and what it must say of its unit."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from unicl_cli.core.documents import Document, read_document
+from unicl_cli.data.corpus import find_damage
+from unicl_cli.data.manifest import Count, Kind, Positive, Sha256, ShardPath
+from unicl_cli.errors import UniclError
+from unicl_cli.jobs.prepare.shards import MOST_WORDS, Unit
+
+MAX_MARKER = 16_000_000
+"""The largest marker in bytes: 8,192 rows with a class each have less than 1 MB."""
+_Number = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+
+
+class PartMarker(Document):
+    """What one unit became: its shard, and counts over its rows. ``bytes`` is 0 if no row was left for a shard."""
+
+    file: ShardPath
+    split: str
+    source: str
+    kind: Kind
+    bytes: Count
+    sha256: Sha256 | None
+    rows: Count
+    row_groups: list[Positive]
+    labels: dict[_Number, Positive]
+    captioned: Count
+    texts: Count
+    texts_dropped: Count
+    animated: Count
+    words: dict[_Number, Positive]
+    short_side: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    payload: Count
+    payload_at_256: Count
+    rejected: dict[str, Positive]
+    media: dict[str, Positive] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_counts(self) -> Self:
+        counted = {
+            "row_groups": sum(self.row_groups) == self.rows,
+            "labels": sum(self.labels.values()) == (self.rows if self.kind == "labels" else 0),
+            "captioned": self.captioned <= self.rows and (self.kind != "captions" or self.captioned == self.rows),
+            "words": sum(self.words.values()) == self.texts and all(int(n) <= MOST_WORDS for n in self.words),
+            "sha256": (self.sha256 is None) == (self.rows == 0),
+            "bytes": (self.bytes == 0) == (self.rows == 0),
+        }
+        for name, agrees in counted.items():
+            if not agrees:
+                raise ValueError(f"{name}: contradicts the number of rows")
+        return self
+
+
+def read_marker(out: Path, unit: Unit, classes: int) -> PartMarker | None:
+    """Return the marker of a unit of a corpus with so many classes; None if the unit is not finished.
+
+    UniclError if the marker is damaged or is not this unit's.
+    """
+    hint = "run the same `unicl prepare` command again: it makes this shard again"
+    try:
+        marker = read_document(out / unit.marker, PartMarker, hint, MAX_MARKER)
+    except FileNotFoundError:
+        return None
+    if problem := _find_difference(marker, unit, classes):
+        raise UniclError(f"{out / unit.marker}: damaged: {problem}", hint)
+    return marker
+
+
+def find_part_damage(out: Path, marker: PartMarker) -> str | None:
+    """Return what is wrong with the shard of a marker, judged by its size; None if it is sound, or has no rows."""
+    return find_damage(out, marker.file, marker.bytes) if marker.rows else None
+
+
+def _find_difference(marker: PartMarker, unit: Unit, classes: int) -> str | None:
+    wanted: Mapping[str, Any] = {
+        "file": unit.shard,
+        "split": unit.split,
+        "source": unit.source,
+        "kind": unit.kind,
+    }
+    for name, value in wanted.items():
+        if getattr(marker, name) != value:
+            return f"{name}: is {getattr(marker, name)!r} instead of {value!r}"
+    if marker.rows + sum(marker.rejected.values()) != unit.rows:
+        return f"rows: {marker.rows} and {sum(marker.rejected.values())} left out are not the {unit.rows} of its unit"
+    if max(marker.row_groups, default=0) > unit.group_rows:
+        return f"row_groups: {max(marker.row_groups)} rows are more than {unit.group_rows}"
+    if any(int(label) >= classes for label in marker.labels):
+        return f"labels: has a class outside the {classes} of the corpus"
+    return None
