@@ -33,7 +33,9 @@ def read_regular(path: Path, most: int) -> bytes:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        data = file.read(most + 1) if found.st_size <= most else b""
+        data = file.read(found.st_size + 1) if found.st_size <= most else b""
+        if len(data) > found.st_size:  # it has grown, or is a file of the kernel without a size
+            data += file.read(most + 1 - len(data))
         if found.st_size > most or len(data) > most:
             raise OSError(errno.EFBIG, f"larger than {byte_size(most)}", str(path))
     return data
