@@ -1,5 +1,6 @@
 """Decoder of image files to RGB: the only place where they are opened, checked and shrunk."""
 
+import errno
 import io
 import logging
 import stat
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from unicl_cli.core.files import read_regular
 
 MAX_PIXELS = 64_000_000
 """An image with more pixels is halved while it is read: 192 MB as RGB."""
@@ -102,14 +105,28 @@ class Examined(NamedTuple):
     animated: bool
 
 
-def read_file(path: Path) -> bytes:
-    """Read an image file. FileNotFoundError; ImageError if it is not a regular file or far too large for an image."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise ImageError("read_error", f"{path} is not a regular file")  # a pipe would never end
-    if found.st_size > MAX_BYTES:
-        raise ImageError("bomb", f"{path} has {found.st_size} bytes")
-    return path.read_bytes()
+def read_file(path: Path, most: int = MAX_BYTES) -> bytes:
+    """Read an image file of at most ``most`` bytes. OSError; ImageError if it is larger, or not a regular file."""
+    try:
+        return read_regular(path, most)
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise ImageError("too_large", f"more than {most:,} bytes") from error
+        if error.errno in (errno.EINVAL, errno.ENXIO):  # a pipe would never end; a socket cannot be opened
+            raise ImageError("read_error", "not a regular file") from error
+        raise
+
+
+def read_extent(extent: Extent) -> bytes:
+    """Read the bytes of an image inside a file. OSError; ImageError if they are too many, or if the file is cut off."""
+    if extent.size > MAX_BYTES:
+        raise ImageError("too_large", f"more than {MAX_BYTES:,} bytes")
+    with Path(extent.path).open("rb", buffering=0) as file:  # its own position: rows are read in threads
+        file.seek(extent.offset)
+        data = file.read(extent.size)
+    if len(data) < extent.size:
+        raise ImageError("truncated", f"{extent.path} ends inside the image")
+    return data
 
 
 @contextmanager
