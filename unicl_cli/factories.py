@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from unicl_cli.contracts import LogitScale, Part, Tuning
 from unicl_cli.recipe.schema import Below1, Count, Positive, Weight
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+CnnWidth = Annotated[Count, Field(ge=8, le=8192, multiple_of=8)]  # its norms have 8 groups
+CnnStages = Annotated[Count, Field(le=10)]
+Width = Annotated[Count, Field(le=65_536)]
+Layers = Annotated[Count, Field(le=1_000)]
 Tile = Count | Literal["auto"]
 NO_ARGS: Mapping[str, int | float | bool | str] = MappingProxyType({})
 Terms = Sequence[Literal["image", "text"]]
@@ -29,7 +35,7 @@ def two_tower(
     chunks: int,
     image: Part,
     text: Part | None,
-    embed_dim: Count = 512,
+    embed_dim: Width = 512,
     normalize: bool = True,
     logit_scale: LogitScale = LogitScale(),  # noqa: B008 - frozen
 ) -> nn.Module:
@@ -86,7 +92,7 @@ def open_clip(
     """
     from unicl_cli.core import hub
     from unicl_cli.data.tokenizers import open_clip_tokenizer
-    from unicl_cli.encoders.open_clip import ImageTower, TextTower, is_dry, load_net
+    from unicl_cli.encoders.open_clip import ImageTower, TextTower, is_dry, load_net, try_towers
     from unicl_cli.model import TwoTower
 
     source = (
@@ -98,6 +104,8 @@ def open_clip(
     tokenizer = open_clip_tokenizer(source.name, net.config["text_cfg"], source.folder)
     embed_dim = net.config["embed_dim"]
     towers = ImageTower(net, embed_dim), TextTower(net, tokenizer.context_length, tokenizer)
+    if not is_dry():
+        try_towers(source.name, *towers)
     model = TwoTower(*towers, embed_dim=embed_dim, normalize=True, logit_scale=LogitScale(), chunks=chunks)
     model.carry_scale(net.logit_scale)
     model.logit_scale.requires_grad_(learn_scale)
@@ -105,7 +113,7 @@ def open_clip(
     return model
 
 
-def cnn(*, width: Count = 32, stages: Count = 3) -> nn.Module:
+def cnn(*, width: CnnWidth = 32, stages: CnnStages = 3) -> nn.Module:
     """A small convolutional image tower for images of about 32 px; trains in seconds on a CPU."""
     from unicl_cli.encoders.cnn import Cnn
 
@@ -117,9 +125,9 @@ def transformer(
     vocab_size: int,
     context_length: int,
     eot_id: int,
-    width: Count = 512,
-    layers: Count = 12,
-    heads: Count = 8,
+    width: Width = 512,
+    layers: Layers = 12,
+    heads: Width = 8,
     quick_gelu: bool = False,
     norm_eps: Positive = 1e-5,
 ) -> nn.Module:
@@ -131,7 +139,7 @@ def transformer(
     )
 
 
-def cbow(*, vocab_size: int, pad_id: int, width: Count = 512) -> nn.Module:
+def cbow(*, vocab_size: int, pad_id: int, width: Width = 512) -> nn.Module:
     """A bag of words as text tower: the mean of its token embeddings (CLIP, section 2.3)."""
     from unicl_cli.encoders.cbow import Cbow
 

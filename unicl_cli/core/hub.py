@@ -1,13 +1,14 @@
 """Files of open_clip models by name (local folder, open_clip's own list, hub), and errors of the hub."""
 
 import errno
-import json
 import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
+from unicl_cli.core.files import read_regular
+from unicl_cli.core.json_text import parse_json
 from unicl_cli.errors import UniclError, did_you_mean, is_live, is_quiet
 from unicl_cli.formats import byte_size
 
@@ -28,6 +29,7 @@ TOKENIZER = (
     "added_tokens.json",
     "config.json",
 )
+CONFIG_BYTES = 10_000_000
 LOG_IN = "then log in with `hf auth login` (or set HF_TOKEN)"
 T = TypeVar("T")
 
@@ -131,10 +133,12 @@ def find_on_hub(name: str, repo: str, *, weights: bool) -> Source:
 def read_config(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (model_cfg, preprocess_cfg) of an open_clip_config.json."""
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
+        whole = parse_json(read_regular(path, CONFIG_BYTES))
         config = deepcopy(whole["model_cfg"])
         if not all(isinstance(config[key], dict) for key in ("vision_cfg", "text_cfg")):
             raise TypeError("vision_cfg and text_cfg are mappings")
+        if not isinstance(config["text_cfg"].get("hf_model_name", ""), str):
+            raise TypeError("text_cfg.hf_model_name is not a text")
         return config, dict(whole.get("preprocess_cfg", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UniclError(
