@@ -49,28 +49,39 @@ def is_dry() -> bool:
     return torch.get_default_device().type == "meta"
 
 
-def load_net(source: Source, image_size: int | None) -> Net:
-    """Load open_clip's model with its weights, if the source has any, at ``image_size`` (default: its own).
+def is_foreign(source: Source) -> bool:
+    """Return whether the configuration comes from elsewhere, not with open_clip."""
+    return not source.name.startswith("open_clip:")
 
-    Raise UniclError for weights of another architecture.
-    """
+
+def prepare_config(source: Source, image_size: int | None) -> dict[str, Any]:
+    """Return the configuration of a model at ``image_size``, checked, and such that building it downloads nothing."""
     config = deepcopy(source.config)
-    is_foreign = not source.name.startswith("open_clip:")
-    if is_foreign:
+    if is_foreign(source):
         check_config(source.name, config, source.preprocess)
     vision, text = config["vision_cfg"], config["text_cfg"]
     config.pop("custom_text", None)
-    backbone = "timm_model_name" in vision
-    vision["timm_model_pretrained"] = text["hf_model_pretrained"] = False  # download nothing while building
+    vision["timm_model_pretrained"] = text["hf_model_pretrained"] = False
     if "hf_model_name" not in text:
         del text["hf_model_pretrained"]
     elif importlib.util.find_spec("transformers") is None:
         raise UniclError(
             f"model {source.name}: its text tower needs the package transformers", "run pip install transformers"
         )
-    if image_size is not None and not backbone:
+    if image_size is not None and "timm_model_name" not in vision:
         vision["image_size"] = image_size
-    if is_foreign and not is_dry():
+    return config
+
+
+def load_net(source: Source, image_size: int | None) -> Net:
+    """Load open_clip's model with its weights, if the source has any, at ``image_size`` (default: its own).
+
+    Raise UniclError for weights of another architecture.
+    """
+    config = prepare_config(source, image_size)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    backbone = "timm_model_name" in vision
+    if is_foreign(source) and not is_dry():
         check_size(source, config)
     net = build_net(source.name, config)
     if source.weights is not None:
