@@ -96,6 +96,11 @@ def test_a_header_that_lies_is_one_error(data):
     assert "\n" not in str(caught.value)
 
 
+def test_a_name_in_another_encoding_can_be_written_as_text():
+    (found,) = members(header(b"caf\xe9.jpg") + b"four".ljust(BLOCK, b"\0") + END)
+    assert found.name == "caf?.jpg"
+
+
 def test_a_name_of_a_gigabyte_takes_no_memory(tmp_path):
     path = tmp_path / "sparse.tar"
     with path.open("wb") as file:

@@ -5,6 +5,8 @@ import tarfile
 from collections.abc import Callable, Iterator
 from typing import IO, TypeVar
 
+from unicl_cli.data.text import replace_surrogates
+
 HEADER_BYTES = 1 << 20
 """The most bytes of a long name or of extended attributes."""
 T = TypeVar("T")
@@ -48,6 +50,7 @@ def iter_members(file: IO[bytes], start: int, size: int) -> Iterator[tarfile.Tar
         if member.size < 0 or member.offset < end or member.offset_data + stored > size:
             raise tarfile.ReadError(f"the header at byte {start + member.offset:,} claims {member.size:,} bytes")
         end = member.offset_data + stored
+        member.name = replace_surrogates(member.name)  # which may be in another encoding
         yield member
     window.seek(tar.offset)
     if window.read(tarfile.BLOCKSIZE).strip(b"\0"):  # `tarfile` takes a damaged header for the end
