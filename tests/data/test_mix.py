@@ -260,11 +260,14 @@ def test_an_image_that_cannot_be_decoded_names_its_shard_its_row_and_the_cure(tm
     cells = [{"bytes": b"RIFF\0\0\0\0WEBPnew kind", "path": None}] * len(table)
     at = table.schema.get_field_index("image")
     spoilt = table.set_column(at, table.schema.field("image"), pa.array(cells, table.schema.field("image").type))
-    groups = pq.read_metadata(shard)
-    pq.write_table(spoilt, shard, row_group_size=groups.row_group(0).num_rows)
+    found = pq.read_metadata(shard)
+    sizes = [found.row_group(number).num_rows for number in range(found.num_row_groups)]
+    with pq.ParquetWriter(shard, spoilt.schema) as writer:
+        for number, size in enumerate(sizes):
+            writer.write_table(spoilt.slice(sum(sizes[:number]), size))
     with pytest.raises(UniclError) as caught:
         run(parts, tokenizer, workers=workers)
     keys = table.column("key").to_pylist()
     assert caught.value.message.startswith(f"{shard}: the image of row '")
     assert any(f"'{key}' cannot be used: broken" in caught.value.message for key in keys)
-    assert caught.value.hint.startswith(f"check the corpus with unicl prepare --verify -o {tmp_path / 'c'}; ")
+    assert "check the corpus with unicl prepare --verify -o " in caught.value.hint

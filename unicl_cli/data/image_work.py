@@ -27,6 +27,8 @@ SMALL = 1 << 18
 _SHORT = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")
 """First bytes of the formats whose parts all take bytes of their own: a file of SMALL bytes cannot have too many."""
 _SLOW = frozenset(("ppm", "ppm_plain", "bmp_rle"))
+_SCANNED = frozenset(("JPEG", "MPO"))
+_IN_ONE_PART = frozenset(("PNG", "GIF", "WEBP", "AVIF", "JPEG2000", "ICO"))
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _START = b"\xff\xd8"
 
@@ -72,11 +74,18 @@ def check_headers(data: bytes, most_pixels: int) -> None:
 
 def check_opened(image: Any, data: bytes, file: io.BytesIO) -> None:
     """Check an image that Pillow has opened and not yet decoded. TooCostlyError."""
-    pixels = max(1, image.width * image.height)
-    if image.format in ("JPEG", "MPO"):
-        allowed = min(MAX_SCANS, SCANNED_PIXELS // pixels)
+    kind = image.format
+    if kind in _SCANNED:
+        allowed = min(MAX_SCANS, SCANNED_PIXELS // max(1, image.width * image.height))
         if data.count(b"\xff\xda") > allowed and count_scans(data, allowed) > allowed:
             raise TooCostlyError(f"it has more than {allowed} scans")
+    elif kind not in _IN_ONE_PART:
+        _check_parts(image, data, file)
+
+
+def _check_parts(image: Any, data: bytes, file: io.BytesIO) -> None:
+    """Check that the strips or tiles of an image cover it few times, and the values that Pillow decodes in Python."""
+    pixels = max(1, image.width * image.height)
     covered = sum((box[2] - box[0]) * (box[3] - box[1]) for _, box, *_ in image.tile if box)
     if covered > 16 * pixels:  # planes, and tiles that reach over the edges
         raise TooCostlyError(f"its parts cover its pixels {covered // pixels} times")
