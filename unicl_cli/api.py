@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from unicl_cli.core.schedule import lr_at
     from unicl_cli.data.class_names import read_class_file, read_classes
     from unicl_cli.data.class_numbers import match_labels
-    from unicl_cli.data.pictures import Extent
+    from unicl_cli.data.pictures import Extent, read_extent
+    from unicl_cli.data.sources.tar_members import iter_members
     from unicl_cli.errors import UniclError
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
     from unicl_cli.launch.accelerator import start_accelerator
@@ -74,7 +75,8 @@ _HOME = {
     "unicl_cli.core.schedule": ("lr_at",),
     "unicl_cli.data.class_names": ("read_class_file", "read_classes"),
     "unicl_cli.data.class_numbers": ("match_labels",),
-    "unicl_cli.data.pictures": ("Extent",),
+    "unicl_cli.data.pictures": ("Extent", "read_extent"),
+    "unicl_cli.data.sources.tar_members": ("iter_members",),
     "unicl_cli.errors": ("UniclError",),
     "unicl_cli.evaluate.classifier": ("prompts_of", "zeroshot_classifier"),
     "unicl_cli.build.load": ("Loaded", "load_model"),
@@ -122,6 +124,7 @@ __all__ = [
     "fit",
     "freeze_idle",
     "gather",
+    "iter_members",
     "load_model",
     "load_optimizer",
     "load_weights",
@@ -132,6 +135,7 @@ __all__ = [
     "rank",
     "read_class_file",
     "read_classes",
+    "read_extent",
     "read_facts",
     "read_tensors",
     "save",

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-Tile = Count | Literal["auto"]
-Stages = Annotated[int, Field(gt=0, le=8)]
+CnnWidth = Annotated[Count, Field(ge=8, le=8192, multiple_of=8)]
+"""Its norms have 8 groups."""
+CnnStages = Annotated[Count, Field(le=8)]
 """Each doubles the width."""
+Tile = Count | Literal["auto"]
 NO_ARGS: Mapping[str, int | float | bool | str] = MappingProxyType({})
 Terms = Sequence[Literal["image", "text"]]
 
@@ -90,7 +92,7 @@ def open_clip(
     """
     from unicl_cli.core import hub
     from unicl_cli.data.tokenizers import open_clip_tokenizer
-    from unicl_cli.encoders.open_clip import ImageTower, TextTower, is_dry, load_net
+    from unicl_cli.encoders.open_clip import ImageTower, TextTower, is_dry, load_net, try_towers
     from unicl_cli.model import TwoTower
 
     source = (
@@ -102,6 +104,8 @@ def open_clip(
     tokenizer = open_clip_tokenizer(source.name, net.config["text_cfg"], source.folder)
     embed_dim = net.config["embed_dim"]
     towers = ImageTower(net, embed_dim), TextTower(net, tokenizer.context_length, tokenizer)
+    if not is_dry():
+        try_towers(source.name, *towers)
     model = TwoTower(*towers, embed_dim=embed_dim, normalize=True, logit_scale=LogitScale(), chunks=chunks)
     model.carry_scale(net.logit_scale)
     model.logit_scale.requires_grad_(learn_scale)
@@ -109,7 +113,7 @@ def open_clip(
     return model
 
 
-def cnn(*, width: Width = 32, stages: Stages = 3) -> nn.Module:
+def cnn(*, width: CnnWidth = 32, stages: CnnStages = 3) -> nn.Module:
     """A small convolutional image tower for images of about 32 px; trains in seconds on a CPU."""
     from unicl_cli.encoders.cnn import Cnn
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from unicl_cli.data.class_names import parse_class_option, parse_class_text, read_class_file
+from unicl_cli.data.class_names import parse_class_option, parse_class_text, read_class_file, read_classes
 from unicl_cli.errors import UniclError
 
 
@@ -165,3 +165,8 @@ def test_an_option_that_is_something_else_is_refused(spec):
     with pytest.raises(UniclError, match="--classes") as caught:
         parse_class_option(spec, "--classes")
     assert caught.value.hint
+
+
+def test_names_on_the_command_line_are_utf_8():
+    with pytest.raises(UniclError, match=r"--classes caf\?,dog: not UTF-8 text"):
+        read_classes("caf\udce9,dog")

@@ -2,6 +2,8 @@
 
 from fractions import Fraction
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from toy_corpora import CLASSES, SIZES, TEMPLATES, assert_same, corpus, picture, strands
@@ -247,3 +249,25 @@ def test_a_shard_damaged_since_it_was_opened_is_one_line_from_any_worker(tmp_pat
     assert caught.value.message.startswith(f"{shard}: damaged: ")
     assert "\n" not in caught.value.message
     assert "unicl prepare --repair -o" in caught.value.hint
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_image_that_cannot_be_decoded_names_its_shard_its_row_and_the_cure(tmp_path, tokenizer, workers):
+    """As of a corpus that was made with another Pillow."""
+    parts = strands(corpus(tmp_path / "c"))
+    shard = tmp_path / "c/data/captions.parquet"
+    table = pq.read_table(shard)
+    cells = [{"bytes": b"RIFF\0\0\0\0WEBPnew kind", "path": None}] * len(table)
+    at = table.schema.get_field_index("image")
+    spoilt = table.set_column(at, table.schema.field("image"), pa.array(cells, table.schema.field("image").type))
+    found = pq.read_metadata(shard)
+    sizes = [found.row_group(number).num_rows for number in range(found.num_row_groups)]
+    with pq.ParquetWriter(shard, spoilt.schema) as writer:
+        for number, size in enumerate(sizes):
+            writer.write_table(spoilt.slice(sum(sizes[:number]), size))
+    with pytest.raises(UniclError) as caught:
+        run(parts, tokenizer, workers=workers)
+    keys = table.column("key").to_pylist()
+    assert caught.value.message.startswith(f"{shard}: the image of row '")
+    assert any(f"'{key}' cannot be used: broken" in caught.value.message for key in keys)
+    assert "check the corpus with unicl prepare --verify -o " in caught.value.hint

@@ -103,6 +103,7 @@ def explain_invalid(error: ValueError) -> str:
     if not isinstance(error, ValidationError):
         return " ".join(str(error).split())
     fault = error.errors(include_url=False)[0]
-    where = ".".join(map(str, fault["loc"]))
+    steps = (str(step) for step in fault["loc"])  # pydantic also names the members of a union
+    where = ".".join(step for step in steps if not step.startswith(("constrained-", "list[", "literal[")))
     what = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{where}: {what}".removeprefix(": ")

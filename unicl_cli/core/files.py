@@ -37,7 +37,9 @@ def read_regular(path: Path, most: int) -> bytes:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        data = file.read(most + 1) if size <= most else b""
+        data = file.read(size + 1) if size <= most else b""  # to ask for ``most`` would allocate that much
+        if len(data) > size:  # it has grown, or is a file of the kernel without a size
+            data += file.read(most + 1 - len(data))
         if size > most or len(data) > most:
             raise OSError(errno.EFBIG, f"larger than {byte_size(most)}", str(path))
     return data

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from unicl_cli.core.json_text import parse_json
+from unicl_cli.data.text import replace_surrogates
 from unicl_cli.errors import UniclError
 
 FORMS = 'write a name on each line, "id<TAB>name" lines, or JSON: ["cat", "dog"] or {"0": "cat", "1": "dog"}'
@@ -107,6 +108,10 @@ def parse_class_option(spec: str, origin: str) -> NameList:
         return parse_class_text(spec, origin, prompts=True)
     if spec.count('"') % 2:  # the reader would take the rest for one name
         raise UniclError(f"{origin}: a quote is not closed", 'write a,b,"c, d"')
+    if spec != replace_surrogates(spec):
+        raise UniclError(
+            f"{replace_surrogates(origin)}: not UTF-8 text", "write class names in UTF-8, or in a file: @names.txt"
+        )
     rows = csv.reader(spec.splitlines(), skipinitialspace=True)
     cells = [cell.strip() for row in rows for cell in row if cell.strip()]
     if not cells:

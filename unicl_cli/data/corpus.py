@@ -210,11 +210,18 @@ def open_corpus(path: str | Path) -> Corpus:
 
 
 def undecodable(where: Path | str, key: str, error: ImageError) -> UniclError:
-    """Return the error for an image of a corpus that cannot be decoded, although `prepare` has decoded it once."""
+    """Return the error for an image of a corpus that cannot be decoded, although `prepare` has decoded it once.
+
+    ``where`` is its shard, or the words for rows that are in none.
+    """
+    corpus = shlex.quote(str(where.parent.parent.parent)) if isinstance(where, Path) else "CORPUS"
     if error.reason == "out_of_memory":
         hint = "free some memory, or prepare the corpus again with --size 512: it stores large images smaller"
     else:
-        hint = "check the corpus: unicl prepare --verify -o CORPUS"
+        hint = (
+            f"check the corpus with unicl prepare --verify -o {corpus}; if it was made on another machine, prepare it "
+            "again on this one, whose Pillow may read other formats"
+        )
     return UniclError(f"{where}: the image of row '{key}' cannot be used: {error}", hint)
 
 

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unicl_cli.data.pictures import JPEG, MAX_PIXELS, decode, open_image, orientation
+from unicl_cli.data.image_metadata import JPEG
+from unicl_cli.data.pictures import MAX_PIXELS, decode, open_image, orientation
 
 
 def decode_pixels(data: bytes, decoder: str = "auto") -> Tensor:

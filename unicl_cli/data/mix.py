@@ -137,12 +137,13 @@ class MixedCorpora:
     def __getitem__(self, at: At) -> Drawn:
         number, row, step, draw = at
         strand = self.strands[number]
-        sample = strand.table.read(row if strand.rows is None else int(strand.rows[row]), media=self.media)
+        place = row if strand.rows is None else int(strand.rows[row])
+        sample = strand.table.read(place, media=self.media)
         text, text_hash = self.text(strand, sample, step, strand.first + row)
         try:
             image = strand.transform(sample.image, draw)
         except ImageError as error:
-            raise undecodable(strand.table.shards[0].parent.parent.parent, sample.key, error) from error
+            raise undecodable(strand.table.shard_of(place), sample.key, error) from error
         return Drawn(
             row=strand.first + row,
             draw=draw,

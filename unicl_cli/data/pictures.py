@@ -1,18 +1,22 @@
 """Decoder of image files to RGB: the only place where they are opened, checked and shrunk."""
 
+import errno
 import io
 import logging
 import stat
 import struct
 import threading
 import warnings
-import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, cast
 
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from unicl_cli.core.files import read_regular
+from unicl_cli.data.image_metadata import JPEG, PNG, without_metadata
+from unicl_cli.data.image_work import MeteredFile, TooCostlyError, check_headers, check_opened, is_short
 
 MAX_PIXELS = 64_000_000
 """An image with more pixels is halved while it is read: 192 MB as RGB."""
@@ -46,8 +50,6 @@ DECODING_WORDS = (
 )
 """The steps of `decode` for programs that have no unicl."""
 _ANIMATED = frozenset(("GIF", "WEBP", "PNG", "AVIF"))
-PNG = b"\x89PNG\r\n\x1a\n"
-JPEG = b"\xff\xd8\xff"
 _SIGNATURES = (JPEG, PNG, b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 _UNSUPPORTED_STARTS = (b"%!PS", b"%PDF", b"8BPS", b"\x1f\x8b", b"\xc5\xd0\xd3\xc6")
 """First bytes of PostScript, PDF, Photoshop, gzip (SVGZ) and EPS files."""
@@ -56,11 +58,6 @@ _HEIF_BRANDS = frozenset((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", 
 
 _ONE_LARGE = threading.Lock()
 """Held while an image with more than MAX_PIXELS is read: threads together would need several GB."""
-_PIXEL_CHUNKS = frozenset((b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf"))
-"""Ancillary chunks of a PNG that an image may need: transparency, frames, orientation."""
-_TEXT_BYTES = 1 << 20
-_NOTES = ((b"JFIF\0", 18), (b"Exif\0", 12), (b"Adobe", 16), (b"ICC_PROFILE\0", 18))
-"""Application segments of a JPEG that its colours or orientation may depend on, and the least bytes of each."""
 
 Image.MAX_IMAGE_PIXELS = LARGEST_PIXELS  # Pillow's own limit lies below; `open_image` checks ours
 # Pillow warns of large headers and odd metadata on stderr; what matters becomes a reason. Filters inside the functions
@@ -72,7 +69,8 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 class ImageError(ValueError):
     """An image that cannot be used.
 
-    ``reason`` is empty, not_image, unsupported_format, bomb, too_small, truncated, broken or out_of_memory.
+    ``reason`` is empty, not_image, unsupported_format, bomb, too_costly, too_large, read_error, too_small, truncated,
+    broken or out_of_memory.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -102,14 +100,28 @@ class Examined(NamedTuple):
     animated: bool
 
 
-def read_file(path: Path) -> bytes:
-    """Read an image file. FileNotFoundError; ImageError if it is not a regular file or far too large for an image."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise ImageError("read_error", f"{path} is not a regular file")  # a pipe would never end
-    if found.st_size > MAX_BYTES:
-        raise ImageError("bomb", f"{path} has {found.st_size} bytes")
-    return path.read_bytes()
+def read_file(path: Path, most: int = MAX_BYTES) -> bytes:
+    """Read an image file of at most ``most`` bytes. OSError; ImageError if it is larger, or not a regular file."""
+    try:
+        return read_regular(path, most)
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise ImageError("too_large", f"more than {most:,} bytes") from error
+        if error.errno in (errno.EINVAL, errno.ENXIO):  # a pipe would never end; a socket cannot be opened
+            raise ImageError("read_error", "not a regular file") from error
+        raise
+
+
+def read_extent(extent: Extent) -> bytes:
+    """Read the bytes of an image inside a file. OSError; ImageError if they are too many, or if the file is cut off."""
+    if extent.size > MAX_BYTES:
+        raise ImageError("too_large", f"more than {MAX_BYTES:,} bytes")
+    with Path(extent.path).open("rb", buffering=0) as file:  # its own position: rows are read in threads
+        file.seek(extent.offset)
+        data = file.read(extent.size)
+    if len(data) < extent.size:
+        raise ImageError("truncated", f"{extent.path} ends inside the image")
+    return data
 
 
 @contextmanager
@@ -179,7 +191,11 @@ def open_image(data: bytes) -> Image.Image:
     if not data:
         raise ImageError("empty")
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        return _open_checked(data)
+    except ImageError:
+        raise
+    except TooCostlyError as error:
+        raise ImageError("too_costly", str(error)) from error
     except Image.DecompressionBombError as error:
         raise ImageError("bomb", str(error)) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, MemoryError, ...
@@ -189,8 +205,18 @@ def open_image(data: bytes) -> Image.Image:
                 return open_image(plain)
         known = isinstance(error, UnidentifiedImageError)  # its text is an address in memory
         raise ImageError(_refusal_reason(data, error), "" if known else _one_line(error)) from error
+
+
+def _open_checked(data: bytes) -> Image.Image:
+    """Open an image that has neither too many pixels nor causes far more work than they; errors of Pillow come out."""
+    short = is_short(data)
+    file = io.BytesIO(data) if short else MeteredFile(data)
+    if not short:
+        check_headers(data, MAX_PIXELS)
+    image = Image.open(file, formats=_FORMATS)
     if image.width * image.height > (LARGEST_PIXELS if image.format in _HALVED else MAX_PIXELS):
         raise ImageError("bomb", f"{image.width} x {image.height} pixels")
+    check_opened(image, data, file)
     return image
 
 
@@ -203,55 +229,6 @@ def has_image_signature(head: bytes) -> bool:
 
 def _brand(data: bytes) -> bytes:
     return data[8:12] if data[4:8] == b"ftyp" else b""
-
-
-def without_metadata(data: bytes) -> bytes | None:
-    """Return a PNG or JPEG without the parts that its pixels do not need; None if it has none, or for other files.
-
-    Pillow refuses a whole image for a long text, a long profile or a damaged note. Short plain texts stay in a PNG:
-    they may hold the orientation (XMP).
-    """
-    parts = _png_parts(data) if data.startswith(PNG) else _jpeg_parts(data) if data.startswith(JPEG) else ()
-    kept, dropped = [data[:0]], False
-    for part, is_needed in parts:
-        if is_needed:
-            kept.append(part)
-        else:
-            dropped = True
-    return b"".join(kept) if dropped else None
-
-
-def _png_parts(data: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Yield the signature and the chunks of a PNG, each with whether it is needed; what is cut comes last."""
-    yield PNG, True
-    place = len(PNG)
-    while place < len(data):
-        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
-        chunk = data[place:end]
-        yield chunk, chunk[4:5].isupper() or _is_sound_note(chunk[4:8], chunk)
-        place = end
-
-
-def _is_sound_note(kind: bytes, chunk: bytes) -> bool:
-    """Return True for an ancillary chunk that is sound, and that pixels or orientation may depend on."""
-    if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
-        return kind == b"tRNS"  # damage to pixels is not forgiven
-    body = chunk[8:-4]
-    is_plain = kind == b"tEXt" or (kind == b"iTXt" and body.partition(b"\0")[2][:1] == b"\0")
-    return kind in _PIXEL_CHUNKS or (is_plain and len(body) <= _TEXT_BYTES)
-
-
-def _jpeg_parts(data: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Yield the segments of a JPEG, each with whether it is needed, and in the end its scans as one."""
-    yield data[:2], True
-    place = 2
-    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in (b"\xda", b""):
-        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-        marker, segment = data[place + 1], data[place:end]
-        is_note = marker in range(0xE0, 0xF0) or marker == 0xFE
-        yield segment, not is_note or any(segment[4:].startswith(n) and len(segment) >= m for n, m in _NOTES)
-        place = end
-    yield data[place:], True
 
 
 def _refusal_reason(data: bytes, error: Exception) -> str:
@@ -278,6 +255,8 @@ def _finish(image: Image.Image, data: bytes) -> Image.Image:
 def _finish_part(image: Image.Image, data: bytes) -> Image.Image:
     try:
         image.load()
+    except TooCostlyError as error:
+        raise ImageError("too_costly", str(error)) from error
     except Exception as error:
         plain = without_metadata(data)
         if plain is not None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unicl_cli.core import hub
 from unicl_cli.core.files import read_regular
+from unicl_cli.core.foreign import explain_foreign
 from unicl_cli.core.json_text import parse_json
 from unicl_cli.data.tokenizer_files import check_tokenizer
 from unicl_cli.errors import UniclError
@@ -246,18 +247,14 @@ def open_clip_tokenizer(name: str, text: Mapping[str, Any], folder: Path | None)
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     if not hub_name:
-        simple = SimpleTokenizer(context_length=length, **options)
+        with explain_foreign(f"model {name}: text_cfg.tokenizer_kwargs", "fix its open_clip_config.json"):
+            simple = SimpleTokenizer(context_length=length, **options)
         return PaddedTokenizer(simple, length, simple.vocab_size, 0)
     if importlib.util.find_spec("transformers") is None:
         raise UniclError(f"model {name}: its tokenizer needs transformers", "install it: pip install transformers")
     place = hub.tokenizer_folder(hub_name) if folder is None else folder
-    try:
+    what = f"model {name}: the tokenizer in {place} cannot be read"
+    with explain_foreign(what, "put tokenizer.json and tokenizer_config.json into that folder"):
         inner = HFTokenizer(str(place), length, tokenizer_mode=text.get("tokenizer_mode"), **options)
-    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UniclError(
-            f"model {name}: the tokenizer in {place} cannot be read: {line}",
-            "put tokenizer.json and tokenizer_config.json into that folder",
-        ) from error
     pad = inner.tokenizer.pad_token_id
     return PaddedTokenizer(inner, length, len(inner.tokenizer), 0 if pad is None else pad)

@@ -13,16 +13,23 @@ import torch
 from open_clip import CoCa, CustomTextCLIP, load_checkpoint
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer, text_global_pool
-from safetensors import SafetensorError
+from PIL import Image
 from torch import Tensor, nn
 
 from unicl_cli.contracts import TowerTraits, Tuning
+from unicl_cli.core.foreign import explain_foreign
 from unicl_cli.core.hub import CONFIG, Source
+from unicl_cli.encoders.open_clip_config import check_config
 from unicl_cli.encoders.open_clip_frame import frame_of
 from unicl_cli.encoders.packing import Layout, attend, embed_tokens, end_states, layout_of, padded_layout
 from unicl_cli.encoders.split_attention import SplitAttention
 from unicl_cli.errors import UniclError
 
+CANNOT_BUILD = "check its configuration, update open_clip and timm, or use another model"
+MOST_PARAMETERS = 20_000_000_000
+"""The most parameters of a model without weights; open_clip's largest has 5 billion."""
+SURE_PARAMETERS = 500_000_000
+"""The parameters that any configuration may have, whatever the size of its weights."""
 BLOCKS = ("Block", "Bottleneck", "Layer")
 
 
@@ -42,35 +49,54 @@ def is_dry() -> bool:
     return torch.get_default_device().type == "meta"
 
 
-def load_net(source: Source, image_size: int | None) -> Net:
-    """Load open_clip's model with its weights, if the source has any, at ``image_size`` (default: its own).
+def is_foreign(source: Source) -> bool:
+    """Return whether the configuration comes from elsewhere, not with open_clip."""
+    return not source.name.startswith("open_clip:")
 
-    Raise UniclError for weights of another architecture.
-    """
+
+def prepare_config(source: Source, image_size: int | None) -> dict[str, Any]:
+    """Return the configuration of a model at ``image_size``, checked, and such that building it downloads nothing."""
     config = deepcopy(source.config)
+    if is_foreign(source):
+        check_config(source.name, config, source.preprocess)
     vision, text = config["vision_cfg"], config["text_cfg"]
     config.pop("custom_text", None)
-    backbone = "timm_model_name" in vision
-    vision["timm_model_pretrained"] = text["hf_model_pretrained"] = False  # download nothing while building
+    vision["timm_model_pretrained"] = text["hf_model_pretrained"] = False
     if "hf_model_name" not in text:
         del text["hf_model_pretrained"]
     elif importlib.util.find_spec("transformers") is None:
         raise UniclError(
             f"model {source.name}: its text tower needs the package transformers", "run pip install transformers"
         )
-    if image_size is not None and not backbone:
+    if image_size is not None and "timm_model_name" not in vision:
         vision["image_size"] = image_size
+    return config
+
+
+def load_net(source: Source, image_size: int | None) -> Net:
+    """Load open_clip's model with its weights, if the source has any, at ``image_size`` (default: its own).
+
+    Raise UniclError for weights of another architecture.
+    """
+    config = prepare_config(source, image_size)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    backbone = "timm_model_name" in vision
+    if is_foreign(source) and not is_dry():
+        check_size(source, config)
     net = build_net(source.name, config)
     if source.weights is not None:
         read_weights(net, source)
     if backbone:
-        resize_backbone(net.visual, image_size or vision["image_size"])
+        with explain_foreign(f"model {source.name}: cannot take images of another size", "leave out data.image_size"):
+            resize_backbone(net.visual, image_size or vision["image_size"])
     size = net.visual.image_size
     vision["image_size"] = size if isinstance(size, int) else list(size)
     config.pop("multimodal_cfg", None)  # CoCa's decoder is not used
     for part in (vision, text):
         part.pop("output_tokens", None)
-    preprocess = merge_preprocess_dict({**asdict(PreprocessCfg()), **source.preprocess}, {"size": size})
+    with explain_foreign(f"model {source.name}: preprocess_cfg", "fix its open_clip_config.json"):
+        preprocess = merge_preprocess_dict({**asdict(PreprocessCfg()), **source.preprocess}, {"size": size})
+        frame_of(PreprocessCfg(**preprocess))
     whole = {"model_cfg": {**config, "custom_text": True}, "preprocess_cfg": preprocess}
     return Net(net.visual, net.text, net.logit_scale.detach(), net.logit_bias, whole["model_cfg"], preprocess)
 
@@ -78,14 +104,46 @@ def load_net(source: Source, image_size: int | None) -> Net:
 def build_net(name: str, config: dict[str, Any]) -> Any:
     """Build the model without weights; open_clip's own classes check the keys of the configuration."""
     kind: Any = CoCa if "multimodal_cfg" in config else CustomTextCLIP
-    try:
+    with explain_foreign(f"model {name}: open_clip cannot build it", CANNOT_BUILD):
         return kind(**config)
-    except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def check_size(source: Source, config: dict[str, Any]) -> None:
+    """Raise UniclError if the model has more parameters than its weights have bytes, before it takes any memory."""
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            net = build_net(source.name, config)
+    except UniclError:
+        return  # the real model says the same, unless it is only this device that does not suit it
+    count = sum(parameter.numel() for parameter in net.parameters())
+    held = MOST_PARAMETERS if source.weights is None else source.weights.stat().st_size
+    if count > max(held, SURE_PARAMETERS):
         raise UniclError(
-            f"model {name}: open_clip cannot build it: {line}",
-            "update open_clip and timm, or use another model",
-        ) from error
+            f"model {source.name}: its configuration has {count:,} parameters, which is too many for its weights",
+            "use the configuration that belongs to these weights",
+        )
+
+
+def try_towers(name: str, image: "ImageTower", text: "TextTower") -> None:
+    """Encode a grey image and the last token once: what open_clip builds from odd values may still not run."""
+    frame: Any = image.traits.frame
+    height, width = frame.size
+    training = image.training, text.training
+    what = f"model {name}: open_clip builds it, but it cannot encode"
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), explain_foreign(what, CANNOT_BUILD):
+        frame(Image.new("RGB", (5, 3)))
+        pooled, joint = image.eval()(torch.zeros(1, 3, height, width))
+        check_shape("an image", pooled, image.width)
+        tokens = torch.full((1, text.context_length), text.tokenizer.vocab_size - 1)
+        check_shape("a text", text.eval()(tokens)[1], joint.shape[-1])
+    image.train(training[0])
+    text.train(training[1])
+
+
+def check_shape(what: str, found: Any, width: int) -> None:
+    if not isinstance(found, Tensor) or found.shape != (1, width):
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"{what} gives {shape} instead of (1, {width})")
 
 
 def read_weights(net: nn.Module, source: Source) -> None:
@@ -97,7 +155,7 @@ def read_weights(net: nn.Module, source: Source) -> None:
             f"model {source.name}: {source.weights} contains more than weights and was not opened",
             "use the safetensors file of its authors",
         ) from error
-    except (RuntimeError, KeyError, ValueError, OSError, EOFError, SafetensorError) as error:
+    except Exception as error:  # open_clip converts foreign tensors, and asserts what they look like
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise UniclError(
             f"model {source.name}: {source.weights} cannot be read as its weights: {' '.join(lines[:2])[:300]}",

@@ -1,7 +1,8 @@
 """The timm backbones as image towers."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import timm
@@ -11,10 +12,15 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from unicl_cli.contracts import TowerTraits
+from unicl_cli.core.foreign import explain_foreign
 from unicl_cli.errors import UniclError, did_you_mean
 
 BLOCKS = ("Block", "Bottleneck")
-RESERVED = frozenset(inspect.signature(timm.create_model).parameters) | {"img_size", "drop_path_rate"}
+LARGEST, DEEPEST = 65_536, 1_000
+"""The largest number of ``args``, and the most layers; a model of absurd size would take all memory, or hours."""
+RESERVED = frozenset(inspect.signature(timm.create_model).parameters) | {
+    *("img_size", "drop_path_rate", "num_classes", "in_chans", "features_only"),
+}
 """Names that ``args`` may not set: files or addresses to load, and settings that other options make."""
 
 
@@ -82,22 +88,17 @@ class TimmTower(nn.Module):
             )
         if taken := sorted(set(args) & RESERVED):
             raise UniclError(f"{model}: args may not set {', '.join(taken)}", "use the options of the encoder timm")
+        if large := [f"{key}: {value}" for key, value in args.items() if not -LARGEST <= _number(value) <= LARGEST]:
+            raise UniclError(f"{model}: args: {large[0]} is too large", f"use numbers up to {LARGEST:,}")
+        if _number(args.get("depth", 0)) > DEEPEST:
+            raise UniclError(f"{model}: args: depth: {args['depth']} is too large", f"use up to {DEEPEST:,} layers")
         config = timm.get_pretrained_cfg(model)
         settings = dict(args)
         if config is not None and config.fixed_input_size:
             settings["img_size"] = image_size
         real = torch.get_default_device().type != "meta"  # a dry run needs shapes, not weights
-        try:
+        with _explain_refusal(model):
             backbone = _create_backbone(model, drop_path, pretrained=pretrained and real, **settings)
-        except OSError as error:
-            raise UniclError(
-                f"{model}: its published weights are not on this machine and could not be downloaded",
-                "connect to the network once (they are kept), or set pretrained: false",
-            ) from error
-        except TypeError as error:
-            raise UniclError(
-                f"{model}: timm does not accept these args: {error}", "check timm's documentation of this model"
-            ) from error
         if small_stem:
             _replace_stem(backbone, model)
         size: Any = getattr(getattr(backbone, "patch_embed", None), "patch_size", None) or 1
@@ -107,9 +108,12 @@ class TimmTower(nn.Module):
                 f"{model}: patches of {patch} px do not divide data.image_size {image_size}",
                 f"set data.image_size to a multiple of {patch}",
             )
+        width: int = getattr(backbone, "head_hidden_size", None) or backbone.num_features
+        with _explain_refusal(f"{model} for images of {image_size} px"):
+            _try_backbone(backbone, image_size, width)
         self.reads_class_token = prepare_last_block(backbone)
         self.model = cast("nn.Module", backbone)
-        self.width: int = getattr(backbone, "head_hidden_size", backbone.num_features)
+        self.width = width
         self.token_width: int = backbone.num_features  # differs from width if the head has a hidden layer
         self.traits = TowerTraits(
             mean=backbone.pretrained_cfg["mean"],
@@ -144,6 +148,30 @@ class TimmTower(nn.Module):
         return model.forward_head(model.norm(last(x, last=True)))
 
 
+@contextmanager
+def _explain_refusal(model: str) -> Generator[None]:
+    """Turn whatever timm raises into one line."""
+    with explain_foreign(f"{model}: timm does not accept these args", "check timm's documentation of this model"):
+        try:
+            yield
+        except OSError as error:
+            raise UniclError(
+                f"{model}: its published weights are not on this machine and could not be downloaded",
+                "connect to the network once (they are kept), or set pretrained: false",
+            ) from error
+
+
+def _try_backbone(backbone: nn.Module, image_size: int, width: int) -> None:
+    """Encode a black image once: what timm builds from odd args may still not run, or return something else."""
+    training = backbone.training
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        found = backbone.eval()(torch.zeros(1, 3, image_size, image_size))
+    backbone.train(training)
+    if not isinstance(found, Tensor) or found.shape != (1, width):
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"an image gives {shape} instead of (1, {width})")
+
+
 def _create_backbone(model: str, drop_path: float, **settings: Any) -> Any:
     """Create timm's backbone without a classifier.
 
@@ -155,6 +183,10 @@ def _create_backbone(model: str, drop_path: float, **settings: Any) -> Any:
         if drop_path or "drop_path_rate" not in str(error):
             raise
     return timm.create_model(model, num_classes=0, **settings)
+
+
+def _number(value: float | str) -> float:
+    return value if isinstance(value, int | float) else 0
 
 
 def _replace_stem(backbone: Any, model: str) -> None:

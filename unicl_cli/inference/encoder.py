@@ -16,7 +16,7 @@ from unicl_cli.contracts import EvalRows, FeaturePoint, Features, Sample
 from unicl_cli.core.dist import bare, gather, rank, world_size
 from unicl_cli.core.guard import divergence_error
 from unicl_cli.core.machine import cores
-from unicl_cli.data.corpus import undecodable
+from unicl_cli.data.corpus import RowTable, undecodable
 from unicl_cli.data.pictures import ImageError
 from unicl_cli.inference.progress import progress
 
@@ -91,13 +91,15 @@ class Encoder(NamedTuple):
         mine = rows_of_rank(len(rows))
         parts: list[Tensor] = []
 
-        def read(sample: Sample) -> Tensor:
+        def read(found: tuple[int, Sample]) -> Tensor:
+            row, sample = found
             try:
                 return self.loaded.transform(sample.image)
             except ImageError as error:
-                raise undecodable(label, sample.key, error) from error
+                where = table.shard_of(row) if isinstance(table, RowTable) else label
+                raise undecodable(where, sample.key, error) from error
 
-        images = decode_ahead((table.read(rows[place]) for place in mine), read, batch)
+        images = decode_ahead(((rows[place], table.read(rows[place])) for place in mine), read, batch)
         with progress(label, len(rows)) as advance:
             for start, part in zip(range(0, len(mine), batch), images, strict=True):
                 parts.append(compute(torch.stack(part), torch.tensor(mine[start : start + batch])))

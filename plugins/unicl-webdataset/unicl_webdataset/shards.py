@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unicl_cli.api import UniclError
+from unicl_cli.api import UniclError, iter_members
 
+MAX_SHARDS = 1_000_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
@@ -37,6 +38,8 @@ def expand(pattern: str) -> list[str]:
     inner = found.group(1)
     if numbers := _RANGE.fullmatch(inner):
         first, last = numbers.groups()
+        if len(first) > 9 or len(last) > 9 or int(last) - int(first) >= MAX_SHARDS:
+            raise UniclError(f"webdataset: {pattern}: more than {MAX_SHARDS:,} shards", "name fewer of them")
         choices = [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
     else:
         choices = inner.split(",")
@@ -87,8 +90,8 @@ def samples_of(shard: Path, ignored: dict[str, int]) -> list[Sample]:
 
 def _members(shard: Path, ignored: dict[str, int]) -> Iterator[tuple[str, Member]]:
     try:
-        with tarfile.open(shard, "r:") as tar:
-            for info in tar:
+        with shard.open("rb", buffering=0) as file:
+            for info in iter_members(file, 0, shard.stat().st_size):
                 parts = Path(info.name).parts
                 if info.isdir() or _META.match(info.name):
                     continue
@@ -98,18 +101,8 @@ def _members(shard: Path, ignored: dict[str, int]) -> Iterator[tuple[str, Member
                     ignored["names outside the tar"] = ignored.get("names outside the tar", 0) + 1
                 else:
                     yield info.name, Member(info.offset_data, info.size)
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError) as error:
         raise UniclError(f"webdataset: {shard}: is not a complete tar: {error}", "copy or download it again") from error
-
-
-def read(shard: Path, member: Member) -> bytes:
-    """Read the bytes of a member; raise OSError if the file is shorter than when it was listed."""
-    with shard.open("rb") as file:
-        file.seek(member.offset)
-        data = file.read(member.size)
-    if len(data) < member.size:
-        raise OSError(f"{shard} ends inside a member")
-    return data
 
 
 def check_size(shard: Path, count: int) -> None:
@@ -120,7 +113,7 @@ def check_size(shard: Path, count: int) -> None:
     try:
         sizes: Any = json.loads(table.read_text(encoding="utf-8"))
         expected = sizes.get(shard.name)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UniclError(f"webdataset: {table}: is not a table of sizes: {error}", "fix or remove it") from error
     if expected is not None and expected != count:
         raise UniclError(

@@ -8,10 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from unicl_cli.api import NO_LABEL, ClassName, Extent, Row, UniclError, match_labels, read_class_file
-from unicl_webdataset.shards import Member, Sample, check_size, read, samples_of, shards_of
+from unicl_cli.api import NO_LABEL, ClassName, Extent, Row, UniclError, match_labels, read_class_file, read_extent
+from unicl_webdataset.shards import Sample, check_size, samples_of, shards_of
 
 NAMES = "classnames.txt"
+MAX_FIELD = 10_000_000
+"""The most bytes of a caption, a label or a JSON document."""
 _NOTHING = object()
 
 
@@ -110,8 +112,7 @@ class WebDataset:
         return [self._row(item, numbers) for item in self.found[split]]
 
     def read(self, row: Row) -> dict[str, bytes]:
-        shard, offset, size = self.extent(row)
-        return {"image": read(Path(shard), Member(offset, size))}
+        return {"image": read_extent(self.extent(row))}
 
     def extent(self, row: Row) -> Extent:
         """Return the place of the image in its tar."""
@@ -185,13 +186,17 @@ def _read_field(shard: Path, sample: Sample, where: str) -> Any:
     member = sample.members.get(ending.lower())
     if member is None:
         return _NOTHING
-    data = read(shard, member)
+    if member.size > MAX_FIELD:
+        raise UniclError(
+            f"webdataset: {shard}: {sample.key}.{ending} has {member.size:,} bytes", "name the member with the text"
+        )
+    data = read_extent(Extent(str(shard), member.offset, member.size))
     if not field:
         return data.decode("utf-8", "replace")
     try:
         value: Any = json.loads(data)
         return value.get(field, _NOTHING)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UniclError(f"webdataset: {shard}: {sample.key}.{ending} is not a JSON object: {error}") from error
 
 

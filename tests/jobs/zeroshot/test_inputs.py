@@ -1,6 +1,7 @@
 """The inputs of `zeroshot`: lists as they come in, folders, URLs, single images; and the batches it makes of them."""
 
 import os
+import socket
 import sys
 import threading
 import time
@@ -97,11 +98,31 @@ def test_urls_are_downloaded_with_leave_alone():
     assert read_image(url, lambda data: data, fail) == "http_404: Not Found"
 
 
-def test_a_file_without_end_is_read_no_further_than_the_bound(monkeypatch):
+def test_a_file_without_end_is_read_no_further_than_the_bound(monkeypatch, tmp_path):
     monkeypatch.setattr(inputs, "MAX_BYTES", 1000)
-    assert read_image(ImageInput("/dev/zero"), decode) == "more than 1,000 bytes"
+    assert read_image(ImageInput("/dev/zero"), decode) == "not a regular file"
+    large = tmp_path / "large.png"
+    large.touch()
+    os.truncate(large, 10**12)
+    assert read_image(ImageInput(str(large)), decode) == "more than 1,000 bytes"
     assert read_image(ImageInput("-", data=b"x" * 1001), decode) == "more than 1,000 bytes"
     assert read_image(ImageInput("-", data=b"x"), decode) == "not an image"
+
+
+def test_only_regular_files_are_read(tmp_path):
+    """A pipe would wait for its writer for ever."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "c.png"))
+    (tmp_path / "d.png").symlink_to("/dev/zero")
+    (tmp_path / "e.png").symlink_to(tmp_path / "b.png")
+    (tmp_path / "f.png").symlink_to("nowhere")
+    answers = [read_image(image, decode) for image in find_in_folder(str(tmp_path))]
+    assert answers[0].size == (4, 4)
+    assert answers[1:] == ["not a regular file"] * 4 + ["No such file or directory"]
+    assert read_image(ImageInput(str(tmp_path)), decode) == "Is a directory"
+    assert [read_image(image, decode) for image in find_images([str(tmp_path / "b.png")])] == ["not a regular file"]
 
 
 def test_batches_come_in_order_and_hold_few_items():

@@ -1,25 +1,31 @@
 """CIFAR-10 and CIFAR-100 from their official archives, read without unpacking them or running pickled code."""
 
+import gzip
 import hashlib
 import io
 import pickle
 import tarfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple, cast
 
 import numpy as np
 from PIL import Image
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.sources.data_dirs import find_file
+from unicl_cli.data.sources.plain_pickle import load_plain
+from unicl_cli.data.sources.tar_members import iter_members
 from unicl_cli.errors import UniclError
 
 SIDE = 32
 PLANES = 3 * SIDE * SIDE
 LARGEST = 200_000_000
 """Limit for a member of the archive, in bytes; the largest official one has 155 MB."""
+UNPACKED = 1_000_000_000
+"""Limit for the unpacked archive, in bytes; the official ones have 190 MB."""
 _LOOKS = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
 _FORMS = (*(f"a {look}photo of # {{}}." for look in _LOOKS), "a photo of # small {}.", "a photo of # big {}.")
 TEMPLATES = tuple(form.replace("#", article) for article in ("a", "the") for form in _FORMS)
@@ -89,13 +95,19 @@ class Cifar:
         names = meta.get(self.names_at)
         if not isinstance(names, list):
             raise self._layout_error(f"{self.archive.meta} has no {self.names_at}")
-        texts = [name.decode("ascii", "replace") if isinstance(name, bytes) else str(name) for name in names]
+        if not all(isinstance(name, str | bytes) for name in names):
+            raise self._layout_error(f"{self.names_at} is not a list of names")
+        texts = [name.decode("ascii", "replace") if isinstance(name, bytes) else name for name in names]
         return tuple(ClassName(text, (text.replace("_", " "),)) for text in texts)
 
     def rows(self, split: str) -> list[Row]:
         """Return the rows in the order of the archive; ``ref`` is ``split/number``."""
         self._check_md5()
         labels = self._data[split].labels if self.kind == "labels" else [NO_LABEL] * len(self._data[split].labels)
+        if self.kind == "labels" and not all(0 <= label < len(self.classes) for label in labels):
+            raise self._layout_error(
+                f"{self.labels_at} has numbers of no class (number of classes: {len(self.classes)})"
+            )
         return [Row(at := f"{split}/{number:05d}", at, (), label) for number, label in enumerate(labels)]
 
     def read(self, row: Row) -> dict[str, bytes]:
@@ -140,12 +152,17 @@ class Cifar:
         """Read these members of the archive without unpacking it to disk. UniclError for any other layout."""
         found: dict[str, dict[str, Any]] = {}
         try:
-            with tarfile.open(self.file, "r:gz") as tar:
-                for name, content in _iter_members(tar, names):
-                    found[name] = load_plain(content)
-                    if len(found) == len(names):
-                        break
-        except (tarfile.TarError, OSError, EOFError) as error:
+            with gzip.open(self.file) as content:
+                for member in iter_members(cast("IO[bytes]", content), 0, UNPACKED):
+                    name = member.name.removeprefix("./")
+                    if name in names - set(found) and member.isreg():
+                        if member.size > LARGEST:
+                            raise tarfile.ReadError(f"{name} has {member.size:,} bytes")
+                        content.seek(member.offset_data)
+                        found[name] = load_plain(content.read(member.size))
+                        if len(found) == len(names):
+                            break
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             raise UniclError(f"{self.file}: incomplete or not a .tar.gz: {error}", "download it again") from error
         except pickle.UnpicklingError as error:
             raise UniclError(f"{self.file}: refused: {error}", "download the official archive") from error
@@ -182,48 +199,3 @@ def _open_archive(archive: Archive, kind: str, path: str | None, labels: str, ve
             f"then run: unicl prepare --labels {archive.name} --data-dir DIR",
         )
     return Cifar(archive, file, kind, labels, verify)
-
-
-def _iter_members(tar: tarfile.TarFile, names: set[str]) -> Iterator[tuple[str, BinaryIO]]:
-    for member in tar:
-        name = member.name.removeprefix("./")
-        if name in names and member.isreg():
-            if member.size > LARGEST:
-                raise tarfile.TarError(f"{name} has {member.size} bytes")
-            content = tar.extractfile(member)
-            if content is not None:
-                yield name, io.BytesIO(content.read())
-
-
-_RECONSTRUCT = np.empty(0).__reduce__()[0]  # numpy's own function for it, wherever this version keeps it
-_ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
-
-
-class _Plain(pickle.Unpickler):
-    """An unpickler for arrays, numbers, texts and containers only: anything else could run code, and is refused."""
-
-    def find_class(self, module: str, name: str, /) -> Any:
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        raise pickle.UnpicklingError(f"its pickle would load {module}.{name}, which could run any code")
-
-
-def load_plain(file: BinaryIO) -> dict[str, Any]:
-    """Return a pickled dictionary of plain values, with its keys as text (Python 2 wrote bytes).
-
-    UnpicklingError for other values, for a damaged pickle, and for anything but a dictionary.
-    """
-    try:
-        value = _Plain(file, encoding="bytes").load()
-    except pickle.UnpicklingError:
-        raise
-    except Exception as error:  # a damaged pickle raises anything: EOFError, KeyError, IndexError, ValueError, ...
-        raise pickle.UnpicklingError(f"damaged pickle: {type(error).__name__}: {error}") from error
-    if not isinstance(value, dict):
-        raise pickle.UnpicklingError(f"pickled {type(value).__name__} instead of a dictionary")
-    return {key.decode("ascii", "replace") if isinstance(key, bytes) else str(key): of for key, of in value.items()}

@@ -1,5 +1,6 @@
 """ImageNet from its official tar files, read in place: a tar of one tar per synset, and a flat tar with a key."""
 
+import gzip
 import hashlib
 import io
 import re
@@ -7,11 +8,12 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.data.pictures import Extent
+from unicl_cli.data.pictures import Extent, read_extent
 from unicl_cli.data.sources.data_dirs import find_file
+from unicl_cli.data.sources.tar_members import iter_members
 from unicl_cli.data.wordnet import lemmas, names_of_synset, synsets
 from unicl_cli.errors import UniclError
 
@@ -24,6 +26,8 @@ MD5 = {
 }
 IMAGE_COUNTS = {"train": 1_281_167, "val": 50_000}
 """Images in the official files; `prepare` notes other numbers."""
+KIT_BYTES = 100_000_000
+"""Limit for the unpacked development kit; the official one has 10 MB."""
 _SYNSET = re.compile(r"n\d{8}")
 _NUMBER = re.compile(r"_(\d+)\.JPEG$")
 
@@ -80,10 +84,7 @@ class ImageNet:
 
     def read(self, row: Row) -> dict[str, bytes]:
         """Return the bytes of the image's file."""
-        path, offset, size = self.extent(row)
-        with Path(path).open("rb", buffering=0) as tar:  # its own position: rows are read in threads
-            tar.seek(offset)
-            return {"image": tar.read(size)}
+        return {"image": read_extent(self.extent(row))}
 
     def extent(self, row: Row) -> Extent:
         """Return the place of the image in its tar."""
@@ -190,35 +191,14 @@ def _missing_error(name: str, what: str, tried: list[Path], task: str) -> UniclE
 
 def list_members(file: IO[bytes], start: int, size: int, path: Path) -> Iterator[Member]:
     """Yield the regular files of the tar at ``start``, without links, devices and folders."""
-    window = _Window(file, start, size)
     try:
-        with tarfile.open(fileobj=window, mode="r:") as tar:
-            for member in tar:
-                if member.isreg():
-                    yield Member(member.name.rpartition("/")[2], start + member.offset_data, member.size)
-    except tarfile.TarError as error:
+        for member in iter_members(file, start, size):
+            if member.issparse():
+                raise tarfile.ReadError(f"{member.name} is a sparse file")
+            if member.isreg():
+                yield Member(member.name.rpartition("/")[2], start + member.offset_data, member.size)
+    except (tarfile.TarError, OSError) as error:
         raise UniclError(f"{path}: incomplete or not a tar at byte {start}: {error}", "download it again") from error
-
-
-class _Window(io.RawIOBase):
-    """A part of a file, with the methods of a file that `tarfile` needs."""
-
-    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
-        self.file, self.start, self.size, self.at = file, start, size, 0
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        self.at = offset + (0, self.at, self.size)[whence]
-        return self.at
-
-    def tell(self) -> int:
-        return self.at
-
-    def read(self, size: int = -1, /) -> bytes:
-        left = max(0, self.size - self.at)
-        self.file.seek(self.start + self.at)
-        content = self.file.read(left if size < 0 else min(size, left))
-        self.at += len(content)
-        return content
 
 
 def _open_tar(file: Path) -> IO[bytes]:
@@ -235,12 +215,12 @@ def _read_answers(devkit: Path) -> list[str]:
 
     contents: dict[str, bytes] = {}
     try:
-        with tarfile.open(devkit, "r:gz") as tar:
-            for member in tar:
+        with gzip.open(devkit) as content:
+            for member in iter_members(cast("IO[bytes]", content), 0, KIT_BYTES):
                 name = member.name.rpartition("/")[2]
                 if name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt") and member.isreg():
-                    content = tar.extractfile(member)
-                    contents[name] = content.read() if content else b""
+                    content.seek(member.offset_data)
+                    contents[name] = content.read(member.size)
         table: Any = loadmat(io.BytesIO(contents["meta.mat"]), squeeze_me=True)["synsets"]
         by_number = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
         return [by_number[int(line)] for line in contents["ILSVRC2012_validation_ground_truth.txt"].split()]

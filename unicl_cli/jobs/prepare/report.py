@@ -34,6 +34,8 @@ REMEDIES = {
     "no_text": "no caption: fill it in, or use --labels or --images",
     "not_image": "not an image, whatever its name: open one to see what it is",
     "read_error": "could not be read: see its detail, fix it, prepare into another -o",
+    "too_costly": "takes far more work than its pixels need: save it again with another program",
+    "too_large": "the file is larger than 512 MB: shrink the image first",
     "too_small": "a side is shorter than --min-side",
     "truncated": _CUT,
     "unsupported_format": "SVG, HEIC, PDF or similar: convert it to PNG or JPEG",

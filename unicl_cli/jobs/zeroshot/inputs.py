@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from unicl_cli.data.fetch import FetchError
-from unicl_cli.data.pictures import SUFFIXES, ImageError, blame_image
+from unicl_cli.data.pictures import SUFFIXES, ImageError, blame_image, read_file
 
 STDIN = "-"
 MAX_BYTES = 256_000_000
@@ -127,13 +127,10 @@ def read_bytes(image: ImageInput, fetch: Callable[[str], bytes] | None) -> bytes
             raise ImageError("url", "a URL: add --allow-url to download it")
         return fetch(image.path)
     if image.data is None:
-        with Path(image.path).open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    else:
-        data = image.data
-    if len(data) > MAX_BYTES:
+        return read_file(Path(image.path), MAX_BYTES)
+    if len(image.data) > MAX_BYTES:
         raise ImageError("too_large", f"more than {MAX_BYTES:,} bytes")
-    return data
+    return image.data
 
 
 def open_inputs(
