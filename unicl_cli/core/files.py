@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from unicl_cli.formats import byte_size
 
@@ -28,15 +29,21 @@ def read_regular(path: Path, most: int) -> bytes:
     OSError for a pipe or device (which may never end), a folder, and a larger file. It is decided on the open file, so
     that another process cannot exchange it in between.
     """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(handle, "rb") as file:  # noqa: PTH123 - a handle
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        data = file.read(most + 1) if found.st_size <= most else b""
-        if found.st_size > most or len(data) > most:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(most + 1) if size <= most else b""
+        if size > most or len(data) > most:
             raise OSError(errno.EFBIG, f"larger than {byte_size(most)}", str(path))
     return data
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; OSError for a pipe or device (which may never end) and for a folder."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return open(handle, "rb")  # noqa: PTH123 - a handle
+    os.close(handle)
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 @contextmanager

@@ -20,6 +20,9 @@ from unicl_cli.data.sources.splits import ORDER, split_of
 from unicl_cli.data.sources.text_file import UTF8, read_text
 from unicl_cli.errors import UniclError
 
+MAX_CAPTIONS = 1_000_000
+"""The most bytes of the captions beside an image."""
+
 
 class FolderOptions(NamedTuple):
     """Options of a folder as a source; see ``folder``."""
@@ -44,6 +47,7 @@ class Folder:
     def __init__(self, path: str, kind: str, options: FolderOptions) -> None:
         self.path, self.kind, self.options = Path(path), kind, options
         self._names_notes: list[str] = []
+        self._unread: dict[str, str] = {}
 
     @cached_property
     def _found(self) -> FoundFiles:
@@ -127,6 +131,8 @@ class Folder:
         others = Counter(self._found.others)
         if self.kind == "captions":
             del others[".txt"]
+        if unread := [f"{file} ({why})" for file, why in self._unread.items()]:
+            notes.append(f"files of captions that cannot be read ({len(unread):,}): {list_some(unread)}")
         if others:
             most = sorted(others.items(), key=lambda item: (-item[1], item[0]))
             said = list_some([f"{suffix or 'without a suffix'} {count:,}" for suffix, count in most])
@@ -182,10 +188,13 @@ class Folder:
         raise UniclError(f"{self.path}: no captions beside the images", hint)
 
     def _captioned_row(self, file: PurePosixPath) -> Iterator[Row]:
+        beside = file.with_suffix(".txt")
         try:
-            text = read_text(self.path / file.with_suffix(".txt"), self.options.encoding, str(self.path))
-        except OSError:
-            text = ""  # the row stays and is counted as one without a text
+            text = read_text(self.path / beside, self.options.encoding, str(self.path), MAX_CAPTIONS)
+        except OSError as error:  # the row stays and is counted as one without a text
+            text = ""
+            if not isinstance(error, FileNotFoundError):
+                self._unread.setdefault(str(beside), error.strerror or str(error))
         yield self._row(file, NO_LABEL)._replace(texts=tuple(line for line in text.splitlines() if line.strip()))
 
 

@@ -80,7 +80,7 @@ def test_an_annotation_of_an_unknown_image_is_a_bad_line(listing):
             '{"train": [{"image": "a.png"}], "val": [{"image": "b.png"}]}',
             r"several lists of objects \(keys: train, val\)",
         ),
-        ("[" * 100_000, "not JSON: maximum recursion"),
+        ("[" * 100_000, "not JSON: nested more than 64 levels deep"),
     ],
 )
 def test_a_document_that_is_not_a_list_says_why(content, message, listing):

@@ -5,6 +5,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from unicl_cli.errors import UniclError
+
+MAX_COLUMNS = 10_000
+"""The most columns of a list."""
 BAD_LINE = "bad line: "
 """Start of the ``ref`` of a row that stands for a line which could not be read; its place and fault follow."""
 
@@ -26,6 +30,8 @@ class ListOptions:
     skip_urls: bool = False
     classes: str | None = None
     first: int | None = None
+    missing: str = ""
+    keep: str = ""
 
     def src(self, path: Path, **more: str) -> str:
         """Return the source with its options and ``more``, as it is written on the command line."""
@@ -42,7 +48,11 @@ class ListOptions:
 
 
 def _spell(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value).replace("%", "%25").replace("&", "%26")
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else str(value).replace("%", "%25").replace("&", "%26").replace("?", "%3F")
+    )
 
 
 class StoredImage(NamedTuple):
@@ -85,6 +95,15 @@ class Line(NamedTuple):
     hint: str = ""
 
 
+def check_columns(path: Path, columns: Sequence[str]) -> None:
+    """Raise UniclError for more columns than a list of images has."""
+    if len(columns) > MAX_COLUMNS:
+        raise UniclError(
+            f"{path}: {len(columns):,} columns; at most {MAX_COLUMNS:,} are read",
+            "write a list with only the columns of images, captions, labels and splits",
+        )
+
+
 class Reader(Protocol):
     """An open list: its columns and its records. ``delimiter`` is None unless cells are separated by one."""
 
@@ -93,12 +112,16 @@ class Reader(Protocol):
     hint: str
 
     @property
-    def class_names(self) -> Mapping[str, Sequence[str]]:
-        """The names that the file itself gives the numbers of a column, by column."""
+    def columns(self) -> Sequence[str]: ...
+    @property
+    def repeated(self) -> Mapping[str, Sequence[int]]:
+        """The numbers of the columns that share a name, by this name; the first of them keeps it."""
         ...
 
-    @property
-    def columns(self) -> Sequence[str]: ...
+    def class_names(self, column: str, /) -> Sequence[str]:
+        """Return the names that the file itself gives the numbers of a column; none if it gives none."""
+        ...
+
     def records(self, columns: Collection[str], spill: str | None = None, /) -> Iterator[Record]:
         """Yield the records with the given columns; ``spill`` is a last column that keeps unquoted separators."""
         ...
