@@ -103,6 +103,10 @@ class Folder:
                 "make a folder for each class, or use --captions or --images for images without classes",
             )
         folders = sorted(keys - {""})
+        if twins := self._class_twins():
+            self._names_notes.append(
+                f"classes of folders whose names differ only in Unicode form ({len(twins):,}): {list_some(twins)}"
+            )
         if self.options.given:
             return match_folders(self.options.given, folders, self.options.first, self._names_notes)
         return name_folders(folders, self.options.names, self._names_notes)
@@ -128,6 +132,9 @@ class Folder:
         notes: list[str] = []
         if excluded := self._found.excluded:
             notes.append(f"images left out by exclude: {excluded:,}")
+        if twins := self._twins:
+            shown = list_some(sorted(twins.values()))
+            notes.append(f"files whose names are printed alike have a number in their keys ({len(twins):,}): {shown}")
         others = Counter(self._found.others)
         if self.kind == "captions":
             del others[".txt"]
@@ -177,7 +184,36 @@ class Folder:
         return _printable("/".join(parts[: self.options.depth]))
 
     def _row(self, file: PurePosixPath, label: int) -> Row:
-        return Row(_printable(str(file)), str(file), (), label)
+        return Row(self._twins.get(file) or _printable(str(file)), str(file), (), label)
+
+    @cached_property
+    def _twins(self) -> dict[PurePosixPath, str]:
+        """The keys of files whose names are printed like that of an earlier file; they get a number."""
+        found: dict[PurePosixPath, str] = {}
+        met: set[str] = set()
+        for file in (file for files in self.files.values() for file in files if not str(file).isascii()):
+            key, number = _printable(str(file)), 1
+            while key in met:
+                number += 1
+                key = found[file] = f"{_printable(str(file))}~{number}"
+            met.add(key)
+        return found
+
+    def _class_twins(self) -> list[str]:
+        """Return the classes of several folders, whose names differ only in their Unicode form.
+
+        UniclError if they differ in bytes that are not UTF-8: these may be different names.
+        """
+        folders: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+        for file in (file for files in self.files.values() for file in files if not str(file).isascii()):
+            folders[self._class_of(file)].add(self._layout.class_parts(file.parts[:-1])[: self.options.depth])
+        twins = sorted(name for name, of in folders.items() if len(of) > 1)
+        if odd := next((name for name in twins if "\ufffd" in name), None):
+            raise UniclError(
+                f"{self.path}: several class folders are named '{odd}', apart from bytes that are not UTF-8",
+                "rename these folders in UTF-8",
+            )
+        return twins
 
     def _check_captions(self) -> None:
         if ".txt" in self._found.others:

@@ -48,11 +48,9 @@ class ListOptions:
 
 
 def _spell(value: object) -> str:
-    return (
-        str(value).lower()
-        if isinstance(value, bool)
-        else str(value).replace("%", "%25").replace("&", "%26").replace("?", "%3F")
-    )
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).replace("%", "%25").replace("&", "%26").replace("?", "%3F")
 
 
 class StoredImage(NamedTuple):
