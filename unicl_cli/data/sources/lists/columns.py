@@ -131,7 +131,7 @@ class _Resolver:
         if column is None:
             return None
         if self.sample and all(_is_empty(look_up(cells, name)) for cells in self.sample):
-            inside = next((keys for cells in self.sample if (keys := keys_of(cells[column]))), [])
+            inside = next((keys for cells in self.sample if (keys := keys_of(cells.get(column)))), [])
             raise UniclError(
                 f"{self.path}: nothing at '{name}'{did_you_mean(name, [f'{column}.{key}' for key in inside])}",
                 f"choose from the keys of {column}: {_list_names(inside) or 'none'}",

@@ -91,7 +91,7 @@ class LineBuilder:
             texts = texts_of(value, name)
             if isinstance(value, str) and texts != [value] and parse_list(value) is not None:
                 self.counts["lists in cells"] += 1
-            turns = cells[column_of(name, cells) or name]
+            turns = cells.get(column_of(name, cells) or name)
             if isinstance(turns, list) and (answers := answers_of(turns)):
                 self.counts["questions"] += len(turns) - len(answers)
             found += texts

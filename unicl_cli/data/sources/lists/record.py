@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol
 from unicl_cli.errors import UniclError
 
 MAX_COLUMNS = 10_000
-"""The most columns of a list."""
+MAX_NAME = 1000
+"""The most columns of a list, and the most characters of their names."""
 BAD_LINE = "bad line: "
 """Start of the ``ref`` of a row that stands for a line which could not be read; its place and fault follow."""
 
@@ -93,12 +94,17 @@ class Line(NamedTuple):
     hint: str = ""
 
 
-def check_columns(path: Path, columns: Sequence[str]) -> None:
-    """Raise UniclError for more columns than a list of images has."""
+def check_columns(path: Path, columns: Collection[str]) -> None:
+    """Raise UniclError for more columns than a list of images has, or longer names."""
     if len(columns) > MAX_COLUMNS:
         raise UniclError(
             f"{path}: {len(columns):,} columns; at most {MAX_COLUMNS:,} are read",
             "write a list with only the columns of images, captions, labels and splits",
+        )
+    if long := next((name for name in columns if len(name) > MAX_NAME), None):
+        raise UniclError(
+            f"{path}: a column is named '{long[:40]}…', {len(long):,} characters; at most {MAX_NAME:,} are read",
+            "check that the list begins with the names of its columns, or add ?header=false",
         )
 
 

@@ -33,13 +33,13 @@ class TextReader:
         if not first:
             place = f"line {number}: " if number else ""
             raise UniclError(f"{path}: {place}{fault}", "write a line for each image")
-        check_columns(path, first)
         rows = [line.rstrip("\r\n") for line in head[self.dialect.skipped :] if line.strip()]
         others = split_rows(rows[1:], self.dialect)
         self.has_header = is_header(first, others, options.named) if options.header is None else options.header
         self.columns: tuple[str, ...] = (
             _name_columns(first) if self.has_header else tuple(str(number) for number in range(len(first)))
         )
+        check_columns(path, self.columns)
         self.repeated: Mapping[str, Sequence[int]] = _find_repeated(first) if self.has_header else {}
 
     def class_names(self, _column: str, /) -> Sequence[str]:
