@@ -120,7 +120,7 @@ def check_size(shard: Path, count: int) -> None:
     try:
         sizes: Any = json.loads(table.read_text(encoding="utf-8"))
         expected = sizes.get(shard.name)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UniclError(f"webdataset: {table}: is not a table of sizes: {error}", "fix or remove it") from error
     if expected is not None and expected != count:
         raise UniclError(

@@ -191,7 +191,7 @@ def _read_field(shard: Path, sample: Sample, where: str) -> Any:
     try:
         value: Any = json.loads(data)
         return value.get(field, _NOTHING)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UniclError(f"webdataset: {shard}: {sample.key}.{ending} is not a JSON object: {error}") from error
 
 

@@ -1,6 +1,7 @@
 """Text files of others, decoded strictly, in lines of bounded length."""
 
 import codecs
+import csv
 import io
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +14,7 @@ from unicl_cli.errors import UniclError
 UTF8 = "utf-8"
 MAX_LINE = 16_000_000
 """The most characters of a line; of a longer one, only the length is kept."""
+csv.field_size_limit(MAX_LINE)  # of the whole process; only a quote that is never closed makes a longer cell
 _AT_MOST = "characters; at most"
 _CHUNK = 1 << 20
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from unicl_cli.data.sources.lists.column_names import is_header
 from unicl_cli.data.sources.lists.record import ListOptions, Record, check_columns
 from unicl_cli.data.sources.lists.separator import choose_dialect, split_at_blanks, split_rows
-from unicl_cli.data.sources.text_file import MAX_LINE, UTF8, LongLine, read_lines
+from unicl_cli.data.sources.text_file import UTF8, LongLine, read_lines
 from unicl_cli.errors import UniclError
 
 END = "\x1a"
@@ -16,7 +16,6 @@ END = "\x1a"
 _HEAD = 200
 _HEAD_CHARACTERS = 4_000_000
 """Lines, and their characters, that are looked at before the columns are known."""
-csv.field_size_limit(MAX_LINE)  # of the whole process; only a quote that is never closed makes a longer cell
 
 
 class TextReader:
