@@ -7,7 +7,7 @@ from typing import Any
 
 from unicl_cli.data.sources.lists.json_documents import records_of
 from unicl_cli.data.sources.lists.json_values import parse_value
-from unicl_cli.data.sources.lists.record import ListOptions, Record, check_columns
+from unicl_cli.data.sources.lists.record import ListOptions, Record, check_columns, check_width
 from unicl_cli.data.sources.text_file import UTF8, LongLine, read_lines, read_text
 from unicl_cli.errors import UniclError
 
@@ -30,7 +30,8 @@ class JsonReader:
         met: dict[str, None] = {}
         for record in self.records(()):
             met.update(dict.fromkeys(record.cells))
-            check_columns(path, met)
+            check_width(path, len(met))
+        check_columns(path, met)
         self.columns: tuple[str, ...] = tuple(met)
         if not met:
             first = next(self.records(()), None)

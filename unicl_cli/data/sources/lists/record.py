@@ -94,13 +94,18 @@ class Line(NamedTuple):
     hint: str = ""
 
 
-def check_columns(path: Path, columns: Collection[str]) -> None:
-    """Raise UniclError for more columns than a list of images has, or longer names."""
-    if len(columns) > MAX_COLUMNS:
+def check_width(path: Path, columns: int) -> None:
+    """Raise UniclError for more columns than a list of images has."""
+    if columns > MAX_COLUMNS:
         raise UniclError(
-            f"{path}: {len(columns):,} columns; at most {MAX_COLUMNS:,} are read",
+            f"{path}: {columns:,} columns; at most {MAX_COLUMNS:,} are read",
             "write a list with only the columns of images, captions, labels and splits",
         )
+
+
+def check_columns(path: Path, columns: Collection[str]) -> None:
+    """Raise UniclError for more columns than a list of images has, or longer names."""
+    check_width(path, len(columns))
     if long := next((name for name in columns if len(name) > MAX_NAME), None):
         raise UniclError(
             f"{path}: a column is named '{long[:40]}…', {len(long):,} characters; at most {MAX_NAME:,} are read",

@@ -6,7 +6,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from unicl_cli.data.sources.lists.column_names import is_header
-from unicl_cli.data.sources.lists.record import ListOptions, Record, check_columns
+from unicl_cli.data.sources.lists.record import ListOptions, Record, check_columns, check_width
 from unicl_cli.data.sources.lists.separator import choose_dialect, split_at_blanks, split_rows
 from unicl_cli.data.sources.text_file import UTF8, LongLine, read_lines
 from unicl_cli.errors import UniclError
@@ -32,6 +32,7 @@ class TextReader:
         if not first:
             place = f"line {number}: " if number else ""
             raise UniclError(f"{path}: {place}{fault}", "write a line for each image")
+        check_width(path, len(first))
         rows = [line.rstrip("\r\n") for line in head[self.dialect.skipped :] if line.strip()]
         others = split_rows(rows[1:], self.dialect)
         self.has_header = is_header(first, others, options.named) if options.header is None else options.header
