@@ -1,6 +1,7 @@
 """Files and options of class names: every form gives the same classes, and what is doubtful is refused."""
 
 import json
+import os
 
 import pytest
 
@@ -170,3 +171,31 @@ def test_an_option_that_is_something_else_is_refused(spec):
 def test_names_on_the_command_line_are_utf_8():
     with pytest.raises(UniclError, match=r"--classes caf\?,dog: not UTF-8 text"):
         read_classes("caf\udce9,dog")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"cat\n" * 200_002, "more than 200,000 lines"),
+        (b"cat\n" + b"9" * 1001, "'9999.*' has 1,001 characters; at most 1,000"),
+        (b"[" * 100_000, "not valid JSON: nested more than 64 levels deep"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON: a number has too many digits"),
+        (b'{"' + b"9" * 5000 + b'": "cat", "1": "dog", "1": "owl"}', "duplicate key '1'"),
+    ],
+)
+def test_a_file_of_names_without_measure_is_one_line(content, message, tmp_path):
+    (tmp_path / "names").write_bytes(content)
+    with pytest.raises(UniclError, match=message):
+        read_class_file(str(tmp_path / "names"))
+
+
+def test_a_pipe_or_folder_is_not_a_file_of_names(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(UniclError, match="cannot be read: not a regular file"):
+            read_class_file(str(tmp_path / name))
+
+
+def test_a_key_of_thousands_of_digits_is_a_key(tmp_path):
+    (tmp_path / "names.json").write_text(f'{{"{"9" * 5000}": "cat", "1": "dog"}}')
+    assert [entry.id for entry in read_class_file(str(tmp_path / "names.json")).entries] == ["9" * 5000, "1"]

@@ -10,25 +10,34 @@ MAX_DEPTH = 64
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def parse_json(data: bytes | str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not valid JSON")
+
+
+def parse_json(
+    data: bytes | str,
+    pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    constant: Callable[[str], Any] = _refuse_constant,
+) -> Any:
     """Return the value of a JSON text; ``pairs`` makes the value of an object, as ``json.loads``'s object_pairs_hook.
 
-    ValueError if it is not JSON in UTF-8, has NaN or half a surrogate pair, or is nested more than 64 levels deep.
+    ``constant`` gives the values of NaN and Infinity, which are refused without it. ValueError if the text is not JSON
+    in UTF-8, has half a surrogate pair or a number of thousands of digits, or is nested more than 64 levels deep.
     """
     text = data if isinstance(data, str) else data.decode("utf-8-sig")
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=pairs)
+        value = json.loads(text, parse_constant=constant, object_pairs_hook=pairs)
     except RecursionError:
         raise ValueError(f"nested more than {MAX_DEPTH} levels deep") from None
-    if _is_deeper(value, MAX_DEPTH):
+    except ValueError as error:
+        if "set_int_max_str_digits" in str(error):  # Python's advice is for programmers
+            raise ValueError("a number has too many digits") from None
+        raise
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
         raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
     if _SURROGATE.search(text):
         json.dumps(value, ensure_ascii=False).encode()  # half a pair cannot be written anywhere: UnicodeEncodeError
     return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not valid JSON")
 
 
 def _is_deeper(value: Any, depth: int) -> bool:

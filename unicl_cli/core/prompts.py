@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unicl_cli.core.clip_templates import CLIP7, CLIP80
+from unicl_cli.core.files import read_regular
 from unicl_cli.errors import UniclError, did_you_mean
 
+MAX_BYTES = 1_000_000
+"""The largest file of templates; the 80 of CLIP have 2 kB."""
 NAMED = ("clip80", "clip7", "unicl81", "none")
 _PLACE = re.compile(r"\{c?\}")
 
@@ -25,18 +28,22 @@ def named_templates(name: str) -> tuple[str, ...]:
     return {"clip80": CLIP80, "clip7": CLIP7, "unicl81": (*CLIP80, "{}."), "none": ("{}",)}[name]
 
 
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else "not UTF-8 text"
+
+
 def load_templates(spec: str | Sequence[str]) -> tuple[str, ...]:
     """Load templates from a list, the name of a list (``NAMED``) or a text file; each has a ``{}`` or ``{c}``."""
     if not isinstance(spec, str):
         templates = tuple(spec)
     elif spec in NAMED:
         templates = named_templates(spec)
-    elif Path(spec).is_file():
+    elif Path(spec).exists() and not Path(spec).is_dir():
         try:
-            text = Path(spec).read_text(encoding="utf-8")
+            text = read_regular(Path(spec), MAX_BYTES).decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UniclError(
-                f"templates '{spec}': cannot be read: {error}", "write one template per line, as UTF-8"
+                f"templates '{spec}': cannot be read: {_reason(error)}", "write one template per line, as UTF-8"
             ) from error
         templates = tuple(line.strip() for line in text.splitlines() if line.strip())
     else:

@@ -3,11 +3,13 @@
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from unicl_cli.core.files import read_regular
 from unicl_cli.core.json_text import parse_json
 from unicl_cli.data.text import replace_surrogates
 from unicl_cli.errors import UniclError
@@ -27,8 +29,13 @@ _LONE_HEADERS = frozenset(("name", "names", "class", "classes", "class_name", "c
 """Headers of a file with one column; `key` and `folder` may be classes."""
 _WRAPPERS = ("id2label", "label2id", "class_to_idx", "categories", "names", "classes", "labels")
 """Keys of JSON objects (transformers, COCO, YOLO) whose value is the list of names."""
-_ID = re.compile(r"\d+|n\d{8}")
-_NUMBERED = re.compile(r"(\d+|n\d{8})(\s*[\t:.,;)|=\]-]\s*|\s+)(\S.*)")
+MAX_BYTES = 64_000_000
+MAX_LINES = 200_000
+"""The size of a file of class names; prompts for 20,000 classes have less."""
+MAX_NAME = 1000
+"""The most characters of a class name."""
+_ID = re.compile(r"\d{1,18}|n\d{8}")
+_NUMBERED = re.compile(r"(\d{1,18}|n\d{8})(\s*[\t:.,;)|=\]-]\s*|\s+)(\S.*)")
 _SYNTAX = re.compile(r"""[\[\]{}<#]|['"]|-\s|---$|\.\.\.$|.*[\[{,:;]$""")
 """Beginnings and ends of lines in JSON, YAML, XML, Python and comments."""
 
@@ -67,11 +74,11 @@ def read_class_file(path: str, origin: str | None = None, *, prompts: bool = Fal
     For ``prompts``, see ``parse_class_text``.
     """
     file, origin = Path(path).expanduser(), origin or path
-    if not file.is_file():
-        raise UniclError(f"{origin}: no such file of class names", FORMS)
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_regular(file, MAX_BYTES).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UniclError(f"{origin}: no such file of class names", FORMS) from error
+    except (OSError, ValueError) as error:  # a byte that is not UTF-8, or a NUL in the path
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UniclError(f"{origin}: cannot be read: {reason}", "save class names as UTF-8 text") from error
     return parse_class_text(text, origin, file.suffix.lower(), prompts=prompts)
@@ -84,12 +91,16 @@ def parse_class_text(text: str, origin: str, suffix: str = ".txt", *, prompts: b
     number nor a WordNet id is that class's prompts, and blank lines and repetitions are allowed.
     """
     notes: list[str] = []
+    if text.count("\n") > MAX_LINES:
+        raise UniclError(f"{origin}: more than {MAX_LINES:,} lines", "check that this is the file of class names")
     if text.lstrip().startswith(("{", "[")):
         entries = list(_entries_of_json(_load_json(text, origin), origin, prompts=prompts))
     else:
         entries = _entries_of_text(text, origin, suffix, notes, prompts=prompts)
     if not entries:
         raise UniclError(f"{origin}: no class names", FORMS)
+    if long := next((name for entry in entries for name in entry.names if len(name) > MAX_NAME), None):
+        raise UniclError(f"{origin}: '{long[:40]}…' has {len(long):,} characters; at most {MAX_NAME:,}", FORMS)
     _check_ids(entries, origin)
     if not prompts:
         _check_repeated_names(entries, origin)
@@ -263,7 +274,12 @@ def _split_numbers(cells: Sequence[str], origin: str, *, spaces: bool) -> list[t
 def _entry_of_id(key: str, cell: str, written: str = "") -> ClassEntry:
     """Return the class ``key`` whose name is ``cell``; aliases follow a bar."""
     names = tuple(dict.fromkeys(name.strip() for name in re.split(r"[|]", cell) if name.strip()))
-    return ClassEntry(names, str(int(key)) if key.isdecimal() else key, (), written or cell)
+    return ClassEntry(names, _as_id(key), (), written or cell)
+
+
+def _as_id(key: str) -> str:
+    """Return a number without its leading zeros, and any other key as it is."""
+    return str(int(key)) if key.isdecimal() and _ID.fullmatch(key) else key
 
 
 def _entry_of_cell(cell: str, place: str, origin: str, *, quoted: bool = False) -> ClassEntry:
@@ -297,12 +313,9 @@ def _check_name(name: str, place: str, origin: str) -> None:
 
 def _load_json(text: str, origin: str) -> Any:
     def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        met: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in met:
-                raise UniclError(f"{origin}: duplicate key '{key}'", "give each class one line")
-            met[key] = value
-        return met
+        if (repeated := _find_repeated(key for key, _ in pairs)) is not None:
+            raise UniclError(f"{origin}: duplicate key '{repeated}'", "give each class one line")
+        return dict(pairs)
 
     try:
         return parse_json(text, refuse_repeated_keys)
@@ -331,7 +344,7 @@ def _entries_of_json(document: Any, origin: str, *, prompts: bool) -> Iterator[C
             yield ClassEntry((key.strip(),), prompts=tuple(texts))
             continue
         names = tuple(texts[1:] if re.fullmatch(r"n\d{8}", texts[0]) else texts)  # {"0": ["n01440764", "tench"]}
-        yield ClassEntry(names or tuple(texts), str(int(key)) if key.isdecimal() else key, written=texts[0])
+        yield ClassEntry(names or tuple(texts), _as_id(key), written=texts[0])
 
 
 def _unwrap(document: Any) -> Any:
@@ -388,9 +401,4 @@ def _check_repeated_names(entries: Sequence[ClassEntry], origin: str) -> None:
 
 
 def _find_repeated(values: Iterable[str]) -> str | None:
-    met: set[str] = set()
-    for value in values:
-        if value in met:
-            return value
-        met.add(value)
-    return None
+    return next((value for value, times in Counter(values).items() if times > 1), None)

@@ -10,9 +10,10 @@ from unicl_cli.data.class_names import ClassEntry, NameList, read_class_file
 from unicl_cli.data.wordnet import names_of_synset
 from unicl_cli.errors import UniclError
 
-_INTEGER = re.compile(r"[+-]?\d+")
+_INTEGER = re.compile(r"[+-]?\d{1,1000}")
+_NUMBER = re.compile(r"([+-]?\d{1,1000})(\.0*)?")
 _SYNSET = re.compile(r"(n\d{8})(?:[-_ .]+(.+))?")
-_COUNTED = re.compile(r"(\d+)[._ -]+(.*[^\W\d_].*)")
+_COUNTED = re.compile(r"(\d{1,18})[._ -]+(.*[^\W\d_].*)")
 
 _NAME = re.compile(r"(?!https?://|[\[{])(?=.*[^\W\d_]).{1,200}")
 """A text with a letter, which is not an address, a list or an object."""
@@ -21,7 +22,10 @@ _DOUBTFUL = (
     (re.compile(r"[+-]?\d+([.,]\d+)?"), "numbers"),
     (re.compile(r"n\d{8}"), "WordNet ids"),
     (re.compile(r"(?!n\d{8})(\d+[._ -].*|n\d{8}[._ -].*)"), "names that begin with a number or an id"),
-    (re.compile(r"(?i)true|false|yes|no|none|null|nan|n/?a|unknown|unlabel+ed"), "words that mean no class"),
+    (
+        re.compile(r"(?i)true|false|yes|no|none|null|nil|nan|<na>|#?n/?a|unknown|missing|unlabel+ed|[-–—?.]+"),
+        "words that mean no class",
+    ),
     (re.compile(r"[\[{(<].*|.*[\]}>]|['\"].*|.*[|;:]"), "texts that look like syntax"),
 )
 """Class names that hardly say what an image shows."""
@@ -44,6 +48,19 @@ def read_names(classes: str | None, first: int | None) -> NameList | None:
 def is_integer(label: str) -> bool:
     """Return whether a label is written as an integer."""
     return _INTEGER.fullmatch(label) is not None
+
+
+def check_spelling(origin: str, labels: Iterable[str]) -> None:
+    """Raise UniclError if several labels are spellings of one number, such as 1, 01, +1 and 1.0."""
+    spellings: dict[int, list[str]] = {}
+    for label in sorted(labels):
+        if match := _NUMBER.fullmatch(label):
+            spellings.setdefault(int(match[1]), []).append(label)
+    if twice := next((of for of in spellings.values() if len(of) > 1), None):
+        raise UniclError(
+            f"{origin}: the labels {', '.join(twice[:5])} are one number, written in several ways",
+            "write each number in one way, or name the classes with ?classes=FILE",
+        )
 
 
 def match_labels(names: NameList, labels: Collection[str], first: int | None) -> LabelledClasses:

@@ -1,6 +1,7 @@
 """Reader of a prepared corpus: its manifest, and tables of its rows for training and evaluation."""
 
 import os
+import shlex
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence

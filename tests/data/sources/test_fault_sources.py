@@ -159,7 +159,7 @@ def test_odd_captions_are_kept_cleaned_or_counted_and_no_neighbour_is_lost(endin
     (tmp_path / "odd.tsv").write_bytes(ending.join(lines) + (ending if final else b""))
     status, report, _ = prepare("captions", "odd.tsv")
     assert status == 0
-    assert report["rejected"] == {"bad_text": 2, "no_text": 2}
+    assert report["rejected"] == {"bad_line": 1, "bad_text": 1, "no_text": 2}
     table = open_corpus(tmp_path / "corpus").table("train", "captions")
     stored = {table.read(row).key: table.read(row).texts[0] for row in range(len(table))}
     assert stored == {f"odd:{number}.png": text for number, (_, text) in enumerate(ODD) if text}
@@ -255,7 +255,7 @@ def test_paths_of_windows_with_blanks_and_letters_are_found(tmp_path, prepare):
             "r.jsonl",
             b'{"image":' + b"[" * 100_000 + b"\n",
             "",
-            "line 1: not JSON: maximum recursion",
+            "line 1: not JSON: nested more than 64 levels deep",
             "one JSON object",
         ),
         ("i.csv", b"image,caption\n.,x y\n", "", "no usable rows (rejected: read_error 1)", "rejects"),

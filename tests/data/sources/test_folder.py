@@ -1,7 +1,8 @@
 """Folders: splits in any form, side files that are not rows, and the names and depth of classes."""
 
 import io
-from pathlib import PurePosixPath
+import os
+from pathlib import Path, PurePosixPath
 
 import pytest
 from PIL import Image
@@ -240,3 +241,27 @@ def test_a_folder_without_captions_names_the_list_in_it(tmp_path):
     with pytest.raises(UniclError, match="no captions beside the images") as caught:
         open_source(src, "captions").rows("train")
     assert caught.value.hint.endswith("--captions " + str(tmp_path / "f" / "train" / "metadata.csv"))
+
+
+def test_files_and_classes_that_are_printed_alike_are_numbered_joined_or_refused(tmp_path):
+    for name in (b"a/caf\xe9.png", b"a/caf\xe8.png", "b/\u00e9.png".encode(), "b/e\u0301.png".encode()):
+        file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/files/" + name))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x")
+    source = open_source(str(tmp_path / "files"), "labels")
+    rows = source.rows("train")
+    assert sorted(row.key for row in rows) == ["a/caf\ufffd.png", "a/caf\ufffd.png~2", "b/\u00e9.png", "b/\u00e9.png~2"]
+    assert len({row.ref for row in rows}) == 4
+    assert "files whose names are printed alike have a number in their keys (2)" in " ".join(source.notes)
+    for name in ("\u00e9", "e\u0301", "x"):
+        (tmp_path / "forms" / name).mkdir(parents=True)
+        (tmp_path / "forms" / name / "1.png").write_bytes(b"x")
+    source = open_source(str(tmp_path / "forms"), "labels")
+    assert [c.key for c in source.classes] == ["x", "\u00e9"]
+    assert "classes of folders whose names differ only in Unicode form (1): \u00e9" in " ".join(source.notes)
+    for name in (b"caf\xe9", b"caf\xe8"):
+        folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bytes/" + name))
+        folder.mkdir(parents=True)
+        (folder / "1.png").write_bytes(b"x")
+    with pytest.raises(UniclError, match="several class folders are named 'caf\ufffd'"):
+        _ = open_source(str(tmp_path / "bytes"), "labels").classes

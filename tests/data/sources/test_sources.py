@@ -139,7 +139,7 @@ def test_a_stray_quote_in_a_tsv_swallows_no_line(tmp_path):
 
 def test_a_quote_that_is_never_closed_in_a_csv_is_named_by_its_line(tmp_path):
     body = "file,caption\n" + 'a.png,"open\n' + "b.png,x\n" * 30000
-    with pytest.raises(UniclError, match="line 2: field larger") as caught:
+    with pytest.raises(UniclError, match="line 2: the list ends inside quotes") as caught:
         open_source(listed(tmp_path, "q.csv", body), "captions").splits  # noqa: B018
     assert "close the quote" in caught.value.hint
 

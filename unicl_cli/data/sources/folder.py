@@ -20,6 +20,9 @@ from unicl_cli.data.sources.splits import ORDER, split_of
 from unicl_cli.data.sources.text_file import UTF8, read_text
 from unicl_cli.errors import UniclError
 
+MAX_CAPTIONS = 1_000_000
+"""The most bytes of the captions beside an image."""
+
 
 class FolderOptions(NamedTuple):
     """Options of a folder as a source; see ``folder``."""
@@ -44,6 +47,7 @@ class Folder:
     def __init__(self, path: str, kind: str, options: FolderOptions) -> None:
         self.path, self.kind, self.options = Path(path), kind, options
         self._names_notes: list[str] = []
+        self._unread: dict[str, str] = {}
 
     @cached_property
     def _found(self) -> FoundFiles:
@@ -99,6 +103,10 @@ class Folder:
                 "make a folder for each class, or use --captions or --images for images without classes",
             )
         folders = sorted(keys - {""})
+        if twins := self._class_twins():
+            self._names_notes.append(
+                f"classes of folders whose names differ only in Unicode form ({len(twins):,}): {list_some(twins)}"
+            )
         if self.options.given:
             return match_folders(self.options.given, folders, self.options.first, self._names_notes)
         return name_folders(folders, self.options.names, self._names_notes)
@@ -124,9 +132,14 @@ class Folder:
         notes: list[str] = []
         if excluded := self._found.excluded:
             notes.append(f"images left out by exclude: {excluded:,}")
+        if twins := self._twins:
+            shown = list_some(sorted(twins.values()))
+            notes.append(f"files whose names are printed alike have a number in their keys ({len(twins):,}): {shown}")
         others = Counter(self._found.others)
         if self.kind == "captions":
             del others[".txt"]
+        if unread := [f"{file} ({why})" for file, why in self._unread.items()]:
+            notes.append(f"files of captions that cannot be read ({len(unread):,}): {list_some(unread)}")
         if others:
             most = sorted(others.items(), key=lambda item: (-item[1], item[0]))
             said = list_some([f"{suffix or 'without a suffix'} {count:,}" for suffix, count in most])
@@ -171,7 +184,36 @@ class Folder:
         return _printable("/".join(parts[: self.options.depth]))
 
     def _row(self, file: PurePosixPath, label: int) -> Row:
-        return Row(_printable(str(file)), str(file), (), label)
+        return Row(self._twins.get(file) or _printable(str(file)), str(file), (), label)
+
+    @cached_property
+    def _twins(self) -> dict[PurePosixPath, str]:
+        """The keys of files whose names are printed like that of an earlier file; they get a number."""
+        found: dict[PurePosixPath, str] = {}
+        met: set[str] = set()
+        for file in (file for files in self.files.values() for file in files if not str(file).isascii()):
+            key, number = _printable(str(file)), 1
+            while key in met:
+                number += 1
+                key = found[file] = f"{_printable(str(file))}~{number}"
+            met.add(key)
+        return found
+
+    def _class_twins(self) -> list[str]:
+        """Return the classes of several folders, whose names differ only in their Unicode form.
+
+        UniclError if they differ in bytes that are not UTF-8: these may be different names.
+        """
+        folders: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+        for file in (file for files in self.files.values() for file in files if not str(file).isascii()):
+            folders[self._class_of(file)].add(self._layout.class_parts(file.parts[:-1])[: self.options.depth])
+        twins = sorted(name for name, of in folders.items() if len(of) > 1)
+        if odd := next((name for name in twins if "\ufffd" in name), None):
+            raise UniclError(
+                f"{self.path}: several class folders are named '{odd}', apart from bytes that are not UTF-8",
+                "rename these folders in UTF-8",
+            )
+        return twins
 
     def _check_captions(self) -> None:
         if ".txt" in self._found.others:
@@ -182,10 +224,13 @@ class Folder:
         raise UniclError(f"{self.path}: no captions beside the images", hint)
 
     def _captioned_row(self, file: PurePosixPath) -> Iterator[Row]:
+        beside = file.with_suffix(".txt")
         try:
-            text = read_text(self.path / file.with_suffix(".txt"), self.options.encoding, str(self.path))
-        except OSError:
-            text = ""  # the row stays and is counted as one without a text
+            text = read_text(self.path / beside, self.options.encoding, str(self.path), MAX_CAPTIONS)
+        except OSError as error:  # the row stays and is counted as one without a text
+            text = ""
+            if not isinstance(error, FileNotFoundError):
+                self._unread.setdefault(str(beside), error.strerror or str(error))
         yield self._row(file, NO_LABEL)._replace(texts=tuple(line for line in text.splitlines() if line.strip()))
 
 

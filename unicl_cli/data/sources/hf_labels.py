@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from unicl_cli.contracts import NO_LABEL
 from unicl_cli.data.class_names import ClassEntry, NameList
-from unicl_cli.data.class_numbers import LabelledClasses, match_labels, name_classes, pair_names
+from unicl_cli.data.class_numbers import LabelledClasses, check_spelling, match_labels, name_classes, pair_names
 from unicl_cli.errors import UniclError
 
 
@@ -50,6 +50,7 @@ def find_classes(column: LabelColumn, given: NameList | None, first: int | None,
     labels = {label: None for split in column.features for label in _labels(column, split) if label}
     feature = next(iter(column.features.values()))[column.name]
     if str(getattr(feature, "dtype", "")).endswith("string"):
+        check_spelling(column.path, labels)
         return _number(dict.fromkeys(sorted(labels)))
     if names := _names_beside(column, notes):
         return match_labels(names, labels, first)

@@ -90,9 +90,13 @@ def _reader_of(path: Path) -> str | None:
         if (path / "plan.json").is_file() and (path / "parts").is_dir():
             raise UniclError(f"{path}: already a corpus", "use it in a recipe, or name the sources it was made from")
         return "hf" if is_dataset(path) else "folder"
-    if path.is_file() and not is_list(path):
+    if not path.exists():
+        return None
+    if not path.is_file():
+        raise UniclError(f"{path}: not a regular file", "write the list into a file, and name that")
+    if not is_list(path):
         raise not_a_list_error(path)
-    return "table" if path.is_file() else None
+    return "table"
 
 
 def split_options(src: str) -> tuple[str, dict[str, str]]:

@@ -11,6 +11,7 @@ from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.class_names import ClassEntry, NameList
 from unicl_cli.data.class_numbers import (
     LabelledClasses,
+    check_spelling,
     describe_changed_names,
     match_labels,
     name_classes,
@@ -25,11 +26,12 @@ from unicl_cli.data.sources.lists.columns import Roles, resolve_roles
 from unicl_cli.data.sources.lists.files import LISTS
 from unicl_cli.data.sources.lists.formats import open_reader
 from unicl_cli.data.sources.lists.image_paths import ImagePaths
-from unicl_cli.data.sources.lists.labels import check_single_labels
+from unicl_cli.data.sources.lists.labels import check_missing, check_single_labels
 from unicl_cli.data.sources.lists.lines import URL_FAULT, URL_HINT, LineBuilder
 from unicl_cli.data.sources.lists.parquet_reader import ParquetImages
 from unicl_cli.data.sources.lists.record import BAD_LINE, Columns, Line, ListOptions, Reader, Record
 from unicl_cli.data.sources.splits import split_of
+from unicl_cli.data.sources.text_file import is_length
 from unicl_cli.errors import UniclError
 
 MAX_BAD = 0.05
@@ -68,7 +70,9 @@ class Table:
     @cached_property
     def _labelled(self) -> LabelledClasses:
         labels = {line.label for line in self._lines if line.label}
-        if names := self._find_names():
+        names = self._find_names()
+        check_missing(self.path, self._lines, names, self.options)
+        if names:
             self.notes += names.notes
             labelled = match_labels(names, labels, self.options.first)
         else:
@@ -77,9 +81,10 @@ class Table:
         return labelled
 
     def _number_labels(self, labels: set[str]) -> LabelledClasses:
-        """Return a class for each label, which is its name."""
+        """Return a class for each label, which is its name. UniclError if several labels are one number."""
+        check_spelling(str(self.path), labels)
         ordered = sorted(labels, key=int) if self._numbered else sorted(labels)
-        keys = [label for label in ordered if label != str(NO_LABEL) or not self._numbered]
+        keys = [label for label in ordered if label != str(NO_LABEL)]
         classes = name_classes([(key,) for key in keys])
         return LabelledClasses(classes, {key: number for number, key in enumerate(keys)})
 
@@ -87,7 +92,7 @@ class Table:
         """Return the names given for the labels, by a file, the label column or one beside it."""
         if self.names:
             return self.names
-        if names := self.reader.class_names.get(self.columns.label or ""):
+        if names := self.reader.class_names(self.columns.label or ""):
             return NameList(str(self.path), tuple(ClassEntry((name,), str(at)) for at, name in enumerate(names)))
         return self._names_beside() if self._numbered else None
 
@@ -161,7 +166,7 @@ class Table:
         self.paths.check(refs[:: max(1, len(refs) // SAMPLE)])
         if self.kind == "labels" and not self.names:
             self.notes += check_single_labels(self.path, lines, builder.as_captions)
-        self.notes += builder.notes()
+        self.notes += [*self.roles.notes, *builder.notes()]
         return lines
 
     def _records(self) -> Iterator[Record]:
@@ -181,12 +186,13 @@ class Table:
             self.paths.fit([cell for cell in sample if isinstance(cell, str)])
 
     def _check_faults(self, lines: list[Line]) -> None:
-        """Raise UniclError if too many lines cannot be read; URLs do not count with ``skip_urls``."""
+        """Raise UniclError if too many lines cannot be read; long ones do not count, nor URLs with ``skip_urls``."""
         bad = [line for line in lines if line.fault]
         urls = sum(line.fault == URL_FAULT for line in bad)
         if urls == len(lines):
             raise UniclError(f"{self.path}: its images are URLs, but only local files can be read", URL_HINT)
-        counted = [line for line in bad if not self.options.skip_urls or line.fault != URL_FAULT]
+        skipped = (URL_FAULT,) if self.options.skip_urls else ()
+        counted = [line for line in bad if line.fault not in skipped and not is_length(line.fault)]
         if len(counted) > MAX_BAD * len(lines):
             first = counted[0]
             raise UniclError(
@@ -256,6 +262,8 @@ class Table:
         number = self._labelled.numbers.get(line.label)
         if number is not None:
             return number
+        if line.label == str(NO_LABEL):  # beside words
+            return NO_LABEL
         shown = ", ".join([c.key for c in self.classes[:3]] + ["…"] * (len(self.classes) > 3))
         raise UniclError(
             f"{self.path}: {line.place}: unknown label {line.label} (number of classes: {len(self.classes):,})",
@@ -283,6 +291,8 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     root: str | None = None,
     suffix: str = "",
     skip_urls: bool = False,
+    missing: str = "",
+    keep: str = "",
 ) -> Table:
     """A list of images: CSV, TSV, text, JSON, JSONL or Parquet, with columns given by name or by number from 0.
 
@@ -290,12 +300,13 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     (``captions.raw``); ``label=folder`` is the image's folder. ``split`` is a column, a split for all lines, or files
     that list the images of each split. ``root`` is the folder of the images, ``suffix`` is added to their names.
     ``classes`` is a file of class names: lines, or ids with names. If labels are positions in it, ``first`` is the
-    number of the first name (0 or 1).
+    number of the first name (0 or 1). ``missing`` are labels that mean no label,
+    such as `NA,nan`; ``keep`` are such words that are classes.
     """
     list_path = Path(path)
     if not list_path.is_file():
         raise UniclError(f"{path}: no such list", f"check the path of the list ({', '.join(LISTS)})")
     options = ListOptions(
-        image, caption, label, split, key, header, sep, encoding, root, suffix, skip_urls, classes, first
+        image, caption, label, split, key, header, sep, encoding, root, suffix, skip_urls, classes, first, missing, keep
     )
     return Table(list_path, kind, options, read_names(classes, first))

@@ -1,5 +1,7 @@
 """Classes of a corpus: those of its sources merged by key, with notes on doubtful names and an example of the first."""
 
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,9 +9,11 @@ import numpy as np
 
 from unicl_cli.contracts import NO_LABEL, ClassName
 from unicl_cli.data.class_numbers import describe_doubtful_names
+from unicl_cli.data.text import clean
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.rows import Rows
 
+_NUMBER = re.compile(r"\+?\d{1,18}")
 SHOWN = 3
 """Classes that the closing table shows with an image each."""
 
@@ -69,10 +73,10 @@ def _check_shared(
 
 
 def _describe_equal_names(classes: Iterable[ClassName]) -> list[str]:
-    """Return one note on classes with the same prompt name, which have equal prompts; none if all differ."""
+    """Return one note on classes with the same prompt name, apart from its spelling; none if all differ."""
     by_name: dict[str, list[ClassName]] = {}
     for c in classes:
-        by_name.setdefault(c.names[0].casefold(), []).append(c)
+        by_name.setdefault(_fold_name(c.names[0]), []).append(c)
     alike = [of for of in by_name.values() if len(of) > 1]
     if not alike:
         return []
@@ -82,6 +86,13 @@ def _describe_equal_names(classes: Iterable[ClassName]) -> list[str]:
         f"prompt names of several classes, and so equal prompts ({len(alike)}): {shown}{more}: check that they are not "
         "one class under two ids; ?names=path tells folders apart, ?depth=1 joins them, ?classes=FILE names them"
     ]
+
+
+def _fold_name(name: str) -> str:
+    """Return what a name says: without case, Unicode form, width, invisible characters, blanks and leading zeros."""
+    plain = unicodedata.normalize("NFKC", clean(name) or name).casefold()
+    words = plain.replace("_", " ").split()
+    return " ".join(str(int(word)) if _NUMBER.fullmatch(word) else word for word in words)
 
 
 def find_examples(classes: Sequence[ClassName], rows: Iterable[Rows], notes: list[str]) -> tuple[ClassExample, ...]:

@@ -19,6 +19,7 @@ from unicl_cli.core.sampler import Permutation
 from unicl_cli.data.manifest import SCHEMA_VERSION, is_plain_name
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.resolve import SourceSpec, open_source
+from unicl_cli.data.text import clean, has_markup
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.classes import ClassExample, find_examples, merge_classes
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
@@ -35,9 +36,12 @@ from unicl_cli.jobs.prepare.shards import (
     media_of,
     stored_media,
 )
+from unicl_cli.pages.text import shorten
 
 SEED = 0
 _SAMPLE = 32
+_SHOWN = 60
+"""The most characters of a text in a note."""
 
 
 class PlannedSource(NamedTuple):
@@ -138,6 +142,8 @@ def make_plan(
     planned = [_plan_source(item, of, holdout, options) for item, of in zip(specs, read, strict=True)]
     for source in sources:
         notes += getattr(source, "notes", [])  # complete only after its rows were read
+    if options.text != "raw":
+        notes += [note for of in read if (note := _describe_markup(of))]
     templates = _choose_templates(options.templates, [source.templates for _, source in labelled])
     labelled_rows = [rows for of in planned if of.spec.kind == "labels" for rows in of.rows.values()]
     examples = find_examples(classes, labelled_rows, notes)
@@ -204,6 +210,21 @@ def _plan_source(spec: SourceSpec, read: ReadSource, holdout: Holdout, options: 
         for split, order in holdout.splits_of(read).items()
     }
     return PlannedSource(spec, read.source, {split: of for split, of in rows.items() if of}, read.fingerprint)
+
+
+def _describe_markup(read: ReadSource) -> str | None:
+    """Return a note on the texts of a source that lose HTML tags, with the first of them; None if there are none."""
+    if read.adoption.kind == "images":
+        return None
+    texts = (text for rows in read.rows.values() for row in rows for text in row.texts)
+    found = [text for text in texts if has_markup(text)]
+    if not found:
+        return None
+    before, after = (" ".join(text.split()) for text in (found[0], clean(found[0])))
+    return (
+        f"{read.name}: texts that lose HTML tags ({len(found):,}): '{shorten(before, _SHOWN)}' becomes "
+        f"'{shorten(after, _SHOWN)}' (--text raw keeps them)"
+    )
 
 
 def _check_keys(spec: SourceSpec, raw: dict[str, Sequence[Row]]) -> None:

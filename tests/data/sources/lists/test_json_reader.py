@@ -80,7 +80,7 @@ def test_an_annotation_of_an_unknown_image_is_a_bad_line(listing):
             '{"train": [{"image": "a.png"}], "val": [{"image": "b.png"}]}',
             r"several lists of objects \(keys: train, val\)",
         ),
-        ("[" * 100_000, "not JSON: maximum recursion"),
+        ("[" * 100_000, "not JSON: nested more than 64 levels deep"),
     ],
 )
 def test_a_document_that_is_not_a_list_says_why(content, message, listing):
@@ -158,3 +158,22 @@ def test_an_option_of_text_is_refused_for_other_formats(listing):
     path = listing.write("x.jsonl", '{"image": "a.png", "caption": "ok"}\n', "a.png")
     with pytest.raises(UniclError, match="sep= does not apply to JSON"):
         listing.texts(f"{path}?sep=tab")
+
+
+def test_an_object_without_a_caption_and_numbers_that_are_none_have_no_text(listing):
+    lines = (
+        '{"image": "a.png", "caption": "one", "score": NaN}\n{"image": "b.png"}\n{"image": "c.png", "caption": NaN}\n'
+    )
+    found = listing.texts(listing.write("nan.jsonl", lines, "a.png", "b.png", "c.png"))
+    assert found == {"a.png": ("one",), "b.png": (), "c.png": ()}
+
+
+def test_a_key_that_comes_twice_in_an_object_is_a_bad_line(listing):
+    with pytest.raises(UniclError, match="not JSON: duplicate key 'label'"):
+        listing.labels(listing.write("l.jsonl", '{"image": "a.png", "label": "cat", "label": "dog"}\n', "a.png"))
+
+
+def test_a_number_of_thousands_of_digits_is_a_bad_line(listing):
+    good = "".join(f'{{"image": "a.png", "caption": "words {at}"}}\n' for at in range(40))
+    source = listing.open(listing.write("l.jsonl", f'{good}{{"image": {"9" * 5000}}}\n', "a.png"))
+    assert source.rows("train")[-1].ref == "bad line: line 41: not JSON: a number has too many digits"

@@ -1,5 +1,7 @@
 """An image takes one label: lists of one are read, several are refused with the way to keep them."""
 
+import re
+
 import pytest
 
 from unicl_cli.errors import UniclError
@@ -85,9 +87,56 @@ def test_other_columns_that_are_not_labels_are_listed(listing):
     )
 
 
-@pytest.mark.parametrize("kind", ["captions", "labels"])
-def test_words_for_an_empty_cell_are_kept_and_counted(kind, listing):
-    lines = f"image,{kind}\na.png,nan\nb.png,NULL\nc.png,a real one\n"
-    source = listing.open(listing.write("nan.csv", lines, *IMAGES), kind)
+def test_captions_that_are_words_for_an_empty_cell_are_kept_and_counted(listing):
+    lines = "image,caption\na.png,nan\nb.png,NULL\nc.png,a real one\n"
+    source = listing.open(listing.write("nan.csv", lines, *IMAGES))
     assert len(source.rows("train")) == 3
-    assert source.notes == [f"nan.csv: {kind} that stand for an empty cell ('NULL', 'nan'), kept: 2; empty them"]
+    assert source.notes == ["nan.csv: captions that stand for an empty cell ('NULL', 'nan'), kept: 2; empty them"]
+
+
+@pytest.mark.parametrize(
+    "word", ["NA", "nan", "NaN", "null", "None", "N/A", "<NA>", "#N/A", "\\N", "nil", "-", "?", "..."]
+)
+def test_a_label_that_may_mean_none_is_refused_until_it_is_named(word, listing):
+    path = listing.write("l.csv", f"image,label\na.png,{word}\nb.png,cat\nc.png,dog\n", *IMAGES)
+    with pytest.raises(UniclError) as caught:
+        listing.labels(path)
+    assert caught.value.message == f"{path}: 1 of 3 labels may mean that there is none ('{word}' 1)"
+    missing, keep = re.findall("'(.*?)'", caught.value.hint)
+    source = listing.open(missing, "labels")
+    assert [c.key for c in source.classes] == ["cat", "dog"]
+    assert [row.label for row in source.rows("train")] == [-1, 0, 1]
+    assert listing.labels(keep)["a.png"] == word
+    (listing.root / "names.txt").write_text(f'"{word}"\ncat\ndog\n')
+    assert listing.labels(f"{path}?classes=names.txt")["a.png"] == word
+
+
+def test_numbers_beside_a_word_for_nothing_are_numbers_again(listing):
+    path = listing.write("l.csv", "image,label\na.png,10\nb.png,NA\nc.png,9\n", *IMAGES)
+    assert [c.key for c in listing.open(f"{path}?missing=NA,nan", "labels").classes] == ["9", "10"]
+
+
+def test_minus_one_beside_words_means_no_label(listing):
+    source = listing.open(listing.write("l.csv", "image,label\na.png,-1\nb.png,cat\n", *IMAGES), "labels")
+    assert [c.key for c in source.classes] == ["cat"]
+    assert [row.label for row in source.rows("train")] == [-1, 0]
+
+
+@pytest.mark.parametrize("labels", ["1 01 2", "1 001 +1", "0 -0", "1 1.0 cat", "7 ٧"])
+def test_spellings_of_one_number_are_refused(labels, listing):
+    lines = "".join(f"{image},{label}\n" for image, label in zip(IMAGES, labels.split(), strict=False))
+    with pytest.raises(UniclError, match=r"are one number, written in several ways|is not an integer"):
+        listing.labels(listing.write("l.csv", f"image,label\n{lines}", *IMAGES))
+
+
+def test_numbers_that_stand_for_names_may_be_spelled_in_any_way(listing):
+    path = listing.write("l.csv", "image,label\na.png,1\nb.png,01\nc.png,0\n", *IMAGES)
+    listing.write("names.txt", "cat\ndog\n")
+    assert listing.labels(f"{path}?classes=names.txt") == {"a.png": "dog", "b.png": "dog", "c.png": "cat"}
+
+
+def test_a_label_as_long_as_a_page_leaves_its_line_out(listing):
+    path = listing.write("l.csv", f"image,label\na.png,{'9' * 5000}\nb.png,0\nc.png,1\n", *IMAGES)
+    source = listing.open(path, "labels")
+    assert [c.key for c in source.classes] == ["0", "1"]
+    assert source.rows("train")[0].ref == "bad line: line 2: label has 5,000 characters; at most 1,000"

@@ -1,9 +1,12 @@
 """Text lists as people have them: one golden table of forms that all give the same captions."""
 
+import json
+import os
 import re
 
 import pytest
 
+from unicl_cli.data.sources import text_file
 from unicl_cli.errors import UniclError
 
 SAME = {"a.png": ("one, two", "three"), "b.png": ("a dog",)}
@@ -156,3 +159,80 @@ def test_a_wrong_option_says_what_there_is(options, message, hint, listing):
     with pytest.raises(UniclError, match=re.escape(message)) as caught:
         listing.texts(path + options)
     assert hint in caught.value.hint
+
+
+LONG = "w " * 300
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "place"),
+    [
+        ("l.tsv", f"a.png\t{LONG}", "line 2"),
+        ("l.csv", f"a.png,{LONG}", "line 2"),
+        ("l.csv", f'a.png,"{LONG}"', "line 2"),
+        ("l.csv", f'a.png,"one\n{LONG}\nthree"', "line 2"),
+        ("l.jsonl", '{"image": "a.png", "caption": "' + LONG + '"}', "line 1"),
+    ],
+)
+def test_a_line_without_end_is_left_out_alone(name, line, place, listing, monkeypatch):
+    monkeypatch.setattr(text_file, "MAX_LINE", 500)
+    is_json = name == "l.jsonl"
+    header = "" if is_json else "image\tcaption\n".replace("\t", "\t" if name == "l.tsv" else ",")
+    good = (
+        '{"image": "b.png", "caption": "two"}\n'
+        if is_json
+        else "b.png,two\n".replace(",", "\t" if "tsv" in name else ",")
+    )
+    rows = listing.open(listing.write(name, f"{header}{line}\n{good}", "b.png")).rows("train")
+    assert [row.texts for row in rows] == [(), ("two",)]
+    assert re.fullmatch(rf"bad line: {place}: the line has \d+ characters; at most 500", rows[0].ref)
+
+
+@pytest.mark.parametrize("name", ["l.tsv", "l.csv", "l.jsonl"])
+def test_a_cell_as_long_as_a_book_is_left_out_and_its_length_is_told(name, listing):
+    cell = "word " * 30_000
+    lines = f"image\tcaption\na.png\t{cell}\nb.png\ttwo\n".replace("\t", "\t" if name == "l.tsv" else ",")
+    if name == "l.jsonl":
+        lines = "".join(json.dumps({"image": i, "caption": c}) + "\n" for i, c in (("a.png", cell), ("b.png", "two")))
+    rows = listing.open(listing.write(name, lines, "b.png")).rows("train")
+    assert [row.texts for row in rows] == [(), ("two",)]
+    assert rows[0].ref.endswith("caption has 150,000 characters; at most 131,072")
+
+
+@pytest.mark.parametrize("columns", [20_000, 3_000_000])
+def test_a_list_of_endless_columns_is_refused(columns, listing):
+    path = listing.write("wide.csv", f"image,caption{',c' * columns}\na.png,one{',1' * columns}\n", "a.png")
+    with pytest.raises(UniclError, match=rf"{columns + 2:,} columns; at most 10,000"):
+        listing.texts(path)
+
+
+def test_a_header_that_is_a_text_is_refused(listing):
+    with pytest.raises(UniclError, match=r"a column is named 'xxx.*', 2,000 characters"):
+        listing.texts(listing.write("l.csv", f"image,{'x' * 2000}\na.png,one\n", "a.png") + "?header=true&caption=1")
+
+
+def test_the_first_of_two_columns_of_one_name_is_taken_and_told(listing):
+    path = listing.write("l.csv", "image,caption,caption\na.png,one,two\n", "a.png")
+    source = listing.open(path)
+    assert [row.texts for row in source.rows("train")] == [("one",)]
+    assert source.notes == [
+        "l.csv: 2 columns are named 'caption', and the first is the caption; to choose another by its number, "
+        "add ?caption=2"
+    ]
+    chosen = listing.open(f"{path}?caption=1,2")
+    assert [row.texts for row in chosen.rows("train")] == [("one", "two")]
+    assert chosen.notes == []
+
+
+def test_what_is_not_a_file_is_never_waited_for(listing):
+    os.mkfifo("list.csv")
+    with pytest.raises(UniclError, match=r"list\.csv: not a regular file"):
+        listing.texts("list.csv")
+    path = listing.write("l.csv", "image,label\na.png,0\n", "a.png")
+    for option in ("classes", "split"):
+        with pytest.raises(UniclError, match=r"not a regular file|no column 'list\.csv'"):
+            listing.labels(f"{path}?{option}=list.csv")
+    os.mkfifo("a.txt")
+    folder = listing.open(".", "captions")
+    assert [row.texts for row in folder.rows("train")] == [()]
+    assert "files of captions that cannot be read (1): a.txt (not a regular file)" in " ".join(folder.notes)

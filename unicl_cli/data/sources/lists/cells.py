@@ -2,17 +2,24 @@
 
 import ast
 import io
-import json
 import re
 import tokenize
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from unicl_cli.data.pictures import SUFFIXES
+from unicl_cli.data.sources.lists.json_values import parse_value
 from unicl_cli.data.sources.lists.record import StoredImage
 
-NOTHING = frozenset(("nan", "none", "null", "na", "n/a", "<na>", "#n/a"))
+NOTHING = frozenset(
+    (
+        *("nan", "-nan", "nat", "none", "null", "(null)", "nil", "\\n", "na", "n/a", "<na>", "#na", "#n/a", "#n/a n/a"),
+        *("#null!", "#value!", "#ref!", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
+    )
+)
 """Words, in lower case, that pandas, SQL and spreadsheets write for an empty cell."""
+MAX_CELL = 131_072
+"""The most characters of a cell; what a longer one holds is not looked at."""
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _NUMBERED = re.compile(r"#(enc#)?\d+$")
 _ANSWERING = frozenset(("gpt", "assistant", "model", "bot", "chatgpt"))
@@ -154,7 +161,7 @@ def _step(value: Any, step: str) -> Any:
 
 def _opened(value: Any) -> Any:
     """Return the object or list that a text cell spells in JSON or Python; other values as they are."""
-    if not isinstance(value, str) or value.strip()[:1] not in "[{" or not value.strip():
+    if not isinstance(value, str) or len(value) > MAX_CELL or value.strip()[:1] not in ("[", "{"):
         return value
     found = _parse_json(value)
     if found is not None:
@@ -173,8 +180,8 @@ def _opened_objects(value: Any) -> Any:
 
 def _parse_json(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_value(text)
+    except ValueError:
         return None
 
 

@@ -24,15 +24,18 @@ from unicl_cli.errors import UniclError, did_you_mean
 
 SAMPLE = 64
 """Records whose cells tell what a column holds."""
+_MOST, _LONGEST = 40, 60
+"""The most columns that a message lists, and the most characters of each."""
 FOLDER = "folder"
 """The label ``folder``: the name of the folder that an image lies in."""
 
 
 class Roles(NamedTuple):
-    """The columns of a list by role, and the rule of its splits."""
+    """The columns of a list by role, the rule of its splits, and notes on columns that share a name."""
 
     columns: Columns
     splits: SplitRule
+    notes: tuple[str, ...] = ()
 
 
 def resolve_roles(path: Path, reader: Reader, options: ListOptions, kind: str) -> Roles:
@@ -47,7 +50,7 @@ class _Resolver:
         self.path, self.reader, self.options, self.kind = path, reader, options, kind
         self.names = list(reader.columns)
         records = islice(reader.records(self.names), SAMPLE)
-        self.sample: list[Mapping[str, Any]] = [record.cells for record in records if not record.fault]
+        self.sample: list[Mapping[str, Any]] = [record.cells for record in records if record.cells or not record.fault]
         self.taken: set[str] = set()
 
     def resolve(self) -> Roles:
@@ -67,7 +70,26 @@ class _Resolver:
             raise self._missing_label_error()
         keys = given["key"] or [name for name in usual_columns("key", self.names) if name not in self.taken]
         key = next(iter(keys), None)
-        return Roles(Columns(image, tuple(captions), label, split, key), rule)
+        columns = Columns(image, tuple(captions), label, split, key)
+        return Roles(columns, rule, self._note_repeated(columns))
+
+    def _note_repeated(self, columns: Columns) -> tuple[str, ...]:
+        """Return notes on roles whose column has a name that others have too, unless its number chose it."""
+        notes: list[str] = []
+        for role in columns._fields:
+            written: str = getattr(self.options, role) or ""
+            chosen = {self.names[int(part)] for part in written.split(",") if _is_number_of(part, self.names)}
+            names = {*columns.caption} if role == "caption" else {getattr(columns, role)}
+            shared = [name for name in self.reader.repeated if name in names - chosen]
+            notes += [self._note_shared(name, role) for name in shared]
+        return tuple(notes)
+
+    def _note_shared(self, name: str, role: str) -> str:
+        places = self.reader.repeated[name]
+        return (
+            f"{self.path.name}: {len(places)} columns are named '{name}', and the first is the {role}; to choose "
+            f"another by its number, add ?{role}={places[1]}"
+        )
 
     def _take(self, names: Sequence[str] | str | None) -> str | None:
         """Mark a column as taken and return it."""
@@ -101,7 +123,7 @@ class _Resolver:
         """Return the columns that a name, number, path or pattern means; None if there are none."""
         if name in self.names:
             return [name]
-        if name.isdecimal() and int(name) < len(self.names):
+        if _is_number_of(name, self.names):
             return [self.names[int(name)]]
         if "*" in name:
             return [column for column in self.names if fnmatchcase(column, name)] or None
@@ -109,10 +131,10 @@ class _Resolver:
         if column is None:
             return None
         if self.sample and all(_is_empty(look_up(cells, name)) for cells in self.sample):
-            inside = next((keys for cells in self.sample if (keys := keys_of(cells[column]))), [])
+            inside = next((keys for cells in self.sample if (keys := keys_of(cells.get(column)))), [])
             raise UniclError(
                 f"{self.path}: nothing at '{name}'{did_you_mean(name, [f'{column}.{key}' for key in inside])}",
-                f"choose from the keys of {column}: {', '.join(inside) or 'none'}",
+                f"choose from the keys of {column}: {_list_names(inside) or 'none'}",
             )
         return [name]
 
@@ -169,11 +191,11 @@ class _Resolver:
         header = ", and add ?header=true if its first line has the names" if not self.reader.has_header else ""
         return UniclError(
             f"{self.path}: no column '{name}'{did_you_mean(name, self.names)}",
-            f"choose from: {', '.join(self.names)}{header}{more}",
+            f"choose from: {_list_names(self.names)}{header}{more}",
         )
 
     def _missing_error(self, role: str, more: str = "") -> UniclError:
-        message = f"{self.path}: no {role} column (columns: {', '.join(self.names)})"
+        message = f"{self.path}: no {role} column (columns: {_list_names(self.names)})"
         if len(self.names) == 1 and self.reader.delimiter is not None:
             return UniclError(message, f"name the separator: {self._src(sep='tab')} (or , ; | space)")
         header = "" if self.reader.has_header else ", with header=true if the first line has the names"
@@ -199,7 +221,7 @@ class _Resolver:
             return mark_columns_error(self.path, names)
         captions = replace(self.options, label=None, classes=None).src(self.path, caption=",".join(names))
         return UniclError(
-            f"{self.path}: several columns of labels ({', '.join(names)}), and an image takes one label",
+            f"{self.path}: several columns of labels ({_list_names(names)}), and an image takes one label",
             f"name one of them: {self._src(label=names[0])}, or use the names as captions: --captions {captions}",
         )
 
@@ -211,6 +233,17 @@ class _Resolver:
         if len(self.names) == 1:
             return UniclError(str(error), f"{folder}, or {error.hint}")
         return UniclError(str(error), f"{error.hint}, or {folder}")
+
+
+def _is_number_of(name: str, names: Sequence[str]) -> bool:
+    """Return whether an option is the number of a column, from 0."""
+    return name.isdecimal() and len(name) < 10 and int(name) < len(names)
+
+
+def _list_names(names: Sequence[str]) -> str:
+    """Return the first names of columns, the long ones cut, as a message shows them."""
+    shown = [name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…" for name in names[:_MOST]]
+    return ", ".join(shown) + (f", … ({len(names):,})" if len(names) > _MOST else "")
 
 
 def _is_empty(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from unicl_cli.core.files import open_regular
 from unicl_cli.data.sources.lists.json_reader import JsonReader
 from unicl_cli.data.sources.lists.parquet_reader import ParquetReader
 from unicl_cli.data.sources.lists.record import ListOptions, Reader
@@ -19,7 +20,7 @@ def open_reader(path: Path, options: ListOptions) -> Reader:
         _refuse_options(path, {"sep": options.sep, "encoding": options.encoding}, "Parquet")
         return ParquetReader(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise UniclError(f"{path}: cannot be read: {error.strerror}", "check the permissions of the file") from error

@@ -1,15 +1,18 @@
 """The reader of lists in JSON: an object per line, or one document such as an array or COCO's annotations."""
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from unicl_cli.data.sources.lists.json_documents import records_of
-from unicl_cli.data.sources.lists.record import ListOptions, Record
-from unicl_cli.data.sources.text_file import UTF8, read_lines
+from unicl_cli.data.sources.lists.json_values import parse_value
+from unicl_cli.data.sources.lists.record import ListOptions, Record, check_columns, check_width
+from unicl_cli.data.sources.text_file import UTF8, LongLine, read_lines, read_text
 from unicl_cli.errors import UniclError
+
+MAX_DOCUMENT = 2_000_000_000
+"""The most bytes of a list that is one JSON document; LVIS, the largest that is common, has 1.1 GB."""
 
 
 class JsonReader:
@@ -17,7 +20,7 @@ class JsonReader:
 
     has_header = True
     delimiter: str | None = None
-    class_names: Mapping[str, Sequence[str]] = {}
+    repeated: Mapping[str, Sequence[int]] = {}
 
     def __init__(self, path: Path, options: ListOptions) -> None:
         self.path, self.encoding = path, options.encoding or UTF8
@@ -27,6 +30,8 @@ class JsonReader:
         met: dict[str, None] = {}
         for record in self.records(()):
             met.update(dict.fromkeys(record.cells))
+            check_width(path, len(met))
+        check_columns(path, met)
         self.columns: tuple[str, ...] = tuple(met)
         if not met:
             first = next(self.records(()), None)
@@ -35,34 +40,41 @@ class JsonReader:
             )
             raise UniclError(f"{path}: {fault}", "write one JSON object per line")
 
+    def class_names(self, _column: str, /) -> Sequence[str]:
+        return ()
+
     def records(self, columns: Collection[str], spill: str | None = None, /) -> Iterator[Record]:
         return self._lines() if self.document is None else iter(self.document)
 
     def _load_document(self) -> list[Record] | None:
         """Return the records of a single document; None if every line is a document."""
-        filled = [line for line in islice(self._text(), 100) if line.strip()]
-        head = "".join(filled).lstrip()
-        if not head or head[0] not in "[{":
+        filled = list(islice((line for line in self._text() if line.strip() or isinstance(line, LongLine)), 2))
+        if not filled:
             return None
-        is_lines = head[0] == "{" and _is_object(filled[0]) and (len(filled) > 1 or self.path.suffix != ".json")
-        if is_lines:
+        is_long = isinstance(filled[0], LongLine)
+        if filled[0].lstrip()[:1] not in ("[", "{") and not is_long:
+            return None
+        is_lines = self.path.suffix in (".jsonl", ".ndjson") if is_long else _is_object(filled[0])
+        if is_lines and (len(filled) > 1 or self.path.suffix != ".json"):
             return None
         try:
-            return records_of(self.path, json.loads("".join(self._text())))
-        except (ValueError, RecursionError) as error:
+            return records_of(self.path, parse_value(read_text(self.path, self.encoding, str(self.path), MAX_DOCUMENT)))
+        except (OSError, ValueError) as error:
             if self.path.suffix != ".json":
                 return None  # its lines say what is wrong with each
-            raise UniclError(
-                f"{self.path}: not JSON: {error}", "fix the file, or write one JSON object per line"
-            ) from error
+            what = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
+            raise UniclError(f"{self.path}: {what}", "fix the file, or write one JSON object per line") from error
 
     def _lines(self) -> Iterator[Record]:
         for number, line in enumerate(self._text(), 1):
+            if isinstance(line, LongLine):
+                yield Record(f"line {number}", {}, line.fault)
+                continue
             if not line.strip():
                 continue
             try:
-                record: Any = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                record: Any = parse_value(line)
+            except ValueError as error:
                 yield Record(f"line {number}", {}, f"not JSON: {error}")
                 continue
             is_object = isinstance(record, dict)
@@ -74,6 +86,6 @@ class JsonReader:
 
 def _is_object(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
+        return isinstance(parse_value(line), dict)
+    except ValueError:
         return False

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.data.sources.lists.cells import CellError, is_plain, odd_cell_error, parse_list, text_of
-from unicl_cli.data.sources.lists.record import Line
+from unicl_cli.data.class_names import NameList
+from unicl_cli.data.sources.lists.cells import NOTHING, CellError, is_plain, odd_cell_error, parse_list, text_of
+from unicl_cli.data.sources.lists.record import Line, ListOptions
 from unicl_cli.errors import UniclError
 
 MARKS = (
@@ -14,6 +15,9 @@ MARKS = (
     "into a column 'caption' and use --captions"
 )
 ONE_LABEL = "keep one label per image, or use the names as captions: --captions {src}"
+MAX_LABEL = 1000
+"""The most characters of a label."""
+_SIGNS = frozenset(("-", "--", "---", "–", "—", "?", "??", "???", ".", "...", "…", "-1.0"))
 _MARKS = frozenset(("0", "1", "-1", "0.0", "1.0", "-1.0", "true", "false"))
 _SEPARATORS = ("|", ";", ",", "/", "+", "&", " ")
 
@@ -38,6 +42,28 @@ def label_of(value: Any, name: str) -> str:
     if len(labels) > 1:
         raise SeveralLabelsError(f"{name} holds several labels ({', '.join(labels[:3])}), and an image takes one")
     return labels[0] if labels else ""
+
+
+def check_missing(path: Path, lines: Sequence[Line], names: NameList | None, options: ListOptions) -> None:
+    """Raise UniclError for labels that may mean that there is none, unless a class of ``names`` is written so."""
+    kept = {word.strip() for word in options.keep.split(",")}
+    for entry in names.entries if names else ():
+        kept |= {entry.id or "", entry.written, *entry.names}
+    counts = Counter(line.label for line in lines if line.label)
+    found = {word: n for word, n in counts.items() if is_missing(word) and word not in kept}
+    if found:
+        words = ",".join(sorted(found))
+        shown = ", ".join(f"'{word}' {n:,}" for word, n in sorted(found.items()))
+        raise UniclError(
+            f"{path}: {sum(found.values()):,} of {counts.total():,} labels may mean that there is none ({shown})",
+            f"name those that do: {options.src(path, missing=words)}; "
+            f"name those that are classes: {options.src(path, keep=words)}",
+        )
+
+
+def is_missing(label: str) -> bool:
+    """Return whether a label is a word or sign that is written where there is none."""
+    return label.lower() in NOTHING or label in _SIGNS
 
 
 def mark_columns(sample: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:

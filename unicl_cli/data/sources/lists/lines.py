@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from unicl_cli.data.sources.lists.cells import (
+    MAX_CELL,
     NOTHING,
     CellError,
     answers_of,
@@ -21,8 +22,9 @@ from unicl_cli.data.sources.lists.cells import (
 )
 from unicl_cli.data.sources.lists.columns import FOLDER, Roles
 from unicl_cli.data.sources.lists.image_paths import ImagePaths
-from unicl_cli.data.sources.lists.labels import ONE_LABEL, SeveralLabelsError, label_of
+from unicl_cli.data.sources.lists.labels import MAX_LABEL, ONE_LABEL, SeveralLabelsError, label_of
 from unicl_cli.data.sources.lists.record import BAD_LINE, Line, Record, StoredImage
+from unicl_cli.data.sources.text_file import describe_length
 from unicl_cli.errors import UniclError
 
 URL_FAULT = "the image is a URL, but only local files can be read"
@@ -36,7 +38,8 @@ class LineBuilder:
         self.path, self.columns, self.splits, self.paths = path, roles.columns, roles.splits, paths
         self.as_captions = replace(paths.options, label=None, classes=None).src(path, caption=roles.columns.label or "")
         self.counts: Counter[str] = Counter()
-        self.nothing: dict[str, Counter[str]] = {"captions": Counter(), "labels": Counter()}
+        self.nothing: Counter[str] = Counter()
+        self.missing = frozenset(word.strip() for word in paths.options.missing.split(","))
 
     def lines(self, records: Iterator[Record]) -> Iterator[Line]:
         """Yield a line per record. UniclError for an image with several labels."""
@@ -68,7 +71,7 @@ class LineBuilder:
     def _image(self, cells: Mapping[str, Any]) -> tuple[str, str]:
         """Return the image's ref and key. CellError for a URL, an object or nothing."""
         name = self.columns.image or ""
-        value = look_up(cells, name)
+        value = _look_up(cells, name)
         if isinstance(value, StoredImage):
             return f"row:{value.row}", f"{value.row:08d}"
         cell = text_of(_only_path(value, name)).strip()
@@ -84,15 +87,15 @@ class LineBuilder:
     def _texts(self, cells: Mapping[str, Any]) -> tuple[str, ...]:
         found: list[str] = []
         for name in self.columns.caption:
-            value = look_up(cells, name)
+            value = _look_up(cells, name)
             texts = texts_of(value, name)
             if isinstance(value, str) and texts != [value] and parse_list(value) is not None:
                 self.counts["lists in cells"] += 1
-            turns = cells[column_of(name, cells) or name]
+            turns = cells.get(column_of(name, cells) or name)
             if isinstance(turns, list) and (answers := answers_of(turns)):
                 self.counts["questions"] += len(turns) - len(answers)
             found += texts
-        self.nothing["captions"].update(word for text in found if (word := text.strip()).lower() in NOTHING)
+        self.nothing.update(word for text in found if (word := text.strip()).lower() in NOTHING)
         return tuple(found)
 
     def _label(self, cells: Mapping[str, Any], ref: str) -> str:
@@ -101,13 +104,13 @@ class LineBuilder:
             return ""
         if name == FOLDER and name not in cells:
             return PurePosixPath(ref.replace("\\", "/")).parent.name
-        label = label_of(look_up(cells, name), name)
-        if label.lower() in NOTHING:
-            self.nothing["labels"][label] += 1
-        return label
+        label = label_of(_look_up(cells, name), name)
+        if len(label) > MAX_LABEL:
+            raise CellError(describe_length(name, len(label), MAX_LABEL))
+        return "" if label in self.missing else label
 
     def _plain(self, cells: Mapping[str, Any], name: str | None, role: str) -> Any:
-        value = None if name is None else look_up(cells, name)
+        value = None if name is None else _look_up(cells, name)
         if not is_plain(value):
             raise odd_cell_error(value, name or "", role)
         return value
@@ -126,13 +129,20 @@ class LineBuilder:
             notes.append(
                 f"{name}: lines whose image is in none of the files of split=, left out: {counts['in no split']:,}"
             )
-        for kind, words in self.nothing.items():
-            if words:
-                shown = ", ".join(f"'{word}'" for word in sorted(words))
-                notes.append(
-                    f"{name}: {kind} that stand for an empty cell ({shown}), kept: {words.total():,}; empty them"
-                )
+        if words := self.nothing:
+            shown = ", ".join(f"'{word}'" for word in sorted(words))
+            notes.append(
+                f"{name}: captions that stand for an empty cell ({shown}), kept: {words.total():,}; empty them"
+            )
         return notes
+
+
+def _look_up(cells: Mapping[str, Any], name: str) -> Any:
+    """Return the value of a column or path. CellError for a cell that is longer than any text, before it is parsed."""
+    cell = cells[name] if name in cells else cells.get(column_of(name, cells) or name)
+    if isinstance(cell, str) and len(cell) > MAX_CELL:
+        raise CellError(describe_length(name, len(cell), MAX_CELL))
+    return look_up(cells, name)
 
 
 def _only_path(value: Any, name: str) -> Any:

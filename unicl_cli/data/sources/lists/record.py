@@ -5,6 +5,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from unicl_cli.errors import UniclError
+
+MAX_COLUMNS = 10_000
+MAX_NAME = 1000
+"""The most columns of a list, and the most characters of their names."""
 BAD_LINE = "bad line: "
 """Start of the ``ref`` of a row that stands for a line which could not be read; its place and fault follow."""
 
@@ -26,6 +31,8 @@ class ListOptions:
     skip_urls: bool = False
     classes: str | None = None
     first: int | None = None
+    missing: str = ""
+    keep: str = ""
 
     def src(self, path: Path, **more: str) -> str:
         """Return the source with its options and ``more``, as it is written on the command line."""
@@ -42,7 +49,9 @@ class ListOptions:
 
 
 def _spell(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value).replace("%", "%25").replace("&", "%26")
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).replace("%", "%25").replace("&", "%26").replace("?", "%3F")
 
 
 class StoredImage(NamedTuple):
@@ -85,6 +94,25 @@ class Line(NamedTuple):
     hint: str = ""
 
 
+def check_width(path: Path, columns: int) -> None:
+    """Raise UniclError for more columns than a list of images has."""
+    if columns > MAX_COLUMNS:
+        raise UniclError(
+            f"{path}: {columns:,} columns; at most {MAX_COLUMNS:,} are read",
+            "write a list with only the columns of images, captions, labels and splits",
+        )
+
+
+def check_columns(path: Path, columns: Collection[str]) -> None:
+    """Raise UniclError for more columns than a list of images has, or longer names."""
+    check_width(path, len(columns))
+    if long := next((name for name in columns if len(name) > MAX_NAME), None):
+        raise UniclError(
+            f"{path}: a column is named '{long[:40]}…', {len(long):,} characters; at most {MAX_NAME:,} are read",
+            "check that the list begins with the names of its columns, or add ?header=false",
+        )
+
+
 class Reader(Protocol):
     """An open list: its columns and its records. ``delimiter`` is None unless cells are separated by one."""
 
@@ -93,12 +121,16 @@ class Reader(Protocol):
     hint: str
 
     @property
-    def class_names(self) -> Mapping[str, Sequence[str]]:
-        """The names that the file itself gives the numbers of a column, by column."""
+    def columns(self) -> Sequence[str]: ...
+    @property
+    def repeated(self) -> Mapping[str, Sequence[int]]:
+        """The numbers of the columns that share a name, by this name; the first of them keeps it."""
         ...
 
-    @property
-    def columns(self) -> Sequence[str]: ...
+    def class_names(self, column: str, /) -> Sequence[str]:
+        """Return the names that the file itself gives the numbers of a column; none if it gives none."""
+        ...
+
     def records(self, columns: Collection[str], spill: str | None = None, /) -> Iterator[Record]:
         """Yield the records with the given columns; ``spill`` is a last column that keeps unquoted separators."""
         ...

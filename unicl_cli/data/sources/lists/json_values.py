@@ -1,0 +1,22 @@
+"""JSON of users' lists: missing numbers are nothing, and a key stands once in its object."""
+
+from typing import Any
+
+from unicl_cli.core.json_text import parse_json
+
+
+def parse_value(text: str | bytes) -> Any:
+    """Return the value of a JSON text with None for NaN. ValueError if it is not JSON, nested too deep or ambiguous."""
+    return parse_json(text, _make_object, _drop_constant)
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"duplicate key '{next(name for name in names if names.count(name) > 1)[:40]}'")
+    return found
+
+
+def _drop_constant(_: str) -> None:  # NaN and Infinity, as Python and pandas write missing numbers
+    return None
