@@ -1,64 +1,28 @@
 """Class names from a file or an option: lines, numbered lines, JSON, or a table of ids and names."""
 
 import csv
-import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from unicl_cli.core.files import read_regular
-from unicl_cli.core.json_text import parse_json
+from unicl_cli.data.class_entry import FORMS, ID, ID_WORDS, NAME_WORDS, ClassEntry, NameList, as_id, find_repeated
+from unicl_cli.data.class_names_json import entries_of_json, load_json
 from unicl_cli.data.text import replace_surrogates
 from unicl_cli.errors import UniclError
 
-FORMS = 'write a name on each line, "id<TAB>name" lines, or JSON: ["cat", "dog"] or {"0": "cat", "1": "dog"}'
-"""The hint of every error in a list of class names."""
-_ID_WORDS = (
-    *("id", "index", "idx", "number", "num", "class_id", "classid", "label_id", "labelid", "category_id"),
-    *("class_index", "class_idx", "label_index", "label_idx", "target", "code", "wnid", "synset", "synset_id"),
-    *("folder", "directory", "dir", "key", ""),
-)
-_NAME_WORDS = (
-    *("name", "class_name", "classname", "label_name", "labelname", "category_name", "display_name", "names", "title"),
-    *("description", "words", "species", "label", "class", "category", "classes", "labels"),
-)
 _LONE_HEADERS = frozenset(("name", "names", "class", "classes", "class_name", "classname", "label", "labels"))
 """Headers of a file with one column; `key` and `folder` may be classes."""
-_WRAPPERS = ("id2label", "label2id", "class_to_idx", "categories", "names", "classes", "labels")
-"""Keys of JSON objects (transformers, COCO, YOLO) whose value is the list of names."""
 MAX_BYTES = 64_000_000
 MAX_LINES = 200_000
 """The size of a file of class names; prompts for 20,000 classes have less."""
 MAX_NAME = 1000
 """The most characters of a class name."""
-_ID = re.compile(r"\d{1,18}|n\d{8}")
 _NUMBERED = re.compile(r"(\d{1,18}|n\d{8})(\s*[\t:.,;)|=\]-]\s*|\s+)(\S.*)")
 _SYNTAX = re.compile(r"""[\[\]{}<#]|['"]|-\s|---$|\.\.\.$|.*[\[{,:;]$""")
 """Beginnings and ends of lines in JSON, YAML, XML, Python and comments."""
-
-
-class ClassEntry(NamedTuple):
-    """One class of a list: prompts say ``names[0]``; ``id`` stands for it in data; ``written`` is its whole cell."""
-
-    names: tuple[str, ...]
-    id: str | None = None
-    prompts: tuple[str, ...] = ()
-    written: str = ""
-
-
-class NameList(NamedTuple):
-    """The classes of a file or an option, in its order; all of them have an id, or none has."""
-
-    origin: str
-    entries: tuple[ClassEntry, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def has_ids(self) -> bool:
-        return bool(self.entries) and self.entries[0].id is not None
 
 
 class _Cells(NamedTuple):
@@ -94,7 +58,7 @@ def parse_class_text(text: str, origin: str, suffix: str = ".txt", *, prompts: b
     if text.count("\n") > MAX_LINES:
         raise UniclError(f"{origin}: more than {MAX_LINES:,} lines", "check that this is the file of class names")
     if text.lstrip().startswith(("{", "[")):
-        entries = list(_entries_of_json(_load_json(text, origin), origin, prompts=prompts))
+        entries = list(entries_of_json(load_json(text, origin), origin, prompts=prompts))
     else:
         entries = _entries_of_text(text, origin, suffix, notes, prompts=prompts)
     if not entries:
@@ -193,8 +157,8 @@ def _has_header(rows: list[_Cells]) -> bool:
     if len(words) == 1:
         return words[0] in _LONE_HEADERS
     ids = [all(_is_id(row, at) for row in rows[1:]) for at in range(len(words))]
-    known = all(word in (*_ID_WORDS, *_NAME_WORDS) for word in words)
-    return (known or any(ids)) and not any(_ID.fullmatch(word) for word in words)
+    known = all(word in (*ID_WORDS, *NAME_WORDS) for word in words)
+    return (known or any(ids)) and not any(ID.fullmatch(word) for word in words)
 
 
 def _as_word(cell: str) -> str:
@@ -202,7 +166,7 @@ def _as_word(cell: str) -> str:
 
 
 def _is_id(row: _Cells, at: int) -> bool:
-    return at < len(row.cells) and _ID.fullmatch(row.cells[at]) is not None
+    return at < len(row.cells) and ID.fullmatch(row.cells[at]) is not None
 
 
 def _is_map(rows: list[_Cells]) -> bool:
@@ -233,8 +197,8 @@ def _choose_columns(header: list[str] | None, rows: list[_Cells], width: int, or
         turned = all(_is_id(row, 1) for row in rows) and not all(_is_id(row, 0) for row in rows)
         return (1, 0) if turned else (0, 1)
     words = [_as_word(cell) for cell in header or []]
-    name_at = next((words.index(word) for word in _NAME_WORDS if word in words), None)
-    rest = (*_ID_WORDS, "label", "class", "category")
+    name_at = next((words.index(word) for word in NAME_WORDS if word in words), None)
+    rest = (*ID_WORDS, "label", "class", "category")
     id_at = next((words.index(word) for word in rest if word in words and words.index(word) != name_at), None)
     if width == 2 and (id_at is None) != (name_at is None):
         id_at, name_at = (id_at, 1 - id_at) if id_at is not None else (1 - cast(int, name_at), name_at)
@@ -274,12 +238,7 @@ def _split_numbers(cells: Sequence[str], origin: str, *, spaces: bool) -> list[t
 def _entry_of_id(key: str, cell: str, written: str = "") -> ClassEntry:
     """Return the class ``key`` whose name is ``cell``; aliases follow a bar."""
     names = tuple(dict.fromkeys(name.strip() for name in re.split(r"[|]", cell) if name.strip()))
-    return ClassEntry(names, _as_id(key), (), written or cell)
-
-
-def _as_id(key: str) -> str:
-    """Return a number without its leading zeros, and any other key as it is."""
-    return str(int(key)) if key.isdecimal() and _ID.fullmatch(key) else key
+    return ClassEntry(names, as_id(key), (), written or cell)
 
 
 def _entry_of_cell(cell: str, place: str, origin: str, *, quoted: bool = False) -> ClassEntry:
@@ -311,94 +270,14 @@ def _check_name(name: str, place: str, origin: str) -> None:
         raise UniclError(f"{where}: '{name}' looks like syntax, not like a class name", FORMS)
 
 
-def _load_json(text: str, origin: str) -> Any:
-    def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if (repeated := _find_repeated(key for key, _ in pairs)) is not None:
-            raise UniclError(f"{origin}: duplicate key '{repeated}'", "give each class one line")
-        return dict(pairs)
-
-    try:
-        return parse_json(text, refuse_repeated_keys)
-    except ValueError as error:
-        try:
-            return [parse_json(line, refuse_repeated_keys) for line in text.splitlines() if line.strip()]  # JSONL
-        except ValueError:
-            raise UniclError(f"{origin}: not valid JSON: {error}", FORMS) from error
-
-
-def _entries_of_json(document: Any, origin: str, *, prompts: bool) -> Iterator[ClassEntry]:
-    document = _unwrap(document)
-    if isinstance(document, list):
-        for item in cast(list[Any], document):
-            yield _entry_of_item(item, origin)
-        return
-    if not isinstance(document, dict):
-        raise UniclError(f"{origin}: neither a list nor a map of class names", FORMS)
-    pairs = cast(dict[str, Any], document)
-    if pairs and all(type(value) is int for value in pairs.values()) and min(pairs.values()) in (0, 1):
-        pairs = _turn(pairs, origin)
-    own = prompts and not all(_ID.fullmatch(key) for key in pairs)
-    for key, value in pairs.items():
-        texts = _texts_of(key, value, origin)
-        if own:
-            yield ClassEntry((key.strip(),), prompts=tuple(texts))
-            continue
-        names = tuple(texts[1:] if re.fullmatch(r"n\d{8}", texts[0]) else texts)  # {"0": ["n01440764", "tench"]}
-        yield ClassEntry(names or tuple(texts), _as_id(key), written=texts[0])
-
-
-def _unwrap(document: Any) -> Any:
-    """Return the value of `id2label`, `categories`, … in an object that has other keys beside it, or that key alone."""
-    if isinstance(document, dict):
-        held = cast(dict[str, Any], document)
-        return next((held[word] for word in _WRAPPERS if isinstance(held.get(word), dict) or _lists(held, word)), held)
-    return document
-
-
-def _lists(held: Mapping[str, Any], word: str) -> bool:
-    """Return whether the key holds a list that cannot be the prompts of a class with this name."""
-    value = held.get(word)
-    return isinstance(value, list) and bool(value) and (len(held) == 1 or isinstance(value[0], dict))
-
-
-def _turn(pairs: Mapping[str, int], origin: str) -> dict[str, str]:
-    """Turn name -> number into number -> name."""
-    if len(set(pairs.values())) < len(pairs):
-        raise UniclError(f"{origin}: two names have one number", "give each class its own number")
-    return {str(number): name for name, number in pairs.items()}
-
-
-def _entry_of_item(item: Any, origin: str) -> ClassEntry:
-    if isinstance(item, str) and item.strip():
-        return ClassEntry((item.strip(),), written=item.strip())
-    if isinstance(item, dict):
-        held = {str(key).casefold(): value for key, value in cast(dict[Any, Any], item).items()}
-        name = next((held[word] for word in _NAME_WORDS if isinstance(held.get(word), str)), None)
-        key = next((held[word] for word in _ID_WORDS if isinstance(held.get(word), int | str)), None)
-        if name and name.strip():
-            return ClassEntry((name.strip(),), None if key is None else str(key), written=name)
-    raise UniclError(f"{origin}: {json.dumps(item)[:40]} is not a class name", FORMS)
-
-
-def _texts_of(key: str, value: Any, origin: str) -> list[str]:
-    texts: list[Any] = cast(list[Any], value) if isinstance(value, list) else [value]
-    if not key.strip() or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise UniclError(f"{origin}: class {key!r} needs a name, and names or prompts that are text", FORMS)
-    return list(dict.fromkeys(text.strip() for text in texts))
-
-
 def _check_ids(entries: Sequence[ClassEntry], origin: str) -> None:
     ids = [entry.id for entry in entries]
     if any(key is None for key in ids) and any(key is not None for key in ids):
         raise UniclError(f"{origin}: some classes have an id, others have none", "give every class an id, or none")
-    if repeated := _find_repeated(key for key in ids if key is not None):
+    if repeated := find_repeated(key for key in ids if key is not None):
         raise UniclError(f"{origin}: two classes have the id {repeated}", "remove one of them")
 
 
 def _check_repeated_names(entries: Sequence[ClassEntry], origin: str) -> None:
-    if entries[0].id is None and (repeated := _find_repeated(entry.names[0] for entry in entries)):
+    if entries[0].id is None and (repeated := find_repeated(entry.names[0] for entry in entries)):
         raise UniclError(f"{origin}: duplicate class '{repeated}'", "remove one of them: a class has one number")
-
-
-def _find_repeated(values: Iterable[str]) -> str | None:
-    return next((value for value, times in Counter(values).items() if times > 1), None)

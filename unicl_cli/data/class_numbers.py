@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from unicl_cli.contracts import NO_LABEL, ClassName
-from unicl_cli.data.class_names import ClassEntry, NameList, read_class_file
+from unicl_cli.data.class_entry import ClassEntry, NameList
+from unicl_cli.data.class_names import read_class_file
 from unicl_cli.data.wordnet import names_of_synset
 from unicl_cli.errors import UniclError
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.data.class_names import NameList
+from unicl_cli.data.class_entry import NameList
 from unicl_cli.data.class_numbers import LabelledClasses, read_names
 from unicl_cli.data.pictures import Extent, file_extent, read_file
 from unicl_cli.data.sources.folder_files import ARCHIVES, FoundFiles, scan_folder

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from unicl_cli.contracts import ClassName
-from unicl_cli.data.class_names import ClassEntry, NameList
+from unicl_cli.data.class_entry import ClassEntry, NameList
 from unicl_cli.data.class_numbers import (
     LabelledClasses,
     describe_changed_names,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.data.class_names import NameList
+from unicl_cli.data.class_entry import NameList
 from unicl_cli.data.class_numbers import LabelledClasses, describe_changed_names, read_names
 from unicl_cli.data.pictures import SUFFIXES, ImageError, read_file
 from unicl_cli.data.sources.hf_labels import LabelColumn, find_classes

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from unicl_cli.contracts import NO_LABEL
-from unicl_cli.data.class_names import ClassEntry, NameList
+from unicl_cli.data.class_entry import ClassEntry, NameList
 from unicl_cli.data.class_numbers import LabelledClasses, check_spelling, match_labels, name_classes, pair_names
 from unicl_cli.errors import UniclError
 

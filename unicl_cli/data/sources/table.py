@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.data.class_names import ClassEntry, NameList
+from unicl_cli.data.class_entry import ClassEntry, NameList
 from unicl_cli.data.class_numbers import (
     LabelledClasses,
     check_spelling,

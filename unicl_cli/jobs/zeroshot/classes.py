@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.core.prompts import fill_template
-from unicl_cli.data.class_names import ClassEntry, read_classes
+from unicl_cli.data.class_entry import ClassEntry
+from unicl_cli.data.class_names import read_classes
 from unicl_cli.data.class_numbers import describe_doubtful_names
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.data.class_names import NameList
+from unicl_cli.data.class_entry import NameList
 from unicl_cli.data.sources.lists.cells import NOTHING, CellError, is_plain, odd_cell_error, parse_list, text_of
 from unicl_cli.data.sources.lists.record import Line, ListOptions
 from unicl_cli.errors import UniclError
