@@ -240,7 +240,7 @@ class Best(Section):
     """Choice of the best checkpoint."""
 
     metric: Literal["top1", "text_to_image_r1", "image_to_text_r1"] = "top1"
-    """Metric to compare, from the first entry of `eval`."""
+    """Metric to compare: of the first entry of `eval` whose split is not trained on; the first of equal values wins."""
     mode: Literal["max", "min"] = "max"
     """Direction in which the metric is better."""
 

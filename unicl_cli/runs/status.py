@@ -5,13 +5,14 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from unicl_cli.core.checkpoint_files import list_folders, step_of
 from unicl_cli.errors import UniclError
 from unicl_cli.runs.folder import CHECKPOINTS, META, RECIPE, RESOLVED, STATUS, VALIDATIONS
+from unicl_cli.runs.validations import best_of
 
 LOST_SECONDS = 120
 FILES = (STATUS, RESOLVED, RECIPE, META)
@@ -130,12 +131,3 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def read_validations(run: Path) -> list[dict[str, Any]]:
     """Read the validations of a run, one mapping for each."""
     return [row for row in read_lines(run / VALIDATIONS) if "step" in row]
-
-
-def best_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, float] | None:
-    """Return the name of the first figure of the validations, and its largest value."""
-    figures = [(key, value) for row in rows for key, value in row.items() if isinstance(value, float)]
-    if not figures:
-        return None
-    name = figures[0][0]
-    return name, max(value for key, value in figures if key == name)
