@@ -14,6 +14,7 @@ from unicl_cli.commands import MODEL_FORMS, Devices, Json, Quiet, completion, ex
 from unicl_cli.errors import UniclError, escape_control, is_quiet
 
 if TYPE_CHECKING:
+    from unicl_cli.recipe.layers import Override
     from unicl_cli.recipe.schema import Recipe
 
 app = typer.Typer(add_completion=False)
@@ -163,6 +164,7 @@ def train(
     from unicl_cli.runs.place import is_finished, run_path
 
     short = {"size": size, "epochs": epochs, "batch": batch}
+    check_encoding(**{"--data": data, "--init": [init], "--run-dir": [run_dir]})
     changes = collect_changes(recipe, data or (), short, overrides or (), {"model.init": init, "run_dir": run_dir})
     checked = load(recipe, changes)
     run = run_path(checked)
@@ -201,12 +203,21 @@ def collect_changes(
     short: Mapping[str, Any],
     overrides: Sequence[str],
     options: Mapping[str, str | None],
-) -> list[str]:
-    """Return all changes to a recipe as KEY=VALUE: short forms, then KEY=VALUE, then ``options`` by their key."""
+) -> list["Override"]:
+    """Return all changes to a recipe: short forms, then KEY=VALUE, then ``options``, text as it is, by their key."""
+    from unicl_cli.recipe.layers import Change
     from unicl_cli.recipe.short_forms import expand_short_options
 
-    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    given = [Change(key, value) for key, value in options.items() if value is not None]
     return [*expand_short_options(recipe, data, **short), *overrides, *given]
+
+
+def check_encoding(**given: Sequence[str | None] | None) -> None:
+    """Raise UniclError for a path that is not UTF-8: a recipe is UTF-8 text and could not name it."""
+    for option, values in given.items():
+        for value in values or ():
+            if value is not None and any("\ud800" <= letter <= "\udfff" for letter in value):
+                raise UniclError(f"{option} {value!a}: is not UTF-8", "rename the file or folder")
 
 
 def check_sources(recipe: "Recipe", run: Path) -> None:

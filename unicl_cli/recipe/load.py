@@ -15,6 +15,7 @@ from unicl_cli.problems import Loc, PartError, RecipeProblem, problems_of
 from unicl_cli.recipe.layers import (
     DEFAULT_PARTS,
     LENGTHS,
+    Override,
     apply_overrides,
     as_part_mapping,
     find_recipe,
@@ -39,12 +40,12 @@ WAY_OUT = (
 # -- text to recipe -----------------------------------------------------------------------------------------------
 
 
-def load(source: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Load a recipe by file or shipped name, with ``KEY=VALUE`` overrides. Raises UniclError with every problem."""
+def load(source: str, overrides: Sequence[Override] = ()) -> Recipe:
+    """Load a recipe by file or shipped name, with changes on top. Raises UniclError with every problem."""
     return validate_recipe(apply_overrides(read_layers(find_recipe(source)), overrides))
 
 
-def load_text(text: str, source: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
+def load_text(text: str, source: str = "recipe", overrides: Sequence[Override] = ()) -> Recipe:
     """Load a recipe from YAML text that extends nothing; ``source`` names it in errors."""
     return validate_recipe(apply_overrides(require_mapping(parse_yaml(text, source), source), overrides))
 
@@ -169,7 +170,7 @@ def check_shares(recipe: Recipe, world: int) -> None:
 # -- recipe to text -----------------------------------------------------------------------------------------------
 
 
-def explain_values(source: str, overrides: Sequence[str] = ()) -> str:
+def explain_values(source: str, overrides: Sequence[Override] = ()) -> str:
     """Return the resolved recipe as YAML with the origin of each value as a comment.
 
     An origin is a file and line, the command line, or `default`.

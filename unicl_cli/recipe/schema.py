@@ -93,7 +93,8 @@ class Mix(Section):
     """Mix of rows with labels and rows with captions."""
 
     labels: Share | Literal["auto"] = "auto"
-    """Exact share of rows with labels in each global batch; auto = half if both kinds exist."""
+    """Share of rows with labels: exact over many batches, in one batch off by less than a row per corpus;
+    auto = half if both kinds exist."""
     by: Literal["sample", "step"] = "sample"
     """Mix both kinds in every batch (sample), or alternate between whole batches of one kind (step)."""
 

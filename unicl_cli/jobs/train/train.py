@@ -31,6 +31,7 @@ from unicl_cli.jobs.train.text_cache import cache_texts
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.launch.slurm import requeue_on_usr1
 from unicl_cli.launch.stopping import StopFlag
+from unicl_cli.recipe.layers import Override
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stages_of
 from unicl_cli.runs.folder import CHECKPOINTS, ENVIRONMENT, META, OVERRIDES, RECIPE, RUN_LOCK
@@ -60,7 +61,7 @@ def environment(recipe: Recipe, devices: str) -> dict[str, Any]:
 
 
 def train(
-    recipe: Recipe, run: Path, request: TrainRequest, stop: StopFlag, *, source: str, overrides: Sequence[str]
+    recipe: Recipe, run: Path, request: TrainRequest, stop: StopFlag, *, source: str, overrides: Sequence[Override]
 ) -> None:
     """Train all stages of a recipe into ``run``; every rank calls it. ``stop`` has been installed."""
     stages = stages_of(recipe, run)
@@ -136,7 +137,7 @@ def lock_run(run: Path) -> Generator[None]:
                 lock.unlink(missing_ok=True)
 
 
-def write_source(recipe: Recipe, run: Path, source: str, overrides: Sequence[str], request: TrainRequest) -> None:
+def write_source(recipe: Recipe, run: Path, source: str, overrides: Sequence[Override], request: TrainRequest) -> None:
     """Write the recipe as given, for people to read; unicl itself reads ``resolved.yaml``."""
     text = Path(source).read_text(encoding="utf-8") if Path(source).is_file() else f"extends: {source}\n"
     write_atomic(run / RECIPE, text)
