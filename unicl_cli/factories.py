@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from unicl_cli.contracts import LogitScale, Part, Tuning
-from unicl_cli.recipe.schema import Below1, Count, Positive, Weight
+from unicl_cli.recipe.schema import Below1, Count, Positive, Temperature, Weight
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -159,7 +159,7 @@ def clip(*, tile: Tile = "auto", fold: bool = True) -> nn.Module:
     return Clip(_tile_rows(tile), fold=fold)
 
 
-def supcon(*, image_width: int, temperature: Positive = 0.1, dim: Count = 128, tile: Tile = "auto") -> nn.Module:
+def supcon(*, image_width: int, temperature: Temperature = 0.1, dim: Count = 128, tile: Tile = "auto") -> nn.Module:
     """SupCon on two views of each image (NeurIPS 2020, eq. 2); needs a second stage for a classifier."""
     from unicl_cli.losses import SupCon
 

@@ -44,6 +44,9 @@ def build_step(
     files = None if trained is None else trained / TOWERS / WHOLE
     context = values | {"encoder": lambda: builder.build, "stored": lambda: files}
     model = cast("nn.Module", binding.make("encoders", recipe.model.part, context))
+    if not hasattr(model, "encode_image"):
+        name = recipe.model.part.name
+        raise UniclError(f"model: '{name}' is a tower, not a whole model", f"set model.image={name}, or model.text")
     param_groups.name_towers(model, recipe.model.part.options)
     if recipe.parallel.grad_checkpoint and not recompute_blocks(model):
         raise UniclError(

@@ -37,7 +37,7 @@ def recipe_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
     warmup = warmup_steps(recipe, steps)
     if warmup > steps:
         found.append(f"schedule.warmup of {warmup:,} steps exceeds the run of {steps:,}: optim.lr is never reached")
-    found += average_warnings(recipe, steps)
+    found += [*average_warnings(recipe, steps), *undrawn_warnings(data, steps)]
     for name, rate in pretrained_rates(recipe).items():
         if rate > HIGH and recipe.optim.name == "adamw":
             found.append(
@@ -45,6 +45,16 @@ def recipe_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
                 f"lost: try 1e-5 (or model.{name}.lr_scale, layer_decay, lora)"
             )
     return found
+
+
+def undrawn_warnings(data: TrainingData, steps: int) -> list[str]:
+    """Return a warning for each kind of rows of a corpus of which the run draws none: its share is too small."""
+    return [
+        f"data.train: in {count_of(steps, 'step')}, none of {count_of(strand.size, f'{strand.kind} row')} of "
+        f"{strand.table.shards[0].parent.parent.parent} is drawn: raise its weight or data.mix.labels, or remove it"
+        for strand, used in zip(data.mix.strands, data.order.used_before(steps), strict=True)
+        if not used
+    ]
 
 
 def average_warnings(recipe: Recipe, steps: int) -> list[str]:

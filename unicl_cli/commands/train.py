@@ -224,9 +224,12 @@ def check_sources(recipe: "Recipe", run: Path) -> None:
     """Raise UniclError for a missing corpus, and for a missing model that a new run is to start from."""
     from unicl_cli.core.checkpoint_files import list_folders
     from unicl_cli.recipe.load import check_corpora
-    from unicl_cli.runs.folder import CHECKPOINTS, locate_model
+    from unicl_cli.recipe.stages import stages_of
+    from unicl_cli.runs.folder import CHECKPOINTS, META, locate_model
 
-    check_corpora(recipe)
+    for stage, folder, _ in stages_of(recipe, run):
+        if not (folder / META).is_file():
+            check_corpora(stage)
     if recipe.model.init is not None and not list_folders(run / CHECKPOINTS):
         locate_model(recipe.model.init)
 

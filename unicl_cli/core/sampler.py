@@ -213,6 +213,12 @@ class Alternation:
         self.first, self.second, self.part = first, second, part
         self.batch_size = first.batch_size
 
+    def used_before(self, step: int) -> list[int]:
+        """Return the same as `Mixture.used_before`."""
+        turns = int(self.part * step)
+        both = zip(self.first.used_before(turns), self.second.used_before(step - turns), strict=True)
+        return [one + other for one, other in both]
+
     def batch(self, step: int) -> tuple[Ints, Ints]:
         """Return the same as `Mixture.batch`."""
         before, after = int(self.part * step), int(self.part * (step + 1))

@@ -99,6 +99,10 @@ class TextTokenizer:
         self.library.encode_special_tokens = True  # as plain text; neither files nor pickles keep this setting
         return self.library.encode_batch_fast([clip_clean(t) if self.clean else t for t in texts])
 
+    def cut_at(self, context_length: int) -> "TextTokenizer":
+        """Return the same tokenizer at another length."""
+        return TextTokenizer(Library.from_str(self.library.to_str()), context_length, clean=self.clean)
+
     def save(self, path: Path) -> None:
         self.library.save(str(path))
 

@@ -11,11 +11,15 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from unicl_cli.contracts import TowerTraits
+from unicl_cli.core.memory import is_out_of_memory
 from unicl_cli.errors import UniclError, did_you_mean
 
 BLOCKS = ("Block", "Bottleneck")
 RESERVED = frozenset(inspect.signature(timm.create_model).parameters) | {"img_size", "drop_path_rate"}
 """Names that ``args`` may not set: files or addresses to load, and settings that other options make."""
+
+REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What timm's models raise for values that they cannot use."""
 
 
 class LastBlock(Block):
@@ -56,6 +60,27 @@ def blocks_in_sequences(backbone: nn.Module) -> list[nn.Module]:
     return [block for block in blocks if id(block) not in inside]
 
 
+def load_backbone(model: str, drop_path: float, pretrained: bool, settings: Mapping[str, Any]) -> Any:  # noqa: FBT001
+    """Create a backbone of timm; raise UniclError for weights that cannot be had and for settings it cannot use."""
+    try:
+        backbone = _create_backbone(model, drop_path, pretrained=pretrained, **settings)
+    except OSError as error:
+        raise UniclError(
+            f"{model}: its published weights are not on this machine and could not be downloaded",
+            "connect to the network once (they are kept), or set pretrained: false",
+        ) from error
+    except REFUSALS as error:
+        if is_out_of_memory(error):
+            raise
+        raise UniclError(
+            f"{model}: timm does not accept these args: {type(error).__name__}: {error}",
+            "check timm's documentation of this model",
+        ) from error
+    if not hasattr(backbone, "num_features"):
+        raise UniclError(f"{model}: these args make no image tower", "remove args that change the output")
+    return backbone
+
+
 class TimmTower(nn.Module):
     """(b, 3, H, W) -> (b, width): the backbone's own pooling and hidden layer, without its classifier.
 
@@ -87,17 +112,7 @@ class TimmTower(nn.Module):
         if config is not None and config.fixed_input_size:
             settings["img_size"] = image_size
         real = torch.get_default_device().type != "meta"  # a dry run needs shapes, not weights
-        try:
-            backbone = _create_backbone(model, drop_path, pretrained=pretrained and real, **settings)
-        except OSError as error:
-            raise UniclError(
-                f"{model}: its published weights are not on this machine and could not be downloaded",
-                "connect to the network once (they are kept), or set pretrained: false",
-            ) from error
-        except TypeError as error:
-            raise UniclError(
-                f"{model}: timm does not accept these args: {error}", "check timm's documentation of this model"
-            ) from error
+        backbone = load_backbone(model, drop_path, pretrained and real, settings)
         if small_stem:
             _replace_stem(backbone, model)
         size: Any = getattr(getattr(backbone, "patch_embed", None), "patch_size", None) or 1

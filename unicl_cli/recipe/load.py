@@ -31,6 +31,9 @@ from unicl_cli.yaml_lines import MarkedYaml, parse_yaml, write_commented_yaml
 MODEL_KEYS = ("tokenizer", "context_length", "init", "init_parts")
 """Keys of `model` that are not options of the encoder it names."""
 
+WHOLE_RUN = ("run_dir", "precision", "deterministic")
+"""Keys that a stage cannot change."""
+
 WAY_OUT = (
     "run unicl recipes show quickstart --resolved to see every key, "
     "unicl plugins show KIND NAME to see the options of a part"
@@ -73,8 +76,22 @@ def _check_stages(recipe: Recipe, problems: list[RecipeProblem]) -> None:
         if "stages" in patch:
             found.append(RecipeProblem(("stages",), "is not allowed inside a stage"))
         patched, _ = merge(whole, {key: value for key, value in patch.items() if key != "stages"})
-        _validate_data(patched, found)
+        stage = _validate_data(patched, found)
+        if stage is not None:
+            found += _shared_problems(recipe, stage, first=number == 0)
         problems += [RecipeProblem((*at, *problem.loc), problem.message) for problem in found]
+
+
+def _shared_problems(recipe: Recipe, stage: Recipe, *, first: bool) -> list[RecipeProblem]:
+    """Return a problem for each key of a stage that is the whole run's, which a stage would change without effect."""
+    found = [
+        RecipeProblem((key,), "is one for all stages: set it outside of stages")
+        for key in WHOLE_RUN
+        if getattr(stage, key) != getattr(recipe, key)
+    ]
+    if not first and stage.model.init != recipe.model.init:
+        found.append(RecipeProblem(("model", "init"), "a later stage starts from the stage before it"))
+    return found
 
 
 def _validate_data(data: Mapping[str, Any], problems: list[RecipeProblem]) -> Recipe | None:
@@ -94,15 +111,25 @@ def _validate_data(data: Mapping[str, Any], problems: list[RecipeProblem]) -> Re
     except ValidationError as error:
         problems += problems_of(error, body, Recipe.model_json_schema())
         return None
-    if len(recipe.data.augment) not in (1, recipe.data.views):
-        problems.append(
-            RecipeProblem(
-                ("data", "augment"), f"{len(recipe.data.augment)} entries, but data.views is {recipe.data.views}"
-            )
-        )
-    if recipe.checkpoint.best is not None and not recipe.eval:
-        problems.append(RecipeProblem(("checkpoint", "best"), "needs an entry in eval, whose figures it compares"))
+    problems += _check_together(recipe)
     return None if problems else recipe
+
+
+def _check_together(recipe: Recipe) -> list[RecipeProblem]:
+    """Return the problems of values that are valid one by one, but not together."""
+    found: list[RecipeProblem] = []
+    views, optim = recipe.data.views, recipe.optim
+    augments = {("data", "augment"): recipe.data.augment} | {
+        ("data", "train", number, "augment"): item.augment for number, item in enumerate(recipe.data.train)
+    }
+    for loc, entries in augments.items():
+        if entries is not None and len(entries) not in (1, views):
+            found.append(RecipeProblem(loc, f"{len(entries)} entries, but data.views is {views}"))
+    if recipe.checkpoint.best is not None and not recipe.eval:
+        found.append(RecipeProblem(("checkpoint", "best"), "needs an entry in eval, whose figures it compares"))
+    if optim.name == "sgd" and optim.nesterov and not optim.momentum:
+        found.append(RecipeProblem(("optim", "nesterov"), "needs a momentum above 0 (optim.momentum)"))
+    return found
 
 
 def _bind_model(given: Any, problems: list[RecipeProblem]) -> Any:
@@ -149,7 +176,7 @@ def check_corpora(recipe: Recipe) -> None:
             raise UniclError(
                 f"no finished corpus at {corpus}", f"make it, or finish it: unicl prepare … -o {corpus}"
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UniclError(f"{manifest}: cannot be read: {error}", "prepare the corpus again") from error
         if not set(splits) & ({split} if split else {"test", "val"}):
             raise UniclError(

@@ -2,13 +2,19 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, Strict, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, Strict, WithJsonSchema
 
 from unicl_cli.contracts import Part
 
 
 def _to_int(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value  # 1e5 is a float in YAML
+
+
+def _check_order(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("should have the smaller number first")
+    return pair
 
 
 def _to_named_list(value: Any) -> Any:
@@ -27,6 +33,7 @@ Count = Annotated[int, BeforeValidator(_to_int), Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Below1 = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
+Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]
 Weight = Annotated[float, Field(ge=0)]
 Templates = Annotated[tuple[str, ...], AS_LIST, Field(min_length=1)] | str
 _PART = {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"name": {"type": "string"}}}]}
@@ -47,7 +54,7 @@ class Augment(Section):
 
     name: Literal["none", "basic", "shift", "strong", "simclr", "randaug"] = "basic"
     """Preset to start from."""
-    crop: Annotated[tuple[Positive, Positive], AS_LIST] | None = None
+    crop: Annotated[tuple[Positive, Positive], AS_LIST, AfterValidator(_check_order)] | None = None
     """Smallest and largest area of a random crop, as shares of the image, for example `[0.3, 1.0]`."""
     flip: Share | None = None
     """Probability of a horizontal flip."""
@@ -55,7 +62,7 @@ class Augment(Section):
     """Largest random shift in pixels, in each direction."""
     noise: Annotated[float, Field(ge=0)] | None = None
     """Standard deviation of added noise; pixel values are 0 to 1."""
-    jitter: Annotated[float, Field(ge=0)] | None = None
+    jitter: Annotated[float, Field(ge=0, le=100)] | None = None
     """Strength of colour jitter."""
     grey: Share | None = None
     """Probability of converting the image to grey."""

@@ -27,6 +27,7 @@ from unicl_cli.jobs.train.micro_batch import explain_out_of_memory
 from unicl_cli.jobs.train.setup import Parts, platform_facts, resume, set_up, write_parts
 from unicl_cli.jobs.train.sizes import is_sharded
 from unicl_cli.jobs.train.stage import Stage
+from unicl_cli.jobs.train.stage_chain import check_stages
 from unicl_cli.jobs.train.text_cache import cache_texts
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.launch.slurm import requeue_on_usr1
@@ -76,6 +77,8 @@ def train(
     stop.install()  # also in a worker, now that it has peers to stop with
     begin = partial(write_source, recipe, run, source, overrides, request)
     writes = rank() == 0
+    if len(stages) > 1:
+        check_stages(recipe, run)
     with lock_run(run) if writes else nullcontext(), requeue_on_usr1(stop, wanted=request.requeue and writes):
         barrier()
         for stage, folder, start in stages:

@@ -12,7 +12,7 @@ from unicl_cli.core.files import write_atomic
 from unicl_cli.core.loop import Step
 from unicl_cli.core.sinks import explain_write_errors, read_whole_lines
 from unicl_cli.data.corpus import open_corpus
-from unicl_cli.formats import RAW, format_figures
+from unicl_cli.formats import RAW, format_figures, label_figure
 from unicl_cli.jobs.evaluate import measure_validation
 from unicl_cli.jobs.train.setup import Parts
 from unicl_cli.recipe.schema import Recipe
@@ -121,7 +121,12 @@ class Validations:
         )
         if figures.get("top1", 0) is None:
             shown = f"no top-1 ({figures['reason']}) {shown}".rstrip()
-        self.say(f"step {step:,} {name}: {shown}")
+        self.say(f"step {step:,} {name}: {shown or 'nothing to measure'}")
+        best = self.parts.recipe.checkpoint.best
+        if best is not None and figures.get(best.metric) is None and entry == main_entry(self.entries):
+            self.say(
+                f"warning: checkpoint.best: {name} has no {label_figure(best.metric)}, so no checkpoint is the best"
+            )
 
     def drop_after(self, step: int) -> None:
         """Drop the lines of later steps, on rank 0: the run goes back to ``step``."""
