@@ -27,7 +27,7 @@ UNFIT = {  # the second stage -> what is said
     "another vocabulary": ({"model": {"tokenizer": "clip"}}, FITS_NOT),
     "another length": ({"model": {"context_length": 8}}, FITS_NOT),
     "other heads": ({"model": {"text": {"heads": 4}}}, "RUN/stage-1 has other settings: text.heads 2 -> 4"),
-    "one row a step": ({"batch": {"size": 1}}, "stages.1: batch.size 1"),
+    "one row a step": ({"batch": {"size": 1}}, "stages.1: batch.size: a batch of 1 is too small"),
     "a pattern without parameters": (
         {"optim": {"groups": [{"match": "model.nosuch.*", "freeze": True}]}},
         "stages.1: ",
@@ -65,7 +65,7 @@ def test_what_cannot_follow_is_found_before_anything_is_trained(digits, tmp_path
     [
         ({}, {"optim": {"lr": 1e-4}}, {"model": {"image": {"freeze": True}}}),
         ({"model": {"text": None}, "loss": "ce"}, {"model": {"init_parts": ["image"]}}),
-        ({"model": {"image": {"lora": {"rank": 2}}}}, {}),
+        ({"model": {"text": {"lora": {"rank": 2}}}}, {}),
         ({"model": {"tokenizer": "clip"}}, {"model": {"tokenizer": "clip"}}),
         ({}, {"model": {"embed_dim": 8, "init_parts": ["image", "text"]}}),
     ],

@@ -72,7 +72,10 @@ def test_a_validation_of_one_candidate_has_no_accuracy_and_is_never_the_best(tmp
     ours.write_line(
         2, TEST, figures(None) | {"reason": "one candidate: every answer is right", "text_to_image_r1": 0.5}
     )
-    assert said == ["step 2 c test: no top-1 (one candidate: all is right) text to image R@1 50.0 %"]
+    assert said == [
+        "step 2 c test: no top-1 (one candidate: every answer is right) text to image R@1 50.0 %",
+        "warning: checkpoint.best: c test has no top-1, so no checkpoint is the best",
+    ]
     assert tracked == [(2, {"eval/c/test/text_to_image_r1": 0.5})]
     assert ours.best_at(2, None) is None
     ours.write_line(4, TEST, figures(0.25))

@@ -70,9 +70,9 @@ def dry_run_facts(recipe: Recipe, run: Path, world: int, card: float | None = No
     ``card``: the bytes of a device, to find out how many rows at once would fit there.
     """
     check_shares(recipe, world)
-    stages = [total_steps(stage, build_data(stage)) for stage, _, _ in stages_of(recipe, run)]
-    if len(stages) > 1:
+    if len(recipe.stages) > 1:
         check_stages(recipe, run)
+    stages = [total_steps(stage, build_data(stage)) for stage, _, _ in stages_of(recipe, run)]
     data = build_data(recipe)
     check_learnable(recipe, data)
     for warning in recipe_warnings(recipe, data):
