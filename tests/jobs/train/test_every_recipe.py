@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from launching import TINY
 
@@ -89,6 +89,8 @@ def options_of() -> Iterator[tuple[str, list[Any]]]:
     yield "model.image", ["cbow", "linear", "transformer"]
     yield "loss", ["clip", "ce", "supcon", "multitask", {"name": "supcon", "temperature": 1e-300}, {"terms": []}]
 
+    yield "model.image.stages", [0, 1, 3]  # each doubles the width
+
 
 SCHEMA = recipe_json_schema()
 KEYS = dict(options_of()) | {key: values for key, values in keys_of(SCHEMA, SCHEMA) if values}
@@ -98,6 +100,9 @@ CHANGES = st.lists(
     max_size=3,
     unique_by=lambda change: change[0],
 )
+
+# each example is a training: one that fails is not tried again in simpler forms
+SLOW_EACH = settings(phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 
 
 def run(digits: Path, changes: list[tuple[str, Any]], *more: str) -> tuple[int, str]:
@@ -179,14 +184,14 @@ def test_an_image_of_one_pixel_can_be_blurred(digits):
     assert run(digits, [("data.image_size", 1), ("data.augment.0.blur", 1.0)])[0] == 0
 
 
-@settings(max_examples=12, suppress_health_check=list(HealthCheck))
+@settings(SLOW_EACH, max_examples=12)
 @given(changes=CHANGES)
 def test_border_values_are_refused_or_train(digits, changes):
     check(digits, changes)
 
 
 @pytest.mark.slow
-@settings(max_examples=400, suppress_health_check=list(HealthCheck))
+@settings(SLOW_EACH, max_examples=400)
 @given(changes=CHANGES)
 def test_many_border_values_are_refused_or_train(digits, changes):
     check(digits, changes)
