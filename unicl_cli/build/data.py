@@ -178,6 +178,11 @@ def check_learnable(recipe: Recipe, data: TrainingData) -> None:
         )
     if sum(s.size for s in strands) == 1:
         raise UniclError("data.train: one row in all: there is nothing to tell apart", "add more rows")
+    if recipe.loss.name == "ce" and not labels:
+        raise UniclError(
+            "data.train: the loss ce learns from labels, and no row of the mix has one",
+            "use another loss, set data.mix.labels=auto, or add a corpus with labels",
+        )
     reads = recipe.model.name == "open_clip" or recipe.model.part.options.get("text") is not None
     if reads and any(s.kind == "images" for s in data.mix.strands):
         raise UniclError(

@@ -27,6 +27,9 @@ UNFIT = {  # the second stage -> what is said
     "another vocabulary": ({"model": {"tokenizer": "clip"}}, FITS_NOT),
     "another length": ({"model": {"context_length": 8}}, FITS_NOT),
     "other heads": ({"model": {"text": {"heads": 4}}}, "RUN/stage-1 has other settings: text.heads 2 -> 4"),
+    "a loss of several views": ({"loss": "supcon"}, "stages.1: data.views: loss supcon needs several views"),
+    "a loss of one view": ({"data": {"views": 2}}, "stages.1: data.views: the loss takes one view per image"),
+    "a loss of labels": ({"loss": "ce", "data": {"mix": {"labels": 0}}}, "stages.1: data.train: the loss ce learns"),
     "one row a step": ({"batch": {"size": 1}}, "stages.1: batch.size: a batch of 1 is too small"),
     "a pattern without parameters": (
         {"optim": {"groups": [{"match": "model.nosuch.*", "freeze": True}]}},

@@ -14,6 +14,7 @@ from unicl_cli.contracts import Tokenizer
 from unicl_cli.core.loop import Step
 from unicl_cli.data.tokenizers import TextTokenizer, corpus_tokenizer
 from unicl_cli.errors import UniclError
+from unicl_cli.jobs.train.memory import BatchShape, fake_batch, make_fake
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stages_of
 from unicl_cli.runs.folder import META, TOKENIZER
@@ -54,10 +55,26 @@ def check_stage(stage: Recipe, folder: Path, before: Source | None) -> Source:
     step, tokenizer = build_outline(stage, data, before)
     if before is not None:
         choose_weights(step, stage, before, tokenizer)
-    if add_adapters(stage, step):  # a finished stage has none
-        step, tokenizer = build_outline(stage, data, before)
+    add_adapters(stage, step)
+    try_step(stage, step, tokenizer)
+    step, tokenizer = build_outline(
+        stage, data, before
+    )  # a finished stage has no adapters, and this one no fake numbers
     settings, tokens = recipe_settings(step, stage), str(folder / TOKENIZER)
     return Source(str(folder), step.model, tokenizer, settings, is_published=False, tokens=tokens)
+
+
+def try_step(stage: Recipe, step: Step, tokenizer: Tokenizer | None) -> None:
+    """Run the loss on two rows without numbers; raise its UniclError if it cannot take the batches of this stage."""
+    length = None if tokenizer is None else tokenizer.context_length
+    shape = BatchShape(2, stage.data.views, stage.data.image_size, length)
+    try:
+        with make_fake(step), torch.no_grad():
+            step.train()(fake_batch(shape))
+    except UniclError:
+        raise
+    except Exception:  # noqa: BLE001 - a part may ask for numbers: then the first batch tells, as without stages
+        return
 
 
 def build_outline(stage: Recipe, data: TrainingData, before: Source | None) -> Outline:
