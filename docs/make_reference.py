@@ -23,6 +23,8 @@ page from the schema; `unicl recipes schema` prints the schema itself, for edito
   merge key by key, lists and values replace, and a part with another name replaces the whole part.
 - **On the command line** `KEY=VALUE` does the same, with dots: `unicl train quickstart optim.lr=1e-3 loss=clip`.
   `train` has short forms of four keys: `--data CORPUS`, `--size N`, `--epochs N`, `--batch N`.
+- **A VALUE is YAML**, as in a file. Quote what YAML would read otherwise: `model.init='"exp #2"'`. Options take a
+  path as it is: `--init "exp #2"`.
 - **Parts** (`model`, its towers, `loss`, `augment`) are a name with its options: `{name: timm, model: resnet50}`. A
   name alone is a part without options.
 - **Values** are what they look like: `3e-4` and `1e5` are numbers, `no` and `on` are words, `012` is 12. A duplicate

@@ -166,7 +166,7 @@ def _validate_options(
 def read_options(kind: str, name: str, texts: Mapping[str, str]) -> dict[str, Any]:
     """Return options given as text (`digits?classes=0-6&limit=600`), each read like a scalar of a recipe, for `bind`.
 
-    An option of type str keeps its text as written (`07`).
+    An option that may be text keeps it as written (`07`, `exp #2`), unless it is the scalar of another of its types.
     """
     hints = _option_hints(get(kind, name))
     return {key: _read_option(text, hints.get(key, str), f"{name}?{key}") for key, text in texts.items()}
@@ -182,7 +182,7 @@ def _read_option(text: str, hint: Any, place: str) -> Any:
         value = read_value(text, place)
     except UniclError:
         return text
-    return value if type(value) in members else text
+    return value if type(value) in members and not isinstance(value, str) else text
 
 
 def make(kind: str, part: Part, context: Mapping[str, Callable[[], Any]]) -> Any:

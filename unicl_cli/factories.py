@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from unicl_cli.contracts import LogitScale, Part, Tuning
-from unicl_cli.recipe.schema import Below1, Count, Depth, Positive, Weight, Width
+from unicl_cli.recipe.schema import Below1, Count, Depth, Positive, Temperature, Weight, Width
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -167,7 +167,7 @@ def clip(*, tile: Tile = "auto", fold: bool = True) -> nn.Module:
     return Clip(_tile_rows(tile), fold=fold)
 
 
-def supcon(*, image_width: int, temperature: Positive = 0.1, dim: Width = 128, tile: Tile = "auto") -> nn.Module:
+def supcon(*, image_width: int, temperature: Temperature = 0.1, dim: Width = 128, tile: Tile = "auto") -> nn.Module:
     """SupCon on two views of each image (NeurIPS 2020, eq. 2); needs a second stage for a classifier."""
     from unicl_cli.losses import SupCon
 

@@ -10,6 +10,8 @@ NOTHING = "–"
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 SHARES = re.compile(r"top(\d+)|(?:(\w+)_)?r(\d+)|mean_per_class|label_share|unique_text|padding|data_frac")
 """Names of figures that are shares, as in `unicl eval --json` and metrics.jsonl."""
+RAW = "raw_"
+"""Begins the name of a figure of the trained weights beside that of their moving average."""
 SHORT_GAP = 4
 """A list is not cut to save so few lines: the cut takes one itself."""
 
@@ -45,6 +47,8 @@ def label_figure(name: str) -> str:
     """Return a figure's name for people: ``"top-1"`` for top1, ``"text to image R@1"`` for text_to_image_r1."""
     if name == "img_s":
         return "img/s"
+    if name.startswith(RAW):
+        return f"raw {label_figure(name.removeprefix(RAW))}"
     found = SHARES.fullmatch(name)
     if found and found[1]:
         return f"top-{found[1]}"
@@ -55,7 +59,7 @@ def label_figure(name: str) -> str:
 
 def format_figure(name: str, value: float) -> str:
     """Return a figure's value: a share in percent, any other with four significant digits."""
-    return format_share(value) if SHARES.fullmatch(name) else f"{value:.4g}"
+    return format_share(value) if SHARES.fullmatch(name.removeprefix(RAW)) else f"{value:.4g}"
 
 
 def format_figures(figures: Mapping[str, object]) -> str:

@@ -146,6 +146,22 @@ def test_the_slots_of_a_batch_are_permuted():
     assert stream.tolist() != mixture().batch(1)[0].tolist()
 
 
+SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=3)
+
+
+@FEW
+@given(labels=SIZES, others=SIZES)
+def test_the_share_of_several_streams_together_is_off_by_less_than_a_row_per_stream(labels, others):
+    """The share of label rows, whichever stream takes what rounding leaves."""
+    parts, total = [*labels, *others], Fraction(sum(labels), sum(labels) + sum(others))
+    shares = [Fraction(part, sum(parts)) for part in parts]
+    mix = Mixture([Stream(np.array([5]), str(n)) for n in range(len(parts))], shares, 37, 0)
+    for step in range(40):
+        stream, _ = mix.batch(step)
+        assert abs(int((stream < len(labels)).sum()) - total * 37) < max(len(labels), len(others))
+    assert abs(sum(mix.used_before(10**6)[: len(labels)]) - total * 37 * 10**6) < max(len(labels), len(others))
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_the_shares_of_all_ranks_are_the_batch_in_order(world):
     stream, row = mixture().batch(5)

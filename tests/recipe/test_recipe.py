@@ -234,8 +234,9 @@ SHARE = st.floats(0, 1)
 WIDTHS = st.integers(min_value=1)
 PART = st.fixed_dictionaries({"name": st.just("cnn")}, optional={"width": WIDTHS, "freeze": st.booleans()})
 TEXT = st.none() | st.fixed_dictionaries({"name": st.just("cbow")}, optional={"lr_scale": SHARE})
+CROPS = st.tuples(POSITIVE, POSITIVE).map(lambda pair: tuple(sorted(pair)))
 AUGMENT = st.sampled_from(["none", "basic", "shift"]) | st.fixed_dictionaries(
-    {}, optional={"name": st.just("strong"), "crop": st.tuples(POSITIVE, POSITIVE), "rand": NAMES, "noise": SHARE}
+    {}, optional={"name": st.just("strong"), "crop": CROPS, "rand": NAMES, "noise": SHARE}
 )
 RECIPES = st.fixed_dictionaries(
     {

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from unicl_cli.cli import main
-from unicl_cli.jobs.train.dry_run import check_models
+from unicl_cli.jobs.train.stage_chain import check_stages
 from unicl_cli.recipe.layers import builtin_folder, builtin_names
 from unicl_cli.recipe.load import load, load_text
 from unicl_cli.recipe.schema import Recipe
@@ -67,7 +67,7 @@ def test_recipes_at_the_scale_of_the_paper_keep_its_settings(name: str):
 @pytest.mark.parametrize("name", sorted(PAPER | MINE))
 def test_every_stage_of_a_recipe_can_be_built(name: str, stand_ins: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(stand_ins)
-    check_models(load(name))
+    check_stages(load(name), stand_ins / "run")
 
 
 @pytest.mark.slow

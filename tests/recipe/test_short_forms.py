@@ -37,5 +37,5 @@ def test_several_corpora_share_the_keys_of_the_only_entry_or_take_one_each(tmp_p
 
 def test_a_length_replaces_that_of_the_recipe_and_numbers_stay_whole():
     assert load("quickstart", expand_short_options("quickstart", (), epochs=3.0)).steps is None
-    assert expand_short_options("quickstart", (), batch=1_234_567) == ["batch.size=1234567"]
+    assert expand_short_options("quickstart", (), batch=1_234_567) == [("batch.size", 1_234_567)]
     assert expand_short_options("quickstart", ()) == []

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from unicl_cli.cli import main
 from unicl_cli.core.json_lines import Line, read_lines
 from unicl_cli.jobs.runs import sparkline, table_lines
-from unicl_cli.runs.status import best_of, is_lost, list_runs
+from unicl_cli.runs.status import is_lost, list_runs
+from unicl_cli.runs.validations import best_of
 
 Capture = pytest.CaptureFixture[str]
 NOW = time.time()

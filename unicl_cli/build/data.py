@@ -19,6 +19,7 @@ from unicl_cli.data.mix import LABELS, MixedCorpora, Strand, TextChoice, classes
 from unicl_cli.data.tokenizers import TextTokenizer, class_tokenizer, clip_tokenizer, corpus_tokenizer, load_tokenizer
 from unicl_cli.data.transforms import Augmentation, TrainTransform, build_augment, split_augment
 from unicl_cli.errors import UniclError
+from unicl_cli.formats import count_of
 from unicl_cli.recipe.schema import MAX_STEPS, Recipe, TrainData
 
 WORKERS_PER_CORE = 4
@@ -95,10 +96,10 @@ def build_data(recipe: Recipe) -> TrainingData:
     corpora = [open_corpus(item.corpus) for item in recipe.data.train]
     classes, maps = merged_classes(corpora)
     strands: list[Strand] = []
-    for item, corpus, labels in zip(recipe.data.train, corpora, maps, strict=True):
+    for number, (item, corpus, labels) in enumerate(zip(recipe.data.train, corpora, maps, strict=True)):
         if item.split not in corpus.splits:
             raise UniclError(f"{item.corpus}: has no split '{item.split}'", f"use one of {', '.join(corpus.splits)}")
-        strands += strands_of(
+        own = strands_of(
             corpus,
             item.split,
             labels=labels,
@@ -108,6 +109,8 @@ def build_data(recipe: Recipe) -> TrainingData:
             fraction=1.0 if item.fraction is None else item.fraction,
             limit=item.limit,
         )
+        check_kinds(recipe, number, corpus, own)
+        strands += own
     strands = drop_unmixed(strands, recipe)
     texts = TextChoice(recipe.data.text_for_labelled, recipe.data.class_names, recipe.seed)
     try:
@@ -128,12 +131,34 @@ def build_data(recipe: Recipe) -> TrainingData:
     return TrainingData(MixedCorpora(strands, texts), order, classes, templates, checksums, device_augment_of(recipe))
 
 
+def is_mixed(kind: str, share: float | str) -> bool:
+    """Return True unless the share of label rows leaves this kind of row out on purpose."""
+    return share != (0 if kind == LABELS else 1)
+
+
+def check_kinds(recipe: Recipe, number: int, corpus: Corpus, strands: Sequence[Strand]) -> None:
+    """Raise UniclError if ``fraction`` leaves no row of a kind that entry ``number`` of `data.train` has."""
+    item = recipe.data.train[number]
+    for kind in corpus.kinds(item.split):
+        rows = len(corpus.table(item.split, kind))
+        if rows and is_mixed(kind, recipe.data.mix.labels) and all(s.kind != kind for s in strands):
+            without = 0 if kind == LABELS else 1
+            raise UniclError(
+                f"data.train.{number}.fraction: {item.fraction:g} of {count_of(rows, f'{kind} row')} of {item.corpus} "
+                "leaves none",
+                f"use a larger fraction or limit, or set data.mix.labels={without} to train without them",
+            )
+
+
 def drop_unmixed(strands: list[Strand], recipe: Recipe) -> list[Strand]:
-    """Return the strands of the kinds that the mix draws from; raise UniclError if none is left."""
+    """Return the strands without the kinds of which the mix takes nothing.
+
+    Raises UniclError if none is left, or if only one kind is there for a mix that asks for shares of both.
+    """
     share = recipe.data.mix.labels
-    kept = [s for s in strands if not (share == 0 and s.kind == LABELS)]
-    kept = [s for s in kept if not (share == 1 and s.kind != LABELS)]
-    if not kept:
+    kept = [s for s in strands if is_mixed(s.kind, share)]
+    lonely = share != "auto" and 0 < share < 1 and len({s.kind == LABELS for s in kept}) == 1
+    if not kept or lonely:
         kinds = sorted({s.kind for s in strands}) or ["nothing"]
         hint = "set data.mix.labels=auto, or add a corpus of the other kind"
         if share == 0:
@@ -155,6 +180,11 @@ def check_learnable(recipe: Recipe, data: TrainingData) -> None:
         )
     if sum(s.size for s in strands) == 1:
         raise UniclError("data.train: one row in all: there is nothing to tell apart", "add more rows")
+    if recipe.loss.name == "ce" and not labels:
+        raise UniclError(
+            "data.train: the loss ce learns from labels, and no row of the mix has one",
+            "use another loss, set data.mix.labels=auto, or add a corpus with labels",
+        )
     reads = recipe.model.name == "open_clip" or recipe.model.part.options.get("text") is not None
     if reads and any(s.kind == "images" for s in data.mix.strands):
         raise UniclError(

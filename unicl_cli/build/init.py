@@ -1,7 +1,7 @@
 """Start weights (`model.init`) from a run or from open_clip; refused if shapes, settings or tokens differ."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from unicl_cli.build.load import Loaded, load_published, load_run_tokenizer, loa
 from unicl_cli.contracts import Tokenizer
 from unicl_cli.core import checkpoint, hub
 from unicl_cli.core.loop import Step
-from unicl_cli.core.towers import traits_in
+from unicl_cli.core.towers import traits_in, traits_of
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.problems import quote_value
@@ -39,44 +39,66 @@ def flat_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: x for key, x in leaves(dict(options)).items() if not TRAINED_WITH & set(key.split("."))}
 
 
+class Source(NamedTuple):
+    """Model to start from: a finished one, or an earlier stage that is not trained yet, of which shapes are enough."""
+
+    name: str
+    model: nn.Module
+    tokenizer: Tokenizer | None
+    settings: tuple[dict[str, Any], dict[str, Any]]
+    """Those that its towers declare, and the options of its recipe's encoders (a published model has none)."""
+    is_published: bool
+    tokens: str
+    """The value of `model.tokenizer` that gives its tokens."""
+
+
 def load_init(step: Step, recipe: Recipe, name: str, tokenizer: Tokenizer | None) -> str:
     """Load start weights into the model (not the loss) from a run, a checkpoint or open_clip; describe what was taken.
 
     A run gives all its weights, open_clip each tower that is the same as here; `model.init_parts` takes exactly those
     parts. Raise UniclError if shapes, settings, pixel normalisation or tokens differ: shapes alone do not show them.
     """
-    source = load_published(name) if hub.has_form(name) else load_trained(name, raw_weights=False)
-    mine, theirs = checkpoint.own_tensors(step.model), checkpoint.own_tensors(source.step.model)
+    published = hub.has_form(name)
+    loaded = load_published(name) if published else load_trained(name, raw_weights=False)
+    source = Source(name, loaded.step.model, loaded.tokenizer, source_settings(loaded), published, tokenizer_of(loaded))
+    taken, said = choose_weights(step, recipe, source, tokenizer)
+    checkpoint.load_weights(step.model, {**checkpoint.own_tensors(step.model), **taken}, name)
+    return f"{said} of {name}"
+
+
+def choose_weights(step: Step, recipe: Recipe, source: Source, tokenizer: Tokenizer | None) -> tuple[Tensors, str]:
+    """Return the tensors that the model takes from ``source``, and a description; raise UniclError as `load_init`."""
+    mine, theirs, name = checkpoint.own_tensors(step.model), checkpoint.own_tensors(source.model), source.name
     asked = recipe.model.init_parts
     if shapes_of(mine) == shapes_of(theirs) and asked is None:
-        taken, said = theirs, "all weights" if hub.has_form(name) else "all"
-    elif hub.has_form(name):
-        taken, said = take_towers(step, source, asked, name)
+        taken, said = theirs, "all weights" if source.is_published else "all"
+    elif source.is_published:
+        taken, said = take_towers(step, source.model, asked, name)
     elif asked is None:
         hint = "use the model it was trained with, or take parts of it: model.init_parts=[image]"
         raise UniclError(
             f"model.init: {name} is a different model: {first_difference(mine, theirs)}",
-            hint
-            if same_tokens(tokenizer, source.tokenizer)
-            else f"set model.tokenizer={tokenizer_of(source)}; or {hint}",
+            hint if same_tokens(tokenizer, source.tokenizer) else f"set model.tokenizer={source.tokens}; or {hint}",
         )
     else:
         taken, said = take_parts(mine, theirs, asked, name)
-    check_compatible(
-        step, recipe, source, {part for part in PARTS if any(belongs_to(key, part) for key in taken)}, tokenizer
-    )
-    checkpoint.load_weights(step.model, {**mine, **taken}, name)
-    return f"{said} of {name}"
+    parts = {part for part in PARTS if any(belongs_to(key, part) for key in taken)}
+    check_compatible(step, recipe, source, parts, tokenizer)
+    return taken, said
+
+
+def adopts_tokenizer(recipe: Recipe) -> bool:
+    """Return True unless the recipe names a tokenizer (a file, clip or classes), or takes no text tower."""
+    takes_text = recipe.model.init_parts is None or "text" in recipe.model.init_parts
+    return recipe.model.tokenizer in (None, "corpus") and takes_text
 
 
 def adopted_tokenizer(recipe: Recipe, start: str | None) -> TextTokenizer | None:
     """Return the tokenizer of the run that a training starts from, or None where it keeps its own.
 
     A tokenizer that is fitted on other texts numbers them differently, so that the text tower would start from nothing.
-    A recipe keeps its own tokenizer if it names a file, clip or classes, or takes no text tower.
     """
-    takes_text = recipe.model.init_parts is None or "text" in recipe.model.init_parts
-    if start is None or hub.has_form(start) or recipe.model.tokenizer not in (None, "corpus") or not takes_text:
+    if start is None or hub.has_form(start) or not adopts_tokenizer(recipe):
         return None
     run = find_run(start)[0]
     return load_run_tokenizer(run, recipe.model.context_length) if (run / TOKENIZER).is_file() else None
@@ -104,11 +126,11 @@ def first_difference(mine: Tensors, theirs: Tensors) -> str:
     raise ValueError("both have the same tensors")
 
 
-def take_towers(step: Step, source: Loaded, asked: Sequence[str] | None, name: str) -> tuple[Tensors, str]:
+def take_towers(step: Step, source: nn.Module, asked: Sequence[str] | None, name: str) -> tuple[Tensors, str]:
     """Return those of open_clip's weights that this model can take, and a description."""
     from unicl_cli.encoders.carry import transferable_weights  # imports take seconds: only here
 
-    found = transferable_weights(step.model, source.step.model)
+    found = transferable_weights(step.model, source)
     towers = [part for part in ("image", "text") if part in found]
     if asked:
         chosen = [part for part in PARTS if part in asked]
@@ -158,10 +180,10 @@ def name_parts(parts: Sequence[str]) -> str:
     return " and ".join("logit scale" if part == "logit_scale" else f"{part} tower" for part in parts)
 
 
-def check_compatible(step: Step, recipe: Recipe, source: Loaded, taken: set[str], tokenizer: Tokenizer | None) -> None:
+def check_compatible(step: Step, recipe: Recipe, source: Source, taken: set[str], tokenizer: Tokenizer | None) -> None:
     """Compare what shapes do not show: heads and activations, pixel normalisation, the words behind tokens."""
     hint = "start from a model with the same settings, or set model.init_parts to other parts"
-    for here, there in zip(recipe_settings(step, recipe), source_settings(source), strict=True):
+    for here, there in zip(recipe_settings(step, recipe), source.settings, strict=True):
         keys = sorted(key for key in {**here, **there} if here and there and concerns_parts(key, taken))
         changed = [key for key in keys if comparable(key, here.get(key)) != comparable(key, there.get(key))]
         if changed:
@@ -169,12 +191,12 @@ def check_compatible(step: Step, recipe: Recipe, source: Loaded, taken: set[str]
                 f"{key} {quote_value(there.get(key))} -> {quote_value(here.get(key))}" for key in changed
             )
             raise UniclError(f"model.init: {source.name} has other settings: {changes}", hint)
-    if "image" in taken and not same_pixels(step.model, source.step.model):
+    if "image" in taken and not same_pixels(step.model, source.model):
         raise UniclError(f"model.init: {source.name} normalises pixels differently from this model", hint)
     if "text" in taken and not same_tokens(tokenizer, source.tokenizer):
         raise UniclError(
             f"model.init: {source.name} was trained with another tokenizer",
-            f"set model.tokenizer={tokenizer_of(source)}",
+            f"set model.tokenizer={source.tokens}",
         )
 
 
@@ -215,8 +237,20 @@ def declared_settings(model: nn.Module) -> dict[str, Any]:
 
 def same_pixels(one: nn.Module, other: nn.Module) -> bool:
     """Return True if both normalise pixels alike, or one of them does not say."""
-    pairs = [[getattr(each, name, None) for each in (one, other)] for name in ("pixel_mean", "pixel_std")]
-    return all(a is None or b is None or torch.allclose(a.cpu(), b.cpu(), atol=0.5) for a, b in pairs)
+    pairs = [[pixel_numbers(each, name) for each in (one, other)] for name in ("mean", "std")]
+    return all(a is None or b is None or torch.allclose(a, b, atol=0.5) for a, b in pairs)
+
+
+def pixel_numbers(model: nn.Module, name: str) -> Tensor | None:
+    """Return the mean or std of the pixels (0 to 255), float (3, 1, 1); None if the model does not say.
+
+    A model without memory has them in the traits of its image tower alone.
+    """
+    value = getattr(model, f"pixel_{name}", None)
+    if value is None or not value.is_meta:
+        return None if value is None else value.cpu()
+    numbers = getattr(traits_of(cast("nn.Module", model.image)), name)
+    return torch.tensor(numbers).view(3, 1, 1) * 255
 
 
 def same_tokens(one: Tokenizer | None, other: Tokenizer | None) -> bool:

@@ -67,7 +67,11 @@ def build_towers(
     builder = TowerBuilder(values, trained)
     files = None if trained is None else trained / TOWERS / WHOLE
     context = values | {"encoder": lambda: builder.build, "stored": lambda: files}
-    return cast("nn.Module", binding.make("encoders", recipe.model.part, context)), context
+    model = cast("nn.Module", binding.make("encoders", recipe.model.part, context))
+    if not hasattr(model, "encode_image"):
+        name = recipe.model.part.name
+        raise UniclError(f"model: '{name}' is a tower, not a whole model", f"set model.image={name}, or model.text")
+    return model, context
 
 
 def context_of(

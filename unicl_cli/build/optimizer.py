@@ -11,9 +11,10 @@ from unicl_cli.build import param_groups
 from unicl_cli.build.data import TrainingData, check_negatives, total_steps
 from unicl_cli.contracts import Part, Tuning
 from unicl_cli.core.dist import bare
+from unicl_cli.core.ema import share_of_start
 from unicl_cli.core.schedule import lr_at
 from unicl_cli.errors import UniclError
-from unicl_cli.formats import count_of
+from unicl_cli.formats import count_of, format_share
 from unicl_cli.recipe.schema import Group, Recipe
 
 UNDECAYED = ("pos", "pos_embed", "positional_embedding", "cls_token", "relative_position_bias_table", "logit_scale")
@@ -21,6 +22,8 @@ WARMUP, LONGEST_WARMUP = 0.1, 2000
 """The warm-up of a recipe that sets none: a share of the run, and the most steps (CLIP's)."""
 HIGH = 1e-4
 """AdamW's learning rate above which trained weights are usually lost."""
+STALE, FRESH = 0.05, 0.01
+"""The share of the first weights in a finished average that is told, and that of the decay which is proposed."""
 
 
 def recipe_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
@@ -34,6 +37,7 @@ def recipe_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
     warmup = warmup_steps(recipe, steps)
     if warmup > steps:
         found.append(f"schedule.warmup of {warmup:,} steps exceeds the run of {steps:,}: optim.lr is never reached")
+    found += [*average_warnings(recipe, steps), *undrawn_warnings(data, steps)]
     for name, rate in pretrained_rates(recipe).items():
         if rate > HIGH and recipe.optim.name == "adamw":
             found.append(
@@ -41,6 +45,32 @@ def recipe_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
                 f"lost: try 1e-5 (or model.{name}.lr_scale, layer_decay, lora)"
             )
     return found
+
+
+def undrawn_warnings(data: TrainingData, steps: int) -> list[str]:
+    """Return a warning for each kind of rows of a corpus of which the run draws none: its share is too small."""
+    return [
+        f"data.train: in {count_of(steps, 'step')}, none of {count_of(strand.size, f'{strand.kind} row')} of "
+        f"{strand.table.shards[0].parent.parent.parent} is drawn: raise its weight or data.mix.labels, or remove it"
+        for strand, used in zip(data.mix.strands, data.order.used_before(steps), strict=True)
+        if not used
+    ]
+
+
+def average_warnings(recipe: Recipe, steps: int) -> list[str]:
+    """Return a warning if the moving average still consists of the first weights when the run ends."""
+    if recipe.ema is None:
+        return []
+    kept = share_of_start(recipe.ema.decay, steps, warmup=recipe.ema.warmup)
+    if kept <= STALE:
+        return []
+    moved = float(f"{1 - FRESH ** (1 / steps):.2g}")
+    better = f"ema.decay={1 - moved:.12g}"
+    ways = better if recipe.ema.warmup else f"{better} or ema.warmup=true"
+    return [
+        f"ema.decay {recipe.ema.decay:g}: after {count_of(steps, 'step')}, {format_share(kept, 0)} of the average is "
+        f"still the start weights, and the average is the model that is evaluated and kept: try {ways}"
+    ]
 
 
 def pretrained_rates(recipe: Recipe) -> dict[str, float]:

@@ -159,10 +159,10 @@ def validate(
 
     recipe = load(name, overrides or ())
     if deep:
-        from unicl_cli.jobs.train.dry_run import check_models
+        from unicl_cli.jobs.train.stage_chain import check_stages
 
         check_corpora(recipe)
-        check_models(recipe)
+        check_stages(recipe, Path(recipe.run_dir))
     try:
         check_corpora(recipe)
         missing = None

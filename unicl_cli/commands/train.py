@@ -15,6 +15,7 @@ from unicl_cli.core.json_output import print_json
 from unicl_cli.errors import UniclError, is_quiet, write_line
 
 if TYPE_CHECKING:
+    from unicl_cli.recipe.layers import Override
     from unicl_cli.recipe.schema import Recipe
 
 app = typer.Typer(add_completion=False)
@@ -163,8 +164,14 @@ def train(
     from unicl_cli.runs.folder import LOGS
     from unicl_cli.runs.place import check_run_dir, is_finished, run_path
 
-    short = {"size": size, "epochs": epochs, "batch": batch}
-    changes = collect_changes(recipe, data or (), short, overrides or (), {"model.init": init, "run_dir": run_dir})
+    check_encoding(**{"--data": data, "--init": [init], "--run-dir": [run_dir]})
+    changes = collect_changes(
+        recipe,
+        data or (),
+        {"size": size, "epochs": epochs, "batch": batch},
+        overrides or (),
+        {"model.init": init, "run_dir": run_dir},
+    )
     checked = load(recipe, changes)
     run = run_path(checked)
     check_run_dir(run)
@@ -203,21 +210,33 @@ def collect_changes(
     short: Mapping[str, Any],
     overrides: Sequence[str],
     options: Mapping[str, str | None],
-) -> list[str]:
-    """Return all changes to a recipe as KEY=VALUE: short forms, then KEY=VALUE, then ``options`` by their key."""
+) -> list["Override"]:
+    """Return all changes to a recipe: short forms, then KEY=VALUE, then ``options``, text as it is, by their key."""
+    from unicl_cli.recipe.layers import Change
     from unicl_cli.recipe.short_forms import expand_short_options
 
-    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    given = [Change(key, value) for key, value in options.items() if value is not None]
     return [*expand_short_options(recipe, data, **short), *overrides, *given]
+
+
+def check_encoding(**given: Sequence[str | None] | None) -> None:
+    """Raise UniclError for a path that is not UTF-8: a recipe is UTF-8 text and could not name it."""
+    for option, values in given.items():
+        for value in values or ():
+            if value is not None and any("\ud800" <= letter <= "\udfff" for letter in value):
+                raise UniclError(f"{option} {value!a}: is not UTF-8", "rename the file or folder")
 
 
 def check_sources(recipe: "Recipe", run: Path) -> None:
     """Raise UniclError for a missing corpus, and for a missing model that a new run is to start from."""
     from unicl_cli.build.corpora import check_corpora
     from unicl_cli.core.checkpoint_files import list_folders
-    from unicl_cli.runs.folder import CHECKPOINTS, locate_model
+    from unicl_cli.recipe.stages import stages_of
+    from unicl_cli.runs.folder import CHECKPOINTS, META, locate_model
 
-    check_corpora(recipe)
+    for stage, folder, _ in stages_of(recipe, run):
+        if not (folder / META).is_file():
+            check_corpora(stage)
     if recipe.model.init is not None and not list_folders(run / CHECKPOINTS):
         locate_model(recipe.model.init)
 

@@ -1,12 +1,25 @@
 """A moving average of the weights, in the data type of the weights."""
 
-from collections.abc import Mapping
+import contextlib
+import math
+from collections.abc import Generator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from unicl_cli.core.checkpoint import own_tensors
 from unicl_cli.core.dist import shard_like
+
+
+def share_of_start(decay: float, steps: int, *, warmup: bool) -> float:
+    """Return the share of the first weights in the average after ``steps`` updates: the product of their decays.
+
+    With warm-up, update n keeps (1 + n) / (10 + n) until that exceeds ``decay``.
+    """
+    slow = min(steps, max(0, math.ceil((10 * decay - 1) / (1 - decay)) - 1)) if warmup else 0
+    # the product of (1 + n) / (10 + n) for n = 1 … slow is (slow + 1)! 10! / (slow + 10)!
+    warm = math.lgamma(slow + 2) + math.lgamma(11) - math.lgamma(slow + 11)
+    return math.exp(warm + (steps - slow) * math.log(decay))
 
 
 class Average:
@@ -35,6 +48,24 @@ class Average:
         decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         for value, average in self.trained.values():
             average.lerp_(value, 1 - decay)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Generator[None]:
+        """Give the module the averaged weights, and its own back at the end, bit for bit; every rank must enter."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        """Exchange weights and average, one tensor at a time: no second copy of the model is needed."""
+        own_tensors(self.module)  # makes FSDP2 drop the weights that it has gathered: they would be the old ones
+        for value, average in self.trained.values():
+            kept = value.detach().clone()
+            value.copy_(average)
+            average.copy_(kept)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Load the average from a checkpoint's full tensors."""

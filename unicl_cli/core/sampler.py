@@ -166,10 +166,11 @@ def allot(weights: NDArray[np.float64], total: int) -> Ints:
 
 
 class Mixture:
-    """Streams mixed into global batches with exact shares: ``shares[i]`` of each batch, summing to one.
+    """Streams mixed into global batches: ``shares[i]`` of each batch, summing to one.
 
-    The remainder of a fractional share is carried from step to step: it is exact in the long run, and off by less than
-    one row in each batch. The stream with the largest share takes the rows that rounding leaves.
+    The remainder of a fractional share is carried from step to step, so each is exact in the long run. In one batch a
+    stream is off by less than one row. The stream with the largest share takes the rows that rounding leaves: it is off
+    by less than one row per other stream.
     """
 
     def __init__(self, streams: Sequence[Stream], shares: Sequence[Fraction], batch_size: int, seed: int) -> None:
@@ -211,6 +212,12 @@ class Alternation:
     def __init__(self, first: Mixture, second: Mixture, part: Fraction) -> None:
         self.first, self.second, self.part = first, second, part
         self.batch_size = first.batch_size
+
+    def used_before(self, step: int) -> list[int]:
+        """Return the same as `Mixture.used_before`."""
+        turns = int(self.part * step)
+        both = zip(self.first.used_before(turns), self.second.used_before(step - turns), strict=True)
+        return [one + other for one, other in both]
 
     def batch(self, step: int) -> tuple[Ints, Ints]:
         """Return the same as `Mixture.batch`."""

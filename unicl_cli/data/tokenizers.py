@@ -111,6 +111,10 @@ class TextTokenizer:
         except ValueError as error:
             raise UniclError(f"the tokenizer cannot encode a text: {error}", "use another tokenizer") from error
 
+    def cut_at(self, context_length: int) -> "TextTokenizer":
+        """Return the same tokenizer at another length."""
+        return TextTokenizer(Library.from_str(self.library.to_str()), context_length, clean=self.clean)
+
     def save(self, path: Path) -> None:
         self.library.save(str(path))
 

@@ -108,7 +108,7 @@ class EvalTransform(NamedTuple):
 
 def blur_kernel(size: int) -> int:
     """Return the side of the blur's kernel in pixels, odd."""
-    return max(3, size // 10 | 1)
+    return min(max(3, size // 10 | 1), 2 * size - 1)  # an image of one pixel has no neighbours
 
 
 def build_randaugment(config: str, size: int) -> Callable[[Image.Image], Image.Image]:

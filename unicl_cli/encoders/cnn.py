@@ -6,6 +6,10 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unicl_cli.errors import UniclError
+
+GROUPS = 8
+"""Groups of each normalisation."""
 GRID = 4
 """Side of the last grid in cells, for any image size."""
 
@@ -16,7 +20,7 @@ class ConvStage(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
-        self.norm = nn.GroupNorm(8, outputs)
+        self.norm = nn.GroupNorm(GROUPS, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(self.norm(self.conv(x)))
@@ -30,6 +34,8 @@ class Cnn(nn.Module):
 
     def __init__(self, width: int, stages: int) -> None:
         super().__init__()
+        if width % GROUPS:
+            raise UniclError(f"cnn: width {width} is not a multiple of {GROUPS}", f"set width to {GROUPS}, 16, 24, …")
         widths = [3, *(width * 2**i for i in range(stages))]
         self.stages = nn.ModuleList(ConvStage(a, b) for a, b in pairwise(widths))
         self.width = widths[-1]

@@ -13,6 +13,7 @@ from unicl_cli.pages.text import align_columns, terminal_width
 from unicl_cli.runs.documents import Environment, read_if_sound
 from unicl_cli.runs.folder import ENVIRONMENT
 from unicl_cli.runs.status import read_metrics, read_validations
+from unicl_cli.runs.validations import name_rows
 
 BARS = "▁▂▃▄▅▆▇█"
 ASCII_BARS = "_.-:=+*#"
@@ -64,16 +65,19 @@ def describe_run(run: Path, status: Mapping[str, Any]) -> Iterator[str]:
     losses = [row["loss"] for row in read_metrics(run) if row.get("loss") is not None]
     if losses:
         yield f"loss  {losses[0]:.3f} {sparkline(losses)} {losses[-1]:.3f}"
-    yield from align_columns([validation_cells(row) for row in read_validations(run)], terminal_width())
+    rows = read_validations(run)
+    yield from align_columns(
+        [validation_cells(row, name) for row, name in zip(rows, name_rows(rows), strict=True)], terminal_width()
+    )
     if status["state"] == "done":
         yield f"next: unicl eval {shlex.quote(str(run))}"
     elif status["state"] != "running":
         yield f"to continue: {command_of(run)}"
 
 
-def validation_cells(row: Mapping[str, Any]) -> tuple[str, str]:
+def validation_cells(row: Mapping[str, Any], name: str) -> tuple[str, str]:
     """Return the step of a validation, and its data and figures in a line."""
-    return f"step {row['step']:,}", f"{row.get('corpus', '?')} {row.get('split', '?')}: {format_figures(row)}"
+    return f"step {row['step']:,}", f"{name}: {format_figures(row)}"
 
 
 def command_of(run: Path) -> str:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.problems import Loc, quote_value
-from unicl_cli.yaml_lines import MarkedYaml, parse_yaml, read_value
+from unicl_cli.yaml_lines import MarkedYaml, parse_yaml, read_value, write_flow
 
 LENGTHS = ("steps", "epochs", "samples")
 """Keys for the length of a run: a recipe has exactly one, and that of a later layer replaces an earlier one."""
@@ -14,6 +14,21 @@ RESOLVED = "resolved.yaml"
 """The file in a run directory with its complete recipe."""
 DEFAULT_PARTS = {"model": "two_tower", "loss": "unicl", "augment": "basic"}
 """Section -> part that it stands for without a `name`."""
+
+
+class Change(NamedTuple):
+    """Change of a key to a value that an option gave: plain data, which never passes through YAML."""
+
+    key: str
+    value: Any
+
+    def __str__(self) -> str:
+        """Return the KEY=VALUE that would make the same change."""
+        return f"{self.key}={write_flow(self.value)}"
+
+
+Override = str | Change
+"""A change of a recipe: KEY=VALUE as its text, or the value of an option."""
 
 
 def builtin_folder() -> Path:
@@ -135,15 +150,20 @@ def _without_length(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key not in LENGTHS}
 
 
-def apply_overrides(lined: MarkedYaml, overrides: Sequence[str]) -> MarkedYaml:
-    """Return the recipe with each ``KEY=VALUE`` merged on top, in order."""
-    for text in overrides:
-        key, equals, written = text.partition("=")
-        if not key or not equals:
-            raise UniclError(f"override '{text}': not KEY=VALUE", "use for example optim.lr=1e-3")
-        loc = _parse_key(lined.data, key, text)
-        place = f"command line ({text})"
-        value = read_value(written, place)
+def parse_override(text: str) -> Change:
+    """Return the change that KEY=VALUE makes; VALUE is YAML."""
+    key, equals, written = text.partition("=")
+    if not key or not equals:
+        raise UniclError(f"override '{text}': not KEY=VALUE", "use for example optim.lr=1e-3")
+    return Change(key, read_value(written, f"command line ({text})"))
+
+
+def apply_overrides(lined: MarkedYaml, overrides: Sequence[Override]) -> MarkedYaml:
+    """Return the recipe with each change merged on top, in order."""
+    for override in overrides:
+        key, value = parse_override(override) if isinstance(override, str) else override
+        loc = _parse_key(lined.data, key, str(override))
+        place = f"command line ({override})"
         data, replaced = _merge_at(lined.data, loc, value)
         if loc[0] in LENGTHS and value is not None:
             data = {**_without_length(data), loc[0]: value}

@@ -13,6 +13,7 @@ from unicl_cli.problems import Loc, PartError, RecipeProblem, problems_of
 from unicl_cli.recipe.layers import (
     DEFAULT_PARTS,
     LENGTHS,
+    Override,
     apply_overrides,
     as_part_mapping,
     find_recipe,
@@ -28,6 +29,9 @@ from unicl_cli.yaml_lines import MarkedYaml, parse_yaml, write_commented_yaml
 MODEL_KEYS = ("tokenizer", "context_length", "init", "init_parts")
 """Keys of `model` that are not options of the encoder it names."""
 
+WHOLE_RUN = ("run_dir", "precision", "deterministic")
+"""Keys that a stage cannot change."""
+
 WAY_OUT = (
     "run unicl recipes show quickstart --resolved to see every key, "
     "unicl plugins show KIND NAME to see the options of a part"
@@ -37,12 +41,12 @@ WAY_OUT = (
 # -- text to recipe -----------------------------------------------------------------------------------------------
 
 
-def load(source: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Load a recipe by file or shipped name, with ``KEY=VALUE`` overrides. Raises UniclError with every problem."""
+def load(source: str, overrides: Sequence[Override] = ()) -> Recipe:
+    """Load a recipe by file or shipped name, with changes on top. Raises UniclError with every problem."""
     return validate_recipe(apply_overrides(read_layers(find_recipe(source)), overrides))
 
 
-def load_text(text: str, source: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
+def load_text(text: str, source: str = "recipe", overrides: Sequence[Override] = ()) -> Recipe:
     """Load a recipe from YAML text that extends nothing; ``source`` names it in errors."""
     return validate_recipe(apply_overrides(require_mapping(parse_yaml(text, source), source), overrides))
 
@@ -74,8 +78,22 @@ def _check_stages(recipe: Recipe, problems: list[RecipeProblem]) -> None:
         if "stages" in patch:
             found.append(RecipeProblem(("stages",), "is not allowed inside a stage"))
         patched, _ = merge(whole, {key: value for key, value in patch.items() if key != "stages"})
-        _validate_data(patched, found)
+        stage = _validate_data(patched, found)
+        if stage is not None:
+            found += _shared_problems(recipe, stage, first=number == 0)
         problems += [RecipeProblem((*at, *problem.loc), problem.message) for problem in found]
+
+
+def _shared_problems(recipe: Recipe, stage: Recipe, *, first: bool) -> list[RecipeProblem]:
+    """Return a problem for each key of a stage that is the whole run's, which a stage would change without effect."""
+    found = [
+        RecipeProblem((key,), "is one for all stages: set it outside of stages")
+        for key in WHOLE_RUN
+        if getattr(stage, key) != getattr(recipe, key)
+    ]
+    if not first and stage.model.init != recipe.model.init:
+        found.append(RecipeProblem(("model", "init"), "a later stage starts from the stage before it"))
+    return found
 
 
 def _validate_data(data: Mapping[str, Any], problems: list[RecipeProblem]) -> Recipe | None:
@@ -95,15 +113,25 @@ def _validate_data(data: Mapping[str, Any], problems: list[RecipeProblem]) -> Re
     except ValidationError as error:
         problems += problems_of(error, body, Recipe.model_json_schema())
         return None
-    if len(recipe.data.augment) not in (1, recipe.data.views):
-        problems.append(
-            RecipeProblem(
-                ("data", "augment"), f"{len(recipe.data.augment)} entries, but data.views is {recipe.data.views}"
-            )
-        )
-    if recipe.checkpoint.best is not None and not recipe.eval:
-        problems.append(RecipeProblem(("checkpoint", "best"), "needs an entry in eval, whose figures it compares"))
+    problems += _check_together(recipe)
     return None if problems else recipe
+
+
+def _check_together(recipe: Recipe) -> list[RecipeProblem]:
+    """Return the problems of values that are valid one by one, but not together."""
+    found: list[RecipeProblem] = []
+    views, optim = recipe.data.views, recipe.optim
+    augments = {("data", "augment"): recipe.data.augment} | {
+        ("data", "train", number, "augment"): item.augment for number, item in enumerate(recipe.data.train)
+    }
+    for loc, entries in augments.items():
+        if entries is not None and len(entries) not in (1, views):
+            found.append(RecipeProblem(loc, f"{len(entries)} entries, but data.views is {views}"))
+    if recipe.checkpoint.best is not None and not recipe.eval:
+        found.append(RecipeProblem(("checkpoint", "best"), "needs an entry in eval, whose figures it compares"))
+    if optim.name == "sgd" and optim.nesterov and not optim.momentum:
+        found.append(RecipeProblem(("optim", "nesterov"), "needs a momentum above 0 (optim.momentum)"))
+    return found
 
 
 def _bind_model(given: Any, problems: list[RecipeProblem]) -> Any:
@@ -149,7 +177,7 @@ def check_shares(recipe: Recipe, world: int) -> None:
 # -- recipe to text -----------------------------------------------------------------------------------------------
 
 
-def explain_values(source: str, overrides: Sequence[str] = ()) -> str:
+def explain_values(source: str, overrides: Sequence[Override] = ()) -> str:
     """Return the resolved recipe as YAML with the origin of each value as a comment.
 
     An origin is a file and line, the command line, or `default`.

@@ -2,13 +2,19 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, Strict, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, Strict, WithJsonSchema
 
 from unicl_cli.contracts import Part
 
 
 def _to_int(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value  # 1e5 is a float in YAML
+
+
+def _check_order(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("should have the smaller number first")
+    return pair
 
 
 def _to_named_list(value: Any) -> Any:
@@ -39,6 +45,7 @@ Side = Annotated[int, BeforeValidator(_to_int), Field(gt=0, le=8192)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Below1 = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
+Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]
 Weight = Annotated[float, Field(ge=0)]
 Templates = Annotated[tuple[str, ...], AS_LIST, Field(min_length=1)] | str
 _PART = {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"name": {"type": "string"}}}]}
@@ -59,7 +66,7 @@ class Augment(Section):
 
     name: Literal["none", "basic", "shift", "strong", "simclr", "randaug"] = "basic"
     """Preset to start from."""
-    crop: Annotated[tuple[Positive, Positive], AS_LIST] | None = None
+    crop: Annotated[tuple[Positive, Positive], AS_LIST, AfterValidator(_check_order)] | None = None
     """Smallest and largest area of a random crop, as shares of the image, for example `[0.3, 1.0]`."""
     flip: Share | None = None
     """Probability of a horizontal flip."""
@@ -67,7 +74,7 @@ class Augment(Section):
     """Largest random shift in pixels, in each direction."""
     noise: Annotated[float, Field(ge=0)] | None = None
     """Standard deviation of added noise; pixel values are 0 to 1."""
-    jitter: Annotated[float, Field(ge=0)] | None = None
+    jitter: Annotated[float, Field(ge=0, le=100)] | None = None
     """Strength of colour jitter."""
     grey: Share | None = None
     """Probability of converting the image to grey."""
@@ -105,7 +112,8 @@ class Mix(Section):
     """Mix of rows with labels and rows with captions."""
 
     labels: Share | Literal["auto"] = "auto"
-    """Exact share of rows with labels in each global batch; auto = half if both kinds exist."""
+    """Share of rows with labels: exact over many batches, in one batch off by less than a row per corpus;
+    auto = half if both kinds exist."""
     by: Literal["sample", "step"] = "sample"
     """Mix both kinds in every batch (sample), or alternate between whole batches of one kind (step)."""
 
@@ -252,7 +260,7 @@ class Best(Section):
     """Choice of the best checkpoint."""
 
     metric: Literal["top1", "text_to_image_r1", "image_to_text_r1"] = "top1"
-    """Metric to compare, from the first entry of `eval`."""
+    """Metric to compare: of the first entry of `eval` whose split is not trained on; the first of equal values wins."""
     mode: Literal["max", "min"] = "max"
     """Direction in which the metric is better."""
 

@@ -1,11 +1,10 @@
-"""The short options of `unicl train` (--data, --size, --epochs, --batch) as changes to a recipe, KEY=VALUE."""
+"""The short options of `unicl train` (--data, --size, --epochs, --batch) as changes to a recipe."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from unicl_cli.errors import UniclError
-from unicl_cli.recipe.layers import find_recipe, read_layers
+from unicl_cli.recipe.layers import Change, find_recipe, read_layers
 
 
 def expand_short_options(
@@ -15,18 +14,18 @@ def expand_short_options(
     size: int | None = None,
     epochs: float | None = None,
     batch: int | None = None,
-) -> list[str]:
-    """Return the overrides that short options stand for; those of KEY=VALUE come after them.
+) -> list[Change]:
+    """Return the changes that short options stand for; those of KEY=VALUE come after them.
 
     ``corpora`` take the place of the recipe's in `data.train`, with its other keys, and in the entries of `eval` that
     evaluate on these. Raises UniclError if their number fits neither one entry nor all.
     """
     changes = _replace_corpora(source, [str(corpus) for corpus in corpora]) if corpora else []
     given = {"data.image_size": size, "epochs": epochs, "batch.size": batch}
-    return changes + [f"{key}={value}" for key, value in given.items() if value is not None]
+    return changes + [Change(key, value) for key, value in given.items() if value is not None]
 
 
-def _replace_corpora(source: str, corpora: Sequence[str]) -> list[str]:
+def _replace_corpora(source: str, corpora: Sequence[str]) -> list[Change]:
     data = read_layers(find_recipe(source)).data
     old = _entries(data.get("data"), "train") or [{}]
     if len(old) not in (1, len(corpora)):
@@ -44,9 +43,7 @@ def _replace_corpora(source: str, corpora: Sequence[str]) -> list[str]:
         for entry in _entries(data, "eval")
         for corpus in new.get(entry.get("corpus"), [entry.get("corpus")])
     ]
-    # JSON is YAML on one line
-    changes = [f"data.train={json.dumps(train, ensure_ascii=False)}"]
-    return changes + ([f"eval={json.dumps(evaluated, ensure_ascii=False)}"] if evaluated else [])
+    return [Change("data.train", train), *([Change("eval", evaluated)] if evaluated else [])]
 
 
 def _entries(section: Any, key: str) -> list[dict[str, Any]]:

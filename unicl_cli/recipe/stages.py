@@ -19,9 +19,7 @@ def stage_of(recipe: Recipe, number: int) -> Recipe:
 
 def stages_of(recipe: Recipe, run: Path) -> list[tuple[Recipe, Path, str | None]]:
     """Return (recipe, directory, model to start from) of each stage: earlier stages lie in folders of the run."""
-    count = len(recipe.stages)
-    if count < 2:
-        return [(stage_of(recipe, 0) if count else recipe, run, recipe.model.init)]
-    folders = [run / f"stage-{n + 1}" for n in range(count - 1)] + [run]
-    starts = [recipe.model.init, *(str(folder) for folder in folders[:-1])]
-    return [(stage_of(recipe, n), folders[n], starts[n]) for n in range(count)]
+    each = [stage_of(recipe, number) for number in range(len(recipe.stages))] or [recipe]
+    folders = [run / f"stage-{n + 1}" for n in range(len(each) - 1)] + [run]
+    starts = [each[0].model.init, *(str(folder) for folder in folders[:-1])]
+    return list(zip(each, folders, starts, strict=True))

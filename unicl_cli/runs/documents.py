@@ -84,10 +84,13 @@ class Meta(Document):
 
 
 class ValidationLine(Line):
-    """A line of ``eval.jsonl``: the figures of one split at one step."""
+    """A line of ``eval.jsonl``: the figures of one entry of the recipe at one step."""
 
+    entry: Natural | None = None
     corpus: str | None = None
     split: str | None = None
+    trained_split: bool = False
+    weights: str | None = None
 
 
 R = TypeVar("R", bound=Document)

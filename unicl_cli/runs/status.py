@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from unicl_cli.core.json_lines import Line, MetricLine, read_lines
 from unicl_cli.errors import UniclError
 from unicl_cli.runs.documents import Status, ValidationLine, drop_unset
 from unicl_cli.runs.folder import CHECKPOINTS, META, METRICS, RECIPE, RESOLVED, STATUS, VALIDATIONS
+from unicl_cli.runs.validations import best_of
 
 LOST_SECONDS = 120
 REWRITTEN = "run the unicl train command of this run again: it rewrites the file and continues"
@@ -106,12 +107,3 @@ def read_validations(run: Path) -> list[dict[str, Any]]:
 
 def _read_log(path: Path, model: type[Line]) -> list[dict[str, Any]]:
     return [line.values for line in read_lines(path, model)] if path.is_file() else []
-
-
-def best_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, float] | None:
-    """Return the name of the first figure of the validations, and its largest value."""
-    figures = [(key, value) for row in rows for key, value in row.items() if isinstance(value, float)]
-    if not figures:
-        return None
-    name = figures[0][0]
-    return name, max(value for key, value in figures if key == name)

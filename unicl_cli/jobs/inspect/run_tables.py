@@ -14,6 +14,7 @@ from unicl_cli.formats import byte_size, count_of, format_age, format_figure, fo
 from unicl_cli.jobs.runs import sparkline
 from unicl_cli.pages import html
 from unicl_cli.pages.html import Html, section, tag
+from unicl_cli.runs.validations import group_rows, name_rows
 
 LEADING = 6
 """Figures of validations in the large tiles of a page."""
@@ -148,22 +149,22 @@ def validation_lines(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str
     lines = [
         [
             f"{row['step']:,}",
-            *(str(row.get(key, "?")) for key in ("corpus", "split")),
+            of,
             *(format_figure(name, row[name]) if isinstance(row.get(name), float) else "–" for name in names),
         ]
-        for row in rows
+        for row, of in zip(rows, name_rows(rows), strict=True)
     ]
-    return ["step", "corpus", "split", *map(label_figure, names)], lines
+    return ["step", "data", *map(label_figure, names)], lines
 
 
 def validation_curves(facts: Mapping[str, Any]) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """Return the (step, value) points of each figure of the validations, by (figure, corpus and split)."""
+    """Return the (step, value) points of each figure of the validations, by (figure, data); the main entry first."""
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for row in facts["validations"]:
-        of = f"{row.get('corpus', '?')} {row.get('split', '?')}"
-        for name, value in row.items():
-            if isinstance(value, float):
-                found.setdefault((name, of), []).append((row["step"], value))
+    for of, rows in group_rows(facts["validations"]):
+        for row in rows:
+            for name, value in row.items():
+                if isinstance(value, float):
+                    found.setdefault((name, of), []).append((row["step"], value))
     return found
 
 
@@ -184,7 +185,7 @@ def run_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
     yield key_value_table(f"Run {facts['path']}", rows)
     if facts["validations"]:
         head, lines = validation_lines(facts)
-        table = make_table("Validations", head[:3], head[3:])
+        table = make_table("Validations", head[:2], head[2:])
         for line in lines:
             table.add_row(*line)
         yield table
@@ -229,7 +230,7 @@ def run_page(facts: Mapping[str, Any]) -> str:
         notes_section(facts),
         *curve_sections(facts),
         section("Run", html.table(("", ""), rows, left=2)),
-        section("Validations", html.table(validations[0], validations[1], left=3)) if validations[1] else Html(""),
+        section("Validations", html.table(validations[0], validations[1], left=2)) if validations[1] else Html(""),
         section("Checkpoints", html.table(("checkpoint", "state", "size"), checkpoint_lines(facts), left=2))
         if facts["checkpoints"]
         else Html(""),

@@ -1,12 +1,14 @@
 """The first and the last lines of a training: data and run directory before torch is imported, figures at the end."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from unicl_cli.data.manifest import Manifest, read_manifest
 from unicl_cli.formats import format_duration, format_share, label_figure
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.status import read_validations
+from unicl_cli.runs.validations import best_step, group_rows
 
 FIGURES = ("top1", "text_to_image_r1", "image_to_text_r1")
 """Figures of a validation that the end of a training shows."""
@@ -31,17 +33,19 @@ def opening_lines(recipe: Recipe, run: Path) -> list[str]:
 def closing_lines(recipe: Recipe, run: Path, seconds: float) -> list[str]:
     """Return the duration, the last and the best of each figure of the validations, and the command to run next."""
     lines = [f"done in {format_duration(seconds)}: {run}"]
-    found: dict[tuple[str, str, str], list[tuple[float, int]]] = {}
-    for row in read_validations(run):
-        for key, value in row.items():
-            if key in FIGURES and isinstance(value, float):
-                of = str(row.get("corpus", "?")), str(row.get("split", "?")), key
-                found.setdefault(of, []).append((value, row["step"]))
-    for (corpus, split, key), values in found.items():
-        best, step = max(values, key=lambda entry: entry[0])
-        more = f", best {format_share(best)} at step {step:,}" if len(values) > 1 else ""
-        lines.append(f"{corpus} {split}: {label_figure(key)} {format_share(values[-1][0])}{more}")
+    for name, rows in group_rows(read_validations(run)):
+        for key in FIGURES:
+            values = {int(row["step"]): float(row[key]) for row in rows if isinstance(row.get(key), float)}
+            if values:
+                lines.append(f"{name}: {label_figure(key)} {describe_values(values)}")
     return [*lines, f"next: {next_command(recipe, run)}"]
+
+
+def describe_values(values: Mapping[int, float]) -> str:
+    """Return the last of the values by step, and the best if there are several."""
+    last, best = values[max(values)], best_step(values)
+    more = f", best {format_share(values[best])} at step {best:,}" if best is not None and len(values) > 1 else ""
+    return f"{format_share(last)}{more}"
 
 
 def next_command(recipe: Recipe, run: Path) -> str:

@@ -4,7 +4,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from unicl_cli.build.data import TrainingData, build_data, build_tokenizer, check_learnable, check_negatives
+from unicl_cli.build.data import TrainingData, build_data, build_tokenizer, check_learnable, total_steps
 from unicl_cli.build.init import adopted_tokenizer
 from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.build.optimizer import recipe_warnings
@@ -37,9 +37,10 @@ from unicl_cli.jobs.train.memory import (
 from unicl_cli.jobs.train.micro_batch import LESS, MARGIN
 from unicl_cli.jobs.train.sizes import chunk_count, sizes_of
 from unicl_cli.jobs.train.speed import estimate_time
+from unicl_cli.jobs.train.stage_chain import check_stages
 from unicl_cli.recipe.load import check_shares
 from unicl_cli.recipe.schema import Recipe
-from unicl_cli.recipe.stages import stage_of
+from unicl_cli.recipe.stages import stages_of
 from unicl_cli.recipe.text import dump
 
 BYTES = ("checkpoint_bytes", "memory")
@@ -69,6 +70,9 @@ def dry_run_facts(recipe: Recipe, run: Path, world: int, card: float | None = No
     ``card``: the bytes of a device, to find out how many rows at once would fit there.
     """
     check_shares(recipe, world)
+    if len(recipe.stages) > 1:
+        check_stages(recipe, run)
+    stages = [total_steps(stage, build_data(stage)) for stage, _, _ in stages_of(recipe, run)]
     data = build_data(recipe)
     check_learnable(recipe, data)
     for warning in recipe_warnings(recipe, data):
@@ -90,6 +94,7 @@ def dry_run_facts(recipe: Recipe, run: Path, world: int, card: float | None = No
         "batch_per_process": sizes.local,
         "micro": at_once,
         "steps": sizes.steps,
+        **({"steps_of_stages": stages} if len(stages) > 1 else {}),
         "samples": samples,
         "tokens_at_most": samples * (length or 0),
         "rows": {kind: sum(s.size for s in data.mix.strands if s.kind == kind) for kind in kinds},
@@ -118,16 +123,6 @@ def build_on_meta(
         step, tokenizer = build_step(recipe, fit_tokenizer, data.classes, chunks)
         add_adapters(recipe, step)
     return step.train(), tokenizer
-
-
-def check_models(recipe: Recipe) -> None:
-    """Build the model of each stage without memory or weights; raise UniclError for parts that do not fit together."""
-    for number in range(max(1, len(recipe.stages))):
-        stage = stage_of(recipe, number)
-        data = build_data(stage)
-        check_learnable(stage, data)
-        check_negatives(stage, data)
-        build_on_meta(stage, data, partial(build_tokenizer, stage, data), 1)
 
 
 def checkpoint_bytes(recipe: Recipe, step: Step) -> int:
@@ -208,6 +203,8 @@ def estimate_costs(estimate: Estimate, at_once: int) -> dict[str, Any]:
 def format_value(key: str, value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{LABELS.get(name, name)} {format_value(key, item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(format_value(key, item) for item in value)
     if key in BYTES:
         return byte_size(value)
     if key == "flops_of_one":

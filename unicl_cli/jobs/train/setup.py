@@ -27,6 +27,7 @@ from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError, write_line, write_note
 from unicl_cli.jobs.overlap import find_overlap, recipes_of
+from unicl_cli.jobs.train.blame import blame_parts
 from unicl_cli.jobs.train.blueprint import Blueprint, has_batch_statistics
 from unicl_cli.jobs.train.facts import read_training_facts
 from unicl_cli.jobs.train.micro_batch import first_rows, fit_micro_batch
@@ -76,7 +77,8 @@ def set_up(recipe: Recipe, accelerator: Any, run: Path, resume_from: str, start:
         blueprint = Blueprint(recipe, data, sizes, start=start)
     else:
         blueprint = Blueprint(recipe, data, sizes, trained=run)  # its weights will be loaded later
-    (step, tokenizer, origin), rows, reached = fit_micro_batch(blueprint, accelerator, first)
+    with blame_parts():
+        (step, tokenizer, origin), rows, reached = fit_micro_batch(blueprint, accelerator, first)
 
     frozen = freeze_unreached(step, sum_over_ranks(reached))
     check_adapters(step, frozen)

@@ -23,7 +23,7 @@ from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.train.batches import stream_batches
 from unicl_cli.jobs.train.checkpoints import Checkpoints, Rollback
 from unicl_cli.jobs.train.setup import Parts
-from unicl_cli.jobs.train.validations import Validations
+from unicl_cli.jobs.train.validations import Validations, resolve_entries
 from unicl_cli.jobs.train.watch import WatchSink, build_guard
 from unicl_cli.launch.stopping import StopFlag
 from unicl_cli.recipe.text import as_mapping
@@ -37,7 +37,7 @@ class Stage:
     def __init__(self, parts: Parts, run: Path, accelerator: Any, optimizer: Any, average: Average | None) -> None:
         self.parts, self.run_dir, self.accelerator, self.optimizer = parts, run, accelerator, optimizer
         self.checkpoints = Checkpoints(parts, run, accelerator, optimizer, average, build_guard(parts))
-        self.validations = Validations(parts, run, accelerator)
+        self.validations = Validations(parts, resolve_entries(parts.recipe), run, accelerator, average)
         self.status: StatusSink | None = None
 
     def run(self, facts: Mapping[str, Any] | None, stop: StopFlag, *, quiet: bool) -> None:

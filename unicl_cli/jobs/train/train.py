@@ -25,10 +25,12 @@ from unicl_cli.jobs.train.micro_batch import explain_out_of_memory
 from unicl_cli.jobs.train.setup import Parts, platform_facts, resume, set_up, write_parts
 from unicl_cli.jobs.train.sizes import is_sharded
 from unicl_cli.jobs.train.stage import Stage
+from unicl_cli.jobs.train.stage_chain import check_stages
 from unicl_cli.jobs.train.text_cache import cache_texts
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.launch.slurm import requeue_on_usr1
 from unicl_cli.launch.stopping import StopFlag
+from unicl_cli.recipe.layers import Override
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stages_of
 from unicl_cli.runs.folder import CHECKPOINTS, ENVIRONMENT, META, OVERRIDES, RECIPE, RUN_LOCK
@@ -59,7 +61,7 @@ def environment(recipe: Recipe, devices: str) -> dict[str, Any]:
 
 
 def train(
-    recipe: Recipe, run: Path, request: TrainRequest, stop: StopFlag, *, source: str, overrides: Sequence[str]
+    recipe: Recipe, run: Path, request: TrainRequest, stop: StopFlag, *, source: str, overrides: Sequence[Override]
 ) -> None:
     """Train all stages of a recipe into ``run``; every rank calls it. ``stop`` has been installed."""
     stages = stages_of(recipe, run)
@@ -74,6 +76,8 @@ def train(
     stop.install()  # also in a worker, now that it has peers to stop with
     begin = partial(write_source, recipe, run, source, overrides, request)
     writes = rank() == 0
+    if len(stages) > 1:
+        check_stages(recipe, run)
     with lock_run(run) if writes else nullcontext(), requeue_on_usr1(stop, wanted=request.requeue and writes):
         barrier()
         for stage, folder, start in stages:
@@ -133,7 +137,7 @@ def lock_run(run: Path) -> Generator[None]:
                 lock.unlink(missing_ok=True)
 
 
-def write_source(recipe: Recipe, run: Path, source: str, overrides: Sequence[str], request: TrainRequest) -> None:
+def write_source(recipe: Recipe, run: Path, source: str, overrides: Sequence[Override], request: TrainRequest) -> None:
     """Write the recipe as given, for people to read; unicl itself reads ``resolved.yaml``."""
     text = Path(source).read_text(encoding="utf-8") if Path(source).is_file() else f"extends: {source}\n"
     write_atomic(run / RECIPE, text)
