@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unicl_cli.contracts import NO_KEY
+from unicl_cli.kernels.own_text import OwnText
 from unicl_cli.losses import both_ways, contrast, contrast_tiled
 
 TERMS = ({"image": 0.5, "text": 0.5}, {"image": 1.0}, {"text": 1.0})
@@ -48,6 +49,15 @@ def dense(u: Tensor, v: Tensor, keys: Tensor, scale: Tensor, weights: tuple[floa
     each = contrast(u, v, keys, keys, scale), contrast(v, u, keys, keys, scale)
     count = (keys != NO_KEY).sum().clamp(min=1)
     return sum(weight * x[keys != NO_KEY].sum() / count for weight, x in zip(weights, each, strict=True))
+
+
+def own_text_gap(n: int, width: int, device: str = "cpu") -> float:
+    """The gap to torch's float64 tiles, which are held against the matrix of targets elsewhere."""
+    (u, v, s), wide = inputs_of(unit(n, width, n), unit(n, width, n + 1), scale=14.3, device=device)
+    keys, one = keys_of(n, width).to(device), torch.ones(1, device=device)
+    own = OwnText((torch.arange(n) % 9).to(device), torch.linspace(0, 1, n).to(device))
+    ours, exact = (both_ways(*x, keys, scale, own=own)["loss"] for x, scale in (((u, v), s), (wide[:2], wide[2])))
+    return gap(graded(ours, one, (u, v, s)), graded(exact, one, wide))
 
 
 def both_gap(

@@ -6,13 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Model
+from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Drawn, Model
 from unicl_cli.core.dist import exchange, gather, largest_over_ranks, rank, share_of_mean, world_size
 from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.kernels.own_text import OwnText, two_levels
 from unicl_cli.kernels.pairs import pairs_of
 from unicl_cli.kernels.tiles import in_kernel, tiled_sums
 
 TERMS = ("image", "text")
+OWN_TEXT = "own_text"
+"""Column of ``Batch.extra``: int64 (b,), equal for rows that show an equal caption; NO_KEY for a prompt or no text."""
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -86,6 +89,7 @@ def both_ways(
     terms: Sequence[str] = TERMS,
     tile: int | None = None,
     index: Tensor | None = None,
+    own: OwnText | None = None,
 ) -> dict[str, Tensor]:
     """Compute this rank's shares of the global means, each (): (b, D) images, (b, D) texts, (b,) keys, () scale.
 
@@ -95,6 +99,8 @@ def both_ways(
 
     With ``index``, int64 (b,), ``v`` is (U, D), the distinct texts, and the text of row i is ``v[index[i]]``: the same
     numbers as with ``v[index]``, from b x U logits. U may differ by rank; the index of a hidden row may be NO_TEXT.
+
+    With ``own``, a part of each row's target lies on the rows with its own text (`OwnText`), the rest on equal keys.
     """
     u, v = _kernel_input(u, tile), _kernel_input(v, tile)
     with torch.autocast(u.device.type, enabled=False):
@@ -105,16 +111,22 @@ def both_ways(
         everyone = gather(torch.stack([keys, mine + rank() * width], 1))
         all_keys, reads = everyone.T.contiguous()
         pairs = pairs_of(keys, all_keys, s.dtype, column_sums=True, shared=(reads, len(k)))
-        rows, columns, pull = tiled_sums(u, k, s, pairs, tile)
+        floors = pairs.positives.clamp(min=1).to(s.dtype).log()
+        if own is not None:
+            own = OwnText(own.keys.masked_fill(keys == NO_KEY, NO_KEY), own.share.to(s.dtype))
+            levels = two_levels(keys, all_keys, own, OwnText(gather(own.keys), gather(own.share)))
+            pairs, floors = pairs._replace(pulls=(levels.image, levels.text)), levels.entropy
+        rows, columns, *pulls = tiled_sums(u, k, s, pairs, tile)
         # the texts of this rank over all images; a text is one column, however many rows read it
         here = (columns - pairs.column_bias).view(world_size(), width)
         columns = exchange(here).logsumexp(0)[mine]
         valid, count = keys != NO_KEY, (all_keys != NO_KEY).sum()
-        # keys are symmetric, so the pulls of all images and of all texts have the same sum: images are not gathered
-        sums = {"image": rows - pull, "text": columns - pull}
+        # equal keys are symmetric, so the pulls of all images and of all texts have the same sum; with `own` there are
+        # two. Either way images are not gathered
+        sums = {"image": rows - pulls[0], "text": columns - pulls[-1]}
         means = {term: share_of_mean(x, valid, count) for term, x in sums.items()}
         loss = torch.stack([means[term] for term in terms]).mean()
-        floor = share_of_mean(pairs.positives.clamp(min=1).to(s.dtype).log(), valid, count)
+        floor = share_of_mean(floors, valid, count)
     logged = {"loss_per_image": means["image"], "loss_per_text": means["text"], "excess_loss": loss - floor}
     return {"loss": loss, **{name: value.detach() for name, value in logged.items()}}
 
@@ -163,12 +175,24 @@ def _class_loss(head: nn.Linear, pooled: Tensor, labels: Tensor, smoothing: floa
         return share_of_mean(values, valid)
 
 
+def caption_keys(drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor) -> dict[str, Tensor]:
+    """Return the column OWN_TEXT of a batch, from the hash of each row's caption."""
+    del tokens, text_index
+    return {OWN_TEXT: torch.tensor([row.text_hash or NO_KEY for row in drawn])}  # the hash of a prompt is 0
+
+
 class UniCL(nn.Module):
-    """Image-text-label contrast: all pairs with equal keys are positives, both ways. UniCL (CVPR 2022) eq. 1."""
+    """Image-text-label contrast: all pairs with equal keys are positives, both ways. UniCL (CVPR 2022) eq. 1.
+
+    A row with a label that shows a caption of its own puts ``own_text`` of its target on the rows with that caption and
+    the rest on its class: 0 is the paper's target, 1 ignores the label of such a row.
+    """
 
     score, activation = "text", "softmax"
 
-    def __init__(self, terms: Sequence[str] = TERMS, tile: int | None = None, *, fold: bool = True) -> None:
+    def __init__(
+        self, terms: Sequence[str] = TERMS, tile: int | None = None, *, fold: bool = True, own_text: float = 0.0
+    ) -> None:
         super().__init__()
         for term in terms:
             if term not in TERMS:
@@ -177,13 +201,24 @@ class UniCL(nn.Module):
                 )
         if not terms or len(set(terms)) < len(terms):
             raise UniclError(f"loss.terms: {list(terms)} is empty or repeats a term", "use image, text or both")
-        self.terms, self.tile, self.fold = tuple(terms), tile, fold
+        self.terms, self.tile, self.fold, self.own_text = tuple(terms), tile, fold, own_text
+        if own_text:
+            self.extra = caption_keys
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         u, scale = model.encode_image(batch.images).embed, model.scale()
         v, index = _encode_texts(model, batch, fold=self.fold)
-        out = both_ways(u, v, _text_keys(batch.keys, batch), scale, terms=self.terms, tile=self.tile, index=index)
+        keys, own = _text_keys(batch.keys, batch), self._own_text(batch, scale.dtype)
+        out = both_ways(u, v, keys, scale, terms=self.terms, tile=self.tile, index=index, own=own)
         return {**out, "logit_scale": scale.detach()}
+
+    def _own_text(self, batch: Batch, dtype: torch.dtype) -> OwnText | None:
+        """Return the captions of the rows with a label; None for a batch without the column, as a dry run makes it."""
+        if OWN_TEXT not in batch.extra:
+            return None
+        captions = batch.extra[OWN_TEXT]
+        both = (captions != NO_KEY) & (batch.labels != NO_LABEL)
+        return OwnText(captions, self.own_text * both.to(dtype))
 
 
 class Clip(nn.Module):
