@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Drawn, Features
+from unicl_cli.core.batch_columns import HASH_KEYS, OWN_TEXT
 from unicl_cli.errors import UniclError
-from unicl_cli.kernels.own_text import OwnText
-from unicl_cli.losses import OWN_TEXT, Clip, CrossEntropy, MultiTask, SupCon, UniCL, both_ways, caption_keys
+from unicl_cli.kernels.targets import Target
+from unicl_cli.losses import Clip, CrossEntropy, MultiTask, SupCon, UniCL, both_ways, caption_keys
 
 WIDTH = 6
 LABELS = [0, -1, 2, 0, -1, 2, 1, -1]
@@ -106,10 +107,12 @@ def test_own_text_is_the_caption_of_a_row_with_a_label():
     rows = [drawn(label, "words", number) for label, number in zip(LABELS, hashes, strict=True)]
     model, batch, loss = Table(), batch_of(LABELS), UniCL(own_text=0.4)
     batch = batch._replace(extra=loss.extra(rows, batch.tokens, batch.text_index))
-    assert batch.extra[OWN_TEXT].tolist() == [number or NO_KEY for number in hashes]
+    assert batch.extra[OWN_TEXT].tolist() == [HASH_KEYS | number if number else NO_KEY for number in hashes]
     u, v = F.normalize(model.images[:8], dim=-1), F.normalize(model.texts[1:9], dim=-1)
-    share = torch.tensor([0.4, 0, 0, 0.4, 0, 0.4, 0, 0], dtype=torch.float64)
-    wanted = both_ways(u, v, batch.keys, model.scale(), own=OwnText(batch.extra[OWN_TEXT], share))["loss"]
+    share = torch.tensor([0.4, 1, 0, 0.4, 1, 0.4, 0, 1], dtype=torch.float64)
+    texts = torch.where(batch.labels == NO_LABEL, batch.keys, batch.extra[OWN_TEXT])
+    target = Target(texts, share, batch.labels[:, None])
+    wanted = both_ways(u, v, batch.keys, model.scale(), target=target)["loss"]
     assert loss(model, batch)["loss"].item() == pytest.approx(wanted.item(), abs=1e-12)
     paper = UniCL()(model, batch)["loss"].item()
     assert abs(wanted.item() - paper) > 1e-3

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Features
+from unicl_cli.core.batch_columns import OWN_TEXT
 from unicl_cli.core.dist import (
     any_rank,
     bare,
@@ -30,7 +31,7 @@ from unicl_cli.core.dist import (
     world_size,
 )
 from unicl_cli.launch.process import end_worker
-from unicl_cli.losses import OWN_TEXT, Clip, CrossEntropy, MultiTask, SupCon, UniCL
+from unicl_cli.losses import Clip, CrossEntropy, MultiTask, SupCon, UniCL
 
 SIZE, WIDTH, CLASSES = 12, 5, 4
 

@@ -13,16 +13,20 @@ Sums = tuple[Tensor, Tensor]
 Grads = tuple[Tensor | None, Tensor | None]
 
 
+class Side(NamedTuple):
+    """The members of groups: entry e says that ``item[e]`` is in group ``group[e]`` and counts ``weight[e]`` times."""
+
+    group: Tensor  # (E,) int64: the number of groups where the other side has no such group
+    weight: Tensor | None = None  # (E,) float; None: 1 each
+    item: Tensor | None = None  # (E,) int64; None: entry e is item e
+
+
 class Pull(NamedTuple):
-    """For each row i, ``weight[i]`` times the sum of the columns that the answers of its group read.
+    """For each row, the weighted sum over its groups of the weighted sums of the columns that their answers read."""
 
-    Each column counts ``answer_weight`` times, where there is one.
-    """
-
-    weight: Tensor  # (b,) float
-    row_group: Tensor  # (b,) int64, below b
-    answer_group: Tensor  # (B,) int64: b where no row has the group
-    answer_weight: Tensor | None = None  # (B,) float
+    rows: Side
+    answers: Side
+    groups: int
 
 
 class Pairs(NamedTuple):
@@ -35,6 +39,7 @@ class Pairs(NamedTuple):
     pulls: tuple[tuple[Pull, ...], ...]  # one or two results, each the sum of its pulls: the mean of a row's positives
     exclude: tuple[Tensor, Tensor] | None  # int64 (b,), (C,): a pair with equal ids is hidden
     column_sums: bool  # sum down the columns too
+    unknown: tuple[Tensor, Tensor] | None = None  # int64 (b,), (C,): a common bit hides a pair
 
 
 class Kernel(Protocol):
@@ -86,7 +91,7 @@ def pairs_of(
         count = count - sizes[twin].masked_fill(count == 0, 0)
         groups.append((twin, twins, -1.0))
     share = count.to(dtype).clamp(min=1).reciprocal().masked_fill(count == 0, 0)
-    pulls = tuple(Pull(sign * share, mine, theirs) for mine, theirs, sign in groups)
+    pulls = tuple(Pull(Side(mine, sign * share), Side(theirs), len(row_keys)) for mine, theirs, sign in groups)
     reads, columns = shared or (torch.arange(len(column_keys), device=column_keys.device), len(column_keys))
     times = torch.zeros(columns, dtype=dtype, device=reads.device).index_add_(
         0, reads, (column_keys != NO_KEY).to(dtype)

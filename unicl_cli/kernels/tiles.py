@@ -37,7 +37,11 @@ def _add(out: Tensor, to: Tensor, x: Tensor, of: Tensor, weight: Tensor | None =
 def _logits(rows: Tensor, k: Tensor, pairs: Pairs, part: slice, out: Tensor) -> Tensor:
     """Compute the logits of the scaled ``rows``, which are slice ``part`` of all, with hidden pairs at FAR or below."""
     out = torch.add(pairs.row_bias[part, None], pairs.column_bias, out=out[: len(rows)]).addmm_(rows, k.T)
-    return out if pairs.exclude is None else out.masked_fill_(pairs.exclude[0][part, None] == pairs.exclude[1], FAR)
+    if pairs.exclude is not None:
+        out.masked_fill_(pairs.exclude[0][part, None] == pairs.exclude[1], FAR)
+    if pairs.unknown is not None:
+        out.masked_fill_((pairs.unknown[0][part, None] & pairs.unknown[1]) != 0, FAR)
+    return out
 
 
 def _sums(q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int) -> tuple[Sums, Tensor | None]:
@@ -75,15 +79,34 @@ def _gradients(
     return dq, dk
 
 
+def _feature_slices(q: Tensor, pull: Pull) -> Iterator[slice]:
+    """Cut the features so that the sums of all groups need no more memory than ``q``."""
+    return _slices(q.shape[1], max(1, q.numel() // (pull.groups + 1)) if pull.groups > len(q) else q.shape[1])
+
+
+def _group_sums(k: Tensor, pairs: Pairs, pull: Pull, like: Tensor) -> Tensor:
+    """Compute the sum of the columns of each group, (groups + 1, D)."""
+    groups, answers = like.new_zeros(pull.groups + 1, k.shape[1]), pull.answers
+    reads = pairs.reads if answers.item is None else pairs.reads[answers.item]
+    return _add(groups, answers.group, k, reads, answers.weight)
+
+
 def _pull_sums(q: Tensor, k: Tensor, pairs: Pairs, pulls: tuple[Pull, ...]) -> Tensor:
     """Compute each row's product with the sum of ``pulls``, (b,)."""
     total = torch.zeros_like(pairs.row_bias)
     for pull in pulls:
-        groups = total.new_zeros(len(q) + 1, q.shape[1])
-        _add(groups, pull.answer_group, k, pairs.reads, pull.answer_weight)
-        for part in _slices(len(q)):
-            products = groups.index_select(0, pull.row_group[part]).mul_(q[part])
-            total[part] += products.sum(1).mul_(pull.weight[part])
+        rows = pull.rows
+        for features in _feature_slices(q, pull):
+            groups = _group_sums(k[:, features], pairs, pull, total)
+            for part in _slices(len(rows.group)):
+                own = q[part, features] if rows.item is None else q[rows.item[part], features]
+                products = groups.index_select(0, rows.group[part]).mul_(own).sum(1)
+                if rows.weight is not None:
+                    products.mul_(rows.weight[part])
+                if rows.item is None:
+                    total[part] += products
+                else:
+                    total.index_add_(0, rows.item[part], products)
     return total
 
 
@@ -91,14 +114,16 @@ def _add_pull_gradients(
     q: Tensor, k: Tensor, pairs: Pairs, pulls: tuple[Pull, ...], grad: Tensor, dq: Tensor, dk: Tensor
 ) -> None:
     """Add the gradients of ``_pull_sums``."""
-    every = torch.arange(len(q), device=q.device)
     for pull in pulls:
-        strength = grad * pull.weight
-        groups = dq.new_zeros(len(q) + 1, q.shape[1])
-        _add(groups, pull.answer_group, k, pairs.reads, pull.answer_weight)
-        _add(dq, every, groups, pull.row_group, strength)
-        _add(groups.zero_(), pull.row_group, q, every, strength)
-        _add(dk, pairs.reads, groups, pull.answer_group, pull.answer_weight)
+        rows, answers = pull.rows, pull.answers
+        of = torch.arange(len(q), device=q.device) if rows.item is None else rows.item
+        strength = grad[of] if rows.weight is None else grad[of] * rows.weight
+        reads = pairs.reads if answers.item is None else pairs.reads[answers.item]
+        for features in _feature_slices(q, pull):
+            groups = _group_sums(k[:, features], pairs, pull, dq)
+            _add(dq[:, features], of, groups, rows.group, strength)
+            _add(groups.zero_(), rows.group, q[:, features], of, strength)
+            _add(dk[:, features], reads, groups, answers.group, answers.weight)
 
 
 class _Tiles(torch.autograd.Function):
