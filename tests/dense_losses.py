@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unicl_cli.contracts import NO_KEY
+from unicl_cli.kernels.targets import Target
 from unicl_cli.losses import both_ways, contrast, contrast_tiled
 
 TERMS = ({"image": 0.5, "text": 0.5}, {"image": 1.0}, {"text": 1.0})
@@ -48,6 +49,21 @@ def dense(u: Tensor, v: Tensor, keys: Tensor, scale: Tensor, weights: tuple[floa
     each = contrast(u, v, keys, keys, scale), contrast(v, u, keys, keys, scale)
     count = (keys != NO_KEY).sum().clamp(min=1)
     return sum(weight * x[keys != NO_KEY].sum() / count for weight, x in zip(weights, each, strict=True))
+
+
+def target_gap(n: int, width: int, *, sets: bool, device: str = "cpu") -> float:
+    """The gap to torch's float64 tiles, which other tests hold against the matrix of targets."""
+    (u, v, s), wide = inputs_of(unit(n, width, n), unit(n, width, n + 1), scale=14.3, device=device)
+    rows, one = torch.arange(n), torch.ones(1, device=device)
+    target = Target(rows % 9, torch.linspace(0, 1, n), (rows % 6)[:, None])
+    if sets:
+        labels = torch.stack([rows % 4, rows % 3 + 4, rows % 5 - 1], 1)
+        target = Target(rows % 9, torch.linspace(0, 0.9, n), labels, None, rows % 7 | 1, rows % 4 - 1, 3)
+    target = target.map_rows(lambda x: x.to(device))
+    keys = rows.masked_fill(rows % 11 == 3, NO_KEY).to(device)
+    losses = (both_ways(*x, keys, scale, target=target)["loss"] for x, scale in (((u, v), s), (wide[:2], wide[2])))
+    ours, exact = losses
+    return gap(graded(ours, one, (u, v, s)), graded(exact, one, wide))
 
 
 def both_gap(

@@ -7,9 +7,11 @@ from pytorch_metric_learning.losses import SupConLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unicl_cli.contracts import NO_LABEL, NO_TEXT, Batch, Features
+from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Drawn, Features
+from unicl_cli.core.batch_columns import HASH_KEYS, OWN_TEXT
 from unicl_cli.errors import UniclError
-from unicl_cli.losses import Clip, CrossEntropy, MultiTask, SupCon, UniCL, both_ways
+from unicl_cli.kernels.targets import Target
+from unicl_cli.losses import Clip, CrossEntropy, MultiTask, SupCon, UniCL, both_ways, caption_keys
 
 WIDTH = 6
 LABELS = [0, -1, 2, 0, -1, 2, 1, -1]
@@ -93,6 +95,34 @@ def test_unicl_takes_the_keys_and_class_0_is_a_class_like_any_other():
     assert UniCL()(model, renamed)["loss"].item() == pytest.approx(whole["loss"].item(), abs=1e-12)
     captions = batch_of([{0: -1}.get(label, label) for label in LABELS])
     assert abs(UniCL()(model, captions)["loss"] - whole["loss"]) > 1e-3
+
+
+def drawn(label: int, text: str, text_hash: int) -> Drawn:
+    return Drawn(0, 0, 0, torch.zeros(3, 2, 2), label, text, text_hash, {})
+
+
+def test_own_text_is_the_caption_of_a_row_with_a_label():
+    """Prompts (hash 0) and rows without a label keep the paper's target, whatever ``own_text`` is."""
+    hashes = [71, 72, 0, 71, 0, 73, 0, 74]
+    rows = [drawn(label, "words", number) for label, number in zip(LABELS, hashes, strict=True)]
+    model, batch, loss = Table(), batch_of(LABELS), UniCL(own_text=0.4)
+    batch = batch._replace(extra=loss.extra(rows, batch.tokens, batch.text_index))
+    assert batch.extra[OWN_TEXT].tolist() == [HASH_KEYS | number if number else NO_KEY for number in hashes]
+    u, v = F.normalize(model.images[:8], dim=-1), F.normalize(model.texts[1:9], dim=-1)
+    share = torch.tensor([0.4, 1, 0, 0.4, 1, 0.4, 0, 1], dtype=torch.float64)
+    texts = torch.where(batch.labels == NO_LABEL, batch.keys, batch.extra[OWN_TEXT])
+    target = Target(texts, share, batch.labels[:, None])
+    wanted = both_ways(u, v, batch.keys, model.scale(), target=target)["loss"]
+    assert loss(model, batch)["loss"].item() == pytest.approx(wanted.item(), abs=1e-12)
+    paper = UniCL()(model, batch)["loss"].item()
+    assert abs(wanted.item() - paper) > 1e-3
+    prompts = {OWN_TEXT: torch.full((8,), NO_KEY)}
+    assert loss(model, batch._replace(extra=prompts))["loss"].item() == pytest.approx(paper, abs=1e-12)
+
+
+def test_only_a_share_of_own_text_asks_the_loader_for_captions():
+    assert UniCL(own_text=0.1).extra is caption_keys
+    assert not hasattr(UniCL(), "extra")
 
 
 def test_rows_without_a_text_are_as_if_they_were_not_there():

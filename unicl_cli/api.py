@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from unicl_cli.data.sources.tar_members import iter_members
     from unicl_cli.errors import UniclError
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
+    from unicl_cli.kernels.targets import Target
     from unicl_cli.launch.accelerator import start_accelerator
     from unicl_cli.losses import both_ways, contrast, contrast_tiled, supcon_loss
     from unicl_cli.model import at_least_float32, chunked
@@ -80,6 +81,7 @@ _HOME = {
     "unicl_cli.errors": ("UniclError",),
     "unicl_cli.evaluate.classifier": ("prompts_of", "zeroshot_classifier"),
     "unicl_cli.build.load": ("Loaded", "load_model"),
+    "unicl_cli.kernels.targets": ("Target",),
     "unicl_cli.losses": ("both_ways", "contrast", "contrast_tiled", "supcon_loss"),
     "unicl_cli.model": ("at_least_float32", "chunked"),
 }
@@ -110,6 +112,7 @@ __all__ = [
     "Sample",
     "Sink",
     "Step",
+    "Target",
     "Tokenizer",
     "Tower",
     "TowerTraits",

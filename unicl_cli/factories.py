@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from unicl_cli.contracts import LogitScale, Part, Tuning
-from unicl_cli.recipe.schema import Below1, Count, Depth, Positive, Temperature, Weight, Width
+from unicl_cli.recipe.schema import Below1, Count, Depth, Positive, Share, Temperature, Weight, Width
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -153,11 +153,13 @@ def linear(*, vocab_size: int, embed_dim: int, bias: bool = False) -> nn.Module:
     return LabelEmbedding(vocab_size, embed_dim, bias=bias)
 
 
-def unicl(*, terms: Terms = ("image", "text"), tile: Tile = "auto", fold: bool = True) -> nn.Module:
-    """UniCL: all pairs with equal labels are positives (CVPR 2022, eq. 2, 3)."""
+def unicl(
+    *, terms: Terms = ("image", "text"), tile: Tile = "auto", fold: bool = True, own_text: Share = 0.0
+) -> nn.Module:
+    """UniCL: all pairs with equal labels are positives (CVPR 2022, eq. 2, 3); own_text: captions of labelled rows."""
     from unicl_cli.losses import UniCL
 
-    return UniCL(terms, _tile_rows(tile), fold=fold)
+    return UniCL(terms, _tile_rows(tile), fold=fold, own_text=own_text)
 
 
 def clip(*, tile: Tile = "auto", fold: bool = True) -> nn.Module:

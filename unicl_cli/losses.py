@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Model
+from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Drawn, Model
+from unicl_cli.core.batch_columns import HASH_KEYS, OWN_TEXT
 from unicl_cli.core.dist import exchange, gather, largest_over_ranks, rank, share_of_mean, world_size
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.kernels.pairs import pairs_of
+from unicl_cli.kernels.targets import Target, build_levels, hide_unknown, mask_target
 from unicl_cli.kernels.tiles import in_kernel, tiled_sums
 
 TERMS = ("image", "text")
@@ -86,6 +88,7 @@ def both_ways(
     terms: Sequence[str] = TERMS,
     tile: int | None = None,
     index: Tensor | None = None,
+    target: Target | None = None,
 ) -> dict[str, Tensor]:
     """Compute this rank's shares of the global means, each (): (b, D) images, (b, D) texts, (b,) keys, () scale.
 
@@ -95,6 +98,9 @@ def both_ways(
 
     With ``index``, int64 (b,), ``v`` is (U, D), the distinct texts, and the text of row i is ``v[index[i]]``: the same
     numbers as with ``v[index]``, from b x U logits. U may differ by rank; the index of a hidden row may be NO_TEXT.
+
+    With ``target``, the positives of a row and their shares are those of `Target`, not the rows with its key. Where
+    rows may have several labels, ``excess_loss`` is an estimate from the first 32 rows of each rank.
     """
     u, v = _kernel_input(u, tile), _kernel_input(v, tile)
     with torch.autocast(u.device.type, enabled=False):
@@ -102,19 +108,26 @@ def both_ways(
         width = len(v) if index is None else largest_over_ranks(len(v))  # every rank gathers the same number of rows
         k = gather(F.pad(v, (0, 0, 0, width - len(v))) if width > len(v) else v)
         mine = torch.arange(len(v), device=v.device) if index is None else index.clamp(min=0)
-        everyone = gather(torch.stack([keys, mine + rank() * width], 1))
-        all_keys, reads = everyone.T.contiguous()
+        all_keys, reads = gather(torch.stack([keys, mine + rank() * width], 1)).T.contiguous()
         pairs = pairs_of(keys, all_keys, s.dtype, column_sums=True, shared=(reads, len(k)))
-        rows, columns, pull = tiled_sums(u, k, s, pairs, tile)
+        valid, count = keys != NO_KEY, (all_keys != NO_KEY).sum()
+        floors = pairs.positives.clamp(min=1).to(s.dtype).log()
+        if target is not None:
+            target = mask_target(target, valid)
+            everyone = target.map_rows(gather)
+            levels = build_levels(target, everyone, s.dtype)
+            unknown = hide_unknown(target, everyone, reads, len(k))
+            pairs, floors = pairs._replace(pulls=(levels.image, levels.text), unknown=unknown), levels.entropy
+        rows, columns, *pulls = tiled_sums(u, k, s, pairs, tile)
         # the texts of this rank over all images; a text is one column, however many rows read it
         here = (columns - pairs.column_bias).view(world_size(), width)
         columns = exchange(here).logsumexp(0)[mine]
-        valid, count = keys != NO_KEY, (all_keys != NO_KEY).sum()
-        # keys are symmetric, so the pulls of all images and of all texts have the same sum: images are not gathered
-        sums = {"image": rows - pull, "text": columns - pull}
+        # equal keys are symmetric: the pulls of all images and of all texts have the same sum. A target has two pulls.
+        # Either way images are not gathered
+        sums = {"image": rows - pulls[0], "text": columns - pulls[-1]}
         means = {term: share_of_mean(x, valid, count) for term, x in sums.items()}
         loss = torch.stack([means[term] for term in terms]).mean()
-        floor = share_of_mean(pairs.positives.clamp(min=1).to(s.dtype).log(), valid, count)
+        floor = share_of_mean(floors, valid[: len(floors)], count if len(floors) == len(valid) else None)
     logged = {"loss_per_image": means["image"], "loss_per_text": means["text"], "excess_loss": loss - floor}
     return {"loss": loss, **{name: value.detach() for name, value in logged.items()}}
 
@@ -163,12 +176,25 @@ def _class_loss(head: nn.Linear, pooled: Tensor, labels: Tensor, smoothing: floa
         return share_of_mean(values, valid)
 
 
+def caption_keys(drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor) -> dict[str, Tensor]:
+    """Return the column OWN_TEXT of a batch, from the hash of each row's caption."""
+    del tokens, text_index
+    keys = [HASH_KEYS | row.text_hash if row.text_hash else NO_KEY for row in drawn]  # the hash of a prompt is 0
+    return {OWN_TEXT: torch.tensor(keys)}
+
+
 class UniCL(nn.Module):
-    """Image-text-label contrast: all pairs with equal keys are positives, both ways. UniCL (CVPR 2022) eq. 1."""
+    """Image-text-label contrast: all pairs with equal keys are positives, both ways. UniCL (CVPR 2022) eq. 1.
+
+    A row with a label that shows a caption of its own puts ``own_text`` of its target on the rows with that caption and
+    the rest on its class: 0 is the paper's target, 1 ignores the label of such a row.
+    """
 
     score, activation = "text", "softmax"
 
-    def __init__(self, terms: Sequence[str] = TERMS, tile: int | None = None, *, fold: bool = True) -> None:
+    def __init__(
+        self, terms: Sequence[str] = TERMS, tile: int | None = None, *, fold: bool = True, own_text: float = 0.0
+    ) -> None:
         super().__init__()
         for term in terms:
             if term not in TERMS:
@@ -177,13 +203,25 @@ class UniCL(nn.Module):
                 )
         if not terms or len(set(terms)) < len(terms):
             raise UniclError(f"loss.terms: {list(terms)} is empty or repeats a term", "use image, text or both")
-        self.terms, self.tile, self.fold = tuple(terms), tile, fold
+        self.terms, self.tile, self.fold, self.own_text = tuple(terms), tile, fold, own_text
+        if own_text:
+            self.extra = caption_keys
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         u, scale = model.encode_image(batch.images).embed, model.scale()
         v, index = _encode_texts(model, batch, fold=self.fold)
-        out = both_ways(u, v, _text_keys(batch.keys, batch), scale, terms=self.terms, tile=self.tile, index=index)
+        keys, target = _text_keys(batch.keys, batch), self._target(batch, scale.dtype)
+        out = both_ways(u, v, keys, scale, terms=self.terms, tile=self.tile, index=index, target=target)
         return {**out, "logit_scale": scale.detach()}
+
+    def _target(self, batch: Batch, dtype: torch.dtype) -> Target | None:
+        """Return the target on two levels; None for a batch without the column OWN_TEXT, as a dry run makes it."""
+        if OWN_TEXT not in batch.extra:
+            return None
+        captions, labelled = batch.extra[OWN_TEXT], batch.labels != NO_LABEL
+        share = ((captions != NO_KEY).to(dtype) * self.own_text).masked_fill(~labelled, 1)
+        texts = torch.where(labelled, captions, batch.keys)  # a row without a label has its own key, as in the paper
+        return Target(texts, share, batch.labels[:, None])
 
 
 class Clip(nn.Module):

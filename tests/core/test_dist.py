@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from unicl_cli.contracts import NO_LABEL, NO_TEXT, Batch, Features
+from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Features
+from unicl_cli.core.batch_columns import OWN_TEXT
 from unicl_cli.core.dist import (
     any_rank,
     bare,
@@ -91,6 +92,7 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
     "unicl, a text a row": lambda: UniCL(fold=False),
     "unicl image": lambda: UniCL(["image"], tile=3),
     "unicl text": lambda: UniCL(["text"]),
+    "unicl own text": lambda: UniCL(own_text=0.3, tile=5),
     "clip": lambda: Clip(tile=5),
     "supcon": lambda: SupCon(WIDTH, dim=3, tile=3),
     "ce": lambda: CrossEntropy(WIDTH, CLASSES, label_smoothing=0.1),
@@ -114,7 +116,9 @@ def global_rows(mix: str, views: int) -> dict[str, Tensor]:
     images = torch.randint(0, 255, (SIZE, views, 3, 2, 2), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
     images = images if views > 1 else images[:, 0]
     keys = torch.where(labels == NO_LABEL, 2**40 + rows, labels)
-    return {"images": images, "text": text, "labels": labels, "keys": keys, "draws": torch.arange(SIZE) + 7 * SIZE}
+    captions = torch.where(torch.arange(SIZE) % 3 > 0, text % 4 + 70, NO_KEY)
+    draws = torch.arange(SIZE) + 7 * SIZE
+    return {"images": images, "text": text, "labels": labels, "keys": keys, "draws": draws, OWN_TEXT: captions}
 
 
 def share_of(mix: str, views: int, part: int, parts: int) -> Batch:
@@ -123,7 +127,8 @@ def share_of(mix: str, views: int, part: int, parts: int) -> Batch:
     distinct = sorted({int(x) for x in mine["text"] if x != NO_TEXT})
     tokens = torch.tensor([[x, x + 1, (x * x) % 20] for x in distinct] or [[0, 1, 2]])
     index = torch.tensor([distinct.index(int(x)) if x != NO_TEXT else NO_TEXT for x in mine["text"]])
-    return Batch(mine["images"], tokens, index, mine["labels"], mine["keys"], mine["draws"], {})
+    extra = {OWN_TEXT: mine[OWN_TEXT]}
+    return Batch(mine["images"], tokens, index, mine["labels"], mine["keys"], mine["draws"], extra)
 
 
 def prepared(loss: str, mix: str, part: int, parts: int) -> tuple[Step, Batch]:

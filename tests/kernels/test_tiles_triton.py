@@ -16,7 +16,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the worker runs this file as a script
-from dense_losses import TERMS, both_gap, rows_gap
+from dense_losses import TERMS, both_gap, rows_gap, target_gap
 
 from unicl_cli.errors import UniclError
 from unicl_cli.kernels import tiles
@@ -46,6 +46,8 @@ def everything() -> dict[str, float]:
                 note(f"{kind}, {' and '.join(terms)}{', folded' * folded}", both_gap(n, width, terms, folded=folded))
 
     cases("one block", [(1, 1, 8), (5, 70, 130)], [(70, 40), (5, 130), (33, 8), (1, 40)])
+    note("two levels", target_gap(70, 40, sets=False))
+    note("label sets in groups", target_gap(70, 40, sets=True))
     note("scale 100", both_gap(70, 40, TERMS[0], folded=True, scale=100.0))
     tiles_triton.SUMS[4] = tiles_triton.GRADIENTS[4] = tiles_triton.Blocks(16, 32, 64, 4, 1)
     tiles_triton.PROGRAMS, tiles_triton.SLICE = 4, 64
@@ -67,7 +69,7 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
 
 
 def test_the_kernels_give_the_dense_values_and_gradients_for_any_keys_and_tails(interpreted):
-    assert len(interpreted) == 2 * 8 + 4 + 1
+    assert len(interpreted) == 2 * 8 + 4 + 3
     assert {name: value for name, value in interpreted.items() if not value < 1e-5} == {}
 
 

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from unicl_cli.contracts import NO_LABEL, NO_TEXT, Batch, Drawn
+from unicl_cli.core.batch_columns import HASH_KEYS, ROW_KEYS
 from unicl_cli.data.tokenizers import TextTokenizer
 
-ROW_KEYS = 1 << 40
-HASH_KEYS = 1 << 62
 Hook = Callable[[Sequence[Drawn], Tensor, Tensor], Mapping[str, Tensor]]
 
 

@@ -13,12 +13,20 @@ Sums = tuple[Tensor, Tensor]
 Grads = tuple[Tensor | None, Tensor | None]
 
 
-class Pull(NamedTuple):
-    """For each row i, ``weight[i]`` times the sum of the columns that the answers of its group read."""
+class Side(NamedTuple):
+    """The members of groups: entry e says that ``item[e]`` is in group ``group[e]`` and counts ``weight[e]`` times."""
 
-    weight: Tensor  # (b,) float
-    row_group: Tensor  # (b,) int64, below b
-    answer_group: Tensor  # (B,) int64: b where no row has the group
+    group: Tensor  # (E,) int64: the number of groups where the other side has no such group
+    weight: Tensor | None = None  # (E,) float; None: 1 each
+    item: Tensor | None = None  # (E,) int64; None: entry e is item e
+
+
+class Pull(NamedTuple):
+    """For each row, the weighted sum over its groups of the weighted sums of the columns that their answers read."""
+
+    rows: Side
+    answers: Side
+    groups: int
 
 
 class Pairs(NamedTuple):
@@ -28,9 +36,10 @@ class Pairs(NamedTuple):
     column_bias: Tensor  # (C,): log of the number of answers that read it, or FAR
     reads: Tensor  # (B,) int64, below C
     positives: Tensor  # (b,) int64: number of answers that are positives of a row
-    pulls: tuple[Pull, ...]  # together: the mean of a row's positives
+    pulls: tuple[tuple[Pull, ...], ...]  # one or two results, each the sum of its pulls: the mean of a row's positives
     exclude: tuple[Tensor, Tensor] | None  # int64 (b,), (C,): a pair with equal ids is hidden
     column_sums: bool  # sum down the columns too
+    unknown: tuple[Tensor, Tensor] | None = None  # int64 (b,), (C,): a common bit hides a pair
 
 
 class Kernel(Protocol):
@@ -42,10 +51,10 @@ class Kernel(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
-def _groups(rows: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Group rows and answers by key: int64 (b,), (B,) -> row groups (b,), answer groups (B,), sizes (b,).
+def group_keys(rows: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Group rows and answers by key: int64 (b,), (B,) -> row groups (b,), answer groups (B,), sizes (b + 1,).
 
-    The group of an answer is b where no row has its key; the size of a row is the number of answers in its group.
+    The group of an answer is b where no row has its key; the size of a group is the number of its answers.
     """
     ordered, order = rows.sort()
     starts = torch.zeros_like(ordered)
@@ -55,7 +64,7 @@ def _groups(rows: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     theirs = torch.where(ordered[place] == answers, numbers[place], len(rows))
     sizes = theirs.new_zeros(len(rows) + 1).index_add_(0, theirs, torch.ones_like(theirs))
     mine = torch.empty_like(order).scatter_(0, order, numbers)
-    return mine, theirs, sizes[mine]
+    return mine, theirs, sizes
 
 
 def pairs_of(
@@ -72,23 +81,23 @@ def pairs_of(
     ``shared`` is for B answers that read fewer columns: the column of each, int64 (B,), and the number of columns. A
     column counts in a row's sum once for each answer that reads it and is not hidden. Not together with ``exclude``.
     """
-    row_group, answer_group, size = _groups(row_keys, column_keys)
-    count = size.masked_fill(row_keys == NO_KEY, 0)
+    row_group, answer_group, sizes = group_keys(row_keys, column_keys)
+    count = sizes[row_group].masked_fill(row_keys == NO_KEY, 0)
     groups = [(row_group, answer_group, 1.0)]
     if exclude is not None:
-        row_id, answer_id, _ = _groups(*exclude)
+        row_id, answer_id, _ = group_keys(*exclude)
         span = len(row_keys) + 1
-        twin, twins, size = _groups(row_group * span + row_id, answer_group * span + answer_id)
-        count = count - size.masked_fill(count == 0, 0)
+        twin, twins, sizes = group_keys(row_group * span + row_id, answer_group * span + answer_id)
+        count = count - sizes[twin].masked_fill(count == 0, 0)
         groups.append((twin, twins, -1.0))
     share = count.to(dtype).clamp(min=1).reciprocal().masked_fill(count == 0, 0)
-    pulls = tuple(Pull(sign * share, mine, theirs) for mine, theirs, sign in groups)
+    pulls = tuple(Pull(Side(mine, sign * share), Side(theirs), len(row_keys)) for mine, theirs, sign in groups)
     reads, columns = shared or (torch.arange(len(column_keys), device=column_keys.device), len(column_keys))
     times = torch.zeros(columns, dtype=dtype, device=reads.device).index_add_(
         0, reads, (column_keys != NO_KEY).to(dtype)
     )
     row_bias = torch.zeros_like(row_keys, dtype=dtype).masked_fill(row_keys == NO_KEY, FAR)
-    return Pairs(row_bias, times.log().clamp(min=FAR), reads, count, pulls, exclude, column_sums)
+    return Pairs(row_bias, times.log().clamp(min=FAR), reads, count, (pulls,), exclude, column_sums)
 
 
 def lse_(x: Tensor, dim: int, out: Tensor) -> Tensor:

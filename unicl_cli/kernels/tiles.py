@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unicl_cli.errors import UniclError
-from unicl_cli.kernels.pairs import FAR, Grads, Kernel, Pairs, Sums, lse_
+from unicl_cli.kernels.pairs import FAR, Grads, Kernel, Pairs, Pull, Sums, lse_
 
 CELLS = 1 << 21
 """Logits in one tile if the caller sets no tile."""
@@ -28,14 +28,20 @@ def _add(out: Tensor, to: Tensor, x: Tensor, of: Tensor, weight: Tensor | None =
     """Add ``weight[j] * x[of[j]]`` to ``out[to[j]]`` for all j, without copying all picked rows at once."""
     for part in _slices(len(to)):
         rows = x.index_select(0, of[part]).to(out.dtype)  # a third of the time of x[of[part]]
-        out.index_add_(0, to[part], rows if weight is None else rows.mul_(weight[part, None]))
+        if weight is not None:
+            rows.mul_(weight[part, None])
+        out.index_add_(0, to[part], rows)
     return out
 
 
 def _logits(rows: Tensor, k: Tensor, pairs: Pairs, part: slice, out: Tensor) -> Tensor:
     """Compute the logits of the scaled ``rows``, which are slice ``part`` of all, with hidden pairs at FAR or below."""
     out = torch.add(pairs.row_bias[part, None], pairs.column_bias, out=out[: len(rows)]).addmm_(rows, k.T)
-    return out if pairs.exclude is None else out.masked_fill_(pairs.exclude[0][part, None] == pairs.exclude[1], FAR)
+    if pairs.exclude is not None:
+        out.masked_fill_(pairs.exclude[0][part, None] == pairs.exclude[1], FAR)
+    if pairs.unknown is not None:
+        out.masked_fill_((pairs.unknown[0][part, None] & pairs.unknown[1]) != 0, FAR)
+    return out
 
 
 def _sums(q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int) -> tuple[Sums, Tensor | None]:
@@ -73,25 +79,51 @@ def _gradients(
     return dq, dk
 
 
-def _pulls(q: Tensor, k: Tensor, pairs: Pairs) -> Tensor:
-    """Compute each row's product with the mean of its positives, (b,)."""
+def _feature_slices(q: Tensor, pull: Pull) -> Iterator[slice]:
+    """Cut the features so that the sums of all groups need no more memory than ``q``."""
+    return _slices(q.shape[1], max(1, q.numel() // (pull.groups + 1)) if pull.groups > len(q) else q.shape[1])
+
+
+def _group_sums(k: Tensor, pairs: Pairs, pull: Pull, like: Tensor) -> Tensor:
+    """Compute the sum of the columns of each group, (groups + 1, D)."""
+    groups, answers = like.new_zeros(pull.groups + 1, k.shape[1]), pull.answers
+    reads = pairs.reads if answers.item is None else pairs.reads[answers.item]
+    return _add(groups, answers.group, k, reads, answers.weight)
+
+
+def _pull_sums(q: Tensor, k: Tensor, pairs: Pairs, pulls: tuple[Pull, ...]) -> Tensor:
+    """Compute each row's product with the sum of ``pulls``, (b,)."""
     total = torch.zeros_like(pairs.row_bias)
-    for weight, mine, theirs in pairs.pulls:
-        groups = _add(total.new_zeros(len(q) + 1, q.shape[1]), theirs, k, pairs.reads)
-        for part in _slices(len(q)):
-            total[part] += groups.index_select(0, mine[part]).mul_(q[part]).sum(1).mul_(weight[part])
+    for pull in pulls:
+        rows = pull.rows
+        for features in _feature_slices(q, pull):
+            groups = _group_sums(k[:, features], pairs, pull, total)
+            for part in _slices(len(rows.group)):
+                own = q[part, features] if rows.item is None else q[rows.item[part], features]
+                products = groups.index_select(0, rows.group[part]).mul_(own).sum(1)
+                if rows.weight is not None:
+                    products.mul_(rows.weight[part])
+                if rows.item is None:
+                    total[part] += products
+                else:
+                    total.index_add_(0, rows.item[part], products)
     return total
 
 
-def _add_pull_gradients(q: Tensor, k: Tensor, pairs: Pairs, grad: Tensor, dq: Tensor, dk: Tensor) -> None:
-    """Add the gradients of ``_pulls``."""
-    every = torch.arange(len(q), device=q.device)
-    for weight, mine, theirs in pairs.pulls:
-        strength = grad * weight
-        groups = _add(dq.new_zeros(len(q) + 1, q.shape[1]), theirs, k, pairs.reads)
-        _add(dq, every, groups, mine, strength)
-        _add(groups.zero_(), mine, q, every, strength)
-        _add(dk, pairs.reads, groups, theirs)
+def _add_pull_gradients(
+    q: Tensor, k: Tensor, pairs: Pairs, pulls: tuple[Pull, ...], grad: Tensor, dq: Tensor, dk: Tensor
+) -> None:
+    """Add the gradients of ``_pull_sums``."""
+    for pull in pulls:
+        rows, answers = pull.rows, pull.answers
+        of = torch.arange(len(q), device=q.device) if rows.item is None else rows.item
+        strength = grad[of] if rows.weight is None else grad[of] * rows.weight
+        reads = pairs.reads if answers.item is None else pairs.reads[answers.item]
+        for features in _feature_slices(q, pull):
+            groups = _group_sums(k[:, features], pairs, pull, dq)
+            _add(dq[:, features], of, groups, rows.group, strength)
+            _add(groups.zero_(), rows.group, q[:, features], of, strength)
+            _add(dk[:, features], reads, groups, answers.group, answers.weight)
 
 
 class _Tiles(torch.autograd.Function):
@@ -103,17 +135,17 @@ class _Tiles(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int | None) -> tuple[Tensor, ...]:
-        pull = _pulls(q, k, pairs)
+        pulls = torch.stack([_pull_sums(q, k, pairs, each) for each in pairs.pulls])
         sums, kept = (_kernel().sums(q, k, scale, pairs), None) if tile is None else _sums(q, k, scale, pairs, tile)
-        ctx.save_for_backward(q, k, scale, *sums, pull, kept)
+        ctx.save_for_backward(q, k, scale, *sums, pulls, kept)
         ctx.pairs, ctx.tile = pairs, tile
         ctx.set_materialize_grads(False)
-        return *sums, scale * pull
+        return *sums, *(scale * pull for pull in pulls)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, scale, rows, columns, pull, kept = ctx.saved_tensors
+        q, k, scale, rows, columns, pulls, kept = ctx.saved_tensors
         with torch.autocast(q.device.type, enabled=False):  # the caller's backward may run inside autocast
             if grads[0] is None and grads[1] is None:
                 dq, dk = (torch.zeros_like(x, dtype=rows.dtype) for x in (q, k))
@@ -123,9 +155,10 @@ class _Tiles(torch.autograd.Function):
                 dq, dk = _gradients(q, k, scale, ctx.pairs, ctx.tile, kept=kept, sums=(rows, columns), grads=grads[:2])
             # gradient times cosine, summed, without another pass
             d_scale = torch.dot(q.reshape(-1).to(dq.dtype), dq.view(-1))
-            if grads[2] is not None:
-                d_scale += torch.dot(grads[2], pull)
-                _add_pull_gradients(q, k, ctx.pairs, grads[2], dq, dk)
+            for grad, pull, of in zip(grads[2:], pulls, ctx.pairs.pulls, strict=True):
+                if grad is not None:
+                    d_scale += torch.dot(grad, pull)
+                    _add_pull_gradients(q, k, ctx.pairs, of, grad, dq, dk)
         return dq.mul_(scale).to(q.dtype), dk.mul_(scale).to(k.dtype), d_scale, None, None
 
 
@@ -173,14 +206,13 @@ def default_tile(columns: int) -> int:
     return min(max(CELLS // columns, 128), 4096)
 
 
-def tiled_sums(
-    q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def tiled_sums(q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int | None = None) -> tuple[Tensor, ...]:
     """Compute logsumexp of the logits ``scale * q k^T`` along rows and down columns, and the mean positive logit.
 
     (b, D), (C, D), () -> (b,), (C,), (b,). The mean is that of a row, 0 without positives; hidden pairs are in none of
-    the three. A column shared by n answers counts n times in the sum of a row, and its own sum is larger by its
-    ``pairs.column_bias``. The second vector has no meaning unless ``pairs.column_sums``.
+    the three. There is one for each entry of ``pairs.pulls``. A column shared by n answers counts n times in the sum of
+    a row, and its own sum is larger by its ``pairs.column_bias``. The second vector has no meaning unless
+    ``pairs.column_sums``.
 
     Memory: gradients of ``q`` and ``k``, b rows, and two tiles of ``tile`` rows (default: ``CELLS / C``, 128 to 4096);
     one more is kept for backward if it holds all rows. With ``in_kernel``, a Triton kernel computes the sums, in half

@@ -67,7 +67,7 @@ def _constants(sizes: Blocks, width: int, pairs: Pairs) -> dict[str, Any]:
         "OWN": sizes.own,
         "OTHER": sizes.other,
         "DEPTH": min(sizes.depth, max(16, triton.next_power_of_2(width))),
-        "EXCLUDE": pairs.exclude is not None,
+        "EXCLUDE": _hidden_pairs(pairs)[0],
         "PRECISION": "tf32x3",
         "num_warps": sizes.warps,
         "num_stages": sizes.stages,
@@ -75,8 +75,17 @@ def _constants(sizes: Blocks, width: int, pairs: Pairs) -> dict[str, Any]:
     }
 
 
+def _hidden_pairs(pairs: Pairs) -> tuple[int, tuple[Tensor, Tensor]]:
+    """Return the kernel's way of hiding pairs, and the ids of both sides that it reads."""
+    if pairs.exclude is not None:
+        return triton_kernels.EQUAL_IDS.value, pairs.exclude
+    if pairs.unknown is not None:
+        return triton_kernels.COMMON_BITS.value, pairs.unknown
+    return triton_kernels.NONE.value, (pairs.positives, pairs.reads)  # not read
+
+
 def _sides(q: Tensor, k: Tensor, pairs: Pairs) -> tuple[Side, Side]:
-    ids = pairs.exclude or (pairs.positives, pairs.reads)
+    ids = _hidden_pairs(pairs)[1]
     return Side(q.contiguous(), pairs.row_bias, ids[0]), Side(k.contiguous(), pairs.column_bias, ids[1])
 
 

@@ -11,6 +11,8 @@ from unicl_cli.kernels.pairs import FAR
 
 COUNTS = ("first", "n_own", "n_other", "per_split")
 """Numbers that differ from batch to batch: Triton would compile again for those that 16 divides, and for 1."""
+NONE, EQUAL_IDS, COMMON_BITS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+"""Pairs that are hidden (``EXCLUDE``), by the ids of both sides."""
 HIDDEN = tl.constexpr(FAR)
 BEYOND = tl.constexpr(4 * FAR)
 """The logit beyond the last row or column: its exp is 0 even relative to hidden pairs, which reach 2 * FAR."""
@@ -31,9 +33,10 @@ def tile(
         product = tl.dot(a, b, product, input_precision=PRECISION)
     bias = tl.load(own_bias + row, mask=in_own, other=0.0)[:, None]
     x = product * scale + (bias + tl.load(other_bias + column, mask=in_other, other=0.0))
-    if EXCLUDE:
-        one = tl.load(own_ids + row, mask=in_own, other=-1)
-        x = tl.where(one[:, None] == tl.load(other_ids + column, mask=in_other, other=-1), HIDDEN, x)
+    if EXCLUDE != NONE:
+        one = tl.load(own_ids + row, mask=in_own, other=0)[:, None]
+        many = tl.load(other_ids + column, mask=in_other, other=0)
+        x = tl.where(one == many if EXCLUDE == EQUAL_IDS else (one & many) != 0, HIDDEN, x)
     return tl.where(in_own[:, None] & in_other, x, BEYOND)
 
 

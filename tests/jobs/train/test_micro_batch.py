@@ -159,8 +159,10 @@ def test_the_largest_batch_has_a_text_of_its_own_for_each_row_that_has_one():
     assert batch.tokens.max() < 50
     assert (batch.text_index == NO_TEXT).tolist() == (batch_of().text_index == NO_TEXT).tolist()
     assert longest_texts(batch_of(), None).tokens.shape == (2, 3)
-    own = batch_of()._replace(extra={"masks": torch.zeros(20)})
-    assert longest_texts(own, tokenizer) is own
+    masks = batch_of()._replace(extra={"masks": torch.zeros(20, 3)})
+    assert longest_texts(masks, tokenizer) is masks, "a column over the tokens must fit them"
+    numbers = batch_of()._replace(extra={"own_text": torch.zeros(20)})
+    assert longest_texts(numbers, tokenizer).tokens.shape == (20, 9)
     assert longest_texts(batch_of(), SimpleNamespace(context_length=1, vocab_size=1)).tokens.tolist() == [[0]] * 20
 
 

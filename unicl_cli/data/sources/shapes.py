@@ -53,8 +53,8 @@ class Shapes:
         ClassName(f"{list(COLOURS)[c]}-{SHAPES[s]}", (f"{list(COLOURS)[c]} {SHAPES[s]}",)) for c, s in ORDER
     )
 
-    def __init__(self, kind: str, size: int, counts: dict[str, int], seed: int) -> None:
-        self.kind, self.size, self.counts, self.seed = kind, size, counts, seed
+    def __init__(self, kind: str, size: int, counts: dict[str, int], seed: int, *, captions: bool) -> None:
+        self.kind, self.size, self.counts, self.seed, self.captions = kind, size, counts, seed, captions
 
     def rows(self, split: str) -> list[Row]:
         """Return rows with the classes in turn; ``ref`` is ``split/number/class/texture``."""
@@ -77,7 +77,7 @@ class Shapes:
         texture = int(rng.random() * len(TEXTURES))
         form = CAPTIONS[int(rng.random() * len(CAPTIONS))]
         text = form.format(texture=TEXTURES[texture], name=self.classes[label].names[0])
-        texts = (text,) if self.kind == "captions" else ()
+        texts = (text,) if self.kind == "captions" or (self.kind == "labels" and self.captions) else ()
         ref = f"{split}/{number}/{label}/{texture}"
         return Row(f"{split}/{number:06d}", ref, texts, label if self.kind == "labels" else NO_LABEL)
 
@@ -86,17 +86,20 @@ class Shapes:
         return random.Random(int.from_bytes(digest, "little"))  # its numbers are the same on every Python
 
 
-def shapes(*, kind: str, size: int = 32, count: int = 4000, test: int = 960, seed: int = 0) -> Shapes:
+def shapes(
+    *, kind: str, size: int = 32, count: int = 4000, test: int = 960, seed: int = 0, captions: bool = False
+) -> Shapes:
     """8 colours x 6 shapes x 4 textures on dark noise: ``count`` training and ``test`` test images, ``size`` pixels.
 
-    A class is a colour and a shape; only captions tell the texture. In training, label rows show classes 0-17, and
-    caption rows and images alone show classes 0-35. The test split shows all 48, so 36-47 are unseen.
+    A class is a colour and a shape; only captions tell the texture. With ``captions``, label rows show one too. In
+    training, label rows show classes 0-17, and caption rows and images alone show classes 0-35. The test split shows
+    all 48, so 36-47 are unseen.
     """
     if min(size, count, test) < 1:
         raise UniclError(
             f"shapes: size={size}, count={count}, test={test} must be positive", "set e.g. 'shapes?count=2000'"
         )
-    return Shapes(kind, size, {"train": count, "test": test}, seed)
+    return Shapes(kind, size, {"train": count, "test": test}, seed, captions=captions)
 
 
 def draw(pair: tuple[int, int], texture: str, size: int, rng: random.Random) -> Image.Image:

@@ -113,8 +113,11 @@ def rehearse(recipe: Recipe, accelerator: Any, step: Step, batch: Batch, limit: 
 
 
 def longest_texts(batch: Batch, tokenizer: Tokenizer | None) -> Batch:
-    """Give each row another text of full length; a batch with ``extra`` columns is returned as it is."""
-    if tokenizer is None or batch.extra:
+    """Give each row another text of full length.
+
+    A batch whose ``extra`` has more than one number for each row is returned as it is: it may describe the tokens.
+    """
+    if tokenizer is None or any(column.dim() > 1 for column in batch.extra.values()):
         return batch
     rows, end = len(batch.text_index), getattr(tokenizer, "eot_id", tokenizer.vocab_size - 1)
     random = torch.Generator().manual_seed(0)

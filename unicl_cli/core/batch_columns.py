@@ -1,0 +1,8 @@
+"""Keys of a batch's rows, and the names of the columns of ``Batch.extra`` that describe labels and captions."""
+
+ROW_KEYS = 1 << 40
+"""The key of a row without a label is this plus its number; labels are below 2^31."""
+HASH_KEYS = 1 << 62
+"""The key of a caption is this plus its 62-bit hash."""
+OWN_TEXT = "own_text"
+"""int64 (b,): the key of the caption that the row shows; NO_KEY for a prompt or no text."""
