@@ -44,20 +44,26 @@ def row(number, kind):
 
 def corpus(folder: Path, kinds=("labels", "captions"), *, classes=CLASSES, sizes=SIZES):
     """Write a finished corpus with several row groups per shard, as `prepare` does for large ones."""
-    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "train").mkdir(parents=True)
     shards = []
     for kind in kinds:
-        file = folder / "data" / f"{kind}.parquet"
+        file = folder / "data" / "train" / f"{kind}.parquet"
         with pq.ParquetWriter(file, SCHEMA) as writer:
             first = 0
             for size in sizes:
                 rows = [row(first + n, kind) for n in range(size)]
                 writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
                 first += size
-        facts = {"file": f"data/{kind}.parquet", "split": "train", "kind": kind, "bytes": file.stat().st_size}
-        shards.append(facts | {"rows": first, "row_groups": sizes})
-    named = [{"key": c.key, "names": c.names} for c in classes]
-    manifest = {"schema_version": 1, "name": "c", "templates": TEMPLATES, "classes": named, "shards": shards}
+        place = {"file": f"data/train/{kind}.parquet", "split": "train", "source": "s", "kind": kind}
+        data = file.read_bytes()
+        sums = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        shards.append(place | sums | {"rows": first, "row_groups": sizes})
+    named = [{"id": number, "key": c.key, "names": c.names} for number, c in enumerate(classes)]
+    totals = {key: sum(shard[key] for shard in shards) for key in ("rows", "bytes")}
+    manifest = {
+        "schema_version": 1, "name": "c", "templates": TEMPLATES, "classes": named, "shards": shards, **totals,
+        "rejected": {}, "class_counts": {},
+    }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return open_corpus(folder)
 

@@ -225,7 +225,7 @@ def test_a_training_with_an_adopted_tokenizer_continues_without_the_run_it_came_
 def test_the_cleaning_of_clips_words_goes_with_the_tokenizer(make, tmp_path):
     clip = clip_tokenizer(12)
     clip.save(tmp_path / "tokenizer.json")
-    facts = {"classes": [], "templates": [], "context_length": 12, "clean": True}
+    facts = {"classes": [], "templates": ["a {}"], "context_length": 12, "clean": True}
     (tmp_path / "classes.json").write_text(json.dumps(facts))
     (tmp_path / "resolved.yaml").write_text(dump(make()))
     (tmp_path / "meta.json").write_text("{}")

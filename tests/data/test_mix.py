@@ -242,7 +242,7 @@ def test_all_texts_that_can_be_drawn_reach_the_tokenizer(both):
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_shard_damaged_since_it_was_opened_is_one_line_from_any_worker(tmp_path, tokenizer, workers):
     parts = strands(corpus(tmp_path / "c"))
-    shard = tmp_path / "c/data/captions.parquet"
+    shard = tmp_path / "c/data/train/captions.parquet"
     shard.write_bytes(shard.read_bytes()[:-9])
     with pytest.raises(UniclError) as caught:
         run(parts, tokenizer, workers=workers)
@@ -255,7 +255,7 @@ def test_a_shard_damaged_since_it_was_opened_is_one_line_from_any_worker(tmp_pat
 def test_an_image_that_cannot_be_decoded_names_its_shard_its_row_and_the_cure(tmp_path, tokenizer, workers):
     """As of a corpus that was made with another Pillow."""
     parts = strands(corpus(tmp_path / "c"))
-    shard = tmp_path / "c/data/captions.parquet"
+    shard = tmp_path / "c/data/train/captions.parquet"
     table = pq.read_table(shard)
     cells = [{"bytes": b"RIFF\0\0\0\0WEBPnew kind", "path": None}] * len(table)
     at = table.schema.get_field_index("image")

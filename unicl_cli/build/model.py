@@ -11,8 +11,8 @@ from unicl_cli import binding
 from unicl_cli.build import param_groups
 from unicl_cli.contracts import ClassName, Model, Part, StoresFiles, Tokenizer
 from unicl_cli.core.loop import Step
-from unicl_cli.core.machine import machine_memory
-from unicl_cli.core.memory import check_module_size
+from unicl_cli.core.machine import free_memory
+from unicl_cli.core.memory import limit_modules
 from unicl_cli.core.recompute import recompute_blocks
 from unicl_cli.core.switches import apply_switches
 from unicl_cli.core.towers import traits_in
@@ -41,10 +41,10 @@ def build_step(
     ``trained`` is the run whose weights will replace these: towers take their files from it and load no weights.
     """
     values = context_of(recipe, tokenizer, classes, chunks)
-    if torch.get_default_device().type != "meta":  # a dry run may describe a model of another machine
-        check_module_size(lambda: build_towers(recipe, values, trained), machine_memory())
     torch.manual_seed(recipe.seed)
-    model, context = build_towers(recipe, values, trained)
+    # a dry run, on the meta device, may describe a model of another machine
+    with limit_modules(None if torch.get_default_device().type == "meta" else free_memory()):
+        model, context = build_towers(recipe, values, trained)
     param_groups.name_towers(model, recipe.model.part.options)
     if recipe.parallel.grad_checkpoint and not recompute_blocks(model):
         raise UniclError(

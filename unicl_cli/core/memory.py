@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,10 +33,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
 
 
-def check_module_size(build: Callable[[], object], most: int | None) -> None:
-    """Raise UniclError if the modules that ``build()`` makes hold more than ``most`` bytes, or 100,000 tensors.
+@contextmanager
+def limit_modules(most: int | None) -> Generator[None]:
+    """Raise UniclError once the modules that are built inside hold more than ``most`` bytes, or 100,000 tensors.
 
-    They are built without memory, on the meta device. What cannot be built there is left to the real build.
+    A tensor is counted when its module registers it, before its first values are written and its memory is taken.
     """
     held: dict[str, int] = {"bytes": 0, "tensors": 0}
 
@@ -48,13 +50,11 @@ def check_module_size(build: Callable[[], object], most: int | None) -> None:
 
     hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
     try:
-        with torch.device("meta"):
-            build()
-    except UniclError:
-        raise
-    except Exception as error:
-        if "overflow" in str(error):
+        yield
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        if is_out_of_memory(error) or "overflow" in str(error):
             raise too_large_error(str(error).splitlines()[0]) from error
+        raise
     finally:
         for hook in hooks:
             hook.remove()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from unicl_cli.contracts import NO_LABEL
 from unicl_cli.data.corpus_format import MEDIA, MEDIA_SCHEMA, SCHEMA
@@ -96,7 +97,7 @@ def _find_fault_of_batch(there: Mapping[str, Any], rules: ShardRules) -> str | N
     for name, column in there.items():
         if name not in _NULLABLE and _has_null(column):
             return f"{name} is missing in a row"
-        if name in ("width", "height") and column.to_numpy().min() < 1:
+        if name in ("width", "height") and _numbers_of(column).min() < 1:
             return f"{name} is less than 1 in a row"
     problem = _find_wrong_label(there["label"], rules) if "label" in there else None
     if problem or "texts" not in there:
@@ -109,7 +110,7 @@ def _find_wrong_texts(texts: Any, hashes: Any | None, kind: str) -> str | None:
         return "the numbers of texts and of their hashes differ"
     if kind == "labels":
         return None
-    counts = np.diff(texts.offsets.to_numpy())
+    counts = np.diff(_numbers_of(texts.offsets))
     if kind == "captions":
         return None if counts.min() else "a row of captions has no text"
     return "a row of images has a text" if counts.any() else None
@@ -119,6 +120,11 @@ def explain_damage(shard: Path, problem: object) -> UniclError:
     """Return the error for a shard ``CORPUS/data/SPLIT/NAME.parquet`` that cannot be used."""
     line = " ".join(str(problem).split())
     return UniclError(f"{shard}: damaged: {line}", repair_hint(shard.parent.parent.parent))
+
+
+def _numbers_of(column: Any) -> NDArray[Any]:
+    """Return an array of integers without nulls; pyarrow's own way would import pandas."""
+    return np.from_dlpack(column)
 
 
 def _find_wrong_column(schema: Any) -> str | None:
@@ -145,7 +151,7 @@ def _has_null(column: Any) -> bool:
 
 
 def _find_wrong_label(labels: Any, rules: ShardRules) -> str | None:
-    values = labels.to_numpy()
+    values = _numbers_of(labels)
     low, high = (0, rules.classes - 1) if rules.kind == "labels" else (NO_LABEL, NO_LABEL)
     wrong = next((int(label) for label in (values.min(), values.max()) if not low <= label <= high), None)
     if wrong is None:

@@ -84,6 +84,11 @@ class _Machine:
             raise ValueError("a key is neither a text nor a number")  # the hash of nested tuples may take for ever
         self.stack[-1].update(zip(pairs[::2], pairs[1::2], strict=True))
 
+    def push_dict(self, pairs: Sequence[Any]) -> None:
+        """Put a dictionary of keys and values onto the stack."""
+        self.stack.append({})
+        self.fill(pairs)
+
     def name(self, name: str) -> None:
         if name not in _NAMES:
             told = name.replace(" ", ".")[:80]
@@ -169,7 +174,7 @@ _ACTIONS: Mapping[str, Callable[[_Machine, Any], Any]] = {
     "TUPLE1": lambda m, value: m.stack.append(m.take(1)),
     "TUPLE2": lambda m, value: m.stack.append(m.take(2)),
     "TUPLE3": lambda m, value: m.stack.append(m.take(3)),
-    "DICT": lambda m, value: (pairs := m.cut(), m.stack.append({}), m.fill(pairs)),
+    "DICT": lambda m, value: m.push_dict(m.cut()),
     "SETITEM": lambda m, value: m.fill(m.take(2)),
     "SETITEMS": lambda m, value: m.fill(m.cut()),
     "APPEND": lambda m, value: m.extend(m.take(1)),

@@ -57,9 +57,8 @@ def check_stage(stage: Recipe, folder: Path, before: Source | None) -> Source:
         choose_weights(step, stage, before, tokenizer)
     add_adapters(stage, step)
     try_step(stage, step, tokenizer)
-    step, tokenizer = build_outline(
-        stage, data, before
-    )  # a finished stage has no adapters, and this one no fake numbers
+    # once more for the next stage: a finished model has no adapters, and its tensors are not fake
+    step, tokenizer = build_outline(stage, data, before)
     settings, tokens = recipe_settings(step, stage), str(folder / TOKENIZER)
     return Source(str(folder), step.model, tokenizer, settings, is_published=False, tokens=tokens)
 
