@@ -122,7 +122,7 @@ def test_debug_adds_the_traceback_and_keeps_the_status():
 
 def test_only_the_first_worker_says_what_is_wrong():
     assert unicl("recipes", "show", "x", RANK="0").stderr.startswith("error: ")
-    done = unicl("recipes", "show", "x", RANK="1")
+    done = unicl("recipes", "show", "x", RANK="1", WORLD_SIZE="2")
     assert (done.returncode, done.stderr) == (2, "")
 
 

@@ -288,7 +288,7 @@ def test_different_models_are_refused(train, open_clip_folder, tuned):
         (["--alpha", "half", "-o", "x"], "--alpha half: not a list of numbers"),
         (["--alpha", "0.5", "--curve"], "--curve: cannot be combined with --alpha"),
         ([], "nothing to do"),
-        (["-o", "full"], "-o full: already exists"),
+        (["-o", "full"], "full: contains other files (file)"),
         (["--alpha", ",", "-o", "x"], "outside of 0 to 1"),
         (["--alpha", "nan", "-o", "x"], "outside of 0 to 1"),
     ],

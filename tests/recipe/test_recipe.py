@@ -148,10 +148,11 @@ def test_overrides_mean_what_the_file_would():
 
 
 def test_another_name_replaces_a_part_and_the_same_name_keeps_its_options():
+    rest = {"fold": True, "own_text": 0.0}
     assert small("loss=clip").loss.options == {"tile": "auto", "fold": True}
     assert small("loss=clip", "loss.tile=4").loss.options == {"tile": 4, "fold": True}
-    assert small("loss.terms=[image]").loss.options == {"tile": 8, "terms": ["image"], "fold": True}
-    assert small("loss={name: unicl, terms: [text]}").loss.options == {"tile": 8, "terms": ["text"], "fold": True}
+    assert small("loss.terms=[image]").loss.options == {"tile": 8, "terms": ["image"], **rest}
+    assert small("loss={name: unicl, terms: [text]}").loss.options == {"tile": 8, "terms": ["text"], **rest}
     assert small("model.text={name: transformer, layers: 2}").model.part.options["text"].options["width"] == 64
     assert small("model.image.width=8").model.part.options["image"].options["width"] == 8
 
@@ -231,7 +232,7 @@ LETTERS = st.characters(codec="utf-8", exclude_characters="\0")
 NAMES = st.text(LETTERS, min_size=1, max_size=12)
 POSITIVE = st.floats(1e-9, 1e9)
 SHARE = st.floats(0, 1)
-WIDTHS = st.integers(min_value=1)
+WIDTHS = st.sampled_from([8, 64, 8192])
 PART = st.fixed_dictionaries({"name": st.just("cnn")}, optional={"width": WIDTHS, "freeze": st.booleans()})
 TEXT = st.none() | st.fixed_dictionaries({"name": st.just("cbow")}, optional={"lr_scale": SHARE})
 CROPS = st.tuples(POSITIVE, POSITIVE).map(lambda pair: tuple(sorted(pair)))
@@ -292,7 +293,7 @@ def test_the_resolved_recipe_has_every_default():
         assert set(whole[name]) == keys(type(getattr(recipe, name)))
     tuning = {"freeze": False, "lr_scale": 1.0, "layer_decay": 1.0, "lora": None}
     assert whole["model"]["image"] == {"name": "cnn", "width": 32, "stages": 3, **tuning}
-    assert whole["loss"] == {"name": "unicl", "terms": ["image", "text"], "tile": 8, "fold": True}
+    assert whole["loss"] == {"name": "unicl", "terms": ["image", "text"], "tile": 8, "fold": True, "own_text": 0.0}
     assert yaml.safe_load(dump(recipe))["optim"]["lr"] == recipe.optim.lr, "other readers get numbers too"
 
 

@@ -200,7 +200,7 @@ def collect_warnings(document: Mapping[str, Any]) -> list[str]:
 
 def print_path(path: Path) -> None:
     """Write a path on standard output: byte for byte for programs, its control characters escaped on a terminal."""
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() or not hasattr(sys.stdout, "buffer"):
         print_line(str(path))
     else:
         typer.echo(os.fsencode(path))

@@ -18,11 +18,14 @@ def parse_json(
     data: bytes | str,
     pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
     constant: Callable[[str], Any] = _refuse_constant,
+    *,
+    surrogates: bool = False,
 ) -> Any:
     """Return the value of a JSON text; ``pairs`` makes the value of an object, as ``json.loads``'s object_pairs_hook.
 
     ``constant`` gives the values of NaN and Infinity, which are refused without it. ValueError if the text is not JSON
-    in UTF-8, has half a surrogate pair or a number of thousands of digits, or is nested more than 64 levels deep.
+    in UTF-8, has half a surrogate pair or a number of thousands of digits, or is nested more than 64 levels deep. With
+    ``surrogates``, halves of pairs are allowed: they stand for the bytes of a file name that is not UTF-8.
     """
     text = data if isinstance(data, str) else data.decode("utf-8-sig")
     try:
@@ -35,7 +38,7 @@ def parse_json(
         raise
     if text.count("[") + text.count("{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
         raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
-    if _SURROGATE.search(text):
+    if not surrogates and _SURROGATE.search(text):
         json.dumps(value, ensure_ascii=False).encode()  # half a pair cannot be written anywhere: UnicodeEncodeError
     return value
 

@@ -43,6 +43,8 @@ def hashed_keys(recipe: Recipe) -> dict[str, Any]:
             del entry["candidates"]
     if not whole["data"]["balance"]:
         del whole["data"]["balance"]
+    if whole["loss"].get("own_text") == 0:
+        del whole["loss"]["own_text"]
     del whole["data"]["workers"], whole["data"]["decoder"], whole["batch"]["micro"]
     return {key: value for key, value in whole.items() if key not in ("run_dir", "log", "checkpoint", "parallel")}
 

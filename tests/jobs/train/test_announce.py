@@ -18,8 +18,14 @@ sys.exit(main(sys.argv[1:]))
 
 def corpus(folder: Path, *shards: tuple[str, str, int]) -> Path:
     folder.mkdir()
-    listed = [{"split": split, "kind": kind, "rows": rows} for split, kind, rows in shards]
-    manifest = {"shards": listed, "classes": [{"key": str(n)} for n in range(1200)]}
+    listed = [
+        {"file": f"data/{split}/{number}.parquet", "split": split, "source": "c", "kind": kind, "rows": rows}
+        | {"row_groups": [rows], "bytes": 1, "sha256": "0" * 64}
+        for number, (split, kind, rows) in enumerate(shards)
+    ]
+    classes = [{"id": n, "key": str(n), "names": [str(n)]} for n in range(1200)]
+    totals = {"rows": sum(rows for _, _, rows in shards), "bytes": len(shards), "rejected": {}, "class_counts": {}}
+    manifest = {"schema_version": 1, "name": "c", "templates": "clip80", "shards": listed, "classes": classes, **totals}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 

@@ -1,6 +1,9 @@
 """Rows encoded at once: the numbers that are tried, the messages, and models with BatchNorm."""
 
+import json
 import math
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +29,7 @@ from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.recipe.load import load_text
 
 CPU = torch.device("cpu")
+OLD_CHECKPOINT = Path(__file__).parents[2] / "fixtures/before-rooms/old-run/checkpoints/step-00000025"
 
 
 def recipe_of(micro="auto", batch=20):
@@ -139,14 +143,20 @@ def test_parts_follow_from_the_rows_at_once_alone():
 
 
 def test_a_checkpoint_decides_where_the_recipe_says_auto(tmp_path):
-    (tmp_path / "trainer.json").write_text('{"micro": 7, "files": {}}')
-    assert first_rows("auto", 20, tmp_path) == 7
-    assert first_rows(5, 20, tmp_path) == 5
-    assert first_rows(50, 20, tmp_path) == 20
-    assert first_rows("auto", 4, tmp_path) == 4
-    for text in ('{"micro": null, "files": {}}', '{"micro": "auto", "files": {}}', "{"):
-        (tmp_path / "trainer.json").write_text(text)
-        assert first_rows("auto", 20, tmp_path) == 20
+    folder = tmp_path / "step-00000025"
+    shutil.copytree(OLD_CHECKPOINT, folder)
+    facts = json.loads((folder / "trainer.json").read_text())
+    (folder / "trainer.json").write_text(json.dumps(facts | {"micro": 7}))
+    assert first_rows("auto", 20, folder) == 7
+    assert first_rows(5, 20, folder) == 5
+    assert first_rows(50, 20, folder) == 20
+    assert first_rows("auto", 4, folder) == 4
+    for text in (json.dumps(facts | {"micro": None}), "{"):
+        (folder / "trainer.json").write_text(text)
+        assert first_rows("auto", 20, folder) == 20
+    (folder / "trainer.json").write_text(json.dumps(facts | {"micro": "auto"}))
+    with pytest.raises(UniclError, match="micro: should be a valid integer"):
+        first_rows("auto", 20, folder)
     assert first_rows("auto", 20, None) == 20
 
 

@@ -121,7 +121,7 @@ def test_only_regular_files_are_read(tmp_path):
     answers = [read_image(image, decode) for image in find_in_folder(str(tmp_path))]
     assert answers[0].size == (4, 4)
     assert answers[1:] == ["not a regular file"] * 4 + ["No such file or directory"]
-    assert read_image(ImageInput(str(tmp_path)), decode) == "Is a directory"
+    assert read_image(ImageInput(str(tmp_path)), decode) == "not a regular file"
     assert [read_image(image, decode) for image in find_images([str(tmp_path / "b.png")])] == ["not a regular file"]
 
 

@@ -217,7 +217,7 @@ def read_first_rejects(file: Path, count: int) -> list[dict[str, str]]:
 def parse_reject(line: bytes) -> dict[str, str]:
     """Parse a line of rejects; a damaged line is reported as such."""
     try:
-        return Reject.model_validate(parse_json(line)).model_dump(include={"key", "reason", "detail"})
+        return Reject.model_validate(parse_json(line, surrogates=True)).model_dump(include={"key", "reason", "detail"})
     except ValueError:
         return dict(DAMAGED_REJECT)
 

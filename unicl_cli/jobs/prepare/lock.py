@@ -30,6 +30,7 @@ class Stop:
     def __init__(self, out: Path, again: str) -> None:
         self.out, self.again = out, again
         self.requested = self.is_deferred = self.is_locked = self.may_remove = False
+        self.folders_before: set[Path] = set()
 
     def __call__(self) -> bool:
         return self.requested
@@ -57,13 +58,21 @@ class Stop:
         """Return the error that ends a stopped command."""
         return Stopped("stopped before all shards were written", f"continue with: {self.again}")
 
+    def clean_up(self) -> None:
+        """Remove temporary files if that is allowed, and the empty folders that this command has made."""
+        if self.may_remove:
+            remove_unfinished(self.out)
+        for made in _list_folders(self.out) if self.is_locked else ():
+            if made not in self.folders_before:
+                with suppress(OSError):  # not empty
+                    made.rmdir()
+
     def _exit_now(self) -> None:
         """Exit without waiting: a second signal means that something hangs."""
         for child in multiprocessing.active_children():
             child.kill()
             child.join(1)
-        if self.may_remove:
-            remove_unfinished(self.out)
+        self.clean_up()
         if self.is_locked:
             (self.out / LOCK).unlink(missing_ok=True)
         error = self.error()
@@ -97,15 +106,11 @@ def lock_output(stop: Stop) -> Generator[None, None, None]:
     out = stop.out
     try:
         with lock_folder(out, LOCK, "choose another directory with -o"):
-            stop.is_locked, before = True, set(_list_folders(out))
+            stop.is_locked, stop.folders_before = True, set(_list_folders(out))
             try:
                 yield
             finally:
-                if stop.may_remove:
-                    remove_unfinished(out)
-                for made in [folder for folder in _list_folders(out) if folder not in before]:
-                    with suppress(OSError):  # not empty
-                        made.rmdir()
+                stop.clean_up()
                 with suppress(OSError):
                     (out / LOCK).unlink()  # while it is held: who opened it meanwhile sees that it has no name
                 stop.is_locked = stop.may_remove = False
