@@ -217,8 +217,9 @@ def test_a_file_or_a_dangling_link_is_not_a_folder(tmp_path):
     ("text", "lock", "holder"),
     [
         ("", True, False),
-        ("pid 12 on host\n", True, True),
-        ("pid 12 on host\nmore", False, False),
+        ("unicl: pid 12 on host\n", True, True),
+        ("unicl: pid 12 on host\nmore", False, False),
+        ("pid 12 on host\n", False, False),
         ("mine", False, False),
         ("x" * 5000, False, False),
     ],
@@ -228,3 +229,5 @@ def test_a_lock_is_known_by_what_it_says(tmp_path, text, lock, holder):
     assert (is_lock(tmp_path / ".lock"), names_holder(tmp_path / ".lock")) == (lock, holder)
     (tmp_path / "link").symlink_to(tmp_path / ".lock")
     assert not is_lock(tmp_path / "link")
+    (tmp_path / "twin").hardlink_to(tmp_path / ".lock")
+    assert not is_lock(tmp_path / ".lock"), "what is written into it would appear under the other name"

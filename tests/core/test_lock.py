@@ -25,3 +25,12 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     with told as error, lock_folder(tmp_path / "file/c", ".lock", "choose another"):
         pass
     assert error.value.hint == "choose another"
+
+
+def test_a_lock_is_never_written_through_another_name(tmp_path):
+    (tmp_path / "precious").touch()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".lock").hardlink_to(tmp_path / "precious")
+    with pytest.raises(UniclError, match=r"\.lock: a link"), lock_folder(tmp_path / "a", ".lock", "choose another"):
+        pass
+    assert (tmp_path / "precious").read_text() == ""

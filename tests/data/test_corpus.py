@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 
@@ -266,3 +267,13 @@ def test_integers_of_several_shards_or_none_are_one_array():
     column = pa.chunked_array([[3, 1], [], [-1]], pa.int32())
     assert integers_of(column).tolist() == [3, 1, -1]
     assert integers_of(pa.chunked_array([], pa.int32())).shape == (0,)
+
+
+def test_a_corpus_called_like_the_home_directory_is_read_where_it_is(digits, tmp_path, monkeypatch):
+    """pyarrow takes a leading ~ for the home directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
+    shutil.copytree(digits, tmp_path / "~")
+    opened = open_corpus("~")
+    assert len(opened.table("train", "labels").column("key")) == len(open_corpus(digits).table("train", "labels"))
+    assert opened.table("train", "labels").read(0).image

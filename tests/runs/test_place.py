@@ -16,7 +16,7 @@ from unicl_cli.runs.owned import find_owner
 from unicl_cli.runs.place import check_run_dir
 
 OLD = Path(__file__).parents[1] / "fixtures" / "before-rooms"
-HOLDER = "pid 12 on host\n"
+HOLDER = "unicl: pid 12 on host\n"
 
 
 def refused(run: Path) -> str:
@@ -39,6 +39,7 @@ def refused(run: Path) -> str:
         ("recipe.yaml", "steps: 3"),
         ("resolved.yaml", "steps: 3"),
         ("run.lock", "mine"),
+        ("run.lock", "pid 12 on host"),
         ("status.json", '{"schema": "unicl/runs/1", "runs": []}'),  # what `unicl runs ls --json` prints
         ("env.json", '{"versions": {}}'),
         ("checkpoints/latest", "step-00000001"),

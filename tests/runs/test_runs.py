@@ -168,3 +168,11 @@ def test_the_best_figure_is_the_largest_of_the_first_kind():
     assert best_of([{"step": 1, "r1": 0.2, "top1": 0.9}, {"step": 2, "r1": 0.1}]) == ("r1", 0.2)
     assert best_of([]) is None
     assert list(table_lines([])) == ["no runs here: train one with unicl train RECIPE"]
+
+
+def test_absurd_losses_are_left_out_of_the_curve(runs: Path, capsys: Capture):
+    run = run_at(runs / "one")
+    rows = [{"step": step, "loss": loss} for step, loss in enumerate((1.0, 1e308, -1e308, 2.0))]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert main(["runs", "show", str(run)]) == 0
+    assert "loss  1.000 " in capsys.readouterr().out

@@ -72,6 +72,14 @@ def check_outputs(*files: tuple[str, Path | None]) -> None:
         seen[target] = option
 
 
+def check_encoding(**given: Sequence[str | None] | None) -> None:
+    """Raise UniclError for a path that is not UTF-8, by option: recipes and Parquet files could not be named by it."""
+    for option, values in given.items():
+        for value in values or ():
+            if value is not None and any("\ud800" <= letter <= "\udfff" for letter in value):
+                raise UniclError(f"{option} {value!a}: is not UTF-8", "rename the file or folder")
+
+
 def pick_model(argument: str | None, option: str | None) -> str | None:
     """Return the model that is named as the first argument or as --model."""
     if argument is not None and option is not None and argument != option:

@@ -9,6 +9,7 @@ import typer
 
 from unicl_cli.commands import COMPUTE, Json, Quiet, examples
 from unicl_cli.commands.completion import complete_sources, one_of
+from unicl_cli.commands.output import check_encoding
 from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False)
@@ -163,6 +164,7 @@ def prepare(
     question mark: 'captions.tsv?image=file&caption=title'. After an
     interruption, run the same command again to continue.
     """
+    check_encoding(**{"-o": [str(out)]})
     if dry_run + verify + repair > 1:
         raise UniclError("--dry-run, --verify and --repair: cannot be combined", "use one of them")
     from unicl_cli.jobs.prepare.lock import catch_stop_signals

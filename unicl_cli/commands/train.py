@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unicl_cli.commands import MODEL_FORMS, Devices, Json, Quiet, completion, examples
-from unicl_cli.commands.output import print_path
+from unicl_cli.commands.output import check_encoding, print_path
 from unicl_cli.core.json_output import print_json
 from unicl_cli.errors import UniclError, is_quiet, write_line
 
@@ -217,14 +217,6 @@ def collect_changes(
 
     given = [Change(key, value) for key, value in options.items() if value is not None]
     return [*expand_short_options(recipe, data, **short), *overrides, *given]
-
-
-def check_encoding(**given: Sequence[str | None] | None) -> None:
-    """Raise UniclError for a path that is not UTF-8: a recipe is UTF-8 text and could not name it."""
-    for option, values in given.items():
-        for value in values or ():
-            if value is not None and any("\ud800" <= letter <= "\udfff" for letter in value):
-                raise UniclError(f"{option} {value!a}: is not UTF-8", "rename the file or folder")
 
 
 def check_sources(recipe: "Recipe", run: Path) -> None:

@@ -13,7 +13,8 @@ from filelock import FileLock, Timeout
 from unicl_cli.core.files import is_leftover, make_folder, read_regular
 from unicl_cli.errors import UniclError
 
-_HOLDER = re.compile(r"pid \d+ on .*\n?")
+_HOLDER = re.compile(r"unicl: pid \d+ on .*\n?")
+"""The line of a lock, with a word that other programs do not write."""
 _MOST = 1000
 """Bytes of the longest lock file."""
 
@@ -39,7 +40,13 @@ def check_unused(folder: Path, hint: str, is_own: Callable[[Path], bool] = is_le
 
 def is_lock(path: Path) -> bool:
     """Return whether a file is a lock that `lock_folder` made, held or not: other programs' files say other things."""
-    return stat.S_ISREG(path.lstat().st_mode) and (not path.stat().st_size or names_holder(path))
+    return _is_alone(path) and (not path.stat().st_size or names_holder(path))
+
+
+def _is_alone(path: Path) -> bool:
+    """Return whether a path is a regular file without a second name, which may be the user's."""
+    found = path.lstat()
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
 
 
 def names_holder(path: Path) -> bool:
@@ -65,15 +72,17 @@ def lock_folder(folder: Path, name: str, hint: str) -> Generator[None]:
     with ExitStack() as at_end:
         try:
             at_end.enter_context(make_folder(folder))
+            if os.path.lexists(path) and not _is_alone(path):
+                raise UniclError(f"{path}: a link, or not a file, in the place of the lock", f"move it away, or {hint}")
             at_end.enter_context(FileLock(path).acquire(timeout=0))
         except Timeout as error:
             raise UniclError(f"{folder}: locked by {_holder(path)}", f"wait for it, or {hint}") from error
         except OSError as error:
             raise UniclError(f"{folder}: cannot be written: {error.strerror}", hint) from error
         with suppress(OSError):  # for the message above only: the lock itself is the operating system's
-            path.write_text(f"pid {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+            path.write_text(f"unicl: pid {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
 
 
 def _holder(path: Path) -> str:
-    return _read_lock(path).strip() or "another process"
+    return _read_lock(path).strip().removeprefix("unicl: ") or "another process"

@@ -32,7 +32,8 @@ def open_shard(shard: Path, row_groups: Sequence[int]) -> pq.ParquetFile:
     ``row_groups`` are the numbers of rows that the manifest has.
     """
     try:
-        file = pq.ParquetFile(shard, memory_map=True, page_checksum_verification=True)
+        # pyarrow takes a leading ~ for the home directory, Python does not
+        file = pq.ParquetFile(shard.absolute(), memory_map=True, page_checksum_verification=True)
         schema, metadata = file.schema_arrow, file.metadata
         found = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     except _UNREADABLE as error:

@@ -15,6 +15,8 @@ from unicl_cli.runs.folder import ENVIRONMENT
 from unicl_cli.runs.status import read_metrics, read_validations
 from unicl_cli.runs.validations import name_rows
 
+MOST_LOSS = 1e30
+"""Larger losses are left out of the curve, whose sums would overflow."""
 BARS = "▁▂▃▄▅▆▇█"
 ASCII_BARS = "_.-:=+*#"
 HEAD = ("name", "state", "step", "%", "ETA", "img/s", "loss", "best", "devices", "age")
@@ -62,7 +64,7 @@ def describe_run(run: Path, status: Mapping[str, Any]) -> Iterator[str]:
     step, steps = status["step"], status["steps"]
     old = format_age(max(0.0, time.time() - status["updated"]))
     yield f"{run}: {status['state']} at step {step:,} of {steps:,}, {old} ago on {status.get('host', '?')}"
-    losses = [row["loss"] for row in read_metrics(run) if row.get("loss") is not None]
+    losses = [row["loss"] for row in read_metrics(run) if row.get("loss") is not None and abs(row["loss"]) < MOST_LOSS]
     if losses:
         yield f"loss  {losses[0]:.3f} {sparkline(losses)} {losses[-1]:.3f}"
     rows = read_validations(run)

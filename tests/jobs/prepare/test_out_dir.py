@@ -112,7 +112,7 @@ def test_a_prepare_that_found_no_usable_row_may_be_repeated_with_other_options(t
 def test_a_start_that_was_killed_before_its_plan_is_taken_up(tmp_path):
     out = tmp_path / "c"
     out.mkdir()
-    (out / ".lock").write_text("pid 1 on host\n")
+    (out / ".lock").write_text("unicl: pid 1 on host\n")
     (out / "holdout.json").write_text(json.dumps({"basis": {}, "moved": {}, "followed": {}}))
     temporary_name(out).touch()
     assert main([*SOURCE, str(out)]) == 0

@@ -88,7 +88,7 @@ def test_what_is_not_a_file_is_found_before_the_first_step(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
     (tmp_path / "run" / name).mkdir(parents=True)
-    (tmp_path / "run" / "run.lock").write_text("pid 1 on here\n")
+    (tmp_path / "run" / "run.lock").write_text("unicl: pid 1 on here\n")
     (tmp_path / "run" / "resolved.yaml").write_text((folder / "run" / "resolved.yaml").read_text())
     assert main(["train", str(folder / "r.yaml"), "--run-dir", str(tmp_path / "run"), "--devices", "cpu:1"]) == 2
     said = capfd.readouterr().err

@@ -296,7 +296,7 @@ def _choose_hint(path: str, said: str) -> str:
 
 @cache
 def _open_arrow(file: str) -> pa.Table:  # pyright: ignore[reportUnknownParameterType] - no stubs
-    return pa.ipc.open_stream(pa.memory_map(file)).read_all()  # maps the file, copies nothing
+    return pa.ipc.open_stream(pa.memory_map(str(Path(file).absolute()))).read_all()  # maps the file, copies nothing
 
 
 def _columns_of_type(features: Mapping[str, Any], name: str) -> list[str]:

@@ -76,7 +76,9 @@ def open_parquet(path: Path, *, memory_map: bool = False) -> pq.ParquetFile:
     """Open a Parquet file. UniclError if it is damaged, encrypted or something else."""
     try:
         open_regular(path).close()
-        return pq.ParquetFile(path, memory_map=memory_map)
+        return pq.ParquetFile(
+            path.absolute(), memory_map=memory_map
+        )  # pyarrow takes a leading ~ for the home directory
     except (pa.ArrowException, OSError) as error:
         what = " ".join(str(error).split())
         raise UniclError(f"{path}: not a readable Parquet file: {what}", "copy or write the file again") from error
