@@ -243,7 +243,7 @@ def test_a_spoilt_file_is_answered_in_lines(written: Path, work: Callable[[Path,
 @pytest.mark.slow
 @pytest.mark.parametrize("work", [work for work, _ in WORKS])
 def test_many_spoilt_files_are_answered_in_lines(written: Path, work: Callable[[Path, Path], None]) -> None:
-    @settings(max_examples=300, phases=PHASES)
+    @settings(max_examples=40, phases=PHASES)
     @given(st.data())
     def test(data: st.DataObject) -> None:
         check(work, written, data)

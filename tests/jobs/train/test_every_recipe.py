@@ -191,7 +191,7 @@ def test_border_values_are_refused_or_train(digits, changes):
 
 
 @pytest.mark.slow
-@settings(SLOW_EACH, max_examples=400)
+@settings(SLOW_EACH, max_examples=40)
 @given(changes=CHANGES)
 def test_many_border_values_are_refused_or_train(digits, changes):
     check(digits, changes)
