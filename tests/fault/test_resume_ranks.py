@@ -77,11 +77,12 @@ def test_what_two_processes_wrote_goes_on_bit_for_bit(unicl):
 
 def test_a_write_that_fails_behind_the_training_ends_all_processes_with_one_line(unicl):
     Path("run").mkdir()
-    Path("run/checkpoints").write_text("in the way")
+    Path("run/run.lock").write_text("unicl: pid 1 on here\n")
+    Path("run/checkpoints").symlink_to("/proc")  # a folder in which nothing can be made
     code, err = unicl("run", 2, spiking(99))
     assert code == 2, err
     assert err.count("error: ") == 1
-    assert "step-00000005: the checkpoint could not be written: [Errno 20] Not a directory" in err
+    assert "step-00000005: the checkpoint could not be written: [Errno 2] No such file or directory" in err
     assert "Traceback" not in err
     assert json.loads(Path("run/status.json").read_text())["state"] == "failed"
     assert [row["step"] for row in lines("run")] in ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7]), "soon, not at the end"
