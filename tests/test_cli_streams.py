@@ -102,6 +102,37 @@ def test_a_reader_that_has_had_enough_is_not_an_error(many):
     assert shell("unicl many --count 3 | true").stderr == ""
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "recipes validate NAME",
+        "recipes validate quickstart data.train.0.corpus=NAME",
+        "recipes validate child.yaml",
+        "inspect NAME",
+        "prepare --labels NAME -o out",
+        "prepare --labels digits?limit=5 -o NAME",
+        "zeroshot x.png y.png NAME",
+        "zeroshot NAME",
+        "zeroshot x.png --model NAME",
+        "runs ls NAME",
+    ],
+)
+def test_a_name_that_is_too_long_is_one_line(line: str, tmp_path: Path, monkeypatch, capsys: Capture):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.png").touch() if "--model" in line else None
+    (tmp_path / "child.yaml").write_text(f"extends: {'a' * 5000}\n")
+    assert main(line.replace("NAME", "a" * 5000).split()) == 2
+    first, hint = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: ")
+    assert hint.startswith("  hint: ")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_threshold_is_a_finite_number(value: str, capsys: Capture):
+    assert main(["zeroshot", "x.png", f"--threshold={value}"]) == 2
+    assert capsys.readouterr().err.startswith("error: --threshold: ")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_an_output_that_is_full_is_one_line(many):
     done = shell("unicl many --count 20000 > /dev/full")

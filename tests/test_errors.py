@@ -17,7 +17,7 @@ from unicl_cli.errors import UniclError, csv_cell, escape_control, print_line, w
 from unicl_cli.yaml_lines import parse_yaml, write_flow, write_yaml
 
 STEERING = [chr(code) for code in (*range(32), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F))]
-STEERING += [chr(code) for code in (*range(0x2066, 0x206A), 0xDC80, 0xDCFF, 0xDFFF)]
+STEERING += [chr(code) for code in (*range(0x2066, 0x206A), 0x2060, 0xFEFF, 0xDC80, 0xDCFF, 0xDFFF)]
 """Controls, separators, marks of direction, and second halves of characters (JSON would join them to a first half)."""
 TEXTS = st.text(st.sampled_from(STEERING) | st.characters(codec="utf-8"), max_size=20)
 
@@ -26,7 +26,8 @@ def steers(text: str) -> bool:
     """Judge by Unicode's own tables: category and bidirectional class."""
     marks = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
     return any(
-        unicodedata.category(c) in ("Cc", "Zl", "Zp", "Cs")
+        c in "\u2060\ufeff"
+        or unicodedata.category(c) in ("Cc", "Zl", "Zp", "Cs")
         or unicodedata.bidirectional(c) in marks
         or (unicodedata.category(c) == "Cf" and unicodedata.bidirectional(c) in ("L", "R", "AL") and ord(c) < 0x3000)
         for c in text
@@ -50,7 +51,10 @@ def test_no_text_steers_a_terminal_or_ends_its_line(text: str):
 def test_every_character_that_steers_is_shown_as_its_escape():
     for c in (*STEERING, "\ud800", "\udbff"):
         assert re.fullmatch(r"a\\([tnr]|x[0-9a-f]{2}|u[0-9a-f]{4})b", escape_control(f"a{c}b")), ascii(c)
-    assert escape_control("Größe 猫 😀 e\u0301 👩\u200d👩 \u05d0") == "Größe 猫 😀 e\u0301 👩\u200d👩 \u05d0"
+    assert (
+        escape_control("Größe 猫 😀 e\u0301 👩\u200d👩 \u05d0 a\u200cb")
+        == "Größe 猫 😀 e\u0301 👩\u200d👩 \u05d0 a\u200cb"
+    )
 
 
 @given(st.dictionaries(TEXTS, st.lists(TEXTS | st.integers() | st.none(), max_size=3), max_size=3))

@@ -55,6 +55,8 @@ OTHER_NAMES = {
 REPORT = "This is a bug in unicl: please report it with the lines above and the output of `unicl doctor --json`."
 FIXABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of writing that a user can fix, wherever they happen: a full disk, or a place without write permission."""
+SHOWN_NAME = 60
+"""The most letters that an error repeats of a name that is too long."""
 HELP = ["-h", "--help"]
 FEW_OPTIONS = 10
 """Up to so many options stand in one panel of `--help`."""
@@ -301,6 +303,8 @@ def _run_reporting_errors(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return _print_error(_as_name_error(error))
         if isinstance(error, OSError) and (error.errno in FIXABLE or error.filename == STDOUT):
             return _print_error(_as_write_error(error))
         error.add_note(REPORT)
@@ -313,6 +317,13 @@ def _as_write_error(error: OSError) -> UniclError:
     if error.filename == STDOUT:
         discard_stdout()
     return UniclError(f"{error.filename or 'output'}: {error.strerror}", "free some space, or write to another folder")
+
+
+def _as_name_error(error: OSError) -> UniclError:
+    """Return the UniclError for a name that no file can have, whichever argument, option or key it came from."""
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a file"
+    shown = name if len(name) <= SHOWN_NAME else f"{name[:SHOWN_NAME]}…"
+    return UniclError(f"{shown}: {error.strerror}", "check that it is the name of a file or folder, and shorten it")
 
 
 def _is_peer() -> bool:

@@ -52,10 +52,11 @@ class Stopped(UniclError):  # noqa: N818 - not a failure: the user asked for it
         super().__init__(message, hint, exit_code=75)
 
 
-UNSAFE = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-"""The characters, as a regex class, that steer a terminal or the direction of text, or that UTF-8 cannot hold.
+UNSAFE = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ud800-\udfff\ufeff"
+"""The characters, as a regex class, that steer a terminal or the direction of text, hide, or that UTF-8 cannot hold.
 
-JSON and YAML themselves escape those below the blank.
+U+2060 and U+FEFF are invisible and belong to no word: with them, two names look alike. U+200B, U+200C and U+200D stay,
+since Khmer, Thai, Persian and emoji are written with them. JSON and YAML themselves escape those below the blank.
 """
 
 

@@ -72,7 +72,7 @@ _Loader.add_constructor("tag:yaml.org,2002:str", _construct_text)
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
     # these break lines in YAML or steer a terminal, and only double quotes escape them
-    style = '"' if re.search(f"[\n\ufeff{UNSAFE}]", text) else None
+    style = '"' if re.search(f"[\n{UNSAFE}]", text) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 

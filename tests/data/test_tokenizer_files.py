@@ -1,14 +1,16 @@
 """A `tokenizer.json` that would take endless work, or has ids beyond any table, is one line; known ones are read."""
 
+import base64
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from unicl_cli.data.tokenizer_files import is_risky
+from unicl_cli.data.tokenizer_files import MAX_GROWTH, check_tokenizer, is_risky
 from unicl_cli.data.tokenizers import CLIP_WORDS, clip_tokenizer, corpus_tokenizer, load_tokenizer
 from unicl_cli.errors import UniclError
 
@@ -32,6 +34,11 @@ def doubled(tree: dict[str, Any]) -> None:
     tree["normalizer"] = {"type": "Sequence", "normalizers": [step] * 30}
 
 
+def inserted(tree: dict[str, Any]) -> None:
+    step = {"type": "Replace", "pattern": {"Regex": "(?=.)"}, "content": "a"}
+    tree["normalizer"] = {"type": "Sequence", "normalizers": [step] * 30}
+
+
 def special(tree: dict[str, Any]) -> None:
     tree["post_processor"]["special_tokens"]["<start_of_text>"]["ids"] = [2**32 - 1]
 
@@ -42,6 +49,15 @@ def replaced(**values: Any) -> Callable[[dict[str, Any]], None]:
 
 def split_at(pattern: Any) -> Callable[[dict[str, Any]], None]:
     return replaced(pre_tokenizer={"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False})
+
+
+def charsmap(replacement: bytes, count: int = 1) -> dict[str, Any]:
+    """Return normalizers that put ``replacement`` in the place of each `a`, in the format of SentencePiece."""
+    trie = [0] * 1024
+    trie[0], trie[256 ^ 97], trie[256 ^ 97 ^ 512] = 256 << 10, 97 | 1 << 8 | 512 << 10, 0
+    table = struct.pack("<I1024I", 4096, *trie) + b"\0" + replacement + b"\0"
+    step = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(table).decode()}
+    return {"type": "Sequence", "normalizers": [step] * count}
 
 
 @pytest.fixture
@@ -56,6 +72,7 @@ def written(tmp_path: Path) -> Path:
         wild_id,
         special,
         doubled,
+        inserted,
         split_at({"Regex": "(a+)+$"}),
         split_at({"Regex": "(("}),
         split_at({"String": ""}),
@@ -65,6 +82,11 @@ def written(tmp_path: Path) -> Path:
         replaced(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}] * 100}),
         replaced(normalizer={"type": "Prepend", "prepend": "a" * 100}),
         replaced(normalizer={"type": "Precompiled", "precompiled_charsmap": 5}),
+        replaced(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+        replaced(normalizer={"type": "Precompiled", "precompiled_charsmap": "%"}),
+        replaced(normalizer=charsmap(b"b" * (MAX_GROWTH + 1))),
+        replaced(normalizer=charsmap(b"b" * 10, 2)),
+        replaced(normalizer={"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 30}),
         replaced(model=None),
     ],
 )
@@ -75,6 +97,11 @@ def test_a_file_that_would_do_harm_is_one_line(written: Path, spoil: Callable[[d
     written.write_text(json.dumps(tree))
     with pytest.raises(UniclError, match=r"^[^\n]*tokenizer\.json: missing, or not a tokenizer\.json: [^\n]*$"):
         load_tokenizer(written, 16)
+
+
+def test_a_table_of_characters_of_ordinary_length_is_taken() -> None:
+    """The longest replacement of NFKC has 18 letters, here of two bytes each."""
+    check_tokenizer({"normalizer": charsmap("ص".encode() * 18)})
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "text", "deep"])

@@ -1,6 +1,8 @@
 """`unicl zeroshot IMAGE...`: classification of images by class names."""
 
 import glob
+import math
+import os
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -142,6 +144,8 @@ def zeroshot(
     by_name = {"--classes": classes, "--classes-from": classes_from, "--template": template}
     by_name |= {"--none": none, "--independent": independent, "--scores cosine": by_cosine}
     check_probe(probe, [option for option, given in by_name.items() if given])
+    if threshold is not None and not math.isfinite(threshold):
+        raise UniclError(f"--threshold: {threshold} is not a finite number", "give a score, such as 0.5")
     if as_json and as_csv:
         raise UniclError("--json: cannot be combined with --csv", "use one of them")
     asked = choose_classes(classes, classes_from)
@@ -224,7 +228,7 @@ def check_any_exists(inputs: list[str], *, has_rows: bool) -> None:
 
     def is_missing(name: str) -> bool:
         is_url = name.lower().startswith(("http://", "https://"))
-        return name != "-" and not is_url and not glob.has_magic(name) and not Path(name).exists()
+        return name != "-" and not is_url and not glob.has_magic(name) and not os.path.exists(name)  # noqa: PTH110 - False too for a name that is too long
 
     if has_rows or not inputs or not all(map(is_missing, inputs)):
         return

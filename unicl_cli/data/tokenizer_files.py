@@ -1,5 +1,6 @@
 """Check of a `tokenizer.json` before the `tokenizers` library runs it: the work on a text stays in proportion to it."""
 
+import base64
 import re
 from collections.abc import Iterator
 from typing import Any, cast
@@ -38,13 +39,37 @@ def check_tokenizer(document: Any) -> None:
         raise ValueError(f"has {len(steps)} steps; the limit is {MAX_PARTS}")
     growth = 1
     for step in steps:
-        growth *= max(1, len(step.get("content") or step.get("prepend") or ""))
-        if len(step.get("precompiled_charsmap") or "") > MAX_CHARSMAP:
-            raise ValueError("its table of characters is too large")
         if "pattern" in step:
             check_pattern(step["pattern"])
+        growth *= growth_of(step)
     if growth > MAX_GROWTH:
         raise ValueError(f"its replacements could make a text {growth:,} times as long; the limit is {MAX_GROWTH}")
+
+
+def growth_of(step: dict[str, Any]) -> int:
+    """Return the factor by which a step may lengthen a text, at most. ValueError for a bad table of characters."""
+    if step["type"] == "ByteLevel":
+        return 2  # a character for each byte: those beyond ASCII have two bytes, and would double in each such step
+    if step["type"] == "Precompiled":
+        return longest_replacement(step.get("precompiled_charsmap") or "")
+    kept = 1 if "Regex" in (step.get("pattern") or ()) else 0  # a pattern may match nothing, between any two letters
+    return max(1, kept + len(step.get("content") or step.get("prepend") or ""))
+
+
+def longest_replacement(charsmap: str) -> int:
+    """Return the length of the longest text that a table of characters may put in the place of one.
+
+    The table is that of SentencePiece: the size of a trie, the trie, and the texts, each ended by NUL, that it points
+    to. ValueError if it is not such a table.
+    """
+    if len(charsmap) > MAX_CHARSMAP:
+        raise ValueError("its table of characters is too large")
+    table = base64.b64decode(charsmap, validate=True)
+    start = 4 + int.from_bytes(table[:4], "little")
+    if not 4 < start < len(table):
+        raise ValueError("its table of characters is damaged")
+    longest = max(re.findall(rb"[^\0]*", table[start:]), key=len)
+    return max(1, len(longest.decode("utf-8", "replace")))
 
 
 def list_steps(step: Any, place: str) -> Iterator[dict[str, Any]]:

@@ -212,6 +212,8 @@ def test_bad_labels_and_captions_are_one_line_each(written: Path, tmp_path: Path
     )
     assert "no sample has a caption at 'text'" in refused(path=str(written), kind="captions", caption="text")
     broken = write_tar(tmp_path / "broken" / "a.tar", [("one.png", encoded_image(1)), ("one.json", b"[1")])
+    long = write_tar(tmp_path / "long" / "a.tar", [("one.png", encoded_image(1)), ("one.cls", b"7" * 5000)])
+    assert "label of one has 5,000 letters (limit 1,000)" in refused(path=str(long))
     assert "one.json is not a JSON object" in refused(path=str(broken), label="json:kind")
 
 

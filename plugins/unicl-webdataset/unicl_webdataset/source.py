@@ -14,6 +14,8 @@ from unicl_webdataset.shards import Sample, check_size, samples_of, shards_of
 NAMES = "classnames.txt"
 MAX_FIELD = 10_000_000
 """The most bytes of a caption, a label or a JSON document."""
+MAX_LABEL = 1000
+"""The most letters or digits of a label, as in lists; Python converts no number of more than 4,300."""
 _NOTHING = object()
 
 
@@ -172,6 +174,11 @@ class WebDataset:
         value = _read_field(shard, sample, self.fields.label)
         if isinstance(value, str):
             value = value.strip()
+            if len(value) > MAX_LABEL:
+                raise UniclError(
+                    f"webdataset: {shard}: label of {sample.key} has {len(value):,} letters (limit {MAX_LABEL:,})",
+                    "name the member with the label: label=ENDING or label=json:FIELD",
+                )
             return int(value) if value.isdecimal() else value or None
         if value is _NOTHING or value is None or value == NO_LABEL:
             return None

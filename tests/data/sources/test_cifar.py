@@ -222,6 +222,13 @@ def test_an_archive_of_another_form_is_named_with_what_is_wrong(train, message, 
         open_source(f"cifar100?verify=false&path={file}", "labels").rows("train")
 
 
+@pytest.mark.parametrize("names", [[f"{n}" for n in range(10_001)], ["a", "b" * 1001], ["a", ""], ["a", "  "], [b"\t"]])
+def test_names_of_classes_are_few_short_and_visible(names, tmp_path):
+    file = archive(tmp_path / "x.tar.gz", {"cifar-100-python/meta": pickle.dumps({"fine_label_names": names}, 3)})
+    with pytest.raises(UniclError, match=r"fine_label_names (has 10,001 names|is not a list of names of 1 to 1,000)"):
+        open_source(f"cifar100?verify=false&path={file}", "labels").classes  # noqa: B018
+
+
 def test_a_cut_archive_is_named(tmp_path):
     file = cifar10(tmp_path / "cut.tar.gz")
     file.write_bytes(file.read_bytes()[:20_000])

@@ -212,6 +212,26 @@ def test_a_damaged_directory_is_one_line(tmp_path, damage):
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize("name", ["../out.arrow", "/out.arrow", "x/../../out.arrow"])
+def test_files_outside_of_a_saved_data_set_are_not_opened(tmp_path, name):
+    path = Path(saved(tmp_path / "pets"))
+    state = json.loads((path / "state.json").read_text())
+    (path / state["_data_files"][0]["filename"]).rename(tmp_path / "out.arrow")
+    name = name.replace("/out", f"{tmp_path}/out") if name.startswith("/") else name
+    (path / "state.json").write_text(json.dumps(state | {"_data_files": [{"filename": name}]}))
+    with pytest.raises(UniclError, match=r"state\.json: .* is outside of the folder"):
+        open_source(str(path), "labels").rows("train")
+
+
+@pytest.mark.parametrize("split", ["../pets", "..", "/tmp"])
+def test_splits_outside_of_a_saved_dictionary_are_not_opened(tmp_path, split):
+    saved(tmp_path / "pets")
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "dataset_dict.json").write_text(json.dumps({"splits": [split]}))
+    with pytest.raises(UniclError, match="a split is outside of the folder"):
+        open_source(str(tmp_path / "all"), "labels").rows("train")
+
+
 # -- the hub ---
 
 

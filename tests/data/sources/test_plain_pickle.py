@@ -81,6 +81,8 @@ def test_python_2_writes_text_as_bytes():
         (b"]K\x01.", "damaged pickle"),
         (b"I" + b"9" * 5000 + b"\n.", "damaged pickle"),
         (b"X\xff\xff\xff\x7fabc.", "damaged pickle"),
+        (pickle.dumps({"a": 1, b"a": 2}), "the key 'a' twice"),
+        (pickle.dumps({1: 1, "1": 2}), "the key '1' twice"),
         (b"K\x01.", "pickled int instead of a dictionary"),
     ],
 )  # fmt: skip
@@ -103,6 +105,14 @@ def test_the_number_of_instructions_is_bounded(monkeypatch):
     monkeypatch.setattr(plain_pickle, "MAX_INSTRUCTIONS", 100)
     with pytest.raises(UnpicklingError, match="more than 100 instructions"):
         load_plain(b"0".join([b"]"] * 100) + b"0}.")
+
+
+def test_a_text_of_the_memo_becomes_bytes_no_more_often_than_it_could_stand_in_the_pickle():
+    word = b"X\x40\x00\x00\x00" + b"a" * 64 + b"q\x000c_codecs\nencode\nq\x010X\x06\x00\x00\x00latin1q\x020("
+    once = b"h\x01h\x00h\x02\x86R"
+    assert load_plain(b"\x80\x02}K\x01" + word + once + b"ls.")["1"] == [b"a" * 64]
+    with pytest.raises(UnpicklingError, match="makes more bytes than it holds"):
+        load_plain(b"\x80\x02}K\x01" + word + once * 100 + b"ls.")
 
 
 def test_a_memo_number_allocates_nothing():

@@ -15,7 +15,7 @@ from PIL import Image
 from unicl_cli.data.fetch import FetchError
 from unicl_cli.data.pictures import decode
 from unicl_cli.jobs.zeroshot import inputs
-from unicl_cli.jobs.zeroshot.inputs import ImageInput, find_images, find_in_folder, read_image, read_list
+from unicl_cli.jobs.zeroshot.inputs import ImageInput, find_images, find_in_folder, find_input, read_image, read_list
 from unicl_cli.jobs.zeroshot.stream import BatchStream
 
 
@@ -34,6 +34,23 @@ def test_a_list_has_one_path_a_line_whatever_wrote_it():
     ]
     assert entries(b"a\nb.png\0c.png\0", [], b"\0") == ["a\nb.png", "c.png"]
     assert entries(b"", []) == []
+
+
+def test_an_entry_without_end_is_kept_in_part_and_the_others_are_answered(tmp_path, monkeypatch):
+    (tmp_path / "a.png").touch()
+    monkeypatch.chdir(tmp_path)
+    long = "é" * 200_000
+    data = f"{long}\na.png\nhttps://x.example/{long}\r\n{'b' * 5000}\n{long}".encode()
+    found = entries(data, list(range(0, len(data), 5000)))
+    assert max(map(len, found)) <= inputs.MAX_ENTRY + 5000
+    answers = [answer for entry in found for answer in find_input(entry)]
+    assert [answer.problem for answer in answers] == ["File name too long", None, *["File name too long"] * 3]
+    assert [answer.path[:3] for answer in answers] == ["ééé", "a.p", "htt", "bbb", "ééé"]
+    assert [image.problem for image in find_images(["c" * 5000, "c" * 5000 + "*", "a.png"])] == [
+        "File name too long",
+        "the pattern matches no file",
+        None,
+    ]
 
 
 @given(

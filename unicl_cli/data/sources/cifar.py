@@ -26,6 +26,8 @@ LARGEST = 200_000_000
 """Limit for a member of the archive, in bytes; the largest official one has 155 MB."""
 UNPACKED = 1_000_000_000
 """Limit for the unpacked archive, in bytes; the official ones have 190 MB."""
+MAX_CLASSES, MAX_NAME = 10_000, 1000
+"""Limits for the number of class names and the length of each; the official lists have up to 100 short ones."""
 _LOOKS = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
 _FORMS = (*(f"a {look}photo of # {{}}." for look in _LOOKS), "a photo of # small {}.", "a photo of # big {}.")
 TEMPLATES = tuple(form.replace("#", article) for article in ("a", "the") for form in _FORMS)
@@ -95,8 +97,10 @@ class Cifar:
         names = meta.get(self.names_at)
         if not isinstance(names, list):
             raise self._layout_error(f"{self.archive.meta} has no {self.names_at}")
-        if not all(isinstance(name, str | bytes) for name in names):
-            raise self._layout_error(f"{self.names_at} is not a list of names")
+        if len(names) > MAX_CLASSES:
+            raise self._layout_error(f"{self.names_at} has {len(names):,} names")
+        if not all(isinstance(name, str | bytes) and len(name) <= MAX_NAME and name.strip() for name in names):
+            raise self._layout_error(f"{self.names_at} is not a list of names of 1 to {MAX_NAME:,} letters")
         texts = [name.decode("ascii", "replace") if isinstance(name, bytes) else name for name in names]
         return tuple(ClassName(text, (text.replace("_", " "),)) for text in texts)
 

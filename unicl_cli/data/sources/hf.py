@@ -1,14 +1,17 @@
 """Data sets of the `datasets` library as sources: saved to disk, Parquet in the hub's layout, or on the hub."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.core.files import read_regular
+from unicl_cli.core.json_text import parse_json
 from unicl_cli.data.class_entry import NameList
 from unicl_cli.data.class_numbers import LabelledClasses, describe_changed_names, read_names
 from unicl_cli.data.pictures import SUFFIXES, ImageError, read_file
@@ -19,6 +22,8 @@ from unicl_cli.data.sources.splits import split_of
 from unicl_cli.errors import UniclError, is_live, is_quiet
 
 HUB = "hf:"
+MAX_STATE = 64_000_000
+"""Limit for the JSON files of a saved data set, in bytes; one of 10,000 files has 0.6 MB."""
 
 
 class ChosenColumns(NamedTuple):
@@ -268,9 +273,12 @@ def _load_splits(path: str, config: str | None, revision: str | None) -> Mapping
         datasets.disable_progress_bars()
     try:
         if not path.startswith(HUB) and _is_saved(Path(path)):
+            _check_saved(Path(path))
             found = datasets.load_from_disk(path, keep_in_memory=False)
         else:
             found = datasets.load_dataset(path.removeprefix(HUB), config, revision=commit, keep_in_memory=False)
+    except UniclError:
+        raise
     except DatasetNotFoundError as error:
         if "gated" in str(error):
             raise gated_dataset_error(path.removeprefix(HUB)) from error
@@ -282,6 +290,25 @@ def _load_splits(path: str, config: str | None, revision: str | None) -> Mapping
     if isinstance(found, dict):
         return {str(name): split for name, split in found.items()}
     return {str(found.split or "train").partition("[")[0]: found}
+
+
+def _check_saved(folder: Path) -> None:
+    """Raise UniclError if a saved data set names files or splits outside of its folder. ValueError for bad JSON."""
+    splits = _read_strings(folder / "dataset_dict.json", "splits")
+    if not all(split not in ("", ".", "..") and "/" not in split and "\\" not in split for split in splits):
+        raise UniclError(f"{folder}/dataset_dict.json: a split is outside of the folder", "save it again")
+    for place in (folder / split for split in splits or ("",)):
+        for name in _read_strings(place / "state.json", "_data_files"):
+            if not Path(os.path.abspath(place / name)).is_relative_to(os.path.abspath(place)):  # noqa: PTH100 - keeps links
+                raise UniclError(f"{place / 'state.json'}: {name[:60]} is outside of the folder", "save it again")
+
+
+def _read_strings(file: Path, key: str) -> list[str]:
+    """Return the texts of a list in a JSON file, or the ``filename`` of its objects; others are left to `datasets`."""
+    document = parse_json(read_regular(file, MAX_STATE)) if file.is_file() else None
+    values = cast("dict[str, Any]", document).get(key) if isinstance(document, dict) else None
+    found = [value.get("filename") if isinstance(value, dict) else value for value in values or ()]
+    return [value for value in found if isinstance(value, str)]
 
 
 def _choose_hint(path: str, said: str) -> str:

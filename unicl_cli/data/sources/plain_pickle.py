@@ -43,9 +43,10 @@ class _Array:
 
 
 class _Machine:
-    """The state of a reader: a stack with marks, and a memo."""
+    """The state of a reader: a stack with marks, a memo, and how many bytes may still be made from texts."""
 
-    def __init__(self) -> None:
+    def __init__(self, left: int) -> None:
+        self.left = left
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -100,7 +101,12 @@ class _Machine:
         make = _MAKERS.get(name.role if isinstance(name, _Name) else "")
         if make is None:
             raise ValueError("a value is called that is not a function")
-        self.stack.append(make(*arguments))
+        made = make(*arguments)
+        if isinstance(made, bytes):
+            self.left -= len(made)
+            if self.left < 0:
+                raise pickle.UnpicklingError("its pickle makes more bytes than it holds")
+        self.stack.append(made)
 
     def set_state(self) -> None:
         (state,) = self.take(1)
@@ -204,7 +210,7 @@ _STEPS = {
 
 
 def _interpret(data: bytes) -> Any:
-    machine, stream = _Machine(), io.BytesIO(data)
+    machine, stream = _Machine(len(data)), io.BytesIO(data)  # each text becomes bytes once
     for _ in range(MAX_INSTRUCTIONS):
         code = stream.read(1)
         if code == b".":
@@ -220,7 +226,8 @@ def _interpret(data: bytes) -> Any:
 def load_plain(data: bytes) -> dict[str, Any]:
     """Return a pickled dictionary of plain values, with its keys as text (Python 2 wrote bytes).
 
-    Arrays must be uint8. UnpicklingError for other values, for a damaged pickle, and for anything but a dictionary.
+    Arrays must be uint8. UnpicklingError for other values, for a damaged pickle, for two keys of
+    one text, and for anything but a dictionary.
     """
     try:
         found = _interpret(data)
@@ -231,7 +238,15 @@ def load_plain(data: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise pickle.UnpicklingError(f"pickled {type(found).__name__} instead of a dictionary")
     items = cast("dict[str | bytes | int, Any]", found).items()
-    return {_text_of(key): of.values if isinstance(of, _Array) else of for key, of in items}
+    plain: dict[str, Any] = {}
+    for key, of in items:
+        name = _text_of(key)
+        if name in plain:
+            raise pickle.UnpicklingError(
+                f"its pickle has the key '{name[:40]}' twice, as text and as bytes or a number"
+            )
+        plain[name] = of.values if isinstance(of, _Array) else of
+    return plain
 
 
 def _text_of(key: str | bytes | int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import sys
@@ -17,6 +18,8 @@ from unicl_cli.data.pictures import SUFFIXES, ImageError, blame_image, read_file
 
 STDIN = "-"
 MAX_BYTES = 256_000_000
+MAX_ENTRY = 65_536
+"""Limit for an entry of a list, in bytes; no path has more than 4,096, and few servers take longer URLs."""
 REASONS = {
     "empty": "an empty file",
     "not_image": "not an image",
@@ -45,7 +48,7 @@ def find_images(inputs: Sequence[str], *, separator: bytes = b"\n") -> Iterator[
         if name == STDIN:
             for entry in read_list(partial(os.read, sys.stdin.fileno(), 1 << 16), separator):
                 yield from find_input(entry)
-        elif glob.has_magic(name) and not is_url(name) and not Path(name).exists():
+        elif glob.has_magic(name) and find_problem(name) is not None:
             matches = sorted(match for match in glob.iglob(name, recursive=True) if Path(match).is_file())  # noqa: PTH207 - absolute patterns
             yield from (ImageInput(file) for file in matches or ())
             if not matches:
@@ -55,14 +58,23 @@ def find_images(inputs: Sequence[str], *, separator: bytes = b"\n") -> Iterator[
 
 
 def find_input(name: str) -> Iterator[ImageInput]:
-    if is_url(name):
-        yield ImageInput(name)
-    elif Path(name).is_dir():
+    problem = find_problem(name)
+    if problem is not None:
+        yield ImageInput(name if len(name) <= MAX_ENTRY else f"{name[:100]}…", problem)
+    elif not is_url(name) and Path(name).is_dir():
         yield from find_in_folder(name)
-    elif "\0" in name or not Path(name).exists():
-        yield ImageInput(name, "no such file")
     else:
         yield ImageInput(name)
+
+
+def find_problem(name: str) -> str | None:
+    """Return the reason why there is no file, folder or URL of this name, or None."""
+    if len(os.fsencode(name)) > MAX_ENTRY:
+        return os.strerror(errno.ENAMETOOLONG)
+    try:
+        return None if is_url(name) or ("\0" not in name and Path(name).exists()) else "no such file"
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        return error.strerror or "cannot be read"
 
 
 def find_in_folder(folder: str) -> Iterator[ImageInput]:
@@ -83,12 +95,14 @@ def find_in_folder(folder: str) -> Iterator[ImageInput]:
 def read_list(read: Callable[[], bytes], separator: bytes) -> Iterator[str]:
     """Yield the entries of a list as they come in, without blank ones; ``read`` returns b"" at the end.
 
-    Reading sys.stdin itself is not safe: a thread that waits for its lock crashes the interpreter at exit.
+    Of an entry above ``MAX_ENTRY`` only so much is kept that it is still too long. Reading sys.stdin itself is not
+    safe: a thread that waits for its lock crashes the interpreter at exit.
     """
     rest, first = b"", True
     while True:
         part = read()
         *whole, rest = (rest + part).split(separator) if part else (rest, b"")
+        rest = rest[: MAX_ENTRY + 8]  # more than a byte order mark and a line end, which are removed
         for entry in whole:
             name = entry.removeprefix(b"\xef\xbb\xbf") if first else entry
             first = False

@@ -26,6 +26,8 @@ _ANSWERING = frozenset(("gpt", "assistant", "model", "bot", "chatgpt"))
 """Speakers whose turns of a conversation are texts about the image."""
 _TURNS = (("from", "value"), ("role", "content"))
 """Keys of speaker and text in a turn: LLaVA's, and those of chat templates."""
+_NOT_LITERAL = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
+"""All that `ast.literal_eval` raises for other texts; TypeError for a list as a key: ``{[]: 1}``, ``{{}}``."""
 _OPEN = {"[": "]", "(": ")", "{": "}"}
 
 
@@ -168,7 +170,7 @@ def _opened(value: Any) -> Any:
         return found
     try:
         found = ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except _NOT_LITERAL:
         return value
     return found if isinstance(found, dict | list) else value
 
@@ -200,7 +202,7 @@ def _parse_strings(text: str) -> list[Any] | None:
                 break
             elif token.string.strip() not in ("", ",", "None", "nan"):
                 return None
-    except (ValueError, SyntaxError, tokenize.TokenError, MemoryError):
+    except (*_NOT_LITERAL, tokenize.TokenError):
         return None
     return found if found and all(type(item) is str for item in found) else None
 

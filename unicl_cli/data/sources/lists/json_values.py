@@ -1,5 +1,6 @@
 """JSON of users' lists: missing numbers are nothing, and a key stands once in its object."""
 
+from collections import Counter
 from typing import Any
 
 from unicl_cli.core.json_text import parse_json
@@ -13,8 +14,8 @@ def parse_value(text: str | bytes) -> Any:
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"duplicate key '{next(name for name in names if names.count(name) > 1)[:40]}'")
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"duplicate key '{twice[:40]}'")
     return found
 
 
