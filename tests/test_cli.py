@@ -243,8 +243,8 @@ def test_recipes_validate_names_missing_corpora_on_stderr_only(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert main(["recipes", "validate", "quickstart", "--json"]) == 0
     out = capsys.readouterr()
-    assert json.loads(out.out)["data"] == "no finished corpus at quickstart/corpus"
-    assert out.err == "note: no finished corpus at quickstart/corpus\n"
+    assert json.loads(out.out)["data"] == "data.train.0.corpus: no finished corpus at quickstart/corpus"
+    assert out.err == "note: data.train.0.corpus: no finished corpus at quickstart/corpus\n"
 
 
 def test_recipes_diff_shows_what_an_arm_changes(capsys: Capture):

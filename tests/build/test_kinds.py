@@ -76,3 +76,25 @@ def test_rows_of_which_the_whole_run_draws_none_are_told(corpora, by):
     few = {"corpus": corpora["captions"], "weight": 1e-9}
     (said,) = warnings({"corpus": corpora["both"]}, few)
     assert f"none of 80 captions rows of {corpora['captions']}" in said
+
+
+def loss_warnings(corpus, *, text="mixed", **changes):
+    asked = recipe({"corpus": corpus}, **changes)
+    asked = asked.model_copy(update={"data": asked.data.model_copy(update={"text_for_labelled": text})})
+    return [line for line in recipe_warnings(asked, build_data(asked)) if line.startswith("loss")]
+
+
+def test_a_part_of_the_loss_that_no_row_trains_is_told(corpora):
+    (said,) = loss_warnings(corpora["both"], mix={"labels": 1}, loss="multitask")
+    assert "its text tower is never trained" in said
+    (said,) = loss_warnings(corpora["both"], mix={"labels": 0}, loss="multitask")
+    assert "its head of classes is never trained" in said
+    assert loss_warnings(corpora["both"], loss="multitask") == []
+
+
+def test_own_text_without_a_caption_to_show_is_told(corpora, tmp_path):
+    own = {"name": "unicl", "own_text": 0.5}
+    (said,) = loss_warnings(corpora["both"], loss=own)
+    assert "no row with a label has captions" in said
+    (said,) = loss_warnings(corpora["both"], loss=own, text="prompt")
+    assert "data.text_for_labelled=prompt" in said

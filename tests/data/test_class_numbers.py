@@ -89,11 +89,11 @@ def test_changed_and_doubtful_names_are_told_with_a_count():
     names = ("3", "n99999999", "007 agent", "True", "['cat']", "cat", "T-shirt")
     notes = describe_doubtful_names([ClassName(name, (name,)) for name in names])
     assert notes == [
-        "numbers as class names (1 of 7): 3",
-        "WordNet ids as class names (1 of 7): n99999999",
-        "names that begin with a number or an id as class names (1 of 7): 007 agent",
-        "words that mean no class as class names (1 of 7): True",
-        "texts that look like syntax as class names (1 of 7): ['cat']",
+        "1 of 7 class names are numbers: 3",
+        "1 of 7 class names are WordNet ids: n99999999",
+        "1 of 7 class names begin with a number or an id: 007 agent",
+        "1 of 7 class names say nothing about an image: True",
+        "1 of 7 class names look like syntax: ['cat']",
     ]
 
 

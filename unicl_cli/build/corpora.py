@@ -6,16 +6,24 @@ from unicl_cli.data.manifest import MANIFEST, read_manifest, splits_of
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.recipe.schema import Recipe
 
+NO_VALIDATION = "; or prepare it with --holdout 0.2, or train without validation: eval=[]"
+"""The end of the hint where the split of an evaluation is missing."""
+
 
 def check_corpora(recipe: Recipe) -> None:
-    """Raise UniclError unless each corpus of the recipe is complete and has the split that the recipe names."""
-    used = [(item.corpus, item.split) for item in recipe.data.train] + [(x.corpus, x.split) for x in recipe.eval]
-    for corpus, split in dict.fromkeys(used):
+    """Raise UniclError, with the key, unless each corpus of the recipe is complete and has the split that it names."""
+    used = [(f"data.train.{n}.corpus", item.corpus, item.split) for n, item in enumerate(recipe.data.train)]
+    used += [(f"eval.{n}.corpus", item.corpus, item.split) for n, item in enumerate(recipe.eval)]
+    for key, corpus, split in used:
         if not (Path(corpus) / MANIFEST).exists():
-            raise UniclError(f"no finished corpus at {corpus}", f"make it, or finish it: unicl prepare … -o {corpus}")
+            raise UniclError(
+                f"{key}: no finished corpus at {corpus}", f"make it, or finish it: unicl prepare … -o {corpus}"
+            )
         splits = splits_of(read_manifest(Path(corpus))[0].shards)
         if not set(splits) & ({split} if split else {"test", "val"}):
+            others = "" if key.startswith("data") else NO_VALIDATION
             raise UniclError(
-                f"corpus {corpus} has no split '{split or 'test or val'}'{did_you_mean(split or 'test', splits)}",
-                f"use one of its splits: {', '.join(splits)}",
+                f"{key}: corpus {corpus} has no split '{split or 'test or val'}'"
+                f"{did_you_mean(split or 'test', splits)}",
+                f"use one of its splits: {', '.join(splits)}{others}",
             )

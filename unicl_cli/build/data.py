@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unicl_cli.contracts import NO_LABEL, ClassName
+from unicl_cli.contracts import NO_LABEL, ClassName, Tokenizer
 from unicl_cli.core.machine import cores
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.sampler import Alternation, Mixture
@@ -26,6 +26,9 @@ WORKERS_PER_CORE = 4
 """Loader processes that a core can still serve."""
 TRIED_BATCHES = 20
 """Batches that are looked at before a training for rows to tell apart."""
+
+TRIED_ROWS = 100
+"""Rows of each kind of a corpus whose texts are tried before a training."""
 
 
 class TrainingData(NamedTuple):
@@ -264,6 +267,14 @@ def build_tokenizer(recipe: Recipe, data: TrainingData) -> TextTokenizer:
     if name == "classes":
         return class_tokenizer([item.names[0] for item in data.classes])
     return load_tokenizer(Path(name), length)
+
+
+def check_texts(tokenizer: Tokenizer | None, data: TrainingData) -> None:
+    """Raise the tokenizer's UniclError if it cannot encode the texts that training draws; only some are tried."""
+    if tokenizer is not None:
+        texts = list(data.mix.some_texts(TRIED_ROWS))
+        if texts:
+            tokenizer(texts)
 
 
 def worker_warnings(recipe: Recipe) -> list[str]:

@@ -13,6 +13,7 @@ from unicl_cli.contracts import Part, Tuning
 from unicl_cli.core.dist import bare
 from unicl_cli.core.ema import share_of_start
 from unicl_cli.core.schedule import lr_at
+from unicl_cli.data.mix import LABELS
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of, format_share
 from unicl_cli.recipe.schema import Group, Recipe
@@ -37,7 +38,7 @@ def recipe_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
     warmup = warmup_steps(recipe, steps)
     if warmup > steps:
         found.append(f"schedule.warmup of {warmup:,} steps exceeds the run of {steps:,}: optim.lr is never reached")
-    found += [*average_warnings(recipe, steps), *undrawn_warnings(data, steps)]
+    found += [*average_warnings(recipe, steps), *undrawn_warnings(data, steps), *idle_loss_warnings(recipe, data)]
     for name, rate in pretrained_rates(recipe).items():
         if rate > HIGH and recipe.optim.name == "adamw":
             found.append(
@@ -55,6 +56,28 @@ def undrawn_warnings(data: TrainingData, steps: int) -> list[str]:
         for strand, used in zip(data.mix.strands, data.order.used_before(steps), strict=True)
         if not used
     ]
+
+
+def idle_loss_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
+    """Return warnings about parts of the loss that no row of the mix trains."""
+    strands = data.mix.strands
+    labels = [strand for strand in strands if strand.kind == LABELS]
+    found: list[str] = []
+    if recipe.loss.name == "multitask" and len(labels) in (0, len(strands)):
+        idle, kind = ("its text tower", "labels") if labels else ("its head of classes", "captions")
+        other = "loss=ce model.text=null" if labels else "loss=clip"
+        found.append(
+            f"loss multitask: all rows of the mix have the kind {kind}, so that {idle} is never trained: set "
+            f"data.mix.labels=auto with rows of both kinds, or {other}"
+        )
+    own_text = recipe.loss.options.get("own_text")
+    prompts_only = recipe.data.text_for_labelled == "prompt"
+    if own_text and (prompts_only or not any(strand.table.has_texts() for strand in labels)):
+        why, hint = "no row with a label has captions", "prepare rows with both, or set loss.own_text=0"
+        if prompts_only:
+            why, hint = "data.text_for_labelled=prompt shows none", "set data.text_for_labelled=mixed"
+        found.append(f"loss.own_text {own_text:g} is for captions of rows with a label, but {why}: {hint}")
+    return found
 
 
 def average_warnings(recipe: Recipe, steps: int) -> list[str]:

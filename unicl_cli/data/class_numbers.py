@@ -20,14 +20,14 @@ _NAME = re.compile(r"(?!https?://|[\[{])(?=.*[^\W\d_]).{1,200}")
 """A text with a letter, which is not an address, a list or an object."""
 
 _DOUBTFUL = (
-    (re.compile(r"[+-]?\d+([.,]\d+)?"), "numbers"),
-    (re.compile(r"n\d{8}"), "WordNet ids"),
-    (re.compile(r"(?!n\d{8})(\d+[._ -].*|n\d{8}[._ -].*)"), "names that begin with a number or an id"),
+    (re.compile(r"[+-]?\d+([.,]\d+)?"), "are numbers"),
+    (re.compile(r"n\d{8}"), "are WordNet ids"),
+    (re.compile(r"(?!n\d{8})(\d+[._ -].*|n\d{8}[._ -].*)"), "begin with a number or an id"),
     (
         re.compile(r"(?i)true|false|yes|no|none|null|nil|nan|<na>|#?n/?a|unknown|missing|unlabel+ed|[-–—?.]+"),
-        "words that mean no class",
+        "say nothing about an image",
     ),
-    (re.compile(r"[\[{(<].*|.*[\]}>]|['\"].*|.*[|;:]"), "texts that look like syntax"),
+    (re.compile(r"[\[{(<].*|.*[\]}>]|['\"].*|.*[|;:]"), "look like syntax"),
 )
 """Class names that hardly say what an image shows."""
 
@@ -187,7 +187,7 @@ def describe_doubtful_names(classes: Sequence[ClassName], *, only: Collection[st
         found = [c.names[0] for c in classes if pattern.fullmatch(c.names[0])]
         if found:
             shown = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
-            notes.append(f"{said} as class names ({len(found):,} of {len(classes):,}): {shown}")
+            notes.append(f"{len(found):,} of {len(classes):,} class names {said}: {shown}")
     return notes
 
 

@@ -102,6 +102,10 @@ class RowTable:
         """Return one whole column ("label", "key", "texts", …) in row order, without reading the others."""
         return pa.concat_tables([self._read_column(number, name) for number in range(len(self.shards))]).column(name)
 
+    def has_texts(self) -> bool:
+        """Return whether a row of the first shard has texts; the other shards are not read."""
+        return any(len(own) for own in self._read_column(0, "texts").column("texts"))
+
     def image_hashes(self) -> Iterator[NDArray[np.uint64]]:
         """Yield the first 64 bits of the sha256 of each row's image, shard by shard, in row order."""
         for number in range(len(self.shards)):

@@ -182,6 +182,22 @@ class MixedCorpora:
                 for texts in captions[start : start + 65_536 : step].to_pylist():
                     yield from texts
 
+    def some_texts(self, limit: int) -> Iterator[str]:
+        """Yield texts that training draws, as ``texts`` says, of at most ``limit`` rows spread over each strand."""
+        for strand in self.strands:
+            rows = np.linspace(0, strand.size - 1, min(limit, strand.size)).astype(np.int64)
+            places = rows if strand.rows is None else strand.rows[rows]
+            labels, captions = strand.table.column("label"), strand.table.column("texts")
+            for number, place in enumerate(places.tolist()):
+                label, own = labels[place].as_py(), captions[place].as_py()
+                if own and (label == NO_LABEL or self.texts.labelled != "prompt"):
+                    yield from own
+                if label != NO_LABEL and not (own and self.texts.labelled == "caption"):
+                    names = strand.names[label]
+                    template = strand.templates[number % len(strand.templates)]
+                    for name in names if self.texts.class_names == "uniform" else names[:1]:
+                        yield fill_template(template, name)
+
 
 def label_share(strands: Sequence[Strand], share: float | str) -> Fraction:
     """Return the share of label rows; ``auto`` is one half if there are also other rows."""

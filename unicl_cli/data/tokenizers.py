@@ -71,7 +71,9 @@ class TextTokenizer:
         if unknown:
             raise UniclError(
                 f"the tokenizer has no token for '{unknown[0]}'",
-                "use the model's own class names: with `tokenizer: classes` it has one vector per class and no others",
+                "use the model's own class names: with `tokenizer: classes` it has one vector per class and no others; "
+                "in a recipe, set data.templates=none so that a prompt is the bare name, and data.mix.labels=1 for "
+                "rows with labels alone",
             )
         rows = self._ids_of(texts)
         padded = np.full((len(rows), max(1, *map(len, rows))), self.pad_id, np.int64)

@@ -99,7 +99,7 @@ class TrainData(Section):
     weight: Positive = 1.0
     """Relative frequency of its rows among the corpora of the same kind (labels or captions)."""
     limit: Count | None = None
-    """Number of rows to use; null = all."""
+    """Rows of each kind (labels, captions) to use; null = all."""
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the rows to use, for example 0.1; null = all."""
     augment: Augments | None = None
@@ -240,7 +240,7 @@ class Eval(Section):
     batch: Rows = 512
     """Images that a process encodes at once."""
     limit: Count | None = None
-    """Number of rows to use; null = all."""
+    """Rows of each kind (labels, captions) to use; null = all."""
     candidates: Literal["all", "corpus"] = "all"
     """Classes that may be answered: those of the corpus and of the training data, or of the corpus alone."""
 

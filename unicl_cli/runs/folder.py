@@ -145,8 +145,11 @@ def no_corpus_error(name: str) -> UniclError:
 
 def find_run(name: str) -> tuple[Path, Path]:
     """Return (run directory, folder with the weights) of a run or checkpoint directory."""
-    hub.check_model_name(name)
     folder = Path(name)
+    if folder.name in (checkpoint_files.LATEST, checkpoint_files.BEST) and folder.is_file():
+        folder = folder.parent / (checkpoint_files.read_pointer(folder) or folder.name)
+    else:
+        hub.check_model_name(name)
     if is_checkpoint(folder):
         return run_of(folder), folder
     if not (folder / RESOLVED).is_file():

@@ -325,7 +325,7 @@ def test_one_class_under_two_ids_is_reported(tmp_path, prepare):
     data = put(tmp_path / "data", "sea_lion/1.png", "Sea Lion/2.png", "cat/3.png")
     status, report, err = prepare("labels", data)
     assert (status, report["classes"]) == (0, 3)
-    said = "prompt names of several classes, and so equal prompts (1): 'Sea Lion': Sea Lion, sea_lion"
+    said = "1 name is shared by several classes, so their prompts are equal: 'Sea Lion': Sea Lion, sea_lion"
     assert said in err
 
 

@@ -8,6 +8,7 @@ from toys import PLAIN, prepared, put, toy
 
 from unicl_cli.evaluate.retrieval import recalls, search
 from unicl_cli.jobs.evaluate import evaluate
+from unicl_cli.jobs.evaluators.retrieval import Captions
 
 
 def picture(number):
@@ -51,3 +52,11 @@ def test_a_corpus_without_repetition_says_nothing_of_it(tmp_path, capsys):
     (entry,) = evaluate(toy(), data=[str(tmp_path / "c")], split="train", batch=8, accelerator=PLAIN)["data"]
     assert "repeated" not in entry["retrieval"]
     assert "warnings" not in entry
+
+
+def test_only_what_repeats_is_told():
+    captions = Captions()
+    for number in range(3):
+        captions.add(["a cat"], bytes([number]))
+    found = captions.search(torch.eye(3), torch.ones(1, 3))
+    assert "2 of 3 captions repeat another: an equal caption counts as a hit" in captions.figures(found)["warnings"]

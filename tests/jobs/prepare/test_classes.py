@@ -10,6 +10,7 @@ from unicl_cli.cli import main
 from unicl_cli.contracts import ClassName
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.classes import merge_classes
+from unicl_cli.jobs.prepare.plan import list_differences
 
 
 def picture(seed=0):
@@ -32,7 +33,7 @@ def test_the_first_classes_are_shown_with_an_image_and_those_without_one_are_tol
     assert main(["prepare", "--labels", str(tmp_path / "l.csv"), "-o", str(tmp_path / "d"), "--dry-run"]) == 0
     shown = capsys.readouterr()
     assert "class 1: 3 (l:" in shown.out
-    assert "numbers as class names (2 of 2): 0, 3" in shown.err
+    assert "2 of 2 class names are numbers: 0, 3" in shown.err
 
 
 def test_a_number_with_two_names_in_two_sources_is_refused_and_one_without_names_is_told(tmp_path, capsys):
@@ -46,3 +47,8 @@ def test_a_number_with_two_names_in_two_sources_is_refused_and_one_without_names
     assert report["classes"] == 4
     with pytest.raises(UniclError, match="class 0 is 'tern' in a, and 'fox' in b"):
         merge_classes([("a", [ClassName("0", ("tern",))]), ("b", [ClassName("0", ("fox",))])], [])
+
+
+def test_plans_with_other_classes_differ_in_words_not_hashes():
+    old = {"classes": "eacb61", "holdout": None, "sources": []}
+    assert list_differences(old, old | {"classes": "1dc68d"}) == ["the classes differ"]

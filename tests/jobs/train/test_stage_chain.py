@@ -39,6 +39,10 @@ UNFIT = {  # the second stage -> what is said
         {"model": {"image": {"freeze": "all"}, "text": {"freeze": "all"}, "logit_scale": {"learn": False}}},
         "stages.1: model: every parameter is frozen",
     ),
+    "a tokenizer without tokens for the prompts": (
+        {"model": {"tokenizer": "classes", "context_length": None}, "data": {"mix": {"labels": 1}}},
+        "the tokenizer has no token for",
+    ),
     "a corpus that is not there": ({"data": {"train": [{"corpus": "nosuch"}]}}, "no finished corpus at nosuch"),
 }
 

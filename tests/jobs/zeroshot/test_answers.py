@@ -167,7 +167,7 @@ def test_maps_of_numbers_name_classes_and_prompts_stay_prompts(tmp_path):
     inline = parse_classes('{"cat": ["a cat, asleep", "cats"], "dog": ["a dog"]}')
     assert [each.names for each in inline.names] == [("cat",), ("dog",)]
     assert inline.fill_prompts(()) == [["a cat, asleep", "cats"], ["a dog"]]
-    assert parse_classes("n01440764,cat").warnings == ("WordNet ids as class names (1 of 2): n01440764",)
+    assert parse_classes("n01440764,cat").warnings == ("1 of 2 class names are WordNet ids: n01440764",)
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,9 @@ class Captions:
         }
         if any(repeated.values()):
             figures["repeated"] = repeated
-            warnings.append(
-                f"{repeated['images']:,} of {len(self.image_ids):,} images and {repeated['texts']:,} of "
-                f"{len(self.text_rows):,} captions repeat another: an equal image or caption counts as a hit"
-            )
+            totals = (("image", repeated["images"], self.image_ids), ("caption", repeated["texts"], self.text_rows))
+            parts = [(name, f"{count:,} of {len(of):,} {name}s") for name, count, of in totals if count]
+            kinds = " or ".join(name for name, _ in parts)
+            said = " and ".join(part for _, part in parts)
+            warnings.append(f"{said} repeat another: an equal {kinds} counts as a hit")
         return figures | {"warnings": warnings} if warnings else figures

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,14 @@ from typing import Any
 from rich.table import Table
 
 from unicl_cli.evaluate.tables import make_table
-from unicl_cli.formats import byte_size, count_of, format_age, format_figure, format_time, label_figure
+from unicl_cli.formats import RAW, byte_size, count_of, format_age, format_figure, format_time, label_figure
 from unicl_cli.jobs.runs import sparkline
 from unicl_cli.pages import html
 from unicl_cli.pages.html import Html, section, tag
 from unicl_cli.runs.validations import group_rows, name_rows
 
+ACROSS = 4
+"""Figures of validations beside each other in a terminal."""
 LEADING = 6
 """Figures of validations in the large tiles of a page."""
 FIGURES = ("loss", "excess_loss", "lr", "logit_scale", "grad_norm", "img_s", "label_share", "unique_text", "padding")
@@ -142,10 +144,17 @@ def losses(facts: Mapping[str, Any]) -> list[tuple[float, float]]:
     return [(point["step"], point["loss"]) for point in facts["curve"]]
 
 
-def validation_lines(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows; a figure missing from a validation leaves a gap."""
+def validation_names(facts: Mapping[str, Any]) -> list[str]:
+    """Return the names of all figures of the validations, in order."""
+    return list(
+        dict.fromkeys(k for row in facts["validations"] for k, value in row.items() if isinstance(value, float))
+    )
+
+
+def validation_lines(facts: Mapping[str, Any], names: Sequence[str] | None = None) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows, of all figures or of ``names``; a figure missing from a validation leaves a gap."""
     rows = facts["validations"]
-    names = list(dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, float)))
+    names = validation_names(facts) if names is None else names
     lines = [
         [
             f"{row['step']:,}",
@@ -155,6 +164,25 @@ def validation_lines(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str
         for row, of in zip(rows, name_rows(rows), strict=True)
     ]
     return ["step", "data", *map(label_figure, names)], lines
+
+
+def validation_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield tables that fit a terminal: one for each direction of a retrieval, and at most ``ACROSS`` figures in each.
+
+    Figures of the trained weights beside those of their average are left to the page.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in validation_names(facts):
+        if not name.startswith(RAW):
+            groups.setdefault(label_figure(name).rpartition("R@")[0].strip(), []).append(name)
+    for direction, names in groups.items():
+        title = f"Validations, {direction}" if direction else "Validations"
+        for first in range(0, len(names), ACROSS):
+            head, lines = validation_lines(facts, names[first : first + ACROSS])
+            table = make_table(title, head[:2], [name.removeprefix(direction).strip() for name in head[2:]])
+            for line in lines:
+                table.add_row(*line)
+            yield table
 
 
 def validation_curves(facts: Mapping[str, Any]) -> dict[tuple[str, str], list[tuple[float, float]]]:
@@ -183,12 +211,7 @@ def run_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
         rows["loss curve"] = f"{values[0]:.3f} {sparkline(values, 32)} {values[-1]:.3f}"
     rows |= {f"last {name}": value for name, value in last_figures(facts)}
     yield key_value_table(f"Run {facts['path']}", rows)
-    if facts["validations"]:
-        head, lines = validation_lines(facts)
-        table = make_table("Validations", head[:2], head[2:])
-        for line in lines:
-            table.add_row(*line)
-        yield table
+    yield from validation_tables(facts)
     if facts["checkpoints"]:
         table = make_table("Checkpoints", ("checkpoint", "state"), ("size",))
         for line in checkpoint_lines(facts):

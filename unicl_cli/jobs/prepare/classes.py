@@ -82,9 +82,11 @@ def _describe_equal_names(classes: Iterable[ClassName]) -> list[str]:
         return []
     shown = "; ".join(f"'{of[0].names[0]}': {', '.join(c.key for c in of[:4])}" for of in alike[:3])
     more = "; …" if len(alike) > 3 else ""
+    number = "1 name is" if len(alike) == 1 else f"{len(alike):,} names are"
     return [
-        f"prompt names of several classes, and so equal prompts ({len(alike)}): {shown}{more}: check that they are not "
-        "one class under two ids; ?names=path tells folders apart, ?depth=1 joins them, ?classes=FILE names them"
+        f"{number} shared by several classes, so their prompts are equal: {shown}{more}: check that they are not one "
+        "class written in several ways; ?classes=FILE names the classes of a list or folder, and for folders "
+        "?names=path tells them apart and ?depth=1 joins them"
     ]
 
 

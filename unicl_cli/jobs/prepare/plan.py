@@ -43,6 +43,9 @@ _SAMPLE = 32
 _SHOWN = 60
 """The most characters of a text in a note."""
 
+HASHED = ("classes",)
+"""Fields of a plan that are a hash, which says nothing to people."""
+
 
 class PlannedSource(NamedTuple):
     """An open source with its rows by split, in corpus order."""
@@ -156,10 +159,10 @@ def list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     if same_share and "validation" in new and "validation" not in old:
         return ["an older unicl chose its validation rows by their keys; now they are chosen by image"]
     skipped = ("versions", "units", "sources", "validation")
+    changed = [k for k in new if k not in skipped and old.get(k) != new[k]]
     said = [
-        f"{k}: {_format_value(old.get(k))} -> {_format_value(new.get(k))}"
-        for k in new
-        if k not in skipped and old.get(k) != new[k]
+        f"the {k} differ" if k in HASHED else f"{k}: {_format_value(old.get(k))} -> {_format_value(new.get(k))}"
+        for k in changed
     ]
     before = {(s["name"], s["kind"]): s for s in old.get("sources", [])}
     after = {(s["name"], s["kind"]): s for s in new["sources"]}

@@ -7,7 +7,14 @@ from typing import NamedTuple
 
 import torch
 
-from unicl_cli.build.data import TrainingData, build_data, build_tokenizer, check_learnable, check_negatives
+from unicl_cli.build.data import (
+    TrainingData,
+    build_data,
+    build_tokenizer,
+    check_learnable,
+    check_negatives,
+    check_texts,
+)
 from unicl_cli.build.init import Source, adopts_tokenizer, choose_weights, recipe_settings
 from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.contracts import Tokenizer
@@ -53,6 +60,7 @@ def check_stage(stage: Recipe, folder: Path, before: Source | None) -> Source:
     check_learnable(stage, data)
     check_negatives(stage, data)
     step, tokenizer = build_outline(stage, data, before)
+    check_texts(tokenizer, data)
     if before is not None:
         choose_weights(step, stage, before, tokenizer)
     add_adapters(stage, step)

@@ -49,7 +49,7 @@ def parse_classes(spec: str) -> Classes:
         elif before is not entry:
             repeated[name] = None
     names = tuple(ClassName(name, entry.names) for name, entry in found.items())
-    warnings = [*listed.notes, *describe_doubtful_names(names, only=("numbers", "WordNet ids"))]
+    warnings = [*listed.notes, *describe_doubtful_names(names, only=("are numbers", "are WordNet ids"))]
     if repeated:
         warnings.append(f"--classes names {', '.join(repeated)} more than once")
     return Classes(names, tuple(warnings), {name: entry.prompts for name, entry in found.items() if entry.prompts})
