@@ -127,7 +127,7 @@ def test_a_disk_that_fills_is_one_line_and_the_last_checkpoint_is_used(recipe, c
     assert main(["train", *changes, "steps=4", "-q"]) == 0
     (Path("run") / "meta.json").unlink()
     metrics = Path("run/metrics.jsonl")
-    metrics.write_text(json.dumps({"step": 1, "pad": "x" * 600_000}) + "\n" + metrics.read_text())
+    metrics.write_text(json.dumps({"step": 0, "x" * 600_000: 1.0}) + "\n" + metrics.read_text())
     shorter = Path("run/resolved.yaml").read_text().replace("steps: 4", "steps: 8")
     Path("run/resolved.yaml").write_text(shorter)
     process = train(*changes, limit=metrics.stat().st_size + 300)
