@@ -157,7 +157,7 @@ def test_classes_merge_by_key_and_equal_prompt_names_are_reported(tmp_path, caps
     put(tmp_path / "b", {"dog/1.png": picture(), "cat/2.png": picture(), "tool/crane/1.png": picture()})
     _, err = prepared(capsys, "--labels", tmp_path / "a", "--labels", tmp_path / "b", "-o", tmp_path / "c")
     assert "b: 1 of its 3 classes are shared with earlier sources (same key)" in err
-    assert "equal prompts (1): 'crane': bird/crane, tool/crane" in err
+    assert "so their prompts are equal: 'crane'" in err
     rows = rows_of(tmp_path / "c")
     assert rows["a:cat/1.png"].label == rows["b:cat/2.png"].label
     assert open_corpus(tmp_path / "c").manifest.class_counts["train"] == [1, 2, 1, 1]
