@@ -121,7 +121,7 @@ def test_every_document_is_one_json_with_the_true_names(said: Run, line: str, en
 
 
 def test_zeroshot_writes_one_row_for_each_image_in_every_form(said: Run, place: Path):
-    """The files that are no images give rows, too, and status 2."""
+    """Files that are not images give rows, too, and status 2."""
     words = ("zeroshot", "pics/test", "--model", "runs/a", "--top-k", "2")
     lines = said(*words, status=2).splitlines()
     assert len(lines) == 5 * len(NAMES)

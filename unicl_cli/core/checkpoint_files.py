@@ -62,7 +62,7 @@ def step_of(folder: Path) -> int:
 
 
 def is_own(folder: Path) -> bool:
-    """Return whether a checkpoint folder is no link and holds nothing but what unicl wrote."""
+    """Return whether a checkpoint folder is not a link and holds nothing but what unicl wrote."""
     try:
         return not folder.is_symlink() and all(
             not path.is_symlink() and (path.name in FILES or is_leftover(path)) for path in folder.iterdir()

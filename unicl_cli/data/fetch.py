@@ -212,7 +212,7 @@ class Channel:
 
 
 class Place(NamedTuple):
-    """Where a URL leads: what is looked up, and what is asked for there."""
+    """Parts of a URL: the host to look up and the target to ask for."""
 
     is_secure: bool
     host: str

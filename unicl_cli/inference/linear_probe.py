@@ -30,7 +30,7 @@ CLOSE = 0.1
 
 
 class ProbeFacts(Document):
-    """What is needed to use a saved probe, beside its tensors: the metadata of its file."""
+    """Metadata of a saved probe: all that is needed beside its tensors."""
 
     schema_: Literal["unicl/probe-weights/1"] = Field(alias="schema")
     model: str

@@ -18,7 +18,7 @@ _Number = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 
 
 class PartMarker(Document):
-    """What one unit became: its shard, and counts over its rows. ``bytes`` is 0 if no row was left for a shard."""
+    """Outcome of one unit: its shard, and counts over its rows. ``bytes`` is 0 if no row was left for a shard."""
 
     file: ShardPath
     split: str

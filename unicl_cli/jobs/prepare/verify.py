@@ -58,7 +58,7 @@ class _ShardContent(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What there is to check: all shards of a corpus, or the finished ones of an unfinished corpus."""
+    """Shards to check: all shards of a corpus, or the finished ones of an unfinished corpus."""
 
     folder: Path
     manifest: Manifest | None
