@@ -22,7 +22,7 @@ app = typer.Typer(
 def ls(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the runs.")] = RUNS, as_json: Json = False
 ) -> None:
-    """List runs with their progress, speed and best result. The state 'lost' means that the process ended unexpectedly."""
+    """List runs with progress, speed and best result. The state 'lost' means that the process ended unexpectedly."""
     from unicl_cli.jobs.runs import table_lines
     from unicl_cli.runs.status import list_runs
 
