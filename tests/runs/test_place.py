@@ -133,7 +133,7 @@ def test_the_default_model_finished_last_whatever_the_clocks_of_its_files_say(tm
     assert last_run() == "runs/newest"
     finished("foreign", {"schema": "mine"}, None, clock=9e9)
     (run_folder.RUNS / "foreign" / "resolved.yaml").unlink()
-    assert last_run() == "runs/newest", "another program's meta.json is no run"
+    assert last_run() == "runs/newest", "another program's meta.json is not a run"
 
 
 @pytest.mark.parametrize("told", [None, "yesterday", float("nan"), -1, 10**400, [], True])

@@ -1,7 +1,7 @@
 """A safe fetcher of URLs: it returns bytes or a named reason, and refuses private addresses and endless answers.
 
 h11 parses the answers. Look-ups, addresses, sockets, redirects and limits are this file's own: each byte that comes in
-is counted, and each wait ends at one deadline. There are no proxies. Threads may share a Fetcher. The server's content
+is counted, and each wait ends at one deadline. Proxies are not used. Threads may share a Fetcher. The server's content
 type is ignored: decoding decides.
 """
 

@@ -9,8 +9,6 @@ from torch import Tensor
 from unicl_cli.contracts import NO_KEY, NO_LABEL
 from unicl_cli.kernels.pairs import Pull, Side, group_keys
 
-GROUPS = 63
-"""The most groups of labels: a row's groups are bits of one int64."""
 SAMPLED = 32
 """The rows of each rank from which the entropy of targets with several labels is estimated."""
 
@@ -32,7 +30,7 @@ class Target(NamedTuple):
     weights: Tensor | None = None  # (classes,) float, at least 0; None: 1 each
     known: Tensor | None = None  # (n,) int64: bit g is set if the row is annotated for group g; None: no groups
     prompts: Tensor | None = None  # (n,) int64: the group of the class that the row's prompt names; -1 for a caption
-    groups: int = 0
+    groups: int = 0  # at most 63: they are bits of one int64
 
     def map_rows(self, change: Callable[[Tensor], Tensor]) -> "Target":
         """Return the target with ``change`` applied to each tensor that has the n rows."""

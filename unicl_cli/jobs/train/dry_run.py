@@ -70,9 +70,10 @@ def dry_run_facts(recipe: Recipe, run: Path, world: int, card: float | None = No
     ``card``: the bytes of a device, to find out how many rows at once would fit there.
     """
     check_shares(recipe, world)
+    stages: list[int] = []
     if len(recipe.stages) > 1:
         check_stages(recipe, run)
-    stages = [total_steps(stage, build_data(stage)) for stage, _, _ in stages_of(recipe, run)]
+        stages = [total_steps(stage, build_data(stage)) for stage, _, _ in stages_of(recipe, run)]
     data = build_data(recipe)
     check_learnable(recipe, data)
     for warning in recipe_warnings(recipe, data):
@@ -95,7 +96,7 @@ def dry_run_facts(recipe: Recipe, run: Path, world: int, card: float | None = No
         "batch_per_process": sizes.local,
         "micro": at_once,
         "steps": sizes.steps,
-        **({"steps_of_stages": stages} if len(stages) > 1 else {}),
+        **({"steps_of_stages": stages} if stages else {}),
         "samples": samples,
         "tokens_at_most": samples * (length or 0),
         "rows": {kind: sum(s.size for s in data.mix.strands if s.kind == kind) for kind in kinds},

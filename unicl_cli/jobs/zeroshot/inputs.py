@@ -68,7 +68,7 @@ def find_input(name: str) -> Iterator[ImageInput]:
 
 
 def find_problem(name: str) -> str | None:
-    """Return the reason why there is no file, folder or URL of this name, or None."""
+    """Return the reason if no file, folder or URL has this name; None if one has it."""
     if len(os.fsencode(name)) > MAX_ENTRY:
         return os.strerror(errno.ENAMETOOLONG)
     try:
