@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unicl_cli.contracts import NO_KEY
+from unicl_cli.contracts import NO_KEY, NO_LABEL
 from unicl_cli.kernels.targets import Target
 from unicl_cli.losses import both_ways, contrast, contrast_tiled
 
@@ -57,8 +57,10 @@ def target_gap(n: int, width: int, *, sets: bool, device: str = "cpu") -> float:
     rows, one = torch.arange(n), torch.ones(1, device=device)
     target = Target(rows % 9, torch.linspace(0, 1, n), (rows % 6)[:, None])
     if sets:
-        labels = torch.stack([rows % 4, rows % 3 + 4, rows % 5 - 1], 1)
-        target = Target(rows % 9, torch.linspace(0, 0.9, n), labels, None, rows % 7 | 1, rows % 4 - 1, 3)
+        labels = torch.stack([rows % 4, rows % 3 + 4, (rows % 5 + 6).masked_fill(rows % 5 == 0, NO_LABEL)], 1)
+        known, groups = (labels[:, 2] != NO_LABEL) * 4 + 3, torch.tensor([0] * 4 + [1] * 3 + [2] * 4, device=device)
+        shown = labels[:, 0].where(rows % 3 == 0, labels[:, 2])
+        target = Target(rows % 9, torch.linspace(0, 0.9, n), labels, None, shown, known, groups)
     target = target.map_rows(lambda x: x.to(device))
     keys = rows.masked_fill(rows % 11 == 3, NO_KEY).to(device)
     losses = (both_ways(*x, keys, scale, target=target)["loss"] for x, scale in (((u, v), s), (wide[:2], wide[2])))

@@ -11,7 +11,7 @@ from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Drawn, Feature
 from unicl_cli.core.batch_columns import HASH_KEYS, OWN_TEXT
 from unicl_cli.errors import UniclError
 from unicl_cli.kernels.targets import Target
-from unicl_cli.losses import Clip, CrossEntropy, MultiTask, SupCon, UniCL, both_ways, caption_keys
+from unicl_cli.losses import Clip, CrossEntropy, MultiTask, SupCon, UniCL, both_ways, target_columns
 
 WIDTH = 6
 LABELS = [0, -1, 2, 0, -1, 2, 1, -1]
@@ -121,7 +121,7 @@ def test_own_text_is_the_caption_of_a_row_with_a_label():
 
 
 def test_only_a_share_of_own_text_asks_the_loader_for_captions():
-    assert UniCL(own_text=0.1).extra is caption_keys
+    assert UniCL(own_text=0.1).extra.func is target_columns
     assert not hasattr(UniCL(), "extra")
 
 

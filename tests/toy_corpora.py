@@ -14,7 +14,7 @@ from PIL import Image
 from unicl_cli.contracts import NO_LABEL, ClassName
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.corpus_format import SCHEMA
-from unicl_cli.data.mix import strands_of
+from unicl_cli.data.mix import ClassPlace, strands_of
 from unicl_cli.data.text import text_hash
 from unicl_cli.data.transforms import TrainTransform, build_augment
 
@@ -70,7 +70,7 @@ def corpus(folder: Path, kinds=("labels", "captions"), *, classes=CLASSES, sizes
 
 def strands(opened, *, labels=None, weight=1.0, fraction=1.0, limit=None, views=1):
     return strands_of(
-        opened, "train", labels=np.arange(3) if labels is None else np.array(labels), templates=TEMPLATES,
+        opened, "train", place=ClassPlace(np.arange(3) if labels is None else np.array(labels)), templates=TEMPLATES,
         transform=TrainTransform(8, [build_augment("shift", {})] * views, 0, decoder="auto", resize="tensor"),
         weight=weight, fraction=fraction, limit=limit,
     )  # fmt: skip

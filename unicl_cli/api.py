@@ -14,11 +14,8 @@ if TYPE_CHECKING:
         ClassName,
         DatasetSource,
         Drawn,
-        EvalCorpus,
-        EvalModel,
-        EvalRows,
-        Evaluator,
         Features,
+        LabelSets,
         LogitScale,
         Loss,
         Metric,
@@ -34,6 +31,7 @@ if TYPE_CHECKING:
     from unicl_cli.core.checkpoint import load_optimizer, load_weights, read_tensors, save
     from unicl_cli.core.checkpoint_files import newest, read_facts
     from unicl_cli.core.dist import bare, gather, rank, shard, share_of_mean, world_size
+    from unicl_cli.core.label_sets import set_columns
     from unicl_cli.core.loop import Plan, Step, fit, freeze_idle
     from unicl_cli.core.sampler import seed_of
     from unicl_cli.core.schedule import lr_at
@@ -43,6 +41,7 @@ if TYPE_CHECKING:
     from unicl_cli.data.sources.tar_members import iter_members
     from unicl_cli.errors import UniclError
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
+    from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, EvalRows, Evaluator
     from unicl_cli.kernels.targets import Target
     from unicl_cli.launch.accelerator import start_accelerator
     from unicl_cli.losses import both_ways, contrast, contrast_tiled, supcon_loss
@@ -51,22 +50,12 @@ if TYPE_CHECKING:
 _HOME = {
     "unicl_cli.build.model": ("build_image_tower",),
     "unicl_cli.contracts": (
-        *("NO_KEY", "NO_LABEL", "NO_TEXT", "Batch", "ClassName", "DatasetSource", "Drawn", "EvalCorpus", "EvalModel"),
-        *(
-            "EvalRows",
-            "Evaluator",
-            "Features",
-            "LogitScale",
-            "Loss",
-            "Metric",
-            "Model",
-            "Part",
-            "Row",
-            "Sample",
-            "Sink",
-        ),
-        *("Tokenizer", "Tower", "TowerTraits"),
+        *("NO_KEY", "NO_LABEL", "NO_TEXT", "Batch", "ClassName", "DatasetSource", "Drawn", "Features", "LabelSets"),
+        *("LogitScale", "Loss", "Metric", "Model", "Part", "Row", "Sample", "Sink", "Tokenizer", "Tower"),
+        "TowerTraits",
     ),
+    "unicl_cli.evaluator_contracts": ("EvalCorpus", "EvalModel", "EvalRows", "Evaluator"),
+    "unicl_cli.core.label_sets": ("set_columns",),
     "unicl_cli.core.checkpoint": ("load_optimizer", "load_weights", "read_tensors", "save"),
     "unicl_cli.core.checkpoint_files": ("newest", "read_facts"),
     "unicl_cli.core.dist": ("bare", "gather", "rank", "shard", "share_of_mean", "world_size"),
@@ -101,6 +90,7 @@ __all__ = [
     "Evaluator",
     "Extent",
     "Features",
+    "LabelSets",
     "Loaded",
     "LogitScale",
     "Loss",
@@ -143,6 +133,7 @@ __all__ = [
     "read_tensors",
     "save",
     "seed_of",
+    "set_columns",
     "shard",
     "share_of_mean",
     "start_accelerator",

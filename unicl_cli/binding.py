@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 CONTEXT = (
-    *("encoder", "chunks", "num_classes", "classes", "embed_dim", "image_width", "image_size"),
+    *("encoder", "chunks", "num_classes", "classes", "label_sets", "embed_dim", "image_width", "image_size"),
     *("vocab_size", "context_length", "eot_id", "pad_id", "kind", "stored", "keep_answers", "keep_ranks"),
 )
 """Parameters that the builder fills in: one of these names without a default is not an option of its factory."""
@@ -193,6 +193,11 @@ def make(kind: str, part: Part, context: Mapping[str, Callable[[], Any]]) -> Any
         known = f"give the parameter a default, or use only {', '.join(context)}"
         raise UniclError(f"{KINDS[kind]} '{part.name}': needs '{missing[0]}', which is not available here", known)
     return factory(**part.options, **{name: context[name]() for name in needed})
+
+
+def takes(kind: str, name: str, parameter: str) -> bool:
+    """Return whether the factory of a part asks the builder for ``parameter``."""
+    return parameter in _context_names(get(kind, name))
 
 
 def arguments(kind: str, name: str) -> dict[str, tuple[str, Any]]:

@@ -11,7 +11,6 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 if TYPE_CHECKING:  # data sources use these types in workers that never load torch
     from pathlib import Path
 
-    import torch
     from PIL import Image
     from torch import Tensor, nn
 
@@ -21,6 +20,10 @@ NO_KEY = -1
 """The row is ignored: neither query nor candidate, left out of every mean."""
 NO_TEXT = -1
 """The row has no text (in ``Batch.text_index``)."""
+MOST_GROUPS = 63
+"""The most groups of classes: a row's are bits of an int64."""
+ALL_GROUPS = (1 << MOST_GROUPS) - 1
+"""The row is annotated for every group of classes."""
 
 _STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 
@@ -85,19 +88,40 @@ class LogitScale:
 
 
 class ClassName(NamedTuple):
-    """A class: ``key`` is its synset id or folder path, ``names[0]`` the name that prompts use."""
+    """A class: ``key`` is its synset id or folder path, ``names[0]`` the name that prompts use.
+
+    ``group`` is the attribute that the class is a value of ("colour"), or its rank in a taxonomy; ``parent`` is the key
+    of the class above it.
+    """
 
     key: str
     names: tuple[str, ...]
+    group: str = ""
+    parent: str = ""
 
 
 class Row(NamedTuple):
-    """One sample of a source before its bytes are read: small and picklable, so that a plan can reorder rows."""
+    """One sample of a source before its bytes are read: small and picklable, so that a plan can reorder rows.
+
+    A row with several labels has them all in ``labels``, and NO_LABEL as its ``label``. ``known`` names the groups of
+    classes that it is annotated for, those of its labels among them; None means all groups of its source. A row with
+    neither label nor labels is labelled only if ``known`` is not None: it is annotated, and nothing was found.
+    """
 
     key: str
     ref: str
     texts: tuple[str, ...]
     label: int
+    labels: tuple[int, ...] = ()
+    known: tuple[str, ...] | None = None
+
+    def label_set(self) -> tuple[int, ...]:
+        """Return all labels of the row, one or several."""
+        return self.labels or (() if self.label == NO_LABEL else (self.label,))
+
+    def is_labelled(self) -> bool:
+        """Return whether the row has a label, or is annotated as having none."""
+        return self.label != NO_LABEL or bool(self.labels) or self.known is not None
 
 
 class DatasetSource(Protocol):
@@ -132,6 +156,8 @@ class Sample(NamedTuple):
 
     ``image`` is the encoded file, ``text_hash`` one 62-bit hash per text. ``media`` maps a kind ("audio") to the bytes
     that the source returned; it is empty unless the reader asked for media (``Table.read(row, media=True)``).
+    ``labels`` are all labels of the row, ``label`` the only one or NO_LABEL; bit g of ``known`` is set if the row is
+    annotated for group g of the corpus.
     """
 
     image: bytes
@@ -141,6 +167,8 @@ class Sample(NamedTuple):
     key: str
     text_hash: tuple[int, ...]
     media: Mapping[str, bytes] = {}
+    labels: tuple[int, ...] = ()
+    known: int = ALL_GROUPS
 
 
 class Drawn(NamedTuple):
@@ -148,6 +176,8 @@ class Drawn(NamedTuple):
 
     ``media`` maps a kind ("audio") to bytes, as the source returned them; a kind that the row lacks is absent. It is
     filled when the model or the loss has an ``extra`` hook, which turns it into tensors of ``Batch.extra``.
+    ``labels`` are all labels of the row, ``label`` the only one or NO_LABEL; ``shown`` is the class that its text
+    names, NO_LABEL for a caption. Bit g of ``known`` is set if the row is annotated for group g of the mix.
     """
 
     row: int
@@ -158,6 +188,24 @@ class Drawn(NamedTuple):
     text: str | None
     text_hash: int
     media: Mapping[str, bytes]
+    labels: tuple[int, ...] = ()
+    shown: int = NO_LABEL
+    known: int = ALL_GROUPS
+
+
+class LabelSets(NamedTuple):
+    """The label sets of a mix in which a row may have several labels, or lack annotations for a group of classes.
+
+    A loss takes such a mix if its factory has a parameter ``label_sets: LabelSets | None`` without a default; it is
+    None for a mix where each labelled row has one label. `core.label_sets.set_columns` makes its columns.
+    """
+
+    width: int
+    """The most labels of a row; classes above the row's own in a taxonomy count."""
+    groups: tuple[int, ...]
+    """The number of each class's group."""
+    names: tuple[str, ...]
+    """The names of the groups; one empty name if the classes have none."""
 
 
 class Batch(NamedTuple):
@@ -317,80 +365,6 @@ class Metric(Protocol):
     """A plain function: (n, C) scores and (n,) targets -> a share in [0, 1], never percent."""
 
     def __call__(self, scores: Tensor, targets: Tensor, /) -> float: ...
-
-
-FeaturePoint = Literal["pre", "post"]
-"""Image features before (``Features.pooled``) or after (``Features.embed``) the projection into the joint space."""
-Need = Literal["labels", "scores", "captions"]
-"""A condition of an evaluator: rows with labels in the split, a loss that scores classes, a model that reads captions.
-"""
-
-
-class EvalRows(Protocol):
-    """All rows of one split and kind of a prepared corpus."""
-
-    def __len__(self) -> int: ...
-    def read(self, row: int) -> Sample: ...
-    def column(self, name: str) -> Any:
-        """Return one whole column (``label``, ``key``, ``texts``, ``source``) as a pyarrow ChunkedArray."""
-        ...
-
-
-class EvalCorpus(Protocol):
-    """A prepared corpus as evaluators see it. Kinds of rows are ``labels``, ``captions`` and ``images``."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def path(self) -> Path: ...
-    @property
-    def classes(self) -> Sequence[ClassName]: ...
-    def kinds(self, split: str) -> Sequence[str]:
-        """Return the kinds of rows that a split has; none if there is no such split."""
-        ...
-
-    def table(self, split: str, kind: str) -> EvalRows:
-        """Raises UniclError if there is no such row."""
-        ...
-
-
-class EvalModel(Protocol):
-    """A finished model as evaluators see it: inputs from any device, results in float32, no gradient.
-
-    ``encode_image`` and ``encode_text`` take one batch and answer on ``device``. The others take any number of rows or
-    texts, share them among the ranks and give every rank all results on the CPU; they raise UniclError for features
-    that are not finite. Every rank must call each method equally often.
-    """
-
-    @property
-    def device(self) -> torch.device: ...
-    def encode_image(self, images: Tensor, /) -> Features: ...
-    def encode_text(self, tokens: Tensor, /) -> Tensor: ...
-    def encode_rows(
-        self, table: EvalRows, rows: Sequence[int], *, point: FeaturePoint = "post", batch: int, label: str
-    ) -> Tensor:
-        """Return (n, d); ``label`` names the work in the progress line."""
-        ...
-
-    def encode_texts(self, texts: Sequence[str], *, batch: int, label: str) -> Tensor:
-        """Return (n, D) for distinct texts."""
-        ...
-
-
-class Evaluator(Protocol):
-    """Made by a ``unicl.evaluators`` factory: named figures from a model and one split of a corpus.
-
-    The result is written as JSON: numbers, texts, lists and mappings; shares in [0, 1], never percent; ``warnings``, a
-    list of texts, is shown to the user. It is the same on every rank, and empty if the split has nothing to measure.
-    ``needs`` are checked before the call: an evaluator that lacks one of them is left out. ``limit`` is the most rows
-    of each kind to use, during training; None means all.
-    """
-
-    @property
-    def needs(self) -> Sequence[Need]: ...
-    def __call__(
-        self, model: EvalModel, corpus: EvalCorpus, split: str, /, *, batch: int, limit: int | None = None
-    ) -> Mapping[str, Any]: ...
 
 
 class Sink(Protocol):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from unicl_cli.contracts import LogitScale, Part, Tuning
+from unicl_cli.contracts import LabelSets, LogitScale, Part, Tuning
 from unicl_cli.recipe.schema import Below1, Count, Depth, Positive, Share, Temperature, Weight, Width
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ CnnStages = Annotated[Count, Field(le=8)]
 """Each doubles the width."""
 Tile = Count | Literal["auto"]
 NO_ARGS: Mapping[str, int | float | bool | str] = MappingProxyType({})
+NO_WEIGHTS: Mapping[str, float] = MappingProxyType({})
 Terms = Sequence[Literal["image", "text"]]
 
 
@@ -154,12 +155,22 @@ def linear(*, vocab_size: int, embed_dim: int, bias: bool = False) -> nn.Module:
 
 
 def unicl(
-    *, terms: Terms = ("image", "text"), tile: Tile = "auto", fold: bool = True, own_text: Share = 0.0
+    *,
+    label_sets: LabelSets | None,
+    terms: Terms = ("image", "text"),
+    tile: Tile = "auto",
+    fold: bool = True,
+    own_text: Share = 0.0,
+    weights: Mapping[str, Weight] = NO_WEIGHTS,
 ) -> nn.Module:
-    """UniCL: all pairs with equal labels are positives (CVPR 2022, eq. 2, 3); own_text: captions of labelled rows."""
+    """UniCL: all pairs with equal labels are positives (CVPR 2022, eq. 2, 3).
+
+    ``own_text`` is the share of a caption's target that lies on equal captions, for rows with a label. ``weights`` are
+    those of groups of classes, 1 unless given.
+    """
     from unicl_cli.losses import UniCL
 
-    return UniCL(terms, _tile_rows(tile), fold=fold, own_text=own_text)
+    return UniCL(terms, _tile_rows(tile), fold=fold, own_text=own_text, label_sets=label_sets, weights=weights)
 
 
 def clip(*, tile: Tile = "auto", fold: bool = True) -> nn.Module:

@@ -1,14 +1,16 @@
 """The losses: pure functions of features and keys, and the modules that call them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Drawn, Model
-from unicl_cli.core.batch_columns import HASH_KEYS, OWN_TEXT
+from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Drawn, LabelSets, Model
+from unicl_cli.core.batch_columns import HASH_KEYS, KNOWN, LABEL_SET, OWN_TEXT, SHOWN
 from unicl_cli.core.dist import exchange, gather, largest_over_ranks, rank, share_of_mean, world_size
+from unicl_cli.core.label_sets import set_columns
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.kernels.pairs import pairs_of
 from unicl_cli.kernels.targets import Target, build_levels, hide_unknown, mask_target
@@ -111,7 +113,8 @@ def both_ways(
         all_keys, reads = gather(torch.stack([keys, mine + rank() * width], 1)).T.contiguous()
         pairs = pairs_of(keys, all_keys, s.dtype, column_sums=True, shared=(reads, len(k)))
         valid, count = keys != NO_KEY, (all_keys != NO_KEY).sum()
-        floors = pairs.positives.clamp(min=1).to(s.dtype).log()
+        lowest = pairs.positives.clamp(min=1).to(s.dtype).log()
+        floors = {"image": lowest, "text": lowest}
         if target is not None:
             target = mask_target(target, valid)
             everyone = target.map_rows(gather)
@@ -127,7 +130,8 @@ def both_ways(
         sums = {"image": rows - pulls[0], "text": columns - pulls[-1]}
         means = {term: share_of_mean(x, valid, count) for term, x in sums.items()}
         loss = torch.stack([means[term] for term in terms]).mean()
-        floor = share_of_mean(floors, valid[: len(floors)], count if len(floors) == len(valid) else None)
+        floor = torch.stack([floors[term] for term in terms]).mean(0)
+        floor = share_of_mean(floor, valid[: len(floor)], count if len(floor) == len(valid) else None)
     logged = {"loss_per_image": means["image"], "loss_per_text": means["text"], "excess_loss": loss - floor}
     return {"loss": loss, **{name: value.detach() for name, value in logged.items()}}
 
@@ -176,11 +180,42 @@ def _class_loss(head: nn.Linear, pooled: Tensor, labels: Tensor, smoothing: floa
         return share_of_mean(values, valid)
 
 
-def caption_keys(drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor) -> dict[str, Tensor]:
-    """Return the column OWN_TEXT of a batch, from the hash of each row's caption."""
-    del tokens, text_index
+def target_columns(
+    drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor, *, label_sets: LabelSets | None
+) -> dict[str, Tensor]:
+    """Return the column OWN_TEXT of a batch, from the hash of each row's caption, and those of its label sets."""
     keys = [HASH_KEYS | row.text_hash if row.text_hash else NO_KEY for row in drawn]  # the hash of a prompt is 0
-    return {OWN_TEXT: torch.tensor(keys)}
+    sets = {} if label_sets is None else set_columns(drawn, tokens, text_index, label_sets=label_sets)
+    return {OWN_TEXT: torch.tensor(keys), **sets}
+
+
+class SetTarget(nn.Module):
+    """The part of a target that label sets add: weights of groups, prompts of one class, groups that are unknown."""
+
+    weights: Tensor
+    groups: Tensor
+
+    def __init__(self, label_sets: LabelSets | None, weights: Mapping[str, float] | None) -> None:
+        super().__init__()
+        weights = weights or {}
+        names = () if label_sets is None else label_sets.names
+        for name in weights:
+            if name not in names:
+                have = f"use one of {', '.join(names)}" if any(names) else "remove it: the classes have no groups"
+                raise UniclError(f"loss.weights: unknown group '{name}'{did_you_mean(name, names)}", have)
+        groups = () if label_sets is None else label_sets.groups
+        values = torch.tensor([weights.get(names[group], 1.0) for group in groups])
+        self.register_buffer("weights", values, persistent=False)
+        self.register_buffer("groups", torch.tensor(groups, dtype=torch.int64), persistent=False)
+        self.is_weighted, self.has_groups = bool(weights), len(names) > 1
+
+    def complete(self, target: Target, batch: Batch) -> Target:
+        """Add the facts of label sets to the target of a batch that has their columns."""
+        if LABEL_SET not in batch.extra:
+            return target
+        shown = batch.extra[SHOWN]
+        found = target._replace(weights=self.weights if self.is_weighted else None, shown=shown)
+        return found._replace(known=batch.extra[KNOWN], groups=self.groups) if self.has_groups else found
 
 
 class UniCL(nn.Module):
@@ -193,7 +228,14 @@ class UniCL(nn.Module):
     score, activation = "text", "softmax"
 
     def __init__(
-        self, terms: Sequence[str] = TERMS, tile: int | None = None, *, fold: bool = True, own_text: float = 0.0
+        self,
+        terms: Sequence[str] = TERMS,
+        tile: int | None = None,
+        *,
+        fold: bool = True,
+        own_text: float = 0.0,
+        label_sets: LabelSets | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         for term in terms:
@@ -204,8 +246,9 @@ class UniCL(nn.Module):
         if not terms or len(set(terms)) < len(terms):
             raise UniclError(f"loss.terms: {list(terms)} is empty or repeats a term", "use image, text or both")
         self.terms, self.tile, self.fold, self.own_text = tuple(terms), tile, fold, own_text
-        if own_text:
-            self.extra = caption_keys
+        self.sets = SetTarget(label_sets, weights)
+        if own_text or label_sets is not None:
+            self.extra = partial(target_columns, label_sets=label_sets)
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         u, scale = model.encode_image(batch.images).embed, model.scale()
@@ -218,10 +261,11 @@ class UniCL(nn.Module):
         """Return the target on two levels; None for a batch without the column OWN_TEXT, as a dry run makes it."""
         if OWN_TEXT not in batch.extra:
             return None
-        captions, labelled = batch.extra[OWN_TEXT], batch.labels != NO_LABEL
+        labels = batch.extra.get(LABEL_SET, batch.labels[:, None])
+        captions, labelled = batch.extra[OWN_TEXT], (labels != NO_LABEL).any(1)
         share = ((captions != NO_KEY).to(dtype) * self.own_text).masked_fill(~labelled, 1)
         texts = torch.where(labelled, captions, batch.keys)  # a row without a label has its own key, as in the paper
-        return Target(texts, share, batch.labels[:, None])
+        return self.sets.complete(Target(texts, share, labels), batch)
 
 
 class Clip(nn.Module):

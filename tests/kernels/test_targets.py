@@ -11,7 +11,7 @@ from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT
 from unicl_cli.kernels.targets import Target
 from unicl_cli.losses import TERMS, both_ways
 
-CLASSES, GROUPS = 6, 3
+CLASSES = 6
 GROUP_OF = torch.tensor([0, 0, 1, 1, 2, 2])
 TILES = st.one_of(st.none(), st.integers(1, 30))
 
@@ -29,21 +29,22 @@ def dense(u: Tensor, v: Tensor, valid: Tensor, target: Target, scale: Tensor) ->
     for row, labels in enumerate(t.labels.tolist()):
         has[row, [label for label in labels if label != NO_LABEL]] = 1
     hidden = torch.zeros(len(u), len(u), dtype=torch.bool)  # image i, text j
-    if t.known is not None and t.prompts is not None:
-        for i, known in enumerate(t.known.tolist()):
-            for j, group in enumerate(t.prompts.tolist()):
-                hidden[i, j] = group >= 0 and not known >> group & 1
+    says = has.clone()
+    for j, shown in enumerate([] if t.shown is None else t.shown.tolist()):
+        if shown != NO_LABEL:
+            says[j] = F.one_hot(torch.tensor(shown), CLASSES)
+            for i, known in enumerate([] if t.known is None else t.known.tolist()):
+                hidden[i, j] = not known >> int(GROUP_OF[shown]) & 1
     weights = torch.ones(CLASSES, dtype=torch.float64) if t.weights is None else t.weights
-    shared = has @ torch.diag(weights) @ has.T
+    shared = has @ torch.diag(weights) @ says.T  # image i, text j
     same = ((t.texts[:, None] == t.texts) & (t.texts != NO_KEY)).double()
     logits = (scale * u @ v.T).masked_fill(hidden, -torch.inf)
     sums: dict[str, Tensor] = {}
-    for name, x, w in (("image", logits, shared * ~hidden), ("text", logits.T, shared * ~hidden.T)):
+    for name, x, w in (("image", logits, shared), ("text", logits.T, shared.T)):
         fine = t.share[:, None] * same / same.sum(1, keepdim=True).clamp(min=1)
         q = fine + (1 - t.share)[:, None] * w / w.sum(1, keepdim=True).clamp(min=1e-300)
         sums[f"loss_per_{name}"] = (x.logsumexp(1) - (q * x.masked_fill(q == 0, 0)).sum(1)).sum() / n
-        if name == "image":
-            sums["entropy"] = -torch.xlogy(q, q).sum() / n
+        sums[f"entropy_{name}"] = -torch.xlogy(q, q).sum() / n
     return sums
 
 
@@ -58,7 +59,7 @@ def check(rows: int, texts: Tensor, index: Tensor, valid: Tensor, target: Target
         assert abs(found[name] - exact[name]) < 1e-12 * (1 + scale), name
     grads = [torch.autograd.grad(3 * x, (u, texts, s)) for x in (wanted, found["loss"])]
     assert max((a - b).abs().max().item() for a, b in zip(*grads, strict=True)) < 1e-12 * (1 + scale)
-    return found, wanted - exact["entropy"]
+    return found, wanted - torch.stack([exact[f"entropy_{term}"] for term in terms]).mean()
 
 
 LEVELS = st.tuples(st.sampled_from([NO_LABEL, 0, 1, 2]), st.integers(0, 4), st.booleans(), st.floats(0, 1))
@@ -114,13 +115,15 @@ def test_label_sets_equal_the_matrix_of_targets(rows, weighted, grouped, tile, t
         shows_prompt = bool(mine) and not caption
         shown = mine[int(torch.randint(len(mine), (), generator=picks))] if shows_prompt else -1
         index.append(shown if shows_prompt else CLASSES + text)
-        prompts.append(int(GROUP_OF[shown]) if shows_prompt else -1)
+        prompts.append(shown if shows_prompt else NO_LABEL)
         texts.append(NO_KEY if shows_prompt else 50 + text)
         share.append(0.0 if shows_prompt else part if mine else 1.0)
         known.append(bits)
-    groups = {"known": torch.tensor(known), "prompts": torch.tensor(prompts), "groups": GROUPS} if grouped else {}
+    groups = {"known": torch.tensor(known), "groups": GROUP_OF} if grouped else {}
     weights = torch.tensor([1, 2, 0.5, 1, 3, 0.25], dtype=torch.float64) if weighted else None
-    target = Target(torch.tensor(texts), torch.tensor(share, dtype=torch.float64), labels, weights, **groups)
+    target = Target(
+        torch.tensor(texts), torch.tensor(share, dtype=torch.float64), labels, weights, torch.tensor(prompts), **groups
+    )
     valid = torch.rand(len(rows), generator=picks) < 0.9
     found, excess = check(
         len(rows), unit(CLASSES + 10, seed + 1), torch.tensor(index), valid, target, scale, seed, tile=tile, terms=terms

@@ -9,18 +9,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unicl_cli.contracts import NO_LABEL, ClassName, Tokenizer
+from unicl_cli.binding import takes
+from unicl_cli.contracts import NO_LABEL, ClassName, LabelSets, Tokenizer
+from unicl_cli.core.label_sets import ancestors_of, groups_of, label_sets_of
 from unicl_cli.core.machine import cores
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.sampler import Alternation, Mixture
 from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.data.device_augment import DeviceAugment
-from unicl_cli.data.mix import LABELS, MixedCorpora, Strand, TextChoice, classes_with_rows, order_of, strands_of
+from unicl_cli.data.mix import (
+    LABELS,
+    ClassPlace,
+    MixedCorpora,
+    Strand,
+    TextChoice,
+    classes_with_rows,
+    order_of,
+    strands_of,
+)
 from unicl_cli.data.tokenizers import TextTokenizer, class_tokenizer, clip_tokenizer, corpus_tokenizer, load_tokenizer
 from unicl_cli.data.transforms import Augmentation, TrainTransform, build_augment, split_augment
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of
 from unicl_cli.recipe.schema import MAX_STEPS, Recipe, TrainData
+from unicl_cli.registry import names
 
 WORKERS_PER_CORE = 4
 """Loader processes that a core can still serve."""
@@ -32,7 +44,10 @@ TRIED_ROWS = 100
 
 
 class TrainingData(NamedTuple):
-    """The corpora of a recipe as one mix. ``templates`` are those of the first corpus with classes, for evaluation."""
+    """The corpora of a recipe as one mix. ``templates`` are those of the first corpus with classes, for evaluation.
+
+    ``label_sets`` is None if each labelled row has one label, and classes have no groups.
+    """
 
     mix: MixedCorpora
     order: Mixture | Alternation
@@ -40,6 +55,7 @@ class TrainingData(NamedTuple):
     templates: tuple[str, ...]
     checksums: dict[str, str]
     device_augment: DeviceAugment | None
+    label_sets: LabelSets | None
 
 
 def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], list[NDArray[np.int64]]]:
@@ -54,6 +70,38 @@ def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], li
                 classes.append(item)
         maps.append(np.array([union[item.key] for item in corpus.classes], np.int64))
     return tuple(classes), maps
+
+
+def place_classes(
+    corpora: Sequence[Corpus], classes: Sequence[ClassName], maps: Sequence[NDArray[np.int64]], *, ancestors: bool
+) -> tuple[list[ClassPlace], LabelSets | None]:
+    """Return the place of each corpus's classes among those of the mix, and the label sets of the mix."""
+    bits = {name: 1 << number for number, name in enumerate(groups_of(classes))}
+    places: list[ClassPlace] = []
+    width = 1
+    for corpus, labels in zip(corpora, maps, strict=True):
+        above = ancestors_of(corpus.classes) if ancestors and any(c.parent for c in corpus.classes) else ()
+        places.append(ClassPlace(labels, above, tuple(bits[name] for name in groups_of(corpus.classes))))
+        longest = max(map(len, above), default=1)
+        width = max(width, min(corpus.manifest.most_labels * longest, max(1, len(corpus.classes))))
+    has_sets = any(corpus.manifest.has_sets for corpus in corpora)
+    return places, label_sets_of(classes, width) if has_sets else None
+
+
+def check_sets(recipe: Recipe, label_sets: LabelSets | None) -> None:
+    """Raise UniclError if the recipe's rows have label sets, and its loss or its order takes one label a row."""
+    if label_sets is None:
+        return
+    if not takes("losses", recipe.loss.name, "label_sets"):
+        able = [name for name in names("losses") if takes("losses", name, "label_sets")]
+        raise UniclError(
+            f"loss: '{recipe.loss.name}' takes one label a row, and rows of data.train have label sets",
+            f"use one of {', '.join(able)}",
+        )
+    if recipe.data.balance:
+        raise UniclError(
+            "data.balance: draws rows by their one label, and rows of data.train have label sets", "set data.balance=0"
+        )
 
 
 def templates_of(corpus: Corpus, *specs: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -98,14 +146,16 @@ def build_data(recipe: Recipe) -> TrainingData:
     """Open every corpus of the recipe; reads only manifests and, for shares of a corpus, keys."""
     corpora = [open_corpus(item.corpus) for item in recipe.data.train]
     classes, maps = merged_classes(corpora)
+    places, label_sets = place_classes(corpora, classes, maps, ancestors=recipe.data.ancestors)
+    check_sets(recipe, label_sets)
     strands: list[Strand] = []
-    for number, (item, corpus, labels) in enumerate(zip(recipe.data.train, corpora, maps, strict=True)):
+    for number, (item, corpus, place) in enumerate(zip(recipe.data.train, corpora, places, strict=True)):
         if item.split not in corpus.splits:
             raise UniclError(f"{item.corpus}: has no split '{item.split}'", f"use one of {', '.join(corpus.splits)}")
         own = strands_of(
             corpus,
             item.split,
-            labels=labels,
+            place=place,
             templates=templates_of(corpus, item.templates, recipe.data.templates),
             transform=train_transform_of(recipe, item),
             weight=item.weight,
@@ -131,7 +181,8 @@ def build_data(recipe: Recipe) -> TrainingData:
     first = named[0] if named else (recipe.data.train[0], corpora[0])
     templates = templates_of(first[1], first[0].templates, recipe.data.templates)
     checksums = {item.corpus: corpus.checksum for item, corpus in zip(recipe.data.train, corpora, strict=True)}
-    return TrainingData(MixedCorpora(strands, texts), order, classes, templates, checksums, device_augment_of(recipe))
+    mix, augment = MixedCorpora(strands, texts), device_augment_of(recipe)
+    return TrainingData(mix, order, classes, templates, checksums, augment, label_sets)
 
 
 def is_mixed(kind: str, share: float | str) -> bool:

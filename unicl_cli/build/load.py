@@ -15,6 +15,7 @@ from unicl_cli.build.model import add_adapters, build_step, find_tokenizer
 from unicl_cli.contracts import ClassName, Tokenizer
 from unicl_cli.core import checkpoint, checkpoint_files, hub
 from unicl_cli.core.documents import read_document
+from unicl_cli.core.label_sets import label_sets_of
 from unicl_cli.core.loop import Step
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.towers import traits_in
@@ -72,7 +73,9 @@ def load_trained(name: str, *, raw_weights: bool) -> Loaded:
     run, _ = find_run(name)
     recipe = load_run_recipe(run)
     classes, templates = read_classes(run)
-    step, own = build_step(recipe, cache(partial(load_run_tokenizer, run)), classes, chunks=1, trained=run)
+    most = read_words(run).most_labels
+    sets = None if most is None else label_sets_of(classes, most)
+    step, own = build_step(recipe, cache(partial(load_run_tokenizer, run)), classes, 1, run, sets)
     path, weights = read_run_weights(name, raw_weights=raw_weights)
     load_run_weights(step, recipe, weights, str(path))
     corpora = tuple(dict.fromkeys(item.corpus for item in recipe.data.train))
@@ -110,7 +113,7 @@ def read_words(folder: Path) -> Words:
 def read_classes(folder: Path) -> tuple[tuple[ClassName, ...], tuple[str, ...]]:
     """Return the classes and the templates of a run."""
     words = read_words(folder)
-    return tuple(ClassName(item.key, tuple(item.names)) for item in words.classes), tuple(words.templates)
+    return tuple(ClassName(c.key, tuple(c.names), c.group, c.parent) for c in words.classes), tuple(words.templates)
 
 
 def load_run_tokenizer(run: Path, context_length: int | None = None) -> TextTokenizer:
@@ -138,7 +141,7 @@ def plain_weights(
     """Return the tensors of a finished run with adapters merged; the same tensors if there are none."""
     if not lora.has_adapters(tensors):
         return dict(tensors)
-    step, _ = build_step(recipe, lambda: cast("TextTokenizer", tokenizer), data.classes, chunks=1, trained=run)
+    step, _ = build_step(recipe, lambda: cast("TextTokenizer", tokenizer), data.classes, 1, run, data.label_sets)
     load_run_weights(step, recipe, tensors, str(run))
     return checkpoint.weights(step)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from unicl_cli import binding
 from unicl_cli.build import param_groups
-from unicl_cli.contracts import ClassName, Model, Part, StoresFiles, Tokenizer
+from unicl_cli.contracts import ClassName, LabelSets, Model, Part, StoresFiles, Tokenizer
 from unicl_cli.core.loop import Step
 from unicl_cli.core.machine import free_memory
 from unicl_cli.core.memory import limit_modules
@@ -34,6 +34,7 @@ def build_step(
     classes: tuple[ClassName, ...],
     chunks: int,
     trained: Path | None = None,
+    label_sets: LabelSets | None = None,
 ) -> tuple[Step, Tokenizer | None]:
     """Build model and loss with the recipe's seed; return them with the tokenizer of the text tower.
 
@@ -52,7 +53,7 @@ def build_step(
         )
     apply_switches(model, pack_texts=recipe.parallel.pack_texts, channels_last=recipe.parallel.channels_last)
     param_groups.freeze_towers(model)
-    context |= {"image_width": lambda: cast("Model", model).image_width}
+    context |= {"image_width": lambda: cast("Model", model).image_width, "label_sets": lambda: label_sets}
     loss = cast("nn.Module", binding.make("losses", recipe.loss, context))
     if getattr(model, "text", model) is None:
         return Step(model, loss), None

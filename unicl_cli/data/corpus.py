@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from unicl_cli.contracts import ClassName, Sample
-from unicl_cli.data.corpus_format import MEDIA
+from unicl_cli.contracts import ALL_GROUPS, NO_LABEL, ClassName, Sample
+from unicl_cli.core.label_sets import label_sets_of
+from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA
 from unicl_cli.data.manifest import Manifest, read_manifest, repair_hint, splits_of
 from unicl_cli.data.pictures import ImageError
 from unicl_cli.data.shard_checks import ShardRules, explain_damage, open_shard, read_columns, read_group
@@ -37,8 +38,18 @@ class _Group(NamedTuple):
     sources: list[str]
     keys: list[str]
     hashes: list[list[int]]
+    sets: list[list[int]] | None
+    known: list[int] | None
     media: pa.Array | None
     size: int
+
+
+class RowSets(NamedTuple):
+    """The labels of rows: those of row i are ``values[ends[i] : ends[i + 1]]``; ``known`` are bits of groups."""
+
+    ends: NDArray[np.int64]  # (rows + 1,)
+    values: NDArray[np.int64]
+    known: NDArray[np.int64]  # (rows,)
 
 
 class RowTable:
@@ -88,7 +99,25 @@ class RowTable:
             group.keys[at],
             tuple(group.hashes[at]),
             {} if group.media is None else {item["kind"]: item["bytes"] for item in group.media[at].as_py()},
+            _only(group.labels[at]) if group.sets is None else tuple(group.sets[at]),
+            ALL_GROUPS if group.known is None else group.known[at],
         )
+
+    @property
+    def has_sets(self) -> bool:
+        """True if rows may have several labels, or lack annotations for a group of classes."""
+        return self.rules.groups is not None
+
+    def label_sets(self) -> "RowSets":
+        """Return the labels of all rows; a row of a corpus without sets has one or none."""
+        if not self.has_sets:
+            labels = integers_of(self.column("label"))
+            counts = (labels != NO_LABEL).astype(np.int64)
+            return RowSets(np.cumsum([0, *counts]), labels[labels != NO_LABEL], np.full(len(labels), ALL_GROUPS))
+        sets = self.column(LABELS)
+        counts = np.concatenate([np.empty(0, np.int64), *(np.diff(np.from_dlpack(c.offsets)) for c in sets.chunks)])
+        values = np.concatenate([np.empty(0, np.int64), *(np.from_dlpack(c.flatten()) for c in sets.chunks)])
+        return RowSets(np.cumsum([0, *counts]), values.astype(np.int64), integers_of(self.column(KNOWN)))
 
     def media_bytes(self) -> float:
         """Return the mean bytes of media in a row, from the footer of the first shard; 0 without media."""
@@ -129,15 +158,16 @@ class RowTable:
         shard, group = self._places[number]
         file = self._file(shard)
         with_media = media and MEDIA in file.schema_arrow.names
-        columns = [*_COLUMNS, MEDIA] if with_media else _COLUMNS
+        columns = [*_COLUMNS, *([LABELS, KNOWN] if self.has_sets else []), *([MEDIA] if with_media else [])]
         table = read_group(file, self.shards[shard], group, columns, self.rules)
         try:
             lists = [_to_list(table.column(name).chunk(0)) for name in _COLUMNS[1:]]
+            sets = [_to_list(table.column(name).chunk(0)) if self.has_sets else None for name in (LABELS, KNOWN)]
         except ValueError as error:  # not UTF-8
             raise explain_damage(self.shards[shard], f"row group {group}: {error}") from error
         images = table.column("image").chunk(0).field("bytes")
         items = table.column(MEDIA).chunk(0) if with_media else None
-        return _Group(images, *lists, media=items, size=table.nbytes)
+        return _Group(images, *lists, *sets, media=items, size=table.nbytes)
 
     def _file(self, shard: int) -> pq.ParquetFile:
         if shard not in self._files:
@@ -145,12 +175,17 @@ class RowTable:
         return self._files[shard]
 
     def _read_column(self, shard: int, name: str) -> pa.Table:  # pyright: ignore[reportUnknownParameterType] - no stubs
-        return read_columns(self.shards[shard], self._row_groups[shard], [name], self.rules)
+        columns = ["label", LABELS, KNOWN] if name in (LABELS, KNOWN) else [name]  # a set is checked as a whole
+        return read_columns(self.shards[shard], self._row_groups[shard], columns, self.rules).select([name])
 
 
 def integers_of(column: pa.ChunkedArray) -> NDArray[np.int64]:  # pyright: ignore[reportUnknownParameterType] - no stubs
     """Return a column of integers without nulls, int64 (rows,), without importing pandas as pyarrow's own way does."""
     return np.concatenate([np.empty(0, np.int64), *map(np.from_dlpack, column.chunks)], dtype=np.int64)
+
+
+def _only(label: int) -> tuple[int, ...]:
+    return () if label == NO_LABEL else (label,)
 
 
 def _to_list(column: Any) -> list[Any]:
@@ -166,7 +201,8 @@ class Corpus:
     def __init__(self, path: Path, manifest: Manifest, checksum: str) -> None:
         self.path, self.manifest, self.checksum = path, manifest, checksum
         self.name = manifest.name
-        self.classes = tuple(ClassName(item.key, tuple(item.names)) for item in manifest.classes)
+        self.classes = tuple(ClassName(c.key, tuple(c.names), c.group, c.parent) for c in manifest.classes)
+        self.groups = label_sets_of(self.classes, manifest.most_labels).groups if manifest.has_sets else None
         templates = manifest.templates
         self.templates: tuple[str, ...] | str = templates if isinstance(templates, str) else tuple(templates)
 
@@ -200,7 +236,7 @@ class Corpus:
         if not shards:
             have = ", ".join(f"{s} ({' + '.join(self.kinds(s))})" for s in self.splits)
             raise UniclError(f"{self.path}: no rows of kind '{kind}' in split '{split}'", f"choose one of {have}")
-        rules = ShardRules(kind, len(self.classes))
+        rules = ShardRules(kind, len(self.classes), self.groups)
         return RowTable([self.path / shard.file for shard in shards], [shard.row_groups for shard in shards], rules)
 
 

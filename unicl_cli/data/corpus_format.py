@@ -1,4 +1,4 @@
-"""The Parquet schemas of a corpus's shards: without and with media."""
+"""The Parquet schemas of a corpus's shards: without and with label sets and media."""
 
 import json
 from typing import Any
@@ -19,6 +19,10 @@ HF_FEATURES: dict[str, Any] = {
     "url": {"dtype": "string", "_type": "Value"},
 }
 """The features by which `datasets.load_dataset` shows images instead of structs."""
+HF_SETS: dict[str, Any] = {
+    "labels": {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"},
+    "known": {"dtype": "int64", "_type": "Value"},
+}
 HF_MEDIA: dict[str, Any] = {
     "feature": {"kind": {"dtype": "string", "_type": "Value"}, "bytes": {"dtype": "binary", "_type": "Value"}},
     "_type": "List",
@@ -46,8 +50,17 @@ SCHEMA = pa.schema(
     ],
     metadata=hf_metadata(HF_FEATURES),
 )
-MEDIA = "media"
-MEDIA_SCHEMA = SCHEMA.append(
-    pa.field(MEDIA, pa.list_(pa.struct([("kind", pa.string()), ("bytes", pa.binary())])))
-).with_metadata(hf_metadata({**HF_FEATURES, MEDIA: HF_MEDIA}))
-"""The schema of all shards of a corpus in which any source has media; the list is empty for a row without media."""
+LABELS, KNOWN, MEDIA = "labels", "known", "media"
+_SETS = (pa.field(LABELS, pa.list_(pa.int32())), pa.field(KNOWN, pa.int64()))
+_MEDIA = pa.field(MEDIA, pa.list_(pa.struct([("kind", pa.string()), ("bytes", pa.binary())])))
+
+
+def schema_of(*, sets: bool, media: bool) -> Any:
+    """Return the schema of all shards of a corpus.
+
+    With ``sets`` a row has all its ``labels``, ascending, and the groups that it is annotated for as the bits of
+    ``known``. With ``media`` it has a list of media, which is empty for a row without them.
+    """
+    fields = [*SCHEMA, *(_SETS if sets else ()), *((_MEDIA,) if media else ())]
+    features = HF_FEATURES | (HF_SETS if sets else {}) | ({MEDIA: HF_MEDIA} if media else {})
+    return pa.schema(fields, metadata=hf_metadata(features))

@@ -3,12 +3,13 @@
 import hashlib
 import re
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, Field, model_validator
 
+from unicl_cli.contracts import MOST_GROUPS
 from unicl_cli.core.documents import MAX_BYTES, Document, check_document, explain_invalid, pause_gc
 from unicl_cli.core.files import read_regular
 from unicl_cli.core.json_text import parse_json
@@ -17,7 +18,8 @@ from unicl_cli.errors import UniclError
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION, SETS_VERSION = 1, 2
+"""Formats of a corpus: with one label a row, and with label sets or groups of classes."""
 MAX_NAME = 210
 """The longest name in bytes: suffixes and that of a temporary file add 45, and file systems end at 255."""
 _PLAIN = rf"(?!\.+(?:/|\Z))(?!(?:con|prn|aux|nul|com\d|lpt\d)(?:[./]|\Z))[\w.][\w.-]{{0,{MAX_NAME - 1}}}"
@@ -57,6 +59,7 @@ Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Name = Annotated[str, AfterValidator(_check_name)]
 ShardPath = Annotated[str, AfterValidator(_check_shard_path)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+SetSize = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,3})$")]
 Templates = Annotated[str | list[str], AfterValidator(_check_templates)]
 
 
@@ -74,11 +77,13 @@ class Shard(Document):
 
 
 class ManifestClass(Document):
-    """A class: its number, its key and its names, of which the first is the prompt name."""
+    """A class: its number, its key, its names, of which the first is the prompt name, its group and its parent."""
 
     id: int
     key: str
     names: list[str] = Field(min_length=1)
+    group: str = ""
+    parent: str = ""
 
 
 class DuplicateFacts(Document):
@@ -119,7 +124,18 @@ class Manifest(Document):
     text_stats: dict[str, Count | str] = Field(default_factory=dict)
     dedup: Dedup = Dedup(exact=None)
     equal_pictures: EqualImages | None = None
+    set_sizes: dict[SetSize, Positive] = Field(default_factory=dict)
     duplicates_of_eval: dict[str, Count] = Field(default_factory=dict)
+
+    @property
+    def has_sets(self) -> bool:
+        """True if the rows have label sets."""
+        return self.schema_version == SETS_VERSION
+
+    @property
+    def most_labels(self) -> int:
+        """The most labels of a row."""
+        return max(map(int, self.set_sizes), default=1)
 
     @model_validator(mode="after")
     def _check_shards(self) -> Self:
@@ -151,6 +167,14 @@ class Manifest(Document):
                 raise ValueError(f"class_counts.{split}: has {len(counts)} classes instead of {len(self.classes)}")
         return self
 
+    @model_validator(mode="after")
+    def _check_hierarchy(self) -> Self:
+        if problem := find_hierarchy_fault([(item.key, item.group, item.parent) for item in self.classes]):
+            raise ValueError(problem)
+        if not self.has_sets and any(item.group or item.parent for item in self.classes):
+            raise ValueError(f"classes have groups or parents, but schema_version is {self.schema_version}")
+        return self
+
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:
     """Return the manifest of the corpus in ``folder``, and its sha256.
@@ -180,11 +204,35 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
 def _check_version(file: Path, value: object) -> None:
     """Raise UniclError for the format of another version, before its content is judged by this one's."""
     version = cast("dict[str, Any]", value).get("schema_version") if isinstance(value, dict) else SCHEMA_VERSION
-    if isinstance(version, int) and version != SCHEMA_VERSION:
+    if isinstance(version, int) and version not in (SCHEMA_VERSION, SETS_VERSION):
         raise UniclError(
-            f"{file}: corpus format {version}, but this unicl reads {SCHEMA_VERSION}",
+            f"{file}: corpus format {version}, but this unicl reads {SCHEMA_VERSION} and {SETS_VERSION}",
             "prepare the corpus again with this version",
         )
+
+
+def find_hierarchy_fault(classes: Sequence[tuple[str, str, str]]) -> str | None:
+    """Return what is wrong with the groups and parents of classes, (key, group, parent) each; None if they are sound.
+
+    There are at most 63 groups, every parent is a class, and no class is above itself.
+    """
+    groups = {group for _, group, _ in classes}
+    if len(groups) > MOST_GROUPS:
+        return f"has {len(groups)} groups of classes; the most are {MOST_GROUPS}"
+    parents = {key: parent for key, _, parent in classes}
+    sound = {""}
+    for first in parents:
+        path: dict[str, None] = {}  # in order, and quick to search: a chain may be as long as the list
+        key = first
+        while key not in sound:
+            if key not in parents:
+                return f"class '{key}' is a parent, but not a class"
+            if key in path:
+                return f"class '{key}' is above itself"
+            path[key] = None
+            key = parents[key]
+        sound.update(path)
+    return None
 
 
 def splits_of(shards: Collection[Shard]) -> tuple[str, ...]:

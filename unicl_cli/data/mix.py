@@ -29,6 +29,14 @@ class TextChoice(NamedTuple):
     seed: int
 
 
+class ClassPlace(NamedTuple):
+    """The place of a corpus's classes in a mix; see the fields of `Strand`."""
+
+    labels: NDArray[np.int64]
+    above: tuple[tuple[int, ...], ...] = ()
+    groups: tuple[int, ...] = (1,)
+
+
 class Strand(NamedTuple):
     """A part of the mix: the rows of one kind of one corpus. ``first`` is the number of its row 0 in the whole mix."""
 
@@ -38,6 +46,8 @@ class Strand(NamedTuple):
     rows: NDArray[np.int64] | None  # None: all of the table
     group_sizes: NDArray[np.int64]  # of the rows that take part
     labels: NDArray[np.int64]  # class of the corpus -> class of the mix
+    above: tuple[tuple[int, ...], ...]  # class of the corpus -> itself and those above it; empty without a taxonomy
+    groups: tuple[int, ...]  # group of the corpus -> its bit in the mix
     names: tuple[tuple[str, ...], ...]  # of the corpus's classes
     templates: tuple[str, ...]
     transform: TrainTransform
@@ -47,8 +57,25 @@ class Strand(NamedTuple):
     def size(self) -> int:
         return int(self.group_sizes.sum())
 
+    def label_set(self, sample: Sample) -> tuple[int, ...]:
+        """Return all labels of a row, classes of the corpus: those above its own in a taxonomy, too."""
+        if not self.above:
+            return sample.labels
+        return tuple(sorted({upper for label in sample.labels for upper in self.above[label]}))
+
+    def known(self, sample: Sample) -> int:
+        """Return the groups of the mix that a row is annotated for, as bits."""
+        return sum(bit for number, bit in enumerate(self.groups) if sample.known >> number & 1)
+
+    def met_classes(self) -> set[int]:
+        """Return the classes of the mix that a row has."""
+        sets = self.table.label_sets()
+        row = np.repeat(np.arange(len(self.table)), np.diff(sets.ends))
+        values = sets.values if self.rows is None else sets.values[np.isin(row, self.rows)]
+        return set(self.labels[np.unique(values)].tolist()) if len(values) else set()
+
     def row_labels(self) -> NDArray[np.int64]:
-        """Return the class of the mix of each row, int64 (size,); NO_LABEL for a row without one."""
+        """Return the class of the mix of each row, int64 (size,); NO_LABEL for a row with none or several."""
         found = integers_of(self.table.column("label"))
         chosen = found if self.rows is None else found[self.rows]
         return np.where(chosen == NO_LABEL, NO_LABEL, self.labels[chosen]) if len(self.labels) else chosen
@@ -80,17 +107,14 @@ def count_by_group(table: RowTable, rows: NDArray[np.int64] | None) -> NDArray[n
 
 def classes_with_rows(strands: Sequence[Strand]) -> set[int]:
     """Return the classes of the mix that have a row; a corpus may also name classes without rows."""
-    met: set[int] = set()
-    for strand in strands:
-        met.update(np.unique(strand.row_labels()).tolist())
-    return met - {NO_LABEL}
+    return set[int]().union(*(strand.met_classes() for strand in strands))
 
 
 def strands_of(
     corpus: Corpus,
     split: str,
     *,
-    labels: NDArray[np.int64],
+    place: ClassPlace,
     templates: tuple[str, ...],
     transform: TrainTransform,
     weight: float,
@@ -104,7 +128,7 @@ def strands_of(
         table = corpus.table(split, kind)
         rows = select_rows(table, fraction, limit)
         sizes = count_by_group(table, rows)
-        strands.append(Strand(table, kind, weight, rows, sizes, labels, names, templates, transform, 0))
+        strands.append(Strand(table, kind, weight, rows, sizes, *place, names, templates, transform, 0))
     return [s for s in strands if s.size]
 
 
@@ -139,37 +163,45 @@ class MixedCorpora:
         strand = self.strands[number]
         place = row if strand.rows is None else int(strand.rows[row])
         sample = strand.table.read(place, media=self.media)
-        text, text_hash = self.text(strand, sample, step, strand.first + row)
+        text, text_hash, shown = self.text(strand, sample, step, strand.first + row)
         try:
             image = strand.transform(sample.image, draw)
         except ImageError as error:
             raise undecodable(strand.table.shard_of(place), sample.key, error) from error
+        labels = tuple(int(strand.labels[label]) for label in strand.label_set(sample))
         return Drawn(
             row=strand.first + row,
             draw=draw,
             seed=self.texts.seed,
             image=image,
-            label=NO_LABEL if sample.label == NO_LABEL else int(strand.labels[sample.label]),
+            label=labels[0] if len(labels) == 1 else NO_LABEL,
             text=text,
             text_hash=text_hash,
             media=sample.media,
+            labels=labels,
+            shown=NO_LABEL if shown == NO_LABEL else int(strand.labels[shown]),
+            known=strand.known(sample) if strand.kind == LABELS else 0,
         )
 
-    def text(self, strand: Strand, sample: Sample, step: int, row: int) -> tuple[str | None, int]:
-        """Return the row's text in this step and its hash (0 for a prompt), a function of (seed, step, row)."""
+    def text(self, strand: Strand, sample: Sample, step: int, row: int) -> tuple[str | None, int, int]:
+        """Return the row's text in this step, a function of (seed, step, row), with its hash and its class.
+
+        A prompt names one of the row's labels and has the hash 0; a caption has the class NO_LABEL.
+        """
         words = np.random.SeedSequence((self.texts.seed, step, row)).generate_state(4)
         coin, pick, name = int(words[0] & 1), int(words[1]), int(words[2])
-        captions = bool(sample.texts)
-        if sample.label != NO_LABEL and captions:
+        captions, labels = bool(sample.texts), strand.label_set(sample)
+        if labels and captions:
             captions = self.texts.labelled == "caption" or (self.texts.labelled == "mixed" and coin == 1)
         if captions:
             k = pick % len(sample.texts)
-            return sample.texts[k], sample.text_hash[k]
-        if sample.label == NO_LABEL:
-            return None, 0
-        names = strand.names[sample.label]
+            return sample.texts[k], sample.text_hash[k], NO_LABEL
+        if not labels:
+            return None, 0, NO_LABEL
+        shown = labels[int(words[3]) % len(labels)]
+        names = strand.names[shown]
         chosen = names[name % len(names)] if self.texts.class_names == "uniform" else names[0]
-        return fill_template(strand.templates[pick % len(strand.templates)], chosen), 0
+        return fill_template(strand.templates[pick % len(strand.templates)], chosen), 0, shown
 
     def all_texts(self, limit: int = 1_000_000) -> Iterator[str]:
         """Yield the texts that training can draw: each prompt once, and at most ``limit`` captions per strand."""
@@ -187,13 +219,13 @@ class MixedCorpora:
         for strand in self.strands:
             rows = np.linspace(0, strand.size - 1, min(limit, strand.size)).astype(np.int64)
             places = rows if strand.rows is None else strand.rows[rows]
-            labels, captions = strand.table.column("label"), strand.table.column("texts")
+            sets, captions = strand.table.label_sets(), strand.table.column("texts")
             for number, place in enumerate(places.tolist()):
-                label, own = labels[place].as_py(), captions[place].as_py()
-                if own and (label == NO_LABEL or self.texts.labelled != "prompt"):
+                labels, own = sets.values[sets.ends[place] : sets.ends[place + 1]], captions[place].as_py()
+                if own and (not len(labels) or self.texts.labelled != "prompt"):
                     yield from own
-                if label != NO_LABEL and not (own and self.texts.labelled == "caption"):
-                    names = strand.names[label]
+                if len(labels) and not (own and self.texts.labelled == "caption"):
+                    names = strand.names[labels[number % len(labels)]]
                     template = strand.templates[number % len(strand.templates)]
                     for name in names if self.texts.class_names == "uniform" else names[:1]:
                         yield fill_template(template, name)
@@ -211,6 +243,8 @@ def stream_of(strand: Strand, seed: str, balance: float) -> Stream:
     """Return the order of a strand's rows, balanced if they have labels."""
     if not balance or strand.kind != LABELS:
         return Stream(strand.group_sizes, seed)
+    if strand.table.has_sets:
+        raise ValueError("data.balance draws by the label of a row, and these rows have label sets")
     return BalancedStream(strand.group_sizes, seed, strand.row_labels(), balance)
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import NO_LABEL
-from unicl_cli.data.corpus_format import MEDIA, MEDIA_SCHEMA, SCHEMA
+from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA, SCHEMA, schema_of
 from unicl_cli.data.manifest import repair_hint
 from unicl_cli.errors import UniclError
 
@@ -20,10 +20,15 @@ _UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError)
 
 
 class ShardRules(NamedTuple):
-    """The kind of a shard's rows and the number of its corpus's classes, which its values must agree with."""
+    """The kind of a shard's rows and the classes of its corpus, which its values must agree with.
+
+    ``groups`` are the number of each class's group in a corpus with label sets; None in another. It is empty where no
+    manifest gives them.
+    """
 
     kind: str
     classes: int
+    groups: tuple[int, ...] | None = None
 
 
 def open_shard(shard: Path, row_groups: Sequence[int]) -> pq.ParquetFile:
@@ -52,7 +57,7 @@ def read_group(file: pq.ParquetFile, shard: Path, group: int, columns: Sequence[
     """Read columns of a row group of an open shard; UniclError if they cannot be read or break a rule."""
     try:
         table = file.read_row_group(group, columns=list(columns), use_threads=False).combine_chunks()
-        problem = find_fault(table, rules)
+        problem = _find_missing(table, columns) or find_fault(table, rules)
     except _UNREADABLE as error:
         raise explain_damage(shard, f"row group {group}: {error}") from error
     if problem:
@@ -67,7 +72,7 @@ def read_columns(shard: Path, row_groups: Sequence[int], columns: Sequence[str],
         with file:
             table = file.read(columns=list(columns), use_threads=False).combine_chunks()
         table.validate(full=True)  # text that is not UTF-8, which a row group shows when it becomes Python's
-        problem = find_fault(table, rules)
+        problem = _find_missing(table, columns) or find_fault(table, rules)
     except _UNREADABLE as error:
         raise explain_damage(shard, error) from error
     if problem:
@@ -79,6 +84,12 @@ def read_columns(shard: Path, row_groups: Sequence[int], columns: Sequence[str],
         group, problem = next((group, part) for group, part in enumerate(parts) if part)
         raise explain_damage(shard, f"row group {group}: {problem}")
     return table
+
+
+def _find_missing(table: Any, columns: Sequence[str]) -> str | None:
+    """Return the first column that was asked for and is not there: a shard without sets in a corpus that has them."""
+    missing = [name for name in columns if name not in table.column_names]
+    return f"has no column {missing[0]}" if missing else None
 
 
 def find_fault(table: Any, rules: ShardRules) -> str | None:
@@ -100,7 +111,11 @@ def _find_fault_of_batch(there: Mapping[str, Any], rules: ShardRules) -> str | N
             return f"{name} is missing in a row"
         if name in ("width", "height") and _numbers_of(column).min() < 1:
             return f"{name} is less than 1 in a row"
-    problem = _find_wrong_label(there["label"], rules) if "label" in there else None
+    problem = None
+    if LABELS in there and "label" in there:
+        problem = _find_wrong_set(there["label"], there[LABELS], there.get(KNOWN), rules)
+    elif "label" in there and rules.groups is None:
+        problem = _find_wrong_label(there["label"], rules)
     if problem or "texts" not in there:
         return problem
     return _find_wrong_texts(there["texts"], there.get("text_hash"), rules.kind)
@@ -130,9 +145,9 @@ def _numbers_of(column: Any) -> NDArray[Any]:
 
 def _find_wrong_column(schema: Any) -> str | None:
     """Return the first column that is missing or has another type; columns of later versions may follow."""
-    if schema.equals(SCHEMA) or schema.equals(MEDIA_SCHEMA):
+    if schema.equals(SCHEMA):
         return None
-    for field in MEDIA_SCHEMA if MEDIA in schema.names else SCHEMA:
+    for field in schema_of(sets=LABELS in schema.names, media=MEDIA in schema.names):
         if schema.get_field_index(field.name) < 0:
             return f"has no column {field.name}, or has it twice"
         if (found := schema.field(field.name).type) != field.type:
@@ -158,3 +173,29 @@ def _find_wrong_label(labels: Any, rules: ShardRules) -> str | None:
     if wrong is None:
         return None
     return f"label {wrong} is out of range: rows of {rules.kind} have " + (f"0 … {high}" if high >= 0 else str(low))
+
+
+def _find_wrong_set(label: Any, labels: Any, known: Any, rules: ShardRules) -> str | None:
+    """Return what is wrong with label sets: each is ascending, in range and annotated; a single label is ``label``."""
+    ends, values = _numbers_of(labels.offsets).astype(np.int64), _numbers_of(labels.flatten()).astype(np.int64)
+    ends -= ends[0]
+    counts, row = np.diff(ends), np.repeat(np.arange(len(labels)), np.diff(ends))
+    if rules.kind != "labels":
+        return f"a row of {rules.kind} has labels" if len(values) else None
+    if len(values) and not 0 <= values.min() <= values.max() < rules.classes:
+        return f"a label set has a label out of range: rows of labels have 0 … {rules.classes - 1}"
+    if len(values) > 1 and (np.diff(values)[np.diff(row) == 0] <= 0).any():
+        return "a label set is not ascending"
+    alone = np.full(len(labels), NO_LABEL)
+    alone[counts == 1] = values[ends[:-1][counts == 1]]
+    if not np.array_equal(_numbers_of(label), alone):
+        return "label is not the only label of its set"
+    if known is None or not rules.groups:
+        return None
+    bits = np.uint64(1) << np.array(rules.groups, np.uint64)
+    own = _numbers_of(known).astype(np.uint64)
+    if (own & ~np.bitwise_or.reduce(bits)).any() or (bits[values] & ~own[row]).any():
+        return "known does not have the groups of the row's labels, or has another bit"
+    if (own[counts == 0] == 0).any():
+        return "a row of labels has neither a label nor annotations"
+    return None

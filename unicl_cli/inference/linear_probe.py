@@ -14,12 +14,13 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from unicl_cli.contracts import ClassName, FeaturePoint
+from unicl_cli.contracts import ClassName
 from unicl_cli.core.checkpoint import find_non_finite
 from unicl_cli.core.documents import Document
 from unicl_cli.core.files import write_output_data
 from unicl_cli.core.json_text import parse_json
 from unicl_cli.errors import UniclError
+from unicl_cli.evaluator_contracts import FeaturePoint
 from unicl_cli.inference.encoder import Encoder
 from unicl_cli.inference.scorer import Scorer, full_precision, identity
 from unicl_cli.runs.documents import NamedClass

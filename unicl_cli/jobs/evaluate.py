@@ -17,8 +17,8 @@ from unicl_cli.runs.folder import no_corpus_error
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
-    from unicl_cli.contracts import Evaluator
     from unicl_cli.data.corpus import Corpus
+    from unicl_cli.evaluator_contracts import Evaluator
     from unicl_cli.jobs.evaluators.kept import Keep
     from unicl_cli.jobs.evaluators.options import Asked
 

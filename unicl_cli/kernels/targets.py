@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from unicl_cli.contracts import NO_KEY, NO_LABEL
+from unicl_cli.contracts import ALL_GROUPS, NO_KEY, NO_LABEL
 from unicl_cli.kernels.pairs import Pull, Side, group_keys
 
 SAMPLED = 32
@@ -16,41 +17,49 @@ SAMPLED = 32
 class Target(NamedTuple):
     """The target of each of n rows: ``share`` of it on the rows with its text, the rest on the rows that share labels.
 
-    With W_ij the summed weight of the labels that rows i and j share, and S_ij = 1 if their ``texts`` are equal, row i
-    puts share_i S_ij / sum_j S_ij + (1 - share_i) W_ij / sum_j W_ij on row j. A row without labels has share 1, a row
-    with NO_KEY in ``texts`` has share 0.
+    A caption says all labels of its row, a prompt only the class that it names. With W_ij the summed weight of the
+    labels of image i that text j says, and S_ij = 1 if the ``texts`` of rows i and j are equal, image i puts
+    share_i S_ij / sum_j S_ij + (1 - share_i) W_ij / sum_j W_ij on text j; a text does the same over the images. A row
+    without labels has share 1, a row with NO_KEY in ``texts`` has share 0.
 
     Labels may come in ``groups``. A pair of an image that is not annotated for a group and a prompt of that group is
-    neither positive nor negative: it is hidden in both softmaxes.
+    neither positive nor negative: it is hidden in both softmaxes. An image is annotated for the groups of its labels.
     """
 
     texts: Tensor  # (n,) int64
     share: Tensor  # (n,) float, in [0, 1]
     labels: Tensor  # (n, S) int64, NO_LABEL where a row has fewer
     weights: Tensor | None = None  # (classes,) float, at least 0; None: 1 each
-    known: Tensor | None = None  # (n,) int64: bit g is set if the row is annotated for group g; None: no groups
-    prompts: Tensor | None = None  # (n,) int64: the group of the class that the row's prompt names; -1 for a caption
-    groups: int = 0  # at most 63: they are bits of one int64
+    shown: Tensor | None = None  # (n,) int64: the class that the row's prompt names, NO_LABEL without; None: no prompts
+    known: Tensor | None = None  # (n,) int64: bit g is set if the image is annotated for group g
+    groups: Tensor | None = None  # (classes,) int64: the group of each class, at most 62; None: no groups
 
     def map_rows(self, change: Callable[[Tensor], Tensor]) -> "Target":
         """Return the target with ``change`` applied to each tensor that has the n rows."""
-        known, prompts = (None if x is None else change(x) for x in (self.known, self.prompts))
-        whole = self._replace(known=known, prompts=prompts)
+        shown, known = (None if x is None else change(x) for x in (self.shown, self.known))
+        whole = self._replace(shown=shown, known=known)
         return whole._replace(texts=change(self.texts), share=change(self.share), labels=change(self.labels))
+
+    def said(self) -> Tensor:
+        """Return the labels that each row's text says, (n, S) int64."""
+        if self.shown is None:
+            return self.labels
+        alone = F.pad(self.shown[:, None], (0, self.labels.shape[1] - 1), value=NO_LABEL)
+        return torch.where(self.shown[:, None] == NO_LABEL, self.labels, alone)
 
 
 class Levels(NamedTuple):
-    """The pulls of images and of texts under a target, and the entropy of the targets of this rank's first rows."""
+    """The pulls of images and of texts under a target, and the entropies of the targets of this rank's first rows."""
 
     image: tuple[Pull, ...]
     text: tuple[Pull, ...]
-    entropy: Tensor  # nats: of all rows where each has one label, else of the first `SAMPLED`
+    entropy: dict[str, Tensor]  # of images and of texts, in nats: all rows if each has one label, else `SAMPLED` rows
 
 
 class _Entries(NamedTuple):
-    """The labels of n rows as a list: entry e is that row ``item[e]`` has the label of ``key[e]``, by ``weight[e]``."""
+    """The labels of n rows as a list: entry e is that row ``item[e]`` has the label ``key[e]``, by ``weight[e]``."""
 
-    key: Tensor  # (E,) int64: a class and, where there are groups, the group of a prompt
+    key: Tensor  # (E,) int64: a class
     item: Tensor | None  # (E,) int64; None: one entry a row
     weight: Tensor  # (E,) float: 0 for a row without the label
 
@@ -70,30 +79,18 @@ def mask_target(target: Target, valid: Tensor) -> Target:
     return target._replace(
         texts=target.texts.masked_fill(~valid, NO_KEY),
         labels=target.labels.masked_fill(~valid[:, None], NO_LABEL),
-        prompts=None if target.prompts is None else target.prompts.masked_fill(~valid, -1),
+        shown=None if target.shown is None else target.shown.masked_fill(~valid, NO_LABEL),
     )
 
 
-def _entries(target: Target, dtype: torch.dtype, *, asked: bool) -> _Entries:
-    """List the labels of rows as images, ``asked``, once for each group of prompts that the row knows, or as texts."""
-    labels = target.labels
-    rows = len(labels)
-    has = labels != NO_LABEL
-    weight = has.to(dtype)
-    if target.weights is not None:
-        weight = weight * target.weights.to(dtype)[labels.clamp(min=0)]
-    key = labels.clamp(min=0) * (target.groups + 1)
-    if target.known is not None and target.prompts is not None:
-        if asked:  # captions, number 0, are known to all
-            numbers = torch.arange(target.groups + 1, device=labels.device)
-            known = (target.known[:, None] >> (numbers - 1).clamp(min=0)) & 1
-            known[:, 0] = 1
-            key, weight = key[..., None] + numbers, weight[..., None] * known[:, None].to(dtype)
-        else:
-            key = key + (target.prompts + 1)[:, None]
-    key = key.masked_fill(weight == 0, NO_KEY)
-    per_row = key[0].numel() if rows else 1
-    item = None if per_row == 1 else torch.arange(rows, device=labels.device).repeat_interleave(per_row)
+def _entries(labels: Tensor, weights: Tensor | None, dtype: torch.dtype) -> _Entries:
+    """List the labels of rows, (n, S) int64."""
+    weight = (labels != NO_LABEL).to(dtype)
+    if weights is not None:
+        weight = weight * weights.to(dtype)[labels.clamp(min=0)]
+    key = labels.masked_fill(weight == 0, NO_KEY)
+    rows, most = labels.shape
+    item = None if most == 1 else torch.arange(rows, device=labels.device).repeat_interleave(most)
     return _Entries(key.reshape(-1), item, weight.reshape(-1))
 
 
@@ -108,12 +105,11 @@ def hide_unknown(mine: Target, everyone: Target, reads: Tensor, columns: int) ->
 
     ``reads`` (B,): the column of each row of all ranks. Rows that share a column show the same prompt.
     """
-    if mine.known is None or everyone.prompts is None:
+    if mine.known is None or everyone.shown is None or mine.groups is None:
         return None
-    every = (1 << mine.groups) - 1
-    bits = (1 << everyone.prompts.clamp(min=0)).masked_fill(everyone.prompts < 0, 0)
+    bits = (1 << mine.groups[everyone.shown.clamp(min=0)]).masked_fill(everyone.shown == NO_LABEL, 0)
     of = torch.zeros(columns, dtype=torch.int64, device=reads.device).scatter_reduce_(0, reads, bits, "amax")
-    return ~mine.known & every, of
+    return ~mine.known & ALL_GROUPS, of
 
 
 def build_levels(mine: Target, everyone: Target, dtype: torch.dtype) -> Levels:
@@ -123,8 +119,8 @@ def build_levels(mine: Target, everyone: Target, dtype: torch.dtype) -> Levels:
     has only its own images.
     """
     rows, all_rows = len(mine.texts), len(everyone.texts)
-    images, texts = _entries(mine, dtype, asked=True), _entries(everyone, dtype, asked=False)
-    asking = _entries(everyone, dtype, asked=True) if mine.groups else texts
+    images, texts = _entries(mine.labels, mine.weights, dtype), _entries(everyone.said(), mine.weights, dtype)
+    asking = texts if mine.shown is None else _entries(everyone.labels, mine.weights, dtype)
     row_group, text_group, sizes = group_keys(images.key, texts.key)
     totals = images.add_up(images.weight * sizes[row_group], rows).clamp(min=torch.finfo(dtype).tiny)
     heard = texts.add_up(texts.weight * _count(texts.key, asking.key), all_rows)
@@ -145,31 +141,36 @@ def build_levels(mine: Target, everyone: Target, dtype: torch.dtype) -> Levels:
         Pull(Side(own_group, shown.to(dtype)), Side(own_answers, all_fine), len(own_group)),
     )
     image, text = zip(label_pulls, text_pulls, strict=True)
-    if images.item is None:
+    if images.item is None:  # the targets of a row's image and of its text are alike
         twins = group_keys(_pair(row_group, own_group), _pair(text_group, own_answers))
         both = twins[2][twins[0]]
         counts = (sizes[row_group] - both, by_row), (own_sizes[own_group] - both, fine), (both, by_row + fine)
         entropy = -torch.stack([count * torch.xlogy(q, q) for count, q in counts]).sum(0)
-    else:
-        q = _first_targets(images._replace(weight=by_row), row_group, texts, text_group, (rows, all_rows))
-        q += fine[: len(q), None] * (mine.texts[: len(q), None] == everyone.texts)
-        entropy = -torch.xlogy(q, q).sum(1)
-    return Levels(image, text, entropy)
+        return Levels(image, text, {"image": entropy, "text": entropy})
+    same = fine[:SAMPLED, None] * (mine.texts[:SAMPLED, None] == everyone.texts)
+    spoken = _entries(mine.said(), mine.weights, dtype)
+    entropies = {
+        "image": _entropy(images, texts, mine, same),
+        "text": _entropy(spoken, asking, mine, same),
+    }
+    return Levels(image, text, entropies)
+
+
+def _entropy(rows: _Entries, answers: _Entries, mine: Target, same: Tensor) -> Tensor:
+    """Return the entropy of the targets of the first rows; ``same`` (k, B) is the part on equal texts."""
+    count, total = same.shape
+    numbers = torch.arange(len(mine.texts), device=same.device)
+    first = rows.spread(numbers) < count
+    key, of, weight = rows.key[first], rows.spread(numbers)[first], rows.weight[first]
+    group, theirs, _ = group_keys(key, answers.key)
+    shared = same.new_zeros(count, len(key) + 1).index_put_((of, group), weight, accumulate=True)
+    picked = shared.index_select(1, theirs) * (answers.weight > 0)
+    w = same.new_zeros(count, total).index_add_(1, answers.spread(torch.arange(total, device=same.device)), picked)
+    rest = (1 - mine.share[:count].to(same.dtype)) / w.sum(1).clamp(min=torch.finfo(same.dtype).tiny)
+    q = same + rest[:, None] * w
+    return -torch.xlogy(q, q).sum(1)
 
 
 def _pair(a: Tensor, b: Tensor) -> Tensor:
     """Return one number for each pair of group numbers."""
     return a * (1 << 31) + b
-
-
-def _first_targets(
-    images: _Entries, row_group: Tensor, texts: _Entries, text_group: Tensor, sizes: tuple[int, int]
-) -> Tensor:
-    """Return the part of the first rows' targets that lies on labels: ``sizes`` = (b, B) -> (b or `SAMPLED`, B)."""
-    mine, everyone = (torch.arange(size, device=row_group.device) for size in sizes)
-    rows, of = min(SAMPLED, len(mine)), images.spread(mine)
-    first = of < rows
-    shares = images.weight.new_zeros(rows, len(row_group) + 1)
-    shares.index_put_((of[first], row_group[first]), images.weight[first], accumulate=True)
-    picked = shares.index_select(1, text_group)
-    return shares.new_zeros(rows, len(everyone)).index_add_(1, texts.spread(everyone), picked)

@@ -139,6 +139,8 @@ class Data(Section):
     """Class name in a prompt: always the first one, or one of all names at random (uniform)."""
     balance: Share = 0.0
     """Balance of classes: drawn as often as they have rows (0), by the square root of that (0.5), or equally (1)."""
+    ancestors: bool = True
+    """Labels of a row in a taxonomy: its class and all classes above it, or its class alone (false)."""
     caption_targets: Literal["unique", "text_hash"] = "unique"
     """Positives of a caption: its own row (unique), or every row with the same text (text_hash)."""
     workers: Annotated[int, Field(ge=0, le=4096)] | Literal["auto"] = "auto"

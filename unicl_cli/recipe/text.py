@@ -43,8 +43,12 @@ def hashed_keys(recipe: Recipe) -> dict[str, Any]:
             del entry["candidates"]
     if not whole["data"]["balance"]:
         del whole["data"]["balance"]
+    if whole["data"]["ancestors"]:
+        del whole["data"]["ancestors"]
     if whole["loss"].get("own_text") == 0:
         del whole["loss"]["own_text"]
+    if whole["loss"].get("weights") == {}:
+        del whole["loss"]["weights"]
     del whole["data"]["workers"], whole["data"]["decoder"], whole["batch"]["micro"]
     return {key: value for key, value in whole.items() if key not in ("run_dir", "log", "checkpoint", "parallel")}
 

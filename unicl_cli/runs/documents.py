@@ -30,10 +30,12 @@ class Status(Document):
 
 
 class NamedClass(Document):
-    """A class: its key, and its names."""
+    """A class: its key, its names, its group and its parent."""
 
     key: str
     names: Annotated[list[str], Field(min_length=1)]
+    group: str = ""
+    parent: str = ""
 
 
 def _check_template(template: str) -> str:
@@ -49,6 +51,8 @@ class Words(Document):
     templates: Annotated[list[Annotated[str, AfterValidator(_check_template)]], Field(min_length=1)]
     context_length: Annotated[int, Field(ge=0, le=MAX_CONTEXT)]
     clean: bool | None = None
+    most_labels: Annotated[int, Field(ge=1)] | None = None
+    """The most labels of a row of the mix; None if each had one."""
 
 
 class Plugin(Document):

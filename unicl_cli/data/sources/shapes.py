@@ -44,17 +44,28 @@ ORDER = [*LABELLED, *CAPTIONED, *UNSEEN]
 """Class number -> pair: 0-17 have training labels, 18-35 only captions, 36-47 are in no training image."""
 
 
+PAIRS = tuple(ClassName(f"{list(COLOURS)[c]}-{SHAPES[s]}", (f"{list(COLOURS)[c]} {SHAPES[s]}",)) for c, s in ORDER)
+ATTRIBUTES = tuple(
+    ClassName(name, (name,), group)
+    for group, names in (("colour", COLOURS), ("shape", SHAPES), ("texture", TEXTURES))
+    for name in names
+)
+
+
 class Shapes:
     """A source of square PNG images of ``size`` pixels, each a function of (seed, kind, split, number)."""
 
     splits: Sequence[str] = ("train", "test")
     templates: Sequence[str] = TEMPLATES
-    classes: Sequence[ClassName] = tuple(
-        ClassName(f"{list(COLOURS)[c]}-{SHAPES[s]}", (f"{list(COLOURS)[c]} {SHAPES[s]}",)) for c, s in ORDER
-    )
+    classes: Sequence[ClassName] = PAIRS
 
-    def __init__(self, kind: str, size: int, counts: dict[str, int], seed: int, *, captions: bool) -> None:
+    def __init__(
+        self, kind: str, size: int, counts: dict[str, int], seed: int, *, captions: bool, attributes: bool
+    ) -> None:
         self.kind, self.size, self.counts, self.seed, self.captions = kind, size, counts, seed, captions
+        self.attributes = attributes and kind == "labels"
+        if self.attributes:
+            self.classes = ATTRIBUTES
 
     def rows(self, split: str) -> list[Row]:
         """Return rows with the classes in turn; ``ref`` is ``split/number/class/texture``."""
@@ -76,10 +87,15 @@ class Shapes:
         rng = self._rng(split, number)
         texture = int(rng.random() * len(TEXTURES))
         form = CAPTIONS[int(rng.random() * len(CAPTIONS))]
-        text = form.format(texture=TEXTURES[texture], name=self.classes[label].names[0])
+        text = form.format(texture=TEXTURES[texture], name=PAIRS[label].names[0])
         texts = (text,) if self.kind == "captions" or (self.kind == "labels" and self.captions) else ()
         ref = f"{split}/{number}/{label}/{texture}"
-        return Row(f"{split}/{number:06d}", ref, texts, label if self.kind == "labels" else NO_LABEL)
+        key = f"{split}/{number:06d}"
+        if self.attributes:
+            colour, shape = ORDER[label]
+            first = len(COLOURS)
+            return Row(key, ref, texts, NO_LABEL, (colour, first + shape, first + len(SHAPES) + texture))
+        return Row(key, ref, texts, label if self.kind == "labels" else NO_LABEL)
 
     def _rng(self, split: str, number: int) -> random.Random:
         digest = hashlib.blake2b(f"{self.seed}/{self.kind}/{split}/{number}".encode(), digest_size=8).digest()
@@ -87,19 +103,26 @@ class Shapes:
 
 
 def shapes(
-    *, kind: str, size: int = 32, count: int = 4000, test: int = 960, seed: int = 0, captions: bool = False
+    *,
+    kind: str,
+    size: int = 32,
+    count: int = 4000,
+    test: int = 960,
+    seed: int = 0,
+    captions: bool = False,
+    attributes: bool = False,
 ) -> Shapes:
     """8 colours x 6 shapes x 4 textures on dark noise: ``count`` training and ``test`` test images, ``size`` pixels.
 
     A class is a colour and a shape; only captions tell the texture. With ``captions``, label rows show one too. In
     training, label rows show classes 0-17, and caption rows and images alone show classes 0-35. The test split shows
-    all 48, so 36-47 are unseen.
+    all 48, so 36-47 are unseen. With ``attributes``, a label row has three labels: its colour, its shape, its texture.
     """
     if min(size, count, test) < 1:
         raise UniclError(
             f"shapes: size={size}, count={count}, test={test} must be positive", "set e.g. 'shapes?count=2000'"
         )
-    return Shapes(kind, size, {"train": count, "test": test}, seed, captions=captions)
+    return Shapes(kind, size, {"train": count, "test": test}, seed, captions=captions, attributes=attributes)
 
 
 def draw(pair: tuple[int, int], texture: str, size: int, rng: random.Random) -> Image.Image:

@@ -16,7 +16,7 @@ from unicl_cli.core.sampler import Mixture, Stream
 from unicl_cli.data.corpus import RowTable
 from unicl_cli.data.device_augment import DeviceAugment
 from unicl_cli.data.loader import batches
-from unicl_cli.data.mix import Draws, MixedCorpora, Strand, TextChoice
+from unicl_cli.data.mix import ClassPlace, Draws, MixedCorpora, Strand, TextChoice
 from unicl_cli.data.transforms import TrainTransform, build_augment
 from unicl_cli.jobs.bench.jpegs import FileTable
 from unicl_cli.jobs.bench.model_pair import clip_bpe
@@ -56,7 +56,7 @@ def repeat_batches(
     sizes = np.array([len(files)])
     table = cast("RowTable", FileTable(files, texts))
     cropped = transform or our_transform()
-    strand = Strand(table, "captions", 1.0, None, sizes, np.empty(0, np.int64), (), (), cropped, 0)
+    strand = Strand(table, "captions", 1.0, None, sizes, *ClassPlace(np.empty(0, np.int64)), (), (), cropped, 0)
     order = Mixture([Stream(sizes, "bench")], [Fraction(1)], len(files), 0)
     found = batches(
         MixedCorpora([strand], TextChoice("mixed", "first", 0)),

@@ -11,7 +11,7 @@ from unicl_cli.jobs.evaluators.kept import Keep
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
-    from unicl_cli.contracts import EvalCorpus, Evaluator
+    from unicl_cli.evaluator_contracts import EvalCorpus, Evaluator
 
 DEFAULT_EVALUATORS = ("zeroshot", "retrieval")
 NEEDS = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from unicl_cli.contracts import FeaturePoint
+from unicl_cli.evaluator_contracts import FeaturePoint
 from unicl_cli.jobs.evaluators.options import Count, Method, ProbeOptions, Strength, check_options
 
 if TYPE_CHECKING:
-    from unicl_cli.contracts import Evaluator
+    from unicl_cli.evaluator_contracts import Evaluator
     from unicl_cli.jobs.evaluators.kept import KeepAnswers, KeepRanks
 
 

@@ -4,8 +4,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from annotated_types import Gt
 
-from unicl_cli.contracts import FeaturePoint
 from unicl_cli.errors import UniclError
+from unicl_cli.evaluator_contracts import FeaturePoint
 from unicl_cli.jobs.zeroshot.classes import parse_classes
 
 Asked = Literal["all", "corpus"] | tuple[str, ...]

@@ -30,7 +30,7 @@ from unicl_cli.jobs.evaluators.options import Method, ProbeOptions
 from unicl_cli.jobs.evaluators.rows import labels_of, limit_rows
 
 if TYPE_CHECKING:
-    from unicl_cli.contracts import EvalCorpus, EvalModel, Need
+    from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, Need
 
 VALIDATED = 4
 """Validation rows per class of a few-shot probe: a whole validation split would have more labels than train."""

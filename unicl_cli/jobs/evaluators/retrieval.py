@@ -12,7 +12,7 @@ from unicl_cli.evaluate.retrieval import Found, recalls, search
 from unicl_cli.jobs.evaluators.rows import limit_rows
 
 if TYPE_CHECKING:
-    from unicl_cli.contracts import EvalCorpus, EvalModel, Need
+    from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, Need
     from unicl_cli.jobs.evaluators.kept import KeepRanks
 
 

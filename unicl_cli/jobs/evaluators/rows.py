@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unicl_cli.contracts import EvalRows
 from unicl_cli.data.corpus import integers_of
+from unicl_cli.evaluator_contracts import EvalRows
 
 
 def labels_of(table: EvalRows) -> Tensor:

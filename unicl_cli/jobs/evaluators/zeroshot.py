@@ -18,7 +18,7 @@ from unicl_cli.jobs.evaluators.options import Asked
 from unicl_cli.jobs.evaluators.rows import labels_of, limit_rows
 
 if TYPE_CHECKING:
-    from unicl_cli.contracts import EvalCorpus, EvalModel, EvalRows, Need
+    from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, EvalRows, Need
     from unicl_cli.jobs.evaluators.kept import AnswerColumns, KeepAnswers
 
 KEPT_CLASSES = 5

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unicl_cli.contracts import NO_LABEL, ClassName
+from unicl_cli.contracts import ClassName
 from unicl_cli.data.class_numbers import describe_doubtful_names
 from unicl_cli.data.text import clean
 from unicl_cli.errors import UniclError
@@ -40,7 +40,14 @@ def merge_classes(classes: Sequence[tuple[str, Sequence[ClassName]]], notes: lis
         _check_shared(shared, merged, homes, name, notes)
         for c in of:
             names = tuple(dict.fromkeys((*merged[c.key].names, *c.names) if c.key in merged else c.names))
-            merged[c.key] = ClassName(c.key, names)
+            place = merged.get(c.key, c)
+            if (place.group, place.parent) != (c.group, c.parent):
+                raise UniclError(
+                    f"class '{c.key}' is in group '{place.group}' under '{place.parent}' in {homes[c.key]}, and in "
+                    f"group '{c.group}' under '{c.parent}' in {name}",
+                    "give a class one place, or name the two apart with ?classes=FILE",
+                )
+            merged[c.key] = c._replace(names=names)
             homes.setdefault(c.key, name)
     notes += _describe_equal_names(merged.values())
     notes += describe_doubtful_names(tuple(merged.values()))
@@ -102,10 +109,10 @@ def find_examples(classes: Sequence[ClassName], rows: Iterable[Rows], notes: lis
     met: dict[int, str] = {}
     for of in rows:
         for row in (of.raw[number] for number in np.sort(of.order).tolist()):
-            label = of.adoption.label(row)
-            if label != NO_LABEL and label not in met:
-                met[label] = of.adoption.key(row)
-    missing = [c.names[0] for number, c in enumerate(classes) if number not in met]
+            for label in of.adoption.labels(row):
+                met.setdefault(label, of.adoption.key(row))
+    parents = {c.parent for c in classes}  # a class above others may have no image of its own
+    missing = [c.names[0] for number, c in enumerate(classes) if number not in met and c.key not in parents]
     if missing:
         shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
         notes.append(f"classes without an image ({len(missing):,} of {len(classes):,}): {shown}")

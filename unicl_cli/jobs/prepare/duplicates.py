@@ -119,7 +119,7 @@ def find_duplicates(units: Sequence[Unit], row_at: Callable[[Unit, int], Row], o
             gone.update(dict.fromkeys((row.key for row in rest), first.key))
             if more := _other_texts(first, rest):
                 texts[first.key] = more
-            differ += [[first.key, row.key] for row in rest if row.label != first.label]
+            differ += [[first.key, row.key] for row in rest if row.label_set() != first.label_set()]
             groups += 1
     facts = DuplicateFacts(
         groups=groups,

@@ -45,6 +45,7 @@ class ReadSource(NamedTuple):
     adoption: Adoption
     rows: Mapping[str, Sequence[Row]]
     fingerprint: str
+    has_sets: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -252,12 +253,12 @@ def _usable(source: ReadSource, numbers: Numbers) -> Mask:
     rows, kind = source.rows[TRAIN], source.adoption.kind
     if kind == "images":
         return numbers >= 0
-    has = (row.label != NO_LABEL if kind == "labels" else bool(row.texts) for row in rows)
+    has = (row.is_labelled() if kind == "labels" else bool(row.texts) for row in rows)
     return (numbers >= 0) & np.fromiter(has, np.bool_, len(rows))
 
 
 def _describe(usable: Sequence[tuple[ReadSource, Numbers, Mask]], count: int) -> tuple[Numbers, Numbers]:
-    """Return for each image its class, or NO_LABEL, and a number for the set of sources that have it."""
+    """Return for each image its rarest class, or NO_LABEL, and a number for the set of sources that have it."""
     label = np.full(count, NO_LABEL, np.int64)
     kind = np.zeros(count, np.int64)
     for source, numbers, good in usable:
@@ -266,14 +267,27 @@ def _describe(usable: Sequence[tuple[ReadSource, Numbers, Mask]], count: int) ->
         kind = np.unique(2 * kind + has, return_inverse=True)[1]
         if source.adoption.kind == "labels":
             own = np.full(count, NO_LABEL, np.int64)
-            own[numbers[good]] = _labels(source)[good]
+            own[numbers[good]] = _rarest_labels(source)[good]
             label = np.where(label == NO_LABEL, own, label)
     return label, kind
 
 
-def _labels(source: ReadSource) -> Numbers:
-    rows = source.rows[TRAIN]
-    return np.fromiter((source.adoption.label(row) for row in rows), np.int64, len(rows))
+def _labels(source: ReadSource) -> tuple[Numbers, Numbers]:
+    """Return all labels of a source as pairs of a row and a class, int64 (pairs,) each, in row order."""
+    sets = [source.adoption.labels(row) for row in source.rows[TRAIN]]
+    rows = np.repeat(np.arange(len(sets)), [len(of) for of in sets])
+    return rows, np.fromiter((label for of in sets for label in of), np.int64, len(rows))
+
+
+def _rarest_labels(source: ReadSource) -> Numbers:
+    """Return the class of each row, of several the one with the fewest rows; NO_LABEL for a row without one."""
+    rows, labels = _labels(source)
+    often = np.bincount(labels)[labels] if len(labels) else labels
+    order = np.lexsort((labels, often, rows))
+    found = np.full(len(source.rows[TRAIN]), NO_LABEL, np.int64)
+    first = order[np.unique(rows[order], return_index=True)[1]]
+    found[rows[first]] = labels[first]
+    return found
 
 
 def _hashes(usable: Sequence[tuple[ReadSource, Numbers, Mask]], images: Numbers, count: int) -> NDArray[np.uint64]:
@@ -330,7 +344,8 @@ def _keep_classes(chosen: Mask, order: Numbers, source: ReadSource, numbers: Num
     """
     if source.adoption.kind != "labels":
         return
-    labels, images = _labels(source)[good], numbers[good]
+    rows, labels = _labels(source)
+    images, labels = numbers[rows[good[rows]]], labels[good[rows]]
     lost = np.setdiff1d(labels, labels[~chosen[images]])
     place = np.full(len(chosen), -1, np.int64)
     place[order] = np.arange(len(order))

@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from unicl_cli.contracts import ClassName
-from unicl_cli.data.manifest import SCHEMA_VERSION, DuplicateFacts, Manifest
+from unicl_cli.data.manifest import SETS_VERSION, DuplicateFacts, Manifest
 from unicl_cli.jobs.prepare.parts import PartMarker
 from unicl_cli.jobs.prepare.plan import hash_classes
 from unicl_cli.jobs.prepare.plan_file import PlanFile
@@ -40,7 +40,7 @@ def fold_manifest(
     described = ("file", "split", "source", "kind", "rows", "bytes", "sha256", "row_groups")
     identity = {field: value for field, value in plan.document().items() if field != "versions"}
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": plan.schema_version,
         "name": name,
         "license": None,
         "sources": [
@@ -50,13 +50,13 @@ def fold_manifest(
         "created_by": plan.versions,
         "plan_sha256": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
         "rows": sum(m.rows for m in shards),
-        "rows_labelled": sum(sum(m.labels.values()) for m in shards),
+        "rows_labelled": sum(m.rows for m in shards if m.kind == "labels"),
         "rows_captioned": sum(m.captioned for m in shards),
         "rejected": dict(sorted(rejected.items())),
         "bytes": sum(m.bytes for m in shards),
         "shards": [{field: getattr(marker, field) for field in described} for marker in shards],
         "classes": [
-            {"id": number, "key": c.key, "names": list(c.names), "prompt_name": c.names[0]}
+            {"id": number, "key": c.key, "names": list(c.names), "prompt_name": c.names[0], **_describe_place(c)}
             for number, c in enumerate(classes)
         ],
         "class_counts": counts,
@@ -68,6 +68,7 @@ def fold_manifest(
         "duplicates_of_eval": repeated["of_eval"],
         "permuted_seed": plan.seed,
         **_media(markers),
+        **_set_sizes(plan, markers),
     }
 
 
@@ -83,7 +84,7 @@ def find_contradictions(
 
     The name is free, since a corpus may be moved. Facts that a manifest of an older version lacks are not compared.
     """
-    classes = [ClassName(item.key, tuple(item.names)) for item in manifest.classes]
+    classes = [ClassName(c.key, tuple(c.names), c.group, c.parent) for c in manifest.classes]
     if hash_classes(classes) != plan.classes:
         return ["classes: are not those of plan.json"]
     expected = fold_manifest(plan, classes, markers, name=manifest.name, dedup=dedup, repeated=repeated)
@@ -98,6 +99,21 @@ def _media(markers: Sequence[PartMarker]) -> dict[str, dict[str, int]]:
     for marker in markers:
         rows.update(marker.media)
     return {"media": dict(sorted(rows.items()))} if rows else {}
+
+
+def _describe_place(c: ClassName) -> dict[str, str]:
+    """Return the group and the parent of a class, where it has them."""
+    return {name: value for name, value in (("group", c.group), ("parent", c.parent)) if value}
+
+
+def _set_sizes(plan: PlanFile, markers: Sequence[PartMarker]) -> dict[str, dict[str, int]]:
+    """Return the rows by their number of labels, under ``set_sizes``; nothing for a corpus without label sets."""
+    if plan.schema_version != SETS_VERSION:
+        return {}
+    rows: Counter[int] = Counter()
+    for marker in markers:
+        rows.update({int(count): times for count, times in (marker.set_sizes or {}).items()})
+    return {"set_sizes": {str(count): times for count, times in sorted(rows.items())}}
 
 
 def _text_stats(markers: Sequence[PartMarker]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from unicl_cli.core.documents import Document, read_document
 from unicl_cli.data.corpus import find_damage
-from unicl_cli.data.manifest import Count, Kind, Positive, Sha256, ShardPath
+from unicl_cli.data.manifest import Count, Kind, Positive, SetSize, Sha256, ShardPath
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.shards import MOST_WORDS, Unit
 
@@ -39,12 +39,14 @@ class PartMarker(Document):
     payload_at_256: Count
     rejected: dict[str, Positive]
     media: dict[str, Positive] = Field(default_factory=dict)
+    set_sizes: dict[SetSize, Positive] | None = None
 
     @model_validator(mode="after")
     def _check_counts(self) -> Self:
         counted = {
             "row_groups": sum(self.row_groups) == self.rows,
-            "labels": sum(self.labels.values()) == (self.rows if self.kind == "labels" else 0),
+            "labels": sum(self.labels.values()) == self._count_labels(),
+            "set_sizes": self.set_sizes is None or sum(self.set_sizes.values()) == self.rows,
             "captioned": self.captioned <= self.rows and (self.kind != "captions" or self.captioned == self.rows),
             "words": sum(self.words.values()) == self.texts and all(int(n) <= MOST_WORDS for n in self.words),
             "sha256": (self.sha256 is None) == (self.rows == 0),
@@ -54,6 +56,11 @@ class PartMarker(Document):
             if not agrees:
                 raise ValueError(f"{name}: contradicts the number of rows")
         return self
+
+    def _count_labels(self) -> int:
+        if self.set_sizes is not None:
+            return sum(int(count) * rows for count, rows in self.set_sizes.items())
+        return self.rows if self.kind == "labels" else 0
 
 
 def read_marker(out: Path, unit: Unit, classes: int) -> PartMarker | None:

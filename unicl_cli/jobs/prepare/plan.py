@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from unicl_cli import __version__
 from unicl_cli.contracts import NO_LABEL, ClassName, DatasetSource, Row
+from unicl_cli.core.label_sets import groups_of
 from unicl_cli.core.prompts import NAMED, load_templates
 from unicl_cli.core.sampler import Permutation
-from unicl_cli.data.manifest import SCHEMA_VERSION, is_plain_name
+from unicl_cli.data.manifest import SCHEMA_VERSION, SETS_VERSION, find_hierarchy_fault, is_plain_name
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.resolve import SourceSpec, open_source
 from unicl_cli.data.text import clean, has_markup
@@ -43,6 +44,8 @@ _SAMPLE = 32
 _SHOWN = 60
 """The most characters of a text in a note."""
 
+MOST_LABELS = 1000
+"""The most labels of a row."""
 HASHED = ("classes",)
 """Fields of a plan that are a hash, which says nothing to people."""
 
@@ -66,6 +69,8 @@ class CorpusPlan(NamedTuple):
     holdout: Holdout
     notes: list[str]
     examples: tuple[ClassExample, ...]
+    groups: tuple[str, ...] | None
+    """The groups of the classes if rows have label sets, or classes a group or a parent; else None."""
 
     def document(self) -> dict[str, Any]:
         """Return the content of `plan.json`, without the units."""
@@ -82,7 +87,7 @@ class CorpusPlan(NamedTuple):
         options = asdict(self.options)
         del options["templates"]
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": SCHEMA_VERSION if self.groups is None else SETS_VERSION,
             "versions": {"unicl": __version__, "pyarrow": pa.__version__, "pillow": PIL.__version__},
             **options,
             "seed": None if self.options.keep_order else SEED,
@@ -104,7 +109,7 @@ class CorpusPlan(NamedTuple):
         gone = {row.key: duplicates.gone[row.key] for row in rows if row.key in duplicates.gone}
         is_raw = self.options.text == "raw"
         size, min_side = self.options.size, self.options.min_side
-        return Work(unit, out, planned.spec.src, rows, size, is_raw, gone, min_side, self.has_media)
+        return Work(unit, out, planned.spec.src, rows, size, is_raw, gone, min_side, self.has_media, self.groups)
 
     @property
     def has_media(self) -> bool:
@@ -136,6 +141,8 @@ def make_plan(
     notes: list[str] = []
     labelled = [(item, source) for item, source in zip(specs, sources, strict=True) if item.kind == "labels"]
     classes = merge_classes([(item.name, source.classes) for item, source in labelled], notes)
+    if problem := find_hierarchy_fault([(c.key, c.group, c.parent) for c in classes]):
+        raise UniclError(f"classes: {problem}", "correct the groups and parents of the classes")
     ids = {c.key: number for number, c in enumerate(classes)}
     read = [_read_source(item, source, ids) for item, source in zip(specs, sources, strict=True)]
     holdout = hold_out(read, options, out, compare=compare)
@@ -150,7 +157,8 @@ def make_plan(
     templates = _choose_templates(options.templates, [source.templates for _, source in labelled])
     labelled_rows = [rows for of in planned if of.spec.kind == "labels" for rows in of.rows.values()]
     examples = find_examples(classes, labelled_rows, notes)
-    return CorpusPlan(options, planned, classes, templates, holdout, notes, examples)
+    groups = groups_of(classes) if any(of.has_sets for of in read) else None
+    return CorpusPlan(options, planned, classes, templates, holdout, notes, examples, groups)
 
 
 def list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -185,11 +193,16 @@ def _read_source(spec: SourceSpec, source: DatasetSource, ids: dict[str, int]) -
         raise UniclError(f"{spec.src}: no rows", "remove this source, or check its options: unicl plugins ls datasets")
     _check_keys(spec, raw)
     labelled = spec.kind == "labels"
-    adoption = Adoption(spec.name, spec.kind, tuple(ids[c.key] for c in source.classes) if labelled else ())
+    numbers, groups = (tuple(ids[c.key] for c in source.classes), groups_of(source.classes)) if labelled else ((), ())
     if labelled:
-        _check_labels(spec, raw, len(adoption.classes))
+        _check_labels(spec, raw, source.classes)
+    has_sets = labelled and (
+        any(c.group or c.parent for c in source.classes)
+        or any(row.labels or row.known is not None for of in raw.values() for row in of)
+    )
     rows = {split: of for split, of in raw.items() if of}
-    return ReadSource(spec.name, source, adoption, rows, _fingerprint(source, raw))
+    adoption = Adoption(spec.name, spec.kind, numbers, groups)
+    return ReadSource(spec.name, source, adoption, rows, _fingerprint(source, raw), has_sets)
 
 
 def _check_file_names(spec: SourceSpec, splits: Iterable[str]) -> None:
@@ -243,14 +256,30 @@ def _check_keys(spec: SourceSpec, raw: dict[str, Sequence[Row]]) -> None:
             met.add(row.key)
 
 
-def _check_labels(spec: SourceSpec, raw: dict[str, Sequence[Row]], classes: int) -> None:
+def _check_labels(spec: SourceSpec, raw: dict[str, Sequence[Row]], classes: Sequence[ClassName]) -> None:
+    most = len(classes)
     for rows in raw.values():
         for row in rows:
-            if not _is_integer(row.label) or not (row.label == NO_LABEL or 0 <= row.label < classes):
-                raise UniclError(
-                    f"{spec.src}: row '{row.key}' has label {row.label}; the classes are 0 … {classes - 1}",
-                    f"use a label in this range, or {NO_LABEL} for no label",
-                )
+            for label in (row.label, *row.labels):
+                if not _is_integer(label) or not (label == NO_LABEL or 0 <= label < most):
+                    raise UniclError(
+                        f"{spec.src}: row '{row.key}' has label {label}; the classes are 0 … {most - 1}",
+                        f"use a label in this range, or {NO_LABEL} for no label",
+                    )
+            if (row.labels or row.known is not None) and (problem := _find_set_fault(row, classes)):
+                raise UniclError(f"{spec.src}: row '{row.key}' {problem}", "correct the labels of this row")
+
+
+def _find_set_fault(row: Row, classes: Sequence[ClassName]) -> str | None:
+    """Return what is wrong with the label set of a row whose labels are in range; None if it is sound."""
+    if NO_LABEL in row.labels or len(set(row.labels)) < len(row.labels):
+        return "has a label twice, or no label among several"
+    if row.labels and row.label not in (NO_LABEL, *row.labels):
+        return f"has the label {row.label} beside its labels"
+    if len(row.labels) > MOST_LABELS:
+        return f"has {len(row.labels):,} labels; the most are {MOST_LABELS:,}"
+    unknown = {classes[label].group for label in row.label_set()} - set(row.known or ()) if row.known else set[str]()
+    return f"has a label of group '{min(unknown)}', for which it is not annotated" if unknown else None
 
 
 def _is_integer(label: object) -> bool:
@@ -270,13 +299,21 @@ def _fingerprint(source: DatasetSource, raw: dict[str, Sequence[Row]]) -> str:
     stamp: Callable[[Row], int] | None = getattr(source, "stamp", None)
     for split, rows in raw.items():
         for row in rows:
-            digest.update(repr((split, row, stamp(row) if stamp else None)).encode("utf-8", "backslashreplace"))
+            told = _describe_row(split, row, stamp(row) if stamp else None)
+            digest.update(told.encode("utf-8", "backslashreplace"))
         for at in range(0, len(rows), max(1, len(rows) // _SAMPLE)) if stamp is None else ():
             found = _try_to_read(source, rows[at])
             digest.update(found.get("image") or b"unreadable")
             for kind in media_of(source):
                 digest.update(found.get(kind, b""))
     return digest.hexdigest()
+
+
+def _describe_row(split: str, row: Row, stamp: int | None) -> str:
+    """Return all that a row says, as it was before rows had label sets: a corpus keeps its fingerprint."""
+    sets = f", labels={row.labels!r}, known={row.known!r}" if row.labels or row.known is not None else ""
+    told = f"Row(key={row.key!r}, ref={row.ref!r}, texts={row.texts!r}, label={row.label!r}{sets})"
+    return f"({split!r}, {told}, {stamp!r})"
 
 
 def _try_to_read(source: DatasetSource, row: Row) -> Mapping[str, bytes]:
@@ -329,9 +366,12 @@ def _choose_templates(
     return found if isinstance(found, str) else load_templates(found)
 
 
-def hash_classes(classes: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """Return the digest of classes, (key, names) each, that `plan.json` holds."""
-    told = [[_as_written(key), [_as_written(name) for name in names]] for key, names in classes]
+def hash_classes(classes: Sequence[ClassName]) -> str:
+    """Return the digest of classes that `plan.json` holds."""
+    told: list[list[Any]] = [[_as_written(c.key), [_as_written(name) for name in c.names]] for c in classes]
+    for item, c in zip(told, classes, strict=True):
+        if c.group or c.parent:  # other corpora keep their digest
+            item += [_as_written(c.group), _as_written(c.parent)]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 

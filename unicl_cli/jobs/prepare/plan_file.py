@@ -10,7 +10,18 @@ from pydantic import Field, model_validator
 from unicl_cli.core.documents import Document, check_document, read_document
 from unicl_cli.core.files import is_leftover, write_atomic
 from unicl_cli.core.lock import check_unused, is_lock
-from unicl_cli.data.manifest import MANIFEST, PLAN, Count, Kind, Name, Positive, Sha256, Templates
+from unicl_cli.data.manifest import (
+    MANIFEST,
+    PLAN,
+    SCHEMA_VERSION,
+    SETS_VERSION,
+    Count,
+    Kind,
+    Name,
+    Positive,
+    Sha256,
+    Templates,
+)
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare import holdout
 from unicl_cli.jobs.prepare.lock import LOCK
@@ -46,7 +57,7 @@ class UnitRecord(Document):
 class PlanFile(Document):
     """The content of `plan.json`. What has a default came later than the first corpora."""
 
-    schema_version: int
+    schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SETS_VERSION)]
     versions: dict[str, str]
     size: Positive | None
     min_side: Count = 0

@@ -134,7 +134,8 @@ def _read_finished(
         return None
     if problems:
         note(f"{out / MANIFEST}: damaged: {problems[0]}: making it again")
-    is_old = Manifest.model_fields.keys() - manifest.model_fields_set  # lacks facts that the report has
+    facts = Manifest.model_fields.keys() - (set[str]() if manifest.has_sets else {"set_sizes"})
+    is_old = facts - manifest.model_fields_set  # lacks facts that the report has
     return None if problems or is_old else write_summary(out, plan, markers, manifest)
 
 

@@ -10,21 +10,37 @@ from unicl_cli.contracts import NO_LABEL, Row
 
 
 class Adoption(NamedTuple):
-    """The change of a source's row for a corpus: its key gets a prefix; ``classes`` maps its label to the corpus's."""
+    """The change of a source's row for a corpus: its key gets a prefix; ``classes`` maps its label to the corpus's.
+
+    ``groups`` are those of the source's classes, for which its rows are annotated unless they say so themselves.
+    """
 
     source: str
     kind: str
     classes: tuple[int, ...]
+    groups: tuple[str, ...] = ("",)
 
     def label(self, row: Row) -> int:
         """Return the corpus's number of the row's class (a label in range); NO_LABEL for kinds without labels."""
         return NO_LABEL if self.kind != "labels" or row.label == NO_LABEL else self.classes[row.label]
 
+    def labels(self, row: Row) -> tuple[int, ...]:
+        """Return the corpus's numbers of all classes of the row, ascending."""
+        if not row.labels:
+            label = self.label(row)
+            return () if label == NO_LABEL else (label,)
+        return tuple(sorted({self.classes[label] for label in row.labels})) if self.kind == "labels" else ()
+
     def key(self, row: Row) -> str:
         return f"{self.source}:{row.key}"
 
     def row(self, row: Row) -> Row:
-        return Row(self.key(row), row.ref, () if self.kind == "images" else row.texts, self.label(row))
+        texts = () if self.kind == "images" else row.texts
+        if self.kind != "labels" or not row.is_labelled():
+            return Row(self.key(row), row.ref, texts, NO_LABEL)
+        labels = self.labels(row)
+        known = self.groups if row.known is None else row.known
+        return Row(self.key(row), row.ref, texts, labels[0] if len(labels) == 1 else NO_LABEL, labels, known)
 
 
 class Rows(Sequence[Row]):

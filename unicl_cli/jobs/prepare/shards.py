@@ -12,11 +12,11 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unicl_cli.contracts import NO_LABEL, DatasetSource, Row
+from unicl_cli.contracts import DatasetSource, Row
 from unicl_cli.core.files import replace_durably, temporary_beside, write_atomic
 from unicl_cli.core.json_output import format_json
 from unicl_cli.data import text
-from unicl_cli.data.corpus_format import MEDIA_SCHEMA, SCHEMA
+from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA, schema_of
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.lists.record import BAD_LINE
 
@@ -81,6 +81,7 @@ class Work(NamedTuple):
 
     ``size`` is the largest short side of an image, ``min_side`` the smallest. ``gone`` maps keys of rows that are left
     out as duplicates to the row that stays. ``media`` is true for every unit of a corpus with a column of media.
+    ``groups`` are the groups of classes of a corpus with label sets; None in another.
     """
 
     unit: Unit
@@ -92,6 +93,7 @@ class Work(NamedTuple):
     gone: Mapping[str, str]
     min_side: int = 0
     media: bool = False
+    groups: tuple[str, ...] | None = None
 
 
 class Rejected(NamedTuple):
@@ -156,6 +158,8 @@ def write_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[
         (work.out / unit.rejects).unlink(missing_ok=True)  # of an earlier plan
     named = {"file": unit.shard, "split": unit.split, "source": unit.source, "kind": unit.kind}
     marker = {**named, "bytes": size, "sha256": sha256, **tally.facts()}
+    if work.groups is not None and unit.kind == "labels":
+        marker["set_sizes"] = {str(count): rows for count, rows in sorted(tally.set_sizes.items())}
     write_atomic(work.out / unit.marker, json_bytes(marker))
     return marker
 
@@ -168,6 +172,7 @@ class Tally:
         self.row_groups: list[int] = []
         self.rejects: list[Rejected] = []
         self.labels: Counter[int] = Counter()
+        self.set_sizes: Counter[int] = Counter()
         self.counts: Counter[str] = Counter()
         self.short_sides: list[int] = []
         self.words: Counter[int] = Counter()
@@ -178,7 +183,8 @@ class Tally:
     def add(self, row: PreparedRow) -> None:
         record = row.record
         self.rows += 1
-        self.labels[record["label"]] += 1
+        self.labels.update(record[LABELS])
+        self.set_sizes[len(record[LABELS])] += 1
         self.counts["captioned"] += bool(record["texts"])
         self.counts["texts"] += len(record["texts"])
         self.words.update(min(len(t.split()), MOST_WORDS) for t in record["texts"])
@@ -196,7 +202,7 @@ class Tally:
         return {
             "rows": self.rows,
             "row_groups": self.row_groups,
-            "labels": {str(label): n for label, n in sorted(self.labels.items()) if label != NO_LABEL},
+            "labels": {str(label): n for label, n in sorted(self.labels.items())},
             **{name: self.counts[name] for name in ("captioned", "texts", "texts_dropped", "animated")},
             "words": {str(count): n for count, n in sorted(self.words.items())},
             "short_side": [min(self.short_sides, default=0), max(self.short_sides, default=0)],
@@ -240,7 +246,7 @@ def _prepare_rows(
 
 def _write_groups(file: BinaryIO, results: Iterator[PreparedRow | Rejected | None], work: Work, tally: Tally) -> bool:
     """Write row groups of ``group_rows`` rows, the last one shorter; False if the results broke off."""
-    schema = MEDIA_SCHEMA if work.media else SCHEMA
+    schema = schema_of(sets=work.groups is not None, media=work.media)
     pending: list[dict[str, Any]] = []
     pending_media = 0
     with pq.ParquetWriter(
@@ -308,7 +314,10 @@ def prepare_row(
         "sha256": hashlib.sha256(data).digest(),
         "phash": image.phash,
         "url": None,
-        "media": media,  # no column unless the corpus has media
+        # no columns unless the corpus has label sets, and media
+        LABELS: row.labels,
+        KNOWN: sum(1 << number for number, name in enumerate(work.groups or ()) if name in (row.known or ())),
+        MEDIA: media,
     }
     return PreparedRow(record, image.animated, len(row.texts) - len(texts))
 
@@ -352,4 +361,4 @@ def _text_problem(row: Row, texts: list[str], kind: str) -> str | None:
         return "bad_line"
     if kind == "captions" and not texts:
         return "bad_text" if row.texts else "no_text"
-    return "no_label" if kind == "labels" and row.label == NO_LABEL else None
+    return "no_label" if kind == "labels" and not row.is_labelled() else None

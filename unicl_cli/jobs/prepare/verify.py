@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unicl_cli.contracts import NO_LABEL, ClassName
+from unicl_cli.core.label_sets import label_sets_of
 from unicl_cli.data.corpus import find_damage
-from unicl_cli.data.corpus_format import MEDIA, SCHEMA
-from unicl_cli.data.manifest import MANIFEST, PLAN, Manifest, Shard, read_manifest
+from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA, SCHEMA
+from unicl_cli.data.manifest import MANIFEST, PLAN, SETS_VERSION, Manifest, Shard, read_manifest
 from unicl_cli.data.pictures import ImageError, decode
 from unicl_cli.data.shard_checks import ShardRules, open_shard, read_group
 from unicl_cli.errors import UniclError
@@ -97,11 +99,11 @@ def check_shards(of: Survey, shard_done: Callable[[Written], None]) -> VerifyRes
     problems = list(of.problems)
     digests: list[bytes] = []
     decoded = 0
-    classes = len(manifest.classes) if manifest else _ANY_CLASSES
+    rules = _rules_of(manifest, of.plan)
     labels: dict[str, Counter[int]] = {}
     for shard in shards:
         try:
-            found = _check_shard(folder, shard, classes)
+            found = _check_shard(folder, shard, rules._replace(kind=shard.kind))
             _compare_marker(found, of.markers.get(shard.file))
         except _DamagedError as error:
             problems.append(Finding(shard.file, str(error)))
@@ -147,7 +149,16 @@ def _read_markers(
     return markers
 
 
-def _check_shard(folder: Path, shard: Written, classes: int) -> _ShardContent:
+def _rules_of(manifest: Manifest | None, plan: PlanFile | None) -> ShardRules:
+    """Return the rules for the shards of a corpus, whose kind is not set yet."""
+    has_sets = manifest.has_sets if manifest else plan is not None and plan.schema_version == SETS_VERSION
+    if manifest is None:
+        return ShardRules("", _ANY_CLASSES, () if has_sets else None)
+    classes = [ClassName(c.key, tuple(c.names), c.group, c.parent) for c in manifest.classes]
+    return ShardRules("", len(classes), label_sets_of(classes, 1).groups if has_sets else None)
+
+
+def _check_shard(folder: Path, shard: Written, rules: ShardRules) -> _ShardContent:
     file = folder / shard.file
     if problem := find_damage(folder, shard.file, shard.bytes):
         raise _DamagedError(problem.removeprefix(f"{file}: "))
@@ -156,7 +167,7 @@ def _check_shard(folder: Path, shard: Written, classes: int) -> _ShardContent:
             if hashlib.file_digest(content, "sha256").hexdigest() != shard.sha256:
                 raise _DamagedError("its bytes have changed (different sha256)")
         with open_shard(file, shard.row_groups) as parquet:
-            return _check_groups(parquet, file, shard, ShardRules(shard.kind, classes))
+            return _check_groups(parquet, file, shard, rules)
     except UniclError as error:
         raise _DamagedError(error.message.removeprefix(f"{file}: damaged: ")) from error
     except (pa.ArrowException, OSError) as error:
@@ -165,7 +176,8 @@ def _check_shard(folder: Path, shard: Written, classes: int) -> _ShardContent:
 
 def _check_groups(parquet: pq.ParquetFile, file: Path, shard: Written, rules: ShardRules) -> _ShardContent:
     """Read every column of every row group, check its rows, and decode some of its images."""
-    columns = [name for name in parquet.schema_arrow.names if name in (*SCHEMA.names, MEDIA)]
+    sets = [LABELS, KNOWN] if rules.groups is not None else []
+    columns = [*SCHEMA.names, *sets, *([MEDIA] if MEDIA in parquet.schema_arrow.names else [])]
     few = max(1, SAMPLE // len(shard.row_groups))
     sampled = _sample_groups(len(shard.row_groups))
     labels: Counter[int] = Counter()
@@ -176,12 +188,16 @@ def _check_groups(parquet: pq.ParquetFile, file: Path, shard: Written, rules: Sh
         keys += [_digest_key(key, shard.source, group) for key in table.column("key").to_pylist()]
         if table.column("source").unique().to_pylist() != [shard.source]:
             raise _DamagedError(f"row group {group}: its source is not {shard.source}")
-        labels.update(table.column("label").to_pylist())
+        labels.update(table.column(LABELS).combine_chunks().flatten().to_pylist() if sets else _labels_in(table))
         counts = [len(of) for of in table.column("text_hash").to_pylist()]
         captioned, texts = captioned + sum(map(bool, counts)), texts + sum(counts)
         if group in sampled:
             decoded += _decode_some(table.column("image"), group, few)
     return _ShardContent(b"".join(keys), labels, captioned, texts, decoded)
+
+
+def _labels_in(table: Any) -> Iterator[int]:
+    return (label for label in table.column("label").to_pylist() if label != NO_LABEL)
 
 
 def _digest_key(key: str, source: str, group: int) -> bytes:
@@ -194,7 +210,7 @@ def _compare_marker(found: _ShardContent, marker: PartMarker | None) -> None:
     """Raise _DamagedError if the rows of a shard are not those that its marker counts."""
     if marker is None:
         return
-    labels = {str(label): count for label, count in found.labels.items() if label >= 0}
+    labels = {str(label): count for label, count in found.labels.items()}
     for name, of_shard in (("labels", labels), ("captioned", found.captioned), ("texts", found.texts)):
         if of_shard != getattr(marker, name):
             raise _DamagedError(f"its {name} are not those that its marker in parts counts")

@@ -47,7 +47,9 @@ class Blueprint:
     def build(self, rows: int) -> Built:
         """Build the model for ``rows`` encoded at once, load the start weights and add the adapters."""
         chunks = chunk_count(self.sizes.local, rows)
-        step, tokenizer = build_step(self.recipe, self.fit_tokenizer, self.data.classes, chunks, trained=self.trained)
+        step, tokenizer = build_step(
+            self.recipe, self.fit_tokenizer, self.data.classes, chunks, self.trained, self.data.label_sets
+        )
         origin = None if self.start is None else load_init(step, self.recipe, self.start, tokenizer)
         if origin is not None and tokenizer is not None and tokenizer is self.adopted():
             origin += ", with its tokenizer"

@@ -122,7 +122,7 @@ def build_on_meta(
 ) -> tuple[Step, Tokenizer | None]:
     """Build model and loss with shapes but without memory or weights; return them and the tokenizer of their texts."""
     with torch.device("meta"):
-        step, tokenizer = build_step(recipe, fit_tokenizer, data.classes, chunks)
+        step, tokenizer = build_step(recipe, fit_tokenizer, data.classes, chunks, label_sets=data.label_sets)
         add_adapters(recipe, step)
     return step.train(), tokenizer
 

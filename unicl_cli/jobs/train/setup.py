@@ -161,9 +161,15 @@ def write_parts(parts: Parts, run: Path) -> None:
 
 def write_words(run: Path, data: TrainingData, tokenizer: Tokenizer | None) -> None:
     """Write the classes, the templates and the tokenizer."""
-    names = [{"key": c.key, "names": list(c.names)} for c in data.classes]
+    places = ("group", "parent")
+    names = [
+        {"key": c.key, "names": list(c.names), **{at: getattr(c, at) for at in places if getattr(c, at)}}
+        for c in data.classes
+    ]
     length = tokenizer.context_length if tokenizer is not None else 0
     facts: dict[str, Any] = {"classes": names, "templates": list(data.templates), "context_length": length}
+    if data.label_sets is not None:
+        facts["most_labels"] = data.label_sets.width
     if isinstance(tokenizer, TextTokenizer):
         facts["clean"] = tokenizer.clean
     write_atomic(run / CLASSES, json.dumps(facts, indent=1, ensure_ascii=False))

@@ -95,4 +95,4 @@ def build_outline(stage: Recipe, data: TrainingData, before: Source | None) -> O
         return corpus_tokenizer(islice(data.mix.all_texts(), FEW_TEXTS), stage.model.context_length or 32)
 
     with torch.device("meta"):
-        return Outline(*build_step(stage, cache(fit_tokenizer), data.classes, 1))
+        return Outline(*build_step(stage, cache(fit_tokenizer), data.classes, 1, label_sets=data.label_sets))

@@ -1,0 +1,87 @@
+"""The interfaces of evaluators: a figure of a model, measured on one split of a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from unicl_cli.contracts import ClassName, Features, Sample
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from torch import Tensor
+
+FeaturePoint = Literal["pre", "post"]
+"""Image features before (``Features.pooled``) or after (``Features.embed``) the projection into the joint space."""
+Need = Literal["labels", "scores", "captions"]
+"""A condition of an evaluator: rows with labels in the split, a loss that scores classes, a model that reads captions.
+"""
+
+
+class EvalRows(Protocol):
+    """All rows of one split and kind of a prepared corpus."""
+
+    def __len__(self) -> int: ...
+    def read(self, row: int) -> Sample: ...
+    def column(self, name: str) -> Any:
+        """Return one whole column (``label``, ``key``, ``texts``, ``source``) as a pyarrow ChunkedArray."""
+        ...
+
+
+class EvalCorpus(Protocol):
+    """A prepared corpus as evaluators see it. Kinds of rows are ``labels``, ``captions`` and ``images``."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def classes(self) -> Sequence[ClassName]: ...
+    def kinds(self, split: str) -> Sequence[str]:
+        """Return the kinds of rows that a split has; none if there is no such split."""
+        ...
+
+    def table(self, split: str, kind: str) -> EvalRows:
+        """Raises UniclError if there is no such row."""
+        ...
+
+
+class EvalModel(Protocol):
+    """A finished model as evaluators see it: inputs from any device, results in float32, no gradient.
+
+    ``encode_image`` and ``encode_text`` take one batch and answer on ``device``. The others take any number of rows or
+    texts, share them among the ranks and give every rank all results on the CPU; they raise UniclError for features
+    that are not finite. Every rank must call each method equally often.
+    """
+
+    @property
+    def device(self) -> torch.device: ...
+    def encode_image(self, images: Tensor, /) -> Features: ...
+    def encode_text(self, tokens: Tensor, /) -> Tensor: ...
+    def encode_rows(
+        self, table: EvalRows, rows: Sequence[int], *, point: FeaturePoint = "post", batch: int, label: str
+    ) -> Tensor:
+        """Return (n, d); ``label`` names the work in the progress line."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str], *, batch: int, label: str) -> Tensor:
+        """Return (n, D) for distinct texts."""
+        ...
+
+
+class Evaluator(Protocol):
+    """Made by a ``unicl.evaluators`` factory: named figures from a model and one split of a corpus.
+
+    The result is written as JSON: numbers, texts, lists and mappings; shares in [0, 1], never percent; ``warnings``, a
+    list of texts, is shown to the user. It is the same on every rank, and empty if the split has nothing to measure.
+    ``needs`` are checked before the call: an evaluator that lacks one of them is left out. ``limit`` is the most rows
+    of each kind to use, during training; None means all.
+    """
+
+    @property
+    def needs(self) -> Sequence[Need]: ...
+    def __call__(
+        self, model: EvalModel, corpus: EvalCorpus, split: str, /, *, batch: int, limit: int | None = None
+    ) -> Mapping[str, Any]: ...
