@@ -53,7 +53,7 @@ def try_interpreter() -> str | None:
         return "triton is not installed"
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
     try:
-        from unicl_cli.losses import both_ways
+        from unicl_cli.losses.contrast import both_ways
 
         both_ways(torch.eye(4), torch.eye(4), torch.arange(4), 1.0)
     except Exception as error:  # noqa: BLE001 - Triton and NumPy may not fit together; the caller says so

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from unicl_cli.contracts import NO_KEY, NO_LABEL
 from unicl_cli.kernels.targets import Target
-from unicl_cli.losses import both_ways, contrast, contrast_tiled
+from unicl_cli.losses.contrast import both_ways, contrast, contrast_tiled
 
 TERMS = ({"image": 0.5, "text": 0.5}, {"image": 1.0}, {"text": 1.0})
 

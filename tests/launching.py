@@ -38,7 +38,7 @@ from unicl_cli.api import rank
 
 def failing(*, step: int, how: str):
     import os, signal, time
-    from unicl_cli.losses import UniCL
+    from unicl_cli.losses.unicl import UniCL
 
     class Failing(UniCL):
         seen = 0

@@ -98,9 +98,9 @@ def test_the_api_is_sorted_complete_and_there():
 
 def test_the_way_from_the_command_to_the_loss_is_short(digits, tmp_path, monkeypatch):
     """Own frames between `commands/train` and the pure function, and the files they lie in."""
-    from unicl_cli import losses
+    from unicl_cli.losses import unicl
 
-    seen, compute = [], losses.both_ways
+    seen, compute = [], unicl.both_ways
 
     def remember(*args, **options):
         stack = [f for f in traceback.extract_stack() if "unicl_cli" in f.filename]
@@ -109,7 +109,7 @@ def test_the_way_from_the_command_to_the_loss_is_short(digits, tmp_path, monkeyp
         seen.append(stack)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(losses, "both_ways", remember)
+    monkeypatch.setattr(unicl, "both_ways", remember)
     monkeypatch.setattr(sys, "argv", ["unicl"])
     words = [f"data.train=[{{corpus: {digits}}}]", "eval=[]", "batch.size=12", "--run-dir", str(tmp_path / "run")]
     with pytest.raises((KeyboardInterrupt, SystemExit)):

@@ -14,7 +14,8 @@ from unicl_cli.encoders.cnn import Cnn
 from unicl_cli.encoders.linear import LabelEmbedding
 from unicl_cli.encoders.transformer import TextTransformer
 from unicl_cli.errors import UniclError
-from unicl_cli.losses import CrossEntropy, UniCL
+from unicl_cli.losses.classify import CrossEntropy
+from unicl_cli.losses.unicl import UniCL
 from unicl_cli.model import TwoTower, at_least_float32, chunked
 
 CLASSES = 5

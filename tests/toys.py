@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unicl_cli import losses
 from unicl_cli.build.load import Loaded
 from unicl_cli.cli import main
 from unicl_cli.contracts import ClassName, Features
@@ -16,6 +15,7 @@ from unicl_cli.core.loop import Step
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.tokenizers import corpus_tokenizer
 from unicl_cli.data.transforms import EvalTransform
+from unicl_cli.losses.unicl import UniCL
 
 PLAIN = SimpleNamespace(autocast=nullcontext)
 
@@ -45,7 +45,7 @@ class Toy(nn.Module):
 
 def toy(loss: nn.Module | None = None, classes: tuple[str, ...] = ()) -> Loaded:
     tokenizer = corpus_tokenizer(["a photo of a cat dog bird snow leopard"], 16)
-    step = Step(Toy(tokenizer.vocab_size), loss or losses.UniCL()).eval()
+    step = Step(Toy(tokenizer.vocab_size), loss or UniCL()).eval()
     own = tuple(ClassName(name, (name,)) for name in classes)
     return Loaded("toy", step, tokenizer, EvalTransform((8, 8)), own, ("a photo of a {}.", "{}"), ())
 

@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from unicl_cli.data.sources.tar_members import iter_members
     from unicl_cli.errors import UniclError
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
-    from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, EvalRows, Evaluator
+    from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, EvalRows, Evaluator, RowSets
     from unicl_cli.kernels.targets import Target
     from unicl_cli.launch.accelerator import start_accelerator
-    from unicl_cli.losses import both_ways, contrast, contrast_tiled, supcon_loss
+    from unicl_cli.losses.contrast import both_ways, contrast, contrast_tiled, supcon_loss
     from unicl_cli.model import at_least_float32, chunked
 
 _HOME = {
@@ -54,7 +54,7 @@ _HOME = {
         *("LogitScale", "Loss", "Metric", "Model", "Part", "Row", "Sample", "Sink", "Tokenizer", "Tower"),
         "TowerTraits",
     ),
-    "unicl_cli.evaluator_contracts": ("EvalCorpus", "EvalModel", "EvalRows", "Evaluator"),
+    "unicl_cli.evaluator_contracts": ("EvalCorpus", "EvalModel", "EvalRows", "Evaluator", "RowSets"),
     "unicl_cli.core.label_sets": ("set_columns",),
     "unicl_cli.core.checkpoint": ("load_optimizer", "load_weights", "read_tensors", "save"),
     "unicl_cli.core.checkpoint_files": ("newest", "read_facts"),
@@ -71,7 +71,7 @@ _HOME = {
     "unicl_cli.evaluate.classifier": ("prompts_of", "zeroshot_classifier"),
     "unicl_cli.build.load": ("Loaded", "load_model"),
     "unicl_cli.kernels.targets": ("Target",),
-    "unicl_cli.losses": ("both_ways", "contrast", "contrast_tiled", "supcon_loss"),
+    "unicl_cli.losses.contrast": ("both_ways", "contrast", "contrast_tiled", "supcon_loss"),
     "unicl_cli.model": ("at_least_float32", "chunked"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
@@ -99,6 +99,7 @@ __all__ = [
     "Part",
     "Plan",
     "Row",
+    "RowSets",
     "Sample",
     "Sink",
     "Step",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from unicl_cli.contracts import ClassName, Features, Sample
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
 FeaturePoint = Literal["pre", "post"]
@@ -20,10 +22,27 @@ Need = Literal["labels", "scores", "captions"]
 """
 
 
+class RowSets(NamedTuple):
+    """The labels of n rows: those of row i are ``values[ends[i] : ends[i + 1]]``."""
+
+    ends: NDArray[np.int64]
+    """int64 (n + 1,)."""
+    values: NDArray[np.int64]
+    """int64 (labels of all rows,): class numbers, ascending in a row."""
+    known: NDArray[np.int64]
+    """int64 (n,): bit g is set if the row is annotated for group g of the corpus's classes."""
+
+
 class EvalRows(Protocol):
     """All rows of one split and kind of a prepared corpus."""
 
+    @property
+    def has_sets(self) -> bool:
+        """True if a row may have several labels, or lack annotations for a group; ``label`` is then not enough."""
+        ...
+
     def __len__(self) -> int: ...
+    def label_sets(self) -> RowSets: ...
     def read(self, row: int) -> Sample: ...
     def column(self, name: str) -> Any:
         """Return one whole column (``label``, ``key``, ``texts``, ``source``) as a pyarrow ChunkedArray."""
@@ -39,6 +58,11 @@ class EvalCorpus(Protocol):
     def path(self) -> Path: ...
     @property
     def classes(self) -> Sequence[ClassName]: ...
+    @property
+    def groups(self) -> tuple[int, ...] | None:
+        """The number of each class's group, in the order of the groups' first classes; None without label sets."""
+        ...
+
     def kinds(self, split: str) -> Sequence[str]:
         """Return the kinds of rows that a split has; none if there is no such split."""
         ...

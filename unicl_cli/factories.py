@@ -168,28 +168,28 @@ def unicl(
     ``own_text`` is the share of a caption's target that lies on equal captions, for rows with a label. ``weights`` are
     those of groups of classes, 1 unless given.
     """
-    from unicl_cli.losses import UniCL
+    from unicl_cli.losses.unicl import UniCL
 
     return UniCL(terms, _tile_rows(tile), fold=fold, own_text=own_text, label_sets=label_sets, weights=weights)
 
 
 def clip(*, tile: Tile = "auto", fold: bool = True) -> nn.Module:
     """CLIP: each pair is its own class; labels are ignored."""
-    from unicl_cli.losses import Clip
+    from unicl_cli.losses.clip import Clip
 
     return Clip(_tile_rows(tile), fold=fold)
 
 
 def supcon(*, image_width: int, temperature: Temperature = 0.1, dim: Width = 128, tile: Tile = "auto") -> nn.Module:
     """SupCon on two views of each image (NeurIPS 2020, eq. 2); needs a second stage for a classifier."""
-    from unicl_cli.losses import SupCon
+    from unicl_cli.losses.supcon import SupCon
 
     return SupCon(image_width, temperature, dim, _tile_rows(tile))
 
 
 def ce(*, image_width: int, num_classes: int, label_smoothing: Below1 = 0.0) -> nn.Module:
     """Cross-entropy of a linear head on the image tower."""
-    from unicl_cli.losses import CrossEntropy
+    from unicl_cli.losses.classify import CrossEntropy
 
     return CrossEntropy(image_width, num_classes, label_smoothing)
 
@@ -198,6 +198,6 @@ def multitask(
     *, image_width: int, num_classes: int, weight: Weight = 1.0, tile: Tile = "auto", fold: bool = True
 ) -> nn.Module:
     """CLIP on rows with captions plus ``weight`` times cross-entropy on rows with labels (UniCL, Table 6)."""
-    from unicl_cli.losses import MultiTask
+    from unicl_cli.losses.classify import MultiTask
 
     return MultiTask(image_width, num_classes, weight, _tile_rows(tile), fold=fold)

@@ -31,7 +31,10 @@ from unicl_cli.core.dist import (
     world_size,
 )
 from unicl_cli.launch.process import end_worker
-from unicl_cli.losses import Clip, CrossEntropy, MultiTask, SupCon, UniCL
+from unicl_cli.losses.classify import CrossEntropy, MultiTask
+from unicl_cli.losses.clip import Clip
+from unicl_cli.losses.supcon import SupCon
+from unicl_cli.losses.unicl import UniCL
 
 SIZE, WIDTH, CLASSES = 12, 5, 4
 

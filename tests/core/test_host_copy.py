@@ -9,7 +9,7 @@ from unicl_cli.core import host_copy
 from unicl_cli.core.host_copy import send
 from unicl_cli.data.device_augment import turn_hue
 from unicl_cli.jobs.train.stage import batch_figures
-from unicl_cli.losses import both_ways, supcon_loss
+from unicl_cli.losses.contrast import both_ways, supcon_loss
 
 KEYS = torch.tensor([3, 3, 2**40, NO_KEY, 5, 3, NO_KEY, 2**40 + 7])
 

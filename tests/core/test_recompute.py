@@ -12,7 +12,7 @@ from unicl_cli.core.recompute import recomputable_units, recompute_blocks
 from unicl_cli.encoders.cnn import Cnn
 from unicl_cli.encoders.timm import TimmTower
 from unicl_cli.encoders.transformer import TextTransformer
-from unicl_cli.losses import Clip
+from unicl_cli.losses.clip import Clip
 from unicl_cli.model import TwoTower, chunked
 
 VIT = "test_vit"

@@ -12,7 +12,7 @@ from unicl_cli.encoders.cbow import Cbow
 from unicl_cli.encoders.cnn import Cnn
 from unicl_cli.encoders.linear import LabelEmbedding
 from unicl_cli.encoders.transformer import TextTransformer
-from unicl_cli.losses import UniCL
+from unicl_cli.losses.unicl import UniCL
 from unicl_cli.model import TwoTower
 
 EOT, LENGTH = 19, 8

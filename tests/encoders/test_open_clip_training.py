@@ -22,7 +22,7 @@ from unicl_cli.core.loop import Step
 from unicl_cli.core.towers import change_traits
 from unicl_cli.data.tokenizers import clip_tokenizer
 from unicl_cli.errors import UniclError
-from unicl_cli.losses import UniCL
+from unicl_cli.losses.unicl import UniCL
 from unicl_cli.recipe.load import load_text
 
 TEXT = {"name": "transformer", "width": 32, "layers": 2, "heads": 2}

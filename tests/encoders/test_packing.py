@@ -12,7 +12,7 @@ from unicl_cli.core.towers import change_traits
 from unicl_cli.encoders.cnn import Cnn
 from unicl_cli.encoders.packing import LEAST, layout_of
 from unicl_cli.encoders.transformer import TextTransformer
-from unicl_cli.losses import UniCL
+from unicl_cli.losses.unicl import UniCL
 from unicl_cli.model import TwoTower
 
 VOCABULARY, LENGTH, EOT, WIDTH = 40, 16, 39, 16

@@ -13,7 +13,7 @@ def limited(*, mib: float, only: int = -1):
     """UniCL's loss; once it is built, this process (or that of one rank) gets no more than ``mib`` more."""
     import os, resource
     from pathlib import Path
-    from unicl_cli.losses import UniCL
+    from unicl_cli.losses.unicl import UniCL
 
     free = resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
     if mib and free and only in (-1, int(os.environ.get("RANK", "0"))):

@@ -17,7 +17,7 @@ from unicl_cli.jobs.train.micro_batch import fit_micro_batch
 from unicl_cli.jobs.train.sizes import is_sharded, sizes_of
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.launch.process import end_worker
-from unicl_cli.losses import UniCL
+from unicl_cli.losses.unicl import UniCL
 from unicl_cli.recipe.load import load_text
 
 

@@ -10,7 +10,7 @@ from on_device import CARD, DEVICE, at, needs_card
 
 from unicl_cli.contracts import NO_KEY
 from unicl_cli.kernels.tiles import in_kernel
-from unicl_cli.losses import both_ways, contrast_tiled
+from unicl_cli.losses.contrast import both_ways, contrast_tiled
 
 pytestmark = [
     pytest.mark.gpu,

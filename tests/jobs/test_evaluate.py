@@ -9,7 +9,6 @@ import torch
 from colour_toys import COLOURS, PLAIN, Joint, Words, colour_corpus, model, picture
 from rich.console import Console
 
-from unicl_cli import losses
 from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.tables import probe_tables
@@ -21,6 +20,9 @@ from unicl_cli.jobs.evaluators.options import ProbeOptions
 from unicl_cli.jobs.prepare.prepare import prepare
 from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.probe import probe
+from unicl_cli.losses.classify import CrossEntropy
+from unicl_cli.losses.supcon import SupCon
+from unicl_cli.losses.unicl import UniCL
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def captioned(tmp_path_factory) -> Corpus:
 
 
 def test_zero_shot_counts_each_picture_once_and_the_wrong_one_as_wrong(corpus):
-    document = evaluate(model(losses.UniCL(), corpus), data=None, split=None, batch=5, accelerator=PLAIN)
+    document = evaluate(model(UniCL(), corpus), data=None, split=None, batch=5, accelerator=PLAIN)
     assert document["schema"] == "unicl/eval/1"
     (entry,) = document["data"]
     assert (entry["name"], entry["split"], entry["n"], entry["classes"]) == (corpus.name, "test", 12, 3)
@@ -66,13 +68,13 @@ def test_zero_shot_counts_each_picture_once_and_the_wrong_one_as_wrong(corpus):
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_the_batch_size_changes_nothing(corpus, batch):
-    loaded = model(losses.UniCL(), corpus)
+    loaded = model(UniCL(), corpus)
     whole = evaluate(loaded, data=None, split="train", batch=7, accelerator=PLAIN)
     assert evaluate(loaded, data=None, split="train", batch=batch, accelerator=PLAIN) == whole
 
 
 def test_a_trained_head_answers_with_its_own_columns_in_the_order_of_the_corpus(corpus):
-    loss = losses.CrossEntropy(image_width=3, num_classes=4)
+    loss = CrossEntropy(image_width=3, num_classes=4)
     loss.head.weight.data = torch.cat([torch.zeros(1, 3), torch.eye(3).flip(0)])  # nothing, red, green, blue
     loss.head.bias.data = torch.tensor([-9.0, 0, 0, 0])
     classes = (corpus.classes[0]._replace(key="void", names=("void",)), *reversed(corpus.classes))
@@ -86,7 +88,7 @@ def test_a_trained_head_answers_with_its_own_columns_in_the_order_of_the_corpus(
 
 
 def test_a_class_that_the_head_never_learned_is_wrong_and_named(corpus):
-    loss = losses.CrossEntropy(image_width=3, num_classes=2)
+    loss = CrossEntropy(image_width=3, num_classes=2)
     loss.head.weight.data = torch.tensor([COLOURS["blue"], COLOURS["green"]]) / 255.0
     loss.head.bias.data.zero_()  # torch draws it at random: it could make blue images green
     loaded = model(loss, corpus, classes=corpus.classes[:2], tokenizer=None)
@@ -108,13 +110,13 @@ def test_a_loss_that_scores_pairs_is_asked_itself(corpus):
 
 def test_a_loss_without_scores_points_at_the_probe(corpus):
     with pytest.raises(UniclError) as caught:
-        evaluate(model(losses.SupCon(3), corpus), data=None, split=None, batch=5, accelerator=PLAIN)
+        evaluate(model(SupCon(3), corpus), data=None, split=None, batch=5, accelerator=PLAIN)
     assert "unicl probe" in str(caught.value.hint)
-    assert measure_validation(model(losses.SupCon(3), corpus), corpus, "test", batch=5) == {}
+    assert measure_validation(model(SupCon(3), corpus), corpus, "test", batch=5) == {}
 
 
 def test_captions_are_searched_both_ways_and_never_taken_for_a_class(captioned):
-    (entry,) = evaluate(model(losses.UniCL(), captioned), data=None, split=None, batch=2, accelerator=PLAIN)["data"]
+    (entry,) = evaluate(model(UniCL(), captioned), data=None, split=None, batch=2, accelerator=PLAIN)["data"]
     assert entry["n"] == 3
     found = entry["retrieval"]
     assert (found["images"], found["texts"]) == (3, 3)
@@ -124,13 +126,13 @@ def test_captions_are_searched_both_ways_and_never_taken_for_a_class(captioned):
 
 
 def test_a_model_that_reads_class_names_alone_is_not_asked_for_captions(captioned):
-    loaded = model(losses.UniCL(), captioned, tokenizer=Words(context_length=1))
+    loaded = model(UniCL(), captioned, tokenizer=Words(context_length=1))
     with pytest.raises(UniclError, match="nothing to evaluate"):
         evaluate(loaded, data=None, split=None, batch=2, accelerator=PLAIN)
 
 
 def test_a_diverged_model_fails_loudly_and_names_a_picture(corpus):
-    loaded = model(losses.UniCL(), corpus)
+    loaded = model(UniCL(), corpus)
     loaded.step.model.see.weight.data.fill_(torch.nan)
     with pytest.raises(UniclError, match=r"non-finite features from toy on .* test, first at 'pictures:") as caught:
         evaluate(loaded, data=None, split=None, batch=5, accelerator=PLAIN)
@@ -143,9 +145,7 @@ def test_classes_without_rows_and_equal_names_are_told(corpus):
     twice = Corpus(corpus.path, corpus.manifest, corpus.checksum)
     red = twice.classes[2]
     twice.classes = (*twice.classes, red._replace(key="red again"))
-    entry = measure(
-        Encoder(model(losses.UniCL(), corpus)), twice, "test", {"zeroshot": make_evaluator("zeroshot")}, batch=50
-    )
+    entry = measure(Encoder(model(UniCL(), corpus)), twice, "test", {"zeroshot": make_evaluator("zeroshot")}, batch=50)
     assert entry["warnings"][0] == "1 groups of classes have the same prompts: red = red"
     assert any("tie for the first" in warning for warning in entry["warnings"])
     assert any("1 of 4 classes have no row" in warning for warning in entry["warnings"])
@@ -153,7 +153,7 @@ def test_classes_without_rows_and_equal_names_are_told(corpus):
 
 
 def test_what_is_missing_is_said_with_the_way_out(corpus, captioned):
-    loaded = model(losses.UniCL(), corpus)
+    loaded = model(UniCL(), corpus)
     with pytest.raises(UniclError, match="names no corpus"):
         evaluate(loaded._replace(corpora=()), data=None, split=None, batch=5, accelerator=PLAIN)
     with pytest.raises(UniclError, match="no split 'tset'; did you mean 'test'"):
@@ -165,7 +165,7 @@ def test_what_is_missing_is_said_with_the_way_out(corpus, captioned):
 
 
 def test_validation_gives_the_same_figures_and_leaves_the_training_mode(corpus, captioned):
-    loaded = model(losses.UniCL(), corpus)
+    loaded = model(UniCL(), corpus)
     loaded.step.train()
     assert measure_validation(loaded, corpus, "test", batch=5) == {"top1": pytest.approx(11 / 12), "candidates": 3}
     assert measure_validation(loaded, captioned, "test", batch=5) == {"text_to_image_r1": 1.0, "image_to_text_r1": 1.0}
@@ -180,7 +180,7 @@ def test_the_probe_learns_the_colours_and_reads_the_test_split_after_c_is_chosen
     monkeypatch.setattr(Corpus, "table", lambda self, *which: order.append(which[0]) or table(self, *which))
     monkeypatch.setattr(probe_evaluator, "sweep", lambda measure: order.append("sweep") or sweep(measure))
     document = probe(
-        model(losses.SupCon(3), corpus), data=None, split=None, options=ProbeOptions(), batch=5, accelerator=PLAIN
+        model(SupCon(3), corpus), data=None, split=None, options=ProbeOptions(), batch=5, accelerator=PLAIN
     )
     assert order == ["train", "sweep", "test"]
     assert document["schema"] == "unicl/probe/1"
@@ -194,7 +194,7 @@ def test_the_probe_learns_the_colours_and_reads_the_test_split_after_c_is_chosen
 
 
 def test_the_probe_of_embeddings_after_the_projection_is_another_one(corpus):
-    loaded = model(losses.UniCL(), corpus)
+    loaded = model(UniCL(), corpus)
     pre, post = (
         probe(loaded, data=None, split=None, options=ProbeOptions(point), batch=5, accelerator=PLAIN)
         for point in ("pre", "post")
@@ -211,9 +211,7 @@ def test_few_shots_are_all_trained_before_the_test_split_is_opened(corpus, monke
         probe_evaluator, "train_trial", lambda *args, **options: order.append("few") or trained(*args, **options)
     )
     options = ProbeOptions(shots=(1, 2, 99), seeds=2)
-    document = probe(
-        model(losses.SupCon(3), corpus), data=None, split=None, options=options, batch=5, accelerator=PLAIN
-    )
+    document = probe(model(SupCon(3), corpus), data=None, split=None, options=options, batch=5, accelerator=PLAIN)
     assert order == ["train", *["few"] * 6, "test"]
     one, two, all_ = document["few_shot"]
     assert [entry["shots"] for entry in document["few_shot"]] == [1, 2, 99]
@@ -227,7 +225,7 @@ def test_few_shots_are_all_trained_before_the_test_split_is_opened(corpus, monke
 
 
 def test_neighbours_are_counted_on_validation_data_and_the_report_shows_what_was_asked(corpus):
-    loaded = model(losses.SupCon(3), corpus)
+    loaded = model(SupCon(3), corpus)
     ways = (ProbeOptions(method="knn"), ProbeOptions(method="knn", shots=(2,), seeds=1), ProbeOptions(normalize=True))
     near, few, unit = (
         probe(loaded, data=None, split=None, options=options, batch=5, accelerator=PLAIN) for options in ways

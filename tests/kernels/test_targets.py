@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT
 from unicl_cli.kernels.targets import Target
-from unicl_cli.losses import TERMS, both_ways
+from unicl_cli.losses.contrast import TERMS, both_ways
 
 CLASSES = 6
 GROUP_OF = torch.tensor([0, 0, 1, 1, 2, 2])

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from unicl_cli.contracts import NO_KEY, NO_TEXT
 from unicl_cli.core.dist import share_of_mean
-from unicl_cli.losses import TERMS, both_ways, contrast, contrast_tiled
+from unicl_cli.losses.contrast import TERMS, both_ways, contrast, contrast_tiled
 
 TILES = st.one_of(st.none(), st.integers(1, 40))
 KEYS = st.lists(st.sampled_from([NO_KEY, 0, 1, 2, 2**40, 2**62 + 5]), min_size=1, max_size=33)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from unicl_cli.binding import takes
 from unicl_cli.contracts import NO_LABEL, ClassName, LabelSets, Tokenizer
-from unicl_cli.core.label_sets import ancestors_of, groups_of, label_sets_of
+from unicl_cli.core.class_groups import ancestors_of, groups_of, label_sets_of
 from unicl_cli.core.machine import cores
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.sampler import Alternation, Mixture

@@ -14,8 +14,8 @@ from unicl_cli.build.data import TrainingData
 from unicl_cli.build.model import add_adapters, build_step, find_tokenizer
 from unicl_cli.contracts import ClassName, Tokenizer
 from unicl_cli.core import checkpoint, checkpoint_files, hub
+from unicl_cli.core.class_groups import label_sets_of
 from unicl_cli.core.documents import read_document
-from unicl_cli.core.label_sets import label_sets_of
 from unicl_cli.core.loop import Step
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.towers import traits_in

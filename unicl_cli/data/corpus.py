@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import ALL_GROUPS, NO_LABEL, ClassName, Sample
-from unicl_cli.core.label_sets import label_sets_of
+from unicl_cli.core.class_groups import label_sets_of
 from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA
 from unicl_cli.data.manifest import Manifest, read_manifest, repair_hint, splits_of
 from unicl_cli.data.pictures import ImageError
 from unicl_cli.data.shard_checks import ShardRules, explain_damage, open_shard, read_columns, read_group
 from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.evaluator_contracts import RowSets
 
 EVAL_SPLITS = ("test", "val")
 """Splits that evaluation uses by default, the first that a corpus has."""
@@ -42,14 +43,6 @@ class _Group(NamedTuple):
     known: list[int] | None
     media: pa.Array | None
     size: int
-
-
-class RowSets(NamedTuple):
-    """The labels of rows: those of row i are ``values[ends[i] : ends[i + 1]]``; ``known`` are bits of groups."""
-
-    ends: NDArray[np.int64]  # (rows + 1,)
-    values: NDArray[np.int64]
-    known: NDArray[np.int64]  # (rows,)
 
 
 class RowTable:
@@ -108,7 +101,7 @@ class RowTable:
         """True if rows may have several labels, or lack annotations for a group of classes."""
         return self.rules.groups is not None
 
-    def label_sets(self) -> "RowSets":
+    def label_sets(self) -> RowSets:
         """Return the labels of all rows; a row of a corpus without sets has one or none."""
         if not self.has_sets:
             labels = integers_of(self.column("label"))

@@ -12,7 +12,6 @@ from rich.console import Console
 from scipy.stats import binomtest
 from toys import PLAIN, put, toy
 
-from unicl_cli import losses
 from unicl_cli.contracts import ClassName
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.statistics import adjust_holm
@@ -25,6 +24,7 @@ from unicl_cli.jobs.evaluate import evaluate
 from unicl_cli.jobs.evaluators.kept import Keep
 from unicl_cli.jobs.prepare.prepare import prepare
 from unicl_cli.jobs.prepare.request import PrepareRequest
+from unicl_cli.losses.classify import CrossEntropy
 from unicl_cli.recipe.load import load as load_recipe
 
 NAMES = ("local-dir:first", "local-dir:second", "local-dir:third")
@@ -141,7 +141,7 @@ def test_a_model_compared_with_an_equal_one_differs_in_nothing(corpus):
 
 
 def test_other_prompts_and_parts_that_only_some_models_score_are_told(corpus):
-    head = losses.CrossEntropy(image_width=16, num_classes=6)
+    head = CrossEntropy(image_width=16, num_classes=6)
     models = {NAMES[0]: seeded(1), NAMES[1]: seeded(2, loss=head, tokenizer=None, templates=("{}",))}
     document = compared(corpus, models).document
     assert document["warnings"] == [
@@ -265,7 +265,7 @@ def test_small_p_values_are_a_bound():
 
 
 def test_a_class_that_a_head_cannot_answer_is_not_among_its_best(corpus):
-    head = losses.CrossEntropy(image_width=16, num_classes=3)
+    head = CrossEntropy(image_width=16, num_classes=3)
     loaded = seeded(2, loss=head, tokenizer=None)
     loaded = loaded._replace(classes=loaded.classes[:3])
     kept = []

@@ -7,13 +7,14 @@ import torch
 from colour_toys import COLOURS, PLAIN, Joint, colour_corpus, model, one_class_of
 from rich.console import Console
 
-from unicl_cli import losses
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.tables import eval_tables
 from unicl_cli.inference.encoder import Encoder
 from unicl_cli.jobs.evaluate import evaluate, measure, measure_validation
 from unicl_cli.jobs.evaluators.build import make_evaluator
 from unicl_cli.jobs.evaluators.kept import Keep
+from unicl_cli.losses.classify import CrossEntropy
+from unicl_cli.losses.unicl import UniCL
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def corpus(tmp_path_factory):
 def test_the_models_other_classes_are_answers_to_a_corpus_of_one_class(corpus, tmp_path, loss):
     """Three of four red test images are blue: without the class blue, every answer would be right."""
     red = one_class_of(corpus, tmp_path, "red")
-    made = {"text": losses.UniCL(), "head": losses.CrossEntropy(image_width=3, num_classes=3), "pair": Joint()}[loss]
+    made = {"text": UniCL(), "head": CrossEntropy(image_width=3, num_classes=3), "pair": Joint()}[loss]
     if loss == "head":
         made.head.weight.data = torch.tensor([COLOURS[each.names[0]] for each in corpus.classes]) / 255.0
         made.head.bias.data.zero_()
@@ -55,7 +56,7 @@ def test_the_models_other_classes_are_answers_to_a_corpus_of_one_class(corpus, t
 
 
 def test_a_list_of_candidates_adds_classes_and_leaves_out_the_rows_of_others(corpus):
-    loaded = model(losses.UniCL(), corpus)
+    loaded = model(UniCL(), corpus)
     given = {"data": None, "split": None, "batch": 5, "accelerator": PLAIN}
     kept = []
     (entry,) = evaluate(loaded, **given, candidates=("Green", "blue", "umbrella"), keep=Keep(answers=kept.append))[
@@ -72,6 +73,6 @@ def test_a_list_of_candidates_adds_classes_and_leaves_out_the_rows_of_others(cor
 def test_equal_prompts_alone_are_one_candidate(corpus, tmp_path):
     red = one_class_of(corpus, tmp_path, "red")
     red.classes = (*red.classes, red.classes[0]._replace(key="red again"))
-    stranger = model(losses.UniCL(), corpus)._replace(classes=())
+    stranger = model(UniCL(), corpus)._replace(classes=())
     entry = measure(Encoder(stranger), red, "test", {"zeroshot": make_evaluator("zeroshot")}, batch=50)
     assert (entry["top1"], entry["candidates"]["total"]) == (None, 1)

@@ -27,7 +27,7 @@ from unicl_cli.jobs.train.memory import (
     step_bytes_in_parts,
 )
 from unicl_cli.jobs.train.micro_batch import longest_texts
-from unicl_cli.losses import UniCL
+from unicl_cli.losses.unicl import UniCL
 from unicl_cli.recipe.load import load_text
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.text import dump

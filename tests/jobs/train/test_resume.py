@@ -15,7 +15,7 @@ from unicl_cli.core import checkpoint_files
 
 PLUGIN = """
 def spiking(*, steps: list[int], factor: float = 50.0, bad: bool = False):
-    from unicl_cli.losses import UniCL
+    from unicl_cli.losses.unicl import UniCL
 
     class Spiking(UniCL):
         def forward(self, model, batch):

@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn import functional as F
 from toys import PLAIN, Toy, toy
 
-from unicl_cli import losses
 from unicl_cli.core.prompts import fill_template
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.zeroshot.classes import Classes, choose_classes, parse_classes
@@ -22,6 +21,8 @@ from unicl_cli.jobs.zeroshot.inputs import ImageInput
 from unicl_cli.jobs.zeroshot.output import csv_rows, format_line, json_lines, text_lines, write_answers
 from unicl_cli.jobs.zeroshot.table import TerminalTable
 from unicl_cli.jobs.zeroshot.zeroshot import BACKGROUND, AnswerOptions, make_judge, zeroshot
+from unicl_cli.losses.classify import CrossEntropy
+from unicl_cli.losses.unicl import UniCL
 
 
 def noise(seed: int = 0) -> bytes:
@@ -77,7 +78,7 @@ def test_independent_classes_are_measured_against_the_background_each_for_itself
 
 
 def test_a_sigmoid_model_is_independent_already():
-    loss = losses.UniCL()
+    loss = UniCL()
     loss.activation, loss.bias = "sigmoid", nn.Parameter(torch.tensor([-2.0]))
     plain, independent = (asked(toy(loss), "cat,dog", independent=flag) for flag in (False, True))
     assert plain == independent
@@ -101,7 +102,7 @@ def test_below_the_threshold_there_is_no_label_and_the_best_class_is_still_told(
 
 
 def test_a_classifier_of_its_own_classes_knows_neither_background_nor_cosines():
-    loaded = toy(losses.CrossEntropy(16, 2), classes=("bird", "cat"))
+    loaded = toy(CrossEntropy(16, 2), classes=("bird", "cat"))
     for wanted in ({"none": True}, {"independent": True}, {"by_cosine": True}):
         with pytest.raises(UniclError, match="model toy") as caught:
             asked(loaded, "bird,cat", **wanted)
@@ -109,7 +110,7 @@ def test_a_classifier_of_its_own_classes_knows_neither_background_nor_cosines():
     assert asked(loaded, "bird,cat", threshold=1.1)["label"] is None
 
 
-class Pairs(losses.UniCL):
+class Pairs(UniCL):
     """Scores an image with a text by the text's length: what counts is that the loss is asked."""
 
     score, activation = "pair", "sigmoid"

@@ -11,7 +11,6 @@ from PIL import Image
 from torch import nn
 from toys import PLAIN, toy
 
-from unicl_cli import losses
 from unicl_cli.build.load import Loaded
 from unicl_cli.contracts import ClassName
 from unicl_cli.errors import UniclError
@@ -19,6 +18,8 @@ from unicl_cli.jobs.zeroshot.classes import parse_classes
 from unicl_cli.jobs.zeroshot.inputs import find_images
 from unicl_cli.jobs.zeroshot.output import format_line
 from unicl_cli.jobs.zeroshot.zeroshot import AnswerOptions, make_judge, zeroshot
+from unicl_cli.losses.classify import CrossEntropy
+from unicl_cli.losses.unicl import UniCL
 
 
 def rows(loaded: Loaded, inputs: list[str], classes: str | None = "cat,dog,bird", *, batch: int = 32, **wanted):
@@ -99,7 +100,7 @@ def test_probabilities_are_the_softmax_of_scaled_cosines_and_top_k_is_clipped(fo
 
 
 def test_a_sigmoid_loss_gives_each_class_its_own_probability(folder):
-    loss = losses.UniCL()
+    loss = UniCL()
     loss.activation, loss.bias = "sigmoid", nn.Parameter(torch.tensor([-2.0]))
     (row,) = rows(toy(loss), [str(folder / "pics/0.png")])
     for item in row["top"]:
@@ -119,7 +120,7 @@ def test_without_classes_the_model_answers_with_its_own_or_asks_for_some(folder)
 
 
 def test_a_head_has_no_cosine_and_knows_its_classes_by_name(folder):
-    loaded = toy(losses.CrossEntropy(16, 2), classes=("bird", "cat"))
+    loaded = toy(CrossEntropy(16, 2), classes=("bird", "cat"))
     (row,) = rows(loaded, [str(folder / "pics/0.png")], "cat,bird")
     assert {item["label"] for item in row["top"]} == {"bird", "cat"}
     assert all(item["cosine"] is None for item in row["top"])

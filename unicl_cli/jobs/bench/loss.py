@@ -23,7 +23,7 @@ from unicl_cli.jobs.bench.kinds import PEER, Request
 from unicl_cli.jobs.bench.product import prepare_product, product_variants
 from unicl_cli.jobs.bench.protocol import Case, PreparedCase, choose_device
 from unicl_cli.kernels.tiles import default_tile, in_kernel
-from unicl_cli.losses import both_ways
+from unicl_cli.losses.contrast import both_ways
 
 DIM, CLASSES, SCALE = 512, 1000, 1 / 0.07
 FOLDED, TILED, TORCH, DENSE, MEMEFF = "folded", "tiled", "torch tiles", "dense", "memeff"

@@ -35,7 +35,7 @@ from unicl_cli.jobs.bench.model_pair import (
 from unicl_cli.jobs.bench.profiling import count_waits, profile_run
 from unicl_cli.jobs.bench.protocol import Case, PreparedCase, choose_device
 from unicl_cli.launch.accelerator import start_accelerator
-from unicl_cli.losses import contrast
+from unicl_cli.losses.contrast import contrast
 from unicl_cli.recipe.schema import Recipe
 
 OURS, COMPILED, LOCKED = "unicl", "unicl, compiled", "open_clip, locked"

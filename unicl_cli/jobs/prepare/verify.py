@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unicl_cli.contracts import NO_LABEL, ClassName
-from unicl_cli.core.label_sets import label_sets_of
+from unicl_cli.core.class_groups import label_sets_of
 from unicl_cli.data.corpus import find_damage
 from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA, SCHEMA
 from unicl_cli.data.manifest import MANIFEST, PLAN, SETS_VERSION, Manifest, Shard, read_manifest

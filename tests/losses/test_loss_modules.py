@@ -11,7 +11,11 @@ from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Drawn, Feature
 from unicl_cli.core.batch_columns import HASH_KEYS, OWN_TEXT
 from unicl_cli.errors import UniclError
 from unicl_cli.kernels.targets import Target
-from unicl_cli.losses import Clip, CrossEntropy, MultiTask, SupCon, UniCL, both_ways, target_columns
+from unicl_cli.losses.classify import CrossEntropy, MultiTask
+from unicl_cli.losses.clip import Clip
+from unicl_cli.losses.contrast import both_ways
+from unicl_cli.losses.supcon import SupCon
+from unicl_cli.losses.unicl import UniCL, target_columns
 
 WIDTH = 6
 LABELS = [0, -1, 2, 0, -1, 2, 1, -1]

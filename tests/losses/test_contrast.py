@@ -11,7 +11,7 @@ from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
 from torch import Tensor
 from torch.nn import functional as F
 
-from unicl_cli.losses import both_ways, contrast, supcon_loss
+from unicl_cli.losses.contrast import both_ways, contrast, supcon_loss
 
 SCALE = 1 / 0.07
 CAPTION = -1

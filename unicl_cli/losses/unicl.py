@@ -1,0 +1,103 @@
+"""UniCL's loss, with targets on two levels and of label sets."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from unicl_cli.contracts import NO_KEY, NO_LABEL, Batch, Drawn, LabelSets, Model
+from unicl_cli.core.batch_columns import HASH_KEYS, KNOWN, LABEL_SET, OWN_TEXT, SHOWN
+from unicl_cli.core.label_sets import set_columns
+from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.kernels.targets import Target
+from unicl_cli.losses.contrast import TERMS, both_ways
+from unicl_cli.losses.texts import encode_texts, text_keys
+
+
+def target_columns(
+    drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor, *, label_sets: LabelSets | None
+) -> dict[str, Tensor]:
+    """Return the column OWN_TEXT of a batch, from the hash of each row's caption, and those of its label sets."""
+    keys = [HASH_KEYS | row.text_hash if row.text_hash else NO_KEY for row in drawn]  # the hash of a prompt is 0
+    sets = {} if label_sets is None else set_columns(drawn, tokens, text_index, label_sets=label_sets)
+    return {OWN_TEXT: torch.tensor(keys), **sets}
+
+
+class SetTarget(nn.Module):
+    """The part of a target that label sets add: weights of groups, prompts of one class, groups that are unknown."""
+
+    weights: Tensor
+    groups: Tensor
+
+    def __init__(self, label_sets: LabelSets | None, weights: Mapping[str, float] | None) -> None:
+        super().__init__()
+        weights = weights or {}
+        names = () if label_sets is None else label_sets.names
+        for name in weights:
+            if name not in names:
+                have = f"use one of {', '.join(names)}" if any(names) else "remove it: the classes have no groups"
+                raise UniclError(f"loss.weights: unknown group '{name}'{did_you_mean(name, names)}", have)
+        groups = () if label_sets is None else label_sets.groups
+        values = torch.tensor([weights.get(names[group], 1.0) for group in groups])
+        self.register_buffer("weights", values, persistent=False)
+        self.register_buffer("groups", torch.tensor(groups, dtype=torch.int64), persistent=False)
+        self.is_weighted, self.has_groups = bool(weights), len(names) > 1
+
+    def complete(self, target: Target, batch: Batch) -> Target:
+        """Add the facts of label sets to the target of a batch that has their columns."""
+        if LABEL_SET not in batch.extra:
+            return target
+        shown = batch.extra[SHOWN]
+        found = target._replace(weights=self.weights if self.is_weighted else None, shown=shown)
+        return found._replace(known=batch.extra[KNOWN], groups=self.groups) if self.has_groups else found
+
+
+class UniCL(nn.Module):
+    """Image-text-label contrast: all pairs with equal keys are positives, both ways. UniCL (CVPR 2022) eq. 1.
+
+    A row with a label that shows a caption of its own puts ``own_text`` of its target on the rows with that caption and
+    the rest on its class: 0 is the paper's target, 1 ignores the label of such a row.
+    """
+
+    score, activation = "text", "softmax"
+
+    def __init__(
+        self,
+        terms: Sequence[str] = TERMS,
+        tile: int | None = None,
+        *,
+        fold: bool = True,
+        own_text: float = 0.0,
+        label_sets: LabelSets | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        for term in terms:
+            if term not in TERMS:
+                raise UniclError(
+                    f"loss.terms: unknown term '{term}'{did_you_mean(term, TERMS)}", "use image, text or both"
+                )
+        if not terms or len(set(terms)) < len(terms):
+            raise UniclError(f"loss.terms: {list(terms)} is empty or repeats a term", "use image, text or both")
+        self.terms, self.tile, self.fold, self.own_text = tuple(terms), tile, fold, own_text
+        self.sets = SetTarget(label_sets, weights)
+        if own_text or label_sets is not None:
+            self.extra = partial(target_columns, label_sets=label_sets)
+
+    def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+        u, scale = model.encode_image(batch.images).embed, model.scale()
+        v, index = encode_texts(model, batch, fold=self.fold)
+        keys, target = text_keys(batch.keys, batch), self._target(batch, scale.dtype)
+        out = both_ways(u, v, keys, scale, terms=self.terms, tile=self.tile, index=index, target=target)
+        return {**out, "logit_scale": scale.detach()}
+
+    def _target(self, batch: Batch, dtype: torch.dtype) -> Target | None:
+        """Return the target on two levels; None for a batch without the column OWN_TEXT, as a dry run makes it."""
+        if OWN_TEXT not in batch.extra:
+            return None
+        labels = batch.extra.get(LABEL_SET, batch.labels[:, None])
+        captions, labelled = batch.extra[OWN_TEXT], (labels != NO_LABEL).any(1)
+        share = ((captions != NO_KEY).to(dtype) * self.own_text).masked_fill(~labelled, 1)
+        texts = torch.where(labelled, captions, batch.keys)  # a row without a label has its own key, as in the paper
+        return self.sets.complete(Target(texts, share, labels), batch)
