@@ -1,0 +1,180 @@
+"""The experiments on targets beyond one key: own texts, label sets, taxonomies.
+
+    python benchmarks/targets.py --out DIR --seeds 5 [own-text] [sets] [taxonomy]
+
+Every arm of an experiment trains for as many steps and is measured on the same test images. Differences from the first
+arm of its block are paired by seed, with 95 % intervals (Student's t). Runs that exist are kept. `docs/targets.md` has
+the table.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import t as student
+
+UNICL = str(Path(sys.executable).with_name("unicl"))
+SOURCES = str(Path(__file__).with_name("shape_rows.py"))
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+KNOWN = (1.0, 0.5, 0.2)
+
+CORPORA: dict[str, tuple[str, ...]] = {
+    "together": ("--labels", "shapes?captions=true&count=3000&test=1"),
+    "separate": ("--labels", "shapes?count=1500&test=1", "--captions", "shapes?count=1500&test=1"),
+    "both": ("--labels", "shapes?captions=true&count=1500&test=1", "--captions", "shapes?count=1500&test=1"),
+    "test": ("--labels", "shapes?captions=true&count=1&test=960"),
+    **{f"sets-{known:g}": ("--labels", f"shape-sets?known={known}&test=1") for known in KNOWN},
+    **{f"repeat-{known:g}": ("--labels", f"shape-sets?known={known}&test=1&form=repeat") for known in KNOWN},
+    "sets-test": ("--labels", "shape-sets?count=1"),
+    **{f"tree-{form}": ("--labels", f"shape-tree?form={form}&test=1") for form in ("tree", "flat", "leaves")},
+    "tree-test": ("--labels", "shape-tree?form=leaves&inner=0&count=1"),
+}
+"""Corpus -> the sources that it is made of; 3,000 training images each."""
+
+
+class Arm(NamedTuple):
+    """One line of a table: a corpus and the changes of a recipe."""
+
+    block: str
+    name: str
+    corpus: str
+    test: str
+    recipe: str = "shapes-unicl"
+    changes: tuple[str, ...] = ()
+
+
+def own_text_arms() -> list[Arm]:
+    """Return rows with label and caption, separate rows, and both, by the share of the target on a row's own text."""
+    shares = [(corpus, share) for corpus in ("together", "both") for share in SHARES]
+    return [
+        Arm(corpus, f"own_text {share:g}", corpus, "test", changes=(f"loss.own_text={share}",))
+        for corpus, share in [*shares[:5], ("separate", 0.0), *shares[5:]]
+    ]
+
+
+def set_arms() -> list[Arm]:
+    """Return label sets, repeated rows and BCE, by the share of annotations that are there."""
+    arms: list[Arm] = []
+    for known in KNOWN:
+        block = f"{known:.0%} of annotations"
+        arms += [
+            Arm(block, "rows repeated", f"repeat-{known:g}", "sets-test"),
+            Arm(block, "label sets", f"sets-{known:g}", "sets-test"),
+            Arm(block, "BCE", f"sets-{known:g}", "sets-test", "shapes-ce"),
+        ]
+    return arms
+
+
+def taxonomy_arms() -> list[Arm]:
+    """Return a taxonomy and two ways without one, where 30 % of the rows are labelled at an inner node."""
+    block = "30 % of rows at an inner node"
+    forms = (("leaves", "those rows left out"), ("flat", "flat classes"), ("tree", "taxonomy"))
+    arms = [Arm(block, name, f"tree-{form}", "tree-test") for form, name in forms]
+    return [
+        *arms,
+        Arm(block, "taxonomy, its own class alone", "tree-tree", "tree-test", changes=("data.ancestors=false",)),
+    ]
+
+
+EXPERIMENTS = {"own-text": own_text_arms, "sets": set_arms, "taxonomy": taxonomy_arms}
+FIGURES = {
+    "own-text": {"top1": "top-1", "r1": "text to image R@1", "r10": "R@10"},
+    "sets": {"map": "mAP"},
+    "taxonomy": {"top1": "top-1 of 18"},
+}
+
+
+def run_unicl(*words: str) -> str:
+    done = subprocess.run([UNICL, "--plugin", SOURCES, *words, "-q"], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"unicl {' '.join(words)}: exit code {done.returncode}")
+    return done.stdout
+
+
+def prepare(name: str, out: Path) -> None:
+    run_unicl("prepare", *CORPORA[name], "-o", str(out / name), "--holdout", "0")
+
+
+def measure(arm: Arm, seed: int, out: Path, steps: int) -> Mapping[str, float]:
+    """Train an arm, or go on with it, and return its figures on the test images."""
+    name = "-".join((arm.corpus, *arm.changes, *([] if arm.recipe == "shapes-unicl" else [arm.recipe]), str(seed)))
+    file = out / f"{name}.json"
+    if not file.exists():
+        run = str(out / "runs" / file.stem)
+        changes = [f"data.train.0.corpus={out / arm.corpus}", *arm.changes, f"seed={seed}", "eval=[]"]
+        run_unicl("train", arm.recipe, *changes, f"steps={steps}", "--run-dir", run)
+        (found,) = json.loads(run_unicl("eval", run, "--data", str(out / arm.test), "--json"))["data"]
+        file.write_text(json.dumps(figures_of(found)))
+    return json.loads(file.read_text())
+
+
+def figures_of(found: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures of an evaluation that a table shows."""
+    recall = found.get("retrieval", {}).get("text_to_image", {})
+    figures = {"top1": found.get("top1"), "map": found.get("map"), "r1": recall.get("r1"), "r10": recall.get("r10")}
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and the half width of its 95 % interval (Student's t)."""
+    centre, count = mean(values), len(values)
+    if count < 2:
+        return centre, float("nan")
+    deviation = (sum((value - centre) ** 2 for value in values) / (count - 1)) ** 0.5
+    return centre, float(student.ppf(0.975, count - 1)) * deviation / count**0.5
+
+
+def cell(values: Sequence[float], base: Sequence[float]) -> str:
+    """Return the mean in percent; beside it the paired difference from ``base`` with its interval, unless it is it."""
+    shown = f"{100 * mean(values):.1f}"
+    if values == base:
+        return shown
+    change, half = interval([value - other for value, other in zip(values, base, strict=True)])
+    return f"{shown} ({100 * change:+.1f} ± {100 * half:.1f})"
+
+
+def tabulate(name: str, results: Mapping[Arm, Sequence[Mapping[str, float]]], title: str) -> Table:
+    """Return the table of an experiment; the first arm of each block is its base."""
+    table = Table("rows", "target", *FIGURES[name].values(), title=title)
+    bases: dict[str, Sequence[Mapping[str, float]]] = {}
+    for arm, found in results.items():
+        base = bases.setdefault(arm.block, found)
+        cells = [cell([row[key] for row in found], [row[key] for row in base]) for key in FIGURES[name]]
+        table.add_row(arm.block, arm.name, *cells)
+    return table
+
+
+def run_experiment(name: str, out: Path, seeds: int, steps: int) -> None:
+    """Run one experiment, print its table and write its figures."""
+    arms = EXPERIMENTS[name]()
+    for corpus in dict.fromkeys(at for arm in arms for at in (arm.corpus, arm.test)):
+        prepare(corpus, out)
+    results: dict[Arm, list[Mapping[str, float]]] = {arm: [] for arm in arms}
+    for seed in range(seeds):
+        for arm in arms:
+            results[arm].append(measure(arm, seed, out, steps))
+    Console().print(tabulate(name, results, f"{name}: {seeds} seeds, {steps} steps"))
+    rows = [{**arm._asdict(), "runs": found} for arm, found in results.items()]
+    (out / f"{name}.json").write_text(json.dumps({"steps": steps, "rows": rows}, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("experiments", nargs="*", choices=[[], *EXPERIMENTS], default=[])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=300)
+    options = parser.parse_args()
+    for name in options.experiments or EXPERIMENTS:
+        run_experiment(name, options.out, options.seeds, options.steps)
+
+
+if __name__ == "__main__":
+    main()
