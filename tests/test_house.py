@@ -7,6 +7,7 @@ import sys
 import tomllib
 import traceback
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -124,3 +125,10 @@ def test_the_way_from_the_command_to_the_loss_is_short(digits, tmp_path, monkeyp
         r"To know what one training step does, read these files in this order: (.*?)\. They are", page, re.DOTALL
     )
     assert files == re.findall(r"`(.*?)`", told[1])
+
+
+def test_no_folder_of_tests_is_left_out(pytestconfig):
+    """Pytest's own list of folders to skip has `build`, which is a room here."""
+    folders = {path.parent.name for path in (ROOT / "tests").rglob("test_*.py")}
+    skipped = pytestconfig.getini("norecursedirs")
+    assert not [name for name in folders if any(fnmatch(name, pattern) for pattern in skipped)]
