@@ -10,6 +10,7 @@ from typing import NamedTuple, cast
 from unicl_cli.core.files import read_regular
 from unicl_cli.data.class_entry import FORMS, ID, ID_WORDS, NAME_WORDS, ClassEntry, NameList, as_id, find_repeated
 from unicl_cli.data.class_names_json import entries_of_json, load_json
+from unicl_cli.data.number_spellings import read_whole_numbers
 from unicl_cli.data.text import replace_surrogates
 from unicl_cli.errors import UniclError
 
@@ -65,6 +66,7 @@ def parse_class_text(text: str, origin: str, suffix: str = ".txt", *, prompts: b
         raise UniclError(f"{origin}: no class names", FORMS)
     if long := next((name for entry in entries for name in entry.names if len(name) > MAX_NAME), None):
         raise UniclError(f"{origin}: '{long[:40]}…' has {len(long):,} characters; at most {MAX_NAME:,}", FORMS)
+    entries = _read_whole_ids(entries)
     _check_ids(entries, origin)
     if not prompts:
         _check_repeated_names(entries, origin)
@@ -115,6 +117,9 @@ def _entries_of_text(text: str, origin: str, suffix: str, notes: list[str], *, p
     blank = next((line.place for line in lines if not line.cells[0]), None)
     lines = [line for line in lines if line.cells[0] and not re.match(r"#(\s|$)", line.cells[0])]
     rows = _split_columns(lines, suffix, origin)
+    if empty := [row.place for row in rows if not any(row.cells)]:
+        blank, rows = blank or empty[0], [row for row in rows if any(row.cells)]
+        notes.append(f"lines without a filled cell are left out ({len(empty)}, first {empty[0]})")
     wide = any(len(row.cells) > 1 for row in rows)
     if wide and prompts and suffix != ".csv" and not _is_map(rows):
         return [_entry_with_prompt(row, origin) for row in rows]
@@ -268,6 +273,12 @@ def _check_name(name: str, place: str, origin: str) -> None:
     if _SYNTAX.match(name):
         where = f"{origin}: {place}" if place else origin
         raise UniclError(f"{where}: '{name}' looks like syntax, not like a class name", FORMS)
+
+
+def _read_whole_ids(entries: list[ClassEntry]) -> list[ClassEntry]:
+    """Write ids as integers if all are whole and some are floats, as pandas writes them beside a gap."""
+    whole = read_whole_numbers(entry.id for entry in entries if entry.id is not None)
+    return [entry._replace(id=whole.get(entry.id or "", entry.id)) for entry in entries]
 
 
 def _check_ids(entries: Sequence[ClassEntry], origin: str) -> None:

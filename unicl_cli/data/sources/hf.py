@@ -15,7 +15,7 @@ from unicl_cli.core.json_text import parse_json
 from unicl_cli.data.class_entry import NameList
 from unicl_cli.data.class_numbers import LabelledClasses, describe_changed_names, read_names
 from unicl_cli.data.pictures import SUFFIXES, ImageError, read_file
-from unicl_cli.data.sources.hf_labels import LabelColumn, find_classes
+from unicl_cli.data.sources.hf_labels import LabelColumn, find_classes, with_whole_numbers
 from unicl_cli.data.sources.hub import commit_of, datasets_cache, gated_dataset_error, hf_home, page
 from unicl_cli.data.sources.lists.column_names import usual_columns
 from unicl_cli.data.sources.splits import split_of
@@ -126,7 +126,8 @@ class HubData:
     def _label(self) -> LabelColumn:
         texts = [c for c, f in self.loaded.features.items() if _is_text(f) and not hasattr(f, "feature")]
         beside = [c for c in texts if c not in self.columns]
-        return LabelColumn(self.path, self.columns[2] or "", self.loaded.of_split, self._column, beside)
+        column = LabelColumn(self.path, self.columns[2] or "", self.loaded.of_split, self._column, beside)
+        return with_whole_numbers(column, self.notes)
 
     def rows(self, split: str) -> list[Row]:
         """Return the rows in the order of the data set; a key is ``split/number``."""
@@ -360,7 +361,7 @@ def _can_be(role: str, feature: Any) -> bool:
 
 def _may_be_label(feature: Any) -> bool:
     return type(feature).__name__ == "ClassLabel" or str(getattr(feature, "dtype", "")).startswith(
-        ("int", "uint", "string")
+        ("int", "uint", "float", "double", "string")
     )
 
 

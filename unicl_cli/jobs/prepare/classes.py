@@ -2,18 +2,24 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from unicl_cli.contracts import NO_LABEL, ClassName
 from unicl_cli.data.class_numbers import describe_doubtful_names
+from unicl_cli.data.number_spellings import number_of
 from unicl_cli.data.text import clean
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.rows import Rows
+from unicl_cli.pages.text import shorten
 
-_NUMBER = re.compile(r"\+?\d{1,18}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Line breaks and other control characters."""
+_SHOWN = 40
+"""The most characters of a label in a note."""
 SHOWN = 3
 """Classes that the closing table shows with an image each."""
 
@@ -42,6 +48,7 @@ def merge_classes(classes: Sequence[tuple[str, Sequence[ClassName]]], notes: lis
             names = tuple(dict.fromkeys((*merged[c.key].names, *c.names) if c.key in merged else c.names))
             merged[c.key] = ClassName(c.key, names)
             homes.setdefault(c.key, name)
+    notes += _describe_broken_keys(merged)
     notes += _describe_equal_names(merged.values())
     notes += describe_doubtful_names(tuple(merged.values()))
     return tuple(merged.values())
@@ -72,9 +79,24 @@ def _check_shared(
         )
 
 
+def _describe_broken_keys(keys: Collection[str]) -> list[str]:
+    """Return a note on classes whose label goes over several lines, or has other control characters; none if all fit.
+
+    Prompts say such a label in one line, as if nothing were odd about it.
+    """
+    found = [key for key in keys if _CONTROL.search(key)]
+    if not found:
+        return []
+    shown = ", ".join(f"'{shorten(key, _SHOWN)}'" for key in found[:3]) + (", …" if len(found) > 3 else "")
+    return [
+        f"labels with a line break or another control character, each taken as one class ({len(found):,} of "
+        f"{len(keys):,} classes): {shown}: check that none of them names several classes"
+    ]
+
+
 def _describe_equal_names(classes: Iterable[ClassName]) -> list[str]:
     """Return one note on classes with the same prompt name, apart from its spelling; none if all differ."""
-    by_name: dict[str, list[ClassName]] = {}
+    by_name: dict[tuple[str | Decimal, ...], list[ClassName]] = {}
     for c in classes:
         by_name.setdefault(_fold_name(c.names[0]), []).append(c)
     alike = [of for of in by_name.values() if len(of) > 1]
@@ -90,11 +112,17 @@ def _describe_equal_names(classes: Iterable[ClassName]) -> list[str]:
     ]
 
 
-def _fold_name(name: str) -> str:
-    """Return what a name says: without case, Unicode form, width, invisible characters, blanks and leading zeros."""
+def _fold_name(name: str) -> tuple[str | Decimal, ...]:
+    """Return the words of a name without case, Unicode form, width and invisible characters; numbers by their value."""
     plain = unicodedata.normalize("NFKC", clean(name) or name).casefold()
     words = plain.replace("_", " ").split()
-    return " ".join(str(int(word)) if _NUMBER.fullmatch(word) else word for word in words)
+    whole = " ".join(words)
+    return tuple(_fold_word(word) for word in ([whole] if number_of(whole) is not None else words))
+
+
+def _fold_word(word: str) -> str | Decimal:
+    number = number_of(word)
+    return word if number is None else number
 
 
 def find_examples(classes: Sequence[ClassName], rows: Iterable[Rows], notes: list[str]) -> tuple[ClassExample, ...]:

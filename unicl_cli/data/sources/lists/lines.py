@@ -23,7 +23,7 @@ from unicl_cli.data.sources.lists.cells import (
 from unicl_cli.data.sources.lists.columns import FOLDER, Roles
 from unicl_cli.data.sources.lists.image_paths import ImagePaths
 from unicl_cli.data.sources.lists.labels import MAX_LABEL, ONE_LABEL, SeveralLabelsError, label_of
-from unicl_cli.data.sources.lists.record import BAD_LINE, Line, Record, StoredImage
+from unicl_cli.data.sources.lists.record import BAD_LINE, Line, Record, StoredImage, is_blank
 from unicl_cli.data.sources.text_file import describe_length
 from unicl_cli.errors import UniclError
 
@@ -42,8 +42,11 @@ class LineBuilder:
         self.missing = frozenset(word.strip() for word in paths.options.missing.split(","))
 
     def lines(self, records: Iterator[Record]) -> Iterator[Line]:
-        """Yield a line per record. UniclError for an image with several labels."""
+        """Yield a line per record that is not blank. UniclError for an image with several labels."""
         for record in records:
+            if is_blank(record):
+                self.counts["blank"] += 1
+                continue
             try:
                 if record.fault:
                     raise CellError(record.fault)
@@ -119,6 +122,8 @@ class LineBuilder:
         """Return notes for `prepare` on what was read in another way than as it stands."""
         name, counts = self.path.name, self.counts
         notes: list[str] = []
+        if counts["blank"]:
+            notes.append(f"{name}: lines without a filled cell, left out: {counts['blank']:,}")
         if counts["lists in cells"]:
             notes.append(
                 f"{name}: cells that hold a list, each text of which is a caption: {counts['lists in cells']:,}"
