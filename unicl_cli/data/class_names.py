@@ -12,7 +12,7 @@ from unicl_cli.data.class_entry import FORMS, ID, ID_WORDS, NAME_WORDS, ClassEnt
 from unicl_cli.data.class_names_json import entries_of_json, load_json
 from unicl_cli.data.number_spellings import read_whole_numbers
 from unicl_cli.data.text import replace_surrogates
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import Remark, UniclError
 
 _LONE_HEADERS = frozenset(("name", "names", "class", "classes", "class_name", "classname", "label", "labels"))
 """Headers of a file with one column; `key` and `folder` may be classes."""
@@ -70,7 +70,7 @@ def parse_class_text(text: str, origin: str, suffix: str = ".txt", *, prompts: b
     _check_ids(entries, origin)
     if not prompts:
         _check_repeated_names(entries, origin)
-    return NameList(origin, tuple(entries), tuple(f"{origin}: {note}" for note in notes))
+    return NameList(origin, tuple(entries), tuple(type(note)(f"{origin}: {note}") for note in notes))
 
 
 def read_classes(spec: str, option: str = "--classes") -> NameList:
@@ -113,7 +113,7 @@ def _entries_of_text(text: str, origin: str, suffix: str, notes: list[str], *, p
     lines = [_Cells(f"line {at}", [line.strip()]) for at, line in enumerate(text.strip().split("\n"), 1)]
     comments = [line.place for line in lines if re.match(r"#(\s|$)", line.cells[0])]
     if comments:
-        notes.append(f"lines that begin with # are comments ({len(comments)}, first {comments[0]})")
+        notes.append(Remark(f"lines that begin with # are comments ({len(comments)}, first {comments[0]})"))
     blank = next((line.place for line in lines if not line.cells[0]), None)
     lines = [line for line in lines if line.cells[0] and not re.match(r"#(\s|$)", line.cells[0])]
     rows = _split_columns(lines, suffix, origin)
@@ -124,7 +124,7 @@ def _entries_of_text(text: str, origin: str, suffix: str, notes: list[str], *, p
     if wide and prompts and suffix != ".csv" and not _is_map(rows):
         return [_entry_with_prompt(row, origin) for row in rows]
     if _has_header(rows):
-        notes.append(f"{rows[0].place} is the header: {', '.join(rows[0].cells)}")
+        notes.append(Remark(f"{rows[0].place} is the header: {', '.join(rows[0].cells)}"))
         header, rows = rows[0].cells, rows[1:]
     else:
         header = None
@@ -132,7 +132,7 @@ def _entries_of_text(text: str, origin: str, suffix: str, notes: list[str], *, p
         return _entries_of_table(header, rows, origin)
     cells = [row.cells[0] for row in rows]
     if numbered := _split_numbers(cells, origin, spaces=True):
-        notes.append(f"its lines begin with ids, from {numbered[0][0]} to {numbered[-1][0]}")
+        notes.append(Remark(f"its lines begin with ids, from {numbered[0][0]} to {numbered[-1][0]}"))
         return [_entry_of_id(number, name, cell) for (number, name), cell in zip(numbered, cells, strict=True)]
     if blank and rows and not prompts:
         raise UniclError(f"{origin}: {blank} is blank, but the names are counted by line", "remove the line")

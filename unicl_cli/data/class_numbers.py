@@ -10,7 +10,7 @@ from unicl_cli.data.class_entry import ClassEntry, NameList
 from unicl_cli.data.class_names import read_class_file
 from unicl_cli.data.number_spellings import is_integer
 from unicl_cli.data.wordnet import names_of_synset
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import Remark, UniclError
 
 _SYNSET = re.compile(r"(n\d{8})(?:[-_ .]+(.+))?")
 _COUNTED = re.compile(r"(\d{1,18})[._ -]+(.*[^\W\d_].*)")
@@ -178,7 +178,7 @@ def describe_changed_names(classes: Sequence[ClassName], remedy: str) -> list[st
     if not changed:
         return []
     example = f"'{changed[0].key}' is '{changed[0].names[0]}'"
-    return [f"classes are named without the number or id of their key ({len(changed):,}): {example} ({remedy})"]
+    return [Remark(f"classes are named without the number or id of their key ({len(changed):,}): {example} ({remedy})")]
 
 
 def _loses_number(named: ClassName) -> bool:

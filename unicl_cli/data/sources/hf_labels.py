@@ -8,7 +8,7 @@ from unicl_cli.contracts import NO_LABEL
 from unicl_cli.data.class_entry import ClassEntry, NameList
 from unicl_cli.data.class_numbers import LabelledClasses, match_labels, name_classes, pair_names
 from unicl_cli.data.number_spellings import check_spelling, describe_whole_numbers, is_integer, read_whole_numbers
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import Remark, UniclError
 
 
 class LabelColumn(NamedTuple):
@@ -66,7 +66,8 @@ def find_classes(column: LabelColumn, given: NameList | None, first: int | None,
         return _match_given(column, given, first, own)
     if own:
         if differ:
-            notes.append(f"{column.path}: splits {', '.join(own)} number their classes differently: joined by name")
+            splits = ", ".join(own)
+            notes.append(Remark(f"{column.path}: splits {splits} number their classes differently: joined by name"))
         return _number(dict.fromkeys(name for names in own.values() for name in names))
     labels = {label: None for split in column.features for label in _labels(column, split) if label}
     kind = _type_of(next(iter(column.features.values()))[column.name])
@@ -130,5 +131,5 @@ def _names_beside(column: LabelColumn, notes: list[str]) -> NameList | None:
         return None
     text, names = next(iter(found.items()))
     number, name = next(iter(names.items()))
-    notes.append(f"{column.path}: column '{text}' names the labels, for example {number}: {name}")
+    notes.append(Remark(f"{column.path}: column '{text}' names the labels, for example {number}: {name}"))
     return NameList(column.path, tuple(ClassEntry((name,), number) for number, name in names.items()))

@@ -33,7 +33,7 @@ from unicl_cli.data.sources.lists.parquet_reader import ParquetImages
 from unicl_cli.data.sources.lists.record import BAD_LINE, Columns, Line, ListOptions, Reader, Record, is_blank
 from unicl_cli.data.sources.splits import split_of
 from unicl_cli.data.sources.text_file import is_length
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import Remark, UniclError
 
 MAX_BAD = 0.05
 """Share of unreadable lines above which a list is rejected as another format."""
@@ -121,7 +121,7 @@ class Table:
         column = fit[0]
         names = found[column]
         number, name = next(iter(names.items()))
-        note = f"{self.path.name}: column '{column}' names the labels, for example {number}: {name}"
+        note = Remark(f"{self.path.name}: column '{column}' names the labels, for example {number}: {name}")
         return NameList(str(self.path), tuple(ClassEntry((name,), number) for number, name in names.items()), (note,))
 
     @cached_property

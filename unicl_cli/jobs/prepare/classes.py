@@ -12,7 +12,7 @@ from unicl_cli.contracts import NO_LABEL, ClassName
 from unicl_cli.data.class_numbers import describe_doubtful_names
 from unicl_cli.data.number_spellings import number_of
 from unicl_cli.data.text import clean
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import Remark, UniclError
 from unicl_cli.jobs.prepare.rows import Rows
 from unicl_cli.pages.text import shorten
 
@@ -42,7 +42,8 @@ def merge_classes(classes: Sequence[tuple[str, Sequence[ClassName]]], notes: lis
     for name, of in classes:
         shared = [c for c in of if c.key in merged]
         if shared:
-            notes.append(f"{name}: {len(shared)} of its {len(of)} classes are shared with earlier sources (same key)")
+            share = f"{len(shared)} of its {len(of)} classes"
+            notes.append(Remark(f"{name}: {share} are shared with earlier sources (same key)"))
         _check_shared(shared, merged, homes, name, notes)
         for c in of:
             names = tuple(dict.fromkeys((*merged[c.key].names, *c.names) if c.key in merged else c.names))

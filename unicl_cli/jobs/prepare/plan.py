@@ -20,7 +20,7 @@ from unicl_cli.data.manifest import SCHEMA_VERSION, is_plain_name
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.resolve import SourceSpec, open_source
 from unicl_cli.data.text import clean, has_markup
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import Remark, UniclError
 from unicl_cli.jobs.prepare.classes import ClassExample, find_examples, merge_classes
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.holdout import TRAIN, Holdout, ReadSource, hold_out
@@ -141,7 +141,7 @@ def make_plan(
     holdout = hold_out(read, options, out, compare=compare)
     notes += holdout.notes(read)
     if holdout.moved and not compare:
-        notes.append("preview: without reading the images, copies of one image may count as several")
+        notes.append(Remark("preview: without reading the images, copies of one image may count as several"))
     planned = [_plan_source(item, of, holdout, options) for item, of in zip(specs, read, strict=True)]
     for source in sources:
         notes += getattr(source, "notes", [])  # complete only after its rows were read

@@ -7,7 +7,7 @@ from typing import Any
 
 from unicl_cli.core.json_output import print_json
 from unicl_cli.data.manifest import Manifest
-from unicl_cli.errors import print_line
+from unicl_cli.errors import Remark, print_line
 from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.prepare.classes import describe_examples, format_examples
 from unicl_cli.jobs.prepare.parts import PartMarker
@@ -74,12 +74,10 @@ def image_notes(manifest: Manifest) -> list[str]:
     exact, equal = manifest.dedup.exact, manifest.equal_pictures
     notes: list[str] = []
     if exact and not exact.rows:
-        notes.append("no duplicate images within a kind and split")
+        notes.append(Remark("no duplicate images within a kind and split"))
     elif exact:
-        notes.append(
-            f"left out {count_of(exact.rows, 'duplicate row')} of {count_of(exact.groups, 'image')}, "
-            f"and moved {count_of(exact.texts, 'caption')} to the rows kept"
-        )
+        left_out = f"left out {count_of(exact.rows, 'duplicate row')} of {count_of(exact.groups, 'image')}"
+        notes.append(Remark(f"{left_out}, and moved {count_of(exact.texts, 'caption')} to the rows kept"))
     if exact and exact.labels_differ_examples:
         kept, gone = exact.labels_differ_examples[0]
         differ = exact.labels_differ
@@ -88,7 +86,8 @@ def image_notes(manifest: Manifest) -> list[str]:
         rows = count_of(equal.in_a_kind, "duplicate row")
         notes.append(f"{rows} (same image, kind and split): --dedup exact leaves them out")
     if equal and equal.in_two_kinds:
-        notes.append(f"{count_of(equal.in_two_kinds, 'image')} in training rows of more than one kind (all kept)")
+        images = count_of(equal.in_two_kinds, "image")
+        notes.append(Remark(f"{images} in training rows of more than one kind (all kept)"))
     notes += [
         f"{count_of(count, 'training row')} with an image of the {split} split: results on {split} will look too good; "
         "give each image the same split in every source"

@@ -25,7 +25,7 @@ from unicl_cli.data.sources.lists.image_paths import ImagePaths
 from unicl_cli.data.sources.lists.labels import MAX_LABEL, ONE_LABEL, SeveralLabelsError, label_of
 from unicl_cli.data.sources.lists.record import BAD_LINE, Line, Record, StoredImage, is_blank
 from unicl_cli.data.sources.text_file import describe_length
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import Remark, UniclError
 
 URL_FAULT = "the image is a URL, but only local files can be read"
 URL_HINT = "download the images first (for example with img2dataset) and write their paths into the list"
@@ -125,11 +125,11 @@ class LineBuilder:
         if counts["blank"]:
             notes.append(f"{name}: lines without a filled cell, left out: {counts['blank']:,}")
         if counts["lists in cells"]:
-            notes.append(
-                f"{name}: cells that hold a list, each text of which is a caption: {counts['lists in cells']:,}"
-            )
+            lists = counts["lists in cells"]
+            notes.append(Remark(f"{name}: cells that hold a list, each text of which is a caption: {lists:,}"))
         if counts["questions"]:
-            notes.append(f"{name}: turns of conversations that are not answers, left out: {counts['questions']:,}")
+            left_out = counts["questions"]
+            notes.append(Remark(f"{name}: turns of conversations that are not answers, left out: {left_out:,}"))
         if counts["in no split"]:
             notes.append(
                 f"{name}: lines whose image is in none of the files of split=, left out: {counts['in no split']:,}"
