@@ -32,6 +32,13 @@ class ClassExample(NamedTuple):
     image: str
 
 
+class ClassImages(NamedTuple):
+    """The first classes with an image each, and the numbers of the classes that have none."""
+
+    examples: tuple[ClassExample, ...]
+    empty: frozenset[int]
+
+
 def merge_classes(classes: Sequence[tuple[str, Sequence[ClassName]]], notes: list[str]) -> tuple[ClassName, ...]:
     """Return the ordered union by key; names from later sources are appended.
 
@@ -126,19 +133,27 @@ def _fold_word(word: str) -> str | Decimal:
     return word if number is None else number
 
 
-def find_examples(classes: Sequence[ClassName], rows: Iterable[Rows], notes: list[str]) -> tuple[ClassExample, ...]:
-    """Return the first classes with the key of an image each, and note the classes that no row has."""
+def find_class_images(
+    classes: Sequence[ClassName], rows: Iterable[Rows], left_out: Collection[str] = ()
+) -> ClassImages:
+    """Return the first classes with the key of an image each, and the classes without one, apart from rows left out."""
     met: dict[int, str] = {}
     for of in rows:
         for row in (of.raw[number] for number in np.sort(of.order).tolist()):
             label = of.adoption.label(row)
-            if label != NO_LABEL and label not in met:
-                met[label] = of.adoption.key(row)
-    missing = [c.names[0] for number, c in enumerate(classes) if number not in met]
-    if missing:
-        shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-        notes.append(f"classes without an image ({len(missing):,} of {len(classes):,}): {shown}")
-    return tuple(ClassExample(number, c.names[0], met.get(number, "")) for number, c in enumerate(classes[:SHOWN]))
+            if label != NO_LABEL and label not in met and (key := of.adoption.key(row)) not in left_out:
+                met[label] = key
+    examples = tuple(ClassExample(number, c.names[0], met.get(number, "")) for number, c in enumerate(classes[:SHOWN]))
+    return ClassImages(examples, frozenset(range(len(classes))) - met.keys())
+
+
+def describe_empty_classes(classes: Sequence[ClassName], empty: Collection[int], what: str) -> list[str]:
+    """Return a note on the ``empty`` classes, which says ``what`` they are; none if there are none."""
+    if not empty:
+        return []
+    names = [classes[number].names[0] for number in sorted(empty)]
+    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    return [f"{what} ({len(names):,} of {len(classes):,}): {shown}"]
 
 
 def describe_examples(examples: Sequence[ClassExample]) -> list[dict[str, Any]]:

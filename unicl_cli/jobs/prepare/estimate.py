@@ -141,7 +141,7 @@ def _build_report(out: Path, plan: CorpusPlan, samples: list[SourceSample], work
         "free": _free_bytes(out),
         "workers": workers,
         "classes": len(plan.classes),
-        "class_examples": describe_examples(plan.examples),
+        "class_examples": describe_examples(plan.images.examples),
         "sources": sources,
         "notes": plan.notes,
     }

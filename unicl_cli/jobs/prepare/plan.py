@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.resolve import SourceSpec, open_source
 from unicl_cli.data.text import clean, has_markup
 from unicl_cli.errors import Remark, UniclError
-from unicl_cli.jobs.prepare.classes import ClassExample, find_examples, merge_classes
+from unicl_cli.jobs.prepare.classes import ClassImages, describe_empty_classes, find_class_images, merge_classes
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.holdout import TRAIN, Holdout, ReadSource, hold_out
 from unicl_cli.jobs.prepare.request import PrepareOptions
@@ -65,7 +65,7 @@ class CorpusPlan(NamedTuple):
     templates: tuple[str, ...] | str
     holdout: Holdout
     notes: list[str]
-    examples: tuple[ClassExample, ...]
+    images: ClassImages
 
     def document(self) -> dict[str, Any]:
         """Return the content of `plan.json`, without the units."""
@@ -111,6 +111,10 @@ class CorpusPlan(NamedTuple):
         """True if any source names media: then all shards have the column, since readers expect one schema."""
         return any(media_of(planned.source) for planned in self.sources)
 
+    def stored_images(self, left_out: Collection[str]) -> ClassImages:
+        """Return the images of the classes without the rows that are left out, by key."""
+        return find_class_images(self.classes, _labelled_rows(self.sources), left_out) if left_out else self.images
+
     def row_at(self, unit: Unit, number: int) -> Row:
         """Return one row of a unit, by its number in the unit."""
         return self.find_source(unit.source).rows[unit.split][unit.first + number]
@@ -148,9 +152,13 @@ def make_plan(
     if options.text != "raw":
         notes += [note for of in read if (note := _describe_markup(of))]
     templates = _choose_templates(options.templates, [source.templates for _, source in labelled])
-    labelled_rows = [rows for of in planned if of.spec.kind == "labels" for rows in of.rows.values()]
-    examples = find_examples(classes, labelled_rows, notes)
-    return CorpusPlan(options, planned, classes, templates, holdout, notes, examples)
+    images = find_class_images(classes, _labelled_rows(planned))
+    notes += describe_empty_classes(classes, images.empty, "classes without an image")
+    return CorpusPlan(options, planned, classes, templates, holdout, notes, images)
+
+
+def _labelled_rows(sources: Iterable[PlannedSource]) -> Iterator[Rows]:
+    return (rows for of in sources if of.spec.kind == "labels" for rows in of.rows.values())
 
 
 def list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from unicl_cli.jobs.prepare.parts import PartMarker, find_part_damage, read_mark
 from unicl_cli.jobs.prepare.plan import CorpusPlan, make_plan
 from unicl_cli.jobs.prepare.plan_file import PlanFile, agree_on_plan, check_out_dir
 from unicl_cli.jobs.prepare.progress import Progress, format_counts, note, warn
-from unicl_cli.jobs.prepare.report import image_notes, write_report, write_summary
+from unicl_cli.jobs.prepare.report import write_report, write_summary
 from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.prepare.shards import Unit, json_bytes, write_unit
 
@@ -212,7 +212,7 @@ def _finish_corpus(
     manifest = check_document(document, Manifest, out / MANIFEST, repair_hint(out))
     report = write_summary(out, plan, markers, manifest)
     _check_no_source_is_empty(out, units, report)
-    for line in image_notes(manifest):
+    for line in report["notes"][len(plan.notes) :]:
         warn(line)
     write_atomic(out / MANIFEST, json_bytes(document))
     return report
