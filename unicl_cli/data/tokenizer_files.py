@@ -21,7 +21,7 @@ STEPS = {
     ),
 }
 MAX_WAYS = 10_000
-"""Most ways in which a pattern may match one text, apart from quantifiers without an upper limit; GPT-4o's has 41."""
+"""Most ways in which a pattern may match one text, apart from quantifiers without an upper limit; GPT-4o's has 40."""
 MAX_TIMES = 1000
 """An upper limit from here on is none."""
 TOKEN = re.compile(
