@@ -23,7 +23,7 @@ STEPS = {
 MAX_WAYS = 10_000
 """Most ways in which a pattern may match one text, apart from quantifiers without an upper limit; GPT-4o's has 40."""
 MAX_TIMES = 1000
-"""An upper limit from here on is none."""
+"""An upper limit from here on is none, for what matches in one way."""
 TOKEN = re.compile(
     r"(?P<open>\((?:\?(?:<?[=!]|>|[a-zA-Z-]*:?))?)|(?P<bar>\|)"
     r"|(?P<close>\))?(?P<times>[*+?]|\{(?:\d+,?\d*|,\d+)\})[?+]?|\)"
@@ -136,7 +136,7 @@ def _read_times(quantifier: str | None) -> tuple[int, float]:
         return known[quantifier]
     low, comma, high = str(quantifier)[1:-1].partition(",")
     most = float(high or math.inf) if comma else float(low)
-    return int(low or 0), most if most < MAX_TIMES else math.inf
+    return int(low or 0), most
 
 
 class Repeats:
@@ -158,9 +158,10 @@ class Repeats:
 
     def add(self, inner: "Repeats", low: int, high: float) -> None:
         """Add a group or character that comes ``low`` to ``high`` times; without a limit, one time counts."""
-        self.branch += inner.most + (high == math.inf)
+        is_endless = high == math.inf or (inner.ways == 1 and high >= MAX_TIMES)
+        self.branch += inner.most + is_endless
         self.most = max(self.most, self.branch)
-        if high == math.inf:
+        if is_endless:
             self.here *= inner.ways
         elif inner.ways == 1:
             self.here *= high - low + 1
