@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from unicl_cli.core.schedule import lr_at
     from unicl_cli.data.class_names import read_class_file, read_classes
     from unicl_cli.data.class_numbers import match_labels
+    from unicl_cli.data.number_spellings import read_whole_numbers
     from unicl_cli.data.pictures import Extent, read_extent
     from unicl_cli.data.sources.tar_members import iter_members
     from unicl_cli.errors import UniclError
@@ -65,6 +66,7 @@ _HOME = {
     "unicl_cli.core.schedule": ("lr_at",),
     "unicl_cli.data.class_names": ("read_class_file", "read_classes"),
     "unicl_cli.data.class_numbers": ("match_labels",),
+    "unicl_cli.data.number_spellings": ("read_whole_numbers",),
     "unicl_cli.data.pictures": ("Extent", "read_extent"),
     "unicl_cli.data.sources.tar_members": ("iter_members",),
     "unicl_cli.errors": ("UniclError",),
@@ -132,6 +134,7 @@ __all__ = [
     "read_extent",
     "read_facts",
     "read_tensors",
+    "read_whole_numbers",
     "save",
     "seed_of",
     "set_columns",

@@ -52,6 +52,12 @@ class Stopped(UniclError):  # noqa: N818 - not a failure: the user asked for it
         super().__init__(message, hint, exit_code=75)
 
 
+class Remark(str):
+    """A note on data in which nothing can be wrong: `prepare --quiet` leaves it out, and shows every other note."""
+
+    __slots__ = ()
+
+
 UNSAFE = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ud800-\udfff\ufeff"
 """The characters, as a regex class, that steer a terminal or the direction of text, hide, or that UTF-8 cannot hold.
 

@@ -45,6 +45,18 @@ LINES = {
     "zeroshot picture.png --probe picture.png --classes a": "--probe: cannot be combined with --classes",
     "probe run --method knn --save x": "--save: --method knn has no weights",
     "probe run --c 0": "--c 0: not a positive number",
+    **{
+        f"{line} {output}": f"output '{output}': not the name of a file"
+        for line in (
+            *("eval run -o", "eval run --html", "eval run --predictions", "probe run -o", "probe run --save"),
+            *("compare run run -o", "compare run run --html", "inspect corpus -o", "inspect corpus --html"),
+            *("bench loader -o", "recipes cp quickstart"),
+        )
+        for output in ("-", "new/", "folder/new/")
+    },
+    "prepare --labels digits -o -": "output '-': not the name of a folder",
+    "mix run run -o -": "output '-': not the name of a folder",
+    "eval run -o folder/": "-o folder: cannot be written: neither a file nor a stream",
     "train nothere": "no recipe 'nothere'",
     "train quickstart": "no finished corpus at quickstart/corpus",
     "train quickstart --data corpus --init nothere": "model nothere: no such run",

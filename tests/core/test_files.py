@@ -147,6 +147,21 @@ def test_a_pipe_is_written_through(tmp_path):
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
+def test_a_pipe_without_a_reader_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(files, "READER_SECONDS", 0.0)
+    with pytest.raises(OSError, match="no program reads this pipe") as caught:
+        write_output_data(tmp_path / "pipe", "nobody")
+    assert caught.value.filename == str(tmp_path / "pipe")
+    monkeypatch.undo()
+    heard: list[bytes] = []
+    reader = threading.Thread(target=lambda: heard.append((tmp_path / "pipe").read_bytes()))
+    reader.start()
+    write_output_data(tmp_path / "pipe", b"x" * 1_000_000)  # more than a pipe holds
+    reader.join(10)
+    assert heard == [b"x" * 1_000_000]
+
+
 @pytest.mark.skipif(not AS_ROOT, reason="only root makes devices")
 def test_a_device_stays_a_device(tmp_path):
     for name, minor in (("null", 3), ("full", 7)):

@@ -1,5 +1,6 @@
 """The standard streams of a command that has nobody to talk to."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from launching import recipe
+
+from unicl_cli.core.streams import hold_stderr
 
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 UNICL = (sys.executable, "-P", "-m", "unicl_cli")
@@ -121,3 +124,14 @@ def test_streams_stay_what_they_were():
         done = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, check=True)
         assert done.stdout.decode() == "ä" * 100_000 + "\ntwo"
         assert done.stderr == b"one"
+
+
+def test_what_is_held_back_is_shown_unless_the_block_fails(capfd):
+    with hold_stderr():
+        os.write(2, b"one\n")
+        sys.stderr.write("two\n")
+    with contextlib.suppress(KeyError), hold_stderr():
+        os.write(2, b"panicked\n")
+        raise KeyError
+    os.write(2, b"three\n")
+    assert capfd.readouterr().err == "one\ntwo\nthree\n"

@@ -199,3 +199,34 @@ def test_a_pipe_or_folder_is_not_a_file_of_names(tmp_path):
 def test_a_key_of_thousands_of_digits_is_a_key(tmp_path):
     (tmp_path / "names.json").write_text(f'{{"{"9" * 5000}": "cat", "1": "dog"}}')
     assert [entry.id for entry in read_class_file(str(tmp_path / "names.json")).entries] == ["9" * 5000, "1"]
+
+
+@pytest.mark.parametrize(
+    "text", ["id,name\n0,cat\n,\n1,dog\n,\n", ",\nid,name\n0,cat\n1,dog\n,\n", "0,cat\n1,dog\n,\n , \n"]
+)
+def test_blank_rows_of_a_table_are_left_out_and_counted(text):
+    found = parse_class_text(text, "n.csv", ".csv")
+    assert [(entry.id, entry.names) for entry in found.entries] == [("0", ("cat",)), ("1", ("dog",))]
+    assert any(
+        note.startswith("n.csv: lines without a filled cell are left out (2, first line") for note in found.notes
+    )
+
+
+def test_a_blank_row_among_names_that_are_counted_is_refused():
+    with pytest.raises(UniclError, match="line 2 is blank, but the names are counted by line"):
+        parse_class_text('cat\n""\ndog\n', "n.csv", ".csv")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".csv", "id,name\n0.0,cat\n2.0,dog\n"),
+        (".txt", "0.0\tcat\n2.0\tdog\n"),
+        (".json", '{"0.0": "cat", "2.0": "dog"}'),
+        (".json", '[{"id": 0.0, "name": "cat"}, {"id": 2.0, "name": "dog"}]'),
+    ],
+)
+def test_ids_that_pandas_wrote_as_floats_are_integers(suffix, text):
+    assert [entry.id for entry in parse_class_text(text, "n", suffix).entries] == ["0", "2"]
+    versions = parse_class_text("id,name\n1.0,cat\n1.5,dog\n", "n", ".csv")
+    assert [entry.id for entry in versions.entries] == ["1.0", "1.5"], "not all are whole"

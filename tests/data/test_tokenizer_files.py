@@ -14,6 +14,7 @@ from unicl_cli.data.tokenizer_files import MAX_GROWTH, check_tokenizer, is_risky
 from unicl_cli.data.tokenizers import CLIP_WORDS, clip_tokenizer, corpus_tokenizer, load_tokenizer
 from unicl_cli.errors import UniclError
 
+Capture = pytest.CaptureFixture[str]
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -126,7 +127,18 @@ def test_a_text_that_a_tokenizer_has_no_token_for_is_one_line(written: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "pattern", [CLIP_WORDS, GPT2, LLAMA, O200K, r"\s+", " {2,}", r"(?<=\s)\w+", r"\d+(?=(\d{3})$)"]
+    "pattern",
+    [
+        CLIP_WORDS,
+        GPT2,
+        LLAMA,
+        O200K,
+        r"\s+",
+        " {2,}",
+        r"(?<=\s)\w+",
+        r"\d+(?=(\d{3})$)",
+        *(r"\d{1,3}(?=(?:\d{3})*\b)", r"(?i)\p{N}{1,3}", "(?:[^a]|b){3}", r"[^\r\n\p{L}\p{N}]?\p{L}{2,}", "(?:x+)?y"),
+    ],
 )
 def test_patterns_of_known_tokenizers_are_taken(pattern: str) -> None:
     assert not is_risky(pattern)
@@ -134,7 +146,26 @@ def test_patterns_of_known_tokenizers_are_taken(pattern: str) -> None:
 
 @pytest.mark.parametrize(
     "pattern",
-    ["(a+)+$", "(a*)*b", "(?:a|b+)*c", "((a+))+", "(a{2,})+", "a*a*a*a*a*b", r"(a)\1+", "(a+){30}", "([a-z]+|x)*"],
+    [
+        "(a+)+$",
+        "(a*)*b",
+        "(?:a|b+)*c",
+        "((a+))+",
+        "(a{2,})+",
+        "a*a*a*a*a*b",
+        r"(a)\1+",
+        "(a+){30}",
+        "([a-z]+|x)*",
+        *(
+            "(?:a|a){60}b",
+            "(?:a?){60}b",
+            "(?:a{1,30}){1,30}b",
+            "(?:(?:a|a)(?:a|a)){40}b",
+            f"{'a?' * 30}b",
+            "(a|aa){,40}",
+        ),
+        *("(?:(?:(?:a|b){4}){4}){4}", "(?i:a|b){99999999999}", "a{1,2000}" * 5),
+    ],
 )
 def test_patterns_that_may_not_end_are_refused(pattern: str) -> None:
     assert is_risky(pattern)
@@ -145,3 +176,16 @@ def test_clips_own_tokenizer_is_read_as_it_was_written(tmp_path: Path) -> None:
     own.save(tmp_path / "clip.json")
     texts = ["A photo of a dog's <3 &amp; 12 cats.", ""]
     assert load_tokenizer(tmp_path / "clip.json", 77, clean=True)(texts).equal(own(texts))
+
+
+def test_a_pattern_that_gives_up_on_a_text_is_one_line_and_nothing_beside_it(written: Path, capfd: Capture) -> None:
+    """Rust prints a panic on standard error by itself."""
+    tree = json.loads(written.read_text())
+    split_at({"Regex": "(?:a|a)*b"})(tree)
+    written.write_text(json.dumps(tree))
+    tokenizer = load_tokenizer(written, 16)
+    assert tokenizer(["a b"]).shape[0] == 1
+    for texts in (["a" * 60 + "cb"], [f"{n} {'a' * 60}cb" for n in range(20)]):  # several are encoded in threads
+        with pytest.raises(UniclError, match=r"the tokenizer cannot encode a text: [^\n]+$"):
+            tokenizer(texts)
+    assert capfd.readouterr().err == ""

@@ -55,7 +55,9 @@ def test_a_lost_run_is_where_its_newest_checkpoint_is(runs: Path):
     (run / "checkpoints" / "step-00000012").mkdir(parents=True)
     (run / "checkpoints" / "step-00000012" / "model.safetensors").touch()
     (run / "checkpoints" / "step-00000015").mkdir()
-    assert list_runs(runs)[0]["step"] == 12
+    (run / "checkpoints" / "step-00000021").mkdir()
+    (run / "checkpoints" / "step-00000021" / "model.safetensors").touch()
+    assert list_runs(runs)[0]["step"] == 12, "no run has more steps than all"
 
 
 def test_a_run_whose_process_is_gone_from_this_machine_is_lost():
@@ -67,6 +69,7 @@ def test_a_run_whose_process_is_gone_from_this_machine_is_lost():
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "null", '{"state": 3}', '{"state": "running", "step": null, "steps": 1, "updated": 1}', "\x00",
+     '{"state": "running", "step": 21, "steps": 20, "updated": 1}', '{"state":"done","step":1,"steps":0,"updated":1}',
      '{"state": "done", "step": 1, "steps": 1, "updated": NaN}', '{"state":"done","step":1,"steps":1,"updated":1e999}'],
 )  # fmt: skip
 def test_a_damaged_run_is_a_line_and_never_an_end(runs: Path, capsys: Capture, text: str):

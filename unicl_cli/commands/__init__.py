@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from unicl_cli.commands.completion import complete_runs
+from unicl_cli.errors import UniclError
 
 LOG = logging.getLogger("unicl_cli")
 COMPUTE = "Compute"
 OUTPUT = "Output"
+_SLASHES = tuple(slash for slash in (os.sep, os.altsep) if slash)
 """Panels of `--help` that every command with many options has, beside its own."""
 
 
@@ -19,6 +21,22 @@ def examples(*lines: str) -> str:
     """Return the end of a command's help: ``lines`` to copy, each of which runs as it stands."""
     shown = "\n".join(f"  {line}" for line in lines)
     return f"\nExamples:\n{shown}"  # typer would strip the indentation if the text began with its second line
+
+
+def output_file(text: str) -> Path:
+    """Return the path of a file to write. UniclError for ``-`` and for a new folder, which a Path does not show."""
+    if text == "-":
+        raise UniclError("output '-': not the name of a file", "name a file, or /dev/stdout for standard output")
+    if not text or (text.endswith(_SLASHES) and not Path(text).is_dir()):
+        raise UniclError(f"output '{text}': not the name of a file", "add the name of the file to write")
+    return Path(text)
+
+
+def output_folder(text: str | Path) -> Path:
+    """Return the path of a folder to write. UniclError for ``-``, which other programs take for a stream."""
+    if str(text) in ("", "-"):
+        raise UniclError(f"output '{text}': not the name of a folder", "name a folder")
+    return Path(text)
 
 
 def _set_quiet(given: bool) -> bool:
@@ -116,7 +134,14 @@ RawWeights = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", "-o", metavar="FILE", help="Also write the JSON to this file.", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FILE",
+        parser=output_file,
+        help="Also write the JSON to this file.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 
 everywhere = typer.Typer(add_completion=False)

@@ -19,6 +19,7 @@ from unicl_cli.commands import (
     Split,
     Template,
     examples,
+    output_file,
 )
 from unicl_cli.commands.completion import complete_runs
 from unicl_cli.errors import UniclError
@@ -52,6 +53,7 @@ def compare(
         Path | None,
         typer.Option(
             metavar="FILE",
+            parser=output_file,
             help="Also write a page with images on which the models disagree: one file.",
             rich_help_panel=OUTPUT,
         ),

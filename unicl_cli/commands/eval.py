@@ -21,6 +21,7 @@ from unicl_cli.commands import (
     Split,
     Template,
     examples,
+    output_file,
 )
 from unicl_cli.errors import UniclError
 
@@ -52,6 +53,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FILE",
+            parser=output_file,
             help="Also write the predicted class of each labelled row: .parquet, .csv or .jsonl.",
             rich_help_panel=OUTPUT,
         ),
@@ -60,6 +62,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FILE",
+            parser=output_file,
             help="Also write a page with the confused classes and mistakes as images: one file.",
             rich_help_panel=OUTPUT,
         ),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands import Json, Out, Quiet, examples
+from unicl_cli.commands import Json, Out, Quiet, examples, output_file
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.recipe.layers import builtin_names
 
@@ -56,7 +56,10 @@ def inspect(
     html: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Also write a page with images: one file, for any browser.", rich_help_panel=PAGE
+            metavar="FILE",
+            parser=output_file,
+            help="Also write a page with images: one file, for any browser.",
+            rich_help_panel=PAGE,
         ),
     ] = None,
     samples: Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unicl_cli.commands import MODEL_FORMS, Batch, Data, Devices, Json, Quiet, examples
+from unicl_cli.commands import MODEL_FORMS, Batch, Data, Devices, Json, Quiet, examples, output_folder
 from unicl_cli.commands.completion import complete_runs
 from unicl_cli.commands.output import print_path
 from unicl_cli.errors import UniclError
@@ -41,7 +41,10 @@ def mix(
     ] = None,
     curve: Annotated[bool, typer.Option("--curve", help="Compare the shares 0, 0.1, … 1.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write the mixture here; of several, the best.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="DIR", parser=output_folder, help="Write the mixture here; of several, the best."
+        ),
     ] = None,
     data: Data = None,
     split: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands import COMPUTE, Json, Quiet, examples
+from unicl_cli.commands import COMPUTE, Json, Quiet, examples, output_folder
 from unicl_cli.commands.completion import complete_sources, one_of
 from unicl_cli.commands.output import check_encoding
 from unicl_cli.errors import UniclError
@@ -44,7 +44,9 @@ def prepare(
             autocompletion=complete_sources,
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Directory of the corpus.")] = Path("corpus"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", parser=output_folder, help="Directory of the corpus.")
+    ] = Path("corpus"),
     data_dir: Annotated[
         Path | None,
         typer.Option("--data-dir", metavar="DIR", help="Folder of downloaded data sets (also UNICL_DATA)."),

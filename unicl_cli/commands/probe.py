@@ -17,6 +17,7 @@ from unicl_cli.commands import (
     RawWeights,
     SameModel,
     examples,
+    output_file,
 )
 from unicl_cli.errors import UniclError
 
@@ -96,7 +97,10 @@ def probe(
     save: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write the classifier, for unicl zeroshot --probe FILE.", rich_help_panel=OUTPUT
+            metavar="FILE",
+            parser=output_file,
+            help="Write the classifier, for unicl zeroshot --probe FILE.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     out: Out = None,

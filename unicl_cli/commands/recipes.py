@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands import Json, completion, examples
+from unicl_cli.commands import Json, completion, examples, output_file
 from unicl_cli.commands.output import print_path
 from unicl_cli.core.json_output import format_json, print_json
 from unicl_cli.errors import UniclError, did_you_mean, escape_control, print_line, write_note
@@ -115,7 +115,8 @@ def _print_text(text: str) -> None:
 def cp(
     name: Source,
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="Copy to write. Default: NAME.yaml in this folder.")
+        Path | None,
+        typer.Argument(metavar="FILE", parser=output_file, help="Copy to write. Default: NAME.yaml in this folder."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:

@@ -8,11 +8,11 @@ import stat
 import uuid
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from unicl_cli.core.documents import Document, Natural, StepCount, load_facts, read_document
+from unicl_cli.core.documents import Document, Natural, StepCount, check_progress, load_facts, read_document
 from unicl_cli.core.files import discard, is_leftover, read_regular, remove_leftovers
 from unicl_cli.errors import UniclError
 
@@ -38,7 +38,13 @@ class CheckpointFacts(Document):
     """``trainer.json`` as every reader needs it: the step, and bytes and sha256 of each file beside it."""
 
     step: StepCount
+    steps: StepCount | None = None
     files: Annotated[dict[str, Annotated[tuple[Natural, str], Field(strict=False)]], AfterValidator(_check_listing)]
+
+    @model_validator(mode="after")
+    def _check_progress(self) -> Self:
+        check_progress(self.step, self.steps)
+        return self
 
 
 def folder_of(root: Path, step: int) -> Path:

@@ -22,6 +22,12 @@ StepCount = Annotated[int, Field(ge=0, le=10**10)]
 Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | float
 
 
+def check_progress(step: int, steps: int | None) -> None:
+    """Raise ValueError if more steps are completed than there are."""
+    if steps is not None and step > steps:
+        raise ValueError(f"step: is {step:,} of {steps:,} steps")
+
+
 def _check_numbers(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("should be a finite number")

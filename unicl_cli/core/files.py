@@ -7,6 +7,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,9 @@ from unicl_cli.formats import byte_size
 
 _TEMPORARY = re.compile(r"\.unicl-[0-9a-f]{32}\.tmp")
 """The one form of a temporary name: no program but unicl gives it to a file or folder."""
+
+READER_SECONDS = 5.0
+"""The longest wait for a program that reads the pipe which an output goes to."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -213,6 +217,23 @@ def _open_stream(path: Path) -> BinaryIO:
     """Open a stream for writing; standard output and error as they are open already, at their place."""
     number = _own_stream(path.stat())
     if number is None:
-        return path.open("wb")
+        return open(_wait_for_reader(path), "wb")
     (sys.stdout if number == 1 else sys.stderr).flush()  # what was printed before comes first
     return os.fdopen(os.dup(number), "wb")
+
+
+def _wait_for_reader(path: Path) -> int:
+    """Return a handle that writes to a device or pipe; OSError if nobody reads the pipe for some seconds."""
+    end = time.monotonic() + READER_SECONDS
+    while True:
+        try:
+            handle = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() > end:
+                raise OSError(errno.ENXIO, "no program reads this pipe", str(path)) from error
+            time.sleep(0.05)
+        else:
+            os.set_blocking(handle, True)  # a reader may be slower
+            return handle

@@ -4,6 +4,9 @@ import contextlib
 import io
 import os
 import sys
+import tempfile
+import threading
+from collections.abc import Generator
 from typing import Any, BinaryIO, cast
 
 STDOUT = "standard output"
@@ -74,3 +77,32 @@ def discard_stdout() -> None:
     with contextlib.suppress(OSError, ValueError):  # stdout is not a real file, as in a test
         os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
+
+
+@contextlib.contextmanager
+def hold_stderr() -> Generator[None]:
+    """Hold back what is written to standard error inside: it is dropped if the block raises, else passed on.
+
+    Rust prints a panic there by itself, before Python has the exception that says the same.
+    """
+    with _HOLDING, _open_memory() as kept:
+        sys.stderr.flush()
+        shown = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
+        kept.seek(0)
+        os.write(2, kept.read())
+
+
+_HOLDING = threading.Lock()
+"""Standard error is one for all threads of a process."""
+
+
+def _open_memory() -> BinaryIO:
+    if hasattr(os, "memfd_create"):  # not on macOS
+        return open(os.memfd_create("unicl"), "w+b")  # noqa: PTH123 - a handle
+    return cast("BinaryIO", tempfile.TemporaryFile())

@@ -10,8 +10,9 @@ from typing import NamedTuple, cast
 from unicl_cli.core.files import read_regular
 from unicl_cli.data.class_entry import FORMS, ID, ID_WORDS, NAME_WORDS, ClassEntry, NameList, as_id, find_repeated
 from unicl_cli.data.class_names_json import entries_of_json, load_json
+from unicl_cli.data.number_spellings import read_whole_numbers
 from unicl_cli.data.text import replace_surrogates
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import Remark, UniclError
 
 _LONE_HEADERS = frozenset(("name", "names", "class", "classes", "class_name", "classname", "label", "labels"))
 """Headers of a file with one column; `key` and `folder` may be classes."""
@@ -65,10 +66,11 @@ def parse_class_text(text: str, origin: str, suffix: str = ".txt", *, prompts: b
         raise UniclError(f"{origin}: no class names", FORMS)
     if long := next((name for entry in entries for name in entry.names if len(name) > MAX_NAME), None):
         raise UniclError(f"{origin}: '{long[:40]}…' has {len(long):,} characters; at most {MAX_NAME:,}", FORMS)
+    entries = _read_whole_ids(entries)
     _check_ids(entries, origin)
     if not prompts:
         _check_repeated_names(entries, origin)
-    return NameList(origin, tuple(entries), tuple(f"{origin}: {note}" for note in notes))
+    return NameList(origin, tuple(entries), tuple(type(note)(f"{origin}: {note}") for note in notes))
 
 
 def read_classes(spec: str, option: str = "--classes") -> NameList:
@@ -111,15 +113,18 @@ def _entries_of_text(text: str, origin: str, suffix: str, notes: list[str], *, p
     lines = [_Cells(f"line {at}", [line.strip()]) for at, line in enumerate(text.strip().split("\n"), 1)]
     comments = [line.place for line in lines if re.match(r"#(\s|$)", line.cells[0])]
     if comments:
-        notes.append(f"lines that begin with # are comments ({len(comments)}, first {comments[0]})")
+        notes.append(Remark(f"lines that begin with # are comments ({len(comments)}, first {comments[0]})"))
     blank = next((line.place for line in lines if not line.cells[0]), None)
     lines = [line for line in lines if line.cells[0] and not re.match(r"#(\s|$)", line.cells[0])]
     rows = _split_columns(lines, suffix, origin)
+    if empty := [row.place for row in rows if not any(row.cells)]:
+        blank, rows = blank or empty[0], [row for row in rows if any(row.cells)]
+        notes.append(f"lines without a filled cell are left out ({len(empty)}, first {empty[0]})")
     wide = any(len(row.cells) > 1 for row in rows)
     if wide and prompts and suffix != ".csv" and not _is_map(rows):
         return [_entry_with_prompt(row, origin) for row in rows]
     if _has_header(rows):
-        notes.append(f"{rows[0].place} is the header: {', '.join(rows[0].cells)}")
+        notes.append(Remark(f"{rows[0].place} is the header: {', '.join(rows[0].cells)}"))
         header, rows = rows[0].cells, rows[1:]
     else:
         header = None
@@ -127,7 +132,7 @@ def _entries_of_text(text: str, origin: str, suffix: str, notes: list[str], *, p
         return _entries_of_table(header, rows, origin)
     cells = [row.cells[0] for row in rows]
     if numbered := _split_numbers(cells, origin, spaces=True):
-        notes.append(f"its lines begin with ids, from {numbered[0][0]} to {numbered[-1][0]}")
+        notes.append(Remark(f"its lines begin with ids, from {numbered[0][0]} to {numbered[-1][0]}"))
         return [_entry_of_id(number, name, cell) for (number, name), cell in zip(numbered, cells, strict=True)]
     if blank and rows and not prompts:
         raise UniclError(f"{origin}: {blank} is blank, but the names are counted by line", "remove the line")
@@ -268,6 +273,12 @@ def _check_name(name: str, place: str, origin: str) -> None:
     if _SYNTAX.match(name):
         where = f"{origin}: {place}" if place else origin
         raise UniclError(f"{where}: '{name}' looks like syntax, not like a class name", FORMS)
+
+
+def _read_whole_ids(entries: list[ClassEntry]) -> list[ClassEntry]:
+    """Write ids as integers if all are whole and some are floats, as pandas writes them beside a gap."""
+    whole = read_whole_numbers(entry.id for entry in entries if entry.id is not None)
+    return [entry._replace(id=whole.get(entry.id or "", entry.id)) for entry in entries]
 
 
 def _check_ids(entries: Sequence[ClassEntry], origin: str) -> None:

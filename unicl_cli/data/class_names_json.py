@@ -79,7 +79,7 @@ def _entry_of_item(item: Any, origin: str) -> ClassEntry:
     if isinstance(item, dict):
         held = {str(key).casefold(): value for key, value in cast(dict[Any, Any], item).items()}
         name = next((held[word] for word in NAME_WORDS if isinstance(held.get(word), str)), None)
-        key = next((held[word] for word in ID_WORDS if isinstance(held.get(word), int | str)), None)
+        key = next((held[word] for word in ID_WORDS if isinstance(held.get(word), int | float | str)), None)
         if name and name.strip():
             return ClassEntry((name.strip(),), None if key is None else str(key), written=name)
     raise UniclError(f"{origin}: {json.dumps(item)[:40]} is not a class name", FORMS)

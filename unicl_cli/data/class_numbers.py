@@ -8,11 +8,10 @@ from typing import NamedTuple
 from unicl_cli.contracts import NO_LABEL, ClassName
 from unicl_cli.data.class_entry import ClassEntry, NameList
 from unicl_cli.data.class_names import read_class_file
+from unicl_cli.data.number_spellings import is_integer
 from unicl_cli.data.wordnet import names_of_synset
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import Remark, UniclError
 
-_INTEGER = re.compile(r"[+-]?\d{1,1000}")
-_NUMBER = re.compile(r"([+-]?\d{1,1000})(\.0*)?")
 _SYNSET = re.compile(r"(n\d{8})(?:[-_ .]+(.+))?")
 _COUNTED = re.compile(r"(\d{1,18})[._ -]+(.*[^\W\d_].*)")
 
@@ -44,24 +43,6 @@ def read_names(classes: str | None, first: int | None) -> NameList | None:
     if classes is None and first is not None:
         raise UniclError(f"first={first}: no class names to count", "add classes=FILE")
     return read_class_file(classes) if classes else None
-
-
-def is_integer(label: str) -> bool:
-    """Return whether a label is written as an integer."""
-    return _INTEGER.fullmatch(label) is not None
-
-
-def check_spelling(origin: str, labels: Iterable[str]) -> None:
-    """Raise UniclError if several labels are spellings of one number, such as 1, 01, +1 and 1.0."""
-    spellings: dict[int, list[str]] = {}
-    for label in sorted(labels):
-        if match := _NUMBER.fullmatch(label):
-            spellings.setdefault(int(match[1]), []).append(label)
-    if twice := next((of for of in spellings.values() if len(of) > 1), None):
-        raise UniclError(
-            f"{origin}: the labels {', '.join(twice[:5])} are one number, written in several ways",
-            "write each number in one way, or name the classes with ?classes=FILE",
-        )
 
 
 def match_labels(names: NameList, labels: Collection[str], first: int | None) -> LabelledClasses:
@@ -197,7 +178,7 @@ def describe_changed_names(classes: Sequence[ClassName], remedy: str) -> list[st
     if not changed:
         return []
     example = f"'{changed[0].key}' is '{changed[0].names[0]}'"
-    return [f"classes are named without the number or id of their key ({len(changed):,}): {example} ({remedy})"]
+    return [Remark(f"classes are named without the number or id of their key ({len(changed):,}): {example} ({remedy})")]
 
 
 def _loses_number(named: ClassName) -> bool:

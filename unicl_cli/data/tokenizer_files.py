@@ -1,6 +1,7 @@
 """Check of a `tokenizer.json` before the `tokenizers` library runs it: the work on a text stays in proportion to it."""
 
 import base64
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, cast
@@ -19,8 +20,15 @@ STEPS = {
         *("Digits", "UnicodeScripts", "CharDelimiterSplit", "Sequence"),
     ),
 }
-TOKEN = re.compile(r"\(|\)(?:[*+]|\{\d)?|\||[*+][?+]?|\{\d*,\}")
-"""An opened group, a closed one with its quantifier, a new branch, a quantifier without an upper limit."""
+MAX_WAYS = 10_000
+"""Most ways in which a pattern may match one text, apart from quantifiers without an upper limit; GPT-4o's has 40."""
+MAX_TIMES = 1000
+"""An upper limit from here on is none, for what matches in one way."""
+TOKEN = re.compile(
+    r"(?P<open>\((?:\?(?:<?[=!]|>|[a-zA-Z-]*:?))?)|(?P<bar>\|)"
+    r"|(?P<close>\))?(?P<times>[*+?]|\{(?:\d+,?\d*|,\d+)\})[?+]?|\)"
+)
+"""An opened group, a new branch, a closed group, a quantifier: of the closed group before it, or of a character."""
 REFERENCE = re.compile(r"\\[1-9gk]|\(\?(?:[P&(]|<[^=!])")
 CHARACTERS = re.compile(r"\[\^?\]?[^\]]*\]")
 ESCAPE = re.compile(r"\\[pP]\{[^}]*\}|\\.", re.DOTALL)
@@ -99,34 +107,63 @@ def check_pattern(pattern: Any) -> None:
 
 
 def is_risky(pattern: str) -> bool:
-    """Return True if a group that repeats without limit is itself repeated, or a branch has many such quantifiers.
+    """Return True if a group that repeats without limit is itself repeated, or if a pattern may try too many ways.
 
     Also for references to groups, which no known tokenizer uses.
     """
     if REFERENCE.search(pattern):
         return True
     groups = [Repeats()]
-    for token in TOKEN.findall(CHARACTERS.sub("x", ESCAPE.sub("x", pattern))):
-        if token == "(":
+    for token in TOKEN.finditer(CHARACTERS.sub("x", ESCAPE.sub("x", pattern))):
+        if token["open"]:
             groups.append(Repeats())
-        elif token[0] == ")" and len(groups) > 1:
-            inner = groups.pop().most
-            if inner and token != ")":
-                return True
-            groups[-1].add(inner)
-        elif token == "|":
-            groups[-1].branch = 0
+        elif token["bar"]:
+            groups[-1].begin_branch()
         else:
-            groups[-1].add(1)
-    return max(group.most for group in groups) > MAX_REPEATS
+            low, high = _read_times(token["times"])
+            is_group = token[0][0] == ")" and len(groups) > 1
+            inner = groups.pop() if is_group else Repeats()
+            if inner.most and high > 1:
+                return True
+            groups[-1].add(inner, low, high)
+    return any(group.most > MAX_REPEATS or group.ways > MAX_WAYS for group in groups)
+
+
+def _read_times(quantifier: str | None) -> tuple[int, float]:
+    """Return the least and the most times of a quantifier; None is one of a group without any."""
+    known = {None: (1, 1.0), "?": (0, 1.0), "*": (0, math.inf), "+": (1, math.inf)}
+    if quantifier in known:
+        return known[quantifier]
+    low, comma, high = str(quantifier)[1:-1].partition(",")
+    most = float(high or math.inf) if comma else float(low)
+    return int(low or 0), most
 
 
 class Repeats:
-    """The quantifiers without an upper limit in a group: in its current branch, and in the branch with most of them."""
+    """A group: its quantifiers without an upper limit, and the ways in which it may match one text.
+
+    Both are counted in its current branch; ``most`` is the branch with most of the quantifiers, and ``ways`` the sum.
+    """
 
     def __init__(self) -> None:
         self.branch = self.most = 0
+        self.before, self.here = 0.0, 1.0
 
-    def add(self, count: int) -> None:
-        self.branch += count
+    @property
+    def ways(self) -> float:
+        return self.before + self.here
+
+    def begin_branch(self) -> None:
+        self.before, self.here, self.branch = self.ways, 1.0, 0
+
+    def add(self, inner: "Repeats", low: int, high: float) -> None:
+        """Add a group or character that comes ``low`` to ``high`` times; without a limit, one time counts."""
+        is_endless = high == math.inf or (inner.ways == 1 and high >= MAX_TIMES)
+        self.branch += inner.most + is_endless
         self.most = max(self.most, self.branch)
+        if is_endless:
+            self.here *= inner.ways
+        elif inner.ways == 1:
+            self.here *= high - low + 1
+        else:
+            self.here *= math.exp(min(700.0, high * math.log(inner.ways))) + (low == 0)

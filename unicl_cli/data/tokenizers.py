@@ -20,6 +20,7 @@ from unicl_cli.core import hub
 from unicl_cli.core.files import read_regular
 from unicl_cli.core.foreign import explain_foreign
 from unicl_cli.core.json_text import parse_json
+from unicl_cli.core.streams import hold_stderr
 from unicl_cli.data.tokenizer_files import check_tokenizer
 from unicl_cli.errors import UniclError
 
@@ -45,16 +46,19 @@ def clip_clean(text: str) -> str:
 
 
 class TextTokenizer:
-    """Texts -> int64 (n, longest) ids, cut to ``context_length`` with the end-of-text token kept, ``pad_id`` behind."""
+    """Texts -> int64 (n, longest) ids, cut to ``context_length`` with the end-of-text token kept, ``pad_id`` behind.
 
-    def __init__(self, library: Library, context_length: int, *, clean: bool) -> None:
+    ``foreign`` is one from a file, whose patterns may fail on a text.
+    """
+
+    def __init__(self, library: Library, context_length: int, *, clean: bool, foreign: bool = False) -> None:
         frame = library.num_special_tokens_to_add(is_pair=False)
         if context_length <= frame:
             raise UniclError(
                 f"model.context_length: {context_length} leaves no room beside the {frame} special tokens of each text",
                 f"set model.context_length to {frame + 1} or more",
             )
-        self.library, self.context_length, self.clean = library, context_length, clean
+        self.library, self.context_length, self.clean, self.foreign = library, context_length, clean, foreign
         vocabulary = library.get_vocab()
         self.vocab_size = max(vocabulary.values()) + 1
         self.eot_id = next((vocabulary[name] for name in ENDS if name in vocabulary), self.vocab_size - 1)
@@ -107,15 +111,13 @@ class TextTokenizer:
     def _encode(self, texts: Sequence[str]) -> Sequence[Encoding]:
         self.library.encode_special_tokens = True  # as plain text; neither files nor pickles keep this setting
         cleaned = [clip_clean(t) if self.clean else t for t in texts]
-        try:
-            with as_value_error():
-                return self.library.encode_batch_fast(cleaned)
-        except ValueError as error:
-            raise UniclError(f"the tokenizer cannot encode a text: {error}", "use another tokenizer") from error
+        with explain_encoding() if self.foreign else contextlib.nullcontext():
+            return self.library.encode_batch_fast(cleaned)
 
     def cut_at(self, context_length: int) -> "TextTokenizer":
         """Return the same tokenizer at another length."""
-        return TextTokenizer(Library.from_str(self.library.to_str()), context_length, clean=self.clean)
+        library = Library.from_str(self.library.to_str())
+        return TextTokenizer(library, context_length, clean=self.clean, foreign=self.foreign)
 
     def save(self, path: Path) -> None:
         self.library.save(str(path))
@@ -196,17 +198,28 @@ def load_tokenizer(path: Path, context_length: int, *, clean: bool = False) -> T
             f"{path}: missing, or not a tokenizer.json: {' '.join(str(reason).split())}",
             "restore the file of a run from a copy; in a recipe, set model.tokenizer to another file, corpus or clip",
         ) from error
-    return TextTokenizer(library, context_length, clean=clean)
+    return TextTokenizer(library, context_length, clean=clean, foreign=True)
+
+
+@contextlib.contextmanager
+def explain_encoding() -> Generator[None]:
+    """Turn what the library raises for a text into UniclError."""
+    try:
+        with as_value_error():
+            yield
+    except ValueError as error:
+        raise UniclError(f"the tokenizer cannot encode a text: {error}", "use another tokenizer") from error
 
 
 @contextlib.contextmanager
 def as_value_error() -> Generator[None]:
-    """Turn what the library raises into a ValueError: plain Exceptions, and a BaseException where it panics.
+    """Turn what the library raises into a ValueError: plain Exceptions, and a BaseException where it panics and prints.
 
     It has no other word for a malformed file, a text without an unknown token, a pattern that takes too long.
     """
     try:
-        yield
+        with hold_stderr():
+            yield
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
@@ -232,11 +245,13 @@ class PaddedTokenizer:
         self.inner, self.context_length, self.vocab_size, self.pad_id = inner, context_length, vocab_size, pad_id
 
     def __call__(self, texts: Sequence[str], /) -> Tensor:
-        return self.inner(list(texts), context_length=self.context_length)
+        with explain_encoding():
+            return self.inner(list(texts), context_length=self.context_length)
 
     def cuts(self, texts: Sequence[str]) -> int:
         """Count the texts that are longer than ``context_length``."""
-        longer = self.inner(list(texts), context_length=self.context_length + 1)
+        with explain_encoding():
+            longer = self.inner(list(texts), context_length=self.context_length + 1)
         return int((longer[:, -1] != self.pad_id).sum())
 
 

@@ -1,11 +1,11 @@
 """The JSON files of a run directory: each with the model that all its readers use."""
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from unicl_cli.core.documents import Document, Natural, StepCount, read_document
+from unicl_cli.core.documents import Document, Natural, StepCount, check_progress, read_document
 from unicl_cli.core.json_lines import Line
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.schema import MAX_CONTEXT
@@ -27,6 +27,11 @@ class Status(Document):
     last_loss: float | None = None
     img_s: Shown = None
     eta_s: Shown = None
+
+    @model_validator(mode="after")
+    def _check_progress(self) -> Self:
+        check_progress(self.step, self.steps)
+        return self
 
 
 class NamedClass(Document):

@@ -71,13 +71,15 @@ def read_status(run: Path) -> dict[str, Any]:
         raise UniclError(f"{run}: has no status.json: the training never started", hint) from error
     if status["state"] == "running" and is_lost(status):
         status["state"] = "lost"
-        status["step"] = max(status["step"], newest_step(run))  # status.json is written every few seconds only
+        # status.json is written every few seconds only
+        status["step"] = max(status["step"], newest_step(run, status["steps"]))
     return status
 
 
-def newest_step(run: Path) -> int:
-    """Return the step of the newest checkpoint by name, whole or not; 0 if there is none."""
-    return max(map(step_of, list_folders(run / CHECKPOINTS)), default=0)
+def newest_step(run: Path, most: int) -> int:
+    """Return the step of the newest checkpoint by name, whole or not, up to step ``most``; 0 if there is none."""
+    found = map(step_of, list_folders(run / CHECKPOINTS))
+    return max((step for step in found if step <= most), default=0)
 
 
 def is_lost(status: Mapping[str, Any]) -> bool:

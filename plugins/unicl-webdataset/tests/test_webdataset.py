@@ -230,3 +230,31 @@ def test_prepare_reads_shards_in_spawned_workers(written: Path, tmp_path: Path):
         assert sample["txt"].decode() in json.dumps(row["texts"], ensure_ascii=False)
         assert bytes(row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]) == sample["png"]
     assert "odd" in json.dumps(manifest["classes"])
+
+
+@pytest.mark.parametrize("where", ["cls", "json:label"])
+def test_whole_numbers_written_as_floats_are_those_numbers(tmp_path: Path, where: str):
+    labels = ["1.0", "0.0", "-1.0", "1.0"]
+    members: list[tuple[str, bytes]] = []
+    for n, label in enumerate(labels):
+        members += [(f"{n}.png", encoded_image(n)), (f"{n}.cls", label.encode())]
+        members += [(f"{n}.json", f'{{"label": {label}}}'.encode())]
+    members += [("4.png", encoded_image(4)), ("4.json", b'{"label": NaN}')]
+    write_tar(tmp_path / "a.tar", members)
+    assert "labels are numbers" in refused(path=str(tmp_path / "a.tar"), label=where)
+    (tmp_path / "classnames.txt").write_text("ant\nbee\n")
+    source = webdataset(path=str(tmp_path / "a.tar"), kind="labels", label=where)
+    assert [row.label for row in source.rows("train")] == [1, 0, NO_LABEL, 1, NO_LABEL]
+    told = [note for note in source.notes if "written as floats" in note]
+    floats = 4 if where == "cls" else 3  # a number -1.0 is none at once
+    assert told == [f"webdataset: labels written as floats are taken as whole numbers: {floats}"]
+
+
+def test_a_text_of_minus_one_is_no_label_and_a_fraction_is_none_either(tmp_path: Path):
+    members: list[tuple[str, bytes]] = []
+    for n, label in enumerate(("ant", "-1", "bee")):
+        members += [(f"{n}.png", encoded_image(n)), (f"{n}.cls", label.encode())]
+    source = webdataset(path=str(write_tar(tmp_path / "a.tar", members)), kind="labels")
+    assert [row.label for row in source.rows("train")] == [0, NO_LABEL, 1]
+    write_tar(tmp_path / "b.tar", [("0.png", encoded_image(0)), ("0.json", b'{"label": 0.5}')])
+    assert "label of 0 is 0.5" in refused(path=str(tmp_path / "b.tar"), label="json:label")

@@ -2,13 +2,24 @@
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from unicl_cli.api import NO_LABEL, ClassName, Extent, Row, UniclError, match_labels, read_class_file, read_extent
+from unicl_cli.api import (
+    NO_LABEL,
+    ClassName,
+    Extent,
+    Row,
+    UniclError,
+    match_labels,
+    read_class_file,
+    read_extent,
+    read_whole_numbers,
+)
 from unicl_webdataset.shards import Sample, check_size, samples_of, shards_of
 
 NAMES = "classnames.txt"
@@ -71,6 +82,16 @@ class WebDataset:
         beside = self._beside("zeroshot_classification_templates.txt")
         return tuple(line for line in _read_text(beside).splitlines() if line.strip()) if beside else "clip80"
 
+    @cached_property
+    def _counts(self) -> Counter[str]:
+        """Samples by label."""
+        return Counter(str(item.label) for items in self.found.values() for item in items if item.label is not None)
+
+    @cached_property
+    def whole(self) -> Mapping[str, str]:
+        """Label as a float -> as the integer that it is, if all labels are whole numbers."""
+        return read_whole_numbers(self._counts)
+
     @property
     def classes(self) -> tuple[ClassName, ...]:
         return self._labelled[0] if self.kind == "labels" else ()
@@ -78,7 +99,7 @@ class WebDataset:
     @cached_property
     def _labelled(self) -> tuple[tuple[ClassName, ...], Mapping[str, int]]:
         """The classes, and label -> class number."""
-        labels = {str(item.label) for items in self.found.values() for item in items if item.label is not None}
+        labels = {self.whole.get(label, label) for label in self._counts} - {str(NO_LABEL)}
         if not labels:
             self._refuse("label", self.fields.label)
         numeric = all(label.isdecimal() for label in labels)
@@ -105,7 +126,11 @@ class WebDataset:
     @property
     def notes(self) -> list[str]:
         """Notes for ``prepare`` on members and samples that are skipped."""
-        return [f"webdataset: {count} {what} in the tars are skipped" for what, count in self.ignored.items()]
+        notes = [f"webdataset: {count} {what} in the tars are skipped" for what, count in self.ignored.items()]
+        if self.whole:
+            floats = sum(self._counts[label] for label in self.whole)
+            notes.append(f"webdataset: labels written as floats are taken as whole numbers: {floats:,}")
+        return notes
 
     def rows(self, split: str) -> list[Row]:
         numbers = self._labelled[1] if self.kind == "labels" else {}
@@ -146,7 +171,8 @@ class WebDataset:
         texts = () if self.kind == "images" else item.texts
         if self.kind != "labels" or item.label is None:
             return Row(item.key, item.ref, texts, NO_LABEL)
-        return Row(item.key, item.ref, texts, numbers[str(item.label)])
+        label = self.whole.get(str(item.label), str(item.label))
+        return Row(item.key, item.ref, texts, NO_LABEL if label == str(NO_LABEL) else numbers[label])
 
     def _samples(self, shard: Path, name: Path) -> Iterator[Found]:
         samples = samples_of(shard, self.ignored)
@@ -179,9 +205,11 @@ class WebDataset:
                     f"webdataset: {shard}: label of {sample.key} has {len(value):,} letters (limit {MAX_LABEL:,})",
                     "name the member with the label: label=ENDING or label=json:FIELD",
                 )
-            return int(value) if value.isdecimal() else value or None
-        if value is _NOTHING or value is None or value == NO_LABEL:
+            value = int(value) if re.fullmatch(r"-?\d+", value) else value or None
+        if value is _NOTHING or value is None or value == NO_LABEL or value != value:  # NaN
             return None
+        if isinstance(value, str) or (isinstance(value, float) and value.is_integer()):
+            return str(value)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
         raise UniclError(f"webdataset: {shard}: label of {sample.key} is {value!r}", "use numbers or names as labels")

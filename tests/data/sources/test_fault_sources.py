@@ -303,7 +303,7 @@ def test_few_bad_lines_are_counted_and_more_than_five_in_a_hundred_abort(bad, tm
         ("fox", "cat\ndog\n", "line 3: unknown label fox", "from the list of classes"),
         ("-2", "cat\ndog\n", "line 3: label -2 is negative", "use -1 only, which means no label"),
         ("1.5", "cat\ndog\n", "line 3: label 1.5 is not an integer", None),
-        ("1.0", None, "line 3: label 1.0 is not an integer", "write 1 instead of 1.0"),
+        ("1.5", None, "line 3: label 1.5 is not an integer", "class names or whole numbers"),
         ("1", "cat\ncat\n", "duplicate class 'cat'", "a class has one number"),
         ("1", "\n\n", "names.txt: no class names", "write a name on each line"),
         ("1", "\udcff", "names.txt: cannot be read", "UTF-8 text"),

@@ -52,3 +52,67 @@ def test_a_number_with_two_names_in_two_sources_is_refused_and_one_without_names
 def test_plans_with_other_classes_differ_in_words_not_hashes():
     old = {"classes": "eacb61", "holdout": None, "sources": []}
     assert list_differences(old, old | {"classes": "1dc68d"}) == ["the classes differ"]
+
+
+def test_a_class_whose_images_are_all_left_out_is_counted_alike_everywhere(tmp_path, capsys):
+    put(tmp_path, {f"{n}.png": picture(seed=n) for n in range(3)})
+    lines = ["0.png,auk", "x.png,gull", "1.png,gull", "y.png,skua", "z.png,skua", "2.png,tern"]
+    (tmp_path / "l.csv").write_text("\n".join(["image,label", *lines]) + "\n")
+    argv = ("--labels", tmp_path / "l.csv", "-o", tmp_path / "c")
+    report, err = prepared(capsys, *argv)
+    assert (report["classes"], report["classes_without_images"], report["sources"][0]["classes"]) == (4, 1, 3)
+    note = "classes whose images are all left out (1 of 4): skua"
+    assert note in err
+    assert note in report["notes"]
+    shown = {each["class"]: each["image"] for each in report["class_examples"]}
+    assert shown == {"auk": "l:0.png", "gull": "l:1.png", "skua": None}, "no image that is left out"
+    assert main(["prepare", *map(str, argv)]) == 0
+    out = capsys.readouterr().out
+    assert "c: 3 rows, 4 classes (1 without an image), " in out
+    assert "class 2: skua (no image)" in out
+    (tmp_path / "c" / "rejects").joinpath("train.l-labels-00000-of-00001.jsonl").write_text("{}\n3\n{\n")
+    assert prepared(capsys, *argv)[0]["classes"] == 4, "a file of rejects is for people"
+
+
+def test_without_rows_left_out_nothing_is_said_of_empty_classes(tmp_path, capsys):
+    put(tmp_path / "f", {f"{name}/1.png": picture(seed=n) for n, name in enumerate(("auk", "gull"))})
+    assert main(["prepare", "--labels", str(tmp_path / "f"), "-o", str(tmp_path / "c")]) == 0
+    assert "c: 2 rows, 2 classes, " in capsys.readouterr().out
+
+
+def test_labels_of_several_lines_are_told_whatever_the_source():
+    notes: list[str] = []
+    merge_classes([("a", [ClassName("Border\nCollie", ("Border Collie",)), ClassName("owl", ("owl",))])], notes)
+    assert notes == [
+        "labels with a line break or another control character, each taken as one class (1 of 2 classes): "
+        "'Border\nCollie': check that none of them names several classes"
+    ]
+
+
+@pytest.mark.parametrize(
+    "names", [("1", "0x1"), ("1000", "1e3"), ("1.0", "01"), ("1 000", "1000"), ("class 2", "class 02")]
+)
+def test_names_that_are_one_number_are_told_whatever_the_source(names):
+    notes: list[str] = []
+    merge_classes([("a", [ClassName(f"{n}", (name,)) for n, name in enumerate(names)])], notes)
+    assert notes[0].startswith("1 name is shared by several classes, so their prompts are equal")
+
+
+def test_quiet_hides_what_only_informs_and_shows_what_may_be_wrong(tmp_path, capsys):
+    put(tmp_path, {f"{n}.png": picture(seed=n) for n in range(3)})
+    good = "image,label\n0.png,fox\n1.png,owl\n1.png,owl\n"
+    bad = "image,label\n0.png,red fox\n1.png,fox\n2.png,owl\n,\n,\nx.png,auk\n"
+    for name, content in (("good", good), ("bad", bad)):
+        (tmp_path / f"{name}.csv").write_text(content)
+        argv = ["prepare", "--labels", str(tmp_path / f"{name}.csv"), "-o"]
+        assert main([*argv, str(tmp_path / name)]) == 0
+        loud = capsys.readouterr().err
+        assert main([*argv, str(tmp_path / f"{name}-quiet"), "--quiet"]) == 0
+        quiet = capsys.readouterr().err
+        if name == "good":
+            assert "good.csv: dropped lines that repeat an earlier one" in loud
+            assert quiet == ""
+        else:
+            assert "1 of 4 labels seem to name several classes" in quiet
+            assert "lines without a filled cell, left out: 2" in quiet
+            assert "classes whose images are all left out (1 of 4): auk" in quiet

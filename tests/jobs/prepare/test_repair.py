@@ -384,3 +384,17 @@ def test_quiet_says_nothing_and_the_table_names_a_remedy_for_each_reason(tmp_pat
     assert err == ""
     assert "empty  1  the file is empty: copy or download it again" in out
     assert f"{tmp_path / 'c'}: 1 row, 1 class" in out
+
+
+def test_verify_says_each_problem_once(corpus, capsys):
+    shards = sorted((corpus / "data").rglob("*.parquet"))[:2]
+    for shard in shards:
+        flip(shard)
+    assert main(["prepare", "--verify", "-o", str(corpus)]) == 1
+    out, err = capsys.readouterr()
+    for shard in shards:
+        assert (out + err).count(shard.name) == 1
+        assert f"{shard.relative_to(corpus).as_posix()}: its bytes have changed" in out
+    assert err.startswith(f"error: {corpus}: 2 problems found\n")
+    _, err = called(capsys, "prepare", "--verify", "-o", corpus, code=1)
+    assert "its bytes have changed (different sha256) (and 1 more)\n" in err

@@ -18,7 +18,7 @@ from unicl_cli.data.sources.folder_names import list_some, match_folders, name_f
 from unicl_cli.data.sources.lists.files import find_lists, webdataset
 from unicl_cli.data.sources.splits import ORDER, split_of
 from unicl_cli.data.sources.text_file import UTF8, read_text
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import Remark, UniclError
 
 MAX_CAPTIONS = 1_000_000
 """The most bytes of the captions beside an image."""
@@ -118,23 +118,27 @@ class Folder:
         notes = [*self._note_splits(), *self._names_notes, *self._note_other_files()]
         if empty := self._find_empty_folders() if self.kind == "labels" else []:
             notes.append(f"folders without images are not classes ({len(empty):,}): {list_some(empty)}")
-        return [f"{self.path.name}: {note}" for note in notes]
+        return [type(note)(f"{self.path.name}: {note}") for note in notes]
 
     def _note_splits(self) -> list[str]:
         renamed = {name: split for name, split in sorted(self._layout.splits.items()) if name != split}
-        notes = [f"folders as splits: {', '.join(f'{name} is {split}' for name, split in renamed.items())}"]
+        notes: list[str] = []
+        if renamed:
+            shown = ", ".join(f"{name} is {split}" for name, split in renamed.items())
+            notes.append(Remark(f"folders as splits: {shown}"))
         loose = sum(self._layout.split_of(file) is None for file in self._found.images)
         if loose:
             notes.append(f"images beside the split folders are left out ({loose:,})")
-        return notes if renamed else notes[1:]
+        return notes
 
     def _note_other_files(self) -> list[str]:
         notes: list[str] = []
         if excluded := self._found.excluded:
-            notes.append(f"images left out by exclude: {excluded:,}")
+            notes.append(Remark(f"images left out by exclude: {excluded:,}"))
         if twins := self._twins:
             shown = list_some(sorted(twins.values()))
-            notes.append(f"files whose names are printed alike have a number in their keys ({len(twins):,}): {shown}")
+            what = "files whose names are printed alike have a number in their keys"
+            notes.append(Remark(f"{what} ({len(twins):,}): {shown}"))
         others = Counter(self._found.others)
         if self.kind == "captions":
             del others[".txt"]
@@ -143,7 +147,7 @@ class Folder:
         if others:
             most = sorted(others.items(), key=lambda item: (-item[1], item[0]))
             said = list_some([f"{suffix or 'without a suffix'} {count:,}" for suffix, count in most])
-            notes.append(f"files that are not images are ignored ({others.total():,}): {said}")
+            notes.append(Remark(f"files that are not images are ignored ({others.total():,}): {said}"))
         return notes
 
     def _find_empty_folders(self) -> list[str]:

@@ -7,11 +7,11 @@ from unicl_cli.data.class_entry import ClassEntry, NameList
 from unicl_cli.data.class_numbers import (
     LabelledClasses,
     describe_changed_names,
-    is_integer,
     match_labels,
     speak_name,
     speak_names,
 )
+from unicl_cli.data.number_spellings import is_integer
 from unicl_cli.errors import UniclError
 
 

@@ -1,29 +1,25 @@
 """Data sets of the `datasets` library as sources: saved to disk, Parquet in the hub's layout, or on the hub."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.core.files import read_regular
-from unicl_cli.core.json_text import parse_json
 from unicl_cli.data.class_entry import NameList
 from unicl_cli.data.class_numbers import LabelledClasses, describe_changed_names, read_names
 from unicl_cli.data.pictures import SUFFIXES, ImageError, read_file
-from unicl_cli.data.sources.hf_labels import LabelColumn, find_classes
+from unicl_cli.data.sources.hf_folder import check_folder, is_saved
+from unicl_cli.data.sources.hf_labels import LabelColumn, find_classes, with_whole_numbers
 from unicl_cli.data.sources.hub import commit_of, datasets_cache, gated_dataset_error, hf_home, page
 from unicl_cli.data.sources.lists.column_names import usual_columns
 from unicl_cli.data.sources.splits import split_of
 from unicl_cli.errors import UniclError, is_live, is_quiet
 
 HUB = "hf:"
-MAX_STATE = 64_000_000
-"""Limit for the JSON files of a saved data set, in bytes; one of 10,000 files has 0.6 MB."""
 
 
 class ChosenColumns(NamedTuple):
@@ -63,7 +59,7 @@ class HubData:
 
     @cached_property
     def root(self) -> Path:
-        return datasets_cache() if self.path.startswith(HUB) or not _is_saved(Path(self.path)) else Path(self.path)
+        return datasets_cache() if self.path.startswith(HUB) or not is_saved(Path(self.path)) else Path(self.path)
 
     @cached_property
     def loaded(self) -> LoadedDataset:
@@ -126,7 +122,8 @@ class HubData:
     def _label(self) -> LabelColumn:
         texts = [c for c, f in self.loaded.features.items() if _is_text(f) and not hasattr(f, "feature")]
         beside = [c for c in texts if c not in self.columns]
-        return LabelColumn(self.path, self.columns[2] or "", self.loaded.of_split, self._column, beside)
+        column = LabelColumn(self.path, self.columns[2] or "", self.loaded.of_split, self._column, beside)
+        return with_whole_numbers(column, self.notes)
 
     def rows(self, split: str) -> list[Row]:
         """Return the rows in the order of the data set; a key is ``split/number``."""
@@ -252,14 +249,10 @@ def hf(  # noqa: PLR0913 - a factory's signature is its options
 
 def is_dataset(path: Path) -> bool:
     """Return whether a directory is from `save_to_disk`, or has Parquet files in the hub's layout and no images."""
-    if _is_saved(path):
+    if is_saved(path):
         return True
     parquet = any(path.glob("*.parquet")) or any(path.glob("*/*.parquet"))
     return parquet and not any(file.suffix[1:].lower() in SUFFIXES for file in islice(path.rglob("*"), 1000))
-
-
-def _is_saved(path: Path) -> bool:
-    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
 def _load_splits(path: str, config: str | None, revision: str | None) -> Mapping[str, Any]:
@@ -272,11 +265,7 @@ def _load_splits(path: str, config: str | None, revision: str | None) -> Mapping
     if not is_live() or is_quiet():
         datasets.disable_progress_bars()
     try:
-        if not path.startswith(HUB) and _is_saved(Path(path)):
-            _check_saved(Path(path))
-            found = datasets.load_from_disk(path, keep_in_memory=False)
-        else:
-            found = datasets.load_dataset(path.removeprefix(HUB), config, revision=commit, keep_in_memory=False)
+        found: Any = _load(path, config, commit)
     except UniclError:
         raise
     except DatasetNotFoundError as error:
@@ -292,23 +281,16 @@ def _load_splits(path: str, config: str | None, revision: str | None) -> Mapping
     return {str(found.split or "train").partition("[")[0]: found}
 
 
-def _check_saved(folder: Path) -> None:
-    """Raise UniclError if a saved data set names files or splits outside of its folder. ValueError for bad JSON."""
-    splits = _read_strings(folder / "dataset_dict.json", "splits")
-    if not all(split not in ("", ".", "..") and "/" not in split and "\\" not in split for split in splits):
-        raise UniclError(f"{folder}/dataset_dict.json: a split is outside of the folder", "save it again")
-    for place in (folder / split for split in splits or ("",)):
-        for name in _read_strings(place / "state.json", "_data_files"):
-            if not Path(os.path.abspath(place / name)).is_relative_to(os.path.abspath(place)):  # noqa: PTH100 - keeps links
-                raise UniclError(f"{place / 'state.json'}: {name[:60]} is outside of the folder", "save it again")
+def _load(path: str, config: str | None, commit: str | None) -> Any:
+    """Return what `datasets` makes of a path, once its own files are known to name nothing outside of it."""
+    import datasets
 
-
-def _read_strings(file: Path, key: str) -> list[str]:
-    """Return the texts of a list in a JSON file, or the ``filename`` of its objects; others are left to `datasets`."""
-    document = parse_json(read_regular(file, MAX_STATE)) if file.is_file() else None
-    values = cast("dict[str, Any]", document).get(key) if isinstance(document, dict) else None
-    found = [value.get("filename") if isinstance(value, dict) else value for value in values or ()]
-    return [value for value in found if isinstance(value, str)]
+    if path.startswith(HUB):
+        return datasets.load_dataset(path.removeprefix(HUB), config, revision=commit, keep_in_memory=False)
+    check_folder(Path(path))
+    if is_saved(Path(path)):
+        return datasets.load_from_disk(path, keep_in_memory=False)
+    return datasets.load_dataset(path, config, keep_in_memory=False)
 
 
 def _choose_hint(path: str, said: str) -> str:
@@ -360,7 +342,7 @@ def _can_be(role: str, feature: Any) -> bool:
 
 def _may_be_label(feature: Any) -> bool:
     return type(feature).__name__ == "ClassLabel" or str(getattr(feature, "dtype", "")).startswith(
-        ("int", "uint", "string")
+        ("int", "uint", "float", "double", "string")
     )
 
 

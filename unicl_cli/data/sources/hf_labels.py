@@ -1,18 +1,21 @@
 """Classes of a data set of the `datasets` library: the names of each split's own label column, joined by name."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from unicl_cli.contracts import NO_LABEL
 from unicl_cli.data.class_entry import ClassEntry, NameList
-from unicl_cli.data.class_numbers import LabelledClasses, check_spelling, match_labels, name_classes, pair_names
-from unicl_cli.errors import UniclError
+from unicl_cli.data.class_numbers import LabelledClasses, match_labels, name_classes, pair_names
+from unicl_cli.data.number_spellings import check_spelling, describe_whole_numbers, is_integer, read_whole_numbers
+from unicl_cli.errors import Remark, UniclError
 
 
 class LabelColumn(NamedTuple):
     """The label column of a data set. ``features`` are by split and column; ``read`` gives the cells of a column.
 
-    ``beside`` are the text columns that may hold the names of numbers.
+    ``beside`` are the text columns that may hold the names of numbers, ``whole`` the integers of labels that are
+    written as floats (`read_whole_numbers`).
     """
 
     path: str
@@ -20,6 +23,7 @@ class LabelColumn(NamedTuple):
     features: Mapping[str, Mapping[str, Any]]
     read: Callable[[str, str], Iterator[Any]]
     beside: Sequence[str]
+    whole: Mapping[str, str] = {}
 
     def names_of(self, split: str) -> tuple[str, ...]:
         """Return the names that a split's own ClassLabel gives its numbers; () if it has none."""
@@ -28,10 +32,27 @@ class LabelColumn(NamedTuple):
     def label_of(self, split: str, value: object) -> str:
         """Return the label of a cell as a text, a number by its name in this split; "" for none."""
         text = "" if value is None or value != value else str(value)
+        text = self.whole.get(text, text)
         names = self.names_of(split)
         if names and text.isdecimal() and int(text) < len(names):
             return names[int(text)]
         return "" if text == str(NO_LABEL) else text
+
+
+def with_whole_numbers(column: LabelColumn, notes: list[str]) -> LabelColumn:
+    """Return the column with its labels read as integers if all are whole; UniclError for floats with a fraction."""
+    if any(column.names_of(split) for split in column.features):
+        return column
+    counts = Counter(label for split in column.features for label in _labels(column, split) if label)
+    whole = read_whole_numbers(counts)
+    notes += [f"{column.path}: {note}" for note in describe_whole_numbers(whole, counts)]
+    broken = next((label for label in counts if not is_integer(whole.get(label, label))), None)
+    if broken and any("float" in _type_of(features.get(column.name)) for features in column.features.values()):
+        raise UniclError(
+            f"{column.path}: column '{column.name}' holds {broken}, which is not an integer",
+            "label images with class names or whole numbers, or choose another column: ?label=COLUMN",
+        )
+    return column._replace(whole=whole)
 
 
 def find_classes(column: LabelColumn, given: NameList | None, first: int | None, notes: list[str]) -> LabelledClasses:
@@ -45,20 +66,24 @@ def find_classes(column: LabelColumn, given: NameList | None, first: int | None,
         return _match_given(column, given, first, own)
     if own:
         if differ:
-            notes.append(f"{column.path}: splits {', '.join(own)} number their classes differently: joined by name")
+            splits = ", ".join(own)
+            notes.append(Remark(f"{column.path}: splits {splits} number their classes differently: joined by name"))
         return _number(dict.fromkeys(name for names in own.values() for name in names))
     labels = {label: None for split in column.features for label in _labels(column, split) if label}
-    feature = next(iter(column.features.values()))[column.name]
-    if str(getattr(feature, "dtype", "")).endswith("string"):
+    kind = _type_of(next(iter(column.features.values()))[column.name])
+    if kind.endswith("string"):
         check_spelling(column.path, labels)
         return _number(dict.fromkeys(sorted(labels)))
     if names := _names_beside(column, notes):
         return match_labels(names, labels, first)
-    kind = getattr(feature, "dtype", type(feature).__name__)
     raise UniclError(
         f"{column.path}: column '{column.name}' ({kind}) has no class names",
         "write the names into a file, one per line, and add ?classes=FILE",
     )
+
+
+def _type_of(feature: Any) -> str:
+    return str(getattr(feature, "dtype", type(feature).__name__))
 
 
 def _match_given(
@@ -106,5 +131,5 @@ def _names_beside(column: LabelColumn, notes: list[str]) -> NameList | None:
         return None
     text, names = next(iter(found.items()))
     number, name = next(iter(names.items()))
-    notes.append(f"{column.path}: column '{text}' names the labels, for example {number}: {name}")
+    notes.append(Remark(f"{column.path}: column '{text}' names the labels, for example {number}: {name}"))
     return NameList(column.path, tuple(ClassEntry((name,), number) for number, name in names.items()))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from unicl_cli.contracts import NO_LABEL, Row
 from unicl_cli.data.sources.lists.record import Line
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import Remark, UniclError
 
 NAMED = 10
 """Images with several labels that an error names."""
@@ -113,12 +113,13 @@ def _path_key(line: Line) -> str:
 
 def _notes(path: str, counts: dict[str, int], moved: int, id_column: str | None) -> list[str]:
     notes: list[str] = []
-    if counts["merged"]:
-        notes.append(f"{path}: merged lines with further captions of the same image: {counts['merged']:,}")
-    if counts["equal"]:
-        notes.append(f"{path}: dropped lines that repeat an earlier one (same image, nothing new): {counts['equal']:,}")
+    if merged := counts["merged"]:
+        notes.append(Remark(f"{path}: merged lines with further captions of the same image: {merged:,}"))
+    if equal := counts["equal"]:
+        notes.append(Remark(f"{path}: dropped lines that repeat an earlier one (same image, nothing new): {equal:,}"))
     if moved:
         notes.append(f"{path}: images with lines in several splits, kept in one (test, else val): {moved:,}")
     if id_column is not None:
-        notes.append(f"{path}: column '{id_column}' repeats for different images, so rows are named by their images")
+        what = f"column '{id_column}' repeats for different images"
+        notes.append(Remark(f"{path}: {what}, so rows are named by their images"))
     return notes

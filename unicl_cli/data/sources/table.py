@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -11,13 +12,13 @@ from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.class_entry import ClassEntry, NameList
 from unicl_cli.data.class_numbers import (
     LabelledClasses,
-    check_spelling,
     describe_changed_names,
     match_labels,
     name_classes,
     pair_names,
     read_names,
 )
+from unicl_cli.data.number_spellings import check_spelling, describe_whole_numbers, is_integer, read_whole_numbers
 from unicl_cli.data.pictures import Extent, ImageError, file_extent, read_file
 from unicl_cli.data.sources.join_lines import LineReading, join_lines
 from unicl_cli.data.sources.lists.cells import column_of, is_plain, look_up, looks_like_image, text_of
@@ -29,10 +30,10 @@ from unicl_cli.data.sources.lists.image_paths import ImagePaths
 from unicl_cli.data.sources.lists.labels import check_missing, check_single_labels
 from unicl_cli.data.sources.lists.lines import URL_FAULT, URL_HINT, LineBuilder
 from unicl_cli.data.sources.lists.parquet_reader import ParquetImages
-from unicl_cli.data.sources.lists.record import BAD_LINE, Columns, Line, ListOptions, Reader, Record
+from unicl_cli.data.sources.lists.record import BAD_LINE, Columns, Line, ListOptions, Reader, Record, is_blank
 from unicl_cli.data.sources.splits import split_of
 from unicl_cli.data.sources.text_file import is_length
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import Remark, UniclError
 
 MAX_BAD = 0.05
 """Share of unreadable lines above which a list is rejected as another format."""
@@ -49,6 +50,8 @@ class Table:
         self.path, self.kind, self.options, self.names = path, kind, options, names
         self.paths = ImagePaths(path, options)
         self.notes: list[str] = []
+        self._whole: Mapping[str, str] = {}
+        """Label as a float in the list -> as the integer that it is."""
 
     @cached_property
     def reader(self) -> Reader:
@@ -105,7 +108,9 @@ class Table:
             if column not in used and label in used:
                 records = (record.cells for record in self.reader.records([label, column]) if not record.fault)
                 pairs = ((text_of(cells.get(label)).strip(), cells.get(column)) for cells in records)
-                if names := pair_names((number, text_of(name).strip()) for number, name in pairs if is_plain(name)):
+                if names := pair_names(
+                    (self._whole.get(number, number), text_of(name).strip()) for number, name in pairs if is_plain(name)
+                ):
                     found[column] = names
         usual = usual_columns("label", found)
         fit = usual or list(found)
@@ -116,7 +121,7 @@ class Table:
         column = fit[0]
         names = found[column]
         number, name = next(iter(names.items()))
-        note = f"{self.path.name}: column '{column}' names the labels, for example {number}: {name}"
+        note = Remark(f"{self.path.name}: column '{column}' names the labels, for example {number}: {name}")
         return NameList(str(self.path), tuple(ClassEntry((name,), number) for number, name in names.items()), (note,))
 
     @cached_property
@@ -157,9 +162,11 @@ class Table:
     def _lines(self) -> list[Line]:
         self._fit_paths()
         builder = LineBuilder(self.path, self.roles, self.paths)
-        lines = list(builder.lines(self._records()))
+        lines = self._read_whole_numbers(list(builder.lines(self._records())))
         if not lines:
-            raise UniclError(f"{self.path}: no rows, only a header", "add ?header=false if the first line is a row")
+            blank = builder.counts["blank"]
+            what = f"no rows, only {blank:,} lines without a filled cell" if blank else "no rows, only a header"
+            raise UniclError(f"{self.path}: {what}", "add ?header=false if the first line is a row")
         self._check_sides(lines)
         self._check_faults(lines)
         refs = [line.ref for line in lines if not line.fault and not line.ref.startswith("row:")]
@@ -168,6 +175,16 @@ class Table:
             self.notes += check_single_labels(self.path, lines, builder.as_captions)
         self.notes += [*self.roles.notes, *builder.notes()]
         return lines
+
+    def _read_whole_numbers(self, lines: list[Line]) -> list[Line]:
+        """Write whole labels as integers where all are whole and some are floats; a name given for one keeps it."""
+        counts = Counter(line.label for line in lines if line.label)
+        named = {entry.written for entry in self.names.entries} if self.names else set[str]()
+        self._whole = read_whole_numbers(counts.keys() - named) if self.kind == "labels" else {}
+        self.notes += [f"{self.path.name}: {note}" for note in describe_whole_numbers(self._whole, counts)]
+        if not self._whole:
+            return lines
+        return [line._replace(label=self._whole.get(line.label, line.label)) for line in lines]
 
     def _records(self) -> Iterator[Record]:
         last = self.reader.columns[-1]
@@ -182,7 +199,8 @@ class Table:
         """Let absolute paths of another machine find their files below ``root``."""
         image = self.columns.image or ""
         if self.options.root is not None:
-            sample = [look_up(record.cells, image) for record in islice(self._records(), SAMPLE)]
+            filled = (record for record in self._records() if not is_blank(record))
+            sample = [look_up(record.cells, image) for record in islice(filled, SAMPLE)]
             self.paths.fit([cell for cell in sample if isinstance(cell, str)])
 
     def _check_faults(self, lines: list[Line]) -> None:
@@ -213,20 +231,26 @@ class Table:
 
     @cached_property
     def _numbered(self) -> bool:
-        """True if all labels are integers. UniclError for fractions among them."""
+        """True if all labels are integers. UniclError for numbers with a fraction, or below -1."""
         labels = [line for line in self._lines if line.label]
-        if not labels or not all(re.fullmatch(r"[+-]?\d+(\.\d*)?", line.label) for line in labels):
+        if not all(is_integer(line.label) for line in labels):
+            self._refuse_fractions(labels)
             return False
-        if broken := next((line for line in labels if "." in line.label), None):
-            raise UniclError(
-                f"{self.path}: {broken.place}: label {broken.label} is not an integer", "write 1 instead of 1.0"
-            )
         if negative := next((line for line in labels if int(line.label) < NO_LABEL), None):
             raise UniclError(
                 f"{self.path}: {negative.place}: label {negative.label} is negative",
                 "use -1 only, which means no label",
             )
-        return True
+        return bool(labels)
+
+    def _refuse_fractions(self, labels: Sequence[Line]) -> None:
+        """Raise UniclError if all labels are numbers and some have a fraction: they are no names of classes."""
+        broken = next((line for line in labels if line.label.partition(".")[2].strip("0")), None)
+        if broken and all(re.fullmatch(r"[+-]?\d+(\.\d*)?", line.label) for line in labels):
+            raise UniclError(
+                f"{self.path}: {broken.place}: label {broken.label} is not an integer",
+                "label images with class names or whole numbers, or choose another column: ?label=COLUMN",
+            )
 
     @cached_property
     def _rows(self) -> dict[str, list[Row]]:

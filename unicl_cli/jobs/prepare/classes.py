@@ -2,18 +2,24 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.data.class_numbers import describe_doubtful_names
+from unicl_cli.data.number_spellings import number_of
 from unicl_cli.data.text import clean
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import Remark, UniclError
 from unicl_cli.jobs.prepare.rows import Rows
+from unicl_cli.pages.text import shorten
 
-_NUMBER = re.compile(r"\+?\d{1,18}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Line breaks and other control characters."""
+_SHOWN = 40
+"""The most characters of a label in a note."""
 SHOWN = 3
 """Classes that the closing table shows with an image each."""
 
@@ -26,6 +32,13 @@ class ClassExample(NamedTuple):
     image: str
 
 
+class ClassImages(NamedTuple):
+    """The first classes with an image each, and the numbers of the classes that have none."""
+
+    examples: tuple[ClassExample, ...]
+    empty: frozenset[int]
+
+
 def merge_classes(classes: Sequence[tuple[str, Sequence[ClassName]]], notes: list[str]) -> tuple[ClassName, ...]:
     """Return the ordered union by key; names from later sources are appended.
 
@@ -36,7 +49,8 @@ def merge_classes(classes: Sequence[tuple[str, Sequence[ClassName]]], notes: lis
     for name, of in classes:
         shared = [c for c in of if c.key in merged]
         if shared:
-            notes.append(f"{name}: {len(shared)} of its {len(of)} classes are shared with earlier sources (same key)")
+            share = f"{len(shared)} of its {len(of)} classes"
+            notes.append(Remark(f"{name}: {share} are shared with earlier sources (same key)"))
         _check_shared(shared, merged, homes, name, notes)
         for c in of:
             names = tuple(dict.fromkeys((*merged[c.key].names, *c.names) if c.key in merged else c.names))
@@ -49,6 +63,7 @@ def merge_classes(classes: Sequence[tuple[str, Sequence[ClassName]]], notes: lis
                 )
             merged[c.key] = c._replace(names=names)
             homes.setdefault(c.key, name)
+    notes += _describe_broken_keys(merged)
     notes += _describe_equal_names(merged.values())
     notes += describe_doubtful_names(tuple(merged.values()))
     return tuple(merged.values())
@@ -79,9 +94,24 @@ def _check_shared(
         )
 
 
+def _describe_broken_keys(keys: Collection[str]) -> list[str]:
+    """Return a note on classes whose label goes over several lines, or has other control characters; none if all fit.
+
+    Prompts say such a label in one line, as if nothing were odd about it.
+    """
+    found = [key for key in keys if _CONTROL.search(key)]
+    if not found:
+        return []
+    shown = ", ".join(f"'{shorten(key, _SHOWN)}'" for key in found[:3]) + (", …" if len(found) > 3 else "")
+    return [
+        f"labels with a line break or another control character, each taken as one class ({len(found):,} of "
+        f"{len(keys):,} classes): {shown}: check that none of them names several classes"
+    ]
+
+
 def _describe_equal_names(classes: Iterable[ClassName]) -> list[str]:
     """Return one note on classes with the same prompt name, apart from its spelling; none if all differ."""
-    by_name: dict[str, list[ClassName]] = {}
+    by_name: dict[tuple[str | Decimal, ...], list[ClassName]] = {}
     for c in classes:
         by_name.setdefault(_fold_name(c.names[0]), []).append(c)
     alike = [of for of in by_name.values() if len(of) > 1]
@@ -97,26 +127,42 @@ def _describe_equal_names(classes: Iterable[ClassName]) -> list[str]:
     ]
 
 
-def _fold_name(name: str) -> str:
-    """Return what a name says: without case, Unicode form, width, invisible characters, blanks and leading zeros."""
+def _fold_name(name: str) -> tuple[str | Decimal, ...]:
+    """Return the words of a name without case, Unicode form, width and invisible characters; numbers by their value."""
     plain = unicodedata.normalize("NFKC", clean(name) or name).casefold()
     words = plain.replace("_", " ").split()
-    return " ".join(str(int(word)) if _NUMBER.fullmatch(word) else word for word in words)
+    whole = " ".join(words)
+    return tuple(_fold_word(word) for word in ([whole] if number_of(whole) is not None else words))
 
 
-def find_examples(classes: Sequence[ClassName], rows: Iterable[Rows], notes: list[str]) -> tuple[ClassExample, ...]:
-    """Return the first classes with the key of an image each, and note the classes that no row has."""
+def _fold_word(word: str) -> str | Decimal:
+    number = number_of(word)
+    return word if number is None else number
+
+
+def find_class_images(
+    classes: Sequence[ClassName], rows: Iterable[Rows], left_out: Collection[str] = ()
+) -> ClassImages:
+    """Return the first classes with the key of an image each, and the classes without one, apart from rows left out."""
     met: dict[int, str] = {}
     for of in rows:
         for row in (of.raw[number] for number in np.sort(of.order).tolist()):
-            for label in of.adoption.labels(row):
-                met.setdefault(label, of.adoption.key(row))
+            if (key := of.adoption.key(row)) not in left_out:
+                for label in of.adoption.labels(row):
+                    met.setdefault(label, key)
     parents = {c.parent for c in classes}  # a class above others may have no image of its own
-    missing = [c.names[0] for number, c in enumerate(classes) if number not in met and c.key not in parents]
-    if missing:
-        shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-        notes.append(f"classes without an image ({len(missing):,} of {len(classes):,}): {shown}")
-    return tuple(ClassExample(number, c.names[0], met.get(number, "")) for number, c in enumerate(classes[:SHOWN]))
+    empty = frozenset(number for number, c in enumerate(classes) if number not in met and c.key not in parents)
+    examples = tuple(ClassExample(number, c.names[0], met.get(number, "")) for number, c in enumerate(classes[:SHOWN]))
+    return ClassImages(examples, empty)
+
+
+def describe_empty_classes(classes: Sequence[ClassName], empty: Collection[int], what: str) -> list[str]:
+    """Return a note on the ``empty`` classes, which says ``what`` they are; none if there are none."""
+    if not empty:
+        return []
+    names = [classes[number].names[0] for number in sorted(empty)]
+    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    return [f"{what} ({len(names):,} of {len(classes):,}): {shown}"]
 
 
 def describe_examples(examples: Sequence[ClassExample]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.prepare.classes import describe_examples, format_examples
 from unicl_cli.jobs.prepare.plan import CorpusPlan, PlannedSource, make_plan
 from unicl_cli.jobs.prepare.plan_file import check_out_dir, check_same_plan, read_plan
-from unicl_cli.jobs.prepare.progress import format_counts, note
+from unicl_cli.jobs.prepare.progress import format_counts, warn
 from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.prepare.shards import DECODERS, THREADS, PreparedRow, Rejected, Unit, Work, prepare_row
 from unicl_cli.pages.text import align_columns
@@ -70,7 +70,7 @@ def run(request: PrepareRequest, *, workers: int | None, as_json: bool) -> None:
     check_out_dir(out)
     plan = make_plan(sources, request.options, out, compare=(out / PLAN).is_file())
     for line in plan.notes:
-        note(line)
+        warn(line)
     if (out / PLAN).is_file():
         check_same_plan(out, read_plan(out), plan.document())
     samples = [_sample_rows(plan, planned, split, out) for planned in plan.sources for split in planned.rows]
@@ -141,7 +141,7 @@ def _build_report(out: Path, plan: CorpusPlan, samples: list[SourceSample], work
         "free": _free_bytes(out),
         "workers": workers,
         "classes": len(plan.classes),
-        "class_examples": describe_examples(plan.examples),
+        "class_examples": describe_examples(plan.images.examples),
         "sources": sources,
         "notes": plan.notes,
     }

@@ -18,7 +18,7 @@ from unicl_cli.contracts import NO_LABEL, DatasetSource, Row
 from unicl_cli.core.documents import Document, read_document
 from unicl_cli.core.files import write_atomic
 from unicl_cli.data.manifest import Count, Name
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import Remark, UniclError
 from unicl_cli.jobs.prepare.image_groups import RowList, number_images
 from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.rows import Adoption
@@ -95,12 +95,12 @@ class Holdout(NamedTuple):
             for split, order in self.moved.get(source.name, {}).items():
                 with_others = followed.get(split, 0)
                 if chosen := len(order) - with_others:
-                    yield (
+                    yield Remark(
                         f"{source.name}: no validation split: moved {chosen:,} of {rows:,} rows to '{split}', "
                         "by image and evenly over the classes (--holdout 0 turns this off)"
                     )
                 if with_others:
-                    yield (
+                    yield Remark(
                         f"{source.name}: moved {with_others:,} of {rows:,} rows to '{split}', "
                         "where another source has the same images"
                     )

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +21,8 @@ from unicl_cli.data.manifest import SCHEMA_VERSION, SETS_VERSION, find_hierarchy
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.resolve import SourceSpec, open_source
 from unicl_cli.data.text import clean, has_markup
-from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare.classes import ClassExample, find_examples, merge_classes
+from unicl_cli.errors import Remark, UniclError
+from unicl_cli.jobs.prepare.classes import ClassImages, describe_empty_classes, find_class_images, merge_classes
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.holdout import TRAIN, Holdout, ReadSource, hold_out
 from unicl_cli.jobs.prepare.request import PrepareOptions
@@ -68,7 +68,7 @@ class CorpusPlan(NamedTuple):
     templates: tuple[str, ...] | str
     holdout: Holdout
     notes: list[str]
-    examples: tuple[ClassExample, ...]
+    images: ClassImages
     groups: tuple[str, ...] | None
     """The groups of the classes if rows have label sets, or classes a group or a parent; else None."""
 
@@ -116,6 +116,10 @@ class CorpusPlan(NamedTuple):
         """True if any source names media: then all shards have the column, since readers expect one schema."""
         return any(media_of(planned.source) for planned in self.sources)
 
+    def stored_images(self, left_out: Collection[str]) -> ClassImages:
+        """Return the images of the classes without the rows that are left out, by key."""
+        return find_class_images(self.classes, _labelled_rows(self.sources), left_out) if left_out else self.images
+
     def row_at(self, unit: Unit, number: int) -> Row:
         """Return one row of a unit, by its number in the unit."""
         return self.find_source(unit.source).rows[unit.split][unit.first + number]
@@ -148,17 +152,21 @@ def make_plan(
     holdout = hold_out(read, options, out, compare=compare)
     notes += holdout.notes(read)
     if holdout.moved and not compare:
-        notes.append("preview: without reading the images, copies of one image may count as several")
+        notes.append(Remark("preview: without reading the images, copies of one image may count as several"))
     planned = [_plan_source(item, of, holdout, options) for item, of in zip(specs, read, strict=True)]
     for source in sources:
         notes += getattr(source, "notes", [])  # complete only after its rows were read
     if options.text != "raw":
         notes += [note for of in read if (note := _describe_markup(of))]
     templates = _choose_templates(options.templates, [source.templates for _, source in labelled])
-    labelled_rows = [rows for of in planned if of.spec.kind == "labels" for rows in of.rows.values()]
-    examples = find_examples(classes, labelled_rows, notes)
+    images = find_class_images(classes, _labelled_rows(planned))
+    notes += describe_empty_classes(classes, images.empty, "classes without an image")
     groups = groups_of(classes) if any(of.has_sets for of in read) else None
-    return CorpusPlan(options, planned, classes, templates, holdout, notes, examples, groups)
+    return CorpusPlan(options, planned, classes, templates, holdout, notes, images, groups)
+
+
+def _labelled_rows(sources: Iterable[PlannedSource]) -> Iterator[Rows]:
+    return (rows for of in sources if of.spec.kind == "labels" for rows in of.rows.values())
 
 
 def list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -20,8 +20,8 @@ from unicl_cli.jobs.prepare.manifest import find_contradictions, fold_manifest
 from unicl_cli.jobs.prepare.parts import PartMarker, find_part_damage, read_marker
 from unicl_cli.jobs.prepare.plan import CorpusPlan, make_plan
 from unicl_cli.jobs.prepare.plan_file import PlanFile, agree_on_plan, check_out_dir
-from unicl_cli.jobs.prepare.progress import Progress, format_counts, note
-from unicl_cli.jobs.prepare.report import image_notes, write_report, write_summary
+from unicl_cli.jobs.prepare.progress import Progress, format_counts, note, warn
+from unicl_cli.jobs.prepare.report import write_report, write_summary
 from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.prepare.shards import Unit, json_bytes, write_unit
 
@@ -63,7 +63,7 @@ def prepare(
     with lock_output(stop):
         plan = make_plan(sources, request.options, out)
         for line in plan.notes:
-            note(line)
+            warn(line)
         saved = agree_on_plan(plan, out, allow_version_mix=allow_version_mix)
         units = saved.all_units()
         _check_folders(out, units)
@@ -105,12 +105,12 @@ def _read_markers(out: Path, units: Sequence[Unit], classes: int, redo: frozense
         try:
             marker = read_marker(out, unit, classes)
         except UniclError as error:
-            note(f"{error.message}: making its shard again")
+            warn(f"{error.message}: making its shard again")
             continue
         if marker is None:
             continue
         if problem := find_part_damage(out, marker):
-            note(f"{problem}: making it again")
+            warn(f"{problem}: making it again")
         elif unit.shard not in redo:
             markers[unit.marker] = marker
     return markers
@@ -130,10 +130,10 @@ def _read_finished(
         repeated = {**equal.model_dump(), "of_eval": manifest.duplicates_of_eval}
         problems = find_contradictions(manifest, saved, markers, dedup=dedup, repeated=repeated)
     except UniclError as error:
-        note(f"{error.message}: making it again")
+        warn(f"{error.message}: making it again")
         return None
     if problems:
-        note(f"{out / MANIFEST}: damaged: {problems[0]}: making it again")
+        warn(f"{out / MANIFEST}: damaged: {problems[0]}: making it again")
     facts = Manifest.model_fields.keys() - (set[str]() if manifest.has_sets else {"set_sizes"})
     is_old = facts - manifest.model_fields_set  # lacks facts that the report has
     return None if problems or is_old else write_summary(out, plan, markers, manifest)
@@ -163,7 +163,7 @@ def _read_duplicates(out: Path) -> Duplicates | None:
     try:
         return duplicates.read_duplicates(out)
     except UniclError as error:
-        note(f"{error.message}: comparing the images again")
+        warn(f"{error.message}: comparing the images again")
         return None
 
 
@@ -213,8 +213,8 @@ def _finish_corpus(
     manifest = check_document(document, Manifest, out / MANIFEST, repair_hint(out))
     report = write_summary(out, plan, markers, manifest)
     _check_no_source_is_empty(out, units, report)
-    for line in image_notes(manifest):
-        note(line)
+    for line in report["notes"][len(plan.notes) :]:
+        warn(line)
     write_atomic(out / MANIFEST, json_bytes(document))
     return report
 

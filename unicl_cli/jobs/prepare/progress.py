@@ -11,7 +11,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from unicl_cli.core.sinks import LINE_SECONDS
-from unicl_cli.errors import escape_control, is_live, is_quiet, write_line, write_note
+from unicl_cli.errors import Remark, escape_control, is_live, is_quiet, write_line, write_note
 from unicl_cli.formats import byte_size, fit_parts, format_duration, plural
 
 BAR, TIME = 10, 16
@@ -96,8 +96,14 @@ def _build_bar() -> Bar:
 
 
 def note(line: str) -> None:
-    """Write a note to stderr, unless --quiet was given."""
+    """Write a note on the work to stderr, unless --quiet was given."""
     if not is_quiet():
+        write_note(line)
+
+
+def warn(line: str) -> None:
+    """Write a note on data to stderr. --quiet leaves out a `Remark` alone: wrong data makes a wrong corpus."""
+    if not (is_quiet() and isinstance(line, Remark)):
         write_note(line)
 
 

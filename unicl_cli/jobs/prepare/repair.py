@@ -1,5 +1,6 @@
 """The `prepare --verify` and `--repair` jobs: find the damaged shards of a corpus, and make only those again."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from unicl_cli.jobs.prepare.plan_file import PlanFile, read_plan
 from unicl_cli.jobs.prepare.prepare import prepare
 from unicl_cli.jobs.prepare.progress import Progress, note
 from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
-from unicl_cli.jobs.prepare.verify import UNFINISHED, VerifyResult, Written, check_shards, survey
+from unicl_cli.jobs.prepare.verify import UNFINISHED, Finding, VerifyResult, Written, check_shards, survey
 
 
 def run_verify(out: Path, *, as_json: bool) -> None:
@@ -26,11 +27,7 @@ def run_verify(out: Path, *, as_json: bool) -> None:
         for line in _format_result(out, found):
             print_line(line)
     if found.problems:
-        first = found.problems[0]
-        more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
-        only_unfinished = [problem.problem for problem in found.problems] == [UNFINISHED]
-        hint = "run the same `unicl prepare` command again to continue" if only_unfinished else repair_hint(out)
-        raise UniclError(f"{out / first.file}: {first.problem}{more}", hint, exit_code=1)
+        raise _build_error(out, found.problems, listed=not as_json)
 
 
 def run_repair(
@@ -77,6 +74,17 @@ def run_repair(
             "prepare the corpus again into another -o: this cannot be repaired",
             exit_code=1,
         )
+
+
+def _build_error(out: Path, problems: Sequence[Finding], *, listed: bool) -> UniclError:
+    """Return the error of `--verify`: the first problem, or only their number if all are ``listed`` on stdout."""
+    said = f"{out}: {count_of(len(problems), 'problem')} found"
+    if not listed:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        said = f"{out / problems[0].file}: {problems[0].problem}{more}"
+    only_unfinished = [problem.problem for problem in problems] == [UNFINISHED]
+    hint = "run the same `unicl prepare` command again to continue" if only_unfinished else repair_hint(out)
+    return UniclError(said, hint, exit_code=1)
 
 
 def _verify(out: Path) -> VerifyResult:

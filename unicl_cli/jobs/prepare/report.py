@@ -2,16 +2,19 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from unicl_cli.core.json_output import print_json
+from unicl_cli.core.json_text import parse_json
 from unicl_cli.data.manifest import Manifest
-from unicl_cli.errors import print_line
+from unicl_cli.errors import Remark, print_line
 from unicl_cli.formats import byte_size, count_of
-from unicl_cli.jobs.prepare.classes import describe_examples, format_examples
+from unicl_cli.jobs.prepare.classes import describe_empty_classes, describe_examples, format_examples
 from unicl_cli.jobs.prepare.parts import PartMarker
 from unicl_cli.jobs.prepare.plan import CorpusPlan
+from unicl_cli.jobs.prepare.shards import rejects_of
 from unicl_cli.pages.text import align_columns, shorten, terminal_width
 
 _HEADER = ("source", "kind", "split", "rows", "left out", "size", "classes", "short side")
@@ -52,6 +55,10 @@ def write_summary(out: Path, plan: CorpusPlan, markers: Sequence[PartMarker], ma
     rejected: Counter[str] = Counter()
     for line in sources:
         rejected.update(line["rejected"])
+    stored = plan.stored_images(_read_left_out(out, markers))
+    lost = describe_empty_classes(
+        plan.classes, stored.empty - plan.images.empty, "classes whose images are all left out"
+    )
     return {
         "schema": "unicl/prepare/1",
         "corpus": str(out),
@@ -62,10 +69,11 @@ def write_summary(out: Path, plan: CorpusPlan, markers: Sequence[PartMarker], ma
         "payload_at_256": sum(marker.payload_at_256 for marker in markers),
         "shards": sum(1 for marker in markers if marker.rows),
         "classes": len(plan.classes),
-        "class_examples": describe_examples(plan.examples),
+        "classes_without_images": len(stored.empty),
+        "class_examples": describe_examples(stored.examples),
         "sources": sources,
         **manifest.model_dump(include={"text_stats", "dedup", "equal_pictures", "duplicates_of_eval"}),
-        "notes": [*plan.notes, *image_notes(manifest)],
+        "notes": [*plan.notes, *lost, *image_notes(manifest)],
     }
 
 
@@ -74,12 +82,10 @@ def image_notes(manifest: Manifest) -> list[str]:
     exact, equal = manifest.dedup.exact, manifest.equal_pictures
     notes: list[str] = []
     if exact and not exact.rows:
-        notes.append("no duplicate images within a kind and split")
+        notes.append(Remark("no duplicate images within a kind and split"))
     elif exact:
-        notes.append(
-            f"left out {count_of(exact.rows, 'duplicate row')} of {count_of(exact.groups, 'image')}, "
-            f"and moved {count_of(exact.texts, 'caption')} to the rows kept"
-        )
+        left_out = f"left out {count_of(exact.rows, 'duplicate row')} of {count_of(exact.groups, 'image')}"
+        notes.append(Remark(f"{left_out}, and moved {count_of(exact.texts, 'caption')} to the rows kept"))
     if exact and exact.labels_differ_examples:
         kept, gone = exact.labels_differ_examples[0]
         differ = exact.labels_differ
@@ -88,7 +94,8 @@ def image_notes(manifest: Manifest) -> list[str]:
         rows = count_of(equal.in_a_kind, "duplicate row")
         notes.append(f"{rows} (same image, kind and split): --dedup exact leaves them out")
     if equal and equal.in_two_kinds:
-        notes.append(f"{count_of(equal.in_two_kinds, 'image')} in training rows of more than one kind (all kept)")
+        images = count_of(equal.in_two_kinds, "image")
+        notes.append(Remark(f"{images} in training rows of more than one kind (all kept)"))
     notes += [
         f"{count_of(count, 'training row')} with an image of the {split} split: results on {split} will look too good; "
         "give each image the same split in every source"
@@ -96,6 +103,18 @@ def image_notes(manifest: Manifest) -> list[str]:
         if count
     ]
     return notes
+
+
+def _read_left_out(out: Path, markers: Sequence[PartMarker]) -> set[str]:
+    """Return the keys of the rows that are left out, as `rejects` lists them; without those that it no longer does."""
+    keys: set[str] = set()
+    for marker in markers:
+        file = out / rejects_of(marker.split, Path(marker.file).stem)
+        if marker.rejected and file.is_file():
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, TypeError, KeyError):  # edited by somebody: it decides nothing
+                    keys.add(str(parse_json(line)["key"]))
+    return keys
 
 
 def write_report(report: dict[str, Any], *, as_json: bool) -> None:
@@ -151,8 +170,10 @@ def _format_table(report: dict[str, Any]) -> list[str]:
             [[f"  {reason}", f"{n:,}", REMEDIES.get(reason, "")] for reason, n in report["rejected"].items()], width
         )
         lines.append("")
+    empty = report["classes_without_images"]
+    classes = count_of(report["classes"], "class") + (f" ({empty:,} without an image)" if empty else "")
     lines.append(
-        f"{report['corpus']}: {count_of(report['rows'], 'row')}, {count_of(report['classes'], 'class')}, "
+        f"{report['corpus']}: {count_of(report['rows'], 'row')}, {classes}, "
         f"{byte_size(report['bytes'])} in {count_of(report['shards'], 'shard')}"
     )
     if report["payload_at_256"] < 0.8 * report["payload"]:

@@ -58,11 +58,16 @@ class Unit(NamedTuple):
 
     @property
     def rejects(self) -> str:
-        return f"rejects/{self.split}.{self.name}.jsonl"
+        return rejects_of(self.split, self.name)
 
     @property
     def hashes(self) -> str:
         return f"parts/{self.split}.{self.name}.sha256"
+
+
+def rejects_of(split: str, name: str) -> str:
+    """Return the file in a corpus that lists the rows which the unit ``name`` left out."""
+    return f"rejects/{split}.{name}.jsonl"
 
 
 def cut_into_units(

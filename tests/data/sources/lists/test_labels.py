@@ -1,7 +1,10 @@
 """An image takes one label: lists of one are read, several are refused with the way to keep them."""
 
+import json
 import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from unicl_cli.errors import UniclError
@@ -140,3 +143,54 @@ def test_a_label_as_long_as_a_page_leaves_its_line_out(listing):
     source = listing.open(path, "labels")
     assert [c.key for c in source.classes] == ["0", "1"]
     assert source.rows("train")[0].ref == "bad line: line 2: label has 5,000 characters; at most 1,000"
+
+
+def floats(listing, kind):
+    """A list of four images whose third label is missing, so that the others are floats, as pandas writes them."""
+    listing.write("images", "", *IMAGES, "d.png")
+    labels = [0.0, 1.0, None, 1.0]
+    if kind == "parquet":
+        pq.write_table(pa.table({"image": [*IMAGES, "d.png"], "label": pa.array(labels)}), listing.root / "l.parquet")
+        return "l.parquet"
+    if kind == "jsonl":
+        rows = [{"image": image, "label": label} for image, label in zip([*IMAGES, "d.png"], labels, strict=True)]
+        return listing.write("l.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows).replace("null", "NaN"))
+    return listing.write("l.csv", "image,label\na.png,0.0\nb.png,1.0\nc.png,\nd.png,1.0\n")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("names", [None, "cat\ndog\n", "0\tcat\n1\tdog\n", "0.0\tcat\n1.0\tdog\n"])
+def test_whole_numbers_written_as_floats_are_those_numbers(kind, names, listing):
+    path = floats(listing, kind)
+    if names:
+        listing.write("names.txt", names)
+        path += "?classes=names.txt"
+    source = listing.open(path, "labels")
+    assert [c.key for c in source.classes] == (["cat", "dog"] if names else ["0", "1"])
+    assert [row.label for row in source.rows("train")] == [0, 1, -1, 1]
+    assert f"l.{kind}: labels written as floats are taken as whole numbers (3): 0.0 is 0" in source.notes
+
+
+def test_floats_are_ordered_and_named_as_the_numbers_that_they_are(listing):
+    lines = "a.png,10.0,owl\nb.png,9.0,fox\nc.png,-1.0,\nd.png,10.0,owl\ne.png,9.0,fox\n"
+    path = listing.write("l.csv", f"image,label,said\n{lines}", *IMAGES, "d.png", "e.png")
+    source = listing.open(path, "labels")
+    assert [c.key for c in source.classes] == ["fox", "owl"]
+    assert [row.label for row in source.rows("train")] == [1, 0, -1, 1, 0]
+
+
+def test_a_class_that_is_named_like_a_float_keeps_its_name(listing):
+    path = listing.write("l.csv", "image,label\na.png,1.0\nb.png,2.0\n", *IMAGES)
+    listing.write("names.txt", "2.0\n1.0\n")
+    assert listing.labels(f"{path}?classes=names.txt") == {"a.png": "1.0", "b.png": "2.0"}
+
+
+@pytest.mark.parametrize("broken", ["\n", "\r\n", "\r", "\v", "\u2028"])
+def test_two_lines_in_a_cell_are_several_labels(broken, listing):
+    path = listing.write("l.csv", f'image,label\na.png,cat\nb.png,"cat{broken}dog"\nc.png,dog\n', *IMAGES)
+    with pytest.raises(UniclError, match=r"1 of 3 labels seem to name several classes \(line 3: cat") as caught:
+        listing.labels(path)
+    assert "--captions" in (caught.value.hint or "")
+    rows = [{"image": "a.png", "label": "cat"}, {"image": "b.png", "label": f"cat{broken}dog"}]
+    with pytest.raises(UniclError, match="1 of 2 labels seem to name several classes"):
+        listing.labels(listing.write("l.json", rows))

@@ -2,10 +2,13 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from unicl_cli.cli import main
 from unicl_cli.data.corpus import open_corpus
+from unicl_cli.errors import UniclError
 
 GOOD = "".join(f"{number}.png,cat one,{number % 2}\n" for number in range(60))
 BAD = "https://x.org/1.png,x,0\nlonely\n,no image,1\n"
@@ -39,3 +42,42 @@ def test_texts_that_lose_markup_are_counted_and_the_first_is_shown(listing, caps
     assert stored == {"I <3 cats -> happy", "a bold dog", "<person> on a <bike>", "an owl"}
     assert main([*argv[:4], "raw", *argv[5:], "--text", "raw"]) == 0
     assert not [note for note in json.loads(capsys.readouterr().out)["notes"] if "HTML" in note]
+
+
+BLANK = {
+    "end.csv": "image,label\na.png,cat\n,\nb.png,dog\n,\n , \n,\n,\n",
+    "begin.csv": ",,\n,,\nimage,label,\na.png,cat,\n,,\n,,\n,,\nb.png,dog,\n,,,,\n,\n",
+    "semicolons.csv": ";\nimage;label\na.png;cat\n;\n;\n;\n;\n;\nb.png;dog\n",
+    "bare.csv": "a.png,cat\n,\n,\n,\n,\n,\nb.png,dog\n",
+    "tabs.tsv": "a.png\tcat\n\t\n\t\n\t\n\t\n\t\nb.png\tdog\n",
+    "blanks.txt": "a.png cat\n   \n  \n  \n  \n  \nb.png dog\n",
+    "lines.jsonl": '{"image": "a.png", "label": "cat"}\n{}\n{"image": null, "label": " "}\n'
+    '{"image": NaN, "label": []}\n{"image": {"path": null}}\n{"label": ""}\n{"image": "b.png", "label": "dog"}\n',
+}
+
+
+@pytest.mark.parametrize("name", BLANK)
+def test_rows_of_blank_cells_are_left_out_and_counted(name, listing):
+    source = listing.open(listing.write(name, BLANK[name], "a.png", "b.png"), "labels")
+    names = [c.key for c in source.classes]
+    assert {row.key: names[row.label] for row in source.rows("train")} == {"a.png": "cat", "b.png": "dog"}
+    assert source.notes == [f"{name}: lines without a filled cell, left out: 5"]
+
+
+def test_rows_of_blank_cells_in_parquet_are_left_out_and_counted(listing):
+    rows = [("a.png", "cat"), (None, None), (None, ""), (" ", None), ("b.png", "dog")]
+    table = pa.table({"image": [image for image, _ in rows], "label": [label for _, label in rows]})
+    listing.write("images", "", "a.png", "b.png")
+    pq.write_table(table, listing.root / "l.parquet")
+    assert listing.labels("l.parquet") == {"a.png": "cat", "b.png": "dog"}
+    source = listing.open("l.parquet", "labels")
+    source.rows("train")
+    assert source.notes == ["l.parquet: lines without a filled cell, left out: 3"]
+
+
+def test_a_row_that_says_anything_is_not_blank_and_a_list_of_blank_rows_is_refused(listing):
+    path = listing.write("l.csv", "image,label\na.png,cat\n,dog\n,0\n", "a.png")
+    with pytest.raises(UniclError, match=r"2 of 3 lines cannot be read; line 3: no image"):
+        listing.labels(path)
+    with pytest.raises(UniclError, match="no rows, only 3 lines without a filled cell"):
+        listing.labels(listing.write("b.csv", "image,label\n,\n,\n,\n"))

@@ -17,7 +17,7 @@ from unicl_cli.data.sources.lists.column_names import (
 )
 from unicl_cli.data.sources.lists.image_paths import ImagePaths
 from unicl_cli.data.sources.lists.labels import mark_columns, mark_columns_error
-from unicl_cli.data.sources.lists.record import Columns, ListOptions, Reader
+from unicl_cli.data.sources.lists.record import Columns, ListOptions, Reader, is_blank
 from unicl_cli.data.sources.lists.split_rule import SplitRule, read_rule
 from unicl_cli.data.sources.splits import split_of
 from unicl_cli.errors import UniclError, did_you_mean
@@ -49,8 +49,8 @@ class _Resolver:
     def __init__(self, path: Path, reader: Reader, options: ListOptions, kind: str) -> None:
         self.path, self.reader, self.options, self.kind = path, reader, options, kind
         self.names = list(reader.columns)
-        records = islice(reader.records(self.names), SAMPLE)
-        self.sample: list[Mapping[str, Any]] = [record.cells for record in records if record.cells or not record.fault]
+        filled = (record for record in reader.records(self.names) if not is_blank(record))
+        self.sample: list[Mapping[str, Any]] = [record.cells for record in islice(filled, SAMPLE) if record.cells]
         self.taken: set[str] = set()
 
     def resolve(self) -> Roles:

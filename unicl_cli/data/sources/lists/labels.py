@@ -19,7 +19,7 @@ MAX_LABEL = 1000
 """The most characters of a label."""
 _SIGNS = frozenset(("-", "--", "---", "–", "—", "?", "??", "???", ".", "...", "…", "-1.0"))
 _MARKS = frozenset(("0", "1", "-1", "0.0", "1.0", "-1.0", "true", "false"))
-_SEPARATORS = ("|", ";", ",", "/", "+", "&", " ")
+_SEPARATORS = ("\n", "|", ";", ",", "/", "+", "&", " ")
 
 
 class SeveralLabelsError(CellError):
@@ -85,8 +85,8 @@ def mark_columns_error(path: Path, columns: Sequence[str]) -> UniclError:
 def check_single_labels(path: Path, lines: Sequence[Line], as_captions: str) -> list[str]:
     """Return notes on labels that may name several classes. UniclError where they do.
 
-    ``scab|rust`` and ``scab;rust`` do if one of their parts is a label by itself; ``scab rust`` and ``scab, rust`` if
-    all are, or if ``_`` stands for the blanks inside a name. ``as_captions`` is the source for the hint.
+    ``scab|rust``, ``scab;rust`` and two lines in a cell do if one of their parts is a label by itself; ``scab rust``
+    and ``scab, rust`` if all are, or if ``_`` stands for the blanks inside a name. ``as_captions`` is for the hint.
     """
     counts = Counter(line.label for line in lines if line.label)
     joined = {label: separator for label in counts if (separator := _joining(label, counts))}
@@ -105,13 +105,18 @@ def check_single_labels(path: Path, lines: Sequence[Line], as_captions: str) -> 
 def _joining(label: str, counts: Mapping[str, int]) -> str:
     """Return the separator of a label with a part that is a label by itself; empty if it has none."""
     for separator in _SEPARATORS:
-        parts = [part.strip() for part in label.split(separator)]
+        parts = _split(label, separator)
         if len(parts) > 1 and any(part in counts for part in parts):
             return separator
     return ""
 
 
 def _is_sure(label: str, separator: str, counts: Mapping[str, int]) -> bool:
-    parts = [part.strip() for part in label.split(separator)]
+    parts = _split(label, separator)
     has_blanks_inside = separator in ", " and any("_" in part for part in parts)
-    return separator in "|;" or all(part in counts for part in parts) or has_blanks_inside
+    return separator in "\n|;" or all(part in counts for part in parts) or has_blanks_inside
+
+
+def _split(label: str, separator: str) -> list[str]:
+    """Return the parts of a label; every form of line break separates lines."""
+    return [part.strip() for part in (label.splitlines() if separator == "\n" else label.split(separator))]

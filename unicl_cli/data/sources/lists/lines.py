@@ -23,9 +23,9 @@ from unicl_cli.data.sources.lists.cells import (
 from unicl_cli.data.sources.lists.columns import FOLDER, Roles
 from unicl_cli.data.sources.lists.image_paths import ImagePaths
 from unicl_cli.data.sources.lists.labels import MAX_LABEL, ONE_LABEL, SeveralLabelsError, label_of
-from unicl_cli.data.sources.lists.record import BAD_LINE, Line, Record, StoredImage
+from unicl_cli.data.sources.lists.record import BAD_LINE, Line, Record, StoredImage, is_blank
 from unicl_cli.data.sources.text_file import describe_length
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import Remark, UniclError
 
 URL_FAULT = "the image is a URL, but only local files can be read"
 URL_HINT = "download the images first (for example with img2dataset) and write their paths into the list"
@@ -42,8 +42,11 @@ class LineBuilder:
         self.missing = frozenset(word.strip() for word in paths.options.missing.split(","))
 
     def lines(self, records: Iterator[Record]) -> Iterator[Line]:
-        """Yield a line per record. UniclError for an image with several labels."""
+        """Yield a line per record that is not blank. UniclError for an image with several labels."""
         for record in records:
+            if is_blank(record):
+                self.counts["blank"] += 1
+                continue
             try:
                 if record.fault:
                     raise CellError(record.fault)
@@ -119,12 +122,14 @@ class LineBuilder:
         """Return notes for `prepare` on what was read in another way than as it stands."""
         name, counts = self.path.name, self.counts
         notes: list[str] = []
+        if counts["blank"]:
+            notes.append(f"{name}: lines without a filled cell, left out: {counts['blank']:,}")
         if counts["lists in cells"]:
-            notes.append(
-                f"{name}: cells that hold a list, each text of which is a caption: {counts['lists in cells']:,}"
-            )
+            lists = counts["lists in cells"]
+            notes.append(Remark(f"{name}: cells that hold a list, each text of which is a caption: {lists:,}"))
         if counts["questions"]:
-            notes.append(f"{name}: turns of conversations that are not answers, left out: {counts['questions']:,}")
+            left_out = counts["questions"]
+            notes.append(Remark(f"{name}: turns of conversations that are not answers, left out: {left_out:,}"))
         if counts["in no split"]:
             notes.append(
                 f"{name}: lines whose image is in none of the files of split=, left out: {counts['in no split']:,}"

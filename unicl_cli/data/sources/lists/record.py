@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from unicl_cli.errors import UniclError
 
@@ -66,6 +66,21 @@ class Record(NamedTuple):
     place: str
     cells: Mapping[str, Any]
     fault: str = ""
+
+
+def is_blank(record: Record) -> bool:
+    """Return whether a record says nothing, as the empty rows of a spreadsheet: it has no fault and no filled cell."""
+    return not record.fault and not any(map(is_filled, record.cells.values()))
+
+
+def is_filled(value: Any) -> bool:
+    """Return whether a cell holds anything: no text of white space, None or NaN, nor a list or object of such."""
+    if isinstance(value, str):
+        return bool(value.strip())
+    if isinstance(value, list | dict):
+        items = cast("list[Any]", list(value.values()) if isinstance(value, dict) else value)
+        return any(map(is_filled, items))
+    return value is not None and value == value
 
 
 class Columns(NamedTuple):

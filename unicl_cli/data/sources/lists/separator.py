@@ -13,6 +13,8 @@ NAMES = {"tab": "\t", "\\t": "\t", "space": " ", "comma": ",", "semicolon": ";",
 """Words for separators that a shell would swallow."""
 _EXCEL = re.compile(r"sep=(.)\s*$", re.IGNORECASE)
 _UNQUOTED = frozenset(("\t", " "))
+_EMPTY = ' \t\r\n,;|"'
+"""Characters of a line without a filled cell."""
 _EVIDENCE, _WIDTH = 64, 65_536
 """Lines that the separator is chosen by, and their first characters."""
 
@@ -36,7 +38,7 @@ def choose_dialect(lines: Sequence[str], suffix: str, sep: str | None, src: str)
     comments = next((at for at, line in enumerate(lines) if not line.startswith("#")), 0)
     excel = _EXCEL.match(lines[comments]) if lines else None
     skipped = comments + int(excel is not None)
-    rows = [line.rstrip("\r\n")[:_WIDTH] for line in lines[skipped:] if line.strip()][:_EVIDENCE]
+    rows = [line.rstrip("\r\n")[:_WIDTH] for line in lines[skipped:] if line.strip(_EMPTY)][:_EVIDENCE]
     if sep is not None:
         delimiter = _named(sep, src)
     elif excel:

@@ -2,11 +2,11 @@
 
 import csv
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain, dropwhile, islice
 from pathlib import Path
 
 from unicl_cli.data.sources.lists.column_names import is_header
-from unicl_cli.data.sources.lists.record import ListOptions, Record, check_columns, check_width
+from unicl_cli.data.sources.lists.record import ListOptions, Record, check_columns, check_width, is_filled
 from unicl_cli.data.sources.lists.separator import choose_dialect, split_at_blanks, split_rows
 from unicl_cli.data.sources.text_file import UTF8, LongLine, read_lines
 from unicl_cli.errors import UniclError
@@ -16,6 +16,9 @@ END = "\x1a"
 _HEAD = 200
 _HEAD_CHARACTERS = 4_000_000
 """Lines, and their characters, that are looked at before the columns are known."""
+
+_Row = tuple[int, list[str], str]
+"""The number of a line, its cells, and the fault that hides them."""
 
 
 class TextReader:
@@ -28,13 +31,13 @@ class TextReader:
         head = self._read_head()
         self.dialect = choose_dialect(head, path.suffix.lower(), options.sep, str(path))
         self.delimiter: str | None = self.dialect.delimiter
-        number, first, fault = next(self._rows(), (0, [], "the list is empty"))
+        number, first, fault = next(dropwhile(_is_blank, self._rows()), (0, [], "the list is empty"))
         if not first:
             place = f"line {number}: " if number else ""
             raise UniclError(f"{path}: {place}{fault}", "write a line for each image")
         check_width(path, len(first))
         rows = [line.rstrip("\r\n") for line in head[self.dialect.skipped :] if line.strip()]
-        others = split_rows(rows[1:], self.dialect)
+        others = [cells for cells in split_rows(rows, self.dialect) if not _is_blank((0, cells, ""))][1:]
         self.has_header = is_header(first, others, options.named) if options.header is None else options.header
         self.columns: tuple[str, ...] = (
             _name_columns(first) if self.has_header else tuple(str(number) for number in range(len(first)))
@@ -48,10 +51,12 @@ class TextReader:
     def records(self, columns: Collection[str], spill: str | None = None, /) -> Iterator[Record]:
         rows, count = self._rows(), len(self.columns)
         if self.has_header:
+            rows = dropwhile(_is_blank, rows)
             next(rows)
-        for number, cells, fault in rows:
+        for row in rows:
+            number, cells, fault = row
             cells = self._fit_cells(cells, spill)
-            if fault:
+            if fault or _is_blank(row):
                 yield Record(f"line {number}", {}, fault)
             elif len(cells) == count:
                 yield Record(f"line {number}", dict(zip(self.columns, cells, strict=True)))
@@ -78,7 +83,7 @@ class TextReader:
             return [*cells[: count - 1], self.dialect.delimiter.join(cells[count - 1 :])]
         return cells
 
-    def _rows(self) -> Iterator[tuple[int, list[str], str]]:
+    def _rows(self) -> Iterator[_Row]:
         """Yield the number of each line that is not blank, from 1, with its cells or the fault that hides them."""
         is_quoted, delimiter = self.dialect.is_quoted, self.dialect.delimiter
         lines = read_lines(self.path, self.encoding, str(self.path), "" if is_quoted else "\n")
@@ -94,7 +99,7 @@ class TextReader:
                 cells = split_at_blanks(text, self.dialect.limit) if delimiter == " " else text.split(delimiter)
                 yield number, cells, ""
 
-    def _quoted(self, lines: Iterator[str], start: int) -> Iterator[tuple[int, list[str], str]]:
+    def _quoted(self, lines: Iterator[str], start: int) -> Iterator[_Row]:
         faults: list[str] = []
         records = csv.reader(
             chain(_note_long(lines, faults), [END]),
@@ -118,6 +123,12 @@ class TextReader:
             raise UniclError(
                 f"{self.path}: line {start}: {error}", "close the quote that is opened in this line"
             ) from error
+
+
+def _is_blank(row: _Row) -> bool:
+    """Return whether a row has no filled cell, as a spreadsheet writes its empty ones: ``,,``."""
+    _, cells, fault = row
+    return not fault and not any(map(is_filled, cells))
 
 
 def _note_long(lines: Iterator[str], faults: list[str]) -> Iterator[str]:
