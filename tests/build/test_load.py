@@ -1,5 +1,6 @@
 """The weights of a run that is still trained: the checkpoint that was chosen may be gone before it is read."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def go_on(monkeypatch, run, *, saves: int) -> list[str]:
         if len(asked) <= saves:
             newer = path.parents[1] / f"step-{25 + len(asked):08d}"
             path.parent.rename(newer)
+            facts = json.loads((newer / "trainer.json").read_text())
+            (newer / "trainer.json").write_text(json.dumps(facts | {"step": 25 + len(asked)}))
             (newer.parent / "latest").write_text(newer.name)
         return read(path)
 
