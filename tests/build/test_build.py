@@ -284,12 +284,9 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, monkeypatch):
         find_run("x")
 
 
-TOO_LARGE = r"do not fit into the memory of this machine|can't allocate memory"
-
-
 def test_a_model_beyond_this_machine_is_refused_before_it_takes_memory() -> None:
     changes = ["model.image={name: timm, model: test_vit, args: {embed_dim: 65536, depth: 900}}", "data.image_size=160"]
-    with pytest.raises(UniclError, match=TOO_LARGE):
+    with pytest.raises(UniclError, match=r"do not fit into the memory of this machine|can't allocate memory"):
         build_step(load("quickstart", changes), lambda: clip_tokenizer(77), (ClassName("a", ("a",)),), 1)
 
 
@@ -299,5 +296,5 @@ def test_a_model_beyond_this_machine_is_refused_before_it_takes_memory() -> None
 )
 def test_towers_are_refused_as_soon_as_they_are_larger_than_what_is_free(changes: str, monkeypatch) -> None:
     monkeypatch.setattr("unicl_cli.build.model.free_memory", lambda: 2**26)
-    with pytest.raises(UniclError, match=TOO_LARGE):
+    with pytest.raises(UniclError, match=r"more than .* in \d\d tensors"):
         build_step(load("quickstart", [changes]), lambda: clip_tokenizer(77), (ClassName("a", ("a",)),), 1)
