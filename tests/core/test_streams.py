@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import recipe
+from launching import here, recipe
+from PIL import Image
 
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 UNICL = (sys.executable, "-P", "-m", "unicl_cli")
@@ -35,30 +36,34 @@ def nowhere(request):
         os.close(writer)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, digits):
+    """What the words of a command line stand for: a corpus, a recipe, a run of it, a folder with an image."""
+    root = tmp_path_factory.mktemp("made")
+    file = recipe(root, digits, steps=2, every=1)
+    here("train", file, "--run-dir", root / "run", "--devices", "cpu:1", "-q")
+    Image.new("RGB", (16, 16)).save(root / "x.png")
+    return {"recipe": file, "root": root, "run": root / "run", "corpus": digits}
+
+
 @pytest.mark.slow
 @FULL
-@pytest.mark.parametrize("nowhere", ["full disk", "no reader"], indirect=True)
 @pytest.mark.parametrize(
-    "line",
+    ("line", "nowhere"),
     [
-        "train {recipe} --run-dir {root}/run --devices cpu:2",
-        "eval {run} --data {corpus} --devices cpu:1",
-        "eval {run} --data {corpus} --devices cpu:2",
-        "probe {run} --data {corpus} --devices cpu:1",
-        "zeroshot {root}/x.png --model {run} --classes cat,dog --devices cpu:1",
-        "bench sampler --rounds 1",
-        "inspect {corpus} --html {root}/i.html",
-        "prepare --verify -o {corpus}",
+        ("train {recipe} --run-dir {root}/two --devices cpu:2", "full disk"),
+        ("eval {run} --data {corpus} --devices cpu:1", "no reader"),
+        ("eval {run} --data {corpus} --devices cpu:2", "full disk"),
+        ("probe {run} --data {corpus} --devices cpu:1", "no reader"),
+        ("zeroshot {root}/x.png --model {run} --classes cat,dog --devices cpu:1", "full disk"),
+        ("bench sampler --rounds 1", "no reader"),
+        ("inspect {corpus} --html {root}/i.html", "full disk"),
+        ("prepare --verify -o {corpus}", "no reader"),
     ],
+    indirect=["nowhere"],
 )
-def test_a_log_that_cannot_be_written_ends_no_command(tmp_path, digits, nowhere, line):
-    from PIL import Image
-
-    file = recipe(tmp_path, digits, steps=2, every=1)
-    Image.new("RGB", (16, 16)).save(tmp_path / "x.png")
-    assert run(["train", file, "--run-dir", tmp_path / "old", "--devices", "cpu:1"]).returncode == 0
-    words = line.format(recipe=file, root=tmp_path, run=tmp_path / "old", corpus=digits).split()
-    done = run(words, stderr=nowhere)
+def test_a_log_that_cannot_be_written_ends_no_command(made, nowhere, line):
+    done = run(line.format(**made).split(), stderr=nowhere)
     assert done.returncode == 0
     assert done.stdout
 
