@@ -41,7 +41,7 @@ def no_nul(text: str) -> bool:
 
 @given(TEXTS)
 @example("".join(STEERING))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 def test_no_text_steers_a_terminal_or_ends_its_line(text: str):
     assert not steers(escape_control(text))
     if not steers(text):
@@ -59,7 +59,7 @@ def test_every_character_that_steers_is_shown_as_its_escape():
 
 @given(st.dictionaries(TEXTS, st.lists(TEXTS | st.integers() | st.none(), max_size=3), max_size=3))
 @example({"".join(STEERING): ["".join(STEERING[::-1])]})
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 def test_json_is_visible_and_equal_when_it_is_read_back(value: object):
     text = format_json(value)
     assert not steers(text)
@@ -87,7 +87,7 @@ def test_a_document_is_json_in_every_encoding_of_standard_output(encoding: str, 
 
 @given(st.dictionaries(TEXTS.filter(no_nul), TEXTS.filter(no_nul), max_size=3))
 @example({"".join(STEERING[1:]): "".join(STEERING[:0:-1])})
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 def test_a_recipe_is_visible_and_equal_when_it_is_read_back(value: dict[str, str]):
     for text in (write_yaml(value), write_flow(value)):
         assert not steers(text.replace("\n", ""))
@@ -101,7 +101,7 @@ def test_a_number_in_a_csv_stays_a_number(value: object):
 
 @given(TEXTS)
 @example("".join(STEERING))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 def test_a_text_in_a_csv_is_one_visible_line_and_no_formula(text: str):
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerow([csv_cell(text), "after"])

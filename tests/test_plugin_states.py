@@ -1,16 +1,31 @@
-"""Installed, clashing, outdated, broken and switched-off plugins, each through the real command in a fresh process."""
+"""Installed, clashing, outdated, broken and switched-off plugins, each through the real command."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from unicl_cli import registry
+from unicl_cli.cli import main
+
 SOUND = "def one(*, size: int = 3): ...\n"
 Site = Callable[..., None]
+
+
+class Done(NamedTuple):
+    """What a command has answered."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Unicl = Callable[..., Done]
 
 
 @pytest.fixture
@@ -29,17 +44,34 @@ def site(tmp_path: Path) -> Site:
 
 
 @pytest.fixture
-def unicl(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join(filter(None, (str(tmp_path / "site"), os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-m", "unicl_cli", *words]
-        env = {**os.environ, "PYTHONPATH": path, **environment}
-        return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
+def unicl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Unicl]:
+    """``unicl("plugins", "ls", UNICL_NO_PLUGINS="1")``: in this process, which looks for plugins anew each time."""
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
 
-    return run
+    def run(*words: str, **environment: str) -> Done:
+        with monkeypatch.context() as patch:
+            for name in [name for name in sys.modules if name in ("unicl_bad", "unicl_twin", "unicl_x")]:
+                patch.delitem(sys.modules, name)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            registry.forget()
+            capsys.readouterr()
+            return Done(main(words), *capsys.readouterr())
+
+    yield run
+    monkeypatch.undo()
+    registry.forget()
 
 
-def refusal(done: subprocess.CompletedProcess[str]) -> str:
+def started(*words: str, path: str = "") -> Done:
+    """The same command in a fresh process."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (path, os.environ.get("PYTHONPATH"))))}
+    command = [sys.executable, "-m", "unicl_cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def refusal(done: Done) -> str:
     """The error: exit status 2, no traceback, nothing on standard output."""
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -47,7 +79,7 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr
 
 
-def states(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+def states(done: Done) -> dict[str, str]:
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["plugins"]
     return {f"{row['dist']}/{row['name']}": row["state"] for row in rows if row["dist"] != "unicl"}
@@ -83,6 +115,13 @@ def test_a_bad_plugin_is_one_line_that_names_its_distribution_and_harms_no_other
     assert listed["unicl-odd/odd-views"] == "ok"
     said = refusal(unicl("recipes", "validate", "quickstart", "loss=one"))
     assert f"loss.name: plugin 'one' (unicl-bad 1.2): {reason}" in said
+
+
+def test_a_fresh_process_finds_what_is_installed_and_names_what_is_broken(site: Site, tmp_path: Path):
+    site("unicl-bad", "import nowhere_to_be_found", losses="one = unicl_bad:one")
+    listed = states(started("plugins", "ls", "--json", path=str(tmp_path / "site")))
+    assert listed["unicl-bad/one"].startswith("broken: plugin 'one' (unicl-bad 1.2): cannot be loaded: ")
+    assert listed["unicl-odd/odd-views"] == "ok"
 
 
 def test_a_command_that_cannot_be_loaded_is_one_line_and_leaves_the_help_alone(site: Site, unicl):

@@ -36,13 +36,13 @@ DATA = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=50)
 @given(DATA)
 def test_any_data_survives_writing_and_reading(data: Any):
     assert parse_yaml(write_yaml(data), "f").data == data
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=50)
 @given(st.from_regex(r"[-+]?[0-9._eEx:]{1,8}|no|on|yes|null|~|<<|true", fullmatch=True))
 def test_text_that_looks_like_a_number_stays_text(text: str):
     assert parse_yaml(write_yaml({"key": text}), "f").data == {"key": text}

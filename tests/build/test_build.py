@@ -284,15 +284,17 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, monkeypatch):
         find_run("x")
 
 
+def test_a_model_beyond_this_machine_is_refused_before_it_takes_memory() -> None:
+    changes = ["model.image={name: timm, model: test_vit, args: {embed_dim: 65536, depth: 900}}", "data.image_size=160"]
+    with pytest.raises(UniclError, match=r"do not fit into the memory of this machine|can't allocate memory"):
+        build_step(load("quickstart", changes), lambda: clip_tokenizer(77), (ClassName("a", ("a",)),), 1)
+
+
 @pytest.mark.parametrize(
     "changes",
-    [
-        ["model.text={name: transformer, width: 65536, layers: 1024}"],
-        ["model.image={name: cnn, width: 8192, stages: 8}"],
-        ["model.image={name: timm, model: test_vit, args: {embed_dim: 65536, depth: 900}}", "data.image_size=160"],
-    ],
+    ["model.text={name: transformer, width: 256, layers: 1024}", "model.image={name: cnn, width: 64, stages: 8}"],
 )
-def test_a_model_beyond_this_machine_is_refused_before_it_takes_memory(changes: list[str]) -> None:
-    recipe = load("quickstart", changes)
-    with pytest.raises(UniclError, match=r"do not fit into the memory of this machine|can't allocate memory"):
-        build_step(recipe, lambda: clip_tokenizer(77), (ClassName("a", ("a",)),), 1)
+def test_towers_are_refused_as_soon_as_they_are_larger_than_what_is_free(changes: str, monkeypatch) -> None:
+    monkeypatch.setattr("unicl_cli.build.model.free_memory", lambda: 2**26)
+    with pytest.raises(UniclError, match=r"more than .* in \d\d tensors"):
+        build_step(load("quickstart", [changes]), lambda: clip_tokenizer(77), (ClassName("a", ("a",)),), 1)

@@ -3,45 +3,52 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from unicl_cli.cli import main
 from unicl_cli.commands import completion
 from unicl_cli.recipe.layers import builtin_names
 
+Shell = Callable[[str, str], str]
 HEAVY = {"torch", "numpy", "timm", "datasets", "accelerate", "transformers", "open_clip", "sklearn"}
 
 
-def shell(how: str, line: str, cwd: Path | None = None, **env: str) -> str:
-    """What the shell is told; ``line`` is split by blanks, as bash does, and its last word is half typed."""
-    words = line.split(" ")
-    asked = {
-        "bash": {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)},
-        "zsh": {"_TYPER_COMPLETE_ARGS": line},
-        "fish": {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
-    }[how]
-    command = [sys.executable, "-c", "import sys; from unicl_cli.cli import main; sys.exit(main())"]
-    whole = os.environ | {"_UNICL_COMPLETE": f"complete_{how}"} | asked | env
-    done = subprocess.run(command, env=whole, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    """``shell("bash", line)``: what bash is told; the line is split by blanks, and its last word is half typed."""
+
+    def ask(how: str, line: str) -> str:
+        asked = {
+            "bash": {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)},
+            "zsh": {"_TYPER_COMPLETE_ARGS": line},
+            "fish": {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+        }[how]
+        for name, value in {"_UNICL_COMPLETE": f"complete_{how}", **asked}.items():
+            monkeypatch.setenv(name, value)
+        capsys.readouterr()
+        assert main([]) == 0
+        return capsys.readouterr().out
+
+    return ask
 
 
-def test_bash_gets_one_word_a_line():
+def test_bash_gets_one_word_a_line(shell: Shell):
     assert shell("bash", "unicl tra").split() == ["train"]
     assert shell("bash", "unicl train digits-cap").split() == ["digits-caption-only"]
     assert shell("bash", "unicl train quickstart --dry").split() == ["--dry-run"]
 
 
-def test_zsh_gets_words_with_their_help_and_fish_too():
+def test_zsh_gets_words_with_their_help_and_fish_too(shell: Shell):
     assert '"train":"Train a recipe' in shell("zsh", "unicl tra")
     assert '"loss=clip"' in shell("zsh", "unicl train quickstart loss=cl")
     assert shell("fish", "unicl runs l").startswith("ls\tList runs")
     assert shell("fish", "unicl train quickstart precision=b").split() == ["precision=bf16"]
 
 
-def test_bash_cuts_a_word_at_its_equals_sign():
+def test_bash_cuts_a_word_at_its_equals_sign(shell: Shell):
     assert shell("bash", "unicl train quickstart loss = cl").split() == ["clip"]
     assert {"ce", "clip", "unicl"} <= set(shell("bash", "unicl train quickstart loss =").split())
 
@@ -133,10 +140,11 @@ def test_zsh_adds_keys_without_a_suffix():
     assert 'keys=( ${keys%%\\"*} )' in made.stdout  # one percent sign was for Python's own formatting
 
 
-def test_names_of_parts_models_and_choices_are_offered(tmp_path: Path):
+def test_names_of_parts_models_and_choices_are_offered(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/one").mkdir(parents=True)
     (tmp_path / "runs/one/status.json").write_text("{}")
     assert shell("bash", "unicl plugins show losses mult").split() == ["multitask"]
-    assert shell("bash", "unicl zeroshot a.png --model runs/", tmp_path).split() == ["runs/one"]
+    assert shell("bash", "unicl zeroshot a.png --model runs/").split() == ["runs/one"]
     assert shell("bash", "unicl prepare --text ").split() == ["clean", "raw"]
     assert shell("bash", "unicl bench step --vs o").split() == ["open_clip"]

@@ -82,16 +82,18 @@ def test_wandb_offline_keeps_its_id(tmp_path):
     code = (
         "import sys; from pathlib import Path; from accelerate import PartialState; PartialState(cpu=True)\n"
         "from unicl_cli.core.trackers import TrackerSink\n"
-        "run = Path(sys.argv[1]); done = int(sys.argv[2])\n"
-        "sink = TrackerSink(['wandb'], run, 'p', {'a.b': 1}, done)\n"
-        "assert sink.trackers, 'started'\n"
-        "sink.log(done + 1, {'loss': 0.5}); assert sink.trackers, 'logged'; sink.close()\n"
+        "for done in (0, 1):\n"
+        "    sink = TrackerSink(['wandb'], Path(sys.argv[1]), 'p', {'a.b': 1}, done)\n"
+        "    assert sink.trackers, 'started'\n"
+        "    sink.log(done + 1, {'loss': 0.5}); assert sink.trackers, 'logged'; sink.close()\n"
+        "    print((Path(sys.argv[1]) / 'wandb-id').read_text())\n"
     )
     env = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    for done in ("0", "1"):
-        command = [sys.executable, "-c", code, str(tmp_path), done]
-        ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-        assert ended.returncode == 0, ended.stderr
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    first, second = ended.stdout.split()
+    assert first == second
     name = (tmp_path / "wandb-id").read_text()
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{name}"))) >= 1
 

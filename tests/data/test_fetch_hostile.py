@@ -332,7 +332,7 @@ def answers(draw: st.DrawFn) -> bytes:
 
 @given(answers())
 @settings(
-    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_any_answer_is_a_body_or_a_reason_and_the_next_url_is_answered(server: RawServer, data: bytes):
     server.answer = data

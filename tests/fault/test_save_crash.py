@@ -16,9 +16,11 @@ import os, sys, torch
 from pathlib import Path
 from unicl_cli.core import checkpoint
 
+module = torch.nn.Linear(4, 4)
+optimizer = torch.optim.SGD(module.parameters(), lr=0.1)  # its first one imports torch's compiler
+
 def save(root, step):
-    module = torch.nn.Linear(4, 4)
-    checkpoint.save(root, module, torch.optim.SGD(module.parameters(), lr=0.1), {"step": step}, keep=2)
+    checkpoint.save(root, module, optimizer, {"step": step}, keep=2)
 
 for point in sys.argv[2:]:
     if not os.fork():

@@ -65,7 +65,7 @@ def check(rows: int, texts: Tensor, index: Tensor, valid: Tensor, target: Target
 LEVELS = st.tuples(st.sampled_from([NO_LABEL, 0, 1, 2]), st.integers(0, 4), st.booleans(), st.floats(0, 1))
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(
     rows=st.lists(st.tuples(LEVELS, st.booleans()), min_size=1, max_size=25),
     tile=TILES,
@@ -94,7 +94,7 @@ SETS = st.tuples(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=25)
 @given(
     rows=st.lists(SETS, min_size=1, max_size=20),
     weighted=st.booleans(),

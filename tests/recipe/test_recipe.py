@@ -270,7 +270,7 @@ RECIPES = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=25)
 @given(RECIPES, st.sampled_from([{"steps": 3}, {"epochs": 0.5}, {"samples": 10**6}]))
 def test_a_dumped_recipe_loads_as_the_same_recipe(raw: dict[str, Any], length: dict[str, Any]):
     if (betas := raw.get("optim", {}).get("betas")) is not None:

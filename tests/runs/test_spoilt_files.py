@@ -225,7 +225,7 @@ def check(work: Callable[[Path, Path], None], written: Path, data: st.DataObject
         assert {path for path in folder.rglob("*") if folder / "run" not in path.parents} == before
 
 
-WORKS = [(show, 25), (use_models, 15), (go_on, 10)]
+WORKS = [(show, 12), (use_models, 12), (go_on, 10)]
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 """An example that fails is not made smaller: that would take minutes."""
 

@@ -5,6 +5,7 @@ import gzip
 import html
 import importlib.util
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -130,6 +131,7 @@ def _add_ends(library: Library, start: int, end: int) -> Library:
     return library
 
 
+@lru_cache(maxsize=4)  # `mix` and `compare` ask for it once per model, and it takes as long as a small model
 def clip_tokenizer(context_length: int = 77) -> TextTokenizer:
     """Build CLIP's BPE from open_clip's merges on the `tokenizers` library: the same ids, twice as fast.
 

@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,6 +142,7 @@ def batchnorm_warnings(step: Step, world: int) -> list[str]:
 # -- the files of a run -----------------------------------------------------------------------------------------------
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the versions of everything that can change a number."""
     return {"unicl": __version__, "python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES}
