@@ -180,24 +180,41 @@ def clip(*, tile: Tile = "auto", fold: bool = True) -> nn.Module:
     return Clip(_tile_rows(tile), fold=fold)
 
 
-def supcon(*, image_width: int, temperature: Temperature = 0.1, dim: Width = 128, tile: Tile = "auto") -> nn.Module:
-    """SupCon on two views of each image (NeurIPS 2020, eq. 2); needs a second stage for a classifier."""
+def supcon(
+    *,
+    image_width: int,
+    label_sets: LabelSets | None,
+    temperature: Temperature = 0.1,
+    dim: Width = 128,
+    tile: Tile = "auto",
+    weights: Mapping[str, Weight] = NO_WEIGHTS,
+) -> nn.Module:
+    """SupCon on two views of each image (NeurIPS 2020, eq. 2); needs a second stage for a classifier.
+
+    ``weights`` are those of groups of classes, 1 unless given, for rows with several labels.
+    """
     from unicl_cli.losses.supcon import SupCon
 
-    return SupCon(image_width, temperature, dim, _tile_rows(tile))
+    return SupCon(image_width, temperature, dim, _tile_rows(tile), label_sets=label_sets, weights=weights)
 
 
-def ce(*, image_width: int, num_classes: int, label_smoothing: Below1 = 0.0) -> nn.Module:
-    """Cross-entropy of a linear head on the image tower."""
+def ce(*, image_width: int, num_classes: int, label_sets: LabelSets | None, label_smoothing: Below1 = 0.0) -> nn.Module:
+    """Cross-entropy of a linear head on the image tower; of each class alone where rows may have several labels."""
     from unicl_cli.losses.classify import CrossEntropy
 
-    return CrossEntropy(image_width, num_classes, label_smoothing)
+    return CrossEntropy(image_width, num_classes, label_smoothing, label_sets=label_sets)
 
 
 def multitask(
-    *, image_width: int, num_classes: int, weight: Weight = 1.0, tile: Tile = "auto", fold: bool = True
+    *,
+    image_width: int,
+    num_classes: int,
+    label_sets: LabelSets | None,
+    weight: Weight = 1.0,
+    tile: Tile = "auto",
+    fold: bool = True,
 ) -> nn.Module:
     """CLIP on rows with captions plus ``weight`` times cross-entropy on rows with labels (UniCL, Table 6)."""
     from unicl_cli.losses.classify import MultiTask
 
-    return MultiTask(image_width, num_classes, weight, _tile_rows(tile), fold=fold)
+    return MultiTask(image_width, num_classes, weight, _tile_rows(tile), fold=fold, label_sets=label_sets)

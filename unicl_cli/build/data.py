@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from unicl_cli.binding import takes
-from unicl_cli.contracts import NO_LABEL, ClassName, LabelSets, Tokenizer
+from unicl_cli.contracts import ClassName, LabelSets, Tokenizer
 from unicl_cli.core.class_groups import ancestors_of, groups_of, label_sets_of
 from unicl_cli.core.machine import cores
 from unicl_cli.core.prompts import load_templates
@@ -36,9 +36,6 @@ from unicl_cli.registry import names
 
 WORKERS_PER_CORE = 4
 """Loader processes that a core can still serve."""
-TRIED_BATCHES = 20
-"""Batches that are looked at before a training for rows to tell apart."""
-
 TRIED_ROWS = 100
 """Rows of each kind of a corpus whose texts are tried before a training."""
 
@@ -226,7 +223,8 @@ def check_learnable(recipe: Recipe, data: TrainingData) -> None:
     strands = data.mix.strands
     labels = [s for s in strands if s.kind == LABELS]
     is_alone = len(labels) == len(strands) or recipe.data.mix.by == "step"
-    if labels and is_alone and len(classes_with_rows(labels)) == 1:
+    met = classes_with_rows(labels)
+    if labels and is_alone and len(met) == 1 and all(strand.all_labelled() for strand in labels):
         which = "corpora have" if len(labels) == len(strands) else "steps of labels (data.mix.by=step) have"
         raise UniclError(
             f"data.train: the {which} one class and nothing else: there is nothing to tell apart",
@@ -234,7 +232,7 @@ def check_learnable(recipe: Recipe, data: TrainingData) -> None:
         )
     if sum(s.size for s in strands) == 1:
         raise UniclError("data.train: one row in all: there is nothing to tell apart", "add more rows")
-    if recipe.loss.name == "ce" and not labels:
+    if recipe.loss.name == "ce" and not met:
         raise UniclError(
             "data.train: the loss ce learns from labels, and no row of the mix has one",
             "use another loss, set data.mix.labels=auto, or add a corpus with labels",
@@ -245,42 +243,6 @@ def check_learnable(recipe: Recipe, data: TrainingData) -> None:
             "data.train: a corpus holds images without label or text, but the model has a text tower",
             "set model.text=null and a loss without texts, or prepare the images with labels or captions",
         )
-
-
-def check_negatives(recipe: Recipe, data: TrainingData) -> list[str]:
-    """Return a warning about batches without a negative, whose rows the loss cannot tell apart.
-
-    Raises UniclError if none of the first batches has a negative: the value of a contrastive loss is then always 0.
-    """
-    loss, size = recipe.loss.name, recipe.batch.size
-    if loss == "ce":
-        return []
-    by_key = loss in ("unicl", "supcon")
-    lone = count_lone_batches(data, TRIED_BATCHES) if by_key and size > 1 else 0
-    if size == 1:
-        message = "batch.size 1: a batch of one row has nothing to tell apart"
-        hint = "use a batch.size of 2 or more: a contrastive loss compares the rows of a batch"
-    else:
-        message = (
-            f"batch.size {size}: {lone} of the first {TRIED_BATCHES} batches hold one class only, nothing to tell apart"
-        )
-        hint = "use a larger batch.size, data.balance, or data.mix.by=sample"
-    if (size == 1 and (by_key or loss == "clip")) or lone == TRIED_BATCHES:
-        raise UniclError(message, hint)
-    return [message] if size == 1 or lone else []
-
-
-def count_lone_batches(data: TrainingData, count: int) -> int:
-    """Return how many of the first ``count`` batches have only positives: rows of one class, or one row."""
-    labels = [strand.row_labels() for strand in data.mix.strands]
-
-    def is_lone(step: int) -> bool:
-        strands, rows = data.order.batch(step)
-        places = list(zip(strands.tolist(), rows.tolist(), strict=True))
-        found = {int(labels[strand][row]) for strand, row in places}
-        return len(found) == 1 and (NO_LABEL not in found or len(set(places)) == 1)
-
-    return sum(map(is_lone, range(count)))
 
 
 def total_steps(recipe: Recipe, data: TrainingData) -> int:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from unicl_cli.build import param_groups
-from unicl_cli.build.data import TrainingData, check_negatives, total_steps
+from unicl_cli.build.data import TrainingData, total_steps
+from unicl_cli.build.negatives import check_negatives
 from unicl_cli.contracts import Part, Tuning
 from unicl_cli.core.dist import bare
 from unicl_cli.core.ema import share_of_start

@@ -12,9 +12,11 @@ from unicl_cli.core.batch_columns import KNOWN, LABEL_SET, SHOWN
 def set_columns(
     drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor, *, label_sets: LabelSets
 ) -> dict[str, Tensor]:
-    """Return the columns LABEL_SET (b, S), SHOWN (b,) and KNOWN (b,) of a batch: with a ``partial``, an ``extra`` hook.
+    """Return the columns of label sets of a batch, int64; ``partial(set_columns, label_sets=…)`` is an ``extra`` hook.
 
-    S is the most labels of any row of the mix, so that it is the same on every rank.
+    ``label_set`` (b, S): all labels of a row, NO_LABEL where it has fewer; S is the most of any row of the mix, so that
+    it is the same on every rank. ``shown`` (b,): the class that its prompt names, NO_LABEL without. ``known`` (b,): bit
+    g is set if the row is annotated for group g.
     """
     del tokens, text_index
     labels = torch.full((len(drawn), label_sets.width), NO_LABEL)

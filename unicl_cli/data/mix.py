@@ -74,6 +74,11 @@ class Strand(NamedTuple):
         values = sets.values if self.rows is None else sets.values[np.isin(row, self.rows)]
         return set(self.labels[np.unique(values)].tolist()) if len(values) else set()
 
+    def all_labelled(self) -> bool:
+        """Return True if each row has a label."""
+        counts = np.diff(self.table.label_sets().ends)
+        return bool((counts if self.rows is None else counts[self.rows]).all())
+
     def row_labels(self) -> NDArray[np.int64]:
         """Return the class of the mix of each row, int64 (size,); NO_LABEL for a row with none or several."""
         found = integers_of(self.table.column("label"))

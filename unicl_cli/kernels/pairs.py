@@ -6,27 +6,12 @@ import torch
 from torch import Tensor
 
 from unicl_cli.contracts import NO_KEY
+from unicl_cli.kernels.pulls import Pull, Side
 
 FAR = -1e30
 """The logit of a hidden pair: its exp is exactly 0 and, unlike with -inf, a difference of two is not nan."""
 Sums = tuple[Tensor, Tensor]
 Grads = tuple[Tensor | None, Tensor | None]
-
-
-class Side(NamedTuple):
-    """The members of groups: entry e says that ``item[e]`` is in group ``group[e]`` and counts ``weight[e]`` times."""
-
-    group: Tensor  # (E,) int64: the number of groups where the other side has no such group
-    weight: Tensor | None = None  # (E,) float; None: 1 each
-    item: Tensor | None = None  # (E,) int64; None: entry e is item e
-
-
-class Pull(NamedTuple):
-    """For each row, the weighted sum over its groups of the weighted sums of the columns that their answers read."""
-
-    rows: Side
-    answers: Side
-    groups: int
 
 
 class Pairs(NamedTuple):

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unicl_cli.contracts import ALL_GROUPS, NO_KEY, NO_LABEL
-from unicl_cli.kernels.pairs import Pull, Side, group_keys
+from unicl_cli.kernels.pairs import group_keys
+from unicl_cli.kernels.pulls import Pull, Side, make_bags
 
 SAMPLED = 32
 """The rows of each rank from which the entropy of targets with several labels is estimated."""
@@ -57,21 +58,18 @@ class Levels(NamedTuple):
 
 
 class _Entries(NamedTuple):
-    """The labels of n rows as a list: entry e is that row ``item[e]`` has the label ``key[e]``, by ``weight[e]``."""
+    """The labels of n rows, with their weights."""
 
-    key: Tensor  # (E,) int64: a class
-    item: Tensor | None  # (E,) int64; None: one entry a row
-    weight: Tensor  # (E,) float: 0 for a row without the label
+    key: Tensor  # (n, S) int64: a class, or NO_KEY
+    weight: Tensor  # (n, S) float: 0 at NO_KEY
 
-    def add_up(self, values: Tensor, rows: int) -> Tensor:
-        """Sum one value for each entry over each row, (E,) -> (rows,)."""
-        if self.item is None:
-            return values
-        return values.new_zeros(rows).index_add_(0, self.item, values)
 
-    def spread(self, values: Tensor) -> Tensor:
-        """Return the value of the row of each entry, (rows,) -> (E,)."""
-        return values if self.item is None else values[self.item]
+class _Numbering(NamedTuple):
+    """Numbers of the groups of all rows with a label, below ``groups``."""
+
+    groups: int
+    row: Tensor  # (b, S) int64: the group of each entry of this rank's images; ``groups`` without a label
+    answer: Tensor  # (B, S) int64: the same of the texts of all ranks
 
 
 def mask_target(target: Target, valid: Tensor) -> Target:
@@ -84,20 +82,33 @@ def mask_target(target: Target, valid: Tensor) -> Target:
 
 
 def _entries(labels: Tensor, weights: Tensor | None, dtype: torch.dtype) -> _Entries:
-    """List the labels of rows, (n, S) int64."""
+    """List the labels of rows, (n, S) int64; from ``len(weights)`` on they weigh 1."""
     weight = (labels != NO_LABEL).to(dtype)
     if weights is not None:
-        weight = weight * weights.to(dtype)[labels.clamp(min=0)]
-    key = labels.masked_fill(weight == 0, NO_KEY)
-    rows, most = labels.shape
-    item = None if most == 1 else torch.arange(rows, device=labels.device).repeat_interleave(most)
-    return _Entries(key.reshape(-1), item, weight.reshape(-1))
+        weight = weight * F.pad(weights.to(dtype), (0, 1), value=1)[labels.clamp(0, len(weights))]
+    return _Entries(labels.masked_fill(weight == 0, NO_KEY), weight)
 
 
-def _count(keys: Tensor, among: Tensor) -> Tensor:
-    """Count how often each key stands in ``among``: int64 (E,), (F,) -> (E,)."""
-    ordered = among.sort().values
+def _count(keys: Tensor, among: Tensor, classes: int | None) -> Tensor:
+    """Count how often each key stands in ``among``, int64 of any shape; ``classes``: the keys are below it, or -1."""
+    if classes is not None:
+        places = among.reshape(-1) + 1
+        counts = torch.zeros(classes + 1, dtype=torch.int64, device=keys.device)
+        return counts.index_add_(0, places, torch.ones_like(places))[keys + 1]
+    ordered = among.reshape(-1).sort().values
     return torch.searchsorted(ordered, keys, right=True) - torch.searchsorted(ordered, keys)
+
+
+def _number(images: _Entries, texts: _Entries, classes: int | None) -> _Numbering:
+    """Number the groups of rows with a label: classes by themselves, unless there are more of them than entries."""
+    entries = images.key.numel()
+    if classes is not None and classes <= entries:
+        return _Numbering(classes, *(x.key.masked_fill(x.key == NO_KEY, classes) for x in (images, texts)))
+    row, answer, _ = group_keys(images.key.reshape(-1), texts.key.reshape(-1))
+    found = (
+        group.view_as(x.key).masked_fill(x.key == NO_KEY, entries) for group, x in ((row, images), (answer, texts))
+    )
+    return _Numbering(entries, *found)
 
 
 def hide_unknown(mine: Target, everyone: Target, reads: Tensor, columns: int) -> tuple[Tensor, Tensor] | None:
@@ -118,56 +129,89 @@ def build_levels(mine: Target, everyone: Target, dtype: torch.dtype) -> Levels:
     The text pulls of all ranks together are the sum of all targets of texts over images times logits, though each rank
     has only its own images.
     """
-    rows, all_rows = len(mine.texts), len(everyone.texts)
     images, texts = _entries(mine.labels, mine.weights, dtype), _entries(everyone.said(), mine.weights, dtype)
     asking = texts if mine.shown is None else _entries(everyone.labels, mine.weights, dtype)
-    row_group, text_group, sizes = group_keys(images.key, texts.key)
-    totals = images.add_up(images.weight * sizes[row_group], rows).clamp(min=torch.finfo(dtype).tiny)
-    heard = texts.add_up(texts.weight * _count(texts.key, asking.key), all_rows)
-    rest, all_rest = 1 - mine.share.to(dtype), 1 - everyone.share.to(dtype)
-    by_row = images.weight * images.spread(rest / totals)
-    by_text = texts.spread(all_rest / heard.clamp(min=torch.finfo(dtype).tiny)).masked_fill(texts.weight == 0, 0)
-    answers = Side(text_group, None, texts.item)
+    classes, tiny = None if mine.weights is None else len(mine.weights), torch.finfo(dtype).tiny
+    met = _count(images.key, texts.key, classes)
+    totals = (images.weight * met).sum(1, keepdim=True).clamp(min=tiny)
+    heard = (texts.weight * _count(texts.key, asking.key, classes)).sum(1, keepdim=True).clamp(min=tiny)
+    rest, all_rest = 1 - mine.share.to(dtype)[:, None], 1 - everyone.share.to(dtype)[:, None]
+    by_row, by_text = images.weight * (rest / totals), (all_rest / heard).masked_fill(texts.weight == 0, 0)
+    number = _number(images, texts, classes)
+    row = make_bags(number.row, by_row, number.groups)
+    answer = make_bags(number.answer, (texts.weight > 0).to(dtype), number.groups)
     label_pulls = (
-        Pull(Side(row_group, by_row, images.item), answers, len(images.key)),
-        Pull(Side(row_group, images.weight, images.item), answers._replace(weight=by_text), len(images.key)),
+        Pull(row, answer, number.groups),
+        Pull(row._replace(weight=images.weight), answer._replace(weight=by_text), number.groups),
     )
     own_group, own_answers, own_sizes = group_keys(mine.texts, everyone.texts)
     shown, all_shown = mine.texts != NO_KEY, everyone.texts != NO_KEY
     fine = (mine.share.to(dtype) / own_sizes[own_group].clamp(min=1)).masked_fill(~shown, 0)
     all_fine = (everyone.share.to(dtype) / own_sizes[own_answers].clamp(min=1)).masked_fill(~all_shown, 0)
+    count = len(own_group)
+    own = make_bags(own_group.masked_fill(~shown, count)[:, None], fine[:, None], count)
+    answers = make_bags(own_answers.masked_fill(~all_shown, count)[:, None], all_shown.to(dtype)[:, None], count)
     text_pulls = (
-        Pull(Side(own_group, fine), Side(own_answers), len(own_group)),
-        Pull(Side(own_group, shown.to(dtype)), Side(own_answers, all_fine), len(own_group)),
+        Pull(own, answers, count),
+        Pull(own._replace(weight=shown.to(dtype)[:, None]), answers._replace(weight=all_fine[:, None]), count),
     )
     image, text = zip(label_pulls, text_pulls, strict=True)
-    if images.item is None:  # the targets of a row's image and of its text are alike
-        twins = group_keys(_pair(row_group, own_group), _pair(text_group, own_answers))
-        both = twins[2][twins[0]]
-        counts = (sizes[row_group] - both, by_row), (own_sizes[own_group] - both, fine), (both, by_row + fine)
+    if images.key.shape[1] == 1:  # the targets of a row's image and of its text are alike
+        twins = group_keys(_pair(number.row[:, 0], own_group), _pair(number.answer[:, 0], own_answers))
+        both, met, by_row = twins[2][twins[0]], met[:, 0], by_row[:, 0]
+        counts = (met - both, by_row), (own_sizes[own_group] - both, fine), (both, by_row + fine)
         entropy = -torch.stack([count * torch.xlogy(q, q) for count, q in counts]).sum(0)
         return Levels(image, text, {"image": entropy, "text": entropy})
     same = fine[:SAMPLED, None] * (mine.texts[:SAMPLED, None] == everyone.texts)
-    spoken = _entries(mine.said(), mine.weights, dtype)
-    entropies = {
-        "image": _entropy(images, texts, mine, same),
-        "text": _entropy(spoken, asking, mine, same),
-    }
-    return Levels(image, text, entropies)
+    rest, spoken = rest[:SAMPLED], _entries(mine.said()[:SAMPLED], mine.weights, dtype)
+    shared = shared_weights(_Entries(*(x[:SAMPLED] for x in images)), texts), shared_weights(spoken, asking)
+    entropies = (entropy_of(same + rest * w / w.sum(1, keepdim=True).clamp(min=tiny)) for w in shared)
+    return Levels(image, text, dict(zip(("image", "text"), entropies, strict=True)))
 
 
-def _entropy(rows: _Entries, answers: _Entries, mine: Target, same: Tensor) -> Tensor:
-    """Return the entropy of the targets of the first rows; ``same`` (k, B) is the part on equal texts."""
-    count, total = same.shape
-    numbers = torch.arange(len(mine.texts), device=same.device)
-    first = rows.spread(numbers) < count
-    key, of, weight = rows.key[first], rows.spread(numbers)[first], rows.weight[first]
-    group, theirs, _ = group_keys(key, answers.key)
-    shared = same.new_zeros(count, len(key) + 1).index_put_((of, group), weight, accumulate=True)
-    picked = shared.index_select(1, theirs) * (answers.weight > 0)
-    w = same.new_zeros(count, total).index_add_(1, answers.spread(torch.arange(total, device=same.device)), picked)
-    rest = (1 - mine.share[:count].to(same.dtype)) / w.sum(1).clamp(min=torch.finfo(same.dtype).tiny)
-    q = same + rest[:, None] * w
+class OtherViews(NamedTuple):
+    """The targets of views on the other views that share labels."""
+
+    pull: tuple[Pull, ...]
+    positives: Tensor  # (n,) bool: a view shares a label with another
+    entropy: Tensor  # of this rank's first `SAMPLED` views, in nats
+
+
+def build_other_views(
+    labels: tuple[Tensor, Tensor], ids: tuple[Tensor, Tensor], weights: Tensor | None, dtype: torch.dtype
+) -> OtherViews:
+    """Return the targets of this rank's n views among the N of all ranks: W_ij / sum_j W_ij, j not i.
+
+    W_ij is the summed weight of the labels that views i and j share. ``labels``: int64 (n, S), (N, S), NO_LABEL where a
+    view has fewer; ``ids``: int64 (n,), (N,), another for each view. Labels from ``len(weights)`` on weigh 1.
+    """
+    mine, theirs = (_entries(x, weights, dtype) for x in labels)
+    own, own_theirs, own_sizes = group_keys(*ids)
+    number = _number(mine, theirs, None)
+    others = _count(mine.key, theirs.key, None) - own_sizes[own][:, None]
+    total = (mine.weight * others).sum(1)
+    positives = total > 0
+    share = total.clamp(min=torch.finfo(dtype).tiny).reciprocal().masked_fill(~positives, 0)
+    answers = make_bags(number.answer, (theirs.weight > 0).to(dtype), number.groups)
+    rows = make_bags(number.row, mine.weight * share[:, None], number.groups)
+    without = Pull(Side(own, -mine.weight.sum(1) * share), Side(own_theirs), len(own))
+    w = shared_weights(_Entries(*(x[:SAMPLED] for x in mine)), theirs)
+    w = w.masked_fill(ids[0][:SAMPLED, None] == ids[1], 0)
+    return OtherViews((Pull(rows, answers, number.groups), without), positives, entropy_of(share[:SAMPLED, None] * w))
+
+
+def shared_weights(rows: _Entries, answers: _Entries) -> Tensor:
+    """Return the summed weight of the labels that k rows share with B answers, (k, B)."""
+    key = rows.key.reshape(-1)
+    group, theirs, _ = group_keys(key, answers.key.reshape(-1))
+    shared = rows.weight.new_zeros(len(rows.key), len(key) + 1)
+    shared.scatter_add_(1, group.view_as(rows.key), rows.weight)
+    theirs = theirs.view_as(answers.key).masked_fill(answers.weight == 0, len(key))
+    return sum((shared.index_select(1, column) for column in theirs.unbind(1)), rows.weight.new_zeros(()))
+
+
+def entropy_of(q: Tensor) -> Tensor:
+    """Return the entropy of each row of targets, in nats."""
     return -torch.xlogy(q, q).sum(1)
 
 

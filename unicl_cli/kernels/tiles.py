@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -12,26 +11,11 @@ import torch
 from torch import Tensor
 
 from unicl_cli.errors import UniclError
-from unicl_cli.kernels.pairs import FAR, Grads, Kernel, Pairs, Pull, Sums, lse_
+from unicl_cli.kernels.pairs import FAR, Grads, Kernel, Pairs, Sums, lse_
+from unicl_cli.kernels.pulls import add_pull_gradients, cut, pull_sums
 
 CELLS = 1 << 21
 """Logits in one tile if the caller sets no tile."""
-STRIDE = 1024
-"""Rows copied at once where rows are picked by index."""
-
-
-def _slices(length: int, size: int = STRIDE) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, length, size))
-
-
-def _add(out: Tensor, to: Tensor, x: Tensor, of: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Add ``weight[j] * x[of[j]]`` to ``out[to[j]]`` for all j, without copying all picked rows at once."""
-    for part in _slices(len(to)):
-        rows = x.index_select(0, of[part]).to(out.dtype)  # a third of the time of x[of[part]]
-        if weight is not None:
-            rows.mul_(weight[part, None])
-        out.index_add_(0, to[part], rows)
-    return out
 
 
 def _logits(rows: Tensor, k: Tensor, pairs: Pairs, part: slice, out: Tensor) -> Tensor:
@@ -51,7 +35,7 @@ def _sums(q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int) -> tuple
     """
     rows, columns = q.new_empty(len(q)), q.new_full((len(k),), FAR)
     buffer, spare = (q.new_empty(tile, len(k)) for _ in range(2))
-    for part in _slices(len(q), tile):
+    for part in cut(len(q), tile):
         x = _logits(q[part] * scale, k, pairs, part, buffer)
         rows[part] = lse_(x, 1, spare[: len(x)])
         if pairs.column_sums:
@@ -66,7 +50,7 @@ def _gradients(
     (rows, columns), (by_row, by_column) = sums, grads
     dq, dk = torch.empty_like(q), torch.zeros_like(k)
     buffer, spare = q.new_empty(2, tile, len(k)).unbind()
-    for part in _slices(len(q), tile):
+    for part in cut(len(q), tile):
         x = _logits(q[part] * scale, k, pairs, part, buffer) if kept is None else kept
         p = spare[: len(x)]
         if by_row is not None:
@@ -79,53 +63,6 @@ def _gradients(
     return dq, dk
 
 
-def _feature_slices(q: Tensor, pull: Pull) -> Iterator[slice]:
-    """Cut the features so that the sums of all groups need no more memory than ``q``."""
-    return _slices(q.shape[1], max(1, q.numel() // (pull.groups + 1)) if pull.groups > len(q) else q.shape[1])
-
-
-def _group_sums(k: Tensor, pairs: Pairs, pull: Pull, like: Tensor) -> Tensor:
-    """Compute the sum of the columns of each group, (groups + 1, D)."""
-    groups, answers = like.new_zeros(pull.groups + 1, k.shape[1]), pull.answers
-    reads = pairs.reads if answers.item is None else pairs.reads[answers.item]
-    return _add(groups, answers.group, k, reads, answers.weight)
-
-
-def _pull_sums(q: Tensor, k: Tensor, pairs: Pairs, pulls: tuple[Pull, ...]) -> Tensor:
-    """Compute each row's product with the sum of ``pulls``, (b,)."""
-    total = torch.zeros_like(pairs.row_bias)
-    for pull in pulls:
-        rows = pull.rows
-        for features in _feature_slices(q, pull):
-            groups = _group_sums(k[:, features], pairs, pull, total)
-            for part in _slices(len(rows.group)):
-                own = q[part, features] if rows.item is None else q[rows.item[part], features]
-                products = groups.index_select(0, rows.group[part]).mul_(own).sum(1)
-                if rows.weight is not None:
-                    products.mul_(rows.weight[part])
-                if rows.item is None:
-                    total[part] += products
-                else:
-                    total.index_add_(0, rows.item[part], products)
-    return total
-
-
-def _add_pull_gradients(
-    q: Tensor, k: Tensor, pairs: Pairs, pulls: tuple[Pull, ...], grad: Tensor, dq: Tensor, dk: Tensor
-) -> None:
-    """Add the gradients of ``_pull_sums``."""
-    for pull in pulls:
-        rows, answers = pull.rows, pull.answers
-        of = torch.arange(len(q), device=q.device) if rows.item is None else rows.item
-        strength = grad[of] if rows.weight is None else grad[of] * rows.weight
-        reads = pairs.reads if answers.item is None else pairs.reads[answers.item]
-        for features in _feature_slices(q, pull):
-            groups = _group_sums(k[:, features], pairs, pull, dq)
-            _add(dq[:, features], of, groups, rows.group, strength)
-            _add(groups.zero_(), rows.group, q[:, features], of, strength)
-            _add(dk[:, features], reads, groups, answers.group, answers.weight)
-
-
 class _Tiles(torch.autograd.Function):
     """The sums with their gradients. ``tile`` None: the kernel.
 
@@ -135,7 +72,7 @@ class _Tiles(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int | None) -> tuple[Tensor, ...]:
-        pulls = torch.stack([_pull_sums(q, k, pairs, each) for each in pairs.pulls])
+        pulls = torch.stack([pull_sums(q, k, pairs.reads, each, scale.dtype) for each in pairs.pulls])
         sums, kept = (_kernel().sums(q, k, scale, pairs), None) if tile is None else _sums(q, k, scale, pairs, tile)
         ctx.save_for_backward(q, k, scale, *sums, pulls, kept)
         ctx.pairs, ctx.tile = pairs, tile
@@ -158,7 +95,7 @@ class _Tiles(torch.autograd.Function):
             for grad, pull, of in zip(grads[2:], pulls, ctx.pairs.pulls, strict=True):
                 if grad is not None:
                     d_scale += torch.dot(grad, pull)
-                    _add_pull_gradients(q, k, ctx.pairs, of, grad, dq, dk)
+                    add_pull_gradients(q, k, ctx.pairs.reads, of, grad, dq, dk)
         return dq.mul_(scale).to(q.dtype), dk.mul_(scale).to(k.dtype), d_scale, None, None
 
 

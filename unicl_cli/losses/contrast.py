@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unicl_cli.contracts import NO_KEY
+from unicl_cli.contracts import NO_KEY, NO_LABEL
 from unicl_cli.core.dist import exchange, gather, largest_over_ranks, rank, share_of_mean, world_size
 from unicl_cli.kernels.pairs import pairs_of
-from unicl_cli.kernels.targets import Target, build_levels, hide_unknown, mask_target
+from unicl_cli.kernels.targets import Target, build_levels, build_other_views, hide_unknown, mask_target
 from unicl_cli.kernels.tiles import in_kernel, tiled_sums
 
 TERMS = ("image", "text")
@@ -127,13 +127,20 @@ def both_ways(
         means = {term: share_of_mean(x, valid, count) for term, x in sums.items()}
         loss = torch.stack([means[term] for term in terms]).mean()
         floor = torch.stack([floors[term] for term in terms]).mean(0)
-        floor = share_of_mean(floor, valid[: len(floor)], count if len(floor) == len(valid) else None)
+        floor = _mean_of_first(floor, valid, count)
     logged = {"loss_per_image": means["image"], "loss_per_text": means["text"], "excess_loss": loss - floor}
     return {"loss": loss, **{name: value.detach() for name, value in logged.items()}}
 
 
 def supcon_loss(
-    features: Tensor, keys: Tensor, ids: Tensor, temperature: float, *, tile: int | None = None
+    features: Tensor,
+    keys: Tensor,
+    ids: Tensor,
+    temperature: float,
+    *,
+    tile: int | None = None,
+    labels: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Compute this rank's shares of the global means, each (): (n, D) unit rows of this rank, (n,) keys, (n,) ids.
 
@@ -141,14 +148,37 @@ def supcon_loss(
     mean stands outside the log. A row without another positive gives 0 and is counted, as in the authors' code; their
     factor temperature / 0.07 is left out. With ``keys`` unique per image it is NT-Xent.
     SupCon (NeurIPS 2020) eq. 2; SimCLR (ICML 2020) eq. 1.
+
+    With ``labels``, int64 (n, S), NO_LABEL where a row has fewer than S, the positives of row i are the other rows that
+    share labels with it, each by the summed weight of these labels; ``weights`` (classes,): None for 1 each. A row
+    without a label has its key as its label. ``excess_loss`` is then an estimate from the first rows of each rank.
     """
     features = _kernel_input(features, tile)
     with torch.autocast(features.device.type, enabled=False):
         scale = _scale_of(1 / temperature, features)
-        all_keys, all_ids = gather(torch.stack([keys, ids], 1)).T.contiguous()
+        columns = [keys[:, None], ids[:, None]]
+        if labels is not None:
+            labels = _label_by_key(labels, keys)
+            columns.append(labels)
+        all_keys, all_ids, *rest = gather(torch.cat(columns, 1)).T.contiguous()
         pairs = pairs_of(keys, all_keys, scale.dtype, exclude=(ids, all_ids))
+        positive, floor = pairs.positives > 0, pairs.positives.clamp(min=1).to(scale.dtype).log()
+        if labels is not None:
+            found = build_other_views((labels, torch.stack(rest, 1)), (ids, all_ids), weights, scale.dtype)
+            pairs, positive, floor = pairs._replace(pulls=(found.pull,)), found.positives, found.entropy
         rows, _, pull = tiled_sums(features, gather(features), scale, pairs, tile)
         valid, count = keys != NO_KEY, (all_keys != NO_KEY).sum()
-        loss = share_of_mean((rows - pull).masked_fill(pairs.positives == 0, 0), valid, count)
-        floor = share_of_mean(pairs.positives.clamp(min=1).to(rows.dtype).log(), valid, count)
+        loss = share_of_mean((rows - pull).masked_fill(~positive, 0), valid, count)
+        floor = _mean_of_first(floor, valid, count)
     return {"loss": loss, "excess_loss": (loss - floor).detach()}
+
+
+def _label_by_key(labels: Tensor, keys: Tensor) -> Tensor:
+    """Return the labels (n, S) of rows, with the key of a row that has none; none at all of a row with NO_KEY."""
+    first = torch.where((labels != NO_LABEL).any(1), labels[:, 0], keys)
+    return torch.cat([first[:, None], labels[:, 1:]], 1).masked_fill((keys == NO_KEY)[:, None], NO_LABEL)
+
+
+def _mean_of_first(values: Tensor, valid: Tensor, count: Tensor) -> Tensor:
+    """Return this rank's share of the mean over the valid rows, of which ``values`` has all or only the first."""
+    return share_of_mean(values, valid[: len(values)], count if len(values) == len(valid) else None)

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from unicl_cli.contracts import NO_KEY, NO_LABEL, Batch, Drawn, LabelSets, Model
-from unicl_cli.core.batch_columns import HASH_KEYS, KNOWN, LABEL_SET, OWN_TEXT, SHOWN
+from unicl_cli.core.batch_columns import HASH_KEYS, KNOWN, LABEL_SET, OWN_TEXT, ROW_KEYS, SHOWN
 from unicl_cli.core.label_sets import set_columns
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.kernels.targets import Target
 from unicl_cli.losses.contrast import TERMS, both_ways
+from unicl_cli.losses.label_sets import class_weights, drop_weightless, label_sets_of
 from unicl_cli.losses.texts import encode_texts, text_keys
 
 
@@ -32,24 +33,29 @@ class SetTarget(nn.Module):
 
     def __init__(self, label_sets: LabelSets | None, weights: Mapping[str, float] | None) -> None:
         super().__init__()
-        weights = weights or {}
-        names = () if label_sets is None else label_sets.names
-        for name in weights:
-            if name not in names:
-                have = f"use one of {', '.join(names)}" if any(names) else "remove it: the classes have no groups"
-                raise UniclError(f"loss.weights: unknown group '{name}'{did_you_mean(name, names)}", have)
-        groups = () if label_sets is None else label_sets.groups
-        values = torch.tensor([weights.get(names[group], 1.0) for group in groups])
+        values, groups = class_weights(label_sets, weights or {}), () if label_sets is None else label_sets.groups
         self.register_buffer("weights", values, persistent=False)
         self.register_buffer("groups", torch.tensor(groups, dtype=torch.int64), persistent=False)
-        self.is_weighted, self.has_groups = bool(weights), len(names) > 1
+        self.has_groups = label_sets is not None and len(label_sets.names) > 1
+        self.drops = any(weight == 0 for weight in (weights or {}).values())
+
+    def labels(self, batch: Batch) -> Tensor:
+        """Return the labels of each row that count, (b, S)."""
+        labels = label_sets_of(batch)
+        return drop_weightless(labels, self.weights) if self.drops else labels
+
+    def hide_weightless(self, keys: Tensor, batch: Batch) -> Tensor:
+        """Hide the rows whose prompt names a class of weight 0, so that their text has no positive."""
+        if not self.drops:
+            return keys
+        shown = batch.extra[SHOWN]
+        return keys.masked_fill((shown != NO_LABEL) & (self.weights[shown.clamp(min=0)] == 0), NO_KEY)
 
     def complete(self, target: Target, batch: Batch) -> Target:
         """Add the facts of label sets to the target of a batch that has their columns."""
         if LABEL_SET not in batch.extra:
             return target
-        shown = batch.extra[SHOWN]
-        found = target._replace(weights=self.weights if self.is_weighted else None, shown=shown)
+        found = target._replace(weights=self.weights, shown=batch.extra[SHOWN])
         return found._replace(known=batch.extra[KNOWN], groups=self.groups) if self.has_groups else found
 
 
@@ -88,16 +94,18 @@ class UniCL(nn.Module):
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         u, scale = model.encode_image(batch.images).embed, model.scale()
         v, index = encode_texts(model, batch, fold=self.fold)
-        keys, target = text_keys(batch.keys, batch), self._target(batch, scale.dtype)
+        keys = self.sets.hide_weightless(text_keys(batch.keys, batch), batch)
+        target = self._target(batch, scale.dtype)
         out = both_ways(u, v, keys, scale, terms=self.terms, tile=self.tile, index=index, target=target)
         return {**out, "logit_scale": scale.detach()}
 
     def _target(self, batch: Batch, dtype: torch.dtype) -> Target | None:
-        """Return the target on two levels; None for a batch without the column OWN_TEXT, as a dry run makes it."""
+        """Return the target on two levels, or of label sets; None for a batch without the column OWN_TEXT."""
         if OWN_TEXT not in batch.extra:
             return None
-        labels = batch.extra.get(LABEL_SET, batch.labels[:, None])
+        labels = self.sets.labels(batch)
         captions, labelled = batch.extra[OWN_TEXT], (labels != NO_LABEL).any(1)
         share = ((captions != NO_KEY).to(dtype) * self.own_text).masked_fill(~labelled, 1)
-        texts = torch.where(labelled, captions, batch.keys)  # a row without a label has its own key, as in the paper
+        # a row without a label has its own key, as in the paper, unless its one label weighs nothing
+        texts = torch.where(labelled | (batch.keys < ROW_KEYS), captions, batch.keys)
         return self.sets.complete(Target(texts, share, labels), batch)

@@ -1,4 +1,4 @@
-"""The sigmoid loss against open_clip's, against its definition, on empty batches, and on two processes."""
+"""The sigmoid loss against open_clip's, its definition with keys and label sets, on empty batches, on two processes."""
 
 import json
 import math
@@ -6,18 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from open_clip.loss import SigLipLoss
 from PIL import Image
 from unicl_sigmoid import build_sigmoid
 
-from unicl_cli.api import NO_LABEL, NO_TEXT, read_tensors
+from unicl_cli.api import NO_LABEL, NO_TEXT, Batch, LabelSets, read_tensors, set_columns
 from unicl_cli.testing import FeatureTable, batch_of, furthest, recipe_of, small_corpus, trained_on_one_and_two, unicl
 
 ROWS, WIDTH = 7, 5
+GROUPS = (0, 0, 1, 1)
+SETS = LabelSets(3, GROUPS, ("colour", "shape"))
 
 
 def test_captions_alone_are_open_clips_loss_in_value_and_gradient() -> None:
-    model, loss = FeatureTable(ROWS, WIDTH), build_sigmoid(bias=-10.0).double()
+    model, loss = FeatureTable(ROWS, WIDTH), build_sigmoid(label_sets=None, bias=-10.0).double()
     ours = loss(model, batch_of([NO_LABEL] * ROWS))["loss"]
     parameters = [*model.parameters(), *loss.parameters()]
     gradients = torch.autograd.grad(ours, parameters)
@@ -30,7 +34,7 @@ def test_captions_alone_are_open_clips_loss_in_value_and_gradient() -> None:
 
 
 def test_labels_are_positives_and_rows_without_text_are_hidden() -> None:
-    model, loss = FeatureTable(ROWS, WIDTH), build_sigmoid(bias=-2.0).double()
+    model, loss = FeatureTable(ROWS, WIDTH), build_sigmoid(label_sets=None, bias=-2.0).double()
     batch = batch_of([0, 1, 0, NO_LABEL, 0, 1, NO_LABEL], [0, 1, 2, 3, NO_TEXT, 5, 6])
     u, v = model.encode_image(batch.images).embed.tolist(), model.encode_text(batch.tokens).embed.tolist()
     there = [row for row in range(ROWS) if batch.text_index[row] != NO_TEXT]
@@ -44,13 +48,77 @@ def test_labels_are_positives_and_rows_without_text_are_hidden() -> None:
 
 
 def test_a_batch_without_any_text_is_zero_with_every_gradient() -> None:
-    model, loss = FeatureTable(ROWS, WIDTH), build_sigmoid().double()
+    model, loss = FeatureTable(ROWS, WIDTH), build_sigmoid(label_sets=None).double()
     out = loss(model, batch_of([NO_LABEL] * ROWS, [NO_TEXT] * ROWS))["loss"]
     out.backward()
     assert out == 0
     for parameter in [*model.parameters(), *loss.parameters()]:
         assert parameter.grad is not None
         assert not parameter.grad.any()
+
+
+def with_sets(batch: Batch, sets: list[list[int]], shown: list[int], known: list[int]) -> Batch:
+    """The batch with label sets, classes that prompts name, and bits of groups that rows know."""
+    padded = torch.tensor([[*labels, *[NO_LABEL] * (3 - len(labels))] for labels in sets])
+    return batch._replace(extra={"label_set": padded, "shown": torch.tensor(shown), "known": torch.tensor(known)})
+
+
+ROW = st.tuples(st.sets(st.integers(0, 3), max_size=3), st.integers(0, 3), st.booleans(), st.booleans())
+
+
+@settings(max_examples=40)
+@given(rows=st.lists(ROW, min_size=1, max_size=ROWS))
+def test_a_text_fits_the_images_that_have_all_labels_it_says_and_unknown_groups_are_hidden(
+    rows: list[tuple[set[int], int, bool, bool]],
+) -> None:
+    sets = [sorted(label for label in labels if known >> GROUPS[label] & 1) for labels, known, _, _ in rows]
+    shown = [s[-1] if s and prompt else NO_LABEL for s, (_, _, prompt, _) in zip(sets, rows, strict=True)]
+    there = [number for number, row in enumerate(rows) if row[3]]
+    texts = [number if number in there else NO_TEXT for number in range(len(rows))]
+    labels = [s[0] if len(s) == 1 else NO_LABEL for s in sets]
+    model, loss = FeatureTable(ROWS, WIDTH), build_sigmoid(label_sets=SETS, bias=-2.0).double()
+    batch = with_sets(batch_of(labels, texts), sets, shown, [known for _, known, _, _ in rows])
+    u, v = model.encode_image(batch.images).embed, model.encode_text(torch.arange(len(rows))[:, None]).embed
+    exact = 0 * (u.sum() + v.sum() + model.scale() + loss.bias.sum())
+    for i in there:
+        for j in there:
+            says = sets[j] if shown[j] == NO_LABEL else [shown[j]]
+            if shown[j] != NO_LABEL and not rows[i][1] >> GROUPS[shown[j]] & 1:
+                continue
+            fits = set(says) <= set(sets[i]) if says else i == j
+            logit = model.scale() * (u[i] @ v[j]) + loss.bias[0]
+            exact = exact - torch.nn.functional.logsigmoid(logit if fits else -logit) / len(there)
+    ours, parameters = loss(model, batch)["loss"], [*model.parameters(), *loss.parameters()]
+    assert ours.item() == pytest.approx(exact.item(), abs=1e-12)
+    both = (torch.autograd.grad(3 * value, parameters) for value in (ours, exact))
+    for mine, other in zip(*both, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+
+
+def test_golden_value_of_label_sets() -> None:
+    """Logits are the bias, 1. Row 0 is red and round and shows its caption, row 1 "red", row 2 knows no shape: "blue".
+
+    Texts fit: the caption row 0 alone, "red" rows 0 and 1, "blue" row 2.
+    """
+    model, loss = FeatureTable(3, WIDTH), build_sigmoid(label_sets=SETS, bias=1.0).double()
+    with torch.no_grad():
+        model.logit_scale.fill_(-torch.inf)
+    batch = with_sets(batch_of([NO_LABEL, 0, 1]), [[0, 2], [0], [1]], [NO_LABEL, 0, 1], [3, 3, 1])
+    fit, other = math.log1p(math.exp(-1)), math.log1p(math.exp(1))
+    assert loss(model, batch)["loss"].item() == pytest.approx((4 * fit + 5 * other) / 3)
+    shapes = with_sets(batch_of([NO_LABEL, 0, 1]), [[0, 2], [0], [1]], [2, 0, 1], [3, 3, 1])
+    assert loss(model, shapes)["loss"].item() == pytest.approx((4 * fit + 4 * other) / 3), "a shape, from row 2"
+
+
+def test_one_label_a_row_is_the_loss_of_keys() -> None:
+    labels = [0, 1, 0, NO_LABEL, 3, 1, NO_LABEL]
+    model, loss = FeatureTable(ROWS, WIDTH), build_sigmoid(label_sets=SETS, bias=-2.0).double()
+    today = build_sigmoid(label_sets=None, bias=-2.0).double()(model, batch_of(labels))["loss"]
+    sets = [[label] if label != NO_LABEL else [] for label in labels]
+    for shown in (labels, [NO_LABEL] * ROWS):  # prompts, captions
+        batch = with_sets(batch_of(labels), sets, shown, [3] * ROWS)
+        assert loss(model, batch)["loss"].item() == pytest.approx(today.item(), abs=1e-14)
+    assert loss.extra.func is set_columns
 
 
 @pytest.mark.slow

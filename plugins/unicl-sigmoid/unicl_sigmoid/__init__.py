@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
+    from unicl_cli.api import LabelSets
 
-def build_sigmoid(*, bias: float = -10.0) -> nn.Module:
+
+def build_sigmoid(*, label_sets: LabelSets | None, bias: float = -10.0) -> nn.Module:
     """Classify each pair by itself as matching or not (SigLIP); needs `model.logit_scale.init: 10`."""
     from unicl_sigmoid.loss import Sigmoid
 
-    return Sigmoid(bias)
+    return Sigmoid(bias, label_sets)

@@ -35,19 +35,24 @@ def stream_batches(
     draws = Draws(data.order, start + offset, steps + offset, rank(), world_size())
     inner = cast("Step", bare(step))
     device = next(inner.parameters()).device
-    hooks: list[Any] = [part.extra for part in (inner.model, inner.loss) if hasattr(part, "extra")]
     made = batches(
         data.mix,
         draws,
         cast("TextTokenizer | None", tokenizer),
         caption_targets=recipe.data.caption_targets,
-        extra=Extra(hooks),
+        extra=extra_of(inner),
         distinct=not inner.drops_texts(),
         workers=workers,
         pin_memory=device.type == "cuda",
     )
     moved = move_ahead(made, device, workers, data.device_augment)
     return moved if not offset else ((at - offset, batch) for at, batch in moved)
+
+
+def extra_of(step: Step) -> Extra:
+    """Return the ``extra`` hooks of model and loss."""
+    hooks: list[Any] = [part.extra for part in (step.model, step.loss) if hasattr(part, "extra")]
+    return Extra(hooks)
 
 
 def move_ahead(

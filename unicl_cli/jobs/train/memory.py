@@ -2,7 +2,8 @@
 
 import contextlib
 import weakref
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -13,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from unicl_cli.contracts import Batch, Model
+from unicl_cli.contracts import NO_LABEL, Batch, Drawn, Model
 from unicl_cli.core.dist import local_part, pretend_world, shard
 from unicl_cli.core.loop import Step
+from unicl_cli.jobs.train.batches import extra_of
 from unicl_cli.recipe.schema import Recipe
 
 METHOD = (
@@ -38,15 +40,29 @@ class BatchShape(NamedTuple):
     length: int | None
 
 
-def fake_batch(shape: BatchShape) -> Batch:
-    """Return a batch of distinct texts of full length; inside the mode of `make_fake` it has no numbers."""
+def columns_of_row(step: Step, shape: BatchShape) -> dict[str, Tensor]:
+    """Return the columns of ``Batch.extra`` of one empty row; none if a hook of model or loss needs a real row."""
+    image = torch.zeros(3, shape.side, shape.side, dtype=torch.uint8)
+    row = Drawn(0, 0, 0, image, NO_LABEL, None if shape.length is None else "", 0, {})
+    tokens = torch.zeros(1, shape.length or 1, dtype=torch.int64)
+    try:
+        return extra_of(step)([row], tokens, torch.zeros(1, dtype=torch.int64))
+    except Exception:  # noqa: BLE001 - a hook of a plugin may read media: the loss then says what it misses
+        return {}
+
+
+def fake_batch(shape: BatchShape, columns: Mapping[str, Tensor] = MappingProxyType({})) -> Batch:
+    """Return a batch of distinct texts of full length; inside the mode of `make_fake` it has no numbers.
+
+    ``columns``: those of ``extra``, of one row.
+    """
     rows, views, side, length = shape
     size = (rows, views, 3, side, side) if views > 1 else (rows, 3, side, side)
     return Batch(
         images=torch.empty(size, dtype=torch.uint8),
         tokens=torch.empty(rows, length or 1, dtype=torch.int64),
         **{name: torch.empty(rows, dtype=torch.int64) for name in ("text_index", "labels", "keys", "draws")},
-        extra={},
+        extra={name: torch.empty(rows, *x.shape[1:], dtype=x.dtype) for name, x in columns.items()},
     )
 
 
@@ -123,13 +139,14 @@ def step_bytes(step: Step, mode: FakeTensorMode, shape: BatchShape, *, world: in
     ``step`` comes from `make_fake`; it may be sharded here over ``world`` processes, so use it only once. ``half``:
     bf16 autocast.
     """
+    columns = columns_of_row(step, shape)
     apart = world > 1 and strategy == "ddp"  # DDP has a place for every gradient all the time
     hooks = [p.register_post_accumulate_grad_hook(_forget) for p in step.parameters() if p.requires_grad and apart]
     with pretend_world(world):
         module = shard(step, "cpu") if world > 1 and strategy == "fsdp2" else step
         ledger = Ledger(local_part(x) for x in (*module.parameters(), *module.buffers()))
         with mode, ledger, ledger.follow_resizes(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = module(fake_batch(shape))["loss"]
+            loss = module(fake_batch(shape, columns))["loss"]
             with torch.autocast("cpu", enabled=False):
                 loss.backward()
     for hook in hooks:

@@ -12,16 +12,16 @@ from unicl_cli.build.data import (
     build_data,
     build_tokenizer,
     check_learnable,
-    check_negatives,
     check_texts,
 )
 from unicl_cli.build.init import Source, adopts_tokenizer, choose_weights, recipe_settings
 from unicl_cli.build.model import add_adapters, build_step
+from unicl_cli.build.negatives import check_negatives
 from unicl_cli.contracts import Tokenizer
 from unicl_cli.core.loop import Step
 from unicl_cli.data.tokenizers import TextTokenizer, corpus_tokenizer
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.train.memory import BatchShape, fake_batch, make_fake
+from unicl_cli.jobs.train.memory import BatchShape, columns_of_row, fake_batch, make_fake
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stages_of
 from unicl_cli.runs.folder import META, TOKENIZER
@@ -76,8 +76,9 @@ def try_step(stage: Recipe, step: Step, tokenizer: Tokenizer | None) -> None:
     length = None if tokenizer is None else tokenizer.context_length
     shape = BatchShape(2, stage.data.views, stage.data.image_size, length)
     try:
+        columns = columns_of_row(step, shape)
         with make_fake(step), torch.no_grad():
-            step.train()(fake_batch(shape))
+            step.train()(fake_batch(shape, columns))
     except UniclError:
         raise
     except Exception:  # noqa: BLE001 - a part may ask for numbers: then the first batch tells, as without stages
