@@ -1,7 +1,7 @@
 """`unicl eval [MODEL]`: zero-shot classification and retrieval on prepared corpora."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -23,9 +23,6 @@ from unicl_cli.commands import (
     examples,
 )
 from unicl_cli.errors import UniclError
-
-if TYPE_CHECKING:
-    from unicl_cli.runs.thresholds import FoundThresholds
 
 app = typer.Typer(add_completion=False)
 
@@ -95,6 +92,7 @@ def evaluate(
     from unicl_cli.commands.workers import run_on_devices
     from unicl_cli.jobs.evaluators.options import parse_candidates
     from unicl_cli.jobs.predictions import write_predictions
+    from unicl_cli.runs.thresholds import find_thresholds
 
     named = pick_model(model_argument, model)
     check_options(predictions, evaluator)
@@ -162,22 +160,6 @@ def check_only_fit(given: dict[str, Any]) -> None:
     for option, value in given.items():
         if value:
             raise UniclError(f"{option}: does not go with --fit-thresholds", "leave one of them out")
-
-
-def find_thresholds(model: str | None, file: Path | None, *, is_plain: bool) -> "FoundThresholds | None":
-    """Return the thresholds of ``file``, or those of the run if there are any.
-
-    Those of the run are for its own weights and templates (``is_plain``).
-    """
-    from unicl_cli.runs.folder import choose_model
-    from unicl_cli.runs.thresholds import FoundThresholds, load_thresholds, thresholds_place
-
-    if file is not None:
-        return FoundThresholds(load_thresholds(file), file, is_named=True)
-    place = thresholds_place(choose_model(model)) if is_plain else None
-    if place is None or not place.exists():
-        return None
-    return FoundThresholds(load_thresholds(place), place, is_named=False)
 
 
 def fit_and_write(

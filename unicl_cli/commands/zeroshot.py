@@ -4,7 +4,6 @@ import glob
 import math
 import os
 import sys
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,10 @@ from unicl_cli.commands.completion import complete_runs
 from unicl_cli.errors import UniclError, escape_control
 
 if TYPE_CHECKING:
+    from unicl_cli.jobs.zeroshot.answers import Judge
+    from unicl_cli.jobs.zeroshot.label_sets import SetJudge
     from unicl_cli.jobs.zeroshot.output import Format
+    from unicl_cli.runs.thresholds import FoundThresholds
 
 app = typer.Typer(add_completion=False)
 ANSWERS, INPUT = "Answers", "Input"
@@ -34,6 +36,7 @@ class Scores(StrEnum):
         'unicl zeroshot photo.jpg --classes "cat,dog,red fox"',
         'unicl zeroshot "photos/*/*.jpg" --classes-from corpus --csv > labels.csv',
         "unicl zeroshot photo.jpg --classes @names.txt --model runs/first --none",
+        "unicl zeroshot photos --model runs/tags --multi",
     )
 )
 def zeroshot(
@@ -85,7 +88,39 @@ def zeroshot(
         float | None,
         typer.Option(
             metavar="SCORE",
-            help="Give no label if the best class scores below this.",
+            help="Give no label if the best class scores below this; with --multi, the threshold of all classes.",
+            rich_help_panel=ANSWERS,
+        ),
+    ] = None,
+    multi: Annotated[
+        bool,
+        typer.Option(
+            "--multi",
+            help="Give every label above its threshold: several, one or none. Thresholds are those of the run.",
+            rich_help_panel=ANSWERS,
+        ),
+    ] = False,
+    thresholds: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Thresholds for --multi, from unicl eval --fit-thresholds. Default: those of the run.",
+            rich_help_panel=ANSWERS,
+        ),
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Answer for this group of classes only; may be repeated. Default: one answer for each group.",
+            rich_help_panel=ANSWERS,
+        ),
+    ] = None,
+    rank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Answer at this rank of a taxonomy, with the probabilities of all classes below.",
             rich_help_panel=ANSWERS,
         ),
     ] = None,
@@ -142,10 +177,10 @@ def zeroshot(
     inputs, by_cosine = images or [], scores is Scores.cosine
     check_inputs(inputs, stdin_image=stdin_image)
     by_name = {"--classes": classes, "--classes-from": classes_from, "--template": template}
-    by_name |= {"--none": none, "--independent": independent, "--scores cosine": by_cosine}
+    by_name |= {"--none": none, "--independent": independent, "--scores cosine": by_cosine, "--thresholds": thresholds}
     check_probe(probe, [option for option, given in by_name.items() if given])
-    if threshold is not None and not math.isfinite(threshold):
-        raise UniclError(f"--threshold: {threshold} is not a finite number", "give a score, such as 0.5")
+    check_threshold(threshold, is_multi=multi)
+    check_multi(thresholds, {"--none": none, "--independent": independent, "--scores cosine": by_cosine}, is_on=multi)
     if as_json and as_csv:
         raise UniclError("--json: cannot be combined with --csv", "use one of them")
     asked = choose_classes(classes, classes_from)
@@ -154,27 +189,33 @@ def zeroshot(
         devices = limit_to_one_process(devices)
     check_before_loading([model] if probe is None or model is not None else (), ())
     check_any_exists(inputs, has_rows=as_json or as_csv)
+    found_thresholds = None
+    if multi and probe is None:
+        found_thresholds = choose_thresholds(model, thresholds, template, raw_weights=raw_weights, threshold=threshold)
 
     def work(accelerator: Any) -> None:
         from unicl_cli.data.fetch import Fetcher
         from unicl_cli.inference.linear_probe import load_probe
+        from unicl_cli.jobs.zeroshot.answers import AnswerOptions
         from unicl_cli.jobs.zeroshot.inputs import open_inputs
+        from unicl_cli.jobs.zeroshot.judge import make_judge
         from unicl_cli.jobs.zeroshot.output import write_answers
+        from unicl_cli.jobs.zeroshot.questions import Wanted
         from unicl_cli.jobs.zeroshot.table import TerminalTable
-        from unicl_cli.jobs.zeroshot.zeroshot import AnswerOptions, make_judge, zeroshot
+        from unicl_cli.jobs.zeroshot.zeroshot import zeroshot
         from unicl_cli.launch.process import is_peer
 
         fitted = None if probe is None else load_probe(probe)
         found, total = open_inputs(inputs, stdin_image=stdin_image, separator=b"\0" if null else b"\n")
         named = fitted.model if fitted is not None and model is None else model
         loaded = load_with_templates(named, accelerator.device, template, raw_weights=raw_weights)
-        judge = make_judge(
-            loaded, fitted or asked, AnswerOptions(top_k, none, independent, threshold, by_cosine), accelerator
-        )
+        wanted = Wanted(tuple(dict.fromkeys(group or ())), rank)
+        options = AnswerOptions(top_k, none, independent, threshold, by_cosine, multi, wanted)
+        judge = make_judge(loaded, fitted or asked, options, accelerator, found_thresholds)
         for warning in () if is_peer() else judge.warnings:
             print_warning(warning)
         fetch = Fetcher(allow_private=allow_private, robots=False) if allow_url else None
-        form = choose_form(judge.names, top_k, by_cosine=by_cosine, as_json=as_json, as_csv=as_csv)
+        form = choose_form(judge, as_json=as_json, as_csv=as_csv)
         rows = zeroshot(loaded, found, judge, batch=batch, fetch=fetch)
         write_answers(rows, lambda data: None if is_peer() else typer.echo(data, nl=False), form, total)
         if isinstance(form, TerminalTable) and (note := form.note()):
@@ -183,20 +224,61 @@ def zeroshot(
     run_on_devices(limit_to_one_process(devices) if reads else devices, work)
 
 
-def choose_form(names: Sequence[str], top_k: int, *, by_cosine: bool, as_json: bool, as_csv: bool) -> "Format":
+def choose_form(judge: "Judge | SetJudge", *, as_json: bool, as_csv: bool) -> "Format":
     """Return the form of the answers: JSON lines, CSV, a table on a terminal, else lines with tabs."""
-    from unicl_cli.jobs.zeroshot.output import csv_rows, json_lines, text_lines
+    from unicl_cli.jobs.zeroshot.output import csv_rows, json_lines, layout_of, text_lines
     from unicl_cli.jobs.zeroshot.table import TerminalTable
     from unicl_cli.pages.text import terminal_width
 
     if as_json:
         return json_lines
+    layout = layout_of(judge)
     if as_csv:
-        return csv_rows(min(top_k, len(names)))
+        return csv_rows(layout)
     width = terminal_width()
-    if width is None:
-        return text_lines(by_cosine=by_cosine)
-    return TerminalTable(names, top_k, by_cosine=by_cosine, width=width)
+    return text_lines(layout) if width is None else TerminalTable(layout, width=width)
+
+
+def check_threshold(threshold: float | None, *, is_multi: bool) -> None:
+    """Raise UniclError for a threshold that no score has."""
+    if threshold is not None and not math.isfinite(threshold):
+        raise UniclError(f"--threshold: {threshold} is not a finite number", "give a score, such as 0.5")
+    if is_multi and threshold is not None and not 0 <= threshold <= 1:
+        raise UniclError(f"--threshold: {threshold:g} is not a probability", "give one from 0 to 1, such as 0.5")
+
+
+def check_multi(thresholds: Path | None, single: dict[str, bool], *, is_on: bool) -> None:
+    """Raise UniclError for options of single answers beside --multi, and for its own without it."""
+    refused = [option for option, is_given in single.items() if is_given]
+    if is_on and refused:
+        raise UniclError(
+            f"--multi: cannot be combined with {', '.join(refused)}",
+            "leave them out: each class has a probability of its own, and no label is an answer",
+        )
+    if thresholds is not None and not is_on:
+        raise UniclError("--thresholds: works only with --multi", "add --multi, or remove --thresholds")
+
+
+def choose_thresholds(
+    model: str | None, file: Path | None, template: list[str] | None, *, raw_weights: bool, threshold: float | None
+) -> "FoundThresholds | None":
+    """Return the thresholds of ``file`` or of the run; None if there are none.
+
+    Raises UniclError if those of the run are for its own templates and weights, and others are asked for.
+    """
+    from unicl_cli.runs.thresholds import find_thresholds
+
+    found = find_thresholds(model, file, is_plain=True)
+    changed = [option for option, is_given in (("--template", template), ("--raw-weights", raw_weights)) if is_given]
+    if found is None or found.is_named or not changed:
+        return found
+    if threshold is not None:
+        return None
+    raise UniclError(
+        f"{found.file}: was fitted without {' and '.join(changed)}",
+        f"remove {' and '.join(changed)}, or fit with it: unicl eval MODEL --fit-thresholds -o FILE, "
+        "then --thresholds FILE",
+    )
 
 
 def check_probe(file: Path | None, refused: list[str]) -> None:

@@ -86,6 +86,12 @@ def roll_up(logits: Tensor, taxonomy: Taxonomy) -> Tensor:
     for tree in range(int(taxonomy.trees.max()) + 1):
         leaves = (taxonomy.leaves & (taxonomy.trees == tree)).nonzero()[:, 0]
         found[:, leaves] = logits[:, leaves].softmax(1)
+    return sum_up(found, taxonomy)
+
+
+def sum_up(probabilities: Tensor, taxonomy: Taxonomy) -> Tensor:
+    """Add the probability of each class to those above it: leaves have theirs, (b, C) -> (b, C)."""
+    found = probabilities.clone()
     for depth in range(int(taxonomy.depths.max()), 0, -1):
         own = (taxonomy.depths == depth).nonzero()[:, 0]
         found.index_add_(1, taxonomy.parents[own], found[:, own])

@@ -10,7 +10,7 @@ from unicl_cli.core.documents import Document, Natural, read_document
 from unicl_cli.core.files import write_output_data
 from unicl_cli.core.json_output import format_json
 from unicl_cli.errors import UniclError
-from unicl_cli.runs.folder import THRESHOLDS, is_checkpoint
+from unicl_cli.runs.folder import THRESHOLDS, choose_model, is_checkpoint
 
 SCHEMA = "unicl/thresholds/1"
 HINT = "fit them again: unicl eval MODEL --fit-thresholds"
@@ -61,6 +61,19 @@ def thresholds_place(model: str) -> Path | None:
     """
     folder = Path(model)
     return folder / THRESHOLDS if not hub.has_form(model) and folder.is_dir() and not is_checkpoint(folder) else None
+
+
+def find_thresholds(model: str | None, file: Path | None, *, is_plain: bool) -> FoundThresholds | None:
+    """Return the thresholds of ``file``, or those of the run if there are any.
+
+    Those of the run are for its own weights and templates (``is_plain``).
+    """
+    if file is not None:
+        return FoundThresholds(load_thresholds(file), file, is_named=True)
+    place = thresholds_place(choose_model(model)) if is_plain else None
+    if place is None or not place.exists():
+        return None
+    return FoundThresholds(load_thresholds(place), place, is_named=False)
 
 
 def load_thresholds(file: Path) -> Thresholds:
