@@ -15,7 +15,9 @@ from unicl_cli.commands.completion import complete_runs
 from unicl_cli.errors import UniclError, escape_control
 
 if TYPE_CHECKING:
-    from unicl_cli.jobs.zeroshot.answers import Judge
+    from unicl_cli.build.load import Loaded
+    from unicl_cli.jobs.zeroshot.answers import AnswerOptions, Judge
+    from unicl_cli.jobs.zeroshot.classes import Classes
     from unicl_cli.jobs.zeroshot.label_sets import SetJudge
     from unicl_cli.jobs.zeroshot.output import Format
     from unicl_cli.runs.thresholds import FoundThresholds
@@ -170,50 +172,41 @@ def zeroshot(
     quiet: Quiet = False,
 ) -> None:
     """Classify images by class names. Probabilities are relative to the classes named; a single class gets 1."""
-    from unicl_cli.commands.output import check_before_loading, load_with_templates, print_note, print_warning
+    from unicl_cli.commands.output import check_before_loading, print_note
     from unicl_cli.commands.workers import limit_to_one_process, run_on_devices
     from unicl_cli.jobs.zeroshot.classes import choose_classes
 
     inputs, by_cosine = images or [], scores is Scores.cosine
     check_inputs(inputs, stdin_image=stdin_image)
-    by_name = {"--classes": classes, "--classes-from": classes_from, "--template": template}
-    by_name |= {"--none": none, "--independent": independent, "--scores cosine": by_cosine, "--thresholds": thresholds}
-    check_probe(probe, [option for option, given in by_name.items() if given])
+    single = {"--none": none, "--independent": independent, "--scores cosine": by_cosine}
+    by_name = {"--classes": classes, "--classes-from": classes_from, "--template": template, "--thresholds": thresholds}
+    check_probe(probe, [option for option, given in (by_name | single).items() if given])
     check_threshold(threshold, is_multi=multi)
-    check_multi(thresholds, {"--none": none, "--independent": independent, "--scores cosine": by_cosine}, is_on=multi)
-    if as_json and as_csv:
-        raise UniclError("--json: cannot be combined with --csv", "use one of them")
+    check_multi(thresholds, single, is_on=multi)
+    check_form(as_json=as_json, as_csv=as_csv)
     asked = choose_classes(classes, classes_from)
     reads = stdin_image or "-" in inputs
     if reads and devices != "auto":
         devices = limit_to_one_process(devices)
     check_before_loading([model] if probe is None or model is not None else (), ())
     check_any_exists(inputs, has_rows=as_json or as_csv)
-    found_thresholds = None
-    if multi and probe is None:
-        found_thresholds = choose_thresholds(model, thresholds, template, raw_weights=raw_weights, threshold=threshold)
+    ask_run = multi and probe is None
+    cuts = choose_thresholds(model, thresholds, threshold, template, raw_weights=raw_weights) if ask_run else None
 
     def work(accelerator: Any) -> None:
         from unicl_cli.data.fetch import Fetcher
-        from unicl_cli.inference.linear_probe import load_probe
         from unicl_cli.jobs.zeroshot.answers import AnswerOptions
         from unicl_cli.jobs.zeroshot.inputs import open_inputs
-        from unicl_cli.jobs.zeroshot.judge import make_judge
         from unicl_cli.jobs.zeroshot.output import write_answers
         from unicl_cli.jobs.zeroshot.questions import Wanted
         from unicl_cli.jobs.zeroshot.table import TerminalTable
         from unicl_cli.jobs.zeroshot.zeroshot import zeroshot
         from unicl_cli.launch.process import is_peer
 
-        fitted = None if probe is None else load_probe(probe)
         found, total = open_inputs(inputs, stdin_image=stdin_image, separator=b"\0" if null else b"\n")
-        named = fitted.model if fitted is not None and model is None else model
-        loaded = load_with_templates(named, accelerator.device, template, raw_weights=raw_weights)
         wanted = Wanted(tuple(dict.fromkeys(group or ())), rank)
         options = AnswerOptions(top_k, none, independent, threshold, by_cosine, multi, wanted)
-        judge = make_judge(loaded, fitted or asked, options, accelerator, found_thresholds)
-        for warning in () if is_peer() else judge.warnings:
-            print_warning(warning)
+        loaded, judge = load_judge(model, probe or asked, options, cuts, template, accelerator, raw_weights=raw_weights)
         fetch = Fetcher(allow_private=allow_private, robots=False) if allow_url else None
         form = choose_form(judge, as_json=as_json, as_csv=as_csv)
         rows = zeroshot(loaded, found, judge, batch=batch, fetch=fetch)
@@ -222,6 +215,31 @@ def zeroshot(
             print_note(f"note: {note}")
 
     run_on_devices(limit_to_one_process(devices) if reads else devices, work)
+
+
+def load_judge(
+    model: str | None,
+    classes: "Path | Classes | None",
+    options: "AnswerOptions",
+    thresholds: "FoundThresholds | None",
+    template: list[str] | None,
+    accelerator: Any,
+    *,
+    raw_weights: bool,
+) -> "tuple[Loaded, Judge | SetJudge]":
+    """Load the model, and make what judges its scores of ``classes``, by default its own; a path is that of a probe."""
+    from unicl_cli.commands.output import load_with_templates, print_warning
+    from unicl_cli.inference.linear_probe import LinearProbe, load_probe
+    from unicl_cli.jobs.zeroshot.judge import make_judge
+    from unicl_cli.launch.process import is_peer
+
+    asked = load_probe(classes) if isinstance(classes, Path) else classes
+    named = model if model is not None or not isinstance(asked, LinearProbe) else asked.model
+    loaded = load_with_templates(named, accelerator.device, template, raw_weights=raw_weights)
+    judge = make_judge(loaded, asked, options, accelerator, thresholds)
+    for warning in () if is_peer() else judge.warnings:
+        print_warning(warning)
+    return loaded, judge
 
 
 def choose_form(judge: "Judge | SetJudge", *, as_json: bool, as_csv: bool) -> "Format":
@@ -237,6 +255,12 @@ def choose_form(judge: "Judge | SetJudge", *, as_json: bool, as_csv: bool) -> "F
         return csv_rows(layout)
     width = terminal_width()
     return text_lines(layout) if width is None else TerminalTable(layout, width=width)
+
+
+def check_form(*, as_json: bool, as_csv: bool) -> None:
+    """Raise UniclError if the answers are asked for in two forms."""
+    if as_json and as_csv:
+        raise UniclError("--json: cannot be combined with --csv", "use one of them")
 
 
 def check_threshold(threshold: float | None, *, is_multi: bool) -> None:
@@ -260,25 +284,27 @@ def check_multi(thresholds: Path | None, single: dict[str, bool], *, is_on: bool
 
 
 def choose_thresholds(
-    model: str | None, file: Path | None, template: list[str] | None, *, raw_weights: bool, threshold: float | None
+    model: str | None, file: Path | None, threshold: float | None, template: list[str] | None, *, raw_weights: bool
 ) -> "FoundThresholds | None":
-    """Return the thresholds of ``file`` or of the run; None if there are none.
+    """Return the thresholds of ``file`` or of the run; None if there are none, but one is given for all classes.
 
-    Raises UniclError if those of the run are for its own templates and weights, and others are asked for.
+    Raises UniclError if there are none, or if those of the run are for its own templates and weights.
     """
-    from unicl_cli.runs.thresholds import find_thresholds
+    from unicl_cli.runs.folder import choose_model
+    from unicl_cli.runs.thresholds import find_thresholds, thresholds_place
 
     found = find_thresholds(model, file, is_plain=True)
     changed = [option for option, is_given in (("--template", template), ("--raw-weights", raw_weights)) if is_given]
-    if found is None or found.is_named or not changed:
-        return found
-    if threshold is not None:
-        return None
-    raise UniclError(
-        f"{found.file}: was fitted without {' and '.join(changed)}",
-        f"remove {' and '.join(changed)}, or fit with it: unicl eval MODEL --fit-thresholds -o FILE, "
-        "then --thresholds FILE",
-    )
+    is_fit = found is None or found.is_named or not changed
+    if threshold is not None or (found is not None and is_fit):
+        return found if is_fit else None
+    name = choose_model(model)
+    fit = f"unicl eval {name} --fit-thresholds"
+    if changed or thresholds_place(name) is None:
+        fit += " -o FILE, then --thresholds FILE"
+    if found is not None:
+        raise UniclError(f"{found.file}: was fitted without {' and '.join(changed)}", f"fit with it: {fit}")
+    raise UniclError(f"--multi: {name} has no thresholds", f"fit them: {fit}; or give --threshold P")
 
 
 def check_probe(file: Path | None, refused: list[str]) -> None:

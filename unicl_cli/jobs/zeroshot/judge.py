@@ -77,8 +77,6 @@ def make_probe_judge(encoder: Encoder, probe: LinearProbe, options: AnswerOption
             "--multi: the classes of this probe exclude each other",
             "fit a probe on rows with label sets: unicl probe --data CORPUS --save FILE",
         )
-    if options.multi and options.threshold is None:
-        raise UniclError("--multi: a probe has no thresholds", "give one for all classes: --threshold 0.5")
     probe = restrict_probe(probe, select_classes(probe.classes, options.wanted, is_multi=options.multi))
     scorer = make_probe_scorer(encoder, probe)
     if options.multi:

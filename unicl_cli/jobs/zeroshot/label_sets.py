@@ -92,12 +92,12 @@ def make_sigmoid_judge(
     name: str, classes: Sequence[ClassName], scorer: Scorer, options: AnswerOptions, warnings: tuple[str, ...]
 ) -> SetJudge:
     """Return what answers by the model's own sigmoid and one threshold for all classes."""
-    if options.threshold is None or not scorer.sigmoid:
-        by_hand = "" if options.threshold is None else ", and no probability of a class by itself for --threshold"
-        hint = "fit them: unicl eval MODEL --fit-thresholds"
+    if options.threshold is None:
+        raise UniclError(f"--multi: {name} has no thresholds", "give one for all classes: --threshold 0.5")
+    if not scorer.sigmoid:
         raise UniclError(
-            f"--multi: {name} has no thresholds{by_hand}",
-            f"{hint}, or give --threshold P" if scorer.sigmoid else hint,
+            f"--multi: {name} has no thresholds, and no probability of a class by itself for --threshold",
+            "fit thresholds: unicl eval MODEL --fit-thresholds",
         )
     told = f"--threshold {options.threshold:g} is uncalibrated: it means something else for another model"
     cut = Cut(1.0, 0.0, np.full(len(classes), options.threshold))
