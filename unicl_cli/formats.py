@@ -8,8 +8,12 @@ from typing import TypeVar
 T = TypeVar("T")
 NOTHING = "–"
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-SHARES = re.compile(r"top(\d+)|(?:(\w+)_)?r(\d+)|mean_per_class|label_share|unique_text|padding|data_frac")
+SHARES = re.compile(
+    r"top(\d+)|(?:(\w+)_)?r(\d+)|mean_per_class|map(_micro)?|f1_(macro|micro)|label_share|unique_text|padding|data_frac"
+)
 """Names of figures that are shares, as in `unicl eval --json` and metrics.jsonl."""
+WORDS = {"map": "mAP", "map_micro": "mAP micro", "f1_macro": "F1 macro", "f1_micro": "F1 micro"}
+"""Names of figures for people, where they are not the words of their keys."""
 RAW = "raw_"
 """Begins the name of a figure of the trained weights beside that of their moving average."""
 SHORT_GAP = 4
@@ -47,6 +51,8 @@ def label_figure(name: str) -> str:
     """Return a figure's name for people: ``"top-1"`` for top1, ``"text to image R@1"`` for text_to_image_r1."""
     if name == "img_s":
         return "img/s"
+    if name in WORDS:
+        return WORDS[name]
     if name.startswith(RAW):
         return f"raw {label_figure(name.removeprefix(RAW))}"
     found = SHARES.fullmatch(name)

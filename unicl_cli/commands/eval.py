@@ -30,7 +30,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command(
     epilog=examples(
-        "unicl eval", "unicl eval runs/first --data corpus --split val", "unicl eval runs/first -o first.json"
+        "unicl eval", "unicl eval runs/first --data corpus --split val", "unicl eval runs/first --fit-thresholds"
     )
 )
 def evaluate(
@@ -49,6 +49,17 @@ def evaluate(
     devices: Devices = "auto",
     template: Template = None,
     raw_weights: RawWeights = False,
+    thresholds: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Thresholds for F1 of label sets. Default: those of the run."),
+    ] = None,
+    fit_thresholds: Annotated[
+        bool,
+        typer.Option(
+            "--fit-thresholds",
+            help="Fit thresholds on split val (or --split) instead, and write them into the run (or to -o FILE).",
+        ),
+    ] = False,
     predictions: Annotated[
         Path | None,
         typer.Option(
@@ -83,16 +94,19 @@ def evaluate(
     )
     from unicl_cli.commands.workers import run_on_devices
     from unicl_cli.jobs.evaluators.options import parse_candidates
-    from unicl_cli.jobs.predictions import SUFFIXES, write_predictions
+    from unicl_cli.jobs.predictions import write_predictions
+    from unicl_cli.runs.thresholds import find_thresholds
 
     named = pick_model(model_argument, model)
-    if predictions is not None and predictions.suffix not in SUFFIXES:
-        raise UniclError(
-            f"--predictions {predictions}: unknown kind of file", f"use a name that ends in {' or '.join(SUFFIXES)}"
-        )
-    for name in evaluator or ():
-        registry.find("evaluators", name)
+    check_options(predictions, evaluator)
     answerable = parse_candidates(candidates)
+    if fit_thresholds:
+        check_only_fit(
+            {"--thresholds": thresholds, "--evaluator": evaluator, "--predictions": predictions, "--html": html}
+        )
+        fit_and_write(named, data, split, batch, devices, template, out, raw_weights=raw_weights, as_json=as_json)
+        return
+    found = find_thresholds(named, thresholds, is_plain=not template and not raw_weights)
     check_before_loading([named], data or (), ("--predictions", predictions), ("--html", html), ("-o", out))
     check_splits(named, data or (), split)
 
@@ -113,7 +127,7 @@ def evaluate(
             batch=batch,
             accelerator=accelerator,
             evaluators=chosen,
-            keep=Keep(answers=kept.append if predictions or html else None),
+            keep=Keep(answers=kept.append if predictions or html else None, thresholds=found),
             candidates=answerable,
         )
         if predictions is not None and not is_peer():
@@ -121,12 +135,79 @@ def evaluate(
                 with report_write_error("--predictions", predictions):
                     write_predictions(predictions, kept)
             else:
-                print_warning(f"--predictions {predictions}: not written: no rows with labels were classified")
+                print_warning(f"--predictions {predictions}: not written: no rows with one label each were classified")
         if html is not None and not is_peer():
             from unicl_cli.jobs.evaluation_page import evaluation_page
             from unicl_cli.pages.html import write_page
 
             write_page(html, evaluation_page(document, kept, open_corpora(loaded, data)))
         print_document(document, eval_tables, as_json=as_json, out=out)
+
+    run_on_devices(devices, work)
+
+
+def check_options(predictions: Path | None, evaluators: list[str] | None) -> None:
+    """Raise UniclError for a kind of file that cannot be written, and for an evaluator that there is not."""
+    from unicl_cli.jobs.predictions import SUFFIXES
+
+    if predictions is not None and predictions.suffix not in SUFFIXES:
+        raise UniclError(
+            f"--predictions {predictions}: unknown kind of file", f"use a name that ends in {' or '.join(SUFFIXES)}"
+        )
+    for name in evaluators or ():
+        registry.find("evaluators", name)
+
+
+def check_only_fit(given: dict[str, Any]) -> None:
+    """Raise UniclError for an option of an evaluation beside --fit-thresholds, which makes none."""
+    for option, value in given.items():
+        if value:
+            raise UniclError(f"{option}: does not go with --fit-thresholds", "leave one of them out")
+
+
+def fit_and_write(
+    model: str | None,
+    data: list[str] | None,
+    split: str | None,
+    batch: int,
+    devices: str,
+    template: list[str] | None,
+    out: Path | None,
+    *,
+    raw_weights: bool,
+    as_json: bool,
+) -> None:
+    """Fit thresholds and write them to ``out``, or into the run."""
+    from unicl_cli.commands.output import (
+        check_before_loading,
+        check_splits,
+        load_with_templates,
+        print_document,
+        print_note,
+        report_write_error,
+    )
+    from unicl_cli.commands.workers import run_on_devices
+    from unicl_cli.runs.folder import choose_model
+    from unicl_cli.runs.thresholds import thresholds_place, write_thresholds
+
+    check_before_loading([model], data or (), ("-o", out))
+    check_splits(model, data or (), split or "val")
+    is_plain = not template and not raw_weights
+    place = out or (thresholds_place(choose_model(model)) if is_plain else None)
+    if place is None:
+        why = "is not a run, whose folder would take them" if is_plain else "would answer with other weights or prompts"
+        raise UniclError(f"--fit-thresholds: {choose_model(model)} {why}", "name a file for them: -o FILE")
+
+    def work(accelerator: Any) -> None:
+        from unicl_cli.jobs.thresholds import fit_model_thresholds, threshold_tables
+        from unicl_cli.launch.process import is_peer
+
+        loaded = load_with_templates(model, accelerator.device, template, raw_weights=raw_weights)
+        fitted = fit_model_thresholds(loaded, data=data or None, split=split, batch=batch, accelerator=accelerator)
+        if not is_peer():
+            with report_write_error("-o" if out else "--fit-thresholds", place):
+                write_thresholds(place, fitted.thresholds)
+        print_document(fitted.document | {"file": str(place)}, threshold_tables, as_json=as_json)
+        print_note(f"wrote {place}: unicl eval reports F1 with it, on another split")
 
     run_on_devices(devices, work)

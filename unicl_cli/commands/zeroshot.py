@@ -4,7 +4,6 @@ import glob
 import math
 import os
 import sys
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,12 @@ from unicl_cli.commands.completion import complete_runs
 from unicl_cli.errors import UniclError, escape_control
 
 if TYPE_CHECKING:
+    from unicl_cli.build.load import Loaded
+    from unicl_cli.jobs.zeroshot.answers import AnswerOptions, Judge
+    from unicl_cli.jobs.zeroshot.classes import Classes
+    from unicl_cli.jobs.zeroshot.label_sets import SetJudge
     from unicl_cli.jobs.zeroshot.output import Format
+    from unicl_cli.runs.thresholds import FoundThresholds
 
 app = typer.Typer(add_completion=False)
 ANSWERS, INPUT = "Answers", "Input"
@@ -34,6 +38,7 @@ class Scores(StrEnum):
         'unicl zeroshot photo.jpg --classes "cat,dog,red fox"',
         'unicl zeroshot "photos/*/*.jpg" --classes-from corpus --csv > labels.csv',
         "unicl zeroshot photo.jpg --classes @names.txt --model runs/first --none",
+        "unicl zeroshot photos --model runs/tags --multi",
     )
 )
 def zeroshot(
@@ -85,7 +90,39 @@ def zeroshot(
         float | None,
         typer.Option(
             metavar="SCORE",
-            help="Give no label if the best class scores below this.",
+            help="Give no label if the best class scores below this; with --multi, the threshold of all classes.",
+            rich_help_panel=ANSWERS,
+        ),
+    ] = None,
+    multi: Annotated[
+        bool,
+        typer.Option(
+            "--multi",
+            help="Give every label above its threshold: several, one or none. Thresholds are those of the run.",
+            rich_help_panel=ANSWERS,
+        ),
+    ] = False,
+    thresholds: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Thresholds for --multi, from unicl eval --fit-thresholds. Default: those of the run.",
+            rich_help_panel=ANSWERS,
+        ),
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Answer for this group of classes only; may be repeated. Default: one answer for each group.",
+            rich_help_panel=ANSWERS,
+        ),
+    ] = None,
+    rank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Answer at this rank of a taxonomy, with the probabilities of all classes below.",
             rich_help_panel=ANSWERS,
         ),
     ] = None,
@@ -135,46 +172,43 @@ def zeroshot(
     quiet: Quiet = False,
 ) -> None:
     """Classify images by class names. Probabilities are relative to the classes named; a single class gets 1."""
-    from unicl_cli.commands.output import check_before_loading, load_with_templates, print_note, print_warning
+    from unicl_cli.commands.output import check_before_loading, print_note
     from unicl_cli.commands.workers import limit_to_one_process, run_on_devices
     from unicl_cli.jobs.zeroshot.classes import choose_classes
 
     inputs, by_cosine = images or [], scores is Scores.cosine
     check_inputs(inputs, stdin_image=stdin_image)
-    by_name = {"--classes": classes, "--classes-from": classes_from, "--template": template}
-    by_name |= {"--none": none, "--independent": independent, "--scores cosine": by_cosine}
-    check_probe(probe, [option for option, given in by_name.items() if given])
-    if threshold is not None and not math.isfinite(threshold):
-        raise UniclError(f"--threshold: {threshold} is not a finite number", "give a score, such as 0.5")
-    if as_json and as_csv:
-        raise UniclError("--json: cannot be combined with --csv", "use one of them")
+    single = {"--none": none, "--independent": independent, "--scores cosine": by_cosine}
+    by_name = {"--classes": classes, "--classes-from": classes_from, "--template": template, "--thresholds": thresholds}
+    check_probe(probe, [option for option, given in (by_name | single).items() if given])
+    check_threshold(threshold, is_multi=multi)
+    check_multi(thresholds, single, is_on=multi)
+    check_form(as_json=as_json, as_csv=as_csv)
     asked = choose_classes(classes, classes_from)
     reads = stdin_image or "-" in inputs
     if reads and devices != "auto":
         devices = limit_to_one_process(devices)
     check_before_loading([model] if probe is None or model is not None else (), ())
     check_any_exists(inputs, has_rows=as_json or as_csv)
+    ask_run = multi and probe is None
+    cuts = choose_thresholds(model, thresholds, threshold, template, raw_weights=raw_weights) if ask_run else None
 
     def work(accelerator: Any) -> None:
         from unicl_cli.data.fetch import Fetcher
-        from unicl_cli.inference.linear_probe import load_probe
+        from unicl_cli.jobs.zeroshot.answers import AnswerOptions
         from unicl_cli.jobs.zeroshot.inputs import open_inputs
         from unicl_cli.jobs.zeroshot.output import write_answers
+        from unicl_cli.jobs.zeroshot.questions import Wanted
         from unicl_cli.jobs.zeroshot.table import TerminalTable
-        from unicl_cli.jobs.zeroshot.zeroshot import AnswerOptions, make_judge, zeroshot
+        from unicl_cli.jobs.zeroshot.zeroshot import zeroshot
         from unicl_cli.launch.process import is_peer
 
-        fitted = None if probe is None else load_probe(probe)
         found, total = open_inputs(inputs, stdin_image=stdin_image, separator=b"\0" if null else b"\n")
-        named = fitted.model if fitted is not None and model is None else model
-        loaded = load_with_templates(named, accelerator.device, template, raw_weights=raw_weights)
-        judge = make_judge(
-            loaded, fitted or asked, AnswerOptions(top_k, none, independent, threshold, by_cosine), accelerator
-        )
-        for warning in () if is_peer() else judge.warnings:
-            print_warning(warning)
+        wanted = Wanted(tuple(dict.fromkeys(group or ())), rank)
+        options = AnswerOptions(top_k, none, independent, threshold, by_cosine, multi, wanted)
+        loaded, judge = load_judge(model, probe or asked, options, cuts, template, accelerator, raw_weights=raw_weights)
         fetch = Fetcher(allow_private=allow_private, robots=False) if allow_url else None
-        form = choose_form(judge.names, top_k, by_cosine=by_cosine, as_json=as_json, as_csv=as_csv)
+        form = choose_form(judge, as_json=as_json, as_csv=as_csv)
         rows = zeroshot(loaded, found, judge, batch=batch, fetch=fetch)
         write_answers(rows, lambda data: None if is_peer() else typer.echo(data, nl=False), form, total)
         if isinstance(form, TerminalTable) and (note := form.note()):
@@ -183,20 +217,94 @@ def zeroshot(
     run_on_devices(limit_to_one_process(devices) if reads else devices, work)
 
 
-def choose_form(names: Sequence[str], top_k: int, *, by_cosine: bool, as_json: bool, as_csv: bool) -> "Format":
+def load_judge(
+    model: str | None,
+    classes: "Path | Classes | None",
+    options: "AnswerOptions",
+    thresholds: "FoundThresholds | None",
+    template: list[str] | None,
+    accelerator: Any,
+    *,
+    raw_weights: bool,
+) -> "tuple[Loaded, Judge | SetJudge]":
+    """Load the model, and make what judges its scores of ``classes``, by default its own; a path is that of a probe."""
+    from unicl_cli.commands.output import load_with_templates, print_warning
+    from unicl_cli.inference.linear_probe import LinearProbe, load_probe
+    from unicl_cli.jobs.zeroshot.judge import make_judge
+    from unicl_cli.launch.process import is_peer
+
+    asked = load_probe(classes) if isinstance(classes, Path) else classes
+    named = model if model is not None or not isinstance(asked, LinearProbe) else asked.model
+    loaded = load_with_templates(named, accelerator.device, template, raw_weights=raw_weights)
+    judge = make_judge(loaded, asked, options, accelerator, thresholds)
+    for warning in () if is_peer() else judge.warnings:
+        print_warning(warning)
+    return loaded, judge
+
+
+def choose_form(judge: "Judge | SetJudge", *, as_json: bool, as_csv: bool) -> "Format":
     """Return the form of the answers: JSON lines, CSV, a table on a terminal, else lines with tabs."""
-    from unicl_cli.jobs.zeroshot.output import csv_rows, json_lines, text_lines
+    from unicl_cli.jobs.zeroshot.output import csv_rows, json_lines, layout_of, text_lines
     from unicl_cli.jobs.zeroshot.table import TerminalTable
     from unicl_cli.pages.text import terminal_width
 
     if as_json:
         return json_lines
+    layout = layout_of(judge)
     if as_csv:
-        return csv_rows(min(top_k, len(names)))
+        return csv_rows(layout)
     width = terminal_width()
-    if width is None:
-        return text_lines(by_cosine=by_cosine)
-    return TerminalTable(names, top_k, by_cosine=by_cosine, width=width)
+    return text_lines(layout) if width is None else TerminalTable(layout, width=width)
+
+
+def check_form(*, as_json: bool, as_csv: bool) -> None:
+    """Raise UniclError if the answers are asked for in two forms."""
+    if as_json and as_csv:
+        raise UniclError("--json: cannot be combined with --csv", "use one of them")
+
+
+def check_threshold(threshold: float | None, *, is_multi: bool) -> None:
+    """Raise UniclError for a threshold that no score has."""
+    if threshold is not None and not math.isfinite(threshold):
+        raise UniclError(f"--threshold: {threshold} is not a finite number", "give a score, such as 0.5")
+    if is_multi and threshold is not None and not 0 <= threshold <= 1:
+        raise UniclError(f"--threshold: {threshold:g} is not a probability", "give one from 0 to 1, such as 0.5")
+
+
+def check_multi(thresholds: Path | None, single: dict[str, bool], *, is_on: bool) -> None:
+    """Raise UniclError for options of single answers beside --multi, and for its own without it."""
+    refused = [option for option, is_given in single.items() if is_given]
+    if is_on and refused:
+        raise UniclError(
+            f"--multi: cannot be combined with {', '.join(refused)}",
+            "leave them out: each class has a probability of its own, and no label is an answer",
+        )
+    if thresholds is not None and not is_on:
+        raise UniclError("--thresholds: works only with --multi", "add --multi, or remove --thresholds")
+
+
+def choose_thresholds(
+    model: str | None, file: Path | None, threshold: float | None, template: list[str] | None, *, raw_weights: bool
+) -> "FoundThresholds | None":
+    """Return the thresholds of ``file`` or of the run; None if there are none, but one is given for all classes.
+
+    Raises UniclError if there are none, or if those of the run are for its own templates and weights.
+    """
+    from unicl_cli.runs.folder import choose_model
+    from unicl_cli.runs.thresholds import find_thresholds, thresholds_place
+
+    found = find_thresholds(model, file, is_plain=True)
+    changed = [option for option, is_given in (("--template", template), ("--raw-weights", raw_weights)) if is_given]
+    is_fit = found is None or found.is_named or not changed
+    if threshold is not None or (found is not None and is_fit):
+        return found if is_fit else None
+    name = choose_model(model)
+    fit = f"unicl eval {name} --fit-thresholds"
+    if changed or thresholds_place(name) is None:
+        fit += " -o FILE, then --thresholds FILE"
+    if found is not None:
+        raise UniclError(f"{found.file}: was fitted without {' and '.join(changed)}", f"fit with it: {fit}")
+    raise UniclError(f"--multi: {name} has no thresholds", f"fit them: {fit}; or give --threshold P")
 
 
 def check_probe(file: Path | None, refused: list[str]) -> None:

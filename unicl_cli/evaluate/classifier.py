@@ -27,12 +27,16 @@ class TextClassifier(NamedTuple):
     cut: int
     prompts: int
 
-    def cosines(self, image_features: Tensor) -> Tensor:
-        """(b, D) -> float32 (b, C).
+    def cosines(self, image_features: Tensor, classes: slice = slice(None)) -> Tensor:
+        """(b, D) -> float32 (b, C), the cosines of a slice of the classes.
 
         Classes with the same prompts get bitwise equal scores: a matrix product may round equal columns differently.
         """
-        return (image_features.float() @ self.weights.T)[:, self.first]
+        first = self.first[classes]
+        if len(first) == len(self.weights):
+            return (image_features.float() @ self.weights.T)[:, first]
+        distinct, places = first.unique(return_inverse=True)
+        return (image_features.float() @ self.weights[distinct].T)[:, places]
 
 
 def prompts_of(names: Sequence[Sequence[str]], templates: Sequence[str]) -> list[list[str]]:

@@ -85,9 +85,15 @@ def eval_tables(document: Mapping[str, Any]) -> Iterator[Table]:
     labelled = [entry for entry in document["data"] if "top1" in entry]
     if labelled:
         yield classification_table(labelled, document["model"])
-    for entry in labelled:
-        yield class_table(entry)
-        if len(entry["per_source"]) > 1:
+    with_sets = [entry for entry in document["data"] if "map" in entry]
+    if with_sets:
+        yield label_sets_table(with_sets, document["model"])
+    for entry in document["data"]:
+        if entry.get("per_class"):
+            yield class_table(entry)
+        if entry.get("per_group") or entry.get("per_rank"):
+            yield groups_table(entry)
+        if len(entry.get("per_source", ())) > 1:
             yield source_table(entry)
     searched = [entry for entry in document["data"] if "retrieval" in entry]
     if searched:
@@ -129,20 +135,67 @@ def count_classes(entry: Mapping[str, Any]) -> str:
     return f"{found['total'] - further} + {further}" if further else str(found["total"])
 
 
+def label_sets_table(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
+    """Return mean average precision, F1 where there are thresholds, and the distance in a taxonomy."""
+    optional = {"f1_macro": "F1\nmacro", "f1_micro": "F1\nmicro"}
+    shown = {name: words for name, words in optional.items() if any(name in entry for entry in entries)}
+    distance = any("lca_distance" in entry for entry in entries)
+    right = ("n", "classes", "mAP\n95 %", "mAP\nmicro", *shown.values(), *(["steps\nto LCA"] if distance else ()))
+    table = make_table(f"Label sets, % · {model}", ("data", "split"), right)
+    for entry in entries:
+        cells = [f"{entry['n']:,}", f"{entry['classes']:,}", share_and_interval(entry, "map")]
+        cells += [percent(entry[name]) if name in entry else "" for name in ("map_micro", *shown)]
+        cells += [f"{entry['lca_distance']:.2f}" if "lca_distance" in entry else ""] if distance else []
+        table.add_row(entry["name"], entry["split"], *cells)
+    files = dict.fromkeys(entry["thresholds"]["file"] for entry in entries if "thresholds" in entry)
+    if files:
+        table.caption = f"F1 at the thresholds of {', '.join(files)}"
+    return table
+
+
+def groups_table(entry: Mapping[str, Any]) -> Table:
+    """List the groups of classes, and the ranks of a taxonomy with answers that are rolled up."""
+    ranks, groups = entry.get("per_rank", {}), entry.get("per_group", {})
+    names = ("classes", "mAP\n95 %", "n", "top-1\n95 %", *(["n", "rolled up\n95 %"] if ranks else ()))
+    table = make_table(f"Per group, % · {entry['name']} {entry['split']}", ("group",), names)
+    for name in dict.fromkeys((*groups, *ranks)):
+        own, rank = groups.get(name, {}), ranks.get(name, {})
+        cells = [f"{own['classes']:,}" if own else "", share_and_interval(own, "map"), f"{own['n']:,}" if own else ""]
+        cells.append(share_and_interval(own, "top1"))
+        if ranks:
+            cells += [f"{rank['n']:,}" if rank else "", share_and_interval(rank, "top1")]
+        table.add_row(name or "(no group)", *cells)
+    return table
+
+
+def class_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the figures of classes that any of the rows has, with their words; the first one orders them."""
+    words = {"ap": "AP", "f1": "F1", "recall": "recall"}
+    return {name: shown for name, shown in words.items() if any(name in row for row in rows)}
+
+
 def class_table(entry: Mapping[str, Any]) -> Table:
     """List all classes, or the worst and the best of many."""
     rows: list[Mapping[str, Any]] = list(entry["per_class"])
-    title = f"Recall per class, % · {entry['name']} {entry['split']}"
-    worst, hidden, best = split_ends(sorted(rows, key=lambda row: row["recall"] or 0), SHOWN_ENDS)
+    figures = class_figures(rows)
+    first = next(iter(figures))
+    title = f"{figures[first][0].upper()}{figures[first][1:]} per class, % · {entry['name']} {entry['split']}"
+    worst, hidden, best = split_ends(sorted(rows, key=lambda row: row.get(first) or 0), SHOWN_ENDS)
     if hidden:
         title = f"{title} · the {len(worst)} worst and {len(best)} best of {len(rows):,}"
-    table = make_table(title, ("class",), ("n", "recall"))
+    grouped = ["group"] if any("group" in row for row in rows) else []
+    table = make_table(title, ("class", *grouped), ("n", *figures.values()))
+
+    def add(row: Mapping[str, Any]) -> None:
+        cells = [percent(row[name]) if name in row else "" for name in figures]
+        table.add_row(row["class"], *(row.get(name, "") for name in grouped), f"{row['n']:,}", *cells)
+
     for row in worst if hidden else rows:
-        table.add_row(row["class"], f"{row['n']:,}", percent(row["recall"]))
+        add(row)
     if hidden:
-        table.add_row(f"… {hidden:,} more between", "", "")
+        table.add_row(f"… {hidden:,} more between")
     for row in best:
-        table.add_row(row["class"], f"{row['n']:,}", percent(row["recall"]))
+        add(row)
     return table
 
 

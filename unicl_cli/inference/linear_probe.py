@@ -25,7 +25,8 @@ from unicl_cli.inference.encoder import Encoder
 from unicl_cli.inference.scorer import Scorer, full_precision, identity
 from unicl_cli.runs.documents import NamedClass
 
-SCHEMA = "unicl/probe-weights/1"
+SCHEMA, SET_SCHEMA = "unicl/probe-weights/1", "unicl/probe-weights/2"
+"""The schemas of a probe whose classes exclude each other, and of one with a sigmoid for each class (label sets)."""
 CLOSE = 0.1
 """Relative distance of the reference features up to which a model is the same; bfloat16 moves them by 0.01."""
 
@@ -33,7 +34,7 @@ CLOSE = 0.1
 class ProbeFacts(Document):
     """Metadata of a saved probe: all that is needed beside its tensors."""
 
-    schema_: Literal["unicl/probe-weights/1"] = Field(alias="schema")
+    schema_: Literal["unicl/probe-weights/1", "unicl/probe-weights/2"] = Field(alias="schema")
     model: str
     features: FeaturePoint
     normalize: bool
@@ -43,7 +44,8 @@ class ProbeFacts(Document):
 class LinearProbe(NamedTuple):
     """A linear classifier: ``weights`` (d, K), ``bias`` (K,); ``reference`` (d,) are features of `reference_image`.
 
-    Features are taken at ``point``, with unit length if ``normalize``; ``model`` names the model that they are of.
+    Features are taken at ``point``, with unit length if ``normalize``; ``model`` names the model that they are of. With
+    ``sigmoid`` each class has a probability of its own.
     """
 
     weights: Tensor
@@ -53,6 +55,7 @@ class LinearProbe(NamedTuple):
     point: FeaturePoint
     normalize: bool
     model: str
+    sigmoid: bool = False
 
 
 def reference_image(size: Sequence[int]) -> Tensor:
@@ -78,15 +81,21 @@ def save_probe(probe: LinearProbe, path: Path, facts: Mapping[str, Any]) -> None
     """Write a probe as safetensors, with ``facts`` beside what is needed to use it."""
     about = {
         **facts,
-        "schema": SCHEMA,
+        "schema": SET_SCHEMA if probe.sigmoid else SCHEMA,
         "model": probe.model,
         "features": probe.point,
         "normalize": probe.normalize,
-        "classes": [{"key": each.key, "names": list(each.names)} for each in probe.classes],
+        "classes": [describe_class(each) for each in probe.classes],
     }
     tensors = {"weights": probe.weights, "bias": probe.bias, "reference": probe.reference}
     data = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     write_output_data(path, save(data, {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}))
+
+
+def describe_class(item: ClassName) -> dict[str, Any]:
+    """Return a class as a probe's metadata has it; a class of no group has none there."""
+    more = {"group": item.group, "parent": item.parent}
+    return {"key": item.key, "names": list(item.names), **{key: value for key, value in more.items() if value}}
 
 
 def load_probe(path: Path) -> LinearProbe:
@@ -101,8 +110,9 @@ def load_probe(path: Path) -> LinearProbe:
             weights, bias, reference = (file.get_tensor(name) for name in ("weights", "bias", "reference"))
     except (SafetensorError, OSError, ValueError) as error:
         raise UniclError(f"--probe {path}: not a saved probe", hint) from error
-    classes = tuple(ClassName(each.key, tuple(each.names)) for each in about.classes)
-    probe = LinearProbe(weights, bias, reference, classes, about.features, about.normalize, about.model)
+    classes = tuple(ClassName(each.key, tuple(each.names), each.group, each.parent) for each in about.classes)
+    sigmoid = about.schema_ == SET_SCHEMA
+    probe = LinearProbe(weights, bias, reference, classes, about.features, about.normalize, about.model, sigmoid)
     if find_non_finite({"weights": weights, "bias": bias, "reference": reference}):
         raise UniclError(f"--probe {path}: its numbers are not finite", "fit it again: unicl probe --save FILE")
     if weights.shape != (len(reference), len(classes)) or bias.shape != (len(classes),):
@@ -121,11 +131,14 @@ def make_probe_scorer(encoder: Encoder, probe: LinearProbe) -> Scorer:
         )
     weights, bias = probe.weights.to(encoder.device), probe.bias.to(encoder.device)
 
-    def scores(images: Tensor) -> Tensor:
-        features = probe_features(encoder, images, probe.point, normalize=probe.normalize)
+    def encode(images: Tensor) -> Tensor:
+        return probe_features(encoder, images, probe.point, normalize=probe.normalize)
+
+    def classify(features: Tensor, classes: slice) -> Tensor:
         with full_precision(features):
-            return features @ weights + bias
+            return features @ weights[:, classes] + bias[classes]
 
     count = len(probe.classes)
     known = torch.ones(count, dtype=torch.bool)
-    return Scorer(scores, identity, sigmoid=False, cosines=False, first=torch.arange(count), known=known)
+    first = torch.arange(count)
+    return Scorer(encode, classify, identity, sigmoid=probe.sigmoid, cosines=False, first=first, known=known)

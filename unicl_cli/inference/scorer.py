@@ -19,22 +19,32 @@ from unicl_cli.inference.encoder import Encoder
 SHOWN = 5
 
 
-class Scorer(NamedTuple):
-    """``scores``: uint8 (b, 3, H, W) -> float32 (b, C) on the model's device, in the order of the classes.
+ALL = slice(None)
+"""All classes of a scorer."""
 
-    A larger score is likelier; with ``cosines`` scores lie in [-1, 1]. ``logits`` turns scores into the input of the
-    loss's activation: a sigmoid for each class if ``sigmoid``, else a softmax over the classes. ``first``, int64 (C,),
-    is the lowest class with the same prompts. ``known``, bool (C,), marks the classes that can be answered.
-    ``warnings`` are for the user.
+
+class Scorer(NamedTuple):
+    """Scores of classes in two steps, on the model's device.
+
+    ``encode``: uint8 (b, 3, H, W) -> float32 (b, D), of which ``classify`` makes float32 (b, C), the scores of the
+    classes in a slice, in their order. A larger score is likelier; with ``cosines`` scores lie in [-1, 1]. ``logits``
+    turns scores into the input of the loss's activation: a sigmoid for each class if ``sigmoid``, else a softmax over
+    the classes. ``first``, int64 (C,), is the lowest class with the same prompts. ``known``, bool (C,), marks the
+    classes that can be answered. ``warnings`` are for the user.
     """
 
-    scores: Callable[[Tensor], Tensor]
+    encode: Callable[[Tensor], Tensor]
+    classify: Callable[[Tensor, slice], Tensor]
     logits: Callable[[Tensor], Tensor]
     sigmoid: bool
     cosines: bool
     first: Tensor
     known: Tensor
     warnings: tuple[str, ...] = ()
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Score all classes: uint8 (b, 3, H, W) -> float32 (b, C)."""
+        return self.classify(self.encode(images), ALL)
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """Turn scores (b, C) into probabilities (b, C)."""
@@ -92,10 +102,12 @@ def make_text_scorer(
     scale: Tensor = encoder.call("scale").float()
     bias = torch.as_tensor(getattr(loss, "bias", 0.0)).detach().float().to(encoder.device)
 
-    def scores(images: Tensor) -> Tensor:
-        embed = encoder.encode_image(images).embed
+    def encode(images: Tensor) -> Tensor:
+        return encoder.encode_image(images).embed
+
+    def classify(embed: Tensor, classes: slice) -> Tensor:
         with full_precision(embed):
-            return shot.cosines(embed)
+            return shot.cosines(embed, classes)
 
     def logits(cosines: Tensor) -> Tensor:
         return scale * cosines + bias
@@ -108,7 +120,8 @@ def make_text_scorer(
         length = tokenizer.context_length
         warnings.append(f"{shot.cut} of {shot.prompts} prompts were cut at the context of {length} tokens")
     return Scorer(
-        scores=scores,
+        encode=encode,
+        classify=classify,
         logits=logits,
         sigmoid=loss.activation == "sigmoid",
         cosines=encoder.unit,
@@ -129,14 +142,17 @@ def make_head_scorer(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) 
     taken = torch.tensor([column or 0 for column in columns], device=encoder.device)
     hidden = torch.tensor([column is None for column in columns], device=encoder.device)
 
-    def scores(images: Tensor) -> Tensor:
-        pooled = encoder.encode_image(images).pooled
+    def encode(images: Tensor) -> Tensor:
+        return encoder.encode_image(images).pooled
+
+    def classify(pooled: Tensor, classes: slice) -> Tensor:
         with torch.no_grad(), full_precision(pooled):
-            return loss.head(pooled).float()[:, taken].masked_fill(hidden, -torch.inf)
+            return loss.head(pooled).float()[:, taken[classes]].masked_fill(hidden[classes], -torch.inf)
 
     told = f"{len(unknown)} of {len(classes)} classes are unknown to the model's classifier: {shorten_names(unknown)}"
     return Scorer(
-        scores=scores,
+        encode=encode,
+        classify=classify,
         logits=identity,
         sigmoid=loss.activation == "sigmoid",
         cosines=False,
@@ -168,11 +184,15 @@ def make_pair_scorer(encoder: Encoder, loss: Any, prompts: Sequence[Sequence[str
         raise ValueError("the model has no tokenizer")
     tokens = tokenizer([own[0] for own in prompts])
 
-    def scores(images: Tensor) -> Tensor:
+    def encode(images: Tensor) -> Tensor:
         return encoder.call("pair_scores", images, tokens).float()
 
+    def classify(found: Tensor, classes: slice) -> Tensor:
+        return found[:, classes]
+
     return Scorer(
-        scores=scores,
+        encode=encode,
+        classify=classify,
         logits=identity,
         sigmoid=loss.activation == "sigmoid",
         cosines=False,

@@ -145,8 +145,8 @@ def measure_validation(
 ) -> dict[str, Any]:
     """Return the few figures of a validation during training, the same on every rank; ``limit`` rows of each kind.
 
-    ``top1`` of the rows with labels (None with a ``reason`` if there is a single candidate) and the number of
-    ``candidates``; ``text_to_image_r1`` and ``image_to_text_r1`` of those with captions; nothing for a loss that scores
+    ``top1`` of the rows with labels (None with a ``reason`` if there is a single candidate), ``map`` of rows with label
+    sets, and the number of ``candidates``; ``text_to_image_r1`` and ``image_to_text_r1`` of those with captions; nothing for a loss that scores
     no classes. ``loaded.step`` may be plain, DDP or FSDP2: all ranks call this together. It is left
     in the mode in which it was. Precision is the caller's autocast.
     """
@@ -170,7 +170,8 @@ def main_figures(
             continue
         figures = evaluator(encoder, corpus, split, batch=batch, limit=limit)
         if name == "zeroshot":
-            values |= {"top1": figures["top1"], "candidates": figures["candidates"]["total"]}
+            main = {name: figures[name] for name in ("top1", "map") if name in figures}
+            values |= main | {"candidates": figures["candidates"]["total"]}
             values |= {"reason": figures["reason"]} if "reason" in figures else {}
         else:
             values |= {f"{way}_r1": figures[way]["r1"] for way in ("text_to_image", "image_to_text") if figures}

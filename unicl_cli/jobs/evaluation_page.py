@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.pictures import ImageError, decode
 from unicl_cli.evaluate.statistics import wilson
-from unicl_cli.formats import interval, percent
+from unicl_cli.formats import interval, label_figure, percent
 from unicl_cli.pages import html
 from unicl_cli.pages.html import Html, section, tag
 
@@ -62,6 +62,8 @@ def evaluation_page(document: Mapping[str, Any], kept: Sequence[AnswerColumns], 
             own = next(answers)
             if entry["top1"] is not None:  # there is no accuracy where a single class can be answered
                 parts += answer_sections(entry, own, RowImages(opened[entry["checksum"]], entry["split"]))
+        if entry.get("map") is not None:
+            parts += label_set_sections(entry)
         parts += [evaluator_section(name, figures) for name, figures in entry.get("evaluators", {}).items()]
     lead = " · ".join(f"{entry['name']} {entry['split']}" for entry in document["data"])
     footer = tag("footer", f"unicl eval {document['model']}")
@@ -70,10 +72,15 @@ def evaluation_page(document: Mapping[str, Any], kept: Sequence[AnswerColumns], 
 
 def entry_figures(entry: Mapping[str, Any]) -> Iterator[Html]:
     """Yield the main figures of one data set, its warnings, and its recalls in retrieval."""
-    named = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
+    named = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class", "map": "mAP"}
     tiles: list[tuple[str, object]] = [
         (words, with_interval(entry, name, " %")) for name, words in named.items() if entry.get(name) is not None
     ]
+    for name in ("map_micro", "f1_macro", "f1_micro"):
+        if name in entry:
+            tiles.append((label_figure(name), f"{percent(entry[name])} %"))
+    if "lca_distance" in entry:
+        tiles.append(("steps to the common ancestor", f"{entry['lca_distance']:.2f}"))
     found = entry.get("retrieval", {})
     tiles += [
         (f"{way.replace('_', ' ')} R@1", with_interval(found[way], "r1", " %"))
@@ -93,6 +100,27 @@ def entry_figures(entry: Mapping[str, Any]) -> Iterator[Html]:
             for way, queries in (("text_to_image", "texts"), ("image_to_text", "images"))
         ]
         yield section("Retrieval, %", html.table(("direction", "queries", "R@1", "R@5", "R@10"), rows))
+
+
+def label_set_sections(entry: Mapping[str, Any]) -> Iterator[Html]:
+    """Yield the figures of groups and ranks, and the average precision of each class, the lowest first."""
+    groups = [
+        (name, f"{own['classes']:,}", with_interval(own, "map"), with_interval(own, "top1") if "top1" in own else "")
+        for name, own in entry.get("per_group", {}).items()
+    ]
+    if groups:
+        yield section("Groups of classes, %", html.table(("group", "classes", "mAP", "top-1"), groups))
+    ranks = [(name, f"{own['n']:,}", with_interval(own, "top1")) for name, own in entry.get("per_rank", {}).items()]
+    if ranks:
+        note = "The answer at a rank has the largest sum of the probabilities of the leaves below it."
+        yield section("Ranks of the taxonomy, %", html.table(("rank", "images", "top-1"), ranks), note=note)
+    classes = sorted(entry["per_class"], key=lambda row: (row["ap"], row["class"]))
+    shown = classes[:CLASSES]
+    bars = [(row["class"], row["ap"], f"{percent(row['ap'])} · {row['n']:,} of {row['annotated']:,}") for row in shown]
+    note = "The lowest first, with the number of images that have the class, of those annotated for it."
+    if len(classes) > len(shown):
+        note = f"The {len(shown)} lowest of {len(classes):,} classes. {note}"
+    yield section("Average precision per class, %", html.bar_chart(bars, full=1.0), note=note)
 
 
 def with_interval(figures: Mapping[str, Any], name: str, unit: str = "") -> Html:
@@ -161,7 +189,8 @@ def mistakes_section(mistakes: Sequence[Mistake], images: RowImages) -> Html:
 
 def classes_section(entry: Mapping[str, Any]) -> Html:
     """Return the recall of each class as bars, the lowest first."""
-    classes = sorted(entry["per_class"], key=lambda row: (row["recall"], row["class"]))
+    recalls = [row for row in entry["per_class"] if "recall" in row]
+    classes = sorted(recalls, key=lambda row: (row["recall"], row["class"]))
     shown = classes[:CLASSES]
     bars = [(row["class"], row["recall"], recall_text(row)) for row in shown]
     note = "The lowest first, with the number of images and the 95 % interval."

@@ -212,9 +212,12 @@ def measure_curve(
 
 
 def entry_score(entry: Mapping[str, Any]) -> float:
-    """Return top 1, or the mean recall at 1 of both directions."""
+    """Return top 1, else mean average precision, else the mean recall at 1 of both directions."""
+    for name in ("top1", "map"):
+        if name in entry:
+            return float(entry[name])
     found = [value for name, value in entry.items() if name.endswith("_r1")]
-    return float(entry["top1"]) if "top1" in entry else sum(found) / len(found)
+    return sum(found) / len(found)
 
 
 def write_mixture(both: MixPair, alpha: float, out: Path) -> list[str]:
@@ -299,5 +302,5 @@ def curve_table(document: Mapping[str, Any], title: str, number: int, names: Seq
 
 
 def figure_names(entry: Mapping[str, Any]) -> list[str]:
-    """Return the names of the figures that the table shows: top 1 and the recalls at 1."""
-    return [name for name in entry if name == "top1" or name.endswith("_r1")]
+    """Return the names of the figures that the table shows: top 1, mAP and the recalls at 1."""
+    return [name for name in entry if name in ("top1", "map") or name.endswith("_r1")]

@@ -261,8 +261,9 @@ class Log(Section):
 class Best(Section):
     """Choice of the best checkpoint."""
 
-    metric: Literal["top1", "text_to_image_r1", "image_to_text_r1"] = "top1"
-    """Metric to compare: of the first entry of `eval` whose split is not trained on; the first of equal values wins."""
+    metric: Literal["top1", "map", "text_to_image_r1", "image_to_text_r1"] = "top1"
+    """Metric to compare: of the first entry of `eval` whose split is not trained on; the first of equal values wins.
+    For rows with label sets, which have no top-1, top1 means map."""
     mode: Literal["max", "min"] = "max"
     """Direction in which the metric is better."""
 

@@ -16,13 +16,22 @@ from toys import PLAIN, Toy, toy
 
 from unicl_cli.core.prompts import fill_template
 from unicl_cli.errors import UniclError
+from unicl_cli.jobs.zeroshot.answers import AnswerOptions
 from unicl_cli.jobs.zeroshot.classes import Classes, choose_classes, parse_classes
 from unicl_cli.jobs.zeroshot.inputs import ImageInput
-from unicl_cli.jobs.zeroshot.output import csv_rows, format_line, json_lines, text_lines, write_answers
+from unicl_cli.jobs.zeroshot.judge import BACKGROUND, make_judge
+from unicl_cli.jobs.zeroshot.output import Layout, csv_rows, format_lines, json_lines, text_lines, write_answers
 from unicl_cli.jobs.zeroshot.table import TerminalTable
-from unicl_cli.jobs.zeroshot.zeroshot import BACKGROUND, AnswerOptions, make_judge, zeroshot
+from unicl_cli.jobs.zeroshot.zeroshot import zeroshot
 from unicl_cli.losses.classify import CrossEntropy
 from unicl_cli.losses.unicl import UniCL
+
+NAMES = ("cat", "dog", "bird")
+
+
+def line_of(row) -> str:
+    (line,) = format_lines(row, Layout(NAMES))
+    return line
 
 
 def noise(seed: int = 0) -> bytes:
@@ -202,7 +211,7 @@ BAD = {"path": "b.png", "label": None, "prob": None, "top": [], "error": "no suc
 
 
 def test_csv_reads_back_with_one_header_and_any_class_name():
-    form = csv_rows(3)
+    form = csv_rows(Layout(NAMES, 3))
     text = form([ROW]) + form([BAD])
     first, second = csv.DictReader(io.StringIO(text))
     assert (first["path"], first["label"], first["label_2"], first["label_3"]) == (
@@ -220,8 +229,8 @@ def test_what_a_server_says_makes_no_row_and_steers_no_terminal(path: str):
     """The reason phrase of an answer is free text: here a carriage return, a tab, escapes and a line break."""
     reason = "http_404: \x1b]0;owned\x07\x1b[31mred\rgood.png\tcat 99.9 %\ngood.png\tcat 99.9 %\u202e\x9b31m"
     row = BAD | {"path": path, "error": reason}
-    table = TerminalTable(["cat"], 1, by_cosine=False, width=100)
-    for form in (text_lines(by_cosine=False), table, json_lines, csv_rows(1)):
+    table = TerminalTable(Layout(("cat",), 1), width=100)
+    for form in (text_lines(Layout(NAMES)), table, json_lines, csv_rows(Layout(NAMES, 1))):
         text = form([row])
         assert not set("\x1b\x07\r\u202e\x9b") & set(text)
         assert text.count("\n") == (2 if text.startswith("path,") else 1)
@@ -230,9 +239,11 @@ def test_what_a_server_says_makes_no_row_and_steers_no_terminal(path: str):
 
 
 def test_a_line_is_one_line_and_says_none_or_cosines():
-    assert format_line(ROW) == 'a\\n.png\tsalt, pepper 90.0 %\tx"y 10.0 %'
-    assert format_line(ROW | {"label": None}).split("\t")[1] == "none of these"
-    assert text_lines(by_cosine=True)([ROW | {"top": ROW["top"][:1]}]) == "a\\n.png\tsalt, pepper 0.250\n"
+    assert line_of(ROW) == 'a\\n.png\tsalt, pepper 90.0 %\tx"y 10.0 %'
+    assert line_of(ROW | {"label": None}).split("\t")[1] == "none of these"
+    assert (
+        text_lines(Layout(NAMES, by_cosine=True))([ROW | {"top": ROW["top"][:1]}]) == "a\\n.png\tsalt, pepper 0.250\n"
+    )
 
 
 @given(st.binary(min_size=1, max_size=12).filter(lambda name: b"\0" not in name))
@@ -274,4 +285,4 @@ def test_labels_command_no_terminal():
         "error": None,
         "top": [{"label": "b\x9b\x1b\t", "prob": 1.0, "cosine": 0.5}],
     }
-    assert format_line(row) == "a\\x1b.png\tb\\x9b\\x1b\\t 100.0 %"
+    assert line_of(row) == "a\\x1b.png\tb\\x9b\\x1b\\t 100.0 %"

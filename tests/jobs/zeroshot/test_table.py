@@ -3,6 +3,7 @@
 import pytest
 from rich.cells import cell_len
 
+from unicl_cli.jobs.zeroshot.output import Layout
 from unicl_cli.jobs.zeroshot.table import TerminalTable
 
 NAMES = ("orange cat", "brown dog", "teal fish", "green weed", "golden pear")
@@ -14,7 +15,7 @@ def row(path: str, *names: str, label: str | None = "x", error: str | None = Non
 
 
 def table_of(rows: list[dict], width: int = 80, names: tuple[str, ...] = NAMES, *, by_cosine: bool = False):
-    table = TerminalTable(names, 5, by_cosine=by_cosine, width=width)
+    table = TerminalTable(Layout(names, 5, by_cosine=by_cosine), width=width)
     return table, table(rows).splitlines()
 
 

@@ -14,12 +14,19 @@ from toys import PLAIN, toy
 from unicl_cli.build.load import Loaded
 from unicl_cli.contracts import ClassName
 from unicl_cli.errors import UniclError
+from unicl_cli.jobs.zeroshot.answers import AnswerOptions
 from unicl_cli.jobs.zeroshot.classes import parse_classes
 from unicl_cli.jobs.zeroshot.inputs import find_images
-from unicl_cli.jobs.zeroshot.output import format_line
-from unicl_cli.jobs.zeroshot.zeroshot import AnswerOptions, make_judge, zeroshot
+from unicl_cli.jobs.zeroshot.judge import make_judge
+from unicl_cli.jobs.zeroshot.output import Layout, format_lines
+from unicl_cli.jobs.zeroshot.zeroshot import zeroshot
 from unicl_cli.losses.classify import CrossEntropy
 from unicl_cli.losses.unicl import UniCL
+
+
+def line_of(row) -> str:
+    (line,) = format_lines(row, Layout(("cat", "dog")))
+    return line
 
 
 def rows(loaded: Loaded, inputs: list[str], classes: str | None = "cat,dog,bird", *, batch: int = 32, **wanted):
@@ -200,6 +207,6 @@ def test_any_names_survive_quoting(names):
 def test_the_plain_line_is_one_row_a_picture():
     top = [{"label": "cat", "prob": 0.931, "cosine": 0.2}, {"label": "dog", "prob": 0.05, "cosine": 0.1}]
     row = {"path": "a.png", "label": "cat", "prob": 0.931, "top": top, "error": None}
-    assert format_line(row) == "a.png\tcat 93.1 %\tdog 5.0 %"
-    assert format_line(row | {"error": "not an image"}) == "a.png\terror: not an image"
+    assert line_of(row) == "a.png\tcat 93.1 %\tdog 5.0 %"
+    assert line_of(row | {"error": "not an image"}) == "a.png\terror: not an image"
     assert json.loads(json.dumps(row)) == row

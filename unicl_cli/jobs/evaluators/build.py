@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from unicl_cli import binding
@@ -24,11 +24,16 @@ NEEDS = {
 def make_evaluator(part: str | Mapping[str, Any], keep: Keep | None = None) -> Evaluator:
     """Return the evaluator that ``part`` names: a name, or ``{"name": …, option: …}``.
 
-    ``keep`` takes the answers of evaluators that classify, and the ranks of those that search.
+    ``keep`` takes the answers of evaluators that classify, and the ranks of those that search; its
+    ``thresholds`` are those for rows with label sets.
     """
     bound = binding.bind("evaluators", part)
     wanted = keep or Keep()
-    context = {"keep_answers": lambda: wanted.answers, "keep_ranks": lambda: wanted.ranks}
+    context: dict[str, Callable[[], Any]] = {
+        "keep_answers": lambda: wanted.answers,
+        "keep_ranks": lambda: wanted.ranks,
+        "thresholds": lambda: wanted.thresholds,
+    }
     return cast("Evaluator", binding.make("evaluators", bound, context))
 
 

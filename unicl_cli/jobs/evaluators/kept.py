@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from unicl_cli.evaluate.retrieval import Found
+    from unicl_cli.runs.thresholds import FoundThresholds
 
 AnswerColumns = Mapping[str, Sequence[Any]]
 """The answers to all rows with labels of a split: equally long columns by name."""
@@ -15,7 +16,11 @@ KeepRanks = Callable[["Found"], None]
 
 
 class Keep(NamedTuple):
-    """Functions that take the ``answers`` of a classification and the ``ranks`` of a retrieval; None: not wanted."""
+    """Functions that take the ``answers`` of a classification and the ``ranks`` of a retrieval; None: not wanted.
+
+    ``thresholds`` are those by which rows with label sets are answered, for F1.
+    """
 
     answers: KeepAnswers | None = None
     ranks: KeepRanks | None = None
+    thresholds: FoundThresholds | None = None

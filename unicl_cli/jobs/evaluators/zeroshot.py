@@ -8,18 +8,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from unicl_cli.contracts import NO_LABEL
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.metrics import best_classes, calibration, target_ranks, ties_for_first
 from unicl_cli.evaluate.tables import ONE_CANDIDATE, AnswerableClasses, classification_figures
 from unicl_cli.inference.encoder import Encoder, check_finite
 from unicl_cli.inference.scorer import Scorer, make_scorer, no_class_known, shorten_names
 from unicl_cli.jobs.evaluators.candidates import Candidates, choose_candidates
+from unicl_cli.jobs.evaluators.label_sets import (
+    LabelledImages,
+    label_set_figures,
+    score_label_sets,
+)
 from unicl_cli.jobs.evaluators.options import Asked
 from unicl_cli.jobs.evaluators.rows import labels_of, limit_rows
 
 if TYPE_CHECKING:
     from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, EvalRows, Need
     from unicl_cli.jobs.evaluators.kept import AnswerColumns, KeepAnswers
+    from unicl_cli.runs.thresholds import FoundThresholds
 
 KEPT_CLASSES = 5
 MANY_TIES = 0.001
@@ -41,14 +48,15 @@ class Answers(NamedTuple):
 
 
 class ZeroShotEvaluator(NamedTuple):
-    """Accuracy, per class and per source, and calibration.
+    """Accuracy, per class and per source, and calibration; average precision and more of rows with label sets.
 
     ``keep_answers`` takes the answer to each row. ``candidates`` are the classes that may be answered: see
-    `choose_candidates`; rows of a class that is not a candidate are left out.
+    `choose_candidates`; rows of a class that is not a candidate are left out. ``thresholds`` are for F1.
     """
 
     keep_answers: KeepAnswers | None = None
     candidates: Asked = "all"
+    thresholds: FoundThresholds | None = None
 
     @property
     def needs(self) -> Sequence[Need]:
@@ -62,14 +70,31 @@ class ZeroShotEvaluator(NamedTuple):
         scorer = restrict(make_scorer(encoder, chosen.classes, batch=batch), chosen.allowed)
         check_known(scorer, chosen, encoder.loaded.name)
         table, label = corpus.table(split, "labels"), f"{corpus.name} {split}"
+        if table.has_sets:
+            return self._measure_sets(encoder, corpus, split, scorer, chosen, batch=batch, limit=limit)
         labels = labels_of(table)
         rows, left_out = rows_to_answer(labels, chosen, label, limit)
         answers = answer_rows(encoder, scorer, table, rows, batch=batch, label=label)
         check_finite(answers.ranks >= 0, rows, table, f"{encoder.loaded.name} on {label}")
+        figures, told = self._classify(corpus, split, scorer, chosen, answers, rows)
+        warnings = [*chosen.warnings, *left_out, *told]
+        return figures | {"warnings": warnings} if warnings else figures
+
+    def _classify(
+        self,
+        corpus: EvalCorpus,
+        split: str,
+        scorer: Scorer,
+        chosen: Candidates,
+        answers: Answers,
+        rows: Sequence[int],
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Return the figures of answers to rows with one label each, and warnings."""
+        table = corpus.table(split, "labels")
         if self.keep_answers is not None:
             known = [each.names[0] for each in chosen.classes]
             self.keep_answers(columns_of(answers, table, rows, known, (corpus.name, split)))
-        targets, sources = labels[torch.tensor(rows)], table.column("source").to_pylist()
+        targets, sources = labels_of(table)[torch.tensor(rows)], table.column("source").to_pylist()
         names = [each.names[0] for each in corpus.classes]
         answerable = count_candidates(scorer, chosen)
         figures = classification_figures(answers.ranks, targets, names, [sources[row] for row in rows], answerable)
@@ -79,8 +104,40 @@ class ZeroShotEvaluator(NamedTuple):
             same = scorer.first[answers.top[:, 0]] == scorer.first[targets]
             figures["top1_any_of_identical"] = int(same.sum()) / len(same)
         absent = sum(chosen.allowed[: len(names)]) - len(figures["per_class"])
-        told = [*chosen.warnings, *left_out, *warn_about_candidates(chosen, answerable, self.candidates)]
-        warnings = [*told, *scorer.warnings, *answer_warnings(answers, absent, len(names), split, is_open=is_open)]
+        told = [*warn_about_candidates(chosen, answerable, self.candidates), *scorer.warnings]
+        return figures, [*told, *answer_warnings(answers, absent, len(names), split, is_open=is_open)]
+
+    def _measure_sets(
+        self,
+        encoder: Encoder,
+        corpus: EvalCorpus,
+        split: str,
+        scorer: Scorer,
+        chosen: Candidates,
+        *,
+        batch: int,
+        limit: int | None,
+    ) -> dict[str, Any]:
+        """Return the figures of a split with label sets; those of one label beside them if each row has one."""
+        images = score_label_sets(encoder, scorer, chosen, corpus, split, batch=batch, limit=limit)
+        figures = label_set_figures(images, corpus, split, self.thresholds)
+        warnings = [*chosen.warnings, *figures.pop("warnings", ())]
+        labels = labels_of(corpus.table(split, "labels"))[torch.tensor(images.rows)]
+        answered = torch.tensor(chosen.allowed)[labels.clamp(min=0)]
+        if bool((labels != NO_LABEL).all()) and bool(answered.any()):
+            answers = answer_features(images, labels, answered)
+            rows = [row for row, kept in zip(images.rows, answered.tolist(), strict=True) if kept]
+            single, told = self._classify(corpus, split, scorer, chosen, answers, rows)
+            recalls = {(row["class"], row["n"]): row["recall"] for row in single.pop("per_class")}
+            for row in figures.get("per_class", ()):
+                if (row["class"], row["n"]) in recalls:
+                    row["recall"] = recalls[row["class"], row["n"]]
+            figures |= single | {"n": figures["n"]}
+        else:
+            answerable = count_candidates(scorer, chosen)
+            figures["candidates"] = answerable._asdict()
+            told = [*warn_about_candidates(chosen, answerable, self.candidates), *scorer.warnings]
+        warnings += told
         return figures | {"warnings": warnings} if warnings else figures
 
 
@@ -90,11 +147,11 @@ def restrict(scorer: Scorer, allowed: Sequence[bool]) -> Scorer:
         return scorer
     hidden = ~torch.tensor(allowed)
 
-    def scores(images: Tensor) -> Tensor:
-        found = scorer.scores(images)
-        return found.masked_fill(hidden.to(found.device), -torch.inf)
+    def classify(features: Tensor, classes: slice) -> Tensor:
+        found = scorer.classify(features, classes)
+        return found.masked_fill(hidden[classes].to(found.device), -torch.inf)
 
-    return scorer._replace(scores=scores, known=scorer.known & ~hidden)
+    return scorer._replace(classify=classify, known=scorer.known & ~hidden)
 
 
 def check_known(scorer: Scorer, chosen: Candidates, model: str) -> None:
@@ -141,13 +198,34 @@ def answer_rows(
     targets = labels_of(table)[torch.tensor(rows)].to(encoder.device)
 
     def compute(images: Tensor, places: Tensor) -> Tensor:
-        scores, true = scorer.scores(images), targets[places.to(encoder.device)]
-        confidence = scorer.probabilities(scores).amax(1)
-        values, order = best_classes(scores, KEPT_CLASSES)
-        whole = torch.stack([target_ranks(scores, true), ties_for_first(scores, true).long()], 1)
-        return torch.cat([whole.float(), confidence[:, None], order.float(), values], 1)  # exact below 2^24
+        return pack_answers(scorer, scorer.scores(images), targets[places.to(encoder.device)])
 
-    found = encoder.map_rows(table, rows, compute, batch=batch, label=label)
+    return unpack_answers(encoder.map_rows(table, rows, compute, batch=batch, label=label))
+
+
+def answer_features(images: LabelledImages, labels: Tensor, answered: Tensor) -> Answers:
+    """Classify the ``answered`` rows, bool (n,), of a split with label sets, each of which has one label, (n,).
+
+    Classes above a row's own, and those of groups for which it is not annotated, are no answers to it.
+    """
+    groups, parts = images.group_numbers(), list[Tensor]()
+    for part, scores in images.scores.by_rows(len(images.chosen.classes)):
+        hidden = images.hidden(part, groups).scatter_(1, labels[part, None], value=False).to(scores.device)
+        shown = scores.masked_fill(hidden, -torch.inf)
+        parts.append(pack_answers(images.scores.scorer, shown, labels[part].to(scores.device)).cpu())
+    return unpack_answers(torch.cat(parts)[answered])
+
+
+def pack_answers(scorer: Scorer, scores: Tensor, true: Tensor) -> Tensor:
+    """Answer by scores (b, C), given the true classes (b,); the result is one tensor, to be gathered over ranks."""
+    confidence = scorer.probabilities(scores).amax(1)
+    values, order = best_classes(scores, KEPT_CLASSES)
+    whole = torch.stack([target_ranks(scores, true), ties_for_first(scores, true).long()], 1)
+    return torch.cat([whole.float(), confidence[:, None], order.float(), values], 1)  # exact below 2^24
+
+
+def unpack_answers(found: Tensor) -> Answers:
+    """Return the answers in tensors that `pack_answers` made."""
     whole, confidence, rest = found[:, :2].long(), found[:, 2], found[:, 3:]
     kept = rest.shape[1] // 2
     return Answers(whole[:, 0], whole[:, 1], confidence, rest[:, :kept].long(), rest[:, kept:])

@@ -10,7 +10,7 @@ from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.status import read_validations
 from unicl_cli.runs.validations import best_step, group_rows
 
-FIGURES = ("top1", "text_to_image_r1", "image_to_text_r1")
+FIGURES = ("top1", "map", "text_to_image_r1", "image_to_text_r1")
 """Figures of a validation that the end of a training shows."""
 
 

@@ -88,12 +88,19 @@ class Validations:
         if asked is None or rank() != 0:
             return None
         weights = {} if self.average is None else {"weights": AVERAGE}
-        figures = self.history(asked.metric)
-        if before is not None and before["metric"] == asked.metric and weights.items() <= before.items():
+        metric = self.tracked_metric(asked.metric)
+        figures = self.history(metric)
+        if before is not None and before["metric"] == metric and weights.items() <= before.items():
             figures.setdefault(before["step"], before["value"])
         if step not in figures or best_step(figures, asked.mode) != step:
             return None
-        return {"step": step, "metric": asked.metric, "value": figures[step], **weights}
+        return {"step": step, "metric": metric, "value": figures[step], **weights}
+
+    def tracked_metric(self, asked: str) -> str:
+        """Return the metric by which checkpoints are compared: mAP instead of top-1 where rows have label sets."""
+        main = main_entry(self.entries)
+        names = {name for row in self.lines() if is_of(row, main, self.entries) for name in row}
+        return "map" if asked == "top1" and "top1" not in names and "map" in names else asked
 
     def history(self, metric: str) -> dict[int, float]:
         """Return step -> ``metric`` of the main entry; with an average, only of lines that are the average's."""
@@ -122,14 +129,17 @@ class Validations:
         self.track(
             step, {f"eval/{tracked_name(entry, name)}/{k}": v for k, v in figures.items() if isinstance(v, float)}
         )
-        if figures.get("top1", 0) is None:
-            shown = f"no top-1 ({figures['reason']}) {shown}".rstrip()
+        without = [label_figure(key) for key in ("top1", "map") if figures.get(key, 0) is None]
+        if without:
+            shown = f"no {' or '.join(without)} ({figures['reason']}) {shown}".rstrip()
         self.say(f"step {step:,} {name}: {shown or 'nothing to measure'}")
         best = self.parts.recipe.checkpoint.best
-        if best is not None and figures.get(best.metric) is None and entry == main_entry(self.entries):
-            self.say(
-                f"warning: checkpoint.best: {name} has no {label_figure(best.metric)}, so no checkpoint is the best"
-            )
+        if best is not None and entry == main_entry(self.entries):
+            metric = self.tracked_metric(best.metric)
+            if figures.get(metric) is None:
+                self.say(
+                    f"warning: checkpoint.best: {name} has no {label_figure(metric)}, so no checkpoint is the best"
+                )
 
     def drop_after(self, step: int) -> None:
         """Drop the lines of later steps, on rank 0: the run goes back to ``step``."""

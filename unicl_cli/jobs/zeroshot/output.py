@@ -7,52 +7,146 @@ import io
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unicl_cli.core.json_output import format_json
 from unicl_cli.errors import UniclError, csv_cell, escape_control
 from unicl_cli.formats import format_share
 from unicl_cli.inference.progress import progress
+from unicl_cli.jobs.zeroshot.questions import BETWEEN
+
+if TYPE_CHECKING:
+    from unicl_cli.jobs.zeroshot.answers import Judge
+    from unicl_cli.jobs.zeroshot.label_sets import SetJudge
 
 Row = Mapping[str, Any]
 Format = Callable[[Sequence[Row]], str]
 NONE = "none of these"
 """Shown for an image without a label."""
+NO_GROUP = "(no group)"
+"""Shown for the classes without a group, beside groups."""
+SEPARATOR = ";"
+"""Stands between the labels of a cell."""
 
 
 def json_lines(rows: Sequence[Row]) -> str:
     return "".join(f"{format_json(row)}\n" for row in rows)
 
 
-def text_lines(*, by_cosine: bool) -> Format:
-    """Return the format ``path<TAB>cat 93.1 %<TAB>dog 5.0 %``, or with cosines ``path<TAB>cat 0.287``."""
+class Layout(NamedTuple):
+    """The shape of the rows: the ``names`` of classes, at most ``wanted`` in an answer, one answer for each group."""
+
+    names: tuple[str, ...]
+    wanted: int = 5
+    groups: tuple[str, ...] = ()
+    by_cosine: bool = False
+    is_multi: bool = False
+    has_paths: bool = False
+
+
+class Block(NamedTuple):
+    """The answer of one group, a line of a table; ``group`` is None if the row has one answer."""
+
+    group: str | None
+    label: str | None
+    items: Sequence[Row]
+
+
+def layout_of(judge: Judge | SetJudge) -> Layout:
+    """Return the layout of a judge's rows."""
+    names = tuple(item.names[0] for item in judge.classes)
+    options = judge.options
+    wanted = min(options.top_k, judge.most)
+    return Layout(names, wanted, judge.groups, options.by_cosine, options.multi, judge.has_paths)
+
+
+def split_row(row: Row, layout: Layout) -> list[Block]:
+    """Return the answers of a row: one, or one for each group."""
+    if layout.is_multi:
+        parts = [(group, [item for item in row["labels"] if (item["group"] or "") == group]) for group in layout.groups]
+        return [Block(group, items[0]["label"] if items else None, items) for group, items in parts] or [
+            Block(None, row["label"], row["labels"])
+        ]
+    if layout.groups:
+        return [Block(each["group"], each["label"], each["top"]) for each in row["groups"]]
+    return [Block(None, row["label"], row["top"])]
+
+
+def text_lines(layout: Layout) -> Format:
+    """Return the format ``path<TAB>cat 93.1 %<TAB>dog 5.0 %``, or with cosines ``path<TAB>cat 0.287``.
+
+    With groups, each has a line of its own, ``path<TAB>colour<TAB>red 93.1 %<TAB>…``.
+    """
 
     def form(rows: Sequence[Row]) -> str:
-        return "".join(f"{format_line(row, by_cosine=by_cosine)}\n" for row in rows)
+        return "".join(f"{line}\n" for row in rows for line in format_lines(row, layout))
 
     return form
 
 
-def format_line(row: Row, *, by_cosine: bool = False) -> str:
-    path = escape_control(row["path"])
+def format_lines(row: Row, layout: Layout) -> list[str]:
+    """Return the line of each answer, or of the error."""
     if row["error"] is not None:
-        return f"{path}\terror: {escape_control(row['error'])}"
-    none = [NONE] if row["label"] is None else []
-    shown = (
-        f"{escape_control(item['label'])} {format_cosine(item['cosine']) if by_cosine else format_share(item['prob'])}"
-        for item in row["top"]
-    )
-    return "\t".join([path, *none, *shown])
+        return [format_error(row)]
+    lines: list[str] = []
+    for block in split_row(row, layout):
+        group = [] if block.group is None else [format_group(block.group)]
+        none = [NONE] if block.label is None else []
+        shown = (format_item(item, by_cosine=layout.by_cosine) for item in block.items)
+        lines.append("\t".join([escape_control(row["path"]), *group, *none, *shown]))
+    return lines
 
 
-def format_cosine(value: float) -> str:
-    return f"{value:.3f}"
+def format_error(row: Row, between: str = "\terror: ") -> str:
+    return f"{escape_control(row['path'])}{between}{escape_control(row['error'])}"
 
 
-def csv_rows(top_k: int) -> Format:
-    """Return the CSV format: ``path, label, prob, error, label_1, prob_1, cosine_1 …``, with a header."""
+def format_group(group: str) -> str:
+    return escape_control(group) or NO_GROUP
+
+
+def format_item(item: Row, *, by_cosine: bool) -> str:
+    """Return a class and its figure, or each class of a path with its own."""
+    path = item.get("lineage", [item])
+    return BETWEEN.join(f"{escape_control(each['label'])} {format_value(each, by_cosine=by_cosine)}" for each in path)
+
+
+def format_value(item: Row, *, by_cosine: bool) -> str:
+    return f"{item['cosine']:.3f}" if by_cosine else format_share(item["prob"])
+
+
+def csv_header(layout: Layout) -> list[str]:
+    """Return the names of the columns: for each group if there are groups, else for each of the best classes."""
     header = ["path", "label", "prob", "error"]
-    header += [f"{name}_{place}" for place in range(1, top_k + 1) for name in ("label", "prob", "cosine")]
+    if layout.is_multi:
+        return header + ([f"labels_{group}" for group in layout.groups] or ["labels"])
+    if layout.groups:
+        return header + [f"{name}_{group}" for group in layout.groups for name in ("label", "prob")]
+    facts = ("label", "prob", "cosine", *(["lineage"] if layout.has_paths else []))
+    return header + [f"{name}_{place}" for place in range(1, layout.wanted + 1) for name in facts]
+
+
+def csv_values(row: Row, layout: Layout) -> list[Any]:
+    """Return the cells of a row after the first four."""
+    blocks = split_row(row, layout)
+    if layout.is_multi:
+        return [SEPARATOR.join(item["label"] for item in block.items) or None for block in blocks]
+    if layout.groups:
+        return [cell for block in blocks for cell in (block.label, block.items[0]["prob"])]
+    cells: list[Any] = []
+    for item in row["top"]:
+        cells += [item["label"], item["prob"], item["cosine"]]
+        if layout.has_paths:
+            cells.append(BETWEEN.join(each["label"] for each in item["lineage"]))
+    return cells
+
+
+def csv_rows(layout: Layout) -> Format:
+    """Return the CSV format, with a header: see `csv_header`. Raises UniclError if labels cannot be told apart."""
+    split = next((name for name in layout.names if SEPARATOR in name), None)
+    if layout.is_multi and split is not None:
+        raise UniclError(f"--csv: class '{split}' contains '{SEPARATOR}', which separates labels", "use --json")
+    header = csv_header(layout)
     begun = False
 
     def form(rows: Sequence[Row]) -> str:
@@ -60,11 +154,11 @@ def csv_rows(top_k: int) -> Format:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         if not begun:
-            writer.writerow(header)
+            writer.writerow(map(csv_cell, header))
         begun = True
         for row in rows:
-            best = [item[name] for item in row["top"] for name in ("label", "prob", "cosine")]
-            cells = [row["path"], row["label"], row["prob"], row["error"], *best]
+            more = [] if row["error"] is not None else csv_values(row, layout)
+            cells = [row["path"], row["label"], row["prob"], row["error"], *more]
             writer.writerow([*map(csv_cell, cells), *[None] * (len(header) - len(cells))])
         return out.getvalue()
 
@@ -92,7 +186,7 @@ def write_answers(
             seen += len(rows)
             for row in rows:
                 if row["error"] is not None:
-                    failed, first = failed + 1, first or format_line(row).replace("\terror", "")
+                    failed, first = failed + 1, first or format_error(row, ": ")
             advance(len(rows))
     if not seen:
         raise UniclError("no images: the list on standard input is empty", "write one path per line")

@@ -3,135 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from unicl_cli.contracts import ClassName
-from unicl_cli.core.dist import bare, gather, rank, world_size
+from unicl_cli.core.dist import gather, rank, world_size
 from unicl_cli.core.guard import divergence_error
 from unicl_cli.core.machine import cores
-from unicl_cli.errors import UniclError
-from unicl_cli.evaluate.metrics import best_classes
-from unicl_cli.inference.encoder import Encoder
-from unicl_cli.inference.linear_probe import LinearProbe, make_probe_scorer
-from unicl_cli.inference.scorer import Scorer, make_scorer
-from unicl_cli.jobs.zeroshot.classes import Classes
 from unicl_cli.jobs.zeroshot.inputs import ImageInput, read_image
 from unicl_cli.jobs.zeroshot.stream import BatchStream
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
+    from unicl_cli.jobs.zeroshot.judge import Judge
 
-BACKGROUND = ("a photo.", "something", "an object")
-"""Prompts without a class: the column that "none of these" and independent classes are compared with."""
 PATIENCE = 0.05
 REASON_BYTES = 240
-
-
-class AnswerOptions(NamedTuple):
-    """Options of an answer: ``none`` may win, classes may be ``independent``, no label below ``threshold``."""
-
-    top_k: int = 5
-    none: bool = False
-    independent: bool = False
-    threshold: float | None = None
-    by_cosine: bool = False
-
-
-class Judge(NamedTuple):
-    """Turns scores into rows; a column of the scorer after those of the names is the background."""
-
-    scorer: Scorer
-    names: Sequence[str]
-    options: AnswerOptions
-    warnings: tuple[str, ...] = ()
-
-    def probabilities(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Turn scores (n, C or C + 1) into probabilities (n, C), and (n,) of "none of these" if asked for."""
-        if self.options.independent and not self.scorer.sigmoid:
-            logits = self.scorer.logits(scores)
-            p = (logits - logits[:, -1:]).sigmoid()
-        else:
-            p = self.scorer.probabilities(scores)
-        return p[:, : len(self.names)], p[:, -1] if self.options.none else None
-
-    def rows(
-        self, images: Sequence[ImageInput], scores: Tensor, problems: Sequence[str | None]
-    ) -> list[dict[str, Any]]:
-        """Turn scores (n, C or C + 1) and problems into rows ``{"path", "label", "prob", "top", "error"}``."""
-        found, none = self.probabilities(scores)
-        found, cosines = found.cpu(), scores[:, : len(self.names)].cpu()
-        values, order = best_classes(cosines, self.options.top_k)
-        rows: list[dict[str, Any]] = []
-        for row, (image, problem) in enumerate(zip(images, problems, strict=True)):
-            if problem is not None:
-                rows.append({"path": image.path, "label": None, "prob": None, "top": [], "error": problem})
-                continue
-            top = [
-                {
-                    "label": self.names[label],
-                    "prob": round(float(found[row, label]), 6),
-                    "cosine": round(value, 6) if self.scorer.cosines else None,
-                }
-                for label, value in zip(order[row].tolist(), values[row].tolist(), strict=True)
-            ]
-            answer = {"path": image.path, "label": top[0]["label"], "prob": top[0]["prob"], "top": top, "error": None}
-            rows.append(self.withhold_label(answer, None if none is None else round(float(none[row]), 6)))
-        return rows
-
-    def withhold_label(self, row: dict[str, Any], none: float | None) -> dict[str, Any]:
-        """Remove the label if "none" is likelier or the best class is below the threshold."""
-        first = row["top"][0]
-        if none is not None:
-            row |= {"label": None, "prob": none} if none > first["prob"] else {}
-            row["none"] = none
-        if self.options.threshold is not None:
-            value = first["cosine"] if self.options.by_cosine else first["prob"]
-            row |= {"label": None} if value < self.options.threshold else {}
-        return row
-
-
-def make_judge(
-    loaded: Loaded, classes: Classes | LinearProbe | None, options: AnswerOptions, accelerator: Any
-) -> Judge:
-    """Return what scores images against these classes, by this probe, or against the model's own classes."""
-    if isinstance(classes, LinearProbe):
-        return make_probe_judge(loaded, classes, options, accelerator)
-    if classes is None and not loaded.classes:
-        raise UniclError(f"model {loaded.name} has no classes of its own", "name classes: --classes cat,dog")
-    asked = (
-        Classes(tuple(each._replace(names=each.names[:1]) for each in loaded.classes)) if classes is None else classes
-    )
-    encoder = Encoder(loaded, accelerator.autocast)
-    columns, prompts = list(asked.names), asked.fill_prompts(loaded.templates)
-    loss: Any = bare(loaded.step).loss
-    background = options.none or (options.independent and loss.activation != "sigmoid")
-    if background and loss.score == "head":
-        raise UniclError(
-            f"model {loaded.name} scores by a classifier of its own classes, which has no 'none of these'",
-            "remove --none and --independent; --threshold works",
-        )
-    if background:
-        columns.append(ClassName("\0none", ("none of these",)))
-        prompts.append(list(BACKGROUND))
-    scorer = make_scorer(encoder, columns, prompts=prompts)
-    if options.by_cosine and not scorer.cosines:
-        raise UniclError(f"model {loaded.name} does not score by cosines", "remove --scores cosine")
-    warnings = [*asked.warnings, *scorer.warnings]
-    is_relative = not (options.by_cosine or options.independent or scorer.sigmoid)
-    if is_relative and len(scorer.first[scorer.known].unique()) == 1:
-        warnings.append("one class: its probability is always 100 %; name others, or add --none or --scores cosine")
-    if options.threshold is not None:
-        warnings.append(f"--threshold {options.threshold:g} is uncalibrated: it means something else for another model")
-    return Judge(scorer, [each.names[0] for each in asked.names], options, tuple(warnings))
-
-
-def make_probe_judge(loaded: Loaded, probe: LinearProbe, options: AnswerOptions, accelerator: Any) -> Judge:
-    """Return what scores images by a saved probe. Raises UniclError if the probe was fitted on another model."""
-    scorer = make_probe_scorer(Encoder(loaded, accelerator.autocast), probe)
-    return Judge(scorer, [each.names[0] for each in probe.classes], options)
 
 
 def split_blocks(n: int, batch: int) -> list[range]:
