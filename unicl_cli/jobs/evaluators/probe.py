@@ -89,6 +89,7 @@ class ProbeEvaluator(NamedTuple):
 
     options: ProbeOptions = ProbeOptions()
     keep: Callable[[Classifier], None] | None = None
+    takes_sets: bool = True
 
     @property
     def needs(self) -> Sequence[Need]:

@@ -122,11 +122,13 @@ def set_probe_figures(found: SetClassifier, test: SetExamples, corpus: EvalCorpu
             return features @ weights[:, classes] + bias[classes]
 
     count = len(corpus.classes)
-    scorer = Scorer(identity, classify, identity, True, False, torch.arange(count), (bias > -torch.inf).cpu())
+    known = (bias > -torch.inf).cpu()
+    first = torch.arange(count)
+    scorer = Scorer(identity, classify, identity, sigmoid=True, cosines=False, first=first, known=known)
     chosen = Candidates(tuple(corpus.classes), (True,) * count, count)
     scores = ClassScores(scorer, test.features, count, test.features.device)
     images = LabelledImages(scores, test.truth, test.rows, chosen, groups_of(corpus.classes))
-    figures = label_set_figures(images, corpus, split, None)
+    figures = label_set_figures(images, corpus, split)
     figures["warnings"] = [*figures.get("warnings", ()), *warn_about_fits(found, test)]
     curve = [{"c": point.c, "val": point.accuracy} for point in found.curve]
     return figures | {"c": found.chosen, "curve": curve, "n_train": len(found.trained.keys)}
