@@ -101,7 +101,8 @@ class Evaluator(Protocol):
     The result is written as JSON: numbers, texts, lists and mappings; shares in [0, 1], never percent; ``warnings``, a
     list of texts, is shown to the user. It is the same on every rank, and empty if the split has nothing to measure.
     ``needs`` are checked before the call: an evaluator that lacks one of them is left out. ``limit`` is the most rows
-    of each kind to use, during training; None means all.
+    of each kind to use, during training; None means all. Optional: ``takes_sets``, True if an evaluator that needs
+    labels reads ``label_sets()``; otherwise it is left out where a row has several labels or none.
     """
 
     @property

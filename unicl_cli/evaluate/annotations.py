@@ -85,6 +85,15 @@ def select_rows(sets: RowSets, rows: Sequence[int]) -> RowSets:
     return RowSets(ends, sets.values[np.repeat(sets.ends[:-1][chosen], counts) + inside], sets.known[chosen])
 
 
+def join_sets(first: RowSets, second: RowSets) -> RowSets:
+    """Return the label sets of the first rows, then those of the second."""
+    return RowSets(
+        np.concatenate([first.ends, first.ends[-1] + second.ends[1:]]),
+        np.concatenate([first.values, second.values]),
+        np.concatenate([first.known, second.known]),
+    )
+
+
 def add_ancestors(sets: RowSets, above: Sequence[tuple[int, ...]]) -> RowSets:
     """Return label sets in which each row also has what ``above`` has for its classes (`ancestors_of`), each once."""
     if all(own == (label,) for label, own in enumerate(above)):

@@ -49,7 +49,8 @@ class Linear(NamedTuple):
 class State(NamedTuple):
     """M unfinished fits at ``w`` (m, d + 1, K): ``value`` (m,), ``gradient`` like w, ``decay`` (m,) = 1 / (C n).
 
-    ``spread`` (m, 1, K) is the mean of p (1 - p), which says how much of the data's curvature is left here.
+    ``spread`` (m, 1, K) is the mean of p (1 - p), which says how much of the data's curvature is left here. ``fits``,
+    int64 (m,), are their numbers.
     """
 
     w: Tensor
@@ -57,6 +58,7 @@ class State(NamedTuple):
     gradient: Tensor
     spread: Tensor
     decay: Tensor
+    fits: Tensor
 
     def only(self, kept: Tensor) -> State:
         return State(*(field[kept] for field in self))
@@ -76,7 +78,7 @@ class RotatedData(NamedTuple):
     penalised: Tensor
     """(d + 1, 1): 1, but 0 for the bias."""
 
-    def at(self, w: Tensor, decay: Tensor) -> State:
+    def at(self, w: Tensor, decay: Tensor, fits: Tensor) -> State:
         """Compute the mean cross-entropy + decay / 2 |W|^2, its gradient and the spread at (m, d + 1, K), (m,)."""
         n, (m, _, num_classes) = len(self.targets), w.shape
         value, spread = w.new_zeros(m), w.new_zeros(m, num_classes)
@@ -95,7 +97,7 @@ class RotatedData(NamedTuple):
         # a step too far leaves rows that are sure and wrong: no spread, so that the next one would be wilder still
         least = FLOOR * (value / n).clamp(max=1)[:, None] / num_classes
         spread = torch.maximum(spread / n, least)[:, None]
-        return State(w, value / n + 0.5 * decay * dot(shrunk, shrunk), slopes, spread, decay)
+        return State(w, value / n + 0.5 * decay * dot(shrunk, shrunk), slopes, spread, decay, fits)
 
     def reach(self, w: Tensor) -> Tensor:
         """Return the largest logit of each fit: (m, d + 1, K) -> (m,)."""
@@ -164,13 +166,13 @@ def column(a: Tensor) -> Tensor:
 def line_search(problem: RotatedData, state: State, direction: Tensor, slope: Tensor) -> State:
     """Halve each fit's own step until its value decreases enough; a fit that never does keeps its weights."""
     enough = state.value + 4 * torch.finfo(state.value.dtype).eps * state.value.abs()
-    new, size = problem.at(state.w + direction, state.decay), 1.0
+    new, size = problem.at(state.w + direction, state.decay, state.fits), 1.0
     todo = (~(new.value <= enough + SUFFICIENT * slope)).nonzero()[:, 0]
     for _ in range(HALVINGS):
         if not len(todo):
             return new
         size /= 2
-        part = problem.at(state.w[todo] + size * direction[todo], state.decay[todo])
+        part = problem.at(state.w[todo] + size * direction[todo], state.decay[todo], state.fits[todo])
         new.put(todo, part)
         todo = todo[~(part.value <= (enough + SUFFICIENT * size * slope)[todo])]
     new.put(todo, state.only(todo))
@@ -187,8 +189,8 @@ def minimise(problem: RotatedData, decay: Tensor, start: Tensor, *, rtol: float,
     The diagonal that each direction starts from is the Hessian's where the fit stands now: on separable features the
     data's part of it falls by orders of magnitude (60 rows, C = 1e6: 36 evaluations; from the first one's, 1,445).
     """
-    state = problem.at(start, decay)
-    out, left = state.w.clone(), torch.arange(len(decay), device=decay.device)
+    state = problem.at(start, decay, torch.arange(len(decay), device=decay.device))
+    out, left = state.w.clone(), state.fits
     history, idle = History(state.w), torch.zeros_like(left)
     for _ in range(max_iter):
         inverse = 1 / (problem.variances * state.spread + column(state.decay) * problem.penalised)
@@ -211,7 +213,8 @@ def minimise(problem: RotatedData, decay: Tensor, start: Tensor, *, rtol: float,
         state = new
         if finished.any():
             out[left[finished]] = state.w[finished]
-            left, idle, state = left[~finished], idle[~finished], state.only(~finished)
+            idle, state = idle[~finished], state.only(~finished)
+            left = state.fits
             history.only(~finished)
         if not len(left):
             return out

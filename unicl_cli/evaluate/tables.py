@@ -89,18 +89,23 @@ def eval_tables(document: Mapping[str, Any]) -> Iterator[Table]:
     if with_sets:
         yield label_sets_table(with_sets, document["model"])
     for entry in document["data"]:
-        if entry.get("per_class"):
-            yield class_table(entry)
-        if entry.get("per_group") or entry.get("per_rank"):
-            yield groups_table(entry)
-        if len(entry.get("per_source", ())) > 1:
-            yield source_table(entry)
+        yield from detail_tables(entry)
     searched = [entry for entry in document["data"] if "retrieval" in entry]
     if searched:
         yield retrieval_table(searched, document["model"])
     for entry in document["data"]:
         for name, figures in entry.get("evaluators", {}).items():
             yield evaluator_table(entry, name, figures)
+
+
+def detail_tables(entry: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of one data set: its classes, groups and sources."""
+    if entry.get("per_class"):
+        yield class_table(entry)
+    if entry.get("per_group") or entry.get("per_rank"):
+        yield groups_table(entry)
+    if len(entry.get("per_source", ())) > 1:
+        yield source_table(entry)
 
 
 def make_table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
@@ -133,39 +138,6 @@ def count_classes(entry: Mapping[str, Any]) -> str:
     found = entry["candidates"]
     further = found["not_in_corpus"]
     return f"{found['total'] - further} + {further}" if further else str(found["total"])
-
-
-def label_sets_table(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
-    """Return mean average precision, F1 where there are thresholds, and the distance in a taxonomy."""
-    optional = {"f1_macro": "F1\nmacro", "f1_micro": "F1\nmicro"}
-    shown = {name: words for name, words in optional.items() if any(name in entry for entry in entries)}
-    distance = any("lca_distance" in entry for entry in entries)
-    right = ("n", "classes", "mAP\n95 %", "mAP\nmicro", *shown.values(), *(["steps\nto LCA"] if distance else ()))
-    table = make_table(f"Label sets, % · {model}", ("data", "split"), right)
-    for entry in entries:
-        cells = [f"{entry['n']:,}", f"{entry['classes']:,}", share_and_interval(entry, "map")]
-        cells += [percent(entry[name]) if name in entry else "" for name in ("map_micro", *shown)]
-        cells += [f"{entry['lca_distance']:.2f}" if "lca_distance" in entry else ""] if distance else []
-        table.add_row(entry["name"], entry["split"], *cells)
-    files = dict.fromkeys(entry["thresholds"]["file"] for entry in entries if "thresholds" in entry)
-    if files:
-        table.caption = f"F1 at the thresholds of {', '.join(files)}"
-    return table
-
-
-def groups_table(entry: Mapping[str, Any]) -> Table:
-    """List the groups of classes, and the ranks of a taxonomy with answers that are rolled up."""
-    ranks, groups = entry.get("per_rank", {}), entry.get("per_group", {})
-    names = ("classes", "mAP\n95 %", "n", "top-1\n95 %", *(["n", "rolled up\n95 %"] if ranks else ()))
-    table = make_table(f"Per group, % · {entry['name']} {entry['split']}", ("group",), names)
-    for name in dict.fromkeys((*groups, *ranks)):
-        own, rank = groups.get(name, {}), ranks.get(name, {})
-        cells = [f"{own['classes']:,}" if own else "", share_and_interval(own, "map"), f"{own['n']:,}" if own else ""]
-        cells.append(share_and_interval(own, "top1"))
-        if ranks:
-            cells += [f"{rank['n']:,}" if rank else "", share_and_interval(rank, "top1")]
-        table.add_row(name or "(no group)", *cells)
-    return table
 
 
 def class_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -207,6 +179,39 @@ def source_table(entry: Mapping[str, Any]) -> Table:
     return table
 
 
+def label_sets_table(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
+    """Return mean average precision, F1 where there are thresholds, and the distance in a taxonomy."""
+    optional = {"f1_macro": "F1\nmacro", "f1_micro": "F1\nmicro"}
+    shown = {name: words for name, words in optional.items() if any(name in entry for entry in entries)}
+    distance = any("lca_distance" in entry for entry in entries)
+    right = ("n", "classes", "mAP\n95 %", "mAP\nmicro", *shown.values(), *(["steps\nto LCA"] if distance else ()))
+    table = make_table(f"Label sets, % · {model}", ("data", "split"), right)
+    for entry in entries:
+        cells = [f"{entry['n']:,}", f"{entry['classes']:,}", share_and_interval(entry, "map")]
+        cells += [percent(entry[name]) if name in entry else "" for name in ("map_micro", *shown)]
+        cells += [f"{entry['lca_distance']:.2f}" if "lca_distance" in entry else ""] if distance else []
+        table.add_row(entry["name"], entry["split"], *cells)
+    files = dict.fromkeys(entry["thresholds"]["file"] for entry in entries if "thresholds" in entry)
+    if files:
+        table.caption = f"F1 at the thresholds of {', '.join(files)}"
+    return table
+
+
+def groups_table(entry: Mapping[str, Any]) -> Table:
+    """List the groups of classes, and the ranks of a taxonomy with answers that are rolled up."""
+    ranks, groups = entry.get("per_rank", {}), entry.get("per_group", {})
+    names = ("classes", "mAP\n95 %", "n", "top-1\n95 %", *(["n", "rolled up\n95 %"] if ranks else ()))
+    table = make_table(f"Per group, % · {entry['name']} {entry['split']}", ("group",), names)
+    for name in dict.fromkeys((*groups, *ranks)):
+        own, rank = groups.get(name, {}), ranks.get(name, {})
+        cells = [f"{own['classes']:,}" if own else "", share_and_interval(own, "map"), f"{own['n']:,}" if own else ""]
+        cells.append(share_and_interval(own, "top1"))
+        if ranks:
+            cells += [f"{rank['n']:,}" if rank else "", share_and_interval(rank, "top1")]
+        table.add_row(name or "(no group)", *cells)
+    return table
+
+
 def retrieval_table(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
     names = ("queries", "R@1\n95 %", "R@5\n95 %", "R@10\n95 %")
     table = make_table(f"Retrieval, % · {model}", ("data", "split", "direction"), names)
@@ -242,15 +247,19 @@ def probe_tables(document: Mapping[str, Any]) -> Iterator[Table]:
             table.add_row(*known, f"{document['n']:,}", str(entry["shots"]), percent(entry["top1"]), deviation, each)
         yield table
         return
-    setting = "c" if "c" in document else "k"
-    table = make_table(title, names, ("n", "top-1", "95 %", "C" if setting == "c" else "k"))
-    shown = percent(document["top1"]), interval(document["top1_interval"]), f"{document[setting]:.3g}"
+    setting, figure = "c" if "c" in document else "k", "top1" if "top1" in document else "map"
+    table = make_table(title, names, ("n", label_figure(figure), "95 %", "C" if setting == "c" else "k"))
+    shown = percent(document[figure]), interval(document[f"{figure}_interval"]), f"{document[setting]:.3g}"
     table.add_row(*known, f"{document['n']:,}", *shown)
     yield table
+    if figure == "map":
+        yield from detail_tables({"name": document["data"], **document})
     if not document["curve"]:  # C was given
         return
     curve = make_table(
-        f"Validation accuracy over {'C' if setting == 'c' else 'k'}, %", (), ("C" if setting == "c" else "k", "top-1")
+        f"Validation {'accuracy' if figure == 'top1' else 'mAP'} over {'C' if setting == 'c' else 'k'}, %",
+        (),
+        ("C" if setting == "c" else "k", label_figure(figure)),
     )
     for point in document["curve"]:
         curve.add_row(f"{point[setting]:.3g}", percent(point["val"]))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unicl_cli.inference.scorer import ALL, Scorer
 
-BLOCK = 1 << 22
+BLOCK = 1 << 21
 """Scores of a block."""
 ROWS = 1 << 12
 """Images that are scored at once."""

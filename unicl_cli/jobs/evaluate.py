@@ -146,9 +146,9 @@ def measure_validation(
     """Return the few figures of a validation during training, the same on every rank; ``limit`` rows of each kind.
 
     ``top1`` of the rows with labels (None with a ``reason`` if there is a single candidate), ``map`` of rows with label
-    sets, and the number of ``candidates``; ``text_to_image_r1`` and ``image_to_text_r1`` of those with captions; nothing for a loss that scores
-    no classes. ``loaded.step`` may be plain, DDP or FSDP2: all ranks call this together. It is left
-    in the mode in which it was. Precision is the caller's autocast.
+    sets, and the number of ``candidates``; ``text_to_image_r1`` and ``image_to_text_r1`` of those with captions;
+    nothing for a loss that scores no classes. ``loaded.step`` may be plain, DDP or FSDP2: all ranks call this
+    together. It is left in the mode in which it was. Precision is the caller's autocast.
     """
     step: Any = bare(loaded.step)
     training = step.training

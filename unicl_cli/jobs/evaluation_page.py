@@ -76,9 +76,8 @@ def entry_figures(entry: Mapping[str, Any]) -> Iterator[Html]:
     tiles: list[tuple[str, object]] = [
         (words, with_interval(entry, name, " %")) for name, words in named.items() if entry.get(name) is not None
     ]
-    for name in ("map_micro", "f1_macro", "f1_micro"):
-        if name in entry:
-            tiles.append((label_figure(name), f"{percent(entry[name])} %"))
+    plain = (name for name in ("map_micro", "f1_macro", "f1_micro") if name in entry)
+    tiles += [(label_figure(name), f"{percent(entry[name])} %") for name in plain]
     if "lca_distance" in entry:
         tiles.append(("steps to the common ancestor", f"{entry['lca_distance']:.2f}"))
     found = entry.get("retrieval", {})

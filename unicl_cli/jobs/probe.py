@@ -40,17 +40,26 @@ def probe(
     document = {"schema": "unicl/probe/1", "model": loaded.name, "data": corpus.name, "split": tested, **figures}
     if save is None:
         return document
-    found = as_linear_probe(encoder, kept[0], corpus.classes, options)
+    has_sets = corpus.groups is not None
+    found = as_linear_probe(encoder, kept[0], corpus.classes, options, has_sets=has_sets)
     if rank() == 0:
-        facts = {name: document[name] for name in ("data", "split", "n", "top1", "c")}
+        facts = {name: document[name] for name in ("data", "split", "n", "top1", "map", "c") if name in document}
         save_probe(found, save, facts)
     return document | {"saved": str(save)}
 
 
 def as_linear_probe(
-    encoder: Encoder, trained: Classifier, classes: Sequence[ClassName], options: ProbeOptions
+    encoder: Encoder,
+    trained: Classifier,
+    classes: Sequence[ClassName],
+    options: ProbeOptions,
+    *,
+    has_sets: bool = False,
 ) -> LinearProbe:
-    """Return the classifier in the form that is saved; classes without training rows are left out."""
+    """Return the classifier in the form that is saved; classes without training rows are left out.
+
+    With ``has_sets`` each class has a sigmoid of its own.
+    """
     if trained.linear is None:
         raise ValueError("only a linear classifier can be saved")
     weights, bias = trained.linear.weights[0].float(), trained.linear.bias[0].float()
@@ -58,7 +67,8 @@ def as_linear_probe(
     reference = reference_features(encoder, options.features, normalize=options.normalize)
     names = tuple(classes[label] for label in known.tolist())
     point, name = options.features, encoder.loaded.name
-    return LinearProbe(weights[:, known], bias[known], reference, names, point, options.normalize, name)
+    found = LinearProbe(weights[:, known], bias[known], reference, names, point, options.normalize, name)
+    return found._replace(sigmoid=has_sets)
 
 
 def corpus_to_probe(loaded: Loaded, data: str | None) -> Corpus:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from unicl_cli.errors import UniclError
+from unicl_cli.evaluate.multilabel import Doubles, PairedMeans, compare_means
 from unicl_cli.evaluate.retrieval import Found, image_hits, text_hits
-from unicl_cli.evaluate.statistics import Counts, adjust_holm, compare_shares
+from unicl_cli.evaluate.statistics import Counts, Difference, adjust_holm, compare_shares
 from unicl_cli.inference.scorer import shorten_names
 from unicl_cli.jobs.compare.recipes import changed_keys, common_corpora, read_recipe
 from unicl_cli.jobs.evaluate import evaluate, open_corpora
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 SHOWN = (
     *("n", "classes", "candidates", "top1", "top1_interval", "top5", "top5_interval"),
-    *("mean_per_class", "mean_per_class_interval", "reason", "retrieval", "trained_on"),
+    *("mean_per_class", "mean_per_class_interval", "map", "map_interval", "map_micro", "per_group", "per_rank"),
+    *("lca_distance", "reason", "retrieval", "trained_on"),
 )
 """Figures of an evaluation that stand beside those of the other models."""
 Hits = tuple[Counts, Counts]
@@ -30,11 +32,15 @@ Hits = tuple[Counts, Counts]
 
 
 class Measured(NamedTuple):
-    """One model on one split of one corpus: its entry of `unicl eval`, its answers, its ranks in retrieval."""
+    """One model on one split of one corpus: its entry of `unicl eval`, its answers, its ranks in retrieval.
+
+    ``precisions`` are the average precisions of classes, and the influence of each row on their sum.
+    """
 
     entry: Mapping[str, Any]
     answers: AnswerColumns | None
     found: Found | None
+    precisions: tuple[Doubles, Doubles] | None = None
 
 
 class Comparison(NamedTuple):
@@ -72,10 +78,11 @@ def compare(
         check_candidates(models, further)
         answers: list[AnswerColumns] = []
         found: list[Found] = []
+        precisions: list[tuple[Doubles, Doubles]] = []
         settings: dict[str, Any] = {"split": split, "batch": batch, "accelerator": accelerator}
-        keep = Keep(answers.append, found.append)
+        keep = Keep(answers.append, found.append, precisions.append)
         documents.append(evaluate(loaded, data=data, keep=keep, candidates=candidates, **settings))
-        measured.append(join_kept(documents[-1]["data"], answers, found))
+        measured.append(join_kept(documents[-1]["data"], answers, found, precisions))
         templates.append(loaded.templates)
     by_data = [list(each) for each in zip(*measured, strict=True)]
     document: dict[str, Any] = {
@@ -90,15 +97,19 @@ def compare(
 
 
 def join_kept(
-    entries: Sequence[Mapping[str, Any]], answers: Sequence[AnswerColumns], found: Sequence[Found]
+    entries: Sequence[Mapping[str, Any]],
+    answers: Sequence[AnswerColumns],
+    found: Sequence[Found],
+    precisions: Sequence[tuple[Doubles, Doubles]],
 ) -> list[Measured]:
     """Join each entry with the answers of its classification and the ranks of its retrieval, kept in this order."""
-    next_answers, next_found = iter(answers), iter(found)
+    next_answers, next_found, next_precisions = iter(answers), iter(found), iter(precisions)
     return [
         Measured(
             entry,
             next(next_answers) if "top1" in entry else None,
             next(next_found) if "retrieval" in entry else None,
+            next(next_precisions) if entry.get("map") is not None else None,
         )
         for entry in entries
     ]
@@ -117,20 +128,27 @@ def compare_entries(models: Sequence[str], measured: Sequence[Measured]) -> dict
     recalls = [each.entry.get("per_class") for each in measured]
     classes = next((own for own in recalls if own is not None), [])
     if classes:
+        figure = class_figure(classes)
         entry["per_class"] = [
             {
                 "class": row["class"],
+                **({"group": row["group"]} if "group" in row else {}),
                 "n": row["n"],
-                "recall": [None if own is None else own[place]["recall"] for own in recalls],
+                figure: [None if own is None else own[place][figure] for own in recalls],
             }
             for place, row in enumerate(classes)
         ]
     warnings = join_warnings(models, [each.entry.get("warnings", ()) for each in measured])
-    for part, words in (("top1", "classes"), ("retrieval", "captions")):
+    for part, words in (("candidates", "classes"), ("retrieval", "captions")):
         without = [model for model, each in zip(models, measured, strict=True) if part not in each.entry]
         if 0 < len(without) < len(models):
             warnings.append(f"{', '.join(without)}: not compared on {words}, which the model does not score")
     return entry | {"warnings": warnings} if warnings else entry
+
+
+def class_figure(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the name of the figure of classes: average precision of label sets, else recall."""
+    return "ap" if any("ap" in row for row in rows) else "recall"
 
 
 def further_candidates(loaded: Loaded, asked: Asked) -> list[list[str]]:
@@ -171,17 +189,28 @@ def compare_figures(models: Sequence[str], measured: Sequence[Measured]) -> list
     first, *others = [hits_of(each) for each in measured]
     rows: list[dict[str, Any]] = []
     for figure, (hits, trials) in first.items():
-        tested = [
-            (model, compare_shares(hits, other[figure][0], trials))
-            for model, other in zip(models[1:], others, strict=True)
-            if figure in other
-        ]
-        adjusted = adjust_holm([found.p for _, found in tested])
-        rows += [
-            {"figure": figure, "model": model, **found._asdict(), "interval": list(found.interval), "p_holm": p_holm}
-            for (model, found), p_holm in zip(tested, adjusted, strict=True)
-        ]
+        rows += figure_rows(
+            figure,
+            [
+                (model, compare_shares(hits, other[figure][0], trials))
+                for model, other in zip(models[1:], others, strict=True)
+                if figure in other
+            ],
+        )
+    base = measured[0].precisions
+    if base is not None:
+        scored = [(model, each.precisions) for model, each in zip(models[1:], measured[1:], strict=True)]
+        rows += figure_rows("map", [(model, compare_means(base, own)) for model, own in scored if own is not None])
     return rows
+
+
+def figure_rows(figure: str, tested: Sequence[tuple[str, Difference | PairedMeans]]) -> list[dict[str, Any]]:
+    """Return the rows of one figure: each model's difference, with p adjusted for their number."""
+    adjusted = adjust_holm([found.p for _, found in tested])
+    return [
+        {"figure": figure, "model": model, **found._asdict(), "interval": list(found.interval), "p_holm": p_holm}
+        for (model, found), p_holm in zip(tested, adjusted, strict=True)
+    ]
 
 
 def hits_of(measured: Measured) -> dict[str, Hits]:

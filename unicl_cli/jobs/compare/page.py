@@ -12,7 +12,16 @@ from unicl_cli.data.corpus import open_corpus
 from unicl_cli.formats import interval, percent
 from unicl_cli.jobs.compare.compare import Comparison
 from unicl_cli.jobs.compare.names import letters, short_names
-from unicl_cli.jobs.compare.tables import NAMES, by_difference, figure_groups, figures_of, p_value, points, recall_cells
+from unicl_cli.jobs.compare.tables import (
+    NAMES,
+    by_difference,
+    class_figure_name,
+    figure_groups,
+    figures_of,
+    p_value,
+    points,
+    share_cells,
+)
 from unicl_cli.jobs.evaluation_page import SIDE, RowImages
 from unicl_cli.pages import html
 from unicl_cli.pages.html import Html, section, tag
@@ -69,10 +78,11 @@ def entry_sections(models: Sequence[str], entry: Mapping[str, Any]) -> Iterator[
         yield differences_section(models, entry)
     if "per_class" in entry:
         classes = by_difference(entry["per_class"])
-        shown = [(row["class"], f"{row['n']:,}", *recall_cells(row)) for row in classes[:CLASSES]]
+        shown = [(row["class"], f"{row['n']:,}", *share_cells(row)) for row in classes[:CLASSES]]
         note = f"{len(classes):,} of {len(entry['per_class']):,} classes differ; the clearest difference comes first."
         if shown:
-            yield section("Recall per class, %", html.table(("class", "images", *letters(models)), shown), note=note)
+            title = f"{class_figure_name(entry)} per class, %"
+            yield section(title, html.table(("class", "images", *letters(models)), shown), note=note)
 
 
 def share_cell(figure: tuple[float, Sequence[float]]) -> Html:
@@ -97,7 +107,7 @@ def differences_section(models: Sequence[str], entry: Mapping[str, Any]) -> Html
     head = ("", "figure", "points", "items", "better", "worse", "p", *(["p, Holm"] if several else []))
     note = (
         "Percentage points with 95 % intervals. Better and worse count the images with more and with fewer hits than "
-        "those of A; p is the exact paired test (McNemar)."
+        "those of A; p is the exact paired test (McNemar). Of mAP they count classes, and p is that of a normal test."
     )
     dots = [
         (

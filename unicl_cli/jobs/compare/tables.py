@@ -17,11 +17,14 @@ NAMES = {
     "top1": "top-1",
     "top5": "top-5",
     "mean_per_class": "per class",
+    "map": "mAP",
     "text_to_image_r1": "text to image R@1",
     "image_to_text_r1": "image to text R@1",
 }
 """Figures as people read them."""
-CLASSIFIED = ("top1", "top5", "mean_per_class")
+CLASSIFIED = ("top1", "top5", "mean_per_class", "map")
+PER_CLASS = {"recall": "Recall", "ap": "Average precision"}
+"""Figures of classes."""
 SHOWN_CLASSES, SHOWN_KEYS = 10, 20
 WIDEST = 28
 """Characters of a recipe's value in a table."""
@@ -108,31 +111,41 @@ def p_value(p: float) -> str:
 def by_difference(classes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the classes in which the models differ, the clearest difference first.
 
-    The difference of recalls counts times the square root of the rows: chance alone moves a class of one row by 100
-    points.
+    The difference of recalls (or of average precisions) counts times the square root of the rows: chance alone moves
+    a class of one row by 100 points.
     """
 
     def clearness(row: Mapping[str, Any]) -> float:
-        known = [recall for recall in row["recall"] if recall is not None]
+        known = [share for share in class_shares(row) if share is not None]
         return (max(known, default=0) - min(known, default=0)) * sqrt(row["n"])
 
     return sorted((row for row in classes if clearness(row) > 0), key=lambda row: (-clearness(row), row["class"]))
 
 
 def classes_table(models: Sequence[str], entry: Mapping[str, Any]) -> Table:
-    title = f"Recall of the classes that differ most, % · {entry['name']} {entry['split']}"
+    title = f"{class_figure_name(entry)} of the classes that differ most, % · {entry['name']} {entry['split']}"
     table = make_table(title, ("class",), ("n", *letters(models)))
     differing = by_difference(entry["per_class"])
     for row in differing[:SHOWN_CLASSES]:
-        table.add_row(row["class"], f"{row['n']:,}", *recall_cells(row))
+        table.add_row(row["class"], f"{row['n']:,}", *share_cells(row))
     more = len(entry["per_class"]) - min(len(differing), SHOWN_CLASSES)
     if more:
         table.add_row(f"… {more:,} more", "", *[""] * len(models))
     return table
 
 
-def recall_cells(row: Mapping[str, Any]) -> list[str]:
-    return ["" if recall is None else percent(recall) for recall in row["recall"]]
+def class_shares(row: Mapping[str, Any]) -> Sequence[float | None]:
+    """Return the figure of a class for each model."""
+    return next(row[name] for name in PER_CLASS if name in row)
+
+
+def class_figure_name(entry: Mapping[str, Any]) -> str:
+    """Return the name of the figure that an entry has of its classes."""
+    return next(words for name, words in PER_CLASS.items() if name in entry["per_class"][0])
+
+
+def share_cells(row: Mapping[str, Any]) -> list[str]:
+    return ["" if share is None else percent(share) for share in class_shares(row)]
 
 
 def recipes_table(models: Sequence[str], changes: Sequence[Mapping[str, Any]]) -> Table:

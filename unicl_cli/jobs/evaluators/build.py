@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from unicl_cli import binding
+from unicl_cli.contracts import NO_LABEL
 from unicl_cli.core.dist import bare
 from unicl_cli.jobs.evaluators.kept import Keep
+from unicl_cli.jobs.evaluators.rows import labels_of
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
@@ -32,6 +34,7 @@ def make_evaluator(part: str | Mapping[str, Any], keep: Keep | None = None) -> E
     context: dict[str, Callable[[], Any]] = {
         "keep_answers": lambda: wanted.answers,
         "keep_ranks": lambda: wanted.ranks,
+        "keep_precisions": lambda: wanted.precisions,
         "thresholds": lambda: wanted.thresholds,
     }
     return cast("Evaluator", binding.make("evaluators", bound, context))
@@ -45,7 +48,17 @@ def missing_needs(evaluator: Evaluator, loaded: Loaded, corpus: EvalCorpus, spli
         "scores": loss.score != "none",
         "captions": reads_captions(loaded),
     }
-    return [NEEDS[need] for need in evaluator.needs if not met[need]]
+    missing = [NEEDS[need] for need in evaluator.needs if not met[need]]
+    takes_sets = getattr(evaluator, "takes_sets", False)
+    if "labels" in evaluator.needs and met["labels"] and not takes_sets and has_label_sets(corpus, split):
+        missing.append("rows with one label each")
+    return missing
+
+
+def has_label_sets(corpus: EvalCorpus, split: str) -> bool:
+    """Return True if a row with labels has several, or is annotated as having none: ``label`` says neither."""
+    table = corpus.table(split, "labels")
+    return table.has_sets and bool((labels_of(table) == NO_LABEL).any())
 
 
 def reads_captions(loaded: Loaded) -> bool:

@@ -9,7 +9,7 @@ from unicl_cli.jobs.evaluators.options import Count, Method, ProbeOptions, Stren
 
 if TYPE_CHECKING:
     from unicl_cli.evaluator_contracts import Evaluator
-    from unicl_cli.jobs.evaluators.kept import KeepAnswers, KeepRanks
+    from unicl_cli.jobs.evaluators.kept import KeepAnswers, KeepPrecisions, KeepRanks
     from unicl_cli.runs.thresholds import FoundThresholds
 
 
@@ -17,6 +17,7 @@ def zeroshot(
     *,
     candidates: Literal["all", "corpus"] | tuple[str, ...] = "all",
     keep_answers: KeepAnswers | None,
+    keep_precisions: KeepPrecisions | None,
     thresholds: FoundThresholds | None,
 ) -> Evaluator:
     """Classification of the rows with labels by class names (or by the loss's own head or pair score).
@@ -25,7 +26,7 @@ def zeroshot(
     """
     from unicl_cli.jobs.evaluators.zeroshot import ZeroShotEvaluator
 
-    return ZeroShotEvaluator(keep_answers, candidates, thresholds)
+    return ZeroShotEvaluator(keep_answers, candidates, thresholds, keep_precisions)
 
 
 def retrieval(*, keep_ranks: KeepRanks | None) -> Evaluator:

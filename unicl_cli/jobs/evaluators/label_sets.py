@@ -34,6 +34,7 @@ from unicl_cli.jobs.evaluators.rows import limit_rows
 
 if TYPE_CHECKING:
     from unicl_cli.evaluator_contracts import EvalCorpus, EvalRows
+    from unicl_cli.jobs.evaluators.kept import KeepPrecisions
     from unicl_cli.runs.thresholds import FoundThresholds
 
 NO_POSITIVE = "no row has a label"
@@ -116,9 +117,13 @@ def score_label_sets(
 
 
 def label_set_figures(
-    images: LabelledImages, corpus: EvalCorpus, split: str, thresholds: FoundThresholds | None
+    images: LabelledImages,
+    corpus: EvalCorpus,
+    split: str,
+    thresholds: FoundThresholds | None = None,
+    keep: KeepPrecisions | None = None,
 ) -> dict[str, Any]:
-    """Return the figures of the rows, with warnings."""
+    """Return the figures of the rows, with warnings; ``keep`` takes the average precisions."""
     truth, wanted = images.truth, images.wanted
     cut = None if thresholds is None else order_thresholds(thresholds, corpus)
     found = measure_classes(images.scores.by_classes, truth, wanted, cut)
@@ -127,7 +132,10 @@ def label_set_figures(
     if ranked is None:
         return facts | {"map": None, "map_interval": None, "reason": NO_POSITIVE}
     present = found.positives > 0
-    mean, bounds = mean_and_interval(found.precision[present], found.influence.sum(0))
+    precisions, influences = found.precision[present], found.influence.sum(0)
+    if keep is not None:
+        keep((precisions, influences))
+    mean, bounds = mean_and_interval(precisions, influences)
     facts |= {"map": mean, "map_interval": list(bounds), "map_micro": ranked.average_precision()}
     if cut is not None and thresholds is not None:
         facts |= f1_figures(found) | {"thresholds": thresholds.describe()}

@@ -28,6 +28,14 @@ from unicl_cli.inference.progress import progress
 from unicl_cli.inference.scorer import shorten_names
 from unicl_cli.jobs.evaluators.options import Method, ProbeOptions
 from unicl_cli.jobs.evaluators.rows import labels_of, limit_rows
+from unicl_cli.jobs.evaluators.set_probe import (
+    SetExamples,
+    check_one_vs_rest,
+    label_examples,
+    set_probe_figures,
+    split_examples,
+    train_one_vs_rest,
+)
 
 if TYPE_CHECKING:
     from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, Need
@@ -81,6 +89,7 @@ class ProbeEvaluator(NamedTuple):
 
     options: ProbeOptions = ProbeOptions()
     keep: Callable[[Classifier], None] | None = None
+    takes_sets: bool = True
 
     @property
     def needs(self) -> Sequence[Need]:
@@ -90,6 +99,8 @@ class ProbeEvaluator(NamedTuple):
         self, model: EvalModel, corpus: EvalCorpus, split: str, /, *, batch: int, limit: int | None = None
     ) -> Mapping[str, Any]:
         check_splits(corpus, split)
+        if corpus.groups is not None:
+            return self._probe_sets(model, corpus, split, batch=batch, limit=limit)
         read = partial(encode_examples, model, corpus, options=self.options, batch=batch, limit=limit)
         train, validation, source = training_examples(read, corpus, split)
         facts: dict[str, Any] = {
@@ -115,6 +126,36 @@ class ProbeEvaluator(NamedTuple):
             facts |= figures_of(trained, test, self.options.method) | {"n_train": len(task.whole.targets)}
             warnings = probe_warnings(task.whole, test, trained)
         facts = {"n": len(test.targets), **facts}
+        return facts | {"warnings": warnings} if warnings else facts
+
+    def _probe_sets(
+        self, model: EvalModel, corpus: EvalCorpus, split: str, *, batch: int, limit: int | None
+    ) -> dict[str, Any]:
+        """Return the figures of a corpus with label sets."""
+        check_one_vs_rest(self.options, corpus)
+
+        def read(of: str) -> SetExamples:
+            found, keys, rows = encode_features(model, corpus, split=of, options=self.options, batch=batch, limit=limit)
+            return label_examples(found, keys, corpus, of, rows)
+
+        validates = split != "val" and "labels" in corpus.kinds("val")
+        train, validation, source = split_examples(read("train"), read("val") if validates else None, corpus)
+        with progress("fits", FITS) as advance:
+            trained = train_one_vs_rest(train, validation, self.options.c, advance)
+        if self.keep is not None:
+            linear = trained.linear
+            self.keep(Classifier(lambda features: linear.logits(features)[0] > 0, trained.chosen, [], linear))
+        figures = set_probe_figures(trained, read(split), corpus, split)
+        facts = {
+            "features": self.options.features,
+            "method": self.options.method,
+            "normalize": self.options.normalize,
+            "candidates": {"total": int((trained.linear.bias[0] > -torch.inf).sum()), "not_in_corpus": 0},
+            "validation": source if self.options.c is None else "none: C is given",
+            "feature_norm": float(train.features.norm(dim=1).mean()),
+        }
+        warnings = figures.pop("warnings")
+        facts = {"n": figures.pop("n"), **facts, **figures}
         return facts | {"warnings": warnings} if warnings else facts
 
 
@@ -151,6 +192,15 @@ def encode_examples(
     model: EvalModel, corpus: EvalCorpus, *, split: str, options: ProbeOptions, batch: int, limit: int | None
 ) -> Examples:
     """Encode the rows with labels of a split, once; the features stay on the GPU if the model is on one."""
+    found, keys, rows = encode_features(model, corpus, split=split, options=options, batch=batch, limit=limit)
+    labels = labels_of(corpus.table(split, "labels"))[torch.tensor(rows)]
+    return Examples(found, labels.to(found.device), keys)
+
+
+def encode_features(
+    model: EvalModel, corpus: EvalCorpus, *, split: str, options: ProbeOptions, batch: int, limit: int | None
+) -> tuple[Tensor, list[str], list[int]]:
+    """Return features (n, d) of the rows with labels of a split, their keys, and their numbers in the table."""
     table = corpus.table(split, "labels")
     rows = limit_rows(range(len(table)), limit)
     found = model.encode_rows(table, rows, point=options.features, batch=batch, label=f"{corpus.name} {split}")
@@ -158,7 +208,7 @@ def encode_examples(
         found = F.normalize(found, dim=1)
     home = model.device if model.device.type == "cuda" else torch.device("cpu")  # the fit is in float64
     keys = table.column("key").to_pylist()
-    return Examples(found.to(home), labels_of(table)[torch.tensor(rows)].to(home), [keys[row] for row in rows])
+    return found.to(home), [keys[row] for row in rows], rows
 
 
 class Task(NamedTuple):

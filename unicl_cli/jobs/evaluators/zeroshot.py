@@ -25,7 +25,7 @@ from unicl_cli.jobs.evaluators.rows import labels_of, limit_rows
 
 if TYPE_CHECKING:
     from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, EvalRows, Need
-    from unicl_cli.jobs.evaluators.kept import AnswerColumns, KeepAnswers
+    from unicl_cli.jobs.evaluators.kept import AnswerColumns, KeepAnswers, KeepPrecisions
     from unicl_cli.runs.thresholds import FoundThresholds
 
 KEPT_CLASSES = 5
@@ -57,6 +57,8 @@ class ZeroShotEvaluator(NamedTuple):
     keep_answers: KeepAnswers | None = None
     candidates: Asked = "all"
     thresholds: FoundThresholds | None = None
+    keep_precisions: KeepPrecisions | None = None
+    takes_sets: bool = True
 
     @property
     def needs(self) -> Sequence[Need]:
@@ -120,7 +122,7 @@ class ZeroShotEvaluator(NamedTuple):
     ) -> dict[str, Any]:
         """Return the figures of a split with label sets; those of one label beside them if each row has one."""
         images = score_label_sets(encoder, scorer, chosen, corpus, split, batch=batch, limit=limit)
-        figures = label_set_figures(images, corpus, split, self.thresholds)
+        figures = label_set_figures(images, corpus, split, self.thresholds, self.keep_precisions)
         warnings = [*chosen.warnings, *figures.pop("warnings", ())]
         labels = labels_of(corpus.table(split, "labels"))[torch.tensor(images.rows)]
         answered = torch.tensor(chosen.allowed)[labels.clamp(min=0)]

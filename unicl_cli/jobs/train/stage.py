@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from unicl_cli.build.data import worker_count
 from unicl_cli.build.optimizer import learning_rate
 from unicl_cli.contracts import NO_KEY, NO_LABEL, Batch
+from unicl_cli.core.batch_columns import KNOWN
 from unicl_cli.core.dist import any_rank, bare, gather, rank, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.guard import Diverged
@@ -159,24 +160,28 @@ class Stage:
 
 
 def batch_figures(batch: Batch, pad_id: int | None) -> dict[str, Tensor]:
-    """Return a batch's figures: rows with a label, positives per row, distinct texts per row, padding among the tokens.
+    """Return a batch's figures: rows with labels, positives per row, distinct texts per row, padding among the tokens.
 
-    The positives are those of the global batch, the row itself included.
+    The positives are those of the global batch, the row itself included; keys do not tell those of label sets.
     """
-    ordered = gather(batch.keys).sort().values
-    # how often each row's key is there; torch.unique would make the host wait
-    counts = torch.searchsorted(ordered, ordered, right=True) - torch.searchsorted(ordered, ordered)
-    valid = ordered != NO_KEY
-    rows = valid.sum().clamp(min=1)
-    facts = {
-        "label_share": (batch.labels != NO_LABEL).float().mean(),
-        "positives": (counts * valid).sum() / rows,
-        "single_positive": ((counts == 1) & valid).sum() / rows,
-    }
+    if KNOWN in batch.extra:
+        facts = {"label_share": (batch.extra[KNOWN] != 0).float().mean()}
+    else:
+        facts = {"label_share": (batch.labels != NO_LABEL).float().mean(), **count_positives(batch.keys)}
     if pad_id is None:
         return facts
     distinct = torch.tensor(len(batch.tokens) / len(batch.labels))
     return {**facts, "unique_text": distinct, "padding": (batch.tokens == pad_id).float().mean()}
+
+
+def count_positives(keys: Tensor) -> dict[str, Tensor]:
+    """Return the mean number of rows of the global batch with a row's key, and the share of rows with one."""
+    ordered = gather(keys).sort().values
+    # how often each row's key is there; torch.unique would make the host wait
+    counts = torch.searchsorted(ordered, ordered, right=True) - torch.searchsorted(ordered, ordered)
+    valid = ordered != NO_KEY
+    rows = valid.sum().clamp(min=1)
+    return {"positives": (counts * valid).sum() / rows, "single_positive": ((counts == 1) & valid).sum() / rows}
 
 
 def opening_notes(parts: Parts) -> list[str]:
