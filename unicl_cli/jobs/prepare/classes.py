@@ -49,8 +49,6 @@ def merge_classes(classes: Sequence[tuple[str, Sequence[ClassName]]], notes: lis
                 )
             merged[c.key] = c._replace(names=names)
             homes.setdefault(c.key, name)
-    notes += _describe_equal_names(merged.values())
-    notes += describe_doubtful_names(tuple(merged.values()))
     return tuple(merged.values())
 
 
@@ -79,11 +77,16 @@ def _check_shared(
         )
 
 
+def describe_names(classes: Sequence[ClassName]) -> list[str]:
+    """Return notes on class names that are equal, and on those that say little in a prompt."""
+    return _describe_equal_names(classes) + describe_doubtful_names(classes)
+
+
 def _describe_equal_names(classes: Iterable[ClassName]) -> list[str]:
     """Return one note on classes with the same prompt name, apart from its spelling; none if all differ."""
     by_name: dict[str, list[ClassName]] = {}
     for c in classes:
-        by_name.setdefault(_fold_name(c.names[0]), []).append(c)
+        by_name.setdefault(fold_name(c.names[0]), []).append(c)
     alike = [of for of in by_name.values() if len(of) > 1]
     if not alike:
         return []
@@ -97,7 +100,7 @@ def _describe_equal_names(classes: Iterable[ClassName]) -> list[str]:
     ]
 
 
-def _fold_name(name: str) -> str:
+def fold_name(name: str) -> str:
     """Return what a name says: without case, Unicode form, width, invisible characters, blanks and leading zeros."""
     plain = unicodedata.normalize("NFKC", clean(name) or name).casefold()
     words = plain.replace("_", " ").split()
