@@ -88,11 +88,11 @@ class UniCL(nn.Module):
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         u, scale = model.encode_image(batch.images).embed, model.scale()
         v, index = encode_texts(model, batch, fold=self.fold)
-        keys, target = text_keys(batch.keys, batch), self._target(batch, scale.dtype)
+        keys, target = text_keys(batch.keys, batch), self.target_of(batch, scale.dtype)
         out = both_ways(u, v, keys, scale, terms=self.terms, tile=self.tile, index=index, target=target)
         return {**out, "logit_scale": scale.detach()}
 
-    def _target(self, batch: Batch, dtype: torch.dtype) -> Target | None:
+    def target_of(self, batch: Batch, dtype: torch.dtype) -> Target | None:
         """Return the target on two levels; None for a batch without the column OWN_TEXT, as a dry run makes it."""
         if OWN_TEXT not in batch.extra:
             return None
