@@ -258,7 +258,7 @@ def matrix(facts: Mapping[str, Any], which: str, uris: Sequence[str]) -> Html:
     for y, line in enumerate(cells):
         for x, cell in enumerate(line):
             if cell in kinds:
-                shade = f' opacity="{depth[y, x]:.2f}"' if (y, x) in depth else ""
+                shade = f' opacity="{0.2 + 0.8 * depth[y, x]:.2f}"' if (y, x) in depth else ""
                 box = f'x="{x + 0.06}" y="{y + 0.06}" width=".88" height=".88" rx=".15"'
                 parts.append(Html(f'<rect class="{kinds[cell]}" {box}{shade}/>'))
     for place, uri in enumerate(uris):
