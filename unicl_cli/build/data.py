@@ -62,9 +62,15 @@ def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], li
     maps: list[NDArray[np.int64]] = []
     for corpus in corpora:
         for item in corpus.classes:
-            if item.key not in union:
-                union[item.key] = len(union)
+            number = union.setdefault(item.key, len(classes))
+            if number == len(classes):
                 classes.append(item)
+            elif (item.group, item.parent) != (classes[number].group, classes[number].parent):
+                raise UniclError(
+                    f"{corpus.path}: class '{item.key}' is in group '{item.group}' under '{item.parent}', and in "
+                    f"'{classes[number].group}' under '{classes[number].parent}' in an earlier corpus",
+                    "prepare both with one --taxonomy, or name the two classes apart with ?classes=FILE",
+                )
         maps.append(np.array([union[item.key] for item in corpus.classes], np.int64))
     return tuple(classes), maps
 

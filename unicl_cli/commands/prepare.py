@@ -20,6 +20,7 @@ ROWS, TASKS = "Rows and images", "Other tasks"
     epilog=examples(
         "unicl prepare --labels photos --captions captions.tsv -o corpus",
         'unicl prepare --labels "digits?classes=0-6" --captions digits -o digits',
+        "unicl prepare --labels birds --taxonomy tree.csv -o birds-corpus",
         "unicl prepare --verify -o corpus",
     )
 )
@@ -50,6 +51,15 @@ def prepare(
     data_dir: Annotated[
         Path | None,
         typer.Option("--data-dir", metavar="DIR", help="Folder of downloaded data sets (also UNICL_DATA)."),
+    ] = None,
+    taxonomy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|folders",
+            help="Taxonomy of the classes: a table 'name,parent' or of ranks, or nested class folders.",
+            rich_help_panel=ROWS,
+            autocompletion=one_of("folders"),
+        ),
     ] = None,
     templates: Annotated[
         str | None,
@@ -191,6 +201,7 @@ def prepare(
             text=text,
             dedup=dedup,
             keep_order=keep_order,
+            taxonomy=taxonomy,
         )
         request = PrepareRequest(tuple(labels or ()), tuple(captions or ()), tuple(images or ()), out, options)
         if verify:

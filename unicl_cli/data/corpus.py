@@ -104,13 +104,8 @@ class RowTable:
     def label_sets(self) -> RowSets:
         """Return the labels of all rows; a row of a corpus without sets has one or none."""
         if not self.has_sets:
-            labels = integers_of(self.column("label"))
-            counts = (labels != NO_LABEL).astype(np.int64)
-            return RowSets(np.cumsum([0, *counts]), labels[labels != NO_LABEL], np.full(len(labels), ALL_GROUPS))
-        sets = self.column(LABELS)
-        counts = np.concatenate([np.empty(0, np.int64), *(np.diff(np.from_dlpack(c.offsets)) for c in sets.chunks)])
-        values = np.concatenate([np.empty(0, np.int64), *(np.from_dlpack(c.flatten()) for c in sets.chunks)])
-        return RowSets(np.cumsum([0, *counts]), values.astype(np.int64), integers_of(self.column(KNOWN)))
+            return sets_of_labels(integers_of(self.column("label")))
+        return sets_of_lists(self.column(LABELS), self.column(KNOWN))
 
     def media_bytes(self) -> float:
         """Return the mean bytes of media in a row, from the footer of the first shard; 0 without media."""
@@ -175,6 +170,19 @@ class RowTable:
 def integers_of(column: pa.ChunkedArray) -> NDArray[np.int64]:  # pyright: ignore[reportUnknownParameterType] - no stubs
     """Return a column of integers without nulls, int64 (rows,), without importing pandas as pyarrow's own way does."""
     return np.concatenate([np.empty(0, np.int64), *map(np.from_dlpack, column.chunks)], dtype=np.int64)
+
+
+def sets_of_labels(labels: NDArray[np.int64]) -> RowSets:
+    """Return the label sets of rows with one label or NO_LABEL each, int64 (rows,)."""
+    has = labels != NO_LABEL
+    return RowSets(np.cumsum([0, *has.astype(np.int64)]), labels[has], np.full(len(labels), ALL_GROUPS))
+
+
+def sets_of_lists(lists: Any, known: Any) -> RowSets:
+    """Return the label sets of rows from the columns of a corpus that has them."""
+    counts = np.concatenate([np.empty(0, np.int64), *(np.diff(np.from_dlpack(c.offsets)) for c in lists.chunks)])
+    values = np.concatenate([np.empty(0, np.int64), *(np.from_dlpack(c.flatten()) for c in lists.chunks)])
+    return RowSets(np.cumsum([0, *counts]), values.astype(np.int64), integers_of(known))
 
 
 def _only(label: int) -> tuple[int, ...]:

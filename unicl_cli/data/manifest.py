@@ -3,7 +3,7 @@
 import hashlib
 import re
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -214,11 +214,11 @@ def _check_version(file: Path, value: object) -> None:
 def find_hierarchy_fault(classes: Sequence[tuple[str, str, str]]) -> str | None:
     """Return what is wrong with the groups and parents of classes, (key, group, parent) each; None if they are sound.
 
-    There are at most 63 groups, every parent is a class, and no class is above itself.
+    There are at most 63 groups, every parent is a class, and a class has another group than each class above it.
     """
-    groups = {group for _, group, _ in classes}
-    if len(groups) > MOST_GROUPS:
-        return f"has {len(groups)} groups of classes; the most are {MOST_GROUPS}"
+    groups = {key: group for key, group, _ in classes}
+    if (count := len(set(groups.values()))) > MOST_GROUPS:
+        return f"has {count} groups of classes; the most are {MOST_GROUPS}"
     parents = {key: parent for key, _, parent in classes}
     sound = {""}
     for first in parents:
@@ -232,6 +232,18 @@ def find_hierarchy_fault(classes: Sequence[tuple[str, str, str]]) -> str | None:
             path[key] = None
             key = parents[key]
         sound.update(path)
+    return next((fault for key in parents if (fault := _find_repeated_rank(key, groups, parents))), None)
+
+
+def _find_repeated_rank(key: str, groups: Mapping[str, str], parents: Mapping[str, str]) -> str | None:
+    """Return the fault of a class in the group of one above it; at most 63 groups bound the way up."""
+    met = {groups[key]}
+    upper = parents[key]
+    while upper:
+        if groups[upper] in met:
+            return f"class '{key}' has one group with a class above it, or they have: '{groups[upper]}' of '{upper}'"
+        met.add(groups[upper])
+        upper = parents[upper]
     return None
 
 

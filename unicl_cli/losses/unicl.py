@@ -95,11 +95,11 @@ class UniCL(nn.Module):
         u, scale = model.encode_image(batch.images).embed, model.scale()
         v, index = encode_texts(model, batch, fold=self.fold)
         keys = self.sets.hide_weightless(text_keys(batch.keys, batch), batch)
-        target = self._target(batch, scale.dtype)
+        target = self.target_of(batch, scale.dtype)
         out = both_ways(u, v, keys, scale, terms=self.terms, tile=self.tile, index=index, target=target)
         return {**out, "logit_scale": scale.detach()}
 
-    def _target(self, batch: Batch, dtype: torch.dtype) -> Target | None:
+    def target_of(self, batch: Batch, dtype: torch.dtype) -> Target | None:
         """Return the target on two levels, or of label sets; None for a batch without the column OWN_TEXT."""
         if OWN_TEXT not in batch.extra:
             return None

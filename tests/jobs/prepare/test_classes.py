@@ -10,7 +10,7 @@ from unicl_cli.cli import main
 from unicl_cli.contracts import ClassName
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.classes import merge_classes
-from unicl_cli.jobs.prepare.plan import list_differences
+from unicl_cli.jobs.prepare.plan_file import list_differences
 
 
 def picture(seed=0):

@@ -18,7 +18,7 @@ FEW_DISTINCT = 0.9
 def write_notes(facts: Mapping[str, Any]) -> list[str]:
     """Return the notes; empty if nothing stands out."""
     found: list[str] = []
-    for note in (_note_names, _note_images, _note_classes, _note_captions, _note_batch):
+    for note in (_note_names, _note_images, _note_classes, _note_sets, _note_captions, _note_batch):
         found += note(facts)
     return found
 
@@ -36,7 +36,9 @@ def _note_names(facts: Mapping[str, Any]) -> Iterator[str]:
 def _note_images(facts: Mapping[str, Any]) -> Iterator[str]:
     found = facts["duplicates"]
     if n := found["pictures_with_several_labels"]:
-        yield f"{count_of(n, 'image has', 'images have')} several labels: one row for each"
+        images = count_of(n, "image has", "images have")
+        several = "rows with different labels" if "label_sets" in facts else "several labels: one row for each"
+        yield f"{images} {several}"
     for split, n in found["also_in_train"].items():
         if n:
             rows = f"{count_of(n, 'row')} of split {split} {plural(n, 'repeats', 'repeat')} an image of train"
@@ -57,16 +59,31 @@ def _note_classes(facts: Mapping[str, Any]) -> Iterator[str]:
     if classes is None or not classes["n"]:
         return
     if classes["empty"]:
-        empty, all_classes = classes["empty"], count_of(facts["classes"], "class")
+        empty, all_classes = classes["empty"], count_of(classes["classes"], "class")
         yield f"{empty:,} of {all_classes} {plural(empty, 'has', 'have')} no image in split {facts['split']}"
     smallest, largest = classes["quantiles"]["min"], classes["quantiles"]["max"]
     if few := classes["few"]["n"]:
         most = f"{classes['few']['at_most']} images or fewer in split {facts['split']}"
-        yield f"{few:,} of {count_of(facts['classes'], 'class')} {plural(few, 'has', 'have')} {most}"
+        yield f"{few:,} of {count_of(classes['classes'], 'class')} {plural(few, 'has', 'have')} {most}"
     if 0 < smallest < SMALL_CLASS:
         yield f"the smallest class has {count_of(smallest, 'image')}"
     if smallest and largest > IMBALANCE * smallest:
         yield f"the largest class has {largest / smallest:,.0f} times as many images as the smallest"
+
+
+def _note_sets(facts: Mapping[str, Any]) -> Iterator[str]:
+    found = facts.get("label_sets")
+    if found is None:
+        return
+    for each in found["groups"]:
+        if not each["known"]:
+            yield f"no row is annotated for group '{each['group']}' in split {facts['split']}"
+    tree = found.get("taxonomy")
+    if tree and (n := tree["rows_above_leaves"]):
+        yield (
+            f"{count_of(n, 'row is', 'rows are')} labelled above a leaf of the taxonomy: prompts of deeper ranks are "
+            "hidden for them"
+        )
 
 
 def _note_captions(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -95,7 +112,8 @@ def _note_batch(facts: Mapping[str, Any]) -> Iterator[str]:
     found = facts["pairs"]
     per_anchor = found.get("labels", {}).get("others_per_anchor", 0)
     if per_anchor >= 0.05:
+        shares = "a label with the prompts of" if "label_sets" in facts else "its class with"
         yield (
-            f"in a batch of {found['batch_size']}, a label row shares its class with {per_anchor:.1f} other rows on "
+            f"in a batch of {found['batch_size']}, a label row shares {shares} {per_anchor:.1f} other rows on "
             "average: positives for UniCL, false negatives for CLIP"
         )

@@ -1,4 +1,4 @@
-"""One real batch and its targets, for CLIP (each pair alone) and for UniCL (equal keys)."""
+"""One real batch and its targets, for CLIP (each pair alone) and for UniCL (equal keys, or labels in common)."""
 
 from __future__ import annotations
 
@@ -11,33 +11,47 @@ from torch import Tensor, zeros
 
 from unicl_cli.build.corpora import check_corpora
 from unicl_cli.build.data import TrainingData, build_data
-from unicl_cli.contracts import NO_LABEL, NO_TEXT, Drawn
+from unicl_cli.contracts import NO_TEXT, Drawn
 from unicl_cli.core.json_output import format_json
 from unicl_cli.data.collate import collate
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.mix import Draws, MixedCorpora
 from unicl_cli.data.text import text_hash
 from unicl_cli.errors import UniclError
+from unicl_cli.jobs.inspect.batch_target import BatchTarget, build_unicl, incidence_of
 from unicl_cli.jobs.inspect.class_mentions import ClassNameFinder, distinct_pairs, split_words
 from unicl_cli.recipe.load import load_text
 from unicl_cli.recipe.schema import Recipe
 
 Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 MAX_SHOWN = 32
 """Largest number of rows in the drawn matrices."""
-NEGATIVE, POSITIVE, MISSED = "0", "1", "2"
-"""Cells of a matrix; missed: row and column share a class or text, but the target is negative."""
+NEGATIVE, POSITIVE, MISSED, HIDDEN = "0", "1", "2", "3"
+"""Cells of a matrix; missed: row and column share a class or text, but the target is negative; hidden: neither."""
 PLACEHOLDER_SIZE = 64
 """Image side of the default recipe."""
 
 
-class RowGroups(NamedTuple):
-    """The values by which rows form pairs. ``names`` are (row, class): an unlabelled row's caption names the class."""
+class Relations(NamedTuple):
+    """By which rows form pairs: their target, their texts, and the classes that captions of unlabelled rows name.
 
-    keys: Ints
-    labels: Ints
+    ``texts`` are hashes, int64 (n,); the others are sparse matrices of ones, (n, classes).
+    """
+
+    target: BatchTarget
     texts: Ints
-    names: tuple[Ints, Ints]
+    labels: Any
+    said: Any
+    named: Any
+
+    def missed(self, images: Ints) -> tuple[Mask, Mask]:
+        """Mark equal texts, and captions that name a class of the other row, among the pairs that are negatives."""
+        positive, hidden = self.target.positives(images), self.target.hidden(images)
+        is_negative = ~(positive | hidden)
+        same = self.texts[images, None] == self.texts
+        naming = (self.labels[images] @ self.named.T + self.named[images] @ self.said.T).toarray() > 0
+        return same & is_negative, naming & is_negative
 
 
 class InspectedBatch(NamedTuple):
@@ -70,7 +84,9 @@ def inspect_batch(recipe: Recipe, path: str, step: int, *, with_images: bool) ->
     blank = cast("Any", skip_image)
     mix = MixedCorpora([strand._replace(transform=blank) for strand in data.mix.strands], data.mix.texts)
     drawn = [mix[place] for place in at]
-    batch = collate(drawn, zeros(len(drawn)), tokenizer=None, caption_targets=recipe.data.caption_targets, extra=None)
+    loss = build_unicl(recipe, data.label_sets)
+    hook = getattr(loss, "extra", None)
+    batch = collate(drawn, zeros(len(drawn)), tokenizer=None, caption_targets=recipe.data.caption_targets, extra=hook)
     with_text = np.flatnonzero(batch.text_index.numpy() != NO_TEXT)
     if not len(with_text):
         raise UniclError(
@@ -78,8 +94,11 @@ def inspect_batch(recipe: Recipe, path: str, step: int, *, with_images: bool) ->
             "choose a corpus with labels or captions; images alone suit only losses without texts, such as supcon",
         )
     rows = [drawn[row] for row in with_text]
-    numbers = row_groups(rows, batch.keys.numpy()[with_text], data)
-    shown = np.array(sorted(range(min(MAX_SHOWN, len(rows))), key=lambda row: (numbers.keys[row], row)))
+    target = BatchTarget(loss, batch, with_text, len(data.classes))
+    relations = relate_rows(rows, target, data)
+    by_class = sorted(range(min(MAX_SHOWN, len(rows))), key=lambda n: (not rows[n].labels, rows[n].labels, n))
+    shown = np.array(by_class)
+    labelled = sum(bool(row.labels) for row in rows)
     facts: dict[str, Any] = {
         "schema": "unicl/inspect/1",
         "kind": "batch",
@@ -88,14 +107,17 @@ def inspect_batch(recipe: Recipe, path: str, step: int, *, with_images: bool) ->
         "batch_size": recipe.batch.size,
         "caption_targets": recipe.data.caption_targets,
         "corpora": [item.corpus for item in recipe.data.train],
-        "label_rows": int((numbers.labels != NO_LABEL).sum()),
-        "caption_rows": int((numbers.labels == NO_LABEL).sum()),
+        "label_rows": labelled,
+        "caption_rows": len(rows) - labelled,
         "rows_without_text": len(drawn) - len(rows),
-        "classes": len(np.unique(numbers.labels[numbers.labels != NO_LABEL])),
+        "classes": len({label for row in rows for label in row.labels}),
         "distinct_texts": len({row.text for row in rows}),
-        **pair_counts(numbers),
-        "shown": [row_facts(rows[row], int((numbers.keys == numbers.keys[row]).sum()), data) for row in shown],
-        "matrix": target_matrices(numbers, shown),
+        **pair_counts(relations),
+        "shown": [
+            row_facts(rows[row], int(target.positives(shown[[n]]).sum()), data) for n, row in enumerate(by_class)
+        ],
+        "matrix": target_matrices(relations, shown),
+        **target_shares(target, shown),
     }
     chosen = [data.mix[at[with_text[row]]].image for row in shown] if with_images else []
     return InspectedBatch(facts, [image if image.ndim == 3 else image[0] for image in chosen])
@@ -107,60 +129,71 @@ def skip_image(data: bytes, draw: int) -> Tensor:
     return zeros(0)
 
 
-def row_groups(rows: list[Drawn], keys: Ints, data: TrainingData) -> RowGroups:
-    """Return the keys, labels and texts of the rows, and the classes that captions name."""
-    labels = np.array([row.label for row in rows], np.int64)
+def relate_rows(rows: list[Drawn], target: BatchTarget, data: TrainingData) -> Relations:
+    """Return the relations of the rows that have a text."""
     texts = np.array([text_hash(row.text or "") for row in rows], np.int64)
-    free = np.flatnonzero(labels == NO_LABEL)
-    words = split_words(pa.array([rows[row].text for row in free], pa.string()))
+    free = np.array([n for n, row in enumerate(rows) if not row.labels], np.int64)
+    words = split_words(pa.array([rows[n].text for n in free], pa.string()))
     text, named = ClassNameFinder(data.classes).find(words)
     text, named = distinct_pairs(free[text], named, max(1, len(data.classes)))
-    return RowGroups(keys, labels, texts, (text, named))
+    mentions: list[list[int]] = [[] for _ in rows]
+    for n, label in zip(text.tolist(), named.tolist(), strict=True):
+        mentions[n].append(label)
+    labels = incidence_of([row.labels for row in rows], len(data.classes))
+    said = labels if target.target is None else target.said
+    return Relations(target, texts, labels, said, incidence_of(mentions, len(data.classes)))
 
 
-def pair_counts(numbers: RowGroups) -> dict[str, Any]:
-    """Count positives and false negatives among the ordered pairs (image i, text j), including i = j."""
-    n = len(numbers.keys)
-    positives = count_pairs(numbers.keys)
-    same_text = count_pairs(numbers.texts)
-    both = count_pairs(numbers.keys, numbers.texts)
-    labels = numbers.labels[numbers.labels != NO_LABEL]
-    size = 1 + max(labels.max(initial=0), numbers.names[1].max(initial=0))
-    naming = int(np.bincount(labels, minlength=size) @ np.bincount(numbers.names[1], minlength=size))
+def pair_counts(relations: Relations) -> dict[str, Any]:
+    """Count positives, hidden pairs and false negatives among the pairs (image i, text j), including i = j."""
+    target = relations.target
+    n = len(relations.texts)
+    positives = hidden = same_text = naming = 0
+    for images in target.chunks():
+        is_positive = target.positives(images)
+        positives += int(is_positive.sum())
+        hidden += int((target.hidden(images) & ~is_positive).sum())
+        same, named = relations.missed(images)
+        same_text, naming = same_text + int(same.sum()), naming + int(named.sum())
     return {
         "pairs": n * n,
         "clip": {"positives": n, "false_negatives": positives - n, "per_anchor": (positives - n) / n},
         "unicl": {
             "positives": positives,
             "positives_per_anchor": positives / n,
-            "same_text_other_key": same_text - both,
-            "captions_naming_the_class": 2 * naming,
+            "hidden": hidden,
+            "same_text_other_key": same_text,
+            "captions_naming_the_class": naming,
         },
     }
 
 
-def count_pairs(*columns: Ints) -> int:
-    """Count the ordered pairs of rows that agree in all columns, including each row with itself."""
-    counts = np.unique(np.stack(columns), axis=1, return_counts=True)[1]
-    return int((counts.astype(np.int64) ** 2).sum())
-
-
-def target_matrices(numbers: RowGroups, shown: Ints) -> dict[str, list[str]]:
+def target_matrices(relations: Relations, shown: Ints) -> dict[str, list[str]]:
     """Return both target matrices of the shown rows, one string of cells per image."""
-    keys, texts, labels = numbers.keys[shown], numbers.texts[shown], numbers.labels[shown]
-    named = set(zip(*(column.tolist() for column in numbers.names), strict=True))
-    relation = np.array([[(int(j), int(label)) in named for j in shown] for label in labels])
-    alike = keys[:, None] == keys[None, :]
-    missed = (texts[:, None] == texts[None, :]) | relation | relation.T
+    target = relations.target
+    same, naming = (x[:, shown] for x in relations.missed(shown))
+    alike, hidden, missed = target.positives(shown)[:, shown], target.hidden(shown)[:, shown], same | naming
     itself = np.eye(len(shown), dtype=bool)
     cells = {
         "clip": np.select([itself, alike | missed], [POSITIVE, MISSED], NEGATIVE),
-        "unicl": np.select([alike, missed], [POSITIVE, MISSED], NEGATIVE),
+        "unicl": np.select([alike, missed, hidden], [POSITIVE, MISSED, HIDDEN], NEGATIVE),
     }
     return {name: ["".join(row) for row in matrix.tolist()] for name, matrix in cells.items()}
 
 
+def target_shares(target: BatchTarget, shown: Ints) -> dict[str, Any]:
+    """Return UniCL's target of the shown rows by its shares, if the positives of an image differ in them."""
+    if target.target is None:
+        return {}
+    whole = target.shares(shown)
+    highest = whole.max(1, keepdims=True)
+    if np.isclose(np.where(whole > 0, whole, highest), highest).all():
+        return {}
+    return {"shares": np.round(whole[:, shown], 4).tolist()}
+
+
 def row_facts(row: Drawn, positives: int, data: TrainingData) -> dict[str, Any]:
     """Return a listed row; ``positives`` is the number of texts in the batch that are positives of its image."""
-    named = None if row.label == NO_LABEL else data.classes[row.label].names[0]
-    return {"row": row.row, "draw": row.draw, "class": named, "text": row.text, "positives": positives}
+    names = [data.classes[label].names[0] for label in row.labels]
+    one = names[0] if len(names) == 1 else None
+    return {"row": row.row, "draw": row.draw, "class": one, "classes": names, "text": row.text, "positives": positives}

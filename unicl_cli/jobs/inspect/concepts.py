@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import ClassName
+from unicl_cli.core.class_groups import ancestors_of, label_sets_of
+from unicl_cli.evaluator_contracts import RowSets
 from unicl_cli.jobs.inspect.class_mentions import compute
 from unicl_cli.jobs.inspect.scan import CaptionTally, CorpusScan
 
@@ -35,11 +37,11 @@ def count_concepts(classes: Sequence[ClassName], counts: Ints, scanned: CorpusSc
     FREQUENT images, without function words and single letters; the paper takes spaCy's noun phrases there. In
     "both", a word that names such a class counts once.
     """
-    texts, seen = scanned.texts, counts > 0
+    texts, seen, labelled = scanned.texts, counts > 0, int((np.diff(scanned.sets.ends) > 0).sum())
     often = scanned.words.filter(compute.greater(scanned.words.column("images"), FREQUENT)).column("word").to_pylist()
     words = {word for word in often if len(word) > 1 and not word.isdecimal()} - FUNCTION_WORDS
     named = {name.lower() for item, has in zip(classes, seen, strict=True) if has for name in item.names}
-    labels, labelled = int(seen.sum()), int(counts.sum())
+    labels = int(seen.sum())
     found = {"labels": (labelled, labels), "captions": (texts.rows, len(words))}
     found["both"] = (labelled + texts.unlabelled, labels + len(words - named))
     return {
@@ -65,19 +67,61 @@ def count_named_classes(classes: Sequence[ClassName], counts: Ints, texts: Capti
     }
 
 
-def pair_statistics(counts: Ints, texts: CaptionTally, batch_size: int) -> dict[str, Any]:
+class LabelCounts(NamedTuple):
+    """The labels of a split's label rows as training has them, with the classes above them.
+
+    ``rows`` are the rows with a label, ``images`` those that have each class, ``prompts`` the expected number of rows
+    whose prompt names it, int64 and float64 (classes,). ``hidden`` is the share of pairs of an image and a prompt of a
+    group that it is not annotated for.
+    """
+
+    rows: int
+    images: Ints
+    prompts: NDArray[np.float64]
+    hidden: float
+
+
+def count_labels(classes: Sequence[ClassName], sets: RowSets) -> LabelCounts:
+    """Count the labels of rows, each with the classes above its own; a prompt names one of them at random."""
+    size = np.diff(sets.ends)
+    row = np.repeat(np.arange(len(size)), size)
+    values = sets.values
+    if any(item.parent for item in classes):
+        above = ancestors_of(classes)
+        lengths = np.array([len(of) for of in above], np.int64)
+        flat = np.array([upper for of in above for upper in of], np.int64)
+        times = lengths[values]
+        begins = np.repeat((np.cumsum(lengths) - lengths)[values] - np.cumsum(times) + times, times)
+        pairs = np.unique(np.repeat(row, times) * max(1, len(classes)) + flat[begins + np.arange(times.sum())])
+        row, values = pairs // max(1, len(classes)), pairs % max(1, len(classes))
+    each = np.bincount(row, minlength=len(size))
+    images = np.bincount(values, minlength=len(classes))
+    prompts = np.bincount(values, 1 / each[row], minlength=len(classes))
+    rows = int((each > 0).sum())
+    groups = np.array(label_sets_of(classes, 1).groups, np.int64)
+    named = np.bincount(groups, prompts) / max(1, rows)
+    unknown = [float((sets.known[each > 0] >> g & 1 == 0).mean()) if rows else 0.0 for g in range(len(named))]
+    return LabelCounts(rows, images, prompts, float(named @ np.array(unknown)))
+
+
+def pair_statistics(labels: LabelCounts, texts: CaptionTally, batch_size: int) -> dict[str, Any]:
     """Return the share S of pairs of the same concept (sum of p_c squared), and expected matches in a batch.
 
     A batch mixes label rows and caption rows as `data.mix.labels: auto` does: half and half if there are both.
-    Rows are drawn without repetition; for a large corpus, an anchor expects (rows - 1) S others of its concept.
+    Rows are drawn without repetition; for a large corpus, an anchor expects (rows - 1) S others of its concept. With
+    label sets, S is the chance that the prompt of one row names a label of another.
     """
-    labelled = int(counts.sum())
+    labelled = labels.rows
     share = 0.5 if labelled and texts.unlabelled else float(labelled > 0)
     rows = round(batch_size * share)
     facts: dict[str, Any] = {"batch_size": batch_size, "label_rows": rows, "caption_rows": batch_size - rows}
     if labelled:
-        same = same_concept_share(counts)
-        facts["labels"] = {"same_concept_share": same, "others_per_anchor": expected_others(counts, rows)}
+        matches = float(labels.images @ labels.prompts)
+        facts["labels"] = {
+            "same_concept_share": matches / labelled**2,
+            "others_per_anchor": expected_matches(matches, labelled, rows),
+            **({"hidden_share": labels.hidden} if labels.hidden else {}),
+        }
     if texts.unlabelled:
         named = texts.named_unlabelled / texts.unlabelled
         repeats = np.unique(np.concatenate(texts.hashes), return_counts=True)[1]
@@ -87,7 +131,7 @@ def pair_statistics(counts: Ints, texts: CaptionTally, batch_size: int) -> dict[
             "same_named_class_share": min(1.0, float((named**2).sum())),
         }
         if labelled:
-            across = float((counts / labelled * named).sum())
+            across = min(1.0, float((labels.images / labelled * named).sum()))
             facts["captions_naming_a_label"] = {"share": across, "per_anchor": across * (batch_size - rows)}
     return facts
 
@@ -99,9 +143,13 @@ def same_concept_share(counts: Ints) -> float:
 
 def expected_others(counts: Ints, rows: int) -> float:
     """Return how many of the other ``rows - 1`` share an anchor's concept, drawn without repetition if possible."""
-    total = int(counts.sum())
+    return expected_matches(float((counts.astype(np.float64) ** 2).sum()), int(counts.sum()), rows)
+
+
+def expected_matches(matches: float, total: int, rows: int) -> float:
+    """Return the same from the number of matching ordered pairs among ``total`` rows, each with itself included."""
     if rows < 2:
         return 0.0
     if rows > total:
-        return (rows - 1) * same_concept_share(counts)
-    return (rows - 1) * float((counts * (counts - 1.0)).sum()) / (total * (total - 1.0))
+        return (rows - 1) * matches / total**2
+    return (rows - 1) * (matches - total) / (total * (total - 1.0))

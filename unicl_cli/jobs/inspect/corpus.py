@@ -21,7 +21,8 @@ from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.formats import split_ends
 from unicl_cli.inference.progress import progress
 from unicl_cli.jobs.inspect.advice import write_notes
-from unicl_cli.jobs.inspect.concepts import count_concepts, count_named_classes, pair_statistics
+from unicl_cli.jobs.inspect.concepts import count_concepts, count_labels, count_named_classes, pair_statistics
+from unicl_cli.jobs.inspect.label_sets import set_facts
 from unicl_cli.jobs.inspect.lengths import caption_facts
 from unicl_cli.jobs.inspect.scan import CorpusScan, GroupTally, scan_corpus
 
@@ -72,14 +73,17 @@ def inspect_corpus(corpus: Corpus, *, split: str | None, tokenizer: str, batch_s
         "rejected": read_rejects(corpus),
     }
     if corpus.classes:
-        facts["per_class"] = class_facts(corpus.classes, counts)
+        labelled = int((np.diff(scanned.sets.ends) > 0).sum())
+        facts["per_class"] = class_facts(corpus.classes, counts, labelled)
         facts["colliding_names"] = colliding_names(corpus.classes)
     if scanned.texts.rows:
         facts["captions"] = caption_facts(corpus, scanned, tokenizer)
     if scanned.texts.rows and corpus.classes:
         facts["named_classes"] = count_named_classes(corpus.classes, counts, scanned.texts, MAX_LISTED)
+    if corpus.manifest.has_sets:
+        facts["label_sets"] = set_facts(corpus.classes, scanned.sets, MAX_LISTED)
     facts["concepts"] = count_concepts(corpus.classes, counts, scanned)
-    facts["pairs"] = pair_statistics(counts, scanned.texts, batch_size)
+    facts["pairs"] = pair_statistics(count_labels(corpus.classes, scanned.sets), scanned.texts, batch_size)
     facts["duplicates"] = count_duplicates(corpus, scanned)
     return facts | {"notes": write_notes(facts)}
 
@@ -155,21 +159,28 @@ def quantiles_of_counts(counts: Ints) -> dict[str, int]:
     return {name: int(np.searchsorted(ends, rank)) for name, rank in ranks.items()}
 
 
-def class_facts(classes: Sequence[ClassName], counts: Ints) -> dict[str, Any]:
-    """Return images per class of the split: quantiles, the largest and smallest classes, a histogram."""
-    order = np.argsort(-counts, kind="stable")
+def class_facts(classes: Sequence[ClassName], counts: Ints, labelled: int) -> dict[str, Any]:
+    """Return images per class of the split: quantiles, the largest and smallest classes, a histogram.
+
+    ``labelled`` are the rows with a label. A class above others counts only if rows have it as their own label.
+    """
+    parents = {item.parent for item in classes}
+    own = np.array([n for n, item in enumerate(classes) if counts[n] or item.key not in parents], np.int64)
+    counted = counts[own]
+    order = own[np.argsort(-counted, kind="stable")]
     listed = [{"class": classes[n].names[0], "key": classes[n].key, "n": int(counts[n])} for n in order]
     largest, hidden, smallest = split_ends(listed, MAX_LISTED)
-    quantiles = dict(zip(SHARES, np.quantile(counts, list(SHARES.values()), method="inverted_cdf"), strict=True))
+    quantiles = dict(zip(SHARES, np.quantile(counted, list(SHARES.values()), method="inverted_cdf"), strict=True))
     return {
-        "n": int(counts.sum()),
-        "empty": int((counts == 0).sum()),
-        "few": {"at_most": FEW, "n": int(((counts > 0) & (counts <= FEW)).sum())},
-        "mean": float(counts.mean()),
+        "n": labelled,
+        "classes": len(own),
+        "empty": int((counted == 0).sum()),
+        "few": {"at_most": FEW, "n": int(((counted > 0) & (counted <= FEW)).sum())},
+        "mean": float(counted.mean()),
         "quantiles": {name: int(value) for name, value in quantiles.items()},
         "largest": list(largest),
         "smallest": list(smallest) if hidden else [],
-        "histogram": count_bins(counts),
+        "histogram": count_bins(counted),
     }
 
 

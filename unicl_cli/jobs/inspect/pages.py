@@ -10,13 +10,15 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from unicl_cli.contracts import NO_LABEL, Sample
+from unicl_cli.contracts import Sample
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.pictures import ImageError, decode
 from unicl_cli.formats import byte_size, count_of, format_share, plural
-from unicl_cli.jobs.inspect.batch import MISSED, POSITIVE, InspectedBatch
+from unicl_cli.jobs.inspect.batch import HIDDEN, MISSED, POSITIVE, InspectedBatch
 from unicl_cli.jobs.inspect.corpus import first_group
+from unicl_cli.jobs.inspect.set_tables import set_sections
 from unicl_cli.jobs.inspect.tables import format_range, pair_rows
+from unicl_cli.jobs.inspect.target_matrix import shade_positives
 from unicl_cli.pages import html
 from unicl_cli.pages.html import Html, section, tag
 
@@ -41,6 +43,7 @@ def corpus_page(facts: Mapping[str, Any], corpus: Corpus, samples: int, shown: I
         *(sample_section(corpus, line, samples) for line in sample_groups(facts) if samples),
         sources_section(facts),
         *class_sections(facts),
+        *set_sections(facts),
         *caption_sections(facts),
         *([] if shown is None else batch_sections(shown)),
         rejected_section(facts),
@@ -83,14 +86,14 @@ def sample_section(corpus: Corpus, line: Mapping[str, Any], samples: int) -> Htm
 
 
 def sample_image(corpus: Corpus, sample: Sample) -> tuple[str, str, str]:
-    """Return the image, its class or first caption, and its other captions."""
+    """Return the image, its classes or first caption, and its other captions."""
     try:
         uri = html.data_uri(decode(sample.image), SIDE)
     except ImageError as error:
         return html.NOTHING, f"cannot be decoded: {error}", sample.key
-    if sample.label == NO_LABEL:
+    if not sample.labels:
         return uri, next(iter(sample.texts), sample.key), " · ".join(sample.texts[1:])
-    return uri, corpus.classes[sample.label].names[0], " · ".join(sample.texts)
+    return uri, ", ".join(corpus.classes[label].names[0] for label in sample.labels), " · ".join(sample.texts)
 
 
 def sources_section(facts: Mapping[str, Any]) -> Html:
@@ -134,7 +137,7 @@ def class_sections(facts: Mapping[str, Any]) -> list[Html]:
     found = facts.get("per_class")
     if not found:
         return []
-    hidden = facts["classes"] - len(found["largest"]) - len(found["smallest"])
+    hidden = found["classes"] - len(found["largest"]) - len(found["smallest"])
     rows = [(row["class"], float(row["n"]), f"{row['n']:,}") for row in found["largest"]]
     rows += [(f"… {hidden:,} more", 0.0, "")] if hidden else []
     rows += [(row["class"], float(row["n"]), f"{row['n']:,}") for row in found["smallest"]]
@@ -213,6 +216,7 @@ def batch_sections(shown: InspectedBatch) -> list[Html]:
     clip, unicl = facts["clip"], facts["unicl"]
     uris = [html.data_uri(to_image(each), THUMB) for each in shown.images]
     meanings = {"yes": "positive", "no": "negative", "missed": "false negative: same class or text, pushed apart"}
+    meanings |= {"unknown": "hidden: a group that the row is not annotated for"} if unicl["hidden"] else {}
     colours = (tag("span", tag("i", class_=name), words) for name, words in meanings.items())
     legend = tag("p", *colours, class_="legend")
     left = (
@@ -224,6 +228,8 @@ def batch_sections(shown: InspectedBatch) -> list[Html]:
         f"; {unicl['captions_naming_the_class']:,} pairs of a caption and the class it names, and "
         f"{unicl['same_text_other_key']:,} of equal texts, stay negatives" if rest else "; nothing is pushed apart"
     )  # fmt: skip
+    right += f"; {unicl['hidden']:,} pairs are hidden" if unicl["hidden"] else ""
+    right += "; the darker a cell, the larger its share of the image's target" if "shares" in facts else ""
     both = tag(
         "div",
         tag("div", tag("h3", "CLIP's targets"), tag("p", left, class_="note"), matrix(facts, "clip", uris)),
@@ -247,13 +253,14 @@ def matrix(facts: Mapping[str, Any], which: str, uris: Sequence[str]) -> Html:
     cells = facts["matrix"][which]
     n = len(cells)
     parts = [Html(f'<rect class="no" x="0" y="0" width="{n}" height="{n}" rx=".3"/>')]
-    kinds = {POSITIVE: "yes", MISSED: "missed"}
+    kinds = {POSITIVE: "yes", MISSED: "missed", HIDDEN: "unknown"}
+    depth = shade_positives(facts) if which == "unicl" else {}
     for y, line in enumerate(cells):
-        parts += [
-            Html(f'<rect class="{kinds[cell]}" x="{x + 0.06}" y="{y + 0.06}" width=".88" height=".88" rx=".15"/>')
-            for x, cell in enumerate(line)
-            if cell in kinds
-        ]
+        for x, cell in enumerate(line):
+            if cell in kinds:
+                shade = f' opacity="{0.2 + 0.8 * depth[y, x]:.2f}"' if (y, x) in depth else ""
+                box = f'x="{x + 0.06}" y="{y + 0.06}" width=".88" height=".88" rx=".15"'
+                parts.append(Html(f'<rect class="{kinds[cell]}" {box}{shade}/>'))
     for place, uri in enumerate(uris):
         parts.append(Html(f'<image href="{uri}" x="-1.25" y="{place}" width="1" height="1"/>'))
         parts.append(Html(f'<rect class="edge" x="-1.25" y="{place + 0.02}" width="1" height=".96"/>'))
@@ -275,7 +282,7 @@ def rows_section(facts: Mapping[str, Any], uris: Sequence[str]) -> Html:
         (
             Html(f'<img src="{uri}" alt="">') if uri else "",
             row["text"],
-            row["class"] or "caption, no label",
+            ", ".join(row["classes"]) or "caption, no label",
             row["positives"],
         )
         for row, uri in zip(facts["shown"], [*uris, *[""] * (len(facts["shown"]) - len(uris))], strict=True)

@@ -11,13 +11,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import NO_LABEL
-from unicl_cli.data.corpus import Corpus
+from unicl_cli.data.corpus import Corpus, integers_of, sets_of_labels, sets_of_lists
+from unicl_cli.data.corpus_format import KNOWN, LABELS
 from unicl_cli.data.manifest import Shard
 from unicl_cli.data.shard_checks import ShardRules, open_shard, read_columns
+from unicl_cli.evaluator_contracts import RowSets
 from unicl_cli.jobs.inspect.class_mentions import ClassNameFinder, Words, compute, distinct_pairs, split_words
 
 Ints = NDArray[np.int64]
-ImageColumns = tuple[NDArray[np.int16], NDArray[np.int32], Ints]
+ImageColumns = tuple[NDArray[np.int16], Ints, Ints]
 MAX_SIDE = 1 << 16
 """Longer sides are counted as this."""
 SAMPLED_TEXTS = 100_000
@@ -53,12 +55,16 @@ class CaptionTally:
 
 
 class CorpusScan(NamedTuple):
-    """The result of the pass. ``images`` holds (split number, label, first 8 bytes of the sha256) of every row."""
+    """The result of the pass. ``images`` holds (split number, label set, first 8 bytes of the sha256) of every row.
+
+    A label set is a label, NO_LABEL, or a hash of several labels. ``sets`` are those of the label rows of the split.
+    """
 
     groups: Mapping[tuple[str, str, str], GroupTally]  # (source, kind, split)
     texts: CaptionTally
     words: Any  # a table of (word, images), most frequent first
     images: ImageColumns
+    sets: RowSets
 
 
 def scan_corpus(corpus: Corpus, split: str, advance: Callable[[int], None]) -> CorpusScan:
@@ -69,28 +75,34 @@ def scan_corpus(corpus: Corpus, split: str, advance: Callable[[int], None]) -> C
     groups: dict[tuple[str, str, str], GroupTally] = {}
     texts = CaptionTally(classes, max(1, of_split // SAMPLED_TEXTS))
     images: list[ImageColumns] = []
+    labelled: list[RowSets] = []
     splits = list(corpus.splits)
     for shard in shards:
         group = groups.setdefault((shard.source, shard.kind, shard.split), GroupTally(classes))
-        table, payload, count = _read(corpus.path / shard.file, shard, classes, texts=shard.split == split)
-        label = append_images(table, splits.index(shard.split), images)
+        rules = ShardRules(shard.kind, classes, corpus.groups)
+        table, payload, count = _read(corpus.path / shard.file, shard, rules, texts=shard.split == split)
+        sets = _sets_of(table)
+        images.append(_image_columns(table, splits.index(shard.split), sets))
         group.rows, group.bytes = group.rows + len(table), group.bytes + shard.bytes
         group.image_bytes, group.texts = group.image_bytes + payload, group.texts + count
-        group.labels += np.bincount(label[label != NO_LABEL], minlength=classes)
+        group.labels += np.bincount(sets.values, minlength=classes)
         _add_sides(group, table)
         if shard.split == split:
-            _add_texts(texts, table, label, names)
+            _add_texts(texts, table, np.diff(sets.ends) == 0, names)
+            labelled += [sets] if shard.kind == "labels" else []
         advance(len(table))
     every = [np.concatenate(column) for column in zip(*images, strict=True)]
-    return CorpusScan(groups, texts, merge_word_counts(texts.words), (every[0], every[1], every[2]))
+    columns = every[0], every[1], every[2]
+    return CorpusScan(groups, texts, merge_word_counts(texts.words), columns, _join_sets(labelled))
 
 
-def _read(path: Path, shard: Shard, classes: int, *, texts: bool) -> tuple[Any, int, int]:
+def _read(path: Path, shard: Shard, rules: ShardRules, *, texts: bool) -> tuple[Any, int, int]:
     """Return a shard's columns, and from the file's footer the bytes of its images and the number of its texts."""
-    columns = [*COLUMNS, *(("texts", "text_hash") if texts else ())]
+    sets = () if rules.groups is None else (LABELS, KNOWN)
+    columns = [*COLUMNS, *sets, *(("texts", "text_hash") if texts else ())]
     with open_shard(path, shard.row_groups) as file:
         sizes = dict(_chunks(file.metadata))
-    table = read_columns(path, shard.row_groups, columns, ShardRules(shard.kind, classes))
+    table = read_columns(path, shard.row_groups, columns, rules)
     return table, *_image_bytes_and_texts(sizes)
 
 
@@ -111,15 +123,41 @@ def _image_bytes_and_texts(chunks: Mapping[tuple[int, str], Any]) -> tuple[int, 
     return max(0, payload), sum(stated)
 
 
-def append_images(table: Any, split: int, images: list[ImageColumns]) -> Ints:
-    """Append a shard's image columns to ``images``; return its labels."""
-    label = table.column("label").to_numpy().astype(np.int64)
+def _sets_of(table: Any) -> RowSets:
+    """Return the label sets of a shard's rows."""
+    if LABELS in table.column_names:
+        return sets_of_lists(table.column(LABELS), table.column(KNOWN))
+    return sets_of_labels(integers_of(table.column("label")))
+
+
+def _join_sets(parts: list[RowSets]) -> RowSets:
+    """Return the label sets of several lists of rows as one."""
+    none = np.empty(0, np.int64)
+    counts = np.concatenate([none, *(np.diff(part.ends) for part in parts)])
+    values = np.concatenate([none, *(part.values for part in parts)])
+    return RowSets(np.cumsum([0, *counts]), values, np.concatenate([none, *(part.known for part in parts)]))
+
+
+def _image_columns(table: Any, split: int, sets: RowSets) -> ImageColumns:
+    """Return the image columns of a shard's rows."""
     digests = table.column("sha256").combine_chunks()
     whole = digests.chunk(0) if isinstance(digests, pa.ChunkedArray) else digests
     starts = np.frombuffer(whole.buffers()[1], np.uint8)[whole.offset * 32 : (whole.offset + len(whole)) * 32]
     prefix = starts.reshape(-1, 32)[:, :8].copy().view(np.int64)[:, 0]
-    images.append((np.full(len(label), split, np.int16), label.astype(np.int32), prefix))
-    return label
+    return np.full(len(prefix), split, np.int16), hash_sets(sets), prefix
+
+
+def hash_sets(sets: RowSets) -> Ints:
+    """Return a number for each row's label set, int64 (rows,): a label, NO_LABEL, or a hash above all labels."""
+    mixed = sets.values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)  # splitmix64, whose sums wrap around
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed, dtype=np.uint64)])
+    counts = np.diff(sets.ends)
+    found = ((sums[sets.ends[1:]] - sums[sets.ends[:-1]]) >> np.uint64(2) | np.uint64(1 << 62)).astype(np.int64)
+    found[counts == 0] = NO_LABEL
+    found[counts == 1] = sets.values[sets.ends[:-1][counts == 1]]
+    return found
 
 
 def _add_sides(group: GroupTally, table: Any) -> None:
@@ -128,7 +166,8 @@ def _add_sides(group: GroupTally, table: Any) -> None:
     group.long += np.bincount(np.maximum(width, height), minlength=MAX_SIDE + 1)
 
 
-def _add_texts(tally: CaptionTally, table: Any, label: Ints, names: ClassNameFinder) -> None:
+def _add_texts(tally: CaptionTally, table: Any, is_free: NDArray[np.bool_], names: ClassNameFinder) -> None:
+    """Add the captions of a shard; ``is_free`` marks the rows without a label."""
     lists = table.column("texts").combine_chunks()
     lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
     flat = compute.list_flatten(lists)
@@ -142,13 +181,13 @@ def _add_texts(tally: CaptionTally, table: Any, label: Ints, names: ClassNameFin
     tally.met += len(flat)
     met = np.unique(row)
     tally.rows += len(met)
-    tally.unlabelled += int((label[met] == NO_LABEL).sum())
+    tally.unlabelled += int(is_free[met].sum())
     words = split_words(flat)
     text, named = names.find(words)
     named_row, named = distinct_pairs(row[text], named, names.count)
     tally.naming += len(np.unique(named_row))
     tally.named += np.bincount(named, minlength=names.count)
-    tally.named_unlabelled += np.bincount(named[label[named_row] == NO_LABEL], minlength=names.count)
+    tally.named_unlabelled += np.bincount(named[is_free[named_row]], minlength=names.count)
     tally.words.append(_count_images_per_word(words, row))
     if len(tally.words) > MERGE_EVERY:
         tally.words[:] = [merge_word_counts(tally.words)]

@@ -11,6 +11,7 @@ from rich.table import Table
 from unicl_cli.evaluate.tables import make_table
 from unicl_cli.formats import byte_size, count_of, format_share
 from unicl_cli.jobs.inspect.run_tables import checkpoint_tables, key_value_table, run_tables
+from unicl_cli.jobs.inspect.set_tables import set_tables
 from unicl_cli.jobs.inspect.target_matrix import batch_tables
 
 BAR = 24
@@ -26,12 +27,14 @@ def tables(document: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def corpus_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """Yield the tables of a corpus: sources, concepts, classes, captions, pairs and rejected rows."""
+    """Yield the tables of a corpus: sources, concepts, classes, label sets, captions, pairs and rejected rows."""
     yield from _sources_table(facts)
     if facts["concepts"]:
         yield concepts_table(facts)
     if "per_class" in facts:
         yield from _class_table(facts)
+    if "label_sets" in facts:
+        yield from set_tables(facts)
     if "captions" in facts:
         yield _caption_table(facts)
     if "named_classes" in facts:
@@ -116,7 +119,7 @@ def _class_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
 
     add(found["largest"])
     if found["smallest"]:
-        hidden = facts["classes"] - len(found["largest"]) - len(found["smallest"])
+        hidden = found["classes"] - len(found["largest"]) - len(found["smallest"])
         table.add_row(f"… {hidden:,} more", "", "")
     add(found["smallest"])
     yield table
@@ -167,9 +170,13 @@ def pair_rows(facts: Mapping[str, Any]) -> dict[str, str]:
     """Return the chances that rows of a batch share a concept, in words."""
     found, rows = facts["pairs"], dict[str, str]()
     if "labels" in found:
-        each = found["labels"]
-        rows["pairs of label rows of the same class"] = format_share(each["same_concept_share"])
-        rows["other rows of its class, per label row"] = f"{each['others_per_anchor']:.2f}"
+        each, has_sets = found["labels"], "label_sets" in facts
+        same = "prompts that name a label of another label row" if has_sets else "pairs of label rows of the same class"
+        rows[same] = format_share(each["same_concept_share"])
+        others = "other rows' prompts that fit, per label row" if has_sets else "other rows of its class, per label row"
+        rows[others] = f"{each['others_per_anchor']:.2f}"
+        if "hidden_share" in each:
+            rows["prompts of groups that a label row lacks"] = format_share(each["hidden_share"])
     if "captions" in found:
         each = found["captions"]
         rows["pairs of captions with the same text"] = format_share(each["same_text_share"], 2)

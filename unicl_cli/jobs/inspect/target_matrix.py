@@ -12,9 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from unicl_cli.evaluate.tables import make_table
-from unicl_cli.jobs.inspect.batch import MISSED, NEGATIVE, POSITIVE
+from unicl_cli.jobs.inspect.batch import HIDDEN, MISSED, NEGATIVE, POSITIVE
 
-COLOURS = {NEGATIVE: "grey19", POSITIVE: "blue", MISSED: "dark_orange3"}
+WEAK = "weak"
+"""A positive with less than half of the largest share of its image's target."""
+COLOURS = {NEGATIVE: "grey19", POSITIVE: "blue", WEAK: "deep_sky_blue4", MISSED: "dark_orange3", HIDDEN: "grey50"}
 UPPER, LOWER, FULL = "▀", "▄", "█"
 PLAIN = {(False, False): " ", (True, False): UPPER, (False, True): LOWER, (True, True): FULL}
 MAX_LISTED = 12
@@ -24,8 +26,8 @@ MAX_LISTED = 12
 class Matrix:
     """The cells of a matrix, in colour where the terminal has colour, else the positives alone."""
 
-    def __init__(self, cells: Sequence[str]) -> None:
-        self.cells = [*cells, *([NEGATIVE * len(cells[0])] if len(cells) % 2 else [])]
+    def __init__(self, cells: Sequence[Sequence[str]]) -> None:
+        self.cells = [*cells, *([[NEGATIVE] * len(cells[0])] if len(cells) % 2 else [])]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         del options
@@ -36,8 +38,25 @@ class Matrix:
                 if coloured:
                     line.append(UPPER, Style(color=COLOURS[pair[0]], bgcolor=COLOURS[pair[1]]))
                 else:
-                    line.append(PLAIN[pair[0] == POSITIVE, pair[1] == POSITIVE])
+                    line.append(PLAIN[pair[0] in (POSITIVE, WEAK), pair[1] in (POSITIVE, WEAK)])
             yield line
+
+
+def shade_positives(facts: Mapping[str, Any]) -> dict[tuple[int, int], float]:
+    """Return the share of each positive of UniCL's target over the largest of its image; nothing if all are alike."""
+    shares = facts.get("shares", [])
+    highest = [max(line) or 1.0 for line in shares]
+    return {(y, x): share / highest[y] for y, line in enumerate(shares) for x, share in enumerate(line) if share}
+
+
+def _shaded(facts: Mapping[str, Any], name: str) -> list[list[str]]:
+    """Return the cells of a matrix, in which weak positives are told apart."""
+    cells = [list(line) for line in facts["matrix"][name]]
+    depth = shade_positives(facts) if name == "unicl" else {}
+    for (y, x), share in depth.items():
+        if cells[y][x] == POSITIVE and share < 0.5:
+            cells[y][x] = WEAK
+    return cells
 
 
 def batch_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -45,12 +64,14 @@ def batch_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     clip, unicl, n = facts["clip"], facts["unicl"], len(facts["shown"])
     titles = {"clip": "CLIP's targets", "unicl": "UniCL's targets"}
     panels = [
-        Panel(Matrix(facts["matrix"][name]), title=title, width=max(n + 4, len(title) + 6), padding=(0, 1))
+        Panel(Matrix(_shaded(facts, name)), title=title, width=max(n + 4, len(title) + 6), padding=(0, 1))
         for name, title in titles.items()
     ]
     yield SideBySide(panels)
     table = make_table(f"Batch at step {facts['step']}: {facts['batch_size']:,} rows", ("pairs",), ("CLIP", "UniCL"))
     table.add_row("positives", f"{clip['positives']:,}", f"{unicl['positives']:,}")
+    if unicl["hidden"]:
+        table.add_row("prompts of groups that a row lacks, hidden", "0", f"{unicl['hidden']:,}")
     table.add_row("same class or row, treated as negatives", f"{clip['false_negatives']:,}", "0")
     same = f"{unicl['same_text_other_key']:,}"
     table.add_row("same text without a common class, treated as negatives", same, same)
@@ -65,7 +86,7 @@ def rows_table(facts: Mapping[str, Any]) -> Table:
     kinds = f"{facts['label_rows']:,} with a label, {facts['caption_rows']:,} without"
     table = make_table(f"Rows: {kinds}, {facts['distinct_texts']:,} distinct texts", ("class", "text"), ("positives",))
     for row in facts["shown"][:MAX_LISTED]:
-        table.add_row(row["class"] or "-", row["text"], str(row["positives"]))
+        table.add_row(", ".join(row["classes"]) or "-", row["text"], str(row["positives"]))
     if len(facts["shown"]) > MAX_LISTED:
         table.add_row("…", f"{len(facts['shown']) - MAX_LISTED} more in the matrices above", "")
     return table

@@ -63,9 +63,6 @@ def merge_classes(classes: Sequence[tuple[str, Sequence[ClassName]]], notes: lis
                 )
             merged[c.key] = c._replace(names=names)
             homes.setdefault(c.key, name)
-    notes += _describe_broken_keys(merged)
-    notes += _describe_equal_names(merged.values())
-    notes += describe_doubtful_names(tuple(merged.values()))
     return tuple(merged.values())
 
 
@@ -94,6 +91,12 @@ def _check_shared(
         )
 
 
+def describe_names(classes: Sequence[ClassName]) -> list[str]:
+    """Return notes on labels that go over several lines, on equal names, and on names that say little in a prompt."""
+    keys = [c.key for c in classes]
+    return _describe_broken_keys(keys) + _describe_equal_names(classes) + describe_doubtful_names(classes)
+
+
 def _describe_broken_keys(keys: Collection[str]) -> list[str]:
     """Return a note on classes whose label goes over several lines, or has other control characters; none if all fit.
 
@@ -113,7 +116,7 @@ def _describe_equal_names(classes: Iterable[ClassName]) -> list[str]:
     """Return one note on classes with the same prompt name, apart from its spelling; none if all differ."""
     by_name: dict[tuple[str | Decimal, ...], list[ClassName]] = {}
     for c in classes:
-        by_name.setdefault(_fold_name(c.names[0]), []).append(c)
+        by_name.setdefault(fold_name(c.names[0]), []).append(c)
     alike = [of for of in by_name.values() if len(of) > 1]
     if not alike:
         return []
@@ -127,7 +130,7 @@ def _describe_equal_names(classes: Iterable[ClassName]) -> list[str]:
     ]
 
 
-def _fold_name(name: str) -> tuple[str | Decimal, ...]:
+def fold_name(name: str) -> tuple[str | Decimal, ...]:
     """Return the words of a name without case, Unicode form, width and invisible characters; numbers by their value."""
     plain = unicodedata.normalize("NFKC", clean(name) or name).casefold()
     words = plain.replace("_", " ").split()

@@ -22,11 +22,17 @@ from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.resolve import SourceSpec, open_source
 from unicl_cli.data.text import clean, has_markup
 from unicl_cli.errors import Remark, UniclError
-from unicl_cli.jobs.prepare.classes import ClassImages, describe_empty_classes, find_class_images, merge_classes
+from unicl_cli.jobs.prepare.classes import (
+    ClassImages,
+    describe_empty_classes,
+    describe_names,
+    find_class_images,
+    merge_classes,
+)
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.holdout import TRAIN, Holdout, ReadSource, hold_out
 from unicl_cli.jobs.prepare.request import PrepareOptions
-from unicl_cli.jobs.prepare.rows import Adoption, Rows
+from unicl_cli.jobs.prepare.rows import Rows
 from unicl_cli.jobs.prepare.shards import (
     MAX_GROUP_ROWS,
     MAX_UNIT_ROWS,
@@ -37,6 +43,7 @@ from unicl_cli.jobs.prepare.shards import (
     media_of,
     stored_media,
 )
+from unicl_cli.jobs.prepare.taxonomy import PlacedClasses, describe_inner_rows, place_in_taxonomy
 from unicl_cli.pages.text import shorten
 
 SEED = 0
@@ -46,8 +53,6 @@ _SHOWN = 60
 
 MOST_LABELS = 1000
 """The most labels of a row."""
-HASHED = ("classes",)
-"""Fields of a plan that are a hash, which says nothing to people."""
 
 
 class PlannedSource(NamedTuple):
@@ -71,6 +76,8 @@ class CorpusPlan(NamedTuple):
     images: ClassImages
     groups: tuple[str, ...] | None
     """The groups of the classes if rows have label sets, or classes a group or a parent; else None."""
+    taxonomy: str | None
+    """The sha256 of the taxonomy that the options name."""
 
     def document(self) -> dict[str, Any]:
         """Return the content of `plan.json`, without the units."""
@@ -85,7 +92,8 @@ class CorpusPlan(NamedTuple):
             for planned in self.sources
         ]
         options = asdict(self.options)
-        del options["templates"]
+        del options["templates"], options["taxonomy"]
+        taxonomy = {"src": self.options.taxonomy, "sha256": self.taxonomy}
         return {
             "schema_version": SCHEMA_VERSION if self.groups is None else SETS_VERSION,
             "versions": {"unicl": __version__, "pyarrow": pa.__version__, "pillow": PIL.__version__},
@@ -93,6 +101,7 @@ class CorpusPlan(NamedTuple):
             "seed": None if self.options.keep_order else SEED,
             "templates": self.templates if isinstance(self.templates, str) else list(self.templates),
             "classes": hash_classes(self.classes),
+            **({"taxonomy": taxonomy} if self.taxonomy else {}),
             **({"validation": facts} if (facts := self.holdout.facts()) else {}),
             "sources": described,
         }
@@ -144,11 +153,14 @@ def make_plan(
     sources = [open_source(item.src, item.kind) for item in specs]
     notes: list[str] = []
     labelled = [(item, source) for item, source in zip(specs, sources, strict=True) if item.kind == "labels"]
-    classes = merge_classes([(item.name, source.classes) for item, source in labelled], notes)
+    merged = merge_classes([(item.name, source.classes) for item, source in labelled], notes)
+    placed = place_in_taxonomy(merged, options.taxonomy, notes)
+    classes = placed.classes
+    notes += describe_names(classes)
     if problem := find_hierarchy_fault([(c.key, c.group, c.parent) for c in classes]):
         raise UniclError(f"classes: {problem}", "correct the groups and parents of the classes")
     ids = {c.key: number for number, c in enumerate(classes)}
-    read = [_read_source(item, source, ids) for item, source in zip(specs, sources, strict=True)]
+    read = [_read_source(item, source, placed, ids) for item, source in zip(specs, sources, strict=True)]
     holdout = hold_out(read, options, out, compare=compare)
     notes += holdout.notes(read)
     if holdout.moved and not compare:
@@ -159,57 +171,34 @@ def make_plan(
     if options.text != "raw":
         notes += [note for of in read if (note := _describe_markup(of))]
     templates = _choose_templates(options.templates, [source.templates for _, source in labelled])
+    notes += describe_inner_rows(placed, list(_labelled_rows(planned)))
     images = find_class_images(classes, _labelled_rows(planned))
     notes += describe_empty_classes(classes, images.empty, "classes without an image")
     groups = groups_of(classes) if any(of.has_sets for of in read) else None
-    return CorpusPlan(options, planned, classes, templates, holdout, notes, images, groups)
+    return CorpusPlan(options, planned, classes, templates, holdout, notes, images, groups, placed.sha256)
 
 
 def _labelled_rows(sources: Iterable[PlannedSource]) -> Iterator[Rows]:
     return (rows for of in sources if of.spec.kind == "labels" for rows in of.rows.values())
 
 
-def list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return the differences of two plans, as ``field: old -> new``; versions and spellings of sources may differ."""
-    same_share = old.get("holdout") == new["holdout"]
-    if same_share and "validation" in new and "validation" not in old:
-        return ["an older unicl chose its validation rows by their keys; now they are chosen by image"]
-    skipped = ("versions", "units", "sources", "validation")
-    changed = [k for k in new if k not in skipped and old.get(k) != new[k]]
-    said = [
-        f"the {k} differ" if k in HASHED else f"{k}: {_format_value(old.get(k))} -> {_format_value(new.get(k))}"
-        for k in changed
-    ]
-    before = {(s["name"], s["kind"]): s for s in old.get("sources", [])}
-    after = {(s["name"], s["kind"]): s for s in new["sources"]}
-    said += [f"source '{name}' ({kind}) is new" for name, kind in after.keys() - before.keys()]
-    said += [f"source '{name}' ({kind}) is missing" for name, kind in before.keys() - after.keys()]
-    for at in sorted(before.keys() & after.keys()):
-        fields = {"rows": "number of rows", "fingerprint": "contents"}
-        changed = [word for field, word in fields.items() if before[at][field] != after[at][field]]
-        if changed:
-            said.append(f"source '{at[0]}' ({at[1]}) has changed ({' and '.join(changed)})")
-    if not said and old.get("validation") != new.get("validation"):
-        said.append("other rows are held out for validation: some images, or holdout.json, have changed")
-    return said
-
-
-def _read_source(spec: SourceSpec, source: DatasetSource, ids: dict[str, int]) -> ReadSource:
+def _read_source(spec: SourceSpec, source: DatasetSource, placed: PlacedClasses, ids: Mapping[str, int]) -> ReadSource:
     raw = {split: source.rows(split) for split in source.splits}
     _check_file_names(spec, raw)
     if not any(raw.values()):
         raise UniclError(f"{spec.src}: no rows", "remove this source, or check its options: unicl plugins ls datasets")
     _check_keys(spec, raw)
     labelled = spec.kind == "labels"
-    numbers, groups = (tuple(ids[c.key] for c in source.classes), groups_of(source.classes)) if labelled else ((), ())
+    own = source.classes if labelled else ()
+    numbers = [ids[c.key] for c in own]
     if labelled:
-        _check_labels(spec, raw, source.classes)
+        _check_labels(spec, raw, own)
     has_sets = labelled and (
-        any(c.group or c.parent for c in source.classes)
+        any(placed.classes[number].group or placed.classes[number].parent for number in numbers)
         or any(row.labels or row.known is not None for of in raw.values() for row in of)
     )
     rows = {split: of for split, of in raw.items() if of}
-    adoption = Adoption(spec.name, spec.kind, numbers, groups)
+    adoption = placed.adopt(spec.name, spec.kind, own, numbers)
     return ReadSource(spec.name, source, adoption, rows, _fingerprint(source, raw), has_sets)
 
 
@@ -386,8 +375,3 @@ def hash_classes(classes: Sequence[ClassName]) -> str:
 def _as_written(text: str) -> str:
     """Return a text as `json_bytes` writes it, so that the digest can be made from the manifest, too."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _format_value(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) < 40 else text[:37] + "..."

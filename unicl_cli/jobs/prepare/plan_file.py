@@ -1,6 +1,8 @@
 """The output directory's `plan.json`: written once, then compared with the plan of every later command."""
 
+import json
 import re
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -25,9 +27,11 @@ from unicl_cli.data.manifest import (
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare import holdout
 from unicl_cli.jobs.prepare.lock import LOCK
-from unicl_cli.jobs.prepare.plan import CorpusPlan, list_differences
+from unicl_cli.jobs.prepare.plan import CorpusPlan
 from unicl_cli.jobs.prepare.shards import MAX_GROUP_ROWS, MAX_UNIT_ROWS, Unit, cut_into_units, json_bytes
 
+HASHED = ("classes",)
+"""Fields of a plan that are a hash, which says nothing to people."""
 _REJECTS = re.compile(r".+\..+-(labels|captions|images)-.+\.jsonl")
 """The names of files in ``rejects``."""
 
@@ -54,6 +58,13 @@ class UnitRecord(Document):
     group_rows: Annotated[Positive, Field(le=MAX_GROUP_ROWS)]
 
 
+class TaxonomyRecord(Document):
+    """The value of `--taxonomy`, and a hash of its nodes."""
+
+    src: str
+    sha256: Sha256
+
+
 class PlanFile(Document):
     """The content of `plan.json`. What has a default came later than the first corpora."""
 
@@ -70,6 +81,7 @@ class PlanFile(Document):
     seed: int | None
     templates: Templates
     classes: Sha256
+    taxonomy: TaxonomyRecord | None = None
     sources: Annotated[list[SourceRecord], Field(min_length=1)]
     units: list[UnitRecord]
 
@@ -152,6 +164,47 @@ def check_same_plan(out: Path, saved: PlanFile, new: dict[str, Any]) -> None:
             f"{out}: was started with another plan; {'; '.join(changed)}",
             f"choose another directory with -o, or remove {out}",
         )
+
+
+def list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return the differences of two plans, as ``field: old -> new``; versions and spellings of sources may differ."""
+    same_share = old.get("holdout") == new["holdout"]
+    if same_share and "validation" in new and "validation" not in old:
+        return ["an older unicl chose its validation rows by their keys; now they are chosen by image"]
+    taxonomy = _compare_taxonomies(old.get("taxonomy"), new.get("taxonomy"))
+    skipped = ("versions", "units", "sources", "validation", "taxonomy")
+    skipped += ("classes", "schema_version") if taxonomy else ()  # they follow from it
+    changed = [k for k in new if k not in skipped and old.get(k) != new[k]]
+    said = taxonomy + [
+        f"the {k} differ" if k in HASHED else f"{k}: {_format_value(old.get(k))} -> {_format_value(new.get(k))}"
+        for k in changed
+    ]
+    before = {(s["name"], s["kind"]): s for s in old.get("sources", [])}
+    after = {(s["name"], s["kind"]): s for s in new["sources"]}
+    said += [f"source '{name}' ({kind}) is new" for name, kind in after.keys() - before.keys()]
+    said += [f"source '{name}' ({kind}) is missing" for name, kind in before.keys() - after.keys()]
+    for at in sorted(before.keys() & after.keys()):
+        fields = {"rows": "number of rows", "fingerprint": "contents"}
+        changed = [word for field, word in fields.items() if before[at][field] != after[at][field]]
+        if changed:
+            said.append(f"source '{at[0]}' ({at[1]}) has changed ({' and '.join(changed)})")
+    if not said and old.get("validation") != new.get("validation"):
+        said.append("other rows are held out for validation: some images, or holdout.json, have changed")
+    return said
+
+
+def _compare_taxonomies(old: Mapping[str, str] | None, new: Mapping[str, str] | None) -> list[str]:
+    """Return the difference of two taxonomies; a file may be spelled or formatted in another way."""
+    if (old and old["sha256"]) == (new and new["sha256"]):
+        return []
+    if old and new and old["src"] == new["src"]:
+        return [f"the taxonomy {new['src']} has changed"]
+    return [f"taxonomy: {old['src'] if old else 'none'} -> {new['src'] if new else 'none'}"]
+
+
+def _format_value(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) < 40 else text[:37] + "..."
 
 
 def read_plan(out: Path) -> PlanFile:

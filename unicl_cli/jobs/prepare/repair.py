@@ -124,6 +124,7 @@ def _request_of(plan: PlanFile, out: Path) -> PrepareRequest:
         text=plan.text,
         dedup=plan.dedup,
         keep_order=plan.seed is None,
+        taxonomy=plan.taxonomy and plan.taxonomy.src,
     )
     return PrepareRequest(**sources, out=out, options=options)
 

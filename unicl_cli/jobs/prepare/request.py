@@ -21,6 +21,7 @@ class PrepareOptions:
     text: str = "clean"
     dedup: str = "off"
     keep_order: bool = False
+    taxonomy: str | None = None
 
     def __post_init__(self) -> None:
         """Raise UniclError for an unknown value of `--text` or `--dedup`."""

@@ -1,6 +1,7 @@
 """Rows of a split in the order of a plan: views of the source's own list, never copied."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -9,16 +10,45 @@ from numpy.typing import NDArray
 from unicl_cli.contracts import NO_LABEL, Row
 
 
+class Depths(NamedTuple):
+    """The ranks that a label does not tell, by the numbers of the corpus's classes.
+
+    ``deeper``: a class above others -> the ranks below its own; ``parents``: a class -> the one above it; ``groups``:
+    the group of each class.
+    """
+
+    deeper: Mapping[int, frozenset[str]]
+    parents: Mapping[int, int]
+    groups: tuple[str, ...]
+
+    def unknown(self, labels: Sequence[int]) -> frozenset[str]:
+        """Return the ranks below the labels of a row; a label above another of them tells nothing beyond that one."""
+        covered = {upper for label in labels for upper in self._above(label)} if len(labels) > 1 else set[int]()
+        open_ranks = [self.deeper[label] for label in labels if label in self.deeper and label not in covered]
+        return frozenset[str]().union(*open_ranks)
+
+    def _above(self, label: int) -> Iterator[int]:
+        upper = self.parents.get(label)
+        while upper is not None:
+            yield upper
+            upper = self.parents.get(upper)
+
+
+NO_DEPTHS = Depths({}, {}, ())
+
+
 class Adoption(NamedTuple):
     """The change of a source's row for a corpus: its key gets a prefix; ``classes`` maps its label to the corpus's.
 
-    ``groups`` are those of the source's classes, for which its rows are annotated unless they say so themselves.
+    ``groups`` maps those of the source's classes to those of the corpus's: its rows are annotated for all of them
+    unless they say so themselves, or are labelled above a leaf of a taxonomy (``depths``).
     """
 
     source: str
     kind: str
     classes: tuple[int, ...]
-    groups: tuple[str, ...] = ("",)
+    groups: Mapping[str, tuple[str, ...]] = MappingProxyType({"": ("",)})
+    depths: Depths = NO_DEPTHS
 
     def label(self, row: Row) -> int:
         """Return the corpus's number of the row's class (a label in range); NO_LABEL for kinds without labels."""
@@ -39,8 +69,16 @@ class Adoption(NamedTuple):
         if self.kind != "labels" or not row.is_labelled():
             return Row(self.key(row), row.ref, texts, NO_LABEL)
         labels = self.labels(row)
-        known = self.groups if row.known is None else row.known
+        known = self._known(labels, self.groups if row.known is None else row.known)
         return Row(self.key(row), row.ref, texts, labels[0] if len(labels) == 1 else NO_LABEL, labels, known)
+
+    def _known(self, labels: Sequence[int], groups: Iterable[str]) -> tuple[str, ...]:
+        """Return the corpus's groups that a row knows: those of its labels, and of ``groups`` what its labels tell."""
+        unknown = self.depths.unknown(labels)
+        if unknown:
+            unknown -= {self.depths.groups[label] for label in labels}
+        names = dict.fromkeys(name for group in groups for name in self.groups.get(group, (group,)))
+        return tuple(name for name in names if name not in unknown)
 
 
 class Rows(Sequence[Row]):
