@@ -177,7 +177,8 @@ class Drawn(NamedTuple):
     ``media`` maps a kind ("audio") to bytes, as the source returned them; a kind that the row lacks is absent. It is
     filled when the model or the loss has an ``extra`` hook, which turns it into tensors of ``Batch.extra``.
     ``labels`` are all labels of the row, ``label`` the only one or NO_LABEL; ``shown`` is the class that its text
-    names, NO_LABEL for a caption. Bit g of ``known`` is set if the row is annotated for group g of the mix.
+    names, NO_LABEL for a caption. Bit g of ``known`` is set if the row is annotated for group g of the mix. ``named``
+    are the classes that the caption of a row without a label names, if `data.caption_labels` is hide.
     """
 
     row: int
@@ -191,6 +192,7 @@ class Drawn(NamedTuple):
     labels: tuple[int, ...] = ()
     shown: int = NO_LABEL
     known: int = ALL_GROUPS
+    named: tuple[int, ...] = ()
 
 
 class LabelSets(NamedTuple):

@@ -157,6 +157,7 @@ def linear(*, vocab_size: int, embed_dim: int, bias: bool = False) -> nn.Module:
 def unicl(
     *,
     label_sets: LabelSets | None,
+    hides_named: bool,
     terms: Terms = ("image", "text"),
     tile: Tile = "auto",
     fold: bool = True,
@@ -170,7 +171,15 @@ def unicl(
     """
     from unicl_cli.losses.unicl import UniCL
 
-    return UniCL(terms, _tile_rows(tile), fold=fold, own_text=own_text, label_sets=label_sets, weights=weights)
+    return UniCL(
+        terms,
+        _tile_rows(tile),
+        fold=fold,
+        own_text=own_text,
+        label_sets=label_sets,
+        weights=weights,
+        hides_named=hides_named,
+    )
 
 
 def clip(*, tile: Tile = "auto", fold: bool = True) -> nn.Module:

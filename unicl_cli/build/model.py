@@ -82,6 +82,7 @@ def context_of(
     embed_dim = recipe.model.part.options.get("embed_dim")
     return {
         "chunks": lambda: chunks,
+        "hides_named": lambda: recipe.data.caption_labels == "hide",
         "classes": lambda: classes,
         "num_classes": lambda: len(classes),
         "embed_dim": lambda: embed_dim,

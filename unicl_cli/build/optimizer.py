@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from unicl_cli.build import param_groups
+from unicl_cli.build.caption_labels import naming_warnings
 from unicl_cli.build.data import TrainingData, check_negatives, total_steps
 from unicl_cli.contracts import Part, Tuning
 from unicl_cli.core.dist import bare
@@ -39,6 +40,7 @@ def recipe_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
     if warmup > steps:
         found.append(f"schedule.warmup of {warmup:,} steps exceeds the run of {steps:,}: optim.lr is never reached")
     found += [*average_warnings(recipe, steps), *undrawn_warnings(data, steps), *idle_loss_warnings(recipe, data)]
+    found += naming_warnings(recipe, data.mix)
     for name, rate in pretrained_rates(recipe).items():
         if rate > HIGH and recipe.optim.name == "adamw":
             found.append(

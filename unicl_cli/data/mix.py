@@ -12,21 +12,26 @@ from numpy.typing import NDArray
 from unicl_cli.contracts import NO_LABEL, Drawn, Sample
 from unicl_cli.core.prompts import fill_template
 from unicl_cli.core.sampler import Alternation, BalancedStream, Mixture, Stream, share
+from unicl_cli.data.caption_labels import CaptionLabels
 from unicl_cli.data.corpus import Corpus, RowTable, integers_of, undecodable
 from unicl_cli.data.pictures import ImageError
 from unicl_cli.data.transforms import TrainTransform
 
-LABELS = "labels"
+LABELS, CAPTIONS = "labels", "captions"
 At = tuple[int, int, int, int]
 """Place of a sample: strand, row of the strand, step, draw."""
 
 
 class TextChoice(NamedTuple):
-    """Options for a row's text. ``labelled`` (prompt | caption | mixed) is for rows with both a label and captions."""
+    """Options for a row's text. ``labelled`` (prompt | caption | mixed) is for rows with both a label and captions.
+
+    ``naming`` says what the classes mean that the caption of a row without a label names; None: nothing.
+    """
 
     labelled: str
     class_names: str  # first | uniform
     seed: int
+    naming: CaptionLabels | None = None
 
 
 class ClassPlace(NamedTuple):
@@ -169,7 +174,7 @@ class MixedCorpora:
         except ImageError as error:
             raise undecodable(strand.table.shard_of(place), sample.key, error) from error
         labels = tuple(int(strand.labels[label]) for label in strand.label_set(sample))
-        return Drawn(
+        drawn = Drawn(
             row=strand.first + row,
             draw=draw,
             seed=self.texts.seed,
@@ -182,6 +187,8 @@ class MixedCorpora:
             shown=NO_LABEL if shown == NO_LABEL else int(strand.labels[shown]),
             known=strand.known(sample) if strand.kind == LABELS else 0,
         )
+        naming = self.texts.naming
+        return drawn if naming is None or strand.kind == LABELS else naming.complete(drawn)
 
     def text(self, strand: Strand, sample: Sample, step: int, row: int) -> tuple[str | None, int, int]:
         """Return the row's text in this step, a function of (seed, step, row), with its hash and its class.

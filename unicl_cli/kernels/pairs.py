@@ -39,7 +39,7 @@ class Pairs(NamedTuple):
     pulls: tuple[tuple[Pull, ...], ...]  # one or two results, each the sum of its pulls: the mean of a row's positives
     exclude: tuple[Tensor, Tensor] | None  # int64 (b,), (C,): a pair with equal ids is hidden
     column_sums: bool  # sum down the columns too
-    unknown: tuple[Tensor, Tensor] | None = None  # int64 (b,), (C,): a common bit hides a pair
+    unknown: tuple[Tensor, Tensor] | None = None  # int64 (W, b), (W, C): a common bit hides a pair
 
 
 class Kernel(Protocol):

@@ -24,6 +24,9 @@ class Target(NamedTuple):
 
     Labels may come in ``groups``. A pair of an image that is not annotated for a group and a prompt of that group is
     neither positive nor negative: it is hidden in both softmaxes. An image is annotated for the groups of its labels.
+
+    The caption of a row without labels may name classes. It is hidden from images of these classes, and its image from
+    texts that say one of them.
     """
 
     texts: Tensor  # (n,) int64
@@ -33,11 +36,12 @@ class Target(NamedTuple):
     shown: Tensor | None = None  # (n,) int64: the class that the row's prompt names, NO_LABEL without; None: no prompts
     known: Tensor | None = None  # (n,) int64: bit g is set if the image is annotated for group g
     groups: Tensor | None = None  # (classes,) int64: the group of each class, at most 62; None: no groups
+    named: Tensor | None = None  # (n, N) int64: the classes that the caption of a row without labels names
 
     def map_rows(self, change: Callable[[Tensor], Tensor]) -> "Target":
         """Return the target with ``change`` applied to each tensor that has the n rows."""
-        shown, known = (None if x is None else change(x) for x in (self.shown, self.known))
-        whole = self._replace(shown=shown, known=known)
+        shown, known, named = (None if x is None else change(x) for x in (self.shown, self.known, self.named))
+        whole = self._replace(shown=shown, known=known, named=named)
         return whole._replace(texts=change(self.texts), share=change(self.share), labels=change(self.labels))
 
     def said(self) -> Tensor:
@@ -100,8 +104,44 @@ def _count(keys: Tensor, among: Tensor) -> Tensor:
     return torch.searchsorted(ordered, keys, right=True) - torch.searchsorted(ordered, keys)
 
 
-def hide_unknown(mine: Target, everyone: Target, reads: Tensor, columns: int) -> tuple[Tensor, Tensor] | None:
-    """Return the groups that each image lacks (b,) and the group of each text column (columns,), as bits.
+def hide_pairs(mine: Target, everyone: Target, reads: Tensor, columns: int) -> tuple[Tensor, Tensor] | None:
+    """Return words of bits (W, b), (W, columns) of images and text columns: a common bit hides a pair; None: none."""
+    found = [x for x in (_unknown_bits(mine, everyone, reads, columns), _named_bits(mine, everyone)) if x is not None]
+    if not found:
+        return None
+    images, texts = zip(*found, strict=True)
+    return torch.cat(images), torch.cat(texts)
+
+
+def _named_bits(mine: Target, everyone: Target) -> tuple[Tensor, Tensor] | None:
+    """Return a bit for each class that an image of this rank has and a caption names, or the other way round.
+
+    Each row has a column of its own.
+    """
+    if mine.named is None or everyone.named is None:
+        return None
+    images = torch.cat([mine.labels, _mark(mine.named)], 1)
+    texts = torch.cat([everyone.named, _mark(everyone.said())], 1)
+    shared = texts[torch.isin(texts, images) & (texts != NO_LABEL)].unique()  # the number of words waits for a GPU
+    words = len(shared) // 62 + 1
+
+    def pack(items: Tensor) -> Tensor:
+        place = torch.searchsorted(shared, items)
+        is_shared = torch.isin(items, shared)
+        bits = torch.zeros(len(items), words, dtype=torch.int64, device=items.device)
+        place = place.masked_fill(~is_shared, 0)
+        return bits.scatter_add_(1, place // 62, (1 << place % 62) * is_shared).T.contiguous()
+
+    return pack(images), pack(texts)
+
+
+def _mark(classes: Tensor) -> Tensor:
+    """Return other numbers for classes, so that they equal only marked ones."""
+    return torch.where(classes == NO_LABEL, NO_LABEL, classes + (1 << 32))
+
+
+def _unknown_bits(mine: Target, everyone: Target, reads: Tensor, columns: int) -> tuple[Tensor, Tensor] | None:
+    """Return the groups that each image lacks (1, b) and the group of each text column (1, columns), as bits.
 
     ``reads`` (B,): the column of each row of all ranks. Rows that share a column show the same prompt.
     """
@@ -109,7 +149,7 @@ def hide_unknown(mine: Target, everyone: Target, reads: Tensor, columns: int) ->
         return None
     bits = (1 << mine.groups[everyone.shown.clamp(min=0)]).masked_fill(everyone.shown == NO_LABEL, 0)
     of = torch.zeros(columns, dtype=torch.int64, device=reads.device).scatter_reduce_(0, reads, bits, "amax")
-    return ~mine.known & ALL_GROUPS, of
+    return (~mine.known & ALL_GROUPS)[None], of[None]
 
 
 def build_levels(mine: Target, everyone: Target, dtype: torch.dtype) -> Levels:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from unicl_cli.contracts import NO_KEY
 from unicl_cli.core.dist import exchange, gather, largest_over_ranks, rank, share_of_mean, world_size
 from unicl_cli.kernels.pairs import pairs_of
-from unicl_cli.kernels.targets import Target, build_levels, hide_unknown, mask_target
+from unicl_cli.kernels.targets import Target, build_levels, hide_pairs, mask_target
 from unicl_cli.kernels.tiles import in_kernel, tiled_sums
 
 TERMS = ("image", "text")
@@ -115,7 +115,7 @@ def both_ways(
             target = mask_target(target, valid)
             everyone = target.map_rows(gather)
             levels = build_levels(target, everyone, s.dtype)
-            unknown = hide_unknown(target, everyone, reads, len(k))
+            unknown = hide_pairs(target, everyone, reads, len(k))
             pairs, floors = pairs._replace(pulls=(levels.image, levels.text), unknown=unknown), levels.entropy
         rows, columns, *pulls = tiled_sums(u, k, s, pairs, tile)
         # the texts of this rank over all images; a text is one column, however many rows read it

@@ -7,21 +7,27 @@ import torch
 from torch import Tensor, nn
 
 from unicl_cli.contracts import NO_KEY, NO_LABEL, Batch, Drawn, LabelSets, Model
-from unicl_cli.core.batch_columns import HASH_KEYS, KNOWN, LABEL_SET, OWN_TEXT, SHOWN
-from unicl_cli.core.label_sets import set_columns
+from unicl_cli.core.batch_columns import HASH_KEYS, KNOWN, LABEL_SET, NAMED, OWN_TEXT, SHOWN
+from unicl_cli.core.label_sets import named_column, set_columns
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.kernels.targets import Target
 from unicl_cli.losses.contrast import TERMS, both_ways
 from unicl_cli.losses.texts import encode_texts, text_keys
 
+HIDING_TILE = 1024
+"""Rows of a tile where captions are hidden from rows, if the recipe sets none."""
+
 
 def target_columns(
-    drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor, *, label_sets: LabelSets | None
+    drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor, *, label_sets: LabelSets | None, hides_named: bool
 ) -> dict[str, Tensor]:
-    """Return the column OWN_TEXT of a batch, from the hash of each row's caption, and those of its label sets."""
+    """Return the column OWN_TEXT of a batch, from the hash of each row's caption, and those of its label sets.
+
+    With ``hides_named`` also the column NAMED.
+    """
     keys = [HASH_KEYS | row.text_hash if row.text_hash else NO_KEY for row in drawn]  # the hash of a prompt is 0
     sets = {} if label_sets is None else set_columns(drawn, tokens, text_index, label_sets=label_sets)
-    return {OWN_TEXT: torch.tensor(keys), **sets}
+    return {OWN_TEXT: torch.tensor(keys), **sets, **(named_column(drawn) if hides_named else {})}
 
 
 class SetTarget(nn.Module):
@@ -46,6 +52,7 @@ class SetTarget(nn.Module):
 
     def complete(self, target: Target, batch: Batch) -> Target:
         """Add the facts of label sets to the target of a batch that has their columns."""
+        target = target._replace(named=batch.extra.get(NAMED))
         if LABEL_SET not in batch.extra:
             return target
         shown = batch.extra[SHOWN]
@@ -71,6 +78,7 @@ class UniCL(nn.Module):
         own_text: float = 0.0,
         label_sets: LabelSets | None = None,
         weights: Mapping[str, float] | None = None,
+        hides_named: bool = False,
     ) -> None:
         super().__init__()
         for term in terms:
@@ -80,10 +88,12 @@ class UniCL(nn.Module):
                 )
         if not terms or len(set(terms)) < len(terms):
             raise UniclError(f"loss.terms: {list(terms)} is empty or repeats a term", "use image, text or both")
+        if hides_named:  # pairs differ by row, so a text is a column a row; the kernel reads one word of bits a row
+            fold, tile = False, tile or HIDING_TILE
         self.terms, self.tile, self.fold, self.own_text = tuple(terms), tile, fold, own_text
         self.sets = SetTarget(label_sets, weights)
-        if own_text or label_sets is not None:
-            self.extra = partial(target_columns, label_sets=label_sets)
+        if own_text or label_sets is not None or hides_named:
+            self.extra = partial(target_columns, label_sets=label_sets, hides_named=hides_named)
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         u, scale = model.encode_image(batch.images).embed, model.scale()

@@ -141,6 +141,9 @@ class Data(Section):
     """Balance of classes: drawn as often as they have rows (0), by the square root of that (0.5), or equally (1)."""
     ancestors: bool = True
     """Labels of a row in a taxonomy: its class and all classes above it, or its class alone (false)."""
+    caption_labels: Literal["off", "hide", "positive"] = "off"
+    """Meaning of class names in captions of rows without a label: none (off), neither positives nor negatives of the
+    rows of these classes (hide), or labels of the row (positive)."""
     caption_targets: Literal["unique", "text_hash"] = "unique"
     """Positives of a caption: its own row (unique), or every row with the same text (text_hash)."""
     workers: Annotated[int, Field(ge=0, le=4096)] | Literal["auto"] = "auto"

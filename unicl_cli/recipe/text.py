@@ -43,6 +43,8 @@ def hashed_keys(recipe: Recipe) -> dict[str, Any]:
             del entry["candidates"]
     if not whole["data"]["balance"]:
         del whole["data"]["balance"]
+    if whole["data"]["caption_labels"] == "off":
+        del whole["data"]["caption_labels"]
     if whole["data"]["ancestors"]:
         del whole["data"]["ancestors"]
     if whole["loss"].get("own_text") == 0:

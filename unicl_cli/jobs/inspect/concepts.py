@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import ClassName
-from unicl_cli.jobs.inspect.class_mentions import compute
+from unicl_cli.data.class_mentions import compute
 from unicl_cli.jobs.inspect.scan import CaptionTally, CorpusScan
 
 Ints = NDArray[np.int64]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unicl_cli.contracts import NO_TEXT, Batch, Tokenizer
 from unicl_cli.core import checkpoint_files
-from unicl_cli.core.batch_columns import LABEL_SET
+from unicl_cli.core.batch_columns import LABEL_SET, NAMED
 from unicl_cli.core.dist import gather, rank, rehearsal, shard, world_size
 from unicl_cli.core.loop import Step, probe_gradients
 from unicl_cli.core.memory import is_out_of_memory, memory_limit
@@ -117,9 +117,9 @@ def longest_texts(batch: Batch, tokenizer: Tokenizer | None) -> Batch:
     """Give each row another text of full length.
 
     A batch whose ``extra`` has more than one number for each row is returned as it is: it may describe the tokens. Its
-    label sets do not.
+    label sets and the classes that captions name do not.
     """
-    if tokenizer is None or any(x.dim() > 1 for name, x in batch.extra.items() if name != LABEL_SET):
+    if tokenizer is None or any(x.dim() > 1 for name, x in batch.extra.items() if name not in (LABEL_SET, NAMED)):
         return batch
     rows, end = len(batch.text_index), getattr(tokenizer, "eot_id", tokenizer.vocab_size - 1)
     random = torch.Generator().manual_seed(0)
