@@ -178,7 +178,8 @@ class Drawn(NamedTuple):
     filled when the model or the loss has an ``extra`` hook, which turns it into tensors of ``Batch.extra``.
     ``labels`` are all labels of the row, ``label`` the only one or NO_LABEL; ``shown`` is the class that its text
     names, NO_LABEL for a caption. Bit g of ``known`` is set if the row is annotated for group g of the mix. ``named``
-    are the classes that the caption of a row without a label names, if `data.caption_labels` is hide.
+    are the classes that the caption of a row without a label names, if `data.caption_labels` is hide. A row with two
+    texts has a caption as its text and also a ``prompt``, which names the class ``prompted``.
     """
 
     row: int
@@ -193,6 +194,8 @@ class Drawn(NamedTuple):
     shown: int = NO_LABEL
     known: int = ALL_GROUPS
     named: tuple[int, ...] = ()
+    prompt: str | None = None
+    prompted: int = NO_LABEL
 
 
 class LabelSets(NamedTuple):
@@ -354,7 +357,8 @@ class Loss(Protocol):
     The mean over ranks of ``loss`` is the loss of the global batch.
 
     Optional: ``bias``, added to the scores of ``text``; ``head``, the classifier of ``head``; ``pair_scores(model,
-    images, tokens)`` -> (b, C) of ``pair``; ``extra`` and ``after_step()``, as on a model.
+    images, tokens)`` -> (b, C) of ``pair``; ``extra`` and ``after_step()``, as on a model; ``two_texts``, true if it
+    reads the columns of a second text (`data.text_for_labelled: both`).
     """
 
     score: str

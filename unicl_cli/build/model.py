@@ -16,6 +16,7 @@ from unicl_cli.core.memory import limit_modules
 from unicl_cli.core.recompute import recompute_blocks
 from unicl_cli.core.switches import apply_switches
 from unicl_cli.core.towers import traits_in
+from unicl_cli.data.mix import BOTH
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.schema import Recipe
@@ -55,6 +56,11 @@ def build_step(
     param_groups.freeze_towers(model)
     context |= {"image_width": lambda: cast("Model", model).image_width, "label_sets": lambda: label_sets}
     loss = cast("nn.Module", binding.make("losses", recipe.loss, context))
+    if recipe.data.text_for_labelled == BOTH and not getattr(loss, "two_texts", False):
+        raise UniclError(
+            f"data.text_for_labelled=both: the loss '{recipe.loss.name}' takes one text a row",
+            "set it to prompt, caption or mixed, or use the loss unicl",
+        )
     if getattr(model, "text", model) is None:
         return Step(model, loss), None
     own = find_tokenizer(model)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from unicl_cli.contracts import NO_LABEL, NO_TEXT, Batch, Drawn
-from unicl_cli.core.batch_columns import HASH_KEYS, ROW_KEYS
+from unicl_cli.core.batch_columns import HASH_KEYS, PROMPT, PROMPTED, ROW_KEYS
 from unicl_cli.data.tokenizers import TextTokenizer
 
 Hook = Callable[[Sequence[Drawn], Tensor, Tensor], Mapping[str, Tensor]]
@@ -45,15 +45,21 @@ def collate(
     caption_targets: str,
     extra: Hook | None,
     distinct: bool = True,
+    two_texts: bool = False,
 ) -> Batch:
     """Build the Batch of one rank's samples of a step and their images as one tensor.
 
     Equal texts are encoded once, in the order of their first rows. Without ``distinct``, each row's text is encoded
-    by itself, for a text tower whose dropout gives each row another vector.
+    by itself, for a text tower whose dropout gives each row another vector. ``two_texts``: rows may have a second one.
     """
     rows: dict[tuple[str, int], int] = {}  # text (and its row, unless distinct) -> row of tokens
     places = [None if d.text is None else (d.text, 0 if distinct else n) for n, d in enumerate(drawn)]
     index = [NO_TEXT if place is None else rows.setdefault(place, len(rows)) for place in places]
+    beside: dict[str, Tensor] = {}
+    if two_texts:
+        seconds = [None if d.prompt is None else (d.prompt, 0 if distinct else ~n) for n, d in enumerate(drawn)]
+        found = [NO_TEXT if place is None else rows.setdefault(place, len(rows)) for place in seconds]
+        beside = {PROMPT: torch.tensor(found), PROMPTED: torch.tensor([d.prompted for d in drawn])}
     # never empty, since every rank runs the text tower in every step
     texts = [text for text, _ in rows] or [""]
     tokens = torch.zeros(1, 1, dtype=torch.int64) if tokenizer is None else tokenizer(texts)
@@ -65,5 +71,5 @@ def collate(
         labels=torch.tensor([d.label for d in drawn]),
         keys=torch.tensor([sample_key(d, caption_targets) for d in drawn]),
         draws=torch.tensor([d.draw for d in drawn]),
-        extra=dict(extra(drawn, tokens, text_index)) if extra else {},
+        extra={**beside, **(extra(drawn, tokens, text_index) if extra else {})},
     )

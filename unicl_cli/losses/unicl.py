@@ -12,7 +12,7 @@ from unicl_cli.core.label_sets import named_column, set_columns
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.kernels.targets import Target
 from unicl_cli.losses.contrast import TERMS, both_ways
-from unicl_cli.losses.texts import encode_texts, text_keys
+from unicl_cli.losses.texts import double_rows, encode_texts, text_keys
 
 HIDING_TILE = 1024
 """Rows of a tile where captions are hidden from rows, if the recipe sets none."""
@@ -65,9 +65,12 @@ class UniCL(nn.Module):
 
     A row with a label that shows a caption of its own puts ``own_text`` of its target on the rows with that caption and
     the rest on its class: 0 is the paper's target, 1 ignores the label of such a row.
+
+    A row that shows a caption and a prompt counts as two rows with the same image, which is encoded once.
     """
 
     score, activation = "text", "softmax"
+    two_texts = True
 
     def __init__(
         self,
@@ -96,7 +99,8 @@ class UniCL(nn.Module):
             self.extra = partial(target_columns, label_sets=label_sets, hides_named=hides_named)
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
-        u, scale = model.encode_image(batch.images).embed, model.scale()
+        u, batch = double_rows(model.encode_image(batch.images).embed, batch)
+        scale = model.scale()
         v, index = encode_texts(model, batch, fold=self.fold)
         keys, target = text_keys(batch.keys, batch), self._target(batch, scale.dtype)
         out = both_ways(u, v, keys, scale, terms=self.terms, tile=self.tile, index=index, target=target)

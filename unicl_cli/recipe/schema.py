@@ -133,8 +133,9 @@ class Data(Section):
     """Prompt templates of classes: `clip80`, `clip7`, `unicl81`, `none`, a file or a list; null = the corpus' own."""
     views: Annotated[int, BeforeValidator(_to_int), Field(gt=0, le=64)] = 1
     """Number of augmented views of each image."""
-    text_for_labelled: Literal["prompt", "caption", "mixed"] = "mixed"
-    """Text of a row with a label and captions: a prompt with the class name, a caption, or either at random (mixed)."""
+    text_for_labelled: Literal["prompt", "caption", "mixed", "both"] = "mixed"
+    """Text of a row with a label and captions: a prompt with the class name, a caption, either at random (mixed), or
+    both, which counts the row twice and encodes its image once."""
     class_names: Literal["first", "uniform"] = "first"
     """Class name in a prompt: always the first one, or one of all names at random (uniform)."""
     balance: Share = 0.0
