@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CONTEXT = (
     *("encoder", "chunks", "num_classes", "classes", "label_sets", "hides_named", "embed_dim", "image_width"),
     *("image_size", "vocab_size", "context_length", "eot_id", "pad_id", "kind", "stored"),
-    *("keep_answers", "keep_ranks"),
+    *("class_prompts", "keep_answers", "keep_ranks"),
 )
 """Parameters that the builder fills in: one of these names without a default is not an option of its factory."""
 TUNING = tuple(field.name for field in dataclasses.fields(Tuning))

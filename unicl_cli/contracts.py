@@ -87,6 +87,15 @@ class LogitScale:
     learn: bool = True
 
 
+@dataclass(frozen=True)
+class ClassColumns:
+    """Prompts of all classes as further candidates of each image: ``template`` has a ``{}`` for the class name."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    template: Annotated[str, MinLen(1)] = "a photo of a {}."
+
+
 class ClassName(NamedTuple):
     """A class: ``key`` is its synset id or folder path, ``names[0]`` the name that prompts use.
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from unicl_cli.contracts import LabelSets, LogitScale, Part, Tuning
+from unicl_cli.contracts import ClassColumns, LabelSets, LogitScale, Part, Tuning
 from unicl_cli.recipe.schema import Below1, Count, Depth, Positive, Share, Temperature, Weight, Width
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
 
 CnnWidth = Annotated[Count, Field(ge=8, le=8192, multiple_of=8)]
 """Its norms have 8 groups."""
@@ -154,24 +154,27 @@ def linear(*, vocab_size: int, embed_dim: int, bias: bool = False) -> nn.Module:
     return LabelEmbedding(vocab_size, embed_dim, bias=bias)
 
 
-def unicl(
+def unicl(  # noqa: PLR0913 - its options are keys of the recipe
     *,
     label_sets: LabelSets | None,
     hides_named: bool,
+    class_prompts: Callable[[str], Tensor],
     terms: Terms = ("image", "text"),
     tile: Tile = "auto",
     fold: bool = True,
     own_text: Share = 0.0,
     weights: Mapping[str, Weight] = NO_WEIGHTS,
+    class_columns: ClassColumns | None = None,
 ) -> nn.Module:
     """UniCL: all pairs with equal labels are positives (CVPR 2022, eq. 2, 3).
 
     ``own_text`` is the share of a caption's target that lies on equal captions, for rows with a label. ``weights`` are
-    those of groups of classes, 1 unless given.
+    those of groups of classes, 1 unless given. ``class_columns`` puts the prompts of all classes beside the texts of
+    a batch: `{}` for the template "a photo of a {}.", or `{template: …}`.
     """
     from unicl_cli.losses.unicl import UniCL
 
-    return UniCL(
+    loss = UniCL(
         terms,
         _tile_rows(tile),
         fold=fold,
@@ -180,6 +183,9 @@ def unicl(
         weights=weights,
         hides_named=hides_named,
     )
+    if class_columns is not None:
+        loss.add_class_columns(class_prompts(class_columns.template))
+    return loss
 
 
 def clip(*, tile: Tile = "auto", fold: bool = True) -> nn.Module:

@@ -89,6 +89,11 @@ class Step(nn.Module):
         return getattr(self.model, name)(*args)
 
 
+def with_class_columns(loss: UniCL) -> UniCL:
+    loss.add_class_columns(torch.arange(CLASSES * 2).view(CLASSES, 2))
+    return loss
+
+
 LOSSES: dict[str, Callable[[], nn.Module]] = {
     "unicl": lambda: UniCL(),
     "unicl tile 2": lambda: UniCL(tile=2),
@@ -96,6 +101,7 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
     "unicl image": lambda: UniCL(["image"], tile=3),
     "unicl text": lambda: UniCL(["text"]),
     "unicl own text": lambda: UniCL(own_text=0.3, tile=5),
+    "unicl class columns": lambda: with_class_columns(UniCL(own_text=0.3, tile=5)),
     "unicl two texts": lambda: UniCL(own_text=0.3, tile=5),
     "unicl hides captions": lambda: UniCL(hides_named=True, tile=5),
     "clip": lambda: Clip(tile=5),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unicl_cli import binding
 from unicl_cli.build import param_groups
@@ -13,6 +13,7 @@ from unicl_cli.contracts import ClassName, LabelSets, Model, Part, StoresFiles, 
 from unicl_cli.core.loop import Step
 from unicl_cli.core.machine import free_memory
 from unicl_cli.core.memory import limit_modules
+from unicl_cli.core.prompts import fill_template, load_templates
 from unicl_cli.core.recompute import recompute_blocks
 from unicl_cli.core.switches import apply_switches
 from unicl_cli.core.towers import traits_in
@@ -54,7 +55,17 @@ def build_step(
         )
     apply_switches(model, pack_texts=recipe.parallel.pack_texts, channels_last=recipe.parallel.channels_last)
     param_groups.freeze_towers(model)
-    context |= {"image_width": lambda: cast("Model", model).image_width, "label_sets": lambda: label_sets}
+    own = find_tokenizer(model) if recipe.model.tokenizer is None else None
+
+    def tokenize_classes(template: str) -> Tensor:
+        texts = [fill_template(load_templates([template])[0], item.names[0]) for item in classes]
+        return (own or tokenizer())(texts)
+
+    context |= {
+        "image_width": lambda: cast("Model", model).image_width,
+        "label_sets": lambda: label_sets,
+        "class_prompts": lambda: tokenize_classes,
+    }
     loss = cast("nn.Module", binding.make("losses", recipe.loss, context))
     if recipe.data.text_for_labelled == BOTH and not getattr(loss, "two_texts", False):
         raise UniclError(
@@ -63,8 +74,7 @@ def build_step(
         )
     if getattr(model, "text", model) is None:
         return Step(model, loss), None
-    own = find_tokenizer(model)
-    return Step(model, loss), own if own is not None and recipe.model.tokenizer is None else tokenizer()
+    return Step(model, loss), own or tokenizer()
 
 
 def build_towers(

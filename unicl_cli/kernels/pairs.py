@@ -100,6 +100,18 @@ def pairs_of(
     return Pairs(row_bias, times.log().clamp(min=FAR), reads, count, (pulls,), exclude, column_sums)
 
 
+def add_columns(pairs: Pairs, columns: int, count: int, image: tuple[Pull, ...]) -> Pairs:
+    """Append ``count`` columns to ``columns``, each with one answer of its own, and take other pulls of the images."""
+    answers = torch.arange(len(pairs.reads), device=pairs.reads.device)
+    text = tuple(
+        pull if pull.answers.item is not None else pull._replace(answers=pull.answers._replace(item=answers))
+        for pull in pairs.pulls[-1]
+    )
+    own = torch.arange(columns, columns + count, device=pairs.reads.device)
+    bias = torch.cat([pairs.column_bias, pairs.column_bias.new_zeros(count)])
+    return pairs._replace(column_bias=bias, reads=torch.cat([pairs.reads, own]), pulls=(image, text))
+
+
 def lse_(x: Tensor, dim: int, out: Tensor) -> Tensor:
     """Compute the logsumexp of a matrix; ``out``, which may be ``x``, is overwritten with exponentials."""
     top = x.amax(dim, keepdim=True)

@@ -25,6 +25,8 @@ class Target(NamedTuple):
     Labels may come in ``groups``. A pair of an image that is not annotated for a group and a prompt of that group is
     neither positive nor negative: it is hidden in both softmaxes. An image is annotated for the groups of its labels.
 
+    The prompts of all ``classes`` may stand beside the texts of the rows: for images alone, as texts that nobody shows.
+
     The caption of a row without labels may name classes. It is hidden from images of these classes, and its image from
     texts that say one of them.
     """
@@ -37,12 +39,31 @@ class Target(NamedTuple):
     known: Tensor | None = None  # (n,) int64: bit g is set if the image is annotated for group g
     groups: Tensor | None = None  # (classes,) int64: the group of each class, at most 62; None: no groups
     named: Tensor | None = None  # (n, N) int64: the classes that the caption of a row without labels names
+    classes: Tensor | None = None  # (classes, D): the features of their prompts
 
     def map_rows(self, change: Callable[[Tensor], Tensor]) -> "Target":
         """Return the target with ``change`` applied to each tensor that has the n rows."""
         shown, known, named = (None if x is None else change(x) for x in (self.shown, self.known, self.named))
         whole = self._replace(shown=shown, known=known, named=named)
         return whole._replace(texts=change(self.texts), share=change(self.share), labels=change(self.labels))
+
+    def with_prompts(self, count: int) -> "Target":
+        """Return the target with ``count`` more rows: number c shows the prompt of class c."""
+        number = torch.arange(count, device=self.labels.device)
+
+        def extend(x: Tensor, value: int) -> Tensor:
+            return torch.cat([x, x.new_full((count, *x.shape[1:]), value)])
+
+        labels = extend(self.labels, NO_LABEL)
+        labels[-count:, 0] = number
+        return self._replace(
+            texts=extend(self.texts, NO_KEY),
+            share=extend(self.share, 0),
+            labels=labels,
+            shown=None if self.shown is None else torch.cat([self.shown, number]),
+            known=None if self.known is None else extend(self.known, 0),
+            named=None if self.named is None else extend(self.named, NO_LABEL),
+        )
 
     def said(self) -> Tensor:
         """Return the labels that each row's text says, (n, S) int64."""

@@ -71,6 +71,7 @@ class UniCL(nn.Module):
 
     score, activation = "text", "softmax"
     two_texts = True
+    class_tokens: Tensor | None
 
     def __init__(
         self,
@@ -94,15 +95,35 @@ class UniCL(nn.Module):
         if hides_named:  # pairs differ by row, so a text is a column a row; the kernel reads one word of bits a row
             fold, tile = False, tile or HIDING_TILE
         self.terms, self.tile, self.fold, self.own_text = tuple(terms), tile, fold, own_text
-        self.sets = SetTarget(label_sets, weights)
+        self.sets, self.label_sets, self.hides_named = SetTarget(label_sets, weights), label_sets, hides_named
+        self.register_buffer("class_tokens", None, persistent=False)
         if own_text or label_sets is not None or hides_named:
-            self.extra = partial(target_columns, label_sets=label_sets, hides_named=hides_named)
+            self._read_rows()
+
+    def add_class_columns(self, tokens: Tensor) -> None:
+        """Put the prompts of all classes, int64 (C, L), beside the texts of each batch, for images alone.
+
+        A row without labels has them as negatives; groups and names that hide prompts from rows hide these, too. Each
+        rank encodes all of them. iCAR (arXiv:2204.10760).
+        """
+        if not len(tokens):
+            raise UniclError("loss.class_columns: the mix has no classes", "remove it, or add a corpus with labels")
+        if "image" not in self.terms:
+            raise UniclError("loss.class_columns: change the term image alone, which loss.terms lacks", "add it there")
+        self.register_buffer("class_tokens", tokens, persistent=False)
+        self._read_rows()
+
+    def _read_rows(self) -> None:
+        """Ask the loader for the columns of targets."""
+        self.extra = partial(target_columns, label_sets=self.label_sets, hides_named=self.hides_named)
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         u, batch = double_rows(model.encode_image(batch.images).embed, batch)
         scale = model.scale()
         v, index = encode_texts(model, batch, fold=self.fold)
         keys, target = text_keys(batch.keys, batch), self._target(batch, scale.dtype)
+        if target is not None and self.class_tokens is not None:
+            target = target._replace(classes=model.encode_text(self.class_tokens).embed)
         out = both_ways(u, v, keys, scale, terms=self.terms, tile=self.tile, index=index, target=target)
         return {**out, "logit_scale": scale.detach()}
 
