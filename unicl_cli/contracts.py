@@ -306,6 +306,9 @@ class TowerTraits:
     packs: bool | None = None
     """Text: packs its tokens (`encoders/packing.py`). None: cannot; False: could, but `parallel.pack_texts` is false.
     Read by itself and by `compile_units`, which leaves the sizes of its blocks open unless it is None."""
+    prompt_token: int | None = None
+    """Text: the token that begins a prompt in training, in place of the start token; captions and all texts at test
+    time keep that one. None: no such token. Read by `build_step`."""
     drops: bool = False
     """Text: has dropout that is not an `nn.Dropout`, so equal texts differ. Read by `Step.drops_texts`."""
 
@@ -348,7 +351,8 @@ class Tokenizer(Protocol):
     """Texts -> int64 (n, longest) ids, at most ``context_length`` long, EOT kept when cut; pure and picklable.
 
     Optional: ``pad_id`` and ``eot_id``, the ids of padding and end of text; ``cuts(texts)``, the number of texts that
-    are too long; ``save(path)``, which writes a `tokenizer.json`; ``clean``, True if texts are cleaned first.
+    are too long; ``save(path)``, which writes a `tokenizer.json`; ``clean``, True if texts are cleaned first;
+    ``prompt_token``, that of the text tower (`TowerTraits`).
     """
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -121,7 +122,7 @@ def cnn(*, width: CnnWidth = 32, stages: CnnStages = 3) -> nn.Module:
     return Cnn(width, stages)
 
 
-def transformer(
+def transformer(  # noqa: PLR0913 - its options are keys of the recipe
     *,
     vocab_size: int,
     context_length: int,
@@ -131,13 +132,22 @@ def transformer(
     heads: Width = 8,
     quick_gelu: bool = False,
     norm_eps: Positive = 1e-5,
+    prefix: Literal["kind"] | None = None,
 ) -> nn.Module:
-    """CLIP's text tower: a causal Transformer, read at the end-of-text token."""
+    """CLIP's text tower: a causal Transformer, read at the end-of-text token.
+
+    ``prefix: kind`` begins prompts with a learned token of their own in training, and every text with that of captions
+    at test time (Prefix Conditioning, CVPR 2023).
+    """
     from unicl_cli.encoders.transformer import TextTransformer
 
-    return TextTransformer(
-        vocab_size, context_length, eot_id, width=width, layers=layers, heads=heads, quick_gelu=quick_gelu, eps=norm_eps
+    words = vocab_size + (prefix is not None)
+    tower = TextTransformer(
+        words, context_length, eot_id, width=width, layers=layers, heads=heads, quick_gelu=quick_gelu, eps=norm_eps
     )
+    if prefix is not None:
+        tower.traits = replace(tower.traits, prompt_token=vocab_size)
+    return tower
 
 
 def cbow(*, vocab_size: int, pad_id: int, width: Width = 512) -> nn.Module:

@@ -59,7 +59,11 @@ def build_step(
 
     def tokenize_classes(template: str) -> Tensor:
         texts = [fill_template(load_templates([template])[0], item.names[0]) for item in classes]
-        return (own or tokenizer())(texts)
+        chosen = own or tokenizer()
+        begin_prompts(model, chosen)
+        tokens = chosen(texts)
+        first = getattr(chosen, "prompt_token", None)
+        return tokens if first is None else torch.cat([torch.full_like(tokens[:, :1], first), tokens[:, 1:]], 1)
 
     context |= {
         "image_width": lambda: cast("Model", model).image_width,
@@ -74,7 +78,16 @@ def build_step(
         )
     if getattr(model, "text", model) is None:
         return Step(model, loss), None
-    return Step(model, loss), own or tokenizer()
+    found = own or tokenizer()
+    begin_prompts(model, found)
+    return Step(model, loss), found
+
+
+def begin_prompts(model: nn.Module, tokenizer: Tokenizer) -> None:
+    """Let the tokenizer begin prompts as the text tower has learned or will learn it."""
+    token = next((traits.prompt_token for traits in traits_in(model) if traits.prompt_token is not None), None)
+    if token is not None:
+        cast("TextTokenizer", tokenizer).begin_prompts(token)
 
 
 def build_towers(

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from unicl_cli import binding
 from unicl_cli.recipe.schema import Eval, Recipe
@@ -51,8 +51,18 @@ def hashed_keys(recipe: Recipe) -> dict[str, Any]:
         for key, default in defaults.items():
             if whole[section].get(key, default) == default:
                 whole[section].pop(key, None)
+    whole["model"] = drop_prefix(whole["model"])
     del whole["data"]["workers"], whole["data"]["decoder"], whole["batch"]["micro"]
     return {key: value for key, value in whole.items() if key not in ("run_dir", "log", "checkpoint", "parallel")}
+
+
+def drop_prefix(value: Any) -> Any:
+    """Return a part without the option ``prefix`` of text towers that have none, which is younger than version 0.1."""
+    if not isinstance(value, dict):
+        return value
+    known = cast("dict[str, Any]", value)
+    none = known.get("name") == "transformer" and known.get("prefix") is None
+    return {key: drop_prefix(item) for key, item in known.items() if key != "prefix" or not none}
 
 
 def recipe_hash(recipe: Recipe) -> str:

@@ -5,8 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from launching import TINY, here
+from safetensors.torch import load_file
 
+from unicl_cli.build.data import build_data, build_tokenizer
+from unicl_cli.build.model import build_step
 from unicl_cli.cli import main
 from unicl_cli.recipe.load import load_text
 from unicl_cli.recipe.text import hashed_keys
@@ -60,3 +64,36 @@ def test_class_columns_without_an_image_term_or_a_place_for_the_name_are_refused
 def test_options_at_their_defaults_are_not_part_of_a_recipes_hash(corpora):
     assert "class_columns" not in hashed_keys(load_text(recipe(corpora, "labels")))["loss"]
     assert hashed_keys(load_text(recipe(corpora, "labels", loss=COLUMNS)))["loss"]["class_columns"]
+    assert "prefix" not in hashed_keys(load_text(recipe(corpora, "labels")))["model"]["text"]
+    made = load_text(recipe(corpora, "labels", model=PREFIX))
+    assert hashed_keys(made)["model"]["text"]["prefix"] == "kind"
+
+
+PREFIX = TINY["model"] | {"text": TINY["model"]["text"] | {"prefix": "kind"}}
+
+
+def test_a_prefix_is_trained_for_prompts_alone_and_left_out_at_test_time(corpora, tmp_path, capsys):
+    starts = {}
+    for kinds in (("labels", "captions"), ("captions",)):
+        run = tmp_path / "-".join(kinds)
+        losses_of(recipe(corpora, *kinds, model=PREFIX, optim={"name": "sgd", "lr": 1.0, "weight_decay": 0}), run)
+        made = load_text(recipe(corpora, *kinds, model=PREFIX))
+        data = build_data(made)
+        fresh, _ = build_step(made, lambda d=data, m=made: build_tokenizer(m, d), data.classes, 1)
+        tables = (fresh.state_dict(), load_file(run / "model.safetensors"))
+        before, after = (weights["model.text.trunk.tok.weight"][-1] for weights in tables)
+        starts[kinds] = torch.equal(before, after)
+    assert starts == {("labels", "captions"): False, ("captions",): True}
+    here("eval", tmp_path / "labels-captions", "--data", corpora / "labels", "-q")
+    bag = {"name": "cbow", "width": 16, "prefix": "kind"}
+    assert "model.text.prefix" in fails(
+        recipe(corpora, "labels", model=TINY["model"] | {"text": bag}), tmp_path, capsys
+    )
+
+
+def test_class_columns_are_prompts_and_begin_like_them(corpora):
+    made = load_text(recipe(corpora, "labels", model=PREFIX, loss=COLUMNS))
+    data = build_data(made)
+    tokenizer = build_tokenizer(made, data)
+    step, _ = build_step(made, lambda: tokenizer, data.classes, 1)
+    assert set(step.loss.class_tokens[:, 0].tolist()) == {tokenizer.vocab_size}
