@@ -87,6 +87,15 @@ class LogitScale:
     learn: bool = True
 
 
+@dataclass(frozen=True)
+class ClassColumns:
+    """Prompts of all classes as further candidates of each image: ``template`` has a ``{}`` for the class name."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    template: Annotated[str, MinLen(1)] = "a photo of a {}."
+
+
 class ClassName(NamedTuple):
     """A class: ``key`` is its synset id or folder path, ``names[0]`` the name that prompts use.
 
@@ -177,7 +186,9 @@ class Drawn(NamedTuple):
     ``media`` maps a kind ("audio") to bytes, as the source returned them; a kind that the row lacks is absent. It is
     filled when the model or the loss has an ``extra`` hook, which turns it into tensors of ``Batch.extra``.
     ``labels`` are all labels of the row, ``label`` the only one or NO_LABEL; ``shown`` is the class that its text
-    names, NO_LABEL for a caption. Bit g of ``known`` is set if the row is annotated for group g of the mix.
+    names, NO_LABEL for a caption. Bit g of ``known`` is set if the row is annotated for group g of the mix. ``named``
+    are the classes that the caption of a row without a label names, if `data.caption_labels` is hide. A row with two
+    texts has a caption as its text and also a ``prompt``, which names the class ``prompted``.
     """
 
     row: int
@@ -191,6 +202,9 @@ class Drawn(NamedTuple):
     labels: tuple[int, ...] = ()
     shown: int = NO_LABEL
     known: int = ALL_GROUPS
+    named: tuple[int, ...] = ()
+    prompt: str | None = None
+    prompted: int = NO_LABEL
 
 
 class LabelSets(NamedTuple):
@@ -292,6 +306,9 @@ class TowerTraits:
     packs: bool | None = None
     """Text: packs its tokens (`encoders/packing.py`). None: cannot; False: could, but `parallel.pack_texts` is false.
     Read by itself and by `compile_units`, which leaves the sizes of its blocks open unless it is None."""
+    prompt_token: int | None = None
+    """Text: the token that begins a prompt in training, in place of the start token; captions and all texts at test
+    time keep that one. None: no such token. Read by `build_step`."""
     drops: bool = False
     """Text: has dropout that is not an `nn.Dropout`, so equal texts differ. Read by `Step.drops_texts`."""
 
@@ -334,7 +351,8 @@ class Tokenizer(Protocol):
     """Texts -> int64 (n, longest) ids, at most ``context_length`` long, EOT kept when cut; pure and picklable.
 
     Optional: ``pad_id`` and ``eot_id``, the ids of padding and end of text; ``cuts(texts)``, the number of texts that
-    are too long; ``save(path)``, which writes a `tokenizer.json`; ``clean``, True if texts are cleaned first.
+    are too long; ``save(path)``, which writes a `tokenizer.json`; ``clean``, True if texts are cleaned first;
+    ``prompt_token``, that of the text tower (`TowerTraits`).
     """
 
     @property
@@ -352,7 +370,8 @@ class Loss(Protocol):
     The mean over ranks of ``loss`` is the loss of the global batch.
 
     Optional: ``bias``, added to the scores of ``text``; ``head``, the classifier of ``head``; ``pair_scores(model,
-    images, tokens)`` -> (b, C) of ``pair``; ``extra`` and ``after_step()``, as on a model.
+    images, tokens)`` -> (b, C) of ``pair``; ``extra`` and ``after_step()``, as on a model; ``two_texts``, true if it
+    reads the columns of a second text (`data.text_for_labelled: both`).
     """
 
     score: str

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from unicl_cli.contracts import LabelSets, LogitScale, Part, Tuning
+from unicl_cli.contracts import ClassColumns, LabelSets, LogitScale, Part, Tuning
 from unicl_cli.recipe.schema import Below1, Count, Depth, Positive, Share, Temperature, Weight, Width
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
 
 CnnWidth = Annotated[Count, Field(ge=8, le=8192, multiple_of=8)]
 """Its norms have 8 groups."""
@@ -121,7 +122,7 @@ def cnn(*, width: CnnWidth = 32, stages: CnnStages = 3) -> nn.Module:
     return Cnn(width, stages)
 
 
-def transformer(
+def transformer(  # noqa: PLR0913 - its options are keys of the recipe
     *,
     vocab_size: int,
     context_length: int,
@@ -131,13 +132,22 @@ def transformer(
     heads: Width = 8,
     quick_gelu: bool = False,
     norm_eps: Positive = 1e-5,
+    prefix: Literal["kind"] | None = None,
 ) -> nn.Module:
-    """CLIP's text tower: a causal Transformer, read at the end-of-text token."""
+    """CLIP's text tower: a causal Transformer, read at the end-of-text token.
+
+    ``prefix: kind`` begins prompts with a learned token of their own in training, and every text with that of captions
+    at test time (Prefix Conditioning, CVPR 2023).
+    """
     from unicl_cli.encoders.transformer import TextTransformer
 
-    return TextTransformer(
-        vocab_size, context_length, eot_id, width=width, layers=layers, heads=heads, quick_gelu=quick_gelu, eps=norm_eps
+    words = vocab_size + (prefix is not None)
+    tower = TextTransformer(
+        words, context_length, eot_id, width=width, layers=layers, heads=heads, quick_gelu=quick_gelu, eps=norm_eps
     )
+    if prefix is not None:
+        tower.traits = replace(tower.traits, prompt_token=vocab_size)
+    return tower
 
 
 def cbow(*, vocab_size: int, pad_id: int, width: Width = 512) -> nn.Module:
@@ -154,23 +164,38 @@ def linear(*, vocab_size: int, embed_dim: int, bias: bool = False) -> nn.Module:
     return LabelEmbedding(vocab_size, embed_dim, bias=bias)
 
 
-def unicl(
+def unicl(  # noqa: PLR0913 - its options are keys of the recipe
     *,
     label_sets: LabelSets | None,
+    hides_named: bool,
+    class_prompts: Callable[[str], Tensor],
     terms: Terms = ("image", "text"),
     tile: Tile = "auto",
     fold: bool = True,
     own_text: Share = 0.0,
     weights: Mapping[str, Weight] = NO_WEIGHTS,
+    class_columns: ClassColumns | None = None,
 ) -> nn.Module:
     """UniCL: all pairs with equal labels are positives (CVPR 2022, eq. 2, 3).
 
     ``own_text`` is the share of a caption's target that lies on equal captions, for rows with a label. ``weights`` are
-    those of groups of classes, 1 unless given.
+    those of groups of classes, 1 unless given. ``class_columns`` puts the prompts of all classes beside the texts of
+    a batch: `{}` for the template "a photo of a {}.", or `{template: …}`.
     """
     from unicl_cli.losses.unicl import UniCL
 
-    return UniCL(terms, _tile_rows(tile), fold=fold, own_text=own_text, label_sets=label_sets, weights=weights)
+    loss = UniCL(
+        terms,
+        _tile_rows(tile),
+        fold=fold,
+        own_text=own_text,
+        label_sets=label_sets,
+        weights=weights,
+        hides_named=hides_named,
+    )
+    if class_columns is not None:
+        loss.add_class_columns(class_prompts(class_columns.template))
+    return loss
 
 
 def clip(*, tile: Tile = "auto", fold: bool = True) -> nn.Module:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Features
-from unicl_cli.core.batch_columns import OWN_TEXT
+from unicl_cli.core.batch_columns import NAMED, OWN_TEXT, PROMPT, PROMPTED
 from unicl_cli.core.dist import (
     any_rank,
     bare,
@@ -89,6 +89,11 @@ class Step(nn.Module):
         return getattr(self.model, name)(*args)
 
 
+def with_class_columns(loss: UniCL) -> UniCL:
+    loss.add_class_columns(torch.arange(CLASSES * 2).view(CLASSES, 2))
+    return loss
+
+
 LOSSES: dict[str, Callable[[], nn.Module]] = {
     "unicl": lambda: UniCL(),
     "unicl tile 2": lambda: UniCL(tile=2),
@@ -96,6 +101,9 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
     "unicl image": lambda: UniCL(["image"], tile=3),
     "unicl text": lambda: UniCL(["text"]),
     "unicl own text": lambda: UniCL(own_text=0.3, tile=5),
+    "unicl class columns": lambda: with_class_columns(UniCL(own_text=0.3, tile=5)),
+    "unicl two texts": lambda: UniCL(own_text=0.3, tile=5),
+    "unicl hides captions": lambda: UniCL(hides_named=True, tile=5),
     "clip": lambda: Clip(tile=5),
     "supcon": lambda: SupCon(WIDTH, dim=3, tile=3),
     "ce": lambda: CrossEntropy(WIDTH, CLASSES, label_smoothing=0.1),
@@ -121,23 +129,37 @@ def global_rows(mix: str, views: int) -> dict[str, Tensor]:
     keys = torch.where(labels == NO_LABEL, 2**40 + rows, labels)
     captions = torch.where(torch.arange(SIZE) % 3 > 0, text % 4 + 70, NO_KEY)
     draws = torch.arange(SIZE) + 7 * SIZE
-    return {"images": images, "text": text, "labels": labels, "keys": keys, "draws": draws, OWN_TEXT: captions}
+    named = torch.stack([rows % 3, rows % 4 + 3], 1).masked_fill(labels[:, None] != NO_LABEL, NO_LABEL)
+    return {
+        NAMED: named,
+        "images": images,
+        "text": text,
+        "labels": labels,
+        "keys": keys,
+        "draws": draws,
+        OWN_TEXT: captions,
+    }
 
 
-def share_of(mix: str, views: int, part: int, parts: int) -> Batch:
+def share_of(mix: str, views: int, part: int, parts: int, loss: str = "") -> Batch:
     """A contiguous share with its own distinct texts, whose number and length differ by rank."""
     mine = {name: x.tensor_split(parts)[part] for name, x in global_rows(mix, views).items()}
-    distinct = sorted({int(x) for x in mine["text"] if x != NO_TEXT})
+    second = torch.where(mine["labels"] == NO_LABEL, NO_TEXT, (mine["text"] + 3) % 9)
+    shown = [*mine["text"].tolist(), *(second.tolist() if "two texts" in loss else [])]
+    distinct = sorted({x for x in shown if x != NO_TEXT})
     tokens = torch.tensor([[x, x + 1, (x * x) % 20] for x in distinct] or [[0, 1, 2]])
     index = torch.tensor([distinct.index(int(x)) if x != NO_TEXT else NO_TEXT for x in mine["text"]])
-    extra = {OWN_TEXT: mine[OWN_TEXT]}
+    extra = {OWN_TEXT: mine[OWN_TEXT], **({NAMED: mine[NAMED]} if "hides" in loss else {})}
+    if "two texts" in loss:
+        places = [distinct.index(x) if x != NO_TEXT else NO_TEXT for x in second.tolist()]
+        extra |= {PROMPT: torch.tensor(places), PROMPTED: mine["labels"]}
     return Batch(mine["images"], tokens, index, mine["labels"], mine["keys"], mine["draws"], extra)
 
 
 def prepared(loss: str, mix: str, part: int, parts: int) -> tuple[Step, Batch]:
     torch.manual_seed(0)
     step = Step(LOSSES[loss]()).double()
-    batch = share_of(mix, 2 if loss == "supcon" else 1, part, parts)
+    batch = share_of(mix, 2 if loss == "supcon" else 1, part, parts, loss)
     step(batch)["loss"].backward()
     for parameter in step.parameters():
         parameter.requires_grad_(parameter.grad is not None)  # DDP wants every trained parameter in every step

@@ -2,19 +2,22 @@
 
 import os
 import signal
+from copy import copy
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer as Library
+from tokenizers import processors
 from toy_corpora import TEMPLATES, assert_same, corpus, strands
 
-from unicl_cli.contracts import NO_TEXT
+from unicl_cli.contracts import NO_TEXT, Drawn
 from unicl_cli.data import loader as module
 from unicl_cli.data.collate import Extra, collate
 from unicl_cli.data.loader import AHEAD, ChunkedDraws, Chunks, Supply, batches, choose_supply, chunk_rows, join_chunks
 from unicl_cli.data.mix import Draws, MixedCorpora, TextChoice, order_of
-from unicl_cli.data.tokenizers import corpus_tokenizer
+from unicl_cli.data.tokenizers import TextTokenizer, class_tokenizer, corpus_tokenizer
 from unicl_cli.errors import UniclError
 
 SIZE = 30
@@ -152,3 +155,34 @@ def test_pictures_by_pipe_are_those_of_shared_memory(parts, tokenizer, monkeypat
     alone, piped = run(parts, tokenizer, 0), run(parts, tokenizer, 2)
     for (_, one), (_, other) in zip(alone, piped, strict=True):
         assert torch.equal(one.images, other.images)
+
+
+def test_prompts_begin_with_a_token_of_their_own_and_share_no_row_with_captions(tokenizer):
+    marked = copy(tokenizer)
+    marked.begin_prompts(999)
+    blank = torch.zeros(3, 2, 2)
+    rows = [
+        Drawn(n, n, 0, blank, label, text, text_hash, {})
+        for n, (label, text, text_hash) in enumerate(
+            [(0, "a dog", 0), (-1, "a dog", 7), (0, "a dog", 0), (-1, None, 0)]
+        )
+    ]
+    options = {"caption_targets": "unique", "extra": None}
+    plain = collate(rows, torch.zeros(4), tokenizer=tokenizer, **options)
+    batch = collate(rows, torch.zeros(4), tokenizer=marked, **options)
+    assert plain.text_index.tolist() == [0, 0, 0, NO_TEXT]
+    assert batch.text_index.tolist() == [0, 1, 0, NO_TEXT]
+    assert batch.tokens[:, 0].tolist() == [999, plain.tokens[0, 0]]
+    assert torch.equal(batch.tokens[:, 1:], plain.tokens[:, 1:].expand(2, -1))
+    assert collate(rows[3:], torch.zeros(1), tokenizer=marked, **options).tokens[0, 0] == plain.tokens[0, 0]
+    assert torch.equal(marked(["a dog"]), plain.tokens), "the tokenizer itself, which evaluation uses, marks nothing"
+
+
+def test_a_tokenizer_without_a_start_token_cannot_begin_prompts():
+    with pytest.raises(UniclError, match="puts no start token before a text"):
+        class_tokenizer(["dog", "cat"]).begin_prompts(2)
+    library = Library.from_str(corpus_tokenizer(["a dog"], 8).library.to_str())
+    end = [("<end_of_text>", 2)]
+    library.post_processor = processors.TemplateProcessing(single="$A <end_of_text>", special_tokens=end)
+    with pytest.raises(UniclError, match=r"model\.text\.prefix"):
+        TextTokenizer(library, 8, clean=False).begin_prompts(999)

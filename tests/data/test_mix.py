@@ -9,6 +9,7 @@ import torch
 from toy_corpora import CLASSES, SIZES, TEMPLATES, assert_same, corpus, picture, strands
 
 from unicl_cli.contracts import NO_LABEL, NO_TEXT
+from unicl_cli.core.batch_columns import PROMPT, PROMPTED
 from unicl_cli.core.prompts import fill_template
 from unicl_cli.data.collate import HASH_KEYS, ROW_KEYS
 from unicl_cli.data.loader import batches
@@ -271,3 +272,30 @@ def test_an_image_that_cannot_be_decoded_names_its_shard_its_row_and_the_cure(tm
     assert caught.value.message.startswith(f"{shard}: the image of row '")
     assert any(f"'{key}' cannot be used: broken" in caught.value.message for key in keys)
     assert "check the corpus with unicl prepare --verify -o " in caught.value.hint
+
+
+def test_both_shows_the_caption_and_the_prompt_that_the_row_would_show_alone(both, tokenizer):
+    caption, prompt, two = (
+        dict(run(both, tokenizer, labels=1, labelled=choice)) for choice in ("caption", "prompt", "both")
+    )
+    met = 0
+    for step, batch in two.items():
+        assert texts_of(batch, tokenizer) == texts_of(caption[step], tokenizer)
+        seconds = batch.extra[PROMPT].tolist()
+        alone = texts_of(prompt[step], tokenizer)
+        for row, second in enumerate(seconds):
+            has_both = texts_of(caption[step], tokenizer)[row] != alone[row]
+            assert (second != NO_TEXT) == has_both
+            if has_both:
+                assert shown(tokenizer, batch.tokens[second]) == alone[row]
+                assert batch.extra[PROMPTED][row] == batch.labels[row]
+                met += 1
+        assert len({tuple(row) for row in batch.tokens.tolist()}) == len(batch.tokens), "texts are distinct"
+    assert met > 3
+    assert PROMPT not in caption[0].extra
+
+
+def test_second_texts_have_a_row_each_where_texts_are_not_distinct(both, tokenizer):
+    for _, batch in run(both, tokenizer, labels=1, labelled="both", distinct=False):
+        used = [*batch.text_index.tolist(), *batch.extra[PROMPT].tolist()]
+        assert sorted(x for x in used if x != NO_TEXT) == list(range(len(batch.tokens)))

@@ -6,6 +6,8 @@ from open_clip.transformer import QuickGELU
 from open_clip.transformer import TextTransformer as Theirs
 from torch import nn
 
+from unicl_cli import factories
+from unicl_cli.core.towers import traits_of
 from unicl_cli.encoders.cbow import Cbow
 from unicl_cli.encoders.cnn import Cnn
 from unicl_cli.encoders.linear import LabelEmbedding
@@ -314,3 +316,26 @@ def test_args_reach_the_backbone_but_load_nothing():
     for bad, said in (({"bogus": 1}, "does not accept these args"), ({"checkpoint_path": "x.pth"}, "may not set")):
         with pytest.raises(UniclError, match=said):
             TimmTower("resnet18", pretrained=False, drop_path=0.0, image_size=32, args=bad, small_stem=False)
+
+
+def test_a_prompt_token_is_one_more_row_of_the_table_and_nothing_else():
+    """With ``prefix: kind``, a prompt is encoded as if the vector of its start token were another one."""
+    sizes = {"vocab_size": VOCABULARY, "context_length": LENGTH, "eot_id": EOT}
+    shape = {"width": WIDTH, "layers": LAYERS, "heads": HEADS}
+    plain, tower = factories.transformer(**sizes, **shape), factories.transformer(**sizes, **shape, prefix="kind")
+    assert traits_of(plain).prompt_token is None
+    assert traits_of(tower).prompt_token == VOCABULARY
+    weights = tower.state_dict()
+    table = weights["tok.weight"]
+    assert len(table) == VOCABULARY + 1
+    tokens = captions()
+    tokens[:, 0] = EOT - 1  # no other word
+    prompts = tokens.clone()
+    prompts[:, 0] = VOCABULARY
+    plain.load_state_dict({**weights, "tok.weight": table[:-1]})
+    assert torch.equal(tower(tokens), plain(tokens)), "captions, and all texts at test time"
+    swapped = table[:-1].clone()
+    swapped[EOT - 1] = table[-1]
+    plain.load_state_dict({**weights, "tok.weight": swapped})
+    assert torch.equal(tower(prompts), plain(tokens))
+    assert not torch.allclose(tower(prompts), tower(tokens))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Drawn, Features
-from unicl_cli.core.batch_columns import HASH_KEYS, OWN_TEXT
+from unicl_cli.core.batch_columns import HASH_KEYS, OWN_TEXT, PROMPT, PROMPTED
 from unicl_cli.errors import UniclError
 from unicl_cli.kernels.targets import Target
 from unicl_cli.losses.classify import CrossEntropy, MultiTask
@@ -122,6 +122,28 @@ def test_own_text_is_the_caption_of_a_row_with_a_label():
     assert abs(wanted.item() - paper) > 1e-3
     prompts = {OWN_TEXT: torch.full((8,), NO_KEY)}
     assert loss(model, batch._replace(extra=prompts))["loss"].item() == pytest.approx(paper, abs=1e-12)
+
+
+@pytest.mark.parametrize("own_text", [0.0, 0.4])
+def test_a_row_with_two_texts_counts_as_two_rows_with_the_same_image(own_text):
+    """The definition: each such row stands twice, once with its caption and once with its prompt."""
+    model, loss, batch = Table(), UniCL(own_text=own_text), batch_of(LABELS, textless=(6,))
+    captions = torch.where(batch.labels == NO_LABEL, NO_KEY, torch.arange(8) + 70)
+    both = torch.tensor([0, 2, 3])
+    prompts = torch.full((8,), NO_TEXT).index_put((both,), batch.labels[both] + 1)  # rows 0 and 3 show one prompt
+    batch = batch._replace(extra={OWN_TEXT: captions, PROMPT: prompts, PROMPTED: batch.labels})
+    twice = torch.cat([torch.arange(8), both])
+    index = torch.cat([batch.text_index, prompts[both]])
+    own = {OWN_TEXT: torch.cat([captions, torch.full((3,), NO_KEY)])}
+    wanted = loss(model, Batch(batch.images[twice], batch.tokens, index, *(x[twice] for x in batch[3:6]), own))
+    found, calls = None, []
+    encode, model.encode_image = model.encode_image, lambda images: calls.append(len(images)) or encode(images)
+    found = loss(model, batch)
+    assert calls == [8], "images are encoded once"
+    for name, value in wanted.items():
+        assert found[name].item() == pytest.approx(value.item(), abs=1e-12), name
+    grads = [torch.autograd.grad(out["loss"], [model.images, model.texts]) for out in (wanted, found)]
+    assert all(torch.allclose(x, y, rtol=0, atol=1e-12) for x, y in zip(*grads, strict=True))
 
 
 def test_only_a_share_of_own_text_asks_the_loader_for_captions():

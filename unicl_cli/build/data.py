@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from unicl_cli.binding import takes
+from unicl_cli.build.caption_labels import build_naming, losses_that_take
 from unicl_cli.contracts import ClassName, LabelSets, Tokenizer
 from unicl_cli.core.class_groups import ancestors_of, groups_of, label_sets_of
+from unicl_cli.core.label_sets import MOST_NAMED
 from unicl_cli.core.machine import cores
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.sampler import Alternation, Mixture
@@ -32,7 +34,6 @@ from unicl_cli.data.transforms import Augmentation, TrainTransform, build_augmen
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of
 from unicl_cli.recipe.schema import MAX_STEPS, Recipe, TrainData
-from unicl_cli.registry import names
 
 WORKERS_PER_CORE = 4
 """Loader processes that a core can still serve."""
@@ -76,32 +77,45 @@ def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], li
 
 
 def place_classes(
-    corpora: Sequence[Corpus], classes: Sequence[ClassName], maps: Sequence[NDArray[np.int64]], *, ancestors: bool
+    corpora: Sequence[Corpus],
+    classes: Sequence[ClassName],
+    maps: Sequence[NDArray[np.int64]],
+    *,
+    ancestors: bool,
+    named: int,
 ) -> tuple[list[ClassPlace], LabelSets | None]:
-    """Return the place of each corpus's classes among those of the mix, and the label sets of the mix."""
+    """Return the place of each corpus's classes among those of the mix, and the label sets of the mix.
+
+    ``named`` is the most classes that a caption adds to its row; they are labels if it is above 0.
+    """
     bits = {name: 1 << number for number, name in enumerate(groups_of(classes))}
     places: list[ClassPlace] = []
-    width = 1
+    width = longest = 1
     for corpus, labels in zip(corpora, maps, strict=True):
         above = ancestors_of(corpus.classes) if ancestors and any(c.parent for c in corpus.classes) else ()
         places.append(ClassPlace(labels, above, tuple(bits[name] for name in groups_of(corpus.classes))))
-        longest = max(map(len, above), default=1)
-        width = max(width, min(corpus.manifest.most_labels * longest, max(1, len(corpus.classes))))
-    has_sets = any(corpus.manifest.has_sets for corpus in corpora)
+        deepest = max(map(len, above), default=1)
+        longest = max(longest, deepest)
+        width = max(width, min(corpus.manifest.most_labels * deepest, max(1, len(corpus.classes))))
+    width = max(width, min(named * longest, len(classes)))
+    has_sets = named > 0 or any(corpus.manifest.has_sets for corpus in corpora)
     return places, label_sets_of(classes, width) if has_sets else None
 
 
-def check_sets(recipe: Recipe, label_sets: LabelSets | None) -> None:
-    """Raise UniclError if the recipe's rows have label sets, and its loss or its order takes one label a row."""
+def check_sets(recipe: Recipe, label_sets: LabelSets | None, *, stored: bool) -> None:
+    """Raise UniclError if the recipe's rows have label sets, and its loss or its order takes one label a row.
+
+    ``stored``: the corpora have them; else they are the classes that captions name.
+    """
     if label_sets is None:
         return
     if not takes("losses", recipe.loss.name, "label_sets"):
-        able = [name for name in names("losses") if takes("losses", name, "label_sets")]
+        why = "rows of data.train have" if stored else "data.caption_labels=positive gives rows"
         raise UniclError(
-            f"loss: '{recipe.loss.name}' takes one label a row, and rows of data.train have label sets",
-            f"use one of {', '.join(able)}",
+            f"loss: '{recipe.loss.name}' takes one label a row, and {why} label sets",
+            f"use one of {', '.join(losses_that_take('label_sets'))}",
         )
-    if recipe.data.balance:
+    if recipe.data.balance and stored:
         raise UniclError(
             "data.balance: draws rows by their one label, and rows of data.train have label sets", "set data.balance=0"
         )
@@ -149,8 +163,14 @@ def build_data(recipe: Recipe) -> TrainingData:
     """Open every corpus of the recipe; reads only manifests and, for shares of a corpus, keys."""
     corpora = [open_corpus(item.corpus) for item in recipe.data.train]
     classes, maps = merged_classes(corpora)
-    places, label_sets = place_classes(corpora, classes, maps, ancestors=recipe.data.ancestors)
-    check_sets(recipe, label_sets)
+    places, label_sets = place_classes(
+        corpora,
+        classes,
+        maps,
+        ancestors=recipe.data.ancestors,
+        named=MOST_NAMED if recipe.data.caption_labels == "positive" else 0,
+    )
+    check_sets(recipe, label_sets, stored=any(corpus.manifest.has_sets for corpus in corpora))
     strands: list[Strand] = []
     for number, (item, corpus, place) in enumerate(zip(recipe.data.train, corpora, places, strict=True)):
         if item.split not in corpus.splits:
@@ -168,7 +188,8 @@ def build_data(recipe: Recipe) -> TrainingData:
         check_kinds(recipe, number, corpus, own)
         strands += own
     strands = drop_unmixed(strands, recipe)
-    texts = TextChoice(recipe.data.text_for_labelled, recipe.data.class_names, recipe.seed)
+    naming = build_naming(recipe, strands, classes, places, label_sets)
+    texts = TextChoice(recipe.data.text_for_labelled, recipe.data.class_names, recipe.seed, naming)
     try:
         order = order_of(
             strands,

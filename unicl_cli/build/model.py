@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unicl_cli import binding
 from unicl_cli.build import param_groups
@@ -13,9 +13,11 @@ from unicl_cli.contracts import ClassName, LabelSets, Model, Part, StoresFiles, 
 from unicl_cli.core.loop import Step
 from unicl_cli.core.machine import free_memory
 from unicl_cli.core.memory import limit_modules
+from unicl_cli.core.prompts import fill_template, load_templates
 from unicl_cli.core.recompute import recompute_blocks
 from unicl_cli.core.switches import apply_switches
 from unicl_cli.core.towers import traits_in
+from unicl_cli.data.mix import BOTH
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.schema import Recipe
@@ -53,12 +55,39 @@ def build_step(
         )
     apply_switches(model, pack_texts=recipe.parallel.pack_texts, channels_last=recipe.parallel.channels_last)
     param_groups.freeze_towers(model)
-    context |= {"image_width": lambda: cast("Model", model).image_width, "label_sets": lambda: label_sets}
+    own = find_tokenizer(model) if recipe.model.tokenizer is None else None
+
+    def tokenize_classes(template: str) -> Tensor:
+        texts = [fill_template(load_templates([template])[0], item.names[0]) for item in classes]
+        chosen = own or tokenizer()
+        begin_prompts(model, chosen)
+        tokens = chosen(texts)
+        first = getattr(chosen, "prompt_token", None)
+        return tokens if first is None else torch.cat([torch.full_like(tokens[:, :1], first), tokens[:, 1:]], 1)
+
+    context |= {
+        "image_width": lambda: cast("Model", model).image_width,
+        "label_sets": lambda: label_sets,
+        "class_prompts": lambda: tokenize_classes,
+    }
     loss = cast("nn.Module", binding.make("losses", recipe.loss, context))
+    if recipe.data.text_for_labelled == BOTH and not getattr(loss, "two_texts", False):
+        raise UniclError(
+            f"data.text_for_labelled=both: the loss '{recipe.loss.name}' takes one text a row",
+            "set it to prompt, caption or mixed, or use the loss unicl",
+        )
     if getattr(model, "text", model) is None:
         return Step(model, loss), None
-    own = find_tokenizer(model)
-    return Step(model, loss), own if own is not None and recipe.model.tokenizer is None else tokenizer()
+    found = own or tokenizer()
+    begin_prompts(model, found)
+    return Step(model, loss), found
+
+
+def begin_prompts(model: nn.Module, tokenizer: Tokenizer) -> None:
+    """Let the tokenizer begin prompts as the text tower has learned or will learn it."""
+    token = next((traits.prompt_token for traits in traits_in(model) if traits.prompt_token is not None), None)
+    if token is not None:
+        cast("TextTokenizer", tokenizer).begin_prompts(token)
 
 
 def build_towers(
@@ -82,6 +111,7 @@ def context_of(
     embed_dim = recipe.model.part.options.get("embed_dim")
     return {
         "chunks": lambda: chunks,
+        "hides_named": lambda: recipe.data.caption_labels == "hide",
         "classes": lambda: classes,
         "num_classes": lambda: len(classes),
         "embed_dim": lambda: embed_dim,

@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from unicl_cli.build import param_groups
+from unicl_cli.build.caption_labels import naming_warnings
 from unicl_cli.build.data import TrainingData, total_steps
 from unicl_cli.build.negatives import check_negatives
 from unicl_cli.contracts import Part, Tuning
 from unicl_cli.core.dist import bare
 from unicl_cli.core.ema import share_of_start
 from unicl_cli.core.schedule import lr_at
-from unicl_cli.data.mix import LABELS
+from unicl_cli.data.mix import BOTH, LABELS
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of, format_share
 from unicl_cli.recipe.schema import Group, Recipe
@@ -40,6 +41,7 @@ def recipe_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
     if warmup > steps:
         found.append(f"schedule.warmup of {warmup:,} steps exceeds the run of {steps:,}: optim.lr is never reached")
     found += [*average_warnings(recipe, steps), *undrawn_warnings(data, steps), *idle_loss_warnings(recipe, data)]
+    found += naming_warnings(recipe, data.mix)
     for name, rate in pretrained_rates(recipe).items():
         if rate > HIGH and recipe.optim.name == "adamw":
             found.append(
@@ -71,9 +73,12 @@ def idle_loss_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
             f"loss multitask: all rows of the mix have the kind {kind}, so that {idle} is never trained: set "
             f"data.mix.labels=auto with rows of both kinds, or {other}"
         )
+    has_both = any(strand.table.has_texts() for strand in labels)
+    if recipe.data.text_for_labelled == BOTH and not has_both:
+        found.append("data.text_for_labelled=both, but no row with a label has captions: prepare rows with both")
     own_text = recipe.loss.options.get("own_text")
     prompts_only = recipe.data.text_for_labelled == "prompt"
-    if own_text and (prompts_only or not any(strand.table.has_texts() for strand in labels)):
+    if own_text and (prompts_only or not has_both):
         why, hint = "no row with a label has captions", "prepare rows with both, or set loss.own_text=0"
         if prompts_only:
             why, hint = "data.text_for_labelled=prompt shows none", "set data.text_for_labelled=mixed"

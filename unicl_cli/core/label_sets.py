@@ -6,7 +6,23 @@ import torch
 from torch import Tensor
 
 from unicl_cli.contracts import NO_LABEL, Drawn, LabelSets
-from unicl_cli.core.batch_columns import KNOWN, LABEL_SET, SHOWN
+from unicl_cli.core.batch_columns import KNOWN, LABEL_SET, NAMED, SHOWN
+
+MOST_NAMED = 8
+"""The most classes that a caption names; one that names more counts as a list of words that names none."""
+
+
+def pad_labels(rows: Sequence[Sequence[int]], width: int) -> Tensor:
+    """Return lists of classes as int64 (b, width), NO_LABEL behind each."""
+    found = torch.full((len(rows), width), NO_LABEL)
+    for number, row in enumerate(rows):
+        found[number, : len(row)] = torch.tensor(row, dtype=torch.int64)
+    return found
+
+
+def named_column(drawn: Sequence[Drawn]) -> dict[str, Tensor]:
+    """Return the column NAMED (b, MOST_NAMED) of a batch."""
+    return {NAMED: pad_labels([row.named for row in drawn], MOST_NAMED)}
 
 
 def set_columns(
@@ -19,8 +35,6 @@ def set_columns(
     g is set if the row is annotated for group g.
     """
     del tokens, text_index
-    labels = torch.full((len(drawn), label_sets.width), NO_LABEL)
-    for number, row in enumerate(drawn):
-        labels[number, : len(row.labels)] = torch.tensor(row.labels, dtype=torch.int64)
+    labels = pad_labels([row.labels for row in drawn], label_sets.width)
     shown, known = (torch.tensor(column) for column in zip(*((row.shown, row.known) for row in drawn), strict=True))
     return {LABEL_SET: labels, SHOWN: shown, KNOWN: known}

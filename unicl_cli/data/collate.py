@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from unicl_cli.contracts import NO_LABEL, NO_TEXT, Batch, Drawn
-from unicl_cli.core.batch_columns import HASH_KEYS, ROW_KEYS
+from unicl_cli.core.batch_columns import HASH_KEYS, PROMPT, PROMPTED, ROW_KEYS
 from unicl_cli.data.tokenizers import TextTokenizer
 
 Hook = Callable[[Sequence[Drawn], Tensor, Tensor], Mapping[str, Tensor]]
+Place = tuple[str, int, bool]
+"""Text, number, and whether it is a prompt that begins otherwise than a caption: what makes a row of tokens."""
 
 
 class Extra:
@@ -45,18 +47,33 @@ def collate(
     caption_targets: str,
     extra: Hook | None,
     distinct: bool = True,
+    two_texts: bool = False,
 ) -> Batch:
     """Build the Batch of one rank's samples of a step and their images as one tensor.
 
     Equal texts are encoded once, in the order of their first rows. Without ``distinct``, each row's text is encoded
-    by itself, for a text tower whose dropout gives each row another vector.
+    by itself, for a text tower whose dropout gives each row another vector. ``two_texts``: rows may have a second one.
     """
-    rows: dict[tuple[str, int], int] = {}  # text (and its row, unless distinct) -> row of tokens
-    places = [None if d.text is None else (d.text, 0 if distinct else n) for n, d in enumerate(drawn)]
-    index = [NO_TEXT if place is None else rows.setdefault(place, len(rows)) for place in places]
+    first_of_prompts = getattr(tokenizer, "prompt_token", None)
+    rows: dict[Place, int] = {}
+
+    def place(text: str | None, number: int, *, is_prompt: bool) -> int:
+        """Return the row of tokens of a text; ``number`` is its own where each text is encoded by itself."""
+        if text is None:
+            return NO_TEXT
+        key = (text, 0 if distinct else number, is_prompt and first_of_prompts is not None)
+        return rows.setdefault(key, len(rows))
+
+    index = [place(d.text, n, is_prompt=d.text_hash == 0) for n, d in enumerate(drawn)]
+    beside: dict[str, Tensor] = {}
+    if two_texts:
+        seconds = [place(d.prompt, ~n, is_prompt=True) for n, d in enumerate(drawn)]
+        beside = {PROMPT: torch.tensor(seconds), PROMPTED: torch.tensor([d.prompted for d in drawn])}
     # never empty, since every rank runs the text tower in every step
-    texts = [text for text, _ in rows] or [""]
-    tokens = torch.zeros(1, 1, dtype=torch.int64) if tokenizer is None else tokenizer(texts)
+    texts = list(rows) or [("", 0, False)]
+    tokens = torch.zeros(1, 1, dtype=torch.int64) if tokenizer is None else tokenizer([text for text, _, _ in texts])
+    if first_of_prompts is not None:
+        tokens[torch.tensor([is_prompt for _, _, is_prompt in texts]), 0] = first_of_prompts
     text_index = torch.tensor(index)
     return Batch(
         images=images,
@@ -65,5 +82,5 @@ def collate(
         labels=torch.tensor([d.label for d in drawn]),
         keys=torch.tensor([sample_key(d, caption_targets) for d in drawn]),
         draws=torch.tensor([d.draw for d in drawn]),
-        extra=dict(extra(drawn, tokens, text_index)) if extra else {},
+        extra={**beside, **(extra(drawn, tokens, text_index) if extra else {})},
     )

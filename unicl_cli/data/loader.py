@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from unicl_cli.contracts import Batch, Drawn
 from unicl_cli.data.collate import Hook, collate
-from unicl_cli.data.mix import At, Draws, MixedCorpora
+from unicl_cli.data.mix import BOTH, At, Draws, MixedCorpora
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.launch.stopping import stop_signals
@@ -232,7 +232,14 @@ def batches(
     Rows carry their media only if ``extra`` has a hook.
     """
     chunks, in_a_batch = load_chunks(mix.with_media() if extra else mix, draws, workers)
-    together = partial(collate, tokenizer=tokenizer, caption_targets=caption_targets, extra=extra, distinct=distinct)
+    together = partial(
+        collate,
+        tokenizer=tokenizer,
+        caption_targets=caption_targets,
+        extra=extra,
+        distinct=distinct,
+        two_texts=mix.texts.labelled == BOTH,
+    )
     for step in range(draws.start, draws.steps):
         with explain_worker_death():
             drawn, images = join_chunks(islice(chunks, in_a_batch), draws.rows, pin_memory=pin_memory)

@@ -12,21 +12,28 @@ from numpy.typing import NDArray
 from unicl_cli.contracts import NO_LABEL, Drawn, Sample
 from unicl_cli.core.prompts import fill_template
 from unicl_cli.core.sampler import Alternation, BalancedStream, Mixture, Stream, share
+from unicl_cli.data.caption_labels import CaptionLabels
 from unicl_cli.data.corpus import Corpus, RowTable, integers_of, undecodable
 from unicl_cli.data.pictures import ImageError
 from unicl_cli.data.transforms import TrainTransform
 
-LABELS = "labels"
+LABELS, CAPTIONS = "labels", "captions"
+BOTH = "both"
+"""The choice of texts by which a row with a label and captions shows a prompt beside a caption."""
 At = tuple[int, int, int, int]
 """Place of a sample: strand, row of the strand, step, draw."""
 
 
 class TextChoice(NamedTuple):
-    """Options for a row's text. ``labelled`` (prompt | caption | mixed) is for rows with both a label and captions."""
+    """Options for a row's text. ``labelled`` (prompt | caption | mixed | both) is for rows with a label and captions.
+
+    ``naming`` says what the classes mean that the caption of a row without a label names; None: nothing.
+    """
 
     labelled: str
     class_names: str  # first | uniform
     seed: int
+    naming: CaptionLabels | None = None
 
 
 class ClassPlace(NamedTuple):
@@ -174,7 +181,7 @@ class MixedCorpora:
         except ImageError as error:
             raise undecodable(strand.table.shard_of(place), sample.key, error) from error
         labels = tuple(int(strand.labels[label]) for label in strand.label_set(sample))
-        return Drawn(
+        drawn = Drawn(
             row=strand.first + row,
             draw=draw,
             seed=self.texts.seed,
@@ -187,23 +194,35 @@ class MixedCorpora:
             shown=NO_LABEL if shown == NO_LABEL else int(strand.labels[shown]),
             known=strand.known(sample) if strand.kind == LABELS else 0,
         )
+        if self.texts.labelled == BOTH and labels and text_hash:
+            prompt, _, shown = self.prompt(strand, sample, self.words(step, drawn.row))
+            drawn = drawn._replace(prompt=prompt, prompted=int(strand.labels[shown]))
+        naming = self.texts.naming
+        return drawn if naming is None or strand.kind == LABELS else naming.complete(drawn)
 
     def text(self, strand: Strand, sample: Sample, step: int, row: int) -> tuple[str | None, int, int]:
         """Return the row's text in this step, a function of (seed, step, row), with its hash and its class.
 
         A prompt names one of the row's labels and has the hash 0; a caption has the class NO_LABEL.
         """
-        words = np.random.SeedSequence((self.texts.seed, step, row)).generate_state(4)
-        coin, pick, name = int(words[0] & 1), int(words[1]), int(words[2])
+        words = self.words(step, row)
         captions, labels = bool(sample.texts), strand.label_set(sample)
         if labels and captions:
-            captions = self.texts.labelled == "caption" or (self.texts.labelled == "mixed" and coin == 1)
+            captions = self.texts.labelled in ("caption", BOTH) or (self.texts.labelled == "mixed" and words[0] & 1)
         if captions:
-            k = pick % len(sample.texts)
+            k = words[1] % len(sample.texts)
             return sample.texts[k], sample.text_hash[k], NO_LABEL
-        if not labels:
-            return None, 0, NO_LABEL
-        shown = labels[int(words[3]) % len(labels)]
+        return self.prompt(strand, sample, words) if labels else (None, 0, NO_LABEL)
+
+    def words(self, step: int, row: int) -> tuple[int, ...]:
+        """Return the random numbers of a row's texts in a step: which kind, which text, which name, which label."""
+        return tuple(np.random.SeedSequence((self.texts.seed, step, row)).generate_state(4).tolist())
+
+    def prompt(self, strand: Strand, sample: Sample, words: tuple[int, ...]) -> tuple[str, int, int]:
+        """Return a prompt for one of the labels of a row, as ``text`` does."""
+        _, pick, name, which = words
+        labels = strand.label_set(sample)
+        shown = labels[which % len(labels)]
         names = strand.names[shown]
         chosen = names[name % len(names)] if self.texts.class_names == "uniform" else names[0]
         return fill_template(strand.templates[pick % len(strand.templates)], chosen), 0, shown

@@ -67,6 +67,7 @@ class TextTokenizer:
         # a table of whole texts has no token for others; the library would raise a plain Exception
         table = isinstance(library.model, models.WordLevel) and library.pre_tokenizer is None
         self.known = frozenset(vocabulary) if table else None
+        self.prompt_token: int | None = None
         self._seen: dict[str, Ids] = {}
         library.no_padding()
         library.enable_truncation(context_length)
@@ -100,6 +101,16 @@ class TextTokenizer:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": {}}
+
+    def begin_prompts(self, token: int) -> None:
+        """Begin prompts in training with ``token``; UniclError if texts have no start token whose place it takes."""
+        firsts = set[int]() if self.known is not None else {*self(["", "a"])[:, 0].tolist()}
+        if len(firsts) != 1 or self.eot_id in firsts:
+            raise UniclError(
+                "model.text.prefix: the tokenizer puts no start token before a text",
+                "use the tokenizer corpus or clip, or set model.text.prefix=null",
+            )
+        self.prompt_token = token
 
     def cuts(self, texts: Sequence[str]) -> int:
         """Count the texts that are longer than ``context_length``."""

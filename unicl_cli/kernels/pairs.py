@@ -24,7 +24,7 @@ class Pairs(NamedTuple):
     pulls: tuple[tuple[Pull, ...], ...]  # one or two results, each the sum of its pulls: the mean of a row's positives
     exclude: tuple[Tensor, Tensor] | None  # int64 (b,), (C,): a pair with equal ids is hidden
     column_sums: bool  # sum down the columns too
-    unknown: tuple[Tensor, Tensor] | None = None  # int64 (b,), (C,): a common bit hides a pair
+    unknown: tuple[Tensor, Tensor] | None = None  # int64 (W, b), (W, C): a common bit hides a pair
 
 
 class Kernel(Protocol):
@@ -83,6 +83,13 @@ def pairs_of(
     )
     row_bias = torch.zeros_like(row_keys, dtype=dtype).masked_fill(row_keys == NO_KEY, FAR)
     return Pairs(row_bias, times.log().clamp(min=FAR), reads, count, (pulls,), exclude, column_sums)
+
+
+def add_columns(pairs: Pairs, columns: int, count: int, image: tuple[Pull, ...]) -> Pairs:
+    """Append ``count`` columns to ``columns``, each with one answer of its own, and take other pulls of the images."""
+    own = torch.arange(columns, columns + count, device=pairs.reads.device)
+    bias = torch.cat([pairs.column_bias, pairs.column_bias.new_zeros(count)])
+    return pairs._replace(column_bias=bias, reads=torch.cat([pairs.reads, own]), pulls=(image, pairs.pulls[-1]))
 
 
 def lse_(x: Tensor, dim: int, out: Tensor) -> Tensor:

@@ -131,11 +131,11 @@ def add_pull_gradients(
     """Add the gradients of `pull_sums` to ``dq`` and ``dk``."""
     every = torch.arange(len(q), device=q.device)
     for pull in pulls:
-        shape = SumShape(pull.groups, dq.dtype)
+        shape, to = SumShape(pull.groups, dq.dtype), reads[: len(pull.answers.group)]  # others answer another pull
         for features in _feature_slices(q, pull):
             groups = pull.answers.sum_groups(k[:, features], reads, shape)
             pull.rows.add_items(dq[:, features], every, groups, grad)
             del groups  # before the next of this size is made
             groups = pull.rows.sum_groups(q[:, features], every, shape, grad)
-            pull.answers.add_items(dk[:, features], reads, groups)
+            pull.answers.add_items(dk[:, features], to, groups)
             del groups

@@ -25,6 +25,11 @@ class Target(NamedTuple):
 
     Labels may come in ``groups``. A pair of an image that is not annotated for a group and a prompt of that group is
     neither positive nor negative: it is hidden in both softmaxes. An image is annotated for the groups of its labels.
+
+    The prompts of all ``classes`` may stand beside the texts of the rows: for images alone, as texts that nobody shows.
+
+    The caption of a row without labels may name classes. It is hidden from images of these classes, and its image from
+    texts that say one of them.
     """
 
     texts: Tensor  # (n,) int64
@@ -34,12 +39,32 @@ class Target(NamedTuple):
     shown: Tensor | None = None  # (n,) int64: the class that the row's prompt names, NO_LABEL without; None: no prompts
     known: Tensor | None = None  # (n,) int64: bit g is set if the image is annotated for group g
     groups: Tensor | None = None  # (classes,) int64: the group of each class, at most 62; None: no groups
+    named: Tensor | None = None  # (n, N) int64: the classes that the caption of a row without labels names
+    classes: Tensor | None = None  # (classes, D): the features of their prompts
 
     def map_rows(self, change: Callable[[Tensor], Tensor]) -> "Target":
         """Return the target with ``change`` applied to each tensor that has the n rows."""
-        shown, known = (None if x is None else change(x) for x in (self.shown, self.known))
-        whole = self._replace(shown=shown, known=known)
+        shown, known, named = (None if x is None else change(x) for x in (self.shown, self.known, self.named))
+        whole = self._replace(shown=shown, known=known, named=named)
         return whole._replace(texts=change(self.texts), share=change(self.share), labels=change(self.labels))
+
+    def with_prompts(self, count: int) -> "Target":
+        """Return the target with ``count`` more rows: number c shows the prompt of class c."""
+        number = torch.arange(count, device=self.labels.device)
+
+        def extend(x: Tensor, value: int) -> Tensor:
+            return torch.cat([x, x.new_full((count, *x.shape[1:]), value)])
+
+        labels = extend(self.labels, NO_LABEL)
+        labels[-count:, 0] = number
+        return self._replace(
+            texts=extend(self.texts, NO_KEY),
+            share=extend(self.share, 0),
+            labels=labels,
+            shown=None if self.shown is None else torch.cat([self.shown, number]),
+            known=None if self.known is None else extend(self.known, 0),
+            named=None if self.named is None else extend(self.named, NO_LABEL),
+        )
 
     def said(self) -> Tensor:
         """Return the labels that each row's text says, (n, S) int64."""
@@ -111,8 +136,44 @@ def _number(images: _Entries, texts: _Entries, classes: int | None) -> _Numberin
     return _Numbering(entries, *found)
 
 
-def hide_unknown(mine: Target, everyone: Target, reads: Tensor, columns: int) -> tuple[Tensor, Tensor] | None:
-    """Return the groups that each image lacks (b,) and the group of each text column (columns,), as bits.
+def hide_pairs(mine: Target, everyone: Target, reads: Tensor, columns: int) -> tuple[Tensor, Tensor] | None:
+    """Return words of bits (W, b), (W, columns) of images and text columns: a common bit hides a pair; None: none."""
+    found = [x for x in (_unknown_bits(mine, everyone, reads, columns), _named_bits(mine, everyone)) if x is not None]
+    if not found:
+        return None
+    images, texts = zip(*found, strict=True)
+    return torch.cat(images), torch.cat(texts)
+
+
+def _named_bits(mine: Target, everyone: Target) -> tuple[Tensor, Tensor] | None:
+    """Return a bit for each class that an image of this rank has and a caption names, or the other way round.
+
+    Each row has a column of its own.
+    """
+    if mine.named is None or everyone.named is None:
+        return None
+    images = torch.cat([mine.labels, _mark(mine.named)], 1)
+    texts = torch.cat([everyone.named, _mark(everyone.said())], 1)
+    shared = texts[torch.isin(texts, images) & (texts != NO_LABEL)].unique()  # the number of words waits for a GPU
+    words = len(shared) // 62 + 1
+
+    def pack(items: Tensor) -> Tensor:
+        place = torch.searchsorted(shared, items)
+        is_shared = torch.isin(items, shared)
+        bits = torch.zeros(len(items), words, dtype=torch.int64, device=items.device)
+        place = place.masked_fill(~is_shared, 0)
+        return bits.scatter_add_(1, place // 62, (1 << place % 62) * is_shared).T.contiguous()
+
+    return pack(images), pack(texts)
+
+
+def _mark(classes: Tensor) -> Tensor:
+    """Return other numbers for classes, so that they equal only marked ones."""
+    return torch.where(classes == NO_LABEL, NO_LABEL, classes + (1 << 32))
+
+
+def _unknown_bits(mine: Target, everyone: Target, reads: Tensor, columns: int) -> tuple[Tensor, Tensor] | None:
+    """Return the groups that each image lacks (1, b) and the group of each text column (1, columns), as bits.
 
     ``reads`` (B,): the column of each row of all ranks. Rows that share a column show the same prompt.
     """
@@ -120,7 +181,7 @@ def hide_unknown(mine: Target, everyone: Target, reads: Tensor, columns: int) ->
         return None
     bits = (1 << mine.groups[everyone.shown.clamp(min=0)]).masked_fill(everyone.shown == NO_LABEL, 0)
     of = torch.zeros(columns, dtype=torch.int64, device=reads.device).scatter_reduce_(0, reads, bits, "amax")
-    return ~mine.known & ALL_GROUPS, of
+    return (~mine.known & ALL_GROUPS)[None], of[None]
 
 
 def build_levels(mine: Target, everyone: Target, dtype: torch.dtype) -> Levels:

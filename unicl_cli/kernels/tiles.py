@@ -24,7 +24,8 @@ def _logits(rows: Tensor, k: Tensor, pairs: Pairs, part: slice, out: Tensor) -> 
     if pairs.exclude is not None:
         out.masked_fill_(pairs.exclude[0][part, None] == pairs.exclude[1], FAR)
     if pairs.unknown is not None:
-        out.masked_fill_((pairs.unknown[0][part, None] & pairs.unknown[1]) != 0, FAR)
+        for mine, theirs in zip(*pairs.unknown, strict=True):
+            out.masked_fill_((mine[part, None] & theirs) != 0, FAR)
     return out
 
 

@@ -80,7 +80,9 @@ def _hidden_pairs(pairs: Pairs) -> tuple[int, tuple[Tensor, Tensor]]:
     if pairs.exclude is not None:
         return triton_kernels.EQUAL_IDS.value, pairs.exclude
     if pairs.unknown is not None:
-        return triton_kernels.COMMON_BITS.value, pairs.unknown
+        if len(pairs.unknown[0]) > 1:
+            raise ValueError("the kernel reads one word of bits for each row")
+        return triton_kernels.COMMON_BITS.value, (pairs.unknown[0][0], pairs.unknown[1][0])
     return triton_kernels.NONE.value, (pairs.positives, pairs.reads)  # not read
 
 

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from unicl_cli.contracts import NO_KEY, NO_LABEL
 from unicl_cli.core.dist import exchange, gather, largest_over_ranks, rank, share_of_mean, world_size
-from unicl_cli.kernels.pairs import pairs_of
-from unicl_cli.kernels.targets import Target, build_levels, build_other_views, hide_unknown, mask_target
+from unicl_cli.kernels.pairs import add_columns, pairs_of
+from unicl_cli.kernels.targets import Target, build_levels, build_other_views, hide_pairs, mask_target
 from unicl_cli.kernels.tiles import in_kernel, tiled_sums
 
 TERMS = ("image", "text")
@@ -115,11 +115,17 @@ def both_ways(
             target = mask_target(target, valid)
             everyone = target.map_rows(gather)
             levels = build_levels(target, everyone, s.dtype)
-            unknown = hide_unknown(target, everyone, reads, len(k))
-            pairs, floors = pairs._replace(pulls=(levels.image, levels.text), unknown=unknown), levels.entropy
+            pairs, floors = pairs._replace(pulls=(levels.image, levels.text)), levels.entropy
+            if target.classes is not None:
+                everyone = everyone.with_prompts(len(target.classes))
+                beside = build_levels(target, everyone, s.dtype)
+                floors = {**floors, "image": beside.entropy["image"]}
+                pairs = add_columns(pairs, len(k), len(target.classes), beside.image)
+                k = torch.cat([k, _kernel_input(target.classes, tile).to(k.dtype)])
+            pairs = pairs._replace(unknown=hide_pairs(target, everyone, pairs.reads, len(k)))
         rows, columns, *pulls = tiled_sums(u, k, s, pairs, tile)
         # the texts of this rank over all images; a text is one column, however many rows read it
-        here = (columns - pairs.column_bias).view(world_size(), width)
+        here = (columns - pairs.column_bias)[: world_size() * width].view(world_size(), width)
         columns = exchange(here).logsumexp(0)[mine]
         # equal keys are symmetric: the pulls of all images and of all texts have the same sum. A target has two pulls.
         # Either way images are not gathered

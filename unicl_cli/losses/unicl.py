@@ -7,22 +7,28 @@ import torch
 from torch import Tensor, nn
 
 from unicl_cli.contracts import NO_KEY, NO_LABEL, Batch, Drawn, LabelSets, Model
-from unicl_cli.core.batch_columns import HASH_KEYS, KNOWN, LABEL_SET, OWN_TEXT, ROW_KEYS, SHOWN
-from unicl_cli.core.label_sets import set_columns
+from unicl_cli.core.batch_columns import HASH_KEYS, KNOWN, LABEL_SET, NAMED, OWN_TEXT, ROW_KEYS, SHOWN
+from unicl_cli.core.label_sets import named_column, set_columns
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.kernels.targets import Target
 from unicl_cli.losses.contrast import TERMS, both_ways
 from unicl_cli.losses.label_sets import class_weights, drop_weightless, label_sets_of
-from unicl_cli.losses.texts import encode_texts, text_keys
+from unicl_cli.losses.texts import double_rows, encode_texts, text_keys
+
+HIDING_TILE = 1024
+"""Rows of a tile where captions are hidden from rows, if the recipe sets none."""
 
 
 def target_columns(
-    drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor, *, label_sets: LabelSets | None
+    drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor, *, label_sets: LabelSets | None, hides_named: bool
 ) -> dict[str, Tensor]:
-    """Return the column OWN_TEXT of a batch, from the hash of each row's caption, and those of its label sets."""
+    """Return the column OWN_TEXT of a batch, from the hash of each row's caption, and those of its label sets.
+
+    With ``hides_named`` also the column NAMED.
+    """
     keys = [HASH_KEYS | row.text_hash if row.text_hash else NO_KEY for row in drawn]  # the hash of a prompt is 0
     sets = {} if label_sets is None else set_columns(drawn, tokens, text_index, label_sets=label_sets)
-    return {OWN_TEXT: torch.tensor(keys), **sets}
+    return {OWN_TEXT: torch.tensor(keys), **sets, **(named_column(drawn) if hides_named else {})}
 
 
 class SetTarget(nn.Module):
@@ -53,6 +59,7 @@ class SetTarget(nn.Module):
 
     def complete(self, target: Target, batch: Batch) -> Target:
         """Add the facts of label sets to the target of a batch that has their columns."""
+        target = target._replace(named=batch.extra.get(NAMED))
         if LABEL_SET not in batch.extra:
             return target
         found = target._replace(weights=self.weights, shown=batch.extra[SHOWN])
@@ -64,9 +71,13 @@ class UniCL(nn.Module):
 
     A row with a label that shows a caption of its own puts ``own_text`` of its target on the rows with that caption and
     the rest on its class: 0 is the paper's target, 1 ignores the label of such a row.
+
+    A row that shows a caption and a prompt counts as two rows with the same image, which is encoded once.
     """
 
     score, activation = "text", "softmax"
+    two_texts = True
+    class_tokens: Tensor | None
 
     def __init__(
         self,
@@ -77,6 +88,7 @@ class UniCL(nn.Module):
         own_text: float = 0.0,
         label_sets: LabelSets | None = None,
         weights: Mapping[str, float] | None = None,
+        hides_named: bool = False,
     ) -> None:
         super().__init__()
         for term in terms:
@@ -86,16 +98,39 @@ class UniCL(nn.Module):
                 )
         if not terms or len(set(terms)) < len(terms):
             raise UniclError(f"loss.terms: {list(terms)} is empty or repeats a term", "use image, text or both")
+        if hides_named:  # pairs differ by row, so a text is a column a row; the kernel reads one word of bits a row
+            fold, tile = False, tile or HIDING_TILE
         self.terms, self.tile, self.fold, self.own_text = tuple(terms), tile, fold, own_text
-        self.sets = SetTarget(label_sets, weights)
-        if own_text or label_sets is not None:
-            self.extra = partial(target_columns, label_sets=label_sets)
+        self.sets, self.label_sets, self.hides_named = SetTarget(label_sets, weights), label_sets, hides_named
+        self.register_buffer("class_tokens", None, persistent=False)
+        if own_text or label_sets is not None or hides_named:
+            self._read_rows()
+
+    def add_class_columns(self, tokens: Tensor) -> None:
+        """Put the prompts of all classes, int64 (C, L), beside the texts of each batch, for images alone.
+
+        A row without labels has them as negatives; groups and names that hide prompts from rows hide these, too. Each
+        rank encodes all of them. iCAR (arXiv:2204.10760).
+        """
+        if not len(tokens):
+            raise UniclError("loss.class_columns: the mix has no classes", "remove it, or add a corpus with labels")
+        if "image" not in self.terms:
+            raise UniclError("loss.class_columns: change the term image alone, which loss.terms lacks", "add it there")
+        self.register_buffer("class_tokens", tokens, persistent=False)
+        self._read_rows()
+
+    def _read_rows(self) -> None:
+        """Ask the loader for the columns of targets."""
+        self.extra = partial(target_columns, label_sets=self.label_sets, hides_named=self.hides_named)
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
-        u, scale = model.encode_image(batch.images).embed, model.scale()
+        u, batch = double_rows(model.encode_image(batch.images).embed, batch)
+        scale = model.scale()
         v, index = encode_texts(model, batch, fold=self.fold)
         keys = self.sets.hide_weightless(text_keys(batch.keys, batch), batch)
         target = self.target_of(batch, scale.dtype)
+        if target is not None and self.class_tokens is not None:
+            target = target._replace(classes=model.encode_text(self.class_tokens).embed)
         out = both_ways(u, v, keys, scale, terms=self.terms, tile=self.tile, index=index, target=target)
         return {**out, "logit_scale": scale.detach()}
 

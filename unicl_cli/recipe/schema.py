@@ -133,14 +133,18 @@ class Data(Section):
     """Prompt templates of classes: `clip80`, `clip7`, `unicl81`, `none`, a file or a list; null = the corpus' own."""
     views: Annotated[int, BeforeValidator(_to_int), Field(gt=0, le=64)] = 1
     """Number of augmented views of each image."""
-    text_for_labelled: Literal["prompt", "caption", "mixed"] = "mixed"
-    """Text of a row with a label and captions: a prompt with the class name, a caption, or either at random (mixed)."""
+    text_for_labelled: Literal["prompt", "caption", "mixed", "both"] = "mixed"
+    """Text of a row with a label and captions: a prompt with the class name, a caption, either at random (mixed), or
+    both, which counts the row twice and encodes its image once."""
     class_names: Literal["first", "uniform"] = "first"
     """Class name in a prompt: always the first one, or one of all names at random (uniform)."""
     balance: Share = 0.0
     """Balance of classes: drawn as often as they have rows (0), by the square root of that (0.5), or equally (1)."""
     ancestors: bool = True
     """Labels of a row in a taxonomy: its class and all classes above it, or its class alone (false)."""
+    caption_labels: Literal["off", "hide", "positive"] = "off"
+    """Meaning of class names in captions of rows without a label: none (off), neither positives nor negatives of the
+    rows of these classes (hide), or labels of the row (positive)."""
     caption_targets: Literal["unique", "text_hash"] = "unique"
     """Positives of a caption: its own row (unique), or every row with the same text (text_hash)."""
     workers: Annotated[int, Field(ge=0, le=4096)] | Literal["auto"] = "auto"

@@ -3,11 +3,17 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from unicl_cli import binding
 from unicl_cli.recipe.schema import Eval, Recipe
 from unicl_cli.yaml_lines import leaves, write_yaml
+
+YOUNGER: dict[str, dict[str, Any]] = {
+    "data": {"balance": 0, "ancestors": True, "caption_labels": "off"},
+    "loss": {"own_text": 0, "weights": {}, "class_columns": None},
+}
+"""Keys that are younger than version 0.1, with the defaults at which a recipe keeps its hash."""
 
 
 def compare_recipes(*recipes: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
@@ -41,16 +47,22 @@ def hashed_keys(recipe: Recipe) -> dict[str, Any]:
     for entry in whole["eval"]:
         if entry["candidates"] == Eval.model_fields["candidates"].default:
             del entry["candidates"]
-    if not whole["data"]["balance"]:
-        del whole["data"]["balance"]
-    if whole["data"]["ancestors"]:
-        del whole["data"]["ancestors"]
-    if whole["loss"].get("own_text") == 0:
-        del whole["loss"]["own_text"]
-    if whole["loss"].get("weights") == {}:
-        del whole["loss"]["weights"]
+    for section, defaults in YOUNGER.items():
+        for key, default in defaults.items():
+            if whole[section].get(key, default) == default:
+                whole[section].pop(key, None)
+    whole["model"] = drop_prefix(whole["model"])
     del whole["data"]["workers"], whole["data"]["decoder"], whole["batch"]["micro"]
     return {key: value for key, value in whole.items() if key not in ("run_dir", "log", "checkpoint", "parallel")}
+
+
+def drop_prefix(value: Any) -> Any:
+    """Return a part without the option ``prefix`` of text towers that have none, which is younger than version 0.1."""
+    if not isinstance(value, dict):
+        return value
+    known = cast("dict[str, Any]", value)
+    none = known.get("name") == "transformer" and known.get("prefix") is None
+    return {key: drop_prefix(item) for key, item in known.items() if key != "prefix" or not none}
 
 
 def recipe_hash(recipe: Recipe) -> str:

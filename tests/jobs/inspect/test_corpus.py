@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unicl_cli.contracts import ClassName
-from unicl_cli.jobs.inspect.class_mentions import ClassNameFinder, distinct_pairs, split_words
+from unicl_cli.data.class_mentions import ClassNameFinder, distinct_pairs, split_words
 from unicl_cli.jobs.inspect.corpus import count_bins
 
 

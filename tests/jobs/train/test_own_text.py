@@ -7,6 +7,8 @@ import pytest
 import yaml
 from launching import TINY, here
 
+from unicl_cli.cli import main
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -32,6 +34,18 @@ def test_the_share_counts_for_captions_of_rows_with_a_label_and_not_for_prompts(
     captions = [first_losses(tmp_path, corpus, share, "caption") for share in (0.0, 0.5)]
     assert abs(captions[0][0] - captions[1][0]) > 1e-3
     assert min(captions[1]) > 0
+
+
+def test_rows_with_both_texts_are_trained_on_both(corpus, tmp_path, capsys):
+    both, captions = (first_losses(tmp_path, corpus, 0.5, text) for text in ("both", "caption"))
+    assert abs(both[0] - captions[0]) > 1e-3
+    assert min(both) > 0
+    file = tmp_path / "clip.yaml"
+    text = (tmp_path / "both-0.5.yaml").read_text()
+    file.write_text(text.replace("name: unicl", "name: clip").replace("  own_text: 0.5\n", ""))
+    capsys.readouterr()
+    assert main(["train", str(file), "--run-dir", str(tmp_path / "run"), "-q"]) == 2
+    assert "data.text_for_labelled=both: the loss 'clip' takes one text a row" in capsys.readouterr().err
 
 
 def test_shapes_give_label_rows_a_caption_only_where_it_is_asked_for(corpus, tmp_path):

@@ -13,13 +13,13 @@ from unicl_cli.build.corpora import check_corpora
 from unicl_cli.build.data import TrainingData, build_data
 from unicl_cli.contracts import NO_TEXT, Drawn
 from unicl_cli.core.json_output import format_json
+from unicl_cli.data.class_mentions import ClassNameFinder, distinct_pairs, split_words
 from unicl_cli.data.collate import collate
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.mix import Draws, MixedCorpora
 from unicl_cli.data.text import text_hash
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.inspect.batch_target import BatchTarget, build_unicl, incidence_of
-from unicl_cli.jobs.inspect.class_mentions import ClassNameFinder, distinct_pairs, split_words
 from unicl_cli.recipe.load import load_text
 from unicl_cli.recipe.schema import Recipe
 
@@ -133,6 +133,8 @@ def relate_rows(rows: list[Drawn], target: BatchTarget, data: TrainingData) -> R
     """Return the relations of the rows that have a text."""
     texts = np.array([text_hash(row.text or "") for row in rows], np.int64)
     free = np.array([n for n, row in enumerate(rows) if not row.labels], np.int64)
+    if data.mix.texts.naming is not None:  # a caption is no negative of the classes that it names
+        free = free[:0]
     words = split_words(pa.array([rows[n].text for n in free], pa.string()))
     text, named = ClassNameFinder(data.classes).find(words)
     text, named = distinct_pairs(free[text], named, max(1, len(data.classes)))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unicl_cli import binding
 from unicl_cli.contracts import NO_KEY, NO_LABEL, Batch, LabelSets
-from unicl_cli.kernels.targets import Target, hide_unknown
+from unicl_cli.kernels.targets import Target, hide_pairs
 from unicl_cli.losses.unicl import UniCL
 from unicl_cli.recipe.schema import Recipe
 
@@ -68,11 +68,11 @@ class BatchTarget:
         n = len(self.keys)
         if self.target is None:
             return np.zeros((len(images), n), np.bool_)
-        bits = hide_unknown(self.target, self.target, self.reads, int(self.reads.max()) + 1)
+        bits = hide_pairs(self.target, self.target, self.reads, int(self.reads.max()) + 1)
         if bits is None:
             return np.zeros((len(images), n), np.bool_)
-        lacks, of = bits[0].numpy()[images], bits[1][self.reads].numpy()
-        return lacks[:, None] & of != 0
+        lacks, of = bits[0].numpy()[:, images], bits[1][:, self.reads].numpy()
+        return (lacks[:, :, None] & of[:, None]).any(0)
 
     def chunks(self) -> Iterator[Ints]:
         """Yield all images, a few at a time."""

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.core.class_groups import ancestors_of, label_sets_of
+from unicl_cli.data.class_mentions import compute
 from unicl_cli.evaluator_contracts import RowSets
-from unicl_cli.jobs.inspect.class_mentions import compute
 from unicl_cli.jobs.inspect.scan import CaptionTally, CorpusScan
 
 Ints = NDArray[np.int64]

@@ -11,12 +11,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import NO_LABEL
+from unicl_cli.data.class_mentions import ClassNameFinder, Words, compute, distinct_pairs, split_words
 from unicl_cli.data.corpus import Corpus, integers_of, sets_of_labels, sets_of_lists
 from unicl_cli.data.corpus_format import KNOWN, LABELS
 from unicl_cli.data.manifest import Shard
 from unicl_cli.data.shard_checks import ShardRules, open_shard, read_columns
 from unicl_cli.evaluator_contracts import RowSets
-from unicl_cli.jobs.inspect.class_mentions import ClassNameFinder, Words, compute, distinct_pairs, split_words
 
 Ints = NDArray[np.int64]
 ImageColumns = tuple[NDArray[np.int16], Ints, Ints]

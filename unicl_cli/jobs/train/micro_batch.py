@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unicl_cli.contracts import NO_TEXT, Batch, Tokenizer
 from unicl_cli.core import checkpoint_files
-from unicl_cli.core.batch_columns import LABEL_SET
+from unicl_cli.core.batch_columns import LABEL_SET, NAMED, PROMPT
 from unicl_cli.core.dist import gather, rank, rehearsal, shard, world_size
 from unicl_cli.core.loop import Step, probe_gradients
 from unicl_cli.core.memory import is_out_of_memory, memory_limit
@@ -114,21 +114,25 @@ def rehearse(recipe: Recipe, accelerator: Any, step: Step, batch: Batch, limit: 
 
 
 def longest_texts(batch: Batch, tokenizer: Tokenizer | None) -> Batch:
-    """Give each row another text of full length.
+    """Give each row another text of full length, and a second one where it has two.
 
     A batch whose ``extra`` has more than one number for each row is returned as it is: it may describe the tokens. Its
-    label sets do not.
+    label sets and the classes that captions name do not.
     """
-    if tokenizer is None or any(x.dim() > 1 for name, x in batch.extra.items() if name != LABEL_SET):
+    if tokenizer is None or any(x.dim() > 1 for name, x in batch.extra.items() if name not in (LABEL_SET, NAMED)):
         return batch
+    second = batch.extra.get(PROMPT)
     rows, end = len(batch.text_index), getattr(tokenizer, "eot_id", tokenizer.vocab_size - 1)
     random = torch.Generator().manual_seed(0)
-    cells = (rows, tokenizer.context_length)
+    cells = (rows if second is None else 2 * rows, tokenizer.context_length)
     tokens = torch.randint(max(1, tokenizer.vocab_size - 1), cells, generator=random)  # equal ones would be packed
     tokens = torch.where(tokens < end, tokens, tokens + 1).clamp(max=tokenizer.vocab_size - 1)
     tokens[:, -1] = end  # and none ends before the last
     index = torch.where(batch.text_index == NO_TEXT, batch.text_index, torch.arange(rows))
-    return batch._replace(tokens=tokens, text_index=index)
+    if second is None:
+        return batch._replace(tokens=tokens, text_index=index)
+    beside = torch.where(second == NO_TEXT, second, rows + torch.arange(rows))
+    return batch._replace(tokens=tokens, text_index=index, extra={**batch.extra, PROMPT: beside})
 
 
 def find_shortage(device: torch.device, lacking: float) -> Shortage | None:

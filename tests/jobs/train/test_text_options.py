@@ -1,0 +1,99 @@
+"""Options of texts and classes that are off by default, from the recipe to the run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launching import TINY, here
+from safetensors.torch import load_file
+
+from unicl_cli.build.data import build_data, build_tokenizer
+from unicl_cli.build.model import build_step
+from unicl_cli.cli import main
+from unicl_cli.recipe.load import load_text
+from unicl_cli.recipe.text import hashed_keys
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpora")
+    for kind, name in (("labels", "labels"), ("captions", "captions")):
+        here("prepare", f"--{kind}", "shapes?count=48&test=12&size=16", "--holdout", "0", "-q", "-o", folder / name)
+    return folder
+
+
+def recipe(folder: Path, *kinds: str, **changes: Any) -> str:
+    data = TINY["data"] | {"train": [{"corpus": str(folder / kind)} for kind in kinds]} | changes.pop("data", {})
+    return json.dumps(TINY | {"data": data, "loss": "unicl", "steps": 2} | changes)
+
+
+def losses_of(text: str, run: Path) -> list[float]:
+    file = run.with_suffix(".yaml")
+    file.write_text(text)
+    here("train", file, "--run-dir", run, "-q")
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+COLUMNS = {"name": "unicl", "class_columns": {}}
+
+
+def test_class_columns_make_the_choice_of_each_image_wider(corpora, tmp_path):
+    plain = losses_of(recipe(corpora, "labels", "captions"), tmp_path / "plain")
+    wider = losses_of(recipe(corpora, "labels", "captions", loss=COLUMNS), tmp_path / "wider")
+    assert wider[0] > plain[0] + 0.1, "48 candidates more"
+    here("eval", tmp_path / "wider", "--data", corpora / "labels", "-q")
+
+
+def fails(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    capsys.readouterr()
+    assert main(["train", str(file), "--run-dir", str(tmp_path / "run"), "-q"]) == 2
+    return capsys.readouterr().err
+
+
+def test_class_columns_without_an_image_term_or_a_place_for_the_name_are_refused(corpora, tmp_path, capsys):
+    text_only = recipe(corpora, "labels", loss=COLUMNS | {"terms": ["text"]})
+    assert "loss.class_columns: change the term image alone" in fails(text_only, tmp_path, capsys)
+    nameless = recipe(corpora, "labels", loss={"name": "unicl", "class_columns": {"template": "a photo"}})
+    assert "template 'a photo': has no place for the class name" in fails(nameless, tmp_path, capsys)
+
+
+def test_options_at_their_defaults_are_not_part_of_a_recipes_hash(corpora):
+    assert "class_columns" not in hashed_keys(load_text(recipe(corpora, "labels")))["loss"]
+    assert hashed_keys(load_text(recipe(corpora, "labels", loss=COLUMNS)))["loss"]["class_columns"]
+    assert "prefix" not in hashed_keys(load_text(recipe(corpora, "labels")))["model"]["text"]
+    made = load_text(recipe(corpora, "labels", model=PREFIX))
+    assert hashed_keys(made)["model"]["text"]["prefix"] == "kind"
+
+
+PREFIX = TINY["model"] | {"text": TINY["model"]["text"] | {"prefix": "kind"}}
+
+
+def test_a_prefix_is_trained_for_prompts_alone_and_left_out_at_test_time(corpora, tmp_path, capsys):
+    starts = {}
+    for kinds in (("labels", "captions"), ("captions",)):
+        run = tmp_path / "-".join(kinds)
+        losses_of(recipe(corpora, *kinds, model=PREFIX, optim={"name": "sgd", "lr": 1.0, "weight_decay": 0}), run)
+        made = load_text(recipe(corpora, *kinds, model=PREFIX))
+        data = build_data(made)
+        fresh, _ = build_step(made, lambda d=data, m=made: build_tokenizer(m, d), data.classes, 1)
+        tables = (fresh.state_dict(), load_file(run / "model.safetensors"))
+        before, after = (weights["model.text.trunk.tok.weight"][-1] for weights in tables)
+        starts[kinds] = torch.equal(before, after)
+    assert starts == {("labels", "captions"): False, ("captions",): True}
+    here("eval", tmp_path / "labels-captions", "--data", corpora / "labels", "-q")
+    bag = {"name": "cbow", "width": 16, "prefix": "kind"}
+    assert "model.text.prefix" in fails(
+        recipe(corpora, "labels", model=TINY["model"] | {"text": bag}), tmp_path, capsys
+    )
+
+
+def test_class_columns_are_prompts_and_begin_like_them(corpora):
+    made = load_text(recipe(corpora, "labels", model=PREFIX, loss=COLUMNS))
+    data = build_data(made)
+    tokenizer = build_tokenizer(made, data)
+    step, _ = build_step(made, lambda: tokenizer, data.classes, 1)
+    assert set(step.loss.class_tokens[:, 0].tolist()) == {tokenizer.vocab_size}

@@ -1,0 +1,71 @@
+"""Recipe to the meaning of class names in captions (`data.caption_labels`)."""
+
+from collections.abc import Sequence
+
+from unicl_cli.binding import takes
+from unicl_cli.contracts import ClassName, LabelSets
+from unicl_cli.data.caption_labels import CaptionLabels
+from unicl_cli.data.mix import CAPTIONS, ClassPlace, MixedCorpora, Strand
+from unicl_cli.errors import UniclError
+from unicl_cli.formats import count_of
+from unicl_cli.recipe.schema import Recipe
+from unicl_cli.registry import names
+
+TRIED = 1000
+"""Rows of each corpus of captions whose texts are read before a training."""
+
+
+def losses_that_take(parameter: str) -> list[str]:
+    """Return the names of the losses that ask the builder for ``parameter``."""
+    return [name for name in names("losses") if takes("losses", name, parameter)]
+
+
+def build_naming(
+    recipe: Recipe,
+    strands: Sequence[Strand],
+    classes: Sequence[ClassName],
+    places: Sequence[ClassPlace],
+    label_sets: LabelSets | None,
+) -> CaptionLabels | None:
+    """Return the reader of class names in captions; None if the recipe gives them no meaning.
+
+    Raises UniclError where they cannot have one.
+    """
+    mode, loss = recipe.data.caption_labels, recipe.loss.name
+    if mode == "off":
+        return None
+    off, key = "or set data.caption_labels=off", f"data.caption_labels={mode}"
+    if not classes or all(strand.kind != CAPTIONS for strand in strands):
+        what = "rows with captions alone" if classes else "classes"
+        raise UniclError(f"{key}: the mix has no {what}", f"add a corpus of labels and one of captions, {off}")
+    if mode == "positive":
+        return CaptionLabels(classes, merge_above(places, len(classes)), label_sets)
+    if not takes("losses", loss, "hides_named"):
+        able = ", ".join(losses_that_take("hides_named"))
+        raise UniclError(f"{key}: the loss '{loss}' cannot hide captions from rows", f"use one of {able}, {off}")
+    if recipe.data.caption_targets == "text_hash":
+        problem = "the same caption may be a positive of a row and hidden from it"
+        raise UniclError(f"{key}: with data.caption_targets=text_hash, {problem}", f"use unique, {off}")
+    return CaptionLabels(classes, (), None)
+
+
+def naming_warnings(recipe: Recipe, mix: MixedCorpora) -> list[str]:
+    """Return a warning if none of the captions that are tried names a class."""
+    naming = mix.texts.naming
+    if naming is None:
+        return []
+    captions = [strand for strand in mix.strands if strand.kind == CAPTIONS]
+    tried = list(MixedCorpora(captions, mix.texts).some_texts(TRIED))
+    if any(naming.named_in(text) for text in tried):
+        return []
+    mode, count = recipe.data.caption_labels, count_of(len(tried), "caption")
+    return [f"data.caption_labels={mode}: none of {count} tried names a class: see unicl inspect, or set it to off"]
+
+
+def merge_above(places: Sequence[ClassPlace], count: int) -> list[list[int]]:
+    """Return for each of ``count`` classes of the mix its number and those of the classes above it in any corpus."""
+    found = [{number} for number in range(count)]
+    for place in places:
+        for own, above in zip(place.labels.tolist(), place.above, strict=False):
+            found[own] |= set(place.labels[list(above)].tolist())
+    return [sorted(each) for each in found]
