@@ -92,6 +92,7 @@ def hold_stderr() -> Generator[None]:
         try:
             yield
         finally:
+            sys.stderr.flush()
             os.dup2(shown, 2)
             os.close(shown)
         kept.seek(0)
