@@ -8,6 +8,7 @@ import tomllib
 import traceback
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -27,6 +28,11 @@ PACKAGES = {
 }
 
 
+@cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
 @pytest.mark.parametrize("folder", ["unicl_cli", "tests", "plugins"])
 def test_no_file_is_longer_than_400_lines(folder):
     long = {str(f): n for f in (ROOT / folder).rglob("*.py") if (n := len(f.read_text().splitlines())) > 400}
@@ -35,14 +41,14 @@ def test_no_file_is_longer_than_400_lines(folder):
 
 def test_every_module_says_in_one_sentence_what_it_is():
     for file in MODULES:
-        first = (ast.get_docstring(ast.parse(file.read_text())) or "").splitlines()[:1]
+        first = (ast.get_docstring(parsed(file)) or "").splitlines()[:1]
         assert first, file
         assert re.search(r"[.?!]$", first[0]), f"{file}: {first[0]}"
 
 
 def imports_of(file: Path) -> Iterator[str]:
     """The modules that a file imports at any depth of its code, and the names from them, which may be modules too."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Import):
             yield from (each.name for each in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -72,7 +78,7 @@ def test_the_standard_streams_are_written_in_a_few_places():
     writers = re.compile(r"^(sys\.(stdout|stderr)(\.buffer)?\.(write|writelines)|typer\.s?echo|print)$")
     found: set[str] = set()
     for file in MODULES:
-        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        calls = [node for node in ast.walk(parsed(file)) if isinstance(node, ast.Call)]
         if any(writers.match(ast.unparse(call.func)) for call in calls):
             found.add(file.relative_to(ROOT / "unicl_cli").as_posix())
     assert found <= allowed

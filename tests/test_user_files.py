@@ -65,6 +65,9 @@ def made(tmp_path_factory, digits) -> dict[str, str]:
     file = recipe(root, digits, steps=2, every=1)
     here("train", file, "--run-dir", root / "a", "--devices", "cpu:1", "-q")
     Image.new("RGB", (16, 16)).save(root / "x.png")
+    for split in ("train", "test"):
+        (root / "photos" / split / "cat").mkdir(parents=True)
+        Image.effect_noise((200, 200), 90).save(root / "photos" / split / "cat" / "1.png")
     first = root / "a" / "checkpoints" / "step-00000001"
     return {"corpus": str(digits), "recipe": str(file), "a": str(root / "a"), "b": str(first), "image": str(root)}
 
@@ -118,7 +121,7 @@ PROCESSES = (
     "eval {a} --data {corpus} -o out/e.json --devices cpu:2",
     "compare {a} {b} --data {corpus} --devices cpu:2",
     "zeroshot {image} --model {a} --classes cat,dog --devices cpu:2",
-    "prepare --labels digits --shard-mb 1 --size 8 --workers 2 -o out/corpus2",
+    "prepare --labels {image}/photos --workers 2 -o out/corpus2",  # two shards of images that are not small
     "bench sampler --rounds 1 -o out/b2.json",
     "doctor",
 )

@@ -54,7 +54,7 @@ def test_what_is_switched_off_is_off(digits):
     assert not step_of(recipe_of(digits, image="vit_tiny_patch16_224")).model.image.trunk.traits.channels_last
 
 
-@pytest.mark.parametrize("model", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("model", ["resnet10t", "resnet14t"])  # basic blocks and bottlenecks
 def test_channels_last_gives_the_same_value_and_gradients(digits, model):
     found = []
     for wanted in (True, False):

@@ -45,7 +45,7 @@ def killed_until_done(folder, digits, *, times, steps, seed):
 
 
 def test_killed_a_run_ends_in_the_same_weights(tmp_path, digits):
-    alive, _ = killed_until_done(tmp_path, digits, times=1, steps=40, seed=0)
+    alive, _ = killed_until_done(tmp_path, digits, times=1, steps=25, seed=0)
     assert alive == 1
 
 

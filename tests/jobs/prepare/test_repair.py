@@ -342,7 +342,7 @@ def test_a_source_that_gives_nothing_is_an_error_although_others_gave_rows(tmp_p
     for n in (1, 2):
         (tmp_path / f"{n}.png").write_bytes(b"<html>")
     argv = ("prepare", "--labels", "digits?limit=9", "--captions", tmp_path / "x.tsv", "-o", tmp_path / "c")
-    _, err = called(capsys, *argv, code=2)
+    _, err = called(capsys, *argv, "--workers", 1, code=2)
     assert "source 'x': no usable rows (rejected: not_image 2)" in err
     assert not (tmp_path / "c/manifest.json").exists()
 
