@@ -76,7 +76,8 @@ def _classes_in_trees(classes: Sequence[ClassName]) -> list[ClassName]:
 
 
 def _read_folders(classes: Sequence[ClassName]) -> Taxonomy:
-    """Return the taxonomy of classes whose keys are paths."""
+    """Return the taxonomy of classes whose keys are paths; those of a group, such as attributes, are left out."""
+    classes = [c for c in classes if not c.group]
     if not any("/" in c.key for c in classes):
         raise UniclError(
             "--taxonomy folders: no class lies in the folder of another",
