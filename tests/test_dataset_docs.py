@@ -68,6 +68,8 @@ FILES = {
     "pets/annotations/list.txt": "#Image CLASS-ID SPECIES BREED ID\nBeagle_1 1 1 1\nBeagle_2 1 1 1\nPug_3 2 1 1\n",
     "pets/annotations/trainval.txt": "Beagle_1 1 1 1\nPug_3 2 1 1\n",
     "pets/annotations/test.txt": "Beagle_2 1 1 1\n",
+    "pets/tree.csv": "name,parent\nanimal,\ndog,animal\ncat,animal\nPug,dog\nBeagle,dog\n",
+    "food-101/courses.csv": "course,dish\nstarter,soup\ndessert,pie\n",
     "food-101/meta/train.txt": "pie/1\nsoup/2\n",
     "food-101/meta/test.txt": "pie/3\n",
     "cc3m/00000/000000001.txt": WORDS[0],
@@ -84,6 +86,7 @@ IMAGES = (
     *("CUB_200_2011/images/000.Some_Bird0/0001.jpg", "CUB_200_2011/images/001.Some_Bird1/0002.jpg"),
     *("CUB_200_2011/images/002.Some_Bird2/0003.jpg", "pets/images/Beagle_1.jpg", "pets/images/Beagle_2.jpg"),
     *("pets/images/Pug_3.jpg", "food-101/images/pie/1.jpg", "food-101/images/soup/2.jpg", "food-101/images/pie/3.jpg"),
+    *("zoo/animal/cat/1.jpg", "zoo/animal/cat/siamese/2.jpg", "zoo/plant/3.jpg"),
     *("cc3m/00000/000000001.jpg", "hub/train/0001.jpg", "hub/test/0002.jpg"),
 )
 ROWS = {
@@ -102,6 +105,9 @@ ROWS = {
     "cc3m": {"train": 1},
     "hub": {"train": 1, "test": 1},
     "llava": {"train": 3},
+    "zoo": {"train": 3},
+    "pets-tree": {"train": 3},
+    "food-courses": {"train": 3},
 }
 """Corpus -> rows by split."""
 

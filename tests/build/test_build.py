@@ -47,9 +47,18 @@ def built(recipe):
     return build_step(recipe, lambda: build_tokenizer(recipe, data), data.classes, 1)
 
 
-def corpus(*keys, name="c"):
-    classes = [ManifestClass(id=number, key=key, names=[f"{name} {key}"]) for number, key in enumerate(keys)]
-    empty = {"schema_version": 1, "rows": 0, "bytes": 0, "rejected": {}, "shards": [], "class_counts": {}}
+def corpus(*keys, name="c", group=""):
+    classes = [
+        ManifestClass(id=number, key=key, names=[f"{name} {key}"], group=group) for number, key in enumerate(keys)
+    ]
+    empty = {
+        "schema_version": 2 if group else 1,
+        "rows": 0,
+        "bytes": 0,
+        "rejected": {},
+        "shards": [],
+        "class_counts": {},
+    }
     return Corpus(Path(name), Manifest(name=name, classes=classes, templates=["{}"], **empty), "0")
 
 
@@ -57,6 +66,12 @@ def test_classes_of_several_corpora_meet_by_key():
     classes, maps = merged_classes([corpus("a", "b"), corpus("c", "b", "a", name="d")])
     assert classes == (ClassName("a", ("c a",)), ClassName("b", ("c b",)), ClassName("c", ("d c",)))
     assert [m.tolist() for m in maps] == [[0, 1], [2, 1, 0]]
+
+
+def test_a_class_has_one_place_in_all_corpora_of_a_mix():
+    one, other = corpus("a", "b"), corpus("c", "b", name="d", group="breed")
+    with pytest.raises(UniclError, match="d: class 'b' is in group 'breed' under '', and in '' under '' in an earlier"):
+        merged_classes([one, other])
 
 
 def test_gains_biases_scales_tables_and_positions_keep_their_size(recipe):

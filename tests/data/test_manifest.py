@@ -10,7 +10,7 @@ import pytest
 from unicl_cli.cli import main
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.corpus_format import SCHEMA
-from unicl_cli.data.manifest import MAX_NAME, is_plain_name
+from unicl_cli.data.manifest import MAX_NAME, find_hierarchy_fault, is_plain_name
 from unicl_cli.data.shard_checks import ShardRules, find_fault, open_shard, read_columns
 from unicl_cli.errors import UniclError
 
@@ -147,3 +147,24 @@ def test_columns_of_later_versions_are_read_past(tmp_path):
     pq.write_table(table.append_column("later", pa.array([1])), tmp_path / "s.parquet")
     with open_shard(tmp_path / "s.parquet", [1]) as file:
         assert "later" in file.schema_arrow.names
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        ([("a", "x", ""), ("b", "y", "a"), ("c", "", "")], None),
+        ([("a", "x", "b")], "class 'b' is a parent, but not a class"),
+        ([("a", "x", "b"), ("b", "y", "a")], "class 'a' is above itself"),
+        ([("a", "x", ""), ("b", "y", "a"), ("c", "x", "b")], "class 'a' and a class below it have one group, 'x'"),
+        ([(str(n), str(n), "") for n in range(64)], "has 64 groups of classes; the most are 63"),
+        (
+            [
+                ("0", "", ""),
+                *((str(n), "", str(n - 1)) for n in range(1, 50_000)),
+            ],  # a chain is not walked from each end
+            "class '0' and a class below it have one group, ''",
+        ),
+    ],
+)
+def test_a_hierarchy_has_parents_that_are_classes_and_another_group_on_each_level(classes, said):
+    assert find_hierarchy_fault(classes) == said

@@ -19,7 +19,6 @@ ROWS, TASKS = "Rows and images", "Other tasks"
 @app.command(
     epilog=examples(
         "unicl prepare --labels photos --captions captions.tsv -o corpus",
-        'unicl prepare --labels "digits?classes=0-6" --captions digits -o digits',
         "unicl prepare --labels birds --taxonomy tree.csv -o birds-corpus",
         "unicl prepare --verify -o corpus",
     )

@@ -241,7 +241,7 @@ def _find_repeated_rank(key: str, groups: Mapping[str, str], parents: Mapping[st
     upper = parents[key]
     while upper:
         if groups[upper] in met:
-            return f"class '{key}' has one group with a class above it, or they have: '{groups[upper]}' of '{upper}'"
+            return f"class '{upper}' and a class below it have one group, '{groups[upper]}'"
         met.add(groups[upper])
         upper = parents[upper]
     return None

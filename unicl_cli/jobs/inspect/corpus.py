@@ -80,7 +80,7 @@ def inspect_corpus(corpus: Corpus, *, split: str | None, tokenizer: str, batch_s
         facts["captions"] = caption_facts(corpus, scanned, tokenizer)
     if scanned.texts.rows and corpus.classes:
         facts["named_classes"] = count_named_classes(corpus.classes, counts, scanned.texts, MAX_LISTED)
-    if corpus.manifest.has_sets:
+    if corpus.manifest.has_sets and len(scanned.sets.known):
         facts["label_sets"] = set_facts(corpus.classes, scanned.sets, MAX_LISTED)
     facts["concepts"] = count_concepts(corpus.classes, counts, scanned)
     facts["pairs"] = pair_statistics(count_labels(corpus.classes, scanned.sets), scanned.texts, batch_size)

@@ -1,6 +1,7 @@
 """The classes of a corpus placed in a taxonomy: their ranks and parents, and what a row labelled above a leaf knows."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 from unicl_cli.contracts import ClassName, Row
@@ -75,7 +76,8 @@ def _classes_in_trees(classes: Sequence[ClassName]) -> list[ClassName]:
 
 
 def _read_folders(classes: Sequence[ClassName]) -> Taxonomy:
-    """Return the taxonomy of classes whose keys are paths."""
+    """Return the taxonomy of classes whose keys are paths; those of a group, such as attributes, are left out."""
+    classes = [c for c in classes if not c.group]
     if not any("/" in c.key for c in classes):
         raise UniclError(
             "--taxonomy folders: no class lies in the folder of another",
@@ -100,9 +102,9 @@ def _ends_of(path: str) -> list[str]:
 
 def _find_nodes(classes: Sequence[ClassName], taxonomy: Taxonomy, *, keep_others: bool) -> dict[str, str]:
     """Return class key -> node key. A class of a group that is not a rank, such as an attribute, has no node."""
-    find = _make_finder(taxonomy)
+    finder = _Finder(taxonomy)
     asked = [c for c in classes if not c.group or c.group in taxonomy.deeper]
-    found = {c.key: find(c) for c in asked}
+    found = {c.key: finder.find(c) for c in asked}
     if several := [(key, keys) for key, keys in found.items() if len(keys) > 1]:
         key, keys = several[0]
         raise UniclError(
@@ -139,26 +141,34 @@ def _check_homes(classes: Sequence[ClassName], homes: Mapping[str, str], taxonom
         )
 
 
-def _make_finder(taxonomy: Taxonomy) -> Callable[[ClassName], Sequence[str]]:
-    """Return the look-up of nodes: by key, by the last part of the key or an id, then by a name."""
-    written: dict[str, list[str]] = {}
-    spoken: dict[str, list[str]] = {}
-    for key, node in taxonomy.nodes.items():
-        for word in dict.fromkeys((*node.written, key.rpartition("/")[2])):
-            written.setdefault(word, []).append(key)
-        for name in {_fold(name) for name in (*node.names, *node.written)}:
-            spoken.setdefault(name, []).append(key)
+class _Finder:
+    """The look-up of nodes: by key, by an id or the last part of the key, then by a name."""
 
-    def find(c: ClassName) -> Sequence[str]:
-        if c.key in taxonomy.nodes:
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        self.taxonomy = taxonomy
+        self.written: dict[str, list[str]] = {}
+        for key, node in taxonomy.nodes.items():
+            for word in {*node.written, key.rpartition("/")[2]}:
+                self.written.setdefault(word, []).append(key)
+
+    @cached_property
+    def spoken(self) -> dict[str, list[str]]:
+        """The nodes by name as it is spoken; made only if a class is not found as it is written."""
+        found: dict[str, list[str]] = {}
+        for key, node in self.taxonomy.nodes.items():
+            for name in {_fold(name) for name in (*node.names, *node.written)}:
+                found.setdefault(name, []).append(key)
+        return found
+
+    def find(self, c: ClassName) -> Sequence[str]:
+        """Return the keys of the nodes that a class fits."""
+        if c.key in self.taxonomy.nodes:
             return (c.key,)
         for word in (as_id(c.key), as_id(c.key.rpartition("/")[2])):
-            if word in written:
-                return _narrow(written[word], c.key)
-        named = (spoken[_fold(name)] for name in c.names if _fold(name) in spoken)
+            if word in self.written:
+                return _narrow(self.written[word], c.key)
+        named = (self.spoken[_fold(name)] for name in c.names if _fold(name) in self.spoken)
         return _narrow(next(named, ()), c.key)
-
-    return find
 
 
 def _fold(name: str) -> str:
