@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -19,6 +19,7 @@ from unicl_cli.core.checkpoint import find_non_finite
 from unicl_cli.core.documents import Document
 from unicl_cli.core.files import write_output_data
 from unicl_cli.core.json_text import parse_json
+from unicl_cli.data.manifest import find_hierarchy_fault
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluator_contracts import FeaturePoint
 from unicl_cli.inference.encoder import Encoder
@@ -39,6 +40,12 @@ class ProbeFacts(Document):
     features: FeaturePoint
     normalize: bool
     classes: Annotated[list[NamedClass], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check_hierarchy(self) -> Self:
+        if problem := find_hierarchy_fault([(item.key, item.group, item.parent) for item in self.classes]):
+            raise ValueError(problem)
+        return self
 
 
 class LinearProbe(NamedTuple):

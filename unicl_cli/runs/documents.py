@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from unicl_cli.core.documents import Document, Natural, StepCount, check_progress, read_document
 from unicl_cli.core.json_lines import Line
+from unicl_cli.data.manifest import find_hierarchy_fault
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.schema import MAX_CONTEXT
 
@@ -58,6 +59,12 @@ class Words(Document):
     clean: bool | None = None
     most_labels: Annotated[int, Field(ge=1)] | None = None
     """The most labels of a row of the mix; None if each had one."""
+
+    @model_validator(mode="after")
+    def _check_hierarchy(self) -> Self:
+        if problem := find_hierarchy_fault([(item.key, item.group, item.parent) for item in self.classes]):
+            raise ValueError(problem)
+        return self
 
 
 class Plugin(Document):

@@ -43,6 +43,8 @@ def onnx(
     for name, graph in facts["graphs"].items():
         typer.echo(f"{out / name}: {graph['bytes'] / 1e6:.1f} MB, at most {graph['max_difference']:.1e} from the model")
     typer.echo(f"{out / 'meta.json'}: sizes, scale, preprocessing, classes")
+    if len({item["group"] for item in facts["class_groups"]}) > 1:
+        typer.echo("note: --classes are of several groups: apply the softmax within each (class_groups in meta.json)")
 
 
 def read_class_names(classes: str | None) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from unicl_cli.api import Loaded, Tokenizer, UniclError
+from unicl_cli.api import ClassName, Loaded, Tokenizer, UniclError
 from unicl_onnx.graphs import ImageGraph, TextGraph, classify_graph, scale_and_bias
 
 SCHEMA = "unicl/onnx/1"
@@ -28,6 +28,7 @@ TOLERANCE = 1e-4
 ONE_FILE = 1_800_000_000
 """Most bytes of weights inside a graph; larger ones go to a file beside it, since ONNX files end at 2 GiB."""
 LARGEST_BATCH = 4096
+NOWHERE: dict[str, str | None] = {"key": None, "group": None, "parent": None}
 TEXTS = ("a photo of a cat.", "dog", "the third of five small images, seen from above", "one two three four five six")
 
 
@@ -241,9 +242,28 @@ def describe(
         "logit_bias": bias,
         "activation": getattr(loaded.step.loss, "activation", "softmax"),
         "classes": list(classes),
+        "class_groups": place_in_groups(loaded, classes),
         "templates": list(loaded.templates) if classes else [],
         "model_classes": [item.names[0] for item in loaded.classes],
+        "model_class_groups": [describe_group(item) for item in loaded.classes],
     }
+
+
+def place_in_groups(loaded: Loaded, classes: tuple[str, ...]) -> list[dict[str, str | None]]:
+    """Return the key, group and parent of each class, by its name among the model's classes; null for another name.
+
+    Classes of one group compete in a softmax; those of several groups do not.
+    """
+    found: dict[str, dict[str, str | None]] = {}
+    for item in loaded.classes:
+        name = item.names[0]
+        found[name] = NOWHERE if name in found else describe_group(item)
+    return [found.get(name, NOWHERE) for name in classes]
+
+
+def describe_group(item: ClassName) -> dict[str, str | None]:
+    """Return the key of a class, its group and the key of its parent; null for what it does not have."""
+    return {"key": item.key, "group": item.group or None, "parent": item.parent or None}
 
 
 def write_json(path: Path, facts: dict[str, Any]) -> None:
