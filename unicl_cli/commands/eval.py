@@ -89,7 +89,6 @@ def evaluate(
         load_with_templates,
         pick_model,
         print_document,
-        print_warning,
         report_write_error,
     )
     from unicl_cli.commands.workers import run_on_devices
@@ -134,8 +133,7 @@ def evaluate(
             if kept:
                 with report_write_error("--predictions", predictions):
                     write_predictions(predictions, kept)
-            else:
-                print_warning(f"--predictions {predictions}: not written: no rows with one label each were classified")
+            warn_about_predictions(predictions, document, is_written=bool(kept))
         if html is not None and not is_peer():
             from unicl_cli.jobs.evaluation_page import evaluation_page
             from unicl_cli.pages.html import write_page
@@ -156,6 +154,18 @@ def check_options(predictions: Path | None, evaluators: list[str] | None) -> Non
         )
     for name in evaluators or ():
         registry.find("evaluators", name)
+
+
+def warn_about_predictions(file: Path, document: dict[str, Any], *, is_written: bool) -> None:
+    """Warn of data sets whose rows have label sets, and so no single answer, and of a file that is not written."""
+    from unicl_cli.commands.output import print_warning
+
+    entries = [entry for entry in document["data"] if "map" in entry and "top1" not in entry]
+    reasons = [f"rows of {entry['name']} {entry['split']} have label sets" for entry in entries]
+    if not is_written and not reasons:
+        reasons = ["no rows with labels were classified"]
+    for reason in reasons:
+        print_warning(f"--predictions {file}: {'left out' if is_written else 'not written'}: {reason}")
 
 
 def check_only_fit(given: dict[str, Any]) -> None:

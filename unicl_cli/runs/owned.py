@@ -6,11 +6,11 @@ from pathlib import Path
 
 from unicl_cli.core import checkpoint_files, hub
 from unicl_cli.data.manifest import MANIFEST, PLAN
-from unicl_cli.runs.folder import FILES, is_checkpoint, is_marked, read_object
+from unicl_cli.runs.folder import FILES, THRESHOLDS, is_checkpoint, is_marked, read_object
 
 _CORPUS_FILES = frozenset((MANIFEST, PLAN, "holdout.json", "duplicates.json"))
 _CORPUS_FOLDERS = frozenset(("data", "parts", "rejects"))
-_RUN_FILES = frozenset((*FILES, hub.CONFIG, *hub.WEIGHTS))
+_RUN_FILES = frozenset((*FILES, THRESHOLDS, hub.CONFIG, *hub.WEIGHTS))
 
 
 def find_owner(file: Path) -> str | None:

@@ -138,7 +138,8 @@ class ZeroShotEvaluator(NamedTuple):
         else:
             answerable = count_candidates(scorer, chosen)
             figures["candidates"] = answerable._asdict()
-            told = [*warn_about_candidates(chosen, answerable, self.candidates), *scorer.warnings]
+            others = warn_about_candidates(chosen, answerable, self.candidates) if answerable.total > 1 else []
+            told = [*others, *scorer.warnings]  # a single class is a question of its own: has the image got it?
         warnings += told
         return figures | {"warnings": warnings} if warnings else figures
 
