@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unicl_cli.contracts import ALL_GROUPS, NO_KEY, NO_LABEL
-from unicl_cli.kernels.pairs import group_keys
+from unicl_cli.contracts import ALL_GROUPS, MOST_GROUPS, NO_KEY, NO_LABEL
+from unicl_cli.kernels.pairs import Unknown, group_keys
 from unicl_cli.kernels.pulls import Pull, Side, make_bags
 
 SAMPLED = 32
@@ -33,7 +33,8 @@ class Target(NamedTuple):
     weights: Tensor | None = None  # (classes,) float, at least 0; None: 1 each
     shown: Tensor | None = None  # (n,) int64: the class that the row's prompt names, NO_LABEL without; None: no prompts
     known: Tensor | None = None  # (n,) int64: bit g is set if the image is annotated for group g
-    groups: Tensor | None = None  # (classes,) int64: the group of each class, at most 62; None: no groups
+    groups: Tensor | None = None  # (classes,) int64: the group of each class, below ``group_count``; None: no groups
+    group_count: int = MOST_GROUPS
 
     def map_rows(self, change: Callable[[Tensor], Tensor]) -> "Target":
         """Return the target with ``change`` applied to each tensor that has the n rows."""
@@ -111,8 +112,8 @@ def _number(images: _Entries, texts: _Entries, classes: int | None) -> _Numberin
     return _Numbering(entries, *found)
 
 
-def hide_unknown(mine: Target, everyone: Target, reads: Tensor, columns: int) -> tuple[Tensor, Tensor] | None:
-    """Return the groups that each image lacks (b,) and the group of each text column (columns,), as bits.
+def hide_unknown(mine: Target, everyone: Target, reads: Tensor, columns: int) -> Unknown | None:
+    """Return the groups that each image lacks and the group of each text column, as bits.
 
     ``reads`` (B,): the column of each row of all ranks. Rows that share a column show the same prompt.
     """
@@ -120,7 +121,7 @@ def hide_unknown(mine: Target, everyone: Target, reads: Tensor, columns: int) ->
         return None
     bits = (1 << mine.groups[everyone.shown.clamp(min=0)]).masked_fill(everyone.shown == NO_LABEL, 0)
     of = torch.zeros(columns, dtype=torch.int64, device=reads.device).scatter_reduce_(0, reads, bits, "amax")
-    return ~mine.known & ALL_GROUPS, of
+    return Unknown(~mine.known & ALL_GROUPS, of, mine.group_count)
 
 
 def build_levels(mine: Target, everyone: Target, dtype: torch.dtype) -> Levels:

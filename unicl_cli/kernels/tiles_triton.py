@@ -80,7 +80,7 @@ def _hidden_pairs(pairs: Pairs) -> tuple[int, tuple[Tensor, Tensor]]:
     if pairs.exclude is not None:
         return triton_kernels.EQUAL_IDS.value, pairs.exclude
     if pairs.unknown is not None:
-        return triton_kernels.COMMON_BITS.value, pairs.unknown
+        return triton_kernels.COMMON_BITS.value, pairs.unknown[:2]
     return triton_kernels.NONE.value, (pairs.positives, pairs.reads)  # not read
 
 

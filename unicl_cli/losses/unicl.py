@@ -36,7 +36,7 @@ class SetTarget(nn.Module):
         values, groups = class_weights(label_sets, weights or {}), () if label_sets is None else label_sets.groups
         self.register_buffer("weights", values, persistent=False)
         self.register_buffer("groups", torch.tensor(groups, dtype=torch.int64), persistent=False)
-        self.has_groups = label_sets is not None and len(label_sets.names) > 1
+        self.group_count = 0 if label_sets is None else len(label_sets.names)
         self.drops = any(weight == 0 for weight in (weights or {}).values())
 
     def labels(self, batch: Batch) -> Tensor:
@@ -56,7 +56,9 @@ class SetTarget(nn.Module):
         if LABEL_SET not in batch.extra:
             return target
         found = target._replace(weights=self.weights, shown=batch.extra[SHOWN])
-        return found._replace(known=batch.extra[KNOWN], groups=self.groups) if self.has_groups else found
+        if self.group_count < 2:
+            return found
+        return found._replace(known=batch.extra[KNOWN], groups=self.groups, group_count=self.group_count)
 
 
 class UniCL(nn.Module):
