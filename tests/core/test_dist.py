@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Features
-from unicl_cli.core.batch_columns import NAMED, OWN_TEXT, PROMPT, PROMPTED
+from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Features, LabelSets
+from unicl_cli.core.batch_columns import KNOWN, LABEL_SET, NAMED, OWN_TEXT, PROMPT, PROMPTED, SHOWN
 from unicl_cli.core.dist import (
     any_rank,
     bare,
@@ -108,7 +108,13 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
     "supcon": lambda: SupCon(WIDTH, dim=3, tile=3),
     "ce": lambda: CrossEntropy(WIDTH, CLASSES, label_smoothing=0.1),
     "multitask": lambda: MultiTask(WIDTH, CLASSES, weight=0.7, tile=4),
+    "unicl sets": lambda: UniCL(label_sets=SETS, own_text=0.3, tile=5, weights={"shape": 0.5}),
+    "unicl sets, a text a row": lambda: UniCL(label_sets=SETS, fold=False),
+    "supcon sets": lambda: SupCon(WIDTH, dim=3, tile=3, label_sets=SETS, weights={"shape": 0.5}),
+    "ce sets": lambda: CrossEntropy(WIDTH, CLASSES, label_sets=SETS),
+    "multitask sets": lambda: MultiTask(WIDTH, CLASSES, weight=0.7, label_sets=SETS),
 }
+SETS = LabelSets(2, (0, 0, 1, 1), ("colour", "shape"))
 MIXES = {  # labels; class 0 and class 2 lie on several ranks; a rank may have no label, no caption or no text at all
     "mixed": [0, 2, -1, 0, -1, 1, 2, 0, -1, -1, 3, 2],
     "captions": [-1] * SIZE,
@@ -122,7 +128,8 @@ CASES = [(loss, mix) for loss in LOSSES for mix in MIXES]
 def global_rows(mix: str, views: int) -> dict[str, Tensor]:
     labels = torch.tensor(MIXES[mix])
     rows = torch.arange(SIZE) // 2 * 2 + 100  # each caption row is drawn twice: its own positive
-    text = torch.where(labels == NO_LABEL, rows % 9, labels + 9)
+    shows_caption = (labels == NO_LABEL) | (torch.arange(SIZE) % 3 > 0)
+    text = torch.where(shows_caption, rows % 9, labels + 9)
     text[TEXTLESS.get(mix, [])] = NO_TEXT
     images = torch.randint(0, 255, (SIZE, views, 3, 2, 2), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
     images = images if views > 1 else images[:, 0]
@@ -130,14 +137,19 @@ def global_rows(mix: str, views: int) -> dict[str, Tensor]:
     captions = torch.where(torch.arange(SIZE) % 3 > 0, text % 4 + 70, NO_KEY)
     draws = torch.arange(SIZE) + 7 * SIZE
     named = torch.stack([rows % 3, rows % 4 + 3], 1).masked_fill(labels[:, None] != NO_LABEL, NO_LABEL)
+    whole = {"images": images, "text": text, "labels": labels, "keys": keys, "draws": draws, OWN_TEXT: captions}
+    return whole | {NAMED: named} | set_columns_of(labels, shows_caption)
+
+
+def set_columns_of(labels: Tensor, shows_caption: Tensor) -> dict[str, Tensor]:
+    """One or two labels of a labelled row; every third knows the group of its first label alone."""
+    one, place = labels == NO_LABEL, torch.arange(SIZE)
+    second = torch.where(place % 3 > 0, (labels + 2) % CLASSES, NO_LABEL).masked_fill(one, NO_LABEL)
+    known = torch.where(place % 3 > 0, 3, 1 << (labels.clamp(min=0) > 1).long()).masked_fill(one, 0)
     return {
-        NAMED: named,
-        "images": images,
-        "text": text,
-        "labels": labels,
-        "keys": keys,
-        "draws": draws,
-        OWN_TEXT: captions,
+        LABEL_SET: torch.stack([labels, second], 1),
+        SHOWN: labels.masked_fill(shows_caption, NO_LABEL),
+        KNOWN: known,
     }
 
 
@@ -149,7 +161,8 @@ def share_of(mix: str, views: int, part: int, parts: int, loss: str = "") -> Bat
     distinct = sorted({x for x in shown if x != NO_TEXT})
     tokens = torch.tensor([[x, x + 1, (x * x) % 20] for x in distinct] or [[0, 1, 2]])
     index = torch.tensor([distinct.index(int(x)) if x != NO_TEXT else NO_TEXT for x in mine["text"]])
-    extra = {OWN_TEXT: mine[OWN_TEXT], **({NAMED: mine[NAMED]} if "hides" in loss else {})}
+    names = (OWN_TEXT, LABEL_SET, SHOWN, KNOWN, *((NAMED,) if "hides" in loss else ()))
+    extra = {name: mine[name] for name in names}
     if "two texts" in loss:
         places = [distinct.index(x) if x != NO_TEXT else NO_TEXT for x in second.tolist()]
         extra |= {PROMPT: torch.tensor(places), PROMPTED: mine["labels"]}
@@ -159,7 +172,7 @@ def share_of(mix: str, views: int, part: int, parts: int, loss: str = "") -> Bat
 def prepared(loss: str, mix: str, part: int, parts: int) -> tuple[Step, Batch]:
     torch.manual_seed(0)
     step = Step(LOSSES[loss]()).double()
-    batch = share_of(mix, 2 if loss == "supcon" else 1, part, parts, loss)
+    batch = share_of(mix, 2 if loss.startswith("supcon") else 1, part, parts, loss)
     step(batch)["loss"].backward()
     for parameter in step.parameters():
         parameter.requires_grad_(parameter.grad is not None)  # DDP wants every trained parameter in every step
@@ -265,7 +278,7 @@ def test_sharded_processes_equal_one_after_three_steps(alone, together):
 def test_the_cases_have_gradients_that_could_be_wrong(alone):
     for name, case in alone["cases"].items():
         flat = [torch.tensor(gradient).abs().max().item() for gradient in case["gradients"].values()]
-        empty = name in {"ce, captions", "multitask, labels"}
+        empty = name in {"ce, captions", "multitask, labels", "ce sets, captions"}
         assert max(flat) > 1e-3 or empty, name
     labels_only = alone["cases"]["multitask, labels"]
     assert "model.logit_scale" in labels_only["gradients"], "a branch without rows still reaches every parameter"

@@ -152,3 +152,18 @@ def test_golden_values_of_label_sets_with_texts_of_their_own(labels_part, image,
     found = both_ways(u, texts, torch.arange(4), 2.0, index=index, target=Target(index + 9, share, labels))
     seen = [found["loss_per_image"], found["loss_per_text"], found["loss"] - found["excess_loss"]]
     assert [x.item() for x in seen] == pytest.approx([image, text, entropy], abs=1e-6)
+
+
+def test_the_excess_of_label_sets_is_0_at_the_optimum_and_never_below():
+    """Free logits of the image term reach the target itself; with a wrong floor this would end above or below 0."""
+    labels = torch.tensor([[0, 1, -1], [1, -1, -1], [2, 3, 4], [0, 4, -1], [-1, -1, -1], [3, -1, -1]])
+    target = Target(torch.arange(6) + 9, torch.tensor([0.3, 0, 0, 0.5, 1, 0], dtype=torch.float64), labels)
+    u, texts = torch.zeros(6, 6, dtype=torch.float64, requires_grad=True), torch.eye(6, dtype=torch.float64)
+    optimizer = torch.optim.Adam([u], lr=0.3)
+    for _ in range(400):
+        out = both_ways(u, texts, torch.arange(6), 1.0, terms=("image",), target=target)
+        assert out["excess_loss"] > -1e-12
+        optimizer.zero_grad()
+        out["loss"].backward()
+        optimizer.step()
+    assert out["excess_loss"] < 1e-3

@@ -50,7 +50,7 @@ def count_lone_batches(data: TrainingData, count: int, *, hides: bool) -> int:
     Of rows with label sets: the same labels, or where the loss ``hides`` unknown groups, the same in each group.
     """
     sets = [strand.table.label_sets() for strand in data.mix.strands]
-    groups = (0,) if data.label_sets is None else data.label_sets.groups
+    groups = data.label_sets.groups if hides and data.label_sets is not None else ()
 
     def is_lone(step: int) -> bool:
         strands, rows = data.order.batch(step)
@@ -58,7 +58,7 @@ def count_lone_batches(data: TrainingData, count: int, *, hides: bool) -> int:
         found = {_labels_of(data.mix.strands[strand], sets[strand], row) for strand, row in places}
         if len(places) == 1 or any(not row.labels for row in found):
             return len(places) == 1
-        return _has_no_negative(found, groups) if hides else len({row.labels for row in found}) == 1
+        return _has_no_negative(found, groups) if groups else len({row.labels for row in found}) == 1
 
     return sum(map(is_lone, range(count)))
 

@@ -14,6 +14,14 @@ Sums = tuple[Tensor, Tensor]
 Grads = tuple[Tensor | None, Tensor | None]
 
 
+class Unknown(NamedTuple):
+    """Pairs that are hidden because their bits meet: the groups that a row lacks, and the group of a column."""
+
+    rows: Tensor  # (b,) int64
+    columns: Tensor  # (C,) int64
+    groups: int  # bits from this one on are not used
+
+
 class Pairs(NamedTuple):
     """The pairs that count, in O(b + B) numbers; B answers read C columns, one each unless columns are shared."""
 
@@ -24,7 +32,18 @@ class Pairs(NamedTuple):
     pulls: tuple[tuple[Pull, ...], ...]  # one or two results, each the sum of its pulls: the mean of a row's positives
     exclude: tuple[Tensor, Tensor] | None  # int64 (b,), (C,): a pair with equal ids is hidden
     column_sums: bool  # sum down the columns too
-    unknown: tuple[Tensor, Tensor] | None = None  # int64 (W, b), (W, C): a common bit hides a pair
+    unknown: Unknown | None = None
+    named: tuple[Tensor, Tensor] | None = None  # int64 (W, b), (W, C): a common bit of a word hides a pair
+
+    def bias_factors(self) -> tuple[Tensor, Tensor]:
+        """Return two matrices, (b, R) and (R, C), whose product is the sum of both biases, FAR or below if unknown."""
+        rows = [self.row_bias, torch.ones_like(self.row_bias)]
+        columns = [torch.ones_like(self.column_bias), self.column_bias]
+        if self.unknown is not None:
+            for group in range(self.unknown.groups):
+                rows.append((self.unknown.rows >> group & 1).to(rows[0].dtype) * FAR)
+                columns.append((self.unknown.columns >> group & 1).to(rows[0].dtype))
+        return torch.stack(rows, 1), torch.stack(columns)
 
 
 class Kernel(Protocol):

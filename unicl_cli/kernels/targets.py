@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unicl_cli.contracts import ALL_GROUPS, NO_KEY, NO_LABEL
-from unicl_cli.kernels.pairs import group_keys
+from unicl_cli.contracts import ALL_GROUPS, MOST_GROUPS, NO_KEY, NO_LABEL
+from unicl_cli.kernels.pairs import Unknown, group_keys
 from unicl_cli.kernels.pulls import Pull, Side, make_bags
 
 SAMPLED = 32
@@ -38,7 +38,8 @@ class Target(NamedTuple):
     weights: Tensor | None = None  # (classes,) float, at least 0; None: 1 each
     shown: Tensor | None = None  # (n,) int64: the class that the row's prompt names, NO_LABEL without; None: no prompts
     known: Tensor | None = None  # (n,) int64: bit g is set if the image is annotated for group g
-    groups: Tensor | None = None  # (classes,) int64: the group of each class, at most 62; None: no groups
+    groups: Tensor | None = None  # (classes,) int64: the group of each class, below ``group_count``; None: no groups
+    group_count: int = MOST_GROUPS
     named: Tensor | None = None  # (n, N) int64: the classes that the caption of a row without labels names
     classes: Tensor | None = None  # (classes, D): the features of their prompts
 
@@ -136,19 +137,10 @@ def _number(images: _Entries, texts: _Entries, classes: int | None) -> _Numberin
     return _Numbering(entries, *found)
 
 
-def hide_pairs(mine: Target, everyone: Target, reads: Tensor, columns: int) -> tuple[Tensor, Tensor] | None:
-    """Return words of bits (W, b), (W, columns) of images and text columns: a common bit hides a pair; None: none."""
-    found = [x for x in (_unknown_bits(mine, everyone, reads, columns), _named_bits(mine, everyone)) if x is not None]
-    if not found:
-        return None
-    images, texts = zip(*found, strict=True)
-    return torch.cat(images), torch.cat(texts)
-
-
-def _named_bits(mine: Target, everyone: Target) -> tuple[Tensor, Tensor] | None:
+def hide_named(mine: Target, everyone: Target) -> tuple[Tensor, Tensor] | None:
     """Return a bit for each class that an image of this rank has and a caption names, or the other way round.
 
-    Each row has a column of its own.
+    They are in W words, (W, b) of the images and (W, B) of the texts of all ranks: each row has a column of its own.
     """
     if mine.named is None or everyone.named is None:
         return None
@@ -172,8 +164,8 @@ def _mark(classes: Tensor) -> Tensor:
     return torch.where(classes == NO_LABEL, NO_LABEL, classes + (1 << 32))
 
 
-def _unknown_bits(mine: Target, everyone: Target, reads: Tensor, columns: int) -> tuple[Tensor, Tensor] | None:
-    """Return the groups that each image lacks (1, b) and the group of each text column (1, columns), as bits.
+def hide_unknown(mine: Target, everyone: Target, reads: Tensor, columns: int) -> Unknown | None:
+    """Return the groups that each image lacks and the group of each text column, as bits.
 
     ``reads`` (B,): the column of each row of all ranks. Rows that share a column show the same prompt.
     """
@@ -181,7 +173,7 @@ def _unknown_bits(mine: Target, everyone: Target, reads: Tensor, columns: int) -
         return None
     bits = (1 << mine.groups[everyone.shown.clamp(min=0)]).masked_fill(everyone.shown == NO_LABEL, 0)
     of = torch.zeros(columns, dtype=torch.int64, device=reads.device).scatter_reduce_(0, reads, bits, "amax")
-    return (~mine.known & ALL_GROUPS)[None], of[None]
+    return Unknown(~mine.known & ALL_GROUPS, of, mine.group_count)
 
 
 def build_levels(mine: Target, everyone: Target, dtype: torch.dtype) -> Levels:

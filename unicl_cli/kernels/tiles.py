@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,13 +19,23 @@ CELLS = 1 << 21
 """Logits in one tile if the caller sets no tile."""
 
 
-def _logits(rows: Tensor, k: Tensor, pairs: Pairs, part: slice, out: Tensor) -> Tensor:
+def _bias(pairs: Pairs) -> Callable[[slice, Tensor], Tensor]:
+    """Return a function that writes what is added to the logits of a slice of rows: FAR or below for hidden pairs."""
+    if pairs.unknown is None:
+        return lambda part, out: torch.add(pairs.row_bias[part, None], pairs.column_bias, out=out)
+    rows, columns = pairs.bias_factors()  # a thin product costs less than a look at the bits of each pair
+    return lambda part, out: torch.mm(rows[part], columns, out=out)
+
+
+def _logits(
+    rows: Tensor, k: Tensor, pairs: Pairs, part: slice, bias: Callable[[slice, Tensor], Tensor], out: Tensor
+) -> Tensor:
     """Compute the logits of the scaled ``rows``, which are slice ``part`` of all, with hidden pairs at FAR or below."""
-    out = torch.add(pairs.row_bias[part, None], pairs.column_bias, out=out[: len(rows)]).addmm_(rows, k.T)
+    out = bias(part, out[: len(rows)]).addmm_(rows, k.T)
     if pairs.exclude is not None:
         out.masked_fill_(pairs.exclude[0][part, None] == pairs.exclude[1], FAR)
-    if pairs.unknown is not None:
-        for mine, theirs in zip(*pairs.unknown, strict=True):
+    if pairs.named is not None:
+        for mine, theirs in zip(*pairs.named, strict=True):
             out.masked_fill_((mine[part, None] & theirs) != 0, FAR)
     return out
 
@@ -36,8 +47,9 @@ def _sums(q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int) -> tuple
     """
     rows, columns = q.new_empty(len(q)), q.new_full((len(k),), FAR)
     buffer, spare = (q.new_empty(tile, len(k)) for _ in range(2))
+    bias = _bias(pairs)
     for part in cut(len(q), tile):
-        x = _logits(q[part] * scale, k, pairs, part, buffer)
+        x = _logits(q[part] * scale, k, pairs, part, bias, buffer)
         rows[part] = lse_(x, 1, spare[: len(x)])
         if pairs.column_sums:
             torch.logaddexp(columns, lse_(x, 0, spare[: len(x)]), out=columns)
@@ -51,8 +63,9 @@ def _gradients(
     (rows, columns), (by_row, by_column) = sums, grads
     dq, dk = torch.empty_like(q), torch.zeros_like(k)
     buffer, spare = q.new_empty(2, tile, len(k)).unbind()
+    bias = _bias(pairs)
     for part in cut(len(q), tile):
-        x = _logits(q[part] * scale, k, pairs, part, buffer) if kept is None else kept
+        x = _logits(q[part] * scale, k, pairs, part, bias, buffer) if kept is None else kept
         p = spare[: len(x)]
         if by_row is not None:
             torch.sub(x, rows[part, None], out=p).exp_().mul_(by_row[part, None])

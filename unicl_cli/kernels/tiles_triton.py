@@ -77,12 +77,12 @@ def _constants(sizes: Blocks, width: int, pairs: Pairs) -> dict[str, Any]:
 
 def _hidden_pairs(pairs: Pairs) -> tuple[int, tuple[Tensor, Tensor]]:
     """Return the kernel's way of hiding pairs, and the ids of both sides that it reads."""
+    if pairs.named is not None:
+        raise ValueError("the kernel reads one word of bits for each row: set a tile")
     if pairs.exclude is not None:
         return triton_kernels.EQUAL_IDS.value, pairs.exclude
     if pairs.unknown is not None:
-        if len(pairs.unknown[0]) > 1:
-            raise ValueError("the kernel reads one word of bits for each row")
-        return triton_kernels.COMMON_BITS.value, (pairs.unknown[0][0], pairs.unknown[1][0])
+        return triton_kernels.COMMON_BITS.value, pairs.unknown[:2]
     return triton_kernels.NONE.value, (pairs.positives, pairs.reads)  # not read
 
 

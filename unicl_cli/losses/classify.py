@@ -12,7 +12,7 @@ from unicl_cli.core.dist import share_of_mean
 from unicl_cli.core.label_sets import set_columns
 from unicl_cli.errors import UniclError
 from unicl_cli.losses.contrast import both_ways, widen
-from unicl_cli.losses.label_sets import label_sets_of
+from unicl_cli.losses.label_sets import labels_of
 from unicl_cli.losses.texts import encode_texts, text_keys
 
 
@@ -118,7 +118,7 @@ class MultiTask(nn.Module):
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         image, scale = model.encode_image(batch.images), model.scale()
         v, index = encode_texts(model, batch, fold=self.fold)
-        labelled = (label_sets_of(batch) != NO_LABEL).any(1)
+        labelled = (labels_of(batch, self.head.label_sets) != NO_LABEL).any(1)
         keys = text_keys(batch.draws, batch).masked_fill(labelled, NO_KEY)
         clip = both_ways(image.embed, v, keys, scale, tile=self.tile, index=index)
         ce = self.head.loss(image.pooled, batch)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from unicl_cli.contracts import NO_KEY, NO_LABEL
 from unicl_cli.core.dist import exchange, gather, largest_over_ranks, rank, share_of_mean, world_size
 from unicl_cli.kernels.pairs import add_columns, pairs_of
-from unicl_cli.kernels.targets import Target, build_levels, build_other_views, hide_pairs, mask_target
+from unicl_cli.kernels.targets import Target, build_levels, build_other_views, hide_named, hide_unknown, mask_target
 from unicl_cli.kernels.tiles import in_kernel, tiled_sums
 
 TERMS = ("image", "text")
@@ -122,7 +122,8 @@ def both_ways(
                 floors = {**floors, "image": beside.entropy["image"]}
                 pairs = add_columns(pairs, len(k), len(target.classes), beside.image)
                 k = torch.cat([k, _kernel_input(target.classes, tile).to(k.dtype)])
-            pairs = pairs._replace(unknown=hide_pairs(target, everyone, pairs.reads, len(k)))
+            unknown = hide_unknown(target, everyone, pairs.reads, len(k))
+            pairs = pairs._replace(unknown=unknown, named=hide_named(target, everyone))
         rows, columns, *pulls = tiled_sums(u, k, s, pairs, tile)
         # the texts of this rank over all images; a text is one column, however many rows read it
         here = (columns - pairs.column_bias)[: world_size() * width].view(world_size(), width)

@@ -21,9 +21,9 @@ def class_weights(label_sets: LabelSets | None, weights: Mapping[str, float]) ->
     return torch.tensor([weights.get(names[group], 1.0) for group in groups])
 
 
-def label_sets_of(batch: Batch) -> Tensor:
+def labels_of(batch: Batch, label_sets: LabelSets | None) -> Tensor:
     """Return all labels of each row, int64 (b, S), NO_LABEL where a row has fewer."""
-    return batch.extra.get(LABEL_SET, batch.labels[:, None])
+    return batch.labels[:, None] if label_sets is None else batch.extra[LABEL_SET]
 
 
 def drop_weightless(labels: Tensor, weights: Tensor) -> Tensor:

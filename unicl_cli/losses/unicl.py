@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from unicl_cli.contracts import NO_KEY, NO_LABEL, Batch, Drawn, LabelSets, Model
-from unicl_cli.core.batch_columns import HASH_KEYS, KNOWN, LABEL_SET, NAMED, OWN_TEXT, ROW_KEYS, SHOWN
+from unicl_cli.core.batch_columns import HASH_KEYS, KNOWN, NAMED, OWN_TEXT, ROW_KEYS, SHOWN
 from unicl_cli.core.label_sets import named_column, set_columns
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.kernels.targets import Target
 from unicl_cli.losses.contrast import TERMS, both_ways
-from unicl_cli.losses.label_sets import class_weights, drop_weightless, label_sets_of
+from unicl_cli.losses.label_sets import class_weights, drop_weightless, labels_of
 from unicl_cli.losses.texts import double_rows, encode_texts, text_keys
 
 HIDING_TILE = 1024
@@ -42,12 +42,12 @@ class SetTarget(nn.Module):
         values, groups = class_weights(label_sets, weights or {}), () if label_sets is None else label_sets.groups
         self.register_buffer("weights", values, persistent=False)
         self.register_buffer("groups", torch.tensor(groups, dtype=torch.int64), persistent=False)
-        self.has_groups = label_sets is not None and len(label_sets.names) > 1
+        self.label_sets = label_sets
         self.drops = any(weight == 0 for weight in (weights or {}).values())
 
     def labels(self, batch: Batch) -> Tensor:
         """Return the labels of each row that count, (b, S)."""
-        labels = label_sets_of(batch)
+        labels = labels_of(batch, self.label_sets)
         return drop_weightless(labels, self.weights) if self.drops else labels
 
     def hide_weightless(self, keys: Tensor, batch: Batch) -> Tensor:
@@ -58,12 +58,13 @@ class SetTarget(nn.Module):
         return keys.masked_fill((shown != NO_LABEL) & (self.weights[shown.clamp(min=0)] == 0), NO_KEY)
 
     def complete(self, target: Target, batch: Batch) -> Target:
-        """Add the facts of label sets to the target of a batch that has their columns."""
+        """Add the facts of label sets, and of captions that name classes, to the target of a batch."""
         target = target._replace(named=batch.extra.get(NAMED))
-        if LABEL_SET not in batch.extra:
+        if self.label_sets is None:
             return target
         found = target._replace(weights=self.weights, shown=batch.extra[SHOWN])
-        return found._replace(known=batch.extra[KNOWN], groups=self.groups) if self.has_groups else found
+        count = len(self.label_sets.names)
+        return found if count < 2 else found._replace(known=batch.extra[KNOWN], groups=self.groups, group_count=count)
 
 
 class UniCL(nn.Module):

@@ -20,6 +20,7 @@ from unicl_cli.core.dist import rank, world_size
 from unicl_cli.core.machine import free_memory, machine_memory
 from unicl_cli.formats import byte_size
 from unicl_cli.jobs.bench.kinds import PEER, Request
+from unicl_cli.jobs.bench.label_sets import sets_case
 from unicl_cli.jobs.bench.product import prepare_product, product_variants
 from unicl_cli.jobs.bench.protocol import Case, PreparedCase, choose_device
 from unicl_cli.kernels.tiles import default_tile, in_kernel
@@ -48,6 +49,7 @@ def cases(request: Request) -> list[Case]:
             prepare = partial(prepare_loss, request, size)
             found.append(Case(f"B={size}{several}", "rows", shown, reference_of(shown), prepare, 1, processes))
         pairs = shown_variants(request, size, alone=True, foreign=True)
+        found.append(sets_case(request, size))
         make = partial(prepare_pairs, request, size)
         found.append(Case(f"pairs B={size}", "rows", pairs, reference_of(pairs), make, 1, extra=True))
     return found

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unicl_cli import binding
 from unicl_cli.contracts import NO_KEY, NO_LABEL, Batch, LabelSets
-from unicl_cli.kernels.targets import Target, hide_pairs
+from unicl_cli.kernels.targets import Target, hide_named, hide_unknown
 from unicl_cli.losses.unicl import UniCL
 from unicl_cli.recipe.schema import Recipe
 
@@ -64,15 +64,19 @@ class BatchTarget:
         return share * fine + (1 - share) * coarse
 
     def hidden(self, images: Ints) -> Mask:
-        """Mark the prompts of groups that each image is not annotated for, bool (k, n)."""
+        """Mark the texts that are hidden from each image, bool (k, n): prompts of unknown groups, captions that name it."""
         n = len(self.keys)
         if self.target is None:
             return np.zeros((len(images), n), np.bool_)
-        bits = hide_pairs(self.target, self.target, self.reads, int(self.reads.max()) + 1)
-        if bits is None:
-            return np.zeros((len(images), n), np.bool_)
-        lacks, of = bits[0].numpy()[:, images], bits[1][:, self.reads].numpy()
-        return (lacks[:, :, None] & of[:, None]).any(0)
+        hidden = np.zeros((len(images), n), np.bool_)
+        unknown = hide_unknown(self.target, self.target, self.reads, int(self.reads.max()) + 1)
+        if unknown is not None:
+            hidden |= (unknown.rows.numpy()[images, None] & unknown.columns[self.reads].numpy()) != 0
+        named = hide_named(self.target, self.target)
+        if named is not None:
+            for mine, theirs in zip(named[0].numpy(), named[1].numpy(), strict=True):
+                hidden |= (mine[images, None] & theirs) != 0
+        return hidden
 
     def chunks(self) -> Iterator[Ints]:
         """Yield all images, a few at a time."""

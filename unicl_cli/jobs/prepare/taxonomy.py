@@ -1,6 +1,7 @@
 """The classes of a corpus placed in a taxonomy: their ranks and parents, and what a row labelled above a leaf knows."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from functools import cached_property
 from typing import NamedTuple
 
@@ -171,7 +172,7 @@ class _Finder:
         return _narrow(next(named, ()), c.key)
 
 
-def _fold(name: str) -> str:
+def _fold(name: str) -> tuple[str | Decimal, ...]:
     return fold_name(name.replace("-", " "))
 
 
