@@ -64,7 +64,7 @@ class BatchTarget:
         return share * fine + (1 - share) * coarse
 
     def hidden(self, images: Ints) -> Mask:
-        """Mark the texts that are hidden from each image, bool (k, n): prompts of unknown groups, captions that name it."""
+        """Mark the texts that are hidden from each image: prompts of unknown groups, captions that name it."""
         n = len(self.keys)
         if self.target is None:
             return np.zeros((len(images), n), np.bool_)
