@@ -36,6 +36,10 @@ def test_several_labels_are_refused_with_the_way_to_use_them(name, content, list
         listing.labels(path)
     assert "an image takes one" in str(caught.value)
     assert f"--captions '{path}?caption=label'" in caught.value.hint
+    sets = {"list": "true", "python": "true", "bars": "|", "semicolons": ";", "commas": ",", "slashes": "/"}
+    sets |= {"ampersands": "%26", "blanks": "space", "marked": "space"}
+    assert f"--labels '{path}?sets={sets[name.partition('.')[0]]}'" in caught.value.hint
+    assert any(row.labels for row in listing.open(caught.value.hint.split("'")[1], "labels").rows("train"))
 
 
 @pytest.mark.parametrize("label", ["red fox", "tench, Tinca tinca", "AC/DC", "either|or"])
@@ -58,7 +62,7 @@ def test_one_column_per_class_is_named(options, yes, no, listing):
     path = listing.write("hot.csv", f"image,cat,dog\na.png,{yes},{no}\nb.png,{no},{yes}\n", *IMAGES)
     with pytest.raises(UniclError, match=r"one column for each class \(cat, dog\)") as caught:
         listing.labels(path + options)
-    assert "into a column 'label'" in caught.value.hint
+    assert caught.value.hint == f"take each column as a class: --labels '{path}?onehot=cat,dog'"
 
 
 @pytest.mark.parametrize("name", ["marks.jsonl", "marks.csv"])
@@ -69,13 +73,12 @@ def test_a_cell_with_a_mark_per_class_is_not_a_class(name, listing):
         listing.labels(path)
 
 
-@pytest.mark.parametrize("options", ["", "?label=label_1,label_2"])
-def test_several_columns_of_labels_are_named_with_the_choice(options, listing):
+def test_several_columns_of_labels_are_named_with_the_choice(listing):
     path = listing.write("two.csv", "image,label_1,label_2\na.png,cat,dog\nb.png,dog,\n", *IMAGES)
     with pytest.raises(UniclError, match=r"several columns of labels \(label_1, label_2\)") as caught:
-        listing.labels(path + options)
+        listing.labels(path)
     assert f"'{path}?label=label_1'" in caught.value.hint
-    assert f"--captions '{path}?caption=label_1,label_2'" in caught.value.hint
+    assert f"'{path}?label=label_1,label_2&group=labels'" in caught.value.hint
 
 
 def test_other_columns_that_are_not_labels_are_listed(listing):
