@@ -113,7 +113,7 @@ class Table:
         self.paths.check(refs[:: max(1, len(refs) // SAMPLE)])
         if self.kind == "labels":
             builder.labels.check()
-        if self.kind == "labels" and not (self.names or builder.labels.separator or self.roles.is_onehot):
+        if self.kind == "labels" and not (self.names or builder.labels.sets.separator or self.roles.is_onehot):
             self.notes += check_single_labels(self.path, lines, self.columns.label, self.options)
         self.notes += [*self.roles.notes, *builder.notes()]
         return lines

@@ -10,6 +10,7 @@ from tests.data.sources.lists.conftest import png
 from unicl_cli.errors import UniclError
 
 IMAGES = tuple(f"{letter}.png" for letter in "abcdef")
+LISTS = {"a.png": ["red", "cotton"], "b.png": ["wool", "red"], "c.png": ["red"]}
 
 
 @pytest.fixture
@@ -38,21 +39,17 @@ def csv(*lines):
         ("l.tsv", csv("image\tlabel", "a.png\tred|cotton", "b.png\tred|wool", "c.png\tred"), "?sets=|"),
         ("l.txt", csv("a.png red+cotton", "b.png red+wool", "c.png red"), "?image=0&label=1&sets=+"),
         ("l.csv", csv("image;label", "a.png;['red', 'cotton']", 'b.png;["red","wool"]', "c.png;red"), "?sets=true"),
-        ("l.csv", csv("image,label", "a.png,red", "a.png,cotton", "b.png,red", "b.png,wool", "c.png,red"), "?sets=true"),
-        ("l.csv", csv("image,x,y", "a.png,red,cotton", "b.png,red,wool", "c.png,,red"), "?label=x,y&group=tags"),
-        ("l.csv", csv("image,cotton,red,wool", "a.png,1,1,0", "b.png,0,1,1", "c.png,0,1,0"), "?onehot=all"),
         (
-            "l.jsonl",
-            csv(*(json.dumps({"image": f, "label": t}) for f, t in zip(IMAGES, (["red", "cotton"], ["red", "wool"], "red"), strict=False))),
+            "l.csv",
+            csv("image,label", "a.png,red", "a.png,cotton", "b.png,red", "b.png,wool", "c.png,red"),
             "?sets=true",
         ),
-        (
-            "l.json",
-            [{"image": f, "tags": {"all": t}} for f, t in zip(IMAGES, (["cotton", "red"], ["wool", "red"], ["red"]), strict=False)],
-            "?sets=true&label=tags.all",
-        ),
+        ("l.csv", csv("image,x,y", "a.png,red,cotton", "b.png,red,wool", "c.png,,red"), "?label=x,y&group=tags"),
+        ("l.csv", csv("image,cotton,red,wool", "a.png,1,1,0", "b.png,0,1,1", "c.png,0,1,0"), "?onehot=all"),
+        ("l.jsonl", csv(*(json.dumps({"image": f, "label": of}) for f, of in LISTS.items())), "?sets=true"),
+        ("l.json", [{"image": f, "tags": {"all": of}} for f, of in LISTS.items()], "?sets=true&label=tags.all"),
     ],
-)  # fmt: skip
+)
 def test_every_form_of_a_set_gives_the_same_rows(name, content, options, sets):
     source, found = sets(name, content, options)
     assert sorted(c.key for c in source.classes) == ["cotton", "red", "wool"]
@@ -144,8 +141,10 @@ COCO = {
 def test_annotations_of_coco_are_a_set_and_an_image_without_any_has_nothing(sets):
     source, found = sets("instances.json", COCO, "?sets=true")
     assert found == {
-        "a.png": ({"cat", "car"}, None), "c.png": ({"dog"}, None), **dict.fromkeys(("b.png", "d.png", "e.png", "f.png"), (set(), ("",)))
-    }  # fmt: skip
+        "a.png": ({"cat", "car"}, None),
+        "c.png": ({"dog"}, None),
+        **dict.fromkeys(("b.png", "d.png", "e.png", "f.png"), (set(), ("",))),
+    }
     assert {c.group for c in source.classes} == {""}
     source, found = sets("instances.json", COCO, "?sets=true&group=supercategory")
     assert {c.key: c.group for c in source.classes} == {"cat": "animal", "dog": "animal", "car": "vehicle"}
@@ -182,28 +181,78 @@ def test_parquet_lists_take_the_names_of_their_class_label(listing):
 @pytest.mark.parametrize(
     ("options", "lines", "message", "hint"),
     [
-        ("?label=x,y", ("image,x,y", "a.png,light,", "b.png,,light"), "label 'light' is in two groups, x and y", "x:light<TAB>NAME"),
-        ("?label=x,y", ("image,x,y", "a.png,light,", "b.png,dark,"), "column 'y' says nothing in any row", "leave it out of label="),
-        ("?onehot=x,y", ("image,x,y", "a.png,1,", "b.png,0,"), "column 'y' says nothing in any row", "leave it out of onehot="),
-        ("?onehot=x,y", ("image,x,y", "a.png,1,0", "b.png,2,0"), "line 3: x holds '2', which is neither 0 nor 1", "write 0, 1 or nothing"),
-        ("?onehot=x,y", ("image,x,y", "a.png,1,0", "b.png,yes,0"), "line 3: x holds 'yes', which is neither 0 nor 1", "missing="),
-        ("?onehot=x,y", ("image,x,y", "a.png,1,0", "a.png,0,0"), "1 image has more than one label: line 2 and line 3", "mark the classes"),
-        ("?onehot=x,y&group=g", ("image,x,y", "a.png,1,0", "b.png,0,"), "group=g: a row knows all of a group or nothing", "remove group="),
-        ("?onehot=all", ("image,x,y", "a.png,u,v", "b.png,u,v"), "onehot=all: no column of 0 and 1 is left", "name the columns"),
+        (
+            "?label=x,y",
+            ("image,x,y", "a.png,light,", "b.png,,light"),
+            "label 'light' is in two groups, x and y",
+            "x:light<TAB>NAME",
+        ),
+        (
+            "?label=x,y",
+            ("image,x,y", "a.png,light,", "b.png,dark,"),
+            "column 'y' says nothing in any row",
+            "leave it out of label=",
+        ),
+        (
+            "?onehot=x,y",
+            ("image,x,y", "a.png,1,", "b.png,0,"),
+            "column 'y' says nothing in any row",
+            "leave it out of onehot=",
+        ),
+        (
+            "?onehot=x,y",
+            ("image,x,y", "a.png,1,0", "b.png,2,0"),
+            "line 3: x holds '2', which is neither 0 nor 1",
+            "write 0, 1 or nothing",
+        ),
+        (
+            "?onehot=x,y",
+            ("image,x,y", "a.png,1,0", "b.png,yes,0"),
+            "line 3: x holds 'yes', which is neither 0 nor 1",
+            "missing=",
+        ),
+        (
+            "?onehot=x,y",
+            ("image,x,y", "a.png,1,0", "a.png,0,0"),
+            "1 image has more than one label: line 2 and line 3",
+            "mark the classes",
+        ),
+        (
+            "?onehot=x,y&group=g",
+            ("image,x,y", "a.png,1,0", "b.png,0,"),
+            "group=g: a row knows all of a group or nothing",
+            "remove group=",
+        ),
+        (
+            "?onehot=all",
+            ("image,x,y", "a.png,u,v", "b.png,u,v"),
+            "onehot=all: no column of 0 and 1 is left",
+            "name the columns",
+        ),
         ("?onehot=x&label=y", ("image,x,y", "a.png,1,v"), "onehot= and label= both name labels", "remove label="),
         ("?negative=-1", ("image,label", "a.png,v"), "negative= is the mark for no", "add onehot="),
         ("?onehot=x,y&negative=2", ("image,x,y", "a.png,1,0"), "negative=2: not a mark of absence", "use negative=0"),
         ("?label=x,x", ("image,x,y", "a.png,1,0"), "names column 'x' twice", "once"),
         ("?label=x,y", ("image,x,y", "a.png,1,0", "b.png,0,0"), r"one column for each class \(x, y\)", "onehot=x,y"),
         ("?sets=and", ("image,label", "a.png,cat and dog"), "sets=and: not a separator of labels", "sets=;"),
-        ("?sets=;", ("image,label", "a.png,cat;NA", "b.png,cat"), r"1 of 3 labels may mean that there is none \('NA' 1\)", "missing=NA"),
-        ("?sets=true", ("image;label", "a.png;[0,0,1]", "b.png;[1,0,0]"), "label holds a mark for each of 3 classes", "names of the image's classes"),
+        (
+            "?sets=;",
+            ("image,label", "a.png,cat;NA", "b.png,cat"),
+            r"1 of 3 labels may mean that there is none \('NA' 1\)",
+            "missing=NA",
+        ),
+        (
+            "?sets=true",
+            ("image;label", "a.png;[0,0,1]", "b.png;[1,0,0]"),
+            "label holds a mark for each of 3 classes",
+            "names of the image's classes",
+        ),
         ("?sets=true", ("image,label", "a.png,cat;dog", "b.png,cat"), "seem to name several classes", "sets=;"),
         ("?sets=true", ("image;label", "a.png;[]", "b.png;[]"), "no row has a label", "check the column: label"),
         ("?label=x,y", ("image,x,y", "a.png,red,s", "a.png,blue,s"), "1 image has more than one label", "sets=true"),
         ("", ("image,label", "a.png,red", "a.png,blue"), "1 image has more than one label", "sets=true"),
     ],
-)  # fmt: skip
+)
 def test_doubtful_sets_are_refused_in_a_line(options, lines, message, hint, listing):
     with pytest.raises(UniclError, match=message) as caught:
         listing.open(listing.write("l.csv", csv(*lines), *IMAGES) + options, "labels").rows("train")
@@ -236,7 +285,7 @@ def test_what_was_dropped_from_cells_is_counted(sets):
     assert found["b.png"] == ({"red"}, None)
     assert found["d.png"] == (set(), None)
     source, _ = sets("l.csv", csv("image,label", "a.png,red|blue", "b.png,green"), "?sets=;")
-    assert source.notes == ["l.csv: no cell of labels has the separator ';': sets=;"]
+    assert source.notes == ["l.csv: no cell of labels has the separator ';' of sets="]
     source, _ = sets("l.csv", csv("image,label", "a.png,red", "a.png,blue", "a.png,red"), "?sets=true")
     assert "l.csv: joined lines with further labels of the same image: 1" in source.notes
 

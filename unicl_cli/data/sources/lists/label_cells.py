@@ -26,67 +26,18 @@ _ZERO = frozenset(("0", "0.0", "false"))
 _MINUS = frozenset(("-1", "-1.0"))
 
 
-class LabelReader:
-    """The labels of each record of a list, and counts of what was unusual in its cells."""
+class SetCells:
+    """Cells with several labels, in lists or between separators, and counts of what was unusual in them."""
 
-    def __init__(self, path: Path, roles: Roles, options: ListOptions) -> None:
-        self.path, self.columns, self.options = path, roles.columns.label, options
-        self.is_onehot = roles.is_onehot
-        self.separator = read_separator(path, options.sets)
-        self.negative = _read_negative(path, options)
-        self.missing = frozenset(word.strip() for word in options.missing.split(",")) - {""}
+    def __init__(self, separator: str, missing: frozenset[str] = frozenset()) -> None:
+        self.separator, self.missing = separator, missing
         self.counts: Counter[str] = Counter()
-        self.met: dict[LabelSet, LabelSet] = {}
 
-    def read(self, cells: Mapping[str, Any], ref: str) -> LabelSet:
-        """Return the labels of a record. CellError for a cell that cannot be read, WholeListError for a wrong list."""
-        labels: list[Label] = []
-        unknown: list[int] = []
-        for number, name in enumerate(self.columns):
-            texts = self._texts(cells, name, ref)
-            if texts is None:
-                unknown.append(number)
-            else:
-                labels += [Label(number, text) for text in texts]
-        found = LabelSet(tuple(labels), tuple(unknown))
-        return self.met.setdefault(found, found)  # one for all lines with the same labels
+    def read(self, value: Any, name: str) -> tuple[str, ...] | None:
+        """Return the labels of a cell; None if it says nothing, and () if it says that there are none.
 
-    def _texts(self, cells: Mapping[str, Any], name: str, ref: str) -> Sequence[str] | None:
-        """Return the labels of a cell; None if it says nothing, and () if it says that there are none."""
-        if name == FOLDER and name not in cells:
-            value: Any = PurePosixPath(ref.replace("\\", "/")).parent.name
-        else:
-            value = look_up_cell(cells, name)
-        if self.is_onehot:
-            return self._read_mark(value, name)
-        if self.options.sets is None:
-            label = label_of(value, name)
-            _check_length(label, name)
-            is_none = not label or label in self.missing or (label == str(NO_LABEL) and len(self.columns) > 1)
-            return None if is_none else (label,)
-        return self._read_set(value, name)
-
-    def _read_mark(self, value: Any, name: str) -> tuple[str, ...] | None:
-        text = text_of(value).strip() if is_plain(value) else "…"
-        word = text.lower()
-        if not word or text in self.missing:
-            self.counts["unknown"] += 1
-            return None
-        if word in _YES:
-            return (name,)
-        if word in _MINUS | _ZERO:
-            self.counts["minus" if word in _MINUS else "zero"] += 1
-            if (word in _MINUS) == (self.negative == NO_LABEL):
-                return ()
-            self.counts["unknown"] += 1
-            return None
-        raise WholeListError(
-            f"{name} holds '{text[:40]}', which is neither 0 nor 1",
-            "write 0, 1 or nothing (-1: unknown), name words for unknown by missing=, or choose the columns: "
-            "?onehot=COLUMN,COLUMN or ?onehot=PREFIX*",
-        )
-
-    def _read_set(self, value: Any, name: str) -> tuple[str, ...] | None:
+        CellError for a cell that holds something else, WholeListError for a mark for each class.
+        """
         values, is_list = self._split(value)
         if any(not is_plain(item) for item in values):
             raise odd_cell_error(value, name, "label")
@@ -116,6 +67,79 @@ class LabelReader:
             return [item for item in value if item is not None], True
         return [value], False
 
+    def notes(self, origin: str) -> list[str]:
+        """Return notes for `prepare` on cells that were not read as they stand."""
+        counts = self.counts
+        notes: list[str] = []
+        if self.separator and not counts["split"]:
+            notes.append(f"{origin}: no cell of labels has the separator '{self.separator}' of sets=")
+        if counts["repeated"]:
+            notes.append(f"{origin}: labels that stand twice in a cell, kept once: {counts['repeated']:,}")
+        if counts["empty"]:
+            notes.append(f"{origin}: empty labels between separators, dropped: {counts['empty']:,}")
+        return notes
+
+
+class LabelReader:
+    """The labels of each record of a list, and counts of what was unusual in its cells."""
+
+    def __init__(self, path: Path, roles: Roles, options: ListOptions) -> None:
+        self.path, self.columns, self.options = path, roles.columns.label, options
+        self.is_onehot = roles.is_onehot
+        self.negative = _read_negative(path, options)
+        self.missing = frozenset(word.strip() for word in options.missing.split(",")) - {""}
+        self.sets = SetCells(read_separator(str(path), options.sets), self.missing)
+        self.counts: Counter[str] = Counter()
+        self.met: dict[LabelSet, LabelSet] = {}
+
+    def read(self, cells: Mapping[str, Any], ref: str) -> LabelSet:
+        """Return the labels of a record. CellError for a cell that cannot be read, WholeListError for a wrong list."""
+        labels: list[Label] = []
+        unknown: list[int] = []
+        for number, name in enumerate(self.columns):
+            texts = self._texts(cells, name, ref)
+            if texts is None:
+                unknown.append(number)
+            else:
+                labels += [Label(number, text) for text in texts]
+        found = LabelSet(tuple(labels), tuple(unknown))
+        return self.met.setdefault(found, found)  # one for all lines with the same labels
+
+    def _texts(self, cells: Mapping[str, Any], name: str, ref: str) -> Sequence[str] | None:
+        """Return the labels of a cell; None if it says nothing, and () if it says that there are none."""
+        if name == FOLDER and name not in cells:
+            value: Any = PurePosixPath(ref.replace("\\", "/")).parent.name
+        else:
+            value = look_up_cell(cells, name)
+        if self.is_onehot:
+            return self._read_mark(value, name)
+        if self.options.sets is None:
+            label = label_of(value, name)
+            _check_length(label, name)
+            is_none = not label or label in self.missing or (label == str(NO_LABEL) and len(self.columns) > 1)
+            return None if is_none else (label,)
+        return self.sets.read(value, name)
+
+    def _read_mark(self, value: Any, name: str) -> tuple[str, ...] | None:
+        text = text_of(value).strip() if is_plain(value) else "…"
+        word = text.lower()
+        if not word or text in self.missing:
+            self.counts["unknown"] += 1
+            return None
+        if word in _YES:
+            return (name,)
+        if word in _MINUS | _ZERO:
+            self.counts["minus" if word in _MINUS else "zero"] += 1
+            if (word in _MINUS) == (self.negative == NO_LABEL):
+                return ()
+            self.counts["unknown"] += 1
+            return None
+        raise WholeListError(
+            f"{name} holds '{text[:40]}', which is neither 0 nor 1",
+            "write 0, 1 or nothing (-1: unknown), name words for unknown by missing=, or choose the columns: "
+            "?onehot=COLUMN,COLUMN or ?onehot=PREFIX*",
+        )
+
     def check(self) -> None:
         """Raise UniclError for marks that may mean two things."""
         if self.is_onehot and self.counts["minus"] and not self.counts["zero"] and self.options.negative is None:
@@ -127,28 +151,21 @@ class LabelReader:
 
     def notes(self) -> list[str]:
         """Return notes for `prepare` on cells that were not read as they stand."""
-        name, counts = self.path.name, self.counts
-        notes: list[str] = []
-        if self.separator and not counts["split"]:
-            notes.append(f"{name}: no cell of labels has the separator '{self.separator}': sets={self.options.sets}")
-        if counts["repeated"]:
-            notes.append(f"{name}: labels that stand twice in a cell, kept once: {counts['repeated']:,}")
-        if counts["empty"]:
-            notes.append(f"{name}: empty labels between separators, dropped: {counts['empty']:,}")
-        if self.is_onehot and counts["unknown"]:
+        notes = self.sets.notes(self.path.name)
+        if unknown := self.counts["unknown"]:
             mark = "0" if self.negative == NO_LABEL else "-1"
-            notes.append(f"{name}: marks that are empty or {mark}, which means unknown: {counts['unknown']:,}")
+            notes.append(f"{self.path.name}: marks that are empty or {mark}, which means unknown: {unknown:,}")
         return notes
 
 
-def read_separator(path: Path, sets: str | None) -> str:
+def read_separator(origin: str, sets: str | None) -> str:
     """Return the separator of labels in a cell that ``sets`` names; empty if only lists hold several."""
     if sets is None or sets.lower() == LISTS_ONLY:
         return ""
     separator = NAMES.get(sets.lower(), sets)
     if not separator or any(mark.isalnum() for mark in separator):
         raise UniclError(
-            f"{path}: sets={sets}: not a separator of labels",
+            f"{origin}: sets={sets}: not a separator of labels",
             f"give it as it stands in the cells (sets=;), by a word ({', '.join(NAMES)}), or sets=true for lists",
         )
     return separator

@@ -4,17 +4,18 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 from unicl_cli.contracts import MOST_GROUPS, NO_LABEL, ClassName
 from unicl_cli.data.class_entry import ClassEntry, NameList
 from unicl_cli.data.class_numbers import (
     LabelledClasses,
+    RowLabels,
     check_spelling,
     describe_changed_names,
     match_labels,
     name_classes,
     pair_names,
+    set_row_labels,
 )
 from unicl_cli.data.sources.lists.cells import is_plain, text_of
 from unicl_cli.data.sources.lists.column_names import usual_columns
@@ -25,14 +26,6 @@ from unicl_cli.errors import UniclError
 
 _PARTLY = "neg_category_ids"
 """LVIS's column of the categories that an image was searched for in vain."""
-
-
-class RowLabels(NamedTuple):
-    """The labels of a row as a source gives them; see `contracts.Row`."""
-
-    label: int = NO_LABEL
-    labels: tuple[int, ...] = ()
-    known: tuple[str, ...] | None = None
 
 
 class ListClasses:
@@ -179,11 +172,7 @@ class ListClasses:
         numbers = [number for label in found.labels if (number := self._number_of(label, line)) != NO_LABEL]
         if not self.has_sets:
             return RowLabels(numbers[0] if numbers else NO_LABEL)
-        labels, known = tuple(sorted(set(numbers))), self._known(found.unknown)
-        label = labels[0] if len(labels) == 1 else NO_LABEL
-        if labels and len(known) == len(self.groups):
-            return RowLabels(label, labels if label == NO_LABEL else ())
-        return RowLabels(label, labels, known or None)
+        return set_row_labels(numbers, self._known(found.unknown), self.groups)
 
     def join(self, one: LabelSet, other: LabelSet, line: Line) -> LabelSet | None:
         """Return the labels of an image from two of its lines, of which ``line`` is the later; None if they differ."""
