@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -43,7 +44,6 @@ SEED = 0
 _SAMPLE = 32
 _SHOWN = 60
 """The most characters of a text in a note."""
-
 MOST_LABELS = 1000
 """The most labels of a row."""
 HASHED = ("classes",)
@@ -115,6 +115,11 @@ class CorpusPlan(NamedTuple):
     def has_media(self) -> bool:
         """True if any source names media: then all shards have the column, since readers expect one schema."""
         return any(media_of(planned.source) for planned in self.sources)
+
+    def count_set_sizes(self) -> Counter[int]:
+        """Return the labelled rows by their number of labels, before any is left out."""
+        labelled = (rows for of in self.sources if of.spec.kind == "labels" for rows in of.rows.values())
+        return Counter(len(row.label_set()) for rows in labelled for row in rows if row.is_labelled())
 
     def row_at(self, unit: Unit, number: int) -> Row:
         """Return one row of a unit, by its number in the unit."""

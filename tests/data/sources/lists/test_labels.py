@@ -23,6 +23,8 @@ def test_a_list_with_one_label_is_that_label(listing):
         ("python.csv", "image;label\na.png;['cat', 'dog']\n"),
         ("bars.csv", "image,label\na.png,cat|dog_house\nb.png,cat\n"),
         ("semicolons.csv", "image,label\na.png,cat;mouse\nb.png,cat\n"),
+        ("shared_bars.csv", "image,label\na.png,cat|dog\nb.png,dog|owl\nc.png,owl|cat\n"),
+        ("shared.csv", "image,label\na.png,cat;dog\nb.png,dog;owl\nc.png,rat;bat\n"),
         ("commas.csv", 'image,label\na.png,"cat, dog"\nb.png,cat\nc.png,dog\n'),
         ("blanks.csv", "image,label\na.png,cat dog\nb.png,cat\nc.png,dog\n"),
         ("slashes.csv", "image,label\na.png,cat/dog\nb.png,cat\nc.png,dog\n"),
@@ -37,6 +39,7 @@ def test_several_labels_are_refused_with_the_way_to_use_them(name, content, list
     assert "an image takes one" in str(caught.value)
     assert f"--captions '{path}?caption=label'" in caught.value.hint
     sets = {"list": "true", "python": "true", "bars": "|", "semicolons": ";", "commas": ",", "slashes": "/"}
+    sets |= {"shared": ";", "shared_bars": "|"}
     sets |= {"ampersands": "%26", "blanks": "space", "marked": "space"}
     assert f"--labels '{path}?sets={sets[name.partition('.')[0]]}'" in caught.value.hint
     assert any(row.labels for row in listing.open(caught.value.hint.split("'")[1], "labels").rows("train"))
@@ -53,6 +56,12 @@ def test_a_doubtful_name_is_kept_and_told(listing):
     assert len(source.rows("train")) == 2
     assert source.notes == [
         "fox.csv: 1 of 2 labels seem to name several classes (line 2: red fox); each is taken as one class"
+    ]
+    lines = 'image,label\na.png,"cat, dog"\nb.png,"dog, owl"\nc.png,"owl, cat"\n'
+    source = listing.open(listing.write("pairs.csv", lines, *IMAGES), "labels")
+    assert len(source.rows("train")) == 3
+    assert source.notes == [
+        "pairs.csv: 3 of 3 labels seem to name several classes (line 2: cat, dog); each is taken as one class"
     ]
 
 

@@ -1,7 +1,7 @@
 """Checks of labels: an image takes one unless an option says otherwise; what else may be several is refused."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ LISTS_ONLY = "true"
 _SIGNS = frozenset(("-", "--", "---", "–", "—", "?", "??", "???", ".", "...", "…", "-1.0"))
 _MARKS = frozenset(("0", "1", "-1", "0.0", "1.0", "-1.0", "true", "false"))
 _SEPARATORS = ("|", ";", ",", "/", "+", "&", " ")
+_LISTING = ("|", ";", ",")
 NAMES_OF_SEPARATORS = {" ": "space", "\t": "tab"}
 """Separators of labels that an option spells as words."""
 
@@ -111,14 +112,15 @@ def mark_columns_error(path: Path, options: ListOptions, columns: Sequence[str])
 def check_single_labels(path: Path, lines: Sequence[Line], columns: Sequence[str], options: ListOptions) -> list[str]:
     """Return notes on labels that may name several classes, in columns whose cells are not split. UniclError if sure.
 
-    ``scab|rust`` and ``scab;rust`` do if one of their parts is a label by itself; ``scab rust`` and ``scab, rust`` if
-    all are, or if ``_`` stands for the blanks inside a name.
+    ``scab|rust`` and ``scab;rust`` do if one of their parts is a label by itself, or a part of another label, too;
+    ``scab rust`` and ``scab, rust`` if all are labels, or if ``_`` stands for the blanks inside a name.
     """
     notes: list[str] = []
     for column in range(len(columns)):
         counts = Counter(label for line in lines for label in line.found.labels if label.column == column)
         texts = {label.text: count for label, count in counts.items()}
-        joined = {text: separator for text in texts if (separator := _joining(text, texts))}
+        shared = _find_shared_parts(texts)
+        joined = {text: separator for text in texts if (separator := _joining(text, texts, shared))}
         if not joined:
             continue
         sure = {text for text, separator in joined.items() if _is_sure(text, separator, texts)}
@@ -138,11 +140,28 @@ def check_single_labels(path: Path, lines: Sequence[Line], columns: Sequence[str
     return notes
 
 
-def _joining(label: str, counts: Mapping[str, int]) -> str:
-    """Return the separator of a label with a part that is a label by itself; empty if it has none."""
+def _find_shared_parts(labels: Iterable[str]) -> set[tuple[str, str]]:
+    """Return the separators of lists with each text between them that several labels have."""
+    counts = Counter(
+        (separator, part)
+        for label in labels
+        for separator in _LISTING
+        if separator in label
+        for part in {part.strip() for part in label.split(separator)}
+    )
+    return {part for part, labels in counts.items() if labels > 1}
+
+
+def _joining(label: str, counts: Mapping[str, int], shared: Set[tuple[str, str]]) -> str:
+    """Return the separator of a label with a part that is a label by itself, or shared; empty if it has none.
+
+    Between commas, all parts must be shared: names such as "tench, Tinca tinca" have one.
+    """
     for separator in _SEPARATORS:
         parts = [part.strip() for part in label.split(separator)]
-        if len(parts) > 1 and any(part in counts for part in parts):
+        enough = all if separator == "," else any
+        is_shared = enough((separator, part) in shared for part in parts)
+        if len(parts) > 1 and (is_shared or any(part in counts for part in parts)):
             return separator
     return ""
 
