@@ -25,6 +25,7 @@ from unicl_cli.data.text import clean, has_markup
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.classes import ClassExample, find_examples, merge_classes
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
+from unicl_cli.jobs.prepare.group_checks import check_groups
 from unicl_cli.jobs.prepare.holdout import TRAIN, Holdout, ReadSource, hold_out
 from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.rows import Adoption, Rows
@@ -201,6 +202,7 @@ def _read_source(spec: SourceSpec, source: DatasetSource, ids: dict[str, int]) -
     numbers, groups = (tuple(ids[c.key] for c in source.classes), groups_of(source.classes)) if labelled else ((), ())
     if labelled:
         _check_labels(spec, raw, source.classes)
+        check_groups(spec.src, raw, source.classes)
     has_sets = labelled and (
         any(c.group or c.parent for c in source.classes)
         or any(row.labels or row.known is not None for of in raw.values() for row in of)

@@ -93,9 +93,9 @@ def test_an_empty_list_says_that_nothing_was_found_and_an_empty_cell_nothing_at_
 
 
 def test_classes_with_unknown_marks_are_groups_of_their_own(sets):
-    lines = ("image,cat,dog,owl,fox", "a.png,1,0,,1", "b.png,0,1,0,-1", "c.png,0,0,1,0", "d.png,0,0,,")
+    lines = ("image,cat,dog,owl,fox,emu", "a.png,1,0,,1,0", "b.png,0,1,0,-1,0", "c.png,0,0,1,0,0", "d.png,0,0,,,0")
     source, found = sets("l.csv", csv(*lines), "?onehot=all")
-    assert {c.key: c.group for c in source.classes} == {"cat": "", "dog": "", "owl": "owl", "fox": "fox"}
+    assert {c.key: c.group for c in source.classes} == {"cat": "", "dog": "", "emu": "", "owl": "owl", "fox": "fox"}
     assert found == {
         "a.png": ({"cat", "fox"}, ("", "fox")),
         "b.png": ({"dog"}, ("", "owl")),
@@ -121,6 +121,9 @@ def test_all_columns_of_marks_are_classes_and_others_are_told(sets):
     source, found = sets("l.csv", csv(*lines), "?onehot=all")
     assert found["c.png"] == ({"cat", "dog"}, None)
     assert "l.csv: onehot=all: left out columns with other cells: age, sex" in source.notes
+    source, found = sets("l.csv", csv("image,x,y", "a.png,0,", "b.png,0,0"), "?onehot=x,y")
+    assert [(c.key, c.group) for c in source.classes] == [("x", ""), ("y", "y")]
+    assert found == {"a.png": (set(), ("",)), "b.png": (set(), ("", "y"))}
     _, found = sets("l.csv", csv("image,is_cat,is_dog,cute", "a.png,1,0,1", "b.png,1,1,0"), "?onehot=is_*")
     assert found == {"a.png": ({"is_cat"}, None), "b.png": ({"is_cat", "is_dog"}, None)}
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from unicl_cli.contracts import MOST_GROUPS, NO_LABEL, ClassName
+from unicl_cli.core.class_groups import groups_of
 from unicl_cli.data.class_entry import ClassEntry, NameList
 from unicl_cli.data.class_numbers import (
     LabelledClasses,
@@ -51,6 +52,7 @@ class ListClasses:
                 self.found.setdefault(line.found, line)
         self.column_groups = self._group_columns()
         self.class_groups = reader.class_groups(options.group) if options.group else {}
+        self.groups = tuple(dict.fromkeys(self.class_groups.values() or self.column_groups))
         if self.has_sets and _PARTLY in reader.columns:
             self.notes.append(
                 f"{path.name}: images with '{_PARTLY}' are annotated for some categories; others are taken as absent"
@@ -58,9 +60,12 @@ class ListClasses:
         names = names or self._find_names()
         check_missing(path, lines, names, options)
         labels = {label for found in self.found for label in found.labels}
+        if self.is_onehot:  # a column is a class, whether an image has it or not
+            labels |= {Label(number, name) for number, name in enumerate(self.columns.label)}
         if self.has_sets and not labels:
             raise UniclError(f"{path}: no row has a label", f"check the column: {', '.join(self.columns.label)}")
         self._numbers = self._number(labels, names)
+        self.groups = groups_of(self.classes)  # those of COCO that some image has
         self.notes += describe_changed_names(self.classes, "classes=FILE gives others")
 
     def _number(self, labels: set[Label], names: NameList | None) -> Mapping[Label, int]:
@@ -89,11 +94,6 @@ class ListClasses:
         keys = [text for text in sorted(by_text, key=lambda text: of_text[text]) if text != str(NO_LABEL)]
         return LabelledClasses(name_classes([(key,) for key in keys]), {key: at for at, key in enumerate(keys)})
 
-    @cached_property
-    def groups(self) -> tuple[str, ...]:
-        """The groups of the list, in the order of its columns, or of COCO's categories."""
-        return tuple(dict.fromkeys(self.class_groups.values() or self.column_groups))
-
     def _group_of(self, label: Label) -> str:
         return self.class_groups.get(label.text) or self.column_groups[label.column]
 
@@ -105,6 +105,8 @@ class ListClasses:
         for found in self.found:
             known |= set(range(len(columns))).difference(found.unknown)
             doubtful.update(found.unknown)
+        if not self.is_onehot and len(columns) > 1 and not group:
+            known = {label.column for found in self.found for label in found.labels}
         if self.has_sets and len(known) < len(columns):
             empty = next(name for number, name in enumerate(columns) if number not in known)
             raise UniclError(
