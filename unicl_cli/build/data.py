@@ -59,7 +59,10 @@ class TrainingData(NamedTuple):
 
 
 def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], list[NDArray[np.int64]]]:
-    """Return the union of all corpora's classes in order, and for each corpus its class -> class of the union."""
+    """Return the union of all corpora's classes in order, and for each corpus its class -> class of the union.
+
+    UniclError for a class in two groups: its rows in one corpus would not know it in the other.
+    """
     union: dict[str, int] = {}
     classes: list[ClassName] = []
     maps: list[NDArray[np.int64]] = []
@@ -68,6 +71,12 @@ def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], li
             if item.key not in union:
                 union[item.key] = len(union)
                 classes.append(item)
+            elif (other := classes[union[item.key]].group) != item.group:
+                raise UniclError(
+                    f"{corpus.path}: class '{item.key}' is in group '{item.group}', and in an earlier corpus of the "
+                    f"mix in group '{other}'",
+                    "prepare both with the same groups, for lists by ?group=NAME",
+                )
         maps.append(np.array([union[item.key] for item in corpus.classes], np.int64))
     return tuple(classes), maps
 
