@@ -28,12 +28,12 @@ class Fields(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A sample with its texts and label read; ``label`` is unchanged, or None."""
+    """A sample with its texts and labels read; ``labels`` is None where the sample says nothing of them."""
 
     key: str
     ref: str
     texts: tuple[str, ...]
-    label: str | int | None
+    labels: tuple[str | int, ...] | None
 
 
 class WebDataset:
@@ -43,9 +43,17 @@ class WebDataset:
     """
 
     def __init__(
-        self, shards: dict[str, str], kind: str, fields: Fields, classes: str | None, first: int | None
+        self,
+        shards: dict[str, str],
+        kind: str,
+        fields: Fields,
+        classes: str | None,
+        first: int | None,
+        *,
+        sets: bool = False,
     ) -> None:
         self.patterns, self.kind, self.fields, self.names_file, self.first = shards, kind, fields, classes, first
+        self.sets = sets
         self.ignored: Counter[str] = Counter()
 
     @property
@@ -78,7 +86,7 @@ class WebDataset:
     @cached_property
     def _labelled(self) -> tuple[tuple[ClassName, ...], Mapping[str, int]]:
         """The classes, and label -> class number."""
-        labels = {str(item.label) for items in self.found.values() for item in items if item.label is not None}
+        labels = {str(label) for items in self.found.values() for item in items for label in item.labels or ()}
         if not labels:
             self._refuse("label", self.fields.label)
         numeric = all(label.isdecimal() for label in labels)
@@ -144,9 +152,12 @@ class WebDataset:
 
     def _row(self, item: Found, numbers: Mapping[str, int]) -> Row:
         texts = () if self.kind == "images" else item.texts
-        if self.kind != "labels" or item.label is None:
+        if self.kind != "labels" or item.labels is None:
             return Row(item.key, item.ref, texts, NO_LABEL)
-        return Row(item.key, item.ref, texts, numbers[str(item.label)])
+        labels = tuple(sorted({numbers[str(label)] for label in item.labels}))
+        if len(labels) == 1:
+            return Row(item.key, item.ref, texts, labels[0])
+        return Row(item.key, item.ref, texts, NO_LABEL, labels, None if labels else ("",))
 
     def _samples(self, shard: Path, name: Path) -> Iterator[Found]:
         samples = samples_of(shard, self.ignored)
@@ -159,7 +170,7 @@ class WebDataset:
                 continue
             key = f"{name.with_suffix('').as_posix()}/{sample.key}"
             ref = f"{shard}:{image.offset}:{image.size}"
-            yield Found(key, ref, self._texts(shard, sample), self._label(shard, sample))
+            yield Found(key, ref, self._texts(shard, sample), self._labels(shard, sample))
 
     def _texts(self, shard: Path, sample: Sample) -> tuple[str, ...]:
         if self.kind == "images":
@@ -168,23 +179,45 @@ class WebDataset:
         texts = value if isinstance(value, list) else [] if value is _NOTHING else [value]
         return tuple(text.strip() for text in texts if isinstance(text, str) and text.strip())
 
-    def _label(self, shard: Path, sample: Sample) -> str | int | None:
+    def _labels(self, shard: Path, sample: Sample) -> tuple[str | int, ...] | None:
+        """Return the labels of a sample; None if it says nothing of them, and () for an empty list."""
         if self.kind != "labels":
             return None
         value = _read_field(shard, sample, self.fields.label)
-        if isinstance(value, str):
-            value = value.strip()
-            if len(value) > MAX_LABEL:
-                raise UniclError(
-                    f"webdataset: {shard}: label of {sample.key} has {len(value):,} letters (limit {MAX_LABEL:,})",
-                    "name the member with the label: label=ENDING or label=json:FIELD",
-                )
-            return int(value) if value.isdecimal() else value or None
-        if value is _NOTHING or value is None or value == NO_LABEL:
-            return None
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        raise UniclError(f"webdataset: {shard}: label of {sample.key} is {value!r}", "use numbers or names as labels")
+        if not isinstance(value, list):
+            label = _read_label(shard, sample, value)
+            return None if label is None else (label,)
+        if not self.sets:
+            raise UniclError(
+                f"webdataset: {shard}: label of {sample.key} is a list", "add sets=true: it takes all labels of a list"
+            )
+        found = [label for item in value if (label := _read_label(shard, sample, item)) is not None]
+        labels = tuple(dict.fromkeys(found))
+        if len(labels) < len(found) and set(labels) <= {0, 1}:
+            raise UniclError(
+                f"webdataset: {shard}: label of {sample.key} has a mark for each of {len(found)} classes",
+                "write the names or numbers of its classes",
+            )
+        if len(labels) < len(found):
+            self.ignored["labels that a sample has twice"] += len(found) - len(labels)
+        return None if value and not labels else labels
+
+
+def _read_label(shard: Path, sample: Sample, value: Any) -> str | int | None:
+    """Return one label, a name or a number; None for nothing or -1."""
+    if isinstance(value, str):
+        value = value.strip()
+        if len(value) > MAX_LABEL:
+            raise UniclError(
+                f"webdataset: {shard}: label of {sample.key} has {len(value):,} letters (limit {MAX_LABEL:,})",
+                "name the member with the label: label=ENDING or label=json:FIELD",
+            )
+        return int(value) if value.isdecimal() else value or None
+    if value is _NOTHING or value is None or value == NO_LABEL:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise UniclError(f"webdataset: {shard}: label of {sample.key} is {value!r}", "use numbers or names as labels")
 
 
 def _read_field(shard: Path, sample: Sample, where: str) -> Any:
