@@ -16,6 +16,7 @@ from unicl_cli.data.sources.lists.columns import Roles, resolve_roles, used_colu
 from unicl_cli.data.sources.lists.files import LISTS
 from unicl_cli.data.sources.lists.formats import open_reader
 from unicl_cli.data.sources.lists.image_paths import ImagePaths
+from unicl_cli.data.sources.lists.label_cells import read_separator
 from unicl_cli.data.sources.lists.labels import LISTS_ONLY, check_single_labels, give_sets
 from unicl_cli.data.sources.lists.lines import URL_FAULT, URL_HINT, LineBuilder
 from unicl_cli.data.sources.lists.list_classes import ListClasses
@@ -120,7 +121,9 @@ class Table:
 
     def _records(self) -> Iterator[Record]:
         last = self.reader.columns[-1]
-        return self.reader.records(self._used_columns(), last if self.columns.caption == (last,) else None)
+        splits_labels = read_separator(str(self.path), self.options.sets) == self.reader.delimiter
+        spills = self.columns.caption == (last,) or (splits_labels and self.columns.label == (last,))
+        return self.reader.records(self._used_columns(), last if spills else None)
 
     def _used_columns(self) -> list[str]:
         return used_columns(self.columns, self.reader.columns)

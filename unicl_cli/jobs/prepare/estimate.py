@@ -143,7 +143,7 @@ def _build_report(out: Path, plan: CorpusPlan, samples: list[SourceSample], work
         "workers": workers,
         "classes": len(plan.classes),
         "class_examples": describe_examples(plan.examples),
-        **describe_sets(plan.groups, plan.count_set_sizes()),
+        **describe_sets(plan.groups, plan.count_set_sizes() if plan.groups is not None else {}),
         "sources": sources,
         "notes": plan.notes,
     }

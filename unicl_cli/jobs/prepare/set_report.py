@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unicl_cli.jobs.prepare.parts import PartMarker
+from unicl_cli.pages.text import shorten
 
-SHOWN = 10
-"""Groups of classes that the closing table names."""
+SHOWN, LONGEST = 10, 40
+"""Groups of classes that the closing table names, and the most characters of each."""
 
 
 def count_set_sizes(markers: Sequence[PartMarker]) -> Counter[int]:
@@ -35,11 +36,9 @@ def format_sets(report: Mapping[str, Any]) -> list[str]:
     """Return the lines of the closing table on label sets."""
     if "labels_per_row" not in report:
         return []
-    of, groups = report["labels_per_row"], [group for group in report["groups"] if group]
+    of, groups = report["labels_per_row"], [shorten(group, LONGEST) for group in report["groups"] if group]
     lines = [f"labels per row: {of['min']:,} to {of['max']:,}, mean {of['mean']:.2f}"]
     if groups:
-        shown = ", ".join(groups[:SHOWN])
-        lines.append(
-            f"groups of classes: {shown}, … ({len(groups)})" if len(groups) > SHOWN else f"groups of classes: {shown}"
-        )
+        more = f", … ({len(groups)})" if len(groups) > SHOWN else ""
+        lines.append(f"groups of classes: {', '.join(groups[:SHOWN])}{more}")
     return lines

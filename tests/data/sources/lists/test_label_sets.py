@@ -36,6 +36,7 @@ def csv(*lines):
         ("l.csv", csv("image,label", "a.png,red;cotton", "b.png, red ; wool ", "c.png,red"), "?sets=;"),
         ("l.csv", csv("image,label", 'a.png,"red, cotton"', 'b.png,"red,wool"', "c.png,red"), "?sets=,"),
         ("l.csv", csv("image,label", 'a.png,"red, cotton"', 'b.png,"red,wool"', "c.png,red"), "?sets=comma"),
+        ("l.csv", csv("image,label", "a.png,red,cotton", "b.png,red,wool,", "c.png,red"), "?sets=comma"),
         ("l.tsv", csv("image\tlabel", "a.png\tred|cotton", "b.png\tred|wool", "c.png\tred"), "?sets=|"),
         ("l.txt", csv("a.png red+cotton", "b.png red+wool", "c.png red"), "?image=0&label=1&sets=+"),
         ("l.csv", csv("image;label", "a.png;['red', 'cotton']", 'b.png;["red","wool"]', "c.png;red"), "?sets=true"),

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import NoneType
 from typing import Any
 
 from unicl_cli.contracts import NO_LABEL
@@ -21,9 +22,8 @@ from unicl_cli.data.sources.lists.separator import NAMES
 from unicl_cli.data.sources.text_file import describe_length
 from unicl_cli.errors import UniclError
 
-_YES = frozenset(("1", "1.0", "true"))
-_ZERO = frozenset(("0", "0.0", "false"))
 _MINUS = frozenset(("-1", "-1.0"))
+_MARKS = {"yes": frozenset(("1", "1.0", "true")), "zero": frozenset(("0", "0.0", "false")), "minus": _MINUS}
 
 
 class SetCells:
@@ -90,6 +90,7 @@ class LabelReader:
         self.missing = frozenset(word.strip() for word in options.missing.split(",")) - {""}
         self.sets = SetCells(read_separator(str(path), options.sets), self.missing)
         self.counts: Counter[str] = Counter()
+        self.marks: dict[object, str] = {}
         self.met: dict[LabelSet, LabelSet] = {}
 
     def read(self, cells: Mapping[str, Any], ref: str) -> LabelSet:
@@ -97,10 +98,10 @@ class LabelReader:
         labels: list[Label] = []
         unknown: list[int] = []
         for number, name in enumerate(self.columns):
-            texts = self._texts(cells, name, ref)
+            texts = self._read_mark(cells, name) if self.is_onehot else self._texts(cells, name, ref)
             if texts is None:
                 unknown.append(number)
-            else:
+            elif texts:
                 labels += [Label(number, text) for text in texts]
         found = LabelSet(tuple(labels), tuple(unknown))
         return self.met.setdefault(found, found)  # one for all lines with the same labels
@@ -111,8 +112,6 @@ class LabelReader:
             value: Any = PurePosixPath(ref.replace("\\", "/")).parent.name
         else:
             value = look_up_cell(cells, name)
-        if self.is_onehot:
-            return self._read_mark(value, name)
         if self.options.sets is None:
             label = label_of(value, name)
             _check_length(label, name)
@@ -120,20 +119,27 @@ class LabelReader:
             return None if is_none else (label,)
         return self.sets.read(value, name)
 
-    def _read_mark(self, value: Any, name: str) -> tuple[str, ...] | None:
-        text = text_of(value).strip() if is_plain(value) else "…"
-        word = text.lower()
-        if not word or text in self.missing:
-            self.counts["unknown"] += 1
-            return None
-        if word in _YES:
+    def _read_mark(self, cells: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
+        value = look_up_cell(cells, name)
+        is_short = isinstance(value, str | int | NoneType)  # a list has few marks, and many cells
+        kind = self.marks.get(value) if is_short else None
+        if kind is None:
+            kind = self._kind_of_mark(value, name)
+        if is_short:
+            self.marks[value] = kind
+        self.counts[kind] += 1
+        if kind == "yes":
             return (name,)
-        if word in _MINUS | _ZERO:
-            self.counts["minus" if word in _MINUS else "zero"] += 1
-            if (word in _MINUS) == (self.negative == NO_LABEL):
-                return ()
-            self.counts["unknown"] += 1
-            return None
+        return () if kind == self.negative else None
+
+    def _kind_of_mark(self, value: Any, name: str) -> str:
+        """Return what a mark says: yes, zero, minus or nothing. WholeListError for any other cell."""
+        text = text_of(value).strip() if is_plain(value) else "…"
+        if not text or text in self.missing:
+            return "nothing"
+        for kind, words in _MARKS.items():
+            if text.lower() in words:
+                return kind
         raise WholeListError(
             f"{name} holds '{text[:40]}', which is neither 0 nor 1",
             "write 0, 1 or nothing (-1: unknown), name words for unknown by missing=, or choose the columns: "
@@ -152,8 +158,8 @@ class LabelReader:
     def notes(self) -> list[str]:
         """Return notes for `prepare` on cells that were not read as they stand."""
         notes = self.sets.notes(self.path.name)
-        if unknown := self.counts["unknown"]:
-            mark = "0" if self.negative == NO_LABEL else "-1"
+        mark, other = ("0", "zero") if self.negative == "minus" else ("-1", "minus")
+        if unknown := self.counts["nothing"] + self.counts[other]:
             notes.append(f"{self.path.name}: marks that are empty or {mark}, which means unknown: {unknown:,}")
         return notes
 
@@ -171,10 +177,11 @@ def read_separator(origin: str, sets: str | None) -> str:
     return separator
 
 
-def _read_negative(path: Path, options: ListOptions) -> int:
+def _read_negative(path: Path, options: ListOptions) -> str:
+    """Return the kind of mark that means no."""
     if options.negative not in (None, "0", "-1"):
         raise UniclError(f"{path}: negative={options.negative}: not a mark of absence", "use negative=0 or negative=-1")
-    return int(options.negative or 0)
+    return "minus" if options.negative == "-1" else "zero"
 
 
 def _is_one_hot(texts: Sequence[str]) -> bool:

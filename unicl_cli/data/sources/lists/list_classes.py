@@ -149,8 +149,10 @@ class ListClasses:
         if self.groups == ("",):
             return found.classes
         groups = dict.fromkeys(range(len(found.classes)), self.groups[0]) if len(self.groups) == 1 else {}
-        spelled = {number: text.partition(":")[0] for text, number in found.numbers.items() if ":" in text}
-        groups |= {number: group for number, group in spelled.items() if group in self.groups}
+        for text, number in found.numbers.items():
+            for group in self.groups:
+                if group and text.startswith(f"{group}:"):
+                    groups[number] = group
         for label, number in sorted(numbers.items()):
             group = self._group_of(label)
             if (other := groups.setdefault(number, group)) != group:
