@@ -120,7 +120,7 @@ class LabelReader:
         return self.sets.read(value, name)
 
     def _read_mark(self, cells: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
-        value = look_up_cell(cells, name)
+        value = cells[name] if name in cells else look_up_cell(cells, name)
         is_short = isinstance(value, str | int | NoneType)  # a list has few marks, and many cells
         kind = self.marks.get(value) if is_short else None
         if kind is None:
