@@ -63,6 +63,10 @@ FILES = {
     "flickr30k/results.csv": "image_name| comment_number| comment\n" + lines("{name}.jpg| 0| {text} .\n"),
     "dogs/labels.csv": "id,breed\n" + lines("{name},breed{n}\n"),
     "plants/train.csv": "image_id,healthy,rust\n0001,1,0\n0002,0,1\n0003,1,1\n",
+    "chexpert/train.csv": "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Edema,Support Devices\n"
+    + lines("train/patient{name}/view1_frontal.jpg,Female,6{n},Frontal,AP,,-1.0,1.0\n")
+    + "train/patient0004/view1_frontal.jpg,Male,71,Frontal,,1.0,0.0,\n",
+    "celeba/list_attr_celeba.csv": "image_id,Bald,Smiling,Young\n" + lines("{name}.jpg,-1,1,-1\n"),
     "CUB_200_2011/images.txt": lines("{n} 00{n}.Some_Bird{n}/{name}.jpg\n"),
     "CUB_200_2011/train_test_split.txt": "0 1\n1 1\n2 0\n",
     "pets/annotations/list.txt": "#Image CLASS-ID SPECIES BREED ID\nBeagle_1 1 1 1\nBeagle_2 1 1 1\nPug_3 2 1 1\n",
@@ -81,16 +85,19 @@ FILES = {
 FOLDERS = (
     *("coco/train2017", "coco/val2017", "coco/val2014", "flickr8k/Flicker8k_Dataset", "flickr8k/Images"),
     *("flickr30k/flickr30k-images", "flickr30k/flickr30k_images", "dogs/train", "plants/images", "llava/images"),
+    "celeba/img_align_celeba",
 )
 IMAGES = (
     *("CUB_200_2011/images/000.Some_Bird0/0001.jpg", "CUB_200_2011/images/001.Some_Bird1/0002.jpg"),
     *("CUB_200_2011/images/002.Some_Bird2/0003.jpg", "pets/images/Beagle_1.jpg", "pets/images/Beagle_2.jpg"),
     *("pets/images/Pug_3.jpg", "food-101/images/pie/1.jpg", "food-101/images/soup/2.jpg", "food-101/images/pie/3.jpg"),
     *("zoo/animal/cat/1.jpg", "zoo/animal/cat/siamese/2.jpg", "zoo/plant/3.jpg"),
+    *(f"chexpert/train/patient000{n}/view1_frontal.jpg" for n in range(1, 5)),
     *("cc3m/00000/000000001.jpg", "hub/train/0001.jpg", "hub/test/0002.jpg"),
 )
 ROWS = {
     "coco": {"train": 3, "val": 3},
+    "coco-objects": {"train": 3},
     "coco-names": {"train": 3},
     "coco-karpathy": {"train": 1, "val": 1, "test": 1},
     "flickr8k": {"train": 1, "val": 1, "test": 1},
@@ -98,7 +105,9 @@ ROWS = {
     "flickr30k": {"train": 3},
     "flickr30k-kaggle": {"train": 3},
     "dogs": {"train": 3},
-    "plants": {"train": 2},
+    "plants": {"train": 3},
+    "chexpert": {"train": 4},
+    "celeba": {"train": 3},
     "cub": {"train": 2, "test": 1},
     "pets": {"train": 2, "test": 1},
     "food101": {"train": 2, "test": 1},

@@ -102,6 +102,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "list.tsv").write_text("\n".join(["file\ttitle", *captioned]) + "\n", encoding="utf-8")
     shutil.copy(root / "list.tsv", root / "list.csv")
     (root / "list.csv").write_text((root / "list.tsv").read_text().replace(",", "").replace("\t", ","))
+    tags = [f"pics/{n}.jpg,{'red;ring' if n % 2 else 'blue'},{'' if n % 3 else 'red'},ring" for n in range(40)]
+    (root / "tags.csv").write_text("\n".join(["image,label,colour,shape", *tags]) + "\n")
     for name in ("new/1.jpg", "holiday/1.jpg", "more/1.png", "photo.jpg", "img.jpg"):
         picture(root / name, 77)
     (root / "names.txt").write_text("red fox\ntench\n")

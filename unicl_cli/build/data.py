@@ -57,7 +57,10 @@ class TrainingData(NamedTuple):
 
 
 def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], list[NDArray[np.int64]]]:
-    """Return the union of all corpora's classes in order, and for each corpus its class -> class of the union."""
+    """Return the union of all corpora's classes in order, and for each corpus its class -> class of the union.
+
+    UniclError for a class in two groups: its rows in one corpus would not know it in the other.
+    """
     union: dict[str, int] = {}
     classes: list[ClassName] = []
     maps: list[NDArray[np.int64]] = []
@@ -70,7 +73,8 @@ def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], li
                 raise UniclError(
                     f"{corpus.path}: class '{item.key}' is in group '{item.group}' under '{item.parent}', and in "
                     f"'{classes[number].group}' under '{classes[number].parent}' in an earlier corpus",
-                    "prepare both with one --taxonomy, or name the two classes apart with ?classes=FILE",
+                    "prepare both with the same groups (for lists by ?group=NAME) or one --taxonomy, or name the two "
+                    "classes apart with ?classes=FILE",
                 )
         maps.append(np.array([union[item.key] for item in corpus.classes], np.int64))
     return tuple(classes), maps

@@ -38,6 +38,23 @@ class LabelledClasses(NamedTuple):
     numbers: Mapping[str, int]
 
 
+class RowLabels(NamedTuple):
+    """The labels of a row as a source gives them; see `contracts.Row`."""
+
+    label: int = NO_LABEL
+    labels: tuple[int, ...] = ()
+    known: tuple[str, ...] | None = None
+
+
+def set_row_labels(numbers: Iterable[int], known: Sequence[str], groups: Sequence[str]) -> RowLabels:
+    """Return the labels of a row with a set of classes, annotated for ``known`` of the ``groups`` of its source."""
+    labels = tuple(sorted(set(numbers)))
+    label = labels[0] if len(labels) == 1 else NO_LABEL
+    if labels and len(known) == len(groups):
+        return RowLabels(label, labels if label == NO_LABEL else ())
+    return RowLabels(label, labels, tuple(known) or None)
+
+
 def read_names(classes: str | None, first: int | None) -> NameList | None:
     """Return the names of the file given by ``classes``; None without. UniclError if only ``first`` is given."""
     if classes is None and first is not None:

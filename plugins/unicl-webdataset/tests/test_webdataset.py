@@ -258,3 +258,22 @@ def test_a_text_of_minus_one_is_no_label_and_a_fraction_is_none_either(tmp_path:
     assert [row.label for row in source.rows("train")] == [0, NO_LABEL, 1]
     write_tar(tmp_path / "b.tar", [("0.png", encoded_image(0)), ("0.json", b'{"label": 0.5}')])
     assert "label of 0 is 0.5" in refused(path=str(tmp_path / "b.tar"), label="json:label")
+
+
+def test_a_list_of_labels_is_a_set_when_it_is_asked_for(tmp_path: Path) -> None:
+    values: list[Any] = [["cat", "sea_dog"], ["cat"], [], None, "owl", ["owl", "owl", "cat"], [-1]]
+    members: list[tuple[str, bytes]] = []
+    for n, value in enumerate(values):
+        members += [(f"{n}.png", encoded_image(n)), (f"{n}.json", json.dumps({"tags": value}).encode())]
+    write_tar(tmp_path / "a.tar", members)
+    options: dict[str, Any] = {"path": str(tmp_path), "kind": "labels", "label": "json:tags"}
+    assert "label of 0 is a list" in refused(path=str(tmp_path), label="json:tags")
+    source = webdataset(**options, sets=True)
+    rows = source.rows("train")
+    assert [c.key for c in source.classes] == ["cat", "owl", "sea_dog"]
+    assert [row.label_set() for row in rows] == [(0, 2), (0,), (), (), (1,), (0, 1), ()]
+    assert [row.known for row in rows] == [None, None, ("",), None, None, None, None]
+    assert source.notes == ["webdataset: 1 labels that a sample has twice in the tars are skipped"]
+    write_tar(tmp_path / "a.tar", [("0.png", encoded_image(0)), ("0.json", b'{"tags": [0, 1, 0]}')])
+    with pytest.raises(UniclError, match="has a mark for each of 3 classes"):
+        webdataset(**options, sets=True).rows("train")

@@ -39,12 +39,12 @@ class Fields(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A sample with its texts and label read; ``label`` is unchanged, or None."""
+    """A sample with its texts and labels read; ``labels`` is None where the sample says nothing of them."""
 
     key: str
     ref: str
     texts: tuple[str, ...]
-    label: str | int | None
+    labels: tuple[str | int, ...] | None
 
 
 class WebDataset:
@@ -54,9 +54,17 @@ class WebDataset:
     """
 
     def __init__(
-        self, shards: dict[str, str], kind: str, fields: Fields, classes: str | None, first: int | None
+        self,
+        shards: dict[str, str],
+        kind: str,
+        fields: Fields,
+        classes: str | None,
+        first: int | None,
+        *,
+        sets: bool = False,
     ) -> None:
         self.patterns, self.kind, self.fields, self.names_file, self.first = shards, kind, fields, classes, first
+        self.sets = sets
         self.ignored: Counter[str] = Counter()
 
     @property
@@ -85,7 +93,8 @@ class WebDataset:
     @cached_property
     def _counts(self) -> Counter[str]:
         """Samples by label."""
-        return Counter(str(item.label) for items in self.found.values() for item in items if item.label is not None)
+        found = (item for items in self.found.values() for item in items)
+        return Counter(str(label) for item in found for label in item.labels or ())
 
     @cached_property
     def whole(self) -> Mapping[str, str]:
@@ -168,11 +177,14 @@ class WebDataset:
         )
 
     def _row(self, item: Found, numbers: Mapping[str, int]) -> Row:
-        texts = () if self.kind == "images" else item.texts
-        if self.kind != "labels" or item.label is None:
-            return Row(item.key, item.ref, texts, NO_LABEL)
-        label = self.whole.get(str(item.label), str(item.label))
-        return Row(item.key, item.ref, texts, NO_LABEL if label == str(NO_LABEL) else numbers[label])
+        captions = () if self.kind == "images" else item.texts
+        if self.kind != "labels" or item.labels is None:
+            return Row(item.key, item.ref, captions, NO_LABEL)
+        texts = (self.whole.get(str(label), str(label)) for label in item.labels)
+        labels = tuple(sorted({numbers[text] for text in texts if text != str(NO_LABEL)}))
+        if len(labels) == 1:
+            return Row(item.key, item.ref, captions, labels[0])
+        return Row(item.key, item.ref, captions, NO_LABEL, labels, None if labels or item.labels else ("",))
 
     def _samples(self, shard: Path, name: Path) -> Iterator[Found]:
         samples = samples_of(shard, self.ignored)
@@ -185,7 +197,7 @@ class WebDataset:
                 continue
             key = f"{name.with_suffix('').as_posix()}/{sample.key}"
             ref = f"{shard}:{image.offset}:{image.size}"
-            yield Found(key, ref, self._texts(shard, sample), self._label(shard, sample))
+            yield Found(key, ref, self._texts(shard, sample), self._labels(shard, sample))
 
     def _texts(self, shard: Path, sample: Sample) -> tuple[str, ...]:
         if self.kind == "images":
@@ -194,25 +206,47 @@ class WebDataset:
         texts = value if isinstance(value, list) else [] if value is _NOTHING else [value]
         return tuple(text.strip() for text in texts if isinstance(text, str) and text.strip())
 
-    def _label(self, shard: Path, sample: Sample) -> str | int | None:
+    def _labels(self, shard: Path, sample: Sample) -> tuple[str | int, ...] | None:
+        """Return the labels of a sample; None if it says nothing of them, and () for an empty list."""
         if self.kind != "labels":
             return None
         value = _read_field(shard, sample, self.fields.label)
-        if isinstance(value, str):
-            value = value.strip()
-            if len(value) > MAX_LABEL:
-                raise UniclError(
-                    f"webdataset: {shard}: label of {sample.key} has {len(value):,} letters (limit {MAX_LABEL:,})",
-                    "name the member with the label: label=ENDING or label=json:FIELD",
-                )
-            value = int(value) if re.fullmatch(r"-?\d+", value) else value or None
-        if value is _NOTHING or value is None or value == NO_LABEL or value != value:  # NaN
-            return None
-        if isinstance(value, str) or (isinstance(value, float) and value.is_integer()):
-            return str(value)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        raise UniclError(f"webdataset: {shard}: label of {sample.key} is {value!r}", "use numbers or names as labels")
+        if not isinstance(value, list):
+            label = _read_label(shard, sample, value)
+            return None if label is None else (label,)
+        if not self.sets:
+            raise UniclError(
+                f"webdataset: {shard}: label of {sample.key} is a list", "add sets=true: it takes all labels of a list"
+            )
+        found = [label for item in value if (label := _read_label(shard, sample, item)) is not None]
+        labels = tuple(dict.fromkeys(found))
+        if len(labels) < len(found) and set(labels) <= {0, 1}:
+            raise UniclError(
+                f"webdataset: {shard}: label of {sample.key} has a mark for each of {len(found)} classes",
+                "write the names or numbers of its classes",
+            )
+        if len(labels) < len(found):
+            self.ignored["labels that a sample has twice"] += len(found) - len(labels)
+        return None if value and not labels else labels
+
+
+def _read_label(shard: Path, sample: Sample, value: Any) -> str | int | None:
+    """Return one label, a name or a number; None for nothing or -1."""
+    if isinstance(value, str):
+        value = value.strip()
+        if len(value) > MAX_LABEL:
+            raise UniclError(
+                f"webdataset: {shard}: label of {sample.key} has {len(value):,} letters (limit {MAX_LABEL:,})",
+                "name the member with the label: label=ENDING or label=json:FIELD",
+            )
+        value = int(value) if re.fullmatch(r"-?\d+", value) else value or None
+    if value is _NOTHING or value is None or value == NO_LABEL or value != value:  # NaN
+        return None
+    if isinstance(value, str) or (isinstance(value, float) and value.is_integer()):
+        return str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise UniclError(f"webdataset: {shard}: label of {sample.key} is {value!r}", "use numbers or names as labels")
 
 
 def _read_field(shard: Path, sample: Sample, where: str) -> Any:

@@ -3,7 +3,7 @@
 import io
 
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from datasets import Image as Picture
 from PIL import Image
 
@@ -76,3 +76,47 @@ def test_bare_numbers_are_named_by_a_file_with_ids_or_a_column_or_refused(tmp_pa
         names_by_split(f"{tmp_path / 'bare'}?classes={tmp_path / 'lines.txt'}")
     first = f"{tmp_path / 'bare'}?first=1&classes={tmp_path / 'lines.txt'}"
     assert names_by_split(first) == {"train": ["owl", "fox", "owl"]}
+
+
+def test_a_list_of_class_labels_is_a_set_when_it_is_asked_for(tmp_path):
+    features = Features({"img": Picture(), "tags": List(ClassLabel(names=["cat", "dog", "sea_lion"]))})
+    cells = [[0, 2], [1], [], None, [2, 2, -1]]
+    columns = {"img": [{"bytes": JPEG, "path": None}] * len(cells), "tags": cells}
+    Dataset.from_dict(columns, features=features).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(UniclError, match="column 'tags' holds a list of labels, and an image takes one") as caught:
+        open_source(str(tmp_path / "d"), "labels").rows("train")
+    assert caught.value.hint == f"take them all: '{tmp_path / 'd'}?label=tags&sets=true'"
+    source = open_source(f"{tmp_path / 'd'}?sets=true", "labels")
+    rows = source.rows("train")
+    assert [c.key for c in source.classes] == ["cat", "dog", "sea_lion"]
+    assert [row.label_set() for row in rows] == [(0, 2), (1,), (), (), (2,)]
+    assert [row.known for row in rows] == [None, None, ("",), None, None]
+    assert source.notes == [f"{tmp_path / 'd'}: labels that stand twice in a cell, kept once: 1"]
+
+
+def test_texts_are_sets_as_lists_and_between_separators(tmp_path):
+    for feature, cells, options in (
+        (List(Value("string")), [["red", "wool"], ["blue"], [], None], "?label=tags&sets=true"),
+        (Value("string"), ["red; wool", "blue", "[]", ""], "?label=tags&sets=;"),
+    ):
+        columns = {"img": [{"bytes": JPEG, "path": None}] * len(cells), "tags": cells}
+        features = Features({"img": Picture(), "tags": feature})
+        place = tmp_path / options.rpartition("=")[2]
+        Dataset.from_dict(columns, features=features).save_to_disk(str(place))
+        source = open_source(f"{place}{options}", "labels")
+        rows = source.rows("train")
+        assert [c.key for c in source.classes] == ["blue", "red", "wool"]
+        assert [row.label_set() for row in rows] == [(1, 2), (0,), (), ()]
+        assert [row.known for row in rows] == [None, None, ("",), None]
+
+
+def test_marks_for_classes_and_numbers_without_names_are_no_sets(tmp_path):
+    for cells, message in (
+        ([[0, 1, 0]], "row 0: tags holds a mark for each of 3 classes"),
+        ([[4, 7]], "no class names"),
+    ):
+        columns = {"img": [{"bytes": JPEG, "path": None}], "tags": cells}
+        features = Features({"img": Picture(), "tags": List(Value("int64"))})
+        Dataset.from_dict(columns, features=features).save_to_disk(str(tmp_path / message[:5]))
+        with pytest.raises(UniclError, match=message):
+            open_source(f"{tmp_path / message[:5]}?label=tags&sets=true", "labels").rows("train")

@@ -8,14 +8,21 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.contracts import ClassName, Row
 from unicl_cli.data.class_entry import NameList
-from unicl_cli.data.class_numbers import LabelledClasses, describe_changed_names, read_names
+from unicl_cli.data.class_numbers import (
+    LabelledClasses,
+    RowLabels,
+    describe_changed_names,
+    read_names,
+    set_row_labels,
+)
 from unicl_cli.data.pictures import SUFFIXES, ImageError, read_file
 from unicl_cli.data.sources.hf_folder import check_folder, is_saved
-from unicl_cli.data.sources.hf_labels import LabelColumn, find_classes, with_whole_numbers
+from unicl_cli.data.sources.hf_labels import LabelColumn, find_classes, item_of, with_whole_numbers
 from unicl_cli.data.sources.hub import commit_of, datasets_cache, gated_dataset_error, hf_home, page
 from unicl_cli.data.sources.lists.column_names import usual_columns
+from unicl_cli.data.sources.lists.label_cells import SetCells, read_separator
 from unicl_cli.data.sources.splits import split_of
 from unicl_cli.errors import UniclError, is_live, is_quiet
 
@@ -23,13 +30,14 @@ HUB = "hf:"
 
 
 class ChosenColumns(NamedTuple):
-    """Columns named by options, and the names of integer classes."""
+    """Columns named by options, the names of integer classes, and the option for several labels."""
 
     image: str | None
     caption: str | None
     label: str | None
     classes: NameList | None
     first: int | None
+    sets: str | None
 
 
 class LoadedDataset(NamedTuple):
@@ -55,7 +63,13 @@ class HubData:
     def __init__(self, path: str, kind: str, chosen: ChosenColumns, config: str | None, revision: str | None) -> None:
         self.path, self.kind, self.chosen, self.config, self.revision = path, kind, chosen, config, revision
         self.only: tuple[str, ...] = ()
-        self.notes: list[str] = []
+        self._notes: list[str] = []
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes for `prepare`, complete once all rows were read."""
+        sets = self._label.sets if self.kind == "labels" else None
+        return [*self._notes, *(sets.notes(self.path) if sets else ())]
 
     @cached_property
     def root(self) -> Path:
@@ -113,16 +127,17 @@ class HubData:
         if self.columns[2] is None:
             return LabelledClasses((), {})
         if self.chosen.classes:
-            self.notes += self.chosen.classes.notes
-        labelled = find_classes(self._label, self.chosen.classes, self.chosen.first, self.notes)
-        self.notes += describe_changed_names(labelled.classes, "classes=FILE gives them others")
+            self._notes += self.chosen.classes.notes
+        labelled = find_classes(self._label, self.chosen.classes, self.chosen.first, self._notes)
+        self._notes += describe_changed_names(labelled.classes, "classes=FILE gives them others")
         return labelled
 
     @cached_property
     def _label(self) -> LabelColumn:
         texts = [c for c, f in self.loaded.features.items() if _is_text(f) and not hasattr(f, "feature")]
         beside = [c for c in texts if c not in self.columns]
-        column = LabelColumn(self.path, self.columns[2] or "", self.loaded.of_split, self._column, beside)
+        sets = None if self.chosen.sets is None else SetCells(read_separator(self.path, self.chosen.sets))
+        column = LabelColumn(self.path, self.columns[2] or "", self.loaded.of_split, self._column, beside, sets)
         return with_whole_numbers(column, self.notes)
 
     def rows(self, split: str) -> list[Row]:
@@ -136,7 +151,7 @@ class HubData:
                 f"{split}/{number:08d}",
                 ref,
                 () if texts is None else _texts(next(texts)),
-                NO_LABEL if labels is None else next(labels),
+                *(RowLabels() if labels is None else next(labels)),
             )
             for number, ref in enumerate(self._refs(theirs, image))
         ]
@@ -177,9 +192,16 @@ class HubData:
 
     def _label_column(self) -> str:
         features = self.loaded.features
-        named = _columns_of_type(features, "ClassLabel")
-        usual = [c for c in _usual_columns("label", named or features) if _may_be_label(features[c])]
-        return self._chosen_column("label") or self._pick_column("label", named if len(named) == 1 else usual or named)
+        items = {column: item_of(feature) for column, feature in features.items()}
+        named = _columns_of_type(features, "ClassLabel") or _columns_of_type(items, "ClassLabel")
+        usual = [c for c in _usual_columns("label", named or items) if _may_be_label(items[c])]
+        found = self._chosen_column("label") or self._pick_column("label", named if len(named) == 1 else usual or named)
+        if items[found] is not features[found] and self.chosen.sets is None:
+            raise UniclError(
+                f"{self.path}: column '{found}' holds a list of labels, and an image takes one",
+                f"take them all: '{self.path}?label={found}&sets=true'",
+            )
+        return found
 
     def _pick_column(self, role: str, candidates: Sequence[str]) -> str:
         """Return the only candidate, or the one with a usual name."""
@@ -210,17 +232,19 @@ class HubData:
             for chunk in table.column(column).iterchunks():
                 yield from chunk.to_pylist()
 
-    def _labels(self, split: str, column: str) -> Iterator[int]:
+    def _labels(self, split: str, column: str) -> Iterator[RowLabels]:
         numbers = self._labelled.numbers
         for at, value in enumerate(self._column(split, column)):
-            label = self._label.label_of(split, value)
-            if label and label not in numbers:
-                raise UniclError(
-                    f"{self.path}: {split} row {at}: label '{label}' is not a class "
-                    f"(number of classes: {len(self.classes):,})",
-                    "add it to the file given by ?classes=FILE, or choose splits: ?splits=NAME,NAME",
-                )
-            yield numbers[label] if label else NO_LABEL
+            labels = self._label.labels_of(split, at, value)
+            for label in labels or ():
+                if label not in numbers:
+                    raise UniclError(
+                        f"{self.path}: {split} row {at}: label '{label}' is not a class "
+                        f"(number of classes: {len(self.classes):,})",
+                        "add it to the file given by ?classes=FILE, or choose splits: ?splits=NAME,NAME",
+                    )
+            known = () if labels is None else ("",)
+            yield set_row_labels((numbers[label] for label in labels or ()), known, ("",))
 
 
 def hf(  # noqa: PLR0913 - a factory's signature is its options
@@ -232,6 +256,7 @@ def hf(  # noqa: PLR0913 - a factory's signature is its options
     label: str | None = None,
     classes: str | None = None,
     first: int | None = None,
+    sets: str | None = None,
     splits: str | None = None,
     config: str | None = None,
     revision: str | None = None,
@@ -240,9 +265,10 @@ def hf(  # noqa: PLR0913 - a factory's signature is its options
 
     Columns are found by their type and usual names. ``splits=train,test`` selects splits; ``classes`` is a file with
     the names of integer labels, and ``first`` the number of its first name; ``config`` and ``revision`` are the hub's.
+    ``sets=true`` takes all labels of a list, and ``sets=;`` those between separators in a text.
     """
     names = read_names(classes, first)
-    source = HubData(path, kind, ChosenColumns(image, caption, label, names, first), config, revision)
+    source = HubData(path, kind, ChosenColumns(image, caption, label, names, first, sets), config, revision)
     source.only = tuple(name.strip() for name in (splits or "").split(",") if name.strip())
     return source
 

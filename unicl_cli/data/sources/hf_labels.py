@@ -8,14 +8,16 @@ from unicl_cli.contracts import NO_LABEL
 from unicl_cli.data.class_entry import ClassEntry, NameList
 from unicl_cli.data.class_numbers import LabelledClasses, match_labels, name_classes, pair_names
 from unicl_cli.data.number_spellings import check_spelling, describe_whole_numbers, is_integer, read_whole_numbers
+from unicl_cli.data.sources.lists.cells import CellError
+from unicl_cli.data.sources.lists.label_cells import SetCells
 from unicl_cli.errors import Remark, UniclError
 
 
 class LabelColumn(NamedTuple):
     """The label column of a data set. ``features`` are by split and column; ``read`` gives the cells of a column.
 
-    ``beside`` are the text columns that may hold the names of numbers, ``whole`` the integers of labels that are
-    written as floats (`read_whole_numbers`).
+    ``beside`` are the text columns that may hold the names of numbers. ``sets`` reads cells with several labels.
+    ``whole`` are the integers of labels that are written as floats (`read_whole_numbers`).
     """
 
     path: str
@@ -23,11 +25,12 @@ class LabelColumn(NamedTuple):
     features: Mapping[str, Mapping[str, Any]]
     read: Callable[[str, str], Iterator[Any]]
     beside: Sequence[str]
+    sets: SetCells | None = None
     whole: Mapping[str, str] = {}
 
     def names_of(self, split: str) -> tuple[str, ...]:
         """Return the names that a split's own ClassLabel gives its numbers; () if it has none."""
-        return tuple(getattr(self.features[split].get(self.name), "names", None) or ())
+        return tuple(getattr(item_of(self.features[split].get(self.name)), "names", None) or ())
 
     def label_of(self, split: str, value: object) -> str:
         """Return the label of a cell as a text, a number by its name in this split; "" for none."""
@@ -37,6 +40,24 @@ class LabelColumn(NamedTuple):
         if names and text.isdecimal() and int(text) < len(names):
             return names[int(text)]
         return "" if text == str(NO_LABEL) else text
+
+    def labels_of(self, split: str, at: int, value: object) -> tuple[str, ...] | None:
+        """Return the labels of a cell; None if it says nothing, and () if it says that there are none."""
+        if self.sets is None:
+            label = self.label_of(split, value)
+            return (label,) if label else None
+        try:
+            found = self.sets.read(value, self.name)
+        except CellError as error:
+            raise UniclError(
+                f"{self.path}: {split} row {at}: {error.fault}", error.hint or "correct the cell"
+            ) from error
+        return None if found is None else tuple(self.label_of(split, label) for label in found)
+
+
+def item_of(feature: Any) -> Any:
+    """Return the feature of the items of a list, and any other feature as it is."""
+    return getattr(feature, "feature", feature)
 
 
 def with_whole_numbers(column: LabelColumn, notes: list[str]) -> LabelColumn:
@@ -70,11 +91,11 @@ def find_classes(column: LabelColumn, given: NameList | None, first: int | None,
             notes.append(Remark(f"{column.path}: splits {splits} number their classes differently: joined by name"))
         return _number(dict.fromkeys(name for names in own.values() for name in names))
     labels = {label: None for split in column.features for label in _labels(column, split) if label}
-    kind = _type_of(next(iter(column.features.values()))[column.name])
+    kind = _type_of(item_of(next(iter(column.features.values()))[column.name]))
     if kind.endswith("string"):
         check_spelling(column.path, labels)
         return _number(dict.fromkeys(sorted(labels)))
-    if names := _names_beside(column, notes):
+    if column.sets is None and (names := _names_beside(column, notes)):
         return match_labels(names, labels, first)
     raise UniclError(
         f"{column.path}: column '{column.name}' ({kind}) has no class names",
@@ -113,7 +134,12 @@ def _number(names: Mapping[str, None]) -> LabelledClasses:
 
 
 def _labels(column: LabelColumn, split: str) -> Iterator[str]:
-    return (column.label_of(split, value) for value in column.read(split, column.name))
+    """Yield all labels of a split; without sets one for each row, "" for none."""
+    if column.sets is not None:
+        column = column._replace(sets=SetCells(column.sets.separator))  # what is unusual is counted once, by the rows
+    for at, value in enumerate(column.read(split, column.name)):
+        labels = column.labels_of(split, at, value)
+        yield from labels or (("",) if column.sets is None else ())
 
 
 def _names_beside(column: LabelColumn, notes: list[str]) -> NameList | None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from unicl_cli.contracts import NO_LABEL, Row
-from unicl_cli.data.sources.lists.record import Line
+from unicl_cli.data.sources.lists.list_classes import ListClasses
+from unicl_cli.data.sources.lists.record import LabelSet, Line
 from unicl_cli.errors import Remark, UniclError
 
 NAMED = 10
@@ -15,11 +16,15 @@ _PRECEDENCE = ("test", "val")
 
 
 class LineReading(NamedTuple):
-    """The meaning of a line: the identity of its image, its split and its class."""
+    """The meaning of a line: the identity of its image, its split and its labels.
+
+    ``classes`` is None for a list without labels; ``hint`` is for images whose lines have different ones.
+    """
 
     image: Callable[[Line], str]
     split: Callable[[Line], str]
-    label: Callable[[Line], int]
+    classes: ListClasses | None
+    hint: str
 
 
 class JoinedRows(NamedTuple):
@@ -34,20 +39,21 @@ class _Image:
     first: Line
     split: str
     texts: tuple[str, ...]
-    label: int
+    found: LabelSet
     labelled: Line
-    """The line that gave the label."""
+    """The line that gave the first labels."""
 
 
 def join_lines(lines: Iterable[Line], read: LineReading, *, path: str, id_column: str | None) -> JoinedRows:
-    """Join the lines of each image: its captions in order, its label, its split.
+    """Join the lines of each image: its captions in order, its labels, its split.
 
     An equal line changes nothing and is counted. ``id_column`` gives the keys of the rows if each of its ids stands for
-    one image and each image has one; otherwise the keys are the images' paths. UniclError for an image with two labels.
+    one image and each image has one; otherwise the keys are the images' paths. UniclError for an image whose lines
+    have different labels, unless it may have several.
     """
     images: dict[str, _Image] = {}
     owners: dict[str, str] = {}
-    counts = {"equal": 0, "merged": 0}
+    counts = {"equal": 0, "merged": 0, "labelled": 0}
     moved: set[str] = set()
     conflicts: dict[str, str] = {}
     ids_repeat = several_ids = False
@@ -57,47 +63,59 @@ def join_lines(lines: Iterable[Line], read: LineReading, *, path: str, id_column
             ids_repeat |= owners.setdefault(line.key, name) != name
         known = images.get(name)
         if known is None:
-            images[name] = _Image(line, read.split(line), line.texts, read.label(line), line)
+            images[name] = _Image(line, read.split(line), line.texts, line.found, line)
             continue
         several_ids |= known.first.key != line.key
-        if problem := _add_label(known, line, read.label(line)):
+        before = known.found
+        if problem := _add_labels(known, line, read.classes):
             conflicts.setdefault(name, problem)
         new = tuple(text for text in line.texts if text not in known.texts)
-        counts["merged" if new else "equal"] += 1
+        has_labels = known.found != before and before.labels != ()
+        counts["merged" if new else "labelled" if has_labels else "equal"] += 1
         known.texts += new
         if (split := read.split(line)) != known.split:
             moved.add(name)
             known.split = min(known.split, split, key=_precedence)
     if conflicts:
-        raise _label_error(path, list(conflicts.values()))
+        raise _label_error(path, list(conflicts.values()), read.hint)
     by_id = not (ids_repeat or several_ids)
     rows: dict[str, list[Row]] = {}
     for image in images.values():
         key = image.first.key if by_id and not image.first.fault else _path_key(image.first)
-        rows.setdefault(image.split, []).append(Row(key, image.first.ref, image.texts, image.label))
+        rows.setdefault(image.split, []).append(_row(key, image, read.classes))
     return JoinedRows(rows, _notes(path, counts, len(moved), id_column if ids_repeat else None))
 
 
-def _add_label(known: _Image, line: Line, label: int) -> str | None:
-    """Give the image the label of another of its lines; return the conflict in words if it has another one."""
-    if label == NO_LABEL or label == known.label:
-        return None
-    if known.label == NO_LABEL:
-        known.label, known.labelled = label, line
+def _row(key: str, image: _Image, classes: ListClasses | None) -> Row:
+    if classes is None:
+        return Row(key, image.first.ref, image.texts, NO_LABEL)
+    return Row(key, image.first.ref, image.texts, *classes.row_labels(image.found, image.labelled))
+
+
+def _add_labels(known: _Image, line: Line, classes: ListClasses | None) -> str | None:
+    """Give the image the labels of another of its lines; return the conflict in words if they differ."""
+    if classes is None:
         return None
     first = known.labelled
-    return f"{first.place} and {line.place} ({line.ref}: {first.label}, {line.label})"
+    found = classes.join(known.found, line.found, line)
+    if found is None:
+        return f"{first.place} and {line.place} ({line.ref}: {_spell(first.found)}, {_spell(line.found)})"
+    if not known.found.labels:
+        known.labelled = line
+    known.found = found
+    return None
 
 
-def _label_error(path: str, conflicts: list[str]) -> UniclError:
+def _spell(found: LabelSet) -> str:
+    return " + ".join(label.text for label in found.labels) or "none"
+
+
+def _label_error(path: str, conflicts: list[str], hint: str) -> UniclError:
     shown = "; ".join(conflicts[:NAMED])
     if len(conflicts) > NAMED:
         shown += "; …"
     count = f"{len(conflicts):,} images have" if len(conflicts) > 1 else "1 image has"
-    return UniclError(
-        f"{path}: {count} more than one label: {shown}",
-        "keep one label per image; for images that show several things, use --captions with a text for each line",
-    )
+    return UniclError(f"{path}: {count} more than one label: {shown}", hint)
 
 
 def _precedence(split: str) -> tuple[int, bool]:
@@ -115,6 +133,8 @@ def _notes(path: str, counts: dict[str, int], moved: int, id_column: str | None)
     notes: list[str] = []
     if merged := counts["merged"]:
         notes.append(Remark(f"{path}: merged lines with further captions of the same image: {merged:,}"))
+    if labelled := counts["labelled"]:
+        notes.append(Remark(f"{path}: joined lines with further labels of the same image: {labelled:,}"))
     if equal := counts["equal"]:
         notes.append(Remark(f"{path}: dropped lines that repeat an earlier one (same image, nothing new): {equal:,}"))
     if moved:

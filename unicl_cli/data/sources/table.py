@@ -1,39 +1,32 @@
 """A list as a source: text, JSON or Parquet, a line per image, with its caption, label or split."""
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.data.class_entry import ClassEntry, NameList
-from unicl_cli.data.class_numbers import (
-    LabelledClasses,
-    describe_changed_names,
-    match_labels,
-    name_classes,
-    pair_names,
-    read_names,
-)
-from unicl_cli.data.number_spellings import check_spelling, describe_whole_numbers, is_integer, read_whole_numbers
+from unicl_cli.contracts import ClassName, Row
+from unicl_cli.data.class_entry import NameList
+from unicl_cli.data.class_numbers import read_names
+from unicl_cli.data.number_spellings import describe_whole_numbers, read_whole_numbers
 from unicl_cli.data.pictures import Extent, ImageError, file_extent, read_file
 from unicl_cli.data.sources.join_lines import LineReading, join_lines
-from unicl_cli.data.sources.lists.cells import column_of, is_plain, look_up, looks_like_image, text_of
-from unicl_cli.data.sources.lists.column_names import usual_columns
-from unicl_cli.data.sources.lists.columns import Roles, resolve_roles
+from unicl_cli.data.sources.lists.cells import look_up, looks_like_image
+from unicl_cli.data.sources.lists.columns import Roles, resolve_roles, used_columns
 from unicl_cli.data.sources.lists.files import LISTS
 from unicl_cli.data.sources.lists.formats import open_reader
 from unicl_cli.data.sources.lists.image_paths import ImagePaths
-from unicl_cli.data.sources.lists.labels import check_missing, check_single_labels
+from unicl_cli.data.sources.lists.label_cells import read_separator
+from unicl_cli.data.sources.lists.labels import LISTS_ONLY, check_single_labels, give_sets
 from unicl_cli.data.sources.lists.lines import URL_FAULT, URL_HINT, LineBuilder
+from unicl_cli.data.sources.lists.list_classes import ListClasses
 from unicl_cli.data.sources.lists.parquet_reader import ParquetImages
 from unicl_cli.data.sources.lists.record import BAD_LINE, Columns, Line, ListOptions, Reader, Record, is_blank
 from unicl_cli.data.sources.splits import split_of
 from unicl_cli.data.sources.text_file import is_length
-from unicl_cli.errors import Remark, UniclError
+from unicl_cli.errors import UniclError
 
 MAX_BAD = 0.05
 """Share of unreadable lines above which a list is rejected as another format."""
@@ -68,61 +61,16 @@ class Table:
     @property
     def classes(self) -> tuple[ClassName, ...]:
         """The names given by ``classes``, of the column or beside it, else the distinct labels (numbers by value)."""
-        return self._labelled.classes if self.kind == "labels" else ()
+        return self._labelled.classes if self._labelled else ()
 
     @cached_property
-    def _labelled(self) -> LabelledClasses:
-        labels = {line.label for line in self._lines if line.label}
-        names = self._find_names()
-        check_missing(self.path, self._lines, names, self.options)
-        if names:
-            self.notes += names.notes
-            labelled = match_labels(names, labels, self.options.first)
-        else:
-            labelled = self._number_labels(labels)
-        self.notes += describe_changed_names(labelled.classes, "classes=FILE gives others")
-        return labelled
-
-    def _number_labels(self, labels: set[str]) -> LabelledClasses:
-        """Return a class for each label, which is its name. UniclError if several labels are one number."""
-        check_spelling(str(self.path), labels)
-        ordered = sorted(labels, key=int) if self._numbered else sorted(labels)
-        keys = [label for label in ordered if label != str(NO_LABEL)]
-        classes = name_classes([(key,) for key in keys])
-        return LabelledClasses(classes, {key: number for number, key in enumerate(keys)})
-
-    def _find_names(self) -> NameList | None:
-        """Return the names given for the labels, by a file, the label column or one beside it."""
-        if self.names:
-            return self.names
-        if names := self.reader.class_names(self.columns.label or ""):
-            return NameList(str(self.path), tuple(ClassEntry((name,), str(at)) for at, name in enumerate(names)))
-        return self._names_beside() if self._numbered else None
-
-    def _names_beside(self) -> NameList | None:
-        """Return the names of numbered classes from the one column that has a text of its own for each number."""
-        label = self.columns.label or ""
-        used = self._used_columns()
-        found: dict[str, dict[str, str]] = {}
-        for column in self.reader.columns:
-            if column not in used and label in used:
-                records = (record.cells for record in self.reader.records([label, column]) if not record.fault)
-                pairs = ((text_of(cells.get(label)).strip(), cells.get(column)) for cells in records)
-                if names := pair_names(
-                    (self._whole.get(number, number), text_of(name).strip()) for number, name in pairs if is_plain(name)
-                ):
-                    found[column] = names
-        usual = usual_columns("label", found)
-        fit = usual or list(found)
-        if len(fit) != 1:
-            if fit:
-                self.notes.append(f"{self.path.name}: columns {', '.join(fit)} name the labels: add ?label={fit[0]}")
+    def _labelled(self) -> ListClasses | None:
+        if self.kind != "labels":
             return None
-        column = fit[0]
-        names = found[column]
-        number, name = next(iter(names.items()))
-        note = Remark(f"{self.path.name}: column '{column}' names the labels, for example {number}: {name}")
-        return NameList(str(self.path), tuple(ClassEntry((name,), number) for number, name in names.items()), (note,))
+        lines, names = self._lines, self.names
+        labelled = ListClasses(self.path, self.reader, self.roles, self.options, names, lines, self._whole)
+        self.notes += labelled.notes
+        return labelled
 
     @cached_property
     def splits(self) -> Sequence[str]:
@@ -171,29 +119,32 @@ class Table:
         self._check_faults(lines)
         refs = [line.ref for line in lines if not line.fault and not line.ref.startswith("row:")]
         self.paths.check(refs[:: max(1, len(refs) // SAMPLE)])
-        if self.kind == "labels" and not self.names:
-            self.notes += check_single_labels(self.path, lines, builder.as_captions)
+        if self.kind == "labels":
+            builder.labels.check()
+        if self.kind == "labels" and not (self.names or builder.labels.sets.separator or self.roles.is_onehot):
+            self.notes += check_single_labels(self.path, lines, self.columns.label, self.options)
         self.notes += [*self.roles.notes, *builder.notes()]
         return lines
 
     def _read_whole_numbers(self, lines: list[Line]) -> list[Line]:
         """Write whole labels as integers where all are whole and some are floats; a name given for one keeps it."""
-        counts = Counter(line.label for line in lines if line.label)
+        counts = Counter(label.text for line in lines for label in line.found.labels)
         named = {entry.written for entry in self.names.entries} if self.names else set[str]()
         self._whole = read_whole_numbers(counts.keys() - named) if self.kind == "labels" else {}
         self.notes += [f"{self.path.name}: {note}" for note in describe_whole_numbers(self._whole, counts)]
         if not self._whole:
             return lines
-        return [line._replace(label=self._whole.get(line.label, line.label)) for line in lines]
+        whole = {found: found.map_texts(self._whole) for found in {line.found for line in lines}}
+        return [line._replace(found=whole[line.found]) for line in lines]
 
     def _records(self) -> Iterator[Record]:
         last = self.reader.columns[-1]
-        return self.reader.records(self._used_columns(), last if self.columns.caption == (last,) else None)
+        splits_labels = read_separator(str(self.path), self.options.sets) == self.reader.delimiter
+        spills = self.columns.caption == (last,) or (splits_labels and self.columns.label == (last,))
+        return self.reader.records(self._used_columns(), last if spills else None)
 
     def _used_columns(self) -> list[str]:
-        at = self.columns
-        names = [name for name in (at.image, *at.caption, at.label, at.split, at.key) if name]
-        return list(dict.fromkeys(column for name in names if (column := column_of(name, self.reader.columns))))
+        return used_columns(self.columns, self.reader.columns)
 
     def _fit_paths(self) -> None:
         """Let absolute paths of another machine find their files below ``root``."""
@@ -230,34 +181,13 @@ class Table:
             )
 
     @cached_property
-    def _numbered(self) -> bool:
-        """True if all labels are integers. UniclError for numbers with a fraction, or below -1."""
-        labels = [line for line in self._lines if line.label]
-        if not all(is_integer(line.label) for line in labels):
-            self._refuse_fractions(labels)
-            return False
-        if negative := next((line for line in labels if int(line.label) < NO_LABEL), None):
-            raise UniclError(
-                f"{self.path}: {negative.place}: label {negative.label} is negative",
-                "use -1 only, which means no label",
-            )
-        return bool(labels)
-
-    def _refuse_fractions(self, labels: Sequence[Line]) -> None:
-        """Raise UniclError if all labels are numbers and some have a fraction: they are no names of classes."""
-        broken = next((line for line in labels if line.label.partition(".")[2].strip("0")), None)
-        if broken and all(re.fullmatch(r"[+-]?\d+(\.\d*)?", line.label) for line in labels):
-            raise UniclError(
-                f"{self.path}: {broken.place}: label {broken.label} is not an integer",
-                "label images with class names or whole numbers, or choose another column: ?label=COLUMN",
-            )
-
-    @cached_property
     def _rows(self) -> dict[str, list[Row]]:
         """Rows by split, made once after ``classes`` and ``splits``; then the lines, 400 bytes each, are freed."""
         _ = self.splits
-        _ = self.classes
-        read = LineReading(self._image, self._split, self._label)
+        hint = "mark the classes of an image alike in all its lines"
+        if not self.roles.is_onehot:
+            hint = give_sets(self.path, self.options, LISTS_ONLY, self.columns.label)
+        read = LineReading(self._image, self._split, self._labelled, hint)
         joined = join_lines(self._lines, read, path=self.path.name, id_column=self.columns.key)
         self.notes += joined.notes
         del self._lines
@@ -268,7 +198,7 @@ class Table:
         if not line.ref.startswith("row:"):
             windows = "\\" in line.ref
             return os.path.normpath(self.paths.file(line.ref) if windows else os.path.join(self._folder, line.ref))  # noqa: PTH118
-        if self.kind != "captions":
+        if self.kind != "captions" and not (self.kind == "labels" and self.roles.has_sets(self.options)):
             return line.ref  # data sets of labels repeat an image now and then, also with another label
         return self._digests[int(line.ref[4:])]
 
@@ -279,20 +209,6 @@ class Table:
     @cached_property
     def _digests(self) -> list[str]:
         return self._images.digests()
-
-    def _label(self, line: Line) -> int:
-        if self.kind != "labels" or not line.label or (self._numbered and int(line.label) == NO_LABEL):
-            return NO_LABEL
-        number = self._labelled.numbers.get(line.label)
-        if number is not None:
-            return number
-        if line.label == str(NO_LABEL):  # beside words
-            return NO_LABEL
-        shown = ", ".join([c.key for c in self.classes[:3]] + ["…"] * (len(self.classes) > 3))
-        raise UniclError(
-            f"{self.path}: {line.place}: unknown label {line.label} (number of classes: {len(self.classes):,})",
-            f"use a number or name from the list of classes ({shown}), or -1 for no label",
-        )
 
     def _split(self, line: Line) -> str:
         return (split_of(line.split) or line.split) if line.split else "train"
@@ -317,6 +233,10 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     skip_urls: bool = False,
     missing: str = "",
     keep: str = "",
+    sets: str | None = None,
+    onehot: str | None = None,
+    negative: str | None = None,
+    group: str | None = None,
 ) -> Table:
     """A list of images: CSV, TSV, text, JSON, JSONL or Parquet, with columns given by name or by number from 0.
 
@@ -326,11 +246,34 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     ``classes`` is a file of class names: lines, or ids with names. If labels are positions in it, ``first`` is the
     number of the first name (0 or 1). ``missing`` are labels that mean no label,
     such as `NA,nan`; ``keep`` are such words that are classes.
+
+    An image has several labels with ``sets``, the separator of labels in a cell (`;`, `comma`), or `true` for lists in
+    cells and for images with several lines. Several columns in ``label`` are groups of classes, named by the columns
+    unless ``group`` names one for all; an empty cell means that the image is not annotated for the group. ``onehot``
+    are columns that are a class each: 1, 0 or ``negative`` for no, empty or else for unknown.
     """
     list_path = Path(path)
     if not list_path.is_file():
         raise UniclError(f"{path}: no such list", f"check the path of the list ({', '.join(LISTS)})")
     options = ListOptions(
-        image, caption, label, split, key, header, sep, encoding, root, suffix, skip_urls, classes, first, missing, keep
+        image=image,
+        caption=caption,
+        label=label,
+        split=split,
+        key=key,
+        header=header,
+        sep=sep,
+        encoding=encoding,
+        root=root,
+        suffix=suffix,
+        skip_urls=skip_urls,
+        classes=classes,
+        first=first,
+        missing=missing,
+        keep=keep,
+        sets=sets,
+        onehot=onehot,
+        negative=negative,
+        group=group,
     )
     return Table(list_path, kind, options, read_names(classes, first))

@@ -23,6 +23,7 @@ from unicl_cli.jobs.prepare.plan import CorpusPlan, PlannedSource, make_plan
 from unicl_cli.jobs.prepare.plan_file import check_out_dir, check_same_plan, read_plan
 from unicl_cli.jobs.prepare.progress import format_counts, warn
 from unicl_cli.jobs.prepare.request import PrepareRequest
+from unicl_cli.jobs.prepare.set_report import describe_sets, format_sets
 from unicl_cli.jobs.prepare.shards import DECODERS, THREADS, PreparedRow, Rejected, Unit, Work, prepare_row
 from unicl_cli.pages.text import align_columns
 
@@ -142,6 +143,7 @@ def _build_report(out: Path, plan: CorpusPlan, samples: list[SourceSample], work
         "workers": workers,
         "classes": len(plan.classes),
         "class_examples": describe_examples(plan.images.examples),
+        **describe_sets(plan.groups, plan.count_set_sizes() if plan.groups is not None else {}),
         "sources": sources,
         "notes": plan.notes,
     }
@@ -180,6 +182,7 @@ def _format_report(report: dict[str, Any]) -> list[str]:
     return [
         *align_columns(cells),
         *format_examples(report),
+        *format_sets(report),
         *([f"rejected in sample: {format_counts(reasons)}"] if reasons else []),
         f"{report['corpus']}: about {report['rows_expected'][0]:,} of {count_of(report['rows'], 'row')}, "
         f"{count_of(report['classes'], 'class')}, {byte_size(report['bytes_expected'][0])} "

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +31,7 @@ from unicl_cli.jobs.prepare.classes import (
     merge_classes,
 )
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
+from unicl_cli.jobs.prepare.group_checks import check_groups
 from unicl_cli.jobs.prepare.holdout import TRAIN, Holdout, ReadSource, hold_out
 from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.rows import Rows
@@ -50,7 +52,6 @@ SEED = 0
 _SAMPLE = 32
 _SHOWN = 60
 """The most characters of a text in a note."""
-
 MOST_LABELS = 1000
 """The most labels of a row."""
 
@@ -129,6 +130,11 @@ class CorpusPlan(NamedTuple):
         """Return the images of the classes without the rows that are left out, by key."""
         return find_class_images(self.classes, _labelled_rows(self.sources), left_out) if left_out else self.images
 
+    def count_set_sizes(self) -> Counter[int]:
+        """Return the labelled rows by their number of labels, before any is left out."""
+        labelled = _labelled_rows(self.sources)
+        return Counter(len(row.label_set()) for rows in labelled for row in rows if row.is_labelled())
+
     def row_at(self, unit: Unit, number: int) -> Row:
         """Return one row of a unit, by its number in the unit."""
         return self.find_source(unit.source).rows[unit.split][unit.first + number]
@@ -193,6 +199,7 @@ def _read_source(spec: SourceSpec, source: DatasetSource, placed: PlacedClasses,
     numbers = [ids[c.key] for c in own]
     if labelled:
         _check_labels(spec, raw, own)
+        check_groups(spec.src, raw, own)
     has_sets = labelled and (
         any(placed.classes[number].group or placed.classes[number].parent for number in numbers)
         or any(row.labels or row.known is not None for of in raw.values() for row in of)

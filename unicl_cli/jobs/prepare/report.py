@@ -14,6 +14,7 @@ from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.prepare.classes import describe_empty_classes, describe_examples, format_examples
 from unicl_cli.jobs.prepare.parts import PartMarker
 from unicl_cli.jobs.prepare.plan import CorpusPlan
+from unicl_cli.jobs.prepare.set_report import count_set_sizes, describe_sets, describe_sizes, format_sets
 from unicl_cli.jobs.prepare.shards import rejects_of
 from unicl_cli.pages.text import align_columns, shorten, terminal_width
 
@@ -71,6 +72,7 @@ def write_summary(out: Path, plan: CorpusPlan, markers: Sequence[PartMarker], ma
         "classes": len(plan.classes),
         "classes_without_images": len(stored.empty),
         "class_examples": describe_examples(stored.examples),
+        **describe_sets(plan.groups, count_set_sizes(markers)),
         "sources": sources,
         **manifest.model_dump(include={"text_stats", "dedup", "equal_pictures", "duplicates_of_eval"}),
         "notes": [*plan.notes, *lost, *image_notes(manifest)],
@@ -139,6 +141,7 @@ def _summarize_group(key: tuple[str, str, str], markers: list[PartMarker]) -> di
         "rejected": dict(sorted(rejected.items())),
         "bytes": sum(m.bytes for m in markers),
         "classes": len({label for m in markers for label in m.labels}),
+        **describe_sizes(count_set_sizes(markers)),
         "texts": sum(m.texts for m in markers),
         "animated": sum(m.animated for m in markers),
         "short_side": [min((s[0] for s in sides), default=0), max((s[1] for s in sides), default=0)],
@@ -162,7 +165,7 @@ def _format_table(report: dict[str, Any]) -> list[str]:
                 f"{low:,}-{high:,} px" if low != high else f"{low:,} px",
             )
         )
-    lines = [*align_columns(cells), *format_examples(report)]
+    lines = [*align_columns(cells), *format_examples(report), *format_sets(report)]
     rejected = sum(report["rejected"].values())
     if rejected:
         lines += ["", f"left out: {count_of(rejected, 'row')}, listed in {report['corpus']}/rejects"]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unicl_cli.data.sources import text_file
-from unicl_cli.data.sources.lists import cells, lines, record
+from unicl_cli.data.sources.lists import cells, record
 from unicl_cli.errors import UniclError
 
 IMAGES = [f"{number}.png" for number in range(45)]
@@ -279,7 +279,6 @@ def crowded(tmp_path_factory):
     patch.chdir(root)
     patch.setattr(text_file, "MAX_LINE", 800)
     patch.setattr(cells, "MAX_CELL", 400)
-    patch.setattr(lines, "MAX_CELL", 400)
     patch.setattr(record, "MAX_COLUMNS", 20)
     listing = Listing(root)
     listing.write("x", b"", *IMAGES[:6])

@@ -26,6 +26,8 @@ def test_a_list_with_one_label_is_that_label(listing):
         ("python.csv", "image;label\na.png;['cat', 'dog']\n"),
         ("bars.csv", "image,label\na.png,cat|dog_house\nb.png,cat\n"),
         ("semicolons.csv", "image,label\na.png,cat;mouse\nb.png,cat\n"),
+        ("shared_bars.csv", "image,label\na.png,cat|dog\nb.png,dog|owl\nc.png,owl|cat\n"),
+        ("shared.csv", "image,label\na.png,cat;dog\nb.png,dog;owl\nc.png,rat;bat\n"),
         ("commas.csv", 'image,label\na.png,"cat, dog"\nb.png,cat\nc.png,dog\n'),
         ("blanks.csv", "image,label\na.png,cat dog\nb.png,cat\nc.png,dog\n"),
         ("slashes.csv", "image,label\na.png,cat/dog\nb.png,cat\nc.png,dog\n"),
@@ -39,6 +41,11 @@ def test_several_labels_are_refused_with_the_way_to_use_them(name, content, list
         listing.labels(path)
     assert "an image takes one" in str(caught.value)
     assert f"--captions '{path}?caption=label'" in caught.value.hint
+    sets = {"list": "true", "python": "true", "bars": "|", "semicolons": ";", "commas": ",", "slashes": "/"}
+    sets |= {"shared": ";", "shared_bars": "|"}
+    sets |= {"ampersands": "%26", "blanks": "space", "marked": "space"}
+    assert f"--labels '{path}?sets={sets[name.partition('.')[0]]}'" in caught.value.hint
+    assert any(row.labels for row in listing.open(caught.value.hint.split("'")[1], "labels").rows("train"))
 
 
 @pytest.mark.parametrize("label", ["red fox", "tench, Tinca tinca", "AC/DC", "either|or"])
@@ -53,6 +60,12 @@ def test_a_doubtful_name_is_kept_and_told(listing):
     assert source.notes == [
         "fox.csv: 1 of 2 labels seem to name several classes (line 2: red fox); each is taken as one class"
     ]
+    lines = 'image,label\na.png,"cat, dog"\nb.png,"dog, owl"\nc.png,"owl, cat"\n'
+    source = listing.open(listing.write("pairs.csv", lines, *IMAGES), "labels")
+    assert len(source.rows("train")) == 3
+    assert source.notes == [
+        "pairs.csv: 3 of 3 labels seem to name several classes (line 2: cat, dog); each is taken as one class"
+    ]
 
 
 @pytest.mark.parametrize(("yes", "no"), [("1", "0"), ("True", "False"), ("1.0", "0.0"), ("1", "-1")])
@@ -61,7 +74,7 @@ def test_one_column_per_class_is_named(options, yes, no, listing):
     path = listing.write("hot.csv", f"image,cat,dog\na.png,{yes},{no}\nb.png,{no},{yes}\n", *IMAGES)
     with pytest.raises(UniclError, match=r"one column for each class \(cat, dog\)") as caught:
         listing.labels(path + options)
-    assert "into a column 'label'" in caught.value.hint
+    assert caught.value.hint == f"take each column as a class: --labels '{path}?onehot=cat,dog'"
 
 
 @pytest.mark.parametrize("name", ["marks.jsonl", "marks.csv"])
@@ -72,13 +85,12 @@ def test_a_cell_with_a_mark_per_class_is_not_a_class(name, listing):
         listing.labels(path)
 
 
-@pytest.mark.parametrize("options", ["", "?label=label_1,label_2"])
-def test_several_columns_of_labels_are_named_with_the_choice(options, listing):
+def test_several_columns_of_labels_are_named_with_the_choice(listing):
     path = listing.write("two.csv", "image,label_1,label_2\na.png,cat,dog\nb.png,dog,\n", *IMAGES)
     with pytest.raises(UniclError, match=r"several columns of labels \(label_1, label_2\)") as caught:
-        listing.labels(path + options)
+        listing.labels(path)
     assert f"'{path}?label=label_1'" in caught.value.hint
-    assert f"--captions '{path}?caption=label_1,label_2'" in caught.value.hint
+    assert f"'{path}?label=label_1,label_2&group=labels'" in caught.value.hint
 
 
 def test_other_columns_that_are_not_labels_are_listed(listing):

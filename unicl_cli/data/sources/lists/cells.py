@@ -10,6 +10,7 @@ from typing import Any
 from unicl_cli.data.pictures import SUFFIXES
 from unicl_cli.data.sources.lists.json_values import parse_value
 from unicl_cli.data.sources.lists.record import StoredImage
+from unicl_cli.data.sources.text_file import describe_length
 
 NOTHING = frozenset(
     (
@@ -76,6 +77,14 @@ def look_up(cells: Mapping[str, Any], name: str) -> Any:
     for step in name[len(column) + 1 :].split(".") if name != column else ():
         value = _step(_opened(value), step)
     return value
+
+
+def look_up_cell(cells: Mapping[str, Any], name: str) -> Any:
+    """Return the value of a column or path. CellError for a cell that is longer than any text, before it is parsed."""
+    cell = cells[name] if name in cells else cells.get(column_of(name, cells) or name)
+    if isinstance(cell, str) and len(cell) > MAX_CELL:
+        raise CellError(describe_length(name, len(cell), MAX_CELL))
+    return look_up(cells, name)
 
 
 def keys_of(value: Any) -> list[str]:

@@ -1,12 +1,12 @@
 """The role of each column: chosen by an option, known by its name, or found by what its cells hold."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unicl_cli.data.class_entry import find_repeated
 from unicl_cli.data.sources.lists.cells import column_of, is_plain, keys_of, look_up, looks_like_image, text_of
 from unicl_cli.data.sources.lists.column_names import (
     WEAK_SPLITS,
@@ -16,7 +16,7 @@ from unicl_cli.data.sources.lists.column_names import (
     usual_columns,
 )
 from unicl_cli.data.sources.lists.image_paths import ImagePaths
-from unicl_cli.data.sources.lists.labels import mark_columns, mark_columns_error
+from unicl_cli.data.sources.lists.labels import holds_marks, mark_columns, mark_columns_error
 from unicl_cli.data.sources.lists.record import Columns, ListOptions, Reader, is_blank
 from unicl_cli.data.sources.lists.split_rule import SplitRule, read_rule
 from unicl_cli.data.sources.splits import split_of
@@ -26,6 +26,8 @@ SAMPLE = 64
 """Records whose cells tell what a column holds."""
 _MOST, _LONGEST = 40, 60
 """The most columns that a message lists, and the most characters of each."""
+ALL = "all"
+"""The value of ``onehot`` for all columns of marks that are left over."""
 FOLDER = "folder"
 """The label ``folder``: the name of the folder that an image lies in."""
 
@@ -36,11 +38,24 @@ class Roles(NamedTuple):
     columns: Columns
     splits: SplitRule
     notes: tuple[str, ...] = ()
+    is_onehot: bool = False
+    """True if each label column is a class, whose cells are marks."""
+
+    def has_sets(self, options: ListOptions) -> bool:
+        """Return whether an image may have several labels."""
+        return options.sets is not None or self.is_onehot or len(self.columns.label) > 1
 
 
 def resolve_roles(path: Path, reader: Reader, options: ListOptions, kind: str) -> Roles:
     """Return the columns that a source of this kind needs. UniclError, with the way out, if one is missing."""
     return _Resolver(path, reader, options, kind).resolve()
+
+
+def used_columns(columns: Columns, names: Sequence[str]) -> list[str]:
+    """Return those columns of a list that have a role, or hold a path of one."""
+    at = columns
+    given = [name for name in (at.image, *at.caption, *at.label, at.split, at.key) if name]
+    return list(dict.fromkeys(column for name in given if (column := column_of(name, names))))
 
 
 class _Resolver:
@@ -52,14 +67,31 @@ class _Resolver:
         filled = (record for record in reader.records(self.names) if not is_blank(record))
         self.sample: list[Mapping[str, Any]] = [record.cells for record in islice(filled, SAMPLE) if record.cells]
         self.taken: set[str] = set()
+        self.notes: list[str] = []
+        self._check_options()
+
+    def _check_options(self) -> None:
+        """Raise UniclError for options of labels that say nothing here."""
+        given = [name for name in ("sets", "onehot", "negative", "group") if getattr(self.options, name) is not None]
+        if given and self.kind != "labels":
+            raise UniclError(f"{self.path}: {given[0]}= is an option of labels", f"use --labels, or remove {given[0]}=")
+        others = [name for name in ("label", "sets") if getattr(self.options, name) is not None]
+        if self.options.onehot is not None and others:
+            raise UniclError(f"{self.path}: onehot= and {others[0]}= both name labels", f"remove {others[0]}=")
+        if self.options.negative is not None and self.options.onehot is None:
+            raise UniclError(f"{self.path}: negative= is the mark for no, and no column holds marks", "add onehot=")
 
     def resolve(self) -> Roles:
         # roles that are given come first, so that none of their columns is taken for another role
         given = {role: self._given(role) for role in ("image", "caption", "label", "key")}
+        onehot = self._given("onehot") if self.options.onehot not in (None, ALL) else []
         split, rule = self._split()
         image = self._take(given["image"] or self._image())
         captions = given["caption"] or self._captions()
-        label = self._take(given["label"] or self._label() if self.kind == "labels" else None)
+        if self.options.onehot == ALL:
+            onehot = self._marked()
+        label = (onehot or given["label"] or self._label()) if self.kind == "labels" else []
+        self.taken.update(column_of(name, self.names) or name for name in label)
         if not image:
             raise self._missing_image_error()
         if self.kind == "captions" and not captions:
@@ -70,8 +102,8 @@ class _Resolver:
             raise self._missing_label_error()
         keys = given["key"] or [name for name in usual_columns("key", self.names) if name not in self.taken]
         key = next(iter(keys), None)
-        columns = Columns(image, tuple(captions), label, split, key)
-        return Roles(columns, rule, self._note_repeated(columns))
+        columns = Columns(image, tuple(captions), tuple(label), split, key)
+        return Roles(columns, rule, (*self.notes, *self._note_repeated(columns)), bool(onehot))
 
     def _note_repeated(self, columns: Columns) -> tuple[str, ...]:
         """Return notes on roles whose column has a name that others have too, unless its number chose it."""
@@ -79,7 +111,8 @@ class _Resolver:
         for role in columns._fields:
             written: str = getattr(self.options, role) or ""
             chosen = {self.names[int(part)] for part in written.split(",") if _is_number_of(part, self.names)}
-            names = {*columns.caption} if role == "caption" else {getattr(columns, role)}
+            of_role = getattr(columns, role)
+            names = {*of_role} if isinstance(of_role, tuple) else {of_role}
             shared = [name for name in self.reader.repeated if name in names - chosen]
             notes += [self._note_shared(name, role) for name in shared]
         return tuple(notes)
@@ -99,21 +132,22 @@ class _Resolver:
         return name
 
     def _given(self, role: str) -> list[str]:
-        """Return the columns that the option of a role names; several only for captions."""
+        """Return the columns that the option of a role names; several only for captions and labels."""
         written: str | None = getattr(self.options, role)
         if written is None:
             return []
-        if role == "label" and written == FOLDER and written not in self.names:
-            return [FOLDER]
         names: list[str] = []
         for part in [written] if written in self.names else written.split(","):
-            found = self._matching(part.strip())
+            is_folder = role == "label" and part == FOLDER and part not in self.names
+            found = [FOLDER] if is_folder else self._matching(part.strip())
             if found is None:
                 raise self._unknown_error(part.strip())
             names += found
-        if len(names) > 1 and role == "label":
-            raise self._several_labels_error(names)
-        if len(names) > 1 and role != "caption":
+        if twice := find_repeated(names):
+            raise UniclError(f"{self.path}: {role}={written} names column '{twice}' twice", "name each column once")
+        if role == "label" and self.options.sets is None and mark_columns(self.sample, names):
+            raise mark_columns_error(self.path, self.options, names)
+        if len(names) > 1 and role not in ("caption", "label", "onehot"):
             raise UniclError(f"{self.path}: {role}={written} names {len(names)} columns", "name one of them")
         if role != "key":  # a key may be the column of another role
             self.taken.update(column_of(name, self.names) or name for name in names)
@@ -162,6 +196,17 @@ class _Resolver:
     def _label(self) -> list[str]:
         free = [name for name in self.names if name not in self.taken]
         return usual_columns("label", free)[:1] or self._only(free)
+
+    def _marked(self) -> list[str]:
+        """Return the columns left over whose filled cells are mostly 0, 1 or -1, and note the others."""
+        keys = usual_columns("key", self.names)
+        free = [name for name in self.names if name not in self.taken and name not in keys]
+        found = [name for name in free if holds_marks(self.sample, name)]
+        if not found:
+            raise UniclError(f"{self.path}: onehot=all: no column of 0 and 1 is left", "name the columns: onehot=a,b")
+        if others := [name for name in free if name not in found]:
+            self.notes.append(f"{self.path.name}: onehot=all: left out columns with other cells: {_list_names(others)}")
+        return found
 
     def _only(self, free: Sequence[str], fits: Callable[[Any], bool] | None = None) -> list[str]:
         """Return the only column left, or the only one with cells that fit; keys and pandas' index are not."""
@@ -216,19 +261,16 @@ class _Resolver:
                 return UniclError(str(error), f"name it: {self._src(image=name, **found)}")
         return error
 
-    def _several_labels_error(self, names: Sequence[str]) -> UniclError:
-        if mark_columns(self.sample, names):
-            return mark_columns_error(self.path, names)
-        captions = replace(self.options, label=None, classes=None).src(self.path, caption=",".join(names))
-        return UniclError(
-            f"{self.path}: several columns of labels ({_list_names(names)}), and an image takes one label",
-            f"name one of them: {self._src(label=names[0])}, or use the names as captions: --captions {captions}",
-        )
-
     def _missing_label_error(self) -> UniclError:
         free = [name for name in self.names if name not in self.taken and name]
-        if marks := mark_columns(self.sample, free) or numbered_columns("label", free):
-            return self._several_labels_error(marks)
+        if marks := mark_columns(self.sample, free):
+            return mark_columns_error(self.path, self.options, marks)
+        if several := numbered_columns("label", free):
+            return UniclError(
+                f"{self.path}: several columns of labels ({_list_names(several)})",
+                f"take them as one set: {self._src(label=','.join(several), group='labels')}; or name one of them: "
+                f"{self._src(label=several[0])}",
+            )
         error, folder = self._missing_error("label"), f"take the folder of each image: {self._src(label=FOLDER)}"
         if len(self.names) == 1:
             return UniclError(str(error), f"{folder}, or {error.hint}")

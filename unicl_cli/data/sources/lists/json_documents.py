@@ -1,6 +1,6 @@
 """Records of a JSON document: an array, COCO's images and annotations, or a map from images to texts."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,28 @@ def records_of(path: Path, document: Any) -> list[Record]:
     if not isinstance(document, list):
         raise UniclError(f"{path}: not a list of images", "write an array of JSON objects, or one object per line")
     return [_record(f"item {number}", item) for number, item in enumerate(document, 1)]
+
+
+def categories_of(document: Any) -> Sequence[Mapping[str, Any]]:
+    """Return COCO's categories; none of another document."""
+    return _objects(document.get("categories")) if isinstance(document, dict) else ()
+
+
+def groups_of_categories(path: Path, categories: Sequence[Mapping[str, Any]], key: str) -> dict[str, str]:
+    """Return the group of each of COCO's categories under ``key``; none unless all have it.
+
+    UniclError for two categories of one name in different groups.
+    """
+    groups: dict[str, str] = {}
+    for category in categories:
+        if not isinstance(group := category.get(key), str):
+            return {}
+        name = _name_of(category)
+        if (other := groups.setdefault(name, group)) != group:
+            raise UniclError(
+                f"{path}: category '{name}' is in two groups, {other} and {group}", "give each category its own name"
+            )
+    return groups
 
 
 def _record(place: str, item: Any) -> Record:
@@ -74,28 +96,41 @@ def _are_objects(value: Any) -> bool:
 
 def _coco_records(document: Mapping[str, Any]) -> Iterator[Record]:
     """Yield COCO's images, each with the captions and the categories of its annotations."""
-    annotations = document["annotations"]
-    names = {str(c.get("id")): str(c.get("name", c.get("id"))) for c in _objects(document.get("categories"))}
+    names = {str(category.get("id")): _name_of(category) for category in categories_of(document)}
     captions: dict[str, list[Any]] = {}
-    categories: dict[str, list[str]] = {}
+    categories: dict[str, dict[str, None]] = {}
     known = {str(image.get("id")) for image in document["images"]}
-    for number, annotation in enumerate(annotations, 1):
-        image = str(annotation.get("image_id"))
-        if image not in known:
-            yield Record(f"annotation {number}", {}, f"image_id {image} is not the id of an image")
+    for number, annotation in enumerate(document["annotations"], 1):
+        image, category = str(annotation.get("image_id")), str(annotation.get("category_id"))
+        if fault := _find_fault(annotation, known, names):
+            yield Record(f"annotation {number}", {}, fault)
+            continue
         if "caption" in annotation:
             captions.setdefault(image, []).append(annotation["caption"])
         if "category_id" in annotation:
-            number_of = str(annotation["category_id"])
-            categories.setdefault(image, []).append(names.get(number_of, number_of))
+            categories.setdefault(image, {})[names.get(category, category)] = None
     for number, image in enumerate(document["images"], 1):
         cells = dict(image)
         if captions:
             cells["caption"] = captions.get(str(image.get("id")), [])
         if categories:
-            cells["category"] = list(dict.fromkeys(categories.get(str(image.get("id")), [])))
+            cells["category"] = list(categories.get(str(image.get("id")), ()))
         yield Record(f"image {number}", cells)
 
 
-def _objects(value: Any) -> Iterable[Mapping[str, Any]]:
+def _find_fault(annotation: Mapping[str, Any], images: Set[str], categories: Mapping[str, str]) -> str:
+    """Return what an annotation refers to and the document lacks; empty if nothing is lacking."""
+    image, category = str(annotation.get("image_id")), str(annotation.get("category_id"))
+    if image not in images:
+        return f"image_id {image} is not the id of an image"
+    if "category_id" in annotation and categories and category not in categories:
+        return f"category_id {category} is not the id of a category"
+    return ""
+
+
+def _name_of(category: Mapping[str, Any]) -> str:
+    return str(category.get("name", category.get("id")))
+
+
+def _objects(value: Any) -> Sequence[Mapping[str, Any]]:
     return value if _are_objects(value) else ()

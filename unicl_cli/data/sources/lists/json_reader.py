@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.data.sources.lists.json_documents import records_of
+from unicl_cli.data.sources.lists.json_documents import categories_of, groups_of_categories, records_of
 from unicl_cli.data.sources.lists.json_values import parse_value
 from unicl_cli.data.sources.lists.record import ListOptions, Record, check_columns, check_width
 from unicl_cli.data.sources.text_file import UTF8, LongLine, read_lines, read_text
@@ -24,6 +24,7 @@ class JsonReader:
 
     def __init__(self, path: Path, options: ListOptions) -> None:
         self.path, self.encoding = path, options.encoding or UTF8
+        self.categories: Sequence[Mapping[str, Any]] = ()
         self.document = self._load_document()
         each = "each line" if self.document is None else "each item"
         self.hint = f"check that {each} is a JSON object, and the columns (?image=…&caption=…)"
@@ -43,6 +44,9 @@ class JsonReader:
     def class_names(self, _column: str, /) -> Sequence[str]:
         return ()
 
+    def class_groups(self, key: str, /) -> Mapping[str, str]:
+        return groups_of_categories(self.path, self.categories, key)
+
     def records(self, columns: Collection[str], spill: str | None = None, /) -> Iterator[Record]:
         return self._lines() if self.document is None else iter(self.document)
 
@@ -58,7 +62,9 @@ class JsonReader:
         if is_lines and (len(filled) > 1 or self.path.suffix != ".json"):
             return None
         try:
-            return records_of(self.path, parse_value(read_text(self.path, self.encoding, str(self.path), MAX_DOCUMENT)))
+            document = parse_value(read_text(self.path, self.encoding, str(self.path), MAX_DOCUMENT))
+            self.categories = categories_of(document)
+            return records_of(self.path, document)
         except (OSError, ValueError) as error:
             if self.path.suffix != ".json":
                 return None  # its lines say what is wrong with each

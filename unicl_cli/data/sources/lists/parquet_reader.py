@@ -52,6 +52,9 @@ class ParquetReader:
                 "name the classes with ?classes=FILE, or write the file again",
             ) from error
 
+    def class_groups(self, _key: str, /) -> Mapping[str, str]:
+        return {}
+
     def records(self, columns: Collection[str], spill: str | None = None, /) -> Iterator[Record]:
         stored = [name for name in columns if name in self.stored]
         read = [name for name in columns if name not in self.stored]
@@ -110,6 +113,8 @@ def _names_in(found: Any, column: str) -> list[str]:
         if not isinstance(found, dict):
             raise ValueError(f"no object with the key '{key}'")
         found = found.get(key, {})
+    while isinstance(found, dict) and isinstance(found.get("feature"), dict):  # a list of labels
+        found = found["feature"]
     if not isinstance(found, dict) or found.get("_type") != "ClassLabel" or found.get("names") is None:
         return []
     names = found["names"]

@@ -33,8 +33,12 @@ class ListOptions:
     first: int | None = None
     missing: str = ""
     keep: str = ""
+    sets: str | None = None
+    onehot: str | None = None
+    negative: str | None = None
+    group: str | None = None
 
-    def src(self, path: Path, **more: str) -> str:
+    def src(self, path: Path, **more: str | None) -> str:
         """Return the source with its options and ``more``, as it is written on the command line."""
         given = {**{item.name: getattr(self, item.name) for item in fields(self)}, **more}
         defaults = {item.name: item.default for item in fields(self)}
@@ -44,7 +48,9 @@ class ListOptions:
     @property
     def named(self) -> list[str]:
         """The columns that are given by name, not by number."""
-        given = (self.image, *(self.caption or "").split(","), self.label, self.split, self.key, self.caption)
+        several = (self.caption, self.label, self.onehot)
+        parts = [part.strip() for given in several for part in (given or "").split(",")]
+        given = (self.image, *parts, *several, self.split, self.key)
         return [name for name in given if name and not name.isdecimal()]
 
 
@@ -88,9 +94,31 @@ class Columns(NamedTuple):
 
     image: str | None
     caption: tuple[str, ...]
-    label: str | None
+    label: tuple[str, ...]
     split: str | None
     key: str | None
+
+
+class Label(NamedTuple):
+    """A label as it is written, and the number of its column among those of labels."""
+
+    column: int
+    text: str
+
+
+class LabelSet(NamedTuple):
+    """The labels of a line, and the numbers of the label columns that say nothing about its image."""
+
+    labels: tuple[Label, ...] = ()
+    unknown: tuple[int, ...] = ()
+
+    def map_texts(self, texts: Mapping[str, str]) -> "LabelSet":
+        """Return the labels with other texts, of those that ``texts`` names; equal ones are kept once."""
+        mapped = (label._replace(text=texts.get(label.text, label.text)) for label in self.labels)
+        return self._replace(labels=tuple(dict.fromkeys(mapped)))
+
+
+NO_LABELS = LabelSet()
 
 
 class Line(NamedTuple):
@@ -103,7 +131,7 @@ class Line(NamedTuple):
     key: str
     ref: str
     texts: tuple[str, ...]
-    label: str
+    found: LabelSet
     split: str
     fault: str
     hint: str = ""
@@ -144,6 +172,10 @@ class Reader(Protocol):
 
     def class_names(self, column: str, /) -> Sequence[str]:
         """Return the names that the file itself gives the numbers of a column; none if it gives none."""
+        ...
+
+    def class_groups(self, key: str, /) -> Mapping[str, str]:
+        """Return the group of each class under a key of COCO's categories, ``supercategory``; none in other lists."""
         ...
 
     def records(self, columns: Collection[str], spill: str | None = None, /) -> Iterator[Record]:

@@ -48,6 +48,9 @@ class TextReader:
     def class_names(self, _column: str, /) -> Sequence[str]:
         return ()
 
+    def class_groups(self, _key: str, /) -> Mapping[str, str]:
+        return {}
+
     def records(self, columns: Collection[str], spill: str | None = None, /) -> Iterator[Record]:
         rows, count = self._rows(), len(self.columns)
         if self.has_header:
