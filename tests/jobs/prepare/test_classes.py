@@ -9,7 +9,7 @@ from toys import prepared, put
 from unicl_cli.cli import main
 from unicl_cli.contracts import ClassName
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare.classes import merge_classes
+from unicl_cli.jobs.prepare.classes import describe_names, merge_classes
 from unicl_cli.jobs.prepare.plan_file import list_differences
 
 
@@ -81,9 +81,8 @@ def test_without_rows_left_out_nothing_is_said_of_empty_classes(tmp_path, capsys
 
 
 def test_labels_of_several_lines_are_told_whatever_the_source():
-    notes: list[str] = []
-    merge_classes([("a", [ClassName("Border\nCollie", ("Border Collie",)), ClassName("owl", ("owl",))])], notes)
-    assert notes == [
+    classes = [ClassName("Border\nCollie", ("Border Collie",)), ClassName("owl", ("owl",))]
+    assert describe_names(classes) == [
         "labels with a line break or another control character, each taken as one class (1 of 2 classes): "
         "'Border\nCollie': check that none of them names several classes"
     ]
@@ -93,8 +92,7 @@ def test_labels_of_several_lines_are_told_whatever_the_source():
     "names", [("1", "0x1"), ("1000", "1e3"), ("1.0", "01"), ("1 000", "1000"), ("class 2", "class 02")]
 )
 def test_names_that_are_one_number_are_told_whatever_the_source(names):
-    notes: list[str] = []
-    merge_classes([("a", [ClassName(f"{n}", (name,)) for n, name in enumerate(names)])], notes)
+    notes = describe_names([ClassName(f"{n}", (name,)) for n, name in enumerate(names)])
     assert notes[0].startswith("1 name is shared by several classes, so their prompts are equal")
 
 

@@ -138,7 +138,7 @@ class HubData:
         beside = [c for c in texts if c not in self.columns]
         sets = None if self.chosen.sets is None else SetCells(read_separator(self.path, self.chosen.sets))
         column = LabelColumn(self.path, self.columns[2] or "", self.loaded.of_split, self._column, beside, sets)
-        return with_whole_numbers(column, self.notes)
+        return with_whole_numbers(column, self._notes)
 
     def rows(self, split: str) -> list[Row]:
         """Return the rows in the order of the data set; a key is ``split/number``."""
