@@ -96,7 +96,7 @@ def count_labels(classes: Sequence[ClassName], sets: RowSets) -> LabelCounts:
         row, values = pairs // max(1, len(classes)), pairs % max(1, len(classes))
     each = np.bincount(row, minlength=len(size))
     images = np.bincount(values, minlength=len(classes))
-    prompts = np.bincount(values, 1 / each[row], minlength=len(classes))
+    prompts = np.bincount(values, 1 / each[row], minlength=len(classes)).astype(np.float64)
     rows = int((each > 0).sum())
     groups = np.array(label_sets_of(classes, 1).groups, np.int64)
     named = np.bincount(groups, prompts) / max(1, rows)

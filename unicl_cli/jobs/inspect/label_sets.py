@@ -69,8 +69,8 @@ def count_meetings(classes: Sequence[ClassName], sets: RowSets, most: int) -> di
     row, column = _rows_of(sets), place[sets.values]
     kept = column >= 0
     shape = (len(sets.ends) - 1, len(chosen))
-    has = csr_matrix((np.ones(kept.sum(), np.int64), (row[kept], column[kept])), shape)[taken]
-    pairs = triu(has.T @ has, 1).tocoo()
+    has: Any = csr_matrix((np.ones(kept.sum(), np.int64), (row[kept], column[kept])), shape)[taken]
+    pairs: Any = triu(has.T @ has, 1).tocoo()
     order = np.lexsort((pairs.col, pairs.row, -pairs.data))[:most]
     groups = np.array(label_sets_of(classes, 1).groups, np.int64)[chosen]
     known = np.stack([sets.known[taken] >> bit & 1 for bit in range(int(groups.max(initial=0)) + 1)], 1)
@@ -101,8 +101,11 @@ def taxonomy_facts(classes: Sequence[ClassName], sets: RowSets) -> dict[str, Any
             key = classes[numbers[key]].parent
         depth |= {each: number for number, each in enumerate(reversed(path), depth[key] + 1)}
     named = label_sets_of(classes, 1)
-    trees = [classes[n] for n in np.flatnonzero(in_tree)]
-    ranks = sorted({item.group for item in trees}, key=lambda name: min(depth[c.key] for c in trees if c.group == name))
+    trees = [item for item, inside in zip(classes, in_tree.tolist(), strict=True) if inside]
+    highest: dict[str, int] = {}
+    for item in trees:
+        highest[item.group] = min(depth[item.key], highest.get(item.group, depth[item.key]))
+    ranks = sorted(highest, key=lambda rank: highest[rank])
     bits = sum(1 << named.names.index(name) for name in ranks)
     placed = np.unique(_rows_of(sets)[in_tree[sets.values]])
     return {
