@@ -144,8 +144,7 @@ class ProbeEvaluator(NamedTuple):
         with progress("fits", FITS) as advance:
             trained = train_one_vs_rest(train, validation, self.options.c, advance)
         if self.keep is not None:
-            linear = trained.linear
-            self.keep(Classifier(lambda features: linear.logits(features)[0] > 0, trained.chosen, [], linear))
+            self.keep(Classifier(partial(answer_sets, trained.linear), trained.chosen, trained.curve, trained.linear))
         figures = set_probe_figures(trained, read(split), corpus, split)
         facts = {
             "features": self.options.features,
@@ -158,6 +157,11 @@ class ProbeEvaluator(NamedTuple):
         warnings = figures.pop("warnings")
         facts = {"n": figures.pop("n"), **facts, **figures}
         return facts | {"warnings": warnings} if warnings else facts
+
+
+def answer_sets(linear: Linear, features: Tensor) -> Tensor:
+    """Mark the classes that are likelier than not: (n, d) -> bool (n, K)."""
+    return linear.logits(features)[0] > 0
 
 
 def check_splits(corpus: EvalCorpus, tested: str) -> None:
