@@ -155,9 +155,9 @@ def test_separable_features_are_fitted_in_few_evaluations_at_every_strength(n, d
     asked: list[int] = []
     evaluate = RotatedData.at
 
-    def counted(self, w, decay):
+    def counted(self, w, *more):
         asked.append(len(w))
-        return evaluate(self, w, decay)
+        return evaluate(self, w, *more)
 
     monkeypatch.setattr(RotatedData, "at", counted)
     model = fit_classifiers(x, y, [10.0**power for power in range(-6, 7, 2)], 3)
@@ -262,9 +262,9 @@ def test_the_search_answers_as_exact_fits_do_with_fewer_evaluations(monkeypatch)
     asked: list[int] = []
     evaluate = RotatedData.at
 
-    def counted(self, w, decay):
+    def counted(self, w, *more):
         asked.append(len(w))
-        return evaluate(self, w, decay)
+        return evaluate(self, w, *more)
 
     monkeypatch.setattr(RotatedData, "at", counted)
     search = Search(x, y, 6)
@@ -306,7 +306,7 @@ def test_the_search_ends_on_separable_features(rows, monkeypatch):
     x = 3 * torch.randn(3, 64)[y] + 0.3 * torch.randn(rows, 64)
     asked: list[int] = []
     evaluate = RotatedData.at
-    monkeypatch.setattr(RotatedData, "at", lambda self, w, decay: asked.append(len(w)) or evaluate(self, w, decay))
+    monkeypatch.setattr(RotatedData, "at", lambda self, w, *more: asked.append(len(w)) or evaluate(self, w, *more))
     search = Search(x, y, 3)
     curve = sweep(lambda cs: measure_classifiers(search.fit(cs), cs, x, y))
     assert max(point.accuracy for point in curve) == 1.0

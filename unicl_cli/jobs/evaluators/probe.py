@@ -26,19 +26,19 @@ from unicl_cli.evaluate.tables import accuracy_figures
 from unicl_cli.formats import count_of, plural
 from unicl_cli.inference.progress import progress
 from unicl_cli.inference.scorer import shorten_names
+from unicl_cli.jobs.evaluators.label_sets import read_annotations
 from unicl_cli.jobs.evaluators.options import Method, ProbeOptions
 from unicl_cli.jobs.evaluators.rows import labels_of, limit_rows
 from unicl_cli.jobs.evaluators.set_probe import (
     SetExamples,
     check_one_vs_rest,
-    label_examples,
     set_probe_figures,
     split_examples,
     train_one_vs_rest,
 )
 
 if TYPE_CHECKING:
-    from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, Need
+    from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, EvalRows, Need
 
 VALIDATED = 4
 """Validation rows per class of a few-shot probe: a whole validation split would have more labels than train."""
@@ -135,16 +135,16 @@ class ProbeEvaluator(NamedTuple):
         check_one_vs_rest(self.options, corpus)
 
         def read(of: str) -> SetExamples:
-            found, keys, rows = encode_features(model, corpus, split=of, options=self.options, batch=batch, limit=limit)
-            return label_examples(found, keys, corpus, of, rows)
+            table, label = corpus.table(of, "labels"), f"{corpus.name} {of}"
+            found, keys, rows = encode_features(model, table, label, self.options, batch=batch, limit=limit)
+            return SetExamples(found, read_annotations(corpus, table, rows), keys, rows)
 
         validates = split != "val" and "labels" in corpus.kinds("val")
         train, validation, source = split_examples(read("train"), read("val") if validates else None, corpus)
         with progress("fits", FITS) as advance:
             trained = train_one_vs_rest(train, validation, self.options.c, advance)
         if self.keep is not None:
-            linear = trained.linear
-            self.keep(Classifier(lambda features: linear.logits(features)[0] > 0, trained.chosen, [], linear))
+            self.keep(Classifier(partial(answer_sets, trained.linear), trained.chosen, trained.curve, trained.linear))
         figures = set_probe_figures(trained, read(split), corpus, split)
         facts = {
             "features": self.options.features,
@@ -157,6 +157,11 @@ class ProbeEvaluator(NamedTuple):
         warnings = figures.pop("warnings")
         facts = {"n": figures.pop("n"), **facts, **figures}
         return facts | {"warnings": warnings} if warnings else facts
+
+
+def answer_sets(linear: Linear, features: Tensor) -> Tensor:
+    """Mark the classes that are likelier than not: (n, d) -> bool (n, K)."""
+    return linear.logits(features)[0] > 0
 
 
 def check_splits(corpus: EvalCorpus, tested: str) -> None:
@@ -192,18 +197,17 @@ def encode_examples(
     model: EvalModel, corpus: EvalCorpus, *, split: str, options: ProbeOptions, batch: int, limit: int | None
 ) -> Examples:
     """Encode the rows with labels of a split, once; the features stay on the GPU if the model is on one."""
-    found, keys, rows = encode_features(model, corpus, split=split, options=options, batch=batch, limit=limit)
-    labels = labels_of(corpus.table(split, "labels"))[torch.tensor(rows)]
-    return Examples(found, labels.to(found.device), keys)
+    table = corpus.table(split, "labels")
+    found, keys, rows = encode_features(model, table, f"{corpus.name} {split}", options, batch=batch, limit=limit)
+    return Examples(found, labels_of(table)[torch.tensor(rows)].to(found.device), keys)
 
 
 def encode_features(
-    model: EvalModel, corpus: EvalCorpus, *, split: str, options: ProbeOptions, batch: int, limit: int | None
+    model: EvalModel, table: EvalRows, label: str, options: ProbeOptions, *, batch: int, limit: int | None
 ) -> tuple[Tensor, list[str], list[int]]:
     """Return features (n, d) of the rows with labels of a split, their keys, and their numbers in the table."""
-    table = corpus.table(split, "labels")
     rows = limit_rows(range(len(table)), limit)
-    found = model.encode_rows(table, rows, point=options.features, batch=batch, label=f"{corpus.name} {split}")
+    found = model.encode_rows(table, rows, point=options.features, batch=batch, label=label)
     if options.normalize:
         found = F.normalize(found, dim=1)
     home = model.device if model.device.type == "cuda" else torch.device("cpu")  # the fit is in float64

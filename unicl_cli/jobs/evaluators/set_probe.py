@@ -18,7 +18,7 @@ from unicl_cli.formats import count_of, plural
 from unicl_cli.inference.class_scores import ClassScores
 from unicl_cli.inference.scorer import Scorer, full_precision, identity
 from unicl_cli.jobs.evaluators.candidates import Candidates
-from unicl_cli.jobs.evaluators.label_sets import LabelledImages, label_set_figures, read_annotations
+from unicl_cli.jobs.evaluators.label_sets import LabelledImages, label_set_figures
 from unicl_cli.jobs.evaluators.options import ProbeOptions
 
 if TYPE_CHECKING:
@@ -69,14 +69,6 @@ def check_one_vs_rest(options: ProbeOptions, corpus: EvalCorpus) -> None:
         f"{asked}: takes one label a row, and rows of {corpus.name} have label sets",
         "leave it out: logistic regression on all rows takes label sets",
     )
-
-
-def label_examples(
-    features: Tensor, keys: Sequence[str], corpus: EvalCorpus, split: str, rows: Sequence[int]
-) -> SetExamples:
-    """Return the examples of some rows of a split, whose features are (n, d)."""
-    truth = read_annotations(corpus, corpus.table(split, "labels"), rows)
-    return SetExamples(features, truth, list(keys), list(rows))
 
 
 def split_examples(
