@@ -280,7 +280,7 @@ def test_each_group_has_a_line_of_its_own():
 
 
 def test_the_path_down_a_taxonomy_is_shown_and_cut_from_above():
-    long = tuple(item._replace(names=(item.names[0] * 12,)) if item.key in "bm" else item for item in TREE)
+    long = tuple(item._replace(names=(item.names[0] * 30,)) if item.key in "bm" else item for item in TREE)
     for classes, begins in ((TREE, ""), (long, "… > ")):
         loaded = model(classes)
         judge = judge_of(loaded)
