@@ -1,10 +1,12 @@
 """Small real parts that several test files share: a model to ask, a command to prepare with."""
 
+import io
 import json
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -12,6 +14,7 @@ from unicl_cli.build.load import Loaded
 from unicl_cli.cli import main
 from unicl_cli.contracts import ClassName, Features
 from unicl_cli.core.loop import Step
+from unicl_cli.core.prompts import fill_template
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.tokenizers import corpus_tokenizer
 from unicl_cli.data.transforms import EvalTransform
@@ -48,6 +51,24 @@ def toy(loss: nn.Module | None = None, classes: tuple[str, ...] = ()) -> Loaded:
     step = Step(Toy(tokenizer.vocab_size), loss or UniCL()).eval()
     own = tuple(ClassName(name, (name,)) for name in classes)
     return Loaded("toy", step, tokenizer, EvalTransform((8, 8)), own, ("a photo of a {}.", "{}"), ())
+
+
+def noise(seed: int = 0) -> bytes:
+    out = io.BytesIO()
+    pixels = torch.randint(0, 256, (8, 8, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    Image.fromarray(pixels.numpy()).save(out, "PNG")
+    return out.getvalue()
+
+
+def cosines(loaded, prompts: list[list[str]], seed: int = 0) -> torch.Tensor:
+    """By hand: unit vectors of the prompts, their mean, its unit vector."""
+    model: Toy = loaded.step.model
+    vectors = [F.normalize(model.encode_text(loaded.tokenizer(own)).embed.mean(0), dim=0) for own in prompts]
+    return (model.encode_image(loaded.transform(noise(seed))[None]).embed @ torch.stack(vectors).T)[0].detach()
+
+
+def filled(loaded, *names: str) -> list[list[str]]:
+    return [[fill_template(template, name) for template in loaded.templates] for name in names]
 
 
 def put(root, files):

@@ -35,9 +35,8 @@ class Scores(StrEnum):
 
 @app.command(
     epilog=examples(
-        'unicl zeroshot photo.jpg --classes "cat,dog,red fox"',
+        'unicl zeroshot photo.jpg --classes "cat,dog,red fox" --none',
         'unicl zeroshot "photos/*/*.jpg" --classes-from corpus --csv > labels.csv',
-        "unicl zeroshot photo.jpg --classes @names.txt --model runs/first --none",
         "unicl zeroshot photos --model runs/tags --multi",
     )
 )

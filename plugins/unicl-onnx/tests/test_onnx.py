@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -21,13 +22,15 @@ from unicl_onnx.export import (
     build_graphs,
     check_exportable,
     check_folder,
+    describe_group,
     export,
     move_into_place,
+    place_in_groups,
     preprocessing,
     text_reading,
 )
 
-from unicl_cli.api import Loaded, Step, UniclError, load_model
+from unicl_cli.api import ClassName, Loaded, Step, UniclError, load_model
 from unicl_cli.data.tokenizers import corpus_tokenizer
 from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.testing import FeatureTable, recipe_of, small_corpus, unicl
@@ -268,3 +271,18 @@ def test_a_graph_that_differs_is_not_written(trained: Path, tmp_path: Path, monk
         export(loaded, tmp_path / "out", (), opset=18)
     assert caught.value.exit_code == 1
     assert not any(tmp_path.iterdir())
+
+
+def test_groups_and_parents_of_classes_are_kept():
+    model = SimpleNamespace(
+        classes=(
+            ClassName("n1", ("fox",), "species", "n0"),
+            ClassName("n0", ("canid",), "family"),
+            ClassName("r", ("red",)),
+        )
+    )
+    fox = {"key": "n1", "group": "species", "parent": "n0"}
+    assert place_in_groups(model, ("fox", "owl")) == [fox, {"key": None, "group": None, "parent": None}]
+    assert describe_group(model.classes[2]) == {"key": "r", "group": None, "parent": None}
+    twice = SimpleNamespace(classes=(model.classes[0], ClassName("x", ("fox",), "toys")))
+    assert place_in_groups(twice, ("fox",)) == [{"key": None, "group": None, "parent": None}]

@@ -9,12 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch import nn
-from torch.nn import functional as F
-from toys import PLAIN, Toy, toy
+from toys import PLAIN, cosines, filled, noise, toy
 
-from unicl_cli.core.prompts import fill_template
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.zeroshot.answers import AnswerOptions
 from unicl_cli.jobs.zeroshot.classes import Classes, choose_classes, parse_classes
@@ -34,29 +31,11 @@ def line_of(row) -> str:
     return line
 
 
-def noise(seed: int = 0) -> bytes:
-    out = io.BytesIO()
-    pixels = torch.randint(0, 256, (8, 8, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    Image.fromarray(pixels.numpy()).save(out, "PNG")
-    return out.getvalue()
-
-
 def asked(loaded, classes: Classes | str | None, seed: int = 0, **wanted):
     named = parse_classes(classes) if isinstance(classes, str) else classes
     judge = make_judge(loaded, named, AnswerOptions(**wanted), PLAIN)
     ((row,),) = zeroshot(loaded, [ImageInput("-", data=noise(seed))], judge, batch=4)
     return row
-
-
-def cosines(loaded, prompts: list[list[str]], seed: int = 0) -> torch.Tensor:
-    """By hand: unit vectors of the prompts, their mean, its unit vector."""
-    model: Toy = loaded.step.model
-    vectors = [F.normalize(model.encode_text(loaded.tokenizer(own)).embed.mean(0), dim=0) for own in prompts]
-    return (model.encode_image(loaded.transform(noise(seed))[None]).embed @ torch.stack(vectors).T)[0].detach()
-
-
-def filled(loaded, *names: str) -> list[list[str]]:
-    return [[fill_template(template, name) for template in loaded.templates] for name in names]
 
 
 def test_none_of_these_is_one_more_column_of_the_softmax():
