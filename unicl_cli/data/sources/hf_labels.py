@@ -67,7 +67,7 @@ def with_whole_numbers(column: LabelColumn, notes: list[str]) -> LabelColumn:
     counts = Counter(label for split in column.features for label in _labels(column, split) if label)
     whole = read_whole_numbers(counts)
     notes += [f"{column.path}: {note}" for note in describe_whole_numbers(whole, counts)]
-    broken = next((label for label in counts if not is_integer(whole.get(label, label))), None)
+    broken = next((label for label in counts if not is_integer(label) and not read_whole_numbers([label])), None)
     if broken and any("float" in _type_of(features.get(column.name)) for features in column.features.values()):
         raise UniclError(
             f"{column.path}: column '{column.name}' holds {broken}, which is not an integer",
