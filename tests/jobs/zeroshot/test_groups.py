@@ -239,8 +239,8 @@ def test_one_threshold_for_all_replaces_those_of_the_run():
 def test_a_probe_answers_by_group_and_with_sets(sigmoid):
     loaded = toy()
     weights = torch.randn(16, 5, generator=torch.Generator().manual_seed(3))
-    reference = reference_features(Encoder(loaded, PLAIN.autocast), "embed", normalize=True)
-    probe = LinearProbe(weights, torch.zeros(5), reference, ATTRIBUTES, "embed", True, "toy", sigmoid)
+    reference = reference_features(Encoder(loaded, PLAIN.autocast), "post", normalize=True)
+    probe = LinearProbe(weights, torch.zeros(5), reference, ATTRIBUTES, "post", True, "toy", sigmoid)
     logits = loaded.step.model.encode_image(loaded.transform(noise(0))[None]).embed[0] @ weights
     row = answer(loaded, probe, wanted=Wanted(("ground",)))
     found = {item["label"]: item["prob"] for item in row["top"]}

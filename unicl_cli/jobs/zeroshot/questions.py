@@ -82,7 +82,8 @@ def ask_taxonomy(classes: Sequence[ClassName], taxonomy: Taxonomy, tree: int, ra
     leaves = (own & taxonomy.leaves).nonzero()[:, 0]
     if rank is not None:
         return Question(rank, torch.tensor(places_of(classes, rank)), leaves, taxonomy)
-    members = sorted(own.nonzero()[:, 0].tolist(), key=lambda number: int(taxonomy.depths[number]))
+    members: list[int] = own.nonzero()[:, 0].tolist()
+    members.sort(key=taxonomy.depths.tolist().__getitem__)
     roots = [number for number in members if int(taxonomy.parents[number]) == NO_PARENT]
     top = roots[0] if len(roots) == 1 else NO_PARENT
     names = dict.fromkeys(classes[number].group for number in members if number != top)

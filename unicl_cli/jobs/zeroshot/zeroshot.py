@@ -16,7 +16,8 @@ from unicl_cli.jobs.zeroshot.stream import BatchStream
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
-    from unicl_cli.jobs.zeroshot.judge import Judge
+    from unicl_cli.jobs.zeroshot.answers import Judge
+    from unicl_cli.jobs.zeroshot.label_sets import SetJudge
 
 PATIENCE = 0.05
 REASON_BYTES = 240
@@ -55,7 +56,7 @@ def read_batches(
 def zeroshot(
     loaded: Loaded,
     images: Iterable[ImageInput],
-    judge: Judge,
+    judge: Judge | SetJudge,
     *,
     batch: int,
     fetch: Callable[[str], bytes] | None = None,
