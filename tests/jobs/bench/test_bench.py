@@ -361,7 +361,8 @@ def test_results_are_compared_in_float32_whatever_precision_is_measured(own_prec
 
 def test_losses_of_one_positive_per_row_stand_beside_a_yardstick(capsys):
     found = document(capsys, "loss", "--sizes", "48", "--all", "--no-peak", "--vs", "open_clip", "--precision", "bf16")
-    product, _, pairs = found["rows"]
+    product, _, sets, pairs = found["rows"]
+    assert sets["variants"].keys() == {"one label", "own text", "five labels"}
     assert product["count"] == 2 * product["facts"]["side"] ** 3
     assert product["variants"].keys() == {"bf16", "fp32"}
     assert pairs["facts"] == {"texts": 48, "d": 512, "ranks": 1, "precision": "bf16", "flop": 6 * 48**2 * 512}
