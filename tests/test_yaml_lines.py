@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,3 +80,9 @@ def test_a_few_lines_of_aliases_that_make_billions_are_refused_at_once(form: str
     lines += [f"a{n}: &a{n} " + form.format(", ".join([f"*a{n - 1}"] * 9)) for n in range(1, 12)]
     with pytest.raises(UniclError, match=r"r\.yaml: more than 200,000 values"):
         parse_yaml("\n".join(lines), "r.yaml")
+
+
+def test_words_that_older_yaml_takes_for_truth_values_are_texts_for_its_readers_too():
+    words = ["off", "On", "y", "NO", "yes", "offset"]
+    assert yaml.safe_load(write_yaml(words)) == words
+    assert parse_yaml(write_yaml(words), "").data == words

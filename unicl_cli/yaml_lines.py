@@ -73,6 +73,8 @@ _Loader.add_constructor("tag:yaml.org,2002:str", _construct_text)
 def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
     # these break lines in YAML or steer a terminal, and only double quotes escape them
     style = '"' if re.search(f"[\n{UNSAFE}]", text) else None
+    if re.fullmatch("(?i)y|n|yes|no|on|off", text):  # truth values for readers of YAML 1.1, such as PyYAML
+        style = "'"
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 

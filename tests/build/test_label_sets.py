@@ -115,5 +115,5 @@ def test_a_corpus_with_single_labels_beside_one_with_sets_knows_its_own_group(co
 
 
 def test_a_class_in_two_groups_of_a_mix_is_refused(corpora):
-    with pytest.raises(UniclError, match=r"corpus-c: class 'red' is in group '', and in an earlier .* group 'colour'"):
+    with pytest.raises(UniclError, match=r"corpus-c: class 'red' is in no group, and in an earlier .* group 'colour'"):
         built(corpora, "ac")

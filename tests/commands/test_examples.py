@@ -21,6 +21,7 @@ steps: 2
 schedule: {warmup: 0}
 """
 CLASSES = ("cat", "dog", "red fox")
+WORDS = ("day", "night", "snow", "grass", "water")
 SHORT = ["--rounds", "1", "--no-peak"]
 """Added to each `unicl bench KIND`: what is tested is that the line works."""
 SLOW = ("unicl bench loader", 'unicl prepare --labels "digits')
@@ -50,6 +51,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "captions.tsv").write_text("\n".join(["file\ttitle", *captions]) + "\n", encoding="utf-8")
     draw(root / "photo.jpg", 77)
     (root / "names.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
+    for shade, name in enumerate(("robin", "jay", "owl")):
+        for number in range(3):
+            draw(root / "birds" / name / f"{number}.jpg", 80 * shade + number)
+    tree = ("robin,songbirds", "jay,songbirds", "songbirds,birds", "owl,birds", "birds,")
+    (root / "tree.csv").write_text("\n".join(["name,parent", *tree]) + "\n", encoding="utf-8")
+    tags = [f"photos/{name}/{number}.jpg,{name};{word}" for name in CLASSES for number, word in enumerate(WORDS * 4)]
+    (root / "tags.csv").write_text("\n".join(["file,tags", *tags]) + "\n", encoding="utf-8")
     (root / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     (root / "mine.yaml").write_text(RECIPE, encoding="utf-8")
     here = Path.cwd()
@@ -58,6 +66,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(["prepare", "-q", "--labels", "photos", "--captions", "captions.tsv", "--holdout", "0.2"]) == 0
         train = ["train", "recipe.yaml", "-q", "--devices", "cpu:1", "--run-dir"]
         assert main([*train, "runs/first"]) == 0
+        tags = "tags.csv?image=file&label=tags&sets=;"
+        assert main(["prepare", "-q", "--labels", tags, "-o", "tags", "--holdout", "0.2"]) == 0
+        assert main([*train, "runs/tags", "data.train.0.corpus=tags"]) == 0
+        assert main(["eval", "runs/tags", "--fit-thresholds", "--data", "tags"]) == 0
         assert main([*train, "runs/tuned", "--init", "runs/first", "seed=1"]) == 0
     finally:
         os.chdir(here)

@@ -129,7 +129,11 @@ def test_captions_hide_or_become_labels_in_the_batches_of_a_recipe(both):
     ("changes", "message", "hint"),
     [
         ({"caption_labels": "hide", "loss": "clip"}, "the loss 'clip' cannot hide captions", "use one of unicl"),
-        ({"caption_labels": "positive", "loss": "ce"}, "data.caption_labels=positive gives rows label sets", "use one"),
+        (
+            {"caption_labels": "positive", "loss": "clip"},
+            "data.caption_labels=positive gives rows label sets",
+            "use one",
+        ),
         ({"caption_labels": "hide", "kinds": ["labels"]}, "the mix has no rows with captions alone", "add a corpus"),
         (
             {"caption_labels": "hide", "caption_targets": "text_hash"},

@@ -40,6 +40,9 @@ def corpus(tmp_path_factory):
     return out
 
 
+WITH_MEDIA = corpus_format.schema_of(sets=False, media=True)
+
+
 def profiles(drawn, tokens, text_index):
     return stored_profiles(drawn, tokens, text_index, names=["profile"], length=LENGTH)
 
@@ -59,8 +62,8 @@ def number(key):
 def test_a_corpus_gives_back_the_media_of_its_source(corpus):
     table = open_corpus(corpus).table("train", "labels")
     schema = pq.read_schema(table.shards[0])
-    assert schema.equals(corpus_format.MEDIA_SCHEMA)
-    assert schema.metadata == corpus_format.MEDIA_SCHEMA.metadata
+    assert schema.equals(WITH_MEDIA)
+    assert schema.metadata == WITH_MEDIA.metadata
     for row in range(len(table)):
         sample = table.read(row, media=True)
         n = number(sample.key)
@@ -73,7 +76,7 @@ def test_all_shards_of_a_corpus_with_media_have_one_schema(corpus):
     for kind in ("labels", "captions"):
         for split in ("train", "test"):
             table = open_corpus(corpus).table(split, kind)
-            assert all(pq.read_schema(shard).equals(corpus_format.MEDIA_SCHEMA) for shard in table.shards)
+            assert all(pq.read_schema(shard).equals(WITH_MEDIA) for shard in table.shards)
     assert open_corpus(corpus).table("train", "captions").read(0, media=True).media == {}
 
 

@@ -9,7 +9,7 @@ from unicl_cli.errors import UniclError
 
 
 def write(folder, *parents):
-    classes = [{"key": f"k{n}", "names": [f"n{n}"], "group": "g", "parent": own} for n, own in enumerate(parents)]
+    classes = [{"key": f"k{n}", "names": [f"n{n}"], "group": f"g{n}", "parent": own} for n, own in enumerate(parents)]
     whole = {"classes": classes, "templates": ["{}"], "context_length": 8}
     (folder / "classes.json").write_text(json.dumps(whole))
 

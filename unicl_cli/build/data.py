@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from unicl_cli.binding import takes
 from unicl_cli.build.caption_labels import build_naming, losses_that_take
 from unicl_cli.contracts import ClassName, LabelSets, Tokenizer
-from unicl_cli.core.class_groups import ancestors_of, groups_of, label_sets_of
+from unicl_cli.core.class_groups import ancestors_of, describe_place, groups_of, label_sets_of
 from unicl_cli.core.label_sets import MOST_NAMED
 from unicl_cli.core.machine import cores
 from unicl_cli.core.prompts import load_templates
@@ -71,8 +71,8 @@ def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], li
                 classes.append(item)
             elif (item.group, item.parent) != (classes[number].group, classes[number].parent):
                 raise UniclError(
-                    f"{corpus.path}: class '{item.key}' is in group '{item.group}' under '{item.parent}', and in "
-                    f"'{classes[number].group}' under '{classes[number].parent}' in an earlier corpus",
+                    f"{corpus.path}: class '{item.key}' is in {describe_place(item)}, and in an earlier corpus in "
+                    f"{describe_place(classes[number])}",
                     "prepare both with the same groups (for lists by ?group=NAME) or one --taxonomy, or name the two "
                     "classes apart with ?classes=FILE",
                 )

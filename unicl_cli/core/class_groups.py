@@ -10,6 +10,12 @@ def groups_of(classes: Sequence[ClassName]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(item.group for item in classes))
 
 
+def describe_place(c: ClassName) -> str:
+    """Return the group of a class and the class above it, in words."""
+    group = f"group '{c.group}'" if c.group else "no group"
+    return f"{group} under '{c.parent}'" if c.parent else group
+
+
 def label_sets_of(classes: Sequence[ClassName], width: int) -> LabelSets:
     """Return the label sets of a mix with these classes, whose rows have at most ``width`` labels."""
     names = groups_of(classes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -24,9 +24,15 @@ CELLS = 1 << 22
 
 
 def build_unicl(recipe: Recipe, label_sets: LabelSets | None) -> UniCL:
-    """Build the recipe's loss if that is `unicl`, else `unicl` with its defaults."""
+    """Build the recipe's loss if that is `unicl`, else `unicl` with its defaults; both without class columns."""
     part = recipe.loss if recipe.loss.name == "unicl" else binding.bind("losses", "unicl")
-    return cast("UniCL", binding.make("losses", part, {"label_sets": lambda: label_sets}))
+    context: dict[str, Callable[[], Any]] = {
+        "label_sets": lambda: label_sets,
+        "hides_named": lambda: recipe.data.caption_labels == "hide",
+        "class_prompts": lambda: None,
+    }
+    part = part._replace(options={**part.options, "class_columns": None})
+    return cast("UniCL", binding.make("losses", part, context))
 
 
 class BatchTarget:

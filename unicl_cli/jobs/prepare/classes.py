@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unicl_cli.contracts import ClassName
+from unicl_cli.core.class_groups import describe_place
 from unicl_cli.data.class_numbers import describe_doubtful_names
 from unicl_cli.data.number_spellings import number_of
 from unicl_cli.data.text import clean
@@ -20,6 +21,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """Line breaks and other control characters."""
 _SHOWN = 40
 """The most characters of a label in a note."""
+FoldedName = tuple[str | Decimal, ...]
 SHOWN = 3
 """Classes that the closing table shows with an image each."""
 
@@ -57,8 +59,8 @@ def merge_classes(classes: Sequence[tuple[str, Sequence[ClassName]]], notes: lis
             place = merged.get(c.key, c)
             if (place.group, place.parent) != (c.group, c.parent):
                 raise UniclError(
-                    f"class '{c.key}' is in group '{place.group}' under '{place.parent}' in {homes[c.key]}, and in "
-                    f"group '{c.group}' under '{c.parent}' in {name}",
+                    f"class '{c.key}' is in {describe_place(place)} in {homes[c.key]}, and in {describe_place(c)} in "
+                    f"{name}",
                     "give a class one place, or name the two apart with ?classes=FILE",
                 )
             merged[c.key] = c._replace(names=names)
@@ -114,7 +116,7 @@ def _describe_broken_keys(keys: Collection[str]) -> list[str]:
 
 def _describe_equal_names(classes: Iterable[ClassName]) -> list[str]:
     """Return one note on classes with the same prompt name, apart from its spelling; none if all differ."""
-    by_name: dict[tuple[str | Decimal, ...], list[ClassName]] = {}
+    by_name: dict[FoldedName, list[ClassName]] = {}
     for c in classes:
         by_name.setdefault(fold_name(c.names[0]), []).append(c)
     alike = [of for of in by_name.values() if len(of) > 1]
@@ -130,7 +132,7 @@ def _describe_equal_names(classes: Iterable[ClassName]) -> list[str]:
     ]
 
 
-def fold_name(name: str) -> tuple[str | Decimal, ...]:
+def fold_name(name: str) -> FoldedName:
     """Return the words of a name without case, Unicode form, width and invisible characters; numbers by their value."""
     plain = unicodedata.normalize("NFKC", clean(name) or name).casefold()
     words = plain.replace("_", " ").split()

@@ -1,7 +1,6 @@
 """The classes of a corpus placed in a taxonomy: their ranks and parents, and what a row labelled above a leaf knows."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from decimal import Decimal
 from functools import cached_property
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from unicl_cli.data.taxonomy import Node, Taxonomy, build_taxonomy, nodes_of_pat
 from unicl_cli.data.taxonomy_file import parse_spec, read_taxonomy
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of, list_first
-from unicl_cli.jobs.prepare.classes import fold_name
+from unicl_cli.jobs.prepare.classes import FoldedName, fold_name
 from unicl_cli.jobs.prepare.rows import NO_DEPTHS, Adoption, Depths, Rows
 
 FOLDERS = "folders"
@@ -153,9 +152,9 @@ class _Finder:
                 self.written.setdefault(word, []).append(key)
 
     @cached_property
-    def spoken(self) -> dict[str, list[str]]:
+    def spoken(self) -> dict[FoldedName, list[str]]:
         """The nodes by name as it is spoken; made only if a class is not found as it is written."""
-        found: dict[str, list[str]] = {}
+        found: dict[FoldedName, list[str]] = {}
         for key, node in self.taxonomy.nodes.items():
             for name in {_fold(name) for name in (*node.names, *node.written)}:
                 found.setdefault(name, []).append(key)
@@ -172,7 +171,7 @@ class _Finder:
         return _narrow(next(named, ()), c.key)
 
 
-def _fold(name: str) -> tuple[str | Decimal, ...]:
+def _fold(name: str) -> FoldedName:
     return fold_name(name.replace("-", " "))
 
 
