@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from launching import here
 
 from unicl_cli.build.data import build_data
 from unicl_cli.build.optimizer import recipe_warnings
@@ -92,9 +93,10 @@ def test_a_part_of_the_loss_that_no_row_trains_is_told(corpora):
     assert loss_warnings(corpora["both"], loss="multitask") == []
 
 
-def test_own_text_without_a_caption_to_show_is_told(corpora, tmp_path):
-    own = {"name": "unicl", "own_text": 0.5}
-    (said,) = loss_warnings(corpora["both"], loss=own)
-    assert "no row with a label has captions" in said
-    (said,) = loss_warnings(corpora["both"], loss=own, text="prompt")
-    assert "data.text_for_labelled=prompt" in said
+def test_captions_of_labelled_rows_that_a_recipe_never_shows_are_told(corpora, tmp_path):
+    own, source = {"name": "unicl", "own_text": 0.5}, "shapes?captions=true&count=12&test=1&size=16"
+    here("prepare", "--labels", source, "-o", tmp_path / "c", "--holdout", "0", "-q")
+    (said,) = loss_warnings(str(tmp_path / "c"), loss=own, text="prompt")
+    assert "data.text_for_labelled=prompt shows none" in said
+    assert loss_warnings(str(tmp_path / "c"), loss=own) == []
+    assert loss_warnings(corpora["both"], loss=own, text="prompt") == [], "there are none to show"

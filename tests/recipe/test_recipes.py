@@ -43,7 +43,7 @@ PAPER = {
 }
 """One recipe for each training of the paper's tables and of its released weights."""
 TUNED = {f"finetune-{how}" for how in ("open-clip", "lit", "locked-text", "lora", "layer-decay", "ema")}
-MINE = {"my-labels", "my-captions", "my-labels-and-captions", *TUNED}
+MINE = {"my-labels", "my-captions", "my-labels-and-captions", "my-tags", "my-taxonomy", *TUNED}
 
 
 def test_the_set_is_complete():
@@ -149,6 +149,7 @@ def test_recipes_for_own_images_train_what_their_names_say():
     labels, captions, both = (load(name).data for name in ("my-labels", "my-captions", "my-labels-and-captions"))
     assert (labels.mix.labels, captions.mix.labels, both.mix.labels) == (1, 0, "auto")
     assert (labels.text_for_labelled, both.text_for_labelled) == ("prompt", "mixed")
+    assert load("my-labels-and-captions").loss.options["own_text"] == 0.5
 
 
 def test_a_copy_elsewhere_still_finds_what_it_extends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -77,12 +77,11 @@ def idle_loss_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
     if recipe.data.text_for_labelled == BOTH and not has_both:
         found.append("data.text_for_labelled=both, but no row with a label has captions: prepare rows with both")
     own_text = recipe.loss.options.get("own_text")
-    prompts_only = recipe.data.text_for_labelled == "prompt"
-    if own_text and (prompts_only or not has_both):
-        why, hint = "no row with a label has captions", "prepare rows with both, or set loss.own_text=0"
-        if prompts_only:
-            why, hint = "data.text_for_labelled=prompt shows none", "set data.text_for_labelled=mixed"
-        found.append(f"loss.own_text {own_text:g} is for captions of rows with a label, but {why}: {hint}")
+    if own_text and has_both and recipe.data.text_for_labelled == "prompt":
+        found.append(
+            f"loss.own_text {own_text:g} is for captions of rows with a label, but data.text_for_labelled=prompt shows "
+            "none: set data.text_for_labelled=mixed"
+        )
     return found
 
 
