@@ -176,7 +176,9 @@ def test_prompts_begin_with_a_token_of_their_own_and_share_no_row_with_captions(
     assert batch.tokens[:, 0].tolist() == [999, plain.tokens[0, 0]]
     assert torch.equal(batch.tokens[:, 1:], plain.tokens[:, 1:])
     assert collate(rows[3:], torch.zeros(1), tokenizer=marked, **options).tokens[0, 0] == plain.tokens[0, 0]
-    assert torch.equal(marked(["a dog"]), plain.tokens[:1]), "the tokenizer itself, which evaluation uses, marks nothing"
+    assert torch.equal(marked(["a dog"]), plain.tokens[:1]), "evaluation uses the tokenizer itself, which marks nothing"
+    marked.begin_prompts(None)
+    assert torch.equal(collate(rows, torch.zeros(4), tokenizer=marked, **options).tokens, plain.tokens)
 
 
 def test_equal_prompts_of_two_classes_are_two_texts_for_rows_may_know_the_group_of_one_alone(tokenizer):
