@@ -137,7 +137,7 @@ class ZeroShotEvaluator(NamedTuple):
             answerable = count_candidates(scorer, chosen)
             figures["candidates"] = answerable._asdict()
             others = warn_about_candidates(chosen, answerable, self.candidates) if answerable.total > 1 else []
-            told = [*others, *scorer.warnings]  # a single class is a question of its own: has the image got it?
+            told = [*others, *scorer.warnings]  # one class is a question of its own: does the image have it?
         warnings += told
         return figures | {"warnings": warnings} if warnings else figures
 
