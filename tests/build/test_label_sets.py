@@ -1,6 +1,7 @@
 """Corpora with label sets in one mix: the groups that a row knows, its labels, and the losses that take them."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ from launching import TINY
 from PIL import Image
 from toys import put
 
-from unicl_cli.build.data import build_data
+from unicl_cli.build.data import build_data, merged_classes
 from unicl_cli.cli import main
-from unicl_cli.contracts import NO_LABEL
+from unicl_cli.contracts import NO_LABEL, ClassName
 from unicl_cli.core.batch_columns import KNOWN, LABEL_SET, SHOWN
 from unicl_cli.core.label_sets import set_columns
 from unicl_cli.errors import UniclError
@@ -112,6 +113,15 @@ def test_a_corpus_with_single_labels_beside_one_with_sets_knows_its_own_group(co
     assert mixed.label_sets.names == ("colour", "shape", "")
     rows = drawn_rows(mixed)
     assert (rows["9.png/labels"].known, rows["0.png/labels"].known) == (0b100, 0b011)
+
+
+def test_more_groups_than_bits_in_a_mix_are_refused():
+    def corpus(name, count):
+        return SimpleNamespace(path=name, classes=[ClassName(f"{name}{n}", ("x",), f"{name}{n}") for n in range(count)])
+
+    assert len(merged_classes([corpus("a", 40), corpus("b", 23)])[0]) == 63
+    with pytest.raises(UniclError, match=r"64 groups of classes together; the most are 63"):
+        merged_classes([corpus("a", 40), corpus("b", 24)])
 
 
 def test_a_class_in_two_groups_of_a_mix_is_refused(corpora):

@@ -157,25 +157,34 @@ def test_pictures_by_pipe_are_those_of_shared_memory(parts, tokenizer, monkeypat
         assert torch.equal(one.images, other.images)
 
 
+def rows_of_texts(*rows):
+    blank = torch.zeros(3, 2, 2)
+    return [
+        Drawn(n, n, 0, blank, shown, text, 7 if text and shown < 0 else 0, {}, shown=shown)
+        for n, (shown, text) in enumerate(rows)
+    ]
+
+
 def test_prompts_begin_with_a_token_of_their_own_and_share_no_row_with_captions(tokenizer):
     marked = copy(tokenizer)
     marked.begin_prompts(999)
-    blank = torch.zeros(3, 2, 2)
-    rows = [
-        Drawn(n, n, 0, blank, label, text, text_hash, {})
-        for n, (label, text, text_hash) in enumerate(
-            [(0, "a dog", 0), (-1, "a dog", 7), (0, "a dog", 0), (-1, None, 0)]
-        )
-    ]
+    rows = rows_of_texts((0, "a dog"), (-1, "a dog"), (0, "a dog"), (-1, None))
     options = {"caption_targets": "unique", "extra": None}
     plain = collate(rows, torch.zeros(4), tokenizer=tokenizer, **options)
     batch = collate(rows, torch.zeros(4), tokenizer=marked, **options)
-    assert plain.text_index.tolist() == [0, 0, 0, NO_TEXT]
-    assert batch.text_index.tolist() == [0, 1, 0, NO_TEXT]
+    assert batch.text_index.tolist() == plain.text_index.tolist() == [0, 1, 0, NO_TEXT]
     assert batch.tokens[:, 0].tolist() == [999, plain.tokens[0, 0]]
-    assert torch.equal(batch.tokens[:, 1:], plain.tokens[:, 1:].expand(2, -1))
+    assert torch.equal(batch.tokens[:, 1:], plain.tokens[:, 1:])
     assert collate(rows[3:], torch.zeros(1), tokenizer=marked, **options).tokens[0, 0] == plain.tokens[0, 0]
-    assert torch.equal(marked(["a dog"]), plain.tokens), "the tokenizer itself, which evaluation uses, marks nothing"
+    assert torch.equal(marked(["a dog"]), plain.tokens[:1]), "evaluation uses the tokenizer itself, which marks nothing"
+    marked.begin_prompts(None)
+    assert torch.equal(collate(rows, torch.zeros(4), tokenizer=marked, **options).tokens, plain.tokens)
+
+
+def test_equal_prompts_of_two_classes_are_two_texts_for_rows_may_know_the_group_of_one_alone(tokenizer):
+    rows = rows_of_texts((0, "an orange"), (1, "an orange"), (-1, "an orange"), (1, "an orange"), (-1, "an orange"))
+    batch = collate(rows, torch.zeros(5), tokenizer=tokenizer, caption_targets="unique", extra=None)
+    assert batch.text_index.tolist() == [0, 1, 2, 1, 2]
 
 
 def test_a_tokenizer_without_a_start_token_cannot_begin_prompts():

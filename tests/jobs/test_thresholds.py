@@ -7,7 +7,8 @@ from launching import TINY, here
 
 from unicl_cli.cli import main
 from unicl_cli.errors import UniclError
-from unicl_cli.runs.thresholds import Thresholds, load_thresholds, read_thresholds, write_thresholds
+from unicl_cli.runs.folder import THRESHOLDS
+from unicl_cli.runs.thresholds import Thresholds, load_thresholds, write_thresholds
 
 PLUGIN = """
 from unicl_cli.data.sources.shapes import Shapes
@@ -64,7 +65,7 @@ def test_thresholds_are_fitted_on_val_and_f1_is_reported_on_test(run, capsys):
     file = run / "thresholds.json"
     assert (found["split"], found["file"], len(found["classes"])) == ("val", str(file), 18)
     assert f"wrote {file}" in said
-    kept = read_thresholds(run)
+    kept = load_thresholds(run / THRESHOLDS)
     assert (kept.thresholds, kept.scale, kept.n) == (found["thresholds"], found["scale"], found["n"])
     assert set(json.loads(file.read_text())) == {
         "schema", "data", "split", "n", "classes", "scale", "bias", "thresholds",

@@ -34,8 +34,9 @@ def dense(u: Tensor, v: Tensor, prompts: Tensor, t: Target, scale: Tensor) -> di
     if t.known is not None:
         bits = (1 << GROUP_OF[named.clamp(min=0)]).masked_fill(named == NO_LABEL, 0)
         hidden = (~t.known[:, None] & bits) != 0
-    same = ((t.texts[:, None] == t.texts) & (t.texts != NO_KEY)).double()
     weights = torch.ones(count, dtype=torch.float64) if t.weights is None else t.weights
+    hidden[:, n:] |= weights == 0
+    same = ((t.texts[:, None] == t.texts) & (t.texts != NO_KEY)).double()
     w = (has * weights) @ says.T
     logits = (scale * u @ torch.cat([v, prompts]).T).masked_fill(hidden, -torch.inf)
     found = {}
@@ -55,7 +56,7 @@ ROWS = st.tuples(st.sets(st.integers(0, CLASSES - 1), max_size=3), st.booleans()
 @settings(max_examples=60)
 @given(
     rows=st.lists(ROWS, min_size=1, max_size=20),
-    kind=st.sampled_from(["one label", "sets", "groups", "weights"]),
+    kind=st.sampled_from(["one label", "sets", "groups", "weights", "weights of 0"]),
     tile=st.one_of(st.none(), st.integers(1, 30)),
     terms=st.sampled_from([TERMS, ("image",)]),
     scale=st.floats(0.5, 100),
@@ -77,7 +78,9 @@ def test_class_columns_equal_the_matrix_of_targets(rows, kind, tile, terms, scal
         known.append(text | sum(1 << group for group in {int(GROUP_OF[label]) for label in mine}))
     rest = {"shown": torch.tensor(shown)} if kind != "one label" else {}
     rest |= {"known": torch.tensor(known), "groups": GROUP_OF} if kind == "groups" else {}
-    rest |= {"weights": torch.tensor([1, 2, 0.5, 1, 3, 0.25], dtype=torch.float64)} if kind == "weights" else {}
+    if "weights" in kind:
+        values = [1, 2, 0.5, 1, 3, 0.25] if kind == "weights" else [1, 2, 0, 1, 0, 0.25]
+        rest["weights"] = torch.tensor(values, dtype=torch.float64)
     u, v, prompts = unit(n, seed), unit(CLASSES + 10, seed + 1), unit(CLASSES, seed + 2)
     s, index = torch.tensor(scale, dtype=torch.float64, requires_grad=True), torch.tensor(index)
     target = Target(torch.tensor(texts), torch.tensor(share, dtype=torch.float64), labels, **rest)

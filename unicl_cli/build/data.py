@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from unicl_cli.binding import takes
 from unicl_cli.build.caption_labels import build_naming, losses_that_take
-from unicl_cli.contracts import ClassName, LabelSets, Tokenizer
+from unicl_cli.contracts import MOST_GROUPS, ClassName, LabelSets, Tokenizer
 from unicl_cli.core.class_groups import ancestors_of, describe_place, groups_of, label_sets_of
 from unicl_cli.core.label_sets import MOST_NAMED
 from unicl_cli.core.machine import cores
@@ -59,7 +59,8 @@ class TrainingData(NamedTuple):
 def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], list[NDArray[np.int64]]]:
     """Return the union of all corpora's classes in order, and for each corpus its class -> class of the union.
 
-    UniclError for a class in two groups: its rows in one corpus would not know it in the other.
+    UniclError for a class in two groups, whose rows in one corpus would not know it in the other, and for too many
+    groups.
     """
     union: dict[str, int] = {}
     classes: list[ClassName] = []
@@ -77,6 +78,11 @@ def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], li
                     "classes apart with ?classes=FILE",
                 )
         maps.append(np.array([union[item.key] for item in corpus.classes], np.int64))
+    if (count := len(groups_of(classes))) > MOST_GROUPS:
+        raise UniclError(
+            f"data.train: the corpora have {count} groups of classes together; the most are {MOST_GROUPS}",
+            "train on fewer corpora, or prepare them with fewer groups",
+        )
     return tuple(classes), maps
 
 

@@ -84,10 +84,10 @@ def build_step(
 
 
 def begin_prompts(model: nn.Module, tokenizer: Tokenizer) -> None:
-    """Let the tokenizer begin prompts as the text tower has learned or will learn it."""
+    """Let the tokenizer, which may have served another model, begin prompts as the text tower learns it."""
     token = next((traits.prompt_token for traits in traits_in(model) if traits.prompt_token is not None), None)
-    if token is not None:
-        cast("TextTokenizer", tokenizer).begin_prompts(token)
+    if isinstance(tokenizer, TextTokenizer):
+        tokenizer.begin_prompts(token)
 
 
 def build_towers(

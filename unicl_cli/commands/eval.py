@@ -218,6 +218,6 @@ def fit_and_write(
             with report_write_error("-o" if out else "--fit-thresholds", place):
                 write_thresholds(place, fitted.thresholds)
         print_document(fitted.document | {"file": str(place)}, threshold_tables, as_json=as_json)
-        print_note(f"wrote {place}: unicl eval reports F1 with it, on another split")
+        print_note(f"wrote {place}: unicl eval reports F1 at these thresholds; evaluate on another split")
 
     run_on_devices(devices, work)

@@ -10,8 +10,8 @@ from unicl_cli.core.batch_columns import HASH_KEYS, PROMPT, PROMPTED, ROW_KEYS
 from unicl_cli.data.tokenizers import TextTokenizer
 
 Hook = Callable[[Sequence[Drawn], Tensor, Tensor], Mapping[str, Tensor]]
-Place = tuple[str, int, bool]
-"""Text, number, and whether it is a prompt that begins otherwise than a caption: what makes a row of tokens."""
+Place = tuple[str, int, int]
+"""Text, number, and the class that it names, NO_LABEL for a caption: what makes a row of tokens."""
 
 
 class Extra:
@@ -51,29 +51,27 @@ def collate(
 ) -> Batch:
     """Build the Batch of one rank's samples of a step and their images as one tensor.
 
-    Equal texts are encoded once, in the order of their first rows. Without ``distinct``, each row's text is encoded
-    by itself, for a text tower whose dropout gives each row another vector. ``two_texts``: rows may have a second one.
+    Equal texts are encoded once, in the order of their first rows; a caption and prompts of several classes, which
+    losses hide from different rows, are not equal. Without ``distinct``, each row's text is encoded by itself, for a
+    text tower whose dropout gives each row another vector. ``two_texts``: rows may have a second one.
     """
     first_of_prompts = getattr(tokenizer, "prompt_token", None)
     rows: dict[Place, int] = {}
 
-    def place(text: str | None, number: int, *, is_prompt: bool) -> int:
+    def place(text: str | None, number: int, shown: int) -> int:
         """Return the row of tokens of a text; ``number`` is its own where each text is encoded by itself."""
-        if text is None:
-            return NO_TEXT
-        key = (text, 0 if distinct else number, is_prompt and first_of_prompts is not None)
-        return rows.setdefault(key, len(rows))
+        return NO_TEXT if text is None else rows.setdefault((text, 0 if distinct else number, shown), len(rows))
 
-    index = [place(d.text, n, is_prompt=d.text_hash == 0) for n, d in enumerate(drawn)]
+    index = [place(d.text, n, d.shown) for n, d in enumerate(drawn)]
     beside: dict[str, Tensor] = {}
     if two_texts:
-        seconds = [place(d.prompt, ~n, is_prompt=True) for n, d in enumerate(drawn)]
+        seconds = [place(d.prompt, ~n, d.prompted) for n, d in enumerate(drawn)]
         beside = {PROMPT: torch.tensor(seconds), PROMPTED: torch.tensor([d.prompted for d in drawn])}
     # never empty, since every rank runs the text tower in every step
-    texts = list(rows) or [("", 0, False)]
+    texts = list(rows) or [("", 0, NO_LABEL)]
     tokens = torch.zeros(1, 1, dtype=torch.int64) if tokenizer is None else tokenizer([text for text, _, _ in texts])
     if first_of_prompts is not None:
-        tokens[torch.tensor([is_prompt for _, _, is_prompt in texts]), 0] = first_of_prompts
+        tokens[torch.tensor([shown != NO_LABEL for _, _, shown in texts]), 0] = first_of_prompts
     text_index = torch.tensor(index)
     return Batch(
         images=images,

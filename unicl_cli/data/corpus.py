@@ -175,14 +175,14 @@ def integers_of(column: pa.ChunkedArray) -> NDArray[np.int64]:  # pyright: ignor
 def sets_of_labels(labels: NDArray[np.int64]) -> RowSets:
     """Return the label sets of rows with one label or NO_LABEL each, int64 (rows,)."""
     has = labels != NO_LABEL
-    return RowSets(np.cumsum([0, *has.astype(np.int64)]), labels[has], np.full(len(labels), ALL_GROUPS))
+    return RowSets(np.concatenate([[0], has.cumsum()]), labels[has], np.full(len(labels), ALL_GROUPS))
 
 
 def sets_of_lists(lists: Any, known: Any) -> RowSets:
     """Return the label sets of rows from the columns of a corpus that has them."""
     counts = np.concatenate([np.empty(0, np.int64), *(np.diff(np.from_dlpack(c.offsets)) for c in lists.chunks)])
     values = np.concatenate([np.empty(0, np.int64), *(np.from_dlpack(c.flatten()) for c in lists.chunks)])
-    return RowSets(np.cumsum([0, *counts]), values.astype(np.int64), integers_of(known))
+    return RowSets(np.concatenate([[0], counts.cumsum()]), values.astype(np.int64), integers_of(known))
 
 
 def _only(label: int) -> tuple[int, ...]:

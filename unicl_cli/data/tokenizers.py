@@ -102,14 +102,18 @@ class TextTokenizer:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": {}}
 
-    def begin_prompts(self, token: int) -> None:
-        """Begin prompts in training with ``token``; UniclError if texts have no start token whose place it takes."""
-        firsts = set[int]() if self.known is not None else {*self(["", "a"])[:, 0].tolist()}
-        if len(firsts) != 1 or self.eot_id in firsts:
-            raise UniclError(
-                "model.text.prefix: the tokenizer puts no start token before a text",
-                "use the tokenizer corpus or clip, or set model.text.prefix=null",
-            )
+    def begin_prompts(self, token: int | None) -> None:
+        """Begin prompts in training with ``token``, or as captions begin if it is None.
+
+        UniclError if texts have no start token whose place it takes.
+        """
+        if token is not None:
+            firsts = set[int]() if self.known is not None else {*self(["", "a"])[:, 0].tolist()}
+            if len(firsts) != 1 or self.eot_id in firsts:
+                raise UniclError(
+                    "model.text.prefix: the tokenizer puts no start token before a text",
+                    "use the tokenizer corpus or clip, or set model.text.prefix=null",
+                )
         self.prompt_token = token
 
     def cuts(self, texts: Sequence[str]) -> int:

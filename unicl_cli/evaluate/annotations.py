@@ -85,13 +85,13 @@ def select_rows(sets: RowSets, rows: Sequence[int]) -> RowSets:
     return RowSets(ends, sets.values[np.repeat(sets.ends[:-1][chosen], counts) + inside], sets.known[chosen])
 
 
-def join_sets(first: RowSets, second: RowSets) -> RowSets:
-    """Return the label sets of the first rows, then those of the second."""
-    return RowSets(
-        np.concatenate([first.ends, first.ends[-1] + second.ends[1:]]),
-        np.concatenate([first.values, second.values]),
-        np.concatenate([first.known, second.known]),
-    )
+def join_sets(parts: Sequence[RowSets]) -> RowSets:
+    """Return the label sets of the rows of all parts, in their order."""
+    none = np.empty(0, np.int64)
+    counts = np.concatenate([none, *(np.diff(part.ends) for part in parts)])
+    values = np.concatenate([none, *(part.values for part in parts)])
+    known = np.concatenate([none, *(part.known for part in parts)])
+    return RowSets(np.concatenate([[0], counts.cumsum()]), values, known)
 
 
 def add_ancestors(sets: RowSets, above: Sequence[tuple[int, ...]]) -> RowSets:

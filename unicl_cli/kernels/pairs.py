@@ -104,10 +104,11 @@ def pairs_of(
     return Pairs(row_bias, times.log().clamp(min=FAR), reads, count, (pulls,), exclude, column_sums)
 
 
-def add_columns(pairs: Pairs, columns: int, count: int, image: tuple[Pull, ...]) -> Pairs:
-    """Append ``count`` columns to ``columns``, each with one answer of its own, and take other pulls of the images."""
-    own = torch.arange(columns, columns + count, device=pairs.reads.device)
-    bias = torch.cat([pairs.column_bias, pairs.column_bias.new_zeros(count)])
+def add_columns(pairs: Pairs, hidden: Tensor, image: tuple[Pull, ...]) -> Pairs:
+    """Append a column with one answer for each of ``hidden``, bool (columns,), and take other pulls of the images."""
+    columns = len(pairs.column_bias)
+    own = torch.arange(columns, columns + len(hidden), device=pairs.reads.device)
+    bias = torch.cat([pairs.column_bias, hidden.to(pairs.column_bias.dtype) * FAR])
     return pairs._replace(column_bias=bias, reads=torch.cat([pairs.reads, own]), pulls=(image, pairs.pulls[-1]))
 
 

@@ -67,6 +67,14 @@ class Target(NamedTuple):
             named=None if self.named is None else extend(self.named, NO_LABEL),
         )
 
+    def silent_classes(self) -> Tensor:
+        """Mark the classes of weight 0, whose prompts say nothing, bool (classes,): no image has or lacks them."""
+        if self.classes is None:
+            raise ValueError("the target has no class columns")
+        if self.weights is None:
+            return torch.zeros(len(self.classes), dtype=torch.bool, device=self.classes.device)
+        return self.weights == 0
+
     def said(self) -> Tensor:
         """Return the labels that each row's text says, (n, S) int64."""
         if self.shown is None:

@@ -120,7 +120,7 @@ def both_ways(
                 everyone = everyone.with_prompts(len(target.classes))
                 beside = build_levels(target, everyone, s.dtype)
                 floors = {**floors, "image": beside.entropy["image"]}
-                pairs = add_columns(pairs, len(k), len(target.classes), beside.image)
+                pairs = add_columns(pairs, target.silent_classes(), beside.image)
                 k = torch.cat([k, _kernel_input(target.classes, tile).to(k.dtype)])
             unknown = hide_unknown(target, everyone, pairs.reads, len(k))
             pairs = pairs._replace(unknown=unknown, named=hide_named(target, everyone))

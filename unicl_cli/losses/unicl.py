@@ -116,7 +116,10 @@ class UniCL(nn.Module):
         if not len(tokens):
             raise UniclError("loss.class_columns: the mix has no classes", "remove it, or add a corpus with labels")
         if "image" not in self.terms:
-            raise UniclError("loss.class_columns: change the term image alone, which loss.terms lacks", "add it there")
+            raise UniclError(
+                "loss.class_columns: has no effect without the term image, which loss.terms lacks",
+                "add image to loss.terms, or remove loss.class_columns",
+            )
         self.register_buffer("class_tokens", tokens, persistent=False)
         self._read_rows()
 

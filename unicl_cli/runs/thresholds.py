@@ -84,12 +84,6 @@ def load_thresholds(file: Path) -> Thresholds:
         raise UniclError(f"{file}: no such file of thresholds", HINT) from error
 
 
-def read_thresholds(run: Path) -> Thresholds | None:
-    """Read the thresholds of a run; None if none were fitted. Raises UniclError if they are damaged."""
-    file = run / THRESHOLDS
-    return load_thresholds(file) if file.exists() else None
-
-
 def write_thresholds(file: Path, thresholds: Thresholds) -> None:
     """Write a file of thresholds, the whole or none."""
     write_output_data(file, format_json(thresholds.model_dump(mode="json", by_alias=True), 1) + "\n")

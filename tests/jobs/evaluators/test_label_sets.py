@@ -120,6 +120,17 @@ def test_rows_of_one_label_each_also_have_the_figures_of_one_label():
     assert more["map"] == entry["map"]
 
 
+def test_the_recall_of_a_class_is_not_that_of_another_with_its_name():
+    classes = (
+        ClassName("pet", ("pet",), "1"), ClassName("pet/cat", ("cat",), "2", "pet"),
+        ClassName("pet/cat/cat", ("cat",), "3", "pet/cat"), ClassName("pet/dog", ("dog",), "2", "pet"),
+    )  # fmt: skip
+    entry = evaluated(SetCorpus(classes, test=[([2 + number % 2], 7) for number in range(10)]))
+    assert [(row["group"], row["class"], row["n"], "recall" in row) for row in entry["per_class"]] == [
+        ("2", "cat", 5, False), ("3", "cat", 5, True), ("2", "dog", 5, True),
+    ]  # fmt: skip
+
+
 def test_a_taxonomy_counts_each_rank_and_steps_to_the_common_ancestor():
     classes = (
         ClassName("photo", ("photo",), "kingdom"), ClassName("cat", ("cat",), "genus", "photo"),

@@ -56,7 +56,7 @@ def fails(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_class_columns_without_an_image_term_or_a_place_for_the_name_are_refused(corpora, tmp_path, capsys):
     text_only = recipe(corpora, "labels", loss=COLUMNS | {"terms": ["text"]})
-    assert "loss.class_columns: change the term image alone" in fails(text_only, tmp_path, capsys)
+    assert "loss.class_columns: has no effect without the term image" in fails(text_only, tmp_path, capsys)
     nameless = recipe(corpora, "labels", loss={"name": "unicl", "class_columns": {"template": "a photo"}})
     assert "template 'a photo': has no place for the class name" in fails(nameless, tmp_path, capsys)
 

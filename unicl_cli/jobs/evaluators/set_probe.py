@@ -42,7 +42,7 @@ class SetExamples(NamedTuple):
 
     def joined(self, other: SetExamples) -> SetExamples:
         """Return these examples followed by the others."""
-        sets = join_sets(self.truth.sets, other.truth.sets)
+        sets = join_sets([self.truth.sets, other.truth.sets])
         features = torch.cat([self.features, other.features])
         truth = Annotations(sets, self.truth.groups.tolist())
         return SetExamples(features, truth, self.keys + other.keys, self.rows + other.rows)

@@ -130,18 +130,26 @@ class ZeroShotEvaluator(NamedTuple):
             answers = answer_features(images, labels, answered)
             rows = [row for row, kept in zip(images.rows, answered.tolist(), strict=True) if kept]
             single, told = self._classify(corpus, split, scorer, chosen, answers, rows)
-            recalls = {(row["class"], row["n"]): row["recall"] for row in single.pop("per_class")}
-            for row in figures.get("per_class", ()):
-                if (row["class"], row["n"]) in recalls:
-                    row["recall"] = recalls[row["class"], row["n"]]
+            recalls = dict(zip(labels[answered].unique().tolist(), single.pop("per_class"), strict=True))
+            add_recalls(figures["per_class"], images, recalls)
             figures |= single | {"n": figures["n"]}
         else:
             answerable = count_candidates(scorer, chosen)
             figures["candidates"] = answerable._asdict()
             others = warn_about_candidates(chosen, answerable, self.candidates) if answerable.total > 1 else []
-            told = [*others, *scorer.warnings]  # a single class is a question of its own: has the image got it?
+            told = [*others, *scorer.warnings]  # one class is a question of its own: does the image have it?
         warnings += told
         return figures | {"warnings": warnings} if warnings else figures
+
+
+def add_recalls(
+    rows: Sequence[dict[str, Any]], images: LabelledImages, recalls: Mapping[int, Mapping[str, Any]]
+) -> None:
+    """Add the recall of each class, by its number, to its row, unless classes below it have images too."""
+    labels = (images.wanted & (images.truth.positives > 0)).nonzero()[0].tolist()
+    for label, row in zip(labels, rows, strict=True):
+        if label in recalls and recalls[label]["n"] == row["n"]:
+            row["recall"] = recalls[label]["recall"]
 
 
 def restrict(scorer: Scorer, allowed: Sequence[bool]) -> Scorer:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from unicl_cli.contracts import ClassName
 from unicl_cli.core.class_groups import ancestors_of, label_sets_of
 from unicl_cli.data.class_mentions import compute
+from unicl_cli.evaluate.annotations import add_ancestors
 from unicl_cli.evaluator_contracts import RowSets
 from unicl_cli.jobs.inspect.scan import CaptionTally, CorpusScan
 
@@ -83,18 +84,9 @@ class LabelCounts(NamedTuple):
 
 def count_labels(classes: Sequence[ClassName], sets: RowSets) -> LabelCounts:
     """Count the labels of rows, each with the classes above its own; a prompt names one of them at random."""
-    size = np.diff(sets.ends)
-    row = np.repeat(np.arange(len(size)), size)
-    values = sets.values
-    if any(item.parent for item in classes):
-        above = ancestors_of(classes)
-        lengths = np.array([len(of) for of in above], np.int64)
-        flat = np.array([upper for of in above for upper in of], np.int64)
-        times = lengths[values]
-        begins = np.repeat((np.cumsum(lengths) - lengths)[values] - np.cumsum(times) + times, times)
-        pairs = np.unique(np.repeat(row, times) * max(1, len(classes)) + flat[begins + np.arange(times.sum())])
-        row, values = pairs // max(1, len(classes)), pairs % max(1, len(classes))
-    each = np.bincount(row, minlength=len(size))
+    sets = add_ancestors(sets, ancestors_of(classes))
+    each, values = np.diff(sets.ends), sets.values
+    row = np.repeat(np.arange(len(each)), each)
     images = np.bincount(values, minlength=len(classes))
     prompts = np.bincount(values, 1 / each[row], minlength=len(classes)).astype(np.float64)
     rows = int((each > 0).sum())

@@ -16,6 +16,7 @@ from unicl_cli.data.corpus import Corpus, integers_of, sets_of_labels, sets_of_l
 from unicl_cli.data.corpus_format import KNOWN, LABELS
 from unicl_cli.data.manifest import Shard
 from unicl_cli.data.shard_checks import ShardRules, open_shard, read_columns
+from unicl_cli.evaluate.annotations import join_sets
 from unicl_cli.evaluator_contracts import RowSets
 
 Ints = NDArray[np.int64]
@@ -93,7 +94,7 @@ def scan_corpus(corpus: Corpus, split: str, advance: Callable[[int], None]) -> C
         advance(len(table))
     every = [np.concatenate(column) for column in zip(*images, strict=True)]
     columns = every[0], every[1], every[2]
-    return CorpusScan(groups, texts, merge_word_counts(texts.words), columns, _join_sets(labelled))
+    return CorpusScan(groups, texts, merge_word_counts(texts.words), columns, join_sets(labelled))
 
 
 def _read(path: Path, shard: Shard, rules: ShardRules, *, texts: bool) -> tuple[Any, int, int]:
@@ -128,14 +129,6 @@ def _sets_of(table: Any) -> RowSets:
     if LABELS in table.column_names:
         return sets_of_lists(table.column(LABELS), table.column(KNOWN))
     return sets_of_labels(integers_of(table.column("label")))
-
-
-def _join_sets(parts: list[RowSets]) -> RowSets:
-    """Return the label sets of several lists of rows as one."""
-    none = np.empty(0, np.int64)
-    counts = np.concatenate([none, *(np.diff(part.ends) for part in parts)])
-    values = np.concatenate([none, *(part.values for part in parts)])
-    return RowSets(np.cumsum([0, *counts]), values, np.concatenate([none, *(part.known for part in parts)]))
 
 
 def _image_columns(table: Any, split: int, sets: RowSets) -> ImageColumns:

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from unicl_cli.evaluate.tables import make_table
 from unicl_cli.formats import count_of, format_share, list_first
 from unicl_cli.jobs.inspect.corpus import count_bins
+from unicl_cli.jobs.inspect.label_sets import MOST_PAIRED
 from unicl_cli.jobs.inspect.run_tables import key_value_table
 from unicl_cli.pages import html
 from unicl_cli.pages.html import Html, section, tag
@@ -49,7 +50,7 @@ def pair_title(found: Mapping[str, Any]) -> str:
     title = "Labels that meet most often"
     if met["rows"] < found["rows"]:
         title += f" \u00b7 {met['rows']:,} of {count_of(found['rows'], 'row')}"
-    if met["classes"] < classes and met["classes"] >= 2000:
+    if met["classes"] < classes and met["classes"] >= MOST_PAIRED:
         title += f" \u00b7 the {met['classes']:,} most frequent classes"
     return title
 
