@@ -86,17 +86,23 @@ def hold_stderr() -> Generator[None]:
     Rust prints a panic there by itself, before Python has the exception that says the same.
     """
     with _HOLDING, _open_memory() as kept:
-        sys.stderr.flush()
+        _flush_stderr()
         shown = os.dup(2)
         os.dup2(kept.fileno(), 2)
         try:
             yield
         finally:
-            sys.stderr.flush()
+            _flush_stderr()
             os.dup2(shown, 2)
             os.close(shown)
         kept.seek(0)
-        os.write(2, kept.read())
+        with contextlib.suppress(OSError):  # a full disk, or nobody who reads: no reason to end the command
+            os.write(2, kept.read())
+
+
+def _flush_stderr() -> None:
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
 
 
 _HOLDING = threading.Lock()
