@@ -18,7 +18,7 @@ Site = Callable[..., None]
 
 
 class Done(NamedTuple):
-    """What a command has answered."""
+    """The answer of a command."""
 
     returncode: int
     stdout: str

@@ -64,7 +64,7 @@ class EvalCorpus(Protocol):
         ...
 
     def kinds(self, split: str) -> Sequence[str]:
-        """Return the kinds of rows that a split has; none if there is no such split."""
+        """Return the kinds of rows that a split has; none for a split that the corpus lacks."""
         ...
 
     def table(self, split: str, kind: str) -> EvalRows:

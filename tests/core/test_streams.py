@@ -41,7 +41,7 @@ def nowhere(request):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, digits):
-    """What the words of a command line stand for: a corpus, a recipe, a run of it, a folder with an image."""
+    """The files that the words of a command line stand for: a corpus, a recipe, a run of it, a folder with an image."""
     root = tmp_path_factory.mktemp("made")
     file = recipe(root, digits, steps=2, every=1)
     here("train", file, "--run-dir", root / "run", "--devices", "cpu:1", "-q")

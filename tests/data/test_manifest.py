@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from unicl_cli.cli import main
+from unicl_cli.core.class_groups import find_hierarchy_fault
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.corpus_format import SCHEMA
-from unicl_cli.data.manifest import MAX_NAME, find_hierarchy_fault, is_plain_name
+from unicl_cli.data.manifest import MAX_NAME, is_plain_name
 from unicl_cli.data.shard_checks import ShardRules, find_fault, open_shard, read_columns
 from unicl_cli.errors import UniclError
 

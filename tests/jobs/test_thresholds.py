@@ -39,7 +39,7 @@ def run(tmp_path_factory):
 
 
 def told(capsys, *words, code=0):
-    """What a command printed, as JSON if it succeeded, and what it said."""
+    """The output of a command, as JSON if it succeeded, and its messages."""
     capsys.readouterr()
     assert main([str(word) for word in words]) == code
     out, err = capsys.readouterr()

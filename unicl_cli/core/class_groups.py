@@ -1,8 +1,10 @@
 """Groups of classes, and the classes above one in a taxonomy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from unicl_cli.contracts import ClassName, LabelSets
+from unicl_cli.contracts import MOST_GROUPS, ClassName, LabelSets
+
+NO_PARENT = -1
 
 
 def groups_of(classes: Sequence[ClassName]) -> tuple[str, ...]:
@@ -23,20 +25,81 @@ def label_sets_of(classes: Sequence[ClassName], width: int) -> LabelSets:
     return LabelSets(width, tuple(numbers[item.group] for item in classes), names)
 
 
-def ancestors_of(classes: Sequence[ClassName]) -> tuple[tuple[int, ...], ...]:
-    """Return for each class its own number and those of the classes above it, without a root that all would share."""
+def find_parents(classes: Sequence[ClassName]) -> list[int]:
+    """Return the number of the class above each class, NO_PARENT without one."""
     numbers = {item.key: number for number, item in enumerate(classes)}
-    found: dict[int, tuple[int, ...]] = {}
-    roots = [number for number, item in enumerate(classes) if not item.parent]
-    shared = set(roots) if len(roots) == 1 else set[int]()
+    return [numbers[item.parent] if item.parent else NO_PARENT for item in classes]
+
+
+def find_depths(parents: Sequence[int]) -> list[int]:
+    """Return the number of classes above each class."""
+    depths = [-1] * len(parents)
+    for first in range(len(parents)):
+        path: list[int] = []
+        label = first
+        while label != NO_PARENT and depths[label] < 0:
+            path.append(label)
+            label = parents[label]
+        depth = -1 if label == NO_PARENT else depths[label]
+        for label in reversed(path):
+            depth += 1
+            depths[label] = depth
+    return depths
+
+
+def find_hierarchy_fault(classes: Sequence[tuple[str, str, str]]) -> str | None:
+    """Return what is wrong with the groups and parents of classes, (key, group, parent) each; None if they are sound.
+
+    There are at most 63 groups, every parent is a class, and a class has another group than each class above it.
+    """
+    groups = {key: group for key, group, _ in classes}
+    if (count := len(set(groups.values()))) > MOST_GROUPS:
+        return f"has {count} groups of classes; the most are {MOST_GROUPS}"
+    parents = {key: parent for key, _, parent in classes}
+    sound = {""}
+    for first in parents:
+        path: dict[str, None] = {}  # in order, and quick to search: a chain may be as long as the list
+        key = first
+        while key not in sound:
+            if key not in parents:
+                return f"class '{key}' is a parent, but not a class"
+            if key in path:
+                return f"class '{key}' is above itself"
+            path[key] = None
+            key = parents[key]
+        sound.update(path)
+    return next((fault for key in parents if (fault := _find_repeated_rank(key, groups, parents))), None)
+
+
+def _find_repeated_rank(key: str, groups: Mapping[str, str], parents: Mapping[str, str]) -> str | None:
+    """Return the fault of a class in the group of one above it; at most 63 groups bound the way up."""
+    met = {groups[key]}
+    upper = parents[key]
+    while upper:
+        if groups[upper] in met:
+            return f"class '{upper}' and a class below it have one group, '{groups[upper]}'"
+        met.add(groups[upper])
+        upper = parents[upper]
+    return None
+
+
+def ancestors_of(classes: Sequence[ClassName]) -> tuple[tuple[int, ...], ...]:
+    """Return for each class its own number and those of the classes above it.
+
+    A root that all classes share is left out, of its own too: it tells nothing apart.
+    """
+    parents = find_parents(classes)
+    roots = [number for number, parent in enumerate(parents) if parent == NO_PARENT]
+    shared = roots[0] if len(roots) == 1 and len(classes) > 1 else NO_PARENT
+    found: dict[int, tuple[int, ...]] = {NO_PARENT: ()}
     for first in range(len(classes)):
         path: list[int] = []
-        number: int | None = first
-        while number is not None and number not in found:
+        number = first
+        while number not in found:
             path.append(number)
-            number = numbers[classes[number].parent] if classes[number].parent else None
-        above = () if number is None else found[number]
+            number = parents[number]
+        above = found[number]
         for number in reversed(path):
-            above = above if number in shared else (number, *above)
+            above = above if number == shared else (number, *above)
             found[number] = above
-    return tuple(found[number] or (number,) for number in range(len(classes)))
+    return tuple(found[number] for number in range(len(classes)))

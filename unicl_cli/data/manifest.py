@@ -3,13 +3,13 @@
 import hashlib
 import re
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, Field, model_validator
 
-from unicl_cli.contracts import MOST_GROUPS
+from unicl_cli.core.class_groups import find_hierarchy_fault
 from unicl_cli.core.documents import MAX_BYTES, Document, check_document, explain_invalid, pause_gc
 from unicl_cli.core.files import read_regular
 from unicl_cli.core.json_text import parse_json
@@ -209,42 +209,6 @@ def _check_version(file: Path, value: object) -> None:
             f"{file}: corpus format {version}, but this unicl reads {SCHEMA_VERSION} and {SETS_VERSION}",
             "prepare the corpus again with this version",
         )
-
-
-def find_hierarchy_fault(classes: Sequence[tuple[str, str, str]]) -> str | None:
-    """Return what is wrong with the groups and parents of classes, (key, group, parent) each; None if they are sound.
-
-    There are at most 63 groups, every parent is a class, and a class has another group than each class above it.
-    """
-    groups = {key: group for key, group, _ in classes}
-    if (count := len(set(groups.values()))) > MOST_GROUPS:
-        return f"has {count} groups of classes; the most are {MOST_GROUPS}"
-    parents = {key: parent for key, _, parent in classes}
-    sound = {""}
-    for first in parents:
-        path: dict[str, None] = {}  # in order, and quick to search: a chain may be as long as the list
-        key = first
-        while key not in sound:
-            if key not in parents:
-                return f"class '{key}' is a parent, but not a class"
-            if key in path:
-                return f"class '{key}' is above itself"
-            path[key] = None
-            key = parents[key]
-        sound.update(path)
-    return next((fault for key in parents if (fault := _find_repeated_rank(key, groups, parents))), None)
-
-
-def _find_repeated_rank(key: str, groups: Mapping[str, str], parents: Mapping[str, str]) -> str | None:
-    """Return the fault of a class in the group of one above it; at most 63 groups bound the way up."""
-    met = {groups[key]}
-    upper = parents[key]
-    while upper:
-        if groups[upper] in met:
-            return f"class '{upper}' and a class below it have one group, '{groups[upper]}'"
-        met.add(groups[upper])
-        upper = parents[upper]
-    return None
 
 
 def splits_of(shards: Collection[Shard]) -> tuple[str, ...]:

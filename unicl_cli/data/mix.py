@@ -175,12 +175,13 @@ class MixedCorpora:
         strand = self.strands[number]
         place = row if strand.rows is None else int(strand.rows[row])
         sample = strand.table.read(place, media=self.media)
-        text, text_hash, shown = self.text(strand, sample, step, strand.first + row)
+        own, words = strand.label_set(sample), self.words(step, strand.first + row)
+        text, text_hash, shown = self.text(strand, sample, own, words)
         try:
             image = strand.transform(sample.image, draw)
         except ImageError as error:
             raise undecodable(strand.table.shard_of(place), sample.key, error) from error
-        labels = tuple(int(strand.labels[label]) for label in strand.label_set(sample))
+        labels = tuple(int(strand.labels[label]) for label in own)
         drawn = Drawn(
             row=strand.first + row,
             draw=draw,
@@ -195,33 +196,33 @@ class MixedCorpora:
             known=strand.known(sample) if strand.kind == LABELS else 0,
         )
         if self.texts.labelled == BOTH and labels and text_hash:
-            prompt, _, shown = self.prompt(strand, sample, self.words(step, drawn.row))
+            prompt, _, shown = self.prompt(strand, own, words)
             drawn = drawn._replace(prompt=prompt, prompted=int(strand.labels[shown]))
         naming = self.texts.naming
         return drawn if naming is None or strand.kind == LABELS else naming.complete(drawn)
 
-    def text(self, strand: Strand, sample: Sample, step: int, row: int) -> tuple[str | None, int, int]:
-        """Return the row's text in this step, a function of (seed, step, row), with its hash and its class.
+    def text(
+        self, strand: Strand, sample: Sample, labels: tuple[int, ...], words: tuple[int, ...]
+    ) -> tuple[str | None, int, int]:
+        """Return the text of a row with these ``labels`` and random ``words``, its hash and its class.
 
         A prompt names one of the row's labels and has the hash 0; a caption has the class NO_LABEL.
         """
-        words = self.words(step, row)
-        captions, labels = bool(sample.texts), strand.label_set(sample)
+        captions = bool(sample.texts)
         if labels and captions:
             captions = self.texts.labelled in ("caption", BOTH) or (self.texts.labelled == "mixed" and words[0] & 1)
         if captions:
             k = words[1] % len(sample.texts)
             return sample.texts[k], sample.text_hash[k], NO_LABEL
-        return self.prompt(strand, sample, words) if labels else (None, 0, NO_LABEL)
+        return self.prompt(strand, labels, words) if labels else (None, 0, NO_LABEL)
 
     def words(self, step: int, row: int) -> tuple[int, ...]:
         """Return the random numbers of a row's texts in a step: which kind, which text, which name, which label."""
         return tuple(np.random.SeedSequence((self.texts.seed, step, row)).generate_state(4).tolist())
 
-    def prompt(self, strand: Strand, sample: Sample, words: tuple[int, ...]) -> tuple[str, int, int]:
+    def prompt(self, strand: Strand, labels: tuple[int, ...], words: tuple[int, ...]) -> tuple[str, int, int]:
         """Return a prompt for one of the labels of a row, as ``text`` does."""
         _, pick, name, which = words
-        labels = strand.label_set(sample)
         shown = labels[which % len(labels)]
         names = strand.names[shown]
         chosen = names[name % len(names)] if self.texts.class_names == "uniform" else names[0]
@@ -267,8 +268,6 @@ def stream_of(strand: Strand, seed: str, balance: float) -> Stream:
     """Return the order of a strand's rows, balanced if they have labels."""
     if not balance or strand.kind != LABELS:
         return Stream(strand.group_sizes, seed)
-    if strand.table.has_sets:
-        raise ValueError("data.balance draws by the label of a row, and these rows have label sets")
     return BalancedStream(strand.group_sizes, seed, strand.row_labels(), balance)
 
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from unicl_cli.contracts import ClassName
-
-NO_PARENT = -1
+from unicl_cli.core.class_groups import NO_PARENT, find_depths, find_parents
 
 
 class Taxonomy(NamedTuple):
@@ -26,7 +25,7 @@ class Taxonomy(NamedTuple):
     """int64 (C,): 0 for a root."""
     trees: Tensor
     leaves: Tensor
-    """bool (C,): the classes of a taxonomy that are no class's parent."""
+    """bool (C,): the classes of a taxonomy that are not the parent of any."""
 
     def path(self, label: int) -> list[int]:
         """Return a class and the classes above it, up to its root."""
@@ -38,8 +37,7 @@ class Taxonomy(NamedTuple):
 
 def build_taxonomy(classes: Sequence[ClassName]) -> Taxonomy | None:
     """Return the taxonomies of these classes; None if no class has a parent."""
-    numbers = {item.key: number for number, item in enumerate(classes)}
-    parents = [numbers[item.parent] if item.parent else NO_PARENT for item in classes]
+    parents = find_parents(classes)
     inner = {parent for parent in parents if parent != NO_PARENT}
     if not inner:
         return None
@@ -58,22 +56,6 @@ def build_taxonomy(classes: Sequence[ClassName]) -> Taxonomy | None:
     trees = torch.tensor([order.get(first_of(item.group), -1) for item in classes])
     leaves = torch.tensor([number not in inner for number in range(len(classes))]) & (trees >= 0)
     return Taxonomy(torch.tensor(parents), torch.tensor(find_depths(parents)), trees, leaves)
-
-
-def find_depths(parents: Sequence[int]) -> list[int]:
-    """Return the number of classes above each class."""
-    depths = [-1] * len(parents)
-    for first in range(len(parents)):
-        path: list[int] = []
-        label = first
-        while label != NO_PARENT and depths[label] < 0:
-            path.append(label)
-            label = parents[label]
-        depth = -1 if label == NO_PARENT else depths[label]
-        for label in reversed(path):
-            depth += 1
-            depths[label] = depth
-    return depths
 
 
 def roll_up(logits: Tensor, taxonomy: Taxonomy) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unicl_cli.evaluate.annotations import Annotations, Bools, Numbers
-from unicl_cli.evaluate.statistics import Z95, Bounds, wilson
+from unicl_cli.evaluate.statistics import Z95, Bounds, Difference, wilson
 
 Floats = NDArray[np.floating]
 Doubles = NDArray[np.float64]
@@ -140,7 +140,7 @@ def measure_classes(blocks: Blocks, truth: Annotations, wanted: Bools, cut: Cut 
 
 
 def rank_all_pairs(blocks: Blocks, truth: Annotations, wanted: Bools) -> Ranked | None:
-    """Rank the positives among all known pairs of the ``wanted`` classes; None if there is no positive.
+    """Rank the positives among all known pairs of the ``wanted`` classes; None without a positive.
 
     The scores are read twice: for the levels, then to count the pairs that reach each.
     """
@@ -172,24 +172,11 @@ def mean_and_interval(values: Doubles, influences: Doubles) -> tuple[float, Boun
     return mean, (max(0.0, mean - half), min(1.0, mean + half))
 
 
-class PairedMeans(NamedTuple):
-    """A mean average precision compared with that of a first model on the same ``n`` rows.
-
-    ``better`` and ``worse`` count the classes whose average precision is higher and lower than the first model's.
-    """
-
-    n: int
-    difference: float
-    interval: Bounds
-    better: int
-    worse: int
-    p: float
-
-
-def compare_means(first: tuple[Doubles, Doubles], second: tuple[Doubles, Doubles]) -> PairedMeans:
+def compare_means(first: tuple[Doubles, Doubles], second: tuple[Doubles, Doubles]) -> Difference:
     """Compare two models by the average precisions (K,) of the same classes and their summed influences (n,).
 
-    The influences of a row on both means are paired; their difference gives the 95 % interval and a normal test.
+    The influences of a row on both means are paired; their difference gives the 95 % interval and a normal test. The
+    result counts classes, not items, as better and worse.
     """
     (mine, rows), (theirs, others) = first, second
     n, more = len(rows), theirs - mine
@@ -199,4 +186,4 @@ def compare_means(first: tuple[Doubles, Doubles], second: tuple[Doubles, Doubles
     half = Z95 * error if error > 0 else wilson(0, n)[1]
     p = erfc(abs(difference) / error / sqrt(2)) if error > 0 else 1.0
     bounds = (max(-1.0, difference - half), min(1.0, difference + half))
-    return PairedMeans(n, difference, bounds, int((more > 0).sum()), int((more < 0).sum()), p)
+    return Difference(n, difference, bounds, int((more > 0).sum()), int((more < 0).sum()), p)

@@ -34,7 +34,7 @@ KEPT = 1 << 25
 SCORES = 1 << 22
 """Scores of a block of classes on validation data."""
 ROUGH, LEAST = 1e-5, 1e-3
-"""Relative tolerance of the search, and the mean cross-entropy below which it is no longer relative."""
+"""Relative tolerance of the search, and the mean cross-entropy below which it becomes absolute."""
 UNKNOWN = -1
 ALWAYS = torch.finfo(torch.float32).max
 """Bias of a class that every known row has: its optimum is infinite."""

@@ -21,6 +21,7 @@ class Difference(NamedTuple):
     """A share of hits compared with that of a first model, over ``n`` items that both answered.
 
     ``better`` and ``worse`` count the items with more and with fewer hits than the first model's: the discordant pairs.
+    Of mean average precisions they count the classes.
     """
 
     n: int

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.core.checkpoint import find_non_finite
+from unicl_cli.core.class_groups import find_hierarchy_fault
 from unicl_cli.core.documents import Document
 from unicl_cli.core.files import write_output_data
 from unicl_cli.core.json_text import parse_json
-from unicl_cli.data.manifest import find_hierarchy_fault
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluator_contracts import FeaturePoint
 from unicl_cli.inference.encoder import Encoder

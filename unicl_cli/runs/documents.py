@@ -5,9 +5,9 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
+from unicl_cli.core.class_groups import find_hierarchy_fault
 from unicl_cli.core.documents import Document, Natural, StepCount, check_progress, read_document
 from unicl_cli.core.json_lines import Line
-from unicl_cli.data.manifest import find_hierarchy_fault
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.schema import MAX_CONTEXT
 

@@ -103,7 +103,7 @@ def test_a_group_in_which_each_annotated_row_has_one_class_has_a_top1():
 
 
 def test_rows_of_one_label_each_also_have_the_figures_of_one_label():
-    """What a row is not annotated for cannot beat its class."""
+    """Classes for which a row is not annotated cannot beat its class."""
     rows = [([number % 3], 1 if number % 2 else 7) for number in range(24)]
     corpus, loaded = SetCorpus(CLASSES, test=rows), MODEL._replace(classes=(ClassName("cat dog", ("cat dog",), "sky"),))
     entry, scores = evaluated(corpus), scores_of(corpus)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from unicl_cli.errors import UniclError
-from unicl_cli.evaluate.multilabel import Doubles, PairedMeans, compare_means
+from unicl_cli.evaluate.multilabel import Doubles, compare_means
 from unicl_cli.evaluate.retrieval import Found, image_hits, text_hits
 from unicl_cli.evaluate.statistics import Counts, Difference, adjust_holm, compare_shares
 from unicl_cli.inference.scorer import shorten_names
@@ -204,7 +204,7 @@ def compare_figures(models: Sequence[str], measured: Sequence[Measured]) -> list
     return rows
 
 
-def figure_rows(figure: str, tested: Sequence[tuple[str, Difference | PairedMeans]]) -> list[dict[str, Any]]:
+def figure_rows(figure: str, tested: Sequence[tuple[str, Difference]]) -> list[dict[str, Any]]:
     """Return the rows of one figure: each model's difference, with p adjusted for their number."""
     adjusted = adjust_holm([found.p for _, found in tested])
     return [

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, triu
 
 from unicl_cli.contracts import ClassName
-from unicl_cli.core.class_groups import label_sets_of
+from unicl_cli.core.class_groups import find_depths, find_parents, label_sets_of
 from unicl_cli.evaluator_contracts import RowSets
 
 Ints = NDArray[np.int64]
@@ -89,17 +89,9 @@ def taxonomy_facts(classes: Sequence[ClassName], sets: RowSets) -> dict[str, Any
 
     These rows are labelled above a leaf, so that their deeper ranks are not known.
     """
-    numbers = {item.key: number for number, item in enumerate(classes)}
+    depth = {item.key: above + 1 for item, above in zip(classes, find_depths(find_parents(classes)), strict=True)}
     inner = {item.parent for item in classes if item.parent}
     in_tree = np.array([bool(item.parent) or item.key in inner for item in classes])
-    depth: dict[str, int] = {"": 0}
-    for first in classes:
-        path: list[str] = []
-        key = first.key
-        while key not in depth:
-            path.append(key)
-            key = classes[numbers[key]].parent
-        depth |= {each: number for number, each in enumerate(reversed(path), depth[key] + 1)}
     named = label_sets_of(classes, 1)
     trees = [item for item, inside in zip(classes, in_tree.tolist(), strict=True) if inside]
     highest: dict[str, int] = {}

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from unicl_cli import __version__
 from unicl_cli.contracts import NO_LABEL, ClassName, DatasetSource, Row
-from unicl_cli.core.class_groups import groups_of
+from unicl_cli.core.class_groups import find_hierarchy_fault, groups_of
 from unicl_cli.core.prompts import NAMED, load_templates
 from unicl_cli.core.sampler import Permutation
-from unicl_cli.data.manifest import SCHEMA_VERSION, SETS_VERSION, find_hierarchy_fault, is_plain_name
+from unicl_cli.data.manifest import SCHEMA_VERSION, SETS_VERSION, is_plain_name
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.resolve import SourceSpec, open_source
 from unicl_cli.data.text import clean, has_markup

@@ -237,7 +237,7 @@ class ListClasses:
         return bool(labels)
 
     def _refuse_fractions(self, labels: Sequence[tuple[str, Line]]) -> None:
-        """Raise UniclError if all labels are numbers and some have a fraction: they are no names of classes."""
+        """Raise UniclError if all labels are numbers and some have a fraction: they are not names of classes."""
         broken = next(((label, line) for label, line in labels if label.partition(".")[2].strip("0")), None)
         if broken and all(re.fullmatch(r"[+-]?\d+(\.\d*)?", label) for label, _ in labels):
             raise UniclError(
