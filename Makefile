@@ -5,7 +5,8 @@ CONSTRAINTS ?= .ci/constraints.txt
 SIZE ?= full
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
-PLUGINS := $(patsubst %/pyproject.toml,-e "%[dev]",$(wildcard plugins/*/pyproject.toml))
+PLUGINS := $(patsubst %/pyproject.toml,-e %,$(wildcard plugins/*/pyproject.toml))
+DEV_PLUGINS := $(patsubst %/pyproject.toml,-e "%[dev]",$(wildcard plugins/*/pyproject.toml))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix --constraint=,$(CONSTRAINTS))
 export TOKENIZERS_PARALLELISM := true
 
@@ -58,14 +59,14 @@ fix: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 
 # hatchling and its editables come from the index at build time
-$(VENV)/unicl: pyproject.toml $(CONSTRAINTS)
+$(VENV)/unicl: $(PROJECTS) $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "unicl needs Python 3.11 or newer: make PYTHON=python3.11 …")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e .
+	$(PIP) -e ".[systems]" $(PLUGINS)
 	touch $@
 
-$(VENV)/dev: $(VENV)/unicl $(PROJECTS)
-	$(PIP) -e ".[dev]" $(PLUGINS)
+$(VENV)/dev: $(VENV)/unicl
+	$(PIP) -e ".[dev]" $(DEV_PLUGINS)
 	touch $@
 
 clean:

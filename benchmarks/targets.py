@@ -9,18 +9,15 @@ the table.
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any, NamedTuple
 
+import experiment
+from experiment import cell
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import t as student
 
-UNICL = str(Path(sys.executable).with_name("unicl"))
 SOURCES = str(Path(__file__).with_name("shape_rows.py"))
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 KNOWN = (1.0, 0.5, 0.2)
@@ -92,10 +89,7 @@ FIGURES = {
 
 
 def run_unicl(*words: str) -> str:
-    done = subprocess.run([UNICL, "--plugin", SOURCES, *words, "-q"], stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"unicl {' '.join(words)}: exit code {done.returncode}")
-    return done.stdout
+    return experiment.run_unicl("--plugin", SOURCES, *words, "-q")
 
 
 def prepare(name: str, out: Path) -> None:
@@ -120,24 +114,6 @@ def figures_of(found: Mapping[str, Any]) -> dict[str, float]:
     recall = found.get("retrieval", {}).get("text_to_image", {})
     figures = {"top1": found.get("top1"), "map": found.get("map"), "r1": recall.get("r1"), "r10": recall.get("r10")}
     return {name: value for name, value in figures.items() if value is not None}
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the half width of its 95 % interval (Student's t)."""
-    centre, count = mean(values), len(values)
-    if count < 2:
-        return centre, float("nan")
-    deviation = (sum((value - centre) ** 2 for value in values) / (count - 1)) ** 0.5
-    return centre, float(student.ppf(0.975, count - 1)) * deviation / count**0.5
-
-
-def cell(values: Sequence[float], base: Sequence[float]) -> str:
-    """Return the mean in percent; beside it the paired difference from ``base`` with its interval, unless it is it."""
-    shown = f"{100 * mean(values):.1f}"
-    if values == base:
-        return shown
-    change, half = interval([value - other for value, other in zip(values, base, strict=True)])
-    return f"{shown} ({100 * change:+.1f} ± {100 * half:.1f})"
 
 
 def tabulate(name: str, results: Mapping[Arm, Sequence[Mapping[str, float]]], title: str) -> Table:

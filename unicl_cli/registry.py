@@ -77,6 +77,18 @@ def _installed_entries(kind: str, *, off: bool = False) -> list[Entry]:
     return list(found.values())
 
 
+def plugin_folders() -> dict[str, Path]:
+    """Return the folders of the Python packages of installed plugins, by their distributions' names; import none."""
+    found: dict[str, Path] = {}
+    for entry in (entry for kind in KINDS for entry in table(kind)):
+        if entry.builtin or entry.version is None:  # a local file has no version
+            continue
+        spec = importlib.util.find_spec(entry.value.partition(":")[0].partition(".")[0])
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            found.setdefault(entry.dist or entry.value, Path(folder))
+    return found
+
+
 def may_have_commands() -> bool:
     """Return False if no installed distribution but unicl, and no local file, can add commands.
 

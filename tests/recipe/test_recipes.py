@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from unicl_cli import registry
 from unicl_cli.cli import main
 from unicl_cli.jobs.train.stage_chain import check_stages
-from unicl_cli.recipe.layers import builtin_folder, builtin_names
+from unicl_cli.recipe.layers import builtin_folder, builtin_names, shipped_recipes
 from unicl_cli.recipe.load import load, load_text
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stage_of
@@ -122,6 +124,23 @@ def test_a_shipped_recipe_validates_and_says_what_it_is(name: str):
 def test_an_arm_differs_from_unicl_in_nothing_else(data: str, arm: str, sections: set[str]):
     unicl, other = as_mapping(load(f"{data}-unicl")), as_mapping(load(f"{data}-{arm}"))
     assert {key for key in unicl if unicl[key] != other[key]} == {"name", *sections}
+
+
+def test_recipes_of_an_installed_plugin_are_found_by_name_and_never_hide_an_own_one(
+    distribution: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    site = distribution("unicl-x", "", losses="x = unicl_x:build_x")
+    (site / "unicl_x.py").unlink()
+    home = site / "unicl_x" / "recipes"
+    home.mkdir(parents=True)
+    (home.parent / "__init__.py").write_text("raise RuntimeError('a listing imports no plugin')")
+    (home / "x.yaml").write_text("# Shapes, briefly.\nextends: shapes-unicl\nname: x\nsteps: 7\n")
+    (home / "quickstart.yaml").write_text("name: mine\n")
+    assert load("x").steps == 7
+    assert shipped_recipes()["quickstart"] == builtin_folder() / "quickstart.yaml"
+    monkeypatch.setenv("UNICL_NO_PLUGINS", "unicl-x")
+    registry.forget()
+    assert "x" not in shipped_recipes()
 
 
 def test_editors_find_a_schema_that_is_fresh_beside_each_recipe():

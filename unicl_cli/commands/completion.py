@@ -51,9 +51,9 @@ def starting_with(words: Iterable[str], incomplete: str) -> list[str]:
 
 def complete_recipes(incomplete: str) -> list[str]:
     """Return the shipped recipes, and the YAML files and folders that ``incomplete`` leads to."""
-    from unicl_cli.recipe.layers import builtin_names
+    from unicl_cli.recipe.layers import shipped_recipes
 
-    return starting_with([*builtin_names(), *_files(incomplete, (".yaml", ".yml"))], incomplete)
+    return starting_with([*shipped_recipes(), *_files(incomplete, (".yaml", ".yml"))], incomplete)
 
 
 def _files(incomplete: str, suffixes: tuple[str, ...]) -> Iterator[str]:

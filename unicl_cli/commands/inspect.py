@@ -8,7 +8,7 @@ import typer
 
 from unicl_cli.commands import Json, Out, Quiet, examples, output_file
 from unicl_cli.errors import UniclError, did_you_mean
-from unicl_cli.recipe.layers import builtin_names
+from unicl_cli.recipe.layers import shipped_recipes
 
 app = typer.Typer(add_completion=False)
 BATCH, PAGE = "Targets of a batch", "HTML page"
@@ -87,7 +87,7 @@ def inspect(
 
 def check_exists(path: Path) -> None:
     """Raise UniclError for a missing path before torch is imported, which takes seconds."""
-    if path.exists() or str(path) in builtin_names():
+    if path.exists() or str(path) in shipped_recipes():
         return
     beside = islice(path.parent.iterdir(), MAX_NEIGHBOURS) if path.parent.is_dir() else ()
     near = did_you_mean(path.name, [item.name for item in beside])

@@ -53,12 +53,13 @@ def ls(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the shipped recipes, or those with all the words of FILTER."""
-    from unicl_cli.recipe.layers import builtin_folder, builtin_names
+    """List the recipes of unicl and of installed plugins, or those with all the words of FILTER."""
+    from unicl_cli.recipe.layers import shipped_recipes
 
     own = ("quickstart", "my-", "finetune")  # most people look for these: they come first
-    names = sorted(builtin_names(), key=lambda name: (not name.startswith(own), name))
-    whole = {name: _about(builtin_folder() / f"{name}.yaml") for name in names}
+    files = shipped_recipes()
+    names = sorted(files, key=lambda name: (not name.startswith(own), name))
+    whole = {name: _about(files[name]) for name in names}
     about = {
         name: line
         for name, line in whole.items()

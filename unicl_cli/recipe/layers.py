@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unicl_cli import registry
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.problems import Loc, quote_value
 from unicl_cli.yaml_lines import MarkedYaml, parse_yaml, read_value, write_flow
@@ -38,16 +39,27 @@ def builtin_folder() -> Path:
 
 
 def builtin_names() -> list[str]:
-    """Return the names of the shipped recipes, sorted."""
+    """Return the names of unicl's own recipes, sorted."""
     return sorted(path.stem for path in builtin_folder().glob("*.yaml"))
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the shipped recipes by name, sorted: unicl's own, and those in the folder `recipes` of installed plugins.
+
+    Where two have one name, unicl's own counts, or else that of the plugin first in the alphabet.
+    """
+    homes = [builtin_folder(), *(folder / "recipes" for _, folder in sorted(registry.plugin_folders().items()))]
+    found = {path.stem: path for home in reversed(homes) for path in home.glob("*.yaml")}
+    return dict(sorted(found.items()))
 
 
 def find_recipe(source: str, beside: Path = Path()) -> Path:
     """Return the file of a recipe: ``source`` is a path relative to ``beside``, or the name of a shipped recipe."""
     if (beside / source).is_file():
         return beside / source
-    if source in builtin_names():
-        return builtin_folder() / f"{source}.yaml"
+    shipped = shipped_recipes()
+    if source in shipped:
+        return shipped[source]
     hint = "use a recipe file, or the name of a shipped recipe (unicl recipes ls lists them)"
     folder = beside / source
     if (folder / RESOLVED).is_file():
@@ -55,7 +67,7 @@ def find_recipe(source: str, beside: Path = Path()) -> Path:
     if folder.is_dir():
         what = "a corpus" if (folder / "manifest.json").is_file() else "a folder"
         raise UniclError(f"{source}: {what}, not a recipe", hint)
-    raise UniclError(f"no recipe '{source}'{did_you_mean(source, builtin_names())}", hint)
+    raise UniclError(f"no recipe '{source}'{did_you_mean(source, list(shipped))}", hint)
 
 
 def read_recipe_file(path: Path) -> str:

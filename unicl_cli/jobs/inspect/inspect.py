@@ -19,7 +19,7 @@ from unicl_cli.jobs.inspect.pages import batch_page, corpus_page
 from unicl_cli.jobs.inspect.run import inspect_run
 from unicl_cli.jobs.inspect.run_tables import checkpoint_page, run_page
 from unicl_cli.pages.html import write_page
-from unicl_cli.recipe.layers import builtin_names
+from unicl_cli.recipe.layers import shipped_recipes
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.folder import RESOLVED
@@ -108,7 +108,7 @@ def kind_of(path: str) -> str:
     folder = Path(path)
     if folder.is_dir():
         return _kind_of_folder(folder)
-    if path in builtin_names() or (folder.suffix in (".yaml", ".yml") and folder.is_file()):
+    if path in shipped_recipes() or (folder.suffix in (".yaml", ".yml") and folder.is_file()):
         return "recipe"
     raise _file_error(folder)
 

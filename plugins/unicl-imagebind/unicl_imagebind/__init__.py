@@ -1,0 +1,1 @@
+"""ImageBind: sounds, depth, heat and motion in the space of images and texts."""

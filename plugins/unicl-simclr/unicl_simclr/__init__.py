@@ -1,0 +1,1 @@
+"""SimCLR: contrast of two views of each image, without labels and texts."""

@@ -1,0 +1,1 @@
+"""ViLBERT: image regions and words in two streams with co-attention."""
