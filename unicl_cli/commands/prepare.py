@@ -13,7 +13,7 @@ from unicl_cli.commands.output import check_encoding
 from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False)
-ROWS, TASKS = "Rows and images", "Other tasks"
+ROWS, DOWNLOAD, TASKS = "Rows and images", "Download", "Other tasks"
 
 
 @app.command(
@@ -122,6 +122,18 @@ def prepare(
         int | None,
         typer.Option(min=1, metavar="N", help="Processes. Default: one per core.", rich_help_panel=COMPUTE),
     ] = None,
+    allow_private: Annotated[
+        bool,
+        typer.Option("--allow-private", help="Download from private addresses too.", rich_help_panel=DOWNLOAD),
+    ] = False,
+    ignore_robots: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-robots",
+            help="Keep images whose server asks not to train on them (X-Robots-Tag).",
+            rich_help_panel=DOWNLOAD,
+        ),
+    ] = False,
     limit: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Take at most N rows per source and split.", rich_help_panel=ROWS),
@@ -170,8 +182,8 @@ def prepare(
 ) -> None:
     """Check, clean and pack images with labels and captions into a corpus.
 
-    SRC is a folder; a CSV, TSV, JSONL or Parquet list; a data set of the hub
-    (hf:org/name); or a name (digits, cifar10, imagenet). Options follow a
+    SRC is a folder; a CSV, TSV, JSONL or Parquet list of files or URLs; a data
+    set of the hub (hf:org/name); or a name (digits, cifar10, imagenet). Options follow a
     question mark: 'captions.tsv?image=file&caption=title'. After an
     interruption, run the same command again to continue.
     """
@@ -182,9 +194,11 @@ def prepare(
 
     command = shlex.join(["unicl", *sys.argv[1:]])
     with catch_stop_signals(out, command) as stop:  # before the libraries, which take a second
+        from unicl_cli.data.fetch import Fetcher
         from unicl_cli.data.sources.data_dirs import add_data_dir
         from unicl_cli.jobs.prepare import estimate
         from unicl_cli.jobs.prepare import prepare as job
+        from unicl_cli.jobs.prepare.download import Downloads
         from unicl_cli.jobs.prepare.repair import run_repair, run_verify
         from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
 
@@ -202,7 +216,9 @@ def prepare(
             keep_order=keep_order,
             taxonomy=taxonomy,
         )
-        request = PrepareRequest(tuple(labels or ()), tuple(captions or ()), tuple(images or ()), out, options)
+        downloads = Downloads(Fetcher(allow_private=allow_private, robots=not ignore_robots))
+        sources = (tuple(given or ()) for given in (labels, captions, images))
+        request = PrepareRequest(*sources, out, options, downloads)
         if verify:
             run_verify(out, as_json=json)
         elif dry_run:

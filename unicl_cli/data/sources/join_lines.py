@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from unicl_cli.contracts import NO_LABEL, Row
+from unicl_cli.data.sources.lists.cells import is_web_url, key_of_url
 from unicl_cli.data.sources.lists.list_classes import ListClasses
 from unicl_cli.data.sources.lists.record import LabelSet, Line
 from unicl_cli.errors import Remark, UniclError
@@ -123,10 +124,12 @@ def _precedence(split: str) -> tuple[int, bool]:
 
 
 def _path_key(line: Line) -> str:
-    """Return the path of the line's image as a key; the row number for an image inside the list."""
+    """Return the path of the line's image as a key; the row number for one inside the list, a hash for a URL."""
     if line.fault:
         return line.place
-    return f"{int(line.ref[4:]):08d}" if line.ref.startswith("row:") else line.ref
+    if line.ref.startswith("row:"):
+        return f"{int(line.ref[4:]):08d}"
+    return key_of_url(line.ref) if is_web_url(line.ref) else line.ref
 
 
 def _notes(path: str, counts: dict[str, int], moved: int, id_column: str | None) -> list[str]:

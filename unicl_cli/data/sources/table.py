@@ -13,14 +13,14 @@ from unicl_cli.data.class_numbers import read_names
 from unicl_cli.data.number_spellings import describe_whole_numbers, read_whole_numbers
 from unicl_cli.data.pictures import Extent, ImageError, file_extent, read_file
 from unicl_cli.data.sources.join_lines import LineReading, join_lines
-from unicl_cli.data.sources.lists.cells import look_up, looks_like_image
+from unicl_cli.data.sources.lists.cells import is_web_url, look_up, looks_like_image
 from unicl_cli.data.sources.lists.columns import Roles, resolve_roles, used_columns
 from unicl_cli.data.sources.lists.files import LISTS
 from unicl_cli.data.sources.lists.formats import open_reader
 from unicl_cli.data.sources.lists.image_paths import ImagePaths
 from unicl_cli.data.sources.lists.label_cells import read_separator
 from unicl_cli.data.sources.lists.labels import LISTS_ONLY, check_single_labels, give_sets
-from unicl_cli.data.sources.lists.lines import URL_FAULT, URL_HINT, LineBuilder
+from unicl_cli.data.sources.lists.lines import URL_FAULT, LineBuilder
 from unicl_cli.data.sources.lists.list_classes import ListClasses
 from unicl_cli.data.sources.lists.parquet_reader import ParquetImages
 from unicl_cli.data.sources.lists.record import BAD_LINE, Columns, Line, ListOptions, Reader, Record, is_blank
@@ -35,7 +35,7 @@ SAMPLE = 100
 
 
 class Table:
-    """Rows of one list; images are paths relative to it, or bytes inside a Parquet file."""
+    """Rows of one list; images are paths relative to it, URLs, or bytes inside a Parquet file."""
 
     templates = "clip80"
 
@@ -83,17 +83,24 @@ class Table:
     def read(self, row: Row) -> dict[str, bytes]:
         if row.ref.startswith(BAD_LINE):
             raise ImageError("bad_line", row.ref.removeprefix(BAD_LINE))
+        if self.url(row) is not None:
+            raise ImageError("url", "the image is a URL: `unicl prepare` downloads it")
         if not row.ref.startswith("row:"):
             return {"image": read_file(self.paths.file(row.ref))}
         stored = self._images.read(int(row.ref[4:]))
         return {"image": read_file(self.paths.file(stored)) if isinstance(stored, str) else stored}
 
+    def url(self, row: Row) -> str | None:
+        """Return the address of the row's image; None for a file or bytes of the list."""
+        return row.ref if is_web_url(row.ref) else None
+
     def extent(self, row: Row) -> Extent | None:
-        return None if row.ref.startswith((BAD_LINE, "row:")) else file_extent(self.paths.file(row.ref))
+        has_file = not row.ref.startswith((BAD_LINE, "row:")) and self.url(row) is None
+        return file_extent(self.paths.file(row.ref)) if has_file else None
 
     def stamp(self, row: Row) -> int:
-        """Return the size of the image's file; -1 if it is missing."""
-        if row.ref.startswith("row:"):
+        """Return the size of the image's file; -1 if it is missing, 0 for a URL."""
+        if row.ref.startswith("row:") or self.url(row) is not None:
             return 0  # rows and sample images put the list's own bytes into the fingerprint
         if row.ref.startswith(BAD_LINE):
             return -1
@@ -117,7 +124,7 @@ class Table:
             raise UniclError(f"{self.path}: {what}", "add ?header=false if the first line is a row")
         self._check_sides(lines)
         self._check_faults(lines)
-        refs = [line.ref for line in lines if not line.fault and not line.ref.startswith("row:")]
+        refs = [line.ref for line in lines if not (line.fault or line.ref.startswith("row:") or is_web_url(line.ref))]
         self.paths.check(refs[:: max(1, len(refs) // SAMPLE)])
         if self.kind == "labels":
             builder.labels.check()
@@ -159,9 +166,8 @@ class Table:
         bad = [line for line in lines if line.fault]
         urls = sum(line.fault == URL_FAULT for line in bad)
         if urls == len(lines):
-            raise UniclError(f"{self.path}: its images are URLs, but only local files can be read", URL_HINT)
-        skipped = (URL_FAULT,) if self.options.skip_urls else ()
-        counted = [line for line in bad if line.fault not in skipped and not is_length(line.fault)]
+            raise UniclError(f"{self.path}: all its images are URLs", "leave out skip_urls=true to download them")
+        counted = [line for line in bad if line.fault != URL_FAULT and not is_length(line.fault)]
         if len(counted) > MAX_BAD * len(lines):
             first = counted[0]
             raise UniclError(
@@ -194,7 +200,9 @@ class Table:
         return joined.rows
 
     def _image(self, line: Line) -> str:
-        """Return the identity of a line's image: its path, or its bytes in a Parquet list of captions."""
+        """Return the identity of a line's image: its path or URL, or its bytes in a Parquet list of captions."""
+        if is_web_url(line.ref):
+            return line.ref
         if not line.ref.startswith("row:"):
             windows = "\\" in line.ref
             return os.path.normpath(self.paths.file(line.ref) if windows else os.path.join(self._folder, line.ref))  # noqa: PTH118

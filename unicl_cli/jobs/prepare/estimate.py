@@ -3,11 +3,8 @@
 import resource
 import shutil
 import sys
-import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +16,13 @@ from unicl_cli.data.pictures import MAX_PIXELS
 from unicl_cli.errors import UniclError, print_line
 from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.prepare.classes import describe_examples, format_examples
+from unicl_cli.jobs.prepare.download import map_ahead
 from unicl_cli.jobs.prepare.plan import CorpusPlan, PlannedSource, make_plan
 from unicl_cli.jobs.prepare.plan_file import check_out_dir, check_same_plan, read_plan
 from unicl_cli.jobs.prepare.progress import format_counts, warn
 from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.prepare.set_report import describe_sets, format_sets
-from unicl_cli.jobs.prepare.shards import DECODERS, THREADS, PreparedRow, Rejected, Unit, Work, prepare_row
+from unicl_cli.jobs.prepare.shards import DECODERS, PreparedRow, Rejected, RowTools, Unit, prepare_row
 from unicl_cli.pages.text import align_columns
 
 SAMPLE = 128
@@ -69,7 +67,7 @@ def run(request: PrepareRequest, *, workers: int | None, as_json: bool) -> None:
     out = request.out
     sources = request.sources()
     check_out_dir(out)
-    plan = make_plan(sources, request.options, out, compare=(out / PLAN).is_file())
+    plan = make_plan(sources, request.options, out, compare=(out / PLAN).is_file(), downloads=request.downloads)
     for line in plan.notes:
         warn(line)
     if (out / PLAN).is_file():
@@ -93,15 +91,11 @@ def _sample_rows(plan: CorpusPlan, planned: PlannedSource, split: str, out: Path
     rows = planned.rows[split]
     n = min(SAMPLE, len(rows))
     name, kind = planned.spec.name, planned.spec.kind
-    unit = Unit(f"{name}-{kind}", split, name, kind, 0, n, n)
-    work = Work(
-        unit, out, planned.spec.src, [], plan.options.size, plan.options.text == "raw", {}, plan.options.min_side
-    )
+    work = plan.work(Unit(f"{name}-{kind}", split, name, kind, 0, n, n), out)
     chosen = [rows[at * len(rows) // n] for at in range(n)]
-    decoders = threading.Semaphore(DECODERS)
+    tools = RowTools(planned.source, work)
     started = time.monotonic()
-    with ThreadPoolExecutor(THREADS) as threads:
-        results = list(threads.map(partial(prepare_row, source=planned.source, work=work, decoders=decoders), chosen))
+    results = list(map_ahead(lambda row: prepare_row(row, tools), chosen, threads=tools.threads, ahead=SAMPLE))
     seconds = time.monotonic() - started
     kept = [result for result in results if isinstance(result, PreparedRow)]
     return SourceSample(

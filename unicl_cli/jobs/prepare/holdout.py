@@ -46,6 +46,7 @@ class ReadSource(NamedTuple):
     rows: Mapping[str, Sequence[Row]]
     fingerprint: str
     has_sets: bool = False
+    has_urls: bool = False
 
     @property
     def is_open(self) -> bool:

@@ -1,7 +1,8 @@
 """Equal images among the rows of several sources, byte for byte, found with as few reads as possible.
 
 A file is known by its place and its size, which cost no read. Only images of one size are read: 12 kB of each, and
-all bytes of those that are equal in them. An image whose place its source cannot tell is read once.
+all bytes of those that are equal in them. An image whose place its source cannot tell is read once; one that is to be
+downloaded is known by its URL alone.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from unicl_cli.contracts import DatasetSource, Row
 from unicl_cli.data.pictures import Extent
+from unicl_cli.jobs.prepare.download import url_of
 from unicl_cli.jobs.prepare.progress import Progress
 
 UNREADABLE = -1
@@ -72,7 +74,10 @@ def _look_at(item: RowList, number: int, *, compare: bool) -> _Known:
     unknown: list[int] = []
     for at, row in enumerate(item.rows):
         found = extent(row) if extent else None
-        if found is None:
+        url = url_of(item.source, row)
+        if url is not None:
+            place = url  # nothing is downloaded to compare it
+        elif found is None:
             unknown.append(at)
             place = f"{number}:{at}"
         else:

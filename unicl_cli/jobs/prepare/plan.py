@@ -30,6 +30,7 @@ from unicl_cli.jobs.prepare.classes import (
     find_class_images,
     merge_classes,
 )
+from unicl_cli.jobs.prepare.download import MEAN_BYTES, Downloads, url_of
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.group_checks import check_groups
 from unicl_cli.jobs.prepare.holdout import TRAIN, Holdout, ReadSource, hold_out
@@ -63,6 +64,8 @@ class PlannedSource(NamedTuple):
     source: DatasetSource
     rows: dict[str, Rows]
     fingerprint: str
+    has_urls: bool
+    """True if images of the source are to be downloaded."""
 
 
 class CorpusPlan(NamedTuple):
@@ -79,6 +82,7 @@ class CorpusPlan(NamedTuple):
     """The groups of the classes if rows have label sets, or classes a group or a parent; else None."""
     taxonomy: str | None
     """The sha256 of the taxonomy that the options name."""
+    downloads: Downloads
 
     def document(self) -> dict[str, Any]:
         """Return the content of `plan.json`, without the units."""
@@ -119,7 +123,10 @@ class CorpusPlan(NamedTuple):
         gone = {row.key: duplicates.gone[row.key] for row in rows if row.key in duplicates.gone}
         is_raw = self.options.text == "raw"
         size, min_side = self.options.size, self.options.min_side
-        return Work(unit, out, planned.spec.src, rows, size, is_raw, gone, min_side, self.has_media, self.groups)
+        fetch = self.downloads.fetch if planned.has_urls else None
+        media, src = self.has_media, planned.spec.src
+        hosts = self.downloads.per_host
+        return Work(unit, out, src, rows, size, is_raw, gone, min_side, media, self.groups, fetch, hosts)
 
     @property
     def has_media(self) -> bool:
@@ -149,7 +156,12 @@ class CorpusPlan(NamedTuple):
 
 
 def make_plan(
-    specs: Sequence[SourceSpec], options: PrepareOptions, out: Path | None = None, *, compare: bool = True
+    specs: Sequence[SourceSpec],
+    options: PrepareOptions,
+    out: Path | None = None,
+    *,
+    compare: bool = True,
+    downloads: Downloads = Downloads(),  # noqa: B008 - frozen
 ) -> CorpusPlan:
     """Open every source, merge classes, hold out validation rows, permute. UniclError for bad rows or labels.
 
@@ -181,7 +193,12 @@ def make_plan(
     images = find_class_images(classes, _labelled_rows(planned))
     notes += describe_empty_classes(classes, images.empty, "classes without an image")
     groups = groups_of(classes) if any(of.has_sets for of in read) else None
-    return CorpusPlan(options, planned, classes, templates, holdout, notes, images, groups, placed.sha256)
+    if options.dedup == "exact" and any(of.has_urls for of in planned):
+        raise UniclError(
+            "--dedup exact: a source has images that are not downloaded yet",
+            "leave it out: equal images are counted once they are there",
+        )
+    return CorpusPlan(options, planned, classes, templates, holdout, notes, images, groups, placed.sha256, downloads)
 
 
 def _labelled_rows(sources: Iterable[PlannedSource]) -> Iterator[Rows]:
@@ -206,7 +223,8 @@ def _read_source(spec: SourceSpec, source: DatasetSource, placed: PlacedClasses,
     )
     rows = {split: of for split, of in raw.items() if of}
     adoption = placed.adopt(spec.name, spec.kind, own, numbers)
-    return ReadSource(spec.name, source, adoption, rows, _fingerprint(source, raw), has_sets)
+    has_urls = any(url_of(source, row) is not None for of in raw.values() for row in of)
+    return ReadSource(spec.name, source, adoption, rows, _fingerprint(source, raw), has_sets, has_urls)
 
 
 def _check_file_names(spec: SourceSpec, splits: Iterable[str]) -> None:
@@ -229,7 +247,9 @@ def _plan_source(spec: SourceSpec, read: ReadSource, holdout: Holdout, options: 
         )
         for split, order in holdout.splits_of(read).items()
     }
-    return PlannedSource(spec, read.source, {split: of for split, of in rows.items() if of}, read.fingerprint)
+    return PlannedSource(
+        spec, read.source, {split: of for split, of in rows.items() if of}, read.fingerprint, read.has_urls
+    )
 
 
 def _describe_markup(read: ReadSource) -> str | None:
@@ -341,6 +361,8 @@ def _cut_into_units(planned: PlannedSource, options: PrepareOptions) -> list[Uni
 def _mean_bytes(planned: PlannedSource, size: int | None) -> float:
     """Return the mean size of the first images in permuted order, with their media, as they will be stored."""
     rows, source = max(planned.rows.values(), key=len)[:_SAMPLE], planned.source
+    if planned.has_urls:  # the plan must not depend on answers of servers
+        return MEAN_BYTES if size is None else min(MEAN_BYTES, size * size / 2)
     sizes = [stored for row in rows if (stored := _stored_bytes(_try_to_read(source, row), source, size))]
     return sum(sizes) / len(sizes) if sizes else 100_000
 

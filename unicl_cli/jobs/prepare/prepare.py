@@ -61,7 +61,8 @@ def prepare(
     sources = request.sources()
     check_out_dir(out)
     with lock_output(stop):
-        plan = make_plan(sources, request.options, out)
+        workers = workers or cores()
+        plan = make_plan(sources, request.options, out, downloads=request.downloads.share_among(workers))
         for line in plan.notes:
             warn(line)
         saved = agree_on_plan(plan, out, allow_version_mix=allow_version_mix)
@@ -75,7 +76,7 @@ def prepare(
             note(f"{out} is complete: nothing to do")
             return report
         (out / MANIFEST).unlink(missing_ok=True)
-        preparation = Preparation(plan, units, out, engine, workers or cores(), stop)
+        preparation = Preparation(plan, units, out, engine, workers, stop)
         with stop.defer_interrupts():
             found = _find_duplicates(preparation)
             _write_shards(preparation, found or NO_DUPLICATES, markers)
@@ -193,7 +194,8 @@ def _run_engine(
     preparation: Preparation, units: Sequence[Unit], job: Job, found: Duplicates, progress: Progress
 ) -> Iterator[Marker]:
     plan, stop = preparation.plan, preparation.stop
-    todo = WorkList(job, units, partial(plan.work, out=preparation.out, duplicates=found), plan.source)
+    remote = any(of.has_urls for of in plan.sources)
+    todo = WorkList(job, units, partial(plan.work, out=preparation.out, duplicates=found), plan.source, remote)
     return preparation.engine(todo, workers=preparation.workers, progress=progress, stopped=stop)
 
 

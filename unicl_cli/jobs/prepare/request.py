@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from unicl_cli.data.sources.resolve import SourceSpec, name_sources
 from unicl_cli.errors import UniclError
+from unicl_cli.jobs.prepare.download import Downloads
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,14 @@ class PrepareOptions:
 
 
 class PrepareRequest(NamedTuple):
-    """Sources by kind as the command line has them, the directory of the corpus, and the options."""
+    """Sources by kind as the command line has them, the directory of the corpus, the options, limits of downloads."""
 
     labels: tuple[str, ...]
     captions: tuple[str, ...]
     images: tuple[str, ...]
     out: Path
     options: PrepareOptions = PrepareOptions()
+    downloads: Downloads = Downloads()
 
     def sources(self) -> list[SourceSpec]:
         """Name every source. UniclError if there are none."""

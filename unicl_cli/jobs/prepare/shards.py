@@ -5,7 +5,6 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -17,15 +16,17 @@ from unicl_cli.core.files import replace_durably, temporary_beside, write_atomic
 from unicl_cli.core.json_output import format_json
 from unicl_cli.data import text
 from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA, schema_of
+from unicl_cli.data.fetch import Fetcher, FetchError
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.lists.record import BAD_LINE
+from unicl_cli.jobs.prepare.download import DOWNLOADS, Downloader, map_ahead, url_of
 
 MAX_UNIT_ROWS = 8192
 MAX_GROUP_ROWS = 2048
 """The most rows of a shard and of a row group."""
 THREADS = 4
 CHUNK = 64
-"""The most rows that are read and decoded before the stop flag is checked; a row group may be smaller."""
+"""The most rows that are read and decoded ahead of the one that is written; a row group may be smaller."""
 DECODERS = 2
 """The most images that a process holds decoded at once: up to 192 MB each."""
 MAX_MEDIA_BYTES = 64_000_000
@@ -86,7 +87,8 @@ class Work(NamedTuple):
 
     ``size`` is the largest short side of an image, ``min_side`` the smallest. ``gone`` maps keys of rows that are left
     out as duplicates to the row that stays. ``media`` is true for every unit of a corpus with a column of media.
-    ``groups`` are the groups of classes of a corpus with label sets; None in another.
+    ``groups`` are the groups of classes of a corpus with label sets; None in another. ``fetch`` downloads the images
+    of rows with a URL; None if no row has one.
     """
 
     unit: Unit
@@ -99,6 +101,8 @@ class Work(NamedTuple):
     min_side: int = 0
     media: bool = False
     groups: tuple[str, ...] | None = None
+    fetch: Fetcher | None = None
+    per_host: int = 1
 
 
 class Rejected(NamedTuple):
@@ -233,20 +237,26 @@ def _prepare_rows(
     work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]
 ) -> Iterator[PreparedRow | Rejected | None]:
     """Yield every row's result in order; None is the last one after a stop, which waits for no image."""
-    decoders = threading.Semaphore(DECODERS)
+    tools = RowTools(source, work)
 
     def one(row: Row) -> PreparedRow | Rejected | None:
-        return None if stopped() else prepare_row(row, source=source, work=work, decoders=decoders)
+        return None if stopped() else prepare_row(row, tools)
 
-    with ThreadPoolExecutor(THREADS) as threads:
-        for chunk in row_chunks(work):
-            done = list(threads.map(one, chunk))
-            if None in done:
-                yield None
-                return
-            yield from done
-            kept = sum(len(row.record["image"]["bytes"]) for row in done if isinstance(row, PreparedRow))
-            tick(len(chunk), kept, Counter(row.reason for row in done if isinstance(row, Rejected)))
+    done: list[PreparedRow | Rejected] = []
+    for result in map_ahead(one, work.rows, threads=tools.threads, ahead=CHUNK):
+        yield result
+        if result is None:
+            return
+        done.append(result)
+        if len(done) == min(CHUNK, work.unit.group_rows):
+            _report_progress(done, tick)
+            done = []
+    _report_progress(done, tick)
+
+
+def _report_progress(done: Sequence[PreparedRow | Rejected], tick: Tick) -> None:
+    kept = sum(len(row.record["image"]["bytes"]) for row in done if isinstance(row, PreparedRow))
+    tick(len(done), kept, Counter(row.reason for row in done if isinstance(row, Rejected)))
 
 
 def _write_groups(file: BinaryIO, results: Iterator[PreparedRow | Rejected | None], work: Work, tally: Tally) -> bool:
@@ -285,10 +295,26 @@ def _write_group(writer: pq.ParquetWriter, rows: list[dict[str, Any]], schema: A
     return len(rows)
 
 
-def prepare_row(
-    row: Row, *, source: DatasetSource, work: Work, decoders: threading.Semaphore
-) -> PreparedRow | Rejected:
+class RowTools:
+    """The parts that the threads of a unit share."""
+
+    def __init__(self, source: DatasetSource, work: Work) -> None:
+        self.source, self.work = source, work
+        self.decoders = threading.Semaphore(DECODERS)
+        self.download = Downloader(work.fetch, work.per_host) if work.fetch else None
+        self.threads = DOWNLOADS if work.fetch else THREADS
+
+    def read(self, row: Row) -> tuple[Mapping[str, bytes], str | None]:
+        """Return what the row has, by kind, and its URL; FetchError if it cannot be downloaded."""
+        url = url_of(self.source, row) if self.download else None
+        if url is None or self.download is None:
+            return self.source.read(row), None
+        return {"image": self.download(url)}, url
+
+
+def prepare_row(row: Row, tools: RowTools) -> PreparedRow | Rejected:
     """Read, decode and describe one row; turn every failure into a reason."""
+    work = tools.work
     texts, reason = usable_texts(row, work)
     if reason:
         detail = row.ref.removeprefix(BAD_LINE) if reason == "bad_line" else " ".join(row.texts)[:200]
@@ -296,12 +322,12 @@ def prepare_row(
     if row.key in work.gone:
         return Rejected(row.key, row.ref, "duplicate", f"the same image as {work.gone[row.key]}")
     try:
-        found = source.read(row)
+        found, url = tools.read(row)
         data = found["image"]
-        media = stored_media(found, media_of(source))
-        with decoders:
+        media = stored_media(found, media_of(tools.source))
+        with tools.decoders:
             image = examine(data, work.size, work.min_side)
-    except (ImageError, MediaError) as error:
+    except (ImageError, MediaError, FetchError) as error:
         return Rejected(row.key, row.ref, error.reason, error.detail)
     except FileNotFoundError as error:
         return Rejected(row.key, row.ref, "missing_file", str(error))
@@ -318,7 +344,7 @@ def prepare_row(
         "height": image.height,
         "sha256": hashlib.sha256(data).digest(),
         "phash": image.phash,
-        "url": None,
+        "url": url,
         # no columns unless the corpus has label sets, and media
         LABELS: row.labels,
         KNOWN: sum(1 << number for number, name in enumerate(work.groups or ()) if name in (row.known or ())),

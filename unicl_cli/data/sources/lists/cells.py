@@ -1,6 +1,7 @@
 """Values inside a record: paths into objects, lists written into cells, and conversations."""
 
 import ast
+import hashlib
 import io
 import re
 import tokenize
@@ -43,6 +44,16 @@ class CellError(ValueError):
 def is_url(cell: str) -> bool:
     """Return whether a cell is an address such as ``https://…``."""
     return cell.startswith("data:") or ("://" in cell and _URL.match(cell) is not None)
+
+
+def is_web_url(cell: str) -> bool:
+    """Return whether a cell is an address that can be downloaded."""
+    return cell[:8].lower().startswith(("http://", "https://"))
+
+
+def key_of_url(url: str) -> str:
+    """Return the key of a row whose image is at ``url``: 16 hexadecimal digits of its SHA-1."""
+    return hashlib.sha1(url.encode("utf-8", "surrogateescape"), usedforsecurity=False).hexdigest()[:16]
 
 
 def looks_like_image(cell: object) -> bool:

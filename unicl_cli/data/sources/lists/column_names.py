@@ -8,7 +8,7 @@ from unicl_cli.data.sources.lists.cells import looks_like_image
 
 NAMES = {
     "image": "image file filename filepath path img imagepath imgpath imagefile imagename imgname filenames filepaths "
-    "images imagefilename photo picture pic imageid imgid url",
+    "images imagefilename photo picture pic imageid imgid url imageurl imgurl",
     "caption": "caption captions text texts title sentence sentences description descriptions alt alttext comment "
     "comments captiontext imagecaption conversations messages",
     "label": "label labels class category classname labelname target species breed",

@@ -12,6 +12,8 @@ from unicl_cli.data.sources.lists.cells import (
     column_of,
     is_plain,
     is_url,
+    is_web_url,
+    key_of_url,
     look_up_cell,
     odd_cell_error,
     parse_list,
@@ -25,8 +27,8 @@ from unicl_cli.data.sources.lists.labels import LISTS_ONLY, WholeListError, give
 from unicl_cli.data.sources.lists.record import BAD_LINE, NO_LABELS, Line, Record, StoredImage, is_blank
 from unicl_cli.errors import Remark, UniclError
 
-URL_FAULT = "the image is a URL, but only local files can be read"
-URL_HINT = "download the images first (for example with img2dataset) and write their paths into the list"
+URL_FAULT = "the image is a URL, which ?skip_urls=true leaves out"
+SCHEME_HINT = "only http and https are downloaded: copy the images to this machine and write their paths into the list"
 
 
 class LineBuilder:
@@ -69,7 +71,7 @@ class LineBuilder:
         return Line(record.place, key, ref, self._texts(cells), self.labels.read(cells, ref), split, "")
 
     def _image(self, cells: Mapping[str, Any]) -> tuple[str, str]:
-        """Return the image's ref and key. CellError for a URL, an object or nothing."""
+        """Return the image's ref and key. CellError for an object or nothing."""
         name = self.columns.image or ""
         value = look_up_cell(cells, name)
         if isinstance(value, StoredImage):
@@ -78,11 +80,18 @@ class LineBuilder:
         if not cell:
             raise CellError(f"no {name}")
         if is_url(cell):
-            raise CellError(URL_FAULT, f"{URL_HINT}, or leave such lines out: ?skip_urls=true")
+            return self._url(cell)
         if "\0" in cell:
             raise CellError(f"{name} has a NUL character")
         ref = self.paths.ref(cell)
         return ref, ref
+
+    def _url(self, cell: str) -> tuple[str, str]:
+        if self.paths.options.skip_urls:
+            raise CellError(URL_FAULT)
+        if not is_web_url(cell):
+            raise CellError(f"the image is a URL of scheme '{cell.partition(':')[0]}'", SCHEME_HINT)
+        return cell, key_of_url(cell)
 
     def _texts(self, cells: Mapping[str, Any]) -> tuple[str, ...]:
         found: list[str] = []

@@ -16,13 +16,15 @@ class WorkList(NamedTuple):
     """Units that are still to be done, with the job to run on each.
 
     ``work_of`` makes the work of a unit, which can be pickled; ``source_of`` returns the source that is already open
-    in this process, by its name in the corpus.
+    in this process, by its name in the corpus. ``is_remote``: units wait for servers, and run in processes that can be
+    ended at once.
     """
 
     job: Job
     units: Sequence[Unit]
     work_of: Callable[[Unit], Work]
     source_of: Callable[[str], DatasetSource]
+    is_remote: bool = False
 
 
 class ProgressReport(Protocol):

@@ -33,10 +33,10 @@ def run_local(
 ) -> Iterator[Marker]:
     """Run the job on every unit, as an ``Engine`` does.
 
-    One worker, or a few rows with small images, need no other process.
+    One worker, or a few rows with small images, need no other process, unless a server could hold it up.
     """
     workers = min(workers, len(todo.units))
-    if workers <= 1 or _is_small(todo.units):
+    if not todo.is_remote and (workers <= 1 or _is_small(todo.units)):
         return _run_here(todo, progress, stopped)
     return _run_pool(todo, workers, progress, stopped)
 
