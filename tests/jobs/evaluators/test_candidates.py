@@ -32,6 +32,18 @@ def test_the_corpus_alone_and_a_model_without_classes_give_the_classes_of_the_co
         assert (named(chosen), chosen.further, chosen.warnings) == (["tench", "Sea lion"], [], ())
 
 
+def test_classes_of_other_groups_and_those_above_are_no_rivals():
+    """A red circle is a circle too: answering so would not be wrong."""
+    model = (
+        ClassName("seals", ("sea lion",), "species", "mammals"),
+        ClassName("wolves", ("wolf",), "species", "mammals"),
+        ClassName("mammals", ("mammal",), "class"),
+    )
+    assert choose_candidates(CORPUS, model, "all").further == ["wolf"]
+    strangers = tuple(item._replace(key=f"x{item.key}", names=(f"x{item.names[0]}",)) for item in model)
+    assert len(choose_candidates(CORPUS, strangers, "all").further) == 3
+
+
 def test_a_list_takes_classes_of_the_corpus_of_the_model_and_new_ones():
     model = (ClassName("c", ("dog", "hound")), ClassName("d", ("cat",)))
     chosen = choose_candidates(CORPUS, model, ("sea lion", "Hound", "umbrella"))
