@@ -164,9 +164,7 @@ PREPARE = [
         write("q.csv", 'file,title\na.png,"open\nb.png,x\n'),
     ),
     Case("prepare --captions w.tsv -o c", "w.tsv: 3 of 3 lines cannot", write("w.tsv", "file\tcaption\na\nb\nc\n")),
-    Case(
-        "prepare --captions u.tsv -o c", "u.tsv: its images are URLs", write("u.tsv", "a cat\thttp://localhost/1.jpg\n")
-    ),
+    Case("prepare --captions u.tsv -o c", "private_address 1", write("u.tsv", "a cat\thttp://localhost/1.jpg\n")),
     Case(
         "prepare --labels few.csv?classes=names.txt -o c",
         "few.csv: line 3: unknown label 7 (number of classes: 1)",

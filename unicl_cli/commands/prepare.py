@@ -126,6 +126,14 @@ def prepare(
         bool,
         typer.Option("--allow-private", help="Download from private addresses too.", rich_help_panel=DOWNLOAD),
     ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Ask again for the URLs of a finished corpus that gave no image for a reason that can pass.",
+            rich_help_panel=DOWNLOAD,
+        ),
+    ] = False,
     ignore_robots: Annotated[
         bool,
         typer.Option(
@@ -188,8 +196,8 @@ def prepare(
     interruption, run the same command again to continue.
     """
     check_encoding(**{"-o": [str(out)]})
-    if dry_run + verify + repair > 1:
-        raise UniclError("--dry-run, --verify and --repair: cannot be combined", "use one of them")
+    if dry_run + verify + repair + retry_failed > 1:
+        raise UniclError("--dry-run, --verify, --repair and --retry-failed: cannot be combined", "use one of them")
     from unicl_cli.jobs.prepare.lock import catch_stop_signals
 
     command = shlex.join(["unicl", *sys.argv[1:]])
@@ -217,8 +225,8 @@ def prepare(
             taxonomy=taxonomy,
         )
         downloads = Downloads(Fetcher(allow_private=allow_private, robots=not ignore_robots))
-        sources = (tuple(given or ()) for given in (labels, captions, images))
-        request = PrepareRequest(*sources, out, options, downloads)
+        sources = (tuple(labels or ()), tuple(captions or ()), tuple(images or ()))
+        request = PrepareRequest(*sources, out, options, downloads, retry_failed)
         if verify:
             run_verify(out, as_json=json)
         elif dry_run:

@@ -166,9 +166,28 @@ def test_a_line_with_too_few_columns_is_kept_as_a_bad_one_and_many_are_an_error(
         open_source(listed(tmp_path, "bad.tsv", "file\tcaption\na\nb\nc\n"), "captions").splits  # noqa: B018
 
 
-def test_a_list_of_urls_is_refused_in_one_line(tmp_path):
-    with pytest.raises(UniclError, match="only local files can be read"):
-        open_source(listed(tmp_path, "u.tsv", "a cat\thttp://x.org/1.jpg\n"), "captions").splits  # noqa: B018
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("gcc.tsv", "a cat\thttp://x.org/1.jpg\na dog\thttp://x.org/2\n"),
+        ("cc12m.tsv", "http://x.org/1.jpg\ta cat\nhttp://x.org/2\ta dog\n"),
+        ("laion.csv", "URL,TEXT,similarity\nhttp://x.org/1.jpg,a cat,0.3\nhttp://x.org/2,a dog,0.4\n"),
+        (
+            "hub.jsonl",
+            '{"image_url": "http://x.org/1.jpg", "caption": "a cat"}\n'
+            '{"image_url": "http://x.org/2", "caption": "a dog"}\n',
+        ),
+    ],
+)
+def test_a_list_of_urls_is_read_whatever_the_order_of_its_columns(tmp_path, name, content):
+    source = open_source(listed(tmp_path, name, content), "captions")
+    rows = source.rows("train")
+    assert [(source.url(row), row.texts) for row in rows] == [
+        ("http://x.org/1.jpg", ("a cat",)),
+        ("http://x.org/2", ("a dog",)),
+    ]
+    with pytest.raises(ImageError, match="downloads it"):
+        source.read(rows[0])
 
 
 def test_labels_are_names_or_numbers_and_splits_come_from_their_column(tmp_path):

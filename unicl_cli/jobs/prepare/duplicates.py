@@ -17,7 +17,8 @@ from unicl_cli.data import text
 from unicl_cli.data.manifest import DuplicateFacts
 from unicl_cli.data.shard_checks import ShardRules, read_columns
 from unicl_cli.jobs.prepare.parts import PartMarker
-from unicl_cli.jobs.prepare.shards import THREADS, Tick, Unit, Work, json_bytes, row_chunks, usable_texts
+from unicl_cli.jobs.prepare.shards import THREADS, Tick, json_bytes, row_chunks, usable_texts
+from unicl_cli.jobs.prepare.units import Unit, Work
 
 FILE = "duplicates.json"
 _NO_DIGEST = bytes(32)

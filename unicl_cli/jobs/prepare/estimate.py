@@ -22,7 +22,8 @@ from unicl_cli.jobs.prepare.plan_file import check_out_dir, check_same_plan, rea
 from unicl_cli.jobs.prepare.progress import format_counts, warn
 from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.prepare.set_report import describe_sets, format_sets
-from unicl_cli.jobs.prepare.shards import DECODERS, PreparedRow, Rejected, RowTools, Unit, prepare_row
+from unicl_cli.jobs.prepare.shards import DECODERS, PreparedRow, Rejected, RowTools, prepare_row
+from unicl_cli.jobs.prepare.units import Unit
 from unicl_cli.pages.text import align_columns
 
 SAMPLE = 128

@@ -10,6 +10,7 @@ from typing import Any
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.data.manifest import SETS_VERSION, DuplicateFacts, Manifest
+from unicl_cli.jobs.prepare.left_out import count_rejected
 from unicl_cli.jobs.prepare.parts import PartMarker
 from unicl_cli.jobs.prepare.plan import hash_classes
 from unicl_cli.jobs.prepare.plan_file import PlanFile
@@ -28,10 +29,8 @@ def fold_manifest(
 
     ``dedup`` describes the rows that `--dedup exact` left out; ``repeated`` counts the equal images that are stored.
     """
-    rejected: Counter[str] = Counter()
     counts: dict[str, list[int]] = {}
     for marker in markers:
-        rejected.update(marker.rejected)
         if marker.labels:
             of_split = counts.setdefault(marker.split, [0] * len(classes))
             for label, count in marker.labels.items():
@@ -52,7 +51,7 @@ def fold_manifest(
         "rows": sum(m.rows for m in shards),
         "rows_labelled": sum(m.rows for m in shards if m.kind == "labels"),
         "rows_captioned": sum(m.captioned for m in shards),
-        "rejected": dict(sorted(rejected.items())),
+        "rejected": count_rejected(markers),
         "bytes": sum(m.bytes for m in shards),
         "shards": [{field: getattr(marker, field) for field in described} for marker in shards],
         "classes": [

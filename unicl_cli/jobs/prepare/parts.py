@@ -10,7 +10,8 @@ from unicl_cli.core.documents import Document, read_document
 from unicl_cli.data.corpus import find_damage
 from unicl_cli.data.manifest import Count, Kind, Positive, SetSize, Sha256, ShardPath
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare.shards import MOST_WORDS, Unit
+from unicl_cli.jobs.prepare.shards import MOST_WORDS
+from unicl_cli.jobs.prepare.units import Unit
 
 MAX_MARKER = 16_000_000
 """The largest marker in bytes: 8,192 rows with a class each have less than 1 MB."""
@@ -40,6 +41,8 @@ class PartMarker(Document):
     rejected: dict[str, Positive]
     media: dict[str, Positive] = Field(default_factory=dict)
     set_sizes: dict[SetSize, Positive] | None = None
+    retried: dict[str, Positive] = Field(default_factory=dict)
+    """The earlier reasons of rows that were tried again, which no longer count."""
 
     @model_validator(mode="after")
     def _check_counts(self) -> Self:
@@ -89,6 +92,7 @@ def _find_difference(marker: PartMarker, unit: Unit, classes: int) -> str | None
         "split": unit.split,
         "source": unit.source,
         "kind": unit.kind,
+        "retried": dict(unit.retried),
     }
     for name, value in wanted.items():
         if getattr(marker, name) != value:

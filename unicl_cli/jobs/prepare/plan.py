@@ -14,11 +14,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from unicl_cli import __version__
-from unicl_cli.contracts import NO_LABEL, ClassName, DatasetSource, Row
+from unicl_cli.contracts import ClassName, DatasetSource, Row
 from unicl_cli.core.class_groups import find_hierarchy_fault, groups_of
 from unicl_cli.core.prompts import NAMED, load_templates
 from unicl_cli.core.sampler import Permutation
-from unicl_cli.data.manifest import SCHEMA_VERSION, SETS_VERSION, is_plain_name
+from unicl_cli.data.manifest import SCHEMA_VERSION, SETS_VERSION
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.resolve import SourceSpec, open_source
 from unicl_cli.data.text import clean, has_markup
@@ -35,26 +35,17 @@ from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.group_checks import check_groups
 from unicl_cli.jobs.prepare.holdout import TRAIN, Holdout, ReadSource, hold_out
 from unicl_cli.jobs.prepare.request import PrepareOptions
+from unicl_cli.jobs.prepare.row_checks import check_file_names, check_keys, check_labels
 from unicl_cli.jobs.prepare.rows import Rows
-from unicl_cli.jobs.prepare.shards import (
-    MAX_GROUP_ROWS,
-    MAX_UNIT_ROWS,
-    MediaError,
-    Unit,
-    Work,
-    cut_into_units,
-    media_of,
-    stored_media,
-)
+from unicl_cli.jobs.prepare.shards import MediaError, media_of, stored_media
 from unicl_cli.jobs.prepare.taxonomy import PlacedClasses, describe_inner_rows, place_in_taxonomy
+from unicl_cli.jobs.prepare.units import MAX_GROUP_ROWS, MAX_UNIT_ROWS, Unit, Work, cut_into_units
 from unicl_cli.pages.text import shorten
 
 SEED = 0
 _SAMPLE = 32
 _SHOWN = 60
 """The most characters of a text in a note."""
-MOST_LABELS = 1000
-"""The most labels of a row."""
 
 
 class PlannedSource(NamedTuple):
@@ -118,7 +109,7 @@ class CorpusPlan(NamedTuple):
     def work(self, unit: Unit, out: Path, duplicates: Duplicates = NO_DUPLICATES) -> Work:
         """Return the work of a unit; rows that stay for their duplicates inherit the duplicates' texts."""
         planned = self.find_source(unit.source)
-        rows = planned.rows[unit.split][unit.first : unit.first + unit.rows]
+        rows = [self.row_at(unit, number) for number in range(unit.rows)]
         rows = [row._replace(texts=(*row.texts, *duplicates.texts.get(row.key, ()))) for row in rows]
         gone = {row.key: duplicates.gone[row.key] for row in rows if row.key in duplicates.gone}
         is_raw = self.options.text == "raw"
@@ -144,7 +135,8 @@ class CorpusPlan(NamedTuple):
 
     def row_at(self, unit: Unit, number: int) -> Row:
         """Return one row of a unit, by its number in the unit."""
-        return self.find_source(unit.source).rows[unit.split][unit.first + number]
+        at = unit.numbers[number] if unit.numbers else unit.first + number
+        return self.find_source(unit.source).rows[unit.split][at]
 
     def source(self, name: str) -> DatasetSource:
         """Return the open source with this name in the corpus."""
@@ -207,15 +199,15 @@ def _labelled_rows(sources: Iterable[PlannedSource]) -> Iterator[Rows]:
 
 def _read_source(spec: SourceSpec, source: DatasetSource, placed: PlacedClasses, ids: Mapping[str, int]) -> ReadSource:
     raw = {split: source.rows(split) for split in source.splits}
-    _check_file_names(spec, raw)
+    check_file_names(spec, raw)
     if not any(raw.values()):
         raise UniclError(f"{spec.src}: no rows", "remove this source, or check its options: unicl plugins ls datasets")
-    _check_keys(spec, raw)
+    check_keys(spec, raw)
     labelled = spec.kind == "labels"
     own = source.classes if labelled else ()
     numbers = [ids[c.key] for c in own]
     if labelled:
-        _check_labels(spec, raw, own)
+        check_labels(spec, raw, own)
         check_groups(spec.src, raw, own)
     has_sets = labelled and (
         any(placed.classes[number].group or placed.classes[number].parent for number in numbers)
@@ -225,19 +217,6 @@ def _read_source(spec: SourceSpec, source: DatasetSource, placed: PlacedClasses,
     adoption = placed.adopt(spec.name, spec.kind, own, numbers)
     has_urls = any(url_of(source, row) is not None for of in raw.values() for row in of)
     return ReadSource(spec.name, source, adoption, rows, _fingerprint(source, raw), has_sets, has_urls)
-
-
-def _check_file_names(spec: SourceSpec, splits: Iterable[str]) -> None:
-    """Raise UniclError unless every split can be a folder, and the shards and markers of the source files in it."""
-    for split in splits:
-        if not is_plain_name(split):
-            raise UniclError(
-                f"{spec.src}: split name '{split}' cannot be a folder name",
-                "use letters, digits, '.', '-' and '_', at least one that is not a dot",
-            )
-        marker = f"{split}.{spec.name}-{spec.kind}-00000-of-00000"
-        if not is_plain_name(marker) or not is_plain_name(marker.removeprefix(f"{split}.")):
-            raise UniclError(f"{spec.src}: '{spec.name}' cannot be a file name", "give the source a short, plain name")
 
 
 def _plan_source(spec: SourceSpec, read: ReadSource, holdout: Holdout, options: PrepareOptions) -> PlannedSource:
@@ -265,49 +244,6 @@ def _describe_markup(read: ReadSource) -> str | None:
         f"{read.name}: texts that lose HTML tags ({len(found):,}): '{shorten(before, _SHOWN)}' becomes "
         f"'{shorten(after, _SHOWN)}' (--text raw keeps them)"
     )
-
-
-def _check_keys(spec: SourceSpec, raw: dict[str, Sequence[Row]]) -> None:
-    met: set[str] = set()
-    for split, rows in raw.items():
-        for row in rows:
-            if row.key in met:
-                places = [f"{s} {r.ref}" for s, of in raw.items() for r in of if r.key == row.key]
-                raise UniclError(
-                    f"{spec.src}: duplicate key '{row.key}': {places[0]} and {split} {row.ref}",
-                    "give every row its own key",
-                )
-            met.add(row.key)
-
-
-def _check_labels(spec: SourceSpec, raw: dict[str, Sequence[Row]], classes: Sequence[ClassName]) -> None:
-    most = len(classes)
-    for rows in raw.values():
-        for row in rows:
-            for label in (row.label, *row.labels):
-                if not _is_integer(label) or not (label == NO_LABEL or 0 <= label < most):
-                    raise UniclError(
-                        f"{spec.src}: row '{row.key}' has label {label}; the classes are 0 … {most - 1}",
-                        f"use a label in this range, or {NO_LABEL} for no label",
-                    )
-            if (row.labels or row.known is not None) and (problem := _find_set_fault(row, classes)):
-                raise UniclError(f"{spec.src}: row '{row.key}' {problem}", "correct the labels of this row")
-
-
-def _find_set_fault(row: Row, classes: Sequence[ClassName]) -> str | None:
-    """Return what is wrong with the label set of a row whose labels are in range; None if it is sound."""
-    if NO_LABEL in row.labels or len(set(row.labels)) < len(row.labels):
-        return "has a label twice, or no label among several"
-    if row.labels and row.label not in (NO_LABEL, *row.labels):
-        return f"has the label {row.label} beside its labels"
-    if len(row.labels) > MOST_LABELS:
-        return f"has {len(row.labels):,} labels; the most are {MOST_LABELS:,}"
-    unknown = {classes[label].group for label in row.label_set()} - set(row.known or ()) if row.known else set[str]()
-    return f"has a label of group '{min(unknown)}', for which it is not annotated" if unknown else None
-
-
-def _is_integer(label: object) -> bool:
-    return isinstance(label, int) and not isinstance(label, bool)  # plugins may hand out anything
 
 
 def _permute(order: NDArray[np.int64], spec: SourceSpec, split: str, options: PrepareOptions) -> NDArray[np.int64]:

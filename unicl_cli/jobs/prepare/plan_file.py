@@ -28,7 +28,8 @@ from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare import holdout
 from unicl_cli.jobs.prepare.lock import LOCK
 from unicl_cli.jobs.prepare.plan import CorpusPlan
-from unicl_cli.jobs.prepare.shards import MAX_GROUP_ROWS, MAX_UNIT_ROWS, Unit, cut_into_units, json_bytes
+from unicl_cli.jobs.prepare.shards import json_bytes
+from unicl_cli.jobs.prepare.units import MAX_GROUP_ROWS, MAX_UNIT_ROWS, Unit, cut_into_units
 
 HASHED = ("classes",)
 """Fields of a plan that are a hash, which says nothing to people."""
@@ -58,6 +59,19 @@ class UnitRecord(Document):
     group_rows: Annotated[Positive, Field(le=MAX_GROUP_ROWS)]
 
 
+class RetryRecord(Document):
+    """A unit of `--retry-failed`: the ``numbers`` of its rows, and the reasons for which they were left out."""
+
+    name: Name
+    split: Name
+    source: str
+    kind: Kind
+    group_rows: Annotated[Positive, Field(le=MAX_GROUP_ROWS)]
+    numbers: Annotated[list[Count], Field(min_length=1, max_length=MAX_UNIT_ROWS)]
+    retried: dict[str, Positive]
+    generation: Positive
+
+
 class TaxonomyRecord(Document):
     """The value of `--taxonomy`, and a hash of its nodes."""
 
@@ -84,6 +98,7 @@ class PlanFile(Document):
     taxonomy: TaxonomyRecord | None = None
     sources: Annotated[list[SourceRecord], Field(min_length=1)]
     units: list[UnitRecord]
+    retries: list[RetryRecord] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _check_units(self) -> Self:
@@ -102,17 +117,44 @@ class PlanFile(Document):
                 raise ValueError(f"units: do not cover the rows of {source.name} in {split} once, in order")
         return self
 
+    @model_validator(mode="after")
+    def _check_retries(self) -> Self:
+        """Check that units of `--retry-failed` name rows that there are, for as many reasons."""
+        rows = {(source.name, source.kind, split): n for source in self.sources for split, n in source.rows.items()}
+        for unit in self.retries:
+            most = rows.get((unit.source, unit.kind, unit.split), 0)
+            if max(unit.numbers) >= most or len(set(unit.numbers)) < len(unit.numbers):
+                raise ValueError(f"retries: {unit.name} has rows that are not those of its source")
+            if sum(unit.retried.values()) != len(unit.numbers):
+                raise ValueError(f"retries: {unit.name} has other reasons than rows")
+        return self
+
     def all_units(self) -> list[Unit]:
-        """Return the units, in order."""
-        return list(map(_as_unit, self.units))
+        """Return the units, in order; those of `--retry-failed` last."""
+        return [*map(_as_unit, self.units), *map(_as_retry, self.retries)]
 
     def document(self) -> dict[str, Any]:
         """Return the content as it stands in the file, without the units."""
-        return self.model_dump(exclude={"units"}, exclude_unset=True)
+        return self.model_dump(exclude={"units", "retries"}, exclude_unset=True)
 
 
 def _as_unit(unit: UnitRecord) -> Unit:
     return Unit(unit.name, unit.split, unit.source, unit.kind, unit.first, unit.rows, unit.group_rows)
+
+
+def _as_retry(unit: RetryRecord) -> Unit:
+    numbers = tuple(unit.numbers)
+    return Unit(
+        unit.name,
+        unit.split,
+        unit.source,
+        unit.kind,
+        0,
+        len(numbers),
+        unit.group_rows,
+        numbers,
+        tuple(unit.retried.items()),
+    )
 
 
 def check_out_dir(out: Path) -> None:
@@ -142,7 +184,7 @@ def agree_on_plan(plan: CorpusPlan, out: Path, *, allow_version_mix: bool) -> Pl
     new = plan.document()
     if not (out / PLAN).is_file():
         plan.holdout.save(out)
-        new["units"] = [unit._asdict() for unit in plan.units()]
+        new["units"] = [{name: getattr(unit, name) for name in UnitRecord.model_fields} for unit in plan.units()]
         saved = check_document(new, PlanFile, out / PLAN, "check the options of this command")
         write_atomic(out / PLAN, json_bytes(new))
         return saved

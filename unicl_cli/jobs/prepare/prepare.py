@@ -23,7 +23,9 @@ from unicl_cli.jobs.prepare.plan_file import PlanFile, agree_on_plan, check_out_
 from unicl_cli.jobs.prepare.progress import Progress, format_counts, note, warn
 from unicl_cli.jobs.prepare.report import write_report, write_summary
 from unicl_cli.jobs.prepare.request import PrepareRequest
-from unicl_cli.jobs.prepare.shards import Unit, json_bytes, write_unit
+from unicl_cli.jobs.prepare.retry import add_retries
+from unicl_cli.jobs.prepare.shards import json_bytes, write_unit
+from unicl_cli.jobs.prepare.units import Unit
 
 
 class Preparation(NamedTuple):
@@ -71,6 +73,9 @@ def prepare(
         stop.may_remove = True
         remove_unfinished(out)
         markers = _read_markers(out, units, len(plan.classes), redo)
+        if request.retry_failed:
+            saved = _plan_retries(plan, saved, out, markers)
+            units = saved.all_units()
         is_finished = len(markers) == len(units) and MANIFEST not in redo
         if is_finished and (report := _read_finished(plan, saved, out, list(markers.values()))):
             note(f"{out} is complete: nothing to do")
@@ -85,6 +90,17 @@ def prepare(
                 f"{out}: stopped after {len(markers):,} of {len(units):,} shards", f"continue with: {stop.again}"
             )
         return _finish_corpus(preparation, saved, [markers[unit.marker] for unit in units], found)
+
+
+def _plan_retries(plan: CorpusPlan, saved: PlanFile, out: Path, markers: dict[str, PartMarker]) -> PlanFile:
+    """Return the plan with units for URLs to ask again. UniclError if a unit before them is not finished."""
+    units = saved.all_units()
+    if len(markers) < len(units):
+        raise UniclError(f"{out}: is not finished", "run the same command without --retry-failed first")
+    again = add_retries(plan, saved, out, [markers[unit.marker] for unit in units])
+    if again is saved:
+        note("no URL failed for a reason that can pass")
+    return again
 
 
 def _check_folders(out: Path, units: Sequence[Unit]) -> None:

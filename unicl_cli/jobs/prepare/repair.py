@@ -110,10 +110,9 @@ def _check_repairable(out: Path, found: VerifyResult, planned: set[str]) -> None
 
 def _request_of(plan: PlanFile, out: Path) -> PrepareRequest:
     """Return the request that `plan.json` was made for."""
-    sources = {
-        kind: tuple(source.src for source in plan.sources if source.kind == kind)
-        for kind in ("labels", "captions", "images")
-    }
+    labels, captions, images = (
+        tuple(source.src for source in plan.sources if source.kind == kind) for kind in ("labels", "captions", "images")
+    )
     options = PrepareOptions(
         templates=plan.templates if isinstance(plan.templates, str) else tuple(plan.templates),
         size=plan.size,
@@ -126,7 +125,7 @@ def _request_of(plan: PlanFile, out: Path) -> PrepareRequest:
         keep_order=plan.seed is None,
         taxonomy=plan.taxonomy and plan.taxonomy.src,
     )
-    return PrepareRequest(**sources, out=out, options=options)
+    return PrepareRequest(labels, captions, images, out, options)
 
 
 def _read_checksums(out: Path) -> dict[str, str]:

@@ -1,21 +1,18 @@
 """The closing report of `prepare`: the document of `--json`, and the table made of it."""
 
-from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from unicl_cli.core.json_output import print_json
-from unicl_cli.core.json_text import parse_json
 from unicl_cli.data.manifest import Manifest
 from unicl_cli.errors import Remark, print_line
 from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.prepare.classes import describe_empty_classes, describe_examples, format_examples
+from unicl_cli.jobs.prepare.left_out import count_rejected, describe_downloads, format_downloads, read_left_out
 from unicl_cli.jobs.prepare.parts import PartMarker
 from unicl_cli.jobs.prepare.plan import CorpusPlan
 from unicl_cli.jobs.prepare.set_report import count_set_sizes, describe_sets, describe_sizes, format_sets
-from unicl_cli.jobs.prepare.shards import rejects_of
 from unicl_cli.pages.text import align_columns, shorten, terminal_width
 
 _HEADER = ("source", "kind", "split", "rows", "left out", "size", "classes", "short side")
@@ -65,10 +62,8 @@ def write_summary(out: Path, plan: CorpusPlan, markers: Sequence[PartMarker], ma
     for marker in markers:
         groups.setdefault((marker.source, marker.kind, marker.split), []).append(marker)
     sources = [_summarize_group(key, of) for key, of in groups.items()]
-    rejected: Counter[str] = Counter()
-    for line in sources:
-        rejected.update(line["rejected"])
-    stored = plan.stored_images(_read_left_out(out, markers))
+    left_out = read_left_out(out, markers)
+    stored = plan.stored_images(left_out)
     lost = describe_empty_classes(
         plan.classes, stored.empty - plan.images.empty, "classes whose images are all left out"
     )
@@ -76,7 +71,7 @@ def write_summary(out: Path, plan: CorpusPlan, markers: Sequence[PartMarker], ma
         "schema": "unicl/prepare/1",
         "corpus": str(out),
         "rows": sum(line["rows"] for line in sources),
-        "rejected": dict(sorted(rejected.items())),
+        "rejected": count_rejected(markers),
         "bytes": sum(line["bytes"] for line in sources),
         "payload": sum(marker.payload for marker in markers),
         "payload_at_256": sum(marker.payload_at_256 for marker in markers),
@@ -86,6 +81,7 @@ def write_summary(out: Path, plan: CorpusPlan, markers: Sequence[PartMarker], ma
         "class_examples": describe_examples(stored.examples),
         **describe_sets(plan.groups, count_set_sizes(markers)),
         "sources": sources,
+        **(describe_downloads(out, markers, left_out) if any(of.has_urls for of in plan.sources) else {}),
         **manifest.model_dump(include={"text_stats", "dedup", "equal_pictures", "duplicates_of_eval"}),
         "notes": [*plan.notes, *lost, *image_notes(manifest)],
     }
@@ -119,18 +115,6 @@ def image_notes(manifest: Manifest) -> list[str]:
     return notes
 
 
-def _read_left_out(out: Path, markers: Sequence[PartMarker]) -> set[str]:
-    """Return the keys of the rows that are left out, as `rejects` lists them; without those that it no longer does."""
-    keys: set[str] = set()
-    for marker in markers:
-        file = out / rejects_of(marker.split, Path(marker.file).stem)
-        if marker.rejected and file.is_file():
-            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(ValueError, TypeError, KeyError):  # edited by somebody: it decides nothing
-                    keys.add(str(parse_json(line)["key"]))
-    return keys
-
-
 def write_report(report: dict[str, Any], *, as_json: bool) -> None:
     """Write the report to stdout."""
     if as_json:
@@ -141,16 +125,13 @@ def write_report(report: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _summarize_group(key: tuple[str, str, str], markers: list[PartMarker]) -> dict[str, Any]:
-    rejected: Counter[str] = Counter()
-    for marker in markers:
-        rejected.update(marker.rejected)
     sides = [marker.short_side for marker in markers if marker.rows]
     return {
         "source": key[0],
         "kind": key[1],
         "split": key[2],
         "rows": sum(m.rows for m in markers),
-        "rejected": dict(sorted(rejected.items())),
+        "rejected": count_rejected(markers),
         "bytes": sum(m.bytes for m in markers),
         "classes": len({label for m in markers for label in m.labels}),
         **describe_sizes(count_set_sizes(markers)),
@@ -185,6 +166,7 @@ def _format_table(report: dict[str, Any]) -> list[str]:
             [[f"  {reason}", f"{n:,}", REMEDIES.get(reason, "")] for reason, n in report["rejected"].items()], width
         )
         lines.append("")
+    lines += format_downloads(report)
     empty = report["classes_without_images"]
     classes = count_of(report["classes"], "class") + (f" ({empty:,} without an image)" if empty else "")
     lines.append(

@@ -35,7 +35,10 @@ class PrepareOptions:
 
 
 class PrepareRequest(NamedTuple):
-    """Sources by kind as the command line has them, the directory of the corpus, the options, limits of downloads."""
+    """Sources by kind as the command line has them, the directory of the corpus and the options.
+
+    ``downloads`` and ``retry_failed`` decide which images are downloaded now, and are no part of the plan.
+    """
 
     labels: tuple[str, ...]
     captions: tuple[str, ...]
@@ -43,6 +46,7 @@ class PrepareRequest(NamedTuple):
     out: Path
     options: PrepareOptions = PrepareOptions()
     downloads: Downloads = Downloads()
+    retry_failed: bool = False
 
     def sources(self) -> list[SourceSpec]:
         """Name every source. UniclError if there are none."""

@@ -5,7 +5,6 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
@@ -16,14 +15,12 @@ from unicl_cli.core.files import replace_durably, temporary_beside, write_atomic
 from unicl_cli.core.json_output import format_json
 from unicl_cli.data import text
 from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA, schema_of
-from unicl_cli.data.fetch import Fetcher, FetchError
+from unicl_cli.data.fetch import FetchError
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.lists.record import BAD_LINE
 from unicl_cli.jobs.prepare.download import DOWNLOADS, Downloader, map_ahead, url_of
+from unicl_cli.jobs.prepare.units import Work
 
-MAX_UNIT_ROWS = 8192
-MAX_GROUP_ROWS = 2048
-"""The most rows of a shard and of a row group."""
 THREADS = 4
 CHUNK = 64
 """The most rows that are read and decoded ahead of the one that is written; a row group may be smaller."""
@@ -36,73 +33,6 @@ GROUP_MEDIA_BYTES = 512_000_000
 MOST_WORDS = 1000
 """The most words that are counted of a caption."""
 _CODECS = {"image.bytes": "NONE", "key": "ZSTD", "texts.list.element": "ZSTD"}
-
-
-class Unit(NamedTuple):
-    """A planned shard: ``rows`` rows of a permuted split, from ``first`` on; ``name`` is its file without suffix."""
-
-    name: str
-    split: str
-    source: str
-    kind: str
-    first: int
-    rows: int
-    group_rows: int
-
-    @property
-    def shard(self) -> str:
-        return f"data/{self.split}/{self.name}.parquet"
-
-    @property
-    def marker(self) -> str:
-        return f"parts/{self.split}.{self.name}.json"
-
-    @property
-    def rejects(self) -> str:
-        return rejects_of(self.split, self.name)
-
-    @property
-    def hashes(self) -> str:
-        return f"parts/{self.split}.{self.name}.sha256"
-
-
-def rejects_of(split: str, name: str) -> str:
-    """Return the file in a corpus that lists the rows which the unit ``name`` left out."""
-    return f"rejects/{split}.{name}.jsonl"
-
-
-def cut_into_units(
-    source: str, kind: str, rows: Mapping[str, int], *, unit_rows: int, group_rows: int
-) -> Iterator[Unit]:
-    """Yield the units of a source: the ``rows`` of each split, cut in order, the last unit being shorter."""
-    for split, count in rows.items():
-        starts = range(0, count, unit_rows)
-        for number, first in enumerate(starts):
-            file = f"{source}-{kind}-{number:05d}-of-{len(starts):05d}"
-            yield Unit(file, split, source, kind, first, min(unit_rows, count - first), group_rows)
-
-
-class Work(NamedTuple):
-    """A unit with all that a worker needs: ``src`` rebuilds the source.
-
-    ``size`` is the largest short side of an image, ``min_side`` the smallest. ``gone`` maps keys of rows that are left
-    out as duplicates to the row that stays. ``media`` is true for every unit of a corpus with a column of media.
-    ``groups`` are the groups of classes of a corpus with label sets; None in another. ``fetch`` downloads the images
-    of rows with a URL; None if no row has one.
-    """
-
-    unit: Unit
-    out: Path
-    src: str
-    rows: list[Row]
-    size: int | None
-    raw_text: bool
-    gone: Mapping[str, str]
-    min_side: int = 0
-    media: bool = False
-    groups: tuple[str, ...] | None = None
-    fetch: Fetcher | None = None
-    per_host: int = 1
 
 
 class Rejected(NamedTuple):
@@ -167,6 +97,8 @@ def write_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[
         (work.out / unit.rejects).unlink(missing_ok=True)  # of an earlier plan
     named = {"file": unit.shard, "split": unit.split, "source": unit.source, "kind": unit.kind}
     marker = {**named, "bytes": size, "sha256": sha256, **tally.facts()}
+    if unit.retried:
+        marker["retried"] = dict(unit.retried)
     if work.groups is not None and unit.kind == "labels":
         marker["set_sizes"] = {str(count): rows for count, rows in sorted(tally.set_sizes.items())}
     write_atomic(work.out / unit.marker, json_bytes(marker))

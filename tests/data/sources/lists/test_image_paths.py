@@ -1,5 +1,7 @@
 """Images that lie elsewhere: root, suffix, absolute paths of another machine, URLs, and hints that find them."""
 
+import hashlib
+
 import pytest
 
 from unicl_cli.errors import UniclError
@@ -56,17 +58,18 @@ def test_a_root_that_does_not_exist_is_named(listing):
         listing.texts(f"{path}?root=nowhere")
 
 
-def test_lines_with_urls_are_refused_or_skipped_with_their_count(listing):
+def test_urls_are_rows_of_their_own_unless_they_are_skipped(listing):
     lines = "image,caption\na.png,one\nhttps://x.org/b.png,two\ns3://bucket/c,three\n"
     path = listing.write("mixed.csv", lines, "a.png")
-    with pytest.raises(UniclError, match="2 of 3 lines cannot be read; line 3: the image is a URL") as caught:
+    with pytest.raises(UniclError, match="1 of 3 lines cannot be read; line 4: the image is a URL of scheme 's3'"):
         listing.texts(path)
-    assert "?skip_urls=true" in caught.value.hint
-    assert "img2dataset" in caught.value.hint
+    both = listing.open(listing.write("both.csv", lines.rpartition("s3")[0], "a.png"))
+    assert [both.url(row) for row in both.rows("train")] == [None, "https://x.org/b.png"]
+    assert [row.key for row in both.rows("train")] == ["a.png", hashlib.sha1(b"https://x.org/b.png").hexdigest()[:16]]
     rows = listing.open(f"{path}?skip_urls=true").rows("train")
     assert [row.ref.partition(":")[0] for row in rows] == ["a.png", "bad line", "bad line"]
     only = listing.write("cc3m.tsv", "one\thttps://x.org/1.png\ntwo\thttps://x.org/2\n")
-    with pytest.raises(UniclError, match="its images are URLs"):
+    with pytest.raises(UniclError, match="all its images are URLs"):
         listing.texts(f"{only}?skip_urls=true")
 
 

@@ -11,7 +11,7 @@ from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
 
 GOOD = "".join(f"{number}.png,cat one,{number % 2}\n" for number in range(60))
-BAD = "https://x.org/1.png,x,0\nlonely\n,no image,1\n"
+BAD = "s3://x.org/1.png,x,0\nlonely\n,no image,1\n"
 
 
 @pytest.mark.parametrize("kind", ["labels", "captions", "images"])
@@ -23,7 +23,7 @@ def test_a_bad_line_is_rejected_with_what_is_wrong(kind, listing, capsys):
     assert (report["rows"], report["rejected"]) == (60, {"bad_line": 3})
     lines = [line for file in (listing.root / "corpus" / "rejects").iterdir() for line in file.read_text().splitlines()]
     assert sorted(json.loads(line)["detail"] for line in lines) == [
-        "line 62: the image is a URL, but only local files can be read",
+        "line 62: the image is a URL of scheme 's3'",
         "line 63: 1 of 3 columns",
         "line 64: no image",
     ]

@@ -9,7 +9,7 @@ from unicl_cli.jobs.prepare.engines.engine import WorkList
 from unicl_cli.jobs.prepare.engines.local import run_local
 from unicl_cli.jobs.prepare.prepare import prepare
 from unicl_cli.jobs.prepare.request import PrepareRequest
-from unicl_cli.jobs.prepare.shards import Unit, Work
+from unicl_cli.jobs.prepare.units import Unit, Work
 
 
 class Told:

@@ -1,0 +1,43 @@
+"""Kills of a prepare that downloads: every URL ends once, in the corpus or among what is left out."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from image_server import serve_images
+
+from unicl_cli.data.corpus import open_corpus
+
+URLS, KILLS = 400, 8
+
+
+@pytest.mark.slow
+def test_a_killed_download_loses_and_doubles_no_url(tmp_path: Path):
+    kinds = ["ok", "ok", "ok", "404", "html"]
+    with serve_images() as server:
+        server.delay = 0.02
+        lines = [f"caption {n}\t{server.url(kinds[n % 5], n)}\n" for n in range(URLS)]
+        (tmp_path / "list.tsv").write_text("".join(lines), encoding="utf-8")
+        words = ["prepare", "--captions", "list.tsv", "--allow-private", "-o", "c", "--shard-mb", "1", "--workers", "2"]
+        command = [sys.executable, "-m", "unicl_cli", *words, "-q"]
+        moments, finished = random.Random(0), 0
+        for _ in range(KILLS):
+            running = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
+            time.sleep(moments.uniform(1.0, 6.0))
+            finished += running.poll() == 0
+            os.killpg(running.pid, signal.SIGKILL) if running.poll() is None else None
+            running.wait()
+        subprocess.run(command, cwd=tmp_path, check=True)
+        assert finished < KILLS
+    corpus = open_corpus(tmp_path / "c")
+    stored = [u for s in corpus.splits for u in corpus.table(s, "captions").column("url").to_pylist()]
+    lost = [json.loads(line)["ref"] for file in (tmp_path / "c" / "rejects").iterdir() for line in file.open()]
+    assert sorted(stored + lost) == sorted(line.rstrip("\n").partition("\t")[2] for line in lines)
+    assert len(lost) == URLS * 2 // 5
+    assert max(server.asked.values()) <= KILLS + 1

@@ -1,0 +1,170 @@
+"""Lists of URLs through the real command: every URL is in the corpus or among what is left out, with its reason."""
+
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from image_server import ImageServer, draw_png, serve_images
+
+from unicl_cli.cli import main
+from unicl_cli.data.corpus import open_corpus
+from unicl_cli.data.fetch import Fetcher, FetchError
+from unicl_cli.jobs.prepare.download import Downloader, host_of, map_ahead
+from unicl_cli.jobs.prepare.engines import local
+
+FAULTS = {"404": "http_404", "503": "http_503", "html": "not_image", "empty": "empty", "short": "short_body"}
+FAULTS |= {"reset": "reset", "loop": "too_many_redirects", "robots": "robots"}
+Report = Callable[..., dict]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ImageServer]:
+    monkeypatch.setattr(Fetcher.__new__, "__defaults__", (*Fetcher.__new__.__defaults__[:-2], 0.01, "unicl-test"))
+    with serve_images() as images:
+        yield images
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Units run in this process: what their own processes add is `test_prepare.py`'s and the slow test's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(local, "_run_pool", lambda todo, workers, *rest: local._run_here(todo, *rest))
+    return tmp_path
+
+
+@pytest.fixture
+def report(here: Path, capsys: pytest.CaptureFixture[str]) -> Report:
+    def run(*words: str, code: int = 0) -> dict:
+        assert main(["prepare", *words, "-o", "c", "--json"]) == code
+        out = capsys.readouterr().out
+        return json.loads(out) if out else {}
+
+    return run
+
+
+def write_list(server: ImageServer, kinds: list[str], name: str = "list.tsv") -> str:
+    lines = [f"the caption of {kind} {n}\t{server.url(kind, n)}\n" for n, kind in enumerate(kinds)]
+    Path(name).write_text("".join(lines), encoding="utf-8")
+    return name
+
+
+def test_every_url_is_in_the_corpus_or_left_out_with_its_reason_and_is_asked_for_once(server, report, here):
+    kinds = [*["ok"] * 20, *["once"] * 2, *FAULTS]
+    words = ("--captions", write_list(server, kinds), "--allow-private", "--holdout", "0")
+    found = report(*words)
+    assert found["rejected"] == dict(sorted(Counter(FAULTS.values()).items()))
+    assert found["rows"] == 22
+    table = open_corpus(here / "c").table("train", "captions")
+    rows = [table.read(row) for row in range(len(table))]
+    assert {row.texts[0]: row.image for row in rows if "ok" in row.texts[0]} == {
+        f"the caption of ok {n}": draw_png(n) for n in range(20)
+    }
+    urls = table.column("url").to_pylist()
+    assert {url.rsplit("/", 2)[1] for url in urls} == {"ok", "once"}
+    assert found["downloads"] | {"worst": []} == {"urls": 30, "kept": 22, "hosts": 1, "worst": []}
+    asked = dict(server.asked)
+    assert asked["/ok/3.png"] == 1
+    assert asked["/404/22.png"] == 1, "never tried again"
+    assert asked["/once/20.png"] == 2
+    assert report(*words) == found
+    assert dict(server.asked) == asked, "a finished corpus asks for nothing"
+    assert main(["prepare", "--verify", "-o", "c"]) == 0
+
+
+def test_what_failed_for_a_while_comes_back_in_new_shards(server, report, here):
+    kinds = ["ok", "503", "404"] * 8
+    words = ("--captions", write_list(server, kinds), "--allow-private")
+    before = report(*words)
+    shards = {file: file.read_bytes() for file in (here / "c" / "data").rglob("*.parquet")}
+    server.asked.clear()
+    assert report(*words, "--retry-failed") == before, "the server is still ill"
+    assert {path.split("/")[1] for path in server.asked} == {"503"}
+    server.is_well = True
+    after = report(*words, "--retry-failed")
+    assert (after["rows"], after["rejected"]) == (16, {"http_404": 8})
+    assert after["downloads"]["kept"] == 16
+    assert {file: file.read_bytes() for file in shards} == shards
+    assert report(*words) == after
+    assert report(*words, "--retry-failed") == after
+    assert main(["prepare", "--verify", "-o", "c"]) == 0
+    corpus = open_corpus(here / "c")
+    keys = [key for split in corpus.splits for key in corpus.table(split, "captions").column("key").to_pylist()]
+    assert len(keys) == len(set(keys)) == 16
+
+
+def test_private_addresses_are_not_asked_without_leave(server, report, here):
+    assert report("--captions", write_list(server, ["ok", "private"]), code=2) == {}
+    assert not server.asked
+    lines = [line for file in (here / "c" / "rejects").iterdir() for line in file.read_text().splitlines()]
+    assert {json.loads(line)["reason"] for line in lines} == {"private_address"}
+
+
+def test_files_and_urls_stand_in_one_list_and_one_url_is_one_image(server, report, here):
+    (here / "a.png").write_bytes(draw_png(500))
+    url = server.url("ok", 7)
+    lines = f"image,caption\na.png,a file\n{url},an address\n{url},the same address\n"
+    (here / "mixed.csv").write_text(lines, encoding="utf-8")
+    assert report("--captions", "mixed.csv", "--allow-private", "--holdout", "0")["rows"] == 2
+    table = open_corpus(here / "c").table("train", "captions")
+    texts = {row.image: row.texts for row in map(table.read, range(2))}
+    assert texts == {draw_png(500): ("a file",), draw_png(7): ("an address", "the same address")}
+    assert server.asked == {"/ok/7.png": 1}
+
+
+def test_equal_images_at_two_addresses_are_counted(server, report, here):
+    lines = [f"one {n}\t{server.url('ok', 1)}?{n}\n" for n in range(2)]
+    (here / "twice.tsv").write_text("".join(lines), encoding="utf-8")
+    found = report("--captions", "twice.tsv", "--allow-private", "--holdout", "0")
+    assert found["equal_pictures"]["in_a_kind"] == 1
+    assert report("--captions", "twice.tsv", "--dedup", "exact", code=2) == {}
+
+
+def test_a_dry_run_asks_for_a_sample_and_writes_nothing(server, here, capsys):
+    listed = write_list(server, ["ok", "404"] * 100)
+    assert main(["prepare", "--captions", listed, "--allow-private", "-o", "c", "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sum(server.asked.values()) <= 256
+    low, high = found["rows_expected"][1:]
+    assert low <= 100 <= high
+    assert not (here / "c").exists()
+
+
+def test_a_host_has_few_downloads_at_a_time_and_a_slow_one_holds_back_no_other():
+    running: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+
+    def fetch_slowly(url: str) -> bytes:
+        host = host_of(url)
+        running[host] += 1
+        most[host] = max(most[host], running[host])
+        time.sleep(0.01)
+        running[host] -= 1
+        return url.encode()
+
+    download = Downloader(fetch_slowly, 2)  # type: ignore[arg-type]
+    urls = [f"http://{random.Random(n).choice('ab')}.org/{n}" for n in range(40)]
+    assert list(map_ahead(download, urls, threads=16, ahead=32)) == [url.encode() for url in urls]
+    assert most == {"a.org": 2, "b.org": 2}
+    assert not download.busy
+
+
+def test_a_failed_download_frees_its_host():
+    def fail(url: str) -> bytes:
+        raise FetchError("http_404")
+
+    download = Downloader(fail, 1)  # type: ignore[arg-type]
+    for _ in range(3):
+        with pytest.raises(FetchError):
+            download("http://a.org/1")
+    assert not download.busy
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/1.png", "data:image/png;base64,xx", "ftp://a.org/1.png"])
+def test_an_address_of_another_scheme_is_refused_in_one_line(url, here, capsys):
+    (here / "list.csv").write_text(f"image,caption\n{url},one\n", encoding="utf-8")
+    assert main(["prepare", "--captions", "list.csv", "-o", "c"]) == 2
+    assert f"the image is a URL of scheme '{url.partition(':')[0]}'" in capsys.readouterr().err

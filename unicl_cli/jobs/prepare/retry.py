@@ -1,0 +1,77 @@
+"""`--retry-failed`: the URLs of a finished corpus that failed for a reason that can pass are asked again.
+
+What comes back goes into new shards at the end, so that no shard changes and no row gets another number.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from unicl_cli.core.files import write_atomic
+from unicl_cli.data.fetch import RETRIED
+from unicl_cli.data.manifest import PLAN
+from unicl_cli.jobs.prepare.download import Downloads, url_of
+from unicl_cli.jobs.prepare.left_out import read_left_out
+from unicl_cli.jobs.prepare.parts import PartMarker
+from unicl_cli.jobs.prepare.plan import CorpusPlan
+from unicl_cli.jobs.prepare.plan_file import PlanFile, RetryRecord
+from unicl_cli.jobs.prepare.shards import Rejected, json_bytes
+
+
+def passing_reasons(downloads: Downloads) -> frozenset[str]:
+    """Return the reasons that can pass; with `--allow-private` and `--ignore-robots` also what they lift."""
+    lifted = {"private_address": downloads.fetch.allow_private, "robots": not downloads.fetch.robots}
+    return RETRIED | {"refused"} | {reason for reason, is_lifted in lifted.items() if is_lifted}
+
+
+def add_retries(plan: CorpusPlan, saved: PlanFile, out: Path, markers: Sequence[PartMarker]) -> PlanFile:
+    """Return the plan with units for the rows that are worth another try, and write it; as it is if there are none."""
+    wanted = passing_reasons(plan.downloads)
+    left_out = {key: row for key, row in read_left_out(out, markers).items() if row.reason in wanted}
+    generation = 1 + max((unit.generation for unit in saved.retries), default=0)
+    added = [
+        record
+        for source in plan.sources
+        for split in source.rows
+        for record in _cut(plan, saved, (source.spec.name, split), left_out, generation)
+    ]
+    if not added:
+        return saved
+    again = saved.model_copy(update={"retries": [*saved.retries, *added]})
+    write_atomic(out / PLAN, json_bytes(again.model_dump(exclude_unset=True) | {"retries": _dump(again)}))
+    return again
+
+
+def _dump(plan: PlanFile) -> list[dict[str, object]]:
+    return [record.model_dump() for record in plan.retries]
+
+
+def _cut(
+    plan: CorpusPlan, saved: PlanFile, place: tuple[str, str], left_out: dict[str, Rejected], generation: int
+) -> list[RetryRecord]:
+    """Return the units of one source and split."""
+    name, split = place
+    source = plan.find_source(name)
+    numbers = [
+        number
+        for number, row in enumerate(source.rows[split])
+        if row.key in left_out and url_of(source.source, row) is not None
+    ]
+    first = next(unit for unit in saved.units if (unit.source, unit.split) == place)
+    starts = range(0, len(numbers), first.rows)
+    records: list[RetryRecord] = []
+    for count, start in enumerate(starts):
+        chosen = numbers[start : start + first.rows]
+        reasons = [left_out[source.rows[split][number].key].reason for number in chosen]
+        records.append(
+            RetryRecord(
+                name=f"{name}-{first.kind}-retry{generation}-{count:05d}-of-{len(starts):05d}",
+                split=split,
+                source=name,
+                kind=first.kind,
+                group_rows=first.group_rows,
+                numbers=chosen,
+                retried={reason: reasons.count(reason) for reason in sorted(set(reasons))},
+                generation=generation,
+            )
+        )
+    return records
