@@ -143,18 +143,8 @@ def _as_unit(unit: UnitRecord) -> Unit:
 
 
 def _as_retry(unit: RetryRecord) -> Unit:
-    numbers = tuple(unit.numbers)
-    return Unit(
-        unit.name,
-        unit.split,
-        unit.source,
-        unit.kind,
-        0,
-        len(numbers),
-        unit.group_rows,
-        numbers,
-        tuple(unit.retried.items()),
-    )
+    numbers, reasons = tuple(unit.numbers), tuple(unit.retried.items())
+    return Unit(unit.name, unit.split, unit.source, unit.kind, 0, len(numbers), unit.group_rows, numbers, reasons)
 
 
 def check_out_dir(out: Path) -> None:
