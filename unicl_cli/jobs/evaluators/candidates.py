@@ -30,7 +30,8 @@ def choose_candidates(corpus: Sequence[ClassName], model: Sequence[ClassName], a
 
     A class of the model is one of the corpus if their keys are equal, or if they share a name, whatever its case.
     If the model's classes have groups, only those of a group that the corpus has too are candidates: an image is both
-    "red" and "circle", and what stands above its class in a taxonomy is true of it as well. Raise UniclError if a list names no class of the corpus: no row could be right.
+    "red" and "circle", and what stands above its class in a taxonomy is true of it as well.
+    Raise UniclError if a list names no class of the corpus: no row could be right.
     """
     further = other_classes(corpus, model)
     if asked == "corpus":
