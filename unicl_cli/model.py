@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unicl_cli.contracts import Features, LogitScale, Tower
 from unicl_cli.core.host_copy import split_rows
+from unicl_cli.core.image_cache import EncodedImages
 from unicl_cli.core.text_cache import TextCache, build_text_cache
 from unicl_cli.core.towers import traits_of
 from unicl_cli.errors import UniclError
@@ -50,6 +51,14 @@ class Projected(nn.Module):
         """Map tower input to pooled (n, width) and joint (n, embed_dim), both before normalisation."""
         pooled = self.trunk(x)
         return pooled, self.proj(pooled)
+
+
+def project(tower: nn.Module, known: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Return pooled (n, width) and joint of a tower whose ``known`` part is frozen."""
+    if isinstance(tower, Projected):
+        return known, tower.proj(known)
+    pooled, joint = known.split([width, known.shape[1] - width], 1)
+    return pooled, joint
 
 
 def add_projection(tower: nn.Module, embed_dim: int) -> nn.Module:
@@ -101,8 +110,13 @@ class TwoTower(nn.Module):
         mean, std = cast("Tensor", self.pixel_mean), cast("Tensor", self.pixel_std)
         return (images.to(mean.dtype) - mean) / std
 
-    def encode_image(self, images: Tensor) -> Features:
-        """Encode uint8 (b, 3, H, W) to pooled (b, image_width) and embed (b, embed_dim)."""
+    def encode_image(self, images: Tensor | EncodedImages) -> Features:
+        """Encode uint8 (b, 3, H, W) to pooled (b, image_width) and embed (b, embed_dim).
+
+        Images whose frozen tower has encoded them (`encode_frozen`) are finished here.
+        """
+        if isinstance(images, EncodedImages):
+            return Features(*chunked(self._known_image, images.outputs, self.chunks))
         if images.dim() != 4:
             raise UniclError(
                 f"data.views: the loss takes one view per image, got {images.shape[1]}",
@@ -114,12 +128,28 @@ class TwoTower(nn.Module):
         """Encode int64 (U, L) to pooled (U, width) and embed (U, embed_dim)."""
         if self.bank is None or not self.training:
             return Features(*chunked(self._text, tokens, self.chunks))
-        known, text = self.bank(tokens), cast("Any", self.text)
-        both = (known, text.proj(known)) if isinstance(text, Projected) else known.tensor_split([self.text_width], 1)
-        return Features(*self._finish_text(*both))
+        return Features(*self._finish_text(*project(cast("nn.Module", self.text), self.bank(tokens), self.text_width)))
+
+    def encode_frozen(self, images: Tensor) -> Tensor | None:
+        """Encode uint8 (b, 3, H, W) as far as the frozen image tower goes, (b, D); None if it learns.
+
+        ``encode_image`` takes the result as `EncodedImages`; a projection may learn.
+        """
+        tower = self.image.trunk if isinstance(self.image, Projected) else self.image
+        if tower.training or any(p.requires_grad for p in tower.parameters()):
+            return None
+        outputs = tower(self.pixels(images))
+        return outputs if isinstance(self.image, Projected) else torch.cat(outputs, 1)
 
     def _image(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        pooled, joint = map(at_least_float32, self.image(self.pixels(images)))
+        return self._finish_image(*self.image(self.pixels(images)))
+
+    def _known_image(self, known: Tensor) -> tuple[Tensor, Tensor]:
+        return self._finish_image(*project(self.image, known, self.image_width))
+
+    def _finish_image(self, pooled: Tensor, joint: Tensor) -> tuple[Tensor, Tensor]:
+        """Convert an image tower's output to pooled and embed."""
+        pooled, joint = at_least_float32(pooled), at_least_float32(joint)
         if self.normalize:
             joint = F.normalize(joint, dim=-1)
         return pooled, torch.cat([joint, torch.ones_like(joint[:, :1])], 1) if self.biased else joint

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from unicl_cli.binding import takes
 from unicl_cli.build.caption_labels import build_naming, losses_that_take
@@ -44,7 +45,8 @@ TRIED_ROWS = 100
 class TrainingData(NamedTuple):
     """The corpora of a recipe as one mix. ``templates`` are those of the first corpus with classes, for evaluation.
 
-    ``label_sets`` is None if each labelled row has one label, and classes have no groups.
+    ``label_sets`` is None if each labelled row has one label, and classes have no groups. ``encoded`` (rows of the mix,
+    …) is what a frozen image tower gives for each row's image, on the host; None: images are encoded at each step.
     """
 
     mix: MixedCorpora
@@ -54,6 +56,7 @@ class TrainingData(NamedTuple):
     checksums: dict[str, str]
     device_augment: DeviceAugment | None
     label_sets: LabelSets | None
+    encoded: Tensor | None = None
 
 
 def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], list[NDArray[np.int64]]]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from unicl_cli.contracts import NO_LABEL, Drawn, LabelSets
 from unicl_cli.core.batch_columns import KNOWN, LABEL_SET, NAMED, SHOWN
+from unicl_cli.core.image_cache import reads_no_images
 
 MOST_NAMED = 8
 """The most classes that a caption names; one that names more counts as a list of words that names none."""
@@ -25,6 +26,7 @@ def named_column(drawn: Sequence[Drawn]) -> dict[str, Tensor]:
     return {NAMED: pad_labels([row.named for row in drawn], MOST_NAMED)}
 
 
+@reads_no_images
 def set_columns(
     drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor, *, label_sets: LabelSets
 ) -> dict[str, Tensor]:

@@ -96,16 +96,17 @@ def freeze_idle(step_module: nn.Module, batch: Any, accelerator: "Accelerator") 
 def probe_gradients(step_module: nn.Module, batch: Any, accelerator: "Accelerator") -> Tensor:
     """Run one probe step; return (n,): 1 for each trained parameter that gets a gradient on this rank, else 0."""
     buffers = {name: value.clone() for name, value in step_module.named_buffers()}
-    with accelerator.autocast():
-        out = step_module(to_device(batch, accelerator.device))
-    out["loss"].backward()
-    trained = [p for p in step_module.parameters() if p.requires_grad]
-    found = torch.tensor([float(p.grad is not None) for p in trained], device=accelerator.device)
-    step_module.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for name, value in step_module.named_buffers():
-            value.copy_(buffers[name])
-    return found
+    try:
+        with accelerator.autocast():
+            out = step_module(to_device(batch, accelerator.device))
+        out["loss"].backward()
+        trained = [p for p in step_module.parameters() if p.requires_grad]
+        return torch.tensor([float(p.grad is not None) for p in trained], device=accelerator.device)
+    finally:
+        step_module.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, value in step_module.named_buffers():
+                value.copy_(buffers[name])
 
 
 def freeze_unreached(step_module: nn.Module, ranks: Tensor) -> list[str]:

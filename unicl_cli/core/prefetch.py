@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unicl_cli.core.host_copy import to_device
+from unicl_cli.core.image_cache import EncodedImages
 
 T = TypeVar("T")
 PATIENCE = 5.0
@@ -98,6 +99,8 @@ def tensors_of(batch: Any) -> Iterator[Tensor]:
     """Yield all tensors of a batch, at any depth."""
     if isinstance(batch, Tensor):
         yield batch
+    elif isinstance(batch, EncodedImages):
+        yield batch.outputs
     elif isinstance(batch, dict):
         for value in batch.values():
             yield from tensors_of(value)

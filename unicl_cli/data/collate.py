@@ -1,6 +1,7 @@
 """The step from drawn samples to one Batch: keys, distinct texts, tokens."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,8 +24,25 @@ class Extra:
     def __bool__(self) -> bool:
         return bool(self.hooks)
 
+    @property
+    def reads_images(self) -> bool:
+        """True if a hook may read images."""
+        return any(map(reads_images, self.hooks))
+
     def __call__(self, drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor) -> dict[str, Tensor]:
-        return {name: x for hook in self.hooks for name, x in hook(drawn, tokens, text_index).items()}
+        found: dict[str, Tensor] = {}
+        for hook in self.hooks:
+            rows = drawn if reads_images(hook) else [row._replace(image=cast("Any", None)) for row in drawn]
+            found |= hook(rows, tokens, text_index)
+        return found
+
+
+def reads_images(hook: Hook) -> bool:
+    """Return False if a hook, or the function that it is a partial of, says so by an attribute ``reads_images``.
+
+    Such a hook gets rows whose image is None.
+    """
+    return bool(getattr(hook, "reads_images", getattr(getattr(hook, "func", None), "reads_images", True)))
 
 
 def sample_key(drawn: Drawn, caption_targets: str) -> int:

@@ -27,13 +27,13 @@ EVAL_SPLITS = ("test", "val")
 """Splits that evaluation uses by default, the first that a corpus has."""
 CACHE_BYTES = 512_000_000
 """Size of the row groups that a process keeps for each table: a window of 64 groups of 8 MB."""
-_COLUMNS = ["image", "texts", "label", "source", "key", "text_hash"]
+_COLUMNS = ["texts", "label", "source", "key", "text_hash"]
 
 
 class _Group(NamedTuple):
     """A decoded row group: images and media stay in Arrow's memory until one is asked for."""
 
-    images: pa.Array
+    images: pa.Array | None
     texts: list[list[str]]
     labels: list[int]
     sources: list[str]
@@ -60,7 +60,7 @@ class RowTable:
         self._ends = np.cumsum(self.group_sizes)
         self._places = [(shard, group) for shard, of in enumerate(self._row_groups) for group in range(len(of))]
         self._files: dict[int, pq.ParquetFile] = {}
-        self._cache: OrderedDict[tuple[int, bool], _Group] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, bool, bool], _Group] = OrderedDict()
         self._cached = 0
 
     def __len__(self) -> int:
@@ -77,15 +77,18 @@ class RowTable:
         """Return the file that holds a row."""
         return self.shards[self._places[int(np.searchsorted(self._ends, row, side="right"))][0]]
 
-    def read(self, row: int, *, media: bool = False) -> Sample:
-        """Return one row; IndexError outside [0, len). Without ``media``, that column is not read from the disk."""
+    def read(self, row: int, *, media: bool = False, image: bool = True) -> Sample:
+        """Return one row; IndexError outside [0, len).
+
+        Without ``media`` or ``image``, that column is not read from the disk, and the sample's own is empty.
+        """
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} is outside a table of {len(self)}")
         number = int(np.searchsorted(self._ends, row, side="right"))
         at = row - int(self._ends[number] - self.group_sizes[number])
-        group = self._cached_group(number, media=media)
+        group = self._cached_group(number, media=media, image=image)
         return Sample(
-            group.images[at].as_py(),
+            b"" if group.images is None else group.images[at].as_py(),
             tuple(group.texts[at]),
             group.labels[at],
             group.sources[at],
@@ -130,30 +133,31 @@ class RowTable:
                 whole = np.frombuffer(digests.buffers()[1], np.uint64)
                 yield whole.reshape(-1, 4)[digests.offset : digests.offset + len(digests), 0].copy()
 
-    def _cached_group(self, number: int, *, media: bool) -> _Group:
-        key = (number, media)
+    def _cached_group(self, number: int, *, media: bool, image: bool) -> _Group:
+        key = (number, media, image)
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        group = self._read_group(number, media=media)
+        group = self._read_group(number, media=media, image=image)
         self._cache[key] = group
         self._cached += group.size
         while self._cached > CACHE_BYTES and len(self._cache) > 1:
             self._cached -= self._cache.popitem(last=False)[1].size
         return group
 
-    def _read_group(self, number: int, *, media: bool) -> _Group:
+    def _read_group(self, number: int, *, media: bool, image: bool) -> _Group:
         shard, group = self._places[number]
         file = self._file(shard)
         with_media = media and MEDIA in file.schema_arrow.names
-        columns = [*_COLUMNS, *([LABELS, KNOWN] if self.has_sets else []), *([MEDIA] if with_media else [])]
+        sets_columns = [LABELS, KNOWN] if self.has_sets else []
+        columns = [*(["image"] if image else []), *_COLUMNS, *sets_columns, *([MEDIA] if with_media else [])]
         table = read_group(file, self.shards[shard], group, columns, self.rules)
         try:
-            lists = [_to_list(table.column(name).chunk(0)) for name in _COLUMNS[1:]]
+            lists = [_to_list(table.column(name).chunk(0)) for name in _COLUMNS]
             sets = [_to_list(table.column(name).chunk(0)) if self.has_sets else None for name in (LABELS, KNOWN)]
         except ValueError as error:  # not UTF-8
             raise explain_damage(self.shards[shard], f"row group {group}: {error}") from error
-        images = table.column("image").chunk(0).field("bytes")
+        images = table.column("image").chunk(0).field("bytes") if image else None
         items = table.column(MEDIA).chunk(0) if with_media else None
         return _Group(images, *lists, *sets, media=items, size=table.nbytes)
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from unicl_cli.contracts import Batch, Drawn
 from unicl_cli.data.collate import Hook, collate
-from unicl_cli.data.mix import BOTH, At, Draws, MixedCorpora
+from unicl_cli.data.mix import BOTH, At, Draws, MixedCorpora, OnePass
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.launch.stopping import stop_signals
@@ -84,7 +84,7 @@ def share_images(images: Tensor) -> Tensor | NDArray[np.uint8]:
 class ChunkedDraws:
     """A sampler of chunks: the lists of ``draws``, each cut into pieces of ``size`` rows."""
 
-    def __init__(self, draws: Draws, size: int) -> None:
+    def __init__(self, draws: Draws | OnePass, size: int) -> None:
         self.draws, self.size = draws, size
 
     @property
@@ -167,7 +167,7 @@ def block_stop_signals() -> Generator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def load_chunks(mix: MixedCorpora, draws: Draws, workers: int) -> tuple[Iterator[Chunk | UniclError], int]:
+def load_chunks(mix: MixedCorpora, draws: Draws | OnePass, workers: int) -> tuple[Iterator[Chunk | UniclError], int]:
     """Start the workers; return all chunks in order, and how many make a batch."""
     rows = chunk_rows(draws.rows, workers)
     way = choose_supply(rows * mix.row_bytes, workers, free_shared_memory()) if workers else Supply(0, shared=False)
@@ -245,6 +245,14 @@ def batches(
             drawn, images = join_chunks(islice(chunks, in_a_batch), draws.rows, pin_memory=pin_memory)
         batch = together(drawn, images)
         yield step, pin_batch(batch) if pin_memory else batch
+
+
+def load_images(mix: MixedCorpora, places: OnePass, workers: int, *, pin_memory: bool) -> Iterator[Tensor]:
+    """Yield the images of each list of ``places``."""
+    chunks, in_a_batch = load_chunks(mix, places, workers)
+    for each in places:
+        with explain_worker_death():
+            yield join_chunks(islice(chunks, in_a_batch), len(each), pin_memory=pin_memory)[1]
 
 
 @contextmanager

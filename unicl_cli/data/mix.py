@@ -7,7 +7,9 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from unicl_cli.contracts import NO_LABEL, Drawn, Sample
 from unicl_cli.core.prompts import fill_template
@@ -147,17 +149,24 @@ def strands_of(
 class MixedCorpora:
     """All strands of a training, addressed by At; picklable for spawned workers.
 
-    Unless ``media`` is set, samples have no media and the corpora's media are not read from the disk.
+    Unless ``media`` is set, samples have no media and the corpora's media are not read from the disk; the same holds
+    for ``images``, where samples have the number of their row, int64 (), in the place of an image.
     """
 
-    def __init__(self, strands: Sequence[Strand], texts: TextChoice, *, media: bool = False) -> None:
+    def __init__(
+        self, strands: Sequence[Strand], texts: TextChoice, *, media: bool = False, images: bool = True
+    ) -> None:
         firsts = np.cumsum([0, *(s.size for s in strands)])
         self.strands = [s._replace(first=int(n)) for s, n in zip(strands, firsts[:-1], strict=True)]
-        self.texts, self.media = texts, media
+        self.texts, self.media, self.images = texts, media, images
 
     def with_media(self) -> "MixedCorpora":
         """Return the same mix, whose samples carry the media of their rows."""
-        return MixedCorpora(self.strands, self.texts, media=True)
+        return MixedCorpora(self.strands, self.texts, media=True, images=self.images)
+
+    def without_images(self) -> "MixedCorpora":
+        """Return the same mix, whose samples have the number of their row instead of an image."""
+        return MixedCorpora(self.strands, self.texts, media=self.media, images=False)
 
     def __len__(self) -> int:
         return sum(s.size for s in self.strands)
@@ -165,7 +174,7 @@ class MixedCorpora:
     @property
     def row_bytes(self) -> int:
         """The bytes of one row in memory: its views, and the mean size of its media where they are read."""
-        views = self.strands[0].transform.nbytes
+        views = self.strands[0].transform.nbytes if self.images else 8
         if not self.media:
             return views
         return views + math.ceil(max(strand.table.media_bytes() for strand in self.strands))
@@ -174,19 +183,15 @@ class MixedCorpora:
         number, row, step, draw = at
         strand = self.strands[number]
         place = row if strand.rows is None else int(strand.rows[row])
-        sample = strand.table.read(place, media=self.media)
+        sample = strand.table.read(place, media=self.media, image=self.images)
         own, words = strand.label_set(sample), self.words(step, strand.first + row)
         text, text_hash, shown = self.text(strand, sample, own, words)
-        try:
-            image = strand.transform(sample.image, draw)
-        except ImageError as error:
-            raise undecodable(strand.table.shard_of(place), sample.key, error) from error
         labels = tuple(int(strand.labels[label]) for label in own)
         drawn = Drawn(
             row=strand.first + row,
             draw=draw,
             seed=self.texts.seed,
-            image=image,
+            image=self.image(strand, sample, place, draw) if self.images else torch.tensor(strand.first + row),
             label=labels[0] if len(labels) == 1 else NO_LABEL,
             text=text,
             text_hash=text_hash,
@@ -200,6 +205,13 @@ class MixedCorpora:
             drawn = drawn._replace(prompt=prompt, prompted=int(strand.labels[shown]))
         naming = self.texts.naming
         return drawn if naming is None or strand.kind == LABELS else naming.complete(drawn)
+
+    def image(self, strand: Strand, sample: Sample, place: int, draw: int) -> Tensor:
+        """Return the views of a row; ``place`` is the row's in its table."""
+        try:
+            return strand.transform(sample.image, draw)
+        except ImageError as error:
+            raise undecodable(strand.table.shard_of(place), sample.key, error) from error
 
     def text(
         self, strand: Strand, sample: Sample, labels: tuple[int, ...], words: tuple[int, ...]
@@ -324,3 +336,24 @@ class Draws:
             draw = step * size + np.arange(size)
             columns = (strand[mine].tolist(), row[mine].tolist(), [step] * (size // self.world), draw[mine].tolist())
             yield list(zip(*columns, strict=True))
+
+
+class OnePass:
+    """A batch sampler that gives each row of a mix once: for each round, the list of this rank's places.
+
+    A round is ``rows`` rows for each rank, in rank order. In the last one, lists may be shorter; the last row stands
+    for none, so that every rank has the same number of lists.
+    """
+
+    def __init__(self, mix: MixedCorpora, rows: int, rank: int, world: int) -> None:
+        self.mix, self.rows, self.rank, self.world = mix, rows, rank, world
+
+    def __len__(self) -> int:
+        return -(-len(self.mix) // (self.rows * self.world))
+
+    def __iter__(self) -> Iterator[list[At]]:
+        last, firsts = len(self.mix) - 1, [strand.first for strand in self.mix.strands]
+        for number in range(self.rank, len(self) * self.world, self.world):
+            rows = np.arange(min(number * self.rows, last), min((number + 1) * self.rows, last + 1))
+            strands = np.searchsorted(firsts, rows, side="right") - 1
+            yield [(n, row - firsts[n], 0, 0) for n, row in zip(strands.tolist(), rows.tolist(), strict=True)]

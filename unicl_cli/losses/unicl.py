@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from unicl_cli.contracts import NO_KEY, NO_LABEL, Batch, Drawn, LabelSets, Model
 from unicl_cli.core.batch_columns import HASH_KEYS, KNOWN, NAMED, OWN_TEXT, ROW_KEYS, SHOWN
+from unicl_cli.core.image_cache import reads_no_images
 from unicl_cli.core.label_sets import named_column, set_columns
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.kernels.targets import Target
@@ -19,6 +20,7 @@ HIDING_TILE = 1024
 """Rows of a tile where captions are hidden from rows, if the recipe sets none."""
 
 
+@reads_no_images
 def target_columns(
     drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor, *, label_sets: LabelSets | None, hides_named: bool
 ) -> dict[str, Tensor]:

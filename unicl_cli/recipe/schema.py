@@ -300,6 +300,9 @@ class Parallel(Section):
     """Encode texts without padding, and a beginning that several share only once (causal text towers)."""
     text_cache: Literal["auto", "off"] = "auto"
     """Cache of text features; auto = a frozen text tower encodes each text once, if texts repeat and fit in 1 GiB."""
+    image_cache: Literal["auto", "off"] = "auto"
+    """Cache of image features; auto = a frozen image tower encodes each image once, before the first step, if images
+    do not change from draw to draw, repeat, and their features fit in 1 GiB."""
     channels_last: bool = True
     """Memory format channels_last for images, in backbones with BatchNorm."""
     compile: bool = False

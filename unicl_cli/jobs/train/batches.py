@@ -5,11 +5,13 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unicl_cli.build.data import TrainingData
 from unicl_cli.contracts import Batch, Tokenizer
 from unicl_cli.core.dist import bare, rank, world_size
+from unicl_cli.core.host_copy import send
+from unicl_cli.core.image_cache import EncodedImages
 from unicl_cli.core.loop import Step
 from unicl_cli.core.prefetch import move_batches, prefetch
 from unicl_cli.data.collate import Extra
@@ -36,7 +38,7 @@ def stream_batches(
     inner = cast("Step", bare(step))
     device = next(inner.parameters()).device
     made = batches(
-        data.mix,
+        data.mix if data.encoded is None else data.mix.without_images(),
         draws,
         cast("TextTokenizer | None", tokenizer),
         caption_targets=recipe.data.caption_targets,
@@ -45,7 +47,7 @@ def stream_batches(
         workers=workers,
         pin_memory=device.type == "cuda",
     )
-    moved = move_ahead(made, device, workers, data.device_augment)
+    moved = move_ahead(made, device, workers, data.device_augment, data.encoded)
     return moved if not offset else ((at - offset, batch) for at, batch in moved)
 
 
@@ -56,14 +58,21 @@ def extra_of(step: Step) -> Extra:
 
 
 def move_ahead(
-    made: Iterator[tuple[int, Batch]], device: torch.device, workers: int, augment: DeviceAugment | None
+    made: Iterator[tuple[int, Batch]],
+    device: torch.device,
+    workers: int,
+    augment: DeviceAugment | None,
+    encoded: Tensor | None = None,
 ) -> Iterator[tuple[int, Batch]]:
-    """Move batches to the device and augment them there; to a GPU while the step before runs."""
+    """Move batches to the device and finish their images there; to a GPU while the step before runs."""
     if device.type == "cuda" and workers:  # on a CPU a thread would only take the step's cores
         made = prefetch(made)
-    return move_batches(made, device, partial(augment_on_device, augment=augment))
+    return move_batches(made, device, partial(finish_images, augment=augment, encoded=encoded))
 
 
-def augment_on_device(batch: Batch, moved: Batch, *, augment: DeviceAugment | None) -> Batch:
-    """Apply the augmentation that the loader has left to the device."""
+def finish_images(batch: Batch, moved: Batch, *, augment: DeviceAugment | None, encoded: Tensor | None) -> Batch:
+    """Look up images that are ``encoded`` already; apply the augmentation that the loader has left to the device."""
+    if encoded is not None:  # the loader gave the numbers of their rows
+        known = send(encoded[batch.images], moved.images.device)
+        return moved._replace(images=cast("Any", EncodedImages(known)))
     return moved if augment is None else moved._replace(images=augment(moved.images, batch.draws))

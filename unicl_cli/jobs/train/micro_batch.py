@@ -21,6 +21,7 @@ from unicl_cli.formats import byte_size
 from unicl_cli.jobs.train.blueprint import Blueprint, Built, has_batch_statistics
 from unicl_cli.jobs.train.facts import read_training_facts
 from unicl_cli.jobs.train.memory import state_bytes
+from unicl_cli.jobs.train.pixel_probe import FrozenImages, probe_pixels
 from unicl_cli.jobs.train.sizes import is_sharded
 from unicl_cli.recipe.schema import Recipe
 
@@ -39,12 +40,19 @@ class Shortage(NamedTuple):
         return f"the memory of rank {self.rank}" if math.isinf(self.memory) else byte_size(self.memory)
 
 
+class Rehearsed(NamedTuple):
+    """The answers of `probe_gradients` and of `probe_pixels`, which is asked only for an image cache."""
+
+    reached: Tensor
+    frozen_images: FrozenImages | None
+
+
 class Fitted(NamedTuple):
-    """A model that every rank has memory for, its rows at once, and this rank's answer of `probe_gradients`."""
+    """A model that every rank has memory for, its rows at once, and what this rank's rehearsal found."""
 
     built: Built
     rows: int
-    reached: Tensor
+    found: Rehearsed
 
 
 def first_rows(micro: Any, local: int, folder: Path | None) -> int:
@@ -71,9 +79,9 @@ def fit_micro_batch(blueprint: Blueprint, accelerator: Any, rows: int) -> Fitted
     limit = memory_limit(device)  # before the first rehearsal: one that fails leaves its pages mapped
     last: Shortage | None = None
     while True:
-        reached = rehearse(recipe, accelerator, built.step, batch, limit)
-        shortage = find_shortage(device, 0 if reached is not None else limit or math.inf)
-        if reached is not None and shortage is None:
+        found = rehearse(recipe, accelerator, built.step, batch, limit)
+        shortage = find_shortage(device, 0 if found is not None else limit or math.inf)
+        if found is not None and shortage is None:
             break
         last = shortage
         if recipe.batch.micro != "auto" or rows == 1 or has_batch_statistics(built.step):
@@ -86,11 +94,11 @@ def fit_micro_batch(blueprint: Blueprint, accelerator: Any, rows: int) -> Fitted
         built = blueprint.build(rows)  # the rehearsed one is sharded over a pretended process group
     if last is not None and rank() == 0:
         write_line(f"batch.micro: {rows} rows at once (of {sizes.local}): more did not fit into {last}")
-    return Fitted(built, rows, reached)
+    return Fitted(built, rows, found)
 
 
-def rehearse(recipe: Recipe, accelerator: Any, step: Step, batch: Batch, limit: int | None) -> Tensor | None:
-    """Try one step without the other ranks; return the answer of `probe_gradients`, or None if memory runs out.
+def rehearse(recipe: Recipe, accelerator: Any, step: Step, batch: Batch, limit: int | None) -> Rehearsed | None:
+    """Try one step without the other ranks; return what it shows, or None if memory runs out.
 
     Memory for the optimizer, the average and the margin is set aside meanwhile.
     """
@@ -106,7 +114,8 @@ def rehearse(recipe: Recipe, accelerator: Any, step: Step, batch: Batch, limit: 
             held = torch.empty(aside, dtype=torch.uint8, device=device)
             reached = probe_gradients(module, batch, accelerator)
             del held
-            return reached
+            caches = recipe.parallel.image_cache == "auto"
+            return Rehearsed(reached, probe_pixels(module, batch, accelerator) if caches else None)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

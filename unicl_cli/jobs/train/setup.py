@@ -32,6 +32,7 @@ from unicl_cli.jobs.train.blame import blame_parts
 from unicl_cli.jobs.train.blueprint import Blueprint, has_batch_statistics
 from unicl_cli.jobs.train.facts import read_training_facts
 from unicl_cli.jobs.train.micro_batch import first_rows, fit_micro_batch
+from unicl_cli.jobs.train.pixel_probe import FrozenImages
 from unicl_cli.jobs.train.sizes import Sizes, sizes_of
 from unicl_cli.launch.process import is_restarted
 from unicl_cli.recipe.load import check_shares
@@ -56,6 +57,8 @@ class Parts(NamedTuple):
     frozen: list[str]
     micro: int | None
     """Rows encoded at once; None: all."""
+    frozen_images: FrozenImages | None
+    """The frozen image tower; None if it learns, or if no image cache is wanted."""
 
 
 def set_up(recipe: Recipe, accelerator: Any, run: Path, resume_from: str, start: str | None) -> Parts:
@@ -79,14 +82,15 @@ def set_up(recipe: Recipe, accelerator: Any, run: Path, resume_from: str, start:
     else:
         blueprint = Blueprint(recipe, data, sizes, trained=run)  # its weights will be loaded later
     with blame_parts():
-        (step, tokenizer, origin), rows, reached = fit_micro_batch(blueprint, accelerator, first)
+        (step, tokenizer, origin), rows, found = fit_micro_batch(blueprint, accelerator, first)
 
-    frozen = freeze_unreached(step, sum_over_ranks(reached))
+    frozen = freeze_unreached(step, sum_over_ranks(found.reached))
     check_adapters(step, frozen)
     if origin is not None and rank() == 0:
         write_line(f"{run}: starts from {origin}")
     warn(batchnorm_warnings(step, sizes.world))
-    return Parts(recipe, data, step, tokenizer, sizes, frozen, None if rows == sizes.local else rows)
+    micro = None if rows == sizes.local else rows
+    return Parts(recipe, data, step, tokenizer, sizes, frozen, micro, found.frozen_images)
 
 
 def warn(warnings: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from unicl_cli.core.loop import Step
 from unicl_cli.core.switches import align_conv_weights, compile_units
 from unicl_cli.core.trackers import check_installed
 from unicl_cli.errors import Stopped, UniclError, write_line
+from unicl_cli.jobs.train.image_cache import cache_images
 from unicl_cli.jobs.train.micro_batch import explain_out_of_memory
 from unicl_cli.jobs.train.setup import Parts, platform_facts, resume, set_up, write_parts
 from unicl_cli.jobs.train.sizes import is_sharded
@@ -186,6 +187,7 @@ def train_stage(
             f"{run}: not every process sees its checkpoints", "put --run-dir on storage that all nodes share"
         )
     stop_together(stop)
+    parts = cache_images(parts, step, accelerator, str(run), partial(stop_together, stop))
     if rank() == 0:
         begin()
         for folder in (run, run / CHECKPOINTS):

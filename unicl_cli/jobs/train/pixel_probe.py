@@ -1,0 +1,42 @@
+"""The probe of a step whose image tower is frozen: whether anything but the tower uses pixels."""
+
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor, nn
+
+from unicl_cli.contracts import Batch
+from unicl_cli.core.dist import bare
+from unicl_cli.core.image_cache import EncodedImages, PixelsNeeded
+from unicl_cli.core.loop import Step, probe_gradients
+
+
+class FrozenImages(NamedTuple):
+    """A frozen image tower: the bytes of what it gives for an image, and another use of pixels in a step, if any."""
+
+    row_bytes: int
+    other_use: str | None
+
+
+def encode_frozen(module: nn.Module, images: Tensor, accelerator: Any) -> Tensor | None:
+    """Encode uint8 (b, 3, H, W) as far as the frozen image tower goes; None if it learns, or the model cannot tell."""
+    step = cast("Step", bare(module))
+    if not hasattr(step.model, "encode_frozen"):
+        return None
+    with accelerator.autocast():  # with gradients, as in training: without them, torch may take other kernels
+        found = cast("Tensor | None", step.call("encode_frozen", images.to(accelerator.device, non_blocking=True)))
+    return None if found is None else found.detach()
+
+
+def probe_pixels(module: nn.Module, batch: Batch, accelerator: Any) -> FrozenImages | None:
+    """Try a step without pixels on a ``batch`` that has had one with pixels; None unless the image tower is frozen."""
+    images = batch.images.flatten(0, -4)
+    one = encode_frozen(module, images[:1], accelerator)
+    if one is None:
+        return None
+    standing = EncodedImages(one.expand(len(images), *one.shape[1:]))
+    other_use = None
+    try:
+        probe_gradients(module, batch._replace(images=cast("Any", standing)), accelerator)
+    except (PixelsNeeded, TypeError) as error:
+        other_use = str(error)
+    return FrozenImages(one.nbytes, other_use)
