@@ -32,23 +32,18 @@ if TYPE_CHECKING:
     from unicl_cli.core.checkpoint import load_optimizer, load_weights, read_tensors, save
     from unicl_cli.core.checkpoint_files import newest, read_facts
     from unicl_cli.core.dist import bare, gather, rank, shard, share_of_mean, world_size
-    from unicl_cli.core.json_output import print_json
     from unicl_cli.core.label_sets import set_columns
     from unicl_cli.core.loop import Plan, Step, fit, freeze_idle
     from unicl_cli.core.sampler import seed_of
     from unicl_cli.core.schedule import lr_at
     from unicl_cli.data.class_names import read_class_file, read_classes
     from unicl_cli.data.class_numbers import match_labels
-    from unicl_cli.data.corpus import open_corpus
     from unicl_cli.data.number_spellings import read_whole_numbers
     from unicl_cli.data.pictures import Extent, ImageError, open_image, read_extent
     from unicl_cli.data.sources.tar_members import iter_members
-    from unicl_cli.errors import UniclError, print_line
+    from unicl_cli.errors import UniclError
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
-    from unicl_cli.evaluate.retrieval import recalls, search
     from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, EvalRows, Evaluator, RowSets
-    from unicl_cli.inference.encoder import Encoder
-    from unicl_cli.inference.media import match_kind
     from unicl_cli.kernels.targets import Target
     from unicl_cli.launch.accelerator import start_accelerator
     from unicl_cli.losses.contrast import both_ways, contrast, contrast_tiled, supcon_loss
@@ -73,15 +68,10 @@ _HOME = {
     "unicl_cli.data.class_names": ("read_class_file", "read_classes"),
     "unicl_cli.data.class_numbers": ("match_labels",),
     "unicl_cli.data.number_spellings": ("read_whole_numbers",),
-    "unicl_cli.data.corpus": ("open_corpus",),
     "unicl_cli.data.pictures": ("Extent", "ImageError", "open_image", "read_extent"),
     "unicl_cli.data.sources.tar_members": ("iter_members",),
-    "unicl_cli.core.json_output": ("print_json",),
-    "unicl_cli.errors": ("UniclError", "print_line"),
+    "unicl_cli.errors": ("UniclError",),
     "unicl_cli.evaluate.classifier": ("prompts_of", "zeroshot_classifier"),
-    "unicl_cli.evaluate.retrieval": ("recalls", "search"),
-    "unicl_cli.inference.encoder": ("Encoder",),
-    "unicl_cli.inference.media": ("match_kind",),
     "unicl_cli.build.load": ("Loaded", "load_model"),
     "unicl_cli.kernels.targets": ("Target",),
     "unicl_cli.losses.contrast": ("both_ways", "contrast", "contrast_tiled", "supcon_loss"),
@@ -97,7 +87,6 @@ __all__ = [
     "ClassName",
     "DatasetSource",
     "Drawn",
-    "Encoder",
     "EvalCorpus",
     "EvalModel",
     "EvalRows",
@@ -141,13 +130,9 @@ __all__ = [
     "load_optimizer",
     "load_weights",
     "lr_at",
-    "match_kind",
     "match_labels",
     "newest",
-    "open_corpus",
     "open_image",
-    "print_json",
-    "print_line",
     "prompts_of",
     "rank",
     "read_class_file",
@@ -156,9 +141,7 @@ __all__ = [
     "read_facts",
     "read_tensors",
     "read_whole_numbers",
-    "recalls",
     "save",
-    "search",
     "seed_of",
     "set_columns",
     "shard",
