@@ -247,8 +247,8 @@ def search_tables(document: Mapping[str, Any]) -> Iterator[Table]:
     """Yield the nearest items of each query."""
     for answer in document["queries"]:
         table = Table(title=answer["query"], title_justify="left")
-        for name, justify in (("cosine", "right"), ("key", "left"), ("texts", "left")):
-            table.add_column(name, justify=justify, overflow="fold")
+        for name in ("cosine", "key", "texts"):
+            table.add_column(name, overflow="fold")
         for item in answer["results"]:
             table.add_row(f"{item['cosine']:.3f}", item.get("key", ""), "; ".join(item["texts"]))
         yield table

@@ -26,20 +26,21 @@ from unicl_imagebind.towers import Reader, media_tower
 
 SALT = 23
 PUBLISHED = {
-    "audio": LogitScale(init=20.0, learn=False),
-    "depth": LogitScale(init=5.0, learn=False),
-    "thermal": LogitScale(init=10.0, learn=False),
-    "imu": LogitScale(init=5.0, learn=False),
+    name: LogitScale(init=scale, learn=False)
+    for name, scale in (("audio", 20.0), ("depth", 5.0), ("thermal", 10.0), ("imu", 5.0))
 }
 """The factors on cosines of ImageBind, appendix B; another modality learns its own."""
 
 
 class ImageBind(nn.Module):
-    """Towers of images, texts and ``others`` into one space: unit vectors, whose scale stays apart (CVPR 2023)."""
+    """Towers of images, texts and ``others`` into one space: unit vectors, whose scale stays apart (CVPR 2023).
+
+    The caches of frozen towers are those of ``two``.
+    """
 
     def __init__(
         self,
-        two: TwoTower,
+        two: nn.Module,
         towers: Mapping[str, nn.Module],
         scales: Mapping[str, LogitScale],
         *,
@@ -47,6 +48,8 @@ class ImageBind(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
+        if not isinstance(two, TwoTower):
+            raise UniclError("model.base: is not a model of an image and a text tower", "use open_clip or two_tower")
         self.two, self.chunks, self.others = two, chunks, tuple(towers)
         self.towers = nn.ModuleDict({name: add_projection(tower, two.embed_dim) for name, tower in towers.items()})
         chosen = {name: scales.get(name, PUBLISHED.get(name, LogitScale())) for name in towers}
@@ -62,6 +65,7 @@ class ImageBind(nn.Module):
         self.media: tuple[MediaKind, ...] = tuple(tower.kind(name) for name, tower in read.items())
         readers = {name: tower.reader for name, tower in read.items()}
         self.extra = partial(read_modalities, readers=readers, dropout=dropout)
+        setattr(self.extra, "reads_images", False)  # noqa: B010 - of images that are cached there are no pixels
 
     def encode_image(self, images: Tensor) -> Features:
         """Encode uint8 (b, 3, H, W) to pooled (b, image_width) and embed (b, embed_dim)."""
@@ -90,8 +94,6 @@ class ImageBind(nn.Module):
         with torch.no_grad():
             for name, scale in self.logit_scales.items():
                 scale.clamp_(max=self.max_log_scales[name])
-
-    # -- the caches of frozen towers are those of the two -------------------------------------------------------------
 
     @property
     def text(self) -> Any:
@@ -122,15 +124,19 @@ def read_modalities(
     """
     del tokens
     names = ("text", *readers)
-    has = torch.tensor([[index != NO_TEXT, *(name in one.media for name in readers)]
-                        for one, index in zip(drawn, text_index.tolist(), strict=True)])  # fmt: skip
+    columns = [text_index != NO_TEXT, *(torch.tensor([name in one.media for one in drawn]) for name in readers)]
+    has = torch.stack(columns, 1)
     if dropout:
         has &= torch.stack([keep_modalities(one, row, dropout) for one, row in zip(drawn, has, strict=True)])
     extra = {f"has_{name}": column for name, column in zip(names, has.T.contiguous(), strict=True)}
     for name, reader in readers.items():
         extra[name] = torch.zeros(len(drawn), *reader.shape)
         for place in extra[f"has_{name}"].nonzero().flatten().tolist():
-            extra[name][place] = read_row(reader, drawn[place], name)
+            try:
+                extra[name][place] = reader(drawn[place].media[name])
+            except UniclError as error:
+                message = f"data.train: row '{drawn[place].key}': {name}: {error.message}"
+                raise UniclError(message, "fix the file, or leave it out, and prepare the corpus again") from error
     return extra
 
 
@@ -139,12 +145,3 @@ def keep_modalities(one: Drawn, has: Tensor, dropout: float) -> Tensor:
     coins = torch.rand(len(has), generator=torch.Generator().manual_seed(seed_of(one.seed, one.draw, SALT)))
     own = coins.masked_fill(~has, -1)
     return (own >= dropout) | (own == own.max())
-
-
-def read_row(reader: Reader, one: Drawn, name: str) -> Tensor:
-    """Return a row's media of this name as a tensor."""
-    try:
-        return reader(one.media[name])
-    except UniclError as error:
-        hint = "fix the file, or leave it out, and prepare the corpus again"
-        raise UniclError(f"data.train: row '{one.key}': {name}: {error.message}", hint) from error

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from functools import cache
 from math import gcd
 from typing import NamedTuple
 
@@ -16,20 +17,19 @@ from torch.nn import functional as F
 
 from unicl_cli.api import ImageError, UniclError, open_image
 
-WINDOW, HOP, FFT, LOWEST = 400, 160, 512, 20.0
-"""Samples of a frame and between frames (25 and 10 ms at 16 kHz), points of its transform, lowest frequency in Hz."""
+RATE, WINDOW, HOP, FFT, LOWEST = 16_000, 400, 160, 512, 20.0
+"""Samples a second, of a frame and between frames; points of a frame's transform; lowest frequency in Hz."""
 PREEMPHASIS, FLOOR = 0.97, float(np.finfo(np.float32).eps)
 RATES = (1_000, 768_000)
 MOST_SAMPLES = 200_000_000
 CUT = "a sound that is cut off"
-GREY = {"L": 255, "I;16": 65535, "I;16B": 65535, "I;16L": 65535, "I": 65535}
+GREY = {"L": 255, "I;16": 65535, "I;16B": 65535, "I": 65535}
 """Modes of an image with one channel, and their largest value."""
 
 
 class SoundReader(NamedTuple):
     """A WAV, FLAC or OGG file -> log-mel frames, float32 (clips, mels, frames) (ImageBind, section 3.2)."""
 
-    rate: int
     mels: int
     frames: int
     clips: int
@@ -41,7 +41,7 @@ class SoundReader(NamedTuple):
         return (self.clips, self.mels, self.frames)
 
     def __call__(self, data: bytes) -> Tensor:
-        wave = torch.from_numpy(decode_sound(data, self.rate))
+        wave = torch.from_numpy(decode_sound(data))
         length = (self.frames - 1) * HOP + WINDOW
         spare = len(wave) - length
         if spare <= 0:
@@ -49,15 +49,13 @@ class SoundReader(NamedTuple):
         else:
             starts = [spare // 2] if self.clips == 1 else np.linspace(0, spare, self.clips).astype(int).tolist()
             parts = [wave[start : start + length] for start in starts]
-        return ((log_mel(torch.stack(parts), self.rate, self.mels) - self.mean) / self.std).float()
+        return ((log_mel(torch.stack(parts), self.mels) - self.mean) / self.std).float()
 
 
 class GreyReader(NamedTuple):
-    """An image of one channel of 8 or 16 bits -> float32 (1, size, size): its middle square, scaled to [0, 1] first."""
+    """An image of one channel of 8 or 16 bits -> float32 (1, size, size) in [-1, 1]: its middle square."""
 
     size: int
-    mean: float
-    std: float
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,7 +78,7 @@ class GreyReader(NamedTuple):
             raise UniclError(f"an image with values outside 0 … {most}")
         whole = Image.fromarray(values / most)
         square = ImageOps.fit(whole, (self.size, self.size), Image.Resampling.BILINEAR)
-        return (torch.from_numpy(np.array(square))[None] - self.mean) / self.std
+        return 2 * torch.from_numpy(np.array(square))[None] - 1
 
 
 class MotionReader(NamedTuple):
@@ -103,8 +101,8 @@ class MotionReader(NamedTuple):
         return F.pad(x, (0, max(0, -spare))).contiguous()
 
 
-def decode_sound(data: bytes, rate: int) -> NDArray[np.float64]:
-    """Decode a sound to the mean of its channels at ``rate``, float64 (samples,). UniclError if it is not sound."""
+def decode_sound(data: bytes) -> NDArray[np.float64]:
+    """Decode a sound to the mean of its channels at RATE, float64 (samples,). UniclError if it is damaged."""
     if is_cut(data):
         raise UniclError(CUT)
     try:
@@ -124,8 +122,8 @@ def decode_sound(data: bytes, rate: int) -> NDArray[np.float64]:
     if not RATES[0] <= own <= RATES[1]:
         raise UniclError(f"a sound of {own} samples a second, outside {RATES[0]:,} … {RATES[1]:,}")
     mono = found.mean(1)
-    common = gcd(rate, own)
-    return mono if own == rate else resample_poly(mono, rate // common, own // common)
+    common = gcd(RATE, own)
+    return mono if own == RATE else resample_poly(mono, RATE // common, own // common)
 
 
 def is_cut(data: bytes) -> bool:
@@ -133,36 +131,32 @@ def is_cut(data: bytes) -> bool:
     if data[:4] == b"RIFF" and len(data) >= 8:
         size = int.from_bytes(data[4:8], "little")
         return size < 0xFFFFFFFF and size + 8 > len(data) + 1  # an odd last chunk may lack its padding byte
-    if data[:4] == b"OggS":
-        last = data.rfind(b"OggS")
-        header = data[last : last + 27]
-        if len(header) < 27 or not header[5] & 4:
-            return True
-        sizes = data[last + 27 : last + 27 + header[26]]
-        return len(sizes) < header[26] or last + 27 + header[26] + sum(sizes) > len(data)
-    return False
+    page = data[data.rfind(b"OggS") :]  # header of 27 bytes, then the sizes of the segments, then these
+    is_last = len(page) >= 27 and page[5] & 4 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+    return data[:4] == b"OggS" and not is_last
 
 
-def log_mel(waves: Tensor, rate: int, mels: int) -> Tensor:
+def log_mel(waves: Tensor, mels: int) -> Tensor:
     """Compute log-mel energies as Kaldi does: (n, samples) -> (n, mels, frames)."""
     frames = waves.unfold(1, WINDOW, HOP)
     frames = frames - frames.mean(2, keepdim=True)
     before = torch.cat([frames[..., :1], frames[..., :-1]], 2)
     window = torch.hann_window(WINDOW, periodic=False, dtype=waves.dtype)
     power = torch.fft.rfft((frames - PREEMPHASIS * before) * window, FFT).abs().square()
-    bank = mel_filters(rate, mels).to(waves.dtype)
+    bank = mel_filters(mels).to(waves.dtype)
     return (power @ bank).clamp(min=FLOOR).log().transpose(1, 2)
 
 
-def mel_filters(rate: int, mels: int) -> Tensor:
+@cache
+def mel_filters(mels: int) -> Tensor:
     """Return Kaldi's triangles on the mel scale, float64 (FFT / 2 + 1, mels)."""
 
     def to_mel(hertz: Tensor) -> Tensor:
         return 1127 * (1 + hertz / 700).log()
 
-    ends = to_mel(torch.tensor([LOWEST, rate / 2], dtype=torch.float64))
+    ends = to_mel(torch.tensor([LOWEST, RATE / 2], dtype=torch.float64))
     edges = torch.linspace(float(ends[0]), float(ends[1]), mels + 2, dtype=torch.float64)
-    bins = to_mel(torch.arange(FFT // 2 + 1, dtype=torch.float64) * rate / FFT)[:, None]
+    bins = to_mel(torch.arange(FFT // 2 + 1, dtype=torch.float64) * RATE / FFT)[:, None]
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     return torch.minimum(rising, falling).clamp(min=0)

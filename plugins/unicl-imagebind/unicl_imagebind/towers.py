@@ -11,9 +11,11 @@ Reader = SoundReader | GreyReader | MotionReader
 
 
 class Patches(nn.Conv2d):
-    """(b, C, H, W) -> (b, tokens, width), C inputs of one channel, whose tokens are told apart by nothing."""
+    """(b, 1, H, W) -> (b, tokens, width): a token for each patch, which may overlap."""
 
     def __init__(self, size: tuple[int, int], patch: int, stride: int, width: int) -> None:
+        if patch > min(size):
+            raise UniclError(f"patch: {patch} is larger than an input of {size[0]} x {size[1]}", "lower patch")
         super().__init__(1, width, patch, stride)
         self.count = ((size[0] - patch) // stride + 1) * ((size[1] - patch) // stride + 1)
         self.width = width
@@ -26,6 +28,8 @@ class Windows(nn.Linear):
     """(b, 6, samples) -> (b, tokens, width): a token for each window of samples of all channels."""
 
     def __init__(self, samples: int, window: int, width: int) -> None:
+        if samples % window:
+            raise UniclError(f"window: {samples} samples are not cut by windows of {window}", "change window")
         super().__init__(6 * window, width)
         self.count, self.window, self.width = samples // window, window, width
 
@@ -67,6 +71,8 @@ class MediaTower(nn.Module):
         drop_path: float = 0.0,
         dropout: float = 0.0,
     ) -> None:
+        if stem.width % heads:
+            raise UniclError(f"heads: a width of {stem.width} is not a multiple of {heads} heads", "change heads")
         super().__init__()
         self.stem, self.reader, self.suffixes, self.width = stem, reader, suffixes, stem.width
         self.start = nn.Parameter(torch.zeros(1, 1, stem.width))
