@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         LabelSets,
         LogitScale,
         Loss,
+        MediaKind,
         Metric,
         Model,
         Part,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from unicl_cli.data.class_names import read_class_file, read_classes
     from unicl_cli.data.class_numbers import match_labels
     from unicl_cli.data.number_spellings import read_whole_numbers
-    from unicl_cli.data.pictures import Extent, read_extent
+    from unicl_cli.data.pictures import Extent, ImageError, open_image, read_extent
     from unicl_cli.data.sources.tar_members import iter_members
     from unicl_cli.errors import UniclError
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
@@ -46,13 +47,13 @@ if TYPE_CHECKING:
     from unicl_cli.kernels.targets import Target
     from unicl_cli.launch.accelerator import start_accelerator
     from unicl_cli.losses.contrast import both_ways, contrast, contrast_tiled, supcon_loss
-    from unicl_cli.model import at_least_float32, chunked
+    from unicl_cli.model import TwoTower, add_projection, at_least_float32, chunked
 
 _HOME = {
     "unicl_cli.build.model": ("build_image_tower",),
     "unicl_cli.contracts": (
         *("NO_KEY", "NO_LABEL", "NO_TEXT", "Batch", "ClassName", "DatasetSource", "Drawn", "Features", "LabelSets"),
-        *("LogitScale", "Loss", "Metric", "Model", "Part", "Row", "Sample", "Sink", "Tokenizer", "Tower"),
+        *("LogitScale", "Loss", "MediaKind", "Metric", "Model", "Part", "Row", "Sample", "Sink", "Tokenizer", "Tower"),
         "TowerTraits",
     ),
     "unicl_cli.evaluator_contracts": ("EvalCorpus", "EvalModel", "EvalRows", "Evaluator", "RowSets"),
@@ -67,14 +68,14 @@ _HOME = {
     "unicl_cli.data.class_names": ("read_class_file", "read_classes"),
     "unicl_cli.data.class_numbers": ("match_labels",),
     "unicl_cli.data.number_spellings": ("read_whole_numbers",),
-    "unicl_cli.data.pictures": ("Extent", "read_extent"),
+    "unicl_cli.data.pictures": ("Extent", "ImageError", "open_image", "read_extent"),
     "unicl_cli.data.sources.tar_members": ("iter_members",),
     "unicl_cli.errors": ("UniclError",),
     "unicl_cli.evaluate.classifier": ("prompts_of", "zeroshot_classifier"),
     "unicl_cli.build.load": ("Loaded", "load_model"),
     "unicl_cli.kernels.targets": ("Target",),
     "unicl_cli.losses.contrast": ("both_ways", "contrast", "contrast_tiled", "supcon_loss"),
-    "unicl_cli.model": ("at_least_float32", "chunked"),
+    "unicl_cli.model": ("TwoTower", "add_projection", "at_least_float32", "chunked"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
@@ -92,10 +93,12 @@ __all__ = [
     "Evaluator",
     "Extent",
     "Features",
+    "ImageError",
     "LabelSets",
     "Loaded",
     "LogitScale",
     "Loss",
+    "MediaKind",
     "Metric",
     "Model",
     "Part",
@@ -109,7 +112,9 @@ __all__ = [
     "Tokenizer",
     "Tower",
     "TowerTraits",
+    "TwoTower",
     "UniclError",
+    "add_projection",
     "at_least_float32",
     "bare",
     "both_ways",
@@ -127,6 +132,7 @@ __all__ = [
     "lr_at",
     "match_labels",
     "newest",
+    "open_image",
     "prompts_of",
     "rank",
     "read_class_file",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence  # at run time: pydantic below 2.13 looks at the fields of a Part
+from collections.abc import Callable, Mapping, Sequence  # at run time: pydantic < 2.13 looks at the fields of a Part
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -189,7 +189,8 @@ class Drawn(NamedTuple):
     ``labels`` are all labels of the row, ``label`` the only one or NO_LABEL; ``shown`` is the class that its text
     names, NO_LABEL for a caption. Bit g of ``known`` is set if the row is annotated for group g of the mix. ``named``
     are the classes that the caption of a row without a label names, if `data.caption_labels` is hide. A row with two
-    texts has a caption as its text and also a ``prompt``, which names the class ``prompted``.
+    texts has a caption as its text and also a ``prompt``, which names the class ``prompted``. ``key`` is the key of the
+    row in its corpus where media are read, for errors about them.
     """
 
     row: int
@@ -206,6 +207,7 @@ class Drawn(NamedTuple):
     named: tuple[int, ...] = ()
     prompt: str | None = None
     prompted: int = NO_LABEL
+    key: str = ""
 
 
 class LabelSets(NamedTuple):
@@ -249,12 +251,26 @@ class Features(NamedTuple):
     embed: Tensor
 
 
+class MediaKind(NamedTuple):
+    """A kind of media that a model encodes beside images and texts: sounds, depth maps, …
+
+    ``name`` is its name in ``Sample.media`` and in ``encode_extra``; ``suffixes`` are ends of file names (".wav",
+    ".depth.png"). ``read`` maps the bytes of a file to the tensor of one row; it raises UniclError for bytes that it
+    cannot use, whose message says what is wrong with them ("a sound that is cut off").
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    read: Callable[[bytes], Tensor]
+
+
 @runtime_checkable
 class Model(Protocol):
     """The interface that losses and evaluation call. ``scale`` is a () tensor made from a parameter of shape [1].
 
     Optional attributes: ``text = None`` (no text tower, so no tokenizer is made), ``normalize`` and ``biased`` (False
-    and True if text vectors are rows of a linear classifier, so that scores are not cosines).
+    and True if text vectors are rows of a linear classifier, so that scores are not cosines), ``media`` (each
+    `MediaKind` that ``encode_extra`` takes, for evaluation).
 
     Optional methods: ``image_tokens(images)``, ``text_tokens(tokens)`` and ``encode_extra(name, x)`` for losses that
     need them; ``extra(drawn, tokens, text_index)`` adds fields to each batch; ``after_step()`` runs after each update
@@ -372,7 +388,8 @@ class Loss(Protocol):
 
     Optional: ``bias``, added to the scores of ``text``; ``head``, the classifier of ``head``; ``pair_scores(model,
     images, tokens)`` -> (b, C) of ``pair``; ``extra`` and ``after_step()``, as on a model; ``two_texts``, true if it
-    reads the columns of a second text (`data.text_for_labelled: both`).
+    reads the columns of a second text (`data.text_for_labelled: both`); ``reads_media``, true if it learns from each
+    kind of the model's ``media``, which a row of the training data must then have.
     """
 
     score: str

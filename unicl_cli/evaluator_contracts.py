@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from unicl_cli.contracts import ClassName, Features, Sample
+from unicl_cli.contracts import ClassName, Features, MediaKind, Sample
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +43,14 @@ class EvalRows(Protocol):
 
     def __len__(self) -> int: ...
     def label_sets(self) -> RowSets: ...
-    def read(self, row: int) -> Sample: ...
+    def read(self, row: int, *, media: bool = False) -> Sample:
+        """Return one row; ``Sample.media`` is empty unless ``media`` is set."""
+        ...
+
+    def media_rows(self, kind: str) -> NDArray[np.bool_]:
+        """Return whether each row has media of this kind, bool (n,), without reading them."""
+        ...
+
     def column(self, name: str) -> Any:
         """Return one whole column (``label``, ``key``, ``texts``, ``source``) as a pyarrow ChunkedArray."""
         ...
@@ -82,6 +89,16 @@ class EvalModel(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+    @property
+    def templates(self) -> Sequence[str]:
+        """The prompt templates of the model, each with a place for a class name."""
+        ...
+
+    @property
+    def media(self) -> Sequence[MediaKind]:
+        """The kinds of media that the model encodes; none for images and texts alone."""
+        ...
+
     def encode_image(self, images: Tensor, /) -> Features: ...
     def encode_text(self, tokens: Tensor, /) -> Tensor: ...
     def encode_rows(
@@ -92,6 +109,10 @@ class EvalModel(Protocol):
 
     def encode_texts(self, texts: Sequence[str], *, batch: int, label: str) -> Tensor:
         """Return (n, D) for distinct texts."""
+        ...
+
+    def encode_media(self, name: str, table: EvalRows, rows: Sequence[int], *, batch: int, label: str) -> Tensor:
+        """Return (n, D) for the media of this name, which all ``rows`` have."""
         ...
 
 

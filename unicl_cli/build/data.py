@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from unicl_cli.binding import takes
 from unicl_cli.build.caption_labels import build_naming, losses_that_take
-from unicl_cli.contracts import MOST_GROUPS, ClassName, LabelSets, Tokenizer
+from unicl_cli.contracts import MOST_GROUPS, ClassName, LabelSets, MediaKind, Tokenizer
 from unicl_cli.core.class_groups import ancestors_of, describe_place, groups_of, label_sets_of
 from unicl_cli.core.label_sets import MOST_NAMED
+from unicl_cli.core.loop import Step
 from unicl_cli.core.machine import cores
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.sampler import Alternation, Mixture
@@ -278,11 +279,23 @@ def check_learnable(recipe: Recipe, data: TrainingData) -> None:
             "use another loss, set data.mix.labels=auto, or add a corpus with labels",
         )
     reads = recipe.model.name == "open_clip" or recipe.model.part.options.get("text") is not None
-    if reads and any(s.kind == "images" for s in data.mix.strands):
+    if reads and any(s.kind == "images" and not s.table.stores_media for s in data.mix.strands):
         raise UniclError(
             "data.train: a corpus holds images without label or text, but the model has a text tower",
             "set model.text=null and a loss without texts, or prepare the images with labels or captions",
         )
+
+
+def check_media(step: Step, data: TrainingData) -> None:
+    """Raise UniclError if the loss learns from the model's media, and no row of the mix has some of a kind."""
+    if not getattr(step.loss, "reads_media", False):
+        return
+    for kind in cast("Sequence[MediaKind]", getattr(step.model, "media", ())):
+        if not any(strand.has_media(kind.name) for strand in data.mix.strands):
+            raise UniclError(
+                f"data.train: no row has {kind.name}, which the loss learns from",
+                f"add a corpus with {kind.name}, or remove {kind.name} from the model",
+            )
 
 
 def total_steps(recipe: Recipe, data: TrainingData) -> int:

@@ -202,10 +202,12 @@ def zeroshot(
         from unicl_cli.jobs.zeroshot.zeroshot import zeroshot
         from unicl_cli.launch.process import is_peer
 
-        found, total = open_inputs(inputs, stdin_image=stdin_image, separator=b"\0" if null else b"\n")
         wanted = Wanted(tuple(dict.fromkeys(group or ())), rank)
         options = AnswerOptions(top_k, none, independent, threshold, by_cosine, multi, wanted)
         loaded, judge = load_judge(model, probe or asked, options, cuts, template, accelerator, raw_weights=raw_weights)
+        found, total = open_inputs(
+            inputs, stdin_image=stdin_image, separator=b"\0" if null else b"\n", media=judge.scorer.media
+        )
         fetch = Fetcher(allow_private=allow_private, robots=False) if allow_url else None
         form = choose_form(judge, as_json=as_json, as_csv=as_csv)
         rows = zeroshot(loaded, found, judge, batch=batch, fetch=fetch)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from unicl_cli.contracts import ALL_GROUPS, NO_LABEL, ClassName, Sample
 from unicl_cli.core.class_groups import label_sets_of
-from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA
+from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA, MEDIA_KINDS
 from unicl_cli.data.manifest import Manifest, read_manifest, repair_hint, splits_of
 from unicl_cli.data.pictures import ImageError
 from unicl_cli.data.shard_checks import ShardRules, explain_damage, open_shard, read_columns, read_group
@@ -109,6 +109,26 @@ class RowTable:
         if not self.has_sets:
             return sets_of_labels(integers_of(self.column("label")))
         return sets_of_lists(self.column(LABELS), self.column(KNOWN))
+
+    @property
+    def stores_media(self) -> bool:
+        """True if rows may have media."""
+        return MEDIA in self._file(0).schema_arrow.names
+
+    def media_rows(self, kind: str) -> NDArray[np.bool_]:
+        """Return whether each row has media of this kind, bool (rows,); the media themselves are not read."""
+        return np.concatenate([np.empty(0, np.bool_), *(self._media_rows(n, kind) for n in range(len(self.shards)))])
+
+    def has_media(self, kind: str) -> bool:
+        """Return whether any row has media of this kind; reads shards up to the first such row."""
+        return any(self._media_rows(number, kind).any() for number in range(len(self.shards)))
+
+    def _media_rows(self, shard: int, kind: str) -> NDArray[np.bool_]:
+        if MEDIA not in self._file(shard).schema_arrow.names:
+            return np.zeros(sum(self._row_groups[shard]), np.bool_)
+        column = read_columns(self.shards[shard], self._row_groups[shard], [MEDIA_KINDS], self.rules).column(MEDIA)
+        found = [any(item["kind"] == kind for item in items) for items in column.to_pylist()]
+        return np.array(found, np.bool_)
 
     def media_bytes(self) -> float:
         """Return the mean bytes of media in a row, from the footer of the first shard; 0 without media."""

@@ -51,6 +51,8 @@ SCHEMA = pa.schema(
     metadata=hf_metadata(HF_FEATURES),
 )
 LABELS, KNOWN, MEDIA = "labels", "known", "media"
+MEDIA_KINDS = "media.list.element.kind"
+"""Path of the kinds inside the column of media, by which Parquet reads them without the bytes."""
 _SETS = (pa.field(LABELS, pa.list_(pa.int32())), pa.field(KNOWN, pa.int64()))
 _MEDIA = pa.field(MEDIA, pa.list_(pa.struct([("kind", pa.string()), ("bytes", pa.binary())])))
 

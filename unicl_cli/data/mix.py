@@ -88,6 +88,10 @@ class Strand(NamedTuple):
         counts = np.diff(self.table.label_sets().ends)
         return bool((counts if self.rows is None else counts[self.rows]).all())
 
+    def has_media(self, kind: str) -> bool:
+        """Return True if a row has media of this kind."""
+        return self.table.has_media(kind) if self.rows is None else bool(self.table.media_rows(kind)[self.rows].any())
+
     def row_labels(self) -> NDArray[np.int64]:
         """Return the class of the mix of each row, int64 (size,); NO_LABEL for a row with none or several."""
         found = integers_of(self.table.column("label"))
@@ -199,6 +203,7 @@ class MixedCorpora:
             labels=labels,
             shown=NO_LABEL if shown == NO_LABEL else int(strand.labels[shown]),
             known=strand.known(sample) if strand.kind == LABELS else 0,
+            key=sample.key if self.media else "",
         )
         if self.texts.labelled == BOTH and labels and text_hash:
             prompt, _, shown = self.prompt(strand, own, words)

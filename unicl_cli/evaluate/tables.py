@@ -95,6 +95,9 @@ def eval_tables(document: Mapping[str, Any]) -> Iterator[Table]:
         yield retrieval_table(searched, document["model"])
     for entry in document["data"]:
         for name, figures in entry.get("evaluators", {}).items():
+            if name == "cross-modal":
+                yield from cross_modal_tables(entry, figures)
+                continue
             yield evaluator_table(entry, name, figures)
 
 
@@ -221,6 +224,34 @@ def retrieval_table(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
             shares = [share_and_interval(found[direction], k) for k in ("r1", "r5", "r10")]
             table.add_row(entry["name"], entry["split"], direction.replace("_", " "), f"{found[queries]:,}", *shares)
     return table
+
+
+def cross_modal_tables(entry: Mapping[str, Any], figures: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the recalls between modalities, each above that of a random order, and the accuracy of each modality."""
+    place = f"{entry['name']} {entry['split']}"
+    if "retrieval" in figures:
+        names = ("rows", "R@1\nchance", "R@5\nchance", "R@10\nchance")
+        table = make_table(f"Cross-modal retrieval, % · {place}", ("direction",), names)
+        for direction, found in figures["retrieval"].items():
+            shares = [f"{percent(found[f'r{k}'])}\n{percent(found[f'chance_r{k}'])}" for k in (1, 5, 10)]
+            table.add_row(direction.replace("_", " "), f"{found['n']:,}", *shares)
+        yield table
+    if "zeroshot" in figures:
+        table = make_table(f"Zero-shot by modality, % · {place}", ("modality",), ("n", "top-1\n95 %", "chance"))
+        for name, found in figures["zeroshot"].items():
+            table.add_row(name, f"{found['n']:,}", share_and_interval(found, "top1"), percent(found["chance"]))
+        yield table
+
+
+def search_tables(document: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the nearest items of each query."""
+    for answer in document["queries"]:
+        table = Table(title=answer["query"], title_justify="left")
+        for name in ("cosine", "key", "texts"):
+            table.add_column(name, overflow="fold")
+        for item in answer["results"]:
+            table.add_row(f"{item['cosine']:.3f}", item.get("key", ""), "; ".join(item["texts"]))
+        yield table
 
 
 def evaluator_table(entry: Mapping[str, Any], name: str, figures: Mapping[str, Any]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unicl_cli.contracts import Features, Sample
+from unicl_cli.contracts import Features, MediaKind
 from unicl_cli.core.dist import bare, gather, rank, world_size
 from unicl_cli.core.guard import divergence_error
 from unicl_cli.core.machine import cores
 from unicl_cli.data.corpus import RowTable, undecodable
 from unicl_cli.data.pictures import ImageError
 from unicl_cli.evaluator_contracts import EvalRows, FeaturePoint
+from unicl_cli.inference.media import named_kind, read_media
 from unicl_cli.inference.progress import progress
 
 if TYPE_CHECKING:
@@ -50,6 +52,16 @@ class Encoder(NamedTuple):
         model = bare(self.loaded.step).model
         return bool(getattr(model, "normalize", True)) and not getattr(model, "biased", False)
 
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """Prompt templates of the model."""
+        return self.loaded.templates
+
+    @property
+    def media(self) -> tuple[MediaKind, ...]:
+        """Kinds of media that the model encodes."""
+        return tuple(getattr(bare(self.loaded.step).model, "media", ()))
+
     # -- one batch ------------------------------------------------------------------------------------------------
 
     def call(self, name: str, *inputs: Tensor) -> Any:
@@ -68,6 +80,12 @@ class Encoder(NamedTuple):
     def encode_text(self, tokens: Tensor, /) -> Tensor:
         """Encode int64 (n, L) to float32 (n, D), of unit length if scores are cosines."""
         return self._at_float32(self.call("encode_text", tokens)).embed
+
+    def encode_extra(self, name: str, x: Tensor, /) -> Tensor:
+        """Encode media of this name, (n, …) as `MediaKind.read` gives them, to float32 (n, D) as ``encode_text``."""
+        step: Any = bare(self.loaded.step)
+        with torch.no_grad(), self.precision():
+            return self._at_float32(step.call("encode_extra", name, x.to(self.device, non_blocking=True))).embed
 
     def _at_float32(self, features: Features) -> Features:
         embed = features.embed.float()
@@ -89,20 +107,36 @@ class Encoder(NamedTuple):
         ``compute`` maps images, uint8 (b, 3, H, W), and their places in ``rows``, int64 (b,), to (b, …). ``rows`` must
         not be empty. ``label`` names the work in the progress line.
         """
+
+        def read(row: int) -> Callable[[], Tensor]:
+            sample = table.read(row)
+
+            def decode() -> Tensor:
+                try:
+                    return self.loaded.transform(sample.image)
+                except ImageError as error:
+                    where = table.shard_of(row) if isinstance(table, RowTable) else label
+                    raise undecodable(where, sample.key, error) from error
+
+            return decode
+
+        return self._map_inputs(rows, read, compute, batch=batch, label=label)
+
+    def _map_inputs(
+        self,
+        rows: Sequence[int],
+        read: Callable[[int], Callable[[], Tensor]],
+        compute: Callable[[Tensor, Tensor], Tensor],
+        *,
+        batch: int,
+        label: str,
+    ) -> Tensor:
+        """Compute as ``map_rows``; ``read(row)`` reads a row here and returns what decodes it in another thread."""
         mine = rows_of_rank(len(rows))
         parts: list[Tensor] = []
-
-        def read(found: tuple[int, Sample]) -> Tensor:
-            row, sample = found
-            try:
-                return self.loaded.transform(sample.image)
-            except ImageError as error:
-                where = table.shard_of(row) if isinstance(table, RowTable) else label
-                raise undecodable(where, sample.key, error) from error
-
-        images = decode_ahead(((rows[place], table.read(rows[place])) for place in mine), read, batch)
+        inputs = decode_ahead((read(rows[place]) for place in mine), lambda decode: decode(), batch)
         with progress(label, len(rows)) as advance:
-            for start, part in zip(range(0, len(mine), batch), images, strict=True):
+            for start, part in zip(range(0, len(mine), batch), inputs, strict=True):
                 parts.append(compute(torch.stack(part), torch.tensor(mine[start : start + batch])))
                 advance(min(len(part) * world_size(), len(rows)))
         return gather(torch.cat(parts))[: len(rows)].cpu()
@@ -120,6 +154,24 @@ class Encoder(NamedTuple):
             return features.pooled if point == "pre" else features.embed
 
         features = self.map_rows(table, rows, compute, batch=batch, label=label)
+        check_finite(features.isfinite().all(1), rows, table, f"{self.loaded.name} on {label}")
+        return features
+
+    def encode_media(self, name: str, table: EvalRows, rows: Sequence[int], *, batch: int, label: str) -> Tensor:
+        """Encode the media of ``rows``, which all have some of this name: float32 (n, D), on the CPU of every rank.
+
+        Raises UniclError if the model does not encode this kind, for media that it cannot use, and for features that
+        are not finite.
+        """
+        kind = named_kind(name, self.media, self.loaded.name)
+
+        def read(row: int) -> Callable[[], Tensor]:
+            return partial(read_media, kind, table.read(row, media=True))
+
+        def compute(x: Tensor, _: Tensor) -> Tensor:
+            return self.encode_extra(name, x)
+
+        features = self._map_inputs(rows, read, compute, batch=batch, label=label)
         check_finite(features.isfinite().all(1), rows, table, f"{self.loaded.name} on {label}")
         return features
 

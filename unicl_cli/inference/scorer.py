@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unicl_cli.contracts import ClassName
+from unicl_cli.contracts import ClassName, MediaKind
 from unicl_cli.core.dist import bare
 from unicl_cli.core.guard import divergence_error
 from unicl_cli.errors import UniclError
@@ -30,7 +30,8 @@ class Scorer(NamedTuple):
     classes in a slice, in their order. A larger score is likelier; with ``cosines`` scores lie in [-1, 1]. ``logits``
     turns scores into the input of the loss's activation: a sigmoid for each class if ``sigmoid``, else a softmax over
     the classes. ``first``, int64 (C,), is the lowest class with the same prompts. ``known``, bool (C,), marks the
-    classes that can be answered. ``warnings`` are for the user.
+    classes that can be answered. ``warnings`` are for the user. ``encode_media`` encodes each kind of ``media`` as
+    ``encode`` does images.
     """
 
     encode: Callable[[Tensor], Tensor]
@@ -41,10 +42,18 @@ class Scorer(NamedTuple):
     first: Tensor
     known: Tensor
     warnings: tuple[str, ...] = ()
+    media: tuple[MediaKind, ...] = ()
+    encode_media: Callable[[str, Tensor], Tensor] | None = None
 
     def scores(self, images: Tensor) -> Tensor:
         """Score all classes: uint8 (b, 3, H, W) -> float32 (b, C)."""
         return self.classify(self.encode(images), ALL)
+
+    def media_scores(self, name: str, x: Tensor) -> Tensor:
+        """Score all classes by media of this name, (b, …) as their `MediaKind` reads them -> float32 (b, C)."""
+        if self.encode_media is None:
+            raise ValueError(f"the scorer does not encode {name}")
+        return self.classify(self.encode_media(name, x), ALL)
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """Turn scores (b, C) into probabilities (b, C)."""
@@ -128,6 +137,8 @@ def make_text_scorer(
         first=shot.first.cpu(),
         known=torch.ones(len(classes), dtype=torch.bool),
         warnings=tuple(warnings),
+        media=encoder.media,
+        encode_media=encoder.encode_extra,
     )
 
 

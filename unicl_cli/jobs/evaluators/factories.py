@@ -36,6 +36,13 @@ def retrieval(*, keep_ranks: KeepRanks | None) -> Evaluator:
     return RetrievalEvaluator(keep_ranks)
 
 
+def cross_modal() -> Evaluator:
+    """Retrieval between images, texts and media of the same rows, and classification of each by class names."""
+    from unicl_cli.jobs.evaluators.cross_modal import CrossModalEvaluator
+
+    return CrossModalEvaluator()
+
+
 def probe(
     *,
     features: FeaturePoint = "pre",

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from unicl_cli.build.data import TrainingData, build_tokenizer
+from unicl_cli.build.data import TrainingData, build_tokenizer, check_media
 from unicl_cli.build.init import adopted_tokenizer, load_init
 from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.contracts import Batch, Tokenizer
@@ -50,6 +50,7 @@ class Blueprint:
         step, tokenizer = build_step(
             self.recipe, self.fit_tokenizer, self.data.classes, chunks, self.trained, self.data.label_sets
         )
+        check_media(step, self.data)
         origin = None if self.start is None else load_init(step, self.recipe, self.start, tokenizer)
         if origin is not None and tokenizer is not None and tokenizer is self.adopted():
             origin += ", with its tokenizer"

@@ -13,7 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from unicl_cli.build.data import TrainingData, build_data, build_tokenizer, check_learnable, check_texts, total_steps
+from unicl_cli.build.data import (
+    TrainingData,
+    build_data,
+    build_tokenizer,
+    check_learnable,
+    check_media,
+    check_texts,
+    total_steps,
+)
 from unicl_cli.build.init import adopted_tokenizer
 from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.build.optimizer import recipe_warnings
@@ -84,6 +92,7 @@ def dry_run_facts(recipe: Recipe, run: Path, world: int, card: float | None = No
     at_once = -(-sizes.local // chunks)
     step, tokenizer = build_on_meta(recipe, data, fit_tokenizer, chunks)
     check_texts(tokenizer, data)
+    check_media(step, data)
     towers = {name: count_parameters(child) for name, child in step.model.named_children()}
     length = None if tokenizer is None else tokenizer.context_length
     kinds = dict.fromkeys(strand.kind for strand in data.mix.strands)

@@ -13,8 +13,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from unicl_cli.contracts import MediaKind
 from unicl_cli.data.fetch import FetchError
 from unicl_cli.data.pictures import SUFFIXES, ImageError, blame_image, read_file
+from unicl_cli.errors import UniclError
+from unicl_cli.inference.media import match_kind
 
 STDIN = "-"
 MAX_BYTES = 256_000_000
@@ -39,30 +42,33 @@ class ImageInput(NamedTuple):
     data: bytes | None = None
 
 
-def find_images(inputs: Sequence[str], *, separator: bytes = b"\n") -> Iterator[ImageInput]:
+def find_images(
+    inputs: Sequence[str], *, separator: bytes = b"\n", media: Sequence[MediaKind] = ()
+) -> Iterator[ImageInput]:
     """Find the images of all inputs: files, URLs, folders, globs, and for ``-`` the list on standard input.
 
     An input without images becomes a problem. The search is lazy: each input is opened when its images are asked for.
+    Files of these kinds of ``media`` count as images.
     """
     for name in inputs:
         if name == STDIN:
             for entry in read_list(partial(os.read, sys.stdin.fileno(), 1 << 16), separator):
-                yield from find_input(entry)
+                yield from find_input(entry, media)
         elif glob.has_magic(name) and find_problem(name) is not None:
             matches = sorted(match for match in glob.iglob(name, recursive=True) if Path(match).is_file())  # noqa: PTH207 - absolute patterns
             yield from (ImageInput(file) for file in matches or ())
             if not matches:
                 yield ImageInput(name, "the pattern matches no file")
         else:
-            yield from find_input(name)
+            yield from find_input(name, media)
 
 
-def find_input(name: str) -> Iterator[ImageInput]:
+def find_input(name: str, media: Sequence[MediaKind] = ()) -> Iterator[ImageInput]:
     problem = find_problem(name)
     if problem is not None:
         yield ImageInput(name if len(name) <= MAX_ENTRY else f"{name[:100]}…", problem)
     elif not is_url(name) and Path(name).is_dir():
-        yield from find_in_folder(name)
+        yield from find_in_folder(name, media)
     else:
         yield ImageInput(name)
 
@@ -77,14 +83,15 @@ def find_problem(name: str) -> str | None:
         return error.strerror or "cannot be read"
 
 
-def find_in_folder(folder: str) -> Iterator[ImageInput]:
-    """Find all images in a folder and its subfolders by their suffix; hidden ones are skipped."""
+def find_in_folder(folder: str, media: Sequence[MediaKind] = ()) -> Iterator[ImageInput]:
+    """Find all images, and files of these ``media``, in a folder and its subfolders by suffix, except hidden ones."""
     unread: list[OSError] = []
     empty = True
     for path, folders, files in os.walk(folder, onerror=unread.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix[1:].lower() in SUFFIXES:
+            is_known = Path(name).suffix[1:].lower() in SUFFIXES or match_kind(name, media) is not None
+            if is_known and not name.startswith("."):
                 empty = False
                 yield ImageInput(str(Path(path, name)))
     yield from (ImageInput(str(error.filename), error.strerror or "cannot be read") for error in unread)
@@ -129,6 +136,8 @@ def read_image(
             return transform(read_bytes(image, fetch))
     except ImageError as error:
         return REASONS.get(error.reason, error.detail)
+    except UniclError as error:  # from the reader of a kind of media
+        return error.message
     except FetchError as error:
         return f"{error}; allow it with --allow-private" if error.reason == "private_address" else str(error)
     except OSError as error:
@@ -148,12 +157,16 @@ def read_bytes(image: ImageInput, fetch: Callable[[str], bytes] | None) -> bytes
 
 
 def open_inputs(
-    inputs: Sequence[str], *, stdin_image: bool = False, separator: bytes = b"\n"
+    inputs: Sequence[str],
+    *,
+    stdin_image: bool = False,
+    separator: bytes = b"\n",
+    media: Sequence[MediaKind] = (),
 ) -> tuple[Iterable[ImageInput], int | None]:
     """Return the images, and their number if it is known before a list on standard input ends."""
     if stdin_image:
         return [ImageInput(STDIN, data=sys.stdin.buffer.read(MAX_BYTES + 1))], 1
-    found = find_images(inputs, separator=separator)
+    found = find_images(inputs, separator=separator, media=media)
     if STDIN in inputs:
         return found, None
     whole = list(found)
