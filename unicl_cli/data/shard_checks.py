@@ -88,7 +88,7 @@ def read_columns(shard: Path, row_groups: Sequence[int], columns: Sequence[str],
 
 def _find_missing(table: Any, columns: Sequence[str]) -> str | None:
     """Return the first column that was asked for and is not there: a shard without sets in a corpus that has them."""
-    missing = [name for name in columns if name not in table.column_names]
+    missing = [name for name in columns if name.partition(".")[0] not in table.column_names]
     return f"has no column {missing[0]}" if missing else None
 
 
