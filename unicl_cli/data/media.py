@@ -100,7 +100,10 @@ def _find_samples_fault(size: int, there: int, *, has_format: bool) -> str | Non
 
 
 def _find_flac_fault(data: bytes) -> str | None:
-    """Walk the metadata of a FLAC to its first frame (RFC 9639, section 8)."""
+    """Walk the metadata of a FLAC to its first frame (RFC 9639, section 8).
+
+    Its frames are not decoded: they are cut off if there are fewer bytes than so many of the smallest ones take.
+    """
     if data[4:8] not in (b"\x00\x00\x00\x22", b"\x80\x00\x00\x22") or len(data) < 42:
         return "a FLAC whose header is cut off or damaged"
     rate = int.from_bytes(data[18:21], "big") >> 4
@@ -112,11 +115,18 @@ def _find_flac_fault(data: bytes) -> str | None:
         at += 4 + int.from_bytes(data[at + 1 : at + 4], "big")
     if not is_last or at > len(data):
         return "a FLAC that is cut off in its header"
-    return "a FLAC without samples" if at == len(data) else None
+    if at == len(data):
+        return "a FLAC without samples"
+    block, smallest = int.from_bytes(data[10:12], "big"), int.from_bytes(data[12:15], "big")
+    frames = -(-(int.from_bytes(data[21:26], "big") & (1 << 36) - 1) // max(1, block))
+    return "a FLAC that is cut off" if len(data) - at < frames * smallest else None
 
 
 def _find_ogg_fault(data: bytes) -> str | None:
-    """Walk the pages of an OGG (RFC 3533, section 6): all whole, sound in the first, samples in some."""
+    """Walk the pages of an OGG (RFC 3533, section 6): all whole, sound in the first, samples in some.
+
+    The last need not say that it is the last: some recorders never do.
+    """
     at, samples = 0, 0
     while at < len(data):
         if data[at : at + 4] != b"OggS"[: len(data) - at]:
@@ -145,9 +155,9 @@ def _find_grey_fault(data: bytes, bits: tuple[int, ...]) -> str | None:
     if not data.startswith(PNG) or data[12:16] != b"IHDR" or len(data) < 33:
         return "not a PNG file"
     if data[25] != _GREY or data[24] not in bits:
-        wanted = " or ".join(map(str, bits))
-        what = {0: "grey", 2: "RGB", 3: "with a palette", 4: "grey with alpha", 6: "RGB with alpha"}
-        return f"a PNG of {data[24]} bits, {what.get(data[25], 'of an unknown colour type')}, not grey of {wanted} bits"
+        wanted = "- or ".join(map(str, bits))
+        what = {0: "grey", 2: "RGB", 3: "colours of a palette", 4: "grey with alpha", 6: "RGB with alpha"}
+        return f"a PNG of {data[24]}-bit {what.get(data[25], 'values')}, not of {wanted}-bit grey"
     at = len(PNG)
     while at + 12 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")

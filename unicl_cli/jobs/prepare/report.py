@@ -1,7 +1,7 @@
 """The closing report of `prepare`: the document of `--json`, and the table made of it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def write_summary(out: Path, plan: CorpusPlan, markers: Sequence[PartMarker], ma
         **describe_sets(plan.groups, count_set_sizes(markers)),
         "sources": sources,
         **manifest.model_dump(include={"text_stats", "dedup", "equal_pictures", "duplicates_of_eval"}),
-        "notes": [*plan.notes, *lost, *image_notes(manifest)],
+        "notes": [*plan.notes, *lost, *_note_lost_media(sources), *image_notes(manifest)],
     }
 
 
@@ -151,6 +151,15 @@ def _summarize_group(key: tuple[str, str, str], markers: list[PartMarker], media
         **({"media": {kind: count_missing(n, rows) for kind, n in with_media.items()}} if media else {}),
         "short_side": [min((s[0] for s in sides), default=0), max((s[1] for s in sides), default=0)],
     }
+
+
+def _note_lost_media(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return notes on kinds of media that no row of a source has: nothing can be learned from them."""
+    rows: Counter[tuple[str, str]] = Counter()
+    for line in sources:
+        for kind, found in line.get("media", {}).items():
+            rows[line["source"], kind] += found["rows"]
+    return [f"{source}: no row has {kind}: see the rejects" for (source, kind), count in rows.items() if not count]
 
 
 def _format_media(report: dict[str, Any]) -> list[str]:
