@@ -115,6 +115,8 @@ class Row(NamedTuple):
     A row with several labels has them all in ``labels``, and NO_LABEL as its ``label``. ``known`` names the groups of
     classes that it is annotated for, those of its labels among them; None means all groups of its source. A row with
     neither label nor labels is labelled only if ``known`` is not None: it is annotated, and nothing was found.
+    ``media`` holds (kind, place) of each item of media that the source will read beside the image, as ``ref`` is the
+    place of the image; a source whose ``ref`` says enough leaves it empty.
     """
 
     key: str
@@ -123,6 +125,7 @@ class Row(NamedTuple):
     label: int
     labels: tuple[int, ...] = ()
     known: tuple[str, ...] | None = None
+    media: tuple[tuple[str, str], ...] = ()
 
     def label_set(self) -> tuple[int, ...]:
         """Return all labels of the row, one or several."""

@@ -11,11 +11,20 @@ from typing import Literal, NamedTuple
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.class_entry import NameList
 from unicl_cli.data.class_numbers import LabelledClasses, read_names
+from unicl_cli.data.media import MAPS, check_media, read_medium
 from unicl_cli.data.pictures import Extent, file_extent, read_file
 from unicl_cli.data.sources.folder_files import ARCHIVES, FoundFiles, scan_folder
 from unicl_cli.data.sources.folder_layout import Layout, find_layout
 from unicl_cli.data.sources.folder_names import list_some, match_folders, name_folders
 from unicl_cli.data.sources.lists.files import find_lists, webdataset
+from unicl_cli.data.sources.media_files import (
+    PairedFiles,
+    image_stem,
+    pair_files,
+    read_kinds,
+    split_name,
+    stamp_files,
+)
 from unicl_cli.data.sources.splits import ORDER, split_of
 from unicl_cli.data.sources.text_file import UTF8, read_text
 from unicl_cli.errors import Remark, UniclError
@@ -34,18 +43,19 @@ class FolderOptions(NamedTuple):
     exclude: tuple[str, ...] = ()
     splits: bool = True
     encoding: str = UTF8
+    media: tuple[str, ...] = ()
 
 
 class Folder:
     """Images under ``path``; an image's class is its folder below the split. Hidden files are ignored.
 
-    For captions, the texts of ``a/b.jpg`` are the lines of ``a/b.txt``.
+    For captions, the texts of ``a/b.jpg`` are the lines of ``a/b.txt``. Its media are ``a/b.ogg``, ``a/b.depth.png``, …
     """
 
     templates = "clip80"
 
     def __init__(self, path: str, kind: str, options: FolderOptions) -> None:
-        self.path, self.kind, self.options = Path(path), kind, options
+        self.path, self.kind, self.options, self.media = Path(path), kind, options, options.media
         self._names_notes: list[str] = []
         self._unread: dict[str, str] = {}
 
@@ -53,7 +63,7 @@ class Folder:
     def _found(self) -> FoundFiles:
         """All files and folders of the source. UniclError if a folder cannot be read, or has no images."""
         try:
-            found = scan_folder(self.path, self.options.exclude)
+            found = scan_folder(self.path, self.options.exclude, media=bool(self.media))
         except OSError as error:
             raise UniclError(
                 f"{error.filename}: cannot be read: {error.strerror}", "check the permissions of this folder"
@@ -75,6 +85,11 @@ class Folder:
             if split := self._layout.split_of(file):
                 splits[split].append(file)
         return {split: sorted(files, key=str) for split, files in splits.items()}
+
+    @cached_property
+    def _paired(self) -> PairedFiles:
+        images = (file for files in self.files.values() for file in files)
+        return pair_files(images, self._found.media, self.media, str(self.path))
 
     def _suggest_hint(self) -> str:
         if lists := find_lists(self.path):
@@ -115,7 +130,7 @@ class Folder:
     def notes(self) -> list[str]:
         """Notes for ``prepare`` on splits, on names, and on what is neither an image nor a class."""
         _ = self.classes
-        notes = [*self._note_splits(), *self._names_notes, *self._note_other_files()]
+        notes = [*self._note_splits(), *self._names_notes, *self._note_other_files(), *self._note_media()]
         if empty := self._find_empty_folders() if self.kind == "labels" else []:
             notes.append(f"folders without images are not classes ({len(empty):,}): {list_some(empty)}")
         return [type(note)(f"{self.path.name}: {note}") for note in notes]
@@ -150,6 +165,17 @@ class Folder:
             notes.append(Remark(f"files that are not images are ignored ({others.total():,}): {said}"))
         return notes
 
+    def _note_media(self) -> list[str]:
+        if self.media:
+            return self._paired.notes
+        maps = [file for file in self._found.images if (named := split_name(str(file))) and named[1] in MAPS]
+        stems = {image_stem(file) for file in self._found.images} if maps else set[str]()
+        beside = [str(file) for file in maps if (named := split_name(str(file))) and named[0] in stems]
+        if not beside:
+            return []
+        what = "images named like the depth or heat of another image are rows of their own"
+        return [f"{what} ({len(beside):,}): {list_some(beside)}; media=depth or media=thermal makes pairs of them"]
+
     def _find_empty_folders(self) -> list[str]:
         """Return the class keys of leaf folders without images."""
         holding = {parts[:count] for parts in (f.parts for f in self._found.images) for count in range(len(parts))}
@@ -170,15 +196,15 @@ class Folder:
         return sorted(rows, key=lambda row: row.label == NO_LABEL)  # loose images last
 
     def read(self, row: Row) -> dict[str, bytes]:
-        """Return the bytes of the file."""
-        return {"image": read_file(self.path / row.ref)}
+        """Return the bytes of the image and its media. MediaError for media that are not of their kind."""
+        image = read_file(self.path / row.ref)
+        media = {kind: read_medium(kind, self.path / file, file) for kind, file in row.media}
+        check_media(media, dict(row.media), image)
+        return {"image": image, **media}
 
     def stamp(self, row: Row) -> int:
-        """Return the size of the file, which reveals an edited source; -1 if the file is gone."""
-        try:
-            return (self.path / row.ref).stat().st_size
-        except OSError:
-            return -1
+        """Return the size of the file, which reveals an edited source; -1 if the file is gone. Media change it."""
+        return stamp_files(self.path / row.ref, [self.path / file for _, file in row.media])
 
     def extent(self, row: Row) -> Extent | None:
         return file_extent(self.path / row.ref)
@@ -188,7 +214,8 @@ class Folder:
         return _printable("/".join(parts[: self.options.depth]))
 
     def _row(self, file: PurePosixPath, label: int) -> Row:
-        return Row(self._twins.get(file) or _printable(str(file)), str(file), (), label)
+        media = self._paired.media.get(image_stem(file), ()) if self.media else ()
+        return Row(self._twins.get(file) or _printable(str(file)), str(file), (), label, media=media)
 
     @cached_property
     def _twins(self) -> dict[PurePosixPath, str]:
@@ -249,6 +276,7 @@ def folder(  # noqa: PLR0913 - a factory's signature is its options
     exclude: str | None = None,
     splits: bool = True,
     encoding: str = UTF8,
+    media: str | None = None,
 ) -> Folder:
     """A folder of images: ``cat/1.jpg``, or ``train/cat/1.jpg`` if the first-level folders are splits.
 
@@ -256,16 +284,17 @@ def folder(  # noqa: PLR0913 - a factory's signature is its options
     keeps the folder's name as it is, `path` takes all folders. ``classes`` is a file of folders with names;
     ``depth=1`` makes classes of the first level alone. ``exclude`` are folders or files to leave out, with commas
     between them; `*` is any text. With ``splits=false``, all folders are classes. ``encoding`` is
-    that of the captions beside the images.
+    that of the captions beside the images. ``media`` are kinds of files beside the images, with commas between them:
+    `audio` (``1.wav``, ``1.flac``, ``1.ogg`` beside ``1.jpg``), `depth` (``1.depth.png``), `thermal`
+    (``1.thermal.png``) and `imu` (``1.imu.npy``, ``1.imu.csv``).
     """
     if not Path(path).is_dir():
         raise UniclError(f"{path}: no such folder", "check the path: it must be the folder that holds the images")
     if depth is not None and depth < 1:
         raise UniclError(f"depth={depth}: below 1", "use depth=1 for the first level of folders")
     patterns = tuple(pattern.strip().strip("/") for pattern in (exclude or "").split(",") if pattern.strip())
-    return Folder(
-        path, kind, FolderOptions(names, read_names(classes, first), first, depth, patterns, splits, encoding)
-    )
+    kinds, given = read_kinds(media, path), read_names(classes, first)
+    return Folder(path, kind, FolderOptions(names, given, first, depth, patterns, splits, encoding, kinds))
 
 
 def _list_src(path: Path) -> str:

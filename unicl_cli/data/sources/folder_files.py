@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from unicl_cli.data.pictures import SUFFIXES, has_image_signature
 from unicl_cli.data.sources.lists.files import SURE_LISTS
+from unicl_cli.data.sources.media_files import split_name
 from unicl_cli.errors import UniclError, did_you_mean
 
 ARCHIVES = (".tar", ".gz", ".tgz", ".zip")
@@ -18,21 +19,24 @@ _LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "icon\r"))
 
 
 class FoundFiles(NamedTuple):
-    """The visible contents of a folder; ``others`` counts the files that are not images by their suffix."""
+    """The visible contents of a folder; ``others`` counts the files that are neither images nor media by suffix."""
 
     images: list[PurePosixPath]
+    media: list[PurePosixPath]
     others: Counter[str]
     lists: list[PurePosixPath]
     folders: frozenset[tuple[str, ...]]
     excluded: int
 
 
-def scan_folder(root: Path, exclude: Sequence[str]) -> FoundFiles:
+def scan_folder(root: Path, exclude: Sequence[str], *, media: bool = False) -> FoundFiles:
     """Return what lies under ``root``, relative to it, without what ``exclude`` names. UniclError if it names nothing.
 
-    A pattern without a slash matches any folder or file of this name, one with a slash the path from ``root``.
+    With ``media``, files named like media (`1.depth.png`) are not images. A pattern without a slash matches any folder
+    or file of this name, one with a slash the path from ``root``.
     """
     images: list[PurePosixPath] = []
+    beside: list[PurePosixPath] = []
     lists: list[PurePosixPath] = []
     others: Counter[str] = Counter()
     folders: set[tuple[str, ...]] = set()
@@ -48,6 +52,8 @@ def scan_folder(root: Path, exclude: Sequence[str]) -> FoundFiles:
             folders |= set() if matched else {path.parts}
         elif matched:
             excluded += path.suffix[1:].lower() in SUFFIXES
+        elif media and split_name(name):
+            beside.append(path)
         elif _is_image(root, path):
             images.append(path)
         else:
@@ -58,7 +64,7 @@ def scan_folder(root: Path, exclude: Sequence[str]) -> FoundFiles:
             f"{root}: exclude: no folder or file '{unused[0]}'{did_you_mean(unused[0], names)}",
             "name a folder, a path from this folder, or a pattern with *",
         )
-    return FoundFiles(images, others, lists, frozenset(folders), excluded)
+    return FoundFiles(images, beside, others, lists, frozenset(folders), excluded)
 
 
 def _matches(path: PurePosixPath, pattern: str) -> bool:

@@ -43,6 +43,7 @@ class _Image:
     found: LabelSet
     labelled: Line
     """The line that gave the first labels."""
+    media: dict[str, str]
 
 
 def join_lines(lines: Iterable[Line], read: LineReading, *, path: str, id_column: str | None) -> JoinedRows:
@@ -64,15 +65,16 @@ def join_lines(lines: Iterable[Line], read: LineReading, *, path: str, id_column
             ids_repeat |= owners.setdefault(line.key, name) != name
         known = images.get(name)
         if known is None:
-            images[name] = _Image(line, read.split(line), line.texts, line.found, line)
+            images[name] = _Image(line, read.split(line), line.texts, line.found, line, dict(line.media))
             continue
         several_ids |= known.first.key != line.key
         before = known.found
         if problem := _add_labels(known, line, read.classes):
             conflicts.setdefault(name, problem)
+        further = _add_media(known, line, path)
         new = tuple(text for text in line.texts if text not in known.texts)
         has_labels = known.found != before and before.labels != ()
-        counts["merged" if new else "labelled" if has_labels else "equal"] += 1
+        counts["merged" if new else "labelled" if has_labels or further else "equal"] += 1
         known.texts += new
         if (split := read.split(line)) != known.split:
             moved.add(name)
@@ -88,9 +90,10 @@ def join_lines(lines: Iterable[Line], read: LineReading, *, path: str, id_column
 
 
 def _row(key: str, image: _Image, classes: ListClasses | None) -> Row:
+    media = tuple(image.media.items())
     if classes is None:
-        return Row(key, image.first.ref, image.texts, NO_LABEL)
-    return Row(key, image.first.ref, image.texts, *classes.row_labels(image.found, image.labelled))
+        return Row(key, image.first.ref, image.texts, NO_LABEL, media=media)
+    return Row(key, image.first.ref, image.texts, *classes.row_labels(image.found, image.labelled), media=media)
 
 
 def _add_labels(known: _Image, line: Line, classes: ListClasses | None) -> str | None:
@@ -105,6 +108,19 @@ def _add_labels(known: _Image, line: Line, classes: ListClasses | None) -> str |
         known.labelled = line
     known.found = found
     return None
+
+
+def _add_media(known: _Image, line: Line, path: str) -> bool:
+    """Give the image the media of another of its lines; return whether it lacked them. UniclError if it had others."""
+    before = len(known.media)
+    for kind, place in line.media:
+        if (first := known.media.setdefault(kind, place)) != place:
+            raise UniclError(
+                f"{path}: an image has more than one {kind}: {known.first.place} and {line.place} "
+                f"({line.ref}: {first}, {place})",
+                f"keep one {kind} for each image, or give each line a copy of the image",
+            )
+    return len(known.media) > before
 
 
 def _spell(found: LabelSet) -> str:

@@ -10,6 +10,8 @@ from itertools import product
 from PIL import Image, ImageChops, ImageDraw
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.data.sources.media_files import read_kinds
+from unicl_cli.data.sources.shape_media import Scene, make_media
 from unicl_cli.errors import UniclError
 
 COLOURS = {
@@ -53,17 +55,26 @@ ATTRIBUTES = tuple(
 
 
 class Shapes:
-    """A source of square PNG images of ``size`` pixels, each a function of (seed, kind, split, number)."""
+    """Square PNG images of ``size`` pixels and their media, each a function of (seed, kind, split, number)."""
 
     splits: Sequence[str] = ("train", "test")
     templates: Sequence[str] = TEMPLATES
     classes: Sequence[ClassName] = PAIRS
 
     def __init__(
-        self, kind: str, size: int, counts: dict[str, int], seed: int, *, captions: bool, attributes: bool
+        self,
+        kind: str,
+        size: int,
+        counts: dict[str, int],
+        seed: int,
+        *,
+        captions: bool,
+        attributes: bool,
+        media: Sequence[str] = (),
     ) -> None:
         self.kind, self.size, self.counts, self.seed, self.captions = kind, size, counts, seed, captions
         self.attributes = attributes and kind == "labels"
+        self.media = tuple(media)
         if self.attributes:
             self.classes = ATTRIBUTES
 
@@ -73,15 +84,16 @@ class Shapes:
         return [self._row(split, number, number % known) for number in range(self.counts[split])]
 
     def read(self, row: Row) -> dict[str, bytes]:
-        """Draw the image and return it as PNG."""
+        """Draw the image and return it as PNG, with its media."""
         split, number, label, texture = row.ref.split("/")
         rng = self._rng(split, int(number))
         rng.random()  # the first number chose the texture, the second the sentence
         rng.random()
-        image = draw(ORDER[int(label)], TEXTURES[int(texture)], self.size, rng)
+        image, scene = draw(ORDER[int(label)], TEXTURES[int(texture)], self.size, rng)
         out = io.BytesIO()
         image.save(out, "PNG")
-        return {"image": out.getvalue()}
+        media = make_media(self.media, scene, lambda medium: self._rng(split, f"{number}/{medium}"))
+        return {"image": out.getvalue(), **media}
 
     def _row(self, split: str, number: int, label: int) -> Row:
         rng = self._rng(split, number)
@@ -97,7 +109,7 @@ class Shapes:
             return Row(key, ref, texts, NO_LABEL, (colour, first + shape, first + len(SHAPES) + texture))
         return Row(key, ref, texts, label if self.kind == "labels" else NO_LABEL)
 
-    def _rng(self, split: str, number: int) -> random.Random:
+    def _rng(self, split: str, number: int | str) -> random.Random:
         digest = hashlib.blake2b(f"{self.seed}/{self.kind}/{split}/{number}".encode(), digest_size=8).digest()
         return random.Random(int.from_bytes(digest, "little"))  # its numbers are the same on every Python
 
@@ -111,21 +123,27 @@ def shapes(
     seed: int = 0,
     captions: bool = False,
     attributes: bool = False,
+    media: str | None = None,
 ) -> Shapes:
     """8 colours x 6 shapes x 4 textures on dark noise: ``count`` training and ``test`` test images, ``size`` pixels.
 
     A class is a colour and a shape; only captions tell the texture. With ``captions``, label rows show one too. In
     training, label rows show classes 0-17, and caption rows and images alone show classes 0-35. The test split shows
     all 48, so 36-47 are unseen. With ``attributes``, a label row has three labels: its colour, its shape, its texture.
+
+    ``media`` are kinds of media beside each image, with commas between them: `depth` and `thermal` show its scene,
+    `audio` says colour and shape in two syllables of one of many voices, `imu` is a motion for the class.
     """
     if min(size, count, test) < 1:
         raise UniclError(
             f"shapes: size={size}, count={count}, test={test} must be positive", "set e.g. 'shapes?count=2000'"
         )
-    return Shapes(kind, size, {"train": count, "test": test}, seed, captions=captions, attributes=attributes)
+    kinds = read_kinds(media, "shapes")
+    counts = {"train": count, "test": test}
+    return Shapes(kind, size, counts, seed, captions=captions, attributes=attributes, media=kinds)
 
 
-def draw(pair: tuple[int, int], texture: str, size: int, rng: random.Random) -> Image.Image:
+def draw(pair: tuple[int, int], texture: str, size: int, rng: random.Random) -> tuple[Image.Image, Scene]:
     """Draw a shape at a random place, scale and angle on a dark ground, at twice the size, then box-reduced."""
     side = 2 * size
     ground = tuple(rng.randrange(10, 60) for _ in range(3))
@@ -140,7 +158,8 @@ def draw(pair: tuple[int, int], texture: str, size: int, rng: random.Random) -> 
     image.paste(dark, (0, 0), ImageChops.multiply(mask, _pattern(texture, side, rng)))
     image = image.resize((size, size), Image.Resampling.BOX)
     noise = Image.frombytes("RGB", image.size, rng.randbytes(3 * size * size)).point(_NOISE)
-    return ImageChops.add(image, noise)
+    small = mask.resize((size, size), Image.Resampling.BOX)
+    return ImageChops.add(image, noise), Scene(*pair, small, radius / side)
 
 
 def _mask(shape: str, side: int, centre: tuple[float, float], radius: float, angle: float) -> Image.Image:

@@ -10,6 +10,7 @@ from pathlib import Path
 from unicl_cli.contracts import ClassName, Row
 from unicl_cli.data.class_entry import NameList
 from unicl_cli.data.class_numbers import read_names
+from unicl_cli.data.media import check_media, read_medium
 from unicl_cli.data.number_spellings import describe_whole_numbers, read_whole_numbers
 from unicl_cli.data.pictures import Extent, ImageError, file_extent, read_file
 from unicl_cli.data.sources.join_lines import LineReading, join_lines
@@ -24,6 +25,7 @@ from unicl_cli.data.sources.lists.lines import URL_FAULT, LineBuilder
 from unicl_cli.data.sources.lists.list_classes import ListClasses
 from unicl_cli.data.sources.lists.parquet_reader import ParquetImages
 from unicl_cli.data.sources.lists.record import BAD_LINE, Columns, Line, ListOptions, Reader, Record, is_blank
+from unicl_cli.data.sources.media_files import keep_existing, stamp_files
 from unicl_cli.data.sources.splits import split_of
 from unicl_cli.data.sources.text_file import is_length
 from unicl_cli.errors import UniclError
@@ -41,6 +43,7 @@ class Table:
 
     def __init__(self, path: Path, kind: str, options: ListOptions, names: NameList | None) -> None:
         self.path, self.kind, self.options, self.names = path, kind, options, names
+        self.media = options.media
         self.paths = ImagePaths(path, options)
         self.notes: list[str] = []
         self._whole: Mapping[str, str] = {}
@@ -85,10 +88,27 @@ class Table:
             raise ImageError("bad_line", row.ref.removeprefix(BAD_LINE))
         if self.url(row) is not None:
             raise ImageError("url", "the image is a URL: `unicl prepare` downloads it")
-        if not row.ref.startswith("row:"):
-            return {"image": read_file(self.paths.file(row.ref))}
-        stored = self._images.read(int(row.ref[4:]))
-        return {"image": read_file(self.paths.file(stored)) if isinstance(stored, str) else stored}
+        image = self._read_image(row.ref)
+        read = {kind: self._read_medium(kind, place) for kind, place in row.media}
+        media = {kind: data for kind, data in read.items() if data is not None}
+        check_media(media, dict(row.media), image)
+        return {"image": image, **media}
+
+    def _read_image(self, ref: str) -> bytes:
+        if not ref.startswith("row:"):
+            return read_file(self.paths.file(ref))
+        stored = self._images.read(int(ref[4:]))
+        return read_file(self.paths.file(stored)) if isinstance(stored, str) else stored
+
+    def _read_medium(self, kind: str, place: str) -> bytes | None:
+        """Return the bytes of an item of media; None for an empty cell of a Parquet file."""
+        if not place.startswith("row:"):
+            return read_medium(kind, self.paths.file(place), place)
+        try:
+            stored = self._stored_media[kind].read(int(place[4:]))
+        except ImageError:
+            return None
+        return read_medium(kind, self.paths.file(stored), stored) if isinstance(stored, str) else stored
 
     def url(self, row: Row) -> str | None:
         """Return the address of the row's image; None for a file or bytes of the list."""
@@ -99,19 +119,21 @@ class Table:
         return file_extent(self.paths.file(row.ref)) if has_file else None
 
     def stamp(self, row: Row) -> int:
-        """Return the size of the image's file; -1 if it is missing, 0 for a URL."""
+        """Return the size of the image's file; -1 if it is missing, 0 for a URL. Media change it."""
         if row.ref.startswith("row:") or self.url(row) is not None:
             return 0  # rows and sample images put the list's own bytes into the fingerprint
         if row.ref.startswith(BAD_LINE):
             return -1
-        try:
-            return self.paths.file(row.ref).stat().st_size
-        except OSError:
-            return -1
+        media = [self.paths.file(place) for _, place in row.media if not place.startswith("row:")]
+        return stamp_files(self.paths.file(row.ref), media)
 
     @cached_property
     def _images(self) -> ParquetImages:
         return ParquetImages(self.path, self.columns.image or "")
+
+    @cached_property
+    def _stored_media(self) -> dict[str, ParquetImages]:
+        return {kind: ParquetImages(self.path, column) for kind, column in self.columns.media}
 
     @cached_property
     def _lines(self) -> list[Line]:
@@ -197,7 +219,11 @@ class Table:
         joined = join_lines(self._lines, read, path=self.path.name, id_column=self.columns.key)
         self.notes += joined.notes
         del self._lines
-        return joined.rows
+        if not self.media:
+            return joined.rows
+        kept = keep_existing(joined.rows, self.media, self.paths.file, self.path)
+        self.notes += [f"{self.path.name}: {note}" for note in kept.notes]
+        return kept.rows
 
     def _image(self, line: Line) -> str:
         """Return the identity of a line's image: its path or URL, or its bytes in a Parquet list of captions."""
@@ -245,6 +271,10 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     onehot: str | None = None,
     negative: str | None = None,
     group: str | None = None,
+    audio: str | None = None,
+    depth: str | None = None,
+    thermal: str | None = None,
+    imu: str | None = None,
 ) -> Table:
     """A list of images: CSV, TSV, text, JSON, JSONL or Parquet, with columns given by name or by number from 0.
 
@@ -259,6 +289,9 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     cells and for images with several lines. Several columns in ``label`` are groups of classes, named by the columns
     unless ``group`` names one for all; an empty cell means that the image is not annotated for the group. ``onehot``
     are columns that are a class each: 1, 0 or ``negative`` for no, empty or else for unknown.
+
+    ``audio``, ``depth``, ``thermal`` and ``imu`` are columns with a file of this kind beside the image; a cell may be
+    empty.
     """
     list_path = Path(path)
     if not list_path.is_file():
@@ -283,5 +316,9 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
         onehot=onehot,
         negative=negative,
         group=group,
+        audio=audio,
+        depth=depth,
+        thermal=thermal,
+        imu=imu,
     )
     return Table(list_path, kind, options, read_names(classes, first))

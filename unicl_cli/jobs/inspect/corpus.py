@@ -17,6 +17,7 @@ from unicl_cli.core.documents import Document
 from unicl_cli.core.files import open_regular
 from unicl_cli.core.json_text import parse_json
 from unicl_cli.data.corpus import Corpus
+from unicl_cli.data.media import count_missing
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.formats import split_ends
 from unicl_cli.inference.progress import progress
@@ -56,6 +57,7 @@ def inspect_corpus(corpus: Corpus, *, split: str | None, tokenizer: str, batch_s
         (group.labels for (_, kind, of), group in scanned.groups.items() if (kind, of) == ("labels", chosen)),
         np.zeros(len(corpus.classes), np.int64),
     )
+    media = media_kinds(scanned.groups)
     facts: dict[str, Any] = {
         "schema": "unicl/inspect/1",
         "kind": "corpus",
@@ -68,7 +70,7 @@ def inspect_corpus(corpus: Corpus, *, split: str | None, tokenizer: str, batch_s
         "templates": corpus.templates if isinstance(corpus.templates, str) else list(corpus.templates),
         "splits": list(corpus.splits),
         "split": chosen,
-        "sources": [source_facts(corpus, key, group) for key, group in sorted(scanned.groups.items())],
+        "sources": [source_facts(corpus, key, group, media[key[0]]) for key, group in sorted(scanned.groups.items())],
         "pictures": image_facts(scanned),
         "rejected": read_rejects(corpus),
     }
@@ -100,8 +102,8 @@ def choose_split(corpus: Corpus, split: str | None) -> str:
     return split or corpus.splits[0]
 
 
-def source_facts(corpus: Corpus, key: tuple[str, str, str], group: GroupTally) -> dict[str, Any]:
-    """Return one line of the table of sources."""
+def source_facts(corpus: Corpus, key: tuple[str, str, str], group: GroupTally, media: Sequence[str]) -> dict[str, Any]:
+    """Return one line of the table of sources; ``media`` are the kinds that rows of the source have."""
     return {
         "source": key[0],
         "kind": key[1],
@@ -111,10 +113,19 @@ def source_facts(corpus: Corpus, key: tuple[str, str, str], group: GroupTally) -
         "classes": int((group.labels > 0).sum()),
         "bytes": group.bytes,
         "picture_bytes": group.image_bytes,
+        **({"media": {kind: count_missing(group.media[kind], group.rows) for kind in media}} if media else {}),
         "short_side": quantiles_of_counts(group.short),
         "long_side": quantiles_of_counts(group.long),
         "samples": sample_texts(corpus, key) if group.texts else [],
     }
+
+
+def media_kinds(groups: Mapping[tuple[str, str, str], GroupTally]) -> dict[str, list[str]]:
+    """Return the kinds of media that any row of a source has, by the name of the source."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for (source, _, _), group in groups.items():
+        found[source] |= group.media.keys()
+    return {source: sorted(kinds) for source, kinds in found.items()}
 
 
 def sample_texts(corpus: Corpus, key: tuple[str, str, str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from unicl_cli.contracts import NO_LABEL
 from unicl_cli.data.class_mentions import ClassNameFinder, Words, compute, distinct_pairs, split_words
 from unicl_cli.data.corpus import Corpus, integers_of, sets_of_labels, sets_of_lists
-from unicl_cli.data.corpus_format import KNOWN, LABELS
+from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA
 from unicl_cli.data.manifest import Shard
 from unicl_cli.data.shard_checks import ShardRules, open_shard, read_columns
 from unicl_cli.evaluate.annotations import join_sets
@@ -27,6 +28,7 @@ SAMPLED_TEXTS = 100_000
 """Approximate number of texts kept for the tokenizer, evenly spread over all rows."""
 MERGE_EVERY = 64
 """Number of shards between two merges of the word counts."""
+_MEDIA_KIND = "media.list.element.kind"
 COLUMNS = ("label", "width", "height", "sha256")
 
 
@@ -35,6 +37,7 @@ class GroupTally:
 
     def __init__(self, classes: int) -> None:
         self.rows = self.bytes = self.image_bytes = self.texts = 0
+        self.media: Counter[str] = Counter()
         self.labels: Ints = np.zeros(classes, np.int64)
         self.short: Ints = np.zeros(MAX_SIDE + 1, np.int64)
         self.long: Ints = np.zeros(MAX_SIDE + 1, np.int64)
@@ -86,6 +89,7 @@ def scan_corpus(corpus: Corpus, split: str, advance: Callable[[int], None]) -> C
         images.append(_image_columns(table, splits.index(shard.split), sets))
         group.rows, group.bytes = group.rows + len(table), group.bytes + shard.bytes
         group.image_bytes, group.texts = group.image_bytes + payload, group.texts + count
+        group.media.update(_count_media(table))
         group.labels += np.bincount(sets.values, minlength=classes)
         _add_sides(group, table)
         if shard.split == split:
@@ -103,6 +107,7 @@ def _read(path: Path, shard: Shard, rules: ShardRules, *, texts: bool) -> tuple[
     columns = [*COLUMNS, *sets, *(("texts", "text_hash") if texts else ())]
     with open_shard(path, shard.row_groups) as file:
         sizes = dict(_chunks(file.metadata))
+    columns += [_MEDIA_KIND] if any(path == _MEDIA_KIND for _, path in sizes) else []
     table = read_columns(path, shard.row_groups, columns, rules)
     return table, *_image_bytes_and_texts(sizes)
 
@@ -122,6 +127,14 @@ def _image_bytes_and_texts(chunks: Mapping[tuple[int, str], Any]) -> tuple[int, 
     payload = sum(c.total_uncompressed_size - 4 * c.num_values for c in images)
     stated = [c.num_values - c.statistics.null_count if c.statistics else 0 for c in hashes]
     return max(0, payload), sum(stated)
+
+
+def _count_media(table: Any) -> Mapping[str, int]:
+    """Return the rows that have each kind of media; their bytes are not read."""
+    if MEDIA not in table.column_names:
+        return {}
+    kinds = compute.struct_field(compute.list_flatten(table.column(MEDIA)), "kind")
+    return Counter(kinds.to_pylist())
 
 
 def _sets_of(table: Any) -> RowSets:

@@ -72,8 +72,21 @@ def _sources_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
             format_range(line["short_side"]),
         )
     yield table
+    if any("media" in line for line in facts["sources"]):
+        yield _media_table(facts)
     if any(line["samples"] for line in facts["sources"]):
         yield _samples_table(facts)
+
+
+def _media_table(facts: Mapping[str, Any]) -> Table:
+    """Return the rows of each source that have an item of media, and those that lack it."""
+    table = make_table("Media beside the images", ("source", "kind", "split", "media"), ("rows", "missing"))
+    for line in facts["sources"]:
+        for kind, found in line.get("media", {}).items():
+            table.add_row(
+                line["source"], line["kind"], line["split"], kind, f"{found['rows']:,}", f"{found['missing']:,}"
+            )
+    return table
 
 
 def _samples_table(facts: Mapping[str, Any]) -> Table:

@@ -270,9 +270,10 @@ def _fingerprint(source: DatasetSource, raw: dict[str, Sequence[Row]]) -> str:
 
 
 def _describe_row(split: str, row: Row, stamp: int | None) -> str:
-    """Return all that a row says, as it was before rows had label sets: a corpus keeps its fingerprint."""
+    """Return all that a row says, as it was before rows had label sets or media: a corpus keeps its fingerprint."""
     sets = f", labels={row.labels!r}, known={row.known!r}" if row.labels or row.known is not None else ""
-    told = f"Row(key={row.key!r}, ref={row.ref!r}, texts={row.texts!r}, label={row.label!r}{sets})"
+    media = f", media={row.media!r}" if row.media else ""
+    told = f"Row(key={row.key!r}, ref={row.ref!r}, texts={row.texts!r}, label={row.label!r}{sets}{media})"
     return f"({split!r}, {told}, {stamp!r})"
 
 

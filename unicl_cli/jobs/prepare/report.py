@@ -1,11 +1,12 @@
 """The closing report of `prepare`: the document of `--json`, and the table made of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unicl_cli.core.json_output import print_json
 from unicl_cli.data.manifest import Manifest
+from unicl_cli.data.media import count_missing
 from unicl_cli.errors import Remark, print_line
 from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.prepare.classes import describe_empty_classes, describe_examples, format_examples
@@ -13,6 +14,7 @@ from unicl_cli.jobs.prepare.left_out import count_rejected, describe_downloads, 
 from unicl_cli.jobs.prepare.parts import PartMarker
 from unicl_cli.jobs.prepare.plan import CorpusPlan
 from unicl_cli.jobs.prepare.set_report import count_set_sizes, describe_sets, describe_sizes, format_sets
+from unicl_cli.jobs.prepare.shards import media_of
 from unicl_cli.pages.text import align_columns, shorten, terminal_width
 
 _HEADER = ("source", "kind", "split", "rows", "left out", "size", "classes", "short side")
@@ -23,7 +25,7 @@ REMEDIES = {
     "bad_answer": "the server's answer is not HTTP: see its detail",
     "bad_label": "the label cannot be read: see its detail",
     "bad_line": "the line of the list cannot be read: see its detail",
-    "bad_media": "the source returned media that it does not declare, or not bytes: see its detail",
+    "bad_media": "its sound, depth, heat or motion cannot be used: see its detail",
     "bad_path": "the path points outside the data set: see its detail",
     "bad_url": "not a web address: see its detail",
     "bad_text": "no usable caption (no letters, a file name, too long): --text raw keeps it",
@@ -61,7 +63,8 @@ def write_summary(out: Path, plan: CorpusPlan, markers: Sequence[PartMarker], ma
     groups: dict[tuple[str, str, str], list[PartMarker]] = {}
     for marker in markers:
         groups.setdefault((marker.source, marker.kind, marker.split), []).append(marker)
-    sources = [_summarize_group(key, of) for key, of in groups.items()]
+    kinds = {planned.spec.name: media_of(planned.source) for planned in plan.sources}
+    sources = [_summarize_group(key, of, kinds[key[0]]) for key, of in groups.items()]
     left_out = read_left_out(out, markers)
     stored = plan.stored_images(left_out)
     lost = describe_empty_classes(
@@ -83,7 +86,7 @@ def write_summary(out: Path, plan: CorpusPlan, markers: Sequence[PartMarker], ma
         "sources": sources,
         **(describe_downloads(out, markers, left_out) if any(of.has_urls for of in plan.sources) else {}),
         **manifest.model_dump(include={"text_stats", "dedup", "equal_pictures", "duplicates_of_eval"}),
-        "notes": [*plan.notes, *lost, *image_notes(manifest)],
+        "notes": [*plan.notes, *lost, *_note_lost_media(sources), *image_notes(manifest)],
     }
 
 
@@ -124,21 +127,46 @@ def write_report(report: dict[str, Any], *, as_json: bool) -> None:
             print_line(line)
 
 
-def _summarize_group(key: tuple[str, str, str], markers: list[PartMarker]) -> dict[str, Any]:
+def _summarize_group(key: tuple[str, str, str], markers: list[PartMarker], media: Sequence[str]) -> dict[str, Any]:
+    rows = sum(m.rows for m in markers)
+    with_media = {kind: sum(m.media.get(kind, 0) for m in markers) for kind in media}
     sides = [marker.short_side for marker in markers if marker.rows]
     return {
         "source": key[0],
         "kind": key[1],
         "split": key[2],
-        "rows": sum(m.rows for m in markers),
+        "rows": rows,
         "rejected": count_rejected(markers),
         "bytes": sum(m.bytes for m in markers),
         "classes": len({label for m in markers for label in m.labels}),
         **describe_sizes(count_set_sizes(markers)),
         "texts": sum(m.texts for m in markers),
         "animated": sum(m.animated for m in markers),
+        **({"media": {kind: count_missing(n, rows) for kind, n in with_media.items()}} if media else {}),
         "short_side": [min((s[0] for s in sides), default=0), max((s[1] for s in sides), default=0)],
     }
+
+
+def _note_lost_media(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return notes on kinds of media that no row of a source has: nothing can be learned from them."""
+    rows: Counter[tuple[str, str]] = Counter()
+    for line in sources:
+        for kind, found in line.get("media", {}).items():
+            rows[line["source"], kind] += found["rows"]
+    return [f"{source}: no row has {kind}: see the rejects" for (source, kind), count in rows.items() if not count]
+
+
+def _format_media(report: dict[str, Any]) -> list[str]:
+    """Return a line for each source, kind and split with media: the rows that have each, and those that lack it."""
+    lines: list[str] = []
+    for line in report["sources"]:
+        counts = [
+            f"{kind} in {found['rows']:,} rows" + (f" (missing in {found['missing']:,})" if found["missing"] else "")
+            for kind, found in line.get("media", {}).items()
+        ]
+        if counts:
+            lines.append(f"media of {line['source']} {line['kind']} {line['split']}: {', '.join(counts)}")
+    return lines
 
 
 def _format_table(report: dict[str, Any]) -> list[str]:
@@ -158,7 +186,7 @@ def _format_table(report: dict[str, Any]) -> list[str]:
                 f"{low:,}-{high:,} px" if low != high else f"{low:,} px",
             )
         )
-    lines = [*align_columns(cells), *format_examples(report), *format_sets(report)]
+    lines = [*align_columns(cells), *_format_media(report), *format_examples(report), *format_sets(report)]
     rejected = sum(report["rejected"].values())
     if rejected:
         lines += ["", f"left out: {count_of(rejected, 'row')}, listed in {report['corpus']}/rejects"]

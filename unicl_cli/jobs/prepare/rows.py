@@ -67,10 +67,10 @@ class Adoption(NamedTuple):
     def row(self, row: Row) -> Row:
         texts = () if self.kind == "images" else row.texts
         if self.kind != "labels" or not row.is_labelled():
-            return Row(self.key(row), row.ref, texts, NO_LABEL)
+            return Row(self.key(row), row.ref, texts, NO_LABEL, media=row.media)
         labels = self.labels(row)
         known = self._known(labels, self.groups if row.known is None else row.known)
-        return Row(self.key(row), row.ref, texts, labels[0] if len(labels) == 1 else NO_LABEL, labels, known)
+        return Row(self.key(row), row.ref, texts, labels[0] if len(labels) == 1 else NO_LABEL, labels, known, row.media)
 
     def _known(self, labels: Sequence[int], groups: Iterable[str]) -> tuple[str, ...]:
         """Return the corpus's groups that a row knows: those of its labels, and of ``groups`` what its labels tell."""

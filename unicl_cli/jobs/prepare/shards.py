@@ -16,6 +16,7 @@ from unicl_cli.core.json_output import format_json
 from unicl_cli.data import text
 from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA, schema_of
 from unicl_cli.data.fetch import FetchError
+from unicl_cli.data.media import MAX_MEDIA_BYTES, MediaError
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.lists.record import BAD_LINE
 from unicl_cli.jobs.prepare.download import DOWNLOADS, Downloader, map_ahead, url_of
@@ -26,8 +27,6 @@ CHUNK = 64
 """The most rows that are read and decoded ahead of the one that is written; a row group may be smaller."""
 DECODERS = 2
 """The most images that a process holds decoded at once: up to 192 MB each."""
-MAX_MEDIA_BYTES = 64_000_000
-"""A row with a larger item of media is left out."""
 GROUP_MEDIA_BYTES = 512_000_000
 """A row group ends early above this: Arrow holds at most 2 GB of bytes in a column, and a loader all of them."""
 MOST_WORDS = 1000
@@ -59,14 +58,6 @@ class PreparedRow(NamedTuple):
     def stored_bytes(self) -> int:
         """The bytes of the image and the media: nearly all that the row takes in its shard."""
         return len(self.record["image"]["bytes"]) + self.media_bytes
-
-
-class MediaError(ValueError):
-    """Media of a row that cannot be stored. ``reason`` is bad_media or media_too_large."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
 
 
 Tick = Callable[[int, int, Mapping[str, int]], None]

@@ -53,8 +53,7 @@ def resolve_roles(path: Path, reader: Reader, options: ListOptions, kind: str) -
 
 def used_columns(columns: Columns, names: Sequence[str]) -> list[str]:
     """Return those columns of a list that have a role, or hold a path of one."""
-    at = columns
-    given = [name for name in (at.image, *at.caption, *at.label, at.split, at.key) if name]
+    given = (name for of in columns.by_role().values() for name in of)
     return list(dict.fromkeys(column for name in given if (column := column_of(name, names))))
 
 
@@ -84,6 +83,7 @@ class _Resolver:
     def resolve(self) -> Roles:
         # roles that are given come first, so that none of their columns is taken for another role
         given = {role: self._given(role) for role in ("image", "caption", "label", "key")}
+        media = tuple((kind, name) for kind in self.options.media for name in self._given(kind))
         onehot = self._given("onehot") if self.options.onehot not in (None, ALL) else []
         split, rule = self._split()
         image = self._take(given["image"] or self._image())
@@ -102,18 +102,16 @@ class _Resolver:
             raise self._missing_label_error()
         keys = given["key"] or [name for name in usual_columns("key", self.names) if name not in self.taken]
         key = next(iter(keys), None)
-        columns = Columns(image, tuple(captions), tuple(label), split, key)
+        columns = Columns(image, tuple(captions), tuple(label), split, key, media)
         return Roles(columns, rule, (*self.notes, *self._note_repeated(columns)), bool(onehot))
 
     def _note_repeated(self, columns: Columns) -> tuple[str, ...]:
         """Return notes on roles whose column has a name that others have too, unless its number chose it."""
         notes: list[str] = []
-        for role in columns._fields:
+        for role, names in columns.by_role().items():
             written: str = getattr(self.options, role) or ""
             chosen = {self.names[int(part)] for part in written.split(",") if _is_number_of(part, self.names)}
-            of_role = getattr(columns, role)
-            names = {*of_role} if isinstance(of_role, tuple) else {of_role}
-            shared = [name for name in self.reader.repeated if name in names - chosen]
+            shared = [name for name in self.reader.repeated if name in {*names} - chosen]
             notes += [self._note_shared(name, role) for name in shared]
         return tuple(notes)
 

@@ -50,6 +50,10 @@ class ImagePaths:
             path = "/".join(_parts(path)[self.cut :])
         return path
 
+    def media_ref(self, cell: str) -> str:
+        """Return the path of a cell with a file of media as a row keeps it: neither suffix nor number is of images."""
+        return "/".join(_parts(cell)[self.cut :]) if self.cut and is_absolute(cell) else cell
+
     def file(self, ref: str) -> Path:
         r"""Return the file of a row; a path written on Windows (``cat\1.jpg``) works everywhere."""
         file = self.folder / ref

@@ -68,7 +68,8 @@ class LineBuilder:
             self.counts["in no split"] += 1
             return None
         key = text_of(self._plain(cells, at.key, "key")) or key
-        return Line(record.place, key, ref, self._texts(cells), self.labels.read(cells, ref), split, "")
+        texts, labels, media = self._texts(cells), self.labels.read(cells, ref), self._media(cells)
+        return Line(record.place, key, ref, texts, labels, split, "", media=media)
 
     def _image(self, cells: Mapping[str, Any]) -> tuple[str, str]:
         """Return the image's ref and key. CellError for an object or nothing."""
@@ -91,7 +92,22 @@ class LineBuilder:
             raise CellError(URL_FAULT)
         if not is_web_url(cell):
             raise CellError(f"the image is a URL of scheme '{cell.partition(':')[0]}'", SCHEME_HINT)
+        if self.columns.media:
+            raise CellError("the image is a URL, but its media are files", "download the images first")
         return cell, key_of_url(cell)
+
+    def _media(self, cells: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+        """Return kind and place of each item of media whose cell is filled. CellError for a URL or an object."""
+        found: list[tuple[str, str]] = []
+        for kind, name in self.columns.media:
+            value = look_up_cell(cells, name)
+            if isinstance(value, StoredImage):
+                found.append((kind, f"row:{value.row}"))
+            elif cell := text_of(_only_path(value, name)).strip():
+                if is_url(cell) or "\0" in cell:
+                    raise CellError(f"{name} holds no path of a file", "write the paths of local files")
+                found.append((kind, self.paths.media_ref(cell)))
+        return tuple(found)
 
     def _texts(self, cells: Mapping[str, Any]) -> tuple[str, ...]:
         found: list[str] = []

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
+from unicl_cli.data.media import KINDS
 from unicl_cli.errors import UniclError
 
 MAX_COLUMNS = 10_000
@@ -37,6 +38,15 @@ class ListOptions:
     onehot: str | None = None
     negative: str | None = None
     group: str | None = None
+    audio: str | None = None
+    depth: str | None = None
+    thermal: str | None = None
+    imu: str | None = None
+
+    @property
+    def media(self) -> tuple[str, ...]:
+        """The kinds of media for which a column is given."""
+        return tuple(kind for kind in KINDS if getattr(self, kind) is not None)
 
     def src(self, path: Path, **more: str | None) -> str:
         """Return the source with its options and ``more``, as it is written on the command line."""
@@ -50,7 +60,8 @@ class ListOptions:
         """The columns that are given by name, not by number."""
         several = (self.caption, self.label, self.onehot)
         parts = [part.strip() for given in several for part in (given or "").split(",")]
-        given = (self.image, *parts, *several, self.split, self.key)
+        media = (getattr(self, kind) for kind in KINDS)
+        given = (self.image, *parts, *several, self.split, self.key, *media)
         return [name for name in given if name and not name.isdecimal()]
 
 
@@ -97,6 +108,16 @@ class Columns(NamedTuple):
     label: tuple[str, ...]
     split: str | None
     key: str | None
+    media: tuple[tuple[str, str], ...] = ()
+    """The kind and the column of each item of media."""
+
+    def by_role(self) -> dict[str, tuple[str, ...]]:
+        """Return the columns and paths of each role that has some."""
+        single = {"image": self.image, "split": self.split, "key": self.key, **dict(self.media)}
+        several = {"caption": self.caption, "label": self.label}
+        return {role: names for role, names in several.items() if names} | {
+            role: (name,) for role, name in single.items() if name
+        }
 
 
 class Label(NamedTuple):
@@ -122,7 +143,7 @@ NO_LABELS = LabelSet()
 
 
 class Line(NamedTuple):
-    """One record by role: ``ref`` is a path, or ``row:N`` inside the file.
+    """One record by role: ``ref`` is a path, or ``row:N`` inside the file, and so is the place of each of its media.
 
     With a ``fault`` the ref is BAD_LINE with the place and the fault; ``hint`` says how to fix it, if that is special.
     """
@@ -135,6 +156,7 @@ class Line(NamedTuple):
     split: str
     fault: str
     hint: str = ""
+    media: tuple[tuple[str, str], ...] = ()
 
 
 def check_width(path: Path, columns: int) -> None:
