@@ -74,7 +74,7 @@ class Captioner(nn.Module):
             self.extra = partial(hide_images, share=drop_image)
 
     def look(self, model: Model, images: Tensor) -> Tensor:
-        """Return the tokens of images, (b, N, token_width); of a model without any, its pooled output as the only one."""
+        """Return the tokens of images, (b, N, token_width); a model without any has one, its pooled output."""
         found: Any = getattr(model, "image_tokens", None)
         return model.encode_image(images).pooled[:, None] if found is None else found(images)
 

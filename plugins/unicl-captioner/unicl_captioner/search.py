@@ -1,4 +1,4 @@
-"""Captions by beam search: the likeliest text that keeps to the best few beginnings at each word; one beam is greedy."""
+"""Captions by beam search, which keeps the best few beginnings at each word; with one beam it is greedy."""
 
 from typing import NamedTuple
 
