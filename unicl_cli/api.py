@@ -38,12 +38,17 @@ if TYPE_CHECKING:
     from unicl_cli.core.schedule import lr_at
     from unicl_cli.data.class_names import read_class_file, read_classes
     from unicl_cli.data.class_numbers import match_labels
+    from unicl_cli.data.fetch import Fetcher
     from unicl_cli.data.number_spellings import read_whole_numbers
     from unicl_cli.data.pictures import Extent, ImageError, open_image, read_extent
     from unicl_cli.data.sources.tar_members import iter_members
-    from unicl_cli.errors import UniclError
+    from unicl_cli.errors import UniclError, csv_cell, escape_control
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
     from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, EvalRows, Evaluator, RowSets
+    from unicl_cli.inference.answer_stream import format_error, json_lines, write_answers
+    from unicl_cli.inference.image_batches import ImageBatch, read_batches
+    from unicl_cli.inference.image_inputs import ImageInput, open_inputs
+    from unicl_cli.inference.image_names import check_any_exists, check_form, check_inputs
     from unicl_cli.kernels.targets import Target
     from unicl_cli.launch.accelerator import start_accelerator
     from unicl_cli.losses.contrast import both_ways, contrast, contrast_tiled, supcon_loss
@@ -70,9 +75,14 @@ _HOME = {
     "unicl_cli.data.number_spellings": ("read_whole_numbers",),
     "unicl_cli.data.pictures": ("Extent", "ImageError", "open_image", "read_extent"),
     "unicl_cli.data.sources.tar_members": ("iter_members",),
-    "unicl_cli.errors": ("UniclError",),
+    "unicl_cli.errors": ("UniclError", "csv_cell", "escape_control"),
     "unicl_cli.evaluate.classifier": ("prompts_of", "zeroshot_classifier"),
     "unicl_cli.build.load": ("Loaded", "load_model"),
+    "unicl_cli.data.fetch": ("Fetcher",),
+    "unicl_cli.inference.answer_stream": ("format_error", "json_lines", "write_answers"),
+    "unicl_cli.inference.image_batches": ("ImageBatch", "read_batches"),
+    "unicl_cli.inference.image_inputs": ("ImageInput", "open_inputs"),
+    "unicl_cli.inference.image_names": ("check_any_exists", "check_form", "check_inputs"),
     "unicl_cli.kernels.targets": ("Target",),
     "unicl_cli.losses.contrast": ("both_ways", "contrast", "contrast_tiled", "supcon_loss"),
     "unicl_cli.model": ("TwoTower", "add_projection", "at_least_float32", "chunked"),
@@ -93,7 +103,10 @@ __all__ = [
     "Evaluator",
     "Extent",
     "Features",
+    "Fetcher",
+    "ImageBatch",
     "ImageError",
+    "ImageInput",
     "LabelSets",
     "Loaded",
     "LogitScale",
@@ -119,13 +132,20 @@ __all__ = [
     "bare",
     "both_ways",
     "build_image_tower",
+    "check_any_exists",
+    "check_form",
+    "check_inputs",
     "chunked",
     "contrast",
     "contrast_tiled",
+    "csv_cell",
+    "escape_control",
     "fit",
+    "format_error",
     "freeze_idle",
     "gather",
     "iter_members",
+    "json_lines",
     "load_model",
     "load_optimizer",
     "load_weights",
@@ -133,8 +153,10 @@ __all__ = [
     "match_labels",
     "newest",
     "open_image",
+    "open_inputs",
     "prompts_of",
     "rank",
+    "read_batches",
     "read_class_file",
     "read_classes",
     "read_extent",
@@ -149,6 +171,7 @@ __all__ = [
     "start_accelerator",
     "supcon_loss",
     "world_size",
+    "write_answers",
     "zeroshot_classifier",
 ]
 

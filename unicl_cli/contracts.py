@@ -371,8 +371,8 @@ class Tokenizer(Protocol):
     """Texts -> int64 (n, longest) ids, at most ``context_length`` long, EOT kept when cut; pure and picklable.
 
     Optional: ``pad_id`` and ``eot_id``, the ids of padding and end of text; ``cuts(texts)``, the number of texts that
-    are too long; ``save(path)``, which writes a `tokenizer.json`; ``clean``, True if texts are cleaned first;
-    ``prompt_token``, that of the text tower (`TowerTraits`).
+    are too long; ``decode(rows)``, the texts of rows of ids; ``save(path)``, which writes a `tokenizer.json`;
+    ``clean``, True if texts are cleaned first; ``prompt_token``, that of the text tower (`TowerTraits`).
     """
 
     @property
@@ -390,9 +390,11 @@ class Loss(Protocol):
     The mean over ranks of ``loss`` is the loss of the global batch.
 
     Optional: ``bias``, added to the scores of ``text``; ``head``, the classifier of ``head``; ``pair_scores(model,
-    images, tokens)`` -> (b, C) of ``pair``; ``extra`` and ``after_step()``, as on a model; ``two_texts``, true if it
-    reads the columns of a second text (`data.text_for_labelled: both`); ``reads_media``, true if it learns from each
-    kind of the model's ``media``, which a row of the training data must then have.
+    images, tokens)`` -> (b, P) of ``pair``, the scores of P prompts; ``extra`` and ``after_step()``, as on a model;
+    ``two_texts``, true if it reads the columns of a second text (`data.text_for_labelled: both`); ``reads_media``, true
+    if it learns from each kind of the model's ``media``, which a row of the training data must then have. With ``pair``
+    also ``check_prompts(tokens, tokenizer)`` -> warnings about the prompts of all classes, called once before they are
+    scored, and ``many_prompts``, true if it scores several templates of many classes without being asked to.
     """
 
     score: str

@@ -36,6 +36,15 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def check_one_view(images: Tensor) -> None:
+    """Raise UniclError for images (b, V, 3, H, W): several views are encoded as images of their own."""
+    if images.dim() != 4:
+        raise UniclError(
+            f"data.views: the loss takes one view per image, got {images.shape[1]}",
+            "set data.views=1, or use a loss that takes several views, such as supcon",
+        )
+
+
 class Projected(nn.Module):
     """A tower and its bias-free projection (embed_dim, width); none if the tower's output is ``joint`` already."""
 
@@ -89,6 +98,7 @@ class TwoTower(nn.Module):
         self.biased = text is not None and traits_of(text).biased
         self.embed_dim = embed_dim + self.biased
         self.image_width = cast("Tower", image).width
+        self.token_width = int(getattr(image, "token_width", self.image_width))
         self.text_width = 0 if text is None else cast("Tower", text).width
         self.normalize, self.chunks = normalize, chunks
         self.bank: TextCache | None = None
@@ -117,11 +127,7 @@ class TwoTower(nn.Module):
         """
         if isinstance(images, EncodedImages):
             return Features(*chunked(self._known_image, images.outputs, self.chunks))
-        if images.dim() != 4:
-            raise UniclError(
-                f"data.views: the loss takes one view per image, got {images.shape[1]}",
-                "set data.views=1, or use a loss that takes several views, such as supcon",
-            )
+        check_one_view(images)
         return Features(*chunked(self._image, images, self.chunks))
 
     def encode_text(self, tokens: Tensor) -> Features:
@@ -179,8 +185,18 @@ class TwoTower(nn.Module):
         return self.bank is not None
 
     def image_tokens(self, images: Tensor) -> Tensor:
-        """Encode uint8 (b, 3, H, W) to (b, N, image_width) with a tower that has ``tokens``."""
-        return at_least_float32(cast("Any", self.image).trunk.tokens(self.pixels(images)))
+        """Encode uint8 (b, 3, H, W) to (b, N, token_width), the states before pooling.
+
+        A tower without ``tokens`` has one: its pooled output.
+        """
+        check_one_view(images)
+        return chunked(self._image_tokens, images, self.chunks)[0]
+
+    def _image_tokens(self, images: Tensor) -> tuple[Tensor]:
+        tower: Any = self.image.trunk if isinstance(self.image, Projected) else self.image
+        if hasattr(tower, "tokens"):
+            return (at_least_float32(tower.tokens(self.pixels(images))),)
+        return (at_least_float32(self.image(self.pixels(images))[0])[:, None],)
 
     def text_tokens(self, tokens: Tensor) -> Tensor:
         """Encode int64 (U, L) to (U, L, width) with a tower that has ``tokens``."""

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from unicl_cli.data import fetch
 from unicl_cli.data.fetch import Fetcher, FetchError
-from unicl_cli.jobs.zeroshot.inputs import ImageInput, read_image
-from unicl_cli.jobs.zeroshot.stream import BatchStream
+from unicl_cli.inference.batch_stream import BatchStream
+from unicl_cli.inference.image_inputs import ImageInput, read_image
 
 MOST = 100_000
 LOCAL = Fetcher(allow_private=True, max_bytes=MOST, retries=0, read=5, total=10)

@@ -15,10 +15,10 @@ from unicl_cli.core.loop import Step
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
 from unicl_cli.inference.encoder import Encoder
+from unicl_cli.inference.image_inputs import open_inputs
 from unicl_cli.inference.media import match_kind
 from unicl_cli.jobs.zeroshot.answers import AnswerOptions
 from unicl_cli.jobs.zeroshot.classes import parse_classes
-from unicl_cli.jobs.zeroshot.inputs import open_inputs
 from unicl_cli.jobs.zeroshot.judge import make_judge
 from unicl_cli.jobs.zeroshot.zeroshot import zeroshot
 from unicl_cli.losses.supcon import SupCon

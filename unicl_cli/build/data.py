@@ -278,10 +278,12 @@ def check_learnable(recipe: Recipe, data: TrainingData) -> None:
             "data.train: the loss ce learns from labels, and no row of the mix has one",
             "use another loss, set data.mix.labels=auto, or add a corpus with labels",
         )
-    reads = recipe.model.name == "open_clip" or recipe.model.part.options.get("text") is not None
+    has_tower = recipe.model.name == "open_clip" or recipe.model.part.options.get("text") is not None
+    reader = "the model has a text tower" if has_tower else f"the loss {recipe.loss.name} reads texts"
+    reads = has_tower or takes("losses", recipe.loss.name, "vocab_size")
     if reads and any(s.kind == "images" and not s.table.stores_media for s in data.mix.strands):
         raise UniclError(
-            "data.train: a corpus holds images without label or text, but the model has a text tower",
+            f"data.train: a corpus holds images without label or text, but {reader}",
             "set model.text=null and a loss without texts, or prepare the images with labels or captions",
         )
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unicl_cli import binding
+from unicl_cli.binding import takes
 from unicl_cli.build import param_groups
 from unicl_cli.contracts import ClassName, LabelSets, Model, Part, StoresFiles, Tokenizer
 from unicl_cli.core.loop import Step
@@ -65,10 +66,20 @@ def build_step(
         first = getattr(chosen, "prompt_token", None)
         return tokens if first is None else torch.cat([torch.full_like(tokens[:, :1], first), tokens[:, 1:]], 1)
 
+    def choose_tokenizer() -> Tokenizer:
+        return own or tokenizer()
+
+    width = cast("Model", model).image_width
     context |= {
-        "image_width": lambda: cast("Model", model).image_width,
+        "image_width": lambda: width,
+        "token_width": lambda: getattr(model, "token_width", width),
         "label_sets": lambda: label_sets,
         "class_prompts": lambda: tokenize_classes,
+        "vocab_size": lambda: choose_tokenizer().vocab_size,
+        "context_length": lambda: choose_tokenizer().context_length,
+        "pad_id": lambda: getattr(choose_tokenizer(), "pad_id", 0),
+        "start_id": lambda: find_ends(choose_tokenizer())[0],
+        "eot_id": lambda: find_ends(choose_tokenizer())[1],
     }
     loss = cast("nn.Module", binding.make("losses", recipe.loss, context))
     if recipe.data.text_for_labelled == BOTH and not getattr(loss, "two_texts", False):
@@ -76,11 +87,28 @@ def build_step(
             f"data.text_for_labelled=both: the loss '{recipe.loss.name}' takes one text a row",
             "set it to prompt, caption or mixed, or use the loss unicl",
         )
-    if getattr(model, "text", model) is None:
+    if getattr(model, "text", model) is None and not reads_tokens(recipe):
         return Step(model, loss), None
     found = own or tokenizer()
     begin_prompts(model, found)
     return Step(model, loss), found
+
+
+def reads_tokens(recipe: Recipe) -> bool:
+    """Return whether the loss reads tokens itself, so that it needs a tokenizer even without a text tower."""
+    return takes("losses", recipe.loss.name, "vocab_size")
+
+
+def find_ends(tokenizer: Tokenizer) -> tuple[int, int]:
+    """Return the ids that begin and end each text; UniclError if the tokenizer does not put both around a text."""
+    rows = tokenizer(["", "a"])
+    end: int | None = getattr(tokenizer, "eot_id", None)
+    if len(rows[:, 0].unique()) > 1 or end is None or not bool((rows[:, 1:] == end).any(1).all()):
+        raise UniclError(
+            "model.tokenizer: does not put a start and an end token around each text, which the loss needs",
+            "use the tokenizer corpus or clip, or a tokenizer.json whose post_processor adds both",
+        )
+    return int(rows[0, 0]), end
 
 
 def begin_prompts(model: nn.Module, tokenizer: Tokenizer) -> None:

@@ -1,9 +1,6 @@
 """`unicl zeroshot IMAGE...`: classification of images by class names."""
 
-import glob
 import math
-import os
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,14 +9,15 @@ import typer
 
 from unicl_cli.commands import MODEL_FORMS, OUTPUT, Batch, Devices, Quiet, RawWeights, Template, examples
 from unicl_cli.commands.completion import complete_runs
-from unicl_cli.errors import UniclError, escape_control
+from unicl_cli.errors import UniclError
+from unicl_cli.inference.image_names import check_any_exists, check_form, check_inputs
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
+    from unicl_cli.inference.answer_stream import Format
     from unicl_cli.jobs.zeroshot.answers import AnswerOptions, Judge
     from unicl_cli.jobs.zeroshot.classes import Classes
     from unicl_cli.jobs.zeroshot.label_sets import SetJudge
-    from unicl_cli.jobs.zeroshot.output import Format
     from unicl_cli.runs.thresholds import FoundThresholds
 
 app = typer.Typer(add_completion=False)
@@ -194,9 +192,9 @@ def zeroshot(
 
     def work(accelerator: Any) -> None:
         from unicl_cli.data.fetch import Fetcher
+        from unicl_cli.inference.answer_stream import write_answers
+        from unicl_cli.inference.image_inputs import open_inputs
         from unicl_cli.jobs.zeroshot.answers import AnswerOptions
-        from unicl_cli.jobs.zeroshot.inputs import open_inputs
-        from unicl_cli.jobs.zeroshot.output import write_answers
         from unicl_cli.jobs.zeroshot.questions import Wanted
         from unicl_cli.jobs.zeroshot.table import TerminalTable
         from unicl_cli.jobs.zeroshot.zeroshot import zeroshot
@@ -245,7 +243,8 @@ def load_judge(
 
 def choose_form(judge: "Judge | SetJudge", *, as_json: bool, as_csv: bool) -> "Format":
     """Return the form of the answers: JSON lines, CSV, a table on a terminal, else lines with tabs."""
-    from unicl_cli.jobs.zeroshot.output import csv_rows, json_lines, layout_of, text_lines
+    from unicl_cli.inference.answer_stream import json_lines
+    from unicl_cli.jobs.zeroshot.output import csv_rows, layout_of, text_lines
     from unicl_cli.jobs.zeroshot.table import TerminalTable
     from unicl_cli.pages.text import terminal_width
 
@@ -256,12 +255,6 @@ def choose_form(judge: "Judge | SetJudge", *, as_json: bool, as_csv: bool) -> "F
         return csv_rows(layout)
     width = terminal_width()
     return text_lines(layout) if width is None else TerminalTable(layout, width=width)
-
-
-def check_form(*, as_json: bool, as_csv: bool) -> None:
-    """Raise UniclError if the answers are asked for in two forms."""
-    if as_json and as_csv:
-        raise UniclError("--json: cannot be combined with --csv", "use one of them")
 
 
 def check_threshold(threshold: float | None, *, is_multi: bool) -> None:
@@ -317,33 +310,3 @@ def check_probe(file: Path | None, refused: list[str]) -> None:
         )
     if file is not None and not file.is_file():
         raise UniclError(f"--probe {file}: no such file", "write it first: unicl probe --save FILE")
-
-
-def check_inputs(inputs: list[str], *, stdin_image: bool) -> None:
-    """Raise UniclError unless images are named and standard input is read at most once."""
-    if stdin_image and inputs:
-        raise UniclError("--stdin-image: cannot be combined with other inputs", "leave the other inputs out")
-    if not stdin_image and not inputs:
-        raise UniclError(
-            "no images given",
-            "name files, folders or quoted globs, or use - for a list on standard input, or --stdin-image",
-        )
-    if inputs.count("-") > 1:
-        raise UniclError("-: standard input can be read only once", "use - once")
-
-
-def check_any_exists(inputs: list[str], *, has_rows: bool) -> None:
-    """Raise UniclError if each input names a file that is missing, unless JSON or CSV rows tell it (``has_rows``)."""
-
-    def is_missing(name: str) -> bool:
-        is_url = name.lower().startswith(("http://", "https://"))
-        return name != "-" and not is_url and not glob.has_magic(name) and not os.path.exists(name)  # noqa: PTH110 - False too for a name that is too long
-
-    if has_rows or not inputs or not all(map(is_missing, inputs)):
-        return
-    if not sys.stdout.isatty():  # a program that reads the rows gets one for each image
-        for name in inputs:
-            sys.stdout.write(f"{escape_control(name)}\terror: no such file\n")
-    if len(inputs) == 1:
-        raise UniclError(f"{inputs[0]}: no such file", "check the path: it is the only image")
-    raise UniclError(f"{len(inputs)} images: no such files, first {inputs[0]}", "check the paths")

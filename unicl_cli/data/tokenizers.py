@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Encoding, Regex, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Library
 from torch import Tensor
 
@@ -129,6 +129,20 @@ class TextTokenizer:
         cleaned = [clip_clean(t) if self.clean else t for t in texts]
         with explain_encoding() if self.foreign else contextlib.nullcontext():
             return self.library.encode_batch_fast(cleaned)
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Turn the ids of words, without the start and end of a text, into texts."""
+        return [self._join([piece for id_ in row if (piece := self.library.id_to_token(id_))]) for row in rows]
+
+    def _join(self, pieces: list[str]) -> str:
+        if self.library.decoder is not None:
+            return self.library.decoder.decode(pieces).strip()
+        before: Any = self.library.pre_tokenizer
+        if before is None or b"ByteLevel" not in before.__getstate__():
+            return " ".join(pieces)
+        text = decoders.ByteLevel().decode(pieces)
+        suffix = getattr(self.library.model, "end_of_word_suffix", None)
+        return (text.replace(suffix, " ") if suffix else text).strip()
 
     def cut_at(self, context_length: int) -> "TextTokenizer":
         """Return the same tokenizer at another length."""

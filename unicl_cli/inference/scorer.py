@@ -12,12 +12,13 @@ from unicl_cli.contracts import ClassName, MediaKind
 from unicl_cli.core.dist import bare
 from unicl_cli.core.guard import divergence_error
 from unicl_cli.errors import UniclError
-from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
+from unicl_cli.evaluate.classifier import count_cut, prompts_of, zeroshot_classifier
 from unicl_cli.formats import list_first
 from unicl_cli.inference.encoder import Encoder
 
 SHOWN = 5
-
+MANY_CLASSES = 100
+"""The most classes whose prompts in several templates a pair score takes without being asked to."""
 
 ALL = slice(None)
 """All classes of a scorer."""
@@ -82,7 +83,7 @@ def make_scorer(
         raise UniclError(f"model {loaded.name} has no text tower", "measure its features with `unicl probe`")
     wanted = prompts_of([each.names[:1] for each in classes], loaded.templates) if prompts is None else prompts
     if loss.score == "pair":
-        return make_pair_scorer(encoder, loss, wanted)
+        return make_pair_scorer(encoder, loss, classes, wanted)
     return make_text_scorer(encoder, loss, classes, wanted, batch=batch)
 
 
@@ -121,13 +122,6 @@ def make_text_scorer(
     def logits(cosines: Tensor) -> Tensor:
         return scale * cosines + bias
 
-    warnings: list[str] = []
-    if shot.duplicates:
-        groups = [" = ".join(classes[label].names[0] for label in group) for group in shot.duplicates]
-        warnings.append(f"{len(groups)} groups of classes have the same prompts: {shorten_names(groups)}")
-    if shot.cut:
-        length = tokenizer.context_length
-        warnings.append(f"{shot.cut} of {shot.prompts} prompts were cut at the context of {length} tokens")
     return Scorer(
         encode=encode,
         classify=classify,
@@ -136,10 +130,24 @@ def make_text_scorer(
         cosines=encoder.unit,
         first=shot.first.cpu(),
         known=torch.ones(len(classes), dtype=torch.bool),
-        warnings=tuple(warnings),
+        warnings=(
+            *warn_about_duplicates(classes, shot.duplicates),
+            *warn_about_cuts(shot.cut, shot.prompts, tokenizer.context_length),
+        ),
         media=encoder.media,
         encode_media=encoder.encode_extra,
     )
+
+
+def warn_about_duplicates(classes: Sequence[ClassName], duplicates: Sequence[Sequence[int]]) -> list[str]:
+    """Return a warning if classes have the same prompts."""
+    groups = [" = ".join(classes[label].names[0] for label in group) for group in duplicates]
+    return [f"{len(groups)} groups of classes have the same prompts: {shorten_names(groups)}"] if groups else []
+
+
+def warn_about_cuts(cut: int, prompts: int, length: int) -> list[str]:
+    """Return a warning if prompts are longer than the context."""
+    return [f"{cut} of {prompts} prompts were cut at the context of {length} tokens"] if cut else []
 
 
 def make_head_scorer(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) -> Scorer:
@@ -187,16 +195,29 @@ def head_columns(classes: Sequence[ClassName]) -> dict[str, int]:
     return by_name | {each.key: column for column, each in enumerate(classes)}
 
 
-def make_pair_scorer(encoder: Encoder, loss: Any, prompts: Sequence[Sequence[str]]) -> Scorer:
-    """Score by the loss itself: each image with the first prompt of each class."""
+def make_pair_scorer(
+    encoder: Encoder, loss: Any, classes: Sequence[ClassName], prompts: Sequence[Sequence[str]]
+) -> Scorer:
+    """Score by the loss itself: the mean score of an image over the prompts of each class.
+
+    Each distinct prompt is scored once for an image, all of them in one call. UniclError for many prompts of many
+    classes, unless the loss has ``many_prompts``.
+    """
     loaded = encoder.loaded
     tokenizer = loaded.tokenizer
     if tokenizer is None:
         raise ValueError("the model has no tokenizer")
-    tokens = tokenizer([own[0] for own in prompts])
+    shared = group_prompts(prompts)
+    check_prompt_count(loss, len(prompts), len(shared.texts))
+    tokens = tokenizer(shared.texts)
+    check = getattr(loss, "check_prompts", None)
+    told: Sequence[str] = () if check is None else check(tokens, tokenizer)
+    weights = shared.weights.to(encoder.device)
 
     def encode(images: Tensor) -> Tensor:
-        return encoder.call("pair_scores", images, tokens).float()
+        found = encoder.call("pair_scores", images, tokens).float()
+        with full_precision(found):
+            return found @ weights if shared.averages else found[:, shared.only]
 
     def classify(found: Tensor, classes: slice) -> Tensor:
         return found[:, classes]
@@ -207,8 +228,61 @@ def make_pair_scorer(encoder: Encoder, loss: Any, prompts: Sequence[Sequence[str
         logits=identity,
         sigmoid=loss.activation == "sigmoid",
         cosines=False,
-        first=torch.arange(len(prompts)),
+        first=shared.first,
         known=torch.ones(len(prompts), dtype=torch.bool),
+        warnings=(
+            *warn_about_duplicates(classes, shared.duplicates),
+            *warn_about_cuts(count_cut(shared.texts, tokens, tokenizer), len(shared.texts), tokenizer.context_length),
+            *told,
+        ),
+    )
+
+
+class SharedPrompts(NamedTuple):
+    """The distinct prompts of C classes. ``weights`` float32 (P, C): the share of a prompt in the mean of a class.
+
+    ``only`` int64 (C,): the first prompt of each class, which is all that it has unless ``averages``. ``first`` and
+    ``duplicates`` are those of `TextClassifier`.
+    """
+
+    texts: list[str]
+    weights: Tensor
+    only: Tensor
+    averages: bool
+    first: Tensor
+    duplicates: tuple[tuple[int, ...], ...]
+
+
+def group_prompts(prompts: Sequence[Sequence[str]]) -> SharedPrompts:
+    """Find the distinct prompts, and the classes that share all of theirs."""
+    places = {text: place for place, text in enumerate(dict.fromkeys(text for own in prompts for text in own))}
+    rows = torch.tensor([places[text] for own in prompts for text in own])
+    columns = torch.tensor([label for label, own in enumerate(prompts) for _ in own])
+    shares = torch.tensor([1 / len(own) for own in prompts for _ in own])
+    same: dict[tuple[str, ...], list[int]] = {}
+    for label, own in enumerate(prompts):
+        same.setdefault(tuple(sorted(own)), []).append(label)
+    return SharedPrompts(
+        texts=list(places),
+        weights=torch.zeros(len(places), len(prompts)).index_put_((rows, columns), shares, accumulate=True),
+        only=torch.tensor([places[own[0]] for own in prompts]),
+        averages=any(len(own) > 1 for own in prompts),
+        first=torch.tensor([same[tuple(sorted(own))][0] for own in prompts]),
+        duplicates=tuple(tuple(group) for group in same.values() if len(group) > 1),
+    )
+
+
+def check_prompt_count(loss: Any, classes: int, prompts: int) -> None:
+    """Raise UniclError for several ``prompts`` a class above ``MANY_CLASSES`` classes: each image is scored with each.
+
+    A loss whose scores are cheap, or whose user has been asked, has ``many_prompts``.
+    """
+    if classes <= MANY_CLASSES or prompts < 2 * classes or getattr(loss, "many_prompts", False):
+        return
+    raise UniclError(
+        f"{classes:,} classes in several templates are {prompts:,} prompts, and each image is scored with each of them",
+        "give one template (--template 'a photo of a {}.', or data.templates in a recipe), or set "
+        "loss.many_prompts=true where the loss has it",
     )
 
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from unicl_cli.core.dist import bare
 from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.errors import UniclError
+from unicl_cli.inference.image_inputs import ImageInput, read_image
 from unicl_cli.inference.media import match_kind
-from unicl_cli.jobs.zeroshot.inputs import ImageInput, read_image
 from unicl_cli.runs.folder import no_corpus_error
 
 if TYPE_CHECKING:

@@ -13,11 +13,12 @@ from torch import nn
 from toys import PLAIN, cosines, filled, noise, toy
 
 from unicl_cli.errors import UniclError
+from unicl_cli.inference.answer_stream import json_lines, write_answers
+from unicl_cli.inference.image_inputs import ImageInput
 from unicl_cli.jobs.zeroshot.answers import AnswerOptions
 from unicl_cli.jobs.zeroshot.classes import Classes, choose_classes, parse_classes
-from unicl_cli.jobs.zeroshot.inputs import ImageInput
 from unicl_cli.jobs.zeroshot.judge import BACKGROUND, make_judge
-from unicl_cli.jobs.zeroshot.output import Layout, csv_rows, format_lines, json_lines, text_lines, write_answers
+from unicl_cli.jobs.zeroshot.output import Layout, csv_rows, format_lines, text_lines
 from unicl_cli.jobs.zeroshot.table import TerminalTable
 from unicl_cli.jobs.zeroshot.zeroshot import zeroshot
 from unicl_cli.losses.classify import CrossEntropy

@@ -14,9 +14,9 @@ from toys import PLAIN, toy
 from unicl_cli.build.load import Loaded
 from unicl_cli.contracts import ClassName
 from unicl_cli.errors import UniclError
+from unicl_cli.inference.image_inputs import find_images
 from unicl_cli.jobs.zeroshot.answers import AnswerOptions
 from unicl_cli.jobs.zeroshot.classes import parse_classes
-from unicl_cli.jobs.zeroshot.inputs import find_images
 from unicl_cli.jobs.zeroshot.judge import make_judge
 from unicl_cli.jobs.zeroshot.output import Layout, format_lines
 from unicl_cli.jobs.zeroshot.zeroshot import zeroshot

@@ -1,5 +1,6 @@
 """The closing report of `prepare`: the document of `--json`, and the table made of it."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -27,6 +27,8 @@ from unicl_cli.core.machine import cores
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError, write_line, write_note
+from unicl_cli.inference.scorer import check_prompt_count
+from unicl_cli.jobs.evaluators.candidates import choose_candidates
 from unicl_cli.jobs.overlap import find_overlap, recipes_of
 from unicl_cli.jobs.train.blame import blame_parts
 from unicl_cli.jobs.train.blueprint import Blueprint, has_batch_statistics
@@ -84,6 +86,7 @@ def set_up(recipe: Recipe, accelerator: Any, run: Path, resume_from: str, start:
     with blame_parts():
         (step, tokenizer, origin), rows, found = fit_micro_batch(blueprint, accelerator, first)
 
+    check_eval_prompts(recipe, data, step.loss)
     frozen = freeze_unreached(step, sum_over_ranks(found.reached))
     check_adapters(step, frozen)
     if origin is not None and rank() == 0:
@@ -98,6 +101,13 @@ def warn(warnings: Sequence[str]) -> None:
     if rank() == 0:
         for warning in warnings:
             write_note(f"warning: {warning}")
+
+
+def check_eval_prompts(recipe: Recipe, data: TrainingData, loss: Any) -> None:
+    """Raise UniclError if a validation would score each image with very many prompts, before the first step."""
+    for entry in recipe.eval if loss.score == "pair" else ():
+        classes = len(choose_candidates(open_corpus(entry.corpus).classes, data.classes, entry.candidates).classes)
+        check_prompt_count(loss, classes, classes * len(data.templates))
 
 
 def overlap_warnings(recipe: Recipe, start: str | None) -> list[str]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from unicl_cli.contracts import ClassName
 from unicl_cli.evaluate.hierarchy import sum_up
 from unicl_cli.evaluate.metrics import best_classes
+from unicl_cli.inference.image_inputs import ImageInput
 from unicl_cli.inference.scorer import Scorer
-from unicl_cli.jobs.zeroshot.inputs import ImageInput
 from unicl_cli.jobs.zeroshot.questions import Question, Wanted
 
 Answer = dict[str, Any]

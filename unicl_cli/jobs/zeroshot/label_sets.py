@@ -13,9 +13,9 @@ from unicl_cli.core.class_groups import groups_of
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.multilabel import Cut
 from unicl_cli.formats import count_of, plural
+from unicl_cli.inference.image_inputs import ImageInput
 from unicl_cli.inference.scorer import Scorer
 from unicl_cli.jobs.zeroshot.answers import DIGITS, Answer, AnswerOptions, name_class, unanswered
-from unicl_cli.jobs.zeroshot.inputs import ImageInput
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded

@@ -1,36 +1,27 @@
-"""Answers on standard output: a line, a CSV row or a JSON line per image, written as soon as they are ready."""
+"""The answers of `zeroshot` as text: a line or a CSV row per image."""
 
 from __future__ import annotations
 
 import csv
 import io
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unicl_cli.core.json_output import format_json
 from unicl_cli.errors import UniclError, csv_cell, escape_control
 from unicl_cli.formats import format_share
-from unicl_cli.inference.progress import progress
+from unicl_cli.inference.answer_stream import Format, Row, format_error
 from unicl_cli.jobs.zeroshot.questions import BETWEEN
 
 if TYPE_CHECKING:
     from unicl_cli.jobs.zeroshot.answers import Judge
     from unicl_cli.jobs.zeroshot.label_sets import SetJudge
 
-Row = Mapping[str, Any]
-Format = Callable[[Sequence[Row]], str]
 NONE = "none of these"
 """Shown for an image without a label."""
 NO_GROUP = "(no group)"
 """Shown for the classes without a group, beside groups."""
 SEPARATOR = ";"
 """Stands between the labels of a cell."""
-
-
-def json_lines(rows: Sequence[Row]) -> str:
-    return "".join(f"{format_json(row)}\n" for row in rows)
 
 
 class Layout(NamedTuple):
@@ -97,10 +88,6 @@ def format_lines(row: Row, layout: Layout) -> list[str]:
     return lines
 
 
-def format_error(row: Row, between: str = "\terror: ") -> str:
-    return f"{escape_control(row['path'])}{between}{escape_control(row['error'])}"
-
-
 def format_group(group: str) -> str:
     return escape_control(group) or NO_GROUP
 
@@ -163,35 +150,3 @@ def csv_rows(layout: Layout) -> Format:
         return out.getvalue()
 
     return form
-
-
-def ignore(more: int) -> None:
-    del more
-
-
-def write_answers(
-    batches: Iterable[Sequence[Row]], write: Callable[[bytes], None], form: Format, total: int | None
-) -> None:
-    """Write each batch when it is ready; at the end raise UniclError if an image has no answer.
-
-    Names that are not UTF-8 are written with backslashes, which JSON reads back. On a terminal, an error that the rows
-    show is not printed again, and the only image's error is no row.
-    """
-    seen, failed, first = 0, 0, ""
-    terminal = sys.stdout.isatty()
-    with nullcontext(ignore) if terminal else progress("images", total) as advance:  # rows show the progress, too
-        for rows in batches:
-            if not (terminal and total == 1 and rows[0]["error"] is not None):
-                write(form(rows).encode("utf-8", "backslashreplace"))
-            seen += len(rows)
-            for row in rows:
-                if row["error"] is not None:
-                    failed, first = failed + 1, first or format_error(row, ": ")
-            advance(len(rows))
-    if not seen:
-        raise UniclError("no images: the list on standard input is empty", "write one path per line")
-    if failed and seen == 1:
-        raise UniclError(first, "check the path and the file: it was the only image")
-    if failed:
-        place = "" if terminal else f", first {first}"
-        raise UniclError(f"{failed:,} of {seen:,} images could not be read{place}", "see their rows for the reasons")

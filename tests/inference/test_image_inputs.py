@@ -14,9 +14,9 @@ from PIL import Image
 
 from unicl_cli.data.fetch import FetchError
 from unicl_cli.data.pictures import decode
+from unicl_cli.inference.batch_stream import BatchStream
+from unicl_cli.inference.image_inputs import ImageInput, find_images, find_in_folder, find_input, read_image, read_list
 from unicl_cli.jobs.zeroshot import inputs
-from unicl_cli.jobs.zeroshot.inputs import ImageInput, find_images, find_in_folder, find_input, read_image, read_list
-from unicl_cli.jobs.zeroshot.stream import BatchStream
 
 
 def entries(data: bytes, cuts: list[int], separator: bytes = b"\n") -> list[str]:
