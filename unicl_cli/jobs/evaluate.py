@@ -102,8 +102,7 @@ def measure(
             unfit.append(f"{name} finds nothing to measure")
     if len(unfit) == len(evaluators):
         raise UniclError(
-            f"corpus {corpus.path}, split {split}: nothing to evaluate model {loaded.name} on: "
-            + "; ".join(unfit),
+            f"corpus {corpus.path}, split {split}: nothing to evaluate model {loaded.name} on: " + "; ".join(unfit),
             "use rows with labels or captions that the model was trained for, or `unicl probe` for its features",
         )
     if tell_unfit:

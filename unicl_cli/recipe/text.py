@@ -34,7 +34,9 @@ def as_mapping(recipe: Recipe) -> dict[str, Any]:
     whole["model"] |= binding.as_plain_data(recipe.model.part.options)
     whole["loss"] = as_named_options(recipe.loss)
     for entry, given in zip(whole["eval"], recipe.eval, strict=True):
-        entry["evaluators"] = None if given.evaluators is None else [as_named_options(each) for each in given.evaluators]
+        entry["evaluators"] = (
+            None if given.evaluators is None else [as_named_options(each) for each in given.evaluators]
+        )
     return {key: whole[key] for key in Recipe.model_fields}
 
 

@@ -24,8 +24,8 @@ def build_simclr(
 ) -> nn.Module:
     """SimCLR on two views of each image, without labels and texts (ICML 2020, eq. 1); needs `data.views: 2`.
 
-    ``layers`` and ``dim`` are those of the projection head: 2 as in the paper, 3 as in the authors' later code, 1 linear,
-    0 none. ``batch_norm`` as published; without it, the weights do not depend on the number of CPU processes.
+    ``layers`` and ``dim`` are those of the projection head: 2 as in the paper, 3 as in the authors' later code, 1
+    linear, 0 none. ``batch_norm`` as published; without it, the weights do not depend on the number of CPU processes.
     ``normalize: false`` compares products instead of cosines. ``tile``: rows whose logits are held at once.
     """
     from unicl_simclr.loss import SimClr, build_head

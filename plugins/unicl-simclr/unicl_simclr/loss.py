@@ -19,8 +19,8 @@ class SimClr(nn.Module):
     more than two views, the mean over the others stands outside the log. Images that are drawn twice in a batch are
     negatives, as in the paper. Features for transfer are h, before the head (section 4.2).
 
-    Also logged: ``contrastive_top1``, the share of views whose nearest other view is of the same image, from up to 1,024
-    views of each process; ``z_norm``, the mean norm of z before the normalisation.
+    Also logged: ``contrastive_top1``, the share of views whose nearest other view is of the same image, from up to
+    1,024 views of each process; ``z_norm``, the mean norm of z before the normalisation.
     """
 
     score, activation = "none", "softmax"
@@ -61,7 +61,7 @@ def nearest_of(z: Tensor, everyone: Tensor, ids: Tensor, all_ids: Tensor) -> Ten
 
 
 def build_head(width: int, dim: int, layers: int, *, batch_norm: bool) -> nn.Sequential:
-    """Build g: linear layers from ``width`` to ``width`` with ReLU behind, the last one to ``dim`` without (section 2.1).
+    """Build g (section 2.1): linear layers from ``width`` to ``width``, each with a ReLU, and a last one to ``dim``.
 
     As in the authors' code, BatchNorm follows every linear layer, which then has no bias, and the last layer has no
     bias in either form.

@@ -10,6 +10,7 @@ from unicl_cli.recipe.schema import Eval, Recipe
 from unicl_cli.runs.status import read_validations
 from unicl_cli.runs.validations import best_step, group_rows
 
+
 def opening_lines(recipe: Recipe, run: Path) -> list[str]:
     """Return the run directory, and rows and classes of each corpus as its manifest has them."""
     lines = [f"run: {run}"]
