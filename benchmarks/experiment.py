@@ -30,7 +30,7 @@ def train_here(run: Path, recipe: str, *changes: str) -> dict[str, Any]:
     """
     from unicl_cli.cli import main  # brings torch
 
-    kept = run.with_suffix(".json")
+    kept = run.parent / f"{run.name}.json"
     if not kept.exists():
         begun = time.process_time()
         if code := main(["train", recipe, *changes, "--run-dir", str(run), "--devices", "cpu:1", "-q"]):
