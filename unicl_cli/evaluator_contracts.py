@@ -123,7 +123,9 @@ class Evaluator(Protocol):
     list of texts, is shown to the user. It is the same on every rank, and empty if the split has nothing to measure.
     ``needs`` are checked before the call: an evaluator that lacks one of them is left out. ``limit`` is the most rows
     of each kind to use, during training; None means all. Optional: ``takes_sets``, True if an evaluator that needs
-    labels reads ``label_sets()``; otherwise it is left out where a row has several labels or none.
+    labels reads ``label_sets()``; otherwise it is left out where a row has several labels or none. ``main``, the names
+    of the figures that a validation during training keeps; without it, all its floats. ``check(corpus, split)``, called
+    before a training whose recipe names the evaluator: raises UniclError for a corpus that it cannot measure.
     """
 
     @property

@@ -9,10 +9,11 @@ T = TypeVar("T")
 NOTHING = "–"
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 SHARES = re.compile(
-    r"top(\d+)|(?:(\w+)_)?r(\d+)|mean_per_class|map(_micro)?|f1_(macro|micro)|label_share|unique_text|padding|data_frac"
+    r"(?:(.+)_)?(?:top(\d+)|r(\d+)|(map))"
+    r"|mean_per_class|map_micro|f1_(macro|micro)|label_share|unique_text|padding|data_frac"
 )
 """Names of figures that are shares, as in `unicl eval --json` and metrics.jsonl."""
-WORDS = {"map": "mAP", "map_micro": "mAP micro", "f1_macro": "F1 macro", "f1_micro": "F1 micro"}
+WORDS = {"map_micro": "mAP micro", "f1_macro": "F1 macro", "f1_micro": "F1 micro"}
 """Names of figures for people, where they are not the words of their keys."""
 RAW = "raw_"
 """Begins the name of a figure of the trained weights beside that of their moving average."""
@@ -56,11 +57,11 @@ def label_figure(name: str) -> str:
     if name.startswith(RAW):
         return f"raw {label_figure(name.removeprefix(RAW))}"
     found = SHARES.fullmatch(name)
-    if found and found[1]:
-        return f"top-{found[1]}"
-    if found and found[3]:
-        return " ".join(filter(None, [(found[2] or "").replace("_", " "), f"R@{found[3]}"]))
-    return name.replace("_", " ")
+    shown = found and ((found[2] and f"top-{found[2]}") or (found[3] and f"R@{found[3]}") or (found[4] and "mAP"))
+    if found is None or not shown:
+        return name.replace("_", " ")
+    of = (found[1] or "").replace("_", " ")
+    return f"{of} {shown}" if of else shown
 
 
 def format_figure(name: str, value: float) -> str:

@@ -134,16 +134,18 @@ def build_optimizer(recipe: Recipe, step: nn.Module) -> torch.optim.Optimizer:
         param_groups.match_groups(optim.groups, step),
         Group(match="*"),
     )
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in step.named_parameters():
         if parameter.requires_grad:
             own = chosen.get(name, usual)
             decay = optim.weight_decay if own.weight_decay is None else own.weight_decay
-            decay = 0.0 if is_undecayed(name, parameter, embeddings) else decay
-            groups.setdefault((decay, scales.get(id(parameter), 1.0) * own.lr_scale), []).append(parameter)
+            plain = is_undecayed(name, parameter, embeddings)
+            scale = scales.get(id(parameter), 1.0) * own.lr_scale
+            groups.setdefault((0.0 if plain else decay, scale, plain), []).append(parameter)
     listed: list[dict[str, Any]] = [
-        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
-        for (decay, scale), parameters in groups.items()
+        # LARS adapts no rate of gains and biases, as SimCLR's; the other optimizers ignore the key
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale, "always_adapt": not plain}
+        for (decay, scale, plain), parameters in groups.items()
     ]
     if not listed:
         raise UniclError("model: no parameter is left to train", "set freeze: false on a tower")
@@ -159,7 +161,6 @@ def build_optimizer(recipe: Recipe, step: nn.Module) -> torch.optim.Optimizer:
         momentum=cast("Any", optim).momentum,
         trust_coeff=0.001,
         eps=0.0,
-        always_adapt=True,
     )
 
 

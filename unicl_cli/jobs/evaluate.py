@@ -17,6 +17,7 @@ from unicl_cli.runs.folder import no_corpus_error
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
+    from unicl_cli.contracts import Part
     from unicl_cli.data.corpus import Corpus
     from unicl_cli.evaluator_contracts import Evaluator
     from unicl_cli.jobs.evaluators.kept import Keep
@@ -88,8 +89,9 @@ def measure(
     entry: dict[str, Any] = {"name": corpus.name, "split": split}
     warnings: list[str] = []
     unfit: list[str] = []
+    loaded = encoder.loaded
     for name, evaluator in evaluators.items():
-        if missing := missing_needs(evaluator, encoder.loaded, corpus, split):
+        if missing := missing_needs(evaluator, loaded.step, loaded.tokenizer, corpus, split):
             unfit.append(f"{name} needs {' and '.join(missing)}")
             continue
         figures = dict(evaluator(encoder, corpus, split, batch=batch))
@@ -100,8 +102,7 @@ def measure(
             unfit.append(f"{name} finds nothing to measure")
     if len(unfit) == len(evaluators):
         raise UniclError(
-            f"corpus {corpus.path}, split {split}: nothing to evaluate model {encoder.loaded.name} on: "
-            + "; ".join(unfit),
+            f"corpus {corpus.path}, split {split}: nothing to evaluate model {loaded.name} on: " + "; ".join(unfit),
             "use rows with labels or captions that the model was trained for, or `unicl probe` for its features",
         )
     if tell_unfit:
@@ -142,37 +143,52 @@ def measure_validation(
     batch: int,
     limit: int | None = None,
     candidates: Literal["all", "corpus"] = "all",
+    evaluators: Sequence[Part] | None = None,
 ) -> dict[str, Any]:
     """Return the few figures of a validation during training, the same on every rank; ``limit`` rows of each kind.
 
     ``top1`` of the rows with labels (None with a ``reason`` if there is a single candidate), ``map`` of rows with label
     sets, and the number of ``candidates``; ``text_to_image_r1`` and ``image_to_text_r1`` of those with captions;
-    nothing for a loss that scores no classes. ``loaded.step`` may be plain, DDP or FSDP2: all ranks call this
-    together. It is left in the mode in which it was. Precision is the caller's autocast.
+    nothing for a loss that scores no classes. ``evaluators`` None means zeroshot and retrieval; figures of others begin
+    with their name: ``knn_top1``. ``loaded.step`` may be plain, DDP or FSDP2: all ranks call this together. It is left
+    in the mode in which it was. Precision is the caller's autocast.
     """
     step: Any = bare(loaded.step)
     training = step.training
     step.eval()
     try:
-        return main_figures(Encoder(loaded), corpus, split, batch=batch, limit=limit, candidates=candidates)
+        parts = evaluators or DEFAULT_EVALUATORS
+        return main_figures(Encoder(loaded), corpus, split, parts, batch=batch, limit=limit, candidates=candidates)
     finally:
         step.train(training)
 
 
 def main_figures(
-    encoder: Encoder, corpus: Corpus, split: str, *, batch: int, limit: int | None, candidates: Asked
+    encoder: Encoder,
+    corpus: Corpus,
+    split: str,
+    evaluators: Sequence[str | Part],
+    *,
+    batch: int,
+    limit: int | None,
+    candidates: Asked,
 ) -> dict[str, Any]:
-    """Return the main figure of each default evaluator that fits."""
+    """Return the main figures of each evaluator that fits."""
     values: dict[str, Any] = {}
-    for name in DEFAULT_EVALUATORS:
-        evaluator = make_evaluator({"name": name, "candidates": candidates} if name == "zeroshot" else name)
-        if missing_needs(evaluator, encoder.loaded, corpus, split):
+    loaded = encoder.loaded
+    for part in evaluators:
+        name = part if isinstance(part, str) else part.name
+        evaluator = make_evaluator({"name": name, "candidates": candidates} if name == "zeroshot" else part)
+        if missing_needs(evaluator, loaded.step, loaded.tokenizer, corpus, split):
             continue
         figures = evaluator(encoder, corpus, split, batch=batch, limit=limit)
         if name == "zeroshot":
             main = {name: figures[name] for name in ("top1", "map") if name in figures}
             values |= main | {"candidates": figures["candidates"]["total"]}
             values |= {"reason": figures["reason"]} if "reason" in figures else {}
-        else:
+        elif name == "retrieval":
             values |= {f"{way}_r1": figures[way]["r1"] for way in ("text_to_image", "image_to_text") if figures}
+        else:
+            chosen = getattr(evaluator, "main", figures)
+            values |= {f"{name}_{key}": figures[key] for key in chosen if isinstance(figures.get(key), float)}
     return values

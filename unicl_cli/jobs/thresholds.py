@@ -46,7 +46,7 @@ def fit_model_thresholds(
     """
     corpus = choose_corpus(open_corpora(loaded, data), loaded.name)
     fitted_on = corpus.eval_split(split or SPLIT)
-    if missing := missing_needs(ZeroShotEvaluator(), loaded, corpus, fitted_on):
+    if missing := missing_needs(ZeroShotEvaluator(), loaded.step, loaded.tokenizer, corpus, fitted_on):
         raise UniclError(
             f"corpus {corpus.path}, split {fitted_on}: thresholds need {' and '.join(missing)}",
             "use a split with labels, and a model that scores classes",

@@ -1,6 +1,6 @@
 """Typed recipes from files and YAML text, with every problem reported at its line."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,7 +9,7 @@ from unicl_cli import binding
 from unicl_cli.contracts import Part
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of
-from unicl_cli.problems import Loc, PartError, RecipeProblem, problems_of
+from unicl_cli.problems import Loc, PartError, RecipeProblem, problems_of, quote_value
 from unicl_cli.recipe.layers import (
     DEFAULT_PARTS,
     LENGTHS,
@@ -22,7 +22,7 @@ from unicl_cli.recipe.layers import (
     read_layers,
     require_mapping,
 )
-from unicl_cli.recipe.schema import Recipe
+from unicl_cli.recipe.schema import FIGURES, Recipe
 from unicl_cli.recipe.text import as_mapping
 from unicl_cli.yaml_lines import MarkedYaml, parse_yaml, write_commented_yaml
 
@@ -105,6 +105,8 @@ def _validate_data(data: Mapping[str, Any], problems: list[RecipeProblem]) -> Re
     if isinstance(loss, dict):
         loss = {"name": DEFAULT_PARTS["loss"], **loss}
     body["loss"] = _bind_part("losses", loss, ("loss",), problems)
+    if isinstance(body.get("eval"), list):
+        body["eval"] = [_bind_evaluators(entry, number, problems) for number, entry in enumerate(body["eval"])]
     if len(lengths := length_keys(data)) != 1:
         loc = (lengths[-1],) if lengths else ()
         problems.append(RecipeProblem(loc, f"set exactly one of {', '.join(LENGTHS)} (found {len(lengths)})"))
@@ -127,11 +129,47 @@ def _check_together(recipe: Recipe) -> list[RecipeProblem]:
     for loc, entries in augments.items():
         if entries is not None and len(entries) not in (1, views):
             found.append(RecipeProblem(loc, f"{len(entries)} entries, but data.views is {views}"))
-    if recipe.checkpoint.best is not None and not recipe.eval:
-        found.append(RecipeProblem(("checkpoint", "best"), "needs an entry in eval, whose figures it compares"))
+    found += _check_evaluators(recipe)
     if optim.name == "sgd" and optim.nesterov and not optim.momentum:
         found.append(RecipeProblem(("optim", "nesterov"), "needs a momentum above 0 (optim.momentum)"))
     return found
+
+
+def _check_evaluators(recipe: Recipe) -> list[RecipeProblem]:
+    """Return the problems of the evaluators in ``eval``, and of the choice of the best checkpoint by their figures."""
+    found: list[RecipeProblem] = []
+    figures: dict[str, None] = {}
+    for number, entry in enumerate(recipe.eval):
+        names = ["zeroshot", "retrieval"] if entry.evaluators is None else [each.name for each in entry.evaluators]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            found.append(RecipeProblem(("eval", number, "evaluators"), f"names {twice} twice: their figures would mix"))
+        if any(each.name == "zeroshot" and each.options["candidates"] != "all" for each in entry.evaluators or ()):
+            problem = "zeroshot takes its candidates from the entry: set them beside evaluators"
+            found.append(RecipeProblem(("eval", number, "evaluators"), problem))
+        for name in names:
+            own = {"zeroshot": FIGURES[:2], "retrieval": FIGURES[2:]}.get(name, (f"{name}_",))
+            figures |= dict.fromkeys(own)
+    best = recipe.checkpoint.best
+    if best is not None and not recipe.eval:
+        found.append(RecipeProblem(("checkpoint", "best"), "needs an entry in eval, whose figures it compares"))
+    elif best is not None and not _is_figure(best.metric, figures):
+        shown = [f"{name}…" if name.endswith("_") else name for name in figures]
+        message = f"{quote_value(best.metric)} is not a figure of eval, whose evaluators give {', '.join(shown)}"
+        found.append(RecipeProblem(("checkpoint", "best", "metric"), message))
+    return found
+
+
+def _is_figure(metric: str, figures: Iterable[str]) -> bool:
+    """Return True for one of the ``figures``, or one that begins with the name of an evaluator: ``knn_``."""
+    return any(metric == name or (name.endswith("_") and metric.startswith(name)) for name in figures)
+
+
+def _bind_evaluators(entry: Any, number: int, problems: list[RecipeProblem]) -> Any:
+    named = entry.get("evaluators") if isinstance(entry, dict) else None
+    if not isinstance(named, list):
+        return entry
+    at = ("eval", number, "evaluators")
+    return {**entry, "evaluators": [_bind_part("evaluators", x, (*at, n), problems) for n, x in enumerate(named)]}
 
 
 def _bind_model(given: Any, problems: list[RecipeProblem]) -> Any:

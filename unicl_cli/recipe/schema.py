@@ -48,6 +48,8 @@ Positive = Annotated[float, Field(gt=0)]
 Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]
 Weight = Annotated[float, Field(ge=0)]
 Templates = Annotated[tuple[str, ...], AS_LIST, Field(min_length=1)] | str
+FIGURES = ("top1", "map", "text_to_image_r1", "image_to_text_r1")
+"""Figures of a validation by the evaluators zeroshot (the first two) and retrieval."""
 _PART = {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"name": {"type": "string"}}}]}
 BoundPart = Annotated[InstanceOf[Part], WithJsonSchema(_PART)]
 """Part whose options `binding.bind` has checked."""
@@ -235,7 +237,7 @@ class BatchSize(Section):
 
 
 class Eval(Section):
-    """Zero-shot evaluation on a corpus, during training and at its end."""
+    """Evaluation on a corpus, during training and at its end."""
 
     corpus: str
     """Directory written by `unicl prepare`."""
@@ -249,6 +251,8 @@ class Eval(Section):
     """Rows of each kind (labels, captions) to use; null = all."""
     candidates: Literal["all", "corpus"] = "all"
     """Classes that may be answered: those of the corpus and of the training data, or of the corpus alone."""
+    evaluators: Annotated[tuple[BoundPart, ...], AS_LIST, Field(min_length=1)] | None = None
+    """Evaluators to run, such as `[zeroshot, knn, probe]`, or `[{name: knn, k: 5}]`; null = zeroshot and retrieval."""
 
 
 class Log(Section):
@@ -265,9 +269,9 @@ class Log(Section):
 class Best(Section):
     """Choice of the best checkpoint."""
 
-    metric: Literal["top1", "map", "text_to_image_r1", "image_to_text_r1"] = "top1"
+    metric: Annotated[str, WithJsonSchema({"anyOf": [{"enum": [*FIGURES]}, {"type": "string"}]})] = "top1"
     """Metric to compare: of the first entry of `eval` whose split is not trained on; the first of equal values wins.
-    For rows with label sets, which have no top-1, top1 means map."""
+    For rows with label sets, which have no top-1, top1 means map. Other evaluators' begin with their name: knn_top1."""
     mode: Literal["max", "min"] = "max"
     """Direction in which the metric is better."""
 

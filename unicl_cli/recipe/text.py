@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from unicl_cli import binding
-from unicl_cli.recipe.schema import Eval, Recipe
+from unicl_cli.contracts import Part
+from unicl_cli.recipe.schema import Recipe
 from unicl_cli.yaml_lines import leaves, write_yaml
 
 YOUNGER: dict[str, dict[str, Any]] = {
@@ -14,6 +15,8 @@ YOUNGER: dict[str, dict[str, Any]] = {
     "loss": {"own_text": 0, "weights": {}, "class_columns": None},
 }
 """Keys that are younger than version 0.1, with the defaults at which a recipe keeps its hash."""
+YOUNGER_EVAL: dict[str, Any] = {"candidates": "all", "evaluators": None}
+"""Such keys of the entries of ``eval``."""
 
 
 def compare_recipes(*recipes: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
@@ -26,10 +29,20 @@ def compare_recipes(*recipes: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
 
 def as_mapping(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as a recipe file would contain it, with every default."""
-    whole: dict[str, Any] = binding.as_plain_data(recipe.model_dump(exclude={"model": {"part"}, "loss": True}))
+    parts: Any = {"model": {"part"}, "loss": True, "eval": {"__all__": {"evaluators"}}}
+    whole: dict[str, Any] = binding.as_plain_data(recipe.model_dump(exclude=parts))
     whole["model"] |= binding.as_plain_data(recipe.model.part.options)
-    whole["loss"] = {"name": recipe.loss.name, **binding.as_plain_data(recipe.loss.options)}
+    whole["loss"] = as_named_options(recipe.loss)
+    for entry, given in zip(whole["eval"], recipe.eval, strict=True):
+        entry["evaluators"] = (
+            None if given.evaluators is None else [as_named_options(each) for each in given.evaluators]
+        )
     return {key: whole[key] for key in Recipe.model_fields}
+
+
+def as_named_options(part: Part) -> dict[str, Any]:
+    """Return a part as a recipe file would contain it."""
+    return {"name": part.name, **binding.as_plain_data(part.options)}
 
 
 def dump(recipe: Recipe) -> str:
@@ -45,8 +58,9 @@ def hashed_keys(recipe: Recipe) -> dict[str, Any]:
     """
     whole = as_mapping(recipe)
     for entry in whole["eval"]:
-        if entry["candidates"] == Eval.model_fields["candidates"].default:
-            del entry["candidates"]
+        for key, default in YOUNGER_EVAL.items():
+            if entry[key] == default:
+                del entry[key]
     for section, defaults in YOUNGER.items():
         for key, default in defaults.items():
             if whole[section].get(key, default) == default:

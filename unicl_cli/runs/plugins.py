@@ -18,6 +18,7 @@ from unicl_cli.runs.folder import ENVIRONMENT, RESOLVED
 def list_plugins(recipe: Recipe) -> list[dict[str, str]]:
     """Return each part of the recipe that is not unicl's own: kind, name, and its file or its distribution."""
     parts = [("losses", recipe.loss), *(("encoders", part) for part in nested_parts(recipe.model.part))]
+    parts += [("evaluators", part) for entry in recipe.eval for part in entry.evaluators or ()]
     found: list[dict[str, str]] = []
     for kind, part in parts:
         entry = registry.find(kind, part.name)

@@ -18,7 +18,7 @@ from unicl_cli.inference.encoder import Encoder
 from unicl_cli.inference.linear_probe import load_probe, make_probe_scorer, save_probe
 from unicl_cli.inference.scorer import make_scorer
 from unicl_cli.jobs.evaluate import main_figures, measure
-from unicl_cli.jobs.evaluators.build import make_evaluator, missing_needs
+from unicl_cli.jobs.evaluators.build import DEFAULT_EVALUATORS, make_evaluator, missing_needs
 from unicl_cli.jobs.evaluators.kept import Keep
 from unicl_cli.jobs.evaluators.options import ProbeOptions
 from unicl_cli.jobs.evaluators.probe import ProbeEvaluator
@@ -209,12 +209,12 @@ def test_candidates_restrict_the_classes_that_are_measured():
 
 
 def test_a_validation_tracks_map_where_there_is_no_top1():
-    figures = main_figures(Encoder(MODEL), CORPUS, "test", batch=16, limit=None, candidates="all")
+    figures = main_figures(Encoder(MODEL), CORPUS, "test", DEFAULT_EVALUATORS, batch=16, limit=None, candidates="all")
     assert figures == {"map": evaluated()["map"], "candidates": 6}
-    limited = main_figures(Encoder(MODEL), CORPUS, "test", batch=16, limit=30, candidates="all")
+    limited = main_figures(Encoder(MODEL), CORPUS, "test", DEFAULT_EVALUATORS, batch=16, limit=30, candidates="all")
     assert limited["map"] != figures["map"]
     empty = SetCorpus(CLASSES, test=[([], 7), ([], 7)])
-    figures = main_figures(Encoder(MODEL), empty, "test", batch=16, limit=None, candidates="all")
+    figures = main_figures(Encoder(MODEL), empty, "test", DEFAULT_EVALUATORS, batch=16, limit=None, candidates="all")
     assert figures == {"map": None, "candidates": 6, "reason": "no row has a label"}
 
 
@@ -228,10 +228,10 @@ def test_an_evaluator_that_takes_one_label_a_row_is_left_out():
     class OneLabel:
         needs = ("labels",)
 
-    assert missing_needs(OneLabel(), MODEL, CORPUS, "test") == ["rows with one label each"]
-    assert missing_needs(make_evaluator("zeroshot"), MODEL, CORPUS, "test") == []
+    assert missing_needs(OneLabel(), MODEL.step, MODEL.tokenizer, CORPUS, "test") == ["rows with one label each"]
+    assert missing_needs(make_evaluator("zeroshot"), MODEL.step, MODEL.tokenizer, CORPUS, "test") == []
     single = SetCorpus(CLASSES, test=[([number % 6], 7) for number in range(12)])
-    assert missing_needs(OneLabel(), MODEL, single, "test") == []
+    assert missing_needs(OneLabel(), MODEL.step, MODEL.tokenizer, single, "test") == []
 
 
 def test_scores_are_never_held_at_once():

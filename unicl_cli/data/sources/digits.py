@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Sequence
+from colorsys import hsv_to_rgb
 from functools import cached_property
 from typing import Any
 
@@ -46,8 +47,10 @@ class Digits:
     splits: Sequence[str] = ("train", "test")
     classes: Sequence[ClassName] = tuple(ClassName(str(n), (word,)) for n, word in enumerate(WORDS))
 
-    def __init__(self, kind: str, chosen: frozenset[int], limit: int | None, named: float) -> None:
-        self.kind, self.chosen, self.limit, self.named = kind, chosen, limit, named
+    def __init__(
+        self, kind: str, chosen: frozenset[int], limit: int | None, named: float, *, coloured: bool = False
+    ) -> None:
+        self.kind, self.chosen, self.limit, self.named, self.coloured = kind, chosen, limit, named, coloured
 
     def rows(self, split: str) -> list[Row]:
         """Return the rows of a split; the test split has all ten digits, whatever ``classes`` and ``limit`` say."""
@@ -56,9 +59,15 @@ class Digits:
 
     def read(self, row: Row) -> dict[str, bytes]:
         """Return the image as PNG."""
-        grey = [int(value) * 255 // 16 for value in self._pixels[int(row.ref)].ravel()]
+        number = int(row.ref)
+        grey = [int(value) * 255 // 16 for value in self._pixels[number].ravel()]
         image = Image.new("L", (8, 8))
         image.putdata(grey)
+        if self.coloured:
+            hue = _chance(number, "ink")
+            other = hue + 0.25 + 0.5 * _chance(number, "paper")  # at least a quarter of the circle apart
+            ink, paper = (Image.new("RGB", (8, 8), _colour(each)) for each in (hue, other))
+            image = Image.composite(ink, paper, image)
         out = io.BytesIO()
         image.resize((8 * _SCALE, 8 * _SCALE), Image.Resampling.NEAREST).convert("RGB").save(out, "PNG")
         return {"image": out.getvalue()}
@@ -106,18 +115,21 @@ class Digits:
         return [n for _, n in sorted(places)]
 
 
-def digits(*, kind: str, classes: str = "0-9", limit: int | None = None, named: float = 0.4) -> Digits:
+def digits(
+    *, kind: str, classes: str = "0-9", limit: int | None = None, named: float = 0.4, coloured: bool = False
+) -> Digits:
     """Handwritten digits; ``classes`` (``"0-6"``, ``"1,3,7-9"``) and ``limit`` choose training images only.
 
     Label rows come from the start of one fixed training order and caption rows from its end, so that
     ``--labels digits?classes=0-6&limit=600 --captions digits?limit=300`` have no image in common. ``named`` is the
-    share of captions that name their digit.
+    share of captions that name their digit. ``coloured`` draws each image in two random hues, which tell nothing of its
+    class.
     """
     if limit is not None and limit < 1:
         raise UniclError(f"digits: limit={limit} leaves no images", "set a positive limit")
     if not 0 <= named <= 1:
         raise UniclError(f"digits: named={named} is out of range", "set a number from 0 to 1")
-    return Digits(kind, _parse_classes(classes), limit, named)
+    return Digits(kind, _parse_classes(classes), limit, named, coloured=coloured)
 
 
 def describe_digit(pixels: list[list[float]]) -> dict[str, str]:
@@ -157,6 +169,12 @@ def count_holes(pixels: list[list[float]]) -> int:
 
 def _pick(value: float, bounds: tuple[float, float], words: tuple[str, str, str]) -> str:
     return words[sum(value >= bound for bound in bounds)]
+
+
+def _colour(hue: float) -> tuple[int, int, int]:
+    """Return a bright RGB colour; hues are shares of the colour circle."""
+    red, green, blue = (round(255 * level) for level in hsv_to_rgb(hue % 1, 0.8, 1.0))
+    return red, green, blue
 
 
 def _chance(number: int, salt: str) -> float:

@@ -12,7 +12,9 @@ from unicl_cli.jobs.evaluators.kept import Keep
 from unicl_cli.jobs.evaluators.rows import labels_of
 
 if TYPE_CHECKING:
-    from unicl_cli.build.load import Loaded
+    from torch import nn
+
+    from unicl_cli.contracts import Part, Tokenizer
     from unicl_cli.evaluator_contracts import EvalCorpus, Evaluator
 
 DEFAULT_EVALUATORS = ("zeroshot", "retrieval")
@@ -23,8 +25,8 @@ NEEDS = {
 }
 
 
-def make_evaluator(part: str | Mapping[str, Any], keep: Keep | None = None) -> Evaluator:
-    """Return the evaluator that ``part`` names: a name, or ``{"name": …, option: …}``.
+def make_evaluator(part: str | Mapping[str, Any] | Part, keep: Keep | None = None) -> Evaluator:
+    """Return the evaluator that ``part`` names: a name, ``{"name": …, option: …}``, or both as a Part.
 
     ``keep`` takes the answers of evaluators that classify, and the ranks of those that search; its
     ``thresholds`` are those for rows with label sets.
@@ -40,13 +42,15 @@ def make_evaluator(part: str | Mapping[str, Any], keep: Keep | None = None) -> E
     return cast("Evaluator", binding.make("evaluators", bound, context))
 
 
-def missing_needs(evaluator: Evaluator, loaded: Loaded, corpus: EvalCorpus, split: str) -> list[str]:
+def missing_needs(
+    evaluator: Evaluator, step: nn.Module, tokenizer: Tokenizer | None, corpus: EvalCorpus, split: str
+) -> list[str]:
     """Return the needs of ``evaluator`` that the model or the split does not meet, in words."""
-    loss: Any = bare(loaded.step).loss
+    loss: Any = bare(step).loss
     met = {
         "labels": "labels" in corpus.kinds(split),
         "scores": loss.score != "none",
-        "captions": reads_captions(loaded),
+        "captions": reads_captions(loss, tokenizer),
     }
     missing = [NEEDS[need] for need in evaluator.needs if not met[need]]
     takes_sets = getattr(evaluator, "takes_sets", False)
@@ -61,7 +65,6 @@ def has_label_sets(corpus: EvalCorpus, split: str) -> bool:
     return table.has_sets and bool((labels_of(table) == NO_LABEL).any())
 
 
-def reads_captions(loaded: Loaded) -> bool:
+def reads_captions(loss: Any, tokenizer: Tokenizer | None) -> bool:
     """Return True if the model puts captions and images into one space, which a vocabulary of class names does not."""
-    loss: Any = bare(loaded.step).loss
-    return loss.score == "text" and loaded.tokenizer is not None and loaded.tokenizer.context_length > 1
+    return loss.score == "text" and tokenizer is not None and tokenizer.context_length > 1

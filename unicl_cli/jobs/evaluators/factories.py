@@ -43,6 +43,13 @@ def cross_modal() -> Evaluator:
     return CrossModalEvaluator()
 
 
+def knn(*, k: Count = 20, features: FeaturePoint = "pre") -> Evaluator:
+    """Accuracy of the k nearest training images, weighted by cosine: nothing is fitted (DINO, ICCV 2021)."""
+    from unicl_cli.jobs.evaluators.knn import NeighbourEvaluator
+
+    return NeighbourEvaluator(k, features)
+
+
 def probe(
     *,
     features: FeaturePoint = "pre",

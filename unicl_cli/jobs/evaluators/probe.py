@@ -90,15 +90,22 @@ class ProbeEvaluator(NamedTuple):
     options: ProbeOptions = ProbeOptions()
     keep: Callable[[Classifier], None] | None = None
     takes_sets: bool = True
+    main: tuple[str, ...] = ("top1", "map")
 
     @property
     def needs(self) -> Sequence[Need]:
         return ("labels",)
 
+    def check(self, corpus: EvalCorpus, split: str) -> None:
+        """Raise UniclError for a corpus or options that a probe cannot train with."""
+        check_splits(corpus, split)
+        if corpus.groups is not None:
+            check_one_vs_rest(self.options, corpus)
+
     def __call__(
         self, model: EvalModel, corpus: EvalCorpus, split: str, /, *, batch: int, limit: int | None = None
     ) -> Mapping[str, Any]:
-        check_splits(corpus, split)
+        self.check(corpus, split)
         if corpus.groups is not None:
             return self._probe_sets(model, corpus, split, batch=batch, limit=limit)
         read = partial(encode_examples, model, corpus, options=self.options, batch=batch, limit=limit)
@@ -132,7 +139,6 @@ class ProbeEvaluator(NamedTuple):
         self, model: EvalModel, corpus: EvalCorpus, split: str, *, batch: int, limit: int | None
     ) -> dict[str, Any]:
         """Return the figures of a corpus with label sets."""
-        check_one_vs_rest(self.options, corpus)
 
         def read(of: str) -> SetExamples:
             table, label = corpus.table(of, "labels"), f"{corpus.name} {of}"
@@ -352,14 +358,19 @@ def warn_about_shots(train: Examples, corpus: EvalCorpus, shots: int) -> list[st
     return [f"{count_of(shots, 'shot')}: {fewer}: {shorten_names(names)}"] if names else []
 
 
+def warn_about_unseen(train: Examples, test: Examples) -> list[str]:
+    """Return a warning about classes that are tested without a training row, if there are any."""
+    unseen = ~torch.isin(test.targets, train.targets)
+    if not bool(unseen.any()):
+        return []
+    classes, rows = len(test.targets[unseen].unique()), int(unseen.sum())
+    untrained = f"{count_of(classes, 'class')} of the tested split {plural(classes, 'has', 'have')} no training row"
+    return [f"{untrained}: {count_of(rows, 'row')} {plural(rows, 'counts', 'count')} as wrong"]
+
+
 def probe_warnings(train: Examples, test: Examples, trained: Classifier) -> list[str]:
     """Return the warnings about classes without training rows and about a setting at the end of its range."""
-    found: list[str] = []
-    unseen = ~torch.isin(test.targets, train.targets)
-    if bool(unseen.any()):
-        classes, rows = len(test.targets[unseen].unique()), int(unseen.sum())
-        untrained = f"{count_of(classes, 'class')} of the tested split {plural(classes, 'has', 'have')} no training row"
-        found.append(f"{untrained}: {count_of(rows, 'row')} {plural(rows, 'counts', 'count')} as wrong")
+    found = warn_about_unseen(train, test)
     if trained.chosen in (1e-6, 1e6):
         found.append(f"C = {trained.chosen:g} is at the end of the range that is searched")
     return found

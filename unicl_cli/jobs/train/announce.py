@@ -5,13 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from unicl_cli.data.manifest import Manifest, read_manifest
-from unicl_cli.formats import format_duration, format_share, label_figure
-from unicl_cli.recipe.schema import Recipe
+from unicl_cli.formats import RAW, format_duration, format_figure, label_figure
+from unicl_cli.recipe.schema import Eval, Recipe
 from unicl_cli.runs.status import read_validations
 from unicl_cli.runs.validations import best_step, group_rows
-
-FIGURES = ("top1", "map", "text_to_image_r1", "image_to_text_r1")
-"""Figures of a validation that the end of a training shows."""
 
 
 def opening_lines(recipe: Recipe, run: Path) -> list[str]:
@@ -34,27 +31,33 @@ def closing_lines(recipe: Recipe, run: Path, seconds: float) -> list[str]:
     """Return the duration, the last and the best of each figure of the validations, and the command to run next."""
     lines = [f"done in {format_duration(seconds)}: {run}"]
     for name, rows in group_rows(read_validations(run)):
-        for key in FIGURES:
-            values = {int(row["step"]): float(row[key]) for row in rows if isinstance(row.get(key), float)}
-            if values:
-                lines.append(f"{name}: {label_figure(key)} {describe_values(values)}")
+        for key in dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, float)):
+            if not key.startswith(RAW):
+                values = {int(row["step"]): row[key] for row in rows if isinstance(row.get(key), float)}
+                lines.append(f"{name}: {label_figure(key)} {describe_values(key, values)}")
     return [*lines, f"next: {next_command(recipe, run)}"]
 
 
-def describe_values(values: Mapping[int, float]) -> str:
-    """Return the last of the values by step, and the best if there are several."""
-    last, best = values[max(values)], best_step(values)
-    more = f", best {format_share(values[best])} at step {best:,}" if best is not None and len(values) > 1 else ""
-    return f"{format_share(last)}{more}"
+def describe_values(figure: str, values: Mapping[int, float]) -> str:
+    """Return the last of the values of a figure by step, and the largest if there are several."""
+    last, best = format_figure(figure, values[max(values)]), best_step(values)
+    if best is None or len(values) == 1:
+        return last
+    return f"{last}, best {format_figure(figure, values[best])} at step {best:,}"
 
 
 def next_command(recipe: Recipe, run: Path) -> str:
     """Return the command that measures the finished run, or that uses it if no corpus has rows to measure on."""
     name = shlex.quote(str(run))
-    if recipe.loss.name == "supcon":
+    if recipe.loss.name == "supcon" or (recipe.eval and not any(map(_scores_classes, recipe.eval))):
         return f"unicl probe {name}"
     manifests = (read_manifest(Path(item.corpus))[0] for item in recipe.data.train)
     return f"unicl eval {name}" if any(map(_can_be_measured, manifests)) else f"unicl zeroshot IMAGE --model {name}"
+
+
+def _scores_classes(entry: Eval) -> bool:
+    """Return True if an entry has the evaluators of `unicl eval`, which need more than image features."""
+    return entry.evaluators is None or any(each.name in ("zeroshot", "retrieval") for each in entry.evaluators)
 
 
 def _can_be_measured(manifest: Manifest) -> bool:

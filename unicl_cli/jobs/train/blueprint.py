@@ -65,14 +65,14 @@ class Blueprint:
 
 def check_batchnorm(step: Step, chunks: int) -> None:
     """Raise UniclError if BatchNorm would see parts of a batch: their statistics are not the batch's."""
-    if chunks > 1 and has_batch_statistics(step):
+    if chunks > 1 and has_batch_statistics(step.model):
         raise UniclError(
             "batch.micro: BatchNorm would get other statistics than those of the whole batch",
             "set batch.micro=auto, or use a backbone without BatchNorm",
         )
 
 
-def has_batch_statistics(step: Step) -> bool:
-    """Return True if the model has BatchNorm in training mode."""
+def has_batch_statistics(module: nn.Module) -> bool:
+    """Return True if there is BatchNorm in training mode; a loss's own sees all rows of a process, a model's chunks."""
     kind: Any = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
-    return any(isinstance(m, kind) and m.training for m in step.model.modules())
+    return any(isinstance(m, kind) and m.training for m in module.modules())

@@ -46,6 +46,7 @@ from unicl_cli.jobs.train.micro_batch import LESS, MARGIN
 from unicl_cli.jobs.train.sizes import chunk_count, sizes_of
 from unicl_cli.jobs.train.speed import estimate_time
 from unicl_cli.jobs.train.stage_chain import check_stages
+from unicl_cli.jobs.train.validations import check_evaluators
 from unicl_cli.recipe.load import check_shares
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stages_of
@@ -93,6 +94,7 @@ def dry_run_facts(recipe: Recipe, run: Path, world: int, card: float | None = No
     step, tokenizer = build_on_meta(recipe, data, fit_tokenizer, chunks)
     check_texts(tokenizer, data)
     check_media(step, data)
+    check_evaluators(recipe, step, tokenizer)
     towers = {name: count_parameters(child) for name, child in step.model.named_children()}
     length = None if tokenizer is None else tokenizer.context_length
     kinds = dict.fromkeys(strand.kind for strand in data.mix.strands)
@@ -180,7 +182,7 @@ class Estimate(NamedTuple):
         """
         bound, rows, total = (1 - MARGIN) * room, at_once, memory["total"]
         while total > bound:
-            if rows == 1 or has_batch_statistics(self.build(1)):
+            if rows == 1 or has_batch_statistics(self.build(1).model):
                 return None
             rows = -(-rows // 2)
             while rows > 1 and memory["total"] - memory["activations"] * (1 - rows / at_once) > bound:

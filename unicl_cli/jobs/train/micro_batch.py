@@ -84,7 +84,7 @@ def fit_micro_batch(blueprint: Blueprint, accelerator: Any, rows: int) -> Fitted
         if found is not None and shortage is None:
             break
         last = shortage
-        if recipe.batch.micro != "auto" or rows == 1 or has_batch_statistics(built.step):
+        if recipe.batch.micro != "auto" or rows == 1 or has_batch_statistics(built.step.model):
             raise too_large_error(recipe, sizes.local, built.step, rows, shortage)
         del built
         clear_device_cache(garbage_collection=True)
@@ -161,7 +161,7 @@ def too_large_error(recipe: Recipe, local: int, step: Step, rows: int, shortage:
     """Return the error of a step that does not fit where nothing is left to try that keeps the numbers."""
     held = ", ".join(f"{name} {byte_size(bytes_)}" for name, bytes_ in state_bytes(recipe, step, 1).items())
     what = f"a step of {local} rows, {rows} at once, does not fit into {shortage} ({held}, and the step's own tensors)"
-    if has_batch_statistics(step):
+    if has_batch_statistics(step.model):
         return UniclError(f"{what}; its BatchNorm needs all rows at once", LESS)
     if recipe.batch.micro != "auto":
         return UniclError(f"batch.micro={recipe.batch.micro}: {what}", "set batch.micro=auto, or a smaller number")
@@ -177,7 +177,7 @@ def explain_out_of_memory(local: int, rows: int, step: Step) -> Generator[None]:
         if not is_out_of_memory(error):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        less = LESS if rows == 1 or has_batch_statistics(step) else f"set batch.micro={-(-rows // 2)}"
+        less = LESS if rows == 1 or has_batch_statistics(step.model) else f"set batch.micro={-(-rows // 2)}"
         raise UniclError(
             f"rank {rank()} of {world_size()}: out of memory in a step of {local} rows, {rows} at once: {reason}",
             f"{less}; run the same command again to continue from the last checkpoint",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from unicl_cli.build.optimizer import build_optimizer
@@ -28,6 +29,7 @@ from unicl_cli.jobs.train.sizes import is_sharded
 from unicl_cli.jobs.train.stage import Stage
 from unicl_cli.jobs.train.stage_chain import check_stages
 from unicl_cli.jobs.train.text_cache import cache_texts
+from unicl_cli.jobs.train.validations import check_evaluators
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.launch.slurm import requeue_on_usr1
 from unicl_cli.launch.stopping import StopFlag
@@ -147,7 +149,12 @@ def write_source(recipe: Recipe, run: Path, source: str, overrides: Sequence[Ove
 
 
 def wrap_step(step: nn.Module, accelerator: Any, *, sharded: bool) -> Any:
-    """Return the step on its device: sharded by FSDP2, or wrapped by DDP if there are several processes."""
+    """Return the step on its device: sharded by FSDP2, or wrapped by DDP if there are several processes.
+
+    BatchNorm of several GPUs computes the statistics of the global batch.
+    """
+    if accelerator.device.type == "cuda" and world_size() > 1:
+        step = cast("nn.Module", convert_sync_batchnorm(step))  # torch's has no kernel for the CPU
     if sharded:
         return shard(step)
     align_conv_weights(step)
@@ -174,6 +181,7 @@ def train_stage(
         return
     parts = set_up(recipe, accelerator, run, request.resume, start_from)
     step = parts.step
+    check_evaluators(recipe, cast("Step", step), parts.tokenizer)
     say(request, describe_model(parts))
     if recipe.parallel.compile:
         compile_units(step)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from unicl_cli.build.load import Loaded, transform_of
+from unicl_cli.contracts import Tokenizer
 from unicl_cli.core.dist import any_rank, bare, rank
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
@@ -13,8 +14,10 @@ from unicl_cli.core.json_lines import read_lines
 from unicl_cli.core.loop import Step
 from unicl_cli.core.sinks import explain_write_errors
 from unicl_cli.data.corpus import open_corpus
+from unicl_cli.errors import UniclError
 from unicl_cli.formats import RAW, format_figures, label_figure
 from unicl_cli.jobs.evaluate import measure_validation
+from unicl_cli.jobs.evaluators.build import make_evaluator, missing_needs
 from unicl_cli.jobs.train.setup import Parts
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.documents import ValidationLine
@@ -77,6 +80,7 @@ class Validations:
                 batch=asked.batch,
                 limit=asked.limit,
                 candidates=asked.candidates,
+                evaluators=asked.evaluators,
             )
 
     def best_at(self, step: int, before: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -156,6 +160,23 @@ def tracked_name(entry: Entry, name: str) -> str:
     """Return the part of a tracker's key that names the entry, with its number where ``name`` has it."""
     plain = f"{entry.corpus} {entry.split}"
     return f"{entry.corpus}/{entry.split}" + ("" if name == plain else f"/{entry.number}")
+
+
+def check_evaluators(recipe: Recipe, step: Step, tokenizer: Tokenizer | None) -> None:
+    """Raise UniclError for an evaluator that an entry of ``eval`` names and that does not fit its model or data."""
+    for entry in resolve_entries(recipe):
+        corpus = open_corpus(entry.corpus)
+        for part in recipe.eval[entry.number].evaluators or ():
+            evaluator = make_evaluator(part)
+            if missing := missing_needs(evaluator, step, tokenizer, corpus, entry.split):
+                raise UniclError(
+                    f"eval.{entry.number}.evaluators: {part.name} needs {' and '.join(missing)}: "
+                    f"corpus {entry.corpus}, split {entry.split}",
+                    "name other evaluators, or another corpus or split",
+                )
+            check = getattr(evaluator, "check", None)
+            if check is not None:
+                check(corpus, entry.split)
 
 
 def resolve_entries(recipe: Recipe) -> list[Entry]:
