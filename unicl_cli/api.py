@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from unicl_cli.data.number_spellings import read_whole_numbers
     from unicl_cli.data.pictures import Extent, read_extent
     from unicl_cli.data.sources.tar_members import iter_members
+    from unicl_cli.data.tokenizers import corpus_tokenizer, load_tokenizer
     from unicl_cli.errors import UniclError
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
     from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, EvalRows, Evaluator, RowSets
@@ -69,6 +70,7 @@ _HOME = {
     "unicl_cli.data.number_spellings": ("read_whole_numbers",),
     "unicl_cli.data.pictures": ("Extent", "read_extent"),
     "unicl_cli.data.sources.tar_members": ("iter_members",),
+    "unicl_cli.data.tokenizers": ("corpus_tokenizer", "load_tokenizer"),
     "unicl_cli.errors": ("UniclError",),
     "unicl_cli.evaluate.classifier": ("prompts_of", "zeroshot_classifier"),
     "unicl_cli.build.load": ("Loaded", "load_model"),
@@ -117,12 +119,14 @@ __all__ = [
     "chunked",
     "contrast",
     "contrast_tiled",
+    "corpus_tokenizer",
     "fit",
     "freeze_idle",
     "gather",
     "iter_members",
     "load_model",
     "load_optimizer",
+    "load_tokenizer",
     "load_weights",
     "lr_at",
     "match_labels",
