@@ -50,7 +50,13 @@ def build_bert_folder(*, folder: str, length: Count = 36, stored: Path | None) -
 
 
 def build_regions(
-    *, model: str, boxes: Literal["grid", "media"] = "grid", most: Count = 36, image_size: int, stored: Path | None
+    *,
+    model: str,
+    boxes: Literal["grid", "media"] = "grid",
+    most: Count = 36,
+    image_size: int,
+    moves_pixels: bool,
+    stored: Path | None,
 ) -> nn.Module:
     """Regions that a trained run sees, the folder `model`: the cells of its image tower's grid, or boxes of the corpus.
 
@@ -61,7 +67,8 @@ def build_regions(
 
     from unicl_vilbert.regions import RunRegions
 
-    return RunRegions(Path(model).expanduser() if stored is None else stored, boxes, most, image_size=image_size)
+    run = Path(model).expanduser() if stored is None else stored
+    return RunRegions(run, boxes, most, image_size=image_size, moves=moves_pixels)
 
 
 def build_rcnn(

@@ -57,8 +57,12 @@ class RunRegions(nn.Module):
 
     units: Sequence[nn.Module] = ()
 
-    def __init__(self, run: Path, boxes: str, most: int, *, image_size: int) -> None:
+    def __init__(self, run: Path, boxes: str, most: int, *, image_size: int, moves: bool) -> None:
         super().__init__()
+        if boxes == "media" and moves:
+            raise UniclError(
+                "model.regions.boxes=media: the augmentation moves pixels, but no boxes", "set data.augment=none"
+            )
         self.run, self.boxes, self.dry = run, boxes, torch.get_default_device().type == "meta"
         self.held = [load_seer(run)]
         seer = self.held[0]
@@ -142,8 +146,7 @@ def grid_boxes(tokens: int) -> Tensor:
     if tokens - side**2 > 1:
         raise UniclError(f"vilbert: {tokens} image tokens are not a square grid", "use another image tower")
     ys, xs = torch.meshgrid(torch.arange(side) / side, torch.arange(side) / side, indexing="ij")
-    corners = torch.stack([xs, ys, xs + 1 / side, ys + 1 / side], -1).view(1, -1, 4)
-    return torch.cat([corners, torch.full_like(corners[..., :1], 1 / side**2)], -1)
+    return five_numbers(torch.stack([xs, ys, xs + 1 / side, ys + 1 / side], -1).view(1, -1, 4), 1, 1)
 
 
 def read_boxes(drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor, *, most: int) -> dict[str, Tensor]:
@@ -191,9 +194,13 @@ def parse_boxes(one: Drawn, most: int) -> tuple[Tensor, int | None]:
         )
     if target is not None and not (type(target) is int and 0 <= target < len(corners)):
         raise UniclError(f"row {one.row}: target {target!r} is not the number of a box", hint)
-    scaled = corners / torch.tensor([width, height, width, height], dtype=torch.float64)
-    area = (scaled[:, 2:] - scaled[:, :2]).prod(1, keepdim=True)
-    return torch.cat([scaled, area], 1).float(), target
+    return five_numbers(corners, width, height).float(), target
+
+
+def five_numbers(corners: Tensor, width: float, height: float) -> Tensor:
+    """Encode (…, 4) corners in pixels as (x1 / W, y1 / H, x2 / W, y2 / H, area / (W H)), (…, 5) (section 3.1)."""
+    scaled = corners / corners.new_tensor([width, height, width, height])
+    return torch.cat([scaled, (scaled[..., 2:] - scaled[..., :2]).prod(-1, keepdim=True)], -1)
 
 
 class RcnnRegions(nn.Module):
@@ -237,11 +244,9 @@ class RcnnRegions(nn.Module):
             return Regions(images.new_zeros(*shape, self.width, dtype=torch.float32), boxes, ~there)
         net = self.held[0] = self.held[0].to(images.device)
         height, width = images.shape[-2:]
-        size = torch.tensor([width, height, width, height], device=images.device)
         for row, one in enumerate(net(list(images / 255))):
-            corners = one["boxes"] / size
-            area = (corners[:, 2:] - corners[:, :2]).prod(1, keepdim=True)
-            boxes[row, : len(corners)], there[row, : len(corners)] = torch.cat([corners, area], 1), True
+            count = len(one["boxes"])
+            boxes[row, :count], there[row, :count] = five_numbers(one["boxes"], width, height), True
         return Regions(self.head_states(images, boxes).masked_fill(~there[..., None], 0), boxes, there)
 
     @torch.no_grad()

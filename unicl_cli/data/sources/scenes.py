@@ -106,9 +106,9 @@ def referred(things: Sequence[Thing], rng: random.Random) -> Scene:
 
 
 def captioned(things: Sequence[Thing], rng: random.Random) -> Scene:
-    """Return a scene whose text lists all things."""
+    """Return a scene whose text lists all things, without a word that could be guessed from the others."""
     told = rng.sample(list(things), len(things))
-    return Scene(tuple(things), ", ".join(f"a {' '.join(thing.words)}" for thing in told))
+    return Scene(tuple(things), " ".join(word for thing in told for word in thing.words))
 
 
 def questioned(things: Sequence[Thing], rng: random.Random) -> Scene:
