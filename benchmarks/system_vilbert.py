@@ -24,7 +24,10 @@ def run(out: Path, seeds: int) -> list[Table]:
     corpora = {"captions": out / "scenes", "refer": out / "scenes-refer"}
     prepare(out, corpora)
     found = {
-        (arm, seed): {**figures(out, corpora["captions"], "vilbert-shapes", arm, seed), **refer(out, corpora, arm, seed)}
+        (arm, seed): {
+            **figures(out, corpora["captions"], "vilbert-shapes", arm, seed),
+            **refer(out, corpora, arm, seed),
+        }
         for seed in range(seeds)
         for arm in ARMS
     }
@@ -70,7 +73,9 @@ def refer(out: Path, corpora: dict[str, Path], arm: str, seed: int) -> dict[str,
     found = figures(out, corpora["refer"], "vilbert-refer", arm, seed, f"model.init={start}")
     kept = out / f"zeroed-{ARMS[arm]}-{seed}.json"
     if not kept.is_file():
-        kept.write_text(json.dumps(zeroed(out / f"vilbert-refer-{ARMS[arm]}-{seed}", corpora["refer"])), encoding="utf-8")
+        kept.write_text(
+            json.dumps(zeroed(out / f"vilbert-refer-{ARMS[arm]}-{seed}", corpora["refer"])), encoding="utf-8"
+        )
     return {**found, "boxes zeroed": json.loads(kept.read_text(encoding="utf-8"))}
 
 

@@ -123,7 +123,9 @@ def test_half_of_the_pairs_are_random_and_no_next_one_crosses_documents():
     assert drawn[:50] == [draw_pair(documents, 0, draw) for draw in range(50)]
     assert drawn[:50] != [draw_pair(documents, 1, draw) for draw in range(50)]
     alike = [[(1,), (2,)], [(2,), (2,)]]
-    assert all(second != (2,) or first == (2,) or y == 0 for first, second, y in (draw_pair(alike, 0, n) for n in range(200)))
+    assert all(
+        second != (2,) or first == (2,) or y == 0 for first, second, y in (draw_pair(alike, 0, n) for n in range(200))
+    )
 
 
 @pytest.mark.parametrize(

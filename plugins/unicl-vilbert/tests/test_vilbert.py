@@ -220,7 +220,11 @@ def states(model: Vilbert, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def regions_of(batch: Batch) -> dict[str, Tensor]:
     found = Table().find(batch.images, {})
-    return {"features": found.features, "boxes": found.boxes.expand(len(batch.images), -1, -1), "region_mask": found.there}
+    return {
+        "features": found.features,
+        "boxes": found.boxes.expand(len(batch.images), -1, -1),
+        "region_mask": found.there,
+    }
 
 
 def test_padded_regions_and_words_change_nothing_and_regions_have_no_order():
@@ -269,7 +273,9 @@ def test_a_masked_region_leaves_no_trace_in_the_mean_feature():
     torch.testing.assert_close(one[:, 4], other[:, 4])
     assert not torch.allclose(one[:, 3], other[:, 3]), "the overlapping region itself is seen"
     shown = embed(Regions(two, boxes, found["region_mask"]), torch.zeros_like(masked), torch.zeros_like(masked))[0]
-    torch.testing.assert_close(shown[:, 0], embed.norm(embed.feature(two.mean(1)) + embed.box(torch.tensor([0, 0, 1, 1, 1.0]).double())))
+    torch.testing.assert_close(
+        shown[:, 0], embed.norm(embed.feature(two.mean(1)) + embed.box(torch.tensor([0, 0, 1, 1, 1.0]).double()))
+    )
 
 
 def test_intersection_over_union_is_torchvisions():
@@ -294,7 +300,9 @@ def test_the_loss_is_the_sum_of_its_parts_by_hand():
     out = loss(model, batch)
     total = 0.0
     for part in parts.values():
-        picked = [float(v) for v, there in zip(part.values.detach().flatten(), part.valid.flatten(), strict=True) if there]
+        picked = [
+            float(v) for v, there in zip(part.values.detach().flatten(), part.valid.flatten(), strict=True) if there
+        ]
         total += sum(picked) / len(picked)
     assert out["loss"].item() == pytest.approx(total, abs=1e-12)
     assert set(out) == {"loss", "words", "regions", "align", "words_acc", "regions_acc", "align_acc"}
@@ -310,7 +318,12 @@ def test_wrong_captions_are_the_neighbours_and_only_where_key_and_text_differ():
     assert wrong.tolist() == [False] * 6 + [True] * 2
     many = batch_of(2)._replace(extra={"dice": torch.arange(2)})
     coins = [
-        loss_of.choose_wrong(many._replace(extra={"dice": torch.arange(2 * n, 2 * n + 2)}), many.tokens, has[:2], torch.arange(2 * n, 2 * n + 2))
+        loss_of.choose_wrong(
+            many._replace(extra={"dice": torch.arange(2 * n, 2 * n + 2)}),
+            many.tokens,
+            has[:2],
+            torch.arange(2 * n, 2 * n + 2),
+        )
         for loss_of in [build_loss()]
         for n in range(2500)
     ]
@@ -361,15 +374,17 @@ def test_a_pair_score_is_the_log_odds_of_alignment_and_knows_no_neighbours():
     with torch.no_grad():
         scores = loss.pair_scores(model, batch.images, batch.tokens[:3])
         alone = loss.pair_scores(model, batch.images[4:5], batch.tokens[2:3])
-        states = model(
-            model.text_tokens(batch.tokens), model.text.there(batch.tokens), model.find(batch.images, {})
-        )
+        states = model(model.text_tokens(batch.tokens), model.text.there(batch.tokens), model.find(batch.images, {}))
         two = model.align(model.pooled(states)).softmax(1)[:, 1]
     assert scores.shape == (8, 3)
     torch.testing.assert_close(scores[4:5, 2:3], alone)
     torch.testing.assert_close(scores.diagonal().sigmoid(), two[:3])
-    part = align_part(torch.stack([torch.zeros(3), scores.diagonal()], 1), torch.tensor([True, False, True]), torch.ones(3).bool())
-    assert part.values.tolist() == pytest.approx(F.binary_cross_entropy(two[:3].float(), torch.tensor([1.0, 0, 1]), reduction="none").tolist(), abs=1e-5)
+    part = align_part(
+        torch.stack([torch.zeros(3), scores.diagonal()], 1), torch.tensor([True, False, True]), torch.ones(3).bool()
+    )
+    assert part.values.tolist() == pytest.approx(
+        F.binary_cross_entropy(two[:3].float(), torch.tensor([1.0, 0, 1]), reduction="none").tolist(), abs=1e-5
+    )
 
 
 # -- the text stream -----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 
 
-def build_bert(  # noqa: PLR0913 - its options are keys of the recipe
+def build_bert(
     *,
     vocab_size: int,
     context_length: int,
@@ -71,9 +71,7 @@ def build_regions(
     return RunRegions(run, boxes, most, image_size=image_size, moves=moves_pixels)
 
 
-def build_rcnn(
-    *, weights: str | None = None, classes: Count = 91, most: Count = 36, stored: Path | None
-) -> nn.Module:
+def build_rcnn(*, weights: str | None = None, classes: Count = 91, most: Count = 36, stored: Path | None) -> nn.Module:
     """Regions that torchvision's Faster R-CNN (`fasterrcnn_resnet50_fpn_v2`) detects, and its class distribution.
 
     `weights` is a file of its state_dict, `classes` their number with background.
@@ -133,7 +131,7 @@ def build_loss(
 ) -> nn.Module:
     """Masked words, masked regions and alignment of image and text (ViLBERT, section 3.2).
 
-    `mask` is the share of words and of regions, `wrong` that of neighbours' captions; `words`, `regions` and `align` are
+    `mask` is the share of words and of regions, `wrong` that of neighbours' captions; `words`, `regions`, `align` are
     weights (0, 0, 1 fine-tunes retrieval). `misaligned` masks wrong captions too, as the authors' code does by default.
     """
     from unicl_vilbert.losses import VilbertLoss

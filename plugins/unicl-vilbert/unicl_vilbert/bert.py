@@ -1,8 +1,8 @@
-"""The text stream: BERT (NAACL 2019), with its word predictions, from nothing or from a folder of transformers' layout."""
+"""The text stream: BERT (NAACL 2019) with its word predictions, new or from a folder of transformers' layout."""
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,7 +172,7 @@ def their_name(name: str) -> str:
 
 
 def load_bert(model: Bert, folder: Path) -> None:
-    """Load the weights of a folder: ours, a `BertForPreTraining`, or an encoder alone, whose words predict from nothing.
+    """Load the weights of a folder: ours, a `BertForPreTraining`, or an encoder alone without word predictions.
 
     UniclError if a tensor of the encoder is missing or has another shape.
     """
@@ -184,7 +184,9 @@ def load_bert(model: Bert, folder: Path) -> None:
             if value is None and name.startswith("cls."):
                 continue
             if value is None or value.shape != parameter.shape:
-                shown = "is missing" if value is None else f"has shape {tuple(value.shape)}, not {tuple(parameter.shape)}"
+                shown = (
+                    "is missing" if value is None else f"has shape {tuple(value.shape)}, not {tuple(parameter.shape)}"
+                )
                 raise UniclError(f"{folder / WEIGHTS}: {name} {shown}", "use weights and config.json of one model")
             parameter.copy_(value)
 
@@ -198,10 +200,12 @@ def old_name(name: str) -> str:
 def save_bert(folder: Path, model: Bert, tokenizer: Any, more: Mapping[str, Tensor]) -> None:
     """Write a text stream as transformers' `BertForPreTraining`; ``more`` are tensors under its names."""
     tensors = {their_name(name): value.detach().contiguous() for name, value in model.named_parameters()}
-    keys = {name.replace("weight", "bias"): value.new_zeros(len(value)) for name, value in tensors.items() if ".key." in name}
+    keys = {
+        name.replace("weight", "bias"): value.new_zeros(len(value))
+        for name, value in tensors.items()
+        if ".key." in name
+    }
     folder.mkdir(parents=True, exist_ok=True)
     save_file({**tensors, **keys, **more}, folder / WEIGHTS, {"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config_of(model.size, model.special.pad), indent=1), encoding="utf-8")
     tokenizer.save(folder / TOKENIZER)
-
-

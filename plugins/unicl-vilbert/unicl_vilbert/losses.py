@@ -70,7 +70,7 @@ class Joint(nn.Module):
 class VilbertLoss(Joint):
     """Masked words + masked regions + alignment, each with its weight (section 3.2).
 
-    A wrong caption is that of the neighbour (slot XOR 1); it is taken only if the rows' keys and texts differ. Words and
+    A wrong caption is that of the neighbour (slot XOR 1), and only if the rows' keys and texts differ. Words and
     regions are masked on aligned pairs only, unless ``misaligned``.
     """
 
@@ -82,7 +82,9 @@ class VilbertLoss(Joint):
     def forward(self, model: Vilbert, batch: Batch) -> dict[str, Tensor]:
         parts = self.parts(model, batch)
         shares = {name: share_of_mean(p.values.flatten(), p.valid.flatten()) for name, p in parts.items()}
-        right = {f"{name}_acc": share_of_mean(p.hits.flatten().double(), p.valid.flatten()) for name, p in parts.items()}
+        right = {
+            f"{name}_acc": share_of_mean(p.hits.flatten().double(), p.valid.flatten()) for name, p in parts.items()
+        }
         total = torch.stack([self.weights[name] * value for name, value in shares.items()]).sum()
         return {"loss": total, **{name: value.detach() for name, value in (shares | right).items()}}
 
@@ -101,7 +103,9 @@ class VilbertLoss(Joint):
         states = model(told, there, found, (chosen, zeroed))
         return {
             "words": word_part(model.text.predict(states.words), tokens, hidden.chosen),
-            "regions": region_part(model.region_logits(states), model.regions.distributions(batch.images, found), chosen),
+            "regions": region_part(
+                model.region_logits(states), model.regions.distributions(batch.images, found), chosen
+            ),
             "align": align_part(model.align(model.pooled(states)), ~wrong, has),
         }
 
@@ -150,7 +154,7 @@ def align_part(logits: Tensor, aligned: Tensor, has: Tensor) -> Part:
 class ReferLoss(Joint):
     """The region that an expression refers to (ViLBERT, section 3.3): a logit of each region's last state.
 
-    ``target`` bce: every region with IoU ≥ 0.5 is right, mean over real regions; ce: a softmax over regions whose target
+    ``target`` bce: every region with IoU ≥ 0.5 is right, mean over real regions; ce: a softmax over regions, its target
     is the best one. A row without such a region has no part in ce; `recall_of_regions` is the share of rows with one.
     """
 
@@ -176,7 +180,8 @@ class ReferLoss(Joint):
         """Return logits (b, R), IoU with the target (b, R), bool (b, R) of real regions, bool (b,): has a target."""
         if "target_box" not in batch.extra:
             raise UniclError(
-                "vilbert-refer: the corpus has no boxes of targets", 'prepare e.g. "scenes?task=refer" and set boxes: media'
+                "vilbert-refer: the corpus has no boxes of targets",
+                'prepare e.g. "scenes?task=refer" and set boxes: media',
             )
         tokens, has = caption_tokens(batch)
         found = model.find(batch.images, batch.extra)

@@ -17,7 +17,7 @@ MOST_BYTES = 100_000_000
 
 
 def attention_of(model: Vilbert, tokens: Tensor, images: Tensor, extra: dict[str, Tensor], block: int) -> Tensor:
-    """Return the attention of words to `<IMG>` and the regions in a co-attention block, mean of its heads (L, 1 + R)."""
+    """Return the attention of words to `<IMG>` and the regions in a co-attention block, the heads' mean (L, 1 + R)."""
     layer = cast("Any", model.co_layers)[block].words
     kept: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda module, inputs: kept.append(module.weights(*inputs)))

@@ -19,7 +19,14 @@ class Vilbert(nn.Module):
     """
 
     def __init__(
-        self, regions: nn.Module, text: Bert, layers: tuple[nn.Module, nn.Module], *, width: int, shared: int, chunks: int
+        self,
+        regions: nn.Module,
+        text: Bert,
+        layers: tuple[nn.Module, nn.Module],
+        *,
+        width: int,
+        shared: int,
+        chunks: int,
     ) -> None:
         super().__init__()
         found = cast("Any", regions)

@@ -1,4 +1,4 @@
-"""Regions of images and their class distributions: cells or boxes seen by a trained run, or Faster R-CNN's detections."""
+"""Regions of images and their class distributions: cells or boxes seen by a trained run, or Faster R-CNN's."""
 
 import json
 import math
@@ -31,13 +31,16 @@ class Seer(NamedTuple):
 def load_seer(run: Path) -> Seer:
     """Load a finished run that scores classes by text; UniclError for any other."""
     if not (run / "model.safetensors").is_file():
-        raise UniclError(f"model.regions.model: {run}: not a finished run", "name the folder that `unicl train` printed")
+        raise UniclError(
+            f"model.regions.model: {run}: not a finished run", "name the folder that `unicl train` printed"
+        )
     with torch.device("cpu"):  # a dry run builds on the meta device, where nothing can be looked at
         loaded = load_model(str(run))
         step = loaded.step
         if cast("Any", step.loss).score != "text" or loaded.tokenizer is None or not loaded.classes:
             raise UniclError(
-                f"model.regions.model: {run}: it does not score classes by text", "name a run of unicl or clip on labels"
+                f"model.regions.model: {run}: it does not score classes by text",
+                "name a run of unicl or clip on labels",
             )
         with torch.no_grad():
             found = zeroshot_classifier(
@@ -45,7 +48,7 @@ def load_seer(run: Path) -> Seer:
                 encode_text=lambda tokens: step.model.encode_text(tokens).embed,
                 tokenizer=loaded.tokenizer,
             )
-    step.requires_grad_(False)
+    step.requires_grad_(requires_grad=False)
     return Seer(step.eval(), found.weights, loaded.transform.size[0])
 
 
@@ -69,7 +72,8 @@ class RunRegions(nn.Module):
         self.classes = len(seer.prompts)
         if boxes == "grid" and seer.side != image_size:
             raise UniclError(
-                f"model.regions: {run} sees {seer.side} px, this recipe {image_size}", f"set data.image_size={seer.side}"
+                f"model.regions: {run} sees {seer.side} px, this recipe {image_size}",
+                f"set data.image_size={seer.side}",
             )
         with torch.device("cpu"), torch.no_grad():
             blank = torch.zeros(1, 3, seer.side, seer.side, dtype=torch.uint8)
@@ -152,7 +156,7 @@ def grid_boxes(tokens: int) -> Tensor:
 def read_boxes(drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor, *, most: int) -> dict[str, Tensor]:
     """Return ``boxes`` (b, most, 5), ``region_mask`` bool (b, most), ``target_box`` (b, 5), ``has_target`` bool (b,).
 
-    They come from the row's media ``boxes``: JSON with ``width``, ``height``, ``boxes`` of four corner numbers in pixels
+    They come from the row's media ``boxes``: JSON with ``width``, ``height``, ``boxes`` of four corners in pixels
     and, for referring expressions, ``target``, the number of the box that the text names.
     """
     del tokens, text_index
@@ -183,7 +187,7 @@ def parse_boxes(one: Drawn, most: int) -> tuple[Tensor, int | None]:
     if width != height or one.image.shape[-1] != one.image.shape[-2]:
         raise UniclError(f"row {one.row}: boxes: an image of {width:g}×{height:g} px is cropped to a square", hint)
     x1, y1, x2, y2 = corners.T if len(corners) else torch.zeros(4, 0)
-    inside = (0 <= x1) & (x1 < x2) & (x2 <= width) & (0 <= y1) & (y1 < y2) & (y2 <= height)
+    inside = (x1 >= 0) & (x1 < x2) & (x2 <= width) & (y1 >= 0) & (y1 < y2) & (y2 <= height)
     if not bool(inside.all()):
         number = int((~inside).nonzero()[0])
         raise UniclError(f"row {one.row}: box {number} {corners[number].tolist()} is empty or outside the image", hint)
@@ -204,7 +208,7 @@ def five_numbers(corners: Tensor, width: float, height: float) -> Tensor:
 
 
 class RcnnRegions(nn.Module):
-    """The ``most`` best boxes of torchvision's Faster R-CNN (ResNet-50 with FPN, v2), features and classes of its head."""
+    """The ``most`` best boxes of torchvision's Faster R-CNN (ResNet-50 with FPN, v2) with its head's features."""
 
     units: Sequence[nn.Module] = ()
     width = 1024
@@ -217,8 +221,12 @@ class RcnnRegions(nn.Module):
         if self.dry:
             return
         if weights is None:
-            raise UniclError("model.regions.weights: Faster R-CNN has no weights", "name a file of torchvision's state_dict")
-        net = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=classes, box_detections_per_img=most)
+            raise UniclError(
+                "model.regions.weights: Faster R-CNN has no weights", "name a file of torchvision's state_dict"
+            )
+        net = fasterrcnn_resnet50_fpn_v2(
+            weights=None, weights_backbone=None, num_classes=classes, box_detections_per_img=most
+        )
         try:
             net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         except Exception as error:  # torch raises many kinds for a file that is not one
@@ -228,7 +236,7 @@ class RcnnRegions(nn.Module):
                 "save a state_dict with torch.save; set model.regions.classes to its classes, background included",
             ) from error
         self.weights = weights
-        self.held = [net.requires_grad_(False).eval()]
+        self.held = [net.requires_grad_(requires_grad=False).eval()]
 
     def store(self, folder: Path) -> None:
         """Keep the detector's weights in the run."""
@@ -261,6 +269,10 @@ class RcnnRegions(nn.Module):
         net = cast("Any", self.held[0])
         height, width = images.shape[-2:]
         corners = boxes[..., :4] * boxes.new_tensor([width, height, width, height])
-        batch, targets = net.transform(list(images / 255), [{"boxes": each, "labels": torch.zeros(len(each))} for each in corners])
-        pooled = net.roi_heads.box_roi_pool(net.backbone(batch.tensors), [each["boxes"] for each in targets], batch.image_sizes)
+        batch, targets = net.transform(
+            list(images / 255), [{"boxes": each, "labels": torch.zeros(len(each))} for each in corners]
+        )
+        pooled = net.roi_heads.box_roi_pool(
+            net.backbone(batch.tensors), [each["boxes"] for each in targets], batch.image_sizes
+        )
         return net.roi_heads.box_head(pooled).unflatten(0, boxes.shape[:2])

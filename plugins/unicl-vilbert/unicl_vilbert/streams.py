@@ -92,7 +92,9 @@ class CoLayer(nn.Module):
     Without ``crossed``, each stream looks at itself: the comparison of the experiments.
     """
 
-    def __init__(self, widths: tuple[int, int], hidden: tuple[int, int], shared: int, heads: int, *, crossed: bool):
+    def __init__(
+        self, widths: tuple[int, int], hidden: tuple[int, int], shared: int, heads: int, *, crossed: bool
+    ) -> None:
         super().__init__()
         words, regions = widths
         self.crossed = crossed

@@ -1,4 +1,4 @@
-"""The text stream's own training, before ViLBERT: masked words and next sentences of a text file (BERT, section 3.1)."""
+"""The text stream's own training: masked words and next sentences of a text file (BERT, section 3.1)."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
