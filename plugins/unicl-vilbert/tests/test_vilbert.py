@@ -19,7 +19,7 @@ from unicl_vilbert.text import join_pairs
 from unicl_cli.api import NO_LABEL, NO_TEXT, Batch, Drawn, Part, UniclError, share_of_mean
 
 WORDS, CLASSES, REGIONS, WIDTH = 30, 5, 4, 16
-PAD, START, END, MASK = 0, 1, 2, 30
+PAD, START, END = 0, 1, 2
 
 
 def golden(rows: int, width: int, number: int) -> Tensor:
@@ -50,16 +50,21 @@ def row_of_boxes() -> Tensor:
     return torch.stack([side.double() for side in sides], 1)[None]
 
 
-def built(**options: object) -> Vilbert:
+def built_with(regions: nn.Module, *, words: int = WORDS, width: int = WIDTH, **options: object) -> Vilbert:
+    """A small model around some regions, with the ids PAD, START, END; the mask is behind the words."""
     torch.manual_seed(0)
-    size = Size(WORDS + 1, WIDTH, 3, 2, 32, 12)
-    made = {"text": Bert(size, Special(PAD, END, MASK)), "regions": Table()}
-    sizes = {"width": 12, "heads": 2, "hidden": 24, "blocks": 2, "shared": 8, "shared_heads": 2}
+    text = Bert(Size(words + 1, width, options.pop("layers", 2), 2, 2 * width, 12), Special(PAD, END, words))
+    made = {"text": text, "regions": regions}
+    sizes = {"width": width, "heads": 2, "hidden": 2 * width, "blocks": 2, "shared": width, "shared_heads": 2}
     encoder: Callable[[Part], nn.Module] = lambda part: made[part.name]  # noqa: E731
-    model = build_vilbert(
-        encoder=encoder, chunks=1, regions=Part("regions", {}), text=Part("text", {}), **{**sizes, **options}
-    ).double()
-    for name, parameter in model.named_parameters():  # far from 0, so that every part tells
+    parts = {"regions": Part("regions", {}), "text": Part("text", {})}
+    return build_vilbert(encoder=encoder, chunks=1, **parts, **{**sizes, **options})
+
+
+def built(**options: object) -> Vilbert:
+    """A model in float64 whose weights are far from 0, so that every part tells."""
+    model = built_with(Table(), **{"layers": 3, "hidden": 24, "shared": 8, **options}).double()
+    for name, parameter in model.named_parameters():
         if "norm" not in name:
             nn.init.normal_(parameter, std=0.3)
     return model
