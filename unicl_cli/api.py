@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from unicl_cli.core.checkpoint import load_optimizer, load_weights, read_tensors, save
     from unicl_cli.core.checkpoint_files import newest, read_facts
     from unicl_cli.core.dist import bare, gather, rank, shard, share_of_mean, world_size
+    from unicl_cli.core.files import read_regular
     from unicl_cli.core.label_sets import set_columns
     from unicl_cli.core.loop import Plan, Step, fit, freeze_idle
     from unicl_cli.core.sampler import seed_of
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from unicl_cli.data.number_spellings import read_whole_numbers
     from unicl_cli.data.pictures import Extent, ImageError, open_image, read_extent
     from unicl_cli.data.sources.tar_members import iter_members
+    from unicl_cli.data.tokenizers import corpus_tokenizer, load_tokenizer
     from unicl_cli.errors import UniclError, csv_cell, escape_control
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
     from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, EvalRows, Evaluator, RowSets
@@ -62,6 +64,7 @@ _HOME = {
         "TowerTraits",
     ),
     "unicl_cli.evaluator_contracts": ("EvalCorpus", "EvalModel", "EvalRows", "Evaluator", "RowSets"),
+    "unicl_cli.core.files": ("read_regular",),
     "unicl_cli.core.label_sets": ("set_columns",),
     "unicl_cli.core.checkpoint": ("load_optimizer", "load_weights", "read_tensors", "save"),
     "unicl_cli.core.checkpoint_files": ("newest", "read_facts"),
@@ -75,6 +78,7 @@ _HOME = {
     "unicl_cli.data.number_spellings": ("read_whole_numbers",),
     "unicl_cli.data.pictures": ("Extent", "ImageError", "open_image", "read_extent"),
     "unicl_cli.data.sources.tar_members": ("iter_members",),
+    "unicl_cli.data.tokenizers": ("corpus_tokenizer", "load_tokenizer"),
     "unicl_cli.errors": ("UniclError", "csv_cell", "escape_control"),
     "unicl_cli.evaluate.classifier": ("prompts_of", "zeroshot_classifier"),
     "unicl_cli.build.load": ("Loaded", "load_model"),
@@ -138,6 +142,7 @@ __all__ = [
     "chunked",
     "contrast",
     "contrast_tiled",
+    "corpus_tokenizer",
     "csv_cell",
     "escape_control",
     "fit",
@@ -148,6 +153,7 @@ __all__ = [
     "json_lines",
     "load_model",
     "load_optimizer",
+    "load_tokenizer",
     "load_weights",
     "lr_at",
     "match_labels",
@@ -161,6 +167,7 @@ __all__ = [
     "read_classes",
     "read_extent",
     "read_facts",
+    "read_regular",
     "read_tensors",
     "read_whole_numbers",
     "save",

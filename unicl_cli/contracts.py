@@ -392,9 +392,11 @@ class Loss(Protocol):
     Optional: ``bias``, added to the scores of ``text``; ``head``, the classifier of ``head``; ``pair_scores(model,
     images, tokens)`` -> (b, P) of ``pair``, the scores of P prompts; ``extra`` and ``after_step()``, as on a model;
     ``two_texts``, true if it reads the columns of a second text (`data.text_for_labelled: both`); ``reads_media``, true
-    if it learns from each kind of the model's ``media``, which a row of the training data must then have. With ``pair``
-    also ``check_prompts(tokens, tokenizer)`` -> warnings about the prompts of all classes, called once before they are
-    scored, and ``many_prompts``, true if it scores several templates of many classes without being asked to.
+    if it learns from each kind of the model's ``media``, which a row of the training data must then have;
+    ``measure(model, batch)``, which maps the names of its own figures to (hits, count), float64 (2,), for the evaluator
+    `loss`. With ``pair`` also ``check_prompts(tokens, tokenizer)`` -> warnings about the prompts of all classes, called
+    once before they are scored, and ``many_prompts``, true if it scores several templates of many classes without being
+    asked to.
     """
 
     score: str

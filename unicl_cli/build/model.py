@@ -20,6 +20,7 @@ from unicl_cli.core.switches import apply_switches
 from unicl_cli.core.towers import traits_in
 from unicl_cli.data.mix import BOTH
 from unicl_cli.data.tokenizers import TextTokenizer
+from unicl_cli.data.transforms import build_augment
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.schema import Recipe
 
@@ -144,11 +145,19 @@ def context_of(
         "num_classes": lambda: len(classes),
         "embed_dim": lambda: embed_dim,
         "image_size": lambda: recipe.data.image_size,
+        "moves_pixels": lambda: moves_pixels(recipe),
         "vocab_size": lambda: tokenizer().vocab_size,
         "context_length": lambda: tokenizer().context_length,
         "eot_id": lambda: tokenizer().eot_id,
         "pad_id": lambda: tokenizer().pad_id,
     }
+
+
+def moves_pixels(recipe: Recipe) -> bool:
+    """Return True if the augmentation of any corpus moves pixels, so that places in an image (boxes) would be wrong."""
+    lists = [recipe.data.augment, *(item.augment for item in recipe.data.train if item.augment is not None)]
+    each = [build_augment(one.name, one.model_dump(exclude={"name"})) for entries in lists for one in entries]
+    return any(one.crop is not None or one.flip or one.shift or one.rand is not None for one in each)
 
 
 class TowerBuilder:

@@ -147,8 +147,7 @@ def draw(pair: tuple[int, int], texture: str, size: int, rng: random.Random) -> 
     """Draw a shape at a random place, scale and angle on a dark ground, at twice the size, then box-reduced."""
     side = 2 * size
     ground = tuple(rng.randrange(10, 60) for _ in range(3))
-    base = list(COLOURS.values())[pair[0]]
-    colour = tuple(max(0, min(255, value + rng.randrange(-15, 16))) for value in base)
+    colour = _vary(pair, rng)
     image = Image.new("RGB", (side, side), ground)
     radius = side * rng.uniform(0.26, 0.42)
     centre = (rng.uniform(radius, side - radius), rng.uniform(radius, side - radius))
@@ -160,6 +159,19 @@ def draw(pair: tuple[int, int], texture: str, size: int, rng: random.Random) -> 
     noise = Image.frombytes("RGB", image.size, rng.randbytes(3 * size * size)).point(_NOISE)
     small = mask.resize((size, size), Image.Resampling.BOX)
     return ImageChops.add(image, noise), Scene(*pair, small, radius / side)
+
+
+def draw_shape(
+    image: Image.Image, pair: tuple[int, int], centre: tuple[float, float], radius: float, rng: random.Random
+) -> None:
+    """Draw one plain shape into a square image, at a random angle."""
+    colour = _vary(pair, rng)
+    image.paste(colour, (0, 0), _mask(SHAPES[pair[1]], image.width, centre, radius, rng.uniform(-0.35, 0.35)))
+
+
+def _vary(pair: tuple[int, int], rng: random.Random) -> tuple[int, ...]:
+    """Return the colour of a class, each channel off by up to 15."""
+    return tuple(max(0, min(255, value + rng.randrange(-15, 16))) for value in list(COLOURS.values())[pair[0]])
 
 
 def _mask(shape: str, side: int, centre: tuple[float, float], radius: float, angle: float) -> Image.Image:

@@ -63,3 +63,10 @@ def probe(
     from unicl_cli.jobs.evaluators.probe import ProbeEvaluator
 
     return ProbeEvaluator(check_options(ProbeOptions(features, method, normalize, shots, seeds, c)))
+
+
+def loss() -> Evaluator:
+    """The loss's own figures on rows that were held out: its method ``measure`` counts hits."""
+    from unicl_cli.jobs.evaluators.loss_figures import LossFigures
+
+    return LossFigures()

@@ -1,0 +1,81 @@
+"""Co-attention learns what neither stream knows alone: words of the image, regions of the text; never by alignment."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from unicl_vilbert import build_loss, build_vilbert
+from unicl_vilbert.bert import Bert, Size, Special
+from unicl_vilbert.streams import Regions
+
+from unicl_cli.api import NO_LABEL, Batch, Part, Plan, Step, fit, start_accelerator
+
+TYPES, FEATURES, SHOWN, STEPS, ROWS = 10, 24, 4, 400, 64
+
+
+class Objects(nn.Module):
+    """Four things of ten types, each a noisy vector, and their true types."""
+
+    width, classes, units = FEATURES, TYPES, ()
+
+    def find(self, images: Tensor, extra: dict[str, Tensor]) -> Regions:
+        boxes = torch.rand(len(images), SHOWN, 5, generator=torch.Generator().manual_seed(0)) * 0.1
+        return Regions(extra["features"], boxes, torch.ones(len(images), SHOWN, dtype=torch.bool), extra["types"])
+
+    def distributions(self, images: Tensor, found: Regions) -> Tensor:
+        return found.classes
+
+
+def batches() -> Iterator[tuple[int, Batch]]:
+    noise = torch.Generator().manual_seed(5)
+    vectors = torch.randn(TYPES, FEATURES, generator=noise)
+    for step in range(STEPS):
+        types = torch.stack([torch.randperm(TYPES, generator=noise)[:SHOWN] for _ in range(ROWS)])
+        told = types.gather(1, torch.rand(ROWS, SHOWN, generator=noise).argsort(1))
+        features = vectors[types] + 0.5 * torch.randn(ROWS, SHOWN, FEATURES, generator=noise)
+        tokens = torch.cat([torch.full((ROWS, 1), 1), told + 3, torch.full((ROWS, 1), 2)], 1)
+        dice = torch.randint(0, 2**32, (ROWS,), generator=noise)
+        extra = {"dice": dice, "features": features, "types": F.one_hot(types, TYPES).float()}
+        rows = torch.arange(ROWS)
+        images = torch.zeros(ROWS, 3, 2, 2, dtype=torch.uint8)
+        yield step, Batch(images, tokens, rows, torch.full([ROWS], NO_LABEL), 2**40 + rows, rows, extra)
+
+
+class Tail:
+    """A sink that keeps the figures of the last steps."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.rows.append(values)
+
+    def mean(self, name: str) -> float:
+        return sum(row[name] for row in self.rows[-40:]) / 40
+
+    def close(self) -> None: ...
+
+
+def trained(*, crossed: bool) -> Tail:
+    torch.manual_seed(0)
+    text = Bert(Size(TYPES + 4, 48, 2, 4, 96, 8), Special(0, 2, TYPES + 3))
+    made = {"text": text, "regions": Objects()}
+    sizes = {"width": 48, "heads": 4, "hidden": 96, "blocks": 2, "shared": 48, "shared_heads": 4}
+    parts = {name: Part(name, {}) for name in made}
+    model = build_vilbert(encoder=lambda part: made[part.name], chunks=1, **parts, **sizes, co_attention=crossed)
+    step, tail = Step(model, build_loss()), Tail()
+    plan = Plan(steps=STEPS, seed=0, lr=lambda n: 2e-3 * min(1, (n + 1) / 20), log_every=1)
+    optimizer = torch.optim.AdamW(step.parameters(), lr=2e-3)
+    fit(step.train(), batches(), optimizer, plan, start_accelerator("fp32", "cpu"), tail, after=lambda step: None)
+    return tail
+
+
+@pytest.mark.slow
+def test_words_and_regions_need_co_attention_and_alignment_does_not():
+    joint, apart = trained(crossed=True), trained(crossed=False)
+    for name in ("words_acc", "regions_acc"):
+        assert joint.mean(name) >= 0.6
+        assert apart.mean(name) <= 0.25
+    assert apart.mean("align_acc") >= 0.8

@@ -1,0 +1,238 @@
+"""ViLBERT through the commands: training, figures, fine-tuning, attention maps, bad input; processes and resume."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from unicl_vilbert import build_rcnn, build_regions
+from unicl_vilbert.regions import grid_boxes, read_boxes
+
+from unicl_cli.api import NO_LABEL, Drawn, UniclError, load_model, read_tensors
+from unicl_cli.cli import main
+from unicl_cli.testing import furthest, unicl
+
+SGD = ("optim={name: sgd, lr: 0.1}", "schedule={name: constant, warmup: 0}")
+
+
+def train(recipe: str, run: Path, *changes: str) -> Path:
+    assert main(["train", recipe, *changes, "--run-dir", str(run), "--devices", "cpu:1", "-q"]) == 0
+    return run
+
+
+@pytest.fixture(scope="session")
+def run(made: Path, small: dict[str, tuple[str, ...]]) -> Path:
+    return train("vilbert-shapes", made / "run", *small["scenes"])
+
+
+def figures(run: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
+    capsys.readouterr()
+    assert main(["eval", str(run), "--data", str(corpus), "--evaluator", "loss", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["data"][0]["evaluators"]["loss"]
+
+
+def test_a_run_has_figures_of_held_out_rows_and_loads_without_the_run_that_sees(
+    run: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"words", "regions", "align", "words_acc", "regions_acc", "align_acc"} <= lines[0].keys()
+    found = figures(run, made / "scenes", capsys)
+    assert found["n"] == 8
+    assert {"words", "regions", "align", "text_to_image_r1_of_32"} <= found.keys()
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    resolved = moved / "resolved.yaml"
+    resolved.write_text(resolved.read_text().replace(str(made / "seer"), "gone"))
+    assert figures(moved, made / "scenes", capsys) == found
+
+
+def test_fine_tuning_starts_from_pretraining_and_finds_regions_and_answers(
+    run: Path, made: Path, small: dict[str, tuple[str, ...]], capsys: pytest.CaptureFixture[str]
+):
+    refer = train("vilbert-refer", made / "refer-run", *small["refer"], f"model.init={run}", "steps=1", "optim.lr=1e-9")
+    before, after = read_tensors(run / "model.safetensors"), read_tensors(refer / "model.safetensors")
+    near = {k: torch.allclose(v, after[k], atol=1e-6) for k, v in before.items() if k.startswith("model.")}
+    assert all(near.values())
+    found = figures(refer, made / "refer", capsys)
+    assert found["recall_of_regions"] == 1
+    assert 0 <= found["acc@0.5"] <= 1
+    answer = train(
+        "vilbert-answer", made / "answer-run", *small["question"], f"model.init={run}", "loss.model_width=16"
+    )
+    assert figures(answer, made / "question", capsys).keys() == {"n", "answers"}
+
+
+def test_an_attention_map_is_drawn_for_each_token(run: Path, made: Path, tmp_path: Path, capsys):
+    image, boxes, out = tmp_path / "i.png", tmp_path / "b.json", tmp_path / "maps.png"
+    Image.new("RGB", (64, 64), "red").save(image)
+    boxes.write_text('{"width": 64, "height": 64, "boxes": [[0, 0, 32, 32], [32, 32, 64, 64]]}')
+    words = ("vilbert", "maps", str(image), "red star", "--model", str(run), "-o", str(out))
+    assert main([*words, "--boxes", str(boxes)]) == 0
+    assert Image.open(out).width > 300
+    assert main([*words]) == 2
+    assert "needs boxes" in capsys.readouterr().err
+    assert main([*words, "--boxes", str(boxes), "--block", "7"]) == 2
+    assert "has 2 blocks" in capsys.readouterr().err
+
+
+def test_grid_regions_are_cells_of_the_tower_with_the_classes_of_what_they_show(made: Path):
+    regions = build_regions(model=str(made / "seer"), image_size=32, moves_pixels=True, stored=None)
+    images = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    found = regions.find(images, {})
+    seer = load_model(str(made / "seer"))
+    torch.testing.assert_close(found.features, seer.step.model.image_tokens(images).detach())
+    assert found.boxes[0, 5].tolist() == pytest.approx([0.25, 0.25, 0.5, 0.5, 1 / 16])
+    classes = regions.distributions(images, found)
+    assert classes.shape == (2, 16, 48)
+    torch.testing.assert_close(classes.sum(-1), torch.ones(2, 16))
+    whole = found._replace(boxes=torch.tensor([[[0, 0, 1, 1, 1.0]]] * 2))
+    own = torch.nn.functional.normalize(seer.step.model.encode_image(images).embed, dim=1)
+    expected = (seer.step.model.scale() * own @ regions.held[0].prompts.T).softmax(1)
+    torch.testing.assert_close(regions.distributions(images, whole)[:, 0], expected.detach(), atol=1e-4, rtol=1e-3)
+    assert grid_boxes(50).shape == (1, 49, 5), "a class token is not a cell"
+    with pytest.raises(UniclError, match="not a square grid"):
+        grid_boxes(51)
+
+
+def drawn(*media: dict[str, object] | None, size: tuple[int, int] = (8, 8)) -> list[Drawn]:
+    rows = [{} if one is None else {"boxes": json.dumps(one).encode()} for one in media]
+    return [Drawn(n, n, 0, torch.zeros(3, *size), NO_LABEL, None, 0, one) for n, one in enumerate(rows)]
+
+
+def boxes_of(*rows: Drawn, most: int = 4) -> dict[str, Tensor]:
+    return read_boxes(rows, torch.zeros(1, 1), torch.zeros(len(rows)), most=most)
+
+
+def test_boxes_of_rows_are_padded_and_a_row_may_lack_them():
+    one = {"width": 10, "height": 10, "boxes": [[1, 1, 5, 6], [0, 0, 10, 10]], "target": 1}
+    extra = boxes_of(*drawn(one, None))
+    assert extra["region_mask"].tolist() == [[True, True, False, False], [False] * 4]
+    assert extra["has_target"].tolist() == [True, False]
+    assert extra["target_box"][0].tolist() == [0, 0, 1, 1, 1]
+    assert extra["boxes"][0, 0].tolist() == pytest.approx([0.1, 0.1, 0.5, 0.6, 0.2])
+
+
+SQUARE = {"width": 10, "height": 10}
+
+
+@pytest.mark.parametrize(
+    ("media", "words"),
+    [
+        ({**SQUARE, "boxes": [[1, 1, 1, 5]]}, "box 0 .* is empty or outside"),
+        ({**SQUARE, "boxes": [[0, 0, 5, 5], [5, 5, 11, 6]]}, "box 1 .* is empty or outside"),
+        ({**SQUARE, "boxes": [[5, 5, 1, 1]]}, "empty or outside"),
+        ({**SQUARE, "boxes": [[0, 0, float("nan"), 3]]}, "empty or outside"),
+        ({**SQUARE, "boxes": [[0, 0, 5]]}, "not JSON with width"),
+        ({**SQUARE, "boxes": "all"}, "not JSON with width"),
+        ({"boxes": [[0, 0, 5, 5]]}, "not JSON with width"),
+        ([], "not JSON with width"),
+        ({"width": 20, "height": 10, "boxes": [[0, 0, 5, 5]]}, "20×10 px is cropped"),
+        ({**SQUARE, "boxes": [[0, 0, 5, 5]] * 5}, "5 boxes, more than model.regions.most=4"),
+        ({**SQUARE, "boxes": [[0, 0, 5, 5]], "target": 1}, "target 1 is not the number"),
+        ({**SQUARE, "boxes": [[0, 0, 5, 5]], "target": True}, "target True is not the number"),
+    ],
+)
+def test_bad_boxes_are_one_line(media: dict[str, object], words: str):
+    with pytest.raises(UniclError, match=words) as caught:
+        boxes_of(*drawn(media))
+    assert "row 0" in str(caught.value)
+
+
+def test_rows_without_any_boxes_are_refused():
+    with pytest.raises(UniclError, match="no row has boxes"):
+        boxes_of(*drawn(None, None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (("data.augment=basic",), "moves pixels, but no boxes"),
+        (("model.regions.model=nowhere",), "nowhere: not a finished run"),
+        (("model.regions.boxes=grid",), "sees 32 px, this recipe 64"),
+        (("model.blocks=3",), "3 blocks need as many text layers"),
+        (("model.text={name: cbow, width: 8}",), "model.text=cbow does not fit"),
+        (("model.regions={name: vilbert-rcnn}",), "Faster R-CNN has no weights"),
+        (("batch.size=3",), "a process has 3 rows"),
+        (("model.heads=3",), "not a multiple of heads 3"),
+    ],
+)
+def test_a_recipe_that_cannot_work_is_one_line(
+    changes: tuple[str, ...], words: str, small: dict[str, tuple[str, ...]], tmp_path: Path, capsys
+):
+    assert main(["train", "vilbert-shapes", *small["scenes"], *changes, "--run-dir", str(tmp_path / "run")]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_weights_that_are_not_a_faster_rcnns_are_refused(tmp_path: Path):
+    path = tmp_path / "w.pt"
+    for write in (lambda: path.write_bytes(b"no weights"), lambda: torch.save({"a": torch.zeros(1)}, path)):
+        write()
+        with pytest.raises(UniclError, match="not the weights of fasterrcnn"):
+            build_rcnn(weights=str(path), classes=3, stored=None)
+
+
+def test_a_dry_run_knows_the_quickstart_and_the_papers_sizes(
+    made: Path, small: dict[str, tuple[str, ...]], tmp_path: Path, capsys
+):
+    assert main(["train", "vilbert-shapes", *small["scenes"], "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters_of"]["text"] > 1000
+    assert found["memory"]["total"] > 0
+
+
+@pytest.mark.slow
+def test_a_faster_rcnn_of_random_weights_gives_padded_regions(tmp_path: Path):
+    from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
+
+    torch.manual_seed(0)
+    net = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=3)
+    torch.save(net.state_dict(), tmp_path / "w.pt")
+    regions = build_rcnn(weights=str(tmp_path / "w.pt"), classes=3, most=5, stored=None)
+    images = torch.randint(0, 256, (1, 3, 96, 96), dtype=torch.uint8)
+    found = regions.find(images, {})
+    assert found.features.shape == (1, 5, 1024)
+    assert not found.features[~found.there].any()
+    assert (found.boxes[..., 2:4] <= 1).all()
+    torch.testing.assert_close(regions.distributions(images, found).sum(-1), torch.ones(1, 5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["vilbert-shapes", "vilbert-refer"])
+def test_two_and_three_processes_train_the_weights_of_one(
+    recipe: str, made: Path, small: dict[str, tuple[str, ...]], run: Path, tmp_path: Path
+):
+    name = "scenes" if recipe == "vilbert-shapes" else "refer"
+    start = () if recipe == "vilbert-shapes" else (f"model.init={run}",)
+    changes = (*small[name], *SGD, *start)
+    unicl("train", recipe, *changes, "--run-dir", tmp_path / "one", "--devices", "cpu:1", "-q")
+    for count in (2, 3):
+        for strategy in ("ddp", "fsdp2"):
+            other = tmp_path / f"{strategy}-{count}"
+            more = (f"parallel.strategy={strategy}", "--run-dir", other, "--devices", f"cpu:{count}", "-q")
+            unicl("train", recipe, *changes, *more)
+            assert furthest(tmp_path / "one", other) < 1e-4, other
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_bit_for_bit(small: dict[str, tuple[str, ...]], tmp_path: Path):
+    changes = (
+        "train",
+        "vilbert-shapes",
+        *small["scenes"],
+        "checkpoint.every=2",
+        "checkpoint.keep=9",
+        "--devices",
+        "cpu:1",
+    )
+    unicl(*changes, "--run-dir", tmp_path / "whole", "-q")
+    cut = tmp_path / "cut"
+    shutil.copytree(tmp_path / "whole", cut)
+    for name in ("model.safetensors", "meta.json", "status.json"):
+        (cut / name).unlink()
+    shutil.rmtree(cut / "checkpoints" / "step-00000004")
+    (cut / "checkpoints" / "latest").write_text("step-00000002\n")
+    unicl(*changes, "--run-dir", cut, "-q")
+    assert furthest(tmp_path / "whole", cut) == 0

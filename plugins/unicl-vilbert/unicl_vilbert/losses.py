@@ -1,0 +1,225 @@
+"""The objectives of ViLBERT: masked words, masked regions and alignment; referring expressions; questions."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unicl_cli.api import NO_LABEL, NO_TEXT, Batch, UniclError, share_of_mean
+from unicl_vilbert.masking import CAPTION, draw_dice, mask_regions, mask_words, uniform
+from unicl_vilbert.model import Vilbert
+from unicl_vilbert.streams import Regions, States, pairwise_iou
+
+AMONG = 32
+"""Images of a batch among which a text finds its own: joint scores cost a pass for each pair."""
+HIT = 0.5
+"""The IoU from which a region is the one that an expression refers to."""
+
+
+class Part(NamedTuple):
+    """One task on a share: ``values`` are losses, ``hits`` bool, both of any shape and counted where ``valid``."""
+
+    values: Tensor
+    hits: Tensor
+    valid: Tensor
+
+
+def region_divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """Return KL(target ‖ softmax(logits)) of each region, (…, K) -> (…) (section 3.2)."""
+    return F.kl_div(logits.log_softmax(-1), target.to(logits.dtype), reduction="none").sum(-1)
+
+
+def caption_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return each row's tokens, int64 (b, L), and bool (b,): it has a text."""
+    return batch.tokens[batch.text_index], batch.text_index != NO_TEXT
+
+
+def score_pairs(model: Vilbert, images: Tensor, tokens: Tensor, extra: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Return the alignment logit of each image (b) with each text (C, L): (b, C), one image at a time."""
+    words, there = model.text_tokens(tokens), model.text.there(tokens)
+    found = model.find(images, extra or {})
+    rows: list[Tensor] = []
+    for row in range(len(images)):
+        own = Regions(*(x[row : row + 1].expand(len(words), -1, *x.shape[2:]) for x in found[:3]))
+        two = model.align(model.pooled(model(words, there, own)))
+        rows.append(two[:, 1] - two[:, 0])
+    return torch.stack(rows)
+
+
+class Joint(nn.Module):
+    """What all objectives share: the log odds of alignment as score of a pair, figures on rows that were held out."""
+
+    score, activation = "pair", "sigmoid"
+
+    def pair_scores(self, model: Vilbert, images: Tensor, tokens: Tensor) -> Tensor:
+        """Score uint8 (b, 3, H, W) and texts (C, L): (b, C) log odds of alignment."""
+        return score_pairs(model, images, tokens)
+
+    def parts(self, model: Vilbert, batch: Batch) -> dict[str, Part]:
+        """Return the tasks of a share by name."""
+        raise NotImplementedError
+
+    def measure(self, model: Vilbert, batch: Batch) -> dict[str, Tensor]:
+        """Return (hits, count) of each task, float64 (2,)."""
+        parts = self.parts(model, batch)
+        return {name: torch.stack([(p.hits & p.valid).sum(), p.valid.sum()]).double() for name, p in parts.items()}
+
+
+class VilbertLoss(Joint):
+    """Masked words + masked regions + alignment, each with its weight (section 3.2).
+
+    A wrong caption is that of the neighbour (slot XOR 1), and only if the rows' keys and texts differ. Words and
+    regions are masked on aligned pairs only, unless ``misaligned``.
+    """
+
+    def __init__(self, share: float, wrong: float, weights: Mapping[str, float], *, misaligned: bool) -> None:
+        super().__init__()
+        self.share, self.wrong, self.weights, self.misaligned = share, wrong, weights, misaligned
+        self.extra = draw_dice
+
+    def forward(self, model: Vilbert, batch: Batch) -> dict[str, Tensor]:
+        parts = self.parts(model, batch)
+        shares = {name: share_of_mean(p.values.flatten(), p.valid.flatten()) for name, p in parts.items()}
+        right = {
+            f"{name}_acc": share_of_mean(p.hits.flatten().double(), p.valid.flatten()) for name, p in parts.items()
+        }
+        total = torch.stack([self.weights[name] * value for name, value in shares.items()]).sum()
+        return {"loss": total, **{name: value.detach() for name, value in (shares | right).items()}}
+
+    def parts(self, model: Vilbert, batch: Batch) -> dict[str, Part]:
+        dice, (tokens, has) = batch.extra["dice"], caption_tokens(batch)
+        wrong = self.choose_wrong(batch, tokens, has, dice)
+        tokens = torch.where(wrong[:, None], tokens[neighbours(tokens)], tokens)
+        there = model.text.there(tokens)
+        asked = has if self.misaligned else has & ~wrong
+        words = there & (torch.arange(tokens.shape[1], device=tokens.device) > 0) & (tokens != model.text.special.end)
+        sizes = (model.text.special.mask, model.text.size.vocab_size)
+        hidden = mask_words(tokens, words & asked[:, None], dice, self.share, sizes)
+        found = model.find(batch.images, batch.extra)
+        chosen, zeroed = mask_regions(found.there & asked[:, None], dice, self.share)
+        told = model.text.encode(hidden.tokens, there, layers=model.before)
+        states = model(told, there, found, (chosen, zeroed))
+        return {
+            "words": word_part(model.text.predict(states.words), tokens, hidden.chosen),
+            "regions": region_part(
+                model.region_logits(states), model.regions.distributions(batch.images, found), chosen
+            ),
+            "align": align_part(model.align(model.pooled(states)), ~wrong, has),
+        }
+
+    def measure(self, model: Vilbert, batch: Batch) -> dict[str, Tensor]:
+        """Return (hits, count) of the tasks, and of finding the image of each text among at most 32 by pair scores."""
+        few = Batch(*(x[:AMONG] for x in batch[:-1]), extra={name: x[:AMONG] for name, x in batch.extra.items()})
+        tokens, has = caption_tokens(few)
+        scores = score_pairs(model, few.images, tokens, few.extra)  # (images, texts)
+        ahead = ((scores >= scores.diagonal()) & (few.keys[:, None] != few.keys)).any(0)
+        found = torch.stack([(has & ~ahead).sum(), has.sum()]).double()
+        return {**super().measure(model, batch), f"text_to_image_r1_of_{AMONG}": found}
+
+    def choose_wrong(self, batch: Batch, tokens: Tensor, has: Tensor, dice: Tensor) -> Tensor:
+        """Return bool (b,): the row gets its neighbour's caption."""
+        other = neighbours(tokens)
+        differ = (batch.keys != batch.keys[other]) & (tokens != tokens[other]).any(1)
+        return (uniform(dice, 1, CAPTION)[:, 0] < self.wrong) & has & has[other] & differ
+
+
+def neighbours(rows: Tensor) -> Tensor:
+    """Return the number of each row's neighbour, slot XOR 1; UniclError for an odd number of rows."""
+    if len(rows) % 2:
+        raise UniclError(
+            f"batch.size: vilbert pairs neighbours, but a process has {len(rows)} rows", "make it even per process"
+        )
+    return torch.arange(len(rows), device=rows.device) ^ 1
+
+
+def word_part(logits: Tensor, tokens: Tensor, chosen: Tensor) -> Part:
+    """Return cross-entropy of the masked words, (b, L)."""
+    values = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
+    return Part(values, logits.argmax(-1) == tokens, chosen)
+
+
+def region_part(logits: Tensor, target: Tensor, chosen: Tensor) -> Part:
+    """Return the divergence of the masked regions, (b, R)."""
+    return Part(region_divergence(logits, target), logits.argmax(-1) == target.argmax(-1), chosen)
+
+
+def align_part(logits: Tensor, aligned: Tensor, has: Tensor) -> Part:
+    """Return cross-entropy of the alignment, (b,)."""
+    values = F.cross_entropy(logits, aligned.long(), reduction="none")
+    return Part(values, (logits[:, 1] > logits[:, 0]) == aligned, has)
+
+
+class ReferLoss(Joint):
+    """The region that an expression refers to (ViLBERT, section 3.3): a logit of each region's last state.
+
+    ``target`` bce: every region with IoU ≥ 0.5 is right, mean over real regions; ce: a softmax over regions, its target
+    is the best one. A row without such a region has no part in ce; `recall_of_regions` is the share of rows with one.
+    """
+
+    def __init__(self, image_width: int, target: str) -> None:
+        super().__init__()
+        self.target, self.choose = target, nn.Linear(image_width, 1)
+
+    def forward(self, model: Vilbert, batch: Batch) -> dict[str, Tensor]:
+        logits, iou, there, has = self.look(model, batch)
+        best = iou.amax(1) >= HIT
+        if self.target == "ce":
+            hidden = logits.masked_fill(~there, -torch.inf)
+            values = F.cross_entropy(hidden.masked_fill(~has[:, None], 0), iou.argmax(1), reduction="none")
+            loss = share_of_mean(values, has & best)
+        else:
+            values = F.binary_cross_entropy_with_logits(logits, (iou >= HIT).to(logits.dtype), reduction="none")
+            loss = share_of_mean(values.flatten(), (there & has[:, None]).flatten())
+        parts = self.figures(logits, iou, there, has)
+        shown = {name: share_of_mean(p.hits.double(), p.valid).detach() for name, p in parts.items()}
+        return {"loss": loss, **shown}
+
+    def look(self, model: Vilbert, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return logits (b, R), IoU with the target (b, R), bool (b, R) of real regions, bool (b,): has a target."""
+        if "target_box" not in batch.extra:
+            raise UniclError(
+                "vilbert-refer: the corpus has no boxes of targets",
+                'prepare e.g. "scenes?task=refer" and set boxes: media',
+            )
+        tokens, has = caption_tokens(batch)
+        found = model.find(batch.images, batch.extra)
+        states = model(model.text_tokens(tokens), model.text.there(tokens), found)
+        iou = pairwise_iou(found.boxes, batch.extra["target_box"][:, None])[..., 0].masked_fill(~found.there, 0)
+        return self.choose(states.regions[:, 1:])[..., 0], iou, found.there, has & batch.extra["has_target"]
+
+    def figures(self, logits: Tensor, iou: Tensor, there: Tensor, has: Tensor) -> dict[str, Part]:
+        """Return acc@0.5 and the recall of regions."""
+        choice = logits.masked_fill(~there, -torch.inf).argmax(1)
+        right = iou.gather(1, choice[:, None])[:, 0] >= HIT
+        return {
+            "acc@0.5": Part(right.double(), right, has),
+            "recall_of_regions": Part(iou.amax(1), iou.amax(1) >= HIT, has),
+        }
+
+    def parts(self, model: Vilbert, batch: Batch) -> dict[str, Part]:
+        return self.figures(*self.look(model, batch))
+
+
+class AnswerLoss(Joint):
+    """An answer to a question about the image: cross-entropy over the classes of the corpus (VQA, section 3.3)."""
+
+    def __init__(self, embed_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.hidden, self.answer = nn.Linear(embed_dim, 2 * embed_dim), nn.Linear(2 * embed_dim, num_classes)
+
+    def forward(self, model: Vilbert, batch: Batch) -> dict[str, Tensor]:
+        part = self.parts(model, batch)["answers"]
+        right = share_of_mean(part.hits.double(), part.valid)
+        return {"loss": share_of_mean(part.values, part.valid), "answers_acc": right.detach()}
+
+    def parts(self, model: Vilbert, batch: Batch) -> dict[str, Part]:
+        tokens, has = caption_tokens(batch)
+        found = model.find(batch.images, batch.extra)
+        states: States = model(model.text_tokens(tokens), model.text.there(tokens), found)
+        logits = self.answer(F.gelu(self.hidden(model.pooled(states))))
+        valid = has & (batch.labels != NO_LABEL)
+        labels = batch.labels.clamp(min=0)
+        values = F.cross_entropy(logits, labels, reduction="none")
+        return {"answers": Part(values, logits.argmax(1) == labels, valid)}
