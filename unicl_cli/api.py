@@ -30,10 +30,9 @@ if TYPE_CHECKING:
     )
     from unicl_cli.core.checkpoint import load_optimizer, load_weights, read_tensors, save
     from unicl_cli.core.checkpoint_files import newest, read_facts
-    from unicl_cli.core.dist import bare, gather, rank, shard, share_of_mean, world_size
-    from unicl_cli.core.files import read_regular, write_output
+    from unicl_cli.core.dist import bare, gather, gather_rows, rank, shard, share_of_mean, world_size
+    from unicl_cli.core.files import write_output
     from unicl_cli.core.json_output import print_json
-    from unicl_cli.core.json_text import parse_json
     from unicl_cli.core.label_sets import set_columns
     from unicl_cli.core.loop import Plan, Step, fit, freeze_idle
     from unicl_cli.core.sampler import seed_of
@@ -41,10 +40,12 @@ if TYPE_CHECKING:
     from unicl_cli.core.towers import traits_of
     from unicl_cli.data.class_names import read_class_file, read_classes
     from unicl_cli.data.class_numbers import match_labels
+    from unicl_cli.data.coco import CocoImage, CocoObject, CocoSet, find_coco, read_coco
     from unicl_cli.data.decoding import decode_pixels
     from unicl_cli.data.number_spellings import read_whole_numbers
     from unicl_cli.data.pictures import Extent, read_extent
-    from unicl_cli.data.sources.shapes import draw_scene
+    from unicl_cli.data.run_lengths import mask_of_runs
+    from unicl_cli.data.shape_scenes import write_shape_scenes
     from unicl_cli.data.sources.tar_members import iter_members
     from unicl_cli.errors import UniclError, print_line, write_note
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
@@ -73,7 +74,7 @@ _HOME = {
     "unicl_cli.core.label_sets": ("set_columns",),
     "unicl_cli.core.checkpoint": ("load_optimizer", "load_weights", "read_tensors", "save"),
     "unicl_cli.core.checkpoint_files": ("newest", "read_facts"),
-    "unicl_cli.core.dist": ("bare", "gather", "rank", "shard", "share_of_mean", "world_size"),
+    "unicl_cli.core.dist": ("bare", "gather", "gather_rows", "rank", "shard", "share_of_mean", "world_size"),
     "unicl_cli.launch.accelerator": ("start_accelerator",),
     "unicl_cli.core.loop": ("Plan", "Step", "fit", "freeze_idle"),
     "unicl_cli.core.sampler": ("seed_of",),
@@ -88,10 +89,8 @@ _HOME = {
         "write_output",
     ),
     "unicl_cli.core.json_output": ("print_json",),
-    "unicl_cli.core.json_text": ("parse_json",),
     "unicl_cli.core.towers": ("traits_of",),
     "unicl_cli.data.decoding": ("decode_pixels",),
-    "unicl_cli.data.sources.shapes": ("draw_scene",),
     "unicl_cli.launch.process": ("is_peer",),
     "unicl_cli.launch.stopping": ("StopFlag",),
     "unicl_cli.launch.workers": ("run_on_devices",),
@@ -104,6 +103,15 @@ _HOME = {
         "read_settings",
     ),
     "unicl_cli.runs.training": ("ModuleRun", "train_module"),
+    "unicl_cli.data.coco": (
+        "CocoImage",
+        "CocoObject",
+        "CocoSet",
+        "find_coco",
+        "read_coco",
+    ),
+    "unicl_cli.data.run_lengths": ("mask_of_runs",),
+    "unicl_cli.data.shape_scenes": ("write_shape_scenes",),
     "unicl_cli.errors": ("UniclError", "print_line", "write_note"),
     "unicl_cli.evaluate.classifier": ("prompts_of", "zeroshot_classifier"),
     "unicl_cli.build.load": ("Loaded", "load_model"),
@@ -119,6 +127,9 @@ __all__ = [
     "NO_TEXT",
     "Batch",
     "ClassName",
+    "CocoImage",
+    "CocoObject",
+    "CocoSet",
     "DatasetSource",
     "Drawn",
     "EvalCorpus",
@@ -157,10 +168,11 @@ __all__ = [
     "contrast",
     "contrast_tiled",
     "decode_pixels",
-    "draw_scene",
+    "find_coco",
     "fit",
     "freeze_idle",
     "gather",
+    "gather_rows",
     "is_peer",
     "iter_members",
     "load_model",
@@ -169,19 +181,19 @@ __all__ = [
     "load_weights",
     "locate_model",
     "lr_at",
+    "mask_of_runs",
     "match_labels",
     "newest",
     "newest_weights",
-    "parse_json",
     "print_json",
     "print_line",
     "prompts_of",
     "rank",
     "read_class_file",
     "read_classes",
+    "read_coco",
     "read_extent",
     "read_facts",
-    "read_regular",
     "read_settings",
     "read_tensors",
     "read_whole_numbers",
@@ -198,6 +210,7 @@ __all__ = [
     "world_size",
     "write_note",
     "write_output",
+    "write_shape_scenes",
     "zeroshot_classifier",
 ]
 

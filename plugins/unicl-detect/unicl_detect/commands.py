@@ -10,7 +10,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Train detect
 Data = Annotated[
     Path,
     typer.Option(
-        metavar="DIR|FILE", help="A folder in COCO's layout (annotations/instances_SPLIT.json), or such a file."
+        metavar="DIR|FILE", help="Folder in COCO's layout (annotations/instances_SPLIT.json), or such a file."
     ),
 ]
 Split = Annotated[str | None, typer.Option(metavar="NAME", help="Split of the folder, such as train2017.")]
@@ -49,19 +49,28 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train Mask R-CNN on a model's image tower. After any interruption, run the same command again to continue."""
-    from unicl_cli.api import ModuleRun, StopFlag, check_settings, is_peer, load_settings, locate_model, run_on_devices
-    from unicl_detect.coco import find_files, read_coco
+    from unicl_cli.api import (
+        ModuleRun,
+        StopFlag,
+        check_settings,
+        find_coco,
+        is_peer,
+        load_settings,
+        locate_model,
+        read_coco,
+        run_on_devices,
+    )
     from unicl_detect.options import COMMAND, FOLDER, DetectSettings
     from unicl_detect.output import describe_run, run_folder, show, tell
 
     chosen = load_settings(settings, DetectSettings, FOLDER, overrides or ())
     name = locate_model(model)
-    found = read_coco(*find_files(data, split, images, ("train",)), masks=not chosen.boxes_only)
+    found = read_coco(*find_coco(data, split, images, ("train",)), masks=not chosen.boxes_only)
     tell(found.notes)
     if dry_run:
         from unicl_detect.training import count_parameters
 
-        sizes = {"images_of_data": len(found.scenes), "boxes": found.boxes}
+        sizes = {"images_of_data": len(found.images), "boxes": found.boxes}
         show({**sizes, **count_parameters(name, chosen, len(found.classes))}, as_json=as_json)
         return
     facts = describe_run(name, found, chosen)
@@ -96,14 +105,13 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure box and mask AP by COCO's rules, overall, by size of object and per class."""
-    from unicl_cli.api import read_settings, run_on_devices
-    from unicl_detect.coco import find_files, read_coco
+    from unicl_cli.api import find_coco, read_coco, read_settings, run_on_devices
     from unicl_detect.options import COMMAND
     from unicl_detect.output import find_data, show, show_figures, tell, write_document
 
     facts = read_settings(run, COMMAND)
     place = find_data(run, facts, data)
-    found = read_coco(*find_files(place, split, images, ("val", "test")), masks=not facts["boxes_only"])
+    found = read_coco(*find_coco(place, split, images, ("val", "test")), masks=not facts["boxes_only"])
 
     def work(accelerator: Any) -> None:
         from unicl_cli.api import rank
@@ -136,11 +144,11 @@ def shapes(
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the scenes.")] = 0,
 ) -> None:
     """Write a small set in COCO's layout: scenes of drawn shapes with boxes and masks."""
+    from unicl_cli.api import write_shape_scenes
     from unicl_detect.output import tell
-    from unicl_detect.shapes import write_shapes
 
     counts = {"train": count, "test": test}
-    for split, number in write_shapes(folder, counts, size, most, seed).items():
+    for split, number in write_shape_scenes(folder, counts, size, most, seed).items():
         tell([f"{folder}: {split}: {counts[split]:,} images, {number:,} shapes"])
 
 

@@ -48,7 +48,7 @@ class DrawSampler:
         self.draws, self.chosen, self.positive = draws, 0, 0
 
     def __call__(self, kinds: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Map (n,) for each image (>= 1 object, 0 ground, -1 neither) to two masks, uint8 (n,): what is learned from."""
+        """Map (n,) for each image (>= 1 object, 0 ground, -1 neither) to the masks, uint8 (n,), of both choices."""
         both = [self._choose(kind, draw) for kind, draw in zip(kinds, self.draws, strict=True)]
         self.positive += sum(int(objects.sum()) for objects, _ in both)
         self.chosen += sum(int(objects.sum() + ground.sum()) for objects, ground in both)
@@ -85,7 +85,7 @@ class Detector(nn.Module):
             self.samplers.append(part.fg_bg_sampler)
         for module in tower.modules():
             if settings.freeze or isinstance(module, _BatchNorm):
-                module.requires_grad_(False)
+                module.requires_grad_(requires_grad=False)
 
     def train(self, mode: bool = True) -> "Detector":  # noqa: FBT001, FBT002 - nn.Module's signature
         """Set the mode; BatchNorm, and a frozen tower as a whole, stay in evaluation."""

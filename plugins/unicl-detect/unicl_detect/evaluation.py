@@ -2,21 +2,20 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
-from faster_coco_eval.core import mask as coco_mask
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from unicl_cli.api import UniclError, gather, rank, world_size
-from unicl_detect.coco import CocoSet
+from unicl_cli.api import CocoSet, UniclError, gather_rows, rank, world_size
 from unicl_detect.detector import Detector
-from unicl_detect.masks import mask_of
+from unicl_detect.masks import mask_of, pack_mask
 from unicl_detect.scenes import check_size, read_pixels
 
 Found = dict[str, Any]
@@ -45,14 +44,14 @@ def detect_all(
     detector: Detector, data: CocoSet, labels: Mapping[int, int], accelerator: Any, *, batch: int, quiet: bool
 ) -> list[Found]:
     """Detect in all images, shared by the processes; return all detections on every process."""
-    own = range(rank(), len(data.scenes), world_size())
+    own = range(rank(), len(data.images), world_size())
     starts: Iterable[int] = range(0, len(own), batch)
     if rank() == 0 and not quiet:
         starts = track(starts, "images", console=Console(stderr=True), transient=True)
     found: list[Found] = []
     for start in starts:
         numbers = own[start : start + batch]
-        scenes = [data.scenes[number] for number in numbers]
+        scenes = [data.images[number] for number in numbers]
         images = [read_pixels(data.folder / scene.file) for scene in scenes]
         for image, scene in zip(images, scenes, strict=True):
             check_size(image, scene, data.folder / scene.file)
@@ -60,7 +59,7 @@ def detect_all(
             answers = detector.detect([image.to(accelerator.device) for image in images])
         for number, answer in zip(numbers, answers, strict=True):
             found += list_found(1 + number, answer, labels)
-    return sorted(gather_json(found, accelerator.device), key=lambda one: one["image_id"])
+    return sorted(gather_rows(found), key=lambda one: one["image_id"])
 
 
 def list_found(number: int, answer: Mapping[str, Tensor], labels: Mapping[int, int]) -> list[Found]:
@@ -79,26 +78,11 @@ def list_found(number: int, answer: Mapping[str, Tensor], labels: Mapping[int, i
     return found
 
 
-def pack_mask(mask: Any) -> dict[str, Any]:
-    """Return the packed run lengths of a mask (height, width), as JSON can hold them."""
-    packed = coco_mask.encode(np.asfortranarray(mask))
-    counts = packed["counts"]
-    return {"size": list(mask.shape), "counts": counts.decode() if isinstance(counts, bytes) else counts}
-
-
-def gather_json(rows: list[Found], device: torch.device) -> list[Found]:
-    """Return the rows of all processes, in rank order; every rank calls it."""
-    own = torch.tensor(list(json.dumps(rows).encode()), dtype=torch.uint8, device=device)
-    sizes = gather(torch.tensor([len(own)], device=device)).tolist()
-    texts = gather(torch.nn.functional.pad(own, (0, max(sizes) - len(own)))[None]).cpu()
-    return [row for text, size in zip(texts, sizes, strict=True) for row in json.loads(bytes(text[:size].tolist()))]
-
-
 def truth_of(data: CocoSet, *, masks: bool) -> dict[str, Any]:
     """Return the annotations as COCO's evaluator reads them, with images and classes numbered from 1."""
     annotations: list[Found] = []
-    for number, scene in enumerate(data.scenes, 1):
-        for thing in scene.things:
+    for number, scene in enumerate(data.images, 1):
+        for thing in scene.objects:
             left, top, right, bottom = thing.box
             one: Found = {"id": len(annotations) + 1, "image_id": number, "category_id": 1 + thing.label}
             one |= {"bbox": [left, top, right - left, bottom - top], "area": thing.area, "iscrowd": int(thing.crowd)}
@@ -106,7 +90,7 @@ def truth_of(data: CocoSet, *, masks: bool) -> dict[str, Any]:
                 shown = mask_of(thing.segmentation, scene.height, scene.width, f"{data.file}: {scene.file}")
                 one["segmentation"] = pack_mask(shown)
             annotations.append(one)
-    images = [{"id": n, "height": scene.height, "width": scene.width} for n, scene in enumerate(data.scenes, 1)]
+    images = [{"id": n, "height": scene.height, "width": scene.width} for n, scene in enumerate(data.images, 1)]
     classes = [{"id": n, "name": name} for n, name in enumerate(data.classes, 1)]
     return {"info": {}, "images": images, "annotations": annotations, "categories": classes}
 
@@ -144,17 +128,12 @@ def evaluate(
     """Return the figures of a detector on annotated images; every rank calls it."""
     labels, warnings = match_classes(data, classes)
     found = detect_all(detector, data, labels, accelerator, batch=batch, quiet=quiet)
-    masks = hasattr(detector.net.roi_heads, "mask_head") and detector.net.roi_heads.has_mask()
-    truth = truth_of(data, masks=masks)
-    counts = [
-        sum(t.label == place and not t.crowd for s in data.scenes for t in s.things)
-        for place in range(len(data.classes))
-    ]
-    per_class: list[dict[str, Any]] = [
-        {"class": name, "n": count} for name, count in zip(data.classes, counts, strict=True)
-    ]
-    document: dict[str, Any] = {"n": len(data.scenes), "objects": data.boxes, "detections": len(found)}
-    for kind, name in KINDS.items() if masks else [("bbox", "box")]:
+    kinds = KINDS if cast("Any", detector.net.roi_heads).has_mask() else {"bbox": "box"}
+    truth = truth_of(data, masks="segm" in kinds)
+    counts = Counter(thing.label for image in data.images for thing in image.objects if not thing.crowd)
+    per_class: list[dict[str, Any]] = [{"class": name, "n": counts[n]} for n, name in enumerate(data.classes)]
+    document: dict[str, Any] = {"n": len(data.images), "objects": data.boxes, "detections": len(found)}
+    for kind, name in kinds.items():
         figures = average_precisions(truth, found, kind)
         for entry, value in zip(per_class, figures.pop("per_class"), strict=True):
             entry[f"{name}_ap"] = value

@@ -1,4 +1,4 @@
-"""Masks of COCO's segmentations: polygons, and run lengths down the columns, plain or packed into text."""
+"""Masks of COCO's segmentations, drawn by COCO's own rules."""
 
 from typing import Any
 
@@ -6,48 +6,22 @@ import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 
-from unicl_cli.api import UniclError
-
-MOST_BITS = 60
-"""Bits of the largest run length."""
+from unicl_cli.api import UniclError, mask_of_runs
 
 
 def mask_of(segmentation: Any, height: int, width: int, place: str) -> NDArray[np.uint8]:
     """Return the mask (height, width) of a checked segmentation, 0 and 1; ``place`` names it in an error."""
     if isinstance(segmentation, list):
-        parts = coco_mask.frPyObjects(
-            [[float(x) for x in polygon] for polygon in segmentation if len(polygon) >= 6], height, width
-        )
-        return coco_mask.decode(coco_mask.merge(parts))
-    counts: Any = segmentation["counts"]
-    runs = unpack_runs(counts) if isinstance(counts, str) else counts
-    if list(segmentation["size"]) != [height, width] or min(runs, default=0) < 0 or sum(runs) != height * width:
-        raise UniclError(f"{place}: run lengths do not fit {height} x {width} pixels", "correct the segmentation")
-    values = np.arange(len(runs), dtype=np.uint8) % 2
-    return np.repeat(values, runs).reshape(width, height).T
+        polygons = [list(map(float, polygon)) for polygon in segmentation if len(polygon) >= 6]
+        return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
+    try:
+        return mask_of_runs(segmentation, height, width)
+    except ValueError as error:
+        raise UniclError(f"{place}: {error}", "correct the segmentation") from error
 
 
-def unpack_runs(text: str) -> list[int]:
-    """Return the run lengths in COCO's packed text: 6 bits a letter, and from the third on differences over two."""
-    numbers: list[int] = []
-    number = shift = 0
-    for letter in text.encode("ascii", "replace"):
-        bits = letter - 48
-        number |= (bits & 31) << shift
-        shift += 5
-        if shift > MOST_BITS:
-            return []
-        if not bits & 32:
-            numbers.append(number - (1 << shift) if bits & 16 else number)
-            number = shift = 0
-    for place in range(3, len(numbers)):
-        numbers[place] += numbers[place - 2]
-    return numbers
-
-
-def run_lengths(mask: NDArray[np.uint8]) -> list[int]:
-    """Return the plain run lengths of a mask (height, width); the first run is of zeros."""
-    flat = mask.T.reshape(-1) > 0
-    edges = np.flatnonzero(np.diff(flat)) + 1
-    ends = [*([0] if flat[0] else []), *edges.tolist(), flat.size]
-    return [ends[0], *(b - a for a, b in zip(ends, ends[1:], strict=False))]
+def pack_mask(mask: Any) -> dict[str, Any]:
+    """Return the packed run lengths of a mask (height, width), as JSON can hold them."""
+    packed = coco_mask.encode(np.asfortranarray(mask))
+    counts = packed["counts"]
+    return {"size": list(mask.shape), "counts": counts.decode() if isinstance(counts, bytes) else counts}

@@ -6,8 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.api import UniclError, print_json, print_line, write_note, write_output
-from unicl_detect.coco import CocoSet
+from unicl_cli.api import CocoSet, UniclError, print_json, print_line, write_note, write_output
 from unicl_detect.options import DetectSettings
 
 

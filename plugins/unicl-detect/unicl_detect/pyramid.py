@@ -71,7 +71,7 @@ class TowerPyramid(nn.Module):
 
 
 class SimplePyramid(nn.Module):
-    """One map of a ViT -> maps at a quarter, a half, once and twice its step (Li et al., ECCV 2022, section 3, fig. 2c).
+    """One map of a ViT -> maps at a quarter, a half, once and twice its step (Li et al., ECCV 2022, fig. 2c).
 
     RoIAlign of torchvision takes steps that are powers of two: the map of 14 px patches is resized to steps of 16 px.
     """

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from unicl_cli.api import UniclError, decode_pixels, rank, seed_of, world_size
-from unicl_detect.coco import CocoSet, Scene
+from unicl_cli.api import CocoImage, CocoSet, UniclError, decode_pixels, rank, seed_of, world_size
 from unicl_detect.masks import mask_of
 from unicl_detect.options import DetectSettings
 
@@ -43,23 +42,23 @@ class SceneRows(Dataset[tuple[Tensor, dict[str, Tensor], int]]):
     """The training rows of a set: (row, draw) -> image, target, draw. Crowds are left out."""
 
     def __init__(self, data: CocoSet, settings: DetectSettings) -> None:
-        self.folder, self.scenes = data.folder, data.scenes
+        self.folder, self.images = data.folder, data.images
         self.masks, self.flip, self.seed = not settings.boxes_only, settings.flip, settings.seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor], int]:  # pyright: ignore
         row, draw = key
-        scene = self.scenes[row]
+        scene = self.images[row]
         image, target = self.read(scene)
         if random.Random(seed_of(self.seed, draw, FLIP)).random() < self.flip:
             image, target = mirror(image, target)
         return image, target, draw
 
-    def read(self, scene: Scene) -> tuple[Tensor, dict[str, Tensor]]:
+    def read(self, scene: CocoImage) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the image and what a detector learns from it."""
         path = self.folder / scene.file
         image = read_pixels(path)
         check_size(image, scene, path)
-        things = [thing for thing in scene.things if not thing.crowd]
+        things = [thing for thing in scene.objects if not thing.crowd]
         target = {
             "boxes": torch.tensor([thing.box for thing in things]).reshape(-1, 4),
             "labels": torch.tensor([1 + thing.label for thing in things], dtype=torch.int64),
@@ -71,7 +70,7 @@ class SceneRows(Dataset[tuple[Tensor, dict[str, Tensor], int]]):
         return image, target
 
 
-def check_size(image: Tensor, scene: Scene, path: Path) -> None:
+def check_size(image: Tensor, scene: CocoImage, path: Path) -> None:
     """Raise UniclError unless an image has the size that its annotations are for."""
     if tuple(image.shape[1:]) != (scene.height, scene.width):
         found, told = f"{image.shape[2]} x {image.shape[1]}", f"{scene.width} x {scene.height}"
@@ -115,7 +114,7 @@ def join_rows(rows: Sequence[tuple[Tensor, dict[str, Tensor], int]]) -> Scenes:
 def stream_scenes(data: CocoSet, settings: DetectSettings, start: int) -> Iterator[tuple[int, Scenes]]:
     """Yield (step, batch) from step ``start`` to the end."""
     steps = range(start, settings.steps)
-    keys = [share_of_step(step, len(data.scenes), settings) for step in steps]
+    keys = [share_of_step(step, len(data.images), settings) for step in steps]
     workers = settings.workers
     loader: Any = DataLoader(
         SceneRows(data, settings),

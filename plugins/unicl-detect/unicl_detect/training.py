@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from unicl_cli.api import (
+    CocoSet,
     ModuleRun,
     Plan,
     StopFlag,
@@ -24,7 +25,6 @@ from unicl_cli.api import (
     world_size,
     write_note,
 )
-from unicl_detect.coco import CocoSet
 from unicl_detect.detector import Detector
 from unicl_detect.options import COMMAND, DetectSettings
 from unicl_detect.pyramid import find_tower
@@ -38,7 +38,7 @@ def build_detector(model: str, classes: int, settings: DetectSettings) -> Detect
     """Build a detector on the image tower of a trained model, its heads drawn from the seed."""
     loaded = load_model(model)
     tower = find_tower(loaded.step.model, loaded.name)
-    tower.requires_grad_(True)
+    tower.requires_grad_(requires_grad=True)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(settings.seed, HEADS))
         return Detector(tower, max(loaded.transform.size), classes, settings)
@@ -95,7 +95,7 @@ def train_detector(
 def first_batch(data: CocoSet, settings: DetectSettings) -> Scenes:
     """Return this rank's share of the first step."""
     rows = SceneRows(data, settings)
-    batch = [rows[key] for key in share_of_step(0, len(data.scenes), settings)]
+    batch = [rows[key] for key in share_of_step(0, len(data.images), settings)]
     return Scenes(*(list(column) for column in zip(*batch, strict=True)))
 
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from unicl_cli.api import UniclError, draw_scene
-from unicl_detect.masks import run_lengths
+from unicl_cli.data.run_lengths import run_lengths
+from unicl_cli.data.sources.shapes import SHAPES, draw_scene
+from unicl_cli.errors import UniclError
 
-CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
 
-
-def write_shapes(folder: Path, counts: dict[str, int], size: int, most: int, seed: int) -> dict[str, int]:
+def write_shape_scenes(folder: Path, counts: dict[str, int], size: int, most: int, seed: int) -> dict[str, int]:
     """Write ``counts`` scenes of 1 to ``most`` shapes for each split; return the number of shapes in each.
 
     A scene is a function of (seed, split, number). UniclError if the folder holds anything.
@@ -41,7 +40,7 @@ def _write_split(folder: Path, split: str, count: int, size: int, most: int, see
                 {
                     "id": len(annotations) + 1,
                     "image_id": number,
-                    "category_id": 1 + CLASSES.index(shape.shape),
+                    "category_id": 1 + SHAPES.index(shape.shape),
                     "bbox": [left, top, right - left, bottom - top],
                     "area": int((mask > 0).sum()),
                     "iscrowd": 0,
@@ -49,7 +48,7 @@ def _write_split(folder: Path, split: str, count: int, size: int, most: int, see
                     "attributes": {"colour": shape.colour, "texture": shape.texture},
                 }
             )
-    kinds = [{"id": number, "name": name} for number, name in enumerate(CLASSES, 1)]
+    kinds = [{"id": number, "name": name} for number, name in enumerate(SHAPES, 1)]
     document = {"images": images, "annotations": annotations, "categories": kinds}
     (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(document), encoding="utf-8")
     return len(annotations)

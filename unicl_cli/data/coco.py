@@ -6,7 +6,9 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from unicl_cli.api import UniclError, parse_json, read_regular
+from unicl_cli.core.files import read_regular
+from unicl_cli.core.json_text import parse_json
+from unicl_cli.errors import UniclError
 
 MAX_BYTES = 4_000_000_000
 """The largest annotation file; that of COCO train2017 has 470 MB."""
@@ -14,7 +16,7 @@ DOUBTFUL = 0.1
 """From this share of boxes that leave their image on, the numbers are probably not [x, y, width, height]."""
 
 
-class Thing(NamedTuple):
+class CocoObject(NamedTuple):
     """An object in an image: its class from 0, its box (x1, y1, x2, y2) in pixels inside the image, its segmentation.
 
     ``area`` is COCO's, by which small, medium and large are told apart. A ``crowd`` is a region with several objects.
@@ -27,13 +29,13 @@ class Thing(NamedTuple):
     segmentation: Any
 
 
-class Scene(NamedTuple):
+class CocoImage(NamedTuple):
     """An image and the objects in it."""
 
     file: str
     width: int
     height: int
-    things: tuple[Thing, ...]
+    objects: tuple[CocoObject, ...]
 
 
 class CocoSet(NamedTuple):
@@ -42,17 +44,17 @@ class CocoSet(NamedTuple):
     file: Path
     folder: Path
     classes: tuple[str, ...]
-    scenes: tuple[Scene, ...]
+    images: tuple[CocoImage, ...]
     notes: tuple[str, ...]
     digest: str
 
     @property
     def boxes(self) -> int:
         """The number of boxes that a detector learns or is measured on."""
-        return sum(not thing.crowd for scene in self.scenes for thing in scene.things)
+        return sum(not thing.crowd for scene in self.images for thing in scene.objects)
 
 
-def find_files(data: Path, split: str | None, images: Path | None, usual: Sequence[str]) -> tuple[Path, Path]:
+def find_coco(data: Path, split: str | None, images: Path | None, usual: Sequence[str]) -> tuple[Path, Path]:
     """Return the annotation file and the folder of its images.
 
     ``data`` is an annotation file, or a folder in COCO's layout: `annotations/instances_SPLIT.json` beside `SPLIT/`.
@@ -97,11 +99,11 @@ def read_coco(file: Path, folder: Path, *, masks: bool) -> CocoSet:
     things = _Things(file, images, {number: label for label, number in enumerate(classes)}, masks=masks)
     things.add(given)
     scenes = tuple(
-        Scene(str(entry["file_name"]), entry["width"], entry["height"], tuple(things.found.get(number, ())))
+        CocoImage(str(entry["file_name"]), entry["width"], entry["height"], tuple(things.found.get(number, ())))
         for number, entry in images.items()
     )
     _check_images(file, folder, scenes)
-    if not any(not thing.crowd for scene in scenes for thing in scene.things):
+    if not any(not thing.crowd for scene in scenes for thing in scene.objects):
         raise UniclError(f"{file}: no image has a box", "give annotations of objects (instances_*.json)")
     return CocoSet(file, folder, names, scenes, tuple(things.notes()), sha256(data).hexdigest())
 
@@ -109,9 +111,7 @@ def read_coco(file: Path, folder: Path, *, masks: bool) -> CocoSet:
 def _objects(file: Path, document: Any, key: str) -> list[Mapping[str, Any]]:
     value = document.get(key) if isinstance(document, dict) else None
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise UniclError(
-            f"{file}: has no list '{key}'", "give COCO's annotation file (images, annotations, categories)"
-        )
+        raise UniclError(f"{file}: has no list '{key}'", "give COCO's annotation file: images, annotations, categories")
     return value
 
 
@@ -132,7 +132,7 @@ def _with_ids(file: Path, entries: Sequence[Mapping[str, Any]], key: str) -> Ite
         yield entry
 
 
-def _check_images(file: Path, folder: Path, scenes: Sequence[Scene]) -> None:
+def _check_images(file: Path, folder: Path, scenes: Sequence[CocoImage]) -> None:
     missing = [scene.file for scene in scenes if not (folder / scene.file).is_file()]
     if missing:
         what = f"{len(missing):,} of {len(scenes):,} images are not in {folder} (first: {missing[0]})"
@@ -146,7 +146,7 @@ class _Things:
         self, file: Path, images: Mapping[Any, Mapping[str, Any]], labels: Mapping[Any, int], *, masks: bool
     ) -> None:
         self.file, self.images, self.labels, self.masks = file, images, labels, masks
-        self.found: dict[Any, list[Thing]] = {}
+        self.found: dict[Any, list[CocoObject]] = {}
         self.faults: dict[str, list[str]] = {}
         self.total = 0
 
@@ -199,7 +199,7 @@ class _Things:
         area = float(annotation.get("area", (cut[2] - cut[0]) * (cut[3] - cut[1])))
         shown = annotation["segmentation"] if self.masks else None
         label, crowd = self.labels[annotation["category_id"]], bool(annotation.get("iscrowd", 0))
-        return self.found.setdefault(annotation["image_id"], []).append(Thing(label, cut, area, crowd, shown))
+        return self.found.setdefault(annotation["image_id"], []).append(CocoObject(label, cut, area, crowd, shown))
 
     def notes(self) -> Iterator[str]:
         """Yield a line for each kind of annotation that is left out or changed."""
