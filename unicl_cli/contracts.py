@@ -347,8 +347,9 @@ class Tower(Protocol):
 
     ``units`` are its blocks, each called through its own forward: FSDP2 shards them one by one, LoRA, ``unlock`` and
     ``layer_decay`` count them. ``width`` and ``units`` are all that a tower needs; an optional attribute ``traits``
-    says the rest (`TowerTraits`). Two methods are optional: ``tokens(x)`` -> (…, N, width), the states before pooling,
-    and ``store(folder)`` (`StoresFiles`).
+    says the rest (`TowerTraits`). Three methods are optional: ``tokens(x)`` -> (…, N, width), the states before
+    pooling; ``pyramid(x)`` -> feature maps (b, C, H / s, W / s) from fine to coarse, for images of any size that the
+    coarsest step divides; and ``store(folder)`` (`StoresFiles`).
     """
 
     width: int

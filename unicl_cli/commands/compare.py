@@ -65,8 +65,8 @@ def compare(
     """Measure models on the same rows: a table with intervals, paired tests, classes and recipes that differ."""
     del quiet  # its callback has acted
     from unicl_cli.commands.output import check_before_loading, load_with_templates, print_document
-    from unicl_cli.commands.workers import run_on_devices
     from unicl_cli.jobs.evaluators.options import parse_candidates
+    from unicl_cli.launch.workers import run_on_devices
 
     check_models(models)
     answerable = parse_candidates(candidates)

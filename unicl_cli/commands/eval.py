@@ -91,9 +91,9 @@ def evaluate(
         print_document,
         report_write_error,
     )
-    from unicl_cli.commands.workers import run_on_devices
     from unicl_cli.jobs.evaluators.options import parse_candidates
     from unicl_cli.jobs.predictions import write_predictions
+    from unicl_cli.launch.workers import run_on_devices
     from unicl_cli.runs.thresholds import find_thresholds
 
     named = pick_model(model_argument, model)
@@ -196,7 +196,7 @@ def fit_and_write(
         print_note,
         report_write_error,
     )
-    from unicl_cli.commands.workers import run_on_devices
+    from unicl_cli.launch.workers import run_on_devices
     from unicl_cli.runs.folder import choose_model
     from unicl_cli.runs.thresholds import thresholds_place, write_thresholds
 

@@ -116,8 +116,8 @@ def probe(
         print_document,
         print_note,
     )
-    from unicl_cli.commands.workers import run_on_devices
     from unicl_cli.jobs.evaluators.options import ProbeOptions, check_options
+    from unicl_cli.launch.workers import run_on_devices
 
     if c is not None and not 0 < c < float("inf"):
         raise UniclError(f"--c {c:g}: not a positive number", "use for example --c 0.1")

@@ -170,8 +170,8 @@ def zeroshot(
 ) -> None:
     """Classify images by class names. Probabilities are relative to the classes named; a single class gets 1."""
     from unicl_cli.commands.output import check_before_loading, print_note
-    from unicl_cli.commands.workers import limit_to_one_process, run_on_devices
     from unicl_cli.jobs.zeroshot.classes import choose_classes
+    from unicl_cli.launch.workers import limit_to_one_process, run_on_devices
 
     inputs, by_cosine = images or [], scores is Scores.cosine
     check_inputs(inputs, stdin_image=stdin_image)

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from functools import cache
@@ -66,6 +67,16 @@ def gather(x: Tensor) -> Tensor:
     The backward pass sums the gradients of all ranks' losses. In one process it returns ``x`` itself.
     """
     return _Gather.apply(x) if world_size() > 1 else x
+
+
+def gather_rows(rows: Sequence[Any]) -> list[Any]:
+    """Return the rows of all ranks, any number of each, in rank order; a row is what JSON can hold. A collective."""
+    if world_size() == 1:
+        return list(rows)
+    own = torch.tensor(list(json.dumps(rows).encode()), dtype=torch.uint8, device=_home())
+    sizes = gather(torch.tensor([len(own)], device=own.device)).tolist()
+    texts = gather(torch.nn.functional.pad(own, (0, max(sizes) - len(own)))[None]).cpu()
+    return [row for text, size in zip(texts, sizes, strict=True) for row in json.loads(bytes(text[:size].tolist()))]
 
 
 class _Exchange(torch.autograd.Function):

@@ -54,5 +54,13 @@ class Cnn(nn.Module):
         """Map (b, 3, H, W) to the cells of the last grid, (b, 16, width)."""
         return self._grid(x).flatten(2).transpose(1, 2)
 
+    def pyramid(self, x: Tensor) -> list[Tensor]:
+        """Map (b, 3, H, W) of any size to the output of each stage, (b, C, H / s, W / s) with s = 2, 4, 8, …."""
+        maps: list[Tensor] = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
     def forward(self, x: Tensor) -> Tensor:
         return self.read(self._grid(x).flatten(1))

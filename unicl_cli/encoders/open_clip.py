@@ -20,8 +20,9 @@ from unicl_cli.contracts import TowerTraits, Tuning
 from unicl_cli.core.foreign import explain_foreign
 from unicl_cli.core.hub import CONFIG, Source
 from unicl_cli.encoders.open_clip_config import check_config
-from unicl_cli.encoders.open_clip_frame import frame_of
+from unicl_cli.encoders.open_clip_frame import frame_of, three_numbers
 from unicl_cli.encoders.packing import Layout, attend, embed_tokens, end_states, layout_of, padded_layout
+from unicl_cli.encoders.pyramid import open_clip_pyramid
 from unicl_cli.encoders.split_attention import SplitAttention
 from unicl_cli.errors import UniclError
 
@@ -216,11 +217,6 @@ def retype_blocks(blocks: Any, kind: type[nn.Module]) -> bool:
     return True
 
 
-def three_numbers(value: float | Sequence[float]) -> tuple[float, ...]:
-    """Return one number per channel; a single number stands for all three."""
-    return (value,) * 3 if isinstance(value, float | int) else tuple(value)
-
-
 class ImageTower(nn.Module):
     """(b, 3, H, W) -> pooled (b, width) before the projection, joint (b, embed_dim).
 
@@ -275,6 +271,10 @@ class ImageTower(nn.Module):
             return pooled, net.head(pooled)
         joint = net(x)
         return joint, joint
+
+    def pyramid(self, x: Tensor) -> list[Tensor]:
+        """Map (b, 3, H, W) of any size to feature maps (b, C, H / s, W / s), from fine to coarse."""
+        return open_clip_pyramid(self.net, x)
 
     def _states(self, x: Tensor) -> Tensor:
         """Compute the states that pooling reads."""

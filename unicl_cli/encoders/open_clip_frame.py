@@ -74,3 +74,8 @@ def frame_of(cfg: PreprocessCfg) -> Frame:
     resample = Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
     steps = tuple(own[1:-3])  # without: resize, to RGB, to a tensor, normalise
     return Frame(size, cfg.resize_mode or "shortest", resample, steps, cfg.fill_color)
+
+
+def three_numbers(value: float | Sequence[float]) -> tuple[float, ...]:
+    """Return one number per channel; a single number stands for all three."""
+    return (value,) * 3 if isinstance(value, float | int) else tuple(value)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from unicl_cli.contracts import TowerTraits
 from unicl_cli.core.foreign import explain_foreign
+from unicl_cli.encoders.pyramid import timm_pyramid
 from unicl_cli.errors import UniclError, did_you_mean
 
 BLOCKS = ("Block", "Bottleneck")
@@ -136,6 +137,10 @@ class TimmTower(nn.Module):
             return features
         channels_last = features.shape[-1] == self.token_width
         return features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
+
+    def pyramid(self, x: Tensor) -> list[Tensor]:
+        """Map (b, 3, H, W) of any size to feature maps (b, C, H / s, W / s), from fine to coarse."""
+        return timm_pyramid(self.model, x)
 
     def forward(self, x: Tensor) -> Tensor:
         model: Any = self.model

@@ -64,7 +64,7 @@ def validate_recipe(lined: MarkedYaml) -> Recipe:
         raise UniclError(
             f"{count_of(len(problems), 'problem')} in the recipe",
             WAY_OUT,
-            details=_format_problems(problems, lined.marks),
+            details=format_problems(problems, lined.marks),
         )
     return recipe
 
@@ -190,7 +190,7 @@ def _bind_part(kind: str, given: Any, loc: Loc, problems: list[RecipeProblem]) -
         return Part("", {})  # a placeholder, so that the other sections are checked too
 
 
-def _format_problems(problems: Sequence[RecipeProblem], marks: Mapping[Loc, str]) -> list[str]:
+def format_problems(problems: Sequence[RecipeProblem], marks: Mapping[Loc, str]) -> list[str]:
     """Return one line for each problem, sorted by file and line."""
 
     def line(problem: RecipeProblem) -> tuple[str, int, str]:

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from itertools import product
+from typing import NamedTuple
 
 from PIL import Image, ImageChops, ImageDraw
 
@@ -172,6 +173,47 @@ def draw_shape(
 def _vary(pair: tuple[int, int], rng: random.Random) -> tuple[int, ...]:
     """Return the colour of a class, each channel off by up to 15."""
     return tuple(max(0, min(255, value + rng.randrange(-15, 16))) for value in list(COLOURS.values())[pair[0]])
+
+
+class Placed(NamedTuple):
+    """A shape of a scene: its colour, shape and texture, and its mask, an image "L" with 0 and 255."""
+
+    colour: str
+    shape: str
+    texture: str
+    mask: Image.Image
+
+
+def draw_scene(size: int, count: int, rng: random.Random) -> tuple[Image.Image, list[Placed]]:
+    """Draw up to ``count`` shapes of all classes on one square ground of ``size`` pixels; later ones lie on top.
+
+    A mask shows what is not covered. A shape that would cover more than half of another is tried elsewhere, 20 times,
+    and then left out.
+    """
+    image = Image.new("RGB", (size, size), tuple(rng.randrange(10, 60) for _ in range(3)))
+    placed: list[tuple[Placed, int]] = []
+    for _ in range(count):
+        for _ in range(20):
+            lists = tuple(COLOURS), SHAPES, TEXTURES
+            name, shape, texture = (names[int(rng.random() * len(names))] for names in lists)
+            radius = 2 * size * rng.uniform(0.08, 0.2)
+            centre = (rng.uniform(radius, 2 * size - radius), rng.uniform(radius, 2 * size - radius))
+            large = _mask(shape, 2 * size, centre, radius, rng.uniform(-0.35, 0.35))
+            mask = large.resize((size, size), Image.Resampling.BOX).point([0] * 128 + [255] * 128)
+            rest = [(item._replace(mask=ImageChops.subtract(item.mask, mask)), whole) for item, whole in placed]
+            if all(2 * _pixels(item.mask) > whole for item, whole in rest):
+                placed = [*rest, (Placed(name, shape, texture, mask), _pixels(mask))]
+                colour = tuple(max(0, min(255, value + rng.randrange(-15, 16))) for value in COLOURS[name])
+                image.paste(colour, (0, 0), mask)
+                dark = tuple(value * 45 // 100 for value in colour)
+                image.paste(dark, (0, 0), ImageChops.multiply(mask, _pattern(texture, size, rng)))
+                break
+    noise = Image.frombytes("RGB", image.size, rng.randbytes(3 * size * size)).point(_NOISE)
+    return ImageChops.add(image, noise), [item for item, _ in placed]
+
+
+def _pixels(mask: Image.Image) -> int:
+    return mask.histogram()[255]
 
 
 def _mask(shape: str, side: int, centre: tuple[float, float], radius: float, angle: float) -> Image.Image:
