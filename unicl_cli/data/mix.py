@@ -86,6 +86,10 @@ class Strand(NamedTuple):
         counts = np.diff(self.table.label_sets().ends)
         return bool((counts if self.rows is None else counts[self.rows]).all())
 
+    def has_texts(self) -> bool:
+        """Return whether a row has texts of its own."""
+        return self.table.has_texts(self.rows)
+
     def row_labels(self) -> NDArray[np.int64]:
         """Return the class of the mix of each row, int64 (size,); NO_LABEL for a row with none or several."""
         found = integers_of(self.table.column("label"))
