@@ -44,7 +44,10 @@ def test_an_old_run_evaluates_to_the_old_figures(old, capfd):
 def test_an_old_run_resumes_to_the_old_weights(old, capfd):
     """Rounding alone may differ: another processor, another version of torch."""
     assert main(["train", "old-run/recipe.yaml", "--run-dir", "old-run", "--devices", "cpu"]) == 0
-    assert "continues after step 25 of 40" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "continues after step 25 of 40" in said
+    assert "another recipe" not in said
+    assert "own_text: 0.0" in (old / "old-run" / "resolved.yaml").read_text(), "the default when the run began"
     expected, found = load_file(old / "final.safetensors"), load_file(old / "old-run" / "model.safetensors")
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 CONTEXT = (
-    *("encoder", "chunks", "num_classes", "classes", "label_sets", "hides_named", "embed_dim", "image_width"),
-    *("token_width", "image_size", "vocab_size", "context_length", "start_id", "eot_id", "pad_id", "kind", "stored"),
-    *("class_prompts", "moves_pixels"),
+    *("encoder", "chunks", "num_classes", "classes", "label_sets", "shows_captions", "hides_named", "embed_dim"),
+    *("image_width", "token_width", "image_size", "vocab_size", "context_length", "start_id", "eot_id", "pad_id"),
+    *("kind", "stored", "class_prompts", "moves_pixels"),
     *("keep_answers", "keep_ranks", "keep_precisions", "thresholds"),
 )
 """Parameters that the builder fills in: one of these names without a default is not an option of its factory."""

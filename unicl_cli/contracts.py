@@ -226,6 +226,8 @@ class LabelSets(NamedTuple):
     """The number of each class's group."""
     names: tuple[str, ...]
     """The names of the groups; one empty name if the classes have none."""
+    silent: tuple[int, ...] = ()
+    """Classes that no row has as a label, since all rows share them: the only root of a taxonomy."""
 
 
 class Batch(NamedTuple):

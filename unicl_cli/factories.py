@@ -167,20 +167,21 @@ def linear(*, vocab_size: int, embed_dim: int, bias: bool = False) -> nn.Module:
 def unicl(  # noqa: PLR0913 - its options are keys of the recipe
     *,
     label_sets: LabelSets | None,
+    shows_captions: bool,
     hides_named: bool,
     class_prompts: Callable[[str], Tensor],
     terms: Terms = ("image", "text"),
     tile: Tile = "auto",
     fold: bool = True,
-    own_text: Share = 0.0,
+    own_text: Share = 0.5,
     weights: Mapping[str, Weight] = NO_WEIGHTS,
     class_columns: ClassColumns | None = None,
 ) -> nn.Module:
     """UniCL: all pairs with equal labels are positives (CVPR 2022, eq. 2, 3).
 
-    ``own_text`` is the share of a caption's target that lies on equal captions, for rows with a label. ``weights`` are
-    those of groups of classes, 1 unless given. ``class_columns`` puts the prompts of all classes beside the texts of
-    a batch: `{}` for the template "a photo of a {}.", or `{template: …}`.
+    ``own_text`` is the share of a caption's target that lies on equal captions, for rows with a label; 0 is the paper's
+    target. ``weights`` are those of groups of classes, 1 unless given. ``class_columns`` puts the prompts of all
+    classes beside the texts of a batch: `{}` for the template "a photo of a {}.", or `{template: …}`.
     """
     from unicl_cli.losses.unicl import UniCL
 
@@ -188,7 +189,7 @@ def unicl(  # noqa: PLR0913 - its options are keys of the recipe
         terms,
         _tile_rows(tile),
         fold=fold,
-        own_text=own_text,
+        own_text=own_text if shows_captions else 0.0,  # no other row reads it, and the paper's target costs less
         label_sets=label_sets,
         weights=weights,
         hides_named=hides_named,

@@ -94,7 +94,7 @@ def test_a_part_of_the_loss_that_no_row_trains_is_told(corpora):
 
 
 def test_captions_of_labelled_rows_that_a_recipe_never_shows_are_told(corpora, tmp_path):
-    own, source = {"name": "unicl", "own_text": 0.5}, "shapes?captions=true&count=12&test=1&size=16"
+    own, source = {"name": "unicl", "own_text": 0.3}, "shapes?captions=true&count=12&test=1&size=16"
     here("prepare", "--labels", source, "-o", tmp_path / "c", "--holdout", "0", "-q")
     (said,) = loss_warnings(str(tmp_path / "c"), loss=own, text="prompt")
     assert "data.text_for_labelled=prompt shows none" in said

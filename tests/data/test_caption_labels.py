@@ -13,7 +13,7 @@ from toy_corpora import CLASSES, corpus, strands
 from unicl_cli.build.caption_labels import naming_warnings
 from unicl_cli.build.data import TrainingData, build_data, build_tokenizer
 from unicl_cli.build.model import build_step
-from unicl_cli.contracts import NO_LABEL, Batch, ClassName, Drawn, LabelSets
+from unicl_cli.contracts import NO_LABEL, Batch, ClassName, Drawn
 from unicl_cli.core.batch_columns import LABEL_SET, NAMED
 from unicl_cli.core.label_sets import MOST_NAMED
 from unicl_cli.data.caption_labels import CaptionLabels
@@ -29,7 +29,6 @@ ANIMALS = (
     ClassName("cat", ("cat",), "kind"),
     ClassName("red", ("red",), "colour"),
 )
-SETS = LabelSets(3, (0, 0, 1), ("kind", "colour"))
 
 
 def drawn(text: str | None) -> Drawn:
@@ -47,23 +46,23 @@ def drawn(text: str | None) -> Drawn:
     ],
 )
 def test_a_caption_names_each_class_once_and_by_whole_words(text, named):
-    assert CaptionLabels(ANIMALS, (), None).complete(drawn(text)).named == named
+    assert CaptionLabels(ANIMALS, (), labels=False).complete(drawn(text)).named == named
 
 
 def test_a_caption_with_too_many_names_is_a_list_of_words():
     many = [ClassName(f"c{n}", (f"word{n}",)) for n in range(MOST_NAMED + 1)]
     words = [item.names[0] for item in many]
-    naming = CaptionLabels(many, (), None)
+    naming = CaptionLabels(many, (), labels=False)
     assert len(naming.named_in(" ".join(words[:-1]))) == MOST_NAMED
     assert naming.named_in(" ".join(words)) == ()
 
 
-def test_positive_makes_names_the_labels_of_the_row_with_the_classes_above_and_their_groups():
-    naming = CaptionLabels(ANIMALS, ([0, 1], [1], [2]), SETS)
+def test_positive_makes_names_the_labels_of_the_row_with_the_classes_above_and_annotates_no_group():
+    naming = CaptionLabels(ANIMALS, ([0, 1], [1], [2]), labels=True)
     row = naming.complete(drawn("a hound"))
-    assert (row.labels, row.label, row.known, row.named) == ((0, 1), NO_LABEL, 0b01, ())
+    assert (row.labels, row.label, row.known, row.named) == ((0, 1), NO_LABEL, 0, ())
     row = naming.complete(drawn("a red thing"))
-    assert (row.labels, row.label, row.known) == ((2,), 2, 0b10)
+    assert (row.labels, row.label, row.known) == ((2,), 2, 0)
     assert naming.complete(drawn("nothing")) == drawn("nothing")._replace(image=naming.complete(drawn("nothing")).image)
 
 
@@ -71,7 +70,7 @@ def test_only_rows_without_a_label_are_read(tmp_path):
     """The label of a row is its annotation: what its caption names beside it changes nothing."""
     classes = (*CLASSES[:2], ClassName("n3", ("labelled", "other", "caption")))
     parts = strands(corpus(tmp_path / "c", classes=classes))
-    mix = MixedCorpora(parts, TextChoice("caption", "first", 0, CaptionLabels(classes, (), None)))
+    mix = MixedCorpora(parts, TextChoice("caption", "first", 0, CaptionLabels(classes, (), labels=False)))
     seen = {strand.kind: {mix[number, row, 0, 0].named for row in range(6)} for number, strand in enumerate(parts)}
     assert seen == {"labels": {()}, "captions": {(2,)}}
 
@@ -153,7 +152,7 @@ def test_captions_that_name_no_class_are_told(both):
     made = recipe(both, caption_labels="hide")
     data = build_data(made)
     assert naming_warnings(made, data.mix) == []
-    strange = data.mix.texts._replace(naming=CaptionLabels([ClassName("q", ("quokka",))], (), None))
+    strange = data.mix.texts._replace(naming=CaptionLabels([ClassName("q", ("quokka",))], (), labels=False))
     (told,) = naming_warnings(made, MixedCorpora(data.mix.strands, strange))
     assert told.startswith("data.caption_labels=hide: none of 90 captions tried names a class")
 

@@ -1,9 +1,11 @@
 """A run on rows with label sets, end to end: validations, the best checkpoint, thresholds, and what reads them."""
 
 import json
+import shutil
 
 import pytest
 from launching import TINY, here
+from PIL import Image
 
 from unicl_cli.cli import main
 from unicl_cli.errors import UniclError
@@ -68,7 +70,7 @@ def test_thresholds_are_fitted_on_val_and_f1_is_reported_on_test(run, capsys):
     kept = load_thresholds(run / THRESHOLDS)
     assert (kept.thresholds, kept.scale, kept.n) == (found["thresholds"], found["scale"], found["n"])
     assert set(json.loads(file.read_text())) == {
-        "schema", "data", "split", "n", "classes", "scale", "bias", "thresholds",
+        "schema", "data", "split", "n", "weights", "classes", "scale", "bias", "thresholds",
     }  # fmt: skip
     document, said = told(capsys, "eval", run, "--json")
     (entry,) = document["data"]
@@ -102,6 +104,43 @@ def test_a_checkpoint_or_other_prompts_need_a_file_of_their_own(run, capsys, tmp
     assert "would answer with other weights or prompts" in said
     told(capsys, "eval", checkpoint, "--fit-thresholds", "-o", tmp_path / "t.json", "--json")
     assert load_thresholds(tmp_path / "t.json").split == "val"
+
+
+def test_thresholds_of_other_weights_are_told(run, capsys, tmp_path):
+    """A run that was trained further, or weights that someone replaced."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    file = copy / "thresholds.json"
+    told(capsys, "eval", copy, "--fit-thresholds", "--json")
+    image = tmp_path / "x.png"
+    Image.new("RGB", (16, 16)).save(image)
+    words = ("zeroshot", image, "--model", copy, "--multi", "--json")
+    assert "labels" in told(capsys, *words)[0]
+    shutil.copy(copy / "checkpoints" / "step-00000004" / "model.safetensors", copy / "model.safetensors")
+    stale = f"{file}: the thresholds were fitted for other weights than the model has now"
+    document, said = told(capsys, "eval", copy, "--json")
+    assert "f1_micro" not in document["data"][0]
+    assert f"no F1: {stale}; fit them again" in said
+    _, said = told(capsys, *words, code=2)
+    assert f"{stale}\n  hint: fit them again: unicl eval {copy} --fit-thresholds" in said
+    answer, said = told(capsys, *words, "--thresholds", file)
+    assert "labels" in answer
+    assert f"warning: {stale}" in said
+    told(capsys, "eval", copy, "--fit-thresholds", "--json")
+    assert "f1_micro" in told(capsys, "eval", copy, "--json")[0]["data"][0]
+
+
+def test_a_file_that_names_no_weights_counts_as_it_did(run, capsys, tmp_path):
+    checkpoint = run / "checkpoints" / "step-00000004"
+    told(capsys, "eval", checkpoint, "--fit-thresholds", "-o", tmp_path / "t.json", "--json")
+    values = json.loads((tmp_path / "t.json").read_text())
+    del values["weights"]
+    (tmp_path / "old.json").write_text(json.dumps(values))
+    for name in ("t", "old"):
+        document, said = told(capsys, "eval", checkpoint, "--thresholds", tmp_path / f"{name}.json", "--json")
+        assert "f1_micro" in document["data"][0]
+        assert "other weights" not in said
+    assert "other weights" in told(capsys, "eval", run, "--thresholds", tmp_path / "t.json", "--json")[1]
 
 
 @pytest.mark.parametrize(

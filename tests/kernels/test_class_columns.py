@@ -33,7 +33,7 @@ def dense(u: Tensor, v: Tensor, prompts: Tensor, t: Target, scale: Tensor) -> di
     hidden = torch.zeros(n, n + count, dtype=torch.bool)
     if t.known is not None:
         bits = (1 << GROUP_OF[named.clamp(min=0)]).masked_fill(named == NO_LABEL, 0)
-        hidden = (~t.known[:, None] & bits) != 0
+        hidden = ((~t.known[:, None] & bits) != 0) & (t.known[:, None] != 0)
     weights = torch.ones(count, dtype=torch.float64) if t.weights is None else t.weights
     hidden[:, n:] |= weights == 0
     same = ((t.texts[:, None] == t.texts) & (t.texts != NO_KEY)).double()

@@ -34,7 +34,7 @@ def dense(u: Tensor, v: Tensor, valid: Tensor, target: Target, scale: Tensor) ->
         if shown != NO_LABEL:
             says[j] = F.one_hot(torch.tensor(shown), CLASSES)
             for i, known in enumerate([] if t.known is None else t.known.tolist()):
-                hidden[i, j] = not known >> int(GROUP_OF[shown]) & 1
+                hidden[i, j] = known and not known >> int(GROUP_OF[shown]) & 1
     weights = torch.ones(CLASSES, dtype=torch.float64) if t.weights is None else t.weights
     shared = has @ torch.diag(weights) @ says.T  # image i, text j
     same = ((t.texts[:, None] == t.texts) & (t.texts != NO_KEY)).double()

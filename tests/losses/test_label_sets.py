@@ -1,5 +1,6 @@
 """The losses of rows with label sets equal their definitions, and today's losses where each row has one label."""
 
+import math
 from functools import partial
 
 import pytest
@@ -78,6 +79,16 @@ def test_golden_value_of_cross_entropy_of_sets():
     known = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 0, 0], [1, 1, 1]]).bool()
     found = set_loss(head, torch.zeros(4, 1).double(), padded([[0, 2], [1], [], []]), known)
     assert found.item() == pytest.approx(0.9710904, abs=1e-7)
+
+
+def test_what_a_caption_names_is_true_and_what_it_does_not_name_is_unknown():
+    """Row 0 is annotated for group 0, the others for nothing: the caption of row 1 names class 2."""
+    head = torch.nn.Linear(1, 3).double()
+    head.load_state_dict({"weight": torch.zeros(3, 1), "bias": torch.tensor([2.0, -1.0, 0.5])})
+    known = torch.tensor([[1, 1, 0], [0, 0, 0], [0, 0, 0]]).bool()
+    found = set_loss(head, torch.zeros(3, 1).double(), padded([[0], [2], []]), known)
+    exact = [math.log1p(math.exp(x)) for x in (-2.0, -1.0, -0.5)]
+    assert found.item() == pytest.approx(sum(exact) / 3, abs=1e-12)
 
 
 def test_a_head_of_sets_is_a_sigmoid_and_refuses_smoothing():

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unicl_cli.errors import UniclError
-from unicl_cli.recipe.load import load, load_text
+from unicl_cli.recipe.load import load, load_earlier, load_text
 from unicl_cli.recipe.schema import Augment, Recipe, Section
 from unicl_cli.recipe.stages import stage_of
-from unicl_cli.recipe.text import as_mapping, dump, hashed_keys, recipe_hash, recipe_json_schema
+from unicl_cli.recipe.text import YOUNGER, as_mapping, dump, hashed_keys, recipe_hash, recipe_json_schema
 from unicl_cli.runs.place import run_path
 from unicl_cli.yaml_lines import write_yaml
 
@@ -148,7 +148,7 @@ def test_overrides_mean_what_the_file_would():
 
 
 def test_another_name_replaces_a_part_and_the_same_name_keeps_its_options():
-    rest = {"fold": True, "own_text": 0.0, "weights": {}, "class_columns": None}
+    rest = {"fold": True, "own_text": 0.5, "weights": {}, "class_columns": None}
     assert small("loss=clip").loss.options == {"tile": "auto", "fold": True}
     assert small("loss=clip", "loss.tile=4").loss.options == {"tile": 4, "fold": True}
     assert small("loss.terms=[image]").loss.options == {"tile": 8, "terms": ["image"], **rest}
@@ -293,7 +293,7 @@ def test_the_resolved_recipe_has_every_default():
         assert set(whole[name]) == keys(type(getattr(recipe, name)))
     tuning = {"freeze": False, "lr_scale": 1.0, "layer_decay": 1.0, "lora": None}
     assert whole["model"]["image"] == {"name": "cnn", "width": 32, "stages": 3, **tuning}
-    numbers = {"own_text": 0.0, "weights": {}, "class_columns": None}
+    numbers = {"own_text": 0.5, "weights": {}, "class_columns": None}
     assert whole["loss"] == {"name": "unicl", "terms": ["image", "text"], "tile": 8, "fold": True, **numbers}
     assert yaml.safe_load(dump(recipe))["optim"]["lr"] == recipe.optim.lr, "other readers get numbers too"
 
@@ -316,6 +316,43 @@ def test_a_recipe_keeps_its_hash_when_eval_gets_a_key():
     entry = {"corpus": "c", "split": None, "every": 1000, "batch": 512, "limit": None}
     assert hashed_keys(small("eval=[{corpus: c}]"))["eval"] == [entry]
     assert hashed_keys(small("eval=[{corpus: c, candidates: corpus}]"))["eval"] == [entry | {"candidates": "corpus"}]
+
+
+def test_keys_are_left_out_of_the_hash_at_the_defaults_that_they_have():
+    whole = as_mapping(small())
+    assert {section: {key: whole[section][key] for key in keys} for section, keys in YOUNGER.items()} == YOUNGER
+    assert recipe_hash(small("loss.own_text=0")) != recipe_hash(small()) == recipe_hash(small("loss.own_text=0.5"))
+
+
+def own_texts(recipe: Recipe) -> list[Any]:
+    return [stage_of(recipe, n).loss.options.get("own_text") for n in range(len(recipe.stages))] or [
+        recipe.loss.options.get("own_text")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "now", "earlier"),
+    [
+        ("", [0.5], [0.0]),
+        ("loss: unicl", [0.5], [0.0]),
+        ("loss: {tile: 4}", [0.5], [0.0]),
+        ("loss: {name: unicl, own_text: 0.3}", [0.3], [0.3]),
+        ("loss: clip", [None], [None]),
+        ("loss: ce\nstages: [{seed: 1}, {loss: unicl}]", [None, 0.5], [None, 0.0]),
+        ("loss: {own_text: 0.3}\nstages: [{loss: {name: unicl, tile: 4}}, {loss: clip}]", [0.3, None], [0.3, None]),
+        ("stages: [{loss: {name: clip}}, {steps: 3}]", [None, 0.5], [None, 0.0]),
+    ],
+)
+def test_a_recipe_without_an_option_has_its_default_of_now_and_a_resolved_one_that_of_then(
+    tmp_path: Path, lines: str, now: list[float | None], earlier: list[float | None]
+):
+    text = SMALL.replace("loss: {name: unicl, tile: 8}\n", "") + lines
+    files = [tmp_path / name for name in ("r.yaml", "resolved.yaml", "child.yaml")]
+    for file in files[:2]:
+        file.write_text(text)
+    files[2].write_text("extends: resolved.yaml\nseed: 3")
+    found = [own_texts(load(str(file))) for file in files]
+    assert [*found, own_texts(load_earlier(str(files[0])))] == [now, earlier, earlier, earlier]
 
 
 def test_the_run_directory_is_named_after_the_recipe():

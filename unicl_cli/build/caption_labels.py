@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from unicl_cli.binding import takes
-from unicl_cli.contracts import ClassName, LabelSets
+from unicl_cli.contracts import ClassName
 from unicl_cli.data.caption_labels import CaptionLabels
 from unicl_cli.data.mix import CAPTIONS, ClassPlace, MixedCorpora, Strand
 from unicl_cli.errors import UniclError
@@ -25,7 +25,6 @@ def build_naming(
     strands: Sequence[Strand],
     classes: Sequence[ClassName],
     places: Sequence[ClassPlace],
-    label_sets: LabelSets | None,
 ) -> CaptionLabels | None:
     """Return the reader of class names in captions; None if the recipe gives them no meaning.
 
@@ -39,14 +38,14 @@ def build_naming(
         what = "rows with captions alone" if classes else "classes"
         raise UniclError(f"{key}: the mix has no {what}", f"add a corpus of labels and one of captions, {off}")
     if mode == "positive":
-        return CaptionLabels(classes, merge_above(places, len(classes)), label_sets)
+        return CaptionLabels(classes, merge_above(places, len(classes)), labels=True)
     if not takes("losses", loss, "hides_named"):
         able = ", ".join(losses_that_take("hides_named"))
         raise UniclError(f"{key}: the loss '{loss}' cannot hide captions from rows", f"use one of {able}, {off}")
     if recipe.data.caption_targets == "text_hash":
         problem = "the same caption may be a positive of a row and hidden from it"
         raise UniclError(f"{key}: with data.caption_targets=text_hash, {problem}", f"use unique, {off}")
-    return CaptionLabels(classes, (), None)
+    return CaptionLabels(classes, (), labels=False)
 
 
 def naming_warnings(recipe: Recipe, mix: MixedCorpora) -> list[str]:
@@ -63,9 +62,12 @@ def naming_warnings(recipe: Recipe, mix: MixedCorpora) -> list[str]:
 
 
 def merge_above(places: Sequence[ClassPlace], count: int) -> list[list[int]]:
-    """Return for each of ``count`` classes of the mix its number and those of the classes above it in any corpus."""
-    found = [{number} for number in range(count)]
+    """Return for each of ``count`` classes of the mix the labels of a row of it: itself, and classes above it.
+
+    They are those of any corpus. A root that all classes of a taxonomy share is none.
+    """
+    found = [set[int]() for _ in range(count)]
     for place in places:
-        for own, above in zip(place.labels.tolist(), place.above, strict=False):
-            found[own] |= set(place.labels[list(above)].tolist())
+        for number, own in enumerate(place.labels.tolist()):
+            found[own] |= set(place.labels[list(place.above[number])].tolist()) if place.above else {own}
     return [sorted(each) for each in found]

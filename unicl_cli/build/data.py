@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unicl_cli.binding import takes
-from unicl_cli.build.caption_labels import build_naming, losses_that_take
+from unicl_cli.build.caption_labels import build_naming, losses_that_take, merge_above
 from unicl_cli.contracts import MOST_GROUPS, ClassName, LabelSets, MediaKind, Tokenizer
 from unicl_cli.core.class_groups import ancestors_of, describe_place, groups_of, label_sets_of
 from unicl_cli.core.label_sets import MOST_NAMED
@@ -46,8 +46,9 @@ TRIED_ROWS = 100
 class TrainingData(NamedTuple):
     """The corpora of a recipe as one mix. ``templates`` are those of the first corpus with classes, for evaluation.
 
-    ``label_sets`` is None if each labelled row has one label, and classes have no groups. ``encoded`` (rows of the mix,
-    …) is what a frozen image tower gives for each row's image, on the host; None: images are encoded at each step.
+    ``label_sets`` is None if each labelled row has one label, and classes have no groups. ``shows_captions``: rows with
+    a label may show captions of their own. ``encoded`` (rows of the mix, …) is what a frozen image tower gives for each
+    row's image, on the host; None: images are encoded at each step.
     """
 
     mix: MixedCorpora
@@ -57,6 +58,7 @@ class TrainingData(NamedTuple):
     checksums: dict[str, str]
     device_augment: DeviceAugment | None
     label_sets: LabelSets | None
+    shows_captions: bool
     encoded: Tensor | None = None
 
 
@@ -112,8 +114,11 @@ def place_classes(
         longest = max(longest, deepest)
         width = max(width, min(corpus.manifest.most_labels * deepest, max(1, len(corpus.classes))))
     width = max(width, min(named * longest, len(classes)))
-    has_sets = named > 0 or any(corpus.manifest.has_sets for corpus in corpora)
-    return places, label_sets_of(classes, width) if has_sets else None
+    if not named and not any(corpus.manifest.has_sets for corpus in corpora):
+        return places, None
+    said = set[int]().union(*merge_above(places, len(classes)))
+    silent = tuple(number for number in range(len(classes)) if number not in said)
+    return places, label_sets_of(classes, width)._replace(silent=silent)
 
 
 def check_sets(recipe: Recipe, label_sets: LabelSets | None, *, stored: bool) -> None:
@@ -202,7 +207,7 @@ def build_data(recipe: Recipe) -> TrainingData:
         check_kinds(recipe, number, corpus, own)
         strands += own
     strands = drop_unmixed(strands, recipe)
-    naming = build_naming(recipe, strands, classes, places, label_sets)
+    naming = build_naming(recipe, strands, classes, places)
     texts = TextChoice(recipe.data.text_for_labelled, recipe.data.class_names, recipe.seed, naming)
     try:
         order = order_of(
@@ -220,7 +225,17 @@ def build_data(recipe: Recipe) -> TrainingData:
     templates = templates_of(first[1], first[0].templates, recipe.data.templates)
     checksums = {item.corpus: corpus.checksum for item, corpus in zip(recipe.data.train, corpora, strict=True)}
     mix, augment = MixedCorpora(strands, texts), device_augment_of(recipe)
-    return TrainingData(mix, order, classes, templates, checksums, augment, label_sets)
+    captions = shows_captions(recipe, strands)
+    return TrainingData(mix, order, classes, templates, checksums, augment, label_sets, captions)
+
+
+def shows_captions(recipe: Recipe, strands: Sequence[Strand]) -> bool:
+    """Return whether rows with a label may show captions; those that captions themselves give a label always do."""
+    if recipe.data.caption_labels == "positive":
+        return True
+    if recipe.data.text_for_labelled == "prompt":
+        return False
+    return any(strand.kind == LABELS and strand.has_texts() for strand in strands)
 
 
 def is_mixed(kind: str, share: float | str) -> bool:

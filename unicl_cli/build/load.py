@@ -13,7 +13,7 @@ from unicl_cli.build import lora
 from unicl_cli.build.data import TrainingData
 from unicl_cli.build.model import add_adapters, build_step, find_tokenizer
 from unicl_cli.contracts import ClassName, Tokenizer
-from unicl_cli.core import checkpoint, checkpoint_files, hub
+from unicl_cli.core import checkpoint, hub
 from unicl_cli.core.class_groups import label_sets_of
 from unicl_cli.core.documents import read_document
 from unicl_cli.core.loop import Step
@@ -25,7 +25,7 @@ from unicl_cli.errors import UniclError
 from unicl_cli.formats import list_first
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.documents import Words
-from unicl_cli.runs.folder import CLASSES, META, TOKENIZER, find_run, locate_model
+from unicl_cli.runs.folder import CLASSES, META, TOKENIZER, find_run, locate_model, weights_file
 from unicl_cli.runs.plugins import load_run_recipe
 
 
@@ -88,17 +88,15 @@ def read_run_weights(name: str, *, raw_weights: bool) -> tuple[Path, dict[str, T
 
     A training that still runs may delete the checkpoint that was chosen: the newest one is then read.
     """
-    folder = find_run(name)[1]
+    path = weights_file(name, raw_weights=raw_weights)
     while True:
-        averaged = (folder / checkpoint_files.EMA).is_file() and not raw_weights
-        path = folder / (checkpoint_files.EMA if averaged else checkpoint_files.MODEL)
         try:
             return path, checkpoint.read_tensors(path)
         except UniclError:
-            newest = find_run(name)[1]
-            if newest == folder:
+            newest = weights_file(name, raw_weights=raw_weights)
+            if newest == path:
                 raise
-            folder = newest
+            path = newest
 
 
 def read_words(folder: Path) -> Words:

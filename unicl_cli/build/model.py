@@ -39,11 +39,14 @@ def build_step(
     chunks: int,
     trained: Path | None = None,
     label_sets: LabelSets | None = None,
+    *,
+    shows_captions: bool = False,
 ) -> tuple[Step, Tokenizer | None]:
     """Build model and loss with the recipe's seed; return them with the tokenizer of the text tower.
 
     The tokenizer is the tower's own unless it has none or the recipe names one; it is None without a text tower.
     ``trained`` is the run whose weights will replace these: towers take their files from it and load no weights.
+    ``label_sets`` and ``shows_captions`` are those of the data.
     """
     values = context_of(recipe, tokenizer, classes, chunks)
     torch.manual_seed(recipe.seed)
@@ -75,6 +78,7 @@ def build_step(
         "image_width": lambda: width,
         "token_width": lambda: getattr(model, "token_width", width),
         "label_sets": lambda: label_sets,
+        "shows_captions": lambda: shows_captions,
         "class_prompts": lambda: tokenize_classes,
         "vocab_size": lambda: choose_tokenizer().vocab_size,
         "context_length": lambda: choose_tokenizer().context_length,

@@ -19,6 +19,7 @@ from unicl_cli.data.mix import BOTH, LABELS
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of, format_share
 from unicl_cli.recipe.schema import Group, Recipe
+from unicl_cli.recipe.text import YOUNGER
 
 UNDECAYED = ("pos", "pos_embed", "positional_embedding", "cls_token", "relative_position_bias_table", "logit_scale")
 WARMUP, LONGEST_WARMUP = 0.1, 2000
@@ -73,11 +74,12 @@ def idle_loss_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
             f"loss multitask: all rows of the mix have the kind {kind}, so that {idle} is never trained: set "
             f"data.mix.labels=auto with rows of both kinds, or {other}"
         )
-    has_both = any(strand.table.has_texts() for strand in labels)
+    has_both = any(strand.has_texts() for strand in labels)
     if recipe.data.text_for_labelled == BOTH and not has_both:
         found.append("data.text_for_labelled=both, but no row with a label has captions: prepare rows with both")
     own_text = recipe.loss.options.get("own_text")
-    if own_text and has_both and recipe.data.text_for_labelled == "prompt":
+    is_chosen = own_text not in (None, 0, YOUNGER["loss"]["own_text"])
+    if is_chosen and has_both and recipe.data.text_for_labelled == "prompt":
         found.append(
             f"loss.own_text {own_text:g} is for captions of rows with a label, but data.text_for_labelled=prompt shows "
             "none: set data.text_for_labelled=mixed"

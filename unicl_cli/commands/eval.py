@@ -105,7 +105,7 @@ def evaluate(
         )
         fit_and_write(named, data, split, batch, devices, template, out, raw_weights=raw_weights, as_json=as_json)
         return
-    found = find_thresholds(named, thresholds, is_plain=not template and not raw_weights)
+    found = find_thresholds(named, thresholds, is_plain=not template and not raw_weights, raw_weights=raw_weights)
     check_before_loading([named], data or (), ("--predictions", predictions), ("--html", html), ("-o", out))
     check_splits(named, data or (), split)
 
@@ -198,7 +198,7 @@ def fit_and_write(
     )
     from unicl_cli.launch.workers import run_on_devices
     from unicl_cli.runs.folder import choose_model
-    from unicl_cli.runs.thresholds import thresholds_place, write_thresholds
+    from unicl_cli.runs.thresholds import hash_weights, thresholds_place, write_thresholds
 
     check_before_loading([model], data or (), ("-o", out))
     check_splits(model, data or (), split or "val")
@@ -208,12 +208,16 @@ def fit_and_write(
         why = "is not a run, whose folder would take them" if is_plain else "would answer with other weights or prompts"
         raise UniclError(f"--fit-thresholds: {choose_model(model)} {why}", "name a file for them: -o FILE")
 
+    weights = hash_weights(choose_model(model), raw_weights=raw_weights)
+
     def work(accelerator: Any) -> None:
         from unicl_cli.jobs.thresholds import fit_model_thresholds, threshold_tables
         from unicl_cli.launch.process import is_peer
 
         loaded = load_with_templates(model, accelerator.device, template, raw_weights=raw_weights)
-        fitted = fit_model_thresholds(loaded, data=data or None, split=split, batch=batch, accelerator=accelerator)
+        fitted = fit_model_thresholds(
+            loaded, data=data or None, split=split, batch=batch, accelerator=accelerator, weights=weights
+        )
         if not is_peer():
             with report_write_error("-o" if out else "--fit-thresholds", place):
                 write_thresholds(place, fitted.thresholds)

@@ -287,12 +287,14 @@ def choose_thresholds(
     from unicl_cli.runs.folder import choose_model
     from unicl_cli.runs.thresholds import find_thresholds, thresholds_place
 
-    found = find_thresholds(model, file, is_plain=True)
+    found = find_thresholds(model, file, is_plain=True, raw_weights=raw_weights)
     changed = [option for option, is_given in (("--template", template), ("--raw-weights", raw_weights)) if is_given]
     is_fit = found is None or found.is_named or not changed
+    name = choose_model(model)
+    if found is not None and is_fit and found.is_stale and not found.is_named:
+        raise UniclError(found.describe_stale(), f"fit them again: unicl eval {name} --fit-thresholds")
     if threshold is not None or (found is not None and is_fit):
         return found if is_fit else None
-    name = choose_model(model)
     fit = f"unicl eval {name} --fit-thresholds"
     if changed or thresholds_place(name) is None:
         fit += " -o FILE, then --thresholds FILE"

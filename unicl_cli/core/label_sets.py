@@ -34,7 +34,7 @@ def set_columns(
 
     ``label_set`` (b, S): all labels of a row, NO_LABEL where it has fewer; S is the most of any row of the mix, so that
     it is the same on every rank. ``shown`` (b,): the class that its prompt names, NO_LABEL without. ``known`` (b,): bit
-    g is set if the row is annotated for group g.
+    g is set if the row is annotated for group g; 0 for a row of a caption alone, from which nothing is hidden.
     """
     del tokens, text_index
     labels = pad_labels([row.labels for row in drawn], label_sets.width)

@@ -142,9 +142,17 @@ class RowTable:
         """Return one whole column ("label", "key", "texts", …) in row order, without reading the others."""
         return pa.concat_tables([self._read_column(number, name) for number in range(len(self.shards))]).column(name)
 
-    def has_texts(self) -> bool:
-        """Return whether a row of the first shard has texts; the other shards are not read."""
-        return any(len(own) for own in self._read_column(0, "texts").column("texts"))
+    def has_texts(self, rows: NDArray[np.int64] | None = None) -> bool:
+        """Return whether one of ``rows`` (None: all) has texts; reads shards until one is found."""
+        first = 0
+        for number in range(len(self.shards)):
+            for chunk in self._read_column(number, "texts").column("texts").chunks:
+                counts = np.diff(np.from_dlpack(chunk.offsets))
+                end = first + len(counts)
+                if (counts if rows is None else counts[rows[(rows >= first) & (rows < end)] - first]).any():
+                    return True
+                first = end
+        return False
 
     def image_hashes(self) -> Iterator[NDArray[np.uint64]]:
         """Yield the first 64 bits of the sha256 of each row's image, shard by shard, in row order."""

@@ -92,6 +92,10 @@ class Strand(NamedTuple):
         """Return True if a row has media of this kind."""
         return self.table.has_media(kind) if self.rows is None else bool(self.table.media_rows(kind)[self.rows].any())
 
+    def has_texts(self) -> bool:
+        """Return whether a row has texts of its own."""
+        return self.table.has_texts(self.rows)
+
     def row_labels(self) -> NDArray[np.int64]:
         """Return the class of the mix of each row, int64 (size,); NO_LABEL for a row with none or several."""
         found = integers_of(self.table.column("label"))

@@ -37,12 +37,12 @@ class FittedThresholds(NamedTuple):
 
 
 def fit_model_thresholds(
-    loaded: Loaded, *, data: Sequence[str] | None, split: str | None, batch: int, accelerator: Any
+    loaded: Loaded, *, data: Sequence[str] | None, split: str | None, batch: int, accelerator: Any, weights: str | None
 ) -> FittedThresholds:
     """Fit thresholds on the rows with labels of one split (default val) of one corpus, the same on every rank.
 
-    ``data`` None means the corpus of the model's recipe. Raises UniclError if there are several, or if no row of the
-    split has a label that the model scores.
+    ``data`` None means the corpus of the model's recipe; ``weights`` is the sha256 of the model's weights. Raises
+    UniclError if there are several corpora, or if no row of the split has a label that the model scores.
     """
     corpus = choose_corpus(open_corpora(loaded, data), loaded.name)
     fitted_on = corpus.eval_split(split or SPLIT)
@@ -66,6 +66,7 @@ def fit_model_thresholds(
         data=corpus.name,
         split=fitted_on,
         n=len(images.rows),
+        weights=weights,
         classes=[item.key for item in corpus.classes],
         scale=found.cut.scale,
         bias=found.cut.bias,

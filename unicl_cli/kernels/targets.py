@@ -25,6 +25,7 @@ class Target(NamedTuple):
 
     Labels may come in ``groups``. A pair of an image that is not annotated for a group and a prompt of that group is
     neither positive nor negative: it is hidden in both softmaxes. An image is annotated for the groups of its labels.
+    From an image without annotations (``known`` 0), that of a caption alone, nothing is hidden: it is its own class.
 
     The prompts of all ``classes`` may stand beside the texts of the rows: for images alone, as texts that nobody shows.
 
@@ -37,11 +38,12 @@ class Target(NamedTuple):
     labels: Tensor  # (n, S) int64, NO_LABEL where a row has fewer
     weights: Tensor | None = None  # (classes,) float, at least 0; None: 1 each
     shown: Tensor | None = None  # (n,) int64: the class that the row's prompt names, NO_LABEL without; None: no prompts
-    known: Tensor | None = None  # (n,) int64: bit g is set if the image is annotated for group g
+    known: Tensor | None = None  # (n,) int64: bit g is set if the image is annotated for group g; 0: for none
     groups: Tensor | None = None  # (classes,) int64: the group of each class, below ``group_count``; None: no groups
     group_count: int = MOST_GROUPS
     named: Tensor | None = None  # (n, N) int64: the classes that the caption of a row without labels names
     classes: Tensor | None = None  # (classes, D): the features of their prompts
+    silent: Tensor | None = None  # (classes,) bool: no row has such a class as a label; None: there is none
 
     def map_rows(self, change: Callable[[Tensor], Tensor]) -> "Target":
         """Return the target with ``change`` applied to each tensor that has the n rows."""
@@ -68,12 +70,13 @@ class Target(NamedTuple):
         )
 
     def silent_classes(self) -> Tensor:
-        """Mark the classes of weight 0, whose prompts say nothing, bool (classes,): no image has or lacks them."""
+        """Mark the classes whose prompts say nothing, bool (classes,): ``silent`` ones, and those of weight 0."""
         if self.classes is None:
             raise ValueError("the target has no class columns")
-        if self.weights is None:
-            return torch.zeros(len(self.classes), dtype=torch.bool, device=self.classes.device)
-        return self.weights == 0
+        found = torch.zeros(len(self.classes), dtype=torch.bool, device=self.classes.device)
+        for marked in (self.silent, None if self.weights is None else self.weights == 0):
+            found = found if marked is None else found | marked
+        return found
 
     def said(self) -> Tensor:
         """Return the labels that each row's text says, (n, S) int64."""
@@ -181,7 +184,7 @@ def hide_unknown(mine: Target, everyone: Target, reads: Tensor, columns: int) ->
         return None
     bits = (1 << mine.groups[everyone.shown.clamp(min=0)]).masked_fill(everyone.shown == NO_LABEL, 0)
     of = torch.zeros(columns, dtype=torch.int64, device=reads.device).scatter_reduce_(0, reads, bits, "amax")
-    return Unknown(~mine.known & ALL_GROUPS, of, mine.group_count)
+    return Unknown((~mine.known & ALL_GROUPS).masked_fill(mine.known == 0, 0), of, mine.group_count)
 
 
 def build_levels(mine: Target, everyone: Target, dtype: torch.dtype) -> Levels:

@@ -28,14 +28,14 @@ def class_loss(head: nn.Linear, pooled: Tensor, labels: Tensor, smoothing: float
 def set_loss(head: nn.Linear, pooled: Tensor, labels: Tensor, known: Tensor) -> Tensor:
     """Compute this rank's share of the mean binary cross-entropy of known pairs of row and class; without any, 0.
 
-    ``labels``: int64 (b, S), NO_LABEL where a row has fewer; ``known``: bool (b, classes).
+    ``labels``: int64 (b, S), NO_LABEL where a row has fewer; ``known``: bool (b, classes). A label is known by itself.
     """
     with torch.autocast(pooled.device.type, enabled=False):
         logits = head(widen(pooled))
         places = labels.masked_fill(labels == NO_LABEL, logits.shape[1])  # a column more, for the labels that are none
         has = torch.zeros(len(labels), logits.shape[1] + 1, dtype=logits.dtype, device=logits.device)
         has = has.scatter_(1, places, 1)[:, :-1]
-        return share_of_mean(F.binary_cross_entropy_with_logits(logits, has, reduction="none"), known)
+        return share_of_mean(F.binary_cross_entropy_with_logits(logits, has, reduction="none"), known | (has > 0))
 
 
 class SetHead(nn.Linear):

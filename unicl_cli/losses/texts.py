@@ -20,16 +20,16 @@ def text_keys(keys: Tensor, batch: Batch) -> Tensor:
     return keys.masked_fill(batch.text_index == NO_TEXT, NO_KEY)
 
 
-def double_rows(u: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
-    """Return image features (2b, D) and a batch in which row b + i is row i with its prompt as its text.
+def double_rows(batch: Batch) -> Batch:
+    """Return a batch of 2b rows in which row b + i is row i with its prompt as its text; the images stay b.
 
     A row without a second text stands there without a text. The batch itself if it has no columns of second texts.
     """
     if PROMPT not in batch.extra:
-        return u, batch
+        return batch
     prompts, no_key = batch.extra[PROMPT], torch.full_like(batch.keys, NO_KEY)
     others = {OWN_TEXT: no_key, SHOWN: batch.extra[PROMPTED]}
     kept = {name: x for name, x in batch.extra.items() if name not in (PROMPT, PROMPTED)}
     extra = {name: torch.cat([x, others.get(name, x)]) for name, x in kept.items()}
     twice = {name: torch.cat([getattr(batch, name)] * 2) for name in ("labels", "keys", "draws")}
-    return torch.cat([u, u]), batch._replace(text_index=torch.cat([batch.text_index, prompts]), extra=extra, **twice)
+    return batch._replace(text_index=torch.cat([batch.text_index, prompts]), extra=extra, **twice)

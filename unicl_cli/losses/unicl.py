@@ -38,12 +38,16 @@ class SetTarget(nn.Module):
 
     weights: Tensor
     groups: Tensor
+    silent: Tensor
 
     def __init__(self, label_sets: LabelSets | None, weights: Mapping[str, float] | None) -> None:
         super().__init__()
         values, groups = class_weights(label_sets, weights or {}), () if label_sets is None else label_sets.groups
         self.register_buffer("weights", values, persistent=False)
         self.register_buffer("groups", torch.tensor(groups, dtype=torch.int64), persistent=False)
+        silent = torch.zeros(len(groups), dtype=torch.bool)
+        silent[list(() if label_sets is None else label_sets.silent)] = True
+        self.register_buffer("silent", silent, persistent=False)
         self.label_sets = label_sets
         self.drops = any(weight == 0 for weight in (weights or {}).values())
 
@@ -64,7 +68,7 @@ class SetTarget(nn.Module):
         target = target._replace(named=batch.extra.get(NAMED))
         if self.label_sets is None:
             return target
-        found = target._replace(weights=self.weights, shown=batch.extra[SHOWN])
+        found = target._replace(weights=self.weights, shown=batch.extra[SHOWN], silent=self.silent)
         count = len(self.label_sets.names)
         return found if count < 2 else found._replace(known=batch.extra[KNOWN], groups=self.groups, group_count=count)
 
@@ -130,15 +134,22 @@ class UniCL(nn.Module):
         self.extra = partial(target_columns, label_sets=self.label_sets, hides_named=self.hides_named)
 
     def forward(self, model: Model, batch: Batch) -> dict[str, Tensor]:
-        u, batch = double_rows(model.encode_image(batch.images).embed, batch)
+        u = model.encode_image(batch.images).embed
+        batch, keys = self.count_rows(batch)
+        if len(keys) > len(u):
+            u = torch.cat([u, u])
         scale = model.scale()
         v, index = encode_texts(model, batch, fold=self.fold)
-        keys = self.sets.hide_weightless(text_keys(batch.keys, batch), batch)
         target = self.target_of(batch, scale.dtype)
         if target is not None and self.class_tokens is not None:
             target = target._replace(classes=model.encode_text(self.class_tokens).embed)
         out = both_ways(u, v, keys, scale, terms=self.terms, tile=self.tile, index=index, target=target)
         return {**out, "logit_scale": scale.detach()}
+
+    def count_rows(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """Return the batch with a row for each text, and the keys of its rows: NO_KEY for one that does not count."""
+        batch = double_rows(batch)
+        return batch, self.sets.hide_weightless(text_keys(batch.keys, batch), batch)
 
     def target_of(self, batch: Batch, dtype: torch.dtype) -> Target | None:
         """Return the target on two levels, or of label sets; None for a batch without the column OWN_TEXT."""

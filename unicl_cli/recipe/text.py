@@ -12,11 +12,13 @@ from unicl_cli.yaml_lines import leaves, write_yaml
 
 YOUNGER: dict[str, dict[str, Any]] = {
     "data": {"balance": 0, "ancestors": True, "caption_labels": "off"},
-    "loss": {"own_text": 0, "weights": {}, "class_columns": None},
+    "loss": {"own_text": 0.5, "weights": {}, "class_columns": None},
 }
 """Keys that are younger than version 0.1, with the defaults at which a recipe keeps its hash."""
 YOUNGER_EVAL: dict[str, Any] = {"candidates": "all", "evaluators": None}
 """Such keys of the entries of ``eval``."""
+OWN_TEXT = "loss.own_text"
+"""Key that results depend on only where rows with a label may show captions (`TrainingData.shows_captions`)."""
 
 
 def compare_recipes(*recipes: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
@@ -50,13 +52,19 @@ def dump(recipe: Recipe) -> str:
     return write_yaml(as_mapping(recipe))
 
 
-def hashed_keys(recipe: Recipe) -> dict[str, Any]:
+def result_keys(recipe: Recipe) -> dict[str, Any]:
     """Return the keys that the results of a run depend on.
 
-    Left out: run_dir, log, checkpoint, parallel, data.workers, data.decoder and batch.micro; and keys that are younger
-    than version 0.1, at their defaults, so that a recipe keeps its hash.
+    Left out: run_dir, log, checkpoint, parallel, data.workers, data.decoder and batch.micro.
     """
     whole = as_mapping(recipe)
+    del whole["data"]["workers"], whole["data"]["decoder"], whole["batch"]["micro"]
+    return {key: value for key, value in whole.items() if key not in ("run_dir", "log", "checkpoint", "parallel")}
+
+
+def hashed_keys(recipe: Recipe) -> dict[str, Any]:
+    """Return `result_keys` without those younger than version 0.1 at their defaults: a recipe keeps its hash."""
+    whole = result_keys(recipe)
     for entry in whole["eval"]:
         for key, default in YOUNGER_EVAL.items():
             if entry[key] == default:
@@ -66,8 +74,7 @@ def hashed_keys(recipe: Recipe) -> dict[str, Any]:
             if whole[section].get(key, default) == default:
                 whole[section].pop(key, None)
     whole["model"] = drop_prefix(whole["model"])
-    del whole["data"]["workers"], whole["data"]["decoder"], whole["batch"]["micro"]
-    return {key: value for key, value in whole.items() if key not in ("run_dir", "log", "checkpoint", "parallel")}
+    return whole
 
 
 def drop_prefix(value: Any) -> Any:

@@ -47,6 +47,13 @@ DEFAULT_MODEL = "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 """The model if there is no run: MIT license, 151 million parameters."""
 
 
+def weights_file(name: str, *, raw_weights: bool) -> Path:
+    """Return the file with the weights of a run or checkpoint: their moving average if there is one and it may be."""
+    folder = find_run(name)[1]
+    averaged = (folder / checkpoint_files.EMA).is_file() and not raw_weights
+    return folder / (checkpoint_files.EMA if averaged else checkpoint_files.MODEL)
+
+
 def is_checkpoint(folder: Path) -> bool:
     """Return whether ``folder`` is a checkpoint."""
     return (folder / checkpoint_files.TRAINER).is_file()

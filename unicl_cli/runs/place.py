@@ -2,32 +2,56 @@
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from datetime import date
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 from unicl_cli.core.checkpoint_files import list_folders
 from unicl_cli.core.lock import check_unused, is_lock
 from unicl_cli.data.manifest import MANIFEST, PLAN
 from unicl_cli.errors import UniclError
 from unicl_cli.problems import quote_value
-from unicl_cli.recipe.load import load
+from unicl_cli.recipe.layers import Override
+from unicl_cli.recipe.load import load, load_earlier
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stages_of
-from unicl_cli.recipe.text import compare_recipes, hashed_keys, recipe_hash
+from unicl_cli.recipe.text import compare_recipes, recipe_hash, result_keys
 from unicl_cli.runs.folder import CHECKPOINTS, FILES, FOLDERS, LOGS, META, RESOLVED, RUN_LOCK, is_marked
 
 _WORKER_LOGS = re.compile(r"unicl_\w{8}")
 """The names of the folders in ``LOGS``, as torch elastic makes them."""
 
 
-def run_path(recipe: Recipe) -> Path:
-    """Return `run_dir`, its placeholders filled in; with `{date}`, the newest unfinished run of the recipe if any."""
+def place_run(source: str, changes: Sequence[Override]) -> tuple[Recipe, Path]:
+    """Load a recipe; return it with its run directory.
+
+    A run that an older version began keeps the defaults of then, for what the recipe leaves out.
+    """
+    recipe, earlier = load(source, changes), load_earlier(source, changes)
+    run = run_path(recipe, earlier)
+    return (earlier if _began_with(earlier, recipe, run) else recipe), run
+
+
+def _began_with(earlier: Recipe, recipe: Recipe, run: Path) -> bool:
+    """Return whether ``run`` holds a training of ``earlier`` and not one of ``recipe``."""
+    for (old, folder, _), (new, _, _) in zip(stages_of(earlier, run), stages_of(recipe, run), strict=True):
+        if _is_comparable(folder) and find_differences(folder, new):
+            return not find_differences(folder, old)
+    return False
+
+
+def run_path(recipe: Recipe, *spellings: Recipe) -> Path:
+    """Return `run_dir`, its placeholders filled in; with `{date}`, the newest unfinished run of the recipe if any.
+
+    An unfinished run of one of the ``spellings`` is one of the recipe.
+    """
     today = date.today().isoformat()
     if "{date}" in recipe.run_dir:
         pattern = Path(_fill(escape(recipe.run_dir), recipe, "????-??-??"))
         for old in sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))), reverse=True):
-            if _is_unfinished(recipe, old):
+            if any(_is_unfinished(each, old) for each in (recipe, *spellings)):
                 return old
     return Path(_fill(recipe.run_dir, recipe, today))
 
@@ -88,18 +112,32 @@ def check_places(run: Path) -> None:
 
 def check_same_recipe(recipe: Recipe, run: Path) -> None:
     """Raise UniclError if ``run`` was trained with a recipe that gives other numbers."""
-    if not list_folders(run / CHECKPOINTS) and not (run / META).is_file():
-        return  # a run without checkpoints has nothing to mix with
-    listed = list_differences(run, recipe)
-    if not listed:
+    if not _is_comparable(run):
         return
-    raise UniclError(
-        f"{run}: was trained with another recipe ({listed})", "give another --run-dir, or use the old recipe"
-    )
+    found = find_differences(run, recipe)
+    if found:
+        raise UniclError(
+            f"{run}: was trained with another recipe ({format_differences(found)})",
+            "give another --run-dir, or use the old recipe",
+        )
 
 
-def list_differences(run: Path, recipe: Recipe) -> str:
-    """Return the keys in which the recipe of a run differs, in words; an empty text for none, and without a recipe."""
+def _is_comparable(run: Path) -> bool:
+    """Return whether ``run`` has a recipe, and weights: without them there is nothing to mix with other numbers."""
+    return (run / RESOLVED).is_file() and (bool(list_folders(run / CHECKPOINTS)) or (run / META).is_file())
+
+
+def find_differences(run: Path, recipe: Recipe) -> dict[str, tuple[Any, ...]]:
+    """Return the keys in which the recipe of a run differs, with its value and the new one.
+
+    Raises FileNotFoundError if the run has no recipe, UniclError for a damaged one.
+    """
     written = run / RESOLVED
-    other = compare_recipes(hashed_keys(load(str(written))), hashed_keys(recipe)) if written.is_file() else {}
-    return ", ".join(f"{key}: {quote_value(then)} -> {quote_value(now)}" for key, (then, now) in other.items())
+    if not written.is_file():
+        raise FileNotFoundError(written)
+    return compare_recipes(result_keys(load(str(written))), result_keys(recipe))
+
+
+def format_differences(found: Mapping[str, tuple[Any, ...]]) -> str:
+    """Return `find_differences` in words."""
+    return ", ".join(f"{key}: {quote_value(then)} -> {quote_value(now)}" for key, (then, now) in found.items())

@@ -83,7 +83,7 @@ def test_a_text_fits_the_images_that_have_all_labels_it_says_and_unknown_groups_
     for i in there:
         for j in there:
             says = sets[j] if shown[j] == NO_LABEL else [shown[j]]
-            if shown[j] != NO_LABEL and not rows[i][1] >> GROUPS[shown[j]] & 1:
+            if shown[j] != NO_LABEL and rows[i][1] and not rows[i][1] >> GROUPS[shown[j]] & 1:
                 continue
             fits = set(says) <= set(sets[i]) if says else i == j
             logit = model.scale() * (u[i] @ v[j]) + loss.bias[0]

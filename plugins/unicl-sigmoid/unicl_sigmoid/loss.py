@@ -13,8 +13,8 @@ class Sigmoid(nn.Module):
     """-log sigmoid(z (s u.v + bias)) of all pairs, z = 1 for equal keys, else -1; sum over texts, mean over images.
 
     With label sets, z = 1 if the image has every label that the text says: a prompt the class that it names, a caption
-    all labels of its row. A prompt is hidden from images that are not annotated for its group. Keeps b x B logits in
-    memory. The scale s is the model's; ``bias`` is learned and starts so low that all pairs look negative.
+    all labels of its row. A prompt is hidden from images that are annotated, but not for its group. Keeps b x B logits
+    in memory. The scale s is the model's; ``bias`` is learned and starts so low that all pairs look negative.
     """
 
     score, activation = "text", "sigmoid"
@@ -57,4 +57,4 @@ class Sigmoid(nn.Module):
             fits &= (labels[:, :, None] == label).any(1) | (label == NO_LABEL)
         positive = torch.where((said == NO_LABEL).all(1), same, fits)
         asks = 1 << self.groups[prompts.clamp(min=0)]
-        return positive, (prompts != NO_LABEL) & (known[:, None] & asks == 0)
+        return positive, (prompts != NO_LABEL) & (known[:, None] != 0) & (known[:, None] & asks == 0)

@@ -192,11 +192,20 @@ def test_thresholds_of_the_same_split_and_of_other_classes_are_told(tmp_path):
     assert any("were fitted on this split: F1 is too high" in text for text in evaluated(thresholds=same)["warnings"])
     for data, named in (("made", False), ("elsewhere", True)):
         other = FoundThresholds(fitted(CLASSES[:4], data=data), file, is_named=named)
-        with pytest.raises(UniclError, match="thresholds of other classes: 2 classes of made are not among them"):
+        with pytest.raises(UniclError, match=r"t\.json: has no threshold for 2 classes of made, such as "):
             evaluated(thresholds=other)
     entry = evaluated(thresholds=FoundThresholds(fitted(CLASSES[:4]), file, is_named=False))
     assert "f1_macro" not in entry
     assert any("no F1:" in text for text in entry["warnings"])
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_thresholds_of_other_weights_count_only_if_the_user_names_them(tmp_path, is_named):
+    found = FoundThresholds(fitted(), tmp_path / "t.json", is_named=is_named, is_stale=True)
+    entry = evaluated(thresholds=found)
+    assert ("f1_macro" in entry) is is_named
+    (said,) = [text for text in entry["warnings"] if "were fitted for other weights than the model has now" in text]
+    assert said.startswith("no F1: ") is not is_named
 
 
 def test_candidates_restrict_the_classes_that_are_measured():

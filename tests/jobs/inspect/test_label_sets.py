@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from launching import here
 
 from unicl_cli.build.data import build_data
@@ -148,33 +149,45 @@ def test_label_sets_have_one_number_each():
     assert min(found[2:]) > 1 << 31
 
 
-@pytest.mark.parametrize(("own", "weights"), [(0.5, "{}"), (0.0, "{colour: 2, texture: 0.25}"), (1.0, "{}")])
-def test_the_target_of_a_batch_is_that_of_its_rows(corpus, tmp_path, capsys, own, weights):
-    text = RECIPE.format(corpus=corpus, own=own, weights=weights)
+CASES = [
+    (0.5, "{}", "mixed"),
+    (0.0, "{colour: 2, texture: 0.25}", "mixed"),
+    (1.0, "{}", "mixed"),
+    (0.5, "{}", "both"),
+    (0.5, "{colour: 0, texture: 2}", "mixed"),
+    (0.5, "{colour: 0}", "both"),
+]
+
+
+@pytest.mark.parametrize(("own", "weights", "texts"), CASES)
+def test_the_target_of_a_batch_is_that_of_its_rows(corpus, tmp_path, capsys, own, weights, texts):
+    """A row with two texts stands there twice; a prompt of a class of weight 0 leaves its row out."""
+    text = RECIPE.format(corpus=corpus, own=own, weights=weights).replace("mixed", texts)
     (tmp_path / "r.yaml").write_text(text)
     facts = answer(capsys, str(tmp_path / "r.yaml"), "--batch")
     data = build_data(load_text(text))
-    rows = [data.mix[place] for place in next(iter(Draws(data.order, 0, 1, 0, 1)))]
-    weigh = {"colour": 2.0, "texture": 0.25} if "colour" in weights else {}
+    drawn = [data.mix[place] for place in next(iter(Draws(data.order, 0, 1, 0, 1)))]
+    seconds = [row._replace(text=row.prompt, text_hash=0, shown=row.prompted) for row in drawn if row.prompt]
+    weigh = yaml.safe_load(weights)
     weight = [weigh.get(c.group, 1.0) for c in data.classes]
-    q = np.zeros((24, 24))
+    rows = [row for row in [*drawn, *seconds] if row.shown < 0 or weight[row.shown]]
+    assert facts["second_texts"] == len(seconds) == (24 if texts == "both" else 0)
+    assert facts["rows_left_out"] == 24 + len(seconds) - len(rows)
+    assert (facts["rows_left_out"] > 0) is (0 in weigh.values())
+    n = len(rows)
+    q = np.zeros((n, n))
     for i, row in enumerate(rows):
         said = [set(other.labels) if other.shown < 0 else {other.shown} for other in rows]
         overlap = np.array([sum(weight[x] for x in {*row.labels} & of) for of in said])
         same = np.array([row.text_hash > 0 and row.text_hash == other.text_hash for other in rows], float)
         share = own if row.text_hash else 0.0
         q[i] = share * same / max(1, same.sum()) + (1 - share) * overlap / overlap.sum()
-    order = [each["draw"] for each in facts["shown"]]
+    place = {(row.draw, row.text): number for number, row in enumerate(rows)}
+    order = [place[each["draw"], each["text"]] for each in facts["shown"]]
     positives = q > 0
     assert facts["unicl"]["positives"] == positives.sum()
-    assert facts["matrix"]["unicl"] == [
-        "".join("1" if positives[i, j] else cell for j, cell in zip(order, line, strict=True))
-        for i, line in zip(order, facts["matrix"]["unicl"], strict=True)
-    ]
-    assert not any(
-        "1" in line.replace("1", "", int(positives[i].sum()))
-        for i, line in zip(order, facts["matrix"]["unicl"], strict=True)
-    )
+    drawn_cells = positives[order][:, order]
+    assert [[cell == "1" for cell in line] for line in facts["matrix"]["unicl"]] == drawn_cells.tolist()
     assert [each["positives"] for each in facts["shown"]] == positives[order].sum(1).tolist()
     if "shares" in facts:
         assert np.abs(np.array(facts["shares"]) - q[order][:, order]).max() < 1e-4
@@ -182,6 +195,8 @@ def test_the_target_of_a_batch_is_that_of_its_rows(corpus, tmp_path, capsys, own
         assert own == 1.0
     names = [[data.classes[x].names[0] for x in rows[n].labels] for n in order]
     assert [each["classes"] for each in facts["shown"]] == names
+    assert run(["inspect", str(tmp_path / "r.yaml"), "--batch", "-q"]) == 0
+    assert ("second text" in capsys.readouterr().out) is (texts == "both")
 
 
 def test_prompts_of_deeper_ranks_are_hidden_in_the_batch(tmp_path, capsys):

@@ -14,6 +14,7 @@ import pytest
 from unicl_cli.cli import main
 from unicl_cli.core import checkpoint_files
 from unicl_cli.recipe.load import load
+from unicl_cli.recipe.text import dump
 from unicl_cli.runs.place import run_path
 
 TINY = """
@@ -96,7 +97,7 @@ def test_a_dated_run_goes_on_on_the_next_day_and_a_finished_one_does_not(recipe)
     old.mkdir(parents=True)
     (old / "resolved.yaml").write_text("no: recipe")
     assert run_path(given) == today
-    (old / "resolved.yaml").write_text(Path(recipe).read_text())
+    (old / "resolved.yaml").write_text(dump(given))
     assert run_path(given) == old
     assert run_path(load(recipe, ["run_dir=runs/{date}/{name}", "steps=9"])) == today
     (old / "meta.json").write_text("{}")

@@ -1,13 +1,19 @@
 """Rows with a label and a caption of their own, from the source to the loss."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from launching import TINY, here
+from launching import TINY, here, recipe, same
 
+from unicl_cli.build.data import build_data, build_tokenizer
+from unicl_cli.build.model import build_step
 from unicl_cli.cli import main
+from unicl_cli.recipe.load import load, load_text
+from unicl_cli.recipe.schema import Recipe
+from unicl_cli.runs.place import place_run
 
 
 @pytest.fixture(scope="module")
@@ -15,6 +21,33 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("both") / "corpus"
     here("prepare", "--labels", "shapes?captions=true&count=48&test=12&size=16", "-o", out, "--holdout", "0", "-q")
     return out
+
+
+def train(folder: Path, corpus: Path, name: str, *changes: str) -> Path:
+    file = recipe(folder, corpus, steps=4, every=2)
+    here("train", file, *changes, "--run-dir", folder / name, "-q", "--devices", "cpu:1")
+    return folder / name
+
+
+def has_hook(recipe: Recipe) -> bool:
+    """Whether the loader makes columns, and reads media, for the loss."""
+    data = build_data(recipe)
+    facts = {"label_sets": data.label_sets, "shows_captions": data.shows_captions}
+    step, _ = build_step(recipe, lambda: build_tokenizer(recipe, data), data.classes, 1, **facts)
+    return hasattr(step.loss, "extra")
+
+
+def written_before(run: Path, *, cut: bool) -> Path:
+    """Make a run that of a version without the option; with ``cut``, stopped at its first checkpoint."""
+    text = (run / "resolved.yaml").read_text()
+    (run / "resolved.yaml").write_text(text.replace("  own_text: 0.0\n", ""))
+    assert "own_text" not in (run / "resolved.yaml").read_text()
+    if cut:
+        shutil.rmtree(run / "checkpoints" / "step-00000004")
+        (run / "checkpoints" / "latest").write_text("step-00000002")
+        for name in ("model.safetensors", "meta.json", "status.json"):
+            (run / name).unlink()
+    return run
 
 
 def first_losses(folder: Path, corpus: Path, own_text: float, text: str) -> list[float]:
@@ -54,3 +87,70 @@ def test_shapes_give_label_rows_a_caption_only_where_it_is_asked_for(corpus, tmp
     assert all(open_corpus(corpus).table("train", "labels").column("texts").to_pylist())
     here("prepare", "--labels", "shapes?count=12&test=1&size=16", "-o", tmp_path / "plain", "--holdout", "0", "-q")
     assert not any(open_corpus(tmp_path / "plain").table("train", "labels").column("texts").to_pylist())
+
+
+def test_the_default_is_half_where_rows_with_a_label_show_captions_and_costs_nothing_elsewhere(corpus, tmp_path):
+    default, half = train(tmp_path, corpus, "default"), train(tmp_path, corpus, "half", "loss.own_text=0.5")
+    paper = train(tmp_path, corpus, "paper", "loss.own_text=0")
+    assert same(default, half)
+    assert not same(default, paper)
+    whole = (tmp_path / "recipe-4-2-sgd.yaml").read_text()
+    assert build_data(load_text(whole)).shows_captions
+    for change in ("data.text_for_labelled=prompt", "data.train.0.split=test"):
+        assert build_data(load_text(whole, overrides=[change])).shows_captions is (change == "data.train.0.split=test")
+    here("prepare", "--labels", "shapes?count=24&test=1&size=16", "-o", tmp_path / "plain", "--holdout", "0", "-q")
+    plain = [f"data.train.0.corpus={tmp_path / 'plain'}"]
+    assert not has_hook(load_text(whole, overrides=plain))
+    assert has_hook(load_text(whole))
+
+
+def test_a_chosen_share_without_effect_is_told_and_the_default_is_not(corpus, tmp_path, capfd):
+    told = []
+    for change in ("loss.own_text=0.3", "loss.own_text=0.5"):
+        train(tmp_path, corpus, f"run-{change}", change, "data.text_for_labelled=prompt")
+        told.append(capfd.readouterr().err)
+    assert "loss.own_text 0.3 is for captions of rows with a label, but data.text_for_labelled=prompt" in told[0]
+    assert "own_text" not in told[1]
+
+
+def test_a_run_of_an_older_version_ends_with_the_target_that_it_began_with(corpus, tmp_path, capfd):
+    """It knew no ``own_text``: its resolved recipe lacks the key, its recipe never had it."""
+    paper = train(tmp_path, corpus, "paper", "loss.own_text=0")
+    old = written_before(train(tmp_path, corpus, "old", "loss.own_text=0"), cut=True)
+    capfd.readouterr()
+    assert same(train(tmp_path, corpus, "old"), paper)
+    assert "another recipe" not in capfd.readouterr().err
+    file = str(tmp_path / "recipe-4-2-sgd.yaml")
+    assert main(["train", file, "loss.own_text=0.5", "--run-dir", str(old)]) == 2
+    assert "old: was trained with another recipe (loss.own_text: 0.0 -> 0.5)" in capfd.readouterr().err
+    here("train", file, "--run-dir", old)
+    assert "already finished" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("has_captions", [True, False])
+def test_a_share_is_a_difference_of_two_runs_only_where_it_counts(corpus, tmp_path, capfd, has_captions):
+    texts = "data.text_for_labelled=" + ("mixed" if has_captions else "prompt")
+    old = written_before(train(tmp_path, corpus, "old", "loss.own_text=0", texts), cut=False)
+    new = train(tmp_path, corpus, "new", texts)
+    capfd.readouterr()
+    here("compare", old, new, "--json")
+    changed = json.loads(capfd.readouterr().out)["recipes"]
+    assert changed == ([{"key": "loss.own_text", "values": [0.0, 0.5]}] if has_captions else [])
+    given = old / "checkpoints" / "step-00000002"
+    train(tmp_path, corpus, "third", texts, "--resume", str(given))
+    warned = f"{given}: was trained with another recipe (loss.own_text: 0.0 -> 0.5)" in capfd.readouterr().err
+    assert warned is has_captions
+
+
+def test_an_unfinished_run_of_an_older_version_is_found_by_its_day(corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = recipe(tmp_path, corpus, steps=4, every=2, run_dir="runs/{date}/{name}")
+    here("train", file, "loss.own_text=0", "-q", "--devices", "cpu:1")
+    (run,) = (tmp_path / "runs").glob("*/*")
+    old = run.parent.with_name("2020-01-02") / run.name
+    old.parent.mkdir()
+    run.rename(old)
+    written_before(old, cut=True)
+    found, where = place_run(str(file), ())
+    assert (where.resolve(), found.loss.options["own_text"]) == (old, 0.0)
+    assert load(str(file)).loss.options["own_text"] == 0.5

@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unicl_cli.build.data import build_data, build_tokenizer
-from unicl_cli.contracts import Features
+from unicl_cli.build.model import build_step
+from unicl_cli.contracts import NO_LABEL, Features
 from unicl_cli.data.loader import batches
 from unicl_cli.data.mix import Draws
+from unicl_cli.jobs.train.batches import stream_batches
 from unicl_cli.losses.unicl import UniCL
 from unicl_cli.recipe.load import load
 
@@ -142,3 +144,30 @@ def test_a_run_goes_on_from_a_checkpoint_with_the_same_bits(recipe, tmp_path):
     assert same(tmp_path / "whole", cut)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
     assert np.isfinite(losses).all()
+
+
+def test_the_only_root_is_no_candidate_and_no_name_in_a_caption(recipe, tmp_path):
+    """Every image is an animal: that prompt is a column of none, and a caption that says so names no class."""
+    shutil.copytree(recipe.parent / "pets" / "train" / "animal", tmp_path / "pets" / "animal")
+    rows = "".join(f"{file},an animal\n" for file in sorted((tmp_path / "pets" / "animal" / "dog").glob("*.png")))
+    (tmp_path / "list.csv").write_text(f"image,caption\n{rows}")
+    here("prepare", "--labels", tmp_path / "pets", "--taxonomy", "folders", "-o", tmp_path / "one", "-q")
+    here("prepare", "--captions", tmp_path / "list.csv", "-o", tmp_path / "captions", "-q")
+    train = json.dumps([{"corpus": str(tmp_path / name)} for name in ("one", "captions")])
+    changes = [f"data.train={train}", "eval=[]", "loss.class_columns={}", "data.caption_labels=positive"]
+    made = load(str(recipe), changes)
+    data = build_data(made)
+    (root,) = (number for number, item in enumerate(data.classes) if not item.parent)
+    assert data.label_sets is not None
+    assert data.label_sets.silent == (root,)
+    step, tokenizer = build_step(made, lambda: build_tokenizer(made, data), data.classes, 1, label_sets=data.label_sets)
+    assert tokenizer is not None
+    batch = next(stream_batches(made, data, tokenizer, step, 0, 1, 0))[1]
+    captions = batch.extra["known"] == 0
+    assert captions.any()
+    assert (batch.extra["label_set"][captions] == NO_LABEL).all()
+    before = step(batch)["loss"].item()
+    step.loss.class_tokens[root] = step.loss.class_tokens[(root + 1) % len(data.classes)]
+    assert step(batch)["loss"].item() == before
+    step.loss.class_tokens[(root + 2) % len(data.classes)] = step.loss.class_tokens[root]
+    assert step(batch)["loss"].item() != before

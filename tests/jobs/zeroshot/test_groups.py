@@ -196,7 +196,7 @@ def test_thresholds_of_other_classes_or_prompts_are_one_line():
         (parse_classes('{"cat": ["a leopard"]}'), own, "cat"),
         (Classes((ClassName("cat", ("leopard",)),)), own, "leopard"),
     ):
-        with pytest.raises(UniclError, match="thresholds of other classes") as caught:
+        with pytest.raises(UniclError, match=r"has no threshold for \d class(es)? by this name and prompt") as caught:
             judge_of(loaded, classes, thresholds, multi=True)
         assert f"such as {name}" in caught.value.message
         assert "--fit-thresholds" in (caught.value.hint or "")

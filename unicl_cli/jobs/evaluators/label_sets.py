@@ -73,19 +73,22 @@ class LabelledImages(NamedTuple):
 
 
 def order_thresholds(found: FoundThresholds, corpus: EvalCorpus) -> Cut | None:
-    """Return thresholds in the order of the corpus's classes; None if they are a run's, fitted on another corpus.
+    """Return thresholds in the order of the corpus's classes; None if they are a run's that do not count here.
 
-    Raises UniclError if a class of the corpus has none.
+    These were fitted for other weights, or for the classes of another corpus. Raises UniclError if a class of the
+    corpus has none.
     """
     document = found.document
+    if found.is_stale and not found.is_named:
+        return None
     known = dict(zip(document.classes, document.thresholds, strict=True))
     missing = [item.names[0] for item in corpus.classes if item.key not in known]
     if missing and not found.is_named and document.data != corpus.name:
         return None
     if missing:
         raise UniclError(
-            f"{found.file}: thresholds of other classes: {count_of(len(missing), 'class')} of {corpus.name} "
-            f"{plural(len(missing), 'is', 'are')} not among them, such as {missing[0]}",
+            f"{found.file}: has no threshold for {count_of(len(missing), 'class')} of {corpus.name}, such as "
+            f"{missing[0]}",
             "fit them again: unicl eval MODEL --data CORPUS --fit-thresholds",
         )
     return Cut(document.scale, document.bias, np.array([known[item.key] for item in corpus.classes], np.float64))
@@ -294,12 +297,17 @@ def warn_about_classes(found: ClassFigures, wanted: Bools, split: str) -> list[s
 def warn_about_thresholds(
     thresholds: FoundThresholds | None, cut: Cut | None, corpus: EvalCorpus, split: str
 ) -> list[str]:
-    """Return a warning if the thresholds of the run are of another corpus, or were fitted on the same split."""
+    """Return warnings if the thresholds are of another corpus or of other weights, or were fitted on the same split."""
     if thresholds is None:
         return []
     document = thresholds.document
+    stale = [thresholds.describe_stale()] if thresholds.is_stale else []
     if cut is None:
-        return [f"no F1: {thresholds.file} has thresholds of the classes of {document.data}"]
+        reason = [] if stale else [f"{thresholds.file} has thresholds of the classes of {document.data}"]
+        return [f"no F1: {each}; fit them again: unicl eval MODEL --fit-thresholds" for each in stale + reason]
     if (document.data, document.split) == (corpus.name, split):
-        return [f"the thresholds of {thresholds.file} were fitted on this split: F1 is too high; use another split"]
-    return []
+        return [
+            *stale,
+            f"the thresholds of {thresholds.file} were fitted on this split: F1 is too high; use another split",
+        ]
+    return stale

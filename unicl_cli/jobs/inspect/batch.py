@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -11,12 +12,12 @@ from torch import Tensor, zeros
 
 from unicl_cli.build.corpora import check_corpora
 from unicl_cli.build.data import TrainingData, build_data
-from unicl_cli.contracts import NO_TEXT, Drawn
+from unicl_cli.contracts import NO_KEY, NO_TEXT, Drawn
 from unicl_cli.core.json_output import format_json
 from unicl_cli.data.class_mentions import ClassNameFinder, distinct_pairs, split_words
 from unicl_cli.data.collate import collate
 from unicl_cli.data.corpus import Corpus
-from unicl_cli.data.mix import Draws, MixedCorpora
+from unicl_cli.data.mix import BOTH, At, Draws, MixedCorpora
 from unicl_cli.data.text import text_hash
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.inspect.batch_target import BatchTarget, build_unicl, incidence_of
@@ -76,25 +77,21 @@ steps: 1
     )
 
 
+class CountedRows(NamedTuple):
+    """The rows of a batch as the loss `unicl` counts them: one for each text that a row shows."""
+
+    rows: list[Drawn]
+    images: Ints  # (n,): the row of the batch that each belongs to
+    target: BatchTarget
+    facts: dict[str, int]
+
+
 def inspect_batch(recipe: Recipe, path: str, step: int, *, with_images: bool) -> InspectedBatch:
     """Draw the batch of ``step`` (0: the first) with the recipe's own sampler and keys, and describe it."""
     check_corpora(recipe)
     data = build_data(recipe)
     at = next(iter(Draws(data.order, step, step + 1, 0, 1)))
-    blank = cast("Any", skip_image)
-    mix = MixedCorpora([strand._replace(transform=blank) for strand in data.mix.strands], data.mix.texts)
-    drawn = [mix[place] for place in at]
-    loss = build_unicl(recipe, data.label_sets)
-    hook = getattr(loss, "extra", None)
-    batch = collate(drawn, zeros(len(drawn)), tokenizer=None, caption_targets=recipe.data.caption_targets, extra=hook)
-    with_text = np.flatnonzero(batch.text_index.numpy() != NO_TEXT)
-    if not len(with_text):
-        raise UniclError(
-            f"{path}: no row of the batch has a text, so there are no pairs of images and texts",
-            "choose a corpus with labels or captions; images alone suit only losses without texts, such as supcon",
-        )
-    rows = [drawn[row] for row in with_text]
-    target = BatchTarget(loss, batch, with_text, len(data.classes))
+    rows, images, target, counts = count_rows(recipe, data, at, path)
     relations = relate_rows(rows, target, data)
     by_class = sorted(range(min(MAX_SHOWN, len(rows))), key=lambda n: (not rows[n].labels, rows[n].labels, n))
     shown = np.array(by_class)
@@ -109,7 +106,7 @@ def inspect_batch(recipe: Recipe, path: str, step: int, *, with_images: bool) ->
         "corpora": [item.corpus for item in recipe.data.train],
         "label_rows": labelled,
         "caption_rows": len(rows) - labelled,
-        "rows_without_text": len(drawn) - len(rows),
+        **counts,
         "classes": len({label for row in rows for label in row.labels}),
         "distinct_texts": len({row.text for row in rows}),
         **pair_counts(relations),
@@ -119,8 +116,40 @@ def inspect_batch(recipe: Recipe, path: str, step: int, *, with_images: bool) ->
         "matrix": target_matrices(relations, shown),
         **target_shares(target, shown),
     }
-    chosen = [data.mix[at[with_text[row]]].image for row in shown] if with_images else []
+    chosen = [data.mix[at[images[row]]].image for row in shown] if with_images else []
     return InspectedBatch(facts, [image if image.ndim == 3 else image[0] for image in chosen])
+
+
+def count_rows(recipe: Recipe, data: TrainingData, at: Sequence[At], path: str) -> CountedRows:
+    """Draw the rows ``at`` these places without their images; return those that count. UniclError if none does."""
+    blank = cast("Any", skip_image)
+    mix = MixedCorpora([strand._replace(transform=blank) for strand in data.mix.strands], data.mix.texts)
+    drawn = [mix[place] for place in at]
+    loss = build_unicl(recipe, data.label_sets, shows_captions=data.shows_captions)
+    hook, two_texts = getattr(loss, "extra", None), data.mix.texts.labelled == BOTH
+    targets = recipe.data.caption_targets
+    made = collate(drawn, zeros(len(drawn)), tokenizer=None, caption_targets=targets, extra=hook, two_texts=two_texts)
+    batch, keys = loss.count_rows(made)
+    counted = np.flatnonzero(keys.numpy() != NO_KEY)
+    with_text = int((batch.text_index != NO_TEXT).sum())
+    if not with_text:
+        raise UniclError(
+            f"{path}: no row of the batch has a text, so there are no pairs of images and texts",
+            "choose a corpus with labels or captions; images alone suit only losses without texts, such as supcon",
+        )
+    if not len(counted):
+        raise UniclError(
+            f"{path}: each prompt of the batch names a class of weight 0, so no row counts",
+            "set a loss.weights above 0 for its group, or choose another --step",
+        )
+    seconds = [row._replace(text=row.prompt, text_hash=0, shown=row.prompted) for row in drawn] if two_texts else []
+    rows = [[*drawn, *seconds][row] for row in counted]
+    facts = {
+        "rows_without_text": int((made.text_index == NO_TEXT).sum()),
+        "second_texts": sum(row.text is not None for row in seconds),
+        "rows_left_out": with_text - len(rows),
+    }
+    return CountedRows(rows, counted % len(drawn), BatchTarget(loss, batch, counted, len(data.classes)), facts)
 
 
 def skip_image(data: bytes, draw: int) -> Tensor:

@@ -23,11 +23,12 @@ CELLS = 1 << 22
 """Pairs of an image and a text that are held at a time."""
 
 
-def build_unicl(recipe: Recipe, label_sets: LabelSets | None) -> UniCL:
+def build_unicl(recipe: Recipe, label_sets: LabelSets | None, *, shows_captions: bool) -> UniCL:
     """Build the recipe's loss if that is `unicl`, else `unicl` with its defaults; both without class columns."""
     part = recipe.loss if recipe.loss.name == "unicl" else binding.bind("losses", "unicl")
     context: dict[str, Callable[[], Any]] = {
         "label_sets": lambda: label_sets,
+        "shows_captions": lambda: shows_captions,
         "hides_named": lambda: recipe.data.caption_labels == "hide",
         "class_prompts": lambda: None,
     }
@@ -38,7 +39,8 @@ def build_unicl(recipe: Recipe, label_sets: LabelSets | None) -> UniCL:
 class BatchTarget:
     """The target of the images of n rows over their texts, as the loss `unicl` has it.
 
-    ``rows`` are the rows of the batch that have a text, int64 (n,); ``classes`` the number of classes of the mix.
+    ``batch`` has a row for each text (`UniCL.count_rows`). ``rows`` are those that count, int64 (n,); ``classes`` is
+    the number of classes of the mix.
     """
 
     def __init__(self, loss: UniCL, batch: Batch, rows: Ints, classes: int) -> None:

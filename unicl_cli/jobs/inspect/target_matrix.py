@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unicl_cli.evaluate.tables import make_table
+from unicl_cli.formats import count_of
 from unicl_cli.jobs.inspect.batch import HIDDEN, MISSED, NEGATIVE, POSITIVE
 
 WEAK = "weak"
@@ -68,7 +69,7 @@ def batch_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
         for name, title in titles.items()
     ]
     yield SideBySide(panels)
-    table = make_table(f"Batch at step {facts['step']}: {facts['batch_size']:,} rows", ("pairs",), ("CLIP", "UniCL"))
+    table = make_table(f"Batch at step {facts['step']}: {describe_rows(facts)}", ("pairs",), ("CLIP", "UniCL"))
     table.add_row("positives", f"{clip['positives']:,}", f"{unicl['positives']:,}")
     if unicl["hidden"]:
         table.add_row("prompts of groups that a row lacks, hidden", "0", f"{unicl['hidden']:,}")
@@ -80,6 +81,16 @@ def batch_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     table.add_row("false negatives per image", f"{clip['per_anchor']:.2f}", "")
     yield table
     yield rows_table(facts)
+
+
+def describe_rows(facts: Mapping[str, Any]) -> str:
+    """Return the number of rows of a batch in words, with those that show two texts or do not count."""
+    words = count_of(facts["batch_size"], "row")
+    if facts["second_texts"]:
+        words += f", {count_of(facts['second_texts'], 'row')} with a second text"
+    if facts["rows_left_out"]:
+        words += f", {count_of(facts['rows_left_out'], 'prompt')} of weight 0 left out"
+    return words
 
 
 def rows_table(facts: Mapping[str, Any]) -> Table:

@@ -48,7 +48,13 @@ class Blueprint:
         """Build the model for ``rows`` encoded at once, load the start weights and add the adapters."""
         chunks = chunk_count(self.sizes.local, rows)
         step, tokenizer = build_step(
-            self.recipe, self.fit_tokenizer, self.data.classes, chunks, self.trained, self.data.label_sets
+            self.recipe,
+            self.fit_tokenizer,
+            self.data.classes,
+            chunks,
+            self.trained,
+            self.data.label_sets,
+            shows_captions=self.data.shows_captions,
         )
         check_media(step, self.data)
         origin = None if self.start is None else load_init(step, self.recipe, self.start, tokenizer)

@@ -133,7 +133,8 @@ def build_on_meta(
 ) -> tuple[Step, Tokenizer | None]:
     """Build model and loss with shapes but without memory or weights; return them and the tokenizer of their texts."""
     with torch.device("meta"):
-        step, tokenizer = build_step(recipe, fit_tokenizer, data.classes, chunks, label_sets=data.label_sets)
+        facts: Any = {"label_sets": data.label_sets, "shows_captions": data.shows_captions}
+        step, tokenizer = build_step(recipe, fit_tokenizer, data.classes, chunks, **facts)
         add_adapters(recipe, step)
     return step.train(), tokenizer
 

@@ -39,9 +39,9 @@ from unicl_cli.jobs.train.sizes import Sizes, sizes_of
 from unicl_cli.launch.process import is_restarted
 from unicl_cli.recipe.load import check_shares
 from unicl_cli.recipe.schema import Recipe
-from unicl_cli.recipe.text import dump, recipe_hash
+from unicl_cli.recipe.text import OWN_TEXT, dump, recipe_hash
 from unicl_cli.runs.folder import CHECKPOINTS, CLASSES, RESOLVED, TOKENIZER, run_of
-from unicl_cli.runs.place import list_differences
+from unicl_cli.runs.place import find_differences, format_differences
 
 THREADS_PER_CORE = 16
 """A checkpoint of a machine with more threads continues with as many; beyond this, it would not end."""
@@ -212,7 +212,7 @@ def resume(
         message = f"{folder}: is of step {facts['step']:,}, but this training has {parts.sizes.steps:,}"
         raise UniclError(message, "train longer, or give a checkpoint of an earlier step")
     check_unchanged(parts.data, folder)
-    warn(recipe_differences(folder, facts.get("recipe"), parts.recipe))
+    warn(recipe_differences(folder, facts.get("recipe"), parts))
     load_state(folder, step, optimizer, average)
     torch.set_num_threads(min(facts["threads"], THREADS_PER_CORE * cores()))  # another number sums in another order
     if rank() == 0:
@@ -241,15 +241,23 @@ def checkpoint_to_load(resume_from: str, run: Path) -> Path | None:
     return folder
 
 
-def recipe_differences(folder: Path, then: str | None, recipe: Recipe) -> list[str]:
-    """Return a warning if a checkpoint was trained with a recipe that gives other numbers (``then``: its hash)."""
-    if then in (None, recipe_hash(recipe)):
-        return []
+def recipe_differences(folder: Path, then: str | None, parts: Parts) -> list[str]:
+    """Return a warning if a checkpoint was trained with a recipe that gives other numbers.
+
+    ``then`` is its hash, which counts where the run has no sound recipe: a default may have changed since.
+    """
+    what = ""
     try:
-        listed = list_differences(run_of(folder), recipe)
-    except UniclError:
-        listed = ""
-    what = f" ({listed})" if listed else ""
+        found = find_differences(run_of(folder), parts.recipe)
+    except (UniclError, FileNotFoundError):
+        if then in (None, recipe_hash(parts.recipe)):
+            return []
+    else:
+        if not parts.data.shows_captions:
+            found.pop(OWN_TEXT, None)
+        if not found:
+            return []
+        what = f" ({format_differences(found)})"
     return [f"{folder}: was trained with another recipe{what}: the run continues with other numbers than either"]
 
 

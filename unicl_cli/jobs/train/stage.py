@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unicl_cli.build.data import worker_count
 from unicl_cli.build.optimizer import learning_rate
 from unicl_cli.contracts import NO_KEY, NO_LABEL, Batch
-from unicl_cli.core.batch_columns import KNOWN
+from unicl_cli.core.batch_columns import KNOWN, LABEL_SET
 from unicl_cli.core.dist import any_rank, bare, gather, rank, world_size
 from unicl_cli.core.ema import Average
 from unicl_cli.core.guard import Diverged
@@ -165,7 +165,8 @@ def batch_figures(batch: Batch, pad_id: int | None) -> dict[str, Tensor]:
     The positives are those of the global batch, the row itself included; keys do not tell those of label sets.
     """
     if KNOWN in batch.extra:
-        facts = {"label_share": (batch.extra[KNOWN] != 0).float().mean()}
+        named = (batch.extra[LABEL_SET] != NO_LABEL).any(1)  # by a caption, which annotates no group
+        facts = {"label_share": (named | (batch.extra[KNOWN] != 0)).float().mean()}
     else:
         facts = {"label_share": (batch.labels != NO_LABEL).float().mean(), **count_positives(batch.keys)}
     if pad_id is None:

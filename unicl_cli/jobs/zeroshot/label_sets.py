@@ -12,7 +12,7 @@ from unicl_cli.contracts import ClassName
 from unicl_cli.core.class_groups import groups_of
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.multilabel import Cut
-from unicl_cli.formats import count_of, plural
+from unicl_cli.formats import count_of
 from unicl_cli.inference.image_inputs import ImageInput
 from unicl_cli.inference.scorer import Scorer
 from unicl_cli.jobs.zeroshot.answers import DIGITS, Answer, AnswerOptions, name_class, unanswered
@@ -83,6 +83,7 @@ def make_set_judge(
     if found is not None:
         classes, own = match_thresholds(loaded, asked, found)
         own = own if options.threshold is None else np.full(len(own), options.threshold)
+        warnings = (*warnings, *((found.describe_stale(),) if found.is_stale else ()))
         cut = Cut(found.document.scale, found.document.bias, own)
         return SetJudge(scorer, classes, cut, same_scores, options, warnings)
     return make_sigmoid_judge(loaded.name, asked.names, scorer, options, warnings)
@@ -129,9 +130,9 @@ def match_thresholds(
             missing.append(item.names[0])
         classes.append(learned._replace(names=learned.names[:1]))
     if missing:
-        told = f"{count_of(len(missing), 'class')} {plural(len(missing), 'has', 'have')} none there"
         raise UniclError(
-            f"{found.file}: thresholds of other classes: {told}, such as {missing[0]}",
+            f"{found.file}: has no threshold for {count_of(len(missing), 'class')} by this name and prompt, such as "
+            f"{missing[0]}",
             "ask about the classes that they were fitted on, or fit them again: "
             "unicl eval MODEL --data CORPUS --fit-thresholds",
         )
