@@ -9,7 +9,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Train ViLBER
 
 
 @app.command()
-def text(  # noqa: PLR0913 - a command's signature is its options
+def text(
     file: Annotated[Path, typer.Argument(help="Text file: a sentence per line, an empty line between documents.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="New folder for weights, config.json and tokenizer.json.")],
     steps: Annotated[int, typer.Option(min=1, help="Number of updates.")] = 500,
