@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 from unicl_cli.contracts import Batch
@@ -22,7 +23,7 @@ def encode_frozen(module: nn.Module, images: Tensor, accelerator: Any) -> Tensor
     step = cast("Step", bare(module))
     if not hasattr(step.model, "encode_frozen"):
         return None
-    with accelerator.autocast():  # with gradients, as in training: without them, torch may take other kernels
+    with torch.no_grad(), accelerator.autocast():
         found = cast("Tensor | None", step.call("encode_frozen", images.to(accelerator.device, non_blocking=True)))
     return None if found is None else found.detach()
 
