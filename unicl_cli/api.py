@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from unicl_cli.core.checkpoint import load_optimizer, load_weights, read_tensors, save
     from unicl_cli.core.checkpoint_files import newest, read_facts
     from unicl_cli.core.dist import bare, gather, rank, shard, share_of_mean, world_size
+    from unicl_cli.core.image_cache import EncodedImages, reads_no_images
     from unicl_cli.core.label_sets import set_columns
     from unicl_cli.core.loop import Plan, Step, fit, freeze_idle
     from unicl_cli.core.sampler import seed_of
@@ -56,6 +57,7 @@ _HOME = {
         "TowerTraits",
     ),
     "unicl_cli.evaluator_contracts": ("EvalCorpus", "EvalModel", "EvalRows", "Evaluator", "RowSets"),
+    "unicl_cli.core.image_cache": ("EncodedImages", "reads_no_images"),
     "unicl_cli.core.label_sets": ("set_columns",),
     "unicl_cli.core.checkpoint": ("load_optimizer", "load_weights", "read_tensors", "save"),
     "unicl_cli.core.checkpoint_files": ("newest", "read_facts"),
@@ -86,6 +88,7 @@ __all__ = [
     "ClassName",
     "DatasetSource",
     "Drawn",
+    "EncodedImages",
     "EvalCorpus",
     "EvalModel",
     "EvalRows",
@@ -135,6 +138,7 @@ __all__ = [
     "read_facts",
     "read_tensors",
     "read_whole_numbers",
+    "reads_no_images",
     "save",
     "seed_of",
     "set_columns",

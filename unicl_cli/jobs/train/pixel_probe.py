@@ -19,18 +19,17 @@ class FrozenImages(NamedTuple):
 
 
 def encode_frozen(module: nn.Module, images: Tensor, accelerator: Any) -> Tensor | None:
-    """Encode uint8 (b, 3, H, W) as far as the frozen image tower goes; None if it learns, or the model cannot tell."""
-    step = cast("Step", bare(module))
-    if not hasattr(step.model, "encode_frozen"):
-        return None
-    with torch.no_grad(), accelerator.autocast():
-        found = cast("Tensor | None", step.call("encode_frozen", images.to(accelerator.device, non_blocking=True)))
-    return None if found is None else found.detach()
+    """Encode uint8 (b, 3, H, W) as far as the frozen image tower goes; None if it learns."""
+    pixels = images.to(accelerator.device, non_blocking=True)
+    with torch.no_grad(), accelerator.autocast():  # with gradients, FSDP2 would lose those of the next step
+        return cast("Tensor | None", cast("Step", bare(module)).call("encode_frozen", pixels))
 
 
 def probe_pixels(module: nn.Module, batch: Batch, accelerator: Any) -> FrozenImages | None:
     """Try a step without pixels on a ``batch`` that has had one with pixels; None unless the image tower is frozen."""
-    images = batch.images.flatten(0, -4)
+    if not hasattr(cast("Step", bare(module)).model, "encode_frozen"):
+        return None
+    images = batch.images.flatten(0, -4)  # views, if there are several
     one = encode_frozen(module, images[:1], accelerator)
     if one is None:
         return None
