@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from unicl_cli.build.data import TrainingData, augments_of, worker_count
-from unicl_cli.core.dist import gather, rank, world_size
+from unicl_cli.core.dist import any_rank, gather, rank, world_size
 from unicl_cli.core.loop import Step
 from unicl_cli.data.loader import load_images
 from unicl_cli.data.mix import OnePass
@@ -50,7 +50,7 @@ def cache_images(parts: Parts, step: nn.Module, accelerator: Any, where: str, ea
 
 
 def why_not(parts: Parts, frozen: FrozenImages, count: int, seen: int) -> str | None:
-    """Return the reason to encode the images of a frozen tower at each step; None for none.
+    """Return the reason to encode the images of a frozen tower at each step; None for none. The same on every rank.
 
     ``count``: the images of the mix; ``seen``: those that the whole training draws.
     """
@@ -59,7 +59,9 @@ def why_not(parts: Parts, frozen: FrozenImages, count: int, seen: int) -> str | 
         "data.augment changes them from draw to draw": changes_images(parts.recipe),
         "the loss takes several views of each (data.views)": parts.recipe.data.views > 1,
         "a hook `extra` may read them": extra_of(cast("Step", parts.step)).reads_images,
-        f"something beside the tower uses them: {frozen.other_use}": frozen.other_use is not None,
+        f"something beside the tower uses them: {frozen.other_use or 'on another process'}": any_rank(
+            frozen.other_use is not None
+        ),
         f"each comes only about {seen / count:.1f} times": seen < PAYS * count,
         f"features of {count:,} images take {byte_size(size)}, more than {byte_size(MAX_BYTES)}": size > MAX_BYTES,
     }

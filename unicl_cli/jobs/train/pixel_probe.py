@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from unicl_cli.contracts import Batch
 from unicl_cli.core.dist import bare
-from unicl_cli.core.image_cache import EncodedImages, PixelsNeeded
+from unicl_cli.core.image_cache import EncodedImages
 from unicl_cli.core.loop import Step, probe_gradients
+from unicl_cli.core.memory import is_out_of_memory
+from unicl_cli.errors import UniclError
 
 
 class FrozenImages(NamedTuple):
@@ -37,6 +39,8 @@ def probe_pixels(module: nn.Module, batch: Batch, accelerator: Any) -> FrozenIma
     other_use = None
     try:
         probe_gradients(module, batch._replace(images=cast("Any", standing)), accelerator)
-    except (PixelsNeeded, TypeError) as error:
-        other_use = str(error)
+    except Exception as error:  # whatever it is: the same step with pixels has just gone well
+        if is_out_of_memory(error):
+            raise
+        other_use = str(error) if isinstance(error, UniclError) else f"{type(error).__name__}: {error}"
     return FrozenImages(one.nbytes, other_use)
