@@ -23,7 +23,7 @@ class FrozenImages(NamedTuple):
 def encode_frozen(module: nn.Module, images: Tensor, accelerator: Any) -> Tensor | None:
     """Encode uint8 (b, 3, H, W) as far as the frozen image tower goes; None if it learns."""
     pixels = images.to(accelerator.device, non_blocking=True)
-    with torch.no_grad(), accelerator.autocast():  # with gradients, FSDP2 would lose those of the next step
+    with torch.no_grad(), accelerator.autocast():
         return cast("Tensor | None", cast("Step", bare(module)).call("encode_frozen", pixels))
 
 
