@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from unicl_cli.core.checkpoint_files import newest, read_facts
     from unicl_cli.core.dist import bare, gather, gather_rows, rank, shard, share_of_mean, world_size
     from unicl_cli.core.files import read_regular, write_output
+    from unicl_cli.core.image_cache import EncodedImages, reads_no_images
     from unicl_cli.core.json_output import print_json
     from unicl_cli.core.label_sets import set_columns
     from unicl_cli.core.loop import Plan, Step, fit, freeze_idle
@@ -81,6 +82,7 @@ _HOME = {
     "unicl_cli.core.checkpoint_files": "newest read_facts",
     "unicl_cli.core.dist": "bare gather gather_rows rank shard share_of_mean world_size",
     "unicl_cli.core.files": "read_regular write_output",
+    "unicl_cli.core.image_cache": "EncodedImages reads_no_images",
     "unicl_cli.core.json_output": "print_json",
     "unicl_cli.core.label_sets": "set_columns",
     "unicl_cli.core.loop": "Plan Step fit freeze_idle",
@@ -132,6 +134,7 @@ __all__ = [
     "CocoSet",
     "DatasetSource",
     "Drawn",
+    "EncodedImages",
     "EvalCorpus",
     "EvalModel",
     "EvalRows",
@@ -217,6 +220,7 @@ __all__ = [
     "read_settings",
     "read_tensors",
     "read_whole_numbers",
+    "reads_no_images",
     "run_on_devices",
     "save",
     "seed_of",

@@ -188,7 +188,8 @@ class Drawn(NamedTuple):
     """One sample as the loader made it. ``row`` is its number in the whole mix, the same on every rank.
 
     ``media`` maps a kind ("audio") to bytes, as the source returned them; a kind that the row lacks is absent. It is
-    filled when the model or the loss has an ``extra`` hook, which turns it into tensors of ``Batch.extra``.
+    filled when the model or the loss has an ``extra`` hook, which turns it into tensors of ``Batch.extra``. ``image``
+    is None for a hook that declares to read no images (`core.image_cache.reads_no_images`).
     ``labels`` are all labels of the row, ``label`` the only one or NO_LABEL; ``shown`` is the class that its text
     names, NO_LABEL for a caption. Bit g of ``known`` is set if the row is annotated for group g of the mix. ``named``
     are the classes that the caption of a row without a label names, if `data.caption_labels` is hide. A row with two
@@ -234,7 +235,8 @@ class Batch(NamedTuple):
     """One rank's share of one step: b = batch size / world size rows, U distinct texts."""
 
     images: Tensor
-    """uint8 (b, 3, H, W), or (b, V, 3, H, W) with V views."""
+    """uint8 (b, 3, H, W), or (b, V, 3, H, W) with V views; `core.image_cache.EncodedImages` of b rows where a frozen
+    tower has encoded them before the first step, which `Model.encode_image` alone can use."""
     tokens: Tensor
     """int64 (U, L), L = the longest text of this share; U >= 1 always."""
     text_index: Tensor
@@ -280,7 +282,9 @@ class Model(Protocol):
     Optional methods: ``image_tokens(images)``, ``text_tokens(tokens)`` and ``encode_extra(name, x)`` for losses that
     need them; ``extra(drawn, tokens, text_index)`` adds fields to each batch; ``after_step()`` runs after each update
     (cap of a scale, queues); ``remember_texts()`` starts the cache of a frozen text tower and returns whether it can,
-    with ``text_width`` (numbers per cached text) and ``bank`` (the cache; None ends it).
+    with ``text_width`` (numbers per cached text) and ``bank`` (the cache; None ends it). ``encode_frozen(images)``
+    encodes as far as the frozen image tower goes, (b, D), or returns None if it learns; ``encode_image`` of a model
+    that has it also takes these outputs as `core.image_cache.EncodedImages`.
     """
 
     embed_dim: int

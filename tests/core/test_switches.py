@@ -17,7 +17,7 @@ from unicl_cli.encoders.transformer import TextTransformer
 from unicl_cli.recipe.load import load_text
 from unicl_cli.recipe.text import dump, recipe_hash
 
-SWITCHES = {"pack_texts": False, "text_cache": "off", "channels_last": False, "compile": True}
+SWITCHES = {"pack_texts": False, "text_cache": "off", "image_cache": "off", "channels_last": False, "compile": True}
 
 
 def recipe_of(digits, *, image="resnet18", freeze=False, steps=4, **parallel):

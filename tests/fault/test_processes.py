@@ -22,6 +22,7 @@ from unicl_cli.core.dist import bare, barrier, rank, shard, world_size
 from unicl_cli.core.loop import Plan, fit, freeze_idle
 from unicl_cli.core.schedule import lr_at
 from unicl_cli.jobs.train.batches import stream_batches
+from unicl_cli.jobs.train.image_cache import encode_all
 from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.launch.process import end_worker
 from unicl_cli.recipe.load import load_text
@@ -34,6 +35,7 @@ MODEL = {
     "tokenizer": "corpus",
     "context_length": 24,
 }
+FROZEN = {**MODEL["image"], "freeze": True}
 CASES = {  # name -> changes of the recipe
     "unicl": {},
     "unicl micro": {"batch": {"size": 12, "micro": 3}},
@@ -44,6 +46,13 @@ CASES = {  # name -> changes of the recipe
     "unicl packed": {"batch": {"size": 120}},  # so many texts that a rank packs them
     "unicl looked up": {"model": {"text": {**MODEL["text"], "freeze": True}}},
     "unicl looked up micro": {"model": {"text": {**MODEL["text"], "freeze": True}}, "batch": {"size": 12, "micro": 2}},
+    "unicl images once": {"model": {"image": FROZEN}, "data": {"augment": "none"}},
+    "ce images once micro": {
+        "loss": "ce",
+        "model": {"image": FROZEN, "text": None},
+        "data": {"augment": "none", "mix": {"labels": 1.0}},
+        "batch": {"size": 12, "micro": 2},
+    },
     "clip": {"loss": "clip"},
     "ce": {"loss": "ce", "model": {"text": None}, "data": {"mix": {"labels": 1.0}}},
     "ce on a mix": {"loss": "ce", "model": {"text": None}},
@@ -52,7 +61,7 @@ CASES = {  # name -> changes of the recipe
     "supcon": {"loss": "supcon", "model": {"text": None}, "data": {"views": 2}},
 }
 STRATEGIES = ("ddp", "fsdp2")
-OF_THREE = ("unicl", "unicl micro", "unicl packed", "unicl looked up", "multitask micro", "supcon")
+OF_THREE = ("unicl", "unicl micro", "unicl packed", "unicl looked up", "unicl images once", "multitask micro", "supcon")
 """What differs where three processes share a batch: how rows, texts and views are cut, gathered and counted."""
 
 
@@ -97,6 +106,9 @@ class Training:
         self.step = shard(step) if sharded else self.accelerator.prepare(step)
         self.optimizer = self.accelerator.prepare(build_optimizer(self.recipe, self.step))
         bare(self.step).model.remember_texts()  # where the tower is frozen
+        if "images once" in name and world_size() > 1:  # compared with one process that encodes at each step
+            rows = self.recipe.batch.size // world_size() if micro == "auto" else micro
+            self.data = encode_all(self.recipe, self.data, self.step, rows, self.accelerator)
 
     def batches(self, step, start, end):
         return stream_batches(self.recipe, self.data, self.tokenizer, step, start, end, 0)

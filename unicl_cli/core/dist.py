@@ -229,6 +229,15 @@ def shard(step: nn.Module, device: str | None = None) -> nn.Module:
     return step
 
 
+def reshard(step: nn.Module) -> None:
+    """Free the whole weights that a call outside training has left in an FSDP2 root; other modules stay as they are.
+
+    While they are there, ``parameters()`` gives them, and not the shards that the optimizer has.
+    """
+    if hasattr(step, "reshard"):
+        cast("Any", step).reshard()
+
+
 def _is_sharded(x: Tensor) -> "TypeGuard[DTensor]":
     module = sys.modules.get("torch.distributed.tensor")  # its import takes a second, and only sharding makes DTensors
     return module is not None and isinstance(x, module.DTensor)

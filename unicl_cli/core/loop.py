@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unicl_cli.contracts import Loss, Model, Sink
-from unicl_cli.core.dist import any_rank, bare, mean_over_ranks, rank, sum_over_ranks, world_size
+from unicl_cli.core.dist import any_rank, bare, mean_over_ranks, rank, reshard, sum_over_ranks, world_size
 from unicl_cli.core.guard import BadSteps
 from unicl_cli.core.host_copy import to_device
 from unicl_cli.core.memory import memory_used
@@ -196,6 +196,7 @@ def fit(
     it; too many of them raise Diverged. A logged line shows its own step, not a mean since the last line, so that it
     does not depend on where a run was interrupted.
     """
+    reshard(step_module)  # images or a validation may have been encoded just before
     guard, pace = plan.guard or BadSteps(), Pace(plan.steps, accelerator.device)
     updates = Updates(step_module, optimizer, accelerator, clip=plan.grad_clip, guard=guard, ahead=plan.ahead)
     began = time.perf_counter()

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from unicl_cli.build.data import augments_of, worker_count
-from unicl_cli.core.dist import bare, gather, rank, world_size
+from unicl_cli.build.data import TrainingData, augments_of, worker_count
+from unicl_cli.core.dist import any_rank, gather, rank, world_size
+from unicl_cli.core.loop import Step
 from unicl_cli.data.loader import load_images
 from unicl_cli.data.mix import OnePass
 from unicl_cli.data.transforms import Augmentation
@@ -44,12 +45,12 @@ def cache_images(parts: Parts, step: nn.Module, accelerator: Any, where: str, ea
         write_line(f"{where}: {line}")
     if why is not None:
         return parts
-    encoded = encode_all(parts, step, accelerator, each)
-    return parts._replace(data=parts.data._replace(encoded=encoded))
+    rows = parts.micro or parts.sizes.local
+    return parts._replace(data=encode_all(parts.recipe, parts.data, step, rows, accelerator, each))
 
 
 def why_not(parts: Parts, frozen: FrozenImages, count: int, seen: int) -> str | None:
-    """Return the reason to encode the images of a frozen tower at each step; None for none.
+    """Return the reason to encode the images of a frozen tower at each step; None for none. The same on every rank.
 
     ``count``: the images of the mix; ``seen``: those that the whole training draws.
     """
@@ -57,8 +58,10 @@ def why_not(parts: Parts, frozen: FrozenImages, count: int, seen: int) -> str | 
     reasons = {
         "data.augment changes them from draw to draw": changes_images(parts.recipe),
         "the loss takes several views of each (data.views)": parts.recipe.data.views > 1,
-        "a hook `extra` may read them": extra_of(bare(parts.step)).reads_images,
-        f"something beside the tower uses them: {frozen.other_use}": frozen.other_use is not None,
+        "a hook `extra` may read them": extra_of(cast("Step", parts.step)).reads_images,
+        f"something beside the tower uses them: {frozen.other_use or 'on another process'}": any_rank(
+            frozen.other_use is not None
+        ),
         f"each comes only about {seen / count:.1f} times": seen < PAYS * count,
         f"features of {count:,} images take {byte_size(size)}, more than {byte_size(MAX_BYTES)}": size > MAX_BYTES,
     }
@@ -70,14 +73,21 @@ def changes_images(recipe: Recipe) -> bool:
     return any(ops != Augmentation() for item in recipe.data.train for ops in augments_of(recipe, item))
 
 
-def encode_all(parts: Parts, step: nn.Module, accelerator: Any, each: Callable[[], None]) -> Tensor:
-    """Return what the frozen image tower gives for each row of the mix, (rows, …), on the host of every rank.
+def encode_all(
+    recipe: Recipe,
+    data: TrainingData,
+    step: nn.Module,
+    rows: int,
+    accelerator: Any,
+    each: Callable[[], None] = lambda: None,
+) -> TrainingData:
+    """Return the data with what the frozen image tower gives for each row of the mix, on every rank.
 
-    Every batch has the rows that a step encodes at once, so that a value is rounded as in a step; every rank encodes
-    equally often, since FSDP2 gathers weights each time.
+    Every batch has the ``rows`` that a step encodes at once, so that a value is rounded as in a step; every rank
+    encodes equally often, since FSDP2 gathers weights each time.
     """
-    mix, rows, device = parts.data.mix, parts.micro or parts.sizes.local, accelerator.device
-    workers = worker_count(parts.recipe, device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    mix, device = data.mix, accelerator.device
+    workers = worker_count(recipe, device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     places, found, done = OnePass(mix, rows, rank(), world_size()), torch.empty(0), 0
     with progress("images encoded once", len(mix)) as advance:
         for images in load_images(mix, places, workers, pin_memory=device.type == "cuda"):
@@ -93,4 +103,4 @@ def encode_all(parts: Parts, step: nn.Module, accelerator: Any, each: Callable[[
             found[done : done + len(part)] = part
             done += len(part)
             advance(len(part))
-    return found
+    return data._replace(encoded=found)

@@ -2,12 +2,15 @@
 
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 from unicl_cli.contracts import Batch
 from unicl_cli.core.dist import bare
-from unicl_cli.core.image_cache import EncodedImages, PixelsNeeded
+from unicl_cli.core.image_cache import EncodedImages
 from unicl_cli.core.loop import Step, probe_gradients
+from unicl_cli.core.memory import is_out_of_memory
+from unicl_cli.errors import UniclError
 
 
 class FrozenImages(NamedTuple):
@@ -18,18 +21,17 @@ class FrozenImages(NamedTuple):
 
 
 def encode_frozen(module: nn.Module, images: Tensor, accelerator: Any) -> Tensor | None:
-    """Encode uint8 (b, 3, H, W) as far as the frozen image tower goes; None if it learns, or the model cannot tell."""
-    step = cast("Step", bare(module))
-    if not hasattr(step.model, "encode_frozen"):
-        return None
-    with accelerator.autocast():  # with gradients, as in training: without them, torch may take other kernels
-        found = cast("Tensor | None", step.call("encode_frozen", images.to(accelerator.device, non_blocking=True)))
-    return None if found is None else found.detach()
+    """Encode uint8 (b, 3, H, W) as far as the frozen image tower goes; None if it learns."""
+    pixels = images.to(accelerator.device, non_blocking=True)
+    with torch.no_grad(), accelerator.autocast():
+        return cast("Tensor | None", cast("Step", bare(module)).call("encode_frozen", pixels))
 
 
 def probe_pixels(module: nn.Module, batch: Batch, accelerator: Any) -> FrozenImages | None:
     """Try a step without pixels on a ``batch`` that has had one with pixels; None unless the image tower is frozen."""
-    images = batch.images.flatten(0, -4)
+    if not hasattr(cast("Step", bare(module)).model, "encode_frozen"):
+        return None
+    images = batch.images.flatten(0, -4)  # views, if there are several
     one = encode_frozen(module, images[:1], accelerator)
     if one is None:
         return None
@@ -37,6 +39,8 @@ def probe_pixels(module: nn.Module, batch: Batch, accelerator: Any) -> FrozenIma
     other_use = None
     try:
         probe_gradients(module, batch._replace(images=cast("Any", standing)), accelerator)
-    except (PixelsNeeded, TypeError) as error:
-        other_use = str(error)
+    except Exception as error:  # whatever it is: the same step with pixels has just gone well
+        if is_out_of_memory(error):
+            raise
+        other_use = str(error) if isinstance(error, UniclError) else f"{type(error).__name__}: {error}"
     return FrozenImages(one.nbytes, other_use)
