@@ -1,5 +1,7 @@
 """ImageBind's loss against InfoNCE of another author, its golden value, empty modalities, and a small world of four."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from info_nce import InfoNCE
@@ -120,7 +122,7 @@ def test_another_model_is_refused_in_one_line() -> None:
 class World:
     """Latent z of 12 numbers, seen by fixed random generators with noise 0.3 (ImageBind's emergence in small)."""
 
-    sizes = {"image": 48, "text": 32, "audio": 40, "depth": 24}
+    sizes: ClassVar = {"image": 48, "text": 32, "audio": 40, "depth": 24}
 
     def __init__(self) -> None:
         rng = torch.Generator().manual_seed(7)

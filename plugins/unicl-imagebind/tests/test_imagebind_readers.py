@@ -70,7 +70,7 @@ def test_each_format_is_read_and_refused_where_it_is_cut(kind: str) -> None:
     data = sound(tone(40_000), kind=kind)
     assert len(decode_sound(data)) == 40_000
     for share in (0.3, 0.7, 0.95):
-        with pytest.raises(UniclError, match="cut off|cannot|can be read"):
+        with pytest.raises(UniclError, match=r"cut off|can be read"):
             decode_sound(data[: int(share * len(data))])
 
 
