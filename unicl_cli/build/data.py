@@ -277,15 +277,25 @@ def check_learnable(recipe: Recipe, data: TrainingData) -> None:
         )
     reads = recipe.model.name == "open_clip" or recipe.model.part.options.get("text") is not None
     if reads and any(s.kind == "images" and not s.table.stores_media for s in data.mix.strands):
-        raise UniclError(
-            "data.train: a corpus holds images without label or text, but the model has a text tower",
-            "set model.text=null and a loss without texts, or prepare the images with labels or captions",
-        )
+        raise images_alone()
+
+
+def images_alone() -> UniclError:
+    """Return the error for images that a model with a text tower learns nothing from."""
+    return UniclError(
+        "data.train: a corpus holds images without label or text, but the model has a text tower",
+        "set model.text=null and a loss without texts, or prepare the images with labels or captions",
+    )
 
 
 def check_media(step: Step, data: TrainingData) -> None:
-    """Raise UniclError if the loss learns from the model's media, and no row of the mix has some of a kind."""
+    """Raise UniclError if the loss learns from the model's media, and no row of the mix has some of a kind.
+
+    Also if it reads none, and the mix has images without label or text beside a text tower: they would teach nothing.
+    """
     if not getattr(step.loss, "reads_media", False):
+        if getattr(step.model, "text", None) is not None and any(s.kind == "images" for s in data.mix.strands):
+            raise images_alone()
         return
     for kind in cast("Sequence[MediaKind]", getattr(step.model, "media", ())):
         if not any(strand.has_media(kind.name) for strand in data.mix.strands):
