@@ -122,7 +122,7 @@ class Reads(torch.nn.Module):
 
 def test_training_needs_a_row_with_each_kind_that_the_loss_learns_from(stripes, monkeypatch):
     table = stripes.table("train", "captions")
-    strand = SimpleNamespace(has_media=table.has_media)
+    strand = SimpleNamespace(has_media=table.has_media, kind="captions")
     data = SimpleNamespace(mix=SimpleNamespace(strands=[strand]))
     model = hearing().step.model
     check_media(Step(model, Reads()), data)
@@ -130,7 +130,13 @@ def test_training_needs_a_row_with_each_kind_that_the_loss_learns_from(stripes, 
     monkeypatch.setattr(type(model), "media", (*type(model).media, kind))
     with pytest.raises(UniclError, match=r"data.train: no row has audio, which the loss learns from"):
         check_media(Step(model, Reads()), data)
-    check_media(Step(model, SupCon(16, 0.1, 8)), data)  # a loss that reads none
+    plain = Step(model, SupCon(16, 0.1, 8))
+    check_media(plain, data)  # a loss that reads none
+    model.text = model.read
+    check_media(plain, data)
+    images = SimpleNamespace(mix=SimpleNamespace(strands=[strand, SimpleNamespace(kind="images")]))
+    with pytest.raises(UniclError, match=r"data.train: a corpus holds images without label or text"):
+        check_media(plain, images)
 
 
 def test_images_with_media_may_stand_beside_captions_of_a_model_with_a_text_tower(tmp_path, capsys, monkeypatch):

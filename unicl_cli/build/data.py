@@ -297,15 +297,25 @@ def check_learnable(recipe: Recipe, data: TrainingData) -> None:
     reader = "the model has a text tower" if has_tower else f"the loss {recipe.loss.name} reads texts"
     reads = has_tower or takes("losses", recipe.loss.name, "vocab_size")
     if reads and any(s.kind == "images" and not s.table.stores_media for s in data.mix.strands):
-        raise UniclError(
-            f"data.train: a corpus holds images without label or text, but {reader}",
-            "set model.text=null and a loss without texts, or prepare the images with labels or captions",
-        )
+        raise images_alone(reader)
+
+
+def images_alone(reader: str = "the model has a text tower") -> UniclError:
+    """Return the error for images that a model with a text tower, or a loss that reads texts, learns nothing from."""
+    return UniclError(
+        f"data.train: a corpus holds images without label or text, but {reader}",
+        "set model.text=null and a loss without texts, or prepare the images with labels or captions",
+    )
 
 
 def check_media(step: Step, data: TrainingData) -> None:
-    """Raise UniclError if the loss learns from the model's media, and no row of the mix has some of a kind."""
+    """Raise UniclError if the loss learns from the model's media, and no row of the mix has some of a kind.
+
+    Also if it reads none, and the mix has images without label or text beside a text tower: they would teach nothing.
+    """
     if not getattr(step.loss, "reads_media", False):
+        if getattr(step.model, "text", None) is not None and any(s.kind == "images" for s in data.mix.strands):
+            raise images_alone()
         return
     for kind in cast("Sequence[MediaKind]", getattr(step.model, "media", ())):
         if not any(strand.has_media(kind.name) for strand in data.mix.strands):

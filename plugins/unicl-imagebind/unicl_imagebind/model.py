@@ -115,20 +115,18 @@ class ImageBind(nn.Module):
 
 
 def read_modalities(
-    drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor, *, readers: Mapping[str, Reader], dropout: float
+    drawn: Sequence[Drawn], _: Tensor, text_index: Tensor, *, readers: Mapping[str, Reader], dropout: float
 ) -> dict[str, Tensor]:
     """Return the media of a batch: for each name float32 (b, …), zeros where the bool column ``has_NAME`` is false.
 
     ``has_text`` is one of the columns. A row hides each of its modalities with the chance ``dropout``, but keeps one.
     UniclError with the row's key for media that cannot be used.
     """
-    del tokens
-    names = ("text", *readers)
     columns = [text_index != NO_TEXT, *(torch.tensor([name in one.media for one in drawn]) for name in readers)]
     has = torch.stack(columns, 1)
     if dropout:
         has &= torch.stack([keep_modalities(one, row, dropout) for one, row in zip(drawn, has, strict=True)])
-    extra = {f"has_{name}": column for name, column in zip(names, has.T.contiguous(), strict=True)}
+    extra = {f"has_{name}": column for name, column in zip(("text", *readers), has.T.contiguous(), strict=True)}
     for name, reader in readers.items():
         extra[name] = torch.zeros(len(drawn), *reader.shape)
         for place in extra[f"has_{name}"].nonzero().flatten().tolist():

@@ -20,8 +20,7 @@ from unicl_cli.api import ImageError, UniclError, open_image
 RATE, WINDOW, HOP, FFT, LOWEST = 16_000, 400, 160, 512, 20.0
 """Samples a second, of a frame and between frames; points of a frame's transform; lowest frequency in Hz."""
 PREEMPHASIS, FLOOR = 0.97, float(np.finfo(np.float32).eps)
-RATES = (1_000, 768_000)
-MOST_SAMPLES = 200_000_000
+RATES, MOST_SAMPLES = (1_000, 768_000), 200_000_000
 CUT = "a sound that is cut off"
 GREY = {"L": 255, "I;16": 65535, "I;16B": 65535, "I": 65535}
 """Modes of an image with one channel, and their largest value."""

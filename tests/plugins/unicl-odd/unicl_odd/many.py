@@ -132,6 +132,7 @@ class Bind(nn.Module):
     """Every branch runs in every step; where nothing has a modality its share is 0, with a gradient of 0."""
 
     score, activation = "text", "softmax"
+    reads_media = True
 
     def forward(self, model: Many, batch: Batch) -> dict[str, Tensor]:
         u = model.encode_image(batch.images).embed
