@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from unicl_cli.data.class_numbers import match_labels
     from unicl_cli.data.number_spellings import read_whole_numbers
     from unicl_cli.data.pictures import Extent, read_extent
+    from unicl_cli.data.sources.media_files import read_files, stamp_files
     from unicl_cli.data.sources.tar_members import iter_members
     from unicl_cli.errors import UniclError
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
@@ -68,6 +69,7 @@ _HOME = {
     "unicl_cli.data.class_numbers": ("match_labels",),
     "unicl_cli.data.number_spellings": ("read_whole_numbers",),
     "unicl_cli.data.pictures": ("Extent", "read_extent"),
+    "unicl_cli.data.sources.media_files": ("read_files", "stamp_files"),
     "unicl_cli.data.sources.tar_members": ("iter_members",),
     "unicl_cli.errors": ("UniclError",),
     "unicl_cli.evaluate.classifier": ("prompts_of", "zeroshot_classifier"),
@@ -133,6 +135,7 @@ __all__ = [
     "read_classes",
     "read_extent",
     "read_facts",
+    "read_files",
     "read_tensors",
     "read_whole_numbers",
     "save",
@@ -140,6 +143,7 @@ __all__ = [
     "set_columns",
     "shard",
     "share_of_mean",
+    "stamp_files",
     "start_accelerator",
     "supcon_loss",
     "world_size",
