@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from unicl_cli.data.pictures import Extent, ImageError, open_image, read_extent
     from unicl_cli.data.run_lengths import mask_of_runs
     from unicl_cli.data.shape_scenes import write_shape_scenes
+    from unicl_cli.data.sources.media_files import read_files, stamp_files
     from unicl_cli.data.sources.tar_members import iter_members
     from unicl_cli.data.tokenizers import corpus_tokenizer, load_tokenizer
     from unicl_cli.errors import UniclError, csv_cell, escape_control, print_line, write_note
@@ -98,6 +99,7 @@ _HOME = {
     "unicl_cli.data.pictures": "Extent ImageError open_image read_extent",
     "unicl_cli.data.run_lengths": "mask_of_runs",
     "unicl_cli.data.shape_scenes": "write_shape_scenes",
+    "unicl_cli.data.sources.media_files": "read_files stamp_files",
     "unicl_cli.data.sources.tar_members": "iter_members",
     "unicl_cli.data.tokenizers": "corpus_tokenizer load_tokenizer",
     "unicl_cli.errors": "UniclError csv_cell escape_control print_line write_note",
@@ -216,6 +218,7 @@ __all__ = [
     "read_coco",
     "read_extent",
     "read_facts",
+    "read_files",
     "read_regular",
     "read_settings",
     "read_tensors",
@@ -227,6 +230,7 @@ __all__ = [
     "set_columns",
     "shard",
     "share_of_mean",
+    "stamp_files",
     "start_accelerator",
     "supcon_loss",
     "train_module",

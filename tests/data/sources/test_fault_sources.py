@@ -207,7 +207,7 @@ def test_paths_of_windows_with_blanks_and_letters_are_found(tmp_path, prepare):
             b"image,caption\n0.png,x y\n",
             "?captoin=x",
             "did you mean 'caption'?",
-            "options of table: caption, ",
+            "options of table: audio, caption, ",
         ),
         ("o.csv", b"one\ntwo\n", "", "no caption column (columns: 0)", "o.csv?sep=tab"),
         ("u.csv", "image,caption\n0.png,x y\n".encode("utf-16"), "", "encoded as UTF-16", "save it as UTF-8"),

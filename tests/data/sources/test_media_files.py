@@ -272,3 +272,18 @@ def test_shapes_give_pairs_without_texts_and_texts_without_media():
     row = whole.rows("test")[1]
     assert row.texts
     assert (row.label, sorted(whole.read(row))) == (1, ["audio", "image", "imu"])
+
+
+def test_an_image_with_another_sound_is_no_duplicate(tmp_path, capfd):
+    for name, frames in (("1", 80), ("2", 80), ("3", 90), ("4", None)):
+        (tmp_path / "p").mkdir(exist_ok=True)
+        write_image(tmp_path / f"p/{name}.png", 7)
+        if frames:
+            write_wav(tmp_path / f"p/{name}.wav", frames)
+    src = f"{tmp_path / 'p'}?media=audio"
+    report, notes = prepare_report(capfd, "--images", src, "-o", tmp_path / "all")
+    assert report["rows"] == 4
+    assert "3 duplicate rows (same image, kind and split): --dedup exact leaves them out if their media" in notes
+    report, _ = prepare_report(capfd, "--images", src, "--dedup", "exact", "--keep-order", "-o", tmp_path / "c")
+    assert sorted(media_by_key(tmp_path / "c", "train", "images")) == ["1.png", "3.png", "4.png"]
+    assert report["sources"][0]["media"] == {"audio": {"rows": 2, "missing": 1}}

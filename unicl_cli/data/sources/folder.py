@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.class_entry import NameList
 from unicl_cli.data.class_numbers import LabelledClasses, read_names
-from unicl_cli.data.media import MAPS, check_media, read_medium
-from unicl_cli.data.pictures import Extent, file_extent, read_file
+from unicl_cli.data.media import MAPS
+from unicl_cli.data.pictures import Extent, file_extent
 from unicl_cli.data.sources.folder_files import ARCHIVES, FoundFiles, scan_folder
 from unicl_cli.data.sources.folder_layout import Layout, find_layout
 from unicl_cli.data.sources.folder_names import list_some, match_folders, name_folders
@@ -21,6 +21,7 @@ from unicl_cli.data.sources.media_files import (
     PairedFiles,
     image_stem,
     pair_files,
+    read_files,
     read_kinds,
     split_name,
     stamp_files,
@@ -197,10 +198,7 @@ class Folder:
 
     def read(self, row: Row) -> dict[str, bytes]:
         """Return the bytes of the image and its media. MediaError for media that are not of their kind."""
-        image = read_file(self.path / row.ref)
-        media = {kind: read_medium(kind, self.path / file, file) for kind, file in row.media}
-        check_media(media, dict(row.media), image)
-        return {"image": image, **media}
+        return read_files(self.path, row)
 
     def stamp(self, row: Row) -> int:
         """Return the size of the file, which reveals an edited source; -1 if the file is gone. Media change it."""

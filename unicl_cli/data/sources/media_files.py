@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from unicl_cli.contracts import Row
-from unicl_cli.data.media import KINDS
+from unicl_cli.data.media import KINDS, check_media, read_medium
+from unicl_cli.data.pictures import read_file
 from unicl_cli.data.sources.folder_names import list_some
 from unicl_cli.errors import UniclError, did_you_mean
 
@@ -139,6 +140,17 @@ def keep_existing(
         if absent[kind]:
             notes.append(f"files of {kind} that do not exist ({len(absent[kind]):,}): {list_some(absent[kind])}")
     return KeptRows(kept, notes)
+
+
+def read_files(folder: Path, row: Row) -> dict[str, bytes]:
+    """Return the bytes of a row's image and media, whose places are paths in ``folder``.
+
+    Raises ImageError, MediaError or OSError, each of which leaves the row out with its reason.
+    """
+    image = read_file(folder / row.ref)
+    media = {kind: read_medium(kind, folder / file, file) for kind, file in row.media}
+    check_media(media, dict(row.media), image)
+    return {"image": image, **media}
 
 
 def stamp_files(image: Path, media: Sequence[Path]) -> int:

@@ -58,7 +58,7 @@ class DuplicatesFile(Document):
 
 
 def hash_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]) -> dict[str, Any] | None:
-    """Write the sha256 of each row's image beside the markers; None if stopped. No image is kept in memory."""
+    """Write a sha256 of the image and media of each row beside the markers; None if stopped. None stays in memory."""
     digests: list[bytes] = []
     total = 0
 
@@ -166,10 +166,14 @@ def _hash_image(row: Row, work: Work, source: DatasetSource) -> tuple[bytes, int
     if usable_texts(row, work)[1]:
         return _NO_DIGEST, 0
     try:
-        data = source.read(row)["image"]
+        found = source.read(row)
+        data = found["image"]
     except Exception:  # noqa: BLE001 - the same row is read again by its unit, which counts it with its reason
         return _NO_DIGEST, 0
-    return hashlib.sha256(data).digest(), len(data)
+    digest = hashlib.sha256(data)
+    for kind in sorted(found.keys() - {"image"}):  # an image with another sound is another row
+        digest.update(f"{kind}:{hashlib.sha256(found[kind]).hexdigest()}".encode())
+    return digest.digest(), len(data)
 
 
 def _group_units(units: Sequence[Unit]) -> Iterable[list[Unit]]:

@@ -106,7 +106,8 @@ def image_notes(manifest: Manifest) -> list[str]:
         notes.append(f"{differ:,} of these had another label than the row kept, for example {gone} (kept: {kept})")
     if equal and equal.in_a_kind and not exact:
         rows = count_of(equal.in_a_kind, "duplicate row")
-        notes.append(f"{rows} (same image, kind and split): --dedup exact leaves them out")
+        same = " if their media are the same, too" if "media" in (manifest.model_extra or {}) else ""
+        notes.append(f"{rows} (same image, kind and split): --dedup exact leaves them out{same}")
     if equal and equal.in_two_kinds:
         images = count_of(equal.in_two_kinds, "image")
         notes.append(Remark(f"{images} in training rows of more than one kind (all kept)"))
