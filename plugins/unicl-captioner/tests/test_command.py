@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ LOSS = "{name: captioner, width: 16, layers: 1, heads: 2}"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run ``run`` of the captioner, a run ``other`` of CLIP, and a folder ``images`` with one damaged file."""
     root = tmp_path_factory.mktemp("captions")
     corpus = small_corpus(root / "corpus")
@@ -28,7 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for number in range(3):
         Image.new("RGB", (32, 32), (80 * number, 10, 10)).save(root / "images" / f"{number}.png")
     (root / "images" / "broken.png").write_bytes(b"no image")
-    yield root
+    return root
 
 
 Capture = pytest.CaptureFixture[str]
