@@ -24,7 +24,7 @@ ARMS = {
 }
 LEVELS = (0.5, 0.7, 0.9)
 COMPARED = 0.7
-BATCH, EVERY, MOST = 128, 10, 44_800
+BATCH, EVERY, MOST = 128, 10, 25_600
 """Rows of a step, steps between two evaluations, images at which a run ends."""
 
 
@@ -79,7 +79,8 @@ def run(out: Path, seeds: int) -> list[Table]:
     out.mkdir(parents=True, exist_ok=True)
     sources = ("--captions", "coloured-digits", "--labels", "coloured-digits", "--holdout", "0")
     run_unicl("--plugin", str(SOURCE), "prepare", *sources, "-o", str(corpus), "-q", "--workers", "1")
-    curves = {arm: [train_arm(out, arm, seed) for seed in range(seeds)] for arm in ARMS}
+    rounds = [{arm: train_arm(out, arm, seed) for arm in ARMS} for seed in range(seeds)]
+    curves = {arm: [own[arm] for own in rounds] for arm in ARMS}
     draw_curves(curves, PICTURE)
     table = Table("objective", *(f"{level:.0%}" for level in LEVELS), title="Images seen until a zero-shot accuracy")
     for arm, own in curves.items():
