@@ -25,11 +25,11 @@ OPENINGS = ("a photo of a {}", "this is a {}", "look at the {}", "a {}")
 FILLERS = tuple(
     a + b for a in ("lor", "ip", "dol", "am", "con", "ad", "el", "sed") for b in ("em", "us", "or", "it", "a")
 )
-TRAIN, SIDE = 1400, 16
+TRAIN, COPIES, SIDE = 1400, 5, 16
 
 
 class ColouredDigits:
-    """1,400 images for training and 397 for testing; each has another colour, place and noise."""
+    """1,400 digits for training, each ``COPIES`` times in other colours, places and words, and 397 for testing."""
 
     splits: Sequence[str] = ("train", "test")
     classes: Sequence[ClassName] = tuple(ClassName(word, (word,)) for word in WORDS)
@@ -42,23 +42,22 @@ class ColouredDigits:
         """Return captions for training, labels for testing."""
         if (self.kind == "captions") != (split == "train"):
             return []
-        numbers = self._order[:TRAIN] if split == "train" else self._order[TRAIN:]
-        return [self._row(split, number) for number in numbers]
-
-    def _row(self, split: str, number: int) -> Row:
-        digit, draw = int(self._digits.target[number]), random.Random(f"{number} text")
         if split == "test":
-            return Row(f"test/{number:04d}", str(number), (), digit)
-        named = f"{self._colour(number)} {WORDS[digit]}" if draw.random() < 0.5 else WORDS[digit]
+            return [Row(f"test/{n:04d}", f"{n}/0", (), int(self._digits.target[n])) for n in self._order[TRAIN:]]
+        return [self._row(number, copy) for copy in range(COPIES) for number in self._order[:TRAIN]]
+
+    def _row(self, number: int, copy: int) -> Row:
+        ref, word = f"{number}/{copy}", WORDS[int(self._digits.target[number])]
+        draw = random.Random(f"{ref} text")
+        named = f"{self._colour(ref)} {word}" if draw.random() < 0.5 else word
         more = draw.sample(FILLERS, draw.randrange(self.filler + 1))
-        return Row(
-            f"train/{number:04d}", str(number), (" ".join([draw.choice(OPENINGS).format(named), *more]),), NO_LABEL
-        )
+        text = " ".join([draw.choice(OPENINGS).format(named), *more])
+        return Row(f"train/{copy}/{number:04d}", ref, (text,), NO_LABEL)
 
     def read(self, row: Row) -> dict[str, bytes]:
         """Draw an image and return it as PNG."""
-        number = int(row.ref)
-        draw, colour = random.Random(f"{number} image"), COLOURS[self._colour(number)]
+        number, draw = int(row.ref.partition("/")[0]), random.Random(f"{row.ref} image")
+        colour = COLOURS[self._colour(row.ref)]
         grey = Image.new("L", (8, 8))
         grey.putdata([int(value) * 255 // 16 for value in self._digits.images[number].ravel()])
         grey = grey.resize((12, 12), Image.Resampling.BILINEAR)
@@ -70,8 +69,8 @@ class ColouredDigits:
         Image.frombytes("RGB", (SIDE, SIDE), values).save(out, "PNG")
         return {"image": out.getvalue()}
 
-    def _colour(self, number: int) -> str:
-        return random.Random(f"{number} colour").choice(list(COLOURS))
+    def _colour(self, ref: str) -> str:
+        return random.Random(f"{ref} colour").choice(list(COLOURS))
 
     @cached_property
     def _digits(self) -> Any:

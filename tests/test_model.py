@@ -243,3 +243,33 @@ def test_the_linear_text_tower_is_the_head_of_the_cross_entropy_loss():
     batch = batch_of(labels.tolist(), tokens=torch.arange(CLASSES)[:, None], text_index=labels)
     unicl = UniCL(["image"])(m, batch)["loss"] - math.log(3)
     assert unicl.item() == pytest.approx(ce(m, batch)["loss"].item(), abs=1e-12)
+
+
+def test_image_tokens_are_computed_in_parts_and_a_tower_without_any_has_its_pooled_output():
+    m, images = model(chunks=3).double(), random_images()
+    whole, parts = model().double(), m.image_tokens(images)
+    torch.testing.assert_close(parts, whole.image_tokens(images))
+    parts.square().sum().backward()
+    whole.image_tokens(images).square().sum().backward()
+    for one, other in zip(m.image.parameters(), whole.image.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        if one.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad)
+    plain = model(image=Pooled())
+    assert torch.equal(plain.image_tokens(images), plain.encode_image(images).pooled[:, None])
+    with pytest.raises(UniclError, match=r"data\.views: the loss takes one view"):
+        m.image_tokens(images[:, None])
+
+
+class Pooled(nn.Module):
+    """An image tower without tokens."""
+
+    units = ()
+    width = 16
+
+    def __init__(self):
+        super().__init__()
+        self.read = nn.Linear(3, 16)
+
+    def forward(self, x):
+        return self.read(x.mean((2, 3)))

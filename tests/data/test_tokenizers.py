@@ -196,3 +196,28 @@ def test_texts_that_come_again_have_the_same_ids_and_are_not_kept_without_end(cl
             assert set(row[len(alone[text]) :]) <= {clip.pad_id}
         assert len(clip._seen) <= 40
     assert len(pickle.loads(pickle.dumps(clip))._seen) == 0
+
+
+@pytest.mark.parametrize("text", ["a red circle, zwölf große Äpfel!", "", "don't  stop", "안녕 🏳️‍🌈"])
+def test_words_of_a_text_are_decoded_into_it(text):
+    plain = " ".join(text.lower().split())
+    for tokenizer, exact in ((corpus_tokenizer([text] * 3, 64), True), (clip_tokenizer(), False)):
+        ids = tokenizer([text])[0].tolist()[1:-1]
+        (found,) = tokenizer.decode([ids])
+        if exact:
+            assert " ".join(found.split()) == plain
+        else:  # CLIP puts a space after each word and sign
+            assert found.replace(" ", "") == plain.replace(" ", "")
+    assert class_tokenizer(["a b", "c"]).decode([[0], [1]]) == ["a b", "c"]
+
+
+def test_a_file_decodes_as_it_says(tmp_path):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    library = Tokenizer(models.WordPiece({"[UNK]": 0, "play": 1, "##ing": 2, "dogs": 3}, unk_token="[UNK]"))
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    library.save(str(tmp_path / "plain.json"))
+    library.decoder = decoders.WordPiece()
+    library.save(str(tmp_path / "joined.json"))
+    assert load_tokenizer(tmp_path / "plain.json", 8).decode([[1, 2, 3]]) == ["play ##ing dogs"]
+    assert load_tokenizer(tmp_path / "joined.json", 8).decode([[1, 2, 3]]) == ["playing dogs"]

@@ -36,6 +36,7 @@ MODEL = {
     "context_length": 24,
 }
 FROZEN = {**MODEL["image"], "freeze": True}
+CAPTIONER = {"name": "captioner", "width": 16, "layers": 2, "heads": 2, "drop_image": 0.3}
 CASES = {  # name -> changes of the recipe
     "unicl": {},
     "unicl micro": {"batch": {"size": 12, "micro": 3}},
@@ -59,9 +60,16 @@ CASES = {  # name -> changes of the recipe
     "multitask": {"loss": "multitask"},
     "multitask micro": {"loss": "multitask", "batch": {"size": 12, "micro": 1}},
     "supcon": {"loss": "supcon", "model": {"text": None}, "data": {"views": 2}},
+    "captioner": {"loss": CAPTIONER, "model": {"text": None}},
+    "captioner micro": {"loss": CAPTIONER, "model": {"text": None}, "batch": {"size": 12, "micro": 3}},
+    "bow": {"loss": "bow", "model": {"text": None}},
+    "bow sigmoid": {"loss": {"name": "bow", "activation": "sigmoid"}, "model": {"text": None}},
 }
 STRATEGIES = ("ddp", "fsdp2")
-OF_THREE = ("unicl", "unicl micro", "unicl packed", "unicl looked up", "unicl images once", "multitask micro", "supcon")
+OF_THREE = (
+    *("unicl", "unicl micro", "unicl packed", "unicl looked up", "unicl images once", "multitask micro", "supcon"),
+    *("captioner", "bow"),
+)
 """What differs where three processes share a batch: how rows, texts and views are cut, gathered and counted."""
 
 

@@ -28,8 +28,8 @@ def killed(words, run, rng):
     return alive, bool(list((run / "checkpoints").glob(".unicl-*.tmp")))
 
 
-def killed_until_done(folder, digits, *, times, steps, seed):
-    file = recipe(folder, digits, steps=steps, every=1, optimizer="adamw", ema={"decay": 0.9})
+def killed_until_done(folder, digits, *, times, steps, seed, **changes):
+    file = recipe(folder, digits, steps=steps, every=1, optimizer="adamw", ema={"decay": 0.9}, **changes)
     whole, cut, one = folder / "whole", folder / "cut", ("--devices", "cpu:1", "-q")
     here("train", file, "--run-dir", whole, *one)
     rng, words = random.Random(seed), ("train", file, "--run-dir", cut, *one)
@@ -46,6 +46,18 @@ def killed_until_done(folder, digits, *, times, steps, seed):
 
 def test_killed_a_run_ends_in_the_same_weights(tmp_path, digits):
     alive, _ = killed_until_done(tmp_path, digits, times=1, steps=25, seed=0)
+    assert alive == 1
+
+
+CAPTIONER = {"name": "captioner", "width": 16, "layers": 1, "heads": 2, "drop_image": 0.3}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", [CAPTIONER, {"name": "bow"}], ids=lambda loss: loss["name"])
+def test_killed_a_run_without_a_text_tower_ends_in_the_same_weights(tmp_path, digits, loss):
+    """The captioner draws which images it hides, and bow counts the words of all steps."""
+    model = {"image": {"name": "cnn", "width": 8, "stages": 2}, "text": None, "embed_dim": 16}
+    alive, _ = killed_until_done(tmp_path, digits, times=1, steps=25, seed=0, loss=loss, model=model)
     assert alive == 1
 
 

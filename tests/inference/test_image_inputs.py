@@ -14,9 +14,9 @@ from PIL import Image
 
 from unicl_cli.data.fetch import FetchError
 from unicl_cli.data.pictures import decode
+from unicl_cli.inference import image_inputs
 from unicl_cli.inference.batch_stream import BatchStream
 from unicl_cli.inference.image_inputs import ImageInput, find_images, find_in_folder, find_input, read_image, read_list
-from unicl_cli.jobs.zeroshot import inputs
 
 
 def entries(data: bytes, cuts: list[int], separator: bytes = b"\n") -> list[str]:
@@ -42,7 +42,7 @@ def test_an_entry_without_end_is_kept_in_part_and_the_others_are_answered(tmp_pa
     long = "é" * 200_000
     data = f"{long}\na.png\nhttps://x.example/{long}\r\n{'b' * 5000}\n{long}".encode()
     found = entries(data, list(range(0, len(data), 5000)))
-    assert max(map(len, found)) <= inputs.MAX_ENTRY + 5000
+    assert max(map(len, found)) <= image_inputs.MAX_ENTRY + 5000
     answers = [answer for entry in found for answer in find_input(entry)]
     assert [answer.problem for answer in answers] == ["File name too long", None, *["File name too long"] * 3]
     assert [answer.path[:3] for answer in answers] == ["ééé", "a.p", "htt", "bbb", "ééé"]
@@ -116,7 +116,7 @@ def test_urls_are_downloaded_with_leave_alone():
 
 
 def test_a_file_without_end_is_read_no_further_than_the_bound(monkeypatch, tmp_path):
-    monkeypatch.setattr(inputs, "MAX_BYTES", 1000)
+    monkeypatch.setattr(image_inputs, "MAX_BYTES", 1000)
     assert read_image(ImageInput("/dev/zero"), decode) == "not a regular file"
     large = tmp_path / "large.png"
     large.touch()

@@ -14,6 +14,8 @@ from unicl_cli.api import NO_TEXT, Batch, Model, Tokenizer, UniclError, gather, 
 
 SHOWN = 5
 """The most words that a warning names."""
+PROMPTS = 1024
+"""Prompts whose words are held at once, as one row of the vocabulary each."""
 
 
 def words_of(tokens: Tensor, vocab_size: int, specials: Tensor) -> Tensor:
@@ -99,18 +101,27 @@ class BagOfWords(nn.Module):
 
     def pair_scores(self, model: Model, images: Tensor, tokens: Tensor) -> Tensor:
         """Score images with texts, (b, P): the mean or sum of the log-probabilities of the words of each text."""
-        words = words_of(tokens, len(self.counts), self.specials)[:, self.kept]
         found = self.log_probabilities(model, images)
+        return torch.cat([self.score_words(found, part) for part in tokens.split(PROMPTS)], 1)
+
+    def score_words(self, found: Tensor, tokens: Tensor) -> Tensor:
+        """Sum or average ``found`` (b, W) over the words of each text: (b, p)."""
+        words = words_of(tokens, len(self.counts), self.specials)[:, self.kept]
         with torch.autocast(found.device.type, enabled=False):
             sums = found @ words.T.to(found.dtype)
             return sums / words.sum(1) if self.length == "mean" else sums
 
     def check_prompts(self, tokens: Tensor, tokenizer: Tokenizer) -> list[str]:
         """Return a warning about words that no text of the training had; UniclError for a prompt without words."""
-        words = words_of(tokens, len(self.counts), self.specials.cpu())
-        if bool((~words.any(1)).any()):
-            raise UniclError("a class has no word that the model knows", "give it another name, or another template")
-        unseen = (words.any(0) & (self.counts.cpu() == 0)).nonzero()[:, 0].tolist()
+        asked = torch.zeros(len(self.counts), dtype=torch.bool)
+        for part in tokens.split(PROMPTS):
+            words = words_of(part, len(asked), self.specials.cpu())
+            if bool((~words.any(1)).any()):
+                raise UniclError(
+                    "a class has no word that the model knows", "give it another name, or another template"
+                )
+            asked |= words.any(0)
+        unseen = (asked & (self.counts.cpu() == 0)).nonzero()[:, 0].tolist()
         if not unseen:
             return []
         decode = getattr(tokenizer, "decode", None)

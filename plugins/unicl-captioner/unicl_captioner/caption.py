@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,8 @@ def caption_images(
         written: list[Caption] = []
         if good:
             written = loss.write(loaded.step.model, part.pixels[torch.tensor(good)].to(device), beams)
+        if any(not math.isfinite(each.log_prob) for each in written):
+            raise UniclError(f"non-finite features from {loaded.name}", "use an earlier checkpoint of the run")
         texts: list[str] = loaded.tokenizer.decode([each.words for each in written])  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue] - checked on loading
         found = dict(zip(good, zip(texts, written, strict=True), strict=True))
         yield [answer(image.path, problems[row], found.get(row)) for row, image in enumerate(part.images)]

@@ -13,13 +13,14 @@ from toys import PLAIN, cosines, filled, noise, toy
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.errors import UniclError
+from unicl_cli.inference.answer_stream import json_lines
 from unicl_cli.inference.encoder import Encoder
 from unicl_cli.inference.image_inputs import ImageInput
 from unicl_cli.inference.linear_probe import LinearProbe, reference_features
 from unicl_cli.jobs.zeroshot.answers import AnswerOptions
 from unicl_cli.jobs.zeroshot.classes import Classes, parse_classes
 from unicl_cli.jobs.zeroshot.judge import make_judge
-from unicl_cli.jobs.zeroshot.output import csv_rows, json_lines, layout_of, text_lines
+from unicl_cli.jobs.zeroshot.output import csv_rows, layout_of, text_lines
 from unicl_cli.jobs.zeroshot.questions import Wanted
 from unicl_cli.jobs.zeroshot.table import TerminalTable
 from unicl_cli.jobs.zeroshot.zeroshot import zeroshot
