@@ -20,8 +20,10 @@ from unicl_cli.core.sampler import seed_of
 from unicl_cli.data.decoding import decode_pixels
 from unicl_cli.data.pictures import decode
 from unicl_cli.data.transforms import (
+    JITTERED,
     PRESETS,
     TrainTransform,
+    View,
     build_augment,
     eval_transform,
     image_of,
@@ -225,3 +227,28 @@ def test_pillow_does_all_of_it_on_request():
         expected = tensor_of(flip(crop(decode(data))))  # torchvision on an image
         assert torch.equal(slow(data, draw), expected)
         assert (slow(data, draw).int() - train()(data, draw).int()).abs().max() <= 2
+
+
+def test_the_augmentation_of_simclr_has_the_published_numbers():
+    """Appendix A: area 8 to 100 %, flip; jitter 0.8 s with hue 0.2 s on 4 of 5; grey 0.2; blur 0.5, a tenth wide."""
+    view = View(224, build_augment("simclr", {}), "tensor")
+    assert (view.ops.crop, view.ops.flip, view.ops.grey, view.ops.blur) == ((0.08, 1.0), 0.5, 0.2, 0.5)
+    (jitter,) = (step for step in view.steps if isinstance(step, v2.RandomApply) and step.p == JITTERED)
+    (colour,) = jitter.transforms
+    for bounds in (colour.brightness, colour.contrast, colour.saturation):
+        assert bounds == pytest.approx((0.2, 1.8))
+    assert colour.hue == pytest.approx((-0.2, 0.2))
+    (blur,) = (step.transforms[0] for step in view.steps if isinstance(step, v2.RandomApply) and step.p == 0.5)
+    assert (blur.kernel_size, blur.sigma) == ((23, 23), pytest.approx((0.1, 2.0)))
+    names = [type(step).__name__ for step in view.steps]
+    assert names == ["method", "RandomApply", "RandomGrayscale", "RandomApply"], "flip, colour, grey, blur"
+    cifar = build_augment("simclr", {"jitter": 0.4, "blur": 0.0})
+    assert (cifar.jitter, cifar.blur, cifar.grey) == (0.4, 0.0, 0.2), "strength 0.5, no blur"
+
+
+def test_views_have_augmentations_of_their_own():
+    data = encoded()
+    one_sided = [build_augment("none", {}), build_augment("simclr", {})]
+    views = [TrainTransform(32, one_sided, 0, decoder="auto", resize="tensor")(data, draw) for draw in range(3)]
+    assert all(torch.equal(view[0], eval_transform(data, 32)) for view in views), "the first is never changed"
+    assert len({tuple(view[1].flatten().tolist()) for view in views}) == 3

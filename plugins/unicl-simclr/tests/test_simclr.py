@@ -129,8 +129,8 @@ def test_a_head_may_be_linear_or_none(layers: int) -> None:
     assert torch.equal(out, x) if layers == 0 else out.shape == (10, 4)
 
 
-class Counted(FeatureTable):
-    """Notes which features the loss reads."""
+class Unprojected(FeatureTable):
+    """Has no features behind a projection."""
 
     def encode_image(self, images: torch.Tensor, /) -> Features:
         features = super().encode_image(images)
@@ -138,7 +138,7 @@ class Counted(FeatureTable):
 
 
 def test_the_head_reads_features_before_the_projection() -> None:
-    out = build_simclr(image_width=8).double()(Counted(12, 8), views_of(6))
+    out = build_simclr(image_width=8).double()(Unprojected(12, 8), views_of(6))
     assert out["loss"].isfinite()
 
 
@@ -214,6 +214,19 @@ def test_a_wrong_option_is_one_problem(
 @pytest.mark.parametrize("name", ["digits-simclr", "cifar10-resnet18-simclr", "imagenet-resnet50-simclr"])
 def test_the_recipes_fit_the_schema(name: str) -> None:
     assert main(["recipes", "validate", name]) == 0
+
+
+@pytest.mark.slow
+def test_the_scale_of_the_paper_can_be_planned(
+    corpora: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = (f"data.train=[{{corpus: {corpora['images']}}}]", f"eval.0.corpus={corpora['labels']}", "eval.0.split=test")
+    capsys.readouterr()
+    words = ["imagenet-resnet50-simclr", *data, "--dry-run", "--json", "--devices", "cpu:8"]
+    assert main(["train", *words, "--run-dir", str(tmp_path / "run")]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["batch"], facts["batch_per_process"], facts["processes"]) == (4096, 512, 8)
+    assert facts["parameters_of"]["loss"] == 2048 * 2048 + 2 * 2048 + 2048 * 128 + 2 * 128
 
 
 @pytest.mark.slow

@@ -368,3 +368,21 @@ def test_a_shape_is_the_same_picture_each_time_and_shows_its_colour():
     assert means["red triangle"][0] > 2 * means["red triangle"][2]
     assert means["blue square"][2] > 1.5 * means["blue square"][0]
     assert len(shapes_module.ORDER) == len(set(shapes_module.ORDER)) == 48
+
+
+def test_coloured_digits_have_two_hues_of_their_own_and_the_same_strokes():
+    plain, coloured = (open_source(f"digits{options}", "labels") for options in ("", "?coloured=true"))
+    assert plain.rows("train") == coloured.rows("train")
+    inks = set()
+    for row in coloured.rows("train")[:20]:
+        grey, image = (
+            np.asarray(Image.open(io.BytesIO(source.read(row)["image"])).convert("RGB"), np.float64) for source in
+            (plain, coloured)
+        )  # fmt: skip
+        share = grey[..., :1] / 255
+        ink, paper = image[share[..., 0] == 1], image[share[..., 0] == 0]
+        if len(ink) and len(paper):
+            np.testing.assert_allclose(image, share * ink[0] + (1 - share) * paper[0], atol=1)
+            assert np.abs(ink[0] - paper[0]).max() > 90
+            inks.add(tuple(ink[0]))
+    assert len(inks) > 10

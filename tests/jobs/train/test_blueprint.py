@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
 from unicl_cli.build.data import build_data
+from unicl_cli.encoders.timm import TimmTower
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.train.blueprint import Blueprint
+from unicl_cli.jobs.train.blueprint import Blueprint, has_batch_statistics, join_batchnorm
 from unicl_cli.jobs.train.sizes import Sizes, chunk_count, is_sharded, sizes_of
 from unicl_cli.recipe.load import load_text
 
@@ -52,3 +54,16 @@ def test_sizes_follow_from_recipe_data_and_processes(digits):
         recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update={"strategy": "ddp"})}), 2
     )
     assert [chunk_count(12, rows) for rows in (12, 6, 5, 1)] == [1, 2, 3, 12]
+
+
+def test_batchnorm_of_several_gpus_sees_the_whole_batch_and_keeps_weights_and_names():
+    step = nn.ModuleDict({"model": TimmTower("resnet10t", image_size=32), "loss": nn.BatchNorm1d(4)})
+    names = [name for name, _ in step.named_parameters()]
+    weights = {name: x.clone() for name, x in step.state_dict().items()}
+    joined = join_batchnorm(step)
+    kinds = [m for m in joined.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # pyright: ignore[reportPrivateUsage]
+    assert kinds
+    assert all(isinstance(m, nn.SyncBatchNorm) for m in kinds)
+    assert [name for name, _ in joined.named_parameters()] == names
+    assert all(torch.equal(x, joined.state_dict()[name]) for name, x in weights.items())
+    assert has_batch_statistics(joined), "it still needs all rows of a process at once"

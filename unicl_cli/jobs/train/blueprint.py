@@ -82,3 +82,11 @@ def has_batch_statistics(module: nn.Module) -> bool:
     """Return True if there is BatchNorm in training mode; a loss's own sees all rows of a process, a model's chunks."""
     kind: Any = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
     return any(isinstance(m, kind) and m.training for m in module.modules())
+
+
+def join_batchnorm(step: nn.Module) -> nn.Module:
+    """Return the step with BatchNorm over the rows of all GPUs; weights and their names stay."""
+    from timm.layers import convert_sync_batchnorm  # torch's own would drop the activation of timm's BatchNormAct
+
+    joined: nn.Module = convert_sync_batchnorm(step)
+    return joined

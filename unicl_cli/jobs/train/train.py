@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from unicl_cli.build.optimizer import build_optimizer
@@ -22,6 +21,7 @@ from unicl_cli.core.loop import Step
 from unicl_cli.core.switches import align_conv_weights, compile_units
 from unicl_cli.core.trackers import check_installed
 from unicl_cli.errors import Stopped, UniclError, write_line
+from unicl_cli.jobs.train.blueprint import join_batchnorm
 from unicl_cli.jobs.train.image_cache import cache_images
 from unicl_cli.jobs.train.micro_batch import explain_out_of_memory
 from unicl_cli.jobs.train.setup import Parts, platform_facts, resume, set_up, write_parts
@@ -154,7 +154,7 @@ def wrap_step(step: nn.Module, accelerator: Any, *, sharded: bool) -> Any:
     BatchNorm of several GPUs computes the statistics of the global batch.
     """
     if accelerator.device.type == "cuda" and world_size() > 1:
-        step = cast("nn.Module", convert_sync_batchnorm(step))  # torch's has no kernel for the CPU
+        step = join_batchnorm(step)  # on the CPU, torch has no such BatchNorm
     if sharded:
         return shard(step)
     align_conv_weights(step)
