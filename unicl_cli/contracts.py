@@ -372,7 +372,7 @@ class Loss(Protocol):
     Optional: ``bias``, added to the scores of ``text``; ``head``, the classifier of ``head``; ``pair_scores(model,
     images, tokens)`` -> (b, C) of ``pair``; ``extra`` and ``after_step()``, as on a model; ``two_texts``, true if it
     reads the columns of a second text (`data.text_for_labelled: both`); ``measure(model, batch)``, which maps the names
-    of its own figures to (hits, count), float64 (2,), for the evaluator `loss`.
+    of its own figures to (hits, count), (2,), for the evaluator `loss`.
     """
 
     score: str
