@@ -5,7 +5,12 @@ import pytest
 from unicl_cli.build.model import moves_pixels
 from unicl_cli.recipe.load import load_text
 
-RECIPE = "data: {{train: [{{corpus: a{own}}}], augment: {augment}}}\nmodel: {{image: cnn, text: cbow}}\nloss: unicl\nsteps: 1\n"
+RECIPE = """
+data: {{train: [{{corpus: a{own}}}], augment: {augment}}}
+model: {{image: cnn, text: cbow}}
+loss: unicl
+steps: 1
+"""
 
 
 @pytest.mark.parametrize(
