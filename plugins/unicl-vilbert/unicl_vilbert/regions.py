@@ -139,7 +139,7 @@ class RunRegions(nn.Module):
         seer, model = self.seer(images.device), cast("Any", self.seer(images.device).step.model)
         height, width = images.shape[-2:]
         corners = boxes[..., :4].float() * torch.tensor([width, height, width, height], device=images.device)
-        cut = roi_align(images.float(), list(corners), seer.side, sampling_ratio=2, aligned=True)
+        cut = roi_align(images.float(), list(corners), seer.side, aligned=True)
         seen = model.encode_image(cut.round().clamp(0, 255).to(torch.uint8))
         return seen.pooled, (model.scale() * F.normalize(seen.embed, dim=-1) @ seer.prompts.T).softmax(-1)
 
