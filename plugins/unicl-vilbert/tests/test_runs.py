@@ -183,7 +183,12 @@ def test_a_dry_run_knows_the_quickstart_and_the_papers_sizes(
     assert main(["train", "vilbert-shapes", *small["scenes"], "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["parameters_of"]["text"] > 1000
-    assert found["memory"]["total"] > 0
+    assert found["memory"]["weights"] > 4000
+    paper = ("vilbert-cc3m", f"data.train=[{{corpus: {made / 'scenes'}}}]", "model.text={name: bert}")
+    assert main(["train", *paper, "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["parameters_of"]
+    assert found["text"] == pytest.approx(86e6, rel=0.02), "BERT-base but for its large vocabulary"
+    assert found["co_layers"] + found["region_layers"] > 60e6
 
 
 @pytest.mark.slow
