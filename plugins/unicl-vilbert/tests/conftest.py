@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from unicl_cli.testing import unicl
+from unicl_cli.cli import main
 
 SMALL = (
     "model.width=16", "model.hidden=16", "model.heads=2", "model.shared=16", "model.shared_heads=2",
@@ -22,11 +22,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("refer", ("--captions", "scenes?task=refer&count=48&test=8")),
         ("question", ("--labels", "scenes?task=question&count=48&test=8")),
     ):
-        unicl("prepare", *source, "-o", folder / name, "--workers", 1)
+        assert main(["prepare", *source, "-o", str(folder / name), "--workers", "1", "-q"]) == 0
     data = (f"data.train=[{{corpus: {folder / 'shapes'}}}]", "eval=[]", "data.workers=0")
-    unicl(
-        "train", "shapes-unicl", *data, "model.image.width=8", "steps=2", "batch.size=16", "--run-dir", folder / "seer"
-    )
+    sizes = ("model.image={name: cnn, width: 8}", "steps=2", "batch.size=16", "--devices", "cpu:1", "-q")
+    assert main(["train", "shapes-unicl", *data, *sizes, "--run-dir", str(folder / "seer")]) == 0
     return folder
 
 

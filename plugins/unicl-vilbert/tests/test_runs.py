@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from unicl_vilbert import build_rcnn, build_regions
-from unicl_vilbert.regions import grid_boxes, read_boxes
+from unicl_vilbert.regions import grid_boxes, read_boxes, read_targets
 
 from unicl_cli.api import NO_LABEL, Drawn, UniclError, load_model, read_tensors
 from unicl_cli.cli import main
@@ -108,7 +108,8 @@ def boxes_of(*rows: Drawn, most: int = 4) -> dict[str, Tensor]:
 
 def test_boxes_of_rows_are_padded_and_a_row_may_lack_them():
     one = {"width": 10, "height": 10, "boxes": [[1, 1, 5, 6], [0, 0, 10, 10]], "target": 1}
-    extra = boxes_of(*drawn(one, None))
+    rows = drawn(one, None)
+    extra = {**boxes_of(*rows), **read_targets(rows, torch.zeros(1, 1), torch.zeros(2))}
     assert extra["region_mask"].tolist() == [[True, True, False, False], [False] * 4]
     assert extra["has_target"].tolist() == [True, False]
     assert extra["target_box"][0].tolist() == [0, 0, 1, 1, 1]
@@ -144,6 +145,8 @@ def test_bad_boxes_are_one_line(media: dict[str, object], words: str):
 def test_rows_without_any_boxes_are_refused():
     with pytest.raises(UniclError, match="no row has boxes"):
         boxes_of(*drawn(None, None))
+    with pytest.raises(UniclError, match="no row has a target"):
+        read_targets(drawn({**SQUARE, "boxes": [[0, 0, 5, 5]]}, None), torch.zeros(1, 1), torch.zeros(2))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +183,12 @@ def test_a_dry_run_knows_the_quickstart_and_the_papers_sizes(
     assert main(["train", "vilbert-shapes", *small["scenes"], "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["parameters_of"]["text"] > 1000
-    assert found["memory"]["total"] > 0
+    assert found["memory"]["weights"] > 4000
+    paper = ("vilbert-cc3m", f"data.train=[{{corpus: {made / 'scenes'}}}]", "model.text={name: bert}")
+    assert main(["train", *paper, "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["parameters_of"]
+    assert found["text"] == pytest.approx(86e6, rel=0.02), "BERT-base but for its large vocabulary"
+    assert found["co_layers"] + found["region_layers"] > 60e6
 
 
 @pytest.mark.slow

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unicl_cli.api import NO_LABEL, NO_TEXT, Batch, UniclError, share_of_mean
+from unicl_cli.api import NO_LABEL, NO_TEXT, Batch, UniclError, at_least_float32, share_of_mean
 from unicl_vilbert.masking import CAPTION, draw_dice, mask_regions, mask_words, uniform
 from unicl_vilbert.model import Vilbert
+from unicl_vilbert.regions import read_targets
 from unicl_vilbert.streams import Regions, States, pairwise_iou
 
 AMONG = 32
@@ -28,6 +29,7 @@ class Part(NamedTuple):
 
 def region_divergence(logits: Tensor, target: Tensor) -> Tensor:
     """Return KL(target ‖ softmax(logits)) of each region, (…, K) -> (…) (section 3.2)."""
+    logits = at_least_float32(logits)
     return F.kl_div(logits.log_softmax(-1), target.to(logits.dtype), reduction="none").sum(-1)
 
 
@@ -62,9 +64,9 @@ class Joint(nn.Module):
         raise NotImplementedError
 
     def measure(self, model: Vilbert, batch: Batch) -> dict[str, Tensor]:
-        """Return (hits, count) of each task, float64 (2,)."""
+        """Return (hits, count) of each task, (2,)."""
         parts = self.parts(model, batch)
-        return {name: torch.stack([(p.hits & p.valid).sum(), p.valid.sum()]).double() for name, p in parts.items()}
+        return {name: torch.stack([(p.hits & p.valid).sum(), p.valid.sum()]).float() for name, p in parts.items()}
 
 
 class VilbertLoss(Joint):
@@ -82,9 +84,7 @@ class VilbertLoss(Joint):
     def forward(self, model: Vilbert, batch: Batch) -> dict[str, Tensor]:
         parts = self.parts(model, batch)
         shares = {name: share_of_mean(p.values.flatten(), p.valid.flatten()) for name, p in parts.items()}
-        right = {
-            f"{name}_acc": share_of_mean(p.hits.flatten().double(), p.valid.flatten()) for name, p in parts.items()
-        }
+        right = {f"{name}_acc": share_of_mean(p.hits.flatten().float(), p.valid.flatten()) for name, p in parts.items()}
         total = torch.stack([self.weights[name] * value for name, value in shares.items()]).sum()
         return {"loss": total, **{name: value.detach() for name, value in (shares | right).items()}}
 
@@ -115,7 +115,7 @@ class VilbertLoss(Joint):
         tokens, has = caption_tokens(few)
         scores = score_pairs(model, few.images, tokens, few.extra)  # (images, texts)
         ahead = ((scores >= scores.diagonal()) & (few.keys[:, None] != few.keys)).any(0)
-        found = torch.stack([(has & ~ahead).sum(), has.sum()]).double()
+        found = torch.stack([(has & ~ahead).sum(), has.sum()]).float()
         return {**super().measure(model, batch), f"text_to_image_r1_of_{AMONG}": found}
 
     def choose_wrong(self, batch: Batch, tokens: Tensor, has: Tensor, dice: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ def neighbours(rows: Tensor) -> Tensor:
 
 def word_part(logits: Tensor, tokens: Tensor, chosen: Tensor) -> Part:
     """Return cross-entropy of the masked words, (b, L)."""
-    values = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
+    values = F.cross_entropy(at_least_float32(logits).transpose(1, 2), tokens, reduction="none")
     return Part(values, logits.argmax(-1) == tokens, chosen)
 
 
@@ -147,7 +147,7 @@ def region_part(logits: Tensor, target: Tensor, chosen: Tensor) -> Part:
 
 def align_part(logits: Tensor, aligned: Tensor, has: Tensor) -> Part:
     """Return cross-entropy of the alignment, (b,)."""
-    values = F.cross_entropy(logits, aligned.long(), reduction="none")
+    values = F.cross_entropy(at_least_float32(logits), aligned.long(), reduction="none")
     return Part(values, (logits[:, 1] > logits[:, 0]) == aligned, has)
 
 
@@ -161,6 +161,7 @@ class ReferLoss(Joint):
     def __init__(self, image_width: int, target: str) -> None:
         super().__init__()
         self.target, self.choose = target, nn.Linear(image_width, 1)
+        self.extra = read_targets
 
     def forward(self, model: Vilbert, batch: Batch) -> dict[str, Tensor]:
         logits, iou, there, has = self.look(model, batch)
@@ -173,28 +174,28 @@ class ReferLoss(Joint):
             values = F.binary_cross_entropy_with_logits(logits, (iou >= HIT).to(logits.dtype), reduction="none")
             loss = share_of_mean(values.flatten(), (there & has[:, None]).flatten())
         parts = self.figures(logits, iou, there, has)
-        shown = {name: share_of_mean(p.hits.double(), p.valid).detach() for name, p in parts.items()}
+        shown = {name: share_of_mean(p.hits.float(), p.valid).detach() for name, p in parts.items()}
         return {"loss": loss, **shown}
 
     def look(self, model: Vilbert, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return logits (b, R), IoU with the target (b, R), bool (b, R) of real regions, bool (b,): has a target."""
-        if "target_box" not in batch.extra:
-            raise UniclError(
-                "vilbert-refer: the corpus has no boxes of targets",
-                'prepare e.g. "scenes?task=refer" and set boxes: media',
-            )
         tokens, has = caption_tokens(batch)
         found = model.find(batch.images, batch.extra)
         states = model(model.text_tokens(tokens), model.text.there(tokens), found)
         iou = pairwise_iou(found.boxes, batch.extra["target_box"][:, None])[..., 0].masked_fill(~found.there, 0)
-        return self.choose(states.regions[:, 1:])[..., 0], iou, found.there, has & batch.extra["has_target"]
+        return (
+            at_least_float32(self.choose(states.regions[:, 1:]))[..., 0],
+            iou,
+            found.there,
+            has & batch.extra["has_target"],
+        )
 
     def figures(self, logits: Tensor, iou: Tensor, there: Tensor, has: Tensor) -> dict[str, Part]:
         """Return acc@0.5 and the recall of regions."""
         choice = logits.masked_fill(~there, -torch.inf).argmax(1)
         right = iou.gather(1, choice[:, None])[:, 0] >= HIT
         return {
-            "acc@0.5": Part(right.double(), right, has),
+            "acc@0.5": Part(right.float(), right, has),
             "recall_of_regions": Part(iou.amax(1), iou.amax(1) >= HIT, has),
         }
 
@@ -211,14 +212,14 @@ class AnswerLoss(Joint):
 
     def forward(self, model: Vilbert, batch: Batch) -> dict[str, Tensor]:
         part = self.parts(model, batch)["answers"]
-        right = share_of_mean(part.hits.double(), part.valid)
+        right = share_of_mean(part.hits.float(), part.valid)
         return {"loss": share_of_mean(part.values, part.valid), "answers_acc": right.detach()}
 
     def parts(self, model: Vilbert, batch: Batch) -> dict[str, Part]:
         tokens, has = caption_tokens(batch)
         found = model.find(batch.images, batch.extra)
         states: States = model(model.text_tokens(tokens), model.text.there(tokens), found)
-        logits = self.answer(F.gelu(self.hidden(model.pooled(states))))
+        logits = at_least_float32(self.answer(F.gelu(self.hidden(model.pooled(states)))))
         valid = has & (batch.labels != NO_LABEL)
         labels = batch.labels.clamp(min=0)
         values = F.cross_entropy(logits, labels, reduction="none")

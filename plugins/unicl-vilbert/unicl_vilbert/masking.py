@@ -31,7 +31,7 @@ def draw_dice(drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor) -> dic
 
 
 def uniform(dice: Tensor, count: int, stream: int) -> Tensor:
-    """Return float64 (b, count) in [0, 1): number n of a row is a hash of its dice, so that no count changes another.
+    """Return float32 (b, count) in [0, 1): number n of a row is a hash of its dice, so that no count changes another.
 
     The hash is splitmix64's finaliser; int64 wraps, and shifts are cleared of the sign.
     """
@@ -40,7 +40,7 @@ def uniform(dice: Tensor, count: int, stream: int) -> Tensor:
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
     x = x ^ ((x >> 31) & ((1 << 33) - 1))
-    return ((x >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
+    return ((x >> 40) & ((1 << 24) - 1)).float() * 2.0**-24
 
 
 def mask_words(tokens: Tensor, words: Tensor, dice: Tensor, share: float, special: tuple[int, int]) -> MaskedWords:

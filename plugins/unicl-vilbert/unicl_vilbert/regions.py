@@ -139,7 +139,7 @@ class RunRegions(nn.Module):
         seer, model = self.seer(images.device), cast("Any", self.seer(images.device).step.model)
         height, width = images.shape[-2:]
         corners = boxes[..., :4].float() * torch.tensor([width, height, width, height], device=images.device)
-        cut = roi_align(images.float(), list(corners), seer.side, sampling_ratio=2, aligned=True)
+        cut = roi_align(images.float(), list(corners), seer.side, aligned=True)
         seen = model.encode_image(cut.round().clamp(0, 255).to(torch.uint8))
         return seen.pooled, (model.scale() * F.normalize(seen.embed, dim=-1) @ seer.prompts.T).softmax(-1)
 
@@ -154,26 +154,40 @@ def grid_boxes(tokens: int) -> Tensor:
 
 
 def read_boxes(drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor, *, most: int) -> dict[str, Tensor]:
-    """Return ``boxes`` (b, most, 5), ``region_mask`` bool (b, most), ``target_box`` (b, 5), ``has_target`` bool (b,).
-
-    They come from the row's media ``boxes``: JSON with ``width``, ``height``, ``boxes`` of four corners in pixels
-    and, for referring expressions, ``target``, the number of the box that the text names.
-    """
+    """Return ``boxes`` (b, most, 5) and ``region_mask`` bool (b, most), from the rows' media `boxes`."""
     del tokens, text_index
-    rows = [parse_boxes(one, most) for one in drawn]
-    if len(drawn) > 1 and not any(len(boxes) for boxes, _ in rows):  # a dry run asks for one empty row
-        raise UniclError("vilbert: no row has boxes", "prepare a corpus with boxes, or set model.regions.boxes=grid")
     padded, there = torch.zeros(len(drawn), most, 5), torch.zeros(len(drawn), most, dtype=torch.bool)
-    targets, has = torch.zeros(len(drawn), 5), torch.zeros(len(drawn), dtype=torch.bool)
-    for row, (boxes, target) in enumerate(rows):
+    for row, one in enumerate(drawn):
+        boxes, _ = parse_boxes(one)
+        if len(boxes) > most:
+            raise UniclError(
+                f"row {one.row}: {len(boxes)} boxes, more than model.regions.most={most}",
+                f"set model.regions.most={len(boxes)}",
+            )
         padded[row, : len(boxes)], there[row, : len(boxes)] = boxes, True
+    if len(drawn) > 1 and not there.any():  # a dry run asks for one empty row
+        raise UniclError("vilbert: no row has boxes", "prepare a corpus with boxes, or set model.regions.boxes=grid")
+    return {"boxes": padded, "region_mask": there}
+
+
+def read_targets(drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor) -> dict[str, Tensor]:
+    """Return ``target_box`` (b, 5), which the text refers to, and ``has_target`` bool (b,)."""
+    del tokens, text_index
+    targets, has = torch.zeros(len(drawn), 5), torch.zeros(len(drawn), dtype=torch.bool)
+    for row, (boxes, target) in enumerate(map(parse_boxes, drawn)):
         if target is not None:
             targets[row], has[row] = boxes[target], True
-    return {"boxes": padded, "region_mask": there, "target_box": targets, "has_target": has}
+    if len(drawn) > 1 and not has.any():
+        raise UniclError("vilbert-refer: no row has a target", 'prepare such a corpus, for example "scenes?task=refer"')
+    return {"target_box": targets, "has_target": has}
 
 
-def parse_boxes(one: Drawn, most: int) -> tuple[Tensor, int | None]:
-    """Return the boxes (n, 5) of a row and the number of its target; UniclError if they do not fit the image."""
+def parse_boxes(one: Drawn) -> tuple[Tensor, int | None]:
+    """Return the boxes (n, 5) of a row and the number of its target; UniclError if they do not fit the image.
+
+    The media `boxes` is JSON with ``width``, ``height``, ``boxes`` of four corner numbers in pixels and, for referring
+    expressions, ``target``, the number of the box that the text names.
+    """
     if "boxes" not in one.media:
         return torch.zeros(0, 5), None
     hint = "fix the boxes of the data set and prepare it again"
@@ -191,11 +205,6 @@ def parse_boxes(one: Drawn, most: int) -> tuple[Tensor, int | None]:
     if not bool(inside.all()):
         number = int((~inside).nonzero()[0])
         raise UniclError(f"row {one.row}: box {number} {corners[number].tolist()} is empty or outside the image", hint)
-    if len(corners) > most:
-        raise UniclError(
-            f"row {one.row}: {len(corners)} boxes, more than model.regions.most={most}",
-            f"set model.regions.most={len(corners)}",
-        )
     if target is not None and not (type(target) is int and 0 <= target < len(corners)):
         raise UniclError(f"row {one.row}: target {target!r} is not the number of a box", hint)
     return five_numbers(corners, width, height).float(), target

@@ -54,7 +54,7 @@ class LossFigures:
             for start in range(0, len(rows), batch):
                 made = read_batch(encoder, table, rows[start : start + batch], own)
                 for name, found in self.measure(encoder, made).items():
-                    sums[name] = sums.get(name, torch.zeros(2, dtype=torch.float64)) + found.cpu()
+                    sums[name] = sums.get(name, torch.zeros(2, dtype=torch.float64)) + found.cpu().double()
         shares = {name: (hits / total).item() for name, (hits, total) in sums.items() if total}
         return {"n": count, **shares} if shares else {}
 
