@@ -84,10 +84,7 @@ _HOME = {
     "unicl_cli.data.number_spellings": ("read_whole_numbers",),
     "unicl_cli.data.pictures": ("Extent", "read_extent"),
     "unicl_cli.data.sources.tar_members": ("iter_members",),
-    "unicl_cli.core.files": (
-        "read_regular",
-        "write_output",
-    ),
+    "unicl_cli.core.files": ("write_output",),
     "unicl_cli.core.json_output": ("print_json",),
     "unicl_cli.core.towers": ("traits_of",),
     "unicl_cli.data.decoding": ("decode_pixels",),
