@@ -6,7 +6,8 @@ from typing import Any, cast
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer as ClipVisionTransformer
-from timm.layers import Format, resample_abs_pos_embed
+from timm.layers.format import Format
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from unicl_cli.core.foreign import explain_foreign

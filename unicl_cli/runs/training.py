@@ -61,9 +61,13 @@ def train_module(
             facts = {"step": completed, "steps": plan.steps, "seed": plan.seed, "world": world_size()}
             checkpoint.save(run / CHECKPOINTS, step, optimizer, facts, place.keep)
 
-        own = plan._replace(due=lambda n: n % place.save_every == 0 or n == plan.steps)
+        def is_due(completed: int) -> bool:
+            return completed % place.save_every == 0 or completed == plan.steps
+
         with open_sinks(run, plan.steps, done) as (sinks, status):
-            ended = fit(step, batches(done), optimizer, own, accelerator, sinks, after=save, stopping=stop)
+            ended = fit(
+                step, batches(done), optimizer, plan._replace(due=is_due), accelerator, sinks, after=save, stopping=stop
+            )
             if ended < plan.steps:
                 save(ended)
                 status("stopped", step=ended)

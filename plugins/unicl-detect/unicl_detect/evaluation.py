@@ -4,7 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from unicl_detect.scenes import check_size, read_pixels
 Found = dict[str, Any]
 """A detection as COCO's results write it: image_id and category_id from 1, bbox x, y, width, height, score."""
 NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-KINDS = {"bbox": "box", "segm": "mask"}
+KINDS: dict[Literal["bbox", "segm"], str] = {"bbox": "box", "segm": "mask"}
 HALF = 0.5
 """A pixel belongs to a mask from this probability on."""
 
@@ -95,7 +95,9 @@ def truth_of(data: CocoSet, *, masks: bool) -> dict[str, Any]:
     return {"info": {}, "images": images, "annotations": annotations, "categories": classes}
 
 
-def average_precisions(truth: Mapping[str, Any], found: Sequence[Found], kind: str) -> dict[str, Any]:
+def average_precisions(
+    truth: Mapping[str, Any], found: Sequence[Found], kind: Literal["bbox", "segm"]
+) -> dict[str, Any]:
     """Return AP (mean over IoU 0.50, 0.55, …, 0.95), at 0.50 and 0.75, by size of object, and of each class.
 
     ``kind`` is bbox or segm. A figure is None where the data has no such object.
@@ -128,12 +130,14 @@ def evaluate(
     """Return the figures of a detector on annotated images; every rank calls it."""
     labels, warnings = match_classes(data, classes)
     found = detect_all(detector, data, labels, accelerator, batch=batch, quiet=quiet)
-    kinds = KINDS if cast("Any", detector.net.roi_heads).has_mask() else {"bbox": "box"}
-    truth = truth_of(data, masks="segm" in kinds)
+    masks = bool(cast("Any", detector.net.roi_heads).has_mask())
+    truth = truth_of(data, masks=masks)
     counts = Counter(thing.label for image in data.images for thing in image.objects if not thing.crowd)
     per_class: list[dict[str, Any]] = [{"class": name, "n": counts[n]} for n, name in enumerate(data.classes)]
     document: dict[str, Any] = {"n": len(data.images), "objects": data.boxes, "detections": len(found)}
-    for kind, name in kinds.items():
+    for kind, name in KINDS.items():
+        if kind == "segm" and not masks:
+            continue
         figures = average_precisions(truth, found, kind)
         for entry, value in zip(per_class, figures.pop("per_class"), strict=True):
             entry[f"{name}_ap"] = value

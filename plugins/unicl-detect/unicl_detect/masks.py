@@ -13,7 +13,8 @@ def mask_of(segmentation: Any, height: int, width: int, place: str) -> NDArray[n
     """Return the mask (height, width) of a checked segmentation, 0 and 1; ``place`` names it in an error."""
     if isinstance(segmentation, list):
         polygons = [list(map(float, polygon)) for polygon in segmentation if len(polygon) >= 6]
-        return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
+        parts: Any = coco_mask.frPyObjects(polygons, height, width)
+        return coco_mask.decode(coco_mask.merge(parts))
     try:
         return mask_of_runs(segmentation, height, width)
     except ValueError as error:

@@ -65,7 +65,7 @@ def draw_one(image: Tensor, answer: Mapping[str, Tensor], classes: Sequence[str]
     """Return an image at four times its size, with its detections."""
     sure = answer["scores"] >= least
     labels = [int(label) - 1 for label in answer["labels"][sure]]
-    colours = [COLOURS[label % len(COLOURS)] for label in labels]
+    colours: Any = [COLOURS[label % len(COLOURS)] for label in labels]
     times = max(1, 320 // max(image.shape[1:]))
     large = torch.nn.functional.interpolate(image[None].float(), scale_factor=times).squeeze(0).byte()
     if not labels:

@@ -27,7 +27,7 @@ from unicl_cli.api import (
 )
 from unicl_detect.detector import Detector
 from unicl_detect.options import COMMAND, DetectSettings
-from unicl_detect.pyramid import find_tower
+from unicl_detect.pyramid import TowerPyramid, find_tower
 from unicl_detect.scenes import SceneRows, Scenes, share_of_step, stream_scenes
 
 HEADS = 4
@@ -102,7 +102,8 @@ def first_batch(data: CocoSet, settings: DetectSettings) -> Scenes:
 def count_parameters(model: str, settings: DetectSettings, classes: int) -> dict[str, Any]:
     """Return the parameters of a detector by part, and the length of its training."""
     detector = build_detector(model, classes, settings)
-    parts = {"tower": detector.net.backbone.tower, "pyramid": detector.net.backbone.neck}  # pyright: ignore
+    backbone = cast("TowerPyramid", detector.net.backbone)
+    parts: dict[str, nn.Module] = {"tower": backbone.tower, "pyramid": backbone.neck}
     parts |= {"rpn": detector.net.rpn, "heads": detector.net.roi_heads}
     sizes = {f"parameters_{name}": sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     return {
