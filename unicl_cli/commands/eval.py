@@ -97,7 +97,7 @@ def evaluate(
     from unicl_cli.runs.thresholds import find_thresholds
 
     named = pick_model(model_argument, model)
-    check_options(predictions, evaluator)
+    check_predictions(predictions, evaluator)
     answerable = parse_candidates(candidates)
     if fit_thresholds:
         check_only_fit(
@@ -145,7 +145,7 @@ def evaluate(
     run_on_devices(devices, work)
 
 
-def check_options(predictions: Path | None, evaluators: list[str] | None) -> None:
+def check_predictions(predictions: Path | None, evaluators: list[str] | None) -> None:
     """Raise UniclError for a kind of file that cannot be written, and for an evaluator that there is not."""
     from unicl_cli.jobs.predictions import SUFFIXES
 
