@@ -59,6 +59,27 @@ settings.load_profile("same")
 GOLDEN = Path(__file__).parent / "golden"
 
 
+LONGEST = (
+    *("benchmarks/test_gpu.py", "fault/test_endings.py", "fault/test_nodes.py", "fault/test_prepare_points.py"),
+    *("fault/test_processes.py", "fault/test_kills.py", "fault/test_tuned_processes.py", "fault/test_resume_ranks.py"),
+    *("fault/test_memory.py", "core/test_streams.py"),
+)
+"""The files whose slow tests take longest, longest first: begun last, one of them would run alone at the end."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest-xdist hand out the files of slow tests in their own order: it would begin with the most tests."""
+    if config.option.markexpr == "slow" and hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the longest files of slow tests first."""
+    if config.option.markexpr == "slow":
+        place = {name: number for number, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: place.get("/".join(item.path.parts[-2:]), len(place)))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden; review the diff")
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from unicl_cli.contracts import ClassName
 from unicl_cli.evaluate.hierarchy import (
     best_leaves,
-    build_taxonomy,
+    build_hierarchy,
     classes_at_ranks,
     distance_to_common,
     find_truths,
@@ -50,7 +50,7 @@ def taxonomies(draw):
 @given(taxonomies())
 def test_a_rank_sums_to_one_and_no_child_is_likelier_than_its_parent(case):
     classes, logits = case
-    taxonomy = build_taxonomy(classes)
+    taxonomy = build_hierarchy(classes)
     (found,) = roll_up(logits, taxonomy)
     for group in {item.group for item in classes}:
         own = [label for label, item in enumerate(classes) if item.group == group]
@@ -62,55 +62,55 @@ def test_a_rank_sums_to_one_and_no_child_is_likelier_than_its_parent(case):
 
 def test_a_leaf_high_up_counts_at_its_own_rank_and_above():
     classes = tree("root - a", "leaf root b", "inner root b", "x inner c", "y inner c")
-    found = roll_up(torch.log(torch.tensor([[9.0, 0.5, 9.0, 0.3, 0.2]], dtype=torch.float64)), build_taxonomy(classes))
+    found = roll_up(torch.log(torch.tensor([[9.0, 0.5, 9.0, 0.3, 0.2]], dtype=torch.float64)), build_hierarchy(classes))
     torch.testing.assert_close(found, torch.tensor([[1.0, 0.5, 0.5, 0.3, 0.2]], dtype=torch.float64))
 
 
 def test_classes_outside_of_a_taxonomy_have_no_probability_there():
-    taxonomy = build_taxonomy(ANIMALS)
+    taxonomy = build_hierarchy(ANIMALS)
     assert taxonomy.trees.tolist() == [0, 0, 0, 0, 0, 0, -1, -1]
     assert taxonomy.leaves.tolist() == [False] * 3 + [True] * 3 + [False] * 2
     found = roll_up(torch.tensor([[0, 0, 0, 1.0, 2.0, 3.0, 99.0, 0]]), taxonomy)
     assert found[0, 6:].tolist() == [0, 0]
     assert float(found[0, 0]) == pytest.approx(1)
-    assert build_taxonomy(ANIMALS[6:]) is None
+    assert build_hierarchy(ANIMALS[6:]) is None
 
 
 def test_taxonomies_that_share_no_rank_do_not_compete():
     two = (*ANIMALS[:6], *tree("plant - realm", "oak plant tree", "elm plant tree"))
-    taxonomy = build_taxonomy(two)
+    taxonomy = build_hierarchy(two)
     assert len(set(taxonomy.trees.tolist())) == 2
     found = roll_up(torch.zeros(1, 9), taxonomy)
     assert found[0, [0, 6]].tolist() == pytest.approx([1, 1])
-    shared = build_taxonomy((*ANIMALS[:6], *tree("plant - kingdom", "oak plant species")))
+    shared = build_hierarchy((*ANIMALS[:6], *tree("plant - kingdom", "oak plant species")))
     assert set(shared.trees.tolist()) == {0}
     assert roll_up(torch.zeros(1, 8), shared)[0, [0, 6]].tolist() == pytest.approx([0.75, 0.25])
 
 
 def test_the_truth_is_the_deepest_class_unless_another_stands_beside_it():
-    taxonomy = build_taxonomy(ANIMALS)
+    taxonomy = build_hierarchy(ANIMALS)
     truths = find_truths([[3], [1, 3], [0, 1, 3, 6], [1], [3, 4], [3, 2], [6], []], taxonomy)
     assert truths.tolist() == [3, 3, 3, 1, -1, -1, -1, -1]
     ranks = classes_at_ranks([3, 1, -1], GROUPS, taxonomy)
     assert {rank: own.tolist() for rank, own in ranks.items()} == {1: [1, 1, -1], 2: [3, -1, -1]}
     nested = tree("a - clade", "b a clade", "c b species", "d b species")
-    assert classes_at_ranks([2], (0, 0, 1, 1), build_taxonomy(nested))[0].tolist() == [-1], "two of one rank"
+    assert classes_at_ranks([2], (0, 0, 1, 1), build_hierarchy(nested))[0].tolist() == [-1], "two of one rank"
 
 
 @pytest.mark.parametrize(
     ("truth", "answer", "steps"), [(3, 3, 0), (3, 4, 1), (3, 5, 2), (1, 3, 0), (1, 5, 1), (3, 1, 1), (0, 5, 0)]
 )
 def test_the_distance_is_counted_from_the_truth_up(truth, answer, steps):
-    assert distance_to_common(truth, answer, build_taxonomy(ANIMALS)) == steps
+    assert distance_to_common(truth, answer, build_hierarchy(ANIMALS)) == steps
 
 
 def test_two_roots_are_one_step_further_than_the_root():
-    taxonomy = build_taxonomy((*ANIMALS[:6], *tree("plant - kingdom", "oak plant species")))
+    taxonomy = build_hierarchy((*ANIMALS[:6], *tree("plant - kingdom", "oak plant species")))
     assert distance_to_common(3, 7, taxonomy) == 3
 
 
 def test_the_best_leaf_is_one_of_the_truths_own_taxonomy():
     two = (*ANIMALS[:6], *tree("plant - realm", "oak plant tree", "elm plant tree"))
-    taxonomy = build_taxonomy(two)
+    taxonomy = build_hierarchy(two)
     probabilities = torch.tensor([[1, 0.9, 0.1, 0.2, 0.3, 0.1, 1, 0.1, 0.9]]).expand(2, -1)
     assert best_leaves(probabilities, torch.tensor([3, 7]), taxonomy).tolist() == [4, 8]

@@ -5,7 +5,7 @@ import pytest
 from scored_sets import blocks_of, random_case, sets_of
 from sklearn.metrics import average_precision_score, f1_score
 
-from unicl_cli.evaluate.annotations import add_ancestors, select_rows
+from unicl_cli.evaluate.annotations import add_ancestors, take_rows
 from unicl_cli.evaluate.multilabel import (
     Cut,
     influence,
@@ -99,7 +99,7 @@ def test_an_interval_of_perfect_scores_has_a_width():
 
 def test_rows_are_chosen_and_get_the_classes_above_theirs():
     sets = sets_of([[3], [], [1, 4], [4]], [7, 1, 7, 3])
-    chosen = select_rows(sets, [3, 1, 2])
+    chosen = take_rows(sets, [3, 1, 2])
     assert (chosen.ends.tolist(), chosen.values.tolist(), chosen.known.tolist()) == ([0, 1, 1, 3], [4, 1, 4], [3, 1, 7])
     above = ((0,), (1, 0), (2,), (3, 2), (4, 1, 0))
     found = add_ancestors(sets, above)

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from unicl_cli.cli import main
+from unicl_cli.data.corpus import open_corpus
 
 SMALL = ("--labels", "shapes?count=90&test=20", "--captions", "shapes?count=80&test=20", "--dedup", "exact")
 REPLACE = """
@@ -30,8 +31,12 @@ sys.exit(main(sys.argv[3:]))
 """Dies when a file is about to get its name, or has just got it."""
 
 
-def command(out, *more):
-    return ["prepare", *SMALL, "-o", str(out), *more]
+SETS = ("--labels", "shapes?count=90&test=20&attributes=true&captions=true", "--dedup", "exact")
+"""Rows with several labels, in groups."""
+
+
+def command(out, *more, sources=SMALL):
+    return ["prepare", *sources, "-o", str(out), *more]
 
 
 def unicl(argv, **options):
@@ -71,6 +76,20 @@ def test_killed_as_a_file_gets_its_name_the_same_command_ends_in_the_same_bytes(
     assert main(command(out, "--workers", "1")) == 0
     assert hashes(out) == whole
     assert litter(out) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("suffix", "when"), [("00001.json", "before"), ("manifest.json", "before")])
+def test_killed_on_rows_with_label_sets_the_same_command_ends_in_the_same_bytes(tmp_path, hashes, suffix, when):
+    """Between a shard and its marker; between the last marker and the manifest, which has the groups."""
+    cut, quiet = (command(tmp_path / name / "c", "--workers", "1", sources=SETS) for name in ("cut", "quiet"))
+    argv = [sys.executable, "-c", REPLACE, suffix, when, *cut]
+    assert subprocess.run(argv, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert main(cut) == 0
+    assert main(quiet) == 0
+    assert hashes(tmp_path / "cut" / "c") == hashes(tmp_path / "quiet" / "c")
+    assert open_corpus(tmp_path / "cut" / "c").manifest.has_sets
+    assert litter(tmp_path / "cut" / "c") == []
 
 
 STOPPED = """

@@ -1,6 +1,6 @@
 """Two and three processes train what one trains, sharded or not, and go on with what any number of them has saved.
 
-As a script this file is the worker of the float64 cases: ``test_processes.py CORPUS FOLDER``.
+As a script this file is the worker of the float64 cases: ``test_processes.py CORPORA FOLDER``.
 """
 
 import json
@@ -64,16 +64,19 @@ CASES = {  # name -> changes of the recipe
     "captioner micro": {"loss": CAPTIONER, "model": {"text": None}, "batch": {"size": 12, "micro": 3}},
     "bow": {"loss": "bow", "model": {"text": None}},
     "bow sigmoid": {"loss": {"name": "bow", "activation": "sigmoid"}, "model": {"text": None}},
+    "sets": {"loss": {"name": "unicl", "weights": {"colour": 2.0}, "class_columns": {}}},
+    "sets micro": {"batch": {"size": 12, "micro": 3}, "data": {"text_for_labelled": "both"}},
 }
 STRATEGIES = ("ddp", "fsdp2")
 OF_THREE = (
     *("unicl", "unicl micro", "unicl packed", "unicl looked up", "unicl images once", "multitask micro", "supcon"),
-    *("captioner", "bow"),
+    *("captioner", "bow", "sets micro"),
 )
 """What differs where three processes share a batch: how rows, texts and views are cut, gathered and counted."""
 
 
-def recipe_of(corpus, name, **more):
+def recipe_of(corpora, name, **more):
+    corpus = Path(corpora) / ("sets" if name.startswith("sets") else "digits")
     data = {"train": [{"corpus": str(corpus)}], "image_size": 16, "augment": {"name": "shift", "noise": 0.1}}
     whole = {
         "data": data, "model": MODEL, "batch": {"size": 12}, "steps": 6, "schedule": {"warmup": 2},
@@ -107,7 +110,8 @@ class Training:
         self.accelerator = start_accelerator("fp32", "cpu")
         self.data = build_data(self.recipe)
         tokenizer = build_tokenizer(self.recipe, self.data)
-        step, self.tokenizer = build_step(self.recipe, lambda: tokenizer, self.data.classes, chunks)
+        facts = {"label_sets": self.data.label_sets, "shows_captions": self.data.shows_captions}
+        step, self.tokenizer = build_step(self.recipe, lambda: tokenizer, self.data.classes, chunks, **facts)
         step.double().train()
         freeze_idle(step, next(self.batches(step, 0, 1))[1], self.accelerator)
         sharded = strategy == "fsdp2" and world_size() > 1
@@ -154,20 +158,30 @@ def everything(corpus, folder):
 
 
 @pytest.fixture(scope="module")
-def alone(digits):
-    return {name: Training(digits, name, "ddp").run() for name in CASES}
+def corpora(tmp_path_factory, digits):
+    """A folder with two corpora: digits, and shapes with label sets and captions of their own."""
+    folder = tmp_path_factory.mktemp("corpora")
+    (folder / "digits").symlink_to(digits)
+    shapes = "shapes?attributes=true&captions=true&count=60&test=6&size=16"
+    here("prepare", "--labels", shapes, "-o", folder / "sets", "--holdout", "0", "-q")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(corpora):
+    return {name: Training(corpora, name, "ddp").run() for name in CASES}
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def together(request, digits, tmp_path_factory):
+def together(request, corpora, tmp_path_factory):
     """Results of all cases in one launch of so many processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    first = Training(digits, "unicl adamw", "ddp")
+    first = Training(corpora, "unicl adamw", "ddp")
     first.run(0, 3)
     first.save(folder / "in", 3)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={request.param}"]
     path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # for what this file imports from beside it
-    command = [*launch, __file__, str(digits), str(folder)]
+    command = [*launch, __file__, str(corpora), str(folder)]
     code, _, err = ended(begun(command=command, env=path), timeout=500)
     assert code == 0, err[-3000:]
     return folder, torch.load(folder / "results.pt")
@@ -192,21 +206,21 @@ def test_processes_train_what_one_trains(alone, together):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_goes_on_under_any_number_of_processes(alone, together, digits):
+def test_a_checkpoint_goes_on_under_any_number_of_processes(alone, together, corpora):
     folder, ranks = together
     whole = alone["unicl adamw"]
     for strategy in STRATEGIES:
         after = ranks[f"continued, {strategy}"]
         assert distance(after, whole | {"rows": {s: whole["rows"][s] for s in (4, 5, 6)}}) < 1e-12
-        back = Training(digits, "unicl adamw", "ddp")
+        back = Training(corpora, "unicl adamw", "ddp")
         back.load(folder / f"out-{strategy}" / "step-00000003")
         assert distance(back.run(3, 6), after) < 1e-12
 
 
 @pytest.mark.slow
-def test_the_cases_train_something(alone, digits):
+def test_the_cases_train_something(alone, corpora):
     for name, result in alone.items():
-        before = checkpoint.weights(Training(digits, name, "ddp").step)
+        before = checkpoint.weights(Training(corpora, name, "ddp").step)
         assert max((before[n] - w).abs().max().item() for n, w in result["weights"].items()) > 1e-3, name
 
 
@@ -214,10 +228,10 @@ def test_the_cases_train_something(alone, digits):
 
 
 @pytest.mark.slow
-def test_the_command_gives_the_weights_of_one_process(tmp_path, digits):
+def test_the_command_gives_the_weights_of_one_process(tmp_path, corpora):
     """Under FSDP2; DDP through the command is in `test_nodes.py`."""
     file = tmp_path / "r.yaml"
-    file.write_text(dump(recipe_of(digits, "unicl", log={"every": 1}, checkpoint={"every": 5}, steps=10)))
+    file.write_text(dump(recipe_of(corpora, "unicl", log={"every": 1}, checkpoint={"every": 5}, steps=10)))
     words = ("train", file, "parallel.strategy=fsdp2", "-q")
     one, more = tmp_path / "one", tmp_path / "more"
     here(*words, "--run-dir", one, "--devices", "cpu:1")

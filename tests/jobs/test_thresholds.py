@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from launching import TINY, here
+from launching import TINY, done, here
 from PIL import Image
 
 from unicl_cli.cli import main
@@ -191,3 +191,43 @@ def test_a_probe_of_label_sets_answers_with_a_sigmoid(run, capsys, tmp_path):
     assert "mAP" in capsys.readouterr().out
     _, said = told(capsys, "probe", run, "--method", "knn", code=2)
     assert "takes one label a row" in said
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(5):
+        Image.new("RGB", (16, 16), (50 * number, 90, 9)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_label_sets_of_one(run, images, capsys):
+    here("eval", run, "--fit-thresholds", "-q")
+    words = ("zeroshot", images, "--model", run, "--multi", "--json", "-q")
+    capsys.readouterr()
+    here(*words, "--devices", "cpu:1")
+    one, two = capsys.readouterr().out.splitlines(), done(*words, "--devices", "cpu:2").splitlines()
+    assert len(one) == 5
+    for a, b in zip(map(json.loads, one), map(json.loads, two), strict=True):
+        assert a["path"] == b["path"]
+        assert [item["label"] for item in a["labels"]] == [item["label"] for item in b["labels"]]
+        assert [item["prob"] for item in a["top"]] == pytest.approx([item["prob"] for item in b["top"]], abs=1e-4)
+
+
+def test_a_probe_of_label_sets_answers_with_several_labels(run, images, capsys, tmp_path):
+    told(capsys, "probe", run, "--c", "1", "--save", tmp_path / "p.safetensors", "--json")
+    words = ["zeroshot", str(images), "--probe", str(tmp_path / "p.safetensors"), "--json", "--devices", "cpu:1"]
+    assert main([*words, "--multi", "--threshold", "0"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [len(row["labels"]) for row in rows] == [18] * 5
+    assert main(words) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [sorted(row["groups"]) for row in rows] == [["colour", "shape", "texture"]] * 5
+
+
+def test_predictions_of_label_sets_are_refused_after_the_figures(run, capsys, tmp_path):
+    out, said = told(capsys, "eval", run, "--predictions", tmp_path / "p.csv", "--json", code=2)
+    assert json.loads(out)["data"][0]["map"] > 0
+    assert f"--predictions {tmp_path / 'p.csv'}: not written: rows of corpus test have label sets" in said
+    assert not (tmp_path / "p.csv").exists()

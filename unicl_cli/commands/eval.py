@@ -97,7 +97,7 @@ def evaluate(
     from unicl_cli.runs.thresholds import find_thresholds
 
     named = pick_model(model_argument, model)
-    check_options(predictions, evaluator)
+    check_predictions(predictions, evaluator)
     answerable = parse_candidates(candidates)
     if fit_thresholds:
         check_only_fit(
@@ -129,22 +129,23 @@ def evaluate(
             keep=Keep(answers=kept.append if predictions or html else None, thresholds=found),
             candidates=answerable,
         )
-        if predictions is not None and not is_peer():
-            if kept:
-                with report_write_error("--predictions", predictions):
-                    write_predictions(predictions, kept)
-            warn_about_predictions(predictions, document, is_written=bool(kept))
+        if predictions is not None and kept and not is_peer():
+            with report_write_error("--predictions", predictions):
+                write_predictions(predictions, kept)
+            warn_about_predictions(predictions, document)
         if html is not None and not is_peer():
             from unicl_cli.jobs.evaluation_page import evaluation_page
             from unicl_cli.pages.html import write_page
 
             write_page(html, evaluation_page(document, kept, open_corpora(loaded, data)))
         print_document(document, eval_tables, as_json=as_json, out=out)
+        if predictions is not None and not kept:
+            raise no_predictions_error(predictions, document)
 
     run_on_devices(devices, work)
 
 
-def check_options(predictions: Path | None, evaluators: list[str] | None) -> None:
+def check_predictions(predictions: Path | None, evaluators: list[str] | None) -> None:
     """Raise UniclError for a kind of file that cannot be written, and for an evaluator that there is not."""
     from unicl_cli.jobs.predictions import SUFFIXES
 
@@ -156,16 +157,28 @@ def check_options(predictions: Path | None, evaluators: list[str] | None) -> Non
         registry.find("evaluators", name)
 
 
-def warn_about_predictions(file: Path, document: dict[str, Any], *, is_written: bool) -> None:
-    """Warn of data sets whose rows have label sets, and so no single answer, and of a file that is not written."""
+def without_answers(document: dict[str, Any]) -> list[str]:
+    """Return the data sets whose rows have label sets, and so no single answer."""
+    entries = [entry for entry in document["data"] if "map" in entry and "top1" not in entry]
+    return [f"{entry['name']} {entry['split']}" for entry in entries]
+
+
+def warn_about_predictions(file: Path, document: dict[str, Any]) -> None:
+    """Warn of data sets that are not in the file."""
     from unicl_cli.commands.output import print_warning
 
-    entries = [entry for entry in document["data"] if "map" in entry and "top1" not in entry]
-    reasons = [f"rows of {entry['name']} {entry['split']} have label sets" for entry in entries]
-    if not is_written and not reasons:
-        reasons = ["no rows with labels were classified"]
-    for reason in reasons:
-        print_warning(f"--predictions {file}: {'left out' if is_written else 'not written'}: {reason}")
+    for name in without_answers(document):
+        print_warning(f"--predictions {file}: left out: rows of {name} have label sets")
+
+
+def no_predictions_error(file: Path, document: dict[str, Any]) -> UniclError:
+    """Return the error for an evaluation without a single answer to write."""
+    names = without_answers(document)
+    reason = f"rows of {', '.join(names)} have label sets" if names else "no row with a label was classified"
+    hint = "leave it out, or name another corpus with --data"
+    if names:
+        hint += "; unicl zeroshot --multi --json writes the labels of images"
+    return UniclError(f"--predictions {file}: not written: {reason}", hint)
 
 
 def check_only_fit(given: dict[str, Any]) -> None:

@@ -244,13 +244,13 @@ def load_judge(
 def choose_form(judge: "Judge | SetJudge", *, as_json: bool, as_csv: bool) -> "Format":
     """Return the form of the answers: JSON lines, CSV, a table on a terminal, else lines with tabs."""
     from unicl_cli.inference.answer_stream import json_lines
-    from unicl_cli.jobs.zeroshot.output import csv_rows, layout_of, text_lines
+    from unicl_cli.jobs.zeroshot.output import choose_layout, csv_rows, text_lines
     from unicl_cli.jobs.zeroshot.table import TerminalTable
     from unicl_cli.pages.text import terminal_width
 
     if as_json:
         return json_lines
-    layout = layout_of(judge)
+    layout = choose_layout(judge)
     if as_csv:
         return csv_rows(layout)
     width = terminal_width()

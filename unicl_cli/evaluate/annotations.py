@@ -76,7 +76,7 @@ class Annotations:
         return found
 
 
-def select_rows(sets: RowSets, rows: Sequence[int]) -> RowSets:
+def take_rows(sets: RowSets, rows: Sequence[int]) -> RowSets:
     """Return the label sets of some rows, in their order."""
     chosen = np.array(rows, np.int64)
     counts = np.diff(sets.ends)[chosen]

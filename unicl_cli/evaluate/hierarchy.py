@@ -13,7 +13,7 @@ from unicl_cli.contracts import ClassName
 from unicl_cli.core.class_groups import NO_PARENT, find_depths, find_parents
 
 
-class Taxonomy(NamedTuple):
+class Hierarchy(NamedTuple):
     """Trees over C classes. ``trees``, int64 (C,), numbers the taxonomy of each class; -1: it is in none.
 
     Groups of classes (ranks) that a parent links belong to one taxonomy, which may have several roots.
@@ -35,7 +35,7 @@ class Taxonomy(NamedTuple):
         return found
 
 
-def build_taxonomy(classes: Sequence[ClassName]) -> Taxonomy | None:
+def build_hierarchy(classes: Sequence[ClassName]) -> Hierarchy | None:
     """Return the taxonomies of these classes; None if no class has a parent."""
     parents = find_parents(classes)
     inner = {parent for parent in parents if parent != NO_PARENT}
@@ -55,10 +55,10 @@ def build_taxonomy(classes: Sequence[ClassName]) -> Taxonomy | None:
     order = {group: number for number, group in enumerate(sorted(with_parents))}
     trees = torch.tensor([order.get(first_of(item.group), -1) for item in classes])
     leaves = torch.tensor([number not in inner for number in range(len(classes))]) & (trees >= 0)
-    return Taxonomy(torch.tensor(parents), torch.tensor(find_depths(parents)), trees, leaves)
+    return Hierarchy(torch.tensor(parents), torch.tensor(find_depths(parents)), trees, leaves)
 
 
-def roll_up(logits: Tensor, taxonomy: Taxonomy) -> Tensor:
+def roll_up(logits: Tensor, taxonomy: Hierarchy) -> Tensor:
     """Return the probability of each class of a taxonomy, (b, C) -> (b, C); 0 outside.
 
     A softmax over the leaves of each taxonomy, summed up the tree: a parent has what its children have together, so it
@@ -71,7 +71,7 @@ def roll_up(logits: Tensor, taxonomy: Taxonomy) -> Tensor:
     return sum_up(found, taxonomy)
 
 
-def sum_up(probabilities: Tensor, taxonomy: Taxonomy) -> Tensor:
+def sum_up(probabilities: Tensor, taxonomy: Hierarchy) -> Tensor:
     """Add the probability of each class to those above it: leaves have theirs, (b, C) -> (b, C)."""
     found = probabilities.clone()
     for depth in range(int(taxonomy.depths.max()), 0, -1):
@@ -80,7 +80,7 @@ def sum_up(probabilities: Tensor, taxonomy: Taxonomy) -> Tensor:
     return found
 
 
-def find_truths(labels: Sequence[Sequence[int]], taxonomy: Taxonomy) -> Tensor:
+def find_truths(labels: Sequence[Sequence[int]], taxonomy: Hierarchy) -> Tensor:
     """Return the deepest class of each row in its taxonomy, int64 (n,); -1 if it has none, or several beside another.
 
     ``labels`` are those of each row, with or without the classes above them.
@@ -94,7 +94,7 @@ def find_truths(labels: Sequence[Sequence[int]], taxonomy: Taxonomy) -> Tensor:
     return torch.tensor(truths, dtype=torch.int64)
 
 
-def classes_at_ranks(truths: Sequence[int], groups: Sequence[int], taxonomy: Taxonomy) -> dict[int, Tensor]:
+def classes_at_ranks(truths: Sequence[int], groups: Sequence[int], taxonomy: Hierarchy) -> dict[int, Tensor]:
     """Return for each rank, a group of two classes or more, the class of each truth there, int64 (n,).
 
     It is -1 where a truth (-1 itself, or a class high up) has none, or two of one rank above each other.
@@ -110,7 +110,7 @@ def classes_at_ranks(truths: Sequence[int], groups: Sequence[int], taxonomy: Tax
     return ranks
 
 
-def distance_to_common(truth: int, answer: int, taxonomy: Taxonomy) -> int:
+def distance_to_common(truth: int, answer: int, taxonomy: Hierarchy) -> int:
     """Return the steps from ``truth`` up to the lowest class that is above it and ``answer``, or one of the two.
 
     An answer at or below the truth has 0. Two roots count as if one more class were above them.
@@ -120,7 +120,7 @@ def distance_to_common(truth: int, answer: int, taxonomy: Taxonomy) -> int:
     return next((steps for steps, label in enumerate(path) if label in above), len(path))
 
 
-def best_leaves(probabilities: Tensor, truths: Tensor, taxonomy: Taxonomy) -> Tensor:
+def best_leaves(probabilities: Tensor, truths: Tensor, taxonomy: Hierarchy) -> Tensor:
     """Return the likeliest leaf of the taxonomy of each truth, (b, C), (b,) -> (b,); the lowest of equal ones."""
     allowed = taxonomy.leaves & (taxonomy.trees == taxonomy.trees[truths][:, None])
     return probabilities.masked_fill(~allowed, -1.0).argmax(1)

@@ -127,9 +127,10 @@ def fill_earlier_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _fill_stage(stage: Any, before: str) -> Any:
     """Return the patch of a stage with the same defaults, if it replaces the loss ``before`` by another."""
-    loss = as_part_mapping(stage.get("loss")) if isinstance(stage, dict) else None
-    name = loss.get("name", before) if isinstance(loss, dict) else before
-    return stage if name == before or name not in EARLIER else {**stage, "loss": {**EARLIER[name], **loss}}
+    loss: Any = as_part_mapping(stage.get("loss")) if isinstance(stage, dict) else None
+    if not isinstance(loss, dict) or (name := loss.get("name", before)) == before or name not in EARLIER:
+        return stage
+    return {**stage, "loss": {**EARLIER[name], **loss}}
 
 
 def _merge_marked(base: MarkedYaml, child: MarkedYaml) -> MarkedYaml:

@@ -135,3 +135,11 @@ def test_two_processes_train_the_weights_of_one_and_probabilities_are_sigmoids(t
     logit = float(one["model.logit_scale"].exp()) * top["cosine"] + float(one["loss.bias"])
     assert top["prob"] == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-4)
     assert top["prob"] < 0.999, "a softmax over one class would be sure"
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_weights_of_one_on_label_sets(tmp_path: Path) -> None:
+    shapes = "shapes?attributes=true&captions=true&count=48&test=6&size=32"
+    unicl("prepare", "--labels", shapes, "-o", tmp_path / "corpus", "--holdout", "0", "--workers", 1)
+    recipe = recipe_of(tmp_path / "corpus", loss="{name: sigmoid, bias: -3.0}")
+    assert furthest(*trained_on_one_and_two(recipe, tmp_path)) < 1e-4

@@ -20,7 +20,7 @@ from unicl_cli.inference.linear_probe import LinearProbe, reference_features
 from unicl_cli.jobs.zeroshot.answers import AnswerOptions
 from unicl_cli.jobs.zeroshot.classes import Classes, parse_classes
 from unicl_cli.jobs.zeroshot.judge import make_judge
-from unicl_cli.jobs.zeroshot.output import csv_rows, layout_of, text_lines
+from unicl_cli.jobs.zeroshot.output import choose_layout, csv_rows, text_lines
 from unicl_cli.jobs.zeroshot.questions import Wanted
 from unicl_cli.jobs.zeroshot.table import TerminalTable
 from unicl_cli.jobs.zeroshot.zeroshot import zeroshot
@@ -258,7 +258,7 @@ def test_a_probe_answers_by_group_and_with_sets(sigmoid):
 
 
 def forms(judge, rows):
-    layout = layout_of(judge)
+    layout = choose_layout(judge)
     table = TerminalTable(layout, width=80)
     lines = [text_lines(layout)(rows).splitlines(), table(rows).splitlines()]
     return [*lines, list(csv.DictReader(io.StringIO(csv_rows(layout)(rows)))), table.note()]
@@ -313,5 +313,5 @@ def test_a_separator_in_a_name_is_refused_in_csv():
     loaded = model((ClassName("a;b", ("a;b",)), ClassName("cat", ("cat",))))
     judge = judge_of(loaded, None, fitted(["a;b", "cat"], [0.0, 0.0]), multi=True)
     with pytest.raises(UniclError, match="contains ';'") as caught:
-        csv_rows(layout_of(judge))
+        csv_rows(choose_layout(judge))
     assert caught.value.hint == "use --json"

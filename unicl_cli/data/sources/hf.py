@@ -18,7 +18,7 @@ from unicl_cli.data.class_numbers import (
     set_row_labels,
 )
 from unicl_cli.data.pictures import SUFFIXES, ImageError, read_file
-from unicl_cli.data.sources.hf_folder import check_folder, is_saved
+from unicl_cli.data.sources.hf_folder import check_folder, is_saved_dataset
 from unicl_cli.data.sources.hf_labels import LabelColumn, find_classes, item_of, with_whole_numbers
 from unicl_cli.data.sources.hub import commit_of, datasets_cache, gated_dataset_error, hf_home, page
 from unicl_cli.data.sources.lists.column_names import usual_columns
@@ -73,7 +73,9 @@ class HubData:
 
     @cached_property
     def root(self) -> Path:
-        return datasets_cache() if self.path.startswith(HUB) or not is_saved(Path(self.path)) else Path(self.path)
+        return (
+            datasets_cache() if self.path.startswith(HUB) or not is_saved_dataset(Path(self.path)) else Path(self.path)
+        )
 
     @cached_property
     def loaded(self) -> LoadedDataset:
@@ -275,7 +277,7 @@ def hf(  # noqa: PLR0913 - a factory's signature is its options
 
 def is_dataset(path: Path) -> bool:
     """Return whether a directory is from `save_to_disk`, or has Parquet files in the hub's layout and no images."""
-    if is_saved(path):
+    if is_saved_dataset(path):
         return True
     parquet = any(path.glob("*.parquet")) or any(path.glob("*/*.parquet"))
     return parquet and not any(file.suffix[1:].lower() in SUFFIXES for file in islice(path.rglob("*"), 1000))
@@ -314,7 +316,7 @@ def _load(path: str, config: str | None, commit: str | None) -> Any:
     if path.startswith(HUB):
         return datasets.load_dataset(path.removeprefix(HUB), config, revision=commit, keep_in_memory=False)
     check_folder(Path(path))
-    if is_saved(Path(path)):
+    if is_saved_dataset(Path(path)):
         return datasets.load_from_disk(path, keep_in_memory=False)
     return datasets.load_dataset(path, config, keep_in_memory=False)
 

@@ -16,14 +16,14 @@ MAX_STATE = 64_000_000
 """Limit for the JSON files of a saved data set and for a README, in bytes; one of 10,000 files has 0.6 MB."""
 
 
-def is_saved(path: Path) -> bool:
+def is_saved_dataset(path: Path) -> bool:
     """Return whether a folder was written by `save_to_disk`."""
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
 def check_folder(folder: Path) -> None:
     """Raise UniclError if a data set names files or splits outside of its folder. ValueError for bad JSON or YAML."""
-    if is_saved(folder):
+    if is_saved_dataset(folder):
         _check_saved(folder)
     else:
         _check_card(folder)

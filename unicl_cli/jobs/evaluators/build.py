@@ -9,7 +9,7 @@ from unicl_cli import binding
 from unicl_cli.contracts import NO_LABEL
 from unicl_cli.core.dist import bare
 from unicl_cli.jobs.evaluators.kept import Keep
-from unicl_cli.jobs.evaluators.rows import labels_of
+from unicl_cli.jobs.evaluators.rows import read_labels
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +62,7 @@ def missing_needs(
 def has_label_sets(corpus: EvalCorpus, split: str) -> bool:
     """Return True if a row with labels has several, or is annotated as having none: ``label`` says neither."""
     table = corpus.table(split, "labels")
-    return table.has_sets and bool((labels_of(table) == NO_LABEL).any())
+    return table.has_sets and bool((read_labels(table) == NO_LABEL).any())
 
 
 def reads_captions(loss: Any, tokenizer: Tokenizer | None) -> bool:

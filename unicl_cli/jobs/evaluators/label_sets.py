@@ -12,11 +12,11 @@ from torch import Tensor
 from unicl_cli.contracts import NO_LABEL
 from unicl_cli.core.class_groups import ancestors_of, groups_of
 from unicl_cli.errors import UniclError
-from unicl_cli.evaluate.annotations import Annotations, Bools, add_ancestors, select_rows
+from unicl_cli.evaluate.annotations import Annotations, Bools, add_ancestors, take_rows
 from unicl_cli.evaluate.hierarchy import (
-    Taxonomy,
+    Hierarchy,
     best_leaves,
-    build_taxonomy,
+    build_hierarchy,
     classes_at_ranks,
     distance_to_common,
     find_truths,
@@ -96,7 +96,7 @@ def order_thresholds(found: FoundThresholds, corpus: EvalCorpus) -> Cut | None:
 
 def read_annotations(corpus: EvalCorpus, table: EvalRows, rows: Sequence[int]) -> Annotations:
     """Return the labels of some rows of a split, and those above them in a taxonomy."""
-    sets = add_ancestors(select_rows(table.label_sets(), rows), ancestors_of(corpus.classes))
+    sets = add_ancestors(take_rows(table.label_sets(), rows), ancestors_of(corpus.classes))
     return Annotations(sets, corpus.groups or (0,) * len(corpus.classes))
 
 
@@ -146,7 +146,7 @@ def label_set_figures(
     answers = answer_within_groups(images)
     if images.groups != ("",):
         facts["per_group"] = group_figures(images, found, answers)
-    taxonomy = build_taxonomy(corpus.classes)
+    taxonomy = build_hierarchy(corpus.classes)
     if taxonomy is not None:
         facts |= taxonomy_figures(images, taxonomy)
     warnings = [*warn_about_classes(found, wanted, split), *warn_about_thresholds(thresholds, cut, corpus, split)]
@@ -241,7 +241,7 @@ def rank_truths(scores: Tensor, hidden: Tensor, truths: Tensor, columns: Tensor)
     return target_ranks(open_ones, places)
 
 
-def taxonomy_figures(images: LabelledImages, taxonomy: Taxonomy) -> dict[str, Any]:
+def taxonomy_figures(images: LabelledImages, taxonomy: Hierarchy) -> dict[str, Any]:
     """Return top-1 at each rank, from probabilities that are rolled up, and the mean distance of the likeliest leaf."""
     truth, scorer = images.truth, images.scores.scorer
     labels = np.split(truth.sets.values, truth.sets.ends[1:-1])

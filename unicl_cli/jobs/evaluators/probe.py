@@ -28,7 +28,7 @@ from unicl_cli.inference.progress import progress
 from unicl_cli.inference.scorer import shorten_names
 from unicl_cli.jobs.evaluators.label_sets import read_annotations
 from unicl_cli.jobs.evaluators.options import Method, ProbeOptions
-from unicl_cli.jobs.evaluators.rows import labels_of, limit_rows
+from unicl_cli.jobs.evaluators.rows import limit_rows, read_labels
 from unicl_cli.jobs.evaluators.set_probe import (
     SetExamples,
     check_one_vs_rest,
@@ -205,7 +205,7 @@ def encode_examples(
     """Encode the rows with labels of a split, once; the features stay on the GPU if the model is on one."""
     table = corpus.table(split, "labels")
     found, keys, rows = encode_features(model, table, f"{corpus.name} {split}", options, batch=batch, limit=limit)
-    return Examples(found, labels_of(table)[torch.tensor(rows)].to(found.device), keys)
+    return Examples(found, read_labels(table)[torch.tensor(rows)].to(found.device), keys)
 
 
 def encode_features(

@@ -11,7 +11,7 @@ from unicl_cli.data.corpus import integers_of
 from unicl_cli.evaluator_contracts import EvalRows
 
 
-def labels_of(table: EvalRows) -> Tensor:
+def read_labels(table: EvalRows) -> Tensor:
     """Return the classes of all rows, int64 (n,)."""
     return torch.from_numpy(integers_of(table.column("label")))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unicl_cli.core.class_groups import groups_of
 from unicl_cli.errors import UniclError
-from unicl_cli.evaluate.annotations import Annotations, join_sets, select_rows
+from unicl_cli.evaluate.annotations import Annotations, join_sets, take_rows
 from unicl_cli.evaluate.holdout import held_out_mask
 from unicl_cli.evaluate.logistic_regression import Linear, Point, sweep
 from unicl_cli.evaluate.one_vs_rest import ALWAYS, OneVsRest, search_measure
@@ -36,7 +36,7 @@ class SetExamples(NamedTuple):
     def only(self, mask: Sequence[bool]) -> SetExamples:
         """Return the examples for which ``mask`` is true."""
         places = [place for place, kept in enumerate(mask) if kept]
-        truth = Annotations(select_rows(self.truth.sets, places), self.truth.groups.tolist())
+        truth = Annotations(take_rows(self.truth.sets, places), self.truth.groups.tolist())
         keys, rows = [self.keys[place] for place in places], [self.rows[place] for place in places]
         return SetExamples(self.features[torch.tensor(places, dtype=torch.int64)], truth, keys, rows)
 

@@ -21,7 +21,7 @@ from unicl_cli.jobs.evaluators.label_sets import (
     score_label_sets,
 )
 from unicl_cli.jobs.evaluators.options import Asked
-from unicl_cli.jobs.evaluators.rows import labels_of, limit_rows
+from unicl_cli.jobs.evaluators.rows import limit_rows, read_labels
 
 if TYPE_CHECKING:
     from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, EvalRows, Need
@@ -74,7 +74,7 @@ class ZeroShotEvaluator(NamedTuple):
         table, label = corpus.table(split, "labels"), f"{corpus.name} {split}"
         if table.has_sets:
             return self._measure_sets(encoder, corpus, split, scorer, chosen, batch=batch, limit=limit)
-        labels = labels_of(table)
+        labels = read_labels(table)
         rows, left_out = rows_to_answer(labels, chosen, label, limit)
         answers = answer_rows(encoder, scorer, table, rows, batch=batch, label=label)
         check_finite(answers.ranks >= 0, rows, table, f"{encoder.loaded.name} on {label}")
@@ -96,7 +96,7 @@ class ZeroShotEvaluator(NamedTuple):
         if self.keep_answers is not None:
             known = [each.names[0] for each in chosen.classes]
             self.keep_answers(columns_of(answers, table, rows, known, (corpus.name, split)))
-        targets, sources = labels_of(table)[torch.tensor(rows)], table.column("source").to_pylist()
+        targets, sources = read_labels(table)[torch.tensor(rows)], table.column("source").to_pylist()
         names = [each.names[0] for each in corpus.classes]
         answerable = count_candidates(scorer, chosen)
         figures = classification_figures(answers.ranks, targets, names, [sources[row] for row in rows], answerable)
@@ -124,7 +124,7 @@ class ZeroShotEvaluator(NamedTuple):
         images = score_label_sets(encoder, scorer, chosen, corpus, split, batch=batch, limit=limit)
         figures = label_set_figures(images, corpus, split, self.thresholds, self.keep_precisions)
         warnings = [*chosen.warnings, *figures.pop("warnings", ())]
-        labels = labels_of(corpus.table(split, "labels"))[torch.tensor(images.rows)]
+        labels = read_labels(corpus.table(split, "labels"))[torch.tensor(images.rows)]
         answered = torch.tensor(chosen.allowed)[labels.clamp(min=0)]
         if bool((labels != NO_LABEL).all()) and bool(answered.any()):
             answers = answer_features(images, labels, answered)
@@ -206,7 +206,7 @@ def answer_rows(
     encoder: Encoder, scorer: Scorer, table: EvalRows, rows: Sequence[int], *, batch: int, label: str
 ) -> Answers:
     """Classify ``rows`` of a table with labels."""
-    targets = labels_of(table)[torch.tensor(rows)].to(encoder.device)
+    targets = read_labels(table)[torch.tensor(rows)].to(encoder.device)
 
     def compute(images: Tensor, places: Tensor) -> Tensor:
         return pack_answers(scorer, scorer.scores(images), targets[places.to(encoder.device)])
@@ -250,7 +250,7 @@ def columns_of(
     ``rank`` 0 is a hit; ``place`` is the corpus and its split. A class that cannot be answered (its score is -inf) is
     not in ``top``.
     """
-    keys, targets = table.column("key").to_pylist(), labels_of(table).tolist()
+    keys, targets = table.column("key").to_pylist(), read_labels(table).tolist()
     counts = (answers.scores > -torch.inf).sum(1).tolist()
     top = [best[:n] for best, n in zip(answers.top.tolist(), counts, strict=True)]
     return {

@@ -31,7 +31,7 @@ def size_rows(found: Mapping[str, Any]) -> list[tuple[str, int]]:
     return [(f"{each['low']}\u2013{each['high']}", each["n"]) for each in bins]
 
 
-def group_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def tabulate_groups(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the rows of the table of groups; a corpus without groups has none."""
     if [each["group"] for each in found["groups"]] == [""]:
         return []
@@ -75,7 +75,7 @@ def set_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
         sizes.add_row(labels, f"{n:,}")
     yield sizes
     for title, head, left, rows in (
-        (f"Groups of classes \u00b7 {count_of(found['rows'], 'label row')}", GROUP_HEAD, 1, group_rows(found)),
+        (f"Groups of classes \u00b7 {count_of(found['rows'], 'label row')}", GROUP_HEAD, 1, tabulate_groups(found)),
         (pair_title(found), PAIR_HEAD, 2, pair_table_rows(found)),
     ):
         if rows:
@@ -102,7 +102,7 @@ def set_sections(facts: Mapping[str, Any]) -> list[Html]:
             "Groups of classes",
             GROUP_HEAD,
             1,
-            group_rows(found),
+            tabulate_groups(found),
             "A prompt of a group that a row does not know is neither right nor wrong for it.",
         ),
         (

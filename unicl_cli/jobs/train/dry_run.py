@@ -214,11 +214,11 @@ def estimate_costs(estimate: Estimate, at_once: int) -> dict[str, Any]:
     return {**found, "memory_method": METHOD.format("bf16" if estimate.half else "float32")}
 
 
-def format_value(key: str, value: Any) -> str:
+def format_fact(key: str, value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{LABELS.get(name, name)} {format_value(key, item)}" for name, item in value.items())
+        return ", ".join(f"{LABELS.get(name, name)} {format_fact(key, item)}" for name, item in value.items())
     if isinstance(value, list):
-        return ", ".join(format_value(key, item) for item in value)
+        return ", ".join(format_fact(key, item) for item in value)
     if key in BYTES:
         return byte_size(value)
     if key == "flops_of_one":
@@ -243,7 +243,7 @@ def dry_run(
     table.add_column(overflow="fold")
     for key, value in found.items():
         if key != "schema" and value is not None:
-            table.add_row(LABELS.get(key, key.replace("_", " ")), escape_control(format_value(key, value)))
+            table.add_row(LABELS.get(key, key.replace("_", " ")), escape_control(format_fact(key, value)))
     console = Console(markup=False, highlight=False)
     console.print(table)
     if "micro_that_fits" in found:

@@ -35,7 +35,7 @@ class Layout(NamedTuple):
     has_paths: bool = False
 
 
-class Block(NamedTuple):
+class AnswerBlock(NamedTuple):
     """The answer of one group, a line of a table; ``group`` is None if the row has one answer."""
 
     group: str | None
@@ -43,7 +43,7 @@ class Block(NamedTuple):
     items: Sequence[Row]
 
 
-def layout_of(judge: Judge | SetJudge) -> Layout:
+def choose_layout(judge: Judge | SetJudge) -> Layout:
     """Return the layout of a judge's rows."""
     names = tuple(item.names[0] for item in judge.classes)
     options = judge.options
@@ -51,16 +51,16 @@ def layout_of(judge: Judge | SetJudge) -> Layout:
     return Layout(names, wanted, judge.groups, options.by_cosine, options.multi, judge.has_paths)
 
 
-def split_row(row: Row, layout: Layout) -> list[Block]:
+def split_row(row: Row, layout: Layout) -> list[AnswerBlock]:
     """Return the answers of a row: one, or one for each group."""
     if layout.is_multi:
         parts = [(group, [item for item in row["labels"] if (item["group"] or "") == group]) for group in layout.groups]
-        return [Block(group, items[0]["label"] if items else None, items) for group, items in parts] or [
-            Block(None, row["label"], row["labels"])
+        return [AnswerBlock(group, items[0]["label"] if items else None, items) for group, items in parts] or [
+            AnswerBlock(None, row["label"], row["labels"])
         ]
     if layout.groups:
-        return [Block(each["group"], each["label"], each["top"]) for each in row["groups"]]
-    return [Block(None, row["label"], row["top"])]
+        return [AnswerBlock(each["group"], each["label"], each["top"]) for each in row["groups"]]
+    return [AnswerBlock(None, row["label"], row["top"])]
 
 
 def text_lines(layout: Layout) -> Format:
@@ -95,10 +95,10 @@ def format_group(group: str) -> str:
 def format_item(item: Row, *, by_cosine: bool) -> str:
     """Return a class and its figure, or each class of a path with its own."""
     path = item.get("lineage", [item])
-    return BETWEEN.join(f"{escape_control(each['label'])} {format_value(each, by_cosine=by_cosine)}" for each in path)
+    return BETWEEN.join(f"{escape_control(each['label'])} {format_score(each, by_cosine=by_cosine)}" for each in path)
 
 
-def format_value(item: Row, *, by_cosine: bool) -> str:
+def format_score(item: Row, *, by_cosine: bool) -> str:
     return f"{item['cosine']:.3f}" if by_cosine else format_share(item["prob"])
 
 

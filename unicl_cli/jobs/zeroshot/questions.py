@@ -11,7 +11,7 @@ from torch import Tensor
 from unicl_cli.contracts import ClassName
 from unicl_cli.core.class_groups import groups_of
 from unicl_cli.errors import UniclError, did_you_mean
-from unicl_cli.evaluate.hierarchy import NO_PARENT, Taxonomy, build_taxonomy
+from unicl_cli.evaluate.hierarchy import NO_PARENT, Hierarchy, build_hierarchy
 from unicl_cli.formats import list_first
 
 BETWEEN = " > "
@@ -29,7 +29,7 @@ class Question(NamedTuple):
     name: str
     shown: Tensor
     competing: Tensor
-    taxonomy: Taxonomy | None = None
+    taxonomy: Hierarchy | None = None
     has_paths: bool = False
     top: int = NO_PARENT
 
@@ -56,7 +56,7 @@ def split_questions(classes: Sequence[ClassName], wanted: Wanted) -> list[Questi
 
     Raises UniclError for a group or a rank that these classes do not have.
     """
-    taxonomy = build_taxonomy(classes)
+    taxonomy = build_hierarchy(classes)
     trees = [-1] * len(classes) if taxonomy is None else taxonomy.trees.tolist()
     ranks = list(dict.fromkeys(item.group for item, tree in zip(classes, trees, strict=True) if tree >= 0))
     attributes = [name for name in groups_of(classes) if name not in ranks]
@@ -76,7 +76,7 @@ def split_questions(classes: Sequence[ClassName], wanted: Wanted) -> list[Questi
     return sorted(found, key=lambda question: int(question.competing[0]))
 
 
-def ask_taxonomy(classes: Sequence[ClassName], taxonomy: Taxonomy, tree: int, rank: str | None) -> Question:
+def ask_taxonomy(classes: Sequence[ClassName], taxonomy: Hierarchy, tree: int, rank: str | None) -> Question:
     """Return the question about the leaves of a taxonomy, or about its classes of one rank."""
     own = taxonomy.trees == tree
     leaves = (own & taxonomy.leaves).nonzero()[:, 0]

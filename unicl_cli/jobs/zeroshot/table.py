@@ -8,7 +8,7 @@ from typing import Any
 from rich.cells import cell_len, set_cell_size
 
 from unicl_cli.errors import escape_control
-from unicl_cli.jobs.zeroshot.output import NONE, Block, Layout, format_group, format_item, format_value, split_row
+from unicl_cli.jobs.zeroshot.output import NONE, AnswerBlock, Layout, format_group, format_item, format_score, split_row
 
 MAX_GROUP = 16
 COMMON_LABEL, MAX_LABEL = 12, 24
@@ -56,7 +56,7 @@ class TerminalTable:
                 path, group = " " * self.path, [" " * self.group for _ in group]
         return lines
 
-    def cells(self, block: Block) -> list[str]:
+    def cells(self, block: AnswerBlock) -> list[str]:
         """Return the classes of an answer with their figures; of a path down a taxonomy, the best."""
         none = [] if block.label is not None else [fit_start(NONE, self.label + 1 + self.figure)]
         if block.items and "lineage" in block.items[0]:
@@ -70,7 +70,7 @@ class TerminalTable:
 
     def cell(self, item: Mapping[str, Any]) -> str:
         """Return a class and its figure."""
-        figure = format_value(item, by_cosine=self.layout.by_cosine)
+        figure = format_score(item, by_cosine=self.layout.by_cosine)
         return f"{fit_start(escape_control(item['label']), self.label)} {figure:>{self.figure}}"
 
     def lineage(self, path: Sequence[Mapping[str, Any]]) -> str:

@@ -14,7 +14,7 @@ from unicl_cli.data.sources.lists.labels import (
     MARKS,
     MAX_LABEL,
     WholeListError,
-    is_marked,
+    has_mark,
     label_of,
 )
 from unicl_cli.data.sources.lists.record import Label, LabelSet, ListOptions
@@ -191,7 +191,7 @@ def _is_one_hot(texts: Sequence[str]) -> bool:
     """
     last = next((at for at, text in reversed(list(enumerate(texts))) if text not in _MINUS), -1)
     marks = texts[: last + 1]
-    return is_marked(marks) and (len(set(marks)) < len(marks) or any(text in _MINUS for text in marks))
+    return has_mark(marks) and (len(set(marks)) < len(marks) or any(text in _MINUS for text in marks))
 
 
 def _check_length(label: str, name: str) -> None:

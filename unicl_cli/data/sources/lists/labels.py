@@ -51,7 +51,7 @@ def label_of(value: Any, name: str) -> str:
     values = value if isinstance(value, list) else [value]
     if any(not is_plain(item) for item in values):
         raise odd_cell_error(value, name, "label")
-    if is_marked([text_of(item) for item in values]):
+    if has_mark([text_of(item) for item in values]):
         raise WholeListError(f"{name} holds a mark for each of {len(values)} classes", MARKS)
     labels = list(dict.fromkeys(text.strip() for item in values if (text := text_of(item)).strip()))
     if len(labels) > 1:
@@ -59,7 +59,7 @@ def label_of(value: Any, name: str) -> str:
     return labels[0] if labels else ""
 
 
-def is_marked(texts: Sequence[str]) -> bool:
+def has_mark(texts: Sequence[str]) -> bool:
     """Return whether several values are all 0, 1 or -1."""
     return len(texts) > 1 and all(text.strip().lower() in _MARKS for text in texts)
 
