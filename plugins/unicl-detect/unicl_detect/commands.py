@@ -66,10 +66,10 @@ def train(
     chosen = load_settings(settings, DetectSettings, FOLDER, overrides or ())
     name = locate_model(model)
     found = read_coco(*find_coco(data, split, images, ("train",)), masks=not chosen.boxes_only)
-    tell(found.notes)
     if dry_run:
         from unicl_detect.training import count_parameters
 
+        tell(found.notes)
         sizes = {"images_of_data": len(found.images), "boxes": found.boxes}
         show({**sizes, **count_parameters(name, chosen, len(found.classes))}, as_json=as_json)
         return
@@ -83,6 +83,7 @@ def train(
         def work(accelerator: Any) -> None:
             from unicl_detect.training import train_detector
 
+            tell([] if is_peer() else found.notes)  # once, not in the process that starts the workers, too
             place = ModuleRun(run, COMMAND, facts, chosen.save_every)
             train_detector(place, name, found, chosen, accelerator, stop)
 

@@ -1,6 +1,7 @@
 """Batches of annotated images: which ones a step sees, and their tensors, as functions of (seed, draw) alone."""
 
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -111,6 +112,12 @@ def join_rows(rows: Sequence[tuple[Tensor, dict[str, Tensor], int]]) -> Scenes:
     return Scenes(list(images), list(targets), list(draws))
 
 
+def ignore_interrupt(worker: int) -> None:
+    """Leave Ctrl-C, which reaches all processes of a terminal, to the training: it saves a checkpoint first."""
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def stream_scenes(data: CocoSet, settings: DetectSettings, start: int) -> Iterator[tuple[int, Scenes]]:
     """Yield (step, batch) from step ``start`` to the end."""
     steps = range(start, settings.steps)
@@ -122,5 +129,6 @@ def stream_scenes(data: CocoSet, settings: DetectSettings, start: int) -> Iterat
         num_workers=workers,
         collate_fn=join_rows,
         multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=ignore_interrupt if workers else None,
     )
     return zip(steps, loader, strict=True)
