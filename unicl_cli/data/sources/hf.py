@@ -73,9 +73,9 @@ class HubData:
 
     @cached_property
     def root(self) -> Path:
-        return (
-            datasets_cache() if self.path.startswith(HUB) or not is_saved_dataset(Path(self.path)) else Path(self.path)
-        )
+        if not self.path.startswith(HUB) and is_saved_dataset(Path(self.path)):
+            return Path(self.path)
+        return datasets_cache()
 
     @cached_property
     def loaded(self) -> LoadedDataset:
