@@ -120,8 +120,8 @@ def digits(
 
     Label rows come from the start of one fixed training order and caption rows from its end, so that
     ``--labels digits?classes=0-6&limit=600 --captions digits?limit=300`` have no image in common. ``named`` is the
-    share of captions that name their digit. ``coloured`` draws each image in two random hues, bright on dark, which tell
-    nothing of its class.
+    share of captions that name their digit. ``coloured`` draws each image in two random hues, bright on dark, which
+    tell nothing of its class.
     """
     if limit is not None and limit < 1:
         raise UniclError(f"digits: limit={limit} leaves no images", "set a positive limit")
