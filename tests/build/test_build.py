@@ -111,11 +111,11 @@ def test_lars_makes_the_steps_of_its_published_form(recipe):
     optim = {"name": "lars", "lr": 0.3, "momentum": 0.9, "weight_decay": 1e-6}
     optimizer = build_optimizer(recipe(optim=optim), module)
     for _ in range(3):
-        module.weight.grad = torch.linspace(-1, 1, 12).double().view(3, 4)
+        module.weight.grad = torch.linspace(-1, 1, 12, dtype=torch.float64).view(3, 4)
         module.bias.grad = torch.ones(3).double()
         optimizer.step()
-    expected = torch.tensor([0.0018964389, 0.8430226151, 0.9105042499]).double()
-    torch.testing.assert_close(module.weight.data[0, :3], expected, rtol=0, atol=5e-8)  # lightly computed in float32
+    expected = torch.tensor([0.0018964389, 0.8430226151, 0.9105042499], dtype=torch.float64)
+    torch.testing.assert_close(module.weight.data[0, :3], expected, rtol=0, atol=1e-9)
     # gains and biases have neither decay nor an adapted rate: plain momentum of 1, 1.9, 2.71 steps of 0.3
     torch.testing.assert_close(module.bias.data, torch.full([3], 2 - 0.3 * (1 + 1.9 + 2.71)).double())
 

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from unicl_cli.build.data import build_data
-from unicl_cli.encoders.timm import TimmTower
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.train.blueprint import Blueprint, has_batch_statistics, join_batchnorm
 from unicl_cli.jobs.train.sizes import Sizes, chunk_count, is_sharded, sizes_of
@@ -56,8 +55,8 @@ def test_sizes_follow_from_recipe_data_and_processes(digits):
     assert [chunk_count(12, rows) for rows in (12, 6, 5, 1)] == [1, 2, 3, 12]
 
 
-def test_batchnorm_of_several_gpus_sees_the_whole_batch_and_keeps_weights_and_names():
-    step = nn.ModuleDict({"model": TimmTower("resnet10t", image_size=32), "loss": nn.BatchNorm1d(4)})
+def test_batchnorm_of_several_gpus_sees_the_whole_batch_and_keeps_weights_and_names(digits):
+    step = blueprint(digits, RESNET).build(12).step
     names = [name for name, _ in step.named_parameters()]
     weights = {name: x.clone() for name, x in step.state_dict().items()}
     joined = join_batchnorm(step)

@@ -64,10 +64,8 @@ class Digits:
         image = Image.new("L", (8, 8))
         image.putdata(grey)
         if self.coloured:
-            hue = _chance(number, "ink")
-            other = hue + 0.25 + 0.5 * _chance(number, "paper")  # at least a quarter of the circle apart
-            ink, paper = (Image.new("RGB", (8, 8), _colour(each)) for each in (hue, other))
-            image = Image.composite(ink, paper, image)
+            ink, paper = (_colour(number, salt, value) for salt, value in (("ink", 1.0), ("paper", 0.4)))
+            image = Image.composite(Image.new("RGB", (8, 8), ink), Image.new("RGB", (8, 8), paper), image)
         out = io.BytesIO()
         image.resize((8 * _SCALE, 8 * _SCALE), Image.Resampling.NEAREST).convert("RGB").save(out, "PNG")
         return {"image": out.getvalue()}
@@ -122,8 +120,8 @@ def digits(
 
     Label rows come from the start of one fixed training order and caption rows from its end, so that
     ``--labels digits?classes=0-6&limit=600 --captions digits?limit=300`` have no image in common. ``named`` is the
-    share of captions that name their digit. ``coloured`` draws each image in two random hues, which tell nothing of its
-    class.
+    share of captions that name their digit. ``coloured`` draws each image in two random hues, bright on dark, which
+    tell nothing of its class.
     """
     if limit is not None and limit < 1:
         raise UniclError(f"digits: limit={limit} leaves no images", "set a positive limit")
@@ -171,9 +169,9 @@ def _pick(value: float, bounds: tuple[float, float], words: tuple[str, str, str]
     return words[sum(value >= bound for bound in bounds)]
 
 
-def _colour(hue: float) -> tuple[int, int, int]:
-    """Return a bright RGB colour; hues are shares of the colour circle."""
-    red, green, blue = (round(255 * level) for level in hsv_to_rgb(hue % 1, 0.8, 1.0))
+def _colour(number: int, salt: str, value: float) -> tuple[int, int, int]:
+    """Return the RGB colour of an image's ink or paper: a hue of its own, at the same brightness in all images."""
+    red, green, blue = (round(255 * level) for level in hsv_to_rgb(_chance(number, salt), 0.8, value))
     return red, green, blue
 
 
