@@ -134,7 +134,7 @@ def test_a_run_without_hooks_reads_no_media(corpus, monkeypatch):
     assert load(corpus, 0, [])[0].extra == {}
     assert Counter(asked) == {(False, True): 3 * SIZE}
     load(corpus, 0, [profiles], steps=1)
-    assert Counter(asked) == {False: 3 * SIZE, True: SIZE}
+    assert Counter(asked) == {(False, True): 3 * SIZE, (True, True): SIZE}
 
 
 def test_workers_keep_less_ready_where_rows_have_media(corpus):
