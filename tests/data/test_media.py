@@ -98,7 +98,7 @@ def test_media_is_read_only_on_request(corpus):
     (bare,) = table._cache.values()
     assert bare.media is None
     table.read(0, media=True)
-    assert table._cache[0, True].size >= bare.size + 20 * 4 * LENGTH
+    assert table._cache[0, True, True].size >= bare.size + 20 * 4 * LENGTH
     assert table.media_bytes() >= 20 * 4 * LENGTH / 30
 
 
@@ -126,15 +126,15 @@ def test_a_run_without_hooks_reads_no_media(corpus, monkeypatch):
     asked = []
     read = RowTable.read
 
-    def spy(self, row, *, media=False):
-        asked.append(media)
-        return read(self, row, media=media)
+    def spy(self, row, *, media=False, image=True):
+        asked.append((media, image))
+        return read(self, row, media=media, image=image)
 
     monkeypatch.setattr(RowTable, "read", spy)
     assert load(corpus, 0, [])[0].extra == {}
-    assert Counter(asked) == {False: 3 * SIZE}
+    assert Counter(asked) == {(False, True): 3 * SIZE}
     load(corpus, 0, [profiles], steps=1)
-    assert Counter(asked) == {False: 3 * SIZE, True: SIZE}
+    assert Counter(asked) == {(False, True): 3 * SIZE, (True, True): SIZE}
 
 
 def test_workers_keep_less_ready_where_rows_have_media(corpus):

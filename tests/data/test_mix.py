@@ -12,8 +12,8 @@ from unicl_cli.contracts import NO_LABEL, NO_TEXT
 from unicl_cli.core.batch_columns import PROMPT, PROMPTED
 from unicl_cli.core.prompts import fill_template
 from unicl_cli.data.collate import HASH_KEYS, ROW_KEYS
-from unicl_cli.data.loader import batches
-from unicl_cli.data.mix import Draws, MixedCorpora, TextChoice, order_of
+from unicl_cli.data.loader import batches, load_images
+from unicl_cli.data.mix import Draws, MixedCorpora, OnePass, TextChoice, order_of
 from unicl_cli.data.text import text_hash
 from unicl_cli.data.tokenizers import corpus_tokenizer
 from unicl_cli.errors import UniclError
@@ -299,3 +299,31 @@ def test_second_texts_have_a_row_each_where_texts_are_not_distinct(both, tokeniz
     for _, batch in run(both, tokenizer, labels=1, labelled="both", distinct=False):
         used = [*batch.text_index.tolist(), *batch.extra[PROMPT].tolist()]
         assert sorted(x for x in used if x != NO_TEXT) == list(range(len(batch.tokens)))
+
+
+def test_samples_without_images_have_the_numbers_of_their_rows(both, tokenizer):
+    """All else is the same, and no image is read."""
+    mix = MixedCorpora(both, TextChoice("mixed", "first", 0))
+    numbered = mix.without_images()
+    for at in ((0, 3, 1, 7), (1, 2, 0, 5)):
+        plain, one = mix[at], numbered[at]
+        assert one.image.tolist() == plain.row
+        assert one._replace(image=None) == plain._replace(image=None)
+    assert numbered.with_media().images is False
+    assert numbered.row_bytes == 8
+    assert both[0].table.read(0, image=False).image == b""
+    assert both[0].table._cache[0, False, False].images is None
+
+
+@pytest.mark.parametrize(("rows", "world"), [(4, 1), (4, 2), (7, 3), (100, 1), (100, 3), (1, 2)])
+def test_one_pass_gives_each_row_once_and_every_rank_as_many_lists(both, rows, world):
+    mix = MixedCorpora(both, TextChoice("mixed", "first", 0))
+    passes = [OnePass(mix, rows, rank, world) for rank in range(world)]
+    lists = [list(each) for each in passes]
+    assert {len(each) for each in lists} == {len(passes[0])}
+    assert all(0 < len(places) <= rows for each in lists for places in each)
+    found = [mix[at].row for round in zip(*lists, strict=True) for places in round for at in places]
+    assert found[: len(mix)] == list(range(len(mix)))
+    assert set(found[len(mix) :]) <= {len(mix) - 1}, "the last row stands where a rank has none"
+    images = torch.cat(list(load_images(mix, passes[0], 0, pin_memory=False)))
+    assert torch.equal(images, torch.stack([mix[at].image for places in lists[0] for at in places]))

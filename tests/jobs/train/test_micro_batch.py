@@ -83,9 +83,9 @@ def fit(blueprint, rows=20):
 
 def test_what_fits_is_found_by_halves_and_said(capfd):
     blueprint = Blueprint(6)
-    (step, tokenizer, _), rows, reached = fit(blueprint)
+    (step, tokenizer, _), rows, found = fit(blueprint)
     assert blueprint.tried == [20, 10, 5]
-    assert (step.model.rows, tokenizer, rows, reached.tolist()) == (5, "tokenizer", 5, [1, 1])
+    assert (step.model.rows, tokenizer, rows, found.reached.tolist()) == (5, "tokenizer", 5, [1, 1])
     assert capfd.readouterr().err == "batch.micro: 5 rows at once (of 20): more did not fit into the memory of rank 0\n"
     assert all(p.grad is None for p in step.parameters())
 
