@@ -53,7 +53,7 @@ def search(
 ) -> None:
     """Find the items of a corpus that are nearest to texts, images and other media, or to sums of them."""
     from unicl_cli.commands.output import check_before_loading, check_encoding, load_with_templates, print_document
-    from unicl_cli.commands.workers import run_on_devices
+    from unicl_cli.launch.workers import run_on_devices
     from unicl_cli.jobs.search import Wanted, split_queries
 
     queries = split_queries(query)
