@@ -11,11 +11,13 @@ from statistics import mean
 from experiment import interval, run_unicl
 from rich.table import Table
 
+from unicl_cli.data.sources.scenes import scenes
+
 SEER = ("shapes-unicl", "data.workers=0")
 ARMS = {"with co-attention": "true", "without": "false"}
 PRETRAINING = ("words", "regions", "align", "text_to_image_r1_of_32")
 EXPRESSIONS = ("acc@0.5", "boxes zeroed")
-STEPS = 300
+STEPS = 400
 
 
 def run(out: Path, seeds: int) -> list[Table]:
@@ -31,7 +33,22 @@ def run(out: Path, seeds: int) -> list[Table]:
         for seed in range(seeds)
         for arm in ARMS
     }
+    draw_attention(out)
     return [table_of(found, seeds)]
+
+
+def draw_attention(out: Path) -> None:
+    """Draw `attention.png`, the picture of the plugin's README: the words of a held-out scene on its regions."""
+    source = scenes(kind="captions")
+    row = source.rows("test")[0]
+    found = source.read(row)
+    for name, kind in (("scene.png", "image"), ("scene.json", "boxes")):
+        (out / name).write_bytes(found[kind])
+    run = str(out / "vilbert-shapes-true-0")
+    image, boxes = str(out / "scene.png"), str(out / "scene.json")
+    run_unicl(
+        "vilbert", "maps", image, row.texts[0], "--model", run, "--boxes", boxes, "-o", str(out / "attention.png")
+    )
 
 
 def prepare(out: Path, corpora: dict[str, Path]) -> None:

@@ -50,8 +50,9 @@ def draw_maps(image: Path, text: str, run: str, out: Path, boxes: Path | None, b
     weights = attention_of(model, tokens, pixels[None], extra, block)
     found = model.find(pixels[None], extra)
     corners = found.boxes[0, :, :4][found.there[0]]
-    words = [tokenizer.library.decode([int(token)], skip_special_tokens=False).strip() for token in tokens[0]]
-    place_maps(pixels, words, weights[:, 1:][:, found.there[0]], corners).save(out, "PNG", optimize=True)
+    marked = [tokenizer.library.id_to_token(int(token)) or "[MASK]" for token in tokens[0]]
+    words = [word.replace("Ġ", "") for word in marked]  # the space before a word in a byte-level BPE
+    place_maps(pixels, words, weights[:, 1:][:, found.there[0]], corners).quantize(128).save(out, "PNG", optimize=True)
 
 
 def read_file(path: Path) -> bytes:
