@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         LabelSets,
         LogitScale,
         Loss,
-        MediaKind,
         Metric,
         Model,
         Part,
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from unicl_cli.data.sources.tar_members import iter_members
     from unicl_cli.errors import UniclError
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
-    from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, EvalRows, Evaluator, RowSets
+    from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, EvalRows, Evaluator, MediaKind, RowSets
     from unicl_cli.kernels.targets import Target
     from unicl_cli.launch.accelerator import start_accelerator
     from unicl_cli.losses.contrast import both_ways, contrast, contrast_tiled, supcon_loss
@@ -53,10 +52,10 @@ _HOME = {
     "unicl_cli.build.model": ("build_image_tower",),
     "unicl_cli.contracts": (
         *("NO_KEY", "NO_LABEL", "NO_TEXT", "Batch", "ClassName", "DatasetSource", "Drawn", "Features", "LabelSets"),
-        *("LogitScale", "Loss", "MediaKind", "Metric", "Model", "Part", "Row", "Sample", "Sink", "Tokenizer", "Tower"),
+        *("LogitScale", "Loss", "Metric", "Model", "Part", "Row", "Sample", "Sink", "Tokenizer", "Tower"),
         "TowerTraits",
     ),
-    "unicl_cli.evaluator_contracts": ("EvalCorpus", "EvalModel", "EvalRows", "Evaluator", "RowSets"),
+    "unicl_cli.evaluator_contracts": ("EvalCorpus", "EvalModel", "EvalRows", "Evaluator", "MediaKind", "RowSets"),
     "unicl_cli.core.label_sets": ("set_columns",),
     "unicl_cli.core.checkpoint": ("load_optimizer", "load_weights", "read_tensors", "save"),
     "unicl_cli.core.checkpoint_files": ("newest", "read_facts"),
