@@ -7,9 +7,10 @@ from torch.nn import functional as F
 from toys import Toy, toy
 
 from unicl_cli.build.load import Loaded
-from unicl_cli.contracts import Features, MediaKind
+from unicl_cli.contracts import Features
 from unicl_cli.core.loop import Step
 from unicl_cli.errors import UniclError
+from unicl_cli.evaluator_contracts import MediaKind
 
 
 def read_profile(data: bytes) -> torch.Tensor:

@@ -96,6 +96,7 @@ COMMANDS = (
     "mix {a} {b} -o . --devices cpu:1",
     "mix {a} {b} -o out/mix --devices cpu:1",
     "zeroshot {image}/x.png --model {a} --classes cat,dog --devices cpu:1",
+    "search cat --model {a} --data {corpus} -o out/s.json --devices cpu:1",
     "bench",
     "bench loss --all --sizes x -o out/b.json",
     "runs ls .",

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         LabelSets,
         LogitScale,
         Loss,
-        MediaKind,
         Metric,
         Model,
         Part,
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
     from unicl_cli.data.tokenizers import corpus_tokenizer, load_tokenizer
     from unicl_cli.errors import UniclError, csv_cell, escape_control, print_line, write_note
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
-    from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, EvalRows, Evaluator, RowSets
+    from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, EvalRows, Evaluator, MediaKind, RowSets
     from unicl_cli.inference.answer_stream import format_error, json_lines, write_answers
     from unicl_cli.inference.image_batches import ImageBatch, read_batches
     from unicl_cli.inference.image_inputs import ImageInput, open_inputs
@@ -76,8 +75,8 @@ _HOME = {
     "unicl_cli.build.load": "Loaded load_model",
     "unicl_cli.build.model": "build_image_tower",
     "unicl_cli.contracts": (
-        "Batch ClassName DatasetSource Drawn Features LabelSets LogitScale Loss MediaKind Metric Model NO_KEY "
-        "NO_LABEL NO_TEXT Part Row Sample Sink Tokenizer Tower TowerTraits"
+        "Batch ClassName DatasetSource Drawn Features LabelSets LogitScale Loss Metric Model NO_KEY NO_LABEL "
+        "NO_TEXT Part Row Sample Sink Tokenizer Tower TowerTraits"
     ),
     "unicl_cli.core.checkpoint": "load_optimizer load_weights read_tensors save",
     "unicl_cli.core.checkpoint_files": "newest read_facts",
@@ -104,7 +103,7 @@ _HOME = {
     "unicl_cli.data.tokenizers": "corpus_tokenizer load_tokenizer",
     "unicl_cli.errors": "UniclError csv_cell escape_control print_line write_note",
     "unicl_cli.evaluate.classifier": "prompts_of zeroshot_classifier",
-    "unicl_cli.evaluator_contracts": "EvalCorpus EvalModel EvalRows Evaluator RowSets",
+    "unicl_cli.evaluator_contracts": "EvalCorpus EvalModel EvalRows Evaluator MediaKind RowSets",
     "unicl_cli.inference.answer_stream": "format_error json_lines write_answers",
     "unicl_cli.inference.image_batches": "ImageBatch read_batches",
     "unicl_cli.inference.image_inputs": "ImageInput open_inputs",

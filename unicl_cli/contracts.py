@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence  # at run time: pydantic < 2.13 looks at the fields of a Part
+from collections.abc import Mapping, Sequence  # at run time: pydantic below 2.13 looks at the fields of a Part
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -256,19 +256,6 @@ class Features(NamedTuple):
 
     pooled: Tensor
     embed: Tensor
-
-
-class MediaKind(NamedTuple):
-    """A kind of media that a model encodes beside images and texts: sounds, depth maps, …
-
-    ``name`` is its name in ``Sample.media`` and in ``encode_extra``; ``suffixes`` are ends of file names (".wav",
-    ".depth.png"). ``read`` maps the bytes of a file to the tensor of one row; it raises UniclError for bytes that it
-    cannot use, whose message says what is wrong with them ("a sound that is cut off").
-    """
-
-    name: str
-    suffixes: tuple[str, ...]
-    read: Callable[[bytes], Tensor]
 
 
 @runtime_checkable

@@ -1,11 +1,11 @@
-"""The interfaces of evaluators: a figure of a model, measured on one split of a corpus."""
+"""The interfaces of evaluation: a figure of a model, measured on one split of a corpus, and the media that it reads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from unicl_cli.contracts import ClassName, Features, MediaKind, Sample
+from unicl_cli.contracts import ClassName, Features, Sample
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +20,19 @@ FeaturePoint = Literal["pre", "post"]
 Need = Literal["labels", "scores", "captions"]
 """A condition of an evaluator: rows with labels in the split, a loss that scores classes, a model that reads captions.
 """
+
+
+class MediaKind(NamedTuple):
+    """A kind of media that a model encodes beside images and texts: sounds, depth maps, …
+
+    ``name`` is its name in ``Sample.media`` and in ``encode_extra``; ``suffixes`` are ends of file names (".wav",
+    ".depth.png"). ``read`` maps the bytes of a file to the tensor of one row; it raises UniclError for bytes that it
+    cannot use, whose message says what is wrong with them ("a sound that is cut off").
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    read: Callable[[bytes], Tensor]
 
 
 class RowSets(NamedTuple):

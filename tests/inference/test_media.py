@@ -10,10 +10,10 @@ from unicl_odd.stripes import profile_of
 
 from unicl_cli.build.data import check_media
 from unicl_cli.cli import main
-from unicl_cli.contracts import MediaKind
 from unicl_cli.core.loop import Step
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
+from unicl_cli.evaluator_contracts import MediaKind
 from unicl_cli.inference.encoder import Encoder
 from unicl_cli.inference.image_inputs import open_inputs
 from unicl_cli.inference.media import match_kind

@@ -13,7 +13,7 @@ app = typer.Typer(add_completion=False)
 @app.command(
     epilog=examples(
         'unicl search "a photo of a red fox" --data corpus',
-        "unicl search photo.jpg + rain.wav --data corpus --top-k 10",
+        'unicl search photo.jpg + "at night" --data corpus --top-k 10',
         "unicl search photo.jpg --data corpus --of text",
     )
 )
@@ -54,11 +54,12 @@ def search(
     """Find the items of a corpus that are nearest to texts, images and other media, or to sums of them."""
     from unicl_cli.commands.output import check_before_loading, check_encoding, load_with_templates, print_document
     from unicl_cli.launch.workers import run_on_devices
-    from unicl_cli.jobs.search import Wanted, split_queries
 
-    queries = split_queries(query)
     check_encoding(QUERY=query)
     check_before_loading([model], [data] if data else (), ("-o", out))
+    from unicl_cli.jobs.search import Wanted, split_queries  # brings torch
+
+    queries = split_queries(query)
 
     def work(accelerator: Any) -> None:
         from unicl_cli.evaluate.tables import search_tables

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unicl_cli.contracts import Features, MediaKind
+from unicl_cli.contracts import Features
 from unicl_cli.core.dist import bare, gather, rank, world_size
 from unicl_cli.core.guard import divergence_error
 from unicl_cli.core.machine import cores
 from unicl_cli.data.corpus import RowTable, undecodable
 from unicl_cli.data.pictures import ImageError
-from unicl_cli.evaluator_contracts import EvalRows, FeaturePoint
+from unicl_cli.evaluator_contracts import EvalRows, FeaturePoint, MediaKind
 from unicl_cli.inference.media import named_kind, read_media
 from unicl_cli.inference.progress import progress
 

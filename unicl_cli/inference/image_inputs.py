@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from unicl_cli.contracts import MediaKind
 from unicl_cli.data.fetch import FetchError
 from unicl_cli.data.pictures import SUFFIXES, ImageError, blame_image, read_file
 from unicl_cli.errors import UniclError
+from unicl_cli.evaluator_contracts import MediaKind
 from unicl_cli.inference.media import match_kind
 
 STDIN = "-"

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from unicl_cli.contracts import MediaKind, Sample
+from unicl_cli.contracts import Sample
 from unicl_cli.errors import UniclError
+from unicl_cli.evaluator_contracts import MediaKind
 
 
 def match_kind(path: str, kinds: Sequence[MediaKind]) -> MediaKind | None:

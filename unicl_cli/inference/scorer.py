@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unicl_cli.contracts import ClassName, MediaKind
+from unicl_cli.contracts import ClassName
 from unicl_cli.core.dist import bare
 from unicl_cli.core.guard import divergence_error
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.classifier import count_cut, prompts_of, zeroshot_classifier
+from unicl_cli.evaluator_contracts import MediaKind
 from unicl_cli.formats import list_first
 from unicl_cli.inference.encoder import Encoder
 
