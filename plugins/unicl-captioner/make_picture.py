@@ -30,7 +30,7 @@ def main() -> None:
     pixels = torch.stack([loaded.transform(image) for image in images])
     captions = loaded.step.loss.write(loaded.step.model, pixels)
     texts = loaded.tokenizer.decode([each.words for each in captions])
-    figure, axes = plt.subplots(ROWS, COLUMNS, figsize=(8, 5.4), dpi=80)
+    figure, axes = plt.subplots(ROWS, COLUMNS, figsize=(8, 5.4), dpi=70)
     for place, image, text in zip(axes.flat, images, texts, strict=True):
         place.imshow(Image.open(io.BytesIO(image)), interpolation="nearest")
         place.set_title("\n".join(textwrap.wrap(text, 20)), fontsize=8)

@@ -73,10 +73,9 @@ def build_step(
     def choose_tokenizer() -> Tokenizer:
         return own or tokenizer()
 
-    width = cast("Model", model).image_width
     context |= {
-        "image_width": lambda: width,
-        "token_width": lambda: getattr(model, "token_width", width),
+        "image_width": lambda: cast("Model", model).image_width,
+        "token_width": lambda: getattr(model, "token_width", None) or cast("Model", model).image_width,
         "label_sets": lambda: label_sets,
         "shows_captions": lambda: shows_captions,
         "class_prompts": lambda: tokenize_classes,

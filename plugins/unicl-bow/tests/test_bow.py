@@ -136,7 +136,7 @@ def test_unseen_words_are_named_in_one_line_and_a_class_without_words_is_refused
     loss.counts[3:6] = 1
     assert loss.check_prompts(torch.tensor([[1, 3, 4, 2]]), Names()) == []  # pyright: ignore[reportArgumentType]
     told = loss.check_prompts(torch.tensor([[1, 3, 7, 2], [1, 6, 2, 0]]), Names())  # pyright: ignore[reportArgumentType]
-    assert told == ["2 words of the classes are in no text of the training: word6, word7"]
+    assert told == ["2 words or pieces of words of the classes are in no text of the training: word6, word7"]
     with pytest.raises(UniclError, match="a class has no word"):
         loss.check_prompts(torch.tensor([[1, 3, 2], [1, 2, 0]]), Names())  # pyright: ignore[reportArgumentType]
     with pytest.raises(UniclError, match=r"loss\.pos_weight: 2 has no effect"):

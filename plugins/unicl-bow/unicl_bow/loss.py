@@ -127,4 +127,5 @@ class BagOfWords(nn.Module):
         decode = getattr(tokenizer, "decode", None)
         names = [f"token {word}" for word in unseen] if decode is None else decode([[word] for word in unseen])
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        return [f"{len(names)} words of the classes are in no text of the training: {', '.join(names[:SHOWN])}{more}"]
+        told = f"{len(names)} words or pieces of words of the classes are in no text of the training"
+        return [f"{told}: {', '.join(names[:SHOWN])}{more}"]
