@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unicl_cli.contracts import NO_LABEL, Batch, LogitScale, Model, TowerTraits
+from unicl_cli.contracts import NO_LABEL, Batch, LogitScale, Model
 from unicl_cli.core.loop import Step
 from unicl_cli.encoders.cbow import Cbow
 from unicl_cli.encoders.cnn import Cnn
@@ -17,6 +17,7 @@ from unicl_cli.errors import UniclError
 from unicl_cli.losses.classify import CrossEntropy
 from unicl_cli.losses.unicl import UniCL
 from unicl_cli.model import TwoTower, at_least_float32, chunked
+from unicl_cli.tower_contracts import TowerTraits
 
 CLASSES = 5
 

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
         Row,
         Sample,
         Sink,
-        Tokenizer,
-        Tower,
-        TowerTraits,
     )
     from unicl_cli.core.checkpoint import load_optimizer, load_weights, read_tensors, save
     from unicl_cli.core.checkpoint_files import newest, read_facts
@@ -70,13 +67,14 @@ if TYPE_CHECKING:
     from unicl_cli.runs.folder import locate_model
     from unicl_cli.runs.settings_file import check_settings, newest_weights, read_settings
     from unicl_cli.runs.training import ModuleRun, train_module
+    from unicl_cli.tower_contracts import Tokenizer, Tower, TowerTraits
 
 _HOME = {
     "unicl_cli.build.load": "Loaded load_model",
     "unicl_cli.build.model": "build_image_tower",
     "unicl_cli.contracts": (
         "Batch ClassName DatasetSource Drawn Features LabelSets LogitScale Loss Metric Model NO_KEY NO_LABEL "
-        "NO_TEXT Part Row Sample Sink Tokenizer Tower TowerTraits"
+        "NO_TEXT Part Row Sample Sink"
     ),
     "unicl_cli.core.checkpoint": "load_optimizer load_weights read_tensors save",
     "unicl_cli.core.checkpoint_files": "newest read_facts",
@@ -120,6 +118,7 @@ _HOME = {
     "unicl_cli.runs.folder": "locate_model",
     "unicl_cli.runs.settings_file": "check_settings newest_weights read_settings",
     "unicl_cli.runs.training": "ModuleRun train_module",
+    "unicl_cli.tower_contracts": "Tokenizer Tower TowerTraits",
 }
 """Module -> the names that it is asked for, in one text."""
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}

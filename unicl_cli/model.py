@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from unicl_cli.contracts import Features, LogitScale, Tower
+from unicl_cli.contracts import Features, LogitScale
 from unicl_cli.core.host_copy import split_rows
 from unicl_cli.core.image_cache import EncodedImages
 from unicl_cli.core.text_cache import TextCache, build_text_cache
 from unicl_cli.core.towers import traits_of
 from unicl_cli.errors import UniclError
+from unicl_cli.tower_contracts import Tower
 
 NO_TOWER = "model.text: the loss encodes texts, but the model has no text tower"
 Encode = Callable[[Tensor], tuple[Tensor, ...]]

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from unicl_cli.contracts import LogitScale, StoresFiles, Tower, TowerTraits
+from unicl_cli.contracts import LogitScale
 from unicl_cli.core.loop import Step
 from unicl_cli.core.switches import apply_switches
 from unicl_cli.core.text_cache import build_text_cache
 from unicl_cli.core.towers import ATTRIBUTES, change_traits, own_units, traits_in, traits_of
 from unicl_cli.model import Projected, TwoTower
+from unicl_cli.tower_contracts import StoresFiles, Tower, TowerTraits
 
 
 class Bare(nn.Module):

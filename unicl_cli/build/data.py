@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unicl_cli.binding import takes
 from unicl_cli.build.caption_labels import build_naming, losses_that_take, merge_above
-from unicl_cli.contracts import MOST_GROUPS, ClassName, LabelSets, Tokenizer
+from unicl_cli.contracts import MOST_GROUPS, ClassName, LabelSets
 from unicl_cli.core.class_groups import ancestors_of, describe_place, groups_of, label_sets_of
 from unicl_cli.core.label_sets import MOST_NAMED
 from unicl_cli.core.loop import Step
@@ -37,6 +37,7 @@ from unicl_cli.errors import UniclError
 from unicl_cli.evaluator_contracts import MediaKind
 from unicl_cli.formats import count_of
 from unicl_cli.recipe.schema import MAX_STEPS, Recipe, TrainData
+from unicl_cli.tower_contracts import Tokenizer
 
 WORKERS_PER_CORE = 4
 """Loader processes that a core can still serve."""

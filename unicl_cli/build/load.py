@@ -12,7 +12,7 @@ from unicl_cli import binding
 from unicl_cli.build import lora
 from unicl_cli.build.data import TrainingData
 from unicl_cli.build.model import add_adapters, build_step, find_tokenizer
-from unicl_cli.contracts import ClassName, Tokenizer
+from unicl_cli.contracts import ClassName
 from unicl_cli.core import checkpoint, hub
 from unicl_cli.core.class_groups import label_sets_of
 from unicl_cli.core.documents import read_document
@@ -27,6 +27,7 @@ from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.documents import Words
 from unicl_cli.runs.folder import CLASSES, META, TOKENIZER, find_run, locate_model, weights_file
 from unicl_cli.runs.plugins import load_run_recipe
+from unicl_cli.tower_contracts import Tokenizer
 
 
 class Loaded(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from unicl_cli import binding
 from unicl_cli.binding import takes
 from unicl_cli.build import param_groups
-from unicl_cli.contracts import ClassName, LabelSets, Model, Part, StoresFiles, Tokenizer
+from unicl_cli.contracts import ClassName, LabelSets, Model, Part
 from unicl_cli.core.loop import Step
 from unicl_cli.core.machine import free_memory
 from unicl_cli.core.memory import limit_modules
@@ -23,6 +23,7 @@ from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.data.transforms import build_augment
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.schema import Recipe
+from unicl_cli.tower_contracts import StoresFiles, Tokenizer
 
 FOLDER = "tower_folder"
 """Attribute that a built tower gets here: the name of its folder in TOWERS."""

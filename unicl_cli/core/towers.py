@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from unicl_cli.contracts import TowerTraits
+from unicl_cli.tower_contracts import TowerTraits
 
 ATTRIBUTES = (
     *("mean", "std", "frame"),

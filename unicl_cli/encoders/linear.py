@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from unicl_cli.contracts import TowerTraits
+from unicl_cli.tower_contracts import TowerTraits
 
 
 class LabelEmbedding(nn.Module):

@@ -16,7 +16,7 @@ from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Visio
 from PIL import Image
 from torch import Tensor, nn
 
-from unicl_cli.contracts import TowerTraits, Tuning
+from unicl_cli.contracts import Tuning
 from unicl_cli.core.foreign import explain_foreign
 from unicl_cli.core.hub import CONFIG, Source
 from unicl_cli.encoders.open_clip_config import check_config
@@ -25,6 +25,7 @@ from unicl_cli.encoders.packing import Layout, attend, embed_tokens, end_states,
 from unicl_cli.encoders.pyramid import open_clip_pyramid
 from unicl_cli.encoders.split_attention import SplitAttention
 from unicl_cli.errors import UniclError
+from unicl_cli.tower_contracts import TowerTraits
 
 CANNOT_BUILD = "check its configuration, update open_clip and timm, or use another model"
 MOST_PARAMETERS = 20_000_000_000

@@ -11,10 +11,10 @@ from timm.models.resnet import ResNet
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from unicl_cli.contracts import TowerTraits
 from unicl_cli.core.foreign import explain_foreign
 from unicl_cli.encoders.pyramid import timm_pyramid
 from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.tower_contracts import TowerTraits
 
 BLOCKS = ("Block", "Bottleneck")
 LARGEST, DEEPEST = 65_536, 1_000

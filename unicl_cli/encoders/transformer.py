@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unicl_cli.contracts import TowerTraits
 from unicl_cli.encoders.packing import Layout, attend, embed_tokens, end_states, layout_of, padded_layout
 from unicl_cli.errors import UniclError
+from unicl_cli.tower_contracts import TowerTraits
 
 
 class Block(nn.Module):

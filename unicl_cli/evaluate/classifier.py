@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unicl_cli.contracts import Tokenizer
 from unicl_cli.core.prompts import fill_template
+from unicl_cli.tower_contracts import Tokenizer
 
 
 class TextClassifier(NamedTuple):

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unicl_cli.contracts import MediaKind
 from unicl_cli.core.dist import gather, rank, world_size
 from unicl_cli.core.machine import cores
 from unicl_cli.data.transforms import EvalTransform
+from unicl_cli.evaluator_contracts import MediaKind
 from unicl_cli.inference.batch_stream import BatchStream
 from unicl_cli.inference.image_inputs import ImageInput, read_image
 from unicl_cli.inference.media import match_kind

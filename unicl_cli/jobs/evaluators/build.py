@@ -14,8 +14,9 @@ from unicl_cli.jobs.evaluators.rows import read_labels
 if TYPE_CHECKING:
     from torch import nn
 
-    from unicl_cli.contracts import Part, Tokenizer
+    from unicl_cli.contracts import Part
     from unicl_cli.evaluator_contracts import EvalCorpus, Evaluator
+    from unicl_cli.tower_contracts import Tokenizer
 
 DEFAULT_EVALUATORS = ("zeroshot", "retrieval")
 NEEDS = {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unicl_cli.build.data import TrainingData
-from unicl_cli.contracts import Batch, Tokenizer
+from unicl_cli.contracts import Batch
 from unicl_cli.core.dist import bare, rank, world_size
 from unicl_cli.core.host_copy import send
 from unicl_cli.core.image_cache import EncodedImages
@@ -20,6 +20,7 @@ from unicl_cli.data.loader import batches
 from unicl_cli.data.mix import Draws
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.recipe.schema import Recipe
+from unicl_cli.tower_contracts import Tokenizer
 
 
 def stream_batches(

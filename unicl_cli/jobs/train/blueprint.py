@@ -9,13 +9,14 @@ from torch import nn
 from unicl_cli.build.data import TrainingData, build_tokenizer, check_media
 from unicl_cli.build.init import adopted_tokenizer, load_init
 from unicl_cli.build.model import add_adapters, build_step
-from unicl_cli.contracts import Batch, Tokenizer
+from unicl_cli.contracts import Batch
 from unicl_cli.core.loop import Step
 from unicl_cli.data.tokenizers import TextTokenizer
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.train.batches import stream_batches
 from unicl_cli.jobs.train.sizes import Sizes, chunk_count
 from unicl_cli.recipe.schema import Recipe
+from unicl_cli.tower_contracts import Tokenizer
 
 
 class Built(NamedTuple):

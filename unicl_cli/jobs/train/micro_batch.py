@@ -10,7 +10,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
-from unicl_cli.contracts import NO_TEXT, Batch, Tokenizer
+from unicl_cli.contracts import NO_TEXT, Batch
 from unicl_cli.core import checkpoint_files
 from unicl_cli.core.batch_columns import LABEL_SET, NAMED, PROMPT
 from unicl_cli.core.dist import gather, rank, rehearsal, shard, world_size
@@ -24,6 +24,7 @@ from unicl_cli.jobs.train.memory import state_bytes
 from unicl_cli.jobs.train.pixel_probe import FrozenImages, probe_pixels
 from unicl_cli.jobs.train.sizes import is_sharded
 from unicl_cli.recipe.schema import Recipe
+from unicl_cli.tower_contracts import Tokenizer
 
 MARGIN = 0.1
 """Share of a device's memory that the rehearsal leaves free: for fragments, and for what other libraries take."""

@@ -17,7 +17,6 @@ from unicl_cli.build.lora import MARK, has_adapters
 from unicl_cli.build.model import store_towers
 from unicl_cli.build.optimizer import recipe_warnings
 from unicl_cli.build.param_groups import KEY, recipe_key
-from unicl_cli.contracts import Tokenizer
 from unicl_cli.core import checkpoint, checkpoint_files
 from unicl_cli.core.dist import bare, rank, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average
@@ -42,6 +41,7 @@ from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.text import OWN_TEXT, dump, recipe_hash
 from unicl_cli.runs.folder import CHECKPOINTS, CLASSES, RESOLVED, TOKENIZER, run_of
 from unicl_cli.runs.place import find_differences, format_differences
+from unicl_cli.tower_contracts import Tokenizer
 
 THREADS_PER_CORE = 16
 """A checkpoint of a machine with more threads continues with as many; beyond this, it would not end."""

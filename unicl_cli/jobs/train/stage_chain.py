@@ -17,7 +17,6 @@ from unicl_cli.build.data import (
 from unicl_cli.build.init import Source, adopts_tokenizer, choose_weights, recipe_settings
 from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.build.negatives import check_negatives
-from unicl_cli.contracts import Tokenizer
 from unicl_cli.core.loop import Step
 from unicl_cli.data.tokenizers import TextTokenizer, corpus_tokenizer
 from unicl_cli.errors import UniclError
@@ -25,6 +24,7 @@ from unicl_cli.jobs.train.memory import BatchShape, columns_of_row, fake_batch, 
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stages_of
 from unicl_cli.runs.folder import META, TOKENIZER
+from unicl_cli.tower_contracts import Tokenizer
 
 FEW_TEXTS = 1000
 """Texts for the tokenizer of an outline, whose vocabulary stands for that of all texts: two stages share it or not."""

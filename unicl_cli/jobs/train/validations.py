@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from unicl_cli.build.load import Loaded, transform_of
-from unicl_cli.contracts import Tokenizer
 from unicl_cli.core.dist import any_rank, bare, rank
 from unicl_cli.core.ema import Average
 from unicl_cli.core.files import write_atomic
@@ -23,6 +22,7 @@ from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.documents import ValidationLine
 from unicl_cli.runs.folder import VALIDATIONS
 from unicl_cli.runs.validations import Entry, best_step, is_of, main_entry, name_entries
+from unicl_cli.tower_contracts import Tokenizer
 
 AVERAGE = "average"
 """Value of ``weights`` in a line whose figures are of the moving average."""
