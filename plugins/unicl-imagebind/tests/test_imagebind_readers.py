@@ -87,6 +87,7 @@ def test_each_format_is_read_and_refused_where_it_is_cut(kind: str) -> None:
         (sound(np.array([0.1, 1e300, 0.2]), subtype="DOUBLE"), "samples that are not finite"),
         (sound(np.zeros(100), rate=10), "10 samples a second, outside"),
     ],
+    ids=["empty", "cut", "text", "no-samples", "no-samples-8", "nan", "inf", "huge", "slow"],  # a WAV holds the time
 )
 def test_a_bad_sound_says_what_is_wrong(data: bytes, message: str) -> None:
     with pytest.raises(UniclError, match=message) as error:
