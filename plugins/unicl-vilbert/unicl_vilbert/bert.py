@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors.torch import save_file
@@ -14,8 +14,15 @@ from unicl_cli.api import Tokenizer, TowerTraits, UniclError, load_tokenizer, re
 from unicl_vilbert.streams import EPS, Layer, Prediction
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+
+
+def name_embedding(found: re.Match[str]) -> str:
+    """Return the name in `BertForPreTraining` of one of our embeddings."""
+    return f"bert.embeddings.{EMBEDDINGS[found[1]]}."
+
+
 NAMES = (
-    (r"^(words|places|kinds)\.", lambda found: f"bert.embeddings.{EMBEDDINGS[found[1]]}."),
+    (r"^(words|places|kinds)\.", name_embedding),
     (r"^norm\.", "bert.embeddings.LayerNorm."),
     (r"^units\.(\d+)\.attention\.(query|key|value)", r"bert.encoder.layer.\1.attention.self.\2"),
     (r"^units\.(\d+)\.attention\.out", r"bert.encoder.layer.\1.attention.output.dense"),
@@ -122,7 +129,7 @@ def start_small(module: nn.Module) -> None:
     """Draw weights as BERT does: normal with standard deviation 0.02, biases 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
+    if isinstance(module, nn.Linear) and cast("Tensor | None", module.bias) is not None:
         nn.init.zeros_(module.bias)
 
 
@@ -149,7 +156,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def size_of(config: Mapping[str, Any], folder: Path) -> Size:
     """Return the numbers of a configuration; UniclError if one is missing or not a positive integer."""
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    values = [config.get(name) for name in (*names, "max_position_embeddings")]
+    values: list[Any] = [config.get(name) for name in (*names, "max_position_embeddings")]
     if not all(type(value) is int and value > 0 for value in values):
         raise UniclError(f"{folder / CONFIG}: a size is missing or not a positive integer", "use another copy of it")
     return Size(*values)

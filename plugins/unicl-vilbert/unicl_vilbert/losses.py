@@ -1,7 +1,7 @@
 """The objectives of ViLBERT: masked words, masked regions and alignment; referring expressions; questions."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +104,7 @@ class VilbertLoss(Joint):
         return {
             "words": word_part(model.text.predict(states.words), tokens, hidden.chosen),
             "regions": region_part(
-                model.region_logits(states), model.regions.distributions(batch.images, found), chosen
+                model.region_logits(states), cast("Any", model.regions).distributions(batch.images, found), chosen
             ),
             "align": align_part(model.align(model.pooled(states)), ~wrong, has),
         }

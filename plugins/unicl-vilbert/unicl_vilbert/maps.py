@@ -20,7 +20,11 @@ def attention_of(model: Vilbert, tokens: Tensor, images: Tensor, extra: dict[str
     """Return the attention of words to `<IMG>` and the regions in a co-attention block, the heads' mean (L, 1 + R)."""
     layer = cast("Any", model.co_layers)[block].words
     kept: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda module, inputs: kept.append(module.weights(*inputs)))
+
+    def keep(module: Any, inputs: Any) -> None:
+        kept.append(module.weights(*inputs))
+
+    handle = layer.register_forward_pre_hook(keep)
     try:
         model(model.text_tokens(tokens), model.text.there(tokens), model.find(images, extra))
     finally:
@@ -33,10 +37,11 @@ def draw_maps(image: Path, text: str, run: str, out: Path, boxes: Path | None, b
     """Draw one copy of the image per token, its regions as bright as the token's attention to them."""
     loaded = load_model(run)
     model = cast("Any", loaded.step).model
-    if not isinstance(model, Vilbert) or not model.co_layers[0].crossed:
+    if not isinstance(model, Vilbert) or not cast("Any", model.co_layers)[0].crossed:
         raise UniclError(f"{run}: not a vilbert model with co-attention", "name a run of such a recipe")
-    if not -len(model.co_layers) <= block < len(model.co_layers):
-        raise UniclError(f"--block {block}: the model has {len(model.co_layers)} blocks", "set a number from 0, or -1")
+    blocks = len(cast("Any", model.co_layers))
+    if not -blocks <= block < blocks:
+        raise UniclError(f"--block {block}: the model has {blocks} blocks", "set a number from 0, or -1")
     tokenizer = cast("Any", loaded.tokenizer)
     data = read_file(image)
     pixels = loaded.transform(data)

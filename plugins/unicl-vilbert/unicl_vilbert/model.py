@@ -32,7 +32,7 @@ class Vilbert(nn.Module):
         found = cast("Any", regions)
         self.text, self.regions, self.chunks = text, regions, chunks
         self.co_layers, self.region_layers = layers
-        self.before = len(text.units) - len(self.region_layers)
+        self.before = len(text.units) - len(cast("Any", self.region_layers))
         self.embed_regions = RegionEmbedding(found.width, width)
         self.classify, self.region_classes = Prediction(width), nn.Linear(width, found.classes)
         self.pool_words, self.pool_regions = nn.Linear(text.width, shared), nn.Linear(width, shared)
@@ -46,7 +46,7 @@ class Vilbert(nn.Module):
 
     @property
     def units(self) -> list[nn.Module]:
-        return [*self.co_layers, *self.region_layers]
+        return [*cast("Any", self.co_layers), *cast("Any", self.region_layers)]
 
     def image_tokens(self, images: Tensor) -> Tensor:
         """Encode uint8 (b, 3, H, W) to the embeddings of `<IMG>` and all regions, (b, 1 + R, width)."""
@@ -72,7 +72,8 @@ class Vilbert(nn.Module):
         def join(rows: Tensor) -> tuple[Tensor, Tensor]:
             told, seen, there, real = words[rows], regions[rows], has_word[rows], has_region[rows]
             own = self.text.units[self.before :]
-            for co_layer, layer, text_layer in zip(self.co_layers, self.region_layers, own, strict=True):
+            layers = cast("Any", self.co_layers), cast("Any", self.region_layers), own
+            for co_layer, layer, text_layer in zip(*layers, strict=True):
                 told, seen = co_layer(told, seen, there, real)
                 told, seen = text_layer(told, there), layer(seen, real)
             return at_least_float32(told), at_least_float32(seen)

@@ -42,10 +42,14 @@ def load_seer(run: Path) -> Seer:
                 f"model.regions.model: {run}: it does not score classes by text",
                 "name a run of unicl or clip on labels",
             )
+
+        def encode(tokens: Tensor) -> Tensor:
+            return cast("Any", step.model).encode_text(tokens).embed
+
         with torch.no_grad():
             found = zeroshot_classifier(
                 prompts_of([each.names[:1] for each in loaded.classes], loaded.templates),
-                encode_text=lambda tokens: step.model.encode_text(tokens).embed,
+                encode_text=encode,
                 tokenizer=loaded.tokenizer,
             )
     step.requires_grad_(requires_grad=False)
@@ -271,7 +275,7 @@ class RcnnRegions(nn.Module):
         """Return the detector's class distribution of each region, background included: (b, R, K)."""
         if self.dry:
             return images.new_zeros(*found.there.shape, self.classes, dtype=torch.float32)
-        return self.held[0].roi_heads.box_predictor.cls_score(found.features.float()).softmax(-1)
+        return cast("Any", self.held[0]).roi_heads.box_predictor.cls_score(found.features.float()).softmax(-1)
 
     def head_states(self, images: Tensor, boxes: Tensor) -> Tensor:
         """Return the states of the box head for (b, R, 5), (b, R, 1024)."""

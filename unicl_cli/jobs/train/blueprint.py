@@ -87,7 +87,9 @@ def has_batch_statistics(module: nn.Module) -> bool:
 
 def join_batchnorm(step: nn.Module) -> nn.Module:
     """Return the step with BatchNorm over the rows of all GPUs; weights and their names stay."""
-    from timm.layers import convert_sync_batchnorm  # torch's own would drop the activation of timm's BatchNormAct
+    from timm.layers.norm_act import (
+        convert_sync_batchnorm,  # torch's own would drop the activation of timm's BatchNormAct
+    )
 
     joined: nn.Module = convert_sync_batchnorm(step)
     return joined
