@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unicl_cli.build import load
-from unicl_cli.core import checkpoint
+from unicl_cli.core import checkpoint, checkpoint_files
 from unicl_cli.errors import UniclError
 
 OLD = Path(__file__).parents[1] / "fixtures" / "before-rooms" / "old-run"
@@ -53,7 +53,7 @@ def test_a_checkpoint_that_was_named_itself_is_one_line_once_it_is_gone(monkeypa
 
 
 def test_a_damaged_checkpoint_that_is_still_there_is_not_read_for_ever(monkeypatch, run):
-    monkeypatch.setattr(load.checkpoint_files, "is_whole", lambda folder: True)
+    monkeypatch.setattr(checkpoint_files, "is_whole", lambda folder: True)
     (run / "checkpoints" / "step-00000025" / "ema.safetensors").write_text("damaged")
     with pytest.raises(UniclError, match=r"ema\.safetensors: cannot be read"):
         load.read_run_weights(str(run), raw_weights=False)

@@ -145,12 +145,12 @@ def test_a_table_gives_the_rows_of_its_files_in_order_from_any_position(tmp_path
 
 def test_the_cache_forgets_the_group_used_longest_ago(tmp_path, monkeypatch):
     table = RowTable([shard_of(tmp_path / "a.parquet", [5] * 20)], [[5] * 20], RULES)
-    monkeypatch.setattr(corpus_module, "CACHE_BYTES", 3 * table._read_group(0, media=False).size)
+    monkeypatch.setattr(corpus_module, "CACHE_BYTES", 3 * table._read_group(0, media=False, image=True).size)
     for row in range(100):
         table.read(row)
     assert 1 <= len(table._cache) <= 4
     assert table._cached == sum(group.size for group in table._cache.values())
-    assert (19, False) in table._cache
+    assert (19, False, True) in table._cache
 
 
 def test_an_opened_table_travels_to_another_process_without_its_files(corpus):

@@ -340,7 +340,7 @@ def test_labels_that_pandas_left_empty_are_no_class(tmp_path, prepare):
 @pytest.mark.parametrize(
     ("src", "message", "hint"),
     [
-        ("digits?foo=1", "digits?foo=1: foo: unknown key", "options of digits: classes, limit, named"),
+        ("digits?foo=1", "digits?foo=1: foo: unknown key", "options of digits: classes, coloured, limit, named"),
         ("digits?limit=many", "limit: should be a valid integer", "options of digits"),
         ("digits?limit", "option 'limit' has no value", "?key=value&key=value"),
         ("cifar10", "no --data-dir given", "unicl prepare --labels cifar10 --data-dir DIR"),

@@ -51,6 +51,6 @@ class FileTable:
     def __len__(self) -> int:
         return len(self.files)
 
-    def read(self, row: int, *, media: bool = False) -> Sample:
-        del media
+    def read(self, row: int, *, media: bool = False, image: bool = True) -> Sample:
+        del media, image
         return Sample(self.files[row], (self.texts[row],), -1, "bench", str(row), (row,))
