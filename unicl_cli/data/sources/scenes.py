@@ -66,7 +66,7 @@ class Scenes:
         """Draw the image as PNG; ``boxes`` is JSON: width and height, boxes of four corner numbers, target."""
         split, number = row.ref.split("/")
         scene, out = self.scene(split, int(number)), io.BytesIO()
-        draw_scene(scene.things, self.size, self._rng("pixels", split, number)).save(out, "PNG")
+        draw_things(scene.things, self.size, self._rng("pixels", split, number)).save(out, "PNG")
         corners = [(t.x - t.radius, t.y - t.radius, t.x + t.radius, t.y + t.radius) for t in scene.things]
         found = {
             "width": self.size,
@@ -127,7 +127,7 @@ def questioned(things: Sequence[Thing], rng: random.Random) -> Scene:
     return Scene(tuple(things), text, ANSWERS.index(answer))
 
 
-def draw_scene(things: Sequence[Thing], size: int, rng: random.Random) -> Image.Image:
+def draw_things(things: Sequence[Thing], size: int, rng: random.Random) -> Image.Image:
     """Draw the things on a dark ground at twice the size, then box-reduce them and add noise, as `shapes` does."""
     side = 2 * size
     image = Image.new("RGB", (side, side), tuple(rng.randrange(10, 60) for _ in range(3)))
