@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 FeaturePoint = Literal["pre", "post"]
 """Image features before (``Features.pooled``) or after (``Features.embed``) the projection into the joint space."""
-Need = Literal["labels", "scores", "captions"]
-"""A condition of an evaluator: rows with labels in the split, a loss that scores classes, a model that reads captions.
-"""
+Need = Literal["labels", "scores", "captions", "figures"]
+"""A condition of an evaluator: rows with labels in the split, a loss that scores classes, a model that reads captions,
+a loss with figures of its own (``measure``)."""
 
 
 class MediaKind(NamedTuple):

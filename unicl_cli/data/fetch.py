@@ -298,7 +298,11 @@ def look_up(host: str, port: int, end: float) -> list[str]:
         finally:
             _look_ups.release()
 
-    threading.Thread(target=work, daemon=True).start()
+    try:
+        threading.Thread(target=work, daemon=True).start()
+    except RuntimeError:  # as many threads as may be
+        _look_ups.release()
+        raise
     try:
         return found.result(time_left(end))
     except TimeoutError:

@@ -64,7 +64,7 @@ def search(encoder: Encoder, queries: Sequence[Sequence[str]], wanted: Wanted, *
 
     Ties are in the order of the corpus.
     """
-    if not encoder.unit or cast("Any", bare(encoder.loaded.step)).loss.score == "pair":
+    if not encoder.unit or cast("Any", bare(encoder.loaded.step)).loss.score != "text":
         message = f"model {encoder.loaded.name}: its scores are not cosines of vectors in one space"
         raise UniclError(message, "use a model that compares unit vectors, such as one of the losses unicl and clip")
     known = [IMAGE, TEXT, *(kind.name for kind in encoder.media)]

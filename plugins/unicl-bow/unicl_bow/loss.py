@@ -69,6 +69,10 @@ class BagOfWords(nn.Module):
             raise UniclError(
                 f"loss.pos_weight: {pos_weight:g} has no effect on a softmax", "set loss.activation=sigmoid"
             )
+        if prior and activation == "sigmoid" and length == "sum":
+            raise UniclError(
+                "loss.prior: with a sigmoid and length sum, long names would win by it", "set loss.length=mean"
+            )
         self.activation = "softmax"  # over the classes, whichever way words are predicted
         self.words, self.pos_weight, self.length, self.prior = activation, pos_weight, length, prior
         self.head = nn.Linear(image_width, vocab_size)

@@ -55,10 +55,14 @@ def detect_all(
         images = [read_pixels(data.folder / scene.file) for scene in scenes]
         for image, scene in zip(images, scenes, strict=True):
             check_size(image, scene, data.folder / scene.file)
-        with torch.no_grad(), accelerator.autocast():
-            answers = detector.detect([image.to(accelerator.device) for image in images])
-        for number, answer in zip(numbers, answers, strict=True):
-            found += list_found(1 + number, answer, labels)
+        sizes: dict[tuple[int, ...], list[int]] = {}  # padding would change what is found at the edges
+        for place, image in enumerate(images):
+            sizes.setdefault(tuple(image.shape), []).append(place)
+        for places in sizes.values():
+            with torch.no_grad(), accelerator.autocast():
+                answers = detector.detect([images[place].to(accelerator.device) for place in places])
+            for place, answer in zip(places, answers, strict=True):
+                found += list_found(1 + numbers[place], answer, labels)
     return sorted(gather_rows(found), key=lambda one: one["image_id"])
 
 
@@ -102,7 +106,8 @@ def average_precisions(
 
     ``kind`` is bbox or segm. A figure is None where the data has no such object.
     """
-    own = [{key: value for key, value in one.items() if key != "segmentation" or kind == "segm"} for one in found]
+    left_out = "segmentation" if kind == "bbox" else "bbox"  # with a box, an object's size would be that of the box
+    own = [{key: value for key, value in one.items() if key != left_out} for one in found]
     reference = COCO(json.loads(json.dumps(truth)))
     run: Any = COCOeval_faster(reference, reference.loadRes(own), kind)
     run.evaluate()

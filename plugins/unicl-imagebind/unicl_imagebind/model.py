@@ -51,6 +51,7 @@ class ImageBind(nn.Module):
         if not isinstance(two, TwoTower):
             raise UniclError("model.base: is not a model of an image and a text tower", "use open_clip or two_tower")
         self.two, self.chunks, self.others = two, chunks, tuple(towers)
+        self.normalize, self.biased = two.normalize, two.biased
         self.towers = nn.ModuleDict({name: add_projection(tower, two.embed_dim) for name, tower in towers.items()})
         chosen = {name: scales.get(name, PUBLISHED.get(name, LogitScale())) for name in towers}
         self.logit_scales = nn.ParameterDict(
@@ -70,6 +71,10 @@ class ImageBind(nn.Module):
     def encode_image(self, images: Tensor) -> Features:
         """Encode uint8 (b, 3, H, W) to pooled (b, image_width) and embed (b, embed_dim)."""
         return self.two.encode_image(images)
+
+    def encode_frozen(self, images: Tensor) -> Tensor | None:
+        """Return what the image tower gives if it is frozen, for the image cache."""
+        return self.two.encode_frozen(images)
 
     def encode_text(self, tokens: Tensor) -> Features:
         """Encode int64 (U, L) to pooled (U, width) and embed (U, embed_dim)."""

@@ -121,7 +121,7 @@ class Chosen(nn.Module):
 @pytest.mark.parametrize(("target", "value"), [("bce", 0.8086726854838604), ("ce", 0.9819759528012455)])
 def test_the_choice_of_a_region_has_its_golden_value(target: str, value: float, monkeypatch: pytest.MonkeyPatch):
     states = golden(10, 8, 13).view(2, 5, 8)
-    loss = build_refer(image_width=8, target=target).double()
+    loss = build_refer(image_width=8, moves_pixels=False, target=target).double()
     with torch.no_grad():
         loss.choose.weight.copy_(golden(1, 8, 14))
         loss.choose.bias.fill_(0.1)

@@ -139,9 +139,13 @@ def build_loss(
     return VilbertLoss(mask, wrong, {"words": words, "regions": regions, "align": align}, misaligned=misaligned)
 
 
-def build_refer(*, image_width: int, target: Literal["bce", "ce"] = "bce") -> nn.Module:
+def build_refer(*, image_width: int, moves_pixels: bool, target: Literal["bce", "ce"] = "bce") -> nn.Module:
     """The region that a text refers to: each region right or wrong (bce), or one of them (ce)."""
+    from unicl_cli.api import UniclError
     from unicl_vilbert.losses import ReferLoss
+
+    if moves_pixels:
+        raise UniclError("vilbert-refer: the augmentation moves pixels, but no boxes", "set data.augment=none")
 
     return ReferLoss(image_width, target)
 

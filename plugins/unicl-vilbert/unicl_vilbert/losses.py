@@ -110,28 +110,37 @@ class VilbertLoss(Joint):
         }
 
     def measure(self, model: Vilbert, batch: Batch) -> dict[str, Tensor]:
-        """Return (hits, count) of the tasks, and of finding the image of each text among at most 32 by pair scores."""
+        """Return (hits, count) of the tasks, and of finding the image of each text among 32 by pair scores.
+
+        A batch of fewer rows has no part in the latter; of a larger one, the first 32 rows have.
+        """
+        figures = super().measure(model, batch)
+        if len(batch.keys) < AMONG:
+            return figures
         few = Batch(*(x[:AMONG] for x in batch[:-1]), extra={name: x[:AMONG] for name, x in batch.extra.items()})
         tokens, has = caption_tokens(few)
         scores = score_pairs(model, few.images, tokens, few.extra)  # (images, texts)
         ahead = ((scores >= scores.diagonal()) & (few.keys[:, None] != few.keys)).any(0)
         found = torch.stack([(has & ~ahead).sum(), has.sum()]).float()
-        return {**super().measure(model, batch), f"text_to_image_r1_of_{AMONG}": found}
+        return {**figures, f"text_to_image_r1_of_{AMONG}": found}
 
     def choose_wrong(self, batch: Batch, tokens: Tensor, has: Tensor, dice: Tensor) -> Tensor:
         """Return bool (b,): the row gets its neighbour's caption."""
-        other = neighbours(tokens)
+        other = neighbours(tokens, alone=not self.training)
         differ = (batch.keys != batch.keys[other]) & (tokens != tokens[other]).any(1)
         return (uniform(dice, 1, CAPTION)[:, 0] < self.wrong) & has & has[other] & differ
 
 
-def neighbours(rows: Tensor) -> Tensor:
-    """Return the number of each row's neighbour, slot XOR 1; UniclError for an odd number of rows."""
-    if len(rows) % 2:
+def neighbours(rows: Tensor, *, alone: bool = False) -> Tensor:
+    """Return the number of each row's neighbour, slot XOR 1.
+
+    UniclError for an odd number of rows, unless the last may stand ``alone``: it is its own neighbour then.
+    """
+    if len(rows) % 2 and not alone:
         raise UniclError(
             f"batch.size: vilbert pairs neighbours, but a process has {len(rows)} rows", "make it even per process"
         )
-    return torch.arange(len(rows), device=rows.device) ^ 1
+    return (torch.arange(len(rows), device=rows.device) ^ 1).clamp(max=len(rows) - 1)
 
 
 def word_part(logits: Tensor, tokens: Tensor, chosen: Tensor) -> Part:
@@ -157,6 +166,8 @@ class ReferLoss(Joint):
     ``target`` bce: every region with IoU ≥ 0.5 is right, mean over real regions; ce: a softmax over regions, its target
     is the best one. A row without such a region has no part in ce; `recall_of_regions` is the share of rows with one.
     """
+
+    score = "none"  # the alignment is not trained here
 
     def __init__(self, image_width: int, target: str) -> None:
         super().__init__()
@@ -205,6 +216,8 @@ class ReferLoss(Joint):
 
 class AnswerLoss(Joint):
     """An answer to a question about the image: cross-entropy over the classes of the corpus (VQA, section 3.3)."""
+
+    score = "none"  # the alignment is not trained here
 
     def __init__(self, embed_dim: int, num_classes: int) -> None:
         super().__init__()

@@ -36,12 +36,14 @@ def test_classes_of_other_groups_and_those_above_are_no_rivals():
     """A red circle is a circle too: answering so would not be wrong."""
     model = (
         ClassName("seals", ("sea lion",), "species", "mammals"),
+        ClassName("n01", ("tench",), "species", "mammals"),
         ClassName("wolves", ("wolf",), "species", "mammals"),
         ClassName("mammals", ("mammal",), "class"),
     )
     assert choose_candidates(CORPUS, model, "all").further == ["wolf"]
+    assert len(choose_candidates(CORPUS, model[1:], "all").further) == 2, "the model does not know all of them"
     strangers = tuple(item._replace(key=f"x{item.key}", names=(f"x{item.names[0]}",)) for item in model)
-    assert len(choose_candidates(CORPUS, strangers, "all").further) == 3
+    assert len(choose_candidates(CORPUS, strangers, "all").further) == 4
 
 
 def test_a_list_takes_classes_of_the_corpus_of_the_model_and_new_ones():

@@ -96,6 +96,58 @@ def test_what_failed_for_a_while_comes_back_in_new_shards(server, report, here):
     assert len(keys) == len(set(keys)) == 16
 
 
+def test_a_lost_shard_is_made_again_with_its_retried_rows_once(server, report, here):
+    """Its unit asks for all its URLs: those that came back in a later shard would stand there twice."""
+    words = ("--captions", write_list(server, ["ok", "503", "404"] * 4), "--allow-private", "--holdout", "0")
+    report(*words)
+    server.is_well = True
+    whole = report(*words, "--retry-failed")
+    (first,) = (here / "c" / "data").rglob("*captions-00000*.parquet")
+    first.unlink()
+    again = report(*words)
+    assert (again["rows"], again["rejected"]) == (whole["rows"], whole["rejected"]) == (8, {"http_404": 4})
+    table = open_corpus(here / "c").table("train", "captions")
+    assert len(set(table.column("url").to_pylist())) == len(table) == 8
+    assert main(["prepare", "--verify", "-o", "c"]) == 0
+    first.write_bytes(b"damaged")
+    assert main(["prepare", "--repair", "--allow-private", "-o", "c"]) == 0
+    assert len(open_corpus(here / "c").table("train", "captions")) == 8
+
+
+def test_a_repair_that_gets_no_image_keeps_plan_and_markers(server, report, here):
+    words = ("--captions", write_list(server, ["ok"] * 4), "--holdout", "0")
+    report(*words, "--allow-private")
+    (shard,) = (here / "c" / "data").rglob("*.parquet")
+    shard.write_bytes(b"damaged")
+    assert main(["prepare", "--repair", "-o", "c"]) == 2, "private addresses are not asked"
+    assert (here / "c" / "plan.json").exists()
+    report(*words, "--allow-private", "--retry-failed")
+    assert len(open_corpus(here / "c").table("train", "captions")) == 4
+
+
+def test_a_retry_that_was_stopped_continues_and_edited_rejects_are_refused(server, report, here):
+    words = ("--captions", write_list(server, ["ok", "503"] * 4), "--allow-private", "--holdout", "0")
+    report(*words)
+    server.is_well = True
+    report(*words, "--retry-failed")
+    (marker,) = (here / "c" / "parts").glob("*retry1*")
+    marker.unlink()
+    assert report(*words, "--retry-failed")["rows"] == 8
+    (rejects,) = (here / "c" / "rejects").iterdir()
+    rejects.write_text("")
+    assert report(*words, "--retry-failed", code=2) == {}
+
+
+def test_spellings_of_a_url_are_one_image(server, report, here):
+    url = server.url("ok", 3)
+    port = url.split(":")[2].split("/")[0]
+    lines = [f"one\t{url}\n", f"two\t{url}#0\n", f"three\tHTTP://127.0.0.1:{port}/ok/3.png\n"]
+    (here / "same.tsv").write_text("".join(lines), encoding="utf-8")
+    found = report("--captions", "same.tsv", "--allow-private", "--holdout", "0")
+    assert (found["rows"], found["sources"][0]["texts"]) == (1, 3)
+    assert server.asked.total() == 1
+
+
 def test_private_addresses_are_not_asked_without_leave(server, report, here):
     assert report("--captions", write_list(server, ["ok", "private"]), code=2) == {}
     assert not server.asked

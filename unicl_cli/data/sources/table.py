@@ -14,7 +14,7 @@ from unicl_cli.data.media import check_media, read_medium
 from unicl_cli.data.number_spellings import describe_whole_numbers, read_whole_numbers
 from unicl_cli.data.pictures import Extent, ImageError, file_extent, read_file
 from unicl_cli.data.sources.join_lines import LineReading, join_lines
-from unicl_cli.data.sources.lists.cells import is_web_url, look_up, looks_like_image
+from unicl_cli.data.sources.lists.cells import is_web_url, look_up, looks_like_image, plain_url
 from unicl_cli.data.sources.lists.columns import Roles, resolve_roles, used_columns
 from unicl_cli.data.sources.lists.files import LISTS
 from unicl_cli.data.sources.lists.formats import open_reader
@@ -228,7 +228,7 @@ class Table:
     def _image(self, line: Line) -> str:
         """Return the identity of a line's image: its path or URL, or its bytes in a Parquet list of captions."""
         if is_web_url(line.ref):
-            return line.ref
+            return plain_url(line.ref)
         if not line.ref.startswith("row:"):
             windows = "\\" in line.ref
             return os.path.normpath(self.paths.file(line.ref) if windows else os.path.join(self._folder, line.ref))  # noqa: PTH118

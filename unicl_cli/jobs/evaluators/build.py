@@ -23,6 +23,7 @@ NEEDS = {
     "labels": "rows with labels",
     "scores": "a model whose loss scores classes",
     "captions": "a model that reads captions",
+    "figures": "a loss with figures of its own",
 }
 
 
@@ -52,6 +53,7 @@ def missing_needs(
         "labels": "labels" in corpus.kinds(split),
         "scores": loss.score != "none",
         "captions": reads_captions(loss, tokenizer),
+        "figures": hasattr(loss, "measure"),
     }
     missing = [NEEDS[need] for need in evaluator.needs if not met[need]]
     takes_sets = getattr(evaluator, "takes_sets", False)

@@ -29,15 +29,15 @@ def choose_candidates(corpus: Sequence[ClassName], model: Sequence[ClassName], a
     """Return the candidates for rows of a corpus with these classes, answered by a model that has learned those.
 
     A class of the model is one of the corpus if their keys are equal, or if they share a name, whatever its case.
-    If the model's classes have groups, only those of a group that the corpus has too are candidates: an image is both
-    "red" and "circle", and what stands above its class in a taxonomy is true of it as well.
+    If all classes of the corpus are the model's, only classes of the same groups are further candidates: an image is
+    both "red" and "circle", and what stands above its class in a taxonomy is true of it as well.
     Raise UniclError if a list names no class of the corpus: no row could be right.
     """
     further = other_classes(corpus, model)
     if asked == "corpus":
         return Candidates(tuple(corpus), (True,) * len(corpus), len(corpus))
     if asked == "all":
-        classes = (*corpus, *same_groups(further, model))
+        classes = (*corpus, *same_groups(further, model, len(corpus)))
         return Candidates(classes, (True,) * len(classes), len(corpus), warn_about_keys(corpus, model))
     named = {name.casefold() for name in asked}
     chosen = [bool(words_of(each) & named) for each in corpus]
@@ -60,10 +60,12 @@ def other_classes(corpus: Sequence[ClassName], model: Sequence[ClassName]) -> li
     return [each for each in model if each.key not in keys and not names & {name.casefold() for name in each.names}]
 
 
-def same_groups(further: Sequence[ClassName], model: Sequence[ClassName]) -> list[ClassName]:
-    """Return those of the ``further`` classes whose group has a class of the corpus; all if no group has one."""
-    groups = {each.group for each in model if each not in further}
-    return [each for each in further if each.group in groups or not groups]
+def same_groups(further: Sequence[ClassName], model: Sequence[ClassName], in_corpus: int) -> list[ClassName]:
+    """Return those of the ``further`` classes in a group of the corpus; all if the model lacks one of its classes."""
+    keys = {each.key for each in further}
+    known = [each for each in model if each.key not in keys]
+    groups = {each.group for each in known}
+    return [each for each in further if each.group in groups or len(known) < in_corpus]
 
 
 def words_of(item: ClassName) -> set[str]:

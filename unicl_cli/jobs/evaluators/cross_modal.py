@@ -69,7 +69,8 @@ class CrossModalEvaluator:
         collapsed = [pair for pair, figures in pairs.items() if figures.pop("collapsed")]
         figures = {"retrieval": pairs, "zeroshot": classify(model, corpus, found, rows.column("label"), batch)}
         warnings = [f"collapsed: {pair.replace('_', ' ')}: all items score the same" for pair in collapsed]
-        measured = {name: value for name, value in figures.items() if value}
+        recalls = {f"{pair}_r1": figures["r1"] for pair, figures in pairs.items()}  # a validation keeps these
+        measured = {name: value for name, value in figures.items() if value} | recalls
         return measured | {"warnings": warnings} if warnings else measured
 
 
@@ -188,9 +189,13 @@ def random_recalls(right: Tensor, total: int) -> dict[str, float]:
 def classify(
     model: EvalModel, corpus: EvalCorpus, found: Mapping[str, Modality], labels: Sequence[int], batch: int
 ) -> dict[str, Any]:
-    """Return the accuracy of each modality but text among the classes of the corpus, on rows with one label."""
+    """Return the accuracy of each modality but text among the classes of the corpus, on rows with one label.
+
+    Nothing where classes have groups or parents: several are true of an image then, and no single one is the answer.
+    """
     labelled = [row for row, label in enumerate(labels) if label != NO_LABEL]
-    if len(corpus.classes) < 2 or not labelled:
+    has_groups = any(each.group or each.parent for each in corpus.classes)
+    if len(corpus.classes) < 2 or not labelled or has_groups:
         return {}
     prompts = prompts_of([each.names[:1] for each in corpus.classes], model.templates)
     distinct = {text: place for place, text in enumerate(dict.fromkeys(text for own in prompts for text in own))}

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from unicl_cli.contracts import NO_LABEL, Batch, Drawn
+from unicl_cli.contracts import NO_LABEL, Batch, ClassName, Drawn
 from unicl_cli.core.dist import bare
 from unicl_cli.core.host_copy import to_device
 from unicl_cli.data.collate import Extra, collate
 from unicl_cli.data.corpus import RowTable
 from unicl_cli.errors import UniclError
 from unicl_cli.inference.encoder import Encoder
+from unicl_cli.inference.scorer import shorten_names
 from unicl_cli.jobs.evaluators.rows import limit_rows
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class LossFigures:
     choices from (0, number of the row). Every rank computes all rows.
     """
 
-    needs: Sequence[Need] = ()
+    needs: Sequence[Need] = ("figures",)
     takes_sets = True
 
     def __call__(
@@ -43,8 +44,7 @@ class LossFigures:
             raise UniclError(
                 f"evaluator loss: the loss of {encoder.loaded.name} has no figures of its own", "use zeroshot or probe"
             )
-        numbers = {each.key: number for number, each in enumerate(encoder.loaded.classes)}
-        own = [numbers.get(each.key, NO_LABEL) for each in corpus.classes]
+        own = number_classes(corpus.classes, encoder.loaded.classes)
         sums: dict[str, Tensor] = {}
         count = 0
         for kind in corpus.kinds(split):
@@ -56,13 +56,22 @@ class LossFigures:
                 for name, found in self.measure(encoder, made).items():
                     sums[name] = sums.get(name, torch.zeros(2, dtype=torch.float64)) + found.cpu().double()
         shares = {name: (hits / total).item() for name, (hits, total) in sums.items() if total}
-        return {"n": count, **shares} if shares else {}
+        unknown = [each.names[0] for each, number in zip(corpus.classes, own, strict=True) if number == NO_LABEL]
+        warnings = [f"classes that the model lacks; their rows count as unlabelled: {shorten_names(unknown)}"]
+        return {"n": count, **shares, **({"warnings": warnings} if unknown else {})} if shares else {}
 
     def measure(self, encoder: Encoder, batch: Batch) -> Mapping[str, Tensor]:
         """Return (hits, count) by name."""
         step: Any = bare(encoder.loaded.step)
         with torch.no_grad(), encoder.precision():
             return step.call("measure", to_device(batch, encoder.device))
+
+
+def number_classes(corpus: Sequence[ClassName], model: Sequence[ClassName]) -> list[int]:
+    """Return the model's number of each class of the corpus, by key, else by name whatever its case; or NO_LABEL."""
+    keys = {each.key: number for number, each in enumerate(model)}
+    names = {name.casefold(): number for number, each in enumerate(model) for name in each.names}
+    return [keys.get(each.key, names.get(each.names[0].casefold(), NO_LABEL)) for each in corpus]
 
 
 def read_batch(encoder: Encoder, table: RowTable, rows: Sequence[int], numbers: Sequence[int]) -> Batch:

@@ -10,12 +10,14 @@ from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from unicl_cli.contracts import DatasetSource, Row
-from unicl_cli.data.fetch import Fetcher
+from unicl_cli.data.fetch import Fetcher, FetchError
 
 DOWNLOADS = 32
 """The most downloads of a process at a time."""
 PER_HOST = 8
 """The most downloads of a command from one host at a time."""
+NO_RESOURCES = "no_resources"
+"""Reason of a download that this machine had no thread or memory for."""
 MEAN_BYTES = 100_000
 """The size that an image is planned with before it is downloaded."""
 T = TypeVar("T")
@@ -29,8 +31,8 @@ class Downloads(NamedTuple):
     per_host: int = PER_HOST
 
     def share_among(self, processes: int) -> Downloads:
-        """Return what each of so many processes may do."""
-        return self._replace(per_host=max(1, self.per_host // processes))
+        """Return what each of so many processes may do; more processes than downloads of one host make no sense."""
+        return self._replace(per_host=max(1, self.per_host // max(1, processes)))
 
 
 def url_of(source: DatasetSource, row: Row) -> str | None:
@@ -54,21 +56,32 @@ class Downloader:
         self.fetch, self.per_host = fetch, per_host
         self.busy: Counter[str] = Counter()
         self.freed = threading.Condition()
+        self.is_closed = False
 
     def __call__(self, url: str) -> bytes:
         """Return the bytes at ``url``. Raises FetchError."""
         host = host_of(url)
         with self.freed:
-            self.freed.wait_for(lambda: self.busy[host] < self.per_host)
+            self.freed.wait_for(lambda: self.is_closed or self.busy[host] < self.per_host)
+            if self.is_closed:
+                raise FetchError("stopped")
             self.busy[host] += 1
         try:
             return self.fetch(url)
+        except (RuntimeError, MemoryError) as error:  # no thread can be started, or no memory is left
+            raise FetchError(NO_RESOURCES, str(error)) from error
         finally:
             with self.freed:
                 self.busy[host] -= 1
                 if not self.busy[host]:
                     del self.busy[host]
                 self.freed.notify_all()
+
+    def close(self) -> None:
+        """Begin no download any more; those that wait for their host give up."""
+        with self.freed:
+            self.is_closed = True
+            self.freed.notify_all()
 
 
 def map_ahead(work: Callable[[T], R], items: Iterable[T], *, threads: int, ahead: int) -> Iterator[R]:

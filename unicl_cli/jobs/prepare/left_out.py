@@ -8,6 +8,7 @@ from typing import Any
 
 from unicl_cli.core.json_text import parse_json
 from unicl_cli.data.shard_checks import ShardRules, read_columns
+from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of
 from unicl_cli.jobs.prepare.download import host_of
 from unicl_cli.jobs.prepare.parts import PartMarker
@@ -18,10 +19,11 @@ _WORST = 10
 """Hosts that a report names."""
 
 
-def read_left_out(out: Path, markers: Sequence[PartMarker]) -> dict[str, Rejected]:
+def read_left_out(out: Path, markers: Sequence[PartMarker], *, strict: bool = False) -> dict[str, Rejected]:
     """Return the rows that are left out, by key; ``markers`` are in the order of the units.
 
     A row that `--retry-failed` brought back is not among them, and one that failed again has its last reason.
+    UniclError, if ``strict``, for a file that does not list the rows which its marker counts.
     """
     rows: dict[str, Rejected] = {}
     for marker in markers:
@@ -29,12 +31,22 @@ def read_left_out(out: Path, markers: Sequence[PartMarker]) -> dict[str, Rejecte
             for key in _read_column(out, marker, "key"):
                 rows.pop(key, None)
         file = out / rejects_of(marker.split, Path(marker.file).stem)
-        if marker.rejected and file.is_file():
-            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(ValueError, TypeError):  # edited by somebody: it decides nothing
-                    found = Rejected(**parse_json(line))
-                    rows[str(found.key)] = found
+        listed = _read_lines(file) if marker.rejected and file.is_file() else []
+        if strict and Counter(row.reason for row in listed) != marker.rejected:
+            raise UniclError(
+                f"{file}: does not list the rows that {marker.file} lacks", "prepare the list again into another -o"
+            )
+        rows |= {str(row.key): row for row in listed}
     return rows
+
+
+def _read_lines(file: Path) -> list[Rejected]:
+    """Return the rows of a file of rejects, without lines that somebody has edited."""
+    found: list[Rejected] = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, TypeError):
+            found.append(Rejected(**parse_json(line)))
+    return found
 
 
 def count_rejected(markers: Sequence[PartMarker]) -> dict[str, int]:
@@ -52,7 +64,7 @@ def describe_downloads(out: Path, markers: Sequence[PartMarker], left_out: dict[
     for marker in markers:
         if marker.rows:
             kept.update(host_of(url) for url in _read_column(out, marker, "url") if url)
-    lost = Counter(host_of(row.ref) for row in left_out.values() if row.ref.startswith(("http://", "https://")))
+    lost = Counter(host_of(row.url) for row in left_out.values() if row.url)
     if not kept and not lost:
         return {}
     worst = [{"host": host, "urls": kept[host] + count, "kept": kept[host]} for host, count in lost.most_common(_WORST)]

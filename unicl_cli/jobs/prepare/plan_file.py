@@ -181,12 +181,19 @@ def agree_on_plan(plan: CorpusPlan, out: Path, *, allow_version_mix: bool) -> Pl
     saved = read_plan(out)
     check_same_plan(out, saved, new)
     plan.holdout.save(out)
-    if saved.versions != new["versions"] and not allow_version_mix and not (out / MANIFEST).is_file():
+    if not (out / MANIFEST).is_file():
+        check_versions(plan, saved, out, allow_version_mix=allow_version_mix)
+    return saved
+
+
+def check_versions(plan: CorpusPlan, saved: PlanFile, out: Path, *, allow_version_mix: bool) -> None:
+    """Raise UniclError if shards would be written by other versions than those of the corpus."""
+    now = plan.document()["versions"]
+    if saved.versions != now and not allow_version_mix:
         raise UniclError(
-            f"{out}: was started with other versions ({_format(saved.versions)}; now {_format(new['versions'])})",
+            f"{out}: was started with other versions ({_format(saved.versions)}; now {_format(now)})",
             "install those versions, choose another -o, or add --allow-version-mix (shards are then not reproducible)",
         )
-    return saved
 
 
 def check_same_plan(out: Path, saved: PlanFile, new: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from unicl_cli.core.machine import cores
 from unicl_cli.data.manifest import MANIFEST, PLAN, EqualImages, Manifest, read_manifest, repair_hint
 from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.prepare import duplicates, holdout
+from unicl_cli.jobs.prepare.download import Downloads
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.engines.engine import Engine, Job, Marker, WorkList
 from unicl_cli.jobs.prepare.engines.local import run_local
@@ -19,11 +20,11 @@ from unicl_cli.jobs.prepare.lock import Stop, lock_output, remove_unfinished
 from unicl_cli.jobs.prepare.manifest import find_contradictions, fold_manifest
 from unicl_cli.jobs.prepare.parts import PartMarker, find_part_damage, read_marker
 from unicl_cli.jobs.prepare.plan import CorpusPlan, make_plan
-from unicl_cli.jobs.prepare.plan_file import PlanFile, agree_on_plan, check_out_dir
+from unicl_cli.jobs.prepare.plan_file import PlanFile, agree_on_plan, check_out_dir, check_versions
 from unicl_cli.jobs.prepare.progress import Progress, format_counts, note, warn
 from unicl_cli.jobs.prepare.report import write_report, write_summary
 from unicl_cli.jobs.prepare.request import PrepareRequest
-from unicl_cli.jobs.prepare.retry import add_retries
+from unicl_cli.jobs.prepare.retry import add_retries, drop_overtaken, passing_reasons
 from unicl_cli.jobs.prepare.shards import json_bytes, write_unit
 from unicl_cli.jobs.prepare.units import Unit
 
@@ -63,8 +64,7 @@ def prepare(
     sources = request.sources()
     check_out_dir(out)
     with lock_output(stop):
-        workers = workers or cores()
-        plan = make_plan(sources, request.options, out, downloads=request.downloads.share_among(workers))
+        plan = make_plan(sources, request.options, out, downloads=request.downloads)
         for line in plan.notes:
             warn(line)
         saved = agree_on_plan(plan, out, allow_version_mix=allow_version_mix)
@@ -74,14 +74,17 @@ def prepare(
         remove_unfinished(out)
         markers = _read_markers(out, units, len(plan.classes), redo)
         if request.retry_failed:
-            saved = _plan_retries(plan, saved, out, markers)
-            units = saved.all_units()
+            saved = _plan_retries(plan, saved, out, markers, allow_version_mix=allow_version_mix)
+        saved = drop_overtaken(saved, out, markers)
+        units = saved.all_units()
+        is_new = not any((out / unit.marker).exists() for unit in units)
         is_finished = len(markers) == len(units) and MANIFEST not in redo
         if is_finished and (report := _read_finished(plan, saved, out, list(markers.values()))):
             note(f"{out} is complete: nothing to do")
             return report
+        rows_before = None if request.retry_failed else _count_rows(out)
         (out / MANIFEST).unlink(missing_ok=True)
-        preparation = Preparation(plan, units, out, engine, workers, stop)
+        preparation = Preparation(plan, units, out, engine, workers or cores(), stop)
         with stop.defer_interrupts():
             found = _find_duplicates(preparation)
             _write_shards(preparation, found or NO_DUPLICATES, markers)
@@ -89,14 +92,34 @@ def prepare(
             raise Stopped(
                 f"{out}: stopped after {len(markers):,} of {len(units):,} shards", f"continue with: {stop.again}"
             )
-        return _finish_corpus(preparation, saved, [markers[unit.marker] for unit in units], found)
+        report = _finish_corpus(preparation, saved, [markers[unit.marker] for unit in units], found, is_new=is_new)
+        if rows_before not in (None, report["rows"]):
+            warn(f"{out}: now has {report['rows']:,} rows; it had {rows_before:,} before shards were made again")
+        return report
 
 
-def _plan_retries(plan: CorpusPlan, saved: PlanFile, out: Path, markers: dict[str, PartMarker]) -> PlanFile:
-    """Return the plan with units for URLs to ask again. UniclError if a unit before them is not finished."""
+def _count_rows(out: Path) -> int | None:
+    """Return the rows of a finished corpus, some of whose shards are to be made again; None for another."""
+    try:
+        return read_manifest(out)[0].rows if (out / MANIFEST).is_file() else None
+    except UniclError:
+        return None
+
+
+def _plan_retries(
+    plan: CorpusPlan, saved: PlanFile, out: Path, markers: dict[str, PartMarker], *, allow_version_mix: bool
+) -> PlanFile:
+    """Return the plan with units for URLs to ask again; as it is if an earlier such command has not ended.
+
+    UniclError if another unit is not finished, or the corpus was made with other versions.
+    """
     units = saved.all_units()
-    if len(markers) < len(units):
+    missing = [unit for unit in units if unit.marker not in markers]
+    if missing and all(unit.numbers for unit in missing):
+        return saved
+    if missing:
         raise UniclError(f"{out}: is not finished", "run the same command without --retry-failed first")
+    check_versions(plan, saved, out, allow_version_mix=allow_version_mix)
     again = add_retries(plan, saved, out, [markers[unit.marker] for unit in units])
     if again is saved:
         note("no URL failed for a reason that can pass")
@@ -211,12 +234,16 @@ def _run_engine(
 ) -> Iterator[Marker]:
     plan, stop = preparation.plan, preparation.stop
     remote = any(of.has_urls for of in plan.sources)
+    workers = preparation.workers
+    if remote:
+        workers = max(1, min(workers, len(units), plan.downloads.per_host))
+        plan = plan._replace(downloads=plan.downloads.share_among(workers))
     todo = WorkList(job, units, partial(plan.work, out=preparation.out, duplicates=found), plan.source, remote)
-    return preparation.engine(todo, workers=preparation.workers, progress=progress, stopped=stop)
+    return preparation.engine(todo, workers=workers, progress=progress, stopped=stop)
 
 
 def _finish_corpus(
-    preparation: Preparation, saved: PlanFile, markers: list[PartMarker], found: Duplicates | None
+    preparation: Preparation, saved: PlanFile, markers: list[PartMarker], found: Duplicates | None, *, is_new: bool
 ) -> dict[str, Any]:
     """Fold the markers into the manifest, which is the last file to be written, and return the report."""
     plan, units, out, *_ = preparation
@@ -230,17 +257,18 @@ def _finish_corpus(
     )
     manifest = check_document(document, Manifest, out / MANIFEST, repair_hint(out))
     report = write_summary(out, plan, markers, manifest)
-    _check_no_source_is_empty(out, units, report)
+    _check_no_source_is_empty(out, units if is_new else (), report, plan.downloads)
     for line in report["notes"][len(plan.notes) :]:
         warn(line)
     write_atomic(out / MANIFEST, json_bytes(document))
     return report
 
 
-def _check_no_source_is_empty(out: Path, units: Sequence[Unit], report: dict[str, Any]) -> None:
+def _check_no_source_is_empty(out: Path, new: Sequence[Unit], report: dict[str, Any], downloads: Downloads) -> None:
     """Raise UniclError if a whole source was left out: training would silently use other data than asked for.
 
-    If no row at all is left, the plan and its markers are removed, so that the next attempt may have another plan.
+    If no row at all is left of a corpus whose units are all ``new``, its plan and markers are removed, so that the next
+    attempt may have another plan.
     """
     rows: Counter[str] = Counter()
     rejected: dict[str, Counter[str]] = {}
@@ -252,11 +280,13 @@ def _check_no_source_is_empty(out: Path, units: Sequence[Unit], report: dict[str
         return
     see = f"see each row and its reason in {out / 'rejects'}"
     if len(empty) == len(rejected):
-        for file in (*(unit.marker for unit in units), duplicates.FILE, holdout.FILE, PLAN):
+        for file in (*(unit.marker for unit in new), duplicates.FILE, holdout.FILE, PLAN) if new else ():
             (out / file).unlink(missing_ok=True)
         reasons = report["rejected"]
         raise UniclError(f"{out}: no usable rows (rejected: {format_counts(reasons)})", see)
     name, reasons = empty[0], rejected[empty[0]]
+    if passing_reasons(downloads) & reasons.keys():
+        see = f"add --retry-failed to ask for its URLs again; {see}"
     raise UniclError(
         f"source '{name}': no usable rows (rejected: {format_counts(reasons)})",
         f"{see}; fix the source or leave it out, then choose another -o (or remove {out})",

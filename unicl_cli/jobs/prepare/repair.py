@@ -9,6 +9,7 @@ from unicl_cli.data.manifest import MANIFEST, read_manifest, repair_hint
 from unicl_cli.errors import UniclError, print_line
 from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.prepare import duplicates
+from unicl_cli.jobs.prepare.download import Downloads
 from unicl_cli.jobs.prepare.lock import Stop
 from unicl_cli.jobs.prepare.plan_file import PlanFile, read_plan
 from unicl_cli.jobs.prepare.prepare import prepare
@@ -49,7 +50,7 @@ def run_repair(
     if found.problems:
         note(f"problems found: {len(found.problems)}; shards to make again: {len(damaged)}")
         if not (request.labels or request.captions or request.images):
-            request = _request_of(plan, out)
+            request = _request_of(plan, out, request.downloads)
         prepare(request, workers=workers, allow_version_mix=allow_version_mix, redo=redo, stop=stop)
         after = _read_checksums(out)
         if other := [file for file in before if before[file] != after.get(file)]:
@@ -108,8 +109,8 @@ def _check_repairable(out: Path, found: VerifyResult, planned: set[str]) -> None
             )
 
 
-def _request_of(plan: PlanFile, out: Path) -> PrepareRequest:
-    """Return the request that `plan.json` was made for."""
+def _request_of(plan: PlanFile, out: Path, downloads: Downloads) -> PrepareRequest:
+    """Return the request that `plan.json` was made for, with the ``downloads`` of this command."""
     labels, captions, images = (
         tuple(source.src for source in plan.sources if source.kind == kind) for kind in ("labels", "captions", "images")
     )
@@ -125,7 +126,7 @@ def _request_of(plan: PlanFile, out: Path) -> PrepareRequest:
         keep_order=plan.seed is None,
         taxonomy=plan.taxonomy and plan.taxonomy.src,
     )
-    return PrepareRequest(labels, captions, images, out, options)
+    return PrepareRequest(labels, captions, images, out, options, downloads)
 
 
 def _read_checksums(out: Path) -> dict[str, str]:

@@ -9,24 +9,26 @@ from pathlib import Path
 from unicl_cli.core.files import write_atomic
 from unicl_cli.data.fetch import RETRIED
 from unicl_cli.data.manifest import PLAN
-from unicl_cli.jobs.prepare.download import Downloads, url_of
+from unicl_cli.formats import count_of
+from unicl_cli.jobs.prepare.download import NO_RESOURCES, Downloads, url_of
 from unicl_cli.jobs.prepare.left_out import read_left_out
 from unicl_cli.jobs.prepare.parts import PartMarker
 from unicl_cli.jobs.prepare.plan import CorpusPlan
 from unicl_cli.jobs.prepare.plan_file import PlanFile, RetryRecord
+from unicl_cli.jobs.prepare.progress import note
 from unicl_cli.jobs.prepare.shards import Rejected, json_bytes
 
 
 def passing_reasons(downloads: Downloads) -> frozenset[str]:
     """Return the reasons that can pass; with `--allow-private` and `--ignore-robots` also what they lift."""
     lifted = {"private_address": downloads.fetch.allow_private, "robots": not downloads.fetch.robots}
-    return RETRIED | {"refused"} | {reason for reason, is_lifted in lifted.items() if is_lifted}
+    return RETRIED | {"refused", NO_RESOURCES} | {reason for reason, is_lifted in lifted.items() if is_lifted}
 
 
 def add_retries(plan: CorpusPlan, saved: PlanFile, out: Path, markers: Sequence[PartMarker]) -> PlanFile:
     """Return the plan with units for the rows that are worth another try, and write it; as it is if there are none."""
     wanted = passing_reasons(plan.downloads)
-    left_out = {key: row for key, row in read_left_out(out, markers).items() if row.reason in wanted}
+    left_out = {key: row for key, row in read_left_out(out, markers, strict=True).items() if row.reason in wanted}
     generation = 1 + max((unit.generation for unit in saved.retries), default=0)
     added = [
         record
@@ -36,13 +38,42 @@ def add_retries(plan: CorpusPlan, saved: PlanFile, out: Path, markers: Sequence[
     ]
     if not added:
         return saved
-    again = saved.model_copy(update={"retries": [*saved.retries, *added]})
-    write_atomic(out / PLAN, json_bytes(again.model_dump(exclude_unset=True) | {"retries": _dump(again)}))
+    return _with_retries(saved, out, [*saved.retries, *added])
+
+
+def drop_overtaken(saved: PlanFile, out: Path, markers: dict[str, PartMarker]) -> PlanFile:
+    """Return the plan without units of `--retry-failed` that come after a shard which is to be made again.
+
+    That shard asks for all its URLs: rows that came back later would stand in the corpus twice. Markers of dropped
+    units are removed from ``markers`` and from the disk, with their shards.
+    """
+    lowest: dict[tuple[str, str], int] = {}
+    generations = {record.name: record.generation for record in saved.retries}
+    for unit in saved.all_units():
+        if unit.marker not in markers:
+            place, generation = (unit.source, unit.split), generations.get(unit.name, 0)
+            lowest[place] = min(lowest.get(place, generation), generation)
+    dropped = [r for r in saved.retries if r.generation > lowest.get((r.source, r.split), r.generation)]
+    if not dropped:
+        return saved
+    names = {record.name for record in dropped}
+    note(f"asking again for the URLs of {count_of(len(names), 'shard')} of --retry-failed, too")
+    for unit in saved.all_units():
+        if unit.name in names:
+            markers.pop(unit.marker, None)
+            for file in (unit.marker, unit.shard, unit.rejects):
+                (out / file).unlink(missing_ok=True)
+    return _with_retries(saved, out, [record for record in saved.retries if record.name not in names])
+
+
+def _with_retries(saved: PlanFile, out: Path, retries: list[RetryRecord]) -> PlanFile:
+    """Return the plan with these units of `--retry-failed`, and write it."""
+    again = saved.model_copy(update={"retries": retries})
+    dumped = again.model_dump(exclude_unset=True) | {"retries": [record.model_dump() for record in retries]}
+    if not retries:
+        del dumped["retries"]
+    write_atomic(out / PLAN, json_bytes(dumped))
     return again
-
-
-def _dump(plan: PlanFile) -> list[dict[str, object]]:
-    return [record.model_dump() for record in plan.retries]
 
 
 def _cut(

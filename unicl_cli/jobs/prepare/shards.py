@@ -35,12 +35,17 @@ _CODECS = {"image.bytes": "NONE", "key": "ZSTD", "texts.list.element": "ZSTD"}
 
 
 class Rejected(NamedTuple):
-    """A row that is left out, and the reason."""
+    """A row that is left out, and the reason; ``url`` is the address that was asked for its image."""
 
     key: str
     ref: str
     reason: str
     detail: str
+    url: str | None = None
+
+    def as_line(self) -> str:
+        """Return the line of a file of rejects."""
+        return format_json({name: value for name, value in self._asdict().items() if value is not None}) + "\n"
 
 
 class PreparedRow(NamedTuple):
@@ -81,7 +86,7 @@ def write_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             size = part.stat().st_size
             replace_durably(part, shard)
-    lines = "".join(f"{format_json(r._asdict())}\n" for r in tally.rejects)
+    lines = "".join(row.as_line() for row in tally.rejects)
     if lines:
         write_atomic(work.out / unit.rejects, lines)
     else:
@@ -166,15 +171,19 @@ def _prepare_rows(
         return None if stopped() else prepare_row(row, tools)
 
     done: list[PreparedRow | Rejected] = []
-    for result in map_ahead(one, work.rows, threads=tools.threads, ahead=CHUNK):
-        yield result
-        if result is None:
-            return
-        done.append(result)
-        if len(done) == min(CHUNK, work.unit.group_rows):
-            _report_progress(done, tick)
-            done = []
-    _report_progress(done, tick)
+    some = min(CHUNK, work.unit.group_rows)
+    try:
+        for result in map_ahead(one, work.rows, threads=tools.threads, ahead=max(tools.threads, some)):
+            yield result
+            if result is None:
+                return
+            done.append(result)
+            if len(done) == some:
+                _report_progress(done, tick)
+                done = []
+        _report_progress(done, tick)
+    finally:
+        tools.close()
 
 
 def _report_progress(done: Sequence[PreparedRow | Rejected], tick: Tick) -> None:
@@ -227,12 +236,16 @@ class RowTools:
         self.download = Downloader(work.fetch, work.per_host) if work.fetch else None
         self.threads = DOWNLOADS if work.fetch else THREADS
 
-    def read(self, row: Row) -> tuple[Mapping[str, bytes], str | None]:
-        """Return what the row has, by kind, and its URL; FetchError if it cannot be downloaded."""
-        url = url_of(self.source, row) if self.download else None
+    def read(self, row: Row, url: str | None) -> Mapping[str, bytes]:
+        """Return what the row has, by kind; FetchError if its image cannot be downloaded."""
         if url is None or self.download is None:
-            return self.source.read(row), None
-        return {"image": self.download(url)}, url
+            return self.source.read(row)
+        return {"image": self.download(url)}
+
+    def close(self) -> None:
+        """Begin no download any more."""
+        if self.download is not None:
+            self.download.close()
 
 
 def prepare_row(row: Row, tools: RowTools) -> PreparedRow | Rejected:
@@ -244,14 +257,15 @@ def prepare_row(row: Row, tools: RowTools) -> PreparedRow | Rejected:
         return Rejected(row.key, row.ref, reason, detail)
     if row.key in work.gone:
         return Rejected(row.key, row.ref, "duplicate", f"the same image as {work.gone[row.key]}")
+    url = url_of(tools.source, row) if tools.download else None
     try:
-        found, url = tools.read(row)
+        found = tools.read(row, url)
         data = found["image"]
         media = stored_media(found, media_of(tools.source))
         with tools.decoders:
             image = examine(data, work.size, work.min_side)
     except (ImageError, MediaError, FetchError) as error:
-        return Rejected(row.key, row.ref, error.reason, error.detail)
+        return Rejected(row.key, row.ref, error.reason, error.detail, url)
     except FileNotFoundError as error:
         return Rejected(row.key, row.ref, "missing_file", str(error))
     except Exception as error:  # noqa: BLE001 - a source may fail in any way: counted with its type

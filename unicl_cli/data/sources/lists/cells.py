@@ -7,6 +7,7 @@ import re
 import tokenize
 from collections.abc import Collection, Mapping
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from unicl_cli.data.pictures import SUFFIXES
 from unicl_cli.data.sources.lists.json_values import parse_value
@@ -51,9 +52,20 @@ def is_web_url(cell: str) -> bool:
     return cell[:8].lower().startswith(("http://", "https://"))
 
 
+def plain_url(url: str) -> str:
+    """Return a URL as all spellings of it agree: scheme and host in lower case, no default port, no fragment."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return url
+    host = (parts.hostname or "") + (f":{port}" if port and port != {"http": 80, "https": 443}[parts.scheme] else "")
+    return urlunsplit((parts.scheme, host, parts.path or "/", parts.query, ""))
+
+
 def key_of_url(url: str) -> str:
-    """Return the key of a row whose image is at ``url``: 16 hexadecimal digits of its SHA-1."""
-    return hashlib.sha1(url.encode("utf-8", "surrogateescape"), usedforsecurity=False).hexdigest()[:16]
+    """Return the key of a row whose image is at ``url``: 16 hexadecimal digits of the SHA-1 of `plain_url`."""
+    return hashlib.sha1(plain_url(url).encode("utf-8", "surrogateescape"), usedforsecurity=False).hexdigest()[:16]
 
 
 def looks_like_image(cell: object) -> bool:

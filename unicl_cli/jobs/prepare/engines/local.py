@@ -66,9 +66,10 @@ def _run_pool(todo: WorkList, workers: int, progress: ProgressReport, stopped: C
         for unit in lost:  # alone: the one that kills its worker again is the culprit
             again = yield from _Pool(todo, 1, progress, stopped).drain(deque([unit]))
             if again and not stopped():
+                rows = f"rows {unit.first} to {unit.first + unit.rows - 1}"
                 raise UniclError(
                     f"{unit.shard}: its worker died twice (out of memory, or a crash in an image decoder)",
-                    f"try --workers 1, or check rows {unit.first} to {unit.first + unit.rows - 1} of {unit.source}",
+                    f"try --workers 1, or check {'the URLs' if unit.numbers else rows} of {unit.source}",
                 )
 
 
