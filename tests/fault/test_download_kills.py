@@ -26,15 +26,18 @@ def test_a_killed_download_loses_and_doubles_no_url(tmp_path: Path):
         (tmp_path / "list.tsv").write_text("".join(lines), encoding="utf-8")
         words = ["prepare", "--captions", "list.tsv", "--allow-private", "-o", "c", "--shard-mb", "1", "--workers", "2"]
         command = [sys.executable, "-m", "unicl_cli", *words, "-q"]
-        moments, finished = random.Random(0), 0
+        moments, killed = random.Random(0), 0
         for _ in range(KILLS):
+            enough = server.asked.total() + moments.randint(10, 90)
             running = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
-            time.sleep(moments.uniform(1.0, 6.0))
-            finished += running.poll() == 0
-            os.killpg(running.pid, signal.SIGKILL) if running.poll() is None else None
+            while running.poll() is None and server.asked.total() < enough:
+                time.sleep(0.005)
+            if running.poll() is None:
+                os.killpg(running.pid, signal.SIGKILL)
+                killed += 1
             running.wait()
         subprocess.run(command, cwd=tmp_path, check=True)
-        assert finished < KILLS
+        assert killed > 2
     corpus = open_corpus(tmp_path / "c")
     stored = [u for s in corpus.splits for u in corpus.table(s, "captions").column("url").to_pylist()]
     lost = [json.loads(line)["ref"] for file in (tmp_path / "c" / "rejects").iterdir() for line in file.open()]
