@@ -196,7 +196,7 @@ def _read_npy(data: bytes) -> np.ndarray:
 
 
 def read_imu_csv(data: bytes) -> np.ndarray:
-    """Return the numbers of a CSV, float32 (T, 6); its first line may name the columns. ValueError if it is no such."""
+    """Return the numbers of a CSV, float32 (T, 6); its first line may name the columns. ValueError for other texts."""
     try:
         lines = [line.split(",") for line in data.decode("utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:

@@ -36,7 +36,7 @@ def write_answers(
     """Write each batch when it is ready; at the end raise UniclError if an image has no answer.
 
     Names that are not UTF-8 are written with backslashes, which JSON reads back. On a terminal, an error that the rows
-    show is not printed again, and the only image's error is no row.
+    show is not printed again, and the only image's error has no row.
     """
     seen, failed, first = 0, 0, ""
     terminal = sys.stdout.isatty()

@@ -34,8 +34,8 @@ SMALL = {
 class DrawSampler:
     """Torchvision's choice of anchors or proposals to learn from, made for each image by (seed, draw) alone.
 
-    So it does not depend on the number of processes. ``chosen`` and ``positive`` count what this rank's last step took:
-    the numbers that torchvision's losses divide by.
+    It does not depend on the number of processes if all images of a step have one size. ``chosen`` and ``positive``
+    count what this rank's last step took: the numbers that torchvision's losses divide by.
     """
 
     def __init__(self, size: int, positive_fraction: float, seed: int, salt: int) -> None:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from unicl_tuxpaint.source import TuxPaint
 
 DEBIAN = "/usr/share/tuxpaint/stamps"
-"""Where Debian's package `tuxpaint-stamps-default` puts the stamps."""
+"""The folder of the stamps in Debian's package `tuxpaint-stamps-default`."""
 
 
 def tuxpaint(

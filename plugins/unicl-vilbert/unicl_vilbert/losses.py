@@ -51,7 +51,7 @@ def score_pairs(model: Vilbert, images: Tensor, tokens: Tensor, extra: Mapping[s
 
 
 class Joint(nn.Module):
-    """What all objectives share: the log odds of alignment as score of a pair, figures on rows that were held out."""
+    """The common part of all objectives: the log odds of alignment as score of a pair, and figures on held-out rows."""
 
     score, activation = "pair", "sigmoid"
 

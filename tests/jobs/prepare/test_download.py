@@ -114,6 +114,24 @@ def test_a_lost_shard_is_made_again_with_its_retried_rows_once(server, report, h
     assert len(open_corpus(here / "c").table("train", "captions")) == 8
 
 
+def test_a_lost_shard_takes_no_retried_row_from_another_split(server, report, here):
+    """Shards of two splits have one name."""
+    lines = [
+        f"{server.url(kind, n)},text {n},{split}\n"
+        for n, (kind, split) in enumerate((kind, split) for split in ("train", "val") for kind in ("ok", "503"))
+    ]
+    (here / "s.csv").write_text("".join(["image,caption,split\n", *lines]), encoding="utf-8")
+    words = ("--captions", "s.csv", "--allow-private")
+    report(*words)
+    server.is_well = True
+    report(*words, "--retry-failed")
+    (here / "c" / "data" / "train" / "s-captions-00000-of-00001.parquet").unlink()
+    kept = here / "c" / "data" / "val" / "s-captions-retry1-00000-of-00001.parquet"
+    before = kept.stat().st_mtime_ns
+    assert report(*words)["rows"] == 4
+    assert kept.stat().st_mtime_ns == before
+
+
 def test_a_repair_that_gets_no_image_keeps_plan_and_markers(server, report, here):
     words = ("--captions", write_list(server, ["ok"] * 4), "--holdout", "0")
     report(*words, "--allow-private")

@@ -30,7 +30,7 @@ def train(folder: Path, corpus: Path, name: str, *changes: str) -> Path:
 
 
 def has_hook(recipe: Recipe) -> bool:
-    """Whether the loader makes columns, and reads media, for the loss."""
+    """Return whether the loader makes columns, and reads media, for the loss."""
     data = build_data(recipe)
     facts = {"label_sets": data.label_sets, "shows_captions": data.shows_captions}
     step, _ = build_step(recipe, lambda: build_tokenizer(recipe, data), data.classes, 1, **facts)

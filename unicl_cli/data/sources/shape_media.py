@@ -31,7 +31,7 @@ AXES = (
     *((8, 0, 0, 0, 0, 4), (8, 8, 0, 0, 0, 0), (0, 8, 2, 4, 0, 0)),
     *((0, 0, 8, 0, 8, 0), (2, 0, 0, 8, 8, 0), (0, 2, 0, 0, 4, 8)),
 )
-"""How much each of the six axes moves, for each shape; the colour is the speed of the motion."""
+"""Motion of each of the six axes, for each shape; the colour is the speed of the motion."""
 GRAVITY = 2511
 """9.81 m/s² in units of 1/256."""
 _STEPS = 1024

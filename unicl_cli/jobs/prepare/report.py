@@ -39,6 +39,7 @@ REMEDIES = {
     "media_too_large": "a media item is larger than 64 MB: shorten or compress it",
     "missing_file": "the file does not exist: paths are relative to the list, or to its root=",
     "no_label": "no class: move it into a class folder, or fill in its label",
+    "no_resources": "no thread or memory was left for it: --retry-failed asks again",
     "no_text": "no caption: fill it in, or use --labels or --images",
     "not_image": "not an image, whatever its name: open one to see what it is",
     "private_address": "an address of this network: --allow-private downloads from it",

@@ -56,14 +56,14 @@ def drop_overtaken(saved: PlanFile, out: Path, markers: dict[str, PartMarker]) -
     dropped = [r for r in saved.retries if r.generation > lowest.get((r.source, r.split), r.generation)]
     if not dropped:
         return saved
-    names = {record.name for record in dropped}
-    note(f"asking again for the URLs of {count_of(len(names), 'shard')} of --retry-failed, too")
+    gone = {(record.split, record.name) for record in dropped}  # splits have shards of one name
+    note(f"asking again for the URLs of {count_of(len(gone), 'shard')} of --retry-failed, too")
     for unit in saved.all_units():
-        if unit.name in names:
+        if (unit.split, unit.name) in gone:
             markers.pop(unit.marker, None)
             for file in (unit.marker, unit.shard, unit.rejects):
                 (out / file).unlink(missing_ok=True)
-    return _with_retries(saved, out, [record for record in saved.retries if record.name not in names])
+    return _with_retries(saved, out, [record for record in saved.retries if (record.split, record.name) not in gone])
 
 
 def _with_retries(saved: PlanFile, out: Path, retries: list[RetryRecord]) -> PlanFile:
