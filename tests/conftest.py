@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from restored import environment_of_module, environment_of_test, signals_of_test  # noqa: F401 - fixtures of every test
 
 for variable in list(os.environ):  # before typer, torch or a hub library reads them
     if variable.startswith(("UNICL_", "SLURM_", "ACCELERATE_")) or variable in (
@@ -105,15 +106,6 @@ def heard_signals() -> None:
     """What ``nohup`` or a background job has silenced would stay silent in the commands that tests start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-@pytest.fixture(autouse=True)
-def own_signals() -> Iterator[None]:
-    """A training in this process takes the signals over: they come back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture
