@@ -19,13 +19,13 @@ class Shuffled:
         self.source, self.media = source, tuple(media)
         self.splits, self.templates = source.splits, source.templates
         self.classes: Sequence[ClassName] = source.classes
-        self.place = {row.key: (split, n) for split in self.splits for n, row in enumerate(source.rows(split))}
+        self.place = {row.ref: (split, n) for split in self.splits for n, row in enumerate(source.rows(split))}
 
     def rows(self, split: str) -> Sequence[Row]:
         return self.source.rows(split)
 
     def read(self, row: Row) -> dict[str, bytes]:
-        split, number = self.place[row.key]
+        split, number = self.place[row.ref]
         rows = self.source.rows(split)
         other = self.source.read(rows[(number + STEP) % len(rows)])
         return {"image": self.source.read(row)["image"], **{name: other[name] for name in self.media}}
