@@ -8,6 +8,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from experiment import run_unicl
 from rich.table import Table
@@ -16,19 +17,30 @@ SOURCE = Path(__file__).with_name("coloured_digits.py")
 PICTURE = Path(__file__).parents[1] / "docs" / "first-tries.png"
 TEXT = {"name": "transformer", "width": 64, "layers": 1, "heads": 4}
 DECODER = {"name": "captioner", "width": 64, "layers": 1, "heads": 4}
+BATCH = 128
+
+
+class Arm(NamedTuple):
+    """An objective: loss, text tower, learning rate, images at which its run ends, steps between two evaluations."""
+
+    loss: object
+    text: object
+    rate: float
+    most: int = 25_600
+    every: int = 10
+
+
 ARMS = {
-    "bag of words, contrastive": ("clip", {"name": "cbow", "width": 64}, 1e-2),
-    "bag of words, prediction": ("bow", None, 1e-2),
-    "Transformer, contrastive (CLIP)": ("clip", TEXT, 3e-3),
-    "Transformer, caption prediction": (DECODER, None, 1e-3),
+    "bag of words, contrastive": Arm("clip", {"name": "cbow", "width": 64}, 1e-2),
+    "bag of words, prediction": Arm("bow", None, 1e-2),
+    "Transformer, contrastive (CLIP)": Arm("clip", TEXT, 3e-3),
+    "Transformer, caption prediction": Arm(DECODER, None, 3e-3, most=102_400, every=40),
 }
 LEVELS = (0.5, 0.7, 0.9)
 COMPARED = 0.7
-BATCH, EVERY, MOST = 128, 10, 25_600
-"""Rows of a step, steps between two evaluations, images at which a run ends."""
 
 
-def recipe_of(corpus: Path, loss: object, text: object, rate: float, seed: int) -> str:
+def recipe_of(corpus: Path, arm: Arm, seed: int) -> str:
     """Return the recipe of an arm as JSON, which is YAML."""
     return json.dumps({
         "name": "first-tries",
@@ -36,17 +48,17 @@ def recipe_of(corpus: Path, loss: object, text: object, rate: float, seed: int) 
         "data": {"train": [{"corpus": str(corpus)}], "image_size": 16, "augment": "none"},
         "model": {
             "image": {"name": "cnn", "width": 32, "stages": 2},
-            "text": text,
+            "text": arm.text,
             "embed_dim": 64,
             "tokenizer": "corpus",
             "context_length": 24,
         },
-        "loss": loss,
+        "loss": arm.loss,
         "batch": {"size": BATCH},
-        "samples": MOST,
-        "optim": {"name": "adamw", "lr": rate, "weight_decay": 0.01},
+        "samples": arm.most,
+        "optim": {"name": "adamw", "lr": arm.rate, "weight_decay": 0.01},
         "schedule": {"name": "constant", "warmup": 20},
-        "eval": [{"corpus": str(corpus), "split": "test", "every": EVERY}],
+        "eval": [{"corpus": str(corpus), "split": "test", "every": arm.every}],
         "checkpoint": {"every": 1000, "keep": 1},
     })  # fmt: skip
 
@@ -55,9 +67,8 @@ def train_arm(out: Path, arm: str, seed: int) -> list[list[float]]:
     """Train an arm and return [images seen, accuracy] of each evaluation; a finished run is read from its file."""
     kept = out / f"{arm.replace(' ', '-').replace(',', '')}-{seed}.json"
     if not kept.is_file():
-        loss, text, rate = ARMS[arm]
         file, run = kept.with_suffix(".yaml"), kept.with_suffix("")
-        file.write_text(recipe_of(out / "corpus", loss, text, rate, seed), encoding="utf-8")
+        file.write_text(recipe_of(out / "corpus", ARMS[arm], seed), encoding="utf-8")
         run_unicl("train", str(file), "--run-dir", str(run), "--devices", "cpu:1", "-q")
         lines = [json.loads(line) for line in (run / "eval.jsonl").read_text(encoding="utf-8").splitlines()]
         kept.write_text(json.dumps([[line["step"] * BATCH, line["top1"]] for line in lines]), encoding="utf-8")
@@ -99,7 +110,7 @@ def compare_arms(curves: dict[str, list[list[list[float]]]]) -> Table:
     table = Table("fewer images", "than", f"factor at {COMPARED:.0%}", "published", "direction")
     for (first, second), paper in zip(pairwise(order), published, strict=True):
         fewer, more = (median(images_at(curve, COMPARED) for curve in curves[arm]) for arm in (first, second))
-        factor = f"{more / fewer:.1f}×" if more < float("inf") else f"more than {MOST / fewer:.1f}×"
+        factor = f"{more / fewer:.1f}×" if more < float("inf") else f"more than {ARMS[second].most / fewer:.1f}×"
         verdict = "as published" if fewer < more else "within noise" if fewer == more else "opposite"
         table.add_row(first, second, factor, paper, verdict)
     return table
@@ -121,7 +132,7 @@ def draw_curves(curves: dict[str, list[list[list[float]]]], file: Path) -> None:
             axes.plot(seen, [100 * accuracy for _, accuracy in curve], color=f"C{number}", linewidth=0.5, alpha=0.5)
     axes.axhline(100 / 10, color="grey", linestyle=":", linewidth=1)
     axes.text(seen[0], 11, "chance", color="grey", fontsize=8)
-    ticks = (2_000, 5_000, 10_000, 20_000, 50_000)
+    ticks = (2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
     axes.set(xscale="log", xlabel="images seen", ylabel="zero-shot accuracy (%), ten digits", ylim=(0, 100))
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.set_xticks([], minor=True)
