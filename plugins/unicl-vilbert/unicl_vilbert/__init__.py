@@ -132,7 +132,8 @@ def build_loss(
     """Masked words, masked regions and alignment of image and text (ViLBERT, section 3.2).
 
     `mask` is the share of words and of regions, `wrong` that of neighbours' captions; `words`, `regions`, `align` are
-    weights (0, 0, 1 fine-tunes retrieval). `misaligned` masks wrong captions too, as the authors' code does by default.
+    weights (0, 0, 1 fine-tunes retrieval). `misaligned` predicts words and regions of wrong pairs too, the default of
+    the authors' code.
     """
     from unicl_vilbert.losses import VilbertLoss
 

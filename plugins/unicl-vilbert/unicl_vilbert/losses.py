@@ -73,7 +73,8 @@ class VilbertLoss(Joint):
     """Masked words + masked regions + alignment, each with its weight (section 3.2).
 
     A wrong caption is that of the neighbour (slot XOR 1), and only if the rows' keys and texts differ. Words and
-    regions are masked on aligned pairs only, unless ``misaligned``.
+    regions are masked in all pairs, or a mask would tell that a pair is aligned. They are predicted in aligned pairs
+    only, unless ``misaligned``.
     """
 
     def __init__(self, share: float, wrong: float, weights: Mapping[str, float], *, misaligned: bool) -> None:
@@ -93,18 +94,20 @@ class VilbertLoss(Joint):
         wrong = self.choose_wrong(batch, tokens, has, dice)
         tokens = torch.where(wrong[:, None], tokens[neighbours(tokens)], tokens)
         there = model.text.there(tokens)
-        asked = has if self.misaligned else has & ~wrong
+        asked = (has if self.misaligned else has & ~wrong)[:, None]
         words = there & (torch.arange(tokens.shape[1], device=tokens.device) > 0) & (tokens != model.text.special.end)
         sizes = (model.text.special.mask, model.text.size.vocab_size)
-        hidden = mask_words(tokens, words & asked[:, None], dice, self.share, sizes)
+        hidden = mask_words(tokens, words & has[:, None], dice, self.share, sizes)
         found = model.find(batch.images, batch.extra)
-        chosen, zeroed = mask_regions(found.there & asked[:, None], dice, self.share)
+        chosen, zeroed = mask_regions(found.there & has[:, None], dice, self.share)
         told = model.text.encode(hidden.tokens, there, layers=model.before)
         states = model(told, there, found, (chosen, zeroed))
         return {
-            "words": word_part(model.text.predict(states.words), tokens, hidden.chosen),
+            "words": word_part(model.text.predict(states.words), tokens, hidden.chosen & asked),
             "regions": region_part(
-                model.region_logits(states), cast("Any", model.regions).distributions(batch.images, found), chosen
+                model.region_logits(states),
+                cast("Any", model.regions).distributions(batch.images, found),
+                chosen & asked,
             ),
             "align": align_part(model.align(model.pooled(states)), ~wrong, has),
         }
