@@ -21,7 +21,9 @@ SOURCES = {
     "all": ("--labels", f"shapes?count=1&captions=true&{MEDIA}"),
 }
 ARMS = {"bound": "media", "shuffled": "shuffled"}
-TOWER = "{audio: {name: audio-transformer, width: 64, layers: 2, heads: 4, mels: 64, frames: 64, stride: 16}}"
+TOWERS = (
+    "{audio: {name: audio-transformer, width: 64, layers: 2, heads: 4, mels: 64, frames: 64, stride: 16}, depth: null}"
+)
 STEPS = 200
 LEGS = ("text_to_image", "image_to_audio")
 EMERGENT = ("audio_to_text", "text_to_audio")
@@ -42,7 +44,7 @@ def train_arm(out: Path, arm: str, seed: int) -> dict[str, Any]:
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
     data = ", ".join(f"{{corpus: {out / name}}}" for name in ("texts", ARMS[arm]))
-    words = [f"data.train=[{data}]", f"eval=[{{corpus: {out / 'all'}, split: test}}]", f"model.others={TOWER}"]
+    words = [f"data.train=[{data}]", f"eval=[{{corpus: {out / 'all'}, split: test}}]", f"model.others={TOWERS}"]
     run_unicl("train", "imagebind-shapes", *words, f"steps={STEPS}", f"seed={seed}", "--run-dir", str(folder), "-q")
     told = run_unicl("eval", str(folder), "--evaluator", "cross-modal", "--data", str(out / "all"), "--json", "-q")
     figures = json.loads(told)["data"][0]["evaluators"]["cross-modal"]

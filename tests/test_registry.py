@@ -197,7 +197,11 @@ def one(
 def test_odd_signatures_bind_and_are_made(distribution: Install):
     """Context of types that only type checkers import, names that pydantic's models reserve, towers by modality."""
     distribution("unicl-odd", ODD, encoders="odd = unicl_odd:one")
-    written = {"name": "odd", "towers": {"audio": "cnn", "depth": {"name": "cnn", "freeze": True}}, "pair": [1, 2]}
+    written = {
+        "name": "odd",
+        "towers": {"audio": "cnn", "depth": {"name": "cnn", "freeze": True}, "imu": None},
+        "pair": [1, 2],
+    }
     part = binding.bind("encoders", written)
     assert part.options["towers"]["depth"].tuning.freeze
     assert part.options["pair"] == (1.0, 2.0)

@@ -145,8 +145,9 @@ def _bind(
 def _bind_inner(form: Nesting, given: Any, loc: Loc, problems: list[RecipeProblem]) -> Any:
     if form == "maybe" and given is None:
         return None
-    if form == "many" and isinstance(given, dict):
-        return {key: _bind("encoders", item, (*loc, key), problems, nested=True) for key, item in given.items()}
+    if form == "many" and isinstance(given, dict):  # null removes an entry of the recipe below
+        kept = {key: item for key, item in given.items() if item is not None}
+        return {key: _bind("encoders", item, (*loc, key), problems, nested=True) for key, item in kept.items()}
     return _bind("encoders", given, loc, problems, nested=True)
 
 
