@@ -122,6 +122,23 @@ def prepare(
         int | None,
         typer.Option(min=1, metavar="N", help="Processes. Default: one per core.", rich_help_panel=COMPUTE),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="local|ray",
+            help="Run on the processes of this machine, or on Ray: one machine or a cluster.",
+            rich_help_panel=COMPUTE,
+            autocompletion=one_of("local", "ray"),
+        ),
+    ] = "local",
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address of a running Ray cluster, HOST:PORT or auto. Default: start one here.",
+            rich_help_panel=COMPUTE,
+        ),
+    ] = None,
     allow_private: Annotated[
         bool,
         typer.Option("--allow-private", help="Download from private addresses too.", rich_help_panel=DOWNLOAD),
@@ -196,6 +213,8 @@ def prepare(
     interruption, run the same command again to continue.
     """
     check_encoding(**{"-o": [str(out)]})
+    if engine != "local" and (dry_run or verify or repair):
+        raise UniclError("--engine: is for writing a corpus", "leave it out with --dry-run, --verify and --repair")
     if dry_run + verify + repair + retry_failed > 1:
         raise UniclError("--dry-run, --verify, --repair and --retry-failed: cannot be combined", "use one of them")
     from unicl_cli.jobs.prepare.lock import catch_stop_signals
@@ -207,6 +226,7 @@ def prepare(
         from unicl_cli.jobs.prepare import estimate
         from unicl_cli.jobs.prepare import prepare as job
         from unicl_cli.jobs.prepare.download import Downloads
+        from unicl_cli.jobs.prepare.engines.choice import EngineChoice
         from unicl_cli.jobs.prepare.repair import run_repair, run_verify
         from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
 
@@ -231,6 +251,8 @@ def prepare(
             run_verify(out, as_json=json)
         elif dry_run:
             estimate.run(request, workers=workers, as_json=json)
+        elif repair:
+            run_repair(request, workers=workers, allow_version_mix=allow_version_mix, as_json=json, stop=stop)
         else:
-            run = run_repair if repair else job.run
-            run(request, workers=workers, allow_version_mix=allow_version_mix, as_json=json, stop=stop)
+            chosen = EngineChoice(engine, cluster, workers)
+            job.run(request, chosen, allow_version_mix=allow_version_mix, as_json=json, stop=stop)

@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import PIL
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from unicl_cli import __version__
 from unicl_cli.contracts import ClassName, DatasetSource, Row
 from unicl_cli.core.class_groups import find_hierarchy_fault, groups_of
 from unicl_cli.core.prompts import NAMED, load_templates
@@ -37,7 +34,7 @@ from unicl_cli.jobs.prepare.holdout import TRAIN, Holdout, ReadSource, hold_out
 from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.row_checks import check_file_names, check_keys, check_labels
 from unicl_cli.jobs.prepare.rows import Rows
-from unicl_cli.jobs.prepare.shards import MediaError, media_of, stored_media
+from unicl_cli.jobs.prepare.shards import VERSIONS, MediaError, media_of, stored_media
 from unicl_cli.jobs.prepare.taxonomy import PlacedClasses, describe_inner_rows, place_in_taxonomy
 from unicl_cli.jobs.prepare.units import MAX_GROUP_ROWS, MAX_UNIT_ROWS, Unit, Work, cut_into_units
 from unicl_cli.pages.text import shorten
@@ -92,7 +89,7 @@ class CorpusPlan(NamedTuple):
         taxonomy = {"src": self.options.taxonomy, "sha256": self.taxonomy}
         return {
             "schema_version": SCHEMA_VERSION if self.groups is None else SETS_VERSION,
-            "versions": {"unicl": __version__, "pyarrow": pa.__version__, "pillow": PIL.__version__},
+            "versions": dict(VERSIONS),
             **options,
             "seed": None if self.options.keep_order else SEED,
             "templates": self.templates if isinstance(self.templates, str) else list(self.templates),

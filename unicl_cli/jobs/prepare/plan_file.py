@@ -191,7 +191,7 @@ def check_versions(plan: CorpusPlan, saved: PlanFile, out: Path, *, allow_versio
     now = plan.document()["versions"]
     if saved.versions != now and not allow_version_mix:
         raise UniclError(
-            f"{out}: was started with other versions ({_format(saved.versions)}; now {_format(now)})",
+            f"{out}: was started with other versions ({format_versions(saved.versions)}; now {format_versions(now)})",
             "install those versions, choose another -o, or add --allow-version-mix (shards are then not reproducible)",
         )
 
@@ -255,5 +255,6 @@ def read_plan(out: Path) -> PlanFile:
         raise UniclError(f"{file}: no such file", f"check that {out} is a corpus which `unicl prepare` made") from error
 
 
-def _format(versions: dict[str, str]) -> str:
+def format_versions(versions: Mapping[str, str]) -> str:
+    """Return versions as one text, such as "pyarrow 26.0.1, pillow 13.0.0"."""
     return ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -14,6 +14,7 @@ from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.prepare import duplicates, holdout
 from unicl_cli.jobs.prepare.download import Downloads
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
+from unicl_cli.jobs.prepare.engines.choice import EngineChoice
 from unicl_cli.jobs.prepare.engines.engine import Engine, Job, Marker, WorkList
 from unicl_cli.jobs.prepare.engines.local import run_local
 from unicl_cli.jobs.prepare.lock import Stop, lock_output, remove_unfinished
@@ -40,9 +41,11 @@ class Preparation(NamedTuple):
     stop: Stop
 
 
-def run(request: PrepareRequest, *, workers: int | None, allow_version_mix: bool, as_json: bool, stop: Stop) -> None:
+def run(request: PrepareRequest, engine: EngineChoice, *, allow_version_mix: bool, as_json: bool, stop: Stop) -> None:
     """Prepare, then write the closing table (or JSON document) to stdout."""
-    write_report(prepare(request, workers=workers, allow_version_mix=allow_version_mix, stop=stop), as_json=as_json)
+    with engine.open() as (run_units, workers):
+        report = prepare(request, workers=workers, allow_version_mix=allow_version_mix, stop=stop, engine=run_units)
+    write_report(report, as_json=as_json)
 
 
 def prepare(

@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
+import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unicl_cli import __version__
 from unicl_cli.contracts import DatasetSource, Row
 from unicl_cli.core.files import replace_durably, temporary_beside, write_atomic
 from unicl_cli.core.json_output import format_json
@@ -25,6 +27,8 @@ from unicl_cli.jobs.prepare.units import Work
 THREADS = 4
 CHUNK = 64
 """The most rows that are read and decoded ahead of the one that is written; a row group may be smaller."""
+VERSIONS: Mapping[str, str] = {"unicl": __version__, "pyarrow": pa.__version__, "pillow": PIL.__version__}
+"""The versions that decide the bytes of a shard."""
 DECODERS = 2
 """The most images that a process holds decoded at once: up to 192 MB each."""
 GROUP_MEDIA_BYTES = 512_000_000

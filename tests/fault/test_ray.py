@@ -1,0 +1,147 @@
+"""`unicl prepare --engine ray` on a cluster of three nodes, whose workers, nodes and commands are killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from unicl_cli.cli import main
+
+SOURCES = ("--labels", "shapes?count=3000&test=100", "--captions", "shapes?count=1000&test=100", "--shard-mb", "1")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray cluster of a head without CPUs and two nodes of one CPU."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "240"}
+    own = {"object_store_memory": 80_000_000, "include_dashboard": False}
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **own})
+    found.own = own
+    for _ in range(2):
+        found.add_node(num_cpus=1, **own)
+    yield found
+    found.shutdown()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, hashes):
+    out = tmp_path_factory.mktemp("local") / "c"
+    assert main(["prepare", *SOURCES, "-o", str(out), "--workers", "1", "-q"]) == 0
+    return hashes(out)
+
+
+def begin(cluster, out):
+    argv = [sys.executable, "-m", "unicl_cli", "prepare", *SOURCES, "-o", str(out), "--engine", "ray"]
+    command = [*argv, "--cluster", cluster.address]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def until_written(process, out, units, seconds=240):
+    """Wait until so many units are finished; a command that ends before fails the test."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        if len(list((out / "parts").glob("*.json"))) >= units:
+            return
+        time.sleep(0.02)
+    process.kill()
+    raise AssertionError(process.communicate()[1])
+
+
+def workers_at_work():
+    """The processes that run a unit: Ray names them by their task."""
+    found = []
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if command.read_bytes().startswith(b"ray::run_on_node"):
+                found.append(int(command.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def end(process):
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+@pytest.mark.slow
+def test_two_nodes_write_the_bytes_of_the_local_engine(cluster, whole, hashes, tmp_path):
+    out = tmp_path / "c"
+    assert "4,200 rows" in end(begin(cluster, out))
+    assert hashes(out) == whole
+
+
+@pytest.mark.slow
+def test_a_killed_worker_loses_and_doubles_nothing(cluster, whole, hashes, tmp_path):
+    out = tmp_path / "c"
+    process = begin(cluster, out)
+    until_written(process, out, 1)
+    killed = workers_at_work()
+    os.kill(killed[0], signal.SIGKILL)
+    end(process)
+    assert hashes(out) == whole
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_where_it_was(cluster, whole, hashes, tmp_path):
+    out = tmp_path / "c"
+    process = begin(cluster, out)
+    until_written(process, out, 2)
+    process.kill()
+    process.communicate()
+    written = {file: file.stat().st_mtime_ns for file in (out / "parts").glob("*.json")}
+    assert not (out / "manifest.json").exists()
+    end(begin(cluster, out))
+    assert hashes(out) == whole
+    assert all(file.stat().st_mtime_ns == when for file, when in written.items())
+    assert not list(out.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_a_lost_node_loses_and_doubles_nothing(cluster, whole, hashes, tmp_path):
+    out = tmp_path / "c"
+    node = cluster.add_node(num_cpus=1, **cluster.own)
+    process = begin(cluster, out)
+    until_written(process, out, 1)
+    cluster.remove_node(node, allow_graceful=False)
+    end(process)
+    assert hashes(out) == whole
+
+
+@pytest.mark.slow
+def test_interrupted_it_says_how_to_go_on(cluster, tmp_path):
+    out = tmp_path / "c"
+    process = begin(cluster, out)
+    until_written(process, out, 1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert "continue with: unicl prepare" in err
+    assert not list(out.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_no_cluster_is_one_line(tmp_path, capsys):
+    pytest.importorskip("ray")
+    words = [*SOURCES, "-o", str(tmp_path / "c"), "--engine", "ray", "--cluster", "127.0.0.1:9"]
+    assert main(["prepare", *words]) == 2
+    assert "--cluster 127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_engines_are_checked_before_work(tmp_path, capsys):
+    for words, said in (
+        (["--engine", "spark"], "--engine spark: not an engine"),
+        (["--cluster", "auto"], "--cluster: is for Ray"),
+        (["--engine", "ray", "--dry-run"], "--engine: is for writing a corpus"),
+    ):
+        assert main(["prepare", *SOURCES, "-o", str(tmp_path / "c"), *words]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
