@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from unicl_cli.core.files import read_regular, write_output
     from unicl_cli.core.image_cache import EncodedImages, reads_no_images
     from unicl_cli.core.json_output import print_json
+    from unicl_cli.core.json_text import parse_json
     from unicl_cli.core.label_sets import set_columns
     from unicl_cli.core.loop import Plan, Step, fit, freeze_idle
     from unicl_cli.core.sampler import seed_of
@@ -82,6 +83,7 @@ _HOME = {
     "unicl_cli.core.files": "read_regular write_output",
     "unicl_cli.core.image_cache": "EncodedImages reads_no_images",
     "unicl_cli.core.json_output": "print_json",
+    "unicl_cli.core.json_text": "parse_json",
     "unicl_cli.core.label_sets": "set_columns",
     "unicl_cli.core.loop": "Plan Step fit freeze_idle",
     "unicl_cli.core.sampler": "seed_of",
@@ -206,6 +208,7 @@ __all__ = [
     "newest_weights",
     "open_image",
     "open_inputs",
+    "parse_json",
     "print_json",
     "print_line",
     "prompts_of",

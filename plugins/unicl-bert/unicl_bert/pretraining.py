@@ -1,4 +1,4 @@
-"""The text stream's own training: masked words and next sentences of a text file (BERT, section 3.1)."""
+"""BERT's pre-training: masked words and next sentences of a text file (section 3.1)."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unicl_bert.bert import Bert, Size, Special, mask_of, save_bert
+from unicl_bert.masking import SALT, mask_words, word_task
 from unicl_cli.api import (
     Plan,
     UniclError,
@@ -22,9 +24,6 @@ from unicl_cli.api import (
     share_of_mean,
     start_accelerator,
 )
-from unicl_vilbert.bert import Bert, Size, Special, mask_of, save_bert
-from unicl_vilbert.losses import word_part
-from unicl_vilbert.masking import SALT, mask_words
 
 MOST_BYTES = 1_000_000_000
 """The largest text file: all its tokens are held in memory."""
@@ -70,14 +69,14 @@ class TextStage(nn.Module):
         special = (self.model.special.mask, self.model.size.vocab_size)
         hidden = mask_words(batch.tokens, batch.words, batch.dice, self.share, special)
         states = self.model.encode(hidden.tokens, batch.there, batch.kinds)
-        part = word_part(self.model.predict(states), batch.tokens, hidden.chosen)
-        chosen = part.valid.flatten()
-        words = share_of_mean(part.values.flatten(), chosen)
+        task = word_task(self.model.predict(states), batch.tokens, hidden.chosen)
+        chosen = task.valid.flatten()
+        words = share_of_mean(task.values.flatten(), chosen)
         follows = self.next(self.pool(states[:, 0]).tanh())
         every = torch.ones_like(batch.is_random, dtype=torch.bool)
         pairs = share_of_mean(F.cross_entropy(follows, batch.is_random, reduction="none"), every)
         right = share_of_mean((follows.argmax(1) == batch.is_random).double(), every)
-        words_right = share_of_mean(part.hits.flatten().double(), chosen)
+        words_right = share_of_mean(task.hits.flatten().double(), chosen)
         shown = {"words": words, "next": pairs, "words_acc": words_right, "next_acc": right}
         return {"loss": words + pairs, **{name: value.detach() for name, value in shown.items()}}
 
