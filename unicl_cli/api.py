@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded, load_model
     from unicl_cli.build.model import build_image_tower
+    from unicl_cli.build.optimizer import decay_groups
     from unicl_cli.contracts import (
         NO_KEY,
         NO_LABEL,
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
 _HOME = {
     "unicl_cli.build.load": "Loaded load_model",
     "unicl_cli.build.model": "build_image_tower",
+    "unicl_cli.build.optimizer": "decay_groups",
     "unicl_cli.contracts": (
         "Batch ClassName DatasetSource Drawn Features LabelSets LogitScale Loss Metric Model NO_KEY NO_LABEL "
         "NO_TEXT Part Row Sample Sink"
@@ -184,6 +186,7 @@ __all__ = [
     "contrast_tiled",
     "corpus_tokenizer",
     "csv_cell",
+    "decay_groups",
     "decode_pixels",
     "escape_control",
     "find_coco",

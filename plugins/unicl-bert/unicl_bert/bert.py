@@ -81,15 +81,14 @@ class Bert(nn.Module):
         ends = tokens == self.special.end
         return ends.cumsum(1) - ends.long() == 0
 
-    def embed(self, tokens: Tensor, kinds: Tensor | None = None) -> Tensor:
-        """Map int64 (U, L) and the segments of a sentence pair, int64 (U, L) of 0 and 1, to (U, L, width)."""
+    def encode(self, tokens: Tensor, there: Tensor, kinds: Tensor | None = None, layers: int | None = None) -> Tensor:
+        """Map int64 (U, L) to the states (U, L, width) after the first ``layers`` layers; None means all.
+
+        ``kinds`` int64 (U, L) are the segments of a sentence pair, 0 and 1; None means 0.
+        """
         places = torch.arange(tokens.shape[1], device=tokens.device)
         kinds = torch.zeros_like(tokens) if kinds is None else kinds
-        return self.norm(self.words(tokens) + self.places(places) + self.kinds(kinds))
-
-    def encode(self, tokens: Tensor, there: Tensor, kinds: Tensor | None = None, layers: int | None = None) -> Tensor:
-        """Return the states (U, L, width) after the first ``layers`` layers; None means all."""
-        x = self.embed(tokens, kinds)
+        x = self.norm(self.words(tokens) + self.places(places) + self.kinds(kinds))
         for layer in self.units[:layers]:
             x = layer(x, there)
         return x
@@ -164,12 +163,6 @@ def size_of(config: Mapping[str, Any], folder: Path) -> Size:
     return Size(*values)
 
 
-def config_of(size: Size, pad_id: int) -> dict[str, Any]:
-    """Return the configuration that transformers reads for a text stream of ours."""
-    sizes = dict(zip(SIZES, size, strict=True))
-    return {"model_type": "bert", "architectures": ["BertForPreTraining"], **sizes, "pad_token_id": pad_id}
-
-
 def their_name(name: str) -> str:
     """Return the name that transformers gives a tensor of ours."""
     for pattern, theirs in NAMES:
@@ -208,12 +201,10 @@ def old_name(name: str) -> str:
 def save_bert(folder: Path, model: Bert, tokenizer: Any, more: Mapping[str, Tensor]) -> None:
     """Write a text stream as transformers' `BertForPreTraining`; ``more`` are tensors under its names."""
     tensors = {their_name(name): value.detach().contiguous() for name, value in model.named_parameters()}
-    keys = {
-        name.replace("weight", "bias"): value.new_zeros(len(value))
-        for name, value in tensors.items()
-        if ".key." in name
-    }
+    keys = {n.replace("weight", "bias"): x.new_zeros(len(x)) for n, x in tensors.items() if ".key." in n}
     folder.mkdir(parents=True, exist_ok=True)
     save_file({**tensors, **keys, **more}, folder / WEIGHTS, {"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config_of(model.size, model.special.pad), indent=1), encoding="utf-8")
+    config = {"model_type": "bert", "architectures": ["BertForPreTraining"], "pad_token_id": model.special.pad}
+    config |= dict(zip(SIZES, model.size, strict=True))
+    (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
     tokenizer.save(folder / TOKENIZER)

@@ -1,12 +1,13 @@
 """Masked words: which are chosen, as a function of (seed, draw), and the loss of their prediction."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unicl_cli.api import at_least_float32
+from unicl_cli.api import at_least_float32, share_of_mean
 
 SALT = 15
 MASKED, RANDOM = 0.8, 0.1
@@ -31,9 +32,10 @@ class Task(NamedTuple):
 
 
 def uniform(dice: Tensor, count: int, stream: int) -> Tensor:
-    """Return float32 (b, count) in [0, 1): number n of a row is a hash of its dice, 32 bits, so that no count changes another.
+    """Return float32 (b, count) in [0, 1): number n of a row is a hash of its dice, so that no count changes another.
 
-    The hash is splitmix64's finaliser; int64 wraps, and shifts are cleared of the sign.
+    ``dice`` int64 (b,) has 32 random bits for each row. The hash is splitmix64's finaliser; int64 wraps, and shifts are
+    cleared of the sign.
     """
     x = (dice[:, None] << 31) + (torch.arange(count, device=dice.device) << 3) + stream
     x = x * -7046029254386353131
@@ -60,3 +62,11 @@ def word_task(logits: Tensor, tokens: Tensor, chosen: Tensor) -> Task:
     """Return the cross-entropy of the masked words, (b, L), from logits (b, L, V)."""
     values = F.cross_entropy(at_least_float32(logits).transpose(1, 2), tokens, reduction="none")
     return Task(values, logits.argmax(-1) == tokens, chosen)
+
+
+def sum_tasks(tasks: Mapping[str, Task], weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
+    """Return ``loss``, the weighted sum of the global means of tasks, and each task's mean and accuracy by its name."""
+    means = {name: share_of_mean(task.values.flatten(), task.valid.flatten()) for name, task in tasks.items()}
+    right = {f"{n}_acc": share_of_mean(t.hits.flatten().float(), t.valid.flatten()) for n, t in tasks.items()}
+    loss = torch.stack([mean if weights is None else weights[name] * mean for name, mean in means.items()]).sum()
+    return {"loss": loss, **{name: value.detach() for name, value in (means | right).items()}}

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unicl_bert.bert import Bert, Size, Special, mask_of, save_bert
-from unicl_bert.masking import SALT, mask_words, word_task
+from unicl_bert.masking import SALT, Task, mask_words, sum_tasks, word_task
 from unicl_cli.api import (
     Plan,
     UniclError,
     corpus_tokenizer,
+    decay_groups,
     fit,
     load_tokenizer,
     lr_at,
     read_regular,
     seed_of,
-    share_of_mean,
     start_accelerator,
 )
 
@@ -44,7 +44,7 @@ class Pairs(NamedTuple):
     is_random: Tensor
     """int64 (b,): 0 if B follows A, 1 if it is of another document."""
     dice: Tensor
-    """int64 (b,): see `masking.draw_dice`."""
+    """int64 (b,): 32 random bits for each pair, of which its masked words are made."""
 
 
 class Numbers(NamedTuple):
@@ -69,16 +69,11 @@ class TextStage(nn.Module):
         special = (self.model.special.mask, self.model.size.vocab_size)
         hidden = mask_words(batch.tokens, batch.words, batch.dice, self.share, special)
         states = self.model.encode(hidden.tokens, batch.there, batch.kinds)
-        task = word_task(self.model.predict(states), batch.tokens, hidden.chosen)
-        chosen = task.valid.flatten()
-        words = share_of_mean(task.values.flatten(), chosen)
-        follows = self.next(self.pool(states[:, 0]).tanh())
-        every = torch.ones_like(batch.is_random, dtype=torch.bool)
-        pairs = share_of_mean(F.cross_entropy(follows, batch.is_random, reduction="none"), every)
-        right = share_of_mean((follows.argmax(1) == batch.is_random).double(), every)
-        words_right = share_of_mean(task.hits.flatten().double(), chosen)
-        shown = {"words": words, "next": pairs, "words_acc": words_right, "next_acc": right}
-        return {"loss": words + pairs, **{name: value.detach() for name, value in shown.items()}}
+        follows, is_random = self.next(self.pool(states[:, 0]).tanh()), batch.is_random
+        values = F.cross_entropy(follows, is_random, reduction="none")
+        pairs = Task(values, follows.argmax(1) == is_random, torch.ones_like(is_random, dtype=torch.bool))
+        words = word_task(self.model.predict(states), batch.tokens, hidden.chosen)
+        return sum_tasks({"words": words, "next": pairs})
 
 
 def read_documents(path: Path) -> list[list[str]]:
@@ -162,12 +157,15 @@ def train_text(source: Path, out: Path, size: Size, tokenizer_file: Path | None,
 
     ``size.vocab_size`` and ``size.positions`` are taken from tokenizer and length.
     """
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UniclError(f"{out}: is not empty", "name another folder, or remove it")
     texts = read_documents(source)
     flat = [line for document in texts for line in document]
-    length = numbers.length
-    tokenizer = corpus_tokenizer(flat, length) if tokenizer_file is None else load_tokenizer(tokenizer_file, length)
+    tokenizer = (
+        corpus_tokenizer(flat, numbers.length)
+        if tokenizer_file is None
+        else load_tokenizer(tokenizer_file, numbers.length)
+    )
     documents, start = tokenized(texts, tokenizer)
     ends = (start, tokenizer.eot_id, tokenizer.pad_id)
     mask = mask_of(tokenizer)
@@ -177,7 +175,7 @@ def train_text(source: Path, out: Path, size: Size, tokenizer_file: Path | None,
     accelerator = start_accelerator()
     stage.to(accelerator.device).train()
     rate = partial(lr_at, name="cosine", peak=numbers.lr, warmup=numbers.steps // 10, steps=numbers.steps, floor=0.0)
-    optimizer = torch.optim.AdamW(stage.parameters(), lr=numbers.lr, betas=(0.9, 0.999), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(decay_groups(stage, 0.01), lr=numbers.lr, betas=(0.9, 0.999))
     plan = Plan(steps=numbers.steps, seed=numbers.seed, lr=rate, log_every=20)
     out.mkdir(parents=True, exist_ok=True)
     lines = Lines(out / "metrics.jsonl")

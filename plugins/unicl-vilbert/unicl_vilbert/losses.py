@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from unicl_bert.masking import Task, mask_words, uniform, word_task
+from unicl_bert.masking import Task, mask_words, sum_tasks, uniform, word_task
 from unicl_regions.boxes import Regions, check_targets, pairwise_iou, read_targets
 
 from unicl_cli.api import NO_LABEL, NO_TEXT, Batch, UniclError, at_least_float32, share_of_mean
@@ -76,11 +76,7 @@ class VilbertLoss(Joint):
         self.extra = draw_dice
 
     def forward(self, model: Vilbert, batch: Batch) -> dict[str, Tensor]:
-        tasks = self.tasks(model, batch)
-        shares = {name: share_of_mean(p.values.flatten(), p.valid.flatten()) for name, p in tasks.items()}
-        right = {f"{name}_acc": share_of_mean(p.hits.flatten().float(), p.valid.flatten()) for name, p in tasks.items()}
-        total = torch.stack([self.weights[name] * value for name, value in shares.items()]).sum()
-        return {"loss": total, **{name: value.detach() for name, value in (shares | right).items()}}
+        return sum_tasks(self.tasks(model, batch), self.weights)
 
     def tasks(self, model: Vilbert, batch: Batch) -> dict[str, Task]:
         dice, (tokens, has) = batch.extra["dice"], caption_tokens(batch)

@@ -1,7 +1,12 @@
-"""The random choices of ViLBERT beside BERT's masked words: masked regions; each a function of (seed, draw)."""
+"""The random choices of ViLBERT beside BERT's masked words, each a function of (seed, draw): masked regions."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
-from unicl_bert.masking import FIRST_FREE, uniform
+from unicl_bert.masking import FIRST_FREE, SALT, uniform
+
+from unicl_cli.api import Drawn, seed_of
 
 ZEROED = 0.9
 """Of the chosen regions: features set to 0; the others are kept (ViLBERT, section 3.2)."""
