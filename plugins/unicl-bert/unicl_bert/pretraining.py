@@ -1,7 +1,7 @@
 """BERT's pre-training: masked words and next sentences of a text file (section 3.1)."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from unicl_bert.bert import Bert, Size, Special, mask_of, save_bert
 from unicl_bert.masking import SALT, Task, mask_words, sum_tasks, word_task
 from unicl_cli.api import (
+    JsonlSink,
     Plan,
     UniclError,
     corpus_tokenizer,
@@ -27,6 +28,7 @@ from unicl_cli.api import (
 
 MOST_BYTES = 1_000_000_000
 """The largest text file: all its tokens are held in memory."""
+METRICS = "metrics.jsonl"
 Sentence = Sequence[int]
 
 
@@ -138,20 +140,6 @@ def join_pairs(
     return Pairs(tokens, kinds, there, words, torch.tensor([y for *_, y in pairs]), torch.tensor(dice))
 
 
-class Lines:
-    """A sink that writes metrics.jsonl and keeps the last figures."""
-
-    def __init__(self, path: Path) -> None:
-        self.file, self.last = path.open("w", encoding="utf-8"), dict[str, float]()
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self.last = {"step": step, **values}
-        self.file.write(json.dumps(self.last) + "\n")
-
-    def close(self) -> None:
-        self.file.close()
-
-
 def train_text(source: Path, out: Path, size: Size, tokenizer_file: Path | None, numbers: Numbers) -> dict[str, float]:
     """Train a text stream on ``source``, write it into ``out`` in transformers' layout; return the last figures.
 
@@ -161,11 +149,8 @@ def train_text(source: Path, out: Path, size: Size, tokenizer_file: Path | None,
         raise UniclError(f"{out}: is not empty", "name another folder, or remove it")
     texts = read_documents(source)
     flat = [line for document in texts for line in document]
-    tokenizer = (
-        corpus_tokenizer(flat, numbers.length)
-        if tokenizer_file is None
-        else load_tokenizer(tokenizer_file, numbers.length)
-    )
+    length = numbers.length
+    tokenizer = corpus_tokenizer(flat, length) if tokenizer_file is None else load_tokenizer(tokenizer_file, length)
     documents, start = tokenized(texts, tokenizer)
     ends = (start, tokenizer.eot_id, tokenizer.pad_id)
     mask = mask_of(tokenizer)
@@ -176,15 +161,15 @@ def train_text(source: Path, out: Path, size: Size, tokenizer_file: Path | None,
     stage.to(accelerator.device).train()
     rate = partial(lr_at, name="cosine", peak=numbers.lr, warmup=numbers.steps // 10, steps=numbers.steps, floor=0.0)
     optimizer = torch.optim.AdamW(decay_groups(stage, 0.01), lr=numbers.lr, betas=(0.9, 0.999))
-    plan = Plan(steps=numbers.steps, seed=numbers.seed, lr=rate, log_every=20)
+    plan = Plan(steps=numbers.steps, seed=numbers.seed, lr=rate, log_every=min(20, numbers.steps))
     out.mkdir(parents=True, exist_ok=True)
-    lines = Lines(out / "metrics.jsonl")
+    lines = JsonlSink(out / METRICS, 0)
     fit(stage, stream(documents, ends, numbers), optimizer, plan, accelerator, lines, after=lambda step: None)
     lines.close()
     head = {f"bert.pooler.dense.{name}": x for name, x in stage.pool.state_dict().items()}
     head |= {f"cls.seq_relationship.{name}": x for name, x in stage.next.state_dict().items()}
     save_bert(out, stage.model, tokenizer, head)
-    return lines.last
+    return json.loads((out / METRICS).read_text(encoding="utf-8").splitlines()[-1])
 
 
 def tokenized(texts: Sequence[Sequence[str]], tokenizer: Any) -> tuple[list[list[Sentence]], int]:
