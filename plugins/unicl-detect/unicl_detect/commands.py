@@ -166,11 +166,12 @@ def regions(
     """Write the regions of images as JSON: boxes, and the distribution over the classes (for ViLBERT)."""
     from unicl_coco.images import read_images
 
-    from unicl_cli.api import write_document
+    from unicl_cli.api import check_any_exists, write_document
     from unicl_detect.output import tell
     from unicl_detect.regions import find_regions
     from unicl_detect.training import load_detector
 
+    check_any_exists(files, has_rows=False)
     detector, _, facts = load_detector(run)
     rows: list[dict[str, Any]] = []
     for path, image in read_images(files):
@@ -195,8 +196,8 @@ def draw(
     from unicl_cli.api import report_write_error, write_output
     from unicl_detect.training import load_detector
 
-    detector, _, facts = load_detector(run)
     images = [image for _, image in read_images(files)]
+    detector, _, facts = load_detector(run)
     picture = to_pil_image(draw_detections(detector.detect, images, facts["classes"], least))
     with report_write_error("-o", out), write_output(out) as part:
         picture.quantize(128).save(part, "PNG", optimize=True)
