@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from unicl_cli.data.coco import CocoImage, CocoObject, CocoSet, find_coco, read_coco
     from unicl_cli.data.decoding import decode_pixels
     from unicl_cli.data.fetch import Fetcher
+    from unicl_cli.data.media import find_audio_fault, read_imu
     from unicl_cli.data.number_spellings import read_whole_numbers
     from unicl_cli.data.pictures import Extent, ImageError, open_image, read_extent
     from unicl_cli.data.run_lengths import mask_of_runs
@@ -55,8 +56,8 @@ if TYPE_CHECKING:
     from unicl_cli.errors import UniclError, csv_cell, escape_control, print_line, write_note
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
     from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, EvalRows, Evaluator, MediaKind, RowSets
-    from unicl_cli.inference.answer_stream import format_error, json_lines, write_answers
-    from unicl_cli.inference.image_batches import ImageBatch, read_batches
+    from unicl_cli.inference.answer_stream import csv_lines, format_error, json_lines, write_answers
+    from unicl_cli.inference.image_batches import ImageBatch, answer_images, read_batches
     from unicl_cli.inference.image_inputs import ImageInput, open_inputs, read_image
     from unicl_cli.inference.image_names import check_any_exists, check_form, check_inputs
     from unicl_cli.kernels.targets import Target
@@ -99,6 +100,7 @@ _HOME = {
     "unicl_cli.data.coco": "CocoImage CocoObject CocoSet find_coco read_coco",
     "unicl_cli.data.decoding": "decode_pixels",
     "unicl_cli.data.fetch": "Fetcher",
+    "unicl_cli.data.media": "find_audio_fault read_imu",
     "unicl_cli.data.number_spellings": "read_whole_numbers",
     "unicl_cli.data.pictures": "Extent ImageError open_image read_extent",
     "unicl_cli.data.run_lengths": "mask_of_runs",
@@ -110,8 +112,8 @@ _HOME = {
     "unicl_cli.errors": "UniclError csv_cell escape_control print_line write_note",
     "unicl_cli.evaluate.classifier": "prompts_of zeroshot_classifier",
     "unicl_cli.evaluator_contracts": "EvalCorpus EvalModel EvalRows Evaluator MediaKind RowSets",
-    "unicl_cli.inference.answer_stream": "format_error json_lines write_answers",
-    "unicl_cli.inference.image_batches": "ImageBatch read_batches",
+    "unicl_cli.inference.answer_stream": "csv_lines format_error json_lines write_answers",
+    "unicl_cli.inference.image_batches": "ImageBatch answer_images read_batches",
     "unicl_cli.inference.image_inputs": "ImageInput open_inputs read_image",
     "unicl_cli.inference.image_names": "check_any_exists check_form check_inputs",
     "unicl_cli.kernels.targets": "Target",
@@ -179,6 +181,7 @@ __all__ = [
     "TwoTower",
     "UniclError",
     "add_projection",
+    "answer_images",
     "at_least_float32",
     "bare",
     "both_ways",
@@ -192,9 +195,11 @@ __all__ = [
     "contrast_tiled",
     "corpus_tokenizer",
     "csv_cell",
+    "csv_lines",
     "decay_groups",
     "decode_pixels",
     "escape_control",
+    "find_audio_fault",
     "find_coco",
     "find_pyramid_tower",
     "fit",
@@ -231,6 +236,7 @@ __all__ = [
     "read_facts",
     "read_files",
     "read_image",
+    "read_imu",
     "read_regular",
     "read_settings",
     "read_tensors",

@@ -51,9 +51,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     assert refusal("train", "shape") == "no settings 'shape'; did you mean 'shapes'?"
     assert "neither a run nor a checkpoint" in refusal("train", "shapes", "--model", tmp_path)
     assert refusal("eval", tmp_path) == f"{tmp_path}: not a run of unicl detect train"
-    assert (
-        refusal("regions", run, scenes / "test", "-o", tmp_path / "a.json") == f"{run}: not a run of unicl detect train"
-    )
+    assert refusal("regions", run, scenes, "-o", tmp_path / "a.json") == f"{run}: not a run of unicl detect train"
     assert refusal("draw", run, tmp_path / "none", "-o", tmp_path / "a.png") == f"{tmp_path / 'none'}: no such file"
 
 
