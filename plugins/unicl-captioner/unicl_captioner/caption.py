@@ -22,7 +22,6 @@ from unicl_cli.api import (
 Row = Mapping[str, Any]
 FIELDS = ("caption", "log_prob", "words", "complete")
 """The fields of a row between its ``path`` and its ``error``."""
-DIGITS = 4
 
 
 def load_captioner(model: str | None, *, raw_weights: bool) -> Loaded:
@@ -65,7 +64,7 @@ def caption_images(
                 "words": len(each.words),
                 "complete": each.complete,
             }
-            for text, each in zip(texts, written, strict=True)
+            for text, one in zip(texts, written, strict=True)
         ]
 
     device = next(loaded.step.parameters()).device
