@@ -180,16 +180,22 @@ def _find_size_fault(data: bytes, image: bytes) -> str | None:
 
 def _find_imu_fault(data: bytes) -> str | None:
     try:
-        read_imu(data)
+        values = _read_imu_numbers(data)
     except ValueError as error:
         return str(error)
+    if values.dtype != np.float32:
+        return f"a NPY of {values.dtype} {values.shape}, not float32 (T, {IMU_COLUMNS})"
     return None
 
 
 def read_imu(data: bytes) -> np.ndarray:
     """Return the samples of an IMU recording, float32 (T, 6), T > 0, from NPY or CSV. ValueError for other data."""
+    return _read_imu_numbers(data).astype(np.float32)
+
+
+def _read_imu_numbers(data: bytes) -> np.ndarray:
     values = _read_npy(data) if data.startswith(b"\x93NUMPY") else read_imu_csv(data)
-    if not np.isfinite(values).all():
+    if not (np.abs(values) <= np.finfo(np.float32).max).all():
         raise ValueError("has values that are not finite")
     return values
 
@@ -199,7 +205,7 @@ def _read_npy(data: bytes) -> np.ndarray:
         values = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # a damaged header raises SyntaxError, TypeError, MemoryError and others
         raise ValueError(f"a NPY that cannot be read: {' '.join(str(error).split())[:100]}") from error
-    if values.dtype != np.float32 or values.ndim != 2 or values.shape[1] != IMU_COLUMNS or not len(values):
+    if values.dtype.kind not in "fiu" or values.ndim != 2 or values.shape[1] != IMU_COLUMNS or not len(values):
         raise ValueError(f"a NPY of {values.dtype} {values.shape}, not float32 (T, {IMU_COLUMNS})")
     return values
 

@@ -58,12 +58,7 @@ def caption_images(
             raise UniclError(f"non-finite features from {loaded.name}", "use an earlier checkpoint of the run")
         texts: list[str] = tokenizer.decode([each.words for each in written])
         return [
-            {
-                "caption": text,
-                "log_prob": round(each.log_prob, DIGITS),
-                "words": len(each.words),
-                "complete": each.complete,
-            }
+            {"caption": text, "log_prob": round(one.log_prob, 4), "words": len(one.words), "complete": one.complete}
             for text, one in zip(texts, written, strict=True)
         ]
 
