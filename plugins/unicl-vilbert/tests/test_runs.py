@@ -76,6 +76,9 @@ def test_an_attention_map_is_drawn_for_each_token(run: Path, made: Path, tmp_pat
     assert "needs boxes" in capsys.readouterr().err
     assert main([*words, "--boxes", str(boxes), "--block", "7"]) == 2
     assert "has 2 blocks" in capsys.readouterr().err
+    boxes.write_text(json.dumps({"width": 64, "height": 64, "boxes": [[0, 0, 9, 9]] * 5}))
+    assert main([*words, "--boxes", str(boxes)]) == 2
+    assert "5 boxes, more than" in capsys.readouterr().err
 
 
 def test_grid_regions_are_cells_of_the_tower_with_the_classes_of_what_they_show(made: Path):
@@ -115,6 +118,44 @@ def test_a_recipe_that_cannot_work_is_one_line(
 ):
     assert main(["train", "vilbert-shapes", *small["scenes"], *changes, "--run-dir", str(tmp_path / "run")]) == 2
     assert words in capsys.readouterr().err
+
+
+CORPUS = "data.train=[{{corpus: {}}}]"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "corpus", "words"),
+    [
+        ("vilbert-shapes", "shapes", "boxes: no row has any"),
+        ("vilbert-refer", "scenes", "targets: no row names one of its boxes"),
+        ("vilbert-answer", "scenes", "data.train: no row has a label"),
+    ],
+)
+def test_a_corpus_without_what_the_loss_learns_from_is_refused_before_the_first_step(
+    recipe: str, corpus: str, words: str, made: Path, small: dict[str, tuple[str, ...]], tmp_path: Path, capsys
+):
+    changes = (*small["scenes"], CORPUS.format(made / corpus), "model.init=null")
+    for more in (("--dry-run",), ("--run-dir", str(tmp_path / "run"))):
+        capsys.readouterr()
+        assert main(["train", recipe, *changes, *more, "-q"]) == 2
+        told = capsys.readouterr().err
+        assert words in told
+        assert "Traceback" not in told
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_rows_without_boxes_are_told_before_the_first_step_and_stop_no_batch(
+    made: Path, small: dict[str, tuple[str, ...]], tmp_path: Path, capsys
+):
+    both = f"data.train=[{{corpus: {made / 'scenes'}}}, {{corpus: {made / 'shapes'}}}]"
+    words = ["train", "vilbert-shapes", *small["scenes"], both, "data.mix.labels=1.0", "batch.size=4"]
+    assert main([*words, "--run-dir", str(tmp_path / "run")]) == 0
+    assert "warning: 96 of 144 rows have no boxes: nothing is seen of their images" in capsys.readouterr().err
+
+
+def test_figures_of_a_split_without_boxes_are_refused(run: Path, made: Path, capsys):
+    assert main(["eval", str(run), "--data", str(made / "shapes"), "--evaluator", "loss"]) == 2
+    assert "boxes: no row has any" in capsys.readouterr().err
 
 
 def test_a_dry_run_knows_the_quickstart_and_the_papers_sizes(
