@@ -128,7 +128,7 @@ CORPUS = "data.train=[{{corpus: {}}}]"
     [
         ("vilbert-shapes", "shapes", "boxes: no row has any"),
         ("vilbert-refer", "scenes", "targets: no row names one of its boxes"),
-        ("vilbert-answer", "scenes", "data.train: no row has a label"),
+        ("vilbert-answer", "scenes", "vilbert-answer learns from labels, and no corpus of the mix has classes"),
     ],
 )
 def test_a_corpus_without_what_the_loss_learns_from_is_refused_before_the_first_step(

@@ -86,6 +86,10 @@ def build_refer(*, image_width: int, moves_pixels: bool, target: Literal["bce", 
 
 def build_answer(*, model_width: Count = 1024, num_classes: int) -> nn.Module:
     """The answer to a question about the image, one of the corpus's classes; `model_width` is the model's `shared`."""
+    from unicl_cli.api import UniclError
     from unicl_vilbert.losses import AnswerLoss
 
+    if not num_classes:
+        hint = 'prepare questions with their answers, such as --labels "scenes?task=question"'
+        raise UniclError("data.train: vilbert-answer learns from labels, and no corpus of the mix has classes", hint)
     return AnswerLoss(model_width, num_classes)
