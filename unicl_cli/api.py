@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unicl_cli.build.load import Loaded, load_model
+    from unicl_cli.build.load import Loaded, copy_model, load_model
     from unicl_cli.build.model import build_image_tower
     from unicl_cli.build.optimizer import decay_groups
     from unicl_cli.contracts import (
@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from unicl_cli.tower_contracts import Tokenizer, Tower, TowerTraits
 
 _HOME = {
-    "unicl_cli.build.load": "Loaded load_model",
+    "unicl_cli.build.load": "Loaded copy_model load_model",
     "unicl_cli.build.model": "build_image_tower",
     "unicl_cli.build.optimizer": "decay_groups",
     "unicl_cli.contracts": (
@@ -193,6 +193,7 @@ __all__ = [
     "chunked",
     "contrast",
     "contrast_tiled",
+    "copy_model",
     "corpus_tokenizer",
     "csv_cell",
     "csv_lines",

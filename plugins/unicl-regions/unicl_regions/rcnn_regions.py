@@ -41,7 +41,7 @@ class RcnnRegions(nn.Module):
                 "save a state_dict with torch.save; set model.regions.classes to its classes, background included",
             ) from error
         self.weights = weights
-        self.held = [net.requires_grad_(requires_grad=False).eval()]
+        self.frozen = [net.requires_grad_(requires_grad=False).eval()]
 
     def store(self, folder: Path) -> None:
         """Keep the detector's weights in the run."""
@@ -55,7 +55,7 @@ class RcnnRegions(nn.Module):
         boxes, there = images.new_zeros(*shape, 5, dtype=torch.float32), images.new_zeros(shape, dtype=torch.bool)
         if self.dry:
             return Regions(images.new_zeros(*shape, self.width, dtype=torch.float32), boxes, ~there)
-        net = self.held[0] = self.held[0].to(images.device)
+        net = self.frozen[0] = self.frozen[0].to(images.device)
         height, width = images.shape[-2:]
         for row, one in enumerate(net(list(images / 255))):
             count = len(one["boxes"])
@@ -67,11 +67,11 @@ class RcnnRegions(nn.Module):
         """Return the detector's class distribution of each region, background included: (b, R, K)."""
         if self.dry:
             return images.new_zeros(*found.there.shape, self.classes, dtype=torch.float32)
-        return cast("Any", self.held[0]).roi_heads.box_predictor.cls_score(found.features.float()).softmax(-1)
+        return cast("Any", self.frozen[0]).roi_heads.box_predictor.cls_score(found.features.float()).softmax(-1)
 
     def head_states(self, images: Tensor, boxes: Tensor) -> Tensor:
         """Return the states of the box head for (b, R, 5), (b, R, 1024)."""
-        net = cast("Any", self.held[0])
+        net = cast("Any", self.frozen[0])
         height, width = images.shape[-2:]
         corners = boxes[..., :4] * boxes.new_tensor([width, height, width, height])
         batch, targets = net.transform(

@@ -1,6 +1,5 @@
 """Regions that a frozen run sees, with their zero-shot classes: cells of its tower's grid, or boxes of the corpus."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,14 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from unicl_cli.api import UniclError, load_model, prompts_of, zeroshot_classifier
+from unicl_cli.api import UniclError, copy_model, load_model, prompts_of, zeroshot_classifier
 from unicl_regions.boxes import Regions, check_boxes, grid_boxes, read_boxes
 
-KEPT = ("resolved.yaml", "classes.json", "tokenizer.json", "meta.json", "model.safetensors", "ema.safetensors")
-"""Files of a run that make its model again, beside its folder `towers`."""
 
-
-class Seer(NamedTuple):
+class FrozenRun(NamedTuple):
     """A trained two-tower run: its Step, the prompts of its classes (C, D), the pixels of its input."""
 
     step: nn.Module
@@ -26,7 +22,7 @@ class Seer(NamedTuple):
     side: int
 
 
-def load_seer(run: Path) -> Seer:
+def load_frozen_run(run: Path) -> FrozenRun:
     """Load a finished run that scores classes by text; UniclError for any other."""
     if not (run / "model.safetensors").is_file():
         raise UniclError(
@@ -51,13 +47,13 @@ def load_seer(run: Path) -> Seer:
                 tokenizer=loaded.tokenizer,
             )
     step.requires_grad_(requires_grad=False)
-    return Seer(step.eval(), found.weights, loaded.transform.size[0])
+    return FrozenRun(step.eval(), found.weights, loaded.transform.size[0])
 
 
 class RunRegions(nn.Module):
     """Cells of the image tower's grid, or boxes of the corpus, with the zero-shot classes of a frozen run.
 
-    The run is held outside of the trained model: it is neither in checkpoints nor wrapped by DDP or FSDP2.
+    A list holds the run outside of the trained model: it is neither in checkpoints nor wrapped by DDP or FSDP2.
     """
 
     units: Sequence[nn.Module] = ()
@@ -69,37 +65,33 @@ class RunRegions(nn.Module):
                 "model.regions.boxes=media: the augmentation moves pixels, but no boxes", "set data.augment=none"
             )
         self.run, self.boxes, self.dry = run, boxes, torch.get_default_device().type == "meta"
-        self.held = [load_seer(run)]
-        seer = self.held[0]
-        self.classes = len(seer.prompts)
-        if boxes == "grid" and seer.side != image_size:
+        self.frozen = [load_frozen_run(run)]
+        frozen = self.frozen[0]
+        self.classes = len(frozen.prompts)
+        if boxes == "grid" and frozen.side != image_size:
             raise UniclError(
-                f"model.regions: {run} sees {seer.side} px, this recipe {image_size}",
-                f"set data.image_size={seer.side}",
+                f"model.regions: {run} sees {frozen.side} px, this recipe {image_size}",
+                f"set data.image_size={frozen.side}",
             )
         with torch.device("cpu"), torch.no_grad():
-            blank = torch.zeros(1, 3, seer.side, seer.side, dtype=torch.uint8)
+            blank = torch.zeros(1, 3, frozen.side, frozen.side, dtype=torch.uint8)
             if boxes == "grid":
-                self.cells = grid_boxes(cast("Any", seer.step.model).image_tokens(blank).shape[1])
-                self.width: int = cast("Any", seer.step.model).image_tokens(blank).shape[2]
+                self.cells = grid_boxes(cast("Any", frozen.step.model).image_tokens(blank).shape[1])
+                self.width: int = cast("Any", frozen.step.model).image_tokens(blank).shape[2]
             else:
-                self.width = cast("Any", seer.step.model).image_width
+                self.width = cast("Any", frozen.step.model).image_width
                 self.extra, self.check_rows = partial(read_boxes, most=most), partial(check_boxes, most=most)
 
     def store(self, folder: Path) -> None:
         """Copy what makes the run's model again."""
-        for name in KEPT:
-            if (self.run / name).is_file():
-                shutil.copyfile(self.run / name, folder / name)
-        if (self.run / "towers").is_dir():
-            shutil.copytree(self.run / "towers", folder / "towers", dirs_exist_ok=True)
+        copy_model(self.run, folder)
 
-    def seer(self, device: torch.device) -> Seer:
+    def on_device(self, device: torch.device) -> FrozenRun:
         """Return the run on a device, where it stays."""
-        seer = self.held[0]
-        if seer.prompts.device != device:
-            self.held[0] = seer = Seer(seer.step.to(device), seer.prompts.to(device), seer.side)
-        return seer
+        frozen = self.frozen[0]
+        if frozen.prompts.device != device:
+            self.frozen[0] = frozen = FrozenRun(frozen.step.to(device), frozen.prompts.to(device), frozen.side)
+        return frozen
 
     @torch.no_grad()
     def find(self, images: Tensor, extra: Mapping[str, Tensor]) -> Regions:
@@ -110,17 +102,17 @@ class RunRegions(nn.Module):
             there = torch.ones(boxes.shape[:2], dtype=torch.bool, device=images.device)
             if self.dry:
                 return Regions(images.new_zeros(*boxes.shape[:2], self.width, dtype=torch.float32), boxes, there)
-            cells = cast("Any", self.seer(images.device).step.model).image_tokens(images)
+            cells = cast("Any", self.on_device(images.device).step.model).image_tokens(images)
             return Regions(cells[:, -boxes.shape[1] :], boxes, there)
         if "boxes" not in extra:
             raise UniclError(
                 "vilbert: these regions are boxes of a corpus, which an image alone does not have",
-                "use `unicl eval RUN --evaluator vilbert`, or train with model.regions.boxes=grid",
+                "use `unicl eval RUN --evaluator loss`, or train with model.regions.boxes=grid",
             )
         boxes, there = extra["boxes"], extra["region_mask"]
         if self.dry:
             return Regions(images.new_zeros(*boxes.shape[:2], self.width, dtype=torch.float32), boxes, there)
-        features, classes = (x.unflatten(0, (rows, -1)) for x in self.look_closer(images, boxes))
+        features, classes = (x.unflatten(0, (rows, -1)) for x in self.encode_boxes(images, boxes))
         return Regions(features.masked_fill(~there[..., None], 0), boxes, there, classes)
 
     @torch.no_grad()
@@ -134,13 +126,13 @@ class RunRegions(nn.Module):
             return found.classes
         if self.dry:
             return images.new_zeros(*shape, self.classes, dtype=torch.float32)
-        return self.look_closer(images, found.boxes)[1].unflatten(0, shape)
+        return self.encode_boxes(images, found.boxes)[1].unflatten(0, shape)
 
-    def look_closer(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_boxes(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Encode each box of (b, R, 5) as an image of its own: features (b R, width), classes (b R, K)."""
-        seer, model = self.seer(images.device), cast("Any", self.seer(images.device).step.model)
+        frozen, model = self.on_device(images.device), cast("Any", self.on_device(images.device).step.model)
         height, width = images.shape[-2:]
         corners = boxes[..., :4].float() * torch.tensor([width, height, width, height], device=images.device)
-        cut = roi_align(images.float(), list(corners), seer.side, aligned=True)
+        cut = roi_align(images.float(), list(corners), frozen.side, aligned=True)
         seen = model.encode_image(cut.round().clamp(0, 255).to(torch.uint8))
-        return seen.pooled, (model.scale() * F.normalize(seen.embed, dim=-1) @ seer.prompts.T).softmax(-1)
+        return seen.pooled, (model.scale() * F.normalize(seen.embed, dim=-1) @ frozen.prompts.T).softmax(-1)

@@ -93,7 +93,7 @@ def test_grid_regions_are_cells_of_the_tower_with_the_classes_of_what_they_show(
     torch.testing.assert_close(classes.sum(-1), torch.ones(2, 16))
     whole = found._replace(boxes=torch.tensor([[[0, 0, 1, 1, 1.0]]] * 2))
     own = torch.nn.functional.normalize(seer.step.model.encode_image(images).embed, dim=1)
-    expected = (seer.step.model.scale() * own @ regions.held[0].prompts.T).softmax(1)
+    expected = (seer.step.model.scale() * own @ regions.frozen[0].prompts.T).softmax(1)
     torch.testing.assert_close(regions.distributions(images, whole)[:, 0], expected.detach(), atol=1e-4, rtol=1e-3)
     assert grid_boxes(50).shape == (1, 49, 5), "a class token is not a cell"
     with pytest.raises(UniclError, match="not a square grid"):
