@@ -148,7 +148,7 @@ def test_rows_without_boxes_are_told_before_the_first_step_and_stop_no_batch(
     made: Path, small: dict[str, tuple[str, ...]], tmp_path: Path, capsys
 ):
     both = f"data.train=[{{corpus: {made / 'scenes'}}}, {{corpus: {made / 'shapes'}}}]"
-    words = ["train", "vilbert-shapes", *small["scenes"], both, "data.mix.labels=1.0", "batch.size=4"]
+    words = ["train", "vilbert-shapes", *small["scenes"], both, "data.mix.by=step"]
     assert main([*words, "--run-dir", str(tmp_path / "run")]) == 0
     assert "warning: 96 of 144 rows have no boxes: nothing is seen of their images" in capsys.readouterr().err
 
