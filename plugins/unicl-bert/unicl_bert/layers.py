@@ -19,7 +19,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, other: int, shared: int, heads: int) -> None:
         super().__init__()
         if shared % heads:
-            raise UniclError(f"vilbert: width {shared} is not a multiple of heads {heads}", "change one of them")
+            raise UniclError(f"attention: width {shared} is not a multiple of heads {heads}", "change one of them")
         self.heads = heads
         self.query, self.value = nn.Linear(width, shared), nn.Linear(other, shared)
         self.key = nn.Linear(other, shared, bias=False)
