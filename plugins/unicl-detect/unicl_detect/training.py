@@ -30,7 +30,7 @@ from unicl_cli.api import (
 from unicl_detect.detector import Detector
 from unicl_detect.options import COMMAND, DetectSettings
 
-HEADS = 4
+HEADS_SALT = 4
 """Salt of the seed of the heads' first weights."""
 
 
@@ -40,7 +40,7 @@ def build_detector(model: str, classes: int, settings: DetectSettings) -> Detect
     tower = find_pyramid_tower(loaded.step.model, loaded.name)
     tower.requires_grad_(requires_grad=True)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(settings.seed, HEADS))
+        torch.default_generator.manual_seed(seed_of(settings.seed, HEADS_SALT))
         return Detector(tower, max(loaded.transform.size), classes, settings)
 
 
