@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from unicl_coco.batches import SceneRows
 from unicl_detect.detector import Detector
 from unicl_detect.options import DetectSettings
 
@@ -36,3 +37,7 @@ def scenes_in(folder: Path, *, count: int = 6, masks: bool = True) -> CocoSet:
     if not folder.exists():
         write_shape_scenes(folder, {"train": count, "test": 2}, SIZE, 3, 0)
     return read_coco(*find_coco(folder, "train", None, ("train",)), masks=masks)
+
+
+def rows_of(data: CocoSet, *, masks: bool = True, flip: float = 0.5) -> SceneRows:
+    return SceneRows(data, masks=masks, flip=flip, seed=0)

@@ -39,6 +39,17 @@ def test_no_file_is_longer_than_400_lines(folder):
     assert long == {}
 
 
+def test_a_plugin_is_short_enough_to_read():
+    """Without its tests; ViLBERT is two streams, three objectives and attention maps."""
+    most = {"unicl-vilbert": 900}
+    lines = {
+        plugin.name: sum(len(file.read_text().splitlines()) for file in plugin.glob("unicl_*/**/*.py"))
+        for plugin in (ROOT / "plugins").glob("unicl-*")
+    }
+    assert {name: n for name, n in lines.items() if n > most.get(name, 600)} == {}
+    assert len(lines) > 10
+
+
 def test_every_module_says_in_one_sentence_what_it_is():
     for file in MODULES:
         first = (ast.get_docstring(parsed(file)) or "").splitlines()[:1]

@@ -4,8 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unicl_cli.build.load import Loaded, load_model
+    from unicl_cli.build.load import Loaded, copy_model, load_model
     from unicl_cli.build.model import build_image_tower
+    from unicl_cli.build.optimizer import decay_groups
     from unicl_cli.contracts import (
         NO_KEY,
         NO_LABEL,
@@ -30,17 +31,20 @@ if TYPE_CHECKING:
     from unicl_cli.core.dist import bare, gather, gather_rows, rank, shard, share_of_mean, world_size
     from unicl_cli.core.files import read_regular, write_output
     from unicl_cli.core.image_cache import EncodedImages, reads_no_images
-    from unicl_cli.core.json_output import print_json
+    from unicl_cli.core.json_output import print_json, report_write_error, write_document
+    from unicl_cli.core.json_text import parse_json
     from unicl_cli.core.label_sets import set_columns
     from unicl_cli.core.loop import Plan, Step, fit, freeze_idle
     from unicl_cli.core.sampler import seed_of
     from unicl_cli.core.schedule import lr_at
+    from unicl_cli.core.sinks import JsonlSink
     from unicl_cli.core.towers import traits_of
     from unicl_cli.data.class_names import read_class_file, read_classes
     from unicl_cli.data.class_numbers import match_labels
     from unicl_cli.data.coco import CocoImage, CocoObject, CocoSet, find_coco, read_coco
     from unicl_cli.data.decoding import decode_pixels
     from unicl_cli.data.fetch import Fetcher
+    from unicl_cli.data.media import find_audio_fault, read_imu
     from unicl_cli.data.number_spellings import read_whole_numbers
     from unicl_cli.data.pictures import Extent, ImageError, open_image, read_extent
     from unicl_cli.data.run_lengths import mask_of_runs
@@ -48,12 +52,13 @@ if TYPE_CHECKING:
     from unicl_cli.data.sources.media_files import read_files, stamp_files
     from unicl_cli.data.sources.tar_members import iter_members
     from unicl_cli.data.tokenizers import corpus_tokenizer, load_tokenizer
+    from unicl_cli.encoders.neck import TowerPyramid, find_pyramid_tower
     from unicl_cli.errors import UniclError, csv_cell, escape_control, print_line, write_note
     from unicl_cli.evaluate.classifier import prompts_of, zeroshot_classifier
     from unicl_cli.evaluator_contracts import EvalCorpus, EvalModel, EvalRows, Evaluator, MediaKind, RowSets
-    from unicl_cli.inference.answer_stream import format_error, json_lines, write_answers
-    from unicl_cli.inference.image_batches import ImageBatch, read_batches
-    from unicl_cli.inference.image_inputs import ImageInput, open_inputs
+    from unicl_cli.inference.answer_stream import csv_lines, format_error, json_lines, write_answers
+    from unicl_cli.inference.image_batches import ImageBatch, answer_images, read_batches
+    from unicl_cli.inference.image_inputs import ImageInput, open_inputs, read_image
     from unicl_cli.inference.image_names import check_any_exists, check_form, check_inputs
     from unicl_cli.kernels.targets import Target
     from unicl_cli.launch.accelerator import start_accelerator
@@ -70,8 +75,9 @@ if TYPE_CHECKING:
     from unicl_cli.tower_contracts import Tokenizer, Tower, TowerTraits
 
 _HOME = {
-    "unicl_cli.build.load": "Loaded load_model",
+    "unicl_cli.build.load": "Loaded copy_model load_model",
     "unicl_cli.build.model": "build_image_tower",
+    "unicl_cli.build.optimizer": "decay_groups",
     "unicl_cli.contracts": (
         "Batch ClassName DatasetSource Drawn Features LabelSets LogitScale Loss Metric Model NO_KEY NO_LABEL "
         "NO_TEXT Part Row Sample Sink"
@@ -81,17 +87,20 @@ _HOME = {
     "unicl_cli.core.dist": "bare gather gather_rows rank shard share_of_mean world_size",
     "unicl_cli.core.files": "read_regular write_output",
     "unicl_cli.core.image_cache": "EncodedImages reads_no_images",
-    "unicl_cli.core.json_output": "print_json",
+    "unicl_cli.core.json_output": "print_json report_write_error write_document",
+    "unicl_cli.core.json_text": "parse_json",
     "unicl_cli.core.label_sets": "set_columns",
     "unicl_cli.core.loop": "Plan Step fit freeze_idle",
     "unicl_cli.core.sampler": "seed_of",
     "unicl_cli.core.schedule": "lr_at",
+    "unicl_cli.core.sinks": "JsonlSink",
     "unicl_cli.core.towers": "traits_of",
     "unicl_cli.data.class_names": "read_class_file read_classes",
     "unicl_cli.data.class_numbers": "match_labels",
     "unicl_cli.data.coco": "CocoImage CocoObject CocoSet find_coco read_coco",
     "unicl_cli.data.decoding": "decode_pixels",
     "unicl_cli.data.fetch": "Fetcher",
+    "unicl_cli.data.media": "find_audio_fault read_imu",
     "unicl_cli.data.number_spellings": "read_whole_numbers",
     "unicl_cli.data.pictures": "Extent ImageError open_image read_extent",
     "unicl_cli.data.run_lengths": "mask_of_runs",
@@ -99,12 +108,13 @@ _HOME = {
     "unicl_cli.data.sources.media_files": "read_files stamp_files",
     "unicl_cli.data.sources.tar_members": "iter_members",
     "unicl_cli.data.tokenizers": "corpus_tokenizer load_tokenizer",
+    "unicl_cli.encoders.neck": "TowerPyramid find_pyramid_tower",
     "unicl_cli.errors": "UniclError csv_cell escape_control print_line write_note",
     "unicl_cli.evaluate.classifier": "prompts_of zeroshot_classifier",
     "unicl_cli.evaluator_contracts": "EvalCorpus EvalModel EvalRows Evaluator MediaKind RowSets",
-    "unicl_cli.inference.answer_stream": "format_error json_lines write_answers",
-    "unicl_cli.inference.image_batches": "ImageBatch read_batches",
-    "unicl_cli.inference.image_inputs": "ImageInput open_inputs",
+    "unicl_cli.inference.answer_stream": "csv_lines format_error json_lines write_answers",
+    "unicl_cli.inference.image_batches": "ImageBatch answer_images read_batches",
+    "unicl_cli.inference.image_inputs": "ImageInput open_inputs read_image",
     "unicl_cli.inference.image_names": "check_any_exists check_form check_inputs",
     "unicl_cli.kernels.targets": "Target",
     "unicl_cli.launch.accelerator": "start_accelerator",
@@ -145,6 +155,7 @@ __all__ = [
     "ImageBatch",
     "ImageError",
     "ImageInput",
+    "JsonlSink",
     "LabelSets",
     "Loaded",
     "LogitScale",
@@ -165,10 +176,12 @@ __all__ = [
     "Target",
     "Tokenizer",
     "Tower",
+    "TowerPyramid",
     "TowerTraits",
     "TwoTower",
     "UniclError",
     "add_projection",
+    "answer_images",
     "at_least_float32",
     "bare",
     "both_ways",
@@ -180,11 +193,16 @@ __all__ = [
     "chunked",
     "contrast",
     "contrast_tiled",
+    "copy_model",
     "corpus_tokenizer",
     "csv_cell",
+    "csv_lines",
+    "decay_groups",
     "decode_pixels",
     "escape_control",
+    "find_audio_fault",
     "find_coco",
+    "find_pyramid_tower",
     "fit",
     "format_error",
     "freeze_idle",
@@ -206,6 +224,7 @@ __all__ = [
     "newest_weights",
     "open_image",
     "open_inputs",
+    "parse_json",
     "print_json",
     "print_line",
     "prompts_of",
@@ -217,11 +236,14 @@ __all__ = [
     "read_extent",
     "read_facts",
     "read_files",
+    "read_image",
+    "read_imu",
     "read_regular",
     "read_settings",
     "read_tensors",
     "read_whole_numbers",
     "reads_no_images",
+    "report_write_error",
     "run_on_devices",
     "save",
     "seed_of",
@@ -235,6 +257,7 @@ __all__ = [
     "traits_of",
     "world_size",
     "write_answers",
+    "write_document",
     "write_note",
     "write_output",
     "write_shape_scenes",

@@ -71,9 +71,10 @@ class Tower(Protocol):
 
     ``units`` are its blocks, each called through its own forward: FSDP2 shards them one by one, LoRA, ``unlock`` and
     ``layer_decay`` count them. ``width`` and ``units`` are all that a tower needs; an optional attribute ``traits``
-    says the rest (`TowerTraits`). Three methods are optional: ``tokens(x)`` -> (…, N, width), the states before
+    says the rest (`TowerTraits`). Four methods are optional: ``tokens(x)`` -> (…, N, width), the states before
     pooling; ``pyramid(x)`` -> feature maps (b, C, H / s, W / s) from fine to coarse, for images of any size that the
-    coarsest step divides; and ``store(folder)`` (`StoresFiles`).
+    coarsest step divides; ``no_weight_decay()`` -> names of parameters that do not decay, as timm's; and
+    ``store(folder)`` (`StoresFiles`).
     """
 
     width: int

@@ -12,7 +12,7 @@ from unicl_cli.build.data import build_data, build_tokenizer, check_learnable, m
 from unicl_cli.build.init import load_init
 from unicl_cli.build.load import load_model
 from unicl_cli.build.model import build_image_tower, build_step
-from unicl_cli.build.optimizer import build_optimizer, learning_rate, recipe_warnings, warmup_steps
+from unicl_cli.build.optimizer import build_optimizer, decay_groups, learning_rate, recipe_warnings, warmup_steps
 from unicl_cli.cli import main
 from unicl_cli.contracts import ClassName
 from unicl_cli.core import checkpoint
@@ -72,6 +72,29 @@ def test_a_class_has_one_place_in_all_corpora_of_a_mix():
     one, other = corpus("a", "b"), corpus("c", "b", name="d", group="breed")
     with pytest.raises(UniclError, match="d: class 'b' is in group 'breed', and in an earlier corpus in no group"):
         merged_classes([one, other])
+
+
+class Tokens(torch.nn.Module):
+    """Tokens that timm's convention names, attention with a key and value of its own, and a matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.start, self.free = (torch.nn.Parameter(torch.zeros(1, 2, 4)) for _ in range(2))
+        self.attention = torch.nn.MultiheadAttention(4, 2, add_bias_kv=True)
+
+    def no_weight_decay(self):
+        return {"start"}
+
+
+def test_a_module_names_further_parameters_that_do_not_decay():
+    model = torch.nn.Sequential(Tokens(), torch.nn.Linear(4, 4))
+    model[1].bias.requires_grad_(requires_grad=False)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, plain = ({names[id(p)] for p in group["params"]} for group in decay_groups(model, 0.2))
+    assert decayed == {"0.free", "0.attention.in_proj_weight", "0.attention.out_proj.weight", "1.weight"}
+    biases = {f"0.attention.{name}" for name in ("in_proj_bias", "out_proj.bias", "bias_k", "bias_v")}
+    assert plain == {"0.start", *biases}, "what is frozen is in no group"
+    assert [group["weight_decay"] for group in decay_groups(model, 0.2)] == [0.2, 0.0]
 
 
 def test_gains_biases_scales_tables_and_positions_keep_their_size(recipe):

@@ -1,9 +1,9 @@
 """Recipe to data: corpora, classes, transforms, the order of samples, the tokenizer."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from unicl_cli.core.loop import Step
 from unicl_cli.core.machine import cores
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.sampler import Alternation, Mixture
-from unicl_cli.data.corpus import Corpus, open_corpus
+from unicl_cli.data.corpus import Corpus, RowTable, open_corpus
 from unicl_cli.data.device_augment import DeviceAugment
 from unicl_cli.data.mix import (
     LABELS,
@@ -325,6 +325,25 @@ def check_media(step: Step, data: TrainingData) -> None:
                 f"data.train: no row has {kind.name}, which the loss learns from",
                 f"add a corpus with {kind.name}, or remove {kind.name} from the model",
             )
+
+
+def check_rows(step: Step, data: TrainingData) -> list[str]:
+    """Let model and loss check the media of all rows of the mix before the first step; return their warnings."""
+    rows = [(s.table, range(s.size) if s.rows is None else s.rows.tolist()) for s in data.mix.strands]
+    return check_media_of(step, rows)
+
+
+def check_media_of(step: Step, tables: Sequence[tuple[RowTable, Iterable[int]]]) -> list[str]:
+    """Call the optional ``check_rows`` of model and loss with these rows of tables; return their warnings."""
+
+    def media() -> Iterator[tuple[str, Mapping[str, bytes]]]:
+        for table, rows in tables:
+            for row in rows:
+                sample = table.read(row, media=True, image=False)
+                yield sample.key, sample.media
+
+    checks: list[Any] = [getattr(part, "check_rows", None) for part in (step.model, step.loss)]
+    return [warning for check in checks if check is not None for warning in check(media())]
 
 
 def total_steps(recipe: Recipe, data: TrainingData) -> int:

@@ -1,5 +1,6 @@
 """Trained models by name: a run, one of its checkpoints, or an open_clip model with its published weights."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from unicl_cli import binding
 from unicl_cli.build import lora
 from unicl_cli.build.data import TrainingData
-from unicl_cli.build.model import add_adapters, build_step, find_tokenizer
+from unicl_cli.build.model import TOWERS, add_adapters, build_step, find_tokenizer
 from unicl_cli.contracts import ClassName
-from unicl_cli.core import checkpoint, hub
+from unicl_cli.core import checkpoint, checkpoint_files, hub
 from unicl_cli.core.class_groups import label_sets_of
 from unicl_cli.core.documents import read_document
 from unicl_cli.core.loop import Step
@@ -23,9 +24,10 @@ from unicl_cli.data.tokenizers import TextTokenizer, load_tokenizer
 from unicl_cli.data.transforms import EvalTransform
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import list_first
+from unicl_cli.recipe.layers import RESOLVED
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.documents import Words
-from unicl_cli.runs.folder import CLASSES, META, TOKENIZER, find_run, locate_model, weights_file
+from unicl_cli.runs.folder import CLASSES, META, RECIPE, TOKENIZER, find_run, locate_model, weights_file
 from unicl_cli.runs.plugins import load_run_recipe
 from unicl_cli.tower_contracts import Tokenizer
 
@@ -178,3 +180,20 @@ def transform_of(model: nn.Module, image_size: int | None) -> EvalTransform:
     if image_size is None:
         raise ValueError("the model has no frame of its own, and no image_size was given")
     return EvalTransform((image_size, image_size))
+
+
+def copy_run_files(run: Path, out: Path) -> None:
+    """Copy the files of a run other than its weights."""
+    for name in (RESOLVED, RECIPE, CLASSES, TOKENIZER):
+        if (run / name).is_file():
+            shutil.copyfile(run / name, out / name)
+    if (run / TOWERS).is_dir():
+        shutil.copytree(run / TOWERS, out / TOWERS, dirs_exist_ok=True)
+
+
+def copy_model(run: Path, out: Path) -> None:
+    """Copy what loads the model of a finished run again: its files and its weights."""
+    copy_run_files(run, out)
+    for name in (META, checkpoint_files.MODEL, checkpoint_files.EMA):
+        if (run / name).is_file():
+            shutil.copyfile(run / name, out / name)

@@ -1,6 +1,6 @@
 """Recipe to optimizer: parameter groups, weight decay, the learning rate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, cast
 
@@ -21,7 +21,11 @@ from unicl_cli.formats import count_of, format_share
 from unicl_cli.recipe.schema import Group, Recipe
 from unicl_cli.recipe.text import YOUNGER
 
-UNDECAYED = ("pos", "pos_embed", "positional_embedding", "cls_token", "relative_position_bias_table", "logit_scale")
+UNDECAYED = (
+    *("pos", "pos_embed", "positional_embedding", "cls_token", "relative_position_bias_table", "logit_scale"),
+    *("bias_k", "bias_v"),  # of nn.MultiheadAttention: matrices by shape
+)
+"""Last words in the names of parameters that do not decay, whatever their shape."""
 WARMUP, LONGEST_WARMUP = 0.1, 2000
 """The warm-up of a recipe that sets none: a share of the run, and the most steps (CLIP's)."""
 HIGH = 1e-4
@@ -118,9 +122,30 @@ def pretrained_rates(recipe: Recipe) -> dict[str, float]:
     return found
 
 
-def is_undecayed(name: str, parameter: nn.Parameter, embeddings: set[int]) -> bool:
-    """Return True for gains, biases, scales, embeddings and positions: as in CLIP and Swin, they do not decay."""
-    return parameter.ndim < 2 or id(parameter) in embeddings or name.rsplit(".", 1)[-1] in UNDECAYED
+def undecayed_in(module: nn.Module) -> set[int]:
+    """Return the ids of the parameters without weight decay: gains, biases, scales, embeddings, positions and tokens.
+
+    So it is in CLIP, BERT and Swin. A module names further ones by timm's method ``no_weight_decay()``.
+    """
+    found = {id(p) for name, p in module.named_parameters() if p.ndim < 2 or name.rsplit(".", 1)[-1] in UNDECAYED}
+    for part in module.modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag):
+            found.add(id(part.weight))
+        named: Any = getattr(part, "no_weight_decay", None)
+        if callable(named):
+            own = cast("Collection[str]", named())
+            found |= {id(p) for name, p in part.named_parameters() if name in own}
+    return found
+
+
+def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the trained parameters of a module as groups for an optimizer: with and without weight decay."""
+    plain = undecayed_in(module)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if id(p) not in plain], "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) in plain], "weight_decay": 0.0},
+    ]
 
 
 def build_optimizer(recipe: Recipe, step: nn.Module) -> torch.optim.Optimizer:
@@ -129,8 +154,7 @@ def build_optimizer(recipe: Recipe, step: nn.Module) -> torch.optim.Optimizer:
     The factors are those of tower, layer and ``optim.groups``.
     """
     optim, step = recipe.optim, bare(step)
-    tables = (nn.Embedding, nn.EmbeddingBag)
-    embeddings = {id(m.weight) for m in step.modules() if isinstance(m, tables)}
+    undecayed = undecayed_in(step)
     scales, chosen, usual = (
         param_groups.rate_factors(step),
         param_groups.match_groups(optim.groups, step),
@@ -141,7 +165,7 @@ def build_optimizer(recipe: Recipe, step: nn.Module) -> torch.optim.Optimizer:
         if parameter.requires_grad:
             own = chosen.get(name, usual)
             decay = optim.weight_decay if own.weight_decay is None else own.weight_decay
-            plain = is_undecayed(name, parameter, embeddings)
+            plain = id(parameter) in undecayed
             scale = scales.get(id(parameter), 1.0) * own.lr_scale
             groups.setdefault((0.0 if plain else decay, scale, plain), []).append(parameter)
     listed: list[dict[str, Any]] = [

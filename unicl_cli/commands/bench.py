@@ -138,7 +138,8 @@ def bench(
             peak=peak,
         )
     )
-    from unicl_cli.commands.output import check_before_loading, print_document, write_document
+    from unicl_cli.commands.output import check_before_loading, print_document
+    from unicl_cli.core.json_output import write_document
 
     check_before_loading((), (), ("-o", out))
     from unicl_cli.core.files import is_written_through

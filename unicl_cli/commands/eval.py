@@ -89,8 +89,8 @@ def evaluate(
         load_with_templates,
         pick_model,
         print_document,
-        report_write_error,
     )
+    from unicl_cli.core.json_output import report_write_error
     from unicl_cli.jobs.evaluators.options import parse_candidates
     from unicl_cli.jobs.predictions import write_predictions
     from unicl_cli.launch.workers import run_on_devices
@@ -207,8 +207,8 @@ def fit_and_write(
         load_with_templates,
         print_document,
         print_note,
-        report_write_error,
     )
+    from unicl_cli.core.json_output import report_write_error
     from unicl_cli.launch.workers import run_on_devices
     from unicl_cli.runs.folder import choose_model
     from unicl_cli.runs.thresholds import hash_weights, thresholds_place, write_thresholds

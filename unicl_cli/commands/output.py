@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from unicl_cli.core.json_output import format_json, print_json
+from unicl_cli.core.json_output import print_json, report_write_error, write_document
 from unicl_cli.errors import UniclError, escape_control, is_quiet, print_line, write_line, write_note
 
 if TYPE_CHECKING:
@@ -166,14 +165,6 @@ def print_document(
         write_document(out, document)
 
 
-def write_document(out: Path, document: Mapping[str, Any]) -> None:
-    """Write a document to the file of ``-o``: the whole one, or none."""
-    from unicl_cli.core.files import write_output_data
-
-    with report_write_error("-o", out):
-        write_output_data(out, format_json(document, 2) + "\n")
-
-
 def _escape_texts(value: Any) -> Any:
     """Escape control characters in all texts of ``value``: class names could otherwise steer a terminal."""
     if isinstance(value, str):
@@ -184,15 +175,6 @@ def _escape_texts(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_escape_texts(item) for item in cast("Sequence[Any]", value)]
     return value
-
-
-@contextmanager
-def report_write_error(option: str, file: Path) -> Generator[None]:
-    """Turn an OSError inside the block into a UniclError that names the option and its file."""
-    try:
-        yield
-    except OSError as error:
-        raise UniclError(f"{option} {file}: cannot be written: {error.strerror}", "use another file") from error
 
 
 def collect_warnings(document: Mapping[str, Any]) -> list[str]:

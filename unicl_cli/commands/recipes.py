@@ -122,8 +122,9 @@ def cp(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Copy a recipe to a file to edit: all that it sets and the common keys, each with a comment."""
-    from unicl_cli.commands.output import check_outputs, report_write_error
+    from unicl_cli.commands.output import check_outputs
     from unicl_cli.core.files import is_written_through, write_output_data
+    from unicl_cli.core.json_output import report_write_error
     from unicl_cli.recipe.annotate import annotate
     from unicl_cli.recipe.layers import find_recipe
 

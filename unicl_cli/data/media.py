@@ -61,7 +61,8 @@ def check_media(media: Mapping[str, bytes], names: Mapping[str, str], image: byt
             raise MediaError("bad_media", f"{kind}: {names[kind]}: {fault}")
 
 
-def _find_audio_fault(data: bytes) -> str | None:
+def find_audio_fault(data: bytes) -> str | None:
+    """Return the fault of a sound that shows without decoding it, None if there is none: it is cut off, or empty."""
     for start, find_fault in ((b"RIFF", _find_wav_fault), (b"fLaC", _find_flac_fault), (b"OggS", _find_ogg_fault)):
         if data.startswith(start):
             return find_fault(data)
@@ -179,10 +180,24 @@ def _find_size_fault(data: bytes, image: bytes) -> str | None:
 
 def _find_imu_fault(data: bytes) -> str | None:
     try:
-        values = _read_npy(data) if data.startswith(b"\x93NUMPY") else read_imu_csv(data)
+        values = _read_imu_numbers(data)
     except ValueError as error:
         return str(error)
-    return None if np.isfinite(values).all() else "has values that are not finite"
+    if values.dtype != np.float32:
+        return f"a NPY of {values.dtype} {values.shape}, not float32 (T, {IMU_COLUMNS})"
+    return None
+
+
+def read_imu(data: bytes) -> np.ndarray:
+    """Return the samples of an IMU recording, float32 (T, 6), T > 0, from NPY or CSV. ValueError for other data."""
+    return _read_imu_numbers(data).astype(np.float32)
+
+
+def _read_imu_numbers(data: bytes) -> np.ndarray:
+    values = _read_npy(data) if data.startswith(b"\x93NUMPY") else read_imu_csv(data)
+    if not (np.abs(values) <= np.finfo(np.float32).max).all():
+        raise ValueError("has values that are not finite")
+    return values
 
 
 def _read_npy(data: bytes) -> np.ndarray:
@@ -190,7 +205,7 @@ def _read_npy(data: bytes) -> np.ndarray:
         values = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # a damaged header raises SyntaxError, TypeError, MemoryError and others
         raise ValueError(f"a NPY that cannot be read: {' '.join(str(error).split())[:100]}") from error
-    if values.dtype != np.float32 or values.ndim != 2 or values.shape[1] != IMU_COLUMNS or not len(values):
+    if values.dtype.kind not in "fiu" or values.ndim != 2 or values.shape[1] != IMU_COLUMNS or not len(values):
         raise ValueError(f"a NPY of {values.dtype} {values.shape}, not float32 (T, {IMU_COLUMNS})")
     return values
 
@@ -223,7 +238,7 @@ def _is_number(cell: str) -> bool:
 MAPS = ("depth", "thermal")
 """Kinds with a value for each pixel of the image."""
 _CHECKS: Mapping[str, Callable[[bytes], str | None]] = {
-    "audio": _find_audio_fault,
+    "audio": find_audio_fault,
     "depth": _find_depth_fault,
     "thermal": _find_thermal_fault,
     "imu": _find_imu_fault,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from unicl_cli.core.json_output import format_json
-from unicl_cli.errors import UniclError, escape_control
+from unicl_cli.errors import UniclError, csv_cell, escape_control
 from unicl_cli.inference.progress import progress
 
 Row = Mapping[str, Any]
@@ -19,6 +21,25 @@ Format = Callable[[Sequence[Row]], str]
 def json_lines(rows: Sequence[Row]) -> str:
     """Format rows as one JSON line each."""
     return "".join(f"{format_json(row)}\n" for row in rows)
+
+
+def csv_lines(header: Sequence[str], cells: Callable[[Row], Sequence[Any]]) -> Format:
+    """Return the CSV format: the ``header`` before the first row, the ``cells`` of each row and empty ones behind."""
+    begun = False
+
+    def form(rows: Sequence[Row]) -> str:
+        nonlocal begun
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        if not begun:
+            writer.writerow(map(csv_cell, header))
+        begun = True
+        for row in rows:
+            own = cells(row)
+            writer.writerow([*map(csv_cell, own), *[None] * (len(header) - len(own))])
+        return out.getvalue()
+
+    return form
 
 
 def format_error(row: Row, between: str = "\terror: ") -> str:

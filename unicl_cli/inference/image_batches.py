@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,6 +102,33 @@ def read_parts(
     mine = (listed[place] for block in plan for place in places_of_rank(block))
     for block, part in zip(plan, BatchStream(mine, work, batch, patience=None, threads=threads), strict=True):
         yield [listed[place] for place in block], [item for _, item in part]
+
+
+def answer_images(
+    images: Iterable[ImageInput],
+    transform: EvalTransform,
+    answer: Callable[[Tensor], Sequence[Mapping[str, Any]]],
+    fields: Sequence[str],
+    *,
+    batch: int,
+    device: torch.device,
+    fetch: Callable[[str], bytes] | None = None,
+) -> Iterator[list[Mapping[str, Any]]]:
+    """Yield the rows of each batch of images, for `write_answers`: ``path``, the ``fields``, ``error``.
+
+    ``answer`` maps uint8 (b, 3, H, W) on the device to the fields of each row. An image that cannot be read has its
+    ``error`` and nulls.
+    """
+    for part in read_batches(images, transform, batch=batch, fetch=fetch):
+        problems = part.problems(device)
+        good = [row for row, problem in enumerate(problems) if problem is None]
+        told = answer(part.pixels[torch.tensor(good)].to(device)) if good else ()
+        found = dict(zip(good, told, strict=True))
+        blank = dict.fromkeys(fields)
+        rows = zip(part.images, problems, strict=True)
+        yield [
+            {"path": image.path, **found.get(row, blank), "error": problem} for row, (image, problem) in enumerate(rows)
+        ]
 
 
 def share_problems(part: Sequence[str | None], device: torch.device) -> list[str | None]:

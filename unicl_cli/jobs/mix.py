@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +12,7 @@ from rich.table import Table
 from torch import Tensor
 
 from unicl_cli.build.init import same_tokens, source_settings
-from unicl_cli.build.load import Loaded, load_model, load_published
-from unicl_cli.build.model import TOWERS
+from unicl_cli.build.load import Loaded, copy_run_files, load_model, load_published
 from unicl_cli.core import checkpoint, checkpoint_files, hub
 from unicl_cli.core.dist import barrier, rank
 from unicl_cli.core.files import write_atomic
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
 SELECTION_SPLITS = ("val", "test")
 """Splits to choose the best mixture on, in order of preference."""
 FINE_TUNED = "choose a NEW that was fine-tuned from OLD at the same image size: unicl train RECIPE --init OLD"
-COPIED_FILES = ("resolved.yaml", "recipe.yaml", "classes.json", "tokenizer.json")
-"""Files of a run that are copied into a mixture."""
 
 
 class MixPair(NamedTuple):
@@ -267,15 +263,6 @@ def write_open_clip(loaded: Loaded, out: Path) -> list[str]:
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     checkpoint.write_tensors(path, {name: x.cpu().contiguous() for name, x in tensors.items()})
-
-
-def copy_run_files(run: Path, out: Path) -> None:
-    """Copy the files of a run other than its weights."""
-    for name in COPIED_FILES:
-        if (run / name).is_file():
-            shutil.copyfile(run / name, out / name)
-    if (run / TOWERS).is_dir():
-        shutil.copytree(run / TOWERS, out / TOWERS, dirs_exist_ok=True)
 
 
 def mix_tables(document: Mapping[str, Any]) -> Iterator[Table]:

@@ -52,25 +52,21 @@ class Block(nn.Module):
         """Split (r, t, parts · width) into parts of (r, heads, t, width / heads)."""
         return x.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def forward(self, x: Tensor, image: Tensor, cache: Cache | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, image: Tensor, cache: Cache, mask: Tensor | None = None) -> Tensor:
         """Map (r, t, width) to the same shape; ``image`` (r, N, token_width) is read unless the cache has it.
 
         ``mask`` bool (t, t): which words each word reads; None: itself and all before it.
         """
         queries, keys, values = self.split(self.qkv(self.norm_words(x)), 3)
-        if cache is not None:
-            keys, values = cache.add_words(keys, values)
+        keys, values = cache.add_words(keys, values)
         is_causal = mask is None and queries.shape[2] == keys.shape[2]
         read = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=is_causal)
         x = x + self.proj(read.transpose(1, 2).flatten(2))
-        seen = None if cache is None else cache.image
-        if seen is None:
+        if cache.image is None:
             keys, values = self.split(self.kv(self.norm_image(image)), 2)
-            seen = keys, values
-        if cache is not None:
-            cache.image = seen
+            cache.image = keys, values
         (queries,) = self.split(self.query(self.norm_query(x)), 1)
-        x = x + self.look(F.scaled_dot_product_attention(queries, *seen).transpose(1, 2).flatten(2))
+        x = x + self.look(F.scaled_dot_product_attention(queries, *cache.image).transpose(1, 2).flatten(2))
         return x + self.fc2(F.gelu(self.fc1(self.norm_mlp(x))))
 
 
@@ -113,8 +109,8 @@ class Decoder(nn.Module):
         ``places`` int64 (t,): the place of each token in its text; None: 0, 1, 2, …
         """
         x = self.tok(tokens) + (self.pos[: tokens.shape[1]] if places is None else self.pos[places])
-        for number, block in enumerate(self.blocks):
-            x = block(x, image, None if caches is None else caches[number], mask)
+        for block, cache in zip(self.blocks, caches or self.caches(keeps_words=False), strict=True):
+            x = block(x, image, cache, mask)
         return self.norm(x)
 
     def logits(self, states: Tensor) -> Tensor:

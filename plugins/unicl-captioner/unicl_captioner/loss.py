@@ -1,8 +1,4 @@
-"""Caption prediction: a text word by word from its image.
-
-CLIP (ICML 2021), section 2.3 and Fig. 2, "transformer language model"; the architecture is that of VirTex (CVPR 2021),
-section 3, in one direction.
-"""
+"""Caption prediction: a text word by word from its image (CLIP, section 2.3, Fig. 2; VirTex, CVPR 2021, section 3)."""
 
 from collections.abc import Sequence
 from functools import partial

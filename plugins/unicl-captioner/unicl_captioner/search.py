@@ -28,7 +28,7 @@ def write_captions(decoder: Decoder, image: Tensor, ends: tuple[int, int], beams
     b, caches = len(image), decoder.caches(keeps_words=True)
     texts = torch.full((b, 1, 1), start, device=image.device)  # (b, beams, t)
     scores = torch.zeros(b, 1, device=image.device)  # (b, beams); -inf: the beam has ended
-    best: list[Caption | None] = [None] * b
+    best = [Caption([], -torch.inf, complete=False)] * b
     for place in range(decoder.context_length - 1):
         here = torch.tensor([place], device=image.device)
         states = decoder(texts[:, :, -1].flatten()[:, None], image, places=here, caches=caches)
@@ -43,24 +43,18 @@ def write_captions(decoder: Decoder, image: Tensor, ends: tuple[int, int], beams
         ended = words == end
         keep_best(best, texts, scores, ended)
         scores = scores.masked_fill(ended, -torch.inf)
-        if all(
-            known is not None and known.log_prob >= top
-            for known, top in zip(best, scores.amax(1).tolist(), strict=True)
-        ):
+        if all(known.log_prob >= top for known, top in zip(best, scores.amax(1).tolist(), strict=True)):
             break
     cut = scores.argmax(1).tolist()
     return [
-        Caption(texts[row, cut[row], 1:].tolist(), float(scores[row, cut[row]]), complete=False)
-        if known is None
-        else known
-        for row, known in enumerate(best)
+        known if known.complete else Caption(texts[row, at, 1:].tolist(), float(scores[row, at]), complete=False)
+        for row, (known, at) in enumerate(zip(best, cut, strict=True))
     ]
 
 
-def keep_best(best: list[Caption | None], texts: Tensor, scores: Tensor, ended: Tensor) -> None:
+def keep_best(best: list[Caption], texts: Tensor, scores: Tensor, ended: Tensor) -> None:
     """Keep the likeliest of the captions that have just ended, (b, beams), if it is likelier than the one known."""
     tops, places = scores.masked_fill(~ended, -torch.inf).max(1)
     for row, (top, place) in enumerate(zip(tops.tolist(), places.tolist(), strict=True)):
-        known = best[row]
-        if top > -torch.inf and (known is None or top > known.log_prob):
+        if top > best[row].log_prob:
             best[row] = Caption(texts[row, place, 1:-1].tolist(), top, complete=True)

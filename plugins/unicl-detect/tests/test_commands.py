@@ -12,7 +12,6 @@ from detect_toys import settings_of
 from typer.testing import CliRunner
 from unicl_detect.commands import app
 from unicl_detect.options import FOLDER, DetectSettings
-from unicl_detect.regions import list_images
 
 from unicl_cli.api import UniclError, load_settings, read_tensors
 from unicl_cli.testing import furthest, recipe_of, small_corpus, unicl
@@ -53,16 +52,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     assert "neither a run nor a checkpoint" in refusal("train", "shapes", "--model", tmp_path)
     assert refusal("eval", tmp_path) == f"{tmp_path}: not a run of unicl detect train"
     assert refusal("regions", run, scenes, "-o", tmp_path / "a.json") == f"{run}: not a run of unicl detect train"
-    assert refusal("draw", run, tmp_path / "none", "-o", tmp_path / "a.png") == f"{tmp_path / 'none'}: is missing"
-
-
-def test_images_are_listed_in_order_and_a_folder_without_any_is_refused(tmp_path: Path) -> None:
-    for name in ("b.png", "a.JPG", "c.txt"):
-        (tmp_path / name).touch()
-    assert [path.name for path in list_images([tmp_path])] == ["a.JPG", "b.png"]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UniclError, match="empty: has no images"):
-        list_images([tmp_path / "empty"])
+    assert refusal("draw", run, tmp_path / "none", "-o", tmp_path / "a.png") == f"{tmp_path / 'none'}: no such file"
 
 
 @pytest.fixture(scope="module")

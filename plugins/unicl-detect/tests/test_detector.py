@@ -5,16 +5,14 @@ from pathlib import Path
 import detect_toys as toys
 import pytest
 import torch
-from detect_toys import SIZE, SWIN, cnn_tower, detector_of, scenes_in, settings_of, timm_tower
+from detect_toys import SIZE, SWIN, cnn_tower, detector_of, rows_of, scenes_in, timm_tower
 from torch import nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from unicl_coco.batches import Scenes, first_scenes
 from unicl_detect.detector import DrawSampler
-from unicl_detect.pyramid import TowerPyramid, find_tower
-from unicl_detect.scenes import Scenes
-from unicl_detect.training import first_batch
 
-from unicl_cli.api import UniclError, freeze_idle, start_accelerator
+from unicl_cli.api import TowerPyramid, UniclError, find_pyramid_tower, freeze_idle, start_accelerator
 
 
 def small_resnet() -> nn.Module:
@@ -31,7 +29,7 @@ TOWERS = {
 
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
-    return first_batch(scenes_in(tmp_path_factory.mktemp("toys") / "scenes"), settings_of())
+    return first_scenes(rows_of(scenes_in(tmp_path_factory.mktemp("toys") / "scenes")), 2)
 
 
 @pytest.mark.parametrize("name", TOWERS)
@@ -145,7 +143,7 @@ def test_the_choice_of_samples_depends_on_seed_and_draw_alone() -> None:
 def test_a_model_without_maps_is_refused_in_one_line() -> None:
     for model in (nn.Linear(2, 2), nn.ModuleDict({"image": nn.Linear(2, 2)})):
         with pytest.raises(UniclError, match=r"model runs/x: its image tower gives no feature maps") as caught:
-            find_tower(model, "runs/x")
+            find_pyramid_tower(model, "runs/x")
         assert caught.value.hint == "use a model with the image tower timm, cnn or open_clip"
 
 

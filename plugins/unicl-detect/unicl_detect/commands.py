@@ -18,7 +18,7 @@ Images = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the 
 Devices = Annotated[str, typer.Option(metavar="auto|N|cpu:N", help="All GPUs, N GPUs, or N processes on the CPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run of unicl detect train.")]
-Files = Annotated[list[Path], typer.Argument(metavar="IMAGES", help="Images, or folders of images.")]
+Files = Annotated[list[str], typer.Argument(metavar="IMAGES", help="Images, folders, or quoted globs.")]
 Size = Annotated[int, typer.Option(min=32, max=4096, metavar="N", help="Side of the images in pixels.")]
 
 
@@ -106,22 +106,25 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure box and mask AP by COCO's rules, overall, by size of object and per class."""
-    from unicl_cli.api import find_coco, read_coco, read_settings, run_on_devices
+    from unicl_cli.api import find_coco, read_coco, read_settings, run_on_devices, write_document
     from unicl_detect.options import COMMAND
-    from unicl_detect.output import find_data, show, show_figures, tell, write_document
+    from unicl_detect.output import find_data, show, tell
 
     facts = read_settings(run, COMMAND)
     place = find_data(run, facts, data)
     found = read_coco(*find_coco(place, split, images, ("val", "test")), masks=not facts["boxes_only"])
 
     def work(accelerator: Any) -> None:
+        from unicl_coco.evaluation import evaluate as measure
+        from unicl_coco.evaluation import show_figures
+
         from unicl_cli.api import rank
-        from unicl_detect.evaluation import evaluate as job
         from unicl_detect.training import load_detector
 
-        detector, _, _ = load_detector(run)
+        detector, settings, _ = load_detector(run)
         detector.to(accelerator.device)
-        figures = job(detector, found, facts["classes"], accelerator, batch=batch, quiet=as_json)
+        own, masks = facts["classes"], not settings.boxes_only
+        figures = measure(detector.detect, found, own, accelerator, masks=masks, batch=batch, quiet=as_json)
         if rank() == 0:
             tell([f"warning: {line}" for line in figures["warnings"]])
             document = {"schema": "unicl/detect-eval/1", "run": str(run), "data": str(found.file), **figures}
@@ -161,20 +164,21 @@ def regions(
     most: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Most regions of an image.")] = 36,
 ) -> None:
     """Write the regions of images as JSON: boxes, and the distribution over the classes (for ViLBERT)."""
-    from unicl_detect.output import tell, write_document
-    from unicl_detect.regions import find_regions, list_images, read_images
+    from unicl_coco.images import read_images
+
+    from unicl_cli.api import check_any_exists, write_document
+    from unicl_detect.output import tell
+    from unicl_detect.regions import find_regions
     from unicl_detect.training import load_detector
 
-    paths = list_images(files)
+    check_any_exists(files, has_rows=False)
     detector, _, facts = load_detector(run)
     rows: list[dict[str, Any]] = []
-    for path in paths:
-        (image,) = read_images([path])
-        sides = {"file": str(path), "width": image.shape[2], "height": image.shape[1]}
+    for path, image in read_images(files):
+        sides = {"file": path, "width": image.shape[2], "height": image.shape[1]}
         rows.append({**sides, **find_regions(detector, image, most)})
-    write_document(
-        out, {"schema": "unicl/regions/1", "run": str(run), "classes": ["", *facts["classes"]], "images": rows}
-    )
+    classes = ["", *facts["classes"]]
+    write_document(out, {"schema": "unicl/regions/1", "run": str(run), "classes": classes, "images": rows})
     tell([f"{out}: {sum(len(row['boxes']) for row in rows):,} regions of {len(rows):,} images"])
 
 
@@ -187,16 +191,13 @@ def draw(
 ) -> None:
     """Draw the detections in images into one picture."""
     from torchvision.transforms.functional import to_pil_image
+    from unicl_coco.images import draw_detections, read_images
 
-    from unicl_cli.api import UniclError, write_output
-    from unicl_detect.regions import draw_detections, list_images, read_images
+    from unicl_cli.api import report_write_error, write_output
     from unicl_detect.training import load_detector
 
-    paths = list_images(files)
+    images = [image for _, image in read_images(files)]
     detector, _, facts = load_detector(run)
-    image = draw_detections(detector, read_images(paths), facts["classes"], least)
-    try:
-        with write_output(out) as part:
-            to_pil_image(image).quantize(128).save(part, "PNG", optimize=True)
-    except OSError as error:
-        raise UniclError(f"-o {out}: cannot be written: {error.strerror}", "use another file") from error
+    picture = to_pil_image(draw_detections(detector.detect, images, facts["classes"], least))
+    with report_write_error("-o", out), write_output(out) as part:
+        picture.quantize(128).save(part, "PNG", optimize=True)

@@ -11,11 +11,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
+from unicl_coco.batches import Scenes
 
-from unicl_cli.api import seed_of, share_of_mean, traits_of
+from unicl_cli.api import TowerPyramid, seed_of, share_of_mean, traits_of
 from unicl_detect.options import DetectSettings
-from unicl_detect.pyramid import TowerPyramid
-from unicl_detect.scenes import Scenes
 
 SAMPLER = 3
 """Salt of the seeds."""

@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.api import CocoSet, UniclError, print_json, print_line, write_note, write_output
+from unicl_cli.api import CocoSet, UniclError, print_json, print_line, write_note
 from unicl_detect.options import DetectSettings
 
 
@@ -44,28 +44,3 @@ def show(document: Mapping[str, Any], *, as_json: bool) -> None:
         return
     for name, value in document.items():
         print_line(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
-
-
-def show_figures(document: Mapping[str, Any]) -> None:
-    """Print the figures of an evaluation as a table, in percent."""
-    print_line(f"{document['n']:,} images, {document['objects']:,} objects, {document['detections']:,} detections")
-    for kind in ("box", "mask"):
-        for name, value in document.get(kind, {}).items():
-            print_line(f"{kind} {name:<10} {percent(value)}")
-    for entry in document["per_class"]:
-        figures = "  ".join(f"{key.removesuffix('_ap')} {percent(entry[key])}" for key in entry if key.endswith("_ap"))
-        print_line(f"{entry['class']:<24} {entry['n']:>7,}  {figures}")
-
-
-def percent(value: float | None) -> str:
-    """Return a share in percent; a dash where there is none."""
-    return "    -" if value is None else f"{100 * value:5.1f}"
-
-
-def write_document(file: Path, document: Mapping[str, Any]) -> None:
-    """Write a document as JSON into the file that the user named."""
-    try:
-        with write_output(file) as part:
-            part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UniclError(f"-o {file}: cannot be written: {error.strerror}", "use another file") from error

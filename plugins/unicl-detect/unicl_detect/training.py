@@ -1,18 +1,21 @@
 """The training of a detector, through the public `fit`; and a trained detector, loaded again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
+from unicl_coco.batches import SceneRows, Scenes, first_scenes, stream_scenes
 
 from unicl_cli.api import (
     CocoSet,
     ModuleRun,
     Plan,
     StopFlag,
-    UniclError,
+    TowerPyramid,
+    decay_groups,
+    find_pyramid_tower,
     freeze_idle,
     load_model,
     load_weights,
@@ -22,25 +25,22 @@ from unicl_cli.api import (
     read_tensors,
     seed_of,
     train_module,
-    world_size,
     write_note,
 )
 from unicl_detect.detector import Detector
 from unicl_detect.options import COMMAND, DetectSettings
-from unicl_detect.pyramid import TowerPyramid, find_tower
-from unicl_detect.scenes import SceneRows, Scenes, share_of_step, stream_scenes
 
-HEADS = 4
+HEADS_SALT = 4
 """Salt of the seed of the heads' first weights."""
 
 
 def build_detector(model: str, classes: int, settings: DetectSettings) -> Detector:
     """Build a detector on the image tower of a trained model, its heads drawn from the seed."""
     loaded = load_model(model)
-    tower = find_tower(loaded.step.model, loaded.name)
+    tower = find_pyramid_tower(loaded.step.model, loaded.name)
     tower.requires_grad_(requires_grad=True)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(settings.seed, HEADS))
+        torch.default_generator.manual_seed(seed_of(settings.seed, HEADS_SALT))
         return Detector(tower, max(loaded.transform.size), classes, settings)
 
 
@@ -54,34 +54,19 @@ def load_detector(run: Path) -> tuple[Detector, DetectSettings, Mapping[str, Any
     return detector.eval(), settings, facts
 
 
-def groups_of(module: nn.Module, settings: DetectSettings) -> list[dict[str, Any]]:
-    """Return the parameters in two groups: matrices and kernels with weight decay, all others without."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    wide = [parameter for parameter in trained if parameter.ndim > 1]
-    thin = [parameter for parameter in trained if parameter.ndim <= 1]
-    return [{"params": wide, "weight_decay": settings.weight_decay}, {"params": thin, "weight_decay": 0.0}]
-
-
-def check_batch(settings: DetectSettings) -> None:
-    """Raise UniclError unless the processes can share a batch equally."""
-    if settings.batch % world_size():
-        raise UniclError(
-            f"batch {settings.batch} cannot be shared by {world_size()} processes", f"use a multiple of {world_size()}"
-        )
-
-
 def train_detector(
     place: ModuleRun, model: str, data: CocoSet, settings: DetectSettings, accelerator: Any, stop: StopFlag
 ) -> None:
     """Train a detector into a run directory, or continue it; every rank calls it."""
-    check_batch(settings)
+    rows = SceneRows(data, masks=not settings.boxes_only, flip=settings.flip, seed=settings.seed)
+    first = first_scenes(rows, settings.batch)
     detector = build_detector(model, len(data.classes), settings).to(accelerator.device).train()
-    frozen = freeze_idle(detector, first_batch(data, settings), accelerator)
+    frozen = freeze_idle(detector, first, accelerator)
     sizes = [sum(p.numel() for p in detector.parameters()), sum(p.numel() for p in detector.net.backbone.parameters())]
     if rank() == 0:
         write_note(f"detector: {sizes[0]:,} parameters, {sizes[1]:,} of them tower and pyramid; unread: {len(frozen)}")
     step = cast("nn.Module", accelerator.prepare(detector))
-    optimizer = accelerator.prepare(torch.optim.AdamW(groups_of(detector, settings), lr=settings.lr))
+    optimizer = accelerator.prepare(torch.optim.AdamW(decay_groups(detector, settings.weight_decay), lr=settings.lr))
     plan = Plan(
         steps=settings.steps,
         seed=settings.seed,
@@ -89,14 +74,11 @@ def train_detector(
         grad_clip=settings.clip_norm,
         log_every=settings.log_every,
     )
-    train_module(place, step, optimizer, lambda done: stream_scenes(data, settings, done), plan, accelerator, stop)
 
+    def stream(done: int) -> Iterator[tuple[int, Scenes]]:
+        return stream_scenes(rows, settings.batch, range(done, settings.steps), settings.workers)
 
-def first_batch(data: CocoSet, settings: DetectSettings) -> Scenes:
-    """Return this rank's share of the first step."""
-    rows = SceneRows(data, settings)
-    batch = [rows[key] for key in share_of_step(0, len(data.images), settings)]
-    return Scenes(*(list(column) for column in zip(*batch, strict=True)))
+    train_module(place, step, optimizer, stream, plan, accelerator, stop)
 
 
 def count_parameters(model: str, settings: DetectSettings, classes: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import nn
 from unicl_imagebind import build_audio, build_grey, build_model, build_motion
 from unicl_imagebind.model import ImageBind
 
-from unicl_cli.api import Drawn, LogitScale, Part, UniclError
+from unicl_cli.api import Drawn, LogitScale, Part, UniclError, decay_groups
 
 SIZES = {"width": 16, "layers": 1, "heads": 2}
 
@@ -190,3 +190,13 @@ def test_mistakes_are_one_line() -> None:
         build_motion(samples=10)
     with pytest.raises(UniclError, match="patch: 16 is larger than an input of 8 x 20"):
         build_audio(mels=8, frames=20)
+
+
+def test_tokens_positions_and_biases_of_the_towers_do_not_decay() -> None:
+    model = model_of("audio", "depth", "imu")
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, plain = ({names[id(p)] for p in group["params"]} for group in decay_groups(model, 0.2))
+    ends = ("start", "positions", "bias_k", "bias_v", "bias")
+    assert not [name for name in decayed if name.endswith(ends)]
+    assert len([name for name in plain if name.endswith(ends[:4])]) == 3 * 4
+    assert all(name.endswith(("weight", "in_proj_weight")) for name in decayed)

@@ -1,6 +1,5 @@
 """Readers of media: the bytes of a sound, a grey image or a motion file -> the tensor that a tower takes."""
 
-import csv
 import io
 from functools import cache
 from math import gcd
@@ -15,13 +14,12 @@ from scipy.signal import resample_poly
 from torch import Tensor
 from torch.nn import functional as F
 
-from unicl_cli.api import ImageError, UniclError, open_image
+from unicl_cli.api import ImageError, UniclError, find_audio_fault, open_image, read_imu
 
 RATE, WINDOW, HOP, FFT, LOWEST = 16_000, 400, 160, 512, 20.0
 """Samples a second, of a frame and between frames; points of a frame's transform; lowest frequency in Hz."""
 PREEMPHASIS, FLOOR = 0.97, float(np.finfo(np.float32).eps)
 RATES, MOST_SAMPLES = (1_000, 768_000), 200_000_000
-CUT = "a sound that is cut off"
 GREY = {"L": 255, "I;16": 65535, "I;16B": 65535, "I": 65535}
 """Modes of an image with one channel, and their largest value."""
 
@@ -90,11 +88,10 @@ class MotionReader(NamedTuple):
         return (6, self.samples)
 
     def __call__(self, data: bytes) -> Tensor:
-        values = read_npy(data) if data.startswith(b"\x93NUMPY") else read_csv(data)
-        if values.ndim != 2 or values.shape[1] != 6 or not len(values):
-            raise UniclError(f"a motion of shape {tuple(values.shape)} instead of (samples, 6)")
-        if not np.isfinite(values).all():
-            raise UniclError("a motion with values that are not finite")
+        try:
+            values = read_imu(data)
+        except ValueError as error:
+            raise UniclError(str(error)) from error
         spare = len(values) - self.samples
         x = torch.from_numpy(values[max(0, spare // 2) :][: self.samples]).T
         return F.pad(x, (0, max(0, -spare))).contiguous()
@@ -102,8 +99,9 @@ class MotionReader(NamedTuple):
 
 def decode_sound(data: bytes) -> NDArray[np.float64]:
     """Decode a sound to the mean of its channels at RATE, float64 (samples,). UniclError if it is damaged."""
-    if is_cut(data):
-        raise UniclError(CUT)
+    fault = find_audio_fault(data)
+    if fault is not None:
+        raise UniclError(fault)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             frames, own = file.frames, file.samplerate
@@ -113,7 +111,7 @@ def decode_sound(data: bytes) -> NDArray[np.float64]:
     except soundfile.LibsndfileError as error:
         raise UniclError(f"not a sound that can be read ({error.error_string.rstrip('.')})") from error
     if len(found) < frames:
-        raise UniclError(CUT)
+        raise UniclError("a sound that is cut off")
     if not len(found):
         raise UniclError("a sound without samples")
     if not np.isfinite(found).all() or np.abs(found).max() > np.finfo(np.float32).max:
@@ -123,16 +121,6 @@ def decode_sound(data: bytes) -> NDArray[np.float64]:
     mono = found.mean(1)
     common = gcd(RATE, own)
     return mono if own == RATE else resample_poly(mono, RATE // common, own // common)
-
-
-def is_cut(data: bytes) -> bool:
-    """Return whether a file ends early, which its decoder may not tell: by WAV's size, or OGG's mark of its end."""
-    if data[:4] == b"RIFF" and len(data) >= 8:
-        size = int.from_bytes(data[4:8], "little")
-        return size < 0xFFFFFFFF and size + 8 > len(data) + 1  # an odd last chunk may lack its padding byte
-    page = data[data.rfind(b"OggS") :]  # header of 27 bytes, then the sizes of the segments, then these
-    is_last = len(page) >= 27 and page[5] & 4 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
-    return data[:4] == b"OggS" and not is_last
 
 
 def log_mel(waves: Tensor, mels: int) -> Tensor:
@@ -159,29 +147,3 @@ def mel_filters(mels: int) -> Tensor:
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     return torch.minimum(rising, falling).clamp(min=0)
-
-
-def read_npy(data: bytes) -> NDArray[np.float32]:
-    """Read the array of a NPY file, without objects."""
-    try:
-        return np.asarray(np.load(io.BytesIO(data), allow_pickle=False), np.float32)
-    except (ValueError, OSError, EOFError, TypeError, MemoryError) as error:
-        raise UniclError("a NPY file that is cut off or damaged") from error
-
-
-def read_csv(data: bytes) -> NDArray[np.float32]:
-    """Read the numbers of a CSV file; its first line may have names."""
-    try:
-        lines = [line for line in csv.reader(io.StringIO(data.decode("utf-8-sig"))) if line]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UniclError("neither a NPY nor a CSV file") from error
-    values: list[list[float]] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            values.append([float(cell) for cell in line])
-        except ValueError as error:
-            if number > 1:
-                raise UniclError(f"a CSV file whose line {number} is not made of numbers") from error
-    if any(len(row) != 6 for row in values):
-        raise UniclError("a CSV file with lines that do not have six numbers")
-    return np.array(values, np.float32).reshape(-1, 6)

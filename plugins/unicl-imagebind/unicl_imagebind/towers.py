@@ -81,6 +81,10 @@ class MediaTower(nn.Module):
         self.units = nn.ModuleList(Block(stem.width, heads, rate) for rate in rates)
         self.norm, self.dropout = nn.LayerNorm(stem.width), nn.Dropout(dropout)
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the class token and the positions."""
+        return {"start", "positions"}
+
     def kind(self, name: str) -> MediaKind:
         """Return the files of this tower under the name of a modality."""
         return MediaKind(name, tuple(suffix.format(name=name) for suffix in self.suffixes), self.reader)

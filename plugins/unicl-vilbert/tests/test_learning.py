@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from unicl_bert.bert import Bert, Size, Special
+from unicl_regions.boxes import Regions
 from unicl_vilbert import build_loss, build_vilbert
-from unicl_vilbert.bert import Bert, Size, Special
-from unicl_vilbert.streams import Regions
 
 from unicl_cli.api import NO_LABEL, Batch, Part, Plan, Step, fit, start_accelerator
 

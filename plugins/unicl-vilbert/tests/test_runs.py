@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
-from unicl_vilbert import build_rcnn, build_regions
-from unicl_vilbert.regions import grid_boxes, read_boxes, read_targets
+from unicl_regions import build_rcnn, build_regions
+from unicl_regions.boxes import grid_boxes
 
-from unicl_cli.api import NO_LABEL, Drawn, UniclError, load_model, read_tensors
+from unicl_cli.api import UniclError, load_model, read_tensors
 from unicl_cli.cli import main
 from unicl_cli.testing import furthest, unicl
 
@@ -77,6 +76,9 @@ def test_an_attention_map_is_drawn_for_each_token(run: Path, made: Path, tmp_pat
     assert "needs boxes" in capsys.readouterr().err
     assert main([*words, "--boxes", str(boxes), "--block", "7"]) == 2
     assert "has 2 blocks" in capsys.readouterr().err
+    boxes.write_text(json.dumps({"width": 64, "height": 64, "boxes": [[0, 0, 9, 9]] * 5}))
+    assert main([*words, "--boxes", str(boxes)]) == 2
+    assert "5 boxes, more than" in capsys.readouterr().err
 
 
 def test_grid_regions_are_cells_of_the_tower_with_the_classes_of_what_they_show(made: Path):
@@ -91,63 +93,11 @@ def test_grid_regions_are_cells_of_the_tower_with_the_classes_of_what_they_show(
     torch.testing.assert_close(classes.sum(-1), torch.ones(2, 16))
     whole = found._replace(boxes=torch.tensor([[[0, 0, 1, 1, 1.0]]] * 2))
     own = torch.nn.functional.normalize(seer.step.model.encode_image(images).embed, dim=1)
-    expected = (seer.step.model.scale() * own @ regions.held[0].prompts.T).softmax(1)
+    expected = (seer.step.model.scale() * own @ regions.frozen[0].prompts.T).softmax(1)
     torch.testing.assert_close(regions.distributions(images, whole)[:, 0], expected.detach(), atol=1e-4, rtol=1e-3)
     assert grid_boxes(50).shape == (1, 49, 5), "a class token is not a cell"
     with pytest.raises(UniclError, match="not a square grid"):
         grid_boxes(51)
-
-
-def drawn(*media: dict[str, object] | None, size: tuple[int, int] = (8, 8)) -> list[Drawn]:
-    rows = [{} if one is None else {"boxes": json.dumps(one).encode()} for one in media]
-    return [Drawn(n, n, 0, torch.zeros(3, *size), NO_LABEL, None, 0, one) for n, one in enumerate(rows)]
-
-
-def boxes_of(*rows: Drawn, most: int = 4) -> dict[str, Tensor]:
-    return read_boxes(rows, torch.zeros(1, 1), torch.zeros(len(rows)), most=most)
-
-
-def test_boxes_of_rows_are_padded_and_a_row_may_lack_them():
-    one = {"width": 10, "height": 10, "boxes": [[1, 1, 5, 6], [0, 0, 10, 10]], "target": 1}
-    rows = drawn(one, None)
-    extra = {**boxes_of(*rows), **read_targets(rows, torch.zeros(1, 1), torch.zeros(2))}
-    assert extra["region_mask"].tolist() == [[True, True, False, False], [False] * 4]
-    assert extra["has_target"].tolist() == [True, False]
-    assert extra["target_box"][0].tolist() == [0, 0, 1, 1, 1]
-    assert extra["boxes"][0, 0].tolist() == pytest.approx([0.1, 0.1, 0.5, 0.6, 0.2])
-
-
-SQUARE = {"width": 10, "height": 10}
-
-
-@pytest.mark.parametrize(
-    ("media", "words"),
-    [
-        ({**SQUARE, "boxes": [[1, 1, 1, 5]]}, "box 0 .* is empty or outside"),
-        ({**SQUARE, "boxes": [[0, 0, 5, 5], [5, 5, 11, 6]]}, "box 1 .* is empty or outside"),
-        ({**SQUARE, "boxes": [[5, 5, 1, 1]]}, "empty or outside"),
-        ({**SQUARE, "boxes": [[0, 0, float("nan"), 3]]}, "empty or outside"),
-        ({**SQUARE, "boxes": [[0, 0, 5]]}, "not JSON with width"),
-        ({**SQUARE, "boxes": "all"}, "not JSON with width"),
-        ({"boxes": [[0, 0, 5, 5]]}, "not JSON with width"),
-        ([], "not JSON with width"),
-        ({"width": 20, "height": 10, "boxes": [[0, 0, 5, 5]]}, "20×10 px is cropped"),
-        ({**SQUARE, "boxes": [[0, 0, 5, 5]] * 5}, "5 boxes, more than model.regions.most=4"),
-        ({**SQUARE, "boxes": [[0, 0, 5, 5]], "target": 1}, "target 1 is not the number"),
-        ({**SQUARE, "boxes": [[0, 0, 5, 5]], "target": True}, "target True is not the number"),
-    ],
-)
-def test_bad_boxes_are_one_line(media: dict[str, object], words: str):
-    with pytest.raises(UniclError, match=words) as caught:
-        boxes_of(*drawn(media))
-    assert "row 0" in str(caught.value)
-
-
-def test_rows_without_any_boxes_are_refused():
-    with pytest.raises(UniclError, match="no row has boxes"):
-        boxes_of(*drawn(None, None))
-    with pytest.raises(UniclError, match="no row has a target"):
-        read_targets(drawn({**SQUARE, "boxes": [[0, 0, 5, 5]]}, None), torch.zeros(1, 1), torch.zeros(2))
 
 
 @pytest.mark.parametrize(
@@ -170,12 +120,42 @@ def test_a_recipe_that_cannot_work_is_one_line(
     assert words in capsys.readouterr().err
 
 
-def test_weights_that_are_not_a_faster_rcnns_are_refused(tmp_path: Path):
-    path = tmp_path / "w.pt"
-    for write in (lambda: path.write_bytes(b"no weights"), lambda: torch.save({"a": torch.zeros(1)}, path)):
-        write()
-        with pytest.raises(UniclError, match="not the weights of fasterrcnn"):
-            build_rcnn(weights=str(path), classes=3, stored=None)
+CORPUS = "data.train=[{{corpus: {}}}]"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "corpus", "words"),
+    [
+        ("vilbert-shapes", "shapes", "boxes: no row has any"),
+        ("vilbert-refer", "scenes", "targets: no row names one of its boxes"),
+        ("vilbert-answer", "scenes", "vilbert-answer learns from labels, and no corpus of the mix has classes"),
+    ],
+)
+def test_a_corpus_without_what_the_loss_learns_from_is_refused_before_the_first_step(
+    recipe: str, corpus: str, words: str, made: Path, small: dict[str, tuple[str, ...]], tmp_path: Path, capsys
+):
+    changes = (*small["scenes"], CORPUS.format(made / corpus), "model.init=null")
+    for more in (("--dry-run",), ("--run-dir", str(tmp_path / "run"))):
+        capsys.readouterr()
+        assert main(["train", recipe, *changes, *more, "-q"]) == 2
+        told = capsys.readouterr().err
+        assert words in told
+        assert "Traceback" not in told
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_rows_without_boxes_are_told_before_the_first_step_and_stop_no_batch(
+    made: Path, small: dict[str, tuple[str, ...]], tmp_path: Path, capsys
+):
+    both = f"data.train=[{{corpus: {made / 'scenes'}}}, {{corpus: {made / 'shapes'}}}]"
+    words = ["train", "vilbert-shapes", *small["scenes"], both, "data.mix.by=step"]
+    assert main([*words, "--run-dir", str(tmp_path / "run")]) == 0
+    assert "warning: 96 of 144 rows have no boxes: nothing is seen of their images" in capsys.readouterr().err
+
+
+def test_figures_of_a_split_without_boxes_are_refused(run: Path, made: Path, capsys):
+    assert main(["eval", str(run), "--data", str(made / "shapes"), "--evaluator", "loss"]) == 2
+    assert "boxes: no row has any" in capsys.readouterr().err
 
 
 def test_a_dry_run_knows_the_quickstart_and_the_papers_sizes(

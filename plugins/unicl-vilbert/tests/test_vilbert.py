@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from unicl_bert.bert import Bert, Size, Special
+from unicl_bert.layers import Attention
+from unicl_regions.boxes import Regions
 from unicl_vilbert import build_loss, build_refer, build_vilbert
-from unicl_vilbert.bert import Bert, Size, Special
-from unicl_vilbert.losses import ReferLoss, align_part, region_part
-from unicl_vilbert.masking import draw_dice
+from unicl_vilbert.losses import ReferLoss, align_task, region_task
+from unicl_vilbert.masking import draw_dice, mask_regions
 from unicl_vilbert.model import Vilbert
-from unicl_vilbert.streams import Attention, CoLayer, RegionEmbedding, Regions
-from unicl_vilbert.text import join_pairs
+from unicl_vilbert.streams import CoLayer, RegionEmbedding
 
 from unicl_cli.api import NO_LABEL, NO_TEXT, Batch, Drawn, Part, UniclError, share_of_mean
 
@@ -94,7 +95,7 @@ def batch_of(rows: int = 8, keys: list[int] | None = None, index: list[int] | No
 
 def test_the_divergence_of_masked_regions_has_its_golden_value():
     target, logits = (4 * golden(4, 5, 3)).softmax(-1), 3 * golden(4, 5, 5)
-    part = region_part(logits, target, torch.tensor([True, False, True, False]))
+    part = region_task(logits, target, torch.tensor([True, False, True, False]))
     assert share_of_mean(part.values, part.valid).item() == pytest.approx(2.427591032026455, abs=1e-12)
     nothing = share_of_mean(part.values, torch.zeros(4, dtype=torch.bool))
     assert nothing == 0, "no masked region is 0, not NaN"
@@ -228,12 +229,23 @@ def test_a_masked_region_leaves_no_trace_in_the_mean_feature():
     )
 
 
+def test_masked_regions_are_zeroed_nine_times_of_ten():
+    dice = torch.randint(0, 2**32, (2000,), generator=torch.Generator().manual_seed(0))
+    there = torch.ones(2000, 10, dtype=torch.bool)
+    there[:, 8:] = False
+    chosen, zeroed = mask_regions(there, dice, 0.15)
+    assert not chosen[:, 8:].any()
+    assert chosen[:, :8].float().mean() == pytest.approx(0.15, abs=0.01)
+    assert (zeroed.sum() / chosen.sum()).item() == pytest.approx(0.9, abs=0.02)
+    assert not (zeroed & ~chosen).any()
+
+
 # -- the pre-training loss -----------------------------------------------------------------------------------------
 
 
 def test_the_loss_is_the_sum_of_its_parts_by_hand():
     model, batch, loss = built(), batch_of(), build_loss(mask=0.5)
-    parts = loss.parts(model, batch)
+    parts = loss.tasks(model, batch)
     out = loss(model, batch)
     total = 0.0
     for part in parts.values():
@@ -271,7 +283,7 @@ def test_words_and_regions_are_predicted_on_aligned_pairs_only_unless_asked():
     batch = batch_of(keys=list(range(8)))
     for misaligned in (False, True):
         loss = build_loss(mask=1.0, misaligned=misaligned)
-        parts = loss.parts(built(), batch)
+        parts = loss.tasks(built(), batch)
         wrong = loss.choose_wrong(batch, batch.tokens, batch.text_index != NO_TEXT, batch.extra["dice"])
         assert 0 < wrong.sum() < 8
         for name in ("words", "regions"):
@@ -331,24 +343,12 @@ def test_a_pair_score_is_the_log_odds_of_alignment_and_knows_no_neighbours():
     assert scores.shape == (8, 3)
     torch.testing.assert_close(scores[4:5, 2:3], alone)
     torch.testing.assert_close(scores.diagonal().sigmoid(), two[:3])
-    part = align_part(
+    part = align_task(
         torch.stack([torch.zeros(3), scores.diagonal()], 1), torch.tensor([True, False, True]), torch.ones(3).bool()
     )
     assert part.values.tolist() == pytest.approx(
         F.binary_cross_entropy(two[:3].float(), torch.tensor([1.0, 0, 1]), reduction="none").tolist(), abs=1e-5
     )
-
-
-# -- the text stream -----------------------------------------------------------------------------------------------
-
-
-def test_sentence_pairs_are_framed_and_the_longer_is_cut():
-    pairs = [([5, 6], [7], 0), ([5] * 9, [6, 7, 8], 1)]
-    made = join_pairs(pairs, (START, END, PAD), 9, [3, 4])
-    assert made.tokens.tolist() == [[1, 5, 6, 2, 7, 2, 0, 0, 0], [1, 5, 5, 5, 2, 6, 7, 8, 2]]
-    assert made.kinds.tolist() == [[0, 0, 0, 0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1, 1]]
-    assert made.words.tolist() == [[x in (5, 6, 7, 8) for x in row] for row in made.tokens.tolist()]
-    assert made.there.sum(1).tolist() == [6, 9]
 
 
 def test_attention_refuses_heads_that_do_not_divide_the_width():

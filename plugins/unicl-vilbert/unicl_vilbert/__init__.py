@@ -10,78 +10,11 @@ from pydantic import Field
 from unicl_cli.api import Part
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import nn
 
 Count = Annotated[int, Field(gt=0, le=65536)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
-
-
-def build_bert(
-    *,
-    vocab_size: int,
-    context_length: int,
-    pad_id: int,
-    eot_id: int,
-    width: Count = 768,
-    layers: Count = 12,
-    heads: Count = 12,
-    hidden: Count = 3072,
-) -> nn.Module:
-    """A text stream in the form of BERT, from random weights; the sizes are BERT-base's. It has no dropout."""
-    from unicl_vilbert.bert import Bert, Size, Special
-
-    size = Size(vocab_size + 1, width, layers, heads, hidden, context_length)
-    return Bert(size, Special(pad_id, eot_id, vocab_size))
-
-
-def build_bert_folder(*, folder: str, length: Count = 36, stored: Path | None) -> nn.Module:
-    """A text stream with weights, sizes and tokenizer from a folder: BERT's, or one that `unicl vilbert text` wrote."""
-    from pathlib import Path
-
-    from unicl_vilbert.bert import StoredBert, load_bert
-
-    model = StoredBert(Path(folder).expanduser() if stored is None else stored, length)
-    if stored is None and not model.bias.is_meta:
-        load_bert(model, Path(folder).expanduser())
-    return model
-
-
-def build_regions(
-    *,
-    model: str,
-    boxes: Literal["grid", "media"] = "grid",
-    most: Count = 36,
-    image_size: int,
-    moves_pixels: bool,
-    stored: Path | None,
-) -> nn.Module:
-    """Regions that a trained run sees, the folder `model`: the cells of its image tower's grid, or boxes of the corpus.
-
-    Their class distribution is the run's zero-shot answer to the region cut out. Boxes come from the row's media
-    `boxes`, at most `most` in an image.
-    """
-    from pathlib import Path
-
-    from unicl_vilbert.regions import RunRegions
-
-    run = Path(model).expanduser() if stored is None else stored
-    return RunRegions(run, boxes, most, image_size=image_size, moves=moves_pixels)
-
-
-def build_rcnn(*, weights: str | None = None, classes: Count = 91, most: Count = 36, stored: Path | None) -> nn.Module:
-    """Regions that torchvision's Faster R-CNN (`fasterrcnn_resnet50_fpn_v2`) detects, and its class distribution.
-
-    `weights` is a file of its state_dict, `classes` their number with background.
-    """
-    from pathlib import Path
-
-    from unicl_vilbert.regions import RcnnRegions
-
-    file = None if weights is None else Path(weights).expanduser()
-    return RcnnRegions(file if stored is None else stored / "detector.pt", classes, most)
 
 
 def build_vilbert(  # noqa: PLR0913 - its options are keys of the recipe
@@ -103,8 +36,9 @@ def build_vilbert(  # noqa: PLR0913 - its options are keys of the recipe
     `width`, `heads`, `hidden` are those of the image stream, `shared` is the width of co-attention. Without
     `co_attention` each stream looks at itself in its place.
     """
+    from unicl_bert.bert import Bert
+
     from unicl_cli.api import UniclError
-    from unicl_vilbert.bert import Bert
     from unicl_vilbert.model import Vilbert, build_layers
 
     words, found = encoder(text), encoder(regions)
@@ -153,6 +87,10 @@ def build_refer(*, image_width: int, moves_pixels: bool, target: Literal["bce", 
 
 def build_answer(*, model_width: Count = 1024, num_classes: int) -> nn.Module:
     """The answer to a question about the image, one of the corpus's classes; `model_width` is the model's `shared`."""
+    from unicl_cli.api import UniclError
     from unicl_vilbert.losses import AnswerLoss
 
+    if not num_classes:
+        hint = 'prepare questions with their answers, such as --labels "scenes?task=question"'
+        raise UniclError("data.train: vilbert-answer learns from labels, and no corpus of the mix has classes", hint)
     return AnswerLoss(model_width, num_classes)

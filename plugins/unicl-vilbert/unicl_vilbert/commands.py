@@ -27,8 +27,8 @@ def text(
 
     Example: unicl vilbert text sentences.txt -o runs/text
     """
-    from unicl_vilbert.bert import Size
-    from unicl_vilbert.text import Numbers, train_text
+    from unicl_bert.bert import Size
+    from unicl_bert.pretraining import Numbers, train_text
 
     size = Size(0, width, layers, heads, hidden, length)
     last = train_text(file, out, size, tokenizer, Numbers(steps, batch, lr, length, seed))

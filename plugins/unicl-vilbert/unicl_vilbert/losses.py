@@ -1,30 +1,24 @@
 """The objectives of ViLBERT: masked words, masked regions and alignment; referring expressions; questions."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from unicl_bert.masking import Task, mask_words, sum_tasks, uniform, word_task
+from unicl_regions.boxes import Regions, check_targets, pairwise_iou, read_targets
 
 from unicl_cli.api import NO_LABEL, NO_TEXT, Batch, UniclError, at_least_float32, share_of_mean
-from unicl_vilbert.masking import CAPTION, draw_dice, mask_regions, mask_words, uniform
+from unicl_vilbert.masking import CAPTION, draw_dice, mask_regions
 from unicl_vilbert.model import Vilbert
-from unicl_vilbert.regions import read_targets
-from unicl_vilbert.streams import Regions, States, pairwise_iou
+from unicl_vilbert.streams import States
 
 AMONG = 32
 """Images of a batch among which a text finds its own: joint scores cost a pass for each pair."""
 HIT = 0.5
 """The IoU from which a region is the one that an expression refers to."""
-
-
-class Part(NamedTuple):
-    """One task on a share: ``values`` are losses, ``hits`` bool, both of any shape and counted where ``valid``."""
-
-    values: Tensor
-    hits: Tensor
-    valid: Tensor
 
 
 def region_divergence(logits: Tensor, target: Tensor) -> Tensor:
@@ -50,7 +44,7 @@ def score_pairs(model: Vilbert, images: Tensor, tokens: Tensor, extra: Mapping[s
     return torch.stack(rows)
 
 
-class Joint(nn.Module):
+class Joint(nn.Module, ABC):
     """The common part of all objectives: the log odds of alignment as score of a pair, and figures on held-out rows."""
 
     score, activation = "pair", "sigmoid"
@@ -59,14 +53,14 @@ class Joint(nn.Module):
         """Score uint8 (b, 3, H, W) and texts (C, L): (b, C) log odds of alignment."""
         return score_pairs(model, images, tokens)
 
-    def parts(self, model: Vilbert, batch: Batch) -> dict[str, Part]:
+    @abstractmethod
+    def tasks(self, model: Vilbert, batch: Batch) -> dict[str, Task]:
         """Return the tasks of a share by name."""
-        raise NotImplementedError
 
     def measure(self, model: Vilbert, batch: Batch) -> dict[str, Tensor]:
         """Return (hits, count) of each task, (2,)."""
-        parts = self.parts(model, batch)
-        return {name: torch.stack([(p.hits & p.valid).sum(), p.valid.sum()]).float() for name, p in parts.items()}
+        tasks = self.tasks(model, batch)
+        return {name: torch.stack([(p.hits & p.valid).sum(), p.valid.sum()]).float() for name, p in tasks.items()}
 
 
 class VilbertLoss(Joint):
@@ -83,13 +77,9 @@ class VilbertLoss(Joint):
         self.extra = draw_dice
 
     def forward(self, model: Vilbert, batch: Batch) -> dict[str, Tensor]:
-        parts = self.parts(model, batch)
-        shares = {name: share_of_mean(p.values.flatten(), p.valid.flatten()) for name, p in parts.items()}
-        right = {f"{name}_acc": share_of_mean(p.hits.flatten().float(), p.valid.flatten()) for name, p in parts.items()}
-        total = torch.stack([self.weights[name] * value for name, value in shares.items()]).sum()
-        return {"loss": total, **{name: value.detach() for name, value in (shares | right).items()}}
+        return sum_tasks(self.tasks(model, batch), self.weights)
 
-    def parts(self, model: Vilbert, batch: Batch) -> dict[str, Part]:
+    def tasks(self, model: Vilbert, batch: Batch) -> dict[str, Task]:
         dice, (tokens, has) = batch.extra["dice"], caption_tokens(batch)
         wrong = self.choose_wrong(batch, tokens, has, dice)
         tokens = torch.where(wrong[:, None], tokens[neighbours(tokens)], tokens)
@@ -103,13 +93,13 @@ class VilbertLoss(Joint):
         told = model.text.encode(hidden.tokens, there, layers=model.before)
         states = model(told, there, found, (chosen, zeroed))
         return {
-            "words": word_part(model.text.predict(states.words), tokens, hidden.chosen & asked),
-            "regions": region_part(
+            "words": word_task(model.text.predict(states.words), tokens, hidden.chosen & asked),
+            "regions": region_task(
                 model.region_logits(states),
                 cast("Any", model.regions).distributions(batch.images, found),
                 chosen & asked,
             ),
-            "align": align_part(model.align(model.pooled(states)), ~wrong, has),
+            "align": align_task(model.align(model.pooled(states)), ~wrong, has),
         }
 
     def measure(self, model: Vilbert, batch: Batch) -> dict[str, Tensor]:
@@ -146,21 +136,15 @@ def neighbours(rows: Tensor, *, alone: bool = False) -> Tensor:
     return (torch.arange(len(rows), device=rows.device) ^ 1).clamp(max=len(rows) - 1)
 
 
-def word_part(logits: Tensor, tokens: Tensor, chosen: Tensor) -> Part:
-    """Return cross-entropy of the masked words, (b, L)."""
-    values = F.cross_entropy(at_least_float32(logits).transpose(1, 2), tokens, reduction="none")
-    return Part(values, logits.argmax(-1) == tokens, chosen)
-
-
-def region_part(logits: Tensor, target: Tensor, chosen: Tensor) -> Part:
+def region_task(logits: Tensor, target: Tensor, chosen: Tensor) -> Task:
     """Return the divergence of the masked regions, (b, R)."""
-    return Part(region_divergence(logits, target), logits.argmax(-1) == target.argmax(-1), chosen)
+    return Task(region_divergence(logits, target), logits.argmax(-1) == target.argmax(-1), chosen)
 
 
-def align_part(logits: Tensor, aligned: Tensor, has: Tensor) -> Part:
+def align_task(logits: Tensor, aligned: Tensor, has: Tensor) -> Task:
     """Return cross-entropy of the alignment, (b,)."""
     values = F.cross_entropy(at_least_float32(logits), aligned.long(), reduction="none")
-    return Part(values, (logits[:, 1] > logits[:, 0]) == aligned, has)
+    return Task(values, (logits[:, 1] > logits[:, 0]) == aligned, has)
 
 
 class ReferLoss(Joint):
@@ -175,20 +159,21 @@ class ReferLoss(Joint):
     def __init__(self, image_width: int, target: str) -> None:
         super().__init__()
         self.target, self.choose = target, nn.Linear(image_width, 1)
-        self.extra = read_targets
+        self.extra, self.check_rows = read_targets, check_targets
 
     def forward(self, model: Vilbert, batch: Batch) -> dict[str, Tensor]:
         logits, iou, there, has = self.look(model, batch)
         best = iou.amax(1) >= HIT
         if self.target == "ce":
             hidden = logits.masked_fill(~there, -torch.inf)
-            values = F.cross_entropy(hidden.masked_fill(~has[:, None], 0), iou.argmax(1), reduction="none")
+            seen = has & there.any(1)  # no softmax over nothing
+            values = F.cross_entropy(hidden.masked_fill(~seen[:, None], 0), iou.argmax(1), reduction="none")
             loss = share_of_mean(values, has & best)
         else:
             values = F.binary_cross_entropy_with_logits(logits, (iou >= HIT).to(logits.dtype), reduction="none")
             loss = share_of_mean(values.flatten(), (there & has[:, None]).flatten())
-        parts = self.figures(logits, iou, there, has)
-        shown = {name: share_of_mean(p.hits.float(), p.valid).detach() for name, p in parts.items()}
+        tasks = self.figures(logits, iou, there, has)
+        shown = {name: share_of_mean(p.hits.float(), p.valid).detach() for name, p in tasks.items()}
         return {"loss": loss, **shown}
 
     def look(self, model: Vilbert, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -204,16 +189,16 @@ class ReferLoss(Joint):
             has & batch.extra["has_target"],
         )
 
-    def figures(self, logits: Tensor, iou: Tensor, there: Tensor, has: Tensor) -> dict[str, Part]:
+    def figures(self, logits: Tensor, iou: Tensor, there: Tensor, has: Tensor) -> dict[str, Task]:
         """Return acc@0.5 and the recall of regions."""
         choice = logits.masked_fill(~there, -torch.inf).argmax(1)
         right = iou.gather(1, choice[:, None])[:, 0] >= HIT
         return {
-            "acc@0.5": Part(right.float(), right, has),
-            "recall_of_regions": Part(iou.amax(1), iou.amax(1) >= HIT, has),
+            "acc@0.5": Task(right.float(), right, has),
+            "recall_of_regions": Task(iou.amax(1), iou.amax(1) >= HIT, has),
         }
 
-    def parts(self, model: Vilbert, batch: Batch) -> dict[str, Part]:
+    def tasks(self, model: Vilbert, batch: Batch) -> dict[str, Task]:
         return self.figures(*self.look(model, batch))
 
 
@@ -227,11 +212,11 @@ class AnswerLoss(Joint):
         self.hidden, self.answer = nn.Linear(embed_dim, 2 * embed_dim), nn.Linear(2 * embed_dim, num_classes)
 
     def forward(self, model: Vilbert, batch: Batch) -> dict[str, Tensor]:
-        part = self.parts(model, batch)["answers"]
-        right = share_of_mean(part.hits.float(), part.valid)
-        return {"loss": share_of_mean(part.values, part.valid), "answers_acc": right.detach()}
+        task = self.tasks(model, batch)["answers"]
+        right = share_of_mean(task.hits.float(), task.valid)
+        return {"loss": share_of_mean(task.values, task.valid), "answers_acc": right.detach()}
 
-    def parts(self, model: Vilbert, batch: Batch) -> dict[str, Part]:
+    def tasks(self, model: Vilbert, batch: Batch) -> dict[str, Task]:
         tokens, has = caption_tokens(batch)
         found = model.find(batch.images, batch.extra)
         states: States = model(model.text_tokens(tokens), model.text.there(tokens), found)
@@ -239,4 +224,4 @@ class AnswerLoss(Joint):
         valid = has & (batch.labels != NO_LABEL)
         labels = batch.labels.clamp(min=0)
         values = F.cross_entropy(logits, labels, reduction="none")
-        return {"answers": Part(values, logits.argmax(1) == labels, valid)}
+        return {"answers": Task(values, logits.argmax(1) == labels, valid)}

@@ -46,11 +46,13 @@ def draw_maps(image: Path, text: str, run: str, out: Path, boxes: Path | None, b
     data = read_file(image)
     pixels = loaded.transform(data)
     media = {} if boxes is None else {"boxes": read_file(boxes)}
-    drawn = Drawn(0, 0, 0, pixels, NO_LABEL, text, 0, media)
+    drawn = Drawn(0, 0, 0, pixels, NO_LABEL, text, 0, media, key=str(boxes))
     if hasattr(model, "extra") != (boxes is not None):
         wanted = "needs" if boxes is None else "does not take"
         raise UniclError(f"{run} {wanted} boxes", "set --boxes FILE for a run on boxes, and only there")
     tokens = tokenizer([text])
+    if boxes is not None:
+        model.check_rows([(str(boxes), media)])
     extra = model.extra([drawn], tokens, torch.zeros(1, dtype=torch.int64)) if boxes is not None else {}
     weights = attention_of(model, tokens, pixels[None], extra, block)
     found = model.find(pixels[None], extra)

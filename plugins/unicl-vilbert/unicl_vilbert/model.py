@@ -5,10 +5,12 @@ from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
+from unicl_bert.bert import Bert, start_small
+from unicl_bert.layers import Layer, Prediction
+from unicl_regions.boxes import Regions
 
 from unicl_cli.api import at_least_float32, chunked
-from unicl_vilbert.bert import Bert, start_small
-from unicl_vilbert.streams import CoLayer, Layer, Prediction, RegionEmbedding, Regions, States
+from unicl_vilbert.streams import CoLayer, RegionEmbedding, States
 
 
 class Vilbert(nn.Module):
@@ -41,8 +43,8 @@ class Vilbert(nn.Module):
         for module in self.children():
             if module not in (text, regions):
                 module.apply(start_small)
-        if hasattr(regions, "extra"):
-            self.extra = found.extra
+        if hasattr(regions, "extra"):  # regions that rows of the corpus carry
+            self.extra, self.check_rows = found.extra, found.check_rows
 
     @property
     def units(self) -> list[nn.Module]:

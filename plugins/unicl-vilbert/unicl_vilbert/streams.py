@@ -4,27 +4,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from unicl_bert.layers import EPS, Attention, FeedForward
+from unicl_regions.boxes import Regions, pairwise_iou
 
-from unicl_cli.api import UniclError
-
-EPS = 1e-12
-"""Of every LayerNorm, as in BERT."""
 OVERLAP = 0.4
 """The IoU above which a region would give a masked one away through the mean feature of `<IMG>`."""
-
-
-class Regions(NamedTuple):
-    """R regions of each image. ``boxes`` are (x1 / W, y1 / H, x2 / W, y2 / H, area / (W H))."""
-
-    features: Tensor
-    """(b, R, F)."""
-    boxes: Tensor
-    """(b, R, 5)."""
-    there: Tensor
-    """bool (b, R): False for padding."""
-    classes: Tensor | None = None
-    """(b, R, K): their class distributions, where they come with the features."""
 
 
 class States(NamedTuple):
@@ -32,58 +16,6 @@ class States(NamedTuple):
 
     words: Tensor
     regions: Tensor
-
-
-class Attention(nn.Module):
-    """Queries from ``x``, keys and values from ``y``; the residual is the queries' own stream (BERT; ViLBERT, Fig. 2).
-
-    Keys have no bias: it shifts all scores of a query alike, so that the softmax cannot see it.
-    """
-
-    def __init__(self, width: int, other: int, shared: int, heads: int) -> None:
-        super().__init__()
-        if shared % heads:
-            raise UniclError(f"vilbert: width {shared} is not a multiple of heads {heads}", "change one of them")
-        self.heads = heads
-        self.query, self.value = nn.Linear(width, shared), nn.Linear(other, shared)
-        self.key = nn.Linear(other, shared, bias=False)
-        self.out, self.norm = nn.Linear(shared, width), nn.LayerNorm(width, EPS)
-
-    def split(self, x: Tensor) -> Tensor:
-        """(n, N, shared) -> (n, heads, N, shared / heads)."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-    def forward(self, x: Tensor, y: Tensor, there: Tensor) -> Tensor:
-        """(n, N, width), (n, M, other), bool (n, M) -> (n, N, width)."""
-        query, key, value = self.split(self.query(x)), self.split(self.key(y)), self.split(self.value(y))
-        mixed = F.scaled_dot_product_attention(query, key, value, there[:, None, None])
-        return self.norm(x + self.out(mixed.transpose(1, 2).flatten(2)))
-
-    def weights(self, x: Tensor, y: Tensor, there: Tensor) -> Tensor:
-        """Return the attention itself, (n, heads, N, M), for pictures."""
-        query, key = self.split(self.query(x)), self.split(self.key(y))
-        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-        return scores.masked_fill(~there[:, None, None], -torch.inf).softmax(-1)
-
-
-class FeedForward(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.up, self.down, self.norm = nn.Linear(width, hidden), nn.Linear(hidden, width), nn.LayerNorm(width, EPS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x + self.down(F.gelu(self.up(x))))
-
-
-class Layer(nn.Module):
-    """A layer of BERT: self-attention and feed-forward, each with residual and norm."""
-
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
-        super().__init__()
-        self.attention, self.feed = Attention(width, width, width, heads), FeedForward(width, hidden)
-
-    def forward(self, x: Tensor, there: Tensor) -> Tensor:
-        return self.feed(self.attention(x, x, there))
 
 
 class CoLayer(nn.Module):
@@ -111,17 +43,6 @@ class CoLayer(nn.Module):
         return self.words_feed(told), self.regions_feed(seen)
 
 
-class Prediction(nn.Module):
-    """Linear, GELU, norm: the states before a table of words or classes (BERT's head)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.transform, self.norm = nn.Linear(width, width), nn.LayerNorm(width, EPS)
-
-    def forward(self, states: Tensor) -> Tensor:
-        return self.norm(F.gelu(self.transform(states)))
-
-
 class RegionEmbedding(nn.Module):
     """LayerNorm(Linear(feature) + Linear(box)), `<IMG>` first: the mean feature in the box of the whole image."""
 
@@ -142,12 +63,3 @@ class RegionEmbedding(nn.Module):
         whole = boxes.new_tensor([0, 0, 1, 1, 1]).expand(len(boxes), 1, 5)
         x = self.feature(torch.cat([mean, features], 1)) + self.box(torch.cat([whole, boxes], 1))
         return self.norm(x), torch.cat([torch.ones_like(found.there[:, :1]), found.there], 1)
-
-
-def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union of (b, R, 4+) and (b, S, 4+) corners, (b, R, S); 0 beside an empty box."""
-    one, two = boxes[..., None, :4], others[..., None, :, :4]
-    sides = torch.minimum(one[..., 2:], two[..., 2:]) - torch.maximum(one[..., :2], two[..., :2])
-    both = sides.clamp(min=0).prod(-1)
-    union = (one[..., 2:] - one[..., :2]).prod(-1) + (two[..., 2:] - two[..., :2]).prod(-1) - both
-    return both / union.clamp(min=1e-12)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from unicl_cli.build.data import check_media_of
 from unicl_cli.contracts import NO_LABEL, Batch, ClassName, Drawn
 from unicl_cli.core.dist import bare
 from unicl_cli.core.host_copy import to_device
@@ -45,20 +46,21 @@ class LossFigures:
                 f"evaluator loss: the loss of {encoder.loaded.name} has no figures of its own", "use zeroshot or probe"
             )
         own = number_classes(corpus.classes, encoder.loaded.classes)
+        tables = [cast("RowTable", corpus.table(split, kind)) for kind in corpus.kinds(split)]
+        parts = [(table, limit_rows(range(len(table)), limit)) for table in tables]
+        warnings = check_media_of(step, parts)
         sums: dict[str, Tensor] = {}
-        count = 0
-        for kind in corpus.kinds(split):
-            table = cast("RowTable", corpus.table(split, kind))
-            rows = limit_rows(range(len(table)), limit)
-            count += len(rows)
+        for table, rows in parts:
             for start in range(0, len(rows), batch):
                 made = read_batch(encoder, table, rows[start : start + batch], own)
                 for name, found in self.measure(encoder, made).items():
                     sums[name] = sums.get(name, torch.zeros(2, dtype=torch.float64)) + found.cpu().double()
         shares = {name: (hits / total).item() for name, (hits, total) in sums.items() if total}
         unknown = [each.names[0] for each, number in zip(corpus.classes, own, strict=True) if number == NO_LABEL]
-        warnings = [f"classes that the model lacks; their rows count as unlabelled: {shorten_names(unknown)}"]
-        return {"n": count, **shares, **({"warnings": warnings} if unknown else {})} if shares else {}
+        if unknown:
+            warnings.append(f"classes that the model lacks; their rows count as unlabelled: {shorten_names(unknown)}")
+        count = sum(len(rows) for _, rows in parts)
+        return {"n": count, **shares, **({"warnings": warnings} if warnings else {})} if shares else {}
 
     def measure(self, encoder: Encoder, batch: Batch) -> Mapping[str, Tensor]:
         """Return (hits, count) by name."""
@@ -85,7 +87,8 @@ def read_batch(encoder: Encoder, table: RowTable, rows: Sequence[int], numbers: 
         label = NO_LABEL if sample.label == NO_LABEL else numbers[sample.label]
         text = sample.texts[0] if sample.texts else None
         key = sample.text_hash[0] if sample.text_hash else 0
-        drawn.append(Drawn(row, row, SEED, loaded.transform(sample.image), label, text, key, sample.media))
+        image = loaded.transform(sample.image)
+        drawn.append(Drawn(row, row, SEED, image, label, text, key, sample.media, key=sample.key))
     images = torch.stack([one.image for one in drawn])
     tokenizer: Any = loaded.tokenizer
     return collate(drawn, images, tokenizer=tokenizer, caption_targets="unique", extra=hooks or None)

@@ -1,5 +1,6 @@
 """The blueprint of a stage's model: it can be built again with the same weights and another number of rows at once."""
 
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +11,10 @@ from unicl_cli.build.data import TrainingData, build_tokenizer, check_media
 from unicl_cli.build.init import adopted_tokenizer, load_init
 from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.contracts import Batch
+from unicl_cli.core.dist import rank
 from unicl_cli.core.loop import Step
 from unicl_cli.data.tokenizers import TextTokenizer
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import UniclError, write_note
 from unicl_cli.jobs.train.batches import stream_batches
 from unicl_cli.jobs.train.sizes import Sizes, chunk_count
 from unicl_cli.recipe.schema import Recipe
@@ -68,6 +70,13 @@ class Blueprint:
     def first_batch(self, built: Built) -> Batch:
         """Load this rank's share of the first batch."""
         return next(stream_batches(self.recipe, self.data, built.tokenizer, built.step, 0, 1, 0))[1]
+
+
+def warn(warnings: Sequence[str]) -> None:
+    """Write warnings, on rank 0."""
+    if rank() == 0:
+        for warning in warnings:
+            write_note(f"warning: {warning}")
 
 
 def check_batchnorm(step: Step, chunks: int) -> None:

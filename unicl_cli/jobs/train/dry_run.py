@@ -19,6 +19,7 @@ from unicl_cli.build.data import (
     build_tokenizer,
     check_learnable,
     check_media,
+    check_rows,
     check_texts,
     total_steps,
 )
@@ -94,6 +95,8 @@ def dry_run_facts(recipe: Recipe, run: Path, world: int, card: float | None = No
     step, tokenizer = build_on_meta(recipe, data, fit_tokenizer, chunks)
     check_texts(tokenizer, data)
     check_media(step, data)
+    for warning in check_rows(step, data):
+        write_note(f"warning: {warning}")
     check_evaluators(recipe, step, tokenizer)
     towers = {name: count_parameters(child) for name, child in step.model.named_children()}
     length = None if tokenizer is None else tokenizer.context_length

@@ -25,12 +25,12 @@ from unicl_cli.core.loop import Step, freeze_unreached
 from unicl_cli.core.machine import cores
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.tokenizers import TextTokenizer
-from unicl_cli.errors import UniclError, write_line, write_note
+from unicl_cli.errors import UniclError, write_line
 from unicl_cli.inference.scorer import check_prompt_count
 from unicl_cli.jobs.evaluators.candidates import choose_candidates
 from unicl_cli.jobs.overlap import find_overlap, recipes_of
 from unicl_cli.jobs.train.blame import blame_parts
-from unicl_cli.jobs.train.blueprint import Blueprint, has_batch_statistics
+from unicl_cli.jobs.train.blueprint import Blueprint, has_batch_statistics, warn
 from unicl_cli.jobs.train.facts import read_training_facts
 from unicl_cli.jobs.train.micro_batch import first_rows, fit_micro_batch
 from unicl_cli.jobs.train.pixel_probe import FrozenImages
@@ -94,13 +94,6 @@ def set_up(recipe: Recipe, accelerator: Any, run: Path, resume_from: str, start:
     warn(batchnorm_warnings(step, sizes.world))
     micro = None if rows == sizes.local else rows
     return Parts(recipe, data, step, tokenizer, sizes, frozen, micro, found.frozen_images)
-
-
-def warn(warnings: Sequence[str]) -> None:
-    """Write warnings, on rank 0."""
-    if rank() == 0:
-        for warning in warnings:
-            write_note(f"warning: {warning}")
 
 
 def check_eval_prompts(recipe: Recipe, data: TrainingData, loss: Any) -> None:

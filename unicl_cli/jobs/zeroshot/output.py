@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unicl_cli.errors import UniclError, csv_cell, escape_control
+from unicl_cli.errors import UniclError, escape_control
 from unicl_cli.formats import format_share
-from unicl_cli.inference.answer_stream import Format, Row, format_error
+from unicl_cli.inference.answer_stream import Format, Row, csv_lines, format_error
 from unicl_cli.jobs.zeroshot.questions import BETWEEN
 
 if TYPE_CHECKING:
@@ -133,20 +131,9 @@ def csv_rows(layout: Layout) -> Format:
     split = next((name for name in layout.names if SEPARATOR in name), None)
     if layout.is_multi and split is not None:
         raise UniclError(f"--csv: class '{split}' contains '{SEPARATOR}', which separates labels", "use --json")
-    header = csv_header(layout)
-    begun = False
 
-    def form(rows: Sequence[Row]) -> str:
-        nonlocal begun
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        if not begun:
-            writer.writerow(map(csv_cell, header))
-        begun = True
-        for row in rows:
-            more = [] if row["error"] is not None else csv_values(row, layout)
-            cells = [row["path"], row["label"], row["prob"], row["error"], *more]
-            writer.writerow([*map(csv_cell, cells), *[None] * (len(header) - len(cells))])
-        return out.getvalue()
+    def cells(row: Row) -> list[Any]:
+        more = [] if row["error"] is not None else csv_values(row, layout)
+        return [row["path"], row["label"], row["prob"], row["error"], *more]
 
-    return form
+    return csv_lines(csv_header(layout), cells)

@@ -4,7 +4,6 @@ import random
 import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from unicl_cli.api import CocoImage, CocoSet, UniclError, decode_pixels, rank, seed_of, world_size
-from unicl_detect.masks import mask_of
-from unicl_detect.options import DetectSettings
+from unicl_cli.api import CocoImage, CocoSet, UniclError, rank, seed_of, world_size
+from unicl_coco.images import check_size, read_pixels
+from unicl_coco.masks import mask_of
 
 ORDER, FLIP = 1, 2
 """Salts of the seeds."""
@@ -31,20 +30,15 @@ class Scenes(NamedTuple):
     """step * batch size + position in the global batch."""
 
 
-def read_pixels(path: Path) -> Tensor:
-    """Decode an image to uint8 (3, H, W). UniclError if it cannot be."""
-    try:
-        return decode_pixels(path.read_bytes()).contiguous()
-    except (OSError, ValueError) as error:  # ImageError is a ValueError
-        raise UniclError(f"{path}: cannot be read as an image: {error}", "restore it from a copy") from error
-
-
 class SceneRows(Dataset[tuple[Tensor, dict[str, Tensor], int]]):
-    """The training rows of a set: (row, draw) -> image, target, draw. Crowds are left out."""
+    """The training rows of a set: (row, draw) -> image, target, draw. Crowds are left out.
 
-    def __init__(self, data: CocoSet, settings: DetectSettings) -> None:
+    ``flip`` is the chance that an image is mirrored.
+    """
+
+    def __init__(self, data: CocoSet, *, masks: bool, flip: float, seed: int) -> None:
         self.folder, self.images = data.folder, data.images
-        self.masks, self.flip, self.seed = not settings.boxes_only, settings.flip, settings.seed
+        self.masks, self.flip, self.seed = masks, flip, seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor], int]:  # pyright: ignore
         row, draw = key
@@ -71,15 +65,6 @@ class SceneRows(Dataset[tuple[Tensor, dict[str, Tensor], int]]):
         return image, target
 
 
-def check_size(image: Tensor, scene: CocoImage, path: Path) -> None:
-    """Raise UniclError unless an image has the size that its annotations are for."""
-    if tuple(image.shape[1:]) != (scene.height, scene.width):
-        found, told = f"{image.shape[2]} x {image.shape[1]}", f"{scene.width} x {scene.height}"
-        raise UniclError(
-            f"{path}: is {found} px, but its annotations are for {told}", "use the images they were made on"
-        )
-
-
 def mirror(image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Mirror an image and its target from left to right."""
     left, top, right, bottom = target["boxes"].unbind(1)
@@ -98,12 +83,22 @@ def order_of(rows: int, seed: int, epoch: int) -> list[int]:
     return sorted(range(rows), key=keys.__getitem__)
 
 
-def share_of_step(step: int, rows: int, settings: DetectSettings) -> list[tuple[int, int]]:
-    """Return (row, draw) of each image of this rank's share of a step; shares are contiguous."""
-    size = settings.batch // world_size()
-    first = step * settings.batch + rank() * size
-    draws = range(first, first + size)
-    return [(order_of(rows, settings.seed, draw // rows)[draw % rows], draw) for draw in draws]
+def share_of_step(step: int, rows: int, batch: int, seed: int) -> list[tuple[int, int]]:
+    """Return (row, draw) of each image of this rank's share of a step; shares are contiguous.
+
+    UniclError unless the processes can share a ``batch`` equally.
+    """
+    if batch % world_size():
+        hint = f"use a multiple of {world_size()}"
+        raise UniclError(f"batch {batch} cannot be shared by {world_size()} processes", hint)
+    size = batch // world_size()
+    first = step * batch + rank() * size
+    return [(order_of(rows, seed, draw // rows)[draw % rows], draw) for draw in range(first, first + size)]
+
+
+def first_scenes(rows: SceneRows, batch: int) -> Scenes:
+    """Return this rank's share of the first step."""
+    return join_rows([rows[key] for key in share_of_step(0, len(rows.images), batch, rows.seed)])
 
 
 def join_rows(rows: Sequence[tuple[Tensor, dict[str, Tensor], int]]) -> Scenes:
@@ -118,13 +113,11 @@ def ignore_interrupt(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def stream_scenes(data: CocoSet, settings: DetectSettings, start: int) -> Iterator[tuple[int, Scenes]]:
-    """Yield (step, batch) from step ``start`` to the end."""
-    steps = range(start, settings.steps)
-    keys = [share_of_step(step, len(data.images), settings) for step in steps]
-    workers = settings.workers
+def stream_scenes(rows: SceneRows, batch: int, steps: range, workers: int) -> Iterator[tuple[int, Scenes]]:
+    """Yield (step, this rank's share of its ``batch`` images) for each of ``steps``."""
+    keys = [share_of_step(step, len(rows.images), batch, rows.seed) for step in steps]
     loader: Any = DataLoader(
-        SceneRows(data, settings),
+        rows,
         batch_sampler=keys,
         num_workers=workers,
         collate_fn=join_rows,

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detect_toys import SIZE, scenes_in, settings_of
-from unicl_detect.masks import mask_of
-from unicl_detect.scenes import SceneRows, mirror, order_of, share_of_step, stream_scenes
+from detect_toys import SIZE, rows_of, scenes_in
+from PIL import Image
+from unicl_coco.batches import mirror, order_of, share_of_step, stream_scenes
+from unicl_coco.images import read_images
+from unicl_coco.masks import mask_of
 
 from unicl_cli.api import UniclError
 
@@ -21,10 +23,10 @@ def test_each_pass_shows_every_row_once_in_another_order() -> None:
 
 
 def test_steps_go_through_the_rows_and_a_later_start_gives_the_same_batches(tmp_path: Path) -> None:
-    data, settings = scenes_in(tmp_path / "scenes"), settings_of(batch=2, steps=4, flip=0.5)
-    seen = [row for step in range(3) for row, _ in share_of_step(step, 6, settings)]
+    rows = rows_of(scenes_in(tmp_path / "scenes"))
+    seen = [row for step in range(3) for row, _ in share_of_step(step, 6, batch=2, seed=0)]
     assert sorted(seen) == list(range(6))
-    whole, rest = list(stream_scenes(data, settings, 0)), list(stream_scenes(data, settings, 2))
+    whole, rest = (list(stream_scenes(rows, 2, range(start, 4), 0)) for start in (0, 2))
     assert [step for step, _ in rest] == [2, 3]
     for (_, a), (_, b) in zip(whole[2:], rest, strict=True):
         assert a.draws == b.draws
@@ -34,7 +36,7 @@ def test_steps_go_through_the_rows_and_a_later_start_gives_the_same_batches(tmp_
 
 def test_masks_fill_their_boxes_and_mirrors_keep_it_so(tmp_path: Path) -> None:
     data = scenes_in(tmp_path / "scenes")
-    image, target = SceneRows(data, settings_of()).read(data.images[0])
+    image, target = rows_of(data).read(data.images[0])
     assert image.shape == (3, SIZE, SIZE)
     assert target["labels"].min() >= 1
     for pixels, found in ((image, target), mirror(image, target)):
@@ -71,11 +73,25 @@ def test_an_image_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, conte
     file.write_text(json.dumps(document))
     data = scenes_in(tmp_path / "scenes", masks=False)
     with pytest.raises(UniclError, match=f"000001.png: {message}"):
-        SceneRows(data, settings_of(boxes_only=True)).read(data.images[0])
+        rows_of(data, masks=False).read(data.images[0])
 
 
 def test_an_image_without_objects_has_empty_tensors(tmp_path: Path) -> None:
     data = scenes_in(tmp_path / "scenes")
-    _, target = SceneRows(data, settings_of()).read(data.images[0]._replace(objects=()))
+    _, target = rows_of(data).read(data.images[0]._replace(objects=()))
     shapes = {name: tuple(value.shape) for name, value in target.items()}
     assert shapes == {"boxes": (0, 4), "labels": (0,), "masks": (0, SIZE, SIZE)}
+
+
+def test_images_are_read_in_order_and_what_has_none_is_refused_in_one_line(tmp_path: Path) -> None:
+    for name, colour in (("b.png", "red"), ("a.png", "blue")):
+        Image.new("RGB", (9, 5), colour).save(tmp_path / name)
+    (tmp_path / "c.txt").touch()
+    found = list(read_images([str(tmp_path)]))
+    shapes = [(Path(name).name, tuple(pixels.shape)) for name, pixels in found]
+    assert shapes == [("a.png", (3, 5, 9)), ("b.png", (3, 5, 9))]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cut.png").write_bytes((tmp_path / "b.png").read_bytes()[:40])
+    for name, words in (("empty", "a folder without images"), ("cut.png", "cut off"), ("none.png", "no such file")):
+        with pytest.raises(UniclError, match=f"{name}: .*{words}"):
+            list(read_images([str(tmp_path / name)]))

@@ -1,7 +1,7 @@
-"""The text stream's own training: masked words and next sentences of a text file (BERT, section 3.1)."""
+"""BERT's pre-training: masked words and next sentences of a text file (section 3.1)."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,24 +10,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unicl_bert.bert import Bert, Size, Special, mask_of, save_bert
+from unicl_bert.masking import SALT, Task, mask_words, sum_tasks, word_task
 from unicl_cli.api import (
+    JsonlSink,
     Plan,
     UniclError,
     corpus_tokenizer,
+    decay_groups,
     fit,
     load_tokenizer,
     lr_at,
     read_regular,
     seed_of,
-    share_of_mean,
     start_accelerator,
 )
-from unicl_vilbert.bert import Bert, Size, Special, mask_of, save_bert
-from unicl_vilbert.losses import word_part
-from unicl_vilbert.masking import SALT, mask_words
 
 MOST_BYTES = 1_000_000_000
 """The largest text file: all its tokens are held in memory."""
+METRICS = "metrics.jsonl"
 Sentence = Sequence[int]
 
 
@@ -45,7 +46,7 @@ class Pairs(NamedTuple):
     is_random: Tensor
     """int64 (b,): 0 if B follows A, 1 if it is of another document."""
     dice: Tensor
-    """int64 (b,): see `masking.draw_dice`."""
+    """int64 (b,): 32 random bits for each pair, of which its masked words are made."""
 
 
 class Numbers(NamedTuple):
@@ -70,16 +71,11 @@ class TextStage(nn.Module):
         special = (self.model.special.mask, self.model.size.vocab_size)
         hidden = mask_words(batch.tokens, batch.words, batch.dice, self.share, special)
         states = self.model.encode(hidden.tokens, batch.there, batch.kinds)
-        part = word_part(self.model.predict(states), batch.tokens, hidden.chosen)
-        chosen = part.valid.flatten()
-        words = share_of_mean(part.values.flatten(), chosen)
-        follows = self.next(self.pool(states[:, 0]).tanh())
-        every = torch.ones_like(batch.is_random, dtype=torch.bool)
-        pairs = share_of_mean(F.cross_entropy(follows, batch.is_random, reduction="none"), every)
-        right = share_of_mean((follows.argmax(1) == batch.is_random).double(), every)
-        words_right = share_of_mean(part.hits.flatten().double(), chosen)
-        shown = {"words": words, "next": pairs, "words_acc": words_right, "next_acc": right}
-        return {"loss": words + pairs, **{name: value.detach() for name, value in shown.items()}}
+        follows, is_random = self.next(self.pool(states[:, 0]).tanh()), batch.is_random
+        values = F.cross_entropy(follows, is_random, reduction="none")
+        pairs = Task(values, follows.argmax(1) == is_random, torch.ones_like(is_random, dtype=torch.bool))
+        words = word_task(self.model.predict(states), batch.tokens, hidden.chosen)
+        return sum_tasks({"words": words, "next": pairs})
 
 
 def read_documents(path: Path) -> list[list[str]]:
@@ -144,26 +140,12 @@ def join_pairs(
     return Pairs(tokens, kinds, there, words, torch.tensor([y for *_, y in pairs]), torch.tensor(dice))
 
 
-class Lines:
-    """A sink that writes metrics.jsonl and keeps the last figures."""
-
-    def __init__(self, path: Path) -> None:
-        self.file, self.last = path.open("w", encoding="utf-8"), dict[str, float]()
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self.last = {"step": step, **values}
-        self.file.write(json.dumps(self.last) + "\n")
-
-    def close(self) -> None:
-        self.file.close()
-
-
 def train_text(source: Path, out: Path, size: Size, tokenizer_file: Path | None, numbers: Numbers) -> dict[str, float]:
     """Train a text stream on ``source``, write it into ``out`` in transformers' layout; return the last figures.
 
     ``size.vocab_size`` and ``size.positions`` are taken from tokenizer and length.
     """
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UniclError(f"{out}: is not empty", "name another folder, or remove it")
     texts = read_documents(source)
     flat = [line for document in texts for line in document]
@@ -178,16 +160,16 @@ def train_text(source: Path, out: Path, size: Size, tokenizer_file: Path | None,
     accelerator = start_accelerator()
     stage.to(accelerator.device).train()
     rate = partial(lr_at, name="cosine", peak=numbers.lr, warmup=numbers.steps // 10, steps=numbers.steps, floor=0.0)
-    optimizer = torch.optim.AdamW(stage.parameters(), lr=numbers.lr, betas=(0.9, 0.999), weight_decay=0.01)
-    plan = Plan(steps=numbers.steps, seed=numbers.seed, lr=rate, log_every=20)
+    optimizer = torch.optim.AdamW(decay_groups(stage, 0.01), lr=numbers.lr, betas=(0.9, 0.999))
+    plan = Plan(steps=numbers.steps, seed=numbers.seed, lr=rate, log_every=min(20, numbers.steps))
     out.mkdir(parents=True, exist_ok=True)
-    lines = Lines(out / "metrics.jsonl")
+    lines = JsonlSink(out / METRICS, 0)
     fit(stage, stream(documents, ends, numbers), optimizer, plan, accelerator, lines, after=lambda step: None)
     lines.close()
     head = {f"bert.pooler.dense.{name}": x for name, x in stage.pool.state_dict().items()}
     head |= {f"cls.seq_relationship.{name}": x for name, x in stage.next.state_dict().items()}
     save_bert(out, stage.model, tokenizer, head)
-    return lines.last
+    return json.loads((out / METRICS).read_text(encoding="utf-8").splitlines()[-1])
 
 
 def tokenized(texts: Sequence[Sequence[str]], tokenizer: Any) -> tuple[list[list[Sentence]], int]:

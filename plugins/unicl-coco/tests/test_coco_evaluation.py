@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from detect_toys import cnn_tower, detector_of, scenes_in
-from unicl_detect.evaluation import average_precisions, evaluate, match_classes, truth_of
+from unicl_coco.evaluation import average_precisions, evaluate, match_classes, truth_of
 
 from unicl_cli.api import CocoImage, CocoObject, CocoSet, UniclError, start_accelerator
 
@@ -77,7 +77,7 @@ def test_an_evaluation_reads_all_images_in_any_batch_and_changes_nothing_by_it(t
     data = scenes_in(tmp_path / "scenes")
     detector, accelerator = detector_of(cnn_tower()).eval(), start_accelerator("fp32", "cpu")
     names = ("circle", "square", "triangle", "star", "cross", "ring")
-    one, other = (evaluate(detector, data, names, accelerator, batch=n, quiet=True) for n in (1, 4))
+    one, other = (evaluate(detector.detect, data, names, accelerator, masks=True, batch=n, quiet=True) for n in (1, 4))
     assert one["n"] == len(data.images)
     assert one["detections"] > 0
     assert [entry["class"] for entry in one["per_class"]] == list(names)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
-from unicl_vilbert import build_bert_folder
-from unicl_vilbert.bert import CONFIG, WEIGHTS, Bert, Size, Special, load_bert, save_bert
-from unicl_vilbert.text import TextStage, draw_pair, join_pairs, read_documents
+from unicl_bert import build_bert_folder
+from unicl_bert.bert import CONFIG, WEIGHTS, Bert, Size, Special, load_bert, save_bert
+from unicl_bert.pretraining import TextStage, draw_pair, join_pairs, read_documents
 
 from unicl_cli.api import UniclError, corpus_tokenizer
 from unicl_cli.cli import main
@@ -56,7 +56,7 @@ def test_the_loss_is_transformers_and_gradients_reach_everything(oracle):
         stage.pool.load_state_dict(theirs.bert.pooler.dense.state_dict())
         stage.next.load_state_dict(theirs.cls.seq_relationship.state_dict())
     out = stage(batch)
-    from unicl_vilbert.masking import mask_words
+    from unicl_bert.masking import mask_words
 
     special = (ours.special.mask, ours.size.vocab_size)
     hidden = mask_words(batch.tokens, batch.words, batch.dice, 0.4, special)
@@ -188,3 +188,12 @@ def test_the_command_trains_a_stream_that_a_recipe_can_start_from(texts: Path, t
     assert F.cosine_similarity(model(model.traits.tokenizer(["a cat", "the dog"])), torch.ones(16)).shape == (2,)
     assert main(["vilbert", "text", str(texts), "-o", str(out)]) == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_sentence_pairs_are_framed_and_the_longer_is_cut():
+    pairs = [([5, 6], [7], 0), ([5] * 9, [6, 7, 8], 1)]
+    made = join_pairs(pairs, (1, 2, 0), 9, [3, 4])
+    assert made.tokens.tolist() == [[1, 5, 6, 2, 7, 2, 0, 0, 0], [1, 5, 5, 5, 2, 6, 7, 8, 2]]
+    assert made.kinds.tolist() == [[0, 0, 0, 0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1, 1]]
+    assert made.words.tolist() == [[x in (5, 6, 7, 8) for x in row] for row in made.tokens.tolist()]
+    assert made.there.sum(1).tolist() == [6, 9]

@@ -1,4 +1,4 @@
-"""The text stream: BERT (NAACL 2019) with its word predictions, new or from a folder of transformers' layout."""
+"""BERT (NAACL 2019) with its word predictions, new or from a folder of transformers' layout."""
 
 import json
 import re
@@ -10,19 +10,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unicl_cli.api import Tokenizer, TowerTraits, UniclError, load_tokenizer, read_tensors
-from unicl_vilbert.streams import EPS, Layer, Prediction
+from unicl_bert.layers import EPS, Layer, Prediction
+from unicl_cli.api import Tokenizer, TowerTraits, UniclError, load_tokenizer, parse_json, read_regular, read_tensors
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-
-
-def name_embedding(found: re.Match[str]) -> str:
-    """Return the name in `BertForPreTraining` of one of our embeddings."""
-    return f"bert.embeddings.{EMBEDDINGS[found[1]]}."
+MOST_CONFIG = 10_000_000
+"""The largest configuration, in bytes."""
 
 
 NAMES = (
-    (r"^(words|places|kinds)\.", name_embedding),
+    (r"^words\.", "bert.embeddings.word_embeddings."),
+    (r"^places\.", "bert.embeddings.position_embeddings."),
+    (r"^kinds\.", "bert.embeddings.token_type_embeddings."),
     (r"^norm\.", "bert.embeddings.LayerNorm."),
     (r"^units\.(\d+)\.attention\.(query|key|value)", r"bert.encoder.layer.\1.attention.self.\2"),
     (r"^units\.(\d+)\.attention\.out", r"bert.encoder.layer.\1.attention.output.dense"),
@@ -35,7 +34,11 @@ NAMES = (
     (r"^bias$", "cls.predictions.bias"),
 )
 """Our names -> those of `BertForPreTraining`."""
-EMBEDDINGS = {"words": "word_embeddings", "places": "position_embeddings", "kinds": "token_type_embeddings"}
+SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    "max_position_embeddings",
+)
+"""The names in `config.json` of the fields of `Size`."""
 
 
 class Size(NamedTuple):
@@ -78,15 +81,14 @@ class Bert(nn.Module):
         ends = tokens == self.special.end
         return ends.cumsum(1) - ends.long() == 0
 
-    def embed(self, tokens: Tensor, kinds: Tensor | None = None) -> Tensor:
-        """Map int64 (U, L) and the segments of a sentence pair, int64 (U, L) of 0 and 1, to (U, L, width)."""
+    def encode(self, tokens: Tensor, there: Tensor, kinds: Tensor | None = None, layers: int | None = None) -> Tensor:
+        """Map int64 (U, L) to the states (U, L, width) after the first ``layers`` layers; None means all.
+
+        ``kinds`` int64 (U, L) are the segments of a sentence pair, 0 and 1; None means 0.
+        """
         places = torch.arange(tokens.shape[1], device=tokens.device)
         kinds = torch.zeros_like(tokens) if kinds is None else kinds
-        return self.norm(self.words(tokens) + self.places(places) + self.kinds(kinds))
-
-    def encode(self, tokens: Tensor, there: Tensor, kinds: Tensor | None = None, layers: int | None = None) -> Tensor:
-        """Return the states (U, L, width) after the first ``layers`` layers; None means all."""
-        x = self.embed(tokens, kinds)
+        x = self.norm(self.words(tokens) + self.places(places) + self.kinds(kinds))
         for layer in self.units[:layers]:
             x = layer(x, there)
         return x
@@ -143,7 +145,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read ``config.json`` of a BERT; UniclError if there is none."""
     hint = "name a folder with config.json, model.safetensors and tokenizer.json of a BERT (`unicl vilbert text`)"
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = parse_json(read_regular(folder / CONFIG, MOST_CONFIG))
     except (OSError, ValueError) as error:
         raise UniclError(f"{folder / CONFIG}: missing or damaged", hint) from error
     if not isinstance(config, dict) or config.get("model_type") != "bert":
@@ -155,18 +157,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def size_of(config: Mapping[str, Any], folder: Path) -> Size:
     """Return the numbers of a configuration; UniclError if one is missing or not a positive integer."""
-    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    values: list[Any] = [config.get(name) for name in (*names, "max_position_embeddings")]
+    values: list[Any] = [config.get(name) for name in SIZES]
     if not all(type(value) is int and value > 0 for value in values):
         raise UniclError(f"{folder / CONFIG}: a size is missing or not a positive integer", "use another copy of it")
     return Size(*values)
-
-
-def config_of(size: Size, pad_id: int) -> dict[str, Any]:
-    """Return the configuration that transformers reads for a text stream of ours."""
-    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    sizes = dict(zip((*names, "max_position_embeddings"), size, strict=True))
-    return {"model_type": "bert", "architectures": ["BertForPreTraining"], **sizes, "pad_token_id": pad_id}
 
 
 def their_name(name: str) -> str:
@@ -207,12 +201,10 @@ def old_name(name: str) -> str:
 def save_bert(folder: Path, model: Bert, tokenizer: Any, more: Mapping[str, Tensor]) -> None:
     """Write a text stream as transformers' `BertForPreTraining`; ``more`` are tensors under its names."""
     tensors = {their_name(name): value.detach().contiguous() for name, value in model.named_parameters()}
-    keys = {
-        name.replace("weight", "bias"): value.new_zeros(len(value))
-        for name, value in tensors.items()
-        if ".key." in name
-    }
+    keys = {n.replace("weight", "bias"): x.new_zeros(len(x)) for n, x in tensors.items() if ".key." in n}
     folder.mkdir(parents=True, exist_ok=True)
     save_file({**tensors, **keys, **more}, folder / WEIGHTS, {"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config_of(model.size, model.special.pad), indent=1), encoding="utf-8")
+    config = {"model_type": "bert", "architectures": ["BertForPreTraining"], "pad_token_id": model.special.pad}
+    config |= dict(zip(SIZES, model.size, strict=True))
+    (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
     tokenizer.save(folder / TOKENIZER)

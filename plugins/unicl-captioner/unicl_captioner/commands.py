@@ -1,7 +1,5 @@
 """Options of the command `unicl caption`; nothing heavy is imported before it runs."""
 
-# ruff: noqa: FBT002
-
 from __future__ import annotations
 
 from typing import Annotated
@@ -17,7 +15,7 @@ Examples:
 
 
 @app.command(epilog=EXAMPLES)
-def caption(  # noqa: PLR0913 - the options of a command
+def caption(
     images: Annotated[
         list[str] | None,
         typer.Argument(
@@ -50,12 +48,14 @@ def caption(  # noqa: PLR0913 - the options of a command
     check_form(as_json=as_json, as_csv=as_csv)
     check_any_exists(inputs, has_rows=as_json or as_csv)
 
-    from unicl_captioner.caption import CsvRows, caption_images, load_captioner, text_lines
-    from unicl_cli.api import Fetcher, json_lines, open_inputs, write_answers
+    from unicl_captioner.caption import FIELDS, caption_images, load_captioner, text_lines
+    from unicl_cli.api import Fetcher, csv_lines, json_lines, open_inputs, write_answers
 
     loaded = load_captioner(model, raw_weights=raw_weights)
     found, total = open_inputs(inputs, stdin_image=stdin_image, separator=b"\0" if null else b"\n")
     fetch = Fetcher(allow_private=allow_private, robots=False) if allow_url else None
-    form = json_lines if as_json else CsvRows() if as_csv else text_lines
+    header = ("path", *FIELDS, "error")
+    table = csv_lines(header, lambda row: [row[name] for name in header])
+    form = json_lines if as_json else table if as_csv else text_lines
     rows = caption_images(loaded, found, beams=beam, batch=batch, fetch=fetch)
     write_answers(rows, lambda data: typer.echo(data, nl=False), form, total)

@@ -1,4 +1,4 @@
-"""Pyramids on an image tower: FPN on several feature maps, ViTDet's simple pyramid on a single one."""
+"""Necks of detectors on an image tower: FPN on several feature maps, ViTDet's simple pyramid on a single one."""
 
 import math
 from collections import OrderedDict
@@ -10,14 +10,14 @@ from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from unicl_cli.api import UniclError
+from unicl_cli.errors import UniclError
 
 LEVELS = 4
 PROBE = 224
 """The least side in pixels of the blank image that shows what maps a tower has."""
 
 
-def find_tower(model: nn.Module, name: str) -> nn.Module:
+def find_pyramid_tower(model: nn.Module, name: str) -> nn.Module:
     """Return the image tower of a model: the first module under ``model.image`` with a method ``pyramid``."""
     image = getattr(model, "image", None)
     modules = image.modules() if isinstance(image, nn.Module) else ()

@@ -1,10 +1,10 @@
-"""Box and mask AP of a detector, by COCO's own rules (faster-coco-eval)."""
+"""Box and mask AP of a detector, by COCO's own rules (faster-coco-eval), and their table."""
 
 import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,10 +13,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from unicl_cli.api import CocoSet, UniclError, gather_rows, rank, world_size
-from unicl_detect.detector import Detector
-from unicl_detect.masks import mask_of, pack_mask
-from unicl_detect.scenes import check_size, read_pixels
+from unicl_cli.api import CocoSet, UniclError, gather_rows, print_line, rank, world_size
+from unicl_coco.images import Detect, check_size, read_pixels
+from unicl_coco.masks import mask_of, pack_mask
 
 Found = dict[str, Any]
 """A detection as COCO's results write it: image_id and category_id from 1, bbox x, y, width, height, score."""
@@ -41,7 +40,7 @@ def match_classes(data: CocoSet, classes: Sequence[str]) -> tuple[dict[int, int]
 
 
 def detect_all(
-    detector: Detector, data: CocoSet, labels: Mapping[int, int], accelerator: Any, *, batch: int, quiet: bool
+    detect: Detect, data: CocoSet, labels: Mapping[int, int], accelerator: Any, *, batch: int, quiet: bool
 ) -> list[Found]:
     """Detect in all images, shared by the processes; return all detections on every process."""
     own = range(rank(), len(data.images), world_size())
@@ -60,7 +59,7 @@ def detect_all(
             sizes.setdefault(tuple(image.shape), []).append(place)
         for places in sizes.values():
             with torch.no_grad(), accelerator.autocast():
-                answers = detector.detect([images[place].to(accelerator.device) for place in places])
+                answers = detect([images[place].to(accelerator.device) for place in places])
             for place, answer in zip(places, answers, strict=True):
                 found += list_found(1 + numbers[place], answer, labels)
     return sorted(gather_rows(found), key=lambda one: one["image_id"])
@@ -130,12 +129,18 @@ def number_of(value: float) -> float | None:
 
 
 def evaluate(
-    detector: Detector, data: CocoSet, classes: Sequence[str], accelerator: Any, *, batch: int, quiet: bool
+    detect: Detect,
+    data: CocoSet,
+    classes: Sequence[str],
+    accelerator: Any,
+    *,
+    masks: bool,
+    batch: int,
+    quiet: bool,
 ) -> dict[str, Any]:
-    """Return the figures of a detector on annotated images; every rank calls it."""
+    """Return the figures of a detector of ``classes`` on annotated images; every rank calls it."""
     labels, warnings = match_classes(data, classes)
-    found = detect_all(detector, data, labels, accelerator, batch=batch, quiet=quiet)
-    masks = bool(cast("Any", detector.net.roi_heads).has_mask())
+    found = detect_all(detect, data, labels, accelerator, batch=batch, quiet=quiet)
     truth = truth_of(data, masks=masks)
     counts = Counter(thing.label for image in data.images for thing in image.objects if not thing.crowd)
     per_class: list[dict[str, Any]] = [{"class": name, "n": counts[n]} for n, name in enumerate(data.classes)]
@@ -148,3 +153,19 @@ def evaluate(
             entry[f"{name}_ap"] = value
         document[name] = figures
     return {**document, "per_class": per_class, "warnings": [*data.notes, *warnings]}
+
+
+def show_figures(document: Mapping[str, Any]) -> None:
+    """Print the figures of an evaluation as a table, in percent."""
+    print_line(f"{document['n']:,} images, {document['objects']:,} objects, {document['detections']:,} detections")
+    for kind in ("box", "mask"):
+        for name, value in document.get(kind, {}).items():
+            print_line(f"{kind} {name:<10} {percent(value)}")
+    for entry in document["per_class"]:
+        figures = "  ".join(f"{key.removesuffix('_ap')} {percent(entry[key])}" for key in entry if key.endswith("_ap"))
+        print_line(f"{entry['class']:<24} {entry['n']:>7,}  {figures}")
+
+
+def percent(value: float | None) -> str:
+    """Return a share in percent; a dash where there is none."""
+    return "    -" if value is None else f"{100 * value:5.1f}"

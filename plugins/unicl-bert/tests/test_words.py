@@ -1,11 +1,9 @@
-"""Masked words as in transformers, masked regions, random numbers that depend on the row alone; boxes."""
+"""Masked words as in transformers; random numbers that depend on the row alone."""
 
 import pytest
 import torch
 from torch import Tensor
-from unicl_vilbert.masking import mask_regions, mask_words, uniform
-from unicl_vilbert.regions import five_numbers
-from unicl_vilbert.streams import pairwise_iou
+from unicl_bert.masking import mask_words, uniform
 
 
 def test_masked_words_have_the_statistics_of_transformers():
@@ -49,27 +47,3 @@ def test_random_numbers_of_a_row_are_uniform_and_do_not_depend_on_their_count():
     assert counts.max() < 0.055
     assert torch.corrcoef(many.T).fill_diagonal_(0).abs().max() < 0.1
     assert torch.corrcoef(torch.stack([few[:, 0], uniform(dice, 1, 3)[:, 0]]))[0, 1].abs() < 0.06
-
-
-def test_masked_regions_are_zeroed_nine_times_of_ten():
-    dice = torch.randint(0, 2**32, (2000,), generator=torch.Generator().manual_seed(0))
-    there = torch.ones(2000, 10, dtype=torch.bool)
-    there[:, 8:] = False
-    chosen, zeroed = mask_regions(there, dice, 0.15)
-    assert not chosen[:, 8:].any()
-    assert chosen[:, :8].float().mean() == pytest.approx(0.15, abs=0.01)
-    assert (zeroed.sum() / chosen.sum()).item() == pytest.approx(0.9, abs=0.02)
-    assert not (zeroed & ~chosen).any()
-
-
-def test_intersection_over_union_is_torchvisions():
-    from torchvision.ops import box_iou
-
-    corners = torch.rand(7, 4, generator=torch.Generator().manual_seed(0)).double()
-    boxes = torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1)
-    torch.testing.assert_close(pairwise_iou(boxes[None], boxes[None])[0], box_iou(boxes, boxes))
-
-
-def test_the_five_numbers_of_a_box_are_the_papers():
-    found = five_numbers(torch.tensor([[64.0, 48, 320, 240]]), 640, 480)
-    assert found[0].tolist() == pytest.approx([0.1, 0.1, 0.5, 0.5, 0.16])
