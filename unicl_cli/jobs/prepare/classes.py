@@ -6,8 +6,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from unicl_cli.contracts import ClassName
 from unicl_cli.core.class_groups import describe_place
 from unicl_cli.data.class_numbers import describe_doubtful_names
@@ -151,7 +149,7 @@ def find_class_images(
     """Return the first classes with the key of an image each, and the classes without one, apart from rows left out."""
     met: dict[int, str] = {}
     for of in rows:
-        for row in (of.raw[number] for number in np.sort(of.order).tolist()):
+        for row in of.by_source():
             if (key := of.adoption.key(row)) not in left_out:
                 for label in of.adoption.labels(row):
                     met.setdefault(label, key)

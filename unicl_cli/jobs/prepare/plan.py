@@ -11,13 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from unicl_cli import __version__
 from unicl_cli.contracts import ClassName, DatasetSource, Row
 from unicl_cli.core.class_groups import find_hierarchy_fault, groups_of
 from unicl_cli.core.prompts import NAMED, load_templates
-from unicl_cli.core.sampler import Permutation
 from unicl_cli.data.manifest import SCHEMA_VERSION, SETS_VERSION
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.resolve import SourceSpec, open_source
@@ -109,7 +107,8 @@ class CorpusPlan(NamedTuple):
     def work(self, unit: Unit, out: Path, duplicates: Duplicates = NO_DUPLICATES) -> Work:
         """Return the work of a unit; rows that stay for their duplicates inherit the duplicates' texts."""
         planned = self.find_source(unit.source)
-        rows = [self.row_at(unit, number) for number in range(unit.rows)]
+        places = np.array(unit.numbers) if unit.numbers else np.arange(unit.first, unit.first + unit.rows)
+        rows = planned.rows[unit.split].take(places)
         rows = [row._replace(texts=(*row.texts, *duplicates.texts.get(row.key, ()))) for row in rows]
         gone = {row.key: duplicates.gone[row.key] for row in rows if row.key in duplicates.gone}
         is_raw = self.options.text == "raw"
@@ -131,7 +130,8 @@ class CorpusPlan(NamedTuple):
     def count_set_sizes(self) -> Counter[int]:
         """Return the labelled rows by their number of labels, before any is left out."""
         labelled = _labelled_rows(self.sources)
-        return Counter(len(row.label_set()) for rows in labelled for row in rows if row.is_labelled())
+        adopted = (of.adoption.row(row) for of in labelled for row in of.by_source())
+        return Counter(len(row.label_set()) for row in adopted if row.is_labelled())
 
     def row_at(self, unit: Unit, number: int) -> Row:
         """Return one row of a unit, by its number in the unit."""
@@ -220,12 +220,11 @@ def _read_source(spec: SourceSpec, source: DatasetSource, placed: PlacedClasses,
 
 
 def _plan_source(spec: SourceSpec, read: ReadSource, holdout: Holdout, options: PrepareOptions) -> PlannedSource:
-    rows = {
-        split: Rows(
-            read.rows.get(split, read.rows.get(TRAIN, ())), _permute(order, spec, split, options), read.adoption
-        )
-        for split, order in holdout.splits_of(read).items()
-    }
+    rows: dict[str, Rows] = {}
+    for split, own in holdout.splits_of(read).items():
+        seed = None if options.keep_order else f"{SEED}/{spec.name}/{spec.kind}/{split}"
+        raw = read.rows.get(split, read.rows.get(TRAIN, ()))
+        rows[split] = Rows(raw, own, read.adoption, seed=seed, limit=options.limit)
     return PlannedSource(
         spec, read.source, {split: of for split, of in rows.items() if of}, read.fingerprint, read.has_urls
     )
@@ -236,21 +235,16 @@ def _describe_markup(read: ReadSource) -> str | None:
     if read.adoption.kind == "images":
         return None
     texts = (text for rows in read.rows.values() for row in rows for text in row.texts)
-    found = [text for text in texts if has_markup(text)]
-    if not found:
+    found = filter(has_markup, texts)
+    first = next(found, None)
+    if first is None:
         return None
-    before, after = (" ".join(text.split()) for text in (found[0], clean(found[0])))
+    count = 1 + sum(1 for _ in found)
+    before, after = (" ".join(text.split()) for text in (first, clean(first)))
     return (
-        f"{read.name}: texts that lose HTML tags ({len(found):,}): '{shorten(before, _SHOWN)}' becomes "
+        f"{read.name}: texts that lose HTML tags ({count:,}): '{shorten(before, _SHOWN)}' becomes "
         f"'{shorten(after, _SHOWN)}' (--text raw keeps them)"
     )
-
-
-def _permute(order: NDArray[np.int64], spec: SourceSpec, split: str, options: PrepareOptions) -> NDArray[np.int64]:
-    """Permute the rows, so that a shard mixes the classes, and cut them to the limit."""
-    if not options.keep_order and len(order):
-        order = order[Permutation(len(order), f"{SEED}/{spec.name}/{spec.kind}/{split}")(np.arange(len(order)))]
-    return order[: options.limit]
 
 
 def _fingerprint(source: DatasetSource, raw: dict[str, Sequence[Row]]) -> str:
