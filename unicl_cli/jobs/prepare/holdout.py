@@ -50,6 +50,8 @@ class ReadSource(NamedTuple):
     fingerprint: str
     has_sets: bool = False
     has_urls: bool = False
+    choice: str = ""
+    """What its rows were chosen by, if not all of them are there."""
 
     @property
     def is_open(self) -> bool:
@@ -132,7 +134,7 @@ def hold_out(
     basis = {
         "rule": RULE,
         "holdout": options.holdout,
-        "sources": [[source.name, source.adoption.kind, source.fingerprint] for source in sources],
+        "sources": [[of.name, of.adoption.kind, of.fingerprint, *([of.choice] if of.choice else [])] for of in sources],
     }
     sizes = {source.name: len(source.rows[TRAIN]) for source in sources if source.is_open}
     if not _is_needed(sources, options):

@@ -28,6 +28,7 @@ from unicl_cli.jobs.prepare.classes import (
     find_class_images,
     merge_classes,
 )
+from unicl_cli.jobs.prepare.concepts import choose_by_options, read_queries
 from unicl_cli.jobs.prepare.download import MEAN_BYTES, Downloads, url_of
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.group_checks import check_groups
@@ -71,6 +72,8 @@ class CorpusPlan(NamedTuple):
     """The groups of the classes if rows have label sets, or classes a group or a parent; else None."""
     taxonomy: str | None
     """The sha256 of the taxonomy that the options name."""
+    queries: str | None
+    """The sha256 of the queries that the options name."""
     downloads: Downloads
 
     def document(self) -> dict[str, Any]:
@@ -86,7 +89,8 @@ class CorpusPlan(NamedTuple):
             for planned in self.sources
         ]
         options = asdict(self.options)
-        del options["templates"], options["taxonomy"]
+        for name in ("templates", "taxonomy", "query_list", "max_per_query", "balance"):
+            del options[name]
         taxonomy = {"src": self.options.taxonomy, "sha256": self.taxonomy}
         return {
             "schema_version": SCHEMA_VERSION if self.groups is None else SETS_VERSION,
@@ -96,9 +100,17 @@ class CorpusPlan(NamedTuple):
             "templates": self.templates if isinstance(self.templates, str) else list(self.templates),
             "classes": hash_classes(self.classes),
             **({"taxonomy": taxonomy} if self.taxonomy else {}),
+            **self._describe_choice(),
             **({"validation": facts} if (facts := self.holdout.facts()) else {}),
             "sources": described,
         }
+
+    def _describe_choice(self) -> dict[str, Any]:
+        """Return what rows were chosen by; nothing if all were taken, as in the plans of older corpora."""
+        asked = self.options
+        queries = {"src": asked.query_list, "sha256": self.queries, "most": asked.max_per_query}
+        balance = {"balance": asked.balance} if asked.balance is not None else {}
+        return {**({"queries": queries} if self.queries else {}), **balance}
 
     def units(self) -> list[Unit]:
         """Cut all rows into shards of about ``shard_mb``, with row groups of about 8 MB."""
@@ -171,6 +183,9 @@ def make_plan(
         raise UniclError(f"classes: {problem}", "correct the groups and parents of the classes")
     ids = {c.key: number for number, c in enumerate(classes)}
     read = [_read_source(item, source, placed, ids) for item, source in zip(specs, sources, strict=True)]
+    queries = read_queries(options.query_list) if options.query_list else None
+    read, said = choose_by_options(read, classes, options, queries)
+    notes += said
     holdout = hold_out(read, options, out, compare=compare)
     notes += holdout.notes(read)
     if holdout.moved and not compare:
@@ -190,7 +205,10 @@ def make_plan(
             "--dedup exact: a source has images that are not downloaded yet",
             "leave it out: equal images are counted once they are there",
         )
-    return CorpusPlan(options, planned, classes, templates, holdout, notes, images, groups, placed.sha256, downloads)
+    found = queries.sha256 if queries else None
+    return CorpusPlan(
+        options, planned, classes, templates, holdout, notes, images, groups, placed.sha256, found, downloads
+    )
 
 
 def _labelled_rows(sources: Iterable[PlannedSource]) -> Iterator[Rows]:
