@@ -44,7 +44,8 @@ def order_by_class(
     found = [s.row_labels() if s.kind == LABELS else np.full(s.size, NO_LABEL, np.int64) for s in strands]
     if (met := len(np.unique(np.concatenate([of[of >= 0] for of in found])))) < count:
         raise UniclError(
-            f"{KEY}: a batch takes {count_of(asked.rows, 'row')} of {count_of(count, 'class')}, and only {met:,} have rows",
+            f"{KEY}: a batch takes {count_of(asked.rows, 'row')} of {count_of(count, 'class')}, "
+            f"and only {met:,} have rows",
             f"use a larger {KEY}, or a smaller batch.size",
         )
     classes = ClassBatches(found, count, asked.rows, seed)
