@@ -75,6 +75,12 @@ class Spool(Sequence[T]):
         blocks = (self._block(number) for number in range(len(self._ends)))
         return map(self.unpack, chain.from_iterable(blocks))
 
+    def __eq__(self, other: object) -> bool:
+        """Return whether another sequence has the same values."""
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType] - as that of a list
+
     def _block(self, number: int) -> list[Any]:
         if number == len(self._ends) - 1:
             return self._last
