@@ -112,7 +112,7 @@ def select_rows(table: RowTable, fraction: float, limit: int | None) -> NDArray[
         return None
     rows = np.arange(len(table))
     if fraction < 1:
-        keys = table.column("key").to_pylist()
+        keys = (key for chunk in table.column("key").chunks for key in chunk.to_pylist())  # a shard at a time
         hashes = (int.from_bytes(blake2b(str(key).encode(), digest_size=6).digest(), "big") for key in keys)
         rows = rows[np.fromiter(hashes, np.int64, len(rows)) < fraction * 2**48]
     return rows[:limit]
