@@ -137,12 +137,12 @@ class _Takers:
 class Choice(NamedTuple):
     """A rule for rows: at most ``most`` of each of their ``concepts`` are kept, and those without one if ``others``.
 
-    ``noun`` is the word for a concept, ``what`` the one for the rule, and ``sha256`` tells rules apart.
+    ``nouns`` are the words for one concept and for several, ``what`` the one for the rule, and ``sha256`` tells rules apart.
     """
 
     concepts: Concepts
     most: int | None
-    noun: str
+    nouns: tuple[str, str]
     what: str
     sha256: str
     others: bool = True
@@ -156,7 +156,7 @@ def choose_rows(sources: Sequence[ReadSource], choice: Choice) -> tuple[list[Rea
             for concept in choice.concepts(source, row):
                 takers.add(concept, _hash(source, row))
     limits = takers.find_limits()
-    met = f"{count_of(len(takers.counts), choice.noun)} found"
+    met = f"{count_of(len(takers.counts), *choice.nouns)} found"
     if choice.most is not None:
         met += f", of which {len(limits):,} had more than {count_of(choice.most, 'row')}"
     chosen: list[ReadSource] = []
@@ -198,7 +198,9 @@ def choose_by_options(
     sources, notes = list(read), list(queries.notes if queries else ())
     if queries:
         most = options.max_per_query
-        rule = Choice(queries.find, most, "query", "--query-list", f"{queries.sha256}/{most}", others=False)
+        rule = Choice(
+            queries.find, most, ("query", "queries"), "--query-list", f"{queries.sha256}/{most}", others=False
+        )
         if not any(of.adoption.kind == "captions" for of in sources):
             raise UniclError("--query-list: no source has captions", "give one with --captions, or leave it out")
         sources = _choose_in(sources, "captions", rule, notes)
@@ -210,7 +212,9 @@ def choose_by_options(
                 "--balance: there are no classes to balance",
                 "give a source of labels, or balance captions with --query-list and --max-per-query",
             )
-        rule = Choice(find_classes(classes), options.balance, "class", "--balance", f"balance/{options.balance}")
+        rule = Choice(
+            find_classes(classes), options.balance, ("class", "classes"), "--balance", f"balance/{options.balance}"
+        )
         for kind in ("labels", "captions"):
             sources = _choose_in(sources, kind, rule, notes)
     return sources, notes
