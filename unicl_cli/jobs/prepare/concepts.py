@@ -106,7 +106,7 @@ class Subset(Sequence[Row]):
         return self.raw[int(self.numbers[at])]
 
     def __iter__(self) -> Iterator[Row]:
-        return (self.raw[number] for number in self.numbers.tolist())
+        return (self.raw[int(number)] for number in self.numbers)
 
 
 class _Takers:
@@ -137,7 +137,7 @@ class _Takers:
 class Choice(NamedTuple):
     """A rule for rows: at most ``most`` of each of their ``concepts`` are kept, and those without one if ``others``.
 
-    ``nouns`` are the words for one concept and for several, ``what`` the one for the rule, and ``sha256`` tells rules apart.
+    ``nouns`` are the words for one concept and for several, ``what`` is the option, and ``sha256`` tells rules apart.
     """
 
     concepts: Concepts

@@ -36,6 +36,7 @@ RULE = 1
 TRAIN, VAL = "train", "val"
 Mask = NDArray[np.bool_]
 Integers = NDArray[np.integer]
+_CHUNK = 8192
 _BITS = 8
 """Sources whose presence at an image fits one byte."""
 
@@ -204,7 +205,7 @@ class _Choice:
     """The split of every image: ``given`` by a source's own splits, or ``chosen`` for `val`."""
 
     def __init__(
-        self, sources: Sequence[ReadSource], images: Mapping[str, Mapping[str, Numbers]], options: PrepareOptions
+        self, sources: Sequence[ReadSource], images: Mapping[str, Mapping[str, Integers]], options: PrepareOptions
     ) -> None:
         count = 1 + max(int(of.max(initial=-1)) for own in images.values() for of in own.values())
         self.names, self.given = _given_splits(sources, images, count)
@@ -215,7 +216,7 @@ class _Choice:
             if _gives(source, options):
                 offered[numbers[good]] = True
         label, kind = _describe(usable, count)
-        candidates = np.flatnonzero(offered & (self.given < 0))
+        candidates = np.flatnonzero(offered & (self.given < 0)).astype(pool[0][1].dtype)
         share = SHARE if options.holdout is None else options.holdout
         order = candidates[np.argsort(_hashes(usable, candidates, count), kind="stable")]
         self.chosen = np.zeros(count, np.bool_)
@@ -223,7 +224,7 @@ class _Choice:
         for source, numbers, good in usable:
             _keep_classes(self.chosen, order, source, numbers, good)
 
-    def split_rows(self, numbers: Numbers) -> dict[str, tuple[Numbers, int]]:
+    def split_rows(self, numbers: Integers) -> dict[str, tuple[Numbers, int]]:
         """Return for each split but `train` the rows that move there, and how many of them were not chosen."""
         readable = numbers >= 0
         given = np.where(readable, self.given[numbers], -1)
@@ -238,8 +239,8 @@ class _Choice:
 
 
 def _given_splits(
-    sources: Sequence[ReadSource], images: Mapping[str, Mapping[str, Numbers]], count: int
-) -> tuple[list[str], Numbers]:
+    sources: Sequence[ReadSource], images: Mapping[str, Mapping[str, Integers]], count: int
+) -> tuple[list[str], Integers]:
     """Return the names of the splits that sources give, and the number of each image's split among them, or -1.
 
     An image in several is in test, else in val, else in any but train.
@@ -256,7 +257,7 @@ def _given_splits(
     return names, given
 
 
-def _usable(source: ReadSource, numbers: Numbers) -> Mask:
+def _usable(source: ReadSource, numbers: Integers) -> Mask:
     """Mark the rows that `prepare` would keep, as far as is known before their images are decoded."""
     rows, kind = source.rows[TRAIN], source.adoption.kind
     if kind == "images":
@@ -265,7 +266,7 @@ def _usable(source: ReadSource, numbers: Numbers) -> Mask:
     return (numbers >= 0) & np.fromiter(has, np.bool_, len(rows))
 
 
-def _describe(usable: Sequence[tuple[ReadSource, Numbers, Mask]], count: int) -> tuple[Integers, Integers]:
+def _describe(usable: Sequence[tuple[ReadSource, Integers, Mask]], count: int) -> tuple[Integers, Integers]:
     """Return for each image its rarest class, or NO_LABEL, and a number for the set of sources that have it."""
     label = np.full(count, NO_LABEL, np.int32)
     is_few = len(usable) <= _BITS
@@ -306,22 +307,28 @@ def _rarest_labels(source: ReadSource) -> Numbers:
     return found
 
 
-def _hashes(usable: Sequence[tuple[ReadSource, Numbers, Mask]], images: Numbers, count: int) -> NDArray[np.uint64]:
+def _hashes(usable: Sequence[tuple[ReadSource, Integers, Mask]], images: Integers, count: int) -> NDArray[np.uint64]:
     """Return a hash for each of the images: that of the key of its first row."""
     found = np.zeros(count, np.uint64)
     wanted = np.zeros(count, np.bool_)
     wanted[images] = True
     for source, numbers, good in usable:
         rows = source.rows[TRAIN]
-        for at in np.flatnonzero(good & wanted[numbers]).tolist():
+        for at in _places(good & wanted[numbers]):
             if wanted[number := int(numbers[at])]:
                 wanted[number] = False
                 key = source.adoption.key(rows[at]).encode("utf-8", "replace")
                 found[number] = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
-    return found[images]
+    return found if len(images) == count else found[images]
 
 
-def choose_evenly(order: Numbers, label: Integers, kind: Integers, share: float) -> Numbers:
+def _places(mask: Mask) -> Iterator[int]:
+    """Yield the places that are marked, without a list of all of them."""
+    for start in range(0, len(mask), _CHUNK):
+        yield from (start + np.flatnonzero(mask[start : start + _CHUNK])).tolist()
+
+
+def choose_evenly(order: Integers, label: Integers, kind: Integers, share: float) -> Integers:
     """Choose ``share`` of the images in ``order``, the first ones of each class and, inside a class, of each kind.
 
     ``label`` and ``kind`` are integers, by image. The whole, each class and each kind of a class differ from their
@@ -331,11 +338,12 @@ def choose_evenly(order: Numbers, label: Integers, kind: Integers, share: float)
     if not len(order):
         return order
     own = label[order]
-    order = order[np.argsort(own, kind="stable")]
+    if (own != own[0]).any():
+        order = order[np.argsort(own, kind="stable")]
     sizes = np.unique(own, return_counts=True)[1]
     del own
     quotas = apportion(sizes, round(share * len(order)), sizes - 1)
-    chosen: list[Numbers] = []
+    chosen: list[Integers] = []
     for members, quota in zip(np.split(order, np.cumsum(sizes)[:-1]), quotas.tolist(), strict=True):
         kinds, counts = np.unique(kind[members], return_counts=True)
         for number, wanted in zip(kinds.tolist(), apportion(counts, quota, counts).tolist(), strict=True):
@@ -356,7 +364,7 @@ def apportion(sizes: Numbers, total: int, most: Numbers) -> Numbers:
     return parts
 
 
-def _keep_classes(chosen: Mask, order: Numbers, source: ReadSource, numbers: Numbers, good: Mask) -> None:
+def _keep_classes(chosen: Mask, order: Integers, source: ReadSource, numbers: Integers, good: Mask) -> None:
     """Take back the last choice from each class of a source that would be without an image in `train`.
 
     This happens only to images with several labels, of which `choose_evenly` knows one.

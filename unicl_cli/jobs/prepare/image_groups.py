@@ -29,6 +29,8 @@ _THREADS = 8
 _CHUNK = 512
 _PIECE = 4096
 _BLOCK = 1 << 20
+_FEW = 2**31
+"""Images below which their numbers are int32: half the memory."""
 _SHOWN = 2000
 """Reads from which on the progress is shown."""
 Words = NDArray[np.uint64]
@@ -51,8 +53,8 @@ class _Known(NamedTuple):
     whole: Words
 
 
-def number_images(lists: Sequence[RowList], *, compare: bool = True) -> list[NDArray[np.int64]]:
-    """Return for each list int64 (rows,): equal numbers from 0 on for equal images, UNREADABLE without one.
+def number_images(lists: Sequence[RowList], *, compare: bool = True) -> list[NDArray[np.integer]]:
+    """Return for each list integers (rows,): equal numbers from 0 on for equal images, UNREADABLE without one.
 
     Without ``compare`` nothing is read: images at different places have different numbers.
     """
@@ -67,13 +69,15 @@ def number_images(lists: Sequence[RowList], *, compare: bool = True) -> list[NDA
     return [numbers[start:end] for start, end in pairwise(starts.tolist())]
 
 
-def _number(known: _Known) -> NDArray[np.int64]:
+def _number(known: _Known) -> NDArray[np.integer]:
     """Return equal numbers for images with one hash, of the most bytes that are known; UNREADABLE without one."""
     best = known.place
     for better in (known.sample, known.whole):
         np.copyto(best, better, where=better != _UNKNOWN)
     all_differ = count_distinct(best) == len(best)
     numbers = np.arange(len(best)) if all_differ else np.unique(best, return_inverse=True)[1]
+    if len(best) < _FEW:
+        numbers = numbers.astype(np.int32)
     numbers[known.size == UNREADABLE] = UNREADABLE
     return numbers
 

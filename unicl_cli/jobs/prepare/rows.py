@@ -130,7 +130,7 @@ class Rows(Sequence[Row]):
         """Yield the rows in the source's order, unchanged."""
         if self.count < len(self.split):
             chosen = np.sort(self.numbers(np.arange(self.count)))
-            yield from (self.raw[number] for number in chosen.tolist())
+            yield from (self.raw[int(number)] for number in chosen)
             return
         for places in _chunks(self.count):
             yield from (self.raw[number] for number in self.split(places).tolist())
