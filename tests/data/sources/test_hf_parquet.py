@@ -88,7 +88,7 @@ def test_a_cell_without_an_image_and_a_damaged_file_are_told(layout):
         source.read(first)
     assert source.read(second)["image"] == png(1)
     (layout / "data" / "test.parquet").write_bytes(b"PAR1 nothing PAR1")
-    with pytest.raises(UniclError, match="not a readable Parquet file|cannot read it"):
+    with pytest.raises(UniclError, match=r"not a readable Parquet file|cannot read it"):
         open_source(str(layout), "captions").rows("test")
 
 

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -143,9 +143,7 @@ def _fold_word(word: str) -> str | Decimal:
     return word if number is None else number
 
 
-def find_class_images(
-    classes: Sequence[ClassName], rows: Iterable[Rows], left_out: Collection[str] = ()
-) -> ClassImages:
+def find_class_images(classes: Sequence[ClassName], rows: Iterable[Rows], left_out: Container[str] = ()) -> ClassImages:
     """Return the first classes with the key of an image each, and the classes without one, apart from rows left out."""
     met: dict[int, str] = {}
     for of in rows:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ from unicl_cli.jobs.prepare.download import MEAN_BYTES, Downloads, url_of
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.group_checks import check_groups
 from unicl_cli.jobs.prepare.holdout import TRAIN, Holdout, ReadSource, hold_out
+from unicl_cli.jobs.prepare.left_out import LeftOut
 from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.row_checks import check_file_names, check_keys, check_labels
 from unicl_cli.jobs.prepare.rows import Rows
@@ -135,7 +136,7 @@ class CorpusPlan(NamedTuple):
         """True if any source names media: then all shards have the column, since readers expect one schema."""
         return any(media_of(planned.source) for planned in self.sources)
 
-    def stored_images(self, left_out: Collection[str]) -> ClassImages:
+    def stored_images(self, left_out: LeftOut) -> ClassImages:
         """Return the images of the classes without the rows that are left out, by key."""
         return find_class_images(self.classes, _labelled_rows(self.sources), left_out) if left_out else self.images
 
