@@ -90,7 +90,7 @@ def count_rejected(markers: Sequence[PartMarker]) -> dict[str, int]:
 
 
 def describe_downloads(out: Path, markers: Sequence[PartMarker], lost: Counter[str]) -> dict[str, Any]:
-    """Return under ``downloads`` how many URLs gave an image, and the hosts that ``lost`` most; nothing without URLs."""
+    """Return ``downloads``: the URLs that gave an image, and the hosts that ``lost`` most; nothing without URLs."""
     kept: Counter[str] = Counter()
     for marker in markers:
         if marker.rows:
