@@ -12,13 +12,14 @@ from torch import Tensor
 
 from unicl_cli.binding import takes
 from unicl_cli.build.caption_labels import build_naming, losses_that_take, merge_above
+from unicl_cli.build.order import build_order
 from unicl_cli.contracts import MOST_GROUPS, ClassName, LabelSets
 from unicl_cli.core.class_groups import ancestors_of, describe_place, groups_of, label_sets_of
 from unicl_cli.core.label_sets import MOST_NAMED
 from unicl_cli.core.loop import Step
 from unicl_cli.core.machine import cores
 from unicl_cli.core.prompts import load_templates
-from unicl_cli.core.sampler import Alternation, Mixture
+from unicl_cli.core.sampler import Order
 from unicl_cli.data.corpus import Corpus, RowTable, open_corpus
 from unicl_cli.data.device_augment import DeviceAugment
 from unicl_cli.data.mix import (
@@ -28,7 +29,6 @@ from unicl_cli.data.mix import (
     Strand,
     TextChoice,
     classes_with_rows,
-    order_of,
     strands_of,
 )
 from unicl_cli.data.tokenizers import TextTokenizer, class_tokenizer, clip_tokenizer, corpus_tokenizer, load_tokenizer
@@ -54,7 +54,7 @@ class TrainingData(NamedTuple):
     """
 
     mix: MixedCorpora
-    order: Mixture | Alternation
+    order: Order
     classes: tuple[ClassName, ...]
     templates: tuple[str, ...]
     checksums: dict[str, str]
@@ -136,10 +136,15 @@ def check_sets(recipe: Recipe, label_sets: LabelSets | None, *, stored: bool) ->
             f"loss: '{recipe.loss.name}' takes one label a row, and {why} label sets",
             f"use one of {', '.join(losses_that_take('label_sets'))}",
         )
-    if recipe.data.balance and stored:
-        raise UniclError(
-            "data.balance: draws rows by their one label, and rows of data.train have label sets", "set data.balance=0"
-        )
+    for key, value, off in (
+        ("balance", recipe.data.balance, "0"),
+        ("rows_per_class", recipe.data.rows_per_class, "null"),
+    ):
+        if value and stored:
+            raise UniclError(
+                f"data.{key}: draws rows by their one label, and rows of data.train have label sets",
+                f"set data.{key}={off}",
+            )
 
 
 def templates_of(corpus: Corpus, *specs: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -211,17 +216,7 @@ def build_data(recipe: Recipe) -> TrainingData:
     strands = drop_unmixed(strands, recipe)
     naming = build_naming(recipe, strands, classes, places)
     texts = TextChoice(recipe.data.text_for_labelled, recipe.data.class_names, recipe.seed, naming)
-    try:
-        order = order_of(
-            strands,
-            labels=recipe.data.mix.labels,
-            by=recipe.data.mix.by,
-            batch_size=recipe.batch.size,
-            seed=recipe.seed,
-            balance=recipe.data.balance,
-        )
-    except ValueError as error:
-        raise UniclError(f"batch.size: {error}", "use a larger batch.size or fewer corpora") from error
+    order = build_order(recipe, strands)
     named = [(item, corpus) for item, corpus in zip(recipe.data.train, corpora, strict=True) if corpus.classes]
     first = named[0] if named else (recipe.data.train[0], corpora[0])
     templates = templates_of(first[1], first[0].templates, recipe.data.templates)
@@ -358,16 +353,7 @@ def total_steps(recipe: Recipe, data: TrainingData) -> int:
 
 def count_epochs(recipe: Recipe, data: TrainingData) -> float:
     """Return the updates of `epochs` passes over the strand that takes longest."""
-    order = data.order
-    parts = (order.first, order.second) if isinstance(order, Alternation) else (order,)
-    turns = (order.part, 1 - order.part) if isinstance(order, Alternation) else (1,)
-    passes = [
-        stream.rows / (share * turn * order.batch_size)
-        for mixture, turn in zip(parts, turns, strict=True)
-        for stream, share in zip(mixture.streams, mixture.shares, strict=True)
-        if share
-    ]
-    return float((recipe.epochs or 1) * max(passes))
+    return float((recipe.epochs or 1) * data.order.epoch_steps())
 
 
 def build_tokenizer(recipe: Recipe, data: TrainingData) -> TextTokenizer:

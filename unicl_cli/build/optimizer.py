@@ -15,6 +15,7 @@ from unicl_cli.contracts import Part, Tuning
 from unicl_cli.core.dist import bare
 from unicl_cli.core.ema import share_of_start
 from unicl_cli.core.schedule import lr_at
+from unicl_cli.data.class_order import describe_few
 from unicl_cli.data.mix import BOTH, LABELS
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of, format_share
@@ -46,7 +47,7 @@ def recipe_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
     if warmup > steps:
         found.append(f"schedule.warmup of {warmup:,} steps exceeds the run of {steps:,}: optim.lr is never reached")
     found += [*average_warnings(recipe, steps), *undrawn_warnings(data, steps), *idle_loss_warnings(recipe, data)]
-    found += naming_warnings(recipe, data.mix)
+    found += [*naming_warnings(recipe, data.mix), *describe_few(data.order)]
     for name, rate in pretrained_rates(recipe).items():
         if rate > HIGH and recipe.optim.name == "adamw":
             found.append(

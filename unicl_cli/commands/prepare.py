@@ -98,6 +98,34 @@ def prepare(
             rich_help_panel=ROWS,
         ),
     ] = None,
+    query_list: Annotated[
+        Path | None,
+        typer.Option(
+            "--query-list",
+            metavar="FILE",
+            help="Keep only training captions that contain a query of FILE, one per line.",
+            rich_help_panel=ROWS,
+        ),
+    ] = None,
+    max_per_query: Annotated[
+        int | None,
+        typer.Option(
+            "--max-per-query",
+            min=1,
+            metavar="N",
+            help="Keep at most N captions for each query of --query-list.",
+            rich_help_panel=ROWS,
+        ),
+    ] = None,
+    balance: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Keep at most N training rows of each class, and N captions that name it.",
+            rich_help_panel=ROWS,
+        ),
+    ] = None,
     dedup: Annotated[
         str,
         typer.Option(
@@ -243,6 +271,9 @@ def prepare(
             dedup=dedup,
             keep_order=keep_order,
             taxonomy=taxonomy,
+            query_list=str(query_list) if query_list else None,
+            max_per_query=max_per_query,
+            balance=balance,
         )
         downloads = Downloads(Fetcher(allow_private=allow_private, robots=not ignore_robots))
         sources = (tuple(labels or ()), tuple(captions or ()), tuple(images or ()))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,6 +189,11 @@ class Mixture:
         counts[self.shares.index(max(self.shares))] += total - sum(counts)
         return counts
 
+    def epoch_steps(self) -> Fraction:
+        """Return the steps of a pass over the stream that takes longest."""
+        pairs = zip(self.streams, self.shares, strict=True)
+        return max(stream.rows / (share * self.batch_size) for stream, share in pairs if share)
+
     def batch(self, step: int) -> tuple[Ints, Ints]:
         """Return (B,) stream numbers and (B,) rows of the global batch of ``step`` (0 is the first)."""
         before, after = self.used_before(step), self.used_before(step + 1)
@@ -206,10 +211,20 @@ def share(batch_size: int, rank: int, world: int) -> slice:
     return slice(rank * size, (rank + 1) * size)
 
 
-class Alternation:
-    """Two mixtures that take whole steps in turn: ``first`` takes the share ``part`` of the steps, evenly spread."""
+class Order(Protocol):
+    """The batches of a training, each a function of its step."""
 
-    def __init__(self, first: Mixture, second: Mixture, part: Fraction) -> None:
+    batch_size: int
+
+    def used_before(self, step: int) -> list[int]: ...
+    def epoch_steps(self) -> Fraction: ...
+    def batch(self, step: int) -> tuple[Ints, Ints]: ...
+
+
+class Alternation:
+    """Two orders that take whole steps in turn: ``first`` takes the share ``part`` of the steps, evenly spread."""
+
+    def __init__(self, first: Order, second: Order, part: Fraction) -> None:
         self.first, self.second, self.part = first, second, part
         self.batch_size = first.batch_size
 
@@ -218,6 +233,10 @@ class Alternation:
         turns = int(self.part * step)
         both = zip(self.first.used_before(turns), self.second.used_before(step - turns), strict=True)
         return [one + other for one, other in both]
+
+    def epoch_steps(self) -> Fraction:
+        """Return the steps of a pass over the stream that takes longest."""
+        return max(self.first.epoch_steps() / self.part, self.second.epoch_steps() / (1 - self.part))
 
     def batch(self, step: int) -> tuple[Ints, Ints]:
         """Return the same as `Mixture.batch`."""

@@ -58,7 +58,7 @@ class RowTable:
         sizes = [size for groups in self._row_groups for size in groups]
         self.group_sizes: NDArray[np.int64] = np.array(sizes, np.int64)
         self._ends = np.cumsum(self.group_sizes)
-        self._places = [(shard, group) for shard, of in enumerate(self._row_groups) for group in range(len(of))]
+        self._first_groups = np.cumsum([0, *map(len, self._row_groups)])
         self._files: dict[int, pq.ParquetFile] = {}
         self._cache: OrderedDict[tuple[int, bool, bool], _Group] = OrderedDict()
         self._cached = 0
@@ -73,9 +73,14 @@ class RowTable:
         self.__dict__.update(state)
         self._start()
 
+    def _place(self, number: int) -> tuple[int, int]:
+        """Return the shard of a row group, and its number there: computed, since a table may have a million groups."""
+        shard = int(np.searchsorted(self._first_groups, number, side="right")) - 1
+        return shard, number - int(self._first_groups[shard])
+
     def shard_of(self, row: int) -> Path:
         """Return the file that holds a row."""
-        return self.shards[self._places[int(np.searchsorted(self._ends, row, side="right"))][0]]
+        return self.shards[self._place(int(np.searchsorted(self._ends, row, side="right")))[0]]
 
     def read(self, row: int, *, media: bool = False, image: bool = True) -> Sample:
         """Return one row; IndexError outside [0, len).
@@ -174,7 +179,7 @@ class RowTable:
         return group
 
     def _read_group(self, number: int, *, media: bool, image: bool) -> _Group:
-        shard, group = self._places[number]
+        shard, group = self._place(number)
         file = self._file(shard)
         with_media = media and MEDIA in file.schema_arrow.names
         sets_columns = [LABELS, KNOWN] if self.has_sets else []

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unicl_cli.contracts import NO_LABEL, Drawn, Sample
 from unicl_cli.core.prompts import fill_template
-from unicl_cli.core.sampler import Alternation, BalancedStream, Mixture, Stream, share
+from unicl_cli.core.sampler import Alternation, BalancedStream, Mixture, Order, Stream, share
 from unicl_cli.data.caption_labels import CaptionLabels
 from unicl_cli.data.corpus import Corpus, RowTable, integers_of, undecodable
 from unicl_cli.data.pictures import ImageError
@@ -112,7 +112,7 @@ def select_rows(table: RowTable, fraction: float, limit: int | None) -> NDArray[
         return None
     rows = np.arange(len(table))
     if fraction < 1:
-        keys = table.column("key").to_pylist()
+        keys = (key for chunk in table.column("key").chunks for key in chunk.to_pylist())  # a shard at a time
         hashes = (int.from_bytes(blake2b(str(key).encode(), digest_size=6).digest(), "big") for key in keys)
         rows = rows[np.fromiter(hashes, np.int64, len(rows)) < fraction * 2**48]
     return rows[:limit]
@@ -326,7 +326,7 @@ def order_of(
 class Draws:
     """A batch sampler that can start at any step: for each step, the list of this rank's places."""
 
-    def __init__(self, order: Mixture | Alternation, start: int, steps: int, rank: int, world: int) -> None:
+    def __init__(self, order: Order, start: int, steps: int, rank: int, world: int) -> None:
         self.order, self.start, self.steps, self.rank, self.world = order, start, steps, rank, world
 
     @property

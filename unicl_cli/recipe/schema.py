@@ -142,6 +142,11 @@ class Data(Section):
     """Class name in a prompt: always the first one, or one of all names at random (uniform)."""
     balance: Share = 0.0
     """Balance of classes: drawn as often as they have rows (0), by the square root of that (0.5), or equally (1)."""
+    rows_per_class: Rows | None = None
+    """Rows of each class in a batch (P×K sampling): as many different classes as fill its rows with labels, all drawn
+    equally often, in place of `balance`; null = rows of any class."""
+    classes_per_batch: Rows | None = None
+    """Classes in a batch with `rows_per_class`; null = as many as fill it. Any other number is an error."""
     ancestors: bool = True
     """Labels of a row in a taxonomy: its class and all classes above it, or its class alone (false)."""
     caption_labels: Literal["off", "hide", "positive"] = "off"

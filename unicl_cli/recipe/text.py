@@ -11,7 +11,13 @@ from unicl_cli.recipe.schema import Recipe
 from unicl_cli.yaml_lines import leaves, write_yaml
 
 YOUNGER: dict[str, dict[str, Any]] = {
-    "data": {"balance": 0, "ancestors": True, "caption_labels": "off"},
+    "data": {
+        "balance": 0,
+        "rows_per_class": None,
+        "classes_per_batch": None,
+        "ancestors": True,
+        "caption_labels": "off",
+    },
     "loss": {"own_text": 0.5, "weights": {}, "class_columns": None},
 }
 """Keys that are younger than version 0.1, with the defaults at which a recipe keeps its hash."""

@@ -322,6 +322,7 @@ def test_a_name_on_the_hub_is_fetched_once_and_then_taken_from_the_cache(tmp_pat
     fetched = [line for line in served.asked if line.startswith("GET") and line.endswith(".parquet")]
     assert len(fetched) == 2
     assert not [line for line in served.asked if "/main" in line]  # one commit from the first word to the last
+    assert not list((tmp_path / "hf-home").rglob("*.arrow")), "no second copy"
     served.asked.clear()
     again = command("--labels", "hf:org/pets", "-o", "b", tmp_path=tmp_path, port=port, HF_HUB_OFFLINE="1")
     assert (again.returncode, served.asked) == (0, []), again.stderr

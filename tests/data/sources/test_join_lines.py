@@ -2,11 +2,13 @@
 
 import io
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from unicl_cli.data.sources import join_lines
 from unicl_cli.data.sources.resolve import open_source
 from unicl_cli.errors import UniclError
 
@@ -113,3 +115,17 @@ def test_captions_of_equal_images_inside_parquet_join(tmp_path):
     columns = {"image": [png(1), png(1)], "label": ["x", "y"]}
     pq.write_table(pa.table(columns), tmp_path / "l.parquet")
     assert len(open_source(str(tmp_path / "l.parquet"), "labels").rows("train")) == 2
+
+
+def test_images_whose_names_have_one_hash_stay_apart(rows, monkeypatch):
+    lines = ["1,0.png,one", "2,1.png,two", "1,0.png,three", "3,2.png,four"]
+    _, expected = rows("id,image,caption", lines)
+    monkeypatch.setattr(join_lines, "hash_texts", lambda texts, count: np.zeros(len(list(texts)), np.uint64)[:count])
+    _, found = rows("image,caption", [line[2:] for line in lines])
+    assert {row.ref: row.texts for row in found.values()} == {row.ref: row.texts for row in expected.values()}
+
+
+def test_a_conflict_of_labels_is_told_in_the_order_of_the_list(rows):
+    lines = ["0.png,a", "1.png,a", "1.png,b", "0.png,b"]
+    with pytest.raises(UniclError, match=r"2 images have more than one label: line 3 and line 4 .*; line 2 and line 5"):
+        rows("image,label", lines, "labels")

@@ -18,15 +18,16 @@ from unicl_cli.data.class_numbers import (
     set_row_labels,
 )
 from unicl_cli.data.pictures import SUFFIXES, ImageError, read_file
-from unicl_cli.data.sources.hf_folder import check_folder, is_saved_dataset
+from unicl_cli.data.sources.hf_folder import is_saved_dataset
 from unicl_cli.data.sources.hf_labels import LabelColumn, find_classes, item_of, with_whole_numbers
-from unicl_cli.data.sources.hub import commit_of, datasets_cache, gated_dataset_error, hf_home, page
+from unicl_cli.data.sources.hf_loading import load_splits
+from unicl_cli.data.sources.hf_parquet import SUFFIX, count_rows, open_images, read_column
+from unicl_cli.data.sources.hub import HUB, datasets_cache, hf_home
 from unicl_cli.data.sources.lists.column_names import usual_columns
 from unicl_cli.data.sources.lists.label_cells import SetCells, read_separator
+from unicl_cli.data.sources.row_spool import spool_rows
 from unicl_cli.data.sources.splits import split_of
-from unicl_cli.errors import UniclError, is_live, is_quiet
-
-HUB = "hf:"
+from unicl_cli.errors import UniclError
 
 
 class ChosenColumns(NamedTuple):
@@ -41,7 +42,7 @@ class ChosenColumns(NamedTuple):
 
 
 class LoadedDataset(NamedTuple):
-    """A data set as `datasets` describes it: the Arrow files of each split, and its features by column.
+    """A data set as `datasets` describes it: the files of each split, and its features by column.
 
     ``features`` are those of the first split; the numbers of another may stand for other names.
     """
@@ -52,7 +53,7 @@ class LoadedDataset(NamedTuple):
 
 
 class HubData:
-    """Rows of Arrow files that `datasets` wrote; a row's ``ref`` is ``file?image=column#row``.
+    """Rows of Parquet files, or of Arrow files that `datasets` wrote; a row's ``ref`` is ``file?image=column#row``.
 
     A worker therefore opens that one file, and needs neither the library nor the hub. The file is relative to ``path``
     or to the cache of `datasets`, where its name contains the hub's commit.
@@ -72,20 +73,14 @@ class HubData:
         return [*self._notes, *(sets.notes(self.path) if sets else ())]
 
     @cached_property
-    def root(self) -> Path:
-        if not self.path.startswith(HUB) and is_saved_dataset(Path(self.path)):
-            return Path(self.path)
-        return datasets_cache()
-
-    @cached_property
     def loaded(self) -> LoadedDataset:
-        found = _load_splits(self.path, self.config, self.revision)
+        found = load_splits(self.path, self.config, self.revision)
         if not found:
             raise UniclError(f"{self.path}: no splits", "save it again, with rows")
         if missing := set(self.only) - set(found):
             raise UniclError(f"{self.path}: no split '{min(missing)}'", f"choose from: {', '.join(found)}")
         kept = {name: split for name, split in found.items() if not self.only or name in self.only}
-        files = {name: [Path(f["filename"]).absolute() for f in split.cache_files] for name, split in kept.items()}
+        files = {name: split.files for name, split in kept.items()}
         features = {name: split.features for name, split in kept.items()}
         return LoadedDataset(files, next(iter(features.values())), features)
 
@@ -142,13 +137,13 @@ class HubData:
         column = LabelColumn(self.path, self.columns[2] or "", self.loaded.of_split, self._column, beside, sets)
         return with_whole_numbers(column, self._notes)
 
-    def rows(self, split: str) -> list[Row]:
+    def rows(self, split: str) -> Sequence[Row]:
         """Return the rows in the order of the data set; a key is ``split/number``."""
         theirs = self._names[split]
         image, caption, label = self.columns
         texts = self._column(theirs, caption) if caption else None
         labels = self._labels(theirs, label) if label else None
-        return [
+        return spool_rows(
             Row(
                 f"{split}/{number:08d}",
                 ref,
@@ -156,19 +151,31 @@ class HubData:
                 *(RowLabels() if labels is None else next(labels)),
             )
             for number, ref in enumerate(self._refs(theirs, image))
-        ]
+        )
 
     def read(self, row: Row) -> dict[str, bytes]:
         """Return the image's bytes as they were stored."""
         place, _, number = row.ref.rpartition("#")
         file, _, column = place.rpartition("?image=")
-        cell = _open_arrow(str(self.root / file)).column(column)[int(number)].as_py()
+        if file.endswith(SUFFIX):
+            found = open_images(str(self._base(file) / file), column).read(int(number))
+            return {"image": read_file(self._file(found)) if isinstance(found, str) else found}
+        cell = _open_arrow(str(self._base(file) / file)).column(column)[int(number)].as_py()
         stored: dict[str, Any] = cell if isinstance(cell, dict) else {_kind_of_cell(cell): cell}
         if data := stored.get("bytes"):
             return {"image": data}
         if path := stored.get("path"):
             return {"image": read_file(self._file(path))}
         raise ImageError("empty", "no image in this row")
+
+    def _base(self, file: str) -> Path:
+        """Return the folder that a file of rows is relative to."""
+        is_own = not self.path.startswith(HUB) and (file.endswith(SUFFIX) or self._is_saved)
+        return Path(self.path) if is_own else datasets_cache()
+
+    @cached_property
+    def _is_saved(self) -> bool:
+        return is_saved_dataset(Path(self.path))
 
     def _file(self, path: str) -> Path:
         """Return the path of an image in the data set's directory, or in the libraries' cache."""
@@ -221,12 +228,16 @@ class HubData:
 
     def _refs(self, split: str, image: str) -> Iterator[str]:
         for file in self.loaded.files[split]:
-            name = file.relative_to(self.root.absolute()).as_posix()
-            for number in range(_open_arrow(str(file)).num_rows):
+            name = file.relative_to(self._base(file.name).absolute()).as_posix()
+            rows = count_rows(file) if file.suffix == SUFFIX else _open_arrow(str(file)).num_rows
+            for number in range(rows):
                 yield f"{name}?image={image}#{number}"
 
     def _column(self, split: str, column: str) -> Iterator[Any]:
         for file in self.loaded.files[split]:
+            if file.suffix == SUFFIX:
+                yield from read_column(file, column)
+                continue
             table = _open_arrow(str(file))
             if column not in table.column_names:  # a test split without answers
                 yield from repeat(None, table.num_rows)
@@ -283,54 +294,6 @@ def is_dataset(path: Path) -> bool:
     return parquet and not any(file.suffix[1:].lower() in SUFFIXES for file in islice(path.rglob("*"), 1000))
 
 
-def _load_splits(path: str, config: str | None, revision: str | None) -> Mapping[str, Any]:
-    """Return split -> its `datasets.Dataset`, memory-mapped; images are not decoded."""
-    commit = commit_of(path.removeprefix(HUB), revision) if path.startswith(HUB) else None
-    import datasets
-    from datasets.exceptions import DatasetNotFoundError
-
-    datasets.logging.set_verbosity_error()
-    if not is_live() or is_quiet():
-        datasets.disable_progress_bars()
-    try:
-        found: Any = _load(path, config, commit)
-    except UniclError:
-        raise
-    except DatasetNotFoundError as error:
-        if "gated" in str(error):
-            raise gated_dataset_error(path.removeprefix(HUB)) from error
-        raise UniclError(f"{path}: {_one_line(error)}", "check the name at https://huggingface.co/datasets") from error
-    except Exception as error:  # the library raises ValueError, RuntimeError, OSError, ArrowInvalid, TypeError, ...
-        raise UniclError(
-            f"{path}: `datasets` cannot read it: {_one_line(error)}", _choose_hint(path, str(error))
-        ) from error
-    if isinstance(found, dict):
-        return {str(name): split for name, split in found.items()}
-    return {str(found.split or "train").partition("[")[0]: found}
-
-
-def _load(path: str, config: str | None, commit: str | None) -> Any:
-    """Return what `datasets` makes of a path, once its own files are known to name nothing outside of it."""
-    import datasets
-
-    if path.startswith(HUB):
-        return datasets.load_dataset(path.removeprefix(HUB), config, revision=commit, keep_in_memory=False)
-    check_folder(Path(path))
-    if is_saved_dataset(Path(path)):
-        return datasets.load_from_disk(path, keep_in_memory=False)
-    return datasets.load_dataset(path, config, keep_in_memory=False)
-
-
-def _choose_hint(path: str, said: str) -> str:
-    if "Config name is missing" in said or "BuilderConfig" in said:
-        return "choose a configuration: ?config=NAME"
-    if "scripts are no longer supported" in said:
-        return "try '?revision=refs/convert/parquet': this data set's own Python script is never run"
-    if path.startswith(HUB):
-        return f"see {page(path.removeprefix(HUB))}"
-    return "check that it is complete, or save it again"
-
-
 @cache
 def _open_arrow(file: str) -> pa.Table:  # pyright: ignore[reportUnknownParameterType] - no stubs
     return pa.ipc.open_stream(pa.memory_map(str(Path(file).absolute()))).read_all()  # maps the file, copies nothing
@@ -377,7 +340,3 @@ def _may_be_label(feature: Any) -> bool:
 def _texts(value: Any) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
     return tuple(text for text in values if text and text.strip())
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -8,6 +8,8 @@ from unicl_cli.core import hub
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import byte_size
 
+HUB = "hf:"
+"""Start of a SRC on the hub."""
 TIMEOUT = 10.0
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 

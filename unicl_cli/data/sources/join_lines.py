@@ -1,13 +1,19 @@
 """The lines of a list joined into rows: one row per image, whatever the ids of its lines."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from unicl_cli.contracts import NO_LABEL, Row
+from unicl_cli.core.sampler import scramble
+from unicl_cli.core.spool import Spool
+from unicl_cli.core.text_hashes import EqualTexts, Hashes, count_distinct, hash_texts
 from unicl_cli.data.sources.lists.cells import is_web_url, key_of_url
 from unicl_cli.data.sources.lists.list_classes import ListClasses
 from unicl_cli.data.sources.lists.record import LabelSet, Line
+from unicl_cli.data.sources.row_spool import spool_rows
 from unicl_cli.errors import Remark, UniclError
 
 NAMED = 10
@@ -31,7 +37,7 @@ class LineReading(NamedTuple):
 class JoinedRows(NamedTuple):
     """Rows by split, in the order of the list, and notes for `prepare` on what was joined."""
 
-    rows: dict[str, list[Row]]
+    rows: dict[str, Sequence[Row]]
     notes: list[str]
 
 
@@ -44,49 +50,83 @@ class _Image:
     labelled: Line
     """The line that gave the first labels."""
     media: dict[str, str]
+    has_conflict: bool = False
+    is_moved: bool = False
 
 
-def join_lines(lines: Iterable[Line], read: LineReading, *, path: str, id_column: str | None) -> JoinedRows:
+class _Joiner:
+    """Images made of their lines, one image after the other, with counts of what was joined."""
+
+    def __init__(self, read: LineReading, path: str) -> None:
+        self.read, self.path = read, path
+        self.counts = {"equal": 0, "merged": 0, "labelled": 0, "moved": 0}
+        self.conflicts: list[tuple[int, str]] = []
+
+    def join(self, lines: Iterable[tuple[int, Line]]) -> list[_Image]:
+        """Return the images of numbered lines, nearly always one: their names have one hash."""
+        images: dict[str, _Image] = {}
+        for number, line in lines:
+            name = _name(line, self.read)
+            if name in images:
+                self._add(images[name], number, line)
+            else:
+                images[name] = _Image(line, self.read.split(line), line.texts, line.found, line, dict(line.media))
+        self.counts["moved"] += sum(image.is_moved for image in images.values())
+        return list(images.values())
+
+    def _add(self, known: _Image, number: int, line: Line) -> None:
+        before = known.found
+        if (problem := _add_labels(known, line, self.read.classes)) and not known.has_conflict:
+            known.has_conflict = True
+            self.conflicts.append((number, problem))
+        further = _add_media(known, line, self.path)
+        new = tuple(text for text in line.texts if text not in known.texts)
+        has_labels = known.found != before and before.labels != ()
+        self.counts["merged" if new else "labelled" if has_labels or further else "equal"] += 1
+        known.texts += new
+        if (split := self.read.split(line)) != known.split:
+            known.is_moved = True
+            known.split = min(known.split, split, key=_precedence)
+
+
+def join_lines(lines: Sequence[Line], read: LineReading, *, path: str, id_column: str | None) -> JoinedRows:
     """Join the lines of each image: its captions in order, its labels, its split.
 
     An equal line changes nothing and is counted. ``id_column`` gives the keys of the rows if each of its ids stands for
     one image and each image has one; otherwise the keys are the images' paths. UniclError for an image whose lines
-    have different labels, unless it may have several.
+    have different labels, unless it may have several. One image at a time is in memory, beside 25 bytes for each line.
     """
-    images: dict[str, _Image] = {}
-    owners: dict[str, str] = {}
-    counts = {"equal": 0, "merged": 0, "labelled": 0}
-    moved: set[str] = set()
-    conflicts: dict[str, str] = {}
-    ids_repeat = several_ids = False
-    for line in lines:
-        name = line.place if line.fault else read.image(line)  # a line that cannot be read is a row of its own
-        if not line.fault:
-            ids_repeat |= owners.setdefault(line.key, name) != name
-        known = images.get(name)
-        if known is None:
-            images[name] = _Image(line, read.split(line), line.texts, line.found, line, dict(line.media))
-            continue
-        several_ids |= known.first.key != line.key
-        before = known.found
-        if problem := _add_labels(known, line, read.classes):
-            conflicts.setdefault(name, problem)
-        further = _add_media(known, line, path)
-        new = tuple(text for text in line.texts if text not in known.texts)
-        has_labels = known.found != before and before.labels != ()
-        counts["merged" if new else "labelled" if has_labels or further else "equal"] += 1
-        known.texts += new
-        if (split := read.split(line)) != known.split:
-            moved.add(name)
-            known.split = min(known.split, split, key=_precedence)
-    if conflicts:
-        raise _label_error(path, list(conflicts.values()), read.hint)
-    by_id = not (ids_repeat or several_ids)
-    rows: dict[str, list[Row]] = {}
-    for image in images.values():
+    names = hash_texts((_name(line, read) for line in lines), len(lines))
+    ids_repeat, by_id = (False, False) if id_column is None else _look_at_ids(lines, names)
+    equal = EqualTexts(names)
+    del names
+    joiner = _Joiner(read, path)
+    rows: dict[str, Spool[Row]] = {}
+    for image in (image for group in equal for image in joiner.join((number, lines[number]) for number in group)):
         key = image.first.key if by_id and not image.first.fault else _path_key(image.first)
-        rows.setdefault(image.split, []).append(_row(key, image, read.classes))
-    return JoinedRows(rows, _notes(path, counts, len(moved), id_column if ids_repeat else None))
+        if image.split not in rows:
+            rows[image.split] = spool_rows()
+        if not joiner.conflicts:
+            rows[image.split].append(_row(key, image, read.classes))
+    if joiner.conflicts:
+        raise _label_error(path, [problem for _, problem in sorted(joiner.conflicts)], read.hint)
+    return JoinedRows(dict(rows), _notes(path, joiner.counts, id_column if ids_repeat else None))
+
+
+def _name(line: Line, read: LineReading) -> str:
+    """Return the identity of a line's image; a line that cannot be read is a row of its own."""
+    return line.place if line.fault else read.image(line)
+
+
+def _look_at_ids(lines: Sequence[Line], names: Hashes) -> tuple[bool, bool]:
+    """Return whether an id stands for several images, and whether each id stands for one image and has no other."""
+    is_sound = np.fromiter((not line.fault for line in lines), np.bool_, len(lines))
+    images = names[is_sound]
+    ids = hash_texts((line.key for line in lines if not line.fault), len(images))
+    count = count_distinct(ids)
+    ids ^= scramble(images)  # the pairs of an id and an image
+    pairs = count_distinct(ids)
+    return pairs > count, pairs == count == count_distinct(images)
 
 
 def _row(key: str, image: _Image, classes: ListClasses | None) -> Row:
@@ -148,7 +188,7 @@ def _path_key(line: Line) -> str:
     return key_of_url(line.ref) if is_web_url(line.ref) else line.ref
 
 
-def _notes(path: str, counts: dict[str, int], moved: int, id_column: str | None) -> list[str]:
+def _notes(path: str, counts: dict[str, int], id_column: str | None) -> list[str]:
     notes: list[str] = []
     if merged := counts["merged"]:
         notes.append(Remark(f"{path}: merged lines with further captions of the same image: {merged:,}"))
@@ -156,7 +196,7 @@ def _notes(path: str, counts: dict[str, int], moved: int, id_column: str | None)
         notes.append(Remark(f"{path}: joined lines with further labels of the same image: {labelled:,}"))
     if equal := counts["equal"]:
         notes.append(Remark(f"{path}: dropped lines that repeat an earlier one (same image, nothing new): {equal:,}"))
-    if moved:
+    if moved := counts["moved"]:
         notes.append(f"{path}: images with lines in several splits, kept in one (test, else val): {moved:,}")
     if id_column is not None:
         what = f"column '{id_column}' repeats for different images"

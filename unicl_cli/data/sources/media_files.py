@@ -10,6 +10,7 @@ from unicl_cli.contracts import Row
 from unicl_cli.data.media import KINDS, check_media, read_medium
 from unicl_cli.data.pictures import read_file
 from unicl_cli.data.sources.folder_names import list_some
+from unicl_cli.data.sources.row_spool import spool_rows
 from unicl_cli.errors import UniclError, did_you_mean
 
 ENDINGS: Mapping[str, tuple[str, ...]] = {
@@ -38,7 +39,7 @@ class _SortedFiles(NamedTuple):
 class KeptRows(NamedTuple):
     """The rows by split with the media that exist, and notes on those that do not."""
 
-    rows: dict[str, list[Row]]
+    rows: Mapping[str, Sequence[Row]]
     notes: list[str]
 
 
@@ -126,7 +127,7 @@ def keep_existing(
 ) -> KeptRows:
     """Drop the media of rows whose file does not exist. UniclError for a kind that no row has then."""
     absent: dict[str, list[str]] = defaultdict(list)
-    kept = {split: [_keep_media(row, locate, absent) for row in of] for split, of in rows.items()}
+    kept = {split: spool_rows(_keep_media(row, locate, absent) for row in of) for split, of in rows.items()}
     notes: list[str] = []
     for kind in kinds:
         without = [row.ref for of in kept.values() for row in of if kind not in dict(row.media)]

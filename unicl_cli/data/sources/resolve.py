@@ -10,7 +10,8 @@ from unicl_cli import binding, registry
 from unicl_cli.contracts import DatasetSource
 from unicl_cli.data.sources import catalogue
 from unicl_cli.data.sources.data_dirs import data_dirs
-from unicl_cli.data.sources.hf import HUB, is_dataset
+from unicl_cli.data.sources.hf import is_dataset
+from unicl_cli.data.sources.hub import HUB
 from unicl_cli.data.sources.lists.files import is_list, not_a_list_error
 from unicl_cli.data.sources.whole_split import name_split
 from unicl_cli.errors import UniclError, did_you_mean

@@ -21,6 +21,7 @@ from unicl_cli.data.sources.lists.formats import open_reader
 from unicl_cli.data.sources.lists.image_paths import ImagePaths
 from unicl_cli.data.sources.lists.label_cells import read_separator
 from unicl_cli.data.sources.lists.labels import LISTS_ONLY, check_single_labels, give_sets
+from unicl_cli.data.sources.lists.line_spool import LineSpool
 from unicl_cli.data.sources.lists.lines import URL_FAULT, LineBuilder
 from unicl_cli.data.sources.lists.list_classes import ListClasses
 from unicl_cli.data.sources.lists.parquet_reader import ParquetImages
@@ -80,7 +81,7 @@ class Table:
         met = {self._split(line) for line in self._lines}
         return [s for s in ("train", "val", "test") if s in met] + sorted(met - {"train", "val", "test"})
 
-    def rows(self, split: str) -> list[Row]:
+    def rows(self, split: str) -> Sequence[Row]:
         return self._rows.get(split, [])
 
     def read(self, row: Row) -> dict[str, bytes]:
@@ -136,18 +137,19 @@ class Table:
         return {kind: ParquetImages(self.path, column) for kind, column in self.columns.media}
 
     @cached_property
-    def _lines(self) -> list[Line]:
+    def _lines(self) -> LineSpool:
         self._fit_paths()
         builder = LineBuilder(self.path, self.roles, self.paths)
-        lines = self._read_whole_numbers(list(builder.lines(self._records())))
+        lines = LineSpool().extend(builder.lines(self._records()))
+        self._read_whole_numbers(lines)
         if not lines:
             blank = builder.counts["blank"]
             what = f"no rows, only {blank:,} lines without a filled cell" if blank else "no rows, only a header"
             raise UniclError(f"{self.path}: {what}", "add ?header=false if the first line is a row")
         self._check_sides(lines)
         self._check_faults(lines)
-        refs = [line.ref for line in lines if not (line.fault or line.ref.startswith("row:") or is_web_url(line.ref))]
-        self.paths.check(refs[:: max(1, len(refs) // SAMPLE)])
+        files = sum(map(_is_file, lines))
+        self.paths.check([line.ref for line in islice(filter(_is_file, lines), 0, None, max(1, files // SAMPLE))])
         if self.kind == "labels":
             builder.labels.check()
         if self.kind == "labels" and not (self.names or builder.labels.sets.separator or self.roles.is_onehot):
@@ -155,16 +157,13 @@ class Table:
         self.notes += [*self.roles.notes, *builder.notes()]
         return lines
 
-    def _read_whole_numbers(self, lines: list[Line]) -> list[Line]:
+    def _read_whole_numbers(self, lines: LineSpool) -> None:
         """Write whole labels as integers where all are whole and some are floats; a name given for one keeps it."""
         counts = Counter(label.text for line in lines for label in line.found.labels)
         named = {entry.written for entry in self.names.entries} if self.names else set[str]()
         self._whole = read_whole_numbers(counts.keys() - named) if self.kind == "labels" else {}
         self.notes += [f"{self.path.name}: {note}" for note in describe_whole_numbers(self._whole, counts)]
-        if not self._whole:
-            return lines
-        whole = {found: found.map_texts(self._whole) for found in {line.found for line in lines}}
-        return [line._replace(found=whole[line.found]) for line in lines]
+        lines.map_labels(self._whole)
 
     def _records(self) -> Iterator[Record]:
         last = self.reader.columns[-1]
@@ -183,24 +182,23 @@ class Table:
             sample = [look_up(record.cells, image) for record in islice(filled, SAMPLE)]
             self.paths.fit([cell for cell in sample if isinstance(cell, str)])
 
-    def _check_faults(self, lines: list[Line]) -> None:
+    def _check_faults(self, lines: Sequence[Line]) -> None:
         """Raise UniclError if too many lines cannot be read; long ones do not count, nor URLs with ``skip_urls``."""
-        bad = [line for line in lines if line.fault]
-        urls = sum(line.fault == URL_FAULT for line in bad)
-        if urls == len(lines):
+        if all(line.fault == URL_FAULT for line in lines):
             raise UniclError(f"{self.path}: all its images are URLs", "leave out skip_urls=true to download them")
-        counted = [line for line in bad if line.fault != URL_FAULT and not is_length(line.fault)]
-        if len(counted) > MAX_BAD * len(lines):
-            first = counted[0]
+        bad = (line for line in lines if line.fault and line.fault != URL_FAULT and not is_length(line.fault))
+        first = next(bad, None)
+        count = sum(1 for _ in bad) + 1
+        if first and count > MAX_BAD * len(lines):
             raise UniclError(
-                f"{self.path}: {len(counted)} of {len(lines)} lines cannot be read; {first.place}: {first.fault}",
+                f"{self.path}: {count} of {len(lines)} lines cannot be read; {first.place}: {first.fault}",
                 first.hint or self.reader.hint,
             )
 
-    def _check_sides(self, lines: list[Line]) -> None:
+    def _check_sides(self, lines: Sequence[Line]) -> None:
         """Raise UniclError if the image and caption columns are swapped."""
-        paths = sum(looks_like_image(line.ref) for line in lines)
         texts = sum(any(map(looks_like_image, line.texts)) for line in lines)
+        paths = sum(looks_like_image(line.ref) for line in lines) if 2 * texts > len(lines) else 0
         if 2 * texts > len(lines) > 2 * paths:
             image, caption = self.columns.image, ",".join(self.columns.caption)
             raise UniclError(
@@ -209,8 +207,8 @@ class Table:
             )
 
     @cached_property
-    def _rows(self) -> dict[str, list[Row]]:
-        """Rows by split, made once after ``classes`` and ``splits``; then the lines, 400 bytes each, are freed."""
+    def _rows(self) -> Mapping[str, Sequence[Row]]:
+        """Rows by split, made once after ``classes`` and ``splits``; then the lines are freed."""
         _ = self.splits
         hint = "mark the classes of an image alike in all its lines"
         if not self.roles.is_onehot:
@@ -246,6 +244,10 @@ class Table:
 
     def _split(self, line: Line) -> str:
         return (split_of(line.split) or line.split) if line.split else "train"
+
+
+def _is_file(line: Line) -> bool:
+    return not (line.fault or line.ref.startswith("row:") or is_web_url(line.ref))
 
 
 def table(  # noqa: PLR0913 - a factory's signature is its options

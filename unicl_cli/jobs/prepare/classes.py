@@ -2,11 +2,9 @@
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.core.class_groups import describe_place
@@ -145,13 +143,11 @@ def _fold_word(word: str) -> str | Decimal:
     return word if number is None else number
 
 
-def find_class_images(
-    classes: Sequence[ClassName], rows: Iterable[Rows], left_out: Collection[str] = ()
-) -> ClassImages:
+def find_class_images(classes: Sequence[ClassName], rows: Iterable[Rows], left_out: Container[str] = ()) -> ClassImages:
     """Return the first classes with the key of an image each, and the classes without one, apart from rows left out."""
     met: dict[int, str] = {}
     for of in rows:
-        for row in (of.raw[number] for number in np.sort(of.order).tolist()):
+        for row in of.by_source():
             if (key := of.adoption.key(row)) not in left_out:
                 for label in of.adoption.labels(row):
                     met.setdefault(label, key)

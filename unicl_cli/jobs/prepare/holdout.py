@@ -6,6 +6,7 @@ of each class, as exact as counts allow.
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,7 @@ from unicl_cli.data.manifest import Count, Name
 from unicl_cli.errors import Remark, UniclError
 from unicl_cli.jobs.prepare.image_groups import RowList, number_images
 from unicl_cli.jobs.prepare.request import PrepareOptions
-from unicl_cli.jobs.prepare.rows import Adoption
+from unicl_cli.jobs.prepare.rows import Adoption, Numbers, SplitRows
 from unicl_cli.jobs.prepare.shards import json_bytes
 
 FILE = "holdout.json"
@@ -33,8 +34,11 @@ MIN_ROWS = 200
 RULE = 1
 """Version of the choice, which a finished part of a corpus depends on."""
 TRAIN, VAL = "train", "val"
-Numbers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+Integers = NDArray[np.integer]
+_CHUNK = 8192
+_BITS = 8
+"""Sources whose presence at an image fits one byte."""
 
 
 class ReadSource(NamedTuple):
@@ -47,6 +51,8 @@ class ReadSource(NamedTuple):
     fingerprint: str
     has_sets: bool = False
     has_urls: bool = False
+    choice: str = ""
+    """What its rows were chosen by, if not all of them are there."""
 
     @property
     def is_open(self) -> bool:
@@ -73,13 +79,15 @@ class Holdout(NamedTuple):
     basis: dict[str, Any]
     sizes: dict[str, int]
 
-    def splits_of(self, source: ReadSource) -> dict[str, Numbers]:
+    def splits_of(self, source: ReadSource) -> dict[str, SplitRows]:
         """Return the numbers of the rows of each split of ``source``, in its order."""
-        orders = {split: np.arange(len(rows)) for split, rows in source.rows.items()}
+        none = np.empty(0, np.int64)
+        splits = {split: SplitRows(none, of=len(rows)) for split, rows in source.rows.items()}
         moved = self.moved.get(source.name, {})
         if moved:
-            orders[TRAIN] = np.delete(orders[TRAIN], np.concatenate(list(moved.values())))
-        return {split: order for split, order in {**orders, **moved}.items() if len(order)}
+            splits[TRAIN] = SplitRows(np.sort(np.concatenate(list(moved.values()))), of=len(source.rows[TRAIN]))
+        splits.update({split: SplitRows(rows) for split, rows in moved.items()})
+        return {split: rows for split, rows in splits.items() if len(rows)}
 
     def facts(self) -> dict[str, Any] | None:
         """Return what `plan.json` says of the choice; None if no row moved."""
@@ -127,7 +135,7 @@ def hold_out(
     basis = {
         "rule": RULE,
         "holdout": options.holdout,
-        "sources": [[source.name, source.adoption.kind, source.fingerprint] for source in sources],
+        "sources": [[of.name, of.adoption.kind, of.fingerprint, *([of.choice] if of.choice else [])] for of in sources],
     }
     sizes = {source.name: len(source.rows[TRAIN]) for source in sources if source.is_open}
     if not _is_needed(sources, options):
@@ -197,7 +205,7 @@ class _Choice:
     """The split of every image: ``given`` by a source's own splits, or ``chosen`` for `val`."""
 
     def __init__(
-        self, sources: Sequence[ReadSource], images: Mapping[str, Mapping[str, Numbers]], options: PrepareOptions
+        self, sources: Sequence[ReadSource], images: Mapping[str, Mapping[str, Integers]], options: PrepareOptions
     ) -> None:
         count = 1 + max(int(of.max(initial=-1)) for own in images.values() for of in own.values())
         self.names, self.given = _given_splits(sources, images, count)
@@ -208,7 +216,7 @@ class _Choice:
             if _gives(source, options):
                 offered[numbers[good]] = True
         label, kind = _describe(usable, count)
-        candidates = np.flatnonzero(offered & (self.given < 0))
+        candidates = np.flatnonzero(offered & (self.given < 0)).astype(pool[0][1].dtype)
         share = SHARE if options.holdout is None else options.holdout
         order = candidates[np.argsort(_hashes(usable, candidates, count), kind="stable")]
         self.chosen = np.zeros(count, np.bool_)
@@ -216,7 +224,7 @@ class _Choice:
         for source, numbers, good in usable:
             _keep_classes(self.chosen, order, source, numbers, good)
 
-    def split_rows(self, numbers: Numbers) -> dict[str, tuple[Numbers, int]]:
+    def split_rows(self, numbers: Integers) -> dict[str, tuple[Numbers, int]]:
         """Return for each split but `train` the rows that move there, and how many of them were not chosen."""
         readable = numbers >= 0
         given = np.where(readable, self.given[numbers], -1)
@@ -231,8 +239,8 @@ class _Choice:
 
 
 def _given_splits(
-    sources: Sequence[ReadSource], images: Mapping[str, Mapping[str, Numbers]], count: int
-) -> tuple[list[str], Numbers]:
+    sources: Sequence[ReadSource], images: Mapping[str, Mapping[str, Integers]], count: int
+) -> tuple[list[str], Integers]:
     """Return the names of the splits that sources give, and the number of each image's split among them, or -1.
 
     An image in several is in test, else in val, else in any but train.
@@ -240,7 +248,7 @@ def _given_splits(
     own = [source for source in sources if not source.is_open]
     met = {split for source in own for split in source.rows}
     names = sorted(met, key=lambda name: (name == TRAIN, name != "test", name != VAL, name))
-    given = np.full(count, -1, np.int64)
+    given = np.full(count, -1, np.int32)
     for number, split in reversed(list(enumerate(names))):
         for source in own:
             if split in source.rows:
@@ -249,7 +257,7 @@ def _given_splits(
     return names, given
 
 
-def _usable(source: ReadSource, numbers: Numbers) -> Mask:
+def _usable(source: ReadSource, numbers: Integers) -> Mask:
     """Mark the rows that `prepare` would keep, as far as is known before their images are decoded."""
     rows, kind = source.rows[TRAIN], source.adoption.kind
     if kind == "images":
@@ -258,16 +266,18 @@ def _usable(source: ReadSource, numbers: Numbers) -> Mask:
     return (numbers >= 0) & np.fromiter(has, np.bool_, len(rows))
 
 
-def _describe(usable: Sequence[tuple[ReadSource, Numbers, Mask]], count: int) -> tuple[Numbers, Numbers]:
+def _describe(usable: Sequence[tuple[ReadSource, Integers, Mask]], count: int) -> tuple[Integers, Integers]:
     """Return for each image its rarest class, or NO_LABEL, and a number for the set of sources that have it."""
-    label = np.full(count, NO_LABEL, np.int64)
-    kind = np.zeros(count, np.int64)
+    label = np.full(count, NO_LABEL, np.int32)
+    is_few = len(usable) <= _BITS
+    kind = np.zeros(count, np.uint8 if is_few else np.int64)
     for source, numbers, good in usable:
         has = np.zeros(count, np.bool_)
         has[numbers[good]] = True
-        kind = np.unique(2 * kind + has, return_inverse=True)[1]
+        kind = 2 * kind + has
+        kind = kind if is_few else np.unique(kind, return_inverse=True)[1]
         if source.adoption.kind == "labels":
-            own = np.full(count, NO_LABEL, np.int64)
+            own = np.full(count, NO_LABEL, np.int32)
             own[numbers[good]] = _rarest_labels(source)[good]
             label = np.where(label == NO_LABEL, own, label)
     return label, kind
@@ -275,53 +285,69 @@ def _describe(usable: Sequence[tuple[ReadSource, Numbers, Mask]], count: int) ->
 
 def _labels(source: ReadSource) -> tuple[Numbers, Numbers]:
     """Return all labels of a source as pairs of a row and a class, int64 (pairs,) each, in row order."""
-    sets = [source.adoption.labels(row) for row in source.rows[TRAIN]]
-    rows = np.repeat(np.arange(len(sets)), [len(of) for of in sets])
-    return rows, np.fromiter((label for of in sets for label in of), np.int64, len(rows))
+    rows, labels = array("q"), array("q")
+    for number, row in enumerate(source.rows[TRAIN]):
+        for label in source.adoption.labels(row):
+            rows.append(number)
+            labels.append(label)
+    return np.frombuffer(rows, np.int64), np.frombuffer(labels, np.int64)
 
 
 def _rarest_labels(source: ReadSource) -> Numbers:
     """Return the class of each row, of several the one with the fewest rows; NO_LABEL for a row without one."""
     rows, labels = _labels(source)
-    often = np.bincount(labels)[labels] if len(labels) else labels
-    order = np.lexsort((labels, often, rows))
     found = np.full(len(source.rows[TRAIN]), NO_LABEL, np.int64)
+    if (rows[1:] > rows[:-1]).all():  # one label each
+        found[rows] = labels
+        return found
+    often = np.bincount(labels)[labels]
+    order = np.lexsort((labels, often, rows))
     first = order[np.unique(rows[order], return_index=True)[1]]
     found[rows[first]] = labels[first]
     return found
 
 
-def _hashes(usable: Sequence[tuple[ReadSource, Numbers, Mask]], images: Numbers, count: int) -> NDArray[np.uint64]:
+def _hashes(usable: Sequence[tuple[ReadSource, Integers, Mask]], images: Integers, count: int) -> NDArray[np.uint64]:
     """Return a hash for each of the images: that of the key of its first row."""
     found = np.zeros(count, np.uint64)
     wanted = np.zeros(count, np.bool_)
     wanted[images] = True
     for source, numbers, good in usable:
         rows = source.rows[TRAIN]
-        for at in np.flatnonzero(good & wanted[numbers]).tolist():
+        for at in _places(good & wanted[numbers]):
             if wanted[number := int(numbers[at])]:
                 wanted[number] = False
                 key = source.adoption.key(rows[at]).encode("utf-8", "replace")
                 found[number] = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
-    return found[images]
+    return found if len(images) == count else found[images]
 
 
-def choose_evenly(order: Numbers, label: Numbers, kind: Numbers, share: float) -> Numbers:
+def _places(mask: Mask) -> Iterator[int]:
+    """Yield the places that are marked, without a list of all of them."""
+    for start in range(0, len(mask), _CHUNK):
+        yield from (start + np.flatnonzero(mask[start : start + _CHUNK])).tolist()
+
+
+def choose_evenly(order: Integers, label: Integers, kind: Integers, share: float) -> Integers:
     """Choose ``share`` of the images in ``order``, the first ones of each class and, inside a class, of each kind.
 
-    ``label`` and ``kind`` are int64, by image. The whole, each class and each kind of a class differ from their exact
-    share by less than one image; the last image of a class is never chosen. Images without a label are a class, too.
+    ``label`` and ``kind`` are integers, by image. The whole, each class and each kind of a class differ from their
+    exact share by less than one image; the last image of a class is never chosen. Images without a label are a class,
+    too.
     """
     if not len(order):
         return order
-    _, of_class, sizes = np.unique(label[order], return_inverse=True, return_counts=True)
+    own = label[order]
+    if (own != own[0]).any():
+        order = order[np.argsort(own, kind="stable")]
+    sizes = np.unique(own, return_counts=True)[1]
+    del own
     quotas = apportion(sizes, round(share * len(order)), sizes - 1)
-    by_class = np.split(order[np.argsort(of_class, kind="stable")], np.cumsum(sizes)[:-1])
-    chosen: list[Numbers] = []
-    for members, quota in zip(by_class, quotas.tolist(), strict=True):
-        _, of_kind, counts = np.unique(kind[members], return_inverse=True, return_counts=True)
-        for number, wanted in enumerate(apportion(counts, quota, counts).tolist()):
-            chosen.append(members[of_kind == number][:wanted])
+    chosen: list[Integers] = []
+    for members, quota in zip(np.split(order, np.cumsum(sizes)[:-1]), quotas.tolist(), strict=True):
+        kinds, counts = np.unique(kind[members], return_counts=True)
+        for number, wanted in zip(kinds.tolist(), apportion(counts, quota, counts).tolist(), strict=True):
+            chosen.append(members[kind[members] == number][:wanted])
     return np.concatenate(chosen)
 
 
@@ -338,7 +364,7 @@ def apportion(sizes: Numbers, total: int, most: Numbers) -> Numbers:
     return parts
 
 
-def _keep_classes(chosen: Mask, order: Numbers, source: ReadSource, numbers: Numbers, good: Mask) -> None:
+def _keep_classes(chosen: Mask, order: Integers, source: ReadSource, numbers: Integers, good: Mask) -> None:
     """Take back the last choice from each class of a source that would be without an image in `train`.
 
     This happens only to images with several labels, of which `choose_evenly` knows one.

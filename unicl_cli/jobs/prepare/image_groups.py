@@ -7,6 +7,7 @@ downloaded is known by its URL alone.
 
 import hashlib
 import os
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import DatasetSource, Row
+from unicl_cli.core.text_hashes import count_distinct
 from unicl_cli.data.pictures import Extent
 from unicl_cli.jobs.prepare.download import url_of
 from unicl_cli.jobs.prepare.progress import Progress
@@ -27,6 +29,8 @@ _THREADS = 8
 _CHUNK = 512
 _PIECE = 4096
 _BLOCK = 1 << 20
+_FEW = 2**31
+"""Images below which their numbers are int32: half the memory."""
 _SHOWN = 2000
 """Reads from which on the progress is shown."""
 Words = NDArray[np.uint64]
@@ -49,29 +53,39 @@ class _Known(NamedTuple):
     whole: Words
 
 
-def number_images(lists: Sequence[RowList], *, compare: bool = True) -> list[NDArray[np.int64]]:
-    """Return for each list int64 (rows,): equal numbers from 0 on for equal images, UNREADABLE without one.
+def number_images(lists: Sequence[RowList], *, compare: bool = True) -> list[NDArray[np.integer]]:
+    """Return for each list integers (rows,): equal numbers from 0 on for equal images, UNREADABLE without one.
 
     Without ``compare`` nothing is read: images at different places have different numbers.
     """
     starts = np.cumsum([0, *(len(item.rows) for item in lists)])
-    parts = [_look_at(item, number, compare=compare) for number, item in enumerate(lists)]
-    known = _Known(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-    if compare:
+    count = int(starts[-1])
+    known = _Known(np.zeros(count, np.int64), *(np.zeros(count, np.uint64) for _ in range(3)))  # memory when written
+    for number, (item, (start, end)) in enumerate(zip(lists, pairwise(starts.tolist()), strict=True)):
+        _look_at(item, number, _Known(*(column[start:end] for column in known)), compare=compare)
+    if compare and (known.size > 0).any():
         known = _compare(known, lambda at: _extent_at(lists, starts, at))
-    best = np.where(known.whole != _UNKNOWN, known.whole, np.where(known.sample != _UNKNOWN, known.sample, known.place))
-    numbers = np.full(len(best), UNREADABLE, np.int64)
-    readable = known.size != UNREADABLE
-    numbers[readable] = np.unique(best[readable], return_inverse=True)[1]
+    numbers = _number(known)
     return [numbers[start:end] for start, end in pairwise(starts.tolist())]
 
 
-def _look_at(item: RowList, number: int, *, compare: bool) -> _Known:
-    """Return what is known of a list's images by their places, and by reading those whose place is not known."""
-    count = len(item.rows)
-    known = _Known(np.full(count, _UNKNOWN, np.int64), *(np.zeros(count, np.uint64) for _ in range(3)))
+def _number(known: _Known) -> NDArray[np.integer]:
+    """Return equal numbers for images with one hash, of the most bytes that are known; UNREADABLE without one."""
+    best = known.place
+    for better in (known.sample, known.whole):
+        np.copyto(best, better, where=better != _UNKNOWN)
+    all_differ = count_distinct(best) == len(best)
+    numbers = np.arange(len(best)) if all_differ else np.unique(best, return_inverse=True)[1]
+    if len(best) < _FEW:
+        numbers = numbers.astype(np.int32)
+    numbers[known.size == UNREADABLE] = UNREADABLE
+    return numbers
+
+
+def _look_at(item: RowList, number: int, known: _Known, *, compare: bool) -> None:
+    """Fill in what is known of a list's images by their places, and by reading those whose place is not known."""
     extent: Callable[[Row], Extent | None] | None = getattr(item.source, "extent", None)
-    unknown: list[int] = []
+    unknown = array("q")
     for at, row in enumerate(item.rows):
         found = extent(row) if extent else None
         url = url_of(item.source, row)
@@ -86,7 +100,6 @@ def _look_at(item: RowList, number: int, *, compare: bool) -> _Known:
         known.place[at] = _hash(place.encode("utf-8", "surrogateescape"))
     if compare:
         _read_rows(item, known, unknown)
-    return known
 
 
 def _read_rows(item: RowList, known: _Known, todo: Sequence[int]) -> None:

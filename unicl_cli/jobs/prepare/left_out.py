@@ -1,12 +1,16 @@
 """Rows that a corpus lacks, from the files in `rejects`: why, where from, and which of them came back."""
 
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from unicl_cli.core.json_text import parse_json
+from unicl_cli.core.text_hashes import hash_text, is_among
 from unicl_cli.data.shard_checks import ShardRules, read_columns
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of
@@ -40,6 +44,33 @@ def read_left_out(out: Path, markers: Sequence[PartMarker], *, strict: bool = Fa
     return rows
 
 
+class LeftOut:
+    """The keys of the rows that a corpus lacks, and the hosts of their URLs: 12 bytes for each."""
+
+    def __init__(self, out: Path, markers: Sequence[PartMarker]) -> None:
+        keys, hosts, back = array("Q"), array("q"), array("Q")
+        names: dict[str, int] = {}
+        for marker in markers:
+            if marker.retried and marker.rows:
+                back.extend(map(hash_text, _read_column(out, marker, "key")))
+            file = out / rejects_of(marker.split, Path(marker.file).stem)
+            for row in _read_lines(file) if marker.rejected and file.is_file() else ():
+                keys.append(hash_text(str(row.key)))
+                hosts.append(names.setdefault(host_of(row.url) if row.url else "", len(names)))
+        every = np.frombuffer(keys, np.uint64)[::-1]  # of a row that failed again, the last try counts
+        self._keys, last = np.unique(every, return_index=True)
+        is_lost = ~np.isin(self._keys, np.frombuffer(back, np.uint64))
+        self._keys, last = self._keys[is_lost], last[is_lost]
+        counts = np.bincount(np.frombuffer(hosts, np.int64)[::-1][last], minlength=len(names))
+        self.hosts = Counter({name: int(counts[at]) for name, at in names.items() if name and counts[at]})
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __contains__(self, key: str) -> bool:
+        return is_among(hash_text(key), self._keys)
+
+
 def _read_lines(file: Path) -> list[Rejected]:
     """Return the rows of a file of rejects, without lines that somebody has edited."""
     found: list[Rejected] = []
@@ -58,13 +89,12 @@ def count_rejected(markers: Sequence[PartMarker]) -> dict[str, int]:
     return dict(sorted((reason, count) for reason, count in rejected.items() if count))
 
 
-def describe_downloads(out: Path, markers: Sequence[PartMarker], left_out: dict[str, Rejected]) -> dict[str, Any]:
-    """Return how many URLs gave an image, and the hosts that lost most, under ``downloads``; nothing without URLs."""
+def describe_downloads(out: Path, markers: Sequence[PartMarker], lost: Counter[str]) -> dict[str, Any]:
+    """Return ``downloads``: the URLs that gave an image, and the hosts that ``lost`` most; nothing without URLs."""
     kept: Counter[str] = Counter()
     for marker in markers:
         if marker.rows:
             kept.update(host_of(url) for url in _read_column(out, marker, "url") if url)
-    lost = Counter(host_of(row.url) for row in left_out.values() if row.url)
     if not kept and not lost:
         return {}
     worst = [{"host": host, "urls": kept[host] + count, "kept": kept[host]} for host, count in lost.most_common(_WORST)]

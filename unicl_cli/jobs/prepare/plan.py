@@ -3,18 +3,16 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unicl_cli.contracts import ClassName, DatasetSource, Row
 from unicl_cli.core.class_groups import find_hierarchy_fault, groups_of
 from unicl_cli.core.prompts import NAMED, load_templates
-from unicl_cli.core.sampler import Permutation
 from unicl_cli.data.manifest import SCHEMA_VERSION, SETS_VERSION
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.resolve import SourceSpec, open_source
@@ -27,10 +25,12 @@ from unicl_cli.jobs.prepare.classes import (
     find_class_images,
     merge_classes,
 )
+from unicl_cli.jobs.prepare.concepts import choose_by_options, read_queries
 from unicl_cli.jobs.prepare.download import MEAN_BYTES, Downloads, url_of
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.group_checks import check_groups
 from unicl_cli.jobs.prepare.holdout import TRAIN, Holdout, ReadSource, hold_out
+from unicl_cli.jobs.prepare.left_out import LeftOut
 from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.row_checks import check_file_names, check_keys, check_labels
 from unicl_cli.jobs.prepare.rows import Rows
@@ -70,6 +70,8 @@ class CorpusPlan(NamedTuple):
     """The groups of the classes if rows have label sets, or classes a group or a parent; else None."""
     taxonomy: str | None
     """The sha256 of the taxonomy that the options name."""
+    queries: str | None
+    """The sha256 of the queries that the options name."""
     downloads: Downloads
 
     def document(self) -> dict[str, Any]:
@@ -85,7 +87,8 @@ class CorpusPlan(NamedTuple):
             for planned in self.sources
         ]
         options = asdict(self.options)
-        del options["templates"], options["taxonomy"]
+        for name in ("templates", "taxonomy", "query_list", "max_per_query", "balance"):
+            del options[name]
         taxonomy = {"src": self.options.taxonomy, "sha256": self.taxonomy}
         return {
             "schema_version": SCHEMA_VERSION if self.groups is None else SETS_VERSION,
@@ -95,9 +98,17 @@ class CorpusPlan(NamedTuple):
             "templates": self.templates if isinstance(self.templates, str) else list(self.templates),
             "classes": hash_classes(self.classes),
             **({"taxonomy": taxonomy} if self.taxonomy else {}),
+            **self._describe_choice(),
             **({"validation": facts} if (facts := self.holdout.facts()) else {}),
             "sources": described,
         }
+
+    def _describe_choice(self) -> dict[str, Any]:
+        """Return what rows were chosen by; nothing if all were taken, as in the plans of older corpora."""
+        asked = self.options
+        queries = {"src": asked.query_list, "sha256": self.queries, "most": asked.max_per_query}
+        balance = {"balance": asked.balance} if asked.balance is not None else {}
+        return {**({"queries": queries} if self.queries else {}), **balance}
 
     def units(self) -> list[Unit]:
         """Cut all rows into shards of about ``shard_mb``, with row groups of about 8 MB."""
@@ -106,7 +117,8 @@ class CorpusPlan(NamedTuple):
     def work(self, unit: Unit, out: Path, duplicates: Duplicates = NO_DUPLICATES) -> Work:
         """Return the work of a unit; rows that stay for their duplicates inherit the duplicates' texts."""
         planned = self.find_source(unit.source)
-        rows = [self.row_at(unit, number) for number in range(unit.rows)]
+        places = np.array(unit.numbers) if unit.numbers else np.arange(unit.first, unit.first + unit.rows)
+        rows = planned.rows[unit.split].take(places)
         rows = [row._replace(texts=(*row.texts, *duplicates.texts.get(row.key, ()))) for row in rows]
         gone = {row.key: duplicates.gone[row.key] for row in rows if row.key in duplicates.gone}
         is_raw = self.options.text == "raw"
@@ -121,14 +133,15 @@ class CorpusPlan(NamedTuple):
         """True if any source names media: then all shards have the column, since readers expect one schema."""
         return any(media_of(planned.source) for planned in self.sources)
 
-    def stored_images(self, left_out: Collection[str]) -> ClassImages:
+    def stored_images(self, left_out: LeftOut) -> ClassImages:
         """Return the images of the classes without the rows that are left out, by key."""
         return find_class_images(self.classes, _labelled_rows(self.sources), left_out) if left_out else self.images
 
     def count_set_sizes(self) -> Counter[int]:
         """Return the labelled rows by their number of labels, before any is left out."""
         labelled = _labelled_rows(self.sources)
-        return Counter(len(row.label_set()) for rows in labelled for row in rows if row.is_labelled())
+        adopted = (of.adoption.row(row) for of in labelled for row in of.by_source())
+        return Counter(len(row.label_set()) for row in adopted if row.is_labelled())
 
     def row_at(self, unit: Unit, number: int) -> Row:
         """Return one row of a unit, by its number in the unit."""
@@ -168,6 +181,9 @@ def make_plan(
         raise UniclError(f"classes: {problem}", "correct the groups and parents of the classes")
     ids = {c.key: number for number, c in enumerate(classes)}
     read = [_read_source(item, source, placed, ids) for item, source in zip(specs, sources, strict=True)]
+    queries = read_queries(options.query_list) if options.query_list else None
+    read, said = choose_by_options(read, classes, options, queries)
+    notes += said
     holdout = hold_out(read, options, out, compare=compare)
     notes += holdout.notes(read)
     if holdout.moved and not compare:
@@ -187,7 +203,10 @@ def make_plan(
             "--dedup exact: a source has images that are not downloaded yet",
             "leave it out: equal images are counted once they are there",
         )
-    return CorpusPlan(options, planned, classes, templates, holdout, notes, images, groups, placed.sha256, downloads)
+    found = queries.sha256 if queries else None
+    return CorpusPlan(
+        options, planned, classes, templates, holdout, notes, images, groups, placed.sha256, found, downloads
+    )
 
 
 def _labelled_rows(sources: Iterable[PlannedSource]) -> Iterator[Rows]:
@@ -217,12 +236,11 @@ def _read_source(spec: SourceSpec, source: DatasetSource, placed: PlacedClasses,
 
 
 def _plan_source(spec: SourceSpec, read: ReadSource, holdout: Holdout, options: PrepareOptions) -> PlannedSource:
-    rows = {
-        split: Rows(
-            read.rows.get(split, read.rows.get(TRAIN, ())), _permute(order, spec, split, options), read.adoption
-        )
-        for split, order in holdout.splits_of(read).items()
-    }
+    rows: dict[str, Rows] = {}
+    for split, own in holdout.splits_of(read).items():
+        seed = None if options.keep_order else f"{SEED}/{spec.name}/{spec.kind}/{split}"
+        raw = read.rows.get(split, read.rows.get(TRAIN, ()))
+        rows[split] = Rows(raw, own, read.adoption, seed=seed, limit=options.limit)
     return PlannedSource(
         spec, read.source, {split: of for split, of in rows.items() if of}, read.fingerprint, read.has_urls
     )
@@ -233,21 +251,16 @@ def _describe_markup(read: ReadSource) -> str | None:
     if read.adoption.kind == "images":
         return None
     texts = (text for rows in read.rows.values() for row in rows for text in row.texts)
-    found = [text for text in texts if has_markup(text)]
-    if not found:
+    found = filter(has_markup, texts)
+    first = next(found, None)
+    if first is None:
         return None
-    before, after = (" ".join(text.split()) for text in (found[0], clean(found[0])))
+    count = 1 + sum(1 for _ in found)
+    before, after = (" ".join(text.split()) for text in (first, clean(first)))
     return (
-        f"{read.name}: texts that lose HTML tags ({len(found):,}): '{shorten(before, _SHOWN)}' becomes "
+        f"{read.name}: texts that lose HTML tags ({count:,}): '{shorten(before, _SHOWN)}' becomes "
         f"'{shorten(after, _SHOWN)}' (--text raw keeps them)"
     )
-
-
-def _permute(order: NDArray[np.int64], spec: SourceSpec, split: str, options: PrepareOptions) -> NDArray[np.int64]:
-    """Permute the rows, so that a shard mixes the classes, and cut them to the limit."""
-    if not options.keep_order and len(order):
-        order = order[Permutation(len(order), f"{SEED}/{spec.name}/{spec.kind}/{split}")(np.arange(len(order)))]
-    return order[: options.limit]
 
 
 def _fingerprint(source: DatasetSource, raw: dict[str, Sequence[Row]]) -> str:

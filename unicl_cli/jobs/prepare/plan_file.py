@@ -79,6 +79,14 @@ class TaxonomyRecord(Document):
     sha256: Sha256
 
 
+class QueryRecord(Document):
+    """The value of `--query-list`, a hash of its queries, and the most rows of each."""
+
+    src: str
+    sha256: Sha256
+    most: Positive | None
+
+
 class PlanFile(Document):
     """The content of `plan.json`. What has a default came later than the first corpora."""
 
@@ -96,6 +104,8 @@ class PlanFile(Document):
     templates: Templates
     classes: Sha256
     taxonomy: TaxonomyRecord | None = None
+    queries: QueryRecord | None = None
+    balance: Positive | None = None
     sources: Annotated[list[SourceRecord], Field(min_length=1)]
     units: list[UnitRecord]
     retries: list[RetryRecord] = Field(default_factory=list)
@@ -211,10 +221,12 @@ def list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     if same_share and "validation" in new and "validation" not in old:
         return ["an older unicl chose its validation rows by their keys; now they are chosen by image"]
     taxonomy = _compare_taxonomies(old.get("taxonomy"), new.get("taxonomy"))
-    skipped = ("versions", "units", "sources", "validation", "taxonomy")
+    skipped = ("versions", "units", "sources", "validation", "taxonomy", "queries")
+    new = {**({"balance": None} if "balance" in old else {}), **new}
     skipped += ("classes", "schema_version") if taxonomy else ()  # they follow from it
     changed = [k for k in new if k not in skipped and old.get(k) != new[k]]
-    said = taxonomy + [
+    said = [*taxonomy, *_compare_queries(old.get("queries"), new.get("queries"))]
+    said += [
         f"the {k} differ" if k in HASHED else f"{k}: {_format_value(old.get(k))} -> {_format_value(new.get(k))}"
         for k in changed
     ]
@@ -230,6 +242,14 @@ def list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     if not said and old.get("validation") != new.get("validation"):
         said.append("other rows are held out for validation: some images, or holdout.json, have changed")
     return said
+
+
+def _compare_queries(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> list[str]:
+    """Return the differences of two lists of queries; a file may have another name."""
+    if not old or not new:
+        return [f"query-list: {old and old['src']} -> {new and new['src']}"] if old or new else []
+    said = [f"the queries of {new['src']} differ"] if old["sha256"] != new["sha256"] else []
+    return said + ([f"max-per-query: {old['most']} -> {new['most']}"] if old["most"] != new["most"] else [])
 
 
 def _compare_taxonomies(old: Mapping[str, str] | None, new: Mapping[str, str] | None) -> list[str]:

@@ -125,6 +125,9 @@ def _request_of(plan: PlanFile, out: Path, downloads: Downloads) -> PrepareReque
         dedup=plan.dedup,
         keep_order=plan.seed is None,
         taxonomy=plan.taxonomy and plan.taxonomy.src,
+        query_list=plan.queries and plan.queries.src,
+        max_per_query=plan.queries and plan.queries.most,
+        balance=plan.balance,
     )
     return PrepareRequest(labels, captions, images, out, options, downloads)
 

@@ -11,7 +11,7 @@ from unicl_cli.data.media import count_missing
 from unicl_cli.errors import Remark, print_line
 from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.prepare.classes import describe_empty_classes, describe_examples, format_examples
-from unicl_cli.jobs.prepare.left_out import count_rejected, describe_downloads, format_downloads, read_left_out
+from unicl_cli.jobs.prepare.left_out import LeftOut, count_rejected, describe_downloads, format_downloads
 from unicl_cli.jobs.prepare.parts import PartMarker
 from unicl_cli.jobs.prepare.plan import CorpusPlan
 from unicl_cli.jobs.prepare.set_report import count_set_sizes, describe_sets, describe_sizes, format_sets
@@ -67,7 +67,7 @@ def write_summary(out: Path, plan: CorpusPlan, markers: Sequence[PartMarker], ma
         groups.setdefault((marker.source, marker.kind, marker.split), []).append(marker)
     kinds = {planned.spec.name: media_of(planned.source) for planned in plan.sources}
     sources = [_summarize_group(key, of, kinds[key[0]]) for key, of in groups.items()]
-    left_out = read_left_out(out, markers)
+    left_out = LeftOut(out, markers)
     stored = plan.stored_images(left_out)
     lost = describe_empty_classes(
         plan.classes, stored.empty - plan.images.empty, "classes whose images are all left out"
@@ -86,7 +86,7 @@ def write_summary(out: Path, plan: CorpusPlan, markers: Sequence[PartMarker], ma
         "class_examples": describe_examples(stored.examples),
         **describe_sets(plan.groups, count_set_sizes(markers)),
         "sources": sources,
-        **(describe_downloads(out, markers, left_out) if any(of.has_urls for of in plan.sources) else {}),
+        **(describe_downloads(out, markers, left_out.hosts) if any(of.has_urls for of in plan.sources) else {}),
         **manifest.model_dump(include={"text_stats", "dedup", "equal_pictures", "duplicates_of_eval"}),
         "notes": [*plan.notes, *lost, *_note_lost_media(sources), *image_notes(manifest)],
     }

@@ -23,6 +23,9 @@ class PrepareOptions:
     dedup: str = "off"
     keep_order: bool = False
     taxonomy: str | None = None
+    query_list: str | None = None
+    max_per_query: int | None = None
+    balance: int | None = None
 
     def __post_init__(self) -> None:
         """Raise UniclError for an unknown value of `--text` or `--dedup`."""

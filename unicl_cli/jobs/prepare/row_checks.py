@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.core.text_hashes import find_repeated, hash_text, hash_texts, is_among
 from unicl_cli.data.manifest import is_plain_name
 from unicl_cli.data.sources.resolve import SourceSpec
 from unicl_cli.errors import UniclError
@@ -25,16 +26,18 @@ def check_file_names(spec: SourceSpec, splits: Iterable[str]) -> None:
 
 
 def check_keys(spec: SourceSpec, raw: dict[str, Sequence[Row]]) -> None:
-    met: set[str] = set()
-    for split, rows in raw.items():
-        for row in rows:
-            if row.key in met:
-                places = [f"{s} {r.ref}" for s, of in raw.items() for r in of if r.key == row.key]
-                raise UniclError(
-                    f"{spec.src}: duplicate key '{row.key}': {places[0]} and {split} {row.ref}",
-                    "give every row its own key",
-                )
-            met.add(row.key)
+    """Raise UniclError for a key that two rows have, with the places of both."""
+    rows = sum(map(len, raw.values()))
+    doubtful = find_repeated(hash_texts((str(row.key) for of in raw.values() for row in of), rows))
+    met: dict[str, str] = {}
+    for split, row in ((split, row) for split, of in raw.items() for row in of) if len(doubtful) else ():
+        if not is_among(hash_text(str(row.key)), doubtful):
+            continue
+        if first := met.get(row.key):
+            raise UniclError(
+                f"{spec.src}: duplicate key '{row.key}': {first} and {split} {row.ref}", "give every row its own key"
+            )
+        met[row.key] = f"{split} {row.ref}"
 
 
 def check_labels(spec: SourceSpec, raw: dict[str, Sequence[Row]], classes: Sequence[ClassName]) -> None:

@@ -126,14 +126,14 @@ def _names_in(found: Any, column: str) -> list[str]:
 class ParquetImages:
     """Images inside a Parquet file by row number, with a cache of the latest row groups."""
 
-    def __init__(self, path: Path, column: str) -> None:
+    def __init__(self, path: Path, column: str, groups: int = 16) -> None:
         self.path, self.column = path, column
         self.file = open_parquet(path, memory_map=True)
         metadata = self.file.metadata
         self.ends: list[int] = []
         for group in range(metadata.num_row_groups):
             self.ends.append((self.ends[-1] if self.ends else 0) + metadata.row_group(group).num_rows)
-        self._group = lru_cache(maxsize=16)(self._read_group)
+        self._group = lru_cache(maxsize=groups)(self._read_group)
         self._lock = threading.Lock()  # a ParquetFile is not thread-safe
 
     def read(self, row: int) -> bytes | str:

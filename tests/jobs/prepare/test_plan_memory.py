@@ -1,0 +1,62 @@
+"""A plan of a long list: little memory for each line, the order of a table, and both places of a double key."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from unicl_cli.contracts import Row
+from unicl_cli.core import spool
+from unicl_cli.core.sampler import Permutation
+from unicl_cli.data.sources.resolve import SourceSpec
+from unicl_cli.errors import UniclError
+from unicl_cli.jobs.prepare.plan import make_plan
+from unicl_cli.jobs.prepare.request import PrepareOptions
+from unicl_cli.jobs.prepare.row_checks import check_keys
+from unicl_cli.jobs.prepare.rows import Adoption, Rows, SplitRows
+
+LINE = "a caption of some length, as they are on the web, number {n}\thttp://host{n}.example/photos/{n:08d}.jpg\n"
+
+
+def plan_of(path):
+    return make_plan([SourceSpec("web", "captions", str(path))], PrepareOptions())
+
+
+def peak_of(path, lines):
+    path.write_text("caption\turl\n" + "".join(LINE.format(n=n) for n in range(lines)))
+    tracemalloc.start()
+    plan_of(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
+
+
+def test_a_line_takes_little_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(spool, "MAX_MEMORY", 1)
+    peak_of(tmp_path / "warm.tsv", 300)
+    few, many = peak_of(tmp_path / "few.tsv", 1000), peak_of(tmp_path / "many.tsv", 5000)
+    assert (many - few) / 4000 < 70, "bytes for each line; a row as objects takes 700"
+
+
+@pytest.mark.parametrize("limit", [None, 5, 1000])
+@pytest.mark.parametrize("seed", [None, "0/web/captions/train"])
+def test_rows_are_in_the_order_of_a_permuted_table(limit, seed):
+    raw = [Row(str(n), str(n), (), -1) for n in range(100)]
+    moved = np.array([0, 3, 4, 50, 99])
+    table = np.delete(np.arange(100), moved)
+    for split, members in ((SplitRows(moved, of=100), table), (SplitRows(moved), moved)):
+        order = members if seed is None else members[Permutation(len(members), seed)(np.arange(len(members)))]
+        expected = [f"web:{number}" for number in order[:limit].tolist()]
+        rows = Rows(raw, split, Adoption("web", "captions", ()), seed=seed, limit=limit)
+        assert [row.key for row in rows] == [rows[at].key for at in range(len(rows))] == expected
+        assert [row.key for row in rows[1:40:3]] == expected[1:40:3]
+        assert rows[-1].key == expected[-1]
+        assert [row.key for row in rows.by_source()] == [str(n) for n in sorted(order[:limit].tolist())]
+        with pytest.raises(IndexError):
+            rows[len(rows)]
+
+
+def test_a_double_key_is_told_with_both_places():
+    rows = {"train": [Row("a", "1.png", (), 0), Row("b", "2.png", (), 0)], "val": [Row("a", "3.png", (), 0)]}
+    with pytest.raises(UniclError, match=r"src: duplicate key 'a': train 1\.png and val 3\.png"):
+        check_keys(SourceSpec("s", "labels", "src"), rows)
