@@ -147,16 +147,17 @@ def find_lists(dataset: Dataset) -> list[LocatedPart]:
     UniclError if a list is there and a file beside it is not.
     """
     for layout in dataset.layouts:
-        for place in places_of(dataset.name):
-            found = [located for part in layout if (located := _locate(dataset, part, place))]
-            if {part.list for part in layout if not part.optional} <= {located.part.list for located in found}:
-                return found
+        found = [located for part in layout if (located := _locate(dataset, part))]
+        if {part.list for part in layout if not part.optional} <= {located.part.list for located in found}:
+            return found
     return []
 
 
-def _locate(dataset: Dataset, part: ListPart, place: Path) -> LocatedPart | None:
-    file = next((place / name for name in part.list if (place / name).is_file()), None)
-    if file is None:
+def _locate(dataset: Dataset, part: ListPart) -> LocatedPart | None:
+    """Return the first list of its names that is there, with the files beside it; None if there is none."""
+    there = ((place, place / name) for place in places_of(dataset.name) for name in part.list)
+    place, file = next((found for found in there if found[1].is_file()), (None, None))
+    if place is None or file is None:
         return None
     beside: dict[str, Path] = {}
     for option, names in part.files.items():

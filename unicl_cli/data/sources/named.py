@@ -54,7 +54,12 @@ class KnownSource:
     @property
     def notes(self) -> list[str]:
         """The source's notes, and those on the data set; complete once all rows were asked for."""
-        return [*getattr(self._source, "notes", ()), *self._describe_counts(), *self._describe_caution()]
+        return [
+            *getattr(self._source, "notes", ()),
+            *self._describe_counts(),
+            *self._describe_lacks(),
+            *self._describe_caution(),
+        ]
 
     def _check_md5(self) -> None:
         """Compare each file once. UniclError for another md5 than the published one."""
@@ -74,6 +79,13 @@ class KnownSource:
             about = "about " if self._dataset.rounded else ""
             yield f"{self._dataset.name}{place}: has {rows:,} rows; the published data set has {about}{expected:,}"
 
+    def _describe_lacks(self) -> Iterator[str]:
+        """Yield a note per list of the data set that is not there, unless one part was asked for."""
+        if isinstance(self._source, JoinedLists) and not self._source.is_cut:
+            for part in self._dataset.layouts[0]:
+                if part.name not in self._source.parts:
+                    yield f"{self._dataset.name}: has no {part.name} rows: {part.list[0]} is not there"
+
     def _describe_caution(self) -> Iterator[str]:
         if self._dataset.caution:
             yield Remark(f"{self._dataset.name}: {self._dataset.caution}")
@@ -83,11 +95,15 @@ class KnownSource:
 
 
 class JoinedLists:
-    """Lists of which each has a split of a data set; a row's key and ``ref`` begin with its split."""
+    """Lists of which each has a split of a data set; a row's key and ``ref`` begin with its split.
+
+    ``is_cut``: the user asked for one of them.
+    """
 
     templates = "clip80"
 
-    def __init__(self, parts: Mapping[str, Table]) -> None:
+    def __init__(self, parts: Mapping[str, Table], *, is_cut: bool) -> None:
+        self.is_cut = is_cut
         self.parts = {split: parts[split] for split in sorted(parts, key=ORDER.index)}
 
     @property
