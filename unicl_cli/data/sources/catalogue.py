@@ -141,6 +141,12 @@ def has_shards(folder: Path) -> bool:
     return any((folder / split / "nshards.txt").is_file() for split in ("test", "train"))
 
 
+def has_list(dataset: Dataset, folder: Path) -> bool:
+    """Return whether a folder has one of the lists of a data set."""
+    names = (name for layout in dataset.layouts for part in layout for name in part.list)
+    return any((folder / name).is_file() for name in names)
+
+
 def find_lists(dataset: Dataset) -> list[LocatedPart]:
     """Return the lists of the first layout that is there, without optional ones that are missing; [] if none is.
 

@@ -34,7 +34,7 @@ class SourceSpec(NamedTuple):
 def open_source(src: str, kind: str) -> DatasetSource:
     """Open the source that ``src`` names; workers repeat this from the same two strings. UniclError if unknown."""
     base, options = split_options(src)
-    dataset = catalogue.find_dataset(base)
+    dataset = _find_known(base)
     if dataset is None or dataset.is_built_in:
         return _open_registered(src, kind, *resolve_source(src))
     check_kind(dataset, kind)
@@ -44,6 +44,18 @@ def open_source(src: str, kind: str) -> DatasetSource:
         files = [located.file for located in lists] if verify else []
         return KnownSource(_open_lists(src, dataset, lists, kind, options), dataset, files)
     return KnownSource(_open_registered(src, kind, *resolve_source(src)), dataset)
+
+
+def _find_known(base: str) -> Dataset | None:
+    """Return the data set that a name means; None if it is a plugin's, or a path without the data set's own files."""
+    dataset = catalogue.find_dataset(base)
+    if dataset is None or dataset.reader:
+        return dataset
+    if not dataset.is_built_in and _find_registered(dataset.name):
+        return None
+    path = Path(base)
+    is_other = path.exists() and not catalogue.has_shards(path) and not catalogue.has_list(dataset, path)
+    return None if is_other else dataset
 
 
 def check_kind(dataset: Dataset, kind: str) -> None:
@@ -107,7 +119,7 @@ def resolve_source(src: str) -> tuple[str, dict[str, str]]:
         raise UniclError(f"{base}: a URL cannot be a source", "download it first, or use the hub: hf:org/name")
     if base.startswith(HUB):
         return "hf", {"path": base, **options}
-    dataset = catalogue.find_dataset(base)
+    dataset = _find_known(base)
     if dataset is None:
         if registered := _find_registered(base):
             return registered, options
@@ -208,7 +220,7 @@ def name_sources(labels: Sequence[str], captions: Sequence[str], images: Sequenc
 def _expand(src: str) -> list[str]:
     """Return the sources that a name stands for, with its options: those of `gcc15m`, else itself."""
     base, options = split_options(src)
-    dataset = catalogue.find_dataset(base)
+    dataset = _find_known(base)
     if dataset is None or not dataset.includes:
         return [src]
     return [f"{name}{src[len(base) :] if options else ''}" for name in dataset.includes]

@@ -10,6 +10,7 @@ from unicl_cli.pages.text import align_columns, terminal_width
 
 WIDTH = 80
 """Columns of the table where standard output is not a terminal."""
+MILLION = 1_000_000
 
 
 def list_datasets(*, as_json: bool) -> None:
@@ -46,7 +47,8 @@ def _format_list(known: Sequence[Dataset]) -> Iterator[str]:
 def _row(dataset: Dataset) -> tuple[str, ...]:
     count = sum(dataset.rows.values()) or sum(sum(datasets()[name].rows.values()) for name in dataset.includes)
     about = dataset.rounded or any(datasets()[name].rounded for name in dataset.includes)
-    rows = f"{'~' if about else ''}{count:,}" if count else "-"
+    shown = f"{count / 1e6:.3g} M" if count >= MILLION else f"{count:,}"
+    rows = f"{'~' if about else ''}{shown}" if count else "-"
     sizes = [file.size for file in dataset.files]
     size = dataset.size or (sizes[0] if len(sizes) == 1 else "")
     return dataset.name, dataset.kind, rows, size or "-", dataset.bring, dataset.terms
