@@ -67,8 +67,10 @@ def _files(incomplete: str, suffixes: tuple[str, ...]) -> Iterator[str]:
 
 
 def complete_sources(incomplete: str) -> list[str]:
-    """Return the names of data sources; if none fits, the shell offers files."""
-    return starting_with(registry.names("datasets"), incomplete)
+    """Return the names of data sources and known data sets; if none fits, the shell offers files."""
+    from unicl_cli.data.sources.catalogue import datasets
+
+    return starting_with([*registry.names("datasets"), *datasets()], incomplete)
 
 
 def complete_kinds(incomplete: str) -> list[str]:

@@ -20,7 +20,7 @@ ROWS, DOWNLOAD, TASKS = "Rows and images", "Download", "Other tasks"
     epilog=examples(
         "unicl prepare --labels photos --captions captions.tsv -o corpus",
         "unicl prepare --labels birds --taxonomy tree.csv -o birds-corpus",
-        "unicl prepare --verify -o corpus",
+        "unicl prepare --list",
     )
 )
 def prepare(
@@ -230,16 +230,25 @@ def prepare(
             "--repair", help="Write the damaged shards of the corpus in DIR again (without SRC).", rich_help_panel=TASKS
         ),
     ] = False,
+    list_known: Annotated[
+        bool,
+        typer.Option("--list", help="Write nothing; list the data sets that are known by name.", rich_help_panel=TASKS),
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Check, clean and pack images with labels and captions into a corpus.
 
     SRC is a folder; a CSV, TSV, JSONL or Parquet list of files or URLs; a data
-    set of the hub (hf:org/name); or a name (digits, cifar10, imagenet). Options follow a
-    question mark: 'captions.tsv?image=file&caption=title'. After an
+    set of the hub (hf:org/name); or a name that --list shows (imagenet, gcc3m). Options
+    follow a question mark: 'captions.tsv?image=file&caption=title'. After an
     interruption, run the same command again to continue.
     """
+    if list_known:
+        from unicl_cli.jobs.prepare.dataset_list import list_datasets
+
+        list_datasets(as_json=json)
+        return
     check_encoding(**{"-o": [str(out)]})
     if engine != "local" and (dry_run or verify or repair):
         raise UniclError("--engine: is for writing a corpus", "leave it out with --dry-run, --verify and --repair")

@@ -238,7 +238,7 @@ class Corpus:
 
     def __init__(self, path: Path, manifest: Manifest, checksum: str) -> None:
         self.path, self.manifest, self.checksum = path, manifest, checksum
-        self.name = manifest.name
+        self.name = manifest.title
         self.classes = tuple(ClassName(c.key, tuple(c.names), c.group, c.parent) for c in manifest.classes)
         self.groups = label_sets_of(self.classes, manifest.most_labels).groups if manifest.has_sets else None
         templates = manifest.templates

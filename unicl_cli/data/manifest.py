@@ -3,7 +3,7 @@
 import hashlib
 import re
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -109,6 +109,13 @@ class EqualImages(Document):
     in_two_kinds: Count
 
 
+class Survival(Document):
+    """The rows of a list of URLs, and those of them that are in the corpus: copies of other days have other ones."""
+
+    listed: Positive
+    kept: Count
+
+
 class Manifest(Document):
     """The content of `manifest.json`. A fact with a default came later than the first corpora."""
 
@@ -126,6 +133,13 @@ class Manifest(Document):
     equal_pictures: EqualImages | None = None
     set_sizes: dict[SetSize, Positive] = Field(default_factory=dict)
     duplicates_of_eval: dict[str, Count] = Field(default_factory=dict)
+    survival: dict[Name, Survival] = Field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The name for reports: that of a corpus made from lists of URLs has the number of its images with it."""
+        told = describe_survival({name: found.model_dump() for name, found in self.survival.items()})
+        return f"{self.name} ({told})" if told else self.name
 
     @property
     def has_sets(self) -> bool:
@@ -209,6 +223,14 @@ def _check_version(file: Path, value: object) -> None:
             f"{file}: corpus format {version}, but this unicl reads {SCHEMA_VERSION} and {SETS_VERSION}",
             "prepare the corpus again with this version",
         )
+
+
+def describe_survival(survival: Mapping[str, Mapping[str, int]]) -> str:
+    """Return how many images of lists of URLs a corpus has, in words; "" for other corpora."""
+    if not survival:
+        return ""
+    kept, listed = (sum(found[word] for found in survival.values()) for word in ("kept", "listed"))
+    return f"{kept:,} of {listed:,} listed images"
 
 
 def splits_of(shards: Collection[Shard]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from unicl_cli.data.pictures import decode
-from unicl_cli.data.sources import cifar
+from unicl_cli.data.sources import catalogue
 from unicl_cli.data.sources.plain_pickle import load_plain
 from unicl_cli.data.sources.resolve import open_source
 from unicl_cli.errors import UniclError
@@ -152,24 +152,28 @@ def test_another_md5_is_an_error_that_says_both(data_dir):
 
 def test_the_official_md5_is_accepted(data_dir, monkeypatch):
     file = cifar10(data_dir / "cifar-10-python.tar.gz")
-    official = cifar.CIFAR10._replace(md5=hashlib.md5(file.read_bytes()).hexdigest())
-    monkeypatch.setattr(cifar, "CIFAR10", official)
-    assert len(open_source("cifar10", "labels").rows("test")) == 4
-    assert open_source("cifar10", "labels").notes == []
+    known = catalogue.datasets()["cifar10"]
+    official = known.files[0].model_copy(update={"md5": hashlib.md5(file.read_bytes()).hexdigest()})
+    changed = known.model_copy(update={"files": (official,), "rows": {"test": 4}})
+    monkeypatch.setitem(catalogue.datasets(), "cifar10", changed)
+    source = open_source("cifar10", "labels")
+    assert len(source.rows("test")) == 4
+    assert source.notes == []
     assert "md5 not checked" in open_source("cifar10?verify=false", "labels").notes[0]
 
 
 def test_a_missing_archive_names_the_file_its_makers_and_the_next_command(data_dir, monkeypatch):
     with pytest.raises(UniclError) as caught:
         open_source("cifar10", "labels")
-    assert f"{data_dir}/cifar-10-python.tar.gz, {data_dir}/cifar10/cifar-10-python.tar.gz" in caught.value.message
+    assert f"cifar-10-python.tar.gz (170 MB): not found (looked in {data_dir}, {data_dir}/cifar10)" in str(caught.value)
+    assert "hf:uoft-cs/cifar10: not in the hub's cache" in caught.value.message
     for said in ("170 MB", "c58f30108f718f92721af3b95e74349a", "https://www.cs.toronto.edu/~kriz/cifar.html"):
         assert said in caught.value.hint
     assert caught.value.hint.endswith("then run: unicl prepare --labels cifar10 --data-dir DIR")
     monkeypatch.delenv("UNICL_DATA")
     with pytest.raises(UniclError, match="no --data-dir given"):
         open_source("cifar100", "images")
-    with pytest.raises(UniclError, match=r"not found \(looked for .*/nowhere\)$"):
+    with pytest.raises(UniclError, match=r"not found \(looked in .*/nowhere\)$"):
         open_source(f"cifar10?path={data_dir}/nowhere", "labels")
     with pytest.raises(UniclError, match="no captions"):
         open_source("cifar10", "captions")
@@ -254,4 +258,4 @@ def test_the_command_finds_the_archive_in_its_data_dir_and_stores_png(tmp_path, 
     sample = corpus.table("test", "labels").read(0)
     assert sample.image.startswith(b"\x89PNG")
     assert decode(sample.image).size == (32, 32)
-    assert corpus.templates == cifar.TEMPLATES
+    assert corpus.templates == catalogue.datasets()["cifar10"].templates

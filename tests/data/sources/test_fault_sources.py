@@ -344,14 +344,10 @@ def test_labels_that_pandas_left_empty_are_no_class(tmp_path, prepare):
         ("digits?limit=many", "limit: should be a valid integer", "options of digits"),
         ("digits?limit", "option 'limit' has no value", "?key=value&key=value"),
         ("cifar10", "no --data-dir given", "unicl prepare --labels cifar10 --data-dir DIR"),
-        ("cc3m", "gcc3m: not found, and unicl does not download it", "Train_GCC-training.tsv"),
-        (
-            "coco",
-            "coco: not found, and unicl does not download it",
-            "unicl prepare --captions 'annotations/captions_train2017.json?root=../train2017'",
-        ),
+        ("cc3m", "gcc3m: no labels", "use it with --captions gcc3m"),
+        ("pets", "pets: the folder wds_vtab-pets: not found (no --data-dir given)", "clip-benchmark/wds_vtab-pets"),
         ("https://x.org/a.tar", "a URL cannot be a source", "download it first"),
-        ("digitz", "did you mean 'digits'?", "check the path, or name one of: cifar10"),
+        ("digitz", "did you mean 'digits'?", "choose a name: unicl prepare --list"),
     ],
 )
 def test_a_named_source_that_is_misspelled_or_missing_says_what_there_is(src, message, hint, refused):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from unicl_cli.data.sources.imagenet import DEVKIT, FALL11, TRAIN, VAL
+from unicl_cli.data.sources.imagenet import DEVKIT, FALL11, TRAIN, VAL, WINTER21
 from unicl_cli.data.sources.resolve import open_source
 from unicl_cli.data.wordnet import lemmas, synsets
 from unicl_cli.errors import UniclError
@@ -80,7 +80,7 @@ def test_training_pictures_come_from_a_tar_of_tars_by_their_place(data_dir):
     assert rows[2].key == f"train/{TENCH}/{TENCH}_0.JPEG"
     expected = [content for pictures in TRAINED.values() for content in pictures.values()]
     assert [source.read(row)["image"] for row in rows] == expected
-    assert source.notes == [f"{data_dir / TRAIN}: has 9 images; the official file has 1,281,167"]
+    assert source.notes == ["imagenet train: has 9 rows; the published data set has 1,281,167"]
     again = open_source("imagenet", "labels")  # as a worker: no scan, one stretch of the file
     assert again.read(rows[5])["image"] == expected[5]
     assert "_train" not in vars(again)
@@ -106,17 +106,17 @@ def test_classes_have_the_names_that_prompts_use_and_their_synonyms(data_dir):
 
 def test_either_part_is_enough_and_the_kit_is_asked_for(data_dir):
     (data_dir / DEVKIT).unlink()
-    with pytest.raises(UniclError, match=f"{DEVKIT}: not found in {data_dir}") as caught:
+    with pytest.raises(UniclError, match=rf"imagenet: {DEVKIT}: not found \(looked in {data_dir}, ") as caught:
         open_source("imagenet-1k", "labels")
     assert "fa75699e90414af021442c21a62c3abf" in caught.value.hint
     assert open_source("imagenet", "images").splits == ["train", "val"]
     (data_dir / VAL).unlink()
     assert open_source("imagenet", "labels").splits == ["train"]
     (data_dir / TRAIN).unlink()
-    with pytest.raises(UniclError, match=rf"{TRAIN} \(138 GB\) or {VAL} \(6.3 GB\): not found in") as caught:
+    with pytest.raises(UniclError, match=rf"{TRAIN} \(138 GB\) or {VAL} \(6.3 GB\): not found \(looked in") as caught:
         open_source("imagenet", "labels")
     assert caught.value.hint.endswith("then run: unicl prepare --labels imagenet --data-dir DIR")
-    with pytest.raises(UniclError, match=r"fall11_whole\.tar: not found in"):
+    with pytest.raises(UniclError, match=r"imagenet22k: fall11_whole\.tar: not found"):
         open_source("in22k", "labels")
 
 
@@ -130,6 +130,18 @@ def test_the_large_release_has_the_classes_that_are_in_it_and_21k_leaves_those_o
     small = open_source("imagenet21k", "labels")
     assert [c.key for c in small.classes] == ["n00005787"]
     assert small.read(small.rows("train")[0])["image"] == jpeg(7)
+    assert small.notes == ["imagenet21k: left out 1 of the 1,000 synsets of ImageNet-1K, with 3 images"]
+
+
+def test_the_winter_release_is_another_name_that_tells_of_the_classes_of_1k(data_dir):
+    (data_dir / WINTER21).write_bytes(tar({f"winter21_whole/{TENCH}.tar": tar(TRAINED[TENCH])}))
+    source = open_source("imagenet21k-winter", "labels")
+    assert [c.key for c in source.classes] == [TENCH]
+    assert len(source.rows("train")) == 3
+    (note,) = source.notes
+    assert "is not zero-shot on ImageNet-1K" in note
+    with pytest.raises(UniclError, match=r"imagenet21k: fall11_whole\.tar: not found"):
+        open_source("imagenet21k", "labels")
 
 
 @pytest.mark.parametrize(

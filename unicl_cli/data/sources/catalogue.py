@@ -1,101 +1,216 @@
-"""Well-known data sets without a reader of their own: where to get them, and how to prepare them."""
+"""The catalogue of data sets known by name: facts from `catalogue.yaml`, and where the files of each are looked for."""
 
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
-from unicl_cli.data.sources.data_dirs import data_dirs
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from unicl_cli.data.sources.data_dirs import places_of
+from unicl_cli.data.sources.hub import is_offline
 from unicl_cli.errors import UniclError
 
-
-class KnownDataset(NamedTuple):
-    """``get``: the files and their address; ``use``: how to turn them into a source."""
-
-    get: str
-    use: str
-
-
-_LIST = (
-    "download the images (for example with img2dataset), write list.tsv with lines 'image<TAB>caption', "
-    "then run: unicl prepare --captions list.tsv"
-)
-ALIASES = {
-    "imagenet-1k": "imagenet",
-    "imagenet1k": "imagenet",
-    "in1k": "imagenet",
-    "in22k": "imagenet22k",
-    "imagenet-22k": "imagenet22k",
-    "in21k": "imagenet21k",
-    "imagenet-21k": "imagenet21k",
-    "cc3m": "gcc3m",
-    "cc12m": "gcc12m",
-    "cc15m": "gcc15m",
-    "cifar-10": "cifar10",
-    "cifar-100": "cifar100",
-}
-"""Other spellings of the names of sources and of data sets in KNOWN."""
-KNOWN = {
-    "gcc3m": KnownDataset(
-        "Train_GCC-training.tsv (3.3 M lines 'caption<TAB>url', no header) from "
-        "https://ai.google.com/research/ConceptualCaptions",
-        _LIST,
-    ),
-    "gcc12m": KnownDataset(
-        "cc12m.tsv (12.4 M lines 'url<TAB>caption', no header) from "
-        "https://github.com/google-research-datasets/conceptual-12m",
-        _LIST,
-    ),
-    "gcc15m": KnownDataset(
-        "both gcc3m and gcc12m, which it consists of (Train_GCC-training.tsv and cc12m.tsv, both by Google)",
-        f"{_LIST} --captions second.tsv",
-    ),
-    "yfcc14m": KnownDataset(
-        "the images of yfcc100m_subset_data.tsv (OpenAI's list of 14,829,396 photos of YFCC100M; "
-        "a copy is hf:dalle-mini/YFCC100M_OpenAI_subset)",
-        "write list.tsv with lines 'image<TAB>caption', then run: unicl prepare --captions list.tsv",
-    ),
-    "coco": KnownDataset(
-        "train2017.zip, val2017.zip and annotations/captions_train2017.json from https://cocodataset.org",
-        "unpack them, then run: unicl prepare --captions 'annotations/captions_train2017.json?root=../train2017'",
-    ),
-    "sbu": KnownDataset(
-        "SBUCaptionedPhotoDataset.tar.gz (md5 9aec147b3488753cf758b4d493422285: two line-aligned files, urls and "
-        "captions) from https://www.cs.rice.edu/~vo9/sbucaptions",
-        _LIST,
-    ),
-    "flickr30k": KnownDataset(
-        "the images and results_20130124.token from the authors (request form)",
-        "then run: unicl prepare --captions 'results_20130124.token?root=flickr30k-images'",
-    ),
-    "redcaps": KnownDataset("the annotations (JSON with url and caption) from the authors", _LIST),
-    "food101": KnownDataset(
-        "food-101.tar.gz (md5 85eeb15f3717b99a5da872d97d918f87) from "
-        "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101",
-        "unpack it, then run: unicl prepare --labels 'food-101/meta/train.txt?root=../images&suffix=.jpg&label=folder' "
-        "--labels 'food-101/meta/test.txt?root=../images&suffix=.jpg&label=folder&split=test'",
-    ),
-    "pets": KnownDataset(
-        "images.tar.gz and annotations.tar.gz (md5 5c4f3ee8e5d25df40f4fd59a7f44e54c, 95a8c909bbe2e81eed6a22bccdf3f68f) "
-        "from https://www.robots.ox.ac.uk/~vgg/data/pets",
-        "write list.csv with the columns image,label,split, then run: unicl prepare --labels list.csv",
-    ),
-    "flowers102": KnownDataset(
-        "102flowers.tgz, imagelabels.mat and setid.mat (md5 52808999861908f626f3c1f4e79d11fa, "
-        "e0620be6f572b9609742df49c70aed4d, a5357ecc9cb78c4bef273ce3793fc85c) from "
-        "https://www.robots.ox.ac.uk/~vgg/data/flowers/102",
-        "write list.csv with the columns image,label,split, then run: unicl prepare --labels list.csv",
-    ),
-    "dtd": KnownDataset(
-        "dtd-r1.0.1.tar.gz (md5 fff73e5086ae6bdbea199a49dfb8a4c1) from https://www.robots.ox.ac.uk/~vgg/data/dtd",
-        "unpack it, then run: unicl prepare --labels dtd/images",
-    ),
-    "eurosat": KnownDataset(
-        "EuroSAT.zip (md5 c8fa014336c82ac7804f0398fcb19387) from https://github.com/phelber/eurosat",
-        "unpack it, then run: unicl prepare --labels FOLDER",
-    ),
-}
+_FACTS = Path(__file__).with_name("catalogue.yaml")
+SHARDS_HUB = "clip-benchmark/wds_"
+"""Begin of the names of the hub's copies of evaluation sets, one repository for each."""
+ALL = "all"
+"""Stands for all splits where only the number of all rows is known."""
 
 
-def missing_error(name: str) -> UniclError:
-    """Return the error for a name in ``KNOWN`` that is not in any of ``data_dirs``."""
-    looked = [str(place / name) for place in data_dirs()]
-    where = f"not found (looked for {', '.join(looked)})" if looked else "not found"
-    return UniclError(f"{name}: {where}, and unicl does not download it", f"get {KNOWN[name].get}; {KNOWN[name].use}")
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+"""Several names of one file; the first that exists counts."""
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OfficialFile(_Facts):
+    """A file as its makers publish it; ``get`` is what to do with it, ``url`` its own address."""
+
+    name: str
+    size: str = ""
+    md5: str = ""
+    get: str = ""
+    url: str = ""
+
+    def describe(self) -> str:
+        """Return the name with what to check and to do."""
+        checks = [self.size, self.md5 and f"md5 {self.md5}", self.get, self.url]
+        told = ", ".join(filter(None, checks))
+        return f"{self.name} ({told})" if told else self.name
+
+
+class ListPart(_Facts):
+    """A list of a data set: ``files`` are options whose value is a file beside it, ``options`` are those of lists."""
+
+    list: Names
+    files: dict[str, Names] = {}
+    options: dict[str, str | bool] = {}
+    optional: bool = False
+
+    @property
+    def name(self) -> str:
+        """The split that all its rows are in, else "all"."""
+        split = self.options.get("split", ALL)
+        return split if isinstance(split, str) and split in ("train", "val", "test") else ALL
+
+
+class HubCopy(_Facts):
+    """A copy of a data set on the hub that is read as it is, with the options that it needs."""
+
+    name: str
+    options: dict[str, str] = {}
+
+
+class Dataset(_Facts):
+    """A data set: what it holds, what the user has to bring, and how its files become a source.
+
+    ``reader`` is a source of its own that finds the files; ``shards`` its name in CLIP_benchmark's layout.
+    """
+
+    name: str = ""
+    kind: Literal["labels", "captions", "both"]
+    aliases: tuple[str, ...] = ()
+    rows: dict[str, int] = {}
+    rounded: bool = False
+    size: str = ""
+    terms: str = ""
+    bring: str = ""
+    get: str = ""
+    url: str = ""
+    files: tuple[OfficialFile, ...] = ()
+    reader: str = ""
+    layouts: tuple[tuple[ListPart, ...], ...] = ()
+    shards: str = ""
+    hub: HubCopy | None = None
+    includes: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    caution: str = ""
+
+    @property
+    def is_built_in(self) -> bool:
+        """True for data that unicl or a library draws: nothing is looked for, and options choose its rows."""
+        return not (self.files or self.shards or self.includes)
+
+    def md5_of(self, name: str) -> str:
+        """Return the published md5 of a file; "" if there is none."""
+        return next((file.md5 for file in self.files if file.name == name), "")
+
+    @property
+    def option(self) -> str:
+        """The option of `prepare` that takes this data set."""
+        return "--captions" if self.kind == "captions" else "--labels"
+
+
+class LocatedPart(NamedTuple):
+    """A list that was found, with the files beside it by option."""
+
+    part: ListPart
+    file: Path
+    files: Mapping[str, Path]
+
+
+@cache
+def datasets() -> dict[str, Dataset]:
+    """Return the data sets by name."""
+    facts = yaml.load(_FACTS.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return {name: Dataset.model_validate({"name": name, **entry}) for name, entry in facts.items()}
+
+
+@cache
+def _names() -> dict[str, str]:
+    names = {alias: dataset.name for dataset in datasets().values() for alias in dataset.aliases}
+    return names | {name: name for name in datasets()}
+
+
+def find_dataset(name: str) -> Dataset | None:
+    """Return the data set with this name or alias, in any case; None if there is none."""
+    known = _names().get(name.lower())
+    return datasets()[known] if known else None
+
+
+def has_shards(folder: Path) -> bool:
+    """Return whether a folder has CLIP_benchmark's layout: the number of shards in a file beside those of a split."""
+    return any((folder / split / "nshards.txt").is_file() for split in ("test", "train"))
+
+
+def has_list(dataset: Dataset, folder: Path) -> bool:
+    """Return whether a folder has one of the lists of a data set."""
+    names = (name for layout in dataset.layouts for part in layout for name in part.list)
+    return any((folder / name).is_file() for name in names)
+
+
+def find_lists(dataset: Dataset) -> list[LocatedPart]:
+    """Return the lists of the first layout that is there, without optional ones that are missing; [] if none is.
+
+    UniclError if a list is there and a file beside it is not.
+    """
+    for layout in dataset.layouts:
+        found = [located for part in layout if (located := _locate(dataset, part))]
+        if {part.list for part in layout if not part.optional} <= {located.part.list for located in found}:
+            return found
+    return []
+
+
+def _locate(dataset: Dataset, part: ListPart) -> LocatedPart | None:
+    """Return the first list of its names that is there, with the files beside it; None if there is none."""
+    there = ((place, place / name) for place in places_of(dataset.name) for name in part.list)
+    place, file = next((found for found in there if found[1].is_file()), (None, None))
+    if place is None or file is None:
+        return None
+    beside: dict[str, Path] = {}
+    for option, names in part.files.items():
+        found = next((place / name for name in names if (place / name).exists()), None)
+        if found is None:
+            raise UniclError(
+                f"{dataset.name}: {file} is there, but not {' or '.join(names)} in {place}", _get_hint(dataset)
+            )
+        beside[option] = found
+    return LocatedPart(part, file, beside)
+
+
+def missing_error(
+    dataset: Dataset, missing: Sequence[str] = (), tried: Sequence[Path] = (), why: str = ""
+) -> UniclError:
+    """Return the error for a data set whose files are not there: what, where it was looked for, how to get it.
+
+    ``missing`` are the files that lack (default: the first of each layout); ``tried`` are the places, if they are not
+    the usual ones; ``why`` tells what else failed.
+    """
+    names = missing or [part.list[0] for layout in dataset.layouts[:1] for part in layout if not part.optional]
+    names = names or [file.name for file in dataset.files]
+    sizes = {file.name: file.size for file in dataset.files}
+    told = " or ".join(f"{name} ({sizes[name]})" if sizes.get(name) else name for name in names)
+    told = told or f"the folder wds_{dataset.shards}"
+    looked = [str(place) for place in tried or places_of(dataset.name)]
+    where = f"not found (looked in {', '.join(looked)})" if looked else "not found (no --data-dir given)"
+    return UniclError(f"{dataset.name}: {told}: {where}{f'; {why}' if why else ''}", _get_hint(dataset, missing))
+
+
+def _get_hint(dataset: Dataset, missing: Sequence[str] = ()) -> str:
+    """Return what to download from where, and the exact next command."""
+    command = f"then run: unicl prepare {dataset.option} {dataset.name} --data-dir DIR"
+    files = [file for file in dataset.files if len(missing) != 1 or file.name in missing]
+    ways = list(_other_ways(dataset))
+    if not files:
+        return f"{' or '.join(ways)}, {command}"
+    source = f" from {dataset.url}" if dataset.url else ""
+    note = f" ({dataset.get})" if dataset.get else ""
+    ways.append(f"download {', '.join(file.describe() for file in files)}{source}{note} into a directory DIR")
+    return f"{', or '.join(ways)}, {command}"
+
+
+def _other_ways(dataset: Dataset) -> Iterator[str]:
+    if dataset.hub:
+        first = "unset HF_HUB_OFFLINE" if is_offline() else "check the connection"
+        yield f"{first} to read hf:{dataset.hub.name}"
+    if dataset.shards:
+        repo = f"{SHARDS_HUB}{dataset.shards}"
+        yield f"run `hf download {repo} --repo-type dataset --local-dir DIR/wds_{dataset.shards}`"

@@ -1,7 +1,6 @@
 """CIFAR-10 and CIFAR-100 from their official archives, read without unpacking them or running pickled code."""
 
 import gzip
-import hashlib
 import io
 import pickle
 import tarfile
@@ -15,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.data.sources.data_dirs import find_file
+from unicl_cli.data.sources import catalogue
+from unicl_cli.data.sources.data_dirs import check_md5, find_file
 from unicl_cli.data.sources.plain_pickle import load_plain
 from unicl_cli.data.sources.tar_members import iter_members
 from unicl_cli.errors import UniclError
@@ -28,19 +28,12 @@ UNPACKED = 1_000_000_000
 """Limit for the unpacked archive, in bytes; the official ones have 190 MB."""
 MAX_CLASSES, MAX_NAME = 10_000, 1000
 """Limits for the number of class names and the length of each; the official lists have up to 100 short ones."""
-_LOOKS = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
-_FORMS = (*(f"a {look}photo of # {{}}." for look in _LOOKS), "a photo of # small {}.", "a photo of # big {}.")
-TEMPLATES = tuple(form.replace("#", article) for article in ("a", "the") for form in _FORMS)
-"""CLIP's 18 prompts for both data sets (openai/CLIP, data/prompts.md)."""
 
 
 class Archive(NamedTuple):
     """The layout of an official archive; ``labels``: option -> key of the labels, key of their names in ``meta``."""
 
     name: str
-    file: str
-    md5: str
-    size: str
     members: dict[str, tuple[str, ...]]
     meta: str
     labels: dict[str, tuple[str, str]]
@@ -48,9 +41,6 @@ class Archive(NamedTuple):
 
 CIFAR10 = Archive(
     "cifar10",
-    "cifar-10-python.tar.gz",
-    "c58f30108f718f92721af3b95e74349a",
-    "170 MB",
     {
         "train": tuple(f"cifar-10-batches-py/data_batch_{number}" for number in range(1, 6)),
         "test": ("cifar-10-batches-py/test_batch",),
@@ -60,9 +50,6 @@ CIFAR10 = Archive(
 )
 CIFAR100 = Archive(
     "cifar100",
-    "cifar-100-python.tar.gz",
-    "eb9058c3a382ffc7106e4002c42a8d85",
-    "169 MB",
     {"train": ("cifar-100-python/train",), "test": ("cifar-100-python/test",)},
     "cifar-100-python/meta",
     {"fine": ("fine_labels", "fine_label_names"), "coarse": ("coarse_labels", "coarse_label_names")},
@@ -79,11 +66,12 @@ class Split(NamedTuple):
 class Cifar:
     """CIFAR as a source of 32 x 32 lossless PNG images: JPEG artefacts matter at this size."""
 
-    templates: Sequence[str] = TEMPLATES
     splits: Sequence[str] = ("train", "test")
 
     def __init__(self, archive: Archive, file: Path, kind: str, labels: str, verify: bool) -> None:  # noqa: FBT001
         self.archive, self.file, self.kind, self.verify = archive, file, kind, verify
+        self.dataset = catalogue.datasets()[archive.name]
+        self.templates: Sequence[str] = self.dataset.templates
         self.labels_at, self.names_at = archive.labels[labels]
         self.notes: list[str] = [] if verify else [f"{file}: md5 not checked (verify=false)"]
 
@@ -141,15 +129,8 @@ class Cifar:
 
     def _check_md5(self) -> None:
         """Compare the md5 once; workers do not repeat it."""
-        if not self.verify:
-            return
-        with self.file.open("rb") as file:
-            found = hashlib.file_digest(file, "md5").hexdigest()
-        if found != self.archive.md5:
-            raise UniclError(
-                f"{self.file}: md5 is {found}, expected {self.archive.md5} (damaged, or another file)",
-                f"download it again, or skip this check with '{self.archive.name}?verify=false'",
-            )
+        if self.verify:
+            check_md5(self.file, self.dataset.files[0].md5, f"{self.archive.name}?verify=false")
         self.verify = False
 
     def _read_members(self, names: set[str]) -> dict[str, dict[str, Any]]:
@@ -175,7 +156,8 @@ class Cifar:
         return found
 
     def _layout_error(self, what: str) -> UniclError:
-        return UniclError(f"{self.file}: not the official {self.archive.file}: {what}", "download it again")
+        official = self.dataset.files[0].name
+        return UniclError(f"{self.file}: not the official {official}: {what}", "download it again")
 
 
 def cifar10(*, kind: str, path: str | None = None, verify: bool = True) -> Cifar:
@@ -191,15 +173,8 @@ def cifar100(
 
 
 def _open_archive(archive: Archive, kind: str, path: str | None, labels: str, verify: bool) -> Cifar:  # noqa: FBT001
-    if kind == "captions":
-        raise UniclError(f"{archive.name}: no captions", f"use it with --labels {archive.name}")
-    file, tried = find_file(archive.file, archive.name, path)
+    dataset = catalogue.datasets()[archive.name]
+    file, tried = find_file(dataset.files[0].name, archive.name, path)
     if file is None:
-        looked = f"not found (looked for {', '.join(map(str, tried))})" if tried else "not found (no --data-dir given)"
-        raise UniclError(
-            f"{archive.name}: {archive.file}: {looked}",
-            f"use hf:uoft-cs/{archive.name}, or download the file ({archive.size}, md5 {archive.md5}) from "
-            "https://www.cs.toronto.edu/~kriz/cifar.html into a directory DIR, "
-            f"then run: unicl prepare --labels {archive.name} --data-dir DIR",
-        )
+        raise catalogue.missing_error(dataset, tried=tried)
     return Cifar(archive, file, kind, labels, verify)

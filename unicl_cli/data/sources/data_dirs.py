@@ -1,5 +1,6 @@
 """Directories with downloaded data sets: those of `--data-dir` and UNICL_DATA."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -22,15 +23,32 @@ def add_data_dir(directory: Path) -> None:
     os.environ["UNICL_DATA"] = os.pathsep.join([first, *kept])
 
 
+def places_of(name: str) -> list[Path]:
+    """Return the folders that files of the data set ``name`` are looked for in: its own here, then those of data."""
+    here = [Path(name)] if Path(name).is_dir() else []
+    return [*here, *(folder for place in data_dirs() for folder in (place, place / name))]
+
+
 def find_file(name: str, under: str, path: str | None) -> tuple[Path | None, list[Path]]:
     """Find the file ``name``; return it (None if missing) and all paths that were tried.
 
-    ``path``, the file or its directory, is the only place if given. Else the places are DIR/name and DIR/under/name
-    for each of ``data_dirs``.
+    ``path``, the file or its directory, is the only place if given. Else the places are those of the data set
+    ``under``.
     """
     if path is not None:
         given = Path(path).expanduser()
         tried = [given / name] if given.is_dir() else [given]
     else:
-        tried = [place / name for of in data_dirs() for place in (of, of / under)]
+        tried = [place / name for place in places_of(under)]
     return next((file for file in tried if file.is_file()), None), tried
+
+
+def check_md5(file: Path, expected: str, skip: str) -> None:
+    """Raise UniclError if the md5 of a file is not the published one; ``skip`` is the source that does not compare."""
+    with file.open("rb") as content:
+        found = hashlib.file_digest(content, "md5").hexdigest()
+    if found != expected:
+        raise UniclError(
+            f"{file}: md5 is {found}, expected {expected} (damaged, or another file)",
+            f"download it again, or skip this check with '{skip}'",
+        )

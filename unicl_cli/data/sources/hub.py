@@ -40,6 +40,23 @@ def commit_of(name: str, revision: str | None) -> str | None:
     return info.sha
 
 
+def fetch_folder(name: str) -> Path:
+    """Return the folder of all files of a data set on the hub, from the cache or downloaded. UniclError if neither."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", local_files_only=True))
+    except errors.LocalEntryNotFoundError:
+        pass
+    if is_offline():
+        raise hub.not_cached(_repo(name))
+    try:
+        hub.announce(f"hf:{name}", "all its files")
+        return Path(snapshot_download(name, repo_type="dataset"))
+    except (OSError, ValueError, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage] - as above
+        raise hub.explain(_repo(name), error) from error
+
+
 def gated_dataset_error(name: str) -> UniclError:
     """The error for a data set whose terms have to be accepted first."""
     return hub.gated_repository_error(_repo(name))

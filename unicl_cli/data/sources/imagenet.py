@@ -1,7 +1,6 @@
 """ImageNet from its official tar files, read in place: a tar of one tar per synset, and a flat tar with a key."""
 
 import gzip
-import hashlib
 import io
 import re
 import tarfile
@@ -12,20 +11,15 @@ from typing import IO, Any, NamedTuple, cast
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.pictures import Extent, read_extent
-from unicl_cli.data.sources.data_dirs import find_file
+from unicl_cli.data.sources import catalogue
+from unicl_cli.data.sources.data_dirs import check_md5, find_file
 from unicl_cli.data.sources.tar_members import iter_members
 from unicl_cli.data.wordnet import lemmas, names_of_synset, synsets
-from unicl_cli.errors import UniclError
+from unicl_cli.errors import Remark, UniclError
+from unicl_cli.formats import count_of
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
-FALL11 = "fall11_whole.tar"
-MD5 = {
-    TRAIN: "1d675b47d978889d74fa0da5fadfb00e",
-    VAL: "29b22e2961454d5413ddabcf34fc5622",
-    DEVKIT: "fa75699e90414af021442c21a62c3abf",
-}
-IMAGE_COUNTS = {"train": 1_281_167, "val": 50_000}
-"""Images in the official files; `prepare` notes other numbers."""
+FALL11, WINTER21 = "fall11_whole.tar", "winter21_whole.tar"
 KIT_BYTES = 100_000_000
 """Limit for the unpacked development kit; the official one has 10 MB."""
 _SYNSET = re.compile(r"n\d{8}")
@@ -44,22 +38,25 @@ class ImageNet:
     """ImageNet as a source; a row's ``ref`` is ``file@offset+size``, so a worker reads only that part of the tar."""
 
     templates = "clip80"
+    left_out: frozenset[str] = frozenset()
 
     def __init__(self, name: str, kind: str, files: dict[str, Path], verify: bool) -> None:  # noqa: FBT001
         self.name, self.kind, self.files, self.verify = name, kind, files, verify
         self.notes: list[str] = []
-        self.left_out: frozenset[str] = frozenset()
+        self.dataset = catalogue.datasets()[name]
+        self.train = next((of for of in (TRAIN, FALL11, WINTER21) if of in files), None)
+        """The file of the training images."""
 
     @property
     def splits(self) -> Sequence[str]:
-        return [split for split, file in (("train", TRAIN), ("val", VAL), ("train", FALL11)) if file in self.files]
+        return [split for split, file in (("train", self.train), ("val", VAL)) if file in self.files]
 
     @cached_property
     def classes(self) -> tuple[ClassName, ...]:
         """ImageNet-1K's classes in the usual numbering; of the large release, the classes in the file."""
         if self.kind != "labels":
             return ()
-        if FALL11 in self.files:
+        if self.train not in (None, TRAIN):
             return tuple(ClassName(key, lemmas().get(key, (key,))) for key in sorted({key for key, _ in self._train}))
         return tuple(ClassName(key, names_of_synset(key)) for key in synsets())
 
@@ -68,15 +65,12 @@ class ImageNet:
         self._check_md5()
         members = self._train if split == "train" else self._val
         numbers = {c.key: number for number, c in enumerate(self.classes)}
-        file = next(name for name in ((TRAIN, FALL11) if split == "train" else (VAL,)) if name in self.files)
+        file = self.train if split == "train" else VAL
         if self.kind == "labels" and (unknown := {key for key, _ in members} - numbers.keys()):
             raise UniclError(
-                f"{self.files[file]}: synset {min(unknown)} is not in {self.name}",
+                f"{self.files[file or VAL]}: synset {min(unknown)} is not in {self.name}",
                 f"replace it by the file of {self.name}",
             )
-        expected = IMAGE_COUNTS[split] if file != FALL11 else len(members)
-        if len(members) != expected:
-            self.notes.append(f"{self.files[file]}: has {len(members):,} images; the official file has {expected:,}")
         return [
             Row(f"{split}/{key}/{member.name}", f"{file}@{member.offset}+{member.size}", (), numbers.get(key, NO_LABEL))
             for key, member in members
@@ -95,8 +89,9 @@ class ImageNet:
     @cached_property
     def _train(self) -> list[tuple[str, Member]]:
         """(synset, image) pairs: each member of the tar is a tar of one synset's images."""
-        file = self.files[TRAIN if TRAIN in self.files else FALL11]
+        file = self.files[self.train or TRAIN]
         found: list[tuple[str, Member]] = []
+        left_out: dict[str, int] = {}
         with _open_tar(file) as outer:
             for inner in list_members(outer, 0, file.stat().st_size, file):
                 synset = inner.name.removesuffix(".tar")
@@ -105,8 +100,18 @@ class ImageNet:
                         f"{file}: contains {inner.name}",
                         "use the official file, which contains n01440764.tar and so on",
                     )
-                if synset not in self.left_out:
-                    found += [(synset, member) for member in list_members(outer, inner.offset, inner.size, file)]
+                members = list(list_members(outer, inner.offset, inner.size, file))
+                if synset in self.left_out:
+                    left_out[synset] = len(members)
+                else:
+                    found += [(synset, member) for member in members]
+        if left_out:
+            self.notes.append(
+                Remark(
+                    f"{self.name}: left out {len(left_out):,} of the {len(self.left_out):,} synsets of ImageNet-1K, "
+                    f"with {count_of(sum(left_out.values()), 'image')}"
+                )
+            )
         return found
 
     @cached_property
@@ -127,10 +132,8 @@ class ImageNet:
 
     def _check_md5(self) -> None:
         for name, file in self.files.items() if self.verify else ():
-            with file.open("rb") as content:
-                found = hashlib.file_digest(content, "md5").hexdigest()
-            if found != MD5.get(name, found):
-                raise UniclError(f"{file}: md5 is {found}, expected {MD5[name]}", "download it again")
+            if expected := self.dataset.md5_of(name):
+                check_md5(file, expected, self.name)
         self.verify = False
 
 
@@ -140,53 +143,54 @@ def imagenet(*, kind: str, path: str | None = None, verify: bool = False) -> Ima
     One of the two is enough. ``verify=true`` compares their md5 first, which reads 145 GB.
     """
     found, tried = _find_files("imagenet", path, (TRAIN, VAL, DEVKIT))
-    if VAL in found and DEVKIT not in found and kind == "labels":
-        raise _missing_error(
-            "imagenet", DEVKIT, tried, f"download the file, which names the class of each image of {VAL},"
-        )
+    lacks = [DEVKIT] if VAL in found and DEVKIT not in found and kind == "labels" else []
     if TRAIN not in found and VAL not in found:
-        raise _missing_error("imagenet", f"{TRAIN} (138 GB) or {VAL} (6.3 GB)", tried, "download one or both")
-    if kind == "captions":
-        raise UniclError("imagenet: no captions", "use it with --labels imagenet")
+        lacks = [TRAIN, VAL]
+    if lacks:
+        raise catalogue.missing_error(catalogue.datasets()["imagenet"], lacks, tried)
     return ImageNet("imagenet", kind, found, verify)
 
 
 def imagenet22k(*, kind: str, path: str | None = None) -> ImageNet:
     """ImageNet's fall 2011 release, 21,841 synsets, from `fall11_whole.tar` in `--data-dir` or ``path``."""
-    found, tried = _find_files("imagenet22k", path, (FALL11,))
-    if not found:
-        raise _missing_error("imagenet22k", FALL11, tried, "download it")
-    if kind == "captions":
-        raise UniclError("imagenet22k: no captions", "use it with --labels imagenet22k")
-    return ImageNet("imagenet22k", kind, found, verify=False)
+    return _open_release("imagenet22k", FALL11, kind, path)
 
 
 def imagenet21k(*, kind: str, path: str | None = None) -> ImageNet:
     """``imagenet22k`` without the synsets of ImageNet-1K, so that no model sees them."""
-    source = imagenet22k(kind=kind, path=path)
-    source.name, source.left_out = "imagenet21k", frozenset(synsets())
+    source = _open_release("imagenet21k", FALL11, kind, path)
+    source.left_out = frozenset(synsets())
     return source
 
 
-def _find_files(name: str, path: str | None, files: Sequence[str]) -> tuple[dict[str, Path], list[Path]]:
+def imagenet21k_winter(*, kind: str, path: str | None = None) -> ImageNet:
+    """ImageNet's release of winter 2021 from `winter21_whole.tar` in `--data-dir` or ``path``.
+
+    It contains classes of ImageNet-1K.
+    """
+    return _open_release("imagenet21k-winter", WINTER21, kind, path)
+
+
+def _open_release(name: str, file: str, kind: str, path: str | None) -> ImageNet:
+    found, tried = _find_files(name, path, (file,), ("imagenet22k",))
+    if not found:
+        raise catalogue.missing_error(catalogue.datasets()[name], tried=tried)
+    return ImageNet(name, kind, found, verify=False)
+
+
+def _find_files(
+    name: str, path: str | None, files: Sequence[str], others: Sequence[str] = ()
+) -> tuple[dict[str, Path], list[Path]]:
+    """Return the files by name, and the folders that were looked in: those of the data set, and of ``others``."""
     found: dict[str, Path] = {}
     tried: list[Path] = []
     for file_name in files:
-        file, places = find_file(file_name, name, path)
-        tried += [place.parent for place in places]
-        if file is not None and file.name == file_name:
-            found[file_name] = file
+        for under in (name, *others):
+            file, places = find_file(file_name, under, path)
+            tried += [place.parent for place in places]
+            if file is not None and file.name == file_name:
+                found.setdefault(file_name, file)
     return found, list(dict.fromkeys(tried))
-
-
-def _missing_error(name: str, what: str, tried: list[Path], task: str) -> UniclError:
-    looked = f"not found in {', '.join(map(str, tried))}" if tried else "not found (no --data-dir given)"
-    remarks = ["log in first", *(f"md5 of {file}: {MD5[file]}" for file in MD5 if file in what)]
-    return UniclError(
-        f"{name}: {what}: {looked}",
-        f"{task} from https://image-net.org ({'; '.join(remarks)}) into a directory DIR, "
-        f"then run: unicl prepare --labels {name} --data-dir DIR",
-    )
 
 
 def list_members(file: IO[bytes], start: int, size: int, path: Path) -> Iterator[Member]:

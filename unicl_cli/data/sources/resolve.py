@@ -3,16 +3,19 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn, cast
 from urllib.parse import unquote
 
 from unicl_cli import binding, registry
 from unicl_cli.contracts import DatasetSource
 from unicl_cli.data.sources import catalogue
-from unicl_cli.data.sources.data_dirs import data_dirs
+from unicl_cli.data.sources.catalogue import Dataset, LocatedPart
+from unicl_cli.data.sources.data_dirs import data_dirs, places_of
 from unicl_cli.data.sources.hf import is_dataset
-from unicl_cli.data.sources.hub import HUB
+from unicl_cli.data.sources.hub import HUB, commit_of, fetch_folder
 from unicl_cli.data.sources.lists.files import is_list, not_a_list_error
+from unicl_cli.data.sources.named import JoinedLists, KnownSource
+from unicl_cli.data.sources.table import Table
 from unicl_cli.data.sources.whole_split import name_split
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.problems import PartError
@@ -30,7 +33,64 @@ class SourceSpec(NamedTuple):
 
 def open_source(src: str, kind: str) -> DatasetSource:
     """Open the source that ``src`` names; workers repeat this from the same two strings. UniclError if unknown."""
-    name, written = resolve_source(src)
+    base, options = split_options(src)
+    dataset = _find_known(base)
+    if dataset is None or dataset.is_built_in:
+        return _open_registered(src, kind, *resolve_source(src))
+    check_kind(dataset, kind)
+    lists = catalogue.find_lists(dataset)
+    if lists:
+        verify = options.pop("verify", "true").lower() != "false"
+        files = [located.file for located in lists] if verify else []
+        return KnownSource(_open_lists(src, dataset, lists, kind, options), dataset, files)
+    return KnownSource(_open_registered(src, kind, *resolve_source(src)), dataset)
+
+
+def _find_known(base: str) -> Dataset | None:
+    """Return the data set that a name means; None if it is a plugin's, or a path without the data set's own files."""
+    dataset = catalogue.find_dataset(base)
+    if dataset is None or dataset.reader:
+        return dataset
+    if not dataset.is_built_in and _find_registered(dataset.name):
+        return None
+    path = Path(base)
+    is_other = path.exists() and not catalogue.has_shards(path) and not catalogue.has_list(dataset, path)
+    return None if is_other else dataset
+
+
+def check_kind(dataset: Dataset, kind: str) -> None:
+    """Raise UniclError for a data set that has no rows of this kind."""
+    if kind in ("labels", "captions") and dataset.kind not in (kind, "both"):
+        raise UniclError(f"{dataset.name}: no {kind}", f"use it with {dataset.option} {dataset.name}")
+
+
+def _open_lists(
+    src: str, dataset: Dataset, lists: Sequence[LocatedPart], kind: str, options: dict[str, str]
+) -> DatasetSource:
+    """Open the lists of a data set as one source; ``part=`` takes one of them, other options are those of lists."""
+    chosen = options.pop("part", None)
+    parts = {located.part.name: located for located in lists}
+    if chosen is not None:
+        if chosen not in parts:
+            raise UniclError(f"{src}: has no part '{chosen}'{did_you_mean(chosen, parts)}", f"use {', '.join(parts)}")
+        parts = {chosen: parts[chosen]}
+    opened = {name: _open_list(src, located, kind, options) for name, located in parts.items()}
+    joined = dataset.layouts and all(part.name != catalogue.ALL for part in dataset.layouts[0])
+    return JoinedLists(opened, is_cut=chosen is not None) if joined else next(iter(opened.values()))
+
+
+def _open_list(src: str, located: LocatedPart, kind: str, options: dict[str, str]) -> Table:
+    beside = {option: str(file.absolute()) for option, file in located.files.items()}
+    own = {name: _spell(value) for name, value in located.part.options.items()}
+    return cast("Table", _open_registered(src, kind, "table", {**own, **beside, **options, "path": str(located.file)}))
+
+
+def _spell(value: str | bool) -> str:  # noqa: FBT001 - a scalar of YAML
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _open_registered(src: str, kind: str, name: str, written: dict[str, str]) -> DatasetSource:
+    """Open a registered source with options as they are written."""
     there = binding.arguments("datasets", name)
     options = binding.read_options("datasets", name, written)
     if "kind" in there:  # a parameter with a default is an option, not context
@@ -49,7 +109,8 @@ def open_source(src: str, kind: str) -> DatasetSource:
 def resolve_source(src: str) -> tuple[str, dict[str, str]]:
     """Return the registered name and options for ``src``; a path becomes ``folder``, ``table`` or ``hf``.
 
-    A name is looked up among the sources, then as a path, then in the directories of `--data-dir` and UNICL_DATA.
+    A name is looked up among the sources, then as a path, then in the directories of `--data-dir` and UNICL_DATA, and
+    last, if the catalogue knows it, on the hub.
     """
     base, options = split_options(src)
     if not base:
@@ -58,24 +119,52 @@ def resolve_source(src: str) -> tuple[str, dict[str, str]]:
         raise UniclError(f"{base}: a URL cannot be a source", "download it first, or use the hub: hf:org/name")
     if base.startswith(HUB):
         return "hf", {"path": base, **options}
-    name = catalogue.ALIASES.get(base.lower(), base)
-    if registered := _find_registered(name):
+    dataset = _find_known(base)
+    if dataset is None:
+        if registered := _find_registered(base):
+            return registered, options
+        return _find_path([base], options) or _raise_unknown(base)
+    if (registered := _find_registered(dataset.name)) and (options or not _is_only_on_hub(dataset)):
         return registered, options
-    for place in (Path(base).expanduser(), *(of / spelled for of in data_dirs() for spelled in (base, name))):
+    names = [base, dataset.name, *([dataset.shards, f"wds_{dataset.shards}"] if dataset.shards else [])]
+    return _find_path(names, options) or _find_on_hub(dataset)
+
+
+def _find_path(names: Sequence[str], options: dict[str, str]) -> tuple[str, dict[str, str]] | None:
+    """Return the reader of the first name that is a path, else is in a directory of data; None if there is none."""
+    for place in (Path(names[0]).expanduser(), *(of / name for of in data_dirs() for name in names)):
         if found := _reader_of(place):
             return found, {"path": str(place), **options}
-    if name in catalogue.KNOWN:
-        raise catalogue.missing_error(name)
-    raise _unknown_error(base)
+    return None
 
 
-def _unknown_error(base: str) -> UniclError:
+def _is_only_on_hub(dataset: Dataset) -> bool:
+    """Return whether a data set that the hub has is in no directory."""
+    if dataset.hub is None:
+        return False
+    return not any((place / file.name).is_file() for file in dataset.files for place in places_of(dataset.name))
+
+
+def _find_on_hub(dataset: Dataset) -> tuple[str, dict[str, str]]:
+    """Return the source that reads the hub's copy. UniclError, with all ways to get the data, if there is none."""
+    try:
+        if dataset.hub:
+            commit_of(dataset.hub.name, None)
+            return "hf", {"path": f"{HUB}{dataset.hub.name}", **dataset.hub.options}
+        if dataset.shards:
+            return "clip_benchmark", {"path": str(fetch_folder(f"{catalogue.SHARDS_HUB}{dataset.shards}"))}
+    except UniclError as error:
+        raise catalogue.missing_error(dataset, why=error.message) from error
+    raise catalogue.missing_error(dataset)
+
+
+def _raise_unknown(base: str) -> NoReturn:
     if base.endswith(".tar"):
-        return not_a_list_error(Path(base))
-    known = registry.names("datasets")
-    return UniclError(
+        raise not_a_list_error(Path(base))
+    known = {*registry.names("datasets"), *catalogue.datasets()}
+    raise UniclError(
         f"{base}: no such folder, list or source{did_you_mean(base, known)}",
-        f"check the path, or name one of: {', '.join(known)}",
+        "check the path, or choose a name: unicl prepare --list",
     )
 
 
@@ -88,6 +177,8 @@ def _find_registered(name: str) -> str | None:
 def _reader_of(path: Path) -> str | None:
     """Return the source that reads the folder or list at a path; None if nothing is there."""
     if path.is_dir():
+        if catalogue.has_shards(path):
+            return "clip_benchmark"
         if (path / "plan.json").is_file() and (path / "parts").is_dir():
             raise UniclError(f"{path}: already a corpus", "use it in a recipe, or name the sources it was made from")
         return "hf" if is_dataset(path) else "folder"
@@ -119,11 +210,20 @@ def name_sources(labels: Sequence[str], captions: Sequence[str], images: Sequenc
     taken: set[str] = set()
     named: list[SourceSpec] = []
     for kind, sources in zip(KINDS, (labels, captions, images), strict=True):
-        for src in sources:
+        for src in (part for written in sources for part in _expand(written)):
             name = _unique(_stem(src), taken)
             taken.add(name)
             named.append(SourceSpec(name, kind, src))
     return named
+
+
+def _expand(src: str) -> list[str]:
+    """Return the sources that a name stands for, with its options: those of `gcc15m`, else itself."""
+    base, options = split_options(src)
+    dataset = _find_known(base)
+    if dataset is None or not dataset.includes:
+        return [src]
+    return [f"{name}{src[len(base) :] if options else ''}" for name in dataset.includes]
 
 
 def _stem(src: str) -> str:

@@ -12,7 +12,7 @@ from unicl_cli.data.class_entry import NameList
 from unicl_cli.data.class_numbers import read_names
 from unicl_cli.data.media import check_media, read_medium
 from unicl_cli.data.number_spellings import describe_whole_numbers, read_whole_numbers
-from unicl_cli.data.pictures import Extent, ImageError, file_extent, read_file
+from unicl_cli.data.pictures import Extent, ImageError
 from unicl_cli.data.sources.join_lines import LineReading, join_lines
 from unicl_cli.data.sources.lists.cells import is_web_url, look_up, looks_like_image, plain_url
 from unicl_cli.data.sources.lists.columns import Roles, resolve_roles, used_columns
@@ -26,7 +26,7 @@ from unicl_cli.data.sources.lists.lines import URL_FAULT, LineBuilder
 from unicl_cli.data.sources.lists.list_classes import ListClasses
 from unicl_cli.data.sources.lists.parquet_reader import ParquetImages
 from unicl_cli.data.sources.lists.record import BAD_LINE, Columns, Line, ListOptions, Reader, Record, is_blank
-from unicl_cli.data.sources.media_files import keep_existing, stamp_files
+from unicl_cli.data.sources.media_files import keep_existing
 from unicl_cli.data.sources.splits import split_of
 from unicl_cli.data.sources.text_file import is_length
 from unicl_cli.errors import UniclError
@@ -97,9 +97,9 @@ class Table:
 
     def _read_image(self, ref: str) -> bytes:
         if not ref.startswith("row:"):
-            return read_file(self.paths.file(ref))
+            return self.paths.read(ref)
         stored = self._images.read(int(ref[4:]))
-        return read_file(self.paths.file(stored)) if isinstance(stored, str) else stored
+        return self.paths.read(stored) if isinstance(stored, str) else stored
 
     def _read_medium(self, kind: str, place: str) -> bytes | None:
         """Return the bytes of an item of media; None for an empty cell of a Parquet file."""
@@ -117,7 +117,7 @@ class Table:
 
     def extent(self, row: Row) -> Extent | None:
         has_file = not row.ref.startswith((BAD_LINE, "row:")) and self.url(row) is None
-        return file_extent(self.paths.file(row.ref)) if has_file else None
+        return self.paths.extent(row.ref) if has_file else None
 
     def stamp(self, row: Row) -> int:
         """Return the size of the image's file; -1 if it is missing, 0 for a URL. Media change it."""
@@ -126,7 +126,7 @@ class Table:
         if row.ref.startswith(BAD_LINE):
             return -1
         media = [self.paths.file(place) for _, place in row.media if not place.startswith("row:")]
-        return stamp_files(self.paths.file(row.ref), media)
+        return self.paths.stamp(row.ref, media)
 
     @cached_property
     def _images(self) -> ParquetImages:
@@ -267,6 +267,7 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     root: str | None = None,
     suffix: str = "",
     skip_urls: bool = False,
+    join: str | None = None,
     missing: str = "",
     keep: str = "",
     sets: str | None = None,
@@ -282,10 +283,10 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
 
     ``caption`` takes several columns (``caption_0,caption_1``, ``caption_*``) and a path into objects
     (``captions.raw``); ``label=folder`` is the image's folder. ``split`` is a column, a split for all lines, or files
-    that list the images of each split. ``root`` is the folder of the images, ``suffix`` is added to their names.
-    ``classes`` is a file of class names: lines, or ids with names. If labels are positions in it, ``first`` is the
-    number of the first name (0 or 1). ``missing`` are labels that mean no label,
-    such as `NA,nan`; ``keep`` are such words that are classes.
+    that list the images of each split. ``root`` is the folder or zip of the images, ``suffix`` is added to their names.
+    ``join`` is the metadata file of YFCC100M, of which the list selects photos. ``classes`` is a file of class names:
+    lines, or ids with names. If labels are positions in it, ``first`` is the number of the first name (0 or 1).
+    ``missing`` are labels that mean no label, such as `NA,nan`; ``keep`` are such words that are classes.
 
     An image has several labels with ``sets``, the separator of labels in a cell (`;`, `comma`), or `true` for lists in
     cells and for images with several lines. Several columns in ``label`` are groups of classes, named by the columns
@@ -310,6 +311,7 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
         root=root,
         suffix=suffix,
         skip_urls=skip_urls,
+        join=join,
         classes=classes,
         first=first,
         missing=missing,

@@ -64,6 +64,7 @@ def inspect_corpus(corpus: Corpus, *, split: str | None, tokenizer: str, batch_s
         "path": str(corpus.path),
         "name": corpus.name,
         "checksum": corpus.checksum,
+        **corpus.manifest.model_dump(include={"survival"} if corpus.manifest.survival else set()),
         "rows": corpus.manifest.rows,
         "bytes": corpus.manifest.bytes,
         "classes": len(corpus.classes),

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
+from unicl_cli.data.manifest import describe_survival
 from unicl_cli.evaluate.tables import make_table
 from unicl_cli.formats import byte_size, count_of, format_share
 from unicl_cli.jobs.inspect.run_tables import checkpoint_tables, key_value_table, run_tables
@@ -55,7 +56,9 @@ def format_range(found: Mapping[str, int]) -> str:
 
 def _sources_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     counts = f"{count_of(facts['rows'], 'row')}, {count_of(facts['classes'], 'class')}"
-    table = make_table(f"{facts['path']}: {counts}, {byte_size(facts['bytes'])}", (), ())
+    told = describe_survival(facts.get("survival", {}))
+    title = f"{facts['path']} ({told})" if told else facts["path"]
+    table = make_table(f"{title}: {counts}, {byte_size(facts['bytes'])}", (), ())
     table.add_column("source", overflow="fold", min_width=8)
     for name in ("kind", "split"):
         table.add_column(name, no_wrap=True)

@@ -68,6 +68,7 @@ def fold_manifest(
         "permuted_seed": plan.seed,
         **_media(markers),
         **_set_sizes(plan, markers),
+        **_survival(plan, markers),
     }
 
 
@@ -113,6 +114,20 @@ def _set_sizes(plan: PlanFile, markers: Sequence[PartMarker]) -> dict[str, dict[
     for marker in markers:
         rows.update({int(count): times for count, times in (marker.set_sizes or {}).items()})
     return {"set_sizes": {str(count): times for count, times in sorted(rows.items())}}
+
+
+def _survival(plan: PlanFile, markers: Sequence[PartMarker]) -> dict[str, dict[str, dict[str, int]]]:
+    """Return the listed and the stored rows of each source with URLs, under ``survival``; nothing without such."""
+    kept: Counter[str] = Counter()
+    for marker in markers:
+        kept[marker.source] += marker.rows
+    remote = {marker.source for marker in markers if marker.urls}
+    found = {
+        source.name: {"listed": sum(source.rows.values()), "kept": kept[source.name]}
+        for source in plan.sources
+        if source.name in remote
+    }
+    return {"survival": found} if found else {}
 
 
 def _text_stats(markers: Sequence[PartMarker]) -> dict[str, Any]:

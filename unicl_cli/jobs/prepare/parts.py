@@ -40,6 +40,8 @@ class PartMarker(Document):
     payload_at_256: Count
     rejected: dict[str, Positive]
     media: dict[str, Positive] = Field(default_factory=dict)
+    urls: Count = 0
+    """Rows whose image is at a URL, also those that are left out."""
     set_sizes: dict[SetSize, Positive] | None = None
     retried: dict[str, Positive] = Field(default_factory=dict)
     """The earlier reasons of rows that were tried again, which no longer count."""

@@ -177,7 +177,7 @@ def _read_finished(
         return None
     if problems:
         warn(f"{out / MANIFEST}: damaged: {problems[0]}: making it again")
-    facts = Manifest.model_fields.keys() - (set[str]() if manifest.has_sets else {"set_sizes"})
+    facts = Manifest.model_fields.keys() - {"survival", *(() if manifest.has_sets else ("set_sizes",))}
     is_old = facts - manifest.model_fields_set  # lacks facts that the report has
     return None if problems or is_old else write_summary(out, plan, markers, manifest)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unicl_cli.core.json_output import print_json
-from unicl_cli.data.manifest import Manifest
+from unicl_cli.data.manifest import Manifest, describe_survival
 from unicl_cli.data.media import count_missing
 from unicl_cli.errors import Remark, print_line
 from unicl_cli.formats import byte_size, count_of
@@ -88,6 +88,7 @@ def write_summary(out: Path, plan: CorpusPlan, markers: Sequence[PartMarker], ma
         "sources": sources,
         **(describe_downloads(out, markers, left_out.hosts) if any(of.has_urls for of in plan.sources) else {}),
         **manifest.model_dump(include={"text_stats", "dedup", "equal_pictures", "duplicates_of_eval"}),
+        **({"survival": manifest.model_dump(include={"survival"})["survival"]} if manifest.survival else {}),
         "notes": [*plan.notes, *lost, *_note_lost_media(sources), *image_notes(manifest)],
     }
 
@@ -198,6 +199,7 @@ def _format_table(report: dict[str, Any]) -> list[str]:
         )
         lines.append("")
     lines += format_downloads(report)
+    lines += [f"{name}: {describe_survival({name: found})}" for name, found in report.get("survival", {}).items()]
     empty = report["classes_without_images"]
     classes = count_of(report["classes"], "class") + (f" ({empty:,} without an image)" if empty else "")
     lines.append(

@@ -126,6 +126,7 @@ class Tally:
         self.rows += 1
         self.labels.update(record[LABELS])
         self.set_sizes[len(record[LABELS])] += 1
+        self.counts["urls"] += record["url"] is not None
         self.counts["captioned"] += bool(record["texts"])
         self.counts["texts"] += len(record["texts"])
         self.words.update(min(len(t.split()), MOST_WORDS) for t in record["texts"])
@@ -140,6 +141,7 @@ class Tally:
 
     def facts(self) -> dict[str, Any]:
         reasons = Counter(r.reason for r in self.rejects)
+        urls = self.counts["urls"] + sum(r.url is not None for r in self.rejects)
         return {
             "rows": self.rows,
             "row_groups": self.row_groups,
@@ -151,6 +153,7 @@ class Tally:
             "payload_at_256": self.payload_at_256,
             "rejected": dict(sorted(reasons.items())),
             **({"media": dict(sorted(self.media.items()))} if self.media else {}),
+            **({"urls": urls} if urls else {}),
         }
 
 

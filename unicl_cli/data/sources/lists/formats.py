@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from unicl_cli.core.files import open_regular
+from unicl_cli.data.sources.lists.joined_reader import JoinedReader
 from unicl_cli.data.sources.lists.json_reader import JsonReader
+from unicl_cli.data.sources.lists.packed_reader import PackedReader, is_packed
 from unicl_cli.data.sources.lists.parquet_reader import ParquetReader
 from unicl_cli.data.sources.lists.record import ListOptions, Reader
 from unicl_cli.data.sources.lists.text_reader import TextReader
@@ -19,6 +21,11 @@ def open_reader(path: Path, options: ListOptions) -> Reader:
     if suffix == ".parquet":
         _refuse_options(path, {"sep": options.sep, "encoding": options.encoding}, "Parquet")
         return ParquetReader(path)
+    if is_packed(path):
+        _refuse_options(path, {"sep": options.sep, "encoding": options.encoding}, "an archive")
+        return PackedReader(path)
+    if options.join is not None:
+        return JoinedReader(path, Path(options.join).expanduser())
     try:
         with open_regular(path) as file:
             head = file.read(_HEAD_BYTES)

@@ -1,4 +1,4 @@
-"""Paths of a list's images: relative to the list or to ``root``, with a suffix added, and where else they may lie."""
+"""Places of a list's images: relative to the list or to ``root``, with a suffix added, and where else they may lie."""
 
 import os
 import re
@@ -7,8 +7,11 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
+from unicl_cli.data.pictures import Extent, file_extent, read_file
 from unicl_cli.data.sources.lists.cells import looks_like_image, strip_number
 from unicl_cli.data.sources.lists.record import ListOptions
+from unicl_cli.data.sources.media_files import stamp_files
+from unicl_cli.data.sources.zip_images import ZipImages
 from unicl_cli.errors import UniclError
 
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -32,14 +35,23 @@ class ImagePaths:
 
     @cached_property
     def folder(self) -> Path:
-        """The folder that paths are relative to: ``root`` beside the list, else in the current directory."""
+        """The folder or zip that paths are relative to: ``root`` beside the list, else in the current directory."""
         if self.root is None:
             return self.path.parent
         given = Path(self.root).expanduser()
-        for folder in (self.path.parent / given, given):
-            if folder.is_dir():
-                return folder
-        raise UniclError(f"{self.path}: no folder '{self.root}'", "check root=, which is relative to the list")
+        for place in (self.path.parent / given, given):
+            if place.is_dir() or (_is_zip(place) and place.is_file()):
+                return place
+        raise UniclError(f"{self.path}: no folder or zip '{self.root}'", "check root=, which is relative to the list")
+
+    @cached_property
+    def packed(self) -> ZipImages | None:
+        """The zip that ``root`` names; None if the images are files. UniclError if it has to hold media."""
+        if self.root is None or self.folder.is_dir():
+            return None
+        if self.options.media:
+            raise UniclError(f"{self.path}: files of media cannot be read from {self.folder}", "unpack it")
+        return ZipImages(self.folder)
 
     def ref(self, cell: str) -> str:
         """Return the path of a cell as a row keeps it."""
@@ -59,6 +71,25 @@ class ImagePaths:
         file = self.folder / ref
         return file if "\\" not in ref or _exists(file) else self.folder / ref.replace("\\", "/")
 
+    def exists(self, ref: str) -> bool:
+        """Return whether the image of a row is there."""
+        return _exists(self.file(ref)) if self.packed is None else self.packed.find(ref) is not None
+
+    def read(self, ref: str) -> bytes:
+        """Return the bytes of a row's image. OSError or ImageError as `read_file`."""
+        return read_file(self.file(ref)) if self.packed is None else self.packed.read(ref)
+
+    def extent(self, ref: str) -> Extent | None:
+        """Return the place of a row's image; None if it is not stored as it is."""
+        return file_extent(self.file(ref)) if self.packed is None else self.packed.extent(ref)
+
+    def stamp(self, ref: str, media: Sequence[Path]) -> int:
+        """Return the size of a row's image, -1 if it is missing; files of media change it."""
+        if self.packed is None:
+            return stamp_files(self.file(ref), media)
+        member = self.packed.find(ref)
+        return -1 if member is None else member.size
+
     def fit(self, cells: Sequence[str]) -> None:
         """Choose the ``cut`` that leads from absolute paths of another machine to files below ``root``."""
         paths = [self.ref(cell) for cell in cells if is_absolute(cell.strip())]
@@ -67,13 +98,13 @@ class ImagePaths:
         for path in paths:
             parts = _parts(path)
             for cut in range(1, len(parts)):
-                if _exists(self.folder.joinpath(*parts[cut:])):
+                if self.exists("/".join(parts[cut:])):
                     self.cut = cut
                     return
 
     def check(self, refs: Sequence[str]) -> None:
         """Raise UniclError if none of these images exists, with the place where they are."""
-        if not refs or any(_exists(self.file(ref)) for ref in refs):
+        if not refs or any(map(self.exists, refs)):
             return
         if self.root is None and any(_WINDOWS.match(ref) for ref in refs) and os.name != "nt":
             first = next(ref for ref in refs if _WINDOWS.match(ref))
@@ -125,6 +156,10 @@ class ImagePaths:
 def is_absolute(path: str) -> bool:
     """Return whether a path is absolute here or on Windows."""
     return path.startswith("/") or _WINDOWS.match(path) is not None
+
+
+def _is_zip(path: Path) -> bool:
+    return path.suffix.lower() == ".zip"
 
 
 def _parts(path: str) -> list[str]:

@@ -30,6 +30,7 @@ class ListOptions:
     root: str | None = None
     suffix: str = ""
     skip_urls: bool = False
+    join: str | None = None
     classes: str | None = None
     first: int | None = None
     missing: str = ""

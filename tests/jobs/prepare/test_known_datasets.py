@@ -1,0 +1,148 @@
+"""Data sets by name through the real command: official layouts and a loopback server, and how a corpus is called."""
+
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from image_server import ImageServer, draw_png, serve_images
+from PIL import Image
+
+from unicl_cli.cli import main
+from unicl_cli.data.corpus import open_corpus
+from unicl_cli.data.fetch import Fetcher
+from unicl_cli.data.manifest import read_manifest
+from unicl_cli.data.wordnet import synsets
+from unicl_cli.jobs.prepare.engines import local
+
+TENCH, GOLDFISH = "n01440764", "n01443537"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ImageServer]:
+    monkeypatch.setattr(Fetcher.__new__, "__defaults__", (*Fetcher.__new__.__defaults__[:-2], 0.01, "unicl-test"))
+    with serve_images() as images:
+        yield images
+
+
+@pytest.fixture
+def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder of `--data-dir`; units run in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNICL_DATA", "")
+    monkeypatch.setattr(local, "_run_pool", lambda todo, workers, *rest: local._run_here(todo, *rest))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return folder
+
+
+def write_tar(members: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def draw_jpeg(level: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (40, 36), (level, 60, 90)).save(out, "JPEG")
+    return out.getvalue()
+
+
+def write_imagenet(folder: Path) -> None:
+    parts = {
+        f"{key}.tar": write_tar({f"{key}_{n}.JPEG": draw_jpeg(40 * place + n) for n in range(5)})
+        for place, key in enumerate((TENCH, GOLDFISH))
+    }
+    (folder / "ILSVRC2012_img_train.tar").write_bytes(write_tar(parts))
+
+
+def write_gcc(folder: Path, server: ImageServer, kinds: list[str]) -> None:
+    lines = [f'a "{kind} dog number {n}\t{server.url(kind, n)}\n' for n, kind in enumerate(kinds)]
+    (folder / "Train_GCC-training.tsv").write_text("".join(lines), encoding="utf-8")
+    val = f"a cat\t{server.url('ok', 900)}\n"
+    (folder / "Validation_GCC-1.1.0-Validation.tsv").write_text(val, encoding="utf-8")
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[dict, str]:
+    assert main([*words, "--json"]) == 0
+    found = capsys.readouterr()
+    return json.loads(found.out), found.err
+
+
+def test_imagenet_and_gcc3m_make_one_corpus_that_tells_how_many_urls_survived(server, data, capsys):
+    write_imagenet(data)
+    write_gcc(data, server, [*["ok"] * 6, "404", "html", "503", "once"])
+    words = ("prepare", "--labels", "imagenet", "--captions", "cc3m", "--data-dir", "data", "--allow-private")
+    report, told = run(capsys, *words, "--holdout", "0", "-o", "c")
+    lines = {(line["source"], line["split"]): line["rows"] for line in report["sources"]}
+    assert lines == {("imagenet", "train"): 10, ("cc3m", "train"): 7, ("cc3m", "val"): 1}
+    assert report["survival"] == {"cc3m": {"listed": 11, "kept": 8}}
+    assert "imagenet train: has 10 rows; the published data set has 1,281,167" in told
+    assert "gcc3m train: has 10 rows; the published data set has about 3,320,000" in told
+    corpus = open_corpus(data.parent / "c")
+    assert [c.key for c in corpus.classes] == list(synsets())
+    table = corpus.table("train", "captions")
+    rows = [table.read(row) for row in range(len(table))]
+    assert {row.texts[0]: row.image for row in rows} == {
+        f'a "{kind} dog number {n}': draw_png(n) for n, kind in [*((n, "ok") for n in range(6)), (9, "once")]
+    }
+    assert {row.key.rpartition("/")[0] for row in rows} == {"cc3m:train"}
+    assert corpus.name == "c (8 of 11 listed images)", "the name that eval, compare and pages show"
+    assert main(["prepare", "--verify", "-o", "c"]) == 0
+    capsys.readouterr()
+    document, _ = run(capsys, "inspect", "c")
+    assert (document["name"], document["survival"]) == (corpus.name, report["survival"])
+    assert main(["inspect", "c"]) == 0
+    assert "c (8 of 11 listed images): 18 rows" in " ".join(capsys.readouterr().out.split())
+    asked = dict(server.asked)
+    assert run(capsys, *words, "--holdout", "0", "-o", "c")[0] == report
+    assert dict(server.asked) == asked, "nothing is asked again"
+    server.is_well = True
+    report, _ = run(capsys, *words, "--holdout", "0", "-o", "c", "--retry-failed")
+    assert report["survival"] == {"cc3m": {"listed": 11, "kept": 9}}
+    assert open_corpus(data.parent / "c").name == "c (9 of 11 listed images)"
+
+
+def test_a_corpus_of_files_keeps_its_bare_name(data, capsys):
+    write_imagenet(data)
+    report, _ = run(capsys, "prepare", "--labels", "imagenet", "--data-dir", "data", "-o", "files")
+    assert "survival" not in report
+    assert read_manifest(data.parent / "files")[0].title == "files"
+    assert "survival" not in json.loads((data.parent / "files" / "manifest.json").read_text())
+
+
+def test_gcc15m_is_both_lists_with_a_count_for_each(server, data, capsys):
+    write_gcc(data, server, ["ok", "404"])
+    lines = [f"{server.url(kind, 50 + n)}\ta bird\n" for n, kind in enumerate(("ok", "ok", "404"))]
+    (data / "cc12m.tsv").write_text("".join(lines), encoding="utf-8")
+    words = ("--captions", "gcc15m", "--data-dir", "data", "--allow-private", "--holdout", "0", "-o", "both")
+    report, _ = run(capsys, "prepare", *words)
+    assert report["survival"] == {"gcc3m": {"listed": 3, "kept": 2}, "gcc12m": {"listed": 3, "kept": 2}}
+    assert main(["prepare", *words]) == 0
+    out = capsys.readouterr().out
+    assert "gcc3m: 2 of 3 listed images" in out
+    assert "gcc12m: 2 of 3 listed images" in out
+    assert open_corpus(data.parent / "both").name == "both (4 of 6 listed images)"
+
+
+def test_sbu_comes_from_its_archive(server, data, capsys):
+    urls = "".join(f"{server.url('ok', n)}\n" for n in range(3)).encode()
+    members = {"dataset/SBU_captioned_photo_dataset_urls.txt": urls}
+    members |= {"dataset/SBU_captioned_photo_dataset_captions.txt": b"one dog\ntwo dogs\nthree dogs\n"}
+    (data / "SBUCaptionedPhotoDataset.tar.gz").write_bytes(gzip.compress(write_tar(members)))
+    words = ("--captions", "sbu?verify=false", "--data-dir", "data", "--allow-private", "--holdout", "0", "-o", "s")
+    report, _ = run(capsys, "prepare", *words)
+    assert report["rows"] == 3
+    table = open_corpus(data.parent / "s").table("train", "captions")
+    assert {row.texts[0]: row.image for row in map(table.read, range(3))} == {
+        "one dog": draw_png(0),
+        "two dogs": draw_png(1),
+        "three dogs": draw_png(2),
+    }
