@@ -93,6 +93,7 @@ def _sample_rows(plan: CorpusPlan, planned: PlannedSource, split: str, out: Path
     n = min(SAMPLE, len(rows))
     name, kind = planned.spec.name, planned.spec.kind
     work = plan.work(Unit(f"{name}-{kind}", split, name, kind, 0, n, n), out)
+    work = work._replace(not_in=False)  # the images of other corpora are not read, as duplicates are not sought
     chosen = [rows[at * len(rows) // n] for at in range(n)]
     tools = RowTools(planned.source, work)
     started = time.monotonic()

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -79,6 +79,15 @@ class TaxonomyRecord(Document):
     sha256: Sha256
 
 
+class OtherRecord(Document):
+    """A corpus of `--not-in`: its name and value on the command line, its split, and the sha256 of its manifest."""
+
+    name: str
+    src: str
+    split: str | None
+    checksum: Sha256
+
+
 class PlanFile(Document):
     """The content of `plan.json`. What has a default came later than the first corpora."""
 
@@ -90,12 +99,13 @@ class PlanFile(Document):
     shard_mb: Positive
     limit: Count | None
     text: Literal["clean", "raw"]
-    dedup: Literal["off", "exact"]
+    dedup: Literal["off", "exact", "near"]
     keep_order: bool = False
     seed: int | None
     templates: Templates
     classes: Sha256
     taxonomy: TaxonomyRecord | None = None
+    not_in: list[OtherRecord] = Field(default_factory=list)
     sources: Annotated[list[SourceRecord], Field(min_length=1)]
     units: list[UnitRecord]
     retries: list[RetryRecord] = Field(default_factory=list)
@@ -211,13 +221,14 @@ def list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     if same_share and "validation" in new and "validation" not in old:
         return ["an older unicl chose its validation rows by their keys; now they are chosen by image"]
     taxonomy = _compare_taxonomies(old.get("taxonomy"), new.get("taxonomy"))
-    skipped = ("versions", "units", "sources", "validation", "taxonomy")
+    skipped = ("versions", "units", "sources", "validation", "taxonomy", "not_in")
     skipped += ("classes", "schema_version") if taxonomy else ()  # they follow from it
     changed = [k for k in new if k not in skipped and old.get(k) != new[k]]
     said = taxonomy + [
         f"the {k} differ" if k in HASHED else f"{k}: {_format_value(old.get(k))} -> {_format_value(new.get(k))}"
         for k in changed
     ]
+    said += _compare_others(old.get("not_in", []), new.get("not_in", []))
     before = {(s["name"], s["kind"]): s for s in old.get("sources", [])}
     after = {(s["name"], s["kind"]): s for s in new["sources"]}
     said += [f"source '{name}' ({kind}) is new" for name, kind in after.keys() - before.keys()]
@@ -239,6 +250,17 @@ def _compare_taxonomies(old: Mapping[str, str] | None, new: Mapping[str, str] | 
     if old and new and old["src"] == new["src"]:
         return [f"the taxonomy {new['src']} has changed"]
     return [f"taxonomy: {old['src'] if old else 'none'} -> {new['src'] if new else 'none'}"]
+
+
+def _compare_others(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the difference of the corpora of `--not-in`; one of them may have moved."""
+    before, after = ([(of["checksum"], of["split"]) for of in corpora] for corpora in (old, new))
+    if before == after:
+        return []
+    if [of["src"] for of in old] == [of["src"] for of in new]:
+        changed = next(of["src"] for of, a, b in zip(old, before, after, strict=True) if a != b)
+        return [f"the corpus {changed} of --not-in has changed"]
+    return [" -> ".join(f"--not-in {', '.join(of['src'] for of in corpora) or 'none'}" for corpora in (old, new))]
 
 
 def _format_value(value: Any) -> str:

@@ -125,6 +125,7 @@ def _request_of(plan: PlanFile, out: Path, downloads: Downloads) -> PrepareReque
         dedup=plan.dedup,
         keep_order=plan.seed is None,
         taxonomy=plan.taxonomy and plan.taxonomy.src,
+        not_in=tuple(other.src for other in plan.not_in),
     )
     return PrepareRequest(labels, captions, images, out, options, downloads)
 

@@ -23,15 +23,16 @@ class PrepareOptions:
     dedup: str = "off"
     keep_order: bool = False
     taxonomy: str | None = None
+    not_in: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise UniclError for an unknown value of `--text` or `--dedup`."""
         for option, value, words in (
             ("--text", self.text, ("clean", "raw")),
-            ("--dedup", self.dedup, ("off", "exact")),
+            ("--dedup", self.dedup, ("off", "exact", "near")),
         ):
             if value not in words:
-                raise UniclError(f"{option}: unknown value '{value}'", f"use {' or '.join(words)}")
+                raise UniclError(f"{option}: unknown value '{value}'", f"use {', '.join(words)}")
 
 
 class PrepareRequest(NamedTuple):
