@@ -10,6 +10,7 @@ from rich.table import Table
 
 from unicl_cli.evaluate.tables import make_table
 from unicl_cli.formats import byte_size, count_of, format_share
+from unicl_cli.jobs.inspect.near_tables import near_tables
 from unicl_cli.jobs.inspect.run_tables import checkpoint_tables, key_value_table, run_tables
 from unicl_cli.jobs.inspect.set_tables import set_tables
 from unicl_cli.jobs.inspect.target_matrix import batch_tables
@@ -27,7 +28,7 @@ def tables(document: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def corpus_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """Yield the tables of a corpus: sources, concepts, classes, label sets, captions, pairs and rejected rows."""
+    """Yield the tables of a corpus: sources, concepts, classes, label sets, captions, pairs, near and left out rows."""
     yield from _sources_table(facts)
     if facts["concepts"]:
         yield concepts_table(facts)
@@ -41,6 +42,8 @@ def corpus_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield _named_classes_table(facts)
     if pair_rows(facts):
         yield _pairs_table(facts)
+    if "near_duplicates" in facts:
+        yield from near_tables(facts)
     if facts["rejected"]["n"]:
         yield _rejects_table(facts["rejected"])
 

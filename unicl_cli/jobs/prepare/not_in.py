@@ -66,23 +66,26 @@ class OtherCorpus(NamedTuple):
                 yield split, self.corpus.table(split, kind)
 
 
-def open_others(sources: Sequence[str], out: Path | None) -> tuple[OtherCorpus, ...]:
-    """Open the corpora of `--not-in`, each ``CORPUS`` or ``CORPUS?split=NAME``. UniclError if one cannot be used."""
-    return tuple(_open_other(src, out) for src in dict.fromkeys(sources))
+def open_others(sources: Sequence[str], out: Path | None, option: str = "--not-in") -> tuple[OtherCorpus, ...]:
+    """Open the corpora of an option, each ``CORPUS`` or ``CORPUS?split=NAME``. UniclError if one cannot be used.
+
+    ``out`` is the corpus that they are compared with.
+    """
+    return tuple(_open_other(src, out, option) for src in dict.fromkeys(sources))
 
 
-def _open_other(src: str, out: Path | None) -> OtherCorpus:
+def _open_other(src: str, out: Path | None, option: str) -> OtherCorpus:
     path, options = split_options(src)
     if unknown := options.keys() - {"split"}:
-        raise UniclError(f"--not-in {src}: unknown option '{min(unknown)}'", "use CORPUS or CORPUS?split=NAME")
+        raise UniclError(f"{option} {src}: unknown option '{min(unknown)}'", "use CORPUS or CORPUS?split=NAME")
     folder = Path(path).expanduser()
     if out is not None and folder.resolve() == out.resolve():
-        raise UniclError(f"--not-in {src}: is the corpus of -o", "name another corpus, such as a test set")
+        raise UniclError(f"{option} {src}: is the same corpus", "name another corpus, such as a test set")
     corpus = open_corpus(folder)
     split = options.get("split")
     if split is not None and split not in corpus.splits:
         raise UniclError(
-            f"--not-in {src}: has no split '{split}'{did_you_mean(split, corpus.splits)}",
+            f"{option} {src}: has no split '{split}'{did_you_mean(split, corpus.splits)}",
             f"use {', '.join(corpus.splits)}",
         )
     return OtherCorpus(src, corpus, split)
