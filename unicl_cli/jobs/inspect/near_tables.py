@@ -38,7 +38,7 @@ def near_lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         images = f", of {count_of(each['groups'], 'image')}" if each["groups"] else ""
         yield f"within {each['split']}", f"{each['near']:,} of {count_of(each['rows'], 'row')}{images}"
     for split, rows in found["also_in_train"].items():
-        yield f"{split} near train", f"{rows:,} rows"
+        yield f"{split} near train", count_of(rows, "row")
     for each in found["against"]:
         split = f", {each['split']}" if each["split"] else ""
         yield f"in {each['name']}{split}", f"{each['near']:,} nearly, {each['same']:,} the same"

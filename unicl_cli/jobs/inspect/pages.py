@@ -180,13 +180,17 @@ def caption_sections(facts: Mapping[str, Any]) -> list[Html]:
     named = facts.get("named_classes")
     if not named:
         return [lengths]
-    rows = [(row["class"], float(row["n"]), f"{row['n']:,}") for row in named["most"]]
+    listed = [*named["most"], *named["least"]]
+    rows = [(row["class"], float(row["n"]), f"{row['n']:,}") for row in listed]
+    if hidden := named["named"] - len(listed):
+        rows.insert(len(named["most"]), (f"… {hidden:,} more", 0.0, ""))
     more = named["never"] - len(named["never_named"])
     never = f"Never named: {', '.join(named['never_named'])}{f' and {more:,} more' if more > 0 else ''}."
     share = format_share(named["share"])
+    added = f" Labels add {count_of(named['only_in_labels'], 'class')}." if named["only_in_labels"] else ""
     about = f"{named['named']:,} of {count_of(facts['classes'], 'class')}, in {share} of the captioned images."
     mentions = section(
-        "Classes that captions name", html.bar_chart(rows), note=f"{about} {never if named['never'] else ''}"
+        "Classes that captions name", html.bar_chart(rows), note=f"{about} {never if named['never'] else ''}{added}"
     )
     return [tag("div", lengths, mentions, class_="split")]
 

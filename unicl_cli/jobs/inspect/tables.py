@@ -36,10 +36,7 @@ def corpus_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield from _class_table(facts)
     if "label_sets" in facts:
         yield from set_tables(facts)
-    if "captions" in facts:
-        yield _caption_table(facts)
-    if "named_classes" in facts:
-        yield _named_classes_table(facts)
+    yield from _caption_tables(facts)
     if pair_rows(facts):
         yield _pairs_table(facts)
     if "near_duplicates" in facts:
@@ -141,6 +138,13 @@ def _class_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield table
 
 
+def _caption_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
+    if "captions" in facts:
+        yield _caption_table(facts)
+    if "named_classes" in facts:
+        yield _named_classes_table(facts)
+
+
 def _caption_table(facts: Mapping[str, Any]) -> Table:
     found = facts["captions"]
     sample = "" if found["sampled"] == found["texts"] else f" ({found['sampled']:,} sampled)"
@@ -170,10 +174,20 @@ def _named_classes_table(facts: Mapping[str, Any]) -> Table:
         "named": f"{found['named']:,} of {count_of(facts['classes'], 'class')}",
         "captioned images": f"{found['pictures']:,} name a class ({format_share(found['share'])})",
         "most often": ", ".join(f"{row['class']} {row['n']:,}" for row in found["most"]) or "-",
+        **(
+            {"least often": ", ".join(f"{row['class']} {row['n']:,}" for row in found["least"])}
+            if found["least"]
+            else {}
+        ),
         "never": ", ".join(found["never_named"]) + rest if found["never"] else "-",
+        "never, with a labelled image": count_of(found["only_in_labels"], "class"),
         "named, without a labelled image": only,
     }
     return key_value_table("Classes that captions name", rows)
+
+
+def _list_counts(rows: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{row['class']} {row['n']:,}" for row in rows)
 
 
 def _pairs_table(facts: Mapping[str, Any]) -> Table:
