@@ -93,15 +93,20 @@ def eval_tables(document: Mapping[str, Any]) -> Iterator[Table]:
     searched = [entry for entry in document["data"] if "retrieval" in entry]
     if searched:
         yield retrieval_table(searched, document["model"])
-    for entry in document["data"]:
-        for name, figures in entry.get("evaluators", {}).items():
-            if name == "cross-modal":
-                yield from cross_modal_tables(entry, figures)
-                continue
-            yield evaluator_table(entry, name, figures)
+    yield from evaluator_tables(document["data"])
     checked = [entry for entry in document["data"] if "duplicates_of_eval" in entry]
     if checked:
         yield left_out_table(checked)
+
+
+def evaluator_tables(entries: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """Yield the figures of the other evaluators."""
+    for entry in entries:
+        for name, figures in entry.get("evaluators", {}).items():
+            if name == "cross-modal":
+                yield from cross_modal_tables(entry, figures)
+            else:
+                yield evaluator_table(entry, name, figures)
 
 
 def left_out_table(entries: Sequence[Mapping[str, Any]]) -> Table:
