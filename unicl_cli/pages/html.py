@@ -182,7 +182,7 @@ def image_pairs(pairs: Iterable[tuple[tuple[str, str], tuple[str, str], str]]) -
 
     def one(left: tuple[str, str], right: tuple[str, str], small: str) -> Html:
         images = (Html(f'<img src="{text(uri)}" alt="{text(words)}" loading="lazy">') for uri, words in (left, right))
-        words = left[1] if left[1] == right[1] else join_markup((left[1], right[1]), " | ")
+        words = join_markup(dict.fromkeys(each for _, each in (left, right) if each), " | ")
         return tag("figure", tag("div", *images, class_="two"), tag("figcaption", words, tag("small", small)))
 
     return tag("div", *(one(*pair) for pair in pairs), class_="pictures pairs")

@@ -72,7 +72,7 @@ def test_captions_of_near_duplicates_join_the_row_that_stays(tmp_path, capsys):
         capsys, "--captions", tmp_path / "x.csv", "-o", tmp_path / "c", "--dedup", "near", "--keep-order"
     )
     kept = rows_of(tmp_path / "c", kind="captions")
-    assert [row.texts for row in kept.values()][0] == ("a red door", "an old door", "a gate")
+    assert next(iter(kept.values())).texts == ("a red door", "an old door", "a gate")
     assert len(kept) == 2
     assert report["dedup"]["near"]["texts"] == 2
 

@@ -34,11 +34,12 @@ _THREADS, _AHEAD = 4, 32
 
 
 class ImageSet:
-    """The rows of a split, of all kinds, with what their corpus knows of the images: 17 bytes for each."""
+    """The rows of a split, of one kind or all, with what their corpus knows of the images: 25 bytes for each."""
 
-    def __init__(self, corpus: Corpus, split: str) -> None:
+    def __init__(self, corpus: Corpus, split: str, kind: str | None = None) -> None:
         self.corpus, self.split = corpus, split
-        self.tables: list[RowTable] = [corpus.table(split, kind) for kind in corpus.kinds(split)]
+        kinds = corpus.kinds(split) if kind is None else [kind]
+        self.tables: list[RowTable] = [corpus.table(split, kind) for kind in kinds]
         self.starts = np.cumsum([0, *map(len, self.tables)])
         self.images = np.concatenate([of for table in self.tables for of in table.image_hashes()])
         columns = [chunk for table in self.tables for chunk in table.column("phash").chunks]
@@ -84,7 +85,7 @@ class NearFound(NamedTuple):
 
 
 def find_near(corpus: Corpus, split: str, against: Sequence[OtherCorpus]) -> NearFound:
-    """Find near duplicates in every split, rows near an image of `train`, and rows of ``split`` in other corpora.
+    """Find near duplicates in each kind and split, rows near an image of `train`, and rows of ``split`` in others.
 
     Only images whose hashes are near another's are decoded.
     """
@@ -105,11 +106,12 @@ def find_near(corpus: Corpus, split: str, against: Sequence[OtherCorpus]) -> Nea
             facts["also_in_train"][name] = int((found.near & ~found.same).sum())
             pairs += found.pairs
         facts["also_in_train"] = {name: facts["also_in_train"][name] for name in sets if name != "train"}
-    for name, of in sets.items():
-        found = _compare(of, None, counts)
-        rows = {"rows": len(of), "near": int(found.near.sum()), "groups": found.groups}
-        facts["splits"].append({"split": name, **rows})
-        pairs += found.pairs
+    for name in sets:
+        for kind in corpus.kinds(name):
+            found = _compare(of := ImageSet(corpus, name, kind), None, counts)
+            rows = {"rows": len(of), "near": int(found.near.sum()), "groups": found.groups}
+            facts["splits"].append({"split": name, "kind": kind, **rows})
+            pairs += found.pairs
     facts |= {name: counts[name] for name in ("flat", "unreadable", "unhashed", "crowded")}
     return NearFound(facts | {"examples": [pair.facts() for pair in pairs]}, pairs)
 

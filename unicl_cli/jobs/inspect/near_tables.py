@@ -36,7 +36,10 @@ def near_lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield a name and a count in words for each comparison."""
     for each in found["splits"]:
         images = f", of {count_of(each['groups'], 'image')}" if each["groups"] else ""
-        yield f"within {each['split']}", f"{each['near']:,} of {count_of(each['rows'], 'row')}{images}"
+        yield (
+            f"within {each['kind']} of {each['split']}",
+            f"{each['near']:,} of {count_of(each['rows'], 'row')}{images}",
+        )
     for split, rows in found["also_in_train"].items():
         yield f"{split} near train", count_of(rows, "row")
     for each in found["against"]:
@@ -63,8 +66,8 @@ def near_notes(facts: Mapping[str, Any]) -> Iterator[str]:
             rows = count_of(n, "row has an image", "rows have an image")
             yield f"{rows} of {each['name']}: leave them out with prepare --not-in {each['src']}"
     if n := sum(each["near"] for each in found["splits"]):
-        rows = count_of(n, "row nearly repeats", "rows nearly repeat")
-        yield f"{rows} another of its split: leave them out with prepare --dedup near"
+        rows = count_of(n, "row nearly repeats another image", "rows nearly repeat another image")
+        yield f"{rows} of the same kind and split: leave them out with prepare --dedup near"
 
 
 def near_sections(facts: Mapping[str, Any], pairs: Sequence[NearPair]) -> list[Html]:

@@ -173,12 +173,8 @@ def _named_classes_table(facts: Mapping[str, Any]) -> Table:
     rows = {
         "named": f"{found['named']:,} of {count_of(facts['classes'], 'class')}",
         "captioned images": f"{found['pictures']:,} name a class ({format_share(found['share'])})",
-        "most often": ", ".join(f"{row['class']} {row['n']:,}" for row in found["most"]) or "-",
-        **(
-            {"least often": ", ".join(f"{row['class']} {row['n']:,}" for row in found["least"])}
-            if found["least"]
-            else {}
-        ),
+        "most often": _list_counts(found["most"]) or "-",
+        **({"least often": _list_counts(found["least"])} if found["least"] else {}),
         "never": ", ".join(found["never_named"]) + rest if found["never"] else "-",
         "never, with a labelled image": count_of(found["only_in_labels"], "class"),
         "named, without a labelled image": only,

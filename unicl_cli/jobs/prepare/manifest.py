@@ -105,7 +105,7 @@ def _media(markers: Sequence[PartMarker]) -> dict[str, dict[str, int]]:
 def _not_in(plan: PlanFile, markers: Sequence[PartMarker]) -> dict[str, Any]:
     """Return the corpora of `--not-in` with what they left out, under ``not_in``; nothing without the option."""
     planned = [other.model_dump() for other in plan.not_in]
-    found = count_found(planned, [marker.not_in for marker in markers])
+    found = count_found(planned, [marker.model_dump()["not_in"] for marker in markers])
     return {"not_in": [of.model_dump() for of in found]} if found else {}
 
 

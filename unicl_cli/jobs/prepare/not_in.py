@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from unicl_cli.core.files import replace_durably, temporary_beside
 from unicl_cli.data.corpus import Corpus, RowTable, open_corpus
@@ -164,19 +165,21 @@ class Known(NamedTuple):
     row: str
 
 
+def _numbers(table: Any, name: str) -> NDArray[Any]:
+    return np.concatenate([np.empty(0, np.uint8), *map(np.from_dlpack, table.column(name).chunks)])
+
+
 class KnownImages:
     """The images of all corpora of `--not-in`: 100 bytes for each in memory; keys and thumbnails stay on the disk."""
 
     def __init__(self, out: Path) -> None:
         table = pa.ipc.open_file(pa.memory_map(str(out / FILE))).read_all()
         self.rows, self.thumbs = table.column("row"), table.column("thumb")
-        self.corpus, self.image, hashes, usable = (
-            np.concatenate([np.empty(0, dtype), *map(np.from_dlpack, table.column(name).chunks)])
-            for name, dtype in (("corpus", np.int32), ("image", np.uint64), ("hash", np.uint64), ("usable", np.uint8))
-        )
-        self.by_image = np.argsort(self.image, kind="stable")
-        self.images = self.image[self.by_image]
-        self.places = np.flatnonzero(usable)
+        images, hashes = (_numbers(table, name).astype(np.uint64) for name in ("image", "hash"))
+        self.corpus = _numbers(table, "corpus")
+        self.by_image = np.argsort(images, kind="stable")
+        self.images = images[self.by_image]
+        self.places = np.flatnonzero(_numbers(table, "usable"))
         self.index = HashIndex(hashes[self.places])
 
     def find(self, data: bytes, image: Examined) -> list[Known]:
