@@ -16,7 +16,7 @@ from unicl_cli.jobs.inspect.near import ImageSet
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory):
-    """``own``: photos 0 to 5, copies of 0 and 1, two of one colour, 0 and a smaller 2 in test; ``other``: 3, a JPEG of 4."""
+    """``own``: photos 0 to 5, copies of 0 and 1, two of one colour; in test 0 and a copy of 2. ``other``: 3 and 4."""
     folder = tmp_path_factory.mktemp("near")
     train = {f"{'ab'[n % 2]}/{n}.png": encode(draw_scene(n)) for n in range(6)}
     train |= {"a/0.jpg": change(draw_scene(0), "jpeg"), "b/1.img": change(draw_scene(1), "darker")}

@@ -24,7 +24,7 @@ from unicl_cli.data.near_images import (
     compare_thumbs,
     make_thumbnail,
 )
-from unicl_cli.data.pictures import Examined, ImageError, decode, difference_hash
+from unicl_cli.data.pictures import Examined, ImageError, decode
 from unicl_cli.data.sources.resolve import split_options
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.jobs.prepare.download import map_ahead
@@ -194,8 +194,7 @@ class KnownImages:
         return [found[number] for number in sorted(found)]
 
     def _find_near(self, image: Examined) -> Any:
-        hashes = np.array([as_hash(difference_hash(image.pixels))], np.uint64)
-        rows = self.places[self.index.group(hashes)[0]]
+        rows = self.places[self.index.group(np.array([as_hash(image.phash)], np.uint64))[0]]
         if not len(rows):
             return rows
         thumbs = b"".join(self.thumbs[row].as_py() for row in rows.tolist())
