@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from scenes import draw_scene
 
 from unicl_cli.cli import main
 from unicl_cli.data.corpus import open_corpus
@@ -49,7 +50,9 @@ def litter(folder):
     return [
         str(item)
         for item in folder.rglob("*")
-        if item.suffix in (".tmp", ".sha256") or item.name == ".lock" or (item.is_dir() and not any(item.iterdir()))
+        if item.suffix in (".tmp", ".sha256", ".near", ".arrow")
+        or item.name == ".lock"
+        or (item.is_dir() and not any(item.iterdir()))
     ]
 
 
@@ -90,6 +93,50 @@ def test_killed_on_rows_with_label_sets_the_same_command_ends_in_the_same_bytes(
     assert hashes(tmp_path / "cut" / "c") == hashes(tmp_path / "quiet" / "c")
     assert open_corpus(tmp_path / "cut" / "c").manifest.has_sets
     assert litter(tmp_path / "cut" / "c") == []
+
+
+@pytest.fixture(scope="module")
+def near_whole(tmp_path_factory, hashes):
+    """Sources with near duplicates, a test set, and the corpus made without a kill."""
+    folder = tmp_path_factory.mktemp("near")
+    for number in range(60):
+        image = draw_scene(number % 40)
+        image = image.resize((70, 70)) if number >= 40 else image
+        (folder / f"f/{number % 2}").mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"f/{number % 2}/{number}.png")
+    (folder / "t/a").mkdir(parents=True)
+    for number in range(3):
+        draw_scene(number).resize((80, 80)).save(folder / f"t/a/{number}.png")
+    assert main(["prepare", "--labels", str(folder / "t"), "-o", str(folder / "test")]) == 0
+    assert main(near_command(folder, folder / "whole/c")) == 0
+    return folder, hashes(folder / "whole/c")
+
+
+def near_command(folder, out):
+    more = ("--dedup", "near", "--not-in", str(folder / "test"), "--workers", "1", "--holdout", "0.2")
+    return command(out, *more, sources=("--labels", str(folder / "f")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("suffix", "when"),
+    [
+        *(("not_in.arrow", "before"), (".near", "before"), (".sha256", "before"), ("duplicates.json", "before")),
+        *(("00001.json", "before"), ("manifest.json", "before")),
+    ],
+)
+def test_killed_while_near_duplicates_are_sought_the_same_command_ends_in_the_same_bytes(
+    tmp_path, near_whole, hashes, suffix, when
+):
+    folder, whole = near_whole
+    out = tmp_path / "c"
+    argv = [sys.executable, "-c", REPLACE, suffix, when, *near_command(folder, out)]
+    assert subprocess.run(argv, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert main(near_command(folder, out)) == 0
+    assert hashes(out) == whole
+    assert litter(out) == []
+    rejected = open_corpus(out).manifest.rejected
+    assert set(rejected) == {"in_other_corpus", "near_duplicate"}
 
 
 STOPPED = """

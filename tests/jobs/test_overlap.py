@@ -10,7 +10,7 @@ from toys import prepared, put
 
 from unicl_cli.cli import main
 from unicl_cli.data.corpus import open_corpus
-from unicl_cli.jobs.overlap import find_overlap, recipes_of
+from unicl_cli.jobs.overlap import find_left_out, find_overlap, recipes_of
 from unicl_cli.recipe.load import load
 
 SMALL = (
@@ -82,6 +82,27 @@ def test_eval_and_train_say_how_many(corpora, capsys):
         assert {item.corpus for recipe in recipes_of(run) for item in recipe.data.train} == {"labels", "captions"}
         assert main(["eval", run, "--data", "captions", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["data"][0]["trained_on"] == 5
+
+
+def test_rows_that_were_kept_out_of_training_are_shown(corpora, capsys):
+    prepared(capsys, "--labels", "f", "-o", "clean", "--holdout", 0, "--not-in", "captions?split=test")
+    prepared(capsys, "--labels", "f", "-o", "clean-of-train", "--holdout", 0, "--not-in", "captions?split=train")
+    captions = open_corpus("captions")
+    data = "train: [{corpus: clean}, {corpus: clean-of-train}]"
+    both = load(str(recipe(corpora / "r.yaml", data)))
+    expected = {"same": 5, "near": 0, "checked": ["clean"], "unchecked": ["clean-of-train"]}
+    assert find_left_out([both], captions, "test") == expected
+    assert find_left_out([both], open_corpus("labels"), "train") == {}
+    first = recipe(corpora / "s.yaml", "train: [{corpus: clean}]")
+    assert main(["train", str(first), "--run-dir", "runs/a", "--devices", "cpu"]) == 0
+    capsys.readouterr()
+    assert main(["eval", "runs/a", "--data", "captions", "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)["data"]
+    assert entry["duplicates_of_eval"] == expected | {"unchecked": []}
+    assert "trained_on" not in entry
+    assert main(["eval", "runs/a", "--data", "captions", "--html", "p.html"]) == 0
+    assert "Rows kept out of training" in capsys.readouterr().out
+    assert "kept out of training" in (corpora / "p.html").read_text()
 
 
 def test_a_mixture_in_open_clips_layout_names_its_runs(corpora):

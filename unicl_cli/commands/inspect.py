@@ -11,7 +11,7 @@ from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.recipe.layers import shipped_recipes
 
 app = typer.Typer(add_completion=False)
-BATCH, PAGE = "Targets of a batch", "HTML page"
+BATCH, PAGE, NEAR = "Targets of a batch", "HTML page", "Near duplicates"
 MAX_NEIGHBOURS = 2000
 """Files beside a missing path that are searched for a similar name."""
 
@@ -65,6 +65,18 @@ def inspect(
     samples: Annotated[
         int, typer.Option(metavar="N", min=0, help="Images of each source on the page.", rich_help_panel=PAGE)
     ] = 8,
+    near: Annotated[
+        bool,
+        typer.Option("--near", help="Find images of a corpus that are nearly equal.", rich_help_panel=NEAR),
+    ] = False,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CORPUS",
+            help="Find images that are in this corpus too, exactly or nearly; may be repeated.",
+            rich_help_panel=NEAR,
+        ),
+    ] = None,
     out: Out = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -78,7 +90,7 @@ def inspect(
     from unicl_cli.jobs.inspect.inspect import InspectOptions, inspect_path
     from unicl_cli.jobs.inspect.tables import tables
 
-    options = InspectOptions(split, tokenizer, batch, batch_size, step, html, samples)
+    options = InspectOptions(split, tokenizer, batch, batch_size, step, html, samples, near, tuple(against or ()))
     document = inspect_path(path, options)
     print_document(document, tables, as_json=as_json, out=out)
     if not document.get("whole", True):

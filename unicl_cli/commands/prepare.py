@@ -129,12 +129,21 @@ def prepare(
     dedup: Annotated[
         str,
         typer.Option(
-            metavar="off|exact",
-            help="Keep only one row of images that are equal byte for byte.",
+            metavar="off|exact|near",
+            help="Keep only one row of images that are equal byte for byte, or nearly equal.",
             rich_help_panel=ROWS,
-            autocompletion=one_of("off", "exact"),
+            autocompletion=one_of("off", "exact", "near"),
         ),
     ] = "off",
+    not_in: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--not-in",
+            metavar="CORPUS",
+            help="Leave out images that are in this corpus, exactly or nearly; may be repeated.",
+            rich_help_panel=ROWS,
+        ),
+    ] = None,
     keep_order: Annotated[
         bool,
         typer.Option(
@@ -283,6 +292,7 @@ def prepare(
             query_list=str(query_list) if query_list else None,
             max_per_query=max_per_query,
             balance=balance,
+            not_in=tuple(not_in or ()),
         )
         downloads = Downloads(Fetcher(allow_private=allow_private, robots=not ignore_robots))
         sources = (tuple(labels or ()), tuple(captions or ()), tuple(images or ()))

@@ -96,10 +96,37 @@ class DuplicateFacts(Document):
     labels_differ_examples: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
 
 
+class NearFacts(DuplicateFacts):
+    """The same counts of `--dedup near`, whose ``equal`` rows have the same bytes as the row that stays.
+
+    ``flat`` images show nothing that could be compared, and ``crowded`` ones have too many candidates.
+    """
+
+    equal: Count
+    flat: Count
+    crowded: Count
+
+
 class Dedup(Document):
-    """The outcome of `--dedup`; ``exact`` is None without it."""
+    """The outcome of `--dedup`: at most one of its values is set."""
 
     exact: DuplicateFacts | None
+    near: NearFacts | None = None
+
+    @property
+    def facts(self) -> DuplicateFacts | None:
+        return self.near or self.exact
+
+
+class NotIn(Document):
+    """A corpus of `--not-in`, by the sha256 of its manifest: rows left out because it has the same image, or nearly."""
+
+    name: str
+    src: str
+    split: str | None
+    checksum: Sha256
+    same: Count
+    near: Count
 
 
 class EqualImages(Document):
@@ -133,6 +160,7 @@ class Manifest(Document):
     equal_pictures: EqualImages | None = None
     set_sizes: dict[SetSize, Positive] = Field(default_factory=dict)
     duplicates_of_eval: dict[str, Count] = Field(default_factory=dict)
+    not_in: list[NotIn] = Field(default_factory=list)
     survival: dict[Name, Survival] = Field(default_factory=dict)
 
     @property

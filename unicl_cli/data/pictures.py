@@ -91,13 +91,17 @@ class Extent(NamedTuple):
 
 
 class Examined(NamedTuple):
-    """An image as a corpus stores it: ``width`` and ``height`` are upright, ``phash`` has 64 bits, signed."""
+    """An image as a corpus stores it: ``width`` and ``height`` are upright, ``phash`` has 64 bits, signed.
+
+    ``pixels`` are those that ``data`` decodes to, up to the loss of a JPEG.
+    """
 
     data: bytes
     width: int
     height: int
     phash: int
     animated: bool
+    pixels: Image.Image
 
 
 def read_file(path: Path, most: int = MAX_BYTES) -> bytes:
@@ -172,7 +176,7 @@ def examine(data: bytes, size: int | None, min_side: int = 0) -> Examined:
                 raise ImageError("unsupported_format", f"{pixels.width} x {pixels.height} pixels: too long for a JPEG")
             data = _encode_jpeg(pixels)
             width, height = pixels.size
-        return Examined(data, width, height, difference_hash(pixels), animated)
+        return Examined(data, width, height, difference_hash(pixels), animated, pixels)
 
 
 def difference_hash(image: Image.Image) -> int:

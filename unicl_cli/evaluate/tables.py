@@ -93,12 +93,32 @@ def eval_tables(document: Mapping[str, Any]) -> Iterator[Table]:
     searched = [entry for entry in document["data"] if "retrieval" in entry]
     if searched:
         yield retrieval_table(searched, document["model"])
-    for entry in document["data"]:
+    yield from evaluator_tables(document["data"])
+    checked = [entry for entry in document["data"] if "duplicates_of_eval" in entry]
+    if checked:
+        yield left_out_table(checked)
+
+
+def evaluator_tables(entries: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """Yield the figures of the other evaluators."""
+    for entry in entries:
         for name, figures in entry.get("evaluators", {}).items():
             if name == "cross-modal":
                 yield from cross_modal_tables(entry, figures)
-                continue
-            yield evaluator_table(entry, name, figures)
+            else:
+                yield evaluator_table(entry, name, figures)
+
+
+def left_out_table(entries: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the rows that `prepare --not-in` kept out of training for each data set."""
+    title = "Rows kept out of training, for an image of the data"
+    table = make_table(title, ("data", "split"), ("the same", "nearly the same"))
+    table.add_column("not checked", overflow="fold")
+    for entry in entries:
+        found = entry["duplicates_of_eval"]
+        counts = (f"{found['same']:,}", f"{found['near']:,}")
+        table.add_row(entry["name"], entry["split"], *counts, ", ".join(found["unchecked"]) or "-")
+    return table
 
 
 def detail_tables(entry: Mapping[str, Any]) -> Iterator[Table]:

@@ -12,7 +12,7 @@ from unicl_cli.data.corpus import EVAL_SPLITS, open_corpus
 from unicl_cli.errors import UniclError
 from unicl_cli.inference.encoder import Encoder
 from unicl_cli.jobs.evaluators.build import DEFAULT_EVALUATORS, make_evaluator, missing_needs
-from unicl_cli.jobs.overlap import Overlap, find_overlap, recipes_of
+from unicl_cli.jobs.overlap import Overlap, find_left_out, find_overlap, recipes_of
 from unicl_cli.runs.folder import no_corpus_error
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ def evaluate(
             continue
         tested = corpus.eval_split(split)
         entry = measure(encoder, corpus, tested, made, batch=batch, tell_unfit=evaluators is not None)
-        entries.append(add_overlap(entry, find_overlap(recipes, corpus, tested)))
+        entry = add_overlap(entry, find_overlap(recipes, corpus, tested))
+        left_out = find_left_out(recipes, corpus, tested)
+        entries.append(entry | {"duplicates_of_eval": left_out} if left_out else entry)
     if not entries:
         raise UniclError(
             "no corpus of the model's recipe has a test or val split", "name the data: --data CORPUS --split train"

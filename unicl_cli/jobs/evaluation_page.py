@@ -90,6 +90,8 @@ def entry_figures(entry: Mapping[str, Any]) -> Iterator[Html]:
         tiles.append(("classes", f"{entry['classes']:,}"))
     if "n" in entry:
         tiles.append(("images", f"{entry['n']:,}"))
+    if left_out := entry.get("duplicates_of_eval"):
+        tiles.append(("kept out of training", f"{left_out['same'] + left_out['near']:,}"))
     yield html.numbers(tiles)
     if entry.get("warnings"):
         yield section("Warnings", html.bullet_list(entry["warnings"]))

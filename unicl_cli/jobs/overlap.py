@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from unicl_cli.data.corpus import Corpus, RowTable
+    from unicl_cli.data.manifest import NotIn
 
 
 LOCAL = "local-dir:"
@@ -54,6 +55,31 @@ def find_overlap(recipes: Sequence[Recipe], corpus: Corpus, split: str) -> Overl
                 places = np.searchsorted(images, hashes).clip(max=len(images) - 1)
                 found[places[images[places] == hashes]] = True
     return Overlap(int(found.sum()), len(images))
+
+
+def find_left_out(recipes: Sequence[Recipe], corpus: Corpus, split: str) -> dict[str, Any]:
+    """Return the rows that `prepare --not-in` kept out of the training corpora because ``corpus`` has their image.
+
+    ``same`` and ``near`` are their numbers, ``checked`` and ``unchecked`` the training corpora that were and were not
+    made so; empty if none was. The checksum must be that of ``corpus``: a changed one is another.
+    """
+    found = {"same": 0, "near": 0}
+    checked: list[str] = []
+    unchecked: list[str] = []
+    for path in dict.fromkeys(item.corpus for recipe in recipes for item in recipe.data.train):
+        records = [of for of in _not_in(path) if of.checksum == corpus.checksum and of.split in (None, split)]
+        (checked if records else unchecked).append(path)
+        for record in records:
+            found["same"] += record.same
+            found["near"] += record.near
+    return found | {"checked": checked, "unchecked": unchecked} if checked else {}
+
+
+def _not_in(path: str) -> Sequence[NotIn]:
+    """Return the corpora that were kept out of a training corpus; none if that cannot be read any more."""
+    with suppress(UniclError):
+        return open_corpus(path).manifest.not_in
+    return ()
 
 
 def trained_images(item: TrainData, labels: float | str) -> Iterator[NDArray[np.uint64]]:

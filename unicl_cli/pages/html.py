@@ -177,6 +177,17 @@ def image_wall(items: Iterable[tuple[str, str, str]]) -> Html:
     return tag("div", *(one(*item) for item in items), class_="pictures")
 
 
+def image_pairs(pairs: Iterable[tuple[tuple[str, str], tuple[str, str], str]]) -> Html:
+    """Return pairs of images side by side, from (data URI, caption) of each and the small print of both."""
+
+    def one(left: tuple[str, str], right: tuple[str, str], small: str) -> Html:
+        images = (Html(f'<img src="{text(uri)}" alt="{text(words)}" loading="lazy">') for uri, words in (left, right))
+        words = join_markup(dict.fromkeys(each for _, each in (left, right) if each), " | ")
+        return tag("figure", tag("div", *images, class_="two"), tag("figcaption", words, tag("small", small)))
+
+    return tag("div", *(one(*pair) for pair in pairs), class_="pictures pairs")
+
+
 def bullet_list(sentences: Iterable[object]) -> Html:
     """Return sentences as a list."""
     return tag("ul", *(tag("li", sentence) for sentence in sentences), class_="points")

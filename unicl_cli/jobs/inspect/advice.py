@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from unicl_cli.formats import count_of, format_share, plural
+from unicl_cli.jobs.inspect.near_tables import near_notes
 
 SMALL_CLASS = 5
 """A class with fewer images is small."""
@@ -18,7 +19,7 @@ FEW_DISTINCT = 0.9
 def write_notes(facts: Mapping[str, Any]) -> list[str]:
     """Return the notes; empty if nothing stands out."""
     found: list[str] = []
-    for note in (_note_names, _note_images, _note_classes, _note_sets, _note_captions, _note_batch):
+    for note in (_note_names, _note_images, near_notes, _note_classes, _note_sets, _note_captions, _note_batch):
         found += note(facts)
     return found
 

@@ -53,8 +53,16 @@ def count_concepts(classes: Sequence[ClassName], counts: Ints, scanned: CorpusSc
 
 
 def count_named_classes(classes: Sequence[ClassName], counts: Ints, texts: CaptionTally, shown: int) -> dict[str, Any]:
-    """Count the classes that captions name: those never named are what labels add to captions, and vice versa."""
+    """Count the images whose captions name each class: classes never named are what labels add, and vice versa.
+
+    ``most`` and ``least`` have up to ``shown`` named classes each, none of them in both; ``per_class`` has all classes.
+    """
     order = np.argsort(-texts.named, kind="stable")
+    each = [
+        {"class": c.names[0], "key": c.key, "n": named, "labelled": labelled}
+        for c, named, labelled in zip(classes, texts.named.tolist(), counts.tolist(), strict=True)
+    ]
+    most, least = ([each[n] for n in part if each[n]["n"]] for part in (order[:shown], order[shown:]))
     never = np.flatnonzero(texts.named == 0)
     never = never[np.argsort(-counts[never], kind="stable")]
     return {
@@ -63,8 +71,11 @@ def count_named_classes(classes: Sequence[ClassName], counts: Ints, texts: Capti
         "only_in_captions": int(((texts.named > 0) & (counts == 0)).sum()),
         "pictures": texts.naming,
         "share": texts.naming / texts.rows,
-        "most": [{"class": classes[n].names[0], "n": int(texts.named[n])} for n in order[:shown] if texts.named[n]],
+        "only_in_labels": int(((texts.named == 0) & (counts > 0)).sum()),
+        "most": most,
+        "least": least[-shown:],
         "never_named": [classes[n].names[0] for n in never[:shown]],
+        "per_class": each,
     }
 
 

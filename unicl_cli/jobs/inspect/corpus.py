@@ -260,7 +260,7 @@ def count_duplicates(corpus: Corpus, scanned: CorpusScan) -> dict[str, Any]:
         "pictures_with_several_labels": int((labels_per_image > 1).sum()),
         "also_in_train": count_leaks(list(corpus.splits), split, image),
     }
-    of_manifest = corpus.manifest.model_dump(include={"dedup", "duplicates_of_eval"}, exclude_unset=True)
+    of_manifest = corpus.manifest.model_dump(include={"dedup", "duplicates_of_eval", "not_in"}, exclude_unset=True)
     return facts | {name: fact for name, fact in of_manifest.items() if fact}
 
 

@@ -12,12 +12,15 @@ from unicl_cli.core.checkpoint_files import MODEL, TRAINER, newest
 from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.data.manifest import MANIFEST, PLAN
 from unicl_cli.errors import UniclError
+from unicl_cli.jobs.inspect.advice import write_notes
 from unicl_cli.jobs.inspect.batch import InspectedBatch, default_recipe, inspect_batch
 from unicl_cli.jobs.inspect.checkpoint import inspect_checkpoint
 from unicl_cli.jobs.inspect.corpus import choose_split, inspect_corpus
+from unicl_cli.jobs.inspect.near import NearPair, find_near
 from unicl_cli.jobs.inspect.pages import batch_page, corpus_page
 from unicl_cli.jobs.inspect.run import inspect_run
 from unicl_cli.jobs.inspect.run_tables import checkpoint_page, run_page
+from unicl_cli.jobs.prepare.not_in import open_others
 from unicl_cli.pages.html import write_page
 from unicl_cli.recipe.layers import shipped_recipes
 from unicl_cli.recipe.load import load
@@ -44,11 +47,15 @@ class InspectOptions(NamedTuple):
     step: int
     html: Path | None
     samples: int
+    near: bool = False
+    against: tuple[str, ...] = ()
 
 
 def inspect_path(path: str, options: InspectOptions) -> dict[str, Any]:
     """Return the document of `unicl inspect`, and write the page if one is asked for."""
     kind = kind_of(path)
+    if (options.near or options.against) and (options.batch or kind != "corpus"):
+        raise UniclError("--near, --against: compare the images of a corpus", "give a corpus, without --batch")
     if options.batch:
         return inspect_batch_path(path, kind, options)
     if kind == "recipe":
@@ -67,10 +74,15 @@ def inspect_corpus_path(path: str, options: InspectOptions) -> dict[str, Any]:
     corpus = open_corpus(path)
     size = options.batch_size or DEFAULT_BATCH
     document = inspect_corpus(corpus, split=options.split, tokenizer=options.tokenizer, batch_size=size)
+    pairs: list[NearPair] = []
+    if options.near or options.against:
+        others = open_others(options.against, Path(path), "--against")
+        found = find_near(corpus, document["split"], others)
+        document["near_duplicates"], pairs = found.facts, found.pairs
+        document["notes"] = write_notes(document)
     if options.html is not None:
-        write_page(
-            options.html, corpus_page(document, corpus, options.samples, draw_page_batch(corpus, document, options))
-        )
+        batch = draw_page_batch(corpus, document, options)
+        write_page(options.html, corpus_page(document, corpus, options.samples, batch, pairs))
     return document
 
 

@@ -16,6 +16,8 @@ from unicl_cli.data.pictures import ImageError, decode
 from unicl_cli.formats import byte_size, count_of, format_share, plural
 from unicl_cli.jobs.inspect.batch import HIDDEN, MISSED, POSITIVE, InspectedBatch
 from unicl_cli.jobs.inspect.corpus import first_group
+from unicl_cli.jobs.inspect.near import NearPair
+from unicl_cli.jobs.inspect.near_tables import near_sections
 from unicl_cli.jobs.inspect.set_tables import set_sections
 from unicl_cli.jobs.inspect.tables import format_range, pair_rows
 from unicl_cli.jobs.inspect.target_matrix import shade_positives
@@ -32,14 +34,17 @@ LETTERS = 30
 """Largest number of characters of a column text."""
 
 
-def corpus_page(facts: Mapping[str, Any], corpus: Corpus, samples: int, shown: InspectedBatch | None) -> str:
-    """Return the page of a corpus: all tables, sample images of each source, and one batch."""
+def corpus_page(
+    facts: Mapping[str, Any], corpus: Corpus, samples: int, shown: InspectedBatch | None, pairs: Sequence[NearPair] = ()
+) -> str:
+    """Return the page of a corpus: all tables, sample images of each source, near duplicates, and one batch."""
     splits = f"{plural(len(facts['splits']), 'Split', 'Splits')} {', '.join(facts['splits'])}"
     place = [facts["path"]] if facts["path"] != facts["name"] else []
     lead = " · ".join([splits, byte_size(facts["bytes"]), *place])
     parts = [
         figures(facts),
         section("Notes", html.bullet_list(facts["notes"])) if facts["notes"] else Html(""),
+        *near_sections(facts, pairs),
         *(sample_section(corpus, line, samples) for line in sample_groups(facts) if samples),
         sources_section(facts),
         *class_sections(facts),
@@ -175,13 +180,17 @@ def caption_sections(facts: Mapping[str, Any]) -> list[Html]:
     named = facts.get("named_classes")
     if not named:
         return [lengths]
-    rows = [(row["class"], float(row["n"]), f"{row['n']:,}") for row in named["most"]]
+    listed = [*named["most"], *named["least"]]
+    rows = [(row["class"], float(row["n"]), f"{row['n']:,}") for row in listed]
+    if hidden := named["named"] - len(listed):
+        rows.insert(len(named["most"]), (f"… {hidden:,} more", 0.0, ""))
     more = named["never"] - len(named["never_named"])
     never = f"Never named: {', '.join(named['never_named'])}{f' and {more:,} more' if more > 0 else ''}."
     share = format_share(named["share"])
+    added = f" Labels add {count_of(named['only_in_labels'], 'class')}." if named["only_in_labels"] else ""
     about = f"{named['named']:,} of {count_of(facts['classes'], 'class')}, in {share} of the captioned images."
     mentions = section(
-        "Classes that captions name", html.bar_chart(rows), note=f"{about} {never if named['never'] else ''}"
+        "Classes that captions name", html.bar_chart(rows), note=f"{about} {never if named['never'] else ''}{added}"
     )
     return [tag("div", lengths, mentions, class_="split")]
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from unicl_cli.data.manifest import describe_survival
 from unicl_cli.evaluate.tables import make_table
 from unicl_cli.formats import byte_size, count_of, format_share
+from unicl_cli.jobs.inspect.near_tables import near_tables
 from unicl_cli.jobs.inspect.run_tables import checkpoint_tables, key_value_table, run_tables
 from unicl_cli.jobs.inspect.set_tables import set_tables
 from unicl_cli.jobs.inspect.target_matrix import batch_tables
@@ -28,7 +29,7 @@ def tables(document: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def corpus_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """Yield the tables of a corpus: sources, concepts, classes, label sets, captions, pairs and rejected rows."""
+    """Yield the tables of a corpus: sources, concepts, classes, label sets, captions, pairs, near and left out rows."""
     yield from _sources_table(facts)
     if facts["concepts"]:
         yield concepts_table(facts)
@@ -36,12 +37,11 @@ def corpus_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield from _class_table(facts)
     if "label_sets" in facts:
         yield from set_tables(facts)
-    if "captions" in facts:
-        yield _caption_table(facts)
-    if "named_classes" in facts:
-        yield _named_classes_table(facts)
+    yield from _caption_tables(facts)
     if pair_rows(facts):
         yield _pairs_table(facts)
+    if "near_duplicates" in facts:
+        yield from near_tables(facts)
     if facts["rejected"]["n"]:
         yield _rejects_table(facts["rejected"])
 
@@ -141,6 +141,13 @@ def _class_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield table
 
 
+def _caption_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
+    if "captions" in facts:
+        yield _caption_table(facts)
+    if "named_classes" in facts:
+        yield _named_classes_table(facts)
+
+
 def _caption_table(facts: Mapping[str, Any]) -> Table:
     found = facts["captions"]
     sample = "" if found["sampled"] == found["texts"] else f" ({found['sampled']:,} sampled)"
@@ -169,11 +176,17 @@ def _named_classes_table(facts: Mapping[str, Any]) -> Table:
     rows = {
         "named": f"{found['named']:,} of {count_of(facts['classes'], 'class')}",
         "captioned images": f"{found['pictures']:,} name a class ({format_share(found['share'])})",
-        "most often": ", ".join(f"{row['class']} {row['n']:,}" for row in found["most"]) or "-",
+        "most often": _list_counts(found["most"]) or "-",
+        **({"least often": _list_counts(found["least"])} if found["least"] else {}),
         "never": ", ".join(found["never_named"]) + rest if found["never"] else "-",
+        "never, with a labelled image": count_of(found["only_in_labels"], "class"),
         "named, without a labelled image": only,
     }
     return key_value_table("Classes that captions name", rows)
+
+
+def _list_counts(rows: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{row['class']} {row['n']:,}" for row in rows)
 
 
 def _pairs_table(facts: Mapping[str, Any]) -> Table:

@@ -13,7 +13,7 @@ from unicl_cli.core.json_output import print_json
 from unicl_cli.core.machine import cores
 from unicl_cli.data.manifest import PLAN
 from unicl_cli.data.pictures import MAX_PIXELS
-from unicl_cli.errors import UniclError, print_line
+from unicl_cli.errors import Remark, UniclError, print_line
 from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.prepare.classes import describe_examples, format_examples
 from unicl_cli.jobs.prepare.download import map_ahead
@@ -71,6 +71,8 @@ def run(request: PrepareRequest, *, workers: int | None, as_json: bool) -> None:
     plan = make_plan(sources, request.options, out, compare=(out / PLAN).is_file(), downloads=request.downloads)
     for line in plan.notes:
         warn(line)
+    if plan.options.dedup != "off" or plan.others:
+        warn(Remark("preview: rows that --dedup and --not-in leave out are not sought, so fewer may be left"))
     if (out / PLAN).is_file():
         check_same_plan(out, read_plan(out), plan.document())
     samples = [_sample_rows(plan, planned, split, out) for planned in plan.sources for split in planned.rows]
@@ -93,6 +95,7 @@ def _sample_rows(plan: CorpusPlan, planned: PlannedSource, split: str, out: Path
     n = min(SAMPLE, len(rows))
     name, kind = planned.spec.name, planned.spec.kind
     work = plan.work(Unit(f"{name}-{kind}", split, name, kind, 0, n, n), out)
+    work = work._replace(not_in=False)  # the images of other corpora are not read, as duplicates are not sought
     chosen = [rows[at * len(rows) // n] for at in range(n)]
     tools = RowTools(planned.source, work)
     started = time.monotonic()

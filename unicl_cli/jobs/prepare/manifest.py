@@ -11,6 +11,7 @@ from typing import Any
 from unicl_cli.contracts import ClassName
 from unicl_cli.data.manifest import SETS_VERSION, DuplicateFacts, Manifest
 from unicl_cli.jobs.prepare.left_out import count_rejected
+from unicl_cli.jobs.prepare.not_in import count_found
 from unicl_cli.jobs.prepare.parts import PartMarker
 from unicl_cli.jobs.prepare.plan import hash_classes
 from unicl_cli.jobs.prepare.plan_file import PlanFile
@@ -27,7 +28,7 @@ def fold_manifest(
 ) -> dict[str, Any]:
     """Build the manifest from the plan and the markers in unit order, so that it can be rebuilt at any time.
 
-    ``dedup`` describes the rows that `--dedup exact` left out; ``repeated`` counts the equal images that are stored.
+    ``dedup`` describes the rows that `--dedup` left out; ``repeated`` counts the equal images that are stored.
     """
     counts: dict[str, list[int]] = {}
     for marker in markers:
@@ -62,10 +63,11 @@ def fold_manifest(
         "templates": plan.templates,
         "text_stats": _text_stats(markers),
         "image": {"policy": "original" if plan.size is None else "short side", "size": plan.size, "quality": 90},
-        "dedup": {"exact": dedup.model_dump() if dedup else None, "near": None},
+        "dedup": {name: dedup.model_dump() if dedup and plan.dedup == name else None for name in ("exact", "near")},
         "equal_pictures": {"in_a_kind": repeated["in_a_kind"], "in_two_kinds": repeated["in_two_kinds"]},
         "duplicates_of_eval": repeated["of_eval"],
         "permuted_seed": plan.seed,
+        **_not_in(plan, markers),
         **_media(markers),
         **_set_sizes(plan, markers),
         **_survival(plan, markers),
@@ -99,6 +101,13 @@ def _media(markers: Sequence[PartMarker]) -> dict[str, dict[str, int]]:
     for marker in markers:
         rows.update(marker.media)
     return {"media": dict(sorted(rows.items()))} if rows else {}
+
+
+def _not_in(plan: PlanFile, markers: Sequence[PartMarker]) -> dict[str, Any]:
+    """Return the corpora of `--not-in` with what they left out, under ``not_in``; nothing without the option."""
+    planned = [other.model_dump() for other in plan.not_in]
+    found = count_found(planned, [marker.model_dump()["not_in"] for marker in markers])
+    return {"not_in": [of.model_dump() for of in found]} if found else {}
 
 
 def _describe_place(c: ClassName) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -45,6 +45,8 @@ class PartMarker(Document):
     set_sizes: dict[SetSize, Positive] | None = None
     retried: dict[str, Positive] = Field(default_factory=dict)
     """The earlier reasons of rows that were tried again, which no longer count."""
+    not_in: dict[_Number, dict[Literal["same", "near"], Positive]] = Field(default_factory=dict)
+    """Rows left out by the number of a corpus of `--not-in` that has their image; an image may be in several."""
 
     @model_validator(mode="after")
     def _check_counts(self) -> Self:

@@ -31,6 +31,7 @@ from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.group_checks import check_groups
 from unicl_cli.jobs.prepare.holdout import TRAIN, Holdout, ReadSource, hold_out
 from unicl_cli.jobs.prepare.left_out import LeftOut
+from unicl_cli.jobs.prepare.not_in import OtherCorpus, open_others
 from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.row_checks import check_file_names, check_keys, check_labels
 from unicl_cli.jobs.prepare.rows import Rows
@@ -73,6 +74,8 @@ class CorpusPlan(NamedTuple):
     queries: str | None
     """The sha256 of the queries that the options name."""
     downloads: Downloads
+    others: tuple[OtherCorpus, ...] = ()
+    """The corpora of `--not-in`."""
 
     def document(self) -> dict[str, Any]:
         """Return the content of `plan.json`, without the units."""
@@ -87,7 +90,7 @@ class CorpusPlan(NamedTuple):
             for planned in self.sources
         ]
         options = asdict(self.options)
-        for name in ("templates", "taxonomy", "query_list", "max_per_query", "balance"):
+        for name in ("templates", "taxonomy", "query_list", "max_per_query", "balance", "not_in"):
             del options[name]
         taxonomy = {"src": self.options.taxonomy, "sha256": self.taxonomy}
         return {
@@ -99,6 +102,7 @@ class CorpusPlan(NamedTuple):
             "classes": hash_classes(self.classes),
             **({"taxonomy": taxonomy} if self.taxonomy else {}),
             **self._describe_choice(),
+            **({"not_in": [other.record() for other in self.others]} if self.others else {}),
             **({"validation": facts} if (facts := self.holdout.facts()) else {}),
             "sources": described,
         }
@@ -121,12 +125,15 @@ class CorpusPlan(NamedTuple):
         rows = planned.rows[unit.split].take(places)
         rows = [row._replace(texts=(*row.texts, *duplicates.texts.get(row.key, ()))) for row in rows]
         gone = {row.key: duplicates.gone[row.key] for row in rows if row.key in duplicates.gone}
+        nearly = duplicates.nearly.intersection(gone)
+        near, not_in = self.options.dedup == "near", bool(self.others)
         is_raw = self.options.text == "raw"
         size, min_side = self.options.size, self.options.min_side
         fetch = self.downloads.fetch if planned.has_urls else None
         media, src = self.has_media, planned.spec.src
         hosts = self.downloads.per_host
-        return Work(unit, out, src, rows, size, is_raw, gone, min_side, media, self.groups, fetch, hosts)
+        work = Work(unit, out, src, rows, size, is_raw, gone, min_side, media, self.groups, fetch, hosts)
+        return work._replace(near=near, not_in=not_in, nearly=nearly)
 
     @property
     def has_media(self) -> bool:
@@ -170,6 +177,7 @@ def make_plan(
     Equal images are told apart by their bytes, or as an earlier command saved it in ``out``; without ``compare`` only
     by their places.
     """
+    others = open_others(options.not_in, out)
     sources = [open_source(item.src, item.kind) for item in specs]
     notes: list[str] = []
     labelled = [(item, source) for item, source in zip(specs, sources, strict=True) if item.kind == "labels"]
@@ -198,14 +206,14 @@ def make_plan(
     images = find_class_images(classes, _labelled_rows(planned))
     notes += describe_empty_classes(classes, images.empty, "classes without an image")
     groups = groups_of(classes) if any(of.has_sets for of in read) else None
-    if options.dedup == "exact" and any(of.has_urls for of in planned):
+    if options.dedup != "off" and any(of.has_urls for of in planned):
         raise UniclError(
-            "--dedup exact: a source has images that are not downloaded yet",
+            f"--dedup {options.dedup}: a source has images that are not downloaded yet",
             "leave it out: equal images are counted once they are there",
         )
     found = queries.sha256 if queries else None
     return CorpusPlan(
-        options, planned, classes, templates, holdout, notes, images, groups, placed.sha256, found, downloads
+        options, planned, classes, templates, holdout, notes, images, groups, placed.sha256, found, downloads, others
     )
 
 

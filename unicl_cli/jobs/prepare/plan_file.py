@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -87,6 +87,15 @@ class QueryRecord(Document):
     most: Positive | None
 
 
+class OtherRecord(Document):
+    """A corpus of `--not-in`: its name and value on the command line, its split, and the sha256 of its manifest."""
+
+    name: str
+    src: str
+    split: str | None
+    checksum: Sha256
+
+
 class PlanFile(Document):
     """The content of `plan.json`. What has a default came later than the first corpora."""
 
@@ -98,7 +107,7 @@ class PlanFile(Document):
     shard_mb: Positive
     limit: Count | None
     text: Literal["clean", "raw"]
-    dedup: Literal["off", "exact"]
+    dedup: Literal["off", "exact", "near"]
     keep_order: bool = False
     seed: int | None
     templates: Templates
@@ -106,6 +115,7 @@ class PlanFile(Document):
     taxonomy: TaxonomyRecord | None = None
     queries: QueryRecord | None = None
     balance: Positive | None = None
+    not_in: list[OtherRecord] = Field(default_factory=list)
     sources: Annotated[list[SourceRecord], Field(min_length=1)]
     units: list[UnitRecord]
     retries: list[RetryRecord] = Field(default_factory=list)
@@ -221,7 +231,7 @@ def list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     if same_share and "validation" in new and "validation" not in old:
         return ["an older unicl chose its validation rows by their keys; now they are chosen by image"]
     taxonomy = _compare_taxonomies(old.get("taxonomy"), new.get("taxonomy"))
-    skipped = ("versions", "units", "sources", "validation", "taxonomy", "queries")
+    skipped = ("versions", "units", "sources", "validation", "taxonomy", "queries", "not_in")
     new = {**({"balance": None} if "balance" in old else {}), **new}
     skipped += ("classes", "schema_version") if taxonomy else ()  # they follow from it
     changed = [k for k in new if k not in skipped and old.get(k) != new[k]]
@@ -230,6 +240,7 @@ def list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         f"the {k} differ" if k in HASHED else f"{k}: {_format_value(old.get(k))} -> {_format_value(new.get(k))}"
         for k in changed
     ]
+    said += _compare_others(old.get("not_in", []), new.get("not_in", []))
     before = {(s["name"], s["kind"]): s for s in old.get("sources", [])}
     after = {(s["name"], s["kind"]): s for s in new["sources"]}
     said += [f"source '{name}' ({kind}) is new" for name, kind in after.keys() - before.keys()]
@@ -259,6 +270,17 @@ def _compare_taxonomies(old: Mapping[str, str] | None, new: Mapping[str, str] | 
     if old and new and old["src"] == new["src"]:
         return [f"the taxonomy {new['src']} has changed"]
     return [f"taxonomy: {old['src'] if old else 'none'} -> {new['src'] if new else 'none'}"]
+
+
+def _compare_others(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the difference of the corpora of `--not-in`; one of them may have moved."""
+    before, after = ([(of["checksum"], of["split"]) for of in corpora] for corpora in (old, new))
+    if before == after:
+        return []
+    if [of["src"] for of in old] == [of["src"] for of in new]:
+        changed = next(of["src"] for of, a, b in zip(old, before, after, strict=True) if a != b)
+        return [f"the corpus {changed} of --not-in has changed"]
+    return [" -> ".join(f"--not-in {', '.join(of['src'] for of in corpora) or 'none'}" for corpora in (old, new))]
 
 
 def _format_value(value: Any) -> str:

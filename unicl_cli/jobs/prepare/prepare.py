@@ -11,7 +11,7 @@ from unicl_cli.core.files import write_atomic
 from unicl_cli.core.machine import cores
 from unicl_cli.data.manifest import MANIFEST, PLAN, EqualImages, Manifest, read_manifest, repair_hint
 from unicl_cli.errors import Stopped, UniclError
-from unicl_cli.jobs.prepare import duplicates, holdout
+from unicl_cli.jobs.prepare import duplicates, holdout, not_in
 from unicl_cli.jobs.prepare.download import Downloads
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.engines.choice import EngineChoice
@@ -88,6 +88,8 @@ def prepare(
         rows_before = None if request.retry_failed else _count_rows(out)
         (out / MANIFEST).unlink(missing_ok=True)
         preparation = Preparation(plan, units, out, engine, workers or cores(), stop)
+        if plan.others:
+            not_in.write_index(plan.others, out)
         with stop.defer_interrupts():
             found = _find_duplicates(preparation)
             _write_shards(preparation, found or NO_DUPLICATES, markers)
@@ -95,6 +97,7 @@ def prepare(
             raise Stopped(
                 f"{out}: stopped after {len(markers):,} of {len(units):,} shards", f"continue with: {stop.again}"
             )
+        not_in.remove_index(out)
         report = _finish_corpus(preparation, saved, [markers[unit.marker] for unit in units], found, is_new=is_new)
         if rows_before not in (None, report["rows"]):
             warn(f"{out}: now has {report['rows']:,} rows; it had {rows_before:,} before shards were made again")
@@ -167,7 +170,7 @@ def _read_finished(
         return None
     try:
         manifest, _ = read_manifest(out)
-        found = duplicates.read_duplicates(out) if plan.options.dedup == "exact" else None
+        found = duplicates.read_duplicates(out) if plan.options.dedup != "off" else None
         dedup = found.facts if found else None
         equal = manifest.equal_pictures or EqualImages(in_a_kind=0, in_two_kinds=0)
         repeated = {**equal.model_dump(), "of_eval": manifest.duplicates_of_eval}
@@ -177,26 +180,28 @@ def _read_finished(
         return None
     if problems:
         warn(f"{out / MANIFEST}: damaged: {problems[0]}: making it again")
-    facts = Manifest.model_fields.keys() - {"survival", *(() if manifest.has_sets else ("set_sizes",))}
+    optional = {"survival": False, "set_sizes": manifest.has_sets, "not_in": bool(plan.others)}
+    facts = Manifest.model_fields.keys() - {name for name, is_there in optional.items() if not is_there}
     is_old = facts - manifest.model_fields_set  # lacks facts that the report has
     return None if problems or is_old else write_summary(out, plan, markers, manifest)
 
 
 def _find_duplicates(preparation: Preparation) -> Duplicates | None:
-    """Find rows with equal images for `--dedup exact`; None without that option, or if stopped."""
+    """Find rows with equal or nearly equal images for `--dedup`; None without that option, or if stopped."""
     plan, units, out, *_ = preparation
-    if plan.options.dedup != "exact":
+    if plan.options.dedup == "off":
         return None
     if found := _read_duplicates(out):
         duplicates.remove_digests(units, out)
         return found
-    todo = duplicates.units_without_digests(units, out)
+    near = plan.options.dedup == "near"
+    todo = duplicates.units_without_digests(units, out, near=near)
     with _show_progress("compare", units, todo) as progress:
         for _ in _run_engine(preparation, todo, duplicates.hash_unit, NO_DUPLICATES, progress):
             progress.shard_done()
     if progress.shards_done < len(units):
         return None
-    found = duplicates.find_duplicates(units, plan.row_at, out)
+    found = duplicates.find_duplicates(units, plan.row_at, out, near=near)
     duplicates.remove_digests(units, out)  # only now: what they say is on disk
     return found
 
@@ -278,7 +283,8 @@ def _check_no_source_is_empty(out: Path, new: Sequence[Unit], report: dict[str, 
     for source in report["sources"]:
         rows[source["source"]] += source["rows"]
         rejected.setdefault(source["source"], Counter()).update(source["rejected"])
-    empty = [name for name in rejected if not rows[name] and "duplicate" not in rejected[name]]  # those live on
+    live_on = {"duplicate", "near_duplicate"}
+    empty = [name for name in rejected if not rows[name] and not rejected[name].keys() & live_on]
     if not empty:
         return
     see = f"see each row and its reason in {out / 'rejects'}"

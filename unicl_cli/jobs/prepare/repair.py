@@ -128,6 +128,7 @@ def _request_of(plan: PlanFile, out: Path, downloads: Downloads) -> PrepareReque
         query_list=plan.queries and plan.queries.src,
         max_per_query=plan.queries and plan.queries.most,
         balance=plan.balance,
+        not_in=tuple(other.src for other in plan.not_in),
     )
     return PrepareRequest(labels, captions, images, out, options, downloads)
 

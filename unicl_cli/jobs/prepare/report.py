@@ -1,13 +1,14 @@
 """The closing report of `prepare`: the document of `--json`, and the table made of it."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unicl_cli.core.json_output import print_json
-from unicl_cli.data.manifest import Manifest, describe_survival
+from unicl_cli.data.manifest import Manifest, NotIn, describe_survival
 from unicl_cli.data.media import count_missing
+from unicl_cli.data.near_images import MOST_COMPARED
 from unicl_cli.errors import Remark, print_line
 from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.prepare.classes import describe_empty_classes, describe_examples, format_examples
@@ -36,8 +37,10 @@ REMEDIES = {
     "duplicate": "the same image as an earlier row (--dedup exact)",
     "empty": "the file is empty: copy or download it again",
     "encoded": "the server compressed the image again",
+    "in_other_corpus": "its image is in a corpus of --not-in, exactly or nearly: see its detail",
     "media_too_large": "a media item is larger than 64 MB: shorten or compress it",
     "missing_file": "the file does not exist: paths are relative to the list, or to its root=",
+    "near_duplicate": "nearly the same image as an earlier row (--dedup near)",
     "no_label": "no class: move it into a class folder, or fill in its label",
     "no_resources": "no thread or memory was left for it: --retry-failed asks again",
     "no_text": "no caption: fill it in, or use --labels or --images",
@@ -89,24 +92,16 @@ def write_summary(out: Path, plan: CorpusPlan, markers: Sequence[PartMarker], ma
         **(describe_downloads(out, markers, left_out.hosts) if any(of.has_urls for of in plan.sources) else {}),
         **manifest.model_dump(include={"text_stats", "dedup", "equal_pictures", "duplicates_of_eval"}),
         **({"survival": manifest.model_dump(include={"survival"})["survival"]} if manifest.survival else {}),
+        **({"not_in": [of.model_dump() for of in manifest.not_in]} if manifest.not_in else {}),
         "notes": [*plan.notes, *lost, *_note_lost_media(sources), *image_notes(manifest)],
     }
 
 
 def image_notes(manifest: Manifest) -> list[str]:
     """Return notes on equal images, a line each."""
-    exact, equal = manifest.dedup.exact, manifest.equal_pictures
-    notes: list[str] = []
-    if exact and not exact.rows:
-        notes.append(Remark("no duplicate images within a kind and split"))
-    elif exact:
-        left_out = f"left out {count_of(exact.rows, 'duplicate row')} of {count_of(exact.groups, 'image')}"
-        notes.append(Remark(f"{left_out}, and moved {count_of(exact.texts, 'caption')} to the rows kept"))
-    if exact and exact.labels_differ_examples:
-        kept, gone = exact.labels_differ_examples[0]
-        differ = exact.labels_differ
-        notes.append(f"{differ:,} of these had another label than the row kept, for example {gone} (kept: {kept})")
-    if equal and equal.in_a_kind and not exact:
+    equal = manifest.equal_pictures
+    notes = [*_dedup_notes(manifest), *map(_describe_not_in, manifest.not_in)]
+    if equal and equal.in_a_kind and not manifest.dedup.facts:
         rows = count_of(equal.in_a_kind, "duplicate row")
         same = " if their media are the same, too" if "media" in (manifest.model_extra or {}) else ""
         notes.append(f"{rows} (same image, kind and split): --dedup exact leaves them out{same}")
@@ -120,6 +115,40 @@ def image_notes(manifest: Manifest) -> list[str]:
         if count
     ]
     return notes
+
+
+def _dedup_notes(manifest: Manifest) -> Iterator[str]:
+    """Yield notes on the rows that `--dedup` left out."""
+    found, near = manifest.dedup.facts, manifest.dedup.near
+    if found is None:
+        return
+    if not found.rows:
+        yield Remark(f"no {'near ' if near else ''}duplicate images within a kind and split")
+    else:
+        nearly = f" ({near.equal:,} the same byte for byte)" if near else ""
+        left_out = f"left out {count_of(found.rows, 'duplicate row')}{nearly} of {count_of(found.groups, 'image')}"
+        yield Remark(f"{left_out}, and moved {count_of(found.texts, 'caption')} to the rows kept")
+    if found.labels_differ_examples:
+        kept, gone = found.labels_differ_examples[0]
+        yield (
+            f"{found.labels_differ:,} of these had another label than the row kept, for example {gone} (kept: {kept})"
+        )
+    if near and near.flat:
+        yield Remark(f"{count_of(near.flat, 'image')} of one colour compared byte for byte only")
+    if near and near.crowded:
+        yield (
+            f"{count_of(near.crowded, 'image')} compared with {MOST_COMPARED:,} of their candidates only: some near "
+            "duplicates may be left"
+        )
+
+
+def _describe_not_in(found: NotIn) -> str:
+    split = f", split {found.split}" if found.split else ""
+    rows = count_of(found.same + found.near, "row")
+    return Remark(
+        f"left out {rows} whose image is in {found.name}{split} (--not-in): {found.same:,} the same, "
+        f"{found.near:,} nearly"
+    )
 
 
 def write_report(report: dict[str, Any], *, as_json: bool) -> None:

@@ -26,15 +26,16 @@ class PrepareOptions:
     query_list: str | None = None
     max_per_query: int | None = None
     balance: int | None = None
+    not_in: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise UniclError for an unknown value of `--text` or `--dedup`."""
         for option, value, words in (
             ("--text", self.text, ("clean", "raw")),
-            ("--dedup", self.dedup, ("off", "exact")),
+            ("--dedup", self.dedup, ("off", "exact", "near")),
         ):
             if value not in words:
-                raise UniclError(f"{option}: unknown value '{value}'", f"use {' or '.join(words)}")
+                raise UniclError(f"{option}: unknown value '{value}'", f"use {', '.join(words)}")
 
 
 class PrepareRequest(NamedTuple):

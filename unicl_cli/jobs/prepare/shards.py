@@ -22,6 +22,7 @@ from unicl_cli.data.media import MAX_MEDIA_BYTES, MediaError
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.lists.record import BAD_LINE
 from unicl_cli.jobs.prepare.download import DOWNLOADS, Downloader, map_ahead, url_of
+from unicl_cli.jobs.prepare.not_in import SAME, KnownImages
 from unicl_cli.jobs.prepare.units import Work
 
 THREADS = 4
@@ -46,6 +47,8 @@ class Rejected(NamedTuple):
     reason: str
     detail: str
     url: str | None = None
+    not_in: Mapping[str, str] | None = None
+    """The numbers of the corpora of `--not-in` that have the image, with `same` or `near`."""
 
     def as_line(self) -> str:
         """Return the line of a file of rejects."""
@@ -121,6 +124,14 @@ class Tally:
         self.payload_at_256 = 0
         self.media: Counter[str] = Counter()
 
+    def _not_in(self) -> dict[str, dict[str, int]]:
+        """Count the rows left out by the number of a corpus of `--not-in` that has their image."""
+        found = Counter(item for row in self.rejects for item in (row.not_in or {}).items())
+        counts: dict[str, dict[str, int]] = {}
+        for (number, how), count in sorted(found.items()):
+            counts.setdefault(number, {})[how] = count
+        return counts
+
     def add(self, row: PreparedRow) -> None:
         record = row.record
         self.rows += 1
@@ -154,6 +165,7 @@ class Tally:
             "rejected": dict(sorted(reasons.items())),
             **({"media": dict(sorted(self.media.items()))} if self.media else {}),
             **({"urls": urls} if urls else {}),
+            **({"not_in": not_in} if (not_in := self._not_in()) else {}),
         }
 
 
@@ -242,6 +254,7 @@ class RowTools:
         self.decoders = threading.Semaphore(DECODERS)
         self.download = Downloader(work.fetch, work.per_host) if work.fetch else None
         self.threads = DOWNLOADS if work.fetch else THREADS
+        self.known = KnownImages(work.out) if work.not_in else None
 
     def read(self, row: Row, url: str | None) -> Mapping[str, bytes]:
         """Return what the row has, by kind; FetchError if its image cannot be downloaded."""
@@ -263,6 +276,8 @@ def prepare_row(row: Row, tools: RowTools) -> PreparedRow | Rejected:
         detail = row.ref.removeprefix(BAD_LINE) if reason == "bad_line" else " ".join(row.texts)[:200]
         return Rejected(row.key, row.ref, reason, detail)
     if row.key in work.gone:
+        if row.key in work.nearly:
+            return Rejected(row.key, row.ref, "near_duplicate", f"nearly the same image as {work.gone[row.key]}")
         return Rejected(row.key, row.ref, "duplicate", f"the same image as {work.gone[row.key]}")
     url = url_of(tools.source, row) if tools.download else None
     try:
@@ -271,12 +286,17 @@ def prepare_row(row: Row, tools: RowTools) -> PreparedRow | Rejected:
         media = stored_media(found, media_of(tools.source))
         with tools.decoders:
             image = examine(data, work.size, work.min_side)
+            known = tools.known.find(data, image) if tools.known else []
     except (ImageError, MediaError, FetchError) as error:
         return Rejected(row.key, row.ref, error.reason, error.detail, url)
     except FileNotFoundError as error:
         return Rejected(row.key, row.ref, "missing_file", str(error))
     except Exception as error:  # noqa: BLE001 - a source may fail in any way: counted with its type
         return Rejected(row.key, row.ref, "read_error", f"{type(error).__name__}: {error}")
+    if known:
+        first, found = known[0], {str(each.corpus): each.how for each in known}
+        same = "the same image as" if first.how == SAME else "nearly the same image as"
+        return Rejected(row.key, row.ref, "in_other_corpus", f"{same} {first.row}", url, found)
     record = {
         "key": row.key,
         "image": {"bytes": image.data, "path": None},

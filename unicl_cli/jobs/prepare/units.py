@@ -44,6 +44,10 @@ class Unit(NamedTuple):
     def hashes(self) -> str:
         return f"parts/{self.split}.{self.name}.sha256"
 
+    @property
+    def signatures(self) -> str:
+        return f"parts/{self.split}.{self.name}.near"
+
 
 def rejects_of(split: str, name: str) -> str:
     """Return the file in a corpus that lists the rows which the unit ``name`` left out."""
@@ -65,9 +69,11 @@ class Work(NamedTuple):
     """A unit with all that a worker needs: ``src`` rebuilds the source.
 
     ``size`` is the largest short side of an image, ``min_side`` the smallest. ``gone`` maps keys of rows that are left
-    out as duplicates to the row that stays. ``media`` is true for every unit of a corpus with a column of media.
+    out as duplicates to the row that stays; the images of ``nearly`` of them are not the same byte for byte. ``media``
+    is true for every unit of a corpus with a column of media.
     ``groups`` are the groups of classes of a corpus with label sets; None in another. ``fetch`` downloads the images
-    of rows with a URL; None if no row has one.
+    of rows with a URL; None if no row has one. ``near`` asks for signatures of the images beside their digests. With
+    ``not_in``, images of the corpora of `--not-in` are left out: their index lies in ``out``.
     """
 
     unit: Unit
@@ -82,3 +88,6 @@ class Work(NamedTuple):
     groups: tuple[str, ...] | None = None
     fetch: Fetcher | None = None
     per_host: int = 1
+    near: bool = False
+    not_in: bool = False
+    nearly: frozenset[str] = frozenset()

@@ -258,7 +258,7 @@ def _compare_manifest(manifest: Manifest, plan: PlanFile, of: Survey) -> list[Fi
     """Find the facts of the manifest that do not follow from plan, markers and shards, all of which are sound."""
     markers = [of.markers[unit.shard] for unit in plan.all_units()]
     try:
-        found = duplicates.read_duplicates(of.folder) if plan.dedup == "exact" else None
+        found = duplicates.read_duplicates(of.folder) if plan.dedup != "off" else None
     except UniclError as error:
         return [_finding(of.folder, duplicates.FILE, error)]
     repeated = duplicates.count_equal_images(of.folder, [marker for marker in markers if marker.rows])
