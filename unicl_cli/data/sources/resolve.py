@@ -11,11 +11,14 @@ from unicl_cli.contracts import DatasetSource
 from unicl_cli.data.sources import catalogue
 from unicl_cli.data.sources.data_dirs import data_dirs
 from unicl_cli.data.sources.hf import HUB, is_dataset
-from unicl_cli.data.sources.lists.files import is_list, not_a_list_error
+from unicl_cli.data.sources.img2dataset import is_img2dataset
+from unicl_cli.data.sources.lists.files import find_tars, is_list, is_tar_pattern, not_a_list_error
 from unicl_cli.data.sources.whole_split import name_split
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.problems import PartError
 
+WEBDATASET = "webdataset"
+"""Name of the source that the plugin unicl-webdataset brings."""
 KINDS = ("labels", "captions", "images")
 
 
@@ -61,16 +64,28 @@ def resolve_source(src: str) -> tuple[str, dict[str, str]]:
     if registered := _find_registered(name):
         return registered, options
     for place in (Path(base).expanduser(), *(of / spelled for of in data_dirs() for spelled in (base, name))):
-        if found := _reader_of(place):
-            return found, {"path": str(place), **options}
+        if found := _read_place(place):
+            name, own = found
+            return name, {**own, **options}
     if name in catalogue.KNOWN:
         raise catalogue.missing_error(name)
     raise _unknown_error(base)
 
 
+def _read_place(place: Path) -> tuple[str, dict[str, str]] | None:
+    """Return the source that reads a path, and the options that say where; None if nothing is there.
+
+    UniclError for tars of WebDataset without the plugin that reads them.
+    """
+    if tars := find_tars(place):
+        if _find_registered(WEBDATASET) is None:
+            raise not_a_list_error(place)
+        return WEBDATASET, tars
+    reader = _reader_of(place)
+    return (reader, {"path": str(place)}) if reader else None
+
+
 def _unknown_error(base: str) -> UniclError:
-    if base.endswith(".tar"):
-        return not_a_list_error(Path(base))
     known = registry.names("datasets")
     return UniclError(
         f"{base}: no such folder, list or source{did_you_mean(base, known)}",
@@ -89,6 +104,8 @@ def _reader_of(path: Path) -> str | None:
     if path.is_dir():
         if (path / "plan.json").is_file() and (path / "parts").is_dir():
             raise UniclError(f"{path}: already a corpus", "use it in a recipe, or name the sources it was made from")
+        if is_img2dataset(path):
+            return "img2dataset"
         return "hf" if is_dataset(path) else "folder"
     if not path.exists():
         return None
@@ -128,6 +145,8 @@ def name_sources(labels: Sequence[str], captions: Sequence[str], images: Sequenc
 def _stem(src: str) -> str:
     base, _ = split_options(src)
     path = Path(base).expanduser()
+    if is_tar_pattern(base) and path.parent.name:
+        path = path.parent  # the shards of one data set
     stem = path.resolve().name if path.is_dir() else path.stem
     return re.sub(r"[^\w.]+", "-", stem).strip("-.") or "source"
 
