@@ -23,6 +23,7 @@ from unicl_cli.errors import READER_GONE, Stopped, UniclError, did_you_mean, esc
 
 BUILTIN = {
     "prepare": "Make a corpus of labels, captions and images.",
+    "export-corpus": "Write a corpus as WebDataset tars or a `datasets` repository.",
     "inspect": "Say what is in a corpus, a batch, a checkpoint or a run.",
     "train": "Train a recipe; the same command continues it after an interruption.",
     "eval": "Measure zero-shot accuracy and retrieval of a model.",
@@ -37,7 +38,7 @@ BUILTIN = {
     "plugins": "List the parts that recipes can name, and what they take.",
     "doctor": "Check whether this machine can train, and say what is in the way.",
 }
-"""Name and summary of each first-party command; its module is `unicl_cli.commands.NAME`."""
+"""Name and summary of each first-party command; its module is `unicl_cli.commands.NAME`, with _ for -."""
 OTHER_NAMES = {
     **dict.fromkeys(("predict", "classify", "infer", "inference", "zero-shot"), "zeroshot"),
     **dict.fromkeys(("fit", "finetune", "fine-tune", "resume", "pretrain"), "train"),
@@ -52,6 +53,7 @@ OTHER_NAMES = {
     **dict.fromkeys(("validate", "check"), "recipes validate"),
     **dict.fromkeys(("env", "system", "version", "diagnose"), "doctor"),
     **dict.fromkeys(("benchmark", "speed", "profile"), "bench"),
+    **dict.fromkeys(("to-webdataset", "to-hf", "export-dataset", "export-data"), "export-corpus"),
     **dict.fromkeys(("export", "to-onnx", "deploy"), "onnx"),
 }
 """Names that other tools have for a command -> the command; a command or plugin of that name comes first."""
@@ -75,7 +77,7 @@ class Stub(TyperCommand):
         """Import the command. Raises UniclError if it is broken."""
         name = str(self.name)
         if name in BUILTIN:
-            app = importlib.import_module(f"unicl_cli.commands.{name}").app
+            app = importlib.import_module(f"unicl_cli.commands.{name.replace('-', '_')}").app
         else:
             app = registry.get("commands", name)
         if not isinstance(app, typer.Typer):

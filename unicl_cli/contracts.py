@@ -138,8 +138,8 @@ class DatasetSource(Protocol):
 
     Optional: ``media`` (``("audio", "depth")``), what ``read`` returns beside "image"; ``stamp(row) -> int``, to tell
     an edited row from the planned one; ``extent(row)``, an image's place (`Extent`), to compare images by few reads;
-    ``url(row) -> str | None``, the address of an image that `prepare` is to download, instead of calling ``read``; and
-    ``notes``, lines for `prepare` to print.
+    ``url(row) -> str | None``, the address of an image that `prepare` is to download, instead of calling ``read``;
+    ``origin(row) -> str | None``, the address that an image came from; and ``notes``, lines for `prepare` to print.
     """
 
     @property

@@ -1,7 +1,6 @@
 """The check that the corpora of a recipe are there, before any heavy library is loaded."""
 
-from pathlib import Path
-
+from unicl_cli.core.remote import place_of
 from unicl_cli.data.manifest import MANIFEST, read_manifest, splits_of
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.recipe.schema import Recipe
@@ -15,11 +14,12 @@ def check_corpora(recipe: Recipe) -> None:
     used = [(f"data.train.{n}.corpus", item.corpus, item.split) for n, item in enumerate(recipe.data.train)]
     used += [(f"eval.{n}.corpus", item.corpus, item.split) for n, item in enumerate(recipe.eval)]
     for key, corpus, split in used:
-        if not (Path(corpus) / MANIFEST).exists():
+        folder = place_of(corpus)
+        if not (folder / MANIFEST).exists():
             raise UniclError(
                 f"{key}: no finished corpus at {corpus}", f"make it, or finish it: unicl prepare … -o {corpus}"
             )
-        splits = splits_of(read_manifest(Path(corpus))[0].shards)
+        splits = splits_of(read_manifest(folder)[0].shards)
         if not set(splits) & ({split} if split else {"test", "val"}):
             others = "" if key.startswith("data") else NO_VALIDATION
             raise UniclError(

@@ -1,6 +1,7 @@
 """Files that are whole or absent, whatever kills the process; temporary names that only unicl writes."""
 
 import errno
+import io
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from unicl_cli.core.remote import RangeFile, RemotePath
 from unicl_cli.formats import byte_size
 
 _TEMPORARY = re.compile(r"\.unicl-[0-9a-f]{32}\.tmp")
@@ -39,6 +41,8 @@ def read_regular(path: Path, most: int) -> bytes:
 
     OSError as `open_regular`, and for a larger file.
     """
+    if isinstance(path, RemotePath):
+        return path.read_regular(most)
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         data = file.read(size + 1) if size <= most else b""  # to ask for ``most`` would allocate that much
@@ -55,6 +59,8 @@ def open_regular(path: Path) -> BinaryIO:
     OSError for a pipe or device (which may never end) and a folder. It is decided on the open file, so that another
     process cannot exchange it in between.
     """
+    if isinstance(path, RemotePath):
+        return io.BufferedReader(RangeFile(path, path.read_size()))
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)

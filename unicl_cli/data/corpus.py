@@ -4,8 +4,9 @@ import os
 import shlex
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,15 +17,18 @@ from numpy.typing import NDArray
 
 from unicl_cli.contracts import ALL_GROUPS, NO_LABEL, ClassName, Sample
 from unicl_cli.core.class_groups import label_sets_of
+from unicl_cli.core.remote import RemotePath, place_of
 from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA, MEDIA_KINDS
-from unicl_cli.data.manifest import Manifest, read_manifest, repair_hint, splits_of
+from unicl_cli.data.manifest import Manifest, Shard, read_manifest, repair_hint, splits_of
 from unicl_cli.data.pictures import ImageError
-from unicl_cli.data.shard_checks import ShardRules, explain_damage, open_shard, read_columns, read_group
+from unicl_cli.data.shard_checks import ShardRules, explain_damage, open_shard, read_columns, read_group, reopen_shard
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.evaluator_contracts import RowSets
 
 EVAL_SPLITS = ("test", "val")
 """Splits that evaluation uses by default, the first that a corpus has."""
+READERS = 16
+"""The most row groups that a process reads at the same time from another file system."""
 CACHE_BYTES = 512_000_000
 """Size of the row groups that a process keeps for each table: a window of 64 groups of 8 MB."""
 _COLUMNS = ["texts", "label", "source", "key", "text_hash"]
@@ -166,21 +170,45 @@ class RowTable:
                 whole = np.frombuffer(digests.buffers()[1], np.uint64)
                 yield whole.reshape(-1, 4)[digests.offset : digests.offset + len(digests), 0].copy()
 
+    def prefetch(self, rows: Sequence[int], *, media: bool = False, image: bool = True) -> None:
+        """Read the row groups of ``rows`` at the same time, if they are on another file system, where each read waits.
+
+        At most half of the cache is filled; what does not fit is read when its row is.
+        """
+        if not isinstance(self.shards[0], RemotePath):
+            return
+        numbers = dict.fromkeys(np.searchsorted(self._ends, rows, side="right").tolist())
+        missing = [number for number in numbers if (number, media, image) not in self._cache]
+        groups = list(takewhile_fits(missing, self._group_bytes, CACHE_BYTES // 2))
+        if len(groups) < 2:
+            return
+        with ThreadPoolExecutor(min(READERS, len(groups))) as pool:
+            read = partial(self._read_group, media=media, image=image)
+            for number, group in zip(groups, pool.map(read, groups), strict=True):
+                self._keep_group((number, media, image), group)
+
+    def _group_bytes(self, number: int) -> int:
+        shard, group = self._place(number)
+        return self._file(shard).metadata.row_group(group).total_byte_size
+
     def _cached_group(self, number: int, *, media: bool, image: bool) -> _Group:
         key = (number, media, image)
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
         group = self._read_group(number, media=media, image=image)
+        self._keep_group(key, group)
+        return group
+
+    def _keep_group(self, key: tuple[int, bool, bool], group: _Group) -> None:
         self._cache[key] = group
         self._cached += group.size
         while self._cached > CACHE_BYTES and len(self._cache) > 1:
             self._cached -= self._cache.popitem(last=False)[1].size
-        return group
 
     def _read_group(self, number: int, *, media: bool, image: bool) -> _Group:
         shard, group = self._place(number)
-        file = self._file(shard)
+        file = reopen_shard(self._file(shard), self.shards[shard])
         with_media = media and MEDIA in file.schema_arrow.names
         sets_columns = [LABELS, KNOWN] if self.has_sets else []
         columns = [*(["image"] if image else []), *_COLUMNS, *sets_columns, *([MEDIA] if with_media else [])]
@@ -202,6 +230,15 @@ class RowTable:
     def _read_column(self, shard: int, name: str) -> pa.Table:  # pyright: ignore[reportUnknownParameterType] - no stubs
         columns = ["label", LABELS, KNOWN] if name in (LABELS, KNOWN) else [name]  # a set is checked as a whole
         return read_columns(self.shards[shard], self._row_groups[shard], columns, self.rules).select([name])
+
+
+def takewhile_fits(numbers: Iterable[int], size: Callable[[int], int], most: int) -> Iterator[int]:
+    """Yield the first of ``numbers`` whose sizes together are at most ``most``."""
+    for number in numbers:
+        most -= size(number)
+        if most < 0:
+            return
+        yield number
 
 
 def integers_of(column: pa.ChunkedArray) -> NDArray[np.int64]:  # pyright: ignore[reportUnknownParameterType] - no stubs
@@ -280,12 +317,27 @@ class Corpus:
 
 def open_corpus(path: str | Path) -> Corpus:
     """Open the corpus in a directory. UniclError if it is missing or unfinished, or if a shard has another size."""
-    folder = Path(path)
+    folder = place_of(path)
     manifest, checksum = read_manifest(folder)
+    sizes = folder.list_sizes() if isinstance(folder, RemotePath) else None  # one request for all shards
     for shard in manifest.shards:
-        if problem := find_damage(folder, shard.file, shard.bytes):
+        if sizes is None:
+            problem = find_damage(folder, shard.file, shard.bytes)
+        else:
+            problem = _find_remote_damage(folder, sizes, shard)
+        if problem:
             raise UniclError(problem, repair_hint(folder))
     return Corpus(folder, manifest, checksum)
+
+
+def _find_remote_damage(folder: Path, sizes: Mapping[str, int], shard: Shard) -> str | None:
+    """Return what is wrong with a shard, judged by the listing of its folder; None if sound, or without a listing."""
+    if not sizes:
+        return None
+    size = sizes.get(shard.file)
+    if size is None:
+        return f"{folder}/{shard.file}: shard is missing"
+    return None if size == shard.bytes else f"{folder}/{shard.file}: shard has {size} bytes instead of {shard.bytes}"
 
 
 def undecodable(where: Path | str, key: str, error: ImageError) -> UniclError:

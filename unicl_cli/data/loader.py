@@ -63,6 +63,7 @@ class Chunks(Dataset["Chunk | UniclError"]):
 
     def __getitem__(self, places: Sequence[At]) -> Chunk | UniclError:
         try:
+            self.mix.prefetch(places)
             pairs = [split_image(self.mix[at]) for at in places]
         except UniclError as error:
             return error

@@ -1,6 +1,7 @@
 """The checks of a shard: its columns and row groups when it is opened, and the values of each row group once read."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import NO_LABEL
+from unicl_cli.core.remote import RangeFile, RemotePath
 from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA, SCHEMA, schema_of
 from unicl_cli.data.manifest import repair_hint
 from unicl_cli.errors import UniclError
@@ -37,8 +39,7 @@ def open_shard(shard: Path, row_groups: Sequence[int]) -> pq.ParquetFile:
     ``row_groups`` are the numbers of rows that the manifest has.
     """
     try:
-        # pyarrow takes a leading ~ for the home directory, Python does not
-        file = pq.ParquetFile(shard.absolute(), memory_map=True, page_checksum_verification=True)
+        file = _open_remote(shard) if isinstance(shard, RemotePath) else _open_local(shard)
         schema, metadata = file.schema_arrow, file.metadata
         found = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     except _UNREADABLE as error:
@@ -51,6 +52,28 @@ def open_shard(shard: Path, row_groups: Sequence[int]) -> pq.ParquetFile:
     if problem:
         raise explain_damage(shard, problem)
     return file
+
+
+def _open_local(shard: Path) -> pq.ParquetFile:
+    # pyarrow takes a leading ~ for the home directory, Python does not
+    return pq.ParquetFile(shard.absolute(), memory_map=True, page_checksum_verification=True)
+
+
+def _open_remote(shard: RemotePath, metadata: Any = None) -> pq.ParquetFile:
+    """Open a shard of another file system; columns that are neighbours are read by one request."""
+    source = pa.PythonFile(RangeFile(shard, _remote_size(shard)), mode="r")
+    return pq.ParquetFile(source, metadata=metadata, pre_buffer=True, page_checksum_verification=True)
+
+
+@lru_cache(maxsize=1_000_000)
+def _remote_size(shard: RemotePath) -> int:
+    """Return the size of a shard, asked for once: a shard never changes."""
+    return shard.read_size()
+
+
+def reopen_shard(file: pq.ParquetFile, shard: Path) -> pq.ParquetFile:
+    """Return a shard that another thread may read beside an open one, whose footer it takes; local ones are fast."""
+    return _open_remote(shard, file.metadata) if isinstance(shard, RemotePath) else file
 
 
 def read_group(file: pq.ParquetFile, shard: Path, group: int, columns: Sequence[str], rules: ShardRules) -> Any:

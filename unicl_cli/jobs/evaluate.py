@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unicl_cli.core.dist import bare
@@ -72,7 +71,7 @@ def open_corpora(loaded: Loaded, data: Sequence[str] | None) -> list[Corpus]:
     paths = list(dict.fromkeys(data or loaded.corpora))
     if not paths:
         raise no_corpus_error(loaded.name)
-    return [open_corpus(Path(path)) for path in paths]
+    return [open_corpus(path) for path in paths]
 
 
 def measure(

@@ -177,7 +177,7 @@ def open_splits(both: MixPair, data: Sequence[str] | None, split: str | None) ->
     paths = list(dict.fromkeys(data or both.base.corpora))
     if not paths:
         raise UniclError(f"model {both.base.name}: names no corpus to measure on", "give one with --data CORPUS")
-    corpora = [open_corpus(Path(path)) for path in paths]
+    corpora = [open_corpus(path) for path in paths]
     usual = [next((name for name in SELECTION_SPLITS if name in each.splits), None) for each in corpora]
     return [(each, each.eval_split(split or own)) for each, own in zip(corpora, usual, strict=True)]
 

@@ -74,8 +74,8 @@ def as_linear_probe(
 def corpus_to_probe(loaded: Loaded, data: str | None) -> Corpus:
     """Open the named corpus, or the one corpus of the model's recipe that has classes."""
     if data is not None:
-        return open_corpus(Path(data))
-    corpora = [open_corpus(Path(path)) for path in dict.fromkeys(loaded.corpora)]
+        return open_corpus(data)
+    corpora = [open_corpus(path) for path in dict.fromkeys(loaded.corpora)]
     found = [corpus for corpus in corpora if len(corpus.classes) > 1]
     if len(found) == 1:
         return found[0]

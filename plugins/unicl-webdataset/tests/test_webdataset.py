@@ -103,6 +103,21 @@ def test_a_download_of_img2dataset_is_read_by_either_caption(downloaded: Path):
     assert [row.texts for row in webdataset(path=str(downloaded), kind="images").rows("train")] == [()] * 10
 
 
+def test_the_url_is_kept_and_a_sample_that_says_that_it_failed_is_counted(tmp_path: Path):
+    members: list[tuple[str, bytes]] = []
+    for n, status in enumerate(("success", "failed_to_resize", None)):
+        about = {"url": f"http://example.org/{n} a.jpg"} | ({"status": status} if status else {})
+        members += [(f"{n}.png", encoded_image(n)), (f"{n}.json", json.dumps(about).encode()), (f"{n}.txt", b"a text")]
+    members += [("3.png", encoded_image(3)), ("3.txt", b"a text")]
+    write_tar(tmp_path / "a b.tar", members)
+    source = webdataset(path=str(tmp_path), kind="captions")
+    rows = source.rows("train")
+    assert [source.origin(row) for row in rows] == ["http://example.org/0 a.jpg", "http://example.org/2 a.jpg", None]
+    assert [source.read(row)["image"] for row in rows] == [encoded_image(n) for n in (0, 2, 3)]
+    assert all(source.stamp(row) == (tmp_path / "a b.tar").stat().st_size for row in rows)
+    assert any("1 samples whose status is failed_to_resize" in note for note in source.notes)
+
+
 def test_labels_may_be_names_in_json(written: Path):
     source = webdataset(path=str(written), kind="labels", label="json:kind", caption="none")
     assert [item.key for item in source.classes] == ["even", "odd"]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 from unicl_cli.api import (
     NO_LABEL,
@@ -27,6 +27,9 @@ MAX_FIELD = 10_000_000
 """The most bytes of a caption, a label or a JSON document."""
 MAX_LABEL = 1000
 """The most letters or digits of a label, as in lists; Python converts no number of more than 4,300."""
+MAX_STATUS = 60
+SUCCESS = "success"
+"""The status of the samples that img2dataset could download."""
 _NOTHING = object()
 
 
@@ -152,15 +155,19 @@ class WebDataset:
 
     def extent(self, row: Row) -> Extent:
         """Return the place of the image in its tar."""
-        shard, offset, size = row.ref.rsplit(":", 2)
+        shard, offset, size = _place_of(row).rsplit(":", 2)
         return Extent(shard, int(offset), int(size))
 
     def stamp(self, row: Row) -> int:
         """Return the size of the shard, which shows an edit since the plan was made; -1 if it is gone."""
         try:
-            return Path(row.ref.rsplit(":", 2)[0]).stat().st_size
+            return Path(_place_of(row).rsplit(":", 2)[0]).stat().st_size
         except OSError:
             return -1
+
+    def origin(self, row: Row) -> str | None:
+        """Return the address that the image came from, as the JSON of its sample says; None if it does not."""
+        return row.ref.partition("\t")[2] or None
 
     def _beside(self, name: str) -> Path | None:
         folders = {shard.parent: None for shards in self.shards.values() for shard in shards}
@@ -195,8 +202,13 @@ class WebDataset:
             if image is None:
                 self.ignored["samples without an image"] += 1
                 continue
+            about = _read_about(shard, sample)
+            if about.get("status", SUCCESS) != SUCCESS:
+                self.ignored[f"samples whose status is {str(about['status'])[:MAX_STATUS]}"] += 1
+                continue
             key = f"{name.with_suffix('').as_posix()}/{sample.key}"
-            ref = f"{shard}:{image.offset}:{image.size}"
+            url = about.get("url")
+            ref = f"{shard}:{image.offset}:{image.size}" + (f"\t{url}" if isinstance(url, str) else "")
             yield Found(key, ref, self._texts(shard, sample), self._labels(shard, sample))
 
     def _texts(self, shard: Path, sample: Sample) -> tuple[str, ...]:
@@ -267,6 +279,23 @@ def _read_field(shard: Path, sample: Sample, where: str) -> Any:
         return value.get(field, _NOTHING)
     except (ValueError, AttributeError, RecursionError) as error:
         raise UniclError(f"webdataset: {shard}: {sample.key}.{ending} is not a JSON object: {error}") from error
+
+
+def _place_of(row: Row) -> str:
+    """Return the tar, offset and size of a row's image; its URL may follow them."""
+    return row.ref.partition("\t")[0]
+
+
+def _read_about(shard: Path, sample: Sample) -> dict[str, Any]:
+    """Return the JSON object of a sample; empty if it has none, or one that no field is read from."""
+    member = sample.members.get("json")
+    if member is None or member.size > MAX_FIELD:
+        return {}
+    try:
+        value: Any = json.loads(read_extent(Extent(str(shard), member.offset, member.size)))
+    except (ValueError, RecursionError):
+        return {}
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _read_text(file: Path) -> str:

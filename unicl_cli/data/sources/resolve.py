@@ -13,13 +13,16 @@ from unicl_cli.data.sources.catalogue import Dataset, LocatedPart
 from unicl_cli.data.sources.data_dirs import data_dirs, places_of
 from unicl_cli.data.sources.hf import is_dataset
 from unicl_cli.data.sources.hub import HUB, commit_of, fetch_folder
-from unicl_cli.data.sources.lists.files import is_list, not_a_list_error
+from unicl_cli.data.sources.img2dataset import is_img2dataset
+from unicl_cli.data.sources.lists.files import find_tars, is_list, is_tar_pattern, not_a_list_error
 from unicl_cli.data.sources.named import JoinedLists, KnownSource
 from unicl_cli.data.sources.table import Table
 from unicl_cli.data.sources.whole_split import name_split
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.problems import PartError
 
+WEBDATASET = "webdataset"
+"""Name of the source that the plugin unicl-webdataset brings."""
 KINDS = ("labels", "captions", "images")
 
 
@@ -133,9 +136,23 @@ def resolve_source(src: str) -> tuple[str, dict[str, str]]:
 def _find_path(names: Sequence[str], options: dict[str, str]) -> tuple[str, dict[str, str]] | None:
     """Return the reader of the first name that is a path, else is in a directory of data; None if there is none."""
     for place in (Path(names[0]).expanduser(), *(of / name for of in data_dirs() for name in names)):
-        if found := _reader_of(place):
-            return found, {"path": str(place), **options}
+        if found := _read_place(place):
+            name, own = found
+            return name, {**own, **options}
     return None
+
+
+def _read_place(place: Path) -> tuple[str, dict[str, str]] | None:
+    """Return the source that reads a path, and the options that say where; None if nothing is there.
+
+    UniclError for tars of WebDataset without the plugin that reads them.
+    """
+    if not catalogue.has_shards(place) and (tars := find_tars(place)):
+        if _find_registered(WEBDATASET) is None:
+            raise not_a_list_error(place)
+        return WEBDATASET, tars
+    reader = _reader_of(place)
+    return (reader, {"path": str(place)}) if reader else None
 
 
 def _is_only_on_hub(dataset: Dataset) -> bool:
@@ -181,6 +198,8 @@ def _reader_of(path: Path) -> str | None:
             return "clip_benchmark"
         if (path / "plan.json").is_file() and (path / "parts").is_dir():
             raise UniclError(f"{path}: already a corpus", "use it in a recipe, or name the sources it was made from")
+        if is_img2dataset(path):
+            return "img2dataset"
         return "hf" if is_dataset(path) else "folder"
     if not path.exists():
         return None
@@ -229,6 +248,8 @@ def _expand(src: str) -> list[str]:
 def _stem(src: str) -> str:
     base, _ = split_options(src)
     path = Path(base).expanduser()
+    if is_tar_pattern(base) and path.parent.name:
+        path = path.parent  # the shards of one data set
     stem = path.resolve().name if path.is_dir() else path.stem
     return re.sub(r"[^\w.]+", "-", stem).strip("-.") or "source"
 

@@ -9,6 +9,7 @@ from shlex import quote
 from typing import Any, NamedTuple
 
 from unicl_cli.core.checkpoint_files import MODEL, TRAINER, newest
+from unicl_cli.core.remote import RemotePath, place_of
 from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.data.manifest import MANIFEST, PLAN
 from unicl_cli.errors import UniclError
@@ -117,7 +118,9 @@ def recipe_of(path: str, kind: str, options: InspectOptions) -> Recipe:
 
 def kind_of(path: str) -> str:
     """Return ``corpus | run | checkpoint | recipe``. Raise UniclError for anything else and say what it is."""
-    folder = Path(path)
+    folder = place_of(path)
+    if isinstance(folder, RemotePath):
+        return "corpus"  # runs and checkpoints are on this machine
     if folder.is_dir():
         return _kind_of_folder(folder)
     if path in shipped_recipes() or (folder.suffix in (".yaml", ".yml") and folder.is_file()):

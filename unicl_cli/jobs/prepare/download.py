@@ -41,6 +41,12 @@ def url_of(source: DatasetSource, row: Row) -> str | None:
     return find(row) if find else None
 
 
+def origin_of(source: DatasetSource, row: Row) -> str | None:
+    """Return the address that the row's image came from before the source had it. The method is optional."""
+    find: Callable[[Row], str | None] | None = getattr(source, "origin", None)
+    return find(row) if find else None
+
+
 def host_of(url: str) -> str:
     """Return the host of a URL in lower case; the empty text if it has none."""
     try:

@@ -21,7 +21,7 @@ from unicl_cli.data.fetch import FetchError
 from unicl_cli.data.media import MAX_MEDIA_BYTES, MediaError
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.lists.record import BAD_LINE
-from unicl_cli.jobs.prepare.download import DOWNLOADS, Downloader, map_ahead, url_of
+from unicl_cli.jobs.prepare.download import DOWNLOADS, Downloader, map_ahead, origin_of, url_of
 from unicl_cli.jobs.prepare.not_in import SAME, KnownImages
 from unicl_cli.jobs.prepare.units import Work
 
@@ -308,7 +308,7 @@ def prepare_row(row: Row, tools: RowTools) -> PreparedRow | Rejected:
         "height": image.height,
         "sha256": hashlib.sha256(data).digest(),
         "phash": image.phash,
-        "url": url,
+        "url": origin_of(tools.source, row) if url is None else url,
         # no columns unless the corpus has label sets, and media
         LABELS: row.labels,
         KNOWN: sum(1 << number for number, name in enumerate(work.groups or ()) if name in (row.known or ())),

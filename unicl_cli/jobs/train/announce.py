@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from unicl_cli.core.remote import place_of
 from unicl_cli.data.manifest import Manifest, read_manifest
 from unicl_cli.formats import RAW, format_duration, format_figure, label_figure
 from unicl_cli.recipe.schema import Eval, Recipe
@@ -15,7 +16,7 @@ def opening_lines(recipe: Recipe, run: Path) -> list[str]:
     """Return the run directory, and rows and classes of each corpus as its manifest has them."""
     lines = [f"run: {run}"]
     for item in recipe.data.train:
-        manifest, _ = read_manifest(Path(item.corpus))
+        manifest, _ = read_manifest(place_of(item.corpus))
         rows: dict[str, int] = {}
         for shard in manifest.shards:
             if shard.split == item.split:
@@ -51,7 +52,7 @@ def next_command(recipe: Recipe, run: Path) -> str:
     name = shlex.quote(str(run))
     if recipe.loss.name == "supcon" or (recipe.eval and not any(map(_scores_classes, recipe.eval))):
         return f"unicl probe {name}"
-    manifests = (read_manifest(Path(item.corpus))[0] for item in recipe.data.train)
+    manifests = (read_manifest(place_of(item.corpus))[0] for item in recipe.data.train)
     return f"unicl eval {name}" if any(map(_can_be_measured, manifests)) else f"unicl zeroshot IMAGE --model {name}"
 
 

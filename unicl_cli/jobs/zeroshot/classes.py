@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from unicl_cli.contracts import ClassName
@@ -63,7 +62,7 @@ def choose_classes(classes: str | None, corpus: str | None) -> Classes | None:
         return parse_classes(classes)
     if corpus is None:
         return None
-    opened = open_corpus(Path(corpus))
+    opened = open_corpus(corpus)
     if not opened.classes:
         raise UniclError(
             f"--classes-from {corpus}: this corpus has no classes", "name a corpus with labels, or use --classes"

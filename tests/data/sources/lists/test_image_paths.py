@@ -1,9 +1,12 @@
 """Images that lie elsewhere: root, suffix, absolute paths of another machine, URLs, and hints that find them."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
 
+from unicl_cli.data.sources import resolve
+from unicl_cli.data.sources.resolve import resolve_source
 from unicl_cli.errors import UniclError
 
 
@@ -76,7 +79,6 @@ def test_urls_are_rows_of_their_own_unless_they_are_skipped(listing):
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [
-        ("shards.tar", "a tar, which the plugin unicl-webdataset reads", "'webdataset?path={path}'"),
         ("list.csv.gz", "not a supported list", "unpack it first"),
         ("list.xlsx", "not a supported list", "save it as CSV in UTF-8"),
         ("one.png", "an image, not a list", "use its folder as the source"),
@@ -91,7 +93,15 @@ def test_a_file_that_is_not_a_list_says_how_to_read_it(name, message, hint, list
     assert hint.format(path=path) in caught.value.hint
 
 
-def test_tars_that_a_pattern_names_point_to_the_plugin(listing):
-    with pytest.raises(UniclError, match="a tar") as caught:
-        listing.texts("shards/{000..003}.tar")
-    assert "'webdataset?path=shards/{000..003}.tar'" in caught.value.hint
+def test_tars_are_read_by_the_plugin_or_name_it(listing, monkeypatch):
+    path = Path(listing.write("shards/000.tar", b"x"))
+    splits = Path(listing.write("export/train/000.tar", b"x")).parent.parent
+    places = {path: {"path": str(path)}, path.parent: {"path": str(path.parent)}}
+    places |= {"some/{000..003}.tar": {"path": "some/{000..003}.tar"}, splits: {"path": str(splits / "train")}}
+    for place, options in places.items():
+        assert resolve_source(str(place)) == ("webdataset", options)
+    monkeypatch.setattr(resolve, "WEBDATASET", "not installed")
+    for place in places:
+        with pytest.raises(UniclError, match="tars, which the plugin unicl-webdataset reads") as caught:
+            resolve_source(str(place))
+        assert caught.value.hint == "pip install unicl-webdataset"

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from unicl_cli import registry
 from unicl_cli.data.pictures import SUFFIXES
 from unicl_cli.errors import UniclError
 
@@ -28,6 +27,27 @@ def find_lists(folder: Path) -> list[Path]:
     return []
 
 
+def is_tar_pattern(text: str) -> bool:
+    """Return whether a text names several tars: ``shards/{00000..00012}.tar``, ``shards/*.tar``."""
+    return text.endswith(".tar") and any(sign in text for sign in "{*")
+
+
+def find_tars(path: Path) -> dict[str, str]:
+    """Return the options of the source `webdataset` for tars: a file, a pattern, a folder; nothing for another place.
+
+    In a folder as `export-corpus` writes it, the splits are folders of tars, and the captions are in the JSON.
+    """
+    if not path.is_dir():
+        return {"path": str(path)} if is_tar_pattern(str(path)) or (path.suffix == ".tar" and path.is_file()) else {}
+    if any(path.glob("*.tar")) and not any(path.glob("*_stats.json")):
+        return {"path": str(path)}
+    splits = {"path": "train", "val": "val", "test": "test"}
+    found = {option: str(path / split) for option, split in splits.items() if any((path / split).glob("*.tar"))}
+    if "path" not in found:
+        return {}
+    return found | ({"caption": "json:texts"} if (path / "export.json").is_file() else {})
+
+
 def webdataset(path: Path) -> str:
     """Return the source that reads tars of WebDataset, or a folder of them."""
     return f"'webdataset?path={path}'"
@@ -36,9 +56,8 @@ def webdataset(path: Path) -> str:
 def not_a_list_error(path: Path) -> UniclError:
     """Return the error for a file that no reader opens, with the way to read what is in it."""
     suffix = path.suffix.lower()
-    if suffix == ".tar":
-        install = "" if "webdataset" in registry.names("datasets") else "pip install unicl-webdataset, then "
-        return UniclError(f"{path}: a tar, which the plugin unicl-webdataset reads", f"{install}use {webdataset(path)}")
+    if suffix == ".tar" or path.is_dir():
+        return UniclError(f"{path}: tars, which the plugin unicl-webdataset reads", "pip install unicl-webdataset")
     if suffix in _PACKED:
         return UniclError(f"{path}: not a supported list", "unpack it first")
     if suffix in _TABLES:

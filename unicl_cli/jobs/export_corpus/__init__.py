@@ -1,0 +1,1 @@
+"""The job `export-corpus`: a corpus in the layouts of other tools."""
