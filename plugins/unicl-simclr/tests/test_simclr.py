@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_ranks import on_ranks
 from torch.nn import functional as F
 from unicl_simclr import build_simclr
 from unicl_simclr.loss import build_head, nearest_of
@@ -231,22 +232,21 @@ def test_the_scale_of_the_paper_can_be_planned(
 
 @pytest.mark.slow
 def test_processes_train_what_one_trains(corpora: dict[str, Path], tmp_path: Path) -> None:
-    recipe = RECIPE.format(corpus=corpora["images"])
-    for strategy in ("ddp", "fsdp2"):
-        folder = tmp_path / strategy
-        folder.mkdir()
-        one, two = trained_on_one_and_two(recipe, folder, f"parallel.strategy={strategy}")
-        assert furthest(one, two) < 1e-4
-        unicl("train", folder / "recipe.yaml", f"parallel.strategy={strategy}", "--run-dir", folder / "three",
-              "--devices", "cpu:3", "-q")  # fmt: skip
-        assert furthest(one, folder / "three") < 1e-4
-        rows = [
-            [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            for run in (one, two, folder / "three")
-        ]
-        for other in rows[1:]:
+    assert trained(corpora["images"], tmp_path) == 0
+    one = tmp_path / "run"
+    rows = logged(one)
+    for count in (2, 3):
+        for strategy in ("ddp", "fsdp2"):
+            other = tmp_path / f"{strategy}-{count}"
+            options = (f"parallel.strategy={strategy}", "--run-dir", other, "-q")
+            on_ranks(count, "train", tmp_path / "r.yaml", *options)
+            assert furthest(one, other) < 1e-4, other
             for key in ("loss", "contrastive_top1", "z_norm"):
-                assert [row[key] for row in other] == pytest.approx([row[key] for row in rows[0]], abs=1e-4), key
+                assert [row[key] for row in logged(other)] == pytest.approx([row[key] for row in rows], abs=1e-4), key
+
+
+def logged(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
