@@ -1,4 +1,4 @@
-"""A command as several ranks that are forked from the test, which spares each of them seconds of imports.
+"""A command in processes that are forked from the test, which spares each of them seconds of imports.
 
 How `unicl` itself starts ranks is tested in `tests/fault`.
 """
@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch.distributed import TCPStore
@@ -20,17 +21,26 @@ from unicl_cli.testing import unicl
 SECONDS = 300
 
 
-def on_ranks(count: int, *words: object) -> str:
-    """Run `unicl WORDS` on ``count`` ranks and return the stdout of the first. Raises RuntimeError if one fails."""
+def on_ranks(count: int, *words: object, **environment: str) -> str:
+    """Run `unicl WORDS` on ``count`` ranks, or in one process without a group, and return the stdout of the first.
+
+    Raises RuntimeError if one fails or is killed.
+    """
     command = [*map(str, words), "--devices", f"cpu:{count}"]
     if sys.platform != "linux" or torch.accelerator.is_available():  # torch's threads for a GPU do not survive a fork
-        return unicl(*command)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            return unicl(*command)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        ranks = start_processes(
-            _work, (command, count, store.port, place), nprocs=count, join=False, start_method="fork"
-        )
+        group = {
+            "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+        }  # fmt: skip
+        given = environment if count == 1 else environment | group
+        ranks = start_processes(_work, (command, given, place), nprocs=count, join=False, start_method="fork")
         assert ranks is not None
         try:
             _wait(ranks, time.monotonic() + SECONDS)
@@ -49,16 +59,14 @@ def _wait(ranks, end: float) -> None:
             raise TimeoutError(f"not done in {SECONDS} s")
 
 
-def _work(rank: int, command: list[str], count: int, port: int, place: Path) -> None:
+def _work(rank: int, command: list[str], given: dict[str, str], place: Path) -> None:
     """Be one rank, with the environment that a launcher gives it, and nothing of the trainings before the fork."""
     sys.stdout, sys.stderr = ((place / f"{name}-{rank}").open("w", buffering=1) for name in ("out", "err"))
     os.dup2(sys.stdout.fileno(), 1)
     os.dup2(sys.stderr.fileno(), 2)
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": "0", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-    }  # fmt: skip
+    os.environ.update(given | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
+    if "WORLD_SIZE" in given:
+        os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank)})
     torch.set_num_threads(1)  # the threads of the test are not there any more
     for state in (AcceleratorState, PartialState, GradientState):
         state._shared_state.clear()

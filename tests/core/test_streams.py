@@ -59,7 +59,7 @@ def made(tmp_path_factory, digits):
         ("eval {run} --data {corpus} --devices cpu:2", "full disk"),
         ("probe {run} --data {corpus} --devices cpu:1", "no reader"),
         ("zeroshot {root}/x.png --model {run} --classes cat,dog --devices cpu:1", "full disk"),
-        ("bench sampler --rounds 1", "no reader"),
+        ("bench sampler --sizes 2e7 --rounds 1", "no reader"),  # a process of its own for the memory
         ("inspect {corpus} --html {root}/i.html", "full disk"),
         ("prepare --verify -o {corpus}", "no reader"),
     ],

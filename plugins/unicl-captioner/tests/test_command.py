@@ -9,19 +9,18 @@ import pytest
 from PIL import Image
 
 from unicl_cli.cli import main
-from unicl_cli.testing import recipe_of, small_corpus
+from unicl_cli.testing import recipe_of
 
 LOSS = "{name: captioner, width: 16, layers: 1, heads: 2}"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     """A run ``run`` of the captioner, a run ``other`` of CLIP, and a folder ``images`` with one damaged file."""
     root = tmp_path_factory.mktemp("captions")
-    corpus = small_corpus(root / "corpus")
     for name, loss, text in (("run", LOSS, "null"), ("other", "clip", "cbow")):
         file = root / f"{name}.yaml"
-        file.write_text(recipe_of(corpus, text=text, loss=loss, steps=2), encoding="utf-8")
+        file.write_text(recipe_of(digits, text=text, loss=loss, steps=2), encoding="utf-8")
         assert main(["train", str(file), "--run-dir", str(root / name), "-q", "--devices", "cpu:1"]) == 0
     (root / "images").mkdir()
     for number in range(3):
