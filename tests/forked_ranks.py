@@ -20,6 +20,10 @@ from unicl_cli.testing import unicl
 
 SECONDS = 300
 
+# At the first backward pass, torch starts threads for the devices that it believes in, and then trains in no fork.
+# After a dry run, whose tensors are fake, it believes in a GPU that is not there: hence here, before any test.
+torch.ones((), requires_grad=True).backward()
+
 
 def on_ranks(count: int, *words: object, **environment: str) -> str:
     """Run `unicl WORDS` on ``count`` ranks, or in one process without a group, and return the stdout of the first.

@@ -25,7 +25,10 @@ QUICK = {
         *("--model", "tiny", "--batch", "4", "--no-peak", "--vs", "open_clip"),
         *("--only", "captions", "--only", "mixed", "--only", "frozen-labels"),
     ],
-    "text": ["--model", "tiny", "--batch", "4", "--all", "--no-peak", "--vs", "open_clip"],
+    "text": [
+        *("--model", "tiny", "--batch", "4", "--no-peak", "--vs", "open_clip"),
+        *("--only", "captions", "--only", "prompts-1000-t80"),
+    ],
     "loss": ["--sizes", "48", "--no-peak", "--vs", "open_clip"],
     "eval": ["--model", "tiny", "--classes", "2", "--batch", "2", "--vs", "open_clip"],
     "sampler": ["--sizes", "1e4", "--no-peak"],
