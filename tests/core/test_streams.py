@@ -72,7 +72,11 @@ def test_a_log_that_cannot_be_written_ends_no_command(made, nowhere, line):
 
 
 @FULL
-@pytest.mark.parametrize(("nowhere", "work"), [("full disk", "train"), ("no reader", "prepare")], indirect=["nowhere"])
+@pytest.mark.parametrize(
+    ("nowhere", "work"),
+    [pytest.param("full disk", "train", marks=pytest.mark.slow), ("no reader", "prepare")],
+    indirect=["nowhere"],
+)
 def test_without_a_log_errors_keep_their_exit_codes_and_work_is_done(tmp_path, digits, nowhere, work):
     """One process, which spares each command seconds of imports."""
     words = {

@@ -68,6 +68,7 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_the_kernels_give_the_dense_values_and_gradients_for_any_keys_and_tails(interpreted):
     assert len(interpreted) == 2 * 8 + 4 + 3
     assert {name: value for name, value in interpreted.items() if not value < 1e-5} == {}

@@ -117,7 +117,7 @@ def test_a_detector_is_trained_measured_read_and_drawn(place: Path, capsys: pyte
 @pytest.mark.slow
 def test_a_run_that_is_killed_ends_with_the_same_weights(place: Path) -> None:
     on_ranks(1, *train_words(place, "whole"), "-q")
-    with pytest.raises(RuntimeError, match="exit (code )?9"):
+    with pytest.raises(RuntimeError, match=r"exit (code )?9"):
         on_ranks(1, *train_words(place, "cut"), "-q", UNICL_TEST_CRASH="before_latest:step-00000004")
     on_ranks(1, *train_words(place, "cut"), "-q")
     assert furthest(place / "whole", place / "cut") == 0

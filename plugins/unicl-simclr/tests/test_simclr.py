@@ -252,7 +252,7 @@ def test_a_run_that_is_killed_continues_bit_for_bit(corpora: dict[str, Path], tm
     command = ("train", tmp_path / "r.yaml", *changes, "-q", "--run-dir")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     on_ranks(1, *command, whole)
-    with pytest.raises(RuntimeError, match="exit (code )?9"):
+    with pytest.raises(RuntimeError, match=r"exit (code )?9"):
         on_ranks(1, *command, cut, UNICL_TEST_CRASH="before_latest:step-00000004")
     assert (cut / "checkpoints" / "latest").read_text().strip() == "step-00000002"
     on_ranks(1, *command, cut)

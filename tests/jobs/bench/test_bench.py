@@ -45,7 +45,7 @@ def document(capsys, *words):
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("kind", QUICK)
+@pytest.mark.parametrize("kind", [*(k for k in QUICK if k != "loader"), pytest.param("loader", marks=pytest.mark.slow)])
 def test_each_kind_says_what_it_measured_and_where(kind, capsys):
     found = document(capsys, kind, *QUICK[kind])
     assert (found["schema"], found["kind"], found["rounds"]) == ("unicl/bench/1", kind, 2)
