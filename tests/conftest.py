@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from digits_corpus import digits  # noqa: F401 - a fixture of many tests
 from hypothesis import settings
 from restored import environment_of_module, environment_of_test, signals_of_test  # noqa: F401 - fixtures of every test
 
@@ -129,17 +130,6 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     yield install
     monkeypatch.undo()
     registry.forget()
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny corpus: labels of seven digits and captions of ten, with a test split."""
-    from unicl_cli.jobs.prepare.prepare import prepare
-    from unicl_cli.jobs.prepare.request import PrepareRequest
-
-    out = tmp_path_factory.mktemp("digits") / "corpus"
-    prepare(PrepareRequest(labels=("digits?classes=0-6&limit=60",), captions=("digits?limit=60",), images=(), out=out))
-    return out
 
 
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}

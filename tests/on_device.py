@@ -17,6 +17,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when C
 CARD = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CARD else "cpu")
 needs_card = pytest.mark.skipif(not CARD, reason="needs a GPU")
+marks = [pytest.mark.gpu] if CARD else [pytest.mark.gpu, pytest.mark.slow]
+"""Of a file whose tests run at toy size among the slow ones, too: they have to work on the day that there is a card."""
 SMALL = {
     "image": {"name": "cnn", "width": 16, "stages": 2},
     "text": {"name": "transformer", "width": 32, "layers": 2, "heads": 2},

@@ -12,6 +12,7 @@ import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -194,15 +195,20 @@ def test_the_tests_of_the_page_hold(package: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_the_package_of_the_page_can_be_built_installed_and_tested(package: Path, tmp_path: Path):
+def test_the_package_of_the_page_can_be_built_installed_and_tested(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     shipped = sorted((ROOT / "plugins").glob("*/pyproject.toml"))
     homes = [package, *(file.parent for file in shipped)]
     wheels, site = tmp_path / "wheels", tmp_path / "site"
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(wheels)]
-    subprocess.run([*build, *map(str, homes)], check=True, timeout=300)
-    assert len(list(wheels.glob("*.whl"))) == len(homes)
+    subprocess.run([*build, str(package)], check=True, timeout=300)
     for home in homes:
-        about = tomllib.loads((home / "pyproject.toml").read_text())["project"]
+        project = tomllib.loads((home / "pyproject.toml").read_text())
+        about = project["project"]
+        if home != package:  # as pip does, but for seconds of pip
+            monkeypatch.chdir(home)
+            import_module(project["build-system"]["build-backend"]).build_wheel(str(wheels))
         (wheel,) = wheels.glob(f"{home.name.replace('-', '_')}-*.whl")
         with zipfile.ZipFile(wheel) as packed:
             names = packed.namelist()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -81,20 +82,17 @@ def test_a_run_that_is_killed_at_any_moment_leaves_json_that_can_be_read_and_no_
         "print('begun', flush=True)\n"
         "gpu.run_phases(phases, out, time.monotonic() + 4, {}, print)\n"
     )
-    for attempt in range(2):
-        out = tmp_path / str(attempt)
-        run = subprocess.Popen(
-            [sys.executable, script, out], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
-        )
-        assert run.stdout.readline() == b"begun\n"
-        time.sleep(random.uniform(0.1, 3))
-        run.send_signal(number)
-        run.communicate(timeout=30)
-        for document in documents(out):
-            assert "rows" in document or document["phase"] == "loss"
-        before = {file: file.stat().st_mtime_ns for file in out.rglob("*.json")}
-        time.sleep(0.3)
-        assert before == {file: file.stat().st_mtime_ns for file in out.rglob("*.json")}, "nothing writes any more"
+    out, env = tmp_path / "out", {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen([sys.executable, script, out], stdout=subprocess.PIPE, env=env)
+    assert run.stdout.readline() == b"begun\n"
+    time.sleep(random.uniform(0.1, 3))
+    run.send_signal(number)
+    run.communicate(timeout=30)
+    for document in documents(out):
+        assert "rows" in document or document["phase"] == "loss"
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*.json")}
+    time.sleep(0.3)
+    assert before == {file: file.stat().st_mtime_ns for file in out.rglob("*.json")}, "nothing writes any more"
 
 
 def test_every_phase_has_commands_and_limits_that_make_one(phases, tmp_path):
@@ -205,13 +203,16 @@ def test_the_chapter_in_the_docs_is_the_one_of_the_json_that_is_committed():
 
 @pytest.mark.slow
 def test_the_command_runs_at_toy_size_on_the_cpu(tmp_path):
-    """The checks of a card, and one phase of benchmarks; those of the others are at toy size in `test_bench.py`."""
+    """One phase of benchmarks and one of tests.
+
+    At toy size, the other benchmarks run in `test_bench.py`, the other tests of a card among the slow ones.
+    """
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU: run benchmarks/gpu.py itself")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    phases = ("right", "loss", "many")
+    phases = ("loss", "many")
     only = [word for phase in phases for word in ("--only", phase)]
     command = [sys.executable, BENCHMARKS / "gpu.py", "--minutes", "30", "--out", tmp_path / "out", *only]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=1800, check=False)
@@ -221,3 +222,14 @@ def test_the_command_runs_at_toy_size_on_the_cpu(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:]
     assert ended.keys() == set(phases)
     assert "no target is judged" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_the_checks_of_the_kernels_run_in_tritons_interpreter(gpu, phases, tmp_path):
+    right, *_ = phases.build_phases(tmp_path, 0, interpreter=True)
+    kernel = next(command for command in right.commands if command.name == "kernel")
+    ended = gpu.run_command(kernel, 600, tmp_path / "kernel.log")
+    assert ended["state"] == "done", ended["said"]
+    outcomes = json.loads((tmp_path / "right" / "kernel.json").read_text())["tests"]
+    assert [each["outcome"] for each in outcomes].count("passed") > 10

@@ -59,7 +59,7 @@ def made(tmp_path_factory, digits):
         ("eval {run} --data {corpus} --devices cpu:2", "full disk"),
         ("probe {run} --data {corpus} --devices cpu:1", "no reader"),
         ("zeroshot {root}/x.png --model {run} --classes cat,dog --devices cpu:1", "full disk"),
-        ("bench sampler --rounds 1", "no reader"),
+        ("bench sampler --sizes 2e7 --rounds 1", "no reader"),  # a process of its own for the memory
         ("inspect {corpus} --html {root}/i.html", "full disk"),
         ("prepare --verify -o {corpus}", "no reader"),
     ],
@@ -72,7 +72,11 @@ def test_a_log_that_cannot_be_written_ends_no_command(made, nowhere, line):
 
 
 @FULL
-@pytest.mark.parametrize(("nowhere", "work"), [("full disk", "train"), ("no reader", "prepare")], indirect=["nowhere"])
+@pytest.mark.parametrize(
+    ("nowhere", "work"),
+    [pytest.param("full disk", "train", marks=pytest.mark.slow), ("no reader", "prepare")],
+    indirect=["nowhere"],
+)
 def test_without_a_log_errors_keep_their_exit_codes_and_work_is_done(tmp_path, digits, nowhere, work):
     """One process, which spares each command seconds of imports."""
     words = {

@@ -78,6 +78,7 @@ def test_a_tracker_that_is_not_installed_comes_with_its_line(tmp_path, monkeypat
     check_installed([])
 
 
+@pytest.mark.slow
 def test_wandb_offline_keeps_its_id(tmp_path):
     code = (
         "import sys; from pathlib import Path; from accelerate import PartialState; PartialState(cpu=True)\n"

@@ -75,7 +75,8 @@ def test_workers_leave_when_only_their_parent_is_killed(tmp_path, whole, hashes,
     assert hashes(out) == whole[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_by_a_signal_it_exits_75_and_prints_the_command_that_goes_on(tmp_path, number):
     out = tmp_path / "c"
     argv = [sys.executable, "-m", "unicl_cli", "prepare", "--labels", "shapes?count=20000", "-o", str(out),

@@ -159,7 +159,13 @@ sys.exit(main(sys.argv[4:]))
 
 
 @pytest.mark.parametrize(
-    ("where", "again"), [("numpy", "once"), ("make_plan", "twice"), ("_group_units", "once"), ("write_unit", "twice")]
+    ("where", "again"),
+    [
+        ("numpy", "once"),
+        pytest.param("make_plan", "twice", marks=pytest.mark.slow),
+        pytest.param("_group_units", "once", marks=pytest.mark.slow),
+        ("write_unit", "twice"),
+    ],
 )
 def test_stopped_in_any_phase_it_says_how_to_go_on_and_leaves_nothing_half_made(tmp_path, whole, hashes, where, again):
     """While libraries load, in planning, in comparing, in writing."""

@@ -28,7 +28,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize("folded", [False, True], ids=["each", "folded"])
-@pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.parametrize("kind", at(list(KEYS), ["mixed"]))
 @pytest.mark.parametrize("terms", TERMS, ids=" and ".join)
 def test_float32_gives_the_value_and_all_gradients_of_the_dense_float64_loss(kind, terms, folded, record_property):
     sizes = [(333, 130), (2049, 512)] if len(terms) == 2 else [(333, 130)]  # each takes seconds to compile

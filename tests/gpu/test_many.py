@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from launching import done, here, recipe
+from forked_ranks import on_ranks
+from launching import done, recipe
 from on_device import CARD, SMALL, at, curve
 from safetensors.torch import load_file
 
@@ -24,12 +25,11 @@ def train_on(tmp_path_factory, digits):
             folder.mkdir()
             keys = {"precision": "fp32", "model": SMALL, "batch": {"size": 24}}
             file = recipe(folder, digits, steps=at(20, 3), every=at(20, 3), **keys)
-            where = at(str(devices), f"cpu:{devices}")
-            command = ["train", str(file), "--run-dir", str(folder / "run"), "--devices", where, "-q", *words]
-            if devices == 1 and not CARD:  # in this process, which has imported torch
-                here(*command)
+            command = ("train", file, "--run-dir", folder / "run", "-q", *words)
+            if CARD:
+                done(*command, "--devices", devices)
             else:
-                done(*command)
+                on_ranks(devices, *command)
             made[devices, words] = folder / "run"
         return made[devices, words]
 

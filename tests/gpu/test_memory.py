@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from on_device import CARD, DEVICE, at, metrics, needs_card, train
+from on_device import CARD, DEVICE, at, marks, metrics, needs_card, train
 
 from unicl_cli.build.model import build_step
 from unicl_cli.jobs.bench.model_pair import clip_bpe, make_recipe, shape_of
@@ -13,12 +13,12 @@ from unicl_cli.jobs.bench.step import SilentSink, make_our_loop
 from unicl_cli.jobs.train.memory import BatchShape, Ledger, fake_batch, make_fake, state_bytes, step_bytes
 from unicl_cli.jobs.train.micro_batch import longest_texts
 
-pytestmark = pytest.mark.gpu
+pytestmark = marks
 ROWS = at(96, 8)
 IMAGES = {
-    "ViT-B/32": (at("ViT-B-32", "small"), {}),
-    "Swin-T": (at("Swin-T", "small"), {"model": at("swin_tiny_patch4_window7_224", "vit_tiny_patch16_224")}),
-    "ResNet-50": (at("ViT-B-32", "small"), {"model": at("resnet50", "resnet18"), "args": {}}),
+    "ViT-B/32": (at("ViT-B-32", "tiny"), {}),
+    "Swin-T": (at("Swin-T", "tiny"), {"model": at("swin_tiny_patch4_window7_224", "vit_tiny_patch16_224")}),
+    "ResNet-50": (at("ViT-B-32", "tiny"), {"model": at("resnet50", "resnet18"), "args": {}}),
 }
 
 

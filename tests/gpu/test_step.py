@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from on_device import DEVICE, at, needs_card, train
+from on_device import DEVICE, at, marks, needs_card, train
 
 from unicl_cli.jobs.bench.profiling import count_waits
 
-pytestmark = pytest.mark.gpu
+pytestmark = marks
 RECIPES = {
     "plain": (),
     "augmented on the device": ("data.augment_on=device", "data.augment={name: simclr}"),
@@ -15,7 +15,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("kind", RECIPES)
+@pytest.mark.parametrize("kind", at(list(RECIPES), ["plain", "in parts, with an average"]))
 def test_a_step_waits_for_the_gpu_only_where_a_line_is_logged(tmp_path, digits, kind, record_property):
     def waits(steps: int, every: int) -> int:
         words = (*RECIPES[kind], f"log.every={every}", "optim.name=adamw", "checkpoint.every=1000")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from on_device import CARD, SMALL, at, curve, metrics, needs_card, train
+from on_device import CARD, SMALL, at, curve, marks, metrics, needs_card, train
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.gpu
-STEPS = at(300, 12)
+pytestmark = marks
+STEPS = at(300, 8)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -68,6 +68,7 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_the_kernels_give_the_dense_values_and_gradients_for_any_keys_and_tails(interpreted):
     assert len(interpreted) == 2 * 8 + 4 + 3
     assert {name: value for name, value in interpreted.items() if not value < 1e-5} == {}
@@ -129,7 +130,7 @@ from triton.compiler import ASTSource
 from unicl_cli.kernels import tiles_triton as host, triton_kernels
 NUMBERS = ("first", "n_own", "n_other", "width", "per_split")
 found = {}
-for arch in (80, 89, 90, 100):
+for arch in (80, 90, 100):  # one of each kind of tensor cores
     for kind, size in (("bf16", 2), ("fp32", 4)):
         for name, blocks, more in (
             ("sums", host.SUMS[size], {"COLUMNS": True}),
@@ -157,7 +158,7 @@ def test_the_kernels_compile_for_gpus_with_tensor_cores_and_fit_their_shared_mem
         )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    assert len(found) == 16
+    assert len(found) == 12
     assert all(shared <= 99 * 1024 and tensor_cores for shared, tensor_cores in found.values()), found
 
 

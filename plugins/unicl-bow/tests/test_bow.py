@@ -12,7 +12,7 @@ from unicl_bow import build_bow
 from unicl_bow.loss import BagOfWords, word_loss, words_of
 
 from unicl_cli.api import NO_TEXT, Batch, Features, UniclError
-from unicl_cli.testing import SMALL_IMAGE, recipe_of, small_corpus
+from unicl_cli.testing import SMALL_IMAGE, recipe_of
 
 PAD, START, END = 0, 1, 2
 TOKENS = torch.tensor([[1, 5, 3, 2, 0], [1, 4, 2, 0, 0], [1, 6, 3, 7, 2]])
@@ -165,16 +165,16 @@ def test_bag_of_words_contrast_is_golden() -> None:
 
 
 def test_a_training_without_a_text_tower_scores_classes_and_names_what_it_never_read(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from PIL import Image
 
     from unicl_cli.cli import main
 
-    corpus, run, image = small_corpus(tmp_path / "corpus"), tmp_path / "run", tmp_path / "image.png"
+    run, image = tmp_path / "run", tmp_path / "image.png"
     Image.new("RGB", (32, 32)).save(image)
     file = tmp_path / "recipe.yaml"
-    file.write_text(recipe_of(corpus, image=SMALL_IMAGE, text="null", loss="bow", steps=2), encoding="utf-8")
+    file.write_text(recipe_of(digits, image=SMALL_IMAGE, text="null", loss="bow", steps=2), encoding="utf-8")
     assert main(["train", str(file), "--run-dir", str(run), "-q", "--devices", "cpu:1"]) == 0
     capfd.readouterr()
     words = ("zeroshot", str(image), "--model", str(run), "--json", "-q", "--devices", "cpu:1")
@@ -185,17 +185,22 @@ def test_a_training_without_a_text_tower_scores_classes_and_names_what_it_never_
     assert err.count("\n") == 1
     images = ["prepare", "--images", str(tmp_path), "-o", str(tmp_path / "images"), "-q", "--workers", "1"]
     assert main(images) == 0
-    mixed = f"data.train=[{{corpus: {corpus}}}, {{corpus: {tmp_path / 'images'}}}]"
+    mixed = f"data.train=[{{corpus: {digits}}}, {{corpus: {tmp_path / 'images'}}}]"
     assert main(["train", str(file), mixed, "--run-dir", str(tmp_path / "other")]) == 2
     assert "but the loss bow reads texts" in capfd.readouterr().err
 
 
 @pytest.mark.slow
-def test_counts_are_those_of_all_processes(tmp_path: Path) -> None:
-    from unicl_cli.api import read_tensors
-    from unicl_cli.testing import furthest, trained_on_one_and_two
+def test_counts_are_those_of_all_processes(digits: Path, tmp_path: Path) -> None:
+    from forked_ranks import on_ranks
 
-    recipe = recipe_of(small_corpus(tmp_path / "corpus"), text="null", loss="{name: bow, activation: sigmoid}")
-    one, two = trained_on_one_and_two(recipe, tmp_path)
+    from unicl_cli.api import read_tensors
+    from unicl_cli.cli import main
+    from unicl_cli.testing import furthest
+
+    file, one, two = tmp_path / "r.yaml", tmp_path / "one", tmp_path / "two"
+    file.write_text(recipe_of(digits, text="null", loss="{name: bow, activation: sigmoid}"))
+    assert main(["train", str(file), "-q", "--devices", "cpu:1", "--run-dir", str(one)]) == 0
+    on_ranks(2, "train", file, "-q", "--run-dir", two)
     assert furthest(one, two) < 1e-4
     assert int(read_tensors(one / "model.safetensors")["loss.counts"].sum()) > 0

@@ -9,19 +9,18 @@ import pytest
 from PIL import Image
 
 from unicl_cli.cli import main
-from unicl_cli.testing import recipe_of, small_corpus
+from unicl_cli.testing import recipe_of
 
 LOSS = "{name: captioner, width: 16, layers: 1, heads: 2}"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     """A run ``run`` of the captioner, a run ``other`` of CLIP, and a folder ``images`` with one damaged file."""
     root = tmp_path_factory.mktemp("captions")
-    corpus = small_corpus(root / "corpus")
     for name, loss, text in (("run", LOSS, "null"), ("other", "clip", "cbow")):
         file = root / f"{name}.yaml"
-        file.write_text(recipe_of(corpus, text=text, loss=loss, steps=2), encoding="utf-8")
+        file.write_text(recipe_of(digits, text=text, loss=loss, steps=2), encoding="utf-8")
         assert main(["train", str(file), "--run-dir", str(root / name), "-q", "--devices", "cpu:1"]) == 0
     (root / "images").mkdir()
     for number in range(3):
@@ -90,7 +89,7 @@ def test_zeroshot_and_eval_score_by_prompts(place: Path, capfd: Capture) -> None
 
 
 def test_a_corpus_of_images_alone_and_tokenizers_without_ends_are_refused(
-    place: Path, tmp_path: Path, capfd: Capture
+    place: Path, digits: Path, tmp_path: Path, capfd: Capture
 ) -> None:
     assert (
         main(["prepare", "--images", str(place / "images"), "-o", str(tmp_path / "bare"), "-q", "--workers", "1"]) == 0
@@ -99,7 +98,7 @@ def test_a_corpus_of_images_alone_and_tokenizers_without_ends_are_refused(
     file.write_text(recipe_of(tmp_path / "bare", text="null", loss=LOSS, steps=1), encoding="utf-8")
     assert main(["train", str(file), "--run-dir", str(tmp_path / "run"), "-q"]) == 2
     assert "but the loss captioner reads texts" in capfd.readouterr().err
-    file.write_text(recipe_of(place / "corpus", text="null", loss=LOSS, steps=1), encoding="utf-8")
+    file.write_text(recipe_of(digits, text="null", loss=LOSS, steps=1), encoding="utf-8")
     words = ("train", str(file), "model.tokenizer=classes", "data.mix.labels=1.0", "data.templates=none", "-q")
     assert main([*words, "--run-dir", str(tmp_path / "run")]) == 2
     err = capfd.readouterr().err

@@ -1,20 +1,18 @@
 """`unicl detect` as people call it: mistakes in one line, a whole pass, kills, and two processes against one."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 from detect_toys import settings_of
+from forked_ranks import on_ranks
 from typer.testing import CliRunner
 from unicl_detect.commands import app
 from unicl_detect.options import FOLDER, DetectSettings
 
-from unicl_cli.api import UniclError, load_settings, read_tensors
-from unicl_cli.testing import furthest, recipe_of, small_corpus, unicl
+from unicl_cli.api import UniclError, load_settings
+from unicl_cli.cli import main
+from unicl_cli.testing import furthest, recipe_of
 
 SMALL = ("size=32", "max_size=32", "batch=2", "steps=4", "warmup=0", "milestones=[]", "log_every=1", "save_every=2")
 
@@ -56,14 +54,19 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     """Return a folder with a trained tower and scenes of 32 px."""
     folder = tmp_path_factory.mktemp("detect")
     recipe = folder / "tower.yaml"
-    recipe.write_text(recipe_of(small_corpus(folder / "corpus"), steps=2))
-    unicl("train", recipe, "--run-dir", folder / "tower", "-q")
-    unicl("detect", "shapes", folder / "scenes", "--count", 6, "--test", 4, "--size", 32, "--most", 2)
+    recipe.write_text(recipe_of(digits, steps=2))
+    here("train", recipe, "--run-dir", folder / "tower", "-q")
+    here("detect", "shapes", folder / "scenes", "--count", 6, "--test", 4, "--size", 32, "--most", 2)
     return folder
+
+
+def here(*words: object, status: int = 0) -> None:
+    """Run a command in this process."""
+    assert main(list(map(str, words))) == status
 
 
 def train_words(place: Path, run: str, *changes: object) -> tuple[object, ...]:
@@ -72,61 +75,54 @@ def train_words(place: Path, run: str, *changes: object) -> tuple[object, ...]:
 
 
 @pytest.mark.slow
-def test_a_detector_is_trained_measured_read_and_drawn(place: Path) -> None:
-    sizes = json.loads(unicl(*train_words(place, "none"), "--dry-run", "--json"))
+def test_a_detector_is_trained_measured_read_and_drawn(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    here(*train_words(place, "none"), "--dry-run", "--json")
+    sizes = json.loads(capsys.readouterr().out)
     assert sizes["parameters"] == sum(value for name, value in sizes.items() if name.startswith("parameters_"))
     assert not (place / "none").exists()
-    assert unicl(*train_words(place, "run"), "--json").strip().endswith("}")
-    assert "already finished" in unicl(*train_words(place, "run"), errors=True)
-    found = json.loads(unicl("detect", "eval", place / "run", "-o", place / "eval.json", "--json"))
+    here(*train_words(place, "run"), "--json")
+    assert capsys.readouterr().out.strip().endswith("}")
+    here(*train_words(place, "run"))
+    assert "already finished" in capsys.readouterr().err
+    here("detect", "eval", place / "run", "-o", place / "eval.json", "--json")
+    found = json.loads(capsys.readouterr().out)
     assert json.loads((place / "eval.json").read_text()) == found
     assert found["schema"] == "unicl/detect-eval/1"
     assert (found["n"], len(found["per_class"])) == (4, 6)
     assert set(found["box"]) == set(found["mask"]) == {"ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"}
-    unicl("detect", "regions", place / "run", place / "scenes/test", "-o", place / "regions.json", "--most", 5)
+    here("detect", "regions", place / "run", place / "scenes/test", "-o", place / "regions.json", "--most", 5)
     document = json.loads((place / "regions.json").read_text())
     assert len(document["images"]) == 4
     for image in document["images"]:
         assert 0 < len(image["boxes"]) <= 5
         assert all(0 <= x1 <= x2 <= 32 and 0 <= y1 <= y2 <= 32 for x1, y1, x2, y2 in image["boxes"])
         assert all(len(row) == 7 and sum(row) == pytest.approx(1) for row in image["probabilities"])
-    unicl("detect", "draw", place / "run", place / "scenes/test", "-o", place / "drawn.png", "--least", 0.05)
+    here("detect", "draw", place / "run", place / "scenes/test", "-o", place / "drawn.png", "--least", 0.05)
     assert (place / "drawn.png").read_bytes().startswith(b"\x89PNG")
-    assert "was trained with other settings (lr is" in failure(*train_words(place, "run", "lr=0.5"))
-
-
-def failure(*words: object, status: int = 2, **environment: str) -> str:
-    """Run a command that must end with ``status``; return its stderr."""
-    command = [sys.executable, "-P", "-m", "unicl_cli", *map(str, words)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=600, env={**os.environ, **environment}
-    )
-    assert done.returncode == status, done.stderr
-    return done.stderr
+    here(*train_words(place, "run", "lr=0.5"), status=2)
+    assert "was trained with other settings (lr is" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_ends_with_the_same_weights(place: Path) -> None:
-    unicl(*train_words(place, "whole"), "-q")
-    failure(*train_words(place, "cut"), "-q", status=9, UNICL_TEST_CRASH="before_latest:step-00000004")
-    unicl(*train_words(place, "cut"), "-q")
-    one, other = (read_tensors(place / run / "model.safetensors") for run in ("whole", "cut"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    on_ranks(1, *train_words(place, "whole"), "-q")
+    with pytest.raises(RuntimeError, match=r"exit (code )?9"):
+        on_ranks(1, *train_words(place, "cut"), "-q", UNICL_TEST_CRASH="before_latest:step-00000004")
+    on_ranks(1, *train_words(place, "cut"), "-q")
+    assert furthest(place / "whole", place / "cut") == 0
 
 
 @pytest.mark.slow
 def test_two_processes_train_the_weights_of_one_and_measure_the_same(place: Path) -> None:
     for count in (1, 2):  # few steps: AdamW turns rounding into differences of the size of its steps
-        unicl(*train_words(place, f"on{count}", "steps=2", "lr=1e-5"), "-q", "--devices", f"cpu:{count}")
+        on_ranks(count, *train_words(place, f"on{count}", "steps=2", "lr=1e-5"), "-q")
     lines = [(place / f"on{count}" / "metrics.jsonl").read_text().splitlines() for count in (1, 2)]
     for one, other in zip(*(map(json.loads, each) for each in lines), strict=True):
         for name in [key for key in one if key.startswith("loss") or key == "grad_norm"]:
             assert other[name] == pytest.approx(one[name], rel=2e-3), name
     assert furthest(place / "on1", place / "on2") < 5e-5
-    figures = [
-        json.loads(unicl("detect", "eval", place / "on1", "--devices", f"cpu:{count}", "--json", "-q"))
-        for count in (1, 2)
-    ]
+    figures = [json.loads(on_ranks(count, "detect", "eval", place / "on1", "--json", "-q")) for count in (1, 2)]
     assert figures[0] == figures[1]
 
 

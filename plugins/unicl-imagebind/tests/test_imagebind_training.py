@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked_ranks import on_ranks
 from media_bytes import npy, png, sound, tone
 
 from unicl_cli.cli import main
-from unicl_cli.testing import furthest, unicl
+from unicl_cli.testing import furthest
 
 SOURCE = """
 from unicl_cli.api import NO_LABEL, ClassName, Row
@@ -164,8 +165,7 @@ def test_a_dry_run_knows_what_is_missing(corpora: Path, tmp_path: Path, capsys: 
 def test_two_and_three_processes_train_the_weights_of_one(run: Path, corpora: Path, strategy: str) -> None:
     for count in (2, 3):
         other = corpora / f"{strategy}-{count}"
-        argv = ("train", corpora / "r.yaml", f"parallel.strategy={strategy}", "--run-dir", other)
-        unicl(*argv, "--devices", f"cpu:{count}", "-q")
+        on_ranks(count, "train", corpora / "r.yaml", f"parallel.strategy={strategy}", "--run-dir", other, "-q")
         assert furthest(run, other) < 1e-4
 
 
@@ -173,5 +173,5 @@ def test_two_and_three_processes_train_the_weights_of_one(run: Path, corpora: Pa
 def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(run: Path, corpora: Path) -> None:
     other = corpora / "continued"
     half = run / "checkpoints" / "step-00000003"
-    unicl("train", corpora / "r.yaml", "--run-dir", other, "--resume", half, "-q")
+    assert main(["train", str(corpora / "r.yaml"), "--run-dir", str(other), "--resume", str(half), "-q"]) == 0
     assert furthest(run, other) == 0

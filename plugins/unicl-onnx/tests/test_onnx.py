@@ -31,9 +31,10 @@ from unicl_onnx.export import (
 )
 
 from unicl_cli.api import ClassName, Loaded, Step, UniclError, load_model
+from unicl_cli.cli import main
 from unicl_cli.data.tokenizers import corpus_tokenizer
 from unicl_cli.data.transforms import EvalTransform
-from unicl_cli.testing import FeatureTable, recipe_of, small_corpus, unicl
+from unicl_cli.testing import FeatureTable, recipe_of
 
 CLASSES = ("zero", "one", "two, thin", "seven")
 
@@ -216,15 +217,22 @@ def test_help_loads_neither_torch_nor_onnx():
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     root = tmp_path_factory.mktemp("trained")
-    (root / "recipe.yaml").write_text(recipe_of(small_corpus(root / "corpus"), steps=3))
-    unicl("train", root / "recipe.yaml", "--run-dir", root / "run", "-q")
+    (root / "recipe.yaml").write_text(recipe_of(digits, steps=3))
+    assert main(["train", str(root / "recipe.yaml"), "--run-dir", str(root / "run"), "-q"]) == 0
     return root / "run"
 
 
 @pytest.mark.slow
-def test_graphs_at_any_size_give_what_the_commands_give(trained: Path, tmp_path: Path):
+def test_graphs_at_any_size_give_what_the_commands_give(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def unicl(*words: object) -> str:
+        capsys.readouterr()
+        assert main(list(map(str, words))) == 0
+        return capsys.readouterr().out
+
     names = tmp_path / "names.txt"
     names.write_text("\n".join(CLASSES))
     out = tmp_path / "out"

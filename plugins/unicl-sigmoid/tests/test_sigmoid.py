@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_ranks import on_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.loss import SigLipLoss
@@ -13,7 +14,8 @@ from PIL import Image
 from unicl_sigmoid import build_sigmoid
 
 from unicl_cli.api import NO_LABEL, NO_TEXT, Batch, LabelSets, read_tensors, set_columns
-from unicl_cli.testing import FeatureTable, batch_of, furthest, recipe_of, small_corpus, trained_on_one_and_two, unicl
+from unicl_cli.cli import main
+from unicl_cli.testing import FeatureTable, batch_of, furthest, recipe_of
 
 ROWS, WIDTH = 7, 5
 GROUPS = (0, 0, 1, 1)
@@ -122,15 +124,18 @@ def test_one_label_a_row_is_the_loss_of_keys() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_weights_of_one_and_probabilities_are_sigmoids(tmp_path: Path) -> None:
-    recipe = recipe_of(small_corpus(tmp_path / "corpus"), loss="{name: sigmoid, bias: -3.0}")
-    run, other = trained_on_one_and_two(recipe, tmp_path, "model.logit_scale.init=10.0")
-    assert furthest(run, other) < 1e-4
+def test_two_processes_train_the_weights_of_one_and_probabilities_are_sigmoids(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = ("--labels", "digits?classes=0-6&limit=60", "--captions", "digits?limit=60")
+    run = trained_alike(tmp_path, sources, "model.logit_scale.init=10.0")
     one = read_tensors(run / "model.safetensors")
     assert float(one["loss.bias"]) != -3.0
     image = tmp_path / "image.png"
     Image.new("RGB", (32, 32)).save(image)
-    line = json.loads(unicl("zeroshot", image, "--model", run, "--classes", "zero", "--json"))
+    capsys.readouterr()
+    assert main(["zeroshot", str(image), "--model", str(run), "--classes", "zero", "--json"]) == 0
+    line = json.loads(capsys.readouterr().out)
     (top,) = line["top"]
     logit = float(one["model.logit_scale"].exp()) * top["cosine"] + float(one["loss.bias"])
     assert top["prob"] == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-4)
@@ -139,7 +144,15 @@ def test_two_processes_train_the_weights_of_one_and_probabilities_are_sigmoids(t
 
 @pytest.mark.slow
 def test_two_processes_train_the_weights_of_one_on_label_sets(tmp_path: Path) -> None:
-    shapes = "shapes?attributes=true&captions=true&count=48&test=6&size=32"
-    unicl("prepare", "--labels", shapes, "-o", tmp_path / "corpus", "--holdout", "0", "--workers", 1)
-    recipe = recipe_of(tmp_path / "corpus", loss="{name: sigmoid, bias: -3.0}")
-    assert furthest(*trained_on_one_and_two(recipe, tmp_path)) < 1e-4
+    trained_alike(tmp_path, ("--labels", "shapes?attributes=true&captions=true&count=48&test=6&size=32"))
+
+
+def trained_alike(folder: Path, sources: tuple[str, ...], *changes: str) -> Path:
+    """Train on one process and on two, which end with the same weights; return the run of one."""
+    assert main(["prepare", *sources, "-o", str(folder / "corpus"), "--holdout", "0", "--workers", "1"]) == 0
+    (folder / "r.yaml").write_text(recipe_of(folder / "corpus", loss="{name: sigmoid, bias: -3.0}"))
+    words = ("train", str(folder / "r.yaml"), *changes, "-q", "--run-dir")
+    assert main([*words, str(folder / "one"), "--devices", "cpu:1"]) == 0
+    on_ranks(2, *words, folder / "two")
+    assert furthest(folder / "one", folder / "two") < 1e-4
+    return folder / "one"

@@ -2,22 +2,18 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from forked_ranks import on_ranks
 from torch.nn import functional as F
 from unicl_simclr import build_simclr
 from unicl_simclr.loss import build_head, nearest_of
 
-from unicl_cli.api import NO_LABEL, NO_TEXT, Batch, Features, UniclError, read_tensors, supcon_loss
+from unicl_cli.api import NO_LABEL, NO_TEXT, Batch, Features, UniclError, supcon_loss
 from unicl_cli.cli import main
-from unicl_cli.testing import FeatureTable, batch_of, furthest, trained_on_one_and_two, unicl
+from unicl_cli.testing import FeatureTable, batch_of, furthest
 
 RECIPE = """
 data: {{train: [{{corpus: {corpus}}}], image_size: 16, views: 2, augment: [{{name: shift, noise: 0.1}}]}}
@@ -231,43 +227,33 @@ def test_the_scale_of_the_paper_can_be_planned(
 
 @pytest.mark.slow
 def test_processes_train_what_one_trains(corpora: dict[str, Path], tmp_path: Path) -> None:
-    recipe = RECIPE.format(corpus=corpora["images"])
-    for strategy in ("ddp", "fsdp2"):
-        folder = tmp_path / strategy
-        folder.mkdir()
-        one, two = trained_on_one_and_two(recipe, folder, f"parallel.strategy={strategy}")
-        assert furthest(one, two) < 1e-4
-        unicl("train", folder / "recipe.yaml", f"parallel.strategy={strategy}", "--run-dir", folder / "three",
-              "--devices", "cpu:3", "-q")  # fmt: skip
-        assert furthest(one, folder / "three") < 1e-4
-        rows = [
-            [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            for run in (one, two, folder / "three")
-        ]
-        for other in rows[1:]:
+    assert trained(corpora["images"], tmp_path) == 0
+    one = tmp_path / "run"
+    rows = logged(one)
+    for count in (2, 3):
+        for strategy in ("ddp", "fsdp2"):
+            other = tmp_path / f"{strategy}-{count}"
+            options = (f"parallel.strategy={strategy}", "--run-dir", other, "-q")
+            on_ranks(count, "train", tmp_path / "r.yaml", *options)
+            assert furthest(one, other) < 1e-4, other
             for key in ("loss", "contrastive_top1", "z_norm"):
-                assert [row[key] for row in other] == pytest.approx([row[key] for row in rows[0]], abs=1e-4), key
+                assert [row[key] for row in logged(other)] == pytest.approx([row[key] for row in rows], abs=1e-4), key
+
+
+def logged(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_continues_bit_for_bit(corpora: dict[str, Path], tmp_path: Path) -> None:
     """With BatchNorm in the head, whose statistics are in the checkpoint, and AdamW."""
     (tmp_path / "r.yaml").write_text(RECIPE.format(corpus=corpora["images"]))
-    changes = ("steps=40", "checkpoint.every=2", "loss.batch_norm=true", "optim={name: adamw, lr: 1e-3}")
-    command = ["train", tmp_path / "r.yaml", *changes, "--devices", "cpu:1", "-q", "--run-dir"]
-    unicl(*command, tmp_path / "whole")
-    cut = tmp_path / "cut"
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "unicl_cli", *map(str, command), str(cut)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    while not (cut / "checkpoints" / "latest").exists():
-        assert process.poll() is None, "it ended before it was killed"
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (cut / "model.safetensors").exists()
-    unicl(*command, cut)
-    whole, resumed = (read_tensors(run / "model.safetensors") for run in (tmp_path / "whole", cut))
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    changes = ("checkpoint.every=2", "loss.batch_norm=true", "optim={name: adamw, lr: 1e-3}")
+    command = ("train", tmp_path / "r.yaml", *changes, "-q", "--run-dir")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    on_ranks(1, *command, whole)
+    with pytest.raises(RuntimeError, match=r"exit (code )?9"):
+        on_ranks(1, *command, cut, UNICL_TEST_CRASH="before_latest:step-00000004")
+    assert (cut / "checkpoints" / "latest").read_text().strip() == "step-00000002"
+    on_ranks(1, *command, cut)
+    assert furthest(whole, cut) == 0

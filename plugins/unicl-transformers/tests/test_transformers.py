@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked_ranks import on_ranks
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -32,7 +33,7 @@ from unicl_transformers import build_transformers
 
 from unicl_cli.api import UniclError, load_model
 from unicl_cli.cli import main
-from unicl_cli.testing import furthest, recipe_of, small_corpus, unicl
+from unicl_cli.testing import furthest, recipe_of
 
 WORDS = ["a", "photo", "of", "cat", "dog", "zero", "one", "two", "the", "digit", "thin", "wide", ",", "."]
 TEXTS = ["a photo of a cat", "dog", "the digit two , thin , wide"]
@@ -256,28 +257,23 @@ def test_naming_the_tower_in_a_recipe_loads_no_torch(published, tmp_path):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_corpus(tmp_path_factory.mktemp("small") / "corpus")
-
-
 @pytest.mark.slow
-def test_two_processes_train_the_weights_of_one_split_or_not(published, corpus, tmp_path):
+def test_two_processes_train_the_weights_of_one_split_or_not(published, digits, tmp_path):
     text = f"{{name: transformers, model: {published['bert']}, length: 16}}"
-    (tmp_path / "recipe.yaml").write_text(recipe_of(corpus, text=text, steps=3))
+    (tmp_path / "recipe.yaml").write_text(recipe_of(digits, text=text, steps=3))
     train = ("train", str(tmp_path / "recipe.yaml"), "-q", "--run-dir")
     assert main([*train, str(tmp_path / "one"), "--devices", "cpu:1"]) == 0
     for strategy in ("ddp", "fsdp2"):
-        unicl(*train, tmp_path / strategy, "--devices", "cpu:2", f"parallel.strategy={strategy}")
+        on_ranks(2, *train, tmp_path / strategy, f"parallel.strategy={strategy}")
         assert furthest(tmp_path / "one", tmp_path / strategy) < 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "t5", "clip"])
-def test_a_run_is_loaded_and_goes_on_without_the_original(published, corpus, tmp_path, capfd, name):
+def test_a_run_is_loaded_and_goes_on_without_the_original(published, digits, tmp_path, capfd, name):
     shutil.copytree(published[name], tmp_path / "original")
     text = f"{{name: transformers, model: {tmp_path / 'original'}, length: 16, layers: 2}}"
-    (tmp_path / "recipe.yaml").write_text(recipe_of(corpus, text=text, steps=2))
+    (tmp_path / "recipe.yaml").write_text(recipe_of(digits, text=text, steps=2))
     train = ["train", str(tmp_path / "recipe.yaml"), "--devices", "cpu:1", "-q", "--run-dir"]
     assert main([*train, str(tmp_path / "run")]) == 0
     before = load_model(str(tmp_path / "run"))

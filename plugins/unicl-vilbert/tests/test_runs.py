@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_ranks import on_ranks
 from PIL import Image
 from unicl_regions import build_rcnn, build_regions
 from unicl_regions.boxes import grid_boxes
 
 from unicl_cli.api import UniclError, load_model, read_tensors
 from unicl_cli.cli import main
-from unicl_cli.testing import furthest, unicl
+from unicl_cli.testing import furthest
 
 SGD = ("optim={name: sgd, lr: 0.1}", "schedule={name: constant, warmup: 0}")
 
@@ -196,32 +197,23 @@ def test_two_and_three_processes_train_the_weights_of_one(
     name = "scenes" if recipe == "vilbert-shapes" else "refer"
     start = () if recipe == "vilbert-shapes" else (f"model.init={run}",)
     changes = (*small[name], *SGD, *start)
-    unicl("train", recipe, *changes, "--run-dir", tmp_path / "one", "--devices", "cpu:1", "-q")
+    one = train(recipe, tmp_path / "one", *changes)
     for count in (2, 3):
         for strategy in ("ddp", "fsdp2"):
             other = tmp_path / f"{strategy}-{count}"
-            more = (f"parallel.strategy={strategy}", "--run-dir", other, "--devices", f"cpu:{count}", "-q")
-            unicl("train", recipe, *changes, *more)
-            assert furthest(tmp_path / "one", other) < 1e-4, other
+            on_ranks(count, "train", recipe, *changes, f"parallel.strategy={strategy}", "--run-dir", other, "-q")
+            assert furthest(one, other) < 1e-4, other
 
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(small: dict[str, tuple[str, ...]], tmp_path: Path):
-    changes = (
-        "train",
-        "vilbert-shapes",
-        *small["scenes"],
-        "checkpoint.every=2",
-        "checkpoint.keep=9",
-        "--devices",
-        "cpu:1",
-    )
-    unicl(*changes, "--run-dir", tmp_path / "whole", "-q")
+    changes = (*small["scenes"], "checkpoint.every=2", "checkpoint.keep=9")
+    train("vilbert-shapes", tmp_path / "whole", *changes)
     cut = tmp_path / "cut"
     shutil.copytree(tmp_path / "whole", cut)
     for name in ("model.safetensors", "meta.json", "status.json"):
         (cut / name).unlink()
     shutil.rmtree(cut / "checkpoints" / "step-00000004")
     (cut / "checkpoints" / "latest").write_text("step-00000002\n")
-    unicl(*changes, "--run-dir", cut, "-q")
+    train("vilbert-shapes", cut, *changes)
     assert furthest(tmp_path / "whole", cut) == 0

@@ -25,7 +25,10 @@ QUICK = {
         *("--model", "tiny", "--batch", "4", "--no-peak", "--vs", "open_clip"),
         *("--only", "captions", "--only", "mixed", "--only", "frozen-labels"),
     ],
-    "text": ["--model", "tiny", "--batch", "4", "--all", "--no-peak", "--vs", "open_clip"],
+    "text": [
+        *("--model", "tiny", "--batch", "4", "--no-peak", "--vs", "open_clip"),
+        *("--only", "captions", "--only", "prompts-1000-t80"),
+    ],
     "loss": ["--sizes", "48", "--no-peak", "--vs", "open_clip"],
     "eval": ["--model", "tiny", "--classes", "2", "--batch", "2", "--vs", "open_clip"],
     "sampler": ["--sizes", "1e4", "--no-peak"],
@@ -42,7 +45,7 @@ def document(capsys, *words):
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("kind", QUICK)
+@pytest.mark.parametrize("kind", [*(k for k in QUICK if k != "loader"), pytest.param("loader", marks=pytest.mark.slow)])
 def test_each_kind_says_what_it_measured_and_where(kind, capsys):
     found = document(capsys, kind, *QUICK[kind])
     assert (found["schema"], found["kind"], found["rounds"]) == ("unicl/bench/1", kind, 2)

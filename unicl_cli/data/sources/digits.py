@@ -71,14 +71,14 @@ class Digits:
         return {"image": out.getvalue()}
 
     def _train(self) -> list[int]:
-        numbers = [n for n in self._order[:TRAIN] if int(self._digits[n]) in self.chosen]
+        numbers = [n for n in self._order[:TRAIN] if self._digits[n] in self.chosen]
         if self.limit is None:
             return numbers
         return numbers[: self.limit] if self.kind == "labels" else numbers[len(numbers) - self.limit :]
 
     def _row(self, split: str, number: int) -> Row:
         texts = (self.caption(number),) if self.kind == "captions" else ()
-        label = int(self._digits[number]) if self.kind == "labels" else NO_LABEL
+        label = self._digits[number] if self.kind == "labels" else NO_LABEL
         return Row(f"{split}/{number:04d}", str(number), texts, label)
 
     def caption(self, number: int) -> str:
@@ -86,7 +86,7 @@ class Digits:
         facts = describe_digit(self._pixels[number].tolist())
         forms = _NAMED if _chance(number, "named") < self.named else _UNNAMED
         form = forms[int(_chance(number, "form") * len(forms))]
-        return form.format(word=WORDS[int(self._digits[number])], **facts)
+        return form.format(word=WORDS[self._digits[number]], **facts)
 
     @cached_property
     def _data(self) -> Any:
@@ -98,16 +98,16 @@ class Digits:
     def _pixels(self) -> Any:
         return self._data.images  # (1797, 8, 8), 0 … 16
 
-    @property
-    def _digits(self) -> Any:
-        return self._data.target
+    @cached_property
+    def _digits(self) -> list[int]:
+        return self._data.target.tolist()
 
     @cached_property
     def _order(self) -> list[int]:
         """All image numbers in a fixed, stratified order: every stretch has the ten digits in proportion."""
         places: list[tuple[float, int]] = []
         for digit in range(10):
-            members = [n for n in range(len(self._digits)) if int(self._digits[n]) == digit]
+            members = [n for n, other in enumerate(self._digits) if other == digit]
             members.sort(key=lambda n: _chance(n, "order"))
             places += [((rank + 0.5) / len(members), n) for rank, n in enumerate(members)]
         return [n for _, n in sorted(places)]
