@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from unicl_cli.build.data import TrainingData, build_tokenizer, check_media
+from unicl_cli.build.data import TrainingData, build_tokenizer
 from unicl_cli.build.init import adopted_tokenizer, load_init
+from unicl_cli.build.media import check_media
 from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.contracts import Batch
 from unicl_cli.core.dist import rank

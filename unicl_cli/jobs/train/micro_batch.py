@@ -10,7 +10,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
-from unicl_cli.build.data import check_rows
+from unicl_cli.build.media import check_rows
 from unicl_cli.contracts import NO_TEXT, Batch
 from unicl_cli.core import checkpoint_files
 from unicl_cli.core.batch_columns import LABEL_SET, NAMED, PROMPT
