@@ -1,6 +1,7 @@
 """The inputs of `zeroshot`: lists as they come in, folders, URLs, single images; and the batches it makes of them."""
 
 import os
+import re
 import socket
 import sys
 import threading
@@ -124,6 +125,16 @@ def test_a_file_without_end_is_read_no_further_than_the_bound(monkeypatch, tmp_p
     assert read_image(ImageInput(str(large)), decode) == "more than 1,000 bytes"
     assert read_image(ImageInput("-", data=b"x" * 1001), decode) == "more than 1,000 bytes"
     assert read_image(ImageInput("-", data=b"x"), decode) == "not an image"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_an_image_that_is_cut_anywhere_has_a_reason_in_words(kind, tmp_path):
+    path = tmp_path / "a"
+    Image.effect_noise((16, 16), 90).convert("RGB").save(path, kind)
+    data = path.read_bytes()
+    for size in (1, 3, 8, 12, 20, 33, 40, 60, len(data) // 2):
+        found = read_image(ImageInput("-", data=data[:size]), decode)
+        assert not isinstance(found, str) or re.search("[a-z]{3}", found), f"{size} bytes: {found!r}"
 
 
 def test_only_regular_files_are_read(tmp_path):

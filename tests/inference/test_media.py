@@ -8,7 +8,7 @@ from hearing import hearing
 from toys import PLAIN, noise, prepared, toy
 from unicl_odd.stripes import profile_of
 
-from unicl_cli.build.data import check_media
+from unicl_cli.build.media import check_media
 from unicl_cli.cli import main
 from unicl_cli.core.loop import Step
 from unicl_cli.data.corpus import open_corpus

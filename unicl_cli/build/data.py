@@ -1,9 +1,9 @@
 """Recipe to data: corpora, classes, transforms, the order of samples, the tokenizer."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +16,10 @@ from unicl_cli.build.order import build_order
 from unicl_cli.contracts import MOST_GROUPS, ClassName, LabelSets
 from unicl_cli.core.class_groups import ancestors_of, describe_place, groups_of, label_sets_of
 from unicl_cli.core.label_sets import MOST_NAMED
-from unicl_cli.core.loop import Step
 from unicl_cli.core.machine import cores
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.sampler import Order
-from unicl_cli.data.corpus import Corpus, RowTable, open_corpus
+from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.data.device_augment import DeviceAugment
 from unicl_cli.data.mix import (
     LABELS,
@@ -34,7 +33,6 @@ from unicl_cli.data.mix import (
 from unicl_cli.data.tokenizers import TextTokenizer, class_tokenizer, clip_tokenizer, corpus_tokenizer, load_tokenizer
 from unicl_cli.data.transforms import Augmentation, TrainTransform, build_augment, split_augment
 from unicl_cli.errors import UniclError
-from unicl_cli.evaluator_contracts import MediaKind
 from unicl_cli.formats import count_of
 from unicl_cli.recipe.schema import MAX_STEPS, Recipe, TrainData
 from unicl_cli.tower_contracts import Tokenizer
@@ -303,42 +301,6 @@ def images_alone(reader: str = "the model has a text tower") -> UniclError:
         f"data.train: a corpus holds images without label or text, but {reader}",
         "set model.text=null and a loss without texts, or prepare the images with labels or captions",
     )
-
-
-def check_media(step: Step, data: TrainingData) -> None:
-    """Raise UniclError if the loss learns from the model's media, and no row of the mix has some of a kind.
-
-    Also if it reads none, and the mix has images without label or text beside a text tower: they would teach nothing.
-    """
-    if not getattr(step.loss, "reads_media", False):
-        if getattr(step.model, "text", None) is not None and any(s.kind == "images" for s in data.mix.strands):
-            raise images_alone()
-        return
-    for kind in cast("Sequence[MediaKind]", getattr(step.model, "media", ())):
-        if not any(strand.has_media(kind.name) for strand in data.mix.strands):
-            raise UniclError(
-                f"data.train: no row has {kind.name}, which the loss learns from",
-                f"add a corpus with {kind.name}, or remove {kind.name} from the model",
-            )
-
-
-def check_rows(step: Step, data: TrainingData) -> list[str]:
-    """Let model and loss check the media of all rows of the mix before the first step; return their warnings."""
-    rows = [(s.table, range(s.size) if s.rows is None else s.rows.tolist()) for s in data.mix.strands]
-    return check_media_of(step, rows)
-
-
-def check_media_of(step: Step, tables: Sequence[tuple[RowTable, Iterable[int]]]) -> list[str]:
-    """Call the optional ``check_rows`` of model and loss with these rows of tables; return their warnings."""
-
-    def media() -> Iterator[tuple[str, Mapping[str, bytes]]]:
-        for table, rows in tables:
-            for row in rows:
-                sample = table.read(row, media=True, image=False)
-                yield sample.key, sample.media
-
-    checks: list[Any] = [getattr(part, "check_rows", None) for part in (step.model, step.loss)]
-    return [warning for check in checks if check is not None for warning in check(media())]
 
 
 def total_steps(recipe: Recipe, data: TrainingData) -> int:

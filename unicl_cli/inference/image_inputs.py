@@ -135,7 +135,7 @@ def read_image(
         with blame_image():
             return transform(read_bytes(image, fetch))
     except ImageError as error:
-        return REASONS.get(error.reason, error.detail)
+        return REASONS.get(error.reason, error.detail) or "a damaged image"
     except UniclError as error:  # from the reader of a kind of media
         return error.message
     except FetchError as error:

@@ -73,6 +73,15 @@ def test_mistakes_are_one_line(words: list[str], told: str, place: Path, capfd: 
     assert not out or "no such file" in out
 
 
+def test_a_dry_run_counts_the_image_tower_alone(place: Path, capfd: Capture) -> None:
+    """The loss reads tokens, but there is no text tower."""
+    assert main(["train", str(place / "run.yaml"), "--dry-run", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert set(found["flops_of_one"]) == {"picture"}
+    assert found["memory"]["activations"] > 0
+    assert found["vocabulary"] > 0
+
+
 def test_zeroshot_and_eval_score_by_prompts(place: Path, capfd: Capture) -> None:
     model = ("--model", str(place / "run"), "-q", "--devices", "cpu:1")
     assert main(["zeroshot", str(place / "images" / "0.png"), *model, "--classes", "one,two,three", "--json"]) == 0

@@ -109,7 +109,7 @@ def test_a_missing_modality_is_zeros_and_a_false_column() -> None:
 
 
 def test_a_medium_that_cannot_be_read_names_its_row() -> None:
-    with pytest.raises(UniclError, match=r"data.train: row 'c/1': audio: a sound that is cut off"):
+    with pytest.raises(UniclError, match=r"data.train: row 'c/1': audio: a WAV that is cut off"):
         read(model_of("audio"), [row(0), row(1, audio=MEDIA["audio"][:3000])])
 
 

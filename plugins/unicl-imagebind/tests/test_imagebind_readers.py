@@ -82,14 +82,14 @@ def test_each_format_is_read_and_refused_where_it_is_cut(kind: str) -> None:
         (b"some text that is no sound at all", "not a WAV, FLAC or OGG file"),
         (sound(np.zeros(0)), "a WAV without samples"),
         (sound(np.zeros((0, 8))), "a WAV without samples"),
-        (sound(np.zeros(0), kind="FLAC"), "a FLAC without samples"),
-        (sound(tone(900), kind="FLAC")[:60] + bytes(900), "not a sound that can be read|cut off"),
+        (sound(tone(900), kind="FLAC")[:60] + bytes(900), "not a sound that can be read"),
         (sound(np.array([0.1, np.nan, 0.2]), subtype="FLOAT"), "samples that are not finite"),
         (sound(np.array([0.1, np.inf, 0.2]), subtype="DOUBLE"), "samples that are not finite"),
         (sound(np.array([0.1, 1e300, 0.2]), subtype="DOUBLE"), "samples that are not finite"),
         (sound(np.zeros(100), rate=10), "10 samples a second, outside"),
     ],
-    ids=["empty", "cut", "text", "no-samples", "no-samples-8", "nan", "inf", "huge", "slow"],  # a WAV holds the time
+    ids=["empty", "cut", "text", "no-samples", "no-samples-8", "zeros", "nan", "inf", "huge", "slow"],
+    # without ids, the names would vary: a WAV holds the time
 )
 def test_a_bad_sound_says_what_is_wrong(data: bytes, message: str) -> None:
     with pytest.raises(UniclError, match=message) as error:

@@ -138,6 +138,22 @@ def test_the_choice_of_a_region_has_its_golden_value(target: str, value: float, 
     assert out["recall_of_regions"] == 1
 
 
+@pytest.mark.parametrize("target", ["bce", "ce"])
+def test_an_image_without_regions_is_no_hit_and_leaves_every_gradient_finite(target: str):
+    loss, model = build_refer(image_width=WIDTH, moves_pixels=False, target=target).double(), built()
+    extra = {
+        **regions_of(batch_of(2)),
+        "target_box": row_of_boxes()[:, 1].expand(2, -1),
+        "has_target": torch.ones(2).bool(),
+    }
+    extra["region_mask"] = torch.tensor([[True] * REGIONS, [False] * REGIONS])
+    out = loss(model, batch_of(2, **extra))
+    out["loss"].backward()
+    assert out["loss"].isfinite()
+    assert out["recall_of_regions"] == 0.5
+    assert all(p.grad is None or p.grad.isfinite().all() for p in [*loss.parameters(), *model.parameters()])
+
+
 # -- outside oracles -----------------------------------------------------------------------------------------------
 
 

@@ -166,8 +166,7 @@ class ReferLoss(Joint):
         best = iou.amax(1) >= HIT
         if self.target == "ce":
             hidden = logits.masked_fill(~there, -torch.inf)
-            seen = has & there.any(1)  # no softmax over nothing
-            values = F.cross_entropy(hidden.masked_fill(~seen[:, None], 0), iou.argmax(1), reduction="none")
+            values = F.cross_entropy(hidden.masked_fill(~has[:, None], 0), iou.argmax(1), reduction="none")
             loss = share_of_mean(values, has & best)
         else:
             values = F.binary_cross_entropy_with_logits(logits, (iou >= HIT).to(logits.dtype), reduction="none")

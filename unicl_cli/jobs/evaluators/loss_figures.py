@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from unicl_cli.build.data import check_media_of
+from unicl_cli.build.media import check_media_of
 from unicl_cli.contracts import NO_LABEL, Batch, ClassName, Drawn
 from unicl_cli.core.dist import bare
 from unicl_cli.core.host_copy import to_device

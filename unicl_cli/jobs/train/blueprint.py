@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from unicl_cli.build.data import TrainingData, build_tokenizer, check_media
+from unicl_cli.build.data import TrainingData, build_tokenizer
 from unicl_cli.build.init import adopted_tokenizer, load_init
+from unicl_cli.build.media import check_media, check_rows
 from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.contracts import Batch
 from unicl_cli.core.dist import rank
@@ -68,7 +69,8 @@ class Blueprint:
         return Built(step, tokenizer, origin)
 
     def first_batch(self, built: Built) -> Batch:
-        """Load this rank's share of the first batch."""
+        """Check the rows of the mix once, and load this rank's share of the first batch."""
+        warn(check_rows(built.step, self.data))
         return next(stream_batches(self.recipe, self.data, built.tokenizer, built.step, 0, 1, 0))[1]
 
 

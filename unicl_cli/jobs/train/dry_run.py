@@ -18,12 +18,11 @@ from unicl_cli.build.data import (
     build_data,
     build_tokenizer,
     check_learnable,
-    check_media,
-    check_rows,
     check_texts,
     total_steps,
 )
 from unicl_cli.build.init import adopted_tokenizer
+from unicl_cli.build.media import check_media, check_rows
 from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.build.optimizer import recipe_warnings
 from unicl_cli.core.json_output import print_json

@@ -18,6 +18,7 @@ from unicl_cli.contracts import NO_LABEL, Batch, Drawn, Model
 from unicl_cli.core.dist import local_part, pretend_world, shard
 from unicl_cli.core.loop import Step
 from unicl_cli.jobs.train.batches import extra_of
+from unicl_cli.model import TwoTower
 from unicl_cli.recipe.schema import Recipe
 
 METHOD = (
@@ -188,7 +189,8 @@ def count_flops(step: Step, shape: BatchShape) -> dict[str, int]:
     model, two = cast("Model", step.model), fake_batch(shape._replace(rows=2, views=1))
     counted: dict[str, int] = {}
     ways: dict[str, Callable[[], Any]] = {"picture": lambda: model.encode_image(two.images)}
-    if shape.length is not None:
+    has_tower = not isinstance(step.model, TwoTower) or step.model.text is not None  # a loss may read tokens itself
+    if shape.length is not None and has_tower:
         ways["text"] = lambda: model.encode_text(two.tokens)
     for name, forward in ways.items():
         with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):

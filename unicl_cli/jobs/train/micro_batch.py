@@ -10,7 +10,6 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
-from unicl_cli.build.data import check_rows
 from unicl_cli.contracts import NO_TEXT, Batch
 from unicl_cli.core import checkpoint_files
 from unicl_cli.core.batch_columns import LABEL_SET, NAMED, PROMPT
@@ -19,7 +18,7 @@ from unicl_cli.core.loop import Step, probe_gradients
 from unicl_cli.core.memory import is_out_of_memory, memory_limit
 from unicl_cli.errors import UniclError, write_line
 from unicl_cli.formats import byte_size
-from unicl_cli.jobs.train.blueprint import Blueprint, Built, has_batch_statistics, warn
+from unicl_cli.jobs.train.blueprint import Blueprint, Built, has_batch_statistics
 from unicl_cli.jobs.train.facts import read_training_facts
 from unicl_cli.jobs.train.memory import state_bytes
 from unicl_cli.jobs.train.pixel_probe import FrozenImages, probe_pixels
@@ -75,7 +74,6 @@ def fit_micro_batch(blueprint: Blueprint, accelerator: Any, rows: int) -> Fitted
     """
     recipe, sizes, device = blueprint.recipe, blueprint.sizes, accelerator.device
     built = blueprint.build(rows)
-    warn(check_rows(built.step, blueprint.data))
     batch = blueprint.first_batch(built)
     if memory_limit(device) is not None:
         batch = longest_texts(batch, built.tokenizer)
