@@ -102,7 +102,7 @@ def _list_files(builder: Any) -> dict[str, Sequence[str]] | None:
     found = getattr(builder.config, "data_files", None)
     if builder.name != "parquet" or not found:
         return None
-    files = {str(split): [str(file) for file in of] for split, of in found.items()}
+    files: dict[str, Sequence[str]] = {str(split): [str(file) for file in of] for split, of in found.items()}
     return files if all(file.endswith(SUFFIX) for of in files.values() for file in of) else None
 
 
