@@ -39,10 +39,8 @@ def measure(path: Path) -> dict[str, float]:
     from unicl_cli.jobs.prepare.plan import make_plan
     from unicl_cli.jobs.prepare.request import PrepareRequest
 
-    kinds = (
-        {"labels": (str(path),), "captions": ()} if path.stem == "labels" else {"labels": (), "captions": (str(path),)}
-    )
-    request = PrepareRequest(**kinds, images=(), out=path.parent / "none")
+    labels, captions = ((str(path),), ()) if path.stem == "labels" else ((), (str(path),))
+    request = PrepareRequest(labels, captions, images=(), out=path.parent / "none")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     started = time.process_time()
     plan = make_plan(request.sources(), request.options)

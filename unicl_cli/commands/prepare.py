@@ -13,7 +13,7 @@ from unicl_cli.commands.output import check_encoding
 from unicl_cli.errors import UniclError
 
 app = typer.Typer(add_completion=False)
-ROWS, DOWNLOAD, TASKS = "Rows and images", "Download", "Other tasks"
+ROWS, CHOICE, DOWNLOAD, TASKS = "Rows and images", "Choice of rows", "Download", "Other tasks"
 
 
 @app.command(
@@ -104,7 +104,7 @@ def prepare(
             "--query-list",
             metavar="FILE",
             help="Keep only training captions that contain a query of FILE, one per line.",
-            rich_help_panel=ROWS,
+            rich_help_panel=CHOICE,
         ),
     ] = None,
     max_per_query: Annotated[
@@ -114,7 +114,7 @@ def prepare(
             min=1,
             metavar="N",
             help="Keep at most N captions for each query of --query-list.",
-            rich_help_panel=ROWS,
+            rich_help_panel=CHOICE,
         ),
     ] = None,
     balance: Annotated[
@@ -123,7 +123,7 @@ def prepare(
             min=1,
             metavar="N",
             help="Keep at most N training rows of each class, and N captions that name it.",
-            rich_help_panel=ROWS,
+            rich_help_panel=CHOICE,
         ),
     ] = None,
     dedup: Annotated[
@@ -131,7 +131,7 @@ def prepare(
         typer.Option(
             metavar="off|exact|near",
             help="Keep only one row of images that are equal byte for byte, or nearly equal.",
-            rich_help_panel=ROWS,
+            rich_help_panel=CHOICE,
             autocompletion=one_of("off", "exact", "near"),
         ),
     ] = "off",
@@ -141,7 +141,7 @@ def prepare(
             "--not-in",
             metavar="CORPUS",
             help="Leave out images that are in this corpus, exactly or nearly; may be repeated.",
-            rich_help_panel=ROWS,
+            rich_help_panel=CHOICE,
         ),
     ] = None,
     keep_order: Annotated[
@@ -198,7 +198,7 @@ def prepare(
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Take at most N rows per source and split.", rich_help_panel=ROWS),
+        typer.Option(min=1, metavar="N", help="Take at most N rows per source and split.", rich_help_panel=CHOICE),
     ] = None,
     text: Annotated[
         str,

@@ -40,13 +40,17 @@ def layout(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "pets" / "data"
     folder.mkdir(parents=True)
-    for name, first, rows in (("train-00000-of-00002", 0, 10), ("train-00001-of-00002", 10, 7), ("test", 20, 4)):
+    for name, first, rows in (
+        ("train-00000-of-00002", 0, 10),
+        ("train-00001-of-00002", 10, 7),
+        ("test-00000-of-00001", 20, 4),
+    ):
         split(first, rows).to_parquet(str(folder / f"{name}.parquet"), batch_size=3)
     return tmp_path / "pets"
 
 
 def test_rows_of_all_files_are_read_in_any_order_and_nothing_is_copied(layout, tmp_path):
-    assert pq.ParquetFile(layout / "data" / "test.parquet").metadata.num_row_groups == 2
+    assert pq.ParquetFile(layout / "data" / "test-00000-of-00001.parquet").metadata.num_row_groups == 2
     source = open_source(str(layout), "captions")
     rows = source.rows("train")
     assert [row.texts for row in rows] == [(f"number {n}",) for n in range(17)]
@@ -81,19 +85,26 @@ def test_few_files_are_open_with_one_row_group_each(layout):
 
 def test_a_cell_without_an_image_and_a_damaged_file_are_told(layout):
     empty = split(0, 2, img=[None, {"bytes": png(1), "path": None}])
-    empty.to_parquet(str(layout / "data" / "test.parquet"))
+    empty.to_parquet(str(layout / "data" / "test-00000-of-00001.parquet"))
     source = open_source(str(layout), "captions")
     first, second = source.rows("test")
     with pytest.raises(ImageError):
         source.read(first)
     assert source.read(second)["image"] == png(1)
-    (layout / "data" / "test.parquet").write_bytes(b"PAR1 nothing PAR1")
+    (layout / "data" / "test-00000-of-00001.parquet").write_bytes(b"PAR1 nothing PAR1")
     with pytest.raises(UniclError, match=r"not a readable Parquet file|cannot read it"):
         open_source(str(layout), "captions").rows("test")
 
 
 def test_a_split_that_lacks_a_column_has_no_labels(layout):
-    split(20, 4).remove_columns("label").to_parquet(str(layout / "data" / "test.parquet"))
+    split(20, 4).remove_columns("label").to_parquet(str(layout / "data" / "test-00000-of-00001.parquet"))
     source = open_source(str(layout), "labels")
     assert [row.label for row in source.rows("test")] == [-1] * 4
     assert [row.label for row in source.rows("train")][:3] == [0, 1, 0]
+
+
+def test_files_that_belong_to_no_split_are_told(layout):
+    split(30, 2).to_parquet(str(layout / "data" / "other.parquet"))  # not named like a shard, as the others are
+    source = open_source(str(layout), "captions")
+    assert source.splits == ["train", "test"]
+    assert source.notes == ["pets: Parquet files that belong to no split are left out (1): data/other.parquet"]

@@ -21,7 +21,7 @@ from unicl_cli.data.pictures import SUFFIXES, ImageError, read_file
 from unicl_cli.data.sources.hf_folder import is_saved_dataset
 from unicl_cli.data.sources.hf_labels import LabelColumn, find_classes, item_of, with_whole_numbers
 from unicl_cli.data.sources.hf_loading import load_splits
-from unicl_cli.data.sources.hf_parquet import SUFFIX, count_rows, open_images, read_column
+from unicl_cli.data.sources.hf_parquet import SUFFIX, count_rows, note_unlisted, open_images, read_column
 from unicl_cli.data.sources.hub import HUB, datasets_cache, hf_home
 from unicl_cli.data.sources.lists.column_names import usual_columns
 from unicl_cli.data.sources.lists.label_cells import SetCells, read_separator
@@ -79,6 +79,7 @@ class HubData:
             raise UniclError(f"{self.path}: no splits", "save it again, with rows")
         if missing := set(self.only) - set(found):
             raise UniclError(f"{self.path}: no split '{min(missing)}'", f"choose from: {', '.join(found)}")
+        self._notes += note_unlisted(Path(self.path), found)
         kept = {name: split for name, split in found.items() if not self.only or name in self.only}
         files = {name: split.files for name, split in kept.items()}
         features = {name: split.features for name, split in kept.items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unicl_cli.core.files import write_atomic
+from unicl_cli.data.sources.folder_names import list_some
 from unicl_cli.data.sources.hub import datasets_cache
 from unicl_cli.data.sources.lists.parquet_reader import ParquetImages, iter_batches, open_parquet
 
@@ -55,6 +56,17 @@ def fetch_parquet(name: str, config: str | None, commit: str) -> dict[str, Store
     return _describe(builder, {split: [folder / file for file in of] for split, of in files.items()})
 
 
+def note_unlisted(folder: Path, splits: Mapping[str, StoredSplit]) -> list[str]:
+    """Return a note on Parquet files of a folder that none of its splits has; none for another data set."""
+    listed = {file for split in splits.values() for file in split.files}
+    if not all(file.suffix == SUFFIX for file in listed) or not folder.is_dir():
+        return []
+    others = sorted(file for file in folder.absolute().rglob(f"*{SUFFIX}") if file not in listed)
+    names = [file.relative_to(folder.absolute()).as_posix() for file in others]
+    what = f"{folder.name}: Parquet files that belong to no split are left out ({len(names):,})"
+    return [f"{what}: {list_some(names)}"] if names else []
+
+
 def find_fetched(name: str, config: str | None, revision: str | None) -> dict[str, StoredSplit] | None:
     """Return the splits that an earlier `fetch_parquet` has downloaded completely; None if there are none."""
     done = [marker.parent for marker in _folder_of(name).glob(f"*/{_marker(config)}")]
@@ -90,7 +102,7 @@ def _list_files(builder: Any) -> dict[str, Sequence[str]] | None:
     found = getattr(builder.config, "data_files", None)
     if builder.name != "parquet" or not found:
         return None
-    files = {str(split): [str(file) for file in of] for split, of in found.items()}
+    files: dict[str, Sequence[str]] = {str(split): [str(file) for file in of] for split, of in found.items()}
     return files if all(file.endswith(SUFFIX) for of in files.values() for file in of) else None
 
 

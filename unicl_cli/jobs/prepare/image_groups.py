@@ -62,7 +62,9 @@ def number_images(lists: Sequence[RowList], *, compare: bool = True) -> list[NDA
     count = int(starts[-1])
     known = _Known(np.zeros(count, np.int64), *(np.zeros(count, np.uint64) for _ in range(3)))  # memory when written
     for number, (item, (start, end)) in enumerate(zip(lists, pairwise(starts.tolist()), strict=True)):
-        _look_at(item, number, _Known(*(column[start:end] for column in known)), compare=compare)
+        own = slice(start, end)
+        part = _Known(known.size[own], known.place[own], known.sample[own], known.whole[own])
+        _look_at(item, number, part, compare=compare)
     if compare and (known.size > 0).any():
         known = _compare(known, lambda at: _extent_at(lists, starts, at))
     numbers = _number(known)

@@ -116,11 +116,11 @@ class Rows(Sequence[Row]):
         self, raw: Sequence[Row], split: SplitRows, adoption: Adoption, *, seed: str | None, limit: int | None
     ) -> None:
         self.raw, self.split, self.adoption = raw, split, adoption
-        self.count = len(split) if limit is None else min(limit, len(split))
+        self._length = len(split) if limit is None else min(limit, len(split))
         self._permute = Permutation(len(split), seed) if seed is not None and len(split) else None
 
     def __len__(self) -> int:
-        return self.count
+        return self._length
 
     def numbers(self, places: Numbers) -> Numbers:
         """Return the source's numbers of the rows at these places."""
@@ -128,11 +128,11 @@ class Rows(Sequence[Row]):
 
     def by_source(self) -> Iterator[Row]:
         """Yield the rows in the source's order, unchanged."""
-        if self.count < len(self.split):
-            chosen = np.sort(self.numbers(np.arange(self.count)))
+        if self._length < len(self.split):
+            chosen = np.sort(self.numbers(np.arange(self._length)))
             yield from (self.raw[int(number)] for number in chosen)
             return
-        for places in _chunks(self.count):
+        for places in _chunks(self._length):
             yield from (self.raw[number] for number in self.split(places).tolist())
 
     @overload
@@ -141,15 +141,15 @@ class Rows(Sequence[Row]):
     def __getitem__(self, at: slice) -> list[Row]: ...
     def __getitem__(self, at: int | slice) -> Row | list[Row]:
         if isinstance(at, slice):
-            return self.take(np.arange(*at.indices(self.count)))
-        return self.take(np.array([range(self.count)[at]]))[0]
+            return self.take(np.arange(*at.indices(self._length)))
+        return self.take(np.array([range(self._length)[at]]))[0]
 
     def take(self, places: Numbers) -> list[Row]:
         """Return the rows at these places: much faster than one by one."""
         return [self.adoption.row(self.raw[number]) for number in self.numbers(places).tolist()]
 
     def __iter__(self) -> Iterator[Row]:
-        return (row for places in _chunks(self.count) for row in self.take(places))
+        return (row for places in _chunks(self._length) for row in self.take(places))
 
 
 def _chunks(count: int) -> Iterator[Numbers]:

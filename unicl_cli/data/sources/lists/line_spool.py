@@ -36,4 +36,4 @@ class _Packing:
 
     def unpack(self, packed: tuple[Any, ...]) -> Line:
         number, before, after = packed
-        return Line(*before, self.sets[number], *after)
+        return Line._make((*before, self.sets[number], *after))
